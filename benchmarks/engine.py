@@ -235,7 +235,7 @@ def whole_bases(work: Sequence[Work]) -> list[tuple[float, int]]:
 
 
 def one_task_a_base(work: Sequence[Work], nodes: int) -> Told:
-    """Each base is one task, whose pairs follow one another in one lane; the longest tasks first."""
+    """Each base is a task, whose pairs follow one another in one lane; the longest tasks first."""
     lanes = [0.0] * (nodes * LANES)
     groups = whole_bases(work)
     moved = busy = 0.0

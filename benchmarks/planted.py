@@ -414,7 +414,7 @@ def bounds(statistic: Statistic, layers: int) -> dict[str, tuple[float, float]]:
 
 @dataclass(frozen=True)
 class World:
-    """Layers whose figure is known. draw(rng, layers): the statistic of a sample of so many layers."""
+    """Layers whose figure is known. draw(rng, layers): the statistic of a sample of that many."""
 
     name: str
     true: Callable[[int], float]

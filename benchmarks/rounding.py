@@ -297,7 +297,7 @@ HISTORIES = (
 def stored(
     history: str, W: Array, D: Array, dtype: str, norm: float, rng: np.random.Generator
 ) -> tuple[torch.Tensor, torch.Tensor, Array]:
-    """Base and tuned side as they are stored, and the update before it was, of that relative norm."""
+    """Base and tuned side as stored, and the update before it was, of that relative norm."""
 
     def narrow(x: Array) -> torch.Tensor:
         return torch.from_numpy(x).to(getattr(torch, FLOATS[dtype].torch_name))

@@ -72,7 +72,7 @@ def full_gram(product: torch.dtype, eigenvalues: torch.dtype) -> Callable[[Tenso
 
 
 def of_shadow(product: torch.dtype, solved: torch.dtype, mkl: bool) -> Callable[[Tensor], Tensor]:
-    """The way of `shadow`: block by block, by torch's panels and eigenvalues (mkl) or by NumPy's."""
+    """The way of `shadow`: block by block, by torch's panels and eigenvalues (mkl) or NumPy's."""
     space = Workspace()
 
     def solve(matrix: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ gc.disable()
 
 
 def pytest_collection_finish() -> None:
-    """What is imported and collected stays: the collector looks only through what the tests make."""
+    """What is imported and collected stays: the collector only looks at what the tests make."""
     gc.enable()
     gc.freeze()
 

@@ -20,7 +20,7 @@ settings.load_profile("quick")
 
 
 def examples(count: int) -> int:
-    """So many examples in a thorough run, and as large a share of them in another as of any test's."""
+    """That many examples in a thorough run; in another the share that any test has of its own."""
     return max(3, count * settings.default.max_examples // 100)
 
 

@@ -70,7 +70,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Stall:
-    """A pause after so many bytes of the body (None: before the answer); then the answer goes on."""
+    """A pause after that many bytes of the body (None: before the answer); then it goes on."""
 
     seconds: float
     after: int | None = 0

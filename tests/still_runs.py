@@ -410,7 +410,7 @@ NEWEST = (
 
 
 def make_older(here: Path) -> None:
-    """A report as a version left it that had neither the newest columns nor the table of residuals."""
+    """A report of a version that had neither the newest columns nor the table of residuals."""
     target = here / "older" / "toy" / "base..one"
     shutil.copytree(here / "out" / "toy" / "base..one", target)
     (target / "residual.parquet").unlink()

@@ -1,4 +1,4 @@
-"""A LoRA adapter as the tuned side: every figure is that of the model which `peft` itself merges."""
+"""A LoRA adapter as the tuned side: every figure is that of the model that `peft` merges."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_an_adapter_is_measured_as_the_model_that_peft_merges(kind, tmp_path):
 
 
 def test_a_low_rank_delta_is_numpys(tmp_path):
-    """Without peft: scaling * B @ A in float64 NumPy, for one matrix, with every column of a delta."""
+    """Without peft: scaling * B @ A in float64 NumPy for one matrix, every column of a delta."""
     shape, rank, alpha = (48, 64), 3, 12.0
     generator = torch.Generator().manual_seed(0)
     base = torch.randn(shape, generator=generator).bfloat16()
@@ -233,7 +233,7 @@ def test_what_is_no_plain_lora_is_refused(config, reason):
 
 
 def test_block_scaled_fp8_is_dequantised(tmp_path):
-    """DeepSeek-V3's layout against a bfloat16 base: the delta is NumPy's after undoing the scales."""
+    """DeepSeek-V3's layout against a bfloat16 base: the delta is NumPy's with scales undone."""
     shape, block = (200, 160), 128
     generator = torch.Generator().manual_seed(0)
     base = torch.randn(shape, generator=generator).bfloat16()

@@ -144,7 +144,7 @@ def test_what_is_offered_is_there():
 
 
 def test_one_pair_is_a_report_and_several_are_a_sequence(audited, tmp_path):
-    """`family:pair` and a pair are a report; a family of two pairs and a list of one are sequences."""
+    """`family:pair` and a pair are a report; a family of two pairs, a list of one a sequence."""
     assert [report.provenance.pair for report in audited] == ["base..narrow", "base..broad"]
     assert isinstance(audited[0], shadow.AuditReport)
     output = audited[0].folder.parents[1]
@@ -628,7 +628,7 @@ def test_scores_that_name_no_model_are_refused_before_anything_is_measured(tmp_p
 
 
 def test_gains_of_reports_are_held_against_their_concentrations(audited, scores):
-    """Of reports, of their folders or of the folder above: what `shadow compare --scores` prints."""
+    """Of reports, of their folders or the folder above: what `shadow compare --scores` prints."""
     narrow, broad = audited
     compared = shadow.compare(broad, narrow.folder, scores=scores)
     rows = compared.as_json()["scores"]["reports"]

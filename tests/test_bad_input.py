@@ -547,7 +547,7 @@ def test_wrong_usage_exits_with_2(shadow, folders, tmp_path, wrong):
 def test_an_output_folder_that_cannot_be_made_is_one_error_line(
     shadow, folders, tmp_path, make, bins
 ):
-    """`-o x/out` where x is a file, or a link to itself: exit 1, with safetensors and with `.bin`."""
+    """`-o x/out` where x is a file, or a link to itself: exit 1, with safetensors and `.bin`."""
     make(tmp_path)
     if bins:
         (folders[1] / "model.safetensors").unlink()
@@ -667,7 +667,7 @@ FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that i
     "arguments", ["schema --format json", "schema", "explain label", "--version"]
 )
 def test_output_that_cannot_be_written_is_one_error_line(arguments):
-    """A full disk behind stdout, for a large text and for one that waits in a buffer until the end."""
+    """A full disk behind stdout, for a large text and one that waits in a buffer until the end."""
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [SHADOW, *arguments.split()], stdout=full, stderr=subprocess.PIPE, text=True
@@ -717,7 +717,7 @@ def test_too_little_memory_is_one_error_line(monkeypatch, capsys, fault):
 
 @pytest.mark.parametrize("metadata", every(3, [{"schema": 1}, {"schema": "1"}, {"schema": 99}]))
 def test_a_foreign_report_is_refused_or_measured_again(shadow, folders, tmp_path, metadata):
-    """A report whose metadata is nonsense: `show` refuses it, `audit` refuses it or measures again."""
+    """A report whose metadata is nonsense: `show` refuses it, `audit` too, or measures again."""
     shadow(*PAIR).assert_done()
     table = pa.table({"a": [1]}).replace_schema_metadata({b"shadow": json.dumps(metadata).encode()})
     pq.write_table(table, report(tmp_path) / "matrices.parquet")

@@ -871,7 +871,7 @@ def test_time_left_counts_only_what_was_measured():
 
 
 def test_an_audit_of_a_list_tells_its_bars(toys):
-    """audit_list names each pair when it begins, and tells the matrices of each that is measured."""
+    """audit_list names each pair when it begins, and the matrices of each that is measured."""
     told = {}
 
     @contextlib.contextmanager

@@ -83,7 +83,7 @@ def test_shards_in_a_subfolder_are_found(sharded):
 
 
 def test_model_safetensors_alone_is_read_when_it_is_there(sharded):
-    """Without an index `model.safetensors` is the model, whatever other weight files lie beside it."""
+    """Without an index `model.safetensors` is the model, whatever weight files lie beside it."""
     (sharded / INDEX).unlink()
     save_file({UP: weights(3)}, sharded / "model.safetensors")
     found = values(open_folder(str(sharded)))

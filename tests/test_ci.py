@@ -195,7 +195,7 @@ def test_the_summary_of_a_step_is_its_tables_whatever_the_names(judged):
 
 
 def test_rules_of_several_pairs_are_counted_as_checks():
-    """The same two rules on three pairs are six checks; pairs with different rules have no product."""
+    """The same two rules on three pairs are six checks; pairs with other rules have no product."""
     pair = (
         Verdict(parse_rule("spikes > 1"), "passed", ""),
         Verdict(parse_rule("spikes > 2"), "met", ""),

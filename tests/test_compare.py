@@ -257,7 +257,7 @@ def test_a_report_against_itself_shows_no_difference(tmp_path):
 
 
 def test_embeddings_and_heads_have_no_vote(tmp_path):
-    """A head that says the opposite changes no figure; it is in the table by module, and warned of."""
+    """A head that says the opposite changes no figure; a table by module and a warning have it."""
     plain = [uniform(tmp_path / name, c) for name, c in (("a", 0.4), ("b", 0.3))]
     with_head = [
         write(
@@ -399,7 +399,7 @@ def test_one_base_is_known_by_commit_content_or_spectra(tmp_path):
 
 
 def test_stages_of_a_lineage_are_recognised(tmp_path):
-    """base..sft, sft..dpo and dpo..final: consecutive, and the outer two by the step between them."""
+    """base..sft, sft..dpo and dpo..final: consecutive, the outer two by the step between."""
     ends = [identity(number, f"./{number}") for number in range(4)]
     steps = [
         uniform(tmp_path / name, c, base=ends[i], tuned=ends[i + 1], weights=i + 1.0)
@@ -672,7 +672,7 @@ def test_components_and_experts_fit_too(tmp_path, width):
 
 
 def test_rows_are_written_with_how_they_were_made(audited, shadow, tmp_path):
-    """One row a matrix, columns as told; the file can be written again, but replaces nothing else."""
+    """One row a matrix, columns as told; it can be written again, but replaces no other file."""
     arguments = ("compare", audited / "base..narrow", audited / "base..broad", "-o", "rows.parquet")
     done = shadow(*arguments)
     done.assert_done()

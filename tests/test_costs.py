@@ -206,7 +206,7 @@ def test_a_small_report_takes_few_steps_on_a_page(tmp_path):
 
 
 def test_names_are_compiled_for_the_components_that_occur():
-    """A text model needs the patterns of one component of five; those of every component compile."""
+    """A text model needs the patterns of one component of five; those of every one compile."""
     name_rules.cache_clear()
     rules = name_rules()
     place_tensors({"model.layers.0.mlp.up_proj.weight": (4, 4)}, {"model_type": "llama"})

@@ -78,7 +78,7 @@ def real_indexes() -> Iterator[tuple[str, list[str], dict]]:
 
 @pytest.mark.skipif(not HUB.exists(), reason="the real indexes are not here")
 def test_names_of_released_checkpoints_have_a_place():
-    """At least 99.5 % of the names in real index files; none is lost to another of the same place."""
+    """At least 99.5 % of the names in real index files; none is lost to one of the same place."""
     table = {}
     for model, names, config in real_indexes():
         shapes = {name: (64,) if VECTOR.search(name) else (96, 96) for name in names}

@@ -58,7 +58,7 @@ ONE_WORKER = Runtime(jobs=1)
 
 @pytest.fixture(scope="module")
 def toys(tmp_path_factory):
-    """A pair of two layers, with matrices above the side up to which Gram matrices are in float64."""
+    """Two layers, with matrices above the side up to which Gram matrices are in float64."""
     folder = tmp_path_factory.mktemp("toys")
     generator = torch.Generator().manual_seed(0)
     base = {UP.format(layer): torch.randn(560, 280, generator=generator) for layer in (0, 1)}
@@ -252,7 +252,7 @@ def test_an_unfinished_audit_continues_on_its_device_alone(on, pair, by_cpu, tmp
 
 
 def test_a_finished_report_of_another_device_stays(on, pair, tmp_path):
-    """--device is told like any setting. `auto` that took the CPU is the CPU: nothing is measured."""
+    """--device is told as a setting. `auto` that took the CPU is the CPU: nothing is measured."""
     on(FakeDevice())
     audited(pair, tmp_path, settings=ON_CPU)
     with pytest.raises(KeptError, match=r"differs: --device cpu, now fake$"):
@@ -593,7 +593,7 @@ def test_the_self_test_passes_what_is_right_and_names_what_is_not():
 
 @pytest.mark.slow
 def test_sums_of_depth_lines_in_any_order_keep_the_accuracy_and_longer_ones_do_not():
-    """Added one by one, 256 lines are as good as the CPU's library; those of a whole block are not."""
+    """One by one, 256 lines are as good as the CPU's library; those of a whole block are not."""
     assert self_test.fault_of(summed_one_by_one(DEPTH)) is None
     assert "times the rounding of float32" in self_test.fault_of(summed_one_by_one(BLOCK))
 

@@ -1,4 +1,4 @@
-"""Exports say what the Parquet files of the reports say, read back by the tools that they are for."""
+"""Exports say what the reports' Parquet files say, read back by the tools they are for."""
 
 from __future__ import annotations
 

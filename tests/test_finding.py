@@ -288,7 +288,7 @@ def test_a_head_that_is_not_among_the_largest_is_named_all_the_same(tmp_path):
 
 
 def test_the_quarter_of_the_depth_that_holds_most_is_named(tmp_path):
-    """Of eight layers the last two have four times the norm; and none is named where all are alike."""
+    """Of eight layers the last two have four times the norm; none is named where all are alike."""
     deltas = [row(layer, "mlp.up", frobenius_norm=0.2 if layer > 5 else 0.05) for layer in range(8)]
     assert (
         "the last quarter of the depth (layers 6 to 7) holds most, 84 %, with 25 % of the"

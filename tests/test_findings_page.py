@@ -1,4 +1,4 @@
-"""docs/findings.md is what the script makes, and the finding of a known history says what was done."""
+"""docs/findings.md is what the script makes, and findings of known histories say what was done."""
 
 from __future__ import annotations
 

@@ -149,7 +149,7 @@ def test_changed_files_and_another_checkpoint_leave_a_finished_report(pair, toys
 
 
 def test_another_commit_leaves_a_finished_report(toys, shadow):
-    """A branch of the Hub that moved on: exit 1 with both commits; --overwrite takes the new one."""
+    """A branch of the Hub moved on: exit 1 with both commits; --overwrite takes the new one."""
     with Hub() as hub:
         first = hub.add("org/base", toys / "base"), hub.add("org/model", toys / "one")
         env = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(toys / "home")}

@@ -1,4 +1,4 @@
-"""What may be said of a pair: each gate on real tiny models, and the word that each of them gets."""
+"""What may be said of a pair: each gate on real tiny models, and the word that each gets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores joined to pairs: which name is which side, what is gained, what is refused, what is kept."""
+"""Scores joined to pairs: which name is which side, what is gained, refused and kept."""
 
 from __future__ import annotations
 
@@ -354,7 +354,7 @@ def test_one_metric_of_both_sides_is_taken(tmp_path):
 
 
 def test_subtasks_are_left_out_unless_a_group_is_given_to_them(tmp_path):
-    """57 subjects of MMLU are in its score already; they are counted, and there for who wants them."""
+    """57 subjects of MMLU are in its score already; they are counted, and there on request."""
     results = {
         "mmlu": {"acc,none": 0.5},
         "mmlu_law": {"acc,none": 0.4},

@@ -97,7 +97,7 @@ def client(hub: Hub, home: Path, code: str, token: str | None = None) -> object:
 def ask(
     url: str, asked: str | None = None, method: str = "GET", timeout: float = 5
 ) -> tuple[int, dict, bytes]:
-    """Status, headers and body of an answer; the body may be cut short. Redirects are not followed."""
+    """Status, headers and body of an answer; the body may be cut. Redirects are not followed."""
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.netloc, timeout=timeout)
     try:

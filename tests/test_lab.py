@@ -100,7 +100,7 @@ def test_figures_are_those_of_the_reports(lab: Path) -> None:
 
 @pytest.mark.slow
 def test_the_norm_grows_along_a_training(lab: Path) -> None:
-    """States are measured in the order of their steps: the relative norm of every AdamW run rises."""
+    """States are measured in order of their steps: the relative norm of every AdamW run rises."""
     runs = read(lab)["runs"].query("kind == 'trained' and treatment == 'adamw'")
     for _, own in runs.groupby("run"):
         assert own.sort_values("share")["layers_relative_norm"].is_monotonic_increasing
@@ -222,7 +222,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
 
 
 def test_tasks_need_what_they_are_made_of() -> None:
-    """In every preset each need is a task of it, bases need nothing, and nothing waits for itself."""
+    """In every preset each need is a task of it, bases have none, and nothing waits for itself."""
     for preset in presets().values():
         tasks = tasks_of(preset)
         for key, task in tasks.items():

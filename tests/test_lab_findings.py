@@ -123,7 +123,7 @@ def test_gains_are_against_the_base() -> None:
 
 
 def test_a_control_is_held_against_the_same_bases() -> None:
-    """A treatment on base 0 alone is compared with AdamW on base 0, though other bases lie higher."""
+    """A treatment on base 0 alone is compared with AdamW on base 0, though others are higher."""
     runs = made()
     extra = runs[(runs["base"] == "small-warm-0") & (runs["regime"] == "C")].copy()
     extra = extra.assign(treatment="muon", method="muon", **{OUTCOME: extra[OUTCOME] - 0.3})
@@ -255,7 +255,7 @@ def test_tables_come_back_as_they_were_written(tmp_path: Path) -> None:
 
 
 def test_the_page_says_what_the_tables_say(tmp_path: Path) -> None:
-    """B wins and loses as planted; broad data are not said to be less concentrated unless they are."""
+    """B wins and loses as planted; broad data are said to be less concentrated only if they are."""
     comparisons = pd.DataFrame(columns=["base", "regime_first", "regime_second", "verdict"])
     text = page.page({"runs": made(), "comparisons": comparisons}, "quick")
     assert "B wins on its benchmark" in text

@@ -146,7 +146,7 @@ def test_every_run_is_measured_three_times_in_two_formats(out):
 
 @pytest.mark.slow
 def test_what_is_finished_is_not_made_again(out):
-    """A run whose record is gone is made again, to the same figures; the others and the base stay."""
+    """A run whose record is gone is made again, with the same figures; all else stays."""
     before = (out / "pretrained.parquet").read_bytes()
     gone = out / "runs" / f"{RUNS[1].name}.json"
     told = json.loads(gone.read_text())

@@ -119,7 +119,7 @@ def test_muon_makes_updates_orthogonal() -> None:
 
 
 def test_saving_rounds_the_copy_alone(tmp_path: Path) -> None:
-    """Saved as bf16, the file has bf16 weights and the model stays as it was; two files, no more."""
+    """Saved as bf16, a file has bf16 weights and the model stays as it is; two files, no more."""
     model = training.new_model(SIZE, 0)
     before = model.state_dict()[INSIDE].clone()
     training.save(model, tmp_path, torch.bfloat16)

@@ -93,7 +93,7 @@ def test_the_direction_may_be_the_other_way() -> None:
 
 
 def test_differences_are_in_standard_deviations_of_seeds() -> None:
-    """Noise of .01 and B - C of .1: ten standard deviations, estimated from 160 runs of one width."""
+    """Noise of .01 and B - C of .1: ten standard deviations, from 160 runs of one width."""
     found = law(VALUE, planted({64: (0.2, 0.3), 128: (0.2, 0.3)}, bases=40, noise=0.01))
     assert found.widths[0].in_spreads == pytest.approx(10, rel=0.15)
     assert found.left_out == []

@@ -179,7 +179,7 @@ def test_a_llama_in_another_layout_is_the_same_model(layout, llama, tmp_path):
 
 
 def test_neox_projections_pair_with_separate_ones_and_their_biases_do_too(tmp_path):
-    """The rows of q, k and v alternate by head in the one; a fused bias is split as its matrix is."""
+    """The rows of q, k and v alternate by head in one; a fused bias is split as its matrix is."""
     t = {
         "model.embed_tokens.weight": torch.randn(32, 16),
         "lm_head.weight": torch.randn(32, 16),
@@ -358,7 +358,7 @@ INTERNVL = (
 
 
 def test_the_layouts_of_internvl_are_one_model(tmp_path):
-    """OpenGVLab's own code fuses the projections of the tower and numbers the projector's modules."""
+    """OpenGVLab's own code fuses the tower's projections and numbers the projector's modules."""
     hf = load_file(models.saved("internvl", tmp_path / "hf") / "model.safetensors")
     own = renamed(
         fused(hf, "qkv", *QKV), (r"^(language_model.*)\.qkv\.", r"\1.qkv_proj."), *INTERNVL
@@ -368,7 +368,7 @@ def test_the_layouts_of_internvl_are_one_model(tmp_path):
 
 
 def test_a_gated_tower_that_numbers_its_layers_is_read_as_such(tmp_path):
-    """AIMv2's own files call gate, down and up fc1, fc2 and fc3; fc1 of a tower without fc3 is up."""
+    """AIMv2's own files call gate, down, up fc1, fc2, fc3; fc1 of a tower without fc3 is up."""
     block = "vision_tower.trunk.blocks.0"
     own = {f"{block}.mlp.{fc}.weight": torch.randn(40, 24) for fc in ("fc1", "fc3")}
     own |= {

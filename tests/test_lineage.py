@@ -191,7 +191,7 @@ def template(tmp_path_factory):
 
 @pytest.fixture
 def step(template):
-    """What makes a step from one checkpoint to another, of the folder that its report would lie in."""
+    """What makes a step from one checkpoint to another, of the folder of its report."""
 
     def make(
         folder: str, base: CheckpointSide, tuned: CheckpointSide, norm: float = 0.05, **told: object
@@ -616,7 +616,7 @@ def test_the_page_has_a_section_where_reports_follow_one_another(planted, tmp_pa
 
 
 def test_a_step_next_to_an_unreadable_report_stands_alone(planted, tmp_path):
-    """What follows it is told by its provenance, but a step is shown beside one that can be read."""
+    """What follows it is known by its provenance, but a step is shown beside one that is read."""
     top = tmp_path / "toy"
     for name in ("base..sft", "sft..dpo"):
         shutil.copytree(planted[0] / "reports" / "toy" / name, top / name)

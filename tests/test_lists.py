@@ -323,7 +323,7 @@ TREES = st.lists(
 @FUZZ
 @given(tree=TREES)
 def test_any_tree_is_entries_or_a_fault_with_its_line(tmp_path, tree):
-    """A list of well-formed entries is read, any other refused at the line of an entry that is not."""
+    """Well-formed entries are read, any other refused at a line of an entry that is not."""
 
     def good(item):
         if isinstance(item, dict):

@@ -103,7 +103,7 @@ def test_version_2_the_least_of_all_ancestors_counts(tmp_path):
 
 
 def test_version_2_memory_high_is_a_limit_and_nothing_left_is_none(tmp_path):
-    """Above memory.high a group is slowed down; a group above its limit has nothing left, not less."""
+    """Above memory.high a group is slowed down; a group above its limit has 0 left, not less."""
     files = {"memory.max": 8 * GIB, "memory.high": 2 * GIB}
     root = system(tmp_path, cgroup="0::/", mounts=V2, **files, **{"memory.current": GIB})
     assert machine_limits(root).memory == GIB

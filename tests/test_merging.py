@@ -282,7 +282,7 @@ NOT_ROUNDED = {
 
 @pytest.mark.parametrize("rounded", every(2, ROUNDED))
 def test_last_digits_of_another_cpu_are_the_same_report(shards, tmp_path, rounded, shadow):
-    """The report of the folder that is named first is kept, and which pairs that concerns is told."""
+    """The report of the folder named first is kept, and which pairs that concerns is told."""
     other = written(tmp_path / "other", *PAIRS[2])
     for column, change in ROUNDED[rounded].items():
         changed(other, column, change)

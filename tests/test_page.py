@@ -287,7 +287,7 @@ def test_what_has_no_delta_is_a_cell_with_its_state(vision):
 
 
 def test_every_measure_of_a_matrix_can_be_chosen_and_is_explained():
-    """The metrics are the numeric columns of matrices.parquet, with the words of `shadow explain`."""
+    """Metrics are the numeric columns of matrices.parquet, in the words of `shadow explain`."""
     texts = metric_texts()
     drawn = [column for column in (*SPECTRAL, *DELTA) if column.type != "string"]
     assert set(texts) == {column.name for column in drawn}
@@ -347,7 +347,7 @@ def test_pages_of_many_curves_have_fewer_points_each():
     )
 )
 def test_many_numbers_are_shortened_as_one_is(values):
-    """Rounded at once or one by one, ties and limits included: the same numbers of the same types."""
+    """Rounded at once or one by one, ties and limits too: the same numbers of the same types."""
     many = [*values, *range(FEWEST)]
     assert list(map(repr, shortened(values))) == [repr(short(value)) for value in values]
     assert list(map(repr, shortened(many))) == [repr(short(float(value))) for value in many]
@@ -742,7 +742,7 @@ def several(tmp_path_factory):
 
 
 def test_pairs_are_ranked_by_concentration_and_those_that_fail_a_gate_come_last(several):
-    """The order is that of summary.json's medians; a pair whose figures do not count has no rank."""
+    """The order is of summary.json's medians; a pair whose figures do not count has no rank."""
     page = Elements(page_of(several))
     ranked = page.json("shared")["overview"]
     medians = {
@@ -866,7 +866,7 @@ def test_report_writes_a_page_and_says_so(small, tmp_path, shadow):
 
 
 def test_report_refuses_what_it_cannot_do(small, tmp_path, shadow):
-    """A missing folder, a file that is no page of ours, a folder to write into that is not there."""
+    """A missing folder, a file that is no page of ours, a folder to write into that is absent."""
     assert "no such folder" in shadow("report", "missing").assert_refused()
     (tmp_path / "notes.html").write_text("<p>mine</p>")
     assert "no page of shadow" in shadow("report", small, "-o", "notes.html").assert_refused()

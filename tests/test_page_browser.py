@@ -303,7 +303,7 @@ def test_the_metric_is_switched_from_the_keyboard(one, opened):
 
 
 def test_base_and_tuned_can_be_looked_at(one, opened):
-    """The switch of subject offers the spectral columns, and shows the projector that has no delta."""
+    """The switch of subject offers the spectral columns, and shows a projector without a delta."""
     page = opened(one)
     page.get_by_role("radio", name="tuned").check()
     names = page.locator("[data-control=metric] option").evaluate_all(
@@ -358,7 +358,7 @@ def test_depth_profiles_follow_metric_and_module(one, opened):
 
 
 def test_the_theme_switch_recolours_the_charts(one, opened):
-    """Dark on request where the system is light; the charts follow, and a click on Auto goes back."""
+    """Dark on request where the system is light; the charts follow, and Auto goes back."""
     page = opened(one)
     for name, text in (("Dark", "rgb(230, 233, 236)"), ("Auto", "rgb(22, 25, 29)")):
         page.get_by_role("radio", name=name).check()
@@ -551,7 +551,7 @@ def test_no_button_of_a_chart_sends_it_anywhere(one, opened):
 
 
 def test_the_policy_stops_what_would_be_fetched_or_run(one, chromium):
-    """Even a script that got in could neither call out nor add another: the browser itself refuses."""
+    """Even a script that got in could neither call out nor add another: the browser refuses."""
     context = chromium.new_context()
     page = context.new_page()
     refused = []

@@ -166,7 +166,7 @@ def test_vectors_are_pairs_without_spectra(shape):
 
 
 def test_filters_keep_the_reason_of_what_they_leave_out():
-    """--layer means layers of every component and nothing outside layers; the rest is `filtered`."""
+    """--layer means layers of every component and none outside layers; the rest is `filtered`."""
     tensors = {
         Q: (BF, (8, 8)),
         Q.replace(".0.", ".1."): (BF, (8, 8)),

@@ -356,7 +356,7 @@ def test_the_malicious_pickle_would_run_elsewhere(tmp_path):
 
 @pytest.mark.slow
 def test_bytes_of_the_other_order_are_not_misread(tmp_path):
-    """A file written on a big-endian machine is refused or read as torch reads it, never as noise."""
+    """A file written on a big-endian machine is refused or read as torch does, never as noise."""
     (tmp_path / "pytorch_model.bin").write_bytes(zipped({UP: random(4, 4)}, byteorder=b"big"))
     wanted = torch.load(tmp_path / "pytorch_model.bin", weights_only=True)[UP]
     assert not torch.equal(wanted, random(4, 4))

@@ -1,4 +1,4 @@
-"""A small version of docs/planted.md: known changes are found, and intervals hold what they should."""
+"""A small version of docs/planted.md: known changes are found, intervals hold what they should."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_intervals_hold_a_known_figure(number):
 
 @pytest.mark.generated
 def test_the_page_is_the_scripts():
-    """docs/planted.md holds what the script makes: rows of each table, and intervals of 4 layers."""
+    """docs/planted.md holds what the script makes: rows of each table, intervals of 4 layers."""
     page = planted.DOCUMENT.read_text(encoding="utf-8")
     assert planted.COMMAND in page
     rows = planted.matrices_part(planted.planted((1e-2,), ("F16",))).splitlines()

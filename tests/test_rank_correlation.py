@@ -60,7 +60,7 @@ def test_there_is_no_interval_where_it_would_have_no_width():
 
 
 def test_the_interval_holds_as_often_as_the_readme_says():
-    """Bivariate normal pairs of a known rank correlation, 6 asin(r / 2) / pi: at least 94 of 100."""
+    """Bivariate normal pairs, known rank correlation, 6 asin(r / 2) / pi: at least 94 of 100."""
     rng = np.random.default_rng(0)
     for n, r in itertools.product((6, 12), (0.0, 0.6)):
         held, known = 0, 0

@@ -252,7 +252,7 @@ def test_a_second_driver_goes_on_where_the_first_was_killed(tmp_path, command, l
 
 
 def test_an_interrupt_ends_the_tasks(tmp_path, command, long_list, on_ray):
-    """Ctrl-C: exit code 130, one line, nobody is at work any more, and what is not done is pending."""
+    """Ctrl-C: exit code 130, one line, nobody works any more, and what is not done is pending."""
     process = command.start("audit", "--list", long_list, "--no-subspaces", "-o", "out", *on_ray)
     until(lambda: journals(tmp_path / "out"))
     (journal,) = journals(tmp_path / "out")

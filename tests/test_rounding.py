@@ -287,7 +287,7 @@ def test_decay_is_refused_by_the_signs_of_its_changes():
 
 
 def test_a_base_loaded_in_fewer_bits_is_undone_from_there():
-    """An F32 base that was rounded before training: kept and norm are those of tuned - round(base)."""
+    """An F32 base rounded before training: kept and norm are those of tuned - round(base)."""
     W, d = update()
     base = torch.from_numpy(W).float()
     started = wide(narrow(W, "BF16"))
@@ -360,7 +360,7 @@ def test_far_above_its_rounding_no_history_matters():
 
 
 def test_what_is_mostly_rounded_away_says_so():
-    """At a relative norm of 3e-4 in BF16, kept is below a quarter, and nothing corrected is given."""
+    """At relative norm 3e-4 in BF16, kept is below a quarter, and nothing corrected is given."""
     base, tuned, d = stored_pair("BF16", 3e-4)
     D = wide(tuned) - wide(base)
     found = undo(base, tuned)
@@ -419,7 +419,7 @@ def test_values_are_columns():
 
 
 def test_a_few_changed_entries_say_nothing():
-    """Of 98,304 entries a hundred changed: nothing to hold the model against, so there is no kept."""
+    """Of 98,304 entries a hundred changed: nothing to hold the model against, so no kept."""
     W, _ = update()
     base = narrow(W, "BF16")
     tuned = base.clone()

@@ -90,7 +90,7 @@ def test_the_page_is_the_scripts():
 
 @pytest.mark.parametrize("kind", benchmark.WEIGHTS)
 def test_what_went_through_few_bits_is_told_and_nothing_else_is(kind):
-    """Rows of 512: no false alarm in 20 matrices, INT8 over whole rows and INT4 in groups always."""
+    """Rows of 512: no false alarm in 20 matrices, INT8 of whole rows and INT4 in groups always."""
     assert benchmark.named(kind, "nothing", torch.bfloat16, 512, 20) == (0, 0)
     assert sum(benchmark.named(kind, "INT8, rows", torch.bfloat16, 512, 20)) == 20
     assert sum(benchmark.named(kind, "INT4, groups of 128", torch.bfloat16, 512, 20)) == 20

@@ -234,7 +234,7 @@ def interrupted(after):
 def test_an_interrupted_audit_goes_on_without_measuring_anything_twice(
     llama, tmp_path, monkeypatch
 ):
-    """What the journal holds is not measured again, and the result is that of an uninterrupted run."""
+    """What the journal holds is not measured again, and the result is that of one run."""
     whole = tables(run(*llama, tmp_path / "whole").folder)
     with pytest.raises(StoppedError):
         run(*llama, tmp_path / "out", runtime=Runtime(show=interrupted(9), jobs=1))
@@ -456,7 +456,7 @@ def test_a_killed_audit_resumes(llama, tmp_path):
 
 
 def test_identical_nonfinite_and_grown_tensors_are_told(tmp_path):
-    """Each kind has its status and reason on both sides, and no row that pretends to be measured."""
+    """Each kind has its status and reason on both sides; no row pretends to be measured."""
     rng = torch.Generator().manual_seed(0)
     q, k, v = (f"model.layers.0.self_attn.{x}_proj.weight" for x in "qkv")
     base = {

@@ -65,7 +65,7 @@ def line_up(base, tuned, local=frozenset()):
 
 @st.composite
 def cases(draw, some_local=True):
-    """(pairs, base, tuned, sizes) with tensors in random shards of both sides; some have no base."""
+    """(pairs, base, tuned, sizes) with tensors in random shards of both; some have no base."""
     names = [
         f"model.layers.{number}.mlp.up_proj.weight" for number in range(draw(st.integers(1, 24)))
     ]
@@ -231,7 +231,7 @@ def test_nothing_to_do_is_an_empty_schedule():
 
 
 def test_names_sort_as_people_count():
-    """Layer 10 comes after layer 9, and digits that are no decimal numbers or endless do no harm."""
+    """Layer 10 comes after layer 9; digits that are no decimal numbers or endless do no harm."""
     names = ["h.10.w", "h.9.w", "h.2.w", "h.w", "h.٣.w", "h.².w", "h." + "9" * 5000]
     assert sorted(names[:3], key=natural) == ["h.2.w", "h.9.w", "h.10.w"]
     assert len({natural(name) for name in names}) == len(names)
@@ -420,6 +420,6 @@ def test_coalesced_ranges_hold_every_tensor_and_little_else(spans):
 
 
 def test_a_tensor_inside_another_does_not_shorten_a_range():
-    """What overlaps cannot come from a checked header, but a range still ends at the furthest end."""
+    """What overlaps cannot come from a checked header, but a range still ends at the last end."""
     wanted = [TensorInfo("a", "U8", (100,), "s", 0, 100), TensorInfo("b", "U8", (10,), "s", 20, 30)]
     assert coalesced(wanted) == [(0, 100)]

@@ -184,7 +184,7 @@ def test_the_schema_has_every_key_of_the_json_files(demo, shadow, tmp_path):
 
 
 def test_an_older_report_of_this_schema_is_shown_with_a_note(run, demo, shadow, tmp_path):
-    """What it lacks is null and named in a warning; every other figure is that of the whole report."""
+    """What it lacks is null and named in a warning; all others are those of the whole report."""
     whole = json.loads((run / "summary.json").read_text())
     made_before(run)
     (told,) = json.loads(shadow("show", "out", "--format", "json").assert_done())
@@ -245,7 +245,7 @@ def test_an_older_report_is_measured_again_when_that_is_asked_for(run, shadow, t
 
 @pytest.mark.parametrize("gone", ["concentration", "floor_ratio", "tensor"])
 def test_a_report_without_a_first_column_is_none(run, shadow, gone):
-    """Absent is null only where a column came later: a gate must not pass for want of its column."""
+    """Absent is null only where a column came later: a gate must not pass for lack of it."""
     rewrite(run, lambda table: table.drop_columns([gone]) if gone in table.column_names else table)
     assert "not a report of shadow (KeyError)" in shadow("show", "out").assert_refused()
 

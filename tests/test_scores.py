@@ -110,7 +110,7 @@ def test_other_delimiters_and_a_byte_order_mark_change_nothing(tmp_path, delimit
 
 
 def test_a_csv_of_benchmarks_and_groups_gives_groups(tmp_path):
-    """So results of the harness can be told apart into narrow and held-out without being rewritten."""
+    """So results of the harness become narrow and held-out without being rewritten."""
     scores = write(tmp_path / "a.csv", "model,benchmark,score\nx/y,mmlu,0.5\n")
     groups = write(tmp_path / "groups.csv", "benchmark,group\nmmlu,held-out\ngsm8k,narrow\n")
     assert read_scores([scores, groups]).groups == {"mmlu": "held-out", "gsm8k": "narrow"}

@@ -104,7 +104,7 @@ def test_a_rank_one_matrix_has_one_resolved_singular_value_in_every_tier():
 
 
 def test_a_matrix_with_many_unresolved_values_is_redone_in_float64():
-    """1 % of the sigmas below the float32 floor are too many; what float64 then resolves is there."""
+    """1 % of the sigmas below the float32 floor are too many; what float64 resolves is there."""
     sigma = np.concatenate([np.ones(280), np.full(20, 1e-5)])
     W = planted(300, 400, sigma)
     found = solve(W)

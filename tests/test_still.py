@@ -103,7 +103,7 @@ def test_the_smallest_change_shows(change, render):
 
 
 def test_only_an_exact_recording_tells_the_last_bit():
-    """The next float after one differs there, and in a golden only in digits that CPUs differ in."""
+    """The next float after one differs there, in a golden only in digits that CPUs differ in."""
     other = done(ROWS | {"cosine": [0.25000000000000006, None, 0.75]})
     assert changes("run", *(exact_text("run", [one]) for one in (done(), other)))
     assert not changes(

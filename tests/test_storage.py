@@ -97,7 +97,7 @@ def whole(folder):
 
 
 class Fault:
-    """Every write to the memory is counted; the one of that number fails, and a look follows each."""
+    """Every write to the memory is counted; the one of that number fails; a look follows each."""
 
     def __init__(self, monkeypatch, number=0, look=lambda: None):
         self.number, self.count, self.look = number, 0, look
@@ -259,7 +259,7 @@ def test_an_upload_that_fails_anywhere_loses_nothing(pair, store, monkeypatch, r
 
 
 def test_a_file_that_arrived_in_part_does_not_complete_a_report(pair, store, monkeypatch):
-    """A store that says yes to half a file: the report is not there, and the fault names the file."""
+    """A store that says yes to half a file: no report is there, and the fault names the file."""
     put = MemoryFileSystem.put_file
 
     def cut(system, path, target, **more):

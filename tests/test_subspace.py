@@ -178,7 +178,7 @@ def test_gaps_are_those_of_planted_spectra():
 
 
 def test_equal_singular_values_are_reported_with_gap_zero():
-    """An orthogonal matrix has no leading subspace: the overlap is anything, and the gap says so."""
+    """An orthogonal matrix has no leading subspace: the overlap is anything; the gap says so."""
     rng = np.random.default_rng(2)
     base = planted(50, 70, np.ones(50), rng)
     found = values(base, base + 1e-2 * rng.standard_normal((50, 70)))
@@ -266,7 +266,7 @@ def test_alignment_of_an_isotropic_delta_is_one_on_average(shape, count):
 
 
 def test_alignment_of_a_delta_inside_and_outside_the_subspace():
-    """All of D inside the base's leading 16 directions gives rows / k; all of it outside gives 0."""
+    """All of D inside the base's leading 16 directions gives rows / k; all outside gives 0."""
     rng = np.random.default_rng(4)
     base = planted(60, 90, np.linspace(2, 1, 60), rng)
     U, _, V = np.linalg.svd(base, full_matrices=False)

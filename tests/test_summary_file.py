@@ -215,7 +215,7 @@ def test_tables_that_were_changed_are_believed_before_the_summary(report, again,
 
 
 def test_a_number_in_a_page_changes_no_footer_and_is_found(report, again):
-    """One byte of the data pages differs, the footer does not: why the digests are of whole files."""
+    """One byte of the data pages differs, the footer does not: hence the digests of whole files."""
     path = report / "tensors.parquet"
     content = bytearray(path.read_bytes())
     footer = int.from_bytes(content[-8:-4], "little")
@@ -277,7 +277,7 @@ def test_scores_are_not_sealed(report, again, tmp_path):
 
 
 def test_code_and_data_are_part_of_who_made_it(monkeypatch, tmp_path):
-    """A checkout changes without its version: another byte of code or of the data is another maker."""
+    """A checkout changes without its version: another byte of code or data is another maker."""
     package, data = tmp_path / "package", tmp_path / "registry"
     package.mkdir()
     (data / "reference").mkdir(parents=True)
