@@ -44,7 +44,7 @@ Array = NDArray[np.float64]
 Weights = dict[str, Array]
 
 
-# ------------------------------------------------------------------------------------------------ weights
+# ---------------------------------------------------------------------------- weights
 
 
 def generator(*key: object) -> np.random.Generator:
@@ -143,7 +143,7 @@ def stored(weights: Weights, dtype: torch.dtype = torch.bfloat16) -> Weights:
     return {name: torch.from_numpy(W).to(dtype).double().numpy() for name, W in weights.items()}
 
 
-# ------------------------------------------------------------------------------------------------ histories
+# ---------------------------------------------------------------------------- histories
 
 
 def through_int8(base: Weights) -> Weights:
@@ -311,7 +311,7 @@ def cases() -> list[Case]:
     ]
 
 
-# ------------------------------------------------------------------------------------------------ audit and page
+# ---------------------------------------------------------------------------- audit and page
 
 
 def save(folder: Path, weights: Weights, dtype: torch.dtype, config: str) -> Path:

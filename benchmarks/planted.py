@@ -72,7 +72,7 @@ ROWS = (
 Array = NDArray[np.float64]
 
 
-# ---------------------------------------------------------------------------------------------------- matrices
+# -------------------------------------------------------------------------------- matrices
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def floor_of(found: Iterable[Planted]) -> float:
     )
 
 
-# ---------------------------------------------------------------------------------------------------- subspaces
+# -------------------------------------------------------------------------------- subspaces
 
 SIDE = min(SHAPE)
 # sigma of the base: a gap of a half
@@ -305,7 +305,7 @@ def planted_subspaces(sizes: dict[str, tuple[float, ...]] = SIZES) -> list[Subsp
     ]
 
 
-# ---------------------------------------------------------------------------------------------------- depth
+# -------------------------------------------------------------------------------- depth
 
 HIDDEN, INNER, VOCABULARY, LAYERS = 64, 160, 300, 8
 MODULES = {
@@ -392,7 +392,7 @@ def audited(base: dict[str, torch.Tensor], tuned: dict[str, torch.Tensor]) -> di
         return dict(run_pair(pair, settings, folder / "out", Runtime(jobs=1)).summary.figures)
 
 
-# ---------------------------------------------------------------------------------------------------- intervals
+# -------------------------------------------------------------------------------- intervals
 
 KINDS = ("percentile", "BCa", "expanded", "expanded BCa")
 LAYER_COUNTS, REPEATS = (4, 5, 6, 8, 16, 32, 64), 1000
@@ -489,7 +489,7 @@ def coverage(world: World, layers: int, repeats: int) -> dict[str, float]:
     return {kind: count / repeats for kind, count in held.items()}
 
 
-# ---------------------------------------------------------------------------------------------------- the document
+# -------------------------------------------------------------------------------- the document
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

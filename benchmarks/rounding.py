@@ -57,7 +57,7 @@ WITHIN = 0.12
 Array = NDArray[np.float64]
 
 
-# ---------------------------------------------------------------------------------------------------- truth
+# -------------------------------------------------------------------------------- truth
 
 
 def purity(D: Array) -> float:
@@ -71,7 +71,7 @@ def share(energies: Array) -> float:
     return float(energies.sum() ** 2 / (energies**2).sum() / len(energies))
 
 
-# ---------------------------------------------------------------------------------------------------- updates
+# -------------------------------------------------------------------------------- updates
 
 
 def coherent(rng: np.random.Generator, rank: int, part: float, power: float = 0.0) -> Array:
@@ -125,7 +125,7 @@ PLANTS = (
 )  # fmt: skip
 
 
-# ---------------------------------------------------------------------------------------------------- trained
+# -------------------------------------------------------------------------------- trained
 
 
 class Block(nn.Module):
@@ -286,7 +286,7 @@ def _kept(path: Path, model: nn.Module, make: Callable[[], None]) -> dict[str, t
     return {name: one.clone() for name, one in state.items()}
 
 
-# ---------------------------------------------------------------------------------------------------- storage
+# -------------------------------------------------------------------------------- storage
 
 HISTORIES = (
     "stored base", "master copy", "F32 base loaded", "F32 base kept", "masked", "frozen rows",
@@ -465,7 +465,7 @@ def kept_entries(folder: Path) -> list[Entry]:
     return [Entry(**json.loads(line)) for line in path.read_text().splitlines()]
 
 
-# ---------------------------------------------------------------------------------------------------- purity, edge
+# -------------------------------------------------------------------------------- purity, edge
 
 PURITY = (  # name, rank, part of the energy, power, limit of 1/X
     ("4 equal, half", 4, 0.5, 0.0, 16.0),
@@ -559,7 +559,7 @@ def edge_part(shapes: Sequence[tuple[int, int]], draws: int) -> str:
     return table(heads, rows)
 
 
-# ---------------------------------------------------------------------------------------------------- levels
+# -------------------------------------------------------------------------------- levels
 
 DRAWS = 200  # matrices of noise of each kind
 LENGTHS = (256, 512, 1024, 4096)  # of rows
@@ -629,7 +629,7 @@ def levels_part(lengths: Sequence[int], draws: int) -> str:
     )
 
 
-# ---------------------------------------------------------------------------------------------------- the document
+# -------------------------------------------------------------------------------- the document
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -775,7 +775,7 @@ def cost_part(shapes: Sequence[tuple[int, int]]) -> str:
     return table(["shape", "audit, ms", "`undo`, ms", "sharp edge, ms", "added"], map(cost, shapes))
 
 
-# ---------------------------------------------------------------------------------------------------- made copies
+# -------------------------------------------------------------------------------- made copies
 
 LAYERS = 4  # of the models that go through the whole command
 

@@ -26,7 +26,7 @@ from shadow.targets.references import parse_reference
 Matrix = np.ndarray
 Undo = Callable[[Matrix], Iterator[tuple[str, int | None, Matrix]]]
 
-# ------------------------------------------------------- the layouts once more, written for a person to check them
+# ----------------------------------- the layouts once more, written for a person to check them
 
 
 def rows(**sizes: int) -> Undo:

@@ -43,7 +43,7 @@ def shadow(*arguments: str | Path, cwd: Path, width: int = 80):
     return run_shadow(*arguments, cwd=cwd, env={**os.environ, "COLUMNS": str(width)})
 
 
-# ---------------------------------------------------------------------------------------------------- two deltas
+# -------------------------------------------------------------------------------- two deltas
 
 
 def three(shape: tuple[int, int], seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -176,7 +176,7 @@ def test_storage_shrinks_a_cosine_by_less_than_what_it_kept(size, lean):
     assert math.sqrt(kept[0] * kept[1]) - 0.03 < stored < 1.03
 
 
-# ---------------------------------------------------------------------------------------------------- order
+# -------------------------------------------------------------------------------- order
 
 
 @pytest.fixture(scope="module")
@@ -329,7 +329,7 @@ def test_siblings_are_no_step(tmp_path):
     assert read_step(SummarisedReport(folder)) is None
 
 
-# ---------------------------------------------------------------------------------------------------- a planted chain
+# -------------------------------------------------------------------------------- a planted chain
 
 
 @pytest.fixture(scope="module")
@@ -634,7 +634,7 @@ def test_shrinking_is_the_product_of_what_was_kept(planted):
     assert shrinking(second, first) == pytest.approx(math.sqrt(first.kept * second.kept))
 
 
-# ---------------------------------------------------------------------------------------------------- trained chains
+# -------------------------------------------------------------------------------- trained chains
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,7 @@ def effective_rank(sigma: np.ndarray) -> float:
     return math.exp(-(p * np.log(p)).sum())
 
 
-# ------------------------------------------------------------------------------------------- what noise alone does
+# ----------------------------------------------------------------------- what noise alone does
 
 
 @pytest.mark.parametrize("shape", [(256, 1024), (200, 200), (300, 40), (64, 64)])
@@ -114,7 +114,7 @@ def test_figures_by_layer_are_numpys(tmp_path):
     assert draw_panel([found], ["effective_rank"]) == draw_panel([found], ["effective_rank"])
 
 
-# ------------------------------------------------------------------------------------------------------- recipes
+# ----------------------------------------------------------------------------------- recipes
 
 GOOD = """title: T
 source: S
@@ -195,7 +195,7 @@ def test_every_shipped_recipe_reads():
     assert [panel.name for panel in found.panels] == ["reasoning", "stages", "from-language-model"]
 
 
-# ----------------------------------------------------------------------------- the shipped recipe, on tiny models
+# --------------------------------------------------------- the shipped recipe, on tiny models
 
 
 def layouts(tmp_path: Path) -> dict[str, Path]:

@@ -62,7 +62,7 @@ def stored_pair(dtype, relative, seed=0, **shape):
     return base, narrow(wide(base) + D, dtype), D
 
 
-# ------------------------------------------------------------------------------------------------------ the model
+# ---------------------------------------------------------------------------------- the model
 
 
 @pytest.mark.parametrize("ratio", [0.15, 0.3, 0.5, 1.0, 3.0])
@@ -110,7 +110,7 @@ def test_chances_of_levels_sum_up_to_one():
         np.testing.assert_allclose(rounding.tables(model).chance.sum(axis=1), 1.0, atol=1e-5)
 
 
-# ------------------------------------------------------------------------------------------------------ counts
+# ---------------------------------------------------------------------------------- counts
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F16"])
@@ -173,7 +173,7 @@ def test_classes_follow_energy_and_keep_ties_together():
     assert (rounding.classes(4 * energies) == found).all()
 
 
-# ------------------------------------------------------------------------------------------------------ verdicts
+# ---------------------------------------------------------------------------------- verdicts
 
 
 @pytest.mark.parametrize(
@@ -370,7 +370,7 @@ def test_what_is_mostly_rounded_away_says_so():
     assert rounding.values(found, 1.0)["relative_norm_unrounded"] is None
 
 
-# ------------------------------------------------------------------------------------------------------ invariance
+# ---------------------------------------------------------------------------------- invariance
 
 
 @pytest.mark.parametrize("change", ["rows", "columns", "transposed", "up", "down", "signs"])
