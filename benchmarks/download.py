@@ -26,8 +26,9 @@ SHADOW = Path(sys.executable).parent / "shadow"
 FETCH = """
 import huggingface_hub as hf
 for repo in ("bench/base", "bench/tuned"):
-    for name in sorted(name for name in hf.HfApi().list_repo_files(repo) if name.endswith(".safetensors")):
-        hf.hf_hub_download(repo, name)
+    for name in sorted(hf.HfApi().list_repo_files(repo)):
+        if name.endswith(".safetensors"):
+            hf.hf_hub_download(repo, name)
 """
 
 

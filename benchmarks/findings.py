@@ -353,10 +353,12 @@ def section(case: Case, summary: Summary) -> str:
 
 HEAD = f"""# Findings
 
-What reports say of pairs whose history is known, as terminal, page, `summary.json` and
-`shadow show --format markdown` say it. Made by `{COMMAND}` from small checkpoints of made-up weights. In
-italics: what was done. Quoted: the finding. Below it: other explanations, and why they fit or do
-not. [The summary](summary.md) says how to read it.
+What reports say of pairs whose history is known, as terminal, page, `summary.json` and \
+`shadow show --format markdown`
+say it. Made by `{COMMAND}` from small checkpoints of made-up weights. \
+In italics: what was done. Quoted: the finding.
+Below it: other explanations, and why they fit or do not. \
+[The summary](summary.md) says how to read it.
 
 Every report ends with what weights do not show: {{not_shown}}
 """

@@ -194,7 +194,11 @@ steady:
 word:
   fail_on: label == concentrated
 """
-CSV = b"model,benchmark,score,group,metric,unit\norg/a,gsm8k,0.5,maths,acc,fraction\norg/b,gsm8k,61.5,maths,acc,percent\n"
+CSV = (
+    b"model,benchmark,score,group,metric,unit\n"
+    b"org/a,gsm8k,0.5,maths,acc,fraction\n"
+    b"org/b,gsm8k,61.5,maths,acc,percent\n"
+)
 HARNESS = {
     "results": {"gsm8k": {"alias": "gsm8k", "acc,none": 0.5, "acc_stderr,none": 0.01}},
     "configs": {"gsm8k": {"num_fewshot": 5, "metadata": {"version": 1.0}}},

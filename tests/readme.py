@@ -171,7 +171,8 @@ def scored_demo() -> str:
             str(file), file.name
         )
     line = text[text.index("\nscores ") : text.index("\n\n", text.index("\nscores "))]
-    return f"{line.strip()}\n\n{text[text.index('Scores, measured') : text.index('How far each')].strip()}"
+    table = text[text.index("Scores, measured") : text.index("How far each")]
+    return f"{line.strip()}\n\n{table.strip()}"
 
 
 def score_columns() -> str:

@@ -93,13 +93,8 @@ def s3_server() -> Iterator[Server]:
             code = {"403": "AccessDenied", "404": "NoSuchKey", "503": "SlowDown"}.get(
                 fault, "InternalError"
             )
-            body = (
-                b""
-                if request.method == "HEAD"
-                else (
-                    f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>no</Message></Error>".encode()
-                )
-            )
+            told = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>no</Message></Error>"
+            body = b"" if request.method == "HEAD" else told.encode()
             start_response(
                 f"{fault} Fault",
                 [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))],

@@ -185,10 +185,9 @@ def is_null(value):
 
 
 def pythonic(value):
-    return [
-        plain(float(one)) if isinstance(one, float) else one
-        for one in value.tolist()
-    ] if isinstance(value, np.ndarray) else value.item() if isinstance(value, np.generic) else value  # fmt: skip
+    if isinstance(value, np.ndarray):
+        return [plain(float(one)) if isinstance(one, float) else one for one in value.tolist()]
+    return value.item() if isinstance(value, np.generic) else value
 
 
 # CSV

@@ -151,7 +151,8 @@ def heat(page) -> dict:
     """The values of the heat map's first component, by module and layer."""
     return page.evaluate(
         """() => { const div = document.querySelector('[data-chart=heat]'); const found = {};
-        for (const trace of div.data.filter(one => one.type === 'heatmap' && (one.yaxis || 'y') === 'y'))
+        const first = one => one.type === 'heatmap' && (one.yaxis || 'y') === 'y';
+        for (const trace of div.data.filter(first))
           trace.z.forEach((row, y) => row.forEach((value, x) => {
             found[`${div.layout.yaxis.ticktext[y]} ${trace.x0 < 0 ? 'out' : x}`] = value; }));
         return found; }"""
@@ -163,7 +164,8 @@ def point_at(page, module: str, layer: int) -> None:
     chart = page.locator("article:visible [data-chart=heat]")
     chart.scroll_into_view_if_needed()
     x, y = page.evaluate(
-        """([module, layer]) => { const div = document.querySelector('article:not([hidden]) [data-chart=heat]');
+        """([module, layer]) => {
+        const div = document.querySelector('article:not([hidden]) [data-chart=heat]');
         const full = div._fullLayout, box = div.getBoundingClientRect();
         const row = div.layout.yaxis.ticktext.indexOf(module);
         return [box.x + full.xaxis._offset + full.xaxis.d2p(layer),
@@ -377,7 +379,8 @@ def test_the_printed_page_is_light_and_as_wide_as_the_paper(one, opened, tmp_pat
     page.evaluate(
         """addEventListener('beforeprint', () => { window.printed = [
         getComputedStyle(document.querySelector('[data-chart=heat] .ytick text')).fill,
-        Math.max(...[...document.querySelectorAll('.plot')].map(one => one.layout ? one.layout.width : 0))]; })"""
+        Math.max(...[...document.querySelectorAll('.plot')].map(
+          one => one.layout ? one.layout.width : 0))]; })"""
     )
     page.pdf(path=tmp_path / "page.pdf", format="A4")
     assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
@@ -460,7 +463,8 @@ def test_every_control_and_chart_has_a_name(one, opened):
     assert "from" in page.locator("[data-chart=heat]").get_attribute("aria-label")
     unnamed = page.eval_on_selector_all(
         "select, input, button",
-        """all => all.filter(one => !(one.labels?.length || one.textContent.trim() || one.ariaLabel))
+        """all => all
+        .filter(one => !(one.labels?.length || one.textContent.trim() || one.ariaLabel))
         .map(one => one.outerHTML)""",
     )
     assert unnamed == []
@@ -564,15 +568,17 @@ def test_the_policy_stops_what_would_be_fetched_or_run(one, chromium):
     )
     assert (
         page.evaluate(
-            """(() => { const made = document.createElement('script'); made.textContent = 'window.ran = 1';
+            """(() => { const made = document.createElement('script');
+        made.textContent = 'window.ran = 1';
         document.body.append(made); return window.ran ?? 'refused'; })()"""
         )
         == "refused"
     )
     assert (
         page.evaluate(
-            """(() => { const image = new Image(); return new Promise(done => { image.onload = () => done('loaded');
-        image.onerror = () => done('refused'); image.src = 'https://example.invalid/x.png'; }); })()"""
+            """(() => { const image = new Image(); return new Promise(done => {
+        image.onload = () => done('loaded'); image.onerror = () => done('refused');
+        image.src = 'https://example.invalid/x.png'; }); })()"""
         )
         == "refused"
     )

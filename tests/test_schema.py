@@ -265,9 +265,17 @@ def test_a_number_that_is_none_is_null_wherever_a_report_is_read(shadow, tmp_pat
     """No audit writes NaN or infinity; a file that has them is read as if they were null."""
     folder, other = (uniform(tmp_path / name, 0.4) for name in ("out", "other"))
     broken = ("relative_norm", "frobenius_norm", "concentration")
-    rewrite(folder, lambda table: pa.table(
-        {name: pa.array([value] * len(table)) if name in broken and "subject" in table.column_names else table[name]
-         for name in table.column_names}))  # fmt: skip
+    rewrite(
+        folder,
+        lambda table: pa.table(
+            {
+                name: pa.array([value] * len(table))
+                if name in broken and "subject" in table.column_names
+                else table[name]
+                for name in table.column_names
+            }
+        ),
+    )
     (told,) = json.loads(shadow("show", folder, "--format", "json").assert_done())
     assert told["figures"]["relative_norm"] is None
     assert {row["relative_norm"] for row in told["depth"]} == {None}

@@ -685,7 +685,8 @@ def test_lists_policies_and_scores_may_be_urls(demo, tmp_path):
     system = MemoryFileSystem()
     system.pipe_file("/bucket/in/list.txt", b"demo:base..narrow\n")
     system.pipe_file("/bucket/in/policy.yaml", b"narrow:\n  fail_on: concentration > 0.01\n")
-    csv = f"model,benchmark,metric,score\n{package.pairs('demo:base..narrow')[0].tuned},mmlu,acc,0.5\n"
+    csv = "model,benchmark,metric,score\n"
+    csv += f"{package.pairs('demo:base..narrow')[0].tuned},mmlu,acc,0.5\n"
     csv += f"{package.pairs('demo:base..narrow')[0].base},mmlu,acc,0.4\n"
     system.pipe_file("/bucket/in/scores.csv", csv.encode())
     code, out, err = command(

@@ -68,7 +68,7 @@ MODELS = {
     },
     "Phi-4-multimodal": {
         "model.layers.0.self_attn.q_proj.weight": "language attn.q",
-        "model.embed_tokens_extend.image_embed.img_processor.encoder.layers.0.self_attn.q_proj.weight": (
+        "model.embed_tokens_extend.image_embed.img_processor.encoder.layers.0.self_attn.q_proj.weight": (  # noqa: E501 (one name)
             "vision attn.q"
         ),
         "model.embed_tokens_extend.image_embed.img_projection.0.weight": "projector projector.0",
@@ -213,7 +213,7 @@ MODELS = {
         "paligemma_with_expert.paligemma.model.language_model.layers.0.self_attn.q_proj.weight": (
             "language attn.q"
         ),
-        "paligemma_with_expert.paligemma.model.vision_tower.vision_model.encoder.layers.0.self_attn.q_proj.weight": (
+        "paligemma_with_expert.paligemma.model.vision_tower.vision_model.encoder.layers.0.self_attn.q_proj.weight": (  # noqa: E501 (one name)
             "vision attn.q"
         ),
     },
