@@ -1,22 +1,24 @@
 """What do engines cost and save? The overhead of a task, a list on one and on two workers, and a
 fleet in simulation.
 
-`python engine.py overhead` sends --tasks tasks that do nothing through each engine. `python
-engine.py list` audits
---pairs synthetic pairs of one base in this process and on Ray with one and with two workers. Both
-start a Ray of this machine.
+`python engine.py overhead` sends --tasks tasks that do nothing through each engine.
+`python engine.py list` audits --pairs synthetic pairs of one base in this process and on Ray with
+one and with two workers. Both start a Ray of this machine.
 
 `python engine.py simulate` computes, without any Ray, what --pairs pairs on --nodes machines move
 and take. It assumes:
+
 - pairs of --bases bases, of which number k has a share of the pairs that falls as 1/k, in random
   order;
 - checkpoints of 3, 16, 30 and 140 GB (half, a third, an eighth, the rest of the bases), tuned as
   large as base;
 - machines of 16 cores, four pairs at a time, with a line of 250 MB/s that these share equally;
 - 4 cores compute a pair of 16 GB in 900 s, and compute while the pair is fetched;
-- a cache that holds all that its machine has fetched. It compares the order of the list (what an
-  engine does by itself), one task for each base, and the queue of shadow.audits.engine. Whole
-  indexes are written as shadow.audits.list_index says, half a second and 9 MB each.
+- a cache that holds all that its machine has fetched.
+
+It compares the order of the list (what an engine does by itself), one task for each base, and the
+queue of shadow.audits.engine. Whole indexes are written as shadow.audits.list_index says, half a
+second and 9 MB each.
 """
 
 from __future__ import annotations

@@ -585,25 +585,20 @@ def subspaces_floor(found: Sequence[Subspaces]) -> str:
     def all_hold(kinds: tuple[str, ...]) -> Callable[[Subspaces], bool]:
         return lambda one: all(one.holds(column) for column in COLUMNS if column.startswith(kinds))
 
+    overlaps = least(all_hold(("overlap", "subspace", "intruders")))
+    overlap = min(one.found["overlap_left"] for one in gapless)
+    intruders = max(one.found["intruders"] for one in gapless)
     return f"""**Floor.** Where the base has a gap, alignments are recovered down to a change of
         {least(all_hold(("alignment",))):.2g} times the rounding of its storage (`floor_ratio`), in
         either format, the angle of a turn down to {least(lambda one: one.angle_holds, turns):.2g}
         times. Below that, the measured delta is more and more rounding, which is spread evenly over
         all directions: alignments go to 1, whatever was planted, and a turn is underestimated.
-        Overlaps, gaps and intruders are recovered down to {
-        least(
-            all_hold(("overlap", "subspace", "intruders"))
-        ):.2g} times, the smallest change of all: rounding is far smaller than this gap
-        and does not turn a subspace by itself. Where the gap is
-        {gapless[0].true["subspace_gap_base"]:.0e}, it does turn one. Stored in BF16, a subspace
-        that did not turn then has an overlap down to {
-        min(
-            one.found["overlap_left"] for one in gapless
-        ):.2f} at any size of the change, and up to {
-        max(
-            one.found["intruders"] for one in gapless
-        ):.0f} intruder where there is none; stored in F32 it is still recovered. Read
-        overlaps and intruders together with the gaps."""
+        Overlaps, gaps and intruders are recovered down to {overlaps:.2g} times, the smallest change
+        of all: rounding is far smaller than this gap and does not turn a subspace by itself. Where
+        the gap is {gapless[0].true["subspace_gap_base"]:.0e}, it does turn one. Stored in BF16, a
+        subspace that did not turn then has an overlap down to {overlap:.2f} at any size of the
+        change, and up to {intruders:.0f} intruder where there is none; stored in F32 it is still
+        recovered. Read overlaps and intruders together with the gaps."""
 
 
 def depth_part(cases: Iterable[tuple[str, str, float]]) -> str:

@@ -236,8 +236,7 @@ class _Answer:
         elif match and start < stop:
             self.status, self.start, self.stop = 206, start, stop
             self.headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
-        # also a range that ends before it starts, or one of several parts: a server may ignore
-        # those
+        # also a range that ends before it starts, or has several parts: a server may ignore it
         else:
             self.status, self.start, self.stop = 200, 0, size
             self.headers.pop("Content-Range", None)
@@ -246,13 +245,19 @@ class _Answer:
 class Hub:
     """A running Hub. Close it, or use it in a `with`.
 
-    Attributes: endpoint, cdn, other: the addresses of the three origins ("hub", "cdn", "other"; see
-        Redirect). tokens, granted: tokens that are accepted, and the gated or private repositories
-        that all of them open. faults: the rules of `fail`. page_size: entries on a page of a
-        listing. expires_in: seconds for which a signed address is good. rate: bytes per second of
-        all bodies together, or None. renamed: old names of repositories; they are redirected to the
-        new ones. resolve_cache: redirect small files to /api/resolve-cache of the same origin, as
-        huggingface.co does. sent: bytes of bodies so far, also of answers under way.
+    Attributes:
+        endpoint, cdn, other: the addresses of the three origins ("hub", "cdn", "other"; see
+            Redirect).
+        tokens, granted: tokens that are accepted, and the gated or private repositories that all
+            of them open.
+        faults: the rules of `fail`.
+        page_size: entries on a page of a listing.
+        expires_in: seconds for which a signed address is good.
+        rate: bytes per second of all bodies together, or None.
+        renamed: old names of repositories; they are redirected to the new ones.
+        resolve_cache: redirect small files to /api/resolve-cache of the same origin, as
+            huggingface.co does.
+        sent: bytes of bodies so far, also of answers under way.
     """
 
     def __init__(self, port: int = 0) -> None:

@@ -37,8 +37,7 @@ def theme(ground: str, text: str, plain: str, bright: str) -> TerminalTheme:
     return TerminalTheme(*numbers(f"{ground} {text}"), numbers(plain), numbers(bright))
 
 
-# Legible in all colours (tests/test_docs.py), and dimmed too, which Rich mixes of text and
-# background.
+# Legible in all colours (tests/test_docs.py), also dimmed: Rich mixes text and background.
 LIGHT = theme(
     "ffffff",
     "090c10",

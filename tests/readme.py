@@ -264,8 +264,8 @@ def schema_document() -> str:
         f"# Schema {NUMBER} of report files",
         "",
         (
-            "Made by `make docs` from src/shadow/. `shadow schema --format json` says the same to"
-            " machines,"
+            "Made by `make docs` from src/shadow/."
+            " `shadow schema --format json` says the same to machines,"
         ),
         "`shadow explain COLUMN` has sources and pitfalls.",
         "",

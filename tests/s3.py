@@ -39,9 +39,7 @@ class Server:
     requests: list[Request] = field(default_factory=list)
     got: int = 0  # bytes that clients read
     fault: Callable[[Request], str | None] = lambda _: None
-    """Named for each request: `500`, `403`, `404`, `cut` (half of the body is read), `wait`; None
-    answers it.
-    """
+    """Of a request: `500`, `403`, `404`, `cut` (half of the body is read), `wait`; None: answer."""
 
     def env(self, **more: str | None) -> dict[str, str | None]:
         """The usual variables of a client."""

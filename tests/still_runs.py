@@ -611,8 +611,7 @@ AUDITS = (
     ),
     audit("tag", "--tag", "toy", *REGISTRY, "-o", "listed", columns=(80,)),
     audit("list-gone", "--list", "none.yaml", *REGISTRY),
-    # A limit on the size of files stops it amid a line of its journal: the disk is full, says the
-    # system.
+    # A limit on the size of files stops it amid a line of its journal, as a full disk would.
     given("stopped", "base", "two", "-o", "stopped", file_size=60_000, columns=(120,)),
     Run("show-unfinished", ("show", "stopped"), before=keep_stopped),
     given(

@@ -425,8 +425,8 @@ def test_a_stopped_list_leaves_a_right_index_and_goes_on(tmp_path, how):
     models.write(tmp_path / "large", matrices(0, 40, 300), {"model_type": "llama"})
     models.write(tmp_path / "x2", matrices(2, 40, 300), {"model_type": "llama"})
     text = (
-        "- {base: ./base, tuned: ./x1}\n- {base: ./large, tuned: ./x2}\n- {base: ./x1, tuned:"
-        " ./base}\n"
+        "- {base: ./base, tuned: ./x1}\n- {base: ./large, tuned: ./x2}\n"
+        "- {base: ./x1, tuned: ./base}\n"
     )
     (tmp_path / "l.yaml").write_text(text)
     command = ("audit", "--list", "l.yaml", "--jobs", "1", "--no-subspaces", "-o")

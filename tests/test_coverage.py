@@ -16,8 +16,7 @@ from shadow.places.architecture import Place, place_tensors
 
 HUB = Path(__file__).parents[2] / "shared" / "hub"
 SHARE = 0.995
-# An index has names without shapes. What is a vector in every model is taken for one, all else for
-# a matrix.
+# An index has names without shapes: what is a vector in every model is one, all else a matrix.
 VECTOR = re.compile(
     r"(?:norm|ln|ln_\w+|norm\d?|layernorm|layrnorm)(?:_?\d)?\.weight$|norm[^.]*\.weight$|bias$|inv_freq$|class_embedding$"
     r"|A_log$|image_newline$|view_seperator$|position_ids$|mlp1\.0\.weight$|neck\.[13]\.weight$"

@@ -460,8 +460,8 @@ def test_duckdb_has_the_rows_with_their_types(exported, truth, name):
             ).fetchall()
         )
         bare = (
-            "SELECT count(*) FROM duckdb_columns() WHERE NOT internal AND comment IS NULL AND"
-            " table_name = ?"
+            "SELECT count(*) FROM duckdb_columns() WHERE NOT internal AND comment IS NULL"
+            " AND table_name = ?"
         )
         assert base.execute(bare, [name]).fetchone() == (0,)
     same(found, truth[name])
@@ -495,8 +495,8 @@ def test_databases_have_keys_views_and_a_description(exported, truth, to):
             assert base.execute("PRAGMA user_version").fetchone() == (1,)
             assert base.execute("PRAGMA integrity_check").fetchone() == ("ok",)
             plan = base.execute(
-                "EXPLAIN QUERY PLAN SELECT * FROM matrices WHERE component = 'language' AND module"
-                " = 'mlp.up'"
+                "EXPLAIN QUERY PLAN SELECT * FROM matrices WHERE component = 'language'"
+                " AND module = 'mlp.up'"
             )
             assert "matrices_by_place" in str(plan.fetchall())
         with pytest.raises(fault):

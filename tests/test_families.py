@@ -256,9 +256,11 @@ def test_a_word_filters_or_is_explained(shadow, arguments, code, words):
 def test_the_list_needs_nothing_heavy():
     """`shadow families` answers without torch, NumPy or Arrow."""
     script = (
-        "import sys; from shadow.cli import main; sys.argv = ['shadow', 'families', 'qwen']\ntry:"
-        " main()\nexcept SystemExit: pass\nprint([name for name in ('torch', 'numpy', 'pandas',"
-        " 'pyarrow', 'scipy') if name in sys.modules])"
+        "import sys; from shadow.cli import main; sys.argv = ['shadow', 'families', 'qwen']\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print([name for name in ('torch', 'numpy', 'pandas', 'pyarrow', 'scipy')"
+        " if name in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True

@@ -271,8 +271,8 @@ def test_a_change_in_proportion_to_the_parameters_names_no_place(tmp_path):
     even = [*model(), row(None, "embed", parameters=size, frobenius_norm=math.sqrt(energy))]
     text = sentence(told(tmp_path / "a", even), "size")
     assert (
-        "It is spread about in proportion to the parameters: the embeddings, 50 % of them, have 50"
-        " % of it." in text
+        "It is spread about in proportion to the parameters: the embeddings, 50 % of them, have"
+        " 50 % of it." in text
     )
     assert "Most of it" not in text
     more = [*model(), row(None, "embed", parameters=size, frobenius_norm=math.sqrt(1.5 * energy))]

@@ -176,8 +176,7 @@ UNDO["llama4"] = UNDO["llama4_text"]
 UNDO["qwen3_5"] = {**VIT, **UNDO["qwen3_5_text"]}
 # Families of one tensor a matrix are alike but for names, which tests/test_coverage.py looks at.
 KINDS = chosen(models.FAMILIES, UNDO)
-# Rows one after another, in groups, in the order of the heads; stacks of experts, turned or not;
-# convolutions.
+# Rows one after another, in groups, by heads; stacks of experts, turned or not; convolutions.
 LAYOUTS = (
     "phi3",
     "falcon_grouped",

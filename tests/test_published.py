@@ -150,8 +150,7 @@ def test_a_published_pair_agrees_figure_by_figure(table):
     for figure, value in MEANS.items():
         assert checks(found)[figure].ours == pytest.approx(value)
         assert checks(found)[figure].agrees
-    # vectors have no cosine in a report, and half the norm leaves it open by more than the
-    # tolerance
+    # a report has no cosine of vectors, and half the norm leaves it open beyond the tolerance
     assert checks(found)["mean_cosine"].agrees is None
     assert "vectors" in checks(found)["mean_cosine"].reason
     text, figures = context_sentence(found)

@@ -23,8 +23,8 @@ PLAIN = {
     "lm_head.weight": ("BF16", (32, 8)),
     "model.layers.0.self_attn.rotary_emb.inv_freq": ("F32", (4,)),
 }
-# format: (tensors of a packed q_proj as "piece dtype shape", quantization_config or None, what the
-# reason names)
+# format: (tensors of a packed q_proj as "piece dtype shape", quantization_config or None,
+# what the reason names)
 FORMATS = {
     "gptq": (
         "qweight I32 1x8, qzeros I32 1x1, scales F16 1x8, g_idx I32 8",

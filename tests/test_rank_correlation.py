@@ -252,8 +252,8 @@ def test_reports_are_ranked_by_their_median_concentration(tmp_path):
         None, None, None, None, "gate rank failed", "a pair of siblings", "the same pair as A",
     ]  # fmt: skip
     group, benchmark = found.correlations
-    # ranks 1 3 2 4 against 1 2 3 4: sum d^2 = 2, rho = 1 - 6 * 2 / (4 * 15); |rho| as large in 8 of
-    # 24 orders
+    # ranks 1 3 2 4 against 1 2 3 4: sum d^2 = 2, rho = 1 - 6 * 2 / (4 * 15)
+    # |rho| is as large in 8 of 24 orders
     assert (group.n, group.bases, group.rho) == (4, 4, pytest.approx(0.8))
     assert benchmark.rho == group.rho
     assert group.p == pytest.approx(8 / 24)

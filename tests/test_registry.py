@@ -52,9 +52,8 @@ def test_a_family_has_its_stages_and_pairs(tmp_path):
 def test_listed_pairs_and_relations_are_kept(tmp_path):
     """`pairs` says which, in which order, and whether they are siblings."""
     text = (
-        GOOD
-        + "  dpo: org/dpo\n  pairs: [sft..dpo, {from: base, to: dpo, relation: sibling}]\n  tags:"
-        " [a, b]\n"
+        GOOD + "  dpo: org/dpo\n  pairs: [sft..dpo, {from: base, to: dpo, relation: sibling}]\n"
+        "  tags: [a, b]\n"
     )
     family = load(tmp_path, text)["fam"]
     assert [(pair.name, pair.relation) for pair in family.pairs] == [
@@ -88,8 +87,8 @@ def test_a_base_per_component(tmp_path):
     file's order.
     """
     text = (
-        "fam:\n  base: {vision: {repo: org/v, revision: main}, language: ./l}\n  a: org/a\n  b:"
-        " org/b\n"
+        "fam:\n  base: {vision: {repo: org/v, revision: main}, language: ./l}\n"
+        "  a: org/a\n  b: org/b\n"
     )
     family = load(tmp_path, text)["fam"]
     base = ComponentBase(
@@ -464,8 +463,8 @@ def bomb(where: str) -> str:
     """
     lists = "".join(f"    - &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9))
     return (
-        f"bomb:\n  base: org/b\n  tags:\n    - &a0 [{', '.join(['x'] * 10)}]\n{lists}  sft:"
-        f" {where}\n"
+        f"bomb:\n  base: org/b\n  tags:\n    - &a0 [{', '.join(['x'] * 10)}]\n"
+        f"{lists}  sft: {where}\n"
     )
 
 
@@ -610,9 +609,8 @@ def test_any_entry_is_read_or_refused(tmp_path, entry):
 def test_a_spoilt_file_is_read_or_refused(tmp_path, where, length, new):
     """Any few characters of a good file changed to other words: families, or ShadowError."""
     text = (
-        GOOD
-        + "  pairs: [base..sft, {from: sft, to: base, relation: sibling}]\n  tags: [a]\n  note:"
-        " words\n"
+        GOOD + "  pairs: [base..sft, {from: sft, to: base, relation: sibling}]\n"
+        "  tags: [a]\n  note: words\n"
     )
     text += "vlm:\n  base: {language: org/l, vision: {repo: org/v, revision: main}}\n  sft: org/s\n"
     where %= len(text)

@@ -534,14 +534,19 @@ def test_memory_is_a_few_blocks_whatever_the_size_of_the_tensor(tmp_path):
         models.write(tmp_path / side, {"model.embed_tokens.weight": tensor})
         del tensor
     code = (
-        "import sys, threading, time, shadow.audits.pair as r\nfrom shadow.spectra.delta import"
-        " Method; from shadow.checkpoints.pairing import Filter\nfrom shadow.targets.families"
-        " import given_pair, parse_reference as p\ndef anon(): return next(int(l.split()[1]) for l"
-        " in open('/proc/self/status') if l.startswith('RssAnon'))\nstart = anon(); peak = [0]\ndef"
-        " watch():\n    while True: peak[0] = max(peak[0], anon());"
-        " time.sleep(0.002)\nthreading.Thread(target=watch, daemon=True).start()\nb, t, o ="
-        " sys.argv[1:]\nfrom pathlib import Path\nr.run_pair(given_pair(p(b), p(t)),"
-        " r.Settings(Method(), Filter()), Path(o))\nprint(peak[0] - start)\n"
+        "import sys, threading, time, shadow.audits.pair as r\n"
+        "from shadow.spectra.delta import Method; from shadow.checkpoints.pairing import Filter\n"
+        "from shadow.targets.families import given_pair, parse_reference as p\n"
+        "def anon(): return next(int(l.split()[1]) for l in open('/proc/self/status')"
+        " if l.startswith('RssAnon'))\n"
+        "start = anon(); peak = [0]\n"
+        "def watch():\n"
+        "    while True: peak[0] = max(peak[0], anon()); time.sleep(0.002)\n"
+        "threading.Thread(target=watch, daemon=True).start()\n"
+        "b, t, o = sys.argv[1:]\n"
+        "from pathlib import Path\n"
+        "r.run_pair(given_pair(p(b), p(t)), r.Settings(Method(), Filter()), Path(o))\n"
+        "print(peak[0] - start)\n"
     )
     if not Path("/proc/self/status").exists():
         pytest.skip("anonymous memory is read from /proc")
