@@ -82,9 +82,7 @@ def least(work: Callable[[], object], repeats: int) -> float:
 
 
 def peak_product(dtype: type[np.floating], repeats: int) -> float:
-    """The highest rate of A B, in multiply-adds and so half the usual flops a second, over square
-    sides.
-    """
+    """The highest rate of A B, in multiply-adds, half the usual flops a second, of squares."""
     rates = []
     for side in (512, 1024, 2048):
         a, b = (

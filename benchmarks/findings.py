@@ -121,9 +121,7 @@ def learned(name: str, W: Array, size: float, seed: int = 0) -> Array:
 
 @cache
 def direction(name: str, shape: tuple[int, int], seed: int) -> Array:
-    """The update of norm 1 of a matrix of the base; random numbers are those of its name and the
-    seed.
-    """
+    """The update of norm 1 of a matrix of the base; random by its name and the seed."""
     rng = generator("update", seed, name)
     rank = min(64, *shape)
     left = np.linalg.qr(rng.standard_normal((shape[0], rank)))[0]
@@ -187,9 +185,7 @@ def frozen_below(base: Weights, layer: int = 2) -> Weights:
 
 
 def frozen_tower(base: Weights) -> Weights:
-    """Projector and language model trained, the projector the most; the vision tower left as it
-    was.
-    """
+    """Projector and language model trained, the projector the most; the vision tower as it was."""
     trained = fine_tuned(base)
     for name, W in base.items():
         if name.startswith("multi_modal_projector"):

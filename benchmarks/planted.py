@@ -1,5 +1,4 @@
-"""Held against the truth: planted deltas, subspaces and depth, and how often intervals hold a known
-figure.
+"""Planted deltas, subspaces and depth against the truth, and how often intervals hold it.
 
     python benchmarks/planted.py            # writes docs/planted.md, some minutes
     python benchmarks/planted.py --quick    # prints a small version of it
@@ -220,9 +219,7 @@ Coefficients = tuple[Array, float, dict[str, float]]
 
 
 def along(where: slice, sigma: Array, size: float) -> Coefficients:
-    """D lies along some of the base's own singular directions and lengthens each of them by as
-    much.
-    """
+    """D lies along some of the base's own singular directions and lengthens each by as much."""
     longer = np.zeros(SIDE)
     longer[where] = size / math.sqrt(len(longer[where]))
     order = np.argsort(-(sigma + longer), kind="stable")
@@ -399,9 +396,7 @@ LAYER_COUNTS, REPEATS = (4, 5, 6, 8, 16, 32, 64), 1000
 
 
 def bounds(statistic: Statistic, layers: int) -> dict[str, tuple[float, float]]:
-    """The interval of every kind; `expanded` and, for unevenness, `expanded BCa` are those of the
-    tool.
-    """
+    """The interval of every kind; `expanded` and, for unevenness, `expanded BCa` are the tool's."""
     values, tail = statistic(draws((layers,))), expanded_tail(layers)
     tails = {
         "percentile": (0.025, 0.025),
@@ -524,9 +519,7 @@ def matrices_part(found: Sequence[Planted]) -> str:
 
 
 def rows_part(found: Sequence[Planted]) -> str:
-    """The largest relative error of each column, over plants and dtypes, by size above the
-    rounding.
-    """
+    """The largest relative error of columns, over plants and dtypes, by size above the rounding."""
     edges = (0.0, 1.0, 2.0, 5.0, 10.0, 100.0, math.inf)
     rows = []
     for low, high in pairwise(edges):

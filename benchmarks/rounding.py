@@ -75,9 +75,7 @@ def share(energies: Array) -> float:
 
 
 def coherent(rng: np.random.Generator, rank: int, part: float, power: float = 0.0) -> Array:
-    """An update of norm 1: sigma_i ~ i^-power up to a rank with a part of the energy, and Gaussian
-    noise.
-    """
+    """An update of norm 1: sigma_i ~ i^-power up to a rank with a part of the energy, and noise."""
     left, right = (np.linalg.qr(rng.standard_normal((side, rank)))[0] for side in SHAPE)
     S = (left * np.arange(1, rank + 1) ** -float(power)) @ right.T
     N = rng.standard_normal(SHAPE)
@@ -324,9 +322,7 @@ def stored(
 
 @dataclass(frozen=True)
 class Entry:
-    """One stored update: the kind and history, what is true, and what was found (None where
-    refused).
-    """
+    """One stored update: the kind and history, what is true, what was found (None: refused)."""
 
     kind: str
     name: str
@@ -600,9 +596,7 @@ def weights(kind: str, rng: np.random.Generator, length: int) -> Array:
 
 
 def named(kind: str, route: str, dtype: torch.dtype, length: int, draws: int) -> tuple[int, int]:
-    """Of that many matrices, how many are said to have gone through INT4, and how many through 8
-    bits.
-    """
+    """Of that many matrices, how many are said to have been in INT4, and how many in 8 bits."""
     told = []
     for draw in range(draws):
         rng = np.random.default_rng([draw, length, len(kind)])
@@ -781,9 +775,7 @@ LAYERS = 4  # of the models that go through the whole command
 
 
 def copies(W: Array, rng: np.random.Generator) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Base and tuned matrices of what is published beside tuned models: copies, merges, adapters,
-    strangers.
-    """
+    """Base and tuned matrices of other published models: copies, merges, adapters, strangers."""
     base = torch.from_numpy(W).bfloat16()
     stored = base.double().numpy()
     scale = np.abs(stored).max(1, keepdims=True) / 127

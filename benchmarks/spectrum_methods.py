@@ -1,5 +1,4 @@
-"""Ways to the singular values of a bfloat16 matrix, by shape: milliseconds and errors, on one
-thread.
+"""Ways to the singular values of a bfloat16 matrix, by shape: time and errors, on one thread.
 
 Every method starts from the stored bfloat16 matrix. "whole Gram" is one product by torch; 32 and 64
 are the bits of the product and of the eigenvalues, "eig". `default`, `exact` and `fast` are those

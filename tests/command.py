@@ -1,6 +1,4 @@
-"""`shadow` commands for tests: a process that imports once and forks for each, and what came of a
-command.
-"""
+"""`shadow` commands in tests: a process that imports once, a fork for each, and what came of it."""
 
 from __future__ import annotations
 
@@ -117,9 +115,7 @@ class Run:
 
 @cache
 def zygote() -> subprocess.Popen[str]:
-    """The one process of this worker that imports. It ends when its standard input does: with the
-    worker.
-    """
+    """The one process of this worker that imports. It ends with its stdin: with the worker."""
     return subprocess.Popen(
         [sys.executable, "-P", "-c", ZYGOTE],
         stdin=subprocess.PIPE,

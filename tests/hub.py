@@ -167,9 +167,7 @@ class Request:
 
 @dataclass(frozen=True)
 class _File:
-    """A file of a commit. oid: Git's name of it, or of its pointer if sha256 says that it is in
-    Git-LFS.
-    """
+    """A file of a commit. oid: Git's name of it, or of its pointer if it has a sha256 (Git-LFS)."""
 
     name: str
     path: Path
@@ -223,9 +221,7 @@ class _Answer:
         self.status, self.headers, self.body, self.file = status, dict(headers), body, None
 
     def select(self, asked: str | None, size: int | None = None) -> None:
-        """Choose the bytes of the file by a Range header. size: where the file ends, if not at its
-        end.
-        """
+        """Choose the file's bytes by a Range header. size: where it ends (None: at its end)."""
         assert self.file
         size = self.file.size if size is None else min(size, self.file.size)
         match = re.fullmatch(r"bytes=(\d+)-(\d*)", asked or "")
@@ -314,8 +310,7 @@ class Hub:
         private: bool = False,
         lfs: Callable[[str], bool] = lambda name: name.endswith((".safetensors", ".bin")),
     ) -> str:
-        """Serve a folder as the main branch of a repository, and others as further branches or
-        tags.
+        """Serve a folder as the main branch of a repository, others as further branches or tags.
 
         Returns the commit of main, which follows from the files. Adding a repository again moves
         its main; older commits stay, as long as the files of their folders do. gated: True, "auto"
@@ -350,8 +345,7 @@ class Hub:
         times: int | None = 1,
         skip: int = 0,
     ) -> Fault:
-        """Let requests go wrong: the first `skip` that match pass, the next `times` (None: all) do
-        not.
+        """Make requests fail: `skip` that match pass first, the next `times` do not (None: all).
 
         pattern is compared by fnmatch with the file's name in its repository, with repo/name, and
         with the path that was asked for. A request matches only if the action makes sense for it:
@@ -398,9 +392,7 @@ class Hub:
 
     @contextlib.contextmanager
     def answering(self) -> Iterator[int]:
-        """Around every answer, so that `requests` can wait for its end; gives the number of the
-        request.
-        """
+        """Around an answer, so that `requests` can wait for its end; gives the request's number."""
         with self._changed:
             self._under_way += 1
             number = next(self._numbers)

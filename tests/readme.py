@@ -93,9 +93,7 @@ def audited_demo() -> str:
 
 
 def compared_demo() -> str:
-    """The demo's two models compared, as a person sees it; folders are those of the command above
-    it.
-    """
+    """The demo's two models compared, as a person sees it; folders are as in the command above."""
     with tempfile.TemporaryDirectory() as folder:
         shadow("audit", "demo", "-o", folder)
         text = shadow(
@@ -325,9 +323,7 @@ BLOCKS: dict[str, Callable[[], str]] = {  # every generated part by name
 
 
 def real(summaries: list[dict[str, Any]]) -> str:
-    """What `make real` saw, as a Markdown table; tests/test_real.py compares it with
-    docs/tutorial.md.
-    """
+    """What `make real` saw, in Markdown; tests/test_real.py compares it with docs/tutorial.md."""
     names = (
         "relative_norm_overall",
         "concentration",

@@ -1,6 +1,4 @@
-"""Every column of a report computed another way: whole matrices, float64, NumPy's SVD, formulas as
-published.
-"""
+"""Every column computed another way: whole matrices, float64, NumPy's SVD, published formulas."""
 
 from __future__ import annotations
 
@@ -187,9 +185,7 @@ def levels(W, dtype):
 
 
 def directions(values, shape):
-    """excess_purity_unrounded and equivalent_directions by their definition, from the row's other
-    columns.
-    """
+    """excess_purity_unrounded and equivalent_directions by definition, from other columns."""
     X, kept, z, floor = (
         values[name] for name in ("excess_purity", "kept", "purity_z", "floor_ratio")
     )

@@ -1,6 +1,4 @@
-"""An S3 server of this process (moto's) that fails on request: answers 5xx, cuts an upload, waits,
-counts.
-"""
+"""An S3 server (moto's) that fails on request: it answers 5xx, cuts an upload, waits, counts."""
 
 from __future__ import annotations
 

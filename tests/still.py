@@ -194,9 +194,7 @@ def stamps() -> dict[str, tuple[int, int, int]]:
 
 
 def run_all() -> Iterator[tuple[str, bool, list[Done]]]:
-    """Every run, in order: its name, whether it shows measured numbers, and what it did at each
-    width.
-    """
+    """Every run, in order: its name, if it shows measured numbers, what it did at each width."""
     entry = prepare()
     import still_runs
 
@@ -715,9 +713,7 @@ def short_hash(value: Any) -> str:
 
 
 class Markup(html.parser.HTMLParser):
-    """The elements of a page or a figure, their classes, and the text of each script and of the
-    rest.
-    """
+    """Elements of a page or a figure, their classes, and the text of each script and the rest."""
 
     def __init__(self, text: str) -> None:
         super().__init__(convert_charrefs=True)

@@ -80,9 +80,7 @@ def run(base, tuned, output):
 
 @pytest.mark.parametrize("kind", chosen(KINDS, ("patterns", "Conv1D, fused")))
 def test_an_adapter_is_measured_as_the_model_that_peft_merges(kind, tmp_path):
-    """Each delta's figures equal those of merged - base in NumPy; what the adapter leaves alone is
-    identical.
-    """
+    """Each delta's figures are NumPy's of merged - base; what the adapter leaves is identical."""
     name, options = KINDS[kind]
     base = models.saved(name, tmp_path / "base")
     adapter, merged = adapted(base, tmp_path, options)
@@ -264,9 +262,7 @@ def test_block_scaled_fp8_is_dequantised(tmp_path):
 
 
 def test_the_rounding_of_scaled_fp8_is_known_within_a_factor_of_two(tmp_path):
-    """Against the steps that the stored 8-bit numbers really have, for weights as small as
-    DeepSeek-V3's.
-    """
+    """Against the real steps of the stored 8-bit numbers, for weights as small as DeepSeek-V3's."""
     generator = torch.Generator().manual_seed(0)
     base = (0.01 * torch.randn(256, 256, generator=generator)).bfloat16()
     scales = base.float().abs().reshape(2, 128, 2, 128).amax((1, 3)) / 448
@@ -295,9 +291,7 @@ def test_the_rounding_of_scaled_fp8_is_known_within_a_factor_of_two(tmp_path):
     ],
 )
 def test_scales_that_do_not_fit_leave_the_weight_quantized(scales, tmp_path):
-    """Another shape or dtype of the scales is not guessed at: both tensors are skipped with a
-    reason.
-    """
+    """Another shape or dtype of scales is not guessed at: both tensors are skipped, with reason."""
     name = "model.layers.0.mlp.up_proj.weight"
     norm = {"model.norm.weight": torch.ones(8), "model.embed_tokens.weight": torch.randn(8, 8)}
     models.write(tmp_path / "base", {name: torch.randn(200, 160), **norm}, {"model_type": "llama"})

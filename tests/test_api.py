@@ -283,9 +283,7 @@ def test_each_file_is_read_once_and_when_asked(tmp_path, read_files):
 
 
 def test_a_page_reads_each_file_of_a_report_once(audited, read_files):
-    """Also where its summary is believed, its singular values are drawn, and it is a step of a
-    lineage.
-    """
+    """Also where its summary is believed, its spectra are drawn, and it is a step of a lineage."""
     from shadow.outputs.page.pair import read_pair
 
     report = shadow.read(audited[0].folder)
@@ -498,9 +496,7 @@ def test_a_repr_is_three_lines(narrow):
 
 
 def test_a_notebook_shows_headline_modules_and_heat_map(narrow):
-    """A row for each module, a cell with its value for each layer and module, nothing from anywhere
-    else.
-    """
+    """A row for each module, a cell with its value for each layer and module, nothing else."""
     html = narrow._repr_html_()
     shown = Tags(html)
     assert not shown.open

@@ -29,9 +29,7 @@ def places(tensors, config=None):
 
 @pytest.mark.parametrize("kind", models.KINDS)
 def test_every_matrix_of_a_family_has_its_module(kind, tmp_path):
-    """Each layer has each projection exactly once, no matrix is `other`, vectors are norms or
-    biases.
-    """
+    """A layer has each projection once, no matrix is `other`, vectors are norms or biases."""
     folder = models.saved(kind, tmp_path)
     tensors = load_file(folder / "model.safetensors")
     found = places(tensors, json.loads((folder / "config.json").read_text()))

@@ -57,9 +57,7 @@ EVERYTHING = Settings(Method(subspaces=False), Filter(), spectra=False)
 
 @pytest.fixture
 def toys(tmp_path):
-    """A registry of four families over toy checkpoints: `bad` has a pair whose tuned side is not
-    there.
-    """
+    """A registry of four families over toy checkpoints: `bad` has a pair without a tuned side."""
     for seed, name in enumerate(("base", "one", "two")):
         models.write(tmp_path / name, matrices(seed), {"model_type": "llama"})
     odd = {**matrices(1), UP.format(0): torch.full((8, 8), float("nan"))}
@@ -252,9 +250,7 @@ def test_what_a_list_writes_grows_with_it_and_not_with_its_square(tmp_path, monk
 
 
 def test_writing_takes_a_small_share_of_the_time(tmp_path, monkeypatch):
-    """Pairs of a minute on a disk of 10 kB/s: 0.2 % of the time is spent on the index, whatever its
-    size.
-    """
+    """Pairs of a minute on a disk of 10 kB/s: 0.2 % of the time goes to the index of any size."""
     files, _, writing, whole = written_by(
         300, tmp_path / "out", monkeypatch, pace=60.0, per_byte=1e-4
     )
@@ -390,9 +386,7 @@ def test_a_bug_in_one_pair_does_not_stop_the_others(toys, monkeypatch):
 
 
 def test_bytes_are_those_that_came_over_the_network(toys, monkeypatch):
-    """On a toy Hub a pair's bytes are the sizes of its shards; the next pair finds the base in the
-    cache.
-    """
+    """On a Hub a pair's bytes are the sizes of its shards; the next finds the base in the cache."""
     with Hub() as hub:
         for name in ("base", "one", "two"):
             hub.add(f"org/{name}", toys / name)
@@ -600,9 +594,7 @@ WRONG = {
 @pytest.mark.parametrize("command", ["audit", "plan"])
 @pytest.mark.parametrize("wrong", WRONG)
 def test_a_wrong_list_is_wrong_usage(toys, shadow, wrong, command):
-    """Exit 2, one line and a hint, and not a byte is written, also when only the last name is
-    wrong.
-    """
+    """Exit 2, one line and a hint, and no byte is written, also when the last name is wrong."""
     (toys / "wrong.txt").write_text("toy-a\ntoy-c\ntoy-d\n")
     shadow(command, *WRONG[wrong], "--registry", ".", "-o", "out").assert_refused(2)
     assert not (toys / "out").exists()
@@ -744,9 +736,7 @@ MANY = index_of(
 
 @pytest.mark.parametrize("width", [80, 120, 200])
 def test_the_table_fits_the_terminal(width):
-    """Every figure on one line of its row, the fault in a column where it fits, else below with its
-    hint.
-    """
+    """Every figure on one line of its row, the fault in a column or below, with its hint."""
     lines = shown(MANY, width)
     assert all(len(line) <= width for line in lines)
     text = "\n".join(lines)
@@ -825,9 +815,7 @@ def test_columns_of_the_table_can_be_explained(shadow):
 
 
 def test_progress_of_a_list_is_two_bars(monkeypatch):
-    """On a terminal: pairs done of all above, the matrices of the current pair below; elsewhere
-    nothing.
-    """
+    """On a terminal: pairs done above, the current pair's matrices below; elsewhere nothing."""
     from shadow.audits.pair import Progress
 
     for terminal in (True, False):

@@ -1,6 +1,4 @@
-"""A folder -> Checkpoint: which files are read, and that every way to be no checkpoint is one
-ShadowError.
-"""
+"""A folder -> Checkpoint: which files are read; a folder that is none is one ShadowError."""
 
 from __future__ import annotations
 
@@ -292,9 +290,7 @@ def test_without_the_flag_the_hint_names_it(tmp_path):
 
 @pytest.mark.parametrize("name", [INDEX, "config.json"])
 def test_a_json_file_of_millions_of_values_is_refused_unparsed(sharded, monkeypatch, name):
-    """6 MB of empty lists would become 200 MB of objects: refused by a count of commas, before they
-    do.
-    """
+    """6 MB of empty lists would become 200 MB of objects: refused by a count of commas before."""
     (sharded / name).write_text('{"weight_map": [' + "[]," * 2_000_000 + "0]}")
     loads = json.loads
     # parsed, it is no JSON

@@ -1,6 +1,4 @@
-"""What CI shows: hostile text stays text in annotations, Markdown, JUnit XML, and in all that is
-printed.
-"""
+"""Hostile text stays text in annotations, Markdown, JUnit XML, and in all that is printed."""
 
 from __future__ import annotations
 
@@ -160,9 +158,7 @@ def tables(text):
 @CALM
 @given(HOSTILE, HOSTILE)
 def test_a_cell_stays_one_cell_and_shows_its_text(one, two):
-    """Pipes, backticks, tags, links, entities and new lines are text; there is no other markup than
-    <code>.
-    """
+    """Pipes, backticks, tags, links, entities and new lines are text; <code> is the only markup."""
     text = f"| a | b |\n|---|---|\n| {cell(one)} | {cell(two)} |\n\nend"
     assert text.count("\n") == 4
     ((_, row),) = tables(text)
@@ -381,9 +377,7 @@ def test_names_of_tensors_command_nothing(shadow, tmp_path, variables, format):
 
 
 def test_the_summary_is_appended_and_the_junit_file_is_whole(shadow, tmp_path):
-    """What the step wrote before stays; folders of the JUnit file are made; nothing is left beside
-    it.
-    """
+    """What the step wrote stays; the JUnit file's folders are made, nothing is left beside it."""
     (tmp_path / "summary.md").write_text("before\n")
     env = {"GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md")}
     done = shadow("audit", "demo:base..narrow", "-o", "out", "--junit", "deep/junit.xml", env=env)
@@ -431,9 +425,7 @@ def test_a_summary_without_room_is_left_alone(shadow, tmp_path):
 def test_no_passing_junit_file_of_an_earlier_run_outlasts_an_error(
     shadow, tmp_path, arguments, code
 ):
-    """Whatever ends the command before a pair is judged, the file has one error and no test that
-    passes.
-    """
+    """Whatever ends the command before a pair is judged, the file has an error and no pass."""
     (tmp_path / "junit.xml").write_bytes(
         junit([made("f", "p", "rule", None, "fine", outcome="passed")])
     )
@@ -487,9 +479,7 @@ def test_a_fault_is_in_every_format(shadow, tmp_path):
 
 
 def test_the_last_line_counts_the_rules():
-    """What passed, failed and could not be judged, and which of these only warn; nothing without
-    rules.
-    """
+    """What passed, failed or could not be judged, and which only warn; nothing without rules."""
     judged = [
         made("f", "a", "one", "", "", outcome="passed"),
         made("f", "b", "two", "", ""),

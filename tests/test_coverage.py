@@ -114,9 +114,7 @@ def architectures() -> dict[str, str]:
 
 
 def built(kind: str) -> tuple[torch.nn.Module, dict] | None:
-    """A model of the default config, with four layers where it can have so few, without any
-    weights.
-    """
+    """A model of the default config, of four layers where possible, without any weights."""
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 

@@ -119,9 +119,7 @@ def test_reference_and_columns_agree_on_what_there_is():
     "shape", [(8, 8), (60, 90), (90, 60), (257, 300), (300, 700), (700, 300), (300, 340)]
 )
 def test_every_number_is_the_references_for_bf16(shape):
-    """bf16 pairs in the default tier: energies within 1e-6, effective rank within 2.6e-4 of float64
-    NumPy.
-    """
+    """bf16 pairs, default tier: energies to 1e-6, effective rank to 2.6e-4 of float64 NumPy."""
     base, tuned = pair(shape)
     found = measure(base, tuned)
     assert_like_reference(found, base, tuned, ("BF16", "BF16"), 2e-6)
@@ -158,8 +156,7 @@ def test_a_low_rank_delta_of_float32_weights_is_seen_as_such(rank):
 @settings(max_examples=examples(15))
 @given(st.integers(0, 10_000), st.integers(2, 40), st.integers(2, 40), st.integers(-60, 60))
 def test_rotation_transposition_and_scale_change_nothing_else(seed, rows, cols, exponent):
-    """Numbers of D in float64 are those of Q D, of Dᵀ, and of D times a power of two but for its
-    units.
+    """Numbers of D in float64 are those of Q D, Dᵀ, and D times a power of two but for its units.
 
     Dᵀ has left and right exchanged.
     What rests on entries (null, floor, zero_share) holds for transposition and scale only.
@@ -219,9 +216,7 @@ def test_rotation_transposition_and_scale_change_nothing_else(seed, rows, cols, 
 
 
 def test_opposite_and_doubled_weights():
-    """cosine -1 and relative norm 2 for tuned = -base; a doubled model has sigma_scale 2 and cosine
-    1.
-    """
+    """cosine -1 and relative norm 2 for tuned = -base; for 2 base sigma_scale is 2 and cosine 1."""
     base = torch.randn(60, 80, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     opposite = measure(base, -base, ("F64", "F64"))[2].values
     assert opposite["cosine"] == pytest.approx(-1)

@@ -95,9 +95,7 @@ def plain(text: str | bytes):
     "fault", [name for name in FAULTS if name not in NOT_IN_SCHEMA and plain(FAULTS[name][0])]
 )
 def test_it_sees_the_faults_of_form(fault):
-    """Unknown keys and components, wrong types, missing keys: the editor underlines what the reader
-    refuses.
-    """
+    """Unknown keys, components and types, missing keys: an editor marks what readers refuse."""
     assert not VALIDATOR.is_valid(plain(FAULTS[fault][0]))
 
 
@@ -115,9 +113,7 @@ def test_it_sees_the_faults_of_form(fault):
     ],
 )
 def test_the_schema_of_lists_agrees_with_the_reader(tmp_path, text, takes):
-    """What is read keeps the schema; a misspelt key, half a pair and a name of no pair are seen by
-    both.
-    """
+    """What is read keeps the schema; both see a misspelt key, half a pair and a name of no pair."""
     schema = list_schema()
     jsonschema.Draft7Validator.check_schema(schema)
     assert jsonschema.Draft7Validator(schema).is_valid(yaml.safe_load(text)) == takes

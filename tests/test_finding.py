@@ -50,9 +50,7 @@ WIDE = {"rows": 1024, "cols": 1024}
 
 
 def row(layer, module, /, **figures):
-    """A delta of a fine-tune that is far above its rounding and has structure, but for what is told
-    otherwise.
-    """
+    """A fine-tune's delta, far above its rounding, with structure, but for what is told."""
     usual = {
         "frobenius_norm": 0.05, "kept": 0.999, "kept_history": "far_above", "purity_z": 300.0,
         "numerical_rank": 64, "equivalent_directions": 12.0, "relative_norm_unrounded": 0.0499,
@@ -105,9 +103,7 @@ def alone(count):
 
 
 def with_head(share):
-    """A model, and a head of a share of the energy that has as many parameters as one matrix of
-    twelve.
-    """
+    """A model, and a head of a share of the energy with the parameters of one matrix of twelve."""
     energy = 12 * 0.05**2
     return [*model(), row(None, "head", frobenius_norm=math.sqrt(energy * share / (1 - share)))]
 
@@ -208,9 +204,7 @@ def test_where_nothing_was_compared_nothing_is_said(tmp_path):
 
 
 def test_gates_come_first_and_unrelated_models_have_no_structure(tmp_path):
-    """A cosine near 0: two unrelated models, the size of their difference, and no word of an
-    update.
-    """
+    """A cosine near 0: two unrelated models, the size of their difference, no word of an update."""
     found = MUST["unrelated"](tmp_path)
     assert codes(found) == ["unrelated", "size"]
     assert found.sentences[0].text.startswith("These are two unrelated models of one shape")
@@ -298,9 +292,7 @@ def test_the_quarter_of_the_depth_that_holds_most_is_named(tmp_path):
 
 
 def test_the_module_that_moved_furthest_is_named_with_its_relative_norm(tmp_path):
-    """One matrix by its own relative norm, several by the median; none is named where all are
-    alike.
-    """
+    """One matrix by its own relative norm, several by the median; none where all are alike."""
     deltas = [
         row(layer, name, relative_norm=far)
         for layer in range(4)
@@ -365,9 +357,7 @@ def test_a_frozen_tower_is_named_as_a_whole(tmp_path):
 
 
 def test_the_norm_before_storage_is_told_where_it_differs(tmp_path):
-    """0.2 % as stored and 0.14 % before; and once where rounding changed it by less than a
-    twentieth.
-    """
+    """0.2 % as stored and 0.14 % before; once where rounding changed it by under a twentieth."""
     sizes = {"frobenius_norm": 0.002, "relative_norm": 0.002}
     deltas = [{**one, **sizes, "relative_norm_unrounded": 0.001} for one in model(kept=0.5)]
     summary = summary_of(tmp_path, deltas)
@@ -589,9 +579,7 @@ def test_the_rank_of_a_planted_update_lies_between_its_bounds(tmp_path, rank, no
 
 
 def test_full_rank_is_not_taken_for_an_adapter_where_little_was_kept(tmp_path):
-    """64 directions with half of an update of which storage kept a third: no bound below the short
-    side.
-    """
+    """64 directions of half an update, a third of it kept: no bound below the short side."""
     rng = np.random.default_rng(3)
     S = rng.standard_normal((256, 64)) * np.arange(1, 65) ** -0.5 @ rng.standard_normal((64, 256))
     N = rng.standard_normal((256, 256))
@@ -911,9 +899,7 @@ def test_hostile_findings_are_harmless_in_every_output(tmp_path):
 
 
 def test_every_output_opens_with_the_same_sentences(tmp_path):
-    """Terminal, JSON, Markdown and the summary of CI have the sentences of summary.json, in their
-    order.
-    """
+    """Terminal, JSON, Markdown and CI's summary have the sentences of summary.json, in order."""
     folder = reports.write(tmp_path / "base..tuned", with_head(0.46))
     summary, _ = read_summary(folder)
     texts = [one.text for one in summary.finding.sentences]

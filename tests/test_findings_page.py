@@ -50,9 +50,7 @@ def holds(name, summary):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_the_finding_says_what_was_done(tmp_path, name):
-    """Sentences, and what fits, of a pair whose history is known; and the page has them as they
-    are.
-    """
+    """Sentences, and what fits, of a pair whose history is known; and the page has them so."""
     summary = benchmark.audited(CASES[name], tmp_path)
     holds(name, summary)
     assert benchmark.section(CASES[name], summary) in benchmark.DOCUMENT.read_text(encoding="utf-8")

@@ -92,9 +92,7 @@ OTHER = {
 
 @pytest.mark.parametrize("change", OTHER)
 def test_other_settings_leave_a_finished_report(pair, toys, change):
-    """The fault names the option and both values, and how to go on; not a byte of the report
-    changes.
-    """
+    """The fault names the option, both values, and what to do; not a byte of the report changes."""
     settings, told = OTHER[change]
     first = run_pair(pair, EVERYTHING, toys / "out")
     before = files(first.folder)
@@ -175,9 +173,7 @@ def with_metadata(folder, **told):
 
 
 def test_another_version_alone_keeps_the_report(pair, toys):
-    """It is said which version measured it; --overwrite measures it anew, and then it is this
-    version's.
-    """
+    """It is said which version measured it; --overwrite measures it with this version."""
     first = run_pair(pair, EVERYTHING, toys / "out")
     with_metadata(first.folder, version="0.0.9")
     before, said = files(first.folder), []
@@ -289,9 +285,7 @@ def test_killed_while_files_take_their_places_nothing_is_lost(pair, toys, monkey
 
 
 def test_a_new_report_that_cannot_be_written_leaves_the_old_one(pair, toys, monkeypatch):
-    """The disk is full at the last file of the new report: the old one is whole, and the work is
-    kept.
-    """
+    """A disk is full at the last file of a new report: the old one is whole, the work is kept."""
     first = run_pair(pair, EVERYTHING, toys / "out")
     before, write = files(first.folder), report_module.parquet_bytes
     written = []
@@ -340,9 +334,7 @@ def test_an_audit_that_ended_meanwhile_is_not_replaced(pair, toys, monkeypatch):
 
 
 def test_an_unfinished_audit_that_differs_starts_afresh_and_says_how(pair, toys):
-    """Settings are named with both values; the optimiser, on which no number depends, does not
-    count.
-    """
+    """Settings are named with both values; the optimiser, which changes no number, is not."""
     with pytest.raises(StoppedError):
         run_pair(pair, EVERYTHING, toys / "out", Runtime(show=stopping, jobs=1))
     said = []
@@ -397,9 +389,7 @@ def test_an_optimizer_renews_the_label_and_measures_nothing(demo, tmp_path):
 
 
 def test_scores_and_an_optimizer_together_leave_one_report(demo, tmp_path, shadow):
-    """Scores are in summary.json alone: metadata of the tables do not know of them, whenever they
-    came.
-    """
+    """Scores are in summary.json alone: metadata of tables never have them, whenever they came."""
     _, folder = demo
     (tmp_path / "scores.csv").write_text(
         "model,benchmark,score\ndemo:base,x,0.2\ndemo:narrow,x,0.5\n"
@@ -545,9 +535,7 @@ ABSENT = {
 
 @pytest.mark.parametrize("absent", ABSENT)
 def test_what_the_model_does_not_have_is_wrong_usage(pair, toys, absent):
-    """Before anything is measured, with what there is; a finished report stays, also with
-    --overwrite.
-    """
+    """Before anything is measured, with what there is; a report stays, also with --overwrite."""
     chosen, told, hint = ABSENT[absent]
     first = run_pair(pair, EVERYTHING, toys / "out")
     before = files(first.folder)

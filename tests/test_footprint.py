@@ -151,9 +151,7 @@ FAILING = {
 
 @pytest.mark.parametrize("case", chosen(FAILING, ("fine-tune", "another depth", "bf16")))
 def test_each_gate_stops_what_it_is_for_and_nothing_else(case, audited):
-    """Real pairs: only the gates that a pair should fail are failed, each with its figure and
-    reason.
-    """
+    """Real pairs: only the gates that should fail do, each with its figure and reason."""
     found = found_gates(audited(case).folder)
     assert list(found) == GATES
     assert [name for name, gate in found.items() if not gate.passed] == FAILING[case], found
@@ -181,9 +179,7 @@ WORDS = {
 
 @pytest.mark.parametrize("case", chosen(WORDS, ("unrelated", "frozen", "int8", "adapter")))
 def test_each_pair_gets_its_word_everywhere(case, audited):
-    """One label and its reason: in summary.json, read again from the files, and in the metadata of
-    each.
-    """
+    """One label and its reason: in summary.json, read from the files, and in their metadata."""
     label, reason = WORDS[case]
     done = audited(case)
     folder = done.folder

@@ -66,9 +66,7 @@ ESCAPES = {  # each once printed as it is
 
 @pytest.mark.parametrize("name", ESCAPES)
 def test_words_of_a_file_are_printable_in_a_message(targets, tmp_path, name):
-    """A version, a schema, the name of a method: what a file says there is no command to a
-    terminal.
-    """
+    """A version, a schema, the name of a method: nothing a file says there commands a terminal."""
     with pytest.raises(ShadowError) as caught:
         targets[name].read(tmp_path, json.dumps(ESCAPES[name]).encode())
     assert caught.value.message.isprintable()

@@ -377,9 +377,7 @@ def test_subtasks_are_left_out_unless_a_group_is_given_to_them(tmp_path):
 
 
 def test_sides_measured_differently_are_named(tmp_path):
-    """Other shots, versions, counts of questions or a chat template on one side only move scores by
-    themselves.
-    """
+    """Other shots, versions, counts of questions or one chat template move scores by themselves."""
     other = {"n-shot": {"mmlu": 0}, "versions": {"mmlu": 2}, "chat_template": "{{x}}",
              "n-samples": {"mmlu": {"original": 100, "effective": 10}}}  # fmt: skip
     files = [

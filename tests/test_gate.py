@@ -1,6 +1,4 @@
-"""Verdicts: figures are those of the rows, what is not there is no pass, and exit codes say what
-happened.
-"""
+"""Verdicts: figures are the rows', what is absent is no pass, and exit codes tell."""
 
 from __future__ import annotations
 
@@ -232,9 +230,7 @@ def test_nothing_changed_is_no_pass_either(tmp_path):
 
 
 def test_a_figure_that_is_known_of_what_did_not_change_is_judged(tmp_path):
-    """A frozen tower has no share of the energy, and that is a number: `vision.energy_share > 0`
-    passes.
-    """
+    """A frozen tower has no share of the energy, a number: `vision.energy_share > 0` passes."""
     rows = [delta(0.4, where, frobenius_norm=1.0) for where in places(4)]
     folder = reports.write(
         tmp_path / "a", rows, extra_tensors=(IDENTICAL, {**IDENTICAL, "side": "tuned"})
@@ -295,9 +291,7 @@ def test_a_figure_moved_when_it_left_the_interval_of_the_baseline(tmp_path):
 
 
 def test_the_same_report_has_not_moved(demo):
-    """Every figure of a report lies inside its own interval, on every level, also where that has no
-    width.
-    """
+    """Each figure lies inside its own interval, on every level, also where that has no width."""
     for name in ("*", "language.*", "language.*.*"):
         found = verdict(demo["narrow"], name, demo["narrow"])
         assert found.outcome == "passed"
@@ -322,9 +316,7 @@ def test_last_digits_of_another_machine_have_not_moved(tmp_path):
 
 
 def test_the_largest_move_is_told_first(demo):
-    """By widths of the interval, in the sentence norm and concentration before others; five are
-    named.
-    """
+    """By widths of the interval, norm and concentration first in the sentence; five are named."""
     found = verdict(demo["narrow"], "*", demo["broad"])
     assert (found.outcome, found.code) == ("met", 4)
 
@@ -352,9 +344,7 @@ def test_what_the_baseline_had_and_is_gone_has_moved(tmp_path):
 
 
 def test_few_layers_are_said_and_are_no_pass(tmp_path):
-    """Two layers give no interval: nothing to judge, with the reason; some figures without one are
-    named.
-    """
+    """Two layers give no interval: nothing to judge, and why; some without one are named."""
     baseline = reports.uniform(tmp_path / "base", 0.4, layers=2)
     found = verdict(baseline, "concentration", baseline)
     assert found.outcome == "missing"
@@ -502,9 +492,7 @@ def test_audit_and_gate_say_the_same(shadow, demo):
 
 
 def test_a_list_is_judged_pair_by_pair(shadow, demo):
-    """A glob makes a list: each pair has its verdicts, and annotations begin their lines also under
-    FORCE_COLOR.
-    """
+    """A glob is a list: each pair has verdicts, annotations begin lines with FORCE_COLOR too."""
     env = {"GITHUB_ACTIONS": "true", "FORCE_COLOR": "1"}
     done = shadow(
         "audit",
@@ -707,9 +695,7 @@ def test_a_broken_report_outranks_a_rule_that_was_met(shadow, demo, tmp_path):
 
 @pytest.mark.parametrize("state", every(2, ["failed", "pending"]))
 def test_what_a_list_lacks_is_no_pass(shadow, demo, tmp_path, state):
-    """A pair without a report and a shard that is elsewhere are faults; what is there is judged
-    nevertheless.
-    """
+    """A pair without a report and a shard elsewhere are faults; what is there is judged."""
     shadow("audit", "demo", "--shard", "1/1", "-o", "list").assert_done(0)
     rules = ("--fail-on", "concentration > 0.9", "--format", "json")
     assert shadow("gate", "list", *rules).code == 0

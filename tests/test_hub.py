@@ -151,9 +151,7 @@ def small(folders, tmp_path_factory):
 
 @pytest.fixture
 def hub(folders: dict[str, Path], tmp_path: Path) -> Iterator[Hub]:
-    """The Hub with both pairs. In the end no other origin has seen a token, and no report holds
-    one.
-    """
+    """The Hub with both pairs. At the end no other origin saw a token, and no report holds one."""
     with Hub() as hub:
         for name, folder in folders.items():
             hub.add(f"org/{name}", folder)
@@ -167,9 +165,7 @@ def hub(folders: dict[str, Path], tmp_path: Path) -> Iterator[Hub]:
 
 
 def variables(endpoint: str, home: Path, **more: str) -> dict[str, str]:
-    """What the environment of a command says: a Hub, a cache of its own, a token, and little
-    patience.
-    """
+    """A command's environment: a Hub, a cache of its own, a token, and little patience."""
     own = {
         "HF_ENDPOINT": endpoint,
         "HF_HOME": home,
@@ -202,9 +198,7 @@ def start(hub, tmp_path):
 
 @pytest.fixture
 def run(start):
-    """Runs a command on the Hub, as `run(*PAIR, "-o", "out")`; keyword arguments are environment
-    variables.
-    """
+    """Runs a command on the Hub, as `run(*PAIR, "-o", "out")`; keywords are its environment."""
 
     def run(*arguments, seconds=40, **more) -> Run:
         return start(*arguments, seconds=seconds, **more).end()
@@ -359,9 +353,7 @@ def test_every_byte_moves_once(run, hub, folders, tmp_path, wanted):
 def test_a_part_of_the_model_moves_in_ranges(
     run, hub, tmp_path, wanted, chosen, rows, ranges, most
 ):
-    """One layer or one module: neighbours in one request, unverified, and the rows of the full
-    audit.
-    """
+    """One layer or one module: neighbours in a request, unverified, rows of the full audit."""
     run(*PAIR, "-o", "out", *chosen).assert_done()
     found = frame(tmp_path / "out")
     assert_same(found, wanted["matrices"].query(rows))
@@ -628,9 +620,7 @@ def test_clean_after_a_killed_audit(run, start, hub, tmp_path, wanted):
 
 @pytest.mark.parametrize("where", ["download", "wait for a header", "plan"])
 def test_an_interrupt_ends_at_once(start, hub, tmp_path, where):
-    """Ctrl-C in a slow download or in a wait between tries: exit 130 within seconds, and how to go
-    on.
-    """
+    """Ctrl-C in a slow download or in a wait between tries: exit 130 in seconds, and what to do."""
     if where == "download":
         hub.rate = 200_000
         process = start(*PAIR, "-o", "out")
@@ -930,9 +920,7 @@ def test_a_checkpoint_in_a_subfolder(run, hub, folders, tmp_path, small):
 
 @pytest.mark.slow
 def test_refusals_say_how_to_get_access(run, hub, folders):
-    """Gated with and without a token, private or missing, no such revision: each a line and what to
-    do.
-    """
+    """Gated with a token and without, private, missing, no such revision: each a line and hint."""
     hub.add("org/gated", folders["small-tuned"], gated=True)
     hub.add("org/private", folders["small-tuned"], private=True)
 
@@ -1207,9 +1195,7 @@ def test_what_stays_broken_without_a_word_is_given_up(run, hub, tmp_path):
 
 @pytest.mark.parametrize("file", every(2, [MODEL, "config.json"]))
 def test_a_flipped_byte_is_fetched_again(run, hub, tmp_path, small, file):
-    """Once: it is said, and the numbers are right. Always: refused, and nothing of it stays in the
-    cache.
-    """
+    """Once: it is told, the numbers are right. Always: refused, and nothing stays in the cache."""
     fault = hub.fail(
         f"org/small-tuned/{file}", Flip(20 if file == "config.json" else 15_000), skip=file == MODEL
     )
@@ -1560,9 +1546,7 @@ def test_a_caching_mirror_gives_the_same_numbers(run, hub, olah, tmp_path, wante
 def test_a_lineage_reads_the_cache_at_the_commits_of_its_reports_and_asks_nobody(
     run, hub, folders, tmp_path
 ):
-    """Deltas are held against each other as in folders, without a request; a commit that is gone is
-    told.
-    """
+    """Deltas are compared as in folders, without a request; a commit that is gone is told."""
     hub.add("org/small-next", write(tmp_path / "next", tensors(FEW, 2)))
     assert run(*SMALL, "-o", "out").code == 0
     assert (

@@ -74,9 +74,7 @@ def hub(folder: Path) -> Iterator[Hub]:
 
 
 def client(hub: Hub, home: Path, code: str, token: str | None = None) -> object:
-    """What code assigns to `found`, in a process of its own whose huggingface_hub speaks to the
-    hub.
-    """
+    """What code assigns to `found`, in a process whose huggingface_hub speaks to the hub."""
     variables = {
         name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))
     }
@@ -376,9 +374,7 @@ def test_headers_of_large_file(hub: Hub) -> None:
 
 
 def broken(hub: Hub, action: Action, asked: str | None = None) -> tuple[int, dict, bytes]:
-    """The answer to a request for the large file that goes wrong, after one that did not and before
-    another.
-    """
+    """The answer to a request for the large file that fails, after and before one that does not."""
     fault = hub.fail(MODEL, action, origin="cdn", skip=1)
     url = signed(hub)
     before = ask(url, asked)[2]

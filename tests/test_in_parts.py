@@ -1,6 +1,4 @@
-"""One pair in parts: where it is cut, that its report is that of one process, and what each part
-fetches.
-"""
+"""A pair in parts: where it is cut, its report as by one process, what each part fetches."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The lab runs from the command line, goes on where it stopped, and its runs are what they claim to
-be.
-"""
+"""The lab runs from the command line, goes on where it stopped; its runs are what they claim."""
 
 import json
 import os
@@ -204,9 +202,7 @@ def _processes_of(session: int) -> list[str]:
 
 @pytest.mark.slow
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
-    """One line and a hint, exit code 1, nothing written: other files, a broken lab.json, other
-    versions.
-    """
+    """A line and a hint, exit 1, nothing written: other files, a broken lab.json, a version."""
     for name, text in (("notes.txt", "mine"), ("lab.json", "{"), ("lab.json", '{"design": 0}')):
         folder = tmp_path / f"{name}{len(text)}"
         folder.mkdir()
@@ -232,9 +228,7 @@ def test_tasks_need_what_they_are_made_of() -> None:
 
 
 def test_the_full_preset_has_what_a_claim_takes() -> None:
-    """Ten warm bases of one size with A to D three times each; every regime, treatment and copy
-    occurs.
-    """
+    """Ten warm bases of a size, A to D thrice each; every regime, treatment and copy occurs."""
     runs = presets()["full"].runs
     main = [
         run

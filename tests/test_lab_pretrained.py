@@ -129,9 +129,7 @@ def out(tmp_path_factory):
 
 @pytest.mark.slow
 def test_every_run_is_measured_three_times_in_two_formats(out):
-    """Three states, each in float32 and in bf16; what is trained on is learned, and told for every
-    text.
-    """
+    """Three states, in float32 and in bf16; what is trained on is learned, and told by text."""
     table = pretrained.perform(out, tiny(), RUNS, BUDGET)
     assert len(table) == 3 * 3 * 2
     assert set(table["stored"]) == {"F32", "BF16"}

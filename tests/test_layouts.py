@@ -312,9 +312,7 @@ LLAVA = (
 
 @pytest.mark.parametrize("kind", ["llava", "llava_next", "llava_onevision"])
 def test_the_layouts_of_llava_are_one_model(kind, tmp_path):
-    """As first released, as converted, as transformers 5 has it; with the tower's own prefix and
-    without.
-    """
+    """As first released, converted, as transformers 5 has it; with and without the prefix."""
     folder = models.saved(kind, tmp_path / "file")
     file, config = load_file(folder / "model.safetensors"), {"model_type": kind}
     memory = load_file(
@@ -480,9 +478,7 @@ def test_blocks_of_a_multi_token_predictor_do_not_pair_with_the_model(first, tmp
 
 
 def test_heads_that_a_family_ties_are_tied_without_a_word_in_the_config(tmp_path):
-    """Gemma's config does not mention it: a head that a trainer stored all the same is the
-    embedding.
-    """
+    """Gemma's config does not mention it: a head that a trainer stored is the embedding."""
     model = {
         "model.embed_tokens.weight": torch.randn(16, 8),
         "model.layers.0.mlp.up_proj.weight": torch.randn(4, 8),

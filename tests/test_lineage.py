@@ -109,9 +109,7 @@ def cosine(first: np.ndarray, second: np.ndarray) -> float:
     ("first", "second"), [(2e-4, 2e-4), (1e-3, 1e-3), (2e-3, 1e-3), (2e-3, 2e-3), (0.01, 0.003)]
 )
 def test_the_shared_rounding_of_a_master_copy_is_that_of_a_simulation(first, second):
-    """Independent normal updates of a master copy, stored thrice in BF16: the cosine of the stored
-    deltas.
-    """
+    """Normal updates of a master copy, stored thrice in BF16: the cosine of the stored deltas."""
     random = np.random.default_rng(0)
     master = 0.02 * random.standard_normal(1_000_000)
     moves = [0.02 * size * random.standard_normal(1_000_000) for size in (first, second)]
@@ -278,9 +276,7 @@ def test_equal_files_are_one_stage_under_any_name(step, steps):
 
 
 def test_what_has_no_order_is_told(step, steps):
-    """A circle, a second report of the same two, a step to the same files and a stage of two
-    origins.
-    """
+    """A circle, a second report of a pair, a step to the same files, a stage of two origins."""
     circle = step("dpo..base", STAGES[2], STAGES[0])
     found = lineage([*steps[:2], circle])
     assert "lead to each other" in found.notes[0]

@@ -1,6 +1,4 @@
-"""The page in a headless Chromium: it draws, answers the pointer and the keyboard, and reports no
-fault.
-"""
+"""The page in a headless Chromium: it draws, answers pointer and keyboard, and has no fault."""
 
 from __future__ import annotations
 
@@ -195,9 +193,7 @@ def test_one_family_is_drawn_in_both_themes(one, opened, theme):
 
 @pytest.mark.parametrize("width", [400, 900, 1400])
 def test_the_page_fits_its_window(one, fifty, opened, width):
-    """Nothing is wider than the window, from a telephone to a screen; what must be, scrolls by
-    itself.
-    """
+    """Nothing is wider than the window, from a telephone to a screen; what must be, scrolls."""
     for file in (one, fifty):
         page = opened(file, width=width)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -222,9 +218,7 @@ def test_a_page_without_reports_opens(tmp_path, opened):
 
 
 def test_fifty_families_are_ranked_and_each_can_be_opened(fifty, opened):
-    """Ranking, scatter and scores; the details are of the pair that was chosen by list, button or
-    address.
-    """
+    """Ranking, scatter and scores; details are of the pair chosen by list, button or address."""
     page = opened(fifty)
     assert charts(page)[:3] == ["ranking", "scatter", "scores"]
     assert len(page.evaluate("document.querySelector('[data-chart=ranking]').data[0].x")) == 50
@@ -263,11 +257,11 @@ def test_pointing_at_a_cell_tells_value_null_and_interval(one, opened):
     assert "172 × 64" in text
     page.locator("[data-control=metric]").select_option("participation_ratio")
     point_at(page, "attn.q", 2)
-    expect(page.locator("[data-chart=heat] .hovertext")).to_contain_text("participation ratio")
-    assert (
-        f"under the null {deltas(one)['attn.q', 2]['null_participation_ratio']:.4g}"
-        in page.locator("[data-chart=heat] .hovertext").text_content()
-    )
+    expect(label).to_contain_text("layer 2 · attn.q")  # the pointer passes other cells on its way
+    text = label.text_content()
+    assert "participation ratio" in text
+    null = deltas(one)["attn.q", 2]["null_participation_ratio"]
+    assert f"under the null {null:.4g}" in text
 
 
 def test_a_frozen_cell_says_that_it_is_identical(one, opened):
@@ -513,9 +507,7 @@ def test_hostile_names_stay_text(tmp_path, opened):
 
 
 def test_a_layer_number_of_millions_does_not_stop_the_page(tmp_path, opened):
-    """A tensor's name may claim any layer: what no chart has room for is told, and the rest is
-    drawn.
-    """
+    """A tensor's name may claim any layer: what fits no chart is told, the rest drawn."""
     folder = families.small(tmp_path / "run" / "toy" / "base..tuned", layers=5)
     for name in ("matrices", "tensors", "spectra"):
         table = pq.read_table(folder / f"{name}.parquet")

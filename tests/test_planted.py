@@ -143,9 +143,7 @@ def test_the_page_is_the_scripts():
 
 
 def test_the_page_says_what_its_tables_hold():
-    """The words under the tables name the floors that the rows have, and the settings that the tool
-    has.
-    """
+    """The words under the tables name the floors of the rows, and the settings of the tool."""
     page = planted.DOCUMENT.read_text(encoding="utf-8")
     rows = [
         line.split(" | ")

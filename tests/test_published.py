@@ -193,9 +193,7 @@ def test_small_figures_agree_up_to_the_last_digit_that_is_published(table):
 
 
 def test_means_over_other_tensors_are_not_compared(table):
-    """Another number of tensors, a filter or a tensor that could not be read: no agreement, and the
-    reason.
-    """
+    """Another number of tensors, a filter, a tensor not read: no agreement, and the reason."""
     table(row(modules=9))
     found = published_figures(tensors(), deltas(), metadata(), unrelated=False)
     assert (
@@ -221,9 +219,7 @@ def test_means_over_other_tensors_are_not_compared(table):
 
 
 def test_fused_projections_have_an_o_over_qkv_and_no_top_20(table):
-    """Where q, k and v are one tensor, the ratio is over it, as in the paper; its spectrum is not
-    ours.
-    """
+    """Where q, k, v are one tensor, the ratio is over it, as in the paper; our spectra differ."""
     fused = tensors().replace({"module": {"attn.q": "attn.qkv"}})
     parts = deltas()
     parts["base_tensor"] = parts["base_tensor"].str.replace("up", "q")
@@ -240,9 +236,7 @@ def test_fused_projections_have_an_o_over_qkv_and_no_top_20(table):
 
 
 def test_a_place_is_a_rank_among_families_without_its_own(table):
-    """Three families of medians .01, .2 and .5; the pair's own, whose stages are a chain, is left
-    out.
-    """
+    """Three families of medians .01, .2 and .5; the pair's own, a chain of stages, is left out."""
     table(
         row(base="a/a", tuned="a/b", mean_relative_norm=0.01),
         row(base="b/b", tuned="b/c", mean_relative_norm=0.001),

@@ -113,9 +113,7 @@ def test_under_the_null_z_has_a_standard_deviation_of_one():
 
 
 def test_an_orthogonalised_update_is_flatter_than_noise():
-    """All singular values equal: X is below 0 and far outside its noise; there are no directions to
-    name.
-    """
+    """All singular values equal: X is below 0, far outside its noise; no directions to name."""
     left, right = (
         np.linalg.qr(np.random.default_rng(i).standard_normal((64, 64)))[0] for i in (0, 1)
     )

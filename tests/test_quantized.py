@@ -117,9 +117,7 @@ def sides(tensors, config):
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("where", ["quantization_config", "quantization", "text_config"])
 def test_a_packed_module_is_refused_by_the_name_of_its_format(name, where):
-    """Weights, scales, zero points and the rest of it; its bias, and all other modules, pair as
-    ever.
-    """
+    """Weights, scales, zero points and so on; its bias and all other modules pair as ever."""
     pieces, said, expected = read(FORMATS[name][0]), *FORMATS[name][1:]
     config = (
         {}

@@ -126,9 +126,7 @@ def by_what(found):
 
 
 def test_groups_benchmarks_and_the_difference_of_two_groups_are_ranked():
-    """Six reports by hand: narrow gains rise with concentration, held-out ones fall, all but two of
-    them.
-    """
+    """Six reports by hand: narrow gains rise with concentration, held-out fall, but for two."""
     held = [0.05, 0.04, 0.03, 0.02, 0.00, 0.01]
     entries = [
         entry(letter, 0.1 * i, gain(0.1 * i), gain(held[i], "b", "held-out"), base="ab"[i % 2])

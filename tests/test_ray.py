@@ -328,9 +328,7 @@ def test_one_pair_is_cut_by_itself(tmp_path, command, machines, on_ray):
 
 @pytest.mark.parametrize("who", ["worker", "driver"])
 def test_a_part_goes_on_after_a_kill(tmp_path, command, on_ray, who):
-    """SIGKILL of the worker of a part, or of the driver: what the part had measured is not measured
-    again.
-    """
+    """SIGKILL of a part's worker, or the driver: what the part measured is not measured again."""
     for seed, name in enumerate(("base", "tuned")):
         sharded(tmp_path / name, matrices(seed, 40, 300), 4)
     pair = ("audit", "./base", "./tuned", "--no-subspaces", "-o")

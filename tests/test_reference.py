@@ -88,17 +88,13 @@ def test_the_reference_has_what_a_label_takes() -> None:
 def test_a_word_takes_concentration_and_two_more(
     figures: dict[str, float | None], expected: str
 ) -> None:
-    """Beyond the bound (a bound itself is not beyond), with at least two that agree and more than
-    disagree.
-    """
+    """Beyond the bound (not at it), with at least two that agree and more than disagree."""
     assert word(figures, TRAININGS)[0] == expected
 
 
 @given(st.fixed_dictionaries({name: st.floats(0, 10) for name in VOTES}))
 def test_words_are_opposite_for_nobody(figures: dict[str, float]) -> None:
-    """A word never goes against concentration's own side, and counting votes by hand gives the same
-    one.
-    """
+    """A word never goes against concentration's own side, and votes counted by hand give it."""
     found, reason = word(figures, TRAININGS)
     votes = {name: points(name, value, BOUNDS[name]) for name, value in figures.items()}
     own = votes.pop("concentration")
@@ -160,9 +156,7 @@ def test_the_label_goes_gates_noise_reference() -> None:
 
 
 def test_the_demo_is_of_the_reference() -> None:
-    """registry/demo/training.json names the runs of the lab that it is, and they are trainings of
-    runs.csv.
-    """
+    """registry/demo/training.json names its runs of the lab, which are trainings of runs.csv."""
     told = json.loads((ROOT / "registry" / "demo" / "training.json").read_text(encoding="utf-8"))[
         "lab"
     ]

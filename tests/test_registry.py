@@ -458,9 +458,7 @@ def test_a_fault_names_file_line_and_nearest_word(tmp_path, fault, parser, monke
 
 
 def bomb(where: str) -> str:
-    """Ten to the ninth words in a few hundred bytes, by aliases of aliases, at some place of a
-    family.
-    """
+    """Ten to the ninth words in a few hundred bytes, by aliases of aliases, in a family."""
     lists = "".join(f"    - &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9))
     return (
         f"bomb:\n  base: org/b\n  tags:\n    - &a0 [{', '.join(['x'] * 10)}]\n"
@@ -475,9 +473,7 @@ def bomb(where: str) -> str:
      "org/s\n  pairs: [{from: base, to: sft, relation: *a8}]", "org/s\n  ? *a8\n  : x"],
 )  # fmt: skip
 def test_an_alias_bomb_is_refused_at_once(tmp_path, place, bounded_memory):
-    """Aliases of aliases stand for a billion words; whatever key holds them, nobody spells them
-    out.
-    """
+    """Aliases of aliases stand for a billion words; whatever key has them, nobody spells them."""
     started = time.monotonic()
     with pytest.raises(ShadowError) as caught:
         load(tmp_path, bomb(place))
@@ -552,9 +548,7 @@ def assert_read_or_refused(tmp_path, text: str | bytes):
 @FUZZ
 @given(text=st.lists(WORDS, max_size=25).map("".join) | st.text(max_size=40))
 def test_any_text_is_read_or_refused(tmp_path, text):
-    """Any text, made of the words of the format or not: families, or ShadowError, never another
-    exception.
-    """
+    """Any text, of the format's words or not: families or ShadowError, never another exception."""
     assert_read_or_refused(tmp_path, text)
 
 
@@ -620,9 +614,7 @@ def test_a_spoilt_file_is_read_or_refused(tmp_path, where, length, new):
 @FUZZ
 @given(text=st.text(max_size=30) | st.text("./~@ab\0-", max_size=12))
 def test_any_reference_is_understood_or_refused(text):
-    """A reference is a folder exactly when it begins like a path; all else is `org/name` or a usage
-    error.
-    """
+    """A reference is a folder if it begins like a path; all else is `org/name` or a usage error."""
     try:
         found = parse_reference(text)
     except ShadowError:
@@ -634,9 +626,7 @@ def test_any_reference_is_understood_or_refused(text):
 
 @pytest.mark.parametrize("text", ["~no-such-user/x", "/a\0b", "a" * 5000, "/" + "a" * 5000 + "\0"])
 def test_a_reference_that_cannot_be_is_refused(text):
-    """A home of nobody, a NUL, a name longer than any file's: usage errors, never another
-    exception.
-    """
+    """A home of nobody, a NUL, a name too long for a file: usage errors, nothing else."""
     with pytest.raises(ShadowError):
         parse_reference(text)
 
@@ -651,9 +641,7 @@ def test_a_loop_of_links_is_refused_or_taken_as_it_is(tmp_path):
 
 
 def test_a_folder_of_that_name_is_never_taken_for_a_model(tmp_path, monkeypatch):
-    """`org/name` is on the Hub even where such a folder lies; a bare name of a folder says to write
-    ./
-    """
+    """`org/name` is on the Hub even where such a folder is; a folder's bare name says: write ./"""
     (tmp_path / "org" / "name").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert not parse_reference("org/name").is_folder
@@ -677,9 +665,7 @@ def test_nothing_is_not_the_home_folder(tmp_path, stage):
 
 
 def test_targets_name_a_family_or_one_pair(tmp_path):
-    """`family` is all its pairs, `family:a..b` one; the nearest name or the known pairs are in the
-    hint.
-    """
+    """`family` is all pairs, `family:a..b` one; the hint has the nearest name or the known pairs."""
     families = load(tmp_path, GOOD + "  dpo: org/dpo\n")
     assert [pair.name for pair in find_pairs("fam", families)] == ["base..sft", "base..dpo"]
     assert [pair.name for pair in find_pairs("fam:base..dpo", families)] == ["base..dpo"]

@@ -1,6 +1,4 @@
-"""`shadow reproduce`: what noise alone does to ranks, recipes as files, and the shipped one on tiny
-checkpoints.
-"""
+"""`shadow reproduce`: noise alone and ranks, recipes as files, the shipped one on tiny models."""
 
 from __future__ import annotations
 
@@ -199,9 +197,7 @@ def test_every_shipped_recipe_reads():
 
 
 def layouts(tmp_path: Path) -> dict[str, Path]:
-    """Tiny checkpoints under the names that the recipe asks for, in the layouts of the released
-    ones.
-    """
+    """Tiny checkpoints under the names that the recipe has, in the released layouts."""
     qwen = models.saved("qwen3_vl", tmp_path / "qwen")
     weights, config = (
         load_file(qwen / "model.safetensors"),

@@ -67,9 +67,7 @@ def stored_pair(dtype, relative, seed=0, **shape):
 
 @pytest.mark.parametrize("ratio", [0.15, 0.3, 0.5, 1.0, 3.0])
 def test_moments_of_a_normal_update_are_the_sums_of_upper_tails(ratio):
-    """M2 = 2 sum (2j - 1) Q((j - 1/2) / s) and M1 = 2 s sum phi((j - 1/2) / s) in units of the
-    step.
-    """
+    """M2 = 2 sum (2j - 1) Q((j - 1/2) / s) and M1 = 2 s sum phi((j - 1/2) / s) in steps."""
     j = np.arange(1, 400)
     second = 2 * ((2 * j - 1) * normal.sf((j - 0.5) / ratio)).sum()
     product = 2 * ratio * normal.pdf((j - 0.5) / ratio).sum()
@@ -85,9 +83,7 @@ def test_moments_of_a_normal_update_are_the_sums_of_upper_tails(ratio):
 
 @pytest.mark.parametrize("model", ["stored", "dithered"])
 def test_tables_are_what_monte_carlo_finds(model):
-    """Chances, energies and products of |d| even in one bin of the shape, by rounding two million
-    numbers.
-    """
+    """Chances, energies, products of |d| even in one bin of the shape, from two million numbers."""
     rng = np.random.default_rng(0)
     known = rounding.tables(model)
     for octave, bin_ in ((-1, 28), (0, 30), (2, 26), (3, 31)):
@@ -159,9 +155,7 @@ def test_a_sample_of_lines_stands_for_all(monkeypatch):
 
 
 def test_classes_follow_energy_and_keep_ties_together():
-    """Lines without energy are a class of their own, equal ones share one, and order does not
-    matter.
-    """
+    """Lines without energy are a class, equal ones share one, and order does not matter."""
     energies = np.concatenate([np.zeros(50), np.full(60, 2.0), np.geomspace(3, 9, 146)])
     found = rounding.classes(energies)
     assert set(found[:50]) == {0}
@@ -180,9 +174,7 @@ def test_classes_follow_energy_and_keep_ties_together():
     ("dtype", "relative"), [("BF16", 4e-3), ("BF16", 1.5e-3), ("F16", 5e-4), ("F16", 2e-4)]
 )
 def test_kept_is_the_squared_correlation_and_the_norm_is_that_before_storing(dtype, relative):
-    """kept = <D, d>² / (|D|² |d|²) of the float64 update, the norm its own; 1 / X comes out to 12
-    %.
-    """
+    """kept = <D, d>² / (|D|² |d|²) of the float64 update, the norm its own; 1 / X to 12 %."""
     base, tuned, d = stored_pair(dtype, relative)
     D = wide(tuned) - wide(base)
     found = undo(base, tuned, (dtype, dtype))
@@ -195,9 +187,7 @@ def test_kept_is_the_squared_correlation_and_the_norm_is_that_before_storing(dty
 
 
 def test_changes_by_binade_are_those_of_a_loop_and_of_upper_tails():
-    """entries and changed are counted; of a normal update of scale s, 2 Q(ulp / 2 s) of a binade
-    change.
-    """
+    """entries and changed are counted; of a normal update, 2 Q(ulp / 2 s) of a binade change."""
     base, tuned, d = stored_pair("BF16", 2e-3, share=0.0)
     found = undo(base, tuned).binades
     b, D = wide(base), wide(tuned) - wide(base)
@@ -225,9 +215,7 @@ def test_a_master_copy_changes_more_of_the_large_binades_than_a_stored_base_woul
 
 
 def test_zeros_of_a_normal_update_are_expected_and_those_of_a_mask_are_not():
-    """zero_share_expected is the share that did not change; with most entries masked, there are
-    more.
-    """
+    """zero_share_expected is the share without change; with most entries masked, there are more."""
     base, tuned, d = stored_pair("BF16", 2e-3)
     zeros = (wide(tuned) == wide(base)).mean()
     assert undo(base, tuned).zeros == pytest.approx(zeros, abs=0.01)
@@ -328,9 +316,7 @@ def test_the_format_is_that_of_the_values_not_of_the_file():
 
 
 def test_what_was_not_rounded_has_no_kept():
-    """An F32 tuned side over a BF16 base, and an adapter: nothing_rounded; scaled 8-bit floats:
-    unexplained.
-    """
+    """An F32 tuned side of a BF16 base, an adapter: nothing_rounded; scaled F8: unexplained."""
     W, d = update(shape=(64, 96))
     base = narrow(W, "BF16")
     found = undo(base, torch.from_numpy(wide(base) + d).float(), ("BF16", "F32"))

@@ -1,6 +1,4 @@
-"""A small version of docs/rounding.md: known updates come back, or are refused for the right
-reason.
-"""
+"""A small docs/rounding.md: known updates come back, or are refused for good reason."""
 
 from __future__ import annotations
 
@@ -72,9 +70,7 @@ def test_the_purity_of_the_benchmark_is_that_of_singular_values():
 
 
 def test_the_page_is_the_scripts():
-    """docs/rounding.md names its command, and its table of purity has the rows that the script
-    makes.
-    """
+    """docs/rounding.md names its command, its table of purity has the script's rows."""
     page = benchmark.DOCUMENT.read_text(encoding="utf-8")
     assert benchmark.COMMAND in page
     rows = benchmark.purity_part((64,)).splitlines()[2:]

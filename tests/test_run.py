@@ -296,9 +296,7 @@ def test_a_changed_input_starts_afresh(change, llama, tmp_path):
 
 
 def test_a_finished_audit_measures_nothing_and_says_so(llama, tmp_path):
-    """The second run reads the report; with --overwrite other settings replace it, and that is
-    said.
-    """
+    """The second run reads the report; with --overwrite other settings replace it, as is told."""
     first = run(*llama, tmp_path)
     before = {path: path.stat().st_mtime_ns for path in first.folder.iterdir()}
     said = []
@@ -341,9 +339,7 @@ def test_two_audits_into_one_folder_are_refused(llama, tmp_path):
 
 @pytest.mark.slow
 def test_a_refused_audit_leaves_the_first_one_what_it_reads(tmp_path):
-    """The storages of old `.bin` files lie unpacked beside the journal: the second audit has its
-    own.
-    """
+    """Storages of old `.bin` files lie unpacked by the journal: the second audit has its own."""
     folders = []
     for name in ("base", "tuned"):
         (tmp_path / name).mkdir()
@@ -500,9 +496,7 @@ def test_identical_nonfinite_and_grown_tensors_are_told(tmp_path):
 
 
 def test_a_fused_tensor_with_one_changed_part_is_one_row(tmp_path):
-    """Only q of a fused projection changed: one tensor row, its norm over the whole, and two parts
-    identical.
-    """
+    """Only q of a fused projection changed: a tensor row, its norm over all, two parts equal."""
     config = {"model_type": "gpt2"}
     name = "h.0.attn.c_attn.weight"
     base = {name: torch.randn(64, 192, generator=torch.Generator().manual_seed(0))}
@@ -587,9 +581,7 @@ def test_workers_are_as_many_as_cores_or_as_fit_the_memory():
 
 
 def test_changes_by_binade_are_kept_beside_the_spectrum_of_a_delta(tmp_path):
-    """BF16 over BF16: lists of one length on delta rows alone, weighted by entries they give 1 -
-    zero_share.
-    """
+    """BF16 over BF16: lists of a length on delta rows; by entries they give 1 - zero_share."""
     rng = np.random.default_rng(0)
     base = torch.from_numpy(0.02 * rng.standard_normal((64, 96))).to(torch.bfloat16)
     tuned = (base.double() + 4e-5 * torch.from_numpy(rng.standard_normal((64, 96)))).to(

@@ -39,9 +39,7 @@ def operand(name, shard):
 
 
 def line_up(base, tuned, local=frozenset()):
-    """Pairs of two weight maps (tensor -> shard), and their checkpoints; local are the shards of
-    folders.
-    """
+    """Pairs of two weight maps (tensor -> shard), and checkpoints; local are shards of folders."""
     pairs = [
         MatrixPair(
             Place("language", 0, "mlp.up", slot=name),
@@ -161,9 +159,7 @@ def test_a_visit_spans_the_uses_of_its_shard_and_no_more(case):
 
 @given(cases())
 def test_the_peak_is_that_of_the_rules_played_out(case):
-    """With downloads that take no time the most bytes on the disk are exactly the peak, ahead or
-    not.
-    """
+    """With downloads in no time the most bytes on the disk are exactly the peak, ahead or not."""
     pairs, base, tuned, sizes = case
     work = schedule(pairs, base, tuned)
     for one in (work, work.unhurried()):
@@ -184,9 +180,7 @@ def test_no_order_of_events_takes_more_than_the_peak_or_stands_still(case, rando
 
 @given(cases(some_local=False))
 def test_a_base_shard_is_needed_during_one_stretch(case):
-    """The pairs of a base shard follow each other, and shards come in the order in which people
-    count.
-    """
+    """The pairs of a base shard follow each other, and shards come as people count."""
     pairs, base, tuned, _ = case
     work = schedule(pairs, base, tuned)
     order = [pair.base.info.shard for step in work.steps for pair in step if pair.base]
@@ -242,9 +236,7 @@ def test_names_sort_as_people_count():
 
 
 def llama(layers, hidden, intermediate, key_value, vocabulary):
-    """Tensors of a decoder in the order in which transformers saves them, with their bytes in
-    bfloat16.
-    """
+    """Tensors of a decoder in the order of transformers, with their bytes in bfloat16."""
     sizes = {"model.embed_tokens.weight": vocabulary * hidden}
     block = {
         "self_attn.q_proj.weight": hidden * hidden,

@@ -60,9 +60,7 @@ def rewrite(folder, change=lambda table: table, **told):
 
 
 def made_before(folder):
-    """What the first version of schema 1 would have written: without the later columns, without
-    residual.parquet.
-    """
+    """What schema 1 would first have written: no later columns, no residual.parquet."""
     (folder / "residual.parquet").unlink()
     rewrite(
         folder,
@@ -96,9 +94,7 @@ def test_the_schema_is_that_of_the_files(demo, shadow):
 
 
 def test_a_type_has_one_name_in_arrow_and_in_the_schema():
-    """What `shadow schema` calls a list is the list that is written, of 64-bit integers or 32-bit
-    floats.
-    """
+    """What `shadow schema` calls a list is what is written, of 64-bit integers or 32-bit floats."""
     types = {kind: arrow_type(Column("a", kind, "")) for kind in STORED_TYPES}
     lists = {"ints": pa.list_(pa.int64()), "floats": pa.list_(pa.float32())}
     assert types == {
@@ -139,9 +135,7 @@ def test_columns_that_say_never_null_never_are(demo):
 
 
 def test_the_schema_for_people(shadow):
-    """Without a table an overview of all, with one a row for each column; a wrong name gets the
-    nearest.
-    """
+    """Without a table an overview, with one a row a column; a wrong name gets the nearest."""
     overview = shadow("schema").assert_done()
     for name, table in TABLES.items():
         assert name in overview
@@ -152,9 +146,7 @@ def test_the_schema_for_people(shadow):
 
 
 def test_the_first_columns_stay_and_the_later_ones_are_known():
-    """No column of the first reports has gone; what was added since is marked as later, and only
-    that.
-    """
+    """No column of the first reports has gone; only what was added since is marked as later."""
     for table in TABLES.values():
         assert table.first <= {column.name for column in table.columns}
     later = [
@@ -165,9 +157,7 @@ def test_the_first_columns_stay_and_the_later_ones_are_known():
 
 
 def test_the_schema_has_every_key_of_the_json_files(demo, shadow, tmp_path):
-    """Of summary.json and index.json every key, and of the figures every one that is no column of
-    matrices.parquet.
-    """
+    """Every key of summary.json and index.json, and every figure that is no matrix column."""
     told = json.loads(shadow("schema", "--format", "json").assert_done())
     summary = json.loads((demo / "out" / "demo" / "base..narrow" / "summary.json").read_text())
     assert list(told["files"]["summary.json"]) == list(summary)
@@ -224,9 +214,7 @@ def test_an_older_report_is_compared_exported_and_drawn(run, shadow, tmp_path):
 
 
 def test_an_older_report_is_measured_again_when_that_is_asked_for(run, shadow, tmp_path):
-    """An upgrade measures nothing by itself, and says what the report lacks; --overwrite makes it
-    whole.
-    """
+    """An upgrade measures nothing, and says what the report lacks; --overwrite makes it whole."""
     made_before(run)
     kept = shadow("audit", "demo:base..narrow", "-o", "out")
     kept.assert_done()
@@ -251,9 +239,7 @@ def test_a_report_without_a_first_column_is_none(run, shadow, gone):
 
 
 def test_a_column_of_a_newer_version_is_passed_over(run, shadow):
-    """Schema 1 with one more column, as a newer version of it would have: read as if it were not
-    there.
-    """
+    """Schema 1 with one more column, as a newer version has: read as if it were not there."""
     wanted = shadow("show", "out").assert_done()
     rewrite(run, lambda table: table.append_column("aura", pa.array([1.5] * len(table))))
     assert shadow("show", "out").assert_done() == wanted
@@ -351,9 +337,7 @@ def test_the_note_names_a_few():
 
 
 def test_columns_are_marked_to_start_with_and_come_first(shadow, tmp_path):
-    """In JSON, on the screen and in docs/schema.md, the same, among them every one that the README
-    reads.
-    """
+    """The same in JSON, on the screen and in docs/schema.md, with all that the README reads."""
     told = json.loads(shadow("schema", "--json").assert_done())["tables"]
     marked = {
         name: [one["name"] for one in table["columns"] if one["start_here"]]

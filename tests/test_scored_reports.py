@@ -428,9 +428,7 @@ def line_of(groups) -> str:
 
 
 def test_the_line_names_few_and_counts_the_rest():
-    """Benchmarks without groups by name up to three, their mean above; four groups, and how many
-    more.
-    """
+    """Benchmarks without groups by name up to three, above by mean; four groups, and a count."""
     assert line_of([None, None]) == "b0 gain +0.1, b1 gain +0.2, concentration 0.40"
     assert line_of([None] * 5) == "mean gain +0.3 over 5 benchmarks, concentration 0.40"
     assert (

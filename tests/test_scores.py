@@ -358,9 +358,7 @@ def test_directions_are_the_harness_s_own(tmp_path):
 
 
 def test_subtasks_know_the_group_that_has_their_score(tmp_path):
-    """The topmost group with a score of its own; a group without one (a mere list) is nobody's
-    parent.
-    """
+    """The topmost group with a score of its own; one without (a mere list) is nobody's parent."""
     acc = {"acc,none": 0.5}
     results = {
         "mmlu": acc,

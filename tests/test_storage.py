@@ -227,9 +227,7 @@ EVERY_WRITE = range(1, 13)  # more than there are
     [pytest.param((2, 7), id="some"), pytest.param(EVERY_WRITE, id="all", marks=pytest.mark.slow)],
 )
 def test_an_upload_that_fails_anywhere_loses_nothing(pair, store, monkeypatch, replacing, numbers):
-    """Whichever write fails, the finished report is on this machine, and the same call publishes it
-    unmeasured.
-    """
+    """Whichever write fails, the report is here, and the same call publishes it unmeasured."""
     folder = work_folder(store) / pair.family / pair.name
     failed = 0
     for number in numbers:
@@ -316,9 +314,7 @@ def test_a_second_writer_waits_or_gives_way(pair, store, tmp_path, monkeypatch):
 
 
 def test_of_many_writers_at_once_one_publishes(pair, store, tmp_path):
-    """Eight threads with two different reports: one wins, the others are told, and nothing is
-    mixed.
-    """
+    """Eight threads with two different reports: one wins, the others are told, none is mixed."""
     folders = reports_of(pair, tmp_path) * 4
     barrier = threading.Barrier(len(folders))
     outcomes = []
@@ -533,9 +529,7 @@ def test_the_index_of_a_list_is_published(toys, store):
 
 
 def test_a_list_goes_on_on_another_machine(toys, store, monkeypatch, tmp_path):
-    """What is done there is known from the index at the URL: nothing is measured, and what it took
-    stays.
-    """
+    """What is done is known from the index at the URL: nothing is measured, what it took stays."""
     before = listed(toys, store)[0]
     monkeypatch.setenv("SHADOW_WORK_DIR", str(tmp_path / "elsewhere"))
     again = listed(toys, store)[0]
@@ -843,9 +837,7 @@ class AnswerError(OSError):
     "kind", [OSError, PermissionError, TimeoutError, ConnectionError, AnswerError]
 )
 def test_no_credential_of_a_drivers_fault_is_told(kind, monkeypatch, store):
-    """Neither the options' values, nor the environment's secrets, nor signed queries, also not in a
-    traceback.
-    """
+    """No option's value, no secret of the environment, no signed query, also not in a traceback."""
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "env-secret-1")
     text = f"GET http://u:p4ssw0rd@h/x?X-Amz-Signature=abcdef with {SECRET} and env-secret-1"
     monkeypatch.setattr(

@@ -184,9 +184,7 @@ def test_a_summary_that_is_none_is_made_again(report, again, content):
 
 @pytest.mark.parametrize("name", ["matrices", "tensors", "residual"])
 def test_tables_that_were_changed_are_believed_before_the_summary(report, again, name):
-    """A table with another number, or with its columns named otherwise: a summary is of what was
-    there.
-    """
+    """A table with another number, or other names of columns: a summary is of what was there."""
 
     def halved(table):
         column = {
@@ -227,9 +225,7 @@ def test_a_number_in_a_page_changes_no_footer_and_is_found(report, again):
 
 
 def test_who_seals_it_again_can_say_anything_but_not_of_another_shape(report, again):
-    """A forged seal is no signature; what is believed still has the shape that every reader relies
-    on.
-    """
+    """A forged seal is no signature; what is believed has the shape that readers rely on."""
 
     def forge(change):
         edit(report, change)

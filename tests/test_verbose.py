@@ -18,9 +18,7 @@ MATRIX = re.compile(r"\[(\d+)/(\d+)\] (\S+), (?:vector of )?(\d+)(?: x (\d+))?: 
 
 
 def test_every_tensor_has_a_line_and_stdout_is_the_same(shadow, tmp_path):
-    """The lines agree with the tables: each name, shape and fate once, numbered; -v changes nothing
-    else.
-    """
+    """Lines agree with the tables: each name, shape, fate once, numbered; -v changes no more."""
     plain = shadow(*PAIR, "plain")
     told = shadow(*PAIR, "talky", "-v")
     assert plain.err == ""
