@@ -665,7 +665,7 @@ def test_nothing_is_not_the_home_folder(tmp_path, stage):
 
 
 def test_targets_name_a_family_or_one_pair(tmp_path):
-    """`family` is all pairs, `family:a..b` one; the hint has the nearest name or the known pairs."""
+    """`family` is all pairs, `family:a..b` one; the hint has the nearest name or known pairs."""
     families = load(tmp_path, GOOD + "  dpo: org/dpo\n")
     assert [pair.name for pair in find_pairs("fam", families)] == ["base..sft", "base..dpo"]
     assert [pair.name for pair in find_pairs("fam:base..dpo", families)] == ["base..dpo"]
