@@ -1,7 +1,7 @@
 """Rounding undone, held against the truth: planted updates and really trained ones, stored in BF16
 and F16.
 
-    python benchmarks/rounding.py            # writes docs/rounding.md; trains small models first
+    python benchmarks/rounding.py            # writes docs/rounding.md, in minutes; trains models
     python benchmarks/rounding.py --quick    # prints a small version, without trained models
 
 Truth is the update in float64 before anything was stored. Planted: W Gaussian, 512 x 768, and an
@@ -912,10 +912,10 @@ def document(
         that 1/X comes out too small. It grows as `kept` falls. Where one direction has most of X it
         reaches a third, and 1/X is null.""",
         "## The gate",
-        f"""Refused, by relative norm. The gate refuses where more than {100 * rounding.MISFIT:.0f}
-        % of the stored energy lies in other binades than the model has it; where rounding both
-        sides from numbers in between fits better, and would give a `kept` that differs by more than
-        {100 * rounding.ALTERNATIVE:.0f} %; where the entries that the update reaches have a fourth
+        f"""Refused, by relative norm. The gate refuses where more than
+        {100 * rounding.MISFIT:.0f} % of the stored energy lies in other binades than the model has
+        it; where rounding both sides from numbers in between fits better, and would give a `kept`
+        that differs by more than {100 * rounding.ALTERNATIVE:.0f} %; where the entries that the update reaches have a fourth
         moment above {rounding.TAILED:g} and `kept` is below {1 - 2 * rounding.ALTERNATIVE:g}; and
         where changes go with the sign of the weights, (away - toward) / changed times (1 - kept)
         above {rounding.LOPSIDED:g}. A master copy that passes is one far above its rounding, where

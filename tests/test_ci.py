@@ -37,11 +37,10 @@ HOSTILE = (
 
 
 def commands(text):
-    """The workflow commands that the runner of GitHub Actions finds in what a step prints, as
-    (name, title, data).
+    """Commands that the runner of GitHub Actions finds in what a step prints: (name, title, data).
 
-    Its two grammars: `::name key=value,...::data` after white space, and `##[name
-    key=value;...]data` anywhere.
+    Its two grammars: `::name key=value,...::data` after white space, and
+    `##[name key=value;...]data` anywhere.
     """
     found = []
     for line in re.split(r"\r\n|\r|\n", text):
