@@ -896,8 +896,8 @@ def document(
         given.""",
         verdicts_part(found),
         f"""Of {len(told)} norms and 1/X that were told together, {len(wrong)} are off by more than
-        {100 * WITHIN:.0f} %, {beyond[0]} in 1/X by more than 15 % and {beyond[1]} by more
-        than 20 %, the worst in 1/X by {100 * worst:.0f} %. Of {len(clean)} trained updates from a stored
+        {100 * WITHIN:.0f} %, {beyond[0]} in 1/X by more than 15 % and {beyond[1]} by more than
+        20 %, the worst in 1/X by {100 * worst:.0f} %. Of {len(clean)} trained updates from a stored
         base, {refused} were refused, the others are within {100 * largest:.0f} %.""",
         """Not to be had: the part of an update of which nothing was stored leaves no trace. Where
         decay alone moves the rows of an embedding that no step reached, by less than half an ulp
@@ -915,11 +915,11 @@ def document(
         f"""Refused, by relative norm. The gate refuses where more than
         {100 * rounding.MISFIT:.0f} % of the stored energy lies in other binades than the model has
         it; where rounding both sides from numbers in between fits better, and would give a `kept`
-        that differs by more than {100 * rounding.ALTERNATIVE:.0f} %; where the entries
-        that the update reaches have a fourth moment above {rounding.TAILED:g} and `kept` is below
-        {1 - 2 * rounding.ALTERNATIVE:g}; and where changes go with the sign of the weights,
-        (away - toward) / changed times (1 - kept) above {rounding.LOPSIDED:g}. A master copy that passes is one far above its rounding, where
-        both histories give the same figures.""",
+        that differs by more than {100 * rounding.ALTERNATIVE:.0f} %; where the entries that the
+        update reaches have a fourth moment above {rounding.TAILED:g} and `kept` is below
+        {1 - 2 * rounding.ALTERNATIVE:g}; and where changes go with the sign of the weights, (away -
+        toward) / changed times (1 - kept) above {rounding.LOPSIDED:g}. A master copy that passes is
+        one far above its rounding, where both histories give the same figures.""",
         gate_part(found),
         "## Copies, merges and strangers",
         f"""{LAYERS} matrices of each through the whole of `shadow audit`; medians.""",
