@@ -206,11 +206,9 @@ def delta(Wb, Wt, dtypes, floors=(0.0, 0.0, 0.0)):
     """The columns of a delta that are not of one matrix alone. floors: of base, tuned and delta."""
     D = Wt - Wb
     b, t, d = spectral(Wb, floors[0]), spectral(Wt, floors[1]), spectral(D, floors[2])
-    sb, st, s = (
-        singular_values(Wb, floors[0]),
-        singular_values(Wt, floors[1]),
-        singular_values(D, floors[2]),
-    )
+    sb = singular_values(Wb, floors[0])
+    st = singular_values(Wt, floors[1])
+    s = singular_values(D, floors[2])
     coarser = min(dtypes, key=ULP_BITS.get)
     r, c, E = (D**2).sum(1), (D**2).sum(0), (D**2).sum()
     null = E**2 / ((r**2).sum() + (c**2).sum() - (D**4).sum())

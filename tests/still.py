@@ -776,10 +776,8 @@ def alike(one: str, other: str, *, measured: bool) -> bool:
     """Is a line the same but for the last digits of measured numbers?"""
     if one == other:
         return True
-    texts, numbers = (
-        [DECIMAL.split(line) for line in (one, other)],
-        [DECIMAL.findall(line) for line in (one, other)],
-    )
+    texts = [DECIMAL.split(line) for line in (one, other)]
+    numbers = [DECIMAL.findall(line) for line in (one, other)]
     lengths = [[len(number) for number in line] for line in numbers]
     if lengths[0] != lengths[1]:  # 10.00 takes a space that 9.99 leaves
         texts = [[" ".join(part.split()) for part in parts] for parts in texts]
@@ -862,10 +860,8 @@ def record(of_run: Callable[[str, Sequence[Done]], str], folder: Path) -> dict[s
 
 
 def cpu_seconds() -> float:
-    own, children = (
-        resource.getrusage(resource.RUSAGE_SELF),
-        resource.getrusage(resource.RUSAGE_CHILDREN),
-    )
+    own = resource.getrusage(resource.RUSAGE_SELF)
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
 
 

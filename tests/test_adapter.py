@@ -122,10 +122,8 @@ def test_a_low_rank_delta_is_numpys(tmp_path):
     shape, rank, alpha = (48, 64), 3, 12.0
     generator = torch.Generator().manual_seed(0)
     base = torch.randn(shape, generator=generator).bfloat16()
-    left, right = (
-        torch.randn(48, rank, generator=generator),
-        torch.randn(rank, 64, generator=generator),
-    )
+    left = torch.randn(48, rank, generator=generator)
+    right = torch.randn(rank, 64, generator=generator)
     name = "model.layers.0.self_attn.q_proj"
     models.write(tmp_path / "base", {f"{name}.weight": base}, {"model_type": "llama"})
     write_adapter(tmp_path / "adapter", name, left, right, alpha)

@@ -927,10 +927,8 @@ def test_refusals_say_how_to_get_access(run, hub, folders):
     def refused(tuned: str, *words: str, **more: str) -> None:
         told(run(*SMALL[:-1], tuned, "-o", "out", **more), *words)
 
-    address, no_token = (
-        f"{hub.endpoint}/org/gated",
-        "no token is in use: `hf auth login`, or HF_TOKEN",
-    )
+    address = f"{hub.endpoint}/org/gated"
+    no_token = "no token is in use: `hf auth login`, or HF_TOKEN"
     refused("org/gated", "org/gated is gated", address, no_token, HF_TOKEN="")
     refused("org/gated", "org/gated is gated", address, "the token of HF_TOKEN is in use")
     for name in ("org/private", "org/none"):

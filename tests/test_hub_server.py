@@ -173,10 +173,8 @@ found = {
 }
 """
     found = client(hub, tmp_path, code)
-    config, model = (
-        ["config.json", len(CONFIG), None],
-        [MODEL, len(WEIGHTS), [SHA256, len(WEIGHTS)]],
-    )
+    config = ["config.json", len(CONFIG), None]
+    model = [MODEL, len(WEIGHTS), [SHA256, len(WEIGHTS)]]
     optimizer = ["sub/optimizer.bin", 1000, [hashlib.sha256(WEIGHTS[:1000]).hexdigest(), 1000]]
     note = ["sub/a note.txt", 5, None]
     assert found["all"] == [config, model, "sub", note, optimizer]

@@ -173,10 +173,8 @@ def test_blending_adds_weights() -> None:
     """A cell of both has share w1 + (1 - share) w2, by hand; the order of the arguments is that of
     the share.
     """
-    first, second = (
-        Mixture("first", BROAD.cells[:2], (0.5, 0.5)),
-        Mixture("second", BROAD.cells[1:3], (0.1, 0.9)),
-    )
+    first = Mixture("first", BROAD.cells[:2], (0.5, 0.5))
+    second = Mixture("second", BROAD.cells[1:3], (0.1, 0.9))
     found = tasks.blended("both", first, 0.6, second)
     weights = dict(zip(found.cells, found.weights, strict=True))
     assert [weights[cell] for cell in BROAD.cells[:3]] == pytest.approx([0.3, 0.3 + 0.04, 0.36])

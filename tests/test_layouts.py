@@ -521,10 +521,8 @@ def test_blocks_that_look_at_images_leave_the_text_model_its_numbers(tmp_path):
     for inside in (1, 4):
         for name in ("cross_attn.q_proj", "mlp.up_proj"):
             wrapped[f"language_model.model.layers.{inside}.{name}.weight"] = torch.randn(4, 4)
-    base, tuned = (
-        opened(tmp_path / "a", text, {}),
-        opened(tmp_path / "b", wrapped, {"model_type": "mllama"}),
-    )
+    base = opened(tmp_path / "a", text, {})
+    tuned = opened(tmp_path / "b", wrapped, {"model_type": "mllama"})
     crossing = [name for name in wrapped if ".1." in name or ".4." in name]
     assert not models.differences(base, tuned, crossing)
     skipped = pair_checkpoints(base, tuned, Filter())[1]

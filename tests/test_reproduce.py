@@ -199,10 +199,8 @@ def test_every_shipped_recipe_reads():
 def layouts(tmp_path: Path) -> dict[str, Path]:
     """Tiny checkpoints under the names that the recipe has, in the released layouts."""
     qwen = models.saved("qwen3_vl", tmp_path / "qwen")
-    weights, config = (
-        load_file(qwen / "model.safetensors"),
-        json.loads((qwen / "config.json").read_text()),
-    )
+    weights = load_file(qwen / "model.safetensors")
+    config = json.loads((qwen / "config.json").read_text())
     text = {name: one for name, one in weights.items() if ".language_model." in name}
     plain = {name.replace(".language_model.", "."): one for name, one in text.items()}
     intern = {f"language_model.{name}": one for name, one in plain.items()}

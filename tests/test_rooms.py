@@ -103,11 +103,9 @@ def test_the_client_of_the_hub_is_given_back_as_it_was():
         made.append(_http.default_client_factory())
         return made[-1]
 
-    logger, level, filters = (
-        logging.getLogger("huggingface_hub"),
-        logging.DEBUG,
-        [*warnings.filters],
-    )
+    logger = logging.getLogger("huggingface_hub")
+    level = logging.DEBUG
+    filters = [*warnings.filters]
     shared, was = constants.HF_HUB_DISABLE_SHARED_BLOBS, logger.level
     hf.set_client_factory(factory)
     logger.setLevel(level)
