@@ -38,12 +38,10 @@ def made(bases: int = 3, seeds: int = 2, gap: float = 0.1, slope: float = -0.05)
         rows.append(
             {
                 "base": f"small-warm-{base}", "scale": "small", "width": 64, "warm": True,
-                "regime": regime,
-                "treatment": "adamw", "method": "adamw", "seed": seed, "kind": "trained",
-                "share": share,
-                "run": f"{regime}, adamw, {seed}", "seconds": 1.0, "stopped": "", "loss": 0.1,
-                "relative_norm": norm,
-                OUTCOME: level, "layers_relative_norm": norm, "concentration": level,
+                "regime": regime, "treatment": "adamw", "method": "adamw", "seed": seed,
+                "kind": "trained", "share": share, "run": f"{regime}, adamw, {seed}",
+                "seconds": 1.0, "stopped": "", "loss": 0.1, "relative_norm": norm, OUTCOME: level,
+                "layers_relative_norm": norm, "concentration": level,
                 **{f"right_{probe}": 0.5 + 0.1 * (regime == "B") for probe in findings.PROBES},
                 **{f"base_{probe}": 0.5 for probe in findings.PROBES},
                 **{name: way * level for name, way in FIGURES.items()},
@@ -127,7 +125,7 @@ def test_gains_are_against_the_base() -> None:
 
 
 def test_a_control_is_held_against_the_same_bases() -> None:
-    """A treatment on base 0 alone is compared with AdamW on base 0, though other bases lie higher."""
+    """A treatment on base 0 alone is compared with AdamW on base 0, though others are higher."""
     runs = made()
     extra = runs[(runs["base"] == "small-warm-0") & (runs["regime"] == "C")].copy()
     extra = extra.assign(treatment="muon", method="muon", **{OUTCOME: extra[OUTCOME] - 0.3})
@@ -243,9 +241,8 @@ def test_verdicts_are_counted_by_what_they_were_of() -> None:
     """Two seeds, a control and a true difference, each with one error among them."""
     rows = [
         ("A", "A", "more concentrated"), ("A", "A", "not distinguished"),
-        ("A", "D", "less concentrated"),
-        ("A", "D", "different, below the margin"), ("B", "C", "more concentrated"),
-        ("B", "C", "mixed evidence"),
+        ("A", "D", "less concentrated"), ("A", "D", "different, below the margin"),
+        ("B", "C", "more concentrated"), ("B", "C", "mixed evidence"),
     ]  # fmt: skip
     table = pd.DataFrame(rows, columns=["regime_first", "regime_second", "verdict"]).assign(
         base="small-warm-0"
@@ -266,7 +263,7 @@ def test_tables_come_back_as_they_were_written(tmp_path: Path) -> None:
 
 
 def test_the_page_says_what_the_tables_say(tmp_path: Path) -> None:
-    """B wins and loses as planted; broad data are not said to be less concentrated unless they are."""
+    """B wins and loses as planted; broad data are said to be less concentrated only if they are."""
     comparisons = pd.DataFrame(columns=["base", "regime_first", "regime_second", "verdict"])
     text = page.page({"runs": made(), "comparisons": comparisons}, "quick")
     assert "B wins on its benchmark" in text

@@ -101,8 +101,8 @@ def tiny() -> Ingredients:
     """A decoder of two layers and texts of a hundred tokens in a pattern that can be learned."""
     config = transformers.LlamaConfig(
         vocab_size=128, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1, tie_word_embeddings=True, bos_token_id=None, eos_token_id=0,
+        num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=True, bos_token_id=None,
+        eos_token_id=0,
     )  # fmt: skip
 
     def start() -> transformers.LlamaForCausalLM:
@@ -129,9 +129,7 @@ def out(tmp_path_factory):
 
 @pytest.mark.slow
 def test_every_run_is_measured_three_times_in_two_formats(out):
-    """Three states, each in float32 and in bf16; what is trained on is learned, and told for every
-    text.
-    """
+    """Three states, in float32 and in bf16; what is trained on is learned, and told by text."""
     table = pretrained.perform(out, tiny(), RUNS, BUDGET)
     assert len(table) == 3 * 3 * 2
     assert set(table["stored"]) == {"F32", "BF16"}
@@ -146,7 +144,7 @@ def test_every_run_is_measured_three_times_in_two_formats(out):
 
 @pytest.mark.slow
 def test_what_is_finished_is_not_made_again(out):
-    """A run whose record is gone is made again, to the same figures; the others and the base stay."""
+    """A run whose record is gone is made again, with the same figures; all else stays."""
     before = (out / "pretrained.parquet").read_bytes()
     gone = out / "runs" / f"{RUNS[1].name}.json"
     told = json.loads(gone.read_text())

@@ -200,9 +200,7 @@ def test_only_text_decoders_have_a_word(components: set[str], part: str) -> None
 
 
 def test_the_demo_is_of_the_reference() -> None:
-    """registry/demo/training.json names the runs of the lab that it is, and they are trainings of
-    runs.csv.
-    """
+    """registry/demo/training.json names its runs of the lab, which are trainings of runs.csv."""
     told = json.loads((ROOT / "registry" / "demo" / "training.json").read_text(encoding="utf-8"))[
         "lab"
     ]
