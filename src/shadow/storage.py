@@ -402,10 +402,20 @@ LOGGERS = (
     "huggingface_hub",
 )
 DRIVERS = {
-    "adlfs", "aiobotocore", "aiohttp", "azure", "botocore", "fsspec", "gcsfs", "google", "httpx",
+    "adlfs",
+    "aiobotocore",
+    "aiohttp",
+    "azure",
+    "botocore",
+    "fsspec",
+    "gcsfs",
+    "google",
+    "httpx",
     "httpx2",
-    "huggingface_hub", "requests", "s3fs",
-}  # fmt: skip
+    "huggingface_hub",
+    "requests",
+    "s3fs",
+}
 
 
 def _fault(store: Store, error: Exception) -> ShadowError | None:
@@ -441,10 +451,9 @@ def _wrong_options(store: Store, error: Exception) -> UsageError:
 
 
 def _check(store: Store) -> str:
-    return (
-        "check"
-        f" --storage-options{f', or {store.scheme.credentials}' if store.scheme.credentials else ''}"
-    )
+    if not store.scheme.credentials:
+        return "check --storage-options"
+    return f"check --storage-options, or {store.scheme.credentials}"
 
 
 def _is_theirs(error: Exception, status: int | None) -> bool:

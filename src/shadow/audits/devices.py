@@ -1,4 +1,4 @@
-"""The device that is asked for -> the one that makes Gram matrices, and what a report says of it."""
+"""The device that is asked for -> the one that makes Gram matrices; what a report says of it."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def named(differing: list[str]) -> str:
 
 
 def _of_side(side: Side, had: CheckpointMetadata, now: CheckpointMetadata) -> Iterator[str]:
-    """A checkpoint that differs, told by the first of its name, its commit and its files that does."""
+    """A checkpoint that differs, told by the first of name, commit and files that does."""
     if had["repo"] != now["repo"]:
         yield f"{side} {_end(had['repo'])}, now {_end(now['repo'])}"
     elif had["commit"] != now["commit"]:

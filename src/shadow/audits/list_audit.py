@@ -105,7 +105,7 @@ def _try_to_publish(published: PublishedIndex, output: Path, say: Callable[[str]
 
 
 def _row_after(before: Row, outcome: PairOutcome) -> Row:
-    """The row of a pair after it was tried; what it took counts on top of what earlier runs took."""
+    """The row of a pair after it was tried; what it took is added to what earlier runs took."""
     seconds = round((before.seconds or 0.0) + outcome.seconds, 3)
     spent = replace(before, seconds=seconds, bytes=(before.bytes or 0) + outcome.moved)
     if outcome.result is not None:

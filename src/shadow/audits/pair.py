@@ -437,7 +437,7 @@ def _client_for(pair: Pair) -> contextlib.AbstractContextManager[None]:
 
 
 def client_for(references: Sequence[Reference]) -> contextlib.AbstractContextManager[None]:
-    """The Hub's client, held while these are read; it is not even imported where all are folders."""
+    """The Hub's client, held while these are read; where all are folders it is not imported."""
     if all(reference.is_folder for reference in references):
         return contextlib.nullcontext()
     try:
@@ -723,7 +723,7 @@ def _remove_leftovers(fetched: Sequence[Fetched]) -> None:
 
 
 def _measure(audit: Asked, lined: AlignedPair, journal: Journal) -> int:
-    """Measure what the journal does not hold yet, into the journal; how many matrices those were."""
+    """Measure what the journal does not hold yet, into the journal; returns how many matrices."""
     runtime = audit.runtime
     plan = _planned(audit, lined, journal) if runtime.elsewhere is None else None
     matrices = {pair.key for pair in lined.pairs if pair.is_matrix}

@@ -405,7 +405,7 @@ def _with_sources(
     filtered: bool,
     scratch: Path,
 ) -> Checkpoint:
-    """The checkpoint with byte ranges in the place of whole shards where those move clearly less."""
+    """The checkpoint with byte ranges in place of whole shards where those move clearly less."""
     wanted = defaultdict[str, list[TensorInfo]](list)
     for pair in pairs:
         operand = pair.base if side == "base" else pair.tuned

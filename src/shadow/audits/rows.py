@@ -341,7 +341,7 @@ class _Part:
 
     @property
     def is_compared(self) -> bool:
-        """Matrices that were measured or are identical, and vectors of which the norms were taken."""
+        """Matrices that were measured or are identical, and vectors whose norms were taken."""
         if self.outcome.status == "skipped":
             return self.outcome.base_norm is not None
         return self.outcome.reason != "only_in_tuned"

@@ -111,7 +111,7 @@ class SpectrumCache:
 
 
 def key(matrix: Matrix, question: Question) -> str:
-    """The name of a spectrum: hexadecimal sha256 of the matrix, the question and what answers it."""
+    """The name of a spectrum: hex sha256 of the matrix, the question and what answers it."""
     digest = hashlib.sha256(f"{_solver()} {question} {shape_of(matrix)} {_kind(matrix)}\n".encode())
     for index in blocks(matrix):
         part = matrix[index].contiguous()

@@ -261,7 +261,7 @@ def pin(
 
 @own_client()
 def commit_of(repo: str, revision: str | None, *, say: Say) -> str:
-    """The commit that a revision (None: the default branch) is now. Raises ShadowError as pin does."""
+    """The commit of a revision (None: the default branch) now. Raises ShadowError as pin does."""
     return str(_told(repo, revision, say).sha)
 
 

@@ -62,7 +62,7 @@ def sharp_edge(rows: Floats, cols: Floats) -> float:
 
 
 def _grouped(energies: Floats) -> tuple[Floats, Floats]:
-    """Values and how often each occurs: means of energies within a ratio of SAME, zeros left out."""
+    """Values and how often each occurs: means of energies within a ratio of SAME, without zeros."""
     positive = energies[energies > 0]
     place = np.floor(np.log(positive / positive.max()) / SAME).astype(np.int64)
     _, of_value, times = np.unique(place, return_inverse=True, return_counts=True)

@@ -227,7 +227,7 @@ def _widths() -> tuple[Array, Array]:
 
 
 def _width(energy: float) -> float:
-    """t with t² + g(t) = energy, the energy of stored moves in units of u²; 0 where nothing moved."""
+    """t with t² + g(t) = energy, that of the stored moves in units of u²; 0 if nothing moved."""
     if energy <= 0:
         return 0.0
     if energy > 9:

@@ -1,4 +1,4 @@
-"""The numbers of one matrix. Imports nothing that computes, so that reports are read without torch."""
+"""The numbers of one matrix. Imports nothing that computes: reports are read without torch."""
 
 from __future__ import annotations
 

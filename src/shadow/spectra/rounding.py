@@ -60,7 +60,7 @@ TINY = 1e-30  # a chance above 0, in float32
 LEVEL_OCTAVES = 24  # |D| / ulp from 2^23 on is one level
 
 
-# ---------------------------------------------------------------------------------------------------- grids
+# -------------------------------------------------------------------------------------------- grids
 
 
 def on_grid(block: Tensor, stored: FloatFormat) -> bool:
@@ -89,7 +89,7 @@ def coarser_grid(
     return dtype
 
 
-# ---------------------------------------------------------------------------------------------------- counts
+# ------------------------------------------------------------------------------------------- counts
 
 
 @dataclass(frozen=True)
@@ -294,7 +294,7 @@ def _binades_and_levels(
     return binade, level
 
 
-# ---------------------------------------------------------------------------------------------------- the model
+# ---------------------------------------------------------------------------------------- the model
 
 
 @dataclass(frozen=True)
@@ -514,7 +514,7 @@ def _fitted(
     )
 
 
-# ---------------------------------------------------------------------------------------------------- verdict
+# ------------------------------------------------------------------------------------------ verdict
 
 ROUNDED_AWAY = 0.25  # kept below which corrected figures are null
 # floor_ratio from which rounding has a hundredth of the energy, or two, whatever the history
@@ -605,9 +605,9 @@ def kept_share(fitted: Fit) -> float:
     """The share of the stored energy that is the update's, from a fit.
 
     In a cell D = a d + error with a = sum D d / sum d², so that a² sum d² is the update's. Purity
-    is a sum over products of four entries at two rows and two columns; with cells of energy C = a²
-    sum d² it carries over as
-    ||M Mᵀ||_F, M the roots of C, and not as sum C. The two are the same where C is a product of rows and columns.
+    is a sum over products of four entries at two rows and two columns. With cells of energy
+    C = a² sum d² it carries over as ||M Mᵀ||_F, M the roots of C, and not as sum C. The two are the
+    same where C is a product of rows and columns.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         coherent = np.where(fitted.update > 0, fitted.product**2 / fitted.update, 0.0)
