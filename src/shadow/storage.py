@@ -1,5 +1,6 @@
-"""Files at URLs: object stores, by way of fsspec, whose drivers come with extras. The only module
-that knows fsspec.
+"""Files at URLs: object stores, by way of fsspec, whose drivers come with extras.
+
+The only module that knows fsspec.
 
 A URL never holds a credential: one with a password or a query is refused, and what a driver says is
 told only after the values of the options and of the environment's secrets were taken out.
@@ -78,8 +79,9 @@ LEAST_SECRET = 6  # characters; shorter values, such as `true`, are no secrets
 
 
 def url_of(place: str | os.PathLike[str]) -> str | None:
-    """The URL that a place is, also where pathlib has made one slash of two; None for a path of
-    this machine.
+    """The URL that a place is, also where pathlib has made one slash of two.
+
+    None for a path of this machine.
     """
     text = os.fspath(place)
     match = URL.match(text)
@@ -136,8 +138,9 @@ def located(
 
 
 def parsed_options(text: str | None) -> dict[str, Any]:
-    """Options of a driver: JSON, or a file of JSON. Nothing of what they hold is ever told. Raises
-    UsageError.
+    """Options of a driver: JSON, or a file of JSON. Nothing of what they hold is ever told.
+
+    Raises UsageError.
     """
     if not text:
         return {}
@@ -256,8 +259,9 @@ class Store:
             return Entry(int(told["size"] or 0), repr(sorted(told.items(), key=str)))
 
     def read(self, name: str, most: int) -> bytes | None:
-        """A small file; None where there is none. Raises ShadowError for one of more than most
-        bytes.
+        """A small file; None where there is none.
+
+        Raises ShadowError for one of more than most bytes.
         """
         with self._reaching(name):
             system, path = self._system(), self._path(name)
@@ -280,8 +284,9 @@ class Store:
             return content
 
     def fetch(self, sizes: Mapping[str, int], folder: Path) -> None:
-        """Files, by name and size, into a folder, several at a time. Raises ShadowError for one of
-        another size.
+        """Files, by name and size, into a folder, several at a time.
+
+        Raises ShadowError for one of another size.
         """
 
         def fetch_one(name: str) -> None:
@@ -374,9 +379,7 @@ def _is_plain(path: str) -> bool:
 
 @cache
 def _system(protocol: str, options: str, _: int) -> Any:
-    """The driver, one for each process: a fork has no part in the threads of the process that it
-    comes from.
-    """
+    """The driver, one a process: a fork has no part in the threads of the process it comes from."""
     import fsspec
 
     for name in (
@@ -479,9 +482,7 @@ def _status(error: Exception) -> int | None:
 
 
 def _said(store: Store, error: Exception) -> str:
-    """The driver's first words, without URLs' queries and without any value that may be a
-    credential.
-    """
+    """The driver's first words, without URLs' queries and any value that may be a credential."""
     text = re.sub(r"^\[Errno -?\d+\] ", "", next(iter(str(error).splitlines()), "").strip())
     for secret in sorted(_secrets(store.options), key=len, reverse=True):
         text = text.replace(secret, "***")
@@ -521,8 +522,9 @@ _copies: dict[str, str] = {}  # URLs, by the paths of their copies
 
 
 def place_for(store: Store) -> Path:
-    """A path for the copy of a file or a folder, under its own name; it vanishes when the process
-    ends.
+    """A path for the copy of a file or a folder, under its own name.
+
+    It vanishes when the process ends.
     """
     parent = Path(tempfile.mkdtemp(dir=_scratch().name))
     path = parent / (re.sub(r"[^A-Za-z0-9._-]", "-", store.name).lstrip(".")[:100] or "copy")

@@ -1,5 +1,6 @@
-"""The folder of solved spectra: where it is, how large it is, and making room. Imports nothing that
-computes.
+"""The folder of solved spectra: where it is, how large it is, and making room.
+
+Imports nothing that computes.
 """
 
 from __future__ import annotations

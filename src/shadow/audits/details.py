@@ -21,9 +21,7 @@ NAMED = 3  # tensors that a line names
 
 
 def of_settings(method: Method, chosen: Filter, *, spectra: bool, optimizer: str | None) -> str:
-    """What the report depends on besides its checkpoints: `settings: precision default, 0 sampled
-    nulls, ...`.
-    """
+    """What the report depends on besides its checkpoints: `settings: precision default, ...`."""
     drawn = f" (seed {method.seed})" if method.nulls else ""
     filters = [
         f"{name} {', '.join(map(str, values))}" for name, values in vars(chosen).items() if values

@@ -34,8 +34,7 @@ NAMES = {  # settings, by the option that sets them
 
 
 def differences(metadata: ReportMetadata, asked: Identity, defaults: SettingsMetadata) -> list[str]:
-    """What makes a report another one than was asked for, each with both values; empty where
-    nothing does.
+    """What makes a report another one than was asked for, with both values; empty if nothing does.
 
     The version that measured it does not, nor the optimiser, on which no number depends. What its
     settings do not say was no setting yet, and is what defaults say.

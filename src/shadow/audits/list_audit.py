@@ -1,5 +1,4 @@
-"""The audit of a list: pair after pair into one folder, with an index that is right whenever the
-run is killed.
+"""The audit of a list: pair after pair into one folder, with an index that survives a kill.
 
 An engine may carry out the pairs elsewhere; this process alone writes the index.
 """
@@ -122,8 +121,9 @@ def _row_after(before: Row, outcome: PairOutcome) -> Row:
 
 
 def _done_row_after(taken: Row, result: AuditResult) -> Row:
-    """The row of a pair that is done; of a report that no list has made, with the time that the
-    report tells.
+    """The row of a pair that is done.
+
+    Of a report that no list has made, with the time that the report tells.
     """
     seconds = result.provenance.get("seconds") if taken.seconds is None else taken.seconds
     return done_row(

@@ -1,5 +1,4 @@
-"""What this process may use of the machine: cores and memory, also where a container or a batch
-system limits them.
+"""What this process may use of the machine: cores and memory, also in a container or a batch job.
 
 Linux limits a process by control groups (cgroups), which are nested: what a group may use, all that
 is in it and below it shares, so the least of a group and its ancestors counts. Version 2 has one
@@ -57,9 +56,7 @@ def machine_limits(root: Path = Path("/")) -> MachineLimits:
 
 
 def _processors() -> tuple[int, str]:
-    """The processors that this process may run on: all, or those of its affinity, which a cpuset
-    limits too.
-    """
+    """The processors that this process may run on: all, or those of its affinity or cpuset."""
     every = os.cpu_count() or 1
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else every
     return allowed, "the machine" if allowed == every else "the processors of this process"
@@ -96,9 +93,7 @@ def _groups(root: Path, controller: str) -> Iterator[tuple[Path, str]]:
 
 
 def _trees(root: Path, controller: str, version: int) -> list[tuple[Path, str]]:
-    """Where a version's tree with a controller is mounted, and the name of the group that is its
-    top.
-    """
+    """Where a version's tree with a controller is mounted, and the name of the group at its top."""
     trees = []
     for line in _text(root / "proc/self/mountinfo").splitlines():
         before, _, after = line.partition(" - ")
@@ -125,8 +120,7 @@ def _cpu_limit(folder: Path) -> float | None:
 
 
 def _memory_left(folder: Path) -> int | None:
-    """Bytes that a group may still take, its file cache counted as free; None where it is not
-    limited.
+    """Bytes that a group may still take, its file cache counted as free; None without a limit.
 
     `memory.high` counts as a limit: above it a group is slowed down until it is below it again.
     """
@@ -143,8 +137,7 @@ def _memory_left(folder: Path) -> int | None:
 
 
 def _file_cache(folder: Path) -> int:
-    """Bytes of a group's memory that the kernel drops when there is need: cache of files that was
-    not used lately.
+    """Bytes of a group's memory that the kernel can drop: cache of files that was not used lately.
 
     The weights of a checkpoint are mapped files: without this a second audit would seem to have no
     room.

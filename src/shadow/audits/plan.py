@@ -1,6 +1,4 @@
-"""What an audit will take, before the first byte of a weight moves: sources, order, bytes, disk,
-memory.
-"""
+"""What an audit will take, before the first byte moves: sources, order, bytes, disk, memory."""
 
 from __future__ import annotations
 
@@ -479,8 +477,7 @@ def _freeing(checkpoint: Checkpoint, ours: Collection[tuple[str, str, str]]) -> 
 
 @dataclass(frozen=True)
 class _Places:
-    """The two disks that an audit writes to, which are often one: the Hub's cache, and the
-    report's.
+    """The two disks that an audit writes to, often one: the Hub's cache, and the report's.
 
     there: shards that take their part of the cache's disk already.
     """

@@ -1,5 +1,6 @@
-"""Tasks on Ray: on the cores of this machine, or on a cluster. Ray is imported when it is asked
-for, and not before.
+"""Tasks on Ray: on the cores of this machine, or on a cluster.
+
+Ray is imported when it is asked for, and not before.
 
 What runs where is Ray's business. This process only says which machine a task should rather go to,
 so that each base is fetched by few of them, and keeps no more tasks in Ray than can run, so that
@@ -132,8 +133,9 @@ def _require_somebody_at(address: str) -> None:
 
 @contextlib.contextmanager
 def _without_talk() -> Iterator[None]:
-    """Ray prints what befalls its workers on stdout, which is for data; what matters of it is told
-    here.
+    """Ray prints what befalls its workers on stdout, which is for data.
+
+    What matters of it is told here.
     """
     from ray._private import worker
 
@@ -401,8 +403,9 @@ def _silent(_: object) -> None:
 
 
 class _Ear:
-    """What tasks tell the driver. A message is kept until the driver asks for a later one: it has
-    arrived then.
+    """What tasks tell the driver.
+
+    A message is kept until the driver asks for a later one: it has arrived then.
     """
 
     def __init__(self) -> None:

@@ -1,5 +1,4 @@
-"""Two checkpoints that line up -> a generator of frozen outcomes, one for each matrix or vector
-pair.
+"""Two checkpoints that line up -> a generator of frozen outcomes, one a matrix or vector pair.
 
 Here the half that knows files meets the half that knows linear algebra. Nothing is printed, and no
 report written.

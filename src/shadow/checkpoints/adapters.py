@@ -61,8 +61,9 @@ class Adapter:
 
 
 def read_adapter(where: str, config: Mapping[str, object]) -> Adapter:
-    """The adapter that an adapter_config.json describes. Raises ShadowError for what is no plain
-    LoRA.
+    """The adapter that an adapter_config.json describes.
+
+    Raises ShadowError for what is no plain LoRA.
     """
     kind = config.get("peft_type")
     if kind != "LORA":

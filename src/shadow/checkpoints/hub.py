@@ -1,5 +1,4 @@
-"""The Hub: commits, listings, whole files and byte ranges, all through the `huggingface_hub`
-client.
+"""The Hub: commits, listings, whole files and byte ranges, all through `huggingface_hub`.
 
 Its HTTP library has changed twice, so only `huggingface_hub.errors`, OSError and the session it
 hands out are used. Everything after `pin` names a 40-hex commit. A fault becomes one line and a
@@ -103,8 +102,9 @@ _before: _Before | None = None
 
 @contextlib.contextmanager
 def own_client() -> Iterator[None]:
-    """The Hub's client with our sessions, and without its own warnings; as it was before once the
-    last holder leaves.
+    """The Hub's client with our sessions, and without its own warnings.
+
+    It is as it was before once the last holder leaves.
 
     Left alone it waits for some answers without an end, sleeps for as long as a server asks it to,
     up to five times, and takes the token along to any address that a listing names as its next
@@ -199,8 +199,9 @@ def _after_response(response: Any) -> None:
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file of a repository. checksum is `sha256:...` (Git-LFS), `git:...` (a plain blob), or None
-    if not told.
+    """A file of a repository.
+
+    checksum is `sha256:...` (Git-LFS), `git:...` (a plain blob), or None if not told.
     """
 
     path: str
@@ -235,8 +236,7 @@ class Snapshot:
 def pin(
     repo: str, revision: str | None, subfolder: str | None, *, offline: bool, say: Say
 ) -> Snapshot:
-    """Resolve a revision (None: the default branch) to its commit and list the files of that
-    commit.
+    """Resolve a revision (None: the default branch) to its commit and list that commit's files.
 
     Raises ShadowError when there is no such repository or revision, when access is refused, when
     the Hub cannot be reached, and offline when the cache does not know the revision.
@@ -362,8 +362,9 @@ def fetch_whole(
     report: OnBytes = lambda count: None,
     stop: Event | None = None,
 ) -> tuple[Path, bool]:
-    """A file in the cache, fetched if it is not there, and whether its checksum is right (False:
-    none is known).
+    """A file in the cache, fetched if it is not there, and whether its checksum is right.
+
+    False where no checksum is known.
 
     A copy whose checksum is wrong is fetched once more; ShadowError if that does not help. report
     is told of bytes as they come (a negative number takes back what a failed attempt counted).
@@ -415,8 +416,7 @@ def _download(
         counted, thread = 0, get_ident()
 
         class Meter(hf_tqdm):  # the client's only hook into a running download
-            """Draws nothing; hands the counts on, and ends the download when it is no longer
-            wanted.
+            """Draws nothing; hands the counts on, and ends a download that is no longer wanted.
 
             Xet calls from a thread of its own, prints what is raised there, and goes on.
             """
@@ -506,9 +506,7 @@ def forget(repo: str, commit: str, path: str, checksum: str | None) -> None:
 
 
 def _remove_bytes(snapshot: Snapshot, path: Path) -> None:
-    """Remove a damaged file from the cache for all commits, so that it takes no disk while it comes
-    again.
-    """
+    """Remove a damaged file from the cache for all commits, so that it takes no disk meanwhile."""
     with contextlib.suppress(OSError):
         blob = path.resolve()
         path.unlink()
@@ -588,8 +586,7 @@ def copy_range(
     report: OnBytes = lambda count: None,
     stopped: Event | None = None,
 ) -> None:
-    """Bytes start to stop (exclusive) of a file, in order, going on where a cut connection left
-    off.
+    """Bytes start to stop (exclusive) of a file, in order, resumed where a cut connection left off.
 
     Raises RangeIgnoredError when the server sends other bytes than those asked for.
     """
@@ -777,8 +774,9 @@ def _is_transient(error: BaseException) -> bool:
 
 
 def _is_local(error: BaseException) -> bool:
-    """A fault of this machine's disk. Those of the line are the HTTP library's, or have a type of
-    their own.
+    """A fault of this machine's disk.
+
+    Those of the line are the HTTP library's, or have a type of their own.
     """
     network = ConnectionError, TimeoutError
     return (
@@ -899,9 +897,7 @@ def _in_words(
 
 
 def _require_usable_settings() -> None:
-    """Refuse an address and a token that no request can have, before the HTTP library does in its
-    own words.
-    """
+    """Refuse an address and a token that no request can have, before the HTTP library does."""
     if not re.fullmatch(r"https?://[!-~]+", constants.ENDPOINT):
         raise ShadowError(
             f"{constants.ENDPOINT} is no web address", "HF_ENDPOINT must begin with https://"

@@ -177,8 +177,9 @@ def _dtype_names() -> dict[str, str]:
 
 
 def confine(memory: int, written: int) -> None:
-    """Give up what reading does not need. Each step is left out where a system lacks it: none is
-    the only guard.
+    """Give up what reading does not need.
+
+    Each step is left out where a system lacks it: none is the only guard.
 
     memory is in bytes beyond what is in use, written the size in bytes to which a file that is open
     may grow.

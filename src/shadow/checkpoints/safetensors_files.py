@@ -135,8 +135,9 @@ def _what_it_is(prefix: bytes) -> str | None:
 
 
 def has_too_many_values(raw: bytes) -> bool:
-    """Would a JSON file become far more objects than a real one? A comma or a bracket stands before
-    each value.
+    """Would a JSON file become far more objects than a real one?
+
+    A comma or a bracket stands before each value.
     """
     return sum(raw.count(mark) for mark in (b",", b"[", b"{")) > MAX_MARKS
 

@@ -1,5 +1,4 @@
-"""Where the bytes of a shard come from: a local file, a whole file of the Hub, or byte ranges of
-one.
+"""Where a shard's bytes come from: a local file, a whole file of the Hub, or byte ranges of one.
 
 `fetch` runs in one thread, ahead of the work; `tensor` in many, after it. The compute half sees
 tensors only.
@@ -267,8 +266,9 @@ class Fetching:
 
 
 def in_threads(function: Callable[[T, Event], R], items: Sequence[T], threads: int) -> list[R]:
-    """function(item, stop) of every item, in order, worked on by daemon threads. stop is set when
-    that is given up.
+    """function(item, stop) of every item, in order, by daemon threads.
+
+    stop is set when the work is given up.
     """
     futures: list[Future[R]] = [Future() for _ in items]
     waiting, stop = deque(zip(futures, items, strict=True)), Event()

@@ -96,8 +96,7 @@ Pairs = tuple[tuple[Matrix, Matrix], tuple[Matrix, Matrix]]  # (first, middle), 
 
 
 def joint_values(pairs: Pairs, formats: tuple[str, str, str], space: Workspace) -> JointValues:
-    """Both deltas held against one another. formats are the stored dtypes of first, middle and
-    last.
+    """Both deltas held against one another; formats: the stored dtypes of first, middle and last.
 
     All four matrices have one shape, dimension by dimension.
     """
@@ -167,8 +166,9 @@ def _sums(pairs: Pairs, grid: FloatFormat | None, space: Workspace) -> _Sums:
 
 
 def _grid(middle: Matrix, formats: tuple[str, str, str], space: Workspace) -> FloatFormat | None:
-    """The format whose rounding both deltas share; None where the middle was not rounded to steps
-    of its values.
+    """The format whose rounding both deltas share.
+
+    None where the middle was not rounded to steps of its values.
     """
     if isinstance(middle, BlockScaled | Updated):
         return None
@@ -176,8 +176,7 @@ def _grid(middle: Matrix, formats: tuple[str, str, str], space: Workspace) -> Fl
 
 
 def shared_rounding(middle: Array, d1: Array, d2: Array, grid: FloatFormat) -> Shared:
-    """What a master copy in more bits makes of two unrelated updates, each rounded when it is
-    stored.
+    """What a master copy in more bits makes of two unrelated updates, each rounded when stored.
 
     Let Q round to steps of u, and x lie anywhere between two of them. A normal update of standard
     deviation s moves the stored value by V(s) = E (Q(x + d) - Q(x))² = s² + u² g(s / u) on average,

@@ -96,8 +96,9 @@ def overlaps(
 def overlaps_left_out(
     sketches: NDArray[np.float32], participation: NDArray[np.float64], width: int
 ) -> list[NDArray[np.float64]]:
-    """`overlaps` from the projection without one eighth of its columns, for each eighth; empty
-    where it is exact.
+    """`overlaps` from the projection without one eighth of its columns, for each eighth.
+
+    Empty where it is exact.
 
     Not kept in [0, 1]: how far they scatter is what they are for.
     """

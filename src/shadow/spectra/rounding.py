@@ -128,8 +128,9 @@ class Counts:
 
 @dataclass(frozen=True)
 class Levels:
-    """Levels of k = |D| / ulp: every integer up to 8, then 2^LEVEL_BITS to an octave. low: the
-    first k of each.
+    """Levels of k = |D| / ulp: every integer up to 8, then 2^LEVEL_BITS to an octave.
+
+    low: the first k of each.
     """
 
     low: Floats
@@ -173,9 +174,7 @@ def steps() -> Floats:
 
 
 def classes(energies: Floats) -> Indices:
-    """The class of each line, by its energy: equal energies share one, lines without energy are
-    class 0.
-    """
+    """The class of each line, by energy: equal energies share one, lines without are class 0."""
     count = min(CLASSES, max(1, len(energies) // LINES_PER_CLASS))
     positive = np.sort(energies[energies > 0])
     if len(positive) == 0:
@@ -186,8 +185,7 @@ def classes(energies: Floats) -> Indices:
 
 
 def sampled_lines(of_class: Indices, length: int) -> tuple[Indices, Floats]:
-    """Lines of the long side to count, ascending, and (classes,) how many lines each of them stands
-    for.
+    """Lines of the long side to count, ascending, and (classes,) how many lines each stands for.
 
     Every class gives about as many, drawn from a fixed seed; all lines of a matrix of at most
     SAMPLE entries.
@@ -274,8 +272,9 @@ def _lines(part: Tensor, chosen: Tensor, axis: int, dtype: torch.dtype) -> Tenso
 def _binades_and_levels(
     b: Tensor, d: Tensor, grid: FloatFormat, top: int, deepest: int
 ) -> tuple[Tensor, Tensor]:
-    """Of every entry: its binade, from 0 down to deepest, and the leading part of |d| / ulp; d is
-    overwritten.
+    """Of every entry: its binade, from 0 to deepest, and the leading part of |d| / ulp.
+
+    d is overwritten.
     """
     d.abs_().mul_(
         math.ldexp(1.0, -top)
@@ -415,9 +414,7 @@ class Fit:
 
 
 def fit(counts: Counts, model: Model = "stored", rounds: int = 3, iterations: int = 30) -> Fit:
-    """Scales and shape in turn, from a half-normal shape: `rounds` times, or scales alone where
-    rounds is 0.
-    """
+    """Scales and shape in turn, from a half-normal shape: `rounds` times, or scales alone at 0."""
     entries = counts.by_cell
     stored = counts.energies
     known = tables(model)
@@ -537,8 +534,9 @@ SLOPE_Z = (
 
 @dataclass(frozen=True)
 class Binades:
-    """Changes by binade of the base, from that of its largest entry down: one binade is half the
-    one before.
+    """Changes by binade of the base, from that of its largest entry down.
+
+    One binade is half the one before.
 
     entries: (k,) share of all entries, k <= BINADES. changed: (k,) share of the binade's entries
     that changed, NaN without an entry. expected: (k,) the same by the fitted storage model.
@@ -681,8 +679,7 @@ def undo(
     space: Workspace,
     floor_ratio: float | None = None,
 ) -> Undone:
-    """What is known of the update between two stored matrices; the history is decided by their
-    values.
+    """What is known of the update between two stored matrices; their values decide the history.
 
     formats: stored dtypes. lines: (rows,) and (cols,) energies of tuned - base, unscaled. largest:
     the largest absolute entry of base. Which format a side was rounded to is told by its values, as
@@ -753,8 +750,7 @@ def _counted(
 def slope_z(
     base: Matrix, tuned: Matrix, grid: FloatFormat, dtype: torch.dtype, space: Workspace
 ) -> float:
-    """The slope of tuned - round(base) over base - round(base), in standard errors, in one pass;
-    both in ulps.
+    """The slope of tuned - round(base) over base - round(base), in standard errors; both in ulps.
 
     0 on average where training started from round(base). Where it started from the base, tuned =
     round(base + d) holds the remainder: the slope is 1 for a large d, and above 0 for any.
@@ -783,8 +779,9 @@ def slope_z(
 
 
 def base_kept(energy: float, error: float) -> Undone:
-    """energy: of D; error: sum of ulp² / 12. The base has more bits than the tuned side and was not
-    rounded first.
+    """energy: of D; error: sum of ulp² / 12.
+
+    The base has more bits than the tuned side and was not rounded first.
     """
     kept = max(0.0, 1.0 - error / energy)
     return Undone(
@@ -839,8 +836,9 @@ def line_energies(
 
 
 def values(undone: Undone, base_norm: float) -> Values:
-    """kept, relative_norm_unrounded and zero_share_expected; the last two are None where kept is,
-    or is too small.
+    """kept, relative_norm_unrounded and zero_share_expected.
+
+    The last two are None where kept is, or is too small.
     """
     known = undone.kept is not None and undone.reason is None
     return {

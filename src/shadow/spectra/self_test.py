@@ -1,5 +1,6 @@
-"""The self-test of a device: `shadow.spectra.device` runs it in a child process. It prints what is
-wrong.
+"""The self-test of a device: `shadow.spectra.device` runs it in a child process.
+
+It prints what is wrong.
 """
 
 from __future__ import annotations
