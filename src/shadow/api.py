@@ -159,10 +159,17 @@ def audit(
 
     chosen = _chosen(target, base, tuned, registry)
     settings = _settings(
-        components=components, layers=layers, modules=modules, precision=precision, nulls=nulls,
+        components=components,
+        layers=layers,
+        modules=modules,
+        precision=precision,
+        nulls=nulls,
         seed=seed,
-        subspaces=subspaces, spectra=spectra, optimizer=optimizer, device=device,
-    )  # fmt: skip
+        subspaces=subspaces,
+        spectra=spectra,
+        optimizer=optimizer,
+        device=device,
+    )
     access = _access(allow_pickle=allow_pickle, offline=offline, fetch=fetch, max_disk=max_disk)
     runtime = Runtime(
         jobs=jobs,
@@ -275,8 +282,8 @@ def plan(
 ) -> tuple[PairPlan, ...]:
     """What `audit` would measure and take, a plan a pair, from headers alone: no weight is fetched.
 
-    The arguments are those of `audit`. The attributes of a plan are what
-    `shadow plan` shows; `as_json()` gives what `shadow plan --format json` prints.
+    The arguments are those of `audit`. The attributes of a plan are what `shadow plan` shows;
+    `as_json()` gives what `shadow plan --format json` prints.
 
     Raises:
         ShadowError: Where an audit would fail before it measures.

@@ -30,9 +30,8 @@ from shadow.errors import ShadowError, UsageError
 from shadow.extras import require
 from shadow.files import safe_name
 
-URL = re.compile(
-    r"([A-Za-z][A-Za-z0-9+.-]+):(?=/|$)"
-)  # a path has it too: pathlib makes `s3:/x` of `s3://x`
+# Paths match too: pathlib makes `s3:/x` of `s3://x`.
+URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(?=/|$)")
 
 
 @dataclass(frozen=True)
@@ -72,9 +71,8 @@ AT_ONCE = 8  # files that are fetched at a time
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "s3": {"config_kwargs": {"connect_timeout": 10, "read_timeout": 60}},
 }
-SECRETS = re.compile(
-    r"KEY|SECRET|TOKEN|PASSWORD|CONNECTION_STRING|SAS"
-)  # in the names of variables
+# Words in the names of variables that hold secrets.
+SECRETS = re.compile(r"KEY|SECRET|TOKEN|PASSWORD|CONNECTION_STRING|SAS")
 LEAST_SECRET = 6  # characters; shorter values, such as `true`, are no secrets
 
 
@@ -382,10 +380,8 @@ def _system(protocol: str, options: str, _: int) -> Any:
     """The driver, one a process: a fork has no part in the threads of the process it comes from."""
     import fsspec
 
-    for name in (
-        "fsspec",
-        *LOGGERS,
-    ):  # else Python prints what they log: tracebacks with URLs, for every retry
+    # Otherwise Python prints what they log: tracebacks with URLs, for every retry.
+    for name in ("fsspec", *LOGGERS):
         logging.getLogger(name).addHandler(logging.NullHandler())
     given = json.loads(options)
     defaults = DEFAULTS.get(protocol, {})

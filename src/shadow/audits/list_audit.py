@@ -76,9 +76,16 @@ def audit_list(
                 output, index, partial(_try_to_publish, published, output, runtime.say)
             )
         outcomes = audit_pairs(
-            selection.own, settings, output, runtime,
-            scores=scores, watch=watch, numbered=True, audit=audit, engine=engine,
-        )  # fmt: skip
+            selection.own,
+            settings,
+            output,
+            runtime,
+            scores=scores,
+            watch=watch,
+            numbered=True,
+            audit=audit,
+            engine=engine,
+        )
         try:
             for outcome in outcomes:
                 before = standing[outcome.pair.family, outcome.pair.name]
@@ -113,9 +120,8 @@ def _row_after(before: Row, outcome: PairOutcome) -> Row:
         return spent
     error = outcome.error
     assert error is not None
-    if (
-        outcome.state == "kept"
-    ):  # nothing went into it, and its row tells nothing of the report that is there
+    # Nothing went into it, and its row tells nothing of the report that is there.
+    if outcome.state == "kept":
         return before.emptied("kept", error=error.message, hint=error.hint)
     return spent.emptied("failed", error=error.message, hint=error.hint)
 

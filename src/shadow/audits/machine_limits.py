@@ -16,9 +16,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-ENDLESS = (
-    1 << 60
-)  # bytes, where no system says; version 1 writes a little less than 2^63 for no limit
+# Bytes, where no system says; version 1 writes a little less than 2^63 for no limit.
+ENDLESS = 1 << 60
 
 
 @dataclass(frozen=True)
@@ -81,9 +80,8 @@ def _groups(root: Path, controller: str) -> Iterator[tuple[Path, str]]:
             continue
         for tree, top in _trees(root, controller, version=1 if controllers else 2):
             of_process = PurePosixPath(group)
-            visible = (
-                PurePosixPath()
-            )  # in a container the names may be the host's, and the tree a part of the host's
+            # In a container the names may be the host's, and the tree a part of the host's.
+            visible = PurePosixPath()
             if of_process.is_relative_to(top) and ".." not in of_process.parts:
                 within = of_process.relative_to(top)
                 if (tree / within).is_dir():

@@ -251,9 +251,8 @@ def _is_close(name: str, first: pa.Table, second: pa.Table) -> bool:
     names = set(first.column_names)
     if name.removesuffix(".parquet") not in STORED or not first.schema.equals(second.schema):
         return False
-    if (
-        name == FINISHED
-    ):  # its other whole numbers are counts of singular values, which a rounding can move
+    # Its other whole numbers are counts of singular values, which a rounding can move.
+    if name == FINISHED:
         exact = [column.name for column in IDENTITY]
     else:
         exact = [field.name for field in first.schema if not _holds_floats(field.type)]

@@ -786,9 +786,8 @@ def _measure(audit: Asked, lined: AlignedPair, journal: Journal) -> int:
         remember=remember,
         offload=None if device is None else Offload(device, runtime.say),
     )
-    with contextlib.closing(
-        outcomes
-    ):  # what has not begun is given up as soon as anything goes wrong
+    # What has not begun is given up as soon as anything goes wrong.
+    with contextlib.closing(outcomes):
         for outcome in outcomes:
             journal.add(outcome)
             spent += costs[outcome.key]

@@ -196,9 +196,8 @@ def make_plan(
         if _is_ours(source, ours) and not source.bytes_to_move()
     }
     whole, ranges = _sizes(sources, there)
-    report = sum(
-        2_000 + 45 * min(pair.rows, pair.cols) for pair in pairs
-    )  # journal and Parquet of three spectra
+    # Journal and Parquet of three spectra.
+    report = sum(2_000 + 45 * min(pair.rows, pair.cols) for pair in pairs)
     places = _Places(whole=whole, ranges=ranges, there=there, report=report, folder=folder)
     ways = [(True, work), (True, work.unhurried())]
     if access.max_disk is None:
@@ -296,11 +295,21 @@ def _side(found: Found, checkpoint: Checkpoint) -> PlannedSide:
 
 
 TELLING = (
-    "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-    "num_key_value_heads", "head_dim", "vocab_size", "tie_word_embeddings", "rope_theta",
+    "model_type",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "tie_word_embeddings",
+    "rope_theta",
     "num_experts",
-    "num_local_experts", "n_routed_experts", "quantization_config",
-)  # fmt: skip
+    "num_local_experts",
+    "n_routed_experts",
+    "quantization_config",
+)
 
 
 def config_differences(base: Config, tuned: Config) -> dict[str, list[str]]:

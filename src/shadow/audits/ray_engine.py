@@ -180,9 +180,8 @@ class RayEngine:
         self._attempts: dict[Task, int] = {}
         self._wary: set[Task] = set()  # of tasks that ran out of memory: they go on with one worker
         self._memory = request.memory
-        self._one_each = (
-            runtime.access.max_disk is not None
-        )  # what one frees, another on its machine may be reading
+        # What one frees, another on its machine may be reading.
+        self._one_each = runtime.access.max_disk is not None
         machines = _machines()
         largest = max((cores for cores, _ in machines.values()), default=0)
         self._cores = request.cores or max(1, min(CORES, int(largest)))
@@ -458,9 +457,8 @@ def _carry_out(there: _There) -> tuple[Any, Exception | None]:
         raise RuntimeError(
             f"shadow {__version__} is there, and {there.version} where the command runs"
         )
-    with contextlib.suppress(
-        OSError
-    ):  # where there is no such folder, nothing relative is there either
+    # Where there is no such folder, nothing relative is there either.
+    with contextlib.suppress(OSError):
         os.chdir(there.folder)
     told = 0.0
 

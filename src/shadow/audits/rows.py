@@ -246,9 +246,8 @@ def _residual_rows(measured: Sequence[tuple[MatrixPair, Outcome]]) -> list[dict[
         deltas = [outcome.measurements[-1] for _, outcome in members]
         energies = np.array([(delta.number("frobenius_norm") or 0.0) ** 2 for delta in deltas])
         participation = np.array([delta.number("participation_ratio") or 1.0 for delta in deltas])
-        with threadpool_limits(
-            limits=1, user_api="blas"
-        ):  # the last bits must not depend on the machine's cores
+        # The last bits must not depend on the machine's cores.
+        with threadpool_limits(limits=1, user_api="blas"):
             kept = np.stack(
                 [outcome.residual for _, outcome in members if outcome.residual is not None]
             )

@@ -105,9 +105,8 @@ def schedule(pairs: Sequence[MatrixPair], base: Checkpoint, tuned: Checkpoint) -
         if not source.is_local
     }
     if not remote:
-        return Schedule(
-            (tuple(sorted(pairs, key=lambda pair: pair.key)),), ()
-        )  # one step: any order does
+        # One step: any order does.
+        return Schedule((tuple(sorted(pairs, key=lambda pair: pair.key)),), ())
     steps: list[list[MatrixPair]] = [[]]
     first: dict[ShardKey, int] = {}
     last: dict[ShardKey, int] = {}

@@ -49,22 +49,22 @@ from shadow.targets.references import as_folder
 
 # HfHubHTTPError's bases hold its HTTP library's own base class, whichever library that is.
 FAILURES: tuple[type[Exception], ...] = (
-    OSError, ValueError, errors.RevisionResolutionError, errors.XetDownloadError,
-    *errors.HfHubHTTPError.__bases__
-)  # fmt: skip
+    OSError,
+    ValueError,
+    errors.RevisionResolutionError,
+    errors.XetDownloadError,
+    *errors.HfHubHTTPError.__bases__,
+)
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)  # answers worth a second try
-CIRCLES, NOWHERE = (
-    ("TooManyRedirects",),
-    ("UnsupportedProtocol", "InvalidURL"),
-)  # of the client's HTTP library
+# Names of the HTTP library's errors.
+CIRCLES, NOWHERE = (("TooManyRedirects",), ("UnsupportedProtocol", "InvalidURL"))
 ATTEMPTS = 6  # in a row without a byte of progress
 WAITS = 0.5, 30.0  # seconds before the second try, doubled from try to try, and at most
 MAX_WAIT = (
     300.0  # seconds that a server may ask us to wait before we give the command back to its user
 )
-HEADER_GUESS = (
-    1 << 16
-)  # bytes; the headers of 9 in 10 real shards are shorter, so one request reads them
+# Bytes; the headers of 9 in 10 real shards are shorter, so one request reads them.
+HEADER_GUESS = 1 << 16
 CHUNK = 1 << 20  # bytes
 ANSWERED = "shadow.answered"  # noted with a request once its answer has begun
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -136,9 +136,8 @@ def _taken_over() -> _Before:
         constants.HF_HUB_DISABLE_SHARED_BLOBS,
     )
     logger.setLevel(logging.ERROR)  # its warnings name URLs and repeat what is said here
-    warnings.filterwarnings(
-        "ignore", module="huggingface_hub"
-    )  # little disk, no symlinks: said here or no fault
+    # Little disk, no symlinks: said here or no fault.
+    warnings.filterwarnings("ignore", module="huggingface_hub")
     added = None if warnings.filters[0] in filters else warnings.filters[0]
     with _http._CLIENT_LOCK:
         # Not by set_client_factory, which closes the session that is there and does not tell its
@@ -333,9 +332,8 @@ def _cached_files(repo: str, commit: str) -> dict[str, RemoteFile]:
     for path in sorted(root.rglob("*")):
         if path.is_file():
             name = path.relative_to(root).as_posix()
-            blob = (
-                path.readlink().name if path.is_symlink() else ""
-            )  # the cache names a blob by its checksum
+            # The cache names a blob by its checksum.
+            blob = path.readlink().name if path.is_symlink() else ""
             files[name] = RemoteFile(name, path.stat().st_size, _checksum(blob))
     return files
 
@@ -656,10 +654,8 @@ def _ranged(
                         f"{snapshot.repo}: the server sent another range than requested",
                         "use --fetch shards",
                     )
-            yield (
-                response.iter_bytes(),
-                response.status_code == 206,
-            )  # in pieces as they come: a cut loses little
+            # In pieces as they come: a cut loses little.
+            yield (response.iter_bytes(), response.status_code == 206)
             return
     raise ShadowError(
         f"{snapshot.repo}: {file.path} is redirected in a circle", "is HF_ENDPOINT a Hub?"
@@ -764,9 +760,8 @@ def _is_transient(error: BaseException) -> bool:
     ):
         return False
     if (status := _status(error)) is not None:
-        expired = status == 403 and _elsewhere(
-            error
-        )  # a signed address; the next attempt gets a new one
+        # A signed address; the next attempt gets a new one.
+        expired = status == 403 and _elsewhere(error)
         return expired or (status in TRANSIENT and (_retry_after(error) or 0) <= MAX_WAIT)
     if _is_local(error) or type(error).__name__ in (*CIRCLES, *NOWHERE):
         return False

@@ -299,9 +299,8 @@ def _both(
 def _skips(
     side: Side, operand: Operand, place: Place, reason: str, detail: str = ""
 ) -> list[Skipped]:
-    if (
-        operand.part.place != place
-    ):  # an embedding that is the other side's tied head: told by what it is itself
+    # An embedding that is the other side's tied head: told by what it is itself.
+    if operand.part.place != place:
         return []
     return [Skipped(side, info, place, reason=reason, detail=detail) for info in operand.infos]
 

@@ -24,9 +24,8 @@ if TYPE_CHECKING:
 
     from shadow.checkpoints.hub import OnBytes, RemoteFile, Say, Snapshot
 
-NEIGHBOUR = (
-    1 << 18
-)  # bytes; a gap of this size costs less than another request (20 ms at 100 Mbit/s)
+# Bytes; a gap of this size costs less than another request (20 ms at 100 Mbit/s).
+NEIGHBOUR = 1 << 18
 ALIGNMENT = 64  # bytes; keeps the alignment that the tensors had in their shard
 
 T = TypeVar("T")
@@ -173,9 +172,8 @@ class ByteRanges:
     path: Path
     verified: bool = False
     is_local: bool = False
-    shifts: dict[int, int] = field(
-        default_factory=dict, repr=False
-    )  # by start in the shard: where it went
+    # By start in the shard: where it went.
+    shifts: dict[int, int] = field(default_factory=dict, repr=False)
 
     def bytes_to_move(self) -> int:
         return sum(stop - start for start, stop in coalesced(self.wanted))

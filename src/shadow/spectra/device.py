@@ -394,10 +394,14 @@ def tested_in_child(command: list[str]) -> str | None:
     one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     try:
         child = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=SECONDS, check=False,
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=SECONDS,
+            check=False,
             text=True,
             env=one_thread | os.environ,
-        )  # fmt: skip
+        )
     except subprocess.TimeoutExpired:
         return f"it did not end within {SECONDS} seconds"
     except OSError as error:

@@ -257,9 +257,8 @@ def _inside(
     if k == 0:
         return Inside()
     wide_shape = leading.rows <= leading.cols
-    energies = (
-        (sums.rows, sums.cols) if wide_shape else (sums.cols, sums.rows)
-    )  # of the short side, and of the long
+    # Of the short side, and of the long.
+    energies = (sums.rows, sums.cols) if wide_shape else (sums.cols, sums.rows)
     short, long, long_chance = _against(basis, leading, (old, new), energies[1], space)
     short_chance = float(energies[0] @ (basis**2).sum(axis=1))
     if wide_shape:

@@ -168,8 +168,7 @@ def sign_flips(
 
 
 def _words(seed: bytes, start: int, count: int) -> NDArray[np.uint64]:
-    generator = np.random.Philox(
-        key=int.from_bytes(seed, "little"), counter=start // 4
-    )  # 4 words a counter step
+    # 4 words a counter step.
+    generator = np.random.Philox(key=int.from_bytes(seed, "little"), counter=start // 4)
     words: NDArray[np.uint64] = generator.random_raw(start % 4 + count)[start % 4 :]
     return words

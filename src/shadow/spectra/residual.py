@@ -145,9 +145,8 @@ def _cosines(
     y = k * (width - k) / (width * (width - 1) * (width + 2)) if width > 1 else 0.0
     x = k / width - y * (width + 1)
     inner = (products - y) / (x + y)  # with traces of 1
-    norms = np.sqrt(
-        np.maximum(np.diag(inner), 0.5 / participation)
-    )  # 1 / participation, but for the projection
+    # 1 / participation, but for the projection.
+    norms = np.sqrt(np.maximum(np.diag(inner), 0.5 / participation))
     cosines = inner / np.outer(norms, norms)
     np.fill_diagonal(cosines, 1.0)
     return np.asarray(cosines)

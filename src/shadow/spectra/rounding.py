@@ -49,10 +49,8 @@ BINADES = 24
 SAMPLE = 1 << 19  # entries that are counted, about, in a larger matrix
 OCTAVE = 8  # steps of the grid of scales in a factor of two
 BIN_OCTAVE = 4  # bins of the shape in a factor of two
-SHAPE_FROM, SHAPE_TO = (
-    -7,
-    7,
-)  # log2 of |d| / s: the bins of the shape reach from one to the other, one more down to 0
+# log2 of |d| / s: the bins of the shape reach from one to the other, one more down to 0.
+SHAPE_FROM, SHAPE_TO = -7, 7
 RATIO_FROM, RATIO_TO = -10, 40  # log2 of s / ulp that tables of moments reach
 COARSE_TO = 10  # the same of tables of chances: finer steps are too rare to matter to a shape
 LEVEL_BITS = 2  # bits of the significand that tell large |D| / ulp apart
@@ -227,9 +225,8 @@ def count(
     raw_levels = levels().raw
     size = kinds[0] * kinds[1] * BINADES * raw_levels
     total = torch.zeros(size, dtype=torch.int64)
-    deepest = max(
-        1 - BINADES, grid.min_exponent - top
-    )  # below the smallest normal number the ulp stays what it is
+    # Below the smallest normal number the ulp stays what it is.
+    deepest = max(1 - BINADES, grid.min_exponent - top)
     away, toward = 0, 0
     start, axis = 0, 0 if tall else 1
     for index in blocks(tuned):
@@ -276,9 +273,8 @@ def _binades_and_levels(
 
     d is overwritten.
     """
-    d.abs_().mul_(
-        math.ldexp(1.0, -top)
-    )  # to where no power of two below leaves the range of float32
+    # Scaled to where no power of two below leaves the range of float32.
+    d.abs_().mul_(math.ldexp(1.0, -top))
     if b.dtype == torch.float64:
         exponent = (
             (b.view(torch.int64) >> 52).bitwise_and_(0x7FF).sub_(1023 + top).clamp_(deepest, 0)
@@ -765,10 +761,8 @@ def slope_z(
         ulp = torch.ldexp(
             torch.ones_like(b), torch.frexp(rounded).exponent - 1 - grid.mantissa_bits
         )
-        rest, change = (
-            (b - rounded).div_(ulp),
-            (t - rounded).div_(ulp).clamp_(-1, 1),
-        )  # large changes are only noise
+        # Large changes are only noise.
+        rest, change = (b - rounded).div_(ulp), (t - rounded).div_(ulp).clamp_(-1, 1)
         product += float((rest * change).sum(dtype=torch.float64))
         squares += float((change * change).sum(dtype=torch.float64))
         remainders += float((rest * rest).sum(dtype=torch.float64))
@@ -805,9 +799,8 @@ def _all_on(
     """Do all values of the base lie on the tuned side's grid?"""
     if of_base == of_tuned:
         return True
-    if (
-        FLOATS[of_base].mantissa_bits > FLOATS[of_tuned].mantissa_bits
-    ):  # else its own grid would be this one
+    # Otherwise its own grid would be this one.
+    if FLOATS[of_base].mantissa_bits > FLOATS[of_tuned].mantissa_bits:
         return False
     return all(
         on_grid(read_block(base, index, "base", dtype, space), FLOATS[of_tuned])

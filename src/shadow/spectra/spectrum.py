@@ -280,9 +280,8 @@ def _leading(whole: Tensor, values: NDArray[np.float64], count: int) -> NDArray[
     )
     start = np.random.default_rng(0).standard_normal(len(matrix))
     krylov = min(len(matrix), int(KRYLOV * count) + 1)
-    again = (
-        {"rng": 0} if "rng" in signature(eigsh).parameters else {}
-    )  # vectors to go on with where the space is full
+    # Vectors to go on with where the space is full.
+    again = {"rng": 0} if "rng" in signature(eigsh).parameters else {}
     try:
         largest, vectors = eigsh(
             product, count, v0=start, ncv=krylov, tol=LANCZOS_TOLERANCE[whole.dtype], **again

@@ -40,12 +40,10 @@ def power_law(spectrum: Spectrum) -> Values:
         return nothing
     logs = 2.0 * np.log(resolved)  # ascending
     starts = np.arange(len(logs) - MIN_TAIL + 1)
-    sums = (
-        np.cumsum(logs[::-1])[::-1][starts] - (len(logs) - starts) * logs[starts]
-    )  # sum of ln(lambda / xmin)
-    distinct = np.concatenate(
-        ([True], np.diff(logs[: len(starts)]) > 0)
-    )  # the first of equal candidates
+    # Sum of ln(lambda / xmin).
+    sums = np.cumsum(logs[::-1])[::-1][starts] - (len(logs) - starts) * logs[starts]
+    # The first of equal candidates.
+    distinct = np.concatenate(([True], np.diff(logs[: len(starts)]) > 0))
     # a tail whose logs differ only by rounding has no exponent
     starts = starts[distinct & (sums > 1e-12 * len(logs) * np.maximum(1.0, np.abs(logs[starts])))]
     if len(starts) == 0:
