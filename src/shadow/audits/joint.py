@@ -57,10 +57,8 @@ def hold_against(
         first, middle, last = opened
         if middle.adapter:
             raise ShadowError(f"{middle.reference} is an adapter, so no delta starts from it")
-        old, new = (
-            pair_checkpoints(first, middle, chosen)[0],
-            pair_checkpoints(middle, last, chosen)[0],
-        )
+        old, _ = pair_checkpoints(first, middle, chosen)
+        new, _ = pair_checkpoints(middle, last, chosen)
         matched, left_out = _matched(old, new)
         if not matched:
             raise ShadowError("no matrix is in all three checkpoints")

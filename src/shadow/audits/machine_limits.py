@@ -108,10 +108,8 @@ def _cpu_limit(folder: Path) -> float | None:
     """Cores' worth of time that a group may take; None where it is not limited."""
     quota, period = (*_text(folder / "cpu.max").split(), "", "")[:2]
     if not quota:
-        quota, period = (
-            _text(folder / "cpu.cfs_quota_us").strip(),
-            _text(folder / "cpu.cfs_period_us").strip(),
-        )
+        quota = _text(folder / "cpu.cfs_quota_us").strip()
+        period = _text(folder / "cpu.cfs_period_us").strip()
     if not quota.isdecimal() or not period.isdecimal() or not int(period):
         return None  # "max", or -1
     return int(quota) / int(period) or None

@@ -130,11 +130,9 @@ def own_client() -> Iterator[None]:
 def _taken_over() -> _Before:
     """Put our session and settings into the client; what was there."""
     logger = logging.getLogger("huggingface_hub")
-    level, filters, own_blobs = (
-        logger.level,
-        list(warnings.filters),
-        constants.HF_HUB_DISABLE_SHARED_BLOBS,
-    )
+    level = logger.level
+    filters = list(warnings.filters)
+    own_blobs = constants.HF_HUB_DISABLE_SHARED_BLOBS
     logger.setLevel(logging.ERROR)  # its warnings name URLs and repeat what is said here
     # Little disk, no symlinks: said here or no fault.
     warnings.filterwarnings("ignore", module="huggingface_hub")
@@ -287,9 +285,10 @@ def _listed_files(repo: str, commit: str) -> dict[str, RemoteFile]:
     files = {}
     for entry in hf.HfApi().list_repo_tree(repo, recursive=True, revision=commit):
         if isinstance(entry, RepoFile):
-            size, digest = (
-                (entry.lfs.size, entry.lfs.sha256) if entry.lfs else (entry.size, entry.blob_id)
-            )
+            if entry.lfs:
+                size, digest = entry.lfs.size, entry.lfs.sha256
+            else:
+                size, digest = entry.size, entry.blob_id
             if type(size) is not int or not 0 <= size <= MAX_OFFSET or type(entry.path) is not str:
                 raise ValueError("a size or a name that is none")
             files[entry.path] = RemoteFile(entry.path, size, _checksum(digest))
@@ -679,10 +678,8 @@ def _trying(
 
     Tries are counted from the last progress. Raises StoppedError when stop is set meanwhile.
     """
-    stop, waits = (
-        stop or Event(),
-        wait_exponential_jitter(initial=WAITS[0], max=WAITS[1], jitter=WAITS[0]),
-    )
+    stop = stop or Event()
+    waits = wait_exponential_jitter(initial=WAITS[0], max=WAITS[1], jitter=WAITS[0])
     last = [0, progress()]  # the try before the last progress, and how far that was
 
     def since_progress(state: RetryCallState) -> RetryCallState:

@@ -233,10 +233,8 @@ def measure_pair(
         coarser = replace(coarser, min_exponent=FLOATS["F32"].min_exponent)
     dtype = working_dtype(*formats)
     total = sums(base, tuned, coarser, size, dtype, space)
-    base_norm, tuned_norm = (
-        math.sqrt(total.base) / total.scale,
-        math.sqrt(total.tuned) / total.scale,
-    )
+    base_norm = math.sqrt(total.base) / total.scale
+    tuned_norm = math.sqrt(total.tuned) / total.scale
     vectors = VECTORS if method.subspaces else 0
     base_spectrum = _weight_spectrum(
         base, base_norm, size.base, formats[0], method, space, remember, grams, vectors

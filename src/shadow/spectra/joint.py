@@ -281,11 +281,9 @@ def _against(
     gram, weighted, images = np.zeros((k, k)), np.zeros((k, k)), np.zeros((k, m))
     inside, start = 0.0, 0
     for _, _, d1, d2 in _triples(pairs, space):
-        old, new = (
-            (d1.numpy(), d2.numpy())
-            if leading.rows <= leading.cols
-            else (d1.numpy().T, d2.numpy().T)
-        )
+        old, new = d1.numpy(), d2.numpy()
+        if leading.rows > leading.cols:
+            old, new = old.T, new.T
         y, inner = onto @ old, left @ new
         part = energies[start : start + y.shape[1]]
         start += len(part)

@@ -337,10 +337,10 @@ def tables(model: Model) -> Tables:
     ratios = np.exp2(np.arange(RATIO_FROM * OCTAVE, RATIO_TO * OCTAVE + 1) / OCTAVE)
     edges = ratios[:, None] * shape_edges()
     widths = np.diff(edges)
-    second, product = (
-        (_primitive_second, _primitive_product) if model == "stored" else (_dithered_second, _cube)
-    )
-    below = _below if model == "stored" else _dithered_below
+    if model == "stored":
+        below, second, product = _below, _primitive_second, _primitive_product
+    else:
+        below, second, product = _dithered_below, _dithered_second, _cube
     coarse = (COARSE_TO - RATIO_FROM) * OCTAVE + 1
     chance = np.zeros((coarse, len(levels().low), edges.shape[1] - 1), dtype=np.float32)
     previous = np.zeros_like(widths[:coarse])
