@@ -1,5 +1,4 @@
-"""What a program or a notebook calls: the functions behind `shadow.audit`, `shadow.read` and the
-others.
+"""What a program or a notebook calls: the functions behind `shadow.audit`, `shadow.read` and so on.
 
 Nothing here prints. What is expected to go wrong is a `ShadowError`, with a message and a hint.
 What needs torch is imported by the function that needs it.
@@ -117,8 +116,9 @@ def audit(
     say: Callable[[str], None] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> AuditReport | AuditReports:
-    """Measure pairs of checkpoints, write their reports, and return them. A report that is there is
-    not made again.
+    """Measure pairs of checkpoints, write their reports, and return them.
+
+    A report that is there is not made again.
 
     The algebra has one thread for each worker while this runs, and as many as before when it
     returns.
@@ -159,10 +159,17 @@ def audit(
 
     chosen = _chosen(target, base, tuned, registry)
     settings = _settings(
-        components=components, layers=layers, modules=modules, precision=precision, nulls=nulls,
+        components=components,
+        layers=layers,
+        modules=modules,
+        precision=precision,
+        nulls=nulls,
         seed=seed,
-        subspaces=subspaces, spectra=spectra, optimizer=optimizer, device=device,
-    )  # fmt: skip
+        subspaces=subspaces,
+        spectra=spectra,
+        optimizer=optimizer,
+        device=device,
+    )
     access = _access(allow_pickle=allow_pickle, offline=offline, fetch=fetch, max_disk=max_disk)
     runtime = Runtime(
         jobs=jobs,
@@ -215,8 +222,7 @@ def read(folder: Place, *, storage_options: Mapping[str, Any] | None = None) -> 
 
 
 def read_all(folder: Place, *, storage_options: Mapping[str, Any] | None = None) -> AuditReports:
-    """The finished reports in a folder or up to two levels below it, such as an output folder,
-    sorted by their paths.
+    """The finished reports in a folder or up to two levels below it, sorted by their paths.
 
     Of each only what it is of is read now: its tables are read when you first ask for them.
 
@@ -238,8 +244,9 @@ def read_all(folder: Place, *, storage_options: Mapping[str, Any] | None = None)
 def pairs(
     *targets: str, tags: Sequence[str] = (), registry: Place | None = None
 ) -> tuple[Pair, ...]:
-    """The pairs that targets name: families, `family:base..tuned`, or globs over these; all of them
-    without any.
+    """The pairs that targets name: families, `family:base..tuned`, or globs over these.
+
+    Without targets, all of them.
 
     Args:
         targets: Such as `qwen2.5-7b`, `demo:base..narrow`, `qwen2.5-*`.
@@ -273,11 +280,10 @@ def plan(
     registry: Place | None = None,
     say: Callable[[str], None] | None = None,
 ) -> tuple[PairPlan, ...]:
-    """What `audit` would measure and take, a plan for each pair, from headers alone: no weight is
-    fetched.
+    """What `audit` would measure and take, a plan a pair, from headers alone: no weight is fetched.
 
-    The arguments are those of `audit`. The attributes of a plan are what
-    `shadow plan` shows; `as_json()` gives what `shadow plan --format json` prints.
+    The arguments are those of `audit`. The attributes of a plan are what `shadow plan` shows;
+    `as_json()` gives what `shadow plan --format json` prints.
 
     Raises:
         ShadowError: Where an audit would fail before it measures.
@@ -307,8 +313,7 @@ def compare(
     storage_options: Mapping[str, Any] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Comparison:
-    """Whose delta is more concentrated, over the same matrices: of two reports or more, every two
-    of them.
+    """Whose delta is more concentrated, over the same matrices, for every two of the reports.
 
     With scores, gains and concentrations of up to 200 reports are correlated, whatever their bases.
 

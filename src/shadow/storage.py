@@ -1,5 +1,6 @@
-"""Files at URLs: object stores, by way of fsspec, whose drivers come with extras. The only module
-that knows fsspec.
+"""Files at URLs: object stores, by way of fsspec, whose drivers come with extras.
+
+The only module that knows fsspec.
 
 A URL never holds a credential: one with a password or a query is refused, and what a driver says is
 told only after the values of the options and of the environment's secrets were taken out.
@@ -29,9 +30,8 @@ from shadow.errors import ShadowError, UsageError
 from shadow.extras import require
 from shadow.files import safe_name
 
-URL = re.compile(
-    r"([A-Za-z][A-Za-z0-9+.-]+):(?=/|$)"
-)  # a path has it too: pathlib makes `s3:/x` of `s3://x`
+# Paths match too: pathlib makes `s3:/x` of `s3://x`.
+URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(?=/|$)")
 
 
 @dataclass(frozen=True)
@@ -71,15 +71,15 @@ AT_ONCE = 8  # files that are fetched at a time
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "s3": {"config_kwargs": {"connect_timeout": 10, "read_timeout": 60}},
 }
-SECRETS = re.compile(
-    r"KEY|SECRET|TOKEN|PASSWORD|CONNECTION_STRING|SAS"
-)  # in the names of variables
+# Words in the names of variables that hold secrets.
+SECRETS = re.compile(r"KEY|SECRET|TOKEN|PASSWORD|CONNECTION_STRING|SAS")
 LEAST_SECRET = 6  # characters; shorter values, such as `true`, are no secrets
 
 
 def url_of(place: str | os.PathLike[str]) -> str | None:
-    """The URL that a place is, also where pathlib has made one slash of two; None for a path of
-    this machine.
+    """The URL that a place is, also where pathlib has made one slash of two.
+
+    None for a path of this machine.
     """
     text = os.fspath(place)
     match = URL.match(text)
@@ -136,8 +136,9 @@ def located(
 
 
 def parsed_options(text: str | None) -> dict[str, Any]:
-    """Options of a driver: JSON, or a file of JSON. Nothing of what they hold is ever told. Raises
-    UsageError.
+    """Options of a driver: JSON, or a file of JSON. Nothing of what they hold is ever told.
+
+    Raises UsageError.
     """
     if not text:
         return {}
@@ -256,8 +257,9 @@ class Store:
             return Entry(int(told["size"] or 0), repr(sorted(told.items(), key=str)))
 
     def read(self, name: str, most: int) -> bytes | None:
-        """A small file; None where there is none. Raises ShadowError for one of more than most
-        bytes.
+        """A small file; None where there is none.
+
+        Raises ShadowError for one of more than most bytes.
         """
         with self._reaching(name):
             system, path = self._system(), self._path(name)
@@ -280,8 +282,9 @@ class Store:
             return content
 
     def fetch(self, sizes: Mapping[str, int], folder: Path) -> None:
-        """Files, by name and size, into a folder, several at a time. Raises ShadowError for one of
-        another size.
+        """Files, by name and size, into a folder, several at a time.
+
+        Raises ShadowError for one of another size.
         """
 
         def fetch_one(name: str) -> None:
@@ -374,15 +377,11 @@ def _is_plain(path: str) -> bool:
 
 @cache
 def _system(protocol: str, options: str, _: int) -> Any:
-    """The driver, one for each process: a fork has no part in the threads of the process that it
-    comes from.
-    """
+    """The driver, one a process: a fork has no part in the threads of the process it comes from."""
     import fsspec
 
-    for name in (
-        "fsspec",
-        *LOGGERS,
-    ):  # else Python prints what they log: tracebacks with URLs, for every retry
+    # Otherwise Python prints what they log: tracebacks with URLs, for every retry.
+    for name in ("fsspec", *LOGGERS):
         logging.getLogger(name).addHandler(logging.NullHandler())
     given = json.loads(options)
     defaults = DEFAULTS.get(protocol, {})
@@ -402,10 +401,20 @@ LOGGERS = (
     "huggingface_hub",
 )
 DRIVERS = {
-    "adlfs", "aiobotocore", "aiohttp", "azure", "botocore", "fsspec", "gcsfs", "google", "httpx",
+    "adlfs",
+    "aiobotocore",
+    "aiohttp",
+    "azure",
+    "botocore",
+    "fsspec",
+    "gcsfs",
+    "google",
+    "httpx",
     "httpx2",
-    "huggingface_hub", "requests", "s3fs",
-}  # fmt: skip
+    "huggingface_hub",
+    "requests",
+    "s3fs",
+}
 
 
 def _fault(store: Store, error: Exception) -> ShadowError | None:
@@ -441,10 +450,9 @@ def _wrong_options(store: Store, error: Exception) -> UsageError:
 
 
 def _check(store: Store) -> str:
-    return (
-        "check"
-        f" --storage-options{f', or {store.scheme.credentials}' if store.scheme.credentials else ''}"
-    )
+    if not store.scheme.credentials:
+        return "check --storage-options"
+    return f"check --storage-options, or {store.scheme.credentials}"
 
 
 def _is_theirs(error: Exception, status: int | None) -> bool:
@@ -470,9 +478,7 @@ def _status(error: Exception) -> int | None:
 
 
 def _said(store: Store, error: Exception) -> str:
-    """The driver's first words, without URLs' queries and without any value that may be a
-    credential.
-    """
+    """The driver's first words, without URLs' queries and any value that may be a credential."""
     text = re.sub(r"^\[Errno -?\d+\] ", "", next(iter(str(error).splitlines()), "").strip())
     for secret in sorted(_secrets(store.options), key=len, reverse=True):
         text = text.replace(secret, "***")
@@ -512,8 +518,9 @@ _copies: dict[str, str] = {}  # URLs, by the paths of their copies
 
 
 def place_for(store: Store) -> Path:
-    """A path for the copy of a file or a folder, under its own name; it vanishes when the process
-    ends.
+    """A path for the copy of a file or a folder, under its own name.
+
+    It vanishes when the process ends.
     """
     parent = Path(tempfile.mkdtemp(dir=_scratch().name))
     path = parent / (re.sub(r"[^A-Za-z0-9._-]", "-", store.name).lstrip(".")[:100] or "copy")

@@ -1,5 +1,6 @@
-"""The folder of solved spectra: where it is, how large it is, and making room. Imports nothing that
-computes.
+"""The folder of solved spectra: where it is, how large it is, and making room.
+
+Imports nothing that computes.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def size_of(folder: Path) -> int:
 
 
 def make_room(folder: Path, size: int) -> int:
-    """Remove the least recently used until no more than size bytes are left; returns how many are."""
+    """Remove the least recently used until at most size bytes are left; returns how many are."""
     files = sorted(_files(folder))
     total = sum(bytes_of for _, bytes_of, _ in files)
     for _, bytes_of, path in files:

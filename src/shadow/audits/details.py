@@ -21,9 +21,7 @@ NAMED = 3  # tensors that a line names
 
 
 def of_settings(method: Method, chosen: Filter, *, spectra: bool, optimizer: str | None) -> str:
-    """What the report depends on besides its checkpoints: `settings: precision default, 0 sampled
-    nulls, ...`.
-    """
+    """What the report depends on besides its checkpoints: `settings: precision default, ...`."""
     drawn = f" (seed {method.seed})" if method.nulls else ""
     filters = [
         f"{name} {', '.join(map(str, values))}" for name, values in vars(chosen).items() if values
@@ -103,7 +101,7 @@ def of_source(source: Source) -> str:
 
 
 def of_outcome(pair: MatrixPair, outcome: Outcome) -> str:
-    """`model.layers.0.mlp.up_proj.weight, 176 x 64: measured in 0.1 s, 2 spectra from the cache`."""
+    """`model.layers.0.mlp.up_proj.weight, 176 x 64: measured in 0.1 s, 2 spectra from the cache`"""
     expert = "" if pair.place.expert is None else f", expert {pair.place.expert}"
     size = (
         f"{pair.rows} x {pair.cols}" if pair.is_matrix else f"vector of {max(pair.rows, pair.cols)}"

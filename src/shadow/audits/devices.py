@@ -1,4 +1,4 @@
-"""The device that is asked for -> the one that makes Gram matrices, and what a report says of it."""
+"""The device that is asked for -> the one that makes Gram matrices; what a report says of it."""
 
 from __future__ import annotations
 
@@ -98,9 +98,7 @@ def in_words(use: DeviceMetadata) -> str:
 
 
 def told(choice: DeviceChoice, outcomes: Iterable[Outcome]) -> DeviceMetadata:
-    """What a report says of the device that was asked for, and of where its Gram matrices were
-    made.
-    """
+    """What a report says of the device that was asked for, and of where Gram matrices were made."""
     if choice.kind == "cpu":
         return {"asked": choice.asked, "note": choice.note}
     made = Counter[str]()

@@ -1,5 +1,4 @@
-"""What carries out the tasks of an audit: this process, one after another, or an engine that has
-many of them.
+"""What carries out the tasks of an audit: this process, one by one, or an engine that has many.
 
 A task is a function that can be pickled, of a Runtime. What it returns depends neither on the
 engine nor on the order.
@@ -65,8 +64,9 @@ class Engine(Protocol):
         """Take a task; it begins when its turn comes."""
 
     def as_completed(self, watch: Watch | None = None) -> Generator[Ended, None, None]:
-        """What became of each task, as they end. Closing the iterator gives up the tasks that have
-        not ended.
+        """What became of each task, as they end.
+
+        Closing the iterator gives up the tasks that have not ended.
 
         When it is interrupted, the tasks that were running come with the interrupt as their fault;
         then it is raised.

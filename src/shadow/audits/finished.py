@@ -34,8 +34,7 @@ NAMES = {  # settings, by the option that sets them
 
 
 def differences(metadata: ReportMetadata, asked: Identity, defaults: SettingsMetadata) -> list[str]:
-    """What makes a report another one than was asked for, each with both values; empty where
-    nothing does.
+    """What makes a report another one than was asked for, with both values; empty if nothing does.
 
     The version that measured it does not, nor the optimiser, on which no number depends. What its
     settings do not say was no setting yet, and is what defaults say.
@@ -66,7 +65,7 @@ def named(differing: list[str]) -> str:
 
 
 def _of_side(side: Side, had: CheckpointMetadata, now: CheckpointMetadata) -> Iterator[str]:
-    """A checkpoint that differs, told by the first of its name, its commit and its files that does."""
+    """A checkpoint that differs, told by the first of name, commit and files that does."""
     if had["repo"] != now["repo"]:
         yield f"{side} {_end(had['repo'])}, now {_end(now['repo'])}"
     elif had["commit"] != now["commit"]:

@@ -57,10 +57,8 @@ def hold_against(
         first, middle, last = opened
         if middle.adapter:
             raise ShadowError(f"{middle.reference} is an adapter, so no delta starts from it")
-        old, new = (
-            pair_checkpoints(first, middle, chosen)[0],
-            pair_checkpoints(middle, last, chosen)[0],
-        )
+        old, _ = pair_checkpoints(first, middle, chosen)
+        new, _ = pair_checkpoints(middle, last, chosen)
         matched, left_out = _matched(old, new)
         if not matched:
             raise ShadowError("no matrix is in all three checkpoints")
@@ -102,9 +100,7 @@ Match = tuple[MatrixPair, MatrixPair]
 
 
 def _matched(old: Sequence[MatrixPair], new: Sequence[MatrixPair]) -> tuple[list[Match], int]:
-    """The matrices that both deltas have, of one tensor of the middle checkpoint; and how many only
-    one has.
-    """
+    """The matrices of a tensor of the middle that both deltas have, and how many only one has."""
     by_place: dict[Place, MatrixPair] = {
         pair.place: pair for pair in new if pair.is_matrix and pair.base is not None
     }
@@ -125,8 +121,9 @@ def _measured(
     jobs: int | None,
     show: Show,
 ) -> list[JointValues | None]:
-    """The values of every match, in their order; None where its entries are not finite or cut in
-    other ways.
+    """The values of every match, in their order.
+
+    None where its entries are not finite or cut in other ways.
     """
     workers = jobs or default_jobs([pair for pair, _ in matched], machine_limits())
     order = sorted(range(len(matched)), key=lambda number: -cost(matched[number][0]))

@@ -1,6 +1,4 @@
-"""The outcomes of an audit that is not finished: `.partial/journal.jsonl`, safe against being
-killed at any moment.
-"""
+"""The outcomes of an unfinished audit: `.partial/journal.jsonl`, safe against kills at any time."""
 
 from __future__ import annotations
 
@@ -71,8 +69,9 @@ def _fetched(lines: Iterable[bytes]) -> list[Fetched]:
 
 
 class _Kept(Mapping[str, Outcome]):
-    """Outcomes by key, each read from its line when it is asked for: those of 60,000 matrices take
-    gigabytes.
+    """Outcomes by key, each read from its line when it is asked for.
+
+    Those of 60,000 matrices take gigabytes.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -221,8 +220,9 @@ def _line(entry: Mapping[str, object]) -> bytes:
 
 @contextlib.contextmanager
 def alone_at(folder: Path) -> Iterator[None]:
-    """While a report is changed nobody else may change it or measure it anew; a second process is
-    refused.
+    """While a report is changed nobody else may change or measure it.
+
+    A second process is refused.
     """
     path = folder / PARTIAL / JOURNAL
     with writing(folder):
@@ -239,8 +239,9 @@ def alone_at(folder: Path) -> Iterator[None]:
 
 
 def remove_journal_of(folder: Path, identity: Identity) -> None:
-    """Remove what an audit left that was killed when its report had just been written. That of
-    another one stays.
+    """Remove what an audit left that was killed when its report had just been written.
+
+    That of another one stays.
     """
     path = folder / PARTIAL / JOURNAL
     with (
@@ -253,8 +254,9 @@ def remove_journal_of(folder: Path, identity: Identity) -> None:
 
 
 def _lock(file: IO[bytes], folder: Path) -> None:
-    """Refuse a second audit into a folder. Where there are no locks, two at a time are the user's
-    to avoid.
+    """Refuse a second audit into a folder.
+
+    Where there are no locks, two at a time are the user's to avoid.
     """
     if lock(file.fileno()) == "another's":
         raise BusyError(

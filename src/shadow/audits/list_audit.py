@@ -1,5 +1,4 @@
-"""The audit of a list: pair after pair into one folder, with an index that is right whenever the
-run is killed.
+"""The audit of a list: pair after pair into one folder, with an index that survives a kill.
 
 An engine may carry out the pairs elsewhere; this process alone writes the index.
 """
@@ -77,9 +76,16 @@ def audit_list(
                 output, index, partial(_try_to_publish, published, output, runtime.say)
             )
         outcomes = audit_pairs(
-            selection.own, settings, output, runtime,
-            scores=scores, watch=watch, numbered=True, audit=audit, engine=engine,
-        )  # fmt: skip
+            selection.own,
+            settings,
+            output,
+            runtime,
+            scores=scores,
+            watch=watch,
+            numbered=True,
+            audit=audit,
+            engine=engine,
+        )
         try:
             for outcome in outcomes:
                 before = standing[outcome.pair.family, outcome.pair.name]
@@ -105,7 +111,7 @@ def _try_to_publish(published: PublishedIndex, output: Path, say: Callable[[str]
 
 
 def _row_after(before: Row, outcome: PairOutcome) -> Row:
-    """The row of a pair after it was tried; what it took counts on top of what earlier runs took."""
+    """The row of a pair after it was tried; what it took is added to what earlier runs took."""
     seconds = round((before.seconds or 0.0) + outcome.seconds, 3)
     spent = replace(before, seconds=seconds, bytes=(before.bytes or 0) + outcome.moved)
     if outcome.result is not None:
@@ -114,16 +120,16 @@ def _row_after(before: Row, outcome: PairOutcome) -> Row:
         return spent
     error = outcome.error
     assert error is not None
-    if (
-        outcome.state == "kept"
-    ):  # nothing went into it, and its row tells nothing of the report that is there
+    # Nothing went into it, and its row tells nothing of the report that is there.
+    if outcome.state == "kept":
         return before.emptied("kept", error=error.message, hint=error.hint)
     return spent.emptied("failed", error=error.message, hint=error.hint)
 
 
 def _done_row_after(taken: Row, result: AuditResult) -> Row:
-    """The row of a pair that is done; of a report that no list has made, with the time that the
-    report tells.
+    """The row of a pair that is done.
+
+    Of a report that no list has made, with the time that the report tells.
     """
     seconds = result.provenance.get("seconds") if taken.seconds is None else taken.seconds
     return done_row(

@@ -1,5 +1,4 @@
-"""The index of a list, which says how each pair stands: index.json and batch.parquet, from the same
-rows.
+"""The index of a list, how each pair stands: index.json and batch.parquet, from the same rows.
 
 The reports are the truth, and lie where `shadow audit` puts them; these two files say which there
 are, which failed and why, and which are still to come. Imports nothing that computes.
@@ -58,9 +57,7 @@ Key = tuple[str, str]  # family and pair
 
 @dataclass(frozen=True)
 class Row:
-    """How one pair of a list stands; the fields are the columns of reports.columns.BATCH, which say
-    what they mean.
-    """
+    """How one pair of a list stands; the columns of reports.columns.BATCH say what a field is."""
 
     position: int | None
     family: str
@@ -126,9 +123,7 @@ class Kind:
 
     @property
     def of_numbers(self) -> Kind:
-        """What they must agree in for their numbers to be of one kind: no number depends on the
-        optimiser.
-        """
+        """What they must agree in to be of one kind: no number depends on the optimiser."""
         settings = {name: value for name, value in self.settings.items() if name != "optimizer"}
         return replace(self, settings=settings)
 
@@ -181,9 +176,7 @@ class Index:
 
 
 def report_folder(family: str, pair: str) -> str:
-    """Where a pair's report lies below the output folder; any names give a folder two levels below
-    it.
-    """
+    """Where a pair's report lies: two levels below the output folder, whatever the names."""
     return f"{safe_name(family)}/{safe_name(pair)}"
 
 
@@ -195,8 +188,9 @@ def done_row(
     seconds: float | None,
     moved: int | None,
 ) -> Row:
-    """The row of a finished report; its place in the list, and what it took, are what a report does
-    not know.
+    """The row of a finished report.
+
+    Its place in the list, and what it took, are what a report does not know.
     """
 
     def figure(name: str) -> float | None:
@@ -240,8 +234,9 @@ def kind_of(metadata: ReportMetadata) -> Kind:
 
 
 def write_index(output: Path, index: Index) -> None:
-    """Write batch.parquet and then index.json, each whole or not at all; a killed run leaves the
-    index of before.
+    """Write batch.parquet, then index.json, each whole or not at all.
+
+    A killed run leaves the index of before.
     """
     _write_whole_index(output, index)
     with contextlib.suppress(OSError):
@@ -313,15 +308,12 @@ class Standing:
 
 
 def _plain(value: Any) -> Any:
-    """Half a surrogate pair, which a checkpoint's JSON may hold and Parquet may not, becomes
-    visible.
-    """
+    """Half a surrogate pair, which JSON of a checkpoint may hold and Parquet not, made visible."""
     return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
 
 
 def read_index(folder: Path) -> Index | None:
-    """The index of an output folder, with what a run that was killed has kept beside it; None when
-    there is none.
+    """The index of an output folder, with what a killed run has kept beside it; None without one.
 
     Raises ShadowError for an index.json that is something else, or that says what no index may say.
     """
@@ -346,8 +338,9 @@ def read_index(folder: Path) -> Index | None:
 
 
 def _kept_rows(path: Path, digest: str) -> dict[Key, Row]:
-    """The rows that changed since the index.json of this sha256 was written; none of a journal of
-    another one.
+    """The rows that changed since the index.json of this sha256 was written.
+
+    None of a journal of another one.
     """
     try:
         lines = (read_start(path, MAX_INDEX) or b"").splitlines(keepends=True)
@@ -455,9 +448,7 @@ def _locked(folder: Path) -> Iterator[None]:
 def different(
     first: Mapping[str, object], other: Mapping[str, object], prefix: str = ""
 ) -> str | None:
-    """The first key by which two JSON objects differ and both values, for people; None when they
-    are equal.
-    """
+    """The first key by which two JSON objects differ and both values, for people; None if equal."""
     for key in dict.fromkeys([*first, *other]):
         its_value = first.get(key)
         other_value = other.get(key)

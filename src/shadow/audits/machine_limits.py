@@ -1,5 +1,4 @@
-"""What this process may use of the machine: cores and memory, also where a container or a batch
-system limits them.
+"""What this process may use of the machine: cores and memory, also in a container or a batch job.
 
 Linux limits a process by control groups (cgroups), which are nested: what a group may use, all that
 is in it and below it shares, so the least of a group and its ancestors counts. Version 2 has one
@@ -17,9 +16,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-ENDLESS = (
-    1 << 60
-)  # bytes, where no system says; version 1 writes a little less than 2^63 for no limit
+# Bytes, where no system says; version 1 writes a little less than 2^63 for no limit.
+ENDLESS = 1 << 60
 
 
 @dataclass(frozen=True)
@@ -57,9 +55,7 @@ def machine_limits(root: Path = Path("/")) -> MachineLimits:
 
 
 def _processors() -> tuple[int, str]:
-    """The processors that this process may run on: all, or those of its affinity, which a cpuset
-    limits too.
-    """
+    """The processors that this process may run on: all, or those of its affinity or cpuset."""
     every = os.cpu_count() or 1
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else every
     return allowed, "the machine" if allowed == every else "the processors of this process"
@@ -84,9 +80,8 @@ def _groups(root: Path, controller: str) -> Iterator[tuple[Path, str]]:
             continue
         for tree, top in _trees(root, controller, version=1 if controllers else 2):
             of_process = PurePosixPath(group)
-            visible = (
-                PurePosixPath()
-            )  # in a container the names may be the host's, and the tree a part of the host's
+            # In a container the names may be the host's, and the tree a part of the host's.
+            visible = PurePosixPath()
             if of_process.is_relative_to(top) and ".." not in of_process.parts:
                 within = of_process.relative_to(top)
                 if (tree / within).is_dir():
@@ -96,9 +91,7 @@ def _groups(root: Path, controller: str) -> Iterator[tuple[Path, str]]:
 
 
 def _trees(root: Path, controller: str, version: int) -> list[tuple[Path, str]]:
-    """Where a version's tree with a controller is mounted, and the name of the group that is its
-    top.
-    """
+    """Where a version's tree with a controller is mounted, and the name of the group at its top."""
     trees = []
     for line in _text(root / "proc/self/mountinfo").splitlines():
         before, _, after = line.partition(" - ")
@@ -115,18 +108,15 @@ def _cpu_limit(folder: Path) -> float | None:
     """Cores' worth of time that a group may take; None where it is not limited."""
     quota, period = (*_text(folder / "cpu.max").split(), "", "")[:2]
     if not quota:
-        quota, period = (
-            _text(folder / "cpu.cfs_quota_us").strip(),
-            _text(folder / "cpu.cfs_period_us").strip(),
-        )
+        quota = _text(folder / "cpu.cfs_quota_us").strip()
+        period = _text(folder / "cpu.cfs_period_us").strip()
     if not quota.isdecimal() or not period.isdecimal() or not int(period):
         return None  # "max", or -1
     return int(quota) / int(period) or None
 
 
 def _memory_left(folder: Path) -> int | None:
-    """Bytes that a group may still take, its file cache counted as free; None where it is not
-    limited.
+    """Bytes that a group may still take, its file cache counted as free; None without a limit.
 
     `memory.high` counts as a limit: above it a group is slowed down until it is below it again.
     """
@@ -143,8 +133,7 @@ def _memory_left(folder: Path) -> int | None:
 
 
 def _file_cache(folder: Path) -> int:
-    """Bytes of a group's memory that the kernel drops when there is need: cache of files that was
-    not used lately.
+    """Bytes of a group's memory that the kernel can drop: cache of files that was not used lately.
 
     The weights of a checkpoint are mapped files: without this a second audit would seem to have no
     room.

@@ -1,6 +1,4 @@
-"""Output folders of several jobs -> one: their reports are checked, then copied, then the index is
-made anew.
-"""
+"""Output folders of several jobs -> one: reports are checked, then copied, then indexed anew."""
 
 from __future__ import annotations
 
@@ -81,8 +79,7 @@ class _Source:
 
 
 def merge(output: Path, folders: Sequence[Path]) -> Merged:
-    """Copy the reports of output folders into one, and make its index; without folders only the
-    index.
+    """Copy the reports of output folders into one and make its index; without folders only that.
 
     Nothing is written before all is checked: every report must be whole, of one schema and of one
     settings, and two reports of one pair must hold the same numbers, but for the rounding of
@@ -118,8 +115,9 @@ def merge(output: Path, folders: Sequence[Path]) -> Merged:
 
 
 def _read(folder: Path, *, links: bool = True) -> _Source:
-    """What is in an output folder. links: may it hold links? What one points to is not to be
-    copied.
+    """What is in an output folder. links: may it hold links?
+
+    What a link points to is not to be copied.
     """
     if not folder.is_dir():
         raise ShadowError(f"no such folder: {folder}", "name the folder given to `shadow audit -o`")
@@ -246,15 +244,15 @@ def _written(metadata: ReportMetadata) -> dict[str, object]:
 
 
 def _is_close(name: str, first: pa.Table, second: pa.Table) -> bool:
-    """Are two tables of a report those of two machines? The same rows, and the columns of CLOSE
-    within tolerance.
+    """Are two tables of a report those of two machines?
+
+    They have the same rows, and the columns of CLOSE within tolerance.
     """
     names = set(first.column_names)
     if name.removesuffix(".parquet") not in STORED or not first.schema.equals(second.schema):
         return False
-    if (
-        name == FINISHED
-    ):  # its other whole numbers are counts of singular values, which a rounding can move
+    # Its other whole numbers are counts of singular values, which a rounding can move.
+    if name == FINISHED:
         exact = [column.name for column in IDENTITY]
     else:
         exact = [field.name for field in first.schema if not _holds_floats(field.type)]
@@ -292,8 +290,9 @@ def _agree(first: pa.ChunkedArray, second: pa.ChunkedArray, tolerance: float) ->
 
 
 def _files(report: Path) -> list[str]:
-    """The files of a report, the one that finishes it last; its folders and hidden files do not
-    belong to it.
+    """The files of a report, the one that finishes it last.
+
+    Its folders and hidden files do not belong to it.
     """
     names = [
         path.name for path in report.iterdir() if path.is_file() and not path.name.startswith(".")
@@ -312,8 +311,7 @@ def _rows_of(key: Key, sources: Sequence[_Source]) -> list[tuple[_Source, Row]]:
 
 
 def _row(key: Key, report: _Finished, sources: Sequence[_Source]) -> Row:
-    """The row of a report, with what an index beside it, or beside one that is equal to it, says
-    that it took.
+    """The row of a report, with what it took as an index beside it, or an equal one, says.
 
     A report that was kept though another one was asked for stays that until the list is run again.
     """
@@ -330,8 +328,9 @@ def _row(key: Key, report: _Finished, sources: Sequence[_Source]) -> Row:
 
 
 def _unfinished(sources: Sequence[_Source], done: Mapping[Key, Row]) -> list[Row]:
-    """The rows of pairs that no folder has a report of. What failed is told before what was never
-    reached.
+    """The rows of pairs that no folder has a report of.
+
+    What failed is told before what was never reached.
     """
     unfinished: dict[Key, Row] = {}
     for source in sources:
@@ -349,8 +348,7 @@ def _unfinished(sources: Sequence[_Source], done: Mapping[Key, Row]) -> list[Row
 
 
 def _require_room(target: Path, report: Path) -> None:
-    """Nothing may be where a report goes: not another pair's, and not the work of an audit that is
-    not finished.
+    """Nothing may be where a report goes: not another pair's, nor the work of an unfinished audit.
 
     What a merge that was killed left there is no report, and is written again.
     """

@@ -114,8 +114,9 @@ class Settings:
     """Where Gram matrices are made. Of it the kind alone is a setting of the report."""
 
     def as_json(self) -> SettingsMetadata:
-        """What a report says of them; of the device nothing where it is the CPU, as in reports
-        before this setting.
+        """What a report says of them.
+
+        Of the device nothing where it is the CPU, as in reports before this setting.
         """
         as_in_files: SettingsMetadata = json.loads(
             json.dumps({**asdict(self), "device": self.device.kind})
@@ -158,8 +159,9 @@ class Progress:
 
 
 def tell_nobody(_: object) -> None:
-    """Who is told where nobody wants to be. A function with a name, so that a Runtime can be
-    pickled.
+    """Who is told where nobody wants to be.
+
+    A function with a name, so that a Runtime can be pickled.
     """
 
 
@@ -167,8 +169,9 @@ class Measuring(Protocol):
     """Measures a pair elsewhere."""
 
     def measure(self, asked: Asked, lined: AlignedPair, journal: Journal) -> None:
-        """Measure what the journal does not hold yet, into the journal. Raises what went wrong
-        there.
+        """Measure what the journal does not hold yet, into the journal.
+
+        Raises what went wrong there.
         """
 
 
@@ -363,9 +366,7 @@ def measure_part(
 
 
 def _scratch_name() -> str:
-    """Of one run alone: a second one, which the journal refuses, must not take away what the first
-    one reads.
-    """
+    """Of one run alone: a second, which the journal refuses, must not take what the first reads."""
     return f"{SCRATCH}{secrets.token_hex(4)}"
 
 
@@ -426,8 +427,9 @@ def plan_pair(
 
 
 def _client_for(pair: Pair) -> contextlib.AbstractContextManager[None]:
-    """The Hub's client, held for both sides of a pair; it is not even imported where all is in
-    folders.
+    """The Hub's client, held for both sides of a pair.
+
+    It is not even imported where all is in folders.
     """
     sides = (pair.base, pair.tuned)
     parts = [
@@ -437,7 +439,7 @@ def _client_for(pair: Pair) -> contextlib.AbstractContextManager[None]:
 
 
 def client_for(references: Sequence[Reference]) -> contextlib.AbstractContextManager[None]:
-    """The Hub's client, held while these are read; it is not even imported where all are folders."""
+    """The Hub's client, held while these are read; where all are folders it is not imported."""
     if all(reference.is_folder for reference in references):
         return contextlib.nullcontext()
     try:
@@ -458,8 +460,9 @@ def _refuse_pickles(found: Checkpoint | Located) -> None:
 
 
 def _run_when_free(audit: Asked) -> AuditResult:
-    """The report, when no other audit of the pair is at work; what that one has measured is not
-    measured again.
+    """The report, when no other audit of the pair is at work.
+
+    What that one has measured is not measured again.
     """
     given_up = time.monotonic() + audit.runtime.patience
     told = False
@@ -476,8 +479,9 @@ def _run_when_free(audit: Asked) -> AuditResult:
 
 
 def identity_of(pair: Pair, settings: Settings, runtime: Runtime = Runtime()) -> Identity:
-    """What a report of the pair would be of: commits and files as they are now. No weight is
-    fetched.
+    """What a report of the pair would be of: commits and files as they are now.
+
+    No weight is fetched.
     """
     with tempfile.TemporaryDirectory() as unpacked, _client_for(pair):
         base = find_checkpoint(pair.base, runtime, Path(unpacked) / "base")
@@ -599,8 +603,9 @@ def _write(
 
 
 def _scored(scores: ScoreFiles, identity: Identity, pair: Pair) -> Scored:
-    """The scores of this pair. Raises ShadowError, before anything is measured, where they name
-    neither side.
+    """The scores of this pair.
+
+    Raises ShadowError, before anything is measured, where they name neither side.
     """
     sides = sides_of(identity.as_json(), pair)
     scored = join(scores, sides)
@@ -610,8 +615,9 @@ def _scored(scores: ScoreFiles, identity: Identity, pair: Pair) -> Scored:
 
 
 def _judged(summary: Summary) -> JudgedMetadata:
-    """What the metadata of every table tell of a summary; scores, which no table knows of, change
-    nothing in it.
+    """What the metadata of every table tell of a summary.
+
+    Scores, which no table knows of, change nothing in it.
     """
     stated = summary.as_json()
     return {
@@ -625,8 +631,9 @@ def _judged(summary: Summary) -> JudgedMetadata:
 def _renewed(
     done: AuditResult, identity: Identity, scored: Scored | None, say: Callable[[str], None]
 ) -> AuditResult:
-    """A finished report with the label and the scores that are asked for; none of its numbers is
-    measured anew.
+    """A finished report with the label and the scores that are asked for.
+
+    None of its numbers is measured anew.
     """
     had = done.provenance["settings"].get("optimizer")
     now = identity.settings.get("optimizer")
@@ -666,9 +673,7 @@ def _renewed(
 
 
 def _kept(folder: Path, identity: Identity, say: Callable[[str], None]) -> Scored:
-    """The scores that an earlier report of the same checkpoints has; those of others are not taken
-    over.
-    """
+    """The scores that an earlier report of the same checkpoints has; others are not taken over."""
     try:
         return read_kept(folder, identity.as_json())
     except ShadowError as error:
@@ -723,7 +728,7 @@ def _remove_leftovers(fetched: Sequence[Fetched]) -> None:
 
 
 def _measure(audit: Asked, lined: AlignedPair, journal: Journal) -> int:
-    """Measure what the journal does not hold yet, into the journal; how many matrices those were."""
+    """Measure what the journal does not hold yet, into the journal; returns how many matrices."""
     runtime = audit.runtime
     plan = _planned(audit, lined, journal) if runtime.elsewhere is None else None
     matrices = {pair.key for pair in lined.pairs if pair.is_matrix}
@@ -781,9 +786,8 @@ def _measure(audit: Asked, lined: AlignedPair, journal: Journal) -> int:
         remember=remember,
         offload=None if device is None else Offload(device, runtime.say),
     )
-    with contextlib.closing(
-        outcomes
-    ):  # what has not begun is given up as soon as anything goes wrong
+    # What has not begun is given up as soon as anything goes wrong.
+    with contextlib.closing(outcomes):
         for outcome in outcomes:
             journal.add(outcome)
             spent += costs[outcome.key]
@@ -884,8 +888,9 @@ def _is_pickled(found: Found) -> bool:
 
 
 def _finished(folder: Path) -> tuple[ReportMetadata | None, str]:
-    """The metadata of the report in a folder, if there is one; or what is wrong with it: a broken
-    one is no report.
+    """The metadata of the report in a folder, if there is one, or what is wrong with it.
+
+    A broken one is no report.
 
     Raises ShadowError where the system does not let it be read: it may be whole.
     """

@@ -72,8 +72,9 @@ class PairOutcome:
         return self.result
 
     def __getstate__(self) -> dict[str, Any]:
-        """For another process. A traceback cannot be pickled: of a fault of shadow itself its text
-        goes along.
+        """For another process.
+
+        A traceback cannot be pickled: of a fault of shadow itself its text goes along.
         """
         state = dict(vars(self))
         if self.fault is not None and not isinstance(self.fault, ShadowError):
@@ -105,8 +106,9 @@ def audit_pairs(
     audit: Callable[..., AuditResult] = run_pair,
     engine: Engine | None = None,
 ) -> Iterator[PairOutcome]:
-    """Audit pairs into one folder; yields what became of each as they end. Whatever goes wrong with
-    one, the next is tried.
+    """Audit pairs into one folder; yields what became of each as they end.
+
+    Whatever goes wrong with one, the next is tried.
 
     Of a pair that is stopped, as by Ctrl-C, the outcome is yielded too; what stopped it is raised
     after that.
@@ -226,8 +228,9 @@ def _lost(pair: Pair, fault: BaseException) -> PairOutcome:
 
 
 def _seen_here(outcome: PairOutcome, output: Path) -> PairOutcome:
-    """An outcome of another machine; its report must be where this one looks, perhaps after a
-    moment.
+    """An outcome of another machine.
+
+    Its report must be where this one looks, perhaps after a moment.
     """
     if outcome.result is None or outcome.result.url is not None:
         return outcome

@@ -44,12 +44,11 @@ class Parts:
     """
 
     def measure(self, asked: Asked, lined: AlignedPair, journal: Journal) -> None:
-        """Measure what the journal does not hold yet, into the journal. Raises what a part raised."""
+        """Measure what the journal does not hold yet, into it. Raises what a part raised."""
         left = [pair for pair in lined.pairs if pair.key not in journal.outcomes]
         count = self.count or self.engine.lanes()
-        if (
-            asked.settings.chosen != Filter()
-        ):  # which decides over a whole pair what comes in byte ranges
+        # The choice decides over a whole pair what comes in byte ranges.
+        if asked.settings.chosen != Filter():
             count = 1
         parts = cut(left, count, _sizes(left, lined))
         twice = _twice(parts)

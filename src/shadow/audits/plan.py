@@ -1,6 +1,4 @@
-"""What an audit will take, before the first byte of a weight moves: sources, order, bytes, disk,
-memory.
-"""
+"""What an audit will take, before the first byte moves: sources, order, bytes, disk, memory."""
 
 from __future__ import annotations
 
@@ -198,9 +196,8 @@ def make_plan(
         if _is_ours(source, ours) and not source.bytes_to_move()
     }
     whole, ranges = _sizes(sources, there)
-    report = sum(
-        2_000 + 45 * min(pair.rows, pair.cols) for pair in pairs
-    )  # journal and Parquet of three spectra
+    # Journal and Parquet of three spectra.
+    report = sum(2_000 + 45 * min(pair.rows, pair.cols) for pair in pairs)
     places = _Places(whole=whole, ranges=ranges, there=there, report=report, folder=folder)
     ways = [(True, work), (True, work.unhurried())]
     if access.max_disk is None:
@@ -298,11 +295,21 @@ def _side(found: Found, checkpoint: Checkpoint) -> PlannedSide:
 
 
 TELLING = (
-    "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-    "num_key_value_heads", "head_dim", "vocab_size", "tie_word_embeddings", "rope_theta",
+    "model_type",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "tie_word_embeddings",
+    "rope_theta",
     "num_experts",
-    "num_local_experts", "n_routed_experts", "quantization_config",
-)  # fmt: skip
+    "num_local_experts",
+    "n_routed_experts",
+    "quantization_config",
+)
 
 
 def config_differences(base: Config, tuned: Config) -> dict[str, list[str]]:
@@ -405,7 +412,7 @@ def _with_sources(
     filtered: bool,
     scratch: Path,
 ) -> Checkpoint:
-    """The checkpoint with byte ranges in the place of whole shards where those move clearly less."""
+    """The checkpoint with byte ranges in place of whole shards where those move clearly less."""
     wanted = defaultdict[str, list[TensorInfo]](list)
     for pair in pairs:
         operand = pair.base if side == "base" else pair.tuned
@@ -479,8 +486,7 @@ def _freeing(checkpoint: Checkpoint, ours: Collection[tuple[str, str, str]]) -> 
 
 @dataclass(frozen=True)
 class _Places:
-    """The two disks that an audit writes to, which are often one: the Hub's cache, and the
-    report's.
+    """The two disks that an audit writes to, often one: the Hub's cache, and the report's.
 
     there: shards that take their part of the cache's disk already.
     """

@@ -1,5 +1,6 @@
-"""Tasks on Ray: on the cores of this machine, or on a cluster. Ray is imported when it is asked
-for, and not before.
+"""Tasks on Ray: on the cores of this machine, or on a cluster.
+
+Ray is imported when it is asked for, and not before.
 
 What runs where is Ray's business. This process only says which machine a task should rather go to,
 so that each base is fetched by few of them, and keeps no more tasks in Ray than can run, so that
@@ -132,8 +133,9 @@ def _require_somebody_at(address: str) -> None:
 
 @contextlib.contextmanager
 def _without_talk() -> Iterator[None]:
-    """Ray prints what befalls its workers on stdout, which is for data; what matters of it is told
-    here.
+    """Ray prints what befalls its workers on stdout, which is for data.
+
+    What matters of it is told here.
     """
     from ray._private import worker
 
@@ -178,9 +180,8 @@ class RayEngine:
         self._attempts: dict[Task, int] = {}
         self._wary: set[Task] = set()  # of tasks that ran out of memory: they go on with one worker
         self._memory = request.memory
-        self._one_each = (
-            runtime.access.max_disk is not None
-        )  # what one frees, another on its machine may be reading
+        # What one frees, another on its machine may be reading.
+        self._one_each = runtime.access.max_disk is not None
         machines = _machines()
         largest = max((cores for cores, _ in machines.values()), default=0)
         self._cores = request.cores or max(1, min(CORES, int(largest)))
@@ -401,8 +402,9 @@ def _silent(_: object) -> None:
 
 
 class _Ear:
-    """What tasks tell the driver. A message is kept until the driver asks for a later one: it has
-    arrived then.
+    """What tasks tell the driver.
+
+    A message is kept until the driver asks for a later one: it has arrived then.
     """
 
     def __init__(self) -> None:
@@ -455,9 +457,8 @@ def _carry_out(there: _There) -> tuple[Any, Exception | None]:
         raise RuntimeError(
             f"shadow {__version__} is there, and {there.version} where the command runs"
         )
-    with contextlib.suppress(
-        OSError
-    ):  # where there is no such folder, nothing relative is there either
+    # Where there is no such folder, nothing relative is there either.
+    with contextlib.suppress(OSError):
         os.chdir(there.folder)
     told = 0.0
 

@@ -1,5 +1,4 @@
-"""The audit of one pair whose report is published at a URL: measured on the disk of this machine,
-then uploaded.
+"""The audit of one pair whose report is published at a URL: measured on this disk, then uploaded.
 
 Journal and scratch never leave the machine. A report that is finished stays on its disk until all
 of it is at the URL.
@@ -138,8 +137,9 @@ def _already_there(
     *,
     rescored: bool,
 ) -> AuditResult | None:
-    """The report at the URL, if it is what was asked for; None where it is to be replaced or
-    renewed.
+    """The report at the URL, if it is what was asked for.
+
+    None where it is to be replaced or renewed.
 
     Raises KeptError where it is another one and stays.
     """
@@ -239,8 +239,9 @@ def _remove(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _alone(folder: Path, output: Path) -> Iterator[None]:
-    """One process of this machine at a time works on a pair; a second one is refused. No empty
-    folder is left.
+    """One process of this machine at a time works on a pair; a second one is refused.
+
+    No empty folder is left.
     """
     there = nearest_folder(output)
     handle = None

@@ -75,8 +75,9 @@ def report_tables(
 
 
 class _Chunks:
-    """Rows as a table; as Python has them they take ten times as much memory, so only the latest
-    stay so.
+    """Rows as a table.
+
+    As Python has them they take ten times as much memory, so only the latest stay so.
     """
 
     def __init__(self, columns: Sequence[Column]) -> None:
@@ -183,8 +184,9 @@ def _matrix_rows(
 
 
 def _energy_share(norm: float | None, energy: float) -> float | None:
-    """The share of the pair's delta energy that one delta has; None for other subjects, or where it
-    is 0 or unknown.
+    """The share of the pair's delta energy that one delta has.
+
+    None for other subjects, or where it is 0 or unknown.
     """
     if norm is None or energy <= 0:
         return None
@@ -192,9 +194,7 @@ def _energy_share(norm: float | None, energy: float) -> float | None:
 
 
 def _verified(subject: str, base: bool | None, tuned: bool | None) -> bool | None:
-    """A delta is as good as the worse of its sides; a side in a folder is neither checked nor
-    unchecked.
-    """
+    """A delta is as good as its worse side; a side in a folder is neither checked nor unchecked."""
     if subject == "base":
         return base
     if subject == "tuned":
@@ -246,9 +246,8 @@ def _residual_rows(measured: Sequence[tuple[MatrixPair, Outcome]]) -> list[dict[
         deltas = [outcome.measurements[-1] for _, outcome in members]
         energies = np.array([(delta.number("frobenius_norm") or 0.0) ** 2 for delta in deltas])
         participation = np.array([delta.number("participation_ratio") or 1.0 for delta in deltas])
-        with threadpool_limits(
-            limits=1, user_api="blas"
-        ):  # the last bits must not depend on the machine's cores
+        # The last bits must not depend on the machine's cores.
+        with threadpool_limits(limits=1, user_api="blas"):
             kept = np.stack(
                 [outcome.residual for _, outcome in members if outcome.residual is not None]
             )
@@ -328,8 +327,7 @@ def _tensor_rows(
 
 @dataclass(frozen=True)
 class _Part:
-    """A matrix or vector of a tensor, what became of it, and how many entries it has in common with
-    its partner.
+    """A matrix or vector of a tensor, what became of it, and how many entries its partner shares.
 
     operand is None where it has no partner.
     """
@@ -341,7 +339,7 @@ class _Part:
 
     @property
     def is_compared(self) -> bool:
-        """Matrices that were measured or are identical, and vectors of which the norms were taken."""
+        """Matrices that were measured or are identical, and vectors whose norms were taken."""
         if self.outcome.status == "skipped":
             return self.outcome.base_norm is not None
         return self.outcome.reason != "only_in_tuned"

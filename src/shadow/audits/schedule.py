@@ -1,5 +1,4 @@
-"""The order of work, and when each shard is fetched and freed: computed before the first byte
-moves.
+"""The order of work, and when each shard comes and goes: computed before the first byte moves.
 
 Work is ordered by (base shard, natural name), so that each base shard is needed during one stretch
 of it and the tuned shards come nearly in their own order. The stretches between the arrivals of new
@@ -54,8 +53,9 @@ class Schedule:
     """In the order of fetching; shards in folders have none."""
 
     def peak(self, sizes: Mapping[ShardKey, int], there: Collection[ShardKey] = ()) -> int:
-        """Most bytes on the disk at any time when each shard goes after its last use; some are
-        there from the start.
+        """Most bytes on the disk at any time when each shard goes after its last use.
+
+        Some are there from the start.
         """
         most = 0
         held = sum(sizes[stay.shard] for stay in self.visits if stay.shard in there)
@@ -105,9 +105,8 @@ def schedule(pairs: Sequence[MatrixPair], base: Checkpoint, tuned: Checkpoint) -
         if not source.is_local
     }
     if not remote:
-        return Schedule(
-            (tuple(sorted(pairs, key=lambda pair: pair.key)),), ()
-        )  # one step: any order does
+        # One step: any order does.
+        return Schedule((tuple(sorted(pairs, key=lambda pair: pair.key)),), ())
     steps: list[list[MatrixPair]] = [[]]
     first: dict[ShardKey, int] = {}
     last: dict[ShardKey, int] = {}
@@ -140,8 +139,9 @@ def source_of(base: Checkpoint, tuned: Checkpoint, shard: ShardKey) -> Source:
 
 
 def in_order(pairs: Sequence[MatrixPair]) -> list[MatrixPair]:
-    """By base shard, then by name as people count; what has no base comes when its tuned shard is
-    last there.
+    """By base shard, then by name as people count.
+
+    What has no base comes when its tuned shard is last there.
     """
     beside = defaultdict[str, set[str]](set)  # base shards by the tuned shard that they meet
     for pair in pairs:

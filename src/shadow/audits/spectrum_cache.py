@@ -1,5 +1,4 @@
-"""Spectra of single checkpoints that were solved before: a bounded folder of files, keyed by the
-content of a matrix.
+"""Spectra of single checkpoints solved before: a bounded folder of files, by a matrix's content.
 
 The spectrum of one side does not depend on its partner. Twenty models tuned from one base pay for
 the base once, and in a lineage the tuned side of one stage is the base of the next. Nothing else is
@@ -53,8 +52,9 @@ class Tally:
 
 
 class SpectrumCache:
-    """Solved spectra in a folder. Safe for several threads and processes; whatever goes wrong, a
-    spectrum is solved.
+    """Solved spectra in a folder.
+
+    Safe for several threads and processes; whatever goes wrong, a spectrum is solved.
 
     tally: what this object was asked for.
     """
@@ -111,7 +111,7 @@ class SpectrumCache:
 
 
 def key(matrix: Matrix, question: Question) -> str:
-    """The name of a spectrum: hexadecimal sha256 of the matrix, the question and what answers it."""
+    """The name of a spectrum: hex sha256 of the matrix, the question and what answers it."""
     digest = hashlib.sha256(f"{_solver()} {question} {shape_of(matrix)} {_kind(matrix)}\n".encode())
     for index in blocks(matrix):
         part = matrix[index].contiguous()
@@ -148,8 +148,9 @@ def _to_bytes(solved: Spectrum) -> bytes:
 
 
 def _read(path: Path, shape: tuple[int, int], count: int, norm: float) -> Spectrum | None:
-    """A spectrum that was kept, with so many vectors; None where there is none, or none of that
-    shape and norm.
+    """A spectrum that was kept, with so many vectors.
+
+    None where there is none, or none of that shape and norm.
     """
     try:
         content = read_start(path, path.stat().st_size)

@@ -1,5 +1,4 @@
-"""Two checkpoints that line up -> a generator of frozen outcomes, one for each matrix or vector
-pair.
+"""Two checkpoints that line up -> a generator of frozen outcomes, one a matrix or vector pair.
 
 Here the half that knows files meets the half that knows linear algebra. Nothing is printed, and no
 report written.
@@ -206,7 +205,7 @@ def largest_side(pairs: Sequence[MatrixPair]) -> int:
 
 
 def worker_memory(pairs: Sequence[MatrixPair]) -> int:
-    """Bytes that one worker takes at most: a Gram, what the solver copies of it, the block buffers."""
+    """Bytes that one worker takes at most: a Gram, the solver's copies of it, block buffers."""
     side = largest_side(pairs)
     return 3 * 8 * side**2 + 4 * 8 * BLOCK
 

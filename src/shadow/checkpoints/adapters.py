@@ -22,13 +22,8 @@ PREFIX = "base_model.model."  # of every name in an adapter
 FACTOR = re.compile(
     r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<which>[AB])(?:\.(?!bias$)\w+)?(?:\.weight)?"
 )
-CHANGING_BASE = (
-    "pissa",
-    "olora",
-    "corda",
-    "loftq",
-    "lora_ga",
-)  # ways to initialise that take B @ A out of the base
+# Ways to initialise that take B @ A out of the base.
+CHANGING_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 Factors = tuple[TensorInfo, TensorInfo, bool]  # left, right, and whether both are stored transposed
 MAX_ALPHA = 1e6
 PLAIN = re.compile(r"[\w.-]{1,500}", re.ASCII)
@@ -61,8 +56,9 @@ class Adapter:
 
 
 def read_adapter(where: str, config: Mapping[str, object]) -> Adapter:
-    """The adapter that an adapter_config.json describes. Raises ShadowError for what is no plain
-    LoRA.
+    """The adapter that an adapter_config.json describes.
+
+    Raises ShadowError for what is no plain LoRA.
     """
     kind = config.get("peft_type")
     if kind != "LORA":

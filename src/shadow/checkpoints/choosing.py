@@ -11,8 +11,7 @@ from shadow.places.names import check_component, is_of_layers, name_rules, neare
 
 
 def filter_of(components: Iterable[str], layers: Iterable[str], modules: Iterable[str]) -> Filter:
-    """The filter of components, of layers (`0`, `4-7`, `0,3,5`) and of modules (`mlp.up`,
-    `attn.*`).
+    """The filter of components, layers (`0`, `4-7`, `0,3,5`) and modules (`mlp.up`, `attn.*`).
 
     Raises UsageError for what is none of them.
     """

@@ -1,5 +1,4 @@
-"""The Hub: commits, listings, whole files and byte ranges, all through the `huggingface_hub`
-client.
+"""The Hub: commits, listings, whole files and byte ranges, all through `huggingface_hub`.
 
 Its HTTP library has changed twice, so only `huggingface_hub.errors`, OSError and the session it
 hands out are used. Everything after `pin` names a 40-hex commit. A fault becomes one line and a
@@ -50,22 +49,22 @@ from shadow.targets.references import as_folder
 
 # HfHubHTTPError's bases hold its HTTP library's own base class, whichever library that is.
 FAILURES: tuple[type[Exception], ...] = (
-    OSError, ValueError, errors.RevisionResolutionError, errors.XetDownloadError,
-    *errors.HfHubHTTPError.__bases__
-)  # fmt: skip
+    OSError,
+    ValueError,
+    errors.RevisionResolutionError,
+    errors.XetDownloadError,
+    *errors.HfHubHTTPError.__bases__,
+)
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)  # answers worth a second try
-CIRCLES, NOWHERE = (
-    ("TooManyRedirects",),
-    ("UnsupportedProtocol", "InvalidURL"),
-)  # of the client's HTTP library
+# Names of the HTTP library's errors.
+CIRCLES, NOWHERE = (("TooManyRedirects",), ("UnsupportedProtocol", "InvalidURL"))
 ATTEMPTS = 6  # in a row without a byte of progress
 WAITS = 0.5, 30.0  # seconds before the second try, doubled from try to try, and at most
 MAX_WAIT = (
     300.0  # seconds that a server may ask us to wait before we give the command back to its user
 )
-HEADER_GUESS = (
-    1 << 16
-)  # bytes; the headers of 9 in 10 real shards are shorter, so one request reads them
+# Bytes; the headers of 9 in 10 real shards are shorter, so one request reads them.
+HEADER_GUESS = 1 << 16
 CHUNK = 1 << 20  # bytes
 ANSWERED = "shadow.answered"  # noted with a request once its answer has begun
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -103,8 +102,9 @@ _before: _Before | None = None
 
 @contextlib.contextmanager
 def own_client() -> Iterator[None]:
-    """The Hub's client with our sessions, and without its own warnings; as it was before once the
-    last holder leaves.
+    """The Hub's client with our sessions, and without its own warnings.
+
+    It is as it was before once the last holder leaves.
 
     Left alone it waits for some answers without an end, sleeps for as long as a server asks it to,
     up to five times, and takes the token along to any address that a listing names as its next
@@ -130,15 +130,12 @@ def own_client() -> Iterator[None]:
 def _taken_over() -> _Before:
     """Put our session and settings into the client; what was there."""
     logger = logging.getLogger("huggingface_hub")
-    level, filters, own_blobs = (
-        logger.level,
-        list(warnings.filters),
-        constants.HF_HUB_DISABLE_SHARED_BLOBS,
-    )
+    level = logger.level
+    filters = list(warnings.filters)
+    own_blobs = constants.HF_HUB_DISABLE_SHARED_BLOBS
     logger.setLevel(logging.ERROR)  # its warnings name URLs and repeat what is said here
-    warnings.filterwarnings(
-        "ignore", module="huggingface_hub"
-    )  # little disk, no symlinks: said here or no fault
+    # Little disk, no symlinks: said here or no fault.
+    warnings.filterwarnings("ignore", module="huggingface_hub")
     added = None if warnings.filters[0] in filters else warnings.filters[0]
     with _http._CLIENT_LOCK:
         # Not by set_client_factory, which closes the session that is there and does not tell its
@@ -199,8 +196,9 @@ def _after_response(response: Any) -> None:
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file of a repository. checksum is `sha256:...` (Git-LFS), `git:...` (a plain blob), or None
-    if not told.
+    """A file of a repository.
+
+    checksum is `sha256:...` (Git-LFS), `git:...` (a plain blob), or None if not told.
     """
 
     path: str
@@ -235,8 +233,7 @@ class Snapshot:
 def pin(
     repo: str, revision: str | None, subfolder: str | None, *, offline: bool, say: Say
 ) -> Snapshot:
-    """Resolve a revision (None: the default branch) to its commit and list the files of that
-    commit.
+    """Resolve a revision (None: the default branch) to its commit and list that commit's files.
 
     Raises ShadowError when there is no such repository or revision, when access is refused, when
     the Hub cannot be reached, and offline when the cache does not know the revision.
@@ -261,7 +258,7 @@ def pin(
 
 @own_client()
 def commit_of(repo: str, revision: str | None, *, say: Say) -> str:
-    """The commit that a revision (None: the default branch) is now. Raises ShadowError as pin does."""
+    """The commit of a revision (None: the default branch) now. Raises ShadowError as pin does."""
     return str(_told(repo, revision, say).sha)
 
 
@@ -288,9 +285,10 @@ def _listed_files(repo: str, commit: str) -> dict[str, RemoteFile]:
     files = {}
     for entry in hf.HfApi().list_repo_tree(repo, recursive=True, revision=commit):
         if isinstance(entry, RepoFile):
-            size, digest = (
-                (entry.lfs.size, entry.lfs.sha256) if entry.lfs else (entry.size, entry.blob_id)
-            )
+            if entry.lfs:
+                size, digest = entry.lfs.size, entry.lfs.sha256
+            else:
+                size, digest = entry.size, entry.blob_id
             if type(size) is not int or not 0 <= size <= MAX_OFFSET or type(entry.path) is not str:
                 raise ValueError("a size or a name that is none")
             files[entry.path] = RemoteFile(entry.path, size, _checksum(digest))
@@ -333,9 +331,8 @@ def _cached_files(repo: str, commit: str) -> dict[str, RemoteFile]:
     for path in sorted(root.rglob("*")):
         if path.is_file():
             name = path.relative_to(root).as_posix()
-            blob = (
-                path.readlink().name if path.is_symlink() else ""
-            )  # the cache names a blob by its checksum
+            # The cache names a blob by its checksum.
+            blob = path.readlink().name if path.is_symlink() else ""
             files[name] = RemoteFile(name, path.stat().st_size, _checksum(blob))
     return files
 
@@ -362,8 +359,9 @@ def fetch_whole(
     report: OnBytes = lambda count: None,
     stop: Event | None = None,
 ) -> tuple[Path, bool]:
-    """A file in the cache, fetched if it is not there, and whether its checksum is right (False:
-    none is known).
+    """A file in the cache, fetched if it is not there, and whether its checksum is right.
+
+    False where no checksum is known.
 
     A copy whose checksum is wrong is fetched once more; ShadowError if that does not help. report
     is told of bytes as they come (a negative number takes back what a failed attempt counted).
@@ -415,8 +413,7 @@ def _download(
         counted, thread = 0, get_ident()
 
         class Meter(hf_tqdm):  # the client's only hook into a running download
-            """Draws nothing; hands the counts on, and ends the download when it is no longer
-            wanted.
+            """Draws nothing; hands the counts on, and ends a download that is no longer wanted.
 
             Xet calls from a thread of its own, prints what is raised there, and goes on.
             """
@@ -506,9 +503,7 @@ def forget(repo: str, commit: str, path: str, checksum: str | None) -> None:
 
 
 def _remove_bytes(snapshot: Snapshot, path: Path) -> None:
-    """Remove a damaged file from the cache for all commits, so that it takes no disk while it comes
-    again.
-    """
+    """Remove a damaged file from the cache for all commits, so that it takes no disk meanwhile."""
     with contextlib.suppress(OSError):
         blob = path.resolve()
         path.unlink()
@@ -588,8 +583,7 @@ def copy_range(
     report: OnBytes = lambda count: None,
     stopped: Event | None = None,
 ) -> None:
-    """Bytes start to stop (exclusive) of a file, in order, going on where a cut connection left
-    off.
+    """Bytes start to stop (exclusive) of a file, in order, resumed where a cut connection left off.
 
     Raises RangeIgnoredError when the server sends other bytes than those asked for.
     """
@@ -659,10 +653,8 @@ def _ranged(
                         f"{snapshot.repo}: the server sent another range than requested",
                         "use --fetch shards",
                     )
-            yield (
-                response.iter_bytes(),
-                response.status_code == 206,
-            )  # in pieces as they come: a cut loses little
+            # In pieces as they come: a cut loses little.
+            yield (response.iter_bytes(), response.status_code == 206)
             return
     raise ShadowError(
         f"{snapshot.repo}: {file.path} is redirected in a circle", "is HF_ENDPOINT a Hub?"
@@ -686,10 +678,8 @@ def _trying(
 
     Tries are counted from the last progress. Raises StoppedError when stop is set meanwhile.
     """
-    stop, waits = (
-        stop or Event(),
-        wait_exponential_jitter(initial=WAITS[0], max=WAITS[1], jitter=WAITS[0]),
-    )
+    stop = stop or Event()
+    waits = wait_exponential_jitter(initial=WAITS[0], max=WAITS[1], jitter=WAITS[0])
     last = [0, progress()]  # the try before the last progress, and how far that was
 
     def since_progress(state: RetryCallState) -> RetryCallState:
@@ -767,9 +757,8 @@ def _is_transient(error: BaseException) -> bool:
     ):
         return False
     if (status := _status(error)) is not None:
-        expired = status == 403 and _elsewhere(
-            error
-        )  # a signed address; the next attempt gets a new one
+        # A signed address; the next attempt gets a new one.
+        expired = status == 403 and _elsewhere(error)
         return expired or (status in TRANSIENT and (_retry_after(error) or 0) <= MAX_WAIT)
     if _is_local(error) or type(error).__name__ in (*CIRCLES, *NOWHERE):
         return False
@@ -777,8 +766,9 @@ def _is_transient(error: BaseException) -> bool:
 
 
 def _is_local(error: BaseException) -> bool:
-    """A fault of this machine's disk. Those of the line are the HTTP library's, or have a type of
-    their own.
+    """A fault of this machine's disk.
+
+    Those of the line are the HTTP library's, or have a type of their own.
     """
     network = ConnectionError, TimeoutError
     return (
@@ -899,9 +889,7 @@ def _in_words(
 
 
 def _require_usable_settings() -> None:
-    """Refuse an address and a token that no request can have, before the HTTP library does in its
-    own words.
-    """
+    """Refuse an address and a token that no request can have, before the HTTP library does."""
     if not re.fullmatch(r"https?://[!-~]+", constants.ENDPOINT):
         raise ShadowError(
             f"{constants.ENDPOINT} is no web address", "HF_ENDPOINT must begin with https://"

@@ -1,5 +1,6 @@
-"""A reference -> Checkpoint: which tensors there are and where each lies. Reads headers, never
-weights.
+"""A reference -> Checkpoint: which tensors there are and where each lies.
+
+Reads headers, never weights.
 """
 
 from __future__ import annotations
@@ -133,8 +134,9 @@ class Located:
 
     @property
     def fingerprint(self) -> str:
-        """A sha256 over names, sizes and checksums of the weight files and the config: equal for
-        equal content.
+        """A sha256 over names, sizes and checksums of the weight files and the config.
+
+        Equal for equal content.
         """
         digest = hashlib.sha256()
         for name in (*self.weights.shards, CONFIG, ADAPTER_CONFIG):
@@ -180,8 +182,9 @@ Found = Checkpoint | Located | Assembled
 
 
 def combine(assembled: Assembled, parts: Sequence[tuple[str, Checkpoint]]) -> Checkpoint:
-    """The opened parts of a base as one checkpoint. A shard is called `component/shard`, so that
-    none meets another.
+    """The opened parts of a base as one checkpoint.
+
+    A shard is called `component/shard`, so that none meets another.
     """
     renamed = [(component, _in_folder(component, part)) for component, part in parts]
     names = Counter(name for _, part in renamed for name in part.tensors)
@@ -396,8 +399,9 @@ def _open_pickled(
 
 
 def _joined(headers: Iterable[Header], weights: Weights) -> dict[str, TensorInfo]:
-    """The tensors of all shards by name; those that only the index knows have their problem with
-    them.
+    """The tensors of all shards by name.
+
+    Those that only the index knows have their problem with them.
     """
     tensors: dict[str, TensorInfo] = {}
     for of_shard, _ in headers:
@@ -452,9 +456,7 @@ def _read_shard(path: Path, shard: str, scratch: Path | None) -> tuple[Header, P
 def _choose_weights(
     where: str, names: set[str], read: Callable[[str], Config], allow_pickle: bool
 ) -> Weights:
-    """The weight files among the names of a folder: an index's, `model.safetensors`, all
-    safetensors, or `.bin`.
-    """
+    """The weight files of a folder: an index's, `model.safetensors`, all safetensors, or `.bin`."""
     safetensors = sorted(name for name in names if name.endswith(".safetensors"))
     if INDEXES[0] in names:
         weight_map = _weight_map(read(INDEXES[0]), INDEXES[0], ".safetensors")

@@ -1,5 +1,6 @@
-"""Two checkpoints -> matrix pairs to measure, and a reason for every tensor that is not. Reads no
-weights.
+"""Two checkpoints -> matrix pairs to measure, and a reason for every tensor that is not.
+
+Reads no weights.
 """
 
 from __future__ import annotations
@@ -130,9 +131,7 @@ class MatrixPair:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A tensor (of one side) that has no numbers, and why; or one that an adapter leaves as it is
-    (identical).
-    """
+    """A tensor (of one side) without numbers, and why; or one that an adapter leaves as it is."""
 
     side: Side
     """base or tuned."""
@@ -247,8 +246,7 @@ def pair_checkpoints(
 
 
 def _require_chosen(chosen: Filter, places: Collection[Place], model: str) -> None:
-    """Raises UsageError where a model, whose tensors have these places, lacks something that was
-    chosen.
+    """Raises UsageError if a model whose tensors have these places lacks something that was chosen.
 
     Each component and each layer must be there; of the modules, which one pattern names by the
     dozen, one.
@@ -301,16 +299,16 @@ def _both(
 def _skips(
     side: Side, operand: Operand, place: Place, reason: str, detail: str = ""
 ) -> list[Skipped]:
-    if (
-        operand.part.place != place
-    ):  # an embedding that is the other side's tied head: told by what it is itself
+    # An embedding that is the other side's tied head: told by what it is itself.
+    if operand.part.place != place:
         return []
     return [Skipped(side, info, place, reason=reason, detail=detail) for info in operand.infos]
 
 
 def _is_matrix(operand: Operand) -> bool:
-    """At least two dimensions and a short side above 1; what is not is a vector, whatever its shape
-    says.
+    """At least two dimensions and a short side above 1.
+
+    What is not is a vector, whatever its shape says.
 
     So are the biases of a stack of experts.
     """
@@ -370,9 +368,7 @@ def _line_up(place: Place, base: Operand, tuned: Operand) -> MatrixPair | list[S
 def _operands(
     side: Side, checkpoint: Checkpoint, config: Config
 ) -> tuple[dict[Place, Operand], list[Skipped]]:
-    """Usable matrices and vectors of one side by place, and the tensors that are not usable, with
-    reasons.
-    """
+    """Usable matrices and vectors of one side by place, and the unusable tensors with reasons."""
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
     parts = place_tensors(shapes, config)
     packed = packed_modules(checkpoint.tensors, config)
@@ -522,8 +518,9 @@ def _adapter_operands(
 def _fault(
     info: TensorInfo, tensors: Mapping[str, TensorInfo], packed: Mapping[str, str]
 ) -> tuple[str, str] | None:
-    """(reason, detail) why a tensor cannot be measured, judged by itself and its neighbours; None
-    when it can.
+    """(reason, detail) why a tensor cannot be measured, judged by itself and its neighbours.
+
+    None when it can.
 
     packed: the formats of modules that hold packed integers.
     """
@@ -587,8 +584,9 @@ def _tied_heads(
 
 
 def _ties(checkpoint: Checkpoint) -> bool:
-    """Does the config tie the head to the embedding? A wrapper's own word counts before its text
-    model's.
+    """Does the config tie the head to the embedding?
+
+    A wrapper's own word counts before its text model's.
     """
     facts = Facts(checkpoint.config)
     said = checkpoint.config.get("tie_word_embeddings")

@@ -56,14 +56,28 @@ NOBODY = 65534  # the user and group of this number own nothing, by custom
 # Where Python finds itself, its packages and the libraries below them. All else stays here, tokens
 # among it.
 ENVIRONMENT = (
-    "PATH", "PYTHONHOME", "PYTHONPATH", "PYTHONUSERBASE", "PYTHONNOUSERSITE", "PYTHONPYCACHEPREFIX",
+    "PATH",
+    "PYTHONHOME",
+    "PYTHONPATH",
+    "PYTHONUSERBASE",
+    "PYTHONNOUSERSITE",
+    "PYTHONPYCACHEPREFIX",
     "NIX_PYTHONPATH",
-    "PYTHONDONTWRITEBYTECODE", "PYTHONUTF8", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH",
+    "PYTHONDONTWRITEBYTECODE",
+    "PYTHONUTF8",
+    "LANG",
+    "LC_ALL",
+    "LC_CTYPE",
+    "LD_LIBRARY_PATH",
     "LD_PRELOAD",
-    "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH", "__PYVENV_LAUNCHER__",
+    "DYLD_LIBRARY_PATH",
+    "DYLD_FALLBACK_LIBRARY_PATH",
+    "__PYVENV_LAUNCHER__",
     "KMP_DUPLICATE_LIB_OK",
-    "SYSTEMROOT", "SYSTEMDRIVE", "WINDIR",
-)  # fmt: skip
+    "SYSTEMROOT",
+    "SYSTEMDRIVE",
+    "WINDIR",
+)
 # Audit events of the standard library by which a process acts on anything but itself, and those
 # that reading needs.
 ACTING = frozenset({"os", "subprocess", "pty", "shutil", "socket", "ctypes", "_winapi", "winreg"})
@@ -83,17 +97,19 @@ def layout(path: Path, shard: str, scratch: Path) -> tuple[dict[str, TensorInfo]
         ) from error
     raw = scratch / f"{hashlib.sha256(shard.encode()).hexdigest()[:16]}.raw"
     # -P: nothing of the working folder, which may be the checkpoint's, is imported. Not -I: it
-    # would hide a shadow that
-    # was installed with --user or is found by PYTHONPATH.
+    # would hide a shadow that was installed with --user or is found by PYTHONPATH.
     command = [sys.executable, "-P", "-m", "shadow.checkpoints.pickles", str(path), str(raw)]
     hint = "use the safetensors files of this checkpoint, if it has them"
     try:
         with tempfile.TemporaryDirectory(prefix="child-", dir=scratch) as home:
             child = subprocess.run(
-                command, stdin=subprocess.DEVNULL, capture_output=True, timeout=SECONDS,
+                command,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=SECONDS,
                 check=False,
                 env=_environment(home),
-            )  # fmt: skip
+            )
     except subprocess.TimeoutExpired as error:
         raw.unlink(missing_ok=True)
         raise FileError(
@@ -122,9 +138,8 @@ def layout(path: Path, shard: str, scratch: Path) -> tuple[dict[str, TensorInfo]
 def _environment(folder: str) -> dict[str, str]:
     """The environment of the child, whose home and temporary folder is own."""
     kept = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
-    if (
-        site.ENABLE_USER_SITE
-    ):  # what was installed with --user lies in the home that the child does not get
+    # What was installed with --user lies in the home that the child does not get.
+    if site.ENABLE_USER_SITE:
         kept["PYTHONUSERBASE"] = site.getuserbase()
     homes = dict.fromkeys(("HOME", "USERPROFILE", "TMPDIR", "TEMP", "TMP"), folder)
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
@@ -177,8 +192,9 @@ def _dtype_names() -> dict[str, str]:
 
 
 def confine(memory: int, written: int) -> None:
-    """Give up what reading does not need. Each step is left out where a system lacks it: none is
-    the only guard.
+    """Give up what reading does not need.
+
+    Each step is left out where a system lacks it: none is the only guard.
 
     memory is in bytes beyond what is in use, written the size in bytes to which a file that is open
     may grow.

@@ -27,12 +27,10 @@ MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 # Tensors of one file. Real ones have up to 19,107 (all of Qwen3-30B-A3B), shards of Kimi-K2 18,700.
 # 100,000 take 1.0 s of CPU and 115 MB; both grow in proportion.
 MAX_ENTRIES = 250_000
-MAX_MARKS = (
-    12 * MAX_ENTRIES
-)  # commas and opening brackets of a JSON file; a tensor has 8 in a header, 1 in an index
-MAX_ELEMENTS = (
-    2**48
-)  # of a tensor, zeros in its shape left out: no real one comes near, and torch counts in 64 bits
+# Commas and opening brackets of a JSON file; a tensor has 8 in a header, 1 in an index.
+MAX_MARKS = 12 * MAX_ENTRIES
+# Of a tensor, zeros in its shape left out: no real one comes near, and torch counts in 64 bits.
+MAX_ELEMENTS = 2**48
 MAX_OFFSET = 2**60  # bytes
 MAX_NAME = 1024  # characters of a tensor name; the longest of 114,248 real ones has fewer than 120
 
@@ -135,8 +133,9 @@ def _what_it_is(prefix: bytes) -> str | None:
 
 
 def has_too_many_values(raw: bytes) -> bool:
-    """Would a JSON file become far more objects than a real one? A comma or a bracket stands before
-    each value.
+    """Would a JSON file become far more objects than a real one?
+
+    A comma or a bracket stands before each value.
     """
     return sum(raw.count(mark) for mark in (b",", b"[", b"{")) > MAX_MARKS
 

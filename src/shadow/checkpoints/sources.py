@@ -1,5 +1,4 @@
-"""Where the bytes of a shard come from: a local file, a whole file of the Hub, or byte ranges of
-one.
+"""Where a shard's bytes come from: a local file, a whole file of the Hub, or byte ranges of one.
 
 `fetch` runs in one thread, ahead of the work; `tensor` in many, after it. The compute half sees
 tensors only.
@@ -25,9 +24,8 @@ if TYPE_CHECKING:
 
     from shadow.checkpoints.hub import OnBytes, RemoteFile, Say, Snapshot
 
-NEIGHBOUR = (
-    1 << 18
-)  # bytes; a gap of this size costs less than another request (20 ms at 100 Mbit/s)
+# Bytes; a gap of this size costs less than another request (20 ms at 100 Mbit/s).
+NEIGHBOUR = 1 << 18
 ALIGNMENT = 64  # bytes; keeps the alignment that the tensors had in their shard
 
 T = TypeVar("T")
@@ -174,9 +172,8 @@ class ByteRanges:
     path: Path
     verified: bool = False
     is_local: bool = False
-    shifts: dict[int, int] = field(
-        default_factory=dict, repr=False
-    )  # by start in the shard: where it went
+    # By start in the shard: where it went.
+    shifts: dict[int, int] = field(default_factory=dict, repr=False)
 
     def bytes_to_move(self) -> int:
         return sum(stop - start for start, stop in coalesced(self.wanted))
@@ -267,8 +264,9 @@ class Fetching:
 
 
 def in_threads(function: Callable[[T, Event], R], items: Sequence[T], threads: int) -> list[R]:
-    """function(item, stop) of every item, in order, worked on by daemon threads. stop is set when
-    that is given up.
+    """function(item, stop) of every item, in order, by daemon threads.
+
+    stop is set when the work is given up.
     """
     futures: list[Future[R]] = [Future() for _ in items]
     waiting, stop = deque(zip(futures, items, strict=True)), Event()

@@ -214,7 +214,7 @@ class GateOptions:
 
 
 def begin(junit: Path | None, command: str) -> None:
-    """Before anything else, so that no JUnit file of an earlier run outlasts a fault of this one."""
+    """Before anything else, so that no JUnit file of an earlier run outlasts a fault of this."""
     if junit is not None:
         from shadow.outputs.ci import begin_junit
 

@@ -16,10 +16,12 @@ def lab_run(
     preset: Annotated[
         PresetName,
         typer.Option(
-            help="smoke: seconds, learns nothing; quick: minutes; full: an hour, every control; "
-            "width-64 to width-512: decoders of one width, an hour or two each; pretrained: a real"
-            " decoder of 135M "
-            "parameters on real texts, fetched from PyPI and Debian, about five hours of one core."
+            help=(
+                "smoke: seconds, learns nothing; quick: minutes; full: an hour, every control;"
+                " width-64 to width-512: decoders of one width, an hour or two each; pretrained: a"
+                " real decoder of 135M parameters on real texts, fetched from PyPI and Debian,"
+                " about five hours of one core."
+            )
         ),
     ] = PresetName.quick,
     output: Annotated[

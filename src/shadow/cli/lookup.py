@@ -80,8 +80,7 @@ def explain(
         typer.Argument(
             help=(
                 "A column or figure of a report, the head of a table or another word on the screen,"
-                " `label`, "
-                "`finding`, `published` or `gates`; without it, list all."
+                " `label`, `finding`, `published` or `gates`; without it, list all."
             ),
             metavar="WORD",
             autocompletion=completion.words,

@@ -124,7 +124,7 @@ def blocks_of(components: Sequence[str], layers: ArrayLike) -> Blocks:
 
 
 def interval_of_median(values: ArrayLike, blocks: Blocks) -> Interval:
-    """The interval of the median over rows, each row counted once; rows that are NaN are left out."""
+    """The interval of the median over rows, each row counted once; NaN rows are left out."""
     return intervals_of_medians(np.asarray(values, dtype=np.float64)[:, None], blocks)[0]
 
 

@@ -61,7 +61,7 @@ class PairByLayer:
 
 
 def by_layer(report: Report, metrics: Sequence[str]) -> PairByLayer:
-    """The metrics of a report's deltas inside layers; all of its components and modules together."""
+    """The metrics of a report's deltas inside layers, all components and modules together."""
     deltas = report.matrices[report.matrices["subject"] == "delta"]
     inside = deltas[deltas["layer"].notna()]
     bases = _base_spectra(report) if "effective_rank_shift" in metrics else {}

@@ -253,7 +253,7 @@ class MatchedCounts:
 
 @dataclass(frozen=True)
 class Differences:
-    """Medians of the paired differences of every figure, on its scale; None where no matrix has it."""
+    """Medians of each figure's paired differences, on its scale; None where no matrix has it."""
 
     concentration: float | None
     """first - second."""
@@ -316,7 +316,7 @@ class LayerDifferences(Differences, _Layer):
 
 @dataclass(frozen=True)
 class Contrast:
-    """The first report against the second: every difference is first - second, or first / second."""
+    """The first report against the second: a difference is first - second or first / second."""
 
     first: str
     """The letter of the first report."""
@@ -636,7 +636,7 @@ def contrast(
     *,
     margin: float,
 ) -> Contrast:
-    """The first report against the second. Raises ShadowError when they share no measured matrix."""
+    """The first report against the second. Raises ShadowError if they share no measured matrix."""
     by_base = relation in ("the same pair", "one base") and how in ("commit", "content")
     rows = match(first.subject("delta"), second.subject("delta"), by_base=by_base)
     if rows.empty:

@@ -304,7 +304,7 @@ def _of_difference(name: str, less: str, entries: Sequence[ScoredReport]) -> Cor
 
 
 def _common(name: str, entries: Sequence[ScoredReport]) -> dict[str, list[Gain]]:
-    """The gains of each report in the benchmarks of a group that all reports have which have any."""
+    """Each report's gains in the benchmarks of a group that all reports with scores have."""
     by_label = {
         entry.label: [
             gain for gain in entry.scored.gains if gain.group == name and gain.gain is not None

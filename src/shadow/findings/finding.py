@@ -98,7 +98,7 @@ NOT_SHOWN = (
 
 @dataclass(frozen=True)
 class Sentence:
-    """A measured statement. figures: what its numbers are in full, by their place in summary.json."""
+    """A measured statement. figures: its numbers in full, by their place in summary.json."""
 
     code: str
     """One of CODES."""
@@ -223,7 +223,7 @@ def _chosen(settings: SettingsMetadata) -> list[str]:
     return [str(name) for name, values in chosen.items() if values]
 
 
-# ------------------------------------------------------------------------------------------------ numbers as words
+# --------------------------------------------------------------------------------- numbers as words
 
 
 def percent(value: float) -> str:
@@ -291,11 +291,11 @@ class _Draft:
         return Sentence(code, " ".join(part for part in parts if part), self.figures)
 
 
-# ------------------------------------------------------------------------------------------------ gates
+# -------------------------------------------------------------------------------------------- gates
 
 
 def _gates(summary: Summary, gates: Mapping[str, Gate], filtered: bool) -> list[Sentence]:
-    """What has to be said before any figure: that these are not base and tuned, or not all of them."""
+    """What comes before any figure: that these are not base and tuned, or not all of them."""
     changed, lineage, paired, formats = (
         gates[name] for name in ("changed", "lineage", "paired", "formats")
     )
@@ -370,7 +370,7 @@ def _unread(formats: Gate) -> list[Sentence]:
     return [Sentence("unread_formats", text, {"gates.formats.figure": formats.figure})]
 
 
-# ------------------------------------------------------------------------------------------------ size and place
+# ----------------------------------------------------------------------------------- size and place
 
 
 def _size(summary: Summary, apart: bool, alike: bool = True) -> Sentence:
@@ -529,7 +529,7 @@ def _parts(summary: Summary) -> list[_Part]:
 
 
 def _main(summary: Summary) -> str | None:
-    """The component whose modules are named: language, or the one with most matrices that changed."""
+    """The component whose modules are named: language, or the one with most changed matrices."""
     changed = [row for row in summary.components if row.matrices]
     if any(row.component == "language" for row in changed):
         return "language"
@@ -649,12 +649,9 @@ def _depth(draft: _Draft) -> str:
     span = f"layer {first}" if first == last else f"layers {first} to {last}"
     much = "most" if most.energy_share > CLEARLY_MOST else "the largest part"
     if most.parameter_share is not None:
-        text += (
-            ", with"
-            f" {draft.write(most.parameter_share, _place_of_quarter(most, 'parameter_share'), percent)}"
-            " of the"
-        )
-        text += " parameters there"
+        place = _place_of_quarter(most, "parameter_share")
+        share = draft.write(most.parameter_share, place, percent)
+        text += f", with {share} of the parameters there"
     return f"{where} the {which} quarter of the depth ({span}) holds {much}, {text}."
 
 
@@ -714,7 +711,7 @@ def _spans(numbers: Sequence[int]) -> str:
     )
 
 
-# ------------------------------------------------------------------------------------------------ structure
+# ---------------------------------------------------------------------------------------- structure
 
 
 def _structure(summary: Summary) -> list[Sentence]:
@@ -914,7 +911,7 @@ def _low_rank(draft: _Draft) -> Sentence:
     )
 
 
-# ------------------------------------------------------------------------------------------------ storage
+# ------------------------------------------------------------------------------------------ storage
 
 
 def _storage(summary: Summary, gates: Mapping[str, Gate]) -> list[Sentence]:
@@ -1008,7 +1005,7 @@ def _few_values(summary: Summary) -> list[Sentence]:
     return []
 
 
-# ------------------------------------------------------------------------------------------------ context
+# ------------------------------------------------------------------------------------------ context
 
 
 def _context(summary: Summary, relation: object) -> list[Sentence]:
@@ -1029,7 +1026,7 @@ def _context(summary: Summary, relation: object) -> list[Sentence]:
     ]
 
 
-# ------------------------------------------------------------------------------------------------ other explanations
+# ------------------------------------------------------------------------------- other explanations
 
 
 def _explanations(summary: Summary) -> list[Explanation]:
@@ -1052,7 +1049,7 @@ def _always(code: str, reason: str) -> Explanation:
 
 
 def _is_lost(summary: Summary) -> bool:
-    """Was so much rounded away, or may have been, that what is stored does not tell of the update?"""
+    """Was, or may, so much be rounded away that what is stored does not tell of the update?"""
     inside, floor = summary.inside_layers, summary.figures["floor_ratio"]
     unknown = _count(inside, "rounded_away") + (
         _count(inside, "unexplained") if floor is None or floor < CLEAR else 0

@@ -206,7 +206,7 @@ def unmatched(given: ScoreFiles, known: Sequence[Sides]) -> str | None:
 
 
 def _several_models(models: Sequence[str], sides: Iterable[ScoredSide]) -> str:
-    """The first of many models, each with `(did you mean 'x'?)` where the name of a side is close."""
+    """The first of many models, each with `(did you mean 'x'?)` where a side's name is close."""
     known = [name for side in sides for name in side.names if name]
     names = list(models)
     for place, model in enumerate(models[:NAMED]):
@@ -225,7 +225,7 @@ def is_named(given: ScoreFiles, sides: Sides) -> bool:
 
 @dataclass(frozen=True)
 class Gain:
-    """One benchmark of a pair. Scores are in the unit of the file, and None where a side has none."""
+    """One benchmark of a pair. Scores are in the unit of the file; None where a side has none."""
 
     benchmark: str
     """Its name in the file."""

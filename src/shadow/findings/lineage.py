@@ -396,7 +396,7 @@ def _quarters(summary: Summary) -> list[float] | None:
     ]
 
 
-# ---------------------------------------------------------------------------------------------------- order
+# -------------------------------------------------------------------------------------------- order
 
 
 def stage_names(families: Iterable[Family]) -> dict[str, str]:
@@ -528,7 +528,7 @@ def _names(edges: Mapping[tuple[int, int], Step], stages: Mapping[str, str]) -> 
 
 
 def _gaps(edges: Mapping[tuple[int, int], Step]) -> list[str]:
-    """Where a step begins at another commit, or at other files, of what a step ends at by its name."""
+    """A note where a step begins at another version of a repository than an earlier one ends at."""
     notes = []
     ends = {step.tuned["repo"].lower(): (node, step) for (_, node), step in edges.items()}
     for (node, _), step in edges.items():

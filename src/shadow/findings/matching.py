@@ -113,7 +113,7 @@ class ComparedReport:
 
     @cached_property
     def identity(self) -> ReportIdentity:
-        """Where it lies, of what it is and how it was made. Numbers that are not finite are None."""
+        """Where it lies, what it is of and how it was made. A number that is not finite is None."""
         stored = self.provenance.as_json()
         return ReportIdentity(
             label=self.label,

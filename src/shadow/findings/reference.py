@@ -391,7 +391,7 @@ def _beyond(way: int, trainings: Trainings, against: str, bound: Bound) -> tuple
 
 
 def _resting(bases: int) -> str:
-    """What a bound that no training of so many exchangeable bases passes can promise of a new one."""
+    """What a bound that no training of so many exchangeable bases passes promises of a new one."""
     if bases < 2:
         return "on one base, which promises nothing of another"
     return f"on {bases} bases: about 1 new base in {bases + 1} would exceed it by chance"

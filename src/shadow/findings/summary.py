@@ -571,7 +571,7 @@ def _median(values: NDArray[np.float64]) -> float | None:
 
 
 def _whole_norm(rows: pd.DataFrame) -> float | None:
-    """sqrt(sum norm(D)²) / sqrt(sum norm(W_base)²): the relative norm of all of rows as one vector."""
+    """sqrt(sum norm(D)²) / sqrt(sum norm(W_base)²): the relative norm of all rows as one vector."""
     total = math.hypot(*rows["base_norm"]) if len(rows) else 0.0
     return _number(math.hypot(*rows["frobenius_norm"]) / total) if total else None
 

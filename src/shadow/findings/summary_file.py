@@ -136,7 +136,7 @@ def _table_digest(content: bytes, file: pq.ParquetFile) -> str:
 
 @cache
 def _maker() -> dict[str, str]:
-    """The version, and a sha256 over the code of the package and the data that summaries rest on."""
+    """The version, and a sha256 over the package's code and the data that summaries rest on."""
     package, data = Path(__file__).parents[1], registry_folder()
     digest = hashlib.sha256()
     for path in (

@@ -166,7 +166,7 @@ class Energies:
 
 @dataclass(frozen=True)
 class DepthFigures:
-    """How evenly the update lies over the layers of a component; None where it has no energy there."""
+    """How evenly the update lies over a component's layers; None where it has no energy there."""
 
     depth_layers: int
     """Layers that were compared."""
@@ -314,7 +314,7 @@ class CoherenceRow:
 
 @dataclass(frozen=True)
 class QuarterRow:
-    """A quarter of the depth of a component: its layers in order, as evenly divided as they can be."""
+    """A quarter of a component's depth: its layers in order, divided as evenly as they can be."""
 
     component: str
     """The component."""

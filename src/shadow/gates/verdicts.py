@@ -418,7 +418,7 @@ def judge_report(
 def judge(
     rules: Sequence[Rule], now: Measured, baseline: Measured | None = None
 ) -> tuple[Verdict, ...]:
-    """What comes of every rule. Rules on what moved need a baseline; without one they are missing."""
+    """What comes of every rule. Without a baseline, rules on what moved are missing."""
     return tuple(
         _moved(rule, now, baseline) if rule.comparison == MOVED else _threshold(rule, now)
         for rule in rules
@@ -537,7 +537,7 @@ def _missing(rule: Rule, why: str) -> Verdict:
 
 
 def _distance(finding: RuleFigure) -> float:
-    """How far a figure lies outside its interval, in widths of it; infinite where it is null now."""
+    """How far a figure lies outside its interval, in widths of it; infinite if it is null now."""
     if not isinstance(finding.value, float | int):
         return math.inf
     low, high = finding.low or 0.0, finding.high or 0.0

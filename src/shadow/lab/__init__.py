@@ -1,1 +1,1 @@
-"""Controlled interventions: train tiny models on known mixtures of data and audit their footprints."""
+"""Controlled interventions: train tiny models on known mixtures of data, audit their footprints."""

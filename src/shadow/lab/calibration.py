@@ -214,7 +214,7 @@ def label_rates(table: pd.DataFrame) -> list[Rate]:
 
 
 def copy_labels(runs: pd.DataFrame) -> pd.DataFrame:
-    """The copies of bases, each with the label that it gets against bounds fitted without its base."""
+    """Copies of bases, each with the label that it gets against bounds fitted without its base."""
     trainings, last = reference(runs), final(runs)
     rows = []
     for base, copies in last[last["kind"] == "copied"].groupby("base"):

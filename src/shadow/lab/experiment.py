@@ -385,7 +385,7 @@ def _over(value: float | None, whole: float | None) -> float | None:
 
 
 def _medians(folder: Path) -> dict[str, float | None]:
-    """Of every column of the deltas inside the layers, which are what `shadow compare` votes with."""
+    """Of every column of the deltas inside the layers, with which `shadow compare` votes."""
     rows = pd.read_parquet(folder / "matrices.parquet")
     inside = rows[(rows["subject"] == "delta") & rows["layer"].notna()]
     names = [column.name for column in (*SPECTRAL, *DELTA) if column.type in ("int", "float")]

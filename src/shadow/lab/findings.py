@@ -226,7 +226,7 @@ def separations(runs: pd.DataFrame) -> list[Separation]:
 
 
 def treatments(runs: pd.DataFrame, scale: str) -> list[Control]:
-    """B and C under every treatment, each against AdamW at the scale's own rate on the same bases."""
+    """B and C under every treatment, each against AdamW at the scale's rate on the same bases."""
     controlled = _controlled(runs, scale)
     return [
         _control(controlled, regime, treatment, "trained", reference=(regime, "adamw"))

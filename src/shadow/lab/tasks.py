@@ -249,7 +249,7 @@ class World:
 
     @cached_property
     def original(self) -> Mixture:
-        """What a warm base is trained on: core cells mostly, and each broad cell at least rarely."""
+        """What a warm base is trained on: core cells mostly, each broad cell at least rarely."""
         return blended("original", self.core, CORE_SHARE, self.broad)
 
     @cached_property
@@ -268,14 +268,14 @@ class World:
 
     @cached_property
     def new_narrow(self) -> Mixture:
-        """As many tail skills as the benchmark has, in its format: narrow, and new to a cold base."""
+        """As many tail skills as the benchmark has, in its format: narrow, new to a cold base."""
         return self._trained(
             "new_narrow", self.tail_skills, self.tail_formats[:1], len(self.benchmark)
         )
 
     @cached_property
     def new_broad(self) -> Mixture:
-        """Every tail skill in every tail format: broad, and as new to a cold base as `new_narrow`."""
+        """Every tail skill in every tail format: broad, as new to a cold base as `new_narrow`."""
         return self._trained("new_broad", self.tail_skills, self.tail_formats)
 
     @cached_property
@@ -362,7 +362,7 @@ def packed_rows(samples: Iterator[Sample], rows: int, width: int) -> Rows:
 
 
 def single_rows(samples: list[Sample], width: int) -> Rows:
-    """Put one sample into each row, so that none serves as an example for another: for measuring."""
+    """One sample for each row, so that none serves as an example for another: for measuring."""
     rows = _blank(len(samples), width)
     for row, sample in enumerate(samples):
         _write(rows, row, 0, sample)

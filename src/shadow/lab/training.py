@@ -33,7 +33,7 @@ Optimizer = Literal["adamw", "sgd", "muon", "lora"]
 
 @dataclass(frozen=True)
 class Size:
-    """The shape of a decoder of four layers with four heads, and how many rows a training step has."""
+    """The shape of a decoder of four layers with four heads, and the rows of a training step."""
 
     width: int
     hidden: int  # of the MLPs
@@ -235,7 +235,7 @@ def accuracy(model: transformers.LlamaForCausalLM, mixture: Mixture, seed: int) 
 def save(
     model: transformers.LlamaForCausalLM, folder: Path, dtype: torch.dtype = torch.float32
 ) -> None:
-    """Write `model.safetensors` and `config.json`, nothing else; the model itself stays as it is."""
+    """Write `model.safetensors` and `config.json`, nothing else; the model stays as it is."""
     stored: nn.Module = copy.deepcopy(merged(model))
     stored.to(dtype)
     stored.save_pretrained(folder)  # type: ignore[operator]

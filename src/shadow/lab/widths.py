@@ -287,7 +287,7 @@ def _at(runs: pd.DataFrame, width: int) -> AtWidth:
 
 
 def _auc(runs: pd.DataFrame) -> float:
-    """The share of pairs of a run of B and one of C in which B has more; NaN without such a pair."""
+    """The share of pairs of a run of B and one of C in which B has more; NaN without a pair."""
     narrow, broad = (runs.loc[runs["regime"] == regime, "value"].to_numpy(float) for regime in "BC")
     if not len(narrow) or not len(broad):
         return float("nan")

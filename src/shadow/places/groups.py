@@ -1,4 +1,4 @@
-"""Groups of modules: attention and MLP, and those that read from or write to the residual stream."""
+"""Groups of modules: attention and MLP; those that read from or write to the residual stream."""
 
 from __future__ import annotations
 

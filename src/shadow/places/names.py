@@ -172,7 +172,7 @@ def nearest_modules(word: str) -> str | None:
 
 
 def is_of_layers(word: str) -> bool:
-    """Is a word that names no module or component meant for layers, as `layer.3` and `layers` are?"""
+    """Is a word that names no module or component meant for layers, as `layer.3` is?"""
     return re.fullmatch(r"layers?([.*\d].*)?", word) is not None
 
 
@@ -335,7 +335,7 @@ class Facts:
         return self._types[component]
 
     def count(self, name: str, component: str) -> int | None:
-        """A count of the config, such as its heads; None where it does not hold a sensible number."""
+        """A count of the config, such as its heads; None where it holds no sensible number."""
         section = self.section(component)
         for keys in self.rules.counts[name]:
             values = [section.get(key) for key in keys]

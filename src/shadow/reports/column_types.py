@@ -1,4 +1,4 @@
-"""How values of each type of column are stored, in every format; null where a number is undefined."""
+"""How values of each type of column are stored in every format; null where undefined."""
 
 from __future__ import annotations
 

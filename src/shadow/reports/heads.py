@@ -45,8 +45,7 @@ HEADS = {
     "layers": Head("effective number of layers that hold the change", "effective_layers"),
     "spread": Head(
         "bounds of the figure beside it when layers are resampled. Of one report the figure is the"
-        " median "
-        "concentration, of two the difference. Other runs or seeds are not in it"
+        " median concentration, of two the difference. Other runs or seeds are not in it"
     ),
     # words of the finding
     "other": Head("a part or a matrix whose role is not known from its name", "module"),
@@ -59,14 +58,18 @@ HEADS = {
     "depth": Head("how evenly the change lies over the layers", "depth_entropy"),
     # two reports
     "figure": Head("what is compared: a median over the matrices that both reports have"),
-    "report": Head("letter and pair of a report; the letters stand for the folders that are named"
-    " first"),
-    "difference": Head("median of the paired differences: the first report less the second, or"
-    " their ratio after `x`"),
+    "report": Head(
+        "letter and pair of a report; the letters stand for the folders that are named first"
+    ),
+    "difference": Head(
+        "median of the paired differences: the first report less the second, or their ratio after"
+        " `x`"
+    ),
     "margin": Head("a difference within it, on either side of 0, counts as none"),
     "verdict": Head("what the difference, its spread over layers and the margin say together"),
-    "p": Head("p-value of a sign-flip test over layers, within this pair; not over other runs or"
-    " seeds"),
+    "p": Head(
+        "p-value of a sign-flip test over layers, within this pair; not over other runs or seeds"
+    ),
     "rank": Head("place of the report, the most concentrated first"),
     "against the next": Head("verdict of the comparison with the report one place below"),
     "st. rank": Head(PAIRED, "stable_rank"),

@@ -88,7 +88,7 @@ class CheckpointIdentity:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a finished report is of and how it was made. What an older report does not tell is None."""
+    """What a finished report is of and how it was made. What an older one does not tell is None."""
 
     version: str
     """The version of shadow that measured it."""
@@ -162,7 +162,7 @@ class Provenance:
     """The `shadow` key of the report's files as it stands there: what `as_json` returns."""
 
     def as_json(self) -> ReportMetadata:
-        """All that the report's files say of how it was made. A number that is not finite is None."""
+        """All that its files say of how it was made. A number that is not finite is None."""
         stored: ReportMetadata = json.loads(json.dumps(self.told), parse_constant=lambda _: None)
         return stored
 

@@ -224,7 +224,7 @@ class _Claim:
         return json.dumps(told).encode() + b"\n"
 
     def check(self) -> None:
-        """Give a sign of life. Raises ShadowError where another process has taken the claim over."""
+        """Give a sign of life. Raises ShadowError if another process has taken the claim over."""
         if _claimed(self.store)[0] != self.token:
             raise _in_the_way(self.store)
         self.store.put(CLAIM, self.content())

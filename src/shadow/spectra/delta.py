@@ -65,9 +65,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Extent:
-    """The largest absolute entries of both sides and of the delta, NaN or infinite where any entry
-    is.
-    """
+    """The largest absolute entries of base, tuned and delta; NaN or infinite where any entry is."""
 
     base: float
     tuned: float
@@ -110,8 +108,9 @@ def _larger(largest: float, block: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Sums:
-    """Sums over all entries of a pair. profile is D's; the others are in units of weights squared,
-    times scale².
+    """Sums over all entries of a pair.
+
+    profile is D's; the others are in units of weights squared, times scale².
 
     along: <W_base, D>, times profile.scale / scale.
     """
@@ -179,9 +178,7 @@ def sums(
 
 
 def _binade(magnitudes: Tensor) -> Tensor:
-    """2^floor(log2 x) of x >= 0, in place, by clearing the mantissa; 0 for 0 and for subnormals of
-    the dtype.
-    """
+    """2^floor(log2 x) of x >= 0, in place, by clearing the mantissa; 0 for 0 and subnormals."""
     if magnitudes.dtype == torch.float64:
         magnitudes.view(torch.int64).bitwise_and_(0x7FF0000000000000)
     else:
@@ -221,8 +218,9 @@ def measure_pair(
     remember: Remember = solve_anew,
     grams: Grams = ON_CPU,
 ) -> tuple[Measurement, Measurement, Measurement]:
-    """All numbers of base, tuned and delta. base and tuned: (rows, cols), or (groups, rows /
-    groups, cols).
+    """All numbers of base, tuned and delta.
+
+    base and tuned: (rows, cols), or (groups, rows / groups, cols).
 
     formats are the stored dtypes, size what `extent` found (finite, and a delta that is not 0), key
     names the matrix for the sampled null. remember: how the spectra of base and of tuned are had;
@@ -235,10 +233,8 @@ def measure_pair(
         coarser = replace(coarser, min_exponent=FLOATS["F32"].min_exponent)
     dtype = working_dtype(*formats)
     total = sums(base, tuned, coarser, size, dtype, space)
-    base_norm, tuned_norm = (
-        math.sqrt(total.base) / total.scale,
-        math.sqrt(total.tuned) / total.scale,
-    )
+    base_norm = math.sqrt(total.base) / total.scale
+    tuned_norm = math.sqrt(total.tuned) / total.scale
     vectors = VECTORS if method.subspaces else 0
     base_spectrum = _weight_spectrum(
         base, base_norm, size.base, formats[0], method, space, remember, grams, vectors
@@ -484,8 +480,7 @@ def _relations(base: Spectrum, tuned: Spectrum, delta: Spectrum, total: Sums) ->
 
 
 def _cosine(total: Sums) -> float | None:
-    """<W_base, W_tuned> / (norm norm), from the delta: 1 - cosine is right to 1e-7 of
-    relative_norm².
+    """<W_base, W_tuned> / (norm norm), from the delta: 1 - cosine is right to 1e-7 relative_norm².
 
     1 - cos = (|D|² - (|t| - |b|)²) / (2 |b| |t|), and |t| - |b| = (2 <b, D> + |D|²) / (|t| + |b|).
     Summed from products of base and tuned in float32, 1 - cosine was 22 % off at a relative norm of

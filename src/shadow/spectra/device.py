@@ -66,8 +66,9 @@ class Device(Protocol):
     """What its maker calls it."""
 
     def gram(self, matrix_blocks: Iterator[Tensor], side: int, wide: bool) -> Tensor:
-        """As `shadow.spectra.spectrum.gram`, float32 and whole, on the CPU. Any RuntimeError means
-        that it cannot.
+        """As `shadow.spectra.spectrum.gram`, float32 and whole, on the CPU.
+
+        Any RuntimeError means that it cannot.
         """
         ...
 
@@ -133,8 +134,7 @@ class Offload:
 
 
 class Offloaded:
-    """The Gram matrices of one pair of matrices, of the device or of the CPU; not shared between
-    threads.
+    """The Gram matrices of one pair of matrices, of the device or the CPU; not shared by threads.
 
     which: what people call the pair. made: how many Gram matrices were made where; those of the CPU
     with the reason, `cpu: float64`.
@@ -242,8 +242,9 @@ def _rows(gram: Tensor) -> Iterator[slice]:
 
 
 class TorchDevice:
-    """A device of torch. Blocks pass through two buffers that it copies from while the CPU reads
-    the next one.
+    """A device of torch.
+
+    Blocks pass through two buffers that it copies from while the CPU reads the next one.
     """
 
     def __init__(self, place: str) -> None:
@@ -286,9 +287,7 @@ def _parts(x: Tensor, width: int) -> Iterator[Tensor]:
 
 
 class _Way:
-    """How one thread brings blocks to a device: a stream of its own, and buffers that are used in
-    turns.
-    """
+    """How one thread brings blocks to a device: a stream of its own, and buffers used in turns."""
 
     def __init__(self, place: torch.device) -> None:
         self._place = place
@@ -301,8 +300,9 @@ class _Way:
         return contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
     def copied(self, part: Tensor) -> Tensor:
-        """The same on the device. Returns before it is there; what the stream does next waits for
-        it.
+        """The same on the device.
+
+        Returns before it is there; what the stream does next waits for it.
         """
         turn, self._next = self._next, 1 - self._next
         event = self._copied[turn]
@@ -327,8 +327,9 @@ class _Way:
 
 
 def device_memory(side: int, jobs: int) -> int:
-    """Bytes that so many workers take on a device at most, beside what its driver takes; side: of
-    the largest Gram.
+    """Bytes that so many workers take on a device at most, beside what its driver takes.
+
+    side: of the largest Gram.
     """
     return jobs * (4 * side**2 + 2 * 4 * max(BLOCK, side) + LIBRARY)
 
@@ -393,10 +394,14 @@ def tested_in_child(command: list[str]) -> str | None:
     one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     try:
         child = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=SECONDS, check=False,
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=SECONDS,
+            check=False,
             text=True,
             env=one_thread | os.environ,
-        )  # fmt: skip
+        )
     except subprocess.TimeoutExpired:
         return f"it did not end within {SECONDS} seconds"
     except OSError as error:

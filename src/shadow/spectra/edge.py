@@ -62,7 +62,7 @@ def sharp_edge(rows: Floats, cols: Floats) -> float:
 
 
 def _grouped(energies: Floats) -> tuple[Floats, Floats]:
-    """Values and how often each occurs: means of energies within a ratio of SAME, zeros left out."""
+    """Values and how often each occurs: means of energies within a ratio of SAME, without zeros."""
     positive = energies[energies > 0]
     place = np.floor(np.log(positive / positive.max()) / SAME).astype(np.int64)
     _, of_value, times = np.unique(place, return_inverse=True, return_counts=True)
@@ -70,8 +70,7 @@ def _grouped(energies: Floats) -> tuple[Floats, Floats]:
 
 
 def sharp_edge_values(delta: Spectrum, rows: Floats, cols: Floats, scale: float) -> Values:
-    """null_edge_sharp, spikes_sharp: the edge with a margin of 1 + m^(-2/3), and the sigmas above
-    it.
+    """null_edge_sharp, spikes_sharp: the edge with a margin of 1 + m^(-2/3), and the sigmas above.
 
     rows, cols: energies of scale * D. It assumes a separable profile: noise in blocks passes it.
     """
@@ -80,8 +79,9 @@ def sharp_edge_values(delta: Spectrum, rows: Floats, cols: Floats, scale: float)
 
 
 def decay_cosine(product: float, delta_norm: float, base_norm: float) -> float | None:
-    """<D, W_base> / (norm norm), in [-1, 1]; below 0 where weights decayed. product is summed from
-    D itself.
+    """<D, W_base> / (norm norm), in [-1, 1]; below 0 where weights decayed.
+
+    product is summed from D itself.
     """
     norms = delta_norm * base_norm
     return max(-1.0, min(1.0, product / norms)) if norms > 0 else None
@@ -112,8 +112,9 @@ def levels_rows(count: int) -> NDArray[np.intp]:
 
 
 def stored_levels(matrix: Matrix, stored: str) -> float | None:
-    """`levels` of a stored matrix; None for formats of 8 bits, which have few by themselves, and
-    for adapters.
+    """`levels` of a stored matrix.
+
+    None for formats of 8 bits, which have few by themselves, and for adapters.
 
     F32 and F64 are looked at in float32.
     """

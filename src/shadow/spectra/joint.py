@@ -96,8 +96,7 @@ Pairs = tuple[tuple[Matrix, Matrix], tuple[Matrix, Matrix]]  # (first, middle), 
 
 
 def joint_values(pairs: Pairs, formats: tuple[str, str, str], space: Workspace) -> JointValues:
-    """Both deltas held against one another. formats are the stored dtypes of first, middle and
-    last.
+    """Both deltas held against one another; formats: the stored dtypes of first, middle and last.
 
     All four matrices have one shape, dimension by dimension.
     """
@@ -167,8 +166,9 @@ def _sums(pairs: Pairs, grid: FloatFormat | None, space: Workspace) -> _Sums:
 
 
 def _grid(middle: Matrix, formats: tuple[str, str, str], space: Workspace) -> FloatFormat | None:
-    """The format whose rounding both deltas share; None where the middle was not rounded to steps
-    of its values.
+    """The format whose rounding both deltas share.
+
+    None where the middle was not rounded to steps of its values.
     """
     if isinstance(middle, BlockScaled | Updated):
         return None
@@ -176,8 +176,7 @@ def _grid(middle: Matrix, formats: tuple[str, str, str], space: Workspace) -> Fl
 
 
 def shared_rounding(middle: Array, d1: Array, d2: Array, grid: FloatFormat) -> Shared:
-    """What a master copy in more bits makes of two unrelated updates, each rounded when it is
-    stored.
+    """What a master copy in more bits makes of two unrelated updates, each rounded when stored.
 
     Let Q round to steps of u, and x lie anywhere between two of them. A normal update of standard
     deviation s moves the stored value by V(s) = E (Q(x + d) - Q(x))² = s² + u² g(s / u) on average,
@@ -227,7 +226,7 @@ def _widths() -> tuple[Array, Array]:
 
 
 def _width(energy: float) -> float:
-    """t with t² + g(t) = energy, the energy of stored moves in units of u²; 0 where nothing moved."""
+    """t with t² + g(t) = energy, that of the stored moves in units of u²; 0 if nothing moved."""
     if energy <= 0:
         return 0.0
     if energy > 9:
@@ -258,9 +257,8 @@ def _inside(
     if k == 0:
         return Inside()
     wide_shape = leading.rows <= leading.cols
-    energies = (
-        (sums.rows, sums.cols) if wide_shape else (sums.cols, sums.rows)
-    )  # of the short side, and of the long
+    # Of the short side, and of the long.
+    energies = (sums.rows, sums.cols) if wide_shape else (sums.cols, sums.rows)
     short, long, long_chance = _against(basis, leading, (old, new), energies[1], space)
     short_chance = float(energies[0] @ (basis**2).sum(axis=1))
     if wide_shape:
@@ -283,11 +281,9 @@ def _against(
     gram, weighted, images = np.zeros((k, k)), np.zeros((k, k)), np.zeros((k, m))
     inside, start = 0.0, 0
     for _, _, d1, d2 in _triples(pairs, space):
-        old, new = (
-            (d1.numpy(), d2.numpy())
-            if leading.rows <= leading.cols
-            else (d1.numpy().T, d2.numpy().T)
-        )
+        old, new = d1.numpy(), d2.numpy()
+        if leading.rows > leading.cols:
+            old, new = old.T, new.T
         y, inner = onto @ old, left @ new
         part = energies[start : start + y.shape[1]]
         start += len(part)

@@ -1,5 +1,4 @@
-"""Matrices that are not stored as they are: scaled 8-bit floats, a base with a low-rank update, and
-a rounded matrix.
+"""Matrices not stored as they are: scaled 8-bit floats, base plus low-rank update, a rounded one.
 
 All are read block by block like a tensor of a mapped file, by `matrix[index]`; none is ever formed
 whole.
@@ -17,8 +16,7 @@ from shadow.dtypes import FloatFormat
 
 @dataclass(frozen=True)
 class BlockScaled:
-    """A matrix (rows, cols) of 8-bit floats with one scale for each block of block[0] x block[1]
-    entries.
+    """A matrix (rows, cols) of 8-bit floats with a scale for each block of block[0] x block[1].
 
     W_ij = raw_ij * scales_(i // block[0], j // block[1]), in float32: the layout of DeepSeek-V3's
     `weight_scale_inv`. The last block of a row or column may be cut. first_row is the row of the

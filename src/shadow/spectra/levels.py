@@ -1,5 +1,6 @@
-"""How few distinct values tell of a copy that went through int8, fp8 or int4. Imports nothing that
-computes.
+"""How few distinct values tell of a copy that went through int8, fp8 or int4.
+
+Imports nothing that computes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The numbers of one matrix. Imports nothing that computes, so that reports are read without torch."""
+"""The numbers of one matrix. Imports nothing that computes: reports are read without torch."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ Cells = Mapping[str, float | int | str | None]  # the same with columns of text
 
 @dataclass(frozen=True)
 class Measurement:
-    """One subject's numbers, by column name, and its singular values (descending, units of the
-    weights).
+    """One subject's numbers, by column name, and its singular values (descending, in weights).
 
     lists: columns of spectra.parquet that hold several numbers each, beside sigma; NaN is a number
     that is undefined.

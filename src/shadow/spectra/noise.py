@@ -20,8 +20,9 @@ DRAWS = 2
 
 
 def noise_effective_rank(rows: int, cols: int) -> float:
-    """The effective rank that independent entries of one variance give a rows x cols matrix, in [1,
-    min(rows, cols)].
+    """The effective rank that independent entries of one variance give a rows x cols matrix.
+
+    It lies in [1, min(rows, cols)].
 
     m exp(-integral of p ln p) over the law of Marchenko and Pastur, by 2,000 points of Chebyshev's
     rule; about a direction too large below a short side of 20.
@@ -41,8 +42,7 @@ def noise_effective_rank(rows: int, cols: int) -> float:
 def shift_by_noise(
     sigma: NDArray[np.float64], rows: int, cols: int, norm: float, seed: int = 0
 ) -> float:
-    """How much independent noise of a Frobenius norm changes the effective rank of a rows x cols
-    matrix.
+    """How much independent noise of a Frobenius norm changes a rows x cols matrix's effective rank.
 
     Args:
         sigma: The singular values of the matrix, (min(rows, cols),), descending.

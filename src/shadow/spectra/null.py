@@ -25,8 +25,9 @@ WORD = 64  # signs in one draw of the generator
 
 @dataclass(frozen=True)
 class Profile:
-    """Where the energy of D lies. rows (m,) and cols (n,): energies r_i and c_j; fourth: sum of
-    D_ij⁴.
+    """Where the energy of D lies.
+
+    rows (m,) and cols (n,): energies r_i and c_j; fourth: sum of D_ij⁴.
 
     All in units of the scaled D: scale is the power of two its entries were multiplied by. changed:
     rows of which any entry differs.
@@ -144,8 +145,7 @@ def sampled_values(
 def sign_flips(
     seed: bytes, corner: tuple[int, int], shape: tuple[int, int], cols: int
 ) -> NDArray[np.uint8]:
-    """0 or 1 for every entry of a block: (rows, cols of the block), the block's first entry at
-    corner.
+    """0 or 1 for every entry of a block: (rows, cols of the block), its first entry at corner.
 
     The bit of entry (i, j) is at a fixed place of one Philox stream (Salmon et al. 2011): row i
     starts at word i * ceil(cols / 64). A block that spans all columns is one run of the stream,
@@ -168,8 +168,7 @@ def sign_flips(
 
 
 def _words(seed: bytes, start: int, count: int) -> NDArray[np.uint64]:
-    generator = np.random.Philox(
-        key=int.from_bytes(seed, "little"), counter=start // 4
-    )  # 4 words a counter step
+    # 4 words a counter step.
+    generator = np.random.Philox(key=int.from_bytes(seed, "little"), counter=start // 4)
     words: NDArray[np.uint64] = generator.random_raw(start % 4 + count)[start % 4 :]
     return words

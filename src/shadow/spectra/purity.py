@@ -1,5 +1,4 @@
-"""How much purer a delta is than its null, comparable over shapes, from columns that every report
-has.
+"""How much purer a delta is than its null, comparable over shapes, from columns of every report.
 
 X = 1 / participation_ratio - 1 / null_participation_ratio. With q_i = sigma_i² / E, 1 /
 participation_ratio = sum q², and the null has the same profile with random signs. If D = S + N with
@@ -66,8 +65,7 @@ def purity_z(
 def purity_values(
     of_delta: Values, shape: tuple[int, int], kept: float | None, reason: str | None
 ) -> Values:
-    """excess_purity, purity_z, excess_purity_unrounded, equivalent_directions, from other columns
-    of a delta.
+    """excess_purity, purity_z, excess_purity_unrounded, equivalent_directions, from other columns.
 
     excess_purity_unrounded = X / kept², None where kept is None or below LEAST_KEPT, or one
     direction in noise has most of it (see `dominated`). equivalent_directions = 1 / X of the

@@ -1,5 +1,6 @@
-"""Norms, ranks and energies of a spectrum. Arrays in, numbers out; None where a number is not
-defined.
+"""Norms, ranks and energies of a spectrum.
+
+Arrays in, numbers out; None where a number is not defined.
 
 Notation: sigma_1 >= ... >= sigma_m, E = sum sigma², p = sigma / sum sigma, q = sigma² / E.
 """
@@ -86,8 +87,9 @@ def top_energies(spectrum: Spectrum) -> Values:
 
 
 def condition_number(spectrum: Spectrum) -> Values:
-    """sigma_1 / sigma_m, in [1, inf); None when sigma_m is not resolved, or rounding may move it by
-    more than 5 %.
+    """sigma_1 / sigma_m, in [1, inf).
+
+    None when sigma_m is not resolved, or rounding may move it by more than 5 %.
     """
     smallest = float(spectrum.sigma[-1])
     if (

@@ -96,8 +96,9 @@ def overlaps(
 def overlaps_left_out(
     sketches: NDArray[np.float32], participation: NDArray[np.float64], width: int
 ) -> list[NDArray[np.float64]]:
-    """`overlaps` from the projection without one eighth of its columns, for each eighth; empty
-    where it is exact.
+    """`overlaps` from the projection without one eighth of its columns, for each eighth.
+
+    Empty where it is exact.
 
     Not kept in [0, 1]: how far they scatter is what they are for.
     """
@@ -144,9 +145,8 @@ def _cosines(
     y = k * (width - k) / (width * (width - 1) * (width + 2)) if width > 1 else 0.0
     x = k / width - y * (width + 1)
     inner = (products - y) / (x + y)  # with traces of 1
-    norms = np.sqrt(
-        np.maximum(np.diag(inner), 0.5 / participation)
-    )  # 1 / participation, but for the projection
+    # 1 / participation, but for the projection.
+    norms = np.sqrt(np.maximum(np.diag(inner), 0.5 / participation))
     cosines = inner / np.outer(norms, norms)
     np.fill_diagonal(cosines, 1.0)
     return np.asarray(cosines)

@@ -49,10 +49,8 @@ BINADES = 24
 SAMPLE = 1 << 19  # entries that are counted, about, in a larger matrix
 OCTAVE = 8  # steps of the grid of scales in a factor of two
 BIN_OCTAVE = 4  # bins of the shape in a factor of two
-SHAPE_FROM, SHAPE_TO = (
-    -7,
-    7,
-)  # log2 of |d| / s: the bins of the shape reach from one to the other, one more down to 0
+# log2 of |d| / s: the bins of the shape reach from one to the other, one more down to 0.
+SHAPE_FROM, SHAPE_TO = -7, 7
 RATIO_FROM, RATIO_TO = -10, 40  # log2 of s / ulp that tables of moments reach
 COARSE_TO = 10  # the same of tables of chances: finer steps are too rare to matter to a shape
 LEVEL_BITS = 2  # bits of the significand that tell large |D| / ulp apart
@@ -60,7 +58,7 @@ TINY = 1e-30  # a chance above 0, in float32
 LEVEL_OCTAVES = 24  # |D| / ulp from 2^23 on is one level
 
 
-# ---------------------------------------------------------------------------------------------------- grids
+# -------------------------------------------------------------------------------------------- grids
 
 
 def on_grid(block: Tensor, stored: FloatFormat) -> bool:
@@ -89,7 +87,7 @@ def coarser_grid(
     return dtype
 
 
-# ---------------------------------------------------------------------------------------------------- counts
+# ------------------------------------------------------------------------------------------- counts
 
 
 @dataclass(frozen=True)
@@ -128,8 +126,9 @@ class Counts:
 
 @dataclass(frozen=True)
 class Levels:
-    """Levels of k = |D| / ulp: every integer up to 8, then 2^LEVEL_BITS to an octave. low: the
-    first k of each.
+    """Levels of k = |D| / ulp: every integer up to 8, then 2^LEVEL_BITS to an octave.
+
+    low: the first k of each.
     """
 
     low: Floats
@@ -173,9 +172,7 @@ def steps() -> Floats:
 
 
 def classes(energies: Floats) -> Indices:
-    """The class of each line, by its energy: equal energies share one, lines without energy are
-    class 0.
-    """
+    """The class of each line, by energy: equal energies share one, lines without are class 0."""
     count = min(CLASSES, max(1, len(energies) // LINES_PER_CLASS))
     positive = np.sort(energies[energies > 0])
     if len(positive) == 0:
@@ -186,8 +183,7 @@ def classes(energies: Floats) -> Indices:
 
 
 def sampled_lines(of_class: Indices, length: int) -> tuple[Indices, Floats]:
-    """Lines of the long side to count, ascending, and (classes,) how many lines each of them stands
-    for.
+    """Lines of the long side to count, ascending, and (classes,) how many lines each stands for.
 
     Every class gives about as many, drawn from a fixed seed; all lines of a matrix of at most
     SAMPLE entries.
@@ -229,9 +225,8 @@ def count(
     raw_levels = levels().raw
     size = kinds[0] * kinds[1] * BINADES * raw_levels
     total = torch.zeros(size, dtype=torch.int64)
-    deepest = max(
-        1 - BINADES, grid.min_exponent - top
-    )  # below the smallest normal number the ulp stays what it is
+    # Below the smallest normal number the ulp stays what it is.
+    deepest = max(1 - BINADES, grid.min_exponent - top)
     away, toward = 0, 0
     start, axis = 0, 0 if tall else 1
     for index in blocks(tuned):
@@ -274,12 +269,12 @@ def _lines(part: Tensor, chosen: Tensor, axis: int, dtype: torch.dtype) -> Tenso
 def _binades_and_levels(
     b: Tensor, d: Tensor, grid: FloatFormat, top: int, deepest: int
 ) -> tuple[Tensor, Tensor]:
-    """Of every entry: its binade, from 0 down to deepest, and the leading part of |d| / ulp; d is
-    overwritten.
+    """Of every entry: its binade, from 0 to deepest, and the leading part of |d| / ulp.
+
+    d is overwritten.
     """
-    d.abs_().mul_(
-        math.ldexp(1.0, -top)
-    )  # to where no power of two below leaves the range of float32
+    # Scaled to where no power of two below leaves the range of float32.
+    d.abs_().mul_(math.ldexp(1.0, -top))
     if b.dtype == torch.float64:
         exponent = (
             (b.view(torch.int64) >> 52).bitwise_and_(0x7FF).sub_(1023 + top).clamp_(deepest, 0)
@@ -294,7 +289,7 @@ def _binades_and_levels(
     return binade, level
 
 
-# ---------------------------------------------------------------------------------------------------- the model
+# ---------------------------------------------------------------------------------------- the model
 
 
 @dataclass(frozen=True)
@@ -342,10 +337,10 @@ def tables(model: Model) -> Tables:
     ratios = np.exp2(np.arange(RATIO_FROM * OCTAVE, RATIO_TO * OCTAVE + 1) / OCTAVE)
     edges = ratios[:, None] * shape_edges()
     widths = np.diff(edges)
-    second, product = (
-        (_primitive_second, _primitive_product) if model == "stored" else (_dithered_second, _cube)
-    )
-    below = _below if model == "stored" else _dithered_below
+    if model == "stored":
+        below, second, product = _below, _primitive_second, _primitive_product
+    else:
+        below, second, product = _dithered_below, _dithered_second, _cube
     coarse = (COARSE_TO - RATIO_FROM) * OCTAVE + 1
     chance = np.zeros((coarse, len(levels().low), edges.shape[1] - 1), dtype=np.float32)
     previous = np.zeros_like(widths[:coarse])
@@ -415,9 +410,7 @@ class Fit:
 
 
 def fit(counts: Counts, model: Model = "stored", rounds: int = 3, iterations: int = 30) -> Fit:
-    """Scales and shape in turn, from a half-normal shape: `rounds` times, or scales alone where
-    rounds is 0.
-    """
+    """Scales and shape in turn, from a half-normal shape: `rounds` times, or scales alone at 0."""
     entries = counts.by_cell
     stored = counts.energies
     known = tables(model)
@@ -514,7 +507,7 @@ def _fitted(
     )
 
 
-# ---------------------------------------------------------------------------------------------------- verdict
+# ------------------------------------------------------------------------------------------ verdict
 
 ROUNDED_AWAY = 0.25  # kept below which corrected figures are null
 # floor_ratio from which rounding has a hundredth of the energy, or two, whatever the history
@@ -537,8 +530,9 @@ SLOPE_Z = (
 
 @dataclass(frozen=True)
 class Binades:
-    """Changes by binade of the base, from that of its largest entry down: one binade is half the
-    one before.
+    """Changes by binade of the base, from that of its largest entry down.
+
+    One binade is half the one before.
 
     entries: (k,) share of all entries, k <= BINADES. changed: (k,) share of the binade's entries
     that changed, NaN without an entry. expected: (k,) the same by the fitted storage model.
@@ -605,9 +599,9 @@ def kept_share(fitted: Fit) -> float:
     """The share of the stored energy that is the update's, from a fit.
 
     In a cell D = a d + error with a = sum D d / sum d², so that a² sum d² is the update's. Purity
-    is a sum over products of four entries at two rows and two columns; with cells of energy C = a²
-    sum d² it carries over as
-    ||M Mᵀ||_F, M the roots of C, and not as sum C. The two are the same where C is a product of rows and columns.
+    is a sum over products of four entries at two rows and two columns. With cells of energy
+    C = a² sum d² it carries over as ||M Mᵀ||_F, M the roots of C, and not as sum C. The two are the
+    same where C is a product of rows and columns.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         coherent = np.where(fitted.update > 0, fitted.product**2 / fitted.update, 0.0)
@@ -681,8 +675,7 @@ def undo(
     space: Workspace,
     floor_ratio: float | None = None,
 ) -> Undone:
-    """What is known of the update between two stored matrices; the history is decided by their
-    values.
+    """What is known of the update between two stored matrices; their values decide the history.
 
     formats: stored dtypes. lines: (rows,) and (cols,) energies of tuned - base, unscaled. largest:
     the largest absolute entry of base. Which format a side was rounded to is told by its values, as
@@ -753,8 +746,7 @@ def _counted(
 def slope_z(
     base: Matrix, tuned: Matrix, grid: FloatFormat, dtype: torch.dtype, space: Workspace
 ) -> float:
-    """The slope of tuned - round(base) over base - round(base), in standard errors, in one pass;
-    both in ulps.
+    """The slope of tuned - round(base) over base - round(base), in standard errors; both in ulps.
 
     0 on average where training started from round(base). Where it started from the base, tuned =
     round(base + d) holds the remainder: the slope is 1 for a large d, and above 0 for any.
@@ -769,10 +761,8 @@ def slope_z(
         ulp = torch.ldexp(
             torch.ones_like(b), torch.frexp(rounded).exponent - 1 - grid.mantissa_bits
         )
-        rest, change = (
-            (b - rounded).div_(ulp),
-            (t - rounded).div_(ulp).clamp_(-1, 1),
-        )  # large changes are only noise
+        # Large changes are only noise.
+        rest, change = (b - rounded).div_(ulp), (t - rounded).div_(ulp).clamp_(-1, 1)
         product += float((rest * change).sum(dtype=torch.float64))
         squares += float((change * change).sum(dtype=torch.float64))
         remainders += float((rest * rest).sum(dtype=torch.float64))
@@ -783,8 +773,9 @@ def slope_z(
 
 
 def base_kept(energy: float, error: float) -> Undone:
-    """energy: of D; error: sum of ulp² / 12. The base has more bits than the tuned side and was not
-    rounded first.
+    """energy: of D; error: sum of ulp² / 12.
+
+    The base has more bits than the tuned side and was not rounded first.
     """
     kept = max(0.0, 1.0 - error / energy)
     return Undone(
@@ -808,9 +799,8 @@ def _all_on(
     """Do all values of the base lie on the tuned side's grid?"""
     if of_base == of_tuned:
         return True
-    if (
-        FLOATS[of_base].mantissa_bits > FLOATS[of_tuned].mantissa_bits
-    ):  # else its own grid would be this one
+    # Otherwise its own grid would be this one.
+    if FLOATS[of_base].mantissa_bits > FLOATS[of_tuned].mantissa_bits:
         return False
     return all(
         on_grid(read_block(base, index, "base", dtype, space), FLOATS[of_tuned])
@@ -839,8 +829,9 @@ def line_energies(
 
 
 def values(undone: Undone, base_norm: float) -> Values:
-    """kept, relative_norm_unrounded and zero_share_expected; the last two are None where kept is,
-    or is too small.
+    """kept, relative_norm_unrounded and zero_share_expected.
+
+    The last two are None where kept is, or is too small.
     """
     known = undone.kept is not None and undone.reason is None
     return {

@@ -1,5 +1,6 @@
-"""The self-test of a device: `shadow.spectra.device` runs it in a child process. It prints what is
-wrong.
+"""The self-test of a device: `shadow.spectra.device` runs it in a child process.
+
+It prints what is wrong.
 """
 
 from __future__ import annotations
@@ -14,10 +15,8 @@ from numpy.typing import NDArray
 from shadow.spectra.device import SAME_GRAM, Device, TorchDevice, full_products
 from shadow.spectra.spectrum import UNIT, Workspace, eigenvalues, gram, scaled_blocks
 
-SHAPES = (
-    (320, 1100),
-    (1500, 768),
-)  # one short side is that of the rows, the other that of the columns
+# One short side is that of the rows, the other that of the columns.
+SHAPES = ((320, 1100), (1500, 768))
 # How far eigenvalues may lie from those of a Gram in float64, in units of u E / sqrt(side). The
 # CPU's in float32 are within 3, most at rank 8; sums of a whole block, one after another, are off
 # by 9.

@@ -1,5 +1,4 @@
-"""Matrix -> Spectrum: the only module that solves an eigenproblem, and the only home of a
-tolerance.
+"""Matrix -> Spectrum: the only module that solves an eigenproblem, the only home of a tolerance.
 
 A matrix here is a torch tensor of any float dtype, usually a view of a mapped file, or what
 shadow.spectra.lazy makes of some: (rows, cols), or (groups, rows / groups, cols) where its rows are
@@ -97,8 +96,7 @@ class Spectrum:
 
 @dataclass(frozen=True)
 class Question:
-    """What the spectrum of a matrix depends on besides the matrix: the same answer for the same
-    question.
+    """What a matrix's spectrum depends on besides it: the same answer for the same question.
 
     stored: its dtype in the checkpoint. vectors: how many leading singular vectors are asked for.
     solver: of `Grams`.
@@ -144,8 +142,7 @@ def shape_of(matrix: Matrix) -> tuple[int, int]:
 
 
 def blocks(matrix: Matrix, size: int | None = None) -> Iterator[tuple[slice, ...]]:
-    """Indices that cut a matrix along its long side into blocks of about size (BLOCK) elements, in
-    order.
+    """Indices that cut a matrix along its long side into blocks of about size elements, in order.
 
     How it is cut depends on the shape alone, so that sums come out the same whatever runs beside
     them.
@@ -217,8 +214,9 @@ def mkl_is_at_home() -> bool:
 
 
 def gram(matrix_blocks: Iterator[Tensor], side: int, wide: bool, dtype: torch.dtype) -> Tensor:
-    """W Wᵀ (wide: blocks of columns) or Wᵀ W (tall: blocks of rows), (side, side); its lower
-    triangle at least.
+    """W Wᵀ (wide: blocks of columns) or Wᵀ W (tall: of rows), (side, side).
+
+    Its lower triangle at least.
     """
     total = torch.zeros((side, side), dtype=dtype)
     product = torch.empty_like(total)
@@ -234,8 +232,9 @@ def gram(matrix_blocks: Iterator[Tensor], side: int, wide: bool, dtype: torch.dt
 
 
 def eigenvalues(lower: Tensor) -> NDArray[np.float64]:
-    """Eigenvalues, ascending, of the symmetric matrix whose lower triangle is given; it may be
-    overwritten.
+    """Eigenvalues, ascending, of the symmetric matrix with this lower triangle.
+
+    It may be overwritten.
     """
     if mkl_is_at_home() or len(lower) > OPENBLAS_SIDE or lower.dtype == torch.float32:
         return np.asarray(torch.linalg.eigvalsh(lower, UPLO="L").numpy(), dtype=np.float64)
@@ -281,9 +280,8 @@ def _leading(whole: Tensor, values: NDArray[np.float64], count: int) -> NDArray[
     )
     start = np.random.default_rng(0).standard_normal(len(matrix))
     krylov = min(len(matrix), int(KRYLOV * count) + 1)
-    again = (
-        {"rng": 0} if "rng" in signature(eigsh).parameters else {}
-    )  # vectors to go on with where the space is full
+    # Vectors to go on with where the space is full.
+    again = {"rng": 0} if "rng" in signature(eigsh).parameters else {}
     try:
         largest, vectors = eigsh(
             product, count, v0=start, ncv=krylov, tol=LANCZOS_TOLERANCE[whole.dtype], **again
@@ -401,8 +399,7 @@ def eigenvalue_shift(sigma: NDArray[np.float64], precision: Precision) -> float:
 
 
 def effective_rank_error(sigma: NDArray[np.float64], shift: float) -> float:
-    """How far the effective rank may be off, relative, where every sigma² is moved by shift, in
-    units of sigma_1².
+    """How far the effective rank may be off, relatively, if every sigma² moves by shift sigma_1².
 
     d ln(effective_rank) = -sum dp (ln p + H), with dp = p shift / (2 sigma²).
     """

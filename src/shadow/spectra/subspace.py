@@ -21,9 +21,8 @@ from shadow.spectra.measurement import Values
 from shadow.spectra.null import Profile
 from shadow.spectra.spectrum import Spectrum, Workspace, blocks, read_block, shape_of
 
-SMALL_BLOCK = (
-    1 << 19
-)  # elements: three blocks of float64 are 12 MiB; as large as elsewhere they take 1.1 of the time
+# Elements: three blocks of float64 are 12 MiB; as large as elsewhere they take 1.1 of the time.
+SMALL_BLOCK = 1 << 19
 SUBSPACE = 16  # dimension of the subspaces that are compared, at most the short side
 INTRUDERS = 10  # leading left vectors of the tuned side that may be intruders
 # Leading vectors of either side that are needed. A tuned side needs SUBSPACE of them; as many as of
@@ -34,10 +33,16 @@ SIMILAR = 0.5  # the |cosine| above which a vector of the tuned side is one of t
 GAPS = ("subspace_gap_base", "subspace_gap_tuned")
 NO_SUBSPACES: Values = dict.fromkeys(
     (
-        "overlap_left", "overlap_right", "alignment_left", "alignment_right", "alignment_left_null",
-        "alignment_right_null", "intruders", *GAPS,
+        "overlap_left",
+        "overlap_right",
+        "alignment_left",
+        "alignment_right",
+        "alignment_left_null",
+        "alignment_right_null",
+        "intruders",
+        *GAPS,
     )
-)  # fmt: skip
+)
 
 Array = NDArray[np.float64]
 
@@ -177,11 +182,8 @@ def _streamed(
     inside, images, seen = 0.0, np.zeros((k, m)), np.zeros((t_count, m))
     left_is_long = shape_of(matrices[1])[0] > m
     for b, t, d in _triples(matrices, m, scale, space):
-        y_b, y_t, inner = (
-            to_base @ b,
-            to_tuned @ t,
-            basis @ d,
-        )  # this way round OpenBLAS is 1.2 to 3 times faster
+        # This way round OpenBLAS is 1.2 to 3 times faster.
+        y_b, y_t, inner = to_base @ b, to_tuned @ t, basis @ d
         base += y_b @ y_b.T
         part = energies[start : start + y_b.shape[1]]
         start += len(part)

@@ -1,5 +1,6 @@
-"""The shape of a spectrum's tail: power law, Hill estimate, Marchenko-Pastur edge. Arrays in,
-numbers out.
+"""The shape of a spectrum's tail: power law, Hill estimate, Marchenko-Pastur edge.
+
+Arrays in, numbers out.
 """
 
 from __future__ import annotations
@@ -39,12 +40,10 @@ def power_law(spectrum: Spectrum) -> Values:
         return nothing
     logs = 2.0 * np.log(resolved)  # ascending
     starts = np.arange(len(logs) - MIN_TAIL + 1)
-    sums = (
-        np.cumsum(logs[::-1])[::-1][starts] - (len(logs) - starts) * logs[starts]
-    )  # sum of ln(lambda / xmin)
-    distinct = np.concatenate(
-        ([True], np.diff(logs[: len(starts)]) > 0)
-    )  # the first of equal candidates
+    # Sum of ln(lambda / xmin).
+    sums = np.cumsum(logs[::-1])[::-1][starts] - (len(logs) - starts) * logs[starts]
+    # The first of equal candidates.
+    distinct = np.concatenate(([True], np.diff(logs[: len(starts)]) > 0))
     # a tail whose logs differ only by rounding has no exponent
     starts = starts[distinct & (sums > 1e-12 * len(logs) * np.maximum(1.0, np.abs(logs[starts])))]
     if len(starts) == 0:
@@ -68,8 +67,7 @@ def _chunks(starts: NDArray[np.int64], width: int) -> list[NDArray[np.int64]]:
 
 
 def _distances(logs: NDArray[np.float64], starts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Two-sided KS distance of each candidate's tail, logs[start:], from the power law fitted to
-    it.
+    """Two-sided KS distance of each candidate's tail, logs[start:], from its fitted power law.
 
     With d = F_fit - F just below each value, the distance is max(max d, 1 / n - min d); d = 0 at
     the candidate itself, so entries below it may count as 0 too.
@@ -102,8 +100,7 @@ def hill(spectrum: Spectrum) -> Values:
 
 
 def marchenko_pastur(spectrum: Spectrum) -> Values:
-    """Edge of the bulk that noise of the matrix's median would have, in units of sigma, and the
-    count above it.
+    """Edge of the bulk of noise of the matrix's median, in units of sigma, and the count above it.
 
     mp_edge = s (sqrt m + sqrt n) with s² = median(sigma)² / (n mu), mu the median of the
     Marchenko-Pastur law of ratio m / n (Marchenko & Pastur 1967; the median as estimator of noise:

@@ -37,8 +37,7 @@ Routine = Callable[..., None]
 def eigensystem(
     lower: NDArray[np.float64], count: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Eigenvalues (n,), ascending, and the eigenvectors (n, count) of the largest ones, the largest
-    first.
+    """Eigenvalues (n,), ascending, and eigenvectors (n, count) of the largest ones, largest first.
 
     lower: (n, n), C-contiguous float64, its lower triangle given; it is overwritten. The values are
     the same to the last bit whatever the count.

@@ -269,7 +269,7 @@ def _listed(what: str, words: Iterable[str]) -> str:
 
 
 def given_pair(base: Reference, tuned: Reference) -> Pair:
-    """The pair of `--base` and `--tuned`, named so that two forks of one name never share a folder."""
+    """The pair of `--base` and `--tuned`, named so that forks of one name never share a folder."""
     digest = hashlib.sha256(repr((base, tuned)).encode()).hexdigest()[:8]
     name = f"{base.last_name}..{tuned.last_name}-{digest}"
     return Pair(family=tuned.last_name, name=name, base=base, tuned=tuned)

@@ -303,7 +303,7 @@ def read_list(listed: str) -> list[ListEntry]:
 
 
 def is_yaml(listed: str, raw: bytes) -> bool:
-    """By the end of the file's name; where that says nothing, by the first character that counts."""
+    """By the end of the file's name; if that says nothing, by the first character that counts."""
     suffix = Path(listed).suffix.lower()
     if suffix in (*YAML, *PLAIN):
         return suffix in YAML

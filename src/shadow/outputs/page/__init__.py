@@ -149,7 +149,7 @@ def page_bytes(
     title: str,
     missing: Sequence[Missing] = (),
 ) -> bytes:
-    """The page as UTF-8, with the pairs that are missing on it. Equal arguments give equal bytes."""
+    """The page as UTF-8, with the pairs that it lacks. Equal arguments give equal bytes."""
     ranked = sorted(sections, key=_rank)
     shared = {
         "metrics": metric_texts(),
@@ -198,7 +198,7 @@ def _title(run: Path) -> str:
 
 
 def _below(folder: Path, run: Path) -> str:
-    """A report's folder as seen from the one that was asked for: the same wherever that one lies."""
+    """A report's folder as seen from the one that was asked for: the same wherever that lies."""
     return (Path(_title(run)) / folder.relative_to(run)).as_posix()
 
 

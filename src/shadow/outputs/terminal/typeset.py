@@ -33,7 +33,7 @@ def number(value: float | int | None, digits: int = 3) -> str:
 
 
 def _significant(value: float, digits: int) -> str:
-    """Zeros at the end too, so that a figure shows as many digits as its interval: `8.0`, not `8`."""
+    """Zeros at the end too, for as many digits as the interval has: `8.0`, not `8`."""
     return f"{value:#.{digits}g}".removesuffix(".") if value else "0"
 
 
