@@ -221,7 +221,11 @@ class Difference:
         """
         if self.low is None or self.high is None:
             return 0
-        return self.direction * ((self.low > 0) - (self.high < 0))
+        if self.low > 0:
+            return self.direction
+        if self.high < 0:
+            return -self.direction
+        return 0
 
 
 @dataclass(frozen=True)

@@ -140,7 +140,12 @@ def _binned(row: GridRow, bins: Sequence[Sequence[int]]) -> tuple[float | None, 
     values = [
         [value for layer in layers if (value := known.get(layer)) is not None] for layers in bins
     ]
-    return tuple(median(some) if some else None for some in values)
+    return tuple(map(_median, values))
+
+
+def _median(values: Sequence[float]) -> float | None:
+    """The median; None of no values."""
+    return median(values) if values else None
 
 
 def by_component(rows: Sequence[GridRow]) -> dict[str, list[GridRow]]:

@@ -287,18 +287,24 @@ class Summary:
 
 @dataclass(frozen=True)
 class Rows:
-    """The tables of a report as the figures need them.
-
-    deltas: the delta rows, with base_norm, energy, base_energy, participation_share, and at, the
-    place of their layer in layers (-1 outside); tensors: all of them, with was_compared; layers:
-    (component, layer) of every layer that was compared.
-    """
+    """The tables of a report as the figures need them."""
 
     deltas: pd.DataFrame
+    """The delta rows, with base_norm, energy, base_energy, participation_share, and at, the place
+    of their layer in layers (-1 outside).
+    """
+
     alone: pd.DataFrame
+    """The rows of tuned matrices that have no base."""
+
     tensors: pd.DataFrame
+    """All rows of tensors.parquet, with was_compared."""
+
     residual: pd.DataFrame
+    """All rows of residual.parquet."""
+
     layers: pd.DataFrame
+    """component and layer of every layer that was compared."""
 
     @property
     def main(self) -> str | None:
@@ -306,7 +312,9 @@ class Rows:
         counts = self.layers["component"].value_counts(sort=True)
         if counts.empty:
             return None
-        return "language" if "language" in counts.index else str(counts.index[0])
+        if "language" in counts.index:
+            return "language"
+        return str(counts.index[0])
 
 
 def read_summary(folder: Path, *, with_rows: bool = True) -> tuple[Summary, ReportMetadata]:
@@ -420,12 +428,9 @@ def summarise(tables: Mapping[str, pa.Table], metadata: ReportMetadata) -> Summa
     held = gates(rows.deltas, rows.tensors)
     unrelated = any(gate.name == "lineage" for gate in failed(held))
     optimizer = metadata["settings"].get("optimizer")
-    judged = footprint(
-        held,
-        figures,
-        intervals=intervals,
-        optimizer=optimizer if isinstance(optimizer, str) else None,
-    )
+    if not isinstance(optimizer, str):  # null, or what another program wrote
+        optimizer = None
+    judged = footprint(held, figures, intervals=intervals, optimizer=optimizer)
     depth = _by_layer(rows)
     bounds = _bounds(intervals, _delta_blocks(rows, rows.deltas))
     summary = Summary(
@@ -467,9 +472,11 @@ def summarise(tables: Mapping[str, pa.Table], metadata: ReportMetadata) -> Summa
         ),
         finding=Finding([], [], []),
     )
-    published = context_sentence(summary.published)
-    known = None if published is None else Sentence("published", *published)
-    return replace(summary, finding=finding(summary, metadata["settings"], known))
+    published = None
+    if (known := context_sentence(summary.published)) is not None:
+        text, numbers = known
+        published = Sentence(code="published", text=text, figures=numbers)
+    return replace(summary, finding=finding(summary, metadata["settings"], published))
 
 
 def _frame(table: pa.Table) -> pd.DataFrame:
@@ -519,9 +526,19 @@ def _keys(rows: pd.DataFrame) -> Iterable[tuple[object, ...]]:
 
 
 def _number(value: Any) -> float | None:
+    """A value of a table as Python's; None where it is missing or not finite."""
     import pandas as pd
 
-    return None if pd.isna(value) or not math.isfinite(value) else float(value)
+    if pd.isna(value) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def _over(part: float, whole: float) -> float | None:
+    """part / whole; None over nothing."""
+    if not whole:
+        return None
+    return _number(part / whole)
 
 
 def _blocks(rows: pd.DataFrame) -> Blocks:
@@ -566,13 +583,14 @@ def _medians(
 
 def _median(values: NDArray[np.float64]) -> float | None:
     known = values[~np.isnan(values)]
-    return _number(np.median(known)) if len(known) else None
+    if not len(known):
+        return None
+    return _number(np.median(known))
 
 
 def _whole_norm(rows: pd.DataFrame) -> float | None:
     """sqrt(sum norm(D)²) / sqrt(sum norm(W_base)²): the relative norm of all of rows as one vector."""
-    total = math.hypot(*rows["base_norm"]) if len(rows) else 0.0
-    return _number(math.hypot(*rows["frobenius_norm"]) / total) if total else None
+    return _over(math.hypot(*rows["frobenius_norm"]), math.hypot(*rows["base_norm"]))
 
 
 def _unrounded_norm(deltas: pd.DataFrame) -> float | None:
@@ -581,8 +599,7 @@ def _unrounded_norm(deltas: pd.DataFrame) -> float | None:
     """
     stored = deltas["relative_norm"].where(deltas["kept_reason"] == "nothing_rounded")
     norms = deltas["relative_norm_unrounded"].fillna(stored).astype(float)
-    total = math.hypot(*deltas["base_norm"]) if len(deltas) else 0.0
-    return _number(math.hypot(*(norms * deltas["base_norm"])) / total) if total else None
+    return _over(math.hypot(*(norms * deltas["base_norm"])), math.hypot(*deltas["base_norm"]))
 
 
 class _Sums:
@@ -601,11 +618,13 @@ class _Sums:
 
     def of(self, deltas: pd.DataFrame, values: Any = "energy") -> Sum:
         """The sum of a column, or of given values, over delta rows."""
-        numbers = deltas[values] if isinstance(values, str) else values
-        sums = summed(deltas["at"].to_numpy(), numbers.to_numpy(dtype=np.float64), self.every)
+        if isinstance(values, str):
+            values = deltas[values]
+        sums = summed(deltas["at"].to_numpy(), values.to_numpy(dtype=np.float64), self.every)
         return Sum(sums.layers[self.kept], sums.outside)
 
     def add(self, name: str, statistic: Statistic, *, unevenness: bool = False) -> None:
+        """A figure and its interval; unevenness: see `interval`."""
         figure = _number(statistic(once(self.blocks.layers))[0])
         self.figures[name] = figure
         if figure is not None:
@@ -663,9 +682,8 @@ def _figures(rows: Rows) -> tuple[Figures, IntervalsByName]:
     sides = {
         side: rows.assign(size=rows["shape"].map(_size)) for side, rows in tensors.groupby("side")
     }
-    larger = max(
-        sides.values(), key=lambda rows: int(rows["size"].sum())
-    )  # of an adapter, that is the base
+    # of an adapter, that is the base
+    larger = max(sides.values(), key=lambda rows: int(rows["size"].sum()))
     sizes = larger["size"]
     ceilings = deltas["rank_ceiling"].dropna()
     quartiles = deltas["concentration"].quantile([0.25, 0.75])
@@ -744,15 +762,18 @@ def _by_component(rows: Rows) -> list[ComponentRow]:
         depth, depth_intervals = _depth_figures(rows, str(component))
         whole = _Sums(rows)
         whole.add_ratio("energy_share", whole.of(deltas), whole.of(rows.deltas))
-        compared = bool(group["was_compared"].any())
+        energy = energy_share = None
+        if group["was_compared"].any():
+            energy = _number(deltas["energy"].sum())
+            energy_share = whole.figures["energy_share"]
         counted = {
             "component": component,
             "tensors": len(group),
             "identical": int((group["status"] == "identical").sum()),
             "matrices": len(deltas),
             "relative_norm": _whole_norm(deltas),
-            "energy": _number(deltas["energy"].sum()) if compared else None,
-            "energy_share": whole.figures["energy_share"] if compared else None,
+            "energy": energy,
+            "energy_share": energy_share,
             "parameter_share": _parameter_share(deltas, rows),
         }
         bounds = _bounds(_without_overall(intervals) | whole.intervals | depth_intervals, blocks)
@@ -764,7 +785,9 @@ def _place(known: Sequence[str], name: str) -> tuple[int, str]:
     """Where a name stands among those of names.yaml; what only another version or a forged report
     has comes last.
     """
-    return (known.index(name) if name in known else len(known), name)
+    if name not in known:
+        return len(known), name
+    return known.index(name), name
 
 
 def _without_overall(intervals: IntervalsByName) -> IntervalsByName:
@@ -849,7 +872,7 @@ def _by_layer(rows: Rows) -> list[LayerRow]:
             "matrices": len(here),
             "relative_norm": _whole_norm(deltas.iloc[here]) if len(here) else 0.0,
             "energy": _number(energy),
-            "energy_share": _number(energy / total) if total else None,
+            "energy_share": _over(energy, total),
             "up_effective_rank_shift": _median(numbers["effective_rank_shift"][here[up[here]]]),
         }
         medians = {name: _median(numbers[name][here]) for name in BY_LAYER}
@@ -864,8 +887,7 @@ def _by_layer(rows: Rows) -> list[LayerRow]:
 
 
 def _parameter_share(group: pd.DataFrame, rows: Rows) -> float | None:
-    total = int(rows.deltas["parameters"].sum())
-    return int(group["parameters"].sum()) / total if total else None
+    return _over(int(group["parameters"].sum()), int(rows.deltas["parameters"].sum()))
 
 
 def _quarters(depth: Sequence[LayerRow], deltas: pd.DataFrame) -> list[QuarterRow]:
@@ -892,7 +914,7 @@ def _quarters(depth: Sequence[LayerRow], deltas: pd.DataFrame) -> list[QuarterRo
                     first_layer=part[0].layer,
                     last_layer=part[-1].layer,
                     energy_share=share,
-                    parameter_share=size / whole if whole else None,
+                    parameter_share=_over(size, whole),
                 )
             )
     return quarters

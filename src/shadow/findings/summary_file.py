@@ -87,7 +87,9 @@ def believed(report: Report, *, with_rows: bool = True) -> dict[str, Any] | None
             return None
         with (report.folder / FILE).open("rb") as file:
             raw = file.read(MAX_FILE + 1)
-        stored: dict[str, Any] = json.loads(raw) if len(raw) <= MAX_FILE else {}
+        if len(raw) > MAX_FILE:
+            return None
+        stored: dict[str, Any] = json.loads(raw)
         if _summary_digest(stored, metadata) != sealed["summary"]:
             return None
         if with_rows and _digests(report) != sealed["tables"]:
