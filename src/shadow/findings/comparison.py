@@ -1114,10 +1114,9 @@ def _shared_cells(contrasts: Sequence[Contrast]) -> pd.DataFrame:
         rows["expert"] = pd.to_numeric(rows["expert"]).astype("Int64")
         values = rows.set_index(keys)[["concentration_first", "concentration_second"]].astype(float)
         values = values.set_axis([contrast.first, contrast.second], axis=1)
-        if shared is None:
-            shared = values
-        else:
-            shared = shared.join(values[[contrast.second]], how="inner")
+        if shared is not None:
+            values = shared.join(values[[contrast.second]], how="inner")
+        shared = values
     assert shared is not None
     places = shared.reset_index()
     # experts of one module and layer as one

@@ -6,7 +6,6 @@ matrices, or a sum, tells of it and of them at once.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import numpy as np

@@ -177,11 +177,7 @@ def parse_rule(text: str, **more: Any) -> Rule:
             hint = f"did you mean {close!r}?"
         raise UsageError(f"{text!r}: no comparison {comparison!r}", hint)
     name = parse_figure(figure)
-    threshold: float | str
-    if name.metric == LABEL:
-        threshold = _label(text, comparison, wanted)
-    else:
-        threshold = _number(text, wanted)
+    threshold = _label(text, comparison, wanted) if name.metric == LABEL else _number(text, wanted)
     named = {"name": f"{name} {comparison} {_written(threshold)}", **more}
     return Rule(**named, figure=name, comparison=comparison, threshold=threshold)
 

@@ -138,7 +138,9 @@ def _closed(properties: Mapping[str, object], required: list[str] | None = None)
         "properties": dict(properties),
         "additionalProperties": False,
     }
-    return {**schema, "required": required} if required else schema
+    if required:
+        schema["required"] = required
+    return schema
 
 
 def _relations() -> str:

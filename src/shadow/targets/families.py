@@ -126,11 +126,14 @@ class Family:
         """
         checkpoints: list[tuple[str, str | None, Reference]] = []
         for stage, value in self.stages.items():
-            parts = value.parts if isinstance(value, ComponentBase) else [(None, value)]
-            checkpoints += [(stage, component, reference) for component, reference in parts]
+            if isinstance(value, ComponentBase):
+                checkpoints += [(stage, component, part) for component, part in value.parts]
+            else:
+                checkpoints.append((stage, None, value))
         return checkpoints
 
     def as_json(self) -> dict[str, object]:
+        """For machines: the family as `families --format json` prints it."""
         return {
             "name": self.name,
             "stages": {name: _stage_as_json(stage) for name, stage in self.stages.items()},
@@ -184,7 +187,9 @@ def family_names(extra: Path | None = None) -> list[str]:
     For the shell, which waits: reading the files whole takes half a second. A folder that is not
     there has none.
     """
-    folders = [registry_folder() / "families", *([] if extra is None else [extra])]
+    folders = [registry_folder() / "families"]
+    if extra is not None:
+        folders.append(extra)
     texts = [
         file.read_text("utf-8", "replace")
         for folder in folders
@@ -236,8 +241,12 @@ def filter_families(
         for family in families.values()
         if (component is None or component in family.components) and set(tags) <= set(family.tags)
     ]
-    asked = ([f"component {component}"] if component else []) + [f"tag {tag}" for tag in tags]
-    those = f"family with {' and '.join(asked)}" if asked else "family"
+    asked = [f"tag {tag}" for tag in tags]
+    if component:
+        asked.insert(0, f"component {component}")
+    those = "family"
+    if asked:
+        those = f"family with {' and '.join(asked)}"
     if not left:
         raise ShadowError(f"no {those} in the registry", "`shadow families` lists them")
     if word is None:
@@ -305,7 +314,9 @@ def _read_file(file: Path) -> list[Family]:
 def short(word: Any) -> str:
     """What a file says at some place, for a message: one line, never long."""
     text = repr(word)
-    return text if len(text) <= 80 else f"{text[:76]}...{text[-1]}"
+    if len(text) <= 80:
+        return text
+    return f"{text[:76]}...{text[-1]}"
 
 
 def _family(name: str, entry: Tree, file: Path, line: int) -> Family:
@@ -370,7 +381,9 @@ def _stage(path: Place, stage: str, value: Tree, folder: Path) -> Reference | Co
     components = name_rules().components
     if isinstance(value, dict) and any(key in components for key in value):
         return _component_base(path, stage, value, folder)
-    known = (*REFERENCE_KEYS, *components) if stage == "base" else tuple(REFERENCE_KEYS)
+    known = tuple(REFERENCE_KEYS)
+    if stage == "base":
+        known = (*REFERENCE_KEYS, *components)
     return _reference(path, f"stage {stage!r}", value, folder, known=known)
 
 
@@ -470,10 +483,14 @@ def _listed_pair(path: Place, stages: Mapping[str, Reference | ComponentBase], i
             )
     relation = item.get("relation", "tuned")
     if not isinstance(relation, str) or relation not in RELATIONS:
-        close = nearest(relation, RELATIONS) if isinstance(relation, str) else None
-        hint = close or f"one of {', '.join(RELATIONS)}"
+        hint = _nearest(relation, RELATIONS) or f"one of {', '.join(RELATIONS)}"
         raise _FaultError((*path, "relation"), f"unknown relation {short(relation)}", hint)
     return _pair(path, stages, item["from"], item["to"], relation=relation)
+
+
+def _nearest(value: Tree, known: Iterable[str]) -> str | None:
+    """`did you mean 'base'?`, where a word was written; None for a list or a mapping."""
+    return nearest(value, known) if isinstance(value, str) else None
 
 
 def _pair(
@@ -486,8 +503,7 @@ def _pair(
 ) -> Pair:
     for key, stage in (("from", start), ("to", end)):
         if not isinstance(stage, str) or stage not in stages:
-            close = nearest(stage, stages) if isinstance(stage, str) else None
-            hint = close or _listed("stages", stages)
+            hint = _nearest(stage, stages) or _listed("stages", stages)
             raise _FaultError(
                 (*path, key), f"a pair names stage {short(stage)}, which is not there", hint
             )

@@ -116,6 +116,7 @@ class _Reader:
         self._tree = self._mapping(tree, (), KEYS)
 
     def recipe(self) -> Recipe:
+        """The recipe, checked. Raises ShadowError, which names the line."""
         panels = self._tree["panels"]
         if not isinstance(panels, dict) or not 1 <= len(panels) <= MOST_PANELS:
             raise self._fault(("panels",), f"panels are 1 to {MOST_PANELS}, each under its name")

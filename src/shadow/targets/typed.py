@@ -60,12 +60,9 @@ def _pairs_with(checkpoint: Reference, families: Mapping[str, Family]) -> tuple[
             for family in families.values()
             for _, _, reference in family.references()
         }
-        close = nearest(checkpoint.repo, sorted(known))
-        hint = (
-            f"{close} Or {TWO}"
-            if close
-            else f"{TWO}; `shadow families` lists what the registry has"
-        )
+        hint = f"{TWO}; `shadow families` lists what the registry has"
+        if close := nearest(checkpoint.repo, sorted(known)):
+            hint = f"{close} Or {TWO}"
         raise UsageError(f"no family has a pair with {short(str(checkpoint))}", hint)
     names = sorted({pair.family for pair in matching})
     if len(names) > 1:
