@@ -62,9 +62,7 @@ class Interval:
     """How many layers were drawn from, 0 or more."""
 
     level: float | None
-    """The probability that the interval may claim at most: LEVEL, less over few layers; None
-    without bounds.
-    """
+    """The probability that the interval may claim at most, up to LEVEL; None without bounds."""
 
     reason: str | None = None
     """Why there are no bounds; None where there are."""
@@ -112,9 +110,7 @@ class Blocks:
 
 
 def blocks_of(components: Sequence[str], layers: ArrayLike) -> Blocks:
-    """The blocks of rows whose component and layer (NaN outside the layers) are given, in any
-    order.
-    """
+    """The blocks of rows by component and layer (NaN outside the layers), in any order."""
     numbers = np.asarray(layers, dtype=np.float64)
     places = list(zip(components, numbers, strict=True))
     known = {component: number for number, component in enumerate(sorted(set(components)))}
@@ -226,8 +222,9 @@ def cut(values: NDArray[np.float64], tails: tuple[float, float]) -> tuple[float,
 def cut_each(
     values: NDArray[np.float64], times: NDArray[np.int64], tail: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """`cut` at both ends of every row of (rows, draws), with each draw repeated as often as times
-    (draws,) says.
+    """`cut` at both ends of every row of (rows, draws).
+
+    times (draws,): how often each draw is repeated.
     """
     most = int(times.sum()) - 1
     below = min(int(tail * (most + 1)), most)
@@ -308,9 +305,7 @@ def distinct_draws(sizes: tuple[int, ...]) -> tuple[Counts, NDArray[np.int64]]:
 
 @lru_cache(maxsize=1024)
 def expanded_tail(layers: int) -> float:
-    """The probability that is cut off at each end, below (1 - LEVEL) / 2: Hesterberg's expanded
-    percentile.
-    """
+    """What is cut off at each end, below (1 - LEVEL) / 2: Hesterberg's expanded percentile."""
     from scipy.special import ndtr, stdtrit
 
     t = stdtrit(layers - 1, (1.0 - LEVEL) / 2)
@@ -354,9 +349,7 @@ def _median_of_many(
 def _medians_of_few(
     columns: NDArray[np.float64], codes: NDArray[np.intp], counts: Counts
 ) -> NDArray[np.float64]:
-    """The same, going through the sorted rows of every column: how many of them a draw took before
-    its middle.
-    """
+    """The same, through the sorted rows of every column: how many a draw took before its middle."""
     order = np.argsort(columns, axis=0, kind="stable")
     ascending = np.take_along_axis(columns, order, axis=0).T
     # by layer, those outside last
@@ -391,8 +384,9 @@ def _value_of_rank(
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:
-    """Several p, adjusted so that the chance of any wrong one below a level is that level. Source:
-    Holm 1979.
+    """Several p, adjusted so that the chance of any wrong one below a level is that level.
+
+    Source: Holm 1979.
     """
     known = sorted((value, at) for at, value in enumerate(values) if value is not None)
     adjusted: list[float | None] = [None] * len(values)

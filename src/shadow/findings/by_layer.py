@@ -34,9 +34,7 @@ class LayerFigure:
     """
 
     rounding: float | None
-    """The same of rounding alone, which is the norm over `floor_ratio`; None too where nothing was
-    rounded.
-    """
+    """The same of rounding alone: the norm over `floor_ratio`. None too if nothing was rounded."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +133,7 @@ def _shift_of_noise(
 ) -> float | None:
     if base is None:  # an audit with --no-spectra
         return None
-    return shift_by_noise(base, int(row["rows"]), int(row["cols"]), norm)
+    return shift_by_noise(base, int(row["rows"]), cols=int(row["cols"]), norm=norm)
 
 
 PREDICTED: dict[
@@ -147,9 +145,7 @@ PREDICTED: dict[
 
 
 def medians(layers: Sequence[LayerFigure]) -> tuple[float | None, float | None, float | None]:
-    """Measured, by noise alone, by rounding alone: medians over layers; None where no layer has
-    one.
-    """
+    """Measured, by noise alone, by rounding alone: medians over layers; None without any."""
     return (
         _median_of_known(figure.measured for figure in layers),
         _median_of_known(figure.noise for figure in layers),

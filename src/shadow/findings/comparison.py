@@ -165,8 +165,9 @@ FIGURES = (
 
 @dataclass(frozen=True)
 class Difference:
-    """One figure of two reports, over the matrices in layers. Numbers are None where no matrix has
-    the figure.
+    """One figure of two reports, over the matrices in layers.
+
+    Numbers are None where no matrix has the figure.
     """
 
     figure: str
@@ -560,9 +561,7 @@ def _values(figure: ComparedFigure, matched: pd.DataFrame, side: str) -> NDArray
 
 
 def _cells(matched: pd.DataFrame) -> pd.DataFrame:
-    """The matrices inside layers, the experts of one module and layer as one, by the median of
-    every column.
-    """
+    """The matrices inside layers, experts of one module and layer as one: medians of columns."""
     inside = matched[matched["layer"].notna()]
     # a number has nothing to do with what an expert does, so experts are told apart neither by it
     # nor by name
@@ -1010,9 +1009,7 @@ def _warn_of_deltas(
 
 
 def _by_module(matched: pd.DataFrame) -> list[ModuleDifferences]:
-    """Medians of the differences over matrices, those outside layers too, in the order of
-    names.yaml.
-    """
+    """Medians of the differences over all matrices, in the order of names.yaml."""
     rows = [
         ModuleDifferences(
             component=str(component),

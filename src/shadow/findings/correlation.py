@@ -141,9 +141,7 @@ class ScoredReport:
 
 @dataclass(frozen=True)
 class ScoredSet:
-    """All reports of a comparison with their scores, and the correlations over those that are not
-    left out.
-    """
+    """All reports of a comparison with their scores, and correlations over those not left out."""
 
     entries: list[ScoredReport]
     """The reports, in the order of the comparison."""

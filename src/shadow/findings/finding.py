@@ -408,9 +408,7 @@ def _norm(draft: _Draft, apart: bool) -> str:
 
 
 def _told_unrounded(summary: Summary) -> bool:
-    """Is the norm before storage known, and so different from the stored one that it is told
-    instead?
-    """
+    """Is the norm before storage known, and so different from the stored one that it is told?"""
     stored = summary.figures.get("relative_norm_overall")
     unrounded = summary.figures.get("relative_norm_overall_unrounded")
     if stored is None or unrounded is None:
@@ -497,9 +495,7 @@ class _Part:
         return many < WORTH_NAMING or many <= IN_PROPORTION * few
 
     def told(self, draft: _Draft, sized: bool = False) -> str:
-        """`46 %`; with its share of the parameters where that is asked for, or where it holds more
-        than that.
-        """
+        """`46 %`; with its share of the parameters where asked for, or where it holds more."""
         text = draft.write(self.energy, f"{self.place}.energy_share", percent)
         if self.size is None or not (sized or self.holds_more):
             return text
@@ -549,8 +545,9 @@ def _is_outside(module: str) -> bool:
 
 
 def _module(module: str) -> str:
-    """What a module is called in a sentence. Only a forged report has a name that is not of lower
-    case.
+    """What a module is called in a sentence.
+
+    Only a forged report has a name that is not of lower case.
     """
     plain = {
         "embed": "the embeddings",
@@ -619,8 +616,9 @@ def _in_proportion(draft: _Draft, largest: _Part) -> str:
 
 
 def _moved(draft: _Draft) -> str:
-    """The module that moved furthest relative to its own norm, which need not hold much of the
-    change.
+    """The module that moved furthest relative to its own norm.
+
+    It need not hold much of the change.
     """
     rows = [row for row in draft.summary.modules if row.relative_norm is not None]
     if len(rows) < 2:
@@ -844,9 +842,7 @@ def _equally_strong(value: float) -> str:
 
 
 def _stands_out(summary: Summary) -> bool:
-    """Has the median matrix directions above what noise can reach, and do they hold enough of it to
-    be told?
-    """
+    """Has the median matrix directions beyond noise, with enough energy to be told?"""
     spikes, energy = (summary.inside_layers.get(name) for name in ("spikes", "spike_energy"))
     return spikes is not None and energy is not None and spikes >= 1 and energy >= STANDING_OUT
 
@@ -869,9 +865,7 @@ def _standing_out(summary: Summary) -> list[Sentence]:
 
 
 def _alignment(draft: _Draft) -> str:
-    """Does it follow the directions in which the base is strongest, more than its rows and columns
-    alone would?
-    """
+    """Does it follow the base's strongest directions, more than its rows and columns alone do?"""
     inside = draft.summary.inside_layers
     follows: list[tuple[str, float, float]] = []
     avoids: list[tuple[str, float, float]] = []

@@ -130,9 +130,7 @@ class Footprint:
 
 
 def gates(deltas: pd.DataFrame, tensors: pd.DataFrame) -> list[Gate]:
-    """Every gate of a pair: deltas are the delta rows of matrices.parquet, tensors all of
-    tensors.parquet.
-    """
+    """Every gate of a pair, from the delta rows of matrices.parquet and all of tensors.parquet."""
     weights = _weights(tensors)
     return [
         _changed(deltas, weights),

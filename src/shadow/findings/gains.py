@@ -303,9 +303,7 @@ class GroupGain:
     """The mean, in `unit`; None where `reason` says why."""
 
     gain_stderr: float | None
-    """Its standard error as if the benchmarks were independent, 0 or more; None unless each of them
-    has one.
-    """
+    """Its standard error, 0 or more, as of independent benchmarks; None unless each has one."""
 
     unit: str | None
     """That of its benchmarks; None where they have different ones or there are none."""
@@ -367,9 +365,7 @@ NO_SCORES = Scored((), (), ())
 
 
 def group_gain(name: str | None, gains: Sequence[Gain]) -> GroupGain:
-    """The unweighted mean, of benchmarks of one unit; its standard error as if they were
-    independent.
-    """
+    """The unweighted mean, of one unit; its standard error as if benchmarks were independent."""
     known = [gain for gain in gains if gain.gain is not None]
     values = [gain.gain for gain in known if gain.gain is not None]
     units = sorted({gain.unit for gain in known})
@@ -447,9 +443,7 @@ def neither(given: ScoreFiles, known: Sequence[Sides]) -> ShadowError:
 
 
 def _by_side(given: ScoreFiles, sides: Sides) -> tuple[dict[str, list[Score]], list[str]]:
-    """The rows of each side: of the models that fit it best, and of none that fits the other as
-    well.
-    """
+    """The rows of each side: of the models that fit it best, and fit the other less."""
     fits: dict[str, dict[tuple[str, str | None], int]] = {side.role: {} for side in sides}
     either: dict[str, int] = {}
     for model, commit in given.models:
@@ -564,9 +558,7 @@ def _rank(name: str, known: Sequence[str]) -> int:
 
 
 def _models_above_one(rows: Sequence[Score]) -> set[tuple[str, str]]:
-    """(file, model) of those that have a score above 1, of the rows whose unit is not stated: no
-    shares, then.
-    """
+    """(file, model) with a score above 1 among rows that state no unit: no shares, then."""
     return {
         (row.file, row.model)
         for row in rows

@@ -117,8 +117,9 @@ class Picture:
 
 
 def picture(rows: Sequence[GridRow], columns: int) -> Picture | None:
-    """A picture of the modules of one component; more layers than columns are binned. None where
-    nothing moved.
+    """A picture of one component's modules; None where nothing moved.
+
+    More layers than columns are binned.
     """
     layers = sorted({layer for row in rows for layer in row.layers})
     if len(layers) < 2 or not any(value for row in rows for value in row.relative_norm):

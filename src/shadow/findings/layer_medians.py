@@ -35,8 +35,9 @@ OF_ROUNDING = 0.1  # and how much further for what was, times kept (1 - kept)
 
 
 def inside_layers(deltas: pd.DataFrame) -> dict[str, float | int | None]:
-    """Counts of matrices, of what is known of them, and medians of INSIDE and of alignments less
-    their null.
+    """Counts of matrices and of what is known of them; medians.
+
+    Medians are of INSIDE, and of alignments less their null.
     """
     inside = deltas[deltas["layer"].notna()]
     return {
@@ -78,11 +79,11 @@ def coherence(deltas: pd.DataFrame) -> list[CoherenceRow]:
     """How coherent each module inside layers is."""
     return [
         CoherenceRow(
-            str(component),
-            str(module),
-            len(rows),
-            int(rows["equivalent_directions"].notna().sum()),
-            _median(rows["equivalent_directions"]),
+            component=str(component),
+            module=str(module),
+            matrices=len(rows),
+            coherent=int(rows["equivalent_directions"].notna().sum()),
+            equivalent_directions=_median(rows["equivalent_directions"]),
         )
         for (component, module), rows in deltas[deltas["layer"].notna()].groupby(
             ["component", "module"], sort=False
@@ -158,9 +159,7 @@ def few_values(deltas: pd.DataFrame) -> list[str]:
 
 
 def _bits(deltas: pd.DataFrame, side: str) -> list[str | None]:
-    """What the matrices of a side went through by their distinct values; those of short rows are
-    left out.
-    """
+    """What a side's matrices went through, by their distinct values; short rows are left out."""
     rows = deltas[deltas[f"levels_{side}"].notna() & (deltas["cols"] >= SHORTEST)]
     pairs = zip(rows[f"levels_{side}"].astype(float), rows["cols"], strict=True)
     return [round_trip(share, int(cols)) for share, cols in pairs]

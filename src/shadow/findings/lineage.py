@@ -46,9 +46,7 @@ class Chosen(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Group:
-    """A group of modules: its share of the energy of the change, and of the parameters that
-    changed.
-    """
+    """A group of modules: its shares of the energy and of the parameters that changed."""
 
     name: str
     """attention, MLP, embedding, head, or another component."""
@@ -234,9 +232,7 @@ class Lineage:
     """The chains of some reports."""
 
     chains: list[Chain]
-    """The chains, in the order of the steps; MOST_CHAINS at most, and then those that end where
-    they began.
-    """
+    """In the order of the steps, MOST_CHAINS at most; then those that end where they began."""
 
     notes: list[str]
     """What is to be said of their order: gaps, and what could not be told."""
@@ -333,11 +329,16 @@ class _Norms:
     """Step.relative_norm_unrounded."""
 
     no_unrounded: str | None
-    """The field of this name of Step, as the others below."""
+    """Step.no_unrounded."""
 
     kept: float | None
+    """Step.kept."""
+
     rounded_away: int
+    """Step.rounded_away."""
+
     unexplained: int
+    """Step.unexplained."""
 
 
 def _norms(matrices: pd.DataFrame) -> _Norms:
@@ -679,9 +680,7 @@ def _chain(
 
 
 def _beside(step: Step, before: Step | None) -> Step:
-    """The step with the ratio of its norm to the one before: of unrounded norms where both are
-    known.
-    """
+    """The step with the ratio of its norm to the one before, unrounded where both are known."""
     if before is None:
         return replace(step, no_ratio="the first step", no_joint="the first step")
     if step.chosen != before.chosen:
@@ -706,9 +705,7 @@ def successions(known: Lineage) -> list[tuple[Step, Step]]:
 
 
 def with_joint(known: Lineage, held: Mapping[tuple[str, str], Joint | str]) -> Lineage:
-    """The same with what two deltas say of each other, or why nothing does, by the folders of their
-    reports.
-    """
+    """The same with what two deltas say of each other, or why nothing, by folders of reports."""
     chains = []
     for chain in known.chains:
         steps = chain.steps[:1]

@@ -152,9 +152,7 @@ def compared(report: Report, label: str, more: Sequence[str] = ()) -> ComparedRe
 def relations(
     reports: Sequence[ComparedReport], pairs: Sequence[tuple[int, int]]
 ) -> dict[tuple[int, int], tuple[Relation, str | None]]:
-    """How every two reports are related, and how that is known; of different bases, what tells them
-    apart.
-    """
+    """How every two reports are related, and how that is known, or what tells their bases apart."""
     related = {(i, j): relate(reports[i], reports[j]) for i, j in pairs}
     # base..sft and dpo..instruct belong together if sft..dpo is among the reports
     lineage = list(range(len(reports)))
@@ -198,9 +196,7 @@ def relate(first: ComparedReport, second: ComparedReport) -> tuple[Relation, str
 
 
 def _same(first: ComparedReport, side: Side, second: ComparedReport, other: Side) -> str | None:
-    """How a checkpoint of one report and one of another are known to be the same; None when they
-    are not.
-    """
+    """How a checkpoint of one report is known to be one of another; None when it is not."""
     left, right = _checkpoint(first, side), _checkpoint(second, other)
     # a commit may hold several checkpoints
     if _is_hash(left.commit, 40) and left.commit == right.commit and left.repo == right.repo:
@@ -303,9 +299,7 @@ def unmatched(
 def _alone(
     report: ComparedReport, other: ComparedReport, matched: pd.DataFrame, which: str
 ) -> Iterator[tuple[str, str]]:
-    """The tensors of the deltas of a report that have no partner in the other, each with the
-    reason.
-    """
+    """The tensors of a report's deltas that have no partner in the other, each with the reason."""
     deltas = report.subject("delta")
     taken = pd.MultiIndex.from_arrays(
         [matched[f"tensor_{which}"], *(matched[name] for name in PLACE)]

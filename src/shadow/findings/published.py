@@ -183,17 +183,13 @@ def published_figures(
 
 
 def find(table: Iterable[Released], base: str, tuned: str) -> Released | None:
-    """The published pair of two repositories, whatever the case of their names; None where there is
-    none.
-    """
+    """The published pair of two repositories, their names in any case; None where there is none."""
     names = base.lower(), tuned.lower()
     return next((pair for pair in table if (pair.base.lower(), pair.tuned.lower()) == names), None)
 
 
 def _not_whole(tensors: pd.DataFrame, metadata: ReportMetadata) -> str | None:
-    """Why means over the tensors of a report are not those over the tensors of the pair; None where
-    they are.
-    """
+    """Why means over a report's tensors are not those of the whole pair; None where they are."""
     chosen = metadata["settings"].get("chosen") or {}
     if any(chosen.get(name) for name in ("components", "layers", "modules")):
         return "only a part of the pair was audited"
@@ -220,9 +216,7 @@ def _no_norm(paired: pd.DataFrame) -> str | None:
 
 
 def _paired(tensors: pd.DataFrame) -> pd.DataFrame:
-    """The base's tensors that were compared whole and are large enough, whatever the name of their
-    partner.
-    """
+    """The base's large tensors that were compared whole, whatever their partner is called."""
     base = tensors[(tensors["side"] == "base") & tensors["relative_norm"].notna()]
     sizes = base["shape"].map(_entries)
     return base[(sizes >= SMALLEST) & (base["compared"] == sizes)]
@@ -340,9 +334,7 @@ def _is_near(pair: Released, norm: float) -> bool:
 
 
 def place(figure: str, value: float, others: Iterable[Released]) -> PublishedPlace | None:
-    """The rank of a value among families, each with the median of its pairs; None where there is no
-    other family.
-    """
+    """The rank of a value among families, each with its pairs' median; None where there is none."""
     table = released()
     families: dict[str, list[float]] = {}
     for pair in others:

@@ -39,9 +39,7 @@ Word = Literal["concentrated", "distributed", "mixed"]
 
 @dataclass(frozen=True)
 class Bound:
-    """The bounds of a figure. Where the two kinds of training do not overlap, both are halfway
-    between them.
-    """
+    """The bounds of a figure. Where the two kinds do not overlap, both are halfway between them."""
 
     concentrated: float
     """More concentrated than this it is so beyond every broad training of the reference."""
@@ -72,8 +70,9 @@ class Trainings:
 
 @dataclass(frozen=True)
 class Rate:
-    """How often the label or a verdict errs. Cases of one base are not independent, so bases are
-    counted too.
+    """How often the label or a verdict errs.
+
+    Cases of one base are not independent, so bases are counted too.
     """
 
     what: str

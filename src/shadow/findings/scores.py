@@ -427,9 +427,7 @@ def _json(path: Path, raw: bytes) -> Any:
 
 
 def _read_harness(file: str, data: Any) -> tuple[list[Score], list[str]]:
-    """The scores of every task and metric of a result of lm-evaluation-harness, and what was left
-    out.
-    """
+    """The scores of a result of lm-evaluation-harness by task and metric, and what was left out."""
     if not isinstance(data, dict) or not isinstance(data.get("results"), dict):
         message = f"{file}: no `results`, so no result of {HARNESS}"
         raise ShadowError(message, "name a results_*.json, or write a CSV")

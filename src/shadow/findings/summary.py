@@ -157,9 +157,7 @@ class Summary:
     """Tensors of both sides by status: measured, identical, skipped."""
 
     figures: Mapping[str, float | int | None]
-    """Figures of the pair by name: `shadow explain` tells unit and range of each. None where one is
-    undefined.
-    """
+    """By name; `shadow explain` tells unit and range of each. None where one is undefined."""
 
     intervals: Mapping[str, Bounds]
     """(low, high) over layers of figures that have any; None: no_interval says why."""
@@ -237,9 +235,7 @@ class Summary:
     """The answer in words, what else it may be, and what weights do not show."""
 
     scores: list[Gain] = field(default_factory=list)
-    """What others measured, one for each benchmark. No figure rests on scores; empty where nobody
-    gave any.
-    """
+    """What others measured, by benchmark; no figure rests on it. Empty where nobody gave any."""
 
     score_groups: list[GroupGain] = field(default_factory=list)
     """The means of the gains, one for each group of benchmarks."""
@@ -339,9 +335,7 @@ def read_summary(folder: Path, *, with_rows: bool = True) -> tuple[Summary, Repo
 
 @dataclass(frozen=True)
 class SummarisedReport(Report):
-    """A finished report and its summary: whoever shows, judges or draws a report reads it through
-    this.
-    """
+    """A finished report and its summary, for all who show, judge or draw a report."""
 
     @cached_property
     def summary(self) -> Summary:
@@ -418,9 +412,7 @@ def with_scores(summary: Summary, scored: Scored) -> Summary:
 
 
 def summarise(tables: Mapping[str, pa.Table], metadata: ReportMetadata) -> Summary:
-    """Compute the summary from the tables matrices, tensors and residual; metadata is what Identity
-    has.
-    """
+    """The summary of the tables matrices, tensors and residual; metadata is what Identity has."""
     matrices, tensors, residual = (_frame(tables[name]) for name in SUMMARISED)
     rows = _rows(matrices, tensors, residual)
     statuses = rows.tensors["status"].value_counts()
@@ -480,8 +472,9 @@ def summarise(tables: Mapping[str, pa.Table], metadata: ReportMetadata) -> Summa
 
 
 def _frame(table: pa.Table) -> pd.DataFrame:
-    """A table without the texts that no figure needs. Small tables compare texts of Python in half
-    the time.
+    """A table without the texts that no figure needs.
+
+    Small tables compare texts of Python in half the time.
     """
     import pandas as pd
 
@@ -594,18 +587,14 @@ def _whole_norm(rows: pd.DataFrame) -> float | None:
 
 
 def _unrounded_norm(deltas: pd.DataFrame) -> float | None:
-    """relative_norm_overall of the updates before they were stored; None unless that is known of
-    every matrix.
-    """
+    """relative_norm_overall of the updates before storage; None unless known of every matrix."""
     stored = deltas["relative_norm"].where(deltas["kept_reason"] == "nothing_rounded")
     norms = deltas["relative_norm_unrounded"].fillna(stored).astype(float)
     return _over(math.hypot(*(norms * deltas["base_norm"])), math.hypot(*deltas["base_norm"]))
 
 
 class _Sums:
-    """Figures of sums over the layers of a component, or over all: with every layer once, and their
-    intervals.
-    """
+    """Figures of sums over a component's layers, or over all, each once; and their intervals."""
 
     def __init__(self, rows: Rows, component: str | None = None) -> None:
         self.every = len(rows.layers)
@@ -729,9 +718,7 @@ def _figures(rows: Rows) -> tuple[Figures, IntervalsByName]:
 
 
 def _component_ratio(whole: _Sums, rows: Rows, component: str) -> None:
-    """The energy of a component's update over the language model's; null where either was not
-    compared.
-    """
+    """A component's energy over the language model's; null where either was not compared."""
     with_base = set(rows.tensors.loc[rows.tensors["was_compared"], "component"])
     if {component, "language"} <= with_base:
         part, language = (
@@ -816,9 +803,7 @@ def _renumbered_experts(deltas: pd.DataFrame) -> list[ReportWarning]:
 
 
 def _by_module(rows: Rows) -> list[ModuleRow]:
-    """Medians by component and module, in the order of names.yaml, and the module's share of the
-    update's energy.
-    """
+    """Medians and the share of the energy by component and module, in the order of names.yaml."""
     rules = name_rules()
     modules = []
     for (component, module), group in rows.deltas.groupby(["component", "module"], sort=False):
@@ -891,9 +876,7 @@ def _parameter_share(group: pd.DataFrame, rows: Rows) -> float | None:
 
 
 def _quarters(depth: Sequence[LayerRow], deltas: pd.DataFrame) -> list[QuarterRow]:
-    """The share of each quarter of a component's layers in the energy of all of them, and in their
-    parameters.
-    """
+    """The shares of each quarter of a component's layers in their energy and their parameters."""
     quarters = []
     sizes = deltas.groupby(["component", "layer"])["parameters"].sum().to_dict()
     for component in dict.fromkeys(row.component for row in depth):

@@ -62,9 +62,7 @@ def summary_bytes(summary: Mapping[str, Any]) -> bytes:
 def seal(
     summary: Mapping[str, Any], tables: Mapping[str, pa.Table], metadata: Mapping[str, object]
 ) -> SealMetadata:
-    """The seal of a summary as JSON that was made from these tables; metadata has what the report
-    is of.
-    """
+    """The seal of a summary as JSON that these tables gave; metadata has what the report is of."""
     digests = {}
     for name in SUMMARISED:
         content = parquet_bytes(tables[name], {})
@@ -125,9 +123,7 @@ def _digests(report: Report) -> dict[str, str]:
 
 
 def _table_digest(content: bytes, file: pq.ParquetFile) -> str:
-    """A sha256 of the pages of a Parquet file, the names and types of its columns, and its number
-    of rows.
-    """
+    """A sha256 of a Parquet file's pages, the names and types of its columns, and its row count."""
     footer = int.from_bytes(content[-TAIL:-4], "little")
     pages = max(0, len(content) - TAIL - footer)
     digest = hashlib.sha256(memoryview(content)[:pages])

@@ -75,9 +75,7 @@ HINT = "write a figure, a comparison and a number, such as 'language.mlp.up.conc
 
 @dataclass(frozen=True)
 class Metric:
-    """The figures that a rule names: of the pair (no component), of components, or of modules of
-    components.
-    """
+    """The figures that a rule names: of the pair (no component), of components, or of modules."""
 
     component: str | None
     """A component, which may hold * and ?; None for a figure of the pair."""
@@ -312,8 +310,9 @@ def _refuse(what: str, word: str, known: Sequence[str]) -> NoReturn:
 
 
 def parse_moved(text: str, **more: Any) -> Rule:
-    """A figure, or all that a pattern names, that must stay inside the interval of a baseline.
-    Raises UsageError.
+    """A figure, or all of a pattern, that must stay inside its interval in a baseline.
+
+    more: further fields of the rule. Raises UsageError.
     """
     if len(text) > LONGEST:
         raise UsageError(
@@ -372,7 +371,7 @@ def read_policy(file: Path) -> tuple[Rule, ...]:
         fault = "not a mapping of rules" if tree else "no rules in it"
         hint = "write a name, and below it `fail_on: language.mlp.up.concentration > 0.5`"
         raise ShadowError(f"{file}: {fault}", hint)
-    return tuple(_rule(name, entry, file, lines) for name, entry in tree.items())
+    return tuple(_rule(name, entry, file=file, lines=lines) for name, entry in tree.items())
 
 
 def _rule(name: str, entry: Tree, file: Path, lines: Mapping[Place, int]) -> Rule:

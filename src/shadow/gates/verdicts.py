@@ -187,9 +187,7 @@ def first_code(codes: set[int]) -> int:
 
 @dataclass(frozen=True)
 class _Told:
-    """What a summary says of one place: its figures by name, and their intervals over so many
-    layers.
-    """
+    """What a summary says of one place: figures by name, and their intervals over layers."""
 
     figures: Mapping[str, float | str | None]
     """By name; None where the report has none."""
@@ -215,9 +213,7 @@ def _told(row: ComponentRow | ModuleRow) -> _Told:
 
 @dataclass(frozen=True)
 class Measured:
-    """A finished report as rules see it. Its rows are read when a rule asks for more than the
-    summary has.
-    """
+    """A finished report as rules see it. Rows are read when a rule needs more than the summary."""
 
     source: Report
     """The report itself."""
@@ -464,14 +460,16 @@ def _threshold(rule: Rule, now: Measured) -> Verdict:
         medians = _medians(rule.figure, now, [at for at, _ in violating])
         met = [f"{figure.figure} is {_text(figure.value, rule.holds)}" for _, figure in violating]
         detail = f"{several(met, NAMED)} ({condition}){medians}{nulls}"
-        return Verdict(rule, "met", detail, findings=findings)
+        return Verdict(rule=rule, outcome="met", detail=detail, findings=findings)
     medians = _medians(rule.figure, now, there)
     texts = [_text(value, rule.holds) for _, value in sorted(known, key=lambda item: item[1])]
     if len(known) == 1:
         detail = f"{known[0][0]} is {texts[0]} (not {condition})"
     else:
         detail = f"{len(known)} figures are {texts[0]} to {texts[-1]} (none {condition})"
-    return Verdict(rule, "passed", f"{detail}{medians}{nulls}", findings=findings)
+    return Verdict(
+        rule=rule, outcome="passed", detail=f"{detail}{medians}{nulls}", findings=findings
+    )
 
 
 def is_median(figure: Metric) -> bool:
@@ -488,9 +486,7 @@ def is_median(figure: Metric) -> bool:
 
 
 def _medians(figure: Metric, now: Measured, places: Sequence[Scope]) -> str:
-    """Says of the figures of places that they are medians over matrices; of a single module, over
-    how many.
-    """
+    """Says that the figures of places are medians; of a single module, over how many matrices."""
     if not is_median(figure):
         return ""
     if len(places) > 1:
@@ -542,11 +538,21 @@ def _moved(rule: Rule, now: Measured, baseline: Measured | None) -> Verdict:
     findings.sort(key=_distance, reverse=True)
     moved = [_move(finding) for finding in sorted(findings, key=_is_aside) if finding.met]
     if moved:
-        return Verdict(rule, "met", f"{several(moved, NAMED)}{rest}", findings=tuple(findings))
+        return Verdict(
+            rule=rule,
+            outcome="met",
+            detail=f"{several(moved, NAMED)}{rest}",
+            findings=tuple(findings),
+        )
     what = f"{findings[0].figure} is inside its spread over layers"
     if len(findings) > 1:
         what = f"{len(findings)} figures are inside their spread over layers"
-    return Verdict(rule, "passed", f"{what} in the baseline{rest}", findings=tuple(findings))
+    return Verdict(
+        rule=rule,
+        outcome="passed",
+        detail=f"{what} in the baseline{rest}",
+        findings=tuple(findings),
+    )
 
 
 def _number(value: float | str | None) -> float | None:

@@ -122,9 +122,7 @@ class Part:
 
 
 def aligned(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Two views of equal (rows, cols) with the same dimensions: whole rows are grouped as the
-    other's are.
-    """
+    """Two views of equal (rows, cols), with the rows of one grouped as the other's are."""
     if first.ndim > second.ndim:
         return first, second.reshape(first.shape)
     return first.reshape(second.shape), second
@@ -288,7 +286,7 @@ def _upright(shapes: Mapping[str, tuple[int, ...]], hidden: int | None) -> bool 
 
 @dataclass(frozen=True)
 class _Recipe:
-    """A part of any tensor of one name and shape, whatever its block."""
+    """A part of any tensor of one name and shape, whatever its block: see Place and Part."""
 
     module: str
     slot: str
@@ -329,7 +327,7 @@ def _plain_recipes(
         yield from _biases(reading.component, reading.rest, shape=shape, facts=facts)
     elif alone and _stacks(reading, shape) and 0 < shape[0] <= MAX_EXPERTS:
         for expert in range(shape[0]):
-            yield _Recipe("other", reading.rest, expert, experts=shape[0])
+            yield _Recipe(module="other", slot=reading.rest, expert=expert, experts=shape[0])
     elif len(shape) < 2 and facts.rules.norm.search(weight_stem(reading.rest).lower()):
         yield _Recipe("norm", reading.rest)
     else:
@@ -401,9 +399,7 @@ def _matrices(
 def _split(
     whole: _Recipe, component: str, rest: str, size: tuple[int, int | None], facts: Facts
 ) -> tuple[_Recipe, ...] | None:
-    """The parts of a fused module of (rows, cols), or None where it is not told enough to be split
-    rightly.
-    """
+    """The parts of a fused module of (rows, cols); None where too little is known to split it."""
     name = _full_name(whole.module, whole.slot)
     for order in facts.rules.rows:
         if order.module == name and order.conditions.hold(facts, component, rest):
@@ -454,9 +450,7 @@ def _said(number: int | str, facts: Facts, component: str) -> int:
 
 
 def _head_size(rows: int, facts: Facts, component: str) -> int:
-    """The rows of a head as the config has them: a check on its head counts. rows where it says
-    nothing.
-    """
+    """The rows of a head by the config, to check its head counts; rows where it says nothing."""
     if size := facts.count("head_size", component):
         return size
     hidden, heads = facts.count("hidden", component), facts.count("heads", component)

@@ -16,8 +16,9 @@ WRITING = ("attn.o", "linear_attn.o", "mlp.down", "shared.down")
 
 
 def direction_of(module: str) -> Direction | None:
-    """Does a matrix of this module read the residual stream, or write it? None: neither, or an
-    expert's.
+    """Does a matrix of this module read the residual stream, or write it?
+
+    None: neither, or it is an expert's.
     """
     if module in READING:
         return "reading"

@@ -249,9 +249,7 @@ class NameRules:
 
 
 def nearest_modules(word: str) -> str | None:
-    """The module, or the pattern of all modules of a group such as `mlp.*`, that a misspelt word is
-    most like.
-    """
+    """The module, or the pattern of a group such as `mlp.*`, that a misspelt word is most like."""
     modules = name_rules().modules
     groups = [f"{module.partition('.')[0]}.*" for module in modules if "." in module]
     return closest(word, dict.fromkeys([*groups, *modules]))
@@ -433,9 +431,7 @@ class Facts:
         return None
 
     def beside(self, pattern: re.Pattern[str]) -> bool:
-        """Is there a tensor whose name, with `#` and `@` for the numbers of block and expert,
-        matches?
-        """
+        """Does a tensor's name match, with `#` and `@` for the numbers of block and expert?"""
         if pattern not in self._beside:
             self._beside[pattern] = any(pattern.search(text) for text in self._texts)
         return self._beside[pattern]
@@ -465,9 +461,7 @@ class Reading:
 
 
 def numbered(name: str, rules: NameRules) -> tuple[str, int | None, int | None]:
-    """The name with `#` for the number of its block and `@` for that of its expert, and these
-    numbers.
-    """
+    """The name with `#` and `@` for the numbers of its block and expert, and these numbers."""
     block = expert = None
     if match := rules.block.search(name):
         block = int(match[1])

@@ -125,9 +125,7 @@ def _ref(name: str) -> Schema:
 
 
 def _described(texts: Mapping[str, str], **schemas: Schema) -> dict[str, Schema]:
-    """Each key with its description; a key without a schema, or a schema without a key, is an error
-    here.
-    """
+    """Each key with its description; texts and schemas have to have the same keys."""
     assert list(texts) == list(schemas)
     return {key: {"description": text, **schemas[key]} for key, text in texts.items()}
 

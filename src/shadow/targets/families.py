@@ -106,9 +106,7 @@ class Family:
 
     @property
     def components(self) -> tuple[str, ...]:
-        """What the file says of them, by tags and bases; a family of which it says nothing counts
-        as language.
-        """
+        """What the file says of them, by tags and bases; language where it says nothing."""
         said = {component for tag in self.tags for component in IMPLIED.get(tag, (tag,))}
         said |= {
             part
@@ -121,9 +119,7 @@ class Family:
         )
 
     def references(self) -> list[tuple[str, str | None, Reference]]:
-        """(stage, component, checkpoint) of every checkpoint; the component is None but for a base
-        per component.
-        """
+        """(stage, component, checkpoint) of each; component is None but for a base per component."""
         checkpoints: list[tuple[str, str | None, Reference]] = []
         for stage, value in self.stages.items():
             if isinstance(value, ComponentBase):
@@ -285,9 +281,7 @@ def given_pair(base: Reference, tuned: Reference) -> Pair:
 
 
 class _FaultError(Exception):
-    """A fault inside one file, at the entry of a path; the file and the line are added where they
-    are known.
-    """
+    """A fault at the entry of a path inside a file; whoever knows file and line adds them."""
 
     def __init__(self, path: Place, message: str, hint: str | None = None) -> None:
         super().__init__(message)
@@ -302,7 +296,7 @@ def _read_file(file: Path) -> list[Family]:
     if not isinstance(data, dict):
         raise ShadowError(f"{file}: not a mapping of family names", hint)
     try:
-        return [_family(name, entry, file, lines[name,]) for name, entry in data.items()]
+        return [_family(name, entry, file=file, line=lines[name,]) for name, entry in data.items()]
     except _FaultError as fault:
         name, path = fault.path[0], fault.path
         while path not in lines:
@@ -329,7 +323,10 @@ def _family(name: str, entry: Tree, file: Path, line: int) -> Family:
     names = [key for key in entry if key not in RESERVED]
     for stage in names:
         _check_stage_name((name, stage), stage)
-    stages = {stage: _stage((name, stage), stage, entry[stage], file.parent) for stage in names}
+    stages = {
+        stage: _stage((name, stage), stage, value=entry[stage], folder=file.parent)
+        for stage in names
+    }
     if "base" not in stages and "pairs" not in entry:
         hint = "add `base: org/name`, or say which stages to compare: `pairs`"
         close = nearest("base", stages)
@@ -380,11 +377,11 @@ def _stage(path: Place, stage: str, value: Tree, folder: Path) -> Reference | Co
     """A stage's checkpoint; a mapping with a component's name in it is a base per component."""
     components = name_rules().components
     if isinstance(value, dict) and any(key in components for key in value):
-        return _component_base(path, stage, value, folder)
+        return _component_base(path, stage, value=value, folder=folder)
     known = tuple(REFERENCE_KEYS)
     if stage == "base":
         known = (*REFERENCE_KEYS, *components)
-    return _reference(path, f"stage {stage!r}", value, folder, known=known)
+    return _reference(path, f"stage {stage!r}", value=value, folder=folder, known=known)
 
 
 def _component_base(path: Place, stage: str, value: dict[str, Tree], folder: Path) -> ComponentBase:
@@ -402,7 +399,7 @@ def _component_base(path: Place, stage: str, value: dict[str, Tree], folder: Pat
             raise _FaultError((*path, key), f"unknown component {short(key)} in the base", hint)
     return ComponentBase(
         tuple(
-            (key, _reference((*path, key), f"the base of {key}", part, folder))
+            (key, _reference((*path, key), f"the base of {key}", value=part, folder=folder))
             for key, part in value.items()
         )
     )
@@ -413,7 +410,7 @@ def _reference(
 ) -> Reference:
     """known: the words that a misspelt key may have meant."""
     if isinstance(value, str):
-        return _parsed(path, what, value, folder)
+        return _parsed(path, what, text=value, folder=folder)
     if not isinstance(value, dict):
         hint = "write `org/name` or {repo: ..., revision: ...}"
         raise _FaultError(path, f"{what} is neither a name nor a mapping", hint)
@@ -426,7 +423,7 @@ def _reference(
     texts = {key: text for key, text in value.items() if isinstance(text, str)}
     if "repo" not in texts:
         raise _FaultError(path, f"{what} has no `repo`", "write {repo: org/name, ...}")
-    reference = _parsed((*path, "repo"), what, texts["repo"], folder)
+    reference = _parsed((*path, "repo"), what, text=texts["repo"], folder=folder)
     subfolder = texts.get("subfolder")
     if subfolder and (subfolder.startswith("/") or ".." in Path(subfolder).parts):
         raise _FaultError(
@@ -451,7 +448,7 @@ def _pairs(
     path = (family, "pairs")
     if listed is None:
         return tuple(
-            _pair(path, stages, "base", stage, relation="tuned")
+            _pair(path, stages, start="base", end=stage, relation="tuned")
             for stage in stages
             if stage != "base"
         )
@@ -469,7 +466,7 @@ def _pairs(
 def _listed_pair(path: Place, stages: Mapping[str, Reference | ComponentBase], item: Tree) -> Pair:
     if isinstance(item, str) and item.count("..") == 1:
         start, _, end = item.partition("..")
-        return _pair(path, stages, start, end, relation="tuned")
+        return _pair(path, stages, start=start, end=end, relation="tuned")
     if not isinstance(item, dict):
         raise _FaultError(path, f"{short(item)} is not a pair", "write from..to")
     for key in item:
@@ -485,7 +482,7 @@ def _listed_pair(path: Place, stages: Mapping[str, Reference | ComponentBase], i
     if not isinstance(relation, str) or relation not in RELATIONS:
         hint = _nearest(relation, RELATIONS) or f"one of {', '.join(RELATIONS)}"
         raise _FaultError((*path, "relation"), f"unknown relation {short(relation)}", hint)
-    return _pair(path, stages, item["from"], item["to"], relation=relation)
+    return _pair(path, stages, start=item["from"], end=item["to"], relation=relation)
 
 
 def _nearest(value: Tree, known: Iterable[str]) -> str | None:

@@ -101,9 +101,7 @@ class Selection:
 
     @property
     def digest(self) -> str:
-        """A sha256 of which pairs the whole list names, whatever their order: equal for shards of
-        one list.
-        """
+        """A sha256 of the pairs of the whole list in any order: equal for shards of one list."""
         names = sorted((pair.family, pair.name) for pair in self.pairs)
         return hashlib.sha256(json.dumps(names).encode()).hexdigest()
 
@@ -166,7 +164,7 @@ def select(
             )
         with _asked():
             tagged = filter_families(families, tags=tags)
-        pairs = _tagged(pairs, tagged, tags, bool(named))
+        pairs = _tagged(pairs, tagged, tags=tags, named=bool(named))
         passed = {name: None for name in _pairless(tagged) if name in passed or not named}
     _require_names(pairs, lines)
     is_list = listed is not None or bool(tags) or shard is not None or any(map(is_glob, targets))
@@ -198,9 +196,7 @@ def _require_names(pairs: Iterable[Pair], lines: Mapping[Pair, str]) -> None:
 
 @contextlib.contextmanager
 def _asked(entry: ListEntry | None = None) -> Iterator[None]:
-    """What is wrong with a list, a glob or a tag is wrong with the request, and says where that
-    stands.
-    """
+    """A fault of a list, a glob or a tag is one of the request, and says where that stands."""
     try:
         yield
     except ShadowError as error:
@@ -357,7 +353,7 @@ def _yaml_entries(name: str, raw: bytes, folder: Path) -> Iterator[ListEntry]:
         return
     if not isinstance(tree, list):
         raise UsageError(f"{name}: not a list", YAML_ENTRY)
-    yield from entries_of(name, tree, lines, folder)
+    yield from entries_of(name, tree, lines=lines, folder=folder)
 
 
 def entries_of(
@@ -372,7 +368,7 @@ def entries_of(
         where = f"{name}:{lines[*at, index]}"
         if isinstance(item, dict):
             keys = {key: lines[*at, index, key] for key in item}
-            yield ListEntry(where, _mapped(name, where, item, keys, folder))
+            yield ListEntry(where, _mapped(name, where, item=item, lines=keys, folder=folder))
         elif isinstance(item, str) and item:
             yield ListEntry(where, _checked(where, item))
         else:

@@ -82,7 +82,7 @@ def _parsed(text: str, parser: Any) -> tuple[Tree, dict[KeyPath, int]]:
             if isinstance(event, yaml.DocumentStartEvent):
                 if tree is not None:
                     raise NotPlainError("another document begins here", _line(event))
-                tree = _value(next(events), events, (), lines)
+                tree = _value(next(events), events, path=(), lines=lines)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else None
         raise NotPlainError(f"not YAML: {error.problem or error.context}", line) from error
@@ -111,17 +111,17 @@ def _value(
         while not isinstance(event := next(events), yaml.SequenceEndEvent):
             place = (*path, len(items))
             lines[place] = _line(event)
-            items.append(_value(event, events, place, lines))
+            items.append(_value(event, events, path=place, lines=lines))
         return items
     mapping: dict[str, Tree] = {}
     while not isinstance(event := next(events), yaml.MappingEndEvent):
-        key = _value(event, events, path, lines)
+        key = _value(event, events, path=path, lines=lines)
         if not isinstance(key, str):
             raise NotPlainError("a key that is not a word", _line(event))
         if key in mapping:
             raise NotPlainError(f"duplicate key {key[:80]!r}", _line(event))
         lines[*path, key] = _line(event)
-        mapping[key] = _value(next(events), events, (*path, key), lines)
+        mapping[key] = _value(next(events), events, path=(*path, key), lines=lines)
     return mapping
 
 

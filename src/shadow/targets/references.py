@@ -11,9 +11,7 @@ from shadow.errors import UsageError
 
 @dataclass(frozen=True)
 class Reference:
-    """A checkpoint as it was named: a folder, or `org/name` on the Hub with a revision if one was
-    asked for.
-    """
+    """A checkpoint as it was named: a folder, or `org/name` on the Hub, perhaps at a revision."""
 
     repo: str
     """`org/name` on the Hub, or an absolute folder."""
@@ -50,9 +48,7 @@ class ComponentBase:
     """A base per component, of a model that was put together."""
 
     parts: tuple[tuple[str, Reference], ...]
-    """Each component and where it came from, in the file's order. One that is not named has no
-    base.
-    """
+    """Each component and where it came from, in the file's order. The others have no base."""
 
 
 def parse_reference(text: str, folder: Path | None = None) -> Reference:
@@ -90,9 +86,7 @@ def parse_reference(text: str, folder: Path | None = None) -> Reference:
 
 
 def as_folder(text: str, folder: Path | None = None) -> str | None:
-    """How a folder of this name is to be written, where there is one (relative to folder, or to
-    here).
-    """
+    """How to write a folder of this name (relative to folder, or to here), where there is one."""
     if not text:
         return None
     try:

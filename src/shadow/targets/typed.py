@@ -72,17 +72,13 @@ def _pairs_with(checkpoint: Reference, families: Mapping[str, Family]) -> tuple[
 
 
 def _is(asked: Reference, known: Reference) -> bool:
-    """The Hub takes names in any case. A revision has to be that of the family, where one is asked
-    for.
-    """
+    """The Hub takes names in any case. A revision has to be the family's, if one is asked for."""
     same = asked.repo.lower() == known.repo.lower() and not known.is_folder
     return same and asked.revision in (None, known.revision)
 
 
 def under_name(pair: Pair, name: str) -> Pair:
-    """A pair that was given by its checkpoints under a name of its own, `family:base..tuned`.
-    Raises UsageError.
-    """
+    """A pair given by its checkpoints, under a name `family:base..tuned`. Raises UsageError."""
     family, _, stages = name.partition(":")
     ends = stages.split("..")
     if not NAME.fullmatch(family) or len(ends) != 2 or not all(map(NAME.fullmatch, ends)):
