@@ -507,7 +507,8 @@ def _by_benchmark(
     for row in rows:
         if row.parent is not None and row.benchmark not in groups:
             continue
-        before = by_benchmark.setdefault(row.benchmark, {}).setdefault(row.metric, row)
+        by_metric = by_benchmark.setdefault(row.benchmark, {})
+        before = by_metric.setdefault(row.metric, row)
         if (before.score, before.stderr) != (row.score, row.stderr):
             what = repr(row.benchmark[:80])
             if row.metric:

@@ -551,7 +551,8 @@ def _nodes(steps: Iterable[Step]) -> list[tuple[int, int]]:
     parent: dict[tuple[str, ...], tuple[str, ...]] = {}
 
     def top(key: tuple[str, ...]) -> tuple[str, ...]:
-        while parent.setdefault(key, key) != key:
+        parent.setdefault(key, key)
+        while parent[key] != key:
             key = parent[key]
         return key
 
@@ -561,12 +562,10 @@ def _nodes(steps: Iterable[Step]) -> list[tuple[int, int]]:
             first, *others = _keys(side)
             for other in others:
                 parent[top(other)] = top(first)
-    numbers: dict[tuple[str, ...], int] = {}
-    nodes = [
-        tuple(numbers.setdefault(top(_keys(side)[0]), len(numbers)) for side in pair)
-        for pair in sides
-    ]
-    return [(first, second) for first, second in nodes]
+    tops = [(top(_keys(base)[0]), top(_keys(tuned)[0])) for base, tuned in sides]
+    distinct = dict.fromkeys(key for pair in tops for key in pair)
+    numbers = {key: number for number, key in enumerate(distinct)}
+    return [(numbers[first], numbers[second]) for first, second in tops]
 
 
 def _names(edges: Mapping[tuple[int, int], Step], stages: Mapping[str, str]) -> dict[int, str]:

@@ -169,23 +169,18 @@ def read_scores(paths: Iterable[Path]) -> ScoreFiles:
     notes: list[str] = []
     for path, in_folder in _files(paths):
         raw = _bytes(path)
-        files.append((as_given(path), hashlib.sha256(raw).hexdigest()))
         if path.suffix.lower() == ".csv":
             scores, grouped = _read_csv(as_given(path), _text(path, raw))
             for benchmark, group in grouped.items():
-                if groups.setdefault(benchmark, group) != group:
-                    message = (
-                        f"{path}: {_short(benchmark)} is in the groups {_short(groups[benchmark])}"
-                    )
-                    raise ShadowError(f"{message} and {_short(group)}", "put it in one")
+                _put_in_group(groups, benchmark, group=group, where=str(path))
         else:
             data = _json(path, raw)
             if in_folder and not (isinstance(data, dict) and "results" in data):
                 notes.append(f"{path} is no result of {HARNESS}: not read")
-                files.pop()
                 continue
             scores, more_notes = _read_harness(as_given(path), data)
             notes += more_notes
+        files.append((as_given(path), hashlib.sha256(raw).hexdigest()))
         rows += scores
         if len(rows) > MAX_SCORES:
             raise ShadowError(
@@ -287,6 +282,16 @@ def _name(text: str, what: str, where: str) -> str:
     return name
 
 
+def _put_in_group(groups: dict[str, str], benchmark: str, group: str, where: str) -> None:
+    """Adds a benchmark and its group. Raises ShadowError where it is in another already."""
+    known = groups.setdefault(benchmark, group)
+    if known != group:
+        raise ShadowError(
+            f"{where}: {_short(benchmark)} is in the groups {_short(known)} and {_short(group)}",
+            "put it in one",
+        )
+
+
 # CSV
 
 
@@ -311,11 +316,7 @@ def _read_csv(file: str, text: str) -> tuple[list[Score], dict[str, str]]:
                 rows.append(_csv_score(file, lines.line_num, row))
             else:
                 benchmark, group = (_name(row[key], key, where) for key in ("benchmark", "group"))
-                if groups.setdefault(benchmark, group) != group:
-                    message = (
-                        f"{where}: {_short(benchmark)} is in the groups {_short(groups[benchmark])}"
-                    )
-                    raise ShadowError(f"{message} and {_short(group)}", "put it in one")
+                _put_in_group(groups, benchmark, group=group, where=where)
             if len(rows) + len(groups) > MAX_SCORES:
                 raise ShadowError(
                     f"{file}: more than {MAX_SCORES:,} scores",

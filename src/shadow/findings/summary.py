@@ -90,10 +90,8 @@ if TYPE_CHECKING:
     # takes half a second to import, and a summary that is believed needs none of it
     import pandas as pd
 
-TURNED, UNTURNED = (
-    0.5,
-    0.9,
-)  # cosines below which an expert is another one, and above which the rest is the same model
+# cosines below which an expert is another one, and above which the rest is the same model
+TURNED, UNTURNED = 0.5, 0.9
 QUARTERS = 4  # of the depth
 UNREAD = ("family", "pair", "precision", "shard")  # texts on which no figure rests
 EXAMPLES = 3  # tensors named for each reason
@@ -381,7 +379,8 @@ def _made_again(report: Report) -> Summary:
 def summary_from_json(stored: Mapping[str, object]) -> Summary:
     """A summary from JSON. Raises TypeError where the JSON is not that of a summary."""
     columns = dict(stored)
-    codes, texts = columns.pop("warning_codes", None), columns.get("warnings")
+    texts = columns.get("warnings")
+    codes = columns.pop("warning_codes", None)
     if not isinstance(codes, list) or not isinstance(texts, list) or len(codes) != len(texts):
         raise TypeError
     columns["warnings"] = [

@@ -40,15 +40,8 @@ from shadow.reports.report import Report
 FILE = "summary.json"
 SUMMARISED = ("matrices", "tensors", "residual")  # the tables that a summary is made from
 SEAL = "seal"  # its key in a report's metadata
-IDENTITY = (
-    "version",
-    "schema",
-    "family",
-    "pair",
-    "base",
-    "tuned",
-    "settings",
-)  # what metadata say a report is of
+# what metadata say a report is of
+IDENTITY = ("version", "schema", "family", "pair", "base", "tuned", "settings")
 MAX_FILE = 64_000_000  # bytes; a thousandth of it is usual
 SCORED = tuple(NO_SCORES.as_json())  # the keys of a summary that are not sealed
 TAIL = 8  # bytes behind the footer of a Parquet file: its length, and PAR1

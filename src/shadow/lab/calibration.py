@@ -54,9 +54,8 @@ def reference(runs: pd.DataFrame) -> pd.DataFrame:
         "relative_norm",
         *VOTES,
     ]
-    table[names[7:]] = table[names[7:]].map(
-        lambda value: float(f"{value:.6g}")
-    )  # as runs.csv has them
+    # as runs.csv has them
+    table[names[7:]] = table[names[7:]].map(lambda value: float(f"{value:.6g}"))
     return table[names].sort_values(names[:7], kind="stable").reset_index(drop=True)
 
 
@@ -146,10 +145,8 @@ def verdict_rates(comparisons: pd.DataFrame) -> list[Rate]:
     cold = main["base"].str.contains("-cold-")
     for which, cases in (("", main[~cold]), (", on a base that has not met its data", main[cold])):
         if len(cases):
-            missed, reverse = (
-                cases["verdict"] != "more concentrated",
-                cases["verdict"] == "less concentrated",
-            )
+            missed = cases["verdict"] != "more concentrated"
+            reverse = cases["verdict"] == "less concentrated"
             what = "compare: narrow (B)"
             rates.append(
                 rate(

@@ -160,7 +160,8 @@ def _perform_all(
             running[pool.submit(task.function, task.subject, out)] = key
         finished, _ = wait(running, return_when=FIRST_COMPLETED)
         for future in finished:
-            key, seconds = running.pop(future), future.result()
+            key = running.pop(future)
+            seconds = future.result()
             ready.add(key)
             show(TaskResult(what=key, finished=len(ready), total=total, seconds=seconds))
 
@@ -171,9 +172,8 @@ def _key(base: Base, name: str) -> str:
 
 def _alone() -> None:
     """In a process of the pool: one thread, repeatable sums, and an end with the parent."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_DFL
-    )  # Ctrl-C reaches all of the terminal's processes: no traceback here
+    # Ctrl-C reaches all of the terminal's processes: no traceback here
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -295,10 +295,8 @@ def compare_runs(runs: Sequence[Run], out: Path) -> float:
     run_of = {compared.label: run for compared, run in zip(comparison.reports, runs, strict=True)}
     rows = []
     for contrast in comparison.contrasts:
-        figure, (first, second) = (
-            contrast.figures[0],
-            (run_of[contrast.first], run_of[contrast.second]),
-        )
+        figure = contrast.figures[0]
+        first, second = run_of[contrast.first], run_of[contrast.second]
         rows.append(
             {
                 "base": base.key,

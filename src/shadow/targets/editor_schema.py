@@ -109,7 +109,8 @@ def list_schema() -> Schema:
     checkpoint: Schema = {"type": ["string", "number"]}
     name: Schema = {"type": "string", "pattern": f"^{NAME.pattern}:{NAME.pattern}$"}
     keys = _described(ENTRY_KEYS, target=target, base=checkpoint, tuned=checkpoint, name=name)
-    alone = _closed({"target": keys.pop("target")}, ["target"])
+    target_key = keys.pop("target")
+    alone = _closed({"target": target_key}, ["target"])
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "A list of targets of shadow",

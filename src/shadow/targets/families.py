@@ -119,7 +119,7 @@ class Family:
         )
 
     def references(self) -> list[tuple[str, str | None, Reference]]:
-        """(stage, component, checkpoint) of each; component is None but for a base per component."""
+        """(stage, component, checkpoint) of each; component: None but for a base per component."""
         checkpoints: list[tuple[str, str | None, Reference]] = []
         for stage, value in self.stages.items():
             if isinstance(value, ComponentBase):

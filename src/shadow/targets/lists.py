@@ -39,10 +39,9 @@ ENTRY_KEYS = {
     "tuned": "The model tuned from it.",
     "name": "What the pair of base and tuned is called, and so its folder: family:base..tuned.",
 }
-YAML, PLAIN = (
-    (".yaml", ".yml", ".json"),
-    (".txt", ".list"),
-)  # other names are told apart by how the list begins
+# other names are told apart by how the list begins
+YAML = (".yaml", ".yml", ".json")
+PLAIN = (".txt", ".list")
 MAX_BYTES, MAX_ENTRIES = 1_000_000, 10_000
 MAX_TARGET = 300  # characters; a family's name has 96 at most
 MAX_SHARDS = 10_000
