@@ -1,5 +1,4 @@
-"""Time `shadow audit` against WeightWatcher 0.7.7 on the same pair of checkpoints, each in a fresh
-process.
+"""Time `shadow audit` against WeightWatcher 0.7.7 on one pair, each in a process of its own.
 
 WeightWatcher runs the three steps that give the same subjects (base, tuned, and tuned with
 `base_model`) in one process, reading the folders tensor by tensor; `shadow` runs once for each
@@ -164,9 +163,7 @@ def make_pair(folder: Path, layers: int) -> Path:
 def compete(
     contenders: Sequence[Contender], repeats: int, folder: Path, say: Callable[[str], None]
 ) -> list[list[Usage]]:
-    """Usages of each contender, in `repeats` rounds in which all run one after another. Results:
-    folder/NUMBER.
-    """
+    """Usages of each contender, in `repeats` rounds, one by one. Results: folder/NUMBER."""
     usages: list[list[Usage]] = [[] for _ in contenders]
     for round_number in range(repeats):
         for number, contender in enumerate(contenders):

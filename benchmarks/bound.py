@@ -20,9 +20,8 @@ from __future__ import annotations
 
 import os
 
-os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = (
-    "1"  # read when torch and NumPy are imported
-)
+# read when torch and NumPy are imported
+os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import cProfile
 import pstats
@@ -83,9 +82,7 @@ def least(work: Callable[[], object], repeats: int) -> float:
 
 
 def peak_product(dtype: type[np.floating], repeats: int) -> float:
-    """The highest rate of A B, in multiply-adds and so half the usual flops a second, over square
-    sides.
-    """
+    """The highest rate of A B, in multiply-adds, half the usual flops a second, of squares."""
     rates = []
     for side in (512, 1024, 2048):
         a, b = (

@@ -1,5 +1,4 @@
-"""Does computing hide the download? An audit from a Hub behind a slow line, against each of the two
-alone.
+"""Does computing hide the download? An audit from a Hub on a slow line, against each alone.
 
 A loopback Hub (tests/hub.py) in a process of its own serves a pair of the shapes of Qwen2.5-0.5B at
 --rate MB/s. Timed as whole processes, in this order: the real client fetching every shard into an
@@ -26,8 +25,9 @@ SHADOW = Path(sys.executable).parent / "shadow"
 FETCH = """
 import huggingface_hub as hf
 for repo in ("bench/base", "bench/tuned"):
-    for name in sorted(name for name in hf.HfApi().list_repo_files(repo) if name.endswith(".safetensors")):
-        hf.hf_hub_download(repo, name)
+    for name in sorted(hf.HfApi().list_repo_files(repo)):
+        if name.endswith(".safetensors"):
+            hf.hf_hub_download(repo, name)
 """
 
 

@@ -1,22 +1,24 @@
 """What do engines cost and save? The overhead of a task, a list on one and on two workers, and a
 fleet in simulation.
 
-`python engine.py overhead` sends --tasks tasks that do nothing through each engine. `python
-engine.py list` audits
---pairs synthetic pairs of one base in this process and on Ray with one and with two workers. Both
-start a Ray of this machine.
+`python engine.py overhead` sends --tasks tasks that do nothing through each engine.
+`python engine.py list` audits --pairs synthetic pairs of one base in this process and on Ray with
+one and with two workers. Both start a Ray of this machine.
 
 `python engine.py simulate` computes, without any Ray, what --pairs pairs on --nodes machines move
 and take. It assumes:
+
 - pairs of --bases bases, of which number k has a share of the pairs that falls as 1/k, in random
   order;
 - checkpoints of 3, 16, 30 and 140 GB (half, a third, an eighth, the rest of the bases), tuned as
   large as base;
 - machines of 16 cores, four pairs at a time, with a line of 250 MB/s that these share equally;
 - 4 cores compute a pair of 16 GB in 900 s, and compute while the pair is fetched;
-- a cache that holds all that its machine has fetched. It compares the order of the list (what an
-  engine does by itself), one task for each base, and the queue of shadow.audits.engine. Whole
-  indexes are written as shadow.audits.list_index says, half a second and 9 MB each.
+- a cache that holds all that its machine has fetched.
+
+It compares the order of the list (what an engine does by itself), one task for each base, and the
+queue of shadow.audits.engine. Whole indexes are written as shadow.audits.list_index says, half a
+second and 9 MB each.
 """
 
 from __future__ import annotations
@@ -52,10 +54,8 @@ app = typer.Typer()
 LANES = 4
 LINE = 250e6  # bytes a second of a machine
 COMPUTE = 16e9 / 900  # bytes of one side a second, on the cores of one pair
-INDEX = (
-    0.5,
-    9_000_000,
-)  # seconds and bytes of one whole index of 10,000 pairs, measured (many_pairs.py)
+# seconds and bytes of one whole index of 10,000 pairs, measured (many_pairs.py)
+INDEX = 0.5, 9_000_000
 ROW = 900  # bytes that a pair adds to rows.jsonl
 
 
@@ -137,9 +137,10 @@ def a_list(
             "Ray, a worker for each core": ("--engine", "ray", "--cpus-per-task", "1"),
         }
         for number, (name, options) in enumerate(ways.items()):
-            command = [sys.executable, "-m", "shadow", "audit", "--list", folder / "list.yaml",
-            "--quiet", "--no-cache",
-                       "-o", folder / f"out-{number}", *options]  # fmt: skip
+            command = [
+                sys.executable, "-m", "shadow", "audit", "--list", folder / "list.yaml", "--quiet",
+                "--no-cache", "-o", folder / f"out-{number}", *options,
+            ]  # fmt: skip
             before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
             subprocess.run(
                 list(map(str, command)),
@@ -236,7 +237,7 @@ def whole_bases(work: Sequence[Work]) -> list[tuple[float, int]]:
 
 
 def one_task_a_base(work: Sequence[Work], nodes: int) -> Told:
-    """Each base is one task, whose pairs follow one another in one lane; the longest tasks first."""
+    """Each base is a task, whose pairs follow one another in one lane; the longest tasks first."""
     lanes = [0.0] * (nodes * LANES)
     groups = whole_bases(work)
     moved = busy = 0.0

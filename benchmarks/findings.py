@@ -22,9 +22,8 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated
 
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # threads of matrices this small only wait for each other
+# threads of matrices this small only wait for each other
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
@@ -45,7 +44,7 @@ Array = NDArray[np.float64]
 Weights = dict[str, Array]
 
 
-# ------------------------------------------------------------------------------------------------ weights
+# ---------------------------------------------------------------------------- weights
 
 
 def generator(*key: object) -> np.random.Generator:
@@ -122,9 +121,7 @@ def learned(name: str, W: Array, size: float, seed: int = 0) -> Array:
 
 @cache
 def direction(name: str, shape: tuple[int, int], seed: int) -> Array:
-    """The update of norm 1 of a matrix of the base; random numbers are those of its name and the
-    seed.
-    """
+    """The update of norm 1 of a matrix of the base; random by its name and the seed."""
     rng = generator("update", seed, name)
     rank = min(64, *shape)
     left = np.linalg.qr(rng.standard_normal((shape[0], rank)))[0]
@@ -144,7 +141,7 @@ def stored(weights: Weights, dtype: torch.dtype = torch.bfloat16) -> Weights:
     return {name: torch.from_numpy(W).to(dtype).double().numpy() for name, W in weights.items()}
 
 
-# ------------------------------------------------------------------------------------------------ histories
+# ---------------------------------------------------------------------------- histories
 
 
 def through_int8(base: Weights) -> Weights:
@@ -188,9 +185,7 @@ def frozen_below(base: Weights, layer: int = 2) -> Weights:
 
 
 def frozen_tower(base: Weights) -> Weights:
-    """Projector and language model trained, the projector the most; the vision tower left as it
-    was.
-    """
+    """Projector and language model trained, the projector the most; the vision tower as it was."""
     trained = fine_tuned(base)
     for name, W in base.items():
         if name.startswith("multi_modal_projector"):
@@ -312,7 +307,7 @@ def cases() -> list[Case]:
     ]
 
 
-# ------------------------------------------------------------------------------------------------ audit and page
+# ---------------------------------------------------------------------------- audit and page
 
 
 def save(folder: Path, weights: Weights, dtype: torch.dtype, config: str) -> Path:
@@ -354,10 +349,12 @@ def section(case: Case, summary: Summary) -> str:
 
 HEAD = f"""# Findings
 
-What reports say of pairs whose history is known, as terminal, page, `summary.json` and
-`shadow show --format markdown` say it. Made by `{COMMAND}` from small checkpoints of made-up weights. In
-italics: what was done. Quoted: the finding. Below it: other explanations, and why they fit or do
-not. [The summary](summary.md) says how to read it.
+What reports say of pairs whose history is known, as terminal, page, `summary.json` and \
+`shadow show --format markdown`
+say it. Made by `{COMMAND}` from small checkpoints of made-up weights. \
+In italics: what was done. Quoted: the finding.
+Below it: other explanations, and why they fit or do not. \
+[The summary](summary.md) says how to read it.
 
 Every report ends with what weights do not show: {{not_shown}}
 """

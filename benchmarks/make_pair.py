@@ -35,7 +35,7 @@ Shape = tuple[int, ...]
 
 
 def tensors(layers: int) -> dict[str, Shape]:
-    """Names and shapes in the order of the file; the head is tied to the embedding and not stored."""
+    """Names and shapes in the file's order; the head is tied to the embedding and not stored."""
     kv = KV_HEADS * HEAD
     block = {
         "input_layernorm.weight": (HIDDEN,),

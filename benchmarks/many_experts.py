@@ -1,5 +1,4 @@
-"""Does an audit of very many small matrices strain? A synthetic mixture of experts in the names of
-Qwen3-MoE.
+"""Does an audit of very many small matrices strain? A made-up mixture in Qwen3-MoE's names.
 
 Made up: --layers blocks of --experts experts of three matrices each (18,432 by default), every one
 of hidden x width entries, bfloat16, in files of about 64 MB. Prints the seconds and the memory of

@@ -1,5 +1,4 @@
-"""What does the index of a long list cost? CPU seconds and bytes written for --pairs audits that do
-nothing.
+"""What does the index of a long list cost? CPU seconds and bytes of --pairs audits that do nothing.
 
 Every pair is `audited` by a function that says at once that it failed, after --seconds of sleep (a
 real audit takes minutes). --first stops after so many pairs and says what the rest would take at

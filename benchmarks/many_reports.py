@@ -38,9 +38,7 @@ SCORED = 200  # and no more with scores
 
 
 def write_checkpoint(folder: Path, layers: int, seed: int | None) -> None:
-    """One side; seed None is the base, any other adds a small change to it, narrower or wider by
-    seed.
-    """
+    """One side; seed None is the base, others add a small change to it, narrow or wide by seed."""
     draw = torch.Generator().manual_seed(0)
     change = torch.Generator().manual_seed(seed or 0)
     tensors = {}

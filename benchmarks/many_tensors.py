@@ -128,9 +128,7 @@ class _BegunError(Exception):
 
 
 def step(what: str, base: Path, tuned: Path, profile: bool) -> None:
-    """Print the CPU seconds, and the memory in bytes, of one step in this process, imports left
-    out.
-    """
+    """Print the CPU seconds, and memory in bytes, of a step in this process, imports left out."""
     from shadow.audits.pair import Runtime, Settings, plan_pair, run_pair
     from shadow.checkpoints.pairing import Filter
     from shadow.spectra.delta import Method

@@ -110,9 +110,7 @@ class Copied(InProcess):
 
 @app.command()
 def driver(folder: Path, parts: int) -> None:
-    """Be the driver of `copied`, and print its memory: at the start, until the report, and to the
-    end.
-    """
+    """Be the driver of `copied`, and print its memory: at the start, to the report, to the end."""
     settings = Settings(Method(subspaces=False), Filter())
     known: dict[str, Outcome] = {}
 

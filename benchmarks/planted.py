@@ -1,5 +1,4 @@
-"""Held against the truth: planted deltas, subspaces and depth, and how often intervals hold a known
-figure.
+"""Planted deltas, subspaces and depth against the truth, and how often intervals hold it.
 
     python benchmarks/planted.py            # writes docs/planted.md, some minutes
     python benchmarks/planted.py --quick    # prints a small version of it
@@ -72,7 +71,7 @@ ROWS = (
 Array = NDArray[np.float64]
 
 
-# ---------------------------------------------------------------------------------------------------- matrices
+# -------------------------------------------------------------------------------- matrices
 
 
 @dataclass(frozen=True)
@@ -96,9 +95,8 @@ class Planted:
         return self.found["spikes"] == self.true["spikes"] and abs(self.off) <= MARGIN
 
 
-@threadpool_limits.wrap(
-    limits=1
-)  # two pools of threads on small matrices take a hundred times as long
+# two pools of threads on small matrices take a hundred times as long
+@threadpool_limits.wrap(limits=1)
 def plant(
     dtype: str, norm: float, rank: int, share: float, shape: tuple[int, int] = SHAPE, seed: int = 0
 ) -> Planted:
@@ -163,28 +161,23 @@ def floor_of(found: Iterable[Planted]) -> float:
     )
 
 
-# ---------------------------------------------------------------------------------------------------- subspaces
+# -------------------------------------------------------------------------------- subspaces
 
 SIDE = min(SHAPE)
-APART = np.r_[
-    np.linspace(3, 2, SUBSPACE), np.linspace(1, 0.1, SIDE - SUBSPACE)
-]  # sigma of the base: a gap of a half
-CLOSE = np.r_[
-    np.linspace(2.002, 2, 2 * SUBSPACE), np.linspace(1, 0.1, SIDE - 2 * SUBSPACE)
-]  # a gap of 3e-5
+# sigma of the base: a gap of a half
+APART = np.r_[np.linspace(3, 2, SUBSPACE), np.linspace(1, 0.1, SIDE - SUBSPACE)]
+# a gap of 3e-5
+CLOSE = np.r_[np.linspace(2.002, 2, 2 * SUBSPACE), np.linspace(1, 0.1, SIDE - 2 * SUBSPACE)]
 SIZES = {
     "F32": (0.75, 0.25, 0.1, 1e-2, 1e-6, 1e-7, 5e-8),
     "BF16": (0.75, 0.25, 0.1, 1e-2, 5e-3, 3e-3, 1e-3),
 }
-COLUMNS = ("overlap_left", "overlap_right", "alignment_left", "alignment_right", "intruders",
-"subspace_gap_base",
-           "subspace_gap_tuned")  # fmt: skip
-TOLERANCE = {
-    "overlap": 0.01,
-    "subspace": 0.01,
-    "alignment": 0.1,
-    "intruders": 0.0,
-}  # alignment: of it, at least of 1
+COLUMNS = (
+    "overlap_left", "overlap_right", "alignment_left", "alignment_right", "intruders",
+    "subspace_gap_base", "subspace_gap_tuned",
+)  # fmt: skip
+# alignment: of it, at least of 1
+TOLERANCE = {"overlap": 0.01, "subspace": 0.01, "alignment": 0.1, "intruders": 0.0}
 ANGLE = 0.1  # of it
 NEW = slice(200, 204)  # directions of the base that are none of its leading VECTORS
 
@@ -221,15 +214,12 @@ class Subspaces:
         return bool(self.true["subspace_gap_base"] > TOLERANCE["subspace"])
 
 
-Coefficients = tuple[
-    Array, float, dict[str, float]
-]  # of D in the base's vectors (SIDE, SIDE); the angle; what is true
+# of D in the base's vectors (SIDE, SIDE); the angle; what is true
+Coefficients = tuple[Array, float, dict[str, float]]
 
 
 def along(where: slice, sigma: Array, size: float) -> Coefficients:
-    """D lies along some of the base's own singular directions and lengthens each of them by as
-    much.
-    """
+    """D lies along some of the base's own singular directions and lengthens each by as much."""
     longer = np.zeros(SIDE)
     longer[where] = size / math.sqrt(len(longer[where]))
     order = np.argsort(-(sigma + longer), kind="stable")
@@ -312,7 +302,7 @@ def planted_subspaces(sizes: dict[str, tuple[float, ...]] = SIZES) -> list[Subsp
     ]
 
 
-# ---------------------------------------------------------------------------------------------------- depth
+# -------------------------------------------------------------------------------- depth
 
 HIDDEN, INNER, VOCABULARY, LAYERS = 64, 160, 300, 8
 MODULES = {
@@ -328,9 +318,10 @@ PROFILES = {
 }
 ATTENTION_SHARE = 0.3  # of the energy of every layer
 TOKENS = 45  # of the vocabulary that change
-DEPTH = ("depth_entropy", "depth_gini", "effective_layers", "attention_to_mlp",
-"embedding_rows_changed",
-         "reading_participation_ratio_stacked")  # fmt: skip
+DEPTH = (
+    "depth_entropy", "depth_gini", "effective_layers", "attention_to_mlp", "embedding_rows_changed",
+    "reading_participation_ratio_stacked",
+)  # fmt: skip
 
 
 @threadpool_limits.wrap(limits=1)
@@ -339,9 +330,8 @@ def depth(profile: Array, dtype: str, norm: float) -> tuple[dict[str, float], di
     rng = np.random.default_rng(0)
     stored = getattr(torch, FLOATS[dtype].torch_name)
     energies = profile / profile.sum()
-    directions = np.linalg.qr(rng.standard_normal((HIDDEN, 6)))[
-        0
-    ]  # of the residual stream, shared by all readers
+    # of the residual stream, shared by all readers
+    directions = np.linalg.qr(rng.standard_normal((HIDDEN, 6)))[0]
     base, tuned, readers = {}, {}, np.zeros((HIDDEN, HIDDEN))
     weights = {name: 0.02 * rng.standard_normal(shape) for name, shape in _names()}
     size = norm * math.sqrt(sum(float((W**2).sum()) for W in weights.values()))
@@ -399,16 +389,14 @@ def audited(base: dict[str, torch.Tensor], tuned: dict[str, torch.Tensor]) -> di
         return dict(run_pair(pair, settings, folder / "out", Runtime(jobs=1)).summary.figures)
 
 
-# ---------------------------------------------------------------------------------------------------- intervals
+# -------------------------------------------------------------------------------- intervals
 
 KINDS = ("percentile", "BCa", "expanded", "expanded BCa")
 LAYER_COUNTS, REPEATS = (4, 5, 6, 8, 16, 32, 64), 1000
 
 
 def bounds(statistic: Statistic, layers: int) -> dict[str, tuple[float, float]]:
-    """The interval of every kind; `expanded` and, for unevenness, `expanded BCa` are those of the
-    tool.
-    """
+    """The interval of every kind; `expanded` and, for unevenness, `expanded BCa` are the tool's."""
     values, tail = statistic(draws((layers,))), expanded_tail(layers)
     tails = {
         "percentile": (0.025, 0.025),
@@ -421,7 +409,7 @@ def bounds(statistic: Statistic, layers: int) -> dict[str, tuple[float, float]]:
 
 @dataclass(frozen=True)
 class World:
-    """Layers whose figure is known. draw(rng, layers): the statistic of a sample of so many layers."""
+    """Layers whose figure is known. draw(rng, layers): the statistic of a sample of that many."""
 
     name: str
     true: Callable[[int], float]
@@ -496,7 +484,7 @@ def coverage(world: World, layers: int, repeats: int) -> dict[str, float]:
     return {kind: count / repeats for kind, count in held.items()}
 
 
-# ---------------------------------------------------------------------------------------------------- the document
+# -------------------------------------------------------------------------------- the document
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -531,9 +519,7 @@ def matrices_part(found: Sequence[Planted]) -> str:
 
 
 def rows_part(found: Sequence[Planted]) -> str:
-    """The largest relative error of each column, over plants and dtypes, by size above the
-    rounding.
-    """
+    """The largest relative error of columns, over plants and dtypes, by size above the rounding."""
     edges = (0.0, 1.0, 2.0, 5.0, 10.0, 100.0, math.inf)
     rows = []
     for low, high in pairwise(edges):
@@ -592,25 +578,20 @@ def subspaces_floor(found: Sequence[Subspaces]) -> str:
     def all_hold(kinds: tuple[str, ...]) -> Callable[[Subspaces], bool]:
         return lambda one: all(one.holds(column) for column in COLUMNS if column.startswith(kinds))
 
+    overlaps = least(all_hold(("overlap", "subspace", "intruders")))
+    overlap = min(one.found["overlap_left"] for one in gapless)
+    intruders = max(one.found["intruders"] for one in gapless)
     return f"""**Floor.** Where the base has a gap, alignments are recovered down to a change of
         {least(all_hold(("alignment",))):.2g} times the rounding of its storage (`floor_ratio`), in
         either format, the angle of a turn down to {least(lambda one: one.angle_holds, turns):.2g}
         times. Below that, the measured delta is more and more rounding, which is spread evenly over
         all directions: alignments go to 1, whatever was planted, and a turn is underestimated.
-        Overlaps, gaps and intruders are recovered down to {
-        least(
-            all_hold(("overlap", "subspace", "intruders"))
-        ):.2g} times, the smallest change of all: rounding is far smaller than this gap
-        and does not turn a subspace by itself. Where the gap is
-        {gapless[0].true["subspace_gap_base"]:.0e}, it does turn one. Stored in BF16, a subspace
-        that did not turn then has an overlap down to {
-        min(
-            one.found["overlap_left"] for one in gapless
-        ):.2f} at any size of the change, and up to {
-        max(
-            one.found["intruders"] for one in gapless
-        ):.0f} intruder where there is none; stored in F32 it is still recovered. Read
-        overlaps and intruders together with the gaps."""
+        Overlaps, gaps and intruders are recovered down to {overlaps:.2g} times, the smallest change
+        of all: rounding is far smaller than this gap and does not turn a subspace by itself. Where
+        the gap is {gapless[0].true["subspace_gap_base"]:.0e}, it does turn one. Stored in BF16, a
+        subspace that did not turn then has an overlap down to {overlap:.2f} at any size of the
+        change, and up to {intruders:.0f} intruder where there is none; stored in F32 it is still
+        recovered. Read overlaps and intruders together with the gaps."""
 
 
 def depth_part(cases: Iterable[tuple[str, str, float]]) -> str:

@@ -25,9 +25,8 @@ from shadow.lab.width_page import figure, page
 
 ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "docs" / "lab" / "widths.parquet"
-FULL = (
-    ROOT / "docs" / "lab" / "runs.parquet"
-)  # of the preset full, which has the decoders that are 64 wide
+# of the preset full, which has the decoders that are 64 wide
+FULL = ROOT / "docs" / "lab" / "runs.parquet"
 
 
 def main(

@@ -1,7 +1,7 @@
 """Rounding undone, held against the truth: planted updates and really trained ones, stored in BF16
 and F16.
 
-    python benchmarks/rounding.py            # writes docs/rounding.md; trains small models first
+    python benchmarks/rounding.py            # writes docs/rounding.md, in minutes; trains models
     python benchmarks/rounding.py --quick    # prints a small version, without trained models
 
 Truth is the update in float64 before anything was stored. Planted: W Gaussian, 512 x 768, and an
@@ -51,15 +51,13 @@ COMMAND = "python benchmarks/rounding.py"
 CACHE = Path(tempfile.gettempdir()) / "shadow-rounding"
 SHAPE = (512, 768)
 NORMS = {"BF16": (1e-2, 2e-3, 1e-3, 5e-4), "F16": (5e-4, 1.2e-4)}
-TRAINED = {
-    "BF16": (1e-4, 1.2e-2),
-    "F16": (3e-5, 2e-3),
-}  # relative norms of trained updates that are stored
+# relative norms of trained updates that are stored
+TRAINED = {"BF16": (1e-4, 1.2e-2), "F16": (3e-5, 2e-3)}
 WITHIN = 0.12
 Array = NDArray[np.float64]
 
 
-# ---------------------------------------------------------------------------------------------------- truth
+# -------------------------------------------------------------------------------- truth
 
 
 def purity(D: Array) -> float:
@@ -73,13 +71,11 @@ def share(energies: Array) -> float:
     return float(energies.sum() ** 2 / (energies**2).sum() / len(energies))
 
 
-# ---------------------------------------------------------------------------------------------------- updates
+# -------------------------------------------------------------------------------- updates
 
 
 def coherent(rng: np.random.Generator, rank: int, part: float, power: float = 0.0) -> Array:
-    """An update of norm 1: sigma_i ~ i^-power up to a rank with a part of the energy, and Gaussian
-    noise.
-    """
+    """An update of norm 1: sigma_i ~ i^-power up to a rank with a part of the energy, and noise."""
     left, right = (np.linalg.qr(rng.standard_normal((side, rank)))[0] for side in SHAPE)
     S = (left * np.arange(1, rank + 1) ** -float(power)) @ right.T
     N = rng.standard_normal(SHAPE)
@@ -122,13 +118,12 @@ def planted(name: str, rng: np.random.Generator) -> tuple[Array, Array]:
 
 PLANTS = (
     "even rows", "uneven rows 0.9", "uneven rows 0.7", "uneven rows 0.5", "uneven rows 0.3",
-    "uneven weights",
-    "uneven weights, both", "embeddings", "rank 1", "rank 4", "1/i", "1/i, half noise",
-    "heavy tails, t3",
+    "uneven weights", "uneven weights, both", "embeddings", "rank 1", "rank 4", "1/i",
+    "1/i, half noise", "heavy tails, t3",
 )  # fmt: skip
 
 
-# ---------------------------------------------------------------------------------------------------- trained
+# -------------------------------------------------------------------------------- trained
 
 
 class Block(nn.Module):
@@ -139,10 +134,8 @@ class Block(nn.Module):
         self.heads = heads
         self.n1, self.n2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.q, self.k, self.v, self.o = (nn.Linear(width, width, bias=False) for _ in range(4))
-        self.up, self.down = (
-            nn.Linear(width, 4 * width, bias=False),
-            nn.Linear(4 * width, width, bias=False),
-        )
+        self.up = nn.Linear(width, 4 * width, bias=False)
+        self.down = nn.Linear(4 * width, width, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         count, length, width = x.shape
@@ -289,7 +282,7 @@ def _kept(path: Path, model: nn.Module, make: Callable[[], None]) -> dict[str, t
     return {name: one.clone() for name, one in state.items()}
 
 
-# ---------------------------------------------------------------------------------------------------- storage
+# -------------------------------------------------------------------------------- storage
 
 HISTORIES = (
     "stored base", "master copy", "F32 base loaded", "F32 base kept", "masked", "frozen rows",
@@ -300,7 +293,7 @@ HISTORIES = (
 def stored(
     history: str, W: Array, D: Array, dtype: str, norm: float, rng: np.random.Generator
 ) -> tuple[torch.Tensor, torch.Tensor, Array]:
-    """Base and tuned side as they are stored, and the update before it was, of that relative norm."""
+    """Base and tuned side as stored, and the update before it was, of that relative norm."""
 
     def narrow(x: Array) -> torch.Tensor:
         return torch.from_numpy(x).to(getattr(torch, FLOATS[dtype].torch_name))
@@ -327,9 +320,7 @@ def stored(
 
 @dataclass(frozen=True)
 class Entry:
-    """One stored update: the kind and history, what is true, and what was found (None where
-    refused).
-    """
+    """One stored update: the kind and history, what is true, what was found (None: refused)."""
 
     kind: str
     name: str
@@ -468,7 +459,7 @@ def kept_entries(folder: Path) -> list[Entry]:
     return [Entry(**json.loads(line)) for line in path.read_text().splitlines()]
 
 
-# ---------------------------------------------------------------------------------------------------- purity, edge
+# -------------------------------------------------------------------------------- purity, edge
 
 PURITY = (  # name, rank, part of the energy, power, limit of 1/X
     ("4 equal, half", 4, 0.5, 0.0, 16.0),
@@ -548,11 +539,13 @@ def edge_part(shapes: Sequence[tuple[int, int]], draws: int) -> str:
                 old.append(sigma / (math.sqrt(r.max()) + math.sqrt(c.max())))
                 false += sigma > edge * (1 + min(shape) ** (-2 / 3))
                 z.append(purity(D) * share(r) * len(r) * share(c) * len(c) / 2)
-            rows.append([
-                name, f"{shape[0]} x {shape[1]}", f"{min(over):.2f} to {max(over):.2f}",
-                f"{min(old):.2f} to {max(old):.2f}", f"{false} of {draws}", f"{np.std(z):.2f}",
-                f"{max(np.abs(z)):.1f}",
-            ])  # fmt: skip
+            rows.append(
+                [
+                    name, f"{shape[0]} x {shape[1]}", f"{min(over):.2f} to {max(over):.2f}",
+                    f"{min(old):.2f} to {max(old):.2f}", f"{false} of {draws}", f"{np.std(z):.2f}",
+                    f"{max(np.abs(z)):.1f}",
+                ]
+            )  # fmt: skip
     heads = [
         "noise", "shape", "sigma_1 over the sharp edge", "over `null_edge`", "false spikes, sharp",
         "standard deviation of `purity_z`", "largest",
@@ -560,7 +553,7 @@ def edge_part(shapes: Sequence[tuple[int, int]], draws: int) -> str:
     return table(heads, rows)
 
 
-# ---------------------------------------------------------------------------------------------------- levels
+# -------------------------------------------------------------------------------- levels
 
 DRAWS = 200  # matrices of noise of each kind
 LENGTHS = (256, 512, 1024, 4096)  # of rows
@@ -601,9 +594,7 @@ def weights(kind: str, rng: np.random.Generator, length: int) -> Array:
 
 
 def named(kind: str, route: str, dtype: torch.dtype, length: int, draws: int) -> tuple[int, int]:
-    """Of that many matrices, how many are said to have gone through INT4, and how many through 8
-    bits.
-    """
+    """Of that many matrices, how many are said to have been in INT4, and how many in 8 bits."""
     told = []
     for draw in range(draws):
         rng = np.random.default_rng([draw, length, len(kind)])
@@ -630,7 +621,7 @@ def levels_part(lengths: Sequence[int], draws: int) -> str:
     )
 
 
-# ---------------------------------------------------------------------------------------------------- the document
+# -------------------------------------------------------------------------------- the document
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -776,15 +767,13 @@ def cost_part(shapes: Sequence[tuple[int, int]]) -> str:
     return table(["shape", "audit, ms", "`undo`, ms", "sharp edge, ms", "added"], map(cost, shapes))
 
 
-# ---------------------------------------------------------------------------------------------------- made copies
+# -------------------------------------------------------------------------------- made copies
 
 LAYERS = 4  # of the models that go through the whole command
 
 
 def copies(W: Array, rng: np.random.Generator) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Base and tuned matrices of what is published beside tuned models: copies, merges, adapters,
-    strangers.
-    """
+    """Base and tuned matrices of other published models: copies, merges, adapters, strangers."""
     base = torch.from_numpy(W).bfloat16()
     stored = base.double().numpy()
     scale = np.abs(stored).max(1, keepdims=True) / 127
@@ -905,8 +894,8 @@ def document(
         given.""",
         verdicts_part(found),
         f"""Of {len(told)} norms and 1/X that were told together, {len(wrong)} are off by more than
-        {100 * WITHIN:.0f} %, {beyond[0]} in 1/X by more than 15 % and {beyond[1]} by more than 20
-        %, the worst in 1/X by {100 * worst:.0f} %. Of {len(clean)} trained updates from a stored
+        {100 * WITHIN:.0f} %, {beyond[0]} in 1/X by more than 15 % and {beyond[1]} by more than
+        20 %, the worst in 1/X by {100 * worst:.0f} %. Of {len(clean)} trained updates from a stored
         base, {refused} were refused, the others are within {100 * largest:.0f} %.""",
         """Not to be had: the part of an update of which nothing was stored leaves no trace. Where
         decay alone moves the rows of an embedding that no step reached, by less than half an ulp
@@ -921,14 +910,14 @@ def document(
         that 1/X comes out too small. It grows as `kept` falls. Where one direction has most of X it
         reaches a third, and 1/X is null.""",
         "## The gate",
-        f"""Refused, by relative norm. The gate refuses where more than {100 * rounding.MISFIT:.0f}
-        % of the stored energy lies in other binades than the model has it; where rounding both
-        sides from numbers in between fits better, and would give a `kept` that differs by more than
-        {100 * rounding.ALTERNATIVE:.0f} %; where the entries that the update reaches have a fourth
-        moment above {rounding.TAILED:g} and `kept` is below {1 - 2 * rounding.ALTERNATIVE:g}; and
-        where changes go with the sign of the weights, (away - toward) / changed times (1 - kept)
-        above {rounding.LOPSIDED:g}. A master copy that passes is one far above its rounding, where
-        both histories give the same figures.""",
+        f"""Refused, by relative norm. The gate refuses where more than
+        {100 * rounding.MISFIT:.0f} % of the stored energy lies in other binades than the model has
+        it; where rounding both sides from numbers in between fits better, and would give a `kept`
+        that differs by more than {100 * rounding.ALTERNATIVE:.0f} %; where the entries that the
+        update reaches have a fourth moment above {rounding.TAILED:g} and `kept` is below
+        {1 - 2 * rounding.ALTERNATIVE:g}; and where changes go with the sign of the weights, (away -
+        toward) / changed times (1 - kept) above {rounding.LOPSIDED:g}. A master copy that passes is
+        one far above its rounding, where both histories give the same figures.""",
         gate_part(found),
         "## Copies, merges and strangers",
         f"""{LAYERS} matrices of each through the whole of `shadow audit`; medians.""",

@@ -1,5 +1,4 @@
-"""Ways to the singular values of a bfloat16 matrix, by shape: milliseconds and errors, on one
-thread.
+"""Ways to the singular values of a bfloat16 matrix, by shape: time and errors, on one thread.
 
 Every method starts from the stored bfloat16 matrix. "whole Gram" is one product by torch; 32 and 64
 are the bits of the product and of the eigenvalues, "eig". `default`, `exact` and `fast` are those
@@ -15,9 +14,8 @@ from __future__ import annotations
 
 import os
 
-os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = (
-    "1"  # read when torch and NumPy are imported
-)
+# read when torch and NumPy are imported
+os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import statistics
 import time
@@ -73,7 +71,7 @@ def full_gram(product: torch.dtype, eigenvalues: torch.dtype) -> Callable[[Tenso
 
 
 def of_shadow(product: torch.dtype, solved: torch.dtype, mkl: bool) -> Callable[[Tensor], Tensor]:
-    """The way of `shadow`: block by block, by torch's panels and eigenvalues (mkl) or by NumPy's."""
+    """The way of `shadow`: block by block, by torch's panels and eigenvalues (mkl) or NumPy's."""
     space = Workspace()
 
     def solve(matrix: Tensor) -> Tensor:

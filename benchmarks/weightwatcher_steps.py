@@ -1,5 +1,4 @@
-"""What a user of WeightWatcher runs for the figures of one `shadow audit`; started by
-`against_weightwatcher.py`.
+"""What WeightWatcher runs for one `shadow audit`'s figures, for `against_weightwatcher.py`.
 
 Usage: weightwatcher_steps.py BASE TUNED MAX_N OUT. It needs nothing but weightwatcher and torch.
 The checkpoints are given as folders, the form that keeps one tensor in memory at a time, and the

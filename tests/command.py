@@ -1,6 +1,4 @@
-"""`shadow` commands for tests: a process that imports once and forks for each, and what came of a
-command.
-"""
+"""`shadow` commands in tests: a process that imports once, a fork for each, and what came of it."""
 
 from __future__ import annotations
 
@@ -23,21 +21,23 @@ import functools, gc, importlib, json, os, resource, signal, sys, traceback
 import typer.main
 import pyarrow.pandas_compat, shadow.places.names, shadow.cli, shadow.audits.pair
 import shadow.outputs.terminal.summary
-import shadow.checkpoints.choosing, shadow.outputs.terminal.rules, shadow.outputs.terminal.comparison
+import shadow.checkpoints.choosing
+import shadow.outputs.terminal.rules, shadow.outputs.terminal.comparison
 import shadow.outputs.ci, shadow.findings.comparison, shadow.outputs.exports
 import shadow.gates.verdicts, shadow.targets.lists
 import shadow.audits.list_audit, shadow.findings.score_files, shadow.outputs.terminal.batch
 shadow.places.names.name_rules()
 shadow.findings.summary_file._maker()
-# Commands are built from their signatures once, not in every fork; and `plan` does not measure the machine for a second
-# each time (test_api.py has a plan that does).
+# Commands are built from their signatures once, not in every fork; and `plan` does not measure the
+# machine for a second each time (test_api.py has a plan that does).
 typer.main.get_command = functools.cache(typer.main.get_command)
 shadow.audits.pair.pace = lambda method, jobs, offload=None: 1e10
 os.fsync = lambda handle: None  # as in conftest.py
 stdout, sys.stdout = sys.stdout, open(os.devnull, "w")
 shadow.cli.app(["explain", "rows"], standalone_mode=False)
 sys.stdout = stdout
-# The Hub's client reads the environment when it is imported: here comes in what it imports, not the client itself.
+# The Hub's client reads the environment when it is imported: here comes in what it imports, not
+# the client itself.
 import huggingface_hub.hf_api, huggingface_hub.file_download
 for name in [name for name in sys.modules if name.partition(".")[0] == "huggingface_hub"]:
     del sys.modules[name]
@@ -58,7 +58,8 @@ for line in sys.stdin:
             resource.setrlimit(resource.RLIMIT_FSIZE, (job["file_size"], job["file_size"]))
         sys.stdout = open(1, "w", encoding=os.environ.get("PYTHONIOENCODING"), closefd=False)
         sys.stderr = open(2, "w", 1, sys.stdout.encoding, "backslashreplace", closefd=False)
-        importlib.reload(shadow.cli.console)  # at its import it takes width and colours from the environment
+        # at its import it takes width and colours from the environment
+        importlib.reload(shadow.cli.console)
         sys.argv = ["shadow", *(os.fsdecode(bytes.fromhex(one)) for one in job["arguments"])]
         code = 0
         try:
@@ -114,9 +115,7 @@ class Run:
 
 @cache
 def zygote() -> subprocess.Popen[str]:
-    """The one process of this worker that imports. It ends when its standard input does: with the
-    worker.
-    """
+    """The one process of this worker that imports. It ends with its stdin: with the worker."""
     return subprocess.Popen(
         [sys.executable, "-P", "-c", ZYGOTE],
         stdin=subprocess.PIPE,

@@ -18,8 +18,7 @@ import effort  # noqa: F401
 import pytest
 from command import Run, run_shadow
 
-# Who is started in the background inherits that interrupts are ignored; the commands under test
-# must not.
+# A process in the background inherits that interrupts are ignored; commands under test must not.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -33,7 +32,7 @@ gc.disable()
 
 
 def pytest_collection_finish() -> None:
-    """What is imported and collected stays: the collector looks only through what the tests make."""
+    """What is imported and collected stays: the collector only looks at what the tests make."""
     gc.enable()
     gc.freeze()
 

@@ -58,23 +58,18 @@ SETTINGS = settings(
 ODD = st.sampled_from(
     [
         None, True, False, 0, -1, 1, 0.5, 2**31, 2**53, 2**63, 2**64, 10**30, -(10**30), 1e308,
-        float("nan"),
-        float("inf"), "", "~", "/", "..", "../x", "a/b", "\x1b[2J", "\x00", "\ud800",
-        "\n::error::x", "x" * 3000, "F32",
-        "1", "nan", "٣", [], {}, [[]], [None], {"": ""}, {"a": {"b": {}}}, [-1], [2**63, 2**63],
-        [0, 10**30],
+        float("nan"), float("inf"), "", "~", "/", "..", "../x", "a/b", "\x1b[2J", "\x00", "\ud800",
+        "\n::error::x", "x" * 3000, "F32", "1", "nan", "٣", [], {}, [[]], [None], {"": ""},
+        {"a": {"b": {}}}, [-1], [2**63, 2**63], [0, 10**30],
     ]
 )  # fmt: skip
 TOKENS = st.sampled_from(
     [
         b"{", b"}", b"[", b"]", b'"', b",", b":", b"\\", b"\n", b"\r", b"\x00", b"\xff",
-        b"\xef\xbb\xbf", b"\\ud800",
-        b"&a ", b"*a", b"!!python/object/apply:os.system", b"? ", b"- ", b"---\n", b"...", b"~",
-        b"|", b">",
-        b"%YAML 9.9\n",
-        b"\t", b"#", b"null", b"NaN", b"1e999", b"-0", b"9" * 5000, b"[" * 3000, b"{a: " * 1500,
-        b"a: " * 50, b"<<: ",
-        b"*", b"?", b"@", b"..", b"'", b"\xe2\x80\xa8", b"\x85", b"\x1b[2J",
+        b"\xef\xbb\xbf", b"\\ud800", b"&a ", b"*a", b"!!python/object/apply:os.system", b"? ",
+        b"- ", b"---\n", b"...", b"~", b"|", b">", b"%YAML 9.9\n", b"\t", b"#", b"null", b"NaN",
+        b"1e999", b"-0", b"9" * 5000, b"[" * 3000, b"{a: " * 1500, b"a: " * 50, b"<<: ", b"*", b"?",
+        b"@", b"..", b"'", b"\xe2\x80\xa8", b"\x85", b"\x1b[2J",
     ]
 )  # fmt: skip
 
@@ -167,8 +162,7 @@ ADAPTER = {
 ADAPTER |= {"init_lora_weights": "gaussian"}
 CONFIG = {
     "model_type": "qwen2_moe", "hidden_size": 8, "num_attention_heads": 2, "num_key_value_heads": 1,
-    "num_experts": 4,
-    "text_config": {"model_type": "llama"},
+    "num_experts": 4, "text_config": {"model_type": "llama"},
     "quantization_config": {"quant_method": "fp8", "weight_block_size": [2, 2]},
 }  # fmt: skip
 REGISTRY = b"""\
@@ -200,7 +194,11 @@ steady:
 word:
   fail_on: label == concentrated
 """
-CSV = b"model,benchmark,score,group,metric,unit\norg/a,gsm8k,0.5,maths,acc,fraction\norg/b,gsm8k,61.5,maths,acc,percent\n"
+CSV = (
+    b"model,benchmark,score,group,metric,unit\n"
+    b"org/a,gsm8k,0.5,maths,acc,fraction\n"
+    b"org/b,gsm8k,61.5,maths,acc,percent\n"
+)
 HARNESS = {
     "results": {"gsm8k": {"alias": "gsm8k", "acc,none": 0.5, "acc_stderr,none": 0.01}},
     "configs": {"gsm8k": {"num_fewshot": 5, "metadata": {"version": 1.0}}},
@@ -286,9 +284,8 @@ def targets(top: Path) -> Mapping[str, Target]:
         return read
 
     def families(path: Path) -> None:
-        with mock.patch(
-            "shadow.targets.families.registry_folder", return_value=top
-        ):  # without the shipped ones: 10 ms
+        # without the shipped ones: 10 ms
+        with mock.patch("shadow.targets.families.registry_folder", return_value=top):
             load_families(path.parent)
 
     def metadata(folder: Path, content: bytes) -> None:
@@ -366,9 +363,8 @@ def attempt(target: Target, content: bytes) -> bool:
 def fuzz(target: Target, seconds: float, number: int) -> tuple[int, int]:
     """Try files for so many seconds; how many were read, and how many of them taken."""
     tried, taken, end = 0, 0, time.monotonic() + seconds
-    found = (
-        False  # then the clock no longer counts: a counterexample is tried again while it is shrunk
-    )
+    # then the clock no longer counts: a counterexample is tried again while it is shrunk
+    found = False
 
     while time.monotonic() < end:
 

@@ -70,7 +70,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Stall:
-    """A pause after so many bytes of the body (None: before the answer); then the answer goes on."""
+    """A pause after that many bytes of the body (None: before the answer); then it goes on."""
 
     seconds: float
     after: int | None = 0
@@ -167,9 +167,7 @@ class Request:
 
 @dataclass(frozen=True)
 class _File:
-    """A file of a commit. oid: Git's name of it, or of its pointer if sha256 says that it is in
-    Git-LFS.
-    """
+    """A file of a commit. oid: Git's name of it, or of its pointer if it has a sha256 (Git-LFS)."""
 
     name: str
     path: Path
@@ -223,9 +221,7 @@ class _Answer:
         self.status, self.headers, self.body, self.file = status, dict(headers), body, None
 
     def select(self, asked: str | None, size: int | None = None) -> None:
-        """Choose the bytes of the file by a Range header. size: where the file ends, if not at its
-        end.
-        """
+        """Choose the file's bytes by a Range header. size: where it ends (None: at its end)."""
         assert self.file
         size = self.file.size if size is None else min(size, self.file.size)
         match = re.fullmatch(r"bytes=(\d+)-(\d*)", asked or "")
@@ -236,8 +232,7 @@ class _Answer:
         elif match and start < stop:
             self.status, self.start, self.stop = 206, start, stop
             self.headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
-        # also a range that ends before it starts, or one of several parts: a server may ignore
-        # those
+        # also a range that ends before it starts, or has several parts: a server may ignore it
         else:
             self.status, self.start, self.stop = 200, 0, size
             self.headers.pop("Content-Range", None)
@@ -246,13 +241,19 @@ class _Answer:
 class Hub:
     """A running Hub. Close it, or use it in a `with`.
 
-    Attributes: endpoint, cdn, other: the addresses of the three origins ("hub", "cdn", "other"; see
-        Redirect). tokens, granted: tokens that are accepted, and the gated or private repositories
-        that all of them open. faults: the rules of `fail`. page_size: entries on a page of a
-        listing. expires_in: seconds for which a signed address is good. rate: bytes per second of
-        all bodies together, or None. renamed: old names of repositories; they are redirected to the
-        new ones. resolve_cache: redirect small files to /api/resolve-cache of the same origin, as
-        huggingface.co does. sent: bytes of bodies so far, also of answers under way.
+    Attributes:
+        endpoint, cdn, other: the addresses of the three origins ("hub", "cdn", "other"; see
+            Redirect).
+        tokens, granted: tokens that are accepted, and the gated or private repositories that all
+            of them open.
+        faults: the rules of `fail`.
+        page_size: entries on a page of a listing.
+        expires_in: seconds for which a signed address is good.
+        rate: bytes per second of all bodies together, or None.
+        renamed: old names of repositories; they are redirected to the new ones.
+        resolve_cache: redirect small files to /api/resolve-cache of the same origin, as
+            huggingface.co does.
+        sent: bytes of bodies so far, also of answers under way.
     """
 
     def __init__(self, port: int = 0) -> None:
@@ -271,9 +272,8 @@ class Hub:
         self._numbers = count()
         self._changed = threading.Condition()
         self._under_way = 0
-        self._line_free = (
-            0.0  # when what is on the line by now will have gone through, by time.monotonic
-        )
+        # when what is on the line by now will have gone through, by time.monotonic
+        self._line_free = 0.0
         self.closing = threading.Event()
         self.connections: set[socket.socket] = set()
         self._servers = {
@@ -310,8 +310,7 @@ class Hub:
         private: bool = False,
         lfs: Callable[[str], bool] = lambda name: name.endswith((".safetensors", ".bin")),
     ) -> str:
-        """Serve a folder as the main branch of a repository, and others as further branches or
-        tags.
+        """Serve a folder as the main branch of a repository, others as further branches or tags.
 
         Returns the commit of main, which follows from the files. Adding a repository again moves
         its main; older commits stay, as long as the files of their folders do. gated: True, "auto"
@@ -346,8 +345,7 @@ class Hub:
         times: int | None = 1,
         skip: int = 0,
     ) -> Fault:
-        """Let requests go wrong: the first `skip` that match pass, the next `times` (None: all) do
-        not.
+        """Make requests fail: `skip` that match pass first, the next `times` do not (None: all).
 
         pattern is compared by fnmatch with the file's name in its repository, with repo/name, and
         with the path that was asked for. A request matches only if the action makes sense for it:
@@ -394,9 +392,7 @@ class Hub:
 
     @contextlib.contextmanager
     def answering(self) -> Iterator[int]:
-        """Around every answer, so that `requests` can wait for its end; gives the number of the
-        request.
-        """
+        """Around an answer, so that `requests` can wait for its end; gives the request's number."""
         with self._changed:
             self._under_way += 1
             number = next(self._numbers)
@@ -759,24 +755,21 @@ class _Server(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
     def server_bind(self) -> None:
-        socketserver.TCPServer.server_bind(
-            self
-        )  # HTTPServer's would ask DNS for the name of this machine
+        # HTTPServer's would ask DNS for the name of this machine
+        socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = self.server_address[:2]
 
     def handle_error(self, request: object, client_address: object) -> None:
         error = sys.exception()
         if not isinstance(error, ConnectionError) and not self.hub.closing.is_set():
-            super().handle_error(
-                request, client_address
-            )  # a fault of this file, not a client that went away
+            # a fault of this file, not a client that went away
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = (
-        True  # or every answer on a kept connection waits 40 ms for the client's ACK
-    )
+    # or every answer on a kept connection waits 40 ms for the client's ACK
+    disable_nagle_algorithm = True
     server: _Server
 
     def setup(self) -> None:

@@ -86,9 +86,7 @@ FAMILIES = {
 
 
 def saved(kind: str, folder: Path, seed: int = 0, **options) -> Path:
-    """A tiny model of a kind or family, built from its config and saved by transformers with
-    options.
-    """
+    """A tiny model of a kind or family, built from its config, saved by transformers."""
     import transformers
 
     transformers.logging.disable_progress_bar()

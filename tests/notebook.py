@@ -14,9 +14,7 @@ NOTEBOOK = Path(__file__).parents[1] / "docs" / "notebook.ipynb"
 
 
 def executed(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """The notebook with new outputs, and without times and the Python of the kernel, which always
-    differ.
-    """
+    """The notebook with new outputs, without times and the kernel's Python, which always differ."""
     with tempfile.TemporaryDirectory() as folder:
         nbclient.NotebookClient(
             notebook, timeout=300, resources={"metadata": {"path": folder}}

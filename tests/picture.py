@@ -37,8 +37,7 @@ def theme(ground: str, text: str, plain: str, bright: str) -> TerminalTheme:
     return TerminalTheme(*numbers(f"{ground} {text}"), numbers(plain), numbers(bright))
 
 
-# Legible in all colours (tests/test_docs.py), and dimmed too, which Rich mixes of text and
-# background.
+# Legible in all colours (tests/test_docs.py), also dimmed: Rich mixes text and background.
 LIGHT = theme(
     "ffffff",
     "090c10",
@@ -54,7 +53,8 @@ DARK = theme(
 
 # As Rich's own, without a font from another host and without the frame of a window.
 FORMAT = """\
-<svg viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg" role="img" aria-label="@LABEL@">
+<svg viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg" \
+role="img" aria-label="@LABEL@">
 <style>
 .{unique_id}-matrix {{
   font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace;

@@ -24,7 +24,7 @@ import pandas as pd
 import picture
 
 from shadow.findings.footprint import GATES
-from shadow.findings.reference import calibration
+from shadow.findings.reference import calibration, reach
 from shadow.findings.scores import COLUMNS
 from shadow.lab.design import SCALES
 from shadow.lab.findings import contrast, main_runs
@@ -93,9 +93,7 @@ def audited_demo() -> str:
 
 
 def compared_demo() -> str:
-    """The demo's two models compared, as a person sees it; folders are those of the command above
-    it.
-    """
+    """The demo's two models compared, as a person sees it; folders are as in the command above."""
     with tempfile.TemporaryDirectory() as folder:
         shadow("audit", "demo", "-o", folder)
         text = shadow(
@@ -171,7 +169,8 @@ def scored_demo() -> str:
             str(file), file.name
         )
     line = text[text.index("\nscores ") : text.index("\n\n", text.index("\nscores "))]
-    return f"{line.strip()}\n\n{text[text.index('Scores, measured') : text.index('How far each')].strip()}"
+    table = text[text.index("Scores, measured") : text.index("How far each")]
+    return f"{line.strip()}\n\n{table.strip()}"
 
 
 def score_columns() -> str:
@@ -263,8 +262,8 @@ def schema_document() -> str:
         f"# Schema {NUMBER} of report files",
         "",
         (
-            "Made by `make docs` from src/shadow/. `shadow schema --format json` says the same to"
-            " machines,"
+            "Made by `make docs` from src/shadow/."
+            " `shadow schema --format json` says the same to machines,"
         ),
         "`shadow explain COLUMN` has sources and pitfalls.",
         "",
@@ -313,6 +312,7 @@ BLOCKS: dict[str, Callable[[], str]] = {  # every generated part by name
     "gates": gates,
     "lab": lab,
     "errors": lambda: rates_table(calibration().rates),
+    "reach": lambda: reach(calibration()),
     "demo-scores": lambda: f"```csv\n{demo_scores()}\n```",
     "scored": lambda: fenced(scored_demo()),
     "score-columns": score_columns,
@@ -324,9 +324,7 @@ BLOCKS: dict[str, Callable[[], str]] = {  # every generated part by name
 
 
 def real(summaries: list[dict[str, Any]]) -> str:
-    """What `make real` saw, as a Markdown table; tests/test_real.py compares it with
-    docs/tutorial.md.
-    """
+    """What `make real` saw, in Markdown; tests/test_real.py compares it with docs/tutorial.md."""
     names = (
         "relative_norm_overall",
         "concentration",

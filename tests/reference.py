@@ -1,6 +1,4 @@
-"""Every column of a report computed another way: whole matrices, float64, NumPy's SVD, formulas as
-published.
-"""
+"""Every column computed another way: whole matrices, float64, NumPy's SVD, published formulas."""
 
 from __future__ import annotations
 
@@ -135,10 +133,8 @@ def subspaces(Wb, Wt, floors=(0.0, 0.0)):
     if resolved(sb, floors[0], k):
         values["alignment_left"] = ((Ub[:, :k].T @ D) ** 2).sum() / (D**2).sum() / (k / rows)
         values["alignment_right"] = ((D @ Vb[:k].T) ** 2).sum() / (D**2).sum() / (k / cols)
-        r, c = (
-            (D**2).sum(1),
-            (D**2).sum(0),
-        )  # with random signs, squares of sums are sums of squares
+        # with random signs, squares of sums are sums of squares
+        r, c = (D**2).sum(1), (D**2).sum(0)
         values["alignment_left_null"] = (Ub[:, :k].T ** 2 @ r).sum() / r.sum() / (k / rows)
         values["alignment_right_null"] = (Vb[:k] ** 2 @ c).sum() / c.sum() / (k / cols)
         if resolved(st, floors[1], k):
@@ -189,9 +185,7 @@ def levels(W, dtype):
 
 
 def directions(values, shape):
-    """excess_purity_unrounded and equivalent_directions by their definition, from the row's other
-    columns.
-    """
+    """excess_purity_unrounded and equivalent_directions by definition, from other columns."""
     X, kept, z, floor = (
         values[name] for name in ("excess_purity", "kept", "purity_z", "floor_ratio")
     )
@@ -212,11 +206,9 @@ def delta(Wb, Wt, dtypes, floors=(0.0, 0.0, 0.0)):
     """The columns of a delta that are not of one matrix alone. floors: of base, tuned and delta."""
     D = Wt - Wb
     b, t, d = spectral(Wb, floors[0]), spectral(Wt, floors[1]), spectral(D, floors[2])
-    sb, st, s = (
-        singular_values(Wb, floors[0]),
-        singular_values(Wt, floors[1]),
-        singular_values(D, floors[2]),
-    )
+    sb = singular_values(Wb, floors[0])
+    st = singular_values(Wt, floors[1])
+    s = singular_values(D, floors[2])
     coarser = min(dtypes, key=ULP_BITS.get)
     r, c, E = (D**2).sum(1), (D**2).sum(0), (D**2).sum()
     null = E**2 / ((r**2).sum() + (c**2).sum() - (D**4).sum())

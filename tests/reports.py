@@ -69,8 +69,7 @@ def write(
         name = f"layers.{row['layer']}.{row['module']}{expert}"
         common = {
             "family": "toy", "pair": folder.name, "tensor": name, "base_tensor": name, "rows": 64,
-            "cols": 96,
-            "dtype": "BF16", "precision": "exact", "parameters": 64 * 96,
+            "cols": 96, "dtype": "BF16", "precision": "exact", "parameters": 64 * 96,
         }  # fmt: skip
         size = weights * (1 + (index % 17) / 7)
         own = {
@@ -111,8 +110,10 @@ def write(
         "version": "0.1.0", "schema": 1, "family": "toy", "pair": folder.name,
         "base": base or identity(),
         "tuned": tuned or identity(hash(folder.name) % 1000 + 1, f"./{folder.name}"),
-        "settings": {"method": {"precision": "default", "nulls": 0, "seed": 0}, "chosen": {},
-        "relation": "tuned"},
+        "settings": {
+            "method": {"precision": "default", "nulls": 0, "seed": 0}, "chosen": {},
+            "relation": "tuned",
+        },
         **metadata,
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,4 @@
-"""An S3 server of this process (moto's) that fails on request: answers 5xx, cuts an upload, waits,
-counts.
-"""
+"""An S3 server (moto's) that fails on request: it answers 5xx, cuts an upload, waits, counts."""
 
 from __future__ import annotations
 
@@ -15,10 +13,8 @@ from typing import Any
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
-KEY, SECRET = (
-    "AKIAIOSFODNN7EXAMPLE",
-    "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
-)  # of AWS's documentation
+# of AWS's documentation
+KEY, SECRET = "AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
 BUCKET = "audits"
 WAIT = 1.5  # seconds of an answer that is late
 
@@ -41,9 +37,7 @@ class Server:
     requests: list[Request] = field(default_factory=list)
     got: int = 0  # bytes that clients read
     fault: Callable[[Request], str | None] = lambda _: None
-    """Named for each request: `500`, `403`, `404`, `cut` (half of the body is read), `wait`; None
-    answers it.
-    """
+    """Of a request: `500`, `403`, `404`, `cut` (half of the body is read), `wait`; None: answer."""
 
     def env(self, **more: str | None) -> dict[str, str | None]:
         """The usual variables of a client."""
@@ -95,13 +89,8 @@ def s3_server() -> Iterator[Server]:
             code = {"403": "AccessDenied", "404": "NoSuchKey", "503": "SlowDown"}.get(
                 fault, "InternalError"
             )
-            body = (
-                b""
-                if request.method == "HEAD"
-                else (
-                    f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>no</Message></Error>".encode()
-                )
-            )
+            told = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>no</Message></Error>"
+            body = b"" if request.method == "HEAD" else told.encode()
             start_response(
                 f"{fault} Fault",
                 [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))],

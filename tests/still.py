@@ -59,16 +59,16 @@ LARGE = 4_000  # bytes of text; longer ones are told by their hash in goldens
 MASKED = re.compile(  # keys of JSON, and columns; files count as keys where their sizes are told
     r"seconds|started|libraries|version|disk_free|memory_free|seal|.+\.(parquet|arrow|csv|jsonl)"
 )
-LIBRARIES = (  # imported once, before the forks
+# imported once, before the forks
+LIBRARIES = (
     "huggingface_hub", "matplotlib.figure", "pandas", "plotly.offline", "pyarrow.feather",
-    "pyarrow.pandas_compat",
-    "pyarrow.parquet", "safetensors.torch", "scipy.sparse.linalg", "scipy.stats", "torch",
+    "pyarrow.pandas_compat", "pyarrow.parquet", "safetensors.torch", "scipy.sparse.linalg",
+    "scipy.stats", "torch",
 )  # fmt: skip
 # Columns that hang on single bits: where a power law begins, and what is cut off as noise.
 LOOSE = re.compile(r"alpha(_\w+)?|condition_number|sigma_floor|null_\w+_stderr")
-DECIMAL = re.compile(
-    r"(?<![\w#.])-?\d+(?:\.\d+(?:e[+-]?\d+)?|e[+-]?\d+)(?!\w|\.\d)"
-)  # and no part of a hash
+# a number that is no part of a hash
+DECIMAL = re.compile(r"(?<![\w#.])-?\d+(?:\.\d+(?:e[+-]?\d+)?|e[+-]?\d+)(?!\w|\.\d)")
 ENVIRONMENT = re.compile(  # variables that change what is printed
     r"COLUMNS|LINES|TERM|NO_COLOR|FORCE_COLOR|CLICOLOR\w*|TTY_\w+|CI|GITHUB_\w+|HF_\w+|SHADOW_\w+|TERMINAL_WIDTH"
     r"|_TYPER_\w+|PYTHONWARNINGS|MPL\w+"
@@ -194,9 +194,7 @@ def stamps() -> dict[str, tuple[int, int, int]]:
 
 
 def run_all() -> Iterator[tuple[str, bool, list[Done]]]:
-    """Every run, in order: its name, whether it shows measured numbers, and what it did at each
-    width.
-    """
+    """Every run, in order: its name, if it shows measured numbers, what it did at each width."""
     entry = prepare()
     import still_runs
 
@@ -249,9 +247,8 @@ def run_one(
     """A run at each of its widths, and the files after it."""
     done = []
     if run.before is not None:
-        if code := in_child(
-            lambda: run.before(HERE)
-        ):  # an earlier run did not leave what it should
+        # an earlier run did not leave what it should
+        if code := in_child(lambda: run.before(HERE)):
             done.append(Done(("(what comes before)",), 0, code, "", "", {}))
         before = stamps()
     for columns in run.columns:
@@ -716,9 +713,7 @@ def short_hash(value: Any) -> str:
 
 
 class Markup(html.parser.HTMLParser):
-    """The elements of a page or a figure, their classes, and the text of each script and of the
-    rest.
-    """
+    """Elements of a page or a figure, their classes, and the text of each script and the rest."""
 
     def __init__(self, text: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -781,10 +776,8 @@ def alike(one: str, other: str, *, measured: bool) -> bool:
     """Is a line the same but for the last digits of measured numbers?"""
     if one == other:
         return True
-    texts, numbers = (
-        [DECIMAL.split(line) for line in (one, other)],
-        [DECIMAL.findall(line) for line in (one, other)],
-    )
+    texts = [DECIMAL.split(line) for line in (one, other)]
+    numbers = [DECIMAL.findall(line) for line in (one, other)]
     lengths = [[len(number) for number in line] for line in numbers]
     if lengths[0] != lengths[1]:  # 10.00 takes a space that 9.99 leaves
         texts = [[" ".join(part.split()) for part in parts] for parts in texts]
@@ -867,10 +860,8 @@ def record(of_run: Callable[[str, Sequence[Done]], str], folder: Path) -> dict[s
 
 
 def cpu_seconds() -> float:
-    own, children = (
-        resource.getrusage(resource.RUSAGE_SELF),
-        resource.getrusage(resource.RUSAGE_CHILDREN),
-    )
+    own = resource.getrusage(resource.RUSAGE_SELF)
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
 
 

@@ -404,14 +404,13 @@ def make_inputs(here: Path) -> None:
 
 NEWEST = (
     "rank_ceiling", "overlap_left", "overlap_right", "alignment_left", "alignment_right",
-    "intruders",
-    "subspace_gap_base", "subspace_gap_tuned", "row_participation_ratio", "col_participation_ratio",
-    "rows_changed",
+    "intruders", "subspace_gap_base", "subspace_gap_tuned", "row_participation_ratio",
+    "col_participation_ratio", "rows_changed",
 )  # fmt: skip
 
 
 def make_older(here: Path) -> None:
-    """A report as a version left it that had neither the newest columns nor the table of residuals."""
+    """A report of a version that had neither the newest columns nor the table of residuals."""
     target = here / "older" / "toy" / "base..one"
     shutil.copytree(here / "out" / "toy" / "base..one", target)
     (target / "residual.parquet").unlink()
@@ -612,8 +611,7 @@ AUDITS = (
     ),
     audit("tag", "--tag", "toy", *REGISTRY, "-o", "listed", columns=(80,)),
     audit("list-gone", "--list", "none.yaml", *REGISTRY),
-    # A limit on the size of files stops it amid a line of its journal: the disk is full, says the
-    # system.
+    # A limit on the size of files stops it amid a line of its journal, as a full disk would.
     given("stopped", "base", "two", "-o", "stopped", file_size=60_000, columns=(120,)),
     Run("show-unfinished", ("show", "stopped"), before=keep_stopped),
     given(
@@ -647,15 +645,20 @@ REPORTS = (
     Run("compare-three", ("compare", ONE, TWO, "workers", "--margin", "0.2")),
     Run("compare-older", ("compare", "older-again", TWO)),
     Run("compare-bases", ("compare", "given/fp8", ONE)),
-    Run("compare-other-bases", ("compare", "chain/toy-chain/one..three", ONE,
-    "--allow-different-base")),
+    Run(
+        "compare-other-bases",
+        ("compare", "chain/toy-chain/one..three", ONE, "--allow-different-base"),
+    ),
     Run("compare-scores", ("compare", "taught", "--scores", "scores.csv")),
     Run("compare-one", ("compare", ONE)),
     Run("compare-margin", ("compare", ONE, TWO, "--margin", "7")),
     audit("chained", "--base", "./one", "--tuned", "./two", "-o", "chained", columns=(120,)),
     Run("lineage", ("lineage", "chain", "chained")),
-    Run("lineage-family", ("lineage", "toy-chain", *REGISTRY, "-o", "chain", "--no-joint",
-    "--format", "json"), (120,)),
+    Run(
+        "lineage-family",
+        ("lineage", "toy-chain", *REGISTRY, "-o", "chain", "--no-joint", "--format", "json"),
+        (120,),
+    ),
     Run("lineage-none", ("lineage", "toy-broken", *REGISTRY, "-o", "chain")),
     Run("gate-met", ("gate", ONE, "--fail-on", RELATIVE, "--junit", "gate.xml")),
     Run("gate-not-met", ("gate", "out", "--fail-on", NEVER)),
@@ -667,12 +670,18 @@ REPORTS = (
     Run("gate-policy-baseline", ("gate", NARROW, "--against", BROAD, "--policy", "policy.yaml")),
     Run("gate-needs-baseline", ("gate", ONE, "--policy", "policy.yaml")),
     Run("gate-own-baseline", ("gate", ONE, "--against", ONE)),
-    Run("gate-github", ("gate", ONE, "--fail-on", RELATIVE),
-    environment={"GITHUB_ACTIONS": "true"}),
-    Run("gate-hostile", ("gate", "hostile", "--fail-on", RELATIVE),
-    environment={"GITHUB_ACTIONS": "true"}),
     Run(
-        "gate-step", ("gate", "listed-json", "--fail-on", RELATIVE, "--junit", "listed.xml"), (80,),
+        "gate-github", ("gate", ONE, "--fail-on", RELATIVE), environment={"GITHUB_ACTIONS": "true"}
+    ),
+    Run(
+        "gate-hostile",
+        ("gate", "hostile", "--fail-on", RELATIVE),
+        environment={"GITHUB_ACTIONS": "true"},
+    ),
+    Run(
+        "gate-step",
+        ("gate", "listed-json", "--fail-on", RELATIVE, "--junit", "listed.xml"),
+        (80,),
         environment={"GITHUB_STEP_SUMMARY": "step.md"},
     ),
     Run("gate-older", ("gate", "older-again", "--fail-on", RELATIVE)),
@@ -682,14 +691,18 @@ REPORTS = (
     Run("gate-no-rule", ("gate", ONE)),
     Run("merge", ("merge", "merged", "shard-1", "shard-2")),
     Run("merge-settings", ("merge", "mixed", "exact", "fast")),
-)  # fmt: skip
+)
 EXPORTS = ("csv", "json", "arrow", "parquet", "duckdb", "sqlite", "hf-dataset-folder")
 OUTPUTS = (
     *(Run(f"export-{form}", ("export", ONE, "--to", form), (120,)) for form in EXPORTS),
-    Run("export-several", ("export", "taught", "--to", "csv", "-o", "several", "--table",
-    "matrices")),
-    Run("export-hostile", ("export", "hostile", "--to", "csv", "-o", "hostile-csv", "--table",
-    "matrices"), (120,)),
+    Run(
+        "export-several",
+        ("export", "taught", "--to", "csv", "-o", "several", "--table", "matrices"),
+    ),
+    Run(
+        "export-hostile",
+        ("export", "hostile", "--to", "csv", "-o", "hostile-csv", "--table", "matrices"), (120,),
+    ),
     Run("export-older", ("export", "older-again", "--to", "json", "-o", "older-json"), (120,)),
     Run("export-no-table", ("export", ONE, "--to", "csv", "--table", "matrix")),
     Run("export-over", ("export", ONE, "--to", "csv", "-o", "registry")),
@@ -703,21 +716,35 @@ OUTPUTS = (
         for kind in ("depth", "spectrum", "heatmap", "modules")
     ),
     Run("figure-lineage", ("figure", "chain", "--kind", "lineage", "-o", "lineage.svg"), (120,)),
-    Run("figure-several", ("figure", "out", "--kind", "depth", "-o", "several.svg", "--width", "6"),
-    (120,)),
-    Run("figure-metric", ("figure", ONE, "--kind", "heatmap", "-o", "m.svg", "--metric",
-    "stable_rank"), (120,)),
-    Run("figure-expert", (
-        "figure", "given/stacked", "--kind", "spectrum", "-o", "e.svg", "--expert", "1", "--layer",
-        "0",
-    ), (120,)),
-    Run("figure-png", ("figure", ONE, "--kind", "modules", "-o", "modules.png", "--no-title"),
-    (120,)),
+    Run(
+        "figure-several", ("figure", "out", "--kind", "depth", "-o", "several.svg", "--width", "6"),
+        (120,),
+    ),
+    Run(
+        "figure-metric",
+        ("figure", ONE, "--kind", "heatmap", "-o", "m.svg", "--metric", "stable_rank"), (120,),
+    ),
+    Run(
+        "figure-expert",
+        (
+            "figure", "given/stacked", "--kind", "spectrum", "-o", "e.svg", "--expert", "1",
+            "--layer", "0",
+        ),
+        (120,),
+    ),
+    Run(
+        "figure-png", ("figure", ONE, "--kind", "modules", "-o", "modules.png", "--no-title"),
+        (120,),
+    ),
     Run("figure-pdf", ("figure", ONE, "--kind", "modules", "-o", "modules.pdf"), (120,)),
-    Run("figure-no-metric", ("figure", ONE, "--kind", "heatmap", "-o", "m.svg", "--metric",
-    "stable_rang"), (120,)),
-    Run("figure-wrong-option", ("figure", ONE, "--kind", "heatmap", "-o", "m.svg", "--expert", "1"),
-    (120,)),
+    Run(
+        "figure-no-metric",
+        ("figure", ONE, "--kind", "heatmap", "-o", "m.svg", "--metric", "stable_rang"), (120,),
+    ),
+    Run(
+        "figure-wrong-option", ("figure", ONE, "--kind", "heatmap", "-o", "m.svg", "--expert", "1"),
+        (120,),
+    ),
     Run("figure-no-suffix", ("figure", ONE, "--kind", "heatmap", "-o", "m.gif"), (120,)),
 )  # fmt: skip
 

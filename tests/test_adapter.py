@@ -1,4 +1,4 @@
-"""A LoRA adapter as the tuned side: every figure is that of the model which `peft` itself merges."""
+"""A LoRA adapter as the tuned side: every figure is that of the model that `peft` merges."""
 
 from __future__ import annotations
 
@@ -80,9 +80,7 @@ def run(base, tuned, output):
 
 @pytest.mark.parametrize("kind", chosen(KINDS, ("patterns", "Conv1D, fused")))
 def test_an_adapter_is_measured_as_the_model_that_peft_merges(kind, tmp_path):
-    """Each delta's figures equal those of merged - base in NumPy; what the adapter leaves alone is
-    identical.
-    """
+    """Each delta's figures are NumPy's of merged - base; what the adapter leaves is identical."""
     name, options = KINDS[kind]
     base = models.saved(name, tmp_path / "base")
     adapter, merged = adapted(base, tmp_path, options)
@@ -93,9 +91,12 @@ def test_an_adapter_is_measured_as_the_model_that_peft_merges(kind, tmp_path):
     assert len(both) == len(matrices) == len(expected) > 3
     for column in COLUMNS:
         # peft rounds its sum to float32
-        torch.testing.assert_close(*(torch.tensor(both[c].to_numpy(float)) for c in (column,
-        f"{column}_merged")),
-                                   rtol=2e-4, atol=1e-6, equal_nan=True)  # fmt: skip
+        torch.testing.assert_close(
+            *(torch.tensor(both[c].to_numpy(float)) for c in (column, f"{column}_merged")),
+            rtol=2e-4,
+            atol=1e-6,
+            equal_nan=True,
+        )
     low = matrices[(matrices["subject"] == "delta") & matrices["rank_ceiling"].notna()]
     assert len(low) >= 2
     assert (low["numerical_rank"] <= low["rank_ceiling"]).all()
@@ -117,14 +118,12 @@ def test_an_adapter_is_measured_as_the_model_that_peft_merges(kind, tmp_path):
 
 
 def test_a_low_rank_delta_is_numpys(tmp_path):
-    """Without peft: scaling * B @ A in float64 NumPy, for one matrix, with every column of a delta."""
+    """Without peft: scaling * B @ A in float64 NumPy for one matrix, every column of a delta."""
     shape, rank, alpha = (48, 64), 3, 12.0
     generator = torch.Generator().manual_seed(0)
     base = torch.randn(shape, generator=generator).bfloat16()
-    left, right = (
-        torch.randn(48, rank, generator=generator),
-        torch.randn(rank, 64, generator=generator),
-    )
+    left = torch.randn(48, rank, generator=generator)
+    right = torch.randn(rank, 64, generator=generator)
     name = "model.layers.0.self_attn.q_proj"
     models.write(tmp_path / "base", {f"{name}.weight": base}, {"model_type": "llama"})
     write_adapter(tmp_path / "adapter", name, left, right, alpha)
@@ -230,7 +229,7 @@ def test_what_is_no_plain_lora_is_refused(config, reason):
 
 
 def test_block_scaled_fp8_is_dequantised(tmp_path):
-    """DeepSeek-V3's layout against a bfloat16 base: the delta is NumPy's after undoing the scales."""
+    """DeepSeek-V3's layout against a bfloat16 base: the delta is NumPy's with scales undone."""
     shape, block = (200, 160), 128
     generator = torch.Generator().manual_seed(0)
     base = torch.randn(shape, generator=generator).bfloat16()
@@ -261,9 +260,7 @@ def test_block_scaled_fp8_is_dequantised(tmp_path):
 
 
 def test_the_rounding_of_scaled_fp8_is_known_within_a_factor_of_two(tmp_path):
-    """Against the steps that the stored 8-bit numbers really have, for weights as small as
-    DeepSeek-V3's.
-    """
+    """Against the real steps of the stored 8-bit numbers, for weights as small as DeepSeek-V3's."""
     generator = torch.Generator().manual_seed(0)
     base = (0.01 * torch.randn(256, 256, generator=generator)).bfloat16()
     scales = base.float().abs().reshape(2, 128, 2, 128).amax((1, 3)) / 448
@@ -292,9 +289,7 @@ def test_the_rounding_of_scaled_fp8_is_known_within_a_factor_of_two(tmp_path):
     ],
 )
 def test_scales_that_do_not_fit_leave_the_weight_quantized(scales, tmp_path):
-    """Another shape or dtype of the scales is not guessed at: both tensors are skipped with a
-    reason.
-    """
+    """Another shape or dtype of scales is not guessed at: both tensors are skipped, with reason."""
     name = "model.layers.0.mlp.up_proj.weight"
     norm = {"model.norm.weight": torch.ones(8), "model.embed_tokens.weight": torch.randn(8, 8)}
     models.write(tmp_path / "base", {name: torch.randn(200, 160), **norm}, {"model_type": "llama"})

@@ -144,7 +144,7 @@ def test_what_is_offered_is_there():
 
 
 def test_one_pair_is_a_report_and_several_are_a_sequence(audited, tmp_path):
-    """`family:pair` and a pair are a report; a family of two pairs and a list of one are sequences."""
+    """`family:pair` and a pair are a report; a family of two pairs, a list of one a sequence."""
     assert [report.provenance.pair for report in audited] == ["base..narrow", "base..broad"]
     assert isinstance(audited[0], shadow.AuditReport)
     output = audited[0].folder.parents[1]
@@ -283,9 +283,7 @@ def test_each_file_is_read_once_and_when_asked(tmp_path, read_files):
 
 
 def test_a_page_reads_each_file_of_a_report_once(audited, read_files):
-    """Also where its summary is believed, its singular values are drawn, and it is a step of a
-    lineage.
-    """
+    """Also where its summary is believed, its spectra are drawn, and it is a step of a lineage."""
     from shadow.outputs.page.pair import read_pair
 
     report = shadow.read(audited[0].folder)
@@ -437,9 +435,10 @@ def test_a_tensor_of_several_matrices_says_how_to_tell_them_apart(tmp_path):
     """Two experts of one stacked tensor: the expert chooses, and a wrong name has a hint."""
     folder = uniform(tmp_path / "base..tuned", 0.4)
     rows = [
-        {"tensor": "experts.up", "component": "language", "layer": 0, "module": "mlp.up",
-        "expert": expert,
-         "subject": "delta", "sigma": [3.0 + expert, 1.0]}
+        {
+            "tensor": "experts.up", "component": "language", "layer": 0, "module": "mlp.up",
+            "expert": expert, "subject": "delta", "sigma": [3.0 + expert, 1.0],
+        }
         for expert in (0, 1)
     ]  # fmt: skip
     table = pa.Table.from_pylist(rows, schema=arrow_schema(SPECTRA))
@@ -497,9 +496,7 @@ def test_a_repr_is_three_lines(narrow):
 
 
 def test_a_notebook_shows_headline_modules_and_heat_map(narrow):
-    """A row for each module, a cell with its value for each layer and module, nothing from anywhere
-    else.
-    """
+    """A row for each module, a cell with its value for each layer and module, nothing else."""
     html = narrow._repr_html_()
     shown = Tags(html)
     assert not shown.open
@@ -568,9 +565,8 @@ def test_pairs_are_those_of_the_registry():
 
 def test_a_plan_measures_nothing(tmp_path, monkeypatch):
     """A plan for each pair, and no folder."""
-    monkeypatch.setattr(
-        "shadow.audits.pair.pace", lambda method, jobs, offload: 1e10
-    )  # which is measured for a second
+    # otherwise it is measured for a second
+    monkeypatch.setattr("shadow.audits.pair.pace", lambda method, jobs, offload: 1e10)
     (told,) = shadow.plan("demo:base..narrow", output=tmp_path / "out")
     assert told.pair == "base..narrow"
     assert not (tmp_path / "out").exists()
@@ -628,7 +624,7 @@ def test_scores_that_name_no_model_are_refused_before_anything_is_measured(tmp_p
 
 
 def test_gains_of_reports_are_held_against_their_concentrations(audited, scores):
-    """Of reports, of their folders or of the folder above: what `shadow compare --scores` prints."""
+    """Of reports, of their folders or the folder above: what `shadow compare --scores` prints."""
     narrow, broad = audited
     compared = shadow.compare(broad, narrow.folder, scores=scores)
     rows = compared.as_json()["scores"]["reports"]

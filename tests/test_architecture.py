@@ -29,9 +29,7 @@ def places(tensors, config=None):
 
 @pytest.mark.parametrize("kind", models.KINDS)
 def test_every_matrix_of_a_family_has_its_module(kind, tmp_path):
-    """Each layer has each projection exactly once, no matrix is `other`, vectors are norms or
-    biases.
-    """
+    """A layer has each projection once, no matrix is `other`, vectors are norms or biases."""
     folder = models.saved(kind, tmp_path)
     tensors = load_file(folder / "model.safetensors")
     found = places(tensors, json.loads((folder / "config.json").read_text()))
@@ -151,31 +149,28 @@ def test_a_stack_of_experts_is_one_matrix_each():
 
 
 PIECES = {
-    "wrapper": ["", "model.", "language_model.model.", "model.language_model.", "transformer.",
-    "vision_tower.",
-                "visual.",
-                "model.vision_tower.vision_model.", "audio_tower.", "multi_modal_projector.",
-                "mtp.", "odd.",
-                "decoder."],
-    "block": ["", "layers.0.", "layers.1.", "h.0.", "blocks.7.", "encoder.layers.0.",
-    "global_transformer.layers.0.",
-              "layers.999999.", "layers.12345678.", "deepstack_merger_list.0."],
-    "rest": ["self_attn.q_proj", "self_attn.qkv_proj", "attention.query_key_value",
-    "self_attention.query_key_value",
-             "attention.wqkv", "attn.qkv", "attn.in_proj_weight", "attn.c_attn", "attn.Wqkv",
-             "mlp.gate_up_proj",
-             "mlp.up_proj",
-             "mlp.experts.gate_up_proj", "mlp.experts.down_proj", "mlp.experts.3.up_proj",
-             "experts.w13_weight",
-             "block_sparse_moe.input_linear", "ffn.experts.mlp.w1", "ffn.experts.mlp.w2",
-             "mlp.shared_experts.gate_up_proj",
-             "linear_attn.in_proj_qkvz", "linear_attn.in_proj_ba", "linear_attn.in_proj_qkv",
-             "linear_attn.conv1d",
-             "embed_tokens",
-             "lm_head", "input_layernorm", "norm1", "linear_1", "patch_embed.proj", "wte",
-             "self_attn.experts.input_linear",
-             "mm_input_projection_weight", "mlp.experts.odd", "cls_token", "#", "layers.#.x",
-             "experts.@.w1"],
+    "wrapper": [
+        "", "model.", "language_model.model.", "model.language_model.", "transformer.",
+        "vision_tower.", "visual.", "model.vision_tower.vision_model.", "audio_tower.",
+        "multi_modal_projector.", "mtp.", "odd.", "decoder.",
+    ],
+    "block": [
+        "", "layers.0.", "layers.1.", "h.0.", "blocks.7.", "encoder.layers.0.",
+        "global_transformer.layers.0.", "layers.999999.", "layers.12345678.",
+        "deepstack_merger_list.0.",
+    ],
+    "rest": [
+        "self_attn.q_proj", "self_attn.qkv_proj", "attention.query_key_value",
+        "self_attention.query_key_value", "attention.wqkv", "attn.qkv", "attn.in_proj_weight",
+        "attn.c_attn", "attn.Wqkv", "mlp.gate_up_proj", "mlp.up_proj", "mlp.experts.gate_up_proj",
+        "mlp.experts.down_proj", "mlp.experts.3.up_proj", "experts.w13_weight",
+        "block_sparse_moe.input_linear", "ffn.experts.mlp.w1", "ffn.experts.mlp.w2",
+        "mlp.shared_experts.gate_up_proj", "linear_attn.in_proj_qkvz", "linear_attn.in_proj_ba",
+        "linear_attn.in_proj_qkv", "linear_attn.conv1d", "embed_tokens", "lm_head",
+        "input_layernorm", "norm1", "linear_1", "patch_embed.proj", "wte",
+        "self_attn.experts.input_linear", "mm_input_projection_weight", "mlp.experts.odd",
+        "cls_token", "#", "layers.#.x", "experts.@.w1",
+    ],
     "end": [".weight", ".bias", "", "_bias", ".qweight", ".scales", ".weight.absmax"],
 }  # fmt: skip
 NAMES_OF_ALL_KINDS = st.one_of(

@@ -241,9 +241,7 @@ def test_bins_are_audited_like_safetensors(shadow, folders, tmp_path):
 
 
 def mixed(folder):
-    """A tensor of a dtype that nobody knows, one of integers, one with a NaN, and one that no shard
-    holds.
-    """
+    """A tensor of an unknown dtype, one of integers, one with a NaN, one that no shard holds."""
     strange = {"dtype": "F4_E9", "shape": [2, 8], "data_offsets": [0, 8]}
     raw_file(folder / "strange.safetensors", {"model.layers.0.strange.weight": strange}, bytes(8))
     (folder / "model.safetensors").unlink()
@@ -262,9 +260,7 @@ def mixed(folder):
 
 
 def test_a_fault_of_one_tensor_is_a_row_and_the_rest_goes_on(shadow, folders, tmp_path):
-    """Unknown dtype, integers, NaN, a lost tensor: each a row with its reason; exit 0, and 3 with
-    --strict.
-    """
+    """Unknown dtype, integers, NaN, a lost tensor: each a row and a reason; exit 0, strict 3."""
     for folder in folders:
         mixed(folder)
     shadow(*PAIR).assert_done()
@@ -307,9 +303,7 @@ CONFIGS = [
 
 @pytest.mark.parametrize("config", every(4, CONFIGS))
 def test_a_config_of_wrong_types_does_no_harm(shadow, folders, config):
-    """config.json is a hint for reading names; nonsense in it is ignored or refused, never a
-    traceback.
-    """
+    """config.json helps to read names; nonsense in it is ignored or refused, never a traceback."""
     (folders[1] / "config.json").write_text(config)
     done = shadow(*PAIR)
     done.assert_refused() if done.code else done.assert_done()
@@ -344,9 +338,7 @@ SHAPES = [(0,), (0, 6), (6, 0), (2, 0, 3), (0, 0, 5), (), (1,), (1, 1), (1, 6), 
 
 @pytest.mark.parametrize("shape", every(3, SHAPES))
 def test_odd_shapes_are_rows_or_one_error(shadow, folders, tmp_path, shape):
-    """Empty tensors, scalars and single rows have a row in the report; only an absurd shape may be
-    refused.
-    """
+    """Empty tensors, scalars, single rows have a row; only an absurd shape may be refused."""
     elements = int(0 not in shape) * max([*shape, 1])
     for folder in folders:
         (folder / "model.safetensors").rename(folder / "a.safetensors")
@@ -402,9 +394,7 @@ HOSTILE_NAMES = [
 
 @pytest.mark.parametrize("name", every(3, HOSTILE_NAMES))
 def test_a_printable_name_is_shown_as_it_is(shadow, folders, tmp_path, name):
-    """Markup, emoji codes and the like in a tensor name are text, in the terminal and in the
-    report.
-    """
+    """Markup, emoji codes and so on in a name are text, in the terminal and in the report."""
     for folder in folders:
         save_file(
             weights(int(folder.name == "tuned")) | {name: torch.arange(3)},
@@ -428,9 +418,7 @@ FOLDER_NAMES = [b"\x1b[31mred", b"a\nb", b":100:", b"[bold]", b"...", b"-o", b"a
 
 @pytest.mark.parametrize("name", every(3, FOLDER_NAMES))
 def test_a_folder_of_any_name_is_audited_inside_the_output_folder(shadow, folders, tmp_path, name):
-    """A checkpoint's folder may have any name; the report still lies in a folder of safe name under
-    -o.
-    """
+    """A checkpoint's folder may have any name; the report's folder has a safe name under -o."""
     strange = tmp_path / os.fsdecode(name)
     folders[1].rename(strange)
     shadow("audit", "--base", "./base", f"--tuned={strange}", "-o", "out").assert_done()
@@ -547,7 +535,7 @@ def test_wrong_usage_exits_with_2(shadow, folders, tmp_path, wrong):
 def test_an_output_folder_that_cannot_be_made_is_one_error_line(
     shadow, folders, tmp_path, make, bins
 ):
-    """`-o x/out` where x is a file, or a link to itself: exit 1, with safetensors and with `.bin`."""
+    """`-o x/out` where x is a file, or a link to itself: exit 1, with safetensors and `.bin`."""
     make(tmp_path)
     if bins:
         (folders[1] / "model.safetensors").unlink()
@@ -582,9 +570,8 @@ LONG_PATHS = {
 }
 
 
-@pytest.mark.parametrize(
-    "typed", chosen(LONG_PATHS, LONG_PATHS.keys() - {"lab run"})
-)  # which imports the lab
+# `lab run` imports the lab
+@pytest.mark.parametrize("typed", chosen(LONG_PATHS, LONG_PATHS.keys() - {"lab run"}))
 def test_a_path_that_no_file_system_takes_is_one_error_line(shadow, folders, tmp_path, typed):
     """Wherever it is typed: never a traceback, and nothing is written."""
     before = sorted(path.name for path in tmp_path.iterdir())
@@ -668,7 +655,7 @@ FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that i
     "arguments", ["schema --format json", "schema", "explain label", "--version"]
 )
 def test_output_that_cannot_be_written_is_one_error_line(arguments):
-    """A full disk behind stdout, for a large text and for one that waits in a buffer until the end."""
+    """A full disk behind stdout, for a large text and one that waits in a buffer until the end."""
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [SHADOW, *arguments.split()], stdout=full, stderr=subprocess.PIPE, text=True
@@ -718,7 +705,7 @@ def test_too_little_memory_is_one_error_line(monkeypatch, capsys, fault):
 
 @pytest.mark.parametrize("metadata", every(3, [{"schema": 1}, {"schema": "1"}, {"schema": 99}]))
 def test_a_foreign_report_is_refused_or_measured_again(shadow, folders, tmp_path, metadata):
-    """A report whose metadata is nonsense: `show` refuses it, `audit` refuses it or measures again."""
+    """A report whose metadata is nonsense: `show` refuses it, `audit` too, or measures again."""
     shadow(*PAIR).assert_done()
     table = pa.table({"a": [1]}).replace_schema_metadata({b"shadow": json.dumps(metadata).encode()})
     pq.write_table(table, report(tmp_path) / "matrices.parquet")

@@ -57,9 +57,7 @@ EVERYTHING = Settings(Method(subspaces=False), Filter(), spectra=False)
 
 @pytest.fixture
 def toys(tmp_path):
-    """A registry of four families over toy checkpoints: `bad` has a pair whose tuned side is not
-    there.
-    """
+    """A registry of four families over toy checkpoints: `bad` has a pair without a tuned side."""
     for seed, name in enumerate(("base", "one", "two")):
         models.write(tmp_path / name, matrices(seed), {"model_type": "llama"})
     odd = {**matrices(1), UP.format(0): torch.full((8, 8), float("nan"))}
@@ -115,9 +113,8 @@ def test_both_files_say_the_same_of_every_pair(toys):
     ]
     for row in told["pairs"]:
         assert (row["bytes"], row["relation"]) == (0, "tuned")
-        assert (
-            row["seconds"] > 0 or row["state"] == "failed"
-        )  # which takes less than the last digit
+        # a failure takes less than the last digit
+        assert row["seconds"] > 0 or row["state"] == "failed"
         if row["state"] == "failed":
             assert row["error"] == f"no such folder: {toys / 'gone'}"
             assert ".safetensors" in row["hint"]
@@ -253,9 +250,7 @@ def test_what_a_list_writes_grows_with_it_and_not_with_its_square(tmp_path, monk
 
 
 def test_writing_takes_a_small_share_of_the_time(tmp_path, monkeypatch):
-    """Pairs of a minute on a disk of 10 kB/s: 0.2 % of the time is spent on the index, whatever its
-    size.
-    """
+    """Pairs of a minute on a disk of 10 kB/s: 0.2 % of the time goes to the index of any size."""
     files, _, writing, whole = written_by(
         300, tmp_path / "out", monkeypatch, pace=60.0, per_byte=1e-4
     )
@@ -391,9 +386,7 @@ def test_a_bug_in_one_pair_does_not_stop_the_others(toys, monkeypatch):
 
 
 def test_bytes_are_those_that_came_over_the_network(toys, monkeypatch):
-    """On a toy Hub a pair's bytes are the sizes of its shards; the next pair finds the base in the
-    cache.
-    """
+    """On a Hub a pair's bytes are the sizes of its shards; the next finds the base in the cache."""
     with Hub() as hub:
         for name in ("base", "one", "two"):
             hub.add(f"org/{name}", toys / name)
@@ -426,8 +419,8 @@ def test_a_stopped_list_leaves_a_right_index_and_goes_on(tmp_path, how):
     models.write(tmp_path / "large", matrices(0, 40, 300), {"model_type": "llama"})
     models.write(tmp_path / "x2", matrices(2, 40, 300), {"model_type": "llama"})
     text = (
-        "- {base: ./base, tuned: ./x1}\n- {base: ./large, tuned: ./x2}\n- {base: ./x1, tuned:"
-        " ./base}\n"
+        "- {base: ./base, tuned: ./x1}\n- {base: ./large, tuned: ./x2}\n"
+        "- {base: ./x1, tuned: ./base}\n"
     )
     (tmp_path / "l.yaml").write_text(text)
     command = ("audit", "--list", "l.yaml", "--jobs", "1", "--no-subspaces", "-o")
@@ -601,9 +594,7 @@ WRONG = {
 @pytest.mark.parametrize("command", ["audit", "plan"])
 @pytest.mark.parametrize("wrong", WRONG)
 def test_a_wrong_list_is_wrong_usage(toys, shadow, wrong, command):
-    """Exit 2, one line and a hint, and not a byte is written, also when only the last name is
-    wrong.
-    """
+    """Exit 2, one line and a hint, and no byte is written, also when the last name is wrong."""
     (toys / "wrong.txt").write_text("toy-a\ntoy-c\ntoy-d\n")
     shadow(command, *WRONG[wrong], "--registry", ".", "-o", "out").assert_refused(2)
     assert not (toys / "out").exists()
@@ -730,21 +721,22 @@ def row(position, family, pair="base..instruct", **columns):
 
 
 MANY = index_of(
-    row(1, "qwen2.5-coder-32b", state="done", label="not assessable", concentration=0.3689,
-    relative_norm_overall=0.067,
-        seconds=4000.0, bytes=14_000_000_000),
-    row(2, "internvl3.5-241b-a28b", "instruct..thinking", state="failed", seconds=3.21, bytes=0,
+    row(
+        1, "qwen2.5-coder-32b", state="done", label="not assessable", concentration=0.3689,
+        relative_norm_overall=0.067, seconds=4000.0, bytes=14_000_000_000,
+    ),
+    row(
+        2, "internvl3.5-241b-a28b", "instruct..thinking", state="failed", seconds=3.21, bytes=0,
         error="org/tuned is not in the cache, and this run is offline",
-        hint="run once without --offline"),
+        hint="run once without --offline",
+    ),
     row(113, "a"),
 )  # fmt: skip
 
 
 @pytest.mark.parametrize("width", [80, 120, 200])
 def test_the_table_fits_the_terminal(width):
-    """Every figure on one line of its row, the fault in a column where it fits, else below with its
-    hint.
-    """
+    """Every figure on one line of its row, the fault in a column or below, with its hint."""
     lines = shown(MANY, width)
     assert all(len(line) <= width for line in lines)
     text = "\n".join(lines)
@@ -773,9 +765,8 @@ def test_hostile_names_and_errors_are_text(tmp_path, width):
     write_index(tmp_path, index_of(*rows))
     index = read_index(tmp_path)
     for found in (index_of(*rows), index):
-        lines = inert(
-            "\n".join(shown(found, width))
-        ).splitlines()  # as console prints where no person watches
+        # as console prints where no person watches
+        lines = inert("\n".join(shown(found, width))).splitlines()
         assert all(line.isprintable() for line in lines)
         assert not [line for line in lines if line.strip().startswith("::") or "##[" in line]
     assert "[red]" in "".join(shown(index, 200))
@@ -824,9 +815,7 @@ def test_columns_of_the_table_can_be_explained(shadow):
 
 
 def test_progress_of_a_list_is_two_bars(monkeypatch):
-    """On a terminal: pairs done of all above, the matrices of the current pair below; elsewhere
-    nothing.
-    """
+    """On a terminal: pairs done above, the current pair's matrices below; elsewhere nothing."""
     from shadow.audits.pair import Progress
 
     for terminal in (True, False):
@@ -870,7 +859,7 @@ def test_time_left_counts_only_what_was_measured():
 
 
 def test_an_audit_of_a_list_tells_its_bars(toys):
-    """audit_list names each pair when it begins, and tells the matrices of each that is measured."""
+    """audit_list names each pair when it begins, and the matrices of each that is measured."""
     told = {}
 
     @contextlib.contextmanager

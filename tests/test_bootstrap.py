@@ -132,9 +132,7 @@ def test_few_layers_are_drawn_in_every_way(layers):
 
 
 def test_the_interval_is_numpys_over_the_same_draws():
-    """12 layers with unequal numbers of matrices: quantiles of medians that NumPy takes, draw by
-    draw.
-    """
+    """12 layers with unequal numbers of matrices: quantiles of NumPy's medians, draw by draw."""
     rng = np.random.default_rng(2)
     groups = [rng.normal(0.1, 0.2, size=1 + layer % 4) for layer in range(12)]
     codes = np.repeat(np.arange(12), [len(group) for group in groups])
@@ -148,9 +146,7 @@ def test_the_interval_is_numpys_over_the_same_draws():
 
 
 def test_what_is_cut_off_leaves_values():
-    """20 and 10 % of ten values: two below, one above; shares that leave nothing leave the last
-    one.
-    """
+    """20 and 10 % of ten: two below, one above; shares that leave nothing leave the last one."""
     values = np.arange(10.0)[::-1]
     assert cut(values, (0.2, 0.1)) == (2, 8)
     assert cut(values, (0.19, 0.0)) == (1, 9)
@@ -159,9 +155,7 @@ def test_what_is_cut_off_leaves_values():
 
 @pytest.mark.parametrize("layers", [16, 40])
 def test_bounds_for_unevenness_are_scipys_bca(layers):
-    """A standard deviation over layers: scipy.stats.bootstrap's BCa, but for the chance in its
-    draws.
-    """
+    """A standard deviation of layers: scipy.stats.bootstrap's BCa but for the chance in draws."""
     values = RNG.lognormal(size=layers)
 
     def spread(counts):
@@ -170,8 +164,7 @@ def test_bounds_for_unevenness_are_scipys_bca(layers):
 
     theirs = stats.bootstrap(
         (values,), np.std, n_resamples=20_000, confidence_level=1 - 2 * expanded_tail(layers),
-        method="BCa",
-        vectorized=True, rng=np.random.default_rng(1),
+        method="BCa", vectorized=True, rng=np.random.default_rng(1),
     )  # fmt: skip
     ours = interval(spread, blocks_of(["language"] * layers, range(layers)), unevenness=True)
     width = theirs.confidence_interval.high - theirs.confidence_interval.low
@@ -194,8 +187,8 @@ def test_bounds_are_scipys_for_the_same_percentiles(layers):
 
     theirs = stats.bootstrap(
         (np.arange(layers),), median, n_resamples=20_000,
-        confidence_level=1 - 2 * expanded_tail(layers),
-        method="percentile", vectorized=True, rng=np.random.default_rng(1),
+        confidence_level=1 - 2 * expanded_tail(layers), method="percentile", vectorized=True,
+        rng=np.random.default_rng(1),
     )  # fmt: skip
     ours = interval_of_median(values, blocks_of(names, places))
     width = theirs.confidence_interval.high - theirs.confidence_interval.low
@@ -216,9 +209,7 @@ def test_the_order_of_rows_does_not_matter():
 
 
 def test_few_layers_claim_less_and_three_claim_nothing():
-    """Of n draws the whole range holds the median with probability 1 - 2^(1-n); three give no
-    interval.
-    """
+    """Of n draws, the range has the median with chance 1 - 2^(1-n); three give no interval."""
     found = {n: interval_of_median(*_with_blocks(n)) for n in (0, 1, 2, 3, 4, 5, 6, 40)}
     assert [found[n].bounds for n in (0, 1, 2, 3)] == [None] * 4
     assert found[1].reason == "only 1 layer, it takes 4"
@@ -300,16 +291,16 @@ def test_constant_differences_have_an_interval_of_no_width_and_the_least_p():
 
 @pytest.mark.parametrize("layers", [5, 9, 13])
 def test_p_is_scipys_exact_permutation_test(layers):
-    """Sign flips of paired samples, every pattern: scipy.stats.permutation_test of permutation_type
-    `samples`.
-    """
+    """Every sign flip of paired samples: scipy.stats.permutation_test's `samples`."""
     for shift in (0.0, 0.5):
         values = np.random.default_rng(layers).normal(shift, 1.0, size=layers)
         exact = stats.permutation_test(
-            (values, np.zeros(layers)), lambda a, b, axis: np.mean(a - b, axis=axis),
+            (values, np.zeros(layers)),
+            lambda a, b, axis: np.mean(a - b, axis=axis),
             permutation_type="samples",
-            vectorized=True, n_resamples=np.inf,
-        )  # fmt: skip
+            vectorized=True,
+            n_resamples=np.inf,
+        )
         assert sign_flip_p(values) == pytest.approx(exact.pvalue, rel=1e-9)
 
 
@@ -386,9 +377,7 @@ def test_simulated_pairs_without_a_difference_are_told_apart_as_often_as_stated(
 
 
 def test_p_of_several_figures_is_adjusted_as_holm_does():
-    """Three p by hand: the least times 3, the next times 2, none below one before it; null stays
-    null.
-    """
+    """Three p by hand: the least times 3, the next times 2, none below the last; null is null."""
     assert holm([0.01, None, 0.04, 0.03]) == pytest.approx([0.03, None, 0.06, 0.06], nan_ok=True)
     assert holm([0.9, 0.8]) == [1.0, 1.0]
     assert holm([]) == []

@@ -1,6 +1,4 @@
-"""A folder -> Checkpoint: which files are read, and that every way to be no checkpoint is one
-ShadowError.
-"""
+"""A folder -> Checkpoint: which files are read; a folder that is none is one ShadowError."""
 
 from __future__ import annotations
 
@@ -83,7 +81,7 @@ def test_shards_in_a_subfolder_are_found(sharded):
 
 
 def test_model_safetensors_alone_is_read_when_it_is_there(sharded):
-    """Without an index `model.safetensors` is the model, whatever other weight files lie beside it."""
+    """Without an index `model.safetensors` is the model, whatever weight files lie beside it."""
     (sharded / INDEX).unlink()
     save_file({UP: weights(3)}, sharded / "model.safetensors")
     found = values(open_folder(str(sharded)))
@@ -292,14 +290,11 @@ def test_without_the_flag_the_hint_names_it(tmp_path):
 
 @pytest.mark.parametrize("name", [INDEX, "config.json"])
 def test_a_json_file_of_millions_of_values_is_refused_unparsed(sharded, monkeypatch, name):
-    """6 MB of empty lists would become 200 MB of objects: refused by a count of commas, before they
-    do.
-    """
+    """6 MB of empty lists would become 200 MB of objects: refused by a count of commas before."""
     (sharded / name).write_text('{"weight_map": [' + "[]," * 2_000_000 + "0]}")
     loads = json.loads
-    monkeypatch.setattr(
-        json, "loads", lambda text, **more: loads(text[:999_999], **more)
-    )  # parsed, it is no JSON
+    # parsed, it is no JSON
+    monkeypatch.setattr(json, "loads", lambda text, **more: loads(text[:999_999], **more))
     with pytest.raises(ShadowError, match=f"{name}: larger than that of any released model"):
         open_folder(str(sharded))
 

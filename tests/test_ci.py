@@ -1,6 +1,4 @@
-"""What CI shows: hostile text stays text in annotations, Markdown, JUnit XML, and in all that is
-printed.
-"""
+"""Hostile text stays text in annotations, Markdown, JUnit XML, and in all that is printed."""
 
 from __future__ import annotations
 
@@ -27,14 +25,11 @@ from shadow.text import inert, visible
 CALM = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
 OWNED = [
     "::error title=owned::owned", "\n::error::owned", "\r::error::owned",
-    "x\u2028::set-output name=a::b", "%0A::",
-    "##[error]owned", "##[set-output name=a]b", "##vso[task.complete]", "a|b", "|", "`a`",
-    "<img src=x onerror=a()>",
-    "</code></td><td>", "[a](javascript:alert(1))", "@octocat", "#1", "www.evil.example",
-    "https://evil.example",
-    "]]>", "<!--", "&amp;", "&#124;", "\\|", "\x1b[31m", "\x00", "\ud800", "\ufffe", "\u202e",
-    "a:b,c=d", "=1+1", "\\",
-    "| a |\n|---|\n", "```", "---", "# head", "- item", "~~a~~", " ", "",
+    "x\u2028::set-output name=a::b", "%0A::", "##[error]owned", "##[set-output name=a]b",
+    "##vso[task.complete]", "a|b", "|", "`a`", "<img src=x onerror=a()>", "</code></td><td>",
+    "[a](javascript:alert(1))", "@octocat", "#1", "www.evil.example", "https://evil.example", "]]>",
+    "<!--", "&amp;", "&#124;", "\\|", "\x1b[31m", "\x00", "\ud800", "\ufffe", "\u202e", "a:b,c=d",
+    "=1+1", "\\", "| a |\n|---|\n", "```", "---", "# head", "- item", "~~a~~", " ", "",
 ]  # fmt: skip
 HOSTILE = (
     st.text() | st.sampled_from(OWNED) | st.lists(st.sampled_from(OWNED), max_size=4).map("".join)
@@ -42,11 +37,10 @@ HOSTILE = (
 
 
 def commands(text):
-    """The workflow commands that the runner of GitHub Actions finds in what a step prints, as
-    (name, title, data).
+    """Commands that the runner of GitHub Actions finds in what a step prints: (name, title, data).
 
-    Its two grammars: `::name key=value,...::data` after white space, and `##[name
-    key=value;...]data` anywhere.
+    Its two grammars: `::name key=value,...::data` after white space, and
+    `##[name key=value;...]data` anywhere.
     """
     found = []
     for line in re.split(r"\r\n|\r|\n", text):
@@ -163,9 +157,7 @@ def tables(text):
 @CALM
 @given(HOSTILE, HOSTILE)
 def test_a_cell_stays_one_cell_and_shows_its_text(one, two):
-    """Pipes, backticks, tags, links, entities and new lines are text; there is no other markup than
-    <code>.
-    """
+    """Pipes, backticks, tags, links, entities and new lines are text; <code> is the only markup."""
     text = f"| a | b |\n|---|---|\n| {cell(one)} | {cell(two)} |\n\nend"
     assert text.count("\n") == 4
     ((_, row),) = tables(text)
@@ -179,9 +171,8 @@ def test_a_cell_stays_one_cell_and_shows_its_text(one, two):
         }
         shown = "".join(child.content for child in token.children if child.type != "html_inline")
         assert shown == (visible(source) if visible(source).strip() else "")
-    assert not re.search(
-        r"https?:|www\.|@|#\d", cell(one).replace("&#", "")
-    )  # what GitHub would make links of
+    # what GitHub would make links of
+    assert not re.search(r"https?:|www\.|@|#\d", cell(one).replace("&#", ""))
 
 
 @CALM
@@ -199,7 +190,7 @@ def test_the_summary_of_a_step_is_its_tables_whatever_the_names(judged):
 
 
 def test_rules_of_several_pairs_are_counted_as_checks():
-    """The same two rules on three pairs are six checks; pairs with different rules have no product."""
+    """The same two rules on three pairs are six checks; pairs with other rules have no product."""
     pair = (
         Verdict(parse_rule("spikes > 1"), "passed", ""),
         Verdict(parse_rule("spikes > 2"), "met", ""),
@@ -260,17 +251,19 @@ def test_any_names_make_xml_that_says_the_same(judged):
         )
         assert len(audit.findall("failure")) == bool(one.objections)
         grave = verdict.rule.severity == "error"
-        tags = {"met": ["failure"] if grave else [], "missing": ["error"] if grave else [],
-        "passed": [],
-                "skipped": ["skipped"]}[verdict.outcome]  # fmt: skip
+        tags = {
+            "met": ["failure"] if grave else [],
+            "missing": ["error"] if grave else [],
+            "passed": [],
+            "skipped": ["skipped"],
+        }[verdict.outcome]
         said = bool(verdict.rule.message) and verdict.outcome == "met"
         assert [child.tag for child in case] == [
             *tags,
             *(["system-out"] if said or not tags else []),
         ]
-        for child in (
-            child for child in case if child.tag in tags
-        ):  # some readers show the one, some the other
+        # some readers show the one, some the other
+        for child in (child for child in case if child.tag in tags):
             assert child.get("message") == (child.text or "") == visible(verdict.detail)
         if not tags:  # else it is there twice already
             assert visible(verdict.detail) in case.findtext("system-out")
@@ -383,9 +376,7 @@ def test_names_of_tensors_command_nothing(shadow, tmp_path, variables, format):
 
 
 def test_the_summary_is_appended_and_the_junit_file_is_whole(shadow, tmp_path):
-    """What the step wrote before stays; folders of the JUnit file are made; nothing is left beside
-    it.
-    """
+    """What the step wrote stays; the JUnit file's folders are made, nothing is left beside it."""
     (tmp_path / "summary.md").write_text("before\n")
     env = {"GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md")}
     done = shadow("audit", "demo:base..narrow", "-o", "out", "--junit", "deep/junit.xml", env=env)
@@ -433,9 +424,7 @@ def test_a_summary_without_room_is_left_alone(shadow, tmp_path):
 def test_no_passing_junit_file_of_an_earlier_run_outlasts_an_error(
     shadow, tmp_path, arguments, code
 ):
-    """Whatever ends the command before a pair is judged, the file has one error and no test that
-    passes.
-    """
+    """Whatever ends the command before a pair is judged, the file has an error and no pass."""
     (tmp_path / "junit.xml").write_bytes(
         junit([made("f", "p", "rule", None, "fine", outcome="passed")])
     )
@@ -489,9 +478,7 @@ def test_a_fault_is_in_every_format(shadow, tmp_path):
 
 
 def test_the_last_line_counts_the_rules():
-    """What passed, failed and could not be judged, and which of these only warn; nothing without
-    rules.
-    """
+    """What passed, failed or could not be judged, and which only warn; nothing without rules."""
     judged = [
         made("f", "a", "one", "", "", outcome="passed"),
         made("f", "b", "two", "", ""),

@@ -1,6 +1,4 @@
-"""Reports compared: closed forms, NumPy's own answer, symmetry, what is refused, what is said
-aloud.
-"""
+"""Reports compared: closed forms, NumPy's own answer, symmetry, what is refused, what is told."""
 
 from __future__ import annotations
 
@@ -54,10 +52,8 @@ def test_a_constant_difference_is_found_as_it_is(tmp_path):
             0.95,
             MARGIN,
         )
-    for name in (
-        "stable_rank",
-        "participation_ratio_over_null",
-    ):  # 64^0.6 against 64^0.7 directions
+    # 64^0.6 against 64^0.7 directions
+    for name in ("stable_rank", "participation_ratio_over_null"):
         expected = -0.1 * math.log(NULL)
         assert (own[name].difference, own[name].low, own[name].high) == pytest.approx(
             (expected,) * 3
@@ -259,7 +255,7 @@ def test_a_report_against_itself_shows_no_difference(tmp_path):
 
 
 def test_embeddings_and_heads_have_no_vote(tmp_path):
-    """A head that says the opposite changes no figure; it is in the table by module, and warned of."""
+    """A head that says the opposite changes no figure; a table by module and a warning have it."""
     plain = [uniform(tmp_path / name, c) for name, c in (("a", 0.4), ("b", 0.3))]
     with_head = [
         write(
@@ -277,9 +273,7 @@ def test_embeddings_and_heads_have_no_vote(tmp_path):
 
 
 def test_the_experts_of_a_layer_have_one_vote_together(tmp_path):
-    """64 experts of one module count as much as one attention matrix: 2 of 3 modules decide the
-    median.
-    """
+    """64 experts of a module count as one attention matrix: 2 of 3 modules decide the median."""
     rows = {
         name: [
             delta(c, where)
@@ -298,9 +292,7 @@ def test_the_experts_of_a_layer_have_one_vote_together(tmp_path):
 
 
 def test_figures_that_disagree_are_mixed_evidence(tmp_path):
-    """Concentration alone, or against the others, or the others without it: no direction is
-    claimed.
-    """
+    """Concentration alone, or against the others, or those without it: no direction is claimed."""
     base = [delta(0.3, where) for where in places(6)]
 
     def against(name, **figures_of):
@@ -359,9 +351,7 @@ def test_figures_without_a_value_are_left_out(tmp_path):
 
 
 def test_bases_are_told_apart_and_refused(tmp_path):
-    """Other fingerprints and other spectra: refused with the reason, and with the flag said aloud
-    everywhere.
-    """
+    """Other fingerprints or spectra: refused with the reason, with the flag told everywhere."""
     folders = [
         uniform(tmp_path / "a", 0.4),
         uniform(tmp_path / "b", 0.3, base=identity(9), weights=2.0),
@@ -401,7 +391,7 @@ def test_one_base_is_known_by_commit_content_or_spectra(tmp_path):
 
 
 def test_stages_of_a_lineage_are_recognised(tmp_path):
-    """base..sft, sft..dpo and dpo..final: consecutive, and the outer two by the step between them."""
+    """base..sft, sft..dpo and dpo..final: consecutive, the outer two by the step between."""
     ends = [identity(number, f"./{number}") for number in range(4)]
     steps = [
         uniform(tmp_path / name, c, base=ends[i], tuned=ends[i + 1], weights=i + 1.0)
@@ -516,9 +506,7 @@ def test_what_makes_a_comparison_doubtful_is_warned_of(tmp_path):
 
 
 def test_what_is_not_shown_is_said(tmp_path):
-    """JSON carries the claims: what was measured, what it is consistent with, what it does not
-    show.
-    """
+    """JSON carries the claims: what was measured, what fits it, what it does not show."""
     told = compare([uniform(tmp_path / "a", 0.4), uniform(tmp_path / "b", 0.3)]).as_json()
     assert any("not over training runs" in text for text in told["claims"]["not_shown"])
     assert any("optimiser" in text for text in told["claims"]["not_shown"])
@@ -566,9 +554,7 @@ def audited(tmp_path_factory):
 
 
 def test_the_demos_narrow_model_is_more_concentrated_than_its_broad_one(audited, shadow):
-    """By the margin, with four of four figures; and the command says how little four layers can
-    prove.
-    """
+    """By the margin, with four of four figures; the command says how little four layers prove."""
     done = shadow("compare", audited / "base..narrow", audited / "base..broad", "--format", "json")
     told = json.loads(done.assert_done())
     (contrast,) = told["contrasts"]
@@ -674,7 +660,7 @@ def test_components_and_experts_fit_too(tmp_path, width):
 
 
 def test_rows_are_written_with_how_they_were_made(audited, shadow, tmp_path):
-    """One row a matrix, columns as told; the file can be written again, but replaces nothing else."""
+    """One row a matrix, columns as told; it can be written again, but replaces no other file."""
     arguments = ("compare", audited / "base..narrow", audited / "base..broad", "-o", "rows.parquet")
     done = shadow(*arguments)
     done.assert_done()

@@ -198,14 +198,12 @@ def test_the_longest_names_and_figures_are_not_cut(width):
     """
     figures = {
         "matrices": 18_432, "identical": 18_432, "relative_norm": 0.0123, "energy_share": 0.0123,
-        "spikes": 1024.0,
-        "concentration": -0.12, "participation_ratio": 1024.0, "null_participation_ratio": 2222.0,
-        "spike_energy": 0.12,
-        "effective_rank_shift": -12.123, "stable_rank": 1024.0, "effective_rank": 2222.0,
-        "top4_energy": -0.123,
+        "spikes": 1024.0, "concentration": -0.12, "participation_ratio": 1024.0,
+        "null_participation_ratio": 2222.0, "spike_energy": 0.12, "effective_rank_shift": -12.123,
+        "stable_rank": 1024.0, "effective_rank": 2222.0, "top4_energy": -0.123,
         "participation_ratio_over_null": -6.0, "concentration_first": -0.12,
-        "concentration_second": -0.12,
-        "layers": (0, 127), "shapes": [(151_936, 8192), (152_064, 8192), (1536, 8960)],
+        "concentration_second": -0.12, "layers": (0, 127),
+        "shapes": [(151_936, 8192), (152_064, 8192), (1536, 8960)],
         "intervals": {"concentration": (-0.12, 0.34)},
     }  # fmt: skip
     rules = name_rules()

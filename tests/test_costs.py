@@ -149,9 +149,7 @@ def test_the_peak_is_the_most_that_is_held_at_any_time():
 
 
 def test_each_range_shifts_its_own_tensors(tmp_path, monkeypatch):
-    """Tensors far apart come in ranges of their own; each lies in the part where its range was
-    written.
-    """
+    """Tensors far apart come in ranges of their own; each lies in the part of its range."""
     from shadow.checkpoints import hub
 
     gap = 1 << 19
@@ -186,8 +184,7 @@ def test_shard_names_of_an_index_are_looked_at_once_each():
 
 
 def test_a_small_report_takes_few_steps_on_a_page(tmp_path):
-    """12 matrices in 4 layers: 50,000 instructions where data frames and single bootstraps took
-    1,500,000.
+    """12 matrices in 4 layers: 50,000 instructions where data frames and bootstraps took 1,500,000.
 
     And reading their table takes no look through all columns for each of them.
     """
@@ -206,7 +203,7 @@ def test_a_small_report_takes_few_steps_on_a_page(tmp_path):
 
 
 def test_names_are_compiled_for_the_components_that_occur():
-    """A text model needs the patterns of one component of five; those of every component compile."""
+    """A text model needs the patterns of one component of five; those of every one compile."""
     name_rules.cache_clear()
     rules = name_rules()
     place_tensors({"model.layers.0.mlp.up_proj.weight": (4, 4)}, {"model_type": "llama"})

@@ -16,8 +16,7 @@ from shadow.places.architecture import Place, place_tensors
 
 HUB = Path(__file__).parents[2] / "shared" / "hub"
 SHARE = 0.995
-# An index has names without shapes. What is a vector in every model is taken for one, all else for
-# a matrix.
+# An index has names without shapes: what is a vector in every model is one, all else a matrix.
 VECTOR = re.compile(
     r"(?:norm|ln|ln_\w+|norm\d?|layernorm|layrnorm)(?:_?\d)?\.weight$|norm[^.]*\.weight$|bias$|inv_freq$|class_embedding$"
     r"|A_log$|image_newline$|view_seperator$|position_ids$|mlp1\.0\.weight$|neck\.[13]\.weight$"
@@ -78,7 +77,7 @@ def real_indexes() -> Iterator[tuple[str, list[str], dict]]:
 
 @pytest.mark.skipif(not HUB.exists(), reason="the real indexes are not here")
 def test_names_of_released_checkpoints_have_a_place():
-    """At least 99.5 % of the names in real index files; none is lost to another of the same place."""
+    """At least 99.5 % of the names in real index files; none is lost to one of the same place."""
     table = {}
     for model, names, config in real_indexes():
         shapes = {name: (64,) if VECTOR.search(name) else (96, 96) for name in names}
@@ -115,9 +114,7 @@ def architectures() -> dict[str, str]:
 
 
 def built(kind: str) -> tuple[torch.nn.Module, dict] | None:
-    """A model of the default config, with four layers where it can have so few, without any
-    weights.
-    """
+    """A model of the default config, of four layers where possible, without any weights."""
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 

@@ -29,13 +29,8 @@ LOOSE = {
     "subspace_gap_tuned": 1e-4,
 }
 REFERENCE = {"mp_edge": 1e-5}  # the reference's own error, from its trapezium rule
-COUNTS = {
-    "alpha_tail",
-    "alpha_xmin",
-    "alpha",
-    "alpha_ks",
-    "alpha_stderr",
-}  # may sit on another, equally good xmin
+# may sit on another, equally good xmin
+COUNTS = {"alpha_tail", "alpha_xmin", "alpha", "alpha_ks", "alpha_stderr"}
 
 
 def pair(shape, dtypes=("BF16", "BF16"), rank=3, size=1e-2, seed=0):
@@ -89,9 +84,8 @@ def assert_like_reference(found, base, tuned, dtypes, rel):
                     REFERENCE.get(name, 0),
                     0 if one.precision == "exact" else LOOSE.get(name, 0),
                 )
-                least = (
-                    1e-8 if name == "decay_cosine" else 1e-9
-                )  # products of either sign, in float32
+                # products of either sign, in float32
+                least = 1e-8 if name == "decay_cosine" else 1e-9
                 assert got == pytest.approx(value, rel=allowed, abs=least), (one.subject, name)
 
     values = found[2].values
@@ -109,9 +103,8 @@ ESTIMATED = {
     "relative_norm_unrounded",
     "zero_share_expected",
 }
-OTHERS = (
-    SAMPLED | ESTIMATED | {"excess_purity_unrounded", "equivalent_directions"}
-)  # below, or held against the truth
+# tested below, or held against the truth
+OTHERS = SAMPLED | ESTIMATED | {"excess_purity_unrounded", "equivalent_directions"}
 
 
 def test_reference_and_columns_agree_on_what_there_is():
@@ -126,9 +119,7 @@ def test_reference_and_columns_agree_on_what_there_is():
     "shape", [(8, 8), (60, 90), (90, 60), (257, 300), (300, 700), (700, 300), (300, 340)]
 )
 def test_every_number_is_the_references_for_bf16(shape):
-    """bf16 pairs in the default tier: energies within 1e-6, effective rank within 2.6e-4 of float64
-    NumPy.
-    """
+    """bf16 pairs, default tier: energies to 1e-6, effective rank to 2.6e-4 of float64 NumPy."""
     base, tuned = pair(shape)
     found = measure(base, tuned)
     assert_like_reference(found, base, tuned, ("BF16", "BF16"), 2e-6)
@@ -165,8 +156,7 @@ def test_a_low_rank_delta_of_float32_weights_is_seen_as_such(rank):
 @settings(max_examples=examples(15))
 @given(st.integers(0, 10_000), st.integers(2, 40), st.integers(2, 40), st.integers(-60, 60))
 def test_rotation_transposition_and_scale_change_nothing_else(seed, rows, cols, exponent):
-    """Numbers of D in float64 are those of Q D, of Dᵀ, and of D times a power of two but for its
-    units.
+    """Numbers of D in float64 are those of Q D, Dᵀ, and D times a power of two but for its units.
 
     Dᵀ has left and right exchanged.
     What rests on entries (null, floor, zero_share) holds for transposition and scale only.
@@ -226,9 +216,7 @@ def test_rotation_transposition_and_scale_change_nothing_else(seed, rows, cols, 
 
 
 def test_opposite_and_doubled_weights():
-    """cosine -1 and relative norm 2 for tuned = -base; a doubled model has sigma_scale 2 and cosine
-    1.
-    """
+    """cosine -1 and relative norm 2 for tuned = -base; for 2 base sigma_scale is 2 and cosine 1."""
     base = torch.randn(60, 80, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     opposite = measure(base, -base, ("F64", "F64"))[2].values
     assert opposite["cosine"] == pytest.approx(-1)

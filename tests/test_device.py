@@ -58,7 +58,7 @@ ONE_WORKER = Runtime(jobs=1)
 
 @pytest.fixture(scope="module")
 def toys(tmp_path_factory):
-    """A pair of two layers, with matrices above the side up to which Gram matrices are in float64."""
+    """Two layers, with matrices above the side up to which Gram matrices are in float64."""
     folder = tmp_path_factory.mktemp("toys")
     generator = torch.Generator().manual_seed(0)
     base = {UP.format(layer): torch.randn(560, 280, generator=generator) for layer in (0, 1)}
@@ -187,9 +187,7 @@ def test_a_device_that_fails_its_self_test_is_not_used(on, pair, by_cpu, tmp_pat
 
 
 def test_what_takes_float64_stays_on_the_cpu(on, pair, toys, tmp_path):
-    """The tier `exact` never asks the device, and a run of it is told as the CPU's; it was not even
-    tested.
-    """
+    """The tier `exact` never asks the device, a run of it is the CPU's; it is not even tested."""
     exact = replace(ON_CPU, method=Method("exact", subspaces=False))
     device = on(FakeDevice("the diagonal"))
     folder, told, said = audited(pair, tmp_path / "device", settings=replace(exact, device=CHOICE))
@@ -252,7 +250,7 @@ def test_an_unfinished_audit_continues_on_its_device_alone(on, pair, by_cpu, tmp
 
 
 def test_a_finished_report_of_another_device_stays(on, pair, tmp_path):
-    """--device is told like any setting. `auto` that took the CPU is the CPU: nothing is measured."""
+    """--device is told as a setting. `auto` that took the CPU is the CPU: nothing is measured."""
     on(FakeDevice())
     audited(pair, tmp_path, settings=ON_CPU)
     with pytest.raises(KeptError, match=r"differs: --device cpu, now fake$"):
@@ -523,9 +521,7 @@ def test_products_are_in_float32_whatever_the_process_had_set_and_as_before_afte
 def test_an_audit_holds_the_precision_while_it_measures_and_the_cpu_touches_none(
     on, pair, tmp_path
 ):
-    """What the device multiplies with is `highest`; an audit on the CPU leaves the process as it
-    is.
-    """
+    """What the device multiplies with is `highest`; an audit on the CPU changes nothing."""
     seen = []
 
     class Watching(FakeDevice):
@@ -593,7 +589,7 @@ def test_the_self_test_passes_what_is_right_and_names_what_is_not():
 
 @pytest.mark.slow
 def test_sums_of_depth_lines_in_any_order_keep_the_accuracy_and_longer_ones_do_not():
-    """Added one by one, 256 lines are as good as the CPU's library; those of a whole block are not."""
+    """One by one, 256 lines are as good as the CPU's library; those of a whole block are not."""
     assert self_test.fault_of(summed_one_by_one(DEPTH)) is None
     assert "times the rounding of float32" in self_test.fault_of(summed_one_by_one(BLOCK))
 
@@ -681,9 +677,7 @@ def test_a_pair_by_torch_is_that_of_the_cpu_to_the_rounding_of_a_gram(tmp_path):
 
 
 def test_workers_share_a_device(monkeypatch):
-    """Gram matrices that four threads make at the same time are those of one thread, to the last
-    bit.
-    """
+    """Gram matrices that four threads make at a time are those of one, to the last bit."""
     device = TorchDevice("cpu")
     matrices = [
         torch.randn(300, 900, generator=torch.Generator().manual_seed(seed)) for seed in range(8)
@@ -719,9 +713,7 @@ def test_what_reading_raises_is_not_the_devices_fault():
 
 @pytest.mark.parametrize("norm", [0.0, 1.0])
 def test_a_matrix_of_zeros_and_a_wrong_norm(norm):
-    """Zeros have the Gram matrix of zeros; a trace that is not the energy of the entries is a
-    mismatch.
-    """
+    """Zeros have a Gram matrix of zeros; a trace that is not the entries' energy is a mismatch."""
     said = []
     offloaded = Offloaded(Offload(FakeDevice(), said.append), "one")
     read = partial(scaled_blocks, torch.zeros(300, 400), 1.0, space=Workspace())
@@ -742,9 +734,7 @@ def test_a_matrix_of_zeros_and_a_wrong_norm(norm):
 
 @pytest.mark.slow
 def test_the_self_test_runs_in_a_child_and_finds_the_cpu_right():
-    """The whole way: a fresh interpreter, every spectrum on both sides, and no answer is a good
-    one.
-    """
+    """The whole way: a fresh interpreter, every spectrum of both sides, and no answer is good."""
     assert TorchDevice("cpu").self_test() is None
 
 

@@ -1,6 +1,4 @@
-"""What the README and the pages of docs/ show is what the code does, and every link of theirs leads
-somewhere.
-"""
+"""What the README and docs/ show is what the code does, and their links lead somewhere."""
 
 from __future__ import annotations
 
@@ -43,10 +41,8 @@ PAGES = (
     ),
 )
 START = ROOT / "docs" / "start.md"
-RUN_ELSEWHERE = {
-    "ci.md",
-    "tutorial.md",
-}  # tests/test_workflow.py, and tests/test_real.py with the weights
+# tests/test_workflow.py, and tests/test_real.py with the weights
+RUN_ELSEWHERE = {"ci.md", "tutorial.md"}
 SITE = ROOT / "docs" / "site" / "mkdocs.yml"
 BLOCK = re.compile(r"(<!-- not run: [^\n]*-->\n)?```(\w+)\n(.*?)```", re.DOTALL)
 
@@ -56,9 +52,7 @@ def named(file):
 
 
 def blocks(file, language, *, run=False):
-    """The code blocks of a language, without those that are marked as not run if these are asked
-    for.
-    """
+    """The code blocks of a language, without those marked as not run where these are asked for."""
     found = BLOCK.findall(file.read_text(encoding="utf-8"))
     return [text for mark, of, text in found if of == language and not (run and mark)]
 
@@ -107,9 +101,7 @@ def test_every_mark_is_of_a_part_that_is_made(file):
 
 @pytest.mark.parametrize("file", PAGES, ids=named)
 def test_every_link_leads_somewhere(file):
-    """To a file of the repository and, after a #, to a heading of it; nothing leads to a place on a
-    machine.
-    """
+    """To a file of the repository and, after a #, a heading of it; none to a place on a machine."""
     for href in links(file):
         assert not href.startswith(("/", "file:", "http://")), href
         if href.startswith("https://"):
@@ -137,9 +129,7 @@ def test_anchors_are_those_of_github():
 
 @pytest.mark.parametrize("file", PAGES, ids=named)
 def test_every_command_that_is_shown_exists(file):
-    """Commands, options and numbers of arguments are taken by the command line itself; nothing is
-    run.
-    """
+    """Commands, options and numbers of arguments are taken by the command line; nothing is run."""
     for words in shown(file):
         command = dict(pages.commands())["shadow"]
         while getattr(command, "commands", None):
@@ -156,9 +146,7 @@ def test_a_command_with_an_unknown_option_would_be_found():
 
 @pytest.fixture
 def audited(tmp_path, monkeypatch, shadow):
-    """A folder in which `shadow audit demo -o reports` was run, and where the files that pages name
-    lie.
-    """
+    """A folder in which `shadow audit demo -o reports` was run, with the files that pages name."""
     shadow("audit", "demo", "-o", "reports").assert_done()
     (tmp_path / "scores.csv").write_text(readme.demo_scores())
     (tmp_path / "families.yaml").write_text(blocks(ROOT / "docs" / "lists.md", "yaml")[0])
@@ -193,9 +181,8 @@ def test_every_command_that_is_shown_runs(file, audited, shadow):
             done = shadow(*(str(here.get(word, word)) for word in words), env=env)
             assert done.code == 0, (words, done.err)
             assert {"clean", "export", "figure", "report"} & set(words) or done.out
-    for summary in (audited / "reports" / "demo").glob(
-        "*/summary.json"
-    ):  # no part was put in place of a whole report
+    # no part was put in place of a whole report
+    for summary in (audited / "reports" / "demo").glob("*/summary.json"):
         assert json.loads(summary.read_text())["figures"]["matrices"] == 30
 
 
@@ -210,9 +197,7 @@ def test_the_readme_is_read_in_one_go():
 
 
 def test_counts_of_the_pages_are_those_of_the_code():
-    """Families of released models (all but the demo), and kinds of models that the tests save and
-    pair.
-    """
+    """Families of released models (all but the demo), and kinds that the tests save and pair."""
     families = len(load_families()) - 1
     assert f"lists {families} families" in readme.README.read_text(encoding="utf-8")
     kinds = f"{len(models.FAMILIES | models.KINDS)} kinds of models"
@@ -221,9 +206,7 @@ def test_counts_of_the_pages_are_those_of_the_code():
 
 @pytest.mark.parametrize("file", picture.FILES, ids=lambda file: file.stem)
 def test_pictures_are_legible_and_load_nothing(file):
-    """Every colour of text has a contrast of at least 4.5 with the background; no address but the
-    namespace's.
-    """
+    """Each colour of text has a contrast of 4.5 or more; no address but the namespace's."""
     text = file.read_text(encoding="utf-8")
     assert file.name in readme.README.read_text(encoding="utf-8")
     root = ElementTree.fromstring(text)
@@ -567,9 +550,7 @@ def test_the_site_shows_the_notebook_with_what_its_cells_made(site):
 
 @pytest.mark.slow
 def test_the_site_needs_and_tells_nothing_of_elsewhere(site):
-    """No script, style, font or image comes from another host, and no page holds a path of this
-    machine.
-    """
+    """No script, style, font or image is of another host, no page has a path of this machine."""
     for file in site[0].rglob("*.html"):
         text = file.read_text(encoding="utf-8")
         assert not re.search(r"<(?:script|img|iframe|source)[^>]*src=\"?(?:https?:)?//", text), file

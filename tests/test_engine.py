@@ -135,9 +135,7 @@ def local(name: str) -> Pair:
 
 
 def test_faults_travel_whole():
-    """Kind, message and hint are those that were raised there; a bug brings the text of its
-    traceback.
-    """
+    """Kind, message and hint are those that were raised there; a bug brings its traceback."""
     pairs = [local(name) for name in ("bug", "kept", "wrong")]
     outcomes = {
         o.pair.name: o
@@ -204,9 +202,7 @@ def pair(tmp_path):
 
 @pytest.mark.slow
 def test_an_audit_waits_for_another_of_the_same_pair(tmp_path, pair):
-    """With patience it begins when the other ends, and says once that it waits; without it is
-    refused.
-    """
+    """With patience it waits until the other ends, and says so once; without, it is refused."""
     folder = tmp_path / "out" / pair.family / pair.name
     folder.mkdir(parents=True)
     said: list[str] = []
@@ -239,9 +235,7 @@ def test_waiting_ends(tmp_path, pair):
 
 @pytest.mark.filterwarnings("ignore:The 'initial' parameter:DeprecationWarning")
 def test_a_revision_is_looked_up_once_and_read_at_that_commit(tmp_path, pair, monkeypatch):
-    """The branch moves between two pairs of one run: both read the commit that the first look-up
-    found.
-    """
+    """The branch moves between two pairs of one run: both read the commit found first."""
     from huggingface_hub import constants
 
     base, tuned = tmp_path / "base", tmp_path / "tuned"

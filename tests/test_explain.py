@@ -32,9 +32,7 @@ def tables(view):
 
 @pytest.fixture
 def shown(tmp_path):
-    """The tables by component and by module of a report, and those of a comparison, as wide as they
-    get.
-    """
+    """Tables by component and module of a report, and of a comparison, as wide as they get."""
     options = Console(width=WIDE).options
     compared = compare([uniform(tmp_path / "a", 0.4), uniform(tmp_path / "b", 0.3)])
     found = [component_table([], WIDE), module_table([], WIDE)]

@@ -1,4 +1,4 @@
-"""Exports say what the Parquet files of the reports say, read back by the tools that they are for."""
+"""Exports say what the reports' Parquet files say, read back by the tools they are for."""
 
 from __future__ import annotations
 
@@ -185,10 +185,9 @@ def is_null(value):
 
 
 def pythonic(value):
-    return [plain(float(one)) if isinstance(one,
-    float) else one for one in value.tolist()] if isinstance(
-        value, np.ndarray
-    ) else value.item() if isinstance(value, np.generic) else value  # fmt: skip
+    if isinstance(value, np.ndarray):
+        return [plain(float(one)) if isinstance(one, float) else one for one in value.tolist()]
+    return value.item() if isinstance(value, np.generic) else value
 
 
 # CSV
@@ -349,9 +348,8 @@ def test_one_line_opens_the_dataset_of_all_families(exported, truth, name):
     are called.
     """
     folder = dataset(exported, name)
-    integers = {
-        column.name for column in TABLES[name].exported if column.type == "int"
-    }  # floats in pandas, with null
+    # floats in pandas, with null
+    integers = {column.name for column in TABLES[name].exported if column.type == "int"}
     same(frame_rows(pd.read_parquet(folder)), truth[name], {*truth[name][0]} - integers)
     same(pl.scan_parquet(folder).collect().to_dicts(), truth[name])
     rows = duckdb.sql(f"FROM '{folder}/*/*/*.parquet'")
@@ -370,9 +368,7 @@ def test_a_filter_reads_one_partition(exported, truth):
 
 
 def test_the_files_of_the_dataset_lie_in_it(exported):
-    """TABLE/family=F/pair=P/part-0.parquet, five names deep, each of plain letters; no column
-    twice.
-    """
+    """TABLE/family=F/pair=P/part-0.parquet, five names deep, of plain letters; no column twice."""
     paths = [
         path.relative_to(exported["parquet"]) for path in exported["parquet"].rglob("*.parquet")
     ]
@@ -424,9 +420,7 @@ def test_a_name_that_is_too_long_for_a_partition_is_refused_with_a_way_out(tmp_p
 
 @pytest.mark.parametrize("name", NAMES[1:])
 def test_sqlite_has_the_rows_with_their_types(exported, truth, name):
-    """Every value as SQLite stores it: integers, reals, text, null; lists are JSON, booleans 0 and
-    1.
-    """
+    """Values as SQLite stores them: integers, reals, text, null; lists are JSON, flags 0 and 1."""
     with sqlite3.connect(exported["sqlite"]) as base:
         base.row_factory = sqlite3.Row
         rows = [
@@ -439,9 +433,13 @@ def test_sqlite_has_the_rows_with_their_types(exported, truth, name):
             if row[column.name] is not None:
                 row[column.name] = back.get(column.type, lambda value: value)(row[column.name])
     assert [row.pop("ordinal") for row in rows][:3] == [0, 1, 2]
-    unsigned = [{key: 0.0 if value == 0.0 and isinstance(value, float) else value for key,
-    value in row.items()}
-                for row in truth[name]]  # fmt: skip
+    unsigned = [
+        {
+            key: 0.0 if value == 0.0 and isinstance(value, float) else value
+            for key, value in row.items()
+        }
+        for row in truth[name]
+    ]
     same(rows, unsigned)  # SQLite has no -0.0
 
 
@@ -458,8 +456,8 @@ def test_duckdb_has_the_rows_with_their_types(exported, truth, name):
             ).fetchall()
         )
         bare = (
-            "SELECT count(*) FROM duckdb_columns() WHERE NOT internal AND comment IS NULL AND"
-            " table_name = ?"
+            "SELECT count(*) FROM duckdb_columns() WHERE NOT internal AND comment IS NULL"
+            " AND table_name = ?"
         )
         assert base.execute(bare, [name]).fetchone() == (0,)
     same(found, truth[name])
@@ -493,8 +491,8 @@ def test_databases_have_keys_views_and_a_description(exported, truth, to):
             assert base.execute("PRAGMA user_version").fetchone() == (1,)
             assert base.execute("PRAGMA integrity_check").fetchone() == ("ok",)
             plan = base.execute(
-                "EXPLAIN QUERY PLAN SELECT * FROM matrices WHERE component = 'language' AND module"
-                " = 'mlp.up'"
+                "EXPLAIN QUERY PLAN SELECT * FROM matrices WHERE component = 'language'"
+                " AND module = 'mlp.up'"
             )
             assert "matrices_by_place" in str(plan.fetchall())
         with pytest.raises(fault):
@@ -748,9 +746,7 @@ def test_what_cannot_be_read_is_not_replaced(tmp_path):
 
 @pytest.mark.parametrize("to", FORMATS)
 def test_a_broken_report_leaves_the_former_export(folders, tmp_path, to):
-    """The last of several reports is cut: an error, and what was exported before is still there,
-    whole.
-    """
+    """The last of several reports is cut: an error, what was exported before is there, whole."""
     good, bad = (shutil.copytree(folders[0], tmp_path / name) for name in ("good", "bad"))
     rename(bad, pair="another")
     export([good], to, tmp_path / "out")
@@ -778,9 +774,7 @@ def rename(folder, **told):
 
 @pytest.mark.parametrize("to", FORMATS)
 def test_a_disk_that_gives_out_leaves_nothing(shadow, runs, tmp_path, to):
-    """No file may grow beyond 6,000 bytes: exit 1, one line, and neither the export nor a part of
-    it.
-    """
+    """No file may exceed 6,000 bytes: exit 1, one line, neither the export nor a part of it."""
     error = shadow("export", runs, "--to", to, "-o", "new/out", file_size=6000).assert_refused()
     assert "cannot write" in error
     assert not list(tmp_path.iterdir())
@@ -828,13 +822,14 @@ def test_the_table_of_reports_says_how_each_was_made(exported, folders):
 
 
 def test_metadata_without_sense_are_null_or_text(tmp_path):
-    """Wrong types, numbers that are none, halves of letters: written as text or null, in every
-    format.
-    """
+    """Wrong types, numbers that are none, halves of letters: text or null in every format."""
     method = {"precision": "x", "nulls": "many", "seed": 10**40, "subspaces": 1}
-    odd = {"settings": {"method": method, "relation": ["a"]},
-           "label": {"a": math.nan}, "seconds": math.inf,
-           "family": "half \ud800 letter"}  # fmt: skip
+    odd = {
+        "settings": {"method": method, "relation": ["a"]},
+        "label": {"a": math.nan},
+        "seconds": math.inf,
+        "family": "half \ud800 letter",
+    }
     folder = toy(tmp_path / "a", "x", "y", 0)
     rename(folder, **odd)
     for to in FORMATS:
@@ -870,9 +865,7 @@ def test_text_that_is_none_is_refused(folders, tmp_path):
 
 
 def test_the_command_writes_beside_itself_and_says_what(shadow, runs, tmp_path):
-    """Without -o the export is called after RUN, in the working folder; data on stdout there is
-    none.
-    """
+    """Without -o the export is called after RUN, in the working folder; no data go to stdout."""
     done = shadow("export", runs, "--to", "sqlite")
     assert done.assert_done() == ""
     assert f"{runs.name}.sqlite: a SQLite database; rows: 6 reports, 162 matrices" in done.err

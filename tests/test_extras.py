@@ -17,8 +17,7 @@ from shadow.extras import EXTRAS
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
-# Runs commands one after another in a process in which the packages of every extra cannot be
-# imported.
+# Runs commands one after another in a process that cannot import the packages of any extra.
 CHILD = """
 import contextlib, io, json, sys
 

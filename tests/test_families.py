@@ -202,10 +202,10 @@ def test_one_family_is_shown_whole(shadow):
     """Stages with their checkpoints by component, pairs as targets, source, note."""
     code, out, _ = shadow("families", "llava-1.5-7b")
     assert code == 0
-    for word in ("lmsys/vicuna-7b-v1.5", "openai/clip-vit-large-patch14-336",
-    "llava-hf/llava-1.5-7b-hf",
-                 "llava-1.5-7b:base..instruct", "language, vision, projector", "padded",
-                 "github.com"):  # fmt: skip
+    for word in (
+        "lmsys/vicuna-7b-v1.5", "openai/clip-vit-large-patch14-336", "llava-hf/llava-1.5-7b-hf",
+        "llava-1.5-7b:base..instruct", "language, vision, projector", "padded", "github.com",
+    ):  # fmt: skip
         assert word in out
     assert re.search(r"language +lmsys", out)
     assert re.search(r"vision +openai", out)
@@ -256,9 +256,11 @@ def test_a_word_filters_or_is_explained(shadow, arguments, code, words):
 def test_the_list_needs_nothing_heavy():
     """`shadow families` answers without torch, NumPy or Arrow."""
     script = (
-        "import sys; from shadow.cli import main; sys.argv = ['shadow', 'families', 'qwen']\ntry:"
-        " main()\nexcept SystemExit: pass\nprint([name for name in ('torch', 'numpy', 'pandas',"
-        " 'pyarrow', 'scipy') if name in sys.modules])"
+        "import sys; from shadow.cli import main; sys.argv = ['shadow', 'families', 'qwen']\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print([name for name in ('torch', 'numpy', 'pandas', 'pyarrow', 'scipy')"
+        " if name in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True

@@ -73,13 +73,13 @@ def test_it_takes_what_the_reader_takes(tmp_path, entry):
     VALIDATOR.validate(read_plain(text.encode())[0])
 
 
-NOT_IN_SCHEMA = {  # faults that lie in what words refer to, which no schema sees
+# faults that lie in what words refer to, which no schema sees
+NOT_IN_SCHEMA = {
     "misspelt stage in a pair", "second item of pairs", "duplicate pair", "pair with itself",
-    "no second stage",
-    "one stage and no base", "no stage", "tuned is per component", "misspelt base", "misspelt note",
-    "misspelt reserved key", "reserved key in capitals", "home of nobody", "reference with NUL",
-    "subfolder goes up",
-    "subfolder is absolute", "the same word in another family",
+    "no second stage", "one stage and no base", "no stage", "tuned is per component",
+    "misspelt base", "misspelt note", "misspelt reserved key", "reserved key in capitals",
+    "home of nobody", "reference with NUL", "subfolder goes up", "subfolder is absolute",
+    "the same word in another family",
 }  # fmt: skip
 
 
@@ -95,9 +95,7 @@ def plain(text: str | bytes):
     "fault", [name for name in FAULTS if name not in NOT_IN_SCHEMA and plain(FAULTS[name][0])]
 )
 def test_it_sees_the_faults_of_form(fault):
-    """Unknown keys and components, wrong types, missing keys: the editor underlines what the reader
-    refuses.
-    """
+    """Unknown keys, components and types, missing keys: an editor marks what readers refuse."""
     assert not VALIDATOR.is_valid(plain(FAULTS[fault][0]))
 
 
@@ -115,9 +113,7 @@ def test_it_sees_the_faults_of_form(fault):
     ],
 )
 def test_the_schema_of_lists_agrees_with_the_reader(tmp_path, text, takes):
-    """What is read keeps the schema; a misspelt key, half a pair and a name of no pair are seen by
-    both.
-    """
+    """What is read keeps the schema; both see a misspelt key, half a pair and a name of no pair."""
     schema = list_schema()
     jsonschema.Draft7Validator.check_schema(schema)
     assert jsonschema.Draft7Validator(schema).is_valid(yaml.safe_load(text)) == takes

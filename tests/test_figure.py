@@ -1,6 +1,4 @@
-"""Figures show the numbers of the Parquet files, say what they show, and are the same bytes every
-time.
-"""
+"""Figures show the Parquet files' numbers, say what they show, and are always the same bytes."""
 
 from __future__ import annotations
 
@@ -149,9 +147,7 @@ def curves(axes):
 
 
 def test_depth_shows_the_medians_of_the_files(run):
-    """The shift by module and layer, the relative norm of a layer as one vector, the median
-    concentration.
-    """
+    """The shift by module and layer, a layer's relative norm as a vector, median concentration."""
     top, middle, bottom = drawn("depth", [run]).axes
     rows = deltas(run)
     for module in MODULES:
@@ -205,9 +201,7 @@ def test_a_metric_and_a_module_can_be_chosen(run):
 
 
 def test_of_many_experts_the_median_is_drawn(tmp_path):
-    """Up-projections of the experts, the router left out because more curves could not be told
-    apart.
-    """
+    """Up-projections of the experts, the router left out, as more curves look alike."""
     names = (
         "experts.up",
         "experts.down",

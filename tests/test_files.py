@@ -39,9 +39,7 @@ def test_the_nearest_folder_is_the_first_that_is_there(
 
 
 def test_a_lock_is_one_handles_until_it_is_closed(tmp_path: Path) -> None:
-    """A second handle of the same folder is refused at once, and gets the lock when the first is
-    closed.
-    """
+    """A second handle of the same folder is refused, and gets the lock when the first is closed."""
     first, second = (os.open(tmp_path, os.O_RDONLY) for _ in range(2))
     assert lock(first) == "ours"
     assert lock(second) == "another's"

@@ -50,16 +50,12 @@ WIDE = {"rows": 1024, "cols": 1024}
 
 
 def row(layer, module, /, **figures):
-    """A delta of a fine-tune that is far above its rounding and has structure, but for what is told
-    otherwise.
-    """
+    """A fine-tune's delta, far above its rounding, with structure, but for what is told."""
     usual = {
         "frobenius_norm": 0.05, "kept": 0.999, "kept_history": "far_above", "purity_z": 300.0,
-        "numerical_rank": 64,
-        "equivalent_directions": 12.0, "relative_norm_unrounded": 0.0499, "rank_90": 30,
-        "rank_95": 40, "rank_99": 55,
-        "alignment_left": 1.0, "alignment_left_null": 1.0, "alignment_right": 1.0,
-        "alignment_right_null": 1.0,
+        "numerical_rank": 64, "equivalent_directions": 12.0, "relative_norm_unrounded": 0.0499,
+        "rank_90": 30, "rank_95": 40, "rank_99": 55, "alignment_left": 1.0,
+        "alignment_left_null": 1.0, "alignment_right": 1.0, "alignment_right_null": 1.0,
         "decay_cosine": 0.0, "levels_base": 0.7, "levels_tuned": 0.7, "spikes": 0,
         **{f"top{k}_energy": k / 64 for k in TOPS},
     }  # fmt: skip
@@ -98,17 +94,16 @@ def same(module="mlp.up", layer=9, component="language"):
 def alone(count):
     """Tensors of the base that have no partner."""
     return tuple(
-        {"component": "language", "layer": 20 + at, "module": "mlp.up", "tensor": f"more.{at}",
-        "status": "skipped",
-         "reason": "only_in_base"}
+        {
+            "component": "language", "layer": 20 + at, "module": "mlp.up", "tensor": f"more.{at}",
+            "status": "skipped", "reason": "only_in_base",
+        }
         for at in range(count)
     )  # fmt: skip
 
 
 def with_head(share):
-    """A model, and a head of a share of the energy that has as many parameters as one matrix of
-    twelve.
-    """
+    """A model, and a head of a share of the energy with the parameters of one matrix of twelve."""
     energy = 12 * 0.05**2
     return [*model(), row(None, "head", frobenius_norm=math.sqrt(energy * share / (1 - share)))]
 
@@ -209,9 +204,7 @@ def test_where_nothing_was_compared_nothing_is_said(tmp_path):
 
 
 def test_gates_come_first_and_unrelated_models_have_no_structure(tmp_path):
-    """A cosine near 0: two unrelated models, the size of their difference, and no word of an
-    update.
-    """
+    """A cosine near 0: two unrelated models, the size of their difference, no word of an update."""
     found = MUST["unrelated"](tmp_path)
     assert codes(found) == ["unrelated", "size"]
     assert found.sentences[0].text.startswith("These are two unrelated models of one shape")
@@ -272,8 +265,8 @@ def test_a_change_in_proportion_to_the_parameters_names_no_place(tmp_path):
     even = [*model(), row(None, "embed", parameters=size, frobenius_norm=math.sqrt(energy))]
     text = sentence(told(tmp_path / "a", even), "size")
     assert (
-        "It is spread about in proportion to the parameters: the embeddings, 50 % of them, have 50"
-        " % of it." in text
+        "It is spread about in proportion to the parameters: the embeddings, 50 % of them, have"
+        " 50 % of it." in text
     )
     assert "Most of it" not in text
     more = [*model(), row(None, "embed", parameters=size, frobenius_norm=math.sqrt(1.5 * energy))]
@@ -289,7 +282,7 @@ def test_a_head_that_is_not_among_the_largest_is_named_all_the_same(tmp_path):
 
 
 def test_the_quarter_of_the_depth_that_holds_most_is_named(tmp_path):
-    """Of eight layers the last two have four times the norm; and none is named where all are alike."""
+    """Of eight layers the last two have four times the norm; none is named where all are alike."""
     deltas = [row(layer, "mlp.up", frobenius_norm=0.2 if layer > 5 else 0.05) for layer in range(8)]
     assert (
         "the last quarter of the depth (layers 6 to 7) holds most, 84 %, with 25 % of the"
@@ -299,9 +292,7 @@ def test_the_quarter_of_the_depth_that_holds_most_is_named(tmp_path):
 
 
 def test_the_module_that_moved_furthest_is_named_with_its_relative_norm(tmp_path):
-    """One matrix by its own relative norm, several by the median; none is named where all are
-    alike.
-    """
+    """One matrix by its own relative norm, several by the median; none where all are alike."""
     deltas = [
         row(layer, name, relative_norm=far)
         for layer in range(4)
@@ -366,9 +357,7 @@ def test_a_frozen_tower_is_named_as_a_whole(tmp_path):
 
 
 def test_the_norm_before_storage_is_told_where_it_differs(tmp_path):
-    """0.2 % as stored and 0.14 % before; and once where rounding changed it by less than a
-    twentieth.
-    """
+    """0.2 % as stored and 0.14 % before; once where rounding changed it by under a twentieth."""
     sizes = {"frobenius_norm": 0.002, "relative_norm": 0.002}
     deltas = [{**one, **sizes, "relative_norm_unrounded": 0.001} for one in model(kept=0.5)]
     summary = summary_of(tmp_path, deltas)
@@ -590,9 +579,7 @@ def test_the_rank_of_a_planted_update_lies_between_its_bounds(tmp_path, rank, no
 
 
 def test_full_rank_is_not_taken_for_an_adapter_where_little_was_kept(tmp_path):
-    """64 directions with half of an update of which storage kept a third: no bound below the short
-    side.
-    """
+    """64 directions of half an update, a third of it kept: no bound below the short side."""
     rng = np.random.default_rng(3)
     S = rng.standard_normal((256, 64)) * np.arange(1, 65) ** -0.5 @ rng.standard_normal((64, 256))
     N = rng.standard_normal((256, 256))
@@ -783,14 +770,15 @@ def drawn(rng):
                 "frobenius_norm": float(rng.exponential()), "kept": kept,
                 "kept_reason": str(rng.choice(reasons)),
                 "kept_history": str(rng.choice(["stored_base", "base_rounded"])),
-                "floor_ratio": one(0, 20),
-                "purity_z": one(-30, 60), "equivalent_directions": one(1, 64),
-                "cosine": one(-1, 1, 0.05),
+                "floor_ratio": one(0, 20), "purity_z": one(-30, 60),
+                "equivalent_directions": one(1, 64), "cosine": one(-1, 1, 0.05),
                 "relative_norm_unrounded": one(1e-6, 1), "decay_cosine": one(-1, 1),
-                "levels_tuned": one(0, 1),
-                "concentration": one(-1, 1), "rank_ceiling": 8 if rng.random() < 0.1 else None,
-                **{f"alignment_{name}": one(0, 4) for name in ("left", "right", "left_null",
-                "right_null")},
+                "levels_tuned": one(0, 1), "concentration": one(-1, 1),
+                "rank_ceiling": 8 if rng.random() < 0.1 else None,
+                **{
+                    f"alignment_{name}": one(0, 4)
+                    for name in ("left", "right", "left_null", "right_null")
+                },
                 **(WIDE if rng.random() < 0.3 else {}),
             }  # fmt: skip
             figures["kept_reason"] = (
@@ -911,9 +899,7 @@ def test_hostile_findings_are_harmless_in_every_output(tmp_path):
 
 
 def test_every_output_opens_with_the_same_sentences(tmp_path):
-    """Terminal, JSON, Markdown and the summary of CI have the sentences of summary.json, in their
-    order.
-    """
+    """Terminal, JSON, Markdown and CI's summary have the sentences of summary.json, in order."""
     folder = reports.write(tmp_path / "base..tuned", with_head(0.46))
     summary, _ = read_summary(folder)
     texts = [one.text for one in summary.finding.sentences]

@@ -1,4 +1,4 @@
-"""docs/findings.md is what the script makes, and the finding of a known history says what was done."""
+"""docs/findings.md is what the script makes, and findings of known histories say what was done."""
 
 from __future__ import annotations
 
@@ -12,9 +12,13 @@ import findings as benchmark
 
 CASES = {case.name: case for case in benchmark.cases()}
 STRUCTURED = ["size", "coherent", "standing_out"]
-SAYS = {  # of each case: codes that must stand, explanations that fit, words of the text
-    "Fine-tune": (STRUCTURED, [], ["1.0 % of the base's norm",
-    "follows the base's leading inputs"]),
+# of each case: codes that must stand, explanations that fit, words of the text
+SAYS = {
+    "Fine-tune": (
+        STRUCTURED,
+        [],
+        ["1.0 % of the base's norm", "follows the base's leading inputs"],
+    ),
     "Copy through int8": (["size", "noise", "few_values"], ["quantised_copy"], []),
     "Copy in BF16": (["size", "rounding"], ["quantised_copy", "short_run"], []),
     "Merged adapter": (["size", "low_rank"], ["merged_adapter"], ["8 of 256 directions"]),
@@ -23,13 +27,16 @@ SAYS = {  # of each case: codes that must stand, explanations that fit, words of
     "Frozen layers": (STRUCTURED, [], ["Unchanged: the embeddings, the head and layers 0 and 1."]),
     "Unrelated models": (["unrelated", "size"], [], ["141 % of the base's norm"]),
     "Another depth": (["part_shared", *STRUCTURED], [], ["77 % of the larger model's parameters"]),
-    "A small stage": (["size", "coherent", "kept"], ["short_run"],
-    ["Before it was stored, the change was 0.070 %"]),
+    "A small stage": (
+        ["size", "coherent", "kept"],
+        ["short_run"],
+        ["Before it was stored, the change was 0.070 %"],
+    ),
     "A stage that is rounded away": (["size", "rounded_away"], ["short_run"], []),
     "Vision and language, frozen tower": (STRUCTURED, [], ["projector (97 %", "the vision tower."]),
     "Experts": (STRUCTURED, [], ["experts.gate"]),
     "No change": (["identical"], [], []),
-}  # fmt: skip
+}
 
 
 def holds(name, summary):
@@ -43,9 +50,7 @@ def holds(name, summary):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_the_finding_says_what_was_done(tmp_path, name):
-    """Sentences, and what fits, of a pair whose history is known; and the page has them as they
-    are.
-    """
+    """Sentences, and what fits, of a pair whose history is known; and the page has them so."""
     summary = benchmark.audited(CASES[name], tmp_path)
     holds(name, summary)
     assert benchmark.section(CASES[name], summary) in benchmark.DOCUMENT.read_text(encoding="utf-8")

@@ -92,9 +92,7 @@ OTHER = {
 
 @pytest.mark.parametrize("change", OTHER)
 def test_other_settings_leave_a_finished_report(pair, toys, change):
-    """The fault names the option and both values, and how to go on; not a byte of the report
-    changes.
-    """
+    """The fault names the option, both values, and what to do; not a byte of the report changes."""
     settings, told = OTHER[change]
     first = run_pair(pair, EVERYTHING, toys / "out")
     before = files(first.folder)
@@ -149,7 +147,7 @@ def test_changed_files_and_another_checkpoint_leave_a_finished_report(pair, toys
 
 
 def test_another_commit_leaves_a_finished_report(toys, shadow):
-    """A branch of the Hub that moved on: exit 1 with both commits; --overwrite takes the new one."""
+    """A branch of the Hub moved on: exit 1 with both commits; --overwrite takes the new one."""
     with Hub() as hub:
         first = hub.add("org/base", toys / "base"), hub.add("org/model", toys / "one")
         env = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(toys / "home")}
@@ -175,9 +173,7 @@ def with_metadata(folder, **told):
 
 
 def test_another_version_alone_keeps_the_report(pair, toys):
-    """It is said which version measured it; --overwrite measures it anew, and then it is this
-    version's.
-    """
+    """It is said which version measured it; --overwrite measures it with this version."""
     first = run_pair(pair, EVERYTHING, toys / "out")
     with_metadata(first.folder, version="0.0.9")
     before, said = files(first.folder), []
@@ -289,9 +285,7 @@ def test_killed_while_files_take_their_places_nothing_is_lost(pair, toys, monkey
 
 
 def test_a_new_report_that_cannot_be_written_leaves_the_old_one(pair, toys, monkeypatch):
-    """The disk is full at the last file of the new report: the old one is whole, and the work is
-    kept.
-    """
+    """A disk is full at the last file of a new report: the old one is whole, the work is kept."""
     first = run_pair(pair, EVERYTHING, toys / "out")
     before, write = files(first.folder), report_module.parquet_bytes
     written = []
@@ -340,9 +334,7 @@ def test_an_audit_that_ended_meanwhile_is_not_replaced(pair, toys, monkeypatch):
 
 
 def test_an_unfinished_audit_that_differs_starts_afresh_and_says_how(pair, toys):
-    """Settings are named with both values; the optimiser, on which no number depends, does not
-    count.
-    """
+    """Settings are named with both values; the optimiser, which changes no number, is not."""
     with pytest.raises(StoppedError):
         run_pair(pair, EVERYTHING, toys / "out", Runtime(show=stopping, jobs=1))
     said = []
@@ -397,9 +389,7 @@ def test_an_optimizer_renews_the_label_and_measures_nothing(demo, tmp_path):
 
 
 def test_scores_and_an_optimizer_together_leave_one_report(demo, tmp_path, shadow):
-    """Scores are in summary.json alone: metadata of the tables do not know of them, whenever they
-    came.
-    """
+    """Scores are in summary.json alone: metadata of tables never have them, whenever they came."""
     _, folder = demo
     (tmp_path / "scores.csv").write_text(
         "model,benchmark,score\ndemo:base,x,0.2\ndemo:narrow,x,0.5\n"
@@ -459,9 +449,10 @@ def test_a_list_goes_on_and_says_which_pairs_it_left(toys, shadow):
     text = done.assert_done(1)
     assert "pairs  2: 1 done, 1 kept" in text
     errors = [line for line in done.err.splitlines() if line.startswith("error")]
-    assert errors == [f"error: toy-a:base..one: {folder.relative_to(toys)}: the finished report"
-    f" there differs: "
-                      "--precision exact, now default"]  # fmt: skip
+    assert errors == [
+        f"error: toy-a:base..one: {folder.relative_to(toys)}: the finished report there differs:"
+        " --precision exact, now default"
+    ]
     assert files(folder) == before
     kept, other = read_index(toys / "out").rows
     assert (kept.state, other.state) == ("kept", "done")
@@ -535,17 +526,16 @@ ABSENT = {
     "a component": (Filter(components=("vision",)), "no component vision", "it has language"),
     "a module": (Filter(modules=("mla.q_a",)), "no module mla.q_a there", "it has mlp.up"),
     "a layer of a component": (
-        Filter(components=("language",), layers=(7,)), "no layer 7",
-        "the layers of language are 0-1"
+        Filter(components=("language",), layers=(7,)),
+        "no layer 7",
+        "the layers of language are 0-1",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("absent", ABSENT)
 def test_what_the_model_does_not_have_is_wrong_usage(pair, toys, absent):
-    """Before anything is measured, with what there is; a finished report stays, also with
-    --overwrite.
-    """
+    """Before anything is measured, with what there is; a report stays, also with --overwrite."""
     chosen, told, hint = ABSENT[absent]
     first = run_pair(pair, EVERYTHING, toys / "out")
     before = files(first.folder)

@@ -1,4 +1,4 @@
-"""What may be said of a pair: each gate on real tiny models, and the word that each of them gets."""
+"""What may be said of a pair: each gate on real tiny models, and the word that each gets."""
 
 from __future__ import annotations
 
@@ -80,9 +80,8 @@ def places(tmp_path_factory):
     there = tmp_path_factory.mktemp("models")
     (demo,) = find_pairs("demo:base..narrow", load_families(None))
     trained = [models.Path(side.repo) for side in (demo.base, demo.tuned)]
-    wide = stored(
-        there / "wide", trained[0], lambda name, W: W.float() * 1.01
-    )  # float32 that is not bf16's
+    # float32 that is not bf16's
+    wide = stored(there / "wide", trained[0], lambda name, W: W.float() * 1.01)
     wider = llama(there / "wider", 2, 0, 128)
     two, four = llama(there / "two", 2, 0), llama(there / "four", 4, 1)
     shared = ("model.embed_tokens.weight", "lm_head.weight")
@@ -91,7 +90,7 @@ def places(tmp_path_factory):
         there / "deeper",
         own | {name: load_file(two / "model.safetensors")[name] for name in shared},
         {"model_type": "llama"},
-    )  # fmt: skip
+    )
     return {
         "fine-tune": trained,
         "unrelated": (llama(there / "one", 4, 2), four),
@@ -152,9 +151,7 @@ FAILING = {
 
 @pytest.mark.parametrize("case", chosen(FAILING, ("fine-tune", "another depth", "bf16")))
 def test_each_gate_stops_what_it_is_for_and_nothing_else(case, audited):
-    """Real pairs: only the gates that a pair should fail are failed, each with its figure and
-    reason.
-    """
+    """Real pairs: only the gates that should fail do, each with its figure and reason."""
     found = found_gates(audited(case).folder)
     assert list(found) == GATES
     assert [name for name, gate in found.items() if not gate.passed] == FAILING[case], found
@@ -182,9 +179,7 @@ WORDS = {
 
 @pytest.mark.parametrize("case", chosen(WORDS, ("unrelated", "frozen", "int8", "adapter")))
 def test_each_pair_gets_its_word_everywhere(case, audited):
-    """One label and its reason: in summary.json, read again from the files, and in the metadata of
-    each.
-    """
+    """One label and its reason: in summary.json, read from the files, and in their metadata."""
     label, reason = WORDS[case]
     done = audited(case)
     folder = done.folder

@@ -12,8 +12,7 @@ from shadow.errors import ShadowError
 
 TARGETS = (
     "header", "index", "config", "adapter", "registry", "list", "yaml-list", "policy", "csv",
-    "harness", "scores",
-    "batch", "metadata", "summary", "parquet",
+    "harness", "scores", "batch", "metadata", "summary", "parquet",
 )  # fmt: skip
 
 
@@ -67,9 +66,7 @@ ESCAPES = {  # each once printed as it is
 
 @pytest.mark.parametrize("name", ESCAPES)
 def test_words_of_a_file_are_printable_in_a_message(targets, tmp_path, name):
-    """A version, a schema, the name of a method: what a file says there is no command to a
-    terminal.
-    """
+    """A version, a schema, the name of a method: nothing a file says there commands a terminal."""
     with pytest.raises(ShadowError) as caught:
         targets[name].read(tmp_path, json.dumps(ESCAPES[name]).encode())
     assert caught.value.message.isprintable()

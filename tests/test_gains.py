@@ -1,4 +1,4 @@
-"""Scores joined to pairs: which name is which side, what is gained, what is refused, what is kept."""
+"""Scores joined to pairs: which name is which side, what is gained, refused and kept."""
 
 from __future__ import annotations
 
@@ -118,10 +118,9 @@ def test_the_sides_of_a_pair_before_anything_is_looked_up():
     base = ComponentBase((("language", Reference("org/lm", False)),))
     found = sides_of_pair(Pair("vlm", "base..instruct", base, tuned))
     assert [fit(name, None, found[0]) for name in ("vlm:base", "org/lm", "")] == [EXACT, NOT, NOT]
-    assert [fit(name, None, found[1]) for name in ("org/tuned/final", "org/tuned/final@v1",
-    "org/tuned")] == [
-        BY_NAME, EXACT, NOT,
-    ]  # fmt: skip
+    assert [
+        fit(name, None, found[1]) for name in ("org/tuned/final", "org/tuned/final@v1", "org/tuned")
+    ] == [BY_NAME, EXACT, NOT]
 
 
 def test_a_name_that_says_more_goes_first_and_the_other_is_named(tmp_path):
@@ -190,9 +189,8 @@ def test_what_does_not_match_is_said_with_the_nearest_name(tmp_path):
     assert near in found.notes
     rest = "scores of models that are not audited here: org/basse (did you mean 'org/base'?), x/y"
     assert unmatched(given, [SIDES]) == rest
-    given = csv_of(
-        tmp_path, "org/tuned,a,0.5\norg/tuned2,a,0.4"
-    )  # another model, and no slip: org/tuned is there
+    # another model, and no slip: org/tuned is there
+    given = csv_of(tmp_path, "org/tuned,a,0.5\norg/tuned2,a,0.4")
     assert unmatched(given, [SIDES]) == "scores of models that are not audited here: org/tuned2"
     assert unmatched(csv_of(tmp_path, "org/tuned,a,0.5"), [SIDES]) is None
 
@@ -249,10 +247,8 @@ def test_a_gain_is_the_exact_difference_of_what_was_written(base, tuned, higher)
         ("org/base,a,0.4\norg/tuned,a,0.9", "at most 1"),
         ("org/base,a,40\norg/tuned,a,90", "above 1"),
         ("org/base,a,0.9,,,,percent\norg/tuned,a,2.5,,,,percent", "percent"),
-        (
-            "org/base,a,0.9\norg/tuned,a,2.5\norg/base,b,30",
-            "above 1",
-        ),  # the base's other score is no share
+        # the base's other score is no share
+        ("org/base,a,0.9\norg/tuned,a,2.5\norg/base,b,30", "above 1"),
         ("org/base,a,0.98,,,bits,,false\norg/tuned,a,1.02,,,bits,,false", "bits"),
         ("org/base,a,-0.2\norg/tuned,a,0.3", "at most 1"),
     ],
@@ -302,10 +298,8 @@ def test_results_of_the_harness_need_no_unit_but_a_csv_beside_them_does(tmp_path
     [
         ("org/base,a,0.1\norg/base,a,0.2", "'a' of the base side has two scores: 0.1"),
         ("org/base,a,0.1\norg/base@main,a,0.2", "has two scores"),
-        (
-            "org/base,a,0.1\nfamily:base,a,0.2\norg/tuned,a,0.3",
-            None,
-        ),  # the stage is exact, the repository not
+        # the stage is exact, the repository not
+        ("org/base,a,0.1\nfamily:base,a,0.2\norg/tuned,a,0.3", None),
         ("org/base,a,0.1\norg/base,a,0.1", None),
         ("org/base,a,0.1,,0.1\norg/base,a,0.1,,0.2", "has two scores"),
         ("org/base,a,0.1,x\norg/tuned,a,0.1,y", "in the groups x"),
@@ -347,8 +341,7 @@ def test_one_metric_of_both_sides_is_taken(tmp_path):
     found = gains(joined)
     assert {name: gain.metric for name, gain in found.items()} == {
         "arc": "acc_norm", "gsm8k": "exact_match,strict-match", "sum": "rouge1", "only": "f1",
-        "none": "acc",
-        "open": "unknown",
+        "none": "acc", "open": "unknown",
     }  # fmt: skip
     assert (found["arc"].others, found["only"].others) == (["acc"], [])
     assert (found["only"].gain, found["none"].gain, found["open"].gain) == (0.1, None, None)
@@ -361,7 +354,7 @@ def test_one_metric_of_both_sides_is_taken(tmp_path):
 
 
 def test_subtasks_are_left_out_unless_a_group_is_given_to_them(tmp_path):
-    """57 subjects of MMLU are in its score already; they are counted, and there for who wants them."""
+    """57 subjects of MMLU are in its score already; they are counted, and there on request."""
     results = {
         "mmlu": {"acc,none": 0.5},
         "mmlu_law": {"acc,none": 0.4},
@@ -384,9 +377,7 @@ def test_subtasks_are_left_out_unless_a_group_is_given_to_them(tmp_path):
 
 
 def test_sides_measured_differently_are_named(tmp_path):
-    """Other shots, versions, counts of questions or a chat template on one side only move scores by
-    themselves.
-    """
+    """Other shots, versions, counts of questions or one chat template move scores by themselves."""
     other = {"n-shot": {"mmlu": 0}, "versions": {"mmlu": 2}, "chat_template": "{{x}}",
              "n-samples": {"mmlu": {"original": 100, "effective": 10}}}  # fmt: skip
     files = [

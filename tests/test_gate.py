@@ -1,6 +1,4 @@
-"""Verdicts: figures are those of the rows, what is not there is no pass, and exit codes say what
-happened.
-"""
+"""Verdicts: figures are the rows', what is absent is no pass, and exit codes tell."""
 
 from __future__ import annotations
 
@@ -89,10 +87,8 @@ def test_a_figure_is_the_median_over_the_delta_rows(demo):
             assert found.value == pytest.approx(statistics.median(values), rel=1e-12), found.name
             checked += 1
     assert checked > 400
-    for metric in (
-        "top1_energy",
-        "alignment_left",
-    ):  # not in the summary: over all of a component, and of the pair
+    # not in the summary: over all of a component, and of the pair
+    for metric in ("top1_energy", "alignment_left"):
         median = statistics.median(row[metric] for row in rows)
         assert measured.figure(("language",), metric).value == pytest.approx(median, rel=1e-12)
         assert measured.figure((), metric).value == pytest.approx(median, rel=1e-12)
@@ -176,9 +172,10 @@ IDENTICAL = {
     "tensor": "v",
     "status": "identical",
 }
-ALONE = {"component": "projector", "layer": None, "module": "projector.0", "side": "tuned",
-"tensor": "p",
-         "status": "measured", "reason": "only_in_tuned"}  # fmt: skip
+ALONE = {
+    "component": "projector", "layer": None, "module": "projector.0", "side": "tuned",
+    "tensor": "p", "status": "measured", "reason": "only_in_tuned",
+}  # fmt: skip
 PACKED = {"component": "audio", "layer": 0, "module": "mlp.up", "tensor": "a", "status": "skipped",
           "reason": "quantized"}  # fmt: skip
 
@@ -233,9 +230,7 @@ def test_nothing_changed_is_no_pass_either(tmp_path):
 
 
 def test_a_figure_that_is_known_of_what_did_not_change_is_judged(tmp_path):
-    """A frozen tower has no share of the energy, and that is a number: `vision.energy_share > 0`
-    passes.
-    """
+    """A frozen tower has no share of the energy, a number: `vision.energy_share > 0` passes."""
     rows = [delta(0.4, where, frobenius_norm=1.0) for where in places(4)]
     folder = reports.write(
         tmp_path / "a", rows, extra_tensors=(IDENTICAL, {**IDENTICAL, "side": "tuned"})
@@ -296,9 +291,7 @@ def test_a_figure_moved_when_it_left_the_interval_of_the_baseline(tmp_path):
 
 
 def test_the_same_report_has_not_moved(demo):
-    """Every figure of a report lies inside its own interval, on every level, also where that has no
-    width.
-    """
+    """Each figure lies inside its own interval, on every level, also where that has no width."""
     for name in ("*", "language.*", "language.*.*"):
         found = verdict(demo["narrow"], name, demo["narrow"])
         assert found.outcome == "passed"
@@ -323,9 +316,7 @@ def test_last_digits_of_another_machine_have_not_moved(tmp_path):
 
 
 def test_the_largest_move_is_told_first(demo):
-    """By widths of the interval, in the sentence norm and concentration before others; five are
-    named.
-    """
+    """By widths of the interval, norm and concentration first in the sentence; five are named."""
     found = verdict(demo["narrow"], "*", demo["broad"])
     assert (found.outcome, found.code) == ("met", 4)
 
@@ -353,9 +344,7 @@ def test_what_the_baseline_had_and_is_gone_has_moved(tmp_path):
 
 
 def test_few_layers_are_said_and_are_no_pass(tmp_path):
-    """Two layers give no interval: nothing to judge, with the reason; some figures without one are
-    named.
-    """
+    """Two layers give no interval: nothing to judge, and why; some without one are named."""
     baseline = reports.uniform(tmp_path / "base", 0.4, layers=2)
     found = verdict(baseline, "concentration", baseline)
     assert found.outcome == "missing"
@@ -503,9 +492,7 @@ def test_audit_and_gate_say_the_same(shadow, demo):
 
 
 def test_a_list_is_judged_pair_by_pair(shadow, demo):
-    """A glob makes a list: each pair has its verdicts, and annotations begin their lines also under
-    FORCE_COLOR.
-    """
+    """A glob is a list: each pair has verdicts, annotations begin lines with FORCE_COLOR too."""
     env = {"GITHUB_ACTIONS": "true", "FORCE_COLOR": "1"}
     done = shadow(
         "audit",
@@ -537,9 +524,13 @@ def test_the_terminal_shows_every_rule(shadow, demo, tmp_path):
         "spiky:\n  fail_on: spikes > 1\n  severity: warning\n"
     )
     text = shadow("gate", demo["narrow"], "--policy", "policy.yaml").assert_done(4)
-    for word in ("FAILED", "narrow-up", "language.mlp.up.concentration is 0.3944 (> 0.3)",
-    "Look at the data.",
-                 "FAILED (warning)"):  # fmt: skip
+    for word in (
+        "FAILED",
+        "narrow-up",
+        "language.mlp.up.concentration is 0.3944 (> 0.3)",
+        "Look at the data.",
+        "FAILED (warning)",
+    ):
         assert word in text
     text = shadow("gate", demo["broad"], "--policy", "policy.yaml").assert_done(0)
     assert "Look at the data." not in text
@@ -592,9 +583,8 @@ def test_a_mistyped_baseline_is_a_warning_at_the_end(shadow, demo, tmp_path):
     assert (
         "WARNING" not in shadow("gate", "reports", "--against", "accepted", "--allow-missing").err
     )
-    (
-        tmp_path / "empty"
-    ).mkdir()  # as of a baseline of other pairs: its folder is there, and nothing is compared
+    # as of a baseline of other pairs: its folder is there, and nothing is compared
+    (tmp_path / "empty").mkdir()
     assert (
         "WARNING: no baseline"
         in shadow("gate", "reports", "--against", "empty", "--allow-missing").err
@@ -678,9 +668,10 @@ def test_exit_codes_of_audit(shadow, demo):
     done = shadow("audit", "demo", "-o", "out", "--fail-on", "language.mlp.upp.spikes > 1")
     assert "no module 'mlp.upp'" in done.assert_refused(2)
     base = demo["narrow"]
-    done = shadow("audit", "demo:base..narrow", "--base", "./none", "--tuned", "./none", "-o",
-    "out",
-                  "--fail-on", "concentration > 0.3")  # fmt: skip
+    done = shadow(
+        "audit", "demo:base..narrow", "--base", "./none", "--tuned", "./none", "-o", "out",
+        "--fail-on", "concentration > 0.3",
+    )  # fmt: skip
     assert done.code == 1
     assert "no such folder" in done.err
     assert "concentration > 0.3: concentration is 0.3335" in done.err
@@ -704,18 +695,15 @@ def test_a_broken_report_outranks_a_rule_that_was_met(shadow, demo, tmp_path):
 
 @pytest.mark.parametrize("state", every(2, ["failed", "pending"]))
 def test_what_a_list_lacks_is_no_pass(shadow, demo, tmp_path, state):
-    """A pair without a report and a shard that is elsewhere are faults; what is there is judged
-    nevertheless.
-    """
+    """A pair without a report and a shard elsewhere are faults; what is there is judged."""
     shadow("audit", "demo", "--shard", "1/1", "-o", "list").assert_done(0)
     rules = ("--fail-on", "concentration > 0.9", "--format", "json")
     assert shadow("gate", "list", *rules).code == 0
     index = read_index(tmp_path / "list")
     row = index.rows[1].emptied(state, error="no such folder: x" if state == "failed" else None)
     write_index(tmp_path / "list", replace(index.with_rows({row.key: row}), shards=("1/2",)))
-    assert (
-        shadow("gate", "list", *rules).code == 1
-    )  # of the shard alone: the report is there, whatever the index says
+    # of the shard alone: the report is there, whatever the index says
+    assert shadow("gate", "list", *rules).code == 1
     shutil.rmtree(tmp_path / "list" / row.folder)
     done = shadow("gate", "list", *rules)
     assert done.code == 1
@@ -747,16 +735,19 @@ def test_an_audit_into_the_baselines_own_folder_is_held_against_what_was_there(
     """
     folder = tmp_path / "reports" / "demo" / "base..narrow"
     shutil.copytree(demo["broad"], folder)
-    for name in (
-        "matrices",
-        "tensors",
-        "residual",
-    ):  # the broad pair's figures under the narrow pair's name
+    # the broad pair's figures under the narrow pair's name
+    for name in ("matrices", "tensors", "residual"):
         table = pq.read_table(folder / f"{name}.parquet")
-        metadata = json.loads(table.schema.metadata[b"shadow"]) | {"pair": "base..narrow",
-        "tuned": {
-            "repo": json.loads(pq.read_schema(demo["narrow"] / f"{name}.parquet").metadata[b"shadow"])["tuned"]["repo"],
-            "commit": None, "fingerprint": "0" * 64}}  # fmt: skip
+        metadata = json.loads(table.schema.metadata[b"shadow"]) | {
+            "pair": "base..narrow",
+            "tuned": {
+                "repo": json.loads(
+                    pq.read_schema(demo["narrow"] / f"{name}.parquet").metadata[b"shadow"]
+                )["tuned"]["repo"],
+                "commit": None,
+                "fingerprint": "0" * 64,
+            },
+        }
         table = table.replace_schema_metadata({b"shadow": json.dumps(metadata).encode()})
         pq.write_table(table, folder / f"{name}.parquet")
     arguments = (
@@ -810,9 +801,8 @@ def test_moved_rules_of_a_policy_decide_alone(shadow, demo, tmp_path):
     )
     (one,) = json.loads(done.out)
     assert [rule["name"] for rule in one["rules"]] == ["head"]
-    assert (
-        one["rules"][0]["outcome"] == "missing"
-    )  # a head is outside the layers: it has no interval
+    # a head is outside the layers: it has no interval
+    assert one["rules"][0]["outcome"] == "missing"
     assert done.code == 0
     assert "needs --against" in shadow(
         "gate", demo["narrow"], "--policy", "policy.yaml"

@@ -72,9 +72,7 @@ def test_without_colours_cells_are_shades_and_what_did_not_move_is_a_dot():
 
 
 def test_more_layers_than_columns_are_binned_and_every_line_fits():
-    """200 layers in 80 columns: each cell the median of its layers, so that a step stays where it
-    is.
-    """
+    """200 layers in 80 columns: each cell the median of its layers: a step stays where it is."""
     lines = drawn([row([0.01] * 100 + [0.08] * 100)])
     assert all(len(line) <= 80 for line in lines)
     cells = lines[1].removeprefix("mlp.up        ")
@@ -112,9 +110,7 @@ def test_one_layer_or_nothing_that_moved_is_no_picture():
 
 
 def test_cards_have_a_rectangle_for_each_run_of_equal_cells():
-    """Classes by the logarithm of the norm; what lacks the module has none; text of a report is
-    escaped.
-    """
+    """Classes by the logarithm of the norm; without the module there is none; text is escaped."""
     svg = small_pictures([row([0.01, 0.01, 0.08, None, 0.0]), row([0.08] * 5, "<b>")])
     rects = re.findall(
         r'<rect class="([\w-]+)" x="(\d+)" y="(\d+)" width="(\d+)" height="1"/>', svg

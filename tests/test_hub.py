@@ -56,11 +56,8 @@ SECRET = "hf_" + "Sesame7" * 5
 MODEL = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 TABLES = ("matrices", "tensors", "spectra")
-WHO = [
-    "family",
-    "pair",
-    "verified",
-]  # columns that tell where a matrix came from, and nothing of its numbers
+# columns that tell where a matrix came from, and nothing of its numbers
+WHO = ["family", "pair", "verified"]
 HEADERS = 65_536  # bytes asked for to read the header of a shard
 HASTE = {"HF_HUB_DOWNLOAD_TIMEOUT": "1", "HF_HUB_ETAG_TIMEOUT": "1"}
 PAIR = ("audit", "--base", "org/base", "--tuned", "org/tuned")
@@ -154,9 +151,7 @@ def small(folders, tmp_path_factory):
 
 @pytest.fixture
 def hub(folders: dict[str, Path], tmp_path: Path) -> Iterator[Hub]:
-    """The Hub with both pairs. In the end no other origin has seen a token, and no report holds
-    one.
-    """
+    """The Hub with both pairs. At the end no other origin saw a token, and no report holds one."""
     with Hub() as hub:
         for name, folder in folders.items():
             hub.add(f"org/{name}", folder)
@@ -170,9 +165,7 @@ def hub(folders: dict[str, Path], tmp_path: Path) -> Iterator[Hub]:
 
 
 def variables(endpoint: str, home: Path, **more: str) -> dict[str, str]:
-    """What the environment of a command says: a Hub, a cache of its own, a token, and little
-    patience.
-    """
+    """A command's environment: a Hub, a cache of its own, a token, and little patience."""
     own = {
         "HF_ENDPOINT": endpoint,
         "HF_HOME": home,
@@ -205,9 +198,7 @@ def start(hub, tmp_path):
 
 @pytest.fixture
 def run(start):
-    """Runs a command on the Hub, as `run(*PAIR, "-o", "out")`; keyword arguments are environment
-    variables.
-    """
+    """Runs a command on the Hub, as `run(*PAIR, "-o", "out")`; keywords are its environment."""
 
     def run(*arguments, seconds=40, **more) -> Run:
         return start(*arguments, seconds=seconds, **more).end()
@@ -253,9 +244,8 @@ def assert_equal(output: Path, wanted: dict[str, pd.DataFrame]) -> None:
 
 
 def assert_same(found: pd.DataFrame, wanted: pd.DataFrame) -> None:
-    known = [
-        column for column in (*WHO, "energy_share") if column in found
-    ]  # a filter leaves the whole unknown
+    # a filter leaves the whole unknown
+    known = [column for column in (*WHO, "energy_share") if column in found]
     pd.testing.assert_frame_equal(
         found.drop(columns=known).reset_index(drop=True),
         wanted.drop(columns=known).reset_index(drop=True),
@@ -363,9 +353,7 @@ def test_every_byte_moves_once(run, hub, folders, tmp_path, wanted):
 def test_a_part_of_the_model_moves_in_ranges(
     run, hub, tmp_path, wanted, chosen, rows, ranges, most
 ):
-    """One layer or one module: neighbours in one request, unverified, and the rows of the full
-    audit.
-    """
+    """One layer or one module: neighbours in a request, unverified, rows of the full audit."""
     run(*PAIR, "-o", "out", *chosen).assert_done()
     found = frame(tmp_path / "out")
     assert_same(found, wanted["matrices"].query(rows))
@@ -581,9 +569,8 @@ def test_killed_in_the_first_download(hub, tmp_path, wanted):
     with subprocess.Popen(
         [SHADOW, *PAIR, "-o", "out"], cwd=tmp_path, env=env, stderr=subprocess.DEVNULL
     ) as process:
-        until(
-            lambda: [path for path in incomplete(tmp_path) if len(path.name) > 64]
-        )  # that of a shard
+        # that of a shard
+        until(lambda: [path for path in incomplete(tmp_path) if len(path.name) > 64])
         process.kill()
     hub.rate = None
     done = subprocess.run(
@@ -633,9 +620,7 @@ def test_clean_after_a_killed_audit(run, start, hub, tmp_path, wanted):
 
 @pytest.mark.parametrize("where", ["download", "wait for a header", "plan"])
 def test_an_interrupt_ends_at_once(start, hub, tmp_path, where):
-    """Ctrl-C in a slow download or in a wait between tries: exit 130 within seconds, and how to go
-    on.
-    """
+    """Ctrl-C in a slow download or in a wait between tries: exit 130 in seconds, and what to do."""
     if where == "download":
         hub.rate = 200_000
         process = start(*PAIR, "-o", "out")
@@ -648,9 +633,8 @@ def test_an_interrupt_ends_at_once(start, hub, tmp_path, where):
         time.sleep(0.2)
     began = time.monotonic()
     done = process.kill(signal.SIGINT)
-    assert (
-        time.monotonic() - began < 20
-    )  # a loaded machine takes its time; the wait would be a minute
+    # a loaded machine takes its time; the wait would be a minute
+    assert time.monotonic() - began < 20
     assert done.code == 130
     assert "Traceback" not in done.err
     if where != "plan":
@@ -936,19 +920,15 @@ def test_a_checkpoint_in_a_subfolder(run, hub, folders, tmp_path, small):
 
 @pytest.mark.slow
 def test_refusals_say_how_to_get_access(run, hub, folders):
-    """Gated with and without a token, private or missing, no such revision: each a line and what to
-    do.
-    """
+    """Gated with a token and without, private, missing, no such revision: each a line and hint."""
     hub.add("org/gated", folders["small-tuned"], gated=True)
     hub.add("org/private", folders["small-tuned"], private=True)
 
     def refused(tuned: str, *words: str, **more: str) -> None:
         told(run(*SMALL[:-1], tuned, "-o", "out", **more), *words)
 
-    address, no_token = (
-        f"{hub.endpoint}/org/gated",
-        "no token is in use: `hf auth login`, or HF_TOKEN",
-    )
+    address = f"{hub.endpoint}/org/gated"
+    no_token = "no token is in use: `hf auth login`, or HF_TOKEN"
     refused("org/gated", "org/gated is gated", address, no_token, HF_TOKEN="")
     refused("org/gated", "org/gated is gated", address, "the token of HF_TOKEN is in use")
     for name in ("org/private", "org/none"):
@@ -1024,9 +1004,8 @@ def test_offline_uses_the_cache_alone(run, hub, tmp_path, small):
             "--offline",
         )
     assert not hub.requests
-    told(
-        run(*SMALL, "-o", "out", "--max-disk", "1kB"), "--max-disk"
-    )  # the configs are there then, and no weights
+    # the configs are there then, and no weights
+    told(run(*SMALL, "-o", "out", "--max-disk", "1kB"), "--max-disk")
     hub.reset()
     told(
         run(*SMALL, "-o", "out", "--offline"),
@@ -1214,9 +1193,7 @@ def test_what_stays_broken_without_a_word_is_given_up(run, hub, tmp_path):
 
 @pytest.mark.parametrize("file", every(2, [MODEL, "config.json"]))
 def test_a_flipped_byte_is_fetched_again(run, hub, tmp_path, small, file):
-    """Once: it is said, and the numbers are right. Always: refused, and nothing of it stays in the
-    cache.
-    """
+    """Once: it is told, the numbers are right. Always: refused, and nothing stays in the cache."""
     fault = hub.fail(
         f"org/small-tuned/{file}", Flip(20 if file == "config.json" else 15_000), skip=file == MODEL
     )
@@ -1567,9 +1544,7 @@ def test_a_caching_mirror_gives_the_same_numbers(run, hub, olah, tmp_path, wante
 def test_a_lineage_reads_the_cache_at_the_commits_of_its_reports_and_asks_nobody(
     run, hub, folders, tmp_path
 ):
-    """Deltas are held against each other as in folders, without a request; a commit that is gone is
-    told.
-    """
+    """Deltas are compared as in folders, without a request; a commit that is gone is told."""
     hub.add("org/small-next", write(tmp_path / "next", tensors(FEW, 2)))
     assert run(*SMALL, "-o", "out").code == 0
     assert (

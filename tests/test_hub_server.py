@@ -74,9 +74,7 @@ def hub(folder: Path) -> Iterator[Hub]:
 
 
 def client(hub: Hub, home: Path, code: str, token: str | None = None) -> object:
-    """What code assigns to `found`, in a process of its own whose huggingface_hub speaks to the
-    hub.
-    """
+    """What code assigns to `found`, in a process whose huggingface_hub speaks to the hub."""
     variables = {
         name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))
     }
@@ -97,7 +95,7 @@ def client(hub: Hub, home: Path, code: str, token: str | None = None) -> object:
 def ask(
     url: str, asked: str | None = None, method: str = "GET", timeout: float = 5
 ) -> tuple[int, dict, bytes]:
-    """Status, headers and body of an answer; the body may be cut short. Redirects are not followed."""
+    """Status, headers and body of an answer; the body may be cut. Redirects are not followed."""
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.netloc, timeout=timeout)
     try:
@@ -128,7 +126,8 @@ def signed(hub: Hub) -> str:
 def test_downloads(hub: Hub, tmp_path: Path) -> None:
     hub.tokens.add("hf_secret")
     code = f"""
-paths = [hf.hf_hub_download("org/model", name) for name in ("config.json", "{MODEL}", "sub/a note.txt")]
+names = "config.json", "{MODEL}", "sub/a note.txt"
+paths = [hf.hf_hub_download("org/model", name) for name in names]
 found = [[path, str(Path(path).resolve())] for path in paths]
 """
     found = client(hub, tmp_path, code, "hf_secret")
@@ -155,24 +154,27 @@ def test_listing(hub: Hub, tmp_path: Path) -> None:
     hub.page_size = 3
     code = """
 api = hf.HfApi()
-tell = lambda entries: [[e.path, getattr(e, "size", None), e.lfs and [e.lfs.sha256, e.lfs.size]] if isinstance(e, hf.RepoFile)
-                        else e.path for e in entries]
+def tell(entries):
+    return [
+        [e.path, getattr(e, "size", None), e.lfs and [e.lfs.sha256, e.lfs.size]]
+        if isinstance(e, hf.RepoFile) else e.path
+        for e in entries
+    ]
+files = [e for e in api.list_repo_tree("org/model") if isinstance(e, hf.RepoFile)]
 info = hf.model_info("org/model", files_metadata=True)
 found = {
     "all": tell(api.list_repo_tree("org/model", recursive=True)),
     "top": tell(api.list_repo_tree("org/model")),
     "sub": tell(api.list_repo_tree("org/model", "sub", revision="main")),
     "some": tell(api.get_paths_info("org/model", ["config.json", "none"])),
-    "ids": {e.path: e.blob_id for e in api.list_repo_tree("org/model") if isinstance(e, hf.RepoFile)},
+    "ids": {e.path: e.blob_id for e in files},
     "info": [info.sha, info.private, info.gated, [[s.rfilename, s.size] for s in info.siblings]],
     "none": fault(lambda: list(api.list_repo_tree("org/model", "none"))),
 }
 """
     found = client(hub, tmp_path, code)
-    config, model = (
-        ["config.json", len(CONFIG), None],
-        [MODEL, len(WEIGHTS), [SHA256, len(WEIGHTS)]],
-    )
+    config = ["config.json", len(CONFIG), None]
+    model = [MODEL, len(WEIGHTS), [SHA256, len(WEIGHTS)]]
     optimizer = ["sub/optimizer.bin", 1000, [hashlib.sha256(WEIGHTS[:1000]).hexdigest(), 1000]]
     note = ["sub/a note.txt", 5, None]
     assert found["all"] == [config, model, "sub", note, optimizer]
@@ -181,9 +183,8 @@ found = {
     assert found["some"] == [config]
     assert found["ids"]["config.json"] == GIT
     assert found["ids"][MODEL] not in (GIT, SHA256)  # that of the pointer
-    assert found["info"] == [
-        hub.commit("org/model"), False, False, [entry[:2] for entry in (config, model, note, optimizer)]
-    ]  # fmt: skip
+    sizes = [entry[:2] for entry in (config, model, note, optimizer)]
+    assert found["info"] == [hub.commit("org/model"), False, False, sizes]
     assert found["none"] == ["RemoteEntryNotFoundError", 404]
     assert len([r for r in hub.requests if "recursive=true" in r.path]) == 2
 
@@ -192,12 +193,22 @@ def test_revisions(hub: Hub, folder: Path, tmp_path: Path) -> None:
     commit = hub.commit("org/model")
     code = f"""
 resolve = lambda revision: hf.resolve_revision("org/model", revision=revision).resolved
-get = lambda name, revision: Path(hf.hf_hub_download("org/model", name, revision=revision)).read_bytes().decode()
+def get(name, revision):
+    return Path(hf.hf_hub_download("org/model", name, revision=revision)).read_bytes().decode()
 found = {{
-    "names": [resolve(None), resolve("main"), resolve("v1"), resolve("refs/pr/1"), hf.model_info("org/model", revision="{commit}").sha],
-    "missing": [fault(lambda: resolve("v2")), fault(lambda: hf.model_info("org/model", revision="0" * 40)),
-                fault(lambda: get("config.json", "v2")), fault(lambda: get("none", "main"))],
-    "files": [get("a note.txt", "v1"), get("a note.txt", "refs/pr/1"), get("config.json", "{commit}")],
+    "names": [
+        resolve(None), resolve("main"), resolve("v1"), resolve("refs/pr/1"),
+        hf.model_info("org/model", revision="{commit}").sha,
+    ],
+    "missing": [
+        fault(lambda: resolve("v2")),
+        fault(lambda: hf.model_info("org/model", revision="0" * 40)),
+        fault(lambda: get("config.json", "v2")),
+        fault(lambda: get("none", "main")),
+    ],
+    "files": [
+        get("a note.txt", "v1"), get("a note.txt", "refs/pr/1"), get("config.json", "{commit}"),
+    ],
 }}
 """
     found = client(hub, tmp_path, code)
@@ -227,7 +238,9 @@ def all(token):
         told[repo] = [
             fault(lambda: hf.model_info(repo, token=token)),
             fault(lambda: list(hf.HfApi().list_repo_tree(repo, token=token))),
-            fault(lambda: hf.hf_hub_download(repo, "config.json", token=token, force_download=False)),
+            fault(
+                lambda: hf.hf_hub_download(repo, "config.json", token=token, force_download=False)
+            ),
         ]
     return told
 found = [all(False), all("hf_good"), all("hf_bad"), hf.model_info("org/gated", token=False).gated]
@@ -281,7 +294,8 @@ constants.DOWNLOAD_CHUNK_SIZE = 100_000
 found = {{}}
 def get(name):
     found[name] = Path(hf.hf_hub_download("org/model", name)).read_bytes().hex()
-threads = [threading.Thread(target=get, args=[name]) for name in ("{MODEL}", "config.json", "sub/optimizer.bin")]
+names = "{MODEL}", "config.json", "sub/optimizer.bin"
+threads = [threading.Thread(target=get, args=[name]) for name in names]
 for thread in threads: thread.start()
 for thread in threads: thread.join()
 """
@@ -358,9 +372,7 @@ def test_headers_of_large_file(hub: Hub) -> None:
 
 
 def broken(hub: Hub, action: Action, asked: str | None = None) -> tuple[int, dict, bytes]:
-    """The answer to a request for the large file that goes wrong, after one that did not and before
-    another.
-    """
+    """The answer to a request for the large file that fails, after and before one that does not."""
     fault = hub.fail(MODEL, action, origin="cdn", skip=1)
     url = signed(hub)
     before = ask(url, asked)[2]

@@ -1,6 +1,4 @@
-"""One pair in parts: where it is cut, that its report is that of one process, and what each part
-fetches.
-"""
+"""A pair in parts: where it is cut, its report as by one process, what each part fetches."""
 
 from __future__ import annotations
 
@@ -61,10 +59,8 @@ def sharded(folder: Path, tensors: dict[str, torch.Tensor], shards: int) -> Path
 
 @pytest.fixture
 def pair(tmp_path):
-    base, tuned = (
-        sharded(tmp_path / "base", weights(0), 6),
-        sharded(tmp_path / "tuned", weights(1), 6),
-    )
+    base = sharded(tmp_path / "base", weights(0), 6)
+    tuned = sharded(tmp_path / "tuned", weights(1), 6)
     return given_pair(parse_reference(str(base)), parse_reference(str(tuned)))
 
 

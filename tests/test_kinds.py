@@ -26,7 +26,7 @@ from shadow.targets.references import parse_reference
 Matrix = np.ndarray
 Undo = Callable[[Matrix], Iterator[tuple[str, int | None, Matrix]]]
 
-# ------------------------------------------------------- the layouts once more, written for a person to check them
+# ----------------------------------- the layouts once more, written for a person to check them
 
 
 def rows(**sizes: int) -> Undo:
@@ -176,8 +176,7 @@ UNDO["llama4"] = UNDO["llama4_text"]
 UNDO["qwen3_5"] = {**VIT, **UNDO["qwen3_5_text"]}
 # Families of one tensor a matrix are alike but for names, which tests/test_coverage.py looks at.
 KINDS = chosen(models.FAMILIES, UNDO)
-# Rows one after another, in groups, in the order of the heads; stacks of experts, turned or not;
-# convolutions.
+# Rows one after another, in groups, by heads; stacks of experts, turned or not; convolutions.
 LAYOUTS = (
     "phi3",
     "falcon_grouped",
@@ -192,21 +191,16 @@ LAYOUTS = (
 # What the last words of a name mean in any family.
 WORDS = {
     "q_proj": "attn.q", "k_proj": "attn.k", "v_proj": "attn.v", "o_proj": "attn.o",
-    "query": "attn.q", "key": "attn.k",
-    "value": "attn.v", "gate_proj": "mlp.gate", "up_proj": "mlp.up", "down_proj": "mlp.down",
-    "fc1": "mlp.up",
-    "fc2": "mlp.down", "dense_h_to_4h": "mlp.up", "dense_4h_to_h": "mlp.down", "c_fc": "mlp.up",
-    "embed_tokens": "embed",
-    "lm_head": "head", "q_a_proj": "mla.q_a", "q_b_proj": "mla.q_b",
-    "kv_a_proj_with_mqa": "mla.kv_a",
-    "kv_b_proj": "mla.kv_b", "dt_proj": "linear_attn.dt", "x_proj": "linear_attn.x",
-    "patch_embedding": "patch_embed",
-    "linear_1": "projector.0", "linear_2": "projector.1", "linear_fc1": "mlp.up",
-    "linear_fc2": "mlp.down",
+    "query": "attn.q", "key": "attn.k", "value": "attn.v", "gate_proj": "mlp.gate",
+    "up_proj": "mlp.up", "down_proj": "mlp.down", "fc1": "mlp.up", "fc2": "mlp.down",
+    "dense_h_to_4h": "mlp.up", "dense_4h_to_h": "mlp.down", "c_fc": "mlp.up",
+    "embed_tokens": "embed", "lm_head": "head", "q_a_proj": "mla.q_a", "q_b_proj": "mla.q_b",
+    "kv_a_proj_with_mqa": "mla.kv_a", "kv_b_proj": "mla.kv_b", "dt_proj": "linear_attn.dt",
+    "x_proj": "linear_attn.x", "patch_embedding": "patch_embed", "linear_1": "projector.0",
+    "linear_2": "projector.1", "linear_fc1": "mlp.up", "linear_fc2": "mlp.down",
     "patch_conv": "patch_embed", "wte": "embed", "in_proj_z": "linear_attn.z",
-    "in_proj": "linear_attn.in",
-    "w1": "mlp.gate", "w2": "mlp.down",
-    "w3": "mlp.up", "dense": None, "per_layer_input_gate": "per_layer.gate", "router": "router",
+    "in_proj": "linear_attn.in", "w1": "mlp.gate", "w2": "mlp.down", "w3": "mlp.up", "dense": None,
+    "per_layer_input_gate": "per_layer.gate", "router": "router",
 }  # fmt: skip
 # What is of no known module, and why that is right.
 OTHER = {
@@ -340,10 +334,9 @@ def check_place(kind: str, name: str, found) -> None:
     )
 
 
-# Where the two layouts that transformers saves are not one row order, or not one set of tensors.
-NOT_ONE = {
-    "molmo2": {"model.transformer.wte.new_embedding"}
-}  # one table in memory, two in the file
+# Where the two layouts that transformers saves are not one row order, or not one set of tensors:
+# one table in memory, two in the file.
+NOT_ONE = {"molmo2": {"model.transformer.wte.new_embedding"}}
 
 
 @pytest.mark.parametrize("kind", KINDS)

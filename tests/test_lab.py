@@ -1,6 +1,4 @@
-"""The lab runs from the command line, goes on where it stopped, and its runs are what they claim to
-be.
-"""
+"""The lab runs from the command line, goes on where it stopped; its runs are what they claim."""
 
 import json
 import os
@@ -100,7 +98,7 @@ def test_figures_are_those_of_the_reports(lab: Path) -> None:
 
 @pytest.mark.slow
 def test_the_norm_grows_along_a_training(lab: Path) -> None:
-    """States are measured in the order of their steps: the relative norm of every AdamW run rises."""
+    """States are measured in order of their steps: the relative norm of every AdamW run rises."""
     runs = read(lab)["runs"].query("kind == 'trained' and treatment == 'adamw'")
     for _, own in runs.groupby("run"):
         assert own.sort_values("share")["layers_relative_norm"].is_monotonic_increasing
@@ -204,9 +202,7 @@ def _processes_of(session: int) -> list[str]:
 
 @pytest.mark.slow
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
-    """One line and a hint, exit code 1, nothing written: other files, a broken lab.json, other
-    versions.
-    """
+    """A line and a hint, exit 1, nothing written: other files, a broken lab.json, a version."""
     for name, text in (("notes.txt", "mine"), ("lab.json", "{"), ("lab.json", '{"design": 0}')):
         folder = tmp_path / f"{name}{len(text)}"
         folder.mkdir()
@@ -222,7 +218,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
 
 
 def test_tasks_need_what_they_are_made_of() -> None:
-    """In every preset each need is a task of it, bases need nothing, and nothing waits for itself."""
+    """In every preset each need is a task of it, bases have none, and nothing waits for itself."""
     for preset in presets().values():
         tasks = tasks_of(preset)
         for key, task in tasks.items():
@@ -232,9 +228,7 @@ def test_tasks_need_what_they_are_made_of() -> None:
 
 
 def test_the_full_preset_has_what_a_claim_takes() -> None:
-    """Ten warm bases of one size with A to D three times each; every regime, treatment and copy
-    occurs.
-    """
+    """Ten warm bases of a size, A to D thrice each; every regime, treatment and copy occurs."""
     runs = presets()["full"].runs
     main = [
         run

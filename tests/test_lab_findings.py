@@ -13,12 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import ttest_1samp
 
-from shadow.findings.reference import VOTES, Bound, points
+from shadow.findings.reference import AXES, Bound, points
 from shadow.lab import calibration, findings, page
 from shadow.lab.findings import OUTCOME, Estimate, over_bases
 from shadow.lab.results import read, write
 
 SHARES = (0.1, 0.3, 1.0)
+
+
+FIGURES = {
+    "stable_rank": -1, "top4_energy": 1, "participation_share": -1, "spike_energy": 1,
+    "embedding_row_participation_ratio": -1, "attention_to_mlp": 1,
+}  # fmt: skip
 
 
 def made(bases: int = 3, seeds: int = 2, gap: float = 0.1, slope: float = -0.05) -> pd.DataFrame:
@@ -32,16 +38,13 @@ def made(bases: int = 3, seeds: int = 2, gap: float = 0.1, slope: float = -0.05)
         rows.append(
             {
                 "base": f"small-warm-{base}", "scale": "small", "width": 64, "warm": True,
-                "regime": regime,
-                "treatment": "adamw", "method": "adamw", "seed": seed, "kind": "trained",
-                "share": share,
-                "run": f"{regime}, adamw, {seed}", "seconds": 1.0, "stopped": "", "loss": 0.1,
-                "relative_norm": norm,
-                OUTCOME: level, "layers_relative_norm": norm, "concentration": level,
+                "regime": regime, "treatment": "adamw", "method": "adamw", "seed": seed,
+                "kind": "trained", "share": share, "run": f"{regime}, adamw, {seed}",
+                "seconds": 1.0, "stopped": "", "loss": 0.1, "relative_norm": norm, OUTCOME: level,
+                "layers_relative_norm": norm, "concentration": level,
                 **{f"right_{probe}": 0.5 + 0.1 * (regime == "B") for probe in findings.PROBES},
                 **{f"base_{probe}": 0.5 for probe in findings.PROBES},
-                **{name: (1 if way > 0 else -1) * level for name,
-                way in VOTES.items() if name != "concentration"},
+                **{name: way * level for name, way in FIGURES.items()},
             }
         )  # fmt: skip
     return pd.DataFrame(rows)
@@ -122,7 +125,7 @@ def test_gains_are_against_the_base() -> None:
 
 
 def test_a_control_is_held_against_the_same_bases() -> None:
-    """A treatment on base 0 alone is compared with AdamW on base 0, though other bases lie higher."""
+    """A treatment on base 0 alone is compared with AdamW on base 0, though others are higher."""
     runs = made()
     extra = runs[(runs["base"] == "small-warm-0") & (runs["regime"] == "C")].copy()
     extra = extra.assign(treatment="muon", method="muon", **{OUTCOME: extra[OUTCOME] - 0.3})
@@ -149,7 +152,7 @@ def test_no_training_of_the_reference_is_called_the_opposite(
     """Beyond `concentrated` lies no broad training that bounds were fitted to, beyond `distributed`
     no narrow one.
     """
-    name = next(name for name, its in VOTES.items() if its == way)
+    name = next(name for name, its in AXES.items() if its == way)
     bound = calibration._bound(pd.Series(narrow), pd.Series(broad), way)
     assert all(points(name, value, bound) <= 0 for value in broad)
     assert all(points(name, value, bound) >= 0 for value in narrow)
@@ -211,20 +214,26 @@ def test_a_base_counts_once() -> None:
 
 
 def test_a_left_out_base_is_judged_by_the_others() -> None:
-    """A base whose broad runs are higher than all narrow ones of the others is called concentrated
-    when left out.
+    """A base whose broad runs lie beyond all those of the others on every axis is called
+    concentrated when left out; on concentration alone, the other axes object.
     """
     runs = made(bases=6)
-    runs.loc[
-        (runs["base"] == "small-warm-3"), ["concentration", "top4_energy", "spike_energy"]
-    ] += 1.0
-    runs.loc[(runs["base"] == "small-warm-3"), ["stable_rank", "participation_share"]] -= 1.0
-    table = calibration.reference(runs)
-    words = calibration.left_out_words(table, known=True)
-    assert len(words) == len(table)
-    own = words[(words["base"] == "small-warm-3") & (words["data"] == "broad")]
-    assert set(own["word"]) == {"concentrated"}
-    rates = {one.what: one for one in calibration.label_rates(table)}
+    odd = runs["base"] == "small-warm-3"
+    runs.loc[odd, "concentration"] += 1.0
+
+    def words_of(shifted: pd.DataFrame) -> set[str]:
+        table = calibration.reference(shifted)
+        words = calibration.left_out_words(table, known=True)
+        assert len(words) == len(table)
+        return set(
+            words.loc[(words["base"] == "small-warm-3") & (words["data"] == "broad"), "word"]
+        )
+
+    assert words_of(runs) == {"mixed"}
+    runs.loc[odd, "attention_to_mlp"] += 1.0
+    runs.loc[odd, "embedding_row_participation_ratio"] -= 1.0
+    assert words_of(runs) == {"concentrated"}
+    rates = {one.what: one for one in calibration.label_rates(calibration.reference(runs))}
     assert rates["label: broad data called concentrated, its optimiser given"].affected == 1
 
 
@@ -232,9 +241,8 @@ def test_verdicts_are_counted_by_what_they_were_of() -> None:
     """Two seeds, a control and a true difference, each with one error among them."""
     rows = [
         ("A", "A", "more concentrated"), ("A", "A", "not distinguished"),
-        ("A", "D", "less concentrated"),
-        ("A", "D", "different, below the margin"), ("B", "C", "more concentrated"),
-        ("B", "C", "mixed evidence"),
+        ("A", "D", "less concentrated"), ("A", "D", "different, below the margin"),
+        ("B", "C", "more concentrated"), ("B", "C", "mixed evidence"),
     ]  # fmt: skip
     table = pd.DataFrame(rows, columns=["regime_first", "regime_second", "verdict"]).assign(
         base="small-warm-0"
@@ -255,7 +263,7 @@ def test_tables_come_back_as_they_were_written(tmp_path: Path) -> None:
 
 
 def test_the_page_says_what_the_tables_say(tmp_path: Path) -> None:
-    """B wins and loses as planted; broad data are not said to be less concentrated unless they are."""
+    """B wins and loses as planted; broad data are said to be less concentrated only if they are."""
     comparisons = pd.DataFrame(columns=["base", "regime_first", "regime_second", "verdict"])
     text = page.page({"runs": made(), "comparisons": comparisons}, "quick")
     assert "B wins on its benchmark" in text

@@ -101,8 +101,8 @@ def tiny() -> Ingredients:
     """A decoder of two layers and texts of a hundred tokens in a pattern that can be learned."""
     config = transformers.LlamaConfig(
         vocab_size=128, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1, tie_word_embeddings=True, bos_token_id=None, eos_token_id=0,
+        num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=True, bos_token_id=None,
+        eos_token_id=0,
     )  # fmt: skip
 
     def start() -> transformers.LlamaForCausalLM:
@@ -129,9 +129,7 @@ def out(tmp_path_factory):
 
 @pytest.mark.slow
 def test_every_run_is_measured_three_times_in_two_formats(out):
-    """Three states, each in float32 and in bf16; what is trained on is learned, and told for every
-    text.
-    """
+    """Three states, in float32 and in bf16; what is trained on is learned, and told by text."""
     table = pretrained.perform(out, tiny(), RUNS, BUDGET)
     assert len(table) == 3 * 3 * 2
     assert set(table["stored"]) == {"F32", "BF16"}
@@ -146,7 +144,7 @@ def test_every_run_is_measured_three_times_in_two_formats(out):
 
 @pytest.mark.slow
 def test_what_is_finished_is_not_made_again(out):
-    """A run whose record is gone is made again, to the same figures; the others and the base stay."""
+    """A run whose record is gone is made again, with the same figures; all else stays."""
     before = (out / "pretrained.parquet").read_bytes()
     gone = out / "runs" / f"{RUNS[1].name}.json"
     told = json.loads(gone.read_text())
@@ -164,11 +162,34 @@ def test_what_is_finished_is_not_made_again(out):
 
 
 def test_held_out_loss_is_that_of_the_last_rows():
-    """By hand: the mean cross-entropy of each next token over the last HELD_OUT rows."""
+    """By hand: the mean cross-entropy of each next token over every third of the last 16 rows."""
     made = tiny()
     model, tokens = made.start(), {"python": made.tokens["python"]}
-    rows = torch.from_numpy(tokens["python"][-HELD_OUT * ROW :]).view(-1, ROW)
+    last = torch.from_numpy(tokens["python"][-HELD_OUT * ROW :]).view(-1, ROW)
+    rows = last[[0, 3, 6, 9, 12, 15]]
     with torch.no_grad():
         logits = model(input_ids=rows).logits[:, :-1].double().log_softmax(-1)
     expected = -logits.gather(-1, rows[:, 1:, None]).mean()
     assert held_out(model, tokens)["python"] == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_base_that_was_cut_off_goes_on_from_its_last_look(out, tmp_path, monkeypatch):
+    """Stopped in the third step of four, it ends as the one that was never stopped, to the bit."""
+    taken = iter(range(3))
+    step = pretrained._step
+
+    def cut_off(*given):
+        if next(taken, None) is None:
+            raise KeyboardInterrupt
+        return step(*given)
+
+    monkeypatch.setattr(pretrained, "_step", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        pretrained.perform(tmp_path, tiny(), (), BUDGET)
+    monkeypatch.setattr(pretrained, "_step", step)
+    pretrained.perform(tmp_path, tiny(), (), BUDGET)
+    assert (tmp_path / "base.json").read_text() == (out / "base.json").read_text()
+    weights = "base/model.safetensors"
+    assert (tmp_path / weights).read_bytes() == (out / weights).read_bytes()
+    assert not list(tmp_path.glob(".base*"))

@@ -151,7 +151,7 @@ def test_broad_and_held_out_cells_are_all_cells(world: World, broad: int, held_o
 
 @pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
 def test_a_warm_base_has_met_what_it_is_tuned_on(world: World) -> None:
-    """Narrow and broad cells are all in the original mixture, so neither of them is new to a base."""
+    """Narrow and broad cells are all in the original mixture, so neither is new to a base."""
     assert set(world.narrow.cells) < set(world.broad.cells) == set(world.original.cells)
     for narrow in (world.narrow, world.familiar, world.new_narrow):
         assert len(narrow.cells) == 3
@@ -173,10 +173,8 @@ def test_blending_adds_weights() -> None:
     """A cell of both has share w1 + (1 - share) w2, by hand; the order of the arguments is that of
     the share.
     """
-    first, second = (
-        Mixture("first", BROAD.cells[:2], (0.5, 0.5)),
-        Mixture("second", BROAD.cells[1:3], (0.1, 0.9)),
-    )
+    first = Mixture("first", BROAD.cells[:2], (0.5, 0.5))
+    second = Mixture("second", BROAD.cells[1:3], (0.1, 0.9))
     found = tasks.blended("both", first, 0.6, second)
     weights = dict(zip(found.cells, found.weights, strict=True))
     assert [weights[cell] for cell in BROAD.cells[:3]] == pytest.approx([0.3, 0.3 + 0.04, 0.36])
@@ -241,7 +239,7 @@ def test_packed_rows_hold_whole_samples_in_order() -> None:
 
 
 def test_packed_rows_waste_little() -> None:
-    """A row is left early only if the next sample does not fit: over 75 % of the tokens are text."""
+    """A row ends early only if the next sample does not fit: over 75 % of the tokens are text."""
     for mixture in (getattr(world, name) for world in WORLDS.values() for name in NAMES):
         rows = tasks.packed_rows(mixture.samples(Random(5)), rows=64, width=128)
         characters = sum(len(text(row).rstrip(tasks.END)) + 1 for row in rows.tokens)

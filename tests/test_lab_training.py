@@ -53,9 +53,7 @@ def test_the_learning_rate_rises_and_falls() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("optimizer", "rate"), [("adamw", 3e-3), ("sgd", 0.3), ("muon", 3e-2)])
 def test_training_learns(optimizer: training.Optimizer, rate: float) -> None:
-    """From ln 96 nats, which is to know nothing, the loss falls by half a nat within 40 small
-    steps.
-    """
+    """From ln 96 nats, knowing nothing, the loss falls by half a nat in 40 small steps."""
     model = training.new_model(SIZE, 0)
     losses = list(
         training.train(
@@ -67,9 +65,7 @@ def test_training_learns(optimizer: training.Optimizer, rate: float) -> None:
 
 
 def test_an_adapter_changes_layers_alone_and_by_its_rank(tmp_path: Path) -> None:
-    """LoRA of rank 4: every matrix of the layers differs by rank 4, embedding, head and norms by
-    nothing.
-    """
+    """LoRA of rank 4: a layer's matrices differ by rank 4, embedding, head and norms not."""
     before, model = trained("lora", 1e-2)
     training.save(model, tmp_path)
     after = load_file(tmp_path / "model.safetensors")
@@ -119,7 +115,7 @@ def test_muon_makes_updates_orthogonal() -> None:
 
 
 def test_saving_rounds_the_copy_alone(tmp_path: Path) -> None:
-    """Saved as bf16, the file has bf16 weights and the model stays as it was; two files, no more."""
+    """Saved as bf16, a file has bf16 weights and the model stays as it is; two files, no more."""
     model = training.new_model(SIZE, 0)
     before = model.state_dict()[INSIDE].clone()
     training.save(model, tmp_path, torch.bfloat16)
@@ -129,9 +125,7 @@ def test_saving_rounds_the_copy_alone(tmp_path: Path) -> None:
 
 
 class Oracle:
-    """Stands in for a model: it knows the token that comes next, save at the places that `wrong`
-    picks.
-    """
+    """Stands in for a model: it knows the next token, but for the places that `wrong` picks."""
 
     def __init__(self, wrong: Callable[[torch.Tensor], torch.Tensor]) -> None:
         self.wrong = wrong

@@ -22,8 +22,7 @@ def planted(
     rows = [
         {
             "base": f"w{width}-{base}", "scale": f"w{width}", "width": width, "regime": regime,
-            "seed": run,
-            "share": 1.0, "kind": "trained", "treatment": "adamw", "warm": True,
+            "seed": run, "share": 1.0, "kind": "trained", "treatment": "adamw", "warm": True,
             "base_original": 0.95, "base_broad": 0.9,
             "value": (narrow if regime == "B" else broad) + noise * rng.standard_normal(),
         }
@@ -94,7 +93,7 @@ def test_the_direction_may_be_the_other_way() -> None:
 
 
 def test_differences_are_in_standard_deviations_of_seeds() -> None:
-    """Noise of .01 and B - C of .1: ten standard deviations, estimated from 160 runs of one width."""
+    """Noise of .01 and B - C of .1: ten standard deviations, from 160 runs of one width."""
     found = law(VALUE, planted({64: (0.2, 0.3), 128: (0.2, 0.3)}, bases=40, noise=0.01))
     assert found.widths[0].in_spreads == pytest.approx(10, rel=0.15)
     assert found.left_out == []
@@ -116,23 +115,22 @@ def test_the_figures_are_read_from_the_columns_of_a_lab() -> None:
     """Logarithms, ratios and signs by hand; a figure below zero has no logarithm."""
     row = {
         "layers_concentration": 0.3, "layers_excess_purity": 0.05, "participation_share": 0.5,
-        "layers_top4_energy": 0.4,
-        "layers_top20_energy": 0.8, "layers_spikes_sharp": 3.0, "layers_alignment_left": 1.5,
-        "layers_alignment_left_null": 1.2, "attention_to_mlp": 0.7, "allocation_attn.o": 1.2,
-        "allocation_attn.q": 0.8,
+        "layers_top4_energy": 0.4, "layers_top20_energy": 0.8, "layers_spikes_sharp": 3.0,
+        "layers_alignment_left": 1.5, "layers_alignment_left_null": 1.2, "attention_to_mlp": 0.7,
+        "allocation_attn.o": 1.2, "allocation_attn.q": 0.8,
         "embedding_row_participation_ratio": 40.0, "layers_relative_norm": 0.06,
     }  # fmt: skip
     runs = pd.DataFrame([row, {**row, "layers_excess_purity": -0.01}])
     told = {figure.name: figure.value(runs) for figure in widths.FIGURES}
-    assert {name: value.iloc[0] for name, value in told.items()} == pytest.approx({
-        "concentration": 0.3, "ln equivalent directions": np.log(20),
-        "ln PR over null": np.log(0.5),
-        "top-4 energy": 0.4, "top-20 energy": 0.8, "spikes": 3.0,
-        "ln alignment over null": np.log(1.25),
-        "ln attention to MLP": np.log(0.7), "ln output over query": np.log(1.5),
-        "ln token coverage": np.log(40),
-        "relative norm": 0.06,
-    })  # fmt: skip
+    assert {name: value.iloc[0] for name, value in told.items()} == pytest.approx(
+        {
+            "concentration": 0.3, "ln equivalent directions": np.log(20),
+            "ln PR over null": np.log(0.5), "top-4 energy": 0.4, "top-20 energy": 0.8,
+            "spikes": 3.0, "ln alignment over null": np.log(1.25),
+            "ln attention to MLP": np.log(0.7), "ln output over query": np.log(1.5),
+            "ln token coverage": np.log(40), "relative norm": 0.06,
+        }
+    )  # fmt: skip
     assert np.isnan(told["ln equivalent directions"].iloc[1])
 
 

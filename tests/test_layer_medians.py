@@ -72,7 +72,7 @@ def test_what_is_unknown_is_counted():
 
 
 def test_a_side_that_went_through_fewer_bits_is_named():
-    """Rows of 1,024: int8 leaves 0.14 of the values, int4 0.012, BF16 0.69; rows of 64 say nothing."""
+    """Rows of 1,024: int8 leaves 0.14 of values, int4 0.012, BF16 0.69; rows of 64 say nothing."""
     shares = {"base": 0.69, "tuned": 0.14}
     found = few_values(
         rows(*({"cols": 1024, **{f"levels_{s}": v for s, v in shares.items()}} for _ in range(3)))

@@ -68,35 +68,33 @@ def stacked(
 QKV = ("q_proj", "k_proj", "v_proj")
 INTERNLM2 = (
     (r"self_attn\.wqkv", "attention.wqkv"), (r"self_attn\.o_proj", "attention.wo"),
-    (r"embed_tokens", "tok_embeddings"),
-    (r"mlp\.gate_proj", "feed_forward.w1"), (r"mlp\.up_proj", "feed_forward.w3"),
-    (r"mlp\.down_proj", "feed_forward.w2"),
+    (r"embed_tokens", "tok_embeddings"), (r"mlp\.gate_proj", "feed_forward.w1"),
+    (r"mlp\.up_proj", "feed_forward.w3"), (r"mlp\.down_proj", "feed_forward.w2"),
     (r"input_layernorm", "attention_norm"), (r"post_attention_layernorm", "ffn_norm"),
     (r"lm_head", "output"),
 )  # fmt: skip
 QWEN = (
     (r"model\.layers", "transformer.h"), (r"self_attn\.c_attn", "attn.c_attn"),
-    (r"self_attn\.o_proj", "attn.c_proj"),
-    (r"mlp\.gate_proj", "mlp.w2"), (r"mlp\.up_proj", "mlp.w1"), (r"mlp\.down_proj", "mlp.c_proj"),
-    (r"model\.norm", "transformer.ln_f"),
-    (r"input_layernorm", "ln_1"), (r"post_attention_layernorm", "ln_2"),
-    (r"model\.embed_tokens", "transformer.wte"),
+    (r"self_attn\.o_proj", "attn.c_proj"), (r"mlp\.gate_proj", "mlp.w2"),
+    (r"mlp\.up_proj", "mlp.w1"), (r"mlp\.down_proj", "mlp.c_proj"),
+    (r"model\.norm", "transformer.ln_f"), (r"input_layernorm", "ln_1"),
+    (r"post_attention_layernorm", "ln_2"), (r"model\.embed_tokens", "transformer.wte"),
 )  # fmt: skip
 CHATGLM = (
     (r"model\.layers", "transformer.encoder.layers"),
     (r"self_attn\.query_key_value", "self_attention.query_key_value"),
-    (r"self_attn\.o_proj", "self_attention.dense"), (r"mlp\.down_proj", "mlp.dense_4h_to_h"),
+    (r"self_attn\.o_proj", "self_attention.dense"),
+    (r"mlp\.down_proj", "mlp.dense_4h_to_h"),
     (r"model\.norm", "transformer.encoder.final_layernorm"),
     (r"model\.embed_tokens", "transformer.embedding.word_embeddings"),
     (r"lm_head", "transformer.output_layer"),
-)  # fmt: skip
+)
 NEOX = (
     (r"model\.layers", "gpt_neox.layers"),
     (r"self_attn\.query_key_value", "attention.query_key_value"),
     (r"self_attn\.o_proj", "attention.dense"), (r"mlp\.up_proj", "mlp.dense_h_to_4h"),
-    (r"mlp\.down_proj", "mlp.dense_4h_to_h"),
-    (r"model\.norm", "gpt_neox.final_layer_norm"), (r"model\.embed_tokens", "gpt_neox.embed_in"),
-    (r"lm_head", "embed_out"),
+    (r"mlp\.down_proj", "mlp.dense_4h_to_h"), (r"model\.norm", "gpt_neox.final_layer_norm"),
+    (r"model\.embed_tokens", "gpt_neox.embed_in"), (r"lm_head", "embed_out"),
 )  # fmt: skip
 MOLMO = (
     (r"model\.layers", "model.transformer.blocks"), (r"self_attn\.att_proj", "att_proj"),
@@ -181,7 +179,7 @@ def test_a_llama_in_another_layout_is_the_same_model(layout, llama, tmp_path):
 
 
 def test_neox_projections_pair_with_separate_ones_and_their_biases_do_too(tmp_path):
-    """The rows of q, k and v alternate by head in the one; a fused bias is split as its matrix is."""
+    """The rows of q, k and v alternate by head in one; a fused bias is split as its matrix is."""
     t = {
         "model.embed_tokens.weight": torch.randn(32, 16),
         "lm_head.weight": torch.randn(32, 16),
@@ -227,12 +225,14 @@ def moe(folder, kind: str) -> Tensors:
 GATE_UP, DOWN = ("gate_up_proj", "gate_proj", "up_proj"), ("down_proj", "down_proj")
 STACKS = {
     "transformers 5": (lambda t: stacked(stacked(t, *GATE_UP), *DOWN), "qwen3_moe"),
-    "turned": (lambda t: stacked(stacked(t, *GATE_UP, turned=True), *DOWN, turned=True),
-    "qwen3_moe"),
+    "turned": (
+        lambda t: stacked(stacked(t, *GATE_UP, turned=True), *DOWN, turned=True),
+        "qwen3_moe",
+    ),
     "llama 4": (
         lambda t: renamed(
             stacked(stacked(t, *GATE_UP, turned=True), *DOWN, turned=True),
-            (r"\.mlp\.", ".feed_forward.")
+            (r"\.mlp\.", ".feed_forward."),
         ),
         "llama4_text",
     ),
@@ -258,13 +258,15 @@ STACKS = {
     ),
     "mixtral": (
         lambda t: renamed(
-            t, (r"mlp\.(gate|experts)\.", r"block_sparse_moe.\1."),
+            t,
+            (r"mlp\.(gate|experts)\.", r"block_sparse_moe.\1."),
             (r"(experts\.\d+)\.gate_proj", r"\1.w1"),
-            (r"(experts\.\d+)\.up_proj", r"\1.w3"), (r"(experts\.\d+)\.down_proj", r"\1.w2"),
+            (r"(experts\.\d+)\.up_proj", r"\1.w3"),
+            (r"(experts\.\d+)\.down_proj", r"\1.w2"),
         ),
         "mixtral",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("layout", STACKS)
@@ -310,9 +312,7 @@ LLAVA = (
 
 @pytest.mark.parametrize("kind", ["llava", "llava_next", "llava_onevision"])
 def test_the_layouts_of_llava_are_one_model(kind, tmp_path):
-    """As first released, as converted, as transformers 5 has it; with the tower's own prefix and
-    without.
-    """
+    """As first released, converted, as transformers 5 has it; with and without the prefix."""
     folder = models.saved(kind, tmp_path / "file")
     file, config = load_file(folder / "model.safetensors"), {"model_type": kind}
     memory = load_file(
@@ -344,21 +344,19 @@ def test_a_vision_tower_pairs_with_the_model_it_came_from(tmp_path):
 
 INTERNVL = (
     (r"^vision_tower\.encoder\.layer\.", "vision_model.encoder.layers."),
-    (r"^vision_tower\.", "vision_model."),
-    (r"attention\.qkv", "attn.qkv"), (r"attention\.projection_layer", "attn.proj"),
-    (r"layernorm_before", "norm1"),
+    (r"^vision_tower\.", "vision_model."), (r"attention\.qkv", "attn.qkv"),
+    (r"attention\.projection_layer", "attn.proj"), (r"layernorm_before", "norm1"),
     (r"layernorm_after", "norm2"), (r"lambda_1", "ls1"), (r"lambda_2", "ls2"),
     (r"embeddings\.cls_token", "embeddings.class_embedding"),
     (r"patch_embeddings\.projection", "patch_embedding"),
     (r"embeddings\.position_embeddings", "embeddings.position_embedding"),
     (r"multi_modal_projector\.layer_norm", "mlp1.0"),
-    (r"multi_modal_projector\.linear_1", "mlp1.1"),
-    (r"multi_modal_projector\.linear_2", "mlp1.3"),
+    (r"multi_modal_projector\.linear_1", "mlp1.1"), (r"multi_modal_projector\.linear_2", "mlp1.3"),
 )  # fmt: skip
 
 
 def test_the_layouts_of_internvl_are_one_model(tmp_path):
-    """OpenGVLab's own code fuses the projections of the tower and numbers the projector's modules."""
+    """OpenGVLab's own code fuses the tower's projections and numbers the projector's modules."""
     hf = load_file(models.saved("internvl", tmp_path / "hf") / "model.safetensors")
     own = renamed(
         fused(hf, "qkv", *QKV), (r"^(language_model.*)\.qkv\.", r"\1.qkv_proj."), *INTERNVL
@@ -368,7 +366,7 @@ def test_the_layouts_of_internvl_are_one_model(tmp_path):
 
 
 def test_a_gated_tower_that_numbers_its_layers_is_read_as_such(tmp_path):
-    """AIMv2's own files call gate, down and up fc1, fc2 and fc3; fc1 of a tower without fc3 is up."""
+    """AIMv2's own files call gate, down, up fc1, fc2, fc3; fc1 of a tower without fc3 is up."""
     block = "vision_tower.trunk.blocks.0"
     own = {f"{block}.mlp.{fc}.weight": torch.randn(40, 24) for fc in ("fc1", "fc3")}
     own |= {
@@ -379,10 +377,11 @@ def test_a_gated_tower_that_numbers_its_layers_is_read_as_such(tmp_path):
         f"{block}.attn.proj.weight": torch.randn(24, 24),
         f"{block}.norm_1.weight": torch.randn(24),
     }
-    rules = ((r"trunk\.blocks", "encoder.layers"), (r"mlp\.fc1", "ffn.gate_proj"),
-    (r"mlp\.fc3", "ffn.up_proj"),
-             (r"mlp\.fc2", "ffn.down_proj"), (r"attn\.proj", "attention.out_proj"),
-             (r"norm_1", "rms_norm1"))  # fmt: skip
+    rules = (
+        (r"trunk\.blocks", "encoder.layers"), (r"mlp\.fc1", "ffn.gate_proj"),
+        (r"mlp\.fc3", "ffn.up_proj"), (r"mlp\.fc2", "ffn.down_proj"),
+        (r"attn\.proj", "attention.out_proj"), (r"norm_1", "rms_norm1"),
+    )  # fmt: skip
     q, k, v = own[f"{block}.attn.qkv.weight"].chunk(3)
     hf = {name: tensor for name, tensor in renamed(own, *rules).items() if "qkv" not in name}
     hf |= {
@@ -397,12 +396,10 @@ def test_blocks_counted_from_one_pair_with_blocks_counted_from_zero(tmp_path):
     phi = load_file(models.saved("phi", tmp_path / "phi") / "model.safetensors")
     own = fused(phi, "Wqkv", "q_proj", "k_proj", "v_proj")
     own = renamed(
-        own,
-        (r"^model\.layers\.1\.", "layers.2."), (r"^model\.layers\.0\.", "layers.1."),
-        (r"self_attn\.", "mixer."),
-        (r"mixer\.dense", "mixer.out_proj"), (r"input_layernorm", "ln"),
-        (r"^model\.embed_tokens", "layers.0.wte"),
-        (r"^lm_head", "layers.3.linear"), (r"^model\.final_layernorm", "layers.3.ln"),
+        own, (r"^model\.layers\.1\.", "layers.2."), (r"^model\.layers\.0\.", "layers.1."),
+        (r"self_attn\.", "mixer."), (r"mixer\.dense", "mixer.out_proj"), (r"input_layernorm", "ln"),
+        (r"^model\.embed_tokens", "layers.0.wte"), (r"^lm_head", "layers.3.linear"),
+        (r"^model\.final_layernorm", "layers.3.ln"),
     )  # fmt: skip
     config = {"model_type": "mixformer-sequential", "n_head": 4, "n_head_kv": 2}
     sides = opened(tmp_path / "one", phi, GROUPED), opened(tmp_path / "two", own, config)
@@ -421,9 +418,8 @@ def test_rotary_halves_in_another_order_are_not_subtracted(llama, tmp_path):
     tensors = llama["grouped"]
     consolidated = renamed(
         tensors, (r"^model\.", ""), (r"self_attn\.([qkvo])_proj", r"attention.w\1"),
-        (r"embed_tokens", "tok_embeddings"),
-        (r"mlp\.gate_proj", "feed_forward.w1"), (r"mlp\.up_proj", "feed_forward.w3"),
-        (r"mlp\.down_proj", "feed_forward.w2"),
+        (r"embed_tokens", "tok_embeddings"), (r"mlp\.gate_proj", "feed_forward.w1"),
+        (r"mlp\.up_proj", "feed_forward.w3"), (r"mlp\.down_proj", "feed_forward.w2"),
         (r"input_layernorm", "attention_norm"), (r"post_attention_layernorm", "ffn_norm"),
         (r"lm_head", "output"),
     )  # fmt: skip
@@ -482,9 +478,7 @@ def test_blocks_of_a_multi_token_predictor_do_not_pair_with_the_model(first, tmp
 
 
 def test_heads_that_a_family_ties_are_tied_without_a_word_in_the_config(tmp_path):
-    """Gemma's config does not mention it: a head that a trainer stored all the same is the
-    embedding.
-    """
+    """Gemma's config does not mention it: a head that a trainer stored is the embedding."""
     model = {
         "model.embed_tokens.weight": torch.randn(16, 8),
         "model.layers.0.mlp.up_proj.weight": torch.randn(4, 8),
@@ -527,10 +521,8 @@ def test_blocks_that_look_at_images_leave_the_text_model_its_numbers(tmp_path):
     for inside in (1, 4):
         for name in ("cross_attn.q_proj", "mlp.up_proj"):
             wrapped[f"language_model.model.layers.{inside}.{name}.weight"] = torch.randn(4, 4)
-    base, tuned = (
-        opened(tmp_path / "a", text, {}),
-        opened(tmp_path / "b", wrapped, {"model_type": "mllama"}),
-    )
+    base = opened(tmp_path / "a", text, {})
+    tuned = opened(tmp_path / "b", wrapped, {"model_type": "mllama"})
     crossing = [name for name in wrapped if ".1." in name or ".4." in name]
     assert not models.differences(base, tuned, crossing)
     skipped = pair_checkpoints(base, tuned, Filter())[1]

@@ -43,7 +43,7 @@ def shadow(*arguments: str | Path, cwd: Path, width: int = 80):
     return run_shadow(*arguments, cwd=cwd, env={**os.environ, "COLUMNS": str(width)})
 
 
-# ---------------------------------------------------------------------------------------------------- two deltas
+# -------------------------------------------------------------------------------- two deltas
 
 
 def three(shape: tuple[int, int], seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -109,9 +109,7 @@ def cosine(first: np.ndarray, second: np.ndarray) -> float:
     ("first", "second"), [(2e-4, 2e-4), (1e-3, 1e-3), (2e-3, 1e-3), (2e-3, 2e-3), (0.01, 0.003)]
 )
 def test_the_shared_rounding_of_a_master_copy_is_that_of_a_simulation(first, second):
-    """Independent normal updates of a master copy, stored thrice in BF16: the cosine of the stored
-    deltas.
-    """
+    """Normal updates of a master copy, stored thrice in BF16: the cosine of the stored deltas."""
     random = np.random.default_rng(0)
     master = 0.02 * random.standard_normal(1_000_000)
     moves = [0.02 * size * random.standard_normal(1_000_000) for size in (first, second)]
@@ -176,7 +174,7 @@ def test_storage_shrinks_a_cosine_by_less_than_what_it_kept(size, lean):
     assert math.sqrt(kept[0] * kept[1]) - 0.03 < stored < 1.03
 
 
-# ---------------------------------------------------------------------------------------------------- order
+# -------------------------------------------------------------------------------- order
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +189,7 @@ def template(tmp_path_factory):
 
 @pytest.fixture
 def step(template):
-    """What makes a step from one checkpoint to another, of the folder that its report would lie in."""
+    """What makes a step from one checkpoint to another, of the folder of its report."""
 
     def make(
         folder: str, base: CheckpointSide, tuned: CheckpointSide, norm: float = 0.05, **told: object
@@ -278,9 +276,7 @@ def test_equal_files_are_one_stage_under_any_name(step, steps):
 
 
 def test_what_has_no_order_is_told(step, steps):
-    """A circle, a second report of the same two, a step to the same files and a stage of two
-    origins.
-    """
+    """A circle, a second report of a pair, a step to the same files, a stage of two origins."""
     circle = step("dpo..base", STAGES[2], STAGES[0])
     found = lineage([*steps[:2], circle])
     assert "lead to each other" in found.notes[0]
@@ -304,9 +300,10 @@ def test_a_thicket_of_reports_has_an_end(step):
     for layer in range(12):
         for first in (0, 1):
             for second in (0, 1):
-                sides = [commit(f"org/{layer + place}-{own}",
-                10 * (layer + place) + own + 1) for place, own in
-                         ((0, first), (1, second))]  # fmt: skip
+                sides = [
+                    commit(f"org/{layer + place}-{own}", 10 * (layer + place) + own + 1)
+                    for place, own in ((0, first), (1, second))
+                ]
                 found.append(step(f"{layer}/{first}..{second}", *sides))
     random.shuffle(found)
     told = lineage(found)
@@ -328,7 +325,7 @@ def test_siblings_are_no_step(tmp_path):
     assert read_step(SummarisedReport(folder)) is None
 
 
-# ---------------------------------------------------------------------------------------------------- a planted chain
+# -------------------------------------------------------------------------------- a planted chain
 
 
 @pytest.fixture(scope="module")
@@ -547,12 +544,20 @@ def test_what_cannot_be_told_is_one_line(tmp_path, arguments, code, message):
 def test_names_of_files_are_text(tmp_path):
     """Control characters and markup in names of reports come out visible."""
     nasty = "\x1b[31m[bold]x::error::"
-    write(tmp_path / "r" / "one", [delta(0.3, place(0, "mlp.up"), frobenius_norm=0.1,
-    parameters=1)],
-          base=commit(f"org/{nasty}", 1), tuned=commit("org/b", 2), pair=f"{nasty}..b")  # fmt: skip
-    write(tmp_path / "r" / "two", [delta(0.3, place(0, "mlp.up"), frobenius_norm=0.1,
-    parameters=1)],
-          base=commit("org/b", 2), tuned=commit(f"org/{nasty}", 3), pair=f"b..{nasty}")  # fmt: skip
+    write(
+        tmp_path / "r" / "one",
+        [delta(0.3, place(0, "mlp.up"), frobenius_norm=0.1, parameters=1)],
+        base=commit(f"org/{nasty}", 1),
+        tuned=commit("org/b", 2),
+        pair=f"{nasty}..b",
+    )
+    write(
+        tmp_path / "r" / "two",
+        [delta(0.3, place(0, "mlp.up"), frobenius_norm=0.1, parameters=1)],
+        base=commit("org/b", 2),
+        tuned=commit(f"org/{nasty}", 3),
+        pair=f"b..{nasty}",
+    )
     done = shadow("lineage", "r", cwd=tmp_path, width=120)
     assert done.code == 0, done.err
     assert "\x1b[31m" not in done.out
@@ -607,7 +612,7 @@ def test_the_page_has_a_section_where_reports_follow_one_another(planted, tmp_pa
 
 
 def test_a_step_next_to_an_unreadable_report_stands_alone(planted, tmp_path):
-    """What follows it is told by its provenance, but a step is shown beside one that can be read."""
+    """What follows it is known by its provenance, but a step is shown beside one that is read."""
     top = tmp_path / "toy"
     for name in ("base..sft", "sft..dpo"):
         shutil.copytree(planted[0] / "reports" / "toy" / name, top / name)
@@ -625,7 +630,7 @@ def test_shrinking_is_the_product_of_what_was_kept(planted):
     assert shrinking(second, first) == pytest.approx(math.sqrt(first.kept * second.kept))
 
 
-# ---------------------------------------------------------------------------------------------------- trained chains
+# -------------------------------------------------------------------------------- trained chains
 
 
 @pytest.fixture(scope="module")

@@ -92,9 +92,7 @@ def test_a_pair_is_given_by_its_checkpoints(tmp_path, monkeypatch):
 
 
 def test_a_pair_of_a_list_has_the_name_that_it_is_given(tmp_path):
-    """`name: family:base..tuned`, as --name has it; without one the name ends in a hash of both
-    references.
-    """
+    """`name: family:base..tuned`, as --name has it; without, the name ends in a hash of both."""
     named, nameless = entries(
         tmp_path,
         "- {base: org/b, tuned: org/t, name: mine:base..run-7}\n- {base: org/b, tuned: org/t}\n",
@@ -323,16 +321,15 @@ TREES = st.lists(
 @FUZZ
 @given(tree=TREES)
 def test_any_tree_is_entries_or_a_fault_with_its_line(tmp_path, tree):
-    """A list of well-formed entries is read, any other refused at the line of an entry that is not."""
+    """Well-formed entries are read, any other refused at a line of an entry that is not."""
 
     def good(item):
         if isinstance(item, dict):
             return all(isinstance(value, str) and value for value in item.values()) and (
                 item.keys() == {"target"} or item.keys() == {"base", "tuned"}
             )
-        return (
-            isinstance(item, str) and item != "" and "/" not in item
-        )  # which is one checkpoint, not a pair
+        # with a slash it is one checkpoint, not a pair
+        return isinstance(item, str) and item != "" and "/" not in item
 
     text = "".join(f"- {json.dumps(item)}\n" for item in tree)
     path = written(tmp_path, text)
@@ -394,9 +391,7 @@ def test_globs_and_tags_choose(registry, targets, tags, found):
 
 
 def test_a_tag_alone_chooses_from_the_whole_registry(registry):
-    """`--tag moe` is every pair of the families with it; those without a pair are passed over, and
-    named.
-    """
+    """`--tag moe` is each pair of families with it; those without a pair are named."""
     selection = select(tags=["moe"], registry=registry)
     expected = [f for f in load_families(registry).values() if "moe" in f.tags]
     assert names(selection) == [

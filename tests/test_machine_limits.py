@@ -103,7 +103,7 @@ def test_version_2_the_least_of_all_ancestors_counts(tmp_path):
 
 
 def test_version_2_memory_high_is_a_limit_and_nothing_left_is_none(tmp_path):
-    """Above memory.high a group is slowed down; a group above its limit has nothing left, not less."""
+    """Above memory.high a group is slowed down; a group above its limit has 0 left, not less."""
     files = {"memory.max": 8 * GIB, "memory.high": 2 * GIB}
     root = system(tmp_path, cgroup="0::/", mounts=V2, **files, **{"memory.current": GIB})
     assert machine_limits(root).memory == GIB
@@ -185,13 +185,10 @@ def test_plan_shows_what_limits_it():
     side = PlannedSide("r", commit=None, access=None, shards=1, bytes=1, dtypes=[], parameters=0)
     plan = PairPlan(
         family="f", pair="p", base=side, tuned=side, config_differs={}, modules=[], skipped=[],
-        matrices=1, vectors=0,
-        bytes_to_move=0, shards_in_ranges=0, shards_to_fetch=0, frees=False, disk_peak=0,
-        disk_free=0, problem=None,
-        jobs=1, memory=5, seconds=0.1, cores=1, cores_by="the control group /a",
-        memory_free=2_000_000_000,
-        memory_by="the machine", device="cpu", device_name=None, device_memory=None,
-        device_memory_free=None,
+        matrices=1, vectors=0, bytes_to_move=0, shards_in_ranges=0, shards_to_fetch=0, frees=False,
+        disk_peak=0, disk_free=0, problem=None, jobs=1, memory=5, seconds=0.1, cores=1,
+        cores_by="the control group /a", memory_free=2_000_000_000, memory_by="the machine",
+        device="cpu", device_name=None, device_memory=None, device_memory_free=None,
     )  # fmt: skip
     console = Console(width=200)
     with console.capture() as shown:

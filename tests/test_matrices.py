@@ -34,7 +34,7 @@ def scaled(rows, cols, block, first_row=0):
 def test_every_entry_of_a_scaled_matrix_has_its_blocks_scale(
     rows, cols, high, wide, first_row, data
 ):
-    """Any block of it equals NumPy's, with cut blocks at the edges and a first row inside a block."""
+    """Any block of it equals NumPy's, cut blocks at the edges and a first row inside a block."""
     matrix, expected = scaled(rows, cols, (high, wide), first_row)
     start = data.draw(st.integers(0, rows - 1))
     left = data.draw(st.integers(0, cols - 1))

@@ -89,9 +89,7 @@ def row(number, state="done", **columns):
 
 @pytest.fixture
 def shards(tmp_path):
-    """Two shards of a list of four pairs: two are done in the first, one done and one failed in the
-    second.
-    """
+    """Two shards of a list of four: two done in the first, one done and one failed in the other."""
     for number in (1, 2):
         written(tmp_path / "s1", *PAIRS[number - 1])
     written(tmp_path / "s2", *PAIRS[2])
@@ -159,9 +157,7 @@ def test_the_order_of_folders_and_merging_again_change_nothing(shards, tmp_path)
 
 
 def test_a_missing_shard_is_told(shards, tmp_path):
-    """The index says which shares of the list it has; `merge` and `show` name those that it has
-    not.
-    """
+    """The index says which shares of the list it has; `merge` and `show` name the others."""
     index = merge(tmp_path / "out", shards[:1]).index
     assert index.missing_shards == ["2/2"]
     assert [one.position for one in index.rows] == [1, 2]
@@ -282,7 +278,7 @@ NOT_ROUNDED = {
 
 @pytest.mark.parametrize("rounded", every(2, ROUNDED))
 def test_last_digits_of_another_cpu_are_the_same_report(shards, tmp_path, rounded, shadow):
-    """The report of the folder that is named first is kept, and which pairs that concerns is told."""
+    """The report of the folder named first is kept, and which pairs that concerns is told."""
     other = written(tmp_path / "other", *PAIRS[2])
     for column, change in ROUNDED[rounded].items():
         changed(other, column, change)
@@ -387,9 +383,7 @@ def link(path):
 
 @pytest.mark.parametrize("broken", BROKEN)
 def test_a_broken_folder_is_refused_before_anything_is_copied(shards, tmp_path, broken):
-    """The last of the folders is not as it should be: one line, and not a file of the others is
-    written.
-    """
+    """The last folder is not as it should be: one line, and no file of the others is written."""
     BROKEN[broken](shards[1])
     with pytest.raises(ShadowError) as caught:
         merge(tmp_path / "out", shards)

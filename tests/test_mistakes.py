@@ -1,6 +1,4 @@
-"""Typical mistakes of a first hour: one line says what is wrong, and the hint says what to type
-instead.
-"""
+"""Typical mistakes of a first hour: a line says what is wrong, the hint what to type instead."""
 
 from __future__ import annotations
 

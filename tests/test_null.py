@@ -68,9 +68,7 @@ def test_no_sign_flip_reaches_far_above_the_edge(name, D):
 
 
 def test_concentration_is_zero_for_noise_and_one_for_rank_one():
-    """The two ends of the scale, and below 0 for an orthogonalised update, which is flatter than
-    noise.
-    """
+    """The two ends of the scale, below 0 for an orthogonalised update, flatter than noise."""
     noise = RNG.standard_normal((300, 400))
     assert measured(noise)["concentration"] == pytest.approx(0.0, abs=0.005)
     assert measured(noise)["spikes"] == 0
@@ -122,9 +120,7 @@ def test_concentration_needs_something_to_concentrate():
 
 
 def test_sampled_null_agrees_with_the_closed_form():
-    """R draws give the participation ratio of the closed form and an edge below the conservative
-    one.
-    """
+    """R draws: the participation ratio of the closed form an edge below the conservative one."""
     D = RNG.standard_normal((100, 300)) * np.geomspace(1, 10, 100)[:, None]
     values = measured(D, nulls=20)
     assert values["null_participation_ratio_sampled"] == pytest.approx(

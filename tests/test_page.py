@@ -203,9 +203,7 @@ def test_the_shift_is_tuned_minus_base_before_rounding(small):
 
 
 def test_intervals_of_modules_are_those_of_the_summary(small):
-    """Median, interval and number of layers of each module agree with summary.json, where that has
-    them.
-    """
+    """Median, interval and layers of each module agree with summary.json, where it has them."""
     data, summary = drawn(small), json.loads((small / "summary.json").read_text())
     checked = 0
     for row in summary["modules"]:
@@ -263,9 +261,7 @@ def test_single_experts_take_no_more_room_than_a_page_has(experts, monkeypatch):
 
 
 def test_what_has_no_delta_is_a_cell_with_its_state(vision):
-    """Identical and skipped tensors and matrices without a base have cells, with the reason, and no
-    value.
-    """
+    """Identical and skipped tensors, matrices without a base: cells with the reason, no value."""
     data = drawn(vision)
     cells = cells_of(data)
     states = {key: (data["state"][cell], data["reason"][cell]) for key, cell in cells.items()}
@@ -287,7 +283,7 @@ def test_what_has_no_delta_is_a_cell_with_its_state(vision):
 
 
 def test_every_measure_of_a_matrix_can_be_chosen_and_is_explained():
-    """The metrics are the numeric columns of matrices.parquet, with the words of `shadow explain`."""
+    """Metrics are the numeric columns of matrices.parquet, in the words of `shadow explain`."""
     texts = metric_texts()
     drawn = [column for column in (*SPECTRAL, *DELTA) if column.type != "string"]
     assert set(texts) == {column.name for column in drawn}
@@ -347,7 +343,7 @@ def test_pages_of_many_curves_have_fewer_points_each():
     )
 )
 def test_many_numbers_are_shortened_as_one_is(values):
-    """Rounded at once or one by one, ties and limits included: the same numbers of the same types."""
+    """Rounded at once or one by one, ties and limits too: the same numbers of the same types."""
     many = [*values, *range(FEWEST)]
     assert list(map(repr, shortened(values))) == [repr(short(value)) for value in values]
     assert list(map(repr, shortened(many))) == [repr(short(float(value))) for value in many]
@@ -362,9 +358,7 @@ def test_short_numbers_are_close_or_null(value):
 
 
 def test_curves_are_the_singular_values_at_their_ranks(small):
-    """Every curve against spectra.parquet; what is marked lies above null_edge, as many as `spikes`
-    says.
-    """
+    """Every curve against spectra.parquet; marks lie above null_edge, as many as `spikes`."""
     data = drawn(small)
     cells = cells_of(data)
     whole = {
@@ -439,9 +433,7 @@ def outside_the_library(content: bytes) -> int:
 
 @pytest.mark.slow
 def test_a_7b_family_takes_less_than_5_mb_beside_the_library(tmp_path):
-    """28 layers of 7 modules with embedding and head, three subjects, spectra of up to 3,584
-    values.
-    """
+    """28 layers of 7 modules embedding and head, three subjects, spectra of up to 3,584."""
     families.dense_7b(tmp_path / "run" / "toy" / "base..tuned")
     content = page_of(tmp_path / "run")
     assert get_plotlyjs().encode() in content
@@ -665,9 +657,7 @@ def test_known_trainings_are_those_that_a_pair_is_held_against():
 
 
 def test_known_trainings_reach_chart_and_words(small, monkeypatch):
-    """A pair that has a place among them: their medians in the data of its charts, its place in the
-    text.
-    """
+    """A pair with a place among them: their medians in its charts' data, its place in the text."""
     nearest = NearTraining(
         regime="B", treatment="<b>usual</b>", base="one", seed=3, concentration=0.41
     )
@@ -742,7 +732,7 @@ def several(tmp_path_factory):
 
 
 def test_pairs_are_ranked_by_concentration_and_those_that_fail_a_gate_come_last(several):
-    """The order is that of summary.json's medians; a pair whose figures do not count has no rank."""
+    """The order is of summary.json's medians; a pair whose figures do not count has no rank."""
     page = Elements(page_of(several))
     ranked = page.json("shared")["overview"]
     medians = {
@@ -866,7 +856,7 @@ def test_report_writes_a_page_and_says_so(small, tmp_path, shadow):
 
 
 def test_report_refuses_what_it_cannot_do(small, tmp_path, shadow):
-    """A missing folder, a file that is no page of ours, a folder to write into that is not there."""
+    """A missing folder, a file that is no page of ours, a folder to write into that is absent."""
     assert "no such folder" in shadow("report", "missing").assert_refused()
     (tmp_path / "notes.html").write_text("<p>mine</p>")
     assert "no page of shadow" in shadow("report", small, "-o", "notes.html").assert_refused()

@@ -1,6 +1,4 @@
-"""The page in a headless Chromium: it draws, answers the pointer and the keyboard, and reports no
-fault.
-"""
+"""The page in a headless Chromium: it draws, answers pointer and keyboard, and has no fault."""
 
 from __future__ import annotations
 
@@ -151,7 +149,8 @@ def heat(page) -> dict:
     """The values of the heat map's first component, by module and layer."""
     return page.evaluate(
         """() => { const div = document.querySelector('[data-chart=heat]'); const found = {};
-        for (const trace of div.data.filter(one => one.type === 'heatmap' && (one.yaxis || 'y') === 'y'))
+        const first = one => one.type === 'heatmap' && (one.yaxis || 'y') === 'y';
+        for (const trace of div.data.filter(first))
           trace.z.forEach((row, y) => row.forEach((value, x) => {
             found[`${div.layout.yaxis.ticktext[y]} ${trace.x0 < 0 ? 'out' : x}`] = value; }));
         return found; }"""
@@ -163,7 +162,8 @@ def point_at(page, module: str, layer: int) -> None:
     chart = page.locator("article:visible [data-chart=heat]")
     chart.scroll_into_view_if_needed()
     x, y = page.evaluate(
-        """([module, layer]) => { const div = document.querySelector('article:not([hidden]) [data-chart=heat]');
+        """([module, layer]) => {
+        const div = document.querySelector('article:not([hidden]) [data-chart=heat]');
         const full = div._fullLayout, box = div.getBoundingClientRect();
         const row = div.layout.yaxis.ticktext.indexOf(module);
         return [box.x + full.xaxis._offset + full.xaxis.d2p(layer),
@@ -193,9 +193,7 @@ def test_one_family_is_drawn_in_both_themes(one, opened, theme):
 
 @pytest.mark.parametrize("width", [400, 900, 1400])
 def test_the_page_fits_its_window(one, fifty, opened, width):
-    """Nothing is wider than the window, from a telephone to a screen; what must be, scrolls by
-    itself.
-    """
+    """Nothing is wider than the window, from a telephone to a screen; what must be, scrolls."""
     for file in (one, fifty):
         page = opened(file, width=width)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -220,9 +218,7 @@ def test_a_page_without_reports_opens(tmp_path, opened):
 
 
 def test_fifty_families_are_ranked_and_each_can_be_opened(fifty, opened):
-    """Ranking, scatter and scores; the details are of the pair that was chosen by list, button or
-    address.
-    """
+    """Ranking, scatter and scores; details are of the pair chosen by list, button or address."""
     page = opened(fifty)
     assert charts(page)[:3] == ["ranking", "scatter", "scores"]
     assert len(page.evaluate("document.querySelector('[data-chart=ranking]').data[0].x")) == 50
@@ -261,11 +257,11 @@ def test_pointing_at_a_cell_tells_value_null_and_interval(one, opened):
     assert "172 × 64" in text
     page.locator("[data-control=metric]").select_option("participation_ratio")
     point_at(page, "attn.q", 2)
-    expect(page.locator("[data-chart=heat] .hovertext")).to_contain_text("participation ratio")
-    assert (
-        f"under the null {deltas(one)['attn.q', 2]['null_participation_ratio']:.4g}"
-        in page.locator("[data-chart=heat] .hovertext").text_content()
-    )
+    expect(label).to_contain_text("layer 2 · attn.q")  # the pointer passes other cells on its way
+    text = label.text_content()
+    assert "participation ratio" in text
+    null = deltas(one)["attn.q", 2]["null_participation_ratio"]
+    assert f"under the null {null:.4g}" in text
 
 
 def test_a_frozen_cell_says_that_it_is_identical(one, opened):
@@ -303,7 +299,7 @@ def test_the_metric_is_switched_from_the_keyboard(one, opened):
 
 
 def test_base_and_tuned_can_be_looked_at(one, opened):
-    """The switch of subject offers the spectral columns, and shows the projector that has no delta."""
+    """The switch of subject offers the spectral columns, and shows a projector without a delta."""
     page = opened(one)
     page.get_by_role("radio", name="tuned").check()
     names = page.locator("[data-control=metric] option").evaluate_all(
@@ -358,7 +354,7 @@ def test_depth_profiles_follow_metric_and_module(one, opened):
 
 
 def test_the_theme_switch_recolours_the_charts(one, opened):
-    """Dark on request where the system is light; the charts follow, and a click on Auto goes back."""
+    """Dark on request where the system is light; the charts follow, and Auto goes back."""
     page = opened(one)
     for name, text in (("Dark", "rgb(230, 233, 236)"), ("Auto", "rgb(22, 25, 29)")):
         page.get_by_role("radio", name=name).check()
@@ -377,7 +373,8 @@ def test_the_printed_page_is_light_and_as_wide_as_the_paper(one, opened, tmp_pat
     page.evaluate(
         """addEventListener('beforeprint', () => { window.printed = [
         getComputedStyle(document.querySelector('[data-chart=heat] .ytick text')).fill,
-        Math.max(...[...document.querySelectorAll('.plot')].map(one => one.layout ? one.layout.width : 0))]; })"""
+        Math.max(...[...document.querySelectorAll('.plot')].map(
+          one => one.layout ? one.layout.width : 0))]; })"""
     )
     page.pdf(path=tmp_path / "page.pdf", format="A4")
     assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
@@ -460,7 +457,8 @@ def test_every_control_and_chart_has_a_name(one, opened):
     assert "from" in page.locator("[data-chart=heat]").get_attribute("aria-label")
     unnamed = page.eval_on_selector_all(
         "select, input, button",
-        """all => all.filter(one => !(one.labels?.length || one.textContent.trim() || one.ariaLabel))
+        """all => all
+        .filter(one => !(one.labels?.length || one.textContent.trim() || one.ariaLabel))
         .map(one => one.outerHTML)""",
     )
     assert unnamed == []
@@ -509,9 +507,7 @@ def test_hostile_names_stay_text(tmp_path, opened):
 
 
 def test_a_layer_number_of_millions_does_not_stop_the_page(tmp_path, opened):
-    """A tensor's name may claim any layer: what no chart has room for is told, and the rest is
-    drawn.
-    """
+    """A tensor's name may claim any layer: what fits no chart is told, the rest drawn."""
     folder = families.small(tmp_path / "run" / "toy" / "base..tuned", layers=5)
     for name in ("matrices", "tensors", "spectra"):
         table = pq.read_table(folder / f"{name}.parquet")
@@ -546,13 +542,12 @@ def test_no_button_of_a_chart_sends_it_anywhere(one, opened):
     fills = page.eval_on_selector_all(
         ".modebar-group", "all => all.map(one => getComputedStyle(one).backgroundColor)"
     )
-    assert set(fills) == {
-        "rgba(0, 0, 0, 0)"
-    }  # Plotly's own is a dark block, in the light theme too
+    # Plotly's own is a dark block, in the light theme too
+    assert set(fills) == {"rgba(0, 0, 0, 0)"}
 
 
 def test_the_policy_stops_what_would_be_fetched_or_run(one, chromium):
-    """Even a script that got in could neither call out nor add another: the browser itself refuses."""
+    """Even a script that got in could neither call out nor add another: the browser refuses."""
     context = chromium.new_context()
     page = context.new_page()
     refused = []
@@ -565,15 +560,17 @@ def test_the_policy_stops_what_would_be_fetched_or_run(one, chromium):
     )
     assert (
         page.evaluate(
-            """(() => { const made = document.createElement('script'); made.textContent = 'window.ran = 1';
+            """(() => { const made = document.createElement('script');
+        made.textContent = 'window.ran = 1';
         document.body.append(made); return window.ran ?? 'refused'; })()"""
         )
         == "refused"
     )
     assert (
         page.evaluate(
-            """(() => { const image = new Image(); return new Promise(done => { image.onload = () => done('loaded');
-        image.onerror = () => done('refused'); image.src = 'https://example.invalid/x.png'; }); })()"""
+            """(() => { const image = new Image(); return new Promise(done => {
+        image.onload = () => done('loaded'); image.onerror = () => done('refused');
+        image.src = 'https://example.invalid/x.png'; }); })()"""
         )
         == "refused"
     )

@@ -166,7 +166,7 @@ def test_vectors_are_pairs_without_spectra(shape):
 
 
 def test_filters_keep_the_reason_of_what_they_leave_out():
-    """--layer means layers of every component and nothing outside layers; the rest is `filtered`."""
+    """--layer means layers of every component and none outside layers; the rest is `filtered`."""
     tensors = {
         Q: (BF, (8, 8)),
         Q.replace(".0.", ".1."): (BF, (8, 8)),
@@ -190,10 +190,11 @@ def test_two_checkpoints_that_share_nothing_are_an_error():
 
 
 NAMES = st.sampled_from(
-    [Q, EMBED, HEAD, "model.norm.weight", "transformer.h.0.attn.c_attn.weight",
-    "bert.pooler.dense.weight", "odd",
-     "lm_head.bias", "visual.blocks.0.attn.qkv.weight", "mm_projector.0.weight",
-     "model.layers.0.mlp.experts.w1"]
+    [
+        Q, EMBED, HEAD, "model.norm.weight", "transformer.h.0.attn.c_attn.weight",
+        "bert.pooler.dense.weight", "odd", "lm_head.bias", "visual.blocks.0.attn.qkv.weight",
+        "mm_projector.0.weight", "model.layers.0.mlp.experts.w1",
+    ]
 )  # fmt: skip
 TENSORS = st.dictionaries(
     NAMES,

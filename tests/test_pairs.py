@@ -132,8 +132,6 @@ def test_each_pair_gets_its_own_scores():
 
 
 def test_what_run_pair_is_called_with_can_be_pickled():
-    """As any engine needs that maps it over pairs in processes of its own; the default callbacks
-    too.
-    """
+    """As an engine needs that maps it over pairs in other processes; the default callbacks too."""
     call = (run_pair, named("one"), SETTINGS, Path("out"), Runtime(jobs=2, overwrite=True))
     assert pickle.loads(pickle.dumps(call)) == call

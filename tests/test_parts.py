@@ -226,9 +226,7 @@ def test_an_expert_that_is_not_finite_is_told(tmp_path, shadow):
 
 
 def test_a_stack_of_which_the_other_experts_are_identical_was_compared(tmp_path):
-    """One expert is not finite, the others did not change: its component has an energy of 0, not
-    none.
-    """
+    """One expert is not finite, the others are the same: its component has an energy of 0."""
     name = "model.layers.0.mlp.experts.down_proj"
     base = {name: torch.randn(4, 8, 4), "model.layers.0.self_attn.q_proj.weight": torch.randn(8, 8)}
     tuned = {key: tensor.clone() for key, tensor in base.items()}

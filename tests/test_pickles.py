@@ -75,9 +75,7 @@ def read(request, tmp_path_factory):
 
 
 def test_values_are_those_that_torch_loads(read):
-    """Contiguous or not, every float tensor read as a view of the file equals the one that was
-    saved.
-    """
+    """Contiguous or not, a float tensor read as a view of the file equals the saved one."""
     everything = (state() | EIGHT_BITS).items()
     wanted_floats = {
         name: value for name, value in everything if name != "step" and value.is_floating_point()
@@ -227,9 +225,7 @@ def test_a_bad_bin_is_refused_and_never_run(tmp_path, monkeypatch, bad):
 
 @pytest.mark.slow
 def test_a_good_bin_leaves_but_its_storages(tmp_path, monkeypatch):
-    """torch makes folders for caches while it is imported: in a folder of the child's own, which is
-    removed.
-    """
+    """torch makes cache folders at its import: in a folder of the child's own, which is removed."""
     for name in ("HOME", "TMPDIR"):
         (tmp_path / name).mkdir()
         monkeypatch.setenv(name, str(tmp_path / name))
@@ -356,7 +352,7 @@ def test_the_malicious_pickle_would_run_elsewhere(tmp_path):
 
 @pytest.mark.slow
 def test_bytes_of_the_other_order_are_not_misread(tmp_path):
-    """A file written on a big-endian machine is refused or read as torch reads it, never as noise."""
+    """A file written on a big-endian machine is refused or read as torch does, never as noise."""
     (tmp_path / "pytorch_model.bin").write_bytes(zipped({UP: random(4, 4)}, byteorder=b"big"))
     wanted = torch.load(tmp_path / "pytorch_model.bin", weights_only=True)[UP]
     assert not torch.equal(wanted, random(4, 4))

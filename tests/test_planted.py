@@ -1,4 +1,4 @@
-"""A small version of docs/planted.md: known changes are found, and intervals hold what they should."""
+"""A small version of docs/planted.md: known changes are found, intervals hold what they should."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_intervals_hold_a_known_figure(number):
 
 @pytest.mark.generated
 def test_the_page_is_the_scripts():
-    """docs/planted.md holds what the script makes: rows of each table, and intervals of 4 layers."""
+    """docs/planted.md holds what the script makes: rows of each table, intervals of 4 layers."""
     page = planted.DOCUMENT.read_text(encoding="utf-8")
     assert planted.COMMAND in page
     rows = planted.matrices_part(planted.planted((1e-2,), ("F16",))).splitlines()
@@ -143,9 +143,7 @@ def test_the_page_is_the_scripts():
 
 
 def test_the_page_says_what_its_tables_hold():
-    """The words under the tables name the floors that the rows have, and the settings that the tool
-    has.
-    """
+    """The words under the tables name the floors of the rows, and the settings of the tool."""
     page = planted.DOCUMENT.read_text(encoding="utf-8")
     rows = [
         line.split(" | ")

@@ -30,12 +30,8 @@ from shadow.findings.summary import read_summary
 
 SIDE = 1024
 BASE, TUNED = "Org/Base", "Org/Chat"
-NORMS = {
-    "q": 0.02,
-    "o": 0.03,
-    "up": 0.04,
-    "norm": 0.5,
-}  # relative norms of the tensors of each of two layers
+# relative norms of the tensors of each of two layers
+NORMS = {"q": 0.02, "o": 0.03, "up": 0.04, "norm": 0.5}
 TOP20 = {"q": 0.1, "o": 0.2, "up": 0.3}
 COSINES = {"q": 0.999, "o": 0.998, "up": 0.997}
 
@@ -53,9 +49,8 @@ def tensors(*, norms: dict[str, float] = NORMS, small: bool = True) -> pd.DataFr
     told = [
         {
             "component": component, "layer": layer, "module": module, "tensor": name, "side": side,
-            "shape": shape,
-            "relative_norm": norm, "compared": math.prod(shape), "status": "measured",
-            "reason": None,
+            "shape": shape, "relative_norm": norm, "compared": math.prod(shape),
+            "status": "measured", "reason": None,
         }
         for side in ("base", "tuned")
         for component, layer, module, name, shape, norm in rows
@@ -67,8 +62,7 @@ def deltas(**changed: object) -> pd.DataFrame:
     rows = [
         {
             "layer": layer, "base_tensor": f"{layer}.{name}", "rows": SIDE, "cols": SIDE,
-            "top20_energy": TOP20[name],
-            "cosine": COSINES[name], **changed,
+            "top20_energy": TOP20[name], "cosine": COSINES[name], **changed,
         }
         for layer in (0, 1)
         for name in TOP20
@@ -85,9 +79,8 @@ MEANS = {  # by hand, over the eight tensors of 1,000 entries or more; six of th
     "mean_top20_energy": 0.2,
     "oq_ratio": 1.5,
 }
-LEAST = (
-    0.999 + 0.998 + 0.997 + math.sqrt(1 - 0.25)
-) / 4  # a vector's cosine is at least sqrt(1 - r^2)
+# a vector's cosine is at least sqrt(1 - r^2)
+LEAST = (0.999 + 0.998 + 0.997 + math.sqrt(1 - 0.25)) / 4
 
 
 def row(**changed: object) -> Released:
@@ -157,8 +150,7 @@ def test_a_published_pair_agrees_figure_by_figure(table):
     for figure, value in MEANS.items():
         assert checks(found)[figure].ours == pytest.approx(value)
         assert checks(found)[figure].agrees
-    # vectors have no cosine in a report, and half the norm leaves it open by more than the
-    # tolerance
+    # a report has no cosine of vectors, and half the norm leaves it open beyond the tolerance
     assert checks(found)["mean_cosine"].agrees is None
     assert "vectors" in checks(found)["mean_cosine"].reason
     text, figures = context_sentence(found)
@@ -201,9 +193,7 @@ def test_small_figures_agree_up_to_the_last_digit_that_is_published(table):
 
 
 def test_means_over_other_tensors_are_not_compared(table):
-    """Another number of tensors, a filter or a tensor that could not be read: no agreement, and the
-    reason.
-    """
+    """Another number of tensors, a filter, a tensor not read: no agreement, and the reason."""
     table(row(modules=9))
     found = published_figures(tensors(), deltas(), metadata(), unrelated=False)
     assert (
@@ -229,9 +219,7 @@ def test_means_over_other_tensors_are_not_compared(table):
 
 
 def test_fused_projections_have_an_o_over_qkv_and_no_top_20(table):
-    """Where q, k and v are one tensor, the ratio is over it, as in the paper; its spectrum is not
-    ours.
-    """
+    """Where q, k, v are one tensor, the ratio is over it, as in the paper; our spectra differ."""
     fused = tensors().replace({"module": {"attn.q": "attn.qkv"}})
     parts = deltas()
     parts["base_tensor"] = parts["base_tensor"].str.replace("up", "q")
@@ -248,9 +236,7 @@ def test_fused_projections_have_an_o_over_qkv_and_no_top_20(table):
 
 
 def test_a_place_is_a_rank_among_families_without_its_own(table):
-    """Three families of medians .01, .2 and .5; the pair's own, whose stages are a chain, is left
-    out.
-    """
+    """Three families of medians .01, .2 and .5; the pair's own, a chain of stages, is left out."""
     table(
         row(base="a/a", tuned="a/b", mean_relative_norm=0.01),
         row(base="b/b", tuned="b/c", mean_relative_norm=0.001),

@@ -113,9 +113,7 @@ def test_under_the_null_z_has_a_standard_deviation_of_one():
 
 
 def test_an_orthogonalised_update_is_flatter_than_noise():
-    """All singular values equal: X is below 0 and far outside its noise; there are no directions to
-    name.
-    """
+    """All singular values equal: X is below 0, far outside its noise; no directions to name."""
     left, right = (
         np.linalg.qr(np.random.default_rng(i).standard_normal((64, 64)))[0] for i in (0, 1)
     )
@@ -186,9 +184,8 @@ def test_one_direction_in_noise_that_was_mostly_rounded_away_has_no_corrected_pu
     for part, kept, told in ((0.3, 0.5, False), (1.0, 0.5, True), (0.3, 0.8, True)):
         D = coherent(rng, (64, 64), 1, part)
         sigma = np.linalg.svd(D, compute_uv=False)
-        top = (
-            kept * part if part == 1.0 else sigma[0] ** 2 / (sigma**2).sum()
-        )  # rounding dilutes it
+        # rounding dilutes it
+        top = kept * part if part == 1.0 else sigma[0] ** 2 / (sigma**2).sum()
         found = values(D, kept, float(top))
         assert (found["excess_purity_unrounded"] is not None) == told
         assert (found["equivalent_directions"] is not None) == told

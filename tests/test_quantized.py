@@ -23,8 +23,8 @@ PLAIN = {
     "lm_head.weight": ("BF16", (32, 8)),
     "model.layers.0.self_attn.rotary_emb.inv_freq": ("F32", (4,)),
 }
-# format: (tensors of a packed q_proj as "piece dtype shape", quantization_config or None, what the
-# reason names)
+# format: (tensors of a packed q_proj as "piece dtype shape", quantization_config or None,
+# what the reason names)
 FORMATS = {
     "gptq": (
         "qweight I32 1x8, qzeros I32 1x1, scales F16 1x8, g_idx I32 8",
@@ -117,9 +117,7 @@ def sides(tensors, config):
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("where", ["quantization_config", "quantization", "text_config"])
 def test_a_packed_module_is_refused_by_the_name_of_its_format(name, where):
-    """Weights, scales, zero points and the rest of it; its bias, and all other modules, pair as
-    ever.
-    """
+    """Weights, scales, zero points and so on; its bias and all other modules pair as ever."""
     pieces, said, expected = read(FORMATS[name][0]), *FORMATS[name][1:]
     config = (
         {}

@@ -36,9 +36,7 @@ def test_quiet_leaves_notes_out_and_keeps_errors(shadow, tmp_path):
 
 
 def test_gate_has_quiet_too(shadow, tmp_path):
-    """As `audit` with the same option: no notes on stderr, but rules that fail, their count and the
-    warning.
-    """
+    """As `audit` with that option: no notes on stderr, but failed rules, their count, warning."""
     shadow(*PAIR).assert_done()
     rules = ("gate", "out", "--against", "none", "--allow-missing", "--fail-on", "spikes > 1")
     loud, quiet = shadow(*rules), shadow(*rules, "-q")

@@ -79,9 +79,7 @@ def test_two_values_by_hand():
 
 @given(st.lists(st.floats(1e-3, 1e3), min_size=2, max_size=60), st.integers(-400, 400))
 def test_ranks_have_their_order_and_do_not_depend_on_scale(sigma, exponent):
-    """1 <= stable <= PR <= energy <= effective <= m (Renyi entropies fall with their order), at any
-    scale.
-    """
+    """1 <= stable <= PR <= energy <= effective <= m (Renyi entropies fall with order), always."""
     values, scaled = ranks(of(sigma)), ranks(of(np.ldexp(sigma, exponent)))
     order = [
         1.0,

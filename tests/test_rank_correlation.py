@@ -60,7 +60,7 @@ def test_there_is_no_interval_where_it_would_have_no_width():
 
 
 def test_the_interval_holds_as_often_as_the_readme_says():
-    """Bivariate normal pairs of a known rank correlation, 6 asin(r / 2) / pi: at least 94 of 100."""
+    """Bivariate normal pairs, known rank correlation, 6 asin(r / 2) / pi: at least 94 of 100."""
     rng = np.random.default_rng(0)
     for n, r in itertools.product((6, 12), (0.0, 0.6)):
         held, known = 0, 0
@@ -126,9 +126,7 @@ def by_what(found):
 
 
 def test_groups_benchmarks_and_the_difference_of_two_groups_are_ranked():
-    """Six reports by hand: narrow gains rise with concentration, held-out ones fall, all but two of
-    them.
-    """
+    """Six reports by hand: narrow gains rise with concentration, held-out fall, but for two."""
     held = [0.05, 0.04, 0.03, 0.02, 0.00, 0.01]
     entries = [
         entry(letter, 0.1 * i, gain(0.1 * i), gain(held[i], "b", "held-out"), base="ab"[i % 2])
@@ -137,8 +135,7 @@ def test_groups_benchmarks_and_the_difference_of_two_groups_are_ranked():
     found = by_what(scored_set(entries))
     assert list(found) == [
         ("narrow", None, None), ("held-out", None, None), ("narrow", "held-out", None),
-        ("narrow", None, "a"),
-        ("held-out", None, "b"),
+        ("narrow", None, "a"), ("held-out", None, "b"),
     ]  # fmt: skip
     narrow, held_out = found["narrow", None, None], found["held-out", None, "b"]
     assert (narrow.rho, narrow.n, narrow.bases, narrow.low, narrow.p) == (
@@ -253,8 +250,8 @@ def test_reports_are_ranked_by_their_median_concentration(tmp_path):
         None, None, None, None, "gate rank failed", "a pair of siblings", "the same pair as A",
     ]  # fmt: skip
     group, benchmark = found.correlations
-    # ranks 1 3 2 4 against 1 2 3 4: sum d^2 = 2, rho = 1 - 6 * 2 / (4 * 15); |rho| as large in 8 of
-    # 24 orders
+    # ranks 1 3 2 4 against 1 2 3 4: sum d^2 = 2, rho = 1 - 6 * 2 / (4 * 15)
+    # |rho| is as large in 8 of 24 orders
     assert (group.n, group.bases, group.rho) == (4, 4, pytest.approx(0.8))
     assert benchmark.rho == group.rho
     assert group.p == pytest.approx(8 / 24)

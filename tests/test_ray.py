@@ -252,7 +252,7 @@ def test_a_second_driver_goes_on_where_the_first_was_killed(tmp_path, command, l
 
 
 def test_an_interrupt_ends_the_tasks(tmp_path, command, long_list, on_ray):
-    """Ctrl-C: exit code 130, one line, nobody is at work any more, and what is not done is pending."""
+    """Ctrl-C: exit code 130, one line, nobody works any more, and what is not done is pending."""
     process = command.start("audit", "--list", long_list, "--no-subspaces", "-o", "out", *on_ray)
     until(lambda: journals(tmp_path / "out"))
     (journal,) = journals(tmp_path / "out")
@@ -328,9 +328,7 @@ def test_one_pair_is_cut_by_itself(tmp_path, command, machines, on_ray):
 
 @pytest.mark.parametrize("who", ["worker", "driver"])
 def test_a_part_goes_on_after_a_kill(tmp_path, command, on_ray, who):
-    """SIGKILL of the worker of a part, or of the driver: what the part had measured is not measured
-    again.
-    """
+    """SIGKILL of a part's worker, or the driver: what the part measured is not measured again."""
     for seed, name in enumerate(("base", "tuned")):
         sharded(tmp_path / name, matrices(seed, 40, 300), 4)
     pair = ("audit", "./base", "./tuned", "--no-subspaces", "-o")

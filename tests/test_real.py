@@ -20,8 +20,7 @@ import tutorial
 pytestmark = pytest.mark.real
 SHADOW = Path(sys.executable).parent / "shadow"
 TUNED = ("bert_ft", "bert_ft_10k_25s")
-# Where a power-law fit has two candidates of equal distance either may be taken, so alpha follows
-# its xmin.
+# Of two candidates of equal distance a power-law fit may take either, and alpha follows its xmin.
 FITTED = ("alpha", "alpha_xmin", "alpha_tail", "alpha_stderr")
 
 

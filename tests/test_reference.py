@@ -1,6 +1,7 @@
 """What is shipped of the lab says one thing in all its files, and labels follow from it."""
 
 import json
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shadow.findings import reference
-from shadow.findings.footprint import label
+from shadow.findings.footprint import Gate, footprint, label
 from shadow.findings.reference import (
-    AGREEING,
+    AXES,
     OPTIMIZERS,
-    VOTES,
     Bound,
     Trainings,
     calibration,
@@ -29,11 +29,13 @@ from shadow.lab.page import page
 from shadow.lab.results import read
 
 ROOT = Path(__file__).parents[1]
-BOUNDS = {name: Bound(0.6, 0.4) if way > 0 else Bound(4.0, 6.0) for name, way in VOTES.items()}
-TRAININGS = Trainings(64, "adamw", 3, 5, BOUNDS)
-HIGH = {name: 0.9 if way > 0 else 2.0 for name, way in VOTES.items()}
-LOW = {name: 0.1 if way > 0 else 9.0 for name, way in VOTES.items()}
-MIDDLE = {name: 0.5 if way > 0 else 5.0 for name, way in VOTES.items()}
+BOUNDS = {name: Bound(0.6, 0.4) if way > 0 else Bound(4.0, 6.0) for name, way in AXES.items()}
+TRAININGS = Trainings(64, "adamw", 3, 5, (0.02, 0.2), BOUNDS)
+NORM = {"relative_norm": 0.1}
+HIGH = NORM | {name: 0.9 if way > 0 else 2.0 for name, way in AXES.items()}
+LOW = NORM | {name: 0.1 if way > 0 else 9.0 for name, way in AXES.items()}
+MIDDLE = NORM | {name: 0.5 if way > 0 else 5.0 for name, way in AXES.items()}
+TOKENS, ALLOCATION = "embedding_row_participation_ratio", "attention_to_mlp"
 
 
 @pytest.fixture(scope="module")
@@ -72,49 +74,63 @@ def test_the_reference_has_what_a_label_takes() -> None:
     assert (
         {None, "adamw"} <= {one.optimizer for one in calibration().trainings} <= {None, *OPTIMIZERS}
     )
-    assert all(set(one.bounds) == set(VOTES) for one in calibration().trainings)
+    assert all(set(one.bounds) == set(AXES) for one in calibration().trainings)
 
 
 @pytest.mark.parametrize(
     ("figures", "expected"),
     [
-        (HIGH, "concentrated"), (LOW, "distributed"), (MIDDLE, "mixed"),
-        ({**MIDDLE, "concentration": 0.9}, "mixed"), ({**LOW, "concentration": 0.9}, "mixed"),
-        ({**HIGH, "spike_energy": 0.1, "top4_energy": 0.1}, "mixed"),
-        ({**HIGH, "spike_energy": 0.5, "top4_energy": 0.5}, "concentrated"),
-        ({**HIGH, "concentration": 0.6}, "mixed"), ({**LOW, "spike_energy": None}, "distributed"),
+        (HIGH, "concentrated"),
+        (LOW, "distributed"),
+        (MIDDLE, "mixed"),
+        ({**MIDDLE, "concentration": 0.9}, "concentrated"),
+        ({**LOW, "concentration": 0.9}, "mixed"),
+        ({**HIGH, TOKENS: 9.0}, "mixed"),
+        ({**HIGH, ALLOCATION: 0.1}, "mixed"),
+        ({**HIGH, TOKENS: 6.0, ALLOCATION: 0.4}, "concentrated"),
+        ({**HIGH, TOKENS: None, ALLOCATION: None}, "concentrated"),
+        ({**HIGH, "concentration": 0.6}, "mixed"),
+        ({**LOW, TOKENS: 2.0}, "mixed"),
+        ({**MIDDLE, TOKENS: 2.0, ALLOCATION: 0.9}, "mixed"),
+        ({**HIGH, "relative_norm": 0.201}, "not assessable"),
+        ({**HIGH, "relative_norm": 0.019}, "not assessable"),
+        ({**HIGH, "relative_norm": None}, "not assessable"),
+        ({**HIGH, "relative_norm": 0.02}, "concentrated"),
     ],
-)  # fmt: skip
-def test_a_word_takes_concentration_and_two_more(
+)
+def test_concentration_decides_and_the_other_axes_may_object(
     figures: dict[str, float | None], expected: str
 ) -> None:
-    """Beyond the bound (a bound itself is not beyond), with at least two that agree and more than
-    disagree.
+    """A bound itself is not beyond; an axis without a figure does not object; and nothing is said
+    of a norm that no training has.
     """
     assert word(figures, TRAININGS)[0] == expected
 
 
-@given(st.fixed_dictionaries({name: st.floats(0, 10) for name in VOTES}))
+@given(st.fixed_dictionaries({name: st.floats(0, 10) for name in AXES}))
 def test_words_are_opposite_for_nobody(figures: dict[str, float]) -> None:
-    """A word never goes against concentration's own side, and counting votes by hand gives the same
-    one.
-    """
-    found, reason = word(figures, TRAININGS)
-    votes = {name: points(name, value, BOUNDS[name]) for name, value in figures.items()}
-    own = votes.pop("concentration")
-    agree, oppose = (list(votes.values()).count(side) for side in (own, -own))
+    """A word never goes against any axis, and the reason has concentration and what objects."""
+    found, reason = word({**NORM, **figures}, TRAININGS)
+    sides = {name: points(name, value, BOUNDS[name]) for name, value in figures.items()}
+    own = sides["concentration"]
     expected = "mixed"
-    if own and agree >= AGREEING and agree > oppose:
+    if own and -own not in sides.values():
         expected = "concentrated" if own > 0 else "distributed"
     assert found == expected
     assert f"{figures['concentration']:.3f}" in reason
+    objecting = bool(own) and sides[TOKENS] == -own
+    assert (f"token coverage of {figures[TOKENS]:.3g}" in reason) == objecting
 
 
 def test_a_pair_is_held_against_its_size_or_none() -> None:
     """Within half an octave, the nearer of two; beyond, nothing; where its optimiser has no bounds,
     those of any.
     """
-    shipped = (TRAININGS, Trainings(128, "adamw", 1, 1, BOUNDS), Trainings(64, None, 1, 1, BOUNDS))
+    shipped = (
+        TRAININGS,
+        Trainings(128, "adamw", 1, 1, (0, 1), BOUNDS),
+        Trainings(64, None, 1, 1, (0, 1), BOUNDS),
+    )
     side = {
         width: found.short_side if (found := choose(shipped, width, "adamw")) else None
         for width in (40, 50, 85, 100, 180, 896)
@@ -140,7 +156,7 @@ def test_a_position_is_counted() -> None:
     first = replace(reference.runs()[0], short_side=64, optimizer="adamw")
     table = [replace(first, data=data, concentration=value) for data, value in rows]
     table.append(replace(table[0], short_side=128, concentration=0.561))
-    found = position(0.56, Trainings(64, "adamw", 2, 3, BOUNDS), table)
+    found = position(0.56, Trainings(64, "adamw", 2, 3, (0, 1), BOUNDS), table)
     assert (found.narrow_below, found.broad_below) == (0.5, pytest.approx(2 / 3, abs=1e-4))
     assert [one.concentration for one in found.nearest] == [0.6, 0.5, 0.7]
 
@@ -159,10 +175,32 @@ def test_the_label_goes_gates_noise_reference() -> None:
     assert label([], {**HIGH, "spiked": 1.0}, TRAININGS, "")[0] == "concentrated"
 
 
+@pytest.mark.parametrize(
+    ("components", "part"),
+    [
+        ({"language"}, "concentrated than in all"),
+        ({"language", "vision"}, "text decoders alone"),
+        ({"vision"}, "text decoders alone"),
+    ],
+)
+def test_only_text_decoders_have_a_word(components: set[str], part: str) -> None:
+    """The figures of a pair are those of all its matrices, and the lab has no vision tower."""
+    figures = dict.fromkeys(("reading_participation_ratio", "floor_ratio"))
+    given = {
+        **figures,
+        **HIGH,
+        "spiked": 1.0,
+        "short_side": 64,
+        "matrices": 4,
+        "effective_layers": 2,
+    }
+    changed = Gate(name="changed", figure=4, threshold=1, passed=True, reason="4 matrices changed")
+    found = footprint([changed], defaultdict(lambda: None, given), {}, components)
+    assert part in found.reason
+
+
 def test_the_demo_is_of_the_reference() -> None:
-    """registry/demo/training.json names the runs of the lab that it is, and they are trainings of
-    runs.csv.
-    """
+    """registry/demo/training.json names its runs of the lab, which are trainings of runs.csv."""
     told = json.loads((ROOT / "registry" / "demo" / "training.json").read_text(encoding="utf-8"))[
         "lab"
     ]

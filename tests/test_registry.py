@@ -52,9 +52,8 @@ def test_a_family_has_its_stages_and_pairs(tmp_path):
 def test_listed_pairs_and_relations_are_kept(tmp_path):
     """`pairs` says which, in which order, and whether they are siblings."""
     text = (
-        GOOD
-        + "  dpo: org/dpo\n  pairs: [sft..dpo, {from: base, to: dpo, relation: sibling}]\n  tags:"
-        " [a, b]\n"
+        GOOD + "  dpo: org/dpo\n  pairs: [sft..dpo, {from: base, to: dpo, relation: sibling}]\n"
+        "  tags: [a, b]\n"
     )
     family = load(tmp_path, text)["fam"]
     assert [(pair.name, pair.relation) for pair in family.pairs] == [
@@ -88,8 +87,8 @@ def test_a_base_per_component(tmp_path):
     file's order.
     """
     text = (
-        "fam:\n  base: {vision: {repo: org/v, revision: main}, language: ./l}\n  a: org/a\n  b:"
-        " org/b\n"
+        "fam:\n  base: {vision: {repo: org/v, revision: main}, language: ./l}\n"
+        "  a: org/a\n  b: org/b\n"
     )
     family = load(tmp_path, text)["fam"]
     base = ComponentBase(
@@ -459,13 +458,11 @@ def test_a_fault_names_file_line_and_nearest_word(tmp_path, fault, parser, monke
 
 
 def bomb(where: str) -> str:
-    """Ten to the ninth words in a few hundred bytes, by aliases of aliases, at some place of a
-    family.
-    """
+    """Ten to the ninth words in a few hundred bytes, by aliases of aliases, in a family."""
     lists = "".join(f"    - &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9))
     return (
-        f"bomb:\n  base: org/b\n  tags:\n    - &a0 [{', '.join(['x'] * 10)}]\n{lists}  sft:"
-        f" {where}\n"
+        f"bomb:\n  base: org/b\n  tags:\n    - &a0 [{', '.join(['x'] * 10)}]\n"
+        f"{lists}  sft: {where}\n"
     )
 
 
@@ -476,9 +473,7 @@ def bomb(where: str) -> str:
      "org/s\n  pairs: [{from: base, to: sft, relation: *a8}]", "org/s\n  ? *a8\n  : x"],
 )  # fmt: skip
 def test_an_alias_bomb_is_refused_at_once(tmp_path, place, bounded_memory):
-    """Aliases of aliases stand for a billion words; whatever key holds them, nobody spells them
-    out.
-    """
+    """Aliases of aliases stand for a billion words; whatever key has them, nobody spells them."""
     started = time.monotonic()
     with pytest.raises(ShadowError) as caught:
         load(tmp_path, bomb(place))
@@ -522,14 +517,14 @@ def test_a_folder_called_like_a_file_or_nothing_is_refused(tmp_path):
 
 
 WORDS = st.sampled_from(
-    ["base", "sft", "pairs", "tags", "note", "repo", "revision", "from", "to", "relation",
-    "base..sft", "org/x", "./x",
-     "language", "vision", "vlm", "[]",
-     "~x", "..", "&a", "*a", "!!int", "!!float", "!!bool", "!!timestamp", "!!set", "!!omap",
-     "!!str", "!!python/none",
-     "<<", "=", "?", "- ", ": ", "[", "]", "{", "}", ", ", "\n", "\n  ", "\n    ", "|", ">", "'",
-     '"', "#", "0x1",
-     "1:2", "2024-01-01", ".nan", "~", "yes", "\\0", "\\ud800", "%YAML 1.1", "---", "..."]
+    [
+        "base", "sft", "pairs", "tags", "note", "repo", "revision", "from", "to", "relation",
+        "base..sft", "org/x", "./x", "language", "vision", "vlm", "[]", "~x", "..", "&a", "*a",
+        "!!int", "!!float", "!!bool", "!!timestamp", "!!set", "!!omap", "!!str", "!!python/none",
+        "<<", "=", "?", "- ", ": ", "[", "]", "{", "}", ", ", "\n", "\n  ", "\n    ", "|", ">", "'",
+        '"', "#", "0x1", "1:2", "2024-01-01", ".nan", "~", "yes", "\\0", "\\ud800", "%YAML 1.1",
+        "---", "...",
+    ]
 )  # fmt: skip
 FUZZ = settings(
     max_examples=examples(150), suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -553,9 +548,7 @@ def assert_read_or_refused(tmp_path, text: str | bytes):
 @FUZZ
 @given(text=st.lists(WORDS, max_size=25).map("".join) | st.text(max_size=40))
 def test_any_text_is_read_or_refused(tmp_path, text):
-    """Any text, made of the words of the format or not: families, or ShadowError, never another
-    exception.
-    """
+    """Any text, of the format's words or not: families or ShadowError, never another exception."""
     assert_read_or_refused(tmp_path, text)
 
 
@@ -570,9 +563,10 @@ def test_any_bytes_are_read_or_refused(tmp_path, raw):
 
 
 KEYS = st.sampled_from(
-    ["base", "sft", "dpo", "pairs", "tags", "note", "source", "repo", "revision", "subfolder",
-    "language", "vision",
-     "from", "to", "relation", "visoin", "bsae"]
+    [
+        "base", "sft", "dpo", "pairs", "tags", "note", "source", "repo", "revision", "subfolder",
+        "language", "vision", "from", "to", "relation", "visoin", "bsae",
+    ]
 )  # fmt: skip
 
 
@@ -609,9 +603,8 @@ def test_any_entry_is_read_or_refused(tmp_path, entry):
 def test_a_spoilt_file_is_read_or_refused(tmp_path, where, length, new):
     """Any few characters of a good file changed to other words: families, or ShadowError."""
     text = (
-        GOOD
-        + "  pairs: [base..sft, {from: sft, to: base, relation: sibling}]\n  tags: [a]\n  note:"
-        " words\n"
+        GOOD + "  pairs: [base..sft, {from: sft, to: base, relation: sibling}]\n"
+        "  tags: [a]\n  note: words\n"
     )
     text += "vlm:\n  base: {language: org/l, vision: {repo: org/v, revision: main}}\n  sft: org/s\n"
     where %= len(text)
@@ -621,9 +614,7 @@ def test_a_spoilt_file_is_read_or_refused(tmp_path, where, length, new):
 @FUZZ
 @given(text=st.text(max_size=30) | st.text("./~@ab\0-", max_size=12))
 def test_any_reference_is_understood_or_refused(text):
-    """A reference is a folder exactly when it begins like a path; all else is `org/name` or a usage
-    error.
-    """
+    """A reference is a folder if it begins like a path; all else is `org/name` or a usage error."""
     try:
         found = parse_reference(text)
     except ShadowError:
@@ -635,9 +626,7 @@ def test_any_reference_is_understood_or_refused(text):
 
 @pytest.mark.parametrize("text", ["~no-such-user/x", "/a\0b", "a" * 5000, "/" + "a" * 5000 + "\0"])
 def test_a_reference_that_cannot_be_is_refused(text):
-    """A home of nobody, a NUL, a name longer than any file's: usage errors, never another
-    exception.
-    """
+    """A home of nobody, a NUL, a name too long for a file: usage errors, nothing else."""
     with pytest.raises(ShadowError):
         parse_reference(text)
 
@@ -652,9 +641,7 @@ def test_a_loop_of_links_is_refused_or_taken_as_it_is(tmp_path):
 
 
 def test_a_folder_of_that_name_is_never_taken_for_a_model(tmp_path, monkeypatch):
-    """`org/name` is on the Hub even where such a folder lies; a bare name of a folder says to write
-    ./
-    """
+    """`org/name` is on the Hub even where such a folder is; a folder's bare name says: write ./"""
     (tmp_path / "org" / "name").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert not parse_reference("org/name").is_folder
@@ -678,9 +665,7 @@ def test_nothing_is_not_the_home_folder(tmp_path, stage):
 
 
 def test_targets_name_a_family_or_one_pair(tmp_path):
-    """`family` is all its pairs, `family:a..b` one; the nearest name or the known pairs are in the
-    hint.
-    """
+    """`family` is all pairs, `family:a..b` one; the hint has the nearest name or known pairs."""
     families = load(tmp_path, GOOD + "  dpo: org/dpo\n")
     assert [pair.name for pair in find_pairs("fam", families)] == ["base..sft", "base..dpo"]
     assert [pair.name for pair in find_pairs("fam:base..dpo", families)] == ["base..dpo"]

@@ -1,6 +1,4 @@
-"""`shadow reproduce`: what noise alone does to ranks, recipes as files, and the shipped one on tiny
-checkpoints.
-"""
+"""`shadow reproduce`: noise alone and ranks, recipes as files, the shipped one on tiny models."""
 
 from __future__ import annotations
 
@@ -34,7 +32,7 @@ def effective_rank(sigma: np.ndarray) -> float:
     return math.exp(-(p * np.log(p)).sum())
 
 
-# ------------------------------------------------------------------------------------------- what noise alone does
+# ----------------------------------------------------------------------- what noise alone does
 
 
 @pytest.mark.parametrize("shape", [(256, 1024), (200, 200), (300, 40), (64, 64)])
@@ -114,7 +112,7 @@ def test_figures_by_layer_are_numpys(tmp_path):
     assert draw_panel([found], ["effective_rank"]) == draw_panel([found], ["effective_rank"])
 
 
-# ------------------------------------------------------------------------------------------------------- recipes
+# ----------------------------------------------------------------------------------- recipes
 
 GOOD = """title: T
 source: S
@@ -195,18 +193,14 @@ def test_every_shipped_recipe_reads():
     assert [panel.name for panel in found.panels] == ["reasoning", "stages", "from-language-model"]
 
 
-# ----------------------------------------------------------------------------- the shipped recipe, on tiny models
+# --------------------------------------------------------- the shipped recipe, on tiny models
 
 
 def layouts(tmp_path: Path) -> dict[str, Path]:
-    """Tiny checkpoints under the names that the recipe asks for, in the layouts of the released
-    ones.
-    """
+    """Tiny checkpoints under the names that the recipe has, in the released layouts."""
     qwen = models.saved("qwen3_vl", tmp_path / "qwen")
-    weights, config = (
-        load_file(qwen / "model.safetensors"),
-        json.loads((qwen / "config.json").read_text()),
-    )
+    weights = load_file(qwen / "model.safetensors")
+    config = json.loads((qwen / "config.json").read_text())
     text = {name: one for name, one in weights.items() if ".language_model." in name}
     plain = {name.replace(".language_model.", "."): one for name, one in text.items()}
     intern = {f"language_model.{name}": one for name, one in plain.items()}

@@ -26,8 +26,9 @@ ROOMS = sorted(file.parent for file in SOURCE.rglob("__init__.py"))
 # modules come in.
 CHILD = """
 import importlib, json, logging, os, signal, sys, threading, warnings
-import huggingface_hub, jinja2, matplotlib.figure, numpy, pandas, plotly.offline, pyarrow.parquet, rich.console
-import safetensors, scipy.linalg, scipy.optimize, scipy.sparse.linalg, threadpoolctl, torch, transformers, typer, yaml
+import huggingface_hub, jinja2, matplotlib.figure, numpy, pandas, plotly.offline, pyarrow.parquet
+import rich.console, safetensors, scipy.linalg, scipy.optimize, scipy.sparse.linalg, threadpoolctl
+import torch, transformers, typer, yaml
 from huggingface_hub import constants
 from huggingface_hub.utils import _http, are_progress_bars_disabled
 from tenacity import Retrying
@@ -36,21 +37,29 @@ transformers.LlamaForCausalLM
 logging.getLogger("huggingface_hub").setLevel(logging.INFO)
 warnings.simplefilter("error", UnicodeWarning)
 session = huggingface_hub.get_session()
-loggers = [name for name, one in logging.root.manager.loggerDict.items() if isinstance(one, logging.Logger)]
+named = logging.root.manager.loggerDict
+loggers = [name for name, one in named.items() if isinstance(one, logging.Logger)]
+signals = signal.SIGINT, signal.SIGTERM, signal.SIGPIPE
 
 
 def state():
     return {
         "environment": dict(os.environ),
-        "streams": [(one.encoding, one.errors, one.line_buffering) for one in (sys.stdout, sys.stderr)],
+        "streams": [
+            (one.encoding, one.errors, one.line_buffering) for one in (sys.stdout, sys.stderr)
+        ],
         "warnings": [str(one) for one in warnings.filters],
         "logging": [(name, logging.getLogger(name).level) for name in [None, *loggers]],
-        "client": [repr(_http._GLOBAL_CLIENT_FACTORY), _http._GLOBAL_CLIENT is session, session.is_closed],
+        "client": [
+            repr(_http._GLOBAL_CLIENT_FACTORY), _http._GLOBAL_CLIENT is session, session.is_closed
+        ],
         "hub": [are_progress_bars_disabled(), constants.HF_HUB_DISABLE_SHARED_BLOBS],
-        "threads": [torch.get_num_threads(), torch.get_num_interop_threads(), threading.active_count()],
+        "threads": [
+            torch.get_num_threads(), torch.get_num_interop_threads(), threading.active_count()
+        ],
         "matmul": torch.get_float32_matmul_precision(),
         "path": sys.path,
-        "signals": [str(signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE)],
+        "signals": [str(signal.getsignal(number)) for number in signals],
         "hook": [repr(sys.excepthook), sys.getrecursionlimit(), os.getcwd()],
     }
 
@@ -94,11 +103,9 @@ def test_the_client_of_the_hub_is_given_back_as_it_was():
         made.append(_http.default_client_factory())
         return made[-1]
 
-    logger, level, filters = (
-        logging.getLogger("huggingface_hub"),
-        logging.DEBUG,
-        [*warnings.filters],
-    )
+    logger = logging.getLogger("huggingface_hub")
+    level = logging.DEBUG
+    filters = [*warnings.filters]
     shared, was = constants.HF_HUB_DISABLE_SHARED_BLOBS, logger.level
     hf.set_client_factory(factory)
     logger.setLevel(level)

@@ -62,14 +62,12 @@ def stored_pair(dtype, relative, seed=0, **shape):
     return base, narrow(wide(base) + D, dtype), D
 
 
-# ------------------------------------------------------------------------------------------------------ the model
+# ---------------------------------------------------------------------------------- the model
 
 
 @pytest.mark.parametrize("ratio", [0.15, 0.3, 0.5, 1.0, 3.0])
 def test_moments_of_a_normal_update_are_the_sums_of_upper_tails(ratio):
-    """M2 = 2 sum (2j - 1) Q((j - 1/2) / s) and M1 = 2 s sum phi((j - 1/2) / s) in units of the
-    step.
-    """
+    """M2 = 2 sum (2j - 1) Q((j - 1/2) / s) and M1 = 2 s sum phi((j - 1/2) / s) in steps."""
     j = np.arange(1, 400)
     second = 2 * ((2 * j - 1) * normal.sf((j - 0.5) / ratio)).sum()
     product = 2 * ratio * normal.pdf((j - 0.5) / ratio).sum()
@@ -85,9 +83,7 @@ def test_moments_of_a_normal_update_are_the_sums_of_upper_tails(ratio):
 
 @pytest.mark.parametrize("model", ["stored", "dithered"])
 def test_tables_are_what_monte_carlo_finds(model):
-    """Chances, energies and products of |d| even in one bin of the shape, by rounding two million
-    numbers.
-    """
+    """Chances, energies, products of |d| even in one bin of the shape, from two million numbers."""
     rng = np.random.default_rng(0)
     known = rounding.tables(model)
     for octave, bin_ in ((-1, 28), (0, 30), (2, 26), (3, 31)):
@@ -110,7 +106,7 @@ def test_chances_of_levels_sum_up_to_one():
         np.testing.assert_allclose(rounding.tables(model).chance.sum(axis=1), 1.0, atol=1e-5)
 
 
-# ------------------------------------------------------------------------------------------------------ counts
+# ---------------------------------------------------------------------------------- counts
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F16"])
@@ -131,9 +127,8 @@ def test_counts_are_those_of_a_loop_over_entries(dtype):
         assert changed[k] == ((D != 0) & (binade == k)).sum()
         if changed[k] > 500:
             true = (D[binade == k] ** 2).sum()
-            assert energy[k] * counts.unit**2 == pytest.approx(
-                true, rel=0.03
-            )  # of levels, not of each entry
+            # of levels, not of each entry
+            assert energy[k] * counts.unit**2 == pytest.approx(true, rel=0.03)
     assert counts.away == (D * b > 0).sum()
     assert counts.toward == (D * b < 0).sum()
 
@@ -160,9 +155,7 @@ def test_a_sample_of_lines_stands_for_all(monkeypatch):
 
 
 def test_classes_follow_energy_and_keep_ties_together():
-    """Lines without energy are a class of their own, equal ones share one, and order does not
-    matter.
-    """
+    """Lines without energy are a class, equal ones share one, and order does not matter."""
     energies = np.concatenate([np.zeros(50), np.full(60, 2.0), np.geomspace(3, 9, 146)])
     found = rounding.classes(energies)
     assert set(found[:50]) == {0}
@@ -174,16 +167,14 @@ def test_classes_follow_energy_and_keep_ties_together():
     assert (rounding.classes(4 * energies) == found).all()
 
 
-# ------------------------------------------------------------------------------------------------------ verdicts
+# ---------------------------------------------------------------------------------- verdicts
 
 
 @pytest.mark.parametrize(
     ("dtype", "relative"), [("BF16", 4e-3), ("BF16", 1.5e-3), ("F16", 5e-4), ("F16", 2e-4)]
 )
 def test_kept_is_the_squared_correlation_and_the_norm_is_that_before_storing(dtype, relative):
-    """kept = <D, d>² / (|D|² |d|²) of the float64 update, the norm its own; 1 / X comes out to 12
-    %.
-    """
+    """kept = <D, d>² / (|D|² |d|²) of the float64 update, the norm its own; 1 / X to 12 %."""
     base, tuned, d = stored_pair(dtype, relative)
     D = wide(tuned) - wide(base)
     found = undo(base, tuned, (dtype, dtype))
@@ -196,9 +187,7 @@ def test_kept_is_the_squared_correlation_and_the_norm_is_that_before_storing(dty
 
 
 def test_changes_by_binade_are_those_of_a_loop_and_of_upper_tails():
-    """entries and changed are counted; of a normal update of scale s, 2 Q(ulp / 2 s) of a binade
-    change.
-    """
+    """entries and changed are counted; of a normal update, 2 Q(ulp / 2 s) of a binade change."""
     base, tuned, d = stored_pair("BF16", 2e-3, share=0.0)
     found = undo(base, tuned).binades
     b, D = wide(base), wide(tuned) - wide(base)
@@ -226,9 +215,7 @@ def test_a_master_copy_changes_more_of_the_large_binades_than_a_stored_base_woul
 
 
 def test_zeros_of_a_normal_update_are_expected_and_those_of_a_mask_are_not():
-    """zero_share_expected is the share that did not change; with most entries masked, there are
-    more.
-    """
+    """zero_share_expected is the share without change; with most entries masked, there are more."""
     base, tuned, d = stored_pair("BF16", 2e-3)
     zeros = (wide(tuned) == wide(base)).mean()
     assert undo(base, tuned).zeros == pytest.approx(zeros, abs=0.01)
@@ -288,7 +275,7 @@ def test_decay_is_refused_by_the_signs_of_its_changes():
 
 
 def test_a_base_loaded_in_fewer_bits_is_undone_from_there():
-    """An F32 base that was rounded before training: kept and norm are those of tuned - round(base)."""
+    """An F32 base rounded before training: kept and norm are those of tuned - round(base)."""
     W, d = update()
     base = torch.from_numpy(W).float()
     started = wide(narrow(W, "BF16"))
@@ -329,9 +316,7 @@ def test_the_format_is_that_of_the_values_not_of_the_file():
 
 
 def test_what_was_not_rounded_has_no_kept():
-    """An F32 tuned side over a BF16 base, and an adapter: nothing_rounded; scaled 8-bit floats:
-    unexplained.
-    """
+    """An F32 tuned side of a BF16 base, an adapter: nothing_rounded; scaled F8: unexplained."""
     W, d = update(shape=(64, 96))
     base = narrow(W, "BF16")
     found = undo(base, torch.from_numpy(wide(base) + d).float(), ("BF16", "F32"))
@@ -361,7 +346,7 @@ def test_far_above_its_rounding_no_history_matters():
 
 
 def test_what_is_mostly_rounded_away_says_so():
-    """At a relative norm of 3e-4 in BF16, kept is below a quarter, and nothing corrected is given."""
+    """At relative norm 3e-4 in BF16, kept is below a quarter, and nothing corrected is given."""
     base, tuned, d = stored_pair("BF16", 3e-4)
     D = wide(tuned) - wide(base)
     found = undo(base, tuned)
@@ -371,7 +356,7 @@ def test_what_is_mostly_rounded_away_says_so():
     assert rounding.values(found, 1.0)["relative_norm_unrounded"] is None
 
 
-# ------------------------------------------------------------------------------------------------------ invariance
+# ---------------------------------------------------------------------------------- invariance
 
 
 @pytest.mark.parametrize("change", ["rows", "columns", "transposed", "up", "down", "signs"])
@@ -400,9 +385,8 @@ def test_order_orientation_and_powers_of_two_change_nothing(change, dtype):
         )
         other = base * factor, tuned * factor
     found = undo(*other, (dtype, dtype))
-    rel = (
-        1e-9 if change not in ("up", "down") or dtype == "BF16" else 3e-3
-    )  # of F16, subnormal numbers move
+    # of F16, subnormal numbers move
+    rel = 1e-9 if change not in ("up", "down") or dtype == "BF16" else 3e-3
     assert found.kept == pytest.approx(plain.kept, rel=rel)
     assert found.norm == pytest.approx(plain.norm * factor, rel=rel)
     assert found.misfit == pytest.approx(plain.misfit, rel=1e-6 if rel < 1e-6 else 0.1)
@@ -421,7 +405,7 @@ def test_values_are_columns():
 
 
 def test_a_few_changed_entries_say_nothing():
-    """Of 98,304 entries a hundred changed: nothing to hold the model against, so there is no kept."""
+    """Of 98,304 entries a hundred changed: nothing to hold the model against, so no kept."""
     W, _ = update()
     base = narrow(W, "BF16")
     tuned = base.clone()

@@ -1,6 +1,4 @@
-"""A small version of docs/rounding.md: known updates come back, or are refused for the right
-reason.
-"""
+"""A small docs/rounding.md: known updates come back, or are refused for good reason."""
 
 from __future__ import annotations
 
@@ -72,9 +70,7 @@ def test_the_purity_of_the_benchmark_is_that_of_singular_values():
 
 
 def test_the_page_is_the_scripts():
-    """docs/rounding.md names its command, and its table of purity has the rows that the script
-    makes.
-    """
+    """docs/rounding.md names its command, its table of purity has the script's rows."""
     page = benchmark.DOCUMENT.read_text(encoding="utf-8")
     assert benchmark.COMMAND in page
     rows = benchmark.purity_part((64,)).splitlines()[2:]
@@ -90,7 +86,7 @@ def test_the_page_is_the_scripts():
 
 @pytest.mark.parametrize("kind", benchmark.WEIGHTS)
 def test_what_went_through_few_bits_is_told_and_nothing_else_is(kind):
-    """Rows of 512: no false alarm in 20 matrices, INT8 over whole rows and INT4 in groups always."""
+    """Rows of 512: no false alarm in 20 matrices, INT8 of whole rows and INT4 in groups always."""
     assert benchmark.named(kind, "nothing", torch.bfloat16, 512, 20) == (0, 0)
     assert sum(benchmark.named(kind, "INT8, rows", torch.bfloat16, 512, 20)) == 20
     assert sum(benchmark.named(kind, "INT4, groups of 128", torch.bfloat16, 512, 20)) == 20

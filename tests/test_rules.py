@@ -27,9 +27,10 @@ from shadow.gates.rules import (
 )
 from shadow.places.names import name_rules
 
-OPERATORS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
-"==": operator.eq,
-             "!=": operator.ne}  # fmt: skip
+OPERATORS = {
+    "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "==": operator.eq,
+    "!=": operator.ne,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -370,9 +371,7 @@ def test_a_command_gathers_its_rules(tmp_path):
 
 
 def test_allow_missing_is_for_the_command_and_the_baseline(tmp_path):
-    """The flag covers --fail-on and whatever needs --against; thresholds of a policy file say so
-    themselves.
-    """
+    """The flag covers --fail-on and whatever needs --against; a policy file says so itself."""
     file = tmp_path / "policy.yaml"
     file.write_text("a:\n  fail_on: spikes > 1\nb:\n  moved: spiked\n")
     for flag in (False, True):

@@ -112,9 +112,10 @@ def test_files_are_what_the_schema_says(llama, tmp_path):
     for name, columns in (("matrices", MATRICES), ("tensors", TENSORS), ("spectra", SPECTRA)):
         assert found[name].column_names == [column.name for column in columns]
         metadata = json.loads(found[name].schema.metadata[b"shadow"])
-        assert {"version", "schema", "family", "pair", "base", "tuned", "settings", "seed",
-        "compute_dtype", "device",
-                "libraries", "started", "seconds"} <= metadata.keys()  # fmt: skip
+        assert {
+            "version", "schema", "family", "pair", "base", "tuned", "settings", "seed",
+            "compute_dtype", "device", "libraries", "started", "seconds",
+        } <= metadata.keys()  # fmt: skip
         assert metadata["base"].keys() == {"repo", "commit", "fingerprint"}
     never = [column.name for column in (*IDENTITY, *SPECTRAL) if not column.null]
     assert not found["matrices"].select(never).to_pandas().isna().any().any()
@@ -233,7 +234,7 @@ def interrupted(after):
 def test_an_interrupted_audit_goes_on_without_measuring_anything_twice(
     llama, tmp_path, monkeypatch
 ):
-    """What the journal holds is not measured again, and the result is that of an uninterrupted run."""
+    """What the journal holds is not measured again, and the result is that of one run."""
     whole = tables(run(*llama, tmp_path / "whole").folder)
     with pytest.raises(StoppedError):
         run(*llama, tmp_path / "out", runtime=Runtime(show=interrupted(9), jobs=1))
@@ -295,9 +296,7 @@ def test_a_changed_input_starts_afresh(change, llama, tmp_path):
 
 
 def test_a_finished_audit_measures_nothing_and_says_so(llama, tmp_path):
-    """The second run reads the report; with --overwrite other settings replace it, and that is
-    said.
-    """
+    """The second run reads the report; with --overwrite other settings replace it, as is told."""
     first = run(*llama, tmp_path)
     before = {path: path.stat().st_mtime_ns for path in first.folder.iterdir()}
     said = []
@@ -340,9 +339,7 @@ def test_two_audits_into_one_folder_are_refused(llama, tmp_path):
 
 @pytest.mark.slow
 def test_a_refused_audit_leaves_the_first_one_what_it_reads(tmp_path):
-    """The storages of old `.bin` files lie unpacked beside the journal: the second audit has its
-    own.
-    """
+    """Storages of old `.bin` files lie unpacked by the journal: the second audit has its own."""
     folders = []
     for name in ("base", "tuned"):
         (tmp_path / name).mkdir()
@@ -455,7 +452,7 @@ def test_a_killed_audit_resumes(llama, tmp_path):
 
 
 def test_identical_nonfinite_and_grown_tensors_are_told(tmp_path):
-    """Each kind has its status and reason on both sides, and no row that pretends to be measured."""
+    """Each kind has its status and reason on both sides; no row pretends to be measured."""
     rng = torch.Generator().manual_seed(0)
     q, k, v = (f"model.layers.0.self_attn.{x}_proj.weight" for x in "qkv")
     base = {
@@ -499,9 +496,7 @@ def test_identical_nonfinite_and_grown_tensors_are_told(tmp_path):
 
 
 def test_a_fused_tensor_with_one_changed_part_is_one_row(tmp_path):
-    """Only q of a fused projection changed: one tensor row, its norm over the whole, and two parts
-    identical.
-    """
+    """Only q of a fused projection changed: a tensor row, its norm over all, two parts equal."""
     config = {"model_type": "gpt2"}
     name = "h.0.attn.c_attn.weight"
     base = {name: torch.randn(64, 192, generator=torch.Generator().manual_seed(0))}
@@ -533,14 +528,19 @@ def test_memory_is_a_few_blocks_whatever_the_size_of_the_tensor(tmp_path):
         models.write(tmp_path / side, {"model.embed_tokens.weight": tensor})
         del tensor
     code = (
-        "import sys, threading, time, shadow.audits.pair as r\nfrom shadow.spectra.delta import"
-        " Method; from shadow.checkpoints.pairing import Filter\nfrom shadow.targets.families"
-        " import given_pair, parse_reference as p\ndef anon(): return next(int(l.split()[1]) for l"
-        " in open('/proc/self/status') if l.startswith('RssAnon'))\nstart = anon(); peak = [0]\ndef"
-        " watch():\n    while True: peak[0] = max(peak[0], anon());"
-        " time.sleep(0.002)\nthreading.Thread(target=watch, daemon=True).start()\nb, t, o ="
-        " sys.argv[1:]\nfrom pathlib import Path\nr.run_pair(given_pair(p(b), p(t)),"
-        " r.Settings(Method(), Filter()), Path(o))\nprint(peak[0] - start)\n"
+        "import sys, threading, time, shadow.audits.pair as r\n"
+        "from shadow.spectra.delta import Method; from shadow.checkpoints.pairing import Filter\n"
+        "from shadow.targets.families import given_pair, parse_reference as p\n"
+        "def anon(): return next(int(l.split()[1]) for l in open('/proc/self/status')"
+        " if l.startswith('RssAnon'))\n"
+        "start = anon(); peak = [0]\n"
+        "def watch():\n"
+        "    while True: peak[0] = max(peak[0], anon()); time.sleep(0.002)\n"
+        "threading.Thread(target=watch, daemon=True).start()\n"
+        "b, t, o = sys.argv[1:]\n"
+        "from pathlib import Path\n"
+        "r.run_pair(given_pair(p(b), p(t)), r.Settings(Method(), Filter()), Path(o))\n"
+        "print(peak[0] - start)\n"
     )
     if not Path("/proc/self/status").exists():
         pytest.skip("anonymous memory is read from /proc")
@@ -581,9 +581,7 @@ def test_workers_are_as_many_as_cores_or_as_fit_the_memory():
 
 
 def test_changes_by_binade_are_kept_beside_the_spectrum_of_a_delta(tmp_path):
-    """BF16 over BF16: lists of one length on delta rows alone, weighted by entries they give 1 -
-    zero_share.
-    """
+    """BF16 over BF16: lists of a length on delta rows; by entries they give 1 - zero_share."""
     rng = np.random.default_rng(0)
     base = torch.from_numpy(0.02 * rng.standard_normal((64, 96))).to(torch.bfloat16)
     tuned = (base.double() + 4e-5 * torch.from_numpy(rng.standard_normal((64, 96)))).to(

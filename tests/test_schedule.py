@@ -39,9 +39,7 @@ def operand(name, shard):
 
 
 def line_up(base, tuned, local=frozenset()):
-    """Pairs of two weight maps (tensor -> shard), and their checkpoints; local are the shards of
-    folders.
-    """
+    """Pairs of two weight maps (tensor -> shard), and checkpoints; local are shards of folders."""
     pairs = [
         MatrixPair(
             Place("language", 0, "mlp.up", slot=name),
@@ -65,7 +63,7 @@ def line_up(base, tuned, local=frozenset()):
 
 @st.composite
 def cases(draw, some_local=True):
-    """(pairs, base, tuned, sizes) with tensors in random shards of both sides; some have no base."""
+    """(pairs, base, tuned, sizes) with tensors in random shards of both; some have no base."""
     names = [
         f"model.layers.{number}.mlp.up_proj.weight" for number in range(draw(st.integers(1, 24)))
     ]
@@ -161,9 +159,7 @@ def test_a_visit_spans_the_uses_of_its_shard_and_no_more(case):
 
 @given(cases())
 def test_the_peak_is_that_of_the_rules_played_out(case):
-    """With downloads that take no time the most bytes on the disk are exactly the peak, ahead or
-    not.
-    """
+    """With downloads in no time the most bytes on the disk are exactly the peak, ahead or not."""
     pairs, base, tuned, sizes = case
     work = schedule(pairs, base, tuned)
     for one in (work, work.unhurried()):
@@ -184,9 +180,7 @@ def test_no_order_of_events_takes_more_than_the_peak_or_stands_still(case, rando
 
 @given(cases(some_local=False))
 def test_a_base_shard_is_needed_during_one_stretch(case):
-    """The pairs of a base shard follow each other, and shards come in the order in which people
-    count.
-    """
+    """The pairs of a base shard follow each other, and shards come as people count."""
     pairs, base, tuned, _ = case
     work = schedule(pairs, base, tuned)
     order = [pair.base.info.shard for step in work.steps for pair in step if pair.base]
@@ -231,7 +225,7 @@ def test_nothing_to_do_is_an_empty_schedule():
 
 
 def test_names_sort_as_people_count():
-    """Layer 10 comes after layer 9, and digits that are no decimal numbers or endless do no harm."""
+    """Layer 10 comes after layer 9; digits that are no decimal numbers or endless do no harm."""
     names = ["h.10.w", "h.9.w", "h.2.w", "h.w", "h.٣.w", "h.².w", "h." + "9" * 5000]
     assert sorted(names[:3], key=natural) == ["h.2.w", "h.9.w", "h.10.w"]
     assert len({natural(name) for name in names}) == len(names)
@@ -242,9 +236,7 @@ def test_names_sort_as_people_count():
 
 
 def llama(layers, hidden, intermediate, key_value, vocabulary):
-    """Tensors of a decoder in the order in which transformers saves them, with their bytes in
-    bfloat16.
-    """
+    """Tensors of a decoder in the order of transformers, with their bytes in bfloat16."""
     sizes = {"model.embed_tokens.weight": vocabulary * hidden}
     block = {
         "self_attn.q_proj.weight": hidden * hidden,
@@ -420,6 +412,6 @@ def test_coalesced_ranges_hold_every_tensor_and_little_else(spans):
 
 
 def test_a_tensor_inside_another_does_not_shorten_a_range():
-    """What overlaps cannot come from a checked header, but a range still ends at the furthest end."""
+    """What overlaps cannot come from a checked header, but a range still ends at the last end."""
     wanted = [TensorInfo("a", "U8", (100,), "s", 0, 100), TensorInfo("b", "U8", (10,), "s", 20, 30)]
     assert coalesced(wanted) == [(0, 100)]

@@ -25,11 +25,11 @@ from shadow.reports.report import Report
 from shadow.reports.schema import is_later
 from shadow.reports.tables import STORED, absent_note
 
-LATER = (  # what schema 1 got after the first reports had been made
+# what schema 1 got after the first reports had been made
+LATER = (
     "rank_ceiling", "overlap_left", "overlap_right", "alignment_left", "alignment_right",
-    "intruders",
-    "subspace_gap_base", "subspace_gap_tuned", "row_participation_ratio", "col_participation_ratio",
-    "rows_changed",
+    "intruders", "subspace_gap_base", "subspace_gap_tuned", "row_participation_ratio",
+    "col_participation_ratio", "rows_changed",
 )  # fmt: skip
 
 
@@ -60,9 +60,7 @@ def rewrite(folder, change=lambda table: table, **told):
 
 
 def made_before(folder):
-    """What the first version of schema 1 would have written: without the later columns, without
-    residual.parquet.
-    """
+    """What schema 1 would first have written: no later columns, no residual.parquet."""
     (folder / "residual.parquet").unlink()
     rewrite(
         folder,
@@ -81,9 +79,10 @@ def test_the_schema_is_that_of_the_files(demo, shadow):
         for name in STORED
     }
     folder = demo / "out" / "demo" / "base..narrow"
-    names = {"int64": pa.int64(), "double": pa.float64(), "string": pa.string(), "bool": pa.bool_(),
-             "list<int64>": pa.list_(pa.int64()),
-             "list<float>": pa.list_(pa.float32())}  # fmt: skip
+    names = {
+        "int64": pa.int64(), "double": pa.float64(), "string": pa.string(), "bool": pa.bool_(),
+        "list<int64>": pa.list_(pa.int64()), "list<float>": pa.list_(pa.float32()),
+    }  # fmt: skip
     assert {path.stem for path in folder.glob("*.parquet")} == set(STORED)
     for name in STORED:
         table = told[name]["tables"][name]
@@ -95,9 +94,7 @@ def test_the_schema_is_that_of_the_files(demo, shadow):
 
 
 def test_a_type_has_one_name_in_arrow_and_in_the_schema():
-    """What `shadow schema` calls a list is the list that is written, of 64-bit integers or 32-bit
-    floats.
-    """
+    """What `shadow schema` calls a list is what is written, of 64-bit integers or 32-bit floats."""
     types = {kind: arrow_type(Column("a", kind, "")) for kind in STORED_TYPES}
     lists = {"ints": pa.list_(pa.int64()), "floats": pa.list_(pa.float32())}
     assert types == {
@@ -138,9 +135,7 @@ def test_columns_that_say_never_null_never_are(demo):
 
 
 def test_the_schema_for_people(shadow):
-    """Without a table an overview of all, with one a row for each column; a wrong name gets the
-    nearest.
-    """
+    """Without a table an overview, with one a row a column; a wrong name gets the nearest."""
     overview = shadow("schema").assert_done()
     for name, table in TABLES.items():
         assert name in overview
@@ -151,9 +146,7 @@ def test_the_schema_for_people(shadow):
 
 
 def test_the_first_columns_stay_and_the_later_ones_are_known():
-    """No column of the first reports has gone; what was added since is marked as later, and only
-    that.
-    """
+    """No column of the first reports has gone; only what was added since is marked as later."""
     for table in TABLES.values():
         assert table.first <= {column.name for column in table.columns}
     later = [
@@ -164,9 +157,7 @@ def test_the_first_columns_stay_and_the_later_ones_are_known():
 
 
 def test_the_schema_has_every_key_of_the_json_files(demo, shadow, tmp_path):
-    """Of summary.json and index.json every key, and of the figures every one that is no column of
-    matrices.parquet.
-    """
+    """Every key of summary.json and index.json, and every figure that is no matrix column."""
     told = json.loads(shadow("schema", "--format", "json").assert_done())
     summary = json.loads((demo / "out" / "demo" / "base..narrow" / "summary.json").read_text())
     assert list(told["files"]["summary.json"]) == list(summary)
@@ -183,7 +174,7 @@ def test_the_schema_has_every_key_of_the_json_files(demo, shadow, tmp_path):
 
 
 def test_an_older_report_of_this_schema_is_shown_with_a_note(run, demo, shadow, tmp_path):
-    """What it lacks is null and named in a warning; every other figure is that of the whole report."""
+    """What it lacks is null and named in a warning; all others are those of the whole report."""
     whole = json.loads((run / "summary.json").read_text())
     made_before(run)
     (told,) = json.loads(shadow("show", "out", "--format", "json").assert_done())
@@ -193,9 +184,8 @@ def test_an_older_report_of_this_schema_is_shown_with_a_note(run, demo, shadow, 
     gone = {name for name, value in told["figures"].items() if value != whole["figures"][name]}
     assert gone == {
         "reading_participation_ratio", "reading_participation_ratio_stacked",
-        "writing_participation_ratio",
-        "writing_participation_ratio_stacked", "embedding_row_participation_ratio",
-        "embedding_rows_changed",
+        "writing_participation_ratio", "writing_participation_ratio_stacked",
+        "embedding_row_participation_ratio", "embedding_rows_changed",
     }  # fmt: skip
     assert all(told["figures"][name] is None for name in gone)
     assert told["modules"] == whole["modules"]
@@ -224,9 +214,7 @@ def test_an_older_report_is_compared_exported_and_drawn(run, shadow, tmp_path):
 
 
 def test_an_older_report_is_measured_again_when_that_is_asked_for(run, shadow, tmp_path):
-    """An upgrade measures nothing by itself, and says what the report lacks; --overwrite makes it
-    whole.
-    """
+    """An upgrade measures nothing, and says what the report lacks; --overwrite makes it whole."""
     made_before(run)
     kept = shadow("audit", "demo:base..narrow", "-o", "out")
     kept.assert_done()
@@ -245,15 +233,13 @@ def test_an_older_report_is_measured_again_when_that_is_asked_for(run, shadow, t
 
 @pytest.mark.parametrize("gone", ["concentration", "floor_ratio", "tensor"])
 def test_a_report_without_a_first_column_is_none(run, shadow, gone):
-    """Absent is null only where a column came later: a gate must not pass for want of its column."""
+    """Absent is null only where a column came later: a gate must not pass for lack of it."""
     rewrite(run, lambda table: table.drop_columns([gone]) if gone in table.column_names else table)
     assert "not a report of shadow (KeyError)" in shadow("show", "out").assert_refused()
 
 
 def test_a_column_of_a_newer_version_is_passed_over(run, shadow):
-    """Schema 1 with one more column, as a newer version of it would have: read as if it were not
-    there.
-    """
+    """Schema 1 with one more column, as a newer version has: read as if it were not there."""
     wanted = shadow("show", "out").assert_done()
     rewrite(run, lambda table: table.append_column("aura", pa.array([1.5] * len(table))))
     assert shadow("show", "out").assert_done() == wanted
@@ -265,9 +251,17 @@ def test_a_number_that_is_none_is_null_wherever_a_report_is_read(shadow, tmp_pat
     """No audit writes NaN or infinity; a file that has them is read as if they were null."""
     folder, other = (uniform(tmp_path / name, 0.4) for name in ("out", "other"))
     broken = ("relative_norm", "frobenius_norm", "concentration")
-    rewrite(folder, lambda table: pa.table(
-        {name: pa.array([value] * len(table)) if name in broken and "subject" in table.column_names else table[name]
-         for name in table.column_names}))  # fmt: skip
+    rewrite(
+        folder,
+        lambda table: pa.table(
+            {
+                name: pa.array([value] * len(table))
+                if name in broken and "subject" in table.column_names
+                else table[name]
+                for name in table.column_names
+            }
+        ),
+    )
     (told,) = json.loads(shadow("show", folder, "--format", "json").assert_done())
     assert told["figures"]["relative_norm"] is None
     assert {row["relative_norm"] for row in told["depth"]} == {None}
@@ -315,9 +309,12 @@ def test_another_schema_is_one_line_with_both_versions(shadow, tmp_path, command
     """
     uniform(tmp_path / "out", 0.4)
     uniform(tmp_path / "other", 0.3)
-    rewrite(tmp_path / "out",
-    lambda table: table.drop_columns(["pair"][: table.column_names.count("pair")]),
-            schema=schema, version="7.8.9")  # fmt: skip
+    rewrite(
+        tmp_path / "out",
+        lambda table: table.drop_columns(["pair"][: table.column_names.count("pair")]),
+        schema=schema,
+        version="7.8.9",
+    )
     done = shadow(*COMMANDS[command])
     error = done.assert_refused()
     assert f"a report of schema {schema}, made by shadow 7.8.9; this is shadow " in error
@@ -340,9 +337,7 @@ def test_the_note_names_a_few():
 
 
 def test_columns_are_marked_to_start_with_and_come_first(shadow, tmp_path):
-    """In JSON, on the screen and in docs/schema.md, the same, among them every one that the README
-    reads.
-    """
+    """The same in JSON, on the screen and in docs/schema.md, with all that the README reads."""
     told = json.loads(shadow("schema", "--json").assert_done())["tables"]
     marked = {
         name: [one["name"] for one in table["columns"] if one["start_here"]]

@@ -140,7 +140,7 @@ def test_a_finished_report_gets_scores_without_being_measured_again(reports, sha
 
 
 def test_kept_scores_are_shown_and_stay(reports, shadow, tmp_path):
-    """By show, by an audit that gives none, after another precision; other scores take their place."""
+    """By show, by an audit that gives none, at another precision; other scores replace them."""
     shadow("audit", "demo:base..narrow", "--scores", "scores.csv").assert_done()
     folder = reports / "base..narrow"
     kept = told(folder)["scores"]
@@ -151,10 +151,12 @@ def test_kept_scores_are_shown_and_stay(reports, shadow, tmp_path):
     assert "measuring again" in again.err
     assert told(folder)["scores"] == kept
     write(tmp_path / "other.csv", "model,benchmark,score\nbase,x,10\nnarrow,x,22\n")
-    assert "x gain +12, concentration" in shadow("audit", "demo:base..narrow", "--precision",
-    "exact",
-                                                   "--scores",
-                                                   "other.csv").assert_done()  # fmt: skip
+    assert (
+        "x gain +12, concentration"
+        in shadow(
+            "audit", "demo:base..narrow", "--precision", "exact", "--scores", "other.csv"
+        ).assert_done()
+    )
     assert [row["benchmark"] for row in told(folder)["scores"]] == ["x"]
 
 
@@ -214,7 +216,7 @@ def test_scores_of_neither_side_stop_an_audit_before_it_starts(shadow, tmp_path)
 
 
 def test_one_side_alone_is_a_note_and_other_pairs_go_on(shadow, tmp_path):
-    """Of two pairs one has no scores; of the other the base is missing; a third model is nobody's."""
+    """Of two pairs one has no scores; the other lacks the base; a third model is nobody's."""
     write(
         tmp_path / "scores.csv",
         "model,benchmark,score\ndemo:broad,a,0.5\ndemo:bas,a,0.4\nx/y,a,0.1\n",
@@ -426,9 +428,7 @@ def line_of(groups) -> str:
 
 
 def test_the_line_names_few_and_counts_the_rest():
-    """Benchmarks without groups by name up to three, their mean above; four groups, and how many
-    more.
-    """
+    """Benchmarks without groups by name up to three, above by mean; four groups, and a count."""
     assert line_of([None, None]) == "b0 gain +0.1, b1 gain +0.2, concentration 0.40"
     assert line_of([None] * 5) == "mean gain +0.3 over 5 benchmarks, concentration 0.40"
     assert (

@@ -21,20 +21,23 @@ def harness(model="org/tuned", results=None, **told):
     """A result as lm-evaluation-harness writes it; told replaces its keys."""
     results = {"mmlu": {"acc,none": 0.6, "acc_stderr,none": 0.004}} if results is None else results
     return {
-        "results": {task: {"alias": f" - {task}", "sample_len": 100, **found} for task,
-        found in results.items()},
-        "group_subtasks": {task: [] for task in results},
-        "configs": {},
-        "versions": dict.fromkeys(results, 1.0),
-        "n-shot": dict.fromkeys(results, 5),
-        "higher_is_better": {task: {"acc": True, "acc_norm": True,
-        "exact_match": True} for task in results},
+        "results": {
+            task: {"alias": f" - {task}", "sample_len": 100, **found}
+            for task, found in results.items()
+        },
+        "group_subtasks": {task: [] for task in results}, "configs": {},
+        "versions": dict.fromkeys(results, 1.0), "n-shot": dict.fromkeys(results, 5),
+        "higher_is_better": {
+            task: {"acc": True, "acc_norm": True, "exact_match": True}
+            for task in results
+        },
         "n-samples": {task: {"original": 100, "effective": 100} for task in results},
-        "config": {"model": "hf", "model_args": {"pretrained": model, "dtype": "auto"},
-        "model_sha": "", "limit": None},
+        "config": {
+            "model": "hf", "model_args": {"pretrained": model, "dtype": "auto"}, "model_sha": "",
+            "limit": None,
+        },
         "git_hash": "abc", "date": 1.0, "model_source": "hf", "model_name": model,
-        "chat_template": None,
-        **told,
+        "chat_template": None, **told,
     }  # fmt: skip
 
 
@@ -107,7 +110,7 @@ def test_other_delimiters_and_a_byte_order_mark_change_nothing(tmp_path, delimit
 
 
 def test_a_csv_of_benchmarks_and_groups_gives_groups(tmp_path):
-    """So results of the harness can be told apart into narrow and held-out without being rewritten."""
+    """So results of the harness become narrow and held-out without being rewritten."""
     scores = write(tmp_path / "a.csv", "model,benchmark,score\nx/y,mmlu,0.5\n")
     groups = write(tmp_path / "groups.csv", "benchmark,group\nmmlu,held-out\ngsm8k,narrow\n")
     assert read_scores([scores, groups]).groups == {"mmlu": "held-out", "gsm8k": "narrow"}
@@ -142,19 +145,28 @@ FAULTS = {
     "a number beyond all": (HEAD + "x,y,1e999\n", "too large", "at most"),
     "too large": (HEAD + "x,y,1e13\n", "too large", "at most"),
     "a negative error": (HEAD[:-1] + ",stderr\nx,y,1,-0.1\n", "standard error below 0", "distance"),
-    "an error that is none": (HEAD[:-1] + ",stderr\nx,y,1,±2\n", "stderr '±2' is no number",
-    "such as"),
-    "neither true nor false": (HEAD[:-1] + ",higher_is_better\nx,y,1,perhaps\n", "'perhaps'",
-    "true or false"),
-    "a name without end": (HEAD + "x" * (MAX_TEXT + 1) + ",y,1\n", "a model of 301 characters",
-    "at most"),
+    "an error that is none": (
+        HEAD[:-1] + ",stderr\nx,y,1,±2\n",
+        "stderr '±2' is no number",
+        "such as",
+    ),
+    "neither true nor false": (
+        HEAD[:-1] + ",higher_is_better\nx,y,1,perhaps\n",
+        "'perhaps'",
+        "true or false",
+    ),
+    "a name without end": (
+        HEAD + "x" * (MAX_TEXT + 1) + ",y,1\n",
+        "a model of 301 characters",
+        "at most",
+    ),
     "an open quote": (HEAD + 'x,"y,1\n', "not a CSV", "quote"),
     "a quote in the middle": (HEAD + 'x,"y"z,1\n', "not a CSV", "quote"),
     "a cell without end": (HEAD + "x," + "y" * 200_000 + ",1\n", "not a CSV", "quote"),
     "Latin-1": (HEAD.encode() + "x,é,1\n".encode("latin-1"), "not UTF-8 text", "save it"),
     "UTF-16": ((HEAD + "x,y,1\n").encode("utf-16"), "not UTF-8 text", "save it"),
     "a group twice": ("benchmark,group\nx,a\nx,b\n", ":3: 'x' is in the groups 'a' and 'b'", "one"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -251,10 +263,14 @@ def test_a_result_of_the_harness_is_read(tmp_path):
     counts are none.
     """
     results = {
-        "arc_easy": {"acc,none": 0.7, "acc_stderr,none": 0.01, "acc_norm,none": 0.65,
-        "acc_norm_stderr,none": "N/A"},
-        "gsm8k": {"exact_match,strict-match": 0.4, "exact_match_stderr,strict-match": 0.02,
-                  "exact_match,flexible-extract": 0.5, "exact_match_stderr,flexible-extract": None},
+        "arc_easy": {
+            "acc,none": 0.7, "acc_stderr,none": 0.01, "acc_norm,none": 0.65,
+            "acc_norm_stderr,none": "N/A",
+        },
+        "gsm8k": {
+            "exact_match,strict-match": 0.4, "exact_match_stderr,strict-match": 0.02,
+            "exact_match,flexible-extract": 0.5, "exact_match_stderr,flexible-extract": None,
+        },
     }  # fmt: skip
     data = harness(
         "org/tuned",
@@ -342,9 +358,7 @@ def test_directions_are_the_harness_s_own(tmp_path):
 
 
 def test_subtasks_know_the_group_that_has_their_score(tmp_path):
-    """The topmost group with a score of its own; a group without one (a mere list) is nobody's
-    parent.
-    """
+    """The topmost group with a score of its own; one without (a mere list) is nobody's parent."""
     acc = {"acc,none": 0.5}
     results = {
         "mmlu": acc,

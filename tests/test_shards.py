@@ -302,9 +302,7 @@ def test_a_folder_or_nothing_instead_of_a_file_is_refused(tmp_path):
 
 
 def test_an_unknown_dtype_is_named_and_the_rest_goes_on(tmp_path):
-    """A dtype of the future is no fault of the file, although `safetensors` itself refuses all of
-    it.
-    """
+    """A dtype of the future is no fault of the file, although `safetensors` refuses all of it."""
     content = file_bytes(
         {"new": entry("F4_E9", (3, 3), (0, 5)), "old": entry(offsets=(5, 13))},
         bytes(5) + b"\0\0\x80?" * 2,

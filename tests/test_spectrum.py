@@ -48,9 +48,7 @@ def planted(rows, cols, sigma, seed=0):
 )
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_singular_values_are_those_of_a_float64_svd(shape, dtype):
-    """Every tier agrees with NumPy's SVD: sigma² to 5e-7 of the largest, which is the rounding of a
-    Gram.
-    """
+    """Every tier agrees with NumPy's SVD: sigma² to 5e-7 of the largest, a Gram's rounding."""
     W = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(
         dtype
     )
@@ -104,7 +102,7 @@ def test_a_rank_one_matrix_has_one_resolved_singular_value_in_every_tier():
 
 
 def test_a_matrix_with_many_unresolved_values_is_redone_in_float64():
-    """1 % of the sigmas below the float32 floor are too many; what float64 then resolves is there."""
+    """1 % of the sigmas below the float32 floor are too many; what float64 resolves is there."""
     sigma = np.concatenate([np.ones(280), np.full(20, 1e-5)])
     W = planted(300, 400, sigma)
     found = solve(W)
@@ -160,9 +158,7 @@ def test_a_condition_number_is_right_to_five_percent_or_null(rows, cols, seed, t
 
 
 def test_small_matrices_and_wide_formats_take_exact():
-    """Where it costs next to nothing, or float32 would round the input, the float64 tier is used
-    unasked.
-    """
+    """Where it costs next to nothing, or float32 would round the input, float64 is used unasked."""
     assert solve(torch.randn(256, 600).bfloat16()).precision == "exact"
     assert solve(torch.randn(257, 600).bfloat16()).precision == "default"
     assert solve(torch.randn(257, 600), wide_format=True).precision == "exact"
@@ -198,9 +194,7 @@ def test_scale_of_the_weights_changes_nothing_but_the_scale(exponent):
 @settings(max_examples=examples(40))
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 50), st.booleans())
 def test_blocks_cover_a_matrix_once_in_order(rows, cols, block, grouped):
-    """Every entry is in exactly one block, however small the blocks, in two and in three
-    dimensions.
-    """
+    """Every entry is in one block, however small the blocks, in two and in three dimensions."""
     shape = (rows, 3, cols) if grouped else (rows, cols)
     matrix = torch.arange(int(np.prod(shape))).view(shape)
     with pytest.MonkeyPatch.context() as patch:
@@ -213,9 +207,7 @@ def test_blocks_cover_a_matrix_once_in_order(rows, cols, block, grouped):
 
 @pytest.mark.parametrize("shape", [(5, 1000), (1000, 5), (37, 41), (8, 16, 50), (8, 5, 20)])
 def test_block_size_changes_rounding_only(shape, monkeypatch):
-    """Streaming in many small blocks gives the spectrum of the whole; a grouped view is its rows in
-    order.
-    """
+    """Streaming in small blocks gives the whole's spectrum; a grouped view is rows in order."""
     W = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     whole = np.linalg.svd(W.reshape(-1, shape[-1]).numpy(), compute_uv=False)
     monkeypatch.setattr(module, "BLOCK", 64)
@@ -223,18 +215,14 @@ def test_block_size_changes_rounding_only(shape, monkeypatch):
 
 
 def test_a_transposed_view_is_read_in_place():
-    """A strided view (transformers' Conv1D, stored (in, out)) has the singular values of its
-    transpose.
-    """
+    """A strided view (Conv1D, stored (in, out)) has its transpose's singular values."""
     W = torch.randn(300, 500, generator=torch.Generator().manual_seed(4)).bfloat16()
     np.testing.assert_allclose(solve(W.T).sigma, solve(W).sigma, rtol=1e-5)
 
 
 @pytest.mark.parametrize("mkl", [True, False])
 def test_gram_and_eigenvalues_are_those_of_the_product(mkl, monkeypatch):
-    """By torch's panels or NumPy's syrk, wide and tall: the full product's lower triangle, and its
-    eigenvalues.
-    """
+    """By torch's panels or NumPy's syrk, wide, tall: the product's lower triangle, eigenvalues."""
     monkeypatch.setattr(module, "mkl_is_at_home", lambda: mkl)
     W = torch.randn(500, 700, dtype=torch.float64)
     lower = module.gram(iter([W[:, :300], W[:, 300:]]), 500, True, torch.float64)

@@ -48,9 +48,7 @@ def kept(tmp_path):
 
 
 def test_a_lineage_solves_each_stage_once_and_its_numbers_are_the_same(kept):
-    """Of three stages' four sides one is there already; a second audit of both pairs solves no
-    side.
-    """
+    """Of three stages' four sides one is there; a second audit of both pairs solves no side."""
     base = stage(0)
     middle = stage(1, base)
     last = stage(2, middle)
@@ -64,9 +62,7 @@ def test_a_lineage_solves_each_stage_once_and_its_numbers_are_the_same(kept):
 
 
 def test_the_key_is_of_the_content_as_it_was_cut_and_of_the_question():
-    """Equal views have one key; other rows, a transpose, another dtype, question or shape have
-    others.
-    """
+    """Equal views have one key; other rows, a transpose, a dtype, question or shape have others."""
     matrix = stage(0)
     fused = torch.cat([stage(1), matrix])
     assert key(fused[len(matrix) :], ASKED) == key(matrix, ASKED)
@@ -141,9 +137,7 @@ def test_small_matrices_are_not_kept(kept):
 
 
 def test_the_folder_stays_within_its_bound_and_the_least_recently_used_go(tmp_path):
-    """Room for about four spectra: of six matrices the last ones are there, and one that was used
-    meanwhile.
-    """
+    """Room for about four spectra: of six the last ones are there, and one used meanwhile."""
     one = SpectrumCache(tmp_path / "one")
     measured(stage(0), stage(1), one.remember)
     each = size_of(one.folder) // 2
@@ -251,10 +245,8 @@ def test_clean_removes_the_cache_and_says_how_large_it_was(stages, shadow, tmp_p
         *options,
         env={"SHADOW_NO_CACHE": "0"},
     )
-    mine = [
-        tmp_path / "kept" / "mine.txt",
-        tmp_path / "kept" / "ab" / "model.safetensors",
-    ]  # as in a folder of models
+    # as in a folder of models
+    mine = [tmp_path / "kept" / "mine.txt", tmp_path / "kept" / "ab" / "model.safetensors"]
     for path in mine:
         path.parent.mkdir(exist_ok=True)
         path.write_text("mine")

@@ -29,9 +29,7 @@ def one(statistic, energies):
 
 
 def test_the_ends_of_the_scale():
-    """An even update fills all layers, one in a single layer fills one; frozen layers count as
-    layers.
-    """
+    """An even update fills all layers, one in a layer fills one; frozen layers count as layers."""
     assert one(effective_layers, [2, 2, 2, 2]) == pytest.approx(4)
     assert one(depth_entropy, [2, 2, 2, 2]) == pytest.approx(1)
     assert one(depth_gini, [2, 2, 2, 2]) == pytest.approx(0)

@@ -1,6 +1,4 @@
-"""What is printed and written is what it was; and the recorder that says so sees the smallest
-change.
-"""
+"""What is printed and written is as it was; the recorder that says so sees the smallest change."""
 
 from __future__ import annotations
 
@@ -95,15 +93,13 @@ DIFFERENT = {
     "render", [exact_text, lambda name, run: Goldens().text(name, run)], ids=["exact", "golden"]
 )
 def test_the_smallest_change_shows(change, render):
-    """In an exact recording and in a golden, also where measured numbers may differ in their last
-    digits.
-    """
+    """In an exact recording and in a golden, also where measured numbers may differ a little."""
     before, after = (render("run", [one]) for one in (done(), DIFFERENT[change]))
     assert changes("run", before, after, measured=True)
 
 
 def test_only_an_exact_recording_tells_the_last_bit():
-    """The next float after one differs there, and in a golden only in digits that CPUs differ in."""
+    """The next float after one differs there, in a golden only in digits that CPUs differ in."""
     other = done(ROWS | {"cosine": [0.25000000000000006, None, 0.75]})
     assert changes("run", *(exact_text("run", [one]) for one in (done(), other)))
     assert not changes(

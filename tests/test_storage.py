@@ -97,7 +97,7 @@ def whole(folder):
 
 
 class Fault:
-    """Every write to the memory is counted; the one of that number fails, and a look follows each."""
+    """Every write to the memory is counted; the one of that number fails; a look follows each."""
 
     def __init__(self, monkeypatch, number=0, look=lambda: None):
         self.number, self.count, self.look = number, 0, look
@@ -227,9 +227,7 @@ EVERY_WRITE = range(1, 13)  # more than there are
     [pytest.param((2, 7), id="some"), pytest.param(EVERY_WRITE, id="all", marks=pytest.mark.slow)],
 )
 def test_an_upload_that_fails_anywhere_loses_nothing(pair, store, monkeypatch, replacing, numbers):
-    """Whichever write fails, the finished report is on this machine, and the same call publishes it
-    unmeasured.
-    """
+    """Whichever write fails, the report is here, and the same call publishes it unmeasured."""
     folder = work_folder(store) / pair.family / pair.name
     failed = 0
     for number in numbers:
@@ -254,13 +252,12 @@ def test_an_upload_that_fails_anywhere_loses_nothing(pair, store, monkeypatch, r
         assert result.measured == 0
         assert whole(fetched(at(pair, store))) == []
         assert not folder.exists()
-    assert failed == (
-        len(numbers) if len(numbers) == 2 else 7 + replacing
-    )  # the claim's end alone is no fault
+    # the claim's end alone is no fault
+    assert failed == (len(numbers) if len(numbers) == 2 else 7 + replacing)
 
 
 def test_a_file_that_arrived_in_part_does_not_complete_a_report(pair, store, monkeypatch):
-    """A store that says yes to half a file: the report is not there, and the fault names the file."""
+    """A store that says yes to half a file: no report is there, and the fault names the file."""
     put = MemoryFileSystem.put_file
 
     def cut(system, path, target, **more):
@@ -317,9 +314,7 @@ def test_a_second_writer_waits_or_gives_way(pair, store, tmp_path, monkeypatch):
 
 
 def test_of_many_writers_at_once_one_publishes(pair, store, tmp_path):
-    """Eight threads with two different reports: one wins, the others are told, and nothing is
-    mixed.
-    """
+    """Eight threads with two different reports: one wins, the others are told, none is mixed."""
     folders = reports_of(pair, tmp_path) * 4
     barrier = threading.Barrier(len(folders))
     outcomes = []
@@ -534,9 +529,7 @@ def test_the_index_of_a_list_is_published(toys, store):
 
 
 def test_a_list_goes_on_on_another_machine(toys, store, monkeypatch, tmp_path):
-    """What is done there is known from the index at the URL: nothing is measured, and what it took
-    stays.
-    """
+    """What is done is known from the index at the URL: nothing is measured, what it took stays."""
     before = listed(toys, store)[0]
     monkeypatch.setenv("SHADOW_WORK_DIR", str(tmp_path / "elsewhere"))
     again = listed(toys, store)[0]
@@ -686,13 +679,14 @@ def test_lists_policies_and_scores_may_be_urls(demo, tmp_path):
     system = MemoryFileSystem()
     system.pipe_file("/bucket/in/list.txt", b"demo:base..narrow\n")
     system.pipe_file("/bucket/in/policy.yaml", b"narrow:\n  fail_on: concentration > 0.01\n")
-    csv = f"model,benchmark,metric,score\n{package.pairs('demo:base..narrow')[0].tuned},mmlu,acc,0.5\n"
+    csv = "model,benchmark,metric,score\n"
+    csv += f"{package.pairs('demo:base..narrow')[0].tuned},mmlu,acc,0.5\n"
     csv += f"{package.pairs('demo:base..narrow')[0].base},mmlu,acc,0.4\n"
     system.pipe_file("/bucket/in/scores.csv", csv.encode())
     code, out, err = command(
         "audit", "--list", "memory://bucket/in/list.txt", "-o", "memory://bucket/listed",
-        "--no-subspaces",
-        "--policy", "memory://bucket/in/policy.yaml", "--scores", "memory://bucket/in/scores.csv",
+        "--no-subspaces", "--policy", "memory://bucket/in/policy.yaml", "--scores",
+        "memory://bucket/in/scores.csv",
     )  # fmt: skip
     assert code == 4, err
     assert "base..narrow" in out
@@ -843,9 +837,7 @@ class AnswerError(OSError):
     "kind", [OSError, PermissionError, TimeoutError, ConnectionError, AnswerError]
 )
 def test_no_credential_of_a_drivers_fault_is_told(kind, monkeypatch, store):
-    """Neither the options' values, nor the environment's secrets, nor signed queries, also not in a
-    traceback.
-    """
+    """No option's value, no secret of the environment, no signed query, also not in a traceback."""
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "env-secret-1")
     text = f"GET http://u:p4ssw0rd@h/x?X-Amz-Signature=abcdef with {SECRET} and env-secret-1"
     monkeypatch.setattr(

@@ -1,6 +1,4 @@
-"""Reports on an S3 server that fails in every way: 5xx, cut uploads, silence, two writers, a killed
-one.
-"""
+"""Reports on an S3 server that fails: 5xx, cut uploads, silence, two writers, a kill."""
 
 from __future__ import annotations
 
@@ -140,9 +138,7 @@ def test_options_are_used_and_never_told(server, run, url, tmp_path):
 
 
 def test_creating_an_object_is_conditional_at_the_store(server, url):
-    """The second of two writers is told by the store itself; a repeated one of the same content is
-    not.
-    """
+    """The store itself tells the second of two writers, but not a repeated one of equal content."""
     store = store_of(server, url)
     assert store.create("claim", b"first")
     assert not store.create("claim", b"second")
@@ -310,9 +306,7 @@ def test_a_writer_that_is_killed_goes_on_where_it_was(
 
 
 def test_a_list_in_a_bucket_and_its_merge(server, run, url, tmp_path):
-    """Two shards into URLs of their own, merged into a third: the index and the reports of one
-    list.
-    """
+    """Two shards into URLs of their own, merged into a third: index and reports of one list."""
     (tmp_path / "list.txt").write_text("demo:base..narrow\ndemo:base..broad\n")
     for number in (1, 2):
         run(

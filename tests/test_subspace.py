@@ -1,6 +1,4 @@
-"""Overlaps, alignments and intruders against two whole float64 SVDs, and under what must not change
-them.
-"""
+"""Overlaps, alignments and intruders against whole float64 SVDs, and what must not change them."""
 
 from __future__ import annotations
 
@@ -24,10 +22,8 @@ F64 = ("F64", "F64")
 SHAPES = st.tuples(st.integers(2, 80), st.integers(2, 80))
 OVERLAPS = ("overlap_left", "overlap_right")
 ALIGNMENTS = ("alignment_left", "alignment_right")
-PROFILED = (
-    "alignment_left_null",
-    "alignment_right_null",
-)  # of rows and columns, which a rotation mixes
+# of rows and columns, which a rotation mixes
+PROFILED = ("alignment_left_null", "alignment_right_null")
 GAPS = ("subspace_gap_base", "subspace_gap_tuned")
 
 
@@ -84,9 +80,7 @@ def pair(rows, cols, rank=3, size=0.3, seed=0):
      (128, 128), (150, 400), (400, 150), (300, 310)],
 )  # fmt: skip
 def test_every_number_is_that_of_two_svds(shape):
-    """Tiny, wide, tall and square float64 matrices: to 1e-7, alignments by the delta's float32
-    sums.
-    """
+    """Tiny, wide, tall and square float64 matrices: to 1e-7, alignments by D's float32 sums."""
     assert_like_reference(*map(torch.from_numpy, pair(*shape)), rel=1e-7, abs=1e-12)
 
 
@@ -95,9 +89,7 @@ def test_every_number_is_that_of_two_svds(shape):
 )
 @pytest.mark.parametrize("shape", [(40, 100), (300, 420), (420, 300)])
 def test_stored_formats_agree_with_two_svds(shape, dtypes):
-    """What is stored in 16 or 32 bits, in every tier: to 1e-6, the float32 Gram's rounding over the
-    gap.
-    """
+    """Stored in 16 or 32 bits, in every tier: to 1e-6, a float32 Gram's error by the gap."""
     types = {"BF16": torch.bfloat16, "F32": torch.float32, "F16": torch.float16}
     base, tuned = (
         torch.from_numpy(W).to(types[one]) for W, one in zip(pair(*shape), dtypes, strict=True)
@@ -138,9 +130,7 @@ def test_updates_and_scaled_floats_are_read_by_index():
 
 
 def test_an_unresolved_subspace_is_null():
-    """A base of rank 5 has no top 16; one of rank 20 has, but no 64 vectors to look for intruders
-    in.
-    """
+    """A base of rank 5 has no top 16; one of rank 20 has, but no 64 vectors for intruders."""
     rng = np.random.default_rng(0)
     full = rng.standard_normal((80, 100))
     five, twenty = (planted(80, 100, np.linspace(2, 1, rank), rng) for rank in (5, 20))
@@ -180,7 +170,7 @@ def test_gaps_are_those_of_planted_spectra():
 
 
 def test_equal_singular_values_are_reported_with_gap_zero():
-    """An orthogonal matrix has no leading subspace: the overlap is anything, and the gap says so."""
+    """An orthogonal matrix has no leading subspace: the overlap is anything; the gap says so."""
     rng = np.random.default_rng(2)
     base = planted(50, 70, np.ones(50), rng)
     found = values(base, base + 1e-2 * rng.standard_normal((50, 70)))
@@ -268,7 +258,7 @@ def test_alignment_of_an_isotropic_delta_is_one_on_average(shape, count):
 
 
 def test_alignment_of_a_delta_inside_and_outside_the_subspace():
-    """All of D inside the base's leading 16 directions gives rows / k; all of it outside gives 0."""
+    """All of D inside the base's leading 16 directions gives rows / k; all outside gives 0."""
     rng = np.random.default_rng(4)
     base = planted(60, 90, np.linspace(2, 1, 60), rng)
     U, _, V = np.linalg.svd(base, full_matrices=False)
@@ -333,9 +323,7 @@ def test_lanczos_on_large_sides_agrees(dtypes, monkeypatch):
 
 
 def test_lanczos_that_misses_a_copy_is_replaced(monkeypatch):
-    """Forty equal singular values, of which a Krylov space holds one: all vectors are computed
-    then.
-    """
+    """Forty equal singular values, one of them in a Krylov space: all vectors are computed then."""
     monkeypatch.setattr(spectrum, "OPENBLAS_SIDE", 50)
     rng = np.random.default_rng(6)
     base = planted(100, 120, np.r_[np.full(40, 3.0), np.linspace(1, 0.5, 60)], rng)
@@ -354,10 +342,8 @@ def test_without_subspaces_their_columns_are_null_and_no_other_changes():
         columns = NO_SUBSPACES if one.subject == "delta" else {}
         expected = {**one.values, **columns}
         assert other.values.keys() == expected.keys()
-        for (
-            name,
-            value,
-        ) in expected.items():  # another routine of LAPACK solves where no vectors are asked for
+        # another routine of LAPACK solves where no vectors are asked for
+        for name, value in expected.items():
             exact = value is None or isinstance(value, str)
             assert other.values[name] == (value if exact else pytest.approx(value, rel=1e-9)), name
         np.testing.assert_allclose(one.sigma, other.sigma, rtol=1e-9)

@@ -78,9 +78,7 @@ def test_figures_are_those_of_the_rows(audited):
 
 
 def test_the_overall_norm_is_that_of_the_weights(audited):
-    """The relative norm over all matrices is the one of the two checkpoints' matrices as one
-    vector.
-    """
+    """The relative norm over all matrices is that of the checkpoints' matrices as one vector."""
     base, tuned = (load_file(DEMO / side / "model.safetensors") for side in ("base", "narrow"))
     names = [name for name, tensor in base.items() if tensor.ndim == 2]
     delta = torch.cat([(tuned[name].double() - base[name].double()).flatten() for name in names])
@@ -121,9 +119,7 @@ def test_show_prints_what_audit_printed(audited):
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_output_fits_the_terminal_and_is_plain_when_piped(audited, width):
-    """No line is longer than the terminal, nothing is cut off, no escape reaches a pipe, talk is on
-    stderr.
-    """
+    """No line exceeds the terminal, nothing is cut, no escape reaches a pipe, talk is on stderr."""
     short = shadow("show", audited[0], COLUMNS=str(width)).out.splitlines()
     assert max(map(len, short)) <= width
     assert not any("…" in line or "\x1b" in line for line in short)
@@ -344,9 +340,7 @@ def test_renumbered_experts_are_warned_of(tmp_path):
 
 
 def test_a_family_ends_with_the_table_of_its_pairs(tmp_path):
-    """After the reports, which are screens apart; also a pair that failed has a row. One pair needs
-    none.
-    """
+    """After the reports, screens apart; a pair that failed has a row too. One pair needs none."""
     registry = tmp_path / "own"
     registry.mkdir()
     (registry / "toy.yaml").write_text(

@@ -184,9 +184,7 @@ def test_a_summary_that_is_none_is_made_again(report, again, content):
 
 @pytest.mark.parametrize("name", ["matrices", "tensors", "residual"])
 def test_tables_that_were_changed_are_believed_before_the_summary(report, again, name):
-    """A table with another number, or with its columns named otherwise: a summary is of what was
-    there.
-    """
+    """A table with another number, or other names of columns: a summary is of what was there."""
 
     def halved(table):
         column = {
@@ -215,7 +213,7 @@ def test_tables_that_were_changed_are_believed_before_the_summary(report, again,
 
 
 def test_a_number_in_a_page_changes_no_footer_and_is_found(report, again):
-    """One byte of the data pages differs, the footer does not: why the digests are of whole files."""
+    """One byte of the data pages differs, the footer does not: hence the digests of whole files."""
     path = report / "tensors.parquet"
     content = bytearray(path.read_bytes())
     footer = int.from_bytes(content[-8:-4], "little")
@@ -227,9 +225,7 @@ def test_a_number_in_a_page_changes_no_footer_and_is_found(report, again):
 
 
 def test_who_seals_it_again_can_say_anything_but_not_of_another_shape(report, again):
-    """A forged seal is no signature; what is believed still has the shape that every reader relies
-    on.
-    """
+    """A forged seal is no signature; what is believed has the shape that readers rely on."""
 
     def forge(change):
         edit(report, change)
@@ -277,7 +273,7 @@ def test_scores_are_not_sealed(report, again, tmp_path):
 
 
 def test_code_and_data_are_part_of_who_made_it(monkeypatch, tmp_path):
-    """A checkout changes without its version: another byte of code or of the data is another maker."""
+    """A checkout changes without its version: another byte of code or data is another maker."""
     package, data = tmp_path / "package", tmp_path / "registry"
     package.mkdir()
     (data / "reference").mkdir(parents=True)

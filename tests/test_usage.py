@@ -78,9 +78,7 @@ def test_help_is_no_error(shadow, arguments, code):
     ("command", "line"), [(name, line) for name, lines in EXAMPLES.items() for line in lines]
 )
 def test_examples_are_commands_of_this_version(command, line):
-    """Each line in the help of a command is read by that command without a fault, and fits a
-    terminal.
-    """
+    """Each line in a command's help is read by it without a fault, and fits a terminal."""
     program, name, *arguments = shlex.split(line)
     assert (program, name) == ("shadow", command)
     assert len(line) < 76

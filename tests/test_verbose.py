@@ -18,9 +18,7 @@ MATRIX = re.compile(r"\[(\d+)/(\d+)\] (\S+), (?:vector of )?(\d+)(?: x (\d+))?: 
 
 
 def test_every_tensor_has_a_line_and_stdout_is_the_same(shadow, tmp_path):
-    """The lines agree with the tables: each name, shape and fate once, numbered; -v changes nothing
-    else.
-    """
+    """Lines agree with the tables: each name, shape, fate once, numbered; -v changes no more."""
     plain = shadow(*PAIR, "plain")
     told = shadow(*PAIR, "talky", "-v")
     assert plain.err == ""
@@ -40,9 +38,8 @@ def test_every_tensor_has_a_line_and_stdout_is_the_same(shadow, tmp_path):
         .st_size
     )
     stated = next(line for line in lines if line.startswith("base: 1 shard"))
-    assert float(stated.split(", ")[1].removesuffix(" kB")) == pytest.approx(
-        size / 1000, rel=0.02
-    )  # less its header
+    # the file less its header
+    assert float(stated.split(", ")[1].removesuffix(" kB")) == pytest.approx(size / 1000, rel=0.02)
     assert any(line.startswith("settings: precision default, 0 sampled nulls") for line in lines)
     assert [line.split(" ", 1)[0] for line in lines[-2:]] == ["time:", "time:"]
 

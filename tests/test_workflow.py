@@ -70,9 +70,7 @@ class Runner:
 
 @pytest.fixture(scope="module")
 def workflow():
-    """The example, with the installed package in place of the wheel, which would be installed over
-    it.
-    """
+    """The example, with the installed package in place of the wheel, which would replace it."""
     told = yaml.safe_load((EXAMPLES / "shadow-audit.yml").read_text())
     (job,) = told["jobs"].values()
     assert job["env"]["SHADOW"].endswith(f"/shadow_audit-{__version__}-py3-none-any.whl")
@@ -124,9 +122,7 @@ def test_the_workflow_audits_accepts_and_fails_when_a_rule_is_met(tmp_path, work
 
 
 def test_scripts_take_nothing_from_the_event(workflow):
-    """No `${{ }}` inside `run:`: what an event says would be code there. And the token may only
-    read.
-    """
+    """No `${{ }}` inside `run:`: an event's words would be code. And the token may only read."""
     (job,) = workflow["jobs"].values()
     assert all("${{" not in step.get("run", "") for step in job["steps"])
     assert workflow["permissions"] == {"contents": "read"}

@@ -60,23 +60,33 @@ MODELS = {
     },
     "Phi-3-V": {
         "model.layers.0.self_attn.q_proj.weight": "language attn.q",
-        "model.vision_embed_tokens.img_processor.vision_model.encoder.layers.0.mlp.fc1.weight": "vision mlp.up",
+        "model.vision_embed_tokens.img_processor.vision_model.encoder.layers.0.mlp.fc1.weight": (
+            "vision mlp.up"
+        ),
         "model.vision_embed_tokens.img_projection.0.weight": "projector projector.0",
         "model.vision_embed_tokens.img_projection.2.weight": "projector projector.1",
     },
     "Phi-4-multimodal": {
         "model.layers.0.self_attn.q_proj.weight": "language attn.q",
-        "model.embed_tokens_extend.image_embed.img_processor.encoder.layers.0.self_attn.q_proj.weight": "vision attn.q",
+        "model.embed_tokens_extend.image_embed.img_processor.encoder.layers.0.self_attn.q_proj.weight": (  # noqa: E501 (one name)
+            "vision attn.q"
+        ),
         "model.embed_tokens_extend.image_embed.img_projection.0.weight": "projector projector.0",
-        "model.embed_tokens_extend.audio_embed.encoder.encoders.0.self_attn.linear_q.weight": "audio attn.q",
-        "model.embed_tokens_extend.audio_embed.audio_projection.speech.0.weight": "projector"
-        " projector.0",
-        "model.embed_tokens_extend.audio_embed.audio_projection.vision.0.weight": "projector"
-        " projector.0",
+        "model.embed_tokens_extend.audio_embed.encoder.encoders.0.self_attn.linear_q.weight": (
+            "audio attn.q"
+        ),
+        "model.embed_tokens_extend.audio_embed.audio_projection.speech.0.weight": (
+            "projector projector.0"
+        ),
+        "model.embed_tokens_extend.audio_embed.audio_projection.vision.0.weight": (
+            "projector projector.0"
+        ),
     },
     "Cambrian": {
         "model.layers.0.self_attn.q_proj.weight": "language attn.q",
-        "model.vision_tower_aux_list.0.vision_tower.vision_model.encoder.layers.0.mlp.fc1.weight": "vision mlp.up",
+        "model.vision_tower_aux_list.0.vision_tower.vision_model.encoder.layers.0.mlp.fc1.weight": (
+            "vision mlp.up"
+        ),
         "model.vision_tower_aux_list.1.vision_tower.blocks.0.attn.q.weight": "vision attn.q",
         "model.mm_projector_aux_0.0.weight": "projector projector.0",
         "model.mm_projector_aux_1.0.weight": "projector projector.0",
@@ -84,7 +94,9 @@ MODELS = {
     },
     "Mini-Gemini": {
         "model.layers.0.self_attn.q_proj.weight": "language attn.q",
-        "model.vision_tower.vision_tower.vision_model.encoder.layers.0.self_attn.q_proj.weight": "vision attn.q",
+        "model.vision_tower.vision_tower.vision_model.encoder.layers.0.self_attn.q_proj.weight": (
+            "vision attn.q"
+        ),
         "model.vision_tower_aux.vision_stages.0.blocks.0.mlp.fc1.weight": "vision mlp.up",
         "model.vlm_uni_query_projector.1.weight": "projector projector.0",
         "model.vlm_uni_val_projector.1.weight": "projector projector.0",
@@ -103,8 +115,9 @@ MODELS = {
     "mPLUG-Owl": {
         "language_model.model.layers.0.self_attn.q_proj.weight": "language attn.q",
         "vision_model.encoder.layers.0.self_attn.q_proj.weight": "vision attn.q",
-        "abstractor.encoder.layers.0.crossattention.attention.query.weight": "projector"
-        " cross_attn.q",
+        "abstractor.encoder.layers.0.crossattention.attention.query.weight": (
+            "projector cross_attn.q"
+        ),
     },
     "Qwen-Audio": {
         "transformer.h.0.attn.c_proj.weight": "language attn.o",
@@ -153,7 +166,9 @@ MODELS = {
     },
     "TinyLLaVA": {
         "language_model.model.layers.0.self_attn.q_proj.weight": "language attn.q",
-        "vision_tower._vision_tower.vision_model.encoder.layers.0.self_attn.q_proj.weight": "vision attn.q",
+        "vision_tower._vision_tower.vision_model.encoder.layers.0.self_attn.q_proj.weight": (
+            "vision attn.q"
+        ),
         "connector._connector.2.weight": "projector projector.1",
     },
     "OpenVLA": {
@@ -187,17 +202,22 @@ MODELS = {
         "project_down.weight": "projector projector.0",
     },
     "GR00T": {
-        "backbone.eagle_model.language_model.model.layers.0.self_attn.q_proj.weight": "language"
-        " attn.q",
-        "backbone.eagle_model.vision_model.vision_model.encoder.layers.0.self_attn.q_proj.weight": "vision attn.q",
-    },
-    "pi0": {
-        "paligemma_with_expert.paligemma.model.language_model.layers.0.self_attn.q_proj.weight": "language attn.q",
-        "paligemma_with_expert.paligemma.model.vision_tower.vision_model.encoder.layers.0.self_attn.q_proj.weight": (
+        "backbone.eagle_model.language_model.model.layers.0.self_attn.q_proj.weight": (
+            "language attn.q"
+        ),
+        "backbone.eagle_model.vision_model.vision_model.encoder.layers.0.self_attn.q_proj.weight": (
             "vision attn.q"
         ),
     },
-}  # fmt: skip
+    "pi0": {
+        "paligemma_with_expert.paligemma.model.language_model.layers.0.self_attn.q_proj.weight": (
+            "language attn.q"
+        ),
+        "paligemma_with_expert.paligemma.model.vision_tower.vision_model.encoder.layers.0.self_attn.q_proj.weight": (  # noqa: E501 (one name)
+            "vision attn.q"
+        ),
+    },
+}
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -236,9 +256,15 @@ def test_a_wrapped_text_model_has_the_places_that_it_has_alone(wrapper):
 
 def test_the_fused_projections_of_xgen_mm_are_split():
     """Phi-3 inside: q, k and v by the head counts of the text model's part of the config."""
-    config = {"model_type": "xgenmm", "text_config": {"model_type": "phi3",
-    "num_attention_heads": 4,
-              "num_key_value_heads": 2, "hidden_size": 32}}  # fmt: skip
+    config = {
+        "model_type": "xgenmm",
+        "text_config": {
+            "model_type": "phi3",
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "hidden_size": 32,
+        },
+    }
     name = "vlm.lang_model.model.layers.3.self_attn.qkv_proj.weight"
     parts = place_tensors({name: (64, 32)}, config)[name]
     assert [part.place for part in parts] == [Place("language", 3, f"attn.{x}") for x in "qkv"]

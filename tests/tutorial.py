@@ -19,9 +19,8 @@ import readme
 
 PAGE = readme.DOCS / "tutorial.md"
 RUN = re.compile(r"```console\n((?:\$ .*\n)+)```\n\n<!-- (tutorial-[\w-]+) -->\n")
-SOURCE = re.compile(
-    r"(?m)^(base   |tuned  )(.+(?:\n {7} ?\S.*)*)"
-)  # the line on a checkpoint, folded or not
+# the line on a checkpoint, folded or not
+SOURCE = re.compile(r"(?m)^(base   |tuned  )(.+(?:\n {7} ?\S.*)*)")
 
 
 def fetch(folder: Path) -> Path:

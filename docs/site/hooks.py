@@ -41,7 +41,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def notebook_blocks(notebook: dict[str, Any]) -> Iterator[str]:
-    """The cells of a notebook as Markdown, with what they show: HTML where there is any, else text."""
+    """The cells of a notebook as Markdown, with what they show: HTML where there is, or text."""
     for cell in notebook["cells"]:
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
@@ -57,7 +57,7 @@ def notebook_blocks(notebook: dict[str, Any]) -> Iterator[str]:
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Links to files as they lie in the repository become links to pages; to a file that is no page, plain text."""
+    """Links to files of the repository become links to pages, or text where there is no page."""
     of = PAGES.get(page.file.src_uri, f"docs/{page.file.src_uri}")
 
     def link(match: re.Match[str]) -> str:

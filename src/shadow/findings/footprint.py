@@ -10,7 +10,7 @@ where there are none, the label says so and stays without a word.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -317,15 +317,20 @@ def footprint(
     held: Sequence[Gate],
     figures: Mapping[str, float | int | None],
     intervals: Mapping[str, Interval],
+    components: Collection[str],
     optimizer: str | None = None,
 ) -> Footprint:
     """The label and what it rests on.
 
-    held: every gate. figures, intervals: those of the summary. optimizer: what a user said.
+    held: every gate. figures, intervals: those of the summary. components: those with a delta.
+    optimizer: what a user said.
     """
     concentration = figures["concentration"]
     shipped = calibration()
-    trainings = choose(shipped.trainings, figures["short_side"], optimizer)
+    trainings, unlike = None, "the reference has trainings of text decoders alone"
+    if set(components) <= {"language"}:
+        trainings = choose(shipped.trainings, figures["short_side"], optimizer)
+        unlike = _unlike(shipped)
     evidence: tuple[Evidence, ...] = ()
     lies = None
     if concentration is not None:
@@ -336,7 +341,7 @@ def footprint(
         stopped=[gate.reason for gate in failed(held)],
         figures=figures,
         trainings=trainings,
-        unlike=_unlike(shipped),
+        unlike=unlike,
     )
     compared = next(gate for gate in held if gate.name == "changed").figure is not None
     claims = Claims(

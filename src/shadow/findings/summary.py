@@ -421,7 +421,13 @@ def summarise(tables: Mapping[str, pa.Table], metadata: ReportMetadata) -> Summa
     optimizer = metadata["settings"].get("optimizer")
     if not isinstance(optimizer, str):  # null, or what another program wrote
         optimizer = None
-    judged = footprint(held, figures, intervals=intervals, optimizer=optimizer)
+    judged = footprint(
+        held,
+        figures,
+        intervals=intervals,
+        components=set(rows.deltas["component"]),
+        optimizer=optimizer,
+    )
     depth = _by_layer(rows)
     bounds = _bounds(intervals, _delta_blocks(rows, rows.deltas))
     summary = Summary(

@@ -15,11 +15,11 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from shadow.findings.footprint import label
-from shadow.findings.reference import OPTIMIZERS, VOTES, Bound, Rate, Trainings, choose, word
+from shadow.findings.reference import AXES, OPTIMIZERS, Bound, Rate, Trainings, choose, word
 from shadow.lab.experiment import DESIGN
 from shadow.lab.results import final
 
-VERSION = 1  # of calibration.json; raised when a bound changes its meaning
+VERSION = 2  # of calibration.json; raised when a bound changes its meaning
 MIN_TRAININGS, MIN_BASES = 10, 3  # of each kind, below which an extreme of them is no bound
 DATA: Mapping[
     str, str
@@ -52,7 +52,13 @@ def reference(runs: pd.DataFrame) -> pd.DataFrame:
         "base",
         "seed",
         "relative_norm",
-        *VOTES,
+        "concentration",
+        "stable_rank",
+        "top4_energy",
+        "participation_share",
+        "spike_energy",
+        "embedding_row_participation_ratio",
+        "attention_to_mlp",
     ]
     # as runs.csv has them
     table[names[7:]] = table[names[7:]].map(lambda value: float(f"{value:.6g}"))
@@ -79,14 +85,16 @@ def fit(table: pd.DataFrame) -> list[Trainings]:
                 continue
             bounds = {
                 name: _bound(kinds["narrow"][name], kinds["broad"][name], way)
-                for name, way in VOTES.items()
+                for name, way in AXES.items()
             }
+            norms = pd.concat([kind["relative_norm"] for kind in kinds.values()])
             fitted.append(
                 Trainings(
                     short_side=int(str(side)),
                     optimizer=optimizer,
                     narrow=len(kinds["narrow"]),
                     broad=len(kinds["broad"]),
+                    norms=(float(norms.min()), float(norms.max())),
                     bounds=bounds,
                 )
             )

