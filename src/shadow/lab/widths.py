@@ -309,7 +309,7 @@ def _leave_out(runs: pd.DataFrame, means: pd.DataFrame, width: int) -> LeftOut:
 
 def _at(runs: pd.DataFrame, width: int) -> AtWidth:
     variances = runs.groupby(["base", "regime"])["value"].var()
-    difference = contrast(runs, "B", "C", "value")
+    difference = contrast(runs, "B", "C", column="value")
     in_spreads = None
     if variances.notna().any() and difference.value is not None:
         spread = float(np.sqrt(variances.mean()))
