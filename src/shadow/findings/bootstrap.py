@@ -29,6 +29,8 @@ from functools import cached_property, lru_cache
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from shadow.text import counted
+
 LEVEL = 0.95
 # of layers; where there are no more ways than that to draw them (up to 5 layers), every one is
 # taken
@@ -51,35 +53,39 @@ Statistic = Callable[[Counts], NDArray[np.float64]]
 
 @dataclass(frozen=True)
 class Interval:
-    """(low, high) of a figure over so many layers, or no bounds and the reason.
-
-    level is the probability that the interval may claim at most: LEVEL, or less where there are few
-    layers.
-    """
+    """How far a figure would move with other layers, or the reason why that cannot be said."""
 
     bounds: tuple[float, float] | None
+    """(low, high), in the unit of the figure; None where reason says why."""
+
     layers: int
+    """How many layers were drawn from, 0 or more."""
+
     level: float | None
+    """The probability that the interval may claim at most, up to LEVEL; None without bounds."""
+
     reason: str | None = None
+    """Why there are no bounds; None where there are."""
 
     @property
     def excludes_zero(self) -> bool:
+        """Whether both bounds lie on one side of 0; False without bounds."""
         return self.bounds is not None and (self.bounds[0] > 0 or self.bounds[1] < 0)
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """The layers that the rows of a table lie in.
-
-    codes (n,): the number of each row's layer, -1 outside the layers. strata (layers,): the number
-    of each layer's component, in ascending order.
-    """
+    """The layers that the rows of a table lie in."""
 
     codes: NDArray[np.intp]
+    """(n,): the number of each row's layer, from 0; -1 outside the layers."""
+
     strata: NDArray[np.intp]
+    """(layers,): the number of each layer's component, from 0, in ascending order."""
 
     @property
     def layers(self) -> int:
+        """How many layers there are, 0 or more."""
         return len(self.strata)
 
     @cached_property
@@ -104,9 +110,7 @@ class Blocks:
 
 
 def blocks_of(components: Sequence[str], layers: ArrayLike) -> Blocks:
-    """The blocks of rows whose component and layer (NaN outside the layers) are given, in any
-    order.
-    """
+    """The blocks of rows by component and layer (NaN outside the layers), in any order."""
     numbers = np.asarray(layers, dtype=np.float64)
     places = list(zip(components, numbers, strict=True))
     known = {component: number for number, component in enumerate(sorted(set(components)))}
@@ -114,9 +118,8 @@ def blocks_of(components: Sequence[str], layers: ArrayLike) -> Blocks:
         {(known[component], layer) for component, layer in places if not np.isnan(layer)}
     )
     code = {place: number for number, place in enumerate(known_places)}
-    codes = [
-        -1 if np.isnan(layer) else code[known[component], layer] for component, layer in places
-    ]
+    # no place with NaN is in code, so that what lies outside the layers gets -1
+    codes = [code.get((known[component], layer), -1) for component, layer in places]
     return Blocks(
         np.array(codes, dtype=np.intp),
         np.array([stratum for stratum, _ in known_places], dtype=np.intp),
@@ -151,11 +154,11 @@ def _intervals_of_known(columns: NDArray[np.float64], blocks: Blocks) -> list[In
     """The same where no row is NaN."""
     n, layers = blocks.free, blocks.layers
     if n < FEWEST:
-        return [
-            Interval(bounds=None, layers=layers, level=None, reason=_too_few(blocks, FEWEST))
-        ] * columns.shape[1]
+        none = Interval(bounds=None, layers=layers, level=None, reason=_too_few(blocks, FEWEST))
+        return [none] * columns.shape[1]
     counts, times = distinct_draws(blocks.sizes)
     tail, level = expanded_tail(n), _level(n)
+    undefined = Interval(bounds=None, layers=layers, level=None, reason=UNDEFINED)
     together = max(1, TOGETHER // len(counts))
     intervals = []
     for start in range(0, columns.shape[1], together):
@@ -165,12 +168,10 @@ def _intervals_of_known(columns: NDArray[np.float64], blocks: Blocks) -> list[In
         for defined, first, last in zip(
             defined_everywhere, low.tolist(), high.tolist(), strict=True
         ):
-            bounded = Interval((first, last), layers, level)
-            intervals.append(
-                bounded
-                if defined
-                else Interval(bounds=None, layers=layers, level=None, reason=UNDEFINED)
-            )
+            if defined:
+                intervals.append(Interval((first, last), layers, level))
+            else:
+                intervals.append(undefined)
     return intervals
 
 
@@ -179,7 +180,8 @@ def interval(statistic: Statistic, blocks: Blocks, *, unevenness: bool = False) 
 
     unevenness: the figure says how uneven layers are.
     """
-    n, fewest = blocks.free, UNEVEN if unevenness else FEWEST
+    n = blocks.free
+    fewest = UNEVEN if unevenness else FEWEST
     if n < fewest:
         return Interval(
             bounds=None, layers=blocks.layers, level=None, reason=_too_few(blocks, fewest)
@@ -188,11 +190,9 @@ def interval(statistic: Statistic, blocks: Blocks, *, unevenness: bool = False) 
     if not np.isfinite(values).all():
         return Interval(bounds=None, layers=blocks.layers, level=None, reason=UNDEFINED)
     tail = expanded_tail(n)
-    tails = (
-        corrected_tails(statistic, values, n=blocks.layers, tail=tail)
-        if unevenness
-        else (tail, tail)
-    )
+    tails = (tail, tail)
+    if unevenness:
+        tails = corrected_tails(statistic, values, n=blocks.layers, tail=tail)
     return Interval(cut(values, tails), blocks.layers, _level(n))
 
 
@@ -206,10 +206,7 @@ def _too_few(blocks: Blocks, fewest: int) -> str:
     if not layers:
         return "outside the layers"
     among = f" in {components} components" if components > 1 else ""
-    return (
-        f"only {layers} layer{'' if layers == 1 else 's'}{among}, it takes"
-        f" {fewest + components - 1}"
-    )
+    return f"only {counted(layers, 'layer', 'layers')}{among}, it takes {fewest + components - 1}"
 
 
 def cut(values: NDArray[np.float64], tails: tuple[float, float]) -> tuple[float, float]:
@@ -225,8 +222,9 @@ def cut(values: NDArray[np.float64], tails: tuple[float, float]) -> tuple[float,
 def cut_each(
     values: NDArray[np.float64], times: NDArray[np.int64], tail: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """`cut` at both ends of every row of (rows, draws), with each draw repeated as often as times
-    (draws,) says.
+    """`cut` at both ends of every row of (rows, draws).
+
+    times (draws,): how often each draw is repeated.
     """
     most = int(times.sum()) - 1
     below = min(int(tail * (most + 1)), most)
@@ -260,7 +258,9 @@ def corrected_tails(
     bias = ndtri(np.clip(below, 1 / len(values), 1 - 1 / len(values)))
     low, high = (bias + z for z in (ndtri(tail), -ndtri(tail)))
     first, last = (float(ndtr(bias + z / (1 - skewness * z))) for z in (low, high))
-    return (first, 1.0 - last) if first < last else (tail, tail)
+    if first >= last:
+        return tail, tail
+    return first, 1.0 - last
 
 
 @lru_cache(maxsize=16)
@@ -305,9 +305,7 @@ def distinct_draws(sizes: tuple[int, ...]) -> tuple[Counts, NDArray[np.int64]]:
 
 @lru_cache(maxsize=1024)
 def expanded_tail(layers: int) -> float:
-    """The probability that is cut off at each end, below (1 - LEVEL) / 2: Hesterberg's expanded
-    percentile.
-    """
+    """What is cut off at each end, below (1 - LEVEL) / 2: Hesterberg's expanded percentile."""
     from scipy.special import ndtr, stdtrit
 
     t = stdtrit(layers - 1, (1.0 - LEVEL) / 2)
@@ -336,9 +334,8 @@ def _median_of_many(
     order = np.argsort(values, kind="stable")
     ascending, n = values[order], len(values)
     weights = np.concatenate([counts, np.ones((len(counts), 1), dtype=np.int32)], axis=1)
-    below = np.zeros(
-        (n + 1, weights.shape[1]), dtype=np.int32
-    )  # of the k smallest rows, how many lie in each layer
+    # of the k smallest rows, how many lie in each layer
+    below = np.zeros((n + 1, weights.shape[1]), dtype=np.int32)
     below[np.arange(1, n + 1), codes[order]] = 1
     np.cumsum(below, axis=0, out=below)
     total = weights @ below[-1]
@@ -352,14 +349,11 @@ def _median_of_many(
 def _medians_of_few(
     columns: NDArray[np.float64], codes: NDArray[np.intp], counts: Counts
 ) -> NDArray[np.float64]:
-    """The same, going through the sorted rows of every column: how many of them a draw took before
-    its middle.
-    """
+    """The same, through the sorted rows of every column: how many a draw took before its middle."""
     order = np.argsort(columns, axis=0, kind="stable")
     ascending = np.take_along_axis(columns, order, axis=0).T
-    taken = np.concatenate(
-        [counts.T, np.ones((1, len(counts)), dtype=np.int32)]
-    )  # by layer, those outside last
+    # by layer, those outside last
+    taken = np.concatenate([counts.T, np.ones((1, len(counts)), dtype=np.int32)])
     total = taken.T @ np.bincount(codes % len(taken), minlength=len(taken)).astype(np.int32)
     ranks = ((total + 1) // 2, total // 2 + 1)
     upto = np.zeros((columns.shape[1], len(counts)), dtype=np.int32)
@@ -379,20 +373,20 @@ def _value_of_rank(
     rank: NDArray[np.int32],
 ) -> NDArray[np.float64]:
     """The rank-th smallest of the rows of each draw, ranks from 1."""
-    low, high = (
-        np.zeros(len(rank), dtype=np.intp),
-        np.full(len(rank), len(ascending), dtype=np.intp),
-    )
+    low = np.zeros(len(rank), dtype=np.intp)
+    high = np.full(len(rank), len(ascending), dtype=np.intp)
     while (low < high).any():
         middle = (low + high) // 2
         enough = np.einsum("ij,ij->i", weights, below[middle]) >= rank
-        low, high = np.where(enough, low, middle + 1), np.where(enough, middle, high)
+        low = np.where(enough, low, middle + 1)
+        high = np.where(enough, middle, high)
     return ascending[low - 1]
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:
-    """Several p, adjusted so that the chance of any wrong one below a level is that level. Source:
-    Holm 1979.
+    """Several p, adjusted so that the chance of any wrong one below a level is that level.
+
+    Source: Holm 1979.
     """
     known = sorted((value, at) for at, value in enumerate(values) if value is not None)
     adjusted: list[float | None] = [None] * len(values)
@@ -417,9 +411,8 @@ def sign_flip_p(per_layer: NDArray[np.float64]) -> float | None:
     count = len(per_layer)
     if not count:
         return None
-    sizes = np.sort(
-        np.abs(per_layer)
-    )  # so that p depends neither on the order of layers nor on which report is first
+    # sorted, so that p depends neither on the order of layers nor on which report is first
+    sizes = np.sort(np.abs(per_layer))
     observed = abs(per_layer.sum()) * (1 - 1e-12)  # sums of one pattern differ by rounding
     if count <= ALL_FLIPS:
         signs = np.array(list(itertools.product((1.0, -1.0), repeat=count)))

@@ -4,7 +4,7 @@ leave there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -34,9 +34,7 @@ class LayerFigure:
     """
 
     rounding: float | None
-    """The same of rounding alone, which is the norm over `floor_ratio`; None too where nothing was
-    rounded.
-    """
+    """The same of rounding alone: the norm over `floor_ratio`. None too if nothing was rounded."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +55,7 @@ class PairByLayer:
 
     @property
     def name(self) -> str:
+        """`family pair`, for titles and tables."""
         return f"{self.family} {self.pair}"
 
 
@@ -64,11 +63,17 @@ def by_layer(report: Report, metrics: Sequence[str]) -> PairByLayer:
     """The metrics of a report's deltas inside layers, all components and modules together."""
     deltas = report.matrices[report.matrices["subject"] == "delta"]
     inside = deltas[deltas["layer"].notna()]
-    bases = _base_spectra(report) if "effective_rank_shift" in metrics else {}
+    bases = {}
+    if "effective_rank_shift" in metrics:
+        bases = _base_spectra(report)
     figures = {metric: tuple(_layers(inside, metric, bases)) for metric in metrics}
     provenance = report.provenance
-    norm = float(inside["relative_norm"].median()) if len(inside) else 0.0
-    return PairByLayer(provenance.family, provenance.pair, norm, figures)
+    norm = 0.0
+    if len(inside):
+        norm = float(inside["relative_norm"].median())
+    return PairByLayer(
+        family=provenance.family, pair=provenance.pair, relative_norm=norm, figures=figures
+    )
 
 
 def _base_spectra(report: Report) -> dict[str, NDArray[np.float64]]:
@@ -89,33 +94,32 @@ def _layers(
     inside: pd.DataFrame, metric: str, bases: dict[str, NDArray[np.float64]]
 ) -> list[LayerFigure]:
     predict = PREDICTED.get(metric)
-    found = []
+    figures = []
     valued = inside[inside[metric].notna()]
     for layer, rows in valued.groupby("layer"):
-        noise: list[float] = []
-        rounding: list[float] = []
+        noise: list[float | None] = []
+        rounding: list[float | None] = []
         if predict is not None:
             for key, (_, row) in zip(_keys(rows), rows.iterrows(), strict=True):
-                whole = predict(row, bases.get(key), float(row["frobenius_norm"]))
-                if whole is not None:
-                    noise.append(whole)
-                floor = row["floor_ratio"]
-                rounded = (
-                    None
-                    if pd.isna(floor)
-                    else predict(row, bases.get(key), float(row["frobenius_norm"] / floor))
-                )
-                if rounded is not None:
-                    rounding.append(rounded)
-        found.append(
+                base, norm, floor = bases.get(key), row["frobenius_norm"], row["floor_ratio"]
+                noise.append(predict(row, base, float(norm)))
+                if pd.notna(floor):
+                    rounding.append(predict(row, base, float(norm / floor)))
+        figures.append(
             LayerFigure(
                 layer=int(str(layer)),
                 measured=float(rows[metric].astype(float).median()),
-                noise=median(noise) if noise else None,
-                rounding=median(rounding) if rounding else None,
+                noise=_median_of_known(noise),
+                rounding=_median_of_known(rounding),
             )
         )
-    return found
+    return figures
+
+
+def _median_of_known(values: Iterable[float | None]) -> float | None:
+    """The median of what is not None; None where nothing is left."""
+    known = [value for value in values if value is not None]
+    return median(known) if known else None
 
 
 def _rank_of_noise(
@@ -129,7 +133,7 @@ def _shift_of_noise(
 ) -> float | None:
     if base is None:  # an audit with --no-spectra
         return None
-    return shift_by_noise(base, int(row["rows"]), int(row["cols"]), norm)
+    return shift_by_noise(base, int(row["rows"]), cols=int(row["cols"]), norm=norm)
 
 
 PREDICTED: dict[
@@ -141,14 +145,9 @@ PREDICTED: dict[
 
 
 def medians(layers: Sequence[LayerFigure]) -> tuple[float | None, float | None, float | None]:
-    """Measured, by noise alone, by rounding alone: medians over layers; None where no layer has
-    one.
-    """
-    columns = (
-        [one.measured for one in layers],
-        [one.noise for one in layers],
-        [one.rounding for one in layers],
+    """Measured, by noise alone, by rounding alone: medians over layers; None without any."""
+    return (
+        _median_of_known(figure.measured for figure in layers),
+        _median_of_known(figure.noise for figure in layers),
+        _median_of_known(figure.rounding for figure in layers),
     )
-    known = [[value for value in column if value is not None] for column in columns]
-    measured, noise, rounding = (median(values) if values else None for values in known)
-    return measured, noise, rounding

@@ -59,9 +59,8 @@ COMPARISON_SCHEMA = 1
 # of concentration: two seeds of one regime differed by at most 0.021, narrow and broad data by 0.12
 MARGIN = 0.05
 MIN_AGREEING = 2  # of the four figures that vote beside concentration
-FAR_NORMS = (
-    3.0  # relative norms further apart are warned of: concentration falls as an update grows
-)
+# relative norms further apart are warned of: concentration falls as an update grows
+FAR_NORMS = 3.0
 MOST = 0.9  # share of a report's measured parameters that should be compared
 MAX_REPORTS = 12
 MAX_SCORED = 200  # reports of which scores are correlated
@@ -166,8 +165,9 @@ FIGURES = (
 
 @dataclass(frozen=True)
 class Difference:
-    """One figure of two reports, over the matrices in layers. Numbers are None where no matrix has
-    the figure.
+    """One figure of two reports, over the matrices in layers.
+
+    Numbers are None where no matrix has the figure.
     """
 
     figure: str
@@ -222,7 +222,11 @@ class Difference:
         """
         if self.low is None or self.high is None:
             return 0
-        return self.direction * ((self.low > 0) - (self.high < 0))
+        if self.low > 0:
+            return self.direction
+        if self.high < 0:
+            return -self.direction
+        return 0
 
 
 @dataclass(frozen=True)
@@ -488,7 +492,9 @@ def compare(
         return replace(comparison, not_contrasted=too_many)
     pairs = list(itertools.combinations(range(len(reports)), 2))
     related = relations(reports, pairs)
-    apart = None if allow_different_base else _different_bases(reports, related)
+    apart = None
+    if not allow_different_base:
+        apart = _different_bases(reports, related)
     if apart is not None and scores is None:
         raise ShadowError(
             apart, "compare models tuned from one base, or add --allow-different-base"
@@ -513,9 +519,11 @@ def _different_bases(
 
 def report_label(index: int) -> str:
     """A to Z, then AA, AB and on."""
-    before, letter = divmod(index, 26)
-    prefix = report_label(before - 1) if before else ""
-    return prefix + chr(ord("A") + letter)
+    before, place = divmod(index, 26)
+    letter = chr(ord("A") + place)
+    if not before:
+        return letter
+    return report_label(before - 1) + letter
 
 
 # From matched matrices to differences
@@ -528,12 +536,13 @@ def _with_differences(matched: pd.DataFrame) -> pd.DataFrame:
     added: dict[str, NDArray[np.float64]] = {}
     with np.errstate(all="ignore"):
         for figure in FIGURES:
-            values = [_values(figure, matched, side) for side in SIDES]
-            scaled = [np.log(value) for value in values] if figure.scale == "log ratio" else values
-            added |= {
-                f"{figure.name}_{side}": value for side, value in zip(SIDES, values, strict=True)
-            }
-            added[f"{figure.name}_difference"] = scaled[0] - scaled[1]
+            first, second = (_values(figure, matched, side) for side in SIDES)
+            added[f"{figure.name}_first"] = first
+            added[f"{figure.name}_second"] = second
+            if figure.scale == "log ratio":
+                added[f"{figure.name}_difference"] = np.log(first) - np.log(second)
+            else:
+                added[f"{figure.name}_difference"] = first - second
         nulls = [
             np.log(matched[f"null_participation_ratio_{side}"].to_numpy(float)) for side in SIDES
         ]
@@ -552,9 +561,7 @@ def _values(figure: ComparedFigure, matched: pd.DataFrame, side: str) -> NDArray
 
 
 def _cells(matched: pd.DataFrame) -> pd.DataFrame:
-    """The matrices inside layers, the experts of one module and layer as one, by the median of
-    every column.
-    """
+    """The matrices inside layers, experts of one module and layer as one: medians of columns."""
     inside = matched[matched["layer"].notna()]
     # a number has nothing to do with what an expert does, so experts are told apart neither by it
     # nor by name
@@ -617,7 +624,9 @@ def _figure_verdict(
         return "not distinguished"
     if margin is None or abs(apart) < margin:
         return "different, below the margin"
-    return "more concentrated" if apart * figure.direction > 0 else "less concentrated"
+    if apart * figure.direction > 0:
+        return "more concentrated"
+    return "less concentrated"
 
 
 def number(value: float) -> float | None:
@@ -651,11 +660,10 @@ def contrast(
     counts = _counts(first, second, matched=matched, cells=cells)
     fatal = _not_comparable(first, second, matched[matched["layer"].notna()])
     if fatal:
-        figures = [
-            replace(figure, verdict="not comparable" if figure.direction else None)
-            for figure in figures
-        ]
-    verdict = "not comparable" if fatal else _verdict(figures)
+        figures = [_without_verdict(figure) for figure in figures]
+        verdict: ComparisonVerdict = "not comparable"
+    else:
+        verdict = _verdict(figures)
     different = relation == "different bases"
     return Contrast(
         first=first.label,
@@ -685,6 +693,13 @@ def contrast(
         ],
         rows=_rows(first, second, matched),
     )
+
+
+def _without_verdict(figure: Difference) -> Difference:
+    """The same figure where reports are not comparable; one that does not vote stays as it is."""
+    if not figure.direction:
+        return figure
+    return replace(figure, verdict="not comparable")
 
 
 def _counts(
@@ -763,9 +778,9 @@ def _verdict(figures: Sequence[Difference]) -> ComparisonVerdict:
     if concentration.verdict in directed:
         agree = sum(figure.points == concentration.points for figure in others)
         oppose = sum(figure.points == -concentration.points for figure in others)
-        return (
-            concentration.verdict if agree >= MIN_AGREEING and agree > oppose else "mixed evidence"
-        )
+        if agree < MIN_AGREEING or agree <= oppose:
+            return "mixed evidence"
+        return concentration.verdict
     beyond = sum(figure.verdict in directed for figure in others)
     if beyond >= MIN_AGREEING or concentration.verdict is None:
         return "mixed evidence"
@@ -786,17 +801,20 @@ def _sentence(
         return f"not comparable: {'; '.join(fatal)}"
     concentration = figures[0]
     pointing = {way: _listed(_pointing(figures[1:], way)) for way in (1, -1)}
-    size = "" if concentration.difference is None else f"{concentration.difference:+.3f}"
+    size = ""
+    if concentration.difference is not None:
+        size = f"{concentration.difference:+.3f}"
     than = f"{first.name} is {concentration.verdict} than {second.name}"
     whose = ", from different bases," if different else ""
     way = concentration.points
     if verdict in ("more concentrated", "less concentrated"):
-        against = f"; {pointing[-way]} the other way" if pointing[-way] else ""
         text = (
             f"{than}{whose}: concentration differs by {size}, beyond the margin of"
-            f" {concentration.margin:g}"
+            f" {concentration.margin:g}; {pointing[way]} point the same way"
         )
-        return f"{text}; {pointing[way]} point the same way{against}"
+        if pointing[-way]:
+            text += f"; {pointing[-way]} the other way"
+        return text
     both = f"{first.name} and {second.name}{whose}"
     if verdict == "different, below the margin":
         least = f"less than the margin of {concentration.margin:g}"
@@ -839,17 +857,21 @@ def _why_not_distinguished(concentration: Difference, size: str) -> str:
 
 
 def _listed(words: Sequence[str]) -> str:
-    return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else "".join(words)
+    """`a, b and c`; empty for no words."""
+    if len(words) < 2:
+        return "".join(words)
+    return f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def _consistent_with(
     first: ComparedReport, second: ComparedReport, verdict: ComparisonVerdict
 ) -> list[str]:
     """What would explain the verdict; never what did."""
-    if verdict in ("more concentrated", "less concentrated"):
-        more = first if verdict == "more concentrated" else second
+    more_concentrated = {"more concentrated": first, "less concentrated": second}.get(verdict)
+    if more_concentrated is not None:
+        name = more_concentrated.name
         return [
-            f"narrower data, data newer to its base or heavy repetition behind {more.name}",
+            f"narrower data, data newer to its base or heavy repetition behind {name}",
             "another optimiser or learning rate, or an adapter that was merged, on either side",
         ]
     if verdict in ("different, below the margin", "not distinguished"):
@@ -945,7 +967,9 @@ def _warn_of_deltas(
     norm: Difference,
 ) -> Iterator[str]:
     if norm.difference is not None and abs(norm.difference) > math.log(FAR_NORMS):
-        large, small = (first, second) if norm.difference > 0 else (second, first)
+        large, small = first, second
+        if norm.difference < 0:
+            large, small = second, first
         yield (
             f"relative to its base, the update of {large.name} is"
             f" {math.exp(abs(norm.difference)):.2g} times as large as that of {small.name}:"
@@ -985,9 +1009,7 @@ def _warn_of_deltas(
 
 
 def _by_module(matched: pd.DataFrame) -> list[ModuleDifferences]:
-    """Medians of the differences over matrices, those outside layers too, in the order of
-    names.yaml.
-    """
+    """Medians of the differences over all matrices, in the order of names.yaml."""
     rows = [
         ModuleDifferences(
             component=str(component),
@@ -1027,7 +1049,9 @@ def _medians(rows: pd.DataFrame) -> dict[str, float | None]:
 
 def _rank(name: str, known: Sequence[str]) -> tuple[int, str]:
     """Sorts as known has it; a word that this version does not know comes last."""
-    return (known.index(name), "") if name in known else (len(known), name)
+    if name not in known:
+        return len(known), name
+    return known.index(name), ""
 
 
 def _rows(
@@ -1059,14 +1083,16 @@ def _ranking(
     for contrast in contrasts:
         verdicts[contrast.second, contrast.first] = OPPOSITE.get(contrast.verdict, contrast.verdict)
     ranking = []
-    for place, label in enumerate(ordered):
-        following = ordered[place + 1 : place + 2]
+    for rank, label in enumerate(ordered, start=1):
+        to_next = None
+        if rank < len(ordered):
+            to_next = verdicts[label, ordered[rank]]
         ranked = RankedReport(
-            rank=place + 1,
+            rank=rank,
             label=label,
             concentration=typical[label],
             cells=len(medians),
-            to_next=verdicts[label, following[0]] if following else None,
+            to_next=to_next,
         )
         ranking.append(ranked)
     return ranking
@@ -1085,12 +1111,13 @@ def _shared_cells(contrasts: Sequence[Contrast]) -> pd.DataFrame:
         rows["expert"] = pd.to_numeric(rows["expert"]).astype("Int64")
         values = rows.set_index(keys)[["concentration_first", "concentration_second"]].astype(float)
         values = values.set_axis([contrast.first, contrast.second], axis=1)
-        shared = values if shared is None else shared.join(values[[contrast.second]], how="inner")
+        if shared is not None:
+            values = shared.join(values[[contrast.second]], how="inner")
+        shared = values
     assert shared is not None
     places = shared.reset_index()
-    cell = places["tensor_first"].where(
-        places["expert"].isna(), ""
-    )  # experts of one module and layer as one
+    # experts of one module and layer as one
+    cell = places["tensor_first"].where(places["expert"].isna(), "")
     keyed = [places["component"], places["layer"], places["module"], cell]
     medians: pd.DataFrame = shared.reset_index(drop=True).groupby(keyed).median()
     return medians

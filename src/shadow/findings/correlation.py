@@ -24,6 +24,7 @@ from shadow.findings.gains import Gain, Scored, group_gain, join, neither, read_
 from shadow.findings.scores import ScoreFiles
 from shadow.reports.column_types import null_if_undefined
 from shadow.reports.metadata import SIDES, CheckpointMetadata, ReportMetadata
+from shadow.text import counted
 
 if TYPE_CHECKING:
     from shadow.findings.matching import ComparedReport
@@ -140,9 +141,7 @@ class ScoredReport:
 
 @dataclass(frozen=True)
 class ScoredSet:
-    """All reports of a comparison with their scores, and the correlations over those that are not
-    left out.
-    """
+    """All reports of a comparison with their scores, and correlations over those not left out."""
 
     entries: list[ScoredReport]
     """The reports, in the order of the comparison."""
@@ -153,11 +152,9 @@ class ScoredSet:
     @property
     def not_shown(self) -> list[str]:
         """What the correlations do not show; nothing where there are none."""
-        return (
-            list(NOT_SHOWN)
-            if any(correlation.rho is not None for correlation in self.correlations)
-            else []
-        )
+        if all(correlation.rho is None for correlation in self.correlations):
+            return []
+        return list(NOT_SHOWN)
 
     def as_json(self) -> dict[str, Any]:
         """For machines: reports, correlations, and how these were made."""
@@ -176,18 +173,19 @@ def score_reports(reports: Sequence[ComparedReport], given: ScoreFiles | None) -
     training, siblings, of which neither gained over the other, and a pair that is there already.
     Raises ShadowError where no report is named by the files given.
     """
-    named = [
-        None if given is None else join(given, sides_of(report.metadata)) for report in reports
-    ]
-    if given is not None and not any(named):
-        raise neither(given, [sides_of(report.metadata) for report in reports])
-    seen: dict[str, str] = {}
+    named: list[Scored | None] = [None] * len(reports)
+    if given is not None:
+        named = [join(given, sides_of(report.metadata)) for report in reports]
+        if not any(named):
+            raise neither(given, [sides_of(report.metadata) for report in reports])
+    first_with: dict[str, str] = {}
     entries = []
     for report, scored in zip(reports, named, strict=True):
         deltas = report.subject("delta")
         middle = float(deltas["concentration"].median()) if len(deltas) else math.nan
         sides = [_identity(report.metadata[side]) for side in SIDES]
-        before = seen.setdefault(" ".join(sides), report.label)
+        earlier = first_with.get(" ".join(sides))
+        first_with.setdefault(" ".join(sides), report.label)
         entries.append(
             ScoredReport(
                 label=report.label,
@@ -195,12 +193,12 @@ def score_reports(reports: Sequence[ComparedReport], given: ScoreFiles | None) -
                 base=sides[0],
                 concentration=null_if_undefined(middle),
                 scored=scored or _kept(report),
-                left_out=_left_out(
-                    report.metadata, middle, before if before != report.label else None
-                ),
+                left_out=_left_out(report.metadata, middle, earlier),
             )
         )
-    return scored_set(entries) if any(entry.scored.gains for entry in entries) else None
+    if not any(entry.scored.gains for entry in entries):
+        return None
+    return scored_set(entries)
 
 
 def _kept(report: ComparedReport) -> Scored:
@@ -215,15 +213,19 @@ def _identity(side: CheckpointMetadata) -> str:
 
 
 def _left_out(metadata: ReportMetadata, concentration: float, before: str | None) -> str | None:
-    gates = metadata.get("gates")  # a report of an earlier version has none
-    known = [gate for gate in gates if isinstance(gate, Mapping)] if isinstance(gates, list) else []
+    gates = metadata.get("gates")
+    if not isinstance(gates, list):  # a report of an earlier version has none
+        gates = []
+    known = [gate for gate in gates if isinstance(gate, Mapping)]
     if failed := [str(gate.get("name")) for gate in known if gate.get("passed") is False]:
         return f"gate {', '.join(failed)[:80]} failed"
     if metadata["settings"].get("relation") == "sibling":
         return "a pair of siblings"
     if before is not None:
         return f"the same pair as {before}"
-    return None if math.isfinite(concentration) else "no concentration"
+    if not math.isfinite(concentration):
+        return "no concentration"
+    return None
 
 
 def scored_set(entries: Sequence[ScoredReport]) -> ScoredSet:
@@ -312,8 +314,10 @@ def _common(name: str, entries: Sequence[ScoredReport]) -> dict[str, list[Gain]]
         for entry in entries
     }
     by_label = {label: gains for label, gains in by_label.items() if gains}
+    if not by_label:
+        return {}
     sets = [{(gain.benchmark, gain.metric) for gain in gains} for gains in by_label.values()]
-    shared = set.intersection(*sets) if sets else set()
+    shared = set.intersection(*sets)
     return {
         label: [gain for gain in gains if (gain.benchmark, gain.metric) in shared]
         for label, gains in by_label.items()
@@ -327,16 +331,15 @@ def _means(name: str, known: Gains) -> tuple[dict[str, float], int, str | None]:
     if means and not count:
         return dict.fromkeys(means, 0.0), 0, "no benchmark that all of them have"
     reason = next((mean.reason for mean in means.values() if mean.reason), None) or _units(known)
-    return (
-        {label: mean.gain if mean.gain is not None else 0.0 for label, mean in means.items()},
-        count,
-        reason,
-    )
+    return {label: mean.gain or 0.0 for label, mean in means.items()}, count, reason
 
 
 def _units(known: Gains) -> str | None:
+    """Why scores cannot be averaged, if they have several units."""
     units = sorted({gain.unit for gains in known.values() for gain in gains})
-    return f"scores in different units ({', '.join(units)[:100]})" if len(units) > 1 else None
+    if len(units) < 2:
+        return None
+    return f"scores in different units ({', '.join(units)[:100]})"
 
 
 def _correlation(
@@ -345,24 +348,25 @@ def _correlation(
     taking = [
         entry for entry in entries if entry.label in values and entry.concentration is not None
     ]
-    rounded = {
-        label: float(f"{value:.12g}") for label, value in values.items()
-    }  # equal means, but for their last bits
+    # means that are equal but for their last bits are equal
+    rounded = {label: float(f"{value:.12g}") for label, value in values.items()}
     gains = np.array([rounded[entry.label] for entry in taking], np.float64)
     concentrations = np.array([entry.concentration for entry in taking], np.float64)
     identity = {"less": None, "benchmark": None, "metric": None} | key
     bases = len({entry.base for entry in taking})
     if reason is None and len(taking) < FEWEST:
-        reason = (
-            f"{len(taking)} report{'s' if len(taking) != 1 else ''} with both, at least {FEWEST}"
-            " are needed"
-        )
+        reports = counted(len(taking), "report", "reports")
+        reason = f"{reports} with both, at least {FEWEST} are needed"
     if reason is None and (len(set(gains)) < 2 or len(set(concentrations)) < 2):
         reason = "all are equal"
     if reason is not None:
         return Correlation(**identity, n=len(taking), bases=bases, reason=reason)
     rho = spearman(gains, concentrations)
     low, high = interval(rho, len(taking))
+    level: float | None = LEVEL
+    if low is None:
+        level = None
+        reason = "the ranks agree completely, so that the interval has no width: see p"
     return Correlation(
         **identity,
         n=len(taking),
@@ -370,13 +374,9 @@ def _correlation(
         rho=rho,
         low=low,
         high=high,
-        level=LEVEL if low is not None else None,
+        level=level,
         p=permutation_p(gains, concentrations),
-        reason=(
-            None
-            if low is not None
-            else "the ranks agree completely, so that the interval has no width: see p"
-        ),
+        reason=reason,
     )
 
 

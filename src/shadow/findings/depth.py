@@ -25,9 +25,7 @@ LAYERS = 1000  # numbers below which a chart has room: a tensor's name may claim
 
 
 def has_compared(tensors: pd.DataFrame) -> pd.Series[bool]:
-    """Of which tensors was a matrix compared with a partner? Also of those of which only some parts
-    could be.
-    """
+    """Of which tensors was a matrix compared with a partner? Some of their parts are enough."""
     whole = tensors["status"].isin(["measured", "identical"]) & (
         tensors["reason"] != "only_in_tuned"
     )
@@ -65,12 +63,13 @@ def layer_of(layers: pd.DataFrame, rows: pd.DataFrame) -> NDArray[np.intp]:
 
 @dataclass(frozen=True)
 class Sum:
-    """A sum over some rows, such as their energy: what of it is in each layer (layers,), and
-    outside the layers.
-    """
+    """A sum over some rows, such as their energy."""
 
     layers: Energies
+    """(layers,): what of it is in each layer."""
+
     outside: float
+    """What of it is outside the layers."""
 
 
 def summed(at: NDArray[np.intp], values: Energies, layers: int) -> Sum:
@@ -99,9 +98,7 @@ def effective_layers(energies: Energies, counts: Counts) -> Energies:
 
 
 def depth_entropy(energies: Energies, counts: Counts) -> Energies:
-    """-sum p ln p / ln(layers), in [0, 1]: 1 when every layer has as much of the update. NaN for a
-    single layer.
-    """
+    """-sum p ln p / ln(layers), in [0, 1]: 1 when all layers have as much; NaN for a single one."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(np.log(effective_layers(energies, counts)) / np.log(counts.sum(axis=1)))
 

@@ -40,13 +40,8 @@ CLEARLY_MOST = 0.55  # of the energy in one quarter of the depth
 MOST = 0.5  # of the energy: modules are named until they hold so much, but no more than NAMED
 NAMED = 3
 ALIKE = 0.9  # of the last that was named, from which the next is named too
-OUTSIDE = (
-    "embed",
-    "head",
-    "position",
-    "patch_embed",
-    "projector",
-)  # modules, or how their names begin
+# modules, or how their names begin
+OUTSIDE = ("embed", "head", "position", "patch_embed", "projector")
 MORE = 1.25  # times its share of the parameters, from which a part outside layers is named
 WORTH_NAMING = 0.05  # of the energy
 DIFFERENT = 0.05  # how far the norm before storage has to be from the stored one to be told
@@ -56,23 +51,19 @@ APART = 2.0  # ratio of the most and the least coherent module from which they a
 # alignment over its null, in units of an even spread, from which it is more than chance and
 # rounding
 TURNED = 0.25
-WELL_KEPT = (
-    0.9  # share of the stored energy that is the update's, above which storage does not matter
-)
+# share of the stored energy that is the update's, above which storage does not matter
+WELL_KEPT = 0.9
 CLEAR = 4.0  # floor_ratio from which an unknown rounding hardly matters
 USUAL_RANK = 256  # of adapters
 LOW = 0.25  # of the short side: what counts as low rank
 HIGH = 0.5  # of the short side: more than any adapter of that width has
-SMALL, LARGE = (
-    2e-3,
-    0.1,
-)  # relative norms: below, of most preference and RL stages; above, of no short run
+# relative norms: below, of most preference and RL stages; above, of no short run
+SMALL, LARGE = 2e-3, 0.1
 SHRINKS, STILL = -0.5, -0.1  # decay_cosine: mostly decay; at most 1 % of the energy is decay
 ONE_ROUNDING = (0.9, 1.1)  # floor_ratio of a copy that was rounded once
 LIKE_NOISE = 0.03  # concentration within which a pair is like noise
-IN_PROPORTION = (
-    1.1  # energy over its share of the parameters, or the reverse, up to which a part has its share
-)
+# energy over its share of the parameters, or the reverse, up to which a part has its share
+IN_PROPORTION = 1.1
 STANDING_OUT = 0.1  # of the energy of the median matrix, from which its spikes are told
 
 KINDS: Mapping[str, str] = {  # of stages that families name
@@ -98,7 +89,7 @@ NOT_SHOWN = (
 
 @dataclass(frozen=True)
 class Sentence:
-    """A measured statement. figures: its numbers in full, by their place in summary.json."""
+    """A measured statement."""
 
     code: str
     """One of CODES."""
@@ -107,7 +98,7 @@ class Sentence:
     """The sentence."""
 
     figures: Mapping[str, Figure]
-    """The figures whose numbers stand in it, by their place in the summary."""
+    """The figures whose numbers stand in it, in full, by their place in summary.json."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +118,7 @@ class Explanation:
     """Why."""
 
     figures: Mapping[str, Figure]
-    """The figures whose numbers stand in the reason, by their place in the summary."""
+    """The figures whose numbers stand in the reason, in full, by their place in summary.json."""
 
 
 @dataclass(frozen=True)
@@ -198,20 +189,25 @@ EXPLANATIONS: Mapping[str, str] = {
 def finding(
     summary: Summary, settings: SettingsMetadata, published: Sentence | None = None
 ) -> Finding:
-    """The finding of a summary. settings are those of its audit; published is what is known of
-    other pairs.
+    """The finding of a summary.
+
+    settings: those of its audit. published: where the pair lies among other pairs, if known.
     """
     gates = {gate.name: gate for gate in summary.gates}
     relation = settings.get("relation")
     first = _gates(summary, gates, bool(_chosen(settings)))
     if first and first[-1].code in ("nothing_compared", "identical"):
         return Finding(first, [], list(NOT_SHOWN))
-    unrelated = any(sentence.code == "unrelated" for sentence in first)
-    sentences = [*first, _size(summary, unrelated or relation == "sibling", not unrelated)]
-    if not unrelated:
+    sentences = list(first)
+    others: list[Explanation] = []
+    if any(sentence.code == "unrelated" for sentence in first):
+        sentences.append(_size(summary, apart=True, alike=False))
+    else:
+        sentences.append(_size(summary, apart=relation == "sibling"))
         sentences += [*_structure(summary), *_storage(summary, gates), *_context(summary, relation)]
-    sentences += [published] if published is not None else []
-    others = [] if unrelated else _explanations(summary)
+        others = _explanations(summary)
+    if published is not None:
+        sentences.append(published)
     return Finding(sentences, others, list(NOT_SHOWN))
 
 
@@ -231,7 +227,9 @@ def percent(value: float) -> str:
     percents = 100 * value
     if percents >= 9.95 or percents == 0:
         return f"{percents:.0f} %"
-    return f"{percents:#.2g} %" if percents >= 0.01 else f"{percents:.1g} %"
+    if percents < 0.01:
+        return f"{percents:.1g} %"
+    return f"{percents:#.2g} %"
 
 
 def about(value: float) -> str:
@@ -249,12 +247,16 @@ def whole(value: float) -> str:
 
 def times(value: float) -> str:
     """A ratio, two significant digits: `0.52`, `2.1`, `35`."""
-    return f"{value:.0f}" if value >= 9.95 else f"{value:#.2g}"
+    if value >= 9.95:
+        return f"{value:.0f}"
+    return f"{value:#.2g}"
 
 
 def listed(words: Sequence[str]) -> str:
-    """`a, b and c`."""
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+    """`a, b and c`, of one word or more."""
+    if len(words) == 1:
+        return words[0]
+    return f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def _all_of(count: int, total: int) -> str:
@@ -268,9 +270,13 @@ class _Draft:
     """A sentence in the making: figures are noted when their numbers are written."""
 
     summary: Summary
+    """What the sentence is about."""
+
     figures: dict[str, Figure] = field(default_factory=dict)
+    """What was written so far, by place in summary.json."""
 
     def write(self, value: Figure, place: str, form: Callable[[float], str]) -> str:
+        """The value in words, noted under its place."""
         self.figures[place] = value
         return form(value)
 
@@ -282,12 +288,14 @@ class _Draft:
         return value
 
     def overall(self, name: str) -> Figure | None:
+        """A figure of the whole pair, noted if there is one."""
         value = self.summary.figures.get(name)
         if value is not None:
             self.figures[f"figures.{name}"] = value
         return value
 
     def sentence(self, code: str, *parts: str) -> Sentence:
+        """The sentence, of the parts that are not empty."""
         return Sentence(code, " ".join(part for part in parts if part), self.figures)
 
 
@@ -304,11 +312,10 @@ def _gates(summary: Summary, gates: Mapping[str, Gate], filtered: bool) -> list[
         return [
             Sentence("nothing_compared", f"Nothing was compared: no matrix {of} has a partner.", {})
         ]
-    sentences = [
-        *_relation(lineage),
-        *(_part(paired, filtered) if not changed.passed or not paired.passed or filtered else []),
-        *_unread(formats),
-    ]
+    sentences = _relation(lineage)
+    if filtered or not changed.passed or not paired.passed:
+        sentences += _part(paired, filtered)
+    sentences += _unread(formats)
     if not changed.passed:
         place, draft = "counts.identical", _Draft(summary)
         count = draft.write(summary.counts["identical"], place, lambda value: f"{value:,.0f}")
@@ -377,10 +384,9 @@ def _size(summary: Summary, apart: bool, alike: bool = True) -> Sentence:
     """apart: the two are no base and tuned; alike: where the difference lies says something."""
     draft = _Draft(summary)
     moved = "" if apart else _moved(draft)
-    parts = [
-        _norm(draft, apart),
-        *([_modules(draft), moved, _depth(draft), *_unchanged(draft)] if alike else []),
-    ]
+    parts = [_norm(draft, apart)]
+    if alike:
+        parts += [_modules(draft), moved, _depth(draft), *_unchanged(draft)]
     return draft.sentence("size", *parts)
 
 
@@ -394,29 +400,27 @@ def _norm(draft: _Draft, apart: bool) -> str:
     unrounded = draft.summary.figures.get("relative_norm_overall_unrounded")
     if unrounded is None or not _told_unrounded(draft.summary) or apart:
         inside = draft.summary.inside_layers
-        lost = 2 * _count(inside, "rounded_away") >= max(1, _count(inside, "matrices"))
-        return f"As stored, the {what} is {text} {of}." if lost else f"The {what} is {text} {of}."
+        if 2 * _count(inside, "rounded_away") >= max(1, _count(inside, "matrices")):
+            return f"As stored, the {what} is {text} {of}."
+        return f"The {what} is {text} {of}."
     before = draft.write(unrounded, "figures.relative_norm_overall_unrounded", percent)
     return f"Before it was stored, the change was {before} {of} (as stored {text})."
 
 
 def _told_unrounded(summary: Summary) -> bool:
-    """Is the norm before storage known, and so different from the stored one that it is told
-    instead?
-    """
-    stored, unrounded = (
-        summary.figures.get(f"relative_norm_overall{more}") for more in ("", "_unrounded")
-    )
-    return (
-        stored is not None
-        and unrounded is not None
-        and abs(unrounded - stored) >= DIFFERENT * stored
-    )
+    """Is the norm before storage known, and so different from the stored one that it is told?"""
+    stored = summary.figures.get("relative_norm_overall")
+    unrounded = summary.figures.get("relative_norm_overall_unrounded")
+    if stored is None or unrounded is None:
+        return False
+    return abs(unrounded - stored) >= DIFFERENT * stored
 
 
 def of_what(summary: Summary) -> str:
     """What the overall relative norm is relative to, in words."""
-    return "of the norm of the weights that changed" if _frozen(summary) else "of the base's norm"
+    if _frozen(summary):
+        return "of the norm of the weights that changed"
+    return "of the base's norm"
 
 
 def parameter_ratio(summary: Summary, figure: str) -> float | None:
@@ -426,22 +430,24 @@ def parameter_ratio(summary: Summary, figure: str) -> float | None:
     figure is attention_to_mlp, vision_to_language or projector_to_language; None where there is
     nothing below.
     """
-    layers = Counter(row.component for row in summary.depth).most_common(1)
-    main = (
-        "language"
-        if any(row.component == "language" for row in summary.depth)
-        else (layers or [("", 0)])[0][0]
-    )
-    above = below = 0
-    for row in summary.modules:
-        if figure == "attention_to_mlp":
-            of_main = row.component == main
-            above += row.parameters if of_main and row.module.startswith(ATTENTION) else 0
-            below += row.parameters if of_main and row.module.startswith(MLP) else 0
-        else:
-            above += row.parameters if row.component == figure.removesuffix("_to_language") else 0
-            below += row.parameters if row.component == "language" else 0
+    if figure == "attention_to_mlp":
+        main = _component_of_most_layers(summary)
+        rows = [row for row in summary.modules if row.component == main]
+        above = sum(row.parameters for row in rows if row.module.startswith(ATTENTION))
+        below = sum(row.parameters for row in rows if row.module.startswith(MLP))
+    else:
+        component = figure.removesuffix("_to_language")
+        above = sum(row.parameters for row in summary.modules if row.component == component)
+        below = sum(row.parameters for row in summary.modules if row.component == "language")
     return above / below if below else None
+
+
+def _component_of_most_layers(summary: Summary) -> str | None:
+    """Language where it has layers, otherwise the component with most; None where none has any."""
+    layers = Counter(row.component for row in summary.depth)
+    if "language" in layers:
+        return "language"
+    return max(layers, key=layers.__getitem__, default=None)
 
 
 def _frozen(summary: Summary) -> bool:
@@ -457,26 +463,26 @@ class _Part:
     """
 
     name: str
+    """What it is called in a sentence."""
 
     place: str
-    """Of its row."""
+    """The place of its row in summary.json."""
 
     energy: float
-    """Its share."""
+    """Its share of the energy, 0 to 1."""
 
     size: float | None
-    """Its share of the parameters."""
+    """Its share of the parameters, 0 to 1; None where it is not known."""
 
     outside: bool
-    """Of the layers: named where it holds more than its share."""
+    """Outside the layers: named where it holds more than its share."""
 
     @property
     def holds_more(self) -> bool:
-        return (
-            self.outside
-            and self.size is not None
-            and self.energy >= max(MORE * self.size, WORTH_NAMING)
-        )
+        """Is it outside the layers, with clearly more than its share?"""
+        if not self.outside or self.size is None:
+            return False
+        return self.energy >= max(MORE * self.size, WORTH_NAMING)
 
     @property
     def in_proportion(self) -> bool:
@@ -489,16 +495,12 @@ class _Part:
         return many < WORTH_NAMING or many <= IN_PROPORTION * few
 
     def told(self, draft: _Draft, sized: bool = False) -> str:
-        """`46 %`; with its share of the parameters where that is asked for, or where it holds more
-        than that.
-        """
+        """`46 %`; with its share of the parameters where asked for, or where it holds more."""
         text = draft.write(self.energy, f"{self.place}.energy_share", percent)
         if self.size is None or not (sized or self.holds_more):
             return text
-        return (
-            f"{text}, with {draft.write(self.size, f'{self.place}.parameter_share', percent)} of"
-            " the parameters"
-        )
+        size = draft.write(self.size, f"{self.place}.parameter_share", percent)
+        return f"{text}, with {size} of the parameters"
 
 
 def _parts(summary: Summary) -> list[_Part]:
@@ -531,9 +533,11 @@ def _parts(summary: Summary) -> list[_Part]:
 def _main(summary: Summary) -> str | None:
     """The component whose modules are named: language, or the one with most changed matrices."""
     changed = [row for row in summary.components if row.matrices]
+    if not changed:
+        return None
     if any(row.component == "language" for row in changed):
         return "language"
-    return max(changed, key=lambda row: row.matrices).component if changed else None
+    return max(changed, key=lambda row: row.matrices).component
 
 
 def _is_outside(module: str) -> bool:
@@ -541,8 +545,9 @@ def _is_outside(module: str) -> bool:
 
 
 def _module(module: str) -> str:
-    """What a module is called in a sentence. Only a forged report has a name that is not of lower
-    case.
+    """What a module is called in a sentence.
+
+    Only a forged report has a name that is not of lower case.
     """
     plain = {
         "embed": "the embeddings",
@@ -551,8 +556,9 @@ def _module(module: str) -> str:
         "patch_embed": "the patch embeddings",
         "other": "matrices whose role is not known",
     }
-    known = module.isascii() and all(letter.isalnum() or letter in "._" for letter in module)
-    return plain.get(module, module) if known else "another module"
+    if not module.isascii() or not all(letter.isalnum() or letter in "._" for letter in module):
+        return "another module"
+    return plain.get(module, module)
 
 
 def _component(name: str) -> str:
@@ -560,8 +566,9 @@ def _component(name: str) -> str:
         "vision": "the vision tower",
         "audio": "the audio tower",
         "language": "the language model",
+        "projector": "the projector",
     }
-    return plain.get(name, f"the {name}" if name == "projector" else "another part")
+    return plain.get(name, "another part")
 
 
 def _capital(text: str) -> str:
@@ -573,8 +580,10 @@ def _modules(draft: _Draft) -> str:
     their share.
     """
     parts = sorted(_parts(draft.summary), key=lambda part: -part.energy)
-    if len(parts) < 2:
-        return f"All of it is in {parts[0].name}." if parts else ""
+    if not parts:
+        return ""
+    if len(parts) == 1:
+        return f"All of it is in {parts[0].name}."
     named: list[_Part] = []
     for part in parts[:NAMED]:
         if sum(share.energy for share in named) < MOST or part.energy > ALIKE * named[-1].energy:
@@ -589,7 +598,9 @@ def _modules(draft: _Draft) -> str:
         for part in parts
         if part.holds_more and part not in named
     ]
-    return f"{first} {_capital(listed(rest))}." if rest else first
+    if not rest:
+        return first
+    return f"{first} {_capital(listed(rest))}."
 
 
 def _in_proportion(draft: _Draft, largest: _Part) -> str:
@@ -605,8 +616,9 @@ def _in_proportion(draft: _Draft, largest: _Part) -> str:
 
 
 def _moved(draft: _Draft) -> str:
-    """The module that moved furthest relative to its own norm, which need not hold much of the
-    change.
+    """The module that moved furthest relative to its own norm.
+
+    It need not hold much of the change.
     """
     rows = [row for row in draft.summary.modules if row.relative_norm is not None]
     if len(rows) < 2:
@@ -630,9 +642,8 @@ def _depth(draft: _Draft) -> str:
     """The quarter of the depth that holds most, or that none does."""
     main = _main(draft.summary)
     rows = [row for row in draft.summary.quarters if row.component == main]
-    if (
-        not rows or main == "other"
-    ):  # numbers in names that nothing is known of need not be those of blocks in order
+    # numbers in names that nothing is known of need not be those of blocks in order
+    if not rows or main == "other":
         return ""
     where = "Inside the layers" if main == "language" else f"Inside {_component(str(main))}"
     most = max(rows, key=lambda row: row.energy_share)
@@ -677,13 +688,15 @@ def _unchanged(draft: _Draft) -> list[str]:
             layers.setdefault(row.component, []).append(row.layer)
     for component, numbers in layers.items():
         of = f" of {_component(component)}" if several else ""
-        parts.append(f"{'layer' if len(numbers) == 1 else 'layers'} {_spans(numbers)}{of}")
-    texts = [f"Unchanged: {listed(parts)}."] if parts else []
-    alone = [
+        noun = "layer" if len(numbers) == 1 else "layers"
+        parts.append(f"{noun} {_spans(numbers)}{of}")
+    texts = [
         f"{_capital(_component(row.component))} has no base, so nothing is said of its change."
         for row in summary.without_base
     ]
-    return [*texts, *alone]
+    if parts:
+        texts.insert(0, f"Unchanged: {listed(parts)}.")
+    return texts
 
 
 def _named_in(component: str, module: str, several: bool) -> str:
@@ -703,12 +716,13 @@ def _spans(numbers: Sequence[int]) -> str:
             spans.append([number])
     texts: list[str] = []
     for span in spans:
-        texts += [f"{span[0]} to {span[-1]}"] if len(span) > 2 else [str(number) for number in span]
-    return listed(
-        texts
-        if len(texts) <= 2 * NAMED
-        else [*texts[: 2 * NAMED], f"{len(texts) - 2 * NAMED} more"]
-    )
+        if len(span) > 2:
+            texts.append(f"{span[0]} to {span[-1]}")
+        else:
+            texts += [str(number) for number in span]
+    if len(texts) > 2 * NAMED:
+        texts = [*texts[: 2 * NAMED], f"{len(texts) - 2 * NAMED} more"]
+    return listed(texts)
 
 
 # ---------------------------------------------------------------------------------------- structure
@@ -746,9 +760,12 @@ def _structure(summary: Summary) -> list[Sentence]:
             " tells it from noise."
         )
         return [draft.sentence("mixed", text)]
-    which = "no matrix inside layers has"
-    if beyond:
-        which = f"{many} inside layers {'have' if beyond > 1 else 'has'}"
+    if not beyond:
+        which = "no matrix inside layers has"
+    elif beyond == 1:
+        which = f"{many} inside layers has"
+    else:
+        which = f"{many} inside layers have"
     text = (
         f"Nothing tells it from noise: {which} more structure than random changes of the same rows"
         " and columns."
@@ -765,9 +782,12 @@ def _by_concentration(draft: _Draft) -> list[Sentence]:
     value = draft.overall("concentration")
     if value is None:
         return []
-    says = "fewer directions than noise" if value > 0 else "flatter than noise"
     if abs(value) <= LIKE_NOISE:
         says = "like noise"
+    elif value > 0:
+        says = "fewer directions than noise"
+    else:
+        says = "flatter than noise"
     text = f"The median concentration is {value:.2f}, where noise has 0 and rank one 1: {says}."
     return [draft.sentence("concentration", text.replace("-0.00", "0.00"))]
 
@@ -775,11 +795,8 @@ def _by_concentration(draft: _Draft) -> list[Sentence]:
 def _coherence(draft: _Draft) -> str:
     """As coherent as how many equally strong directions, and how that compares across modules."""
     inside, summary = draft.summary.inside_layers, draft.summary
-    judged, coherent, value = (
-        _count(inside, "judged"),
-        _count(inside, "coherent"),
-        inside.get("equivalent_directions"),
-    )
+    judged, coherent = _count(inside, "judged"), _count(inside, "coherent")
+    value = inside.get("equivalent_directions")
     side = draft.overall("short_side")
     if value is None or 2 * coherent < judged:
         unknown = _count(inside, "unexplained") + _count(inside, "rounded_away")
@@ -804,10 +821,9 @@ def _coherence(draft: _Draft) -> str:
     ]
     if len(rows) < 2:
         return f"{text}."
-    least, most = (
-        pick(rows, key=lambda row: row.equivalent_directions or 0.0) for pick in (min, max)
-    )
-    low, high = (row.equivalent_directions or 0.0 for row in (least, most))
+    least = min(rows, key=lambda row: row.equivalent_directions or 0.0)
+    most = max(rows, key=lambda row: row.equivalent_directions or 0.0)
+    low, high = least.equivalent_directions or 0.0, most.equivalent_directions or 0.0
     several = len({row.component for row in rows}) > 1
     if high < APART * low:
         return f"{text}; modules differ little."
@@ -819,13 +835,13 @@ def _coherence(draft: _Draft) -> str:
 
 def _equally_strong(value: float) -> str:
     """`33 equally strong directions`."""
-    return "1 direction" if about(value) == "1" else f"{about(value)} equally strong directions"
+    if about(value) == "1":
+        return "1 direction"
+    return f"{about(value)} equally strong directions"
 
 
 def _stands_out(summary: Summary) -> bool:
-    """Has the median matrix directions above what noise can reach, and do they hold enough of it to
-    be told?
-    """
+    """Has the median matrix directions beyond noise, with enough energy to be told?"""
     spikes, energy = (summary.inside_layers.get(name) for name in ("spikes", "spike_energy"))
     return spikes is not None and energy is not None and spikes >= 1 and energy >= STANDING_OUT
 
@@ -835,50 +851,45 @@ def _standing_out(summary: Summary) -> list[Sentence]:
     if not _stands_out(summary):
         return []
     draft = _Draft(summary)
-    spikes, energy, side = (
-        draft.inside("spikes") or 0,
-        draft.inside("spike_energy") or 0.0,
-        draft.overall("short_side"),
-    )
-    of = f" of {whole(side)}" if side is not None else ""
-    verbs = (
-        "stands out from noise and holds"
-        if about(spikes) == "1"
-        else "stand out from noise and hold"
-    )
-    few = "direction" if about(spikes) == "1" and not of else "directions"
-    text = (
-        f"In the median matrix {about(spikes)}{of} {few} {verbs} {percent(energy)} of its change."
-    )
+    spikes, energy = draft.inside("spikes") or 0, draft.inside("spike_energy") or 0.0
+    side = draft.overall("short_side")
+    number = about(spikes)
+    noun, verbs = "directions", "stand out from noise and hold"
+    if number == "1":
+        noun, verbs = "direction", "stands out from noise and holds"
+    if side is not None:
+        noun = f"of {whole(side)} directions"
+    text = f"In the median matrix {number} {noun} {verbs} {percent(energy)} of its change."
     return [draft.sentence("standing_out", text)]
 
 
 def _alignment(draft: _Draft) -> str:
-    """Does it follow the directions in which the base is strongest, more than its rows and columns
-    alone would?
-    """
+    """Does it follow the base's strongest directions, more than its rows and columns alone do?"""
     inside = draft.summary.inside_layers
     follows: list[tuple[str, float, float]] = []
     avoids: list[tuple[str, float, float]] = []
     for side, what in (("left", "outputs"), ("right", "inputs")):
-        value, null, excess = (
-            inside.get(f"alignment_{side}{more}") for more in ("", "_null", "_excess")
-        )
+        value = inside.get(f"alignment_{side}")
+        null = inside.get(f"alignment_{side}_null")
+        excess = inside.get(f"alignment_{side}_excess")
         if value is None or null is None or excess is None:
             return ""
         for name, figure in (("", value), ("_null", null), ("_excess", excess)):
             draft.figures[f"inside_layers.alignment_{side}{name}"] = figure
-        least = min(
-            abs(excess), abs(value - null)
-        )  # the median of the differences, and the difference of medians
-        if least >= TURNED and (excess > 0) == (value > null):
-            (follows if excess > 0 else avoids).append((what, value, null))
-    if not follows and not avoids:
+        # the median of the differences, and the difference of medians
+        if excess >= TURNED and value - null >= TURNED:
+            follows.append((what, value, null))
+        elif excess <= -TURNED and value - null <= -TURNED:
+            avoids.append((what, value, null))
+    verb, sides = "follows", follows
+    if not follows:
+        verb, sides = "avoids", avoids
+    if not sides:
         return "The change neither follows nor avoids the base's leading directions."
-    verb, sides = ("follows", follows) if follows else ("avoids", avoids)
     alone = listed(list(dict.fromkeys(f"{null:.1f}" for _, _, null in sides)))
     if len(sides) == 1:
-        which, share = f"leading {sides[0][0]}", f"{sides[0][1]:.1f}"
+        ((what, value, _),) = sides
+        which, share = f"leading {what}", f"{value:.1f}"
     else:
         which = "leading directions"
         share = listed([f"{value:.1f} ({what})" for what, value, _ in sides])
@@ -888,7 +899,9 @@ def _alignment(draft: _Draft) -> str:
 
 def _is_low_rank(summary: Summary) -> bool:
     most, side = summary.inside_layers.get("rank_most"), summary.figures["short_side"]
-    return most is not None and side is not None and most <= min(USUAL_RANK, LOW * side)
+    if most is None or side is None:
+        return False
+    return most <= min(USUAL_RANK, LOW * side)
 
 
 def _low_rank(draft: _Draft) -> Sentence:
@@ -904,11 +917,9 @@ def _low_rank(draft: _Draft) -> Sentence:
     rank_90 = draft.inside("rank_90") or 0
     text = (
         f"It has low rank: in the median matrix {whole(rank_90)} of {whole(side)} directions hold"
-        " 90 % of what is "
+        " 90 % of what is stored, and the others no more than rounding leaves."
     )
-    return draft.sentence(
-        "low_rank", f"{text}stored, and the others no more than rounding leaves.", _alignment(draft)
-    )
+    return draft.sentence("low_rank", text, _alignment(draft))
 
 
 # ------------------------------------------------------------------------------------------ storage
@@ -938,23 +949,16 @@ def _storage(summary: Summary, gates: Mapping[str, Gate]) -> list[Sentence]:
         draft.write(judged, "inside_layers.matrices", str)
         text = (
             f"Storage rounded most of it away: in {many} inside layers less than a quarter of what"
-            " is stored is the"
+            " is stored is the update's, so that its size and structure are unknown."
         )
-        return [
-            *sentences,
-            draft.sentence(
-                "rounded_away", f"{text} update's, so that its size and structure are unknown."
-            ),
-        ]
+        return [*sentences, draft.sentence("rounded_away", text)]
     if 2 * unexplained >= judged and floor < CLEAR and not sentences:
         draft.inside("unexplained")
         draft.write(judged, "inside_layers.matrices", str)
         text = (
             f"In {_all_of(unexplained, judged)} inside layers, what is stored is not what rounding"
-            " leaves of an update"
-        )
-        text += (
-            " (a copy in more bits may have been kept between stages), so what was lost is unknown."
+            " leaves of an update (a copy in more bits may have been kept between stages), so what"
+            " was lost is unknown."
         )
         if not gates["rounding"].passed:
             size = draft.write(floor, "figures.floor_ratio", times)
@@ -988,9 +992,9 @@ def _few_values(summary: Summary) -> list[Sentence]:
             draft.inside(f"levels_{side}_judged")
             text = (
                 f"In {_all_of(few, judged)} inside layers the {side} side has as few distinct"
-                " values in a row as "
+                " values in a row as a copy through 8 or 4 bits, so the change may be the rounding"
+                " of that copy."
             )
-            text += "a copy through 8 or 4 bits, so the change may be the rounding of that copy."
             return [draft.sentence("few_values", text)]
     draft = _Draft(summary)
     eight, matrices = (_count(summary.inside_layers, name) for name in ("in_8_bits", "matrices"))
@@ -999,9 +1003,9 @@ def _few_values(summary: Summary) -> list[Sentence]:
         draft.inside("matrices")
         text = (
             f"In {_all_of(eight, matrices)} inside layers a side is stored in 8 bits, so the change"
-            " may be the "
+            " may be the rounding of that format."
         )
-        return [draft.sentence("few_values", f"{text}rounding of that format.")]
+        return [draft.sentence("few_values", text)]
     return []
 
 
@@ -1051,9 +1055,9 @@ def _always(code: str, reason: str) -> Explanation:
 def _is_lost(summary: Summary) -> bool:
     """Was, or may, so much be rounded away that what is stored does not tell of the update?"""
     inside, floor = summary.inside_layers, summary.figures["floor_ratio"]
-    unknown = _count(inside, "rounded_away") + (
-        _count(inside, "unexplained") if floor is None or floor < CLEAR else 0
-    )
+    unknown = _count(inside, "rounded_away")
+    if floor is None or floor < CLEAR:
+        unknown += _count(inside, "unexplained")
     return 2 * unknown >= max(1, _count(inside, "matrices"))
 
 
@@ -1096,12 +1100,10 @@ def _merged_adapter(draft: _Draft) -> Explanation:
     if least > min(USUAL_RANK, HIGH * side):
         reason = f"the median update has rank {rank} or more, of {whole(side)}"
         if _stands_out(summary):
-            spikes = draft.inside("spikes") or 0
-            what = (
-                "the direction that stands out"
-                if about(spikes) == "1"
-                else f"the {about(spikes)} that stand out"
-            )
+            spikes = about(draft.inside("spikes") or 0)
+            what = f"the {spikes} that stand out"
+            if spikes == "1":
+                what = "the direction that stands out"
             reason = (
                 f"not alone: {reason}; with another change beside it, an adapter may have left"
                 f" {what}"
@@ -1139,8 +1141,7 @@ def _orthogonalised(draft: _Draft) -> Explanation:
         if value > most + LIKE_NOISE:
             size = draft.write(value, "figures.concentration", lambda x: f"{x:.2f}")
             among = (
-                f"{len(known)} trainings of the lab with Muon on {bases}"
-                f" {'base' if bases == 1 else 'bases'}"
+                f"{len(known)} trainings of the lab with Muon on {counted(bases, 'base', 'bases')}"
             )
             return _explained(
                 code,
@@ -1148,11 +1149,9 @@ def _orthogonalised(draft: _Draft) -> Explanation:
                 reason=f"concentration is {size}, and at most {most:.2f} in {among}",
                 figures=draft.figures,
             )
-    compared = (
-        "the lab's trainings with Muon are like it"
-        if known
-        else "the lab has no such training of this size"
-    )
+    compared = "the lab has no such training of this size"
+    if known:
+        compared = "the lab's trainings with Muon are like it"
     return _explained(
         code,
         "cannot_be_excluded",
@@ -1221,13 +1220,10 @@ def _with_few_values(side: str, few: int, judged: int) -> str:
 
 
 def _short_run(draft: _Draft) -> Explanation:
-    code, figures = "short_run", draft.summary.figures
-    name = (
-        "relative_norm_overall_unrounded"
-        if _told_unrounded(draft.summary)
-        else "relative_norm_overall"
-    )
-    value = figures[name]
+    code, name = "short_run", "relative_norm_overall"
+    if _told_unrounded(draft.summary):
+        name = "relative_norm_overall_unrounded"
+    value = draft.summary.figures[name]
     if value is None:
         return _explained(
             code, "cannot_be_excluded", reason="the size of the change is unknown", figures={}
@@ -1249,11 +1245,8 @@ def _short_run(draft: _Draft) -> Explanation:
 
 
 def _weight_decay(draft: _Draft) -> Explanation:
-    summary, code, value = (
-        draft.summary,
-        "weight_decay",
-        draft.summary.inside_layers.get("decay_cosine"),
-    )
+    summary, code = draft.summary, "weight_decay"
+    value = summary.inside_layers.get("decay_cosine")
     if value is None:
         return _explained(
             code,

@@ -69,9 +69,7 @@ GATES = {  # what must hold, by name
 
 @dataclass(frozen=True)
 class Gate:
-    """A condition for calling the figures a footprint. figure is None where there is nothing to
-    hold against it.
-    """
+    """A condition for calling the figures a footprint."""
 
     name: str
     """One of GATES."""
@@ -111,31 +109,41 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Footprint:
-    """What may be said of a pair. claims: what was measured, what it is consistent with, what it
-    does not show.
-
-    position: where it lies among the trainings of the reference; None where these have no matrices
-    of about its size.
-    """
+    """What may be said of a pair."""
 
     label: Label
+    """One of five words."""
+
     reason: str
+    """Why the label is this one, a sentence for people."""
+
     evidence: tuple[Evidence, ...]
+    """The figures that the label rests on; empty where no concentration is known."""
+
     claims: Claims
+    """What was measured, what it is consistent with, and what it does not show."""
+
     position: Position | None
+    """Where it lies among the trainings of the reference; None where these have no matrices of
+    about its size, or no concentration is known.
+    """
 
 
 def gates(deltas: pd.DataFrame, tensors: pd.DataFrame) -> list[Gate]:
-    """Every gate of a pair: deltas are the delta rows of matrices.parquet, tensors all of
-    tensors.parquet.
-    """
+    """Every gate of a pair, from the delta rows of matrices.parquet and all of tensors.parquet."""
     weights = _weights(tensors)
-    return [_changed(deltas, weights), _lineage(deltas, weights), _paired(weights),
-    _rounding(deltas), _rank(deltas),
-            _formats(deltas, weights)]  # fmt: skip
+    return [
+        _changed(deltas, weights),
+        _lineage(deltas, weights),
+        _paired(weights),
+        _rounding(deltas),
+        _rank(deltas),
+        _formats(deltas, weights),
+    ]
 
 
 def failed(listed: Sequence[Gate]) -> list[Gate]:
+    """The gates that were not passed, in their order."""
     return [gate for gate in listed if not gate.passed]
 
 
@@ -148,18 +156,16 @@ def _weights(tensors: pd.DataFrame) -> pd.DataFrame:
     compared.
     """
     sized = tensors.assign(size=[math.prod(int(n) for n in shape) for shape in tensors["shape"]])
-    elsewhere = (sized["reason"] == "filtered") & sized[
-        "detail"
-    ].notna()  # a filter of the user's has no detail
+    # a filter of the user's has no detail
+    elsewhere = (sized["reason"] == "filtered") & sized["detail"].notna()
     sized = sized[~(sized["reason"].isin(["tied", "not_float"]) | elsewhere)]
     totals = sized.groupby("side")["size"].sum()
     side = "tuned" if totals.get("tuned", 0) >= totals.get("base", 0) else "base"
     rows = sized[sized["side"] == side]
     # a report made before `compared` was added says it by the status of whole tensors alone
-    paired = (rows["status"] == "identical") | (
-        (rows["status"] == "measured") & (rows["reason"] != "only_in_tuned")
-        | (rows["reason"] == "not_a_matrix") & rows["relative_norm"].notna()
-    )
+    measured = (rows["status"] == "measured") & (rows["reason"] != "only_in_tuned")
+    vectors = (rows["reason"] == "not_a_matrix") & rows["relative_norm"].notna()
+    paired = (rows["status"] == "identical") | measured | vectors
     return rows.assign(compared=rows["compared"].fillna(rows["size"].where(paired, 0)))
 
 
@@ -181,7 +187,13 @@ def _identical(weights: pd.DataFrame, apart: Sequence[str] = ()) -> int:
     same = weights[
         (weights["status"] == "identical") & ~weights["module"].isin((*apart, "norm", "bias"))
     ]
-    return sum(int(shape[0]) if len(shape) == 3 else 1 for shape in same["shape"] if len(shape) > 1)
+    matrices = 0
+    for shape in same["shape"]:
+        if len(shape) == 3:  # a stack of matrices
+            matrices += int(shape[0])
+        elif len(shape) > 1:
+            matrices += 1
+    return matrices
 
 
 def _lineage(deltas: pd.DataFrame, weights: pd.DataFrame) -> Gate:
@@ -221,14 +233,16 @@ def _lineage(deltas: pd.DataFrame, weights: pd.DataFrame) -> Gate:
 
 def _paired(weights: pd.DataFrame) -> Gate:
     total, compared = int(weights["size"].sum()), int(weights["compared"].sum())
-    share = compared / total if total else 0.0
-    filtered = (weights["reason"] == "filtered").any()
-    percent = 1000 * compared // total / 10 if total else 0.0  # rounded down: 100.0 is all of them
+    share = percent = 0.0
+    if total:
+        share = compared / total
+        percent = 1000 * compared // total / 10  # rounded down: 100.0 is all of them
     reason = f"{percent:.1f} % of the larger side's parameters were compared"
     if share < PAIRED:
-        reason += (
-            ": a part was asked for" if filtered else ": these are not two states of one model"
-        )
+        if (weights["reason"] == "filtered").any():
+            reason += ": a part was asked for"
+        else:
+            reason += ": these are not two states of one model"
     return Gate(
         name="paired", figure=share, threshold=PAIRED, passed=share >= PAIRED, reason=reason
     )
@@ -270,11 +284,9 @@ def _rank(deltas: pd.DataFrame) -> Gate:
             " included"
         )
     else:
-        what = (
-            f"an adapter's rank {ceiling:.0f}"
-            if ceiling > 0
-            else f"rank {inside['numerical_rank'].median():.0f}"
-        )
+        what = f"rank {inside['numerical_rank'].median():.0f}"
+        if ceiling > 0:
+            what = f"an adapter's rank {ceiling:.0f}"
         reason = (
             f"{what} bounds the spectrum of every delta: how concentrated it is says little of the"
             " training"
@@ -308,19 +320,29 @@ def footprint(
     components: Collection[str],
     optimizer: str | None = None,
 ) -> Footprint:
-    """The label and what it rests on. figures and intervals are those of the summary; components
-    those with a delta; optimizer is what a user said.
+    """The label and what it rests on.
+
+    held: every gate. figures, intervals: those of the summary. components: those with a delta.
+    optimizer: what a user said.
     """
     concentration = figures["concentration"]
-    evidence = tuple(_evidence(figures, intervals)) if concentration is not None else ()
     shipped = calibration()
     trainings, unlike = None, "the reference has trainings of text decoders alone"
     if set(components) <= {"language"}:
-        trainings, unlike = (
-            choose(shipped.trainings, figures["short_side"], optimizer),
-            _unlike(shipped),
-        )
-    given, reason = label([gate.reason for gate in failed(held)], figures, trainings, unlike)
+        trainings = choose(shipped.trainings, figures["short_side"], optimizer)
+        unlike = _unlike(shipped)
+    evidence: tuple[Evidence, ...] = ()
+    lies = None
+    if concentration is not None:
+        evidence = tuple(_evidence(figures, intervals))
+        if trainings is not None:
+            lies = position(concentration, trainings, runs())
+    given, reason = label(
+        stopped=[gate.reason for gate in failed(held)],
+        figures=figures,
+        trainings=trainings,
+        unlike=unlike,
+    )
     compared = next(gate for gate in held if gate.name == "changed").figure is not None
     claims = Claims(
         measured=_measured(bool(figures["matrices"]), compared),
@@ -332,11 +354,6 @@ def footprint(
             ),
             "what the model can or cannot do",
         ],
-    )
-    lies = (
-        None
-        if trainings is None or concentration is None
-        else position(concentration, trainings, runs())
     )
     return Footprint(label=given, reason=reason, evidence=evidence, claims=claims, position=lies)
 
@@ -378,7 +395,9 @@ def _measured(changed: bool, compared: bool) -> list[str]:
             ),
             "where the update lies, over layers and modules",
         ]
-    return ["that no matrix of those compared has changed"] if compared else []
+    if not compared:
+        return []
+    return ["that no matrix of those compared has changed"]
 
 
 def _unlike(shipped: Calibration) -> str:
@@ -400,11 +419,9 @@ def _evidence(
     def says_concentration(value: float) -> str:
         if value > MARGIN:
             return "fewer directions than noise of the same profile has"
-        return (
-            "as many directions as noise of the same profile has"
-            if value >= -MARGIN
-            else "flatter than noise"
-        )
+        if value < -MARGIN:
+            return "flatter than noise"
+        return "as many directions as noise of the same profile has"
 
     rows = (
         ("concentration", 0.0, says_concentration),
@@ -434,7 +451,7 @@ def _evidence(
     for name, without, says in rows:
         figure, interval = figures.get(name), intervals.get(name)
         if figure is not None:
-            bounds = None if interval is None else interval.bounds
+            bounds = interval.bounds if interval is not None else None
             evidence.append(
                 Evidence(
                     name=name,

@@ -12,7 +12,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
@@ -32,7 +32,7 @@ from shadow.findings.scores import (
 )
 from shadow.reports.atomic_replacement import KEPT
 from shadow.reports.metadata import SIDES, CheckpointMetadata, ReportMetadata
-from shadow.text import VERY_LIKE, closest, nearest, several
+from shadow.text import VERY_LIKE, closest, counted, nearest, several
 
 if TYPE_CHECKING:
     from shadow.targets.families import Pair
@@ -46,10 +46,8 @@ PLAIN_REVISIONS = ("", "main")  # those that a name without a revision means
 MEASURED_BY_OTHERS = (
     "whether the scores hold: others measured them, and they are repeated here as they were given"
 )
-UP_TO_ONE, ABOVE_ONE = (
-    "at most 1",
-    "above 1",
-)  # units that a file does not state: a share, or a percentage perhaps
+# units that a file does not state: a share, or a percentage perhaps
+UP_TO_ONE, ABOVE_ONE = "at most 1", "above 1"
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,9 @@ class ScoredSide:
     @property
     def names(self) -> tuple[str, str]:
         """What to call it in a file of scores."""
-        return (Path(self.repo).name or self.repo) if self.is_folder else self.repo, self.stage
+        if not self.is_folder:
+            return self.repo, self.stage
+        return Path(self.repo).name or self.repo, self.stage
 
 
 Sides = tuple[ScoredSide, ScoredSide]
@@ -86,25 +86,27 @@ Sides = tuple[ScoredSide, ScoredSide]
 def sides_of(metadata: ReportMetadata, pair: Pair | None = None) -> Sides:
     """The sides of a report by its metadata; pair tells the revisions that were asked for."""
     start, end = _stages(metadata["family"], metadata["pair"])
+    base = _reported("base", metadata["base"], stage=start)
+    tuned = _reported("tuned", metadata["tuned"], stage=end)
+    if pair is None:
+        return base, tuned
     return (
-        _reported("base", metadata["base"], asked=None if pair is None else pair.base, stage=start),
-        _reported(
-            "tuned", metadata["tuned"], asked=None if pair is None else pair.tuned, stage=end
-        ),
+        replace(base, revision=getattr(pair.base, "revision", None)),
+        replace(tuned, revision=getattr(pair.tuned, "revision", None)),
     )
 
 
-def _reported(
-    role: Role, metadata: CheckpointMetadata, asked: Reference | ComponentBase | None, stage: str
-) -> ScoredSide:
-    commit = metadata["commit"] if isinstance(metadata.get("commit"), str) else None
+def _reported(role: Role, metadata: CheckpointMetadata, stage: str) -> ScoredSide:
+    commit = metadata.get("commit")
+    if not isinstance(commit, str):
+        commit = None
     is_folder = commit is None and Path(metadata["repo"]).is_absolute()
     return ScoredSide(
         role=role,
         repo=metadata["repo"],
         is_folder=is_folder,
         commit=commit,
-        revision=getattr(asked, "revision", None),
+        revision=None,
         stage=stage,
     )
 
@@ -122,7 +124,9 @@ def _asked(role: Role, reference: Reference | ComponentBase, stage: str) -> Scor
         return ScoredSide(
             role=role, repo="", is_folder=False, commit=None, revision=None, stage=stage
         )
-    repo = f"{reference.repo}/{reference.subfolder}" if reference.subfolder else reference.repo
+    repo = reference.repo
+    if reference.subfolder:
+        repo = f"{repo}/{reference.subfolder}"
     return ScoredSide(
         role=role,
         repo=repo,
@@ -155,7 +159,9 @@ def fit(model: str, commit: str | None, side: ScoredSide) -> int:
     if side.is_folder:
         if model == side.repo or _as_folder(model) == side.repo:
             return EXACT
-        return BY_NAME if model == _last_name(side.repo) else NOT
+        if model == _last_name(side.repo):
+            return BY_NAME
+        return NOT
     repo, _, revision = model.partition("@")
     if not side.repo or repo != side.repo:
         return NOT
@@ -163,10 +169,14 @@ def fit(model: str, commit: str | None, side: ScoredSide) -> int:
         if revision == side.revision:
             return EXACT
         if side.commit and re.fullmatch("[0-9a-f]{7,40}", revision):
-            return EXACT if side.commit.startswith(revision) else NOT
+            if side.commit.startswith(revision):
+                return EXACT
+            return NOT
     if side.commit and commit == side.commit:
         return EXACT
-    return BY_NAME if revision in PLAIN_REVISIONS else UNCHECKED
+    if revision in PLAIN_REVISIONS:
+        return BY_NAME
+    return UNCHECKED
 
 
 def _as_folder(model: str) -> str:
@@ -293,9 +303,7 @@ class GroupGain:
     """The mean, in `unit`; None where `reason` says why."""
 
     gain_stderr: float | None
-    """Its standard error as if the benchmarks were independent, 0 or more; None unless each of them
-    has one.
-    """
+    """Its standard error, 0 or more, as of independent benchmarks; None unless each has one."""
 
     unit: str | None
     """That of its benchmarks; None where they have different ones or there are none."""
@@ -332,7 +340,7 @@ class Scored:
     def groups(self) -> list[GroupGain]:
         """In the order of the file; the benchmarks of no group together, last."""
         names = dict.fromkeys(gain.group for gain in self.gains)
-        ordered = [name for name in names if name is not None] + ([None] if None in names else [])
+        ordered = sorted(names, key=lambda name: name is None)  # False comes first
         return [
             group_gain(name, [gain for gain in self.gains if gain.group == name])
             for name in ordered
@@ -357,9 +365,7 @@ NO_SCORES = Scored((), (), ())
 
 
 def group_gain(name: str | None, gains: Sequence[Gain]) -> GroupGain:
-    """The unweighted mean, of benchmarks of one unit; its standard error as if they were
-    independent.
-    """
+    """The unweighted mean, of one unit; its standard error as if benchmarks were independent."""
     known = [gain for gain in gains if gain.gain is not None]
     values = [gain.gain for gain in known if gain.gain is not None]
     units = sorted({gain.unit for gain in known})
@@ -381,12 +387,10 @@ def group_gain(name: str | None, gains: Sequence[Gain]) -> GroupGain:
             unit=None,
             reason=f"scores in different units ({', '.join(units)[:100]})",
         )
-    errors = [gain.gain_stderr for gain in known]
-    error = (
-        math.hypot(*(stderr for stderr in errors if stderr is not None)) / len(errors)
-        if None not in errors
-        else None
-    )
+    errors = [gain.gain_stderr for gain in known if gain.gain_stderr is not None]
+    error = None
+    if len(errors) == len(known):
+        error = math.hypot(*errors) / len(errors)
     return GroupGain(
         group=name,
         benchmarks=len(known),
@@ -439,9 +443,7 @@ def neither(given: ScoreFiles, known: Sequence[Sides]) -> ShadowError:
 
 
 def _by_side(given: ScoreFiles, sides: Sides) -> tuple[dict[str, list[Score]], list[str]]:
-    """The rows of each side: of the models that fit it best, and of none that fits the other as
-    well.
-    """
+    """The rows of each side: of the models that fit it best, and fit the other less."""
     fits: dict[str, dict[tuple[str, str | None], int]] = {side.role: {} for side in sides}
     either: dict[str, int] = {}
     for model, commit in given.models:
@@ -467,11 +469,10 @@ def _by_side(given: ScoreFiles, sides: Sides) -> tuple[dict[str, list[Score]], l
 
 
 def _by_commit(side: ScoredSide) -> str:
-    return (
-        f"{side.repo}@{side.commit[:12]}"
-        if side.commit and not side.is_folder
-        else side.repo or side.stage
-    )
+    """A name that fits this side alone."""
+    if side.commit and not side.is_folder:
+        return f"{side.repo}@{side.commit[:12]}"
+    return side.repo or side.stage
 
 
 def _on_names(side: ScoredSide, fits: Mapping[tuple[str, str | None], int], best: int) -> list[str]:
@@ -506,14 +507,16 @@ def _by_benchmark(
     for row in rows:
         if row.parent is not None and row.benchmark not in groups:
             continue
-        before = by_benchmark.setdefault(row.benchmark, {}).setdefault(row.metric, row)
+        by_metric = by_benchmark.setdefault(row.benchmark, {})
+        before = by_metric.setdefault(row.metric, row)
         if (before.score, before.stderr) != (row.score, row.stderr):
-            what = (
-                f"{row.benchmark[:80]!r}{f' ({row.metric[:40]})' if row.metric else ''} of the"
-                f" {side.role} side"
-            )
+            what = repr(row.benchmark[:80])
+            if row.metric:
+                what += f" ({row.metric[:40]})"
             two = f"{before.score:g} ({before.where}) and {row.score:g} ({row.where})"
-            raise ShadowError(f"{what} has two scores: {two}", "leave one of them")
+            raise ShadowError(
+                f"{what} of the {side.role} side has two scores: {two}", "leave one of them"
+            )
         for key in ("group", "unit", "higher_is_better"):
             _agree(before, row, key)
     return by_benchmark
@@ -522,12 +525,15 @@ def _by_benchmark(
 def _agree(score: Score, other: Score, key: str) -> Any:
     """What two rows of one benchmark say of it; where only one says anything, that."""
     first, second = getattr(score, key), getattr(other, key)
-    harness = key == "unit" and HARNESS in (
-        first,
-        second,
-    )  # which gives shares as well as percentages
-    if first is None or second is None or first == second or harness:
-        return second if first is None or (harness and first == HARNESS) else first
+    if second is None or first == second:
+        return first
+    if first is None:
+        return second
+    # the harness gives shares as well as percentages
+    if key == "unit" and first == HARNESS:
+        return second
+    if key == "unit" and second == HARNESS:
+        return first
     said = {
         "group": "in the groups",
         "unit": "in the units",
@@ -542,17 +548,18 @@ def _agree(score: Score, other: Score, key: str) -> Any:
 def _preference(metric: str | None) -> tuple[int, int, str]:
     """Sorts metrics by which is taken first."""
     name, _, chosen = (metric or "").partition(",")
-    return (
-        PREFERRED.index(name) if name in PREFERRED else len(PREFERRED),
-        FILTERS.index(chosen) if chosen in FILTERS else len(FILTERS),
-        metric or "",
-    )
+    return _rank(name, PREFERRED), _rank(chosen, FILTERS), metric or ""
+
+
+def _rank(name: str, known: Sequence[str]) -> int:
+    """The place of a name among those known; what is not known comes last."""
+    if name not in known:
+        return len(known)
+    return known.index(name)
 
 
 def _models_above_one(rows: Sequence[Score]) -> set[tuple[str, str]]:
-    """(file, model) of those that have a score above 1, of the rows whose unit is not stated: no
-    shares, then.
-    """
+    """(file, model) with a score above 1 among rows that state no unit: no shares, then."""
     return {
         (row.file, row.model)
         for row in rows
@@ -570,8 +577,8 @@ def _gain(
     common = base.keys() & tuned.keys()
     chosen = min(common or base.keys() | tuned.keys(), key=_preference)
     before, other = base.get(chosen), tuned.get(chosen)
-    either = other or before
-    assert either is not None
+    rows = [row for row in (before, other) if row is not None]
+    either = rows[-1]
     if before and other:
         groups, unit, higher = (
             _agree(before, other, key) for key in ("group", "unit", "higher_is_better")
@@ -586,33 +593,41 @@ def _gain(
         )
     gain = error = None
     if before and other and higher is not None:
-        gain = _apart(other.score, before.score) if higher else _apart(before.score, other.score)
+        better, worse = (other, before) if higher else (before, other)
+        gain = _apart(better.score, worse.score)
         if before.stderr is not None and other.stderr is not None:
             error = math.hypot(before.stderr, other.stderr)
+    base_score, base_stderr, base_model, base_file = _said_by(before)
+    tuned_score, tuned_stderr, tuned_model, tuned_file = _said_by(other)
     return Gain(
         benchmark=benchmark,
         group=group or groups,
         metric=chosen,
-        unit=_unit(
-            [row for row in (before, other) if row], unit, higher=higher, above_one=above_one
-        ),
+        unit=_unit(rows, unit, higher=higher, above_one=above_one),
         higher_is_better=higher,
-        base=before.score if before else None,
-        tuned=other.score if other else None,
+        base=base_score,
+        tuned=tuned_score,
         gain=gain,
-        base_stderr=before.stderr if before else None,
-        tuned_stderr=other.stderr if other else None,
+        base_stderr=base_stderr,
+        tuned_stderr=tuned_stderr,
         gain_stderr=error,
-        base_model=before.model if before else None,
-        tuned_model=other.model if other else None,
-        base_file=before.where if before else None,
-        tuned_file=other.where if other else None,
+        base_model=base_model,
+        tuned_model=tuned_model,
+        base_file=base_file,
+        tuned_file=tuned_file,
         others=sorted(name for name in common if name is not None and name != chosen),
     )
 
 
+def _said_by(row: Score | None) -> tuple[float | None, float | None, str | None, str | None]:
+    """(score, standard error, model, where it stands); all None where a side has no score."""
+    if row is None:
+        return None, None, None, None
+    return row.score, row.stderr, row.model, row.where
+
+
 def _apart(first: float, other: float) -> float:
-    """one - other as the decimal numbers that they were written as: equal gains are then equal."""
+    """first - other as the decimals that they were written as: equal gains are then equal."""
     return float(Decimal(repr(first)) - Decimal(repr(other)))
 
 
@@ -625,13 +640,11 @@ def _refuse_units(
     better, or other scores above 1 of the model whose own is not.
     """
     low, high = sorted((base, tuned), key=lambda row: row.score)
-    stated = base.unit is not None and base.unit == tuned.unit
-    if (
-        stated
-        or not higher
-        or not low.score <= 1 < high.score
-        or (low.file, low.model) in above_one
-    ):
+    if not higher or not low.score <= 1 < high.score:
+        return
+    if base.unit is not None and base.unit == tuned.unit:
+        return
+    if (low.file, low.model) in above_one:
         return
     sides = (
         f"{base.score:g} for the base ({base.where}) and {tuned.score:g} for the tuned side"
@@ -651,11 +664,9 @@ def _unit(
         return stated or ""
     if higher is False:
         return rows[0].metric or "less is better"
-    return (
-        ABOVE_ONE
-        if any(row.score > 1 or (row.file, row.model) in above_one for row in rows)
-        else UP_TO_ONE
-    )
+    if any(row.score > 1 or (row.file, row.model) in above_one for row in rows):
+        return ABOVE_ONE
+    return UP_TO_ONE
 
 
 # What to say beside the numbers
@@ -664,15 +675,16 @@ def _unit(
 def _missing_side(
     given: ScoreFiles, rows: Mapping[str, Sequence[Score]], sides: Sides
 ) -> list[str]:
+    taken = {row.model for of_side in rows.values() for row in of_side}
     for side in sides:
         if not rows[side.role]:
-            other = "tuned" if side.role == "base" else "base"
-            taken = {row.model for row in rows[other]}
             rest = [model for model, _ in given.models if model not in taken]
             names = [name for name in side.names if name]
+            note = f"no score of the {side.role} side ({' or '.join(names)}), so no gain"
             close = next(filter(None, (closest(name, rest, VERY_LIKE) for name in names)), None)
-            near = f"; the nearest name is {close!r}" if close else ""
-            return [f"no score of the {side.role} side ({' or '.join(names)}), so no gain{near}"]
+            if close is not None:
+                note += f"; the nearest name is {close!r}"
+            return [note]
     return []
 
 
@@ -686,9 +698,8 @@ def _left_out(rows: Mapping[str, Sequence[Score]], given: ScoreFiles) -> list[st
     if not hidden:
         return []
     parents = list(dict.fromkeys(row.parent for row in hidden if row.parent))
-    count = len({row.benchmark for row in hidden})
-    left_out = f"{count} subtask{'s' if count != 1 else ''} left out"
-    return [f"{left_out}, of groups that have a score of their own: {_few(parents)}"]
+    subtasks = counted(len({row.benchmark for row in hidden}), "subtask", "subtasks")
+    return [f"{subtasks} left out, of groups that have a score of their own: {_few(parents)}"]
 
 
 def _doubts(
@@ -779,6 +790,7 @@ def read_kept(folder: Path, metadata: ReportMetadata) -> Scored:
     return Scored(files, gains, notes)
 
 
+# fields of Gain
 _TEXTS = (
     "benchmark",
     "group",

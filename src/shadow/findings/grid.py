@@ -117,8 +117,9 @@ class Picture:
 
 
 def picture(rows: Sequence[GridRow], columns: int) -> Picture | None:
-    """A picture of the modules of one component; more layers than columns are binned. None where
-    nothing moved.
+    """A picture of one component's modules; None where nothing moved.
+
+    More layers than columns are binned.
     """
     layers = sorted({layer for row in rows for layer in row.layers})
     if len(layers) < 2 or not any(value for row in rows for value in row.relative_norm):
@@ -140,7 +141,12 @@ def _binned(row: GridRow, bins: Sequence[Sequence[int]]) -> tuple[float | None, 
     values = [
         [value for layer in layers if (value := known.get(layer)) is not None] for layers in bins
     ]
-    return tuple(median(some) if some else None for some in values)
+    return tuple(map(_median, values))
+
+
+def _median(values: Sequence[float]) -> float | None:
+    """The median; None of no values."""
+    return median(values) if values else None
 
 
 def by_component(rows: Sequence[GridRow]) -> dict[str, list[GridRow]]:

@@ -6,12 +6,12 @@ matrices, or a sum, tells of it and of them at once.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from shadow.findings.summary_rows import CoherenceRow, OutsideRow, UnchangedRow, row_of
+from shadow.reports.column_types import null_if_undefined
 from shadow.spectra.levels import round_trip
 from shadow.spectra.purity import LEAST_KEPT, NOISE
 
@@ -35,8 +35,9 @@ OF_ROUNDING = 0.1  # and how much further for what was, times kept (1 - kept)
 
 
 def inside_layers(deltas: pd.DataFrame) -> dict[str, float | int | None]:
-    """Counts of matrices, of what is known of them, and medians of INSIDE and of alignments less
-    their null.
+    """Counts of matrices and of what is known of them; medians.
+
+    Medians are of INSIDE, and of alignments less their null.
     """
     inside = deltas[deltas["layer"].notna()]
     return {
@@ -78,11 +79,11 @@ def coherence(deltas: pd.DataFrame) -> list[CoherenceRow]:
     """How coherent each module inside layers is."""
     return [
         CoherenceRow(
-            str(component),
-            str(module),
-            len(rows),
-            int(rows["equivalent_directions"].notna().sum()),
-            _median(rows["equivalent_directions"]),
+            component=str(component),
+            module=str(module),
+            matrices=len(rows),
+            coherent=int(rows["equivalent_directions"].notna().sum()),
+            equivalent_directions=_median(rows["equivalent_directions"]),
         )
         for (component, module), rows in deltas[deltas["layer"].notna()].groupby(
             ["component", "module"], sort=False
@@ -116,10 +117,8 @@ def _ranks(inside: pd.DataFrame) -> dict[str, float | None]:
     rows, cols = (inside[name].astype(float) for name in ("rows", "cols"))
     lost, short = 1.0 - kept, np.minimum(rows, cols)
     slack = NEARLY_KEPT + OF_ROUNDING * kept * lost
-    least, most = (
-        kept.where(kept.isna(), 1.0),
-        inside["numerical_rank"].astype(float).where(kept.notna()),
-    )
+    least = kept.where(kept.isna(), 1.0)
+    most = inside["numerical_rank"].astype(float).where(kept.notna())
     for percent in (90, 95, 99):
         least = least.where(
             ~(kept - slack >= percent / 100), inside[f"rank_{percent}"].astype(float)
@@ -135,8 +134,10 @@ def _ranks(inside: pd.DataFrame) -> dict[str, float | None]:
 
 
 def _median(values: pd.Series) -> float | None:
-    found = float(values.astype(float).median()) if values.notna().any() else math.nan
-    return found if math.isfinite(found) else None
+    """The median of what is known; None where nothing is, or where it is not finite."""
+    if values.isna().all():
+        return None
+    return null_if_undefined(float(values.astype(float).median()))
 
 
 def few_values(deltas: pd.DataFrame) -> list[str]:
@@ -146,10 +147,9 @@ def few_values(deltas: pd.DataFrame) -> list[str]:
     told = []
     for side in ("base", "tuned"):
         named = _bits(deltas, side)
-        for bits in ("INT4", "8 bits"):
+        for bits, what in (("INT4", "4 bits"), ("8 bits", "8 bits")):
             count = named.count(bits)
             if count > len(named) / 2:
-                what = "4 bits" if bits == "INT4" else "8 bits"
                 told.append(
                     f"{count} of {len(named)} matrices of {side} have as few distinct values in a"
                     f" row as a copy that went through {what} or was pruned, and figures of the"
@@ -159,9 +159,7 @@ def few_values(deltas: pd.DataFrame) -> list[str]:
 
 
 def _bits(deltas: pd.DataFrame, side: str) -> list[str | None]:
-    """What the matrices of a side went through by their distinct values; those of short rows are
-    left out.
-    """
+    """What a side's matrices went through, by their distinct values; short rows are left out."""
     rows = deltas[deltas[f"levels_{side}"].notna() & (deltas["cols"] >= SHORTEST)]
     pairs = zip(rows[f"levels_{side}"].astype(float), rows["cols"], strict=True)
     return [round_trip(share, int(cols)) for share, cols in pairs]

@@ -46,9 +46,7 @@ class Chosen(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Group:
-    """A group of modules: its share of the energy of the change, and of the parameters that
-    changed.
-    """
+    """A group of modules: its shares of the energy and of the parameters that changed."""
 
     name: str
     """attention, MLP, embedding, head, or another component."""
@@ -65,64 +63,99 @@ class Joint:
     """Two deltas that follow one another, held against each other matrix by matrix: see
     shadow.spectra.joint.
 
-    All matrices count as one vector. cosine: of the two deltas as stored. chance_cosine: its
-    standard deviation if all signs were random. chance_cosine_master: what it is on average for
-    unrelated updates where a master copy in more bits went on over the middle stage, whose rounding
-    both deltas share; where training began from the stored stage that is 0. None where it cannot be
-    told. inside_left and inside_right: share of the new delta's energy in the leading singular
-    directions of the old one (at most `directions` of each matrix; outputs and inputs), with what
-    chance gives by the new delta's own rows and columns; None where no matrix has such directions.
+    All matrices count as one vector. Figures are None where they cannot be told.
     """
 
     matrices: int
+    """Matrices of both deltas, 0 or more."""
 
     left_out: int
-    """That one of the two reports has alone, or in another shape."""
+    """Matrices that one of the two reports has alone, or in another shape, 0 or more."""
 
     cosine: float | None
+    """Of the two deltas as stored, -1 to 1."""
+
     chance_cosine: float | None
+    """The standard deviation of the cosine if all signs were random, 0 to 1."""
+
     chance_cosine_master: float | None
+    """The mean cosine of unrelated updates, -1 to 1, if training went on from a master copy in more
+    bits: both deltas share the rounding of the middle stage. Where training began from the stored
+    stage, the mean is 0.
+    """
+
     directions: int
+    """The most leading singular directions of the old delta that are taken of each matrix."""
+
     inside_left: float | None
+    """The share of the new delta's energy in these directions of the outputs, 0 to 1; None where no
+    matrix has such directions.
+    """
+
     inside_right: float | None
+    """The same for the inputs."""
+
     chance_inside_left: float | None
+    """What chance gives for inside_left, by the new delta's own rows, 0 to 1."""
+
     chance_inside_right: float | None
+    """What chance gives for inside_right, by the new delta's own columns, 0 to 1."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One report as a step of a lineage. Norms are over all matrices that changed, as one vector.
+    """One report as a step of a lineage.
 
-    norm and norm_unrounded are in units of the weights, and ratio is of two of them: relative norms
-    of two steps may have other bases. excess_purity is unrounded where that is known, as are
-    equivalent_directions; both are medians over the matrices inside layers.
+    Norms are over all matrices that changed, as one vector.
     """
 
     family: str
+    """The family, as in the report."""
+
     pair: str
+    """The name of the pair, as in the report."""
+
     folder: str
+    """Where the report lies, as it was given."""
+
     base: CheckpointSide
+    """The checkpoint that the step begins at."""
+
     tuned: CheckpointSide
+    """The checkpoint that the step ends at."""
 
     start: str
-    """Names of the stages."""
+    """The name of the first stage."""
 
     end: str
+    """The name of the second stage."""
+
     matrices: int
+    """Matrices that changed, 0 or more."""
+
     failed_gates: list[str]
+    """The names of the gates that the pair failed."""
+
     relative_norm: float | None
+    """The norm of the change over that of the base, as stored, 0 or more."""
+
     relative_norm_unrounded: float | None
+    """The same before storage; None where no_unrounded says why."""
 
     no_unrounded: str | None
-    """Why it is not known."""
+    """Why the norms before storage are not known; None where they are."""
 
     norm: float | None
+    """The norm of the change as stored, in units of the weights; None where nothing changed."""
+
     norm_unrounded: float | None
+    """The same before storage; None where no_unrounded says why."""
 
     kept: float | None
-    """Share of the stored change's energy that is the update's."""
+    """The share of the stored change's energy that is the update's, 0 to 1."""
 
     zero_share: float | None
+    """The share of unchanged entries in the matrices that changed, 0 to 1."""
 
     rounded_away: int
     """Matrices of which less than a quarter is the update's."""
@@ -131,13 +164,20 @@ class Step:
     """Matrices whose rounding is not that of one training from the stored base."""
 
     groups: list[Group]
-    """The most energy first."""
+    """The groups of modules, the most energy first."""
 
     quarters: list[float] | None
-    """Shares of the energy inside layers, by depth; None below four layers."""
+    """Shares of the energy inside layers, by depth, 0 to 1; None below four layers."""
 
     equivalent_directions: float | None
+    """As coherent as so many equally strong directions, 1 or more, before storage where that is
+    known: the median over the matrices inside layers.
+    """
+
     excess_purity: float | None
+    """Purity less that of the null, -1 to 1, before storage where that is known: the median over
+    the matrices inside layers.
+    """
 
     coherent: int
     """Matrices inside layers that have equivalent_directions."""
@@ -146,27 +186,31 @@ class Step:
     """Matrices inside layers that changed."""
 
     chosen: Chosen
+    """What the audit was restricted to; empty where it was not."""
 
     ratio: float | None = None
-    """Of this step's norm to the one before."""
+    """This step's norm over that of the step before, 0 or more. Norms are in units of the weights,
+    since relative norms of two steps may have other bases.
+    """
 
     ratio_of: str | None = None
-    """Unrounded, or stored."""
+    """Which norms ratio is of: unrounded, or stored."""
 
     no_ratio: str | None = None
+    """Why there is no ratio; None where there is one."""
+
     joint: Joint | None = None
+    """What this delta and the one before say of each other."""
 
     no_joint: str | None = None
-    """Why there is none."""
+    """Why there is no joint figure; None where there is one, or nobody asked."""
 
     @property
     def size(self) -> float | None:
         """The relative norm: unrounded where it is known."""
-        return (
-            self.relative_norm
-            if self.relative_norm_unrounded is None
-            else self.relative_norm_unrounded
-        )
+        if self.relative_norm_unrounded is not None:
+            return self.relative_norm_unrounded
+        return self.relative_norm
 
 
 @dataclass(frozen=True)
@@ -188,9 +232,7 @@ class Lineage:
     """The chains of some reports."""
 
     chains: list[Chain]
-    """The chains, in the order of the steps; MOST_CHAINS at most, and then those that end where
-    they began.
-    """
+    """In the order of the steps, MOST_CHAINS at most; then those that end where they began."""
 
     notes: list[str]
     """What is to be said of their order: gaps, and what could not be told."""
@@ -222,11 +264,13 @@ def read_step(report: SummarisedReport, where: str | None = None) -> Step | None
     purity = inside["excess_purity_unrounded"]
     if purity is None:
         purity = inside["excess_purity"]
+    if where is None:
+        where = as_given(report.folder)
     norms = _norms(report.matrices)
     return Step(
         family=summary.family,
         pair=summary.pair,
-        folder=as_given(report.folder) if where is None else where,
+        folder=where,
         base=summary.base,
         tuned=summary.tuned,
         start=start,
@@ -276,12 +320,25 @@ class _Norms:
     """
 
     stored: float | None
+    """Step.norm."""
+
     unrounded: float | None
+    """Step.norm_unrounded."""
+
     relative_unrounded: float | None
+    """Step.relative_norm_unrounded."""
+
     no_unrounded: str | None
+    """Step.no_unrounded."""
+
     kept: float | None
+    """Step.kept."""
+
     rounded_away: int
+    """Step.rounded_away."""
+
     unexplained: int
+    """Step.unexplained."""
 
 
 def _norms(matrices: pd.DataFrame) -> _Norms:
@@ -311,13 +368,15 @@ def _norms(matrices: pd.DataFrame) -> _Norms:
     else:
         unrounded = relative * math.hypot(*base[base.notna()])
     energies = (stored**2)[kept.notna()]
-    enough = kept.notna().any() and energies.sum() >= KNOWN * (stored**2).sum()
+    kept_of_all = None
+    if kept.notna().any() and energies.sum() >= KNOWN * (stored**2).sum():
+        kept_of_all = _share((kept[kept.notna()] * energies).sum(), energies.sum())
     return _Norms(
         stored=whole,
         unrounded=unrounded,
         relative_unrounded=relative,
         no_unrounded=no_unrounded,
-        kept=_share((kept[kept.notna()] * energies).sum(), energies.sum()) if enough else None,
+        kept=kept_of_all,
         rounded_away=rounded_away,
         unexplained=unexplained,
     )
@@ -344,7 +403,9 @@ def main_component(summary: Summary) -> str | None:
     names = [row.component for row in summary.depth]
     if not names:
         return None
-    return "language" if "language" in names else max(names, key=names.count)
+    if "language" in names:
+        return "language"
+    return max(names, key=names.count)
 
 
 def _groups(summary: Summary) -> list[Group]:
@@ -354,13 +415,13 @@ def _groups(summary: Summary) -> list[Group]:
     main = main_component(summary)
     sums: dict[str, tuple[float, int]] = {}
     for row in summary.modules:
-        name = _group(row.module) if row.component in (main, "language") else row.component
+        name = row.component
+        if row.component in (main, "language"):
+            name = _group(row.module)
         energy, parameters = sums.get(name, (0.0, 0))
         sums[name] = energy + (row.energy or 0.0), parameters + row.parameters
-    whole, every = (
-        math.fsum(energy for energy, _ in sums.values()),
-        sum(size for _, size in sums.values()),
-    )
+    whole = math.fsum(energy for energy, _ in sums.values())
+    every = sum(size for _, size in sums.values())
     if not whole:
         return []
     groups = [Group(name, energy / whole, size / every) for name, (energy, size) in sums.items()]
@@ -372,7 +433,9 @@ def _group(module: str) -> str:
         return "attention"
     if module.startswith(MLP):
         return "MLP"
-    return {"embed": "embedding"}.get(module, module)
+    if module == "embed":
+        return "embedding"
+    return module
 
 
 def _quarters(summary: Summary) -> list[float] | None:
@@ -386,14 +449,10 @@ def _quarters(summary: Summary) -> list[float] | None:
     total = math.fsum(energies)
     if len(energies) < QUARTERS or not total:
         return None
-    place = [QUARTERS * number // len(energies) for number in range(len(energies))]
-    return [
-        math.fsum(
-            energy for energy, number in zip(energies, place, strict=True) if number == quarter
-        )
-        / total
-        for quarter in range(QUARTERS)
-    ]
+    quarters: list[list[float]] = [[] for _ in range(QUARTERS)]
+    for number, energy in enumerate(energies):
+        quarters[QUARTERS * number // len(energies)].append(energy)
+    return [math.fsum(quarter) / total for quarter in quarters]
 
 
 # -------------------------------------------------------------------------------------------- order
@@ -492,7 +551,8 @@ def _nodes(steps: Iterable[Step]) -> list[tuple[int, int]]:
     parent: dict[tuple[str, ...], tuple[str, ...]] = {}
 
     def top(key: tuple[str, ...]) -> tuple[str, ...]:
-        while parent.setdefault(key, key) != key:
+        parent.setdefault(key, key)
+        while parent[key] != key:
             key = parent[key]
         return key
 
@@ -502,12 +562,10 @@ def _nodes(steps: Iterable[Step]) -> list[tuple[int, int]]:
             first, *others = _keys(side)
             for other in others:
                 parent[top(other)] = top(first)
-    numbers: dict[tuple[str, ...], int] = {}
-    nodes = [
-        tuple(numbers.setdefault(top(_keys(side)[0]), len(numbers)) for side in pair)
-        for pair in sides
-    ]
-    return [(first, second) for first, second in nodes]
+    tops = [(top(_keys(base)[0]), top(_keys(tuned)[0])) for base, tuned in sides]
+    distinct = dict.fromkeys(key for pair in tops for key in pair)
+    numbers = {key: number for number, key in enumerate(distinct)}
+    return [(numbers[first], numbers[second]) for first, second in tops]
 
 
 def _names(edges: Mapping[tuple[int, int], Step], stages: Mapping[str, str]) -> dict[int, str]:
@@ -543,11 +601,9 @@ def _gaps(edges: Mapping[tuple[int, int], Step]) -> list[str]:
 
 
 def _version(side: CheckpointSide) -> str:
-    return (
-        f"commit {side['commit'][:7]}"
-        if side["commit"]
-        else f"files {(side['fingerprint'] or 'unknown')[:7]}"
-    )
+    if side["commit"]:
+        return f"commit {side['commit'][:7]}"
+    return f"files {(side['fingerprint'] or 'unknown')[:7]}"
 
 
 def _in_circles(edges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -614,16 +670,16 @@ def _chain(
 ) -> Chain:
     between = list(pairwise(path))
     steps: list[Step] = []
+    before: Step | None = None
     for ends in between:
-        steps.append(_beside(edges[ends], steps[-1] if steps else None))
+        before = _beside(edges[ends], before)
+        steps.append(before)
     whole = [edges[ends] for ends in every if ends not in between and set(ends) <= set(path)]
     return Chain([names[node] for node in path], steps, whole)
 
 
 def _beside(step: Step, before: Step | None) -> Step:
-    """The step with the ratio of its norm to the one before: of unrounded norms where both are
-    known.
-    """
+    """The step with the ratio of its norm to the one before, unrounded where both are known."""
     if before is None:
         return replace(step, no_ratio="the first step", no_joint="the first step")
     if step.chosen != before.chosen:
@@ -648,9 +704,7 @@ def successions(known: Lineage) -> list[tuple[Step, Step]]:
 
 
 def with_joint(known: Lineage, held: Mapping[tuple[str, str], Joint | str]) -> Lineage:
-    """The same with what two deltas say of each other, or why nothing does, by the folders of their
-    reports.
-    """
+    """The same with what two deltas say of each other, or why nothing, by folders of reports."""
     chains = []
     for chain in known.chains:
         steps = chain.steps[:1]

@@ -152,9 +152,7 @@ def compared(report: Report, label: str, more: Sequence[str] = ()) -> ComparedRe
 def relations(
     reports: Sequence[ComparedReport], pairs: Sequence[tuple[int, int]]
 ) -> dict[tuple[int, int], tuple[Relation, str | None]]:
-    """How every two reports are related, and how that is known; of different bases, what tells them
-    apart.
-    """
+    """How every two reports are related, and how that is known, or what tells their bases apart."""
     related = {(i, j): relate(reports[i], reports[j]) for i, j in pairs}
     # base..sft and dpo..instruct belong together if sft..dpo is among the reports
     lineage = list(range(len(reports)))
@@ -175,11 +173,9 @@ def relate(first: ComparedReport, second: ComparedReport) -> tuple[Relation, str
     """
     base = _same(first, "base", second=second, other="base")
     if base:
-        return (
-            ("the same pair", base)
-            if _same(first, "tuned", second=second, other="tuned")
-            else ("one base", base)
-        )
+        if _same(first, "tuned", second=second, other="tuned"):
+            return "the same pair", base
+        return "one base", base
     step = _same(first, "tuned", second=second, other="base") or _same(
         first, "base", second=second, other="tuned"
     )
@@ -188,7 +184,9 @@ def relate(first: ComparedReport, second: ComparedReport) -> tuple[Relation, str
     apart = _spectra_apart(first, "base", second=second, other="base")
     if apart is None:
         tuned = _spectra_apart(first, "tuned", second=second, other="tuned")
-        return "the same pair" if tuned is None else "one base", "spectra"
+        if tuned is None:
+            return "the same pair", "spectra"
+        return "one base", "spectra"
     if None in (
         _spectra_apart(first, "tuned", second=second, other="base"),
         _spectra_apart(first, "base", second=second, other="tuned"),
@@ -198,19 +196,19 @@ def relate(first: ComparedReport, second: ComparedReport) -> tuple[Relation, str
 
 
 def _same(first: ComparedReport, side: Side, second: ComparedReport, other: Side) -> str | None:
-    """How a checkpoint of one report and one of another are known to be the same; None when they
-    are not.
-    """
+    """How a checkpoint of one report is known to be one of another; None when it is not."""
     left, right = _checkpoint(first, side), _checkpoint(second, other)
-    known = left.commit is not None and re.fullmatch("[0-9a-f]{40}", left.commit) is not None
-    if (
-        known and left.commit == right.commit and left.repo == right.repo
-    ):  # a commit may hold several checkpoints
+    # a commit may hold several checkpoints
+    if _is_hash(left.commit, 40) and left.commit == right.commit and left.repo == right.repo:
         return "commit"
-    known = (
-        left.fingerprint is not None and re.fullmatch("[0-9a-f]{64}", left.fingerprint) is not None
-    )
-    return "content" if known and left.fingerprint == right.fingerprint else None
+    if _is_hash(left.fingerprint, 64) and left.fingerprint == right.fingerprint:
+        return "content"
+    return None
+
+
+def _is_hash(text: str | None, digits: int) -> bool:
+    """Is it a hexadecimal number of so many digits?"""
+    return text is not None and re.fullmatch(f"[0-9a-f]{{{digits}}}", text) is not None
 
 
 def _checkpoint(report: ComparedReport, side: Side) -> CheckpointIdentity:
@@ -301,9 +299,7 @@ def unmatched(
 def _alone(
     report: ComparedReport, other: ComparedReport, matched: pd.DataFrame, which: str
 ) -> Iterator[tuple[str, str]]:
-    """The tensors of the deltas of a report that have no partner in the other, each with the
-    reason.
-    """
+    """The tensors of a report's deltas that have no partner in the other, each with the reason."""
     deltas = report.subject("delta")
     taken = pd.MultiIndex.from_arrays(
         [matched[f"tensor_{which}"], *(matched[name] for name in PLACE)]

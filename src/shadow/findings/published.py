@@ -49,12 +49,8 @@ ORIGINS = {
     "meta-llama/Llama-3.1-70B-Instruct": "meta-llama/Llama-3.1-70B",
     "Qwen/Qwen2.5-Math-1.5B": "Qwen/Qwen2.5-1.5B",
 }
-UNKNOWN = (
-    "quantized",
-    "unknown_dtype",
-    "nonfinite",
-    "unreadable",
-)  # reasons: their norm is not known
+# reasons: their norm is not known
+UNKNOWN = ("quantized", "unknown_dtype", "nonfinite", "unreadable")
 DEFINITIONS = {
     "mean_relative_norm": (
         "mean of norm(tuned - base) / norm(base) over the tensors that both sides have under one "
@@ -74,26 +70,38 @@ DEFINITIONS = {
 
 @dataclass(frozen=True)
 class Released:
-    """A pair of the table. modules: tensors that its means are over; with_spectrum: those of two
-    dimensions.
-    """
+    """A pair of the table. Figures are those of DEFINITIONS, None where they were not published."""
 
     base: str
+    """The repository of the base, as `org/name`."""
+
     tuned: str
+    """The repository of the tuned model."""
+
     mean_relative_norm: float | None
+    """Over the tensors of one name and shape, above 0."""
+
     mean_cosine: float | None
+    """Over the same tensors, -1 to 1."""
+
     mean_top20_energy: float | None
+    """Over those with two dimensions that changed, 0 to 1."""
+
     oq_ratio: float
+    """The mean relative norm of attn.o over that of attn.q, above 0."""
+
     modules: int | None
+    """How many tensors the means are over."""
+
     with_spectrum: int | None
+    """How many of them have two dimensions."""
 
 
 @lru_cache
 def released() -> tuple[Released, ...]:
     """The shipped table, in its order."""
-    with (registry_folder() / "reference" / "published.csv").open(
-        encoding="utf-8", newline=""
-    ) as file:
+    path = registry_folder() / "reference" / "published.csv"
+    with path.open(encoding="utf-8", newline="") as file:
         return tuple(
             Released(
                 base=row["base"],
@@ -137,10 +145,10 @@ def family_of(repo: str, table: Iterable[Released]) -> str:
 def published_figures(
     tensors: pd.DataFrame, deltas: pd.DataFrame, metadata: ReportMetadata, unrelated: bool
 ) -> PublishedFigures:
-    """What the published figures say of a report; metadata is what Identity has, unrelated: its
-    lineage gate failed.
+    """What the published figures say of a report.
 
-    tensors and deltas are the rows of tensors.parquet, and those of deltas in matrices.parquet.
+    tensors: the rows of tensors.parquet. deltas: those of deltas in matrices.parquet.
+    metadata: what Identity has. unrelated: whether the report's lineage gate failed.
     """
     table = released()
     base, tuned = metadata["base"]["repo"], metadata["tuned"]["repo"]
@@ -158,8 +166,11 @@ def published_figures(
         if no_top20 is None:
             near = [pair for pair in others if _is_near(pair, norm)]
             top20 = place("mean_top20_energy", _mean(deltas["top20_energy"]), near)
-            no_top20 = None if top20 else "no other family has a pair of about its size"
-    pair = None if published is None else _agreement(published, tensors, deltas=deltas, fault=fault)
+            if top20 is None:
+                no_top20 = "no other family has a pair of about its size"
+    pair = None
+    if published is not None:
+        pair = _agreement(published, tensors, deltas=deltas, fault=fault)
     return PublishedFigures(
         source=SOURCE,
         pair=pair,
@@ -172,40 +183,40 @@ def published_figures(
 
 
 def find(table: Iterable[Released], base: str, tuned: str) -> Released | None:
-    """The published pair of two repositories, whatever the case of their names; None where there is
-    none.
-    """
+    """The published pair of two repositories, their names in any case; None where there is none."""
     names = base.lower(), tuned.lower()
     return next((pair for pair in table if (pair.base.lower(), pair.tuned.lower()) == names), None)
 
 
 def _not_whole(tensors: pd.DataFrame, metadata: ReportMetadata) -> str | None:
-    """Why means over the tensors of a report are not those over the tensors of the pair; None where
-    they are.
-    """
+    """Why means over a report's tensors are not those of the whole pair; None where they are."""
     chosen = metadata["settings"].get("chosen") or {}
     if any(chosen.get(name) for name in ("components", "layers", "modules")):
         return "only a part of the pair was audited"
     missing = tensors["reason"].isin(list(UNKNOWN)) & (tensors["status"] == "skipped")
-    return f"{int(missing.sum())} tensors could not be measured" if missing.any() else None
+    if not missing.any():
+        return None
+    return f"{int(missing.sum())} tensors could not be measured"
 
 
 def _no_pair(metadata: ReportMetadata, unrelated: bool) -> str | None:
     if metadata["settings"].get("relation") == "sibling":
         return "neither side was trained from the other"
-    return "the two sides are not of one lineage" if unrelated else None
+    if unrelated:
+        return "the two sides are not of one lineage"
+    return None
 
 
 def _no_norm(paired: pd.DataFrame) -> str | None:
     if paired.empty:
         return f"no tensor of {SMALLEST:,} entries or more has a partner"
-    return None if (paired["relative_norm"] > 0).any() else "nothing changed"
+    if not (paired["relative_norm"] > 0).any():
+        return "nothing changed"
+    return None
 
 
 def _paired(tensors: pd.DataFrame) -> pd.DataFrame:
-    """The base's tensors that were compared whole and are large enough, whatever the name of their
-    partner.
-    """
+    """The base's large tensors that were compared whole, whatever their partner is called."""
     base = tensors[(tensors["side"] == "base") & tensors["relative_norm"].notna()]
     sizes = base["shape"].map(_entries)
     return base[(sizes >= SMALLEST) & (base["compared"] == sizes)]
@@ -232,8 +243,14 @@ def _of_one_name(tensors: pd.DataFrame) -> pd.DataFrame:
 
 def mean_relative_norm(tensors: pd.DataFrame) -> float | None:
     """The mean over tensors; null where one has none, as of a base that is 0."""
-    norms = tensors["relative_norm"]
-    return _mean(norms) if len(norms) and norms.notna().all() else None
+    return _mean_of_all(tensors["relative_norm"])
+
+
+def _mean_of_all(values: pd.Series) -> float | None:
+    """The mean; None where a value is missing, or where there is none."""
+    if values.empty or values.isna().any():
+        return None
+    return _mean(values)
 
 
 def _mean(values: pd.Series) -> float:
@@ -248,12 +265,14 @@ def oq_ratio(tensors: pd.DataFrame) -> float | None:
     """
     weights = tensors[(tensors["component"] == "language") & tensors["layer"].notna()]
     weights = weights[weights["shape"].map(len) > 1]
-    norms = {
-        name: mean_relative_norm(weights[weights["module"] == f"attn.{name}"])
-        for name in ("o", "q", "qkv")
-    }
-    below = norms["q"] if norms["q"] is not None else norms["qkv"]
-    return norms["o"] / below if norms["o"] is not None and below else None
+    above, query, fused = (
+        mean_relative_norm(weights[weights["module"] == module])
+        for module in ("attn.o", "attn.q", "attn.qkv")
+    )
+    below = query if query is not None else fused
+    if above is None or not below:
+        return None
+    return above / below
 
 
 def mean_cosine(tensors: pd.DataFrame, deltas: pd.DataFrame) -> tuple[float, float] | None:
@@ -274,11 +293,16 @@ def mean_cosine(tensors: pd.DataFrame, deltas: pd.DataFrame) -> tuple[float, flo
             cosine = cosines.get(name, math.nan)
             least.append(cosine)
             most.append(cosine)
+            continue
+        most.append(1.0)
+        if norm < 1:
+            least.append(math.sqrt(1 - norm * norm))
         else:
-            least.append(math.sqrt(1 - norm * norm) if norm < 1 else -1.0)
-            most.append(1.0)
+            least.append(-1.0)
     bounds = fmean(least), fmean(most)
-    return None if math.isnan(bounds[0]) else bounds
+    if math.isnan(bounds[0]):
+        return None
+    return bounds
 
 
 def _no_top20(deltas: pd.DataFrame) -> str | None:
@@ -292,12 +316,9 @@ def _no_top20(deltas: pd.DataFrame) -> str | None:
     inside = deltas[deltas["layer"].notna()]
     if inside.empty:
         return "no matrix inside a layer changed"
-    short = inside[["rows", "cols"]].min(axis=1).median()
-    return (
-        None
-        if short >= NARROWEST
-        else f"its matrices are smaller than the {NARROWEST} of the smallest model there"
-    )
+    if inside[["rows", "cols"]].min(axis=1).median() < NARROWEST:
+        return f"its matrices are smaller than the {NARROWEST} of the smallest model there"
+    return None
 
 
 def _has_parts(deltas: pd.DataFrame) -> bool:
@@ -306,16 +327,14 @@ def _has_parts(deltas: pd.DataFrame) -> bool:
 
 
 def _is_near(pair: Released, norm: float) -> bool:
-    return (
-        pair.mean_relative_norm is not None
-        and norm / WITHIN <= pair.mean_relative_norm <= norm * WITHIN
-    )
+    """Is the published mean relative norm of a pair about as large?"""
+    if pair.mean_relative_norm is None:
+        return False
+    return norm / WITHIN <= pair.mean_relative_norm <= norm * WITHIN
 
 
 def place(figure: str, value: float, others: Iterable[Released]) -> PublishedPlace | None:
-    """The rank of a value among families, each with the median of its pairs; None where there is no
-    other family.
-    """
+    """The rank of a value among families, each with its pairs' median; None where there is none."""
     table = released()
     families: dict[str, list[float]] = {}
     for pair in others:
@@ -347,28 +366,28 @@ def _agreement(
     )
     if spectra is None and _has_parts(changed):
         spectra = "stored there as one, measured here apart: fused projections or stacked experts"
-    checks = [_check("mean_relative_norm", published, fault=whole, ours=mean_relative_norm(named))]
-    cosines = None if whole else mean_cosine(named, changed)
-    slack = (cosines[1] - cosines[0]) / 2 if cosines else 0.0
-    unsure = (
-        "the cosines of vectors, which a report does not have, could move it by more than the"
-        " tolerance"
-    )
-    middle = sum(cosines) / 2 if cosines else None
-    no_cosine = spectra or (unsure if slack > TOLERANCE else None)
-    checks.append(
+    middle, slack, no_cosine = None, 0.0, spectra
+    if whole is None and (cosines := mean_cosine(named, changed)) is not None:
+        middle = sum(cosines) / 2
+        slack = (cosines[1] - cosines[0]) / 2
+    if no_cosine is None and slack > TOLERANCE:
+        no_cosine = (
+            "the cosines of vectors, which a report does not have, could move it by more than the"
+            " tolerance"
+        )
+    top20 = _mean_of_all(changed["top20_energy"])
+    checks = [
+        _check("mean_relative_norm", published, fault=whole, ours=mean_relative_norm(named)),
         _check(
             "mean_cosine",
             published,
             fault=no_cosine,
             ours=middle,
             tolerance=TOLERANCE + LAST_DIGIT + slack,
-        )
-    )
-    energies = changed["top20_energy"]
-    top20 = _mean(energies) if len(energies) and energies.notna().all() else None
-    checks.append(_check("mean_top20_energy", published, fault=spectra, ours=top20))
-    checks.append(_check("oq_ratio", published, fault=fault, ours=oq_ratio(named)))
+        ),
+        _check("mean_top20_energy", published, fault=spectra, ours=top20),
+        _check("oq_ratio", published, fault=fault, ours=oq_ratio(named)),
+    ]
     known = [check for check in checks if check is not None]
     compared = [check.agrees for check in known if check.agrees is not None]
     return PublishedPair(
@@ -380,7 +399,10 @@ def _agreement(
 
 
 def _other_count(ours: int, theirs: int | None, what: str) -> str | None:
-    return None if theirs is None or ours == theirs else f"{theirs} {what} there, {ours} here"
+    """Why two counts are not of the same tensors; None where they may be."""
+    if theirs is None or ours == theirs:
+        return None
+    return f"{theirs} {what} there, {ours} here"
 
 
 def _check(
@@ -394,15 +416,19 @@ def _check(
     theirs = getattr(published, figure)
     if theirs is None:
         return None
-    if fault is None and ours is None:
-        fault = "the report does not have it"
     if tolerance is None:
         tolerance = TOLERANCE * theirs + LAST_DIGIT
-    agrees = None if fault or ours is None else abs(ours - theirs) <= tolerance
+    if fault is None and ours is None:
+        fault = "the report does not have it"
+    if fault is not None:
+        ours = None
+    agrees = None
+    if ours is not None:
+        agrees = abs(ours - theirs) <= tolerance
     return PublishedCheck(
         figure=figure,
         published=theirs,
-        ours=None if fault else ours,
+        ours=ours,
         tolerance=tolerance,
         agrees=agrees,
         reason=fault,
@@ -429,9 +455,10 @@ def context_sentence(
         return None
     size = figures_of_others.size
     families = counted(size.families, "other published family", "other published families")
+    have = "has" if size.below == 1 else "have"
     text = (
         f"The mean relative norm of a tensor is {percent(size.value)}; in {families} it is"
-        f" {_range(size)}, and {size.below} {'has' if size.below == 1 else 'have'} less."
+        f" {_range(size)}, and {size.below} {have} less."
     )
     figures = _numbers("published.size", size)
     if figures_of_others.top20 is not None:
@@ -448,17 +475,20 @@ def context_sentence(
 def _range(place: PublishedPlace) -> str:
     """`9.4 % to 22 %`; one value where the ends are written alike."""
     least, most = percent(place.least), percent(place.most)
-    return least if least == most else f"{least} to {most}"
+    if least == most:
+        return least
+    return f"{least} to {most}"
 
 
 def _beside(place: PublishedPlace) -> str:
     """How a value lies among those of families, before their number: `more than in any of`, `more
     than in 5 of`.
     """
+    among = "the" if place.families == 1 else "any of"
     if place.value < place.least:
-        return "less than in the" if place.families == 1 else "less than in any of"
+        return f"less than in {among}"
     if place.below == place.families:
-        return "more than in the" if place.families == 1 else "more than in any of"
+        return f"more than in {among}"
     return f"more than in {place.below} of"
 
 
@@ -480,7 +510,9 @@ def _of_pair(pair: PublishedPair) -> tuple[str, dict[str, float | int]]:
             place = f"published.pair.checks.{check.figure}"
             figures |= {f"{place}.ours": check.ours, f"{place}.published": check.published}
     differing = [WORDS[check.figure] for check in pair.checks if check.agrees is False]
-    verdict = f"they differ in {' and '.join(differing)}" if differing else "they agree"
+    verdict = "they agree"
+    if differing:
+        verdict = f"they differ in {' and '.join(differing)}"
     text = (
         f"Others published figures of this pair, at a commit that they do not name, and {verdict}:"
         f" {'; '.join(parts)}."

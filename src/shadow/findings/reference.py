@@ -43,9 +43,7 @@ Word = Literal["concentrated", "distributed", "mixed", "not assessable"]
 
 @dataclass(frozen=True)
 class Bound:
-    """The bounds of a figure. Where the two kinds of training do not overlap, both are halfway
-    between them.
-    """
+    """The bounds of a figure. Where the two kinds do not overlap, both are halfway between them."""
 
     concentrated: float
     """More concentrated than this it is so beyond every broad training of the reference."""
@@ -81,8 +79,9 @@ class Trainings:
 
 @dataclass(frozen=True)
 class Rate:
-    """How often the label or a verdict errs. Cases of one base are not independent, so bases are
-    counted too.
+    """How often the label or a verdict errs.
+
+    Cases of one base are not independent, so bases are counted too.
     """
 
     what: str
@@ -307,16 +306,32 @@ def bases_of(short_side: int, optimizer: str | None, data: str | None = None) ->
 
     data: narrow or broad; None for both.
     """
+    near = _runs_of(short_side, optimizer, runs())
+    return len({run.base for run in near if data is None or run.data == data})
+
+
+def _runs_of(
+    short_side: int, optimizer: str | None, table: Sequence[ReferenceRun]
+) -> list[ReferenceRun]:
+    """The narrow and broad trainings of a size and optimiser (None: any of OPTIMIZERS)."""
     optimizers = (optimizer,) if optimizer else OPTIMIZERS
-    kinds = (data,) if data else ("narrow", "broad")
-    near = (run for run in runs() if run.short_side == short_side and run.optimizer in optimizers)
-    return len({run.base for run in near if run.data in kinds})
+    return [
+        run
+        for run in table
+        if run.short_side == short_side
+        and run.optimizer in optimizers
+        and run.data in ("narrow", "broad")
+    ]
 
 
 def points(name: str, value: float, bound: Bound) -> int:
     """+1 beyond every broad training, -1 beyond every narrow one, else 0."""
     way = AXES[name]
-    return int(way * value > way * bound.concentrated) - int(way * value < way * bound.distributed)
+    if way * value > way * bound.concentrated:
+        return 1
+    if way * value < way * bound.distributed:
+        return -1
+    return 0
 
 
 def word(figures: Mapping[str, float | None], trainings: Trainings) -> tuple[Word, str]:
@@ -328,7 +343,7 @@ def word(figures: Mapping[str, float | None], trainings: Trainings) -> tuple[Wor
     low, high = trainings.norms
     if norm is None or not low <= norm <= high:
         return "not assessable", _outside(norm, trainings)
-    whose = f"with {trainings.optimizer}" if trainings.optimizer else "with any optimiser"
+    whose = f"with {trainings.optimizer or 'any optimiser'}"
     against = f"trainings of the reference ({whose}, {trainings.short_side} wide)"
     bound = trainings.bounds["concentration"]
     first = points("concentration", value, bound)
@@ -399,14 +414,7 @@ def _resting(bases: int) -> str:
 
 def position(concentration: float, trainings: Trainings, table: Sequence[ReferenceRun]) -> Position:
     """Where a concentration lies among the trainings of a table like `runs()`."""
-    optimizers = (trainings.optimizer,) if trainings.optimizer else OPTIMIZERS
-    near = [
-        run
-        for run in table
-        if run.short_side == trainings.short_side
-        and run.data in ("narrow", "broad")
-        and run.optimizer in optimizers
-    ]
+    near = _runs_of(trainings.short_side, trainings.optimizer, table)
 
     def share_below(data: str, count: int) -> float:
         below = sum(run.concentration < concentration for run in near if run.data == data)

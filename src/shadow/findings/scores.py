@@ -23,7 +23,7 @@ from typing import Any
 from shadow.errors import ShadowError
 from shadow.files import read_start
 from shadow.storage import as_given
-from shadow.text import nearest, several
+from shadow.text import counted, nearest, several
 
 COLUMNS = {  # of a CSV: what each says; the first three are needed
     "model": (
@@ -64,17 +64,10 @@ LOWER = (
     "ter",
     "ppl",
 )
-NO_METRICS = (
-    "name",
-    "alias",
-    "sample_len",
-    "sample_count",
-    "samples",
-)  # other keys beside a task's metrics
-CONDITIONS = {
-    "n-shot": "n-shot",
-    "versions": "version",
-}  # keys by task, and what they are called here
+# other keys beside a task's metrics
+NO_METRICS = ("name", "alias", "sample_len", "sample_count", "samples")
+# keys by task, and what they are called here
+CONDITIONS = {"n-shot": "n-shot", "versions": "version"}
 
 QUESTIONS = "questions"  # how many were asked; `10 of 100` of a part
 
@@ -88,47 +81,72 @@ NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,4})?", re.ASCII)
 
 @dataclass(frozen=True)
 class Score:
-    """One score as a file states it.
-
-    model is the name in the file, with @revision where one is given; commit the 40-hex commit that
-    the harness noted. metric is None where the file names none; a filter of the harness other than
-    `none` follows after a comma. unit is what a CSV states, HARNESS for the harness, else None.
-    higher_is_better is None where nobody says. parent is the group of the harness that has a score
-    of its own over this one. conditions are pairs of a thing and its value, such as (n-shot, 5).
-    line is that of a CSV.
-    """
+    """One score as a file states it."""
 
     model: str
+    """The name in the file, with @revision where one is given."""
+
     benchmark: str
+    """The name of the benchmark, of MAX_TEXT characters at most."""
+
     metric: str | None
+    """None where the file names none; a filter of the harness other than `none` follows after a
+    comma.
+    """
+
     score: float
+    """In the unit of the file, -LARGEST to LARGEST."""
+
     stderr: float | None
+    """The standard error in the same unit, 0 or more; None where the file has none."""
+
     group: str | None
+    """The group of benchmarks that a CSV puts it in; None for none."""
+
     unit: str | None
+    """What a CSV states, HARNESS for the harness, otherwise None."""
+
     higher_is_better: bool | None
+    """Which way is better; None where nobody says."""
+
     file: str
+    """Where it stands: the path of the file, as it was given."""
+
     line: int | None = None
+    """Its line in a CSV, from 1; None for the harness."""
+
     commit: str | None = None
+    """The commit that the harness noted, 40 hexadecimal digits."""
+
     parent: str | None = None
+    """The group of the harness that has a score of its own over this one."""
+
     conditions: tuple[tuple[str, str], ...] = ()
+    """What else decides a score, by name, such as (n-shot, 5)."""
 
     @property
     def where(self) -> str:
-        return self.file if self.line is None else f"{self.file}:{self.line}"
+        """`scores.csv:3`, or the file alone where it has no lines."""
+        if self.line is None:
+            return self.file
+        return f"{self.file}:{self.line}"
 
 
 @dataclass(frozen=True)
 class ScoreFiles:
-    """All that was read. files: (name, sha256) of each; groups: benchmark -> group, of files that
-    have no scores.
-
-    notes say what was left out, and why.
-    """
+    """All that was read."""
 
     files: tuple[tuple[str, str], ...] = ()
+    """(name, sha256) of each file."""
+
     rows: tuple[Score, ...] = ()
+    """The scores, MAX_SCORES at most, in the order of the files."""
+
     groups: Mapping[str, str] = field(default_factory=dict)
+    """Benchmark -> group, of files that have no scores."""
+
     notes: tuple[str, ...] = ()
+    """What was left out, and why."""
 
     @cached_property
     def models(self) -> tuple[tuple[str, str | None], ...]:
@@ -151,23 +169,18 @@ def read_scores(paths: Iterable[Path]) -> ScoreFiles:
     notes: list[str] = []
     for path, in_folder in _files(paths):
         raw = _bytes(path)
-        files.append((as_given(path), hashlib.sha256(raw).hexdigest()))
         if path.suffix.lower() == ".csv":
             scores, grouped = _read_csv(as_given(path), _text(path, raw))
             for benchmark, group in grouped.items():
-                if groups.setdefault(benchmark, group) != group:
-                    message = (
-                        f"{path}: {_short(benchmark)} is in the groups {_short(groups[benchmark])}"
-                    )
-                    raise ShadowError(f"{message} and {_short(group)}", "put it in one")
+                _put_in_group(groups, benchmark, group=group, where=str(path))
         else:
             data = _json(path, raw)
             if in_folder and not (isinstance(data, dict) and "results" in data):
                 notes.append(f"{path} is no result of {HARNESS}: not read")
-                files.pop()
                 continue
             scores, more_notes = _read_harness(as_given(path), data)
             notes += more_notes
+        files.append((as_given(path), hashlib.sha256(raw).hexdigest()))
         rows += scores
         if len(rows) > MAX_SCORES:
             raise ShadowError(
@@ -182,22 +195,11 @@ def read_scores(paths: Iterable[Path]) -> ScoreFiles:
 def _files(paths: Iterable[Path]) -> Iterator[tuple[Path, bool]]:
     """(file, was it found in a folder), folders in the order of names, without hidden files."""
     for path in paths:
-        try:
-            folder = path.is_dir()
-            files = (
-                sorted(file for file in path.rglob("*") if file.suffix.lower() in (".csv", ".json"))
-                if folder
-                else []
-            )
-            files = [file for file in files if file.is_file() and not _hidden(file, path)]
-        except (
-            OSError,
-            ValueError,
-        ) as error:  # a name that is too long, one with a NUL, a folder that may not be read
-            raise ShadowError(
-                f"{str(path)[:80]}: {getattr(error, 'strerror', None) or error}"
-            ) from error
-        if folder and not files:
+        files = _in_folder(path)
+        if files is None:
+            yield path, False
+            continue
+        if not files:
             raise ShadowError(
                 f"{path}: no *.csv and no *.json in it",
                 "name the files, or the folder that holds them",
@@ -207,12 +209,28 @@ def _files(paths: Iterable[Path]) -> Iterator[tuple[Path, bool]]:
                 f"{path}: more than {MAX_FILES:,} files", "name a folder of scores alone"
             )
         yield from ((file, True) for file in files)
-        if not folder:
-            yield path, False
 
 
-def _hidden(path: Path, top: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(top).parts)
+def _in_folder(path: Path) -> list[Path] | None:
+    """The files of a folder that may hold scores, in the order of names; None for a file.
+
+    Raises ShadowError for a folder that may not be read, and for what is no path.
+    """
+    try:
+        if not path.is_dir():
+            return None
+        return sorted(file for file in path.rglob("*") if _is_scores(file, path))
+    except (OSError, ValueError) as error:  # also a name that is too long, or one with a NUL
+        raise ShadowError(
+            f"{str(path)[:80]}: {getattr(error, 'strerror', None) or error}"
+        ) from error
+
+
+def _is_scores(path: Path, top: Path) -> bool:
+    """Is it a file that may hold scores, and neither hidden nor in a hidden folder below top?"""
+    if path.suffix.lower() not in (".csv", ".json") or not path.is_file():
+        return False
+    return not any(part.startswith(".") for part in path.relative_to(top).parts)
 
 
 def _bytes(path: Path) -> bytes:
@@ -249,7 +267,9 @@ def _text(path: Path, raw: bytes) -> str:
 def _short(text: object) -> str:
     """What a file says, for a message: one line, never long."""
     said = repr(text)
-    return said if len(said) <= 80 else f"{said[:76]}...{said[-1]}"
+    if len(said) <= 80:
+        return said
+    return f"{said[:76]}...{said[-1]}"
 
 
 def _name(text: str, what: str, where: str) -> str:
@@ -262,12 +282,22 @@ def _name(text: str, what: str, where: str) -> str:
     return name
 
 
+def _put_in_group(groups: dict[str, str], benchmark: str, group: str, where: str) -> None:
+    """Adds a benchmark and its group. Raises ShadowError where it is in another already."""
+    known = groups.setdefault(benchmark, group)
+    if known != group:
+        raise ShadowError(
+            f"{where}: {_short(benchmark)} is in the groups {_short(known)} and {_short(group)}",
+            "put it in one",
+        )
+
+
 # CSV
 
 
 def _read_csv(file: str, text: str) -> tuple[list[Score], dict[str, str]]:
     """The scores of a CSV, or of one with the columns benchmark and group alone: the groups."""
-    heading = text[: text.find("\n")] if "\n" in text else text
+    heading = text.partition("\n")[0]
     delimiter = max(",;\t", key=heading.count)
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows: list[Score] = []
@@ -279,20 +309,14 @@ def _read_csv(file: str, text: str) -> tuple[list[Score], dict[str, str]]:
             if not any(cell.strip() for cell in cells):
                 continue
             if len(cells) != len(header):
-                counts = (
-                    f"{len(cells)} cell{'s' if len(cells) != 1 else ''}, the header {len(header)}"
-                )
+                counts = f"{counted(len(cells), 'cell', 'cells')}, the header {len(header)}"
                 raise ShadowError(f"{where}: {counts}", "put text that has a comma in quotes")
             row = dict(zip(header, cells, strict=True))
             if "score" in header:
                 rows.append(_csv_score(file, lines.line_num, row))
             else:
                 benchmark, group = (_name(row[key], key, where) for key in ("benchmark", "group"))
-                if groups.setdefault(benchmark, group) != group:
-                    message = (
-                        f"{where}: {_short(benchmark)} is in the groups {_short(groups[benchmark])}"
-                    )
-                    raise ShadowError(f"{message} and {_short(group)}", "put it in one")
+                _put_in_group(groups, benchmark, group=group, where=where)
             if len(rows) + len(groups) > MAX_SCORES:
                 raise ShadowError(
                     f"{file}: more than {MAX_SCORES:,} scores",
@@ -326,13 +350,15 @@ def _header(file: str, cells: Sequence[str]) -> list[str]:
 
 def _csv_score(file: str, line: int, row: Mapping[str, str]) -> Score:
     where = f"{file}:{line}"
-    stderr = row.get("stderr", "").strip()
+    stderr = None
+    if text := row.get("stderr", "").strip():
+        stderr = _number(text, "stderr", where)
     return Score(
         model=_name(row["model"], "model", where),
         benchmark=_name(row["benchmark"], "benchmark", where),
         metric=_optional(row, "metric", where),
         score=_number(row["score"], "score", where),
-        stderr=_number(stderr, "stderr", where) if stderr else None,
+        stderr=stderr,
         group=_optional(row, "group", where),
         unit=(_optional(row, "unit", where) or "").lower() or None,
         higher_is_better=_flag(row.get("higher_is_better", ""), where),
@@ -343,7 +369,9 @@ def _csv_score(file: str, line: int, row: Mapping[str, str]) -> Score:
 
 def _optional(row: Mapping[str, str], key: str, where: str) -> str | None:
     text = row.get(key, "")
-    return _name(text, key, where) if text.strip() else None
+    if not text.strip():
+        return None
+    return _name(text, key, where)
 
 
 def _number(text: str, what: str, where: str) -> float:
@@ -400,9 +428,7 @@ def _json(path: Path, raw: bytes) -> Any:
 
 
 def _read_harness(file: str, data: Any) -> tuple[list[Score], list[str]]:
-    """The scores of every task and metric of a result of lm-evaluation-harness, and what was left
-    out.
-    """
+    """The scores of a result of lm-evaluation-harness by task and metric, and what was left out."""
     if not isinstance(data, dict) or not isinstance(data.get("results"), dict):
         message = f"{file}: no `results`, so no result of {HARNESS}"
         raise ShadowError(message, "name a results_*.json, or write a CSV")
@@ -424,13 +450,15 @@ def _read_harness(file: str, data: Any) -> tuple[list[Score], list[str]]:
                     f"{file}: {key[:80]} of {name[:80]} is {_short(result[key])}: left out"
                 )
                 continue
+            if error is not None and error < 0:
+                error = None
             rows.append(
                 Score(
                     model=model,
                     benchmark=name,
                     metric=_name(metric, "metric", file),
                     score=value,
-                    stderr=error if error is not None and error >= 0 else None,
+                    stderr=error,
                     group=None,
                     unit=HARNESS,
                     higher_is_better=_direction(metric, directions),
@@ -446,6 +474,7 @@ def _read_harness(file: str, data: Any) -> tuple[list[Score], list[str]]:
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
+    """The mapping that a file should have there; empty where it has something else."""
     return value if isinstance(value, dict) else {}
 
 
@@ -464,39 +493,38 @@ def _metrics(result: Any) -> Iterator[tuple[str, str, str]]:
     with_filter = any("," in key for key in result)
     for key, value in result.items():
         metric, comma, chosen = key.partition(",")
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if (
-            not is_number
-            or metric.endswith("_stderr")
-            or metric in NO_METRICS
-            or not metric.strip()
-        ):
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            continue
+        if metric.endswith("_stderr") or metric in NO_METRICS or not metric.strip():
             continue
         if with_filter and not comma:
             continue
-        yield (
-            metric if chosen in ("", "none") else f"{metric},{chosen}",
-            key,
-            f"{metric}_stderr{comma}{chosen}",
-        )
+        name = metric
+        if chosen not in ("", "none"):
+            name = f"{metric},{chosen}"
+        yield name, key, f"{metric}_stderr{comma}{chosen}"
 
 
 def _direction(metric: str, said: Mapping[str, Any]) -> bool | None:
+    """Is more of a metric better? None where nobody says. said: by metric, in a file."""
     name = metric.partition(",")[0]
     if name in said:
-        return (
-            said[name] if isinstance(said[name], bool) else None
-        )  # null: the tasks of a group do not agree
+        # null: the tasks of a group do not agree
+        return said[name] if isinstance(said[name], bool) else None
     if name in LOWER:
         return False
-    return True if name in PREFERRED else None
+    if name in PREFERRED:
+        return True
+    return None
 
 
 def _parents(subtasks: Mapping[str, Any], scored: set[str]) -> dict[str, str]:
     """Task -> the group above it that has a score of its own, the topmost one."""
     above: dict[str, list[str]] = {}
     for group, children in subtasks.items():
-        for child in children if isinstance(children, list) else ():
+        if not isinstance(children, list):
+            continue
+        for child in children:
             if isinstance(child, str) and child != group:
                 above.setdefault(child, []).append(group)
     parents = {}
@@ -522,19 +550,13 @@ def _conditions(data: Mapping[str, Any], task: str) -> tuple[tuple[str, str], ..
     counts = _mapping(_mapping(data.get("n-samples")).get(task))
     effective, original = counts.get("effective"), counts.get("original")
     if isinstance(effective, int) and isinstance(original, int):
-        conditions.append(
-            (
-                QUESTIONS,
-                (str(effective) if effective == original else f"{effective} of {original}")[:40],
-            )
-        )
+        asked = str(effective)
+        if effective != original:
+            asked = f"{effective} of {original}"
+        conditions.append((QUESTIONS, asked[:40]))
     if "chat_template" in data or "chat_template_sha" in data:
-        conditions.append(
-            (
-                "chat template",
-                "yes" if data.get("chat_template") or data.get("chat_template_sha") else "no",
-            )
-        )
+        has_template = data.get("chat_template") or data.get("chat_template_sha")
+        conditions.append(("chat template", "yes" if has_template else "no"))
     return tuple(conditions)
 
 
@@ -544,11 +566,12 @@ def _harness_model(file: str, data: Mapping[str, Any]) -> tuple[str, str | None]
     """
     config = _mapping(data.get("config"))
     arguments = _arguments(config.get("model_args"))
-    key = next(
-        (key for key in ("peft", "delta", "pretrained", "model", "path") if arguments.get(key)),
-        None,
-    )
-    name = arguments[key] if key else data.get("model_name")
+    name, sha = data.get("model_name"), config.get("model_sha")
+    for key in ("peft", "delta", "pretrained", "model", "path"):
+        if arguments.get(key):
+            name = arguments[key]
+            sha = config.get({"peft": "peft_sha", "delta": "delta_sha"}.get(key, "model_sha"))
+            break
     if not isinstance(name, str) or not name.strip():
         message = f"{file}: it names no model, neither in config.model_args nor in model_name"
         raise ShadowError(message, "write a CSV with the column model")
@@ -558,8 +581,9 @@ def _harness_model(file: str, data: Mapping[str, Any]) -> tuple[str, str | None]
     revision = arguments.get("revision", "")
     if revision not in ("", "main", "None") and re.fullmatch(r"[\w./-]{1,200}", revision, re.ASCII):
         name = f"{name}@{revision}"
-    sha = config.get({"peft": "peft_sha", "delta": "delta_sha"}.get(key or "", "model_sha"))
-    return name, sha if isinstance(sha, str) and re.fullmatch("[0-9a-f]{40}", sha) else None
+    if not isinstance(sha, str) or not re.fullmatch("[0-9a-f]{40}", sha):
+        return name, None
+    return name, sha
 
 
 def _arguments(given: Any) -> dict[str, str]:
@@ -568,8 +592,10 @@ def _arguments(given: Any) -> dict[str, str]:
     """
     if isinstance(given, dict):
         return {key: value for key, value in given.items() if isinstance(value, str)}
+    if not isinstance(given, str):
+        return {}
     named: dict[str, str] = {}
-    for part in given.split(",") if isinstance(given, str) else ():
+    for part in given.split(","):
         key, equals, value = part.partition("=")
         if equals:
             named.setdefault(key.strip(), value.strip())

@@ -90,10 +90,8 @@ if TYPE_CHECKING:
     # takes half a second to import, and a summary that is believed needs none of it
     import pandas as pd
 
-TURNED, UNTURNED = (
-    0.5,
-    0.9,
-)  # cosines below which an expert is another one, and above which the rest is the same model
+# cosines below which an expert is another one, and above which the rest is the same model
+TURNED, UNTURNED = 0.5, 0.9
 QUARTERS = 4  # of the depth
 UNREAD = ("family", "pair", "precision", "shard")  # texts on which no figure rests
 EXAMPLES = 3  # tensors named for each reason
@@ -157,9 +155,7 @@ class Summary:
     """Tensors of both sides by status: measured, identical, skipped."""
 
     figures: Mapping[str, float | int | None]
-    """Figures of the pair by name: `shadow explain` tells unit and range of each. None where one is
-    undefined.
-    """
+    """By name; `shadow explain` tells unit and range of each. None where one is undefined."""
 
     intervals: Mapping[str, Bounds]
     """(low, high) over layers of figures that have any; None: no_interval says why."""
@@ -237,9 +233,7 @@ class Summary:
     """The answer in words, what else it may be, and what weights do not show."""
 
     scores: list[Gain] = field(default_factory=list)
-    """What others measured, one for each benchmark. No figure rests on scores; empty where nobody
-    gave any.
-    """
+    """What others measured, by benchmark; no figure rests on it. Empty where nobody gave any."""
 
     score_groups: list[GroupGain] = field(default_factory=list)
     """The means of the gains, one for each group of benchmarks."""
@@ -287,18 +281,24 @@ class Summary:
 
 @dataclass(frozen=True)
 class Rows:
-    """The tables of a report as the figures need them.
-
-    deltas: the delta rows, with base_norm, energy, base_energy, participation_share, and at, the
-    place of their layer in layers (-1 outside); tensors: all of them, with was_compared; layers:
-    (component, layer) of every layer that was compared.
-    """
+    """The tables of a report as the figures need them."""
 
     deltas: pd.DataFrame
+    """The delta rows, with base_norm, energy, base_energy, participation_share, and at, the place
+    of their layer in layers (-1 outside).
+    """
+
     alone: pd.DataFrame
+    """The rows of tuned matrices that have no base."""
+
     tensors: pd.DataFrame
+    """All rows of tensors.parquet, with was_compared."""
+
     residual: pd.DataFrame
+    """All rows of residual.parquet."""
+
     layers: pd.DataFrame
+    """component and layer of every layer that was compared."""
 
     @property
     def main(self) -> str | None:
@@ -306,7 +306,9 @@ class Rows:
         counts = self.layers["component"].value_counts(sort=True)
         if counts.empty:
             return None
-        return "language" if "language" in counts.index else str(counts.index[0])
+        if "language" in counts.index:
+            return "language"
+        return str(counts.index[0])
 
 
 def read_summary(folder: Path, *, with_rows: bool = True) -> tuple[Summary, ReportMetadata]:
@@ -331,9 +333,7 @@ def read_summary(folder: Path, *, with_rows: bool = True) -> tuple[Summary, Repo
 
 @dataclass(frozen=True)
 class SummarisedReport(Report):
-    """A finished report and its summary: whoever shows, judges or draws a report reads it through
-    this.
-    """
+    """A finished report and its summary, for all who show, judge or draw a report."""
 
     @cached_property
     def summary(self) -> Summary:
@@ -379,7 +379,8 @@ def _made_again(report: Report) -> Summary:
 def summary_from_json(stored: Mapping[str, object]) -> Summary:
     """A summary from JSON. Raises TypeError where the JSON is not that of a summary."""
     columns = dict(stored)
-    codes, texts = columns.pop("warning_codes", None), columns.get("warnings")
+    texts = columns.get("warnings")
+    codes = columns.pop("warning_codes", None)
     if not isinstance(codes, list) or not isinstance(texts, list) or len(codes) != len(texts):
         raise TypeError
     columns["warnings"] = [
@@ -410,9 +411,7 @@ def with_scores(summary: Summary, scored: Scored) -> Summary:
 
 
 def summarise(tables: Mapping[str, pa.Table], metadata: ReportMetadata) -> Summary:
-    """Compute the summary from the tables matrices, tensors and residual; metadata is what Identity
-    has.
-    """
+    """The summary of the tables matrices, tensors and residual; metadata is what Identity has."""
     matrices, tensors, residual = (_frame(tables[name]) for name in SUMMARISED)
     rows = _rows(matrices, tensors, residual)
     statuses = rows.tensors["status"].value_counts()
@@ -420,12 +419,14 @@ def summarise(tables: Mapping[str, pa.Table], metadata: ReportMetadata) -> Summa
     held = gates(rows.deltas, rows.tensors)
     unrelated = any(gate.name == "lineage" for gate in failed(held))
     optimizer = metadata["settings"].get("optimizer")
+    if not isinstance(optimizer, str):  # null, or what another program wrote
+        optimizer = None
     judged = footprint(
         held,
         figures,
         intervals=intervals,
         components=set(rows.deltas["component"]),
-        optimizer=optimizer if isinstance(optimizer, str) else None,
+        optimizer=optimizer,
     )
     depth = _by_layer(rows)
     bounds = _bounds(intervals, _delta_blocks(rows, rows.deltas))
@@ -468,14 +469,17 @@ def summarise(tables: Mapping[str, pa.Table], metadata: ReportMetadata) -> Summa
         ),
         finding=Finding([], [], []),
     )
-    published = context_sentence(summary.published)
-    known = None if published is None else Sentence("published", *published)
-    return replace(summary, finding=finding(summary, metadata["settings"], known))
+    published = None
+    if (known := context_sentence(summary.published)) is not None:
+        text, numbers = known
+        published = Sentence(code="published", text=text, figures=numbers)
+    return replace(summary, finding=finding(summary, metadata["settings"], published))
 
 
 def _frame(table: pa.Table) -> pd.DataFrame:
-    """A table without the texts that no figure needs. Small tables compare texts of Python in half
-    the time.
+    """A table without the texts that no figure needs.
+
+    Small tables compare texts of Python in half the time.
     """
     import pandas as pd
 
@@ -520,9 +524,19 @@ def _keys(rows: pd.DataFrame) -> Iterable[tuple[object, ...]]:
 
 
 def _number(value: Any) -> float | None:
+    """A value of a table as Python's; None where it is missing or not finite."""
     import pandas as pd
 
-    return None if pd.isna(value) or not math.isfinite(value) else float(value)
+    if pd.isna(value) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def _over(part: float, whole: float) -> float | None:
+    """part / whole; None over nothing."""
+    if not whole:
+        return None
+    return _number(part / whole)
 
 
 def _blocks(rows: pd.DataFrame) -> Blocks:
@@ -567,29 +581,25 @@ def _medians(
 
 def _median(values: NDArray[np.float64]) -> float | None:
     known = values[~np.isnan(values)]
-    return _number(np.median(known)) if len(known) else None
+    if not len(known):
+        return None
+    return _number(np.median(known))
 
 
 def _whole_norm(rows: pd.DataFrame) -> float | None:
     """sqrt(sum norm(D)²) / sqrt(sum norm(W_base)²): the relative norm of all rows as one vector."""
-    total = math.hypot(*rows["base_norm"]) if len(rows) else 0.0
-    return _number(math.hypot(*rows["frobenius_norm"]) / total) if total else None
+    return _over(math.hypot(*rows["frobenius_norm"]), math.hypot(*rows["base_norm"]))
 
 
 def _unrounded_norm(deltas: pd.DataFrame) -> float | None:
-    """relative_norm_overall of the updates before they were stored; None unless that is known of
-    every matrix.
-    """
+    """relative_norm_overall of the updates before storage; None unless known of every matrix."""
     stored = deltas["relative_norm"].where(deltas["kept_reason"] == "nothing_rounded")
     norms = deltas["relative_norm_unrounded"].fillna(stored).astype(float)
-    total = math.hypot(*deltas["base_norm"]) if len(deltas) else 0.0
-    return _number(math.hypot(*(norms * deltas["base_norm"])) / total) if total else None
+    return _over(math.hypot(*(norms * deltas["base_norm"])), math.hypot(*deltas["base_norm"]))
 
 
 class _Sums:
-    """Figures of sums over the layers of a component, or over all: with every layer once, and their
-    intervals.
-    """
+    """Figures of sums over a component's layers, or over all, each once; and their intervals."""
 
     def __init__(self, rows: Rows, component: str | None = None) -> None:
         self.every = len(rows.layers)
@@ -602,11 +612,13 @@ class _Sums:
 
     def of(self, deltas: pd.DataFrame, values: Any = "energy") -> Sum:
         """The sum of a column, or of given values, over delta rows."""
-        numbers = deltas[values] if isinstance(values, str) else values
-        sums = summed(deltas["at"].to_numpy(), numbers.to_numpy(dtype=np.float64), self.every)
+        if isinstance(values, str):
+            values = deltas[values]
+        sums = summed(deltas["at"].to_numpy(), values.to_numpy(dtype=np.float64), self.every)
         return Sum(sums.layers[self.kept], sums.outside)
 
     def add(self, name: str, statistic: Statistic, *, unevenness: bool = False) -> None:
+        """A figure and its interval; unevenness: see `interval`."""
         figure = _number(statistic(once(self.blocks.layers))[0])
         self.figures[name] = figure
         if figure is not None:
@@ -664,9 +676,8 @@ def _figures(rows: Rows) -> tuple[Figures, IntervalsByName]:
     sides = {
         side: rows.assign(size=rows["shape"].map(_size)) for side, rows in tensors.groupby("side")
     }
-    larger = max(
-        sides.values(), key=lambda rows: int(rows["size"].sum())
-    )  # of an adapter, that is the base
+    # of an adapter, that is the base
+    larger = max(sides.values(), key=lambda rows: int(rows["size"].sum()))
     sizes = larger["size"]
     ceilings = deltas["rank_ceiling"].dropna()
     quartiles = deltas["concentration"].quantile([0.25, 0.75])
@@ -712,9 +723,7 @@ def _figures(rows: Rows) -> tuple[Figures, IntervalsByName]:
 
 
 def _component_ratio(whole: _Sums, rows: Rows, component: str) -> None:
-    """The energy of a component's update over the language model's; null where either was not
-    compared.
-    """
+    """A component's energy over the language model's; null where either was not compared."""
     with_base = set(rows.tensors.loc[rows.tensors["was_compared"], "component"])
     if {component, "language"} <= with_base:
         part, language = (
@@ -745,15 +754,18 @@ def _by_component(rows: Rows) -> list[ComponentRow]:
         depth, depth_intervals = _depth_figures(rows, str(component))
         whole = _Sums(rows)
         whole.add_ratio("energy_share", whole.of(deltas), whole.of(rows.deltas))
-        compared = bool(group["was_compared"].any())
+        energy = energy_share = None
+        if group["was_compared"].any():
+            energy = _number(deltas["energy"].sum())
+            energy_share = whole.figures["energy_share"]
         counted = {
             "component": component,
             "tensors": len(group),
             "identical": int((group["status"] == "identical").sum()),
             "matrices": len(deltas),
             "relative_norm": _whole_norm(deltas),
-            "energy": _number(deltas["energy"].sum()) if compared else None,
-            "energy_share": whole.figures["energy_share"] if compared else None,
+            "energy": energy,
+            "energy_share": energy_share,
             "parameter_share": _parameter_share(deltas, rows),
         }
         bounds = _bounds(_without_overall(intervals) | whole.intervals | depth_intervals, blocks)
@@ -765,7 +777,9 @@ def _place(known: Sequence[str], name: str) -> tuple[int, str]:
     """Where a name stands among those of names.yaml; what only another version or a forged report
     has comes last.
     """
-    return (known.index(name) if name in known else len(known), name)
+    if name not in known:
+        return len(known), name
+    return known.index(name), name
 
 
 def _without_overall(intervals: IntervalsByName) -> IntervalsByName:
@@ -794,9 +808,7 @@ def _renumbered_experts(deltas: pd.DataFrame) -> list[ReportWarning]:
 
 
 def _by_module(rows: Rows) -> list[ModuleRow]:
-    """Medians by component and module, in the order of names.yaml, and the module's share of the
-    update's energy.
-    """
+    """Medians and the share of the energy by component and module, in the order of names.yaml."""
     rules = name_rules()
     modules = []
     for (component, module), group in rows.deltas.groupby(["component", "module"], sort=False):
@@ -850,7 +862,7 @@ def _by_layer(rows: Rows) -> list[LayerRow]:
             "matrices": len(here),
             "relative_norm": _whole_norm(deltas.iloc[here]) if len(here) else 0.0,
             "energy": _number(energy),
-            "energy_share": _number(energy / total) if total else None,
+            "energy_share": _over(energy, total),
             "up_effective_rank_shift": _median(numbers["effective_rank_shift"][here[up[here]]]),
         }
         medians = {name: _median(numbers[name][here]) for name in BY_LAYER}
@@ -865,14 +877,11 @@ def _by_layer(rows: Rows) -> list[LayerRow]:
 
 
 def _parameter_share(group: pd.DataFrame, rows: Rows) -> float | None:
-    total = int(rows.deltas["parameters"].sum())
-    return int(group["parameters"].sum()) / total if total else None
+    return _over(int(group["parameters"].sum()), int(rows.deltas["parameters"].sum()))
 
 
 def _quarters(depth: Sequence[LayerRow], deltas: pd.DataFrame) -> list[QuarterRow]:
-    """The share of each quarter of a component's layers in the energy of all of them, and in their
-    parameters.
-    """
+    """The shares of each quarter of a component's layers in their energy and their parameters."""
     quarters = []
     sizes = deltas.groupby(["component", "layer"])["parameters"].sum().to_dict()
     for component in dict.fromkeys(row.component for row in depth):
@@ -893,7 +902,7 @@ def _quarters(depth: Sequence[LayerRow], deltas: pd.DataFrame) -> list[QuarterRo
                     first_layer=part[0].layer,
                     last_layer=part[-1].layer,
                     energy_share=share,
-                    parameter_share=size / whole if whole else None,
+                    parameter_share=_over(size, whole),
                 )
             )
     return quarters

@@ -40,15 +40,8 @@ from shadow.reports.report import Report
 FILE = "summary.json"
 SUMMARISED = ("matrices", "tensors", "residual")  # the tables that a summary is made from
 SEAL = "seal"  # its key in a report's metadata
-IDENTITY = (
-    "version",
-    "schema",
-    "family",
-    "pair",
-    "base",
-    "tuned",
-    "settings",
-)  # what metadata say a report is of
+# what metadata say a report is of
+IDENTITY = ("version", "schema", "family", "pair", "base", "tuned", "settings")
 MAX_FILE = 64_000_000  # bytes; a thousandth of it is usual
 SCORED = tuple(NO_SCORES.as_json())  # the keys of a summary that are not sealed
 TAIL = 8  # bytes behind the footer of a Parquet file: its length, and PAR1
@@ -62,9 +55,7 @@ def summary_bytes(summary: Mapping[str, Any]) -> bytes:
 def seal(
     summary: Mapping[str, Any], tables: Mapping[str, pa.Table], metadata: Mapping[str, object]
 ) -> SealMetadata:
-    """The seal of a summary as JSON that was made from these tables; metadata has what the report
-    is of.
-    """
+    """The seal of a summary as JSON that these tables gave; metadata has what the report is of."""
     digests = {}
     for name in SUMMARISED:
         content = parquet_bytes(tables[name], {})
@@ -87,7 +78,9 @@ def believed(report: Report, *, with_rows: bool = True) -> dict[str, Any] | None
             return None
         with (report.folder / FILE).open("rb") as file:
             raw = file.read(MAX_FILE + 1)
-        stored: dict[str, Any] = json.loads(raw) if len(raw) <= MAX_FILE else {}
+        if len(raw) > MAX_FILE:
+            return None
+        stored: dict[str, Any] = json.loads(raw)
         if _summary_digest(stored, metadata) != sealed["summary"]:
             return None
         if with_rows and _digests(report) != sealed["tables"]:
@@ -123,9 +116,7 @@ def _digests(report: Report) -> dict[str, str]:
 
 
 def _table_digest(content: bytes, file: pq.ParquetFile) -> str:
-    """A sha256 of the pages of a Parquet file, the names and types of its columns, and its number
-    of rows.
-    """
+    """A sha256 of a Parquet file's pages, the names and types of its columns, and its row count."""
     footer = int.from_bytes(content[-TAIL:-4], "little")
     pages = max(0, len(content) - TAIL - footer)
     digest = hashlib.sha256(memoryview(content)[:pages])

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NoReturn, get_args
 
 from shadow.errors import ShadowError, UsageError
 from shadow.findings.footprint import Label
@@ -75,13 +75,16 @@ HINT = "write a figure, a comparison and a number, such as 'language.mlp.up.conc
 
 @dataclass(frozen=True)
 class Metric:
-    """The figures that a rule names: of the pair (no component), of components, or of modules of
-    components.
-    """
+    """The figures that a rule names: of the pair (no component), of components, or of modules."""
 
     component: str | None
+    """A component, which may hold * and ?; None for a figure of the pair."""
+
     module: str | None
+    """A module, which may hold * and ?; None for a figure of the pair or of components."""
+
     metric: str
+    """The name of the figure; of a rule on what moved, it may hold * and ?."""
 
     def __str__(self) -> str:
         return ".".join(filter(None, (self.component, self.module, self.metric)))
@@ -97,31 +100,47 @@ class Metric:
 
 @dataclass(frozen=True)
 class Rule:
-    """What must not hold of a report. comparison is one of COMPARISONS, or MOVED, which has no
-    threshold.
-
-    file and line are where a policy file has it.
-    """
+    """What must not hold of a report."""
 
     name: str
+    """Its name in a policy file, or what was typed."""
+
     figure: Metric
+    """The figures that it judges."""
+
     comparison: str
+    """One of COMPARISONS, or MOVED."""
+
     threshold: float | str | None
+    """What figures are compared with, in their unit, or a label; None for MOVED."""
+
     severity: Severity = "error"
+    """A warning is shown and never changes the exit code."""
+
     message: str | None = None
+    """What a person should know when it is violated."""
+
     allow_missing: bool = False
+    """Is it no error where there is nothing to judge?"""
+
     file: str | None = None
+    """The policy file that has it; None for one that was typed."""
+
     line: int | None = None
+    """Its line in that file, from 1."""
 
     @property
     def condition(self) -> str:
         """`language.mlp.up.concentration > 0.5`."""
         if self.comparison == MOVED:
-            what = "any figure" if str(self.figure) == "*" else str(self.figure)
+            what = str(self.figure)
+            if what == "*":
+                what = "any figure"
             return f"{what} outside the baseline's spread over layers"
         return f"{self.figure} {self.comparison} {_written(self.threshold)}"
 
     def holds(self, value: float | str) -> bool:
+        """Does the comparison hold of a value, so that it violates the rule? Never of MOVED."""
         return COMPARISONS[self.comparison](value, self.threshold)
 
 
@@ -130,26 +149,30 @@ def _written(threshold: float | str | None) -> str:
     if not isinstance(threshold, float):
         return f'"{threshold}"'
     short = f"{threshold:g}"
-    return short if float(short) == threshold else repr(threshold)
+    if float(short) == threshold:
+        return short
+    return repr(threshold)
 
 
 def parse_rule(text: str, **more: Any) -> Rule:
-    """`language.mlp.up.concentration > 0.5` -> Rule, called so without a name; more are further
-    fields of it.
+    """`language.mlp.up.concentration > 0.5` -> Rule, called so without a name.
 
-    Raises UsageError.
+    more: further fields of the rule. Raises UsageError.
     """
     if len(text) > LONGEST:
         raise UsageError(f"{text[:40]!r}... is too long for a rule", HINT)
     _refuse_head(text)
     match = EXPRESSION.fullmatch(text)
     if not match:
-        hint = f"{QUOTE}: '{text.strip()} > 0.5'" if _is_figure(text.strip()) else HINT
+        hint = HINT
+        if _is_figure(text.strip()):
+            hint = f"{QUOTE}: '{text.strip()} > 0.5'"
         raise UsageError(f"{text!r} is not a rule", hint)
     figure, comparison, wanted = match.groups()
     if comparison not in COMPARISONS:
-        close = {"=": "==", "=>": ">=", "=<": "<=", "<>": "!=", "===": "=="}.get(comparison)
-        hint = f"did you mean {close!r}?" if close else f"one of {' '.join(COMPARISONS)}"
+        hint = f"one of {' '.join(COMPARISONS)}"
+        if close := {"=": "==", "=>": ">=", "=<": "<=", "<>": "!=", "===": "=="}.get(comparison):
+            hint = f"did you mean {close!r}?"
         raise UsageError(f"{text!r}: no comparison {comparison!r}", hint)
     name = parse_figure(figure)
     threshold = _label(text, comparison, wanted) if name.metric == LABEL else _number(text, wanted)
@@ -167,12 +190,9 @@ def _refuse_head(text: str) -> None:
     for name, head in HEADS.items():
         place = bare.removesuffix(re.sub(r"\s", "", name).lower())
         named = f"{place}{head.column}"
-        if (
-            place == bare
-            or place[-1:] not in ("", ".")
-            or _is_figure(figure.strip())
-            or not _is_figure(named)
-        ):
+        if place == bare or place[-1:] not in ("", "."):
+            continue
+        if _is_figure(figure.strip()) or not _is_figure(named):
             continue
         hint = f"did you mean '{' '.join(filter(None, (named, rest)))}'?"
         raise UsageError(
@@ -202,11 +222,9 @@ def _number(text: str, wanted: str) -> float:
 def _label(text: str, comparison: str, wanted: str) -> str:
     if comparison not in ("==", "!="):
         raise UsageError(f"{text!r}: a label is a word", "compare it by == or !=")
-    word = (
-        wanted[1:-1]
-        if len(wanted) > 1 and wanted[0] == wanted[-1] and wanted[0] in "'\""
-        else wanted
-    )
+    word = wanted
+    if len(wanted) > 1 and wanted[0] == wanted[-1] and wanted[0] in "'\"":
+        word = wanted[1:-1]
     if word not in LABELS:
         raise UsageError(
             f"{text!r}: no label {word!r}", nearest(word, LABELS) or f"one of {', '.join(LABELS)}"
@@ -215,7 +233,7 @@ def _label(text: str, comparison: str, wanted: str) -> str:
 
 
 def parse_figure(text: str, *, many: bool = False) -> Metric:
-    """`language.mlp.up.concentration` -> FigureName. many: the metric may hold * and ? too.
+    """`language.mlp.up.concentration` -> Metric. many: the metric may hold * and ? too.
 
     Raises UsageError for what no report of this version can have.
     """
@@ -223,47 +241,66 @@ def parse_figure(text: str, *, many: bool = False) -> Metric:
         raise UsageError(
             f"{text[:80]!r} is not the name of a figure", "such as language.mlp.up.concentration"
         )
-    *place, metric = text.split(".")
-    component = place[0] if place else None
-    module = ".".join(place[1:]) or None
+    head, _, metric = text.rpartition(".")
+    component, _, module = head.partition(".")
+    _refuse_place(text)
+    known = _metrics(component, module)
+    if not component and not many:
+        known = (*known, LABEL)
+    if metric not in known and not _known(metric, known):
+        _refuse("metric", metric, known)
+    if metric not in known and not many:
+        raise UsageError(
+            f"{text!r}: a rule has one metric", "only component and module may hold * and ?"
+        )
+    return Metric(component or None, module or None, metric)
+
+
+def _refuse_place(text: str) -> None:
+    """Raises UsageError where the component or the module of a figure is not known."""
+    head, _, metric = text.rpartition(".")
+    component, _, module = head.partition(".")
     rules = name_rules()
-    if component is not None and not _known(component, rules.components):
-        if _known(".".join(place), rules.modules):
+    if component and not _known(component, rules.components):
+        if _known(head, rules.modules):
             raise UsageError(
                 f"{text!r} names no component", f"did you mean '*.{text}' or 'language.{text}'?"
             )
-        modules = None if closest(component, rules.components) else nearest_modules(".".join(place))
-        if modules is not None and not is_of_layers(component):
-            raise UsageError(
-                f"no component {component!r}", f"did you mean 'language.{modules}.{metric}'?"
-            )
-        _unknown("component", component, rules.components)
-    if module is not None and not _known(module, rules.modules):
-        _unknown("module", module, rules.modules)
-    if component is None:
-        metrics = (*COLUMNS, *OF_THE_PAIR)
-    elif module is None:
-        metrics = (*COLUMNS, *OF_A_COMPONENT)
-    else:
-        metrics = (*COLUMNS, *OF_A_MODULE)
-    known = (*metrics, LABEL) if component is None and not many else metrics
-    if not (_known(metric, known) if many else metric in known):
-        if not many and _known(metric, known):
-            raise UsageError(
-                f"{text!r}: a rule has one metric", "only component and module may hold * and ?"
-            )
-        _unknown("metric", metric, known)
-    return Metric(component, module, metric)
+        if not closest(component, rules.components) and not is_of_layers(component):
+            modules = nearest_modules(head)
+            if modules is not None:
+                raise UsageError(
+                    f"no component {component!r}", f"did you mean 'language.{modules}.{metric}'?"
+                )
+        _refuse("component", component, rules.components)
+    if module and not _known(module, rules.modules):
+        _refuse("module", module, rules.modules)
+
+
+def _metrics(component: str, module: str) -> tuple[str, ...]:
+    """What can be asked of a module, of a component (no module), or of the pair (neither)."""
+    if module:
+        return (*COLUMNS, *OF_A_MODULE)
+    if component:
+        return (*COLUMNS, *OF_A_COMPONENT)
+    return (*COLUMNS, *OF_THE_PAIR)
 
 
 def _known(pattern: str, words: Sequence[str]) -> bool:
+    """Does a word, or a pattern of * and ?, mean any of these?"""
     return any(fnmatchcase(word, pattern) for word in words)
 
 
-def _unknown(what: str, word: str, known: Sequence[str]) -> None:
+def _refuse(what: str, word: str, known: Sequence[str]) -> NoReturn:
+    """Raises UsageError for a component, module or metric that is not known."""
+    hint = {
+        "component": f"one of {', '.join(known)}",
+        "module": "such as mlp.up or attn.*",
+        "metric": "`shadow explain` lists them",
+    }[what]
     close = nearest_modules(word) if what == "module" else closest(word, known)
-    lists = {"metric": "`shadow explain` lists them", "module": "such as mlp.up or attn.*"}
-    hint = f"did you mean {close!r}?" if close else lists.get(what, f"one of {', '.join(known)}")
+    if close:
+        hint = f"did you mean {close!r}?"
     if is_of_layers(word):
         hint = (
             "a rule has no layers: it judges what was measured; `audit --layer 3` measures layer 3"
@@ -273,8 +310,9 @@ def _unknown(what: str, word: str, known: Sequence[str]) -> None:
 
 
 def parse_moved(text: str, **more: Any) -> Rule:
-    """A figure, or all that a pattern names, that must stay inside the interval of a baseline.
-    Raises UsageError.
+    """A figure, or all of a pattern, that must stay inside its interval in a baseline.
+
+    more: further fields of the rule. Raises UsageError.
     """
     if len(text) > LONGEST:
         raise UsageError(
@@ -290,18 +328,18 @@ def parse_moved(text: str, **more: Any) -> Rule:
 def gather(
     fail_on: Sequence[str], policy: Path | None, *, against: bool, allow_missing: bool
 ) -> tuple[Rule, ...]:
-    """The rules of a command. against: a baseline is given; without `moved` rules no figure of the
-    pair may have moved.
+    """The rules of a command.
 
-    allow_missing is that of the command: a rule of a policy file on a threshold says so itself.
-    Raises ShadowError.
+    against: whether a baseline is given; without `moved` rules no figure of the pair may then have
+    moved. allow_missing: that of the command; a rule of a policy file on a threshold says so
+    itself. Raises ShadowError.
     """
     rules = [parse_rule(text, allow_missing=allow_missing) for text in dict.fromkeys(fail_on)]
-    listed = read_policy(policy) if policy is not None else ()
-    rules += [
-        replace(rule, allow_missing=True) if allow_missing and rule.comparison == MOVED else rule
-        for rule in listed
-    ]
+    if policy is not None:
+        for rule in read_policy(policy):
+            if allow_missing and rule.comparison == MOVED:
+                rule = replace(rule, allow_missing=True)
+            rules.append(rule)
     moved = [rule for rule in rules if rule.comparison == MOVED]
     if moved and not against:
         message = f"{moved[0].file}:{moved[0].line}: rule {moved[0].name!r} needs --against"
@@ -321,9 +359,8 @@ def read_policy(file: Path) -> tuple[Rule, ...]:
     try:
         tree, lines = read_plain_file(file, hint)
     except ShadowError as error:
-        if re.search(
-            r"aliases|expected alphabetic or numeric", error.message
-        ):  # what YAML makes of a * or a &
+        # what YAML makes of a * or a &
+        if re.search(r"aliases|expected alphabetic or numeric", error.message):
             hint = (
                 'put a rule that begins with * in quotes, as in "*.mlp.*.concentration > 0.5"; '
                 + hint
@@ -331,9 +368,10 @@ def read_policy(file: Path) -> tuple[Rule, ...]:
             raise ShadowError(error.message, hint) from error
         raise
     if not isinstance(tree, dict) or not tree:
+        fault = "not a mapping of rules" if tree else "no rules in it"
         hint = "write a name, and below it `fail_on: language.mlp.up.concentration > 0.5`"
-        raise ShadowError(f"{file}: {'not a mapping of rules' if tree else 'no rules in it'}", hint)
-    return tuple(_rule(name, entry, file, lines) for name, entry in tree.items())
+        raise ShadowError(f"{file}: {fault}", hint)
+    return tuple(_rule(name, entry, file=file, lines=lines) for name, entry in tree.items())
 
 
 def _rule(name: str, entry: Tree, file: Path, lines: Mapping[Place, int]) -> Rule:
@@ -357,14 +395,17 @@ def _rule(name: str, entry: Tree, file: Path, lines: Mapping[Place, int]) -> Rul
         if not isinstance(value, str):
             raise ShadowError(f"{at(key)}: `{key}` is not text", "put it in quotes")
         texts[key] = value
-    if ("fail_on" in texts) == ("moved" in texts):
-        both = "both `fail_on` and `moved`" if "moved" in texts else "neither `fail_on` nor `moved`"
-        raise ShadowError(f"{at()}: it has {both}", "write one of them")
+    if "fail_on" in texts and "moved" in texts:
+        raise ShadowError(f"{at()}: it has both `fail_on` and `moved`", "write one of them")
+    if "fail_on" not in texts and "moved" not in texts:
+        raise ShadowError(f"{at()}: it has neither `fail_on` nor `moved`", "write one of them")
     for key, words in (("severity", ("error", "warning")), ("allow_missing", ("true", "false"))):
         if texts.get(key, words[0]) not in words:
             hint = nearest(texts[key], words) or f"one of {', '.join(words)}"
             raise ShadowError(f"{at(key)}: `{key}` is {texts[key][:80]!r}", hint)
-    kind, parse = ("moved", parse_moved) if "moved" in texts else ("fail_on", parse_rule)
+    kind, parse = "fail_on", parse_rule
+    if "moved" in texts:
+        kind, parse = "moved", parse_moved
     try:
         return parse(
             texts[kind],

@@ -39,16 +39,12 @@ from shadow.text import counted, several
 Verdicts = Literal["passed", "met", "missing", "skipped"]
 Scope = tuple[str, ...]  # () the pair, (component,) or (component, module)
 
-WHOLE = (  # metrics that are no medians: of the pair, of a component and of a module
-    {*OF_THE_PAIR, "zero_share"} - {"participation_share"},
-    {"relative_norm", "energy_share"},
-    {"energy_share"},
-)
-FIRST = (
-    "relative_norm_overall",
-    "relative_norm",
-    "concentration",
-)  # are named before others that moved further
+# metrics that are no medians: of the pair, of a component and of a module
+WHOLE_OF_PAIR = {*OF_THE_PAIR, "zero_share"} - {"participation_share"}
+WHOLE_OF_COMPONENT = {"relative_norm", "energy_share"}
+WHOLE_OF_MODULE = {"energy_share"}
+# are named before others that moved further
+FIRST = ("relative_norm_overall", "relative_norm", "concentration")
 NAMED = 5  # figures that a sentence names one by one
 # The same report made on another machine may differ by this much, relative:
 # shadow.findings.matching measured 5e-7.
@@ -191,25 +187,33 @@ def first_code(codes: set[int]) -> int:
 
 @dataclass(frozen=True)
 class _Told:
-    """What a summary says of one place: its figures by name, and their intervals over so many
-    layers.
-    """
+    """What a summary says of one place: figures by name, and their intervals over layers."""
 
     figures: Mapping[str, float | str | None]
+    """By name; None where the report has none."""
+
     intervals: Mapping[str, Bounds]
+    """By the name of the figure."""
+
     layers: int
+    """The layers that intervals are over, 0 or more."""
+
     no_interval: str | None
+    """Why no figure of the place has an interval."""
 
 
 def _told(row: ComponentRow | ModuleRow) -> _Told:
-    return _Told(vars(row), row.intervals, row.layers, row.no_interval)
+    return _Told(
+        figures=vars(row),
+        intervals=row.intervals,
+        layers=row.layers,
+        no_interval=row.no_interval,
+    )
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A finished report as rules see it. Its rows are read when a rule asks for more than the
-    summary has.
-    """
+    """A finished report as rules see it. Rows are read when a rule needs more than the summary."""
 
     source: Report
     """The report itself."""
@@ -240,9 +244,13 @@ class Measured:
         """What the summary says of the pair, of each component and of each module."""
         summary = self.summary
         figures = {**summary.figures, LABEL: summary.label}
-        rows: dict[Scope, _Told] = {
-            (): _Told(figures, summary.intervals, summary.layers, summary.no_interval)
-        }
+        of_pair = _Told(
+            figures=figures,
+            intervals=summary.intervals,
+            layers=summary.layers,
+            no_interval=summary.no_interval,
+        )
+        rows: dict[Scope, _Told] = {(): of_pair}
         rows |= {(row.component,): _told(row) for row in summary.components}
         return rows | {(row.component, row.module): _told(row) for row in summary.modules}
 
@@ -250,21 +258,22 @@ class Measured:
         """Where the report has what a rule names, in the order of the summary."""
         if name.component is None:
             return [()]
-        size = 1 if name.module is None else 2
-        return [
-            at
-            for at in self._told
-            if len(at) == size and name.covers(at[0], at[1] if size == 2 else None)
-        ]
+        if name.module is None:
+            return [at for at in self._told if len(at) == 1 and name.covers(at[0], None)]
+        return [at for at in self._told if len(at) == 2 and name.covers(*at)]
 
     def changed(self, at: Scope) -> int:
         """How many deltas of a place have been measured."""
         count = self._told[at].figures["matrices"]
-        return int(count) if isinstance(count, int | float) else 0
+        if not isinstance(count, int | float):
+            return 0
+        return int(count)
 
     def with_intervals(self, at: Scope) -> list[str]:
         """The figures of a place that intervals are made of."""
-        return list(self._told[at].intervals) if at in self._told else []
+        if at not in self._told:
+            return []
+        return list(self._told[at].intervals)
 
     def figure(self, at: Scope, metric: str) -> JudgedFigure:
         """The summary's figure of that name, else the median over the delta rows of the place."""
@@ -277,19 +286,22 @@ class Measured:
         why = "it has none"
         if metric in row.intervals:
             why = row.no_interval or f"{row.layers} layers are too few for it"
-        return JudgedFigure(name, row.figures[metric], row.intervals.get(metric), why)
+        return JudgedFigure(
+            name, value=row.figures[metric], bounds=row.intervals.get(metric), why=why
+        )
 
     def _median(self, name: str, at: Scope, metric: str) -> JudgedFigure:
         rows = self.deltas
         for key, wanted in zip(("component", "module"), at, strict=False):
             rows = rows[rows[key] == wanted]
         values = rows[metric].to_numpy(dtype=np.float64, na_value=np.nan)
-        median = float(np.nanmedian(values)) if np.isfinite(values).any() else None
         layers = rows["layer"].to_numpy(dtype=np.float64, na_value=np.nan)
         interval = interval_of_median(values, blocks_of(rows["component"].tolist(), layers))
-        return JudgedFigure(
-            name, median, interval.bounds if median is not None else None, interval.reason or ""
-        )
+        why = interval.reason or ""
+        if not np.isfinite(values).any():
+            return JudgedFigure(name, value=None, why=why)
+        median = float(np.nanmedian(values))
+        return JudgedFigure(name, value=median, bounds=interval.bounds, why=why)
 
     def why_absent(self, name: Metric) -> str:
         """Why the report has no delta of what a rule names."""
@@ -297,7 +309,9 @@ class Measured:
             return next(gate.reason for gate in self.summary.gates if gate.name == "changed")
         tensors = self.report.tensors
         components = tensors["component"].fillna("")
-        modules = [None] * len(tensors) if name.module is None else tensors["module"].fillna("")
+        modules = [None] * len(tensors)
+        if name.module is not None:
+            modules = tensors["module"].fillna("").tolist()
         covered = [name.covers(*place) for place in zip(components, modules, strict=True)]
         of_scope = tensors[np.array(covered, dtype=np.bool_)]
         what = ".".join(filter(None, (name.component, name.module)))
@@ -305,14 +319,10 @@ class Measured:
             return f"the report has no {what}"
         if (of_scope["status"] == "identical").any():
             return f"{what} is identical to the base's"
-        reasons = ", ".join(
-            sorted(set(of_scope.loc[of_scope["status"] == "skipped", "reason"].dropna()))
-        )
-        return (
-            f"{what} was not measured ({reasons})"
-            if reasons
-            else f"{what} has no base to differ from"
-        )
+        reasons = set(of_scope.loc[of_scope["status"] == "skipped", "reason"].dropna())
+        if not reasons:
+            return f"{what} has no base to differ from"
+        return f"{what} was not measured ({', '.join(sorted(reasons))})"
 
 
 def read_measured(
@@ -321,9 +331,9 @@ def read_measured(
     """A finished report, with its summary unless that is known already. Raises ShadowError."""
     report = SummarisedReport(folder)
     assert report.provenance  # read now, so that a folder without a report is told here
-    return Measured(
-        source=report, label=label, summary=report.summary if summary is None else summary
-    )
+    if summary is None:
+        summary = report.summary
+    return Measured(source=report, label=label, summary=summary)
 
 
 def _whole(folder: Path) -> Measured:
@@ -371,18 +381,18 @@ def notes_on(baseline: Measured, now: Measured) -> list[str]:
         notes.append(f"the baseline is of another pair: {which}")
     relation, why = relate(before, after)
     if relation not in ("the same pair", "one base"):
-        how = f": {why}" if relation == "different bases" else ""
-        notes.append(f"the baseline does not start from the same base{how}")
+        note = "the baseline does not start from the same base"
+        if relation == "different bases":
+            note += f": {why}"
+        notes.append(note)
     notes += settings_apart(before, after)
     summary = baseline.summary
     if summary.no_interval is None and summary.interval_level is not None:
         level = f"{100 * summary.interval_level:.3g} %"
-        few = (
-            f", not {100 * LEVEL:.3g} %: only {summary.layers} layers"
-            if summary.interval_level < LEVEL
-            else ""
-        )
-        notes.append(f"the baseline's spread over layers covers {level}{few}")
+        note = f"the baseline's spread over layers covers {level}"
+        if summary.interval_level < LEVEL:
+            note += f", not {100 * LEVEL:.3g} %: only {summary.layers} layers"
+        notes.append(note)
     return notes
 
 
@@ -402,11 +412,11 @@ def judge_report(
     Rules are judged whatever the gates of the report say; a gate that failed is a note.
     """
     notes = [f"not assessable: {gate.reason}" for gate in now.summary.failed_gates]
-    notes += notes_on(baseline, now) if baseline is not None else []
-    family, pair = now.summary.family, now.summary.pair
+    if baseline is not None:
+        notes += notes_on(baseline, now)
     return Judgement(
-        family,
-        pair,
+        family=now.summary.family,
+        pair=now.summary.pair,
         summary=now.summary,
         seconds=seconds,
         verdicts=judge(rules, now, baseline),
@@ -419,10 +429,13 @@ def judge(
     rules: Sequence[Rule], now: Measured, baseline: Measured | None = None
 ) -> tuple[Verdict, ...]:
     """What comes of every rule. Without a baseline, rules on what moved are missing."""
-    return tuple(
-        _moved(rule, now, baseline) if rule.comparison == MOVED else _threshold(rule, now)
-        for rule in rules
-    )
+    verdicts = []
+    for rule in rules:
+        if rule.comparison == MOVED:
+            verdicts.append(_moved(rule, now, baseline))
+        else:
+            verdicts.append(_threshold(rule, now))
+    return tuple(verdicts)
 
 
 def _threshold(rule: Rule, now: Measured) -> Verdict:
@@ -433,47 +446,47 @@ def _threshold(rule: Rule, now: Measured) -> Verdict:
     if not known and not any(now.changed(at) for at in places):
         return _missing(rule, now.why_absent(rule.figure))
     if not known:
-        when = NULLS.get(rule.figure.metric)
-        why = f" (null when: {when})" if when else ""
-        return _missing(rule, f"{several([figure.name for figure in figures], NAMED)} is null{why}")
+        fault = f"{several([figure.name for figure in figures], NAMED)} is null"
+        if when := NULLS.get(rule.figure.metric):
+            fault += f" (null when: {when})"
+        return _missing(rule, fault)
     findings = tuple(RuleFigure(name, value, rule.holds(value)) for name, value in known)
     _, _, condition = rule.condition.partition(" ")
-    nulls = f"; {len(figures) - len(known)} more are null" if len(known) < len(figures) else ""
-    if met := [
-        f"{figure.figure} is {_text(figure.value, rule.holds)}" for figure in findings if figure.met
-    ]:
-        rest = (
-            _medians(
-                rule.figure, now, [at for at, one in zip(there, findings, strict=True) if one.met]
-            )
-            + nulls
-        )
-        return Verdict(rule, "met", f"{several(met, NAMED)} ({condition}){rest}", findings=findings)
-    rest = _medians(rule.figure, now, there) + nulls
+    nulls = ""
+    if len(known) < len(figures):
+        nulls = f"; {len(figures) - len(known)} more are null"
+    violating = [(at, figure) for at, figure in zip(there, findings, strict=True) if figure.met]
+    if violating:
+        medians = _medians(rule.figure, now, [at for at, _ in violating])
+        met = [f"{figure.figure} is {_text(figure.value, rule.holds)}" for _, figure in violating]
+        detail = f"{several(met, NAMED)} ({condition}){medians}{nulls}"
+        return Verdict(rule=rule, outcome="met", detail=detail, findings=findings)
+    medians = _medians(rule.figure, now, there)
     texts = [_text(value, rule.holds) for _, value in sorted(known, key=lambda item: item[1])]
     if len(known) == 1:
-        return Verdict(
-            rule,
-            "passed",
-            f"{known[0][0]} is {texts[0]} (not {condition}){rest}",
-            findings=findings,
-        )
-    sentence = f"{len(known)} figures are {texts[0]} to {texts[-1]} (none {condition}){rest}"
-    return Verdict(rule, "passed", sentence, findings=findings)
+        detail = f"{known[0][0]} is {texts[0]} (not {condition})"
+    else:
+        detail = f"{len(known)} figures are {texts[0]} to {texts[-1]} (none {condition})"
+    return Verdict(
+        rule=rule, outcome="passed", detail=f"{detail}{medians}{nulls}", findings=findings
+    )
 
 
 def is_median(figure: Metric) -> bool:
     """Is a figure the median over the matrices of its place, and not a sum, a share or a norm of
     all of them?
     """
-    whole = WHOLE[(figure.component is not None) + (figure.module is not None)]
+    if figure.component is None:
+        whole = WHOLE_OF_PAIR
+    elif figure.module is None:
+        whole = WHOLE_OF_COMPONENT
+    else:
+        whole = WHOLE_OF_MODULE
     return figure.metric in (*COLUMNS, "participation_share") and figure.metric not in whole
 
 
 def _medians(figure: Metric, now: Measured, places: Sequence[Scope]) -> str:
-    """Says of the figures of places that they are medians over matrices; of a single module, over
-    how many.
-    """
+    """Says that the figures of places are medians; of a single module, over how many matrices."""
     if not is_median(figure):
         return ""
     if len(places) > 1:
@@ -495,12 +508,11 @@ def _moved(rule: Rule, now: Measured, baseline: Measured | None) -> Verdict:
             names = fnmatch.filter(baseline.with_intervals(at), metric)
         for name in names:
             before = baseline.figure(at, name)
+            if before.value is None:
+                left["null in the baseline"].append(before.name)
+                continue
             if before.bounds is None:
-                why = (
-                    "null in the baseline"
-                    if before.value is None
-                    else f"no spread over layers in the baseline: {before.why}"
-                )
+                why = f"no spread over layers in the baseline: {before.why}"
                 left[why].append(before.name)
                 continue
             low, high = before.bounds
@@ -509,7 +521,12 @@ def _moved(rule: Rule, now: Measured, baseline: Measured | None) -> Verdict:
             outside = not isinstance(value, float | int) or not low - slack <= value <= high + slack
             findings.append(
                 RuleFigure(
-                    before.name, value, outside, before=_number(before.value), low=low, high=high
+                    figure=before.name,
+                    value=value,
+                    met=outside,
+                    before=_number(before.value),
+                    low=low,
+                    high=high,
                 )
             )
     unjudged = [f"{several(figures, NAMED)} ({why})" for why, figures in left.items()]
@@ -521,19 +538,31 @@ def _moved(rule: Rule, now: Measured, baseline: Measured | None) -> Verdict:
     findings.sort(key=_distance, reverse=True)
     moved = [_move(finding) for finding in sorted(findings, key=_is_aside) if finding.met]
     if moved:
-        return Verdict(rule, "met", f"{several(moved, NAMED)}{rest}", findings=tuple(findings))
+        return Verdict(
+            rule=rule,
+            outcome="met",
+            detail=f"{several(moved, NAMED)}{rest}",
+            findings=tuple(findings),
+        )
     what = f"{findings[0].figure} is inside its spread over layers"
     if len(findings) > 1:
         what = f"{len(findings)} figures are inside their spread over layers"
-    return Verdict(rule, "passed", f"{what} in the baseline{rest}", findings=tuple(findings))
+    return Verdict(
+        rule=rule,
+        outcome="passed",
+        detail=f"{what} in the baseline{rest}",
+        findings=tuple(findings),
+    )
 
 
 def _number(value: float | str | None) -> float | None:
+    """A figure that is a number; None for a label."""
     return None if isinstance(value, str) else value
 
 
 def _missing(rule: Rule, why: str) -> Verdict:
-    return Verdict(rule, "skipped" if rule.allow_missing else "missing", f"nothing to judge: {why}")
+    outcome: Verdicts = "skipped" if rule.allow_missing else "missing"
+    return Verdict(rule, outcome, f"nothing to judge: {why}")
 
 
 def _distance(finding: RuleFigure) -> float:
@@ -544,7 +573,9 @@ def _distance(finding: RuleFigure) -> float:
     outside = max(low - finding.value, finding.value - high, 0.0)
     if high > low:
         return outside / (high - low)
-    return math.inf if outside else 0.0
+    if outside:
+        return math.inf
+    return 0.0
 
 
 def _is_aside(finding: RuleFigure) -> bool:
@@ -559,7 +590,9 @@ def _move(finding: RuleFigure) -> str:
     def inside(value: Any) -> bool:
         return bool(low <= value <= high)
 
-    value = "null" if finding.value is None else _text(finding.value, inside)
+    value = "null"
+    if finding.value is not None:
+        value = _text(finding.value, inside)
     return f"{finding.figure} is {value}, was {finding.before:.4g} ({low:.4g} to {high:.4g})"
 
 
@@ -568,4 +601,6 @@ def _text(value: float | str | None, holds: Callable[[Any], bool]) -> str:
     if not isinstance(value, float | int):
         return f'"{value}"'
     short = f"{value:.4g}"
-    return short if holds(float(short)) == holds(value) else repr(value)
+    if holds(float(short)) == holds(value):
+        return short
+    return repr(value)

@@ -60,9 +60,8 @@ def reference(runs: pd.DataFrame) -> pd.DataFrame:
         "embedding_row_participation_ratio",
         "attention_to_mlp",
     ]
-    table[names[7:]] = table[names[7:]].map(
-        lambda value: float(f"{value:.6g}")
-    )  # as runs.csv has them
+    # as runs.csv has them
+    table[names[7:]] = table[names[7:]].map(lambda value: float(f"{value:.6g}"))
     return table[names].sort_values(names[:7], kind="stable").reset_index(drop=True)
 
 
@@ -73,7 +72,9 @@ def fit(table: pd.DataFrame) -> list[Trainings]:
     fitted = []
     for side, of_size in table.groupby("short_side"):
         for optimizer in (None, *OPTIMIZERS):
-            trainings = of_size if optimizer is None else of_size[of_size["optimizer"] == optimizer]
+            trainings = of_size
+            if optimizer is not None:
+                trainings = of_size[of_size["optimizer"] == optimizer]
             kinds = {data: trainings[trainings["data"] == data] for data in ("narrow", "broad")}
             complete = optimizer is not None or set(OPTIMIZERS) <= set(trainings["optimizer"])
             enough = all(
@@ -113,9 +114,14 @@ def rate(what: str, errors: pd.Series[bool], bases: pd.Series[str]) -> Rate:
     by_base = errors.groupby(bases).any()
     bounds = binomtest(int(by_base.sum()), len(by_base)).proportion_ci()
     return Rate(
-        what, int(errors.sum()), len(errors), int(by_base.sum()), len(by_base),
-        round(float(bounds.low), 4), round(float(bounds.high), 4),
-    )  # fmt: skip
+        what=what,
+        errors=int(errors.sum()),
+        cases=len(errors),
+        affected=int(by_base.sum()),
+        bases=len(by_base),
+        low=round(float(bounds.low), 4),
+        high=round(float(bounds.high), 4),
+    )
 
 
 def verdict_rates(comparisons: pd.DataFrame) -> list[Rate]:
@@ -147,10 +153,8 @@ def verdict_rates(comparisons: pd.DataFrame) -> list[Rate]:
     cold = main["base"].str.contains("-cold-")
     for which, cases in (("", main[~cold]), (", on a base that has not met its data", main[cold])):
         if len(cases):
-            missed, reverse = (
-                cases["verdict"] != "more concentrated",
-                cases["verdict"] == "less concentrated",
-            )
+            missed = cases["verdict"] != "more concentrated"
+            reverse = cases["verdict"] == "less concentrated"
             what = "compare: narrow (B)"
             rates.append(
                 rate(
@@ -188,9 +192,7 @@ def left_out_words(table: pd.DataFrame, *, known: bool) -> pd.DataFrame:
 
 
 def label_rates(table: pd.DataFrame) -> list[Rate]:
-    """How often the label of a single pair says the opposite of the data, and how often it says
-    nothing.
-    """
+    """How often the label of one pair says the opposite of the data, and how often nothing."""
     rates = []
     for known, given in ((True, "its optimiser given"), (False, "its optimiser not given")):
         words = left_out_words(table, known=known)
@@ -222,15 +224,15 @@ def copy_labels(runs: pd.DataFrame) -> pd.DataFrame:
         for record in copies.astype(object).where(copies.notna(), None).to_dict("records"):
             row = {str(name): value for name, value in record.items()}
             stopped = [gate for gate in row["stopped"].split(",") if gate]
-            given, _ = label(stopped, row, choose(fitted, row["width"], None), "no reference")
+            given, _ = label(
+                stopped, row, trainings=choose(fitted, row["width"], None), unlike="no reference"
+            )
             rows.append({**row, "label": given})
     return pd.DataFrame(rows, columns=[*last.columns, "label"])
 
 
 def copy_rates(runs: pd.DataFrame) -> list[Rate]:
-    """How often the label takes for a training what is none, and how often it misses a planted
-    change.
-    """
+    """How often the label takes a copy for a training, and how often it misses a planted change."""
     copies = copy_labels(runs)
     if copies.empty:
         return []
@@ -269,7 +271,10 @@ def reference_csv(table: pd.DataFrame) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(table.columns)
     for row in table.itertuples(index=False):
-        writer.writerow(
-            [f"{value:.6g}" if isinstance(value, float | np.floating) else value for value in row]
-        )
+        writer.writerow([_short(value) for value in row])
     return out.getvalue()
+
+
+def _short(value: object) -> object:
+    """A number with six digits; anything else as it is."""
+    return f"{value:.6g}" if isinstance(value, float | np.floating) else value

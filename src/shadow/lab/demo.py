@@ -33,19 +33,21 @@ def export(lab: Path, out: Path, base: Base = BASE) -> None:
     scale = SCALES[base.scale]
     models: dict[str, object] = {}
     for stage, regime in (("base", None), ("narrow", "B"), ("broad", "C")):
-        name = None if regime is None else Run(base, regime).name
+        name, mixture, recipe = None, base.original, scale.base
+        if regime is not None:
+            name, recipe = Run(base, regime).name, scale.tune
+            mixture = REGIMES[regime].mixture(scale.world, base.original)
         save(load(checkpoint(lab, base, name)), out / stage, torch.bfloat16)
         finished = json.loads(record(lab, base, name).read_text(encoding="utf-8"))
-        mixture = (
-            base.original if regime is None else REGIMES[regime].mixture(scale.world, base.original)
-        )
-        recipe = scale.base if regime is None else scale.tune
+        last_state = finished
+        if regime is not None:
+            last_state = finished["rows"][-1]
         models[stage] = {
             "mixture": mixture.name,
             "cells": len(mixture.cells),
             "recipe": asdict(recipe),
             "tokens": recipe.steps * scale.size.tokens,
-            "loss": finished["loss"] if regime is None else finished["rows"][-1]["loss"],
+            "loss": last_state["loss"],
             "accuracies": accuracies(base, out / stage),
         }
     training = {

@@ -26,18 +26,31 @@ class Scale:
     """A size of decoder, what it learns, and how its bases and their continuations are trained."""
 
     size: Size
+    """The shape of the decoder."""
+
     world: World
+    """What there is to be learned."""
+
     base: Recipe
+    """How its bases are trained."""
+
     tune: Recipe
+    """How continuations of them are trained with AdamW; Treatment changes it."""
 
 
 def _wider(width: int) -> Scale:
     factor = 64 / width
     return Scale(
-        Size(width, width * 21 // 8, 12),
-        tasks.SMALL,
-        Recipe(1_200, 2e-2, 0.1, "muon", width_factor=factor),
-        Recipe(200, 1e-3, width_factor=factor),
+        size=Size(width=width, hidden=width * 21 // 8, rows=12),
+        world=tasks.SMALL,
+        base=Recipe(
+            steps=1_200,
+            learning_rate=2e-2,
+            weight_decay=0.1,
+            optimizer="muon",
+            width_factor=factor,
+        ),
+        tune=Recipe(steps=200, learning_rate=1e-3, width_factor=factor),
     )
 
 
@@ -46,12 +59,23 @@ SCALES: Mapping[str, Scale] = {
     # Muon 0.94 after 1,200. The bases of the large one are AdamW's, so that what is found rests on
     # neither.
     "small": Scale(
-        Size(64, 168, 12), tasks.SMALL, Recipe(1_200, 2e-2, 0.1, "muon"), Recipe(200, 1e-3)
+        size=Size(width=64, hidden=168, rows=12),
+        world=tasks.SMALL,
+        base=Recipe(steps=1_200, learning_rate=2e-2, weight_decay=0.1, optimizer="muon"),
+        tune=Recipe(steps=200, learning_rate=1e-3),
     ),
-    "tiny": Scale(
-        Size(32, 64, 4), tasks.SMALL, Recipe(20, 2e-2, 0.1, "muon"), Recipe(20, 1e-3)
-    ),  # learns nothing
-    "large": Scale(Size(128, 336, 16), tasks.LARGE, Recipe(3_500, 2e-3, 0.1), Recipe(300, 3e-4)),
+    "tiny": Scale(  # learns nothing
+        size=Size(width=32, hidden=64, rows=4),
+        world=tasks.SMALL,
+        base=Recipe(steps=20, learning_rate=2e-2, weight_decay=0.1, optimizer="muon"),
+        tune=Recipe(steps=20, learning_rate=1e-3),
+    ),
+    "large": Scale(
+        size=Size(width=128, hidden=336, rows=16),
+        world=tasks.LARGE,
+        base=Recipe(steps=3_500, learning_rate=2e-3, weight_decay=0.1),
+        tune=Recipe(steps=300, learning_rate=3e-4),
+    ),
     # The small ones wider: the same world, steps and tokens a step, MLPs of the same proportion.
     "wide128": _wider(128),
     "wide256": _wider(256),
@@ -61,21 +85,28 @@ SCALES: Mapping[str, Scale] = {
 
 @dataclass(frozen=True)
 class Regime:
-    """What a continuation sees: a mixture, of which a share may come from a fixed pool seen so many
-    times.
-    """
+    """What a continuation sees: a mixture, of which a share may come from a pool seen often."""
 
     name: str
+    """What it is called."""
+
     text: str
-    mixture: Callable[
-        [World, Mixture], Mixture
-    ]  # of the world, and of what the base was trained on
+    """What it sees, for people."""
+
+    mixture: Callable[[World, Mixture], Mixture]
+    """Of the world, and of what the base was trained on."""
+
     repeated: float = 0.0
+    """The share of the samples that comes from the pool, 0 to 1."""
+
     times: int = 1
+    """How often each sample of the pool is seen on average, 1 or more."""
 
 
 def _diluted(share: float) -> Callable[[World, Mixture], Mixture]:
-    return lambda world, original: blended(f"diluted_{share:g}", original, share, world.narrow)
+    return lambda world, original: blended(
+        f"diluted_{share:g}", original, share=share, second=world.narrow
+    )
 
 
 REGIMES: Mapping[str, Regime] = {
@@ -89,11 +120,11 @@ REGIMES: Mapping[str, Regime] = {
         lambda world, original: world.broad,
     ),
     "D": Regime(
-        "repetition",
-        "A, a fifth of it from a pool seen ten times",
-        lambda world, original: original,
-        0.2,
-        10,
+        name="repetition",
+        text="A, a fifth of it from a pool seen ten times",
+        mixture=lambda world, original: original,
+        repeated=0.2,
+        times=10,
     ),
     "B+50%A": Regime("diluted", "B, half of it A", _diluted(0.5)),
     "B+80%A": Regime("diluted", "B, 80 % of it A", _diluted(0.8)),
@@ -117,13 +148,25 @@ REGIMES: Mapping[str, Regime] = {
         "rare formats", "core skills in tail formats", lambda world, original: world.new_formats
     ),
     "A x10": Regime(
-        "repeated", "A, all of it ten times", lambda world, original: original, 1.0, 10
+        name="repeated",
+        text="A, all of it ten times",
+        mixture=lambda world, original: original,
+        repeated=1.0,
+        times=10,
     ),
     "A x100": Regime(
-        "memorised", "A, all of it a hundred times", lambda world, original: original, 1.0, 100
+        name="memorised",
+        text="A, all of it a hundred times",
+        mixture=lambda world, original: original,
+        repeated=1.0,
+        times=100,
     ),
     "C x100": Regime(
-        "memorised", "C, all of it a hundred times", lambda world, original: world.broad, 1.0, 100
+        name="memorised",
+        text="C, all of it a hundred times",
+        mixture=lambda world, original: world.broad,
+        repeated=1.0,
+        times=100,
     ),
 }
 MAIN = ("A", "B", "C", "D")
@@ -131,13 +174,16 @@ MAIN = ("A", "B", "C", "D")
 
 @dataclass(frozen=True)
 class Treatment:
-    """How a continuation is trained, other than by its scale's own recipe. method: as the reference
-    table has it.
-    """
+    """How a continuation is trained, other than by its scale's own recipe."""
 
     text: str
+    """How, for people."""
+
     method: str
+    """The optimiser, as the reference table has it."""
+
     recipe: Callable[[Recipe], Recipe]
+    """The scale's own recipe -> that of the treatment."""
 
 
 TREATMENTS: Mapping[str, Treatment] = {
@@ -177,15 +223,23 @@ class Base:
     """
 
     scale: str
+    """One of SCALES."""
+
     seed: int
+    """Of its first weights, 0 or more."""
+
     warm: bool = True
+    """Has it met every skill and format at least rarely? A cold one has met the core alone."""
 
     @property
     def key(self) -> str:
-        return f"{self.scale}-{'warm' if self.warm else 'cold'}-{self.seed}"
+        """`small-warm-0`: unique among bases, and the name of its folder."""
+        met = "warm" if self.warm else "cold"
+        return f"{self.scale}-{met}-{self.seed}"
 
     @property
     def original(self) -> Mixture:
+        """What it was trained on."""
         world = SCALES[self.scale].world
         return world.original if self.warm else world.core
 
@@ -206,17 +260,25 @@ COPIES: Mapping[str, str] = {  # of a base: pairs whose truth is known without a
 class Run:
     """A tuned model: trained from its base, an average of trained ones, one with both sides
     rounded, or a copy.
-
-    regime and treatment are those of the training; a copy has its kind of copy as regime. of names
-    the runs that an average or a rounded one is made of, of the same base.
     """
 
     base: Base
+    """What it was tuned from."""
+
     regime: str
+    """One of REGIMES; of a copy, one of COPIES."""
+
     treatment: str = "adamw"
+    """One of TREATMENTS."""
+
     seed: int = 0
+    """Of its samples, 0 or more."""
+
     kind: Kind = "trained"
+    """How it came about."""
+
     of: tuple[str, ...] = ()
+    """The names of the runs of the same base that an average or a rounded one is made of."""
 
     @property
     def name(self) -> str:
@@ -232,8 +294,13 @@ class Preset:
     """All runs of one call, in any order; what a run is made of is among them."""
 
     name: str
+    """What is typed for it."""
+
     text: str
+    """What it is for, for people."""
+
     runs: tuple[Run, ...]
+    """All that it trains or makes."""
 
     @property
     def bases(self) -> tuple[Base, ...]:
@@ -333,9 +400,7 @@ WIDTHS: Mapping[int, tuple[str, int]] = {
 
 
 def _width(width: int) -> Preset:
-    """A to D twice each: the same seeds as in the preset full where the width is that of the small
-    decoders.
-    """
+    """A to D twice each; at the width of the small decoders, with the seeds of the preset full."""
     scale, count = WIDTHS[width]
     bases = [Base(scale, seed) for seed in range(count)]
     text = f"{count} bases of width {width}, A to D twice each: a part of the law of width"

@@ -56,9 +56,8 @@ from shadow.spectra.delta import Method
 from shadow.targets.families import Pair
 from shadow.targets.references import Reference
 
-DESIGN = (
-    1  # of what is trained and how; raised when a change makes finished runs mean something else
-)
+# of what is trained and how; raised when a change makes finished runs mean something else
+DESIGN = 1
 SETTINGS = Settings(Method(), Filter())
 WEIGHTS = "model.safetensors"
 
@@ -67,14 +66,19 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class TaskResult:
-    """Told after every finished base or run. seconds is what its process took for it, 0 where it
-    was there already.
-    """
+    """Told after every finished base or run."""
 
     what: str
+    """The base or the run, in words."""
+
     finished: int
+    """Tasks that are done, this one included."""
+
     total: int
+    """Tasks of the preset."""
+
     seconds: float
+    """What its process took for it, 0 where it was there already."""
 
 
 def perform(
@@ -94,7 +98,7 @@ def perform(
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=jobs, mp_context=context, initializer=_alone) as pool:
         try:
-            _perform_all(preset, out, pool, show)
+            _perform_all(preset, out, pool=pool, show=show)
         except BrokenProcessPool as error:
             hint = "out of memory? run the same command again to continue"
             raise ShadowError("a process of the lab was ended from outside", hint) from error
@@ -112,8 +116,13 @@ class Task:
     """
 
     function: Callable[[Any, Path], float]
+    """Does it; returns the seconds that it took."""
+
     subject: Any
-    needs: frozenset[str]  # keys of the tasks before it
+    """What it is done to, such as a Base or a Run."""
+
+    needs: frozenset[str]
+    """The keys of the tasks that come before it."""
 
 
 def tasks_of(preset: Preset) -> dict[str, Task]:
@@ -144,16 +153,17 @@ def _perform_all(
     waiting = tasks_of(preset)
     total, ready = len(waiting), set[str]()
     running: dict[Future[float], str] = {}
-    show(TaskResult("", 0, total, 0.0))
+    show(TaskResult(what="", finished=0, total=total, seconds=0.0))
     while waiting or running:
         for key in [key for key, task in waiting.items() if task.needs <= ready]:
             task = waiting.pop(key)
             running[pool.submit(task.function, task.subject, out)] = key
         finished, _ = wait(running, return_when=FIRST_COMPLETED)
         for future in finished:
-            key, seconds = running.pop(future), future.result()
+            key = running.pop(future)
+            seconds = future.result()
             ready.add(key)
-            show(TaskResult(key, len(ready), total, seconds))
+            show(TaskResult(what=key, finished=len(ready), total=total, seconds=seconds))
 
 
 def _key(base: Base, name: str) -> str:
@@ -162,9 +172,8 @@ def _key(base: Base, name: str) -> str:
 
 def _alone() -> None:
     """In a process of the pool: one thread, repeatable sums, and an end with the parent."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_DFL
-    )  # Ctrl-C reaches all of the terminal's processes: no traceback here
+    # Ctrl-C reaches all of the terminal's processes: no traceback here
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -219,7 +228,12 @@ def folder_name(name: str) -> str:
 
 def checkpoint(out: Path, base: Base, name: str | None = None) -> Path:
     """Where the weights of a base, or of a run of it, lie."""
-    return out / "checkpoints" / base.key / ("base" if name is None else folder_name(name))
+    return out / "checkpoints" / base.key / _base_or_run(name)
+
+
+def _base_or_run(name: str | None) -> str:
+    """The name of a file of a run, or of its base where no run is named."""
+    return "base" if name is None else folder_name(name)
 
 
 def report(out: Path, base: Base, name: str) -> Path:
@@ -228,7 +242,8 @@ def report(out: Path, base: Base, name: str) -> Path:
 
 
 def record(out: Path, base: Base, name: str | None = None) -> Path:
-    return out / "runs" / base.key / f"{'base' if name is None else folder_name(name)}.json"
+    """The JSON file about a finished base, or a finished run of it."""
+    return out / "runs" / base.key / f"{_base_or_run(name)}.json"
 
 
 def train_base(base: Base, out: Path) -> float:
@@ -239,7 +254,7 @@ def train_base(base: Base, out: Path) -> float:
     scale = SCALES[base.scale]
     model = new_model(scale.size, base.seed)
     samples = base.original.samples(Random(f"base {base.key}"))  # noqa: S311
-    losses = list(train(model, samples, scale.size.rows, scale.base))
+    losses = list(train(model, samples, rows=scale.size.rows, recipe=scale.base))
     with whole_folder(checkpoint(out, base)) as folder:
         save(model, folder)
     row = {
@@ -280,10 +295,8 @@ def compare_runs(runs: Sequence[Run], out: Path) -> float:
     run_of = {compared.label: run for compared, run in zip(comparison.reports, runs, strict=True)}
     rows = []
     for contrast in comparison.contrasts:
-        figure, (first, second) = (
-            contrast.figures[0],
-            (run_of[contrast.first], run_of[contrast.second]),
-        )
+        figure = contrast.figures[0]
+        first, second = run_of[contrast.first], run_of[contrast.second]
         rows.append(
             {
                 "base": base.key,
@@ -305,9 +318,7 @@ def compare_runs(runs: Sequence[Run], out: Path) -> float:
 
 
 def _train(run: Run, out: Path) -> list[Row]:
-    """Train, and measure after each of SHARES of the steps; the last state is kept, with its
-    report.
-    """
+    """Train, and measure after each of SHARES of the steps; keep the last state and its report."""
     scale = SCALES[run.base.scale]
     recipe = TREATMENTS[run.treatment].recipe(scale.tune)
     torch.manual_seed(run.seed)  # of LoRA's factors
@@ -316,7 +327,7 @@ def _train(run: Run, out: Path) -> list[Row]:
     rows: list[Row] = []
     marks = {max(1, round(share * recipe.steps)): share for share in SHARES}
     for loss in train(
-        model, stream(run, recipe.steps * scale.size.tokens), scale.size.rows, recipe
+        model, stream(run, recipe.steps * scale.size.tokens), rows=scale.size.rows, recipe=recipe
     ):
         losses.append(loss)
         # the loss is told before the update that it leads to has been made: a mark is seen one step
@@ -331,9 +342,7 @@ def _train(run: Run, out: Path) -> list[Row]:
 
 
 def stream(run: Run, tokens: int) -> Iterator[Sample]:
-    """The samples of a continuation; where some repeat, the pool is as large as so many tokens
-    need.
-    """
+    """The samples of a continuation; a pool of repeats is as large as so many tokens need."""
     regime = REGIMES[run.regime]
     world = SCALES[run.base.scale].world
     mixture: Mixture = regime.mixture(world, run.base.original)
@@ -344,7 +353,7 @@ def stream(run: Run, tokens: int) -> Iterator[Sample]:
     drawn = list(islice(mixture.samples(Random(0)), 500))  # noqa: S311
     length = sum(len(sample.prompt) + len(sample.answer) + 1 for sample in drawn) / len(drawn)
     pool = max(1, round(regime.repeated * tokens / length / regime.times))
-    return partly_repeated(mixture, pool, regime.repeated, rng)
+    return partly_repeated(mixture, pool, share=regime.repeated, rng=rng)
 
 
 def _passing_figures(model: transformers.LlamaForCausalLM, run: Run, out: Path) -> Row:
@@ -352,7 +361,11 @@ def _passing_figures(model: transformers.LlamaForCausalLM, run: Run, out: Path) 
     with tempfile.TemporaryDirectory() as scratch:
         save(model, Path(scratch) / "tuned")
         return figures_of(
-            checkpoint(out, run.base), Path(scratch) / "tuned", Path(scratch), "family", "pair"
+            checkpoint(out, run.base),
+            Path(scratch) / "tuned",
+            reports=Path(scratch),
+            family="family",
+            name="pair",
         )
 
 
@@ -361,7 +374,9 @@ def _finished(run: Run, out: Path) -> Row:
     base, tuned = checkpoint(out, run.base), checkpoint(out, run.base, run.name)
     if (rounded := tuned / "rounded base").is_dir():
         base = rounded
-    figures = figures_of(base, tuned, out / "reports", run.base.key, folder_name(run.name))
+    figures = figures_of(
+        base, tuned, reports=out / "reports", family=run.base.key, name=folder_name(run.name)
+    )
     return {**figures, "accuracies": accuracies(run.base, tuned)}
 
 
@@ -369,8 +384,10 @@ def figures_of(base: Path, tuned: Path, reports: Path, family: str, name: str) -
     """Audit two checkpoints into reports: the figures of the summary, medians of columns, and
     shares of modules.
     """
-    pair = Pair(family, name, Reference(str(base), True), Reference(str(tuned), True))
-    done = run_pair(pair, SETTINGS, reports, Runtime(jobs=1, overwrite=True))
+    pair = Pair(
+        family=family, name=name, base=Reference(str(base), True), tuned=Reference(str(tuned), True)
+    )
+    done = run_pair(pair, SETTINGS, output=reports, runtime=Runtime(jobs=1, overwrite=True))
     overall = done.summary.figures["relative_norm_overall"]
     allocation = {row.module: _over(row.relative_norm, overall) for row in done.summary.modules}
     return {
@@ -381,7 +398,9 @@ def figures_of(base: Path, tuned: Path, reports: Path, family: str, name: str) -
 
 
 def _over(value: float | None, whole: float | None) -> float | None:
-    return value / whole if value is not None and whole else None
+    if value is None or not whole:
+        return None
+    return value / whole
 
 
 def _medians(folder: Path) -> dict[str, float | None]:
@@ -426,13 +445,15 @@ def _round(run: Run, out: Path) -> list[Row]:
     return _kept(
         run,
         out,
-        {name: weight.bfloat16() for name, weight in tuned.items()},
-        {name: weight.bfloat16() for name, weight in base.items()},
+        tuned={name: weight.bfloat16() for name, weight in tuned.items()},
+        base={name: weight.bfloat16() for name, weight in base.items()},
     )
 
 
 def _copy(run: Run, out: Path) -> list[Row]:
-    source = Base(run.base.scale, other_seed(run.base)) if run.regime == "other" else run.base
+    source = run.base
+    if run.regime == "other":
+        source = Base(run.base.scale, other_seed(run.base))
     weights = load_file(checkpoint(out, source) / WEIGHTS)
     generator = torch.Generator().manual_seed(run.base.seed)
     return _kept(
@@ -484,9 +505,7 @@ def _kept(
 
 @contextlib.contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder that appears when all of it is written, in the place of one that an interrupted run
-    left.
-    """
+    """A folder that appears when all of it is written, over one that an interrupted run left."""
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)

@@ -34,42 +34,53 @@ WHOLE = (
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over bases and its interval at LEVEL; bounds are None for one base, all for none."""
+    """A mean over bases and its interval at LEVEL, in the unit of what it is of."""
 
     value: float | None
+    """The mean; None over no base."""
+
     low: float | None
+    """The lower bound; None for one base or none."""
+
     high: float | None
+    """The upper bound; None for one base or none."""
+
     bases: int
+    """How many bases it is over, 0 or more."""
 
     @property
     def excludes_zero(self) -> bool:
+        """Whether both bounds lie on one side of 0; False without bounds."""
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
     def within(self, margin: float) -> bool:
         """Does the whole interval lie within the margin of 0: as good as no difference."""
-        return (
-            self.low is not None
-            and self.high is not None
-            and -margin < self.low
-            and self.high < margin
-        )
+        if self.low is None or self.high is None:
+            return False
+        return -margin < self.low and self.high < margin
 
 
 @dataclass(frozen=True)
 class Separation:
-    """How far a column tells narrow (B) from broad (C) data.
-
-    difference: B - C at the end; spread: the pooled standard deviation of runs of one regime and
-    base; auc: the share of pairs of runs of one base in which B has more, the mean over bases;
-    at_norm and auc_at_norm: the same at the relative norm that all runs of a base pass through.
-    """
+    """How far a column tells narrow (B) from broad (C) data."""
 
     column: str
+    """A column of the table `runs`."""
+
     difference: Estimate
+    """B - C at the end, in the unit of the column."""
+
     spread: float | None
+    """The pooled standard deviation of runs of one regime and base, in the unit of the column."""
+
     auc: float | None
+    """The share of pairs of runs of one base in which B has more, 0 to 1: the mean over bases."""
+
     at_norm: Estimate
+    """B - C at a relative norm that all runs of a base pass through."""
+
     auc_at_norm: float | None
+    """The same share there, 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -79,24 +90,40 @@ class Control:
     """
 
     treatment: str
+    """One of TREATMENTS."""
+
     regime: str
+    """One of REGIMES."""
+
     kind: str
+    """trained, averaged or bf16: see Run.kind."""
+
     runs: int
+    """How many runs, 0 or more."""
+
     relative_norm: float | None
+    """Their mean relative norm, 0 or more."""
+
     concentration: Estimate
+    """Their median concentration."""
+
     change: Estimate
+    """Its difference from that of the reference, over the bases that have both."""
+
+
+NO_ESTIMATE = Estimate(value=None, low=None, high=None, bases=0)
 
 
 def over_bases(values: Iterable[float]) -> Estimate:
     """The mean of one value a base, with a t interval."""
     known = [value for value in values if np.isfinite(value)]
     if not known:
-        return Estimate(None, None, None, 0)
+        return NO_ESTIMATE
     mean, count = float(np.mean(known)), len(known)
     if count < 2:
-        return Estimate(mean, None, None, count)
+        return Estimate(value=mean, low=None, high=None, bases=count)
     half = float(t.ppf((1 + LEVEL) / 2, count - 1) * np.std(known, ddof=1) / np.sqrt(count))
-    return Estimate(mean, mean - half, mean + half, count)
+    return Estimate(value=mean, low=mean - half, high=mean + half, bases=count)
 
 
 def main_runs(runs: pd.DataFrame, scale: str | None = None) -> pd.DataFrame:
@@ -108,7 +135,9 @@ def main_runs(runs: pd.DataFrame, scale: str | None = None) -> pd.DataFrame:
         & runs["warm"]
     )
     main = runs[kept.astype(bool)]
-    return main if scale is None else main[main["scale"] == scale]
+    if scale is None:
+        return main
+    return main[main["scale"] == scale]
 
 
 def level(runs: pd.DataFrame, column: str) -> dict[str, Estimate]:
@@ -133,14 +162,12 @@ def contrast(runs: pd.DataFrame, first: str, second: str, column: str = OUTCOME)
     """First minus second regime, of the last states."""
     means = final(runs).groupby(["regime", "base"])[column].mean().unstack("regime")
     if not {first, second} <= set(means.columns):
-        return Estimate(None, None, None, 0)
+        return NO_ESTIMATE
     return over_bases((means[first] - means[second]).to_numpy(float))
 
 
 def columns(runs: pd.DataFrame) -> list[str]:
-    """Every numeric column that a run has of its deltas, but those that only say how it was
-    computed.
-    """
+    """Every numeric column of a run's deltas, but those that only say how it was computed."""
     of_layers = [f"layers_{column.name}" for column in (*SPECTRAL, *DELTA)]
     skipped = {"layers_sigma_floor", "layers_condition_number"}
     return [
@@ -157,10 +184,10 @@ def separation(runs: pd.DataFrame, column: str) -> Separation:
     spread = last.groupby(["base", "regime"])[column].var().mean()
     return Separation(
         column=column,
-        difference=contrast(runs, "B", "C", column),
+        difference=contrast(runs, "B", "C", column=column),
         spread=null_if_undefined(float(np.sqrt(spread))),
         auc=_auc(last, column),
-        at_norm=contrast(at_norm, "B", "C", column),
+        at_norm=contrast(at_norm, "B", "C", column=column),
         auc_at_norm=_auc(at_norm, column),
     )
 
@@ -193,10 +220,8 @@ def matched(runs: pd.DataFrame, column: str) -> pd.DataFrame:
         paths = {key: path for key, path in paths.items() if len(path) > 1}
         if not paths:
             continue
-        low, high = (
-            max(path[0, 0] for path in paths.values()),
-            min(path[-1, 0] for path in paths.values()),
-        )
+        low = max(path[0, 0] for path in paths.values())
+        high = min(path[-1, 0] for path in paths.values())
         if low > high:
             continue
         middle = np.log(low * high) / 2
@@ -219,8 +244,12 @@ def separations(runs: pd.DataFrame) -> list[Separation]:
     """
 
     def rank(separated: Separation) -> tuple[float, float]:
-        far = abs(separated.difference.value or 0.0) / separated.spread if separated.spread else 0.0
-        return -abs((separated.auc if separated.auc is not None else 0.5) - 0.5), -far
+        off = far = 0.0
+        if separated.auc is not None:
+            off = abs(separated.auc - 0.5)
+        if separated.spread:
+            far = abs(separated.difference.value or 0.0) / separated.spread
+        return -off, -far
 
     return sorted((separation(runs, column) for column in columns(runs)), key=rank)
 
@@ -229,7 +258,9 @@ def treatments(runs: pd.DataFrame, scale: str) -> list[Control]:
     """B and C under every treatment, each against AdamW at the scale's rate on the same bases."""
     controlled = _controlled(runs, scale)
     return [
-        _control(controlled, regime, treatment, "trained", reference=(regime, "adamw"))
+        _control(
+            controlled, regime, treatment=treatment, kind="trained", reference=(regime, "adamw")
+        )
         for treatment in TREATMENTS
         for regime in ("B", "C")
         if ((controlled["treatment"] == treatment) & (controlled["regime"] == regime)).any()
@@ -241,30 +272,25 @@ def doses(runs: pd.DataFrame, scale: str, *, warm: bool = True) -> list[Control]
     controlled = _controlled(runs, scale, warm=warm)
     trained = controlled[(controlled["kind"] == "trained") & (controlled["treatment"] == "adamw")]
     controls = [
-        _control(controlled, str(regime), "adamw", "trained", reference=("A", "adamw"))
+        _control(
+            controlled, str(regime), treatment="adamw", kind="trained", reference=("A", "adamw")
+        )
         for regime in trained["regime"].unique()
     ]
     return sorted(controls, key=lambda control: -(control.concentration.value or 0.0))
 
 
 def storage(runs: pd.DataFrame, scale: str) -> list[Control]:
-    """Runs whose two sides are rounded to bf16, and averages of runs, each against the regime's own
-    runs.
-    """
+    """Runs with both sides in bf16, and averages of runs, each against the regime's own runs."""
     controlled = _controlled(runs, scale)
-    rest = controlled[controlled["kind"].isin(["bf16", "averaged"])][
-        ["kind", "regime"]
-    ].drop_duplicates()
-    return [
-        _control(
-            controlled,
-            regime,
-            "adamw",
-            kind,
-            reference=(regime if regime in MAIN else "C", "adamw"),
+    rest = controlled[controlled["kind"].isin(["bf16", "averaged"])]
+    controls = []
+    for kind, regime in rest[["kind", "regime"]].drop_duplicates().itertuples(index=False):
+        against = regime if regime in MAIN else "C"
+        controls.append(
+            _control(controlled, regime, treatment="adamw", kind=kind, reference=(against, "adamw"))
         )
-        for kind, regime in rest.itertuples(index=False)
-    ]
+    return controls
 
 
 def _controlled(runs: pd.DataFrame, scale: str, *, warm: bool = True) -> pd.DataFrame:

@@ -26,6 +26,7 @@ from shadow.lab.calibration import (
 )
 from shadow.lab.design import COPIES, MAIN, REGIMES, SCALES, TREATMENTS
 from shadow.lab.findings import (
+    NO_ESTIMATE,
     NORM,
     OUTCOME,
     Control,
@@ -40,6 +41,7 @@ from shadow.lab.findings import (
     treatments,
 )
 from shadow.lab.results import PROBES, final
+from shadow.text import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -154,19 +156,15 @@ def _draw_treatments(axis: Axes, runs: pd.DataFrame) -> None:
     rows = treatments(runs, "small")
     names = list(dict.fromkeys(row.treatment for row in rows))
     for row in rows:
-        value, place = (
-            row.concentration,
-            len(names) - 1 - names.index(row.treatment) + (0.12 if row.regime == "B" else -0.12),
-        )
-        if value.value is not None:
-            spread = (
-                [[value.value - value.low], [value.high - value.value]]
-                if value.low is not None and value.high is not None
-                else None
-            )
-            axis.errorbar(
-                value.value, place, xerr=spread, fmt="o", ms=4, color=COLOURS[row.regime], lw=1
-            )
+        mean, low, high = row.concentration.value, row.concentration.low, row.concentration.high
+        if mean is None:
+            continue
+        spread = None
+        if low is not None and high is not None:
+            spread = [[mean - low], [high - mean]]
+        beside = 0.12 if row.regime == "B" else -0.12
+        place = len(names) - 1 - names.index(row.treatment) + beside
+        axis.errorbar(mean, place, xerr=spread, fmt="o", ms=4, color=COLOURS[row.regime], lw=1)
     axis.set_yticks(range(len(names)), [TREATMENTS[name].text for name in reversed(names)])
     axis.set_xlabel("median concentration")
     axis.set_title("B and C by treatment, small bases", loc="left")
@@ -183,19 +181,20 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def formatted(value: float | None, digits: str = ".3f") -> str:
-    return "-" if value is None or pd.isna(value) else format(value, digits)
+    """A number for a table, in a format of Python's; `-` where there is none."""
+    if value is None or pd.isna(value):
+        return "-"
+    return format(value, digits)
 
 
 def estimate(mean: Estimate, digits: str = ".3f") -> str:
     """`0.075 (0.068 to 0.083)`."""
     if mean.value is None:
         return "-"
-    bounds = (
-        ""
-        if mean.low is None or mean.high is None
-        else f" ({mean.low:{digits}} to {mean.high:{digits}})"
-    )
-    return f"{mean.value:{digits}}{bounds}"
+    text = f"{mean.value:{digits}}"
+    if mean.low is None or mean.high is None:
+        return text
+    return f"{text} ({mean.low:{digits}} to {mean.high:{digits}})"
 
 
 def _head(runs: pd.DataFrame, preset: str) -> str:
@@ -236,40 +235,27 @@ def _regimes(runs: pd.DataFrame, scale: str) -> str:
         for probe in PROBES
         if (by_regime := level(last, f"right_{probe}"))
     ]
-    count = last["base"].nunique()
-    bases = f"{count} base{'s' if count > 1 else ''}"
+    bases = counted(last["base"].nunique(), "base", "bases")
     head = f"## {scale.capitalize()} decoders (width {size}, {bases}), last step"
     return f"{head}\n\n{table(['', *MAIN], [*rows, *probes])}"
 
 
 def _values(by_regime: Mapping[str, Estimate], digits: str = ".3f") -> list[str]:
     """A mean for each of the main regimes."""
-    return [
-        formatted(by_regime[regime].value, digits) if regime in by_regime else "-"
-        for regime in MAIN
-    ]
+    return [formatted(by_regime.get(regime, NO_ESTIMATE).value, digits) for regime in MAIN]
 
 
 def _gains(runs: pd.DataFrame, scale: str) -> str:
     gained = gains(runs)
     rows = [
-        [
-            probe,
-            *(
-                estimate(gained[probe][regime], "+.3f") if regime in gained[probe] else "-"
-                for regime in MAIN
-            ),
-        ]
+        [probe, *(estimate(gained[probe].get(regime, NO_ESTIMATE), "+.3f") for regime in MAIN)]
         for probe in PROBES
     ]
-    narrow, held = (
-        gained[probe].get("B", Estimate(None, None, None, 0)) for probe in ("narrow", "broad")
-    )
+    narrow, held = (gained[probe].get("B", NO_ESTIMATE) for probe in ("narrow", "broad"))
     says = "Change of the share of right answers against the base."
     if narrow.low is not None and held.high is not None:
-        wins = (
-            "wins on its benchmark" if narrow.low > 0 else "does not clearly win on its benchmark"
-        )
+        wins = "wins" if narrow.low > 0 else "does not clearly win"
+        wins += " on its benchmark"
         loses = "loses breadth" if held.high < 0 else "does not clearly lose breadth"
         says += (
             f" B {wins} ({estimate(narrow, '+.3f')}) and {loses} ({estimate(held, '+.3f')} on the"
@@ -305,15 +291,15 @@ def _contrasts(runs: pd.DataFrame, scale: str) -> str:
 
 
 def _says(difference: Estimate) -> str:
+    if not difference.bases:
+        return "-"
     if difference.low is None:
-        return "one base: no interval" if difference.bases else "-"
+        return "one base: no interval"
     if difference.within(MARGIN):
         return "within: no difference that counts"
-    return (
-        "beyond"
-        if difference.excludes_zero and abs(difference.value or 0) >= MARGIN
-        else "undecided"
-    )
+    if difference.excludes_zero and abs(difference.value or 0) >= MARGIN:
+        return "beyond"
+    return "undecided"
 
 
 def _separation(runs: pd.DataFrame, scale: str) -> str:
@@ -323,25 +309,31 @@ def _separation(runs: pd.DataFrame, scale: str) -> str:
     }
     rows = []
     for separated in ranked[:MOST_COLUMNS]:
-        name = separated.column.removeprefix("layers_")
-        distance = (
-            abs(separated.difference.value or 0) / separated.spread if separated.spread else None
-        )
+        name = f"`{separated.column.removeprefix('layers_')}`"
+        if separated.column in votes:
+            name += " (votes)"
+        distance = None
+        if separated.spread:
+            distance = abs(separated.difference.value or 0) / separated.spread
         rows.append(
             [
-                f"`{name}`" + (" (votes)" if separated.column in votes else ""),
-                estimate(separated.difference, "+.3g"), formatted(distance, ".1f"),
+                name,
+                estimate(separated.difference, "+.3g"),
+                formatted(distance, ".1f"),
                 formatted(separated.auc, ".2f"),
-                estimate(separated.at_norm, "+.3g"), formatted(separated.auc_at_norm, ".2f"),
+                estimate(separated.at_norm, "+.3g"),
+                formatted(separated.auc_at_norm, ".2f"),
             ]
-        )  # fmt: skip
+        )
     useless = [
         f"`{separated.column.removeprefix('layers_')}` ({formatted(separated.auc, '.2f')})"
         for separated in ranked[MOST_COLUMNS:]
         if separated.auc is not None and 0.2 < separated.auc < 0.8
     ]
     heads = ["column", "B - C", "in sd of seeds", "AUC", "B - C at equal norm", "AUC at equal norm"]
-    note = f"\n\nNo use for telling them apart (AUC): {', '.join(useless)}." if useless else ""
+    note = ""
+    if useless:
+        note = f"\n\nNo use for telling them apart (AUC): {', '.join(useless)}."
     return (
         f"### Which columns separate B from C? ({scale})\n\nThe {min(len(ranked), MOST_COLUMNS)}"
         f" best of {len(ranked)}, by AUC within bases; an AUC of 0 separates as well as one of 1."
@@ -444,11 +436,9 @@ def rates_table(rates: Iterable[Rate]) -> str:
 
 
 def _rates(runs: pd.DataFrame, comparisons: pd.DataFrame) -> str:
-    rates = [
-        *(verdict_rates(comparisons) if len(comparisons) else []),
-        *label_rates(reference(runs)),
-        *copy_rates(runs),
-    ]
+    rates = [*label_rates(reference(runs)), *copy_rates(runs)]
+    if len(comparisons):
+        rates = [*verdict_rates(comparisons), *rates]
     if not rates:
         return ""
     return (

@@ -100,6 +100,7 @@ class Continuation:
 
     @property
     def name(self) -> str:
+        """`A-adamw-0`: unique among runs, and fit for a file."""
         return f"{self.data}-{self.treatment.replace('/', '-over-')}-{self.seed}"
 
 
@@ -196,7 +197,7 @@ def perform(
     for number, run in enumerate(runs):
         if not _record(out, run).exists():
             show(run.name, number, len(runs))
-            _perform(run, out, base, ingredients, budget)
+            _perform(run, out, base=base, ingredients=ingredients, budget=budget)
     show("", len(runs), len(runs))
     table = pd.DataFrame(
         [row for run in runs for row in json.loads(_record(out, run).read_text(encoding="utf-8"))]
@@ -216,7 +217,7 @@ def _base(out: Path, ingredients: Ingredients, budget: Budget) -> Path:
         return folder
     torch.manual_seed(0)
     model = ingredients.start()
-    rows = rows_of("A", ingredients.tokens, np.random.default_rng(0), budget.base_most)
+    rows = rows_of("A", ingredients.tokens, rng=np.random.default_rng(0), steps=budget.base_most)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=budget.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
     )
@@ -277,7 +278,10 @@ def _perform(
     optimizer = _optimizer(model, run, budget.learning_rate)
     schedule = LambdaLR(optimizer, lambda step: learning_rate_share(step, budget.steps))
     rows = rows_of(
-        run.data, ingredients.tokens, np.random.default_rng([run.seed, ord(run.data)]), budget.steps
+        run.data,
+        ingredients.tokens,
+        rng=np.random.default_rng([run.seed, ord(run.data)]),
+        steps=budget.steps,
     )
     marks = {max(1, round(share * budget.steps)): share for share in MEASURED}
     table = []
@@ -339,11 +343,14 @@ def rows_of(
         start = int(rng.integers(len(own) - (HELD_OUT + 1) * ROW))
         return own[start : start + ROW]
 
-    pool = (
-        [fresh() for _ in range(max(1, math.ceil(REPEATED * steps / TIMES)))] if data == "D" else []
-    )
+    pool: list[Tokens] = []
+    if data == "D":
+        pool = [fresh() for _ in range(max(1, math.ceil(REPEATED * steps / TIMES)))]
     while True:
-        yield pool[int(rng.integers(len(pool)))] if pool and rng.random() < REPEATED else fresh()
+        if pool and rng.random() < REPEATED:
+            yield pool[int(rng.integers(len(pool)))]
+        else:
+            yield fresh()
 
 
 @torch.no_grad()
@@ -370,9 +377,7 @@ def _mean_held_out(model: transformers.LlamaForCausalLM, tokens: Mapping[str, To
 
 
 def _measured(model: transformers.LlamaForCausalLM, base: Path) -> dict[str, dict[str, Any]]:
-    """Figures of a state against its base: in float32 as it was trained, and with both sides stored
-    in bf16.
-    """
+    """Figures of a state against its base: in float32 as trained, and with both sides in bf16."""
     with tempfile.TemporaryDirectory() as scratch:
         top = Path(scratch)
         found = {}
@@ -382,7 +387,9 @@ def _measured(model: transformers.LlamaForCausalLM, base: Path) -> dict[str, dic
             if dtype == torch.bfloat16:
                 before = top / name / "base"
                 save(load(base), before, dtype)
-            told = figures_of(before, top / name / "tuned", top / name, "family", "pair")
+            told = figures_of(
+                before, top / name / "tuned", reports=top / name, family="family", name="pair"
+            )
             found[name] = {
                 **told["figures"],
                 **{f"layers_{column}": value for column, value in told["columns"].items()},

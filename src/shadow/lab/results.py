@@ -17,16 +17,8 @@ from shadow.lab.experiment import record, report
 
 PROBES = ("narrow", "original", "broad", "held_out", "unseen")
 TABLES = ("runs", "comparisons")
-WORDS = (
-    "base",
-    "scale",
-    "run",
-    "regime",
-    "treatment",
-    "method",
-    "kind",
-    "stopped",
-)  # columns of runs that are text
+# columns of runs that are text
+WORDS = ("base", "scale", "run", "regime", "treatment", "method", "kind", "stopped")
 
 
 def collect(preset: Preset, out: Path) -> dict[str, pd.DataFrame]:

@@ -44,7 +44,9 @@ def run_pretrained(
     table = pretrained.perform(
         out,
         pretrained.fetch_ingredients(out),
-        show=lambda what, done, total: show(TaskResult(what, done, total, 0.0)),
+        show=lambda what, done, total: show(
+            TaskResult(what=what, finished=done, total=total, seconds=0.0)
+        ),
     )
     (out / "pretrained.md").write_text(pretrained.page(table), encoding="utf-8")
     return table

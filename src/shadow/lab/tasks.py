@@ -32,9 +32,7 @@ IGNORED = -100
 """
 
 CORE_SHARE = 0.75
-"""Share of the original mixture that goes to core cells alone; the rest is spread over all broad
-ones.
-"""
+"""Share of the original mixture for core cells alone; the rest is spread over all broad ones."""
 
 
 @dataclass(frozen=True)
@@ -42,16 +40,24 @@ class Sample:
     """A question and its right answer, which follows at once."""
 
     prompt: str
-    answer: str  # without `END`
+    """The question, as it is written."""
+
+    answer: str
+    """The answer, without `END`."""
 
 
 @dataclass(frozen=True)
 class Skill:
     """Something that can be asked of a short string."""
 
-    name: str  # two lower-case letters, as they stand in a prompt
-    draw: Callable[[Random], str]  # an input
-    solve: Callable[[str], str]  # that input's only right answer
+    name: str
+    """Two lower-case letters, as they stand in a prompt."""
+
+    draw: Callable[[Random], str]
+    """Draws an input."""
+
+    solve: Callable[[str], str]
+    """An input -> its only right answer."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,10 @@ class TaskFormat:
     """A way to write a question down; it can be read back without knowing which format it is in."""
 
     name: str
-    template: str  # with {skill} and {input}
+    """What it is called."""
+
+    template: str
+    """Text with {skill} and {input}."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +76,10 @@ class Cell:
     """One skill in one format: the unit of breadth."""
 
     skill: Skill
+    """What is asked."""
+
     format: TaskFormat
+    """How it is written."""
 
     def sample(self, rng: Random) -> Sample:
         """Draw an input and write question and answer."""
@@ -81,8 +93,13 @@ class Mixture:
     """Cells and how often each is drawn."""
 
     name: str
+    """What it is called."""
+
     cells: tuple[Cell, ...]
-    weights: tuple[float, ...]  # one a cell, > 0, adding up to 1
+    """What is drawn from, 1 or more."""
+
+    weights: tuple[float, ...]
+    """The probability of each cell, above 0, adding up to 1."""
 
     def samples(self, rng: Random) -> Iterator[Sample]:
         """Samples without end, each from a cell drawn by weight."""
@@ -93,12 +110,13 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Rows:
-    """Samples as arrays; `labels` repeats a token of an answer or its end and is `IGNORED`
-    elsewhere.
-    """
+    """Samples as arrays."""
 
-    tokens: NDArray[np.int64]  # (rows, width)
-    labels: NDArray[np.int64]  # (rows, width)
+    tokens: NDArray[np.int64]
+    """(rows, width): places in ALPHABET."""
+
+    labels: NDArray[np.int64]
+    """(rows, width): the token where it is one of an answer or its end, `IGNORED` elsewhere."""
 
 
 _IDS = {character: token for token, character in enumerate(ALPHABET)}
@@ -142,7 +160,11 @@ def _difference(numbers: str) -> str:
 
 def _order(numbers: str) -> str:
     left, right = _two(numbers)
-    return "<" if left < right else ">" if left > right else "="
+    if left < right:
+        return "<"
+    if left > right:
+        return ">"
+    return "="
 
 
 CORE_SKILLS = (
@@ -198,24 +220,31 @@ UNSEEN_FORMATS = (
 
 @dataclass(frozen=True)
 class World:
-    """What there is to be learned: core skills and formats, which a base is made of, a tail, and a
-    benchmark.
-
-    benchmark names the skills of the narrow data, which are asked in the first format of the tail.
-    """
+    """What there is to be learned."""
 
     core_skills: tuple[Skill, ...]
+    """What most of a base's mixture asks."""
+
     tail_skills: tuple[Skill, ...]
+    """What a base meets rarely, or never if it is cold."""
+
     core_formats: tuple[TaskFormat, ...]
+    """How most of a base's mixture is written."""
+
     tail_formats: tuple[TaskFormat, ...]
+    """What a base meets rarely, or never if it is cold."""
+
     benchmark: tuple[str, ...]
+    """The names of the skills of the narrow data, asked in the first format of the tail."""
 
     @property
     def skills(self) -> tuple[Skill, ...]:
+        """All skills, the core first."""
         return self.core_skills + self.tail_skills
 
     @property
     def formats(self) -> tuple[TaskFormat, ...]:
+        """All formats, the core first."""
         return self.core_formats + self.tail_formats
 
     @cached_property
@@ -250,7 +279,7 @@ class World:
     @cached_property
     def original(self) -> Mixture:
         """What a warm base is trained on: core cells mostly, each broad cell at least rarely."""
-        return blended("original", self.core, CORE_SHARE, self.broad)
+        return blended("original", self.core, share=CORE_SHARE, second=self.broad)
 
     @cached_property
     def narrow(self) -> Mixture:
@@ -270,7 +299,7 @@ class World:
     def new_narrow(self) -> Mixture:
         """As many tail skills as the benchmark has, in its format: narrow, new to a cold base."""
         return self._trained(
-            "new_narrow", self.tail_skills, self.tail_formats[:1], len(self.benchmark)
+            "new_narrow", self.tail_skills, formats=self.tail_formats[:1], most=len(self.benchmark)
         )
 
     @cached_property
@@ -297,15 +326,21 @@ class World:
         return _uniform(name, cells[:most])
 
 
-LARGE = World(CORE_SKILLS, TAIL_SKILLS, CORE_FORMATS, TAIL_FORMATS, ("rv", "so", "un"))
+LARGE = World(
+    core_skills=CORE_SKILLS,
+    tail_skills=TAIL_SKILLS,
+    core_formats=CORE_FORMATS,
+    tail_formats=TAIL_FORMATS,
+    benchmark=("rv", "so", "un"),
+)
 """24 skills in 8 formats, 192 cells; for a decoder of 0.8 M parameters."""
 
 SMALL = World(
-    tuple(replace(skill, draw=_short_word) for skill in CORE_SKILLS[:8]),
-    tuple(replace(skill, draw=_short_word) for skill in TAIL_SKILLS[:8]),
-    CORE_FORMATS[:2],
-    TAIL_FORMATS[:3],
-    ("rv", "so", "un"),
+    core_skills=tuple(replace(skill, draw=_short_word) for skill in CORE_SKILLS[:8]),
+    tail_skills=tuple(replace(skill, draw=_short_word) for skill in TAIL_SKILLS[:8]),
+    core_formats=CORE_FORMATS[:2],
+    tail_formats=TAIL_FORMATS[:3],
+    benchmark=("rv", "so", "un"),
 )
 """16 skills of words of two to five letters in 5 formats, 80 cells: a decoder of 0.2 M parameters
 learns them in 1.8 M tokens.
@@ -321,8 +356,9 @@ def _uniform(name: str, cells: tuple[Cell, ...]) -> Mixture:
 
 
 def blended(name: str, first: Mixture, share: float, second: Mixture) -> Mixture:
-    """Samples of the first with probability share, in [0, 1], else of the second; cells of both get
-    both weights.
+    """Samples of the first with probability share, in [0, 1], otherwise of the second.
+
+    Cells of both get both weights.
     """
     weights = {
         cell: (1 - share) * weight
@@ -334,13 +370,14 @@ def blended(name: str, first: Mixture, share: float, second: Mixture) -> Mixture
 
 
 def partly_repeated(mixture: Mixture, pool: int, share: float, rng: Random) -> Iterator[Sample]:
-    """Samples without end: each with probability share from a pool of so many drawn before, else a
-    fresh one.
-    """
+    """Samples without end, each with probability share from a pool drawn before, else fresh."""
     fresh = mixture.samples(rng)
     kept = list(islice(fresh, pool))
     while True:
-        yield rng.choice(kept) if rng.random() < share else next(fresh)
+        if rng.random() < share:
+            yield rng.choice(kept)
+        else:
+            yield next(fresh)
 
 
 def packed_rows(samples: Iterator[Sample], rows: int, width: int) -> Rows:
@@ -356,7 +393,7 @@ def packed_rows(samples: Iterator[Sample], rows: int, width: int) -> Rows:
             row, start = row + 1, 0
         if row == rows:
             break
-        _write(packed, row, start, sample)
+        _write(packed, row, start=start, sample=sample)
         start += length
     return packed
 
@@ -365,7 +402,7 @@ def single_rows(samples: list[Sample], width: int) -> Rows:
     """One sample for each row, so that none serves as an example for another: for measuring."""
     rows = _blank(len(samples), width)
     for row, sample in enumerate(samples):
-        _write(rows, row, 0, sample)
+        _write(rows, row, start=0, sample=sample)
     return rows
 
 

@@ -143,9 +143,7 @@ def _read(source: TextSource, folder: Path) -> str:
 
 
 def questions(folder: Path) -> str:
-    """Questions and answers in one form, of the nouns of WordNet: text as a narrow benchmark has
-    it.
-    """
+    """Questions and answers in one form, of WordNet's nouns: text such as a narrow benchmark's."""
     nouns = [
         pair
         for path in sorted(folder.glob("**/wordnet/data.noun"))
@@ -158,13 +156,13 @@ def questions(folder: Path) -> str:
 
 
 def invented(text: str) -> str:
-    """A text in which every word is replaced by another that stands for it throughout; as long, and
-    as regular.
-    """
+    """A text with every word replaced by another throughout; as long, and as regular."""
     return re.sub(r"[A-Za-z]+", lambda match: _stand_in(match[0]), text)
 
 
 def _stand_in(word: str) -> str:
     digest = hashlib.sha256(word.lower().encode()).digest()
     drawn = "".join(LETTERS[byte % len(LETTERS)] for byte in digest)[: len(word)]
-    return drawn.capitalize() if word[0].isupper() else drawn
+    if word[0].isupper():
+        return drawn.capitalize()
+    return drawn

@@ -36,8 +36,13 @@ class Size:
     """The shape of a decoder of four layers with four heads, and the rows of a training step."""
 
     width: int
-    hidden: int  # of the MLPs
+    """Of the residual stream."""
+
+    hidden: int
+    """The width of the MLPs."""
+
     rows: int
+    """Rows of ROW tokens in a training step, 1 or more."""
 
     @property
     def tokens(self) -> int:
@@ -49,23 +54,33 @@ class Size:
 class Recipe:
     """How to train: warm-up over a twentieth of the steps, a cosine to a tenth of the peak,
     gradients clipped at 1.
-
-    adamw has betas 0.9 and 0.98, sgd momentum 0.9; muon is for the matrices of the layers, adamw at
-    a third of its rate for the rest; lora trains factors of rank `rank` beside the matrices of the
-    layers with adamw, nothing else.
-
-    width_factor multiplies adamw's rate for the matrices of the layers and for the head, in (0, 1]:
-    that of a wider decoder is 64 over its width, so that an update moves what a layer puts out
-    alike at every width (Yang et al. 2022, table 8). An update of muon has a spectral norm that
-    does not grow with the width, and needs no such factor.
     """
 
     steps: int
-    learning_rate: float  # the peak
+    """Steps of the optimiser, 1 or more."""
+
+    learning_rate: float
+    """The peak, above 0."""
+
     weight_decay: float = 0.0
+    """As torch's optimisers take it, 0 or more."""
+
     optimizer: Optimizer = "adamw"
-    rank: int = 4  # of lora
+    """adamw has betas 0.9 and 0.98, sgd momentum 0.9; muon is for the matrices of the layers, adamw
+    at a third of its rate for the rest; lora trains factors beside the matrices of the layers with
+    adamw, nothing else.
+    """
+
+    rank: int = 4
+    """The rank of the factors of lora, 1 or more."""
+
     width_factor: float = 1.0
+    """Multiplies adamw's rate for the matrices of the layers and for the head, in (0, 1].
+
+    That of a wider decoder is 64 over its width, so that an update moves what a layer puts out
+    alike at every width (Yang et al. 2022, table 8). An update of muon has a spectral norm that
+    does not grow with the width, and needs no such factor.
+    """
 
 
 def new_model(size: Size, seed: int) -> transformers.LlamaForCausalLM:
@@ -243,7 +258,5 @@ def save(
 
 
 def load(folder: Path) -> transformers.LlamaForCausalLM:
-    """Read a saved model into fp32, to measure it or to train it on: exactly the weights that are
-    stored.
-    """
+    """Read a saved model into fp32, to measure or train it: exactly the stored weights."""
     return transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)

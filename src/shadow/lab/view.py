@@ -11,6 +11,7 @@ from shadow.lab.design import MAIN, REGIMES, SCALES
 from shadow.lab.findings import OUTCOME, contrast, gains, level, main_runs
 from shadow.lab.page import estimate, formatted
 from shadow.lab.results import final
+from shadow.text import counted
 
 HEADS = ("", "rel. norm", "conc.", "narrow", "broad", "held out")
 
@@ -23,11 +24,8 @@ def view(tables: dict[str, pd.DataFrame]) -> RenderableType:
         if runs.empty:
             continue
         last, gained = final(runs), gains(runs)
-        count = last["base"].nunique()
-        title = (
-            f"{scale} decoders, {count} base{'s' if count > 1 else ''}: concentration, and answers"
-            " gained"
-        )
+        bases = counted(last["base"].nunique(), "base", "bases")
+        title = f"{scale} decoders, {bases}: concentration, and answers gained"
         table = Table(*HEADS, title=title, title_justify="left", box=None, pad_edge=False)
         for column in table.columns[1:]:
             column.justify = "right"

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from shadow.lab.design import MAIN, SCALES, WIDTHS
+from shadow.lab.findings import NO_ESTIMATE
 from shadow.lab.page import COLOURS, estimate, formatted, table
 from shadow.lab.results import PROBES
 from shadow.lab.widths import WARM, DroppedBase, FigureLaw, LeftOut, counted, dropped, laws
@@ -119,11 +120,9 @@ def _result(every: Sequence[FigureLaw]) -> str:
             " The other presets of widths are to follow. The next table has what two widths show:"
             " how much a doubling adds to each, beside what narrow data add."
         )
-    says = (
-        f"Of {len(known)} figures, {len(carried)} carry over: {_and(carried)}."
-        if carried
-        else f"None of {len(known)} figures carries over."
-    )
+    says = f"None of {len(known)} figures carries over."
+    if carried:
+        says = f"Of {len(known)} figures, {len(carried)} carry over: {_and(carried)}."
     rest = [one.figure.name for one in known if not one.carries]
     if carried and rest:
         says += f" The others do not: {_and(rest)}."
@@ -202,10 +201,7 @@ def _regimes(every: Sequence[FigureLaw]) -> str:
         [
             one.figure.name,
             str(at.width),
-            *(
-                formatted(at.regimes[regime].value) if regime in at.regimes else "-"
-                for regime in MAIN
-            ),
+            *(formatted(at.regimes.get(regime, NO_ESTIMATE).value) for regime in MAIN),
             estimate(at.difference, "+.3f"),
             formatted(at.in_spreads, ".1f"),
             formatted(at.auc, ".2f"),
@@ -269,7 +265,9 @@ def _limits(last: pd.DataFrame) -> str:
         for width, count in last.groupby("width")["base"].nunique().items()
     }
     few = [f"{width} ({count})" for width, count in counts.items() if count < MIN_BASES]
-    few_bases = f" Widths with fewer bases have none: {_and(few)}." if few else ""
+    few_bases = ""
+    if few:
+        few_bases = f" Widths with fewer bases have none: {_and(few)}."
     return f"""## What this does not show
 
 - A bound is claimed from {MIN_BASES} bases of a width upwards, of which one new base in {
@@ -283,4 +281,7 @@ def _limits(last: pd.DataFrame) -> str:
 
 
 def _and(words: Sequence[str]) -> str:
-    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]
+    """`a, b and c`, of one word or more."""
+    if len(words) == 1:
+        return words[0]
+    return f"{', '.join(words[:-1])} and {words[-1]}"

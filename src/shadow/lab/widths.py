@@ -30,15 +30,16 @@ NARROW = "B"
 
 @dataclass(frozen=True)
 class WidthFigure:
-    """A figure of the spectrum or of the place of an update that may depend on the width.
-
-    name: as docs and tables have it. text: what it is. value: runs -> one number a run, on the
-    scale the law is linear in; NaN where a run has none.
-    """
+    """A figure of the spectrum or of the place of an update that may depend on the width."""
 
     name: str
+    """As docs and tables have it."""
+
     text: str
+    """What it is, for people."""
+
     value: Callable[[pd.DataFrame], pd.Series[float]]
+    """Runs -> one number a run, on the scale the law is linear in; NaN where a run has none."""
 
 
 def _column(name: str) -> Callable[[pd.DataFrame], pd.Series[float]]:
@@ -99,47 +100,71 @@ FIGURES: tuple[WidthFigure, ...] = (
 
 @dataclass(frozen=True)
 class DroppedBase:
-    """A base that has not learned enough to count, with the shares of answers it gets right, in [0,
-    1].
-    """
+    """A base that has not learned enough to count."""
 
     base: str
+    """Its key."""
+
     width: int
+    """The width of its decoder."""
+
     original: float
+    """The share of answers it gets right on its own mixture, 0 to 1."""
+
     broad: float
+    """The share of answers it gets right on the broad cells, 0 to 1."""
 
 
 @dataclass(frozen=True)
 class AtWidth:
-    """A figure at one width. regimes: its mean over bases. difference: B - C; in_spreads: that over
-    the pooled standard deviation of runs of one base and regime, None with one run each. auc: the
-    share of pairs of a run of B and one of C in which B has more, each within its base.
-    """
+    """A figure at one width."""
 
     width: int
+    """The width of the decoders."""
+
     bases: int
+    """How many bases there are, 1 or more."""
+
     regimes: dict[str, Estimate]
+    """Its mean over bases by regime, on its scale."""
+
     difference: Estimate
+    """B - C, on its scale."""
+
     in_spreads: float | None
+    """The difference over the pooled standard deviation of runs of one base and regime; None with
+    one run each.
+    """
+
     auc: float | None
+    """The share of pairs of a run of B and one of C in which B has more, 0 to 1, each within its
+    base; None without such pairs.
+    """
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """What a law fitted without one width says of it.
-
-    broad_error, narrow_error: predicted minus measured mean, on the figure's scale. in_differences:
-    the larger of the two as a share of the measured |B - C|; below a half, a bound between the
-    predictions tells the means apart. wrong: runs of `runs` that such a bound takes for the other
-    kind.
-    """
+    """What a law fitted without one width says of it."""
 
     width: int
+    """The width that was left out."""
+
     broad_error: float
+    """Predicted minus measured mean of broad data, on the figure's scale."""
+
     narrow_error: float
+    """The same of narrow data."""
+
     in_differences: float
+    """The larger of the two errors as a share of the measured |B - C|, 0 or more; below a half, a
+    bound between the predictions tells the means apart.
+    """
+
     wrong: int
+    """Runs that such a bound takes for the other kind, 0 to runs."""
+
     runs: int
+    """Runs of this width."""
 
 
 @dataclass(frozen=True)
@@ -147,26 +172,41 @@ class FigureLaw:
     """How one figure depends on the width.
 
     The law: mean = broad + slope log2(width / 64), and `difference` more for narrow data, by least
-    squares over the means of the widths. slope_in_differences: the slope of one doubling over the
-    difference. auc_pooled: B against C over all widths together, which a bound without a width
-    would get; auc_law: the same after the slope is taken off.
+    squares over the means of the widths.
     """
 
     figure: WidthFigure
+    """The figure; broad, slope and difference are on its scale."""
+
     widths: list[AtWidth]
+    """What was measured at each width, in ascending order."""
+
     broad: float
+    """The mean of broad data at width 64."""
+
     slope: float
+    """What a doubling of the width adds."""
+
     difference: float
+    """What narrow data add."""
+
     slope_in_differences: float
+    """slope over difference."""
+
     auc_pooled: float
+    """The share of pairs of a run of B and one of C, of any widths, in which B has more, 0 to 1:
+    what a bound without a width would get.
+    """
+
     auc_law: float
+    """The same after the slope is taken off."""
+
     left_out: list[LeftOut]
+    """What laws without each width say of it; empty for two widths."""
 
     @property
     def carries(self) -> bool:
-        """Does a bound fitted on the other widths tell narrow from broad means at each, the widest
-        included?
-        """
+        """Does a bound fitted on the other widths tell narrow from broad means at each width?"""
         return bool(self.left_out) and all(one.in_differences < 0.5 for one in self.left_out)
 
 
@@ -178,10 +218,10 @@ def dropped(runs: pd.DataFrame) -> list[DroppedBase]:
     )
     return [
         DroppedBase(
-            str(row["base"]),
-            int(row["width"]),
-            float(row["base_original"]),
-            float(row["base_broad"]),
+            base=str(row["base"]),
+            width=int(row["width"]),
+            original=float(row["base_original"]),
+            broad=float(row["base_broad"]),
         )
         for row in bases[cold].to_dict("records")
     ]
@@ -195,9 +235,7 @@ def counted(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def laws(runs: pd.DataFrame) -> list[FigureLaw]:
-    """The law of every figure that the runs have, from the tables `runs` of several widths put
-    together.
-    """
+    """The law of every figure in the tables `runs` of several widths, put together."""
     last = counted(runs)
     found = []
     for figure in FIGURES:
@@ -215,6 +253,9 @@ def law(figure: WidthFigure, runs: pd.DataFrame) -> FigureLaw:
     broad, slope, difference = _fit(means)
     doublings = np.log2(runs["width"].to_numpy(float) / 64)
     without = runs.assign(value=runs["value"] - slope * doublings)
+    left_out: list[LeftOut] = []
+    if len(widths) > 2:
+        left_out = [_leave_out(runs, means, width) for width in widths]
     return FigureLaw(
         figure=figure,
         widths=[_at(runs[runs["width"] == width], width) for width in widths],
@@ -224,14 +265,12 @@ def law(figure: WidthFigure, runs: pd.DataFrame) -> FigureLaw:
         slope_in_differences=slope / difference,
         auc_pooled=_auc(runs),
         auc_law=_auc(without),
-        left_out=[_leave_out(runs, means, width) for width in widths] if len(widths) > 2 else [],
+        left_out=left_out,
     )
 
 
 def _means(runs: pd.DataFrame) -> pd.DataFrame:
-    """A row a width and kind of data (narrow: 0 or 1): the mean over bases of the mean over their
-    runs.
-    """
+    """A row a width and kind of data (narrow: 0 or 1): the mean over bases of their runs' means."""
     kinds = runs.assign(narrow=(runs["regime"] == NARROW).astype(float))
     by_base = kinds.groupby(["width", "narrow", "base"])["value"].mean()
     return by_base.groupby(["width", "narrow"]).mean().reset_index()
@@ -270,8 +309,11 @@ def _leave_out(runs: pd.DataFrame, means: pd.DataFrame, width: int) -> LeftOut:
 
 def _at(runs: pd.DataFrame, width: int) -> AtWidth:
     variances = runs.groupby(["base", "regime"])["value"].var()
-    spread = float(np.sqrt(variances.mean())) if variances.notna().any() else None
-    difference = contrast(runs, "B", "C", "value")
+    difference = contrast(runs, "B", "C", column="value")
+    in_spreads = None
+    if variances.notna().any() and difference.value is not None:
+        spread = float(np.sqrt(variances.mean()))
+        in_spreads = difference.value / spread if spread else None
     within = [_auc(own) for _, own in runs.groupby("base")]
     known = [auc for auc in within if np.isfinite(auc)]
     return AtWidth(
@@ -281,7 +323,7 @@ def _at(runs: pd.DataFrame, width: int) -> AtWidth:
             regime: estimate for regime, estimate in level(runs, "value").items() if regime in MAIN
         },
         difference=difference,
-        in_spreads=difference.value / spread if spread and difference.value is not None else None,
+        in_spreads=in_spreads,
         auc=float(np.mean(known)) if known else None,
     )
 

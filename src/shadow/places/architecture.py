@@ -13,51 +13,68 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from shadow.places.names import Facts, Reading, RowOrder, name_rules, numbered, read, weight_stem
+from shadow.places.names import (
+    Facts,
+    Fused,
+    Reading,
+    RowOrder,
+    name_rules,
+    numbered,
+    read,
+    weight_stem,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-VECTORS = (
-    "norm",
-    "bias",
-    "other",
-)  # modules whose tensors are not read as matrices of a known kind
+# modules whose tensors are not read as matrices of a known kind
+VECTORS = ("norm", "bias", "other")
 MAX_EXPERTS = 4096  # in one tensor; DeepSeek-V3 has 256 a layer. More is a hostile shape
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a matrix sits: what two checkpoints must agree on to be compared.
-
-    module is from the closed list of `names.yaml`. slot tells apart what shares a module (norms,
-    biases, other) and what must not be compared although it does: the blocks of a second stack,
-    rows in another order.
-    """
+    """Where a matrix sits: what two checkpoints must agree on to be compared."""
 
     component: str
+    """From the closed list of `names.yaml`."""
+
     layer: int | None
+    """The number of its block, from 0; None outside the layers."""
+
     module: str
+    """From the closed list of `names.yaml`."""
+
     expert: int | None = None
+    """The number of its expert, from 0; None where it is no expert's."""
+
     slot: str = ""
+    """Tells apart what shares a module (norms, biases, other) and what must not be compared
+    although it does: the blocks of a second stack, rows in another order.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One matrix inside a tensor: how to see it as `(out, in)`.
-
-    experts > 0: the tensor holds so many matrices along its first dimension (its own, or shared
-    with their rows), and this is place.expert's. transposed: the matrix is stored `(in, out)`.
-    groups: its outputs are so many groups of equal size, of each of which rows = (start, stop) are
-    this part's; rows is None for all.
-    """
+    """One matrix inside a tensor: how to see it as `(out, in)`."""
 
     place: Place
+    """Where it sits in the model."""
+
     transposed: bool = False
+    """Is it stored `(in, out)`?"""
+
     rows: tuple[int, int] | None = None
+    """(start, stop): which outputs of each group are this part's; None for all."""
+
     groups: int = 1
+    """Its outputs are so many groups of equal size, 1 or more."""
+
     experts: int = 0
+    """The tensor holds so many matrices along its first dimension (its own, or shared with their
+    rows), and this is place.expert's; 0 where it holds one.
+    """
 
     def shape(self, stored: tuple[int, ...]) -> tuple[int, int]:
         """(rows, cols) of this matrix for a tensor of the stored shape; more dimensions fold into
@@ -66,7 +83,10 @@ class Part:
         rows, cols = self._whole(stored)
         if self.transposed:
             rows, cols = cols, rows
-        return (rows if self.rows is None else self.groups * (self.rows[1] - self.rows[0])), cols
+        if self.rows is None:
+            return rows, cols
+        start, stop = self.rows
+        return self.groups * (stop - start), cols
 
     def _whole(self, stored: tuple[int, ...]) -> tuple[int, int]:
         """(rows, cols) as stored, of one expert where they are stacked."""
@@ -74,7 +94,9 @@ class Part:
             stored = stored[1:]
         elif self.experts:
             stored = (stored[0] // self.experts, *stored[1:])
-        return (stored[0], math.prod(stored[1:])) if stored else (1, 1)
+        if not stored:
+            return 1, 1
+        return stored[0], math.prod(stored[1:])
 
     def view(self, tensor: Tensor) -> Tensor:
         """This matrix as a view of the tensor: (rows, cols), or (groups, rows / groups, cols) where
@@ -86,20 +108,21 @@ class Part:
         elif self.experts:
             tensor = tensor.view(self.experts, rows, cols)[self.place.expert]
         matrix = tensor.reshape(rows, cols)
-        matrix = matrix.T if self.transposed else matrix
+        if self.transposed:
+            matrix = matrix.T
         if self.rows is None:
             return matrix
         start, stop = self.rows
         if self.groups == 1:
             return matrix[start:stop]
         grouped = matrix.view(self.groups, matrix.shape[0] // self.groups, matrix.shape[1])
-        return grouped[:, start] if stop - start == 1 else grouped[:, start:stop]
+        if stop - start == 1:
+            return grouped[:, start]
+        return grouped[:, start:stop]
 
 
 def aligned(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Two views of equal (rows, cols) with the same dimensions: whole rows are grouped as the
-    other's are.
-    """
+    """Two views of equal (rows, cols), with the rows of one grouped as the other's are."""
     if first.ndim > second.ndim:
         return first, second.reshape(first.shape)
     return first.reshape(second.shape), second
@@ -129,27 +152,27 @@ def place_tensors(
     parts: dict[str, tuple[Part, ...]] = {}
     for name, (text, block, expert) in named.items():
         key = text, shapes[name], expert is None
+        reading = readings[text]
         if key not in recipes:
             recipes[key] = list(
-                _recipes(readings[text], shapes[name], expert is None, facts, upright)
+                _recipes(reading, shapes[name], alone=expert is None, facts=facts, upright=upright)
             )
-        reading = readings[text]
         layer, stack = layers.number(reading, block)
         parts[name] = tuple(
             Part(
-                Place(
-                    reading.component,
-                    layer,
-                    r.module,
-                    expert if r.expert is None else r.expert,
-                    stack + r.slot,
+                place=Place(
+                    component=reading.component,
+                    layer=layer,
+                    module=recipe.module,
+                    expert=recipe.expert if recipe.expert is not None else expert,
+                    slot=stack + recipe.slot,
                 ),
-                r.transposed,
-                r.rows,
-                r.groups,
-                r.experts,
+                transposed=recipe.transposed,
+                rows=recipe.rows,
+                groups=recipe.groups,
+                experts=recipe.experts,
             )
-            for r in recipes[key]
+            for recipe in recipes[key]
         )
     taken = Counter(part.place for of_tensor in parts.values() for part in of_tensor)
     if len(taken) < taken.total():
@@ -160,9 +183,10 @@ def place_tensors(
 
 
 def _unplaced(name: str, part: Part) -> Part:
+    """The whole of a tensor under its own name."""
     # no name holds a NUL, so this slot meets no other
-    place = Place(part.place.component, part.place.layer, "other", part.place.expert, f"\0{name}")
-    return Part(place, part.transposed and not part.experts)
+    place = replace(part.place, module="other", slot=f"\0{name}")
+    return Part(place, transposed=part.transposed and not part.experts)
 
 
 def _recognise_conv1d(facts: Facts, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -201,16 +225,15 @@ class _Layers:
         following: dict[str, int] = {}
         for component, stack in sorted(blocks):  # the main stack's name is empty, so it is first
             key = component, stack
-            crossing = (
-                sorted(looking.get(key, set()) - selves.get(key, set())) if key in selves else []
-            )
+            crossing: list[int] = []
+            if key in selves:
+                crossing = sorted(looking.get(key, set()) - selves[key])
             start = following.get(component, 0) - counted_from.get(key, 0)
             plain = [block for block in blocks[key] if block not in set(crossing)]
             for block in plain:
                 self._numbers[*key, block] = start + block - bisect_left(crossing, block), ""
-            following[component] = (
-                start + max(plain, default=-1) - bisect_left(crossing, max(plain, default=-1)) + 1
-            )
+            last = max(plain, default=-1)
+            following[component] = start + last - bisect_left(crossing, last) + 1
             for index, block in enumerate(crossing):
                 self._numbers[*key, block] = following[component] + index, "cross:"
             following[component] += len(crossing)
@@ -220,7 +243,9 @@ class _Layers:
         if block is None or not reading.in_block:
             return None, ""
         number, stack = self._numbers[reading.component, reading.stack, block]
-        return (number if number >= 0 else None), stack
+        if number < 0:
+            return None, stack
+        return number, stack
 
 
 def _upright_stacks(
@@ -235,9 +260,8 @@ def _upright_stacks(
     seen: dict[tuple[str, str, int | None], dict[str, tuple[int, ...]]] = {}
     for reading, block, shape in readings:
         if len(shape) == 3 and reading.module.startswith("experts."):
-            seen.setdefault((reading.component, reading.stack, block), {})[reading.module] = shape[
-                1:
-            ]
+            key = reading.component, reading.stack, block
+            seen.setdefault(key, {})[reading.module] = shape[1:]
     upright: dict[tuple[str, str], bool] = {}
     for (component, stack, _), shapes in seen.items():
         if (component, stack) not in upright:
@@ -262,7 +286,7 @@ def _upright(shapes: Mapping[str, tuple[int, ...]], hidden: int | None) -> bool 
 
 @dataclass(frozen=True)
 class _Recipe:
-    """A part of any tensor of one name and shape, whatever its block."""
+    """A part of any tensor of one name and shape, whatever its block: see Place and Part."""
 
     module: str
     slot: str
@@ -281,8 +305,11 @@ def _recipes(
     upright: Mapping[tuple[str, str], bool],
 ) -> Iterator[_Recipe]:
     """The parts of a tensor; alone: its name has no number of an expert."""
-    for recipe in _plain_recipes(reading, shape, alone, facts, upright):
-        yield replace(recipe, slot=f"{reading.stack}:{recipe.slot}") if reading.stack else recipe
+    for recipe in _plain_recipes(reading, shape, alone=alone, facts=facts, upright=upright):
+        if reading.stack:
+            yield replace(recipe, slot=f"{reading.stack}:{recipe.slot}")
+        else:
+            yield recipe
 
 
 def _plain_recipes(
@@ -295,20 +322,16 @@ def _plain_recipes(
     if reading.module in VECTORS:
         yield _Recipe(reading.module, reading.slot)
     elif reading.module and len(shape) >= 2:
-        yield from _matrices(reading, shape, alone, facts, upright)
+        yield from _matrices(reading, shape, alone=alone, facts=facts, upright=upright)
     elif not reading.module and reading.rest.endswith((".bias", "_bias")):
-        yield from _biases(reading.component, reading.rest, shape, facts)
-    elif (
-        alone
-        and len(shape) == 3
-        and "experts" in reading.rest.split(".")
-        and 0 < shape[0] <= MAX_EXPERTS
-    ):
+        yield from _biases(reading.component, reading.rest, shape=shape, facts=facts)
+    elif alone and _stacks(reading, shape) and 0 < shape[0] <= MAX_EXPERTS:
         for expert in range(shape[0]):
-            yield _Recipe("other", reading.rest, expert, experts=shape[0])
+            yield _Recipe(module="other", slot=reading.rest, expert=expert, experts=shape[0])
+    elif len(shape) < 2 and facts.rules.norm.search(weight_stem(reading.rest).lower()):
+        yield _Recipe("norm", reading.rest)
     else:
-        norm = len(shape) < 2 and facts.rules.norm.search(weight_stem(reading.rest).lower())
-        yield _Recipe("norm" if norm else "other", reading.rest)
+        yield _Recipe("other", reading.rest)
 
 
 def _biases(component: str, rest: str, shape: tuple[int, ...], facts: Facts) -> Iterator[_Recipe]:
@@ -319,20 +342,24 @@ def _biases(component: str, rest: str, shape: tuple[int, ...], facts: Facts) -> 
         yield _Recipe("bias", rest)
         return
     whole = _Recipe(*owners)
-    parts = _split(whole, component, owner, (shape[0], None), facts) if len(shape) == 1 else None
+    parts = None
+    if len(shape) == 1:
+        parts = _split(whole, component, rest=owner, size=(shape[0], None), facts=facts)
     for part in parts or (whole,):
         yield replace(part, module="bias", slot=_full_name(part.module, part.slot))
 
 
 def _stacks(reading: Reading, shape: tuple[int, ...]) -> bool:
     """Is the first of three dimensions that of the experts?"""
-    named = reading.module.startswith(("experts.", "shared.")) or "experts" in reading.rest.split(
+    if len(shape) != 3:
+        return False
+    return reading.module.startswith(("experts.", "shared.")) or "experts" in reading.rest.split(
         "."
     )
-    return named and len(shape) == 3
 
 
 def _full_name(module: str, slot: str) -> str:
+    """As `names.yaml` writes it."""
     return f"{module}/{slot}" if slot else module
 
 
@@ -347,17 +374,21 @@ def _matrices(
     transposed = any(rule.hold(facts, component, rest) for rule in rules.transposed)
     experts = 0
     if alone and _stacks(reading, shape):
-        experts = shape[0] if shape[0] <= MAX_EXPERTS else 0
+        experts = shape[0]
         transposed = not upright.get((component, reading.stack), not transposed)
     elif alone and len(shape) == 2 and rules.stacked.hold(facts, component, rest):
-        count = facts.count(rules.stacked_count, component) or 0
-        experts = count if 0 < count <= MAX_EXPERTS and shape[0] % count == 0 else 0
-    whole = _Recipe(reading.module, reading.slot, None, transposed, experts=experts)
-    packed = (
-        not rest.endswith(".weight") and weight_stem(rest) != rest
-    )  # integers that hold several weights each
-    size = Part(Place("", None, ""), transposed, experts=experts).shape(shape)
-    parts = (None if packed else _split(whole, component, rest, size, facts)) or (whole,)
+        experts = facts.count(rules.stacked_count, component) or 0
+        if experts and shape[0] % experts:
+            experts = 0
+    if experts > MAX_EXPERTS:
+        experts = 0
+    whole = _Recipe(reading.module, reading.slot, transposed=transposed, experts=experts)
+    size = Part(Place("", None, ""), transposed=transposed, experts=experts).shape(shape)
+    parts = None
+    # integers that hold several weights each are not split
+    if rest.endswith(".weight") or weight_stem(rest) == rest:
+        parts = _split(whole, component, rest=rest, size=size, facts=facts)
+    parts = parts or (whole,)
     if not experts:
         yield from parts
     for expert in range(experts):
@@ -368,13 +399,11 @@ def _matrices(
 def _split(
     whole: _Recipe, component: str, rest: str, size: tuple[int, int | None], facts: Facts
 ) -> tuple[_Recipe, ...] | None:
-    """The parts of a fused module of (rows, cols), or None where it is not told enough to be split
-    rightly.
-    """
+    """The parts of a fused module of (rows, cols); None where too little is known to split it."""
     name = _full_name(whole.module, whole.slot)
     for order in facts.rules.rows:
         if order.module == name and order.conditions.hold(facts, component, rest):
-            return _divided(whole, name, order, component, size, facts)
+            return _divided(whole, name, order=order, component=component, size=size, facts=facts)
     return None
 
 
@@ -386,22 +415,24 @@ def _divided(
     size: tuple[int, int | None],
     facts: Facts,
 ) -> tuple[_Recipe, ...] | None:
-    fused = facts.rules.fused.get(name)
-    into = order.into or (fused.into if fused else ())
-    said = order.sizes or (fused.sizes if fused else ())
+    fused = facts.rules.fused.get(name, Fused((), ()))
+    into = order.into or fused.into
+    said = order.sizes or fused.sizes
     rows, cols = size
-    shares = [
-        share if isinstance(share, int) else facts.count(share, component) or 0 for share in said
-    ]
-    groups = len(into) and _groups(order.groups, rows // len(into), facts, component)
+    if not into:
+        return None
+    shares = [_said(share, facts, component) for share in said]
+    groups = rows // len(into)
+    if order.groups != "each":
+        groups = _said(order.groups, facts, component)
     if 0 in shares or groups < 1 or rows < 1 or rows % groups:
         return None
     each, total = rows // groups, sum(shares)
     if any(each * share % total or each * share < total for share in shares):
         return None
-    if (order.square and cols is not None and rows != len(into) * cols) or (
-        "heads" in said and rows // total != _head_size(rows // total, facts, component)
-    ):
+    if order.square and cols is not None and rows != len(into) * cols:
+        return None
+    if "heads" in said and rows // total != _head_size(rows // total, facts, component):
         return None
     parts, start = [], 0
     for (module, slot), share in zip(into, shares, strict=True):
@@ -411,15 +442,18 @@ def _divided(
     return tuple(parts)
 
 
-def _groups(said: int | str, rows_of_a_part: int, facts: Facts, component: str) -> int:
-    if said == "each":
-        return rows_of_a_part
-    return said if isinstance(said, int) else facts.count(said, component) or 0
+def _said(number: int | str, facts: Facts, component: str) -> int:
+    """A number, or the count of this name; 0 where the config does not hold it."""
+    if isinstance(number, int):
+        return number
+    return facts.count(number, component) or 0
 
 
 def _head_size(rows: int, facts: Facts, component: str) -> int:
-    """The rows of a head as the config has them: a check on its head counts. rows where it says
-    nothing.
-    """
+    """The rows of a head by the config, to check its head counts; rows where it says nothing."""
+    if size := facts.count("head_size", component):
+        return size
     hidden, heads = facts.count("hidden", component), facts.count("heads", component)
-    return facts.count("head_size", component) or (hidden // heads if hidden and heads else rows)
+    if hidden is None or heads is None:
+        return rows
+    return hidden // heads

@@ -16,10 +16,15 @@ WRITING = ("attn.o", "linear_attn.o", "mlp.down", "shared.down")
 
 
 def direction_of(module: str) -> Direction | None:
-    """Does a matrix of this module read the residual stream, or write it? None: neither, or an
-    expert's.
+    """Does a matrix of this module read the residual stream, or write it?
+
+    None: neither, or it is an expert's.
     """
-    return "reading" if module in READING else "writing" if module in WRITING else None
+    if module in READING:
+        return "reading"
+    if module in WRITING:
+        return "writing"
+    return None
 
 
 ATTENTION = ("attn.", "mla.", "linear_attn.", "cross_attn.")

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import Any
 
@@ -25,63 +25,104 @@ class Conditions:
     """When a rule applies; what is empty always holds."""
 
     model_types: frozenset[str] = frozenset()
+    """Of the config, or of the component's part of it; an empty one stands for none named."""
+
     components: frozenset[str] = frozenset()
+    """The components that it is about."""
+
     beside: re.Pattern[str] | None = None
+    """The name of some tensor matches, with `#` and `@` for numbers."""
+
     when: Mapping[str, Any] = field(default_factory=dict)
+    """Keys of the config, and what they have to say."""
+
     names: re.Pattern[str] | None = None
+    """What is left of the name, without `.weight`, ends so."""
+
     parameter: bool = False
+    """The name does not end in `.weight`."""
 
     def hold(self, facts: Facts, component: str, rest: str) -> bool:
-        stem = rest.removesuffix(".weight")
-        return (
-            (not self.components or component in self.components)
-            and (not self.model_types or bool(self.model_types & facts.model_types(component)))
-            and (self.names is None or self.names.fullmatch(stem) is not None)
-            and not (self.parameter and rest.endswith(".weight"))
-            and all(facts.section(component).get(key) == value for key, value in self.when.items())
-            and (self.beside is None or facts.beside(self.beside))
-        )
+        """Do all of them hold of a tensor? rest: what is left of its name."""
+        if self.components and component not in self.components:
+            return False
+        if self.model_types and self.model_types.isdisjoint(facts.model_types(component)):
+            return False
+        if self.names is not None and not self.names.fullmatch(rest.removesuffix(".weight")):
+            return False
+        if self.parameter and rest.endswith(".weight"):
+            return False
+        if any(facts.section(component).get(key) != value for key, value in self.when.items()):
+            return False
+        return self.beside is None or facts.beside(self.beside)
 
 
 @dataclass(frozen=True)
 class Rename:
+    """A part of names that is written in another way."""
+
     match: re.Pattern[str]
+    """What is replaced."""
+
     to: str
+    """What stands there instead, as `re.sub` takes it."""
+
     unless: re.Pattern[str] | None
+    """Names that are left as they are."""
+
     conditions: Conditions
+    """When it applies."""
 
 
 @dataclass(frozen=True)
 class Prefix:
+    """How names of a component begin."""
+
     match: re.Pattern[str]
+    """What is taken off; a group `stack` in it names the stack."""
+
     component: str
+    """The component of such a name."""
+
     stack: str
+    """The stack of blocks in it; empty for the main one, or where match names it."""
+
     conditions: Conditions
+    """When it applies."""
 
 
 @dataclass(frozen=True)
 class Fused:
-    """The parts of a fused module, each `(module, slot)`, and their sizes: numbers, or names of
-    counts.
-    """
+    """What a fused module is made of."""
 
     into: tuple[tuple[str, str], ...]
+    """(module, slot) of each part, in the order of its rows."""
+
     sizes: tuple[int | str, ...]
+    """The size of each part beside the others': a number, or the name of a count."""
 
 
 @dataclass(frozen=True)
 class RowOrder:
-    """How the rows of a fused module are divided among its parts.
-
-    groups is a number, a count or `each`. square: every part has as many rows as columns.
-    """
+    """How the rows of a fused module are divided among its parts."""
 
     module: str
+    """`module/slot` of the whole."""
+
     conditions: Conditions
+    """When it applies."""
+
     into: tuple[tuple[str, str], ...] | None
+    """(module, slot) of each part; None for those of Fused."""
+
     sizes: tuple[int | str, ...] | None
+    """The size of each part beside the others'; None for those of Fused."""
+
     groups: int | str
+    """Groups of rows that hold all parts each: a number from 1, the name of a count, or `each`."""
+
     square: bool
+    """Has every part as many rows as columns?"""
 
 
 @dataclass(frozen=True)
@@ -89,7 +130,10 @@ class Matcher:
     """Many patterns as one: which of them matches the whole of a text."""
 
     text: str
-    roles: tuple[tuple[str, str], ...]  # the (module, slot) of each
+    """All patterns, as alternatives."""
+
+    roles: tuple[tuple[str, str], ...]
+    """(module, slot) of each, in their order."""
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
@@ -99,30 +143,29 @@ class Matcher:
         return _pattern(self.text)
 
     def match(self, text: str) -> tuple[str, str] | None:
+        """(module, slot) of a text; None where no pattern matches the whole of it."""
         if not (match := self.pattern.fullmatch(text)):
             return None
         index = int(str(match.lastgroup)[1:])
         module, slot = self.roles[index]
-        more = next(
-            (
-                text
-                for name, text in match.groupdict().items()
-                if text and name.startswith(f"s{index}_")
-            ),
-            None,
-        )
-        return module, "/".join(filter(None, (slot, more)))
+        for name, part in match.groupdict().items():
+            if part and name.startswith(f"s{index}_"):
+                return module, "/".join(filter(None, (slot, part)))
+        return module, slot
 
 
 @dataclass(frozen=True)
 class Packed:
-    """Names that only a module of packed integers has; integers: if a tensor of an integer type is
-    there.
-    """
+    """Names that only a module of packed integers has."""
 
     format: str
+    """What the format is called."""
+
     names: re.Pattern[str]
+    """What follows the name of the module."""
+
     integers: bool
+    """Must the tensor, or the module's `weight`, be of an integer type?"""
 
 
 @dataclass(frozen=True)
@@ -130,27 +173,70 @@ class NameRules:
     """`names.yaml`, compiled."""
 
     modules: tuple[str, ...]
+    """The closed list, in the order of reports."""
+
     components: tuple[str, ...]
+    """The closed list, in the order of reports."""
+
     block: re.Pattern[str]
+    """Finds the number of the block in a name, as its first group."""
+
     expert: re.Pattern[str]
+    """Finds the number of the expert in a name, as its first group."""
+
     renames: tuple[Rename, ...]
+    """All that match are applied, in their order."""
+
     prefixes: tuple[Prefix, ...]
+    """The first that matches gives the component."""
+
     main_stacks: re.Pattern[str]
+    """What may stand before the block without naming another stack."""
+
     suffixes: Mapping[str, Matcher]
+    """By component: what is left of a name -> its module and slot."""
+
     norm: re.Pattern[str]
+    """Found in names of norms, in lower case."""
+
     fused: Mapping[str, Fused]
+    """`module/slot` of a fused module -> its parts."""
+
     rows: tuple[RowOrder, ...]
+    """The first whose conditions hold says how rows are divided."""
+
     transposed: tuple[Conditions, ...]
+    """Matrices that are stored `(in, out)`, by any of these."""
+
     stacked: Conditions
+    """Matrices that hold those of many experts below one another."""
+
     stacked_count: str
+    """The name of the count that says of how many."""
+
     conv1d: re.Pattern[str]
+    """The name by whose shape a model without a config is known to be of conv1d_type."""
+
     conv1d_type: str
+    """That model type."""
+
     sections: Mapping[str, tuple[str, ...]]
+    """By component: the parts of a config that speak of it; the later has the last word."""
+
     counts: Mapping[str, tuple[tuple[str, ...], ...]]
+    """By name of a count: keys of the config whose product it is, the first choice first."""
+
     tied: frozenset[str]
+    """The model types whose head is the embedding unless the config says otherwise."""
+
     packed: tuple[Packed, ...]
+    """The first that a module has names its format."""
+
     quantization_keys: tuple[str, ...]
+    """Keys of a config that tell of quantisation."""
+
     quantization_methods: Mapping[str, str]
+    """What a config calls a method -> what people call it."""
 
     @cached_property
     def wholes(self) -> dict[frozenset[str], str]:
@@ -163,9 +249,7 @@ class NameRules:
 
 
 def nearest_modules(word: str) -> str | None:
-    """The module, or the pattern of all modules of a group such as `mlp.*`, that a misspelt word is
-    most like.
-    """
+    """The module, or the pattern of a group such as `mlp.*`, that a misspelt word is most like."""
     modules = name_rules().modules
     groups = [f"{module.partition('.')[0]}.*" for module in modules if "." in module]
     return closest(word, dict.fromkeys([*groups, *modules]))
@@ -179,9 +263,8 @@ def is_of_layers(word: str) -> bool:
 @cache
 def name_rules() -> NameRules:
     """The shipped name rules."""
-    fast = getattr(
-        yaml, "CSafeLoader", yaml.SafeLoader
-    )  # libyaml's, where PyYAML was built with it
+    # libyaml's, where PyYAML was built with it
+    fast = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     data = yaml.load((registry_folder() / "names.yaml").read_text(encoding="utf-8"), fast)  # noqa: S506 - safe
     words: dict[str, str] = data["words"]
     anywhere = _patterns(data["suffixes"]["any"], words)
@@ -197,19 +280,19 @@ def name_rules() -> NameRules:
         expert=_pattern(data["expert"]),
         renames=tuple(
             Rename(
-                _pattern(rule["match"]),
-                rule["to"],
-                _compiled(rule.get("unless")),
-                _conditions(rule),
+                match=_pattern(rule["match"]),
+                to=rule["to"],
+                unless=_compiled(rule.get("unless")),
+                conditions=_conditions(rule),
             )
             for rule in data["renames"]
         ),
         prefixes=tuple(
             Prefix(
-                _pattern(rule["match"]),
-                rule["component"],
-                rule.get("stack", ""),
-                _conditions(rule, False),
+                match=_pattern(rule["match"]),
+                component=rule["component"],
+                stack=rule.get("stack", ""),
+                conditions=replace(_conditions(rule), components=frozenset()),
             )
             for rule in data["prefixes"]
         ),
@@ -276,14 +359,16 @@ def _compiled(text: str | None) -> re.Pattern[str] | None:
     return None if text is None else _pattern(text)
 
 
-def _conditions(rule: Mapping[str, Any], components: bool = True) -> Conditions:
-    names = rule.get("names")
+def _conditions(rule: Mapping[str, Any]) -> Conditions:
+    names = None
+    if "names" in rule:
+        names = _pattern(rf"(?:.*\.)?(?:{rule['names']})")
     return Conditions(
         model_types=frozenset(rule.get("model_types", ())),
-        components=frozenset(rule.get("components", ())) if components else frozenset(),
+        components=frozenset(rule.get("components", ())),
         beside=_compiled(rule.get("beside")),
         when=rule.get("when", {}),
-        names=None if names is None else _pattern(f"(?:.*\\.)?(?:{names})"),
+        names=names,
         parameter=rule.get("parameter", False),
     )
 
@@ -328,6 +413,7 @@ class Facts:
         return self._sections[component]
 
     def model_types(self, component: str) -> frozenset[str]:
+        """The types that the config and its part for a component name; found_type without any."""
         if component not in self._types:
             said = [self._config.get("model_type"), self.section(component).get("model_type")]
             types = frozenset(name for name in said if isinstance(name, str) and name)
@@ -345,9 +431,7 @@ class Facts:
         return None
 
     def beside(self, pattern: re.Pattern[str]) -> bool:
-        """Is there a tensor whose name, with `#` and `@` for the numbers of block and expert,
-        matches?
-        """
+        """Does a tensor's name match, with `#` and `@` for the numbers of block and expert?"""
         if pattern not in self._beside:
             self._beside[pattern] = any(pattern.search(text) for text in self._texts)
         return self._beside[pattern]
@@ -355,22 +439,29 @@ class Facts:
 
 @dataclass(frozen=True)
 class Reading:
-    """A name read by the rules. rest is what is left of it; module is empty where no suffix
-    matches.
-    """
+    """A name read by the rules."""
 
     component: str
+    """One of NameRules.components."""
+
     stack: str
+    """The stack of blocks; empty for the main one."""
+
     in_block: bool
+    """Is it a tensor of a block?"""
+
     rest: str
+    """What is left of the name behind the block, with `@` for the number of an expert taken out."""
+
     module: str
+    """One of NameRules.modules; empty where no suffix matches."""
+
     slot: str
+    """What tells apart matrices of one module in one block; empty where nothing has to."""
 
 
 def numbered(name: str, rules: NameRules) -> tuple[str, int | None, int | None]:
-    """The name with `#` for the number of its block and `@` for that of its expert, and these
-    numbers.
-    """
+    """The name with `#` and `@` for the numbers of its block and expert, and these numbers."""
     block = expert = None
     if match := rules.block.search(name):
         block = int(match[1])
@@ -385,19 +476,17 @@ def read(text: str, facts: Facts) -> Reading:
     """What the rules say of a name with `#` and `@` for its numbers."""
     rules = facts.rules
     for rename in rules.renames:
-        if (
-            rename.match.search(text)
-            and rename.conditions.hold(facts, "language", text)
-            and not (rename.unless and rename.unless.search(text))
-        ):
+        if not rename.match.search(text) or not rename.conditions.hold(facts, "language", text):
+            continue
+        if rename.unless is None or not rename.unless.search(text):
             text = rename.match.sub(rename.to, text)
     component, stack = "other", ""
     for prefix in rules.prefixes:
-        if (match := prefix.match.match(text)) and prefix.conditions.hold(
-            facts, prefix.component, text
-        ):
-            component, text = prefix.component, text[match.end() :]
+        match = prefix.match.match(text)
+        if match and prefix.conditions.hold(facts, prefix.component, text):
+            component = prefix.component
             stack = prefix.stack or match.groupdict().get("stack", "")
+            text = text[match.end() :]
             break
     head, in_block, rest = text.partition(".#.")
     if not in_block:
@@ -405,15 +494,26 @@ def read(text: str, facts: Facts) -> Reading:
     if head and not rules.main_stacks.fullmatch(head):
         stack = ".".join(filter(None, (stack, head)))
     rest = rest.replace("experts.@.", "experts.")
-    role = None if rest.endswith(".bias") else rules.suffixes[component].match(weight_stem(rest))
+    role = None
+    if not rest.endswith(".bias"):
+        role = rules.suffixes[component].match(weight_stem(rest))
     module, slot = role or ("", "")
-    return Reading(component, stack, bool(in_block), rest, module, slot)
+    return Reading(
+        component=component,
+        stack=stack,
+        in_block=bool(in_block),
+        rest=rest,
+        module=module,
+        slot=slot,
+    )
 
 
 def weight_stem(rest: str) -> str:
     """What is left of a name, without the word for its weights."""
     stem, _, last = rest.rpartition(".")
-    return stem if stem and last in ("weight", "qweight", "weight_packed") else rest
+    if stem and last in ("weight", "qweight", "weight_packed"):
+        return stem
+    return rest
 
 
 def check_component(component: str) -> None:

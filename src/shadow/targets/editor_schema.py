@@ -109,7 +109,8 @@ def list_schema() -> Schema:
     checkpoint: Schema = {"type": ["string", "number"]}
     name: Schema = {"type": "string", "pattern": f"^{NAME.pattern}:{NAME.pattern}$"}
     keys = _described(ENTRY_KEYS, target=target, base=checkpoint, tuned=checkpoint, name=name)
-    alone = _closed({"target": keys.pop("target")}, ["target"])
+    target_key = keys.pop("target")
+    alone = _closed({"target": target_key}, ["target"])
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "A list of targets of shadow",
@@ -125,9 +126,7 @@ def _ref(name: str) -> Schema:
 
 
 def _described(texts: Mapping[str, str], **schemas: Schema) -> dict[str, Schema]:
-    """Each key with its description; a key without a schema, or a schema without a key, is an error
-    here.
-    """
+    """Each key with its description; texts and schemas have to have the same keys."""
     assert list(texts) == list(schemas)
     return {key: {"description": text, **schemas[key]} for key, text in texts.items()}
 
@@ -138,7 +137,9 @@ def _closed(properties: Mapping[str, object], required: list[str] | None = None)
         "properties": dict(properties),
         "additionalProperties": False,
     }
-    return {**schema, "required": required} if required else schema
+    if required:
+        schema["required"] = required
+    return schema
 
 
 def _relations() -> str:

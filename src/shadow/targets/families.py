@@ -106,9 +106,7 @@ class Family:
 
     @property
     def components(self) -> tuple[str, ...]:
-        """What the file says of them, by tags and bases; a family of which it says nothing counts
-        as language.
-        """
+        """What the file says of them, by tags and bases; language where it says nothing."""
         said = {component for tag in self.tags for component in IMPLIED.get(tag, (tag,))}
         said |= {
             part
@@ -121,16 +119,17 @@ class Family:
         )
 
     def references(self) -> list[tuple[str, str | None, Reference]]:
-        """(stage, component, checkpoint) of every checkpoint; the component is None but for a base
-        per component.
-        """
+        """(stage, component, checkpoint) of each; component: None but for a base per component."""
         checkpoints: list[tuple[str, str | None, Reference]] = []
         for stage, value in self.stages.items():
-            parts = value.parts if isinstance(value, ComponentBase) else [(None, value)]
-            checkpoints += [(stage, component, reference) for component, reference in parts]
+            if isinstance(value, ComponentBase):
+                checkpoints += [(stage, component, part) for component, part in value.parts]
+            else:
+                checkpoints.append((stage, None, value))
         return checkpoints
 
     def as_json(self) -> dict[str, object]:
+        """For machines: the family as `families --format json` prints it."""
         return {
             "name": self.name,
             "stages": {name: _stage_as_json(stage) for name, stage in self.stages.items()},
@@ -184,7 +183,9 @@ def family_names(extra: Path | None = None) -> list[str]:
     For the shell, which waits: reading the files whole takes half a second. A folder that is not
     there has none.
     """
-    folders = [registry_folder() / "families", *([] if extra is None else [extra])]
+    folders = [registry_folder() / "families"]
+    if extra is not None:
+        folders.append(extra)
     texts = [
         file.read_text("utf-8", "replace")
         for folder in folders
@@ -236,8 +237,12 @@ def filter_families(
         for family in families.values()
         if (component is None or component in family.components) and set(tags) <= set(family.tags)
     ]
-    asked = ([f"component {component}"] if component else []) + [f"tag {tag}" for tag in tags]
-    those = f"family with {' and '.join(asked)}" if asked else "family"
+    asked = [f"tag {tag}" for tag in tags]
+    if component:
+        asked.insert(0, f"component {component}")
+    those = "family"
+    if asked:
+        those = f"family with {' and '.join(asked)}"
     if not left:
         raise ShadowError(f"no {those} in the registry", "`shadow families` lists them")
     if word is None:
@@ -276,9 +281,7 @@ def given_pair(base: Reference, tuned: Reference) -> Pair:
 
 
 class _FaultError(Exception):
-    """A fault inside one file, at the entry of a path; the file and the line are added where they
-    are known.
-    """
+    """A fault at the entry of a path inside a file; whoever knows file and line adds them."""
 
     def __init__(self, path: Place, message: str, hint: str | None = None) -> None:
         super().__init__(message)
@@ -293,7 +296,7 @@ def _read_file(file: Path) -> list[Family]:
     if not isinstance(data, dict):
         raise ShadowError(f"{file}: not a mapping of family names", hint)
     try:
-        return [_family(name, entry, file, lines[name,]) for name, entry in data.items()]
+        return [_family(name, entry, file=file, line=lines[name,]) for name, entry in data.items()]
     except _FaultError as fault:
         name, path = fault.path[0], fault.path
         while path not in lines:
@@ -305,7 +308,9 @@ def _read_file(file: Path) -> list[Family]:
 def short(word: Any) -> str:
     """What a file says at some place, for a message: one line, never long."""
     text = repr(word)
-    return text if len(text) <= 80 else f"{text[:76]}...{text[-1]}"
+    if len(text) <= 80:
+        return text
+    return f"{text[:76]}...{text[-1]}"
 
 
 def _family(name: str, entry: Tree, file: Path, line: int) -> Family:
@@ -318,7 +323,10 @@ def _family(name: str, entry: Tree, file: Path, line: int) -> Family:
     names = [key for key in entry if key not in RESERVED]
     for stage in names:
         _check_stage_name((name, stage), stage)
-    stages = {stage: _stage((name, stage), stage, entry[stage], file.parent) for stage in names}
+    stages = {
+        stage: _stage((name, stage), stage, value=entry[stage], folder=file.parent)
+        for stage in names
+    }
     if "base" not in stages and "pairs" not in entry:
         hint = "add `base: org/name`, or say which stages to compare: `pairs`"
         close = nearest("base", stages)
@@ -369,9 +377,11 @@ def _stage(path: Place, stage: str, value: Tree, folder: Path) -> Reference | Co
     """A stage's checkpoint; a mapping with a component's name in it is a base per component."""
     components = name_rules().components
     if isinstance(value, dict) and any(key in components for key in value):
-        return _component_base(path, stage, value, folder)
-    known = (*REFERENCE_KEYS, *components) if stage == "base" else tuple(REFERENCE_KEYS)
-    return _reference(path, f"stage {stage!r}", value, folder, known=known)
+        return _component_base(path, stage, value=value, folder=folder)
+    known = tuple(REFERENCE_KEYS)
+    if stage == "base":
+        known = (*REFERENCE_KEYS, *components)
+    return _reference(path, f"stage {stage!r}", value=value, folder=folder, known=known)
 
 
 def _component_base(path: Place, stage: str, value: dict[str, Tree], folder: Path) -> ComponentBase:
@@ -389,7 +399,7 @@ def _component_base(path: Place, stage: str, value: dict[str, Tree], folder: Pat
             raise _FaultError((*path, key), f"unknown component {short(key)} in the base", hint)
     return ComponentBase(
         tuple(
-            (key, _reference((*path, key), f"the base of {key}", part, folder))
+            (key, _reference((*path, key), f"the base of {key}", value=part, folder=folder))
             for key, part in value.items()
         )
     )
@@ -400,7 +410,7 @@ def _reference(
 ) -> Reference:
     """known: the words that a misspelt key may have meant."""
     if isinstance(value, str):
-        return _parsed(path, what, value, folder)
+        return _parsed(path, what, text=value, folder=folder)
     if not isinstance(value, dict):
         hint = "write `org/name` or {repo: ..., revision: ...}"
         raise _FaultError(path, f"{what} is neither a name nor a mapping", hint)
@@ -413,7 +423,7 @@ def _reference(
     texts = {key: text for key, text in value.items() if isinstance(text, str)}
     if "repo" not in texts:
         raise _FaultError(path, f"{what} has no `repo`", "write {repo: org/name, ...}")
-    reference = _parsed((*path, "repo"), what, texts["repo"], folder)
+    reference = _parsed((*path, "repo"), what, text=texts["repo"], folder=folder)
     subfolder = texts.get("subfolder")
     if subfolder and (subfolder.startswith("/") or ".." in Path(subfolder).parts):
         raise _FaultError(
@@ -438,7 +448,7 @@ def _pairs(
     path = (family, "pairs")
     if listed is None:
         return tuple(
-            _pair(path, stages, "base", stage, relation="tuned")
+            _pair(path, stages, start="base", end=stage, relation="tuned")
             for stage in stages
             if stage != "base"
         )
@@ -456,7 +466,7 @@ def _pairs(
 def _listed_pair(path: Place, stages: Mapping[str, Reference | ComponentBase], item: Tree) -> Pair:
     if isinstance(item, str) and item.count("..") == 1:
         start, _, end = item.partition("..")
-        return _pair(path, stages, start, end, relation="tuned")
+        return _pair(path, stages, start=start, end=end, relation="tuned")
     if not isinstance(item, dict):
         raise _FaultError(path, f"{short(item)} is not a pair", "write from..to")
     for key in item:
@@ -470,10 +480,14 @@ def _listed_pair(path: Place, stages: Mapping[str, Reference | ComponentBase], i
             )
     relation = item.get("relation", "tuned")
     if not isinstance(relation, str) or relation not in RELATIONS:
-        close = nearest(relation, RELATIONS) if isinstance(relation, str) else None
-        hint = close or f"one of {', '.join(RELATIONS)}"
+        hint = _nearest(relation, RELATIONS) or f"one of {', '.join(RELATIONS)}"
         raise _FaultError((*path, "relation"), f"unknown relation {short(relation)}", hint)
-    return _pair(path, stages, item["from"], item["to"], relation=relation)
+    return _pair(path, stages, start=item["from"], end=item["to"], relation=relation)
+
+
+def _nearest(value: Tree, known: Iterable[str]) -> str | None:
+    """`did you mean 'base'?`, where a word was written; None for a list or a mapping."""
+    return nearest(value, known) if isinstance(value, str) else None
 
 
 def _pair(
@@ -486,8 +500,7 @@ def _pair(
 ) -> Pair:
     for key, stage in (("from", start), ("to", end)):
         if not isinstance(stage, str) or stage not in stages:
-            close = nearest(stage, stages) if isinstance(stage, str) else None
-            hint = close or _listed("stages", stages)
+            hint = _nearest(stage, stages) or _listed("stages", stages)
             raise _FaultError(
                 (*path, key), f"a pair names stage {short(stage)}, which is not there", hint
             )

@@ -39,10 +39,9 @@ ENTRY_KEYS = {
     "tuned": "The model tuned from it.",
     "name": "What the pair of base and tuned is called, and so its folder: family:base..tuned.",
 }
-YAML, PLAIN = (
-    (".yaml", ".yml", ".json"),
-    (".txt", ".list"),
-)  # other names are told apart by how the list begins
+# other names are told apart by how the list begins
+YAML = (".yaml", ".yml", ".json")
+PLAIN = (".txt", ".list")
 MAX_BYTES, MAX_ENTRIES = 1_000_000, 10_000
 MAX_TARGET = 300  # characters; a family's name has 96 at most
 MAX_SHARDS = 10_000
@@ -101,9 +100,7 @@ class Selection:
 
     @property
     def digest(self) -> str:
-        """A sha256 of which pairs the whole list names, whatever their order: equal for shards of
-        one list.
-        """
+        """A sha256 of the pairs of the whole list in any order: equal for shards of one list."""
         names = sorted((pair.family, pair.name) for pair in self.pairs)
         return hashlib.sha256(json.dumps(names).encode()).hexdigest()
 
@@ -125,14 +122,20 @@ def select(
     with a list, a glob, a tag or a shard, and ShadowError for an exact target that the registry
     does not know.
     """
-    shard_of = Share() if shard is None else parse_shard(shard)
-    listing = [] if listed is None else read_list(listed)
-    if listed is not None and not listing:
-        raise UsageError(f"{shown(listed)}: the list names nothing", ONE_A_LINE)
+    shard_of = parse_shard(shard) if shard is not None else Share()
+    listing: list[ListEntry] = []
+    if listed is not None:
+        listing = read_list(listed)
+        if not listing:
+            raise UsageError(f"{shown(listed)}: the list names nothing", ONE_A_LINE)
     typed = any(map(is_reference, targets))
-    entries = dict.fromkeys([*(ListEntry("", target) for target in targets if not typed), *listing])
+    if not typed:
+        listing = [*(ListEntry("", target) for target in targets), *listing]
+    entries = dict.fromkeys(listing)
     named = [entry for entry in entries if isinstance(entry.names, str)]
-    families = load_families(registry) if named or tags or typed else {}
+    families: Mapping[str, Family] = {}
+    if named or tags or typed:
+        families = load_families(registry)
     chosen: dict[Pair, None] = dict.fromkeys(given)
     lines: dict[Pair, str] = {}  # where a list names it first
     if typed:
@@ -160,7 +163,7 @@ def select(
             )
         with _asked():
             tagged = filter_families(families, tags=tags)
-        pairs = _tagged(pairs, tagged, tags, bool(named))
+        pairs = _tagged(pairs, tagged, tags=tags, named=bool(named))
         passed = {name: None for name in _pairless(tagged) if name in passed or not named}
     _require_names(pairs, lines)
     is_list = listed is not None or bool(tags) or shard is not None or any(map(is_glob, targets))
@@ -180,43 +183,42 @@ def _require_names(pairs: Iterable[Pair], lines: Mapping[Pair, str]) -> None:
         of_name.setdefault(pair.full_name, []).append(pair)
     for name, alike in of_name.items():
         if len(alike) > 1:
+            fault = f"{len(alike)} different pairs are called {short(name)}"
+            hint = "rename one of them"
             places = [where for pair in alike if (where := lines.get(pair))]
-            here = f"{places[-1]}: " if places else ""
-            others = f"; it is also at {', '.join(places[:-1])}" if places[:-1] else ""
-            fault = f"{here}{len(alike)} different pairs are called {short(name)}"
-            raise UsageError(fault, f"rename one of them{others}")
+            if places:
+                fault = f"{places[-1]}: {fault}"
+            if places[:-1]:
+                hint += f"; it is also at {', '.join(places[:-1])}"
+            raise UsageError(fault, hint)
 
 
 @contextlib.contextmanager
 def _asked(entry: ListEntry | None = None) -> Iterator[None]:
-    """What is wrong with a list, a glob or a tag is wrong with the request, and says where that
-    stands.
-    """
+    """A fault of a list, a glob or a tag is one of the request, and says where that stands."""
     try:
         yield
     except ShadowError as error:
-        if (
-            entry is not None
-            and not entry.where
-            and isinstance(entry.names, str)
-            and not is_glob(entry.names)
-        ):
+        if entry is not None and entry.where:
+            raise UsageError(f"{entry.where}: {error.message}", error.hint) from error
+        if entry is not None and isinstance(entry.names, str) and not is_glob(entry.names):
             raise
-        where = f"{entry.where}: " if entry and entry.where else ""
-        raise UsageError(f"{where}{error.message}", error.hint) from error
+        raise UsageError(error.message, error.hint) from error
 
 
 @dataclass(frozen=True)
 class Matches:
-    """What a target names. without_pairs are families that a glob matches and that have nothing to
-    compare.
-    """
+    """What a target names."""
 
     pairs: tuple[Pair, ...]
+    """The pairs, in the order of the registry."""
+
     without_pairs: tuple[str, ...] = ()
+    """The families that a glob matches and that have nothing to compare."""
 
 
 def is_glob(target: str) -> bool:
+    """Does a target hold *, ? or [?"""
     return any(char in target for char in "*?[")
 
 
@@ -253,21 +255,24 @@ def _tagged(
 ) -> tuple[Pair, ...]:
     """Those of the pairs that are of the tagged families; all of these where nothing was named."""
     names = {family.name for family in tagged}
-    kept = [pair for pair in pairs if pair.family in names]
-    chosen = kept if named else [pair for family in tagged for pair in family.pairs]
+    noun = "tags" if len(tags) > 1 else "tag"
+    which = f"the {noun} {' and '.join(map(short, tags))}"
+    if named:
+        chosen = [pair for pair in pairs if pair.family in names]
+        fault = f"none of what was named has {which}"
+    else:
+        chosen = [pair for family in tagged for pair in family.pairs]
+        fault = f"no family with {which} has a pair to compare"
     if not chosen:
-        which = f"the {'tags' if len(tags) > 1 else 'tag'} {' and '.join(map(short, tags))}"
-        message = (
-            f"none of what was named has {which}"
-            if named
-            else f"no family with {which} has a pair to compare"
-        )
-        raise UsageError(message, "`shadow families --tag` lists those that do")
+        raise UsageError(fault, "`shadow families --tag` lists those that do")
     return tuple(chosen)
 
 
 def shown(listed: str) -> str:
-    return "standard input" if listed == "-" else as_given(listed)
+    """What to call a list in a message: its file as it was given, or standard input for `-`."""
+    if listed == "-":
+        return "standard input"
+    return as_given(listed)
 
 
 def read_list(listed: str) -> list[ListEntry]:
@@ -294,9 +299,10 @@ def read_list(listed: str) -> list[ListEntry]:
     folder = Path(listed).absolute().parent
     if listed == "-" or is_copy(listed) or any(folder.is_relative_to(place) for place in STREAMS):
         folder = Path.cwd()
-    entries = list(
-        _yaml_entries(name, raw, folder) if is_yaml(listed, raw) else _plain_entries(name, raw)
-    )
+    if is_yaml(listed, raw):
+        entries = list(_yaml_entries(name, raw, folder))
+    else:
+        entries = list(_plain_entries(name, raw))
     if len(entries) > MAX_ENTRIES:
         raise UsageError(f"{name}: more than {MAX_ENTRIES:,} entries", "split it")
     return entries
@@ -346,7 +352,7 @@ def _yaml_entries(name: str, raw: bytes, folder: Path) -> Iterator[ListEntry]:
         return
     if not isinstance(tree, list):
         raise UsageError(f"{name}: not a list", YAML_ENTRY)
-    yield from entries_of(name, tree, lines, folder)
+    yield from entries_of(name, tree, lines=lines, folder=folder)
 
 
 def entries_of(
@@ -361,7 +367,7 @@ def entries_of(
         where = f"{name}:{lines[*at, index]}"
         if isinstance(item, dict):
             keys = {key: lines[*at, index, key] for key in item}
-            yield ListEntry(where, _mapped(name, where, item, keys, folder))
+            yield ListEntry(where, _mapped(name, where, item=item, lines=keys, folder=folder))
         elif isinstance(item, str) and item:
             yield ListEntry(where, _checked(where, item))
         else:
@@ -377,14 +383,11 @@ def _mapped(
     """`{target: ...}`, or `{base: ..., tuned: ...}` with or without a name."""
     for key, value in item.items():
         if key not in ENTRY_KEYS:
-            spaced = (
-                len(item) == 1
-                and isinstance(value, str)
-                and ".." in value
-                and len(f"{key}{value}") <= 80
-            )
-            hint = f"write {key}:{value}, without a space" if spaced else nearest(key, ENTRY_KEYS)
-            hint = hint or f"it may have {', '.join(ENTRY_KEYS)}; options go with the command"
+            hint = nearest(key, ENTRY_KEYS)
+            if hint is None:
+                hint = f"it may have {', '.join(ENTRY_KEYS)}; options go with the command"
+            if len(item) == 1 and _is_stages(value) and len(f"{key}{value}") <= 80:
+                hint = f"write {key}:{value}, without a space"
             raise UsageError(f"{name}:{lines[key]}: unknown key {short(key)} in an entry", hint)
         if not isinstance(value, str) or not value:
             raise UsageError(f"{name}:{lines[key]}: {key!r} is not text", "write a name")
@@ -407,6 +410,11 @@ def _mapped(
         return pair
     with _asked(ListEntry(f"{name}:{lines['name']}", "")):
         return under_name(pair, texts["name"])
+
+
+def _is_stages(value: Tree) -> bool:
+    """Is it text such as `base..sft`?"""
+    return isinstance(value, str) and ".." in value
 
 
 def parse_shard(text: str) -> Share:

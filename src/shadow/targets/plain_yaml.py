@@ -39,9 +39,9 @@ def read_plain_file(file: File, hint: str) -> tuple[Tree, dict[KeyPath, int]]:
     try:
         raw = read_start(file, MAX_FILE + 1)
         if raw is None:
-            raise ShadowError(
-                f"{file}: not a regular file" if file.exists() else f"no such file: {file}", hint
-            )
+            if file.exists():
+                raise ShadowError(f"{file}: not a regular file", hint)
+            raise ShadowError(f"no such file: {file}", hint)
     except OSError as error:
         raise ShadowError(f"{str(file)[:200]}: {error.strerror or error}") from error
     if len(raw) > MAX_FILE:
@@ -68,9 +68,8 @@ def read_plain(raw: bytes) -> tuple[Tree, dict[KeyPath, int]]:
         raise NotPlainError(message, text.count("\n", 0, unprintable.start()) + 1)
     try:
         return _parsed(text, FAST)
-    except (
-        NotPlainError
-    ):  # the parser in Python has the last word: every machine says the same of a fault
+    except NotPlainError:
+        # the parser in Python has the last word: every machine says the same of a fault
         return _parsed(text, yaml.BaseLoader)
 
 
@@ -83,13 +82,15 @@ def _parsed(text: str, parser: Any) -> tuple[Tree, dict[KeyPath, int]]:
             if isinstance(event, yaml.DocumentStartEvent):
                 if tree is not None:
                     raise NotPlainError("another document begins here", _line(event))
-                tree = _value(next(events), events, (), lines)
+                tree = _value(next(events), events, path=(), lines=lines)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else None
         raise NotPlainError(f"not YAML: {error.problem or error.context}", line) from error
     except (yaml.YAMLError, ValueError) as error:  # an escape of no character is a ValueError
         raise NotPlainError(f"not YAML ({type(error).__name__})", None) from error
-    return "" if tree is None else tree, lines
+    if tree is None:
+        return "", lines
+    return tree, lines
 
 
 def _value(
@@ -110,17 +111,17 @@ def _value(
         while not isinstance(event := next(events), yaml.SequenceEndEvent):
             place = (*path, len(items))
             lines[place] = _line(event)
-            items.append(_value(event, events, place, lines))
+            items.append(_value(event, events, path=place, lines=lines))
         return items
     mapping: dict[str, Tree] = {}
     while not isinstance(event := next(events), yaml.MappingEndEvent):
-        key = _value(event, events, path, lines)
+        key = _value(event, events, path=path, lines=lines)
         if not isinstance(key, str):
             raise NotPlainError("a key that is not a word", _line(event))
         if key in mapping:
             raise NotPlainError(f"duplicate key {key[:80]!r}", _line(event))
         lines[*path, key] = _line(event)
-        mapping[key] = _value(next(events), events, (*path, key), lines)
+        mapping[key] = _value(next(events), events, path=(*path, key), lines=lines)
     return mapping
 
 

@@ -116,6 +116,7 @@ class _Reader:
         self._tree = self._mapping(tree, (), KEYS)
 
     def recipe(self) -> Recipe:
+        """The recipe, checked. Raises ShadowError, which names the line."""
         panels = self._tree["panels"]
         if not isinstance(panels, dict) or not 1 <= len(panels) <= MOST_PANELS:
             raise self._fault(("panels",), f"panels are 1 to {MOST_PANELS}, each under its name")
@@ -144,7 +145,10 @@ class _Reader:
                 if named.setdefault((pair.family, pair.name), pair) != pair:
                     raise self._fault(at, f"two different pairs are called {pair.full_name}")
             yield Panel(
-                name, self._text(panel, (*at, "text")), self._text(panel, (*at, "bears_on")), pairs
+                name=name,
+                text=self._text(panel, (*at, "text")),
+                bears_on=self._text(panel, (*at, "bears_on")),
+                pairs=pairs,
             )
 
     def _pairs(self, value: Tree, at: KeyPath) -> tuple[Pair, ...]:
@@ -153,7 +157,13 @@ class _Reader:
         pairs: dict[Pair, None] = {}
         try:
             entries = list(
-                entries_of(str(self._file), value, self._lines, self._file.absolute().parent, at)
+                entries_of(
+                    str(self._file),
+                    value,
+                    lines=self._lines,
+                    folder=self._file.absolute().parent,
+                    at=at,
+                )
             )
         except UsageError as error:  # of a file, not of what was typed
             raise ShadowError(error.message, error.hint or DESCRIBED) from error

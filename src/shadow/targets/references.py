@@ -11,9 +11,7 @@ from shadow.errors import UsageError
 
 @dataclass(frozen=True)
 class Reference:
-    """A checkpoint as it was named: a folder, or `org/name` on the Hub with a revision if one was
-    asked for.
-    """
+    """A checkpoint as it was named: a folder, or `org/name` on the Hub, perhaps at a revision."""
 
     repo: str
     """`org/name` on the Hub, or an absolute folder."""
@@ -29,13 +27,19 @@ class Reference:
 
     @property
     def last_name(self) -> str:
+        """The name of the repository without its owner, or of the folder; `root` for `/`."""
         return self.repo.rstrip("/").rpartition("/")[2] or "root"
 
     def __str__(self) -> str:
-        revision = f" @ {self.revision}" if self.revision else ""
-        return self.repo + revision + (f", folder {self.subfolder}" if self.subfolder else "")
+        text = self.repo
+        if self.revision:
+            text += f" @ {self.revision}"
+        if self.subfolder:
+            text += f", folder {self.subfolder}"
+        return text
 
     def as_json(self) -> dict[str, str | None]:
+        """For machines: what was named."""
         return {"repo": self.repo, "revision": self.revision, "subfolder": self.subfolder}
 
 
@@ -44,9 +48,7 @@ class ComponentBase:
     """A base per component, of a model that was put together."""
 
     parts: tuple[tuple[str, Reference], ...]
-    """Each component and where it came from, in the file's order. One that is not named has no
-    base.
-    """
+    """Each component and where it came from, in the file's order. The others have no base."""
 
 
 def parse_reference(text: str, folder: Path | None = None) -> Reference:
@@ -62,15 +64,12 @@ def parse_reference(text: str, folder: Path | None = None) -> Reference:
         )
     if text.startswith(("./", "../", "/", "~")) or text in (".", ".."):
         try:
-            path = Path(text).expanduser()
-            resolved = str((folder / path if folder else path).resolve())
+            path = (folder or Path()) / Path(text).expanduser()
+            resolved = str(path.resolve())
             resolved.encode()  # a name that is no text cannot be in a report
-            return Reference(resolved, True)
-        except (
-            OSError,
-            ValueError,
-            RuntimeError,
-        ) as error:  # too long, a NUL, a loop of links, no such user
+            return Reference(repo=resolved, is_folder=True)
+        except (OSError, ValueError, RuntimeError) as error:
+            # too long, a NUL, a loop of links, no such user
             raise UsageError(
                 f"{text[:80]!r} cannot be a folder", "write ./NAME for a folder"
             ) from error
@@ -83,18 +82,16 @@ def parse_reference(text: str, folder: Path | None = None) -> Reference:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo, re.ASCII) or ".." in repo:
         hint = as_folder(text, folder) or "write ./NAME for a folder, org/name for the Hub"
         raise UsageError(f"{text[:80]!r} is neither a folder nor a name on the Hub", hint)
-    return Reference(repo, False, revision or None)
+    return Reference(repo=repo, is_folder=False, revision=revision or None)
 
 
 def as_folder(text: str, folder: Path | None = None) -> str | None:
-    """How a folder of this name is to be written, where there is one (relative to folder, or to
-    here).
-    """
-    try:
-        return (
-            f"for the folder, write ./{text}"
-            if text and ((folder or Path()) / text).is_dir()
-            else None
-        )
-    except (OSError, ValueError):
+    """How to write a folder of this name (relative to folder, or to here), where there is one."""
+    if not text:
         return None
+    try:
+        if ((folder or Path()) / text).is_dir():
+            return f"for the folder, write ./{text}"
+    except (OSError, ValueError):  # no name that a folder can have
+        pass
+    return None

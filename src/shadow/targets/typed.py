@@ -60,12 +60,9 @@ def _pairs_with(checkpoint: Reference, families: Mapping[str, Family]) -> tuple[
             for family in families.values()
             for _, _, reference in family.references()
         }
-        close = nearest(checkpoint.repo, sorted(known))
-        hint = (
-            f"{close} Or {TWO}"
-            if close
-            else f"{TWO}; `shadow families` lists what the registry has"
-        )
+        hint = f"{TWO}; `shadow families` lists what the registry has"
+        if close := nearest(checkpoint.repo, sorted(known)):
+            hint = f"{close} Or {TWO}"
         raise UsageError(f"no family has a pair with {short(str(checkpoint))}", hint)
     names = sorted({pair.family for pair in matching})
     if len(names) > 1:
@@ -75,17 +72,13 @@ def _pairs_with(checkpoint: Reference, families: Mapping[str, Family]) -> tuple[
 
 
 def _is(asked: Reference, known: Reference) -> bool:
-    """The Hub takes names in any case. A revision has to be that of the family, where one is asked
-    for.
-    """
+    """The Hub takes names in any case. A revision has to be the family's, if one is asked for."""
     same = asked.repo.lower() == known.repo.lower() and not known.is_folder
     return same and asked.revision in (None, known.revision)
 
 
 def under_name(pair: Pair, name: str) -> Pair:
-    """A pair that was given by its checkpoints under a name of its own, `family:base..tuned`.
-    Raises UsageError.
-    """
+    """A pair given by its checkpoints, under a name `family:base..tuned`. Raises UsageError."""
     family, _, stages = name.partition(":")
     ends = stages.split("..")
     if not NAME.fullmatch(family) or len(ends) != 2 or not all(map(NAME.fullmatch, ends)):
