@@ -46,9 +46,10 @@ def draw_panel(pairs: Sequence[PairByLayer], metrics: Sequence[str]) -> bytes:
                     axes.plot(
                         places, rounding, color=BLUE, linestyle=(0, (1, 1)), label="rounding alone"
                     )
-                axes.plot(places, [one.measured for one in layers], color=BLACK, marker="o",
-                markersize=1.8,
-                          label="measured")  # fmt: skip
+                axes.plot(
+                    places, [one.measured for one in layers],
+                    color=BLACK, marker="o", markersize=1.8, label="measured",
+                )  # fmt: skip
                 if metric.endswith("_shift"):
                     axes.axhline(0, color=GREY, linewidth=0.5)
                 if row == 0:
