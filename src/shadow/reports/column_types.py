@@ -1,4 +1,4 @@
-"""How values of each type of column are stored, in every format; null where a number is undefined."""
+"""How values of each type of column are stored, in every format; null where one is undefined."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from shadow.reports.columns import Type
 
-Cell = (
-    str | float | Sequence[float | None] | NDArray[np.float32] | None
-)  # float stands for int and bool too
+# float stands for int and bool too
+Cell = str | float | Sequence[float | None] | NDArray[np.float32] | None
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,10 @@ class StoredType:
 
     @property
     def arrow_text(self) -> str:
-        return f"list<{self.arrow}>" if self.is_list else self.arrow
+        """The type in Arrow's words: `double`, `list<float>`."""
+        if self.is_list:
+            return f"list<{self.arrow}>"
+        return self.arrow
 
 
 STORED_TYPES: dict[Type, StoredType] = {
@@ -61,4 +63,6 @@ def null_if_undefined(value: float | int | str | None) -> float | int | str | No
 
 def null_if_undefined(value: float | int | str | None) -> float | int | str | None:
     """Null instead of NaN or infinity: a number that overflowed is no number."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

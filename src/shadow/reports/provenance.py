@@ -88,7 +88,7 @@ class CheckpointIdentity:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a finished report is of and how it was made. What an older report does not tell is None."""
+    """What a finished report is of and how it was made; None for what an older one lacks."""
 
     version: str
     """The version of shadow that measured it."""
@@ -162,7 +162,7 @@ class Provenance:
     """The `shadow` key of the report's files as it stands there: what `as_json` returns."""
 
     def as_json(self) -> ReportMetadata:
-        """All that the report's files say of how it was made. A number that is not finite is None."""
+        """All that the files say of how the report was made; None for what is not finite."""
         stored: ReportMetadata = json.loads(json.dumps(self.told), parse_constant=lambda _: None)
         return stored
 
@@ -266,14 +266,13 @@ def _check_metadata(metadata: Any) -> None:
     texts += [metadata[side]["repo"] for side in ("base", "tuned")]
     texts.append(settings["method"]["precision"])
     maybe = [metadata[side][key] for side in ("base", "tuned") for key in ("commit", "fingerprint")]
-    if not all(
-        isinstance(text, str) for text in (*texts, *(text for text in maybe if text is not None))
-    ):
+    texts += [text for text in maybe if text is not None]
+    if not all(isinstance(text, str) for text in texts):
         raise TypeError
     mappings = settings["method"], settings.get("chosen") or {}, metadata.get("libraries") or {}
-    if type(metadata["schema"]) is not int or not all(
-        isinstance(mapping, dict) for mapping in mappings
-    ):
+    if not all(isinstance(mapping, dict) for mapping in mappings):
+        raise TypeError
+    if type(metadata["schema"]) is not int:
         raise TypeError
     seconds = metadata.get("seconds") or 0.0
     if not isinstance(seconds, int | float) or not 0 <= seconds < 1e12:
@@ -288,16 +287,18 @@ def report_metadata(folder: Path) -> ReportMetadata:
     """
     metadata = finished_metadata(folder) if folder.is_dir() else None
     if metadata is None:
-        hint = "name a folder that `shadow audit` made"
-        if (folder / PARTIAL).is_dir():
-            hint = "the audit is not finished: run it again"
-        elif next(folder.glob("*.safetensors"), None) is not None:
-            hint = (
-                "it is a checkpoint; `shadow audit BASE TUNED` measures two and writes their report"
-            )
-        raise ShadowError(f"{folder}: no finished report in it", hint)
+        raise ShadowError(f"{folder}: no finished report in it", _instead_of_a_report(folder))
     check_schema(folder, metadata)
     return metadata
+
+
+def _instead_of_a_report(folder: Path) -> str:
+    """What to do about a folder that holds no finished report."""
+    if (folder / PARTIAL).is_dir():
+        return "the audit is not finished: run it again"
+    if any(folder.glob("*.safetensors")):
+        return "it is a checkpoint; `shadow audit BASE TUNED` measures two and writes their report"
+    return "name a folder that `shadow audit` made"
 
 
 def check_schema(folder: Path, metadata: ReportMetadata) -> None:

@@ -37,71 +37,91 @@ FILES = {  # the JSON files beside the tables: what each key holds
         "layers": "how many layers the intervals are over",
         "interval_level": "the probability that the intervals may claim",
         "no_interval": "why there are none; null where there are",
-        "resampling": "how the intervals were made: level, draws, seed, unit, kind, weights, covers",
-        "components": "a list, a row for each component: tensors, identical, matrices, the"
-        " medians, energy (the sum of "
-        "norm(D)_F^2), energy_share, parameter_share (of the matrices that changed), figures of"
-        " depth, and its own "
-        "intervals, layers, interval_level, no_interval",
-        "modules": "a list, a row for each module of a component: matrices, parameters and the same",
-        "depth": "a list, a row for each compared layer of a component: matrices, relative_norm as"
-        " one vector, energy, "
-        "energy_share of the component's layers, medians, up_effective_rank_shift (of the"
-        " up-projections), and the "
-        "participation ratios of residual.parquet",
-        "grid": "a list, a row for each module of a component: layers, and by layer the medians"
-        " relative_norm (0 where "
-        "its matrices are identical) and concentration",
-        "inside_layers": "matrices inside layers that changed: how many; of these known (kept is),"
-        " unexplained, "
-        "rounded_away, coherent (with equivalent_directions), judged (with purity_z), beyond_noise"
-        " and "
-        "flatter_than_noise; medians of columns, and of alignments less null; rank_least and"
-        " rank_most, medians of "
-        "bounds of the update's rank; levels_SIDE_few of levels_SIDE_judged, matrices with as few"
-        " values as a copy "
-        "through 8 or 4 bits; in_8_bits, matrices of which a side is stored in FP8",
-        "outside_layers": "a list, a row for each module outside the layers, as embed and head:"
-        " matrices, medians",
-        "coherence": "a list, a row for each module inside layers: component, module, matrices,"
-        " coherent (with "
-        "equivalent_directions), and the median of equivalent_directions",
-        "quarters": "a list, a row for each quarter of the layers of a component: quarter,"
-        " first_layer, last_layer, "
-        "energy_share of the component's layers, parameter_share of their matrices that changed",
-        "unchanged": "a list, a row for each module of which every matrix is identical: component,"
-        " module, tensors",
-        "without_base": "a list, a row for each component that has matrices without a base: their"
-        " number and medians",
-        "skipped": "a list, a row for each reason: tensors, those of base and of tuned, examples,"
-        " detail",
+        "resampling": (
+            "how the intervals were made: level, draws, seed, unit, kind, weights, covers"
+        ),
+        "components": (
+            "a list, a row for each component: tensors, identical, matrices, the medians, energy"
+            " (the sum of norm(D)_F^2), energy_share, parameter_share (of the matrices that"
+            " changed), figures of depth, and its own intervals, layers, interval_level,"
+            " no_interval"
+        ),
+        "modules": (
+            "a list, a row for each module of a component: matrices, parameters and the same"
+        ),
+        "depth": (
+            "a list, a row for each compared layer of a component: matrices, relative_norm as one"
+            " vector, energy, energy_share of the component's layers, medians,"
+            " up_effective_rank_shift (of the up-projections), and the participation ratios of"
+            " residual.parquet"
+        ),
+        "grid": (
+            "a list, a row for each module of a component: layers, and by layer the medians"
+            " relative_norm (0 where its matrices are identical) and concentration"
+        ),
+        "inside_layers": (
+            "matrices inside layers that changed: how many; of these known (kept is), unexplained,"
+            " rounded_away, coherent (with equivalent_directions), judged (with purity_z),"
+            " beyond_noise and flatter_than_noise; medians of columns, and of alignments less null;"
+            " rank_least and rank_most, medians of bounds of the update's rank; levels_SIDE_few of"
+            " levels_SIDE_judged, matrices with as few values as a copy through 8 or 4 bits;"
+            " in_8_bits, matrices of which a side is stored in FP8"
+        ),
+        "outside_layers": (
+            "a list, a row for each module outside the layers, as embed and head: matrices, medians"
+        ),
+        "coherence": (
+            "a list, a row for each module inside layers: component, module, matrices, coherent"
+            " (with equivalent_directions), and the median of equivalent_directions"
+        ),
+        "quarters": (
+            "a list, a row for each quarter of the layers of a component: quarter, first_layer,"
+            " last_layer, energy_share of the component's layers, parameter_share of their matrices"
+            " that changed"
+        ),
+        "unchanged": (
+            "a list, a row for each module of which every matrix is identical: component, module,"
+            " tensors"
+        ),
+        "without_base": (
+            "a list, a row for each component that has matrices without a base: their number and"
+            " medians"
+        ),
+        "skipped": (
+            "a list, a row for each reason: tensors, those of base and of tuned, examples, detail"
+        ),
         "warnings": "a list of what makes the figures doubtful",
-        "warning_codes": "a list of a code for each of them, in the same order:"
-        " experts_renumbered, few_values, "
-        "older_report, scores_unreadable",
+        "warning_codes": (
+            "a list of a code for each of them, in the same order: experts_renumbered, few_values,"
+            " older_report, scores_unreadable"
+        ),
         "gates": "a list, a row for each gate: name, figure, threshold, passed, reason",
         "label": "label of the pair, one of five words",
         "label_reason": "what the label rests on",
-        "evidence": "a list, a row for each figure that the label rests on: name, figure,"
-        " interval, without (its value "
-        "without any training), says",
-        "reference": "where the pair lies among known trainings of about its size; null where"
-        " there are none",
+        "evidence": (
+            "a list, a row for each figure that the label rests on: name, figure, interval, without"
+            " (its value without any training), says"
+        ),
+        "reference": (
+            "where the pair lies among known trainings of about its size; null where there are none"
+        ),
         "claims": "lists of what was measured, what it is consistent_with, and what is not_shown",
-        "published": "figures of released pairs that others published: source; pair (null where it"
-        " is not among them), "
-        "with agrees and checks, a row for each figure: figure, published, ours, tolerance,"
-        " agrees, reason; size and "
-        "top20, the ranks by mean_relative_norm and, among pairs within a factor of within, by"
-        " mean_top20_energy: "
-        "value, below, families, pairs, least, most; no_size and no_top20 say why there is none",
-        "finding": "the answer in words: sentences (code, text, figures), other_explanations"
-        " (code, name, answer: no, "
-        "fits or cannot_be_excluded, reason, figures) and not_shown; each figure by its place in"
-        " this file, as "
-        "`inside_layers.kept` or `modules.language.mlp.up.energy_share`",
-        "scores": "a list, a row for each benchmark, as the table scores; empty where nobody gave"
-        " any",
+        "published": (
+            "figures of released pairs that others published: source; pair (null where it is not"
+            " among them), with agrees and checks, a row for each figure: figure, published, ours,"
+            " tolerance, agrees, reason; size and top20, the ranks by mean_relative_norm and, among"
+            " pairs within a factor of within, by mean_top20_energy: value, below, families, pairs,"
+            " least, most; no_size and no_top20 say why there is none"
+        ),
+        "finding": (
+            "the answer in words: sentences (code, text, figures), other_explanations (code, name,"
+            " answer: no, fits or cannot_be_excluded, reason, figures) and not_shown; each figure"
+            " by its place in this file, as `inside_layers.kept` or"
+            " `modules.language.mlp.up.energy_share`"
+        ),
+        "scores": (
+            "a list, a row for each benchmark, as the table scores; empty where nobody gave any"
+        ),
         "score_groups": "a list, a row for each group of benchmarks",
         "score_files": "a list of the files that the scores came from",
         "score_notes": "a list of what is to be known of the scores",
@@ -116,21 +136,21 @@ FILES = {  # the JSON files beside the tables: what each key holds
         "counts": "pairs that are done, failed, kept, pending",
         "pairs": "a list, a row for each pair, as the table batch",
     },
-}  # fmt: skip
+}
 
 
 def schema_json(tables: Iterable[Table], *, files: bool = False) -> dict[str, object]:
-    """What `shadow schema --format json` prints; with files also of the JSON files beside the
-    tables.
-    """
-    return {
+    """What `shadow schema --format json` prints. files: also of the JSON files beside tables."""
+    content: dict[str, object] = {
         "schema": SCHEMA,
         "version": __version__,
         "rules": list(RULES),
         "notation": NOTATION,
         "tables": {table.name: _table(table) for table in tables},
-        **({"files": FILES} if files else {}),
     }
+    if files:
+        content["files"] = FILES
+    return content
 
 
 def is_later(table: Table, column: Column) -> bool:
@@ -140,7 +160,12 @@ def is_later(table: Table, column: Column) -> bool:
 
 def null_cases(column: Column) -> list[str]:
     """When the column is null; empty where it never is."""
-    return ["base and tuned rows"] * (column in DELTA) + [column.null] * bool(column.null)
+    cases = []
+    if column in DELTA:
+        cases.append("base and tuned rows")
+    if column.null:
+        cases.append(column.null)
+    return cases
 
 
 def _table(table: Table) -> dict[str, object]:
