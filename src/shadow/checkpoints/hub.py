@@ -497,10 +497,9 @@ def forget(repo: str, commit: str, path: str, checksum: str | None) -> None:
     with contextlib.suppress(OSError):
         blobs = (root / "blobs").resolve()
         digest = (checksum or "").partition(":")[2]
+        blob = blobs / digest
         if pointer.is_symlink() or not digest:
             blob = pointer.resolve()
-        else:
-            blob = blobs / digest
         if blob.parent == blobs and not _has_other_names(blob, root, pointer):
             blob.unlink(missing_ok=True)
         pointer.unlink(missing_ok=True)
