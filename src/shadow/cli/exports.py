@@ -124,7 +124,15 @@ def figure(
         from shadow.places.names import check_component
 
         check_component(component)
-    choice = Choice(component, tuple(module or ()), layer, expert, metric, width, title)
+    choice = Choice(
+        component=component,
+        modules=tuple(module or ()),
+        layer=layer,
+        expert=expert,
+        metric=metric,
+        width=width,
+        title=title,
+    )
     folders = reports_below(reports_here(run, parsed_options(storage_options), spectra=True))
     for note in write_figure(kind.value, folders, output, choice):
         console.say(f"{output}: {note}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shadow.cli import console
-from shadow.cli.arguments import access_of
+from shadow.cli.arguments import access_of, cache_of
 from shadow.cli.audit import of_pair
 from shadow.cli.options import (
     CacheFolder,
@@ -90,14 +90,13 @@ def reproduce(
 
     if not plan:
         require("figure")
-    from shadow.audits.cache_folder import default_folder
     from shadow.audits.pair import Runtime, Settings
     from shadow.checkpoints.choosing import filter_of
     from shadow.spectra.delta import Method
 
     settings = Settings(Method(), filter_of(chosen.components, [], chosen.modules))
     access = access_of(allow_pickle=allow_pickle, offline=offline, fetch=fetch, max_disk=max_disk)
-    cache = None if no_cache else cache_dir or default_folder()
+    cache = cache_of(no_cache=no_cache, folder=cache_dir)
     runtime = Runtime(jobs=jobs, access=access, overwrite=overwrite, cache=cache, say=console.say)
     folder = output or Path(chosen.name)
     as_json = json or format is Format.json
@@ -112,10 +111,8 @@ def reproduce(
         from shadow.outputs.terminal.recipe import recipe_view
 
         console.display(recipe_view(chosen, panels, measured))
-    console.say(
-        f"page and figures in {folder}/: {chosen.name}.md,"
-        f" {', '.join(f'{one.name}.svg' for one in panels)}"
-    )
+    figures = ", ".join(f"{one.name}.svg" for one in panels)
+    console.say(f"page and figures in {folder}/: {chosen.name}.md, {figures}")
     if faults:
         raise typer.Exit(1)
 
@@ -197,9 +194,8 @@ def _write(
         there = [measured[pair] for pair in panel.pairs if pair in measured]
         if there:
             drawn = draw_panel(there, recipe.metrics)
-            with placing(
-                folder / f"{panel.name}.svg", is_our_figure, "a figure of shadow"
-            ) as aside:
+            figure = folder / f"{panel.name}.svg"
+            with placing(figure, is_our_figure, "a figure of shadow") as aside:
                 aside.write_bytes(drawn)
     page = recipe_page(recipe, panels, measured, faults)
     with placing(folder / f"{recipe.name}.md", is_our_page, "a page of shadow reproduce") as aside:
@@ -212,17 +208,11 @@ def _told(
     """What `--json` prints: for each panel its pairs, with the figures of every layer."""
     from dataclasses import asdict
 
+    def told(pair: Pair) -> dict[str, object]:
+        if pair in measured:
+            return asdict(measured[pair])
+        return {"family": pair.family, "pair": pair.name, "error": faults.get(pair)}
+
     return [
-        {
-            "panel": panel.name,
-            "pairs": [
-                (
-                    asdict(measured[pair])
-                    if pair in measured
-                    else {"family": pair.family, "pair": pair.name, "error": faults.get(pair)}
-                )
-                for pair in panel.pairs
-            ],
-        }
-        for panel in panels
+        {"panel": panel.name, "pairs": [told(pair) for pair in panel.pairs]} for panel in panels
     ]
