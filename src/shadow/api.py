@@ -172,7 +172,7 @@ def audit(
     from shadow.audits.workers import single_threads
     from shadow.findings.score_files import scores_of_pairs
 
-    chosen = _chosen(target, base, tuned, registry)
+    chosen = _chosen(target, base=base, tuned=tuned, registry=registry)
     settings = _settings(
         components=components, layers=layers, modules=modules, precision=precision,
         nulls=nulls, seed=seed, subspaces=subspaces, spectra=spectra, optimizer=optimizer,
@@ -197,7 +197,9 @@ def audit(
     reports: list[AuditReport] = []
     faults: dict[str, ShadowError] = {}
     with single_threads():
-        for outcome in audit_pairs(chosen, settings, place, runtime, scores=scored, audit=run):
+        for outcome in audit_pairs(
+            chosen, settings, place, runtime=runtime, scores=scored, audit=run
+        ):
             try:
                 result = outcome.finished()
                 reports.append(AuditReport(_here(result.place, storage_options)))
@@ -300,7 +302,7 @@ def plan(
     from shadow.audits.pair import Runtime, plan_pair
     from shadow.audits.workers import single_threads
 
-    chosen = _chosen(target, base, tuned, registry)
+    chosen = _chosen(target, base=base, tuned=tuned, registry=registry)
     settings = _settings(
         components=components, layers=layers, modules=modules, precision=precision, device=device
     )
@@ -310,7 +312,7 @@ def plan(
     if isinstance(folder, Store):
         folder = work_folder(folder)
     with single_threads():
-        return tuple(plan_pair(pair, settings, folder, runtime) for pair in chosen)
+        return tuple(plan_pair(pair, settings, folder, runtime=runtime) for pair in chosen)
 
 
 def compare(
@@ -461,7 +463,7 @@ def export(
             folders.append(report.folder)
         else:
             folders += reports_below(_here(report, storage_options))
-    return exports.export(folders, to, Path(path), tables)
+    return exports.export(folders, to, Path(path), tables=tables)
 
 
 def _ignore(_: object) -> None:
@@ -470,6 +472,7 @@ def _ignore(_: object) -> None:
 
 def _chosen(
     target: str | Pair | Several | None,
+    *,
     base: Place | None,
     tuned: Place | None,
     registry: Place | None,

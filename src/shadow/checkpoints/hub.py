@@ -463,7 +463,7 @@ def _download(
             raise
 
     words = partial(_in_words, repo=snapshot.repo, revision=snapshot.commit, path=file.path)
-    return Path(_trying(attempt, words, say, stop))
+    return Path(_trying(attempt, words, say, stop=stop))
 
 
 def _right(path: Path, file: RemoteFile, stop: Event | None) -> bool | None:
@@ -570,7 +570,8 @@ def read_start(
 
     def begin() -> tuple[bytes, bool]:
         stop = min(count, file.size)
-        with _ranged(snapshot, file, 0, None if whole else stop) as (chunks, honoured):
+        asked = None if whole else stop
+        with _ranged(snapshot, file, 0, stop=asked) as (chunks, honoured):
             content = b""
             for chunk in chunks:
                 content += chunk
@@ -581,7 +582,7 @@ def read_start(
         return content[:stop], honoured
 
     words = partial(_in_words, repo=snapshot.repo, revision=snapshot.commit, path=file.path)
-    return _trying(attempt, words, say, stopped)
+    return _trying(attempt, words, say, stop=stopped)
 
 
 @own_client()
@@ -605,7 +606,7 @@ def copy_range(
 
     def attempt() -> None:
         nonlocal position
-        with _ranged(snapshot, file, position, stop) as (chunks, honoured):
+        with _ranged(snapshot, file, position, stop=stop) as (chunks, honoured):
             if not honoured:
                 raise RangeIgnoredError(
                     f"{snapshot.repo}: the server ignores requests for byte ranges",
@@ -625,7 +626,7 @@ def copy_range(
             raise OSError(errno.EPIPE, "cut short")
 
     words = partial(_in_words, repo=snapshot.repo, revision=snapshot.commit, path=file.path)
-    _trying(attempt, words, say, stopped, lambda: position)
+    _trying(attempt, words, say, stop=stopped, progress=lambda: position)
 
 
 @contextlib.contextmanager

@@ -381,7 +381,7 @@ def _operands(
     block = _scale_block(config)
     scales: dict[str, TensorInfo] = {}
     for name in shapes:
-        info_of_scales = _block_scales(checkpoint.tensors, name, block, parts[name])
+        info_of_scales = _block_scales(checkpoint.tensors, name, block=block, parts=parts[name])
         if info_of_scales is not None:
             scales[name] = info_of_scales
     applied = {info.name for info in scales.values()}
@@ -392,7 +392,8 @@ def _operands(
             continue  # told with the weight that it scales
         if name in scales:
             operands.update(
-                (part.place, Operand(info, part, scales[name], block)) for part in parts[name]
+                (part.place, Operand(info, part, scales=scales[name], block=block))
+                for part in parts[name]
             )
         elif fault := _fault(info, checkpoint.tensors, packed):
             unusable.append(Skipped(side, info, parts[name][0].place, *fault))

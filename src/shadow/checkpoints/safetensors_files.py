@@ -117,11 +117,11 @@ def parse_header(raw: bytes, file_size: int, shard: str) -> tuple[dict[str, Tens
     header = _parse_json(raw, shard)
     start = 8 + len(raw)
     tensors = {
-        name: _entry(name, entry, shard, start)
+        name: _entry(name, entry, shard, data_start=start)
         for name, entry in header.items()
         if name != "__metadata__"
     }
-    _check_layout(tensors, shard, start, file_size)
+    _check_layout(tensors, shard, data_start=start, file_size=file_size)
     return tensors, raw.decode()
 
 
@@ -174,7 +174,7 @@ def _too_many(shard: str) -> FileError:
     )
 
 
-def _entry(name: str, entry: Any, shard: str, data_start: int) -> TensorInfo:
+def _entry(name: str, entry: Any, shard: str, *, data_start: int) -> TensorInfo:
     where = f"tensor {name[:80]!r}"
     if not usable_name(name):
         raise _untrusted(shard, f"{where} has an unusable name")
@@ -220,7 +220,7 @@ def _is_shape(value: Any) -> TypeGuard[list[int]]:
 
 
 def _check_layout(
-    tensors: dict[str, TensorInfo], shard: str, data_start: int, file_size: int
+    tensors: dict[str, TensorInfo], shard: str, *, data_start: int, file_size: int
 ) -> None:
     position = data_start
     for info in sorted(tensors.values(), key=lambda info: (info.start, info.end)):

@@ -32,17 +32,15 @@ R = TypeVar("R")
 
 
 class Source(Protocol):
-    """The bytes of one shard.
-
-    is_local: nothing to fetch, and nothing to free. verified: were the bytes checked against the
-    Hub's checksum (None: a folder has none); right after fetch.
-    """
+    """The bytes of one shard."""
 
     @property
-    def is_local(self) -> bool: ...
+    def is_local(self) -> bool:
+        """Is there nothing to fetch, and nothing to free?"""
 
     @property
-    def verified(self) -> bool | None: ...
+    def verified(self) -> bool | None:
+        """Were the bytes checked against the Hub's checksum? Right after fetch; None for a folder."""
 
     def bytes_to_move(self) -> int:
         """Bytes that fetch will bring over the network; they take as much disk."""
@@ -171,7 +169,7 @@ class WholeFile:
         """Remove the shard from the Hub's cache."""
         from shadow.checkpoints.hub import forget
 
-        forget(*self.identity, self.file.checksum)
+        forget(*self.identity, checksum=self.file.checksum)
 
 
 @dataclass
@@ -229,8 +227,8 @@ class ByteRanges:
                     self.snapshot,
                     self.file,
                     start,
-                    end,
-                    write,
+                    stop=end,
+                    write=write,
                     say=say,
                     report=report,
                     stopped=stop,

@@ -413,13 +413,13 @@ def _outcomes(request: AuditRequest, watch: Watch, engine: Engine | None) -> Ite
         engine = None
     if request.selection.is_list:
         return audit_list(
-            request.selection, request.settings, request.output, runtime,
+            request.selection, request.settings, request.output, runtime=runtime,
             scores=request.scores, watch=watch, audit=audit, store=store, engine=engine,
         )  # fmt: skip
     # what is said of several at a time says of which
     numbered = engine is not None and not request.is_alone
     return audit_pairs(
-        request.selection.own, request.settings, request.output, runtime,
+        request.selection.own, request.settings, request.output, runtime=runtime,
         scores=request.scores, watch=watch, numbered=numbered, audit=audit, engine=engine,
     )  # fmt: skip
 
@@ -441,8 +441,13 @@ def _judgement(request: AuditRequest, result: AuditResult) -> Judgement:
 def _view(request: AuditRequest, result: AuditResult) -> RenderableType:
     from shadow.outputs.terminal.summary import summary_view
 
-    options = console.out.options
-    return summary_view(result.summary, result.provenance, result.place, options, full=request.full)
+    return summary_view(
+        result.summary,
+        result.provenance,
+        result.place,
+        options=console.out.options,
+        full=request.full,
+    )
 
 
 def _show(request: AuditRequest, judged: Sequence[Judgement]) -> None:

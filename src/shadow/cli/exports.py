@@ -134,7 +134,7 @@ def figure(
         title=title,
     )
     folders = reports_below(reports_here(run, parsed_options(storage_options), spectra=True))
-    for note in write_figure(kind.value, folders, output, choice):
+    for note in write_figure(kind.value, folders, output, choice=choice):
         console.say(f"{output}: {note}")
 
 
@@ -172,7 +172,7 @@ def export(
 
     run = reports_here(run, parsed_options(storage_options), spectra=True)
     target = output or exporting.default_output(run, to.value)
-    done = exporting.export(reports_below(run), to.value, target, table or ())
+    done = exporting.export(reports_below(run), to.value, target, tables=table or ())
     if done.older:
         console.say(f"{done.older} of {done.reports} reports were {absent_note(done.absent)}")
     counts = ", ".join(f"{count:,} {name}" for name, count in done.rows.items())

@@ -67,7 +67,9 @@ def families(
         from shadow.places.names import check_component
 
         check_component(component)
-    chosen = filter_families(load_families(registry), word, component, tag or ())
+    chosen = filter_families(
+        load_families(registry), word=word, component=component, tags=tag or ()
+    )
     if format is Format.json:
         console.show_json([family.as_json() for family in chosen])
         return

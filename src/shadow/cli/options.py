@@ -174,11 +174,15 @@ Registry = Annotated[
 
 
 class Format(StrEnum):
+    """What most commands print."""
+
     table = "table"
     json = "json"
 
 
 class ShowFormat(StrEnum):
+    """What `show` prints."""
+
     table = "table"
     json = "json"
     markdown = "markdown"
@@ -205,18 +209,24 @@ Full = Annotated[bool, typer.Option("--full", help="Show every number and table 
 
 
 class PrecisionName(StrEnum):
+    """How spectra are computed."""
+
     default = "default"
     exact = "exact"
     fast = "fast"
 
 
 class OptimizerName(StrEnum):
+    """What a tuned model was trained with."""
+
     adamw = "adamw"
     sgd = "sgd"
     muon = "muon"
 
 
 class PresetName(StrEnum):
+    """The experiments of `lab run`."""
+
     smoke = "smoke"
     quick = "quick"
     full = "full"
@@ -228,17 +238,23 @@ class PresetName(StrEnum):
 
 
 class FetchName(StrEnum):
+    """How weights come from the Hub."""
+
     auto = "auto"
     shards = "shards"
     ranges = "ranges"
 
 
 class EngineName(StrEnum):
+    """What carries out an audit."""
+
     local = "local"
     ray = "ray"
 
 
 class ExportName(StrEnum):
+    """The formats of `export`, as `shadow.outputs.exports` has them."""
+
     csv = "csv"
     json = "json"
     arrow = "arrow"
@@ -249,6 +265,8 @@ class ExportName(StrEnum):
 
 
 class FigureKind(StrEnum):
+    """The kinds of `figure`, as `shadow.outputs.figures` has them."""
+
     depth = "depth"
     spectrum = "spectrum"
     heatmap = "heatmap"

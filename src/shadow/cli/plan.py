@@ -117,7 +117,7 @@ def plan(
 
     for pair in pairs:
         try:
-            planned = plan_pair(pair, settings, place, runtime)
+            planned = plan_pair(pair, settings, place, runtime=runtime)
         except ShadowError as error:
             if isinstance(error, UsageError) and len(pairs) == 1:
                 raise

@@ -92,7 +92,9 @@ def show(
         return
     for summary, provenance, folder in reports:
         console.display(
-            summary_view(summary, provenance, as_given(folder), console.out.options, full=full)
+            summary_view(
+                summary, provenance, as_given(folder), options=console.out.options, full=full
+            )
         )
     if index is None and len(reports) > 1:
         done = [
@@ -191,7 +193,7 @@ def compare(
     if output is not None and comparison.not_contrasted:
         raise ShadowError(f"no rows for {output}: {comparison.not_contrasted}", "leave -o out")
     if output is not None:
-        write_rows(output, COMPARISON, comparison.rows, comparison.provenance)
+        write_rows(output, COMPARISON, comparison.rows, provenance=comparison.provenance)
         console.say(f"{len(comparison.rows)} rows in {output}")
     if format is Format.json:
         console.show_json(comparison.as_json())
@@ -303,7 +305,7 @@ def clean(
             for shard in fetched:
                 remove_leftovers(shard.repo, shard.checksum)
                 if not shard.keep:
-                    forget(shard.repo, shard.commit, shard.path, shard.checksum)
+                    forget(shard.repo, shard.commit, shard.path, checksum=shard.checksum)
 
 
 def _clean_cache(folder: Path | None) -> None:

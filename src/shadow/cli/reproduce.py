@@ -101,10 +101,10 @@ def reproduce(
     folder = output or Path(chosen.name)
     as_json = json or format is Format.json
     if plan:
-        _plan(panels, settings, folder, runtime, as_json=as_json)
+        _plan(panels, settings, folder, runtime=runtime, as_json=as_json)
         return
-    measured, faults = _audit(chosen, panels, settings, folder, runtime)
-    _write(chosen, panels, measured, faults, folder)
+    measured, faults = _audit(chosen, panels, settings, folder=folder, runtime=runtime)
+    _write(chosen, panels, folder=folder, measured=measured, faults=faults)
     if as_json:
         console.show_json(_told(panels, measured, faults))
     else:
@@ -140,7 +140,7 @@ def _plan(
     planned = []
     for pair in _pairs(panels):
         try:
-            planned.append(plan_pair(pair, settings, folder / "reports", runtime))
+            planned.append(plan_pair(pair, settings, folder / "reports", runtime=runtime))
         except ShadowError as error:
             raise of_pair(error, pair) from error
     if as_json:
@@ -163,7 +163,9 @@ def _audit(
     faults: dict[Pair, str] = {}
     try:
         with console.pairs_progress(len(pairs), is_list=False) as watch:
-            for outcome in audit_pairs(pairs, settings, folder / "reports", runtime, watch=watch):
+            for outcome in audit_pairs(
+                pairs, settings, folder / "reports", runtime=runtime, watch=watch
+            ):
                 try:
                     report = Report(outcome.finished().folder)
                     measured[outcome.pair] = by_layer(report, recipe.metrics)
@@ -179,9 +181,10 @@ def _audit(
 def _write(
     recipe: Recipe,
     panels: Sequence[Panel],
+    *,
+    folder: Path,
     measured: dict[Pair, PairByLayer],
     faults: dict[Pair, str],
-    folder: Path,
 ) -> None:
     """A figure for each panel that has a pair, then the page."""
     from shadow.files import placing
@@ -197,7 +200,7 @@ def _write(
             figure = folder / f"{panel.name}.svg"
             with placing(figure, is_our_figure, "a figure of shadow") as aside:
                 aside.write_bytes(drawn)
-    page = recipe_page(recipe, panels, measured, faults)
+    page = recipe_page(recipe, panels, measured, faults=faults)
     with placing(folder / f"{recipe.name}.md", is_our_page, "a page of shadow reproduce") as aside:
         aside.write_bytes(page.encode())
 

@@ -22,6 +22,7 @@ class Commands(TyperGroup):
     """Commands by name; an unknown one is answered with the nearest."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """As typer does it. Raises UsageError for an unknown command, with the nearest one."""
         name = args[0]
         if name not in self.commands and not name.startswith("-"):
             raise UsageError(

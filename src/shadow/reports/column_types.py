@@ -44,12 +44,14 @@ class StoredType:
 
 
 STORED_TYPES: dict[Type, StoredType] = {
-    "string": StoredType("string", "TEXT", "VARCHAR", "string"),
-    "int": StoredType("int64", "INTEGER", "BIGINT", "integer"),
-    "float": StoredType("double", "REAL", "DOUBLE", "number"),
-    "bool": StoredType("bool", "INTEGER", "BOOLEAN", "boolean"),
-    "ints": StoredType("int64", "TEXT", "BIGINT[]", "array", is_list=True),
-    "floats": StoredType("float", "TEXT", "FLOAT[]", "array", is_list=True),
+    "string": StoredType(arrow="string", sqlite="TEXT", duckdb="VARCHAR", json="string"),
+    "int": StoredType(arrow="int64", sqlite="INTEGER", duckdb="BIGINT", json="integer"),
+    "float": StoredType(arrow="double", sqlite="REAL", duckdb="DOUBLE", json="number"),
+    "bool": StoredType(arrow="bool", sqlite="INTEGER", duckdb="BOOLEAN", json="boolean"),
+    "ints": StoredType(arrow="int64", sqlite="TEXT", duckdb="BIGINT[]", json="array", is_list=True),
+    "floats": StoredType(
+        arrow="float", sqlite="TEXT", duckdb="FLOAT[]", json="array", is_list=True
+    ),
 }
 
 

@@ -149,6 +149,10 @@ def module_order(names: Sequence[str]) -> list[str]:
 
 
 def chosen_modules(source: FigureData, patterns: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Those of the modules (names) that a pattern matches, all without patterns, in their order.
+
+    Raises ShadowError where there is none.
+    """
     if not names:
         raise ShadowError(f"{source.folder}: no matrix inside a layer changed")
     chosen = [
@@ -165,12 +169,14 @@ def chosen_modules(source: FigureData, patterns: Sequence[str], names: Sequence[
 
 
 def all_null(source: FigureData, metric: str) -> ShadowError:
+    """The fault that a metric of a report has no value that could be drawn."""
     return ShadowError(
         f"{source.folder}: {metric} is null in every layer", "`shadow explain` says when it is"
     )
 
 
 def chosen_components(sources: Sequence[FigureData]) -> str:
+    """The components that are drawn, each once, for people."""
     return ", ".join(dict.fromkeys(source.component for source in sources))
 
 
