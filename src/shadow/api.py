@@ -1,5 +1,4 @@
-"""What a program or a notebook calls: the functions behind `shadow.audit`, `shadow.read` and the
-others.
+"""What a program or a notebook calls: the functions behind `shadow.audit`, `shadow.read` and so on.
 
 Nothing here prints. What is expected to go wrong is a `ShadowError`, with a message and a hint.
 What needs torch is imported by the function that needs it.

@@ -1,5 +1,4 @@
-"""The Hub: commits, listings, whole files and byte ranges, all through the `huggingface_hub`
-client.
+"""The Hub: commits, listings, whole files and byte ranges, all by the `huggingface_hub` client.
 
 Its HTTP library has changed twice, so only `huggingface_hub.errors`, OSError and the session it
 hands out are used. Everything after `pin` names a 40-hex commit. A fault becomes one line and a
@@ -552,8 +551,7 @@ def use_own_blobs() -> None:
 def read_start(
     snapshot: Snapshot, file: RemoteFile, count: int, *, say: Say, stopped: Event | None = None
 ) -> tuple[bytes, bool]:
-    """The first count bytes of a file, or all of a shorter one, and whether the server honours
-    ranges.
+    """The first count bytes of a file, or all it has, and whether the server honours ranges.
 
     One that does not sends the file from its beginning, or is asked for it: the bytes are taken and
     the connection is closed. Raises ShadowError; StoppedError once stopped is set.

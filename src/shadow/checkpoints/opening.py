@@ -133,9 +133,7 @@ class Located:
 
     @property
     def fingerprint(self) -> str:
-        """A sha256 over names, sizes and checksums of weight files and config: equal for equal
-        content.
-        """
+        """A sha256 over names, sizes and checksums of the files: equal for equal content."""
         digest = hashlib.sha256()
         for name in (*self.weights.shards, CONFIG, ADAPTER_CONFIG):
             file = self.snapshot.files.get(name)
@@ -299,8 +297,7 @@ def _open_folder(
 def locate(snapshot: Snapshot, *, allow_pickle: bool, say: Say) -> Located:
     """Find the weight files of a commit of the Hub. Reads the config and the index, no shard.
 
-    Raises ShadowError when there are none that may be read, or when a file that the index names is
-    missing.
+    Raises ShadowError when there are none that may be read, or one that the index names is missing.
     """
     from shadow.checkpoints.hub import fetch_whole
 

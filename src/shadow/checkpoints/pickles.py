@@ -167,11 +167,10 @@ def _dtype_names() -> dict[str, str]:
 
 
 def confine(memory: int, written: int) -> None:
-    """Give up what reading does not need. A step is left out where a system lacks it: none is the
-    only guard.
+    """Give up what reading does not need. None of the steps, which a system may lack, is the only
+    guard.
 
-    memory is in bytes beyond what is in use, written the size in bytes to which a file that is open
-    may grow.
+    memory: bytes beyond what is in use. written: bytes to which a file that is open may grow.
     """
     with contextlib.suppress(ImportError, OSError):
         import resource
@@ -298,9 +297,7 @@ def _prepare(*, zipped: bool) -> None:
 
 
 def main() -> None:
-    """Child process: argv is the `.bin` file and the path for raw storages, stdout gets the layout
-    as JSON.
-    """
+    """Child process: argv has the `.bin` file and a path for raw storages, stdout gets JSON."""
     path, raw = Path(sys.argv[1]), Path(sys.argv[2])
     size = path.stat().st_size
     if size == 0:

@@ -1,5 +1,4 @@
-"""Modules whose weights are packed integers: found by the names beside them, by dtype and by what
-config.json says.
+"""Modules whose weights are packed integers: found by names beside them, dtype and config.json.
 
 Their singular values would be those of the packing, so none of their tensors is ever measured. The
 formats are data (`packed` in `registry/names.yaml`).

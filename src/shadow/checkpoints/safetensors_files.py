@@ -58,9 +58,7 @@ class TensorInfo:
     """The byte offset at which it ends, start or more."""
 
     strides: tuple[int, ...] | None = None
-    """In elements; None for C-contiguous tensors, as all of safetensors are. A `.bin` may have
-    others.
-    """
+    """In elements; None for C-contiguous tensors, as all are but some of a `.bin`."""
 
     problem: str | None = None
     """Why an entry that an index announces cannot be read at all; None where it can."""

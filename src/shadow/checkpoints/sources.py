@@ -40,7 +40,7 @@ class Source(Protocol):
 
     @property
     def verified(self) -> bool | None:
-        """Were the bytes checked against the Hub's checksum? Right after fetch; None for a folder."""
+        """Were the bytes checked against the Hub's checksum, after fetch? None for a folder."""
 
     def bytes_to_move(self) -> int:
         """Bytes that fetch will bring over the network; they take as much disk."""

@@ -126,10 +126,9 @@ def _no_progress(title: str) -> contextlib.AbstractContextManager[Update]:
 def pairs_progress(
     total: int, *, is_list: bool, hidden: bool = False, several: bool = False
 ) -> contextlib.AbstractContextManager[Watch]:
-    """Of a list the bars of `list_progress`; else a bar for each pair while it is audited. hidden:
-    neither.
+    """Of a list the bars of `list_progress`; otherwise a bar for each pair while it is audited.
 
-    several: pairs are audited several at a time, and have one bar together.
+    several: pairs are audited several at a time, and have one bar together. hidden: no bar at all.
     """
     if hidden:
         return contextlib.nullcontext(_no_progress)
@@ -142,8 +141,7 @@ def pairs_progress(
 
 @contextlib.contextmanager
 def list_progress(total: int) -> Iterator[Watch]:
-    """Two bars on stderr: pairs done and the time left for the list, and below it the bar of the
-    current pair.
+    """Two bars on stderr: pairs done and time left for the list, and the bar of the current pair.
 
     Yields what begins the next pair, by its title. Silent when stderr is not a terminal.
     """
@@ -186,8 +184,7 @@ def list_progress(total: int) -> Iterator[Watch]:
 
 @contextlib.contextmanager
 def side_by_side_progress(total: int) -> Iterator[Watch]:
-    """One bar on stderr for tasks that run side by side: how many ended, how many run, bytes, the
-    time left.
+    """One bar on stderr for tasks side by side: how many ended, how many run, bytes, time left.
 
     Yields what begins a task, by its name. Silent when stderr is not a terminal.
     """
@@ -280,9 +277,7 @@ class ListPace:
         self._share = 0.0  # of this pair, how much is done
 
     def begin(self) -> None:
-        """The next pair begins. One whose report was only read has told no progress: it does not
-        count.
-        """
+        """The next pair begins. One that has told no progress was only read, and does not count."""
         now = self._clock()
         if self._share:
             self._spent += now - self._started
@@ -292,9 +287,7 @@ class ListPace:
         self._share = 0.0
 
     def left(self, share: float) -> float | None:
-        """Seconds left when this share (0 to 1) of the current pair is done; None if nothing can be
-        said yet.
-        """
+        """Seconds left when this share of the current pair is done, 0 to 1; None if unknown yet."""
         self._share = max(share, 1e-9)
         measured = self._measured + share
         if measured < 0.01:
@@ -380,9 +373,7 @@ def _matrix_bar() -> tuple[Bar, Callable[[str], Update]]:
 
 @contextlib.contextmanager
 def steps(title: str) -> Iterator[Callable[[int, int, str], None]]:
-    """A progress bar on stderr of so many steps, with the last one's name. Silent unless on a
-    terminal.
-    """
+    """A progress bar on stderr of steps, with the last one's name. Silent unless on a terminal."""
     if not _is_watched(err):
         yield lambda done, total, what: None
         return

@@ -1,6 +1,4 @@
-"""Commands that make something of finished reports for others: a page, a figure, a file of another
-format.
-"""
+"""Commands that make something of finished reports: a page, a figure, a file of another format."""
 
 from __future__ import annotations
 

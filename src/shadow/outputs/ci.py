@@ -1,5 +1,4 @@
-"""Verdicts -> what continuous integration shows: Markdown, annotations of GitHub Actions, JUnit
-XML.
+"""Verdicts -> what CI shows: Markdown, annotations of GitHub Actions, JUnit XML.
 
 Names of families, pairs and tensors, messages and file names are hostile text in each of these:
 every one goes through `cell`, `_data`, `_property` or `visible`. There is no SARIF: its results are
@@ -54,9 +53,7 @@ def sentences(judged: Sequence[Judgement]) -> list[str]:
 
 
 def is_without_baseline(judged: Sequence[Judgement]) -> bool:
-    """Was no figure of any pair compared with a baseline, although rules ask for that and allow its
-    absence?
-    """
+    """Was no figure compared with a baseline, although rules ask for that and allow its absence?"""
     moved = [
         verdict for one in judged for verdict in one.verdicts if verdict.rule.comparison == MOVED
     ]
@@ -219,8 +216,7 @@ def _rule_rows(judgement: Judgement) -> Iterable[str]:
 def workflow_commands(
     judged: Sequence[Judgement], workspace: Path | None = None, without_baseline: str | None = None
 ) -> list[str]:
-    """A workflow command, one line, for each fault and each rule that was violated or had nothing
-    to judge.
+    """Workflow commands, a line for each fault and each rule that was violated or not judged.
 
     The runner reads them from stdout and stderr alike. A rule of a policy file inside the workspace
     is pointed to. without_baseline: why nothing was compared with a baseline, a warning of its own.

@@ -244,8 +244,9 @@ def _table_row(kind: Literal["th", "td"], texts: Sequence[str]) -> Markup:
 
 
 def _heat_map(deltas: pd.DataFrame) -> Markup:
-    """The concentration by layer and module of the component of most matrices; of several experts
-    the median.
+    """The concentration by layer and module, of several experts the median.
+
+    Of the language component, or the one of most matrices.
     """
     inside = deltas[
         deltas["layer"].notna() & (deltas["layer"] < LAYERS) & deltas["concentration"].notna()

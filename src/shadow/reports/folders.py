@@ -10,8 +10,7 @@ from shadow.text import closest, several
 
 
 def reports_below(run: Path) -> list[Path]:
-    """The pair folders at or up to two levels below a path, sorted; the path itself where there is
-    none.
+    """The pair folders at or up to two levels below a path, sorted; without any the path itself.
 
     Raises ShadowError for what is no folder.
     """

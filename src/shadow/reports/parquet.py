@@ -52,8 +52,7 @@ def write_rows(
 ) -> None:
     """Write rows that belong to no pair's folder into a file of their own, whole or not at all.
 
-    Raises ShadowError when there is a file that was not written so: a report must not be lost to a
-    slip.
+    Raises ShadowError for a file that was not written so: a report must not be lost to a slip.
     """
     metadata = {METADATA_KEY: json.dumps(provenance, sort_keys=True).encode()}
     content = parquet_bytes(table_of(columns, rows), metadata)

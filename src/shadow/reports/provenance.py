@@ -53,9 +53,7 @@ class Identity:
         return content
 
     def is_that_of(self, header: Any) -> bool:
-        """Are the numbers of a journal with this first line ours? No number depends on the
-        optimiser.
-        """
+        """Are the numbers of a journal with this first line ours? None depends on the optimiser."""
         mine = self.as_json()
         mine["settings"].pop("optimizer", None)
         if not isinstance(header, dict) or not isinstance(header.get("settings"), dict):
@@ -69,17 +67,13 @@ class CheckpointIdentity:
     """Which checkpoint one side of a pair was."""
 
     repo: str
-    """A repository of the Hub, or the path of a folder as it was given; of a base per component all
-    of them.
-    """
+    """A repository of the Hub, or a folder as it was given; of a base per component all of them."""
 
     commit: str | None
     """The 40 hexadecimal digits of the commit; None for a folder."""
 
     fingerprint: str | None
-    """A sha256 of the files' names, sizes, times and headers; None in a report that does not tell
-    it.
-    """
+    """A sha256 of the files' names, sizes, times and headers; None where it is not told."""
 
     def as_json(self) -> dict[str, str | None]:
         """As the files of a report have it."""
@@ -148,9 +142,7 @@ class Provenance:
     """The dtype that the numbers were computed in."""
 
     device: str | None
-    """What Gram matrices were made on: cpu, or cuda where it made any. `told["device_use"]` says
-    how many.
-    """
+    """What made Gram matrices: cpu, or cuda if it made any. `told["device_use"]` says how many."""
 
     asked_device: str
     """What `--device` asked for: cpu, also in reports from before it, or cuda."""

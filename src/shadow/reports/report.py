@@ -1,5 +1,4 @@
-"""A finished report as one object: what it is of, and its tables, each file read once, when it is
-asked for.
+"""A finished report as one object: what it is of, and its tables, each read once, when asked for.
 
 Tables come as Arrow has them (`table`), for who makes other files of them, and as pandas has them
 (`matrices` and the others), for who computes. The bytes of a file are read once for both, and for
@@ -81,9 +80,7 @@ class Report:
 
     @cached_property
     def spectra(self) -> pd.DataFrame:
-        """The singular values of each matrix and subject; empty where the audit was asked not to
-        write them.
-        """
+        """The singular values of each matrix and subject; empty in a report of `--no-spectra`."""
         return frame_of(self.table("spectra"))
 
     @property
@@ -93,8 +90,7 @@ class Report:
 
     @cached_property
     def absent(self) -> tuple[str, ...]:
-        """What it lacks that was added to reports since it was made: columns by name, tables by
-        their file.
+        """What it lacks that was added to reports since: columns by name, tables by their file.
 
         Columns of purity are not among them: they follow from others.
         Raises ShadowError when a file is broken.

@@ -1,5 +1,4 @@
-"""The tables of finished reports -> a database of SQLite or DuckDB, and how an own database is
-known again.
+"""The tables of reports -> a database of SQLite or DuckDB, and how an own one is known again.
 
 Every identifier is a constant of this package, and every value is bound or comes from an Arrow
 table: no text of a file is ever part of a statement.

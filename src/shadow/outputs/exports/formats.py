@@ -1,5 +1,4 @@
-"""The tables of finished reports -> files of one format: a writer for each, and how its own work is
-known again.
+"""The tables of reports -> files of one format: a writer for each, and how its work is known again.
 
 A writer takes the path to write to and the parts of the export one after another, a report each, so
 that memory is that of one report. Every part has the same tables with the columns of
@@ -116,8 +115,9 @@ def _manifest(folder: Path, to: str) -> None:
 
 
 def is_our_folder(to: str, folder: Path) -> bool:
-    """Does a folder hold what an export to this format wrote, all of it, of the same sizes, and
-    nothing else?
+    """Does a folder hold all that an export to this format wrote, and nothing else?
+
+    Files are compared by their names and sizes.
     """
     if not folder.is_dir():
         return False
@@ -176,9 +176,7 @@ def neutral(text: str) -> str:
 
 
 def _cells(values: pa.ChunkedArray, column: Column) -> list[str]:
-    """Numbers as Python writes them, the shortest text that reads back as the same number; lists as
-    JSON.
-    """
+    """Numbers as the shortest text that reads back as the same number; lists as JSON."""
     forms: dict[str, Callable[[Any], str]] = {"string": neutral, "int": str, "float": repr}
     form = forms.get(column.type, json_text)
     return ["" if value is None else form(value) for value in values.to_pylist()]

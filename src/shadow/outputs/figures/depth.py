@@ -43,9 +43,7 @@ MOST_CURVES = 7  # of modules in one panel; more cannot be told apart
 
 
 def draw_depth(figure: Figure, sources: list[FigureData], choice: Choice) -> list[str]:
-    """By layer: a metric by module (of several reports, of one module each), relative norm,
-    concentration.
-    """
+    """By layer: a metric by module (one of each of several reports), norm, concentration."""
     alone = len(sources) == 1
     metric = choice.metric or SHIFT
     for source in sources:

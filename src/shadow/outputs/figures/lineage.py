@@ -28,9 +28,7 @@ LETTERS = 44  # of all names of steps together that stand side by side
 
 
 def draw_lineage(figure: Figure, sources: list[FigureData], choice: Choice) -> list[str]:
-    """By step: relative norm, how much of it storage kept, and the modules that hold it; of the
-    longest chain.
-    """
+    """By step of the longest chain: relative norm, how much storage kept, and in which modules."""
     steps = [step for source in sources if (step := read_step(source.report)) is not None]
     known = lineage(steps)
     if not known.chains:

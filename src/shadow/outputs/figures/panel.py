@@ -1,6 +1,4 @@
-"""A panel of a recipe: metrics by layer, a column for each pair, with what noise and rounding alone
-would leave.
-"""
+"""A panel of a recipe: metrics by layer, a column a pair, beside noise and rounding alone."""
 
 from __future__ import annotations
 

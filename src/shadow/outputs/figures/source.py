@@ -105,9 +105,7 @@ class FigureData:
 
 
 def read_source(folder: Path, component: str | None) -> FigureData:
-    """A report and the delta rows of a component: language where there is one, else the one of most
-    layers.
-    """
+    """A report and the deltas of a component: language if there is one, or that of most layers."""
     report = SummarisedReport(folder)
     summary = report.summary
     names = [row.component for row in summary.components if row.matrices]

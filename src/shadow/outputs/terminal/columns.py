@@ -53,9 +53,7 @@ def column_view(column: Column) -> RenderableType:
 
 
 def head_view(word: str, head: Head, column: Column | None) -> RenderableType:
-    """`explain HEAD`: what stands below a head of a table on the screen, and its column if it has
-    one.
-    """
+    """`explain HEAD`: what stands below a head of a table, and the column that it comes from."""
     title = Text.assemble((word, "bold cyan"), f"  {head.text}")
     if column is None:
         return title

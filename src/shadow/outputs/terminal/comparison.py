@@ -206,9 +206,7 @@ def modules_apart(contrast: Contrast, width: int) -> RenderableType:
 
 
 def _layers_apart(contrast: Contrast, width: int, bars: str) -> list[RenderableType]:
-    """One sparkline by layer for each component and figure, scaled from its own least to its own
-    largest value.
-    """
+    """A sparkline by layer for each component and figure, from its least to its largest value."""
     grid = Table.grid(padding=(0, 2))
     components = list(dict.fromkeys(row.component for row in contrast.layers))
     for component in components:

@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 
 
 def families_view(families: Sequence[Family], options: ConsoleOptions) -> RenderableType:
-    """Many families, one a row: what may stand after the name and a colon, and the tags; their
-    number last.
-    """
+    """Many families, one a row: the pairs, which may stand after a colon, and the tags."""
     pairs_width, tags_width = 28, 17  # of `instruct..thinking (sibling)` and `dense, reasoning,`
     names_width = max((len(family.name) for family in families), default=0)
     between = 11  # and beside four columns
@@ -66,9 +64,7 @@ def _last_stage(family: Family) -> str:
 
 
 def family_view(family: Family) -> RenderableType:
-    """One family: its stages and where they are, its pairs and their relations, what else its file
-    says.
-    """
+    """One family: where its stages are, its pairs with their relations, what else its file says."""
     stages = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     stages.add_column("stage", style="cyan", no_wrap=True)
     references = family.references()

@@ -1,6 +1,4 @@
-"""What `lineage` prints: a table for each chain of stages, and what its figures may be held
-against.
-"""
+"""What `lineage` prints: a table for each chain of stages, and what chance and rounding do."""
 
 from __future__ import annotations
 
@@ -141,9 +139,7 @@ def _notes(chain: Chain) -> list[RenderableType]:
 
 
 def chance_text(before: Step, step: Step) -> str:
-    """What cosine and shares of a step are by chance, and what rounding does to them; or what is
-    missing.
-    """
+    """What cosine and shares are by chance, and what rounding does to them; or what is missing."""
     from shadow.findings.lineage import shrinking
 
     joint = step.joint

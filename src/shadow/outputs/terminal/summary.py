@@ -73,8 +73,9 @@ def summary_view(
     *,
     full: bool = False,
 ) -> RenderableType:
-    """What `audit` and `show` print about one pair: the finding, three figures, a picture, modules;
-    or everything.
+    """What `audit` and `show` print about one pair: finding, figures, picture, modules.
+
+    full: with every figure and table.
     """
     width = options.max_width
     parts: list[RenderableType] = [_title(summary), "", sentences(summary.finding), ""]
@@ -194,9 +195,7 @@ def _title(summary: Summary) -> RenderableType:
 
 
 def _headline(summary: Summary) -> RenderableType:
-    """What changed, how much, how concentrated against its null, where; gates and, where it means
-    something, label.
-    """
+    """What changed, how much, how concentrated, where; gates, and a label where it has one."""
     f = summary.figures
     rows = Table.grid(padding=(0, 2))
     rows.add_row(Text("what", "dim"), _changed_line(summary))
@@ -446,8 +445,7 @@ def module_table(modules: Sequence[ModuleRow], width: int) -> RenderableType:
 
 
 def _depth(summary: Summary, width: int, bars: str) -> RenderableType | None:
-    """One sparkline by layer for each component and metric, scaled from its own least to its own
-    largest value.
+    """A sparkline by layer for each component and metric, from its least to its largest value.
 
     Where layers hardly differ there is none, as its scale would make a trend of nothing.
     """
