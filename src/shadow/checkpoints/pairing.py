@@ -1,4 +1,4 @@
-"""Two checkpoints -> matrix pairs to measure, and why a tensor is not. Reads no weights."""
+"""Two checkpoints -> matrix pairs to measure, and why other tensors are not. Reads no weights."""
 
 from __future__ import annotations
 

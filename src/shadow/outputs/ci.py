@@ -1,4 +1,4 @@
-"""Verdicts -> what CI shows: Markdown, annotations of GitHub Actions, JUnit XML.
+"""Verdicts as CI shows them, in Markdown, annotations of GitHub Actions and JUnit XML.
 
 Names of families, pairs and tensors, messages and file names are hostile text in each of these:
 every one goes through `cell`, `_data`, `_property` or `visible`. There is no SARIF: its results are
