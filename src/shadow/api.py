@@ -123,33 +123,48 @@ def audit(
     The algebra has one thread for each worker while this runs, and as many as before when it
     returns.
 
-    Args: target: A family, `family:base..tuned`, a glob over these, a pair of `shadow.pairs`, or a
-        list of such. base: Instead of a target: a folder, or `org/name[@revision]` on the Hub.
-        tuned: The model tuned from it, named in the same way. output: The folder that reports are
-        written below, or the URL of one, such as `s3://bucket/reports`. components: Only these:
-        language, vision, projector, audio, other. layers: Only these layers, from 0: `[0, 5]`,
-        `range(4)`. modules: Only these: `mlp.up`, `attn.*`. precision: default, exact or fast.
-        nulls: Also sample the null with this many sign flips, 0 to 1000. seed: The seed of the sign
-        flips. subspaces: Compare the leading singular subspaces. spectra: Write singular values,
-        which `report.spectrum` needs. optimizer: What the tuned model was trained with, if it is
-        known: adamw, sgd or muon. Only the label needs it. device: What makes Gram matrices: cpu,
-        cuda, one card as `cuda:1`, or auto: a card if there is one. scores: Benchmark scores that
-        others measured: a CSV, results of lm-eval (JSON), a folder of them, or a list of such. They
-        join the report beside its numbers. overwrite: Replace a finished report of other settings
-        or files. jobs: How many matrices are measured at a time; None: as many as there are cores,
-        or as fit the memory. cache: A folder of spectra that were solved before; True: the one of
-        the command; False: none are kept or used. allow_pickle: Read `.bin` files of torch.
-        offline: Use what is in the Hub's cache. fetch: How weights come from the Hub: auto, shards
-        or ranges. max_disk: The most that fetched weights may take on the disk: bytes, or text such
-        as `40GB`. registry: A folder with more families. storage_options: Options of the driver of
-        a URL, as fsspec takes them. say: Gets a line of text now and then. progress: Gets how far
-        the audit is, after every matrix.
+    Args:
+        target: A family, `family:base..tuned`, a glob over these, a pair of `shadow.pairs`, or a
+            list of such.
+        base: Instead of a target: a folder, or `org/name[@revision]` on the Hub.
+        tuned: The model tuned from it, named in the same way.
+        output: The folder that reports are written below, or the URL of one, such as
+            `s3://bucket/reports`.
+        components: Only these: language, vision, projector, audio, other.
+        layers: Only these layers, from 0: `[0, 5]`, `range(4)`.
+        modules: Only these: `mlp.up`, `attn.*`.
+        precision: default, exact or fast.
+        nulls: Also sample the null with this many sign flips, 0 to 1000.
+        seed: The seed of the sign flips.
+        subspaces: Compare the leading singular subspaces.
+        spectra: Write singular values, which `report.spectrum` needs.
+        optimizer: What the tuned model was trained with, if it is known: adamw, sgd or muon. Only
+            the label needs it.
+        device: What makes Gram matrices: cpu, cuda, one card as `cuda:1`, or auto: a card if there
+            is one.
+        scores: Benchmark scores that others measured: a CSV, results of lm-eval (JSON), a folder
+            of them, or a list of such. They join the report beside its numbers.
+        overwrite: Replace a finished report of other settings or files.
+        jobs: How many matrices are measured at a time; None: as many as there are cores, or as fit
+            the memory.
+        cache: A folder of spectra that were solved before; True: the one of the command; False:
+            none are kept or used.
+        allow_pickle: Read `.bin` files of torch.
+        offline: Use what is in the Hub's cache.
+        fetch: How weights come from the Hub: auto, shards or ranges.
+        max_disk: The most that fetched weights may take on the disk: bytes, or text such as
+            `40GB`.
+        registry: A folder with more families.
+        storage_options: Options of the driver of a URL, as fsspec takes them.
+        say: Gets a line of text now and then.
+        progress: Gets how far the audit is, after every matrix.
 
     Returns:
         The report, where one pair was named; else a sequence of reports.
 
-    Raises: ShadowError: Where a pair could not be audited. Of several pairs, all others are audited
-        first.
+    Raises:
+        ShadowError: Where a pair could not be audited. Of several pairs, all others are audited
+            first.
     """
     from shadow.audits.pair import Runtime, run_pair
     from shadow.audits.pairs import audit_pairs
@@ -157,19 +172,12 @@ def audit(
     from shadow.audits.workers import single_threads
     from shadow.findings.score_files import scores_of_pairs
 
-    chosen = _chosen(target, base, tuned, registry)
+    chosen = _chosen(target, base=base, tuned=tuned, registry=registry)
     settings = _settings(
-        components=components,
-        layers=layers,
-        modules=modules,
-        precision=precision,
-        nulls=nulls,
-        seed=seed,
-        subspaces=subspaces,
-        spectra=spectra,
-        optimizer=optimizer,
+        components=components, layers=layers, modules=modules, precision=precision,
+        nulls=nulls, seed=seed, subspaces=subspaces, spectra=spectra, optimizer=optimizer,
         device=device,
-    )
+    )  # fmt: skip
     access = _access(allow_pickle=allow_pickle, offline=offline, fetch=fetch, max_disk=max_disk)
     runtime = Runtime(
         jobs=jobs,
@@ -189,7 +197,9 @@ def audit(
     reports: list[AuditReport] = []
     faults: dict[str, ShadowError] = {}
     with single_threads():
-        for outcome in audit_pairs(chosen, settings, place, runtime, scores=scored, audit=run):
+        for outcome in audit_pairs(
+            chosen, settings, place, runtime=runtime, scores=scored, audit=run
+        ):
             try:
                 result = outcome.finished()
                 reports.append(AuditReport(_here(result.place, storage_options)))
@@ -213,7 +223,6 @@ def read(folder: Place, *, storage_options: Mapping[str, Any] | None = None) -> 
 
     Raises:
         ShadowError: Where there is none, or more than one; a broken one; or one of another schema.
-
     """
     here = _here(folder, storage_options)
     report = AuditReport(one_report(here, "name one of them, or read all with shadow.read_all"))
@@ -256,8 +265,9 @@ def pairs(
     Raises:
         ShadowError: Where one names nothing.
     """
-    named = targets or (() if tags else ("*",))
-    return select(named, registry=_path(registry), tags=tags).pairs
+    if not targets and not tags:
+        targets = ("*",)
+    return select(targets, registry=_path(registry), tags=tags).pairs
 
 
 def plan(
@@ -291,16 +301,17 @@ def plan(
     from shadow.audits.pair import Runtime, plan_pair
     from shadow.audits.workers import single_threads
 
-    chosen = _chosen(target, base, tuned, registry)
+    chosen = _chosen(target, base=base, tuned=tuned, registry=registry)
     settings = _settings(
         components=components, layers=layers, modules=modules, precision=precision, device=device
     )
     access = _access(allow_pickle=allow_pickle, offline=offline, fetch=fetch, max_disk=max_disk)
     runtime = Runtime(jobs=jobs, access=access, say=say or _ignore)
-    place = located(output)
-    folder = work_folder(place) if isinstance(place, Store) else place
+    folder = located(output)
+    if isinstance(folder, Store):
+        folder = work_folder(folder)
     with single_threads():
-        return tuple(plan_pair(pair, settings, folder, runtime) for pair in chosen)
+        return tuple(plan_pair(pair, settings, folder, runtime=runtime) for pair in chosen)
 
 
 def compare(
@@ -317,15 +328,19 @@ def compare(
 
     With scores, gains and concentrations of up to 200 reports are correlated, whatever their bases.
 
-    Args: first: A report, its folder or URL, or one above several. others: Others, at least one but
-        for a folder above several. margin: The least difference of concentration that counts, 0 to
-        1. allow_different_base: Also compare deltas from different bases. scores: Benchmark scores
-        that others measured: a CSV, results of lm-eval (JSON), a folder of them, or a list of such.
-        storage_options: Options of the driver of URLs, as fsspec takes them. say: Gets a line of
-        text on what the scores lack.
+    Args:
+        first: A report, its folder or URL, or one above several.
+        others: Others, at least one but for a folder above several.
+        margin: The least difference of concentration that counts, 0 to 1.
+        allow_different_base: Also compare deltas from different bases.
+        scores: Benchmark scores that others measured: a CSV, results of lm-eval (JSON), a folder
+            of them, or a list of such.
+        storage_options: Options of the driver of URLs, as fsspec takes them.
+        say: Gets a line of text on what the scores lack.
 
-    Raises: ShadowError: Where a report cannot be read, two have nothing in common, or scores name
-        none of the models.
+    Raises:
+        ShadowError: Where a report cannot be read, two have nothing in common, or scores name none
+            of the models.
     """
     from shadow.findings import comparison
 
@@ -334,32 +349,33 @@ def compare(
             f"a margin of {margin:g} is out of range", "give a number from 0 to 1, such as 0.05"
         )
     files = _paths(scores, storage_options)
+    reports = (first, *others)
     if files:
-        folders = list(
-            dict.fromkeys(
-                folder
-                for report in (first, *others)
-                for folder in _folders(report, storage_options)
-            )
-        )
+        every = [folder for report in reports for folder in _folders(report, storage_options)]
+        folders = list(dict.fromkeys(every))
         most = comparison.MAX_SCORED
     else:
-        folders = reports_of([_at(report, storage_options) for report in (first, *others)])
+        folders = reports_of([_at(report, storage_options) for report in reports])
         most = comparison.MAX_REPORTS
     if not 2 <= len(folders) <= most:
         raise UsageError(
             f"{counted(len(folders), 'report', 'reports')} to compare",
             f"name two to {most}, or a folder above so many",
         )
-    given = _scores_of_reports(files, folders, say or _ignore) if files else None
     return comparison.compare(
-        folders, margin=margin, allow_different_base=allow_different_base, scores=given
+        folders,
+        margin=margin,
+        allow_different_base=allow_different_base,
+        scores=_scores_of_reports(files, folders, say or _ignore),
     )
 
 
 def _scores_of_reports(
     files: Sequence[Path], folders: Sequence[Path], say: Callable[[str], None]
-) -> ScoreFiles:
+) -> ScoreFiles | None:
+    """What files say of the models of reports; None where there are no files."""
+    if not files:
+        return None
     from shadow.findings.gains import sides_of
     from shadow.findings.score_files import scores_of_sides
 
@@ -378,11 +394,13 @@ def judge(
     """Hold a report against rules and a baseline: what came of each rule, and the exit code of
     `shadow gate`.
 
-    Args: report: A report, or its folder or URL. rules: What must not hold, such as
-        `language.mlp.up.concentration > 0.5`: one, several, or the Path of a policy file. against:
-        The report of an earlier audit, which figures must not have moved from. allow_missing: A
-        rule that finds nothing to judge is no fault. storage_options: Options of the driver of
-        URLs, as fsspec takes them.
+    Args:
+        report: A report, or its folder or URL.
+        rules: What must not hold, such as `language.mlp.up.concentration > 0.5`: one, several, or
+            the Path of a policy file.
+        against: The report of an earlier audit, which figures must not have moved from.
+        allow_missing: A rule that finds nothing to judge is no fault.
+        storage_options: Options of the driver of URLs, as fsspec takes them.
 
     Raises:
         UsageError: Where a rule makes no sense.
@@ -421,11 +439,13 @@ def export(
 ) -> ExportResult:
     """Write reports in the format of another tool: one set of tables, however many reports.
 
-    Args: reports: A report, a folder or a URL with reports, or a list of such. to: csv, json,
-        arrow, parquet, duckdb, sqlite or hf-dataset-folder. path: The file or folder to write. Only
-        an export to the same format that nobody has touched is replaced. tables: Only these:
-        matrices, tensors, residual, spectra. storage_options: Options of the driver of URLs, as
-        fsspec takes them.
+    Args:
+        reports: A report, a folder or a URL with reports, or a list of such.
+        to: csv, json, arrow, parquet, duckdb, sqlite or hf-dataset-folder.
+        path: The file or folder to write. Only an export to the same format that nobody has
+            touched is replaced.
+        tables: Only these: matrices, tensors, residual, spectra.
+        storage_options: Options of the driver of URLs, as fsspec takes them.
 
     Raises:
         ShadowError: Where a report cannot be read, or what is at path would be lost.
@@ -437,12 +457,11 @@ def export(
     listed = [reports] if isinstance(reports, Report | str | PathLike) else reports
     folders: list[Path] = []
     for report in listed:
-        folders += (
-            [report.folder]
-            if isinstance(report, Report)
-            else reports_below(_here(report, storage_options))
-        )
-    return exports.export(folders, to, Path(path), tables)
+        if isinstance(report, Report):
+            folders.append(report.folder)
+        else:
+            folders += reports_below(_here(report, storage_options))
+    return exports.export(folders, to, Path(path), tables=tables)
 
 
 def _ignore(_: object) -> None:
@@ -451,6 +470,7 @@ def _ignore(_: object) -> None:
 
 def _chosen(
     target: str | Pair | Several | None,
+    *,
     base: Place | None,
     tuned: Place | None,
     registry: Place | None,
@@ -480,13 +500,17 @@ def _reference(place: Place) -> Reference:
 def _cache_folder(cache: Place | bool) -> Path | None:
     from shadow.audits.cache_folder import default_folder
 
-    if isinstance(cache, bool):
-        return default_folder() if cache else None
+    if cache is True:
+        return default_folder()
+    if cache is False:
+        return None
     return Path(cache)
 
 
 def _path(place: Place | None) -> Path | None:
-    return None if place is None else Path(place)
+    if place is None:
+        return None
+    return Path(place)
 
 
 def _paths(places: Place | Sequence[Place], options: Mapping[str, Any] | None) -> list[Path]:
@@ -499,17 +523,23 @@ def _paths(places: Place | Sequence[Place], options: Mapping[str, Any] | None) -
 def _here(place: Place, options: Mapping[str, Any] | None) -> Path:
     """A folder of reports; one at a URL is fetched, until the process ends."""
     there = located(place, options)
-    return fetched(there) if isinstance(there, Store) else there
+    if isinstance(there, Store):
+        return fetched(there)
+    return there
 
 
 def _at(report: Report | Place, options: Mapping[str, Any] | None) -> Path:
     """The folder of a report, or the one that a place stands for."""
-    return report.folder if isinstance(report, Report) else _here(report, options)
+    if isinstance(report, Report):
+        return report.folder
+    return _here(report, options)
 
 
 def _folders(report: Report | Place, options: Mapping[str, Any] | None) -> list[Path]:
     """The folder of a report, else those of all reports below a folder."""
-    return [report.folder] if isinstance(report, Report) else reports_at(_here(report, options))
+    if isinstance(report, Report):
+        return [report.folder]
+    return reports_at(_here(report, options))
 
 
 def _folder(report: Report | Place, options: Mapping[str, Any] | None) -> Path:
@@ -550,7 +580,9 @@ def _settings(
 
 def _words(words: Sequence[str]) -> list[str]:
     """One word may stand for a list of one."""
-    return [words] if isinstance(words, str) else list(words)
+    if isinstance(words, str):
+        return [words]
+    return list(words)
 
 
 def _access(
@@ -559,8 +591,9 @@ def _access(
     from shadow.audits.plan import Access
 
     _require("fetch", fetch, ("auto", "shards", "ranges"))
-    most = bytes_of(max_disk) if isinstance(max_disk, str) else max_disk
-    return Access(allow_pickle=allow_pickle, offline=offline, fetch=fetch, max_disk=most)
+    if isinstance(max_disk, str):
+        max_disk = bytes_of(max_disk)
+    return Access(allow_pickle=allow_pickle, offline=offline, fetch=fetch, max_disk=max_disk)
 
 
 def _require(name: str, value: str | None, known: Sequence[str | None]) -> None:

@@ -22,7 +22,7 @@ PREFIX = "base_model.model."  # of every name in an adapter
 FACTOR = re.compile(
     r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<which>[AB])(?:\.(?!bias$)\w+)?(?:\.weight)?"
 )
-# Ways to initialise that take B @ A out of the base.
+# ways to initialise that take B @ A out of the base
 CHANGING_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 Factors = tuple[TensorInfo, TensorInfo, bool]  # left, right, and whether both are stored transposed
 MAX_ALPHA = 1e6
@@ -58,7 +58,7 @@ class Adapter:
 def read_adapter(where: str, config: Mapping[str, object]) -> Adapter:
     """The adapter that an adapter_config.json describes.
 
-    Raises ShadowError for what is no plain LoRA.
+    where: what the file is of, for messages. Raises ShadowError for what is no plain LoRA.
     """
     kind = config.get("peft_type")
     if kind != "LORA":
@@ -122,18 +122,25 @@ def adapter_factors(
     for module, sides in sides_of.items():
         a = sides.get("A")
         b = sides.get("B")
-        if a and b and len(a.shape) == len(b.shape) == 2 and a.shape[0] == b.shape[1] > 0:
-            factors[module.removeprefix(PREFIX)] = (
-                (a, b, True) if module in embeddings else (b, a, False)
-            )
-        else:
+        if not a or not b or not _multiply(a, b):
             rest += [(info, "factors that do not multiply to a matrix") for info in sides.values()]
+        elif module in embeddings:
+            factors[module.removeprefix(PREFIX)] = a, b, True
+        else:
+            factors[module.removeprefix(PREFIX)] = b, a, False
     return factors, whole, rest
 
 
-def product_shape(left: TensorInfo, right: TensorInfo, transposed: bool) -> tuple[int, ...]:
-    """The shape of an update."""
-    return (left.shape[1], right.shape[0]) if transposed else (left.shape[0], right.shape[1])
+def _multiply(a: TensorInfo, b: TensorInfo) -> bool:
+    """Are A and B matrices of one rank, which is above 0?"""
+    return len(a.shape) == len(b.shape) == 2 and a.shape[0] == b.shape[1] > 0
+
+
+def product_shape(left: TensorInfo, right: TensorInfo, *, transposed: bool) -> tuple[int, int]:
+    """(out, in) of the update left @ right; transposed: both factors are stored so."""
+    if transposed:
+        return left.shape[1], right.shape[0]
+    return left.shape[0], right.shape[1]
 
 
 def _alpha(where: str, value: Any) -> float:

@@ -23,20 +23,29 @@ def filter_of(components: Iterable[str], layers: Iterable[str], modules: Iterabl
     for pattern in modules:
         named = [module for module in rules.modules if fnmatchcase(module, pattern)]
         if not named:
-            close = nearest_modules(pattern)
-            hint = f"did you mean {close!r}?" if close else "such as mlp.up or attn.*"
-            if is_of_layers(pattern):
-                hint = "--layer chooses layers: 0, or 4-7"
-            raise UsageError(f"no module {pattern!r}", hint)
+            raise UsageError(f"no module {pattern!r}", _instead_of_module(pattern))
         matching.update(named)
     return Filter(
-        tuple(sorted(chosen)), tuple(sorted(set(_layers(list(layers))))), tuple(sorted(matching))
+        components=tuple(sorted(chosen)),
+        layers=tuple(sorted(set(_layers(list(layers))))),
+        modules=tuple(sorted(matching)),
     )
+
+
+def _instead_of_module(pattern: str) -> str:
+    """What to type instead of a pattern that names no module."""
+    if is_of_layers(pattern):
+        return "--layer chooses layers: 0, or 4-7"
+    if close := nearest_modules(pattern):
+        return f"did you mean {close!r}?"
+    return "such as mlp.up or attn.*"
 
 
 def _layers(texts: list[str]) -> list[int]:
     layers: list[int] = []
-    for text in ",".join(texts).split(",") if texts else []:
+    if not texts:
+        return layers
+    for text in ",".join(texts).split(","):
         first, dash, last = text.partition("-")
         numbers = first.isdecimal() and (last.isdecimal() or not dash) and len(text) <= 12
         if not numbers or (dash and int(last) < int(first)):

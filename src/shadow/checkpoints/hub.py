@@ -1,4 +1,4 @@
-"""The Hub: commits, listings, whole files and byte ranges, all through `huggingface_hub`.
+"""The Hub: commits, listings, whole files and byte ranges, all by the `huggingface_hub` client.
 
 Its HTTP library has changed twice, so only `huggingface_hub.errors`, OSError and the session it
 hands out are used. Everything after `pin` names a 40-hex commit. A fault becomes one line and a
@@ -56,15 +56,13 @@ FAILURES: tuple[type[Exception], ...] = (
     *errors.HfHubHTTPError.__bases__,
 )
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)  # answers worth a second try
-# Names of the HTTP library's errors.
-CIRCLES, NOWHERE = (("TooManyRedirects",), ("UnsupportedProtocol", "InvalidURL"))
+# names of faults of the client's HTTP library
+CIRCLES = ("TooManyRedirects",)
+NOWHERE = ("UnsupportedProtocol", "InvalidURL")
 ATTEMPTS = 6  # in a row without a byte of progress
 WAITS = 0.5, 30.0  # seconds before the second try, doubled from try to try, and at most
-MAX_WAIT = (
-    300.0  # seconds that a server may ask us to wait before we give the command back to its user
-)
-# Bytes; the headers of 9 in 10 real shards are shorter, so one request reads them.
-HEADER_GUESS = 1 << 16
+MAX_WAIT = 300.0  # seconds that a server may ask to wait; for more, the command is given back
+HEADER_GUESS = 1 << 16  # bytes; the headers of 9 in 10 real shards are shorter: one request
 CHUNK = 1 << 20  # bytes
 ANSWERED = "shadow.answered"  # noted with a request once its answer has begun
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -84,15 +82,13 @@ class RangeIgnoredError(ShadowError):
 
 @dataclass(frozen=True)
 class _Before:
-    """The client's session and settings as they were found, and the filter of warnings that was put
-    before them.
-    """
+    """The client's session and settings as they were found."""
 
     session: Any
     factory: Callable[[], Any]
-    level: int
+    level: int  # of its logger
     own_blobs: bool
-    added: Any
+    added: Any  # the filter of warnings that was put before the others; None if there was one
 
 
 _lock = Lock()
@@ -131,27 +127,30 @@ def _taken_over() -> _Before:
     """Put our session and settings into the client; what was there."""
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
-    filters = list(warnings.filters)
-    own_blobs = constants.HF_HUB_DISABLE_SHARED_BLOBS
     logger.setLevel(logging.ERROR)  # its warnings name URLs and repeat what is said here
-    # Little disk, no symlinks: said here or no fault.
+    filters = list(warnings.filters)
+    # of little disk and of no symlinks, which are said here or no fault
     warnings.filterwarnings("ignore", module="huggingface_hub")
-    added = None if warnings.filters[0] in filters else warnings.filters[0]
+    first = warnings.filters[0]
     with _http._CLIENT_LOCK:
         # Not by set_client_factory, which closes the session that is there and does not tell its
         # factory.
         session, factory = _http._GLOBAL_CLIENT, _http._GLOBAL_CLIENT_FACTORY
         _http._GLOBAL_CLIENT, _http._GLOBAL_CLIENT_FACTORY = None, partial(_own_session, factory)
-    return _Before(session=session, factory=factory, level=level, own_blobs=own_blobs, added=added)
+    return _Before(
+        session=session,
+        factory=factory,
+        level=level,
+        own_blobs=constants.HF_HUB_DISABLE_SHARED_BLOBS,
+        added=None if first in filters else first,
+    )
 
 
 def _give_back(before: _Before) -> None:
     """Put back what was there, except where somebody else has set another factory meanwhile."""
     with _http._CLIENT_LOCK:
-        if (
-            isinstance(_http._GLOBAL_CLIENT_FACTORY, partial)
-            and _http._GLOBAL_CLIENT_FACTORY.func is _own_session
-        ):
+        factory = _http._GLOBAL_CLIENT_FACTORY
+        if isinstance(factory, partial) and factory.func is _own_session:
             ours = _http._GLOBAL_CLIENT
             _http._GLOBAL_CLIENT, _http._GLOBAL_CLIENT_FACTORY = before.session, before.factory
             if ours is not None:
@@ -163,9 +162,7 @@ def _give_back(before: _Before) -> None:
 
 
 def _own_session(factory: Callable[[], Any]) -> Any:
-    """A session of the user's making, such as one with a proxy, that obeys the two functions below
-    as well.
-    """
+    """A session of the user's making, as one with a proxy, that obeys the two functions below."""
     session = factory()
     hooks = session.event_hooks
     session.event_hooks = {
@@ -178,9 +175,8 @@ def _own_session(factory: Callable[[], Any]) -> Any:
 def _before_request(request: Any) -> None:
     request.extensions.pop(ANSWERED, None)  # of the request that was redirected here
     longest = max(constants.HF_HUB_DOWNLOAD_TIMEOUT, constants.HF_HUB_ETAG_TIMEOUT)
-    limits = request.extensions.get("timeout") or dict.fromkeys(
-        ("connect", "read", "write", "pool")
-    )
+    unlimited = dict.fromkeys(("connect", "read", "write", "pool"))
+    limits = request.extensions.get("timeout") or unlimited
     request.extensions["timeout"] = {
         name: min(value or longest, longest) for name, value in limits.items()
     }
@@ -196,45 +192,57 @@ def _after_response(response: Any) -> None:
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file of a repository.
-
-    checksum is `sha256:...` (Git-LFS), `git:...` (a plain blob), or None if not told.
-    """
+    """A file of a repository."""
 
     path: str
+    """Where it lies in the repository."""
+
     size: int
+    """Bytes, 0 or more."""
+
     checksum: str | None
+    """`sha256:...` (Git-LFS) or `git:...` (a plain blob), hexadecimal digits; None if not told."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One commit of one repository: everything that is read of it is read at this commit.
-
-    files are those below subfolder, by their path in it. access is `open`, `gated` or `private`,
-    None when nothing but the cache may be asked (offline).
-    """
+    """One commit of one repository: everything that is read of it is read at this commit."""
 
     repo: str
+    """`org/name`."""
+
     commit: str
+    """Its 40 hexadecimal digits."""
+
     subfolder: str | None
+    """The folder of the repository that is read; None for all of it."""
+
     files: Mapping[str, RemoteFile]
+    """Those below the subfolder, by their path in it."""
+
     access: str | None
+    """`open`, `gated` or `private`; None when nothing but the cache may be asked (offline)."""
 
     @property
     def offline(self) -> bool:
+        """May nothing but the cache be asked?"""
         return self.access is None
 
     @property
     def name(self) -> str:
-        return f"{self.repo}/{self.subfolder}" if self.subfolder else self.repo
+        """The repository and the subfolder, for people."""
+        if not self.subfolder:
+            return self.repo
+        return f"{self.repo}/{self.subfolder}"
 
 
 @own_client()
 def pin(
     repo: str, revision: str | None, subfolder: str | None, *, offline: bool, say: Say
 ) -> Snapshot:
-    """Resolve a revision (None: the default branch) to its commit and list that commit's files.
+    """Resolve a revision (None: the default branch) to its commit, and list the commit's files.
 
+    subfolder: only what lies below it (None: all). say: gets a line before a request is repeated.
     Raises ShadowError when there is no such repository or revision, when access is refused, when
     the Hub cannot be reached, and offline when the cache does not know the revision.
     """
@@ -249,16 +257,19 @@ def pin(
         access = _access(info)
         commit = str(info.sha)
         listed = _trying(lambda: _listed_files(repo, commit), asked, say)
-    prefix = f"{subfolder.strip('/')}/" if subfolder else ""
-    inside = {
-        path.removeprefix(prefix): file for path, file in listed.items() if path.startswith(prefix)
-    }
-    return Snapshot(repo, commit, subfolder=subfolder, files=inside, access=access)
+    if subfolder:
+        prefix = f"{subfolder.strip('/')}/"
+        listed = {
+            path.removeprefix(prefix): file
+            for path, file in listed.items()
+            if path.startswith(prefix)
+        }
+    return Snapshot(repo, commit, subfolder=subfolder, files=listed, access=access)
 
 
 @own_client()
 def commit_of(repo: str, revision: str | None, *, say: Say) -> str:
-    """The commit of a revision (None: the default branch) now. Raises ShadowError as pin does."""
+    """The commit that a revision (None: the default branch) is now. Raises ShadowError as `pin`."""
     return str(_told(repo, revision, say).sha)
 
 
@@ -278,17 +289,18 @@ def _access(info: hf.ModelInfo) -> str:
     """Who may read a repository."""
     if info.private:
         return "private"
-    return "gated" if info.gated else "open"
+    if info.gated:
+        return "gated"
+    return "open"
 
 
 def _listed_files(repo: str, commit: str) -> dict[str, RemoteFile]:
     files = {}
     for entry in hf.HfApi().list_repo_tree(repo, recursive=True, revision=commit):
         if isinstance(entry, RepoFile):
+            size, digest = entry.size, entry.blob_id
             if entry.lfs:
                 size, digest = entry.lfs.size, entry.lfs.sha256
-            else:
-                size, digest = entry.size, entry.blob_id
             if type(size) is not int or not 0 <= size <= MAX_OFFSET or type(entry.path) is not str:
                 raise ValueError("a size or a name that is none")
             files[entry.path] = RemoteFile(entry.path, size, _checksum(digest))
@@ -297,9 +309,12 @@ def _listed_files(repo: str, commit: str) -> dict[str, RemoteFile]:
 
 def _checksum(digest: object) -> str | None:
     """A digest with its kind, told by its length: Git-LFS uses sha256, Git itself sha1."""
-    text = digest if isinstance(digest, str) and re.fullmatch(r"[0-9a-f]+", digest) else ""
-    kind = {40: "git", 64: "sha256"}.get(len(text))
-    return f"{kind}:{text}" if kind else None
+    if not isinstance(digest, str) or not re.fullmatch(r"[0-9a-f]+", digest):
+        return None
+    kind = {40: "git", 64: "sha256"}.get(len(digest))
+    if kind is None:
+        return None
+    return f"{kind}:{digest}"
 
 
 def cache_folder() -> Path:
@@ -315,9 +330,9 @@ def _cached_commit(repo: str, revision: str | None) -> str:
     try:
         commit: str = hf.resolve_revision(repo, revision=revision, local_files_only=True).resolved
     except FAILURES as error:
+        what = f"{repo}@{revision}" if revision else repo
         raise ShadowError(
-            f"{repo}{f'@{revision}' if revision else ''} is not in the cache, and this run is"
-            " offline",
+            f"{what} is not in the cache, and this run is offline",
             as_folder(repo) or "run once without --offline (and without HF_HUB_OFFLINE)",
         ) from error
     if not COMMIT.fullmatch(commit):
@@ -331,16 +346,19 @@ def _cached_files(repo: str, commit: str) -> dict[str, RemoteFile]:
     for path in sorted(root.rglob("*")):
         if path.is_file():
             name = path.relative_to(root).as_posix()
-            # The cache names a blob by its checksum.
-            blob = path.readlink().name if path.is_symlink() else ""
-            files[name] = RemoteFile(name, path.stat().st_size, _checksum(blob))
+            checksum = None
+            if path.is_symlink():  # to a blob, which the cache names by its checksum
+                checksum = _checksum(path.readlink().name)
+            files[name] = RemoteFile(name, path.stat().st_size, checksum)
     return files
 
 
 def cached(snapshot: Snapshot, file: RemoteFile) -> Path | None:
     """The cache's copy of a file, if it has one."""
     path = hf.try_to_load_from_cache(snapshot.repo, file.path, revision=snapshot.commit)
-    return Path(path) if isinstance(path, str) else None
+    if not isinstance(path, str):
+        return None
+    return Path(path)
 
 
 def in_cache(snapshot: Snapshot, file: RemoteFile) -> bool:
@@ -359,12 +377,11 @@ def fetch_whole(
     report: OnBytes = lambda count: None,
     stop: Event | None = None,
 ) -> tuple[Path, bool]:
-    """A file in the cache, fetched if it is not there, and whether its checksum is right.
-
-    False where no checksum is known.
+    """A file in the cache, fetched if it is not there, and whether a checksum is known of it.
 
     A copy whose checksum is wrong is fetched once more; ShadowError if that does not help. report
     is told of bytes as they come (a negative number takes back what a failed attempt counted).
+    Raises StoppedError once stop is set.
     """
     path = cached(snapshot, file)
     if path is None or _right(path, file, stop) is False:
@@ -449,7 +466,7 @@ def _download(
             raise
 
     words = partial(_in_words, repo=snapshot.repo, revision=snapshot.commit, path=file.path)
-    return Path(_trying(attempt, words, say, stop))
+    return Path(_trying(attempt, words, say, stop=stop))
 
 
 def _right(path: Path, file: RemoteFile, stop: Event | None) -> bool | None:
@@ -459,12 +476,10 @@ def _right(path: Path, file: RemoteFile, stop: Event | None) -> bool | None:
     kind, _, expected = file.checksum.partition(":")
     try:
         size = path.stat().st_size
-        # Git names a blob by the sha1 of this header and the content
-        digest = (
-            hashlib.sha256()
-            if kind == "sha256"
-            else hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-        )
+        if kind == "sha256":
+            digest = hashlib.sha256()
+        else:  # Git names a blob by the sha1 of this header and the content
+            digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
         with path.open("rb") as content:
             while block := content.read(CHUNK):
                 if stop is not None and stop.is_set():
@@ -476,34 +491,31 @@ def _right(path: Path, file: RemoteFile, stop: Event | None) -> bool | None:
 
 
 def forget(repo: str, commit: str, path: str, checksum: str | None) -> None:
-    """Remove a file from the cache: the bytes if no other commit has them, then the name in the
-    snapshot.
+    """Remove a file from the cache: the bytes if no other commit has them, then its name.
 
     In this order, so that whoever is killed in between finds the name and can do it again.
     """
     root = _repository_folder(repo)
     pointer = root / "snapshots" / commit / path
     with contextlib.suppress(OSError):
+        blobs = (root / "blobs").resolve()
         digest = (checksum or "").partition(":")[2]
-        blob = (
-            pointer.resolve()
-            if pointer.is_symlink() or not digest
-            else (root / "blobs").resolve() / digest
-        )
-        names = (
-            link
-            for link in (root / "snapshots").rglob("*")
-            if link.is_symlink() and link != pointer
-        )
-        if blob.parent == (root / "blobs").resolve() and blob not in (
-            name.resolve() for name in names
-        ):
+        blob = blobs / digest
+        if pointer.is_symlink() or not digest:
+            blob = pointer.resolve()
+        if blob.parent == blobs and not _has_other_names(blob, root, pointer):
             blob.unlink(missing_ok=True)
         pointer.unlink(missing_ok=True)
 
 
+def _has_other_names(blob: Path, root: Path, pointer: Path) -> bool:
+    """Do names in the snapshots of a repository lead to a blob, besides this one?"""
+    links = (link for link in (root / "snapshots").rglob("*") if link.is_symlink())
+    return any(link.resolve() == blob for link in links if link != pointer)
+
+
 def _remove_bytes(snapshot: Snapshot, path: Path) -> None:
-    """Remove a damaged file from the cache for all commits, so that it takes no disk meanwhile."""
+    """Remove a damaged file from the cache for all commits, so that it frees its disk at once."""
     with contextlib.suppress(OSError):
         blob = path.resolve()
         path.unlink()
@@ -518,14 +530,17 @@ def remove_leftovers(repo: str, checksum: str | None) -> None:
     The client gives every download a name of its own, so that nothing ever continues such a piece.
     """
     digest = (checksum or "").partition(":")[2]
+    if not digest.isalnum():
+        return
     root = _repository_folder(repo)
-    pieces = list((root / "blobs").glob(f"{digest}.*.incomplete")) if digest.isalnum() else []
-    if pieces:
-        with contextlib.suppress(OSError):
-            lock = cache_folder() / ".locks" / root.name / f"{digest}.lock"
-            with WeakFileLock(lock, timeout=0.1):
-                for piece in pieces:
-                    piece.unlink(missing_ok=True)
+    pieces = list((root / "blobs").glob(f"{digest}.*.incomplete"))
+    if not pieces:
+        return
+    with contextlib.suppress(OSError):
+        lock = cache_folder() / ".locks" / root.name / f"{digest}.lock"
+        with WeakFileLock(lock, timeout=0.1):
+            for piece in pieces:
+                piece.unlink(missing_ok=True)
 
 
 def use_own_blobs() -> None:
@@ -540,10 +555,10 @@ def use_own_blobs() -> None:
 def read_start(
     snapshot: Snapshot, file: RemoteFile, count: int, *, say: Say, stopped: Event | None = None
 ) -> tuple[bytes, bool]:
-    """The first bytes of a file, and whether the server honours ranges.
+    """The first count bytes of a file, or all it has, and whether the server honours ranges.
 
     One that does not sends the file from its beginning, or is asked for it: the bytes are taken and
-    the connection is closed.
+    the connection is closed. Raises ShadowError; StoppedError once stopped is set.
     """
     whole = False
 
@@ -557,7 +572,8 @@ def read_start(
 
     def begin() -> tuple[bytes, bool]:
         stop = min(count, file.size)
-        with _ranged(snapshot, file, 0, None if whole else stop) as (chunks, honoured):
+        asked = None if whole else stop
+        with _ranged(snapshot, file, 0, stop=asked) as (chunks, honoured):
             content = b""
             for chunk in chunks:
                 content += chunk
@@ -568,7 +584,7 @@ def read_start(
         return content[:stop], honoured
 
     words = partial(_in_words, repo=snapshot.repo, revision=snapshot.commit, path=file.path)
-    return _trying(attempt, words, say, stopped)
+    return _trying(attempt, words, say, stop=stopped)
 
 
 @own_client()
@@ -583,15 +599,16 @@ def copy_range(
     report: OnBytes = lambda count: None,
     stopped: Event | None = None,
 ) -> None:
-    """Bytes start to stop (exclusive) of a file, in order, resumed where a cut connection left off.
+    """Bytes start to stop (exclusive) of a file, in order, going on after a connection was cut.
 
-    Raises RangeIgnoredError when the server sends other bytes than those asked for.
+    write gets each piece, report its length. Raises RangeIgnoredError when the server sends other
+    bytes than those asked for, ShadowError, and StoppedError once stopped is set.
     """
     position = start
 
     def attempt() -> None:
         nonlocal position
-        with _ranged(snapshot, file, position, stop) as (chunks, honoured):
+        with _ranged(snapshot, file, position, stop=stop) as (chunks, honoured):
             if not honoured:
                 raise RangeIgnoredError(
                     f"{snapshot.repo}: the server ignores requests for byte ranges",
@@ -611,28 +628,29 @@ def copy_range(
             raise OSError(errno.EPIPE, "cut short")
 
     words = partial(_in_words, repo=snapshot.repo, revision=snapshot.commit, path=file.path)
-    _trying(attempt, words, say, stopped, lambda: position)
+    _trying(attempt, words, say, stop=stopped, progress=lambda: position)
 
 
 @contextlib.contextmanager
 def _ranged(
     snapshot: Snapshot, file: RemoteFile, start: int, stop: int | None
 ) -> Iterator[tuple[Iterator[bytes], bool]]:
-    """An open answer with bytes start to stop of a file: (its chunks, True), or (the file's chunks,
-    False).
+    """An open answer with bytes start to stop of a file: (its chunks, True); or (the chunks of the
+    whole file, False).
 
     stop None asks for the whole file.
     """
     url = hf.hf_hub_url(snapshot.repo, file.path, revision=snapshot.commit)
-    ours = {
-        "Accept-Encoding": "identity",
-        **({} if stop is None else {"Range": f"bytes={start}-{stop - 1}"}),
-    }
+    ours = {"Accept-Encoding": "identity"}
+    if stop is not None:
+        ours["Range"] = f"bytes={start}-{stop - 1}"
     session = get_session()
     for _ in range(8):
         # Redirects are followed here, as the token belongs to the Hub and the file often lies
         # elsewhere.
-        headers = ours | (build_hf_headers() if _origin(url) == _origin(constants.ENDPOINT) else {})
+        headers = dict(ours)
+        if _origin(url) == _origin(constants.ENDPOINT):
+            headers |= build_hf_headers()
         with session.stream(
             "GET",
             url,
@@ -653,8 +671,8 @@ def _ranged(
                         f"{snapshot.repo}: the server sent another range than requested",
                         "use --fetch shards",
                     )
-            # In pieces as they come: a cut loses little.
-            yield (response.iter_bytes(), response.status_code == 206)
+            # in pieces as they come: a cut loses little
+            yield response.iter_bytes(), response.status_code == 206
             return
     raise ShadowError(
         f"{snapshot.repo}: {file.path} is redirected in a circle", "is HF_ENDPOINT a Hub?"
@@ -673,10 +691,10 @@ def _trying(
     stop: Event | None = None,
     progress: Callable[[], int] = lambda: 0,
 ) -> T:
-    """attempt(), again after transient faults with growing waits or those the server asks for; then
-    a ShadowError.
+    """attempt(), again after transient faults; then a ShadowError.
 
-    Tries are counted from the last progress. Raises StoppedError when stop is set meanwhile.
+    Waits grow, or are those that the server asks for. Tries are counted from the last progress.
+    Raises StoppedError when stop is set meanwhile.
     """
     stop = stop or Event()
     waits = wait_exponential_jitter(initial=WAITS[0], max=WAITS[1], jitter=WAITS[0])
@@ -693,26 +711,30 @@ def _trying(
         return since_progress(state).attempt_number >= ATTEMPTS
 
     def wait(state: RetryCallState) -> float:
-        error = state.outcome.exception() if state.outcome else None
-        asked = _retry_after(error)
-        return waits(since_progress(state)) if asked is None else asked
+        asked = _retry_after(state.outcome.exception()) if state.outcome else None
+        if asked is not None:
+            return asked
+        return waits(since_progress(state))
 
     def tell(state: RetryCallState) -> None:
         if state.outcome and state.upcoming_sleep >= 3:
-            say(
-                f"the Hub {_problem(state.outcome.exception())}; trying again in"
-                f" {state.upcoming_sleep:.0f} s"
-            )
+            problem = _problem(state.outcome.exception())
+            say(f"the Hub {problem}; trying again in {state.upcoming_sleep:.0f} s")
 
     def sleep(seconds: float) -> None:
         if stop.wait(seconds):
             raise StoppedError
 
-    retry = retry_if_exception(_is_transient)
+    retrying = Retrying(
+        retry=retry_if_exception(_is_transient),
+        wait=wait,
+        stop=given_up,
+        before_sleep=tell,
+        sleep=sleep,
+        reraise=True,
+    )
     try:
-        return Retrying(
-            retry=retry, wait=wait, stop=given_up, before_sleep=tell, sleep=sleep, reraise=True
-        )(attempt)
+        return retrying(attempt)
     except (ShadowError, StoppedError):
         raise
     except Exception as error:  # the client's, on whatever the server sent
@@ -740,14 +762,19 @@ def _elsewhere(error: BaseException) -> bool:
 
 def _retry_after(error: BaseException | None) -> float | None:
     """Seconds that the answer asks to wait, if it does."""
-    response = getattr(_cause(error) if error else None, "response", None)
+    if error is None:
+        return None
+    response = getattr(_cause(error), "response", None)
     if response is None:
         return None
-    limit = parse_ratelimit_headers(response.headers) if response.status_code == 429 else None
-    if limit is not None and limit.remaining == 0:
-        return float(limit.reset_in_seconds)
+    if response.status_code == 429:
+        limit = parse_ratelimit_headers(response.headers)
+        if limit is not None and limit.remaining == 0:
+            return float(limit.reset_in_seconds)
     value = response.headers.get("retry-after", "").strip()
-    return float(value) if re.fullmatch(r"\d{1,9}", value) else None
+    if not re.fullmatch(r"\d{1,9}", value):
+        return None
+    return float(value)
 
 
 def _is_transient(error: BaseException) -> bool:
@@ -756,26 +783,21 @@ def _is_transient(error: BaseException) -> bool:
         error, (ShadowError, StoppedError, errors.OfflineModeIsEnabled, errors.FileMetadataError)
     ):
         return False
-    if (status := _status(error)) is not None:
-        # A signed address; the next attempt gets a new one.
-        expired = status == 403 and _elsewhere(error)
-        return expired or (status in TRANSIENT and (_retry_after(error) or 0) <= MAX_WAIT)
+    status = _status(error)
+    if status == 403 and _elsewhere(error):  # a signed address; the next attempt gets a new one
+        return True
+    if status is not None:
+        return status in TRANSIENT and (_retry_after(error) or 0) <= MAX_WAIT
     if _is_local(error) or type(error).__name__ in (*CIRCLES, *NOWHERE):
         return False
     return isinstance(error, FAILURES) and not isinstance(error, ValueError)
 
 
 def _is_local(error: BaseException) -> bool:
-    """A fault of this machine's disk.
-
-    Those of the line are the HTTP library's, or have a type of their own.
-    """
-    network = ConnectionError, TimeoutError
-    return (
-        isinstance(error, OSError)
-        and error.errno not in (None, errno.EPIPE)
-        and not isinstance(error, network)
-    )
+    """A fault of this machine's disk. Those of the line are the HTTP library's, or have a type."""
+    if not isinstance(error, OSError) or isinstance(error, ConnectionError | TimeoutError):
+        return False
+    return error.errno not in (None, errno.EPIPE)
 
 
 def _came_short(error: BaseException | None) -> bool:
@@ -796,13 +818,16 @@ def _nowhere(what: str) -> ShadowError:
 
 
 def _problem(error: BaseException | None) -> str:
+    """What is wrong with the Hub, in words."""
     cause = _cause(error) if error else None
     status = _status(cause)
-    if status is None and _came_short(cause):
+    if status == 429:
+        return "says that there were too many requests (429)"
+    if status is not None:
+        return f"answers {status}"
+    if _came_short(cause):
         return "sends files cut short"
-    return {None: "cannot be reached", 429: "says that there were too many requests (429)"}.get(
-        status, f"answers {status}"
-    )
+    return "cannot be reached"
 
 
 def _in_words(
@@ -889,7 +914,7 @@ def _in_words(
 
 
 def _require_usable_settings() -> None:
-    """Refuse an address and a token that no request can have, before the HTTP library does."""
+    """Refuse an address and a token that no request can have, before the HTTP library does it."""
     if not re.fullmatch(r"https?://[!-~]+", constants.ENDPOINT):
         raise ShadowError(
             f"{constants.ENDPOINT} is no web address", "HF_ENDPOINT must begin with https://"

@@ -1,7 +1,4 @@
-"""A reference -> Checkpoint: which tensors there are and where each lies.
-
-Reads headers, never weights.
-"""
+"""A reference -> Checkpoint: which tensors there are and where each lies. Reads no weights."""
 
 from __future__ import annotations
 
@@ -36,9 +33,7 @@ if TYPE_CHECKING:
 
     from shadow.checkpoints.hub import OnBytes, Say, Snapshot
 
-MAX_JSON = (
-    64_000_000  # bytes; the largest real index (Kimi-K2, 1,160,000 tensors) has under half of that
-)
+MAX_JSON = 64_000_000  # bytes; the largest real index (Kimi-K2, 1.16 M tensors) has under half
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 CONFIG = "config.json"
 PICKLES = "only torch .bin files, which are pickles"
@@ -81,11 +76,13 @@ class Checkpoint:
     """What scales the tensors where they are those of a LoRA adapter; None elsewhere."""
 
     parts: tuple[tuple[str, Checkpoint], ...] = ()
-    """Of a base that was put together: each component, and the checkpoint of which it is the base.
-    """
+    """Of a base that was put together: each component, and the checkpoint that is its base."""
 
     def tensor(self, info: TensorInfo) -> Tensor:
-        """The tensor as a view of the mapped shard: (shape as stored), nothing read yet."""
+        """The tensor (info.shape) as a view of the mapped shard, nothing read yet.
+
+        Raises ShadowError where the shard is no longer there.
+        """
         return self.sources[info.shard].tensor(info)
 
 
@@ -121,10 +118,12 @@ class Located:
 
     @property
     def reference(self) -> str:
+        """What it is called: `org/name`, with the subfolder if it lies in one."""
         return self.snapshot.name
 
     @property
     def commit(self) -> str:
+        """The 40 hexadecimal digits of the commit."""
         return self.snapshot.commit
 
     @property
@@ -134,14 +133,12 @@ class Located:
 
     @property
     def fingerprint(self) -> str:
-        """A sha256 over names, sizes and checksums of the weight files and the config.
-
-        Equal for equal content.
-        """
+        """A sha256 over names, sizes and checksums of the files: equal for equal content."""
         digest = hashlib.sha256()
         for name in (*self.weights.shards, CONFIG, ADAPTER_CONFIG):
             file = self.snapshot.files.get(name)
-            digest.update(json.dumps([name, file.size, file.checksum] if file else [name]).encode())
+            facts = [name, file.size, file.checksum] if file else [name]
+            digest.update(json.dumps(facts).encode())
         return digest.hexdigest()
 
 
@@ -150,28 +147,31 @@ class Assembled:
     """A base that is another checkpoint for each component."""
 
     parts: tuple[tuple[str, Checkpoint | Located], ...]
-    """Each component, and the checkpoint of which it is the base."""
+    """Each component, and the checkpoint that is its base."""
 
     @property
     def reference(self) -> str:
+        """What each part is called: `language=org/name vision=./tower`."""
         return self._said([part.reference for _, part in self.parts])
 
     @property
     def commit(self) -> str | None:
+        """The commit of each part; None where all are folders."""
         commits = [part.commit for _, part in self.parts]
-        return self._said([commit or "a folder" for commit in commits]) if any(commits) else None
+        if not any(commits):
+            return None
+        return self._said([commit or "a folder" for commit in commits])
 
     @property
     def fingerprint(self) -> str:
-        return hashlib.sha256(
-            self._said([part.fingerprint for _, part in self.parts]).encode()
-        ).hexdigest()
+        """A sha256 that changes when that of any part does."""
+        fingerprints = self._said([part.fingerprint for _, part in self.parts])
+        return hashlib.sha256(fingerprints.encode()).hexdigest()
 
     @property
     def access(self) -> str | None:
-        of_parts = {
-            part.access for _, part in self.parts if isinstance(part, Located) and part.access
-        }
+        """Who may read all parts: `private` before `gated` before `open`; None for folders."""
+        of_parts = {part.access for _, part in self.parts if isinstance(part, Located)}
         return next((access for access in ("private", "gated", "open") if access in of_parts), None)
 
     def _said(self, texts: Iterable[str]) -> str:
@@ -184,15 +184,16 @@ Found = Checkpoint | Located | Assembled
 def combine(assembled: Assembled, parts: Sequence[tuple[str, Checkpoint]]) -> Checkpoint:
     """The opened parts of a base as one checkpoint.
 
-    A shard is called `component/shard`, so that none meets another.
+    A shard is called `component/shard`, and a tensor whose name two parts have `component/tensor`.
+    Its config is that of the language component, or of the first part.
     """
     renamed = [(component, _in_folder(component, part)) for component, part in parts]
     names = Counter(name for _, part in renamed for name in part.tensors)
-    tensors = {
-        (name if names[name] == 1 else f"{component}/{name}"): info
-        for component, part in renamed
-        for name, info in part.tensors.items()
-    }
+    tensors = {}
+    for component, part in renamed:
+        for name, info in part.tensors.items():
+            unique = name if names[name] == 1 else f"{component}/{name}"
+            tensors[unique] = info
     sources = {shard: source for _, part in renamed for shard, source in part.sources.items()}
     config = next(
         (part.config for component, part in renamed if component == "language"),
@@ -235,7 +236,9 @@ def open_folder(
     """
     try:
         with naming(reference):
-            return _open_folder(reference, Path(reference), allow_pickle, scratch)
+            return _open_folder(
+                reference, Path(reference), allow_pickle=allow_pickle, scratch=scratch
+            )
     except OSError as error:
         raise ShadowError(
             f"{reference}: {error.strerror or error}", "is it a readable folder?"
@@ -243,7 +246,7 @@ def open_folder(
 
 
 def _open_folder(
-    reference: str, root: Path, allow_pickle: bool, scratch: Path | None
+    reference: str, root: Path, *, allow_pickle: bool, scratch: Path | None
 ) -> Checkpoint:
     if root.is_file():
         raise ShadowError(
@@ -254,10 +257,12 @@ def _open_folder(
             f"no such folder: {reference}", "name the folder that holds the .safetensors files"
         )
     names = {path.name for path in root.iterdir()}
-    weights = _choose_weights(
-        reference, names, lambda name: _read_json(root / name, name), allow_pickle
-    )
-    config = _read_json(root / CONFIG, CONFIG) if (root / CONFIG).exists() else {}
+
+    def read(name: str) -> Config:
+        return _read_json(root / name, name)
+
+    weights = _choose_weights(reference, names, read, allow_pickle=allow_pickle)
+    config = read(CONFIG) if (root / CONFIG).exists() else {}
     headers: list[Header] = []
     sources: dict[str, Source] = {}
     digest = hashlib.sha256()
@@ -292,8 +297,7 @@ def _open_folder(
 def locate(snapshot: Snapshot, *, allow_pickle: bool, say: Say) -> Located:
     """Find the weight files of a commit of the Hub. Reads the config and the index, no shard.
 
-    Raises ShadowError when there are none that may be read, or when a file that the index names is
-    missing.
+    Raises ShadowError when there are none that may be read, or one that the index names is missing.
     """
     from shadow.checkpoints.hub import fetch_whole
 
@@ -309,7 +313,7 @@ def locate(snapshot: Snapshot, *, allow_pickle: bool, say: Say) -> Located:
             "run once without --offline",
         )
     with naming(snapshot.name, OWNER):
-        weights = _choose_weights(snapshot.name, names, read, allow_pickle)
+        weights = _choose_weights(snapshot.name, names, read, allow_pickle=allow_pickle)
         config = read(CONFIG) if CONFIG in names else {}
     missing = [shard for shard in weights.shards if shard not in snapshot.files]
     if missing:
@@ -327,11 +331,11 @@ def locate(snapshot: Snapshot, *, allow_pickle: bool, say: Say) -> Located:
 def open_located(
     located: Located, scratch: Path | None, say: Say, report: OnBytes = lambda count: None
 ) -> Checkpoint:
-    """Read the headers of a checkpoint of the Hub: from the cache where it has them, else by
-    requests for them.
+    """Read the headers of a checkpoint of the Hub, from the cache or by requests for them.
 
     `.bin` files have no header: they are fetched whole, and unpacked into scratch where they must
-    be. report is told of their bytes as they come.
+    be. report is told of their bytes as they come. Raises ShadowError for a file that cannot be
+    had or trusted.
     """
     snapshot = located.snapshot
     shards = located.weights.shards
@@ -389,6 +393,7 @@ def _open_remote(
 def _open_pickled(
     snapshot: Snapshot, say: Say, shard: str, stop: Event, scratch: Path | None, report: OnBytes
 ) -> tuple[Header, Source, bool]:
+    """The layout of a `.bin` file, which is fetched; the file itself; and that it has no ranges."""
     source = WholeFile(snapshot, snapshot.files[shard])
     source.fetched = source.bytes_to_move() > 0
     source.fetch(say=say, report=report, stop=stop)
@@ -399,10 +404,7 @@ def _open_pickled(
 
 
 def _joined(headers: Iterable[Header], weights: Weights) -> dict[str, TensorInfo]:
-    """The tensors of all shards by name.
-
-    Those that only the index knows have their problem with them.
-    """
+    """The tensors of all shards by name; those that only the index knows have a problem."""
     tensors: dict[str, TensorInfo] = {}
     for of_shard, _ in headers:
         for name, info in of_shard.items():
@@ -438,9 +440,8 @@ def _read_shard(path: Path, shard: str, scratch: Path | None) -> tuple[Header, P
     if scratch is None:
         raise ShadowError(f"{shard}: no place to unpack it", "give an output folder")
     tensors, data = layout(path, shard, scratch)
-    first_names: dict[
-        tuple[object, ...], str
-    ] = {}  # a tied head is the same bytes under a second name
+    # a tied head is the same bytes under a second name
+    first_names: dict[tuple[object, ...], str] = {}
     for name, info in tensors.items():
         lies = info.dtype, info.start, info.end, info.shape, info.strides
         if lies not in first_names:
@@ -454,9 +455,11 @@ def _read_shard(path: Path, shard: str, scratch: Path | None) -> tuple[Header, P
 
 
 def _choose_weights(
-    where: str, names: set[str], read: Callable[[str], Config], allow_pickle: bool
+    where: str, names: set[str], read: Callable[[str], Config], *, allow_pickle: bool
 ) -> Weights:
-    """The weight files of a folder: an index's, `model.safetensors`, all safetensors, or `.bin`."""
+    """The weight files among the names of a folder: those of an index, `model.safetensors`, an
+    adapter's, all safetensors, or `.bin`.
+    """
     safetensors = sorted(name for name in names if name.endswith(".safetensors"))
     if INDEXES[0] in names:
         weight_map = _weight_map(read(INDEXES[0]), INDEXES[0], ".safetensors")
@@ -464,7 +467,7 @@ def _choose_weights(
     if "model.safetensors" in names:
         return Weights(("model.safetensors",), {}, pickled=False)
     if ADAPTER_CONFIG in names:
-        return _choose_adapter(where, names, read, allow_pickle)
+        return _choose_adapter(where, names, read, allow_pickle=allow_pickle)
     if safetensors:
         return Weights(tuple(safetensors), {}, pickled=False)
     bins = sorted(
@@ -474,16 +477,7 @@ def _choose_weights(
         message = f"{where}: GGUF files only, whose weights are packed integers"
         raise ShadowError(message, "use the model that they were made of")
     if not bins and INDEXES[1] not in names:
-        if "matrices.parquet" in names:
-            hint = (
-                "it is a report of shadow, which `shadow show` shows; name the folders of two"
-                " checkpoints"
-            )
-        elif names:
-            hint = f"it has: {several(sorted(names), 6)}"
-        else:
-            hint = "it is empty; name the folder that holds the .safetensors files"
-        raise ShadowError(f"{where}: no safetensors files in it", hint)
+        raise ShadowError(f"{where}: no safetensors files in it", _instead_of_weights(names))
     if not allow_pickle:
         raise ShadowError(f"{where}: {PICKLES}", PICKLES_HINT)
     if INDEXES[1] in names:
@@ -492,8 +486,20 @@ def _choose_weights(
     return Weights(tuple(bins), {}, pickled=True)
 
 
+def _instead_of_weights(names: set[str]) -> str:
+    """What to do about a folder of these files, none of which holds weights."""
+    if "matrices.parquet" in names:
+        return (
+            "it is a report of shadow, which `shadow show` shows; name the folders of two"
+            " checkpoints"
+        )
+    if names:
+        return f"it has: {several(sorted(names), 6)}"
+    return "it is empty; name the folder that holds the .safetensors files"
+
+
 def _choose_adapter(
-    where: str, names: set[str], read: Callable[[str], Config], allow_pickle: bool
+    where: str, names: set[str], read: Callable[[str], Config], *, allow_pickle: bool
 ) -> Weights:
     adapter = read_adapter(where, read(ADAPTER_CONFIG))
     if "adapter_model.safetensors" in names:

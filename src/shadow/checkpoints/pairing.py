@@ -1,7 +1,4 @@
-"""Two checkpoints -> matrix pairs to measure, and a reason for every tensor that is not.
-
-Reads no weights.
-"""
+"""Two checkpoints -> matrix pairs to measure, and why other tensors are not. Reads no weights."""
 
 from __future__ import annotations
 
@@ -24,6 +21,9 @@ from shadow.reasons import Status
 
 Side = Literal["base", "tuned"]
 
+NO_BASE = "no base for {}"
+SCALE_BLOCK = 128, 128  # rows and columns that share one scale in DeepSeek-V3
+
 
 @dataclass(frozen=True)
 class Factor:
@@ -44,7 +44,10 @@ class Factor:
 
     @property
     def rank(self) -> int:
-        return self.info.shape[1 if self.transposed else 0]
+        """The rank of the adapter, 1 or more."""
+        if self.transposed:
+            return self.info.shape[1]
+        return self.info.shape[0]
 
 
 @dataclass(frozen=True)
@@ -64,12 +67,11 @@ class Operand:
     """Rows and columns that share one scale."""
 
     factor: Factor | None = None
-    """Where the operand is the pair's base with a low-rank update: the second factor; None
-    elsewhere.
-    """
+    """Of a low-rank update of the pair's base: the second factor; None elsewhere."""
 
     @property
     def shape(self) -> tuple[int, int]:
+        """Rows and columns of the part as a matrix."""
         return self.part.shape(self.stored_shape)
 
     @property
@@ -77,8 +79,7 @@ class Operand:
         """Of the tensor that the part is a part of; of an update, of the product."""
         if self.factor is None:
             return self.info.shape
-        left, right = self.info.shape, self.factor.info.shape
-        return (left[1], right[0]) if self.factor.transposed else (left[0], right[1])
+        return product_shape(self.info, self.factor.info, transposed=self.factor.transposed)
 
     @property
     def infos(self) -> tuple[TensorInfo, ...]:
@@ -99,9 +100,7 @@ class MatrixPair:
     """Where in the model they are."""
 
     base: Operand | None
-    """None where the tuned side has a component that the base lacks altogether, such as a
-    projector.
-    """
+    """The base side; None where the base lacks the component altogether, as it may a projector."""
 
     tuned: Operand
     """The tuned side."""
@@ -166,11 +165,12 @@ class Filter:
     """Only these; empty for all."""
 
     def passes(self, place: Place) -> bool:
-        return (
-            (not self.components or place.component in self.components)
-            and (not self.layers or place.layer in self.layers)
-            and (not self.modules or place.module in self.modules)
-        )
+        """Is what lies at a place to be measured?"""
+        if self.components and place.component not in self.components:
+            return False
+        if self.layers and place.layer not in self.layers:
+            return False
+        return not self.modules or place.module in self.modules
 
 
 def pair_checkpoints(
@@ -183,32 +183,29 @@ def pair_checkpoints(
     when they have nothing of what was chosen.
     """
     base_operands, base_unusable = _base_operands(base, base.config or tuned.config)
+    outcomes: list[MatrixPair | list[Skipped]] = []
+    skipped = list(base_unusable)
     if tuned.adapter:
         tuned_operands, tuned_unusable = _adapter_operands(tuned, tuned.adapter, base.config)
-        head_pair, tied = None, list[Skipped]()
+        skipped += tuned_unusable
     else:
         tuned_operands, tuned_unusable = _operands("tuned", tuned, tuned.config or base.config)
         head_pair, tied = _tied_heads((base, base_operands), (tuned, tuned_operands))
-    skipped = base_unusable + tuned_unusable + tied
+        skipped += tuned_unusable + tied
+        if head_pair is not None:
+            outcomes.append(head_pair)
     components_with_base = {place.component for place in base_operands}
-    outcomes = [] if head_pair is None else [head_pair]
     for place, operand in tuned_operands.items():
         partner = base_operands.pop(place, None)
         if partner is not None:
             outcomes.append(_line_up(place, partner, operand))
-        elif place.component not in components_with_base and operand.factor is None:
-            why = f"no base for {place.component}"
-            if _is_matrix(operand):
-                rows, cols = operand.shape
-                outcomes.append(
-                    MatrixPair(
-                        place, None, operand, rows=rows, cols=cols, is_matrix=True, detail=why
-                    )
-                )
-            else:
-                skipped += _skips("tuned", operand, place, "not_a_matrix", why)
+        elif place.component in components_with_base or operand.factor is not None:
+            skipped += _skips("tuned", operand, place, reason="only_in_tuned")
+        elif _is_matrix(operand):
+            outcomes.append(_without_base(place, operand))
         else:
-            skipped += _skips("tuned", operand, place, "only_in_tuned")
+            why = NO_BASE.format(place.component)
+            skipped += _skips("tuned", operand, place, reason="not_a_matrix", detail=why)
     for place, operand in base_operands.items():
         if tuned.adapter:
             why = "the adapter leaves it as it is"
@@ -217,7 +214,7 @@ def pair_checkpoints(
                 for info in operand.infos
             ]
         else:
-            skipped += _skips("base", operand, place, "only_in_base")
+            skipped += _skips("base", operand, place, reason="only_in_base")
     if not any(isinstance(outcome, MatrixPair) and outcome.base for outcome in outcomes):
         raise ShadowError(
             f"{base.reference} and {tuned.reference} share no tensor of one place and shape",
@@ -241,12 +238,19 @@ def pair_checkpoints(
         if not isinstance(outcome, MatrixPair):
             skipped += outcome
         elif not chosen.passes(outcome.place):
-            skipped += _both(outcome.place, outcome.base, outcome.tuned, "filtered")
+            skipped += _both(outcome.place, outcome.base, outcome.tuned, reason="filtered")
     return pairs, skipped
 
 
+def _without_base(place: Place, matrix: Operand) -> MatrixPair:
+    """A matrix of a component that the base lacks: its own spectrum is measured."""
+    rows, cols = matrix.shape
+    why = NO_BASE.format(place.component)
+    return MatrixPair(place, None, matrix, rows=rows, cols=cols, is_matrix=True, detail=why)
+
+
 def _require_chosen(chosen: Filter, places: Collection[Place], model: str) -> None:
-    """Raises UsageError if a model whose tensors have these places lacks something that was chosen.
+    """Raises UsageError where a model, whose tensors have these places, lacks what was chosen.
 
     Each component and each layer must be there; of the modules, which one pattern names by the
     dozen, one.
@@ -258,16 +262,14 @@ def _require_chosen(chosen: Filter, places: Collection[Place], model: str) -> No
     of_components = [
         place for place in places if not chosen.components or place.component in chosen.components
     ]
-    where = f" of {' and '.join(chosen.components)}" if chosen.components else ""
     layers = {place.layer for place in of_components if place.layer is not None}
     if wrong := set(chosen.layers) - layers:
-        named = f"no layer{'s' if len(wrong) > 1 else ''} {in_ranges(wrong)}"
-        hint = (
-            f"the layers{where} are {in_ranges(layers)}"
-            if layers
-            else f"nothing{where} lies in layers"
-        )
-        raise UsageError(f"{model}: {named}", hint)
+        named = "no layer" if len(wrong) == 1 else "no layers"
+        where = f" of {' and '.join(chosen.components)}" if chosen.components else ""
+        hint = f"nothing{where} lies in layers"
+        if layers:
+            hint = f"the layers{where} are {in_ranges(layers)}"
+        raise UsageError(f"{model}: {named} {in_ranges(wrong)}", hint)
     if not any(chosen.passes(place) for place in of_components):
         in_layers = replace(chosen, modules=())
         modules = {place.module for place in of_components if in_layers.passes(place)}
@@ -286,29 +288,38 @@ def in_ranges(numbers: Iterable[int]) -> str:
             runs[-1][1] = number
         else:
             runs.append([number, number])
-    return ", ".join(f"{first}" if first == last else f"{first}-{last}" for first, last in runs)
+    return ", ".join(_run(first, last) for first, last in runs)
+
+
+def _run(first: int, last: int) -> str:
+    if first == last:
+        return str(first)
+    return f"{first}-{last}"
 
 
 def _both(
-    place: Place, base: Operand | None, tuned: Operand, reason: str, detail: str = ""
+    place: Place, base: Operand | None, tuned: Operand, *, reason: str, detail: str = ""
 ) -> list[Skipped]:
-    rows = _skips("base", base, place, reason, detail) if base else []
-    return rows + _skips("tuned", tuned, place, reason, detail)
+    """The tensors of both sides at a place."""
+    skipped = _skips("tuned", tuned, place, reason=reason, detail=detail)
+    if base is None:
+        return skipped
+    return _skips("base", base, place, reason=reason, detail=detail) + skipped
 
 
 def _skips(
-    side: Side, operand: Operand, place: Place, reason: str, detail: str = ""
+    side: Side, operand: Operand, place: Place, *, reason: str, detail: str = ""
 ) -> list[Skipped]:
-    # An embedding that is the other side's tied head: told by what it is itself.
+    """The tensors of one side at a place; none of an embedding that is the other side's tied head,
+    which is told by what it is itself.
+    """
     if operand.part.place != place:
         return []
     return [Skipped(side, info, place, reason=reason, detail=detail) for info in operand.infos]
 
 
 def _is_matrix(operand: Operand) -> bool:
-    """At least two dimensions and a short side above 1.
-
-    What is not is a vector, whatever its shape says.
+    """At least two dimensions and a short side above 1. All else is a vector, whatever its shape.
 
     So are the biases of a stack of experts.
     """
@@ -318,37 +329,31 @@ def _is_matrix(operand: Operand) -> bool:
 
 def _grows(place: Place) -> bool:
     """Are the rows of this module a vocabulary, to which rows may be added?"""
-    return place.component == "language" and (
-        place.module == "embed" or (place.module, place.slot) == ("head", "")
-    )
+    if place.component != "language":
+        return False
+    return place.module == "embed" or (place.module, place.slot) == ("head", "")
 
 
 def _folded(operand: Operand) -> tuple[int, ...] | None:
     """The dimensions that were folded into the columns, in order; None where there is only one."""
-    stored = (
-        operand.stored_shape[1:]
-        if operand.part.experts and len(operand.info.shape) > 2
-        else operand.stored_shape
-    )
+    stored = operand.stored_shape
+    if operand.part.experts and len(operand.info.shape) > 2:
+        stored = stored[1:]
     folded = tuple(size for size in stored[1:] if size != 1)
-    return folded if len(folded) > 1 else None
+    if len(folded) <= 1:
+        return None
+    return folded
 
 
 def _line_up(place: Place, base: Operand, tuned: Operand) -> MatrixPair | list[Skipped]:
+    """The pair of two operands at one place; or both of them, where their shapes do not match."""
+    stored = f"base {base.info.shape}, tuned {tuned.info.shape}"
     if not (_is_matrix(base) and _is_matrix(tuned)):
         if math.prod(base.shape) != math.prod(tuned.shape) or _is_matrix(base) != _is_matrix(tuned):
-            return _both(
-                place,
-                base,
-                tuned,
-                "shape_differs",
-                f"base {base.info.shape}, tuned {tuned.info.shape}",
-            )
+            return _both(place, base, tuned, reason="shape_differs", detail=stored)
         return MatrixPair(place, base, tuned, rows=1, cols=math.prod(tuned.shape), is_matrix=False)
     if _folded(base) != _folded(tuned):  # as many columns in another order, such as channels last
-        return _both(
-            place, base, tuned, "shape_differs", f"base {base.info.shape}, tuned {tuned.info.shape}"
-        )
+        return _both(place, base, tuned, reason="shape_differs", detail=stored)
     (base_rows, base_cols), (tuned_rows, tuned_cols) = base.shape, tuned.shape
     if base_cols == tuned_cols and base_rows == tuned_rows:
         return MatrixPair(place, base, tuned, rows=tuned_rows, cols=tuned_cols, is_matrix=True)
@@ -362,20 +367,21 @@ def _line_up(place: Place, base: Operand, tuned: Operand) -> MatrixPair | list[S
         return MatrixPair(
             place, base, tuned, rows=common, cols=tuned_cols, is_matrix=True, detail=detail
         )
-    return _both(place, base, tuned, "shape_differs", f"base {base.shape}, tuned {tuned.shape}")
+    shapes = f"base {base.shape}, tuned {tuned.shape}"
+    return _both(place, base, tuned, reason="shape_differs", detail=shapes)
 
 
 def _operands(
     side: Side, checkpoint: Checkpoint, config: Config
 ) -> tuple[dict[Place, Operand], list[Skipped]]:
-    """Usable matrices and vectors of one side by place, and the unusable tensors with reasons."""
+    """Usable matrices and vectors of one side by place, and the tensors that are not, with why."""
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
     parts = place_tensors(shapes, config)
     packed = packed_modules(checkpoint.tensors, config)
     block = _scale_block(config)
     scales: dict[str, TensorInfo] = {}
     for name in shapes:
-        info_of_scales = _block_scales(checkpoint.tensors, name, block, parts[name])
+        info_of_scales = _block_scales(checkpoint.tensors, name, block=block, parts=parts[name])
         if info_of_scales is not None:
             scales[name] = info_of_scales
     applied = {info.name for info in scales.values()}
@@ -386,7 +392,8 @@ def _operands(
             continue  # told with the weight that it scales
         if name in scales:
             operands.update(
-                (part.place, Operand(info, part, scales[name], block)) for part in parts[name]
+                (part.place, Operand(info, part, scales=scales[name], block=block))
+                for part in parts[name]
             )
         elif fault := _fault(info, checkpoint.tensors, packed):
             unusable.append(Skipped(side, info, parts[name][0].place, *fault))
@@ -396,9 +403,7 @@ def _operands(
 
 
 def _base_operands(base: Checkpoint, config: Config) -> tuple[dict[Place, Operand], list[Skipped]]:
-    """The base's operands; where it was put together, of each part those of the component that it
-    is the base of.
-    """
+    """The base's operands; where it was put together, of each part those of its component."""
     if not base.parts:
         return _operands("base", base, config)
     names = {(info.shard, info.name): name for name, info in base.tensors.items()}
@@ -416,33 +421,27 @@ def _base_operands(base: Checkpoint, config: Config) -> tuple[dict[Place, Operan
         alone = all(place.component != component for place in of_part)
         for place, operand in of_part.items():
             here = replace(place, component=component) if alone else place
-            named = replace(
-                operand, info=unique(operand.info), part=replace(operand.part, place=here)
-            )
+            there = replace(operand.part, place=here)
+            named = replace(operand, info=unique(operand.info), part=there)
             if here.component == component:
                 operands[here] = named
             else:
-                skipped += _skips(
-                    "base",
-                    named,
-                    here,
-                    "filtered",
-                    f"{part.reference} is the base of {component} only",
-                )
+                why = f"{part.reference} is the base of {component} only"
+                skipped += _skips("base", named, here, reason="filtered", detail=why)
     return operands, skipped
 
 
 def _scale_block(config: Config) -> tuple[int, int]:
     """Rows and columns that share one scale: what the config says, or DeepSeek-V3's 128 x 128."""
     said = config.get("quantization_config")
-    block = said.get("weight_block_size") if isinstance(said, dict) else None
-    if (
-        isinstance(block, list)
-        and len(block) == 2
-        and all(type(size) is int and 0 < size < 1 << 31 for size in block)
-    ):
-        return block[0], block[1]
-    return 128, 128
+    if not isinstance(said, dict):
+        return SCALE_BLOCK
+    block = said.get("weight_block_size")
+    if not isinstance(block, list) or len(block) != 2:
+        return SCALE_BLOCK
+    if not all(type(size) is int and 0 < size < 1 << 31 for size in block):
+        return SCALE_BLOCK
+    return block[0], block[1]
 
 
 def _block_scales(
@@ -450,58 +449,53 @@ def _block_scales(
 ) -> TensorInfo | None:
     """The scales of an 8-bit weight in DeepSeek-V3's layout, if it is one that can be undone."""
     info, scales = tensors[name], tensors.get(f"{name}_scale_inv")
-    if (
-        scales is None
-        or not info.dtype.startswith("F8_E")
-        or info.dtype not in FLOATS
-        or info.problem
-    ):
+    if scales is None or info.problem or scales.problem:
         return None
-    if len(info.shape) < 2 or any(part.transposed or part.groups > 1 for part in parts):
+    if not info.dtype.startswith("F8_E") or info.dtype not in FLOATS:
         return None
-    wanted = (*info.shape[:-2], -(-info.shape[-2] // block[0]), -(-info.shape[-1] // block[1]))
-    fits = scales.shape == wanted and scales.dtype in ("F32", "BF16", "F16") and not scales.problem
-    return scales if fits and len(info.shape) == (3 if parts[0].experts else 2) else None
+    if scales.dtype not in ("F32", "BF16", "F16"):
+        return None
+    dimensions = 3 if parts[0].experts else 2
+    if len(info.shape) != dimensions or any(part.transposed or part.groups > 1 for part in parts):
+        return None
+    *stack, rows, cols = info.shape
+    if scales.shape != (*stack, -(-rows // block[0]), -(-cols // block[1])):
+        return None
+    return scales
 
 
 def _adapter_operands(
     checkpoint: Checkpoint, adapter: Adapter, config: Config
 ) -> tuple[dict[Place, Operand], list[Skipped]]:
-    """The low-rank updates of an adapter, the modules it holds whole, and what of it cannot be
-    used.
-    """
+    """The low-rank updates of an adapter, the modules it holds whole, and what is not usable."""
     pairs, whole, unusable = adapter_factors(checkpoint.tensors)
-    shapes = {
-        f"{module}.weight": product_shape(left, right, swap)
+    wholes = {name: info.shape for name, info in whole.items()}
+    shapes: dict[str, tuple[int, ...]] = {
+        f"{module}.weight": product_shape(left, right, transposed=swap)
         for module, (left, right, swap) in pairs.items()
     }
-    shapes |= {name: info.shape for name, info in whole.items()}
-    parts = place_tensors(shapes, config)
+    parts = place_tensors(shapes | wholes, config)
     # a base of Conv1D stores (in, out): told the shape as stored, the rules split it right
-    stored = {
-        name: shape[::-1] if parts[name][0].transposed else shape for name, shape in shapes.items()
-    }
-    parts = place_tensors(stored | {name: info.shape for name, info in whole.items()}, config)
+    for name in shapes:
+        if parts[name][0].transposed:
+            shapes[name] = shapes[name][::-1]
+    parts = place_tensors(shapes | wholes, config)
     operands: dict[Place, Operand] = {}
     skipped: list[Skipped] = []
     for module, (left, right, swap) in pairs.items():
         matrices = parts[f"{module}.weight"]
-        factor = Factor(right, adapter.scaling(module, right.shape[1 if swap else 0]), swap)
-        if fault := next(
-            filter(None, (_fault(info, checkpoint.tensors, {}) for info in (left, right))), None
-        ):
+        fault = _fault(left, checkpoint.tensors, {}) or _fault(right, checkpoint.tensors, {})
+        if fault is None and any(part.experts for part in matrices):
+            fault = "adapter", "a low-rank update of stacked experts"
+        if fault is not None:
             skipped += [Skipped("tuned", info, matrices[0].place, *fault) for info in (left, right)]
-        elif any(part.experts for part in matrices):
-            why = "a low-rank update of stacked experts"
-            skipped += [
-                Skipped("tuned", info, matrices[0].place, reason="adapter", detail=why)
-                for info in (left, right)
-            ]
-        else:
-            operands |= {
-                p.place: Operand(left, replace(p, transposed=False), factor=factor)
-                for p in matrices
-            }
+            continue
+        rank = right.shape[1 if swap else 0]
+        factor = Factor(right, adapter.scaling(module, rank), transposed=swap)
+        operands |= {
+            part.place: Operand(left, replace(part, transposed=False), factor=factor)
+            for part in matrices
+        }
     for name, info in whole.items():
         if fault := _fault(info, checkpoint.tensors, {}):
             skipped.append(Skipped("tuned", info, parts[name][0].place, *fault))
@@ -509,18 +503,15 @@ def _adapter_operands(
             operands |= {part.place: Operand(info, part) for part in parts[name]}
     other = Place("other", None, "other")
     for info, why in unusable:
-        skipped.append(
-            Skipped("tuned", info, replace(other, slot=info.name), reason="adapter", detail=why)
-        )
+        place = replace(other, slot=info.name)
+        skipped.append(Skipped("tuned", info, place, reason="adapter", detail=why))
     return operands, skipped
 
 
 def _fault(
     info: TensorInfo, tensors: Mapping[str, TensorInfo], packed: Mapping[str, str]
 ) -> tuple[str, str] | None:
-    """(reason, detail) why a tensor cannot be measured, judged by itself and its neighbours.
-
-    None when it can.
+    """(reason, detail) why a tensor cannot be measured, judged by it and its neighbours, or None.
 
     packed: the formats of modules that hold packed integers.
     """
@@ -530,9 +521,10 @@ def _fault(
     if info.alias_of:
         return "tied", f"the same storage as {info.alias_of}"
     owner, piece = owner_of(info.name)
-    if (format := packed.get(owner) or packed.get(info.name)) and piece != "bias":
+    packing = packed.get(owner) or packed.get(info.name)
+    if packing and piece != "bias":
         what = "packed integers" if info.dtype in INTEGERS else "what belongs to packed integers"
-        return "quantized", f"{format}: {what}"
+        return "quantized", f"{packing}: {what}"
     if info.dtype in INTEGERS:
         return "not_float", info.dtype
     if info.dtype not in FLOATS:
@@ -546,9 +538,10 @@ def _fault(
         ]
         if any(scale in tensors for scale in scales):
             return "quantized", "8-bit floats that a second tensor scales"
-    weight = tensors.get(f"{stem}.weight") if "scale" in last else None
-    if weight is not None and weight.dtype.startswith("F8_"):
-        return "quantized", f"the scales of {weight.name}"
+    if "scale" in last:
+        weight = tensors.get(f"{stem}.weight")
+        if weight is not None and weight.dtype.startswith("F8_"):
+            return "quantized", f"the scales of {weight.name}"
     return None
 
 
@@ -584,14 +577,13 @@ def _tied_heads(
 
 
 def _ties(checkpoint: Checkpoint) -> bool:
-    """Does the config tie the head to the embedding?
-
-    A wrapper's own word counts before its text model's.
+    """Does the config tie the head to the embedding? A wrapper's word counts before its text
+    model's, and the family's habit where neither says it.
     """
     facts = Facts(checkpoint.config)
     said = checkpoint.config.get("tie_word_embeddings")
     if said is None:
         said = facts.section("language").get("tie_word_embeddings")
-    return said is True or (
-        said is None and bool(facts.model_types("language") & name_rules().tied)
-    )
+    if said is None:
+        return bool(facts.model_types("language") & name_rules().tied)
+    return said is True

@@ -56,28 +56,12 @@ NOBODY = 65534  # the user and group of this number own nothing, by custom
 # Where Python finds itself, its packages and the libraries below them. All else stays here, tokens
 # among it.
 ENVIRONMENT = (
-    "PATH",
-    "PYTHONHOME",
-    "PYTHONPATH",
-    "PYTHONUSERBASE",
-    "PYTHONNOUSERSITE",
-    "PYTHONPYCACHEPREFIX",
-    "NIX_PYTHONPATH",
-    "PYTHONDONTWRITEBYTECODE",
-    "PYTHONUTF8",
-    "LANG",
-    "LC_ALL",
-    "LC_CTYPE",
-    "LD_LIBRARY_PATH",
-    "LD_PRELOAD",
-    "DYLD_LIBRARY_PATH",
-    "DYLD_FALLBACK_LIBRARY_PATH",
-    "__PYVENV_LAUNCHER__",
-    "KMP_DUPLICATE_LIB_OK",
-    "SYSTEMROOT",
-    "SYSTEMDRIVE",
-    "WINDIR",
-)
+    "PATH", "PYTHONHOME", "PYTHONPATH", "PYTHONUSERBASE", "PYTHONNOUSERSITE",
+    "PYTHONPYCACHEPREFIX", "NIX_PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "PYTHONUTF8", "LANG",
+    "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "LD_PRELOAD", "DYLD_LIBRARY_PATH",
+    "DYLD_FALLBACK_LIBRARY_PATH", "__PYVENV_LAUNCHER__", "KMP_DUPLICATE_LIB_OK", "SYSTEMROOT",
+    "SYSTEMDRIVE", "WINDIR",
+)  # fmt: skip
 # Audit events of the standard library by which a process acts on anything but itself, and those
 # that reading needs.
 ACTING = frozenset({"os", "subprocess", "pty", "shutil", "socket", "ctypes", "_winapi", "winreg"})
@@ -86,8 +70,11 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 def layout(path: Path, shard: str, scratch: Path) -> tuple[dict[str, TensorInfo], Path]:
-    """Tensors of one `.bin` file by name, and the file their offsets refer to (path itself, or one
-    in scratch).
+    """Tensors of one `.bin` file by name, and the file their offsets refer to.
+
+    That is path itself, or one in the folder scratch, which is made. shard: the file's name in its
+    checkpoint. Raises FileError for a file that is refused or cannot be trusted, ShadowError where
+    scratch cannot be written to.
     """
     try:
         scratch.mkdir(parents=True, exist_ok=True)
@@ -103,13 +90,9 @@ def layout(path: Path, shard: str, scratch: Path) -> tuple[dict[str, TensorInfo]
     try:
         with tempfile.TemporaryDirectory(prefix="child-", dir=scratch) as home:
             child = subprocess.run(
-                command,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=SECONDS,
-                check=False,
-                env=_environment(home),
-            )
+                command, stdin=subprocess.DEVNULL, capture_output=True,
+                timeout=SECONDS, check=False, env=_environment(home),
+            )  # fmt: skip
     except subprocess.TimeoutExpired as error:
         raw.unlink(missing_ok=True)
         raise FileError(
@@ -118,11 +101,9 @@ def layout(path: Path, shard: str, scratch: Path) -> tuple[dict[str, TensorInfo]
     if child.returncode:
         raw.unlink(missing_ok=True)
         lines = child.stderr.decode(errors="replace").strip().splitlines()
-        reason = (
-            lines[-1][:300]
-            if lines and child.returncode == 1
-            else f"the reader died ({child.returncode})"
-        )
+        reason = f"the reader died ({child.returncode})"
+        if lines and child.returncode == 1:
+            reason = lines[-1][:300]
         raise FileError(f"{shard}: refused: {reason}", hint)
     try:
         answer = json.loads(child.stdout)
@@ -138,17 +119,13 @@ def layout(path: Path, shard: str, scratch: Path) -> tuple[dict[str, TensorInfo]
 def _environment(folder: str) -> dict[str, str]:
     """The environment of the child, whose home and temporary folder is own."""
     kept = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
-    # What was installed with --user lies in the home that the child does not get.
+    # what was installed with --user lies in the home that the child does not get
     if site.ENABLE_USER_SITE:
         kept["PYTHONUSERBASE"] = site.getuserbase()
     homes = dict.fromkeys(("HOME", "USERPROFILE", "TMPDIR", "TEMP", "TMP"), folder)
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    return {
-        **kept,
-        **homes,
-        **threads,
-        "LOGNAME": "shadow",
-    }  # torch asks for the user's name, which not every user has
+    user = {"LOGNAME": "shadow"}  # torch asks for the user's name, which not every user has
+    return kept | homes | threads | user
 
 
 def _checked(entry: _Described, shard: str, size: int) -> TensorInfo:
@@ -156,14 +133,12 @@ def _checked(entry: _Described, shard: str, size: int) -> TensorInfo:
     name, shape, strides = entry["name"], tuple(entry["shape"]), tuple(entry["strides"])
     if not usable_name(name):
         raise ValueError(f"unusable tensor name {name[:80]!r}")
-    if not all(
-        type(number) is int and 0 <= number <= MAX_OFFSET
-        for number in (*shape, *strides, entry["start"])
-    ):
+    numbers = (*shape, *strides, entry["start"])
+    if not all(type(number) is int and 0 <= number <= MAX_OFFSET for number in numbers):
         raise ValueError(f"numbers of tensor {name!r}")
-    reach = (
-        1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) if 0 not in shape else 0
-    )
+    reach = 0  # elements from the first to the last in the file
+    if 0 not in shape:
+        reach = 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
     end = entry["start"] + reach * entry["itemsize"]
     if end > size:
         raise ValueError(f"tensor {name!r} reaches beyond the file")
@@ -192,12 +167,10 @@ def _dtype_names() -> dict[str, str]:
 
 
 def confine(memory: int, written: int) -> None:
-    """Give up what reading does not need.
+    """Give up what reading does not need. None of the steps, which a system may lack, is the only
+    guard.
 
-    Each step is left out where a system lacks it: none is the only guard.
-
-    memory is in bytes beyond what is in use, written the size in bytes to which a file that is open
-    may grow.
+    memory: bytes beyond what is in use. written: bytes to which a file that is open may grow.
     """
     with contextlib.suppress(ImportError, OSError):
         import resource
@@ -221,7 +194,8 @@ def _limit(name: str, most: int) -> None:
 
         which = getattr(resource, name)
         hard = resource.getrlimit(which)[1]
-        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        if hard != resource.RLIM_INFINITY:
+            most = min(most, hard)
         resource.setrlimit(which, (most, most))
 
 
@@ -257,12 +231,9 @@ def _load_zip(file: IO[bytes]) -> _Layout:
         members = archive.infolist()
         if any(member.compress_type != zipfile.ZIP_STORED for member in members):
             raise ValueError("a compressed archive")
-        for member in members:
-            if (
-                member.filename.endswith("/byteorder")
-                and archive.read(member) != sys.byteorder.encode()
-            ):
-                raise ValueError("written by a machine of the other byte order")
+        orders = [member for member in members if member.filename.endswith("/byteorder")]
+        if any(archive.read(member) != sys.byteorder.encode() for member in orders):
+            raise ValueError("written by a machine of the other byte order")
     file.seek(0)
     with FakeTensorMode():  # reads the pickle alone; every storage tells its offset in the file
         state = _state(torch.load(file, map_location="cpu", weights_only=True))
@@ -288,8 +259,8 @@ def _load_legacy(file: IO[bytes], raw: IO[bytes]) -> _Layout:
         if storage.data_ptr() not in offsets:  # tensors that share a storage share it here too
             raw.seek(-(-raw.tell() // 64) * 64)
             offsets[storage.data_ptr()] = raw.tell()
-            size = storage.nbytes()
-            raw.write((ctypes.c_char * size).from_address(storage.data_ptr()) if size else b"")
+            if size := storage.nbytes():
+                raw.write((ctypes.c_char * size).from_address(storage.data_ptr()))
     raw.flush()
     starts = {name: offsets[tensor.untyped_storage().data_ptr()] for name, tensor in state.items()}
     return {"raw": True, "tensors": [_described(name, state[name], starts[name]) for name in state]}
@@ -308,10 +279,8 @@ def _described(name: str, tensor: torch.Tensor, storage_start: int | None) -> _D
     }
 
 
-def _prepare(zipped: bool) -> None:
-    """Load something small, so that no import counts against a limit or needs a file that only root
-    may read.
-    """
+def _prepare(*, zipped: bool) -> None:
+    """Load something small: no import then counts against a limit, or needs a file of root's."""
     import codecs
     import io
 
@@ -328,28 +297,38 @@ def _prepare(zipped: bool) -> None:
 
 
 def main() -> None:
-    """Child process: argv is the `.bin` file and the path for raw storages, the answer JSON on
-    stdout.
-    """
+    """Child process: argv has the `.bin` file and a path for raw storages, stdout gets JSON."""
     path, raw = Path(sys.argv[1]), Path(sys.argv[2])
     size = path.stat().st_size
     if size == 0:
         sys.exit("it is empty")
     zipped = zipfile.is_zipfile(path)
-    _prepare(zipped)
-    with path.open("rb") as file, contextlib.nullcontext() if zipped else raw.open("wb") as out:
-        # every storage lies whole in a file of the old format; between two of them less than 64
-        # bytes are left free
-        confine(2 * size + HEADROOM, 0 if out is None else 2 * size + (1 << 20))
+    _prepare(zipped=zipped)
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(path.open("rb"))
+        out: IO[bytes] | None = None
+        written = 0
+        if not zipped:
+            out = stack.enter_context(raw.open("wb"))
+            # every storage lies whole in a file of the old format; between two of them less than
+            # 64 bytes are left free
+            written = 2 * size + (1 << 20)
+        confine(2 * size + HEADROOM, written)
         try:
             answer = _load_zip(file) if out is None else _load_legacy(file, out)
         except Exception as error:  # whatever a hostile file does is this file's fault, in one line
-            lines = str(error).strip().splitlines()
-            text = lines[0][:200] if lines else ""
-            if type(error).__name__ == "UnpicklingError":
-                text = "the pickle asks for more than tensors (weights_only), or is no pickle"
-            sys.exit(f"{type(error).__name__}: {text}")
+            sys.exit(f"{type(error).__name__}: {_in_words(error)}")
     json.dump(answer, sys.stdout)
+
+
+def _in_words(error: Exception) -> str:
+    """The first line of an error; empty where it has none."""
+    if type(error).__name__ == "UnpicklingError":
+        return "the pickle asks for more than tensors (weights_only), or is no pickle"
+    lines = str(error).strip().splitlines()
+    if not lines:
+        return ""
+    return lines[0][:200]
 
 
 if __name__ == "__main__":

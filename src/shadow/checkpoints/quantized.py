@@ -1,5 +1,4 @@
-"""Modules whose weights are packed integers: found by the names beside them, by dtype and by what
-config.json says.
+"""Modules whose weights are packed integers: found by names beside them, dtype and config.json.
 
 Their singular values would be those of the packing, so none of their tensors is ever measured. The
 formats are data (`packed` in `registry/names.yaml`).
@@ -18,16 +17,17 @@ from shadow.places.names import Facts, name_rules
 PIECE = re.compile(
     r"(?P<owner>.+)(?:\.(?P<nested>weight\.(?!weight$|bias$).+)|(?P<joined>_(?:blocks|scales)))"
 )
+UNKNOWN = "packed integers of an unknown format"
 PACKING = ("U8", "I8", "I32", "U32")  # what packed integers come in; 64-bit ones are indices
 
 
 def owner_of(name: str) -> tuple[str, str]:
-    """(module, what follows its name): `x.scales` -> (x, scales), `x.weight.absmax` -> (x,
-    weight.absmax).
+    """(module, what follows its name): `x.scales` -> (x, scales).
+
+    `x.weight.absmax` -> (x, weight.absmax), `x_blocks` -> (x, _blocks).
     """
-    if ("weight." in name or name.endswith(("_blocks", "_scales"))) and (
-        match := PIECE.fullmatch(name)
-    ):
+    may_be_piece = "weight." in name or name.endswith(("_blocks", "_scales"))
+    if may_be_piece and (match := PIECE.fullmatch(name)):
         return match["owner"], match["nested"] or match["joined"]
     owner, _, piece = name.rpartition(".")
     return owner, piece
@@ -36,7 +36,10 @@ def owner_of(name: str) -> tuple[str, str]:
 def packed_modules(
     tensors: Mapping[str, TensorInfo], config: Mapping[str, object]
 ) -> dict[str, str]:
-    """The format of every module that holds packed integers, by the module's name."""
+    """The format of every module that holds packed integers, by the module's name.
+
+    tensors: those of a checkpoint, by name. config: its config.json.
+    """
     rules = name_rules()
     said = _said_format(config)
     ranks: dict[str, int] = {}
@@ -53,15 +56,14 @@ def packed_modules(
             not rules.packed[rank].integers or _integers(info, tensors.get(f"{owner}.weight"))
         ):
             ranks[owner] = min(rank, ranks.get(owner, rank))
-        elif info.dtype in PACKING and (piece == "weight" or (said and len(info.shape) >= 2)):
-            unnamed[owner if piece == "weight" else name] = (
-                said or "packed integers of an unknown format"
-            )
+        elif info.dtype in PACKING and piece == "weight":
+            unnamed[owner] = said or UNKNOWN
+        elif info.dtype in PACKING and said and len(info.shape) >= 2:
+            unnamed[name] = said
     formats = {owner: rules.packed[rank].format for owner, rank in ranks.items()}
     if said:  # the config knows which of two formats of the same names it is
-        formats = {
-            owner: said if said in name.split(" or ") else name for owner, name in formats.items()
-        }
+        named_so = [owner for owner, name in formats.items() if said in name.split(" or ")]
+        formats |= dict.fromkeys(named_so, said)
     return unnamed | formats
 
 

@@ -27,9 +27,9 @@ MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 # Tensors of one file. Real ones have up to 19,107 (all of Qwen3-30B-A3B), shards of Kimi-K2 18,700.
 # 100,000 take 1.0 s of CPU and 115 MB; both grow in proportion.
 MAX_ENTRIES = 250_000
-# Commas and opening brackets of a JSON file; a tensor has 8 in a header, 1 in an index.
+# commas and opening brackets of a JSON file; a tensor has 8 in a header, 1 in an index
 MAX_MARKS = 12 * MAX_ENTRIES
-# Of a tensor, zeros in its shape left out: no real one comes near, and torch counts in 64 bits.
+# of a tensor, zeros in its shape left out: no real one comes near, and torch counts in 64 bits
 MAX_ELEMENTS = 2**48
 MAX_OFFSET = 2**60  # bytes
 MAX_NAME = 1024  # characters of a tensor name; the longest of 114,248 real ones has fewer than 120
@@ -58,20 +58,17 @@ class TensorInfo:
     """The byte offset at which it ends, start or more."""
 
     strides: tuple[int, ...] | None = None
-    """In elements; None for the C-contiguous tensors that safetensors holds. A torch `.bin` may
-    hold others.
-    """
+    """In elements; None for C-contiguous tensors, as all are but some of a `.bin`."""
 
     problem: str | None = None
     """Why an entry that an index announces cannot be read at all; None where it can."""
 
     alias_of: str | None = None
-    """The tensor whose very bytes this one is, as a tied head in a `.bin`; None where they are its
-    own.
-    """
+    """The tensor whose bytes this one is, as a tied head in a `.bin`; None where it has its own."""
 
     @property
     def parameters(self) -> int:
+        """How many elements it has, 0 or more."""
         return math.prod(self.shape)
 
 
@@ -98,7 +95,10 @@ def read_header(path: Path, shard: str) -> tuple[dict[str, TensorInfo], str]:
 
 
 def header_length(prefix: bytes, file_size: int, shard: str) -> int:
-    """Bytes of the JSON header that follows the first 8 bytes of a file of file_size bytes."""
+    """Bytes of the JSON header of a file of file_size bytes, of which prefix are the first 8.
+
+    shard: the file's name, for messages. Raises FileError where they tell no possible length.
+    """
     length = int.from_bytes(prefix[:8], "little")
     if len(prefix) < 8 or not 2 <= length <= min(MAX_HEADER, file_size - 8):
         raise _untrusted(
@@ -108,17 +108,18 @@ def header_length(prefix: bytes, file_size: int, shard: str) -> int:
 
 
 def parse_header(raw: bytes, file_size: int, shard: str) -> tuple[dict[str, TensorInfo], str]:
-    """Tensors by name, and the header's text, of the header (without its length) of a file of
-    file_size bytes.
+    """Tensors by name, and the header's text, of the header (raw, without its length) of a file.
+
+    file_size: that of the file, in bytes. Raises FileError as `read_header`.
     """
     header = _parse_json(raw, shard)
     start = 8 + len(raw)
     tensors = {
-        name: _entry(name, entry, shard, start)
+        name: _entry(name, entry, shard, data_start=start)
         for name, entry in header.items()
         if name != "__metadata__"
     }
-    _check_layout(tensors, shard, start, file_size)
+    _check_layout(tensors, shard, data_start=start, file_size=file_size)
     return tensors, raw.decode()
 
 
@@ -127,9 +128,12 @@ def _untrusted(shard: str, reason: str) -> FileError:
 
 
 def _what_it_is(prefix: bytes) -> str | None:
+    """What a file is that begins so and is no safetensors file; None where it is not known."""
     if prefix.startswith(b"version "):
         return "it is a Git-LFS pointer, not the file itself (run `git lfs pull`)"
-    return "it is empty" if not prefix else None
+    if not prefix:
+        return "it is empty"
+    return None
 
 
 def has_too_many_values(raw: bytes) -> bool:
@@ -151,10 +155,8 @@ def _parse_json(raw: bytes, shard: str) -> dict[str, object]:
         raise _too_many(shard)
     try:
         header = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+    # UnicodeDecodeError and JSONDecodeError are ValueErrors
+    except (ValueError, RecursionError) as error:
         raise _untrusted(shard, f"the header is not JSON ({type(error).__name__})") from error
     if not isinstance(header, dict):
         raise _untrusted(shard, "the header is not a JSON object")
@@ -170,7 +172,7 @@ def _too_many(shard: str) -> FileError:
     )
 
 
-def _entry(name: str, entry: Any, shard: str, data_start: int) -> TensorInfo:
+def _entry(name: str, entry: Any, shard: str, *, data_start: int) -> TensorInfo:
     where = f"tensor {name[:80]!r}"
     if not usable_name(name):
         raise _untrusted(shard, f"{where} has an unusable name")
@@ -179,28 +181,23 @@ def _entry(name: str, entry: Any, shard: str, data_start: int) -> TensorInfo:
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or not dtype.isprintable() or len(dtype) > 32:
         raise _untrusted(shard, f"{where} has no dtype")
-    if (
-        not _whole_numbers(shape)
-        or len(shape) > 16
-        or math.prod(size or 1 for size in shape) > MAX_ELEMENTS
-    ):
+    if not _is_shape(shape):
         raise _untrusted(shard, f"{where} has no valid shape")
-    if (
-        not _whole_numbers(offsets)
-        or len(offsets) != 2
-        or not offsets[0] <= offsets[1] <= MAX_OFFSET
-    ):
+    if not _whole_numbers(offsets) or len(offsets) != 2:
+        raise _untrusted(shard, f"{where} has no valid data_offsets")
+    start, end = offsets
+    if not start <= end <= MAX_OFFSET:
         raise _untrusted(shard, f"{where} has no valid data_offsets")
     bits = FLOATS[dtype].bits if dtype in FLOATS else INTEGERS.get(dtype)
-    if bits is not None and math.prod(shape) * bits != (offsets[1] - offsets[0]) * 8:
+    if bits is not None and math.prod(shape) * bits != (end - start) * 8:
         raise _untrusted(shard, f"{where}: dtype and shape do not fill its data_offsets")
     return TensorInfo(
         name=name,
         dtype=dtype,
         shape=tuple(shape),
         shard=shard,
-        start=data_start + offsets[0],
-        end=data_start + offsets[1],
+        start=data_start + start,
+        end=data_start + end,
     )
 
 
@@ -213,8 +210,15 @@ def _whole_numbers(value: Any) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
 
 
+def _is_shape(value: Any) -> TypeGuard[list[int]]:
+    """Is it a shape of at most 16 dimensions that a tensor can have?"""
+    if not _whole_numbers(value) or len(value) > 16:
+        return False
+    return math.prod(size or 1 for size in value) <= MAX_ELEMENTS
+
+
 def _check_layout(
-    tensors: dict[str, TensorInfo], shard: str, data_start: int, file_size: int
+    tensors: dict[str, TensorInfo], shard: str, *, data_start: int, file_size: int
 ) -> None:
     position = data_start
     for info in sorted(tensors.values(), key=lambda info: (info.start, info.end)):
@@ -228,10 +232,11 @@ def _check_layout(
 
 
 def map_tensor(path: Path, info: TensorInfo) -> Tensor:
-    """The tensor as a view of the mapped file: no bytes are read before they are used.
+    """The tensor (info.shape) as a view of the mapped file: no bytes are read before they are used.
 
     The mapping is private (copy on write) since torch wants writable memory; nothing writes to it,
-    so its pages stay file-backed and count as cache, not as memory in use.
+    so its pages stay file-backed and count as cache, not as memory in use. Raises OSError or
+    ValueError where the file is no longer there, or shorter.
     """
     import torch
 
@@ -245,6 +250,6 @@ def map_tensor(path: Path, info: TensorInfo) -> Tensor:
     if info.start % dtype.itemsize:  # legal in the format, though no known writer does it
         data = data.clone()
     flat = data.view(dtype)
-    return (
-        flat.view(info.shape) if info.strides is None else flat.as_strided(info.shape, info.strides)
-    )
+    if info.strides is None:
+        return flat.view(info.shape)
+    return flat.as_strided(info.shape, info.strides)

@@ -1,4 +1,4 @@
-"""Where a shard's bytes come from: a local file, a whole file of the Hub, or byte ranges of one.
+"""Where the bytes of a shard come from: a local file, a file of the Hub, or byte ranges of one.
 
 `fetch` runs in one thread, ahead of the work; `tensor` in many, after it. The compute half sees
 tensors only.
@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 
     from shadow.checkpoints.hub import OnBytes, RemoteFile, Say, Snapshot
 
-# Bytes; a gap of this size costs less than another request (20 ms at 100 Mbit/s).
-NEIGHBOUR = 1 << 18
+NEIGHBOUR = 1 << 18  # bytes; such a gap costs less than another request (20 ms at 100 Mbit/s)
 ALIGNMENT = 64  # bytes; keeps the alignment that the tensors had in their shard
 
 T = TypeVar("T")
@@ -33,17 +32,15 @@ R = TypeVar("R")
 
 
 class Source(Protocol):
-    """The bytes of one shard.
-
-    is_local: nothing to fetch, and nothing to free. verified: were the bytes checked against the
-    Hub's checksum (None: a folder has none); right after fetch.
-    """
+    """The bytes of one shard."""
 
     @property
-    def is_local(self) -> bool: ...
+    def is_local(self) -> bool:
+        """Is there nothing to fetch, and nothing to free?"""
 
     @property
-    def verified(self) -> bool | None: ...
+    def verified(self) -> bool | None:
+        """Were the bytes checked against the Hub's checksum, after fetch? None for a folder."""
 
     def bytes_to_move(self) -> int:
         """Bytes that fetch will bring over the network; they take as much disk."""
@@ -63,20 +60,27 @@ class LocalFile:
     """A shard in a folder."""
 
     path: Path
+    """Where it lies."""
+
     is_local: bool = True
+    """There is nothing to fetch, and nothing to free."""
+
     verified: None = None
+    """A folder has no checksums."""
 
     def bytes_to_move(self) -> int:
+        """0: it is here."""
         return 0
 
     def fetch(self, *, say: Say, report: OnBytes, stop: Event) -> None:
-        pass
+        """Nothing: it is here."""
 
     def tensor(self, info: TensorInfo) -> Tensor:
+        """A tensor of the shard, as a view of the mapped file."""
         return _mapped(self.path, info)
 
     def free(self) -> None:
-        pass
+        """Nothing: it is the user's."""
 
 
 @dataclass
@@ -116,11 +120,18 @@ class WholeFile:
         return self.snapshot.repo, self.snapshot.commit, self.file.path
 
     def bytes_to_move(self) -> int:
+        """Bytes of the file, if it is not in the cache."""
         from shadow.checkpoints.hub import in_cache
 
-        return 0 if self.path or in_cache(self.snapshot, self.file) else self.file.size
+        if self.path or in_cache(self.snapshot, self.file):
+            return 0
+        return self.file.size
 
     def fetch(self, *, say: Say, report: OnBytes, stop: Event) -> None:
+        """Bring the file and check its checksum and that its header is the one read before.
+
+        Raises ShadowError; StoppedError once stop is set.
+        """
         from shadow.checkpoints.hub import fetch_whole, use_own_blobs
 
         if self.path is not None:
@@ -143,11 +154,13 @@ class WholeFile:
         self.path = path
 
     def tensor(self, info: TensorInfo) -> Tensor:
+        """A tensor of the shard, as a view of the mapped file, which has been fetched."""
         path = self.unpacked or self.path
         assert path is not None, "fetched before it is read"
         return _mapped(path, info)
 
     def free(self) -> None:
+        """Remove it from the cache, unless it is to be kept."""
         if not self.keep:
             self.discard()
         self.path = None
@@ -156,7 +169,7 @@ class WholeFile:
         """Remove the shard from the Hub's cache."""
         from shadow.checkpoints.hub import forget
 
-        forget(*self.identity, self.file.checksum)
+        forget(*self.identity, checksum=self.file.checksum)
 
 
 @dataclass
@@ -167,18 +180,32 @@ class ByteRanges:
     """
 
     snapshot: Snapshot
+    """The commit that it is of."""
+
     file: RemoteFile
+    """The name, size and checksum of the shard there."""
+
     wanted: Sequence[TensorInfo]
+    """The tensors that are fetched."""
+
     path: Path
+    """The file that their bytes are written to."""
+
     verified: bool = False
+    """No checksum covers byte ranges."""
+
     is_local: bool = False
-    # By start in the shard: where it went.
+    """There is something to fetch and to free."""
+
     shifts: dict[int, int] = field(default_factory=dict, repr=False)
+    """By the start of a tensor in the shard: how many bytes further it lies in the file."""
 
     def bytes_to_move(self) -> int:
+        """Bytes of the ranges that hold the wanted tensors."""
         return sum(stop - start for start, stop in coalesced(self.wanted))
 
     def fetch(self, *, say: Say, report: OnBytes, stop: Event) -> None:
+        """Bring the ranges. Raises ShadowError; StoppedError once stop is set."""
         from shadow.checkpoints.hub import copy_range
 
         with _writing(self.path.parent):
@@ -200,8 +227,8 @@ class ByteRanges:
                     self.snapshot,
                     self.file,
                     start,
-                    end,
-                    write,
+                    stop=end,
+                    write=write,
                     say=say,
                     report=report,
                     stopped=stop,
@@ -210,10 +237,12 @@ class ByteRanges:
                 file.flush()
 
     def tensor(self, info: TensorInfo) -> Tensor:
+        """A wanted tensor, as a view of the mapped file."""
         shift = self.shifts.get(info.start, 0)  # an empty tensor has no bytes anywhere
         return _mapped(self.path, replace(info, start=info.start + shift, end=info.end + shift))
 
     def free(self) -> None:
+        """Remove the file."""
         with contextlib.suppress(OSError):
             self.path.unlink()
 
@@ -221,10 +250,8 @@ class ByteRanges:
 def _mapped(path: Path, info: TensorInfo) -> Tensor:
     try:
         return map_tensor(path, info)
-    except (
-        OSError,
-        ValueError,
-    ) as error:  # another program, or another audit under --max-disk, took it away or cut it
+    # another program, or another audit under --max-disk, took it away or cut it
+    except (OSError, ValueError) as error:
         raise ShadowError(
             f"{path} is not what it was when the audit began ({type(error).__name__})",
             "run the same command again: it continues from here",
@@ -253,9 +280,13 @@ class Fetching:
         report: OnBytes = lambda count: None,
         note: Callable[[Source], None] = lambda source: None,
     ) -> None:
-        self.say, self.report, self.note, self.stop = say, report, note, Event()
+        self.say = say
+        self.report = report
+        self.note = note
+        self.stop = Event()
 
     def begin(self, source: Source) -> Future[None]:
+        """Fetch a source. The future has its fault, if there is one."""
         self.note(source)
         future: Future[None] = Future()
         fetch = partial(source.fetch, say=self.say, report=self.report, stop=self.stop)
@@ -264,12 +295,13 @@ class Fetching:
 
 
 def in_threads(function: Callable[[T, Event], R], items: Sequence[T], threads: int) -> list[R]:
-    """function(item, stop) of every item, in order, by daemon threads.
+    """function(item, stop) of every item, in order, worked on by so many daemon threads.
 
-    stop is set when the work is given up.
+    stop is set when that is given up. Raises what the first item raises that fails.
     """
     futures: list[Future[R]] = [Future() for _ in items]
-    waiting, stop = deque(zip(futures, items, strict=True)), Event()
+    waiting = deque(zip(futures, items, strict=True))
+    stop = Event()
 
     def work() -> None:
         with contextlib.suppress(IndexError):
@@ -293,8 +325,9 @@ def _settle(future: Future[R], work: Callable[[], R]) -> None:
 
 
 def coalesced(wanted: Sequence[TensorInfo]) -> list[tuple[int, int]]:
-    """(start, stop) of the byte ranges that hold all wanted tensors: neighbours in one, ascending,
-    no overlap.
+    """(start, stop) of the byte ranges that hold all wanted tensors, ascending.
+
+    They do not overlap: neighbours, up to NEIGHBOUR bytes apart, are in one.
     """
     ranges: list[tuple[int, int]] = []
     for start, end in sorted({(info.start, info.end) for info in wanted if info.end > info.start}):

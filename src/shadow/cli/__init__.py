@@ -120,19 +120,15 @@ def main() -> None:
         sys.exit(1)
     except OSError as error:
         console.give_up()
-        where = (
-            "input or output failed" if error.filename is None else error.filename
-        )  # such as a full disk
+        where = error.filename
+        if where is None:  # such as a full disk
+            where = "input or output failed"
         console.complain(ShadowError(f"{where}: {error.strerror or error}"))
         sys.exit(1)
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and "can't allocate memory" not in str(
-            error
-        ):  # torch's words
+        torchs_words = "can't allocate memory"
+        if not isinstance(error, MemoryError) and torchs_words not in str(error):
             raise
-        console.complain(
-            ShadowError(
-                "there is not enough memory", "free some, or use fewer workers, as by --jobs 1"
-            )
-        )
+        hint = "free some, or use fewer workers, as by --jobs 1"
+        console.complain(ShadowError("there is not enough memory", hint))
         sys.exit(1)

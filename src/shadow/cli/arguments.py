@@ -14,6 +14,7 @@ from shadow.storage import fetched_file, located, url_of
 
 if TYPE_CHECKING:
     from shadow.audits.plan import Access
+    from shadow.targets.families import Pair
     from shadow.targets.lists import Selection
 
 # bytes of a list, a policy or a file of scores at a URL; their readers have limits of their own
@@ -52,18 +53,20 @@ class NamedTargets:
 def selected(named: NamedTargets) -> Selection:
     """The pairs that are named. Raises UsageError where there is none."""
     from shadow.targets import typed
-    from shadow.targets.families import Pair, given_pair
+    from shadow.targets.families import given_pair
     from shadow.targets.lists import select
     from shadow.targets.references import parse_reference
 
     if (named.base is None) != (named.tuned is None):
         raise UsageError("--base and --tuned go together", "name both checkpoints, or a family")
-    targets, given = named.targets, list[Pair]()
+    targets = named.targets
+    given: list[Pair] = []
     if named.base is not None and named.tuned is not None:
         given = [given_pair(parse_reference(named.base), parse_reference(named.tuned))]
     if named.name is not None:
         if not given and len(targets) == 2 and all(map(typed.is_reference, targets)):
-            targets, given = [], list(typed.pairs_of_references(targets, {}))
+            given = list(typed.pairs_of_references(targets, {}))
+            targets = []
         if not given or targets or named.listed or named.tags:
             raise UsageError("--name is for one pair that is given by its checkpoints", typed.TWO)
         try:
@@ -89,8 +92,9 @@ Options = Mapping[str, Any]
 
 
 def reports_here(run: Path, options: Options, *, spectra: bool = False) -> Path:
-    """The folder of reports; those at a URL are fetched, and with spectra their singular values
-    too.
+    """The folder of reports; those at a URL are fetched.
+
+    spectra: with their singular values. Raises ShadowError where there is none at a URL.
     """
     place = located(run, options)
     if isinstance(place, Path):
@@ -103,10 +107,13 @@ def reports_here(run: Path, options: Options, *, spectra: bool = False) -> Path:
 def file_here(file: Path, options: Options) -> Path:
     """A file; one at a URL is fetched."""
     place = located(file, options)
-    return place if isinstance(place, Path) else fetched_file(place, MAX_FILE)
+    if isinstance(place, Path):
+        return place
+    return fetched_file(place, MAX_FILE)
 
 
 def files_here(files: Sequence[Path] | None, options: Options) -> list[Path]:
+    """Files; those at URLs are fetched."""
     return [file_here(file, options) for file in files or ()]
 
 
@@ -120,7 +127,7 @@ def list_here(listed: str | None, options: Options) -> str | None:
 def access_of(
     *, allow_pickle: bool, offline: bool, fetch: FetchName, max_disk: str | None
 ) -> Access:
-    """How checkpoints may be reached."""
+    """How checkpoints may be reached. Raises UsageError for a size that is none."""
     from shadow.audits.plan import Access
     from shadow.text import bytes_of
 
@@ -128,3 +135,12 @@ def access_of(
         os.environ["HF_HUB_OFFLINE"] = "1"  # before the client is imported, which reads it then
     most = None if max_disk is None else bytes_of(max_disk)
     return Access(allow_pickle=allow_pickle, offline=offline, fetch=fetch.value, max_disk=most)
+
+
+def cache_of(*, no_cache: bool, folder: Path | None) -> Path | None:
+    """Where solved spectra are kept; None: nowhere."""
+    from shadow.audits.cache_folder import default_folder
+
+    if no_cache:
+        return None
+    return folder or default_folder()

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shadow.cli import console
-from shadow.cli.arguments import NamedTargets, access_of, files_here, list_here, selected
+from shadow.cli.arguments import (
+    NamedTargets,
+    access_of,
+    cache_of,
+    files_here,
+    list_here,
+    selected,
+)
 from shadow.cli.gate import GateOptions, at_fault, baselines_of, begin, finish, judged_of, rules_of
 from shadow.cli.options import (
     DEFAULT_OUTPUT,
@@ -181,8 +188,8 @@ def audit(
         storage=options,
     )
     rules = rules_of(held)
-    on_ray = _ray_request(engine, address, cpus_per_task, memory_per_task)
-    say = _say_nothing if quiet else console.say
+    on_ray = _ray_request(engine, address=address, cores=cpus_per_task, memory=memory_per_task)
+    say = console.say_nothing if quiet else console.say
     selection = selected(
         NamedTargets(
             targets=targets or [],
@@ -198,17 +205,17 @@ def audit(
     from shadow.checkpoints.choosing import filter_of
 
     chosen = filter_of(component or [], layer or [], module or [])
-    from shadow.audits.cache_folder import default_folder
     from shadow.audits.devices import choose
     from shadow.audits.pair import Runtime, Settings
     from shadow.findings.score_files import scores_of_pairs
     from shadow.spectra.delta import Method
 
-    cache = None if no_cache else cache_dir or default_folder()
     place = located(output, options)
-    store = place if isinstance(place, Store) else None
-    if store is not None:
+    store = None
+    if isinstance(place, Store):
+        store = place
         store.require_access()
+        output = work_folder(store)
     access = access_of(allow_pickle=allow_pickle, offline=offline, fetch=fetch, max_disk=max_disk)
     request = AuditRequest(
         selection=selection,
@@ -219,15 +226,15 @@ def audit(
             optimizer=None if optimizer is None else optimizer.value,
             device=choose(device),
         ),
-        output=work_folder(store) if store is not None else output,
+        output=output,
         store=store,
         runtime=Runtime(
             jobs=jobs,
             access=access,
             overwrite=overwrite,
-            cache=cache,
+            cache=cache_of(no_cache=no_cache, folder=cache_dir),
             say=say,
-            detail=console.say if verbose else _say_nothing,
+            detail=console.say if verbose else console.say_nothing,
         ),
         scores=scores_of_pairs(files_here(scores, options), selection.own, say),
         rules=rules,
@@ -246,19 +253,19 @@ def audit(
 
 
 def _ray_request(
-    engine: EngineName, address: str | None, cores: int | None, memory: str
+    engine: EngineName, *, address: str | None, cores: int | None, memory: str
 ) -> RayRequest | None:
     """Which Ray is asked for; None: none."""
     from shadow.text import bytes_of
 
     if engine is not EngineName.ray:
         given = {
-            "--address": address,
-            "--cpus-per-task": cores,
-            "--memory-per-task": memory != "auto" or None,
+            "--address": address is not None,
+            "--cpus-per-task": cores is not None,
+            "--memory-per-task": memory != "auto",
         }
-        for option, value in given.items():
-            if value is not None:
+        for option, is_given in given.items():
+            if is_given:
                 raise UsageError(f"{option} without --engine ray", "add --engine ray")
         return None
     most = None if memory == "auto" else bytes_of(memory)
@@ -282,7 +289,7 @@ class AuditRequest:
     """The folder that reports are written below; with store, the one of this machine to work in."""
 
     store: Store | None
-    """The URL that reports are published below."""
+    """The URL that reports are published below; None: they stay on this machine."""
 
     runtime: Runtime
     """How the audit runs."""
@@ -300,8 +307,8 @@ class AuditRequest:
     """Which Ray carries out the pairs; None: this process does."""
 
     parts: int | None
-    """In how many parts each pair is measured; None: whole, or a single pair on Ray in as many as
-    run at a time.
+    """In how many parts each pair is measured, 1 or more; None: whole, or a single pair on Ray in
+    as many as run at a time.
     """
 
     strict: bool
@@ -333,48 +340,46 @@ class AuditRequest:
 
 
 def _audit(request: AuditRequest) -> tuple[list[Judgement], bool]:
-    """Audit every pair and show what came of it: the judgements, and whether no pair has what was
-    asked for.
+    """Audit every pair and show what came of it.
+
+    Returns the judgements, and whether no pair has what was asked for.
     """
     from shadow.gates.verdicts import Judgement
 
     pairs = request.selection.own
     judged: list[Judgement] = []
-    several = request.on_ray is not None and not request.is_cut
     bugs: list[Exception] = []
     wrong = 0
+    bars = console.pairs_progress(
+        len(pairs),
+        is_list=request.selection.is_list,
+        hidden=request.quiet,
+        several=request.on_ray is not None and not request.is_cut,
+    )
     try:
-        with (
-            _engine(request) as engine,
-            console.pairs_progress(
-                len(pairs), is_list=request.selection.is_list, hidden=request.quiet, several=several
-            ) as watch,
-        ):
+        with _engine(request) as engine, bars as watch:
             for outcome in _outcomes(request, watch, engine):
+                family, pair = outcome.pair.family, outcome.pair.name
                 try:
                     judged.append(_judgement(request, outcome.finished()))
                 except ShadowError as error:  # one failing pair does not stop the others
                     if isinstance(error, UsageError) and request.is_alone:
                         raise
-                    wrong += isinstance(error, UsageError)
+                    if isinstance(error, UsageError):
+                        wrong += 1
                     named = error if request.is_alone else of_pair(error, outcome.pair)
-                    judged.append(at_fault(outcome.pair.family, outcome.pair.name, named))
+                    judged.append(at_fault(family, pair, named))
                 except Exception as bug:
                     if not request.selection.is_list or outcome.error is None:
                         raise
                     bugs.append(bug)
-                    judged.append(
-                        Judgement(
-                            outcome.pair.family, outcome.pair.name, fault=outcome.error.message
-                        )
-                    )
+                    judged.append(Judgement(family, pair, fault=outcome.error.message))
     except KeyboardInterrupt:
         console.say("stopped; run the same command again to continue")
         raise typer.Exit(130) from None
+    # several at a time end in any order
     place = {(pair.family, pair.name): number for number, pair in enumerate(pairs)}
-    judged.sort(
-        key=lambda judgement: place[judgement.family, judgement.pair]
-    )  # several at a time end in any order
+    judged.sort(key=lambda judgement: place[judgement.family, judgement.pair])
     _show(request, judged)
     if bugs:
         raise ExceptionGroup("faults of shadow itself, while it audited a list", bugs)
@@ -395,34 +400,27 @@ def _outcomes(request: AuditRequest, watch: Watch, engine: Engine | None) -> Ite
     from shadow.audits.pairs import PATIENCE, audit_pairs
     from shadow.audits.remote import run_remote_pair
 
-    settings, output, runtime, scores = (
-        request.settings,
-        request.output,
-        request.runtime,
-        request.scores,
-    )
     store = request.store
     audit = run_pair if store is None else partial(run_remote_pair, store=store)
+    runtime = request.runtime
     if request.is_cut:
         from shadow.audits.engine import InProcess
         from shadow.audits.parts import Parts
 
         # what a driver that was killed has left at work ends soon
-        runtime = replace(
-            runtime, elsewhere=Parts(engine or InProcess(), request.parts), patience=PATIENCE
-        )
+        parts = Parts(engine or InProcess(), request.parts)
+        runtime = replace(runtime, elsewhere=parts, patience=PATIENCE)
         engine = None
     if request.selection.is_list:
         return audit_list(
-            request.selection, settings, output, runtime,
-            scores=scores, watch=watch, audit=audit, store=store, engine=engine,
+            request.selection, request.settings, request.output, runtime=runtime,
+            scores=request.scores, watch=watch, audit=audit, store=store, engine=engine,
         )  # fmt: skip
-    numbered = (
-        engine is not None and not request.is_alone
-    )  # what is said of several at a time says of which
+    # what is said of several at a time says of which
+    numbered = engine is not None and not request.is_alone
     return audit_pairs(
-        request.selection.own, settings, output, runtime,
-        scores=scores, watch=watch, numbered=numbered, audit=audit, engine=engine,
+        request.selection.own, request.settings, request.output, runtime=runtime,
+        scores=request.scores, watch=watch, numbered=numbered, audit=audit, engine=engine,
     )  # fmt: skip
 
 
@@ -443,8 +441,13 @@ def _judgement(request: AuditRequest, result: AuditResult) -> Judgement:
 def _view(request: AuditRequest, result: AuditResult) -> RenderableType:
     from shadow.outputs.terminal.summary import summary_view
 
-    options = console.out.options
-    return summary_view(result.summary, result.provenance, result.place, options, full=request.full)
+    return summary_view(
+        result.summary,
+        result.provenance,
+        result.place,
+        options=console.out.options,
+        full=request.full,
+    )
 
 
 def _show(request: AuditRequest, judged: Sequence[Judgement]) -> None:
@@ -482,20 +485,14 @@ def _told(judged: Sequence[Judgement]) -> list[dict[str, Any]]:
     return summaries
 
 
-def _say_nothing(text: str) -> None:
-    """What `--quiet` does with a note."""
-
-
 def tell_left_out(selection: Selection, say: Callable[[str], None]) -> None:
     """What a list, a glob or a tag left out."""
     for name in selection.passed_over:
         say(f"{name} has no pair to compare: `shadow families {name}` says why")
     if not selection.own:
         count = len(selection.pairs)
-        say(
-            f"nothing to audit in shard {selection.shard}: the list has {count}"
-            f" pair{'s' * (count > 1)}"
-        )
+        pairs = f"{count} {'pair' if count == 1 else 'pairs'}"
+        say(f"nothing to audit in shard {selection.shard}: the list has {pairs}")
 
 
 def of_pair(error: ShadowError, pair: Pair) -> ShadowError:

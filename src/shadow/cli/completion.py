@@ -1,5 +1,4 @@
-"""What the shell offers when a word is begun: families and pairs, modules, components, columns,
-tables.
+"""What the shell offers when a word is begun: families, pairs, modules, components, columns.
 
 Imports only what the word needs, and neither torch nor pandas: a person waits for it. A fault means
 that nothing is offered.
@@ -16,12 +15,8 @@ import typer
 
 from shadow.errors import ShadowError
 
-TOPICS = (
-    "label",
-    "finding",
-    "published",
-    "gates",
-)  # what `shadow explain` knows besides columns and heads
+# what `shadow explain` knows besides columns and heads
+TOPICS = ("label", "finding", "published", "gates")
 
 
 def targets(ctx: typer.Context, incomplete: str) -> list[str]:
@@ -89,13 +84,17 @@ def _pairs(family: str, registry: Path | None) -> list[str]:
     from shadow.targets.families import load_families
 
     known = load_families(registry).get(family)
-    return [] if known is None else [pair.name for pair in known.pairs]
+    if known is None:
+        return []
+    return [pair.name for pair in known.pairs]
 
 
 def _registry(ctx: typer.Context) -> Path | None:
     """The folder that was typed before this word, or the variable's."""
     typed: Any = ctx.params.get("registry") or os.environ.get("SHADOW_REGISTRY")
-    return Path(typed) if typed else None
+    if not typed:
+        return None
+    return Path(typed)
 
 
 def _begun(known: Iterable[str], incomplete: str) -> list[str]:

@@ -50,7 +50,9 @@ def show_json(value: Any) -> None:
 
 def show_text(text: str) -> None:
     """Data as it is, such as Markdown, on stdout: never wrapped or coloured."""
-    print(text if _is_watched(out) else inert(text), end="")
+    if not _is_watched(out):
+        text = inert(text)
+    print(text, end="")
 
 
 def say(text: str) -> None:
@@ -58,26 +60,24 @@ def say(text: str) -> None:
     _print(err, escape(visible(as_given(text))))
 
 
+def say_nothing(text: str) -> None:
+    """What `--quiet` does with a line of talk."""
+
+
 def flush() -> None:
-    """Write what stdout still holds, so that a full disk is told of now and not by the interpreter
-    at its end.
-    """
+    """Write what stdout still holds: a full disk is told of now, and not by the interpreter."""
     if sys.stdout is not None:
         sys.stdout.flush()
 
 
 def give_up() -> None:
-    """What stdout still holds cannot be written: let no flush at the end of the process complain
-    again.
-    """
+    """What stdout still holds cannot be written: let no flush at the end complain again."""
     if sys.stdout is not None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def annotate(command: str) -> None:
-    """A workflow command of GitHub Actions, a line of its own on stderr: stdout is data, and the
-    runner reads both.
-    """
+    """A workflow command of GitHub Actions, a line on stderr, which the runner reads as well."""
     sys.stderr.write(command + "\n")
 
 
@@ -108,9 +108,7 @@ Watch = Callable[[str], contextlib.AbstractContextManager[Update]]
 
 @contextlib.contextmanager
 def progress(title: str) -> Iterator[Update]:
-    """A progress bar on stderr: matrices done, rate, time left. Silent when stderr is not a
-    terminal.
-    """
+    """A progress bar on stderr: matrices done, rate, time left. Silent unless on a terminal."""
     if not _is_watched(err):
         with _no_progress(title) as update:
             yield update
@@ -128,10 +126,9 @@ def _no_progress(title: str) -> contextlib.AbstractContextManager[Update]:
 def pairs_progress(
     total: int, *, is_list: bool, hidden: bool = False, several: bool = False
 ) -> contextlib.AbstractContextManager[Watch]:
-    """Of a list the bars of `list_progress`; else a bar for each pair while it is audited. hidden:
-    neither.
+    """Of a list the bars of `list_progress`; otherwise a bar for each pair while it is audited.
 
-    several: pairs are audited several at a time, and have one bar together.
+    several: pairs are audited several at a time, and have one bar together. hidden: no bar at all.
     """
     if hidden:
         return contextlib.nullcontext(_no_progress)
@@ -144,8 +141,7 @@ def pairs_progress(
 
 @contextlib.contextmanager
 def list_progress(total: int) -> Iterator[Watch]:
-    """Two bars on stderr: pairs done and the time left for the list, and below it the bar of the
-    current pair.
+    """Two bars on stderr: pairs done and time left for the list, and the bar of the current pair.
 
     Yields what begins the next pair, by its title. Silent when stderr is not a terminal.
     """
@@ -176,7 +172,8 @@ def list_progress(total: int) -> Iterator[Watch]:
 
         def told(state: Progress) -> None:
             update(state)
-            left = pace.left(state.cost_done / state.cost_total if state.cost_total else 1.0)
+            share = state.cost_done / state.cost_total if state.cost_total else 1.0
+            left = pace.left(share)
             overall.update(task, left="" if left is None else f"{duration(left)} left")
 
         yield told
@@ -187,8 +184,7 @@ def list_progress(total: int) -> Iterator[Watch]:
 
 @contextlib.contextmanager
 def side_by_side_progress(total: int) -> Iterator[Watch]:
-    """One bar on stderr for tasks that run side by side: how many ended, how many run, bytes, the
-    time left.
+    """One bar on stderr for tasks side by side: how many ended, how many run, bytes, time left.
 
     Yields what begins a task, by its name. Silent when stderr is not a terminal.
     """
@@ -226,20 +222,25 @@ class Fleet:
     """Tasks that run side by side: what is told of all of them in one line."""
 
     def __init__(self, total: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self.total, self.ended = total, 0
-        self._clock, self._started = clock, clock()
+        self.total = total
+        self.ended = 0
+        self._clock = clock
+        self._started = clock()
         self._running: dict[str, Progress | None] = {}
         self._measured = 0  # tasks that ended and were not only read
         self._moved = 0  # bytes, of those that ended
 
     def begin(self, title: str) -> None:
+        """A task begins."""
         self._running[title] = None
 
     def tell(self, title: str, state: Progress) -> None:
+        """How far a task is, if it has begun and not ended."""
         if title in self._running:
             self._running[title] = state
 
     def end(self, title: str) -> None:
+        """A task ends."""
         state = self._running.pop(title, None)
         self.ended = min(self.ended + 1, self.total)
         if state is not None:
@@ -258,9 +259,8 @@ class Fleet:
         )
         left = self.total - self.ended - done + self._measured
         if done >= 0.01:
-            parts.append(
-                f"{duration((self._clock() - self._started) / done * max(left, 0.0))} left"
-            )
+            seconds = (self._clock() - self._started) / done * max(left, 0.0)
+            parts.append(f"{duration(seconds)} left")
         return ", ".join(parts)
 
 
@@ -268,33 +268,32 @@ class ListPace:
     """The time that a list still takes, by the pairs of this run that were really measured."""
 
     def __init__(self, total: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self.total, self.begun = total, 0
-        self._clock, self._started = clock, clock()
-        self._spent, self._measured, self._share = (
-            0.0,
-            0.0,
-            0.0,
-        )  # of the pairs before this one; and of this one
+        self.total = total
+        self.begun = 0
+        self._clock = clock
+        self._started = clock()
+        self._spent = 0.0  # seconds, on the measured pairs before this one
+        self._measured = 0  # how many these are
+        self._share = 0.0  # of this pair, how much is done
 
     def begin(self) -> None:
-        """The next pair begins; one whose report was only read has told no progress, and does not
-        count.
-        """
+        """The next pair begins. One that has told no progress was only read, and does not count."""
         now = self._clock()
         if self._share:
-            self._spent, self._measured = self._spent + now - self._started, self._measured + 1
-        self.begun, self._started, self._share = self.begun + 1, now, 0.0
+            self._spent += now - self._started
+            self._measured += 1
+        self.begun += 1
+        self._started = now
+        self._share = 0.0
 
     def left(self, share: float) -> float | None:
-        """Seconds left when this share of the current pair is done; None when nothing can be said
-        yet.
-        """
+        """Seconds left when this share of the current pair is done, 0 to 1; None if unknown yet."""
         self._share = max(share, 1e-9)
         measured = self._measured + share
+        if measured < 0.01:
+            return None
         elapsed = self._spent + self._clock() - self._started
-        return (
-            elapsed / measured * (self.total - self.begun + 1 - share) if measured >= 0.01 else None
-        )
+        return elapsed / measured * (self.total - self.begun + 1 - share)
 
 
 def _matrix_bar() -> tuple[Bar, Callable[[str], Update]]:
@@ -304,9 +303,7 @@ def _matrix_bar() -> tuple[Bar, Callable[[str], Update]]:
     from rich.text import Text
 
     class Pace(ProgressColumn):
-        """Matrices a second and the time left by floating-point operations, not by count: sizes
-        differ a lot.
-        """
+        """Matrices a second, and the time left by operations, not by count: sizes differ a lot."""
 
         def render(self, task: Task) -> Text:
             state: Progress | None = task.fields.get("state")
@@ -334,16 +331,12 @@ def _matrix_bar() -> tuple[Bar, Callable[[str], Update]]:
             if self.seen and state.moved < self.seen[-1][1]:  # another download, or one that failed
                 self.seen.clear()
             self.seen.append((now, state.moved))
-            (first, before), elapsed = self.seen[0], now - self.seen[0][0]
-            rate = (
-                f", {byte_size(int((state.moved - before) / elapsed))}/s"
-                if elapsed > 0.5 and first < now
-                else ""
-            )
-            going = rate if state.moved < state.to_move else ""
-            return Text(
-                f"{byte_size(state.moved)} of {byte_size(state.to_move)}{going}", style="green"
-            )
+            first, before = self.seen[0]
+            elapsed = now - first
+            text = f"{byte_size(state.moved)} of {byte_size(state.to_move)}"
+            if state.moved < state.to_move and elapsed > 0.5:
+                text += f", {byte_size(int((state.moved - before) / elapsed))}/s"
+            return Text(text, style="green")
 
     bytes_column = Bytes()
     bar = Bar(
@@ -380,9 +373,7 @@ def _matrix_bar() -> tuple[Bar, Callable[[str], Update]]:
 
 @contextlib.contextmanager
 def steps(title: str) -> Iterator[Callable[[int, int, str], None]]:
-    """A progress bar on stderr of so many steps, with the last one's name. Silent when stderr is
-    not a terminal.
-    """
+    """A progress bar on stderr of steps, with the last one's name. Silent unless on a terminal."""
     if not _is_watched(err):
         yield lambda done, total, what: None
         return

@@ -37,6 +37,7 @@ EXAMPLES = {
 def epilog_of(command: str) -> str | None:
     """The last lines of a command's help; None where it has no examples."""
     lines = EXAMPLES.get(command)
-    return (
-        None if lines is None else "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
-    )  # \b: lines stay as they are
+    if lines is None:
+        return None
+    # \b: lines stay as they are
+    return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])

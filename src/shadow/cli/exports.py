@@ -1,6 +1,4 @@
-"""Commands that make something of finished reports for others: a page, a figure, a file of another
-format.
-"""
+"""Commands that make something of finished reports: a page, a figure, a file of another format."""
 
 from __future__ import annotations
 
@@ -124,9 +122,17 @@ def figure(
         from shadow.places.names import check_component
 
         check_component(component)
-    choice = Choice(component, tuple(module or ()), layer, expert, metric, width, title)
+    choice = Choice(
+        component=component,
+        modules=tuple(module or ()),
+        layer=layer,
+        expert=expert,
+        metric=metric,
+        width=width,
+        title=title,
+    )
     folders = reports_below(reports_here(run, parsed_options(storage_options), spectra=True))
-    for note in write_figure(kind.value, folders, output, choice):
+    for note in write_figure(kind.value, folders, output, choice=choice):
         console.say(f"{output}: {note}")
 
 
@@ -164,7 +170,7 @@ def export(
 
     run = reports_here(run, parsed_options(storage_options), spectra=True)
     target = output or exporting.default_output(run, to.value)
-    done = exporting.export(reports_below(run), to.value, target, table or ())
+    done = exporting.export(reports_below(run), to.value, target, tables=table or ())
     if done.older:
         console.say(f"{done.older} of {done.reports} reports were {absent_note(done.absent)}")
     counts = ", ".join(f"{count:,} {name}" for name, count in done.rows.items())

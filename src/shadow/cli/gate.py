@@ -31,7 +31,7 @@ from shadow.reports.folders import meant, reports_below
 from shadow.storage import Store, as_given, located, parsed_options, url_of
 
 if TYPE_CHECKING:
-    from shadow.audits.list_index import Index
+    from shadow.audits.list_index import Index, Row
     from shadow.audits.pair import AuditResult
     from shadow.gates.rules import Rule
     from shadow.gates.verdicts import Judgement, Measured
@@ -98,7 +98,7 @@ def gate(
     for run, index in indexes.items():
         judged += _not_there(run, index, set(names.values()))
     baselines = baselines_of(
-        options, list(names.values()), (lambda text: None) if quiet else console.say
+        options, list(names.values()), console.say_nothing if quiet else console.say
     )
     for folder, name in names.items():
         try:
@@ -134,9 +134,7 @@ def _judgement(folder: Path, rules: Sequence[Rule], baseline: Measured | None) -
 
 
 def _not_there(run: Path, index: Index, there: set[tuple[str, str]]) -> list[Judgement]:
-    """The faults of a list's folder: pairs that have no report or another one, and shards that are
-    elsewhere.
-    """
+    """The faults of a list's folder: pairs without their report, and shards that are elsewhere."""
     judged = []
     for row in index.rows:
         if row.state == "kept":
@@ -144,21 +142,28 @@ def _not_there(run: Path, index: Index, there: set[tuple[str, str]]) -> list[Jud
             judged.append(at_fault(row.family, row.pair, error))
     for row in index.rows:
         if row.state != "kept" and row.key not in there:
-            message = f"{row.name} has no report: {row.error or row.state}"
-            hint = "run the list again to finish it, or name the folders of its families"
-            if row.state == "done":
-                message = (
-                    f"{row.name}: its report is missing ({run / row.folder}, done by index.json)"
-                )
-                hint = "put the report back, or run the list again"
-            elif row.error:
-                hint = "correct what failed, and run the list again"
-            error = ShadowError(message, hint)
-            judged.append(at_fault(row.family, row.pair, error))
+            judged.append(at_fault(row.family, row.pair, _missing(run, row)))
     for shard in index.missing_shards:
         error = ShadowError(f"{run} lacks shard {shard} of its list", "merge all shards")
         judged.append(at_fault(str(run), f"shard {shard}", error))
     return judged
+
+
+def _missing(run: Path, row: Row) -> ShadowError:
+    """What is wrong with a pair of a list that has no report."""
+    if row.state == "done":
+        return ShadowError(
+            f"{row.name}: its report is missing ({run / row.folder}, done by index.json)",
+            "put the report back, or run the list again",
+        )
+    if row.error:
+        return ShadowError(
+            f"{row.name} has no report: {row.error}", "correct what failed, and run the list again"
+        )
+    return ShadowError(
+        f"{row.name} has no report: {row.state}",
+        "run the list again to finish it, or name the folders of its families",
+    )
 
 
 def judged_of(
@@ -177,12 +182,16 @@ def judged_of(
 
     summary = result.summary
     seconds = result.provenance.get("seconds") if result.measured else 0.0
-    objections = tuple(sorted(result.should_not_have_skipped)) if strict else ()
+    objections: tuple[str, ...] = ()
+    if strict:
+        objections = tuple(sorted(result.should_not_have_skipped))
     if not rules:
         return Judgement(
             summary.family, summary.pair, summary=summary, seconds=seconds, objections=objections
         )
-    folder = result.folder if result.url is None else reports_here(Path(result.url), storage)
+    folder = result.folder
+    if result.url is not None:
+        folder = reports_here(Path(result.url), storage)
     now = read_measured(folder, summary=summary)
     judgement = judge_report(rules, now, baseline, seconds=seconds, objections=objections)
     if result.url is not None:
@@ -214,7 +223,7 @@ class GateOptions:
 
 
 def begin(junit: Path | None, command: str) -> None:
-    """Before anything else, so that no JUnit file of an earlier run outlasts a fault of this."""
+    """Before anything else: no JUnit file of an earlier run outlasts a fault of this one."""
     if junit is not None:
         from shadow.outputs.ci import begin_junit
 
@@ -222,7 +231,7 @@ def begin(junit: Path | None, command: str) -> None:
 
 
 def rules_of(options: GateOptions) -> tuple[Rule, ...]:
-    """The rules of a command."""
+    """The rules of a command. Raises UsageError for one that makes no sense."""
     if not options.fail_on and options.policy is None and options.against is None:
         return ()
     from shadow.gates.rules import gather
@@ -247,7 +256,10 @@ def at_fault(family: str, pair: str, error: ShadowError) -> Judgement:
 def baselines_of(
     options: GateOptions, pairs: list[tuple[str, str]], say: Callable[[str], None]
 ) -> dict[tuple[str, str], Measured]:
-    """The earlier reports of pairs, by family and pair."""
+    """The earlier reports of pairs, by family and pair. say: gets a line where there are none.
+
+    Raises ShadowError where there is no such folder, or it holds no reports.
+    """
     from shadow.gates.verdicts import read_baselines
 
     against = options.against
@@ -261,21 +273,21 @@ def baselines_of(
     if place.is_dir():
         folders = reports_below(place)
         is_report = (place / "matrices.parquet").exists()
-        if (
-            folders == [place]
-            and not is_report
-            and next(place.glob("*.safetensors"), None) is not None
-        ):
+        if folders == [place] and not is_report and any(place.glob("*.safetensors")):
             raise ShadowError(
                 f"{against} is a checkpoint, not a report", "name the folder of finished reports"
             )
         return read_baselines(place, folders, pairs)
-    where = url_of(against) or against
-    close = None if url_of(against) else meant(against)
+    url = url_of(against)
+    where = url or against
+    close = None if url else meant(against)
     if not options.allow_missing:
         hint = close or "name finished reports, or add --allow-missing for a first run"
         raise ShadowError(f"no such folder: {where}", hint)
-    say(f"no baseline: there is no folder {where}{f'; {close}' if close else ''}")
+    note = f"no baseline: there is no folder {where}"
+    if close:
+        note += f"; {close}"
+    say(note)
     return {}
 
 
@@ -286,8 +298,7 @@ def finish(
     against: Path | None = None,
     wrong_usage: bool = False,
 ) -> None:
-    """Tell what came of every pair to people, to GitHub Actions and to a JUnit file, and exit with
-    its code.
+    """Tell people, GitHub Actions and a JUnit file what came of every pair, and exit with its code.
 
     against: where the baseline was to be. wrong_usage: no pair has what was asked for.
     """
@@ -300,7 +311,9 @@ def finish(
     if os.environ.get("GITHUB_ACTIONS") == "true":
         workspace = os.environ.get("GITHUB_WORKSPACE")
         for command in ci.workflow_commands(
-            judged, Path(workspace) if workspace else None, without_baseline
+            judged,
+            workspace=Path(workspace) if workspace else None,
+            without_baseline=without_baseline,
         ):
             console.annotate(command)
     else:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from shadow.cli import console
 from shadow.cli.options import Format, FormatOption, PresetName, on_this_machine
 from shadow.extras import require
+
+if TYPE_CHECKING:
+    from shadow.lab.experiment import TaskResult
 
 
 def lab_run(
@@ -52,21 +55,18 @@ def lab_run(
     from shadow.lab.view import view
 
     with console.steps(f"lab {preset.value}") as update:
+
+        def show(done: TaskResult) -> None:
+            update(done.finished, done.total, done.what)
+
         try:
             if preset is PresetName.pretrained:
-                table = run_pretrained(
-                    output, show=lambda done: update(done.finished, done.total, done.what)
-                )
+                table = run_pretrained(output, show=show)
                 console.say(
                     f"{len(table)} measured states in {output}/: pretrained.parquet, pretrained.md"
                 )
                 return
-            tables = run(
-                preset.value,
-                output,
-                jobs=jobs,
-                show=lambda done: update(done.finished, done.total, done.what),
-            )
+            tables = run(preset.value, output, jobs=jobs, show=show)
         except KeyboardInterrupt:
             console.say("stopped; run the same command again to continue")
             raise typer.Exit(130) from None

@@ -88,11 +88,12 @@ def lineage(
     options = parsed_options(storage_options)
     families = load_families(registry)
     named = [families[target] for target in targets if _is_family(target, families)]
-    folders = list(
-        dict.fromkeys(
-            folder for target in targets for folder in _folders(target, families, output, options)
-        )
-    )
+    every = [
+        folder
+        for target in targets
+        for folder in _folders(target, families, output=output, options=options)
+    ]
+    folders = list(dict.fromkeys(every))
     if len(folders) > MOST_REPORTS:
         raise ShadowError(f"{len(folders)} reports, more than {MOST_REPORTS}", "name fewer")
     steps = [
@@ -106,12 +107,10 @@ def lineage(
     in_order = in_order.noting([note for family in named for note in unaudited(family, steps)])
     after = successions(in_order)
     if joint and after:
-        in_order = with_joint(in_order, _held(in_order, jobs, allow_pickle))
+        in_order = with_joint(in_order, _held(in_order, jobs, allow_pickle=allow_pickle))
     elif after:
-        in_order = with_joint(
-            in_order,
-            {(step.folder, later.folder): "left out by --no-joint" for step, later in after},
-        )
+        keys = [(step.folder, later.folder) for step, later in after]
+        in_order = with_joint(in_order, dict.fromkeys(keys, "left out by --no-joint"))
     if format is Format.json:
         console.show_json(in_order.as_json())
     else:
@@ -124,15 +123,17 @@ def _is_family(target: str, families: Mapping[str, Family]) -> bool:
 
 
 def _folders(
-    target: str, families: Mapping[str, Family], output: Path, options: Options
+    target: str, families: Mapping[str, Family], *, output: Path, options: Options
 ) -> list[Path]:
     """The finished reports that an argument stands for."""
     if _is_family(target, families):
         from shadow.files import safe_name
 
         folder = reports_here(output / safe_name(target), options)
-        reports = reports_at(folder) if folder.is_dir() else []
-        reports = [report for report in reports if (report / "matrices.parquet").is_file()]
+        reports: list[Path] = []
+        if folder.is_dir():
+            there = reports_at(folder)
+            reports = [report for report in there if (report / "matrices.parquet").is_file()]
         if not reports:
             where = url_of(output) or output
             raise ShadowError(
@@ -142,21 +143,18 @@ def _folders(
         return reports
     path = reports_here(Path(target), options)
     if not os.path.lexists(path):
+        hint = nearest(target, families) or "name a folder that `shadow audit` made"
         name, _, pair = target.partition(":")
-        hint = f"name the family {name}" if pair and name in families else nearest(target, families)
-        raise ShadowError(
-            f"no family and no folder {target[:80]!r}",
-            hint or "name a folder that `shadow audit` made",
-        )
+        if pair and name in families:
+            hint = f"name the family {name}"
+        raise ShadowError(f"no family and no folder {target[:80]!r}", hint)
     return reports_at(path)
 
 
 def _held(
-    of_steps: Lineage, jobs: int | None, allow_pickle: bool
+    of_steps: Lineage, jobs: int | None, *, allow_pickle: bool
 ) -> dict[tuple[str, str], Joint | str]:
-    """What the joint pass finds for every two steps that follow one another; or why it cannot be
-    made.
-    """
+    """What the joint pass finds for every two successive steps; or why it cannot be made."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # before the client is imported, which reads it then
     from shadow.audits.joint import hold_against
     from shadow.checkpoints.pairing import Filter

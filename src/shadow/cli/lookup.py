@@ -53,25 +53,32 @@ def families(
         format = Format.json
     from shadow.targets.families import filter_families, load_families
 
-    if schema or list_schema:
-        from shadow.targets import editor_schema
+    if list_schema:
+        from shadow.targets.editor_schema import list_schema as schema_of_lists
 
-        console.show_json(
-            editor_schema.list_schema() if list_schema else editor_schema.family_schema()
-        )
+        console.show_json(schema_of_lists())
+        return
+    if schema:
+        from shadow.targets.editor_schema import family_schema
+
+        console.show_json(family_schema())
         return
     if component is not None:
         from shadow.places.names import check_component
 
         check_component(component)
-    chosen = filter_families(load_families(registry), word, component, tag or ())
+    chosen = filter_families(
+        load_families(registry), word=word, component=component, tags=tag or ()
+    )
     if format is Format.json:
         console.show_json([family.as_json() for family in chosen])
         return
     from shadow.outputs.terminal.families import families_view, family_view
 
-    named = len(chosen) == 1 and chosen[0].name == word
-    console.display(family_view(chosen[0]) if named else families_view(chosen, console.out.options))
+    if len(chosen) == 1 and chosen[0].name == word:
+        console.display(family_view(chosen[0]))
+    else:
+        console.display(families_view(chosen, console.out.options))
 
 
 def explain(
@@ -129,11 +136,9 @@ def explain(
 
 
 def _explained(word: str, columns: Mapping[str, Column]) -> list[RenderableType]:
-    """All that a word stands for, the most specific first: a topic, the head of a table, a column,
-    another word.
+    """All that a word stands for, the most specific first: topic, head of a table, column, other.
 
-    A space stands for an underscore in the name of a column. Empty where nothing is known of the
-    word.
+    A space stands for an underscore in the name of a column. Empty where the word is not known.
     """
     from shadow.outputs.terminal.columns import column_view, head_view
     from shadow.outputs.terminal.words import other_words
@@ -147,15 +152,14 @@ def _explained(word: str, columns: Mapping[str, Column]) -> list[RenderableType]
     views: list[RenderableType] = []
     if (head := head_of(word)) is not None:
         views.append(head_view(word, head, columns.get(head.column)))
-        return (
-            [*views, column_view(column)] if column is not None and head.column != name else views
-        )
+        if column is not None and head.column != name:
+            views.append(column_view(column))
+        return views
     if column is not None:
         views.append(column_view(column))
     if (other := other_words().get(word.lower())) is not None:
-        views.append(
-            head_view(word, other, columns.get(other.column) if other.column != name else None)
-        )
+        of_other = None if other.column == name else columns.get(other.column)
+        views.append(head_view(word, other, of_other))
     if not views and (text := meaning_of(word)) is not None:
         views.append(head_view(word, Head(text), None))
     return views
@@ -219,4 +223,7 @@ def schema(
         return
     from shadow.outputs.terminal.columns import schema_view, table_view
 
-    console.display(table_view(chosen[0]) if table else schema_view(chosen))
+    if table:
+        console.display(table_view(TABLES[table]))
+    else:
+        console.display(schema_view(chosen))

@@ -15,7 +15,9 @@ from shadow.storage import OPTIONS, located, redacted, url_of
 
 def on_this_machine(path: Path | None) -> Path | None:
     """A callback of options that name a place: a URL would be taken for a folder called `s3:`."""
-    url = None if path is None else url_of(path)
+    if path is None:
+        return None
+    url = url_of(path)
     if url is not None:
         hint = "name a place on this machine, and copy from or to the URL"
         if url.startswith("file:"):
@@ -25,9 +27,7 @@ def on_this_machine(path: Path | None) -> Path | None:
 
 
 def a_place(path: Path | None) -> Path | None:
-    """A callback of options that also take URLs: refuses those that are not supported, before
-    anything is done.
-    """
+    """A callback of options that also take URLs: refuses at once those that are not supported."""
     if path is not None:
         place = located(path)
         if isinstance(place, Path):
@@ -37,7 +37,9 @@ def a_place(path: Path | None) -> Path | None:
 
 def places(paths: list[Path] | None) -> list[Path] | None:
     """The same for options and arguments that may be repeated."""
-    return None if paths is None else [path for path in map(a_place, paths) if path is not None]
+    if paths is None:
+        return None
+    return [path for path in map(a_place, paths) if path is not None]
 
 
 def a_name(text: str | None) -> str | None:
@@ -45,7 +47,9 @@ def a_name(text: str | None) -> str | None:
     if text is None or url_of(text) is None:
         return text
     place = located(text)
-    return str(place) if isinstance(place, Path) else text
+    if isinstance(place, Path):
+        return str(place)
+    return text
 
 
 # Groups of options in the help
@@ -170,11 +174,15 @@ Registry = Annotated[
 
 
 class Format(StrEnum):
+    """What most commands print."""
+
     table = "table"
     json = "json"
 
 
 class ShowFormat(StrEnum):
+    """What `show` prints."""
+
     table = "table"
     json = "json"
     markdown = "markdown"
@@ -201,18 +209,24 @@ Full = Annotated[bool, typer.Option("--full", help="Show every number and table 
 
 
 class PrecisionName(StrEnum):
+    """How spectra are computed."""
+
     default = "default"
     exact = "exact"
     fast = "fast"
 
 
 class OptimizerName(StrEnum):
+    """What a tuned model was trained with."""
+
     adamw = "adamw"
     sgd = "sgd"
     muon = "muon"
 
 
 class PresetName(StrEnum):
+    """The experiments of `lab run`."""
+
     smoke = "smoke"
     quick = "quick"
     full = "full"
@@ -224,17 +238,23 @@ class PresetName(StrEnum):
 
 
 class FetchName(StrEnum):
+    """How weights come from the Hub."""
+
     auto = "auto"
     shards = "shards"
     ranges = "ranges"
 
 
 class EngineName(StrEnum):
+    """What carries out an audit."""
+
     local = "local"
     ray = "ray"
 
 
 class ExportName(StrEnum):
+    """The formats of `export`, as `shadow.outputs.exports` has them."""
+
     csv = "csv"
     json = "json"
     arrow = "arrow"
@@ -245,6 +265,8 @@ class ExportName(StrEnum):
 
 
 class FigureKind(StrEnum):
+    """The kinds of `figure`, as `shadow.outputs.figures` has them."""
+
     depth = "depth"
     spectrum = "spectrum"
     heatmap = "heatmap"

@@ -107,7 +107,8 @@ def plan(
     settings = Settings(Method(precision.value), chosen, device=choose(device))
     runtime = Runtime(jobs=jobs, access=access, say=console.say)
     plans: list[PairPlan] = []
-    faults, wrong = 0, 0
+    faults = 0
+    wrong = 0
 
     def complain(error: ShadowError, pair: Pair) -> None:
         nonlocal faults
@@ -116,11 +117,12 @@ def plan(
 
     for pair in pairs:
         try:
-            planned = plan_pair(pair, settings, place, runtime)
+            planned = plan_pair(pair, settings, place, runtime=runtime)
         except ShadowError as error:
             if isinstance(error, UsageError) and len(pairs) == 1:
                 raise
-            wrong += isinstance(error, UsageError)
+            if isinstance(error, UsageError):
+                wrong += 1
             complain(error, pair)
             continue
         plans.append(planned)

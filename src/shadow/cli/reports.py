@@ -71,36 +71,36 @@ def show(
         from shadow.findings.score_files import scores_of_sides
 
         files = files_here(scores, options)
-        given = scores_of_sides(
-            files, [sides_of(provenance) for _, provenance, _ in reports], console.say
-        )
+        sides = [sides_of(provenance) for _, provenance, _ in reports]
+        given = scores_of_sides(files, sides, console.say)
         reports = [
-            (
-                with_scores(summary, join(given, sides_of(provenance)) or NO_SCORES),
-                provenance,
-                folder,
-            )
-            for summary, provenance, folder in reports
+            (with_scores(summary, join(given, of_report) or NO_SCORES), provenance, folder)
+            for (summary, provenance, folder), of_report in zip(reports, sides, strict=True)
         ]
     if format is ShowFormat.json:
         summaries = [summary.as_json() for summary, _, _ in reports]
-        console.show_json(summaries if index is None else {**index.as_json(), "reports": summaries})
+        if index is None:
+            console.show_json(summaries)
+        else:
+            console.show_json({**index.as_json(), "reports": summaries})
         return
     if format is ShowFormat.markdown:
         from shadow.outputs.markdown import report_markdown
 
-        console.show_text(
-            "\n".join(report_markdown(summary, provenance) for summary, provenance, _ in reports)
-        )
+        texts = [report_markdown(summary, provenance) for summary, provenance, _ in reports]
+        console.show_text("\n".join(texts))
         return
     for summary, provenance, folder in reports:
         console.display(
-            summary_view(summary, provenance, as_given(folder), console.out.options, full=full)
+            summary_view(
+                summary, provenance, as_given(folder), options=console.out.options, full=full
+            )
         )
     if index is None and len(reports) > 1:
-        console.display(
-            pairs_view([Judgement(one.family, one.pair, summary=one) for one, _, _ in reports])
-        )
+        done = [
+            Judgement(summary.family, summary.pair, summary=summary) for summary, _, _ in reports
+        ]
+        console.display(pairs_view(done))
 
 
 def compare(
@@ -165,12 +165,13 @@ def compare(
 
     options = parsed_options(storage_options)
     runs = [reports_here(run, options) for run in runs]
-    folders = (
-        list(dict.fromkeys(folder for run in runs for folder in reports_at(run)))
-        if scores
-        else reports_of(runs)
-    )
-    most = comparing.MAX_SCORED if scores else comparing.MAX_REPORTS
+    if scores:
+        every = [folder for run in runs for folder in reports_at(run)]
+        folders = list(dict.fromkeys(every))
+        most = comparing.MAX_SCORED
+    else:
+        folders = reports_of(runs)
+        most = comparing.MAX_REPORTS
     if not 2 <= len(folders) <= most:
         count = counted(len(folders), "report", "reports")
         raise UsageError(f"{count} to compare", f"name two to {most}, or a folder above so many")
@@ -192,7 +193,7 @@ def compare(
     if output is not None and comparison.not_contrasted:
         raise ShadowError(f"no rows for {output}: {comparison.not_contrasted}", "leave -o out")
     if output is not None:
-        write_rows(output, COMPARISON, comparison.rows, comparison.provenance)
+        write_rows(output, COMPARISON, comparison.rows, provenance=comparison.provenance)
         console.say(f"{len(comparison.rows)} rows in {output}")
     if format is Format.json:
         console.show_json(comparison.as_json())
@@ -262,7 +263,7 @@ def merge(
     else:
         console.display(batch_view(result.index, console.out.options))
     if missing := result.index.missing_shards:
-        which = f"shard{'s' * (len(missing) > 1)} {several(missing)}"
+        which = f"{'shard' if len(missing) == 1 else 'shards'} {several(missing)}"
         raise ShadowError(f"{place} lacks {which} of its list", "merge all shards")
 
 
@@ -291,10 +292,11 @@ def clean(
             console.say("no unfinished audits there")
             return
     removed = remove_unfinished(place)
+    if not removed:
+        console.say("no unfinished audits there")
+        return
     audits = counted(len(removed), "audit", "audits")
-    console.say(
-        f"removed the unfinished work of {audits}" if removed else "no unfinished audits there"
-    )
+    console.say(f"removed the unfinished work of {audits}")
     for folder, fetched in removed.items():
         console.say(f"  {folder}")
         if fetched:
@@ -303,7 +305,7 @@ def clean(
             for shard in fetched:
                 remove_leftovers(shard.repo, shard.checksum)
                 if not shard.keep:
-                    forget(shard.repo, shard.commit, shard.path, shard.checksum)
+                    forget(shard.repo, shard.commit, shard.path, checksum=shard.checksum)
 
 
 def _clean_cache(folder: Path | None) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shadow.cli import console
-from shadow.cli.arguments import access_of
+from shadow.cli.arguments import access_of, cache_of
 from shadow.cli.audit import of_pair
 from shadow.cli.options import (
     CacheFolder,
@@ -90,32 +90,29 @@ def reproduce(
 
     if not plan:
         require("figure")
-    from shadow.audits.cache_folder import default_folder
     from shadow.audits.pair import Runtime, Settings
     from shadow.checkpoints.choosing import filter_of
     from shadow.spectra.delta import Method
 
     settings = Settings(Method(), filter_of(chosen.components, [], chosen.modules))
     access = access_of(allow_pickle=allow_pickle, offline=offline, fetch=fetch, max_disk=max_disk)
-    cache = None if no_cache else cache_dir or default_folder()
+    cache = cache_of(no_cache=no_cache, folder=cache_dir)
     runtime = Runtime(jobs=jobs, access=access, overwrite=overwrite, cache=cache, say=console.say)
     folder = output or Path(chosen.name)
     as_json = json or format is Format.json
     if plan:
-        _plan(panels, settings, folder, runtime, as_json=as_json)
+        _plan(panels, settings, folder, runtime=runtime, as_json=as_json)
         return
-    measured, faults = _audit(chosen, panels, settings, folder, runtime)
-    _write(chosen, panels, measured, faults, folder)
+    measured, faults = _audit(chosen, panels, settings, folder=folder, runtime=runtime)
+    _write(chosen, panels, folder=folder, measured=measured, faults=faults)
     if as_json:
         console.show_json(_told(panels, measured, faults))
     else:
         from shadow.outputs.terminal.recipe import recipe_view
 
         console.display(recipe_view(chosen, panels, measured))
-    console.say(
-        f"page and figures in {folder}/: {chosen.name}.md,"
-        f" {', '.join(f'{one.name}.svg' for one in panels)}"
-    )
+    figures = ", ".join(f"{one.name}.svg" for one in panels)
+    console.say(f"page and figures in {folder}/: {chosen.name}.md, {figures}")
     if faults:
         raise typer.Exit(1)
 
@@ -143,7 +140,7 @@ def _plan(
     planned = []
     for pair in _pairs(panels):
         try:
-            planned.append(plan_pair(pair, settings, folder / "reports", runtime))
+            planned.append(plan_pair(pair, settings, folder / "reports", runtime=runtime))
         except ShadowError as error:
             raise of_pair(error, pair) from error
     if as_json:
@@ -166,7 +163,9 @@ def _audit(
     faults: dict[Pair, str] = {}
     try:
         with console.pairs_progress(len(pairs), is_list=False) as watch:
-            for outcome in audit_pairs(pairs, settings, folder / "reports", runtime, watch=watch):
+            for outcome in audit_pairs(
+                pairs, settings, folder / "reports", runtime=runtime, watch=watch
+            ):
                 try:
                     report = Report(outcome.finished().folder)
                     measured[outcome.pair] = by_layer(report, recipe.metrics)
@@ -182,9 +181,10 @@ def _audit(
 def _write(
     recipe: Recipe,
     panels: Sequence[Panel],
+    *,
+    folder: Path,
     measured: dict[Pair, PairByLayer],
     faults: dict[Pair, str],
-    folder: Path,
 ) -> None:
     """A figure for each panel that has a pair, then the page."""
     from shadow.files import placing
@@ -197,11 +197,10 @@ def _write(
         there = [measured[pair] for pair in panel.pairs if pair in measured]
         if there:
             drawn = draw_panel(there, recipe.metrics)
-            with placing(
-                folder / f"{panel.name}.svg", is_our_figure, "a figure of shadow"
-            ) as aside:
+            figure = folder / f"{panel.name}.svg"
+            with placing(figure, is_our_figure, "a figure of shadow") as aside:
                 aside.write_bytes(drawn)
-    page = recipe_page(recipe, panels, measured, faults)
+    page = recipe_page(recipe, panels, measured, faults=faults)
     with placing(folder / f"{recipe.name}.md", is_our_page, "a page of shadow reproduce") as aside:
         aside.write_bytes(page.encode())
 
@@ -212,17 +211,11 @@ def _told(
     """What `--json` prints: for each panel its pairs, with the figures of every layer."""
     from dataclasses import asdict
 
+    def told(pair: Pair) -> dict[str, object]:
+        if pair in measured:
+            return asdict(measured[pair])
+        return {"family": pair.family, "pair": pair.name, "error": faults.get(pair)}
+
     return [
-        {
-            "panel": panel.name,
-            "pairs": [
-                (
-                    asdict(measured[pair])
-                    if pair in measured
-                    else {"family": pair.family, "pair": pair.name, "error": faults.get(pair)}
-                )
-                for pair in panel.pairs
-            ],
-        }
-        for panel in panels
+        {"panel": panel.name, "pairs": [told(pair) for pair in panel.pairs]} for panel in panels
     ]

@@ -1,6 +1,4 @@
-"""Faults of the command line itself, found before a command runs: one line and a hint, as any other
-error.
-"""
+"""Faults of the command line, found before a command runs: one line and a hint, as other errors."""
 
 from __future__ import annotations
 
@@ -13,8 +11,7 @@ from typer.core import TyperGroup
 from shadow.errors import UsageError
 from shadow.text import nearest
 
-# The class of every such fault. Newer versions of typer bring it themselves, older ones take that
-# of click.
+# The class of every such fault. Newer versions of typer bring it themselves, older ones click's.
 WrongUsage: type[Exception] = typer.BadParameter.__mro__[2]
 NOT_A_CHOICE = re.compile(
     r"(?:Value error, )?(?P<word>'.*') is not one of (?P<choices>'.*')\.?", re.DOTALL
@@ -25,6 +22,7 @@ class Commands(TyperGroup):
     """Commands by name; an unknown one is answered with the nearest."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """As typer does it. Raises UsageError for an unknown command, with the nearest one."""
         name = args[0]
         if name not in self.commands and not name.startswith("-"):
             raise UsageError(
@@ -34,9 +32,7 @@ class Commands(TyperGroup):
 
 
 def as_usage_error(fault: Any) -> UsageError | None:
-    """What typer found wrong, a WrongUsage, as an error of this project; None where it has shown
-    the help instead.
-    """
+    """What typer found wrong, a WrongUsage, as an error of ours; None where it showed the help."""
     context = fault.ctx
     unknown = getattr(fault, "option_name", None)
     if unknown and hasattr(fault, "possibilities"):
@@ -46,12 +42,12 @@ def as_usage_error(fault: Any) -> UsageError | None:
             for name in (*parameter.opts, *parameter.secondary_opts)
         ]
         known = [name for name in options if name.startswith("-")]
-        return UsageError(
-            f"unknown option {unknown[:80]}", nearest(unknown, known) or _help_of(context)
-        )
+        hint = nearest(unknown, known) or _help_of(context)
+        return UsageError(f"unknown option {unknown[:80]}", hint)
     choice = NOT_A_CHOICE.fullmatch(fault.message or "")
     if choice is not None:
-        word, choices = choice["word"].strip("'"), re.findall("'([^']*)'", choice["choices"])
+        word = choice["word"].strip("'")
+        choices = re.findall("'([^']*)'", choice["choices"])
         name = max(fault.param.opts, key=len)
         hint = nearest(word, choices) or _help_of(context)
         return UsageError(f"{name}: {word[:80]!r} is not one of {', '.join(choices)}", hint)
@@ -62,4 +58,7 @@ def as_usage_error(fault: Any) -> UsageError | None:
 
 
 def _help_of(context: Any) -> str | None:
-    return None if context is None else f"`{context.command_path} --help` lists what there is"
+    """The hint that leads to the help of a command."""
+    if context is None:
+        return None
+    return f"`{context.command_path} --help` lists what there is"

@@ -1,5 +1,4 @@
-"""Verdicts -> what continuous integration shows: Markdown, annotations of GitHub Actions, JUnit
-XML.
+"""Verdicts as CI shows them, in Markdown, annotations of GitHub Actions and JUnit XML.
 
 Names of families, pairs and tensors, messages and file names are hostile text in each of these:
 every one goes through `cell`, `_data`, `_property` or `visible`. There is no SARIF: its results are
@@ -19,9 +18,7 @@ from shadow.gates.verdicts import Judgement, Verdict, first_code
 from shadow.outputs.markdown import cell, plain
 from shadow.text import counted, visible
 
-SUMMARY_BYTES = (
-    1_000_000  # of the Markdown of a step; GitHub takes 1,048,576 and drops all of what is longer
-)
+SUMMARY_BYTES = 1_000_000  # of a step's Markdown; GitHub drops all of what exceeds 1,048,576
 JUNIT_START = 1000  # bytes in which a JUnit file names its first element
 ANNOTATIONS = 10  # of each level that GitHub shows of a step
 OUTCOMES = {
@@ -30,6 +27,7 @@ OUTCOMES = {
     "skipped": "➖ nothing to judge",
     "passed": "✅ passed",
 }
+TAGS = {"met": "failure", "missing": "error", "skipped": "skipped"}  # of JUnit
 FIGURES = ("relative_norm_overall", "concentration")
 CODES = {
     0: "done",
@@ -45,17 +43,17 @@ def sentences(judged: Sequence[Judgement]) -> list[str]:
     for judgement in judged:
         for verdict in judgement.verdicts:
             if verdict.outcome in ("met", "missing"):
-                level = "" if verdict.rule.severity == "error" else "warning: "
-                lines.append(f"{level}{judgement.name}: {verdict.rule.name}: {verdict.detail}")
+                line = f"{judgement.name}: {verdict.rule.name}: {verdict.detail}"
+                if verdict.rule.severity == "warning":
+                    line = f"warning: {line}"
+                lines.append(line)
     if reasons := sorted({reason for judgement in judged for reason in judgement.objections}):
         lines.append(f"--strict: skipped because of {', '.join(reasons)}")
     return lines
 
 
 def is_without_baseline(judged: Sequence[Judgement]) -> bool:
-    """Was no figure of any pair compared with a baseline, although rules ask for that and allow its
-    absence?
-    """
+    """Was no figure compared with a baseline, although rules ask for that and allow its absence?"""
     moved = [
         verdict for one in judged for verdict in one.verdicts if verdict.rule.comparison == MOVED
     ]
@@ -73,13 +71,7 @@ def counts(judged: Sequence[Judgement]) -> str:
     verdicts = [verdict for several in of_pairs for verdict in several]
     if not verdicts:
         return ""
-    passed = sum(verdict.outcome == "passed" for verdict in verdicts)
-    parts = [counted(passed, "rule passed", "rules passed")]
-    if len(of_pairs) > 1:
-        names = [[verdict.rule.name for verdict in several] for several in of_pairs]
-        product = f"{counted(len(names[0]), 'rule', 'rules')} x {len(of_pairs)} pairs"
-        alike = f" ({product})" if all(one == names[0] for one in names) else ""
-        parts = [f"{passed} of {counted(len(verdicts), 'check', 'checks')} passed{alike}"]
+    parts = [_passed(of_pairs)]
     grave = [verdict.outcome for verdict in verdicts if verdict.rule.severity == "error"]
     warnings = sum(
         verdict.rule.severity != "error" and verdict.outcome in ("met", "missing")
@@ -97,6 +89,19 @@ def counts(judged: Sequence[Judgement]) -> str:
     if skipped:
         parts.append(f"{skipped} skipped")
     return ", ".join(parts)
+
+
+def _passed(of_pairs: Sequence[Sequence[Verdict]]) -> str:
+    """How many verdicts of the pairs are that a rule passed."""
+    verdicts = [verdict for several in of_pairs for verdict in several]
+    passed = sum(verdict.outcome == "passed" for verdict in verdicts)
+    if len(of_pairs) == 1:
+        return counted(passed, "rule passed", "rules passed")
+    text = f"{passed} of {counted(len(verdicts), 'check', 'checks')} passed"
+    names = [[verdict.rule.name for verdict in several] for several in of_pairs]
+    if any(others != names[0] for others in names):
+        return text
+    return f"{text} ({counted(len(names[0]), 'rule', 'rules')} x {len(of_pairs)} pairs)"
 
 
 # GitHub's Markdown
@@ -167,17 +172,26 @@ def _pair_row(judgement: Judgement) -> str:
 
 def _finding_lines(judgement: Judgement) -> list[str]:
     """What the report says of its pair, in words."""
-    return (
-        []
-        if judgement.summary is None
-        else [f"- {cell(judgement.name)}: {plain(judgement.summary.finding.text)}"]
-    )
+    if judgement.summary is None:
+        return []
+    return [f"- {cell(judgement.name)}: {plain(judgement.summary.finding.text)}"]
 
 
 def _figure(value: float | None, bounds: tuple[float, float] | None) -> str:
     """`0.37 (0.31 to 0.42)`."""
-    inside = f" ({bounds[0]:.3g} to {bounds[1]:.3g})" if bounds else ""
-    return "" if value is None else f"{value:.3g}{inside}"
+    if value is None:
+        return ""
+    if bounds is None:
+        return f"{value:.3g}"
+    low, high = bounds
+    return f"{value:.3g} ({low:.3g} to {high:.3g})"
+
+
+def _message(verdict: Verdict) -> str:
+    """What the author of a rule says of its violation; empty where the rule is not violated."""
+    if verdict.outcome != "met":
+        return ""
+    return verdict.rule.message or ""
 
 
 def _rule_rows(judgement: Judgement) -> Iterable[str]:
@@ -187,15 +201,13 @@ def _rule_rows(judgement: Judgement) -> Iterable[str]:
         outcome = OUTCOMES[verdict.outcome]
         if verdict.rule.severity == "warning":
             outcome = outcome.replace("❌", "⚠️")
-        said = (
-            f"<br>{cell(verdict.rule.message)}"
-            if verdict.rule.message and verdict.outcome == "met"
-            else ""
-        )
         rule = cell(verdict.rule.name)
         if verdict.rule.condition != verdict.rule.name:
             rule += f"<br>{cell(verdict.rule.condition)}"
-        yield f"| {cell(judgement.name)} | {rule} | {outcome} | {cell(verdict.detail)}{said} |"
+        detail = cell(verdict.detail)
+        if message := _message(verdict):
+            detail += f"<br>{cell(message)}"
+        yield f"| {cell(judgement.name)} | {rule} | {outcome} | {detail} |"
 
 
 # Annotations of GitHub Actions
@@ -204,8 +216,7 @@ def _rule_rows(judgement: Judgement) -> Iterable[str]:
 def workflow_commands(
     judged: Sequence[Judgement], workspace: Path | None = None, without_baseline: str | None = None
 ) -> list[str]:
-    """A workflow command, one line, for each fault and each rule that was violated or had nothing
-    to judge.
+    """Workflow commands, a line for each fault and each rule that was violated or not judged.
 
     The runner reads them from stdout and stderr alike. A rule of a policy file inside the workspace
     is pointed to. without_baseline: why nothing was compared with a baseline, a warning of its own.
@@ -222,15 +233,12 @@ def workflow_commands(
         for verdict in judgement.verdicts:
             if verdict.outcome in ("met", "missing"):
                 rule = verdict.rule
-                said = f"{rule.message} " if rule.message and verdict.outcome == "met" else ""
+                text = verdict.detail
+                if message := _message(verdict):
+                    text = f"{message} {text}"
+                title = f"{judgement.name}: {rule.name}"
                 at = _in_workspace(rule.file, rule.line, workspace)
-                line = _annotation(
-                    rule.severity,
-                    f"{judgement.name}: {rule.name}",
-                    text=said + verdict.detail,
-                    at=at,
-                )
-                texts[rule.severity].append(line)
+                texts[rule.severity].append(_annotation(rule.severity, title, text=text, at=at))
     return [line for level, lines in texts.items() for line in _first(level, lines)]
 
 
@@ -266,7 +274,10 @@ def _in_workspace(file: str | None, line: int | None, workspace: Path | None) ->
         inside = Path(file).resolve().relative_to(workspace.resolve())
     except (OSError, ValueError):  # elsewhere
         return {}
-    return {"file": inside.as_posix(), **({"line": str(line)} if line else {})}
+    place = {"file": inside.as_posix()}
+    if line:
+        place["line"] = str(line)
+    return place
 
 
 # JUnit
@@ -388,13 +399,16 @@ def _audit_case(suite: ET.Element, judgement: Judgement) -> None:
 
 def _rule_case(suite: ET.Element, judgement: Judgement, verdict: Verdict) -> None:
     case = _case(suite, judgement, name=verdict.rule.name, seconds=0.0)
-    said = [f"{verdict.rule.message}"] if verdict.rule.message and verdict.outcome == "met" else []
-    if verdict.rule.severity == "warning" and verdict.outcome in ("met", "missing"):
-        _output(case, [f"warning: {verdict.detail}", *said])
-        return
-    if tag := {"met": "failure", "missing": "error", "skipped": "skipped"}.get(verdict.outcome):
-        _said(case, tag, message=verdict.detail, kind=verdict.rule.condition)
-    if lines := said if tag else [verdict.detail]:
+    lines = []
+    if verdict.outcome == "passed":
+        lines.append(verdict.detail)
+    elif verdict.rule.severity == "warning" and verdict.outcome != "skipped":
+        lines.append(f"warning: {verdict.detail}")
+    else:
+        _said(case, TAGS[verdict.outcome], message=verdict.detail, kind=verdict.rule.condition)
+    if message := _message(verdict):
+        lines.append(message)
+    if lines:
         _output(case, lines)
 
 

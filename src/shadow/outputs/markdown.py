@@ -26,25 +26,30 @@ APART = "<!-- -->"  # ends a text that GitHub would make a link of, and shows no
 
 
 def cell(text: str) -> str:
-    """Any text as a cell of a Markdown table that shows it as it is: one line, no markup, no links,
-    no mentions.
+    """Any text as a cell of a Markdown table that shows it as it is: one line, without markup,
+    links or mentions.
     """
     shown = re.sub(r"[!-,./:-@\[-`{-~]", lambda match: f"&#{ord(match[0])};", visible(text))
-    return f"<code>{shown}</code>" if shown.strip() else ""
+    if not shown.strip():
+        return ""
+    return f"<code>{shown}</code>"
 
 
 def plain(text: str) -> str:
-    """Any text in a paragraph or cell: one line, that reads as usual and is no markup, link or
-    mention.
-    """
-    shown = ACTIVE.sub(
-        lambda match: f"{match[0]}{APART}" if match[0] in LINKING else f"&#{ord(match[0])};",
-        visible(text),
-    )
+    """Any text in a paragraph or cell: one line that reads as usual, without markup or links."""
+    shown = ACTIVE.sub(_harmless, visible(text))
     shown = re.sub(
         r"^(\s*)([-+=]|\d+[.)])(?=\s)", lambda match: f"{match[1]}{APART}{match[2]}", shown
     )
     return re.sub(r"(?i)(www\.|:(?=//))", lambda match: f"{match[1]}{APART}", shown)
+
+
+def _harmless(match: re.Match[str]) -> str:
+    """A letter that may be markup, as one that is none."""
+    letter = match[0]
+    if letter in LINKING:
+        return f"{letter}{APART}"
+    return f"&#{ord(letter)};"
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -57,9 +62,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def report_markdown(summary: Summary, provenance: ReportMetadata) -> str:
-    """The finding of a pair, a row for each module, the other explanations, and how it was
-    measured.
-    """
+    """The finding of a pair, a row for each module, other explanations, how it was measured."""
     lines = [f"### {cell(summary.family)} {cell(summary.pair)}", "", *finding_lines(summary), ""]
     lines += [f"**Warning.** {plain(warning.text)}\n" for warning in summary.warnings]
     if summary.modules:
@@ -76,7 +79,10 @@ def report_markdown(summary: Summary, provenance: ReportMetadata) -> str:
 def finding_lines(summary: Summary) -> list[str]:
     """The sentences as one paragraph, the first of them strong."""
     texts = [plain(sentence.text) for sentence in summary.finding.sentences]
-    return [" ".join([f"**{texts[0]}**", *texts[1:]])] if texts else []
+    if not texts:
+        return []
+    first, *others = texts
+    return [" ".join([f"**{first}**", *others])]
 
 
 def explanation_lines(summary: Summary) -> list[str]:
@@ -95,31 +101,38 @@ def explanation_lines(summary: Summary) -> list[str]:
 def _modules(summary: Summary) -> list[str]:
     several_components = len({row.component for row in summary.modules}) > 1
     ordered = sorted(summary.modules, key=lambda row: -(row.energy_share or 0.0))
-    directions = {
-        (row.component, row.module): row.equivalent_directions for row in summary.outside_layers
-    }
-    directions |= {  # a median over a few of the matrices is not the module's
-        (row.component, row.module): (
-            row.equivalent_directions if 2 * row.coherent >= row.matrices else None
-        )
-        for row in summary.coherence
-    }
     shown = {id(row) for row in ordered[:MODULES]}
-    rows = [
-        [
-            cell(f"{row.component} {row.module}" if several_components else row.module),
-            number(row.matrices),
-            share(row.relative_norm), share(row.energy_share),
-            number(directions[row.component, row.module], 2),
-        ]
-        for row in summary.modules
-        if id(row) in shown
-    ]  # fmt: skip
+    directions = _directions(summary)
+    rows = []
+    for row in summary.modules:
+        if id(row) in shown:
+            name = f"{row.component} {row.module}" if several_components else row.module
+            rows.append(
+                [
+                    cell(name),
+                    number(row.matrices),
+                    share(row.relative_norm),
+                    share(row.energy_share),
+                    number(directions[row.component, row.module], 2),
+                ]
+            )
     if len(summary.modules) > MODULES:
         rows.append([f"and {len(summary.modules) - MODULES} more", "", "", "", ""])
     return table(
         ("module", "matrices", "relative norm", "share of the change", "as coherent as"), rows
     )
+
+
+def _directions(summary: Summary) -> dict[tuple[str, str], float | None]:
+    """By component and module: as how many equally strong directions it is coherent."""
+    directions = {
+        (row.component, row.module): row.equivalent_directions for row in summary.outside_layers
+    }
+    for row in summary.coherence:
+        # a median over a few of the matrices is not the module's
+        of_module = 2 * row.coherent >= row.matrices
+        directions[row.component, row.module] = row.equivalent_directions if of_module else None
+    return directions
 
 
 def _made(summary: Summary, provenance: ReportMetadata) -> list[str]:
@@ -133,8 +146,10 @@ def _made(summary: Summary, provenance: ReportMetadata) -> list[str]:
                 filters.append(f"only {name}: {several([str(value) for value in values])}")
     sides = []
     for side, checkpoint in (("base", summary.base), ("tuned", summary.tuned)):
-        commit = f" at {cell(checkpoint['commit'])}" if checkpoint["commit"] else ""
-        sides.append(f"{side} {cell(checkpoint['repo'])}{commit}")
+        text = f"{side} {cell(checkpoint['repo'])}"
+        if checkpoint["commit"]:
+            text += f" at {cell(checkpoint['commit'])}"
+        sides.append(text)
     how = [f"shadow {plain(str(provenance['version']))}", f"schema {summary.schema}"]
     how += [f"precision {plain(str(settings['method']['precision']))}", *map(plain, filters)]
     coherent = "As coherent as: that many equally strong directions, no count of directions; "

@@ -30,12 +30,8 @@ from shadow.text import counted, nearest, visible
 Subject = Literal["delta", "base", "tuned"]
 
 SUBJECTS: tuple[Subject, ...] = ("delta", "base", "tuned")
-CIVIDIS = (
-    (0, 34, 78),
-    (87, 93, 109),
-    (165, 156, 116),
-    (254, 232, 56),
-)  # dark to light for every eye
+# dark to light for every eye
+CIVIDIS = ((0, 34, 78), (87, 93, 109), (165, 156, 116), (254, 232, 56))
 MOST_LAYERS, MOST_MODULES, MOST_ROWS = 160, 30, 60  # that a notebook shows
 CELL, LABEL_WIDTH, FOOT = 14, 110, 34  # pixels of the heat map
 
@@ -171,7 +167,9 @@ def _alternatives(rows: pd.DataFrame) -> str | None:
         if not pd.isna(expert):
             which += f", expert={expert}"
         choices.append(which)
-    return f"there is {'; '.join(choices)}" if choices else None
+    if not choices:
+        return None
+    return f"there is {'; '.join(choices)}"
 
 
 def _size(summary: Summary) -> str:
@@ -181,14 +179,13 @@ def _size(summary: Summary) -> str:
     changed = f"{counted(matrices, 'matrix', 'matrices')} changed"
     if not matrices:
         return changed
-    changed += (
-        f", {percentage(figures['parameters_measured'], figures['parameters'])} of the parameters"
+    measured = percentage(figures["parameters_measured"], figures["parameters"])
+    norm = share(figures["relative_norm_overall"])
+    concentration = _within(figures["concentration"], summary.intervals.get("concentration"))
+    return (
+        f"{changed}, {measured} of the parameters; relative norm {norm};"
+        f" concentration {concentration}"
     )
-    norm = f"relative norm {share(figures['relative_norm_overall'])}"
-    concentration = (
-        f"concentration {_within(figures['concentration'], summary.intervals.get('concentration'))}"
-    )
-    return f"{changed}; {norm}; {concentration}"
 
 
 def _within(figure: float | None, bounds: Bounds) -> str:
@@ -247,8 +244,9 @@ def _table_row(kind: Literal["th", "td"], texts: Sequence[str]) -> Markup:
 
 
 def _heat_map(deltas: pd.DataFrame) -> Markup:
-    """The concentration by layer and module of the component of most matrices; of several experts
-    the median.
+    """The concentration by layer and module, of several experts the median.
+
+    Of the language component, or the one of most matrices.
     """
     inside = deltas[
         deltas["layer"].notna() & (deltas["layer"] < LAYERS) & deltas["concentration"].notna()

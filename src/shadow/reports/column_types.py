@@ -1,4 +1,4 @@
-"""How values of each type of column are stored in every format; null where undefined."""
+"""How values of each type of column are stored, in every format; null where one is undefined."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from shadow.reports.columns import Type
 
-Cell = (
-    str | float | Sequence[float | None] | NDArray[np.float32] | None
-)  # float stands for int and bool too
+# float stands for int and bool too
+Cell = str | float | Sequence[float | None] | NDArray[np.float32] | None
 
 
 @dataclass(frozen=True)
@@ -38,16 +37,21 @@ class StoredType:
 
     @property
     def arrow_text(self) -> str:
-        return f"list<{self.arrow}>" if self.is_list else self.arrow
+        """The type in Arrow's words: `double`, `list<float>`."""
+        if self.is_list:
+            return f"list<{self.arrow}>"
+        return self.arrow
 
 
 STORED_TYPES: dict[Type, StoredType] = {
-    "string": StoredType("string", "TEXT", "VARCHAR", "string"),
-    "int": StoredType("int64", "INTEGER", "BIGINT", "integer"),
-    "float": StoredType("double", "REAL", "DOUBLE", "number"),
-    "bool": StoredType("bool", "INTEGER", "BOOLEAN", "boolean"),
-    "ints": StoredType("int64", "TEXT", "BIGINT[]", "array", is_list=True),
-    "floats": StoredType("float", "TEXT", "FLOAT[]", "array", is_list=True),
+    "string": StoredType(arrow="string", sqlite="TEXT", duckdb="VARCHAR", json="string"),
+    "int": StoredType(arrow="int64", sqlite="INTEGER", duckdb="BIGINT", json="integer"),
+    "float": StoredType(arrow="double", sqlite="REAL", duckdb="DOUBLE", json="number"),
+    "bool": StoredType(arrow="bool", sqlite="INTEGER", duckdb="BOOLEAN", json="boolean"),
+    "ints": StoredType(arrow="int64", sqlite="TEXT", duckdb="BIGINT[]", json="array", is_list=True),
+    "floats": StoredType(
+        arrow="float", sqlite="TEXT", duckdb="FLOAT[]", json="array", is_list=True
+    ),
 }
 
 
@@ -61,4 +65,6 @@ def null_if_undefined(value: float | int | str | None) -> float | int | str | No
 
 def null_if_undefined(value: float | int | str | None) -> float | int | str | None:
     """Null instead of NaN or infinity: a number that overflowed is no number."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -10,11 +10,16 @@ from shadow.text import closest, several
 
 
 def reports_below(run: Path) -> list[Path]:
-    """The pair folders at or up to two levels below a path."""
+    """The pair folders at or up to two levels below a path, sorted; without any the path itself.
+
+    Raises ShadowError for what is no folder.
+    """
     try:
+        if run.is_file():
+            raise ShadowError(f"{run} is a file, not a folder", meant(run))
         if not run.is_dir():
-            fault = f"{run} is a file, not a folder" if run.is_file() else f"no such folder: {run}"
-            raise ShadowError(fault, meant(run) or "name a folder that `shadow audit` made")
+            hint = meant(run) or "name a folder that `shadow audit` made"
+            raise ShadowError(f"no such folder: {run}", hint)
         folders = [
             path.parent
             for depth in ("", "*/", "*/*/")
@@ -38,13 +43,17 @@ def meant(run: Path) -> str | None:
         return f"did you mean {str(target)!r}?"
     beside = run.parent.iterdir() if run.parent.is_dir() else ()
     close = closest(run.name, [path.name for path in beside if path.is_dir()])
-    return None if close is None else f"did you mean {str(run.parent / close)!r}?"
+    if close is None:
+        return None
+    return f"did you mean {str(run.parent / close)!r}?"
 
 
 def reports_at(run: Path) -> list[Path]:
-    """The report in a folder, else all that lie below it."""
+    """The report in a folder, else all that lie below it. Raises ShadowError as `reports_below`."""
     try:
-        return [run] if (run / "matrices.parquet").is_file() else reports_below(run)
+        if (run / "matrices.parquet").is_file():
+            return [run]
+        return reports_below(run)
     except OSError as error:  # a name that is too long, a folder that may not be read
         raise ShadowError(
             f"{str(run)[:80]}: {error.strerror}", "name a folder that `shadow audit` made"
@@ -52,12 +61,15 @@ def reports_at(run: Path) -> list[Path]:
 
 
 def reports_of(runs: Sequence[Path]) -> list[Path]:
-    """The reports that several paths stand for, in their order. A report that is named twice is
-    there twice, unless a folder above several reports holds it.
+    """The reports that several paths stand for, in their order.
+
+    A report that is named twice is there twice, unless one of the paths holds several reports.
     """
     found = [reports_at(run) for run in runs]
     every = [folder for folders in found for folder in folders]
-    return list(dict.fromkeys(every)) if any(len(folders) > 1 for folders in found) else every
+    if all(len(folders) == 1 for folders in found):
+        return every
+    return list(dict.fromkeys(every))
 
 
 def one_report(run: Path, hint: str = "name one of them") -> Path:

@@ -1,6 +1,4 @@
-"""The heads of the tables on the screen: which column each stands for, so that they can be looked
-up as they stand.
-"""
+"""The heads of the tables on the screen, and the column of each, so that they can be looked up."""
 
 from __future__ import annotations
 
@@ -16,9 +14,7 @@ class Head:
     """What stands below it."""
 
     column: str = ""
-    """The column of a report that has the same figure for one matrix or pair; empty where there is
-    none.
-    """
+    """The column that has the same figure of one matrix or pair; empty where there is none."""
 
 
 MEDIAN = "median over the matrices of the row"

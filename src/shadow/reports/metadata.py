@@ -1,5 +1,4 @@
-"""What the `shadow` key of a report's files holds: the types that `shadow.reports.provenance` has
-checked.
+"""What the `shadow` key of a report's files holds: types that `reports.provenance` has checked.
 
 Of a key that is not required no reader may rely on the type: another program may have written it.
 """

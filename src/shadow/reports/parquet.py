@@ -35,7 +35,8 @@ def write_report(
         put("summary.json", summary)
         put(KEPT, scores)
         for name in TABLES_OF_A_PAIR:
-            put(f"{name}.parquet", stored(tables[name], metadata) if name in tables else b"")
+            content = stored(tables[name], metadata) if name in tables else b""
+            put(f"{name}.parquet", content)
 
 
 def stored(table: pa.Table, metadata: ReportMetadata) -> bytes:
@@ -51,8 +52,7 @@ def write_rows(
 ) -> None:
     """Write rows that belong to no pair's folder into a file of their own, whole or not at all.
 
-    Raises ShadowError when there is a file that was not written so: a report must not be lost to a
-    slip.
+    Raises ShadowError for a file that was not written so: a report must not be lost to a slip.
     """
     metadata = {METADATA_KEY: json.dumps(provenance, sort_keys=True).encode()}
     content = parquet_bytes(table_of(columns, rows), metadata)
@@ -78,7 +78,9 @@ def arrow_type(column: Column) -> pa.DataType:
     """How Arrow stores a column."""
     stored = STORED_TYPES[column.type]
     value = pa.type_for_alias(stored.arrow)
-    return pa.list_(value) if stored.is_list else value
+    if stored.is_list:
+        return pa.list_(value)
+    return value
 
 
 def arrow_schema(columns: Iterable[Column]) -> pa.Schema:

@@ -53,9 +53,7 @@ class Identity:
         return content
 
     def is_that_of(self, header: Any) -> bool:
-        """Are the numbers of a journal with this first line ours? No number depends on the
-        optimiser.
-        """
+        """Are the numbers of a journal with this first line ours? None depends on the optimiser."""
         mine = self.as_json()
         mine["settings"].pop("optimizer", None)
         if not isinstance(header, dict) or not isinstance(header.get("settings"), dict):
@@ -69,17 +67,13 @@ class CheckpointIdentity:
     """Which checkpoint one side of a pair was."""
 
     repo: str
-    """A repository of the Hub, or the path of a folder as it was given; of a base per component all
-    of them.
-    """
+    """A repository of the Hub, or a folder as it was given; of a base per component all of them."""
 
     commit: str | None
     """The 40 hexadecimal digits of the commit; None for a folder."""
 
     fingerprint: str | None
-    """A sha256 of the files' names, sizes, times and headers; None in a report that does not tell
-    it.
-    """
+    """A sha256 of the files' names, sizes, times and headers; None where it is not told."""
 
     def as_json(self) -> dict[str, str | None]:
         """As the files of a report have it."""
@@ -88,7 +82,7 @@ class CheckpointIdentity:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a finished report is of and how it was made. What an older one does not tell is None."""
+    """What a finished report is of and how it was made; None for what an older one lacks."""
 
     version: str
     """The version of shadow that measured it."""
@@ -148,9 +142,7 @@ class Provenance:
     """The dtype that the numbers were computed in."""
 
     device: str | None
-    """What Gram matrices were made on: cpu, or cuda where it made any. `told["device_use"]` says
-    how many.
-    """
+    """What made Gram matrices: cpu, or cuda if it made any. `told["device_use"]` says how many."""
 
     asked_device: str
     """What `--device` asked for: cpu, also in reports from before it, or cuda."""
@@ -162,7 +154,7 @@ class Provenance:
     """The `shadow` key of the report's files as it stands there: what `as_json` returns."""
 
     def as_json(self) -> ReportMetadata:
-        """All that its files say of how it was made. A number that is not finite is None."""
+        """All that the files say of how the report was made; None for what is not finite."""
         stored: ReportMetadata = json.loads(json.dumps(self.told), parse_constant=lambda _: None)
         return stored
 
@@ -266,14 +258,13 @@ def _check_metadata(metadata: Any) -> None:
     texts += [metadata[side]["repo"] for side in ("base", "tuned")]
     texts.append(settings["method"]["precision"])
     maybe = [metadata[side][key] for side in ("base", "tuned") for key in ("commit", "fingerprint")]
-    if not all(
-        isinstance(text, str) for text in (*texts, *(text for text in maybe if text is not None))
-    ):
+    texts += [text for text in maybe if text is not None]
+    if not all(isinstance(text, str) for text in texts):
         raise TypeError
     mappings = settings["method"], settings.get("chosen") or {}, metadata.get("libraries") or {}
-    if type(metadata["schema"]) is not int or not all(
-        isinstance(mapping, dict) for mapping in mappings
-    ):
+    if not all(isinstance(mapping, dict) for mapping in mappings):
+        raise TypeError
+    if type(metadata["schema"]) is not int:
         raise TypeError
     seconds = metadata.get("seconds") or 0.0
     if not isinstance(seconds, int | float) or not 0 <= seconds < 1e12:
@@ -288,16 +279,18 @@ def report_metadata(folder: Path) -> ReportMetadata:
     """
     metadata = finished_metadata(folder) if folder.is_dir() else None
     if metadata is None:
-        hint = "name a folder that `shadow audit` made"
-        if (folder / PARTIAL).is_dir():
-            hint = "the audit is not finished: run it again"
-        elif next(folder.glob("*.safetensors"), None) is not None:
-            hint = (
-                "it is a checkpoint; `shadow audit BASE TUNED` measures two and writes their report"
-            )
-        raise ShadowError(f"{folder}: no finished report in it", hint)
+        raise ShadowError(f"{folder}: no finished report in it", _instead_of_a_report(folder))
     check_schema(folder, metadata)
     return metadata
+
+
+def _instead_of_a_report(folder: Path) -> str:
+    """What to do about a folder that holds no finished report."""
+    if (folder / PARTIAL).is_dir():
+        return "the audit is not finished: run it again"
+    if any(folder.glob("*.safetensors")):
+        return "it is a checkpoint; `shadow audit BASE TUNED` measures two and writes their report"
+    return "name a folder that `shadow audit` made"
 
 
 def check_schema(folder: Path, metadata: ReportMetadata) -> None:

@@ -33,9 +33,7 @@ SUMMARY = "summary.json"
 INDEX = "index.json"
 INDEX_FILES = ("batch.parquet", INDEX)  # of a list, in the order in which they are written
 CLAIM = ".uploading.json"
-STALE = (
-    3600.0  # seconds without a sign of life after which a claim is taken over; a file takes minutes
-)
+STALE = 3600.0  # seconds without a sign of life before a claim is taken over; a file takes minutes
 PATIENCE = 60.0  # seconds that somebody else's upload is waited for
 POLL = 1.0  # seconds between two looks
 SIGN = 60.0  # seconds between two signs of life, at least
@@ -89,7 +87,8 @@ def _chosen(store: Store, there: Mapping[str, Entry], *, spectra: bool) -> dict[
         named = len(folders) <= 2 and all(safe_name(folder) == folder for folder in folders)
         if not named or not (is_ours or is_index) or (name == SPECTRA and not spectra):
             continue
-        if entry.size > (MAX_JSON if name.endswith(".json") else MAX_TABLE):
+        largest = MAX_JSON if name.endswith(".json") else MAX_TABLE
+        if entry.size > largest:
             raise ShadowError(
                 f"{store.at(path)}: {byte_size(entry.size)}, larger than any file of a report"
             )
@@ -114,7 +113,10 @@ def _fetch(store: Store, chosen: Mapping[str, Entry], folder: Path, *, spectra: 
         if after == chosen:
             return
         for path in folder.iterdir():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
         chosen = after
     raise ShadowError(
         f"{store}: reports there changed while they were read", "wait until they are finished"
@@ -122,13 +124,14 @@ def _fetch(store: Store, chosen: Mapping[str, Entry], folder: Path, *, spectra: 
 
 
 def published_metadata(store: Store) -> ReportMetadata | None:
-    """The provenance of the report at the URL of a pair, from the end of one file; None where there
-    is none.
+    """The provenance of the report at the URL of a pair, from the end of one file; None if none is.
 
     Raises ShadowError for a report that cannot be read.
     """
     with _outlined(store, (FINISHED,), ()) as folder:
-        return None if folder is None else finished_metadata(folder)
+        if folder is None:
+            return None
+        return finished_metadata(folder)
 
 
 def standing(store: Store) -> tuple[ReportMetadata | None, str]:
@@ -224,7 +227,7 @@ class _Claim:
         return json.dumps(told).encode() + b"\n"
 
     def check(self) -> None:
-        """Give a sign of life. Raises ShadowError if another process has taken the claim over."""
+        """Give a sign of life. Raises ShadowError where another process has taken it over."""
         if _claimed(self.store)[0] != self.token:
             raise _in_the_way(self.store)
         self.store.put(CLAIM, self.content())
@@ -301,9 +304,7 @@ def _claiming(store: Store, token: str, say: Say) -> Iterator[_Claim]:
 
 
 def _took_over(claim: _Claim, say: Say) -> bool:
-    """Is the claim our own of before, or one that nobody has given a sign of life for? The latter
-    is ours now.
-    """
+    """Is the claim our own of before, or one without a sign of life? The latter is ours now."""
     token, age = _claimed(claim.store)
     if token == claim.token:
         return True
@@ -316,16 +317,15 @@ def _took_over(claim: _Claim, say: Say) -> bool:
 
 
 def _claimed(store: Store) -> tuple[str | None, float]:
-    """Whose the claim is, and the seconds since its last sign of life; None where nobody has
-    claimed.
-    """
+    """Whose the claim is (None: nobody's), and the seconds since its last sign of life."""
     try:
         told = json.loads(store.read(CLAIM, 10_000) or b"{}")
         token, at = told.get("token"), told.get("at")
-        age = (datetime.now(UTC) - datetime.fromisoformat(at)).total_seconds() if at else 0.0
+        if not at:
+            return token, 0.0
+        return token, (datetime.now(UTC) - datetime.fromisoformat(at)).total_seconds()
     except (ValueError, TypeError, AttributeError, RecursionError):  # somebody else's file
         return "", 0.0
-    return token, age
 
 
 def _in_the_way(store: Store) -> ShadowError:
@@ -368,9 +368,7 @@ class PublishedIndex:
         }
 
     def publish(self, folder: Path) -> None:
-        """Upload the index of a folder. Raises ShadowError where somebody else has written one
-        meanwhile.
-        """
+        """Upload the index of a folder. Raises ShadowError where somebody else has written one."""
         if (
             self.store.entry(INDEX) != self._there
             and self.store.read(INDEX, MAX_JSON) != self._sent

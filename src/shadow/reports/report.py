@@ -1,5 +1,4 @@
-"""A finished report as one object: what it is of, and its tables, each file read once, when it is
-asked for.
+"""A finished report as one object: what it is of, and its tables, each read once, when asked for.
 
 Tables come as Arrow has them (`table`), for who makes other files of them, and as pandas has them
 (`matrices` and the others), for who computes. The bytes of a file are read once for both, and for
@@ -71,9 +70,7 @@ class Report:
 
     @cached_property
     def tensors(self) -> pd.DataFrame:
-        """A row for each tensor of either side, also those that were not measured: `shadow schema
-        tensors`.
-        """
+        """A row for each tensor of either side, measured or not: `shadow schema tensors`."""
         return frame_of(self.table("tensors"))
 
     @cached_property
@@ -83,9 +80,7 @@ class Report:
 
     @cached_property
     def spectra(self) -> pd.DataFrame:
-        """The singular values of each matrix and subject; empty where the audit was asked not to
-        write them.
-        """
+        """The singular values of each matrix and subject; empty in a report of `--no-spectra`."""
         return frame_of(self.table("spectra"))
 
     @property
@@ -95,8 +90,7 @@ class Report:
 
     @cached_property
     def absent(self) -> tuple[str, ...]:
-        """What it lacks that was added to reports since it was made: columns by name, tables by
-        their file.
+        """What it lacks that was added to reports since: columns by name, tables by their file.
 
         Columns of purity are not among them: they follow from others.
         Raises ShadowError when a file is broken.
@@ -104,12 +98,13 @@ class Report:
         lacking: list[str] = []
         for name in STORED:
             path = self._path(name)
-            if not path.exists():
-                lacking += [path.name] if name in LATER else []
-                continue
-            with telling_faults(path):
-                stored = {*pq.read_schema(path).names, *PURITY}
-            lacking += [column.name for column in TABLES[name].columns if column.name not in stored]
+            if path.exists():
+                with telling_faults(path):
+                    stored = {*pq.read_schema(path).names, *PURITY}
+                names = [column.name for column in TABLES[name].columns]
+                lacking += [name for name in names if name not in stored]
+            elif name in LATER:
+                lacking.append(path.name)
         return tuple(dict.fromkeys(lacking))
 
     def table(self, name: str) -> pa.Table:
@@ -123,8 +118,7 @@ class Report:
         return self._tables[name]
 
     def columns(self, table: str, names: Sequence[str]) -> pd.DataFrame:
-        """Some columns of a table, and no others read: for those who need no more of a large
-        report.
+        """Some columns of a table, and no others read, as of a large report.
 
         Raises ShadowError as `table` does.
         """
@@ -140,13 +134,12 @@ class Report:
         return self._contents[table]
 
     def parquet(self, table: str) -> pq.ParquetFile:
-        """The file of a table, its footer read and its rows not yet. Raises OSError or what Arrow
-        raises.
-        """
+        """The file of a table, its footer read, its rows not. Raises OSError, or Arrow's errors."""
         if table not in self._files:
-            source = (
-                self._path(table) if table == "spectra" else pa.BufferReader(self.content(table))
-            )
+            if table == "spectra":  # gigabytes
+                source = self._path(table)
+            else:
+                source = pa.BufferReader(self.content(table))
             self._files[table] = pq.ParquetFile(source)
         return self._files[table]
 
@@ -196,9 +189,7 @@ class Report:
             return read_columns(self._checked(table), table, columns)
 
     def _checked(self, table: str) -> pq.ParquetFile:
-        """The file of a table, which must be of the same audit as the report and of no more rows
-        than a model has.
-        """
+        """The file of a table, of the report's audit and of no more rows than a model has."""
         metadata = self.provenance.told
         file = self.parquet(table)
         check_rows(self._path(table), file.metadata.num_rows)

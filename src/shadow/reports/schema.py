@@ -136,21 +136,21 @@ FILES = {  # the JSON files beside the tables: what each key holds
         "counts": "pairs that are done, failed, kept, pending",
         "pairs": "a list, a row for each pair, as the table batch",
     },
-}  # fmt: skip
+}
 
 
 def schema_json(tables: Iterable[Table], *, files: bool = False) -> dict[str, object]:
-    """What `shadow schema --format json` prints; with files also of the JSON files beside the
-    tables.
-    """
-    return {
+    """What `shadow schema --format json` prints. files: also of the JSON files beside tables."""
+    content: dict[str, object] = {
         "schema": SCHEMA,
         "version": __version__,
         "rules": list(RULES),
         "notation": NOTATION,
         "tables": {table.name: _table(table) for table in tables},
-        **({"files": FILES} if files else {}),
     }
+    if files:
+        content["files"] = FILES
+    return content
 
 
 def is_later(table: Table, column: Column) -> bool:
@@ -160,7 +160,12 @@ def is_later(table: Table, column: Column) -> bool:
 
 def null_cases(column: Column) -> list[str]:
     """When the column is null; empty where it never is."""
-    return ["base and tuned rows"] * (column in DELTA) + [column.null] * bool(column.null)
+    cases = []
+    if column in DELTA:
+        cases.append("base and tuned rows")
+    if column.null:
+        cases.append(column.null)
+    return cases
 
 
 def _table(table: Table) -> dict[str, object]:

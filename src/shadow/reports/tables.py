@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from shadow.errors import ShadowError
+from shadow.reports.column_types import null_if_undefined
 from shadow.reports.columns import TABLES, Column
 from shadow.reports.parquet import arrow_schema
 from shadow.text import several
@@ -26,26 +27,20 @@ STORED = ("matrices", "tensors", "residual", "spectra")  # tables of a pair's fo
 LATER = ("residual",)  # tables that the first reports lack
 OPTIONAL = ("spectra",)  # left out by --no-spectra
 MAX_ROWS = 5_000_000  # of a file; the largest released mixture of experts has 140,000 matrices
-FEW_ROWS = (
-    2_000  # up to which columns are read one after the other: handing them to threads takes as long
-)
+FEW_ROWS = 2_000  # up to which columns are read one by one: handing them to threads takes as long
 UNTOUCHED, NOISE = 4.0, 5.0  # as shadow.spectra.purity has them
 PURITY_FROM = (
     "rows", "cols", "rank_ceiling", "participation_ratio", "null_participation_ratio",
-    "row_participation_ratio",
-    "col_participation_ratio", "floor_ratio",
+    "row_participation_ratio", "col_participation_ratio", "floor_ratio",
 )  # fmt: skip
-PURITY = (
-    "excess_purity",
-    "purity_z",
-    "equivalent_directions",
-)  # read from these in reports that lack them
+# made from these in reports that lack them
+PURITY = ("excess_purity", "purity_z", "equivalent_directions")
 MANY = 6  # absent columns that are named one by one
 
 
 def conformed(table: pa.Table, columns: Iterable[Column], required: Iterable[str]) -> pa.Table:
-    """The table with these columns, of their types and in their order; null where it lacks one or
-    is not finite.
+    """The table with these columns, of their types and in their order; null where it has no value
+    or one that is not finite.
 
     Raises KeyError for a column that is required, and what Arrow raises for text that is none or
     another type.
@@ -56,21 +51,21 @@ def conformed(table: pa.Table, columns: Iterable[Column], required: Iterable[str
         raise KeyError("a column that is there twice")
     if missing := set(required) & set(schema.names) - set(there):
         raise KeyError(*sorted(missing))
-    arrays = [
-        (
-            _finite_as(there[field.name], field.type)
-            if field.name in there
-            else pa.nulls(len(table), field.type)
-        )
-        for field in schema
-    ]
+    arrays = []
+    for field in schema:
+        if field.name in there:
+            arrays.append(_finite_as(there[field.name], field.type))
+        else:
+            arrays.append(pa.nulls(len(table), field.type))
     like_today = pa.Table.from_arrays(arrays, schema=schema.with_metadata(table.schema.metadata))
     like_today.validate(full=True)
     return like_today
 
 
 def _finite_as(values: pa.ChunkedArray, wanted: pa.DataType) -> pa.ChunkedArray:
-    return finite(values if values.type == wanted else values.cast(wanted))
+    if values.type != wanted:
+        values = values.cast(wanted)
+    return finite(values)
 
 
 def with_purity(table: pa.Table) -> pa.Table:
@@ -87,9 +82,8 @@ def with_purity(table: pa.Table) -> pa.Table:
         z = purity * columns["row_participation_ratio"] * columns["col_participation_ratio"] / 2.0
         directions = 1.0 / purity
         short = np.minimum(columns["rows"], columns["cols"])
-        unrounded = (columns["floor_ratio"] >= UNTOUCHED) | ~np.isnan(
-            columns["rank_ceiling"].astype(float)
-        )
+        is_adapter = ~np.isnan(columns["rank_ceiling"].astype(float))
+        unrounded = is_adapter | (columns["floor_ratio"] >= UNTOUCHED)
         countable = (z > NOISE) & (directions <= short) & unrounded
     computed = {
         "excess_purity": purity,
@@ -114,29 +108,28 @@ def finite(values: pa.ChunkedArray) -> pa.ChunkedArray:
     numbers = pc.list_flatten(values)
     if pc.all(pc.is_finite(numbers)).as_py() in (True, None):
         return values
-    rows = [
-        None if row is None else [x if x is not None and np.isfinite(x) else None for x in row]
-        for row in values.to_pylist()
-    ]
+    rows = [_finite_list(row) for row in values.to_pylist()]
     return pa.chunked_array([pa.array(rows, values.type)])
 
 
+def _finite_list(row: list[float | None] | None) -> list[float | None] | None:
+    """Null instead of NaN and infinity."""
+    if row is None:
+        return None
+    return [null_if_undefined(value) for value in row]
+
+
 def may_lack(name: str) -> bool:
-    """May a finished report have no such file? An older one, or one that was audited without
-    spectra.
-    """
+    """May a finished report have no such file? An older one, or one of --no-spectra."""
     return name in LATER + OPTIONAL
 
 
 def read_columns(file: pq.ParquetFile, name: str, columns: Sequence[Column]) -> pa.Table:
-    """Some columns of the file of a table, as this version has them. Call it within
-    `telling_faults`.
-    """
+    """Some columns of a table's file, as this version has them. Call it in `telling_faults`."""
     stored = set(file.schema_arrow.names)
     wanted = [column.name for column in columns]
-    older = (
-        name == "matrices" and "excess_purity" not in stored and not {*PURITY}.isdisjoint(wanted)
-    )
+    is_older = name == "matrices" and "excess_purity" not in stored
+    older = is_older and not {*PURITY}.isdisjoint(wanted)
     read = list(columns)
     if older:
         more = {*PURITY, *PURITY_FROM} - {*wanted}

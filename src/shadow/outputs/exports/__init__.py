@@ -157,10 +157,8 @@ def export(
     rows = dict.fromkeys(names, 0)
 
     def parts() -> Iterator[TablePart]:
-        while reports:
-            part = _part(
-                reports.pop(0), names
-            )  # whose tables are then forgotten: there may be hundreds
+        while reports:  # the tables of a report are then forgotten: there may be hundreds
+            part = _part(reports.pop(0), names)
             for name, table in part.tables.items():
                 rows[name] += len(table)
             yield part
@@ -212,9 +210,7 @@ def _part(report: Report, names: Sequence[str]) -> TablePart:
 
 
 def report_row(metadata: ReportMetadata) -> dict[str, Cell]:
-    """The row of a report in the table `reports`: what its metadata say, null where they say
-    nothing of the kind.
-    """
+    """The row of a report in the table `reports`: what its metadata say, null where they do not."""
     settings = metadata["settings"]
     method = settings["method"]
     values: dict[str, object] = {
@@ -245,15 +241,19 @@ def _as(kind: Type, value: object) -> Cell:
     """The value if it is of that kind; what is no text becomes JSON text where text is wanted."""
     if value is None:
         return None
+    if kind == "string" and isinstance(value, str):
+        return text_of(value)
     if kind == "string":
-        return text_of(value) if isinstance(value, str) else json.dumps(_plain(value))
-    if kind == "bool":
-        return value if isinstance(value, bool) else None
-    if isinstance(value, bool) or not isinstance(value, int | float):
+        return json.dumps(_plain(value))
+    if kind == "bool" and isinstance(value, bool):
+        return value
+    if isinstance(value, bool):  # which Python takes for an int
         return None
-    if kind == "int":
-        return value if isinstance(value, int) and abs(value) < 2**63 else None
-    return float(value) if abs(value) < 1e308 else None
+    if kind == "int" and isinstance(value, int) and abs(value) < 2**63:
+        return value
+    if kind == "float" and isinstance(value, int | float) and abs(value) < 1e308:
+        return float(value)
+    return None
 
 
 def text_of(text: str) -> str:

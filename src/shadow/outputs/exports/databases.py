@@ -1,5 +1,4 @@
-"""The tables of finished reports -> a database of SQLite or DuckDB, and how an own database is
-known again.
+"""The tables of reports -> a database of SQLite or DuckDB, and how an own one is known again.
 
 Every identifier is a constant of this package, and every value is bound or comes from an Arrow
 table: no text of a file is ever part of a statement.
@@ -35,12 +34,19 @@ KEY = ("family", "pair", "ordinal")
 ORDINAL = Column(
     name="ordinal", type="int", text="0-based place of the row in the report's file", range=">= 0"
 )
+SQLITE_PRAGMAS = (
+    "journal_mode = OFF",  # the file is thrown away when writing it does not end well
+    "synchronous = OFF",
+    f"application_id = {APPLICATION_ID}",
+    f"user_version = {SCHEMA}",
+    "foreign_keys = ON",
+)
 HINT = "free some space, or choose another place with -o"
 INSERTED = 2_000  # rows that SQLite gets at a time
-DESCRIBED = ("table_name", "place", "column_name", "type", "description", "formula", "unit",
-"range", "null_when",
-             "source", "pitfalls")  # fmt: skip
-
+DESCRIBED = (
+    "table_name", "place", "column_name", "type", "description", "formula", "unit", "range",
+    "null_when", "source", "pitfalls",
+)  # fmt: skip
 INDEXES = {
     "matrices": ("component", "module", "layer", "subject"),
     "tensors": ("tensor", "side"),
@@ -51,13 +57,16 @@ VIEWS = {"deltas": ("matrices", "subject = 'delta'", "the rows of matrices that 
 
 def _database_columns(name: str) -> tuple[Column, ...]:
     """The exported columns, with the place of the row where family and pair do not tell it."""
+    if name == "reports":
+        return TABLES[name].exported
     family, pair, *others = TABLES[name].exported
-    return (family, pair, *([] if name == "reports" else [ORDINAL]), *others)
+    return (family, pair, ORDINAL, *others)
 
 
 def _statements(names: Sequence[str], types: Mapping[Type, str]) -> Iterator[str]:
-    """The tables, in a dialect that SQLite and DuckDB share. Every identifier is a constant of this
-    package, quoted.
+    """The tables, in a dialect that SQLite and DuckDB share.
+
+    Every identifier is a constant of this package, quoted.
     """
     yield 'CREATE TABLE "about" ("name" TEXT PRIMARY KEY, "value" TEXT)'
     heads = ", ".join(
@@ -65,18 +74,26 @@ def _statements(names: Sequence[str], types: Mapping[Type, str]) -> Iterator[str
     )
     yield f'CREATE TABLE "schema_columns" ({heads}, PRIMARY KEY ("table_name", "column_name"))'
     for name in names:
-        columns = [
-            f"{quoted(column.name)} {types[column.type]}{' NOT NULL' if column.name in KEY else ''}"
-            for column in _database_columns(name)
-        ]
-        key = ", ".join(quoted(part) for part in (KEY[:2] if name == "reports" else KEY))
-        rules = [f"PRIMARY KEY ({key})"]
-        if name != "reports":
-            rules.append('FOREIGN KEY ("family", "pair") REFERENCES "reports" ("family", "pair")')
+        columns = [_definition(column, types) for column in _database_columns(name)]
+        if name == "reports":
+            rules = ['PRIMARY KEY ("family", "pair")']
+        else:
+            rules = [
+                'PRIMARY KEY ("family", "pair", "ordinal")',
+                'FOREIGN KEY ("family", "pair") REFERENCES "reports" ("family", "pair")',
+            ]
         yield f"CREATE TABLE {quoted(name)} ({', '.join([*columns, *rules])})"
     for view, (name, condition, _) in VIEWS.items():
         if name in names:
             yield f"CREATE VIEW {quoted(view)} AS SELECT * FROM {quoted(name)} WHERE {condition}"  # noqa: S608
+
+
+def _definition(column: Column, types: Mapping[Type, str]) -> str:
+    """A column in a CREATE TABLE."""
+    definition = f"{quoted(column.name)} {types[column.type]}"
+    if column.name in KEY:
+        definition += " NOT NULL"
+    return definition
 
 
 def _indexes(names: Sequence[str]) -> Iterator[str]:
@@ -114,21 +131,15 @@ def _marks(columns: Sequence[Any]) -> str:
 
 
 def _with_ordinal(name: str, table: pa.Table) -> pa.Table:
-    return (
-        table
-        if name == "reports"
-        else table.add_column(2, "ordinal", pa.array(range(len(table)), pa.int64()))
-    )
+    if name == "reports":
+        return table
+    return table.add_column(2, "ordinal", pa.array(range(len(table)), pa.int64()))
 
 
 def _objects(names: Iterable[str]) -> set[str]:
     """The tables and views of a database of these tables."""
-    names = set(names)
-    return (
-        names
-        | {"about", "schema_columns"}
-        | {view for view, (name, *_) in VIEWS.items() if name in names}
-    )
+    tables = {*names, "about", "schema_columns"}
+    return tables | {view for view, (name, *_) in VIEWS.items() if name in tables}
 
 
 def write_sqlite(path: Path, export: Export) -> None:
@@ -136,10 +147,7 @@ def write_sqlite(path: Path, export: Export) -> None:
     types = {name: stored.sqlite for name, stored in STORED_TYPES.items()}
     try:
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as base:
-            # the file is thrown away when this does not end well: no journal beside it
-            for pragma in ("journal_mode = OFF", "synchronous = OFF",
-            f"application_id = {APPLICATION_ID}",
-                           f"user_version = {SCHEMA}", "foreign_keys = ON"):  # fmt: skip
+            for pragma in SQLITE_PRAGMAS:
                 base.execute(f"PRAGMA {pragma}")
             base.execute("BEGIN")
             for statement in _statements(export.names, types):
@@ -181,32 +189,26 @@ def is_our_sqlite(path: Path) -> bool:
     """Is it a database that an export wrote, without tables or views that somebody added?"""
     try:
         head = read_start(path, 100) or b""
-        if (
-            head[:16] != b"SQLite format 3\0"
-            or int.from_bytes(head[68:72], "big") != APPLICATION_ID
-        ):
+        if not head.startswith(b"SQLite format 3\0"):
             return False
-        with contextlib.closing(
-            sqlite3.connect(f"file:{quote(bytes(path.absolute()))}?mode=ro", uri=True)
-        ) as base:
+        if int.from_bytes(head[68:72], "big") != APPLICATION_ID:
+            return False
+        address = f"file:{quote(bytes(path.absolute()))}?mode=ro"
+        with contextlib.closing(sqlite3.connect(address, uri=True)) as base:
             return _is_untouched(base.execute)
     except (OSError, sqlite3.Error):
         return False
 
 
 def _is_untouched(execute: Callable[[str], Any]) -> bool:
-    objects = {
-        row[0]
-        for row in execute(
-            "SELECT name FROM sqlite_master WHERE type IN ('table', 'view')"
-        ).fetchall()
-    }
+    rows = execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')").fetchall()
+    objects = {name for (name,) in rows}
     if "about" not in objects:
         return False
     about = dict(execute('SELECT "name", "value" FROM "about"').fetchall())
-    return about.get("export") == "shadow export" and objects == _objects(
-        str(about.get("tables")).split(",")
-    )
+    if about.get("export") != "shadow export":
+        return False
+    return objects == _objects(str(about.get("tables")).split(","))
 
 
 def _duckdb() -> Any:
@@ -236,7 +238,7 @@ def write_duckdb(path: Path, export: Export) -> None:
                     base.unregister("part_of_export")
             base.execute("CHECKPOINT")
     except duckdb.Error as error:
-        line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        line = next(iter(str(error).splitlines()), type(error).__name__)
         raise ShadowError(f"cannot write the DuckDB file: {line}", HINT) from error
 
 

@@ -1,5 +1,4 @@
-"""The tables of finished reports -> files of one format: a writer for each, and how its own work is
-known again.
+"""The tables of reports -> files of one format: a writer for each, and how its work is known again.
 
 A writer takes the path to write to and the parts of the export one after another, a report each, so
 that memory is that of one report. Every part has the same tables with the columns of
@@ -35,15 +34,7 @@ from shadow.reports.schema import null_cases, schema_json
 from shadow.text import several, visible
 
 MANIFEST = "shadow-export.json"  # in every folder: what wrote it, and which files
-FORMULA = (
-    "=",
-    "+",
-    "-",
-    "@",
-    "\t",
-    "\r",
-    "\n",
-)  # first letters that spreadsheets take for a formula
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # what a formula of a spreadsheet begins with
 NO_NAME = "__HIVE_DEFAULT_PARTITION__"  # how Hive writes null
 LONGEST = 255  # bytes of a folder's name
 
@@ -124,8 +115,9 @@ def _manifest(folder: Path, to: str) -> None:
 
 
 def is_our_folder(to: str, folder: Path) -> bool:
-    """Does a folder hold what an export to this format wrote, all of it, of the same sizes, and
-    nothing else?
+    """Does a folder hold all that an export to this format wrote, and nothing else?
+
+    Files are compared by their names and sizes.
     """
     if not folder.is_dir():
         return False
@@ -144,9 +136,7 @@ def is_our_folder(to: str, folder: Path) -> bool:
 
 
 def write_csv(folder: Path, export: Export) -> None:
-    """A file for each table, as RFC 4180 says, in UTF-8, and datapackage.json, which says what the
-    columns are.
-    """
+    """A file for each table, by RFC 4180, in UTF-8; datapackage.json describes the columns."""
     folder.mkdir()
     with contextlib.ExitStack() as stack:
         rows = {}
@@ -178,16 +168,15 @@ def neutral(text: str) -> str:
     """Text that no spreadsheet takes for a formula: an apostrophe before what begins like one, or
     with an apostrophe.
 
-    So the text is what is left when one apostrophe at the beginning, if there is any, is taken
-    away.
+    So the text is what is left without the first apostrophe, if it begins with one.
     """
-    return f"'{text}" if text.startswith((*FORMULA, "'")) else text
+    if text.startswith((*FORMULA, "'")):
+        return f"'{text}"
+    return text
 
 
 def _cells(values: pa.ChunkedArray, column: Column) -> list[str]:
-    """Numbers as Python writes them, the shortest text that reads back as the same number; lists as
-    JSON.
-    """
+    """Numbers as the shortest text that reads back as the same number; lists as JSON."""
     forms: dict[str, Callable[[Any], str]] = {"string": neutral, "int": str, "float": repr}
     form = forms.get(column.type, json_text)
     return ["" if value is None else form(value) for value in values.to_pylist()]
@@ -229,7 +218,7 @@ def _resource(name: str) -> dict[str, Any]:
 
 def write_json(folder: Path, export: Export) -> None:
     """A file of JSON Lines for each table, ASCII, every key in every line; schema.json says what
-    they are.
+    the keys are.
     """
     folder.mkdir()
     with contextlib.ExitStack() as stack:
@@ -263,9 +252,7 @@ def _arrow_schema(
 
 
 def write_arrow(folder: Path, export: Export) -> None:
-    """An Arrow IPC file (Feather 2) for each table, not compressed, so that it can be mapped into
-    memory.
-    """
+    """An Arrow IPC file (Feather 2) for each table, not compressed: memory can be mapped to it."""
     folder.mkdir()
     with contextlib.ExitStack() as stack:
         files = {}
@@ -283,7 +270,7 @@ def write_arrow(folder: Path, export: Export) -> None:
 
 def partition(name: str, value: str) -> str:
     """`name=value` as a folder, percent-encoded as Hive does it: no value reads as another or
-    leaves the folder.
+    leaves the folder. Raises ShadowError for a value that cannot be a folder's name.
     """
     if value in ("", NO_NAME):
         raise ShadowError(
@@ -364,19 +351,22 @@ def _card(
     one.
     """
     families = sorted({row["family"] for row in reports})
+    configs: list[dict[str, object]] = [
+        {
+            "config_name": name,
+            "description": f"One row is {TABLES[name].row}; sha256 {digests[name]}",
+            "data_files": [{"split": "train", "path": _data_file(name)}],
+        }
+        for name in counts
+    ]
+    for config in configs:
+        if config["config_name"] == default:
+            config["default"] = True
     front = {
         "pretty_name": f"Spectra of the weights and deltas of {visible(several(families, 3))}",
         "tags": ["shadow-audit", "model-weights", "singular-values", "fine-tuning"],
         "size_categories": [_size_category(counts[default])],
-        "configs": [
-            {
-                "config_name": name,
-                "description": f"One row is {TABLES[name].row}; sha256 {digests[name]}",
-                "data_files": [{"split": "train", "path": _data_file(name)}],
-                **({"default": True} if name == default else {}),
-            }
-            for name in counts
-        ],
+        "configs": configs,
     }
     return CARD.format(
         front=yaml.safe_dump(front, sort_keys=False, allow_unicode=False, width=1000).rstrip(),
@@ -453,19 +443,20 @@ def _told(row: _ReportRow) -> Iterator[str]:
 
 
 def _reference(repo: str, commit: str | None) -> str:
-    return (
-        f"{repo}@{commit[:12]}" if commit else f".../{Path(repo).name}"
-    )  # a folder's path is nobody's business
+    if commit:
+        return f"{repo}@{commit[:12]}"
+    return f".../{Path(repo).name}"  # a folder's path is nobody's business
 
 
 def code_span(text: str) -> str:
-    """Text as inline code in a cell of a Markdown table: nothing in it is markup, a link or a
-    mention.
-    """
+    """Text as inline code in a cell of a Markdown table: nothing in it is markup or a mention."""
     text = visible(text).replace("|", "\\|")
+    if not text.strip():
+        return ""
+    if "`" not in text:
+        return f"`{text}`"
     fence = "`" * (_longest_run(text) + 1)
-    padded = f" {text} " if "`" in text else text
-    return f"{fence}{padded}{fence}" if text.strip() else ""
+    return f"{fence} {text} {fence}"
 
 
 def _longest_run(text: str) -> int:

@@ -49,8 +49,8 @@ def write_figure(
 ) -> list[str]:
     """Draw a figure of the reports in folders to output. Returns what was chosen, for people.
 
-    Raises UsageError for a choice that makes no sense, ShadowError where a report cannot be read or
-    shows nothing.
+    Raises UsageError for a choice that makes no sense, ShadowError where a report cannot be read
+    or shows nothing.
     """
     suffix = output.suffix.lower().removeprefix(".")
     if suffix not in FORMATS:
@@ -103,9 +103,7 @@ def draw(
 
 
 def compose(kind: str, sources: list[FigureData], choice: Choice) -> tuple[Figure, list[str]]:
-    """The figure as matplotlib's objects, and what was chosen. To be called, and saved, while
-    styled.
-    """
+    """The figure as matplotlib's objects, and what was chosen. Call it and save it in `styled`."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 

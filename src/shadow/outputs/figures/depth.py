@@ -43,15 +43,14 @@ MOST_CURVES = 7  # of modules in one panel; more cannot be told apart
 
 
 def draw_depth(figure: Figure, sources: list[FigureData], choice: Choice) -> list[str]:
-    """By layer: a metric by module (of several reports, of one module each), relative norm,
-    concentration.
-    """
+    """By layer: a metric by module (one of each of several reports), norm, concentration."""
+    alone = len(sources) == 1
     metric = choice.metric or SHIFT
     for source in sources:
         if source.inside.empty:
-            hint = "leave it out, or choose another --component" if len(sources) > 1 else None
             raise ShadowError(
-                f"{source.folder}: no matrix of {source.component} inside a layer changed", hint
+                f"{source.folder}: no matrix of {source.component} inside a layer changed",
+                None if alone else "leave it out, or choose another --component",
             )
     modules, left = _depth_modules(sources, choice)
     figure.set_size_inches(choice.width, choice.width * 1.35)
@@ -62,10 +61,11 @@ def draw_depth(figure: Figure, sources: list[FigureData], choice: Choice) -> lis
         raise all_null(sources[0], metric)
     for label, style, values in curves:
         top.plot(values.index, values, label=label, **style)
-    top.set_ylabel(
-        axis_label(metric) if len(modules) > 1 else f"{axis_label(metric)}\n{shown(modules[0])}"
-    )
-    top.legend(**legend_above(names_of(sources) if len(sources) > 1 else modules))
+    label = axis_label(metric)
+    if len(modules) == 1:
+        label += f"\n{shown(modules[0])}"
+    top.set_ylabel(label)
+    top.legend(**legend_above(modules if alone else names_of(sources)))
     for place, source in enumerate(sources):
         style = CURVES[place]
         depth = source.depth
@@ -74,14 +74,14 @@ def draw_depth(figure: Figure, sources: list[FigureData], choice: Choice) -> lis
             100 * depth["relative_norm"].astype(float),
             **thinned(style, len(depth), place),
         )
-        _draw_concentration(bottom, source, style=style, place=place, alone=len(sources) == 1)
+        _draw_concentration(bottom, source, style=style, place=place, alone=alone)
     norms = np.concatenate([line.get_ydata() for line in middle.lines])
     middle.set_ylim(0, 1.1 * (norms[np.isfinite(norms)].max(initial=0) or 1))
     middle.set_ylabel("relative\nnorm, %")
     bottom.axhline(0, color=GREY, linewidth=0.5)
     bottom.set_ylabel("concentration")
     bottom.set_xlabel("layer")
-    quartiles = "; grey: quartiles in a layer" if len(sources) == 1 else ""
+    quartiles = "; grey: quartiles in a layer" if alone else ""
     annotate(
         figure,
         f"lower panels: all modules{quartiles}",
@@ -96,9 +96,9 @@ def draw_depth(figure: Figure, sources: list[FigureData], choice: Choice) -> lis
     notes = [f"{metric} of {', '.join(modules)}; {chosen_components(sources)}"]
     notes += [text for source in sources for text in source.left_out]
     if left:
-        most = f"at most {MOST_CURVES}" if len(sources) == 1 else "of several reports one"
+        most = f"at most {MOST_CURVES}" if alone else "of several reports one"
         notes.append(f"without {', '.join(left)}: --module chooses, {most}")
-    if len(sources) > 1:
+    if not alone:
         for source, (_, _, values) in zip(sources, curves, strict=True):
             if not np.isfinite(values).any():
                 notes.append(f"no curve of {source.folder}: no {metric} of {modules[0]}")
@@ -116,20 +116,19 @@ def _depth_modules(sources: list[FigureData], choice: Choice) -> tuple[list[str]
     ups = [name for name in UP if name in chosen]
     drawn = [*ups, *(name for name in chosen if name not in ups)]
     if len(sources) > 1:
-        drawn = sorted(
-            drawn, key=lambda name: not all(name in modules_of for modules_of in changed)
-        )[:1]
-    elif len(chosen) > MOST_CURVES:
-        drawn = ups if not choice.modules and ups else drawn[:MOST_CURVES]
+        in_all = [name for name in drawn if all(name in modules_of for modules_of in changed)]
+        drawn = (in_all or drawn)[:1]
+    elif len(chosen) > MOST_CURVES and ups and not choice.modules:
+        drawn = ups
+    else:
+        drawn = drawn[:MOST_CURVES]
     return drawn, [name for name in chosen if name not in drawn]
 
 
 def _depth_curves(
     sources: list[FigureData], modules: list[str], metric: str
 ) -> Iterator[tuple[str, CurveStyle, pd.Series[float]]]:
-    """(label, style, values by layer): of several reports one each, of one report one for each
-    module.
-    """
+    """(label, style, values by layer): one for each report, of one report one for each module."""
     for place, source in enumerate(sources):
         for number, module in enumerate(modules):
             rows = source.inside[source.inside["module"] == module]
@@ -137,20 +136,18 @@ def _depth_curves(
             if len(values):
                 values = values.reindex(range(int(values.index.min()), int(values.index.max()) + 1))
             style = thinned(CURVES[place + number], len(values), place + number)
-            style |= {"linewidth": 0.7, "markersize": 2.2} if number else {"zorder": 3}
-            yield (
-                shown(module, 24) if len(sources) == 1 else names_of(sources)[place],
-                style,
-                values,
-            )
+            if number == 0:
+                style |= {"zorder": 3}
+            else:
+                style |= {"linewidth": 0.7, "markersize": 2.2}
+            name = shown(module, 24) if len(sources) == 1 else names_of(sources)[place]
+            yield name, style, values
 
 
 def _draw_concentration(
     axes: Axes, source: FigureData, style: CurveStyle, place: int, *, alone: bool
 ) -> None:
-    """Medians by layer, with the quartiles of a layer's matrices; at the right the median of all
-    with its interval.
-    """
+    """Medians and quartiles by layer; at the right the median of all with its interval."""
     by_layer = source.inside.groupby("layer")["concentration"]
     medians = by_layer.median()
     if alone:

@@ -23,9 +23,8 @@ def draw_heatmap(figure: Figure, sources: list[FigureData], choice: Choice) -> l
     if inside.empty:
         raise ShadowError(f"{source.folder}: no matrix inside a layer changed")
     modules = chosen_modules(source, choice.modules, list(inside["module"]))
-    last = max(
-        [*source.depth["layer"], *inside["layer"]]
-    )  # of the component, also where nothing of it changed
+    # the last layer of the component may be one in which nothing changed
+    last = max([*source.depth["layer"], *inside["layer"]])
     layers = range(int(last) + 1)
     grid = inside.pivot_table(index="module", columns="layer", values=metric, aggfunc="median")
     grid = grid.reindex(index=modules, columns=layers)
@@ -34,9 +33,8 @@ def draw_heatmap(figure: Figure, sources: list[FigureData], choice: Choice) -> l
         raise all_null(source, metric)
     figure.set_size_inches(choice.width, max(1.4, 0.75 + 0.17 * len(modules)))
     axes = figure.subplots()
-    axes.patch.set(
-        facecolor="white", hatch="//////", edgecolor=PALE
-    )  # shows where there is no value
+    # shows where there is no value
+    axes.patch.set(facecolor="white", hatch="//////", edgecolor=PALE)
     edges = (np.arange(count + 1) - 0.5 for count in (len(layers), len(modules)))
     line = 0.3 if len(layers) <= 32 else 0
     mesh = axes.pcolormesh(

@@ -28,9 +28,7 @@ LETTERS = 44  # of all names of steps together that stand side by side
 
 
 def draw_lineage(figure: Figure, sources: list[FigureData], choice: Choice) -> list[str]:
-    """By step: relative norm, how much of it storage kept, and the modules that hold it; of the
-    longest chain.
-    """
+    """By step of the longest chain: relative norm, how much storage kept, and in which modules."""
     steps = [step for source in sources if (step := read_step(source.report)) is not None]
     known = lineage(steps)
     if not known.chains:
@@ -46,9 +44,11 @@ def draw_lineage(figure: Figure, sources: list[FigureData], choice: Choice) -> l
     _draw_kept(middle, drawn)
     _draw_groups(bottom, drawn)
     names = [f"{shown(step.start, 16)} to\n{shown(step.end, 16)}" for step in drawn]
-    upright = sum(len(max(name.split("\n"), key=len)) for name in names) > LETTERS
-    labels = [name.replace("\n", " ") for name in names] if upright else names
-    bottom.set_xticks(range(len(drawn)), labels, rotation=90 if upright else 0)
+    if sum(len(max(name.split("\n"), key=len)) for name in names) > LETTERS:
+        upright = [name.replace("\n", " ") for name in names]
+        bottom.set_xticks(range(len(drawn)), upright, rotation=90)
+    else:
+        bottom.set_xticks(range(len(drawn)), names)
     bottom.set_xlim(-0.6, len(drawn) - 0.4)
     for axes in (top, middle, bottom):
         quieten(axes)
@@ -70,7 +70,7 @@ def _notes(chain: Chain, chains: Sequence[Chain], notes: Sequence[str]) -> list[
 
 
 def _draw_sizes(axes: Axes, steps: Sequence[Step]) -> None:
-    sizes = np.array([np.nan if not step.size else step.size for step in steps], dtype=float)
+    sizes = np.array([step.size or np.nan for step in steps], dtype=float)
     axes.plot(range(len(steps)), sizes, color=GREY, linewidth=0.7, zorder=1)
     for place, (step, size) in enumerate(zip(steps, sizes, strict=True)):
         filled = step.relative_norm_unrounded is not None
@@ -121,9 +121,8 @@ def _draw_groups(axes: Axes, steps: Sequence[Step]) -> None:
     shares = np.zeros((len(names), len(steps)))
     for place, step in enumerate(steps):
         for group in step.groups:
-            shares[names.index(group.name if group.name in GROUPS else "other"), place] += (
-                group.energy_share
-            )
+            name = group.name if group.name in GROUPS else "other"
+            shares[names.index(name), place] += group.energy_share
     below = np.zeros(len(steps))
     for name, share in zip(names, shares, strict=True):
         if share.any():

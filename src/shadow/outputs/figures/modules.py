@@ -32,9 +32,7 @@ if TYPE_CHECKING:
 
 
 def draw_modules(figure: Figure, sources: list[FigureData], choice: Choice) -> list[str]:
-    """Concentration by module: every matrix, the median, its interval over layers, against the
-    null's 0.
-    """
+    """Concentration by module: every matrix, the median and its interval; 0 is the null's."""
     names = [name for source in sources for name in source.deltas["module"]]
     modules = chosen_modules(sources[0], choice.modules, names)
     figure.set_size_inches(choice.width, 0.62 + len(modules) * (0.13 + 0.07 * len(sources)))
@@ -43,17 +41,20 @@ def draw_modules(figure: Figure, sources: list[FigureData], choice: Choice) -> l
     axes.axvline(0, color=GREY, linewidth=0.6, zorder=1)
     for place, source in enumerate(sources):
         _draw_module_rows(axes, source, modules=modules, place=place, many=len(sources))
-    counts = sources[0].deltas["module"].value_counts()
-    labels = [
-        f"{shown(name, 24)} ({counts.get(name, 0)})" if len(sources) == 1 else shown(name, 24)
-        for name in modules
-    ]
+    labels = [shown(name, 24) for name in modules]
+    counted = ""
+    if len(sources) == 1:
+        counts = sources[0].deltas["module"].value_counts()
+        labels = [f"{shown(name, 24)} ({counts.get(name, 0)})" for name in modules]
+        counted = "; number: how many"
     axes.set_yticks(range(len(modules)), labels)
     axes.set_ylim(len(modules) - 0.5, -0.5)
     axes.set_xlabel("concentration (0: the sign-flip null)")
-    counted = "; number: how many" if len(sources) == 1 else ""
-    annotate(figure, f"medians{told_interval(sources)}; open: no spread over layers",
-          f"tick: a matrix{counted}; grey: within {MARGIN:g} of 0")  # fmt: skip
+    annotate(
+        figure,
+        f"medians{told_interval(sources)}; open: no spread over layers",
+        f"tick: a matrix{counted}; grey: within {MARGIN:g} of 0",
+    )
     if len(sources) > 1:
         from matplotlib.lines import Line2D
 
@@ -77,16 +78,16 @@ def _draw_module_rows(
     for y, module in enumerate(modules):
         row = rows.get(module)
         values = source.deltas.loc[source.deltas["module"] == module, "concentration"].dropna()
-        axes.plot(values, np.full(len(values), y + shift), "|", color=style["color"], alpha=0.45,
-        markersize=4,
-                  markeredgewidth=0.5, zorder=2)  # fmt: skip
+        axes.plot(
+            values, np.full(len(values), y + shift), "|", color=style["color"], alpha=0.45,
+            markersize=4, markeredgewidth=0.5, zorder=2,
+        )  # fmt: skip
         if row is None or row.concentration is None:
             continue
         bounds = row.intervals.get("concentration")
         axes.errorbar(
-            [row.concentration], [y + shift], xerr=spread(row.concentration, bounds), capsize=2,
-            elinewidth=1.1,
-            zorder=3, color=style["color"], marker=style["marker"], linestyle="none",
-            markersize=3.6,
+            [row.concentration], [y + shift], xerr=spread(row.concentration, bounds),
+            capsize=2, elinewidth=1.1, zorder=3, linestyle="none",
+            color=style["color"], marker=style["marker"], markersize=3.6,
             markerfacecolor=style["color"] if bounds else "white",
         )  # fmt: skip

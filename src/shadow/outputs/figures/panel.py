@@ -1,6 +1,4 @@
-"""A panel of a recipe: metrics by layer, a column for each pair, with what noise and rounding alone
-would leave.
-"""
+"""A panel of a recipe: metrics by layer, a column a pair, beside noise and rounding alone."""
 
 from __future__ import annotations
 
@@ -46,9 +44,10 @@ def draw_panel(pairs: Sequence[PairByLayer], metrics: Sequence[str]) -> bytes:
                     axes.plot(
                         places, rounding, color=BLUE, linestyle=(0, (1, 1)), label="rounding alone"
                     )
-                axes.plot(places, [one.measured for one in layers], color=BLACK, marker="o",
-                markersize=1.8,
-                          label="measured")  # fmt: skip
+                axes.plot(
+                    places, [one.measured for one in layers],
+                    color=BLACK, marker="o", markersize=1.8, label="measured",
+                )  # fmt: skip
                 if metric.endswith("_shift"):
                     axes.axhline(0, color=GREY, linewidth=0.5)
                 if row == 0:

@@ -59,9 +59,7 @@ class FigureData:
     """The component."""
 
     deltas: pd.DataFrame
-    """Its delta rows. All numbers are float64, with NaN where one is missing, as matplotlib wants
-    them.
-    """
+    """Its delta rows. All numbers are float64, NaN where one is missing, as matplotlib wants."""
 
     @property
     def folder(self) -> Path:
@@ -75,6 +73,7 @@ class FigureData:
 
     @property
     def name(self) -> str:
+        """Its family and pair, for people."""
         return f"{self.summary.family} {self.summary.pair}"
 
     @property
@@ -84,9 +83,7 @@ class FigureData:
 
     @property
     def depth(self) -> pd.DataFrame:
-        """layer and relative_norm of every layer that was compared, as far as there is room for
-        them.
-        """
+        """layer and relative_norm of every compared layer, as far as there is room for them."""
         rows = [
             (row.layer, row.relative_norm)
             for row in self.summary.depth
@@ -102,14 +99,13 @@ class FigureData:
     @property
     def left_out(self) -> list[str]:
         """What is told of layers that there is no room for."""
-        far = (self.deltas["layer"] >= LAYERS).any()
-        return [f"layers of {self.folder} from number {LAYERS:,} on are left out"] if far else []
+        if not (self.deltas["layer"] >= LAYERS).any():
+            return []
+        return [f"layers of {self.folder} from number {LAYERS:,} on are left out"]
 
 
 def read_source(folder: Path, component: str | None) -> FigureData:
-    """A report and the delta rows of a component: language where there is one, else the one of most
-    layers.
-    """
+    """A report and the deltas of a component: language if there is one, or that of most layers."""
     report = SummarisedReport(folder)
     summary = report.summary
     names = [row.component for row in summary.components if row.matrices]
@@ -139,7 +135,9 @@ def shown(text: str, letters: int = LABEL_COLUMN) -> str:
     text = visible(text)
     if len(text) > letters:
         text = f"{text[: letters // 2 - 1]}…{text[-(letters // 2) :]}"
-    return f" {text}" if text.startswith("_") else text
+    if text.startswith("_"):
+        text = f" {text}"
+    return text
 
 
 def module_order(names: Sequence[str]) -> list[str]:
@@ -149,6 +147,10 @@ def module_order(names: Sequence[str]) -> list[str]:
 
 
 def chosen_modules(source: FigureData, patterns: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Those of the modules (names) that a pattern matches, all without patterns, in their order.
+
+    Raises ShadowError where there is none.
+    """
     if not names:
         raise ShadowError(f"{source.folder}: no matrix inside a layer changed")
     chosen = [
@@ -165,19 +167,23 @@ def chosen_modules(source: FigureData, patterns: Sequence[str], names: Sequence[
 
 
 def all_null(source: FigureData, metric: str) -> ShadowError:
+    """The fault that a metric of a report has no value that could be drawn."""
     return ShadowError(
         f"{source.folder}: {metric} is null in every layer", "`shadow explain` says when it is"
     )
 
 
 def chosen_components(sources: Sequence[FigureData]) -> str:
+    """The components that are drawn, each once, for people."""
     return ", ".join(dict.fromkeys(source.component for source in sources))
 
 
 def component_of(sources: Sequence[FigureData]) -> str:
     """The component of all, empty where they have different ones."""
     components = {source.component for source in sources}
-    return "" if len(components) > 1 else sources[0].component
+    if len(components) > 1:
+        return ""
+    return sources[0].component
 
 
 def names_of(sources: Sequence[FigureData]) -> list[str]:

@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 
 
 def draw_spectrum(figure: Figure, sources: list[FigureData], choice: Choice) -> list[str]:
-    """The singular values of one matrix: base, tuned, delta, with the null's edge and what lies
-    above it.
-    """
+    """Singular values of one matrix: base, tuned, delta, the null's edge, what lies above it."""
     (source,) = sources
     row = _chosen_matrix(source, choice)
     sigmas = _spectra(source.report, row)
@@ -38,7 +36,7 @@ def draw_spectrum(figure: Figure, sources: list[FigureData], choice: Choice) -> 
         )
         spikes = delta[delta > edge]
         if len(spikes):
-            label = "1 spike" if len(spikes) == 1 else f"{len(spikes)} spikes"
+            label = f"{len(spikes)} {'spike' if len(spikes) == 1 else 'spikes'}"
             axes.plot(
                 np.arange(1, len(spikes) + 1), spikes, label=label, linestyle="none",
                 marker="o", markersize=3.5, color=RED, markeredgecolor=BLACK, markeredgewidth=0.5,
@@ -54,24 +52,22 @@ def draw_spectrum(figure: Figure, sources: list[FigureData], choice: Choice) -> 
     axes.set_ylabel("singular value")
     axes.legend(**legend_above([""]) | {"ncols": 3})
     axes.tick_params(which="both", length=2, pad=2)
+    subtitle = f"{shown(str(row['tensor']), 56)}\nconcentration {_figure(row['concentration'])}"
     zeros = int((delta <= 0).sum())
-    unresolved = f"; {zeros} of {len(delta)} of the delta not resolved" if zeros else ""
-    subtitle = (
-        f"{shown(str(row['tensor']), 56)}\nconcentration"
-        f" {_figure(row['concentration'])}{unresolved}"
-    )
+    if zeros:
+        subtitle += f"; {zeros} of {len(delta)} of the delta not resolved"
     entitle(figure, sources, choice=choice, more=subtitle)
     return [f"{row['tensor']}: {row['module']}, layer {_figure(row['layer'])}; {source.component}"]
 
 
 def _figure(value: float) -> str:
-    return f"{value:.3g}" if math.isfinite(value) else "-"
+    if not math.isfinite(value):
+        return "-"
+    return f"{value:.3g}"
 
 
 def _chosen_matrix(source: FigureData, choice: Choice) -> pd.Series[Any]:
-    """The delta row that was asked for; what is left open is an up-projection in the middle of the
-    layers.
-    """
+    """The delta row that was asked for; by default an up-projection in the middle of the layers."""
     rows = source.deltas
     modules = chosen_modules(source, choice.modules, list(rows["module"]))
     module = next((name for name in UP if name in modules), modules[0])
@@ -110,9 +106,7 @@ def _spectra(report: Report, row: pd.Series[Any]) -> dict[str, np.ndarray[Any, A
             wanted &= pc.field(name).is_null()
     sigmas: dict[str, np.ndarray[Any, Any]] = {}
     for spectrum in report.spectra_where(wanted).to_pylist():
-        values = np.array(
-            [np.nan if value is None else value for value in spectrum["sigma"] or []], float
-        )
+        values = np.array(spectrum["sigma"] or [], dtype=float)  # NaN where it is None
         sigmas.setdefault(str(spectrum["subject"]), values[np.isfinite(values)])
     if not {"base", "tuned", "delta"} <= set(sigmas):
         raise ShadowError(

@@ -22,9 +22,8 @@ BLACK, BLUE, RED, GREEN, ORANGE, PINK, SKY = (
     "#000000", "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9",
 )  # fmt: skip
 GREY, PALE = "#777777", "#d9d9d9"
-Dashes = (
-    str | tuple[int, tuple[float, ...]]
-)  # a name, or an offset and the lengths of dashes and gaps, in line widths
+# a name, or an offset and the lengths of dashes and gaps, in line widths
+Dashes = str | tuple[int, tuple[float, ...]]
 
 
 class CurveStyle(TypedDict, total=False):
@@ -123,15 +122,18 @@ def undrawn(figure: Figure) -> str:
 
 def entitle(figure: Figure, sources: Sequence[FigureData], choice: Choice, more: str = "") -> None:
     """Which reports these are, in small type."""
-    if choice.title:
-        families = list(dict.fromkeys(source.summary.family for source in sources))
-        component = component_of(sources)
-        text = shown(sources[0].name if len(sources) == 1 else ", ".join(families), 60) + (
-            f", {component}" if component not in ("language", "") else ""
-        )
-        figure.suptitle(
-            "\n".join(filter(None, (text, more))), fontsize=6, color=GREY, x=0.01, ha="left"
-        )
+    if not choice.title:
+        return
+    which = sources[0].name
+    if len(sources) > 1:
+        which = ", ".join(dict.fromkeys(source.summary.family for source in sources))
+    text = shown(which, 60)
+    component = component_of(sources)
+    if component not in ("language", ""):
+        text += f", {component}"
+    figure.suptitle(
+        "\n".join(filter(None, (text, more))), fontsize=6, color=GREY, x=0.01, ha="left"
+    )
 
 
 def told_interval(sources: Sequence[FigureData]) -> str:
@@ -139,14 +141,14 @@ def told_interval(sources: Sequence[FigureData]) -> str:
     levels = {
         source.summary.interval_level or 0.0 for source in sources if not source.summary.no_interval
     }
+    if not levels:
+        return ""
     shown_levels = " to ".join(f"{100 * level:.3g}" for level in sorted(levels))
-    return f" with their spread over layers ({shown_levels} %)" if levels else ""
+    return f" with their spread over layers ({shown_levels} %)"
 
 
 def legend_above(labels: Sequence[str]) -> LegendPlace:
-    """Where a legend stands: above the axes, in as many columns as names of that length leave room
-    for.
-    """
+    """Where a legend stands: above the axes, in as many columns as such names leave room for."""
     columns = max(1, min(4, 44 // (max(map(len, labels)) + 5)))
     return {
         "ncols": columns,
@@ -175,11 +177,16 @@ def thinned(style: CurveStyle, points: int, place: int) -> CurveStyle:
 
 
 def spread(value: float, bounds: tuple[float, float] | None) -> list[list[float]] | None:
-    """An interval as matplotlib wants it: how far it reaches down and up."""
-    return [[max(0.0, value - bounds[0])], [max(0.0, bounds[1] - value)]] if bounds else None
+    """An interval as matplotlib wants it: how far it reaches down and up; None without bounds."""
+    if bounds is None:
+        return None
+    low, high = bounds
+    return [[max(0.0, value - low)], [max(0.0, high - value)]]
 
 
 def axis_label(metric: str) -> str:
     """A metric's name as people write it, and of what it is where weights have it too."""
     text = textwrap.fill(metric.replace("_rank_shift", "-rank shift").replace("_", " "), 21)
-    return f"{text}\nof the delta" if metric in {column.name for column in SPECTRAL} else text
+    if metric in {column.name for column in SPECTRAL}:
+        text += "\nof the delta"
+    return text

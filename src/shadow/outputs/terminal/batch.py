@@ -42,26 +42,28 @@ def batch_view(index: Index, options: ConsoleOptions) -> RenderableType:
         table.add_column("error", overflow="fold", ratio=1)
     faults = Table.grid(padding=(0, 2))
     for row in index.rows:
-        place = Text("-" if row.position is None else f"{row.position}")
+        position = "-" if row.position is None else str(row.position)
         cells = [
-            place,
+            Text(position),
             Text(visible(row.family)),
             Text(visible(row.pair)),
             Text(row.state, STATE_STYLES[row.state]),
+            Text(visible(row.label or "-")),
+            Text(fixed(row.concentration)),
+            Text(share(row.relative_norm_overall)),
+            Text("-" if row.seconds is None else took(row.seconds)),
         ]
-        cells.append(Text(visible(row.label or "-")))
-        cells += [
-            Text(figure) for figure in (fixed(row.concentration), share(row.relative_norm_overall))
-        ]
-        cells.append(Text("-" if row.seconds is None else took(row.seconds)))
-        table.add_row(*cells, *([Text(visible(row.error or ""))] if wide else []))
-        if row.error and not wide:
+        if wide:
+            cells.append(Text(visible(row.error or "")))
+        elif row.error:
             fault = Text(visible(f"{row.name}: {row.error}"), overflow="fold")
-            faults.add_row(
-                place.copy(), fault.append(visible(f" ({row.hint})") if row.hint else "", "dim")
-            )
+            if row.hint:
+                fault.append(visible(f" ({row.hint})"), "dim")
+            faults.add_row(Text(position), fault)
+        table.add_row(*cells)
     parts: list[RenderableType] = [Rule(Text("list", "bold"), align="left", style="dim"), table]
-    parts += [faults, ""] if faults.rows else []
+    if faults.rows:
+        parts += [faults, ""]
     return Group(*parts, _batch_footer(index), "")
 
 
@@ -75,32 +77,34 @@ def pairs_view(judged: Sequence[Judgement]) -> RenderableType:
     for head in ("conc.", "norm"):
         table.add_column(head, justify="right", no_wrap=True)
     for judgement in judged:
-        state = "failed" if judgement.summary is None else "done"
-        cells = [
-            Text(visible(judgement.family)),
-            Text(visible(judgement.pair)),
-            Text(state, STATE_STYLES[state]),
-        ]
-        if judgement.summary is not None:
-            figures = judgement.summary.figures
-            cells.append(Text(visible(judgement.summary.label)))
-            cells += [
-                Text(fixed(figures["concentration"])),
-                Text(share(figures["relative_norm_overall"])),
-            ]
-        table.add_row(*cells)
+        names = [Text(visible(judgement.family)), Text(visible(judgement.pair))]
+        summary = judgement.summary
+        if summary is None:
+            table.add_row(*names, Text("failed", STATE_STYLES["failed"]))
+            continue
+        table.add_row(
+            *names,
+            Text("done", STATE_STYLES["done"]),
+            Text(visible(summary.label)),
+            Text(fixed(summary.figures["concentration"])),
+            Text(share(summary.figures["relative_norm_overall"])),
+        )
     return Group(Rule(Text("pairs", "bold"), align="left", style="dim"), table)
 
 
 def _batch_footer(index: Index) -> RenderableType:
-    rows, counts = Table.grid(padding=(0, 2)), Counter[str](row.state for row in index.rows)
+    rows = Table.grid(padding=(0, 2))
+    counts = Counter[str](row.state for row in index.rows)
+    pairs = f"{len(index.rows):,}"
     states = ", ".join(f"{counts[state]:,} {state}" for state in STATE_STYLES if counts[state])
-    rows.add_row(Text("pairs", "dim"), f"{len(index.rows):,}{': ' if states else ''}{states}")
+    if states:
+        pairs += f": {states}"
+    rows.add_row(Text("pairs", "dim"), pairs)
+    what_it_took = took(sum(row.seconds or 0.0 for row in index.rows))
     moved = sum(row.bytes or 0 for row in index.rows)
-    fetched = f", {byte_size(moved)} fetched" if moved else ""
-    rows.add_row(
-        Text("took", "dim"), f"{took(sum(row.seconds or 0.0 for row in index.rows))}{fetched}"
-    )
+    if moved:
+        what_it_took += f", {byte_size(moved)} fetched"
+    rows.add_row(Text("took", "dim"), what_it_took)
     if missing := index.missing_shards:
         rows.add_row(
             Text("shards", "dim"),

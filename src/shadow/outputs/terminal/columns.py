@@ -30,10 +30,11 @@ def columns_view(columns: Sequence[Column]) -> RenderableType:
 def column_view(column: Column) -> RenderableType:
     """`explain COLUMN`: formula, range, null value, source, pitfalls."""
     rows = Table.grid(padding=(0, 2))
+    no_unit = "none" if column.formula else ""
     facts = {
         "formula": column.formula,
         "type": column.type,
-        "unit": column.unit or ("none" if column.formula else ""),
+        "unit": column.unit or no_unit,
         "range": column.range,
         "null": column.null or "never",
         "source": column.source,
@@ -52,13 +53,11 @@ def column_view(column: Column) -> RenderableType:
 
 
 def head_view(word: str, head: Head, column: Column | None) -> RenderableType:
-    """`explain HEAD`: what stands below a head of a table on the screen, and the column it comes
-    from.
-    """
-    title = Padding(
-        Text.assemble((word, "bold cyan"), f"  {head.text}"), (0, 0, int(column is not None), 0)
-    )
-    return title if column is None else Group(title, column_view(column))
+    """`explain HEAD`: what stands below a head of a table, and the column that it comes from."""
+    title = Text.assemble((word, "bold cyan"), f"  {head.text}")
+    if column is None:
+        return title
+    return Group(Padding(title, (0, 0, 1, 0)), column_view(column))
 
 
 def schema_view(tables: Sequence[ReportTable]) -> RenderableType:
@@ -81,21 +80,28 @@ def schema_view(tables: Sequence[ReportTable]) -> RenderableType:
 
 
 def table_view(table: ReportTable) -> RenderableType:
-    """`schema TABLE`: type, unit, meaning and null case of every column, those that a reader needs
-    first on top.
-    """
+    """`schema TABLE`: type, unit, meaning and null case of every column, most needed first."""
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     shown.add_column("column", style="cyan", no_wrap=True)
     shown.add_column("type", no_wrap=True)
     shown.add_column("meaning", ratio=1)
     for column in sorted(table.columns, key=lambda column: column.name not in table.start_here):
-        meaning = Text(column.text)
-        null = "; null: " + ", ".join(null_cases(column)) if null_cases(column) else ""
-        meaning.append(f"{column.unit and f'; in {column.unit}'}{null}", "dim")
-        meaning.append("; later" if is_later(table, column) else "", "yellow")
-        meaning.append("; start here" if column.name in table.start_here else "", "bold green")
-        shown.add_row(column.name, column.type, meaning)
+        shown.add_row(column.name, column.type, _meaning(table, column))
     head = Text.assemble(
         (table.name, "bold cyan"), f"  {table.file}, schema {SCHEMA}; one row is {table.row}"
     )
     return Group(head, shown)
+
+
+def _meaning(table: ReportTable, column: Column) -> Text:
+    """What a column is, its unit, when it is null, and whether a reader begins with it."""
+    meaning = Text(column.text)
+    if column.unit:
+        meaning.append(f"; in {column.unit}", "dim")
+    if cases := null_cases(column):
+        meaning.append(f"; null: {', '.join(cases)}", "dim")
+    if is_later(table, column):
+        meaning.append("; later", "yellow")
+    if column.name in table.start_here:
+        meaning.append("; start here", "bold green")
+    return meaning

@@ -14,11 +14,10 @@ from rich.text import Text
 
 from shadow.outputs.terminal.scores import scored_set_view
 from shadow.outputs.terminal.typeset import (
-    ASCII_BARS,
-    BARS,
     SPARK,
     WIDE,
     apart,
+    bars_of,
     fixed,
     number,
     share,
@@ -48,7 +47,7 @@ def comparison_view(
 
     Of two reports it also tells in which modules and layers they differ. p_values: also show p.
     """
-    width, bars = options.max_width, ASCII_BARS if options.ascii_only else BARS
+    width, bars = options.max_width, bars_of(options)
     first = comparison.reports[0].label
     against_first = [contrast for contrast in comparison.contrasts if contrast.first == first]
     parts: list[RenderableType] = [_compared(comparison), ""]
@@ -98,9 +97,12 @@ def _ranking(comparison: Comparison) -> RenderableType:
 
 def _contrast(contrast: Contrast, width: int, p_values: bool) -> list[RenderableType]:
     """The verdict, the figures behind it and what makes it doubtful."""
-    facts, matched = Table.grid(padding=(0, 2)), contrast.matched
-    known = f", known by {KNOWN_BY[contrast.verified]}" if contrast.verified else ""
-    facts.add_row(Text("relation", "dim"), f"{contrast.relation}{known}")
+    facts = Table.grid(padding=(0, 2))
+    relation: str = contrast.relation
+    if contrast.verified:
+        relation += f", known by {KNOWN_BY[contrast.verified]}"
+    facts.add_row(Text("relation", "dim"), relation)
+    matched = contrast.matched
     votes = f"{matched.in_layers:,} of them in {counted(matched.layers, 'layer', 'layers')} vote"
     facts.add_row(
         Text("over", "dim"), f"{counted(matched.matrices, 'matrix', 'matrices')} of both; {votes}"
@@ -129,20 +131,23 @@ def _figures_apart(contrast: Contrast, width: int, p_values: bool) -> Renderable
     from shadow.findings.comparison import FIGURES
 
     titles = {figure.name: figure.title for figure in FIGURES}
+    adjusted = holm([figure.p_within_pair for figure in contrast.figures])
     wide = width >= WIDE
-    levels = [figure.level for figure in contrast.figures if figure.level is not None]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, int(wide)), title_justify="left")
     table.title = "Medians over matrices, and of paired differences"
-    adjusted = holm([figure.p_within_pair for figure in contrast.figures]) if p_values else []
     if p_values:
         table.title += "; p is within this pair, adjusted over the figures"
     table.add_column("figure", style="cyan", no_wrap=True)
     heads = [contrast.first, contrast.second, f"{contrast.first} - {contrast.second}"]
-    heads.append(f"spread, {100 * min(levels):.3g} %" if levels else "spread")
-    for head in [*heads, *(["margin"] if wide else []), *(["p"] if p_values else [])]:
+    heads.append(_spread_head(contrast))
+    if wide:
+        heads.append("margin")
+    if p_values:
+        heads.append("p")
+    for head in heads:
         table.add_column(head, justify="right", no_wrap=True)
     table.add_column("verdict")
-    for place, difference in enumerate(contrast.figures):
+    for difference, p in zip(contrast.figures, adjusted, strict=True):
         cells = [
             *_both(difference),
             apart(difference.difference, difference.scale),
@@ -151,9 +156,17 @@ def _figures_apart(contrast: Contrast, width: int, p_values: bool) -> Renderable
         if wide:
             cells.append(apart(difference.margin, difference.scale).replace("+", ""))
         if p_values:
-            cells.append(number(adjusted[place]))
+            cells.append(number(p))
         table.add_row(titles[difference.figure], *cells, difference.verdict or "has no vote")
     return table
+
+
+def _spread_head(contrast: Contrast) -> str:
+    """With the least level of the spreads, where there is any."""
+    levels = [figure.level for figure in contrast.figures if figure.level is not None]
+    if not levels:
+        return "spread"
+    return f"spread, {100 * min(levels):.3g} %"
 
 
 def _both(difference: Difference) -> tuple[str, str]:
@@ -166,15 +179,12 @@ def _spread(difference: Difference) -> str:
     """How far a difference would move with other layers."""
     if difference.low is None:
         return "-"
-    return (
-        f"{apart(difference.low, difference.scale)} to {apart(difference.high, difference.scale)}"
-    )
+    low, high = (apart(end, difference.scale) for end in (difference.low, difference.high))
+    return f"{low} to {high}"
 
 
 def modules_apart(contrast: Contrast, width: int) -> RenderableType:
-    """A row for each module: the concentration of both, and as many differences as there is room
-    for.
-    """
+    """A row for each module: the concentration of both, and as many differences as fit."""
     rows = contrast.modules
     columns = [
         ("module", [visible(row.module) for row in rows]),
@@ -196,9 +206,7 @@ def modules_apart(contrast: Contrast, width: int) -> RenderableType:
 
 
 def _layers_apart(contrast: Contrast, width: int, bars: str) -> list[RenderableType]:
-    """One sparkline by layer for each component and figure, scaled from its own least to its own
-    largest value.
-    """
+    """A sparkline by layer for each component and figure, from its least to its largest value."""
     grid = Table.grid(padding=(0, 2))
     components = list(dict.fromkeys(row.component for row in contrast.layers))
     for component in components:
@@ -209,9 +217,9 @@ def _layers_apart(contrast: Contrast, width: int, bars: str) -> list[RenderableT
                 continue
             title, scale = MODULE_FIGURES[name]
             line = sparkline(values, min(SPARK, max(8, width - 50)), bars)
-            span = f"{apart(min(values), scale)} to {apart(max(values), scale)}"
+            ends = f"{apart(min(values), scale)} to {apart(max(values), scale)}"
             prefix = f"{visible(component)} " if len(components) > 1 else ""
-            grid.add_row(Text(f"{prefix}{title}"), Text(line, "cyan"), Text(span, "dim"))
+            grid.add_row(Text(f"{prefix}{title}"), Text(line, "cyan"), Text(ends, "dim"))
     if not grid.rows:
         return []
     layers = [row.layer for row in contrast.layers]
@@ -220,11 +228,10 @@ def _layers_apart(contrast: Contrast, width: int, bars: str) -> list[RenderableT
 
 def _not_shown(comparison: Comparison, contrasts: Sequence[Contrast]) -> RenderableType:
     rows = Table.grid(padding=(0, 2))
-    for contrast in contrasts if len(contrasts) == 1 else ():
-        if contrast.consistent_with:
-            rows.add_row(
-                Text("consistent with", "dim"),
-                Text(visible("; or ".join(contrast.consistent_with)), "dim"),
-            )
+    if len(contrasts) == 1 and contrasts[0].consistent_with:
+        rows.add_row(
+            Text("consistent with", "dim"),
+            Text(visible("; or ".join(contrasts[0].consistent_with)), "dim"),
+        )
     rows.add_row(Text("not shown", "dim"), Text("; ".join(comparison.claims["not_shown"]), "dim"))
     return rows

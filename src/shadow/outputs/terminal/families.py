@@ -17,14 +17,11 @@ if TYPE_CHECKING:
 
 
 def families_view(families: Sequence[Family], options: ConsoleOptions) -> RenderableType:
-    """Many families, one a row: what may stand after the name and a colon, and the tags; their
-    number last.
-    """
+    """Many families, one a row: the pairs, which may stand after a colon, and the tags."""
     pairs_width, tags_width = 28, 17  # of `instruct..thinking (sibling)` and `dense, reasoning,`
     names_width = max((len(family.name) for family in families), default=0)
-    room = (
-        options.max_width - names_width - pairs_width - tags_width - 11
-    )  # 11 between and beside four columns
+    between = 11  # and beside four columns
+    room = options.max_width - names_width - pairs_width - tags_width - between
     wide = room >= 24
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("family", style="cyan", no_wrap=True)
@@ -33,14 +30,10 @@ def families_view(families: Sequence[Family], options: ConsoleOptions) -> Render
         table.add_column("last stage", max_width=room, no_wrap=True, overflow="ellipsis")
     table.add_column("tags", style="dim", max_width=tags_width)
     for family in families:
-        pairs = (
-            Text(", ").join(_pair_name(pair) for pair in family.pairs)
-            if family.pairs
-            else Text("none", "yellow")
-        )
-        *_, (_, _, last) = family.references()
-        where = visible(f".../{last.last_name}" if last.is_folder else str(last))
-        table.add_row(family.name, pairs, *([Text(where)] if wide else []), ", ".join(family.tags))
+        cells = [Text(family.name), _pair_names(family.pairs)]
+        if wide:
+            cells.append(Text(_last_stage(family)))
+        table.add_row(*cells, ", ".join(family.tags))
     count = sum(len(family.pairs) for family in families)
     return Group(
         table,
@@ -48,18 +41,30 @@ def families_view(families: Sequence[Family], options: ConsoleOptions) -> Render
     )
 
 
-def _pair_name(pair: Pair) -> Text:
-    return (
-        Text(pair.name)
-        if pair.relation == "tuned"
-        else Text.assemble(pair.name, (f" ({pair.relation})", "yellow"))
-    )
+def _pair_names(pairs: Sequence[Pair]) -> Text:
+    if not pairs:
+        return Text("none", "yellow")
+    return Text(", ").join(_pair_name(pair.name, pair) for pair in pairs)
+
+
+def _pair_name(name: str, pair: Pair) -> Text:
+    """A name of a pair, with its relation where it is not the usual one."""
+    text = Text(name)
+    if pair.relation != "tuned":
+        text.append(f" ({pair.relation})", "yellow")
+    return text
+
+
+def _last_stage(family: Family) -> str:
+    """Where the last stage is; of a folder its name."""
+    *_, (_, _, last) = family.references()
+    if last.is_folder:
+        return visible(f".../{last.last_name}")
+    return visible(str(last))
 
 
 def family_view(family: Family) -> RenderableType:
-    """One family: every stage and where it is, every pair and its relation, what else its file
-    says.
-    """
+    """One family: where its stages are, its pairs with their relations, what else its file says."""
     stages = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     stages.add_column("stage", style="cyan", no_wrap=True)
     references = family.references()
@@ -69,17 +74,19 @@ def family_view(family: Family) -> RenderableType:
     stages.add_column("checkpoint", overflow="fold", ratio=1)
     before = None
     for stage, component, reference in references:
-        place = [component or "all"] if by_component else []
-        stages.add_row("" if stage == before else stage, *place, Text(visible(str(reference))))
+        cells = ["" if stage == before else stage]
+        if by_component:
+            cells.append(component or "all")
+        stages.add_row(*cells, Text(visible(str(reference))))
         before = stage
     facts = Table.grid(padding=(0, 2))
-    for index, pair in enumerate(family.pairs):
-        target = Text(f"{family.name}:{pair.name}")
-        if pair.relation != "tuned":
-            target.append(f" ({pair.relation})", "yellow")
-        facts.add_row(Text("" if index else "pairs", "dim"), target)
+    title = "pairs"
+    for pair in family.pairs:
+        facts.add_row(Text(title, "dim"), _pair_name(f"{family.name}:{pair.name}", pair))
+        title = ""
+    if not family.pairs:
+        facts.add_row(Text(title, "dim"), Text("none"))
     rows = {
-        "pairs": "" if family.pairs else "none",
         "components": ", ".join(family.components),
         "tags": ", ".join(family.tags),
         "note": family.note,

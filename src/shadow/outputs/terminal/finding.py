@@ -52,7 +52,7 @@ def explanations_table(explanations: Sequence[Explanation]) -> RenderableType:
 
 
 def finding_view() -> RenderableType:
-    """`explain finding`: the sentences that there are, by code, and the other explanations."""
+    """`explain finding`: all sentences, by their codes, and the other explanations."""
     codes, others = Table.grid(padding=(0, 2)), Table.grid(padding=(0, 2))
     for grid, texts in ((codes, CODES), (others, EXPLANATIONS)):
         for code, text in texts.items():

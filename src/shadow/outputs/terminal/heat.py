@@ -31,8 +31,9 @@ WIDEST = 2  # columns of a cell, where there is room
 
 @dataclass(frozen=True)
 class HeatMap:
-    """The modules of one component by its layers, as a rich renderable. More layers than columns
-    are binned.
+    """The modules of one component by its layers, as a rich renderable.
+
+    More layers than columns are binned.
     """
 
     rows: Sequence[GridRow]
@@ -75,6 +76,7 @@ def heat_maps(grid: Sequence[GridRow]) -> list[HeatMap]:
 def _cell(
     value: float | None, drawn: Picture, width: int, shades: str, *, coloured: bool
 ) -> tuple[str, Style | None]:
+    """The letters of a cell, and their style."""
     if value is None:
         return ABSENT * width, None
     if value == 0:

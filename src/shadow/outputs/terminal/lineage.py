@@ -1,10 +1,7 @@
-"""What `lineage` prints: a table for each chain of stages, and what its figures may be held
-against.
-"""
+"""What `lineage` prints: a table for each chain of stages, and what chance and rounding do."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -18,7 +15,7 @@ from shadow.text import counted, visible
 if TYPE_CHECKING:
     from shadow.findings.lineage import Chain, Lineage, Step
 
-LETTERS = 16, 44  # of a step's name, in a narrow terminal and in a wide one
+LETTERS, LETTERS_WIDE = 16, 44  # of a step's name, in a narrow terminal and in a wide one
 SHORT = {"attention": "attn", "embedding": "embed"}
 PLACES = ("1st", "2nd", "3rd", "4th")
 NO_CHANCE = 0.005  # a mean cosine nearer to 0 is not told
@@ -44,28 +41,23 @@ def lineage_view(known: Lineage, options: ConsoleOptions) -> RenderableType:
             "",
         ]
     parts += [Text(visible(f"note: {note}"), "yellow") for note in known.notes]
-    parts += [""] * bool(known.notes)
+    if known.notes:
+        parts.append("")
     return Group(*parts, Text(LEGEND, "dim"))
 
 
 def chain_view(chain: Chain, width: int) -> RenderableType:
     """A row for each step, and below them the reports that span several."""
     rows = [*chain.steps, *chain.whole]
-    letters = LETTERS[width >= WIDE]
+    letters = LETTERS_WIDE if width >= WIDE else LETTERS
     columns = [
         ("step", [_name(step, letters) for step in rows]),
-        (
-            "size",
-            [
-                f"{number(step.size, 2)}{'' if step.relative_norm_unrounded is not None else '*'}"
-                for step in rows
-            ],
-        ),
+        ("size", [_size(step) for step in rows]),
         ("ratio", [number(step.ratio, 2) for step in rows]),
         ("kept", [fixed(step.kept) for step in rows]),
         ("most in", [most_in(step) for step in rows]),
         ("dirs.", [number(step.equivalent_directions) for step in rows]),
-        ("cosine", [fixed(step.joint.cosine, 3) if step.joint else "-" for step in rows]),
+        ("cosine", [_cosine(step) for step in rows]),
         ("inside", [_both(step) for step in rows]),
     ]
     wider = [
@@ -82,7 +74,23 @@ def _name(step: Step, letters: int) -> str:
     text = f"{start}..{end}"
     if len(text) > letters:
         text = f"..{end}"
-    return text if len(text) <= letters else f"{text[: letters // 2 - 1]}…{text[-(letters // 2) :]}"
+    if len(text) > letters:
+        text = f"{text[: letters // 2 - 1]}…{text[-(letters // 2) :]}"
+    return text
+
+
+def _size(step: Step) -> str:
+    """With a star where it is that of the rounded update."""
+    size = number(step.size, 2)
+    if step.relative_norm_unrounded is None:
+        size += "*"
+    return size
+
+
+def _cosine(step: Step) -> str:
+    if step.joint is None:
+        return "-"
+    return fixed(step.joint.cosine, 3)
 
 
 def most_in(step: Step) -> str:
@@ -105,7 +113,12 @@ def _both(step: Step) -> str:
     joint = step.joint
     if joint is None or joint.inside_left is None:
         return "-"
-    return f"{share(joint.inside_left).removesuffix(' %')} / {share(joint.inside_right)}"
+    return _inside(joint.inside_left, joint.inside_right)
+
+
+def _inside(left: float | None, right: float | None) -> str:
+    """The shares of outputs and inputs: `12 / 8.0 %`."""
+    return f"{share(left).removesuffix(' %')} / {share(right)}"
 
 
 def _notes(chain: Chain) -> list[RenderableType]:
@@ -126,14 +139,14 @@ def _notes(chain: Chain) -> list[RenderableType]:
 
 
 def chance_text(before: Step, step: Step) -> str:
-    """What cosine and shares of a step are by chance, and what rounding does to them; or what is
-    missing.
-    """
+    """What cosine and shares are by chance, and what rounding does to them; or what is missing."""
     from shadow.findings.lineage import shrinking
 
     joint = step.joint
+    if joint is None and not step.no_joint:
+        return ""
     if joint is None:
-        return f"no cosine: {step.no_joint}" if step.no_joint else ""
+        return f"no cosine: {step.no_joint}"
     parts = [f"by chance the cosine is 0 ± {number(joint.chance_cosine, 2)}"]
     master = joint.chance_cosine_master
     if master is not None and master < -NO_CHANCE:
@@ -145,12 +158,8 @@ def chance_text(before: Step, step: Step) -> str:
     if factor is not None and factor < 1 - NO_CHANCE:
         parts.append(f"rounding has multiplied it by {fixed(factor)} to 1")
     if joint.chance_inside_left is not None:
-        shares: Sequence[float | None] = (joint.chance_inside_left, joint.chance_inside_right)
-        parts.append(
-            "inside by chance "
-            + " / ".join(share(chance).removesuffix(" %") for chance in shares)
-            + " %"
-        )
+        inside = _inside(joint.chance_inside_left, joint.chance_inside_right)
+        parts.append(f"inside by chance {inside}")
     if joint.left_out:
         parts.append(
             f"without {counted(joint.left_out, 'matrix', 'matrices')} that only one of the"

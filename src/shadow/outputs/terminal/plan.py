@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from shadow.outputs.terminal.skipped import skipped_table
+from shadow.outputs.terminal.typeset import span
 from shadow.text import byte_size, duration, several, visible
 
 if TYPE_CHECKING:
@@ -36,15 +37,17 @@ def plan_view(plan: PairPlan, width: int) -> RenderableType:
 
 
 def _plan_side(side: PlannedSide) -> str:
-    commit = f" @ {side.commit[:12]}" if side.commit else ""
-    access = f", {side.access}" if side.access else ""
-    shards = f"{side.shards} shard{'s' if side.shards != 1 else ''}"
-    return visible(
-        f"{side.repo}{commit}{access}: {shards}, {byte_size(side.bytes)}, {', '.join(side.dtypes)}"
-    )
+    named = side.repo
+    if side.commit:
+        named += f" @ {side.commit[:12]}"
+    if side.access:
+        named += f", {side.access}"
+    shards = f"{side.shards} {'shard' if side.shards == 1 else 'shards'}"
+    return visible(f"{named}: {shards}, {byte_size(side.bytes)}, {', '.join(side.dtypes)}")
 
 
 def plan_modules(modules: Sequence[PlannedModule]) -> RenderableType:
+    """A row for each component and module: how many matrices, in which layers, of which shapes."""
     table = Table(
         title="To be measured",
         title_justify="left",
@@ -59,36 +62,49 @@ def plan_modules(modules: Sequence[PlannedModule]) -> RenderableType:
     table.add_column("rows x cols")
     for row in modules:
         shapes = several([f"{rows} x {cols}" for rows, cols in row.shapes], 2)
-        layers = row.layers
-        span = "-"
-        if layers:
-            span = str(layers[0]) if layers[0] == layers[1] else f"{layers[0]}-{layers[1]}"
-        table.add_row(row.component, row.module, f"{row.matrices:,}", span, shapes)
+        layers = "-"
+        if row.layers:
+            first, last = row.layers
+            layers = span(str(first), str(last), between="-")
+        table.add_row(row.component, row.module, f"{row.matrices:,}", layers, shapes)
     return table
 
 
 def _limited(by: str) -> str:
     """What limits it, where that is not the machine itself."""
-    return "" if by == "the machine" else f", limited by {by}"
+    if by == "the machine":
+        return ""
+    return f", limited by {by}"
+
+
+def _to_move(plan: PairPlan) -> str:
+    """What is fetched from the Hub, and how."""
+    if not plan.bytes_to_move:
+        return "nothing: all is in the Hub's cache"
+    moved = byte_size(plan.bytes_to_move)
+    if not plan.shards_in_ranges:
+        return moved
+    shards = f"{plan.shards_in_ranges} of {plan.shards_to_fetch} shards"
+    return f"{moved}, {shards} as byte ranges (unverified)"
+
+
+def _kept(plan: PairPlan) -> str:
+    """What becomes of the files on the disk."""
+    if plan.frees or plan.shards_in_ranges == plan.shards_to_fetch:
+        return "freed after use"
+    if plan.bytes_to_move:
+        return "stays in the Hub's cache"
+    return "nothing more"
 
 
 def _plan_costs(plan: PairPlan) -> RenderableType:
     rows = Table.grid(padding=(0, 2))
     rows.add_row(Text("work", "dim"), f"{plan.matrices:,} matrices, {plan.vectors:,} vectors")
-    moved, ranges = plan.bytes_to_move, plan.shards_in_ranges
-    how = (
-        f", {ranges} of {plan.shards_to_fetch} shards as byte ranges (unverified)" if ranges else ""
-    )
     if plan.shards_to_fetch:
-        rows.add_row(
-            Text("to move", "dim"),
-            f"{byte_size(moved)}{how}" if moved else "nothing: all is in the Hub's cache",
-        )
-        kept = "stays in the Hub's cache" if moved else "nothing more"
-        if plan.frees or ranges == plan.shards_to_fetch:
-            kept = "freed after use"
+        rows.add_row(Text("to move", "dim"), _to_move(plan))
         peak, free = byte_size(plan.disk_peak), byte_size(plan.disk_free)
-        rows.add_row(Text("disk", "dim"), f"at most {peak} at a time, {kept}; {free} are free")
+        disk = f"at most {peak} at a time, {_kept(plan)}; {free} are free"
+        rows.add_row(Text("disk", "dim"), disk)
     workers = "worker" if plan.jobs == 1 else "workers"
     memory = f"about {byte_size(plan.memory)} with {plan.jobs} {workers}, beside file caches; "
     memory += f"{byte_size(plan.memory_free)} available{_limited(plan.memory_by)}"
@@ -104,7 +120,7 @@ def _plan_costs(plan: PairPlan) -> RenderableType:
     rows.add_row(Text("cores", "dim"), Text(visible(f"{plan.cores}{_limited(plan.cores_by)}")))
     time = "under a second" if plan.seconds < 1 else f"about {duration(plan.seconds)}"
     time += " of computing on this machine"
-    if moved:
-        time += f"; the download takes {duration(moved / 12.5e6)} at 100 Mbit/s"
+    if plan.bytes_to_move:
+        time += f"; the download takes {duration(plan.bytes_to_move / 12.5e6)} at 100 Mbit/s"
     rows.add_row(Text("time", "dim"), time)
     return rows

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from shadow.findings.published import DEFINITIONS, SOURCE, TOLERANCE, WITHIN, Released, family_of
-from shadow.outputs.terminal.typeset import number
+from shadow.outputs.terminal.typeset import number, span
 
 COLUMNS = ("mean_relative_norm", "mean_top20_energy", "oq_ratio")
 RULE = (
@@ -56,5 +56,8 @@ def published_view(table: Sequence[Released]) -> RenderableType:
 
 
 def _range(values: Iterable[float | None]) -> str:
-    known = sorted(value for value in values if value is not None)
-    return " to ".join(dict.fromkeys(number(value, 2) for value in known[:1] + known[-1:])) or "-"
+    """From the least to the largest that is known."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    return span(number(min(known), 2), number(max(known), 2))

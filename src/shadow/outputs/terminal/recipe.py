@@ -20,9 +20,7 @@ from shadow.text import visible
 def recipe_view(
     recipe: Recipe, panels: Sequence[Panel], measured: Mapping[Pair, PairByLayer]
 ) -> RenderableType:
-    """The medians over layers of every pair that was audited, by panel, beside those of noise and
-    rounding alone.
-    """
+    """Medians over layers of every audited pair, by panel, beside those of noise and rounding."""
     parts: list[RenderableType] = []
     for panel in panels:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
@@ -32,14 +30,11 @@ def recipe_view(
             table.add_column(head, justify="right")
         for pair in panel.pairs:
             for metric in recipe.metrics:
-                figures = (
-                    medians(measured[pair].figures[metric])
-                    if pair in measured
-                    else (None, None, None)
-                )
-                table.add_row(
-                    Text(visible(pair.full_name)), metric, *(number(value) for value in figures)
-                )
+                cells = ["-"] * len(HEADS)
+                if pair in measured:
+                    figures = medians(measured[pair].figures[metric])
+                    cells = [number(value) for value in figures]
+                table.add_row(Text(visible(pair.full_name)), metric, *cells)
         parts += [
             Rule(Text(visible(panel.name), "bold"), align="left", style="dim"),
             Text(visible(panel.text)),

@@ -14,12 +14,10 @@ from shadow.text import visible
 
 if TYPE_CHECKING:
     from shadow.gates.rules import Rule as GateRule
-    from shadow.gates.verdicts import Judgement
+    from shadow.gates.verdicts import Judgement, Verdict
 
 
-LONGEST_WORD = (
-    32  # columns of a figure's name that is not broken; 80 leave as many for what was found
-)
+LONGEST_WORD = 32  # columns of a name that is not broken; 80 leave as many for what was found
 OUTCOMES = {"met": "FAILED", "missing": "not judged", "passed": "passed", "skipped": "skipped"}
 
 
@@ -28,9 +26,7 @@ def _words(rule: GateRule) -> list[str]:
 
 
 def rules_view(judged: Judgement, *, titled: bool = False) -> RenderableType:
-    """What came of the rules of one pair; titled: with the name of the pair above it, where nothing
-    else has it.
-    """
+    """What came of the rules of one pair. titled: with its name above, if nothing else has it."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left", title="Rules")
     table.add_column("outcome", no_wrap=True)
     widest = max(
@@ -41,21 +37,30 @@ def rules_view(judged: Judgement, *, titled: bool = False) -> RenderableType:
     )
     table.add_column("what was found", overflow="fold", ratio=3)
     for verdict in judged.verdicts:
-        rule, grave = verdict.rule, verdict.rule.severity == "error"
-        style = {"passed": "green", "skipped": "dim"}.get(
-            verdict.outcome, "bold red" if grave else "yellow"
-        )
-        word = OUTCOMES[verdict.outcome]
-        outcome = word if grave or style in ("green", "dim") else f"{word} (warning)"
+        rule = verdict.rule
         name = Text(visible(rule.name))
         if rule.condition != rule.name:
             name.append(f"\n{visible(rule.condition)}", "dim")
         detail = Text(visible(verdict.detail))
         if rule.message and verdict.outcome == "met":
             detail.append(f"\n{visible(rule.message)}", "bold")
-        table.add_row(Text(outcome, style), name, detail)
-    title = Rule(Text.assemble((visible(judged.family), "bold"), "  ",
-    (visible(judged.pair), "bold cyan")),
-                 align="left", style="dim")  # fmt: skip
+        table.add_row(_outcome(verdict), name, detail)
     notes = [Text(visible(f"note: {note}"), "yellow") for note in judged.notes]
-    return Group(title if titled else "", table, *notes, "")
+    head: RenderableType = ""
+    if titled:
+        pair = (visible(judged.pair), "bold cyan")
+        title = Text.assemble((visible(judged.family), "bold"), "  ", pair)
+        head = Rule(title, align="left", style="dim")
+    return Group(head, table, *notes, "")
+
+
+def _outcome(verdict: Verdict) -> Text:
+    """In a word; a warning is told from an error where the rule is violated or not judged."""
+    word = OUTCOMES[verdict.outcome]
+    if verdict.outcome == "passed":
+        return Text(word, "green")
+    if verdict.outcome == "skipped":
+        return Text(word, "dim")
+    if verdict.rule.severity == "error":
+        return Text(word, "bold red")
+    return Text(f"{word} (warning)", "yellow")

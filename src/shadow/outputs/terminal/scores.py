@@ -26,7 +26,8 @@ GROUPS = 4  # groups that the line names
 
 def scores_line(summary: Summary) -> str:
     """`narrow gain +12, held-out gain +1, concentration 0.41`; empty without scores."""
-    groups, parts = summary.score_groups, []
+    groups = summary.score_groups
+    parts = []
     only = len(groups) == 1
     for group in groups[:GROUPS]:
         scores = [
@@ -34,11 +35,9 @@ def scores_line(summary: Summary) -> str:
         ]
         if group.group is None and only and 0 < len(scores) <= NAMED:
             parts += [f"{row.benchmark} gain {_gain(row)}" for row in scores]
-            continue
-        name = group.group or ("mean" if only else "other")
-        over = f" over {len(scores)} benchmarks" if len(scores) > 1 else ""
-        gain = f"none: {group.reason}" if group.gain is None else f"{_gain(group)}{over}"
-        parts.append(f"{name} gain {gain}")
+        else:
+            unnamed = "mean" if only else "other"
+            parts.append(f"{group.group or unnamed} gain {_group_gain(group, len(scores))}")
     if len(groups) > GROUPS:
         parts.append(f"{len(groups) - GROUPS} more groups")
     if parts and summary.figures["concentration"] is not None:
@@ -52,17 +51,26 @@ def _gain(row: Gain | GroupGain) -> str:
     return f"{signed(row.gain)} ± {number(row.gain_stderr, 2)}"
 
 
+def _group_gain(group: GroupGain, benchmarks: int) -> str:
+    """`+12 ± 1.5 over 3 benchmarks`, or why there is none."""
+    if group.gain is None:
+        return f"none: {group.reason}"
+    if benchmarks > 1:
+        return f"{_gain(group)} over {benchmarks} benchmarks"
+    return _gain(group)
+
+
 def signed(value: float | None) -> str:
-    """A gain with its sign and three digits: `+0.316`, `-12.5`."""
+    """A gain with its sign and three digits: `+0.316`, `-12.5`; `-` for null."""
     if value is None:
         return "-"
-    return f"{value or 0.0:+.3g}" if abs(value) < 999.5 else f"{value:+,.0f}"
+    if abs(value) >= 999.5:
+        return f"{value:+,.0f}"
+    return f"{value or 0.0:+.3g}"
 
 
 def scores_table(summary: Summary) -> RenderableType:
-    """Base, tuned and gain of every benchmark, where the scores come from and what is doubtful
-    about them.
-    """
+    """Base, tuned and gain of every benchmark, where they come from and what is doubtful there."""
     rows = summary.scores[:ROWS]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     table.add_column("benchmark", style="cyan", overflow="fold")
@@ -72,11 +80,16 @@ def scores_table(summary: Summary) -> RenderableType:
     for name, shown in (("group", with_groups), ("metric", with_metrics)):
         if shown:
             table.add_column(name, overflow="fold")
-    for name in ("base", "tuned", "gain", *(["±"] if with_errors else [])):
+    figures = ["base", "tuned", "gain"]
+    if with_errors:
+        figures.append("±")
+    for name in figures:
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        lower = " (less is better)" if row.higher_is_better is False else ""
-        cells = [Text(visible(f"{row.benchmark}{lower}"))]
+        benchmark = row.benchmark
+        if row.higher_is_better is False:
+            benchmark += " (less is better)"
+        cells = [Text(visible(benchmark))]
         if with_groups:
             cells.append(Text(visible(row.group or "-")))
         if with_metrics:
@@ -94,10 +107,11 @@ def _notes(notes: Sequence[str], rows: int) -> list[RenderableType]:
     texts = list(notes)
     if rows > ROWS:
         texts.append(f"{rows - ROWS} more benchmarks are in summary.json")
-    return [
-        Padding(Text(visible(f"note: {text}"), "yellow", overflow="fold"), (0, 0, 1, 0))
-        for text in texts
-    ]
+    return [_note(text) for text in texts]
+
+
+def _note(text: str) -> RenderableType:
+    return Padding(Text(visible(f"note: {text}"), "yellow", overflow="fold"), (0, 0, 1, 0))
 
 
 def scored_set_view(
@@ -107,7 +121,7 @@ def scored_set_view(
     parts: list[RenderableType] = [
         Text("Concentration, and gains in scores that others measured", "italic")
     ]
-    keys, cells = _gains_shown(scored, 2 if width < WIDE else 4)
+    keys, cells = _gains_shown(scored, columns=2 if width < WIDE else 4)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     table.add_column("report", style="cyan", overflow="fold")
     table.add_column("conc.", justify="right", no_wrap=True)
@@ -147,8 +161,10 @@ def _left_out(scored: ScoredSet) -> list[RenderableType]:
             reasons.setdefault(entry.left_out, []).append(entry.label)
         elif not entry.scored.gains:
             reasons.setdefault("no scores", []).append(entry.label)
+    texts = []
     hidden = len(scored.entries) - ROWS
-    texts = [f"reports that --format json has besides: {hidden}"] if hidden > 0 else []
+    if hidden > 0:
+        texts.append(f"reports that --format json has besides: {hidden}")
     texts += [
         f"left out of the correlations: {', '.join(labels)} ({why})"
         for why, labels in reasons.items()
@@ -159,10 +175,7 @@ def _left_out(scored: ScoredSet) -> list[RenderableType]:
     texts += list(notes)[:ROWS]
     if len(notes) > ROWS:
         texts.append(f"{len(notes) - ROWS} more notes on scores are in --format json")
-    return [
-        Padding(Text(visible(f"note: {text}"), "yellow", overflow="fold"), (0, 0, 1, 0))
-        for text in texts
-    ]
+    return [_note(text) for text in texts]
 
 
 def _correlations(correlations: Sequence[Correlation], p_values: bool) -> RenderableType:
@@ -176,7 +189,10 @@ def _correlations(correlations: Sequence[Correlation], p_values: bool) -> Render
         )
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), title_justify="left")
     table.add_column("gain in", style="cyan", overflow="fold")
-    for name in ("n", "bases", "rho", "95 % interval", *(["p"] if p_values else [])):
+    figures = ["n", "bases", "rho", "95 % interval"]
+    if p_values:
+        figures.append("p")
+    for name in figures:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("", overflow="fold")
     for correlation in correlations[:ROWS]:
@@ -188,26 +204,21 @@ def _correlations(correlations: Sequence[Correlation], p_values: bool) -> Render
         if p_values:
             cells.append(number(correlation.p))
         table.add_row(Text(visible(_what(correlation))), *cells, correlation.reason or "")
-    rest = (
-        [Text(f"{len(correlations) - ROWS} more are in --format json", "dim")]
-        if len(correlations) > ROWS
-        else []
-    )
-    return Group(
+    parts: list[RenderableType] = [
         Text("Rank correlation of gain and concentration over these reports", "italic"),
         table,
-        *rest,
-    )
+    ]
+    if len(correlations) > ROWS:
+        parts.append(Text(f"{len(correlations) - ROWS} more are in --format json", "dim"))
+    return Group(*parts)
 
 
 def _what(correlation: Correlation) -> str:
     """Of which gain a correlation is."""
+    if correlation.benchmark is not None and correlation.metric:
+        return f"{correlation.benchmark} ({correlation.metric})"
     if correlation.benchmark is not None:
-        return (
-            f"{correlation.benchmark} ({correlation.metric})"
-            if correlation.metric
-            else correlation.benchmark
-        )
+        return correlation.benchmark
     if correlation.less is not None:
         return f"group {correlation.group} less {correlation.less}"
     return f"group {correlation.group}"

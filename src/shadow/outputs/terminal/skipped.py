@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 
 def skipped_table(rows: Iterable[SkippedRow], width: int) -> RenderableType:
+    """A row for each reason: how many tensors of each side, and what the reason means.
+
+    width: of the terminal, in letters; a wide one shows one more example.
+    """
     table = Table(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
@@ -28,10 +32,12 @@ def skipped_table(rows: Iterable[SkippedRow], width: int) -> RenderableType:
     table.add_column("reason", style="yellow", no_wrap=True)
     table.add_column("n", justify="right", no_wrap=True)
     table.add_column("what", ratio=1)
+    shown = 2 if width >= WIDE else 1
     for row in rows:
-        examples = ", ".join(visible(name) for name in row.examples[: 2 if width >= WIDE else 1])
-        detail = f" ({visible(row.detail)})" if row.detail and row.reason != "filtered" else ""
-        text = Text(meaning(row.reason) + detail)
+        text = Text(meaning(row.reason))
+        if row.detail and row.reason != "filtered":
+            text.append(f" ({visible(row.detail)})")
+        examples = ", ".join(visible(name) for name in row.examples[:shown])
         text.append(f" e.g. {examples}", "dim")
         table.add_row(row.reason, f"{row.base} + {row.tuned}", text)
     return table

@@ -22,9 +22,8 @@ from shadow.outputs.terminal.heat import heat_maps
 from shadow.outputs.terminal.scores import scores_line, scores_table
 from shadow.outputs.terminal.skipped import skipped_table
 from shadow.outputs.terminal.typeset import (
-    ASCII_BARS,
-    BARS,
     SPARK,
+    bars_of,
     bounds_text,
     fixed,
     layers_filled,
@@ -32,6 +31,7 @@ from shadow.outputs.terminal.typeset import (
     percentage,
     rounded,
     share,
+    span,
     sparkline,
     text_table,
 )
@@ -46,11 +46,23 @@ if TYPE_CHECKING:
     from shadow.reports.metadata import ReportMetadata
 
 
+DepthMetric = tuple[str, str, Callable[[float], str]]  # a field of LayerRow, its title and form
+
 SHIFTED = 1e-4  # of the short side: the same for shifts of the effective rank, which lie about 0
-UNEVEN_BY = (
-    0.05  # of the largest absolute value: how far layers have to differ for a chart to be drawn
-)
+UNEVEN_BY = 0.05  # of the largest absolute value: by how much layers differ that have a chart
 FAR = 100  # times the rounding of storage above which the exact factor tells nothing more
+
+
+def _three_decimals(value: float) -> str:
+    return fixed(value, 3)
+
+
+DEPTH_METRICS: tuple[DepthMetric, ...] = (
+    ("relative_norm", "rel. norm", share),
+    ("energy_share", "energy", share),
+    ("concentration", "concentration", fixed),
+    ("reading_participation_ratio", "directions read", number),
+)
 
 
 def summary_view(
@@ -61,12 +73,16 @@ def summary_view(
     *,
     full: bool = False,
 ) -> RenderableType:
-    """What `audit` and `show` print about one pair: the finding, three figures, a picture, modules;
-    or everything.
+    """What `audit` and `show` print about one pair: finding, figures, picture, modules.
+
+    full: with every figure and table.
     """
-    width, bars = options.max_width, ASCII_BARS if options.ascii_only else BARS
+    width = options.max_width
     parts: list[RenderableType] = [_title(summary), "", sentences(summary.finding), ""]
-    parts += [_headline(summary) if full else _three_figures(summary), ""]
+    if full:
+        parts += [_headline(summary), ""]
+    else:
+        parts += [_three_figures(summary), ""]
     parts += [
         Padding(Text(visible(f"warning: {warning.text}"), "yellow"), (0, 0, 1, 0))
         for warning in summary.warnings
@@ -83,7 +99,7 @@ def summary_view(
         parts += [component_table(summary.components, width), ""]
     if summary.modules:
         parts += [module_table(summary.modules, width), ""]
-    if full and (profile := _depth(summary.depth, width, bars, summary.figures["short_side"])):
+    if full and (profile := _depth(summary, width, bars=bars_of(options))):
         parts += [profile, ""]
     if full and summary.without_base:
         parts += [_without_base(summary.without_base), ""]
@@ -91,7 +107,10 @@ def summary_view(
         parts += [skipped_table(summary.skipped, width), ""]
     if full and summary.finding.other_explanations:
         parts += [explanations_table(summary.finding.other_explanations), ""]
-    parts.append(_footer(summary, provenance, folder) if full else _next_step(summary, folder))
+    if full:
+        parts.append(_footer(summary, provenance, folder))
+    else:
+        parts.append(_next_step(folder))
     return Group(*parts)
 
 
@@ -106,17 +125,14 @@ def _three_figures(summary: Summary) -> RenderableType:
     rows = Table.grid(padding=(0, 2))
     if not f["matrices"]:
         return rows
-    unrounded = inside["relative_norm_unrounded"]
     rows.add_row(
         Text("relative norm", "dim"),
         Text(share(f["relative_norm_overall"]), "bold"),
         of_what(summary),
     )
-    if (
-        unrounded is not None
-        and summary.figures["floor_ratio"] is not None
-        and summary.figures["floor_ratio"] < FAR
-    ):
+    unrounded = inside["relative_norm_unrounded"]
+    floor_ratio = f["floor_ratio"]
+    if unrounded is not None and floor_ratio is not None and floor_ratio < FAR:
         rows.add_row("", "", f"inside layers: {share(unrounded)}, without the rounding of storage")
     if f["concentration"] is not None:
         scale = "0 is noise of the same profile, 1 is rank one"
@@ -151,7 +167,7 @@ def _label_line(summary: Summary) -> str:
     return "no label: no known training of this size"
 
 
-def _next_step(summary: Summary, folder: Path | str) -> RenderableType:
+def _next_step(folder: Path | str) -> RenderableType:
     rows = Table.grid(padding=(0, 2))
     rows.add_row(Text("report", "dim"), Text(visible(f"{folder}/"), overflow="fold"))
     typed = visible(shlex.quote(str(folder)))
@@ -171,26 +187,18 @@ def _title(summary: Summary) -> RenderableType:
     line = Rule(title, align="left", style="dim")
     rows = Table.grid(padding=(0, 2))
     for side, which in (("base", summary.base), ("tuned", summary.tuned)):
-        commit = f" @ {which['commit'][:12]}" if which["commit"] else ""
-        rows.add_row(Text(side, "dim"), Text(visible(f"{which['repo']}{commit}"), overflow="fold"))
+        named = which["repo"]
+        if which["commit"]:
+            named += f" @ {which['commit'][:12]}"
+        rows.add_row(Text(side, "dim"), Text(visible(named), overflow="fold"))
     return Group(line, rows)
 
 
 def _headline(summary: Summary) -> RenderableType:
-    """What changed, how much, how concentrated against its null, where; gates and, where it means
-    something, label.
-    """
+    """What changed, how much, how concentrated, where; gates, and a label where it has one."""
     f = summary.figures
     rows = Table.grid(padding=(0, 2))
-    changed = f"{counted(int(f['matrices'] or 0), 'matrix', 'matrices')} changed"
-    share = percentage(f["parameters_measured"], f["parameters"])
-    identical = summary.counts["identical"]
-    if identical:
-        same = percentage(f["parameters_identical"], f["parameters"])
-        changed += f", {share} of the parameters; {same} are identical"
-    else:
-        changed += f", {share} of the parameters"
-    rows.add_row(Text("what", "dim"), changed)
+    rows.add_row(Text("what", "dim"), _changed_line(summary))
     if f["matrices"]:
         rows.add_row(Text("how much", "dim"), _size_line(summary))
         rows.add_row(Text("how concentrated", "dim"), _concentration(summary))
@@ -209,12 +217,10 @@ def _headline(summary: Summary) -> RenderableType:
         )
     if summary.scores:
         rows.add_row(Text("scores", "dim"), Text(visible(scores_line(summary)), overflow="fold"))
-    stopped = [gate.name for gate in summary.failed_gates]
-    outcome = (
-        Text(f"{', '.join(stopped)} failed, see below", "yellow")
-        if stopped
-        else f"all {len(summary.gates)} passed"
-    )
+    if stopped := [gate.name for gate in summary.failed_gates]:
+        outcome = Text(f"{', '.join(stopped)} failed, see below", "yellow")
+    else:
+        outcome = Text(f"all {len(summary.gates)} passed")
     rows.add_row(Text("gates", "dim"), outcome)
     if summary.reference and summary.has_label:
         rows.add_row(
@@ -225,14 +231,26 @@ def _headline(summary: Summary) -> RenderableType:
     return rows
 
 
+def _changed_line(summary: Summary) -> str:
+    """How many matrices changed, and what share of the parameters they are."""
+    f = summary.figures
+    matrices = counted(int(f["matrices"] or 0), "matrix", "matrices")
+    measured = percentage(f["parameters_measured"], f["parameters"])
+    line = f"{matrices} changed, {measured} of the parameters"
+    if summary.counts["identical"]:
+        same = percentage(f["parameters_identical"], f["parameters"])
+        line += f"; {same} are identical"
+    return line
+
+
 def _reference_line(reference: Position) -> str:
     """Where the concentration lies among known trainings."""
-    whose = f"with {reference.optimizer}" if reference.optimizer else "with any optimiser"
+    optimizer = reference.optimizer or "any optimiser"
+    bases = counted(bases_of(reference.short_side, reference.optimizer), "base", "bases")
     line = (
         f"above {100 * reference.narrow_below:.0f} % of {reference.narrow} trainings on narrow data"
-        f" and {100 * reference.broad_below:.0f} % of {reference.broad} on broad data, {whose}, of"
-        " tiny decoders on"
-        f" {counted(bases_of(reference.short_side, reference.optimizer), 'base', 'bases')}"
+        f" and {100 * reference.broad_below:.0f} % of {reference.broad} on broad data, with"
+        f" {optimizer}, of tiny decoders on {bases}"
     )
     if reference.nearest:
         nearest = reference.nearest[0]
@@ -242,15 +260,15 @@ def _reference_line(reference: Position) -> str:
 
 def _size_line(summary: Summary) -> str:
     f = summary.figures
-    size = (
-        "the delta's norm is"
-        f" {share(f['relative_norm_overall'])}{_within(summary, 'relative_norm_overall', share)}"
-    )
-    size += f" {of_what(summary)}"
-    if f["floor_ratio"] is not None:
-        times = f"{number(f['floor_ratio'], 2)} x" if f["floor_ratio"] < FAR else "far above"
-        size += f", {times} the rounding of its storage"
-    return size
+    norm = share(f["relative_norm_overall"])
+    bounds = _within(summary, "relative_norm_overall", share)
+    size = f"the delta's norm is {norm}{bounds} {of_what(summary)}"
+    floor_ratio = f["floor_ratio"]
+    if floor_ratio is None:
+        return size
+    if floor_ratio < FAR:
+        return f"{size}, {number(floor_ratio, 2)} x the rounding of its storage"
+    return f"{size}, far above the rounding of its storage"
 
 
 def _concentration(summary: Summary) -> RenderableType:
@@ -267,9 +285,11 @@ def _concentration(summary: Summary) -> RenderableType:
         f" {number(f['participation_ratio'])}{_within(summary, 'participation_ratio', number)},"
         f" that of its sign-flip null {number(f['null_participation_ratio'])};"
         f" {number(f['spikes'])} singular "
-        + ("value stands out" if f["spikes"] == 1 else "values stand out")
-        + (f" with {share(f['spike_energy'])} of the energy." if f["spikes"] else ".")
     )
+    text.append("value stands out" if f["spikes"] == 1 else "values stand out")
+    if f["spikes"]:
+        text.append(f" with {share(f['spike_energy'])} of the energy")
+    text.append(".")
     return text
 
 
@@ -299,7 +319,8 @@ def _unrounded(inside: Mapping[str, float | int | None]) -> str:
 
 def _where(summary: Summary) -> str:
     """How evenly the update lies over layers, and over attention and MLP, or over components."""
-    f, parts = summary.figures, []
+    f = summary.figures
+    parts = []
     if f["effective_layers"] is not None and f["depth_entropy"] is not None:
         parts.append(
             "the energy fills"
@@ -312,14 +333,12 @@ def _where(summary: Summary) -> str:
         ("projector_to_language", "projector : language"),
     ):
         if f[name] is not None:
-            text = (
-                f"{title} is"
-                f" {number(f[name], 2)}{_within(summary, name, lambda value: number(value, 2))}"
-            )
+            bounds = _within(summary, name, lambda value: number(value, 2))
+            text = f"{title} is {number(f[name], 2)}{bounds}"
             sizes = parameter_ratio(summary, name)
-            parts.append(
-                text if sizes is None else f"{text}, that of their parameters {number(sizes, 2)}"
-            )
+            if sizes is not None:
+                text += f", that of their parameters {number(sizes, 2)}"
+            parts.append(text)
     return "; ".join(parts)
 
 
@@ -334,7 +353,9 @@ def _directions(summary: Summary) -> str:
         )
         if summary.figures[name] is not None
     ]
-    return f"in the median layer, {'; '.join(parts)}" if parts else ""
+    if not parts:
+        return ""
+    return f"in the median layer, {'; '.join(parts)}"
 
 
 def _tokens(f: Mapping[str, float | int | None]) -> str:
@@ -360,9 +381,9 @@ def _about_intervals(summary: Summary) -> str:
 def _within(summary: Summary, name: str, form: Callable[[float], str]) -> str:
     """The bounds of a figure in brackets; empty where it has none."""
     bounds = summary.intervals.get(name)
-    return (
-        f" ({bounds_text(bounds, form)})" if bounds and form(bounds[0]) != form(bounds[1]) else ""
-    )
+    if not bounds or form(bounds[0]) == form(bounds[1]):
+        return ""
+    return f" ({bounds_text(bounds, form)})"
 
 
 def _gate_table(failed: Sequence[Gate]) -> RenderableType:
@@ -375,12 +396,16 @@ def _gate_table(failed: Sequence[Gate]) -> RenderableType:
     return table
 
 
-def _intervals(rows: Sequence[ComponentRow | ModuleRow]) -> list[str]:
-    every = [row.intervals.get("concentration") for row in rows]
-    return [bounds_text(bounds, fixed) if bounds else "-" for bounds in every]
+def _interval(row: ComponentRow | ModuleRow) -> str:
+    """The bounds of the concentration."""
+    bounds = row.intervals.get("concentration")
+    if not bounds:
+        return "-"
+    return bounds_text(bounds, fixed)
 
 
 def component_table(components: Sequence[ComponentRow], width: int) -> RenderableType:
+    """A row for each component, and as many columns as fit into so many letters."""
     columns = [
         ("component", [row.component for row in components]),
         ("changed", [number(row.matrices) for row in components]),
@@ -390,14 +415,15 @@ def component_table(components: Sequence[ComponentRow], width: int) -> Renderabl
         ("conc.", [fixed(row.concentration) for row in components]),
         ("spikes", [number(row.spikes) for row in components]),
     ]
-    return text_table(
-        "By component", columns, wider=[(6, "spread", _intervals(components))], width=width
-    )
+    wider = [(6, "spread", [_interval(row) for row in components])]
+    return text_table("By component", columns, wider=wider, width=width)
 
 
 def module_table(modules: Sequence[ModuleRow], width: int) -> RenderableType:
-    several = len({row.component for row in modules}) > 1
-    columns = [("component", [row.component for row in modules])] if several else []
+    """A row for each module, and as many columns as fit into so many letters."""
+    columns = []
+    if len({row.component for row in modules}) > 1:
+        columns.append(("component", [row.component for row in modules]))
     columns += [
         ("module", [row.module for row in modules]),
         ("n", [number(row.matrices) for row in modules]),
@@ -408,7 +434,7 @@ def module_table(modules: Sequence[ModuleRow], width: int) -> RenderableType:
         (99, "PR", [number(row.participation_ratio) for row in modules]),
         (99, "null PR", [number(row.null_participation_ratio) for row in modules]),
         (99, "spikes", [number(row.spikes) for row in modules]),
-        (4 + several, "spread", _intervals(modules)),
+        (len(columns), "spread", [_interval(row) for row in modules]),
         (99, "energy", [share(row.energy_share) for row in modules]),
         (99, "shift", [fixed(row.effective_rank_shift, 3) for row in modules]),
         (99, "spike energy", [fixed(row.spike_energy) for row in modules]),
@@ -418,49 +444,47 @@ def module_table(modules: Sequence[ModuleRow], width: int) -> RenderableType:
     return text_table("By module, medians over matrices", columns, wider=wider, width=width)
 
 
-def _depth(
-    depth: Sequence[LayerRow], width: int, bars: str, short_side: float | None
-) -> RenderableType | None:
-    """One sparkline by layer for each component and metric, scaled from its own least to its own
-    largest value.
+def _depth(summary: Summary, width: int, bars: str) -> RenderableType | None:
+    """A sparkline by layer for each component and metric, from its least to its largest value.
 
     Where layers hardly differ there is none, as its scale would make a trend of nothing.
     """
+    depth = summary.depth
     components = list(dict.fromkeys(row.component for row in depth))
     grid = Table.grid(padding=(0, 2))
     for component in components:
         rows = [row for row in depth if row.component == component]
-        up = any(row.up_effective_rank_shift is not None for row in rows)
-        shift = (
-            ("up_effective_rank_shift", "MLP up shift")
-            if up
-            else ("effective_rank_shift", "eff. rank shift")
-        )
-        for name, title, form in (
-            ("relative_norm", "rel. norm", share),
-            ("energy_share", "energy", share),
-            ("concentration", "concentration", fixed),
-            ("reading_participation_ratio", "directions read", number),
-            (*shift, lambda value: fixed(value, 3)),
-        ):
+        prefix = f"{component} " if len(components) > 1 else ""
+        for name, title, form in (*DEPTH_METRICS, _shift_metric(rows)):
             every: list[float | None] = [getattr(row, name) for row in rows]
             values = [value for value in every if value is not None]
             if len(values) < 2 or not any(values):
                 continue
-            prefix = f"{component} " if len(components) > 1 else ""
-            low, high = form(min(values)), form(max(values))
-            least = SHIFTED * (short_side or 0) if name.endswith("rank_shift") else 0.0
-            if max(values) - min(values) < max(least, UNEVEN_BY * max(map(abs, values))):
+            if _is_flat(name, values, summary.figures["short_side"]):
                 line = Text("flat", "dim")
             else:
                 line = Text(sparkline(every, min(SPARK, max(8, width - 50)), bars), "cyan")
-            grid.add_row(
-                f"{prefix}{title}", line, Text(low if low == high else f"{low} to {high}", "dim")
-            )
+            ends = span(form(min(values)), form(max(values)))
+            grid.add_row(f"{prefix}{title}", line, Text(ends, "dim"))
     if not grid.rows:
         return None
     first, last = depth[0].layer, max(row.layer for row in depth)
     return Group(Text(f"By depth, layer {first} to {last}", "italic"), grid)
+
+
+def _shift_metric(rows: Sequence[LayerRow]) -> DepthMetric:
+    """The shift of the effective rank that is shown: of up-projections where they have one."""
+    if any(row.up_effective_rank_shift is not None for row in rows):
+        return "up_effective_rank_shift", "MLP up shift", _three_decimals
+    return "effective_rank_shift", "eff. rank shift", _three_decimals
+
+
+def _is_flat(name: str, values: Sequence[float], short_side: float | None) -> bool:
+    """Do the layers differ so little that a chart of them would show nothing?"""
+    least = UNEVEN_BY * max(map(abs, values))
+    if name.endswith("rank_shift"):
+        least = max(least, SHIFTED * (short_side or 0))
+    return max(values) - min(values) < least
 
 
 def _without_base(rows: Iterable[AloneRow]) -> RenderableType:
@@ -482,20 +506,21 @@ def _without_base(rows: Iterable[AloneRow]) -> RenderableType:
 def _footer(summary: Summary, provenance: ReportMetadata, folder: Path | str) -> RenderableType:
     rows = Table.grid(padding=(0, 2))
     rows.add_row(Text("report", "dim"), Text(visible(f"{folder}/"), overflow="fold"))
+    precision = provenance["settings"]["method"]["precision"]
+    how = f"shadow {provenance['version']}, precision {precision}"
     seconds = provenance.get("seconds")
-    how = (
-        f"shadow {provenance['version']}, precision {provenance['settings']['method']['precision']}"
-    )
-    rows.add_row(Text("how", "dim"), how if seconds is None else f"{how}, {seconds:.1f} s")
+    if seconds is not None:
+        how += f", {seconds:.1f} s"
+    rows.add_row(Text("how", "dim"), how)
     if unverified := summary.figures.get("unverified"):
         rows.add_row(
             Text("unverified", "dim"),
             f"{unverified} matrices came as byte ranges, which no checksum covers",
         )
     if not summary.has_label:
-        label = (
-            summary.label if summary.failed_gates else f"{summary.label}: {summary.label_reason}"
-        )
+        label: str = summary.label
+        if not summary.failed_gates:
+            label += f": {summary.label_reason}"
         rows.add_row(Text("label", "dim"), Text(visible(label), "dim"))
     not_shown = [
         *summary.finding.not_shown,

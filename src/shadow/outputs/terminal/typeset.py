@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 
 from rich import box
-from rich.console import RenderableType
+from rich.console import ConsoleOptions, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -19,6 +20,11 @@ ALL = 0.95  # share of the layers from which a change is said to fill all of the
 SPARK = 48  # layers a sparkline shows one by one; more are averaged in bins
 
 
+def bars_of(options: ConsoleOptions) -> str:
+    """The letters of a sparkline that the console can show, from low to high."""
+    return ASCII_BARS if options.ascii_only else BARS
+
+
 def number(value: float | int | None, digits: int = 3) -> str:
     """A figure for people: significant digits, whole and half numbers (medians of counts) as they
     are, `-` for null.
@@ -29,82 +35,121 @@ def number(value: float | int | None, digits: int = 3) -> str:
         return f"{int(value):,}"
     if abs(value) < 100 and 2 * value == int(2 * value):
         return f"{value:.1f}"
-    return _significant(value, digits) if abs(value) < 10**digits - 0.5 else f"{value:,.0f}"
+    if abs(value) >= 10**digits - 0.5:
+        return f"{value:,.0f}"
+    return _significant(value, digits)
 
 
 def _significant(value: float, digits: int) -> str:
-    """Zeros at the end too, for as many digits as the interval has: `8.0`, not `8`."""
-    return f"{value:#.{digits}g}".removesuffix(".") if value else "0"
+    """With zeros at the end, so that a figure has as many digits as its interval: `8.0`."""
+    if not value:
+        return "0"
+    return f"{value:#.{digits}g}".removesuffix(".")
 
 
 def fixed(value: float | None, places: int = 2) -> str:
-    return (
-        "-"
-        if value is None
-        else f"{value:.{places}f}".replace("-0." + "0" * places, "0." + "0" * places)
-    )
+    """A figure with so many decimals, 1 or more; zero without a sign, `-` for null."""
+    if value is None:
+        return "-"
+    zero = "0." + "0" * places
+    return f"{value:.{places}f}".replace(f"-{zero}", zero)
 
 
 def rounded(value: float | int | None) -> str:
-    """About how many directions or layers, as the finding says it: `10`, `3.6`."""
-    return "-" if value is None else about(float(value))
+    """About how many directions or layers, as the finding says it: `10`, `3.6`; `-` for null."""
+    if value is None:
+        return "-"
+    return about(float(value))
 
 
 def layers_filled(effective: float | int | None, layers: float | int | None) -> str:
-    """`all 28`, or `19 of 28`."""
+    """`all 28`, or `19 of 28`; `-` where either is null."""
     if effective is None or not layers:
         return "-"
-    return (
-        f"all {layers:,.0f}" if effective >= ALL * layers else f"{effective:.0f} of {layers:,.0f}"
-    )
+    if effective >= ALL * layers:
+        return f"all {layers:,.0f}"
+    return f"{effective:.0f} of {layers:,.0f}"
 
 
 def percentage(part: float | int | None, whole: float | int | None) -> str:
-    return f"{100 * part / whole:.1f} %" if whole and part is not None else "-"
+    """What part is of the whole, with one decimal: `12.5 %`; `-` where there is no whole."""
+    if part is None or not whole:
+        return "-"
+    return f"{100 * part / whole:.1f} %"
 
 
 def share(value: float | int | None) -> str:
-    """A share as a percentage with two significant digits."""
+    """A share, where 1 is all, as a percentage with two significant digits; `-` for null."""
     if value is None:
         return "-"
     percent = 100 * value
-    return f"{percent:.0f} %" if percent >= 99.5 else f"{_significant(percent, 2)} %"
+    if percent >= 99.5:
+        return f"{percent:.0f} %"
+    return f"{_significant(percent, 2)} %"
 
 
 def bounds_text(bounds: Sequence[float], form: Callable[[float], str]) -> str:
+    """The two bounds of an interval, low and high: `0.31 to 0.42`, `8.0 to 12 %`."""
     low, high = (form(bound) for bound in bounds)
     return f"{low.removesuffix(' %')} to {high}"
 
 
+def span(low: str, high: str, between: str = " to ") -> str:
+    """`3 to 7`, or `3` where both are the same."""
+    if low == high:
+        return low
+    return f"{low}{between}{high}"
+
+
 def apart(value: float | None, scale: str) -> str:
-    """A difference with its sign, or a ratio: `+0.092`, `x 0.67`."""
+    """A difference with its sign, or a ratio: `+0.092`, `x 0.67`; `-` for null.
+
+    scale: `difference`, or `log ratio`, of which value is the natural logarithm.
+    """
     if value is None:
         return "-"
     if scale == "difference":
         return f"{value:+.3f}"
     ratio = math.exp(min(value, 700.0))
-    return f"x {ratio:.2f}" if 0.1 <= ratio < 100 else f"x {number(ratio, 2)}"
+    if 0.1 <= ratio < 100:
+        return f"x {ratio:.2f}"
+    return f"x {number(ratio, 2)}"
 
 
 def sparkline(values: Sequence[float | None], width: int, bars: str = BARS) -> str:
-    """Levels from the least to the largest value; more values than width are averaged in equal
-    bins.
+    """Levels from the least to the largest value, at most width of them.
 
-    A value that is None leaves a gap.
+    More values than that are averaged in equal bins. A value that is None leaves a gap. Raises
+    ValueError where all are.
     """
-    bins = [[value] for value in values]
-    if len(values) > width:
-        bins = [
-            list(values[i * len(values) // width : (i + 1) * len(values) // width])
-            for i in range(width)
-        ]
-    known = [[value for value in some if value is not None] for some in bins]
-    levels = [sum(some) / len(some) if some else None for some in known]
+    levels = [_mean(some) for some in _bins(values, width)]
     present = [level for level in levels if level is not None]
-    low, span = min(present), (max(present) - min(present)) or 1.0
-    return "".join(
-        " " if x is None else bars[round((x - low) / span * (len(bars) - 1))] for x in levels
-    )
+    low = min(present)
+    span = (max(present) - low) or 1.0
+
+    def bar(level: float | None) -> str:
+        if level is None:
+            return " "
+        return bars[round((level - low) / span * (len(bars) - 1))]
+
+    return "".join(bar(level) for level in levels)
+
+
+def _bins(values: Sequence[float | None], width: int) -> list[Sequence[float | None]]:
+    """One for each value, or so many equal ones where there are more values."""
+    count = len(values)
+    if count <= width:
+        return [[value] for value in values]
+    edges = [place * count // width for place in range(width + 1)]
+    return [values[start:end] for start, end in pairwise(edges)]
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """Of those that are known."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    return sum(known) / len(known)
 
 
 Columns = list[tuple[str, list[str]]]  # of a table: heads and cells
@@ -124,10 +169,7 @@ def text_table(
     """
     columns = list(columns)
     for place, head, cells in wider:
-        if (
-            sum(gap + max(map(len, (name, *texts))) for name, texts in (*columns, (head, cells)))
-            > width + gap - 2
-        ):
+        if _columns_width([*columns, (head, cells)], gap) > width:
             break
         columns.insert(place, (head, cells))
     table = Table(
@@ -139,10 +181,18 @@ def text_table(
     )
     named = [name for name, _ in columns if name in ("component", "module")] or [columns[0][0]]
     for name, _ in columns:
-        style = "cyan" if name == named[-1] else None
         table.add_column(
-            name, justify="left" if name in named else "right", no_wrap=True, style=style
+            name,
+            justify="left" if name in named else "right",
+            no_wrap=True,
+            style="cyan" if name == named[-1] else None,
         )
     for row in zip(*(texts for _, texts in columns), strict=True):
         table.add_row(*map(Text, row))
     return table
+
+
+def _columns_width(columns: Columns, gap: int) -> int:
+    """Of a table, in letters; a space stands before the first column and after the last."""
+    widths = [max(map(len, (name, *texts))) for name, texts in columns]
+    return sum(widths) + gap * (len(widths) - 1) + 2
