@@ -51,6 +51,25 @@ def test_power_law_is_that_of_a_plain_loop(seed, m, kind):
         assert found["alpha_xmin"] == pytest.approx(expected["alpha_xmin"], rel=1e-9)
 
 
+@pytest.mark.parametrize("kind", ["pareto", "noise", "decaying", "spiked", "ties", "nearly equal"])
+def test_the_fit_is_the_nearest_of_all_candidates(kind):
+    """Candidates that a bound rules out are farther than the one found: all distances, by a loop."""
+    rng = np.random.default_rng(3)
+    m = 700
+    sigma = {
+        "pareto": lambda: rng.pareto(2, m) + 1e-3,
+        "noise": lambda: np.linalg.svd(rng.standard_normal((m, 900)), compute_uv=False),
+        "decaying": lambda: np.arange(1, m + 1) ** -0.3,
+        "spiked": lambda: np.append(rng.random(m - 20), 1 + 10 * rng.random(20)),
+        "ties": lambda: rng.integers(1, 90, m) / 8,
+        "nearly equal": lambda: 1 + 1e-9 * rng.random(m),
+    }[kind]()
+    found, expected = power_law(of(sigma)), reference.power_law(np.sort(sigma))
+    assert found["alpha_ks"] == pytest.approx(expected["alpha_ks"], rel=1e-6)
+    assert found["alpha_tail"] == expected["alpha_tail"]
+    assert found["alpha"] == pytest.approx(expected["alpha"], rel=1e-6)
+
+
 def test_chunks_do_not_change_the_fit(monkeypatch):
     """Memory is bounded by doing the candidates in chunks; the fit is the same for any size."""
     sigma = np.random.default_rng(1).pareto(2, 300) + 0.1

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from inspect import signature
 from pathlib import Path
 from typing import Protocol
@@ -26,11 +26,13 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.linalg import cython_blas
 from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 from torch import Tensor
 
 from shadow.spectra.lazy import Matrix
 from shadow.spectra.measurement import Precision
+from shadow.spectra.routines import Routine, routine
 from shadow.spectra.tridiagonal import eigensystem
 
 # Elements of a block: 8 MiB in float32. Larger ones leave the caches, smaller ones starve the
@@ -39,6 +41,7 @@ BLOCK = 1 << 21
 # Columns of the Gram that are formed at once, below the diagonal only: 0.58-0.65 of a full
 # product's time (896-4096).
 PANEL = 192
+SYRK_ARGUMENTS = 10  # of BLAS's rank-k updates
 # Up to this side OpenBLAS finds eigenvalues faster than MKL on processors other than Intel's: 0.6
 # of the time at 896, 0.85 at 2048, 1.4 at 3072. In float32 it does not. With vectors OpenBLAS is
 # taken up to this side on any processor: they come with all eigenvalues from one tridiagonal form.
@@ -217,20 +220,58 @@ def mkl_is_at_home() -> bool:
 
 
 def gram(matrix_blocks: Iterator[Tensor], side: int, wide: bool, dtype: torch.dtype) -> Tensor:
-    """W Wᵀ (wide: blocks of columns) or Wᵀ W (tall: blocks of rows), (side, side); its lower
-    triangle at least.
+    """W Wᵀ (wide: blocks of columns) or Wᵀ W (tall: blocks of rows) of W's blocks in dtype.
+
+    Returns (side, side) with the lower triangle right; what is above the diagonal is undefined, but
+    finite where the blocks are. dtype: float32 or float64.
     """
     total = torch.zeros((side, side), dtype=dtype)
-    product = torch.empty_like(total)
+    product: Tensor | None = None
+    update = None if mkl_is_at_home() else rank_k_updates()
     for block in matrix_blocks:
         x = block if wide else block.T
         if mkl_is_at_home():
             for start in range(0, side, PANEL):
                 total[start:, start : start + PANEL].addmm_(x[start:], x[start : start + PANEL].T)
-        else:  # NumPy knows a matrix times its own transpose and does half the work (syrk)
+        elif update is not None:
+            update[dtype](total.numpy(), block.contiguous().numpy(), wide)
+        else:  # NumPy does half the work too, but mirrors the half and needs another sum
+            product = torch.empty_like(total) if product is None else product
             np.matmul(x.numpy(), x.T.numpy(), out=product.numpy())
             total += product
     return total
+
+
+Update = Callable[[NDArray[np.floating], NDArray[np.floating], bool], None]
+
+
+@cache
+def rank_k_updates() -> dict[torch.dtype, Update] | None:
+    """By dtype, what adds W Wᵀ (wide) or Wᵀ W to the lower triangle of a matrix: BLAS's `?syrk`.
+
+    Both matrices are C-contiguous. None where SciPy's BLAS has other integers than C's int.
+    """
+    try:
+        ssyrk, dsyrk = (routine(cython_blas, name, SYRK_ARGUMENTS) for name in ("ssyrk", "dsyrk"))
+    except (AttributeError, KeyError, ValueError):
+        return None
+    return {
+        torch.float32: partial(_rank_k_update, ssyrk, np.float32(1.0)),
+        torch.float64: partial(_rank_k_update, dsyrk, np.float64(1.0)),
+    }
+
+
+def _rank_k_update(
+    syrk: Routine,
+    one: np.floating,
+    total: NDArray[np.floating],
+    block: NDArray[np.floating],
+    wide: bool,
+) -> None:
+    """In Fortran's order rows are columns, so the lower triangle is the upper one there."""
+    side, width = len(total), block.shape[1]
+    depth = block.size // side
+    syrk(b"U", b"T" if wide else b"N", side, depth, one, block, width, one, total, side)
 
 
 def eigenvalues(lower: Tensor) -> NDArray[np.float64]:
