@@ -9,7 +9,7 @@ measured).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -25,7 +25,7 @@ from shadow.spectra.measurement import Measurement, Precision, Values
 from shadow.spectra.null import Profile, coverage_values, null_values, sampled_values
 from shadow.spectra.purity import purity_values
 from shadow.spectra.rank import condition_number, norms, ranks, top_energies
-from shadow.spectra.residual import Direction, sketch
+from shadow.spectra.residual import Direction, on_short_side, sketch, sketch_of_gram
 from shadow.spectra.rounding import Undone, undo
 from shadow.spectra.rounding import values as undone_values
 from shadow.spectra.spectrum import (
@@ -42,6 +42,7 @@ from shadow.spectra.spectrum import (
     shape_of,
     solve_anew,
     spectrum,
+    symmetric_product,
 )
 from shadow.spectra.subspace import NO_SUBSPACES, VECTORS, subspace_values
 from shadow.spectra.tail import hill, marchenko_pastur, power_law
@@ -221,12 +222,30 @@ def measure_pair(
     remember: Remember = solve_anew,
     grams: Grams = ON_CPU,
 ) -> tuple[Measurement, Measurement, Measurement]:
-    """All numbers of base, tuned and delta. base and tuned: (rows, cols), or (groups, rows /
-    groups, cols).
+    """`measure_pair_and_sketch` without a sketch: the numbers of base, tuned and delta."""
+    return measure_pair_and_sketch(
+        base, tuned, formats, size, method, key, None, space, remember, grams
+    )[0]
 
-    formats are the stored dtypes, size what `extent` found (finite, and a delta that is not 0), key
-    names the matrix for the sampled null. remember: how the spectra of base and of tuned are had;
-    grams: where Gram matrices are made.
+
+def measure_pair_and_sketch(
+    base: Matrix,
+    tuned: Matrix,
+    formats: tuple[str, str],
+    size: Extent,
+    method: Method,
+    key: str,
+    direction: Direction | None,
+    space: Workspace,
+    remember: Remember = solve_anew,
+    grams: Grams = ON_CPU,
+) -> tuple[tuple[Measurement, Measurement, Measurement], NDArray[np.float32] | None]:
+    """All numbers of base, tuned and delta, and what `shadow.spectra.residual` keeps of the delta.
+
+    base and tuned: (rows, cols), or (groups, rows / groups, cols). formats are the stored dtypes,
+    size what `extent` found (finite, and a delta that is not 0), key names the matrix for the
+    sampled null. direction: how the matrix meets the residual stream; None, and there is no sketch.
+    remember: how the spectra of base and of tuned are had; grams: where Gram matrices are made.
     """
     coarser = min((FLOATS[name] for name in formats), key=lambda stored: stored.mantissa_bits)
     if isinstance(base, BlockScaled) or isinstance(tuned, BlockScaled):
@@ -248,14 +267,9 @@ def measure_pair(
     )
     scale = total.profile.scale
     read = partial(delta_blocks, base, tuned, scale, space)
-    norm = math.sqrt(total.profile.energy) / scale
-    wide_format = dtype == torch.float64
-    if isinstance(tuned, Updated):
-        delta = _update_spectrum(tuned, norm)
-    else:
-        delta = spectrum(
-            read, shape_of(tuned), norm, scale, method.precision, wide_format, grams=grams
-        )
+    delta, kept_sketch = _delta_spectrum(
+        tuned, read, total.profile, method.precision, dtype, direction, grams
+    )
     base_values, tuned_values, delta_values = (
         spectrum_values(s) for s in (base_spectrum, tuned_spectrum, delta)
     )
@@ -294,7 +308,7 @@ def measure_pair(
         "kept_history": undone.history,
         "kept_misfit": undone.misfit,
     }
-    return (
+    measurements = (
         Measurement("base", base_spectrum.precision, base_values, base_spectrum.sigma),
         Measurement("tuned", tuned_spectrum.precision, tuned_values, tuned_spectrum.sigma),
         Measurement(
@@ -305,6 +319,49 @@ def measure_pair(
             _binade_lists(undone),
         ),
     )
+    return measurements, kept_sketch
+
+
+def _delta_spectrum(
+    tuned: Matrix,
+    read: Callable[[torch.dtype], Iterator[Tensor]],
+    profile: Profile,
+    precision: Precision,
+    dtype: torch.dtype,
+    direction: Direction | None,
+    grams: Grams,
+) -> tuple[Spectrum, NDArray[np.float32] | None]:
+    """The spectrum of D, whose scaled blocks are read, and its sketch where there is a direction.
+
+    Where the residual stream is on the side of the Gram matrix, the sketch comes from there; else
+    it takes one more pass over both sides.
+    """
+    shape, norm = shape_of(tuned), math.sqrt(profile.energy) / profile.scale
+    sketches: list[NDArray[np.float32]] = []
+
+    def look(lower: Tensor) -> None:
+        times = partial(symmetric_product, lower)
+        sketches.append(sketch_of_gram(times, len(lower), profile.energy))
+
+    if isinstance(tuned, Updated):
+        delta = _update_spectrum(tuned, norm)
+    else:
+        by_gram = direction is not None and on_short_side(shape, direction)
+        delta = spectrum(
+            read,
+            shape,
+            norm,
+            profile.scale,
+            precision,
+            dtype == torch.float64,
+            grams=grams,
+            look=look if by_gram else None,
+        )
+    if direction is None:
+        return delta, None
+    if sketches:
+        return delta, sketches[-1]
+    return delta, sketch(read(dtype), corners(tuned), shape, profile.energy, direction)
 
 
 def _binade_lists(undone: Undone) -> dict[str, NDArray[np.float64]]:
@@ -386,23 +443,6 @@ def measure_alone(
     norm = frobenius_norm(matrix, largest, working_dtype(stored), space)
     found = _weight_spectrum(matrix, norm, largest, stored, method, space, remember, grams)
     return Measurement("tuned", found.precision, spectrum_values(found), found.sigma)
-
-
-def delta_sketch(
-    base: Matrix,
-    tuned: Matrix,
-    formats: tuple[str, str],
-    size: Extent,
-    norm: float,
-    direction: Direction,
-    space: Workspace,
-) -> NDArray[np.float32]:
-    """What `shadow.spectra.residual` keeps of a delta of Frobenius norm `norm`, in one more pass
-    over both sides.
-    """
-    scale = power_of_two_scale(size.delta)
-    read = delta_blocks(base, tuned, scale, space, working_dtype(*formats))
-    return sketch(read, corners(tuned), shape_of(tuned), (norm * scale) ** 2, direction)
 
 
 def frobenius_norm(matrix: Matrix, largest: float, dtype: torch.dtype, space: Workspace) -> float:

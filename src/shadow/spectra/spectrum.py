@@ -41,7 +41,7 @@ BLOCK = 1 << 21
 # Columns of the Gram that are formed at once, below the diagonal only: 0.58-0.65 of a full
 # product's time (896-4096).
 PANEL = 192
-SYRK_ARGUMENTS = 10  # of BLAS's rank-k updates
+SYRK_ARGUMENTS, SYMM_ARGUMENTS = 10, 12  # of BLAS's rank-k updates and symmetric products
 # Up to this side OpenBLAS finds eigenvalues faster than MKL on processors other than Intel's: 0.6
 # of the time at 896, 0.85 at 2048, 1.4 at 3072. In float32 it does not. With vectors OpenBLAS is
 # taken up to this side on any processor: they come with all eigenvalues from one tridiagonal form.
@@ -274,6 +274,35 @@ def _rank_k_update(
     syrk(b"U", b"T" if wide else b"N", side, depth, one, block, width, one, total, side)
 
 
+def symmetric_product(lower: Tensor, few: NDArray[np.floating]) -> NDArray[np.floating]:
+    """G few, (side, k) in the dtype of G, of the symmetric matrix G whose lower triangle is given.
+
+    lower: (side, side), C-contiguous float32 or float64, left as it is; few: (side, k).
+    """
+    side, count = few.shape
+    matrix = lower.numpy()
+    rows = np.ascontiguousarray(few.T, dtype=matrix.dtype)
+    symm = symmetric_products()
+    if symm is None:
+        triangle = np.tril(matrix)
+        return np.asarray(triangle @ rows.T + np.tril(matrix, -1).T @ rows.T)
+    out = np.empty_like(rows)
+    one, zero = matrix.dtype.type(1.0), matrix.dtype.type(0.0)
+    # in Fortran's order rows are columns, so the lower triangle is the upper one there
+    symm[lower.dtype](b"L", b"U", side, count, one, matrix, side, rows, side, zero, out, side)
+    return out.T
+
+
+@cache
+def symmetric_products() -> dict[torch.dtype, Routine] | None:
+    """BLAS's `?symm` by dtype; None where SciPy's BLAS has other integers than C's int."""
+    try:
+        ssymm, dsymm = (routine(cython_blas, name, SYMM_ARGUMENTS) for name in ("ssymm", "dsymm"))
+    except (AttributeError, KeyError, ValueError):
+        return None
+    return {torch.float32: ssymm, torch.float64: dsymm}
+
+
 def eigenvalues(lower: Tensor) -> NDArray[np.float64]:
     """Eigenvalues, ascending, of the symmetric matrix whose lower triangle is given; it may be
     overwritten.
@@ -343,6 +372,10 @@ Eigen = tuple[
 ]  # all eigenvalues, and vectors where they are wanted
 
 
+# Is shown the lower triangle of a Gram matrix, (side, side), and leaves it as it is.
+Look = Callable[[Tensor], None]
+
+
 class Grams(Protocol):
     """Where Gram matrices are made."""
 
@@ -395,6 +428,7 @@ def spectrum(
     wide_format: bool,
     vectors: int = 0,
     grams: Grams = ON_CPU,
+    look: Look | None = None,
 ) -> Spectrum:
     """Singular values of a matrix (rows, cols) whose scaled blocks `read(dtype)` yields in the
     order of `blocks`.
@@ -403,7 +437,8 @@ def spectrum(
     multiplied by. wide_format says that the stored numbers have more bits than float32 products
     keep (F32, F64): then, and where the short side is small, `exact` is taken instead of `default`.
     Returns `precision` as it was used. vectors: how many leading singular vectors of the short side
-    to return as well, at most. grams: where its Gram matrix is made.
+    to return as well, at most. grams: where its Gram matrix is made. look: is shown the Gram matrix
+    of the scaled blocks before it is solved; where several are made, those of the result last.
     """
     side = min(shape)
     if precision == "default" and (wide_format or side <= EXACT_SIDE):
@@ -411,7 +446,7 @@ def spectrum(
     shift = 0.0
     while True:
         values, floor, leading, moved = _singular_values(
-            read, shape, norm * scale, precision, min(vectors, side), grams
+            read, shape, norm * scale, precision, min(vectors, side), grams, look
         )
         unresolved = int(np.count_nonzero(values < floor))
         values[values < floor] = 0.0
@@ -461,6 +496,7 @@ def _singular_values(
     precision: Precision,
     vectors: int = 0,
     grams: Grams = ON_CPU,
+    look: Look | None = None,
 ) -> tuple[NDArray[np.float64], float, NDArray[np.float64] | None, bool]:
     """Singular values, descending, the floor under them, as many leading vectors of the short side
     as wanted, moved.
@@ -469,11 +505,11 @@ def _singular_values(
     solved = torch.float32 if precision == "fast" else torch.float64
 
     def solve(lower: Tensor) -> Eigen:
-        return (
-            with_vectors(lower, vectors, solved)
-            if vectors
-            else (eigenvalues(lower.to(solved)), None)
-        )
+        if look is not None:
+            look(lower)
+        if vectors:
+            return with_vectors(lower, vectors, solved)
+        return eigenvalues(lower.to(solved)), None
 
     (squares, leading), moved = grams.solved(read, shape, norm, dtype, solve)
     values = np.sqrt(np.maximum(squares, 0.0))[::-1].copy()
