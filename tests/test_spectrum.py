@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 
 import numpy as np
@@ -246,6 +247,20 @@ def test_gram_and_eigenvalues_are_those_of_the_product(mkl, monkeypatch):
     np.testing.assert_allclose(
         module.eigenvalues(lower), np.linalg.svd(W.numpy())[1][::-1] ** 2, rtol=1e-9
     )
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (1, 40), (40, 1), (6, 5, 7), (3, 40, 7), (9, 1, 3)])
+def test_tiles_cover_a_matrix_once(shape, monkeypatch):
+    """Of any size and cut, each entry is in one tile, which begins where it says."""
+    monkeypatch.setattr(module, "TILE", 30)
+    monkeypatch.setattr(module, "WIDEST", 4)
+    matrix = torch.arange(1.0, math.prod(shape) + 1).reshape(shape)
+    whole, seen = matrix.reshape(-1, shape[-1]), torch.zeros(math.prod(shape[:-1]), shape[-1])
+    for index, (row, col) in module.tiles(matrix):
+        part = matrix[index].reshape(-1, matrix[index].shape[-1])
+        assert 0 < part.numel() <= 30
+        seen[row : row + len(part), col : col + part.shape[1]] += part
+    assert torch.equal(seen, whole)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

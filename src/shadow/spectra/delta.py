@@ -43,6 +43,7 @@ from shadow.spectra.spectrum import (
     solve_anew,
     spectrum,
     symmetric_product,
+    tiles,
 )
 from shadow.spectra.subspace import NO_SUBSPACES, VECTORS, subspace_values
 from shadow.spectra.tail import hill, marchenko_pastur, power_law
@@ -87,7 +88,7 @@ def working_dtype(*formats: str) -> torch.dtype:
 def extent(base: Matrix, tuned: Matrix, dtype: torch.dtype, space: Workspace) -> Extent:
     """One pass over both sides: is everything finite, how large is it, does anything differ?"""
     largest = [0.0, 0.0, 0.0]
-    for index in blocks(tuned):
+    for index, _ in tiles(tuned):
         b = read_block(base, index, "base", dtype, space)
         t = read_block(tuned, index, "tuned", dtype, space)
         largest[0] = _larger(largest[0], b)
@@ -99,7 +100,7 @@ def extent(base: Matrix, tuned: Matrix, dtype: torch.dtype, space: Workspace) ->
 def largest_entry(matrix: Matrix, dtype: torch.dtype, space: Workspace) -> float:
     """The largest absolute entry, NaN or infinite where any entry is."""
     largest = 0.0
-    for index in blocks(matrix):
+    for index, _ in tiles(matrix):
         largest = _larger(largest, read_block(matrix, index, "tuned", dtype, space))
     return largest
 
@@ -141,53 +142,62 @@ def sums(
     rows, cols = shape_of(tuned)
     scale = power_of_two_scale(max(size.base, size.tuned))
     delta_scale = power_of_two_scale(size.delta * scale)
-    smallest_normal = math.ldexp(scale, stored.min_exponent)
-    r, c = torch.zeros(rows, dtype=torch.float64), torch.zeros(cols, dtype=torch.float64)
-    changed = torch.zeros(rows, dtype=torch.int64)  # entries of each row that differ
+    bits, exponent_mask = _exponent_bits(dtype)
+    smallest_normal = np.array(math.ldexp(scale, stored.min_exponent), bits[0]).view(bits[1])
+    r, c, reached = np.zeros(rows), np.zeros(cols), np.zeros(rows, dtype=bool)
     totals = dict.fromkeys(("base", "tuned", "along", "ulps", "fourth"), 0.0)
-    for index, (row, col) in zip(blocks(tuned), corners(tuned), strict=True):
-        b = read_block(base, index, "base", dtype, space)
-        t = read_block(tuned, index, "tuned", dtype, space)
-        work = space.take("work", b.shape, dtype)
+    different = 0
+    for index, (row, col) in tiles(tuned):
+        b = read_block(base, index, "base", dtype, space).numpy()
+        t = read_block(tuned, index, "tuned", dtype, space).numpy()
+        d = space.take("work", b.shape, dtype).numpy()
+        differs = space.take("differs", b.shape, torch.bool).numpy()
         if scale != 1.0:
-            b.mul_(scale)
-            t.mul_(scale)
-        totals["base"] += float(torch.mul(b, b, out=work).sum())
-        totals["tuned"] += float(torch.mul(t, t, out=work).sum())
-        torch.sub(t, b, out=work)
-        # ones in the working dtype, summed: exact below 2^24 in a block, and six times as fast as
-        # count_nonzero
-        differs = torch.ne(work, 0, out=space.take("product", work.shape, dtype))
-        changed[row : row + len(work)] += differs.sum(1).to(torch.int64)
+            b *= scale
+            t *= scale
+        totals["base"] += _products(b, b)
+        totals["tuned"] += _products(t, t)
+        np.subtract(t, b, out=d)
+        np.not_equal(d, 0, out=differs)
+        different += int(np.count_nonzero(differs))
+        in_rows, in_cols = slice(row, row + len(b)), slice(col, col + b.shape[1])
+        reached[in_rows] |= differs.any(axis=1)
         if delta_scale != 1.0:
-            work.mul_(delta_scale)
-        totals["along"] += float(
-            torch.mul(b, work, out=space.take("product", b.shape, dtype)).sum()
-        )
-        torch.maximum(b.abs_(), t.abs_(), out=b)
-        totals["ulps"] += float(_binade(b).clamp_min_(smallest_normal).square_().sum())
-        squares = work.square_()
-        r[row : row + len(squares)] += squares.sum(1)
-        c[col : col + squares.shape[1]] += squares.sum(0)
-        totals["fourth"] += float(squares.square_().sum())
+            d *= delta_scale
+        totals["along"] += _products(b, d)
+        # The exponents of numbers >= 0 are in the order of their bits.
+        b_bits, t_bits = b.view(bits[1]), t.view(bits[1])
+        b_bits &= exponent_mask
+        t_bits &= exponent_mask
+        np.maximum(b_bits, t_bits, out=b_bits)
+        np.maximum(b_bits, smallest_normal, out=b_bits)
+        totals["ulps"] += _products(b, b)
+        r[in_rows] += np.vecdot(d, d)
+        np.square(d, out=d)
+        c[in_cols] += np.ones(len(d), d.dtype) @ d
+        totals["fourth"] += _products(d, d)
     fourth = totals.pop("fourth")
     totals["ulps"] *= math.ldexp(1.0, -2 * stored.mantissa_bits)
-    zeros = rows * cols - int(changed.sum())
-    profile = Profile(
-        r.numpy(), c.numpy(), fourth, scale * delta_scale, int(torch.count_nonzero(changed))
-    )
+    zeros = rows * cols - different
+    profile = Profile(r, c, fourth, scale * delta_scale, int(np.count_nonzero(reached)))
     return Sums(profile, **totals, zeros=zeros, scale=scale)
 
 
-def _binade(magnitudes: Tensor) -> Tensor:
-    """2^floor(log2 x) of x >= 0, in place, by clearing the mantissa; 0 for 0 and for subnormals of
-    the dtype.
+def _products(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
+    """Sum of a_ij b_ij: over rows in the precision of both, and in float64 over these sums."""
+    return float(np.vecdot(a, b).sum(dtype=np.float64))
+
+
+def _exponent_bits(
+    dtype: torch.dtype,
+) -> tuple[tuple[type[np.floating], type[np.signedinteger]], int]:
+    """NumPy's float and integer types of a dtype, and the bits of the exponent.
+
+    Without its other bits a number x >= 0 is 2^floor(log2 x), or 0 where it is subnormal.
     """
-    if magnitudes.dtype == torch.float64:
-        magnitudes.view(torch.int64).bitwise_and_(0x7FF0000000000000)
-    else:
-        magnitudes.view(torch.int32).bitwise_and_(0x7F800000)
-    return magnitudes
+    if dtype == torch.float64:
+        return (np.float64, np.int64), 0x7FF0000000000000
+    return (np.float32, np.int32), 0x7F800000
 
 
 def corners(matrix: Matrix) -> Iterator[tuple[int, int]]:

@@ -211,7 +211,9 @@ def _times(few: NDArray[Any], block: NDArray[Any]) -> NDArray[Any]:
 
     OpenBLAS takes up to 1.9 times as long for it in float32.
     """
-    return few @ block if block.flags.c_contiguous else (block.T @ few.T).T
+    if block.flags.c_contiguous:
+        return np.asarray(few @ block)
+    return np.asarray((block.T @ few.T).T)
 
 
 def _triples(
