@@ -13,7 +13,7 @@ import math
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import brentq, minimize_scalar
+from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from shadow.dtypes import FLOATS
@@ -26,6 +26,8 @@ Floats = NDArray[np.float64]
 
 # energies within this ratio count as one: moves the edge by less, and bounds the work of long sides
 SAME = 0.002
+LOGITS = (-60.0, 34.0)  # between which -s lies; above them 1 + s is lost to rounding
+SAME_LOGIT, STEPS = 1e-10, 200  # a step that counts as none, and how many are taken at most
 LEVELS_ROWS = 64  # rows, evenly spaced
 TOP = 20
 
@@ -44,21 +46,41 @@ def sharp_edge(rows: Floats, cols: Floats) -> float:
     a, b = a / unit, b / b.max()
     largest_b = float((cols / energy).max())
 
+    other = 0.0  # logit of -s, kept as the next search begins near it
+
     def least_at(logit: float) -> float:
+        nonlocal other
         t = -1.0 / (1.0 + math.exp(-logit))
-        target = float((of_a * a * t / (1.0 + a * t)).sum())
-
-        def excess(other: float) -> float:
-            s = -1.0 / (1.0 + math.exp(-other))
-            return float((of_b * b * s / (1.0 + b * s)).sum()) - target
-
-        s = -1.0 / (1.0 + math.exp(-brentq(excess, -60.0, 34.0, xtol=1e-10)))
-        return math.log(float((of_b * b / (1.0 + b * s)).sum()) / -t)
+        target = -float((of_a * a * t / (1.0 + a * t)).sum())
+        other, q = _where(of_b * b, b, target, other)
+        return math.log(q / -t)
 
     minimum = minimize_scalar(
         least_at, bounds=(-25.0, 25.0), method="bounded", options={"xatol": 1e-6}
     )
     return math.sqrt(math.exp(minimum.fun) * unit * largest_b)
+
+
+def _where(weights: Floats, b: Floats, target: float, start: float) -> tuple[float, float]:
+    """The logit of -s at which -s Q(s) = target > 0, and Q(s) = sum weights / (1 + b s) there.
+
+    By Newton's method from `start` in logarithms, where a single b gives a straight line; where it
+    leaves what is left of LOGITS, that is halved. b: in (0, 1], the largest of them 1.
+    """
+    low, high = LOGITS
+    logit, wanted = start, math.log(target)
+    for _ in range(STEPS):
+        s = -1.0 / (1.0 + math.exp(-logit))
+        inverse = 1.0 / (1.0 + b * s)
+        shares = weights * inverse
+        q = float(shares.sum())
+        slope = float(shares @ inverse) * (1.0 + s) / q
+        step = (wanted - math.log(-s * q)) / slope
+        if abs(step) < SAME_LOGIT:
+            break
+        low, high = (logit, high) if step > 0 else (low, logit)
+        logit = logit + step if low < logit + step < high else (low + high) / 2.0
+    return logit, q
 
 
 def _grouped(energies: Floats) -> tuple[Floats, Floats]:
