@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import reference
 from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.integrate import quad
 
 from shadow.spectra import tail
 from shadow.spectra.spectrum import Spectrum
@@ -110,6 +113,19 @@ def test_marchenko_pastur_median_is_that_of_the_density(ratio):
     assert marchenko_pastur_median(ratio) == pytest.approx(
         reference.marchenko_pastur_median(ratio), rel=2e-5
     )
+
+
+@pytest.mark.parametrize("ratio", [1e-6, 1e-3, 0.1, 0.7, 0.999, 1.0])
+def test_half_of_the_marchenko_pastur_law_is_below_its_median(ratio):
+    """The density in t, summed up by quadrature to the median that has a closed form."""
+    median = marchenko_pastur_median(ratio)
+    a, b = 1 + ratio, 2 * math.sqrt(ratio)
+
+    def density(t):
+        return 2 * math.sin(t) ** 2 / (math.pi * (a - b * math.cos(t))) if t > 0 else 0.0
+
+    below = quad(density, 0, math.acos((a - median) / b), points=[1e-3, 1e-2, 0.1], limit=200)[0]
+    assert below == pytest.approx(0.5, abs=1e-8)
 
 
 @pytest.mark.parametrize("shape", [(300, 300), (200, 800)])

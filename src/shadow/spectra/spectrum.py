@@ -27,7 +27,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.linalg import cython_blas
-from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 from torch import Tensor
 
 from shadow.spectra.lazy import Matrix
@@ -368,6 +367,9 @@ def _leading(whole: Tensor, values: NDArray[np.float64], count: int) -> NDArray[
     that of the Gram matrix has done. Lanczos can miss a copy of a multiple eigenvalue, or not
     converge: then all vectors are computed.
     """
+    # imported here: most audits have no side that large, and the import takes 20 ms
+    from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
+
     matrix = whole.numpy()
     product = LinearOperator(
         matrix.shape, matvec=lambda x: matrix @ x.astype(matrix.dtype), dtype=np.float64

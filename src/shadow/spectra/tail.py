@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import integrate, optimize
 
 from shadow.spectra.measurement import Values
 
@@ -21,6 +20,7 @@ MIN_TAIL = (
     50  # eigenvalues a power law is fitted to at least: fewer give an exponent without meaning
 )
 CHUNK = 1 << 18  # elements of the table of distances that are in memory at once
+HALVINGS = 50  # of the interval in which a median is sought: it is then below 1e-14
 STRIDE = 16  # of the values at which distances are bounded; 8 and 32 took as long or longer
 BOUND_ERROR = 1e-9  # relative rounding error of a bound and of a distance, with room
 
@@ -159,21 +159,19 @@ def marchenko_pastur(spectrum: Spectrum) -> Values:
 def marchenko_pastur_median(ratio: float) -> float:
     """Median of the Marchenko-Pastur law of unit variance, 0 < ratio = m / n <= 1, to about 1e-9.
 
-    With lambda = (1 + ratio) - 2 sqrt(ratio) cos t the density is smooth in t, so quadrature
-    converges at the edges.
+    With lambda = a - b cos t, a = 1 + ratio, b = 2 sqrt(ratio), the density of t in (0, pi) is
+    2 sin² t / (pi lambda). Its integral has a closed form, from sin² t / lambda = (cos t) / b +
+    a / b² - (1 - ratio)² / (b² lambda), and is halved.
     """
     root = math.sqrt(ratio)
+    a, b = 1.0 + ratio, 2.0 * root
 
-    def density(t: float) -> float:
-        # 2 sin^2 t / (pi lambda) in half angles: 0 / 0 only where a square matrix has its lower
-        # edge
-        low, high = math.sin(t / 2.0) ** 2, math.cos(t / 2.0) ** 2
-        eigenvalue = (1.0 - root) ** 2 + 4.0 * root * low
-        return 8.0 * high * (low / eigenvalue if eigenvalue else 0.25) / math.pi
+    def share_below(t: float) -> float:
+        angle = math.atan2((1.0 + root) * math.sin(t / 2.0), (1.0 - root) * math.cos(t / 2.0))
+        return 2.0 / math.pi * (math.sin(t) / b + (a * t - 2.0 * (1.0 - ratio) * angle) / b**2)
 
-    def excess(t: float) -> float:
-        return float(integrate.quad(density, 0.0, t)[0]) - 0.5
-
-    return float(
-        1.0 + ratio - 2.0 * root * math.cos(optimize.brentq(excess, 0.0, math.pi, xtol=1e-12))
-    )
+    low, high = 0.0, math.pi
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2.0
+        low, high = (middle, high) if share_below(middle) < 0.5 else (low, middle)
+    return a - b * math.cos(low)
