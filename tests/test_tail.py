@@ -56,7 +56,7 @@ def test_power_law_is_that_of_a_plain_loop(seed, m, kind):
 
 @pytest.mark.parametrize("kind", ["pareto", "noise", "decaying", "spiked", "ties", "nearly equal"])
 def test_the_fit_is_the_nearest_of_all_candidates(kind):
-    """Candidates that a bound rules out are farther than the one found: all distances, by a loop."""
+    """Candidates that a bound rules out are farther than the one found; all, by a loop."""
     rng = np.random.default_rng(3)
     m = 700
     sigma = {

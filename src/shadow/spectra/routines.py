@@ -1,8 +1,8 @@
 """Routines of SciPy's BLAS and LAPACK, called without the interpreter's lock.
 
-They are called through the pointers that `scipy.linalg.cython_blas` and `cython_lapack` publish. The
-functions of `scipy.linalg.blas` and `scipy.linalg.lapack` hold the lock, which would stall the other
-workers.
+They are called through the pointers that `scipy.linalg.cython_blas` and `cython_lapack` publish.
+The functions of `scipy.linalg.blas` and `scipy.linalg.lapack` hold the lock, which would stall the
+other workers.
 """
 
 from __future__ import annotations

@@ -171,8 +171,8 @@ def blocks(matrix: Matrix, size: int | None = None) -> Iterator[tuple[slice, ...
 
 
 def tiles(matrix: Matrix) -> Iterator[tuple[tuple[slice, ...], tuple[int, int]]]:
-    """Indices that cut a matrix into tiles for work entry by entry, and the (row, column) where each
-    begins.
+    """Indices that cut a matrix into tiles for work entry by entry, and the (row, column) where
+    each begins.
 
     In order, row by row: a tile is at most WIDEST columns wide and about TILE elements large, so
     that it stays in the caches and float32 sums over its rows are short.

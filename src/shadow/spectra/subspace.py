@@ -2,8 +2,9 @@
 
 Vectors of the short side come with the spectra. Those of the long side are never whole in memory:
 block by block Y_b = W_bᵀ U_b / sigma and Y_t = W_tᵀ U_t / sigma are formed, and only their inner
-products and D Y_b are summed up. That is only as good as the Gram matrix that the vectors came from,
-so the products of a block are in the precision of that matrix; sums over blocks are in float64.
+products and D Y_b are summed up. That is only as good as the Gram matrix that the vectors came
+from, so the products of a block are in the precision of that matrix; sums over blocks are in
+float64.
 """
 
 from __future__ import annotations
@@ -207,7 +208,7 @@ def _streamed(
 
 
 def _times(few: NDArray[Any], block: NDArray[Any]) -> NDArray[Any]:
-    """few @ block, few (k, n) of few rows, so that the block is not transposed as it lies in memory.
+    """few @ block, few (k, n) of few rows, so that the block is not transposed in memory.
 
     OpenBLAS takes up to 1.9 times as long for it in float32.
     """
