@@ -2,8 +2,8 @@
 of an ideal machine.
 
 For every kind of matrix in a layer of Qwen2.5-0.5B (made-up weights): the time of each phase of
-`measure_pair_and_sketch`, and what the same work would take at the highest rates that this machine shows in
-these libraries, at any size:
+`measure_pair_and_sketch`, and what the same work would take at the highest rates that this machine
+shows in these libraries, at any size:
 
 - products: half of a full product, as a matrix meets its own transpose, at the highest rate of
   products;

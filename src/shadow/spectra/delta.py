@@ -55,8 +55,10 @@ FACTORS_FLOOR = 1e-13  # of the largest: singular values from factors are good t
 class Method:
     """How numbers are computed; part of what makes two reports comparable.
 
-    nulls: draws of the sampled null, from seed; subspaces: whether singular vectors are compared
-    too.
+    precision: of Gram matrices and eigenvalues.
+    nulls: draws of the sampled null, >= 0; 0 leaves its columns null.
+    seed: of these draws.
+    subspaces: are singular vectors compared too?
     """
 
     precision: Precision = "default"
@@ -67,8 +69,10 @@ class Method:
 
 @dataclass(frozen=True)
 class Extent:
-    """The largest absolute entries of both sides and of the delta, NaN or infinite where any entry
-    is.
+    """The largest absolute entries, in units of the weights: NaN or infinite where any entry is.
+
+    base, tuned: of either side, >= 0.
+    delta: of tuned - base, >= 0; 0 where both sides are equal.
     """
 
     base: float
@@ -77,6 +81,7 @@ class Extent:
 
     @property
     def finite(self) -> bool:
+        """Are all entries of both sides finite?"""
         return math.isfinite(self.base) and math.isfinite(self.tuned)
 
 
@@ -112,10 +117,14 @@ def _larger(largest: float, block: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Sums:
-    """Sums over all entries of a pair. profile is D's; the others are in units of weights squared,
-    times scale².
+    """Sums over all entries of a pair, in units of weights squared times scale².
 
-    along: <W_base, D>, times profile.scale / scale.
+    profile: of D, with a scale of its own.
+    base, tuned: sums of squares, >= 0.
+    along: <W_base, D>, times profile.scale / scale; of any sign.
+    ulps: sum of squared ulps, as `sums` defines them, > 0.
+    zeros: entries in which both sides agree, from 0 to all.
+    scale: the power of two that entries were multiplied by.
     """
 
     profile: Profile

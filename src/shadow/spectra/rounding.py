@@ -154,6 +154,7 @@ class Levels:
 
 @cache
 def levels() -> Levels:
+    """The levels that all counts share."""
     raw = np.arange(LEVEL_OCTAVES << LEVEL_BITS)
     values = (
         ((raw + (127 << LEVEL_BITS)) << (23 - LEVEL_BITS))
@@ -370,6 +371,7 @@ class Tables:
 
 @cache
 def shape_edges() -> Floats:
+    """(bins + 1,): where the bins of the shape begin and end, ascending from 0, in units of s."""
     octaves = np.arange((SHAPE_TO - SHAPE_FROM) * BIN_OCTAVE + 1) / BIN_OCTAVE + SHAPE_FROM
     return np.append(0.0, np.exp2(octaves))
 

@@ -76,14 +76,19 @@ EXACT_SIDE = (
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Singular values of one matrix.
+    """Singular values of one matrix, in units of its weights.
 
     sigma: float64 (m,), m the short side, descending, >= 0; those below floor are set to 0 since
-    they are noise of the method. rows, cols: the `(out, in)` shape. norm: the Frobenius norm,
-    summed from the entries. vectors: float64 (m, k), orthonormal, the leading singular vectors on
-    the short side in the order of sigma (left ones if rows <= cols), as many as were asked for;
-    those of sigmas below floor are noise. shift: how far rounding may have moved each sigma², at
-    most, in units of sigma_1². moved: was the CPU taken because a device failed?
+        they are noise of the method.
+    rows, cols: the `(out, in)` shape.
+    norm: the Frobenius norm, summed from the entries, >= 0.
+    floor: the singular value below which none is resolved, >= 0.
+    precision: as it was used.
+    vectors: float64 (m, k), orthonormal, the leading singular vectors on the short side in the
+        order of sigma (left ones if rows <= cols), as many as were asked for; those of sigmas below
+        floor are noise. None where none were asked for.
+    shift: how far rounding may have moved each sigma², at most, in units of sigma_1².
+    moved: was the CPU taken because a device failed?
     """
 
     sigma: NDArray[np.float64]
@@ -98,6 +103,7 @@ class Spectrum:
 
     @property
     def long_side(self) -> int:
+        """The larger of rows and cols."""
         return max(self.rows, self.cols)
 
 
@@ -106,7 +112,9 @@ class Question:
     """What the spectrum of a matrix depends on besides the matrix: the same answer for the same
     question.
 
-    stored: its dtype in the checkpoint. vectors: how many leading singular vectors are asked for.
+    stored: its dtype in the checkpoint.
+    precision: as it is asked for.
+    vectors: how many leading singular vectors are asked for, >= 0.
     solver: of `Grams`.
     """
 
