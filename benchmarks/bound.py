@@ -2,8 +2,8 @@
 of an ideal machine.
 
 For every kind of matrix in a layer of Qwen2.5-0.5B (made-up weights): the time of each phase of
-`measure_pair`, and what the same work would take at the highest rates that this machine shows in
-these libraries, at any size:
+`measure_pair_and_sketch`, and what the same work would take at the highest rates that this machine
+shows in these libraries, at any size:
 
 - products: half of a full product, as a matrix meets its own transpose, at the highest rate of
   products;
@@ -39,7 +39,7 @@ from rich.console import Console
 from rich.table import Table
 
 from shadow.places.groups import direction_of
-from shadow.spectra.delta import Method, delta_sketch, extent, measure_pair, working_dtype
+from shadow.spectra.delta import Method, extent, measure_pair_and_sketch, working_dtype
 from shadow.spectra.spectrum import BLOCK, Workspace
 from shadow.spectra.subspace import VECTORS
 from shadow.spectra.tridiagonal import eigensystem
@@ -64,7 +64,7 @@ PHASES = {
     "undoing the rounding": ("undo",),
     "sums over entries": ("sums",),
     "largest entries": ("extent",),
-    "sketches": ("delta_sketch",),
+    "sketches": ("sketch", "sketch_of_gram"),
     "sharp edge": ("sharp_edge_values",),
     "tails": ("power_law", "hill", "marchenko_pastur"),
 }
@@ -144,11 +144,9 @@ def measured(module: str, shape: tuple[int, int], repeats: int) -> dict[str, flo
         profile = cProfile.Profile(time.process_time)
         profile.enable()
         size = extent(base, tuned, working_dtype(*FORMATS), space)
-        found = measure_pair(base, tuned, FORMATS, size, method, module, space)
-        direction = direction_of(module)
-        if direction is not None:
-            norm = found[2].number("frobenius_norm") or 0.0
-            delta_sketch(base, tuned, FORMATS, size, norm, direction, space)
+        measure_pair_and_sketch(
+            base, tuned, FORMATS, size, method, module, direction_of(module), space
+        )
         profile.disable()
         told = _phases(pstats.Stats(profile))
         if not best or told["whole"] < best["whole"]:

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import brentq, minimize_scalar
 
 from shadow.spectra import edge, levels
 from shadow.spectra.spectrum import Spectrum
@@ -42,6 +43,42 @@ def test_a_profile_of_two_sizes_of_rows_has_the_edge_of_its_cubic():
     # max a, 0)
     x = -1 / g + (20 * 4.0 / (1 + 4.0 * g) + 40 * 1.0 / (1 + g)) / n
     assert edge.sharp_edge(rows, cols) == pytest.approx(math.sqrt(n * x.min()), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["even", "heavy", "sparse", "lognormal", "one line"])
+@pytest.mark.parametrize("shape", [(7, 90), (90, 7), (60, 60), (1, 5)])
+def test_any_profile_has_the_least_of_its_curve(kind, shape):
+    """SciPy's root of the inner equation and its bounded minimum, from energies one by one."""
+    rng = np.random.default_rng(5)
+    rows, cols = (
+        {
+            "even": lambda n: rng.random(n) + 0.5,
+            "heavy": lambda n: rng.pareto(1.5, n) + 1e-6,
+            "sparse": lambda n: (np.arange(n) % 5 == 0) * (rng.random(n) + 0.1),
+            "lognormal": lambda n: np.exp(4 * rng.standard_normal(n)),
+            "one line": lambda n: np.append(np.full(n - 1, 1e-9), 1.0),
+        }[kind](side)
+        for side in shape
+    )
+    energy = rows.sum()
+    cols *= energy / cols.sum()
+    a, b = rows / rows.max(), cols / cols.max()
+
+    def curve(logit):
+        t = -1 / (1 + math.exp(-logit))
+        target = (a * t / (1 + a * t)).sum()
+
+        def excess(other):
+            s = -1 / (1 + math.exp(-other))
+            return (b * s / (1 + b * s)).sum() - target
+
+        s = -1 / (1 + math.exp(-brentq(excess, -60, 34, xtol=1e-10)))
+        return math.log((b / (1 + b * s)).sum() / -t)
+
+    least = minimize_scalar(curve, bounds=(-25, 25), method="bounded", options={"xatol": 1e-6}).fun
+    expected = math.sqrt(math.exp(least) * rows.max() * cols.max() / energy)
+    # energies within a ratio of 0.002 are grouped
+    assert edge.sharp_edge(rows, cols) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.5])

@@ -6,9 +6,16 @@ import numpy as np
 import pytest
 import torch
 
+from shadow.dtypes import FLOATS
 from shadow.places.groups import READING, WRITING
 from shadow.reports.columns import RESIDUAL
-from shadow.spectra.delta import corners
+from shadow.spectra.delta import (
+    Method,
+    corners,
+    extent,
+    measure_pair_and_sketch,
+    working_dtype,
+)
 from shadow.spectra.residual import (
     WIDTH,
     overlaps,
@@ -18,7 +25,7 @@ from shadow.spectra.residual import (
     stacked_participation,
     stacked_stderr,
 )
-from shadow.spectra.spectrum import blocks
+from shadow.spectra.spectrum import Workspace, blocks
 
 RNG = np.random.default_rng(0)
 
@@ -133,6 +140,36 @@ def test_blocks_along_either_side_give_one_sketch():
         x = (D if direction == "reading" else D.T).astype(float) @ P
         expected = (x.T @ x / (D.astype(float) ** 2).sum())[np.triu_indices(WIDTH)]
         assert np.abs(sketched(D, direction) - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("dtypes", [("BF16", "BF16"), ("F32", "F32")])
+@pytest.mark.parametrize("shape", [(300, 200), (200, 300), (260, 260), (100, 40)])
+@pytest.mark.parametrize("direction", ["reading", "writing"])
+def test_the_sketch_of_a_pair_is_that_of_its_delta_written_out(shape, direction, dtypes):
+    """From the Gram matrix or from a pass of its own, whichever side the residual stream is on."""
+    stored = [getattr(torch, FLOATS[dtype].torch_name) for dtype in dtypes]
+    base = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(stored[0])
+    tuned = (base.float() + 0.1 * torch.randn(shape, generator=torch.Generator())).to(stored[1])
+    space = Workspace()
+    size = extent(base, tuned, working_dtype(*dtypes), space)
+    measured, found = measure_pair_and_sketch(
+        base, tuned, dtypes, size, Method(), "k", direction, space
+    )
+    D = tuned.double().numpy() - base.double().numpy()
+    x = D if direction == "reading" else D.T
+    x = x @ projection(x.shape[1], np.dtype(float))
+    expected = (x.T @ x / (D**2).sum())[np.triu_indices(x.shape[1])]
+    assert np.abs(found - expected).max() < 1e-6 * np.abs(expected).max()
+    assert measured[2].number("frobenius_norm") == pytest.approx(np.linalg.norm(D), rel=1e-6)
+
+
+def test_no_sketch_of_a_matrix_beside_the_residual_stream():
+    """Without a direction there is none."""
+    base, space = torch.eye(60).bfloat16(), Workspace()
+    tuned = 2 * base
+    size = extent(base, tuned, torch.float32, space)
+    arguments = base, tuned, ("BF16", "BF16"), size, Method(), "k", None, space
+    assert measure_pair_and_sketch(*arguments)[1] is None
 
 
 def test_the_modules_that_are_stacked_are_those_that_the_schema_names():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -232,6 +235,50 @@ def test_gram_and_eigenvalues_are_those_of_the_product(mkl, monkeypatch):
     np.testing.assert_allclose(
         module.eigenvalues(lower), np.linalg.svd(W.numpy())[1][::-1] ** 2, rtol=1e-9
     )
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (1, 40), (40, 1), (6, 5, 7), (3, 40, 7), (9, 1, 3)])
+def test_tiles_cover_a_matrix_once(shape, monkeypatch):
+    """Of any size and cut, each entry is in one tile, which begins where it says."""
+    monkeypatch.setattr(module, "TILE", 30)
+    monkeypatch.setattr(module, "WIDEST", 4)
+    matrix = torch.arange(1.0, math.prod(shape) + 1).reshape(shape)
+    whole, seen = matrix.reshape(-1, shape[-1]), torch.zeros(math.prod(shape[:-1]), shape[-1])
+    for index, (row, col) in module.tiles(matrix):
+        part = matrix[index].reshape(-1, matrix[index].shape[-1])
+        assert 0 < part.numel() <= 30
+        seen[row : row + len(part), col : col + part.shape[1]] += part
+    assert torch.equal(seen, whole)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("blas", ["scipy", "none"])
+def test_rank_k_updates_and_symmetric_products(blas, dtype, monkeypatch):
+    """By SciPy's BLAS, or by NumPy where its integers are others: any cut, strided blocks too."""
+    monkeypatch.setattr(module, "mkl_is_at_home", lambda: False)
+    if blas == "none":
+        monkeypatch.setattr(module, "SYRK_ARGUMENTS", 9)
+        monkeypatch.setattr(module, "SYMM_ARGUMENTS", 9)
+    for cached in (module.rank_k_updates, module.symmetric_products):
+        cached.cache_clear()
+        monkeypatch.setattr(module, cached.__name__, cache(cached.__wrapped__))
+    assert (module.rank_k_updates() is None) == (blas == "none")
+    W = torch.randn(70, 130, dtype=dtype, generator=torch.Generator().manual_seed(8))
+    right = (W.double() @ W.double().T).numpy()
+    rel = 1e-5 if dtype == torch.float32 else 1e-13
+    for blocks_of, wide in (
+        ([W], True),
+        ([W[:, :1], W[:, 1:80], W[:, 80:]], True),
+        ([W.T[:50], W.T[50:].contiguous()], False),
+    ):
+        lower = module.gram(iter(blocks_of), 70, wide, dtype)
+        assert lower.dtype == dtype
+        np.testing.assert_allclose(np.tril(lower), np.tril(right), atol=rel * right.max())
+        few = np.random.default_rng(0).standard_normal((70, 3))
+        only_lower = torch.from_numpy(np.where(np.tri(70) > 0, lower.numpy(), np.float32(1e9)))
+        found = module.symmetric_product(only_lower, few)
+        assert found.dtype == lower.numpy().dtype
+        np.testing.assert_allclose(found, right @ few, atol=10 * rel * right.max())
 
 
 @pytest.mark.parametrize("mkl", [True, False])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import reference
 from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.integrate import quad
 
 from shadow.spectra import tail
 from shadow.spectra.spectrum import Spectrum
@@ -51,6 +54,25 @@ def test_power_law_is_that_of_a_plain_loop(seed, m, kind):
         assert found["alpha_xmin"] == pytest.approx(expected["alpha_xmin"], rel=1e-9)
 
 
+@pytest.mark.parametrize("kind", ["pareto", "noise", "decaying", "spiked", "ties", "nearly equal"])
+def test_the_fit_is_the_nearest_of_all_candidates(kind):
+    """Candidates that a bound rules out are farther than the one found; all, by a loop."""
+    rng = np.random.default_rng(3)
+    m = 700
+    sigma = {
+        "pareto": lambda: rng.pareto(2, m) + 1e-3,
+        "noise": lambda: np.linalg.svd(rng.standard_normal((m, 900)), compute_uv=False),
+        "decaying": lambda: np.arange(1, m + 1) ** -0.3,
+        "spiked": lambda: np.append(rng.random(m - 20), 1 + 10 * rng.random(20)),
+        "ties": lambda: rng.integers(1, 90, m) / 8,
+        "nearly equal": lambda: 1 + 1e-9 * rng.random(m),
+    }[kind]()
+    found, expected = power_law(of(sigma)), reference.power_law(np.sort(sigma))
+    assert found["alpha_ks"] == pytest.approx(expected["alpha_ks"], rel=1e-6)
+    assert found["alpha_tail"] == expected["alpha_tail"]
+    assert found["alpha"] == pytest.approx(expected["alpha"], rel=1e-6)
+
+
 def test_chunks_do_not_change_the_fit(monkeypatch):
     """Memory is bounded by doing the candidates in chunks; the fit is the same for any size."""
     sigma = np.random.default_rng(1).pareto(2, 300) + 0.1
@@ -91,6 +113,19 @@ def test_marchenko_pastur_median_is_that_of_the_density(ratio):
     assert marchenko_pastur_median(ratio) == pytest.approx(
         reference.marchenko_pastur_median(ratio), rel=2e-5
     )
+
+
+@pytest.mark.parametrize("ratio", [1e-6, 1e-3, 0.1, 0.7, 0.999, 1.0])
+def test_half_of_the_marchenko_pastur_law_is_below_its_median(ratio):
+    """The density in t, summed up by quadrature to the median that has a closed form."""
+    median = marchenko_pastur_median(ratio)
+    a, b = 1 + ratio, 2 * math.sqrt(ratio)
+
+    def density(t):
+        return 2 * math.sin(t) ** 2 / (math.pi * (a - b * math.cos(t))) if t > 0 else 0.0
+
+    below = quad(density, 0, math.acos((a - median) / b), points=[1e-3, 1e-2, 0.1], limit=200)[0]
+    assert below == pytest.approx(0.5, abs=1e-8)
 
 
 @pytest.mark.parametrize("shape", [(300, 300), (200, 800)])

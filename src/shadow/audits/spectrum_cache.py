@@ -30,7 +30,7 @@ from safetensors.numpy import load, save
 
 from shadow.audits.cache_folder import make_room, size_of
 from shadow.files import read_start
-from shadow.spectra import device, lazy, spectrum, tridiagonal
+from shadow.spectra import device, lazy, routines, spectrum, tridiagonal
 from shadow.spectra.lazy import Matrix
 from shadow.spectra.measurement import Precision
 from shadow.spectra.spectrum import EXACT_SIDE, Question, Spectrum, blocks, mkl_is_at_home, shape_of
@@ -127,7 +127,7 @@ def _kind(matrix: Matrix) -> str:
 def _solver() -> str:
     """What a spectrum's last bits depend on besides the matrix."""
     code = hashlib.sha256()
-    for module in (spectrum, tridiagonal, lazy, device):
+    for module in (spectrum, tridiagonal, routines, lazy, device):
         code.update(Path(str(module.__file__)).read_bytes())
     processor = torch.backends.cpu.get_cpu_capability()
     with contextlib.suppress(OSError):

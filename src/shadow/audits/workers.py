@@ -31,12 +31,12 @@ from shadow.places.groups import direction_of
 from shadow.spectra.delta import (
     Extent,
     Method,
-    delta_sketch,
     extent,
     frobenius_norm,
     largest_entry,
     measure_alone,
     measure_pair,
+    measure_pair_and_sketch,
     working_dtype,
 )
 from shadow.spectra.device import Offload, Offloaded, full_products
@@ -315,22 +315,26 @@ def _measured(
         note = f"equal values, stored as {pair.base.info.dtype} and {stored}" if differ else detail
         norm = frobenius_norm(base_matrix, size.base, working_dtype(*formats), space)
         return Outcome(pair.key, "identical", detail=note, delta_norm=0.0, base_norm=norm)
-    measurements = measure_pair(
-        base_matrix, matrix, formats, size, method, pair.key, space, remember, grams
+    measurements, residual = measure_pair_and_sketch(
+        base_matrix,
+        matrix,
+        formats,
+        size,
+        method,
+        pair.key,
+        direction_of(pair.place.module),
+        space,
+        remember,
+        grams,
     )
     norms = {
         measurement.subject: measurement.number("frobenius_norm") for measurement in measurements
     }
-    norm = norms["delta"] or 0.0
-    direction = direction_of(pair.place.module)
-    residual = None
-    if direction is not None:
-        residual = delta_sketch(base_matrix, matrix, formats, size, norm, direction, space)
     return Outcome(
         pair.key,
         "measured",
         detail=detail,
-        delta_norm=norm,
+        delta_norm=norms["delta"] or 0.0,
         base_norm=norms["base"],
         measurements=measurements,
         residual=residual,

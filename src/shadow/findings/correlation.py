@@ -12,11 +12,11 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri
 
 from shadow.errors import ShadowError
 from shadow.findings.bootstrap import LEVEL
@@ -404,7 +404,7 @@ def interval(rho: float, n: int) -> tuple[float | None, float | None]:
     """
     if n < FEWEST or abs(rho) >= 1:
         return None, None
-    reach = float(ndtri((1 + LEVEL) / 2)) * math.sqrt((1 + rho**2 / 2) / (n - 3))
+    reach = NormalDist().inv_cdf((1 + LEVEL) / 2) * math.sqrt((1 + rho**2 / 2) / (n - 3))
     return math.tanh(math.atanh(rho) - reach), math.tanh(math.atanh(rho) + reach)
 
 

@@ -9,7 +9,7 @@ measured).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -25,7 +25,7 @@ from shadow.spectra.measurement import Measurement, Precision, Values
 from shadow.spectra.null import Profile, coverage_values, null_values, sampled_values
 from shadow.spectra.purity import purity_values
 from shadow.spectra.rank import condition_number, norms, ranks, top_energies
-from shadow.spectra.residual import Direction, sketch
+from shadow.spectra.residual import Direction, on_short_side, sketch, sketch_of_gram
 from shadow.spectra.rounding import Undone, undo
 from shadow.spectra.rounding import values as undone_values
 from shadow.spectra.spectrum import (
@@ -42,6 +42,8 @@ from shadow.spectra.spectrum import (
     shape_of,
     solve_anew,
     spectrum,
+    symmetric_product,
+    tiles,
 )
 from shadow.spectra.subspace import NO_SUBSPACES, VECTORS, subspace_values
 from shadow.spectra.tail import hill, marchenko_pastur, power_law
@@ -53,8 +55,10 @@ FACTORS_FLOOR = 1e-13  # of the largest: singular values from factors are good t
 class Method:
     """How numbers are computed; part of what makes two reports comparable.
 
-    nulls: draws of the sampled null, from seed; subspaces: whether singular vectors are compared
-    too.
+    precision: of Gram matrices and eigenvalues.
+    nulls: draws of the sampled null, >= 0; 0 leaves its columns null.
+    seed: of these draws.
+    subspaces: are singular vectors compared too?
     """
 
     precision: Precision = "default"
@@ -65,7 +69,11 @@ class Method:
 
 @dataclass(frozen=True)
 class Extent:
-    """The largest absolute entries of base, tuned and delta; NaN or infinite where any entry is."""
+    """The largest absolute entries, in units of the weights: NaN or infinite where any entry is.
+
+    base, tuned: of either side, >= 0.
+    delta: of tuned - base, >= 0; 0 where both sides are equal.
+    """
 
     base: float
     tuned: float
@@ -73,6 +81,7 @@ class Extent:
 
     @property
     def finite(self) -> bool:
+        """Are all entries of both sides finite?"""
         return math.isfinite(self.base) and math.isfinite(self.tuned)
 
 
@@ -84,7 +93,7 @@ def working_dtype(*formats: str) -> torch.dtype:
 def extent(base: Matrix, tuned: Matrix, dtype: torch.dtype, space: Workspace) -> Extent:
     """One pass over both sides: is everything finite, how large is it, does anything differ?"""
     largest = [0.0, 0.0, 0.0]
-    for index in blocks(tuned):
+    for index, _ in tiles(tuned):
         b = read_block(base, index, "base", dtype, space)
         t = read_block(tuned, index, "tuned", dtype, space)
         largest[0] = _larger(largest[0], b)
@@ -96,7 +105,7 @@ def extent(base: Matrix, tuned: Matrix, dtype: torch.dtype, space: Workspace) ->
 def largest_entry(matrix: Matrix, dtype: torch.dtype, space: Workspace) -> float:
     """The largest absolute entry, NaN or infinite where any entry is."""
     largest = 0.0
-    for index in blocks(matrix):
+    for index, _ in tiles(matrix):
         largest = _larger(largest, read_block(matrix, index, "tuned", dtype, space))
     return largest
 
@@ -108,11 +117,14 @@ def _larger(largest: float, block: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Sums:
-    """Sums over all entries of a pair.
+    """Sums over all entries of a pair, in units of weights squared times scale².
 
-    profile is D's; the others are in units of weights squared, times scale².
-
-    along: <W_base, D>, times profile.scale / scale.
+    profile: of D, with a scale of its own.
+    base, tuned: sums of squares, >= 0.
+    along: <W_base, D>, times profile.scale / scale; of any sign.
+    ulps: sum of squared ulps, as `sums` defines them, > 0.
+    zeros: entries in which both sides agree, from 0 to all.
+    scale: the power of two that entries were multiplied by.
     """
 
     profile: Profile
@@ -139,51 +151,62 @@ def sums(
     rows, cols = shape_of(tuned)
     scale = power_of_two_scale(max(size.base, size.tuned))
     delta_scale = power_of_two_scale(size.delta * scale)
-    smallest_normal = math.ldexp(scale, stored.min_exponent)
-    r, c = torch.zeros(rows, dtype=torch.float64), torch.zeros(cols, dtype=torch.float64)
-    changed = torch.zeros(rows, dtype=torch.int64)  # entries of each row that differ
+    bits, exponent_mask = _exponent_bits(dtype)
+    smallest_normal = np.array(math.ldexp(scale, stored.min_exponent), bits[0]).view(bits[1])
+    r, c, reached = np.zeros(rows), np.zeros(cols), np.zeros(rows, dtype=bool)
     totals = dict.fromkeys(("base", "tuned", "along", "ulps", "fourth"), 0.0)
-    for index, (row, col) in zip(blocks(tuned), corners(tuned), strict=True):
-        b = read_block(base, index, "base", dtype, space)
-        t = read_block(tuned, index, "tuned", dtype, space)
-        work = space.take("work", b.shape, dtype)
+    different = 0
+    for index, (row, col) in tiles(tuned):
+        b = read_block(base, index, "base", dtype, space).numpy()
+        t = read_block(tuned, index, "tuned", dtype, space).numpy()
+        d = space.take("work", b.shape, dtype).numpy()
+        differs = space.take("differs", b.shape, torch.bool).numpy()
         if scale != 1.0:
-            b.mul_(scale)
-            t.mul_(scale)
-        totals["base"] += float(torch.mul(b, b, out=work).sum())
-        totals["tuned"] += float(torch.mul(t, t, out=work).sum())
-        torch.sub(t, b, out=work)
-        # ones in the working dtype, summed: exact below 2^24 in a block, and six times as fast as
-        # count_nonzero
-        differs = torch.ne(work, 0, out=space.take("product", work.shape, dtype))
-        changed[row : row + len(work)] += differs.sum(1).to(torch.int64)
+            b *= scale
+            t *= scale
+        totals["base"] += _products(b, b)
+        totals["tuned"] += _products(t, t)
+        np.subtract(t, b, out=d)
+        np.not_equal(d, 0, out=differs)
+        different += int(np.count_nonzero(differs))
+        in_rows, in_cols = slice(row, row + len(b)), slice(col, col + b.shape[1])
+        reached[in_rows] |= differs.any(axis=1)
         if delta_scale != 1.0:
-            work.mul_(delta_scale)
-        totals["along"] += float(
-            torch.mul(b, work, out=space.take("product", b.shape, dtype)).sum()
-        )
-        torch.maximum(b.abs_(), t.abs_(), out=b)
-        totals["ulps"] += float(_binade(b).clamp_min_(smallest_normal).square_().sum())
-        squares = work.square_()
-        r[row : row + len(squares)] += squares.sum(1)
-        c[col : col + squares.shape[1]] += squares.sum(0)
-        totals["fourth"] += float(squares.square_().sum())
+            d *= delta_scale
+        totals["along"] += _products(b, d)
+        # The exponents of numbers >= 0 are in the order of their bits.
+        b_bits, t_bits = b.view(bits[1]), t.view(bits[1])
+        b_bits &= exponent_mask
+        t_bits &= exponent_mask
+        np.maximum(b_bits, t_bits, out=b_bits)
+        np.maximum(b_bits, smallest_normal, out=b_bits)
+        totals["ulps"] += _products(b, b)
+        r[in_rows] += np.vecdot(d, d)
+        np.square(d, out=d)
+        c[in_cols] += np.ones(len(d), d.dtype) @ d
+        totals["fourth"] += _products(d, d)
     fourth = totals.pop("fourth")
     totals["ulps"] *= math.ldexp(1.0, -2 * stored.mantissa_bits)
-    zeros = rows * cols - int(changed.sum())
-    profile = Profile(
-        r.numpy(), c.numpy(), fourth, scale * delta_scale, int(torch.count_nonzero(changed))
-    )
+    zeros = rows * cols - different
+    profile = Profile(r, c, fourth, scale * delta_scale, int(np.count_nonzero(reached)))
     return Sums(profile, **totals, zeros=zeros, scale=scale)
 
 
-def _binade(magnitudes: Tensor) -> Tensor:
-    """2^floor(log2 x) of x >= 0, in place, by clearing the mantissa; 0 for 0 and subnormals."""
-    if magnitudes.dtype == torch.float64:
-        magnitudes.view(torch.int64).bitwise_and_(0x7FF0000000000000)
-    else:
-        magnitudes.view(torch.int32).bitwise_and_(0x7F800000)
-    return magnitudes
+def _products(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
+    """Sum of a_ij b_ij: over rows in the precision of both, and in float64 over these sums."""
+    return float(np.vecdot(a, b).sum(dtype=np.float64))
+
+
+def _exponent_bits(
+    dtype: torch.dtype,
+) -> tuple[tuple[type[np.floating], type[np.signedinteger]], int]:
+    """NumPy's float and integer types of a dtype, and the bits of the exponent.
+
+    Without its other bits a number x >= 0 is 2^floor(log2 x), or 0 where it is subnormal.
+    """
+    if dtype == torch.float64:
+        return (np.float64, np.int64), 0x7FF0000000000000
+    return (np.float32, np.int32), 0x7F800000
 
 
 def corners(matrix: Matrix) -> Iterator[tuple[int, int]]:
@@ -218,13 +241,30 @@ def measure_pair(
     remember: Remember = solve_anew,
     grams: Grams = ON_CPU,
 ) -> tuple[Measurement, Measurement, Measurement]:
-    """All numbers of base, tuned and delta.
+    """`measure_pair_and_sketch` without a sketch: the numbers of base, tuned and delta."""
+    return measure_pair_and_sketch(
+        base, tuned, formats, size, method, key, None, space, remember, grams
+    )[0]
 
-    base and tuned: (rows, cols), or (groups, rows / groups, cols).
 
-    formats are the stored dtypes, size what `extent` found (finite, and a delta that is not 0), key
-    names the matrix for the sampled null. remember: how the spectra of base and of tuned are had;
-    grams: where Gram matrices are made.
+def measure_pair_and_sketch(
+    base: Matrix,
+    tuned: Matrix,
+    formats: tuple[str, str],
+    size: Extent,
+    method: Method,
+    key: str,
+    direction: Direction | None,
+    space: Workspace,
+    remember: Remember = solve_anew,
+    grams: Grams = ON_CPU,
+) -> tuple[tuple[Measurement, Measurement, Measurement], NDArray[np.float32] | None]:
+    """All numbers of base, tuned and delta, and what `shadow.spectra.residual` keeps of the delta.
+
+    base and tuned: (rows, cols), or (groups, rows / groups, cols). formats are the stored dtypes,
+    size what `extent` found (finite, and a delta that is not 0), key names the matrix for the
+    sampled null. direction: how the matrix meets the residual stream; None, and there is no sketch.
+    remember: how the spectra of base and of tuned are had; grams: where Gram matrices are made.
     """
     coarser = min((FLOATS[name] for name in formats), key=lambda stored: stored.mantissa_bits)
     if isinstance(base, BlockScaled) or isinstance(tuned, BlockScaled):
@@ -244,14 +284,9 @@ def measure_pair(
     )
     scale = total.profile.scale
     read = partial(delta_blocks, base, tuned, scale, space)
-    norm = math.sqrt(total.profile.energy) / scale
-    wide_format = dtype == torch.float64
-    if isinstance(tuned, Updated):
-        delta = _update_spectrum(tuned, norm)
-    else:
-        delta = spectrum(
-            read, shape_of(tuned), norm, scale, method.precision, wide_format, grams=grams
-        )
+    delta, kept_sketch = _delta_spectrum(
+        tuned, read, total.profile, method.precision, dtype, direction, grams
+    )
     base_values, tuned_values, delta_values = (
         spectrum_values(s) for s in (base_spectrum, tuned_spectrum, delta)
     )
@@ -290,7 +325,7 @@ def measure_pair(
         "kept_history": undone.history,
         "kept_misfit": undone.misfit,
     }
-    return (
+    measurements = (
         Measurement("base", base_spectrum.precision, base_values, base_spectrum.sigma),
         Measurement("tuned", tuned_spectrum.precision, tuned_values, tuned_spectrum.sigma),
         Measurement(
@@ -301,6 +336,49 @@ def measure_pair(
             _binade_lists(undone),
         ),
     )
+    return measurements, kept_sketch
+
+
+def _delta_spectrum(
+    tuned: Matrix,
+    read: Callable[[torch.dtype], Iterator[Tensor]],
+    profile: Profile,
+    precision: Precision,
+    dtype: torch.dtype,
+    direction: Direction | None,
+    grams: Grams,
+) -> tuple[Spectrum, NDArray[np.float32] | None]:
+    """The spectrum of D, whose scaled blocks are read, and its sketch where there is a direction.
+
+    Where the residual stream is on the side of the Gram matrix, the sketch comes from there; else
+    it takes one more pass over both sides.
+    """
+    shape, norm = shape_of(tuned), math.sqrt(profile.energy) / profile.scale
+    sketches: list[NDArray[np.float32]] = []
+
+    def look(lower: Tensor) -> None:
+        times = partial(symmetric_product, lower)
+        sketches.append(sketch_of_gram(times, len(lower), profile.energy))
+
+    if isinstance(tuned, Updated):
+        delta = _update_spectrum(tuned, norm)
+    else:
+        by_gram = direction is not None and on_short_side(shape, direction)
+        delta = spectrum(
+            read,
+            shape,
+            norm,
+            profile.scale,
+            precision,
+            dtype == torch.float64,
+            grams=grams,
+            look=look if by_gram else None,
+        )
+    if direction is None:
+        return delta, None
+    if sketches:
+        return delta, sketches[-1]
+    return delta, sketch(read(dtype), corners(tuned), shape, profile.energy, direction)
 
 
 def _binade_lists(undone: Undone) -> dict[str, NDArray[np.float64]]:
@@ -382,23 +460,6 @@ def measure_alone(
     norm = frobenius_norm(matrix, largest, working_dtype(stored), space)
     found = _weight_spectrum(matrix, norm, largest, stored, method, space, remember, grams)
     return Measurement("tuned", found.precision, spectrum_values(found), found.sigma)
-
-
-def delta_sketch(
-    base: Matrix,
-    tuned: Matrix,
-    formats: tuple[str, str],
-    size: Extent,
-    norm: float,
-    direction: Direction,
-    space: Workspace,
-) -> NDArray[np.float32]:
-    """What `shadow.spectra.residual` keeps of a delta of Frobenius norm `norm`, in one more pass
-    over both sides.
-    """
-    scale = power_of_two_scale(size.delta)
-    read = delta_blocks(base, tuned, scale, space, working_dtype(*formats))
-    return sketch(read, corners(tuned), shape_of(tuned), (norm * scale) ** 2, direction)
 
 
 def frobenius_norm(matrix: Matrix, largest: float, dtype: torch.dtype, space: Workspace) -> float:

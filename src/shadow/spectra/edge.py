@@ -9,11 +9,11 @@ for one profile; Paul & Silverstein 2009 for two).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import brentq, minimize_scalar
 from torch import Tensor
 
 from shadow.dtypes import FLOATS
@@ -26,6 +26,9 @@ Floats = NDArray[np.float64]
 
 # energies within this ratio count as one: moves the edge by less, and bounds the work of long sides
 SAME = 0.002
+LOGITS = (-60.0, 34.0)  # between which -s lies; above them 1 + s is lost to rounding
+SEARCHED, LEVEL = 25.0, 1e-7  # largest |logit| of -t, and a slope by them that counts as none
+SAME_LOGIT, STEPS = 1e-10, 200  # a step that counts as none, and how many are taken at most
 LEVELS_ROWS = 64  # rows, evenly spaced
 TOP = 20
 
@@ -44,21 +47,83 @@ def sharp_edge(rows: Floats, cols: Floats) -> float:
     a, b = a / unit, b / b.max()
     largest_b = float((cols / energy).max())
 
-    def least_at(logit: float) -> float:
+    other = 0.0  # logit of -s, kept as the next search begins near it
+
+    def slope_and_value(logit: float) -> tuple[float, float]:
+        """Of ln(-Q(s(t)) / t) at a logit of -t: its derivative by the logit, and itself."""
+        nonlocal other
         t = -1.0 / (1.0 + math.exp(-logit))
-        target = float((of_a * a * t / (1.0 + a * t)).sum())
+        inverse = 1.0 / (1.0 + a * t)
+        parts = of_a * a * inverse
+        other, q, s_times_q_slope = _where(of_b * b, b, -t * float(parts.sum()), other)
+        s = -1.0 / (1.0 + math.exp(-other))
+        s_slope = float(parts @ inverse) / (q + s_times_q_slope)  # ds / dt, of s Q(s) = t P(t)
+        slope = (1.0 + t) * (t * s_times_q_slope / (s * q) * s_slope - 1.0)
+        return slope, math.log(q / -t)
 
-        def excess(other: float) -> float:
-            s = -1.0 / (1.0 + math.exp(-other))
-            return float((of_b * b * s / (1.0 + b * s)).sum()) - target
+    return math.sqrt(math.exp(_least(slope_and_value)) * unit * largest_b)
 
-        s = -1.0 / (1.0 + math.exp(-brentq(excess, -60.0, 34.0, xtol=1e-10)))
-        return math.log(float((of_b * b / (1.0 + b * s)).sum()) / -t)
 
-    minimum = minimize_scalar(
-        least_at, bounds=(-25.0, 25.0), method="bounded", options={"xatol": 1e-6}
-    )
-    return math.sqrt(math.exp(minimum.fun) * unit * largest_b)
+def _least(slope_and_value: Callable[[float], tuple[float, float]]) -> float:
+    """The least value of a function that falls and then rises, up to SEARCHED on either side of 0.
+
+    By steps away from 0 until the slope has another sign, then by false position in the slope,
+    halving the slope of an end that stays (Illinois).
+    """
+    low = high = 0.0
+    at_low, least = slope_and_value(low)
+    at_high, step, side = at_low, 1.0, 0
+    toward = 1.0 if at_low < 0.0 else -1.0
+    while at_low * at_high > 0.0 and abs(high if toward > 0 else low) < SEARCHED:
+        there = toward * min(step, SEARCHED)
+        slope, value = slope_and_value(there)
+        least = min(least, value)
+        if toward > 0.0:
+            low, at_low, high, at_high = high, at_high, there, slope
+        else:
+            low, at_low, high, at_high = there, slope, low, at_low
+        step *= 3.0
+    if at_low * at_high >= 0.0:
+        return least
+    for _ in range(STEPS):
+        middle = (low * at_high - high * at_low) / (at_high - at_low)
+        if not low < middle < high:
+            break
+        at_middle, value = slope_and_value(middle)
+        least = min(least, value)
+        if abs(at_middle) < LEVEL:
+            break
+        if at_middle < 0.0:
+            low, at_low = middle, at_middle
+            at_high, side = at_high / 2.0 if side < 0 else at_high, -1
+        else:
+            high, at_high = middle, at_middle
+            at_low, side = at_low / 2.0 if side > 0 else at_low, 1
+    return least
+
+
+def _where(weights: Floats, b: Floats, target: float, start: float) -> tuple[float, float, float]:
+    """The logit of -s at which -s Q(s) = target > 0, and there Q(s) = sum weights / (1 + b s) and
+    s Q'(s).
+
+    By Newton's method from `start` in logarithms, where a single b gives a straight line; where it
+    leaves what is left of LOGITS, that is halved. b: in (0, 1], the largest of them 1.
+    """
+    low, high = LOGITS
+    logit, wanted = start, math.log(target)
+    for _ in range(STEPS):
+        s = -1.0 / (1.0 + math.exp(-logit))
+        inverse = 1.0 / (1.0 + b * s)
+        shares = weights * inverse
+        q = float(shares.sum())
+        squared = float(shares @ inverse)  # Q + s Q'
+        slope = squared * (1.0 + s) / q
+        step = (wanted - math.log(-s * q)) / slope
+        if abs(step) < SAME_LOGIT:
+            break
+        low, high = (logit, high) if step > 0 else (low, logit)
+        logit = logit + step if low < logit + step < high else (low + high) / 2.0
+    return logit, q, squared - q
 
 
 def _grouped(energies: Floats) -> tuple[Floats, Floats]:

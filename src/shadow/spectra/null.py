@@ -25,12 +25,12 @@ WORD = 64  # signs in one draw of the generator
 
 @dataclass(frozen=True)
 class Profile:
-    """Where the energy of D lies.
+    """Where the energy of D lies, in units of the scaled D.
 
-    rows (m,) and cols (n,): energies r_i and c_j; fourth: sum of D_ij⁴.
-
-    All in units of the scaled D: scale is the power of two its entries were multiplied by. changed:
-    rows of which any entry differs.
+    rows, cols: float64 (rows,) and (cols,), energies r_i and c_j, >= 0.
+    fourth: sum of D_ij⁴, >= 0.
+    scale: the power of two that the entries of D were multiplied by.
+    changed: rows of which any entry differs, from 0 to all.
     """
 
     rows: NDArray[np.float64]
@@ -41,6 +41,7 @@ class Profile:
 
     @property
     def energy(self) -> float:
+        """sum of D_ij², > 0 unless both sides are equal."""
         return float(self.rows.sum())
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from inspect import signature
 from pathlib import Path
 from typing import Protocol
@@ -25,19 +25,25 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
+from scipy.linalg import cython_blas
 from torch import Tensor
 
 from shadow.spectra.lazy import Matrix
 from shadow.spectra.measurement import Precision
+from shadow.spectra.routines import Routine, routine
 from shadow.spectra.tridiagonal import eigensystem
 
 # Elements of a block: 8 MiB in float32. Larger ones leave the caches, smaller ones starve the
 # product.
 BLOCK = 1 << 21
+# Elements of a tile: 1 MiB in float32. Passes that only sum take 0.4 of the time that they take by
+# blocks. Its columns at most: a sum of so many squares in float32 is right to 1e-6.
+TILE = 1 << 18
+WIDEST = 1 << 13
 # Columns of the Gram that are formed at once, below the diagonal only: 0.58-0.65 of a full
 # product's time (896-4096).
 PANEL = 192
+SYRK_ARGUMENTS, SYMM_ARGUMENTS = 10, 12  # of BLAS's rank-k updates and symmetric products
 # Up to this side OpenBLAS finds eigenvalues faster than MKL on processors other than Intel's: 0.6
 # of the time at 896, 0.85 at 2048, 1.4 at 3072. In float32 it does not. With vectors OpenBLAS is
 # taken up to this side on any processor: they come with all eigenvalues from one tridiagonal form.
@@ -69,14 +75,19 @@ EXACT_SIDE = (
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Singular values of one matrix.
+    """Singular values of one matrix, in units of its weights.
 
     sigma: float64 (m,), m the short side, descending, >= 0; those below floor are set to 0 since
-    they are noise of the method. rows, cols: the `(out, in)` shape. norm: the Frobenius norm,
-    summed from the entries. vectors: float64 (m, k), orthonormal, the leading singular vectors on
-    the short side in the order of sigma (left ones if rows <= cols), as many as were asked for;
-    those of sigmas below floor are noise. shift: how far rounding may have moved each sigma², at
-    most, in units of sigma_1². moved: was the CPU taken because a device failed?
+        they are noise of the method.
+    rows, cols: the `(out, in)` shape.
+    norm: the Frobenius norm, summed from the entries, >= 0.
+    floor: the singular value below which none is resolved, >= 0.
+    precision: as it was used.
+    vectors: float64 (m, k), orthonormal, the leading singular vectors on the short side in the
+        order of sigma (left ones if rows <= cols), as many as were asked for; those of sigmas below
+        floor are noise. None where none were asked for.
+    shift: how far rounding may have moved each sigma², at most, in units of sigma_1².
+    moved: was the CPU taken because a device failed?
     """
 
     sigma: NDArray[np.float64]
@@ -91,6 +102,7 @@ class Spectrum:
 
     @property
     def long_side(self) -> int:
+        """The larger of rows and cols."""
         return max(self.rows, self.cols)
 
 
@@ -98,7 +110,9 @@ class Spectrum:
 class Question:
     """What a matrix's spectrum depends on besides it: the same answer for the same question.
 
-    stored: its dtype in the checkpoint. vectors: how many leading singular vectors are asked for.
+    stored: its dtype in the checkpoint.
+    precision: as it is asked for.
+    vectors: how many leading singular vectors are asked for, >= 0.
     solver: of `Grams`.
     """
 
@@ -161,6 +175,25 @@ def blocks(matrix: Matrix, size: int | None = None) -> Iterator[tuple[slice, ...
             yield (slice(start, start + step),)
 
 
+def tiles(matrix: Matrix) -> Iterator[tuple[tuple[slice, ...], tuple[int, int]]]:
+    """Indices that cut a matrix into tiles for work entry by entry, and the (row, column) where
+    each begins.
+
+    In order, row by row: a tile is at most WIDEST columns wide and about TILE elements large, so
+    that it stays in the caches and float32 sums over its rows are short.
+    """
+    rows, cols = matrix.shape[-2:]
+    width = min(cols, WIDEST)
+    height = max(1, TILE // max(1, width))
+    together = max(1, height // max(1, rows))
+    for group in range(0, matrix.shape[0], together) if matrix.ndim == 3 else (0,):
+        groups = (slice(group, group + together),) if matrix.ndim == 3 else ()
+        for row in range(0, rows, height):
+            for col in range(0, cols, width):
+                cut = slice(row, row + height), slice(col, col + width)
+                yield (*groups, *cut), (group * rows + row, col)
+
+
 def read_block(
     matrix: Matrix, index: tuple[slice, ...], name: str, dtype: torch.dtype, space: Workspace
 ) -> Tensor:
@@ -214,21 +247,87 @@ def mkl_is_at_home() -> bool:
 
 
 def gram(matrix_blocks: Iterator[Tensor], side: int, wide: bool, dtype: torch.dtype) -> Tensor:
-    """W Wᵀ (wide: blocks of columns) or Wᵀ W (tall: of rows), (side, side).
+    """W Wᵀ (wide: blocks of columns) or Wᵀ W (tall: blocks of rows) of W's blocks in dtype.
 
-    Its lower triangle at least.
+    Returns (side, side) with the lower triangle right; what is above the diagonal is undefined, but
+    finite where the blocks are. dtype: float32 or float64.
     """
     total = torch.zeros((side, side), dtype=dtype)
-    product = torch.empty_like(total)
+    product: Tensor | None = None
+    update = None if mkl_is_at_home() else rank_k_updates()
     for block in matrix_blocks:
         x = block if wide else block.T
         if mkl_is_at_home():
             for start in range(0, side, PANEL):
                 total[start:, start : start + PANEL].addmm_(x[start:], x[start : start + PANEL].T)
-        else:  # NumPy knows a matrix times its own transpose and does half the work (syrk)
+        elif update is not None:
+            update[dtype](total.numpy(), block.contiguous().numpy(), wide)
+        else:  # NumPy does half the work too, but mirrors the half and needs another sum
+            product = torch.empty_like(total) if product is None else product
             np.matmul(x.numpy(), x.T.numpy(), out=product.numpy())
             total += product
     return total
+
+
+Update = Callable[[NDArray[np.floating], NDArray[np.floating], bool], None]
+
+
+@cache
+def rank_k_updates() -> dict[torch.dtype, Update] | None:
+    """By dtype, what adds W Wᵀ (wide) or Wᵀ W to the lower triangle of a matrix: BLAS's `?syrk`.
+
+    Both matrices are C-contiguous. None where SciPy's BLAS has other integers than C's int.
+    """
+    try:
+        ssyrk, dsyrk = (routine(cython_blas, name, SYRK_ARGUMENTS) for name in ("ssyrk", "dsyrk"))
+    except (AttributeError, KeyError, ValueError):
+        return None
+    return {
+        torch.float32: partial(_rank_k_update, ssyrk, np.float32(1.0)),
+        torch.float64: partial(_rank_k_update, dsyrk, np.float64(1.0)),
+    }
+
+
+def _rank_k_update(
+    syrk: Routine,
+    one: np.floating,
+    total: NDArray[np.floating],
+    block: NDArray[np.floating],
+    wide: bool,
+) -> None:
+    """In Fortran's order rows are columns, so the lower triangle is the upper one there."""
+    side, width = len(total), block.shape[1]
+    depth = block.size // side
+    syrk(b"U", b"T" if wide else b"N", side, depth, one, block, width, one, total, side)
+
+
+def symmetric_product(lower: Tensor, few: NDArray[np.floating]) -> NDArray[np.floating]:
+    """G few, (side, k) in the dtype of G, of the symmetric matrix G whose lower triangle is given.
+
+    lower: (side, side), C-contiguous float32 or float64, left as it is; few: (side, k).
+    """
+    side, count = few.shape
+    matrix = lower.numpy()
+    rows = np.ascontiguousarray(few.T, dtype=matrix.dtype)
+    symm = symmetric_products()
+    if symm is None:
+        triangle = np.tril(matrix)
+        return np.asarray(triangle @ rows.T + np.tril(matrix, -1).T @ rows.T)
+    out = np.empty_like(rows)
+    one, zero = matrix.dtype.type(1.0), matrix.dtype.type(0.0)
+    # in Fortran's order rows are columns, so the lower triangle is the upper one there
+    symm[lower.dtype](b"L", b"U", side, count, one, matrix, side, rows, side, zero, out, side)
+    return out.T
+
+
+@cache
+def symmetric_products() -> dict[torch.dtype, Routine] | None:
+    """BLAS's `?symm` by dtype; None where SciPy's BLAS has other integers than C's int."""
+    try:
+        ssymm, dsymm = (routine(cython_blas, name, SYMM_ARGUMENTS) for name in ("ssymm", "dsymm"))
+    except (AttributeError, KeyError, ValueError):
+        return None
+    return {torch.float32: ssymm, torch.float64: dsymm}
 
 
 def eigenvalues(lower: Tensor) -> NDArray[np.float64]:
@@ -274,6 +373,9 @@ def _leading(whole: Tensor, values: NDArray[np.float64], count: int) -> NDArray[
     that of the Gram matrix has done. Lanczos can miss a copy of a multiple eigenvalue, or not
     converge: then all vectors are computed.
     """
+    # imported here: most audits have no side that large, and the import takes 20 ms
+    from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
+
     matrix = whole.numpy()
     product = LinearOperator(
         matrix.shape, matvec=lambda x: matrix @ x.astype(matrix.dtype), dtype=np.float64
@@ -298,6 +400,10 @@ Read = Callable[[torch.dtype], Iterator[Tensor]]
 Eigen = tuple[
     NDArray[np.float64], NDArray[np.float64] | None
 ]  # all eigenvalues, and vectors where they are wanted
+
+
+# Is shown the lower triangle of a Gram matrix, (side, side), and leaves it as it is.
+Look = Callable[[Tensor], None]
 
 
 class Grams(Protocol):
@@ -352,6 +458,7 @@ def spectrum(
     wide_format: bool,
     vectors: int = 0,
     grams: Grams = ON_CPU,
+    look: Look | None = None,
 ) -> Spectrum:
     """Singular values of a matrix (rows, cols) whose scaled blocks `read(dtype)` yields in the
     order of `blocks`.
@@ -360,7 +467,8 @@ def spectrum(
     multiplied by. wide_format says that the stored numbers have more bits than float32 products
     keep (F32, F64): then, and where the short side is small, `exact` is taken instead of `default`.
     Returns `precision` as it was used. vectors: how many leading singular vectors of the short side
-    to return as well, at most. grams: where its Gram matrix is made.
+    to return as well, at most. grams: where its Gram matrix is made. look: is shown the Gram matrix
+    of the scaled blocks before it is solved; where several are made, those of the result last.
     """
     side = min(shape)
     if precision == "default" and (wide_format or side <= EXACT_SIDE):
@@ -368,7 +476,7 @@ def spectrum(
     shift = 0.0
     while True:
         values, floor, leading, moved = _singular_values(
-            read, shape, norm * scale, precision, min(vectors, side), grams
+            read, shape, norm * scale, precision, min(vectors, side), grams, look
         )
         unresolved = int(np.count_nonzero(values < floor))
         values[values < floor] = 0.0
@@ -417,6 +525,7 @@ def _singular_values(
     precision: Precision,
     vectors: int = 0,
     grams: Grams = ON_CPU,
+    look: Look | None = None,
 ) -> tuple[NDArray[np.float64], float, NDArray[np.float64] | None, bool]:
     """Singular values, descending, the floor under them, as many leading vectors of the short side
     as wanted, moved.
@@ -425,11 +534,11 @@ def _singular_values(
     solved = torch.float32 if precision == "fast" else torch.float64
 
     def solve(lower: Tensor) -> Eigen:
-        return (
-            with_vectors(lower, vectors, solved)
-            if vectors
-            else (eigenvalues(lower.to(solved)), None)
-        )
+        if look is not None:
+            look(lower)
+        if vectors:
+            return with_vectors(lower, vectors, solved)
+        return eigenvalues(lower.to(solved)), None
 
     (squares, leading), moved = grams.solved(read, shape, norm, dtype, solve)
     values = np.sqrt(np.maximum(squares, 0.0))[::-1].copy()

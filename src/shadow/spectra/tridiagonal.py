@@ -8,30 +8,23 @@ at 896 and a tenth at 2048, 16 add a tenth and less (measured on one thread of a
 as much again as the eigenvalues took, and iterates longer the flatter the spectrum). What is
 computed is as accurate as a full decomposition, whatever the gaps.
 
-The routines are those of SciPy's LAPACK, called through the pointers that
-`scipy.linalg.cython_lapack` publishes: by way of `scipy.linalg.lapack` the reduction would hold the
-interpreter's lock and stall the other workers.
+The routines are those of SciPy's LAPACK (`shadow.spectra.routines`).
 """
 
 from __future__ import annotations
 
-import ctypes
-import re
-from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cython_lapack, eigh_tridiagonal
 
+from shadow.spectra.routines import Routine, routine
+
 PANEL = 64  # columns that LAPACK's blocked routines may take at once
 POINTERS = {"dsytrd": 10, "dsterf": 4, "dstein": 13, "dormtr": 13}  # arguments of each routine
 # inner products of the vectors of one matrix; dstein leaves 1e-14, more says that it failed
 ORTHONORMAL = 1e-10
-
-Argument = bytes | int | NDArray[Any]
-Routine = Callable[..., None]
 
 
 def eigensystem(
@@ -104,32 +97,6 @@ def _of_tridiagonal(
 def lapack() -> dict[str, Routine] | None:
     """The routines by name, or None where SciPy's LAPACK has other integers than C's int."""
     try:
-        return {name: _routine(name, count) for name, count in POINTERS.items()}
+        return {name: routine(cython_lapack, name, count) for name, count in POINTERS.items()}
     except (AttributeError, KeyError, ValueError):
         return None
-
-
-def _routine(name: str, count: int) -> Routine:
-    """A routine of SciPy's LAPACK; it runs without the interpreter's lock."""
-    capsule = cython_lapack.__pyx_capi__[name]
-    name_of, pointer_of = ctypes.pythonapi.PyCapsule_GetName, ctypes.pythonapi.PyCapsule_GetPointer
-    name_of.restype, name_of.argtypes = ctypes.c_char_p, [ctypes.py_object]
-    pointer_of.restype, pointer_of.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
-    signature = name_of(capsule)
-    if signature.count(b"*") != count or not re.search(rb"[(,] ?int \*", signature):
-        raise ValueError(f"{name} takes other arguments: {signature!r}")
-    function = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * count)(pointer_of(capsule, signature))
-
-    def call(*arguments: Argument) -> None:
-        function(*map(_pointer, arguments))
-
-    return call
-
-
-def _pointer(argument: Argument) -> Any:
-    """What ctypes takes for the address of a character, an int or an array."""
-    if isinstance(argument, bytes):
-        return argument
-    return (
-        ctypes.byref(ctypes.c_int(argument)) if isinstance(argument, int) else argument.ctypes.data
-    )
