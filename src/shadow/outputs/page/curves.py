@@ -5,8 +5,9 @@ A curve of 3,584 values on log axes needs about a hundred of them; the rest stay
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal, TypedDict, cast
@@ -31,6 +32,7 @@ Key = tuple[str, int | None, str]  # component, layer, module
 Sigma = NDArray[np.float32]
 Numbers = list[float | int | None]
 Subject = Literal["base", "tuned", "delta"]
+Line = Literal["base", "tuned", "delta", "low", "high", "spikes"]
 
 
 def points_for(curves: int) -> int:
@@ -69,7 +71,9 @@ def short(value: float | None) -> float | int | None:
     rounded = float(f"{number:.4g}")
     if abs(rounded) < 1e15 and rounded.is_integer():
         return int(rounded)  # one byte shorter
-    return rounded if math.isfinite(rounded) else number
+    if math.isfinite(rounded):
+        return rounded
+    return number
 
 
 def shortened(values: ArrayLike) -> list[float | int | None]:
@@ -79,29 +83,29 @@ def shortened(values: ArrayLike) -> list[float | int | None]:
     numbers = np.asarray(values, dtype=np.float64)
     if len(numbers) < FEWEST:
         return [short(number) for number in numbers.tolist()]
+    sizes = np.abs(numbers)
     with np.errstate(divide="ignore", invalid="ignore"):
-        power = 3.0 - np.floor(
-            np.log10(np.abs(numbers))
-        )  # of ten, which leaves four digits before the point
-        safe = (power <= EXACT) & (np.abs(numbers) < LARGE)
+        # of ten, which leaves four digits before the point
+        power = 3.0 - np.floor(np.log10(sizes))
+        safe = (power <= EXACT) & (sizes < LARGE)
         places = np.where(safe, power, 0.0).astype(np.intp)
         up, down = POWERS[np.maximum(places, 0)], POWERS[np.maximum(-places, 0)]
         scaled = numbers * up / down
         safe &= np.abs(scaled - np.floor(scaled) - 0.5) > TIE
-    rounded = np.rint(scaled) / up * down
-    numbers_shown = [
-        int(number) if number.is_integer() else number
-        for number in np.where(safe, rounded, 0.5).tolist()
-    ]
-    for place in np.flatnonzero(~safe).tolist():
-        number = numbers.item(place)
-        numbers_shown[place] = short(number) if math.isfinite(number) else None
-    return numbers_shown
+    rounded = np.where(safe, np.rint(scaled) / up * down, 0.0)
+    whole = rounded == np.rint(rounded)
+    shown = rounded.astype(object)
+    shown[whole] = rounded[whole].astype(np.int64)  # zeros among them
+    unknown = ~np.isfinite(numbers)
+    shown[unknown] = None
+    for place in np.flatnonzero(~safe & ~unknown & (numbers != 0)).tolist():
+        shown[place] = short(numbers.item(place))
+    return cast(Numbers, shown.tolist())
 
 
 def logarithmic(values: ArrayLike) -> list[float | int | None]:
     """Values for a log axis, which has no 0: an unresolved singular value becomes null."""
-    return [value if value else None for value in shortened(values)]
+    return [value or None for value in shortened(values)]
 
 
 @dataclass
@@ -155,7 +159,7 @@ def thinned_spectra(
     sizes = sorted({stack.size for stack in stacks.values()})
     return {
         "ranks": {str(size): (kept_ranks(size, points) + 1).tolist() for size in sizes},
-        "curves": {str(cell): _curve(stack) for cell, stack in sorted(stacks.items())},
+        "curves": _curves(stacks),
     }
 
 
@@ -165,25 +169,44 @@ def _rows(report: Report) -> Iterator[tuple[Key, Subject, Sigma]]:
     for batch in report.spectrum_batches(columns):
         places = [batch.column(name).to_pylist() for name in columns[:4]]
         sigmas = batch.column("sigma")
-        values, bounds = sigmas.values.to_numpy(zero_copy_only=False), sigmas.offsets.to_numpy()
-        for row, (component, layer, module, subject) in enumerate(zip(*places, strict=True)):
-            yield (
-                (component, layer, module),
-                cast(Subject, subject),
-                values[bounds[row] : bounds[row + 1]],
-            )
+        values = sigmas.values.to_numpy(zero_copy_only=False)
+        bounds = sigmas.offsets.to_numpy().tolist()
+        rows = zip(*places, itertools.pairwise(bounds), strict=True)
+        for component, layer, module, subject, (start, end) in rows:
+            yield (component, layer, module), cast(Subject, subject), values[start:end]
 
 
-def _curve(stack: _Stack) -> Curve:
-    curve = Curve(size=stack.size, matrices=max(map(len, stack.rows.values())))
+def _curves(stacks: Mapping[int, _Stack]) -> dict[str, Curve]:
+    """The curves of all cells. Their numbers are shortened at once: a curve has few of them."""
+    curves: dict[str, Curve] = {}
+    lines: list[tuple[Curve, Line, NDArray[np.floating]]] = []
+    for cell, stack in sorted(stacks.items()):
+        curve = Curve(size=stack.size, matrices=max(map(len, stack.rows.values())))
+        curves[str(cell)] = curve
+        lines += [(curve, name, values) for name, values in _lines(stack)]
+    if not lines:
+        return curves
+    numbers = iter(logarithmic(np.concatenate([values for _, _, values in lines])))
+    for curve, name, values in lines:
+        curve[name] = list(itertools.islice(numbers, len(values)))
+    return curves
+
+
+def _lines(stack: _Stack) -> Iterator[tuple[Line, NDArray[np.floating]]]:
+    """What is drawn of a cell, by name."""
     for subject, rows in stack.rows.items():
-        curve[subject] = logarithmic(
-            rows[0] if len(rows) == 1 else np.median(np.stack(rows), axis=0)
-        )
+        yield subject, _middle(rows)
     deltas = stack.rows.get("delta", [])
     if len(deltas) > 1:
         low, high = np.quantile(np.stack(deltas), BAND, axis=0)
-        curve["low"], curve["high"] = logarithmic(low), logarithmic(high)
+        yield "low", low
+        yield "high", high
     elif stack.spikes is not None:
-        curve["spikes"] = shortened(stack.spikes)
-    return curve
+        yield "spikes", stack.spikes
+
+
+def _middle(rows: Sequence[Sigma]) -> NDArray[np.floating]:
+    """The median at every rank."""
+    if len(rows) == 1:
+        return rows[0]
+    return np.asarray(np.median(np.stack(rows), axis=0))
