@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Literal, TypedDict, cast
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
 from shadow.reports.report import Report
@@ -169,8 +170,10 @@ def _rows(report: Report) -> Iterator[tuple[Key, Subject, Sigma]]:
     for batch in report.spectrum_batches(columns):
         places = [batch.column(name).to_pylist() for name in columns[:4]]
         sigmas = batch.column("sigma")
-        values = sigmas.values.to_numpy(zero_copy_only=False)
-        bounds = sigmas.offsets.to_numpy().tolist()
+        # as a tensor, since `to_numpy` imports pandas, which takes half a second
+        numbers = pa.record_batch([sigmas.values], names=["sigma"]).to_tensor(null_to_nan=True)
+        values = numbers.to_numpy()[:, 0]
+        bounds = sigmas.offsets.to_pylist()
         rows = zip(*places, itertools.pairwise(bounds), strict=True)
         for component, layer, module, subject, (start, end) in rows:
             yield (component, layer, module), cast(Subject, subject), values[start:end]
