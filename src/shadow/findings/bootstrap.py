@@ -153,7 +153,7 @@ def blocks_of(components: Sequence[str], layers: ArrayLike) -> Blocks:
 
 
 def interval_of_median(values: ArrayLike, blocks: Blocks) -> Interval:
-    """The interval of the median over rows, each row counted once; rows that are NaN are left out."""
+    """The interval of the median over rows, each counted once; rows that are NaN are left out."""
     return intervals_of_medians(np.asarray(values, dtype=np.float64)[:, None], blocks)[0]
 
 
@@ -184,7 +184,9 @@ def bounds_of_medians(columns: NDArray[np.float64], blocks: Blocks) -> list[Boun
         bounds.append(_bounds_of_known(columns[:, complete], blocks, places))
     for places in alike.values():
         kept = known[:, places[0]]
-        bounds.append(_bounds_of_known(columns[np.ix_(kept, places)], blocks.where(kept), places))
+        bounds.append(
+            _bounds_of_known(columns[np.ix_(kept, np.asarray(places))], blocks.where(kept), places)
+        )
     return bounds
 
 

@@ -121,7 +121,7 @@ class _Stack:
 
 
 class Curve(TypedDict, total=False):
-    """The thinned spectra of one cell: singular values, descending, None where one is not resolved."""
+    """The thinned spectra of a cell: singular values, descending, None where not resolved."""
 
     size: int  # how many singular values each matrix has
     matrices: int  # in the cell

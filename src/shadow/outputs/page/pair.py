@@ -191,7 +191,9 @@ def reference_distributions(
     """
     if place is None:
         return {}
-    optimizers = (place.optimizer,) if place.optimizer else OPTIMIZERS
+    optimizers: Sequence[str] = OPTIMIZERS
+    if place.optimizer:
+        optimizers = (place.optimizer,)
     near = [
         run for run in table if run.short_side == place.short_side and run.optimizer in optimizers
     ]
@@ -203,7 +205,9 @@ def reference_distributions(
 
 
 def _shorter(bounds: tuple[float, float] | None) -> list[float | int | None] | None:
-    return None if bounds is None else [short(bound) for bound in bounds]
+    if bounds is None:
+        return None
+    return [short(bound) for bound in bounds]
 
 
 def _rounded(value: object) -> object:
@@ -212,7 +216,9 @@ def _rounded(value: object) -> object:
         return {key: _rounded(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_rounded(inner) for inner in value]
-    return short(value) if isinstance(value, float) else value
+    if isinstance(value, float):
+        return short(value)
+    return value
 
 
 def _layer_counts(summary: Summary) -> dict[str, int]:
@@ -259,7 +265,9 @@ def _origins(where: str, provenance: Provenance) -> list[tuple[str, str]]:
     nulls = "not sampled"
     if provenance.nulls:
         nulls = f"{provenance.nulls} sign flips, seed {provenance.seed}"
-    took = "" if provenance.seconds is None else f"{provenance.seconds:.1f} s"
+    took = ""
+    if provenance.seconds is not None:
+        took = f"{provenance.seconds:.1f} s"
     libraries = (f"{name} {version}" for name, version in sorted(provenance.libraries.items()))
     sides = [
         (f"{side} {key}", text or "")
