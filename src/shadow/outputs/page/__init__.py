@@ -113,9 +113,7 @@ def write_page(
 
 
 def _in_chains(reports: Sequence[SummarisedReport]) -> set[Path]:
-    """The folders of the reports that follow one another, by what they are of: no table is read for
-    it.
-    """
+    """The folders of the reports that follow one another, by their metadata: no table is read."""
     known = []
     for report in reports:
         try:

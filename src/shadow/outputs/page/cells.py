@@ -243,9 +243,7 @@ class Experts(TypedDict):
 
 
 class DrawnCells(TypedDict):
-    """The cells of a report for the charts. Lists have a value for each cell unless it says
-    otherwise.
-    """
+    """The cells of a report for the charts. Most lists have a value for each cell."""
 
     groups: list[list[str]]  # component and module of each group
     group: list[int]  # the number of its group, from 0
@@ -307,9 +305,7 @@ def _visible(text: str | None) -> str | None:
 
 @dataclass(frozen=True)
 class _Part:
-    """The rows of one subject: which they are, their cells, and those of its columns that have any
-    value.
-    """
+    """The rows of one subject: which they are, their cells, and its columns that have any value."""
 
     rows: NDArray[np.intp]
     cell: NDArray[np.intp]
@@ -373,9 +369,7 @@ def _medians(part: _Part, cells: int) -> dict[str, Listed]:
 
 
 def _shifts(matrices: Matrices, parts: Mapping[str, _Part], cells: int) -> dict[str, Listed]:
-    """tuned - base of every spectral column by cell, from the unrounded rows; of several matrices
-    the median.
-    """
+    """tuned - base of every spectral column by cell, from unrounded rows; of several the median."""
     names = [column.name for column in SPECTRAL]
     experts = matrices.table["expert"].to_pylist()
     base, tuned = (
@@ -424,8 +418,7 @@ class _Group:
 def _by_group(
     matrices: Matrices, parts: Mapping[str, _Part], index: Mapping[tuple[str, str], int]
 ) -> dict[str, dict[str, list[ModuleFigure | None]]]:
-    """The median of every column over the matrices of a module, its interval over layers, and over
-    how many.
+    """The median of every column over a module's matrices, its interval, and over how many layers.
 
     By subject and column. Modules whose matrices lie in the same layers are resampled at once.
     """
@@ -465,9 +458,7 @@ def _tell(groups: Sequence[_Group], layers: Numbers) -> None:
 
 
 def _experts(matrices: Matrices, cell: NDArray[np.intp], most: int) -> Experts | dict[str, Listed]:
-    """The single experts of every cell that has several, in as many columns as the page has room
-    for.
-    """
+    """The single experts of every cell that has several, in as many columns as have room."""
     experts, layers = matrices.numbers("expert"), matrices.numbers("layer")
     rows = matrices.of("delta")
     rows = rows[(experts[rows] < EXPERTS) & (np.isnan(layers[rows]) | (layers[rows] < LAYERS))]

@@ -61,9 +61,7 @@ def kept_ranks(count: int, points: int) -> NDArray[np.int64]:
 
 
 def short(value: float | None) -> float | int | None:
-    """A number of four significant digits, which no drawing shows more of; null for what is no
-    finite number.
-    """
+    """A number of four significant digits, as many as a drawing shows; null if not finite."""
     if value is None or isinstance(value, int):
         return value
     number = float(value)
@@ -78,9 +76,7 @@ def short(value: float | None) -> float | int | None:
 
 
 def shortened(values: ArrayLike) -> list[float | int | None]:
-    """`short` of each; of many, rounded all at once where that is safe, as a page of many reports
-    has millions.
-    """
+    """`short` of each; many are rounded at once where that is safe: large pages have millions."""
     numbers = np.asarray(values, dtype=np.float64)
     if len(numbers) < FEWEST:
         return [short(number) for number in numbers.tolist()]
@@ -111,9 +107,7 @@ def logarithmic(values: ArrayLike) -> list[float | int | None]:
 
 @dataclass
 class _Stack:
-    """The thinned spectra of the matrices of one place, by subject. size is the length of the whole
-    ones.
-    """
+    """The thinned spectra of the matrices of one place, by subject; size is the whole length."""
 
     size: int
     rows: dict[Subject, list[Sigma]] = field(default_factory=dict)

@@ -39,8 +39,7 @@ def plain(value: Any) -> Any:
 
 
 def script_json(value: Any) -> Markup:
-    """JSON that is safe inside a script element of data: no text in it can end the element or start
-    a comment.
+    """JSON that is safe inside a script element: no text can end the element or start a comment.
 
     Keys keep their order, so equal values give equal text. NaN and infinity are refused.
     """
@@ -84,7 +83,10 @@ def policy(texts: Iterable[str]) -> str:
 
 def _shown(text: str) -> str:
     """Text with control characters made visible, in which no line begins with a per cent sign."""
-    return re.sub(r"(?<=\d) %", "\N{NO-BREAK SPACE}%", visible(text))
+    harmless = visible(text)
+    if " %" not in harmless:  # nearly all
+        return harmless
+    return re.sub(r"(?<=\d) %", "\N{NO-BREAK SPACE}%", harmless)
 
 
 def _finalized(value: Any) -> Any:
@@ -123,9 +125,7 @@ def bounds(pair: Sequence[float] | None, form: str = "number") -> str:
 
 
 def environment() -> jinja2.Environment:
-    """Jinja with autoescape on, undefined names refused, and control characters in every text made
-    visible.
-    """
+    """Jinja that escapes, refuses undefined names, and makes control characters visible."""
     jinja = jinja2.Environment(
         loader=jinja2.PackageLoader("shadow.outputs.page", "."),
         autoescape=True,

@@ -24,9 +24,7 @@ LISTED = 400  # skipped tensors of a page that are named one by one, or 40 of ea
 
 
 class SkippedTensor(TypedDict):
-    """A tensor that was not measured, as the page lists it. What is null in tensors.parquet is
-    None.
-    """
+    """A tensor that was not measured, as the page lists it; None where tensors.parquet has null."""
 
     tensor: str
     side: str  # base or tuned
@@ -138,8 +136,7 @@ class PairSection:
 def read_pair(
     report: SummarisedReport, where: str, number: int, pairs: int, *, with_step: bool = False
 ) -> PairSection:
-    """A finished report as a page of so many pairs tells it; with_step: also as a step of a
-    lineage.
+    """A finished report as a page of so many pairs tells it; with_step: as a step of a lineage too.
 
     Raises ShadowError when it cannot be read.
     """
@@ -212,12 +209,12 @@ def _shorter(bounds: tuple[float, float] | None) -> list[float | int | None] | N
 
 def _rounded(value: object) -> object:
     """A row of the summary with its numbers shortened."""
+    if isinstance(value, float):  # first, as most are
+        return short(value)
     if isinstance(value, dict):
         return {key: _rounded(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_rounded(inner) for inner in value]
-    if isinstance(value, float):
-        return short(value)
     return value
 
 
