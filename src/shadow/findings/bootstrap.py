@@ -74,6 +74,35 @@ class Interval:
 
 
 @dataclass(frozen=True)
+class BoundsAlike:
+    """The intervals of several figures over the same layers."""
+
+    columns: list[int]
+    """Which figures they are: the numbers of their columns, from 0."""
+
+    low: NDArray[np.float64]
+    """(columns,): the lower bound of each; NaN where there is no interval."""
+
+    high: NDArray[np.float64]
+    """(columns,): the upper bound of each; NaN where there is no interval."""
+
+    layers: int
+    """Over how many layers, 0 or more."""
+
+    level: float | None
+    """What those that have bounds may claim, 0 to 1; None where none has any."""
+
+    reason: str
+    """Why the others have none."""
+
+    def interval(self, low: float, high: float) -> Interval:
+        """One of them by its bounds."""
+        if math.isnan(low):
+            return Interval(bounds=None, layers=self.layers, level=None, reason=self.reason)
+        return Interval((low, high), self.layers, self.level)
+
+
+@dataclass(frozen=True)
 class Blocks:
     """The layers that the rows of a table lie in."""
 
@@ -127,7 +156,7 @@ def blocks_of(components: Sequence[str], layers: ArrayLike) -> Blocks:
 
 
 def interval_of_median(values: ArrayLike, blocks: Blocks) -> Interval:
-    """The interval of the median over rows, each row counted once; NaN rows are left out."""
+    """The interval of the median over rows, each counted once; rows that are NaN are left out."""
     return intervals_of_medians(np.asarray(values, dtype=np.float64)[:, None], blocks)[0]
 
 
@@ -135,44 +164,63 @@ def intervals_of_medians(columns: NDArray[np.float64], blocks: Blocks) -> list[I
     """`interval_of_median` of every column of (rows, columns), at once for those that are NaN in
     the same rows.
     """
-    known = np.ascontiguousarray(~np.isnan(columns).T)
-    alike: dict[bytes, list[int]] = {}
-    for column, rows in enumerate(known):
-        alike.setdefault(rows.tobytes(), []).append(column)
     intervals: dict[int, Interval] = {}
-    for places in alike.values():
-        kept = known[places[0]]
-        if kept.all():
-            of_columns = _intervals_of_known(columns[:, places], blocks)
-        else:
-            of_columns = _intervals_of_known(columns[np.ix_(kept, places)], blocks.where(kept))
-        intervals |= dict(zip(places, of_columns, strict=True))
+    for alike in bounds_of_medians(columns, blocks):
+        bounds = zip(alike.low.tolist(), alike.high.tolist(), strict=True)
+        of_columns = [alike.interval(low, high) for low, high in bounds]
+        intervals |= dict(zip(alike.columns, of_columns, strict=True))
     return [intervals[column] for column in range(columns.shape[1])]
 
 
-def _intervals_of_known(columns: NDArray[np.float64], blocks: Blocks) -> list[Interval]:
-    """The same where no row is NaN."""
+def bounds_of_medians(columns: NDArray[np.float64], blocks: Blocks) -> list[BoundsAlike]:
+    """`intervals_of_medians` as arrays, for who has thousands of columns: each set of columns that
+    are NaN in the same rows.
+    """
+    known = ~np.isnan(columns)
+    complete = known.all(axis=0)
+    alike: dict[bytes, list[int]] = {}
+    for column in np.flatnonzero(~complete).tolist():
+        alike.setdefault(known[:, column].tobytes(), []).append(column)
+    bounds = []
+    if complete.any():
+        places = np.flatnonzero(complete).tolist()
+        bounds.append(_bounds_of_known(columns[:, complete], blocks, places))
+    for places in alike.values():
+        kept = known[:, places[0]]
+        bounds.append(
+            _bounds_of_known(columns[np.ix_(kept, np.asarray(places))], blocks.where(kept), places)
+        )
+    return bounds
+
+
+def _bounds_of_known(
+    columns: NDArray[np.float64], blocks: Blocks, places: list[int]
+) -> BoundsAlike:
+    """The bounds of columns without NaN, which stand at these places among all columns."""
     n, layers = blocks.free, blocks.layers
+    low, high = np.full((2, columns.shape[1]), np.nan)
     if n < FEWEST:
-        none = Interval(bounds=None, layers=layers, level=None, reason=_too_few(blocks, FEWEST))
-        return [none] * columns.shape[1]
+        return BoundsAlike(
+            columns=places,
+            low=low,
+            high=high,
+            layers=layers,
+            level=None,
+            reason=_too_few(blocks, FEWEST),
+        )
     counts, times = distinct_draws(blocks.sizes)
-    tail, level = expanded_tail(n), _level(n)
-    undefined = Interval(bounds=None, layers=layers, level=None, reason=UNDEFINED)
+    tail = expanded_tail(n)
     together = max(1, TOGETHER // len(counts))
-    intervals = []
     for start in range(0, columns.shape[1], together):
-        values = medians(columns[:, start : start + together], blocks.codes, counts)
-        low, high = cut_each(values, times, tail)
-        defined_everywhere = np.all(np.isfinite(values), axis=1).tolist()
-        for defined, first, last in zip(
-            defined_everywhere, low.tolist(), high.tolist(), strict=True
-        ):
-            if defined:
-                intervals.append(Interval((first, last), layers, level))
-            else:
-                intervals.append(undefined)
-    return intervals
+        part = slice(start, start + together)
+        values = medians(columns[:, part], blocks.codes, counts)
+        defined = np.all(np.isfinite(values), axis=1)
+        first, last = cut_each(values, times, tail)
+        low[part] = np.where(defined, first, np.nan)
+        high[part] = np.where(defined, last, np.nan)
+    return BoundsAlike(
+        columns=places, low=low, high=high, layers=layers, level=_level(n), reason=UNDEFINED
+    )
 
 
 def interval(statistic: Statistic, blocks: Blocks, *, unevenness: bool = False) -> Interval:

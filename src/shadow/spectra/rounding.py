@@ -94,9 +94,11 @@ class Counts:
     """What is counted of a delta by cell, binade of the base and level of |D| / ulp.
 
     entries: (row classes, column classes, BINADES, levels up to the highest that occurs), float64
-    as a sampled line stands for others; binade 0 is that of the base's largest entry, each further one half of it. unit: ulp in
-    binade 0, in weights. sampled: entries that were looked at. away, toward: changed entries of
-    these that moved away from 0, and toward it.
+    as a sampled line stands for others; binade 0 is that of the base's largest entry, each further
+    one half of it.
+    unit: ulp in binade 0, in weights.
+    sampled: entries that were looked at.
+    away, toward: changed entries of these that moved away from 0, and toward it.
     """
 
     entries: Floats

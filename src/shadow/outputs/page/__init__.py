@@ -113,9 +113,7 @@ def write_page(
 
 
 def _in_chains(reports: Sequence[SummarisedReport]) -> set[Path]:
-    """The folders of the reports that follow one another, by what they are of: no table is read for
-    it.
-    """
+    """The folders of the reports that follow one another, by their metadata: no table is read."""
     known = []
     for report in reports:
         try:
@@ -149,7 +147,7 @@ def page_bytes(
     title: str,
     missing: Sequence[Missing] = (),
 ) -> bytes:
-    """The page as UTF-8, with the pairs that it lacks. Equal arguments give equal bytes."""
+    """The page as UTF-8, with the pairs that are missing. Equal arguments give equal bytes."""
     ranked = sorted(sections, key=_rank)
     shared = {
         "metrics": metric_texts(),
@@ -190,7 +188,9 @@ def page_bytes(
 def _rank(section: PairSection) -> tuple[bool, float, str]:
     """Most concentrated first; after them the pairs whose figures no gate lets count."""
     concentration = section.summary.figures["concentration"]
-    return bool(section.failed), math.inf if concentration is None else -concentration, section.name
+    if concentration is None:
+        concentration = -math.inf
+    return bool(section.failed), -concentration, section.name
 
 
 def _title(run: Path) -> str:
@@ -198,7 +198,7 @@ def _title(run: Path) -> str:
 
 
 def _below(folder: Path, run: Path) -> str:
-    """A report's folder as seen from the one that was asked for: the same wherever that lies."""
+    """A report's folder as seen from the one asked for: the same wherever that one lies."""
     return (Path(_title(run)) / folder.relative_to(run)).as_posix()
 
 
@@ -208,7 +208,8 @@ def _missing(run: Path, folders: Sequence[Path]) -> list[Missing]:
     """
     index = read_index(run)
     missing = {}
-    for row in index.rows if index is not None else ():
+    rows = () if index is None else index.rows
+    for row in rows:
         folder = run / report_folder(*row.key)  # not row.folder, which a file may say lies anywhere
         if row.state == "kept" or (row.state != "done" and folder not in folders):
             missing[folder] = Missing(
@@ -246,4 +247,6 @@ def _in_parameters(summary: Summary, figure: str) -> str:
     is unknown.
     """
     sizes = parameter_ratio(summary, figure)
-    return "" if sizes is None else f"; that of the parameters is {number(sizes, 2)}"
+    if sizes is None:
+        return ""
+    return f"; that of the parameters is {number(sizes, 2)}"

@@ -63,6 +63,6 @@ def _class(value: float | None, drawing: Picture) -> str:
     """The class of a cell; empty where the module is in none of its layers."""
     if value is None:
         return ""
-    return (
-        "unmoved" if value == 0 else f"heat-{min(LEVELS - 1, int(drawing.level(value) * LEVELS))}"
-    )
+    if value == 0:
+        return "unmoved"
+    return f"heat-{min(LEVELS - 1, int(drawing.level(value) * LEVELS))}"

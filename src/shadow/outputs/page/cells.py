@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from shadow.findings.bootstrap import blocks_of, intervals_of_medians
+from shadow.findings.bootstrap import blocks_of, bounds_of_medians
 from shadow.findings.depth import LAYERS
 from shadow.findings.summary_rows import MEDIANS
 from shadow.outputs.page.curves import Key, shortened
@@ -34,9 +34,8 @@ FIRST = (
     "effective_rank_shift",
     "stable_rank",
 )
-UNDER_NULL: dict[
-    str, str | float
-] = {  # what a column of a delta would be with random signs: a column, or a number
+# what a column of a delta would be with random signs: a column, or a number
+UNDER_NULL: dict[str, str | float] = {
     "concentration": 0.0,
     "participation_ratio": "null_participation_ratio",
     "spectral_norm": "null_edge",
@@ -45,6 +44,7 @@ UNDER_NULL: dict[
     "spikes_sampled": 0.0,
     "null_participation_ratio_sampled": "null_participation_ratio",
 }
+# columns whose 0 divides
 SIGNED = (
     "concentration",
     "effective_rank_shift",
@@ -53,7 +53,7 @@ SIGNED = (
     "excess_purity",
     "excess_purity_unrounded",
     "decay_cosine",
-)  # columns whose 0 divides
+)
 DRAWN = tuple(column for column in DELTA if column.type in ("int", "float"))  # not words
 EXPERTS = 10_000  # as spread.LAYERS
 EXPERT_VALUES = 250_000  # numbers of single experts on a page, about 1.5 MB
@@ -62,9 +62,13 @@ Numbers = NDArray[np.float64]
 Listed = list[float | int | None]
 
 
+@cache
 def columns_of(subject: str) -> tuple[str, ...]:
     """The columns that a row of a subject has, headline ones first."""
-    names = [column.name for column in ((*DRAWN, *SPECTRAL) if subject == "delta" else SPECTRAL)]
+    columns = SPECTRAL
+    if subject == "delta":
+        columns = (*DRAWN, *SPECTRAL)
+    names = [column.name for column in columns]
     return tuple(dict.fromkeys([*(name for name in FIRST if name in names), *names]))
 
 
@@ -124,13 +128,16 @@ class Matrices:
     """The rows of matrices.parquet: their places, and their numbers as they are asked for."""
 
     table: pa.Table
+    """The table as Arrow has it."""
 
     @cached_property
     def places(self) -> list[Key]:
+        """The place of each row."""
         return places(self.table)
 
     @cached_property
     def subjects(self) -> list[str]:
+        """The subject of each row: base, tuned or delta."""
         return list(self.table["subject"].to_pylist())
 
     @property
@@ -140,19 +147,39 @@ class Matrices:
 
     @cached_property
     def tensors(self) -> list[str | None]:
+        """The tensor of each row."""
         return list(self.table["tensor"].to_pylist())
 
     def numbers(self, name: str) -> Numbers:
         """A column, NaN where it is null."""
-        return np.asarray(self.table[name].to_numpy(), dtype=np.float64)
+        return self._numbers[:, self._place[name]]
 
     def columns(self, names: Sequence[str]) -> Numbers:
         """(rows, columns)"""
-        return np.stack([self.numbers(name) for name in names], axis=1)
+        return self._numbers[:, [self._place[name] for name in names]]
 
     def of(self, subject: str) -> NDArray[np.intp]:
         """Where its rows are."""
         return np.flatnonzero([known == subject for known in self.subjects])
+
+    @cached_property
+    def _place(self) -> dict[str, int]:
+        """Where each column of numbers is in _numbers."""
+        names = [
+            field.name
+            for field in self.table.schema
+            if pa.types.is_integer(field.type) or pa.types.is_floating(field.type)
+        ]
+        return {name: place for place, name in enumerate(names)}
+
+    @cached_property
+    def _numbers(self) -> Numbers:
+        """(rows, columns of numbers), NaN where they are null: all at once, as one column after the
+        other takes longer than what is done with it.
+        """
+        batches = self.table.select(list(self._place)).to_batches()
+        parts = [batch.to_tensor(null_to_nan=True).to_numpy() for batch in batches]
+        return np.concatenate([np.empty((0, len(self._place))), *parts])
 
 
 def places(table: pa.Table) -> list[Key]:
@@ -163,13 +190,7 @@ def places(table: pa.Table) -> list[Key]:
 def cells_of(matrices: Matrices, tensors: pa.Table) -> list[Cell]:
     """One for each place that has a matrix, in the order of reports, layers ascending."""
     rules = name_rules()
-    subjects: dict[Key, set[str]] = {}
-    for place, subject in zip(matrices.places, matrices.subjects, strict=True):
-        subjects.setdefault(place, set()).add(subject)
-    cells = {
-        place: Cell(place, "measured" if "delta" in there else "alone", None)
-        for place, there in subjects.items()
-    }
+    cells = _measured(matrices)
     others = (tensors[name].to_pylist() for name in ("side", "status", "reason"))
     for place, side, status, reason in zip(places(tensors), *others, strict=True):
         unmeasured = side == "tuned" and status in ("identical", "skipped")
@@ -183,9 +204,22 @@ def cells_of(matrices: Matrices, tensors: pa.Table) -> list[Cell]:
 
     def order(cell: Cell) -> tuple[int, int, int]:
         component, layer, module = cell.place
-        return known.get(component, 999), known.get(module, 999), -1 if layer is None else layer
+        if layer is None:
+            layer = -1
+        return known.get(component, 999), known.get(module, 999), layer
 
     return sorted(cells.values(), key=order)
+
+
+def _measured(matrices: Matrices) -> dict[Key, Cell]:
+    """The cells that have a spectrum, by place."""
+    with_delta = {
+        place
+        for place, subject in zip(matrices.places, matrices.subjects, strict=True)
+        if subject == "delta"
+    }
+    cells = {place: Cell(place, "alone", None) for place in matrices.places}
+    return cells | {place: Cell(place, "measured", None) for place in with_delta}
 
 
 # What a column says of a module: median, its interval over layers, over how many layers, and the
@@ -209,9 +243,7 @@ class Experts(TypedDict):
 
 
 class DrawnCells(TypedDict):
-    """The cells of a report for the charts. Lists have a value for each cell unless it says
-    otherwise.
-    """
+    """The cells of a report for the charts. Most lists have a value for each cell."""
 
     groups: list[list[str]]  # component and module of each group
     group: list[int]  # the number of its group, from 0
@@ -239,24 +271,24 @@ def drawn_cells(matrices: Matrices, cells: Sequence[Cell], pairs: int) -> DrawnC
     cell = np.array([number[place] for place in matrices.places], dtype=np.intp)
     groups = list(dict.fromkeys((of_place.place[0], of_place.place[2]) for of_place in cells))
     index = {group: number for number, group in enumerate(groups)}
-    first: list[int | None] = [None] * len(cells)
+    first = np.full(len(cells), -1)  # row of each cell, -1 where it has none
+    first[cell[::-1]] = np.arange(len(cell))[::-1]
     held: list[set[str]] = [set() for _ in cells]
-    for row, (number_of, subject) in enumerate(zip(cell.tolist(), matrices.subjects, strict=True)):
+    for number_of, subject in zip(cell.tolist(), matrices.subjects, strict=True):
         held[number_of].add(subject)
-        first[number_of] = row if first[number_of] is None else first[number_of]
     sizes = np.bincount(cell, minlength=len(cells)).tolist()
-    names = [None if row is None else matrices.tensors[row] for row in first]
+    tensors = [*map(_visible, matrices.tensors), None]
     parts = {subject: _part(matrices, cell, subject) for subject in SUBJECTS}
     return {
         "groups": [[visible(component), visible(module)] for component, module in groups],
         "group": [index[drawn.place[0], drawn.place[2]] for drawn in cells],
         "layer": [drawn.place[1] for drawn in cells],
         "state": [drawn.state for drawn in cells],
-        "reason": [None if drawn.reason is None else visible(drawn.reason) for drawn in cells],
+        "reason": [_visible(drawn.reason) for drawn in cells],
         "matrices": [size // max(1, len(there)) for size, there in zip(sizes, held, strict=True)],
-        "tensor": [None if name is None else visible(name) for name in names],
-        "rows": _of_first(matrices.numbers("rows"), first),
-        "cols": _of_first(matrices.numbers("cols"), first),
+        "tensor": [tensors[row] for row in first.tolist()],
+        "rows": shortened(np.append(matrices.numbers("rows"), np.nan)[first]),
+        "cols": shortened(np.append(matrices.numbers("cols"), np.nan)[first]),
         "values": {subject: _medians(part, len(cells)) for subject, part in parts.items()},
         "shift": _shifts(matrices, parts, len(cells)),
         "ranges": _ranges(parts["delta"], len(cells)),
@@ -265,11 +297,15 @@ def drawn_cells(matrices: Matrices, cells: Sequence[Cell], pairs: int) -> DrawnC
     }
 
 
+def _visible(text: str | None) -> str | None:
+    if text is None:
+        return None
+    return visible(text)
+
+
 @dataclass(frozen=True)
 class _Part:
-    """The rows of one subject: which they are, their cells, and those of its columns that have any
-    value.
-    """
+    """The rows of one subject: which they are, their cells, and its columns that have any value."""
 
     rows: NDArray[np.intp]
     cell: NDArray[np.intp]
@@ -285,12 +321,10 @@ def _part(matrices: Matrices, cell: NDArray[np.intp], subject: str) -> _Part:
 
 def _present(names: Sequence[str], values: Numbers) -> tuple[list[str], Numbers]:
     """The columns of (rows, names) that have any value."""
-    there = np.flatnonzero(np.any(~np.isnan(values), axis=0))
+    there = np.flatnonzero(~np.isnan(values).all(axis=0))
+    if len(there) == len(names):
+        return list(names), values
     return [names[place] for place in there.tolist()], values[:, there]
-
-
-def _of_first(values: Numbers, first: Sequence[int | None]) -> Listed:
-    return shortened([np.nan if row is None else values[row] for row in first])
 
 
 def _median(values: Numbers) -> Numbers:
@@ -335,9 +369,7 @@ def _medians(part: _Part, cells: int) -> dict[str, Listed]:
 
 
 def _shifts(matrices: Matrices, parts: Mapping[str, _Part], cells: int) -> dict[str, Listed]:
-    """tuned - base of every spectral column by cell, from the unrounded rows; of several matrices
-    the median.
-    """
+    """tuned - base of every spectral column by cell, from unrounded rows; of several the median."""
     names = [column.name for column in SPECTRAL]
     experts = matrices.table["expert"].to_pylist()
     base, tuned = (
@@ -386,8 +418,7 @@ class _Group:
 def _by_group(
     matrices: Matrices, parts: Mapping[str, _Part], index: Mapping[tuple[str, str], int]
 ) -> dict[str, dict[str, list[ModuleFigure | None]]]:
-    """The median of every column over the matrices of a module, its interval over layers, and over
-    how many.
+    """The median of every column over a module's matrices, its interval, and over how many layers.
 
     By subject and column. Modules whose matrices lie in the same layers are resampled at once.
     """
@@ -415,19 +446,19 @@ def _tell(groups: Sequence[_Group], layers: Numbers) -> None:
     """Put [median, interval, layers, level] of every column of every group into its list."""
     values = np.concatenate([group.values for group in groups], axis=1)
     medians = shortened(_median(values))
-    intervals = intervals_of_medians(values, blocks_of([""] * len(layers), layers))
-    bounds = iter(shortened([bound for interval in intervals for bound in interval.bounds or ()]))
-    figures = zip(medians, intervals, strict=True)
-    for group in groups:
-        for cells, (median, interval) in zip(group.lists, figures, strict=False):
-            pair = None if interval.bounds is None else [next(bounds), next(bounds)]
-            cells[group.place] = [median, pair, interval.layers, interval.level]
+    aims = [(figures, group.place) for group in groups for figures in group.lists]
+    for alike in bounds_of_medians(values, blocks_of([""] * len(layers), layers)):
+        bounds = zip(alike.columns, shortened(alike.low), shortened(alike.high), strict=True)
+        for column, low, high in bounds:
+            figures, place = aims[column]
+            if low is None:
+                figures[place] = [medians[column], None, alike.layers, None]
+            else:
+                figures[place] = [medians[column], [low, high], alike.layers, alike.level]
 
 
 def _experts(matrices: Matrices, cell: NDArray[np.intp], most: int) -> Experts | dict[str, Listed]:
-    """The single experts of every cell that has several, in as many columns as the page has room
-    for.
-    """
+    """The single experts of every cell that has several, in as many columns as have room."""
     experts, layers = matrices.numbers("expert"), matrices.numbers("layer")
     rows = matrices.of("delta")
     rows = rows[(experts[rows] < EXPERTS) & (np.isnan(layers[rows]) | (layers[rows] < LAYERS))]

@@ -5,13 +5,15 @@ A curve of 3,584 values on log axes needs about a hundred of them; the rest stay
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal, TypedDict, cast
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
 from shadow.reports.report import Report
@@ -31,6 +33,7 @@ Key = tuple[str, int | None, str]  # component, layer, module
 Sigma = NDArray[np.float32]
 Numbers = list[float | int | None]
 Subject = Literal["base", "tuned", "delta"]
+Line = Literal["base", "tuned", "delta", "low", "high", "spikes"]
 
 
 def points_for(curves: int) -> int:
@@ -58,9 +61,7 @@ def kept_ranks(count: int, points: int) -> NDArray[np.int64]:
 
 
 def short(value: float | None) -> float | int | None:
-    """A number of four significant digits, which no drawing shows more of; null for what is no
-    finite number.
-    """
+    """A number of four significant digits, as many as a drawing shows; null if not finite."""
     if value is None or isinstance(value, int):
         return value
     number = float(value)
@@ -69,46 +70,44 @@ def short(value: float | None) -> float | int | None:
     rounded = float(f"{number:.4g}")
     if abs(rounded) < 1e15 and rounded.is_integer():
         return int(rounded)  # one byte shorter
-    return rounded if math.isfinite(rounded) else number
+    if math.isfinite(rounded):
+        return rounded
+    return number
 
 
 def shortened(values: ArrayLike) -> list[float | int | None]:
-    """`short` of each; of many, rounded all at once where that is safe, as a page of many reports
-    has millions.
-    """
+    """`short` of each; many are rounded at once where that is safe: large pages have millions."""
     numbers = np.asarray(values, dtype=np.float64)
     if len(numbers) < FEWEST:
         return [short(number) for number in numbers.tolist()]
+    sizes = np.abs(numbers)
     with np.errstate(divide="ignore", invalid="ignore"):
-        power = 3.0 - np.floor(
-            np.log10(np.abs(numbers))
-        )  # of ten, which leaves four digits before the point
-        safe = (power <= EXACT) & (np.abs(numbers) < LARGE)
+        # of ten, which leaves four digits before the point
+        power = 3.0 - np.floor(np.log10(sizes))
+        safe = (power <= EXACT) & (sizes < LARGE)
         places = np.where(safe, power, 0.0).astype(np.intp)
         up, down = POWERS[np.maximum(places, 0)], POWERS[np.maximum(-places, 0)]
         scaled = numbers * up / down
         safe &= np.abs(scaled - np.floor(scaled) - 0.5) > TIE
-    rounded = np.rint(scaled) / up * down
-    numbers_shown = [
-        int(number) if number.is_integer() else number
-        for number in np.where(safe, rounded, 0.5).tolist()
-    ]
-    for place in np.flatnonzero(~safe).tolist():
-        number = numbers.item(place)
-        numbers_shown[place] = short(number) if math.isfinite(number) else None
-    return numbers_shown
+    rounded = np.where(safe, np.rint(scaled) / up * down, 0.0)
+    whole = rounded == np.rint(rounded)
+    shown = rounded.astype(object)
+    shown[whole] = rounded[whole].astype(np.int64)  # zeros among them
+    unknown = ~np.isfinite(numbers)
+    shown[unknown] = None
+    for place in np.flatnonzero(~safe & ~unknown & (numbers != 0)).tolist():
+        shown[place] = short(numbers.item(place))
+    return cast(Numbers, shown.tolist())
 
 
 def logarithmic(values: ArrayLike) -> list[float | int | None]:
     """Values for a log axis, which has no 0: an unresolved singular value becomes null."""
-    return [value if value else None for value in shortened(values)]
+    return [value or None for value in shortened(values)]
 
 
 @dataclass
 class _Stack:
-    """The thinned spectra of the matrices of one place, by subject. size is the length of the whole
-    ones.
-    """
+    """The thinned spectra of the matrices of one place, by subject; size is the whole length."""
 
     size: int
     rows: dict[Subject, list[Sigma]] = field(default_factory=dict)
@@ -116,7 +115,7 @@ class _Stack:
 
 
 class Curve(TypedDict, total=False):
-    """The thinned spectra of one cell: descending singular values, None where not resolved."""
+    """The thinned spectra of a cell: singular values, descending, None where not resolved."""
 
     size: int  # how many singular values each matrix has
     matrices: int  # in the cell
@@ -155,7 +154,7 @@ def thinned_spectra(
     sizes = sorted({stack.size for stack in stacks.values()})
     return {
         "ranks": {str(size): (kept_ranks(size, points) + 1).tolist() for size in sizes},
-        "curves": {str(cell): _curve(stack) for cell, stack in sorted(stacks.items())},
+        "curves": _curves(stacks),
     }
 
 
@@ -165,25 +164,46 @@ def _rows(report: Report) -> Iterator[tuple[Key, Subject, Sigma]]:
     for batch in report.spectrum_batches(columns):
         places = [batch.column(name).to_pylist() for name in columns[:4]]
         sigmas = batch.column("sigma")
-        values, bounds = sigmas.values.to_numpy(zero_copy_only=False), sigmas.offsets.to_numpy()
-        for row, (component, layer, module, subject) in enumerate(zip(*places, strict=True)):
-            yield (
-                (component, layer, module),
-                cast(Subject, subject),
-                values[bounds[row] : bounds[row + 1]],
-            )
+        # as a tensor, since `to_numpy` imports pandas, which takes half a second
+        numbers = pa.record_batch([sigmas.values], names=["sigma"]).to_tensor(null_to_nan=True)
+        values = numbers.to_numpy()[:, 0]
+        bounds = sigmas.offsets.to_pylist()
+        rows = zip(*places, itertools.pairwise(bounds), strict=True)
+        for component, layer, module, subject, (start, end) in rows:
+            yield (component, layer, module), cast(Subject, subject), values[start:end]
 
 
-def _curve(stack: _Stack) -> Curve:
-    curve = Curve(size=stack.size, matrices=max(map(len, stack.rows.values())))
+def _curves(stacks: Mapping[int, _Stack]) -> dict[str, Curve]:
+    """The curves of all cells. Their numbers are shortened at once: a curve has few of them."""
+    curves: dict[str, Curve] = {}
+    lines: list[tuple[Curve, Line, NDArray[np.floating]]] = []
+    for cell, stack in sorted(stacks.items()):
+        curve = Curve(size=stack.size, matrices=max(map(len, stack.rows.values())))
+        curves[str(cell)] = curve
+        lines += [(curve, name, values) for name, values in _lines(stack)]
+    if not lines:
+        return curves
+    numbers = iter(logarithmic(np.concatenate([values for _, _, values in lines])))
+    for curve, name, values in lines:
+        curve[name] = list(itertools.islice(numbers, len(values)))
+    return curves
+
+
+def _lines(stack: _Stack) -> Iterator[tuple[Line, NDArray[np.floating]]]:
+    """What is drawn of a cell, by name."""
     for subject, rows in stack.rows.items():
-        curve[subject] = logarithmic(
-            rows[0] if len(rows) == 1 else np.median(np.stack(rows), axis=0)
-        )
+        yield subject, _middle(rows)
     deltas = stack.rows.get("delta", [])
     if len(deltas) > 1:
         low, high = np.quantile(np.stack(deltas), BAND, axis=0)
-        curve["low"], curve["high"] = logarithmic(low), logarithmic(high)
+        yield "low", low
+        yield "high", high
     elif stack.spikes is not None:
-        curve["spikes"] = shortened(stack.spikes)
-    return curve
+        yield "spikes", stack.spikes
+
+
+def _middle(rows: Sequence[Sigma]) -> NDArray[np.floating]:
+    """The median at every rank."""
+    if len(rows) == 1:
+        return rows[0]
+    return np.asarray(np.median(np.stack(rows), axis=0))

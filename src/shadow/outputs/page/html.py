@@ -19,18 +19,12 @@ from shadow.outputs.terminal.scores import signed
 from shadow.outputs.terminal.typeset import fixed, layers_filled, number, rounded, share
 from shadow.text import visible
 
-OWN = (
-    "look",
-    "pair",
-    "heat",
-    "depth",
-    "spectra",
-    "energy",
-    "overview",
-    "page",
-)  # our script, in this order
+# our script, in this order
+OWN = ("look", "pair", "heat", "depth", "spectra", "energy", "overview", "page")
 DELETE = "\x7f"
-UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+UNSAFE = str.maketrans(
+    {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+)
 
 
 def plain(value: Any) -> Any:
@@ -39,23 +33,21 @@ def plain(value: Any) -> Any:
         return visible(value)
     if isinstance(value, dict):
         return {plain(key): plain(inner) for key, inner in value.items()}
-    return [plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    return value
 
 
 def script_json(value: Any) -> Markup:
-    """JSON that is safe inside a script element of data: no text in it can end the element or start
-    a comment.
+    """JSON that is safe inside a script element: no text can end the element or start a comment.
 
     Keys keep their order, so equal values give equal text. NaN and infinity are refused.
     """
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
-    if (
-        "\\" in text or DELETE in text
-    ):  # JSON escapes all but plain ASCII, and of that all control characters but this
+    # JSON escapes all but plain ASCII, and of that all control characters but this
+    if "\\" in text or DELETE in text:
         text = json.dumps(plain(value), allow_nan=False, separators=(",", ":"))
-    return Markup(  # noqa: S704
-        "".join(UNSAFE.get(char, char) for char in text) if any(c in text for c in UNSAFE) else text
-    )
+    return Markup(text.translate(UNSAFE))  # noqa: S704
 
 
 def file_text(name: str) -> str:
@@ -91,12 +83,28 @@ def policy(texts: Iterable[str]) -> str:
 
 def _shown(text: str) -> str:
     """Text with control characters made visible, in which no line begins with a per cent sign."""
-    return re.sub(r"(?<=\d) %", "\N{NO-BREAK SPACE}%", visible(text))
+    harmless = visible(text)
+    if " %" not in harmless:  # nearly all
+        return harmless
+    return re.sub(r"(?<=\d) %", "\N{NO-BREAK SPACE}%", harmless)
+
+
+def _finalized(value: Any) -> Any:
+    """What an expression of a template gives: plain text is made harmless, markup is ours."""
+    if isinstance(value, str) and not hasattr(value, "__html__"):
+        return _shown(value)
+    return value
 
 
 def _typeset(form: Callable[..., str]) -> Callable[[float | int | None], str]:
     """The form of the terminal with a dash for null and a minus sign."""
-    return lambda value: "–" if value is None else form(value).replace("-", "−")
+
+    def typeset(value: float | int | None) -> str:
+        if value is None:
+            return "–"
+        return form(value).replace("-", "−")
+
+    return typeset
 
 
 FORMS = {
@@ -117,18 +125,14 @@ def bounds(pair: Sequence[float] | None, form: str = "number") -> str:
 
 
 def environment() -> jinja2.Environment:
-    """Jinja with autoescape on, undefined names refused, and control characters in every text made
-    visible.
-    """
+    """Jinja that escapes, refuses undefined names, and makes control characters visible."""
     jinja = jinja2.Environment(
         loader=jinja2.PackageLoader("shadow.outputs.page", "."),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=lambda value: (
-            value if hasattr(value, "__html__") or not isinstance(value, str) else _shown(value)
-        ),
+        finalize=_finalized,
     )
     jinja.filters |= {**FORMS, "bounds": bounds}
     jinja.globals |= {"forms": FORMS, "layers_filled": layers_filled}

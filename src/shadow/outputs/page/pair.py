@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from markupsafe import Markup
 
 from shadow.findings.depth import LAYERS
@@ -25,9 +24,7 @@ LISTED = 400  # skipped tensors of a page that are named one by one, or 40 of ea
 
 
 class SkippedTensor(TypedDict):
-    """A tensor that was not measured, as the page lists it. What is null in tensors.parquet is
-    None.
-    """
+    """A tensor that was not measured, as the page lists it; None where tensors.parquet has null."""
 
     tensor: str
     side: str  # base or tuned
@@ -139,8 +136,7 @@ class PairSection:
 def read_pair(
     report: SummarisedReport, where: str, number: int, pairs: int, *, with_step: bool = False
 ) -> PairSection:
-    """A finished report as a page of so many pairs tells it; with_step: also as a step of a
-    lineage.
+    """A finished report as a page of so many pairs tells it; with_step: as a step of a lineage too.
 
     Raises ShadowError when it cannot be read.
     """
@@ -192,7 +188,9 @@ def reference_distributions(
     """
     if place is None:
         return {}
-    optimizers = (place.optimizer,) if place.optimizer else OPTIMIZERS
+    optimizers: Sequence[str] = OPTIMIZERS
+    if place.optimizer:
+        optimizers = (place.optimizer,)
     near = [
         run for run in table if run.short_side == place.short_side and run.optimizer in optimizers
     ]
@@ -204,16 +202,20 @@ def reference_distributions(
 
 
 def _shorter(bounds: tuple[float, float] | None) -> list[float | int | None] | None:
-    return None if bounds is None else [short(bound) for bound in bounds]
+    if bounds is None:
+        return None
+    return [short(bound) for bound in bounds]
 
 
 def _rounded(value: object) -> object:
     """A row of the summary with its numbers shortened."""
+    if isinstance(value, float):  # first, as most are
+        return short(value)
     if isinstance(value, dict):
         return {key: _rounded(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_rounded(inner) for inner in value]
-    return short(value) if isinstance(value, float) else value
+    return value
 
 
 def _layer_counts(summary: Summary) -> dict[str, int]:
@@ -224,7 +226,14 @@ def _layer_counts(summary: Summary) -> dict[str, int]:
 def _skipped(tensors: pa.Table, most: int) -> list[SkippedTensor]:
     """The first skipped tensors by reason."""
     wanted = ["tensor", "side", "shape", "dtype", "component", "reason", "detail"]
-    skipped = tensors.select(wanted).filter(pc.equal(tensors["status"], "skipped")).to_pylist()
+    reasons = tensors["reason"].to_pylist()
+    # in Python, since Arrow's filters import pandas, which takes half a second
+    places = [
+        place for place, status in enumerate(tensors["status"].to_pylist()) if status == "skipped"
+    ]
+    places.sort(key=lambda place: (reasons[place] is None, reasons[place]))
+    told = tensors.select(wanted)
+    rows = [told.slice(place, 1).to_pylist()[0] for place in places[:most]]
     return [
         SkippedTensor(
             tensor=row["tensor"],
@@ -235,7 +244,7 @@ def _skipped(tensors: pa.Table, most: int) -> list[SkippedTensor]:
             reason=row["reason"],
             detail=row["detail"],
         )
-        for row in sorted(skipped, key=lambda row: (row["reason"] is None, row["reason"]))[:most]
+        for row in rows
     ]
 
 
@@ -253,7 +262,9 @@ def _origins(where: str, provenance: Provenance) -> list[tuple[str, str]]:
     nulls = "not sampled"
     if provenance.nulls:
         nulls = f"{provenance.nulls} sign flips, seed {provenance.seed}"
-    took = "" if provenance.seconds is None else f"{provenance.seconds:.1f} s"
+    took = ""
+    if provenance.seconds is not None:
+        took = f"{provenance.seconds:.1f} s"
     libraries = (f"{name} {version}" for name, version in sorted(provenance.libraries.items()))
     sides = [
         (f"{side} {key}", text or "")
