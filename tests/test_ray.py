@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -361,3 +362,69 @@ def test_an_address_where_nobody_answers_is_one_line(command):
     """Exit code 1, no traceback."""
     _, err = command("audit", "demo", "--engine", "ray", "--address", "127.0.0.1:1", code=1)
     assert err.startswith("error: no Ray at 127.0.0.1:1")
+
+
+def in_python(command: Command, script: str) -> str:
+    """What a script prints, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=command.folder, env={**os.environ, **command.variables},
+        capture_output=True, text=True, timeout=SECONDS,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_example_of_the_python_page_runs_as_it_stands(command):
+    """On a Ray of this machine that it starts and ends, with a second one for the second call."""
+    page = (Path(__file__).parents[1] / "docs" / "api.md").read_text(encoding="utf-8")
+    (script,) = re.findall(r"(?ms)^<!-- not run: needs Ray;[^\n]*\n```python\n(.*?)^```", page)
+    ended_too = "\nimport ray\nassert not ray.is_initialized()\n"
+    printed = in_python(command, script + ended_too)
+    assert printed == "demo:base..narrow demo:base..broad\n"
+
+
+def test_python_has_reports_in_the_order_of_the_pairs(tmp_path, command, machines):
+    """The first pair takes longest and one fails: the reports of all others are there and those of
+    one process; the fault names the pair, with the usual hint; a Ray that the process has
+    initialised stays, and an address of another one is refused.
+    """
+    for seed, name, layers in ((0, "base", 12), (1, "slow", 12), (2, "fast", 1)):
+        models.write(tmp_path / name, matrices(seed, layers, 200), {"model_type": "llama"})
+    (tmp_path / "toys.yaml").write_text(
+        "toy-a: {base: ./base, slow: ./slow, fast: ./fast}\ntoy-bad: {base: ./base, gone: ./gone}\n"
+    )
+    script = f"""
+import ray, shadow
+ray.init(address="{machines.address}", log_to_driver=False, logging_level="error")
+on_ray = dict(engine="ray", cpus_per_task=1, registry=".")
+lines, states = [], []
+reports = shadow.audit(
+    ["toy-a:base..slow", "toy-a:base..fast"], output="ray", say=lines.append,
+    progress=states.append, **on_ray,
+)
+print([report.name for report in reports])
+print(max(state.done for state in states))
+print(sum(line.startswith("[1/2] toy-a:base..slow: ") for line in lines) > 0)
+try:
+    shadow.audit(["toy-bad:base..gone", "toy-a:base..fast"], output="bad", **on_ray)
+except shadow.ShadowError as error:
+    print(error.message.partition(": ")[0], "|", "toy-bad:base..gone" in error.message)
+    print(bool(error.hint))
+try:
+    shadow.audit("toy-a", output="x", address="127.0.0.1:1", **on_ray)
+except shadow.UsageError as error:
+    print(error.message)
+assert ray.is_initialized()
+"""
+    assert in_python(command, script).splitlines() == [
+        "['toy-a:base..slow', 'toy-a:base..fast']",
+        "12",
+        "True",
+        "1 of 2 pairs could not be audited | True",
+        "True",
+        "this process has a Ray of another address already",
+    ]
+    assert (tmp_path / "bad" / "toy-a" / "base..fast" / "matrices.parquet").is_file()
+    command("audit", "toy-a:base..*", "--registry", ".", "-o", "local")
+    assert contents(tmp_path / "ray") == contents(tmp_path / "local") != {}

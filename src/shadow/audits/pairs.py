@@ -6,7 +6,7 @@ import pickle
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -104,7 +104,7 @@ def audit_pairs(
     numbered: bool = False,
     audit: Callable[..., AuditResult] = run_pair,
     engine: Engine | None = None,
-) -> Iterator[PairOutcome]:
+) -> Generator[PairOutcome, None, None]:
     """Audit pairs into one folder; yields what became of each as they end. Whatever goes wrong with
     one, the next is tried.
 

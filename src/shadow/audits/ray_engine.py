@@ -77,6 +77,8 @@ def ray_engine(request: RayRequest, runtime: Runtime) -> Iterator[RayEngine]:
     import ray
 
     ours = not ray.is_initialized()
+    if not ours:
+        _require_same(request.address)
     if ours:
         if address == "local":
             runtime.say("starting Ray on this machine")
@@ -88,6 +90,16 @@ def ray_engine(request: RayRequest, runtime: Runtime) -> Iterator[RayEngine]:
     finally:
         if ours:
             ray.shutdown()
+
+
+def _require_same(address: str | None) -> None:
+    """Raises UsageError where this process has a Ray already, and another one is asked for."""
+    import ray
+
+    there = ray.get_runtime_context().gcs_address
+    if address not in (None, "auto", "local", there):
+        hint = f"leave out the address, or name {there}; `ray.shutdown()` ends it"
+        raise UsageError("this process has a Ray of another address already", hint)
 
 
 def _connect(address: str) -> None:
