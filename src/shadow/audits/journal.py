@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -77,17 +78,14 @@ class _Kept(Mapping[str, Outcome]):
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
-        self._places: dict[
-            str, tuple[int, int]
-        ] = {}  # by key: where its line begins, and how long it is
+        self._places: dict[str, int] = {}  # by key: where its line begins
 
-    def put(self, key: str, start: int, length: int) -> None:
-        self._places[key] = start, length
+    def put(self, key: str, start: int) -> None:
+        self._places[sys.intern(key)] = start
 
     def line(self, key: str) -> bytes:
-        start, length = self._places[key]
-        self._file.seek(start)
-        return self._file.read(length)
+        self._file.seek(self._places[key])
+        return self._file.readline()
 
     def __getitem__(self, key: str) -> Outcome:
         return _outcome_from_json(json.loads(self.line(key)))
@@ -143,7 +141,7 @@ class Journal:
                         self.other = entry
                     return 0
                 if number > 0 and "fetched" not in entry:
-                    self._outcomes.put(_outcome_from_json(entry).key, good, len(line))
+                    self._outcomes.put(_outcome_from_json(entry).key, good)
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 break  # cut in the middle of a line
             good += len(line)
@@ -199,7 +197,7 @@ class Journal:
         start = self._file.seek(0, os.SEEK_END)
         self._file.write(line)
         self._file.flush()
-        self._outcomes.put(key, start, len(line))
+        self._outcomes.put(key, start)
 
     def _write(self, entry: Mapping[str, object]) -> None:
         self._file.write(_line(entry))

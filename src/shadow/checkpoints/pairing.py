@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from shadow.checkpoints.adapters import Adapter, adapter_factors, product_shape
@@ -24,7 +24,7 @@ from shadow.reasons import Status
 Side = Literal["base", "tuned"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Factor:
     """The second factor of a low-rank update, and what their product is multiplied by.
 
@@ -46,7 +46,7 @@ class Factor:
         return self.info.shape[1 if self.transposed else 0]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Operand:
     """One side of a matrix pair: a part of a tensor."""
 
@@ -90,7 +90,7 @@ class Operand:
         return tuple(infos)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class MatrixPair:
     """Two matrices at one place, or two vectors."""
 
@@ -117,18 +117,20 @@ class MatrixPair:
     detail: str = ""
     """What a person should know of how they were paired."""
 
-    @cached_property
-    def key(self) -> str:
-        """Names this pair within an audit, the same in every run.
+    key: str = field(init=False, repr=False, compare=False)
+    """Names this pair within an audit, the same in every run.
 
-        It holds the whole place, which no two pairs share: the parts of a fused bias differ in
-        their slot alone.
-        """
+    It holds the whole place, which no two pairs share: the parts of a fused bias differ in their
+    slot alone.
+    """
+
+    def __post_init__(self) -> None:
         p = self.place
-        return json.dumps([self.tuned.info.name, p.component, p.layer, p.module, p.expert, p.slot])
+        key = json.dumps([self.tuned.info.name, p.component, p.layer, p.module, p.expert, p.slot])
+        object.__setattr__(self, "key", sys.intern(key))  # the journal holds it too
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Skipped:
     """A tensor (of one side) that has no numbers, and why; or one that an adapter leaves as it is
     (identical).
