@@ -21,7 +21,7 @@ from shadow.reports.folders import one_report, reports_at, reports_below, report
 from shadow.reports.provenance import report_metadata
 from shadow.reports.remote import fetched
 from shadow.reports.report import Report
-from shadow.storage import Store, fetched_file, located, work_folder
+from shadow.storage import Store, located, work_folder
 from shadow.targets.families import Pair, given_pair
 from shadow.targets.lists import select
 from shadow.targets.references import Reference, parse_reference
@@ -45,7 +45,6 @@ EngineName = Literal["local", "ray"]
 Format = Literal["csv", "json", "arrow", "parquet", "duckdb", "sqlite", "hf-dataset-folder"]
 
 OUTPUT = "reports"
-MAX_FILE = 64_000_000  # bytes of a file of scores at a URL
 
 
 class AuditOptions(TypedDict, total=False):
@@ -560,8 +559,9 @@ def _path(place: Place | None) -> Path | None:
 def _paths(places: Place | Sequence[Place], options: Mapping[str, Any] | None) -> list[Path]:
     """Files of scores; one place may stand for a list of one, and those at URLs are fetched."""
     listed = [places] if isinstance(places, str | PathLike) else places
-    found = [located(place, options) for place in listed]
-    return [fetched_file(place, MAX_FILE) if isinstance(place, Store) else place for place in found]
+    from shadow.findings.score_files import here
+
+    return [here(located(place, options)) for place in listed]
 
 
 def _here(place: Place, options: Mapping[str, Any] | None) -> Path:

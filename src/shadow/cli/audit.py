@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shadow.cli import console
-from shadow.cli.arguments import NamedTargets, access_of, files_here, list_here, selected
+from shadow.cli.arguments import NamedTargets, access_of, list_here, scores_here, selected
 from shadow.cli.gate import GateOptions, at_fault, baselines_of, begin, finish, judged_of, rules_of
 from shadow.cli.options import (
     DEFAULT_OUTPUT,
@@ -229,7 +229,7 @@ def audit(
             say=say,
             detail=console.say if verbose else _say_nothing,
         ),
-        scores=scores_of_pairs(files_here(scores, options), selection.own, say),
+        scores=scores_of_pairs(scores_here(scores, options), selection.own, say),
         rules=rules,
         baselines=baselines_of(held, [(pair.family, pair.name) for pair in selection.own], say),
         on_ray=on_ray,

@@ -80,6 +80,7 @@ QUESTIONS = "questions"  # how many were asked; `10 of 100` of a part
 
 MAX_FILE = 64_000_000  # bytes
 MAX_FILES = 2_000
+SUFFIXES = (".csv", ".json")  # of files that scores are read from
 MAX_SCORES = 500_000
 MAX_TEXT = 300  # characters of a name
 LARGEST = 1e12  # of a score: beyond it is a slip, and differences would lose their digits
@@ -185,7 +186,7 @@ def _files(paths: Iterable[Path]) -> Iterator[tuple[Path, bool]]:
         try:
             folder = path.is_dir()
             files = (
-                sorted(file for file in path.rglob("*") if file.suffix.lower() in (".csv", ".json"))
+                sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
                 if folder
                 else []
             )
@@ -216,7 +217,7 @@ def _hidden(path: Path, top: Path) -> bool:
 
 
 def _bytes(path: Path) -> bytes:
-    if path.suffix.lower() not in (".csv", ".json"):
+    if path.suffix.lower() not in SUFFIXES:
         raise ShadowError(
             f"{str(path)[:80]}: scores are read from .csv and .json files", "rename it"
         )
