@@ -200,7 +200,7 @@ def audit(
     chosen = filter_of(component or [], layer or [], module or [])
     from shadow.audits.cache_folder import default_folder
     from shadow.audits.devices import choose
-    from shadow.audits.pair import Runtime, Settings
+    from shadow.audits.pair import Runtime, Settings, tell_nobody
     from shadow.findings.score_files import scores_of_pairs
     from shadow.spectra.delta import Method
 
@@ -227,7 +227,7 @@ def audit(
             overwrite=overwrite,
             cache=cache,
             say=say,
-            detail=console.say if verbose else _say_nothing,
+            detail=console.say if verbose else tell_nobody,
         ),
         scores=scores_of_pairs(scores_here(scores, options), selection.own, say),
         rules=rules,
