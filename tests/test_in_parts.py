@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import io
 import json
+import weakref
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -16,6 +18,7 @@ from command import run_shadow
 from hub import Hub
 from safetensors.torch import save_file
 
+from shadow.audits import pair as pair_audit
 from shadow.audits import rows
 from shadow.audits.engine import Ended, InProcess
 from shadow.audits.journal import remove_unfinished
@@ -173,6 +176,41 @@ def test_files_tell_nothing_of_how_their_rows_were_gathered(tmp_path, pair, monk
         written.append(pages(run_pair(pair, SETTINGS, tmp_path / str(number)).folder))
     assert written[0] == written[1]
     assert len(written[0]) == 4
+
+
+class Watched(Mapping):
+    """Outcomes, and how many of those that were asked for are alive at most."""
+
+    def __init__(self, outcomes):
+        self._outcomes = outcomes
+        self.given, self.most = [], 0
+
+    def __getitem__(self, key):
+        outcome = self._outcomes[key]
+        self.given.append((key, weakref.ref(outcome)))
+        self.most = max(self.most, sum(alive() is not None for _, alive in self.given))
+        return outcome
+
+    def __iter__(self):
+        return iter(self._outcomes)
+
+    def __len__(self):
+        return len(self._outcomes)
+
+
+def test_an_outcome_is_let_go_when_its_rows_are_made(tmp_path, pair, monkeypatch):
+    """Each is read from the journal once, and two are held at most."""
+    watched = []
+
+    def write_tables(folder, scratch, identity, pairs, skipped, outcomes, **options):
+        watched.append(Watched(outcomes))
+        return rows.write_tables(folder, scratch, identity, pairs, skipped, watched[0], **options)
+
+    monkeypatch.setattr(pair_audit, "write_tables", write_tables)
+    run_pair(pair, SETTINGS, tmp_path)
+    assert max(Counter(key for key, _ in watched[0].given).values()) == 1
+    assert len(watched[0].given) == 25
+    assert watched[0].most <= 2
 
 
 @pytest.mark.parametrize("limit", ["GROUP", "GROUP_BYTES"])

@@ -436,8 +436,10 @@ def test_details_come_to_the_driver(tmp_path, command, on_ray):
     """
     for seed, name in enumerate(("base", "one", "two")):
         models.write(tmp_path / name, matrices(seed, 4), {"model_type": "llama"})
-    (tmp_path / "l.yaml").write_text("- {base: ./base, tuned: ./one, name: 'a:base..one'}\n"
-                                     "- {base: ./base, tuned: ./two, name: 'a:base..two'}\n")  # fmt: skip
+    lines = [
+        f"- {{base: ./base, tuned: ./{name}, name: 'a:base..{name}'}}" for name in ("one", "two")
+    ]
+    (tmp_path / "l.yaml").write_text("\n".join(lines))
     _, err = command("audit", "--list", "l.yaml", "-o", "ray", "-v", *on_ray)
     for number, pair in ((1, "a:base..one"), (2, "a:base..two")):
         lines = [line for line in err.splitlines() if line.startswith(f"[{number}/2] {pair}: ")]

@@ -59,7 +59,7 @@ class TableFile:
 
 
 def pages_of(file: IO[bytes]) -> int:
-    """How many bytes of a Parquet file lie before its footer: its pages, and the mark at its start."""
+    """Bytes of a Parquet file before its footer: its pages, and the mark at its start."""
     size = file.seek(0, os.SEEK_END)
     if size < TAIL:
         return 0
