@@ -154,6 +154,7 @@ class Journal:
 
     @property
     def is_empty(self) -> bool:
+        """Is there nothing in it that a later run could go on with or tidy up?"""
         return not self.outcomes and not self.fetched and not (self.folder / PARTS).exists()
 
     def take_over(self, part: Path) -> None:
@@ -190,6 +191,7 @@ class Journal:
             self.fetched.append(fetched)
 
     def add(self, outcome: Outcome) -> None:
+        """Write an outcome; on return it outlives this process. Raises ShadowError."""
         with writing(self.folder):
             self._add(outcome.key, _line(_outcome_to_json(outcome)))
 
@@ -204,6 +206,7 @@ class Journal:
         self._file.flush()
 
     def close(self) -> None:
+        """Let go of the file and of its lock; it stays on the disk."""
         with contextlib.suppress(OSError):  # what could not be written has been told already
             self._file.close()
 

@@ -253,9 +253,16 @@ class AlignedPair:
     """A pair whose checkpoints are open and lined up. No weight has been read."""
 
     base: Checkpoint
+    """The base, its headers read."""
+
     tuned: Checkpoint
+    """The tuned side, likewise."""
+
     pairs: list[MatrixPair]
+    """Matrices and vectors that are measured."""
+
     skipped: list[Skipped]
+    """A tensor of either side for each that is not."""
 
 
 def run_pair(
