@@ -184,6 +184,13 @@ def test_checkpoints_are_named_as_base_and_tuned(tmp_path):
         ({"target": "demo", "max_disk": "lots"}, "'lots' is not a size"),
         ({"target": "demo", "nulls": -1}, "nulls=-1"),
         ({"target": "demo", "base": "a/b", "tuned": "a/c"}, "a target, and base and tuned too"),
+        ({"target": "demo", "engine": "slurm"}, "engine='slurm'"),
+        ({"target": "demo", "address": "auto"}, "address='auto' without engine='ray'"),
+        ({"target": "demo", "memory_per_task": 10}, "memory_per_task=10 without engine='ray'"),
+        ({"target": "demo", "engine": "ray", "cpus_per_task": 0}, "cpus_per_task=0"),
+        ({"target": "demo", "engine": "ray", "memory_per_task": "lots"}, "'lots' is not a size"),
+        ({"target": "demo", "engine": "ray", "address": "ray://head"}, "a run over a Ray client"),
+        ({"target": "demo", "parts": 0}, "parts=0"),
     ],
 )
 def test_what_makes_no_sense_is_a_shadow_error(wrong, message, tmp_path):
@@ -193,6 +200,16 @@ def test_what_makes_no_sense_is_a_shadow_error(wrong, message, tmp_path):
         shadow.audit(*target, output=tmp_path / "out", **wrong)
     assert caught.value.hint
     assert not (tmp_path / "out").exists()
+
+
+def test_a_pair_in_parts_has_the_report_of_a_whole_one(audited, tmp_path):
+    """In this process too: the same tables and the same summary."""
+    told = []
+    whole = audited[0]
+    report = shadow.audit("demo:base..narrow", output=tmp_path, parts=2, say=told.append)
+    assert any(line.startswith("measuring in 2 parts") for line in told)
+    assert report.matrices.equals(whole.matrices)
+    assert report.summary.as_json() == whole.summary.as_json()
 
 
 def test_one_pair_that_fails_does_not_stop_the_others(audited, tmp_path):
@@ -673,7 +690,8 @@ def test_reports_are_exported_together(audited, tmp_path):
 
 
 EXAMPLES = re.findall(
-    r"(?ms)^```python\n(.*?)^```", (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    r"(?ms)(?<!-->\n)^```python\n(.*?)^```",  # not those that are marked as not run
+    (ROOT / "docs" / "api.md").read_text(encoding="utf-8"),
 )
 
 

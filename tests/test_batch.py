@@ -285,7 +285,7 @@ def test_a_report_that_only_had_to_be_written_is_this_runs_work(toys, monkeypatc
     """
     selection = select_toys(toys, "toy-c:*")
     with monkeypatch.context() as patched:
-        patched.setattr(shadow_run, "write_report", lambda *told, **options: sys.exit(9))
+        patched.setattr(shadow_run, "write_tables", lambda *told, **options: sys.exit(9))
         with pytest.raises(SystemExit):
             run_pair(selection.pairs[0], EVERYTHING, toys / "out", Runtime(jobs=1))
     said = []

@@ -287,16 +287,16 @@ def test_killed_while_files_take_their_places_nothing_is_lost(pair, toys, monkey
 def test_a_new_report_that_cannot_be_written_leaves_the_old_one(pair, toys, monkeypatch):
     """A disk is full at the last file of a new report: the old one is whole, the work is kept."""
     first = run_pair(pair, EVERYTHING, toys / "out")
-    before, write = files(first.folder), report_module.parquet_bytes
+    before, finish = files(first.folder), report_module.TableFile.finish
     written = []
 
-    def full(table, metadata):
-        written.append(table)
+    def full(file, metadata):
+        written.append(file)
         if len(written) == 4:
             raise OSError(28, "No space left on device")
-        return write(table, metadata)
+        finish(file, metadata)
 
-    monkeypatch.setattr(report_module, "parquet_bytes", full)
+    monkeypatch.setattr(report_module.TableFile, "finish", full)
     with pytest.raises(ShadowError, match="No space left"):
         run_pair(pair, OTHER["nulls"][0], toys / "out", Runtime(overwrite=True))
     assert files(first.folder) == before

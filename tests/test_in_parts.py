@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import weakref
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -23,7 +26,10 @@ from shadow.audits.schedule import shards_of
 from shadow.checkpoints.opening import open_folder
 from shadow.checkpoints.pairing import Filter, pair_checkpoints
 from shadow.errors import ShadowError
-from shadow.reports.parquet import parquet_bytes
+from shadow.findings import summary as summary_module
+from shadow.findings.summary import read_summary
+from shadow.reports.columns import MATRICES
+from shadow.reports.parquet import TableFile, arrow_schema, pages_of, table_of
 from shadow.spectra.delta import Method
 from shadow.targets.families import given_pair
 from shadow.targets.references import parse_reference
@@ -149,28 +155,105 @@ def test_the_report_is_that_of_one_process(tmp_path, pair, count):
     assert [state.done for state in states] == sorted(state.done for state in states)
 
 
+def pages(report: Path) -> dict[str, bytes]:
+    """What the tables of a report hold before their footers, which tell when it was made."""
+    found = {}
+    for path in sorted(report.glob("*.parquet")):
+        content = path.read_bytes()
+        found[path.name] = content[: pages_of(io.BytesIO(content))]
+    return found
+
+
 def test_files_tell_nothing_of_how_their_rows_were_gathered(tmp_path, pair, monkeypatch):
     """Gathered five at a time and all at once: the tables have the same bytes as Parquet files."""
     written = []
     for number, chunk in enumerate((5, 1_000_000)):
         monkeypatch.setattr(rows, "CHUNK", chunk)
-        gathered: list[bytes] = []
-        monkeypatch.setattr(pair_audit, "report_tables", noting(gathered))
-        run_pair(pair, SETTINGS, tmp_path / str(number))
-        written.append(gathered)
+        written.append(pages(run_pair(pair, SETTINGS, tmp_path / str(number)).folder))
     assert written[0] == written[1]
     assert len(written[0]) == 4
 
 
-def noting(gathered: list[bytes]):
-    """report_tables, which also keeps what it returned as files."""
+class Watched(Mapping):
+    """Outcomes, and how many of those that were asked for are alive at most."""
 
-    def made(*arguments, **options):
-        tables = rows.report_tables(*arguments, **options)
-        gathered.extend(parquet_bytes(table, {}) for table in tables.values())
-        return tables
+    def __init__(self, outcomes):
+        self._outcomes = outcomes
+        self.given, self.most = [], 0
 
-    return made
+    def __getitem__(self, key):
+        outcome = self._outcomes[key]
+        self.given.append((key, weakref.ref(outcome)))
+        self.most = max(self.most, sum(alive() is not None for _, alive in self.given))
+        return outcome
+
+    def __iter__(self):
+        return iter(self._outcomes)
+
+    def __len__(self):
+        return len(self._outcomes)
+
+
+def test_an_outcome_is_let_go_when_its_rows_are_made(tmp_path, pair, monkeypatch):
+    """Each is read from the journal once, and two are held at most."""
+    watched = []
+
+    def write_tables(folder, scratch, identity, pairs, skipped, outcomes, **options):
+        watched.append(Watched(outcomes))
+        return rows.write_tables(folder, scratch, identity, pairs, skipped, watched[0], **options)
+
+    monkeypatch.setattr(pair_audit, "write_tables", write_tables)
+    run_pair(pair, SETTINGS, tmp_path)
+    assert max(Counter(key for key, _ in watched[0].given).values()) == 1
+    assert len(watched[0].given) == 25
+    assert watched[0].most <= 2
+
+
+@pytest.mark.parametrize("limit", ["GROUP", "GROUP_BYTES"])
+def test_a_large_report_is_written_in_row_groups(tmp_path, pair, monkeypatch, limit):
+    """As soon as the gathered rows are many or large: every matrix is whole in one group, and
+    tables, summary and seal are those of a report in one piece.
+    """
+    whole = run_pair(pair, SETTINGS, tmp_path / "whole")
+    monkeypatch.setattr(rows, "CHUNK", 5)
+    monkeypatch.setattr(rows, limit, 10)
+    cut = run_pair(pair, SETTINGS, tmp_path / "cut")
+    for name in ("matrices", "spectra", "tensors"):
+        file = pq.ParquetFile(cut.folder / f"{name}.parquet")
+        assert file.num_row_groups >= 4
+        assert (
+            file.read().to_pylist() == pq.read_table(whole.folder / f"{name}.parquet").to_pylist()
+        )
+    file = pq.ParquetFile(cut.folder / "matrices.parquet")
+    for number in range(file.num_row_groups):
+        subjects = Counter(file.read_row_group(number)["subject"].to_pylist())
+        assert len(set(subjects.values())) == 1
+    assert cut.summary == whole.summary
+    monkeypatch.setattr(summary_module, "summarise", None)  # a summary that is believed needs none
+    assert read_summary(cut.folder)[0] == whole.summary
+
+
+def test_a_table_in_row_groups_has_the_bytes_of_one_that_pyarrow_writes(tmp_path):
+    """Pages, footer and metadata: a file whose metadata came last is that of `write_table`."""
+    schema = arrow_schema(MATRICES)
+    drawn = [{"tensor": f"t{i}", "rows": i, "concentration": i / 7} for i in range(3000)]
+    told = {"version": "1", "settings": {"a": [1]}}
+    for number, groups in enumerate(([], [drawn], [drawn[:1000], drawn[1000:]])):
+        file = TableFile(tmp_path / f"{number}.parquet", schema)
+        for group in groups:
+            file.write(table_of(MATRICES, group))
+        file.close()
+        file.finish(told)
+        wanted = table_of(MATRICES, [row for group in groups for row in group])
+        wanted = wanted.replace_schema_metadata(
+            {b"shadow": json.dumps(told, sort_keys=True).encode()}
+        )
+        pq.write_table(
+            wanted, tmp_path / "w", compression="zstd", row_group_size=1000 if number == 2 else None
+        )
+        if number < 2:
+            assert file.path.read_bytes() == (tmp_path / "w").read_bytes()
+        assert pq.read_table(file.path).equals(wanted, check_metadata=True)
 
 
 class Dying(InProcess):

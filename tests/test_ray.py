@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -359,3 +360,192 @@ def test_an_address_where_nobody_answers_is_one_line(command):
     """Exit code 1, no traceback."""
     _, err = command("audit", "demo", "--engine", "ray", "--address", "127.0.0.1:1", code=1)
     assert err.startswith("error: no Ray at 127.0.0.1:1")
+
+
+def in_python(command: Command, script: str) -> str:
+    """What a script prints, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=command.folder, env={**os.environ, **command.variables},
+        capture_output=True, text=True, timeout=SECONDS,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_example_of_the_python_page_runs_as_it_stands(command):
+    """On a Ray of this machine that it starts and ends, with a second one for the second call."""
+    page = (Path(__file__).parents[1] / "docs" / "api.md").read_text(encoding="utf-8")
+    (script,) = re.findall(r"(?ms)^<!-- not run: needs Ray;[^\n]*\n```python\n(.*?)^```", page)
+    ended_too = "\nimport ray\nassert not ray.is_initialized()\n"
+    printed = in_python(command, script + ended_too)
+    assert printed == "demo:base..narrow demo:base..broad\n"
+
+
+def test_python_has_reports_in_the_order_of_the_pairs(tmp_path, command, machines):
+    """The first pair takes longest and one fails: the reports of all others are there and those of
+    one process; the fault names the pair, with the usual hint; a Ray that the process has
+    initialised stays, and an address of another one is refused.
+    """
+    for seed, name, layers in ((0, "base", 12), (1, "slow", 12), (2, "fast", 1)):
+        models.write(tmp_path / name, matrices(seed, layers, 200), {"model_type": "llama"})
+    (tmp_path / "toys.yaml").write_text(
+        "toy-a: {base: ./base, slow: ./slow, fast: ./fast}\ntoy-bad: {base: ./base, gone: ./gone}\n"
+    )
+    script = f"""
+import ray, shadow
+ray.init(address="{machines.address}", log_to_driver=False, logging_level="error")
+on_ray = dict(engine="ray", cpus_per_task=1, registry=".")
+lines, states = [], []
+reports = shadow.audit(
+    ["toy-a:base..slow", "toy-a:base..fast"], output="ray", say=lines.append,
+    progress=states.append, **on_ray,
+)
+print([report.name for report in reports])
+print(max(state.done for state in states))
+print(sum(line.startswith("[1/2] toy-a:base..slow: ") for line in lines) > 0)
+try:
+    shadow.audit(["toy-bad:base..gone", "toy-a:base..fast"], output="bad", **on_ray)
+except shadow.ShadowError as error:
+    print(error.message.partition(": ")[0], "|", "toy-bad:base..gone" in error.message)
+    print(bool(error.hint))
+try:
+    shadow.audit("toy-a", output="x", address="127.0.0.1:1", **on_ray)
+except shadow.UsageError as error:
+    print(error.message)
+assert ray.is_initialized()
+"""
+    assert in_python(command, script).splitlines() == [
+        "['toy-a:base..slow', 'toy-a:base..fast']",
+        "12",
+        "True",
+        "1 of 2 pairs could not be audited | True",
+        "True",
+        "this process has a Ray of another address already",
+    ]
+    assert (tmp_path / "bad" / "toy-a" / "base..fast" / "matrices.parquet").is_file()
+    command("audit", "toy-a:base..*", "--registry", ".", "-o", "local")
+    assert contents(tmp_path / "ray") == contents(tmp_path / "local") != {}
+
+
+def test_details_come_to_the_driver(tmp_path, command, on_ray):
+    """`--verbose`: stderr has the lines of one process, of each pair behind its name, of each part
+    behind its number; without it none.
+    """
+    for seed, name in enumerate(("base", "one", "two")):
+        models.write(tmp_path / name, matrices(seed, 4), {"model_type": "llama"})
+    lines = [
+        f"- {{base: ./base, tuned: ./{name}, name: 'a:base..{name}'}}" for name in ("one", "two")
+    ]
+    (tmp_path / "l.yaml").write_text("\n".join(lines))
+    _, err = command("audit", "--list", "l.yaml", "-o", "ray", "-v", *on_ray)
+    for number, pair in ((1, "a:base..one"), (2, "a:base..two")):
+        lines = [line for line in err.splitlines() if line.startswith(f"[{number}/2] {pair}: ")]
+        measured = [line for line in lines if "up_proj.weight, 8 x 8: measured in" in line]
+        assert len(measured) == 4
+        assert any(line.partition(": ")[2].startswith("base: ") for line in lines)
+    _, err = command("audit", "./base", "./one", "-o", "parts", "--parts", 2, "-v", *on_ray)
+    for number in (1, 2):
+        of_part = [line for line in err.splitlines() if line.startswith(f"part {number} of 2: ")]
+        assert sum("measured in" in line for line in of_part) == 2
+    _, err = command("audit", "./base", "./two", "-o", "quiet", *on_ray)
+    assert "measured in" not in err
+
+
+def test_another_version_on_a_machine_is_one_line(tmp_path, command, machines):
+    """Told with both versions and what to do; nothing is tried again, and nothing is left."""
+    script = f"""
+import shadow
+from shadow.audits import ray_engine
+ray_engine.__version__ = "0.0.1"
+lines = []
+try:
+    shadow.audit("demo", output="out", engine="ray", cpus_per_task=1,
+                 address="{machines.address}", say=lines.append)
+except shadow.ShadowError as error:
+    print(error.message)
+    print(error.hint)
+assert not any("trying again" in line for line in lines)
+"""
+    message, hint = in_python(command, script).splitlines()
+    assert message.startswith("2 of 2 pairs could not be audited: demo:base..narrow: a machine has")
+    assert "and the command is of shadow 0.0.1" in message
+    assert hint == "install shadow 0.0.1 on every machine"
+    assert not list((tmp_path / "out").rglob("*.parquet"))
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_task_out_of_memory_goes_on_with_one_worker(tmp_path, command, machines, times):
+    """Ray's answer is made up. Once: the task is tried again, with one worker, and the report is
+    that of one process. Three times: one line and a hint, and the same call goes on later.
+    """
+    for seed, name in enumerate(("base", "tuned")):
+        models.write(tmp_path / name, matrices(seed), {"model_type": "llama"})
+    script = f"""
+import ray, shadow
+from shadow.audits.ray_engine import RayEngine
+get, begin, left, jobs = ray.get, RayEngine._portable, [{times}], []
+def got(reference, **more):
+    if not more and left[0]:  # of a task, not of what tasks tell
+        left[0] -= 1
+        raise ray.exceptions.OutOfMemoryError("killed by the memory monitor")
+    return get(reference, **more)
+def portable(self, runtime, task):
+    made = begin(self, runtime, task)
+    jobs.append(made.jobs)
+    return made
+ray.get, RayEngine._portable = got, portable
+lines = []
+asked = dict(base="./base", tuned="./tuned", output="out", engine="ray", cpus_per_task=1, jobs=2,
+             address="{machines.address}", parts=1, say=lines.append)
+try:
+    shadow.audit(**asked)
+except shadow.ShadowError as error:
+    print(error.message)
+    print(error.hint)
+    shadow.audit(**asked)
+print(jobs)
+print(sum(line.endswith("its machine ran out of memory; trying again") for line in lines))
+"""
+    *told, jobs, again = in_python(command, script).splitlines()
+    if times == 1:
+        assert (told, jobs, again) == ([], "[2, 1]", "1")
+    else:
+        assert told[0] == "its machine ran out of memory, 3 times in a row"
+        assert told[1].startswith("give each task more with --memory-per-task")
+        assert again == "2"
+    command("audit", "./base", "./tuned", "-o", "local")
+    assert contents(tmp_path / "out") == contents(tmp_path / "local") != {}
+
+
+def test_a_machine_that_is_lost_does_not_end_the_run(tmp_path, command):
+    """Two machines at work, one of them is taken away: its pair begins again on the other one, at
+    its journal, and the reports are those of one process.
+    """
+    cluster_utils = pytest.importorskip("ray.cluster_utils")
+    models.write(tmp_path / "base", matrices(0, 40, 300), {"model_type": "llama"})
+    for number in (1, 2):
+        models.write(tmp_path / f"x{number}", matrices(number, 40, 300), {"model_type": "llama"})
+    models.write(tmp_path / "other", matrices(3, 40, 300), {"model_type": "llama"})
+    (tmp_path / "l.yaml").write_text(
+        "- {base: ./base, tuned: ./x1}\n- {base: ./other, tuned: ./x2}\n"
+    )
+    cluster = cluster_utils.Cluster()
+    try:
+        own = {"num_cpus": 1, "object_store_memory": 100_000_000}
+        variables = {"SHADOW_NO_CACHE": "1"}
+        cluster.add_node(include_dashboard=False, env_vars=variables, **own)
+        second = cluster.add_node(env_vars=variables, **own)
+        on_both = ("--engine", "ray", "--address", cluster.address, "--cpus-per-task", "1")
+        words = ("audit", "--list", "l.yaml", "--no-subspaces", "-o")
+        process = command.start(*words, "out", *on_both)
+        until(lambda: len(journals(tmp_path / "out")) == 2)
+        cluster.remove_node(second, allow_graceful=False)
+        _, err = ended(process)
+        assert "its process was lost" in err
+        assert "trying again" in err
+        assert "resuming: " in err
+    finally:
+        cluster.shutdown()
+    command(*words, "whole")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole") != {}

@@ -9,6 +9,7 @@ import json
 import pickle
 import threading
 import traceback
+from collections import Counter
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -16,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 import models
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -33,7 +35,14 @@ from shadow.errors import KeptError, ShadowError, UsageError
 from shadow.findings.summary import read_summary
 from shadow.reports import remote
 from shadow.reports.provenance import finished_metadata
-from shadow.reports.remote import CLAIM, fetched, fetched_if_any, publish, published_metadata
+from shadow.reports.remote import (
+    CLAIM,
+    PublishedIndex,
+    fetched,
+    fetched_if_any,
+    publish,
+    published_metadata,
+)
 from shadow.reports.report import Report
 from shadow.spectra.delta import Method
 from shadow.storage import Store, located, parsed_options, url_of, work_folder
@@ -584,6 +593,174 @@ def test_merging_from_and_into_urls(toys, pair, store, tmp_path):
     assert (again.copied, again.there) == (0, 2)
 
 
+class Traffic:
+    """What comes from the memory to this machine, in bytes by file, and what the store copies."""
+
+    def __init__(self, monkeypatch):
+        self.came: Counter[str] = Counter()
+        self.copied: list[str] = []
+        cat, get, copy = (
+            getattr(MemoryFileSystem, name) for name in ("cat_file", "get_file", "cp_file")
+        )
+
+        def cat_file(system, path, *arguments, **more):
+            content = cat(system, path, *arguments, **more)
+            self.came[path] += len(content)
+            return content
+
+        def get_file(system, path, *arguments, **more):
+            self.came[path] += system.size(path)
+            return get(system, path, *arguments, **more)
+
+        def cp_file(system, path, *arguments, **more):
+            self.copied.append(path)
+            return copy(system, path, *arguments, **more)
+
+        monkeypatch.setattr(MemoryFileSystem, "cat_file", cat_file)
+        monkeypatch.setattr(MemoryFileSystem, "get_file", get_file)
+        monkeypatch.setattr(MemoryFileSystem, "cp_file", cp_file)
+
+    def of(self, *suffixes):
+        return {path for path in self.came if path.endswith(suffixes)}
+
+
+def test_a_merge_within_a_store_fetches_no_table(toys, pair, store, tmp_path, monkeypatch):
+    """Of each table only its end comes here, the store copies the rest, and what it copied are the
+    very files; a merge into a folder has the same index.
+    """
+    monkeypatch.setattr(remote, "USUAL_FOOTER", 100)  # so that a footer is less than a small table
+    audited(pair, store.at("one"))
+    listed(toys, store.at("two"))
+    local = merge(tmp_path / "all", [fetched(store.at("one")), fetched(store.at("two"))])
+    traffic = Traffic(monkeypatch)
+    merged = merge_remote(store.at("all"), [store.at("one"), store.at("two")])
+    assert merged.index == local.index == read_index(fetched(store.at("all")))
+    system = MemoryFileSystem()
+    copied = [path for path in traffic.copied if path.endswith(".parquet")]
+    assert len(copied) == 8
+    for path in copied:
+        target = path.replace("/one/", "/all/").replace("/two/", "/all/")
+        assert system.cat_file(target) == system.cat_file(path)
+    assert not [path for path in system.store if path.endswith((CLAIM, ".index-writer"))]
+    assert whole(fetched(at(pair, store.at("all")))) == []
+
+
+def test_a_merge_reads_only_ends_of_tables(pair, store, monkeypatch):
+    """Fewer bytes of each table than it has."""
+    monkeypatch.setattr(remote, "USUAL_FOOTER", 100)
+    audited(pair, store.at("one"))
+    traffic = Traffic(monkeypatch)
+    merge_remote(store.at("all"), [store.at("one")])
+    sizes = {
+        f"/bucket/reports/one/{name}": entry.size for name, entry in store.at("one").files().items()
+    }
+    tables = traffic.of(".parquet")
+    assert len({path for path in tables if "/one/" in path}) == 4
+    spectra = next(path for path in tables if path.endswith("spectra.parquet") and "/one/" in path)
+    assert traffic.came[spectra] < sizes[spectra]
+    assert all(
+        entry.size == sizes[f"/bucket/reports/one/{name}"]
+        for name, entry in store.at("all").files().items()
+        if name in sizes
+    )
+
+
+def test_two_reports_of_a_pair_are_compared_whole(pair, store, tmp_path, monkeypatch):
+    """Equal ones are one report; two that differ are refused and nothing is copied."""
+    audited(pair, store.at("one"))
+    monkeypatch.setenv("SHADOW_WORK_DIR", str(tmp_path / "elsewhere"))
+    audited(pair, store.at("two"))
+    merged = merge_remote(store.at("all"), [store.at("one"), store.at("two")])
+    assert (merged.copied, merged.there) == (1, 0)
+    table = at(pair, store.at("two")).at("matrices.parquet")
+    content = pq.read_table(io.BytesIO(table.parent.read(table.name, 10**7)))
+    place = content.schema.get_field_index("frobenius_norm")
+    other = content.set_column(place, content.schema.field(place), pc.multiply(content[place], 2.0))
+    sink = io.BytesIO()
+    pq.write_table(other, sink)
+    table.parent.put(table.name, sink.getvalue())
+    with pytest.raises(ShadowError, match="different reports of"):
+        merge_remote(store.at("more"), [store.at("one"), store.at("two")])
+    assert not store.at("more").files()
+
+
+def test_reports_are_copied_by_way_of_this_machine_where_the_store_cannot(pair, store, monkeypatch):
+    """As from one store to another: the same files."""
+    audited(pair, store.at("one"))
+    monkeypatch.setattr(Store, "copy", lambda *_: False)
+    merge_remote(store.at("all"), [store.at("one")])
+    there, here = (
+        {name: place.read(name, 10**7) for name in place.files()}
+        for place in (at(pair, store.at(name)) for name in ("one", "all"))
+    )
+    assert there == here != {}
+
+
+def test_a_report_that_changes_while_it_is_copied_is_not_merged(pair, store, monkeypatch):
+    """No half report: the one by which it is found is not there."""
+    audited(pair, store.at("one"))
+    copy = Store.copy
+
+    def replaced(self, name, target):
+        copy(self, name, target)
+        self.put("summary.json", b"{}")
+        return True
+
+    monkeypatch.setattr(Store, "copy", replaced)
+    with pytest.raises(ShadowError, match="changed while it was copied"):
+        merge_remote(store.at("all"), [store.at("one")])
+    assert fetched_if_any(store.at("all")) is None
+
+
+def test_two_lists_that_write_an_index_at_once_do_not_mix(toys, store, monkeypatch, tmp_path):
+    """One begins while the other is between its look and its write: it is refused, and both files
+    are of the first.
+    """
+    folders = []
+    for name in ("first", "second"):
+        monkeypatch.setenv("SHADOW_WORK_DIR", str(tmp_path / name))
+        listed(toys, store.at(name))
+        folders.append(work_folder(store.at(name)))
+    target = store.at("target")
+    first, second = PublishedIndex(target), PublishedIndex(target)
+    put, refused = Store.put_file, []
+
+    def put_file(self, path, name):
+        if name == "batch.parquet" and not refused:
+            refused.append(None)
+            with pytest.raises(ShadowError, match="another audit is writing there") as fault:
+                second.publish(folders[1])
+            refused.append(fault.value)
+        put(self, path, name)
+
+    monkeypatch.setattr(Store, "put_file", put_file)
+    first.publish(folders[0])
+    assert len(refused) == 2
+    for name in ("batch.parquet", "index.json"):
+        assert target.read(name, 10**7) == (folders[0] / name).read_bytes()
+    with pytest.raises(ShadowError, match="another list is being audited there"):
+        second.publish(folders[1])
+    assert CLAIM not in target.files()
+
+
+def test_a_run_that_was_killed_while_it_wrote_an_index_goes_on(toys, store, monkeypatch):
+    """The claim that it left is its own: it waits for nobody."""
+    listed(toys, store)
+    folder, published = work_folder(store), PublishedIndex(store)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "put_file", killed)
+        patched.setattr(Store, "remove", lambda *_: None)
+        with pytest.raises(KeyboardInterrupt):
+            published.publish(folder)
+    assert CLAIM in store.files()
+    published.publish(folder)
+    assert CLAIM not in store.files()
+
+
 # Commands
 
 
@@ -693,6 +870,32 @@ def test_lists_policies_and_scores_may_be_urls(demo, tmp_path):
     kept = located("memory://bucket/listed/demo/base..narrow").read("scores.json", 10**6).decode()
     assert "memory://bucket/in/scores.csv" in kept
     assert storage._scratch().name not in kept
+
+
+def test_scores_may_be_a_folder_at_a_url(demo, tmp_path, monkeypatch):
+    """All of its CSV and JSON files and no others, in the command and in Python; too many or too
+    large ones are refused before they are fetched.
+    """
+    system = MemoryFileSystem()
+    pair = package.pairs("demo:base..narrow")[0]
+    for name, benchmark in (("a.csv", "mmlu"), ("more/b.csv", "arc"), (".hidden/c.csv", "gsm8k")):
+        rows = f"{pair.tuned},{benchmark},0.5\n{pair.base},{benchmark},0.4\n"
+        system.pipe_file(f"/bucket/in/{name}", f"model,benchmark,score\n{rows}".encode())
+    system.pipe_file("/bucket/in/readme.txt", b"no scores")
+    words = ("demo:base..narrow", "-o", "memory://bucket/scored", "--no-subspaces")
+    code, _, err = command("audit", *words, "--scores", "memory://bucket/in")
+    assert code == 0, err
+    kept = located("memory://bucket/scored/demo/base..narrow").read("scores.json", 10**6).decode()
+    assert "memory://bucket/in/more/b.csv" in kept
+    assert ("mmlu" in kept, "arc" in kept, "gsm8k" in kept) == (True, True, False)
+    report = package.audit(words[0], output=tmp_path / "py", scores="memory://bucket/in")
+    assert {gain.benchmark for gain in report.summary.scores} == {"mmlu", "arc"}
+    monkeypatch.setattr("shadow.findings.score_files.MAX_FILES", 1)
+    with pytest.raises(ShadowError, match="more than 1 files"):
+        package.audit(words[0], output=tmp_path / "x", scores="memory://bucket/in")
+    monkeypatch.setattr("shadow.findings.score_files.MAX_FILE", 10)
+    with pytest.raises(ShadowError, match="larger than 10 bytes"):
+        package.audit(words[0], output=tmp_path / "x", scores="memory://bucket/in/a.csv")
 
 
 def test_a_fault_in_a_list_at_a_url_names_the_url_and_the_line(tmp_path, monkeypatch):

@@ -7,6 +7,8 @@ What needs torch is imported by the function that needs it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -18,15 +20,17 @@ from shadow.reports.folders import one_report, reports_at, reports_below, report
 from shadow.reports.provenance import report_metadata
 from shadow.reports.remote import fetched
 from shadow.reports.report import Report
-from shadow.storage import Store, fetched_file, located, work_folder
+from shadow.storage import Store, located, work_folder
 from shadow.targets.families import Pair, given_pair
 from shadow.targets.lists import select
 from shadow.targets.references import Reference, parse_reference
 from shadow.text import bytes_of, counted, several
 
 if TYPE_CHECKING:
-    from shadow.audits.pair import AuditResult, Progress, Settings
+    from shadow.audits.engine import Engine
+    from shadow.audits.pair import AuditResult, Progress, Runtime, Settings
     from shadow.audits.plan import Access, PairPlan
+    from shadow.audits.ray_engine import RayRequest
     from shadow.findings.comparison import Comparison
     from shadow.findings.scores import ScoreFiles
     from shadow.gates.verdicts import Judgement, Measured
@@ -36,10 +40,10 @@ Place = str | PathLike[str]
 Several = list[str] | list[Pair] | list[str | Pair] | tuple[str | Pair, ...]
 Precision = Literal["default", "exact", "fast"]
 Fetch = Literal["auto", "shards", "ranges"]
+EngineName = Literal["local", "ray"]
 Format = Literal["csv", "json", "arrow", "parquet", "duckdb", "sqlite", "hf-dataset-folder"]
 
 OUTPUT = "reports"
-MAX_FILE = 64_000_000  # bytes of a file of scores at a URL
 
 
 class AuditOptions(TypedDict, total=False):
@@ -64,6 +68,11 @@ class AuditOptions(TypedDict, total=False):
     offline: bool
     fetch: Fetch
     max_disk: int | str | None
+    engine: EngineName
+    address: str | None
+    cpus_per_task: int | None
+    memory_per_task: int | str | None
+    parts: int | None
     registry: Place | None
     storage_options: Mapping[str, Any] | None
     say: Callable[[str], None] | None
@@ -111,6 +120,11 @@ def audit(
     offline: bool = False,
     fetch: Fetch = "auto",
     max_disk: int | str | None = None,
+    engine: EngineName = "local",
+    address: str | None = None,
+    cpus_per_task: int | None = None,
+    memory_per_task: int | str | None = None,
+    parts: int | None = None,
     registry: Place | None = None,
     storage_options: Mapping[str, Any] | None = None,
     say: Callable[[str], None] | None = None,
@@ -154,13 +168,25 @@ def audit(
         fetch: How weights come from the Hub: auto, shards or ranges.
         max_disk: The most that fetched weights may take on the disk: bytes, or text such as
             `40GB`.
+        engine: What carries out the audits: local (this process, one pair after another) or ray
+            (extra `ray`), as tasks on the cores of this machine or on a cluster. A Ray that this
+            process has initialised is used and stays.
+        address: With ray: `auto`, or HOST:PORT of a cluster; None: that of RAY_ADDRESS, or else a
+            Ray of this machine, which ends with the call.
+        cpus_per_task: With ray: cores of each task, 1 or more; None: 4, or all of the largest
+            machine.
+        memory_per_task: With ray: bytes of memory of each task, or text such as `16GB`; None: the
+            share that its cores are of its machine's cores.
+        parts: Measure each pair in this many parts, 1 or more; None: whole, or a single pair on ray
+            in as many as run at a time.
         registry: A folder with more families.
         storage_options: Options of the driver of a URL, as fsspec takes them.
         say: Gets a line of text now and then.
-        progress: Gets how far the audit is, after every matrix.
+        progress: Gets how far the audit of a pair is, after every matrix; with ray twice a second,
+            from each pair that runs.
 
     Returns:
-        The report, where one pair was named; else a sequence of reports.
+        The report, where one pair was named; else a sequence of reports in the order of the pairs.
 
     Raises:
         ShadowError: Where a pair could not be audited. Of several pairs, all others are audited
@@ -173,6 +199,9 @@ def audit(
     from shadow.findings.score_files import scores_of_pairs
 
     chosen = _chosen(target, base=base, tuned=tuned, registry=registry)
+    on_ray = _ray_request(engine, address=address, cores=cpus_per_task, memory=memory_per_task)
+    if parts is not None and parts < 1:
+        raise UsageError(f"parts={parts}", "1 or more")
     settings = _settings(
         components=components, layers=layers, modules=modules, precision=precision,
         nulls=nulls, seed=seed, subspaces=subspaces, spectra=spectra, optimizer=optimizer,
@@ -194,24 +223,75 @@ def audit(
         run = partial(run_remote_pair, store=place)
         place = work_folder(place)
     scored = scores_of_pairs(_paths(scores, storage_options), chosen, runtime.say)
-    reports: list[AuditReport] = []
-    faults: dict[str, ShadowError] = {}
-    with single_threads():
-        for outcome in audit_pairs(
-            chosen, settings, place, runtime=runtime, scores=scored, audit=run
-        ):
-            try:
-                result = outcome.finished()
-                reports.append(AuditReport(_here(result.place, storage_options)))
-            except ShadowError as error:
-                if len(chosen) == 1:
-                    raise
-                faults[outcome.pair.full_name] = error
+    reports: dict[Pair, AuditReport] = {}
+    faults: dict[Pair, ShadowError] = {}
+    with single_threads(), _engine(on_ray, runtime) as tasks:
+        alone = len(chosen) == 1
+        if parts is not None or (tasks is not None and alone):
+            runtime, tasks = _in_parts(runtime, tasks, parts), None
+        outcomes = audit_pairs(
+            chosen,
+            settings,
+            place,
+            runtime=runtime,
+            scores=scored,
+            numbered=tasks is not None,
+            audit=run,
+            engine=tasks,
+        )
+        with closing(outcomes):
+            for outcome in outcomes:
+                try:
+                    result = outcome.finished()
+                    reports[outcome.pair] = AuditReport(_here(result.place, storage_options))
+                except ShadowError as error:
+                    if alone:
+                        raise
+                    faults[outcome.pair] = error
     if faults:
-        raise _failed(faults, len(chosen))
-    if len(reports) == 1 and (target is None or isinstance(target, str | Pair)):
-        return reports[0]
-    return AuditReports(reports)
+        told = {pair.full_name: faults[pair] for pair in chosen if pair in faults}
+        raise _failed(told, len(chosen))
+    if alone and (target is None or isinstance(target, str | Pair)):
+        return reports[chosen[0]]
+    return AuditReports(reports[pair] for pair in chosen)
+
+
+def _ray_request(
+    engine: str, *, address: str | None, cores: int | None, memory: int | str | None
+) -> RayRequest | None:
+    """Which Ray is asked for; None: none. Raises UsageError for options that mean nothing."""
+    _require("engine", engine, ("local", "ray"))
+    given = {"address": address, "cpus_per_task": cores, "memory_per_task": memory}
+    if engine != "ray":
+        for name, value in given.items():
+            if value is not None:
+                raise UsageError(f"{name}={value!r} without engine='ray'", "add engine='ray'")
+        return None
+    if cores is not None and cores < 1:
+        raise UsageError(f"cpus_per_task={cores}", "1 or more")
+    most = bytes_of(memory) if isinstance(memory, str) else memory
+    from shadow.audits.ray_engine import RayRequest
+
+    return RayRequest(address=address, cores=cores, memory=most)
+
+
+def _engine(request: RayRequest | None, runtime: Runtime) -> AbstractContextManager[Engine | None]:
+    """The engine that is asked for, for the time of a block; None: this process, in turn."""
+    if request is None:
+        return nullcontext()
+    from shadow.audits.ray_engine import ray_engine
+
+    return ray_engine(request, runtime)
+
+
+def _in_parts(runtime: Runtime, engine: Engine | None, count: int | None) -> Runtime:
+    """A runtime that measures each pair in parts, on an engine or in this process."""
+    from shadow.audits.engine import InProcess
+    from shadow.audits.pairs import PATIENCE
+    from shadow.audits.parts import Parts
+
+    # what a driver that was killed has left at work ends soon
+    return replace(runtime, elsewhere=Parts(engine or InProcess(), count), patience=PATIENCE)
 
 
 def read(folder: Place, *, storage_options: Mapping[str, Any] | None = None) -> AuditReport:
@@ -516,8 +596,9 @@ def _path(place: Place | None) -> Path | None:
 def _paths(places: Place | Sequence[Place], options: Mapping[str, Any] | None) -> list[Path]:
     """Files of scores; one place may stand for a list of one, and those at URLs are fetched."""
     listed = [places] if isinstance(places, str | PathLike) else places
-    found = [located(place, options) for place in listed]
-    return [fetched_file(place, MAX_FILE) if isinstance(place, Store) else place for place in found]
+    from shadow.findings.score_files import here
+
+    return [here(located(place, options)) for place in listed]
 
 
 def _here(place: Place, options: Mapping[str, Any] | None) -> Path:

@@ -18,7 +18,7 @@ import re
 import secrets
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -305,6 +305,18 @@ class Store:
         with self._reaching(name):
             self._system().put_file(str(path), self._path(name))
 
+    def copy(self, name: str, target: Store) -> bool:
+        """Copy a file to the same name in another folder without its bytes coming here; False where
+        the store cannot.
+        """
+        if self.scheme != target.scheme or self.options != target.options:
+            return False
+        if self.scheme.protocol == "hf":  # whose driver copies within a repository, not a bucket
+            return False
+        with target._reaching(name):
+            self._system().cp_file(self._path(name), target._path(name))
+        return True
+
     def put(self, name: str, content: bytes) -> None:
         """Write a small file."""
         with self._reaching(name):
@@ -537,6 +549,30 @@ def fetched_file(store: Store, most: int) -> Path:
     path = place_for(store)
     path.write_bytes(content)
     return path
+
+
+def fetched_files(store: Store, most: int, suffixes: Collection[str], count: int) -> Path:
+    """A copy of a file, or of the folder of all files below with these suffixes, whose names have
+    no part that begins with a dot. Raises ShadowError for a file of more than most bytes, and for
+    more than count files.
+    """
+    there = {
+        name: entry.size
+        for name, entry in store.files().items()
+        if Path(name).suffix.lower() in suffixes
+        and not any(part.startswith(".") for part in name.split("/"))
+    }
+    if not there:
+        return fetched_file(store, most)
+    if len(there) > count:
+        raise ShadowError(f"{store}: more than {count:,} files", "name a folder with fewer")
+    for name, size in there.items():
+        if size > most:
+            raise ShadowError(f"{store.at(name)}: larger than {most:,} bytes")
+    folder = place_for(store)
+    folder.mkdir()
+    store.fetch(there, folder)
+    return folder
 
 
 def is_copy(path: str | os.PathLike[str]) -> bool:

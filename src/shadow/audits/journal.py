@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -76,17 +77,14 @@ class _Kept(Mapping[str, Outcome]):
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
-        self._places: dict[
-            str, tuple[int, int]
-        ] = {}  # by key: where its line begins, and how long it is
+        self._places: dict[str, int] = {}  # by key: where its line begins
 
-    def put(self, key: str, start: int, length: int) -> None:
-        self._places[key] = start, length
+    def put(self, key: str, start: int) -> None:
+        self._places[sys.intern(key)] = start
 
     def line(self, key: str) -> bytes:
-        start, length = self._places[key]
-        self._file.seek(start)
-        return self._file.read(length)
+        self._file.seek(self._places[key])
+        return self._file.readline()
 
     def __getitem__(self, key: str) -> Outcome:
         return _outcome_from_json(json.loads(self.line(key)))
@@ -142,7 +140,7 @@ class Journal:
                         self.other = entry
                     return 0
                 if number > 0 and "fetched" not in entry:
-                    self._outcomes.put(_outcome_from_json(entry).key, good, len(line))
+                    self._outcomes.put(_outcome_from_json(entry).key, good)
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 break  # cut in the middle of a line
             good += len(line)
@@ -155,6 +153,7 @@ class Journal:
 
     @property
     def is_empty(self) -> bool:
+        """Is there nothing in it that a later run could go on with or tidy up?"""
         return not self.outcomes and not self.fetched and not (self.folder / PARTS).exists()
 
     def take_over(self, part: Path) -> None:
@@ -191,6 +190,7 @@ class Journal:
             self.fetched.append(fetched)
 
     def add(self, outcome: Outcome) -> None:
+        """Write an outcome; on return it outlives this process. Raises ShadowError."""
         with writing(self.folder):
             self._add(outcome.key, _line(_outcome_to_json(outcome)))
 
@@ -198,13 +198,14 @@ class Journal:
         start = self._file.seek(0, os.SEEK_END)
         self._file.write(line)
         self._file.flush()
-        self._outcomes.put(key, start, len(line))
+        self._outcomes.put(key, start)
 
     def _write(self, entry: Mapping[str, object]) -> None:
         self._file.write(_line(entry))
         self._file.flush()
 
     def close(self) -> None:
+        """Let go of the file and of its lock; it stays on the disk."""
         with contextlib.suppress(OSError):  # what could not be written has been told already
             self._file.close()
 

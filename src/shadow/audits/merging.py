@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from shadow.audits.list_index import (
 from shadow.errors import ShadowError
 from shadow.files import PARTIAL, write_whole, writing
 from shadow.findings.matching import SPECTRA
-from shadow.findings.summary import read_summary
+from shadow.findings.summary import Summary, read_summary
 from shadow.reports.columns import IDENTITY
 from shadow.reports.metadata import ReportMetadata
 from shadow.reports.provenance import check_schema, finished_metadata
@@ -78,13 +78,35 @@ class _Source:
     reports: Mapping[Key, _Finished]
 
 
-def merge(output: Path, folders: Sequence[Path]) -> Merged:
+def summary_of(folder: Path) -> Summary:
+    """The summary of a report, made again from its tables where it may not be believed."""
+    return read_summary(folder)[0]
+
+
+def copied(report: Path, target: Path) -> None:
+    """Copy a report's files, each whole or not at all; with the last one the report is there."""
+    with writing(target):
+        target.mkdir(parents=True, exist_ok=True)
+        for name in _files(report):
+            write_whole(target / name, (report / name).read_bytes())
+        with contextlib.suppress(OSError):
+            (target / PARTIAL).rmdir()
+
+
+def merge(
+    output: Path,
+    folders: Sequence[Path],
+    *,
+    summary_of: Callable[[Path], Summary] = summary_of,
+    copy: Callable[[Path, Path], None] = copied,
+) -> Merged:
     """Copy the reports of output folders into one and make its index; without folders only that.
 
     Nothing is written before all is checked: every report must be whole, of one schema and of one
     settings, and two reports of one pair must hold the same numbers, but for the rounding of
     another CPU. Each report appears in output whole or not at all, and none is ever overwritten.
-    Raises ShadowError.
+    summary_of gives the summary of a report's folder; copy is given the folder of a report and that
+    of the report to be. Raises ShadowError.
     """
     with alone_in(output):
         sources = [
@@ -97,7 +119,7 @@ def merge(output: Path, folders: Sequence[Path]) -> Merged:
                 raise ShadowError(f"{source.folder}: neither a report nor an index in it", hint)
         kind = _common_kind(sources)
         chosen, rounded = _chosen(sources)
-        rows = {key: _row(key, report, sources) for key, report in chosen.items()}
+        rows = {key: _row(key, report, sources, summary_of) for key, report in chosen.items()}
         rows |= {row.key: row for row in _unfinished(sources, rows)}
         here = sources[0].reports
         copies = {
@@ -108,7 +130,7 @@ def merge(output: Path, folders: Sequence[Path]) -> Merged:
         for target, path in copies.items():
             _require_room(target, path)
         for target, path in copies.items():
-            _copy(path, target)
+            copy(path, target)
         index = _index(kind, sources, rows)
         write_index(output, index)
     return Merged(index, copied=len(copies), there=len(here), rounded=rounded)
@@ -310,12 +332,17 @@ def _rows_of(key: Key, sources: Sequence[_Source]) -> list[tuple[_Source, Row]]:
     ]
 
 
-def _row(key: Key, report: _Finished, sources: Sequence[_Source]) -> Row:
+def _row(
+    key: Key,
+    report: _Finished,
+    sources: Sequence[_Source],
+    summary_of: Callable[[Path], Summary],
+) -> Row:
     """The row of a report, with what it took as an index beside it, or an equal one, says.
 
     A report that was kept though another one was asked for stays that until the list is run again.
     """
-    summary, _ = read_summary(report.folder)
+    summary = summary_of(report.folder)
     rows = _rows_of(key, sources)
     beside = [row for source, row in rows if key in source.reports]
     for row in beside:
@@ -362,16 +389,6 @@ def _require_room(target: Path, report: Path) -> None:
         there = [path.name for path in target.iterdir()] if target.is_dir() else []
         if FINISHED in there or not {PARTIAL, *_files(report)}.issuperset(there):
             raise ShadowError(f"{target} holds something else already", "merge into another folder")
-
-
-def _copy(report: Path, target: Path) -> None:
-    """Copy a report's files, each whole or not at all; with the last one the report is there."""
-    with writing(target):
-        target.mkdir(parents=True, exist_ok=True)
-        for name in _files(report):
-            write_whole(target / name, (report / name).read_bytes())
-        with contextlib.suppress(OSError):
-            (target / PARTIAL).rmdir()
 
 
 def _index(kind: Kind, sources: Sequence[_Source], rows: Mapping[Key, Row]) -> Index:

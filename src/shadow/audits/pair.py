@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy
-import pyarrow.parquet as pq
 import torch
 
 from shadow import __version__
@@ -37,7 +36,7 @@ from shadow.audits.plan import (
     require_disk_for_pickles,
     uncollected,
 )
-from shadow.audits.rows import report_tables
+from shadow.audits.rows import write_tables
 from shadow.audits.spectrum_cache import SpectrumCache
 from shadow.audits.workers import (
     cost,
@@ -75,7 +74,7 @@ from shadow.reports.metadata import (
     RunMetadata,
     SettingsMetadata,
 )
-from shadow.reports.parquet import stored, write_report
+from shadow.reports.parquet import rewritten
 from shadow.reports.provenance import Identity, finished_metadata
 from shadow.reports.report import Report
 from shadow.reports.tables import absent_note
@@ -257,9 +256,16 @@ class AlignedPair:
     """A pair whose checkpoints are open and lined up. No weight has been read."""
 
     base: Checkpoint
+    """The base, its headers read."""
+
     tuned: Checkpoint
+    """The tuned side, likewise."""
+
     pairs: list[MatrixPair]
+    """Matrices and vectors that are measured."""
+
     skipped: list[Skipped]
+    """A tensor of either side for each that is not."""
 
 
 def run_pair(
@@ -584,21 +590,32 @@ def _write(
 ) -> tuple[Summary, ReportMetadata]:
     """Write the report of an audit whose journal holds every outcome."""
     run = _run_metadata(audit.settings, clock, journal.outcomes.values())
-    tables = report_tables(
-        identity, lined.pairs, lined.skipped, journal.outcomes, spectra=audit.settings.spectra
-    )
-    plain = summarise(tables, identity.as_json())
-    summary = with_scores(plain, scored)
-    metadata: ReportMetadata = {
-        **identity.as_json(),
-        **run,
-        **_judged(plain),
-        "seal": seal(plain.as_json(), tables, identity.as_json()),
-    }
-    kept = kept_bytes(scored, identity.as_json()) if scored.gains else b""
-    write_report(
-        audit.folder, metadata, tables, summary=summary_bytes(summary.as_json()), scores=kept
-    )
+    with replacing(audit.folder) as staged:
+        files, tables = write_tables(
+            staged.folder,
+            audit.scratch,
+            identity,
+            lined.pairs,
+            lined.skipped,
+            journal.outcomes,
+            spectra=audit.settings.spectra,
+        )
+        plain = summarise(tables, identity.as_json())
+        summary = with_scores(plain, scored)
+        paths = {name: file.path for name, file in files.items()}
+        metadata: ReportMetadata = {
+            **identity.as_json(),
+            **run,
+            **_judged(plain),
+            "seal": seal(plain.as_json(), paths, identity.as_json()),
+        }
+        for name in TABLES_OF_A_PAIR:
+            if name in files:
+                files[name].finish(metadata)
+            else:
+                staged.put(f"{name}.parquet", b"")
+        staged.put("summary.json", summary_bytes(summary.as_json()))
+        staged.put(KEPT, kept_bytes(scored, identity.as_json()) if scored.gains else b"")
     return summary, metadata
 
 
@@ -656,19 +673,21 @@ def _renewed(
     metadata = {**metadata, **_judged(plain)}
     given = _kept(folder, identity, say) if scored is None else scored
     summary = with_scores(plain, given)
-    with alone_at(folder), replacing(folder) as put:
+    with alone_at(folder), replacing(folder) as staged:
         if had != now:
-            paths = {name: folder / f"{name}.parquet" for name in TABLES_OF_A_PAIR}
-            stored_tables = {
-                name: pq.read_table(path) for name, path in paths.items() if path.is_file()
+            files = {
+                name: rewritten(folder / f"{name}.parquet", staged.folder / f"{name}.parquet")
+                for name in TABLES_OF_A_PAIR
+                if (folder / f"{name}.parquet").is_file()
             }
-            if stored_tables.keys() >= set(SUMMARISED):
-                metadata = {**metadata, "seal": seal(plain.as_json(), stored_tables, metadata)}
-            for name, table in stored_tables.items():
-                put(f"{name}.parquet", stored(table, metadata))
-        put("summary.json", summary_bytes(summary.as_json()))
+            if files.keys() >= set(SUMMARISED):
+                paths = {name: file.path for name, file in files.items()}
+                metadata = {**metadata, "seal": seal(plain.as_json(), paths, metadata)}
+            for file in files.values():
+                file.finish(metadata)
+        staged.put("summary.json", summary_bytes(summary.as_json()))
         as_new = {**metadata, "base": identity.base, "tuned": identity.tuned}
-        put(KEPT, kept_bytes(given, as_new) if given.gains else b"")
+        staged.put(KEPT, kept_bytes(given, as_new) if given.gains else b"")
     return replace(done, summary=summary, provenance=metadata)
 
 

@@ -6,7 +6,7 @@ import pickle
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,7 +15,15 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from shadow.audits.engine import Engine, InProcess, Task, Watch
-from shadow.audits.pair import AuditResult, Progress, Runtime, Settings, client_for, run_pair
+from shadow.audits.pair import (
+    AuditResult,
+    Progress,
+    Runtime,
+    Settings,
+    client_for,
+    run_pair,
+    tell_nobody,
+)
 from shadow.errors import BusyError, KeptError, ShadowError
 from shadow.findings.scores import ScoreFiles
 from shadow.targets.families import Pair
@@ -105,7 +113,7 @@ def audit_pairs(
     numbered: bool = False,
     audit: Callable[..., AuditResult] = run_pair,
     engine: Engine | None = None,
-) -> Iterator[PairOutcome]:
+) -> Generator[PairOutcome, None, None]:
     """Audit pairs into one folder; yields what became of each as they end.
 
     Whatever goes wrong with one, the next is tried.
@@ -125,7 +133,9 @@ def audit_pairs(
         say, detail = runtime.say, runtime.detail
         if numbered:
             prefix = f"[{number}/{len(pairs)}] {pair.full_name}: "
-            say, detail = partial(_say_behind, prefix, say), partial(_say_behind, prefix, detail)
+            say = partial(_say_behind, prefix, say)
+            if detail is not tell_nobody:  # whom an engine need not send any
+                detail = partial(_say_behind, prefix, detail)
         work = partial(_audited, audit, pair, settings, output, scores.get(pair))
         spoken = replace(runtime, say=say, detail=detail)
         task = Task(pair.full_name, work, partial(_runtime_of, pair, spoken, pins), near_of(pair))

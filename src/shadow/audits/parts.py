@@ -18,7 +18,14 @@ from pathlib import Path
 
 from shadow.audits.engine import Engine, Task
 from shadow.audits.journal import PARTS, Journal
-from shadow.audits.pair import AlignedPair, Asked, Progress, Runtime, measure_part
+from shadow.audits.pair import (
+    AlignedPair,
+    Asked,
+    Progress,
+    Runtime,
+    measure_part,
+    tell_nobody,
+)
 from shadow.audits.schedule import ShardKey, in_order, shards_of
 from shadow.audits.workers import cost
 from shadow.checkpoints.pairing import Filter, MatrixPair
@@ -67,8 +74,11 @@ class Parts:
             keys = frozenset(pair.key for pair in part)
             folder = _folder(journal.folder, keys)
             work = partial(measure_part, asked.pair, asked.settings, journal.identity, keys, folder)
-            say = partial(_say_behind, f"{name}: " if len(parts) > 1 else "", asked.runtime.say)
-            own = replace(runtime, say=say, show=partial(progress.tell, name))
+            own = replace(runtime, show=partial(progress.tell, name))
+            if len(parts) > 1:
+                own = replace(own, say=partial(_say_behind, f"{name}: ", runtime.say))
+            if len(parts) > 1 and runtime.detail is not tell_nobody:
+                own = replace(own, detail=partial(_say_behind, f"{name}: ", runtime.detail))
             self.engine.submit(Task(name, work, partial(_as_it_is, own), name))
         with closing(self.engine.as_completed()) as ended_tasks:
             for ended in ended_tasks:

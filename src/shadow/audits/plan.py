@@ -94,13 +94,26 @@ class Plan:
 class PlannedSide:
     """One checkpoint of a pair that is to be audited."""
 
-    repo: str  # its name on the Hub, or its folder
-    commit: str | None  # None for a folder
-    access: str | None  # whether the Hub asks for an account or a licence; None where it does not
+    repo: str
+    """Its name on the Hub, or its folder."""
+
+    commit: str | None
+    """40 hexadecimal digits; None for a folder."""
+
+    access: str | None
+    """Whether the Hub asks for an account or a licence; None where it does not."""
+
     shards: int
-    bytes: int  # of its tensors
-    dtypes: list[str]  # of its tensors, each once
-    parameters: int  # that are floats
+    """Files of weights, 1 or more."""
+
+    bytes: int
+    """Bytes of its tensors, 0 or more."""
+
+    dtypes: list[str]
+    """The dtypes of its tensors, each once."""
+
+    parameters: int
+    """Entries of its tensors of floats, 0 or more."""
 
 
 @dataclass(frozen=True)
@@ -108,11 +121,22 @@ class PlannedModule:
     """The matrices of one module of a component that are to be measured."""
 
     component: str
+    """A component of names.yaml, such as language."""
+
     module: str
+    """A module of names.yaml, such as mlp.up."""
+
     matrices: int
-    layers: list[int] | None  # the first and the last; None outside the layers
-    shapes: list[list[int]]  # rows and columns, the most frequent first
-    without_base: int  # matrices that have no partner
+    """How many are measured, 1 or more."""
+
+    layers: list[int] | None
+    """The first and the last layer, from 0; None outside the layers."""
+
+    shapes: list[list[int]]
+    """Rows and columns, the most frequent first."""
+
+    without_base: int
+    """How many of the matrices have no partner, 0 to matrices."""
 
 
 @dataclass(frozen=True)
@@ -120,34 +144,88 @@ class PairPlan:
     """What an audit of a pair would measure and take; `shadow plan --format json` prints it."""
 
     family: str
+    """The family, or the last name of the tuned model."""
+
     pair: str
+    """The two stages, `base..tuned`."""
+
     base: PlannedSide
+    """The base checkpoint."""
+
     tuned: PlannedSide
-    config_differs: Mapping[str, list[str]]  # by key of config.json: what base and tuned say
+    """The tuned checkpoint."""
+
+    config_differs: Mapping[str, list[str]]
+    """By key of config.json in which the sides differ: what base and tuned say."""
+
     matrices: int
+    """Matrices that are measured, 0 or more."""
+
     vectors: int
+    """Vectors of which norms are taken, 0 or more."""
+
     modules: list[PlannedModule]
+    """A row for each module of a component."""
+
     skipped: list[SkippedRow]
+    """A row for each reason to skip tensors, the most tensors first."""
+
     shards_to_fetch: int
-    shards_in_ranges: int  # of these, as byte ranges, which no checksum covers
+    """Files of weights that come over the network, 0 or more."""
+
+    shards_in_ranges: int
+    """How many of these come as byte ranges, which no checksum covers."""
+
     bytes_to_move: int
-    frees: bool  # are fetched shards removed at their last use?
-    disk_peak: int  # bytes of fetched shards at any time, at most
-    disk_free: int  # bytes
-    problem: str | None  # why the disk does not suffice
-    jobs: int  # workers
+    """Bytes that come over the network, 0 or more."""
+
+    frees: bool
+    """Are fetched shards removed at their last use?"""
+
+    disk_peak: int
+    """Bytes of fetched shards on the disk at any time, at most."""
+
+    disk_free: int
+    """Bytes that are free on that disk."""
+
+    problem: str | None
+    """Why the disk does not suffice; None where it does."""
+
+    jobs: int
+    """Workers, 1 or more."""
+
     cores: int
-    cores_by: str  # what limits them
-    memory_free: int  # bytes
-    memory_by: str  # what limits it
-    memory: int  # bytes that the audit takes
-    seconds: float  # of computing on this machine
-    device: str  # cpu, or the device that makes Gram matrices
-    device_name: str | None  # what its maker calls it
-    device_memory: int | None  # bytes that it takes there at most, beside what the driver takes
-    device_memory_free: int | None  # bytes
+    """Cores that this process may use, 1 or more."""
+
+    cores_by: str
+    """What limits them."""
+
+    memory_free: int
+    """Bytes of memory that this process may use."""
+
+    memory_by: str
+    """What limits it."""
+
+    memory: int
+    """Bytes of memory that the audit takes."""
+
+    seconds: float
+    """Seconds of computing on this machine, 0 or more."""
+
+    device: str
+    """cpu, or the device that makes Gram matrices."""
+
+    device_name: str | None
+    """What its maker calls it; None for the CPU."""
+
+    device_memory: int | None
+    """Bytes that the audit takes there at most, beside what the driver takes; None for the CPU."""
+
+    device_memory_free: int | None
+    """Bytes that are free there; None for the CPU."""
 
     def as_json(self) -> dict[str, Any]:
+        """What `shadow plan --format json` prints."""
         return asdict(self)
 
 
@@ -225,17 +303,38 @@ def make_plan(
 class Needs:
     """What the work takes of this machine, and what there is."""
 
-    jobs: int  # workers
+    jobs: int
+    """Workers, 1 or more."""
+
     cores: int
-    cores_by: str  # what limits them
-    memory_free: int  # bytes
-    memory_by: str  # what limits it
-    memory: int  # bytes that the audit takes
-    seconds: float  # of computing
-    device: str  # cpu, or the device that makes Gram matrices
-    device_name: str | None  # what its maker calls it
-    device_memory: int | None  # bytes that it takes there at most, beside what the driver takes
-    device_memory_free: int | None  # bytes
+    """Cores that this process may use, 1 or more."""
+
+    cores_by: str
+    """What limits them."""
+
+    memory_free: int
+    """Bytes of memory that this process may use."""
+
+    memory_by: str
+    """What limits it."""
+
+    memory: int
+    """Bytes of memory that the audit takes."""
+
+    seconds: float
+    """Seconds of computing on this machine, 0 or more."""
+
+    device: str
+    """cpu, or the device that makes Gram matrices."""
+
+    device_name: str | None
+    """What its maker calls it; None for the CPU."""
+
+    device_memory: int | None
+    """Bytes that the audit takes there at most, beside what the driver takes; None for the CPU."""
+
+    device_memory_free: int | None
+    """Bytes that are free there; None for the CPU."""
 
 
 def describe(

@@ -18,13 +18,14 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from shadow import __version__
 from shadow.audits.cache_folder import default_folder
 from shadow.audits.engine import Ended, Queue, Task, Watch
 from shadow.audits.machine_limits import MachineLimits, machine_limits
-from shadow.audits.pair import Progress, Runtime
+from shadow.audits.pair import Progress, Runtime, tell_nobody
 from shadow.audits.workers import single_threads
 from shadow.errors import ShadowError, UsageError
 from shadow.extras import require
@@ -78,6 +79,8 @@ def ray_engine(request: RayRequest, runtime: Runtime) -> Iterator[RayEngine]:
     import ray
 
     ours = not ray.is_initialized()
+    if not ours:
+        _require_same(request.address)
     if ours:
         if address == "local":
             runtime.say("starting Ray on this machine")
@@ -89,6 +92,16 @@ def ray_engine(request: RayRequest, runtime: Runtime) -> Iterator[RayEngine]:
     finally:
         if ours:
             ray.shutdown()
+
+
+def _require_same(address: str | None) -> None:
+    """Raises UsageError where this process has a Ray already, and another one is asked for."""
+    import ray
+
+    there = ray.get_runtime_context().gcs_address
+    if address not in (None, "auto", "local", there):
+        hint = f"leave out the address, or name {there}; `ray.shutdown()` ends it"
+        raise UsageError("this process has a Ray of another address already", hint)
 
 
 def _connect(address: str) -> None:
@@ -165,6 +178,7 @@ class _Running:
     begun: contextlib.ExitStack = field(repr=False)
     show: Callable[[Progress], None] = field(repr=False)
     say: Callable[[str], None] = field(repr=False)
+    detail: Callable[[str], None] = field(repr=False)
 
 
 class RayEngine:
@@ -287,6 +301,7 @@ class RayEngine:
             cores=self._cores,
             memory=self._memory,
             own_cache=runtime.cache is not None and runtime.cache == default_folder(),
+            has_details=runtime.detail is not tell_nobody,
             version=__version__,
         )
         options: dict[str, Any] = {"memory": self._memory} if self._memory else {}
@@ -298,13 +313,13 @@ class RayEngine:
             **options,
         )
         self._running[remote.remote(there)] = _Running(
-            task, machine, attempt, begun, show, runtime.say
+            task, machine, attempt, begun, show, runtime.say, runtime.detail
         )
 
     def _portable(self, runtime: Runtime, task: Task) -> Runtime:
         """A runtime without those who are told, which stay here."""
         jobs = 1 if task in self._wary else runtime.jobs
-        return replace(runtime, jobs=jobs, say=_silent, detail=_silent, show=_silent)
+        return replace(runtime, jobs=jobs, say=tell_nobody, detail=tell_nobody, show=tell_nobody)
 
     def _relay(self) -> None:
         """Pass on what tasks have told."""
@@ -315,7 +330,7 @@ class RayEngine:
                 self._heard += 1
                 for running in self._running.values():
                     if running.task.name == name:
-                        running.show(told) if isinstance(told, Progress) else running.say(told)
+                        _pass_on(told, running)
 
     def _ended(self, reference: Any) -> Ended | None:
         """What became of a task; None where it begins once more."""
@@ -397,8 +412,21 @@ def _too_large(
     )
 
 
-def _silent(_: object) -> None:
-    """Nobody is told."""
+@dataclass(frozen=True)
+class _Details:
+    """What `--verbose` tells, several lines at a time."""
+
+    lines: tuple[str, ...]
+
+
+def _pass_on(told: object, running: _Running) -> None:
+    if isinstance(told, Progress):
+        running.show(told)
+    elif isinstance(told, _Details):
+        for line in told.lines:
+            running.detail(line)
+    else:
+        running.say(str(told))
 
 
 class _Ear:
@@ -446,6 +474,7 @@ class _There:
     cores: int
     memory: int | None
     own_cache: bool  # is the cache of spectra the one that each machine has?
+    has_details: bool  # does anybody want them?
     version: str
 
 
@@ -454,17 +483,35 @@ def _carry_out(there: _There) -> tuple[Any, Exception | None]:
     import ray
 
     if there.version != __version__:
-        raise RuntimeError(
-            f"shadow {__version__} is there, and {there.version} where the command runs"
+        message = (
+            f"a machine has shadow {__version__}, and the command is of shadow {there.version}"
         )
+        return None, ShadowError(message, f"install shadow {there.version} on every machine")
     # Where there is no such folder, nothing relative is there either.
     with contextlib.suppress(OSError):
         os.chdir(there.folder)
-    told = 0.0
+    told = details_told = 0.0
+    details: SimpleQueue[str] = SimpleQueue()  # of any thread
+
+    def tell(what: object) -> None:
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.get(there.ear.tell.remote(there.name, what))  # before the task ends
+
+    def tell_details() -> None:
+        lines = tuple(details.get() for _ in range(details.qsize()))
+        if lines:
+            tell(_Details(lines))
 
     def say(text: str) -> None:
-        with contextlib.suppress(ray.exceptions.RayError):
-            ray.get(there.ear.tell.remote(there.name, text))  # before the task ends
+        tell_details()  # which came first
+        tell(text)
+
+    def detail(text: str) -> None:
+        nonlocal details_told
+        details.put(text)
+        if time.monotonic() >= details_told:
+            details_told = time.monotonic() + TOLD_EVERY
+            tell_details()
 
     def show(state: Progress) -> None:
         nonlocal told
@@ -474,6 +521,8 @@ def _carry_out(there: _There) -> tuple[Any, Exception | None]:
                 there.ear.tell.remote(there.name, state)
 
     runtime = replace(there.runtime, say=say, show=show, limits=allotted(there.cores, there.memory))
+    if there.has_details:
+        runtime = replace(runtime, detail=detail)
     if there.own_cache:
         runtime = replace(runtime, cache=default_folder())
     with single_threads():
@@ -481,6 +530,8 @@ def _carry_out(there: _There) -> tuple[Any, Exception | None]:
             return there.work(runtime), None
         except Exception as error:
             return None, error
+        finally:
+            tell_details()
 
 
 def allotted(cores: int, memory: int | None) -> MachineLimits:

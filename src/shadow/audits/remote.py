@@ -10,14 +10,15 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from shadow import __version__
 from shadow.audits.finished import differences, named
 from shadow.audits.journal import remove_journal_of
-from shadow.audits.merging import Merged, merge
+from shadow.audits.merging import Merged, merge, summary_of
 from shadow.audits.pair import DEFAULTS, AuditResult, Runtime, Settings, identity_of, run_pair
 from shadow.errors import KeptError, ShadowError
 from shadow.files import PARTIAL, lock, nearest_folder, remove_empty, safe_name, writing
@@ -29,11 +30,13 @@ from shadow.reports.provenance import Identity, finished_metadata
 from shadow.reports.remote import (
     OvertakenError,
     PublishedIndex,
+    completed,
     fetched,
-    fetched_if_any,
     new_token,
     outlined,
+    outlined_below,
     publish,
+    publish_copy,
     standing,
     told_as,
 )
@@ -104,28 +107,75 @@ def _other(
     )
 
 
-def merge_remote(store: Store, folders: Sequence[Path]) -> Merged:
-    """Merge folders into the reports at a URL as `merge` does with a folder, and publish what is
-    new there.
+def merge_remote(store: Store, sources: Sequence[Path | Store]) -> Merged:
+    """Merge folders and what is at URLs into the reports at a URL as `merge` does with folders, and
+    publish what is new there.
+
+    Of reports at URLs only what is small comes to this machine; a table only where two reports are
+    of one pair, or where a summary of another version has to be made again. Within one store
+    reports are copied by the store itself.
     """
     published = PublishedIndex(store)
-    output = fetched_if_any(store)
-    if output is None:
-        output = place_for(store)
+    outlines: dict[Path, Store] = {}
+    output = _outlined(store, outlines) or place_for(store)
+    folders = [
+        _require_any(source, outlines) if isinstance(source, Store) else source
+        for source in sources
+    ]
     with told_as(output, store):
-        here = set(_reports(output))
-        merged = merge(output, folders)
-        for folder in _reports(output):
-            if folder not in here:
-                target = store.at(*folder.relative_to(output).parts)
-                publish(folder, target, token=new_token(), replaces=None)
+        of_pairs = defaultdict[tuple[str, str], list[Path]](list)
+        for folder in _reports([output, *folders]):
+            told = finished_metadata(folder)
+            if told is not None:
+                of_pairs[told["family"], told["pair"]].append(folder)
+        for reports in of_pairs.values():
+            for folder in reports if len(reports) > 1 else ():
+                if folder in outlines:
+                    completed(outlines[folder], folder, spectra=True)
+
+        def summary_there(folder: Path) -> Summary:
+            if folder in outlines:
+                try:
+                    return read_summary(folder, with_rows=False)[0]
+                except ShadowError:  # made by another version: from the rows, then
+                    completed(outlines[folder], folder, spectra=False)
+            return summary_of(folder)
+
+        def copy(report: Path, target: Path) -> None:
+            place = store.at(*target.relative_to(output).parts)
+            if report in outlines:
+                publish_copy(outlines[report], place, token=new_token())
+            else:
+                publish(report, place, token=new_token(), replaces=None)
+
+        merged = merge(output, folders, summary_of=summary_there, copy=copy)
         published.publish(output)
-    shutil.rmtree(output, ignore_errors=True)
+    for folder in {output, *(path for path in folders if path not in sources)}:
+        shutil.rmtree(folder, ignore_errors=True)
     return merged
 
 
-def _reports(output: Path) -> list[Path]:
-    return sorted(path.parent for path in output.glob("*/*/matrices.parquet"))
+def _outlined(store: Store, outlines: dict[Path, Store]) -> Path | None:
+    """A folder with what is small of all that is at a URL; its reports join outlines."""
+    top = outlined_below(store)
+    for folder in _reports([top] if top is not None else []):
+        assert top is not None
+        outlines[folder] = store.at(*folder.relative_to(top).parts)
+    return top
+
+
+def _require_any(store: Store, outlines: dict[Path, Store]) -> Path:
+    top = _outlined(store, outlines)
+    if top is None:
+        raise ShadowError(f"{store}: no report there", "name a URL that `shadow audit -o` wrote to")
+    return top
+
+
+def _reports(folders: Iterable[Path]) -> list[Path]:
+    """The folders of finished reports in output folders."""
+    return [
+        path.parent for folder in folders for path in sorted(folder.glob("*/*/matrices.parquet"))
+    ]
 
 
 def _already_there(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -13,14 +16,16 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from shadow.audits.outcome import Outcome
-from shadow.checkpoints.pairing import MatrixPair, Operand, Skipped
+from shadow.checkpoints.pairing import MatrixPair, Operand, Side, Skipped
+from shadow.checkpoints.safetensors_files import TensorInfo
+from shadow.findings.summary import needed
 from shadow.places.architecture import Place
 from shadow.places.groups import Direction, direction_of
 from shadow.places.names import name_rules
-from shadow.reasons import STRICT
+from shadow.reasons import STRICT, Status
 from shadow.reports.column_types import Cell, null_if_undefined
 from shadow.reports.columns import MATRICES, RESIDUAL, SPECTRA, TENSORS, Column
-from shadow.reports.parquet import table_of
+from shadow.reports.parquet import TableFile, arrow_schema, table_of
 from shadow.reports.provenance import Identity
 from shadow.spectra.measurement import Measurement
 from shadow.spectra.residual import (
@@ -32,98 +37,199 @@ from shadow.spectra.residual import (
 from shadow.text import several
 
 CHUNK = 2_000  # rows that are held as Python has them
-NO_SIGMA = np.empty(0)
+# A row group of a file, which is held as Arrow has it, ends when it has so many rows or bytes. A
+# report of fewer than 20,000 matrices has one.
+GROUP = 65_536
+GROUP_BYTES = 1 << 27
 TOLD = 8  # parts of a tensor that its detail names one by one
 
 
-def report_tables(
+def write_tables(
+    folder: Path,
+    scratch: Path,
     identity: Identity,
     pairs: Sequence[MatrixPair],
     skipped: Sequence[Skipped],
     outcomes: Mapping[str, Outcome],
     *,
     spectra: bool,
-) -> dict[str, pa.Table]:
-    """The tables of a finished audit by name, without metadata. Rows have a fixed order."""
+) -> tuple[dict[str, TableFile], dict[str, pa.Table]]:
+    """Write the tables of a finished audit into a folder: their files by name, closed and without
+    metadata; and what a summary needs of them (see `shadow.findings.summary.needed`), which lies in
+    files of scratch, not in memory.
+
+    Rows have a fixed order. An outcome is asked for once, and let go when its rows are made.
+    """
     ordered = sorted(pairs, key=lambda pair: (_order(pair.place), pair.tuned.info.name))
-    matrices, sigmas = _Chunks(MATRICES), _Chunks(SPECTRA)
-    norms: list[
-        float | None
-    ] = []  # of the deltas, in the order of the rows; None for other subjects
-    kept: dict[str, Outcome] = {}
+    files = {
+        name: TableFile(folder / f"{name}.parquet", arrow_schema(columns))
+        for name, columns in (
+            ("spectra", SPECTRA),
+            ("tensors", TENSORS),
+            ("residual", RESIDUAL),
+            ("matrices", MATRICES),
+        )
+        if spectra or name != "spectra"
+    }
+    scratch.mkdir(parents=True, exist_ok=True)
+    spilled = _Spilled(scratch / "rows.arrow")
+    matrices = _Groups(MATRICES, spilled.write)
+    sigmas = _Groups(SPECTRA, files["spectra"].write) if spectra else None
+    kept: dict[str, _Kept] = {}
+    norms = array("d")  # of the deltas
     for pair in ordered:  # one at a time: the spectra of 60,000 matrices are gigabytes
         outcome = outcomes[pair.key]
         matrices.extend(_matrix_rows(pair, outcome, identity))
-        norms += [_delta_norm(measurement) for measurement in outcome.measurements]
-        if spectra:
+        norms.extend(_delta_norm(delta) for delta in outcome.deltas)
+        if sigmas is not None:
             sigmas.extend(_spectrum_rows(pair, outcome))
-        kept[pair.key] = _slim(outcome)
-    energy = math.fsum(norm**2 for norm in norms if norm is not None)
+        kept[pair.key] = _Kept.of(outcome)
+    matrices.close()
+    if sigmas is not None:
+        sigmas.close()
+    energy = math.fsum(norm**2 for norm in norms)
     if any(skip.reason == "filtered" for skip in skipped):
         energy = 0.0  # that of the pair is not known
-    shares = [_energy_share(norm, energy) for norm in norms]
-    tables = {
-        "tensors": table_of(TENSORS, _tensor_rows(ordered, skipped, kept)),
-        "residual": table_of(
-            RESIDUAL, _residual_rows([(pair, kept[pair.key]) for pair in ordered])
-        ),
-        "matrices": _with_column(matrices.table(), "energy_share", shares),
+    for_summary = {name: _Spilled(scratch / f"{name}.arrow") for name in ("matrices", "tensors")}
+
+    def write(name: str, group: pa.Table) -> None:
+        files[name].write(group)
+        for_summary[name].write(needed(name, group))
+
+    for batch in spilled.table(MATRICES).to_batches():
+        write("matrices", _with_energy_share(pa.Table.from_batches([batch]), energy))
+    tensors = _Groups(TENSORS, partial(write, "tensors"))
+    for row in _tensor_rows(ordered, skipped, kept):
+        tensors.extend([row])
+    tensors.close()
+    residual = table_of(RESIDUAL, _residual_rows((pair, kept[pair.key]) for pair in ordered))
+    files["residual"].write(residual)
+    for file in files.values():
+        file.close()
+    return files, {
+        "matrices": for_summary["matrices"].table(MATRICES),
+        "tensors": for_summary["tensors"].table(TENSORS),
+        "residual": residual,
     }
-    if spectra:
-        return {"spectra": sigmas.table(), **tables}
-    return tables
 
 
-class _Chunks:
-    """Rows as a table.
+class _Groups:
+    """Rows, gathered into the row groups of a file, each column of which is in one piece.
 
-    As Python has them they take ten times as much memory, so only the latest stay so.
+    As Python has them rows take ten times as much memory, so only the latest stay so.
     """
 
-    def __init__(self, columns: Sequence[Column]) -> None:
+    def __init__(self, columns: Sequence[Column], write: Callable[[pa.Table], None]) -> None:
         self._columns = columns
+        self._write = write
         self._latest: list[dict[str, Cell]] = []
         self._chunks: list[pa.Table] = []
 
     def extend(self, rows: Iterable[dict[str, Cell]]) -> None:
+        """Add rows that belong together: they come into one group."""
         self._latest += rows
         if len(self._latest) >= CHUNK:
-            self._close()
+            self._gather()
 
-    def _close(self) -> None:
+    def _gather(self) -> None:
         self._chunks.append(table_of(self._columns, self._latest))
         self._latest = []
+        rows = sum(chunk.num_rows for chunk in self._chunks)
+        if rows >= GROUP or sum(chunk.nbytes for chunk in self._chunks) >= GROUP_BYTES:
+            self._end_group()
 
-    def table(self) -> pa.Table:
-        """All rows, each column in one piece where that is possible: so the bytes of a file tell
-        nothing of chunks.
-        """
-        self._close()
-        whole = pa.concat_tables(self._chunks)
+    def _end_group(self) -> None:
+        group = pa.concat_tables(self._chunks)
         self._chunks = []
-        try:
-            return whole.combine_chunks()
-        except pa.ArrowInvalid:  # more than 2^31 singular values
-            return whole
+        if group.num_rows:
+            self._write(group.combine_chunks())
+
+    def close(self) -> None:
+        """The last row has come."""
+        self._gather()
+        if self._chunks:
+            self._end_group()
 
 
-def _with_column(table: pa.Table, name: str, values: Sequence[float | None]) -> pa.Table:
-    """The table with these values in one of its columns."""
-    place = table.schema.get_field_index(name)
-    field = table.schema.field(place)
-    return table.set_column(place, field, pa.array(values, type=field.type))
+class _Spilled:
+    """A table that is gathered in a file instead of memory."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._writer: pa.ipc.RecordBatchFileWriter | None = None
+
+    def write(self, group: pa.Table) -> None:
+        if self._writer is None:
+            self._writer = pa.ipc.new_file(self._path, group.schema)
+        self._writer.write_table(group)
+
+    def table(self, columns: Sequence[Column]) -> pa.Table:
+        """All of it, read from the file as it is asked for; without rows the one of these columns.
+        No more is written.
+        """
+        if self._writer is None:
+            return arrow_schema(columns).empty_table()
+        self._writer.close()
+        return pa.ipc.open_file(pa.memory_map(str(self._path))).read_all()
 
 
-def _slim(outcome: Outcome) -> Outcome:
+def _with_energy_share(matrices: pa.Table, energy: float) -> pa.Table:
+    """The table with the share of its deltas in the energy of the pair; None where that is 0 or not
+    known, and for other subjects.
+    """
+    place = matrices.schema.get_field_index("energy_share")
+    shares = [
+        _energy_share(norm or 0.0, energy) if subject == "delta" else None
+        for subject, norm in zip(
+            matrices["subject"].to_pylist(), matrices["frobenius_norm"].to_pylist(), strict=True
+        )
+    ]
+    field = matrices.schema.field(place)
+    return matrices.set_column(place, field, pa.array(shares, type=field.type))
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
     """What the rows of a tensor and of the residual stream need of an outcome: no spectrum."""
-    needed = outcome.deltas if outcome.residual is not None else ()
-    return replace(
-        outcome, measurements=tuple(replace(delta, sigma=NO_SIGMA, lists={}) for delta in needed)
-    )
+
+    status: Status
+    reason: str | None
+    detail: str | None
+    delta_norm: float | None
+    base_norm: float | None
+    stacked: _Stacked | None = None
+
+    @classmethod
+    def of(cls, outcome: Outcome) -> _Kept:
+        stacked = None
+        if outcome.residual is not None:
+            delta = outcome.measurements[-1]
+            stacked = _Stacked(
+                sketch=outcome.residual,
+                energy=_delta_norm(delta) ** 2,
+                participation=delta.number("participation_ratio") or 1.0,
+            )
+        return cls(
+            status=outcome.status,
+            reason=outcome.reason,
+            detail=outcome.detail,
+            delta_norm=outcome.delta_norm,
+            base_norm=outcome.base_norm,
+            stacked=stacked,
+        )
 
 
-def _delta_norm(measurement: Measurement) -> float | None:
-    return (measurement.number("frobenius_norm") or 0.0) if measurement.subject == "delta" else None
+@dataclass(frozen=True)
+class _Stacked:
+    """A delta on the residual stream."""
+
+    sketch: NDArray[np.float32]
+    energy: float
+    participation: float
+
+
+def _delta_norm(delta: Measurement) -> float:
+    return delta.number("frobenius_norm") or 0.0
 
 
 def _order(place: Place) -> tuple[int, int, int, int, str]:
@@ -183,12 +289,9 @@ def _matrix_rows(
         }
 
 
-def _energy_share(norm: float | None, energy: float) -> float | None:
-    """The share of the pair's delta energy that one delta has.
-
-    None for other subjects, or where it is 0 or unknown.
-    """
-    if norm is None or energy <= 0:
+def _energy_share(norm: float, energy: float) -> float | None:
+    """The share of the pair's delta energy that one delta has; None where that is 0 or unknown."""
+    if energy <= 0:
         return None
     return null_if_undefined(norm**2 / energy)
 
@@ -221,16 +324,17 @@ def _with_nulls(numbers: NDArray[np.float64]) -> list[float | None]:
     return [null_if_undefined(float(number)) for number in numbers]
 
 
-def _residual_rows(measured: Sequence[tuple[MatrixPair, Outcome]]) -> list[dict[str, Cell]]:
+def _residual_rows(measured: Iterable[tuple[MatrixPair, _Kept]]) -> list[dict[str, Cell]]:
     """The stacked deltas of every layer, and of all layers, of each component in each direction.
 
     Only matrices on a residual stream of the component's usual width are stacked.
     """
-    stacks: defaultdict[tuple[str, Direction], list[tuple[MatrixPair, Outcome]]] = defaultdict(list)
-    for pair, outcome in measured:
+    stacks: defaultdict[tuple[str, Direction], list[tuple[MatrixPair, _Stacked]]]
+    stacks = defaultdict(list)
+    for pair, kept in measured:
         direction = direction_of(pair.place.module)
-        if direction is not None and outcome.residual is not None:
-            stacks[pair.place.component, direction].append((pair, outcome))
+        if direction is not None and kept.stacked is not None:
+            stacks[pair.place.component, direction].append((pair, kept.stacked))
     rows: list[dict[str, Cell]] = []
     for (component, direction), candidates in stacks.items():
         widths = [pair.cols if direction == "reading" else pair.rows for pair, _ in candidates]
@@ -243,16 +347,13 @@ def _residual_rows(measured: Sequence[tuple[MatrixPair, Outcome]]) -> list[dict[
         layers = np.array(
             [-1 if pair.place.layer is None else pair.place.layer for pair, _ in members]
         )
-        deltas = [outcome.measurements[-1] for _, outcome in members]
-        energies = np.array([(delta.number("frobenius_norm") or 0.0) ** 2 for delta in deltas])
-        participation = np.array([delta.number("participation_ratio") or 1.0 for delta in deltas])
+        energies = np.array([stacked.energy for _, stacked in members])
+        participation = np.array([stacked.participation for _, stacked in members])
         # The last bits must not depend on the machine's cores.
         with threadpool_limits(limits=1, user_api="blas"):
-            kept = np.stack(
-                [outcome.residual for _, outcome in members if outcome.residual is not None]
-            )
-            cosines = overlaps(kept, participation, width)
-            left_out = overlaps_left_out(kept, participation, width)
+            sketches = np.stack([stacked.sketch for _, stacked in members])
+            cosines = overlaps(sketches, participation, width)
+            left_out = overlaps_left_out(sketches, participation, width)
         for layer in (None, *sorted(set(layers[layers >= 0].tolist()))):
             chosen = np.arange(len(members)) if layer is None else np.flatnonzero(layers == layer)
             both = np.ix_(chosen, chosen)
@@ -276,56 +377,84 @@ def _residual_rows(measured: Sequence[tuple[MatrixPair, Outcome]]) -> list[dict[
 
 
 def _tensor_rows(
-    pairs: Sequence[MatrixPair], skipped: Sequence[Skipped], outcomes: Mapping[str, Outcome]
-) -> list[dict[str, Cell]]:
+    pairs: Sequence[MatrixPair], skipped: Sequence[Skipped], kept: Mapping[str, _Kept]
+) -> Iterator[dict[str, Cell]]:
     """Exactly one row per tensor and side, whatever number of matrices it holds."""
-    parts_of: defaultdict[tuple[str, str], list[_Part]] = defaultdict(list)
-    infos = {}
+    held: dict[Side, defaultdict[str, list[MatrixPair | Skipped]]]
+    held = {"base": defaultdict(list), "tuned": defaultdict(list)}
     for pair in pairs:
-        for side, operand in (("base", pair.base), ("tuned", pair.tuned)):
-            for info in operand.infos if operand is not None else ():
-                infos[side, info.name] = info
-                entries = pair.rows * pair.cols if pair.base is not None else 0
-                parts_of[side, info.name].append(
-                    _Part(operand, pair.place, outcomes[pair.key], entries)
-                )
+        for side, operand in _sides(pair):
+            for info in operand.infos:
+                held[side][info.name].append(pair)
     for skip in skipped:
-        infos[skip.side, skip.info.name] = skip.info
-        outcome = Outcome("", skip.status, reason=skip.reason, detail=skip.detail or None)
-        parts_of[skip.side, skip.info.name].append(
-            _Part(None, skip.place, outcome, math.prod(skip.info.shape))
-        )
-    rows: list[tuple[tuple[object, ...], dict[str, Cell]]] = []
-    for (side, name), every_part in parts_of.items():
-        info = infos[side, name]
-        # an embedding that is also the other side's tied head is told by what it is itself
-        own_parts = [
-            part
-            for part in every_part
-            if part.operand is None or part.operand.part.place == part.place
-        ]
-        parts = own_parts or every_part
-        place, status, reason, detail = _merged(parts)
-        compared = sum(part.entries for part in parts if part.is_compared)
-        row: dict[str, Cell] = {
-            "tensor": name,
-            "side": side,
-            "shape": list(info.shape),
-            "dtype": info.dtype,
-            "shard": info.shard,
-            **_place_columns(place),
-            "status": status,
-            "reason": reason,
-            "detail": detail,
-            "relative_norm": _relative_norm([part.outcome for part in parts]),
-            # scales and the factors of an update have fewer entries than the matrix that they make
-            "compared": min(compared, math.prod(info.shape)),
-        }
-        rows.append(((side, *_order(replace(place, slot="")), name), row))
-    return [row for _, row in sorted(rows, key=lambda keyed: keyed[0])]
+        held[skip.side][skip.info.name].append(skip)
+    for side, of_side in held.items():
+        parts_of = partial(_parts_of, side, held=of_side, kept=kept)
+        places = {name: _order(replace(_place_of(parts_of(name)), slot="")) for name in of_side}
+        for name in sorted(places, key=lambda name: (places[name], name)):
+            yield _tensor_row(side, _info_of(side, name, of_side[name][-1]), parts_of(name))
 
 
-@dataclass(frozen=True)
+def _sides(pair: MatrixPair) -> list[tuple[Side, Operand]]:
+    """The operands that a pair has."""
+    base: list[tuple[Side, Operand]] = [] if pair.base is None else [("base", pair.base)]
+    return [*base, ("tuned", pair.tuned)]
+
+
+def _info_of(side: Side, name: str, holder: MatrixPair | Skipped) -> TensorInfo:
+    """A tensor, from a pair or a skip that it is of."""
+    if isinstance(holder, Skipped):
+        return holder.info
+    infos = dict(_sides(holder))[side].infos
+    return next(info for info in infos if info.name == name)
+
+
+def _parts_of(
+    side: Side,
+    name: str,
+    *,
+    held: Mapping[str, Sequence[MatrixPair | Skipped]],
+    kept: Mapping[str, _Kept],
+) -> list[_Part]:
+    """The matrices and vectors of a tensor. An embedding that is also the other side's tied head is
+    told by what it is itself.
+    """
+    every_part = [_part(side, holder, kept) for holder in held[name]]
+    own_parts = [
+        part for part in every_part if part.operand is None or part.operand.part.place == part.place
+    ]
+    return own_parts or every_part
+
+
+def _part(side: Side, holder: MatrixPair | Skipped, kept: Mapping[str, _Kept]) -> _Part:
+    if isinstance(holder, Skipped):
+        outcome = _Kept(holder.status, holder.reason, holder.detail or None, None, None)
+        return _Part(None, holder.place, outcome, math.prod(holder.info.shape))
+    operand = holder.tuned if side == "tuned" else holder.base
+    entries = holder.rows * holder.cols if holder.base is not None else 0
+    return _Part(operand, holder.place, kept[holder.key], entries)
+
+
+def _tensor_row(side: Side, info: TensorInfo, parts: Sequence[_Part]) -> dict[str, Cell]:
+    status, reason, detail = _merged(parts)
+    compared = sum(part.entries for part in parts if part.is_compared)
+    return {
+        "tensor": info.name,
+        "side": side,
+        "shape": list(info.shape),
+        "dtype": info.dtype,
+        "shard": info.shard,
+        **_place_columns(_place_of(parts)),
+        "status": status,
+        "reason": reason,
+        "detail": detail,
+        "relative_norm": _relative_norm([part.outcome for part in parts]),
+        # scales and the factors of an update have fewer entries than the matrix that they make
+        "compared": min(compared, math.prod(info.shape)),
+    }
+
+
+@dataclass(frozen=True, slots=True)
 class _Part:
     """A matrix or vector of a tensor, what became of it, and how many entries its partner shares.
 
@@ -334,7 +463,7 @@ class _Part:
 
     operand: Operand | None
     place: Place
-    outcome: Outcome
+    outcome: _Kept
     entries: int
 
     @property
@@ -358,8 +487,8 @@ class _Part:
         return " ".join(filter(None, (self.place.module, slot, expert, what)))
 
 
-def _merged(parts: Sequence[_Part]) -> tuple[Place, str, str | None, str | None]:
-    """One place, status, reason and detail for all matrices of a tensor.
+def _merged(parts: Sequence[_Part]) -> tuple[str, str | None, str | None]:
+    """One status, reason and detail for all matrices of a tensor.
 
     A tensor is skipped as soon as one of its parts was missed: whoever looks for what was not
     measured looks there, and the rows of its other parts are in matrices.parquet all the same. Else
@@ -381,11 +510,7 @@ def _merged(parts: Sequence[_Part]) -> tuple[Place, str, str | None, str | None]
     else:
         others = [part.told for part in parts if part.outcome.status != status]
         detail = "; ".join(filter(None, (chosen.detail, _listed(others))))
-    places = {part.place for part in parts}
-    place = (
-        next(iter(places)) if len(places) == 1 else _common_place([part.place for part in parts])
-    )
-    return place, status, chosen.reason, detail or None
+    return status, chosen.reason, detail or None
 
 
 def _listed(descriptions: Sequence[str]) -> str:
@@ -393,15 +518,20 @@ def _listed(descriptions: Sequence[str]) -> str:
     return several(list(dict.fromkeys(descriptions)), TOLD, "; ")
 
 
-def _common_place(places: Sequence[Place]) -> Place:
-    """The place of a tensor that holds several matrices: a fused projection, a stack of experts."""
+def _place_of(parts: Sequence[_Part]) -> Place:
+    """The place of a tensor; of one that holds several matrices, as a fused projection or a stack
+    of experts do, what they have in common.
+    """
+    places = [part.place for part in parts]
     first = places[0]
+    if len(set(places)) == 1:
+        return first
     modules = {place.module for place in places}
     fused = name_rules().wholes.get(frozenset(modules), "other")
     return Place(first.component, first.layer, first.module if len(modules) == 1 else fused)
 
 
-def _relative_norm(outcomes: Sequence[Outcome]) -> float | None:
+def _relative_norm(outcomes: Sequence[_Kept]) -> float | None:
     if any(outcome.delta_norm is None or outcome.base_norm is None for outcome in outcomes):
         return None
     base = math.hypot(*(outcome.base_norm or 0.0 for outcome in outcomes))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from shadow.checkpoints.adapters import Adapter, adapter_factors, product_shape
@@ -25,7 +25,7 @@ NO_BASE = "no base for {}"
 SCALE_BLOCK = 128, 128  # rows and columns that share one scale in DeepSeek-V3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Factor:
     """The second factor of a low-rank update, and what their product is multiplied by.
 
@@ -50,7 +50,7 @@ class Factor:
         return self.info.shape[0]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Operand:
     """One side of a matrix pair: a part of a tensor."""
 
@@ -92,7 +92,7 @@ class Operand:
         return tuple(infos)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class MatrixPair:
     """Two matrices at one place, or two vectors."""
 
@@ -117,18 +117,20 @@ class MatrixPair:
     detail: str = ""
     """What a person should know of how they were paired."""
 
-    @cached_property
-    def key(self) -> str:
-        """Names this pair within an audit, the same in every run.
+    key: str = field(init=False, repr=False, compare=False)
+    """Names this pair within an audit, the same in every run.
 
-        It holds the whole place, which no two pairs share: the parts of a fused bias differ in
-        their slot alone.
-        """
+    It holds the whole place, which no two pairs share: the parts of a fused bias differ in their
+    slot alone.
+    """
+
+    def __post_init__(self) -> None:
         p = self.place
-        return json.dumps([self.tuned.info.name, p.component, p.layer, p.module, p.expert, p.slot])
+        key = json.dumps([self.tuned.info.name, p.component, p.layer, p.module, p.expert, p.slot])
+        object.__setattr__(self, "key", sys.intern(key))  # the journal holds it too
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Skipped:
     """A tensor (of one side) without numbers, and why; or one that an adapter leaves as it is."""
 

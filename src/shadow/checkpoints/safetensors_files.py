@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import mmap
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -35,7 +36,7 @@ MAX_OFFSET = 2**60  # bytes
 MAX_NAME = 1024  # characters of a tensor name; the longest of 114,248 real ones has fewer than 120
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TensorInfo:
     """One named entry of a shard."""
 
@@ -114,8 +115,9 @@ def parse_header(raw: bytes, file_size: int, shard: str) -> tuple[dict[str, Tens
     """
     header = _parse_json(raw, shard)
     start = 8 + len(raw)
+    shapes: dict[tuple[int, ...], tuple[int, ...]] = {}  # equal ones are one object
     tensors = {
-        name: _entry(name, entry, shard, data_start=start)
+        name: _entry(name, entry, shard, data_start=start, shapes=shapes)
         for name, entry in header.items()
         if name != "__metadata__"
     }
@@ -172,7 +174,14 @@ def _too_many(shard: str) -> FileError:
     )
 
 
-def _entry(name: str, entry: Any, shard: str, *, data_start: int) -> TensorInfo:
+def _entry(
+    name: str,
+    entry: Any,
+    shard: str,
+    *,
+    data_start: int,
+    shapes: dict[tuple[int, ...], tuple[int, ...]],
+) -> TensorInfo:
     where = f"tensor {name[:80]!r}"
     if not usable_name(name):
         raise _untrusted(shard, f"{where} has an unusable name")
@@ -193,8 +202,8 @@ def _entry(name: str, entry: Any, shard: str, *, data_start: int) -> TensorInfo:
         raise _untrusted(shard, f"{where}: dtype and shape do not fill its data_offsets")
     return TensorInfo(
         name=name,
-        dtype=dtype,
-        shape=tuple(shape),
+        dtype=sys.intern(dtype),
+        shape=shapes.setdefault(tuple(shape), tuple(shape)),
         shard=shard,
         start=data_start + start,
         end=data_start + end,

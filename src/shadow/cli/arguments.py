@@ -112,9 +112,11 @@ def file_here(file: Path, options: Options) -> Path:
     return fetched_file(place, MAX_FILE)
 
 
-def files_here(files: Sequence[Path] | None, options: Options) -> list[Path]:
-    """Files; those at URLs are fetched."""
-    return [file_here(file, options) for file in files or ()]
+def scores_here(files: Sequence[Path] | None, options: Options) -> list[Path]:
+    """Files of scores and folders of them; those at URLs are fetched."""
+    from shadow.findings.score_files import here
+
+    return [here(located(file, options)) for file in files or ()]
 
 
 def list_here(listed: str | None, options: Options) -> str | None:

@@ -16,8 +16,8 @@ from shadow.cli.arguments import (
     NamedTargets,
     access_of,
     cache_of,
-    files_here,
     list_here,
+    scores_here,
     selected,
 )
 from shadow.cli.gate import GateOptions, at_fault, baselines_of, begin, finish, judged_of, rules_of
@@ -206,7 +206,7 @@ def audit(
 
     chosen = filter_of(component or [], layer or [], module or [])
     from shadow.audits.devices import choose
-    from shadow.audits.pair import Runtime, Settings
+    from shadow.audits.pair import Runtime, Settings, tell_nobody
     from shadow.findings.score_files import scores_of_pairs
     from shadow.spectra.delta import Method
 
@@ -234,9 +234,9 @@ def audit(
             overwrite=overwrite,
             cache=cache_of(no_cache=no_cache, folder=cache_dir),
             say=say,
-            detail=console.say if verbose else console.say_nothing,
+            detail=console.say if verbose else tell_nobody,
         ),
-        scores=scores_of_pairs(files_here(scores, options), selection.own, say),
+        scores=scores_of_pairs(scores_here(scores, options), selection.own, say),
         rules=rules,
         baselines=baselines_of(held, [(pair.family, pair.name) for pair in selection.own], say),
         on_ray=on_ray,

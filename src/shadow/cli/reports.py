@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from shadow.cli import console
-from shadow.cli.arguments import files_here, reports_here
+from shadow.cli.arguments import reports_here, scores_here
 from shadow.cli.options import (
     DEFAULT_OUTPUT,
     CacheFolder,
@@ -70,7 +70,7 @@ def show(
         from shadow.findings.gains import NO_SCORES, join, sides_of
         from shadow.findings.score_files import scores_of_sides
 
-        files = files_here(scores, options)
+        files = scores_here(scores, options)
         sides = [sides_of(provenance) for _, provenance, _ in reports]
         given = scores_of_sides(files, sides, console.say)
         reports = [
@@ -186,7 +186,7 @@ def compare(
         from shadow.reports.provenance import report_metadata
 
         known = [sides_of(report_metadata(folder)) for folder in folders]
-        given = scores_of_sides(files_here(scores, options), known, console.say)
+        given = scores_of_sides(scores_here(scores, options), known, console.say)
     comparison = comparing.compare(
         folders, margin=margin, allow_different_base=allow_different_base, scores=given
     )
@@ -242,14 +242,14 @@ def merge(
     from shadow.outputs.terminal.batch import batch_view
 
     options = parsed_options(storage_options)
-    sources = [reports_here(folder, options, spectra=True) for folder in folders or []]
     place = located(output, options)
     if isinstance(place, Store):
         from shadow.audits.remote import merge_remote
 
         place.require_access()
-        result = merge_remote(place, sources)
+        result = merge_remote(place, [located(folder, options) for folder in folders or []])
     else:
+        sources = [reports_here(folder, options, spectra=True) for folder in folders or []]
         result = merged(place, sources)
     console.say(f"{result.copied} reports copied to {place}, {result.there} were already there")
     if result.rounded:

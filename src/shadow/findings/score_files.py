@@ -9,10 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shadow.findings.gains import Sides, is_named, neither, sides_of_pair, unmatched
-from shadow.findings.scores import ScoreFiles, read_scores
+from shadow.findings.scores import MAX_FILE, MAX_FILES, SUFFIXES, ScoreFiles, read_scores
+from shadow.storage import Store, fetched_files
 
 if TYPE_CHECKING:
     from shadow.targets.families import Pair
+
+
+def here(place: Path | Store) -> Path:
+    """A file of scores, or a folder of them, on this machine; what is at a URL is fetched."""
+    if isinstance(place, Path):
+        return place
+    return fetched_files(place, MAX_FILE, SUFFIXES, MAX_FILES)
 
 
 def scores_of_sides(

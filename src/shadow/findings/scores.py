@@ -73,6 +73,7 @@ QUESTIONS = "questions"  # how many were asked; `10 of 100` of a part
 
 MAX_FILE = 64_000_000  # bytes
 MAX_FILES = 2_000
+SUFFIXES = (".csv", ".json")  # of files that scores are read from
 MAX_SCORES = 500_000
 MAX_TEXT = 300  # characters of a name
 LARGEST = 1e12  # of a score: beyond it is a slip, and differences would lose their digits
@@ -228,13 +229,13 @@ def _in_folder(path: Path) -> list[Path] | None:
 
 def _is_scores(path: Path, top: Path) -> bool:
     """Is it a file that may hold scores, and neither hidden nor in a hidden folder below top?"""
-    if path.suffix.lower() not in (".csv", ".json") or not path.is_file():
+    if path.suffix.lower() not in SUFFIXES or not path.is_file():
         return False
     return not any(part.startswith(".") for part in path.relative_to(top).parts)
 
 
 def _bytes(path: Path) -> bytes:
-    if path.suffix.lower() not in (".csv", ".json"):
+    if path.suffix.lower() not in SUFFIXES:
         raise ShadowError(
             f"{str(path)[:80]}: scores are read from .csv and .json files", "rename it"
         )

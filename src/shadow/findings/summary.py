@@ -5,7 +5,7 @@ prints nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from shadow.errors import ShadowError
@@ -93,7 +94,22 @@ if TYPE_CHECKING:
 # cosines below which an expert is another one, and above which the rest is the same model
 TURNED, UNTURNED = 0.5, 0.9
 QUARTERS = 4  # of the depth
-UNREAD = ("family", "pair", "precision", "shard")  # texts on which no figure rests
+# columns of tensors on which no figure rests
+UNREAD = ("dtype", "shard", "expert")
+# columns of matrices on which figures rest, of deltas and of matrices without a base
+READ = (
+    *("component", "layer", "module", "tensor", "base_tensor", "subject", "rows", "cols"),
+    *("dtype", "parameters", "rank_ceiling", "verified", "frobenius_norm", "stable_rank"),
+    *("effective_rank", "participation_ratio", "numerical_rank", "rank_90", "rank_95", "rank_99"),
+    *("top1_energy", "top4_energy", "top16_energy", "top64_energy", "top20_energy"),
+    *("relative_norm", "cosine", "effective_rank_shift", "zero_share", "floor_ratio"),
+    *("null_participation_ratio", "concentration", "spikes", "spike_energy", "spikes_sharp"),
+    *("alignment_left", "alignment_right", "alignment_left_null", "alignment_right_null"),
+    *("row_participation_ratio", "rows_changed", "kept", "kept_reason", "kept_history"),
+    *("relative_norm_unrounded", "excess_purity", "purity_z", "excess_purity_unrounded"),
+    *("equivalent_directions", "decay_cosine", "levels_base", "levels_tuned", "energy_share"),
+)
+KEY = ("component", "tensor", "module", "layer", "expert")  # of a matrix, whatever its subject
 EXAMPLES = 3  # tensors named for each reason
 UNEVENNESS = {
     "depth_entropy": depth_entropy,
@@ -411,9 +427,10 @@ def with_scores(summary: Summary, scored: Scored) -> Summary:
 
 
 def summarise(tables: Mapping[str, pa.Table], metadata: ReportMetadata) -> Summary:
-    """The summary of the tables matrices, tensors and residual; metadata is what Identity has."""
-    matrices, tensors, residual = (_frame(tables[name]) for name in SUMMARISED)
-    rows = _rows(matrices, tensors, residual)
+    """The summary of the tables matrices, tensors and residual, or of what is `needed` of them;
+    metadata is what Identity has.
+    """
+    rows = _rows(tables)
     statuses = rows.tensors["status"].value_counts()
     figures, intervals = _figures(rows)
     held = gates(rows.deltas, rows.tensors)
@@ -476,51 +493,79 @@ def summarise(tables: Mapping[str, pa.Table], metadata: ReportMetadata) -> Summa
     return replace(summary, finding=finding(summary, metadata["settings"], published))
 
 
-def _frame(table: pa.Table) -> pd.DataFrame:
-    """A table without the texts that no figure needs.
+def needed(name: str, table: pa.Table) -> pa.Table:
+    """What a summary needs of the table of this name, or of some of its rows.
 
-    Small tables compare texts of Python in half the time.
+    Of matrices: the deltas with the norm of their base in base_norm, and what has no base; all
+    subjects of a matrix must be among the rows.
+    """
+    if name != "matrices":
+        return table.drop_columns([name for name in UNREAD if name in table.column_names])
+    if "base_norm" in table.column_names:
+        return table
+    norms = pa.array(_base_norms(table), type=pa.float64(), from_pandas=True)
+    subject, base = table["subject"], table["base_tensor"]
+    alone = pc.and_(pc.equal(subject, "tuned"), pc.is_null(base))
+    chosen = table.select(READ).append_column("base_norm", norms)
+    return chosen.filter(pc.or_(pc.equal(subject, "delta"), alone))
+
+
+def _base_norms(matrices: pa.Table) -> list[float | None]:
+    """By row: the norm of the base of the matrix, None where it has none."""
+    keys = list(zip(*(matrices[name].to_pylist() for name in KEY), strict=True))
+    norms = matrices["frobenius_norm"].to_pylist()
+    subjects = matrices["subject"].to_pylist()
+    bases = {
+        key: norm
+        for key, norm, subject in zip(keys, norms, subjects, strict=True)
+        if subject == "base"
+    }
+    return [bases.get(key) for key in keys]
+
+
+def _frame(table: pa.Table) -> pd.DataFrame:
+    """A table as figures need it.
+
+    Small tables compare texts of Python in half the time; equal shapes are one object.
     """
     import pandas as pd
 
     texts = {pa.string(): pd.StringDtype("python", na_value=np.nan)}
-    needed = table.drop_columns([name for name in UNREAD if name in table.column_names])
-    frame: pd.DataFrame = needed.to_pandas(types_mapper=texts.get)
-    return frame
+    if "shape" not in table.column_names:
+        frame: pd.DataFrame = table.to_pandas(types_mapper=texts.get)
+        return frame
+    shapes = list(_shared(table["shape"]))
+    others: pd.DataFrame = table.drop_columns(["shape"]).to_pandas(types_mapper=texts.get)
+    return others.assign(shape=pd.Series(shapes, index=others.index, dtype=object))
 
 
-def _rows(matrices: pd.DataFrame, tensors: pd.DataFrame, residual: pd.DataFrame) -> Rows:
-    deltas = matrices[matrices["subject"] == "delta"].reset_index(drop=True)
-    base_norms = _base_norms(matrices, deltas)
+def _shared(shapes: pa.ChunkedArray) -> Iterator[tuple[int, ...]]:
+    known: dict[tuple[int, ...], tuple[int, ...]] = {}
+    for chunk in shapes.chunks:
+        for shape in chunk:
+            sizes = tuple(shape.as_py())
+            yield known.setdefault(sizes, sizes)
+
+
+def _rows(tables: Mapping[str, pa.Table]) -> Rows:
+    matrices = needed("matrices", tables["matrices"])
+    of_delta = pc.equal(matrices["subject"], "delta")
+    deltas = _frame(matrices.filter(of_delta))
     deltas = deltas.assign(
-        base_norm=base_norms,
         energy=deltas["frobenius_norm"] ** 2,
-        base_energy=base_norms**2,
+        base_energy=deltas["base_norm"] ** 2,
         participation_share=deltas["participation_ratio"] / deltas["null_participation_ratio"],
     )
+    tensors = _frame(needed("tensors", tables["tensors"]))
     tensors = tensors.assign(was_compared=has_compared(tensors))
     layers = compared_layers(tensors)
-    alone = matrices[(matrices["subject"] == "tuned") & matrices["base_tensor"].isna()]
     return Rows(
         deltas=deltas.assign(at=layer_of(layers, deltas)),
-        alone=alone,
+        alone=_frame(matrices.filter(pc.invert(of_delta))),
         tensors=tensors,
-        residual=residual,
+        residual=_frame(tables["residual"]),
         layers=layers,
     )
-
-
-def _base_norms(matrices: pd.DataFrame, deltas: pd.DataFrame) -> NDArray[np.float64]:
-    """The norm of the base of each delta, NaN where it has none."""
-    bases = matrices[matrices["subject"] == "base"]
-    known = dict(zip(_keys(bases), bases["frobenius_norm"], strict=True))
-    return np.array([known.get(key, np.nan) for key in _keys(deltas)], dtype=np.float64)
-
-
-def _keys(rows: pd.DataFrame) -> Iterable[tuple[object, ...]]:
-    """What a matrix is known by, whatever its subject."""
-    numbers = (rows[name].fillna(-1) for name in ("layer", "expert"))
-    return zip(*(rows[name] for name in ("component", "tensor", "module")), *numbers, strict=True)
 
 
 def _number(value: Any) -> float | None:

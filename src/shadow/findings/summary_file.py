@@ -21,11 +21,12 @@ scores.json, and are checked with it.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -34,7 +35,7 @@ from shadow import __version__
 from shadow.files import registry_folder
 from shadow.findings.gains import MEASURED_BY_OTHERS, NO_SCORES
 from shadow.reports.metadata import SealMetadata
-from shadow.reports.parquet import parquet_bytes
+from shadow.reports.parquet import pages_of
 from shadow.reports.report import Report
 
 FILE = "summary.json"
@@ -44,7 +45,7 @@ SEAL = "seal"  # its key in a report's metadata
 IDENTITY = ("version", "schema", "family", "pair", "base", "tuned", "settings")
 MAX_FILE = 64_000_000  # bytes; a thousandth of it is usual
 SCORED = tuple(NO_SCORES.as_json())  # the keys of a summary that are not sealed
-TAIL = 8  # bytes behind the footer of a Parquet file: its length, and PAR1
+PIECE = 1 << 20  # bytes of a file that are read at a time
 
 
 def summary_bytes(summary: Mapping[str, Any]) -> bytes:
@@ -53,13 +54,15 @@ def summary_bytes(summary: Mapping[str, Any]) -> bytes:
 
 
 def seal(
-    summary: Mapping[str, Any], tables: Mapping[str, pa.Table], metadata: Mapping[str, object]
+    summary: Mapping[str, Any], tables: Mapping[str, Path], metadata: Mapping[str, object]
 ) -> SealMetadata:
-    """The seal of a summary as JSON that these tables gave; metadata has what the report is of."""
+    """The seal of a summary as JSON that was made from the tables in these files, whose metadata
+    may be missing yet; metadata has what the report is of.
+    """
     digests = {}
     for name in SUMMARISED:
-        content = parquet_bytes(tables[name], {})
-        digests[name] = _table_digest(content, pq.ParquetFile(pa.BufferReader(content)))
+        with tables[name].open("rb") as content, pq.ParquetFile(tables[name]) as file:
+            digests[name] = _table_digest(content, file)
     return {"made_by": _maker(), "tables": digests, "summary": _summary_digest(summary, metadata)}
 
 
@@ -112,14 +115,20 @@ def _summary_digest(summary: Mapping[str, Any], metadata: Mapping[str, object]) 
 
 
 def _digests(report: Report) -> dict[str, str]:
-    return {name: _table_digest(report.content(name), report.parquet(name)) for name in SUMMARISED}
+    return {
+        name: _table_digest(io.BytesIO(report.content(name)), report.parquet(name))
+        for name in SUMMARISED
+    }
 
 
-def _table_digest(content: bytes, file: pq.ParquetFile) -> str:
+def _table_digest(content: IO[bytes], file: pq.ParquetFile) -> str:
     """A sha256 of a Parquet file's pages, the names and types of its columns, and its row count."""
-    footer = int.from_bytes(content[-TAIL:-4], "little")
-    pages = max(0, len(content) - TAIL - footer)
-    digest = hashlib.sha256(memoryview(content)[:pages])
+    left = pages_of(content)
+    digest = hashlib.sha256()
+    content.seek(0)
+    while left and (piece := content.read(min(left, PIECE))):
+        digest.update(piece)
+        left -= len(piece)
     columns = [(field.name, str(field.type)) for field in file.schema_arrow]
     digest.update(repr((columns, file.metadata.num_rows)).encode())
     return digest.hexdigest()

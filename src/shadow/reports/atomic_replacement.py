@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from shadow.errors import ShadowError
@@ -19,26 +20,36 @@ TABLES_OF_A_PAIR = ("spectra", "tensors", "residual", "matrices")
 FILES_OF_A_PAIR = ("summary.json", KEPT, *(f"{name}.parquet" for name in TABLES_OF_A_PAIR))
 
 
+@dataclass(frozen=True)
+class Staged:
+    """Where the new files of a report lie until all of them are written."""
+
+    folder: Path
+    """Of files that the block writes itself, which must be on the disk when it ends. What is no
+    file of a report must be gone by then.
+    """
+
+    def put(self, name: str, content: bytes) -> None:
+        """Write a file; empty content removes the one of that name from the report."""
+        write_through(self.folder / name, content)
+
+
 @contextlib.contextmanager
-def replacing(folder: Path) -> Iterator[Callable[[str, bytes], None]]:
+def replacing(folder: Path) -> Iterator[Staged]:
     """Write some files of a report that take their places together when the block ends, and not at
     all if it fails.
 
-    The block gets a function of a file's name and content; empty content removes the file. Killed
-    between the first and the last move, the rest is moved by the next command that reads the
+    Killed between the first and the last move, the rest is moved by the next command that reads the
     report.
     """
     staged = folder / PARTIAL / f"{READY}.tmp"
-
-    def put(name: str, content: bytes) -> None:
-        write_through(staged / name, content)
 
     with writing(folder):
         _put_in_place(folder)
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir(parents=True)
         try:
-            yield put
+            yield Staged(staged)
             staged.rename(folder / PARTIAL / READY)
         except BaseException:
             shutil.rmtree(staged, ignore_errors=True)

@@ -16,6 +16,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from shadow.files import safe_name, writing
 from shadow.reports.atomic_replacement import FILES_OF_A_PAIR, KEPT
 from shadow.reports.metadata import ReportMetadata
 from shadow.reports.provenance import finished_metadata
-from shadow.storage import Entry, Store, place_for
+from shadow.storage import AT_ONCE, Entry, Store, place_for
 from shadow.text import byte_size
 
 FINISHED = "matrices.parquet"
@@ -33,6 +34,8 @@ SUMMARY = "summary.json"
 INDEX = "index.json"
 INDEX_FILES = ("batch.parquet", INDEX)  # of a list, in the order in which they are written
 CLAIM = ".uploading.json"
+# in the folder of a list: who this run is while it uploads an index
+INDEX_WRITER = ".index-writer"
 STALE = 3600.0  # seconds without a sign of life before a claim is taken over; a file takes minutes
 PATIENCE = 60.0  # seconds that somebody else's upload is waited for
 POLL = 1.0  # seconds between two looks
@@ -121,6 +124,38 @@ def _fetch(store: Store, chosen: Mapping[str, Entry], folder: Path, *, spectra: 
     raise ShadowError(
         f"{store}: reports there changed while they were read", "wait until they are finished"
     )
+
+
+def outlined_below(store: Store) -> Path | None:
+    """What is small of the reports at or below a URL (see `outlined`), and the index of a list, as
+    a folder of this machine; None where there is neither.
+    """
+    chosen = _chosen(store, store.files(), spectra=True)
+    if not chosen:
+        return None
+    folder = place_for(store)
+    folder.mkdir()
+    whole = {
+        path: entry.size
+        for path, entry in chosen.items()
+        if path.endswith(".json") or path in INDEX_FILES
+    }
+
+    def fetch_footer(path: str) -> None:
+        content = _footer(store, path, chosen[path].size)
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(content)
+
+    with writing(folder):
+        store.fetch(whole, folder)
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            list(pool.map(fetch_footer, chosen.keys() - whole.keys()))
+    return folder
+
+
+def completed(store: Store, folder: Path, *, spectra: bool) -> None:
+    """Make the outline of a report in a folder the whole report at a URL."""
+    _fetch(store, _chosen(store, store.files(), spectra=spectra), folder, spectra=spectra)
 
 
 def published_metadata(store: Store) -> ReportMetadata | None:
@@ -252,9 +287,50 @@ def publish(
     it goes on where it was killed. Raises ShadowError where another writer is at it or has been,
     and when the store fails; the folder stays as it is.
     """
-    files = {name: (folder / name).stat().st_size for name in _in_order(folder)}
-    if FINISHED not in files:
+    sizes = {name: (folder / name).stat().st_size for name in _in_order(folder)}
+    if FINISHED not in sizes:
         raise ShadowError(f"{folder}: no finished report in it")
+
+    def put(name: str) -> None:
+        store.put_file(folder / name, name)
+
+    _publish(sizes, put, store, token=token, replaces=replaces, say=say)
+
+
+def publish_copy(source: Store, store: Store, *, token: str) -> None:
+    """Make the finished report at one URL also the report at another, where there is none.
+
+    Within one store nothing of it comes to this machine. Raises ShadowError as `publish` does, and
+    where the report changes meanwhile.
+    """
+    there = _chosen(source, source.files(), spectra=True)
+    sizes = {name: there[name].size for name in FILES_OF_A_PAIR if name in there}
+    if FINISHED not in sizes:
+        raise ShadowError(f"{source}: no report there", "run the same command again")
+
+    def put(name: str) -> None:
+        if name == FINISHED and _chosen(source, source.files(), spectra=True) != there:
+            hint = "wait until it is finished"
+            raise ShadowError(f"{source}: the report there changed while it was copied", hint)
+        if source.copy(name, store):
+            return
+        with tempfile.TemporaryDirectory(prefix="shadow-") as scratch, writing(Path(scratch)):
+            source.fetch({name: sizes[name]}, Path(scratch))
+            store.put_file(Path(scratch) / name, name)
+
+    _publish(sizes, put, store, token=token, replaces=None, say=lambda _: None)
+
+
+def _publish(
+    files: Mapping[str, int],
+    put: Callable[[str], None],
+    store: Store,
+    *,
+    token: str,
+    replaces: ReportMetadata | None,
+    say: Say,
+) -> None:
+    """Put files, by name and size and the one that makes a report last, where a report is to be."""
     with _claiming(store, token, say) as claim:
         if standing(store)[0] != replaces:
             raise OvertakenError(
@@ -268,7 +344,7 @@ def publish(
                 _require_whole(store, files)
             if name == FINISHED or claim.is_old():
                 claim.check()
-            store.put_file(folder / name, name)
+            put(name)
 
 
 def _in_order(folder: Path) -> list[str]:
@@ -368,15 +444,29 @@ class PublishedIndex:
         }
 
     def publish(self, folder: Path) -> None:
-        """Upload the index of a folder. Raises ShadowError where somebody else has written one."""
-        if (
-            self.store.entry(INDEX) != self._there
-            and self.store.read(INDEX, MAX_JSON) != self._sent
-        ):
-            hint = "shards of one list each take a URL of their own, and `shadow merge` joins them"
-            raise ShadowError(f"{self.store}: another list is being audited there", hint)
-        for name in INDEX_FILES:
-            if name == INDEX:
-                self._sent = (folder / name).read_bytes()
-            self.store.put_file(folder / name, name)
-        self._there = self.store.entry(INDEX)
+        """Upload the index of a folder.
+
+        Each of its files is replaced in one step of the store, index.json last. Raises ShadowError
+        where somebody else has written one meanwhile, or is about to.
+        """
+        kept = folder / INDEX_WRITER  # so that the same run goes on where it was killed
+        with writing(folder):
+            if not kept.is_file():
+                kept.write_text(new_token())
+            token = kept.read_text()
+        with _claiming(self.store, token, lambda _: None) as claim:
+            if (
+                self.store.entry(INDEX) != self._there
+                and self.store.read(INDEX, MAX_JSON) != self._sent
+            ):
+                hint = (
+                    "shards of one list each take a URL of their own, and `shadow merge` joins them"
+                )
+                raise ShadowError(f"{self.store}: another list is being audited there", hint)
+            for name in INDEX_FILES:
+                if name == INDEX:
+                    claim.check()
+                    self._sent = (folder / name).read_bytes()
+                self.store.put_file(folder / name, name)
+            self._there = self.store.entry(INDEX)
+        kept.unlink(missing_ok=True)
