@@ -159,7 +159,9 @@ def test_each_range_shifts_its_own_tensors(tmp_path, monkeypatch):
     ]
     wanted.append(TensorInfo("empty", "U8", (0,), "s", 13, 13))
     monkeypatch.setattr(
-        hub, "copy_range", lambda snap, file, start, end, write, **rest: write(b"x" * (end - start))
+        hub,
+        "copy_range",
+        lambda snap, file, start, *, stop, write, **rest: write(b"x" * (stop - start)),
     )
     source = ByteRanges(None, None, tuple(wanted), tmp_path / "part")
     source.fetch(say=print, report=print, stop=None)

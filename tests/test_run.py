@@ -572,10 +572,13 @@ def test_workers_are_as_many_as_cores_or_as_fit_the_memory():
     fewer workers.
     """
     from shadow.audits.machine_limits import MachineLimits
-    from shadow.checkpoints.pairing import MatrixPair
-    from shadow.places.architecture import Place
+    from shadow.checkpoints.pairing import MatrixPair, Operand
+    from shadow.checkpoints.safetensors_files import TensorInfo
+    from shadow.places.architecture import Part, Place
 
-    pair = MatrixPair(Place("language", 0, "mlp.up"), None, None, 8192, 28672, True)
+    place = Place("language", 0, "mlp.up")
+    tuned = Operand(TensorInfo("w", "BF16", (8192, 28672), "s", 0, 0), Part(place))
+    pair = MatrixPair(place, None, tuned, 8192, 28672, True)
     for memory, jobs in ((64 << 30, 16), (4 << 30, 2), (1 << 20, 1)):
         assert audit_module.default_jobs([pair], MachineLimits(16, "", memory, "")) == jobs
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import os
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -66,10 +68,19 @@ GROUPS = {
     "Look up": (lookup.explain, lookup.schema, lookup.families),
 }
 
+
+def _help(command: Callable[..., None]) -> str:
+    """The docstring of a command with a line for each paragraph, as Rich shows its lines."""
+    paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+
+
 for _group, _members in GROUPS.items():
     for _command in _members:
-        app.command(rich_help_panel=_group, epilog=epilog_of(_command.__name__))(_command)
-_lab.command("run")(lab.lab_run)
+        app.command(
+            help=_help(_command), rich_help_panel=_group, epilog=epilog_of(_command.__name__)
+        )(_command)
+_lab.command("run", help=_help(lab.lab_run))(lab.lab_run)
 
 
 # Objects made before Python looks for cycles among them. At its own 700 the imports of torch and

@@ -183,8 +183,8 @@ def tiles(matrix: Matrix) -> Iterator[tuple[tuple[slice, ...], tuple[int, int]]]
     that it stays in the caches and float32 sums over its rows are short.
     """
     rows, cols = matrix.shape[-2:]
-    width = min(cols, WIDEST)
-    height = max(1, TILE // max(1, width))
+    width = max(1, min(cols, WIDEST))
+    height = max(1, TILE // width)
     together = max(1, height // max(1, rows))
     for group in range(0, matrix.shape[0], together) if matrix.ndim == 3 else (0,):
         groups = (slice(group, group + together),) if matrix.ndim == 3 else ()
