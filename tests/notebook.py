@@ -16,8 +16,12 @@ NOTEBOOK = Path(__file__).parents[1] / "docs" / "notebook.ipynb"
 def executed(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """The notebook with new outputs, without times and the kernel's Python, which always differ."""
     with tempfile.TemporaryDirectory() as folder:
+        # one output for each stream, however the machine cuts it
         nbclient.NotebookClient(
-            notebook, timeout=300, resources={"metadata": {"path": folder}}
+            notebook,
+            timeout=300,
+            coalesce_streams=True,
+            resources={"metadata": {"path": folder}},
         ).execute()
     for cell in notebook.cells:
         cell.metadata = nbformat.NotebookNode()
