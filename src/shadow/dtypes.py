@@ -7,17 +7,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class FloatFormat:
-    """A stored floating-point format.
-
-    mantissa_bits: explicit bits of the significand, so ulp(w) = 2^(floor(log2 |w|) -
-    mantissa_bits). min_exponent: floor(log2) of the smallest normal number; below it the ulp stays
-    constant.
-    """
+    """A stored floating-point format."""
 
     torch_name: str
+    """Of the dtype, as torch has it: `bfloat16`."""
+
     bits: int
+    """Of a number, 8 to 64."""
+
     mantissa_bits: int
+    """Explicit bits of the significand: ulp(w) = 2^(floor(log2 |w|) - mantissa_bits)."""
+
     min_exponent: int
+    """floor(log2) of the smallest normal number; below it the ulp stays constant."""
 
 
 FLOATS = {

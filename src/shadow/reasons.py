@@ -10,12 +10,13 @@ Status = Literal["measured", "identical", "skipped"]
 
 @dataclass(frozen=True)
 class Reason:
-    """What a reason means, for people. strict: what should have been measured was not, so
-    `--strict` objects.
-    """
+    """What a reason means."""
 
     text: str
+    """For people: part of a sentence."""
+
     strict: bool = False
+    """Does `--strict` object? What should have been measured was not."""
 
 
 REASONS = {

@@ -16,17 +16,23 @@ from shadow.dtypes import FloatFormat
 
 @dataclass(frozen=True)
 class BlockScaled:
-    """A matrix (rows, cols) of 8-bit floats with a scale for each block of block[0] x block[1].
+    """A matrix (rows, cols) of 8-bit floats with a scale for each block of it.
 
     W_ij = raw_ij * scales_(i // block[0], j // block[1]), in float32: the layout of DeepSeek-V3's
-    `weight_scale_inv`. The last block of a row or column may be cut. first_row is the row of the
-    stored tensor that row 0 is.
+    `weight_scale_inv`. The last block of a row or column may be cut.
     """
 
     raw: Tensor
+    """(rows, cols), 8-bit floats."""
+
     scales: Tensor
+    """A number for each block."""
+
     block: tuple[int, int]
+    """Rows and columns that share one scale, 1 or more."""
+
     first_row: int = 0
+    """The row of the stored tensor that row 0 is, 0 or more."""
 
     @property
     def shape(self) -> torch.Size:
@@ -49,15 +55,19 @@ class BlockScaled:
 
 @dataclass(frozen=True)
 class Updated:
-    """base + scaling * left @ right, in float64: a base with its LoRA update.
-
-    left: (rows, r), or (groups, rows / groups, r) where base is grouped; right: (r, cols).
-    """
+    """base + scaling * left @ right, in float64: a base with its LoRA update."""
 
     base: Tensor | BlockScaled
+    """(rows, cols), or (groups, rows / groups, cols)."""
+
     left: Tensor
+    """(rows, r), or (groups, rows / groups, r) where base is grouped."""
+
     right: Tensor
+    """(r, cols)."""
+
     scaling: float
+    """alpha / r, or alpha / sqrt(r)."""
 
     @property
     def shape(self) -> torch.Size:
@@ -95,12 +105,13 @@ class Updated:
 
 @dataclass(frozen=True)
 class Rounded:
-    """A matrix rounded to a stored format: what training starts from where an F32 base is loaded in
-    BF16.
-    """
+    """A matrix rounded to a stored format, as an F32 base is that training loads in BF16."""
 
     matrix: Matrix
+    """(rows, cols), or grouped: what is rounded."""
+
     grid: FloatFormat
+    """To what."""
 
     @property
     def shape(self) -> torch.Size:

@@ -17,17 +17,22 @@ Cells = Mapping[str, float | int | str | None]  # the same with columns of text
 
 @dataclass(frozen=True)
 class Measurement:
-    """One subject's numbers, by column name, and its singular values (descending, in weights).
-
-    lists: columns of spectra.parquet that hold several numbers each, beside sigma; NaN is a number
-    that is undefined.
-    """
+    """The numbers of one subject."""
 
     subject: Subject
+    """base, tuned or delta."""
+
     precision: Precision
+    """That was used: default turns to exact for some matrices."""
+
     values: Cells
+    """By the names of the columns of matrices.parquet."""
+
     sigma: NDArray[np.float64]
+    """Singular values (m,), descending, in weights."""
+
     lists: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    """Columns of spectra.parquet that hold several numbers each, beside sigma; NaN: undefined."""
 
     def number(self, column: str) -> float | None:
         """A column that holds numbers."""

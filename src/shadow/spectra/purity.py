@@ -27,15 +27,16 @@ ALONE = 0.8
 
 @dataclass(frozen=True)
 class Budget:
-    """1 / participation_ratio as a sum of three parts.
-
-    size: that of a flat profile of the shape; profile: what the uneven rows and columns add, below
-    0 for a very sparse delta; coherence: what the entries do together, X.
-    """
+    """1 / participation_ratio as a sum of three parts."""
 
     size: float
+    """That of a flat profile of the shape, above 0."""
+
     profile: float
+    """What uneven rows and columns add; below 0 for a very sparse delta."""
+
     coherence: float
+    """What the entries do together, X."""
 
 
 def budget(

@@ -91,21 +91,25 @@ def coarser_grid(
 
 @dataclass(frozen=True)
 class Counts:
-    """What is counted of a delta by cell, binade of the base and level of |D| / ulp.
-
-    entries: (row classes, column classes, BINADES, levels up to the highest that occurs), float64
-    as a sampled line stands for others; binade 0 is that of the base's largest entry, each further
-    one half of it.
-    unit: ulp in binade 0, in weights.
-    sampled: entries that were looked at.
-    away, toward: changed entries of these that moved away from 0, and toward it.
-    """
+    """What is counted of a delta by cell, binade of the base and level of |D| / ulp."""
 
     entries: Floats
+    """(row classes, column classes, BINADES, levels up to the highest that occurs), float64, since
+    a sampled line stands for others. Binade 0 is that of the base's largest entry, each further one
+    half of it.
+    """
+
     unit: float
+    """The ulp in binade 0, in weights."""
+
     sampled: int
+    """Entries that were looked at, 1 or more."""
+
     away: int
+    """Changed entries of these that moved away from 0."""
+
     toward: int
+    """Those that moved toward it."""
 
     @property
     def squares(self) -> Floats:
@@ -141,16 +145,19 @@ class Counts:
 
 @dataclass(frozen=True)
 class Levels:
-    """Levels of k = |D| / ulp: every integer up to 8, then 2^LEVEL_BITS to an octave.
-
-    low: the first k of each.
-    """
+    """Levels of k = |D| / ulp: every integer up to 8, then 2^LEVEL_BITS to an octave."""
 
     low: Floats
-    squares: Floats  # mean k²
-    # where each level begins among the leading parts of float32 numbers, 0 being that of 0
+    """The first k of each."""
+
+    squares: Floats
+    """The mean k² of each."""
+
     first_raw: Indices
-    raw: int  # how many of these there are
+    """Where each begins among the leading parts of float32 numbers, 0 being that of 0."""
+
+    raw: int
+    """How many of these parts there are."""
 
 
 @cache
@@ -355,16 +362,19 @@ def _binades_and_levels(
 
 @dataclass(frozen=True)
 class Tables:
-    """What the storage model gives for |d| even in one bin of the shape, by s / ulp.
-
-    second: (ratios, bins), mean of (D / ulp)²; product: of D d / ulp²; changed: chance that D is
-    not 0; chance: (coarse ratios, levels, bins), that of each level.
-    """
+    """What the storage model gives for |d| even in one bin of the shape, by s / ulp."""
 
     second: Floats
+    """(ratios, bins): mean of (D / ulp)²."""
+
     product: Floats
+    """(ratios, bins): mean of D d / ulp²."""
+
     changed: Floats
+    """(ratios, bins): the chance that D is not 0."""
+
     chance: NDArray[np.float32]
+    """(coarse ratios, levels, bins): that of each level."""
 
 
 @cache
@@ -454,21 +464,30 @@ def _dithered_below(x: Floats, k: float) -> Floats:
 
 @dataclass(frozen=True)
 class Fit:
-    """A model fitted to counts. Energies are in units of unit².
-
-    scales: (row classes, column classes), log2 of s in units of unit on the grid of scales (in
-    steps), NaN without a change. shape: (bins,). update, product, stored: (row classes, column
-    classes) energy of d, sum of D d, and energy of D. changed, energy: (BINADES,) expected. zeros:
-    expected entries that do not change, were the shape normal.
-    """
+    """A model fitted to counts. Energies are in units of unit²."""
 
     scales: Floats
+    """(row classes, column classes): log2 of s / unit on the grid of scales, in steps; NaN without
+    a change.
+    """
+
     shape: Floats
+    """(bins,): the distribution of |d| / s, which sums to 1."""
+
     update: Floats
+    """(row classes, column classes): energy of d."""
+
     product: Floats
+    """(row classes, column classes): sum of D d."""
+
     stored: Floats
+    """(row classes, column classes): energy of D."""
+
     changed: Floats
+    """(BINADES,): entries that are expected to change."""
+
     energy: Floats
+    """(BINADES,): the energy of D that is expected."""
 
 
 def fit(counts: Counts, model: Model = "stored", rounds: int = 3, iterations: int = 30) -> Fit:
@@ -591,15 +610,17 @@ SLOPE_Z = (
 class Binades:
     """Changes by binade of the base, from that of its largest entry down.
 
-    One binade is half the one before.
-
-    entries: (k,) share of all entries, k <= BINADES. changed: (k,) share of the binade's entries
-    that changed, NaN without an entry. expected: (k,) the same by the fitted storage model.
+    One binade is half the one before. k <= BINADES.
     """
 
     entries: Floats
+    """(k,): share of all entries."""
+
     changed: Floats
+    """(k,): share of the binade's entries that changed; NaN without an entry."""
+
     expected: Floats
+    """(k,): the same by the fitted storage model."""
 
 
 History = Literal["stored_base", "base_rounded", "base_kept", "far_above", "nothing_rounded"]
@@ -608,31 +629,43 @@ Reason = Literal["nothing_rounded", "rounding_unexplained", "rounded_away"]
 
 @dataclass(frozen=True)
 class Undone:
-    """What is known of an update before it was stored.
-
-    history: how the tuned side came to its grid, None where none explains the counts. kept: share
-    of the stored energy that is the update's, None with a reason; a reason `rounded_away` stands
-    beside a value. norm: Frobenius norm of the update, None where it is not known. zeros: share of
-    entries that a normal update of that size leaves as they were. misfit: share of the stored
-    energy that lies in other binades than the model has it; alternative: the same if both sides had
-    been rounded from numbers in between. fourth: mean y⁴ over squared mean y² of the shape.
-    lopsided: (away - toward) / changed. of_rounded_base: kept and norm are of tuned - round(base).
-    grid: what the tuned side was rounded to, None where that was not asked. binades: what was
-    counted, None where nothing was.
-    """
+    """What is known of an update before it was stored."""
 
     history: History | None
+    """How the tuned side came to its grid; None where none explains the counts."""
+
     kept: float | None
+    """Share of the stored energy that is the update's, above 0; None with a reason."""
+
     reason: Reason | None
+    """Why kept is None; `rounded_away` stands beside a value."""
+
     norm: float | None = None
+    """Frobenius norm of the update, in weights; None where it is not known."""
+
     zeros: float | None = None
+    """Share of entries that a normal update of that size leaves as they were, 0 to 1."""
+
     misfit: float | None = None
+    """Share of the stored energy that lies in other binades than the model has it, 0 to 1."""
+
     alternative: float | None = None
+    """The same if both sides had been rounded from numbers in between."""
+
     fourth: float | None = None
+    """Mean y⁴ over squared mean y² of the shape, 1 or more."""
+
     lopsided: float | None = None
+    """(away - toward) / changed, -1 to 1."""
+
     of_rounded_base: bool = False
+    """Are kept and norm of tuned - round(base)?"""
+
     grid: FloatFormat | None = None
+    """What the tuned side was rounded to; None where that was not asked."""
+
     binades: Binades | None = None
+    """What was counted; None where nothing was."""
 
 
 class Evidence(TypedDict):
