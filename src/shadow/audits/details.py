@@ -79,11 +79,9 @@ def _side(side: Side, checkpoint: Checkpoint, plan: Plan) -> str:
     if not shards:
         return ", ".join(parts)
     to_move = sum(source_of(plan.base, plan.tuned, shard).bytes_to_move() for shard in shards)
-    download = (
-        f"{byte_size(to_move)} to download"
-        if to_move
-        else "all that is needed is in the Hub's cache"
-    )
+    download = "all that is needed is in the Hub's cache"
+    if to_move:
+        download = f"{byte_size(to_move)} to download"
     return f"{', '.join(parts)}; {download}"
 
 

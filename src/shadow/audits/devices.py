@@ -72,11 +72,9 @@ def _name_of_card(place: str) -> str:
     if count == 0:
         raise UsageError("torch finds no CUDA card", "use --device cpu, or auto")
     if int(place.partition(":")[2]) >= count:
-        cards = (
-            "one CUDA card, cuda:0"
-            if count == 1
-            else f"{count} CUDA cards, cuda:0 to cuda:{count - 1}"
-        )
+        cards = "one CUDA card, cuda:0"
+        if count > 1:
+            cards = f"{count} CUDA cards, cuda:0 to cuda:{count - 1}"
         raise UsageError(f"torch finds {cards}", "name another, or use --device auto")
     try:
         return torch.cuda.get_device_name(place)

@@ -132,7 +132,10 @@ class Queue:
             if not any(task.near in begun for begun in self._begun.values()):
                 self._new[task.near] = None
         queue = self._waiting[task.near]
-        queue.appendleft(task) if first else queue.append(task)
+        if first:
+            queue.appendleft(task)
+        else:
+            queue.append(task)
 
     def take(self, machine: str) -> Task | None:
         """The next task for a machine; None where none waits."""

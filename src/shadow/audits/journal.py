@@ -286,11 +286,9 @@ def _outcome_to_json(outcome: Outcome) -> dict[str, Any]:
         }
         for measurement in outcome.measurements
     ]
-    residual = (
-        None
-        if outcome.residual is None
-        else base64.b64encode(outcome.residual.astype("<f4").tobytes()).decode()
-    )
+    residual = None
+    if outcome.residual is not None:
+        residual = base64.b64encode(outcome.residual.astype("<f4").tobytes()).decode()
     return {**vars(outcome), "measurements": measurements, "residual": residual}
 
 

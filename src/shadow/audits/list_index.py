@@ -322,11 +322,9 @@ def read_index(folder: Path) -> Index | None:
         raw = read_start(path, MAX_INDEX + 1)
         if raw is None:
             return None
-        index = (
-            _index(json.loads(raw, parse_constant=_refused))
-            if len(raw) <= MAX_INDEX
-            else _refused("its size")
-        )
+        if len(raw) > MAX_INDEX:
+            _refused("its size")
+        index = _index(json.loads(raw, parse_constant=_refused))
     except OSError as error:
         raise ShadowError(f"{path}: {error.strerror or error}") from error
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

@@ -572,14 +572,12 @@ def _sizes(
 
 def _freeing(checkpoint: Checkpoint, ours: Collection[tuple[str, str, str]]) -> Checkpoint:
     """The checkpoint with shards that go at their last use, but those that were there before."""
-    sources = {
-        name: (
-            replace(source, keep=False)
-            if isinstance(source, WholeFile) and (source.bytes_to_move() or _is_ours(source, ours))
-            else source
-        )
-        for name, source in checkpoint.sources.items()
-    }
+    sources = dict(checkpoint.sources)
+    for name, source in checkpoint.sources.items():
+        if not isinstance(source, WholeFile):
+            continue
+        if source.bytes_to_move() or _is_ours(source, ours):
+            sources[name] = replace(source, keep=False)
     return replace(checkpoint, sources=sources)
 
 

@@ -496,11 +496,9 @@ def _merged(parts: Sequence[_Part]) -> tuple[str, str | None, str | None]:
     """
     missed = [part for part in parts if part.is_missed]
     statuses = [part.outcome.status for part in parts]
-    status = (
-        "skipped"
-        if missed
-        else next(s for s in ("measured", "identical", "skipped") if s in statuses)
-    )
+    status: str = "skipped"
+    if not missed:
+        status = next(s for s in ("measured", "identical", "skipped") if s in statuses)
     chosen = (missed or [part for part in parts if part.outcome.status == status])[0].outcome
     if missed and len(missed) < len(parts):
         descriptions = [" ".join(filter(None, (part.told, part.outcome.detail))) for part in missed]

@@ -151,13 +151,12 @@ def in_order(pairs: Sequence[MatrixPair]) -> list[MatrixPair]:
     sorts_as = cache(natural)  # of shards: there are few, and each is in many pairs
 
     def key(pair: MatrixPair) -> tuple[object, ...]:
-        info = pair.base.info if pair.base else pair.tuned.info
-        shard = (
-            pair.base.info.shard
-            if pair.base
-            else latest.get(pair.tuned.info.shard, pair.tuned.info.shard)
-        )
-        return (sorts_as(shard), pair.base is None, natural(info.name), pair.key)
+        if pair.base:
+            info = pair.base.info
+            return (sorts_as(info.shard), False, natural(info.name), pair.key)
+        info = pair.tuned.info
+        shard = latest.get(info.shard, info.shard)
+        return (sorts_as(shard), True, natural(info.name), pair.key)
 
     return sorted(pairs, key=key)
 

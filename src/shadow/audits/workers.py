@@ -361,13 +361,12 @@ def _views(
             return base_matrix, matrix
         return aligned(_dense(base_matrix), _dense(matrix))
     left, right = tuned.tensor(pair.tuned.info), tuned.tensor(factor.info)
-    left, right = (left.T, right.T) if factor.transposed else (left, right)
+    if factor.transposed:
+        left, right = left.T, right.T
     left = pair.tuned.part.view(left)
-    plain = (
-        base_matrix
-        if isinstance(base_matrix, BlockScaled) and left.ndim == 2
-        else _dense(base_matrix)
-    )
+    plain = base_matrix
+    if left.ndim != 2 or not isinstance(base_matrix, BlockScaled):
+        plain = _dense(base_matrix)
     if isinstance(plain, torch.Tensor) and plain.ndim < left.ndim:
         plain = plain.reshape(*left.shape[:-1], pair.cols)
     return plain, Updated(
