@@ -182,11 +182,12 @@ def _left_out(every: Sequence[FigureLaw]) -> str:
     known = [one for one in every if one.left_out]
     if not known:
         return ""
-    heads = ["figure", *(f"{one.width}" for one in known[0].left_out)]
-    rows = [
-        [one.figure.name, *(f"{width.wrong} of {width.runs}" for width in one.left_out)]
-        for one in known
-    ]
+    widths = sorted({at.width for one in known for at in one.left_out})
+    rows = []
+    for one in known:
+        wrong = {at.width: f"{at.wrong} of {at.runs}" for at in one.left_out}
+        rows.append([one.figure.name, *(wrong.get(width, "-") for width in widths)])
+    heads = ["figure", *map(str, widths)]
     return f"""## Runs on the wrong side of a bound from other widths
 
 The bound is halfway between the two predictions for the left-out width; A, C and D should lie on
