@@ -144,7 +144,7 @@ def test_a_column_that_older_runs_lack_is_missing():
 
 def test_a_width_that_a_figure_lacks_is_a_dash_in_its_column():
     """Runs of 64 made before a column was added: the other widths stay under their heads."""
-    every = planted({w: (0.2, 0.3) for w in (64, 128, 256, 512)})
+    every = planted(dict.fromkeys((64, 128, 256, 512), (0.2, 0.3)))
     whole, lacking = law(VALUE, every), law(VALUE, every[every["width"] > 64])
     told = width_page._left_out([whole, lacking])
     assert "| figure | 64 | 128 | 256 | 512 |" in told

@@ -269,9 +269,8 @@ def test_an_interrupt_ends_the_tasks(tmp_path, command, long_list, on_ray):
 
 
 def test_a_base_is_fetched_by_one_machine(tmp_path, command, machines, on_ray):
-    """Two bases of three tuned models each, in turns on the list: every shard moves once, each base
-    to one machine, and all pairs are of the commits that the driver found, though a branch moves
-    meanwhile.
+    """Two bases of three tuned models each, in turns on the list: each base moves to one machine
+    and each tuned model once, but that a machine which is done early may help with the other base.
     """
     for number, base in enumerate(("a", "b")):
         weights = matrices(10 * number, 4, 200)
@@ -291,9 +290,11 @@ def test_a_base_is_fetched_by_one_machine(tmp_path, command, machines, on_ray):
         for request in machines.hub.asked("*.safetensors", origin="cdn", method="GET")
         if request.range is None
     )
-    assert set(fetched.values()) == {1}
     assert len(fetched) == 2 * 4 * 2
-    assert machines.blobs() == [8, 8]
+    twice = {repo for (repo, _), count in fetched.items() if count == 2}
+    assert set(fetched.values()) <= {1, 2}
+    assert twice in (set(), {"org/a"}, {"org/b"})
+    assert sum(machines.blobs()) == 2 * 8 + 2 * len(twice)
     command("audit", "--list", "l.yaml", "-o", "local")
     assert contents(tmp_path / "ray") == contents(tmp_path / "local") != {}
     assert rows(tmp_path / "ray") == rows(tmp_path / "local")
