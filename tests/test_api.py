@@ -79,6 +79,24 @@ def test_importing_loads_nothing_heavy_and_reading_loads_no_torch(tmp_path):
     assert second == "False True False False"
 
 
+SHOWN = """
+import sys
+
+from shadow.cli import main
+
+sys.argv = ["shadow", "show", sys.argv[1]]
+try:
+    main()
+finally:
+    print(sorted({"torch", "pandas", "scipy", "matplotlib"} & sys.modules.keys()))
+"""
+
+
+def test_one_report_is_shown_without_pandas(narrow):
+    """Its summary is there already: what is left is the start of Python, pyarrow and rich."""
+    assert in_a_child(SHOWN, narrow.folder).splitlines()[-1] == "[]"
+
+
 THREADS = """
 import os, sys
 

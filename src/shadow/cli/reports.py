@@ -51,7 +51,6 @@ def show(
     """
     from shadow.audits.list_index import read_index
     from shadow.findings.summary import read_summary, with_scores
-    from shadow.gates.verdicts import Judgement
     from shadow.outputs.terminal.batch import batch_view, pairs_view
     from shadow.outputs.terminal.summary import summary_view
 
@@ -97,6 +96,8 @@ def show(
             )
         )
     if index is None and len(reports) > 1:
+        from shadow.gates.verdicts import Judgement  # brings pandas, which one report does not need
+
         done = [
             Judgement(summary.family, summary.pair, summary=summary) for summary, _, _ in reports
         ]
