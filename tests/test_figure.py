@@ -38,6 +38,18 @@ HOSTILE = "--><script>alert(1)</script> $\\frac{1}{$ _x\x1b[31m\u202e 中"
 SUFFIXES = chosen(("svg", "pdf", "png"), ("svg",))
 
 
+OF_EXPERTS = (
+    "experts.up",
+    "experts.down",
+    "experts.gate",
+    "router",
+    "attn.q",
+    "attn.k",
+    "attn.v",
+    "attn.o",
+)
+
+
 def toy(
     folder,
     layers=6,
@@ -202,17 +214,7 @@ def test_a_metric_and_a_module_can_be_chosen(run):
 
 def test_of_many_experts_the_median_is_drawn(tmp_path):
     """Up-projections of the experts, the router left out, as more curves look alike."""
-    names = (
-        "experts.up",
-        "experts.down",
-        "experts.gate",
-        "router",
-        "attn.q",
-        "attn.k",
-        "attn.v",
-        "attn.o",
-    )
-    folder = toy(tmp_path / "moe", modules=names, experts=3, spectra=False)
+    folder = toy(tmp_path / "moe", modules=OF_EXPERTS, experts=3, spectra=False)
     found = curves(drawn("depth", [folder]).axes[0])
     assert found["experts.up"] == pytest.approx(
         by_layer(deltas(folder), "effective_rank_shift", "experts.up")
@@ -315,17 +317,7 @@ def test_what_is_left_out_of_depth_is_said(two, tmp_path):
     """Modules beyond what can be told apart, asked for or not; a report without the module; a
     metric of nulls.
     """
-    names = (
-        "experts.up",
-        "experts.down",
-        "experts.gate",
-        "router",
-        "attn.q",
-        "attn.k",
-        "attn.v",
-        "attn.o",
-    )
-    folder = toy(tmp_path / "moe", modules=names, experts=1, spectra=False)
+    folder = toy(tmp_path / "moe", modules=OF_EXPERTS, experts=1, spectra=False)
     assert "without attn.q, attn.k, attn.v, attn.o, experts.gate" in notes("depth", [folder])[1]
     asked = notes("depth", [folder], modules=("*",))
     assert asked[1].startswith("without router")

@@ -161,7 +161,7 @@ def test_each_gate_stops_what_it_is_for_and_nothing_else(case, audited):
 WORDS = {
     "fine-tune": (
         "concentrated",
-        "more concentrated than in all 120 broad trainings of the reference",
+        "higher than in all 120 broad trainings of the reference",
     ),
     "another size": (
         "not assessable",

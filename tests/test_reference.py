@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import mannwhitneyu
 
 from shadow.findings import reference
 from shadow.findings.footprint import Gate, footprint, label
@@ -23,10 +24,10 @@ from shadow.findings.reference import (
     position,
     word,
 )
-from shadow.lab.calibration import copy_rates, fit, label_rates, reference_csv, verdict_rates
+from shadow.lab.calibration import DATA, copy_rates, fit, label_rates, reference_csv, verdict_rates
 from shadow.lab.calibration import reference as reference_table
 from shadow.lab.page import page
-from shadow.lab.results import read
+from shadow.lab.results import final, read
 
 ROOT = Path(__file__).parents[1]
 BOUNDS = {name: Bound(0.6, 0.4) if way > 0 else Bound(4.0, 6.0) for name, way in AXES.items()}
@@ -75,6 +76,40 @@ def test_the_reference_has_what_a_label_takes() -> None:
         {None, "adamw"} <= {one.optimizer for one in calibration().trainings} <= {None, *OPTIMIZERS}
     )
     assert all(set(one.bounds) == set(AXES) for one in calibration().trainings)
+
+
+def test_the_axes_are_as_independent_as_the_evidence_says(tables: dict[str, pd.DataFrame]) -> None:
+    """Rank correlations with concentration and AUCs of the stacking of layers, from the tables: the
+    numbers that docs/evidence.md has.
+    """
+    last = final(tables["runs"])
+    runs = last[
+        (last["kind"] == "trained")
+        & last["warm"].astype(bool)
+        & last["method"].isin(OPTIMIZERS)
+        & (last["width"] == 64)
+    ]
+
+    def with_concentration(name: str) -> float:
+        pair = runs[["concentration", name]].astype(float)
+        return abs(float(pair.corr("spearman").iloc[0, 1]))
+
+    same = ("stable_rank", "top4_energy", "participation_share", "spike_energy")
+    correlations = [with_concentration(name) for name in same]
+    told = [f"{min(correlations):.2f} to {max(correlations):.2f}"]
+    told.append(" and ".join(f"{with_concentration(name):.2f}" for name in (TOKENS, ALLOCATION)))
+    aucs = []
+    for way in ("reading", "writing"):
+        stacked = f"{way}_participation_ratio_stacked"
+        told.append(f"{with_concentration(stacked):.2f} for what")
+        ratio = runs[stacked].astype(float) / runs[f"{way}_participation_ratio"].astype(float)
+        data = runs["regime"].map(DATA).where(runs["method"] == "adamw")
+        narrow, broad = (ratio[data == kind].dropna() for kind in ("narrow", "broad"))
+        wins = mannwhitneyu(narrow, broad).statistic / len(narrow) / len(broad)
+        aucs.append(f"{wins:.2f}")
+    told.append(f"AUC {' and '.join(aucs)}")
+    evidence = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
+    assert [part for part in told if part not in evidence] == []
 
 
 @pytest.mark.parametrize(
@@ -178,7 +213,7 @@ def test_the_label_goes_gates_noise_reference() -> None:
 @pytest.mark.parametrize(
     ("components", "part"),
     [
-        ({"language"}, "concentrated than in all"),
+        ({"language"}, "higher than in all"),
         ({"language", "vision"}, "text decoders alone"),
         ({"vision"}, "text decoders alone"),
     ],

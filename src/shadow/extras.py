@@ -36,9 +36,8 @@ def _is_installed(name: str) -> bool:
     try:
         importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if (
-            error.name != name
-        ):  # the package is there and lacks one of its own: its traceback says more
+        # the package is there and lacks one of its own: its traceback says more
+        if error.name != name:
             raise
         return False
     return True

@@ -39,9 +39,8 @@ def aside_in(parent: Path) -> Iterator[Path]:
 
 
 def _remove_leftovers(parent: Path) -> None:
-    with contextlib.suppress(
-        OSError
-    ):  # a folder that may not be listed may be written to nevertheless
+    # a folder that may not be listed may be written to nevertheless
+    with contextlib.suppress(OSError):
         with os.scandir(parent) as entries:
             leftovers = [
                 Path(entry.path)
@@ -82,9 +81,8 @@ def _locked(aside: Path) -> int | None:
         handle = os.open(aside, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except (AttributeError, OSError):  # Windows has no handles of folders
         return None
-    if (
-        lock(handle) != "ours"
-    ):  # also where there are no locks: there nothing is ever taken for left over
+    # also where there are no locks: there nothing is ever taken for left over
+    if lock(handle) != "ours":
         os.close(handle)
         return None
     return handle

@@ -331,9 +331,8 @@ class Store:
         with self._reaching(name):
             try:
                 self._system().pipe_file(self._path(name), content, mode="create")
-            except (
-                Exception
-            ) as error:  # gcsfs has no FileExistsError for 412: the condition does not hold
+            except Exception as error:
+                # gcsfs has no FileExistsError for 412: the condition does not hold
                 if not isinstance(error, FileExistsError) and _status(error) != 412:
                     raise
         if not self.scheme.atomic:
@@ -351,10 +350,8 @@ class Store:
             return _system(
                 self.scheme.protocol, json.dumps(self.options, sort_keys=True), os.getpid()
             )
-        except (
-            TypeError,
-            ValueError,
-        ) as error:  # of the driver: an option that it lacks, or does not know
+        except (TypeError, ValueError) as error:
+            # of the driver: an option that it lacks, or does not know
             raise _wrong_options(self, error) from None
 
     def _path(self, name: str = "") -> str:

@@ -274,9 +274,8 @@ def _outcome(pair: Pair, meter: _Meter, audit: Callable[[], AuditResult]) -> Pai
     except KeptError as error:
         fault = error
         state = "kept"
-    except (
-        Exception
-    ) as error:  # a bug too: the others are tried nevertheless, and it keeps its traceback
+    except Exception as error:
+        # a bug too: the others are tried nevertheless, and it keeps its traceback
         fault = error
     except BaseException as error:
         fault = error

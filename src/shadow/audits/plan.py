@@ -7,7 +7,7 @@ import gc
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -140,7 +140,45 @@ class PlannedModule:
 
 
 @dataclass(frozen=True)
-class PairPlan:
+class Needs:
+    """What the work takes of this machine, and what there is."""
+
+    jobs: int
+    """Workers, 1 or more."""
+
+    cores: int
+    """Cores that this process may use, 1 or more."""
+
+    cores_by: str
+    """What limits them."""
+
+    memory_free: int
+    """Bytes of memory that this process may use."""
+
+    memory_by: str
+    """What limits it."""
+
+    memory: int
+    """Bytes of memory that the audit takes."""
+
+    seconds: float
+    """Seconds of computing on this machine, 0 or more."""
+
+    device: str
+    """cpu, or the device that makes Gram matrices."""
+
+    device_name: str | None
+    """What its maker calls it; None for the CPU."""
+
+    device_memory: int | None
+    """Bytes that the audit takes there at most, beside what the driver takes; None for the CPU."""
+
+    device_memory_free: int | None
+    """Bytes that are free there; None for the CPU."""
+
+
+@dataclass(frozen=True)
+class PairPlan(Needs):
     """What an audit of a pair would measure and take; `shadow plan --format json` prints it."""
 
     family: str
@@ -191,42 +229,10 @@ class PairPlan:
     problem: str | None
     """Why the disk does not suffice; None where it does."""
 
-    jobs: int
-    """Workers, 1 or more."""
-
-    cores: int
-    """Cores that this process may use, 1 or more."""
-
-    cores_by: str
-    """What limits them."""
-
-    memory_free: int
-    """Bytes of memory that this process may use."""
-
-    memory_by: str
-    """What limits it."""
-
-    memory: int
-    """Bytes of memory that the audit takes."""
-
-    seconds: float
-    """Seconds of computing on this machine, 0 or more."""
-
-    device: str
-    """cpu, or the device that makes Gram matrices."""
-
-    device_name: str | None
-    """What its maker calls it; None for the CPU."""
-
-    device_memory: int | None
-    """Bytes that the audit takes there at most, beside what the driver takes; None for the CPU."""
-
-    device_memory_free: int | None
-    """Bytes that are free there; None for the CPU."""
-
     def as_json(self) -> dict[str, Any]:
-        """What `shadow plan --format json` prints."""
-        return asdict(self)
+        """What `shadow plan --format json` prints, what it takes of this machine last."""
+        told, needs = asdict(self), {field.name for field in fields(Needs)}
+        return {name: told[name] for name in sorted(told, key=needs.__contains__)}
 
 
 @contextlib.contextmanager
@@ -299,44 +305,6 @@ def make_plan(
     )
 
 
-@dataclass(frozen=True)
-class Needs:
-    """What the work takes of this machine, and what there is."""
-
-    jobs: int
-    """Workers, 1 or more."""
-
-    cores: int
-    """Cores that this process may use, 1 or more."""
-
-    cores_by: str
-    """What limits them."""
-
-    memory_free: int
-    """Bytes of memory that this process may use."""
-
-    memory_by: str
-    """What limits it."""
-
-    memory: int
-    """Bytes of memory that the audit takes."""
-
-    seconds: float
-    """Seconds of computing on this machine, 0 or more."""
-
-    device: str
-    """cpu, or the device that makes Gram matrices."""
-
-    device_name: str | None
-    """What its maker calls it; None for the CPU."""
-
-    device_memory: int | None
-    """Bytes that the audit takes there at most, beside what the driver takes; None for the CPU."""
-
-    device_memory_free: int | None
-    """Bytes that are free there; None for the CPU."""
-
-
 def describe(
     pair: Pair,
     sides: Mapping[Side, Found],
@@ -366,17 +334,7 @@ def describe(
         disk_peak=plan.peak,
         disk_free=plan.free,
         problem=plan.problem,
-        jobs=needs.jobs,
-        cores=needs.cores,
-        cores_by=needs.cores_by,
-        memory_free=needs.memory_free,
-        memory_by=needs.memory_by,
-        memory=needs.memory,
-        seconds=needs.seconds,
-        device=needs.device,
-        device_name=needs.device_name,
-        device_memory=needs.device_memory,
-        device_memory_free=needs.device_memory_free,
+        **vars(needs),
     )
 
 

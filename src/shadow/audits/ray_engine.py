@@ -33,9 +33,8 @@ from shadow.text import byte_size, counted
 
 # of a task, where nobody says it: a 7B pair then has 4 solvers, and downloads and computes at once
 CORES = 4
-ATTEMPTS = (
-    3  # of a task whose process or machine was lost; what it had measured is not measured again
-)
+# of a task whose process or machine was lost; what it had measured is not measured again
+ATTEMPTS = 3
 GRACE = 5.0  # seconds that cancelled tasks have to end by themselves
 TICK = 0.25  # seconds between two looks at what tasks tell
 TOLD_EVERY = 0.5  # seconds between two messages on the progress of a task
@@ -342,9 +341,8 @@ class RayEngine:
         task = running.task
         try:
             result, fault = ray.get(reference)
-        except (
-            exceptions.RayTaskError
-        ) as error:  # before the work began, such as without shadow on that machine
+        except exceptions.RayTaskError as error:
+            # before the work began, such as without shadow on that machine
             cause = error.cause if isinstance(error.cause, Exception) else error
             message = (
                 f"a task could not begin: {type(cause).__name__}:"

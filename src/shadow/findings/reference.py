@@ -33,9 +33,8 @@ AXIS_NAMES: Mapping[str, str] = {
     "embedding_row_participation_ratio": "token coverage",
     "attention_to_mlp": "attention to MLP",
 }
-NEAR = (
-    0.5  # of log2 of the median short side: how far matrices of the reference may be from a pair's
-)
+# of log2 of the median short side: how far matrices of the reference may be from a pair's
+NEAR = 0.5
 OPTIMIZERS = ("adamw", "sgd", "muon")  # of full rank, that the reference has
 
 Word = Literal["concentrated", "distributed", "mixed", "not assessable"]
@@ -137,7 +136,7 @@ def reach(shipped: Calibration) -> str:
     return (
         f"Labels reach full-rank updates of text decoders whose matrices are {least:.0f} to"
         f" {most:.0f} wide on the short side, with relative norms of {low:.2g} to {high:.2g}:"
-        " released models are larger, and get none."
+        " nearly all released models are larger, and get none."
     )
 
 
@@ -355,15 +354,14 @@ def word(figures: Mapping[str, float | None], trainings: Trainings) -> tuple[Wor
             f"({bound.distributed:.3f} to {bound.concentrated:.3f}, {bases})",
         )
     label, beyond = _beyond(first, trainings, against=against, bound=bound)
+    reason = f"concentration {value:.3f} is {beyond}"
     objecting = _objecting(first, figures, trainings)
-    if objecting:
-        data = "broad" if first > 0 else "narrow"
-        return (
-            "mixed",
-            f"concentration {value:.3f} is {beyond}, but {' and '.join(objecting)} only {data} ones"
-            " have",
-        )
-    return label, f"concentration {value:.3f} is {beyond}"
+    if not objecting:
+        return label, reason
+    data = "narrow" if first > 0 else "broad"
+    lie = "lies" if len(objecting) == 1 else "lie"
+    where = f"where no {data} training of the reference does"
+    return "mixed", f"{' and '.join(objecting)} {lie} {where}, though {reason}"
 
 
 def _outside(norm: float | None, trainings: Trainings) -> str:
@@ -372,7 +370,7 @@ def _outside(norm: float | None, trainings: Trainings) -> str:
     size = "unknown" if norm is None else f"{norm:.2g}"
     return (
         f"every gate passed, but the reference has trainings of relative norms from {low:.2g} to"
-        f" {high:.2g}, and this one is {size}"
+        f" {high:.2g}, and this one is {size}; two models tuned from one base can be compared"
     )
 
 
@@ -392,17 +390,13 @@ def _beyond(way: int, trainings: Trainings, against: str, bound: Bound) -> tuple
     """The label beyond a bound, and beyond how many trainings that is: way is +1 where more
     concentrated, else -1.
     """
+    label: Word = "distributed"
+    data, count, than, limit = "narrow", trainings.narrow, "lower", bound.distributed
     if way > 0:
-        bases = _resting(bases_of(trainings.short_side, trainings.optimizer, "broad"))
-        all_of_them = (
-            f"in all {trainings.broad} broad {against} (bound {bound.concentrated:.3f}, {bases})"
-        )
-        return "concentrated", f"more concentrated than {all_of_them}"
-    bases = _resting(bases_of(trainings.short_side, trainings.optimizer, "narrow"))
-    all_of_them = (
-        f"in all {trainings.narrow} narrow {against} (bound {bound.distributed:.3f}, {bases})"
-    )
-    return "distributed", f"less concentrated than {all_of_them}"
+        label = "concentrated"
+        data, count, than, limit = "broad", trainings.broad, "higher", bound.concentrated
+    bases = _resting(bases_of(trainings.short_side, trainings.optimizer, data))
+    return label, f"{than} than in all {count} {data} {against} (bound {limit:.3f}, {bases})"
 
 
 def _resting(bases: int) -> str:

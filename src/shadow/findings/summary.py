@@ -376,9 +376,8 @@ def _believed_or_made(report: Report) -> Summary:
         return _made_again(report)
     try:
         return summary_from_json(sealed)
-    except (
-        TypeError
-    ):  # sealed by somebody else: not of the shape that every reader of a summary may rely on
+    except TypeError:
+        # sealed by somebody else: not of the shape that every reader of a summary may rely on
         return _made_again(report)
 
 

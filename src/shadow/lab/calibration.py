@@ -21,9 +21,8 @@ from shadow.lab.results import final
 
 VERSION = 2  # of calibration.json; raised when a bound changes its meaning
 MIN_TRAININGS, MIN_BASES = 10, 3  # of each kind, below which an extreme of them is no bound
-DATA: Mapping[
-    str, str
-] = {  # what a training is in the reference; dilutions and heavy repetition are neither
+# what a training is in the reference; dilutions and heavy repetition are neither
+DATA: Mapping[str, str] = {
     **dict.fromkeys(("B", "Bk", "Bn"), "narrow"),
     **dict.fromkeys(("A", "C", "D", "Cn", "Cf", "A x10"), "broad"),
 }

@@ -24,7 +24,6 @@ WARM = {"original": 0.85, "broad": 0.70}
 0.72 at least).
 """
 
-BROAD = ("A", "C", "D")
 NARROW = "B"
 
 

@@ -66,9 +66,8 @@ def _put_in_place(folder: Path) -> None:
         return
     try:
         for name in FILES_OF_A_PAIR:
-            with contextlib.suppress(
-                FileNotFoundError
-            ):  # not one of them, or another process was faster
+            # not one of them, or another process was faster
+            with contextlib.suppress(FileNotFoundError):
                 if (ready / name).stat().st_size:
                     (ready / name).replace(folder / name)
                 else:

@@ -72,6 +72,7 @@ GLOSSARY: Mapping[str, Mapping[str, str]] = {  # sections; "term, other name": m
         "label": (
             "one of five words: concentrated, distributed, mixed, indeterminate, not assessable"
         ),
+        "axis": "a figure that a label rests on, and that does not follow from the others",
         "lab": "the experiments with small models that were trained on known data",
         "reference of known trainings": "the results of the lab that labels are compared with",
         "score": "a benchmark result that somebody else measured",
@@ -95,6 +96,10 @@ GLOSSARY: Mapping[str, Mapping[str, str]] = {  # sections; "term, other name": m
         "equally strong directions": (
             "how coherent a change is: as coherent as one with so many directions of one singular"
             " value (`equivalent_directions`); a measure, not a count"
+        ),
+        "token coverage": (
+            "how many equally changed tokens would have the same sum of squared shares of the"
+            " embedding's change (`embedding_row_participation_ratio`)"
         ),
         "rank one": "of a single direction: the most concentrated that a change can be",
         "effective number": (

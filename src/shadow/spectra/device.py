@@ -38,13 +38,11 @@ DEPTH = 256
 # sign, the root of the side times as much. Right products stayed below 2 roundings of float32; TF32
 # makes 65 at a long side of 6,000, and falls with its root.
 SAME_GRAM = 8 * UNIT["default"]
-SAME_EIGENVALUES = (
-    1e-5  # largest differences of the sums over eigenvalues, in units of the energy and its square
-)
+# largest differences of the sums over eigenvalues, in units of the energy and its square
+SAME_EIGENVALUES = 1e-5
 IN_A_ROW = 3  # Gram matrices that failed one after another, after which the device is left alone
-SECONDS = (
-    300  # after which the self-test counts as hung; a driver's first start can take half a minute
-)
+# after which the self-test counts as hung; a driver's first start can take half a minute
+SECONDS = 300
 LIBRARY = 32 << 20  # bytes that cuBLAS takes for each stream at most
 
 Fault = Literal["mismatch", "not finite", "out of memory", "error"]

@@ -16,9 +16,8 @@ NOISE = 5.0  # purity_z up to which X may be noise
 # floor_ratio from which rounding raises 1 / X of the stored delta by 15 % at most, as a rule
 UNTOUCHED = 4.0
 LEAST_KEPT = 0.25  # below it, rounding has taken too much to undo
-DOMINATED = (
-    0.7  # share of X that the leading direction has by itself, from which X / kept² may be far off
-)
+# share of X that the leading direction has by itself, from which X / kept² may be far off
+DOMINATED = 0.7
 ENOUGH_KEPT = 0.75  # from here on that error is below 12 %
 # share of the energy of the leading direction from which there is little else, and X / kept² holds
 # again

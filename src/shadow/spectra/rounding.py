@@ -40,9 +40,8 @@ Indices = NDArray[np.intp]
 Model = Literal["stored", "dithered"]
 
 CLASSES = 16  # of rows and of columns
-LINES_PER_CLASS = (
-    8  # rows or columns that a class has at least: with fewer, their own noise is what is classed
-)
+# rows or columns that a class has at least: with fewer, their own noise is what is classed
+LINES_PER_CLASS = 8
 # of the base that are told apart, below its largest entry; smaller entries count to the last
 BINADES = 24
 SAMPLE = 1 << 19  # entries that are counted, about, in a larger matrix
@@ -595,15 +594,13 @@ ALTERNATIVE = 0.05  # relative difference of kept to which two models give the s
 # mean y⁴ over squared mean y² of entries that the update reaches; 3 if normal, 1 if of one size
 TAILED = 4.0
 REACHED = 0.125  # of the root mean square: |d| below it counts as not reached
-LOPSIDED = (
-    0.05  # (away - toward) / changed x (1 - kept): decay, whose steps rounding takes away first
-)
+# (away - toward) / changed x (1 - kept): decay, whose steps rounding takes away first
+LOPSIDED = 0.05
 FEWEST = 200  # changed entries that were counted, below which nothing can be held against the model
 # energies below it, or above its inverse, have parts that vanish in float64, or overflow
 LEAST = 1e-250
-SLOPE_Z = (
-    5.0  # standard errors from which tuned - round(base) goes with what rounding took from the base
-)
+# standard errors from which tuned - round(base) goes with what rounding took from the base
+SLOPE_Z = 5.0
 
 
 @dataclass(frozen=True)

@@ -68,9 +68,8 @@ UNRESOLVED_SHARE = 0.01
 # floor: 1e-3 to 7e-3 was measured there.
 UNIT: dict[Precision, float] = {"default": 2.0**-24, "exact": 2.0**-53, "fast": 2.0**-24}
 RANK_ERROR: dict[Precision, float] = {"default": 2.6e-4, "exact": math.inf, "fast": 2e-3}
-EXACT_SIDE = (
-    256  # up to this short side `exact` costs under 2 ms more than `default`, so it is always taken
-)
+# up to this short side `exact` costs under 2 ms more than `default`, so it is always taken
+EXACT_SIDE = 256
 
 
 @dataclass(frozen=True)

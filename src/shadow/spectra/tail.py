@@ -17,9 +17,8 @@ from shadow.spectra.measurement import Values
 if TYPE_CHECKING:
     from shadow.spectra.spectrum import Spectrum
 
-MIN_TAIL = (
-    50  # eigenvalues a power law is fitted to at least: fewer give an exponent without meaning
-)
+# eigenvalues a power law is fitted to at least: fewer give an exponent without meaning
+MIN_TAIL = 50
 CHUNK = 1 << 18  # elements of the table of distances that are in memory at once
 HALVINGS = 50  # of the interval in which a median is sought: it is then below 1e-14
 STRIDE = 16  # of the values at which distances are bounded; 8 and 32 took as long or longer
