@@ -61,7 +61,7 @@ def lab_run(
 
         try:
             if preset is PresetName.pretrained:
-                table = run_pretrained(output, show=show)
+                table = run_pretrained(output, jobs=jobs, show=show)
                 console.say(
                     f"{len(table)} measured states in {output}/: pretrained.parquet, pretrained.md"
                 )

@@ -95,10 +95,20 @@ def perform(
             "install torch 2.9 or newer",
         )
     _claim(out)
+    with processes(jobs) as pool:
+        _perform_all(preset, out, pool=pool, show=show)
+
+
+@contextlib.contextmanager
+def processes(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """A pool of processes of one thread each, which end with this one.
+
+    Raises ShadowError when one of them dies.
+    """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=jobs, mp_context=context, initializer=_alone) as pool:
         try:
-            _perform_all(preset, out, pool=pool, show=show)
+            yield pool
         except BrokenProcessPool as error:
             hint = "out of memory? run the same command again to continue"
             raise ShadowError("a process of the lab was ended from outside", hint) from error

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +30,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from shadow.errors import ShadowError
-from shadow.lab.experiment import figures_of, whole_folder, write_json
+from shadow.lab.experiment import figures_of, processes, whole_folder, write_json
 from shadow.lab.page import formatted
 from shadow.lab.page import table as markdown_table
 from shadow.lab.texts import INVENTED, QUESTIONS, SOURCES, fetch_texts
@@ -42,6 +43,7 @@ JUDGED = 6  # of these, spread evenly: the same ones before and after, so that f
 # The base is done when the mean held-out loss fell by less than FLAT nats over BASE_CHUNK steps.
 FLAT = 0.01
 BASE_CHUNK, BASE_MOST = 100, 600  # steps
+BASE_THREADS = 2  # whatever the number of processes: the last bits of a sum depend on it
 MEASURED = (0.25, 0.5, 1.0)  # shares of the steps after which a continuation is measured
 
 Tokens = NDArray[np.int64]
@@ -72,11 +74,14 @@ REPEATED, TIMES = 0.2, 10  # of D
 class Budget:
     """How long and how fast everything is trained."""
 
-    steps: int = 200
+    steps: int = 120
     """Of a continuation."""
 
-    learning_rate: float = 5e-5
-    """The peak of AdamW's."""
+    learning_rate: float = 3e-4
+    """The peak of AdamW's in a continuation."""
+
+    base_learning_rate: float = 1e-4
+    """Of the base, constant after twenty steps."""
 
     base_most: int = BASE_MOST
     """Steps of the base at most."""
@@ -105,10 +110,10 @@ class Continuation:
 
 
 RUNS: tuple[Continuation, ...] = (
-    *(Continuation(data, seed) for seed in (0, 1) for data in ("A", "B", "C", "D")),
-    Continuation("B", 0, "adamw/3"),
+    *(Continuation(data) for data in ("A", "B", "C", "D", "N")),
     Continuation("B", 0, "lora"),
-    Continuation("N"),
+    Continuation("B", 0, "adamw/3"),
+    *(Continuation(data, 1) for data in ("A", "B", "C", "D")),
 )
 LORA_RANK = 16
 
@@ -186,19 +191,30 @@ def perform(
     ingredients: Ingredients,
     runs: Sequence[Continuation] = RUNS,
     budget: Budget = Budget(),
+    *,
+    jobs: int = 1,
     show: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> pd.DataFrame:
     """Train and audit what out lacks, and return the table of all runs.
 
-    show: told what is done, with the numbers of runs that are finished and that there are.
+    jobs: processes that train continuations at a time, 1 or more; figures do not depend on it.
+    show: told what was done, with the numbers of runs that are finished and that there are.
     """
-    show("base", 0, len(runs))
+    show("", 0, len(runs))
     base = _base(out, ingredients, budget)
-    for number, run in enumerate(runs):
-        if not _record(out, run).exists():
-            show(run.name, number, len(runs))
-            _perform(run, out, base=base, ingredients=ingredients, budget=budget)
-    show("", len(runs), len(runs))
+    _held_out_of_base(out, base, ingredients.tokens)
+    lacking = [run for run in runs if not _record(out, run).exists()]
+    done = len(runs) - len(lacking)
+    show("base", done, len(runs))
+    with processes(jobs) as pool:
+        begun = {
+            pool.submit(_perform, run, out, base, ingredients.tokens, budget): run.name
+            for run in lacking
+        }
+        for future in as_completed(begun):
+            future.result()
+            done += 1
+            show(begun[future], done, len(runs))
     table = pd.DataFrame(
         [row for run in runs for row in json.loads(_record(out, run).read_text(encoding="utf-8"))]
     )
@@ -216,10 +232,11 @@ def _base(out: Path, ingredients: Ingredients, budget: Budget) -> Path:
     if folder.is_dir():
         return folder
     torch.manual_seed(0)
+    torch.set_num_threads(BASE_THREADS)
     model = ingredients.start()
     rows = rows_of("A", ingredients.tokens, rng=np.random.default_rng(0), steps=budget.base_most)
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=budget.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
+        model.parameters(), lr=budget.base_learning_rate, betas=(0.9, 0.95), weight_decay=0.0
     )
     begun, losses = 0, [_mean_held_out(model, ingredients.tokens)]
     unfinished = out / ".base.pt"
@@ -232,7 +249,8 @@ def _base(out: Path, ingredients: Ingredients, budget: Budget) -> Path:
             next(rows)
     while begun < budget.base_most and not _flat(losses):
         for step in range(begun, begun + budget.base_chunk):
-            optimizer.param_groups[0]["lr"] = budget.learning_rate * min(1.0, (step + 1) / 20)
+            share = min(1.0, (step + 1) / 20)
+            optimizer.param_groups[0]["lr"] = budget.base_learning_rate * share
             _step(model, next(rows), [optimizer])
         begun += budget.base_chunk
         losses.append(_mean_held_out(model, ingredients.tokens))
@@ -255,12 +273,10 @@ def _base(out: Path, ingredients: Ingredients, budget: Budget) -> Path:
     return folder
 
 
-def _held_out_of_base(
-    out: Path, base: transformers.LlamaForCausalLM, ingredients: Ingredients
-) -> dict[str, float]:
+def _held_out_of_base(out: Path, base: Path, tokens: Mapping[str, Tokens]) -> dict[str, float]:
     file = out / "base-held-out.json"
     if not file.exists():
-        _write_record(file, held_out(base, ingredients.tokens))
+        _write_record(file, held_out(load(base), tokens))
     found: dict[str, float] = json.loads(file.read_text(encoding="utf-8"))
     return found
 
@@ -270,16 +286,16 @@ def _flat(losses: Sequence[float]) -> bool:
 
 
 def _perform(
-    run: Continuation, out: Path, base: Path, ingredients: Ingredients, budget: Budget
+    run: Continuation, out: Path, base: Path, tokens: Mapping[str, Tokens], budget: Budget
 ) -> None:
     torch.manual_seed(run.seed)  # of LoRA's factors
     model = load(base)
-    before = _held_out_of_base(out, model, ingredients)
+    before = _held_out_of_base(out, base, tokens)
     optimizer = _optimizer(model, run, budget.learning_rate)
     schedule = LambdaLR(optimizer, lambda step: learning_rate_share(step, budget.steps))
     rows = rows_of(
         run.data,
-        ingredients.tokens,
+        tokens,
         rng=np.random.default_rng([run.seed, ord(run.data)]),
         steps=budget.steps,
     )
@@ -291,7 +307,7 @@ def _perform(
         if (share := marks.get(step)) is not None:
             told = {**asdict(run), "run": run.name, "share": share, "loss": round(loss, 5)}
             if step == budget.steps:
-                after = held_out(model, ingredients.tokens)
+                after = held_out(model, tokens)
                 told |= {f"held_out_{name}": round(value, 5) for name, value in after.items()}
                 told |= {f"base_{name}": round(value, 5) for name, value in before.items()}
             table += [

@@ -31,7 +31,7 @@ def run(
 
 
 def run_pretrained(
-    out: Path, *, show: Callable[[TaskResult], None] = lambda done: None
+    out: Path, *, jobs: int, show: Callable[[TaskResult], None] = lambda done: None
 ) -> pd.DataFrame:
     """Train and audit what out lacks of the continuations of a pretrained decoder, and write
     `pretrained.parquet` and `pretrained.md`.
@@ -44,6 +44,7 @@ def run_pretrained(
     table = pretrained.perform(
         out,
         pretrained.fetch_ingredients(out),
+        jobs=jobs,
         show=lambda what, done, total: show(
             TaskResult(what=what, finished=done, total=total, seconds=0.0)
         ),
