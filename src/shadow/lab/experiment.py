@@ -301,30 +301,37 @@ def compare_runs(runs: Sequence[Run], out: Path) -> float:
     if file.exists() and json.loads(file.read_text(encoding="utf-8"))["runs"] == names:
         return 0.0
     started = time.monotonic()
-    comparison = compare([report(out, base, name) for name in names])
-    run_of = {compared.label: run for compared, run in zip(comparison.reports, runs, strict=True)}
-    rows = []
-    for contrast in comparison.contrasts:
-        figure = contrast.figures[0]
-        first, second = run_of[contrast.first], run_of[contrast.second]
-        rows.append(
-            {
-                "base": base.key,
-                "regime_first": first.regime,
-                "seed_first": first.seed,
-                "regime_second": second.regime,
-                "seed_second": second.seed,
-                "verdict": contrast.verdict,
-                **{
-                    name: getattr(figure, name)
-                    for name in ("difference", "low", "high", "p_within_pair")
-                },
-            }
-        )
+    rows = [
+        {
+            "base": base.key,
+            "regime_first": runs[first].regime,
+            "seed_first": runs[first].seed,
+            "regime_second": runs[second].regime,
+            "seed_second": runs[second].seed,
+            **verdict,
+        }
+        for first, second, verdict in verdicts([report(out, base, name) for name in names])
+    ]
     file.parent.mkdir(parents=True, exist_ok=True)
     seconds = time.monotonic() - started
     write_json(file, {"runs": names, "seconds": round(seconds, 1), "rows": rows})
     return seconds
+
+
+def verdicts(reports: Sequence[Path]) -> Iterator[tuple[int, int, Row]]:
+    """What `shadow compare` says of every two reports, with their places in reports: the verdict,
+    and the difference in concentration with its interval and p.
+    """
+    comparison = compare(reports)
+    places = {compared.label: place for place, compared in enumerate(comparison.reports)}
+    for contrast in comparison.contrasts:
+        figure = contrast.figures[0]
+        numbers = ("difference", "low", "high", "p_within_pair")
+        yield (
+            places[contrast.first],
+            places[contrast.second],
+            {"verdict": contrast.verdict, **{name: getattr(figure, name) for name in numbers}},
+        )
 
 
 def _train(run: Run, out: Path) -> list[Row]:

@@ -30,7 +30,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from shadow.errors import ShadowError
-from shadow.lab.experiment import figures_of, processes, whole_folder, write_json
+from shadow.lab.experiment import figures_of, processes, verdicts, whole_folder, write_json
 from shadow.lab.page import formatted
 from shadow.lab.page import table as markdown_table
 from shadow.lab.texts import INVENTED, QUESTIONS, SOURCES, fetch_texts
@@ -42,9 +42,11 @@ HELD_OUT = 16  # rows of each text that nothing is trained on, its last ones
 JUDGED = 6  # of these, spread evenly: the same ones before and after, so that few are enough
 # The base is done when the mean held-out loss fell by less than FLAT nats over BASE_CHUNK steps.
 FLAT = 0.01
-BASE_CHUNK, BASE_MOST = 100, 600  # steps
+BASE_CHUNK, BASE_MOST = 100, 300  # steps
 BASE_THREADS = 2  # whatever the number of processes: the last bits of a sum depend on it
 MEASURED = (0.25, 0.5, 1.0)  # shares of the steps after which a continuation is measured
+STORED: Mapping[str, torch.dtype] = {"F32": torch.float32, "BF16": torch.bfloat16}
+FAMILY, PAIR = "pretrained", "pair"  # of every report
 
 Tokens = NDArray[np.int64]
 Data = Literal["A", "B", "C", "D", "N"]
@@ -194,8 +196,9 @@ def perform(
     *,
     jobs: int = 1,
     show: Callable[[str, int, int], None] = lambda what, done, total: None,
-) -> pd.DataFrame:
-    """Train and audit what out lacks, and return the table of all runs.
+) -> dict[str, pd.DataFrame]:
+    """Train and audit what out lacks, write the two tables into it and return them: `pretrained`, a
+    row a measured state and storage, and `pretrained-comparisons`, one for each two runs.
 
     jobs: processes that train continuations at a time, 1 or more; figures do not depend on it.
     show: told what was done, with the numbers of runs that are finished and that there are.
@@ -218,8 +221,10 @@ def perform(
     table = pd.DataFrame(
         [row for run in runs for row in json.loads(_record(out, run).read_text(encoding="utf-8"))]
     )
-    table.to_parquet(out / "pretrained.parquet", index=False, compression="zstd")
-    return table
+    tables = {"pretrained": table, "pretrained-comparisons": _compared(out, runs)}
+    for name, own in tables.items():
+        own.to_parquet(out / f"{name}.parquet", index=False, compression="zstd")
+    return tables
 
 
 def _record(out: Path, run: Continuation) -> Path:
@@ -305,13 +310,15 @@ def _perform(
         loss = _step(model, next(rows), [optimizer])
         schedule.step()
         if (share := marks.get(step)) is not None:
+            kept = out / "reports" / run.name if step == budget.steps else None
             told = {**asdict(run), "run": run.name, "share": share, "loss": round(loss, 5)}
             if step == budget.steps:
                 after = held_out(model, tokens)
                 told |= {f"held_out_{name}": round(value, 5) for name, value in after.items()}
                 told |= {f"base_{name}": round(value, 5) for name, value in before.items()}
             table += [
-                {**told, "stored": dtype, **own} for dtype, own in _measured(model, base).items()
+                {**told, "stored": stored, **own}
+                for stored, own in _measured(model, base, kept=kept).items()
             ]
     _write_record(_record(out, run), table)
 
@@ -392,26 +399,42 @@ def _mean_held_out(model: transformers.LlamaForCausalLM, tokens: Mapping[str, To
     return sum(share * losses[name] for name, share in ORIGINAL.items())
 
 
-def _measured(model: transformers.LlamaForCausalLM, base: Path) -> dict[str, dict[str, Any]]:
-    """Figures of a state against its base: in float32 as trained, and with both sides in bf16."""
+def _measured(
+    model: transformers.LlamaForCausalLM, base: Path, kept: Path | None
+) -> dict[str, dict[str, Any]]:
+    """Figures of a state against its base: in float32 as trained, and with both sides in bf16.
+
+    kept: where the two reports stay; None if they do not.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         top = Path(scratch)
         found = {}
-        for dtype, name in ((torch.float32, "F32"), (torch.bfloat16, "BF16")):
-            save(model, top / name / "tuned", dtype)
+        for stored, dtype in STORED.items():
+            save(model, top / stored / "tuned", dtype)
             before = base
-            if dtype == torch.bfloat16:
-                before = top / name / "base"
+            if dtype != torch.float32:
+                before = top / stored / "base"
                 save(load(base), before, dtype)
-            told = figures_of(
-                before, top / name / "tuned", reports=top / name, family="family", name="pair"
-            )
-            found[name] = {
+            reports = (kept or top) / stored
+            told = figures_of(before, top / stored / "tuned", reports, family=FAMILY, name=PAIR)
+            found[stored] = {
                 **told["figures"],
                 **{f"layers_{column}": value for column, value in told["columns"].items()},
                 **{f"allocation_{module}": value for module, value in told["allocation"].items()},
             }
         return found
+
+
+def _compared(out: Path, runs: Sequence[Continuation]) -> pd.DataFrame:
+    """What `shadow compare` says of every two runs with the same optimiser."""
+    trained = [run for run in runs if run.treatment == "adamw"]
+    rows = []
+    for stored in STORED:
+        folders = [out / "reports" / run.name / stored / FAMILY / PAIR for run in trained]
+        for first, second, verdict in verdicts(folders) if len(folders) > 1 else ():
+            names = {"first": trained[first].name, "second": trained[second].name}
+            rows.append({"stored": stored, **names, **verdict})
+    return pd.DataFrame(rows)
 
 
 def _write_record(file: Path, value: Any) -> None:

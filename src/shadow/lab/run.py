@@ -41,7 +41,7 @@ def run_pretrained(
     from shadow.lab import pretrained
 
     out.mkdir(parents=True, exist_ok=True)
-    table = pretrained.perform(
+    tables = pretrained.perform(
         out,
         pretrained.fetch_ingredients(out),
         jobs=jobs,
@@ -49,5 +49,5 @@ def run_pretrained(
             TaskResult(what=what, finished=done, total=total, seconds=0.0)
         ),
     )
-    (out / "pretrained.md").write_text(pretrained.page(table), encoding="utf-8")
-    return table
+    (out / "pretrained.md").write_text(pretrained.page(tables["pretrained"]), encoding="utf-8")
+    return tables["pretrained"]
