@@ -31,8 +31,6 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from shadow.errors import ShadowError
 from shadow.lab.experiment import figures_of, processes, verdicts, whole_folder, write_json
-from shadow.lab.page import formatted
-from shadow.lab.page import table as markdown_table
 from shadow.lab.texts import INVENTED, QUESTIONS, SOURCES, fetch_texts
 from shadow.lab.training import add_factors, learning_rate_share, load, save
 
@@ -198,7 +196,8 @@ def perform(
     show: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> dict[str, pd.DataFrame]:
     """Train and audit what out lacks, write the two tables into it and return them: `pretrained`, a
-    row a measured state and storage, and `pretrained-comparisons`, one for each two runs.
+    row a measured state and storage, and `pretrained-comparisons`, one for each two runs. How it
+    was made is in `pretrained.json`.
 
     jobs: processes that train continuations at a time, 1 or more; figures do not depend on it.
     show: told what was done, with the numbers of runs that are finished and that there are.
@@ -221,10 +220,27 @@ def perform(
     table = pd.DataFrame(
         [row for run in runs for row in json.loads(_record(out, run).read_text(encoding="utf-8"))]
     )
+    _write_record(out / "pretrained.json", _about(out, budget))
     tables = {"pretrained": table, "pretrained-comparisons": _compared(out, runs)}
     for name, own in tables.items():
         own.to_parquet(out / f"{name}.parquet", index=False, compression="zstd")
     return tables
+
+
+def _about(out: Path, budget: Budget) -> dict[str, Any]:
+    """What the runs depend on beside their data and seeds."""
+    base = json.loads((out / "base.json").read_text(encoding="utf-8"))
+    return {
+        "model": f"{PACKAGE} {VERSION}",
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "base_steps": base["chunk"] * (len(base["held_out"]) - 1),
+        "base_chunk": base["chunk"],
+        "base_learning_rate": budget.base_learning_rate,
+        "held_out": base["held_out"],
+        "steps": budget.steps,
+        "learning_rate": budget.learning_rate,
+    }
 
 
 def _record(out: Path, run: Continuation) -> Path:
@@ -440,46 +456,3 @@ def _compared(out: Path, runs: Sequence[Continuation]) -> pd.DataFrame:
 def _write_record(file: Path, value: Any) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, value)
-
-
-# What it shows
-
-SHOWN = (
-    "layers_relative_norm",
-    "layers_concentration",
-    "layers_equivalent_directions",
-    "layers_spikes_sharp",
-)
-
-
-def page(table: pd.DataFrame) -> str:
-    """The runs as a Markdown page, ending with a newline."""
-    last = table[table["share"] == 1.0]
-    texts = [
-        str(name).removeprefix("held_out_") for name in last if str(name).startswith("held_out_")
-    ]
-    trained = last[last["stored"] == "F32"]
-    losses = [
-        [row["run"], *(f"{row[f'held_out_{name}'] - row[f'base_{name}']:+.3f}" for name in texts)]
-        for row in trained.to_dict("records")
-    ]
-    figures = [
-        [row["run"], row["stored"], *(formatted(row.get(name)) for name in SHOWN)]
-        for row in last.sort_values(["stored", "run"], ascending=[False, True]).to_dict("records")
-    ]
-    data = "\n".join(f"- **{name}**: {text}." for name, text in TEXTS.items())
-    return f"""# A real pretrained decoder
-
-{PACKAGE} {VERSION} from PyPI (SmolLM2-135M-Instruct), trained on in float32 on the original mixture
-until its held-out loss was flat, then continued on
-
-{data}
-
-## Held-out loss, change against the base in nats a token
-
-{markdown_table(["run", *texts], losses)}
-
-## Figures, medians over the matrices inside layers
-
-{markdown_table(["run", "stored", *(name.removeprefix("layers_") for name in SHOWN)], figures)}
-"""

@@ -34,11 +34,12 @@ def run_pretrained(
     out: Path, *, jobs: int, show: Callable[[TaskResult], None] = lambda done: None
 ) -> pd.DataFrame:
     """Train and audit what out lacks of the continuations of a pretrained decoder, and write
-    `pretrained.parquet` and `pretrained.md`.
+    `pretrained.parquet`, `pretrained-comparisons.parquet`, `pretrained.json`, `pretrained.md` and
+    `pretrained.svg`.
 
     Raises ShadowError where the model or the texts cannot be fetched.
     """
-    from shadow.lab import pretrained
+    from shadow.lab import pretrained, pretrained_page
 
     out.mkdir(parents=True, exist_ok=True)
     tables = pretrained.perform(
@@ -49,5 +50,8 @@ def run_pretrained(
             TaskResult(what=what, finished=done, total=total, seconds=0.0)
         ),
     )
-    (out / "pretrained.md").write_text(pretrained.page(tables["pretrained"]), encoding="utf-8")
+    published = pretrained_page.read(out)
+    text = pretrained_page.page(published, widths=None)
+    (out / "pretrained.md").write_text(text, encoding="utf-8")
+    pretrained_page.figure(published.states, out / "pretrained.svg")
     return tables["pretrained"]

@@ -1,0 +1,39 @@
+"""Take the continuations of the pretrained decoder out of a lab in which they are finished:
+
+    shadow lab run --preset pretrained -o lab
+    python benchmarks/publish_pretrained.py lab
+
+Copies the tables and `pretrained.json` into `docs/lab/`, and makes `docs/pretrained.md` and
+`docs/lab/pretrained.svg` of them and of `docs/lab/widths.parquet`. No weight and no text is copied.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import typer
+
+from shadow.lab.pretrained_page import figure, page, read
+
+ROOT = Path(__file__).parents[1]
+PUBLISHED = ROOT / "docs" / "lab"
+FILES = ("pretrained.parquet", "pretrained-comparisons.parquet", "pretrained.json")
+
+
+def main(
+    lab: Annotated[Path, typer.Argument(help="Folder of the finished preset.", file_okay=False)],
+) -> None:
+    """Publish the continuations into this checkout."""
+    for name in FILES:
+        shutil.copyfile(lab / name, PUBLISHED / name)
+    runs, widths = read(PUBLISHED), pd.read_parquet(PUBLISHED / "widths.parquet")
+    text = page(runs, widths, picture="lab/pretrained.svg")
+    (ROOT / "docs" / "pretrained.md").write_text(text, encoding="utf-8")
+    figure(runs.states, PUBLISHED / "pretrained.svg")
+
+
+if __name__ == "__main__":
+    typer.run(main)

