@@ -8,8 +8,10 @@ import gzip
 import json
 from collections import Counter
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import transformers
@@ -26,6 +28,7 @@ from shadow.lab.pretrained import (
     rows_of,
 )
 from shadow.lab.texts import INVENTED, QUESTIONS, SOURCES
+from shadow.lab.widths import FIGURES
 
 NAMES = (*SOURCES, QUESTIONS, INVENTED)
 
@@ -198,3 +201,79 @@ def test_a_base_that_was_cut_off_goes_on_from_its_last_look(out, tmp_path, monke
     weights = "base/model.safetensors"
     assert (tmp_path / weights).read_bytes() == (out / weights).read_bytes()
     assert not list(tmp_path.glob(".base*"))
+
+
+def planted_states(values: dict[str, float], states: int = 3) -> pd.DataFrame:
+    """Two seeds of each data in both storages: concentration as given, and more with the norm."""
+    return pd.DataFrame(
+        [
+            {
+                "data": data, "seed": seed, "treatment": "adamw", "run": f"{data}-adamw-{seed}",
+                "share": (state + 1) / states, "stored": stored,
+                "layers_relative_norm": 0.01 * (state + 1),
+                "layers_concentration": value + (0.01 if seed else -0.01) + 0.1 * np.log(state + 1),
+            }
+            for data, value in values.items()
+            for seed in (0, 1)
+            for stored in ("F32", "BF16")
+            for state in range(states)
+        ]
+    )  # fmt: skip
+
+
+def planted_widths(broad: float, slope: float, difference: float) -> pd.DataFrame:
+    """The lab's table of widths where concentration follows a law exactly."""
+    return pd.DataFrame(
+        [
+            {
+                "base": f"w{width}", "scale": f"w{width}", "width": width, "regime": regime,
+                "seed": 0, "share": 1.0, "kind": "trained", "treatment": "adamw", "warm": True,
+                "base_original": 0.95, "base_broad": 0.9,
+                "layers_concentration": broad + slope * np.log2(width / 64)
+                + difference * (regime == "B"),
+            }
+            for width in (64, 128, 256)
+            for regime in "ABCD"
+        ]
+    )  # fmt: skip
+
+
+def test_a_law_that_holds_at_576_reaches_and_one_that_is_off_by_its_difference_does_not():
+    """The law says .2 + .05 log2(9) for broad data and .1 more for narrow: measured so, no error
+    and no run on the wrong side; .1 higher throughout, an error of one difference, and every run of
+    A, C and D lies where B should.
+    """
+    at = 0.2 + 0.05 * np.log2(9)
+    widths = planted_widths(0.2, 0.05, 0.1)
+    # the last state has 0.1 ln 3 more than planted_states is given
+    held = planted_states({data: at + 0.1 * (data == "B") - 0.1 * np.log(3) for data in "ABCD"})
+    (found,) = pretrained_page.predictions(held, widths)
+    assert found.law.figure.name == "concentration"
+    assert found.predicted == pytest.approx((at, at + 0.1))
+    assert found.measured == pytest.approx((at, at + 0.1))
+    assert (found.in_differences, found.wrong, found.runs) == (pytest.approx(0, abs=1e-9), 0, 8)
+
+    off = planted_states(
+        {data: at + 0.1 + 0.1 * (data == "B") - 0.1 * np.log(3) for data in "ABCD"}
+    )
+    (found,) = pretrained_page.predictions(off, widths)
+    assert found.in_differences == pytest.approx(1)
+    assert found.wrong == 6
+
+
+def test_a_difference_at_equal_norm_is_that_of_the_paths():
+    """All runs grow alike, so B - C is .1 at every norm that they share."""
+    states = planted_states({"A": 0.2, "B": 0.3, "C": 0.2, "D": 0.2})
+    main = pretrained_page.main_states(states, "F32")
+    (figure,) = (one for one in FIGURES if one.name == "concentration")
+    assert pretrained_page.difference_at_norm(main, figure) == pytest.approx(0.1)
+
+
+def test_the_published_page_is_made_of_the_published_tables_alone():
+    """docs/pretrained.md holds no other number."""
+    docs = Path(__file__).parents[1] / "docs"
+    runs = pretrained_page.read(docs / "lab")
+    widths = pd.read_parquet(docs / "lab" / "widths.parquet")
+    made = pretrained_page.page(runs, widths, picture="lab/pretrained.svg")
+    assert made == (docs / "pretrained.md").read_text(encoding="utf-8")
+    assert len(runs.states) == len(pretrained.RUNS) * 3 * 2

@@ -71,6 +71,13 @@ def several(words: Sequence[str], shown: int = 8, separator: str = ", ") -> str:
     return separator.join(words[:shown]) + (f" {rest}" if rest else "")
 
 
+def and_list(words: Sequence[str]) -> str:
+    """`a, b and c`; empty for no words."""
+    if len(words) < 2:
+        return "".join(words)
+    return f"{', '.join(words[:-1])} and {words[-1]}"
+
+
 def and_more(hidden: int) -> str:
     """`and 3 more`; empty where nothing is hidden."""
     return f"and {hidden:,} more" if hidden > 0 else ""

@@ -44,6 +44,7 @@ from shadow.findings.scores import ScoreFiles
 from shadow.places.names import name_rules
 from shadow.reports.column_types import Cell
 from shadow.reports.columns import COMPARISON
+from shadow.text import and_list
 
 ComparisonVerdict = Literal[
     "more concentrated",
@@ -800,7 +801,7 @@ def _sentence(
     if fatal:
         return f"not comparable: {'; '.join(fatal)}"
     concentration = figures[0]
-    pointing = {way: _listed(_pointing(figures[1:], way)) for way in (1, -1)}
+    pointing = {way: and_list(_pointing(figures[1:], way)) for way in (1, -1)}
     size = ""
     if concentration.difference is not None:
         size = f"{concentration.difference:+.3f}"
@@ -854,13 +855,6 @@ def _why_not_distinguished(concentration: Difference, size: str) -> str:
     if concentration.no_interval:
         return concentration.no_interval
     return f"0 lies in the interval of the difference in concentration ({size})"
-
-
-def _listed(words: Sequence[str]) -> str:
-    """`a, b and c`; empty for no words."""
-    if len(words) < 2:
-        return "".join(words)
-    return f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def _consistent_with(
@@ -994,7 +988,7 @@ def _warn_of_deltas(
     against = outside[outside * (concentration.difference or 0.0) < 0]
     beyond = sorted(against.index[against.abs() >= (concentration.margin or 0.0)])
     if concentration.verdict in OPPOSITE and beyond:
-        sizes = _listed([f"{name} ({against[name]:+.3f})" for name in beyond])
+        sizes = and_list([f"{name} ({against[name]:+.3f})" for name in beyond])
         yield (
             "outside the layers, which have no vote, it is the other way round: concentration of"
             f" {sizes}"
@@ -1003,7 +997,7 @@ def _warn_of_deltas(
         cosines = matched.groupby("module")[f"cosine_{side}"].median()
         if turned := sorted(cosines.index[cosines < LINEAGE]):
             yield (
-                f"{_listed(turned)} of {report.name}: little in common with the base's; replaced,"
+                f"{and_list(turned)} of {report.name}: little in common with the base's; replaced,"
                 " or renumbered?"
             )
 

@@ -20,7 +20,7 @@ from shadow.findings.reference import choose_runs, runs
 from shadow.findings.summary_rows import QuarterRow
 from shadow.places.groups import ATTENTION, MLP
 from shadow.spectra.purity import ENOUGH_KEPT
-from shadow.text import counted
+from shadow.text import and_list, counted
 
 if TYPE_CHECKING:
     from shadow.findings.footprint import Gate
@@ -250,13 +250,6 @@ def times(value: float) -> str:
     if value >= 9.95:
         return f"{value:.0f}"
     return f"{value:#.2g}"
-
-
-def listed(words: Sequence[str]) -> str:
-    """`a, b and c`, of one word or more."""
-    if len(words) == 1:
-        return words[0]
-    return f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def _all_of(count: int, total: int) -> str:
@@ -588,7 +581,9 @@ def _modules(draft: _Draft) -> str:
     for part in parts[:NAMED]:
         if sum(share.energy for share in named) < MOST or part.energy > ALIKE * named[-1].energy:
             named.append(part)
-    names = listed([f"{part.name} ({part.told(draft, sized=part is named[0])})" for part in named])
+    names = and_list(
+        [f"{part.name} ({part.told(draft, sized=part is named[0])})" for part in named]
+    )
     most = sum(part.energy for part in named) >= MOST
     if all(part.in_proportion for part in parts):
         return _in_proportion(draft, parts[0])
@@ -600,7 +595,7 @@ def _modules(draft: _Draft) -> str:
     ]
     if not rest:
         return first
-    return f"{first} {_capital(listed(rest))}."
+    return f"{first} {_capital(and_list(rest))}."
 
 
 def _in_proportion(draft: _Draft, largest: _Part) -> str:
@@ -695,7 +690,7 @@ def _unchanged(draft: _Draft) -> list[str]:
         for row in summary.without_base
     ]
     if parts:
-        texts.insert(0, f"Unchanged: {listed(parts)}.")
+        texts.insert(0, f"Unchanged: {and_list(parts)}.")
     return texts
 
 
@@ -722,7 +717,7 @@ def _spans(numbers: Sequence[int]) -> str:
             texts += [str(number) for number in span]
     if len(texts) > 2 * NAMED:
         texts = [*texts[: 2 * NAMED], f"{len(texts) - 2 * NAMED} more"]
-    return listed(texts)
+    return and_list(texts)
 
 
 # ---------------------------------------------------------------------------------------- structure
@@ -886,13 +881,13 @@ def _alignment(draft: _Draft) -> str:
         verb, sides = "avoids", avoids
     if not sides:
         return "The change neither follows nor avoids the base's leading directions."
-    alone = listed(list(dict.fromkeys(f"{null:.1f}" for _, _, null in sides)))
+    alone = and_list(list(dict.fromkeys(f"{null:.1f}" for _, _, null in sides)))
     if len(sides) == 1:
         ((what, value, _),) = sides
         which, share = f"leading {what}", f"{value:.1f}"
     else:
         which = "leading directions"
-        share = listed([f"{value:.1f} ({what})" for what, value, _ in sides])
+        share = and_list([f"{value:.1f} ({what})" for what, value, _ in sides])
     text = f"The change {verb} the base's {which}, which hold {share} times an even share of it"
     return f"{text}; the sizes of its rows and columns alone would make that {alone}."
 

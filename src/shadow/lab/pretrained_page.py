@@ -22,9 +22,10 @@ from shadow.findings.reference import calibration as shipped
 from shadow.lab.design import MAIN
 from shadow.lab.findings import matched
 from shadow.lab.page import COLOURS, formatted, table
-from shadow.lab.pretrained import PACKAGE, TEXTS, VERSION
+from shadow.lab.pretrained import PACKAGE, STORED, TEXTS, VERSION
 from shadow.lab.results import final
 from shadow.lab.widths import FIGURES, NARROW, FigureLaw, WidthFigure, laws
+from shadow.text import and_list
 
 WIDTH = 576  # of the residual stream of SmolLM2-135M
 DRAWN = ("concentration", "ln equivalent directions", "ln token coverage")
@@ -278,7 +279,7 @@ def _figures(states: pd.DataFrame) -> str:
                 *(formatted(means[kind]) for kind in means),
                 formatted(difference, "+.3f"),
                 formatted(difference / spread if spread else None, "+.1f"),
-                formatted(_at_norm(main, one), "+.3f"),
+                formatted(difference_at_norm(main, one), "+.3f"),
             ]
         )
     kinds = [_name(kind) for kind in _by_kind(runs)]
@@ -298,7 +299,7 @@ def _spread(runs: pd.DataFrame) -> float | None:
     return float(np.sqrt(variances.mean())) if len(variances) else None
 
 
-def _at_norm(runs: pd.DataFrame, figure: WidthFigure) -> float | None:
+def difference_at_norm(runs: pd.DataFrame, figure: WidthFigure) -> float | None:
     """B - C at a norm that all runs pass through; None where there is none."""
     found = matched(runs.assign(value=figure.value(runs)), "value")
     means = found.groupby("regime")["value"].mean()
@@ -323,7 +324,7 @@ def _reach(found: Sequence[Prediction]) -> str:
         "error over B - broad", "runs on the wrong side", "reaches",
     ]  # fmt: skip
     reaching = [one.law.figure.name for one in found if one.in_differences < 0.5]
-    says = f"It does for {' and '.join(reaching)}." if reaching else "It does for none of them."
+    says = f"It does for {and_list(reaching)}." if reaching else "It does for none of them."
     return f"""## Does the law of width reach this model?
 
 The law fitted on the lab's widths, taken to {WIDTH}, against what was measured: the mean of A, C
@@ -361,29 +362,26 @@ def _counted(given: Mapping[str, Word]) -> dict[str, Counter[str]]:
 
 
 def _verdicts(compared: pd.DataFrame) -> str:
-    def pair(row: Mapping[str, object]) -> str:
-        first, second = (str(row[side]).split("-")[0] for side in ("first", "second"))
-        return first if first == second else " and ".join(sorted((first, second)))
-
-    records = compared.to_dict("records")
-    groups: dict[tuple[bool, str], list[Mapping[object, object]]] = {}
-    for row in records:
-        named = {str(key): value for key, value in row.items()}
-        name = pair(named)
-        groups.setdefault((" and " in name, name), []).append(row)
-    rows = []
-    for (differ, name), own in sorted(groups.items()):
-        what = f"{name}: different data" if differ else f"{name}: two seeds"
-        for stored in ("F32", "BF16"):
-            of_stored = [row for row in own if row["stored"] == stored]
-            verdicts = Counter(str(row["verdict"]) for row in of_stored)
-            told = ", ".join(f"{verdict} {count}" for verdict, count in sorted(verdicts.items()))
-            rows.append([what, stored, str(len(of_stored)), told])
+    counts: dict[tuple[bool, str], dict[str, Counter[str]]] = {}
+    for row in compared.to_dict("records"):
+        first, second = sorted(str(row[side]).split("-")[0] for side in ("first", "second"))
+        key = (first != second, f"{first}, {second}")
+        by_storage = counts.setdefault(key, {stored: Counter() for stored in STORED})
+        by_storage[str(row["stored"])][str(row["verdict"])] += 1
+    rows = [
+        [data, str(sum(of_data["F32"].values())), *(_told(of_data[stored]) for stored in STORED)]
+        for (_, data), of_data in sorted(counts.items())
+    ]
     return f"""## What `shadow compare` says
 
-The verdict on every two runs with AdamW at the full rate.
+Of every two runs with AdamW at the full rate, how many got which verdict; the first rows are two
+seeds of the same data.
 
-{table(["data", "stored", "pairs", "verdicts"], rows)}"""
+{table(["data of the two", "pairs", *STORED], rows)}"""
+
+
+def _told(verdicts: Counter[str]) -> str:
+    return ", ".join(f"{verdict} {count}" for verdict, count in sorted(verdicts.items())) or "-"
 
 
 def _storage(states: pd.DataFrame) -> str:

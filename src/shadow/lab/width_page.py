@@ -13,6 +13,7 @@ from shadow.lab.findings import NO_ESTIMATE
 from shadow.lab.page import COLOURS, estimate, formatted, table
 from shadow.lab.results import PROBES
 from shadow.lab.widths import WARM, DroppedBase, FigureLaw, LeftOut, counted, dropped, laws
+from shadow.text import and_list
 
 DRAWN = ("concentration", "ln equivalent directions", "ln PR over null", "ln token coverage")
 MIN_BASES = 10  # of one width, below which no bound is claimed for it
@@ -81,7 +82,7 @@ def figure(runs: pd.DataFrame, file: Path) -> None:
 
 
 def _head(last: pd.DataFrame) -> str:
-    widths = _and([str(width) for width in sorted({int(width) for width in last["width"]})])
+    widths = and_list([str(width) for width in sorted({int(width) for width in last["width"]})])
     rates = "; ".join(
         f"{width}: {SCALES[scale].tune.learning_rate * SCALES[scale].tune.width_factor:.3g}"
         for width, (scale, _) in WIDTHS.items()
@@ -104,7 +105,9 @@ def _times(last: pd.DataFrame) -> str:
     """How often each regime is trained from a base, where that differs by width."""
     counts = last.groupby("width").apply(_runs_of_a_base)
     words = {2: "twice", 3: "three times"}
-    return _and([f"{words.get(int(count), count)} ({width})" for width, count in counts.items()])
+    return and_list(
+        [f"{words.get(int(count), count)} ({width})" for width, count in counts.items()]
+    )
 
 
 def _runs_of_a_base(runs: pd.DataFrame) -> int:
@@ -122,10 +125,10 @@ def _result(every: Sequence[FigureLaw]) -> str:
         )
     says = f"None of {len(known)} figures carries over."
     if carried:
-        says = f"Of {len(known)} figures, {len(carried)} carry over: {_and(carried)}."
+        says = f"Of {len(known)} figures, {len(carried)} carry over: {and_list(carried)}."
     rest = [one.figure.name for one in known if not one.carries]
     if carried and rest:
-        says += f" The others do not: {_and(rest)}."
+        says += f" The others do not: {and_list(rest)}."
     return f"""## What carries over
 
 {says} A figure carries over if a law fitted on the other widths predicts the means of narrow and of
@@ -249,7 +252,7 @@ def _bases(last: pd.DataFrame, without: Sequence[DroppedBase]) -> str:
             ]
             rows.append([str(width), str(planned), str(int(counts[width])), *right])
     lost = [f"{one.base} (original {one.original:.2f}, broad {one.broad:.2f})" for one in without]
-    dropped_bases = f"Dropped: {_and(lost)}." if lost else "None was dropped."
+    dropped_bases = f"Dropped: {and_list(lost)}." if lost else "None was dropped."
     return f"""## The bases
 
 A base counts if it gets {100 * WARM["original"]:.0f} % of its own mixture and {
@@ -268,7 +271,7 @@ def _limits(last: pd.DataFrame) -> str:
     few = [f"{width} ({count})" for width, count in counts.items() if count < MIN_BASES]
     few_bases = ""
     if few:
-        few_bases = f" Widths with fewer bases have none: {_and(few)}."
+        few_bases = f" Widths with fewer bases have none: {and_list(few)}."
     return f"""## What this does not show
 
 - A bound is claimed from {MIN_BASES} bases of a width upwards, of which one new base in {
@@ -279,10 +282,3 @@ def _limits(last: pd.DataFrame) -> str:
   differ in more than breadth.
 - Least squares over the means of a few widths: the error on a left-out width is what the law is
   worth, not its fit."""
-
-
-def _and(words: Sequence[str]) -> str:
-    """`a, b and c`, of one word or more."""
-    if len(words) == 1:
-        return words[0]
-    return f"{', '.join(words[:-1])} and {words[-1]}"
