@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from shadow.checkpoints.opening import open_folder
 from shadow.errors import ShadowError
@@ -125,10 +125,10 @@ def test_config_is_optional(sharded):
     assert open_folder(str(sharded)).config == {}
 
 
-@pytest.mark.parametrize("change", ["header", "size", "time", "config", "name"])
+@pytest.mark.parametrize("change", ["header", "size", "time", "config", "name", "weights"])
 def test_the_fingerprint_changes_with_the_files(sharded, change):
     """Equal files have equal fingerprints; another header, size, time, config or file name gives
-    another one.
+    another one, and so do other weights where all of these are equal, as out of one archive.
     """
     first = "model-00001-of-00002.safetensors"
     before = open_folder(str(sharded)).fingerprint
@@ -139,6 +139,10 @@ def test_the_fingerprint_changes_with_the_files(sharded, change):
         (sharded / first).write_bytes(raw.replace(b"up_proj", b"op_proj"))
     elif change == "size":
         save_file({UP: torch.ones(2, 2)}, sharded / first)
+    elif change == "weights":
+        tensors = {name: tensor + 1 for name, tensor in load_file(sharded / first).items()}
+        save_file(tensors, sharded / first)
+        assert (sharded / first).stat().st_size == status.st_size
     elif change == "config":
         (sharded / "config.json").write_text('{"model_type": "qwen2"}')
     elif change == "name":

@@ -153,7 +153,7 @@ REPORTS = (
             Column(
                 f"{side}_fingerprint",
                 "string",
-                f"{text}: hash of its files' names, sizes, times and headers",
+                f"{text}: hash of its files' names, sizes, times, headers and a sample of weights",
                 null="unknown",
             ),
         )
