@@ -136,11 +136,15 @@ def fetch_ingredients(folder: Path) -> Ingredients:
     model = _fetch_model(folder / "model")
 
     def start() -> transformers.LlamaForCausalLM:
-        found: transformers.LlamaForCausalLM = transformers.LlamaForCausalLM.from_pretrained(
+        read: transformers.LlamaForCausalLM = transformers.LlamaForCausalLM.from_pretrained(
             model, gguf_file=WEIGHTS, dtype=torch.float32
         )
-        found.config.quantization_config = None
-        return found
+        # transformers will not save a model that it knows to be quantised, so its weights move
+        config = read.config
+        del config.quantization_config
+        plain = transformers.LlamaForCausalLM(config)
+        plain.load_state_dict(read.state_dict())
+        return plain
 
     stored = folder / "tokens.npz"
     if not stored.exists():
@@ -259,9 +263,11 @@ def _base(out: Path, ingredients: Ingredients, budget: Budget) -> Path:
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=budget.base_learning_rate, betas=(0.9, 0.95), weight_decay=0.0
     )
-    begun, losses = 0, [_mean_held_out(model, ingredients.tokens)]
+    begun, losses = 0, list[float]()
     unfinished = out / ".base.pt"
-    if unfinished.exists():
+    if not unfinished.exists():
+        losses.append(_mean_held_out(model, ingredients.tokens))
+    else:
         state = torch.load(unfinished, weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
