@@ -24,6 +24,7 @@ from shadow.lab.findings import matched
 from shadow.lab.page import COLOURS, formatted, table
 from shadow.lab.pretrained import PACKAGE, STORED, TEXTS, VERSION
 from shadow.lab.results import final
+from shadow.lab.texts import INVENTED, QUESTIONS, SOURCES
 from shadow.lab.widths import FIGURES, NARROW, FigureLaw, WidthFigure, laws
 from shadow.text import and_list
 
@@ -157,6 +158,7 @@ def page(runs: PretrainedRuns, widths: pd.DataFrame | None, picture: str = "pret
     parts = [
         _head(states, about),
         f"![Three figures along the continuations, against the norm]({picture})",
+        _result(states),
         _losses(states),
         _figures(states),
         _reach(predictions(states, widths)) if widths is not None else "",
@@ -247,11 +249,59 @@ by `shadow lab run --preset pretrained -o FOLDER`, then
 `python benchmarks/publish_pretrained.py FOLDER`."""
 
 
+def _result(states: pd.DataFrame) -> str:
+    concentration, _, coverage = (
+        next(one for one in FIGURES if one.name == name) for name in DRAWN
+    )
+    last = final(as_runs(states, "F32"))
+    spread = _spread(last, concentration)
+    assert spread is not None
+    contrasts = {
+        ("B", "C"): "narrow against broad data",
+        ("C", "A"): "broad data against the original mixture",
+        ("D", "A"): "repetition against the original mixture",
+        ("N", "A"): "new text against the original mixture",
+    }
+    rows = []
+    for (first, second), text in contrasts.items():
+        both = [_mean(last, concentration, kind) for kind in (first, second)]
+        sizes = [_mean(last, coverage, kind) for kind in (first, second)]
+        rows.append(
+            [
+                f"{first} - {second}",
+                text,
+                formatted(both[0] - both[1], "+.3f"),
+                formatted((both[0] - both[1]) / spread, "+.1f"),
+                formatted(float(np.exp(sizes[0] - sizes[1])), ".2f"),
+            ]
+        )
+    heads = ["", "", "concentration", "in sd of seeds", "token coverage, ratio"]
+    lost = {kind: _sources(last, kind) for kind in ("A", "B", "C", "N")}
+    told = ", ".join(f"{kind} {change:+.3f}" for kind, change in lost.items())
+    return f"""## In short
+
+{table(heads, rows)}
+
+Breadth, as the mean change of the held-out loss over the six sources, in nats a token (below 0:
+better): {told}."""
+
+
+def _mean(runs: pd.DataFrame, figure: WidthFigure, kind: str) -> float:
+    """The mean of a figure over the runs of a kind."""
+    own = _by_kind(runs)[kind]
+    return float(figure.value(own).mean())
+
+
+def _sources(runs: pd.DataFrame, kind: str) -> float:
+    """The mean change of the held-out loss over SOURCES, in nats a token."""
+    own = _by_kind(runs)[kind]
+    changes = [(own[f"held_out_{text}"] - own[f"base_{text}"]).mean() for text in SOURCES]
+    return float(np.mean(changes))
+
+
 def _losses(states: pd.DataFrame) -> str:
     last = final(as_runs(states, "F32"))
-    texts = [
-        str(name).removeprefix("held_out_") for name in last if str(name).startswith("held_out_")
-    ]
+    texts = (*SOURCES, QUESTIONS, INVENTED)
     rows = []
     for kind, runs in _by_kind(last).items():
         changes = [(runs[f"held_out_{text}"] - runs[f"base_{text}"]).mean() for text in texts]
@@ -266,12 +316,12 @@ Six rows of 512 tokens a text, which nothing was trained on.
 
 def _figures(states: pd.DataFrame) -> str:
     runs = as_runs(states, "F32")
-    main = main_states(states, "F32")
+    at_norm = [main_states(states, stored) for stored in STORED]
     rows = []
     for one in FIGURES:
         last = final(runs.assign(value=one.value(runs)))
         means = {kind: own["value"].mean() for kind, own in _by_kind(last).items()}
-        spread = _spread(last[last["treatment"] == "adamw"])
+        spread = _spread(last, one)
         difference = means.get("B", np.nan) - means.get("C", np.nan)
         rows.append(
             [
@@ -279,23 +329,27 @@ def _figures(states: pd.DataFrame) -> str:
                 *(formatted(means[kind]) for kind in means),
                 formatted(difference, "+.3f"),
                 formatted(difference / spread if spread else None, "+.1f"),
-                formatted(difference_at_norm(main, one), "+.3f"),
+                *(formatted(difference_at_norm(main, one), "+.3f") for main in at_norm),
             ]
         )
     kinds = [_name(kind) for kind in _by_kind(runs)]
-    heads = ["figure", *kinds, "B - C", "in sd of seeds", "B - C at equal norm"]
+    heads = ["figure", *kinds, "B - C", "in sd of seeds", "at equal norm", "at equal norm, bf16"]
     return f"""## Every figure, in float32
 
 Means over seeds of the last states; [the law of width](width.md) says what each figure is. The
-standard deviation of seeds is pooled over the data that have two. At equal norm: each run at a
-relative norm that all of A to D pass through, between its measured states.
+standard deviation of seeds is pooled over the data that have two. At equal norm: B - C with each
+run at a relative norm that all of A to D pass through, between its measured states; in the last
+column of checkpoints stored in bf16.
 
 {table(heads, rows)}"""
 
 
-def _spread(runs: pd.DataFrame) -> float | None:
-    """The pooled standard deviation of runs with the same data; None with one run each."""
-    variances = runs.groupby("regime")["value"].var().dropna()
+def _spread(runs: pd.DataFrame, figure: WidthFigure) -> float | None:
+    """The pooled standard deviation of a figure over runs with the same data; None with one run
+    each.
+    """
+    own = runs[runs["treatment"] == "adamw"]
+    variances = own.assign(value=figure.value(own)).groupby("regime")["value"].var().dropna()
     return float(np.sqrt(variances.mean())) if len(variances) else None
 
 
