@@ -392,6 +392,10 @@ def _system(protocol: str, options: str, _: int) -> Any:
     # Otherwise Python prints what they log: tracebacks with URLs, for every retry.
     for name in ("fsspec", *LOGGERS):
         logging.getLogger(name).addHandler(logging.NullHandler())
+    if protocol == "hf":  # whose client draws a bar for every file that goes there
+        from huggingface_hub.utils import disable_progress_bars
+
+        disable_progress_bars()
     given = json.loads(options)
     defaults = DEFAULTS.get(protocol, {})
     merged = {key: {**value, **given.get(key, {})} for key, value in defaults.items()}
