@@ -42,7 +42,7 @@ JUDGED = 6  # of these, spread evenly: the same ones before and after, so that f
 FLAT = 0.01
 BASE_CHUNK, BASE_MOST = 100, 300  # steps
 BASE_THREADS = 2  # whatever the number of processes: the last bits of a sum depend on it
-MEASURED = (0.25, 0.5, 1.0)  # shares of the steps after which a continuation is measured
+MEASURED = (0.5, 1.0)  # shares of the steps after which a continuation is measured
 STORED: Mapping[str, torch.dtype] = {"F32": torch.float32, "BF16": torch.bfloat16}
 FAMILY, PAIR = "pretrained", "pair"  # of every report
 
@@ -74,10 +74,10 @@ REPEATED, TIMES = 0.2, 10  # of D
 class Budget:
     """How long and how fast everything is trained."""
 
-    steps: int = 120
+    steps: int = 90
     """Of a continuation."""
 
-    learning_rate: float = 6e-4
+    learning_rate: float = 2e-4
     """The peak of AdamW's in a continuation."""
 
     base_learning_rate: float = 1e-4
