@@ -23,7 +23,7 @@ def lab_run(
                 "smoke: seconds, learns nothing; quick: minutes; full: an hour, every control;"
                 " width-64 to width-512: decoders of one width, an hour or two each; pretrained: a"
                 " real decoder of 135M parameters on real texts, fetched from PyPI and Debian,"
-                " about five hours of one core."
+                " about three hours of one core."
             )
         ),
     ] = PresetName.quick,
