@@ -26,6 +26,7 @@ import picture
 from shadow.findings.footprint import GATES
 from shadow.findings.reference import calibration, reach
 from shadow.findings.scores import COLUMNS
+from shadow.lab import pretrained_page
 from shadow.lab.design import SCALES
 from shadow.lab.findings import contrast, main_runs
 from shadow.lab.page import estimate, rates_table
@@ -228,6 +229,16 @@ def lab() -> str:
     return markdown_table(["", "difference in concentration"], rows)
 
 
+def pretrained() -> str:
+    """What the continuations of the pretrained decoder show, from the tables in docs/lab."""
+    folder = ROOT / "docs" / "lab"
+    states = pretrained_page.read(folder).states
+    found = pretrained_page.predictions(states, pd.read_parquet(folder / "widths.parquet"))
+    return (
+        f"{pretrained_page.in_short(states)}\n\nThe law of width: {pretrained_page.reaching(found)}"
+    )
+
+
 def gates() -> str:
     """A Markdown table of the gates."""
     return "\n".join(
@@ -313,6 +324,7 @@ BLOCKS: dict[str, Callable[[], str]] = {  # every generated part by name
     "lab": lab,
     "errors": lambda: rates_table(calibration().rates),
     "reach": lambda: reach(calibration()),
+    "pretrained": pretrained,
     "demo-scores": lambda: f"```csv\n{demo_scores()}\n```",
     "scored": lambda: fenced(scored_demo()),
     "score-columns": score_columns,

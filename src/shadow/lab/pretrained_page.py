@@ -158,7 +158,7 @@ def page(runs: PretrainedRuns, widths: pd.DataFrame | None, picture: str = "pret
     parts = [
         _head(states, about),
         f"![Three figures along the continuations, against the norm]({picture})",
-        _result(states),
+        f"## In short\n\n{in_short(states)}",
         _losses(states),
         _figures(states),
         _reach(predictions(states, widths)) if widths is not None else "",
@@ -249,7 +249,10 @@ by `shadow lab run --preset pretrained -o FOLDER`, then
 `python benchmarks/publish_pretrained.py FOLDER`."""
 
 
-def _result(states: pd.DataFrame) -> str:
+def in_short(states: pd.DataFrame) -> str:
+    """What the data did to concentration and token coverage, as a table of Markdown, and to
+    breadth.
+    """
     concentration, _, coverage = (
         next(one for one in FIGURES if one.name == name) for name in DRAWN
     )
@@ -278,9 +281,7 @@ def _result(states: pd.DataFrame) -> str:
     heads = ["", "", "concentration", "in sd of seeds", "token coverage, ratio"]
     lost = {kind: _sources(last, kind) for kind in ("A", "B", "C", "N")}
     told = ", ".join(f"{kind} {change:+.3f}" for kind, change in lost.items())
-    return f"""## In short
-
-{table(heads, rows)}
+    return f"""{table(heads, rows)}
 
 Breadth, as the mean change of the held-out loss over the six sources, in nats a token (below 0:
 better): {told}."""
@@ -377,16 +378,22 @@ def _reach(found: Sequence[Prediction]) -> str:
         "figure", "broad, predicted", "narrow, predicted", "broad, measured", "narrow, measured",
         "error over B - broad", "runs on the wrong side", "reaches",
     ]  # fmt: skip
-    reaching = [one.law.figure.name for one in found if one.in_differences < 0.5]
-    says = f"It does for {and_list(reaching)}." if reaching else "It does for none of them."
     return f"""## Does the law of width reach this model?
 
 The law fitted on the lab's widths, taken to {WIDTH}, against what was measured: the mean of A, C
 and D, and that of B. The law reaches if both errors are below half the measured difference, the
-rule that the lab's own widths were judged by. {says} The bound whose wrong sides are counted is
-halfway between the two predictions.
+rule that the lab's own widths were judged by. {reaching(found)} The bound whose wrong sides are
+counted is halfway between the two predictions.
 
 {table(heads, rows)}"""
+
+
+def reaching(found: Sequence[Prediction]) -> str:
+    """One sentence: for which figures the law of width reaches the pretrained decoder."""
+    names = [one.law.figure.name for one in found if one.in_differences < 0.5]
+    if not names:
+        return f"It reaches for none of the {len(found)} figures."
+    return f"It reaches for {len(names)} of {len(found)} figures: {and_list(names)}."
 
 
 def _labels(given: Mapping[str, Word]) -> str:
