@@ -20,7 +20,8 @@ from shadow.lab.pretrained_page import figure, page, read
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "docs" / "lab"
-FILES = ("pretrained.parquet", "pretrained-comparisons.parquet", "pretrained.json")
+TABLES = ("pretrained", "pretrained-comparisons", "pretrained-storage")
+FILES = ("pretrained.json", *(f"{name}.parquet" for name in TABLES))
 
 
 def main(

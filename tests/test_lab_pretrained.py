@@ -147,6 +147,12 @@ def test_every_run_is_measured_twice_in_two_formats(out):
         ("B-adamw-0", "D-adamw-0", "F32"),
         ("B-adamw-0", "D-adamw-0", "BF16"),
     ]
+    # these changes are far above the rounding: it is told everywhere, and hardly matters
+    stored = tables["pretrained-storage"].set_index("run")
+    assert list(stored.index) == [run.name for run in RUNS]
+    assert (stored["told"] == 1).all()
+    for name in ("norm", "norm_told", "norm_undone", "purity", "purity_undone"):
+        assert stored[name].to_numpy() == pytest.approx(1, abs=5e-3)
     page = pretrained_page.page(pretrained_page.read(out), widths=None)
     assert "B, LoRA" in page
 

@@ -199,9 +199,9 @@ def perform(
     jobs: int = 1,
     show: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> dict[str, pd.DataFrame]:
-    """Train and audit what out lacks, write the two tables into it and return them: `pretrained`, a
-    row a measured state and storage, and `pretrained-comparisons`, one for each two runs. How it
-    was made is in `pretrained.json`.
+    """Train and audit what out lacks, write the tables into it and return them: `pretrained`, a row
+    a measured state and storage; `pretrained-comparisons`, one for each two runs; and
+    `pretrained-storage`, one for each run. How it was made is in `pretrained.json`.
 
     jobs: processes that train continuations at a time, 1 or more; figures do not depend on it.
     show: told what was done, with the numbers of runs that are finished and that there are.
@@ -225,7 +225,11 @@ def perform(
         [row for run in runs for row in json.loads(_record(out, run).read_text(encoding="utf-8"))]
     )
     _write_record(out / "pretrained.json", _about(out, budget))
-    tables = {"pretrained": table, "pretrained-comparisons": _compared(out, runs)}
+    tables = {
+        "pretrained": table,
+        "pretrained-comparisons": _compared(out, runs),
+        "pretrained-storage": _stored(out, runs),
+    }
     for name, own in tables.items():
         own.to_parquet(out / f"{name}.parquet", index=False, compression="zstd")
     return tables
@@ -457,6 +461,39 @@ def _compared(out: Path, runs: Sequence[Continuation]) -> pd.DataFrame:
             names = {"first": trained[first].name, "second": trained[second].name}
             rows.append({"stored": stored, **names, **verdict})
     return pd.DataFrame(rows)
+
+
+def _stored(out: Path, runs: Sequence[Continuation]) -> pd.DataFrame:
+    """What storage in bf16 did to each run's matrices, and whether undoing it gives the update.
+
+    matrices: those compared; told: the share of them whose norm before rounding the report tells;
+    norm, purity: the median ratio of the stored figure to that in float32; norm_told, purity_told:
+    the same where it is told, and norm_undone, purity_undone: that of the figure told there.
+    """
+    return pd.DataFrame([_stored_run(out, run) for run in runs])
+
+
+def _stored_run(out: Path, run: Continuation) -> dict[str, Any]:
+    undone = {
+        "relative_norm": "relative_norm_unrounded",
+        "excess_purity": "excess_purity_unrounded",
+    }
+    read = {
+        stored: pd.read_parquet(
+            out / "reports" / run.name / stored / FAMILY / PAIR / "matrices.parquet",
+            columns=["tensor", "subject", *undone, *undone.values()],
+        ).query("subject == 'delta'")
+        for stored in STORED
+    }
+    both = read["BF16"].merge(read["F32"], on="tensor", suffixes=("", "_before"))
+    row: dict[str, Any] = {"run": run.name, "matrices": len(both)}
+    told = both[both["relative_norm_unrounded"].notna()]
+    row["told"] = len(told) / len(both)
+    for name, column in (("norm", "relative_norm"), ("purity", "excess_purity")):
+        row[name] = (both[column] / both[f"{column}_before"]).median()
+        row[f"{name}_told"] = (told[column] / told[f"{column}_before"]).median()
+        row[f"{name}_undone"] = (told[undone[column]] / told[f"{column}_before"]).median()
+    return row
 
 
 def _write_record(file: Path, value: Any) -> None:

@@ -30,11 +30,6 @@ from shadow.text import and_list
 
 WIDTH = 576  # of the residual stream of SmolLM2-135M
 DRAWN = ("concentration", "ln equivalent directions", "ln token coverage")
-# Columns with the rounding of storage undone, by the ones that storage moves.
-UNDONE = {
-    "layers_relative_norm": "layers_relative_norm_unrounded",
-    "layers_excess_purity": "layers_excess_purity_unrounded",
-}
 OTHERS = {"N": "#cc79a7", "adamw/3": "#e69f00", "lora": "#f0e442"}
 
 
@@ -135,6 +130,9 @@ class PretrainedRuns:
     compared: pd.DataFrame
     """A row for each two runs: pretrained-comparisons.parquet."""
 
+    storage: pd.DataFrame
+    """A row a run: pretrained-storage.parquet."""
+
     about: Mapping[str, Any]
     """Steps, rates, versions and the held-out losses of the base: pretrained.json."""
 
@@ -144,6 +142,7 @@ def read(folder: Path) -> PretrainedRuns:
     return PretrainedRuns(
         states=pd.read_parquet(folder / "pretrained.parquet"),
         compared=pd.read_parquet(folder / "pretrained-comparisons.parquet"),
+        storage=pd.read_parquet(folder / "pretrained-storage.parquet"),
         about=json.loads((folder / "pretrained.json").read_text(encoding="utf-8")),
     )
 
@@ -164,7 +163,7 @@ def page(runs: PretrainedRuns, widths: pd.DataFrame | None, picture: str = "pret
         _reach(predictions(states, widths)) if widths is not None else "",
         _labels(labels(states)),
         _verdicts(runs.compared),
-        _storage(states),
+        _storage(states, runs.storage),
         _limits(about),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -445,38 +444,51 @@ def _told(verdicts: Counter[str]) -> str:
     return ", ".join(f"{verdict} {count}" for verdict, count in sorted(verdicts.items())) or "-"
 
 
-def _storage(states: pd.DataFrame) -> str:
-    values: list[tuple[str, Callable[[pd.DataFrame], pd.Series[float]], str | None]] = [
-        ("relative norm", lambda runs: runs["layers_relative_norm"], "layers_relative_norm"),
-        ("1/X", lambda runs: 1 / runs["layers_excess_purity"], "layers_excess_purity"),
-        ("concentration", lambda runs: runs["layers_concentration"], None),
-        ("spikes by the sharp edge", lambda runs: runs["layers_spikes_sharp"], None),
-        ("token coverage", lambda runs: runs["embedding_row_participation_ratio"], None),
-    ]
+def _storage(states: pd.DataFrame, storage: pd.DataFrame) -> str:
+    figures: dict[str, Callable[[pd.DataFrame], pd.Series[float]]] = {
+        "concentration": lambda runs: runs["layers_concentration"],
+        "spikes by the sharp edge": lambda runs: runs["layers_spikes_sharp"],
+        "token coverage": lambda runs: runs["embedding_row_participation_ratio"],
+    }
     kinds = list(_by_kind(final(as_runs(states, "F32"))))
-    rows = []
-    for name, value, column in values:
-        for stored in ("F32", "BF16"):
+    medians = []
+    for name, value in figures.items():
+        for stored in STORED:
             last = final(as_runs(states, stored))
-            rows.append([name, stored, *_means(last.assign(value=value(last)), kinds)])
-        if column is not None:
-            last = final(as_runs(states, "BF16"))
-            undone = last.assign(**{column: last[UNDONE[column]]})
-            rows.append([name, "BF16, undone", *_means(undone.assign(value=value(undone)), kinds)])
-    last = final(as_runs(states, "BF16"))
-    kept = last.assign(value=last["layers_kept"])
-    rows.append(["kept", "BF16", *_means(kept, kinds)])
+            valued = _by_kind(last.assign(value=value(last)))
+            means = [formatted(valued[kind]["value"].mean()) for kind in kinds]
+            medians.append([name, stored, *means])
+    ratios = [
+        [
+            row["run"],
+            f"{100 * row['told']:.0f} %",
+            *(formatted(row[name], ".3f") for name in RATIOS),
+        ]
+        for row in storage.to_dict("records")
+    ]
     return f"""## After storage in bf16
 
-Both sides stored in bf16 and audited as released models are. *Undone*: the figure that `shadow`
-gives for the update before it was rounded.
+Both sides rounded to bf16 and audited as released models are. The base was not on that grid when
+the training began, as if both had been kept in more bits: what storage did then cannot be told in
+most matrices, and `shadow` says so. *Told*: the share of the matrices whose update before rounding
+the report does tell. The ratios are those of a figure to the same in float32, medians: of the
+stored change in all matrices, of the stored change where it is told, and of the figure told there.
 
-{table(["figure", "stored", *(_name(kind) for kind in kinds)], rows)}"""
+{table(["run", "told", *RATIOS.values()], ratios)}
+
+Medians over the matrices inside layers, as stored:
+
+{table(["figure", "stored", *(_name(kind) for kind in kinds)], medians)}"""
 
 
-def _means(runs: pd.DataFrame, kinds: Sequence[str]) -> list[str]:
-    found = _by_kind(runs)
-    return [formatted(found[kind]["value"].mean()) for kind in kinds]
+RATIOS = {
+    "norm": "norm, all",
+    "norm_told": "norm, where told",
+    "norm_undone": "norm, undone",
+    "purity": "X, all",
+    "purity_told": "X, where told",
+    "purity_undone": "X, undone",
+}
 
 
 def _limits(about: Mapping[str, Any]) -> str:

@@ -34,8 +34,7 @@ def run_pretrained(
     out: Path, *, jobs: int, show: Callable[[TaskResult], None] = lambda done: None
 ) -> pd.DataFrame:
     """Train and audit what out lacks of the continuations of a pretrained decoder, and write
-    `pretrained.parquet`, `pretrained-comparisons.parquet`, `pretrained.json`, `pretrained.md` and
-    `pretrained.svg`.
+    its tables, `pretrained.json`, `pretrained.md` and `pretrained.svg`.
 
     Raises ShadowError where the model or the texts cannot be fetched.
     """
