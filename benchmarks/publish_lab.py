@@ -14,19 +14,13 @@ import platform
 from pathlib import Path
 from typing import Annotated
 
+import pandas as pd
 import torch
 import transformers
 import typer
 
 from shadow import __version__
-from shadow.lab.calibration import (
-    calibration_json,
-    copy_rates,
-    label_rates,
-    reference,
-    reference_csv,
-    verdict_rates,
-)
+from shadow.lab.calibration import all_rates, calibration_json, reference, reference_csv
 from shadow.lab.demo import export
 from shadow.lab.design import presets
 from shadow.lab.page import figure, page
@@ -51,11 +45,7 @@ def main(
     folder = ROOT / "registry" / "reference"
     # first, since a label counts the bases of the shipped trainings
     (folder / "runs.csv").write_text(reference_csv(trainings), encoding="utf-8")
-    rates = [
-        *verdict_rates(tables["comparisons"]),
-        *label_rates(trainings),
-        *copy_rates(tables["runs"]),
-    ]
+    compared = pd.read_parquet(ROOT / "docs" / "lab" / "pretrained-comparisons.parquet")
     made = {
         "preset": "full",
         "bases": int(tables["runs"]["base"].nunique()),
@@ -66,7 +56,7 @@ def main(
         "python": platform.python_version(),
     }
     (folder / "calibration.json").write_text(
-        calibration_json(trainings, rates, made), encoding="utf-8"
+        calibration_json(trainings, all_rates(tables, compared), made), encoding="utf-8"
     )
     if demo:
         export(lab, ROOT / "registry" / "demo")

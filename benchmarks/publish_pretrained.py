@@ -4,7 +4,8 @@
     python benchmarks/publish_pretrained.py lab
 
 Copies the tables and `pretrained.json` into `docs/lab/`, and makes `docs/pretrained.md` and
-`docs/lab/pretrained.svg` of them and of `docs/lab/widths.parquet`. No weight and no text is copied.
+`docs/lab/pretrained.svg` of them and of `docs/lab/widths.parquet`. How often `shadow compare` errs on
+them goes to `registry/reference/calibration.json`. No weight and no text is copied.
 """
 
 from __future__ import annotations
@@ -16,10 +17,14 @@ from typing import Annotated
 import pandas as pd
 import typer
 
+from shadow.findings.reference import calibration
+from shadow.lab import results
+from shadow.lab.calibration import all_rates, calibration_json, reference
 from shadow.lab.pretrained_page import figure, page, read
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "docs" / "lab"
+CALIBRATION = ROOT / "registry" / "reference" / "calibration.json"
 TABLES = ("pretrained", "pretrained-comparisons", "pretrained-storage")
 FILES = ("pretrained.json", *(f"{name}.parquet" for name in TABLES))
 
@@ -34,6 +39,10 @@ def main(
     text = page(runs, widths, picture="lab/pretrained.svg")
     (ROOT / "docs" / "pretrained.md").write_text(text, encoding="utf-8")
     figure(runs.states, PUBLISHED / "pretrained.svg")
+    tables = results.read(PUBLISHED)
+    rates = all_rates(tables, runs.compared)
+    told = calibration_json(reference(tables["runs"]), rates, calibration().made)
+    CALIBRATION.write_text(told, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from shadow.findings.reference import (
     position,
     word,
 )
-from shadow.lab.calibration import DATA, copy_rates, fit, label_rates, reference_csv, verdict_rates
+from shadow.lab.calibration import DATA, all_rates, fit, pretrained_rates, reference_csv
 from shadow.lab.calibration import reference as reference_table
 from shadow.lab.page import page
 from shadow.lab.results import final, read
@@ -61,11 +61,31 @@ def test_the_reference_is_that_of_the_tables(tables: dict[str, pd.DataFrame]) ->
     shipped = calibration()
     again = pd.DataFrame(reference.runs())
     assert list(shipped.trainings) == fit(again) == fit(trainings)
-    assert list(shipped.rates) == [
-        *verdict_rates(tables["comparisons"]),
-        *label_rates(trainings),
-        *copy_rates(tables["runs"]),
-    ]
+    compared = pd.read_parquet(ROOT / "docs" / "lab" / "pretrained-comparisons.parquet")
+    assert list(shipped.rates) == all_rates(tables, compared)
+
+
+def test_the_rates_of_the_pretrained_decoder_do_not_depend_on_which_run_comes_first() -> None:
+    """B against C of another order is the same verdict turned round; what errs is counted."""
+    compared = pd.DataFrame(
+        [
+            {"first": "B-adamw-0", "second": "C-adamw-0", "verdict": "more concentrated"},
+            {"first": "C-adamw-0", "second": "B-adamw-1", "verdict": "less concentrated"},
+            {"first": "C-adamw-0", "second": "B-adamw-1", "verdict": "more concentrated"},
+            {"first": "B-adamw-0", "second": "C-adamw-1", "verdict": "not distinguished"},
+            {"first": "D-adamw-0", "second": "A-adamw-1", "verdict": "less concentrated"},
+            {"first": "A-adamw-0", "second": "A-adamw-1", "verdict": "not distinguished"},
+        ]
+    )
+    counted = {
+        one.what.split(",")[0]: (one.errors, one.cases) for one in pretrained_rates(compared)
+    }
+    assert counted == {
+        "compare: two seeds of one regime called different": (0, 1),
+        "compare: repetition (D) and its control (A) called different": (1, 1),
+        "compare: narrow (B) not called more concentrated than broad (C)": (2, 4),
+        "compare: narrow (B) called less concentrated than broad (C)": (1, 4),
+    }
 
 
 def test_the_reference_has_what_a_label_takes() -> None:

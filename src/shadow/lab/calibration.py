@@ -27,6 +27,7 @@ DATA: Mapping[str, str] = {
     **dict.fromkeys(("A", "C", "D", "Cn", "Cf", "A x10"), "broad"),
 }
 CONCENTRATED = ("more concentrated", "less concentrated")
+OPPOSITE_VERDICT = dict(zip(CONCENTRATED, reversed(CONCENTRATED), strict=True))
 
 
 def reference(runs: pd.DataFrame) -> pd.DataFrame:
@@ -123,11 +124,11 @@ def rate(what: str, errors: pd.Series[bool], bases: pd.Series[str]) -> Rate:
     )
 
 
-def verdict_rates(comparisons: pd.DataFrame) -> list[Rate]:
+def verdict_rates(comparisons: pd.DataFrame, where: str = "") -> list[Rate]:
     """False alarms and misses of `shadow compare`, small and large bases together.
 
     Misses are told of warm bases and of cold ones: to these, broad data are new, which concentrates
-    as narrowness does.
+    as narrowness does. where: ends what each rate is of, such as `, on a pretrained decoder`.
     """
     kinds = comparisons.assign(pair=comparisons["regime_first"] + comparisons["regime_second"])
     same = kinds[kinds["regime_first"] == kinds["regime_second"]]
@@ -136,7 +137,7 @@ def verdict_rates(comparisons: pd.DataFrame) -> list[Rate]:
     if len(same):
         rates.append(
             rate(
-                "compare: two seeds of one regime called different",
+                f"compare: two seeds of one regime called different{where}",
                 _called_different(same),
                 same["base"],
             )
@@ -144,7 +145,7 @@ def verdict_rates(comparisons: pd.DataFrame) -> list[Rate]:
     if len(control):
         rates.append(
             rate(
-                "compare: repetition (D) and its control (A) called different",
+                f"compare: repetition (D) and its control (A) called different{where}",
                 _called_different(control),
                 control["base"],
             )
@@ -157,17 +158,52 @@ def verdict_rates(comparisons: pd.DataFrame) -> list[Rate]:
             what = "compare: narrow (B)"
             rates.append(
                 rate(
-                    f"{what} not called more concentrated than broad (C){which}",
+                    f"{what} not called more concentrated than broad (C){which}{where}",
                     missed,
                     cases["base"],
                 )
             )
             rates.append(
                 rate(
-                    f"{what} called less concentrated than broad (C){which}", reverse, cases["base"]
+                    f"{what} called less concentrated than broad (C){which}{where}",
+                    reverse,
+                    cases["base"],
                 )
             )
     return rates
+
+
+def pretrained_rates(compared: pd.DataFrame) -> list[Rate]:
+    """The same of the continuations of the pretrained decoder, in both storages.
+
+    compared: their table `pretrained-comparisons`.
+    """
+    rows = []
+    for row in compared.to_dict("records"):
+        regimes = [str(row[side]).split("-")[0] for side in ("first", "second")]
+        verdict = str(row["verdict"])
+        if regimes[0] > regimes[1]:
+            regimes, verdict = regimes[::-1], OPPOSITE_VERDICT.get(verdict, verdict)
+        first, second = regimes
+        rows.append(
+            {
+                "base": "pretrained",
+                "regime_first": first,
+                "regime_second": second,
+                "verdict": verdict,
+            }
+        )
+    return verdict_rates(pd.DataFrame(rows), where=", on a pretrained decoder")
+
+
+def all_rates(tables: Mapping[str, pd.DataFrame], compared: pd.DataFrame) -> list[Rate]:
+    """What calibration.json has of the lab's tables and of the pretrained decoder's comparisons."""
+    return [
+        *verdict_rates(tables["comparisons"]),
+        *label_rates(reference(tables["runs"])),
+        *copy_rates(tables["runs"]),
+        *pretrained_rates(compared),
+    ]
 
 
 def _called_different(comparisons: pd.DataFrame) -> pd.Series[bool]:
