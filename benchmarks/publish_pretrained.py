@@ -4,8 +4,8 @@
     python benchmarks/publish_pretrained.py lab
 
 Copies the tables and `pretrained.json` into `docs/lab/`, and makes `docs/pretrained.md` and
-`docs/lab/pretrained.svg` of them and of `docs/lab/widths.parquet`. How often `shadow compare` errs on
-them goes to `registry/reference/calibration.json`. No weight and no text is copied.
+`docs/lab/pretrained.svg` of them and of `docs/lab/widths.parquet`. How often `shadow compare` errs
+on them goes to `registry/reference/calibration.json`. No weight and no text is copied.
 """
 
 from __future__ import annotations
