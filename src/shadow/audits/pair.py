@@ -536,6 +536,7 @@ def _run(audit: Asked) -> AuditResult:
     )
     if not other or runtime.overwrite or tells_of_filter:
         lined = line_up(base, tuned, settings.chosen, runtime, scratch=audit.scratch)
+    del base, tuned  # their headers are in lined, where equal ones are one
     if lined is None or (other and not runtime.overwrite):
         message = f"{audit.folder}: the finished report there differs: {named(other)}"
         raise KeptError(message, "replace it with --overwrite, or choose another folder with -o")
@@ -567,7 +568,7 @@ def _run(audit: Asked) -> AuditResult:
                 journal.outcomes,
                 spectra=settings.spectra,
             )
-            del base, tuned, lined  # the headers: the summary takes as much again
+            del lined  # the headers: the summary takes as much again
             plain = summarise(tables, identity.as_json())
             summary, metadata = _finish(staged, files, plain, identity, run=run, scored=scored)
         runtime.detail(
