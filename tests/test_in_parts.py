@@ -434,9 +434,10 @@ def mixture(folder: Path, experts: int):
 
 
 @pytest.mark.slow
-def test_memory_grows_by_less_than_a_kilobyte_or_so_for_each_matrix(tmp_path, monkeypatch):
+def test_memory_grows_by_about_a_kilobyte_for_each_matrix(tmp_path, monkeypatch):
     """From 384 matrices to 768, beyond pieces that are as large for any number: the most that is
-    held while parts are measured, and while the report is written.
+    held while parts are measured, and while the report is written. Python counts what it and NumPy
+    allocate.
     """
     for module, name in ((rows, "CHUNK"), (summary_module, "PIECE")):
         monkeypatch.setattr(module, name, 100)
@@ -472,6 +473,6 @@ def test_memory_grows_by_less_than_a_kilobyte_or_so_for_each_matrix(tmp_path, mo
         run_pair(pair, settings, tmp_path / f"out-{experts}", runtime)
         note("writing")
         tracemalloc.stop()
-    print({phase: (many - some) / 384 for phase, (_, some, many) in most.items()}, most)
-    for _, some, many in most.values():
-        assert many - some < 1_500 * 384
+    grown = {phase: (many - some) / 384 for phase, (_, some, many) in most.items()}
+    assert grown["measuring"] < 1_050, grown
+    assert grown["writing"] < 1_300, grown
