@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import tracemalloc
 import weakref
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -16,11 +18,13 @@ from command import run_shadow
 from hub import Hub
 from safetensors.torch import save_file
 
+from shadow.audits import journal as journal_module
 from shadow.audits import pair as pair_audit
 from shadow.audits import rows
 from shadow.audits.engine import Ended, InProcess
-from shadow.audits.journal import remove_unfinished
-from shadow.audits.pair import Progress, Runtime, Settings, run_pair
+from shadow.audits.journal import Journal, remove_unfinished
+from shadow.audits.outcome import Outcome
+from shadow.audits.pair import Progress, Runtime, Settings, plan_pair, run_pair
 from shadow.audits.parts import Parts, cut
 from shadow.audits.schedule import shards_of
 from shadow.checkpoints.opening import open_folder
@@ -360,3 +364,115 @@ def test_each_shard_is_fetched_once(tmp_path):
     (parted,) = tmp_path.glob("out/*/*")
     (whole,) = tmp_path.glob("whole/*/*")
     assert contents(parted) == contents(whole)
+
+
+# what it takes
+
+
+@pytest.mark.parametrize("count", [None, 1, 4])
+def test_the_plan_counts_journals_rows_and_tables(tmp_path, pair, monkeypatch, count):
+    """The most that the folder held when a part was taken over and when the tables were written: no
+    more than the plan said, and half of that at least.
+    """
+    sizes = []
+
+    def note() -> None:
+        files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+        sizes.append(sum(path.stat().st_size for path in files))
+
+    def write_tables(*inputs, **options):
+        written = rows.write_tables(*inputs, **options)
+        note()
+        return written
+
+    remove = journal_module.shutil.rmtree
+    monkeypatch.setattr(pair_audit, "write_tables", write_tables)
+    monkeypatch.setattr(pair_audit, "pace", lambda *_: 1e9)
+    planned = plan_pair(pair, SETTINGS, tmp_path / "out").disk_report
+    with monkeypatch.context() as patched:
+        patched.setattr(journal_module.shutil, "rmtree", lambda *a, **b: (note(), remove(*a, **b)))
+        elsewhere = None if count is None else Parts(InProcess(), count)
+        run_pair(pair, SETTINGS, tmp_path / "out", Runtime(elsewhere=elsewhere))
+    assert planned / 2 < max(sizes) <= planned
+
+
+class Copying(InProcess):
+    """Gives every matrix the outcome of another of its module: its numbers are not true, and the
+    process that asked has as much to do.
+    """
+
+    def __init__(self, known: Mapping[str, Outcome]) -> None:
+        super().__init__()
+        self._by_module = {json.loads(key)[3]: outcome for key, outcome in known.items()}
+
+    def as_completed(self, watch=None):
+        while self._waiting:
+            task = self._waiting.popleft()
+            _, _, identity, keys, folder = task.work.args
+            journal = Journal(folder, identity)
+            for key in keys:
+                journal.add(replace(self._by_module[json.loads(key)[3]], key=key))
+            journal.close()
+            yield Ended(task, folder, None)
+
+
+def mixture(folder: Path, experts: int):
+    """A pair of four layers with so many experts, 12 matrices for each, in a shard a layer."""
+    names = [
+        f"model.layers.{layer}.mlp.experts.{expert}.{part}_proj.weight"
+        for layer in range(4)
+        for expert in range(experts)
+        for part in ("gate", "up", "down")
+    ]
+    draw = torch.Generator().manual_seed(0)
+    for side in ("base", "tuned"):
+        tensors = {name: torch.randn(6, 6, generator=draw) for name in names}
+        sharded(folder / side, tensors, 4)
+        config = {"model_type": "qwen3_moe", "num_experts": experts}
+        (folder / side / "config.json").write_text(json.dumps(config))
+    return given_pair(*(parse_reference(str(folder / side)) for side in ("base", "tuned")))
+
+
+@pytest.mark.slow
+def test_memory_grows_by_about_a_kilobyte_for_each_matrix(tmp_path, monkeypatch):
+    """From 384 matrices to 768, beyond pieces that are as large for any number: the most that is
+    held while parts are measured, and while the report is written. Python counts what it and NumPy
+    allocate.
+    """
+    for module, name in ((rows, "CHUNK"), (summary_module, "PIECE")):
+        monkeypatch.setattr(module, name, 100)
+    monkeypatch.setattr(rows, "GROUP", 300)
+    monkeypatch.setattr(summary_module, "TOGETHER", 2_000)
+    settings = Settings(Method(subspaces=False), Filter())
+    known: dict[str, Outcome] = {}
+    most: dict[str, list[int]] = {"measuring": [], "writing": []}
+
+    def note(phase: str) -> None:
+        most[phase].append(tracemalloc.get_traced_memory()[1] - before)
+        tracemalloc.reset_peak()
+
+    class Noting(Parts):
+        def measure(self, asked, lined, journal):
+            super().measure(asked, lined, journal)
+            known.update({key: journal.outcomes[key] for key in journal.outcomes})
+
+    class Telling(Parts):
+        def measure(self, asked, lined, journal):
+            tracemalloc.reset_peak()
+            super().measure(asked, lined, journal)
+            note("measuring")
+
+    few = Runtime(elsewhere=Noting(InProcess(), 1))
+    run_pair(mixture(tmp_path / "few", 1), settings, tmp_path / "out", few)
+    # the first run makes what is kept for all others
+    for experts in (16, 32, 64):
+        pair = mixture(tmp_path / str(experts), experts)
+        runtime = Runtime(elsewhere=Telling(Copying(known), 4))
+        tracemalloc.start()
+        before = tracemalloc.get_traced_memory()[0]
+        run_pair(pair, settings, tmp_path / f"out-{experts}", runtime)
+        note("writing")
+        tracemalloc.stop()
+    grown = {phase: (many - some) / 384 for phase, (_, some, many) in most.items()}
+    assert grown["measuring"] < 1_050, grown
+    assert grown["writing"] < 1_300, grown

@@ -186,8 +186,9 @@ def test_plan_shows_what_limits_it():
     plan = PairPlan(
         family="f", pair="p", base=side, tuned=side, config_differs={}, modules=[], skipped=[],
         matrices=1, vectors=0, bytes_to_move=0, shards_in_ranges=0, shards_to_fetch=0, frees=False,
-        disk_peak=0, disk_free=0, problem=None, jobs=1, memory=5, seconds=0.1, cores=1,
-        cores_by="the control group /a", memory_free=2_000_000_000, memory_by="the machine",
+        disk_peak=0, disk_report=0, disk_free=0, problem=None, jobs=1, memory=5, seconds=0.1,
+        cores=1, cores_by="the control group /a", memory_free=2_000_000_000,
+        memory_by="the machine",
         device="cpu", device_name=None, device_memory=None, device_memory_free=None,
     )  # fmt: skip
     console = Console(width=200)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -230,6 +231,18 @@ def test_names_sort_as_people_count():
     assert sorted(names[:3], key=natural) == ["h.2.w", "h.9.w", "h.10.w"]
     assert len({natural(name) for name in names}) == len(names)
     sorted(names, key=natural)
+
+
+@given(st.lists(st.text(st.sampled_from("0019.-ab٣²~"), max_size=6), max_size=6))
+def test_names_sort_as_lists_of_words_and_numbers(names):
+    """The order is that of each name cut into words and numbers, one compared after another."""
+
+    def words_and_numbers(name: str) -> list[tuple[str, int]]:
+        pieces = re.split(r"(\d{1,18})", name)
+        words, numbers = pieces[::2], [int(number) for number in pieces[1::2]]
+        return list(zip(words, [*numbers, -1], strict=True))
+
+    assert sorted(names, key=natural) == sorted(names, key=words_and_numbers)
 
 
 # Real names and sizes

@@ -9,7 +9,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -55,6 +55,7 @@ from shadow.checkpoints.opening import (
     locate,
     open_folder,
     open_located,
+    sharing,
 )
 from shadow.checkpoints.pairing import Filter, MatrixPair, Side, Skipped, pair_checkpoints
 from shadow.checkpoints.sources import Fetching, Source, WholeFile
@@ -65,7 +66,7 @@ from shadow.findings.scores import ScoreFiles
 from shadow.findings.summary import Summary, read_summary, summarise, with_scores
 from shadow.findings.summary_file import SUMMARISED, seal, summary_bytes
 from shadow.reasons import STRICT
-from shadow.reports.atomic_replacement import KEPT, TABLES_OF_A_PAIR, replacing
+from shadow.reports.atomic_replacement import KEPT, TABLES_OF_A_PAIR, Staged, replacing
 from shadow.reports.columns import SCHEMA
 from shadow.reports.metadata import (
     CheckpointMetadata,
@@ -74,7 +75,7 @@ from shadow.reports.metadata import (
     RunMetadata,
     SettingsMetadata,
 )
-from shadow.reports.parquet import rewritten
+from shadow.reports.parquet import TableFile, rewritten
 from shadow.reports.provenance import Identity, finished_metadata
 from shadow.reports.report import Report
 from shadow.reports.tables import absent_note
@@ -328,7 +329,7 @@ def measure_part(
     pair: Pair,
     settings: Settings,
     identity: Identity,
-    keys: frozenset[str],
+    keys: Collection[str],
     folder: Path,
     runtime: Runtime,
 ) -> Path:
@@ -358,10 +359,11 @@ def measure_part(
                     )
             lined = line_up(base, tuned, settings.chosen, runtime, scratch=asked.scratch)
             journal = Journal(folder, identity)
+            of_part = frozenset(keys)
             try:
                 _measure(
                     asked,
-                    replace(lined, pairs=[one for one in lined.pairs if one.key in keys]),
+                    replace(lined, pairs=[one for one in lined.pairs if one.key in of_part]),
                     journal,
                 )
             finally:
@@ -534,6 +536,7 @@ def _run(audit: Asked) -> AuditResult:
     )
     if not other or runtime.overwrite or tells_of_filter:
         lined = line_up(base, tuned, settings.chosen, runtime, scratch=audit.scratch)
+    del base, tuned  # their headers are in lined, where equal ones are one
     if lined is None or (other and not runtime.overwrite):
         message = f"{audit.folder}: the finished report there differs: {named(other)}"
         raise KeptError(message, "replace it with --overwrite, or choose another folder with -o")
@@ -554,7 +557,20 @@ def _run(audit: Asked) -> AuditResult:
         if scored is None:
             scored = _kept(audit.folder, identity, runtime.say)
         writing = _Clock()
-        summary, metadata = _write(audit, identity, lined, journal, scored=scored, clock=clock)
+        run = _run_metadata(settings, clock, journal.outcomes.values())
+        with replacing(audit.folder) as staged:
+            files, tables = write_tables(
+                staged.folder,
+                audit.scratch,
+                identity,
+                lined.pairs,
+                lined.skipped,
+                journal.outcomes,
+                spectra=settings.spectra,
+            )
+            del lined  # the headers: the summary takes as much again
+            plain = summarise(tables, identity.as_json())
+            summary, metadata = _finish(staged, files, plain, identity, run=run, scored=scored)
         runtime.detail(
             f"time: {took(opened)} to read headers, {took(writing.seconds())} to write the report"
         )
@@ -579,43 +595,34 @@ class _Clock:
         return time.monotonic() - self._began
 
 
-def _write(
-    audit: Asked,
+def _finish(
+    staged: Staged,
+    files: Mapping[str, TableFile],
+    plain: Summary,
     identity: Identity,
-    lined: AlignedPair,
-    journal: Journal,
     *,
+    run: RunMetadata,
     scored: Scored,
-    clock: _Clock,
 ) -> tuple[Summary, ReportMetadata]:
-    """Write the report of an audit whose journal holds every outcome."""
-    run = _run_metadata(audit.settings, clock, journal.outcomes.values())
-    with replacing(audit.folder) as staged:
-        files, tables = write_tables(
-            staged.folder,
-            audit.scratch,
-            identity,
-            lined.pairs,
-            lined.skipped,
-            journal.outcomes,
-            spectra=audit.settings.spectra,
-        )
-        plain = summarise(tables, identity.as_json())
-        summary = with_scores(plain, scored)
-        paths = {name: file.path for name, file in files.items()}
-        metadata: ReportMetadata = {
-            **identity.as_json(),
-            **run,
-            **_judged(plain),
-            "seal": seal(plain.as_json(), paths, identity.as_json()),
-        }
-        for name in TABLES_OF_A_PAIR:
-            if name in files:
-                files[name].finish(metadata)
-            else:
-                staged.put(f"{name}.parquet", b"")
-        staged.put("summary.json", summary_bytes(summary.as_json()))
-        staged.put(KEPT, kept_bytes(scored, identity.as_json()) if scored.gains else b"")
+    """Give the closed tables of a report their metadata, and write its other files.
+
+    plain: the summary without scores.
+    """
+    summary = with_scores(plain, scored)
+    paths = {name: file.path for name, file in files.items()}
+    metadata: ReportMetadata = {
+        **identity.as_json(),
+        **run,
+        **_judged(plain),
+        "seal": seal(plain.as_json(), paths, identity.as_json()),
+    }
+    for name in TABLES_OF_A_PAIR:
+        if name in files:
+            files[name].finish(metadata)
+        else:
+            staged.put(f"{name}.parquet", b"")
+    staged.put("summary.json", summary_bytes(summary.as_json()))
+    staged.put(KEPT, kept_bytes(scored, identity.as_json()) if scored.gains else b"")
     return summary, metadata
 
 
@@ -750,24 +757,24 @@ def _measure(audit: Asked, lined: AlignedPair, journal: Journal) -> int:
     """Measure what the journal does not hold yet, into the journal; returns how many matrices."""
     runtime = audit.runtime
     plan = _planned(audit, lined, journal) if runtime.elsewhere is None else None
-    matrices = {pair.key for pair in lined.pairs if pair.is_matrix}
-    resumed = len(journal.outcomes.keys() & matrices)
+    matrices = sum(pair.is_matrix for pair in lined.pairs)
+    resumed = sum(pair.is_matrix and pair.key in journal.outcomes for pair in lined.pairs)
     if resumed:
-        runtime.say(f"resuming: {resumed} of {len(matrices)} matrices already measured")
+        runtime.say(f"resuming: {resumed} of {matrices} matrices already measured")
     if plan is None:
         assert runtime.elsewhere is not None
         runtime.elsewhere.measure(audit, lined, journal)
-        return len(matrices) - resumed
-    costs = {pair.key: cost(pair) for pair in lined.pairs}
-    total = sum(costs.values())
+        return matrices - resumed
+    by_key = {pair.key: pair for pair in lined.pairs}
+    total = sum(map(cost, lined.pairs))
     moved = 0
-    spent = sum(costs.get(key, 0) for key in journal.outcomes)
+    spent = sum(cost(pair) for pair in lined.pairs if pair.key in journal.outcomes)
 
     def tell() -> None:
         runtime.show(
             Progress(
                 done=len(journal.outcomes),
-                total=len(costs),
+                total=len(by_key),
                 cost_done=spent,
                 cost_total=total,
                 moved=moved,
@@ -792,7 +799,6 @@ def _measure(audit: Asked, lined: AlignedPair, journal: Journal) -> int:
     jobs = runtime.jobs or default_jobs(lined.pairs, runtime.limits or machine_limits())
     for line in details.of_plan(plan, lined.skipped, jobs=jobs, cache=runtime.cache):
         runtime.detail(line)
-    by_key = {pair.key: pair for pair in lined.pairs}
     clock, busy = _Clock(), 0.0
     device = open_device(audit.settings.device)
     outcomes = measure_pairs(
@@ -809,10 +815,10 @@ def _measure(audit: Asked, lined: AlignedPair, journal: Journal) -> int:
     with contextlib.closing(outcomes):
         for outcome in outcomes:
             journal.add(outcome)
-            spent += costs[outcome.key]
+            spent += cost(by_key[outcome.key])
             busy += outcome.seconds
             runtime.detail(
-                f"[{len(journal.outcomes)}/{len(costs)}]"
+                f"[{len(journal.outcomes)}/{len(by_key)}]"
                 f" {details.of_outcome(by_key[outcome.key], outcome)}"
             )
             tell()
@@ -825,7 +831,7 @@ def _measure(audit: Asked, lined: AlignedPair, journal: Journal) -> int:
         )
     if device is not None:
         runtime.say(in_words(told(audit.settings.device, journal.outcomes.values())))
-    return len(matrices) - resumed
+    return matrices - resumed
 
 
 @uncollected()
@@ -859,13 +865,14 @@ def line_up(
     base: Found, tuned: Found, chosen: Filter, runtime: Runtime, *, scratch: Path
 ) -> AlignedPair:
     """Read the headers and pair the tensors."""
-    opened = _open(base, runtime, scratch / "base"), _open(tuned, runtime, scratch / "tuned")
-    if opened[0].adapter:
+    first = _open(base, runtime, scratch / "base")
+    second = sharing(_open(tuned, runtime, scratch / "tuned"), first)
+    if first.adapter:
         raise ShadowError(
-            f"{opened[0].reference}: the base is an adapter",
+            f"{first.reference}: the base is an adapter",
             "name the model that the adapter was trained from",
         )
-    return AlignedPair(*opened, *pair_checkpoints(*opened, chosen))
+    return AlignedPair(first, second, *pair_checkpoints(first, second, chosen))
 
 
 def _open(found: Found, runtime: Runtime, scratch: Path) -> Checkpoint:

@@ -71,7 +71,7 @@ class Parts:
         runtime = replace(asked.runtime, commits=commits, elsewhere=None)
         for number, part in enumerate(parts, 1):
             name = f"part {number} of {len(parts)}"
-            keys = frozenset(pair.key for pair in part)
+            keys = tuple(pair.key for pair in part)
             folder = _folder(journal.folder, keys)
             work = partial(measure_part, asked.pair, asked.settings, journal.identity, keys, folder)
             own = replace(runtime, show=partial(progress.tell, name))
@@ -170,7 +170,7 @@ def _commits(pair: Pair, lined: AlignedPair) -> dict[Reference, str]:
     return {reference: commit for reference, commit in found.items() if commit is not None}
 
 
-def _folder(folder: Path, keys: frozenset[str]) -> Path:
+def _folder(folder: Path, keys: Sequence[str]) -> Path:
     """Where a part keeps its journal."""
     return folder / PARTS / hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()[:16]
 
@@ -188,9 +188,9 @@ class _Sum:
 
     def __init__(self, runtime: Runtime, lined: AlignedPair, journal: Journal) -> None:
         self._show = runtime.show
-        costs = {pair.key: cost(pair) for pair in lined.pairs}
-        self._total, self._cost_total = len(costs), sum(costs.values())
-        self._before = len(journal.outcomes), sum(costs.get(key, 0) for key in journal.outcomes)
+        self._total, self._cost_total = len(lined.pairs), sum(map(cost, lined.pairs))
+        spent = sum(cost(pair) for pair in lined.pairs if pair.key in journal.outcomes)
+        self._before = len(journal.outcomes), spent
         self._parts: dict[str, Progress] = {}
         self._tell()
 

@@ -20,7 +20,9 @@ from shadow.dtypes import FLOATS
 from shadow.errors import ShadowError
 from shadow.files import nearest_folder
 from shadow.findings.summary_rows import SkippedRow
+from shadow.places.groups import direction_of
 from shadow.places.names import name_rules
+from shadow.spectra.residual import WIDTH
 from shadow.targets.families import Pair
 from shadow.text import byte_size
 
@@ -30,6 +32,10 @@ DISK_HINT = (
     " (--layer, --module)"
 )
 EXAMPLES = 3  # tensors named for each reason
+# bytes on the disk, measured: of a matrix in the journal beside its spectra, and of its rows and
+# tables; of a vector in either; of all files whatever they hold
+A_LINE, A_ROW, A_VECTOR, FILES = 5_000, 6_000, 800, 50_000
+BASE64 = 4 / 3  # characters of a byte
 # ranges must save at least a tenth of a shard: they cannot be verified and do not stay in the cache
 WORTH_IT = 0.9
 
@@ -76,7 +82,9 @@ class Plan:
     """The most disk in bytes that they take at any time."""
 
     report: int
-    """About how many bytes the report takes."""
+    """About the most disk in bytes that the report takes while it is made: its journal, the
+    journals of its parts, its rows and its tables.
+    """
 
     free: int
     """Bytes of disk that are free."""
@@ -223,6 +231,11 @@ class PairPlan(Needs):
     disk_peak: int
     """Bytes of fetched shards on the disk at any time, at most."""
 
+    disk_report: int
+    """About the most bytes that the report takes while it is made, journal and rows included: a
+    pair in parts has its outcomes in two journals.
+    """
+
     disk_free: int
     """Bytes that are free on that disk."""
 
@@ -280,8 +293,7 @@ def make_plan(
         if _is_ours(source, ours) and not source.bytes_to_move()
     }
     whole, ranges = _sizes(sources, there)
-    # Journal and Parquet of three spectra.
-    report = sum(2_000 + 45 * min(pair.rows, pair.cols) for pair in pairs)
+    report = _report_disk(pairs)
     places = _Places(whole=whole, ranges=ranges, there=there, report=report, folder=folder)
     ways = [(True, work), (True, work.unhurried())]
     if access.max_disk is None:
@@ -303,6 +315,27 @@ def make_plan(
         free=places.free(),
         problem=problem,
     )
+
+
+def _report_disk(pairs: Sequence[MatrixPair]) -> int:
+    """About the most bytes of disk that the report of these takes while it is made.
+
+    The outcomes of parts lie in their journals until that of the pair has them too; rows and tables
+    are written beside the journal of the pair.
+    """
+    journal, rows = FILES, FILES
+    for pair in pairs:
+        side = min(pair.rows, pair.cols)
+        journal += A_LINE if pair.is_matrix else A_VECTOR
+        rows += A_ROW if pair.is_matrix else A_VECTOR
+        if pair.is_matrix:
+            journal += int(3 * BASE64 * 8 * side)  # singular values of three subjects
+            rows += 2 * 3 * 4 * side  # as a row, and in the table
+            direction = direction_of(pair.place.module)
+            if direction is not None:
+                kept = min(WIDTH, pair.cols if direction == "reading" else pair.rows)
+                journal += int(BASE64 * 4 * (kept * (kept + 1) / 2))
+    return journal + max(journal, rows)
 
 
 def describe(
@@ -332,6 +365,7 @@ def describe(
         bytes_to_move=plan.to_move,
         frees=plan.frees,
         disk_peak=plan.peak,
+        disk_report=plan.report,
         disk_free=plan.free,
         problem=plan.problem,
         **vars(needs),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -72,21 +72,18 @@ def write_tables(
         if spectra or name != "spectra"
     }
     scratch.mkdir(parents=True, exist_ok=True)
-    spilled = _Spilled(scratch / "rows.arrow")
-    matrices = _Groups(MATRICES, spilled.write)
-    sigmas = _Groups(SPECTRA, files["spectra"].write) if spectra else None
+    matrices = _Groups(MATRICES, scratch / "rows.arrow")
+    sigmas = _Groups(SPECTRA, scratch / "spectra.arrow")
+    tensors = _Groups(TENSORS, scratch / "tensor-rows.arrow")
     kept: dict[str, _Kept] = {}
     norms = array("d")  # of the deltas
     for pair in ordered:  # one at a time: the spectra of 60,000 matrices are gigabytes
         outcome = outcomes[pair.key]
         matrices.extend(_matrix_rows(pair, outcome, identity))
         norms.extend(_delta_norm(delta) for delta in outcome.deltas)
-        if sigmas is not None:
+        if spectra:
             sigmas.extend(_spectrum_rows(pair, outcome))
         kept[pair.key] = _Kept.of(outcome)
-    matrices.close()
-    if sigmas is not None:
-        sigmas.close()
     energy = math.fsum(norm**2 for norm in norms)
     if any(skip.reason == "filtered" for skip in skipped):
         energy = 0.0  # that of the pair is not known
@@ -96,14 +93,17 @@ def write_tables(
         files[name].write(group)
         for_summary[name].write(needed(name, group))
 
-    for batch in spilled.table(MATRICES).to_batches():
-        write("matrices", _with_energy_share(pa.Table.from_batches([batch]), energy))
-    tensors = _Groups(TENSORS, partial(write, "tensors"))
     for row in _tensor_rows(ordered, skipped, kept):
         tensors.extend([row])
-    tensors.close()
     residual = table_of(RESIDUAL, _residual_rows((pair, kept[pair.key]) for pair in ordered))
     files["residual"].write(residual)
+    del ordered, kept
+    for group in tensors.tables():
+        write("tensors", group)
+    for group in matrices.tables():
+        write("matrices", _with_energy_share(group, energy))
+    for group in sigmas.tables():
+        files["spectra"].write(group)
     for file in files.values():
         file.close()
     return files, {
@@ -114,41 +114,43 @@ def write_tables(
 
 
 class _Groups:
-    """Rows, gathered into the row groups of a file, each column of which is in one piece.
+    """Rows, gathered in a file and read back as the row groups of a table, each column of which is
+    in one piece.
 
     As Python has them rows take ten times as much memory, so only the latest stay so.
     """
 
-    def __init__(self, columns: Sequence[Column], write: Callable[[pa.Table], None]) -> None:
+    def __init__(self, columns: Sequence[Column], path: Path) -> None:
         self._columns = columns
-        self._write = write
+        self._spilled = _Spilled(path)
         self._latest: list[dict[str, Cell]] = []
-        self._chunks: list[pa.Table] = []
+        self._sizes = [0]  # rows of each group
+        self._bytes = 0  # of the last one
 
     def extend(self, rows: Iterable[dict[str, Cell]]) -> None:
         """Add rows that belong together: they come into one group."""
         self._latest += rows
         if len(self._latest) >= CHUNK:
-            self._gather()
+            self._spill()
 
-    def _gather(self) -> None:
-        self._chunks.append(table_of(self._columns, self._latest))
+    def _spill(self) -> None:
+        chunk = table_of(self._columns, self._latest)
         self._latest = []
-        rows = sum(chunk.num_rows for chunk in self._chunks)
-        if rows >= GROUP or sum(chunk.nbytes for chunk in self._chunks) >= GROUP_BYTES:
-            self._end_group()
+        self._spilled.write(chunk)
+        self._sizes[-1] += chunk.num_rows
+        self._bytes += chunk.nbytes
+        if self._sizes[-1] >= GROUP or self._bytes >= GROUP_BYTES:
+            self._sizes.append(0)
+            self._bytes = 0
 
-    def _end_group(self) -> None:
-        group = pa.concat_tables(self._chunks)
-        self._chunks = []
-        if group.num_rows:
-            self._write(group.combine_chunks())
-
-    def close(self) -> None:
-        """The last row has come."""
-        self._gather()
-        if self._chunks:
-            self._end_group()
+    def tables(self) -> Iterator[pa.Table]:
+        """The row groups, one after another, when the last row has come."""
+        if self._latest:
+            self._spill()
+        rows, start = self._spilled.table(self._columns), 0
+        for size in filter(None, self._sizes):
+            yield rows.slice(start, size).combine_chunks()
+            start += size
 
 
 class _Spilled:
@@ -380,33 +382,43 @@ def _tensor_rows(
     pairs: Sequence[MatrixPair], skipped: Sequence[Skipped], kept: Mapping[str, _Kept]
 ) -> Iterator[dict[str, Cell]]:
     """Exactly one row per tensor and side, whatever number of matrices it holds."""
-    held: dict[Side, defaultdict[str, list[MatrixPair | Skipped]]]
-    held = {"base": defaultdict(list), "tuned": defaultdict(list)}
+    yield from _rows_of_side("base", pairs, skipped, kept)
+    yield from _rows_of_side("tuned", pairs, skipped, kept)
+
+
+def _rows_of_side(
+    side: Side,
+    pairs: Sequence[MatrixPair],
+    skipped: Sequence[Skipped],
+    kept: Mapping[str, _Kept],
+) -> Iterator[dict[str, Cell]]:
+    held: defaultdict[str, list[MatrixPair | Skipped]] = defaultdict(list)
     for pair in pairs:
-        for side, operand in _sides(pair):
-            for info in operand.infos:
-                held[side][info.name].append(pair)
+        for info in _infos(side, pair):
+            held[info.name].append(pair)
     for skip in skipped:
-        held[skip.side][skip.info.name].append(skip)
-    for side, of_side in held.items():
-        parts_of = partial(_parts_of, side, held=of_side, kept=kept)
-        places = {name: _order(replace(_place_of(parts_of(name)), slot="")) for name in of_side}
-        for name in sorted(places, key=lambda name: (places[name], name)):
-            yield _tensor_row(side, _info_of(side, name, of_side[name][-1]), parts_of(name))
+        if skip.side == side:
+            held[skip.info.name].append(skip)
+    parts_of = partial(_parts_of, side, held=held, kept=kept)
+
+    def order(name: str) -> tuple[object, ...]:
+        return (*_order(replace(_place_of(parts_of(name)), slot="")), name)
+
+    for name in sorted(held, key=order):
+        yield _tensor_row(side, _info_of(side, name, held[name][-1]), parts_of(name))
 
 
-def _sides(pair: MatrixPair) -> list[tuple[Side, Operand]]:
-    """The operands that a pair has."""
-    base: list[tuple[Side, Operand]] = [] if pair.base is None else [("base", pair.base)]
-    return [*base, ("tuned", pair.tuned)]
+def _infos(side: Side, pair: MatrixPair) -> tuple[TensorInfo, ...]:
+    """The tensors of a pair's operand on this side; none where it has no base."""
+    operand = pair.base if side == "base" else pair.tuned
+    return () if operand is None else operand.infos
 
 
 def _info_of(side: Side, name: str, holder: MatrixPair | Skipped) -> TensorInfo:
     """A tensor, from a pair or a skip that it is of."""
     if isinstance(holder, Skipped):
         return holder.info
-    infos = dict(_sides(holder))[side].infos
-    return next(info for info in infos if info.name == name)
+    return next(info for info in _infos(side, holder) if info.name == name)
 
 
 def _parts_of(

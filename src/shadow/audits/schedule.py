@@ -161,9 +161,9 @@ def in_order(pairs: Sequence[MatrixPair]) -> list[MatrixPair]:
     return sorted(pairs, key=key)
 
 
-def natural(name: str) -> tuple[tuple[int, str], ...]:
-    """A sort key that counts: `layers.10` after `layers.9`."""
-    return tuple(
-        (int(part), "") if part.isdecimal() else (-1, part)
-        for part in re.split(r"(\d{1,18})", name)
-    )
+def natural(name: str) -> str:
+    """A sort key that counts: `layers.10` after `layers.9`.
+
+    Numbers are filled up with zeros, behind a character that sorts before all that names have.
+    """
+    return re.sub(r"\d{1,18}", lambda number: f"\0{int(number.group()):018}", name)

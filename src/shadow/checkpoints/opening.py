@@ -23,7 +23,7 @@ from shadow.checkpoints.safetensors_files import (
     read_header,
     usable_name,
 )
-from shadow.checkpoints.sources import LocalFile, Source, WholeFile, in_threads
+from shadow.checkpoints.sources import LocalFile, Source, WholeFile, digest_of, in_threads
 from shadow.errors import FileError, ShadowError, naming
 from shadow.files import read_start
 from shadow.text import several
@@ -219,6 +219,20 @@ def combine(assembled: Assembled, parts: Sequence[tuple[str, Checkpoint]]) -> Ch
     )
 
 
+def sharing(tuned: Checkpoint, base: Checkpoint) -> Checkpoint:
+    """The tuned checkpoint, with the base's tensors in place of equal ones: most pairs are stored
+    alike, and the headers of 60,000 matrices take less memory so.
+    """
+    tensors: dict[str, TensorInfo] = {}
+    for name, info in tuned.tensors.items():
+        known = base.tensors.get(name)
+        if known == info:
+            tensors[known.name] = known
+        else:
+            tensors[name] = info
+    return replace(tuned, tensors=tensors)
+
+
 def _in_folder(folder: str, checkpoint: Checkpoint) -> Checkpoint:
     return replace(
         checkpoint,
@@ -267,7 +281,7 @@ def _open_folder(
 
     weights = _choose_weights(reference, names, read, allow_pickle=allow_pickle)
     config = read(CONFIG) if (root / CONFIG).exists() else {}
-    headers: list[Header] = []
+    headers: list[dict[str, TensorInfo]] = []
     sources: dict[str, Source] = {}
     digest = hashlib.sha256()
     for shard in weights.shards:
@@ -278,12 +292,12 @@ def _open_folder(
         path = root / shard
         if not path.is_file():
             raise ShadowError(f"{reference}: shard {shard} is missing", "is the download complete?")
-        header, data = _read_shard(path, shard, scratch)
+        (header, text), data = _read_shard(path, shard, scratch)
         headers.append(header)
         sources[shard] = LocalFile(data)
         status = path.stat()
-        digest.update(json.dumps([shard, status.st_size, status.st_mtime_ns, header[1]]).encode())
-        digest.update(_sample(data, header[0].values()))
+        digest.update(json.dumps([shard, status.st_size, status.st_mtime_ns, text]).encode())
+        digest.update(_sample(data, header.values()))
     digest.update(json.dumps(config, sort_keys=True).encode())
     tensors = _joined(headers, weights)
     if weights.adapter:
@@ -369,16 +383,16 @@ def open_located(
 
 def _open_remote(
     snapshot: Snapshot, say: Say, shard: str, stop: Event
-) -> tuple[Header, Source, bool]:
-    """The header of a shard, the shard itself, and whether the server honours ranges."""
+) -> tuple[dict[str, TensorInfo], Source, bool]:
+    """The tensors of a shard, the shard itself, and whether the server honours ranges."""
     from shadow.checkpoints.hub import HEADER_GUESS, cached, read_start
 
     file = snapshot.files[shard]
     if path := cached(snapshot, file):
         try:
             with naming(snapshot.name, "run once without --offline, to download it again"):
-                header = read_header(path, shard)
-            return header, WholeFile(snapshot, file, header[0]), True
+                header, text = read_header(path, shard)
+            return header, WholeFile(snapshot, file, digest_of(text)), True
         except ShadowError:  # damaged: it is fetched again when its turn comes
             if snapshot.offline:
                 raise
@@ -391,27 +405,27 @@ def _open_remote(
         end = 8 + header_length(start, file.size, shard)
         if end > len(start):
             start, honoured = read_start(snapshot, file, end, say=say, stopped=stop)
-        header = parse_header(start[8:end], file.size, shard)
-    return header, WholeFile(snapshot, file, header[0]), honoured
+        header, text = parse_header(start[8:end], file.size, shard)
+    return header, WholeFile(snapshot, file, digest_of(text)), honoured
 
 
 def _open_pickled(
     snapshot: Snapshot, say: Say, shard: str, stop: Event, scratch: Path | None, report: OnBytes
-) -> tuple[Header, Source, bool]:
+) -> tuple[dict[str, TensorInfo], Source, bool]:
     """The layout of a `.bin` file, which is fetched; the file itself; and that it has no ranges."""
     source = WholeFile(snapshot, snapshot.files[shard])
     source.fetched = source.bytes_to_move() > 0
     source.fetch(say=say, report=report, stop=stop)
     assert source.path is not None, "fetched"
     with naming(snapshot.name):
-        header, data = _read_shard(source.path, shard, scratch)
+        (header, _), data = _read_shard(source.path, shard, scratch)
     return header, replace(source, unpacked=data), False
 
 
-def _joined(headers: Iterable[Header], weights: Weights) -> dict[str, TensorInfo]:
+def _joined(headers: Iterable[Mapping[str, TensorInfo]], weights: Weights) -> dict[str, TensorInfo]:
     """The tensors of all shards by name; those that only the index knows have a problem."""
     tensors: dict[str, TensorInfo] = {}
-    for of_shard, _ in headers:
+    for of_shard in headers:
         for name, info in of_shard.items():
             if name in tensors:
                 raise FileError(

@@ -200,6 +200,10 @@ def pair_checkpoints(
     for place, operand in tuned_operands.items():
         partner = base_operands.pop(place, None)
         if partner is not None:
+            if partner == operand:  # stored alike on both sides: one is enough
+                partner = operand
+            elif partner.part == operand.part:
+                partner = replace(partner, part=operand.part)
             outcomes.append(_line_up(place, partner, operand))
         elif place.component in components_with_base or operand.factor is not None:
             skipped += _skips("tuned", operand, place, reason="only_in_tuned")

@@ -115,9 +115,11 @@ def parse_header(raw: bytes, file_size: int, shard: str) -> tuple[dict[str, Tens
     """
     header = _parse_json(raw, shard)
     start = 8 + len(raw)
-    shapes: dict[tuple[int, ...], tuple[int, ...]] = {}  # equal ones are one object
+    # equal shapes and offsets are one object: most tensors begin where another ends
+    shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
+    offsets: dict[int, int] = {}
     tensors = {
-        name: _entry(name, entry, shard, data_start=start, shapes=shapes)
+        name: _entry(name, entry, shard, data_start=start, shapes=shapes, offsets=offsets)
         for name, entry in header.items()
         if name != "__metadata__"
     }
@@ -181,20 +183,21 @@ def _entry(
     *,
     data_start: int,
     shapes: dict[tuple[int, ...], tuple[int, ...]],
+    offsets: dict[int, int],
 ) -> TensorInfo:
     where = f"tensor {name[:80]!r}"
     if not usable_name(name):
         raise _untrusted(shard, f"{where} has an unusable name")
     if not isinstance(entry, dict):
         raise _untrusted(shard, f"{where} is not described by an object")
-    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+    dtype, shape, ends = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or not dtype.isprintable() or len(dtype) > 32:
         raise _untrusted(shard, f"{where} has no dtype")
     if not _is_shape(shape):
         raise _untrusted(shard, f"{where} has no valid shape")
-    if not _whole_numbers(offsets) or len(offsets) != 2:
+    if not _whole_numbers(ends) or len(ends) != 2:
         raise _untrusted(shard, f"{where} has no valid data_offsets")
-    start, end = offsets
+    start, end = ends
     if not start <= end <= MAX_OFFSET:
         raise _untrusted(shard, f"{where} has no valid data_offsets")
     bits = FLOATS[dtype].bits if dtype in FLOATS else INTEGERS.get(dtype)
@@ -205,8 +208,8 @@ def _entry(
         dtype=sys.intern(dtype),
         shape=shapes.setdefault(tuple(shape), tuple(shape)),
         shard=shard,
-        start=data_start + start,
-        end=data_start + end,
+        start=offsets.setdefault(data_start + start, data_start + start),
+        end=offsets.setdefault(data_start + end, data_start + end),
     )
 
 

@@ -152,10 +152,12 @@ def _weights(tensors: pd.DataFrame) -> pd.DataFrame:
     parameters.
 
     Left out are a tied head, which is its embedding, integers, and what a checkpoint holds beside
-    the component that it is the base of. Columns are those of tensors.parquet, and size and
-    compared.
+    the component that it is the base of. Columns are those of tensors.parquet that gates read, and
+    size and compared.
     """
-    sized = tensors.assign(size=[math.prod(int(n) for n in shape) for shape in tensors["shape"]])
+    sized = tensors[
+        ["side", "module", "shape", "status", "reason", "detail", "relative_norm", "compared"]
+    ].assign(size=[math.prod(int(n) for n in shape) for shape in tensors["shape"]])
     # a filter of the user's has no detail
     elsewhere = (sized["reason"] == "filtered") & sized["detail"].notna()
     sized = sized[~(sized["reason"].isin(["tied", "not_float"]) | elsewhere)]
@@ -270,7 +272,8 @@ def _rounding(deltas: pd.DataFrame) -> Gate:
 
 def _rank(deltas: pd.DataFrame) -> Gate:
     """The share of its directions that a delta has at all: what an adapter of low rank bounds."""
-    inside = deltas[~deltas["module"].isin(OUTSIDE)]
+    read = ["rank_ceiling", "numerical_rank", "rows", "cols"]
+    inside = deltas.loc[~deltas["module"].isin(OUTSIDE), read]
     ranks = inside["rank_ceiling"].fillna(math.inf).clip(upper=inside["numerical_rank"])
     shares = (ranks / inside[["rows", "cols"]].min(axis=1)).dropna()
     if shares.empty:

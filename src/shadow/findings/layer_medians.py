@@ -6,6 +6,7 @@ matrices, or a sum, tells of it and of them at once.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,23 +40,29 @@ def inside_layers(deltas: pd.DataFrame) -> dict[str, float | int | None]:
 
     Medians are of INSIDE, and of alignments less their null.
     """
-    inside = deltas[deltas["layer"].notna()]
+    within = deltas["layer"].notna()
+
+    def inside(name: str) -> pd.Series:
+        """One column: all at once would be a second copy of nearly every row."""
+        return deltas.loc[within, name]
+
+    reason, z = inside("kept_reason"), inside("purity_z")
     return {
-        "matrices": len(inside),
-        "known": int((inside["kept"].notna() & inside["kept_reason"].isna()).sum()),
-        "unexplained": int((inside["kept_reason"] == "rounding_unexplained").sum()),
-        "rounded_away": int((inside["kept_reason"] == "rounded_away").sum()),
-        "coherent": int(inside["equivalent_directions"].notna().sum()),
-        "judged": int(inside["purity_z"].notna().sum()),
-        "beyond_noise": int((inside["purity_z"] > NOISE).sum()),
-        "flatter_than_noise": int((inside["purity_z"] < -NOISE).sum()),
-        **{name: _median(inside[name]) for name in (*INSIDE, *BESIDE)},
+        "matrices": int(within.sum()),
+        "known": int((inside("kept").notna() & reason.isna()).sum()),
+        "unexplained": int((reason == "rounding_unexplained").sum()),
+        "rounded_away": int((reason == "rounded_away").sum()),
+        "coherent": int(inside("equivalent_directions").notna().sum()),
+        "judged": int(z.notna().sum()),
+        "beyond_noise": int((z > NOISE).sum()),
+        "flatter_than_noise": int((z < -NOISE).sum()),
+        **{name: _median(inside(name)) for name in (*INSIDE, *BESIDE)},
         **_ranks(inside),
-        **_few(inside),
-        "in_8_bits": int(inside["dtype"].astype("string").str.contains("F8").sum()),
+        **_few(deltas.loc[within, ["cols", "levels_base", "levels_tuned"]]),
+        "in_8_bits": int(inside("dtype").astype("string").str.contains("F8").sum()),
         **{
             f"alignment_{side}_excess": _median(
-                inside[f"alignment_{side}"] - inside[f"alignment_{side}_null"]
+                inside(f"alignment_{side}") - inside(f"alignment_{side}_null")
             )
             for side in ("left", "right")
         },
@@ -77,6 +84,7 @@ def outside_layers(deltas: pd.DataFrame) -> list[OutsideRow]:
 
 def coherence(deltas: pd.DataFrame) -> list[CoherenceRow]:
     """How coherent each module inside layers is."""
+    read = ["component", "module", "equivalent_directions"]
     return [
         CoherenceRow(
             component=str(component),
@@ -85,7 +93,7 @@ def coherence(deltas: pd.DataFrame) -> list[CoherenceRow]:
             coherent=int(rows["equivalent_directions"].notna().sum()),
             equivalent_directions=_median(rows["equivalent_directions"]),
         )
-        for (component, module), rows in deltas[deltas["layer"].notna()].groupby(
+        for (component, module), rows in deltas.loc[deltas["layer"].notna(), read].groupby(
             ["component", "module"], sort=False
         )
     ]
@@ -93,7 +101,8 @@ def coherence(deltas: pd.DataFrame) -> list[CoherenceRow]:
 
 def unchanged_modules(tensors: pd.DataFrame) -> list[UnchangedRow]:
     """The modules of the tuned side of which every matrix that was compared is identical."""
-    matrices = tensors[(tensors["side"] == "tuned") & (tensors["shape"].map(len) > 1)]
+    are_matrices = (tensors["side"] == "tuned") & (tensors["shape"].map(len) > 1)
+    matrices = tensors.loc[are_matrices, ["component", "module", "status"]]
     return [
         UnchangedRow(str(component), str(module), len(rows))
         for (component, module), rows in matrices.groupby(["component", "module"], sort=False)
@@ -101,7 +110,7 @@ def unchanged_modules(tensors: pd.DataFrame) -> list[UnchangedRow]:
     ]
 
 
-def _ranks(inside: pd.DataFrame) -> dict[str, float | None]:
+def _ranks(inside: Callable[[str], pd.Series]) -> dict[str, float | None]:
     """Medians of bounds of the rank of the updates, from how much of the stored delta its first
     directions hold.
 
@@ -112,19 +121,19 @@ def _ranks(inside: pd.DataFrame) -> dict[str, float | None]:
     rank_most is the least k of TOPS that do, or numerical_rank. None where K is unknown, below
     LEAST_KEPT or of another difference.
     """
-    kept = inside["kept"].astype(float).where(inside["kept_reason"] != "nothing_rounded", 1.0)
-    kept = kept.where((inside["kept_history"] != "base_rounded") & (kept >= LEAST_KEPT))
-    rows, cols = (inside[name].astype(float) for name in ("rows", "cols"))
+    kept = inside("kept").astype(float).where(inside("kept_reason") != "nothing_rounded", 1.0)
+    kept = kept.where((inside("kept_history") != "base_rounded") & (kept >= LEAST_KEPT))
+    rows, cols = (inside(name).astype(float) for name in ("rows", "cols"))
     lost, short = 1.0 - kept, np.minimum(rows, cols)
     slack = NEARLY_KEPT + OF_ROUNDING * kept * lost
     least = kept.where(kept.isna(), 1.0)
-    most = inside["numerical_rank"].astype(float).where(kept.notna())
+    most = inside("numerical_rank").astype(float).where(kept.notna())
     for percent in (90, 95, 99):
         least = least.where(
-            ~(kept - slack >= percent / 100), inside[f"rank_{percent}"].astype(float)
+            ~(kept - slack >= percent / 100), inside(f"rank_{percent}").astype(float)
         )
     for k in sorted(TOPS, reverse=True):
-        energy = inside[f"top{k}_energy"].astype(float)
+        energy = inside(f"top{k}_energy").astype(float)
         of_low_rank = (
             kept + lost * k * (1 / rows + 1 / cols) + (lost * k) ** 2 / (rows * cols * kept)
         )

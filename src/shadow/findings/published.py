@@ -313,10 +313,10 @@ def _no_top20(deltas: pd.DataFrame) -> str | None:
         return "a matrix has no top20_energy"
     if _has_parts(deltas):
         return "matrices that are stored as one were measured apart"
-    inside = deltas[deltas["layer"].notna()]
+    inside = deltas.loc[deltas["layer"].notna(), ["rows", "cols"]]
     if inside.empty:
         return "no matrix inside a layer changed"
-    if inside[["rows", "cols"]].min(axis=1).median() < NARROWEST:
+    if inside.min(axis=1).median() < NARROWEST:
         return f"its matrices are smaller than the {NARROWEST} of the smallest model there"
     return None
 

@@ -5,6 +5,7 @@ prints nothing.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
@@ -111,6 +112,8 @@ READ = (
 )
 KEY = ("component", "tensor", "module", "layer", "expert")  # of a matrix, whatever its subject
 EXAMPLES = 3  # tensors named for each reason
+PIECE = 2_000  # rows
+TOGETHER = 1 << 18  # numbers whose medians get their intervals at once: 2 MB
 UNEVENNESS = {
     "depth_entropy": depth_entropy,
     "depth_gini": depth_gini,
@@ -511,31 +514,47 @@ def needed(name: str, table: pa.Table) -> pa.Table:
 
 def _base_norms(matrices: pa.Table) -> list[float | None]:
     """By row: the norm of the base of the matrix, None where it has none."""
-    keys = list(zip(*(matrices[name].to_pylist() for name in KEY), strict=True))
-    norms = matrices["frobenius_norm"].to_pylist()
-    subjects = matrices["subject"].to_pylist()
     bases = {
-        key: norm
-        for key, norm, subject in zip(keys, norms, subjects, strict=True)
+        tuple(key): norm
+        for *key, subject, norm in _each(matrices, (*KEY, "subject", "frobenius_norm"))
         if subject == "base"
     }
-    return [bases.get(key) for key in keys]
+    return [bases.get(key) for key in _each(matrices, KEY)]
+
+
+def _each(table: pa.Table, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    """The values of some columns, row by row; few rows at a time are values of Python."""
+    for batch in table.select(names).to_batches(max_chunksize=PIECE):
+        yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
 
 def _frame(table: pa.Table) -> pd.DataFrame:
-    """A table as figures need it.
+    """A table as figures need it, in which equal texts and equal shapes are one object: of 60,000
+    matrices they take ten times as much otherwise.
 
-    Small tables compare texts of Python in half the time; equal shapes are one object.
+    Small tables compare texts of Python in half the time.
     """
     import pandas as pd
 
-    texts = {pa.string(): pd.StringDtype("python", na_value=np.nan)}
-    if "shape" not in table.column_names:
-        frame: pd.DataFrame = table.to_pandas(types_mapper=texts.get)
-        return frame
-    shapes = list(_shared(table["shape"]))
-    others: pd.DataFrame = table.drop_columns(["shape"]).to_pandas(types_mapper=texts.get)
-    return others.assign(shape=pd.Series(shapes, index=others.index, dtype=object))
+    texts = pd.StringDtype("python", na_value=np.nan)
+    columns: dict[str, Any] = {}
+    for name, values in zip(table.column_names, table.columns, strict=True):
+        if name == "shape":
+            columns[name] = pd.Series(list(_shared(values)), dtype=object)
+        elif pa.types.is_string(values.type):
+            columns[name] = pd.Series(_texts(values), dtype=texts)
+    numbers: pd.DataFrame = table.drop_columns([*columns]).to_pandas()
+    for place, name in enumerate(table.column_names):
+        if name in columns:
+            numbers.insert(place, name, columns.pop(name))
+    return numbers
+
+
+def _texts(values: pa.ChunkedArray) -> NDArray[np.object_]:
+    """The texts of a column, None where it has none."""
+    coded = values.combine_chunks().dictionary_encode()
+    texts = np.array([*map(sys.intern, coded.dictionary.to_pylist()), None], dtype=object)
+    return np.asarray(texts[coded.indices.fill_null(len(texts) - 1).to_numpy()])
 
 
 def _shared(shapes: pa.ChunkedArray) -> Iterator[tuple[int, ...]]:
@@ -549,7 +568,9 @@ def _shared(shapes: pa.ChunkedArray) -> Iterator[tuple[int, ...]]:
 def _rows(tables: Mapping[str, pa.Table]) -> Rows:
     matrices = needed("matrices", tables["matrices"])
     of_delta = pc.equal(matrices["subject"], "delta")
-    deltas = _frame(matrices.filter(of_delta))
+    # a filter copies, and in most reports there is nothing else
+    only_deltas = pc.all(of_delta, skip_nulls=False).as_py()
+    deltas = _frame(matrices if only_deltas else matrices.filter(of_delta))
     deltas = deltas.assign(
         energy=deltas["frobenius_norm"] ** 2,
         base_energy=deltas["base_norm"] ** 2,
@@ -614,13 +635,20 @@ def _medians(
     rows: pd.DataFrame, blocks: Blocks, names: Iterable[str] = MEDIANS
 ) -> tuple[Figures, IntervalsByName]:
     """Medians over rows, each counted once, and their intervals over layers."""
-    columns = {name: rows[name].to_numpy(dtype=np.float64, na_value=np.nan) for name in names}
-    figures: Figures = {name: _median(values) for name, values in columns.items()}
+    figures: Figures = {name: _median(_values(rows, name)) for name in names}
     known = [name for name, figure in figures.items() if figure is not None]
-    if not known:
-        return figures, {}
-    bounds = intervals_of_medians(np.stack([columns[name] for name in known], axis=1), blocks)
-    return figures, dict(zip(known, bounds, strict=True))
+    intervals: IntervalsByName = {}
+    at_once = max(1, TOGETHER // max(1, len(rows)))
+    for start in range(0, len(known), at_once):
+        some = known[start : start + at_once]
+        columns = np.stack([_values(rows, name) for name in some], axis=1)
+        intervals |= zip(some, intervals_of_medians(columns, blocks), strict=True)
+    return figures, intervals
+
+
+def _values(rows: pd.DataFrame, name: str) -> NDArray[np.float64]:
+    """The numbers of a column, NaN where it has none."""
+    return rows[name].to_numpy(dtype=np.float64, na_value=np.nan)
 
 
 def _median(values: NDArray[np.float64]) -> float | None:
@@ -717,8 +745,10 @@ def _figures(rows: Rows) -> tuple[Figures, IntervalsByName]:
     import pandas as pd
 
     tensors, deltas = rows.tensors, rows.deltas
+    read = ["side", "shape", "status", "reason", "compared"]
     sides = {
-        side: rows.assign(size=rows["shape"].map(_size)) for side, rows in tensors.groupby("side")
+        side: rows.assign(size=rows["shape"].map(_size))
+        for side, rows in tensors[read].groupby("side")
     }
     # of an adapter, that is the base
     larger = max(sides.values(), key=lambda rows: int(rows["size"].sum()))
@@ -740,10 +770,10 @@ def _figures(rows: Rows) -> tuple[Figures, IntervalsByName]:
     embedding = deltas[(deltas["module"] == "embed") & (deltas["component"] == rows.main)].head(1)
     depth, depth_intervals = _depth_figures(rows, rows.main)
     residual, residual_intervals = _residual_figures(rows, rows.main)
-    inside = deltas[deltas["layer"].notna()]
+    inside = deltas.loc[deltas["layer"].notna(), ["rows", "cols"]]
     figures: Figures = {
         "matrices": len(deltas),
-        "short_side": _number(inside[["rows", "cols"]].min(axis=1).median()),
+        "short_side": _number(inside.min(axis=1).median()),
         "parameters": int(sizes.sum()),
         "parameters_measured": (
             int(sizes[larger["status"] == "measured"].sum())
@@ -855,7 +885,10 @@ def _by_module(rows: Rows) -> list[ModuleRow]:
     """Medians and the share of the energy by component and module, in the order of names.yaml."""
     rules = name_rules()
     modules = []
-    for (component, module), group in rows.deltas.groupby(["component", "module"], sort=False):
+    place = ["component", "module"]
+    # groups of all columns at once would come from a second copy of them
+    for (component, module), named in rows.deltas[place].groupby(place, sort=False):
+        group = rows.deltas.loc[named.index]
         blocks = _delta_blocks(rows, group)
         medians, intervals = _medians(group, blocks)
         whole = _Sums(rows)
@@ -871,10 +904,10 @@ def _by_module(rows: Rows) -> list[ModuleRow]:
         bounds = _bounds(intervals | whole.intervals, blocks)
         modules.append(row_of(ModuleRow, medians, counted, whole.figures, vars(bounds)))
 
-    def place(row: ModuleRow) -> tuple[tuple[int, str], tuple[int, str]]:
+    def order(row: ModuleRow) -> tuple[tuple[int, str], tuple[int, str]]:
         return _place(rules.components, row.component), _place(rules.modules, row.module)
 
-    return sorted(modules, key=place)
+    return sorted(modules, key=order)
 
 
 def _by_layer(rows: Rows) -> list[LayerRow]:
@@ -887,11 +920,9 @@ def _by_layer(rows: Rows) -> list[LayerRow]:
     """
     deltas, layers = rows.deltas, list(rows.layers.itertuples(index=False, name=None))
     at, up = deltas["at"].to_numpy(), deltas["module"].isin(UP).to_numpy()
-    numbers = {
-        name: deltas[name].to_numpy(dtype=np.float64, na_value=np.nan)
-        for name in (*BY_LAYER, "energy")
-    }
-    totals = deltas[deltas["layer"].notna()].groupby("component")["energy"].sum()
+    numbers = {name: _values(deltas, name) for name in (*BY_LAYER, "energy")}
+    inside = deltas.loc[deltas["layer"].notna(), ["component", "energy"]]
+    totals = inside.groupby("component")["energy"].sum()
     stacks = {
         (row.component, row.layer, row.direction): row.participation_ratio
         for row in rows.residual.itertuples()
