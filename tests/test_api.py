@@ -97,6 +97,42 @@ def test_one_report_is_shown_without_pandas(narrow):
     assert in_a_child(SHOWN, narrow.folder).splitlines()[-1] == "[]"
 
 
+AUDITED = """
+import gc, sys
+
+from shadow.cli import main
+
+searches = []
+
+
+def search(phase, info):
+    if "torch" in sys.modules and not hasattr(sys.modules.get("shadow.audits.pair"), "run_pair"):
+        searches.append(info)
+
+
+gc.callbacks.append(search)
+sys.argv = ["shadow", "audit", "demo:base..narrow", "-o", sys.argv[1], "--quiet"]
+try:
+    main()
+finally:
+    print(len(searches), gc.isenabled(), "pandas" in sys.modules)
+    print(sorted(UNNEEDED & sys.modules.keys()))
+"""
+UNNEEDED = {  # by the audit of one pair of this machine
+    "shadow.audits.list_audit", "shadow.audits.list_index", "shadow.audits.merging",
+    "shadow.audits.ray_engine", "shadow.audits.remote", "shadow.findings.comparison",
+    "huggingface_hub", "matplotlib", "plotly", "pyarrow.dataset", "scipy.optimize",
+    "scipy.sparse", "scipy.stats", "transformers",
+}  # fmt: skip
+
+
+def test_one_pair_is_audited_without_what_lists_and_comparisons_need(tmp_path):
+    """Nor are cycles looked for while torch and pandas are imported, of which all stays."""
+    code = AUDITED.replace("UNNEEDED", repr(UNNEEDED))
+    *_, searches, loaded = in_a_child(code, tmp_path).splitlines()
+    assert (searches, loaded) == ("0 True True", "[]")
+
+
 THREADS = """
 import os, sys
 

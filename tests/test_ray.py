@@ -26,6 +26,9 @@ from hub import Hub
 from safetensors.torch import save_file
 
 from shadow.audits.list_index import read_index
+from shadow.audits.pair import Runtime
+from shadow.audits.ray_engine import RayRequest, ray_engine
+from shadow.errors import ShadowError
 
 pytestmark = pytest.mark.ray
 SECONDS = 300
@@ -361,6 +364,25 @@ def test_an_address_where_nobody_answers_is_one_line(command):
     """Exit code 1, no traceback."""
     _, err = command("audit", "demo", "--engine", "ray", "--address", "127.0.0.1:1", code=1)
     assert err.startswith("error: no Ray at 127.0.0.1:1")
+
+
+def test_a_ray_that_does_not_start_is_one_line(monkeypatch):
+    """On a busy machine Ray gives up after 30 s, with a bare Exception; that answer is made up."""
+    ray = pytest.importorskip("ray")
+
+    def init(**_: object) -> None:
+        raise Exception("The current node timed out during startup.\nThis could happen because")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(ShadowError) as caught, ray_engine(RayRequest(), Runtime()):
+        pass
+    assert caught.value.message == (
+        "Ray did not start on this machine: The current node timed out during startup."
+    )
+    assert caught.value.hint == (
+        "try again when the machine is less busy, or leave out --engine ray"
+    )
 
 
 def in_python(command: Command, script: str) -> str:

@@ -42,6 +42,7 @@ NOBODY = (
     "is it running? `ray status` on that machine says so; without --address a Ray of this machine"
     " is started"
 )
+BUSY = "try again when the machine is less busy, or leave out --engine ray"
 STORE = 200_000_000  # bytes of Ray's object store on this machine: results are small
 
 
@@ -124,8 +125,10 @@ def _connect(address: str) -> None:
                 namespace="shadow",
                 **own,
             )
-    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+    except Exception as error:  # no other class where Ray's processes take too long to start
         said = str(error).strip().partition("\n")[0]
+        if address == "local":
+            raise ShadowError(f"Ray did not start on this machine: {said}", BUSY) from error
         raise ShadowError(f"no Ray at {address}: {said}", NOBODY) from error
 
 

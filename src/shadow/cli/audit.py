@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -205,10 +206,17 @@ def audit(
     from shadow.checkpoints.choosing import filter_of
 
     chosen = filter_of(component or [], layer or [], module or [])
-    from shadow.audits.devices import choose
-    from shadow.audits.pair import Runtime, Settings, tell_nobody
-    from shadow.findings.score_files import scores_of_pairs
-    from shadow.spectra.delta import Method
+    from shadow.audits.plan import uncollected
+
+    with uncollected():
+        import pandas  # noqa: F401 - the summary needs it
+
+        from shadow.audits.devices import choose
+        from shadow.audits.pair import Runtime, Settings, tell_nobody
+        from shadow.findings.score_files import scores_of_pairs
+        from shadow.spectra.delta import Method
+
+        gc.freeze()  # all of torch and pandas stays: to look for cycles there took 0.1 s
 
     place = located(output, options)
     store = None
@@ -395,13 +403,15 @@ def _engine(request: AuditRequest) -> AbstractContextManager[Engine | None]:
 
 
 def _outcomes(request: AuditRequest, watch: Watch, engine: Engine | None) -> Iterator[PairOutcome]:
-    from shadow.audits.list_audit import audit_list
     from shadow.audits.pair import run_pair
     from shadow.audits.pairs import PATIENCE, audit_pairs
-    from shadow.audits.remote import run_remote_pair
 
     store = request.store
-    audit = run_pair if store is None else partial(run_remote_pair, store=store)
+    audit: Callable[..., AuditResult] = run_pair
+    if store is not None:
+        from shadow.audits.remote import run_remote_pair
+
+        audit = partial(run_remote_pair, store=store)
     runtime = request.runtime
     if request.is_cut:
         from shadow.audits.engine import InProcess
@@ -412,6 +422,8 @@ def _outcomes(request: AuditRequest, watch: Watch, engine: Engine | None) -> Ite
         runtime = replace(runtime, elsewhere=parts, patience=PATIENCE)
         engine = None
     if request.selection.is_list:
+        from shadow.audits.list_audit import audit_list
+
         return audit_list(
             request.selection, request.settings, request.output, runtime=runtime,
             scores=request.scores, watch=watch, audit=audit, store=store, engine=engine,
@@ -452,7 +464,6 @@ def _view(request: AuditRequest, result: AuditResult) -> RenderableType:
 
 def _show(request: AuditRequest, judged: Sequence[Judgement]) -> None:
     """At the end: of several pairs how they stand, and all that is told as JSON."""
-    from shadow.audits.list_index import read_index
     from shadow.outputs.terminal.batch import batch_view, pairs_view
     from shadow.outputs.terminal.rules import rules_view
 
@@ -462,6 +473,8 @@ def _show(request: AuditRequest, judged: Sequence[Judgement]) -> None:
         elif not request.is_alone:
             console.display(pairs_view(judged))
         return
+    from shadow.audits.list_index import read_index
+
     index = read_index(request.output)
     assert index is not None
     if request.format is Format.json:

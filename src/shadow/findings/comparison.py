@@ -38,6 +38,7 @@ from shadow.findings.matching import (
     match,
     read_report,
     relations,
+    settings_apart,
     unmatched,
 )
 from shadow.findings.scores import ScoreFiles
@@ -888,34 +889,6 @@ def _warn_of_relation(
     for report in (first, second):
         if report.provenance.relation == "sibling":
             yield f"{report.name} is a pair of siblings: neither side was tuned from the other"
-
-
-def settings_apart(first: ComparedReport, second: ComparedReport) -> Iterator[str]:
-    """How the making of two reports differs."""
-    left, right = first.provenance, second.provenance
-    if left.version != right.version:
-        versions = f"{first.label} by {left.version}, {second.label} by {right.version}"
-        yield f"made by different versions of shadow: {versions}"
-    differ = "measured with different settings"
-    if left.precision != right.precision:
-        yield (
-            f"{differ}: --precision {left.precision} in {first.label}, {right.precision} in"
-            f" {second.label}"
-        )
-    if left.nulls != right.nulls:
-        nulls = f"--nulls {left.nulls} in {first.label}, {right.nulls} in {second.label}"
-        yield f"{differ}: {nulls}; no figure here rests on it"
-    if left.asked_device != right.asked_device:
-        yield (
-            f"{differ}: --device {left.asked_device} in {first.label}, {right.asked_device} in"
-            f" {second.label}"
-        )
-    chosen = [(report.components, report.layers, report.modules) for report in (left, right)]
-    if chosen[0] != chosen[1]:
-        yield (
-            "the audits were filtered differently (--component, --layer, --module): what both"
-            " measured is compared"
-        )
 
 
 def _warn_of_coverage(

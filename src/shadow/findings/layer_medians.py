@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shadow.findings.summary_rows import CoherenceRow, OutsideRow, UnchangedRow, row_of
 from shadow.reports.column_types import null_if_undefined
@@ -110,6 +111,7 @@ def unchanged_modules(tensors: pd.DataFrame) -> list[UnchangedRow]:
     ]
 
 
+@np.errstate(all="ignore")  # a forged report may hold infinities
 def _ranks(inside: Callable[[str], pd.Series]) -> dict[str, float | None]:
     """Medians of bounds of the rank of the updates, from how much of the stored delta its first
     directions hold.
@@ -121,32 +123,46 @@ def _ranks(inside: Callable[[str], pd.Series]) -> dict[str, float | None]:
     rank_most is the least k of TOPS that do, or numerical_rank. None where K is unknown, below
     LEAST_KEPT or of another difference.
     """
-    kept = inside("kept").astype(float).where(inside("kept_reason") != "nothing_rounded", 1.0)
-    kept = kept.where((inside("kept_history") != "base_rounded") & (kept >= LEAST_KEPT))
-    rows, cols = (inside(name).astype(float) for name in ("rows", "cols"))
+    kept, rows, cols = (_numbers(inside(name)) for name in ("kept", "rows", "cols"))
+    kept = np.where(inside("kept_reason") == "nothing_rounded", 1.0, kept)
+    of_another = (inside("kept_history") == "base_rounded").to_numpy()
+    kept = np.where(of_another | ~(kept >= LEAST_KEPT), np.nan, kept)
     lost, short = 1.0 - kept, np.minimum(rows, cols)
     slack = NEARLY_KEPT + OF_ROUNDING * kept * lost
-    least = kept.where(kept.isna(), 1.0)
-    most = inside("numerical_rank").astype(float).where(kept.notna())
+    least = np.where(np.isnan(kept), np.nan, 1.0)
+    most = np.where(np.isnan(kept), np.nan, _numbers(inside("numerical_rank")))
     for percent in (90, 95, 99):
-        least = least.where(
-            ~(kept - slack >= percent / 100), inside(f"rank_{percent}").astype(float)
-        )
+        above = kept - slack >= percent / 100
+        least = np.where(above, _numbers(inside(f"rank_{percent}")), least)
     for k in sorted(TOPS, reverse=True):
-        energy = inside(f"top{k}_energy").astype(float)
+        energy = _numbers(inside(f"top{k}_energy"))
         of_low_rank = (
             kept + lost * k * (1 / rows + 1 / cols) + (lost * k) ** 2 / (rows * cols * kept)
         )
-        most = most.where(~(energy >= of_low_rank - slack), most.clip(upper=k))
-        least = least.where(~(energy < kept + lost * k / short - slack), least.clip(lower=k + 1))
-    return {"rank_least": _median(least), "rank_most": _median(most)}
+        most = np.where(energy >= of_low_rank - slack, np.minimum(most, k), most)
+        least = np.where(energy < kept + lost * k / short - slack, np.maximum(least, k + 1), least)
+    return {"rank_least": _median_of(least), "rank_most": _median_of(most)}
+
+
+def _numbers(values: pd.Series) -> NDArray[np.float64]:
+    """A column as floats, NaN where it is null.
+
+    Arithmetic with pandas took a seventh of a summary of few rows.
+    """
+    return values.to_numpy(dtype=np.float64, na_value=np.nan)
 
 
 def _median(values: pd.Series) -> float | None:
     """The median of what is known; None where nothing is, or where it is not finite."""
-    if values.isna().all():
+    return _median_of(_numbers(values))
+
+
+def _median_of(values: NDArray[np.float64]) -> float | None:
+    """The same of floats, NaN where nothing is known."""
+    known = values[~np.isnan(values)]
+    if not len(known):
         return None
-    return null_if_undefined(float(values.astype(float).median()))
+    return null_if_undefined(float(np.median(known)))
 
 
 def few_values(deltas: pd.DataFrame) -> list[str]:

@@ -26,8 +26,7 @@ import pandas as pd
 
 from shadow.errors import ShadowError
 from shadow.findings.bootstrap import LEVEL, blocks_of, interval_of_median
-from shadow.findings.comparison import settings_apart
-from shadow.findings.matching import ComparedReport, compared, relate
+from shadow.findings.matching import ComparedReport, compared, relate, settings_apart
 from shadow.findings.summary import SummarisedReport, Summary
 from shadow.findings.summary_rows import Bounds, ComponentRow, ModuleRow
 from shadow.gates.rules import COLUMNS, LABEL, MOVED, OF_THE_PAIR, Metric, Rule
