@@ -210,8 +210,9 @@ def figure(states: pd.DataFrame, file: Path) -> None:
                 kind = _kind(str(first["regime"]), str(first["treatment"]))
                 colour = {**COLOURS, **OTHERS}[kind]
                 label = None if first["seed"] else _name(kind)
+                percent = 100 * path["layers_relative_norm"].to_numpy(float)
                 axis.plot(
-                    100 * path["layers_relative_norm"].to_numpy(float), path["value"].to_numpy(float),
+                    percent, path["value"].to_numpy(float),
                     color=colour, label=label, marker="o", markersize=2.5, lw=0.9,
                 )  # fmt: skip
             axis.set_xlabel("relative norm, %, median")
