@@ -69,12 +69,42 @@ def test_the_rates_of_the_pretrained_decoder_do_not_depend_on_which_run_comes_fi
     """B against C of another order is the same verdict turned round; what errs is counted."""
     compared = pd.DataFrame(
         [
-            {"first": "B-adamw-0", "second": "C-adamw-0", "verdict": "more concentrated"},
-            {"first": "C-adamw-0", "second": "B-adamw-1", "verdict": "less concentrated"},
-            {"first": "C-adamw-0", "second": "B-adamw-1", "verdict": "more concentrated"},
-            {"first": "B-adamw-0", "second": "C-adamw-1", "verdict": "not distinguished"},
-            {"first": "D-adamw-0", "second": "A-adamw-1", "verdict": "less concentrated"},
-            {"first": "A-adamw-0", "second": "A-adamw-1", "verdict": "not distinguished"},
+            {
+                "first": "B-adamw-0",
+                "second": "C-adamw-0",
+                "stored": "F32",
+                "verdict": "more concentrated",
+            },
+            {
+                "first": "C-adamw-0",
+                "second": "B-adamw-1",
+                "stored": "F32",
+                "verdict": "less concentrated",
+            },
+            {
+                "first": "C-adamw-0",
+                "second": "B-adamw-1",
+                "stored": "F32",
+                "verdict": "more concentrated",
+            },
+            {
+                "first": "B-adamw-0",
+                "second": "C-adamw-1",
+                "stored": "F32",
+                "verdict": "not distinguished",
+            },
+            {
+                "first": "D-adamw-0",
+                "second": "A-adamw-1",
+                "stored": "F32",
+                "verdict": "less concentrated",
+            },
+            {
+                "first": "A-adamw-0",
+                "second": "A-adamw-1",
+                "stored": "F32",
+                "verdict": "not distinguished",
+            },
         ]
     )
     counted = {

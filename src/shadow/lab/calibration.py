@@ -173,10 +173,9 @@ def verdict_rates(comparisons: pd.DataFrame, where: str = "") -> list[Rate]:
     return rates
 
 
-def pretrained_rates(compared: pd.DataFrame) -> list[Rate]:
-    """The same of the continuations of the pretrained decoder, in both storages.
-
-    compared: their table `pretrained-comparisons`.
+def pretrained_verdicts(compared: pd.DataFrame) -> pd.DataFrame:
+    """The table `pretrained-comparisons` as the lab's table `comparisons` has it, with storage: of
+    every two runs, the one whose data come first in the alphabet comes first.
     """
     rows = []
     for row in compared.to_dict("records"):
@@ -188,12 +187,21 @@ def pretrained_rates(compared: pd.DataFrame) -> list[Rate]:
         rows.append(
             {
                 "base": "pretrained",
+                "stored": row["stored"],
                 "regime_first": first,
                 "regime_second": second,
                 "verdict": verdict,
             }
         )
-    return verdict_rates(pd.DataFrame(rows), where=", on a pretrained decoder")
+    return pd.DataFrame(rows)
+
+
+def pretrained_rates(compared: pd.DataFrame) -> list[Rate]:
+    """The same of the continuations of the pretrained decoder, in both storages.
+
+    compared: their table `pretrained-comparisons`.
+    """
+    return verdict_rates(pretrained_verdicts(compared), where=", on a pretrained decoder")
 
 
 def all_rates(tables: Mapping[str, pd.DataFrame], compared: pd.DataFrame) -> list[Rate]:

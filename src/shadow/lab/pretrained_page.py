@@ -20,6 +20,7 @@ import pandas as pd
 
 from shadow.findings.reference import Word, choose, word
 from shadow.findings.reference import calibration as shipped
+from shadow.lab.calibration import pretrained_verdicts
 from shadow.lab.design import MAIN
 from shadow.lab.findings import matched
 from shadow.lab.page import COLOURS, formatted, table
@@ -441,8 +442,8 @@ def _counted(given: Mapping[str, Word]) -> dict[str, Counter[str]]:
 
 def _verdicts(compared: pd.DataFrame) -> str:
     counts: dict[tuple[bool, str], dict[str, Counter[str]]] = {}
-    for row in compared.to_dict("records"):
-        first, second = sorted(str(row[side]).split("-")[0] for side in ("first", "second"))
+    for row in pretrained_verdicts(compared).to_dict("records"):
+        first, second = str(row["regime_first"]), str(row["regime_second"])
         key = (first != second, f"{first}, {second}")
         by_storage = counts.setdefault(key, {stored: Counter() for stored in STORED})
         by_storage[str(row["stored"])][str(row["verdict"])] += 1
@@ -452,8 +453,8 @@ def _verdicts(compared: pd.DataFrame) -> str:
     ]
     return f"""## What `shadow compare` says
 
-Of every two runs with AdamW at the full rate, how many got which verdict; the first rows are two
-seeds of the same data.
+Of every two runs with AdamW at the full rate, how many got which verdict: the first against the
+second. The first rows are two seeds of the same data.
 
 {table(["data of the two", "pairs", *STORED], rows)}"""
 
@@ -516,5 +517,6 @@ def _limits(about: Mapping[str, Any]) -> str:
   others: nothing about other models, no interval, and no bound.
 - The texts are real, but B differs from A in more than breadth: its form is short, and it is made
   of one source.
-- The base was not trained until it was flat to the last digit: what A goes on to learn is the
-  mixture, as in any continued training."""
+- The base had not become flat: its last {about["base_chunk"]} steps still gained
+  {about["held_out"][-2] - about["held_out"][-1]:.3f} nats a token. The continuations are short, and
+  at this rate A itself gains nothing."""
