@@ -406,15 +406,13 @@ def reaching(found: Sequence[Prediction]) -> str:
     """For which figures the law of width reaches the pretrained decoder, in two sentences."""
     names = [one.law.figure.name for one in found if one.in_differences < 0.5]
     alike = [one.law.figure.name for one in found if one.alike]
-    levels = f"The law of width reaches none of the {len(found)} figures."
+    levels = f"none of the {len(found)} figures"
     if names:
-        levels = (
-            f"The law of width reaches {len(names)} of {len(found)} figures: {and_list(names)}."
-        )
-    if not alike:
-        return f"{levels} What narrow data add is alike for none."
+        levels = f"{len(names)} of {len(found)} figures: {and_list(names)}"
+    differences = and_list(alike) or "none"
     return (
-        f"{levels} What narrow data add is within half of what it predicts for {and_list(alike)}."
+        f"The law of width reaches {levels}. What narrow data add is within half of what it predicts"
+        f" for {differences}."
     )
 
 
