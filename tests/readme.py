@@ -234,9 +234,7 @@ def pretrained() -> str:
     folder = ROOT / "docs" / "lab"
     states = pretrained_page.read(folder).states
     found = pretrained_page.predictions(states, pd.read_parquet(folder / "widths.parquet"))
-    return (
-        f"{pretrained_page.in_short(states)}\n\nThe law of width: {pretrained_page.reaching(found)}"
-    )
+    return f"{pretrained_page.in_short(states)}\n\n{pretrained_page.reaching(found)}"
 
 
 def gates() -> str:

@@ -411,8 +411,8 @@ def reaching(found: Sequence[Prediction]) -> str:
         levels = f"{len(names)} of {len(found)} figures: {and_list(names)}"
     differences = and_list(alike) or "none"
     return (
-        f"The law of width reaches {levels}. What narrow data add is within half of what it predicts"
-        f" for {differences}."
+        f"The law of width reaches {levels}. What narrow data add is within half of what it"
+        f" predicts for {differences}."
     )
 
 
