@@ -153,8 +153,7 @@ def test_every_run_is_measured_twice_in_two_formats(out):
     assert (stored["told"] == 1).all()
     for name in ("norm", "norm_told", "norm_undone", "purity", "purity_undone"):
         assert stored[name].to_numpy() == pytest.approx(1, abs=5e-3)
-    page = pretrained_page.page(pretrained_page.read(out), widths=None)
-    assert "B, LoRA" in page
+    assert len(pretrained_page.read(out).states) == len(table)
 
 
 @pytest.mark.slow
@@ -166,7 +165,10 @@ def test_what_is_finished_is_not_made_again(out):
     kept = {
         path: path.stat().st_mtime_ns
         for path in out.rglob("*")
-        if path.is_file() and path.suffix != ".parquet" and RUNS[1].name not in str(path)
+        if path.is_file()
+        and path.suffix != ".parquet"
+        and path.name != "pretrained.json"
+        and RUNS[1].name not in str(path)
     }
     gone.unlink()
     pretrained.perform(out, tiny(), RUNS, BUDGET)
