@@ -269,6 +269,19 @@ def test_a_law_that_holds_at_576_reaches_and_one_that_is_off_by_its_difference_d
     assert found.wrong == 6
 
 
+def test_labels_are_counted_by_kind_at_any_norm():
+    """Beyond both bounds, and between them; a norm that no training of the reference has is no
+    obstacle here.
+    """
+    states = planted_states({"A": 0.0, "B": 0.9, "C": 0.27})
+    given = pretrained_page.labels(
+        states.assign(
+            relative_norm=1e-4, concentration=states["data"].map({"A": 0.0, "B": 0.9, "C": 0.27})
+        )
+    )
+    assert given == {"A": {"distributed": 2}, "B": {"concentrated": 2}, "C": {"mixed": 2}}
+
+
 def test_a_difference_at_equal_norm_is_that_of_the_paths():
     """All runs grow alike, so B - C is .1 at every norm that they share."""
     states = planted_states({"A": 0.2, "B": 0.3, "C": 0.2, "D": 0.2})

@@ -4,8 +4,9 @@ findings' own.
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,12 +86,24 @@ def figure(tables: dict[str, pd.DataFrame], file: Path) -> None:
     """Concentration by regime and base, along the runs against the norm, and under every treatment.
     SVG, PNG or PDF.
     """
+    runs = tables["runs"]
+    with side_by_side(3, file, size=(10, 3.4)) as axes:
+        _draw_bases(axes[0], runs)
+        _draw_paths(axes[1], runs)
+        _draw_treatments(axes[2], runs)
+
+
+@contextlib.contextmanager
+def side_by_side(count: int, file: Path, *, size: tuple[float, float]) -> Iterator[Sequence[Axes]]:
+    """Axes in a row, saved to a file at the end: SVG, PNG or PDF.
+
+    size: width and height of the figure in inches.
+    """
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    runs = tables["runs"]
     with mpl.rc_context(
         {
             "font.size": 8,
@@ -99,10 +112,8 @@ def figure(tables: dict[str, pd.DataFrame], file: Path) -> None:
             "axes.spines.right": False,
         }
     ):
-        drawn, axes = plt.subplots(1, 3, figsize=(10, 3.4), layout="constrained")
-        _draw_bases(axes[0], runs)
-        _draw_paths(axes[1], runs)
-        _draw_treatments(axes[2], runs)
+        drawn, axes = plt.subplots(1, count, figsize=size, layout="constrained", squeeze=False)
+        yield list(axes[0])
         drawn.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None, dpi=160)
         plt.close(drawn)
 

@@ -23,7 +23,7 @@ from shadow.findings.reference import calibration as shipped
 from shadow.lab.calibration import pretrained_verdicts
 from shadow.lab.design import MAIN
 from shadow.lab.findings import matched
-from shadow.lab.page import COLOURS, formatted, table
+from shadow.lab.page import COLOURS, formatted, side_by_side, table
 from shadow.lab.pretrained import PACKAGE, STORED, TEXTS, VERSION
 from shadow.lab.results import final
 from shadow.lab.texts import INVENTED, QUESTIONS, SOURCES
@@ -119,17 +119,18 @@ def _prediction(law: FigureLaw, runs: pd.DataFrame) -> Prediction:
     )
 
 
-def labels(states: pd.DataFrame) -> dict[str, Word]:
-    """By run, the label that its last state in float32 would get at any size and norm."""
-    last = final(as_runs(states, "F32"))
+def labels(states: pd.DataFrame) -> dict[str, Counter[Word]]:
+    """By kind of run, the labels that last states in float32 would get at any size and norm."""
     side = shipped().short_sides[0]
-    found: dict[str, Word] = {}
-    for row in last.to_dict("records"):
-        optimizer = None if row["treatment"] == "lora" else "adamw"
-        trainings = choose(shipped().trainings, side, optimizer)
+    found: dict[str, Counter[Word]] = {}
+    for kind, runs in _by_kind(final(as_runs(states, "F32"))).items():
+        trainings = choose(shipped().trainings, side, None if kind == "lora" else "adamw")
         assert trainings is not None
-        trainings = replace(trainings, norms=(0.0, math.inf))
-        found[str(row["run"])] = word({str(key): value for key, value in row.items()}, trainings)[0]
+        anywhere = replace(trainings, norms=(0.0, math.inf))
+        rows = (
+            {str(name): value for name, value in row.items()} for row in runs.to_dict("records")
+        )
+        found[kind] = Counter(word(row, anywhere)[0] for row in rows)
     return found
 
 
@@ -186,24 +187,9 @@ def figure(states: pd.DataFrame, file: Path) -> None:
     """Three figures along every continuation in float32, against its relative norm. SVG, PNG or
     PDF.
     """
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
     runs = as_runs(states, "F32")
     chosen = [one for one in FIGURES if one.name in DRAWN]
-    with mpl.rc_context(
-        {
-            "font.size": 8,
-            "svg.hashsalt": "shadow",
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-        }
-    ):
-        drawn, axes = plt.subplots(
-            1, len(chosen), figsize=(3.3 * len(chosen), 3.1), layout="constrained"
-        )
+    with side_by_side(len(chosen), file, size=(3.3 * len(chosen), 3.1)) as axes:
         for axis, one in zip(axes, chosen, strict=True):
             valued = runs.assign(value=one.value(runs))
             for _, path in valued.groupby("run", sort=False):
@@ -219,8 +205,6 @@ def figure(states: pd.DataFrame, file: Path) -> None:
             axis.set_xlabel("relative norm, %, median")
             axis.set_title(one.name, loc="left")
         axes[0].legend(frameon=False, fontsize=7)
-        drawn.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None, dpi=160)
-        plt.close(drawn)
 
 
 def _kind(data: str, treatment: str) -> str:
@@ -416,10 +400,10 @@ def reaching(found: Sequence[Prediction]) -> str:
     )
 
 
-def _labels(given: Mapping[str, Word]) -> str:
+def _labels(given: Mapping[str, Counter[Word]]) -> str:
     rows = [
-        [kind, *(str(count) if (count := counts[label]) else "-" for label in LABELS)]
-        for kind, counts in _counted(given).items()
+        [_name(kind), *(str(counts[label] or "-") for label in LABELS)]
+        for kind, counts in given.items()
     ]
     return f"""## What labels would say here
 
@@ -429,17 +413,7 @@ less. If neither were asked for, the bounds of the reference would give:
 {table(["data", *LABELS], rows)}"""
 
 
-LABELS = ("concentrated", "mixed", "distributed")
-
-
-def _counted(given: Mapping[str, Word]) -> dict[str, Counter[str]]:
-    found: dict[str, Counter[str]] = {}
-    for run, label in given.items():
-        data, treatment = run.split("-", 1)
-        kind = data if treatment.startswith("adamw-") and "over" not in treatment else treatment
-        name = {"lora-0": "B, LoRA", "adamw-over-3-0": "B, rate / 3"}.get(kind, kind)
-        found.setdefault(name, Counter())[label] += 1
-    return found
+LABELS: tuple[Word, ...] = ("concentrated", "mixed", "distributed")
 
 
 def _verdicts(compared: pd.DataFrame) -> str:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from shadow.lab.design import MAIN, SCALES, WIDTHS
 from shadow.lab.findings import NO_ESTIMATE
-from shadow.lab.page import COLOURS, estimate, formatted, table
+from shadow.lab.page import COLOURS, estimate, formatted, side_by_side, table
 from shadow.lab.results import PROBES
 from shadow.lab.widths import WARM, DroppedBase, FigureLaw, LeftOut, counted, dropped, laws
 from shadow.text import and_list
@@ -41,25 +41,10 @@ def figure(runs: pd.DataFrame, file: Path) -> None:
     """Four figures against the width: every base a dot for each regime, and the fitted law. SVG,
     PNG or PDF.
     """
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
     last = counted(runs)
     chosen = [one for one in laws(runs) if one.figure.name in DRAWN]
-    with mpl.rc_context(
-        {
-            "font.size": 8,
-            "svg.hashsalt": "shadow",
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-        }
-    ):
-        drawn, axes = plt.subplots(
-            1, len(chosen), figsize=(2.6 * len(chosen), 2.9), layout="constrained"
-        )
-        for axis, one in zip(np.atleast_1d(axes), chosen, strict=True):
+    with side_by_side(len(chosen), file, size=(2.6 * len(chosen), 2.9)) as axes:
+        for axis, one in zip(axes, chosen, strict=True):
             valued = last.assign(value=one.figure.value(last))
             means = valued.groupby(["width", "regime", "base"])["value"].mean().reset_index()
             for number, regime in enumerate(MAIN):
@@ -76,9 +61,7 @@ def figure(runs: pd.DataFrame, file: Path) -> None:
             )
             axis.set_xlabel("width")
             axis.set_title(one.figure.name, loc="left")
-        np.atleast_1d(axes)[0].legend(frameon=False, fontsize=7, handletextpad=0.1)
-        drawn.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None, dpi=160)
-        plt.close(drawn)
+        axes[0].legend(frameon=False, fontsize=7, handletextpad=0.1)
 
 
 def _head(last: pd.DataFrame) -> str:
