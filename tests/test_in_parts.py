@@ -370,10 +370,18 @@ def test_each_shard_is_fetched_once(tmp_path):
 
 
 @pytest.mark.parametrize("count", [None, 1, 4])
-def test_the_plan_counts_journals_rows_and_tables(tmp_path, pair, monkeypatch, count):
+@pytest.mark.parametrize("counters", [0, 2_000])
+def test_the_plan_counts_journals_rows_and_tables(tmp_path, monkeypatch, counters, count):
     """The most that the folder held when a part was taken over and when the tables were written: no
-    more than the plan said, and half of that at least.
+    more than the plan said, and half of that at least. Integers are not compared, and have rows.
     """
+    integers = {f"model.layers.{n % 12}.counter_{n}": torch.zeros(1).int() for n in range(counters)}
+    pair = given_pair(
+        *(
+            parse_reference(str(sharded(tmp_path / side, integers | weights(seed), 6)))
+            for seed, side in enumerate(("base", "tuned"))
+        )
+    )
     sizes = []
 
     def note() -> None:

@@ -33,8 +33,8 @@ DISK_HINT = (
 )
 EXAMPLES = 3  # tensors named for each reason
 # bytes on the disk, measured: of a matrix in the journal beside its spectra, and of its rows and
-# tables; of a vector in either; of all files whatever they hold
-A_LINE, A_ROW, A_VECTOR, FILES = 5_000, 6_000, 800, 50_000
+# tables; of a vector in either; of a tensor that is not compared; of all files whatever they hold
+A_LINE, A_ROW, A_VECTOR, A_SKIP, FILES = 5_000, 6_000, 800, 350, 50_000
 BASE64 = 4 / 3  # characters of a byte
 # ranges must save at least a tenth of a shard: they cannot be verified and do not stay in the cache
 WORTH_IT = 0.9
@@ -271,6 +271,7 @@ def make_plan(
     pairs: Sequence[MatrixPair],
     access: Access,
     *,
+    skipped: int,
     filtered: bool,
     folder: Path,
     scratch: Path,
@@ -278,9 +279,10 @@ def make_plan(
 ) -> Plan:
     """Choose where every shard comes from, order the work, and see whether the disk suffices.
 
-    folder is where the report goes, scratch where byte ranges may lie meanwhile. ours are the
-    (repository, commit, path) of shards that an earlier run of this audit fetched to free them:
-    they count as fetched by this one.
+    skipped is how many rows of the report are of tensors that are not compared. folder is where the
+    report goes, scratch where byte ranges may lie meanwhile. ours are the (repository, commit,
+    path) of shards that an earlier run of this audit fetched to free them: they count as fetched by
+    this one.
     """
     base = _with_sources(base, "base", pairs, access=access, filtered=filtered, scratch=scratch)
     tuned = _with_sources(tuned, "tuned", pairs, access=access, filtered=filtered, scratch=scratch)
@@ -293,7 +295,7 @@ def make_plan(
         if _is_ours(source, ours) and not source.bytes_to_move()
     }
     whole, ranges = _sizes(sources, there)
-    report = _report_disk(pairs)
+    report = _report_disk(pairs, skipped)
     places = _Places(whole=whole, ranges=ranges, there=there, report=report, folder=folder)
     ways = [(True, work), (True, work.unhurried())]
     if access.max_disk is None:
@@ -317,13 +319,13 @@ def make_plan(
     )
 
 
-def _report_disk(pairs: Sequence[MatrixPair]) -> int:
+def _report_disk(pairs: Sequence[MatrixPair], skipped: int) -> int:
     """About the most bytes of disk that the report of these takes while it is made.
 
     The outcomes of parts lie in their journals until that of the pair has them too; rows and tables
     are written beside the journal of the pair.
     """
-    journal, rows = FILES, FILES
+    journal, rows = FILES, FILES + skipped * A_SKIP
     for pair in pairs:
         side = min(pair.rows, pair.cols)
         journal += A_LINE if pair.is_matrix else A_VECTOR
