@@ -71,7 +71,7 @@ def full_gram(product: torch.dtype, eigenvalues: torch.dtype) -> Callable[[Tenso
 
 
 def of_shadow(product: torch.dtype, solved: torch.dtype, mkl: bool) -> Callable[[Tensor], Tensor]:
-    """The way of `shadow`: block by block, by torch's panels and eigenvalues (mkl) or NumPy's."""
+    """The way of `shadow`: block by block, with torch's eigenvalues (mkl) or SciPy's."""
     space = Workspace()
 
     def solve(matrix: Tensor) -> Tensor:
@@ -97,11 +97,11 @@ METHODS = (
     Method("whole Gram 32, eig 32", full_gram(SINGLE, SINGLE), "fast"),
     Method("whole Gram 32, eig 64, medium", full_gram(SINGLE, DOUBLE), "default", "medium"),
     Method("default by torch", of_shadow(SINGLE, DOUBLE, True), "default"),
-    Method("default by NumPy", of_shadow(SINGLE, DOUBLE, False), "default"),
+    Method("default by SciPy", of_shadow(SINGLE, DOUBLE, False), "default"),
     Method("exact by torch", of_shadow(DOUBLE, DOUBLE, True), "exact"),
-    Method("exact by NumPy", of_shadow(DOUBLE, DOUBLE, False), "exact"),
+    Method("exact by SciPy", of_shadow(DOUBLE, DOUBLE, False), "exact"),
     Method("fast by torch", of_shadow(SINGLE, SINGLE, True), "fast"),
-    Method("fast by NumPy", of_shadow(SINGLE, SINGLE, False), "fast"),
+    Method("fast by SciPy", of_shadow(SINGLE, SINGLE, False), "fast"),
 )
 
 

@@ -129,7 +129,7 @@ NEAR_THE_FLOOR = {  # a few large singular values stand over many small ones
 @pytest.mark.parametrize("kind", NEAR_THE_FLOOR)
 def test_the_effective_rank_is_right_to_what_its_tier_promises(kind, shape, mkl, monkeypatch):
     """Where much of the spectrum lies near the floor, `default` is within 2.6e-4 and `fast` within
-    2e-3 of a float64 SVD, whichever library multiplies.
+    2e-3 of a float64 SVD, whichever library finds the eigenvalues.
     """
     monkeypatch.setattr(module, "mkl_is_at_home", lambda: mkl)
     W = torch.from_numpy(planted(*shape, NEAR_THE_FLOOR[kind](300))).bfloat16()
@@ -225,7 +225,7 @@ def test_a_transposed_view_is_read_in_place():
 
 @pytest.mark.parametrize("mkl", [True, False])
 def test_gram_and_eigenvalues_are_those_of_the_product(mkl, monkeypatch):
-    """By torch's panels or NumPy's syrk, wide, tall: the product's lower triangle, eigenvalues."""
+    """Wide and tall: the product's lower triangle, and either library's eigenvalues of it."""
     monkeypatch.setattr(module, "mkl_is_at_home", lambda: mkl)
     W = torch.randn(500, 700, dtype=torch.float64)
     lower = module.gram(iter([W[:, :300], W[:, 300:]]), 500, True, torch.float64)
@@ -255,7 +255,6 @@ def test_tiles_cover_a_matrix_once(shape, monkeypatch):
 @pytest.mark.parametrize("blas", ["scipy", "none"])
 def test_rank_k_updates_and_symmetric_products(blas, dtype, monkeypatch):
     """By SciPy's BLAS, or by NumPy where its integers are others: any cut, strided blocks too."""
-    monkeypatch.setattr(module, "mkl_is_at_home", lambda: False)
     if blas == "none":
         monkeypatch.setattr(module, "SYRK_ARGUMENTS", 9)
         monkeypatch.setattr(module, "SYMM_ARGUMENTS", 9)
