@@ -15,7 +15,9 @@ import pandas as pd
 import pytest
 import torch
 import transformers
+from typer.testing import CliRunner
 
+from shadow.cli import app
 from shadow.lab import pretrained, pretrained_page, texts
 from shadow.lab.pretrained import (
     HELD_OUT,
@@ -298,3 +300,12 @@ def test_the_published_page_is_made_of_the_published_tables_alone():
     made = pretrained_page.page(runs, widths, picture="lab/pretrained.svg")
     assert made == (docs / "pretrained.md").read_text(encoding="utf-8")
     assert len(runs.states) == len(pretrained.RUNS) * 2 * 2
+
+
+def test_the_command_tells_the_preset_and_its_rows_as_json(tmp_path, monkeypatch):
+    """As for other presets; what the trainings say is made up."""
+    states = pd.DataFrame({"run": ["A-0", "A-0", "B-0"]})
+    monkeypatch.setattr("shadow.lab.run.run_pretrained", lambda out, **_: states)
+    asked = ["lab", "run", "--preset", "pretrained", "-o", str(tmp_path), "--format", "json"]
+    told = json.loads(CliRunner().invoke(app, asked).stdout)
+    assert told == {"preset": "pretrained", "runs": 3, "folder": str(tmp_path)}

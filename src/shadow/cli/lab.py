@@ -61,9 +61,11 @@ def lab_run(
 
         try:
             if preset is PresetName.pretrained:
-                table = run_pretrained(output, jobs=jobs, show=show)
+                states = run_pretrained(output, jobs=jobs, show=show)
+                if format is Format.json:
+                    console.show_json(_told(preset, len(states), output))
                 console.say(
-                    f"{len(table)} measured states in {output}/: pretrained.parquet, pretrained.md"
+                    f"{len(states)} measured states in {output}/: pretrained.parquet, pretrained.md"
                 )
                 return
             tables = run(preset.value, output, jobs=jobs, show=show)
@@ -71,11 +73,14 @@ def lab_run(
             console.say("stopped; run the same command again to continue")
             raise typer.Exit(130) from None
     if format is Format.json:
-        console.show_json(
-            {"preset": preset.value, "runs": len(tables["runs"]), "folder": str(output)}
-        )
+        console.show_json(_told(preset, len(tables["runs"]), output))
     else:
         console.display(view(tables))
     console.say(
         f"tables, page and figure in {output}/: runs.parquet, comparisons.parquet, lab.md, lab.svg"
     )
+
+
+def _told(preset: PresetName, rows: int, folder: Path) -> dict[str, object]:
+    """What stdout has where JSON is asked for."""
+    return {"preset": preset.value, "runs": rows, "folder": str(folder)}
