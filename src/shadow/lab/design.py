@@ -400,11 +400,12 @@ WIDTHS: Mapping[int, tuple[str, int]] = {
 
 
 def _width(width: int) -> Preset:
-    """A to D twice each; at the width of the small decoders, with the seeds of the preset full."""
+    """A to D, with the seeds of the preset full at the width of its small decoders."""
     scale, count = WIDTHS[width]
     bases = [Base(scale, seed) for seed in range(count)]
-    text = f"{count} bases of width {width}, A to D twice each: a part of the law of width"
-    return Preset(f"width-{width}", text, tuple(_main(bases, 2)))
+    seeds, times = (3, "three times") if scale == "small" else (2, "twice")
+    text = f"{count} bases of width {width}, A to D {times} each: a part of the law of width"
+    return Preset(f"width-{width}", text, tuple(_main(bases, seeds)))
 
 
 def presets() -> dict[str, Preset]:

@@ -105,7 +105,7 @@ def _plan_costs(plan: PairPlan) -> RenderableType:
         peak, free = byte_size(plan.disk_peak), byte_size(plan.disk_free)
         disk = f"at most {peak} at a time, {_kept(plan)}; {free} are free"
         rows.add_row(Text("disk", "dim"), disk)
-    report = f"at most about {byte_size(plan.disk_report)} of disk while it is made"
+    report = f"up to about {byte_size(plan.disk_report)} of disk while it is made"
     rows.add_row(Text("report", "dim"), report)
     workers = "worker" if plan.jobs == 1 else "workers"
     memory = f"about {byte_size(plan.memory)} with {plan.jobs} {workers}, beside file caches; "
