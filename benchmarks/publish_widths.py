@@ -5,8 +5,8 @@
 
 Writes `docs/lab/widths.parquet` (the last state of every run), and `docs/width.md` and
 `docs/lab/widths.svg`, made from it. Widths that are not finished there stay as they are published;
-that of 64 comes from `docs/lab/runs.parquet` then, which lacks the newer columns. Others are left
-out, and told.
+without a table those that are 64 wide come from `docs/lab/runs.parquet`. Others are left out, and
+told.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def main(
             tables += [before] if len(before) else []
             continue
         tables.append(final(collect(preset, lab)["runs"]))
-    runs = pd.concat(tables, ignore_index=True)
-    runs.to_parquet(TABLE, index=False, compression="zstd")
+    pd.concat(tables, ignore_index=True).to_parquet(TABLE, index=False, compression="zstd")
+    runs = pd.read_parquet(TABLE)
     (ROOT / "docs" / "width.md").write_text(page(runs), encoding="utf-8")
     figure(runs, TABLE.with_suffix(".svg"))
 
