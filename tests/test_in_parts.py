@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 
 from shadow.audits import journal as journal_module
 from shadow.audits import pair as pair_audit
+from shadow.audits import parts as parts_module
 from shadow.audits import rows
 from shadow.audits.engine import Ended, InProcess
 from shadow.audits.journal import Journal, remove_unfinished
@@ -301,8 +302,50 @@ def test_clean_removes_parts(tmp_path, pair):
     """`shadow clean` leaves nothing of an audit that was stopped in its second part."""
     with pytest.raises(KeyboardInterrupt):
         run_pair(pair, SETTINGS, tmp_path / "out", Runtime(elsewhere=Parts(Dying(), 3)))
-    assert len(remove_unfinished(tmp_path / "out")) == 1
+    assert len(list(remove_unfinished(tmp_path / "out"))) == 1
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").rglob("*"))
+
+
+class NotShared(InProcess):
+    """Parts that are measured where this process does not see it."""
+
+    def as_completed(self, watch=None):
+        while self._waiting:
+            task = self._waiting.popleft()
+            yield Ended(task, task.work.args[-1], None)
+
+
+def test_a_part_that_is_not_seen_here_is_one_line(tmp_path, pair, monkeypatch):
+    """No report, and a hint at the folder."""
+    monkeypatch.setattr(parts_module, "VISIBLE", 1)
+    runtime = Runtime(elsewhere=Parts(NotShared(), 3))
+    with pytest.raises(ShadowError, match="measured on another machine, and is not here") as caught:
+        run_pair(pair, SETTINGS, tmp_path / "out", runtime)
+    assert "network file" in caught.value.hint
+    assert not list(tmp_path.rglob("matrices.parquet"))
+
+
+def test_a_part_waits_for_a_process_that_is_still_ending(tmp_path, pair):
+    """Who was at work on a part lets go of it after a moment: it waits, says so, and goes on."""
+    held: list[Journal] = []
+
+    class Held(InProcess):
+        def as_completed(self, watch=None):
+            *_, identity, _, folder = self._waiting[0].work.args
+            held.append(Journal(folder, identity))
+            yield from super().as_completed(watch)
+
+    said: list[str] = []
+
+    def say(text: str) -> None:
+        said.append(text)
+        if "waiting" in text:
+            held[0].close()
+
+    runtime = Runtime(elsewhere=Parts(Held(), 3), patience=60.0, say=say)
+    result = run_pair(pair, SETTINGS, tmp_path / "out", runtime)
+    assert any(text.startswith("part 1 of 3: waiting: another audit is writing") for text in said)
+    assert contents(result.folder) == contents(run_pair(pair, SETTINGS, tmp_path / "whole").folder)
 
 
 def test_a_part_elsewhere_reads_the_same_files(tmp_path, pair):

@@ -623,3 +623,36 @@ def test_show_of_several_reports_ends_with_the_table_that_the_audit_ended_with(s
     assert sorted(map(str, tables[0])) == sorted(map(str, tables[1]))
     assert [row[1] for row in tables[1][-2:]] == ["base..broad", "base..narrow"]
     assert head not in shadow("show", "out/demo/base..broad").assert_done()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("exponent", [-300, -170, 155, 300])
+def test_weights_whose_squares_leave_float64_are_audited(tmp_path, exponent):
+    """F64 checkpoints of any scale: what depends on no unit is that of weights near 1; a change
+    whose energy is no float64 number is not said to be rounded.
+    """
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for scale in (0, exponent):
+        generator.manual_seed(0)
+        sides = [
+            models.write(
+                tmp_path / str(scale) / side,
+                {
+                    f"model.layers.{layer}.mlp.up_proj.weight": 10.0**scale
+                    * torch.randn(60, 70, generator=generator, dtype=torch.float64)
+                    for layer in range(3)
+                },
+                {"model_type": "llama"},
+            )
+            for side in ("base", "tuned")
+        ]
+        result = run(*sides, tmp_path / f"out{scale}")
+        rows = pq.read_table(result.folder / "matrices.parquet").to_pandas()
+        found.append(rows[rows["subject"] == "delta"])
+    near, far = found
+    assert len(near) == 3
+    for name in ("energy_share", "relative_norm", "concentration", "effective_rank", "alpha"):
+        np.testing.assert_allclose(far[name], near[name], rtol=1e-9)
+    assert set(far["kept_reason"]) == {"rounding_unexplained"}
+    assert near["kept_reason"].isna().all()

@@ -14,6 +14,12 @@ from typing import Any, Protocol
 
 from shadow.audits.pair import Progress, Runtime
 
+VISIBLE = 30  # seconds until a network file system shows what another machine has written
+NOT_SHARED = (
+    "-o must be a folder that every machine has under the same name, such as on a network file"
+    " system"
+)
+
 Watch = Callable[[str], AbstractContextManager[Callable[[Progress], None]]]
 """Called with the name of a task: while the task runs, what is entered gets its progress."""
 

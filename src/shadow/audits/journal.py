@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from shadow.audits.outcome import Outcome
 from shadow.errors import BusyError, ShadowError
 from shadow.files import PARTIAL, lock, remove_empty, writing
+from shadow.reports.atomic_replacement import put_in_place
 from shadow.reports.column_types import null_if_undefined
 from shadow.reports.metadata import ReportMetadata
 from shadow.reports.provenance import Identity
@@ -60,13 +62,18 @@ def _fetched(lines: Iterable[bytes]) -> list[Fetched]:
             shard = Fetched(**json.loads(line)["fetched"])
             texts = shard.repo, shard.commit, shard.path, shard.checksum or ""
             plain = all(isinstance(text, str) for text in texts)
-            if (
-                plain
-                and re.fullmatch(r"[0-9a-f]{40}", shard.commit)
-                and ".." not in f"{shard.repo}/{shard.path}"
-            ):
+            if plain and re.fullmatch(r"[0-9a-f]{40}", shard.commit) and _is_inside(shard.path):
                 shards.append(shard)
     return shards
+
+
+def _is_inside(path: str) -> bool:
+    """Does a path stay in the folder that it is put behind, on any system?
+
+    A journal may come from anywhere, and what it names is removed.
+    """
+    parts = re.split(r"[/\\]", path)
+    return ":" not in path and not any(part in ("", ".", "..") for part in parts)
 
 
 class _Kept(Mapping[str, Outcome]):
@@ -113,9 +120,7 @@ class Journal:
         self.fetched: list[Fetched] = []
         self.other: ReportMetadata | None = None  # as its first line has it, which may be broken
         with writing(folder):
-            partial = folder / PARTIAL
-            partial.mkdir(parents=True, exist_ok=True)
-            self._file: IO[bytes] = (partial / JOURNAL).open("a+b")
+            self._file: IO[bytes] = _opened(folder)
         self._outcomes = _Kept(self._file)
         _lock(self._file, folder)
         with writing(folder):
@@ -227,8 +232,7 @@ def alone_at(folder: Path) -> Iterator[None]:
     """
     path = folder / PARTIAL / JOURNAL
     with writing(folder):
-        path.parent.mkdir(exist_ok=True)
-        file = path.open("a+b")
+        file = _opened(folder)
     with file:
         _lock(file, folder)
         try:
@@ -252,6 +256,21 @@ def remove_journal_of(folder: Path, identity: Identity) -> None:
         _lock(file, folder)
         if identity.is_that_of(json.loads(file.readline())):
             path.unlink()
+
+
+def _opened(folder: Path) -> IO[bytes]:
+    """The journal of a folder, to read and to write, made where there is none.
+
+    Raises OSError where it, or its folder, is a symbolic link: an audit writes nowhere else.
+    """
+    partial = folder / PARTIAL
+    partial.mkdir(parents=True, exist_ok=True)
+    if partial.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+    no_links = getattr(os, "O_NOFOLLOW", 0)
+    return open(
+        partial / JOURNAL, "a+b", opener=lambda path, flags: os.open(path, flags | no_links, 0o666)
+    )
 
 
 def _lock(file: IO[bytes], folder: Path) -> None:
@@ -314,28 +333,42 @@ def _outcome_from_json(entry: dict[str, Any]) -> Outcome:
     )
 
 
-def remove_unfinished(output: Path) -> dict[Path, list[Fetched]]:
-    """Remove the `.partial` folders of audits below output that nobody is writing to.
+def remove_unfinished(output: Path) -> Iterator[tuple[Path, list[Fetched] | None]]:
+    """Remove the `.partial` folders of audits below output, one by one.
 
-    Returns the pairs' folders, and the shards that each of those audits had fetched from the Hub.
+    Yields each pair's folder, and the shards that its audit had fetched from the Hub; None where
+    somebody is writing to it, and it stays. A finished report whose files were about to take their
+    places gets them.
     """
     if not output.is_dir():
         raise ShadowError(f"no such folder: {output}", "name the folder given to `shadow audit -o`")
-    removed = {}
     for partial in sorted(
         path for depth in ("", "*/", "*/*/") for path in output.glob(f"{depth}{PARTIAL}")
     ):
         if partial.is_symlink() or not (partial / JOURNAL).is_file():
             continue  # not ours
-        with writing(partial.parent), (partial / JOURNAL).open("ab+") as file:
-            _lock(file, partial.parent)
-            file.seek(0)
-            removed[partial.parent] = _fetched(file)
-            for part in (partial.parent / PARTS).glob(f"*/{PARTIAL}/{JOURNAL}"):
-                with part.open("ab+") as its_own:
-                    _lock(its_own, partial.parent)
-                    its_own.seek(0)
-                    removed[partial.parent] += _fetched(its_own)
-            shutil.rmtree(partial)
+        try:
+            fetched = _removed(partial)
+        except BusyError:
+            yield partial.parent, None
+            continue
+        yield partial.parent, fetched
         remove_empty(partial.parent, output)
-    return removed
+
+
+def _removed(partial: Path) -> list[Fetched]:
+    """Remove the unfinished work of an audit; the shards that it had fetched."""
+    folder = partial.parent
+    with writing(folder), _opened(folder) as file:
+        _lock(file, folder)
+        file.seek(0)
+        fetched = _fetched(file)
+        for part in (folder / PARTS).glob("*"):
+            if not part.is_symlink() and (part / PARTIAL / JOURNAL).is_file():
+                with _opened(part) as its_own:
+                    _lock(its_own, folder)
+                    its_own.seek(0)
+                    fetched += _fetched(its_own)
+        put_in_place(folder)
+        shutil.rmtree(partial)
+    return fetched

@@ -12,8 +12,9 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy
 import torch
@@ -86,6 +87,7 @@ from shadow.targets.families import Pair
 from shadow.targets.references import ComponentBase, Reference
 from shadow.text import byte_size, took
 
+Made = TypeVar("Made")
 # byte ranges and raw copies of old `.bin` files, inside .partial while an audit runs
 SCRATCH = "scratch-"
 POLL = 1.0  # seconds between two looks at whether another audit of the pair has ended
@@ -296,7 +298,8 @@ def run_pair(
     audit = Asked(pair, settings, runtime, scores=scores, folder=folder, scratch=scratch)
     try:
         with _client_for(pair):
-            return _run_when_free(audit)
+            # what another audit of the pair has measured by then is not measured again
+            return _when_free(partial(_run, audit), runtime)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         remove_empty(folder.absolute() / PARTIAL, there)
@@ -358,7 +361,7 @@ def measure_part(
                         f"{found.reference}: it is not the same on another machine", hint
                     )
             lined = line_up(base, tuned, settings.chosen, runtime, scratch=asked.scratch)
-            journal = Journal(folder, identity)
+            journal = _when_free(partial(Journal, folder, identity), runtime)
             of_part = frozenset(keys)
             try:
                 _measure(
@@ -468,23 +471,24 @@ def _refuse_pickles(found: Checkpoint | Located) -> None:
         )
 
 
-def _run_when_free(audit: Asked) -> AuditResult:
-    """The report, when no other audit of the pair is at work.
+def _when_free(work: Callable[[], Made], runtime: Runtime) -> Made:
+    """What work returns, when nobody else is at work on the same; it is done again until then.
 
-    What that one has measured is not measured again.
+    Raises BusyError when somebody has been for as long as the runtime is patient.
     """
-    given_up = time.monotonic() + audit.runtime.patience
-    told = False
+    given_up: float | None = None
     while True:
         try:
-            return _run(audit)
+            return work()
         except BusyError as error:
-            if time.monotonic() >= given_up:
+            now = time.monotonic()
+            if given_up is None:
+                given_up = now + runtime.patience
+                if runtime.patience:
+                    runtime.say(f"waiting: {error.message}")
+            if now >= given_up:
                 raise
-            if not told:
-                audit.runtime.say(f"waiting: {error.message}")
-                told = True
-            time.sleep(min(POLL, audit.runtime.patience))
+            time.sleep(min(POLL, runtime.patience))
 
 
 def identity_of(pair: Pair, settings: Settings, runtime: Runtime = Runtime()) -> Identity:

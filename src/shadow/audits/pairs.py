@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from shadow.audits.engine import Engine, InProcess, Task, Watch
+from shadow.audits.engine import NOT_SHARED, VISIBLE, Engine, InProcess, Task, Watch
 from shadow.audits.pair import (
     AuditResult,
     Progress,
@@ -34,7 +34,6 @@ State = Literal["done", "kept", "failed", "stopped"]
 # seconds that a task waits for another audit of the same pair before others have their turn
 PATIENCE = 30.0
 ROUNDS = 120  # times that it gives way; after an hour of waiting the pair fails
-VISIBLE = 30  # seconds until a network file system shows what another machine has written
 BUG = "a fault of shadow itself; its traceback follows at the end"
 
 
@@ -249,12 +248,8 @@ def _seen_here(outcome: PairOutcome, output: Path) -> PairOutcome:
         if (folder / "summary.json").is_file():
             return outcome
         time.sleep(1)
-    hint = (
-        "-o must be a folder that every machine has under the same name, such as on a network file"
-        " system"
-    )
     fault = ShadowError(
-        f"{folder}: the report was written on another machine, and is not here", hint
+        f"{folder}: the report was written on another machine, and is not here", NOT_SHARED
     )
     return replace(outcome, state="failed", result=None, fault=fault)
 

@@ -8,6 +8,7 @@ and writes the report that it would have written alone.
 from __future__ import annotations
 
 import hashlib
+import time
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -16,7 +17,7 @@ from functools import partial
 from itertools import accumulate, pairwise
 from pathlib import Path
 
-from shadow.audits.engine import Engine, Task
+from shadow.audits.engine import NOT_SHARED, VISIBLE, Engine, Task
 from shadow.audits.journal import PARTS, Journal
 from shadow.audits.pair import (
     AlignedPair,
@@ -29,6 +30,8 @@ from shadow.audits.pair import (
 from shadow.audits.schedule import ShardKey, in_order, shards_of
 from shadow.audits.workers import cost
 from shadow.checkpoints.pairing import Filter, MatrixPair
+from shadow.errors import ShadowError
+from shadow.files import PARTIAL
 from shadow.targets.families import Pair
 from shadow.targets.references import ComponentBase, Reference
 from shadow.text import counted
@@ -69,9 +72,11 @@ class Parts:
         progress = _Sum(asked.runtime, lined, journal)
         commits = {**asked.runtime.commits, **_commits(asked.pair, lined)}
         runtime = replace(asked.runtime, commits=commits, elsewhere=None)
+        sizes = {}  # matrices of each part; their keys are long
         for number, part in enumerate(parts, 1):
             name = f"part {number} of {len(parts)}"
             keys = tuple(pair.key for pair in part)
+            sizes[name] = len(part)
             folder = _folder(journal.folder, keys)
             work = partial(measure_part, asked.pair, asked.settings, journal.identity, keys, folder)
             own = replace(runtime, show=partial(progress.tell, name))
@@ -84,8 +89,24 @@ class Parts:
             for ended in ended_tasks:
                 if ended.fault is not None:
                     raise ended.fault
-                journal.take_over(ended.result)
+                _take_over(ended.result, sizes[ended.task.name], journal)
                 progress.end(ended.task.name)
+
+
+def _take_over(folder: Path, count: int, journal: Journal) -> None:
+    """Take over the `count` outcomes of a part from its folder, which another machine may have
+    written: perhaps after a moment. Raises ShadowError where they do not come.
+    """
+    wanted = len(journal.outcomes) + count
+    for _ in range(VISIBLE):
+        if (folder / PARTIAL).is_dir():
+            journal.take_over(folder)
+        if len(journal.outcomes) >= wanted:
+            return
+        time.sleep(1)
+    raise ShadowError(
+        f"{folder}: the part was measured on another machine, and is not here", NOT_SHARED
+    )
 
 
 def cut(

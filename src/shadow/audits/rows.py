@@ -84,7 +84,8 @@ def write_tables(
         if spectra:
             sigmas.extend(_spectrum_rows(pair, outcome))
         kept[pair.key] = _Kept.of(outcome)
-    energy = math.fsum(norm**2 for norm in norms)
+    largest = max(norms, default=0.0)
+    energy = math.fsum((norm / largest) ** 2 for norm in norms if largest)
     if any(skip.reason == "filtered" for skip in skipped):
         energy = 0.0  # that of the pair is not known
     for_summary = {name: _Spilled(scratch / f"{name}.arrow") for name in ("matrices", "tensors")}
@@ -101,7 +102,7 @@ def write_tables(
     for group in tensors.tables():
         write("tensors", group)
     for group in matrices.tables():
-        write("matrices", _with_energy_share(group, energy))
+        write("matrices", _with_energy_share(group, largest, energy))
     for group in sigmas.tables():
         files["spectra"].write(group)
     for file in files.values():
@@ -175,13 +176,15 @@ class _Spilled:
         return pa.ipc.open_file(pa.memory_map(str(self._path))).read_all()
 
 
-def _with_energy_share(matrices: pa.Table, energy: float) -> pa.Table:
-    """The table with the share of its deltas in the energy of the pair; None where that is 0 or not
-    known, and for other subjects.
+def _with_energy_share(matrices: pa.Table, largest: float, energy: float) -> pa.Table:
+    """The table with the share of its deltas in the energy of the pair, which is in units of the
+    square of the largest norm; None where it is 0 or not known, and for other subjects.
     """
     place = matrices.schema.get_field_index("energy_share")
     shares = [
-        _energy_share(norm or 0.0, energy) if subject == "delta" else None
+        null_if_undefined(((norm or 0.0) / largest) ** 2 / energy)
+        if subject == "delta" and energy > 0
+        else None
         for subject, norm in zip(
             matrices["subject"].to_pylist(), matrices["frobenius_norm"].to_pylist(), strict=True
         )
@@ -208,7 +211,7 @@ class _Kept:
             delta = outcome.measurements[-1]
             stacked = _Stacked(
                 sketch=outcome.residual,
-                energy=_delta_norm(delta) ** 2,
+                norm=_delta_norm(delta),
                 participation=delta.number("participation_ratio") or 1.0,
             )
         return cls(
@@ -226,7 +229,7 @@ class _Stacked:
     """A delta on the residual stream."""
 
     sketch: NDArray[np.float32]
-    energy: float
+    norm: float
     participation: float
 
 
@@ -291,13 +294,6 @@ def _matrix_rows(
         }
 
 
-def _energy_share(norm: float, energy: float) -> float | None:
-    """The share of the pair's delta energy that one delta has; None where that is 0 or unknown."""
-    if energy <= 0:
-        return None
-    return null_if_undefined(norm**2 / energy)
-
-
 def _verified(subject: str, base: bool | None, tuned: bool | None) -> bool | None:
     """A delta is as good as its worse side; a side in a folder is neither checked nor unchecked."""
     if subject == "base":
@@ -317,9 +313,15 @@ def _spectrum_rows(pair: MatrixPair, outcome: Outcome) -> Iterator[dict[str, Cel
             "tensor": pair.tuned.info.name,
             **_place_columns(pair.place),
             "subject": measurement.subject,
-            "sigma": measurement.sigma.astype(np.float32),
+            "sigma": _in_single(measurement.sigma),
             **{name: _with_nulls(numbers) for name, numbers in measurement.lists.items()},
         }
+
+
+def _in_single(sigma: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Infinite where float32 ends."""
+    with np.errstate(over="ignore"):
+        return sigma.astype(np.float32)
 
 
 def _with_nulls(numbers: NDArray[np.float64]) -> list[float | None]:
@@ -349,7 +351,9 @@ def _residual_rows(measured: Iterable[tuple[MatrixPair, _Kept]]) -> list[dict[st
         layers = np.array(
             [-1 if pair.place.layer is None else pair.place.layer for pair, _ in members]
         )
-        energies = np.array([stacked.energy for _, stacked in members])
+        norms = np.array([stacked.norm for _, stacked in members])
+        largest = float(norms.max())
+        energies = (norms / (largest or 1.0)) ** 2  # in units that neither vanish nor overflow
         participation = np.array([stacked.participation for _, stacked in members])
         # The last bits must not depend on the machine's cores.
         with threadpool_limits(limits=1, user_api="blas"):
@@ -368,7 +372,7 @@ def _residual_rows(measured: Iterable[tuple[MatrixPair, _Kept]]) -> list[dict[st
                     "layer": layer,
                     "width": width,
                     "matrices": len(chosen),
-                    "energy": float(energies[chosen].sum()),
+                    "energy": float(energies[chosen].sum()) * largest * largest,
                     "participation_ratio": ratio,
                     "participation_ratio_stderr": stacked_stderr(
                         without, energies[chosen], participation[chosen], ratio

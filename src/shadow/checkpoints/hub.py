@@ -496,7 +496,10 @@ def forget(repo: str, commit: str, path: str, checksum: str | None) -> None:
     In this order, so that whoever is killed in between finds the name and can do it again.
     """
     root = _repository_folder(repo)
-    pointer = root / "snapshots" / commit / path
+    snapshot = root / "snapshots" / commit
+    pointer = snapshot / path
+    if not pointer.parent.resolve().is_relative_to(snapshot.resolve()):
+        return  # no file of that commit
     with contextlib.suppress(OSError):
         blobs = (root / "blobs").resolve()
         digest = (checksum or "").partition(":")[2]

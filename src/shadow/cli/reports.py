@@ -292,14 +292,9 @@ def clean(
         if not place.is_dir():
             console.say("no unfinished audits there")
             return
-    removed = remove_unfinished(place)
-    if not removed:
-        console.say("no unfinished audits there")
-        return
-    audits = counted(len(removed), "audit", "audits")
-    console.say(f"removed the unfinished work of {audits}")
-    for folder, fetched in removed.items():
-        console.say(f"  {folder}")
+    removed, busy = list[Path](), list[Path]()
+    for folder, fetched in remove_unfinished(place):
+        (busy if fetched is None else removed).append(folder)
         if fetched:
             from shadow.checkpoints.hub import forget, remove_leftovers
 
@@ -307,6 +302,16 @@ def clean(
                 remove_leftovers(shard.repo, shard.checksum)
                 if not shard.keep:
                     forget(shard.repo, shard.commit, shard.path, checksum=shard.checksum)
+    if removed:
+        audits = counted(len(removed), "audit", "audits")
+        console.say(f"removed the unfinished work of {audits}")
+        for folder in removed:
+            console.say(f"  {folder}")
+    if busy:
+        where = several([str(folder) for folder in busy])
+        raise ShadowError(f"an audit is writing to {where}", "wait for it, or stop it")
+    if not removed:
+        console.say("no unfinished audits there")
 
 
 def _clean_cache(folder: Path | None) -> None:

@@ -45,7 +45,7 @@ def replacing(folder: Path) -> Iterator[Staged]:
     staged = folder / PARTIAL / f"{READY}.tmp"
 
     with writing(folder):
-        _put_in_place(folder)
+        put_in_place(folder)
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir(parents=True)
         try:
@@ -54,10 +54,10 @@ def replacing(folder: Path) -> Iterator[Staged]:
         except BaseException:
             shutil.rmtree(staged, ignore_errors=True)
             raise
-        _put_in_place(folder)
+        put_in_place(folder)
 
 
-def _put_in_place(folder: Path) -> None:
+def put_in_place(folder: Path) -> None:
     """Move the files that are ready; several processes may do so at once. matrices.parquet, by
     which a report is found, comes last.
     """

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from shadow import __version__
 from shadow.errors import ShadowError
 from shadow.files import PARTIAL
-from shadow.reports.atomic_replacement import _put_in_place
+from shadow.reports.atomic_replacement import put_in_place
 from shadow.reports.columns import SCHEMA, TABLES
 from shadow.reports.metadata import CheckpointMetadata, ReportMetadata, SettingsMetadata
 
@@ -228,7 +228,7 @@ def finished_metadata(folder: Path) -> ReportMetadata | None:
     cannot be read. Whoever reads a report asks this first: a replacement that was killed half-way
     is completed here.
     """
-    _put_in_place(folder)
+    put_in_place(folder)
     path = folder / "matrices.parquet"
     if not path.is_file() or not (folder / "summary.json").is_file():
         return None

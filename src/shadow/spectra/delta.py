@@ -313,7 +313,8 @@ def measure_pair_and_sketch(
             else NO_SUBSPACES
         ),
     }
-    lines = (profile.rows / scale**2, profile.cols / scale**2)
+    with np.errstate(over="ignore"):
+        lines = (profile.rows / scale / scale, profile.cols / scale / scale)
     undone = undo(
         base, tuned, formats, lines, size.base, dtype, space, _as_float(delta_values["floor_ratio"])
     )

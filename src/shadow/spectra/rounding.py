@@ -779,7 +779,8 @@ def undo(
     - else base_kept, if it has, and rounding both sides of that difference from numbers in between
       fits: errors are even over an ulp and independent, so kept = 1 - 1 / floor_ratio² with the ulp
       of the grid;
-    - else, and for scaled 8-bit floats: rounding_unexplained.
+    - else, for scaled 8-bit floats, and where the energy is 0 or infinite in float64:
+      rounding_unexplained.
     """
     if isinstance(tuned, Updated):
         return Undone("nothing_rounded", None, "nothing_rounded")
@@ -794,6 +795,8 @@ def undo(
         return Undone("nothing_rounded", None, "nothing_rounded")
     energy = float(lines[0].sum())
     coarser = min(FLOATS[name].mantissa_bits for name in formats)
+    if not 0.0 < energy < math.inf:
+        return Undone(None, None, "rounding_unexplained")
     if floor_ratio is not None and floor_ratio >= CLEAR and grid.mantissa_bits >= coarser:
         return _far_above(energy, energy / floor_ratio**2)
     if not LEAST < energy < 1.0 / LEAST:

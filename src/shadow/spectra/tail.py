@@ -56,7 +56,7 @@ def power_law(spectrum: Spectrum) -> Values:
     exponent = len(tail) / float((tail - tail[0]).sum())
     return {
         "alpha": 1.0 + exponent,
-        "alpha_xmin": float(resolved[best]) ** 2,
+        "alpha_xmin": float(resolved[best]) * float(resolved[best]),  # infinite at 1e155
         "alpha_ks": distance,
         "alpha_tail": len(tail),
         "alpha_stderr": exponent / math.sqrt(len(tail)),
