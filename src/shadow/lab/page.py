@@ -245,14 +245,14 @@ def _head(runs: pd.DataFrame, preset: str) -> str:
 
 {warning}Written by `shadow lab run --preset {preset}`: {trainings} of {bases},
 {pairs}, all audited by the code of `shadow audit`; {minutes} of one core for the pairs. The
-training of the bases comes on top. Bases are trained from random numbers. They have seen every
-skill and format at least rarely, but for cold ones; the tables say how often they answer right.
+training of the bases comes on top. Bases are trained from random numbers. All but cold ones have
+seen every skill and format at least rarely; the tables say how often they answer right.
 Each base is trained further for equally many steps, on data that differ:
 
 {regimes}
 
-{numbers} Concentration and other columns are medians over
-the matrices inside layers."""
+{numbers} Concentration and other columns are
+medians over the matrices inside layers."""
 
 
 def _bases_by_scale(runs: pd.DataFrame) -> list[int]:
@@ -653,10 +653,10 @@ def reliance_words(tables: Mapping[str, pd.DataFrame]) -> str:
         and abs(narrow - broad) < MARGIN
     ]
     return (
-        f"In the lab, with AdamW, it called {_called(seeds)} of {len(seeds)} pairs that differ in"
-        f" their seed alone more or less concentrated. It missed {missed} pairs of narrow and broad"
-        f" data, and {cold} on bases to which the data were new. With {and_list(close)}, narrow and"
-        " broad data differ by less than its margin."
+        f"In the lab, with AdamW, `compare` called {_called(seeds)} of {len(seeds)} pairs that"
+        " differ in their seed alone more or less concentrated."
+        f" It missed {missed} pairs of narrow and broad data, and {cold} on bases to which the data"
+        f" were new. With {and_list(close)}, narrow and broad data differ by less than its margin."
     )
 
 

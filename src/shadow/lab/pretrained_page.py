@@ -440,7 +440,8 @@ def _verdicts(compared: pd.DataFrame) -> str:
     return f"""## What `shadow compare` says
 
 Of every two runs with AdamW at the full rate, how many got which verdict: the first against the
-second. The first rows are two seeds of the same data.
+second. The first rows are two seeds of the same data. What differs below the margin counts as not
+different.
 
 {table(["data of the two", "pairs", *STORED], rows)}"""
 
