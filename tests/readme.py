@@ -27,9 +27,18 @@ from shadow.findings.footprint import GATES
 from shadow.findings.reference import calibration, reach
 from shadow.findings.scores import COLUMNS
 from shadow.lab import pretrained_page
+from shadow.lab.calibration import pretrained_verdicts
 from shadow.lab.design import SCALES
 from shadow.lab.findings import contrast, main_runs
-from shadow.lab.page import estimate, rates_table
+from shadow.lab.page import (
+    estimate,
+    margin_table,
+    margin_words,
+    rates_table,
+    reliance_words,
+    seed_words,
+    treatment_words,
+)
 from shadow.lab.page import table as markdown_table
 from shadow.lab.results import read
 from shadow.outputs.exports import FORMATS
@@ -237,6 +246,20 @@ def pretrained() -> str:
     return f"{pretrained_page.in_short(states)}\n\n{pretrained_page.reaching(found)}"
 
 
+def margin() -> str:
+    """What the margin of `shadow compare` rests on, from the tables in docs/lab."""
+    folder = ROOT / "docs" / "lab"
+    tables = read(folder)
+    compared = pretrained_verdicts(pretrained_page.read(folder).compared)
+    return "\n\n".join(
+        [
+            margin_table(tables["comparisons"], compared),
+            margin_words(tables["comparisons"]),
+            treatment_words(tables["runs"]),
+        ]
+    )
+
+
 def gates() -> str:
     """A Markdown table of the gates."""
     return "\n".join(
@@ -321,6 +344,9 @@ BLOCKS: dict[str, Callable[[], str]] = {  # every generated part by name
     "gates": gates,
     "lab": lab,
     "errors": lambda: rates_table(calibration().rates),
+    "margin": margin,
+    "seeds": lambda: seed_words(read(ROOT / "docs" / "lab")["comparisons"]),
+    "reliance": lambda: reliance_words(read(ROOT / "docs" / "lab")),
     "reach": lambda: reach(calibration()),
     "pretrained": pretrained,
     "demo-scores": lambda: f"```csv\n{demo_scores()}\n```",

@@ -2,6 +2,7 @@
 another way.
 """
 
+import io
 import itertools
 import math
 from pathlib import Path
@@ -11,12 +12,14 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 from scipy.stats import ttest_1samp
 
 from shadow.findings.reference import AXES, Bound, points
 from shadow.lab import calibration, findings, page
 from shadow.lab.findings import OUTCOME, Estimate, over_bases
 from shadow.lab.results import read, write
+from shadow.lab.view import view
 
 SHARES = (0.1, 0.3, 1.0)
 
@@ -245,13 +248,111 @@ def test_verdicts_are_counted_by_what_they_were_of() -> None:
         ("B", "C", "more concentrated"), ("B", "C", "mixed evidence"),
     ]  # fmt: skip
     table = pd.DataFrame(rows, columns=["regime_first", "regime_second", "verdict"]).assign(
-        base="small-warm-0"
+        base="small-warm-0", seed_first=0, seed_second=range(1, 1 + len(rows))
     )
     errors = [(one.errors, one.cases) for one in calibration.verdict_rates(table)]
     assert errors == [(1, 2), (1, 2), (1, 2), (0, 2)]
 
 
+def compared_pairs() -> pd.DataFrame:
+    """Two pairs of seeds, of which the spread of one excludes 0; three of B and C, of which one is
+    below the margin and one is not backed by other figures; one of a cold base.
+    """
+    rows = [
+        ("small-warm-0", "A", "A", 0.018, 0.01, "different, below the margin"),
+        ("small-warm-0", "B", "B", -0.002, -0.01, "not distinguished"),
+        ("small-warm-0", "B", "C", 0.042, 0.03, "different, below the margin"),
+        ("small-warm-0", "B", "C", 0.058, 0.05, "mixed evidence"),
+        ("small-warm-0", "B", "C", 0.097, 0.08, "more concentrated"),
+        ("small-cold-0", "B", "C", 0.03, -0.01, "not distinguished"),
+    ]
+    names = ["base", "regime_first", "regime_second", "difference", "low", "verdict"]
+    return pd.DataFrame(rows, columns=names).assign(
+        high=lambda table: table["difference"] + 0.01,
+        seed_first=0,
+        seed_second=range(1, 1 + len(rows)),
+        stored="F32",
+    )
+
+
+def test_what_the_margin_rests_on_is_counted_from_the_comparisons() -> None:
+    """Sizes, spreads and verdicts by hand; the misses are split into small ones and others."""
+    found = page.margin_table(compared_pairs(), compared_pairs().iloc[:0])
+    assert "| two seeds of the same data | 2 | 0.002 to 0.018 | 1 | 0 |" in found
+    assert "| B and C: narrow and broad data | 3 | 0.042 to 0.097 | 3 | 1 |" in found
+    assert "on bases that have not met them | 1 | 0.030 to 0.030 | 0 | 0 |" in found
+    words = page.margin_words(compared_pairs())
+    assert "at most 0.018" in words
+    assert "by 0.042 to 0.097 on warm bases" in words
+    assert "above all differences of seeds and inside the range of B and C" in words
+    assert "misses 2 of 3 pairs of B and C: 1 differ by less" in words
+    assert "it misses 1 of 1" in words
+    assert page.margin_words(compared_pairs().iloc[:2]) == ""
+    assert "for 1 of 2 pairs" in page.seed_words(compared_pairs())
+
+
+def test_what_compare_missed_is_told_with_the_treatments_below_its_margin() -> None:
+    """B - C is 0.1 - 0.05 ln 2 with AdamW; 0.05 off B is below the margin."""
+    adamw = made()
+    lora = adamw.assign(treatment="lora", method="lora")
+    lora.loc[lora["regime"] == "B", OUTCOME] -= 0.05
+    runs = pd.concat([adamw, lora], ignore_index=True)
+    told = page.reliance_words({"runs": runs, "comparisons": compared_pairs()})
+    assert "called 0 of 2 pairs" in told
+    assert "missed 2 of 3 pairs of narrow and broad data, and 1 of 1 on bases" in told
+    assert "With LoRA of rank 4, narrow" in told
+    words = page.treatment_words(runs)
+    assert "AdamW +0.065; LoRA of rank 4, rate 2e-3 +0.015" in words
+    assert "adds -0.050 (B) and 0.000 (C)" in words
+
+
 # The page
+
+
+def test_labels_are_told_with_those_that_no_norm_allows() -> None:
+    """A narrow training whose norm no other base has is in the table and in its column, and the
+    page says which data are narrow.
+    """
+    runs = made(bases=6)
+    odd = (runs["base"] == "small-warm-3") & (runs["regime"] == "B") & (runs["seed"] == 0)
+    runs.loc[odd, "relative_norm"] *= 100
+    found = page.page({"runs": runs, "comparisons": pd.DataFrame()}, "full")
+    assert "narrow data are B, Bk and Bn (12)" in found
+    head = "|  | concentrated | mixed | distributed | not assessable |"
+    rows = found.partition(head)[2].splitlines()
+    (row,) = [line for line in rows if line.startswith("| B, AdamW |")]
+    assert row.endswith("| 1 |")
+    assert sum(int(cell) for cell in row.split("|")[2:-1]) == 12
+
+
+def test_a_lab_that_learned_nothing_says_so_first() -> None:
+    """On the page and in the terminal; with one base there is no interval to announce, and counts
+    agree with their nouns.
+    """
+    runs = made(bases=1)
+    answers = [name for name in runs if name.startswith(("right_", "base_"))]
+    nothing = {"runs": runs.assign(**dict.fromkeys(answers, 0.0)), "comparisons": pd.DataFrame()}
+    some = {"runs": runs, "comparisons": pd.DataFrame()}
+    warning = "smoke: nothing was learned; the figures mean nothing"
+    told = page.page(nothing, "smoke")
+    assert told.split("\n\n")[1] == f"**{warning}.**"
+    assert "8 trainings of 1 base,\n8 pairs" in told
+    assert "0 minutes of one core" in told
+    assert "95 %" not in told.partition("## Small")[0]
+    assert "what is measured is that narrow data" not in told
+    assert "learned" not in page.page(some, "quick")
+    assert shown(nothing).startswith(warning)
+    assert "one base, so no interval" in shown(some)
+    assert "learned" not in shown(some)
+    several = shown({**some, "runs": made()})
+    assert "mean over bases and 95 % interval" in several
+
+
+def shown(tables: dict[str, pd.DataFrame]) -> str:
+    console = Console(width=80, file=io.StringIO())
+    console.print(view(tables, "smoke"))
+    written: str = console.file.getvalue()  # type: ignore[attr-defined]
+    return written
 
 
 def test_tables_come_back_as_they_were_written(tmp_path: Path) -> None:

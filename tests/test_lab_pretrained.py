@@ -302,10 +302,11 @@ def test_the_published_page_is_made_of_the_published_tables_alone():
     assert len(runs.states) == len(pretrained.RUNS) * 2 * 2
 
 
-def test_the_command_tells_the_preset_and_its_rows_as_json(tmp_path, monkeypatch):
+@pytest.mark.parametrize("wanted", [["--format", "json"], ["--json"]])
+def test_the_command_tells_the_preset_and_its_rows_as_json(tmp_path, monkeypatch, wanted):
     """As for other presets; what the trainings say is made up."""
     states = pd.DataFrame({"run": ["A-0", "A-0", "B-0"]})
     monkeypatch.setattr("shadow.lab.run.run_pretrained", lambda out, **_: states)
-    asked = ["lab", "run", "--preset", "pretrained", "-o", str(tmp_path), "--format", "json"]
+    asked = ["lab", "run", "--preset", "pretrained", "-o", str(tmp_path), *wanted]
     told = json.loads(CliRunner().invoke(app, asked).stdout)
     assert told == {"preset": "pretrained", "runs": 3, "folder": str(tmp_path)}

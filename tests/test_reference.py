@@ -24,7 +24,14 @@ from shadow.findings.reference import (
     position,
     word,
 )
-from shadow.lab.calibration import DATA, all_rates, fit, pretrained_rates, reference_csv
+from shadow.lab.calibration import (
+    DATA,
+    all_rates,
+    fit,
+    pretrained_rates,
+    pretrained_verdicts,
+    reference_csv,
+)
 from shadow.lab.calibration import reference as reference_table
 from shadow.lab.page import page
 from shadow.lab.results import final, read
@@ -66,7 +73,9 @@ def test_the_reference_is_that_of_the_tables(tables: dict[str, pd.DataFrame]) ->
 
 
 def test_the_rates_of_the_pretrained_decoder_do_not_depend_on_which_run_comes_first() -> None:
-    """B against C of another order is the same verdict turned round; what errs is counted."""
+    """B against C of another order is the same verdict turned round; what errs is counted, and a
+    pair in two formats is one case, which errs if it does in either.
+    """
     compared = pd.DataFrame(
         [
             {
@@ -84,7 +93,7 @@ def test_the_rates_of_the_pretrained_decoder_do_not_depend_on_which_run_comes_fi
             {
                 "first": "C-adamw-0",
                 "second": "B-adamw-1",
-                "stored": "F32",
+                "stored": "BF16",
                 "verdict": "more concentrated",
             },
             {
@@ -105,17 +114,26 @@ def test_the_rates_of_the_pretrained_decoder_do_not_depend_on_which_run_comes_fi
                 "stored": "F32",
                 "verdict": "not distinguished",
             },
+            {
+                "first": "B-adamw-0",
+                "second": "B-adamw-1",
+                "stored": "F32",
+                "verdict": "different, below the margin",
+            },
         ]
-    )
+    ).assign(difference=0.01, low=0.005, high=0.02)
     counted = {
         one.what.split(",")[0]: (one.errors, one.cases) for one in pretrained_rates(compared)
     }
+    called = "called more or less concentrated"
     assert counted == {
-        "compare: two seeds of one regime called different": (0, 1),
-        "compare: repetition (D) and its control (A) called different": (1, 1),
-        "compare: narrow (B) not called more concentrated than broad (C)": (2, 4),
-        "compare: narrow (B) called less concentrated than broad (C)": (1, 4),
+        f"compare (AdamW): two seeds of one regime {called}": (0, 2),
+        f"compare (AdamW): repetition (D) and its control (A) {called}": (1, 1),
+        "compare (AdamW): narrow (B) not called more concentrated than broad (C)": (2, 3),
+        "compare (AdamW): narrow (B) called less concentrated than broad (C)": (1, 3),
     }
+    turned = pretrained_verdicts(compared).iloc[1]
+    assert (turned["regime_first"], turned["difference"], turned["low"]) == ("B", -0.01, -0.02)
 
 
 def test_the_reference_has_what_a_label_takes() -> None:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from shadow.cli import GROUPS, app, main
 from shadow.cli.examples import EXAMPLES
-from shadow.cli.options import CHOICE, FILES, MEASURING, RULES
+from shadow.cli.options import CHOICE, FILES, MEASURING, RULES, PresetName
 
 
 @pytest.fixture
@@ -99,3 +99,11 @@ def test_help_has_groups():
     panels = Counter(one.rich_help_panel for one in audit.params)
     assert {CHOICE, MEASURING, FILES, RULES} < set(panels)
     assert max(panels.values()) < 13
+
+
+def test_the_help_of_the_lab_has_its_presets_as_whole_words():
+    """At 80 columns, so that each can be copied."""
+    told = CliRunner().invoke(app, ["lab", "run", "--help"], env={"COLUMNS": "80"}).stdout
+    words = {word.strip(":;,.") for word in told.split()}
+    assert {preset.value for preset in PresetName} <= words
+    assert "PRESET" in words

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shadow.cli import console
-from shadow.cli.options import Format, FormatOption, PresetName, on_this_machine
+from shadow.cli.options import Format, FormatOption, Json, PresetName, on_this_machine
 from shadow.extras import require
 
 if TYPE_CHECKING:
@@ -20,11 +20,13 @@ def lab_run(
         PresetName,
         typer.Option(
             help=(
-                "smoke: seconds, learns nothing; quick: minutes; full: an hour, every control;"
-                " width-64 to width-512: decoders of one width, an hour or two each; pretrained: a"
-                " real decoder of 135M parameters on real texts, fetched from PyPI and Debian,"
-                " about three hours of one core."
-            )
+                "smoke: seconds, learns nothing; quick: minutes; full: every control, over an hour"
+                " on two cores; width-64, width-128, width-256 or width-512: decoders of one width,"
+                " half an hour to an hour and a half on two cores; pretrained: a real decoder of"
+                " 135M parameters on real texts, fetched from PyPI and Debian, about three hours"
+                " of one core."
+            ),
+            metavar="PRESET",
         ),
     ] = PresetName.quick,
     output: Annotated[
@@ -41,6 +43,7 @@ def lab_run(
         int, typer.Option(help="Number of processes; results do not depend on it.", min=1, max=256)
     ] = 2,
     format: FormatOption = Format.table,
+    json: Json = False,
 ) -> None:
     """Train small models on known data, audit each one, and report what the data left in their
     weights.
@@ -50,6 +53,8 @@ def lab_run(
 
     Exit codes: 0 done, whatever was found; 1 failed; 2 wrong usage.
     """
+    if json:
+        format = Format.json
     require("lab")
     from shadow.lab.run import run, run_pretrained
     from shadow.lab.view import view
@@ -75,7 +80,7 @@ def lab_run(
     if format is Format.json:
         console.show_json(_told(preset, len(tables["runs"]), output))
     else:
-        console.display(view(tables))
+        console.display(view(tables, preset.value))
     console.say(
         f"tables, page and figure in {output}/: runs.parquet, comparisons.parquet, lab.md, lab.svg"
     )

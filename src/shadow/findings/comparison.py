@@ -7,8 +7,8 @@ where a row has a figure's difference alone, calls that X.
 
 Two deltas are compared matrix by matrix, so that shape, place and base drop out of the difference.
 The median of the paired differences comes with an interval over layers, a sign-flip test and a
-declared margin: two runs of one regime differ "significantly" in every fourth case, by up to 0.021
-in concentration, so an interval alone proves too much.
+declared margin: 0 lies outside the interval for a fifth of the pairs that differ in their seed
+alone, so an interval alone proves too much.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ ComparisonVerdict = Literal[
 
 # of what `--format json` prints and of the files of `-o`; raised when a field changes its meaning
 COMPARISON_SCHEMA = 1
-# of concentration: two seeds of one regime differed by at most 0.021, narrow and broad data by 0.12
+# of concentration: above the differences of two seeds in the lab, inside those of narrow and broad
+# data; "The margin" in docs/compare.md has both, made from the tables
 MARGIN = 0.05
 MIN_AGREEING = 2  # of the four figures that vote beside concentration
 # relative norms further apart are warned of: concentration falls as an update grows

@@ -40,8 +40,9 @@ LINEAGE = 0.5
 PAIRED = 0.9
 ROUNDING = 2.0  # floor_ratio: a copy rounded once has 1
 FULL_RANK = 0.5  # of the directions of a matrix; an adapter of rank 16 in 896 has 0.02
-# The largest difference of median concentration between two trainings that differ in their seed
-# alone was 0.021, in a controlled study on small decoders; less than this is no difference.
+# Of concentration: within this of 0, a change is like noise. It is more than two trainings of the
+# lab that differ in their seed alone are apart ("The margin" in docs/compare.md). What `compare`
+# counts is another margin, of comparison.py.
 MARGIN = 0.03
 SPIKED = 0.05  # the share of matrices with a spike up to which there are none to speak of
 OUTSIDE = ("embed", "head", "position")  # modules that unrelated models may share

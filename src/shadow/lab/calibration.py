@@ -124,53 +124,51 @@ def rate(what: str, errors: pd.Series[bool], bases: pd.Series[str]) -> Rate:
     )
 
 
-def verdict_rates(comparisons: pd.DataFrame, where: str = "") -> list[Rate]:
-    """False alarms and misses of `shadow compare`, small and large bases together.
+PAIR = ["base", "regime_first", "seed_first", "regime_second", "seed_second"]  # of comparisons
 
-    Misses are told of warm bases and of cold ones: to these, broad data are new, which concentrates
-    as narrowness does. where: ends what each rate is of, such as `, on a pretrained decoder`.
+
+def verdict_rates(comparisons: pd.DataFrame, where: str = "") -> list[Rate]:
+    """False alarms and misses of `shadow compare`, small and large bases together; every training
+    is AdamW's.
+
+    Two runs that were compared in several formats are one case, which errs if it errs in any of
+    them. Misses are told of warm bases and of cold ones: to these, broad data are new, which
+    concentrates as narrowness does. where: ends what each rate is of, such as `, on a pretrained
+    decoder`.
     """
     kinds = comparisons.assign(pair=comparisons["regime_first"] + comparisons["regime_second"])
-    same = kinds[kinds["regime_first"] == kinds["regime_second"]]
-    main, control = (kinds[kinds["pair"] == pair] for pair in ("BC", "AD"))
-    rates = []
-    if len(same):
-        rates.append(
-            rate(
-                f"compare: two seeds of one regime called different{where}",
-                _called_different(same),
-                same["base"],
-            )
-        )
-    if len(control):
-        rates.append(
-            rate(
-                f"compare: repetition (D) and its control (A) called different{where}",
-                _called_different(control),
-                control["base"],
-            )
-        )
-    cold = main["base"].str.contains("-cold-")
-    for which, cases in (("", main[~cold]), (", on a base that has not met its data", main[cold])):
-        if len(cases):
-            missed = cases["verdict"] != "more concentrated"
-            reverse = cases["verdict"] == "less concentrated"
-            what = "compare: narrow (B)"
-            rates.append(
-                rate(
-                    f"{what} not called more concentrated than broad (C){which}{where}",
-                    missed,
-                    cases["base"],
-                )
-            )
-            rates.append(
-                rate(
-                    f"{what} called less concentrated than broad (C){which}{where}",
-                    reverse,
-                    cases["base"],
-                )
-            )
-    return rates
+    called = kinds["verdict"].isin(CONCENTRATED)
+    main = kinds["pair"] == "BC"
+    cold = kinds["base"].str.contains("-cold-")
+    missed = kinds["verdict"] != "more concentrated"
+    reverse = kinds["verdict"] == "less concentrated"
+    seeds, control = "two seeds of one regime", "repetition (D) and its control (A)"
+    lost = "narrow (B) not called more concentrated than broad (C)"
+    turned = "narrow (B) called less concentrated than broad (C)"
+    new = ", on a base that has not met its data"
+    counted = [
+        (
+            f"{seeds} called more or less concentrated",
+            kinds["regime_first"] == kinds["regime_second"],
+            called,
+        ),
+        (f"{control} called more or less concentrated", kinds["pair"] == "AD", called),
+        (lost, main & ~cold, missed),
+        (turned, main & ~cold, reverse),
+        (f"{lost}{new}", main & cold, missed),
+        (f"{turned}{new}", main & cold, reverse),
+    ]
+    return [
+        _pair_rate(f"compare (AdamW): {what}{where}", kinds[chosen], errors[chosen])
+        for what, chosen, errors in counted
+        if chosen.any()
+    ]
+
+
+def _pair_rate(what: str, comparisons: pd.DataFrame, errors: pd.Series[bool]) -> Rate:
+    """The rate over pairs of runs, whatever the number of formats in which each was compared."""
+    by_pair = errors.groupby([comparisons[name] for name in PAIR]).any()
+    return rate(what, by_pair, by_pair.index.to_frame()["base"])
 
 
 def pretrained_verdicts(compared: pd.DataFrame) -> pd.DataFrame:
@@ -179,29 +177,36 @@ def pretrained_verdicts(compared: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for row in compared.to_dict("records"):
-        regimes = [str(row[side]).split("-")[0] for side in ("first", "second")]
-        verdict = str(row["verdict"])
-        if regimes[0] > regimes[1]:
-            regimes, verdict = regimes[::-1], OPPOSITE_VERDICT.get(verdict, verdict)
-        first, second = regimes
+        runs = [str(row[side]) for side in ("first", "second")]
+        verdict, turned = str(row["verdict"]), -1 if runs[0] > runs[1] else 1
+        if turned < 0:
+            runs, verdict = runs[::-1], OPPOSITE_VERDICT.get(verdict, verdict)
+        (first, _, seed_first), (second, _, seed_second) = (run.split("-") for run in runs)
         rows.append(
             {
                 "base": "pretrained",
                 "stored": row["stored"],
                 "regime_first": first,
+                "seed_first": int(seed_first),
                 "regime_second": second,
+                "seed_second": int(seed_second),
                 "verdict": verdict,
+                "difference": turned * row["difference"],
+                "low": min(turned * row["low"], turned * row["high"]),
+                "high": max(turned * row["low"], turned * row["high"]),
             }
         )
     return pd.DataFrame(rows)
 
 
 def pretrained_rates(compared: pd.DataFrame) -> list[Rate]:
-    """The same of the continuations of the pretrained decoder, in both storages.
+    """The same of the continuations of the pretrained decoder: a pair errs if it does in F32 or in
+    BF16.
 
     compared: their table `pretrained-comparisons`.
     """
-    return verdict_rates(pretrained_verdicts(compared), where=", on a pretrained decoder")
+    where = ", on a pretrained decoder, in F32 or BF16"
+    return verdict_rates(pretrained_verdicts(compared), where=where)
 
 
 def all_rates(tables: Mapping[str, pd.DataFrame], compared: pd.DataFrame) -> list[Rate]:
@@ -212,10 +217,6 @@ def all_rates(tables: Mapping[str, pd.DataFrame], compared: pd.DataFrame) -> lis
         *copy_rates(tables["runs"]),
         *pretrained_rates(compared),
     ]
-
-
-def _called_different(comparisons: pd.DataFrame) -> pd.Series[bool]:
-    return comparisons["verdict"].isin(CONCENTRATED)
 
 
 def left_out_words(table: pd.DataFrame, *, known: bool) -> pd.DataFrame:

@@ -15,6 +15,8 @@ import pandas as pd
 from shadow.findings.comparison import FIGURES, MARGIN
 from shadow.findings.reference import Rate
 from shadow.lab.calibration import (
+    CONCENTRATED,
+    DATA,
     MIN_BASES,
     MIN_TRAININGS,
     copy_labels,
@@ -42,7 +44,8 @@ from shadow.lab.findings import (
     treatments,
 )
 from shadow.lab.results import PROBES, final
-from shadow.text import counted
+from shadow.lab.tasks import World
+from shadow.text import and_list, counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,6 +59,7 @@ COLOURS = {"A": "#7f7f7f", "B": "#d55e00", "C": "#0072b2", "D": "#009e73"}  # Ok
 MADE = {"bf16": "both sides stored as bf16", "averaged": "weights averaged over runs"}
 ABOUT_FIGURE = "Concentration by regime and base, along the runs, and of B and C by treatment"
 MOST_COLUMNS = 24  # of the table of what separates
+USELESS = (0.2, 0.8)  # between these AUCs a column does not tell B from C
 
 
 def page(tables: dict[str, pd.DataFrame], preset: str) -> str:
@@ -208,28 +212,53 @@ def estimate(mean: Estimate, digits: str = ".3f") -> str:
     return f"{text} ({mean.low:{digits}} to {mean.high:{digits}})"
 
 
+NOTHING_LEARNED = "nothing was learned; the figures mean nothing"
+LEARNED = 0.05  # the share of right answers from which a decoder has learned something
+
+
+def learned(runs: pd.DataFrame) -> bool:
+    """Does any base or continuation answer anything?"""
+    answers = [f"{when}_{probe}" for when in ("base", "right") for probe in PROBES]
+    return bool((final(runs)[answers].astype(float) >= LEARNED).to_numpy().any())
+
+
 def _head(runs: pd.DataFrame, preset: str) -> str:
     last = final(runs)
     trained = last[last["kind"] == "trained"]
-    seconds = last["seconds"].sum()
+    minutes = counted(round(last["seconds"].sum() / 60), "minute", "minutes")
+    trainings = counted(len(trained), "training", "trainings")
+    bases = counted(last["base"].nunique(), "base", "bases")
+    pairs = counted(len(last), "pair", "pairs")
     regimes = "\n".join(
         f"- **{name}**, {regime.name}: {regime.text}."
         for name, regime in REGIMES.items()
         if name in MAIN
     )
+    warning = "" if learned(runs) else f"**{preset}: {NOTHING_LEARNED}.**\n\n"
+    numbers = "There is one base of each size, so there are no intervals."
+    if max(_bases_by_scale(runs), default=0) > 1:
+        numbers = (
+            "Numbers are means over bases, with 95 % t intervals over bases in brackets. The base"
+            " is the unit,\nbecause the runs of one base are not independent."
+        )
     return f"""# The lab: what the data leave in the weights of tiny decoders
 
-Written by `shadow lab run --preset {preset}`: {len(trained)} trainings of {last["base"].nunique()}
-bases, {len(last)} pairs, all audited by the code of `shadow audit`; {seconds / 60:.0f} minutes of
-one core for the pairs. The bases are trained from random numbers until they answer, and have seen
-every skill and format at least rarely. Each base is trained further for equally many steps, on data
-that differ:
+{warning}Written by `shadow lab run --preset {preset}`: {trainings} of {bases},
+{pairs}, all audited by the code of `shadow audit`; {minutes} of one core for the pairs. The
+training of the bases comes on top. Bases are trained from random numbers. All but cold ones have
+seen every skill and format at least rarely; the tables say how often they answer right.
+Each base is trained further for equally many steps, on data that differ:
 
 {regimes}
 
-Numbers are means over bases, with 95 % t intervals over bases in brackets. The base is the unit,
-because the runs of one base are not independent. Concentration and other columns are medians over
-the matrices inside layers."""
+{numbers} Concentration and other columns are
+medians over the matrices inside layers."""
+
+
+def _bases_by_scale(runs: pd.DataFrame) -> list[int]:
+    """How many warm bases each size has."""
+    counts = main_runs(runs).groupby("scale")["base"].nunique()
+    return [int(count) for count in counts]
 
 
 def _regimes(runs: pd.DataFrame, scale: str) -> str:
@@ -248,7 +277,26 @@ def _regimes(runs: pd.DataFrame, scale: str) -> str:
     ]
     bases = counted(last["base"].nunique(), "base", "bases")
     head = f"## {scale.capitalize()} decoders (width {size}, {bases}), last step"
+    if scale == "large":
+        head += f"\n\n{_not_of_the_law()}"
     return f"{head}\n\n{table(['', *MAIN], [*rows, *probes])}"
+
+
+def _not_of_the_law() -> str:
+    """Why the large decoders have other values than those as wide in the law of width."""
+    large, wide = SCALES["large"], SCALES["wide128"]
+    rate = wide.tune.learning_rate * wide.tune.width_factor
+    return (
+        f"The law of width has higher concentrations at width {large.size.width}. Its decoders"
+        f" learn the tasks of the small ones, {_tasks(wide.world)} (here {_tasks(large.world)}),"
+        " from bases that Muon trained (here AdamW), and continue for"
+        f" {wide.tune.steps} steps at a rate of {rate:g} (here {large.tune.steps} at"
+        f" {large.tune.learning_rate:g}). Which of these matters was not measured."
+    )
+
+
+def _tasks(world: World) -> str:
+    return f"{len(world.skills)} skills in {len(world.formats)} formats"
 
 
 def _values(by_regime: Mapping[str, Estimate], digits: str = ".3f") -> list[str]:
@@ -293,7 +341,8 @@ def _contrasts(runs: pd.DataFrame, scale: str) -> str:
         ["", "difference", f"margin {MARGIN:g}"], rows
     )
     broad = contrast(runs, "C", "A")
-    if broad.value is not None and not (broad.high is not None and broad.high < 0):
+    lower = broad.high is not None and broad.high < 0
+    if broad.value is not None and not lower and learned(runs):
         text += (
             "\n\nBroad data are **not** seen to be less concentrated than the original mixture:"
             " what is measured is that narrow data concentrate."
@@ -339,12 +388,20 @@ def _separation(runs: pd.DataFrame, scale: str) -> str:
     useless = [
         f"`{separated.column.removeprefix('layers_')}` ({formatted(separated.auc, '.2f')})"
         for separated in ranked[MOST_COLUMNS:]
-        if separated.auc is not None and 0.2 < separated.auc < 0.8
+        if separated.auc is not None and USELESS[0] < separated.auc < USELESS[1]
     ]
     heads = ["column", "B - C", "in sd of seeds", "AUC", "B - C at equal norm", "AUC at equal norm"]
     note = ""
     if useless:
-        note = f"\n\nNo use for telling them apart (AUC): {', '.join(useless)}."
+        note = (
+            f"\n\nNo use for telling B from C (AUC between {USELESS[0]:g} and {USELESS[1]:g}; 0.5"
+            f" is chance): {', '.join(useless)}."
+        )
+        if any("`spikes`" in column for column in useless):
+            note += (
+                " `spikes` has another purpose: it counts the directions of one change that stand"
+                " out from noise, whatever the data."
+            )
     return (
         f"### Which columns separate B from C? ({scale})\n\nThe {min(len(ranked), MOST_COLUMNS)}"
         f" best of {len(ranked)}, by AUC within bases; an AUC of 0 separates as well as one of 1."
@@ -452,28 +509,154 @@ def _rates(runs: pd.DataFrame, comparisons: pd.DataFrame) -> str:
         rates = [*verdict_rates(comparisons), *rates]
     if not rates:
         return ""
+    margin = margin_words(comparisons)
     return (
-        "## How often it errs\n\n`shadow compare` was tried on every two runs of a base, the label"
-        " on every training with bounds fitted without its base. Intervals are those of Clopper"
-        f" and Pearson, over bases.{_sizes(comparisons)}\n\n{rates_table(rates)}"
+        "## How often it errs\n\n`shadow compare` was tried on every two runs of a base, A to D"
+        " with AdamW at one rate; the label on every training with bounds fitted without its base."
+        f" Intervals are those of Clopper and Pearson, over bases.{margin and ' ' + margin}"
+        f"\n\n{rates_table(rates)}"
     )
 
 
-def _sizes(comparisons: pd.DataFrame) -> str:
-    """How large differences are where there is none to find, and where there is one: what the
-    margin rests on.
+SEEDS = "two seeds of the same data"
+NARROW_AND_BROAD = "B and C: narrow and broad data"
+NEW_TO_BASE = f"{NARROW_AND_BROAD}, on bases that have not met them"
+
+
+def _kinds_of_pairs(comparisons: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The pairs that a margin must keep apart, by what the two runs differ in; kinds of which there
+    is a pair.
+    """
+    pair = comparisons["regime_first"] + comparisons["regime_second"]
+    cold = comparisons["base"].str.contains("-cold-")
+    kinds = {
+        SEEDS: comparisons["regime_first"] == comparisons["regime_second"],
+        "A and D: without repetition and with it": pair == "AD",
+        NARROW_AND_BROAD: (pair == "BC") & ~cold,
+        NEW_TO_BASE: (pair == "BC") & cold,
+    }
+    return {what: comparisons[chosen] for what, chosen in kinds.items() if chosen.any()}
+
+
+def _outside(comparisons: pd.DataFrame) -> int:
+    """In how many of them 0 lies outside the spread over layers."""
+    return int(((comparisons["low"] > 0) | (comparisons["high"] < 0)).sum())
+
+
+def _called(comparisons: pd.DataFrame) -> int:
+    """How many verdicts say that one run is more concentrated than the other."""
+    return int(comparisons["verdict"].isin(CONCENTRATED).sum())
+
+
+def margin_table(comparisons: pd.DataFrame, pretrained: pd.DataFrame) -> str:
+    """How large differences are where the data are the same, and where they are not.
+
+    pretrained: the comparisons of the pretrained decoder, as `pretrained_verdicts` has them.
+    """
+    in_float = pretrained[pretrained["stored"] == "F32"]
+    kinds = {
+        **_kinds_of_pairs(comparisons),
+        **{
+            f"{what}, pretrained decoder": chosen
+            for what, chosen in _kinds_of_pairs(in_float).items()
+        },
+    }
+    heads = ["", "pairs", "difference", "0 outside the spread", "called more or less concentrated"]
+    rows = []
+    for what, chosen in kinds.items():
+        sizes = chosen["difference"].abs()
+        rows.append(
+            [
+                what,
+                str(len(chosen)),
+                f"{sizes.min():.3f} to {sizes.max():.3f}",
+                str(_outside(chosen)),
+                str(_called(chosen)),
+            ]
+        )
+    return table(heads, rows)
+
+
+def margin_words(comparisons: pd.DataFrame) -> str:
+    """Where the margin lies among differences of seeds and of data, in a few sentences; empty where
+    the pairs for it are missing.
     """
     if comparisons.empty:
         return ""
-    warm = comparisons[~comparisons["base"].str.contains("-cold-")]
-    same = warm.loc[warm["regime_first"] == warm["regime_second"], "difference"].abs()
-    true = warm.loc[(warm["regime_first"] == "B") & (warm["regime_second"] == "C"), "difference"]
-    if same.empty or true.empty:
+    kinds = _kinds_of_pairs(comparisons)
+    if not {SEEDS, NARROW_AND_BROAD} <= set(kinds):
         return ""
+    seeds, true = kinds[SEEDS]["difference"].abs().max(), kinds[NARROW_AND_BROAD]
+    low, high = true["difference"].min(), true["difference"].max()
+    place = "below" if low >= MARGIN else "inside"
+    over = "above all differences of seeds" if seeds < MARGIN else "below some of seeds"
+    missed = true[true["verdict"] != "more concentrated"]
+    under = int((missed["difference"] < MARGIN).sum())
+    text = (
+        f"Two seeds of the same data differ by at most {seeds:.3f} in concentration (the median of"
+        f" paired differences), B and C by {low:.3f} to {high:.3f} on warm bases. So the margin of"
+        f" `shadow compare`, {MARGIN:g}, lies {over} and {place} the range of B and C."
+        f" It misses {len(missed)} of {len(true)} pairs of B and C: {under} differ by less than the"
+        f" margin; in {len(missed) - under} the spread or the other figures do not agree."
+    )
+    if NEW_TO_BASE in kinds:
+        cold = kinds[NEW_TO_BASE]
+        lost = int((cold["verdict"] != "more concentrated").sum())
+        text += f" On bases that have not met the data it misses {lost} of {len(cold)}."
+    return text
+
+
+def treatment_words(runs: pd.DataFrame) -> str:
+    """How far B and C are apart under treatments that were not compared pair by pair."""
+    treated = treatments(runs, "small")
+    adapter = " and ".join(
+        f"{control.change.value:.3f} ({control.regime})"
+        for control in treated
+        if control.treatment == "lora" and control.change.value is not None
+    )
     return (
-        " Paired differences in concentration of two seeds of one regime were at most"
-        f" {same.max():.3f}, of B and C at least {true.min():.3f} (warm bases); the margin of"
-        f" `shadow compare` is {MARGIN:g}."
+        "Those pairs are of AdamW at one rate. The mean of B - C in the small decoders of the lab"
+        f" is, by treatment: {'; '.join(_gaps(treated))}. Where it is below {MARGIN:g}, expect"
+        " `compare` to miss the difference."
+        f" {TREATMENTS['lora'].text.split(',')[0]} by itself adds {adapter}."
+    )
+
+
+def seed_words(comparisons: pd.DataFrame) -> str:
+    """What the spread over layers does not cover, measured on runs that differ in their seed."""
+    seeds = _kinds_of_pairs(comparisons)[SEEDS]
+    return (
+        f"In the lab, 0 lies outside this spread for {_outside(seeds)} of {len(seeds)} pairs of"
+        " runs that differ in their seed alone, and such pairs differ by up to"
+        f" {seeds['difference'].abs().max():.3f} in concentration. So `compare` calls no difference"
+        f" below its margin of {MARGIN:g}; do the same if you hold two summaries side by side."
+    )
+
+
+def reliance_words(tables: Mapping[str, pd.DataFrame]) -> str:
+    """What `shadow compare` found and missed in the lab, in a few sentences."""
+    kinds = _kinds_of_pairs(tables["comparisons"])
+    seeds = kinds[SEEDS]
+    missed, cold = (
+        f"{int((chosen['verdict'] != 'more concentrated').sum())} of {len(chosen)}"
+        for chosen in (kinds[NARROW_AND_BROAD], kinds[NEW_TO_BASE])
+    )
+    means = {
+        (control.treatment, control.regime): control.concentration.value
+        for control in treatments(tables["runs"], "small")
+    }
+    close = [
+        TREATMENTS[name].text.split(",")[0]
+        for name in TREATMENTS
+        if (narrow := means.get((name, "B"))) is not None
+        and (broad := means.get((name, "C"))) is not None
+        and abs(narrow - broad) < MARGIN
+    ]
+    return (
+        f"In the lab, with AdamW, `compare` called {_called(seeds)} of {len(seeds)} pairs that"
+        " differ in their seed alone more or less concentrated."
+        f" It missed {missed} pairs of narrow and broad data, and {cold} on bases to which the data"
+        f" were new. With {and_list(close)}, narrow and broad data differ by less than its margin."
     )
 
 
@@ -483,7 +666,7 @@ def _words(runs: pd.DataFrame) -> str:
     words = left_out_words(trainings, known=True)
     parts = []
     if len(words):
-        kinds = ("concentrated", "mixed", "distributed")
+        kinds = ("concentrated", "mixed", "distributed", "not assessable")
         rows = [
             [
                 f"{regime}, {TREATMENTS[str(treatment)].text}",
@@ -491,7 +674,11 @@ def _words(runs: pd.DataFrame) -> str:
             ]
             for (treatment, regime), labels in words.groupby(["treatment", "regime"])["word"]
         ]
-        parts.append(f"### Labels of trainings, optimiser given\n\n{table(['', *kinds], rows)}")
+        heads = ["", *kinds]
+        parts.append(
+            f"### Labels of trainings, optimiser given\n\n{_data_words(words)}\n\n"
+            f"{table(heads, rows)}"
+        )
     bounds = [
         [
             f"{fitted.short_side}, {fitted.optimizer or 'any'}", str(fitted.narrow),
@@ -530,6 +717,19 @@ def _words(runs: pd.DataFrame) -> str:
             f" made\n\n{table(['', 'pairs', 'concentration', 'labels'], rows)}"
         )
     return "\n\n".join(parts)
+
+
+def _data_words(words: pd.DataFrame) -> str:
+    """Which regimes count as narrow and as broad data, and how many trainings each has."""
+    told = []
+    for data in ("narrow", "broad"):
+        names = and_list([name for name, kind in DATA.items() if kind == data])
+        told.append(f"{data} data are {names} ({int((words['data'] == data).sum())})")
+    return (
+        f"In the rates of labels, {'; '.join(told)}. Dilutions and a hundredfold repetition are"
+        " neither. *Not assessable*: the relative norm lies outside those of the other bases'"
+        " trainings; a narrow one of these counts as not called concentrated."
+    )
 
 
 def _copy_labels(copies: pd.DataFrame) -> str:

@@ -178,7 +178,7 @@ def page(runs: PretrainedRuns, widths: pd.DataFrame | None, picture: str = "pret
         _labels(labels(states)),
         _verdicts(runs.compared),
         _storage(states, runs.storage),
-        _limits(about),
+        _limits(states, about),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -381,9 +381,19 @@ def _reach(found: Sequence[Prediction]) -> str:
 The law fitted on the lab's widths, taken to {WIDTH}, against what was measured: the mean of A, C
 and D, and that of B. The law reaches if both errors are below half the measured difference, the
 rule that the lab's own widths were judged by. {reaching(found)} The bound whose wrong sides are
-counted is halfway between the two predictions.
+counted is halfway between the two predictions. {_useless(found)}
 
 {table(heads, rows)}"""
+
+
+def _useless(found: Sequence[Prediction]) -> str:
+    """How to read a count of runs on the wrong side."""
+    runs = found[0].runs
+    narrow = runs // len(MAIN)
+    return (
+        f"A quarter of the runs are B: a bound that takes every run for broad data has {narrow} of"
+        f" {runs} on the wrong side. Such a bound is useless, although the count looks small."
+    )
 
 
 def reaching(found: Sequence[Prediction]) -> str:
@@ -408,7 +418,7 @@ def _labels(given: Mapping[str, Counter[Word]]) -> str:
     return f"""## What labels would say here
 
 `shadow` gives this model no label: its matrices are larger than those of the reference, and moved
-less. If neither were asked for, the bounds of the reference would give:
+less. Without these two conditions, the bounds of the reference would give:
 
 {table(["data", *LABELS], rows)}"""
 
@@ -430,7 +440,8 @@ def _verdicts(compared: pd.DataFrame) -> str:
     return f"""## What `shadow compare` says
 
 Of every two runs with AdamW at the full rate, how many got which verdict: the first against the
-second. The first rows are two seeds of the same data.
+second. The first rows are two seeds of the same data. What differs below the margin counts as not
+different.
 
 {table(["data of the two", "pairs", *STORED], rows)}"""
 
@@ -468,6 +479,7 @@ the training began, as if both had been kept in more bits: what storage did then
 most matrices, and `shadow` says so. *Told*: the share of the matrices whose update before rounding
 the report does tell. The ratios are those of a figure to the same in float32, medians: of the
 stored change in all matrices, of the stored change where it is told, and of the figure told there.
+X is `excess_purity`; 1/X is `equivalent_directions`.
 
 {table(["run", "told", *RATIOS.values()], ratios)}
 
@@ -486,7 +498,9 @@ RATIOS = {
 }
 
 
-def _limits(about: Mapping[str, Any]) -> str:
+def _limits(states: pd.DataFrame, about: Mapping[str, Any]) -> str:
+    change = _sources(final(as_runs(states, "F32")), "A")
+    way = "lost" if change > 0 else "gained"
     return f"""## What this does not show
 
 - One model, one base, {about["steps"]} steps of 512 tokens, two seeds of A to D and one of the
@@ -495,4 +509,4 @@ def _limits(about: Mapping[str, Any]) -> str:
   of one source.
 - The base had not become flat: its last {about["base_chunk"]} steps still gained
   {about["held_out"][-2] - about["held_out"][-1]:.3f} nats a token. The continuations are short, and
-  at this rate A itself gains nothing."""
+  A itself {way} {abs(change):.3f} nats a token over the six sources."""
