@@ -195,6 +195,11 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
+def in_differences(error: float) -> str:
+    """An error in units of B - C; above 10 its number says no more."""
+    return f"{error:.2f}" if error < 10 else "over 10"
+
+
 def formatted(value: float | None, digits: str = ".3f") -> str:
     """A number for a table, in a format of Python's; `-` where there is none."""
     if value is None or pd.isna(value):

@@ -23,7 +23,7 @@ from shadow.findings.reference import calibration as shipped
 from shadow.lab.calibration import pretrained_verdicts
 from shadow.lab.design import MAIN
 from shadow.lab.findings import matched
-from shadow.lab.page import COLOURS, formatted, side_by_side, table
+from shadow.lab.page import COLOURS, formatted, in_differences, side_by_side, table
 from shadow.lab.pretrained import PACKAGE, STORED, TEXTS, VERSION
 from shadow.lab.results import final
 from shadow.lab.texts import INVENTED, QUESTIONS, SOURCES
@@ -365,7 +365,7 @@ def _reach(found: Sequence[Prediction]) -> str:
             one.law.figure.name,
             *(formatted(value) for value in (*one.predicted, *one.measured)),
             *(formatted(value, "+.3f") for value in (one.law.difference, one.difference)),
-            formatted(one.in_differences, ".2f"),
+            in_differences(one.in_differences),
             f"{one.wrong} of {one.runs}",
             "yes" if one.in_differences < 0.5 else "no",
         ]

@@ -10,13 +10,19 @@ import pandas as pd
 
 from shadow.lab.design import MAIN, SCALES, WIDTHS
 from shadow.lab.findings import NO_ESTIMATE
-from shadow.lab.page import COLOURS, estimate, formatted, side_by_side, table
+from shadow.lab.page import (
+    COLOURS,
+    estimate,
+    formatted,
+    in_differences,
+    side_by_side,
+    table,
+)
 from shadow.lab.results import PROBES
 from shadow.lab.widths import WARM, DroppedBase, FigureLaw, LeftOut, counted, dropped, laws
 from shadow.text import and_list
 
 DRAWN = ("concentration", "ln equivalent directions", "ln PR over null", "ln token coverage")
-TOO_FAR = 10  # errors in units of B - C, above which the number says no more
 MIN_BASES = 10  # of one width, below which no bound is claimed for it
 
 
@@ -191,8 +197,7 @@ def _worst(left_out: Sequence[LeftOut]) -> str:
     if not left_out:
         return "-"
     worst = max(left_out, key=lambda one: one.in_differences)
-    error = f"{worst.in_differences:.2f}" if worst.in_differences < TOO_FAR else f"over {TOO_FAR}"
-    return f"{error} at {worst.width}"
+    return f"{in_differences(worst.in_differences)} at {worst.width}"
 
 
 def _left_out(every: Sequence[FigureLaw]) -> str:
