@@ -547,6 +547,39 @@ def test_an_adapter_is_called_one(tmp_path):
     assert answers(found)["merged_adapter"].answer == "fits"
 
 
+def grouped(**figures):
+    """Four layers with grouped-query attention: q of 96 x 128, v of 64 x 96."""
+    return [
+        row(layer, module, rows=rows, cols=cols, parameters=rows * cols, **figures)
+        for layer in range(4)
+        for module, rows, cols in (("attn.q", 96, 128), ("attn.v", 64, 96))
+    ]
+
+
+def test_no_sentence_names_a_dimension_that_no_matrix_has(tmp_path):
+    """Sides of 96 and 64, whose median is 80."""
+    exact = {"kept": None, "kept_reason": "nothing_rounded", "floor_ratio": None}
+    adapter = told(tmp_path / "a", grouped(**RANK_8, **exact, rank_ceiling=8))
+    assert "more than 8 of 64 to 96 directions." in sentence(adapter, "low_rank")
+    merged = told(tmp_path / "b", grouped(**RANK_8))
+    assert "8 of 64 to 96 directions hold 90 %" in sentence(merged, "low_rank")
+    full = told(tmp_path / "c", grouped(spikes=2, spike_energy=0.26))
+    assert "(a measure, not a count), of 64 to 96 possible" in sentence(full, "coherent")
+    assert "2 of 64 to 96 directions stand out" in sentence(full, "standing_out")
+    for found in (adapter, merged, full):
+        reasons = [one.reason for one in found.other_explanations]
+        assert not re.search(r"\b80\b", " ".join([found.text, *reasons]))
+
+
+def test_directions_that_stand_out_are_those_inside_layers_where_there_are_others(tmp_path):
+    """A head has a share in the figures of all matrices, and none in the sentence."""
+    deltas = model(spikes=2, spike_energy=0.26)
+    alike = sentence(told(tmp_path / "a", deltas), "standing_out")
+    assert alike.startswith("In the median matrix 2 of 64")
+    headed = sentence(told(tmp_path / "b", [*deltas, row(None, "head")]), "standing_out")
+    assert headed.startswith("In the median matrix inside layers 2 of 64")
+
+
 # bounds of the rank
 
 
