@@ -544,7 +544,7 @@ def test_ratios_stand_beside_those_of_the_parameters_and_the_spectra_come_second
     )
     assert f"update energy; that of the parameters is {number(attention / mlp, 2)}" in page.text
     null = number(summary.figures["null_participation_ratio"])
-    assert f"as of so many equally strong directions; with random signs {null}" in page.text
+    assert f"an effective number of directions; with random signs {null}" in page.text
     sections = [told["id"] for tag, told in page.found if tag == "section" and "id" in told]
     order = [name.rpartition("-")[0] for name in sections]
     assert order.index("heat") < order.index("spectra") < order.index("depth")

@@ -281,7 +281,7 @@ def _concentration(summary: Summary) -> RenderableType:
         " profile, 1 is rank one. ",
     )
     text.append(
-        "PR is"
+        "PR, the effective number of directions, is"
         f" {number(f['participation_ratio'])}{_within(summary, 'participation_ratio', number)},"
         f" that of its sign-flip null {number(f['null_participation_ratio'])};"
         f" {number(f['spikes'])} singular "
@@ -289,8 +289,16 @@ def _concentration(summary: Summary) -> RenderableType:
     text.append("value stands out" if f["spikes"] == 1 else "values stand out")
     if f["spikes"]:
         text.append(f" with {share(f['spike_energy'])} of the energy")
-    text.append(".")
+    text.append(f"{_over_all(summary)}.")
     return text
+
+
+def _over_all(summary: Summary) -> str:
+    """Which matrices a median is over, where those inside layers, as in the finding, are others."""
+    matrices = summary.figures["matrices"]
+    if matrices == summary.inside_layers["matrices"]:
+        return ""
+    return f", medians over all {number(matrices)} matrices"
 
 
 def _unrounded(inside: Mapping[str, float | int | None]) -> str:
@@ -345,8 +353,8 @@ def _where(summary: Summary) -> str:
 def _directions(summary: Summary) -> str:
     """How many directions of the residual stream a layer's change is about."""
     parts = [
-        f"matrices that {verb} the residual stream change as along {rounded(summary.figures[name])}"
-        f"{_within(summary, name, rounded)} equally strong directions of it"
+        f"{rounded(summary.figures[name])}{_within(summary, name, rounded)} in matrices that {verb}"
+        " the residual stream"
         for verb, name in (
             ("read", "reading_participation_ratio"),
             ("write to", "writing_participation_ratio"),
@@ -355,7 +363,7 @@ def _directions(summary: Summary) -> str:
     ]
     if not parts:
         return ""
-    return f"in the median layer, {'; '.join(parts)}"
+    return f"effective number in the median layer: {', '.join(parts)}"
 
 
 def _tokens(f: Mapping[str, float | int | None]) -> str:
