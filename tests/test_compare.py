@@ -626,6 +626,8 @@ def test_output_fits_the_terminal(shadow, audited, width, count):
         "+0.065",
         "not shown",
         "only 4 layers",
+        "median rel. norm",
+        "x 1.18",  # the margin of ratios, in a column or in the title
     ):
         assert word in text
     assert ("By depth" in text) == ("mlp.down" in text) == (count == 2)

@@ -8,6 +8,7 @@ import json
 import math
 import re
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -347,6 +348,27 @@ def test_what_is_frozen_is_named(tmp_path):
     assert "Unchanged: the embeddings and layer 9." in text
     assert "of the norm of the weights that changed" in text
     assert "Unchanged" not in sentence(told(tmp_path / "not", model()), "size")
+
+
+def test_the_last_of_seven_unchanged_modules_is_named(tmp_path):
+    """A name takes no more room than `1 more modules`; of eight, two are counted."""
+    inside = [same(name, 0) for name in ("attn.k", "attn.v", "mlp.gate", "mlp.down")]
+    frozen = [*inside, *(same(name, None) for name in ("embed", "position", "head"))]
+    seven = sentence(told(tmp_path / "7", model(), extra_tensors=(*chain(*frozen),)), "size")
+    assert "more modules" not in seven
+    assert "the head" in seven
+    more = (*chain(*frozen), *same("patch_embed", None))
+    eight = sentence(told(tmp_path / "8", model(), extra_tensors=more), "size")
+    assert "and 2 more modules" in eight
+
+
+def test_identical_models_have_the_tensors_of_one_side(tmp_path):
+    """Two tensors on each side are two."""
+    one = told(tmp_path / "one", [], extra_tensors=(*same(), *same(layer=3)))
+    assert sentence(one, "identical").endswith("is identical (2 tensors of the tuned side).")
+    towers = (*same(), *same(layer=3), *same(component="vision"))
+    two = told(tmp_path / "two", [], extra_tensors=towers)
+    assert "(tensors of the tuned side: 2 of the language model and 1 of the vision" in two.text
 
 
 def test_a_frozen_tower_is_named_as_a_whole(tmp_path):

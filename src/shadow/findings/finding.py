@@ -126,7 +126,7 @@ class Finding:
     """What a report says of its pair."""
 
     sentences: list[Sentence]
-    """Two to four, in the order of CODES."""
+    """Each a short paragraph, in the order of CODES; of most pairs two to five."""
 
     other_explanations: list[Explanation]
     """What else it may be, in the order of EXPLANATIONS."""
@@ -322,15 +322,31 @@ def _gates(summary: Summary, gates: Mapping[str, Gate], filtered: bool) -> list[
         sentences += _part(paired, filtered)
     sentences += _unread(formats)
     if not changed.passed:
-        place, draft = "counts.identical", _Draft(summary)
-        count = draft.write(summary.counts["identical"], place, lambda value: f"{value:,.0f}")
+        draft = _Draft(summary)
         text = (
-            f"The weights are the same: every matrix that was compared is identical ({count}"
-            " tensors)."
+            "The weights are the same: every matrix that was compared is identical"
+            f"{_identical(draft)}."
         )
         sentences = [sentence for sentence in sentences if sentence.code != "unrelated"]
         return [*sentences, draft.sentence("identical", text)]
     return sentences
+
+
+def _identical(draft: _Draft) -> str:
+    """` (30 tensors of the tuned side)`: those of one side, as the other has the same once more; by
+    component where there are several.
+    """
+    rows = [row for row in draft.summary.components if row.identical]
+    counts = [
+        draft.write(row.identical, f"components.{row.component}.identical", whole) for row in rows
+    ]
+    if len(rows) == 1:
+        noun = "tensor" if rows[0].identical == 1 else "tensors"
+        return f" ({counts[0]} {noun} of the tuned side)"
+    of = [
+        f"{count} of {_component(row.component)}" for count, row in zip(counts, rows, strict=True)
+    ]
+    return f" (tensors of the tuned side: {and_list(of)})" if of else ""
 
 
 def _relation(lineage: Gate) -> list[Sentence]:
@@ -687,7 +703,7 @@ def _unchanged(draft: _Draft) -> list[str]:
     parts = [_component(name) for name in whole_ones]
     modules = [row for row in summary.unchanged if row.component not in whole_ones]
     parts += [_named_in(row.component, row.module, several) for row in modules]
-    if len(parts) > 2 * NAMED:
+    if len(parts) > 2 * NAMED + 1:  # one more takes no more room by its name
         parts = [*parts[: 2 * NAMED], f"{len(parts) - 2 * NAMED} more modules"]
     layers: dict[str, list[int]] = {}
     for row in summary.depth:

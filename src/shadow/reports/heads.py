@@ -72,6 +72,11 @@ HEADS = {
     "st. rank": Head(PAIRED, "stable_rank"),
     "top-4": Head(PAIRED, "top4_energy"),
     "top-4 energy": Head(PAIRED, "top4_energy"),
+    "median rel. norm": Head(
+        "median over the matrices that both reports have; a table of pairs has that of the whole"
+        " change, which is another figure",
+        "relative_norm",
+    ),
     "PR / null PR": Head(PAIRED, "participation_ratio_over_null_difference"),
     "PR/null": Head(PAIRED, "participation_ratio_over_null_difference"),
     "spike en.": Head(PAIRED, "spike_energy"),

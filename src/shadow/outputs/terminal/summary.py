@@ -81,7 +81,7 @@ def summary_view(
     parts: list[RenderableType] = [_title(summary), "", sentences(summary.finding), ""]
     if full:
         parts += [_headline(summary), ""]
-    else:
+    elif summary.figures["matrices"]:
         parts += [_three_figures(summary), ""]
     parts += [
         Padding(Text(visible(f"warning: {warning.text}"), "yellow"), (0, 0, 1, 0))
@@ -123,8 +123,6 @@ def _three_figures(summary: Summary) -> RenderableType:
     """How much, how coherent, where: each with its scale."""
     f, inside = summary.figures, summary.inside_layers
     rows = Table.grid(padding=(0, 2))
-    if not f["matrices"]:
-        return rows
     rows.add_row(
         Text("relative norm", "dim"),
         Text(share(f["relative_norm_overall"]), "bold"),
@@ -151,12 +149,12 @@ def _three_figures(summary: Summary) -> RenderableType:
         rows.add_row(
             Text("gates", "dim"),
             Text(f"all {len(summary.gates)}", "bold"),
-            f"passed; {_label_line(summary)}",
+            f"passed; {label_line(summary)}",
         )
     return rows
 
 
-def _label_line(summary: Summary) -> str:
+def label_line(summary: Summary) -> str:
     """The label of a pair that passed every gate, in few words; why it has none."""
     if summary.has_label:
         return f"label: {summary.label}, by the lab's trainings"

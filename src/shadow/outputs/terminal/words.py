@@ -142,7 +142,7 @@ def gates_view() -> RenderableType:
         Padding(rows, (1, 0, 1, 2)),
         Text(
             "A pair that fails one has figures, and its label is `not assessable`, with the"
-            " reason.",
+            " reason. An adapter fails rank by design: its norms and places hold.",
             "dim",
         ),
     )
