@@ -152,6 +152,18 @@ def test_one_singular_value_stands_out(audited, spikes, said):
     assert said in console.file.getvalue()
 
 
+def test_medians_say_which_matrices_they_are_over_where_the_finding_has_others(audited):
+    """28 of the 30 matrices lie inside layers: 2 directions of these stand out, 1.5 of all."""
+    folder = audited[0]
+    summary, _ = read_summary(folder)
+    assert (
+        "1.5 singular values stand out with 26 % of the energy, medians over all 30 matrices."
+        in (shown(summary, folder, full=True))
+    )
+    inside = {**summary.inside_layers, "matrices": 30}
+    assert "medians over all" not in shown(summary, folder, full=True, inside_layers=inside)
+
+
 def shown(summary, folder, **changes):
     """What `shadow show` prints of a summary, on one long line each."""
     console = Console(file=io.StringIO(), width=1000)

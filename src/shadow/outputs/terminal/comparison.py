@@ -202,7 +202,7 @@ def _spread(difference: Difference) -> str:
     return f"{low} to {high}"
 
 
-def modules_apart(contrast: Contrast, width: int) -> RenderableType:
+def modules_apart(contrast: Contrast, width: int) -> Table:
     """A row for each module: the concentration of both, and as many differences as fit."""
     rows = contrast.modules
     columns = [
