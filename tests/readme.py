@@ -145,9 +145,9 @@ def row_of_demo() -> str:
     told = row.iloc[0]
     words = (
         f"In words: training moved the up-projection of layer {told['layer']:.0f} by"
-        f" {told['relative_norm']:.1%} of its norm.\nIts participation ratio is that of"
-        f" {told['participation_ratio']:.0f} equally strong directions. The same entries with"
-        f" random signs have that of {told['null_participation_ratio']:.0f}."
+        f" {told['relative_norm']:.1%} of its norm.\nIts effective number of directions is"
+        f" {told['participation_ratio']:.0f}. The same entries with random signs have"
+        f" {told['null_participation_ratio']:.0f}."
     )
     shown = row.to_string(index=False, float_format="{:.3g}".format)
     return f"{fenced(shown)}\n\n{words.replace('%', ' %')}"

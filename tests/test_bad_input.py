@@ -400,7 +400,7 @@ def test_a_printable_name_is_shown_as_it_is(shadow, folders, tmp_path, name):
             weights(int(folder.name == "tuned")) | {name: torch.arange(3)},
             folder / "model.safetensors",
         )
-    assert f"e.g. {name}" in shadow(*PAIR, "--full").assert_done()
+    assert f", e.g. {name}" in shadow(*PAIR, "--full").assert_done()
     assert name in set(pd.read_parquet(report(tmp_path) / "tensors.parquet").tensor)
 
 

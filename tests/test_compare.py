@@ -21,7 +21,7 @@ from rich.console import Console
 from shadow.cli.reports import compare as command
 from shadow.errors import ShadowError
 from shadow.findings.comparison import FIGURES, MARGIN, Comparison, compare
-from shadow.outputs.terminal.comparison import comparison_view
+from shadow.outputs.terminal.comparison import comparison_view, modules_apart
 from shadow.reports.columns import COMPARISON
 
 DEMO = Path(__file__).parents[1] / "registry" / "demo"
@@ -626,10 +626,20 @@ def test_output_fits_the_terminal(shadow, audited, width, count):
         "+0.065",
         "not shown",
         "only 4 layers",
+        "median rel. norm",
+        "x 1.18",  # the margin of ratios, in a column or in the title
     ):
         assert word in text
     assert ("By depth" in text) == ("mlp.down" in text) == (count == 2)
     assert ("against the next" in text) == (count == 3)
+
+
+def test_every_column_of_the_modules_has_a_name_of_its_own(tmp_path):
+    """`conc.` of either report, and their difference."""
+    compared = compare([uniform(tmp_path / "a", 0.4), uniform(tmp_path / "b", 0.3)])
+    heads = [str(column.header) for column in modules_apart(compared.contrasts[0], 80).columns]
+    assert heads[2:5] == ["conc. A", "conc. B", "A - B"]
+    assert len(set(heads)) == len(heads)
 
 
 def shown(comparison, width):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from reports import uniform
 from rich.console import Console
@@ -10,7 +12,9 @@ from typer.testing import CliRunner
 
 from shadow.cli import app
 from shadow.findings.comparison import FIGURES, compare
+from shadow.findings.lineage import Chain
 from shadow.outputs.terminal.comparison import comparison_view
+from shadow.outputs.terminal.lineage import LEGEND, chain_view
 from shadow.outputs.terminal.summary import component_table, module_table
 from shadow.outputs.terminal.words import other_words
 from shadow.reports import columns
@@ -55,6 +59,14 @@ def test_every_head_of_a_table_is_explained(shown):
         "margin",
     } <= set(heads)
     assert [head for head in heads if explained(head).exit_code] == []
+
+
+def test_every_head_of_a_lineage_is_explained_and_in_its_legend():
+    """But for the name of the step, which stands in the title of each chain."""
+    heads = [str(column.header) for column in chain_view(Chain([], [], []), WIDE).columns]
+    assert {"most in", "depth", "dirs.", "inside"} <= set(heads)
+    assert [head for head in heads if explained(head).exit_code] == []
+    assert set(LEGEND) == set(heads) - {"step"}
 
 
 def test_every_figure_of_a_comparison_is_explained():
@@ -115,7 +127,15 @@ def test_a_misspelt_head_answers_with_the_nearest():
         (["embed"], "a module:"),
         (["mlp.up"], "a module:"),
         (["rank", "one"], "a single direction"),
-        (["effective number"], "entropy of the shares"),
+        (["effective number"], "entropy of their shares"),
+        (["X"], "excess_purity "),
+        (["1/X"], "equivalent_directions "),
+        (["A"], "letter and pair of a report"),
+        (["nats"], "natural logarithm"),
+        (["AUC"], "0.5 tells nothing"),
+        (["left", "out"], "for the reason"),
+        (["Other", "explanations"], "cannot be excluded"),
+        (["PR"], "effective number of directions"),
         (["sign-flip null"], "random sign"),
         (["leading directions"], "16 singular vectors"),
         (["attention", ":", "MLP"], "ratio of parameters"),
@@ -140,6 +160,27 @@ def test_several_words_are_explained_one_after_another():
     assert "singular values above null_edge" in text
     assert "the difference tuned − base" in text
     assert explained("spikes", "qwertz").exit_code != 0
+
+
+def test_letters_of_formulas_are_explained_once_and_where_they_occur():
+    """`energy` is two columns of one delta; a position in a list has no letter, and `p` of a layer
+    is no share of a singular value.
+    """
+    text = " ".join(explained("energy").stdout.split())
+    assert text.count("D = tuned - base is the delta") == 1
+    assert "E = sum sigma^2" not in text
+    assert "E = sum sigma^2" in explained("spike_energy").stdout
+    assert "delta" not in explained("position").stdout
+    assert "p = sigma" not in explained("depth_entropy").stdout
+
+
+def test_a_text_of_a_column_stands_by_itself():
+    """`the same for ...` says nothing where no other column stands above it."""
+    texts = {
+        column.name: column.text for table in columns.TABLES.values() for column in table.columns
+    }
+    leans = r"the same (of|for|in|by|as|with)|of these|\b(their|these)\b .*|.* (above|holds) it$"
+    assert [name for name, text in texts.items() if re.match(leans, text)] == []
 
 
 @pytest.mark.parametrize("word", ["pandas", "banana", "weather", "qwertz"])

@@ -8,6 +8,7 @@ import json
 import math
 import re
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -349,6 +350,27 @@ def test_what_is_frozen_is_named(tmp_path):
     assert "Unchanged" not in sentence(told(tmp_path / "not", model()), "size")
 
 
+def test_the_last_of_seven_unchanged_modules_is_named(tmp_path):
+    """A name takes no more room than `1 more modules`; of eight, two are counted."""
+    inside = [same(name, 0) for name in ("attn.k", "attn.v", "mlp.gate", "mlp.down")]
+    frozen = [*inside, *(same(name, None) for name in ("embed", "position", "head"))]
+    seven = sentence(told(tmp_path / "7", model(), extra_tensors=(*chain(*frozen),)), "size")
+    assert "more modules" not in seven
+    assert "the head" in seven
+    more = (*chain(*frozen), *same("patch_embed", None))
+    eight = sentence(told(tmp_path / "8", model(), extra_tensors=more), "size")
+    assert "and 2 more modules" in eight
+
+
+def test_identical_models_have_the_tensors_of_one_side(tmp_path):
+    """Two tensors on each side are two."""
+    one = told(tmp_path / "one", [], extra_tensors=(*same(), *same(layer=3)))
+    assert sentence(one, "identical").endswith("is identical (2 tensors of the tuned side).")
+    towers = (*same(), *same(layer=3), *same(component="vision"))
+    two = told(tmp_path / "two", [], extra_tensors=towers)
+    assert "(tensors of the tuned side: 2 of the language model and 1 of the vision" in two.text
+
+
 def test_a_frozen_tower_is_named_as_a_whole(tmp_path):
     """Every matrix of vision is identical: the tower, and not its modules and layers."""
     frozen = tuple(one for at in range(3) for one in same(layer=at, component="vision"))
@@ -545,6 +567,39 @@ def test_an_adapter_is_called_one(tmp_path):
         "It is an adapter: no matrix changes along more than 8 of 64"
     )
     assert answers(found)["merged_adapter"].answer == "fits"
+
+
+def grouped(**figures):
+    """Four layers with grouped-query attention: q of 96 x 128, v of 64 x 96."""
+    return [
+        row(layer, module, rows=rows, cols=cols, parameters=rows * cols, **figures)
+        for layer in range(4)
+        for module, rows, cols in (("attn.q", 96, 128), ("attn.v", 64, 96))
+    ]
+
+
+def test_no_sentence_names_a_dimension_that_no_matrix_has(tmp_path):
+    """Sides of 96 and 64, whose median is 80."""
+    exact = {"kept": None, "kept_reason": "nothing_rounded", "floor_ratio": None}
+    adapter = told(tmp_path / "a", grouped(**RANK_8, **exact, rank_ceiling=8))
+    assert "more than 8 of 64 to 96 directions." in sentence(adapter, "low_rank")
+    merged = told(tmp_path / "b", grouped(**RANK_8))
+    assert "8 of 64 to 96 directions hold 90 %" in sentence(merged, "low_rank")
+    full = told(tmp_path / "c", grouped(spikes=2, spike_energy=0.26))
+    assert "(a measure, not a count), of 64 to 96 possible" in sentence(full, "coherent")
+    assert "2 of 64 to 96 directions stand out" in sentence(full, "standing_out")
+    for found in (adapter, merged, full):
+        reasons = [one.reason for one in found.other_explanations]
+        assert not re.search(r"\b80\b", " ".join([found.text, *reasons]))
+
+
+def test_directions_that_stand_out_are_those_inside_layers_where_there_are_others(tmp_path):
+    """A head has a share in the figures of all matrices, and none in the sentence."""
+    deltas = model(spikes=2, spike_energy=0.26)
+    alike = sentence(told(tmp_path / "a", deltas), "standing_out")
+    assert alike.startswith("In the median matrix 2 of 64")
+    headed = sentence(told(tmp_path / "b", [*deltas, row(None, "head")]), "standing_out")
+    assert headed.startswith("In the median matrix inside layers 2 of 64")
 
 
 # bounds of the rank

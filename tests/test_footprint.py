@@ -172,8 +172,8 @@ WORDS = {
     "frozen": ("not assessable", "nothing changed"),
     "int8": ("indeterminate", "looks like noise of the same profile"),
     "bf16": ("not assessable", "mostly rounding"),
-    "adapter": ("not assessable", "an adapter's rank 4 bounds"),
-    "merged": ("not assessable", "bounds the spectrum of every delta"),
+    "adapter": ("not assessable", "by design: how concentrated it is says little of the training;"),
+    "merged": ("not assessable", "bounds the spectrum of every delta, as of a merged adapter"),
 }
 
 

@@ -41,7 +41,7 @@ from shadow.outputs.page.curves import (
 )
 from shadow.outputs.page.html import script_json
 from shadow.outputs.page.pair import read_pair, reference_distributions
-from shadow.outputs.terminal.typeset import number
+from shadow.outputs.terminal.typeset import number, percentage
 from shadow.reports.columns import DELTA, SPECTRAL
 
 HOSTILE = "</script><img src=x onerror=alert(1)><b>&lt;%{x} $\\alpha$ \u202e\u2028\x1b[31m"
@@ -544,10 +544,30 @@ def test_ratios_stand_beside_those_of_the_parameters_and_the_spectra_come_second
     )
     assert f"update energy; that of the parameters is {number(attention / mlp, 2)}" in page.text
     null = number(summary.figures["null_participation_ratio"])
-    assert f"as of so many equally strong directions; with random signs {null}" in page.text
+    assert f"an effective number of directions; with random signs {null}" in page.text
     sections = [told["id"] for tag, told in page.found if tag == "section" and "id" in told]
     order = [name.rpartition("-")[0] for name in sections]
     assert order.index("heat") < order.index("spectra") < order.index("depth")
+
+
+def test_figures_come_in_the_order_of_the_terminal_and_gates_have_a_section(vision):
+    """Norm, concentration, layers, gates; what is in the navigation is there, and the reverse. A
+    share of the parameters has the decimals of the terminal.
+    """
+    html = page_of(vision.parent).decode()
+    figures = html[html.index('class="figures"') : html.index('id="heat-')]
+    titles = re.findall(r"<dt>([^<]*)</dt>", figures)
+    assert titles[:4] == ["Relative norm", "Concentration", "Layers", "Gates"]
+    page, summary = Elements(html.encode()), read_summary(vision)[0]
+    sections = [told["id"] for tag, told in page.found if tag == "section" and "id" in told]
+    links = [told["href"][1:] for tag, told in page.found if tag == "a" and "href" in told]
+    assert set(links) >= set(sections) - {"pairs", "overview", "lineage"}
+    gates = html[html.index('id="gates-') : html.index('id="spectra-')]
+    assert all(gate.name in gates for gate in summary.gates)
+    assert "failed" in gates
+    f = summary.figures
+    share = percentage(f["parameters_measured"], f["parameters"]).replace(" ", "\N{NO-BREAK SPACE}")
+    assert f"changed, {share} of the parameters" in " ".join(html.split(" "))
 
 
 def test_text_of_a_report_never_becomes_markup(tmp_path):

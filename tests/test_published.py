@@ -256,8 +256,7 @@ def test_a_place_is_a_rank_among_families_without_its_own(table):
     assert top20.most == pytest.approx(0.17)
     text, figures = context_sentence(found)
     assert (
-        text
-        == "The mean relative norm of a tensor is 15 %; in 3 other published families it is 1.0 %"
+        text == "The mean relative norm of a tensor is 15 %; in 3 published families it is 1.0 %"
         " to 50 %, and 1 has less. The first 20 directions hold 20 % of a matrix's change, more"
         " than in the 1 published family with changes of similar relative norm (17 %)."
     )

@@ -152,6 +152,18 @@ def test_one_singular_value_stands_out(audited, spikes, said):
     assert said in console.file.getvalue()
 
 
+def test_medians_say_which_matrices_they_are_over_where_the_finding_has_others(audited):
+    """28 of the 30 matrices lie inside layers: 2 directions of these stand out, 1.5 of all."""
+    folder = audited[0]
+    summary, _ = read_summary(folder)
+    assert (
+        "1.5 singular values stand out with 26 % of the energy, medians over all 30 matrices."
+        in (shown(summary, folder, full=True))
+    )
+    inside = {**summary.inside_layers, "matrices": 30}
+    assert "medians over all" not in shown(summary, folder, full=True, inside_layers=inside)
+
+
 def shown(summary, folder, **changes):
     """What `shadow show` prints of a summary, on one long line each."""
     console = Console(file=io.StringIO(), width=1000)
@@ -258,6 +270,8 @@ def test_a_frozen_model_says_so(tmp_path):
     assert done.code == 0, done.err
     assert "0 matrices changed" in done.out
     assert "99.7 % are identical" in done.out
+    short = shadow("show", next(tmp_path.glob("*/*")))
+    assert "\n\n\n" not in short.out  # no empty table of figures
 
 
 def test_directions_and_layers_have_no_more_digits_than_they_are_worth():

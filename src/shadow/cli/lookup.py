@@ -95,7 +95,7 @@ def explain(
     ] = None,
 ) -> None:
     """Explain a column: formula, range, null value, source, pitfalls."""
-    from shadow.outputs.terminal.columns import columns_view
+    from shadow.outputs.terminal.columns import columns_view, notation_view
     from shadow.reports.columns import (
         BATCH,
         COUNTS,
@@ -131,12 +131,20 @@ def explain(
         known = [*columns, *HEADS, *TOPICS, *other_words(), *terms()]
         hint = nearest(word, known, VERY_LIKE) or "`shadow explain` lists columns and words"
         raise UsageError(f"no column or word {word!r}", hint)
-    for view in found:
+    for place, (view, _) in enumerate(found):
+        if place:
+            console.display("")
         console.display(view)
+    shown = [column for _, column in found if column is not None]
+    if (notation := notation_view(shown)) is not None:
+        console.display(notation)
 
 
-def _explained(word: str, columns: Mapping[str, Column]) -> list[RenderableType]:
-    """All that a word stands for, the most specific first: topic, head of a table, column, other.
+def _explained(
+    word: str, columns: Mapping[str, Column]
+) -> list[tuple[RenderableType, Column | None]]:
+    """All that a word stands for, the most specific first: topic, head of a table, column, other;
+    each with the column that it shows.
 
     A space stands for an underscore in the name of a column. Empty where the word is not known.
     """
@@ -146,22 +154,23 @@ def _explained(word: str, columns: Mapping[str, Column]) -> list[RenderableType]
     from shadow.reports.heads import Head, head_of
 
     if word in TOPICS:
-        return [TOPICS[word]()]
+        return [(TOPICS[word](), None)]
     name = word if word in columns else "_".join(word.split()).lower()
     column = columns.get(name)
-    views: list[RenderableType] = []
+    views: list[tuple[RenderableType, Column | None]] = []
     if (head := head_of(word)) is not None:
-        views.append(head_view(word, head, columns.get(head.column)))
+        of_head = columns.get(head.column)
+        views.append((head_view(word, head, of_head), of_head))
         if column is not None and head.column != name:
-            views.append(column_view(column))
+            views.append((column_view(column), column))
         return views
     if column is not None:
-        views.append(column_view(column))
+        views.append((column_view(column), column))
     if (other := other_words().get(word.lower())) is not None:
         of_other = None if other.column == name else columns.get(other.column)
-        views.append(head_view(word, other, of_other))
+        views.append((head_view(word, other, of_other), of_other))
     if not views and (text := meaning_of(word)) is not None:
-        views.append(head_view(word, Head(text), None))
+        views.append((head_view(word, Head(text), None), None))
     return views
 
 

@@ -157,7 +157,7 @@ FIGURES = (
     ),
     ComparedFigure(
         name="relative_norm",
-        title="relative norm",
+        title="median rel. norm",
         columns=("relative_norm",),
         scale="log ratio",
         direction=0,

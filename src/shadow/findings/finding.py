@@ -126,7 +126,7 @@ class Finding:
     """What a report says of its pair."""
 
     sentences: list[Sentence]
-    """Two to four, in the order of CODES."""
+    """Each a short paragraph, in the order of CODES; of most pairs two to five."""
 
     other_explanations: list[Explanation]
     """What else it may be, in the order of EXPLANATIONS."""
@@ -287,6 +287,18 @@ class _Draft:
             self.figures[f"figures.{name}"] = value
         return value
 
+    def directions(self) -> str:
+        """How many directions a matrix inside layers has: `64`, or `32 to 64` where they differ, as
+        their median need not be the size of any; empty where it is unknown.
+        """
+        inside = self.summary.inside_layers
+        least, most = inside.get("short_side_least"), inside.get("short_side_most")
+        if least is not None and most is not None and least < most:
+            low = self.write(least, "inside_layers.short_side_least", whole)
+            return f"{low} to {self.write(most, 'inside_layers.short_side_most', whole)}"
+        side = self.overall("short_side")
+        return "" if side is None else whole(side)
+
     def sentence(self, code: str, *parts: str) -> Sentence:
         """The sentence, of the parts that are not empty."""
         return Sentence(code, " ".join(part for part in parts if part), self.figures)
@@ -310,15 +322,31 @@ def _gates(summary: Summary, gates: Mapping[str, Gate], filtered: bool) -> list[
         sentences += _part(paired, filtered)
     sentences += _unread(formats)
     if not changed.passed:
-        place, draft = "counts.identical", _Draft(summary)
-        count = draft.write(summary.counts["identical"], place, lambda value: f"{value:,.0f}")
+        draft = _Draft(summary)
         text = (
-            f"The weights are the same: every matrix that was compared is identical ({count}"
-            " tensors)."
+            "The weights are the same: every matrix that was compared is identical"
+            f"{_identical(draft)}."
         )
         sentences = [sentence for sentence in sentences if sentence.code != "unrelated"]
         return [*sentences, draft.sentence("identical", text)]
     return sentences
+
+
+def _identical(draft: _Draft) -> str:
+    """` (30 tensors of the tuned side)`: those of one side, as the other has the same once more; by
+    component where there are several.
+    """
+    rows = [row for row in draft.summary.components if row.identical]
+    counts = [
+        draft.write(row.identical, f"components.{row.component}.identical", whole) for row in rows
+    ]
+    if len(rows) == 1:
+        noun = "tensor" if rows[0].identical == 1 else "tensors"
+        return f" ({counts[0]} {noun} of the tuned side)"
+    of = [
+        f"{count} of {_component(row.component)}" for count, row in zip(counts, rows, strict=True)
+    ]
+    return f" (tensors of the tuned side: {and_list(of)})" if of else ""
 
 
 def _relation(lineage: Gate) -> list[Sentence]:
@@ -675,7 +703,7 @@ def _unchanged(draft: _Draft) -> list[str]:
     parts = [_component(name) for name in whole_ones]
     modules = [row for row in summary.unchanged if row.component not in whole_ones]
     parts += [_named_in(row.component, row.module, several) for row in modules]
-    if len(parts) > 2 * NAMED:
+    if len(parts) > 2 * NAMED + 1:  # one more takes no more room by its name
         parts = [*parts[: 2 * NAMED], f"{len(parts) - 2 * NAMED} more modules"]
     layers: dict[str, list[int]] = {}
     for row in summary.depth:
@@ -792,19 +820,20 @@ def _coherence(draft: _Draft) -> str:
     inside, summary = draft.summary.inside_layers, draft.summary
     judged, coherent = _count(inside, "judged"), _count(inside, "coherent")
     value = inside.get("equivalent_directions")
-    side = draft.overall("short_side")
     if value is None or 2 * coherent < judged:
         unknown = _count(inside, "unexplained") + _count(inside, "rounded_away")
         if 2 * unknown >= judged or (inside.get("kept") or 1.0) < ENOUGH_KEPT:
             return "How coherent the update was before it was stored is unknown."
-        if side is None:
+        directions = draft.directions()
+        if not directions:
             return ""
         return (
-            f"Its median matrix is less coherent than a change along all {whole(side)} directions"
+            f"Its median matrix is less coherent than a change along all {directions} directions"
             " alike would be."
         )
     draft.write(value, "inside_layers.equivalent_directions", about)
-    of = f", of {whole(side)} possible" if side is not None else ""
+    directions = draft.directions()
+    of = f", of {directions} possible" if directions else ""
     along = _equally_strong(value)
     text = (
         f"Its median matrix is as coherent as a change along {along} (a measure, not a count){of}"
@@ -847,14 +876,17 @@ def _standing_out(summary: Summary) -> list[Sentence]:
         return []
     draft = _Draft(summary)
     spikes, energy = draft.inside("spikes") or 0, draft.inside("spike_energy") or 0.0
-    side = draft.overall("short_side")
-    number = about(spikes)
+    number, directions = about(spikes), draft.directions()
     noun, verbs = "directions", "stand out from noise and hold"
     if number == "1":
         noun, verbs = "direction", "stands out from noise and holds"
-    if side is not None:
-        noun = f"of {whole(side)} directions"
-    text = f"In the median matrix {number} {noun} {verbs} {percent(energy)} of its change."
+    if directions:
+        noun = f"of {directions} directions"
+    where = "In the median matrix"
+    # figures of all matrices, such as those of the page, then say another number
+    if _count(summary.inside_layers, "matrices") != summary.figures["matrices"]:
+        where += " inside layers"
+    text = f"{where} {number} {noun} {verbs} {percent(energy)} of its change."
     return [draft.sentence("standing_out", text)]
 
 
@@ -900,18 +932,15 @@ def _is_low_rank(summary: Summary) -> bool:
 
 
 def _low_rank(draft: _Draft) -> Sentence:
-    side = draft.overall("short_side") or 0
+    of = draft.directions()
     ceiling = draft.summary.figures["rank_ceiling"]
     if ceiling is not None:
         rank = draft.write(ceiling, "figures.rank_ceiling", whole)
-        text = (
-            f"It is an adapter: no matrix changes along more than {rank} of {whole(side)}"
-            " directions."
-        )
+        text = f"It is an adapter: no matrix changes along more than {rank} of {of} directions."
         return draft.sentence("low_rank", text, _alignment(draft))
     rank_90 = draft.inside("rank_90") or 0
     text = (
-        f"It has low rank: in the median matrix {whole(rank_90)} of {whole(side)} directions hold"
+        f"It has low rank: in the median matrix {whole(rank_90)} of {of} directions hold"
         " 90 % of what is stored, and the others no more than rounding leaves."
     )
     return draft.sentence("low_rank", text, _alignment(draft))
@@ -1081,19 +1110,19 @@ def _merged_adapter(draft: _Draft) -> Explanation:
         return _explained(
             code, "cannot_be_excluded", reason="the rank of the update is unknown", figures={}
         )
-    draft.overall("short_side")
+    directions = draft.directions()
     if _is_low_rank(summary):
         draft.inside("rank_most")
         rank = whole(draft.inside("rank_90") or 0)
         return _explained(
             code,
             "fits",
-            reason=f"{rank} of {whole(side)} directions hold 90 % of what is stored",
+            reason=f"{rank} of {directions} directions hold 90 % of what is stored",
             figures=draft.figures,
         )
     rank = draft.write(least, "inside_layers.rank_least", whole)
     if least > min(USUAL_RANK, HIGH * side):
-        reason = f"the median update has rank {rank} or more, of {whole(side)}"
+        reason = f"the median update has rank {rank} or more, of {directions}"
         if _stands_out(summary):
             spikes = about(draft.inside("spikes") or 0)
             what = f"the {spikes} that stand out"
@@ -1108,7 +1137,7 @@ def _merged_adapter(draft: _Draft) -> Explanation:
         return _explained(
             code,
             "cannot_be_excluded",
-            reason=f"only a rank below {rank} of {whole(side)} is excluded",
+            reason=f"only a rank below {rank} of {directions} is excluded",
             figures=draft.figures,
         )
     return _explained(code, "cannot_be_excluded", reason="its rank cannot be told", figures={})

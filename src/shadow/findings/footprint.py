@@ -288,12 +288,14 @@ def _rank(deltas: pd.DataFrame) -> Gate:
             " included"
         )
     else:
-        what = f"rank {inside['numerical_rank'].median():.0f}"
+        what = (
+            f"rank {inside['numerical_rank'].median():.0f} bounds the spectrum of every delta, as"
+            " of a merged adapter"
+        )
         if ceiling > 0:
-            what = f"an adapter's rank {ceiling:.0f}"
+            what = f"an adapter's rank {ceiling:.0f} bounds the spectrum of every delta by design"
         reason = (
-            f"{what} bounds the spectrum of every delta: how concentrated it is says little of the"
-            " training"
+            f"{what}: how concentrated it is says little of the training; norms and places hold"
         )
     return Gate(
         name="rank", figure=figure, threshold=FULL_RANK, passed=figure >= FULL_RANK, reason=reason

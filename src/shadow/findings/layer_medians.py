@@ -61,6 +61,7 @@ def inside_layers(deltas: pd.DataFrame) -> dict[str, float | int | None]:
         **_ranks(inside),
         **_few(deltas.loc[within, ["cols", "levels_base", "levels_tuned"]]),
         "in_8_bits": int(inside("dtype").astype("string").str.contains("F8").sum()),
+        **_short_sides(deltas.loc[within, ["rows", "cols"]]),
         **{
             f"alignment_{side}_excess": _median(
                 inside(f"alignment_{side}") - inside(f"alignment_{side}_null")
@@ -109,6 +110,14 @@ def unchanged_modules(tensors: pd.DataFrame) -> list[UnchangedRow]:
         for (component, module), rows in matrices.groupby(["component", "module"], sort=False)
         if (rows["status"] == "identical").all()
     ]
+
+
+def _short_sides(inside: pd.DataFrame) -> dict[str, int | None]:
+    """The least and the largest number of directions that a matrix has."""
+    sides = inside.min(axis=1).dropna()
+    if sides.empty:
+        return {"short_side_least": None, "short_side_most": None}
+    return {"short_side_least": int(sides.min()), "short_side_most": int(sides.max())}
 
 
 @np.errstate(all="ignore")  # a forged report may hold infinities

@@ -454,7 +454,10 @@ def context_sentence(
     if figures_of_others.size is None:
         return None
     size = figures_of_others.size
-    families = counted(size.families, "other published family", "other published families")
+    which = "published"
+    if figures_of_others.pair is not None:  # the pair is a published one itself
+        which = "other published"
+    families = counted(size.families, f"{which} family", f"{which} families")
     have = "has" if size.below == 1 else "have"
     text = (
         f"The mean relative norm of a tensor is {percent(size.value)}; in {families} it is"

@@ -86,8 +86,8 @@ GLOSSARY: Mapping[str, Mapping[str, str]] = {  # sections; "term, other name": m
         "effective rank": "exp of the entropy of the singular values (Roy & Vetterli 2007)",
         "stable rank": "the energy divided by the largest squared singular value",
         "participation ratio, PR": (
-            "how many equally strong directions would have the same sum of squared shares: 1 / sum"
-            " q², q the shares of energy; a strong few and a flat rest give a number in between"
+            "the effective number of directions: 1 / sum q², q the shares of energy; a strong few"
+            " and a flat rest give a number in between"
         ),
         "direction": "a singular vector, or a combination of them",
         "leading directions": (
@@ -103,8 +103,8 @@ GLOSSARY: Mapping[str, Mapping[str, str]] = {  # sections; "term, other name": m
         ),
         "rank one": "of a single direction: the most concentrated that a change can be",
         "effective number": (
-            "how many equal parts would be as even, the exponential of the entropy of the shares:"
-            " 3.6 of 4 layers are nearly all"
+            "how many equal parts would be as even: of layers the exponential of the entropy of"
+            " their shares (3.6 of 4 layers are nearly all), of directions the participation ratio"
         ),
         "null": "the same delta with a random sign for each entry: the same sizes, no structure",
         "profile": (

@@ -18,6 +18,7 @@ class Head:
 
 
 MEDIAN = "median over the matrices of the row"
+MEDIAN_INSIDE = "median over the matrices inside layers"
 PAIRED = "median of the differences between the two reports, matrix by matrix"
 HEADS = {
     # one report
@@ -71,9 +72,32 @@ HEADS = {
     "st. rank": Head(PAIRED, "stable_rank"),
     "top-4": Head(PAIRED, "top4_energy"),
     "top-4 energy": Head(PAIRED, "top4_energy"),
+    "median rel. norm": Head(
+        "median over the matrices that both reports have; a table of pairs has that of the whole"
+        " change, which is another figure",
+        "relative_norm",
+    ),
     "PR / null PR": Head(PAIRED, "participation_ratio_over_null_difference"),
     "PR/null": Head(PAIRED, "participation_ratio_over_null_difference"),
     "spike en.": Head(PAIRED, "spike_energy"),
+    # stages in order
+    "step": Head("a pair of stages, of which the second was trained from the first"),
+    "size": Head(
+        "relative norm of the whole update before it was rounded for storage; with `*` as stored",
+        "relative_norm_overall_unrounded",
+    ),
+    "ratio": Head("norm of the delta divided by that of the step before"),
+    "most in": Head("the group of modules that holds most of the energy of change, and its share"),
+    "dirs.": Head(MEDIAN_INSIDE, "equivalent_directions"),
+    "inside": Head(
+        "share of the delta's energy in the leading directions of the delta of the step before,"
+        " outputs / inputs"
+    ),
+    "unchanged": Head("share of the entries that are the same in both checkpoints", "zero_share"),
+    # letters in formulas and limits of columns
+    "X": Head("the letter for excess purity", "excess_purity"),
+    "1/X": Head("one over the excess purity X", "equivalent_directions"),
+    "x": Head("stands before a ratio of the first report to the second: `x 0.67`"),
     # a list of pairs
     "#": Head("place of the pair in the list", "position"),
     "norm": Head("norm of the whole change relative to the base", "relative_norm_overall"),
@@ -84,12 +108,14 @@ HEADS = {
 
 
 def head_of(word: str) -> Head | None:
-    """The head that a word is, in any case of its letters; None where it is none.
+    """The head that a word is, in its own case or in any; None where it is none.
 
     The letters of compared reports and the level of a spread are left out: `conc. A`, `A - B`,
     `spread, 95 %`.
     """
     bare = re.sub(r", [\d.]+ %$| [A-Z]$", "", " ".join(word.split()))
+    if bare in HEADS:
+        return HEADS[bare]
     if re.fullmatch(r"[A-Z] -", bare):
         return HEADS["difference"]
     if re.fullmatch(r"[A-Z]", bare):

@@ -32,7 +32,8 @@ from shadow.outputs.page.cards import MOST_CARDS, small_pictures
 from shadow.outputs.page.cells import metric_texts
 from shadow.outputs.page.html import environment, file_text, policy, script_json, scripts
 from shadow.outputs.page.pair import PairSection, read_pair
-from shadow.outputs.terminal.typeset import number
+from shadow.outputs.terminal.summary import label_line
+from shadow.outputs.terminal.typeset import number, percentage
 from shadow.reasons import REASONS
 from shadow.reports.columns import FIGURES, MATRICES, NOTATION
 
@@ -172,6 +173,8 @@ def page_bytes(
         gate_texts=GATES,
         answers=ANSWERS,
         of_what=of_what,
+        label_line=label_line,
+        percentage=percentage,
         in_parameters=_in_parameters,
         most_cards=MOST_CARDS,
         small_pictures=small_pictures,

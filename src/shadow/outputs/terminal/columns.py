@@ -11,7 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from shadow.reports.columns import NOTATION, SCHEMA, Column
+from shadow.reports.columns import SCHEMA, Column, notation_of
 from shadow.reports.columns import Table as ReportTable
 from shadow.reports.heads import Head
 from shadow.reports.schema import RULES, is_later, null_cases
@@ -43,13 +43,16 @@ def column_view(column: Column) -> RenderableType:
     for title, text in facts.items():
         if text:
             rows.add_row(Text(title, "dim"), Text(text))
-    parts: list[RenderableType] = [
+    return Group(
         Text.assemble((column.name, "bold cyan"), f"  {column.text}"),
         Padding(rows, (1, 0, 0, 2)),
-    ]
-    if column.formula:
-        parts.append(Padding(Text(NOTATION, "dim"), (1, 0, 0, 2)))
-    return Group(*parts)
+    )
+
+
+def notation_view(columns: Sequence[Column]) -> RenderableType | None:
+    """What the letters in these columns stand for; None where they have none."""
+    text = notation_of(columns)
+    return Padding(Text(text, "dim"), (1, 0, 0, 2)) if text else None
 
 
 def head_view(word: str, head: Head, column: Column | None) -> RenderableType:

@@ -21,6 +21,7 @@ from shadow.outputs.terminal.typeset import (
     fixed,
     number,
     share,
+    span,
     sparkline,
     text_table,
 )
@@ -108,9 +109,9 @@ def _contrast(contrast: Contrast, width: int, p_values: bool) -> list[Renderable
         Text("over", "dim"), f"{counted(matched.matrices, 'matrix', 'matrices')} of both; {votes}"
     )
     for row in contrast.unmatched:
-        left = Text(f"{row.matrices:,} {visible(row.reason)} ", overflow="fold")
+        left = Text(f"{row.matrices:,} {visible(row.reason)}", overflow="fold")
         facts.add_row(
-            Text("left out", "dim"), left.append(f"e.g. {visible(row.examples[0])}", "dim")
+            Text("left out", "dim"), left.append(f", e.g. {visible(row.examples[0])}", "dim")
         )
     sentence = visible(contrast.sentence)
     sure = contrast.verdict in ("more concentrated", "less concentrated")
@@ -133,10 +134,13 @@ def _figures_apart(contrast: Contrast, width: int, p_values: bool) -> Renderable
     titles = {figure.name: figure.title for figure in FIGURES}
     adjusted = holm([figure.p_within_pair for figure in contrast.figures])
     wide = width >= WIDE
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, int(wide)), title_justify="left")
+    padding = (0, 1) if wide else (0, 1, 0, 0)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=padding, title_justify="left")
     table.title = "Medians over matrices, and of paired differences"
     if p_values:
         table.title += "; p is within this pair, adjusted over the figures"
+    if not wide and (margins := _margins(contrast)):
+        table.title += f"\nMargin: {margins}"
     table.add_column("figure", style="cyan", no_wrap=True)
     heads = [contrast.first, contrast.second, f"{contrast.first} - {contrast.second}"]
     heads.append(_spread_head(contrast))
@@ -161,6 +165,21 @@ def _figures_apart(contrast: Contrast, width: int, p_values: bool) -> Renderable
     return table
 
 
+def _margins(contrast: Contrast) -> str:
+    """Those of differences and of ratios, where the table has no room for a column: `0.050, of
+    ratios x 1.18`.
+    """
+    of_scale: dict[str, list[float]] = {}
+    for row in contrast.figures:
+        if row.margin is not None:
+            of_scale.setdefault(row.scale, []).append(row.margin)
+    texts = []
+    for scale, margins in of_scale.items():
+        ends = (apart(end, scale).replace("+", "") for end in (min(margins), max(margins)))
+        texts.append(("" if scale == "difference" else "of ratios ") + span(*ends))
+    return ", ".join(texts)
+
+
 def _spread_head(contrast: Contrast) -> str:
     """With the least level of the spreads, where there is any."""
     levels = [figure.level for figure in contrast.figures if figure.level is not None]
@@ -183,19 +202,21 @@ def _spread(difference: Difference) -> str:
     return f"{low} to {high}"
 
 
-def modules_apart(contrast: Contrast, width: int) -> RenderableType:
+def modules_apart(contrast: Contrast, width: int) -> Table:
     """A row for each module: the concentration of both, and as many differences as fit."""
     rows = contrast.modules
     columns = [
         ("module", [visible(row.module) for row in rows]),
         ("n", [f"{row.matrices:,}" for row in rows]),
         (f"conc. {contrast.first}", [fixed(row.concentration_first) for row in rows]),
-        (contrast.second, [fixed(row.concentration_second) for row in rows]),
+        (f"conc. {contrast.second}", [fixed(row.concentration_second) for row in rows]),
     ]
     if len({row.component for row in rows}) > 1:
         columns.insert(0, ("component", [visible(row.component) for row in rows]))
+    # the first difference is that of the two columns beside it
+    first = {"concentration": f"{contrast.first} - {contrast.second}"}
     wider = [
-        (99, title, [apart(getattr(row, name), scale) for row in rows])
+        (99, first.get(name, title), [apart(getattr(row, name), scale) for row in rows])
         for name, (title, scale) in MODULE_FIGURES.items()
     ]
     title = (

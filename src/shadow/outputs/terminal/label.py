@@ -54,7 +54,7 @@ def label_view(shipped: Calibration) -> RenderableType:
     for trainings in shipped.trainings:
         bound = trainings.bounds["concentration"]
         bounds.add_row(
-            f"{trainings.short_side}, {trainings.optimizer or 'not told'}", str(trainings.narrow),
+            f"{trainings.short_side}, {trainings.optimizer or 'not given'}", str(trainings.narrow),
             str(trainings.broad),
             str(bases_of(trainings.short_side, trainings.optimizer)),
             fixed(bound.concentrated, 3), fixed(bound.distributed, 3),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from rich.console import ConsoleOptions, Group, RenderableType
 from rich.rule import Rule
+from rich.table import Table
 from rich.text import Text
 
 from shadow.outputs.terminal.typeset import WIDE, fixed, number, share, text_table
@@ -19,34 +21,46 @@ LETTERS, LETTERS_WIDE = 16, 44  # of a step's name, in a narrow terminal and in 
 SHORT = {"attention": "attn", "embedding": "embed"}
 PLACES = ("1st", "2nd", "3rd", "4th")
 NO_CHANCE = 0.005  # a mean cosine nearer to 0 is not told
-LEGEND = (
-    "size: relative norm of the update before it was rounded for storage; * as stored. ratio: norm"
-    " of the delta divided by that of the step before. kept: share of the stored delta's energy"
-    " that is the update's; the rest is rounding. dirs.: as coherent as so many equally strong"
-    " directions. cosine: with the delta of the step before. inside: share of the energy in the"
-    " leading directions of the step before, outputs / inputs."
-)
+LEGEND = {  # by head, what stands below it; a step needs no words
+    "size": "relative norm of the update before it was rounded for storage; * as stored",
+    "ratio": "norm of the delta divided by that of the step before",
+    "kept": "share of the stored delta's energy that is the update's; the rest is rounding",
+    "unchanged": "share of the entries that are the same in both",
+    "most in": "the group of modules that holds most of the energy, and its share",
+    "depth": "the quarter of the layers that holds most, and its share",
+    "coherent": "matrices inside layers for which dirs. is known",
+    "dirs.": "as coherent as so many equally strong directions, in the median matrix",
+    "cosine": "with the delta of the step before",
+    "inside": "share of the energy in the leading directions of the step before, outputs / inputs",
+}
 
 
 def lineage_view(known: Lineage, options: ConsoleOptions) -> RenderableType:
     """Every chain, then the gaps."""
     width, arrow = options.max_width, "->" if options.ascii_only else "→"
     parts: list[RenderableType] = [Rule(Text("lineage", "bold"), align="left", style="dim")]
-    for chain in known.chains:
+    tables = [chain_view(chain, width) for chain in known.chains]
+    for chain, table in zip(known.chains, tables, strict=True):
         stages = f" {arrow} ".join(visible(name) for name in chain.stages)
         parts += [
             Text(stages, "bold cyan", overflow="fold"),
-            chain_view(chain, width),
+            table,
             *_notes(chain),
             "",
         ]
     parts += [Text(visible(f"note: {note}"), "yellow") for note in known.notes]
     if known.notes:
         parts.append("")
-    return Group(*parts, Text(LEGEND, "dim"))
+    return Group(*parts, Text(_legend(tables), "dim"))
 
 
-def chain_view(chain: Chain, width: int) -> RenderableType:
+def _legend(tables: Sequence[Table]) -> str:
+    """What stands below the heads of these tables, which have fewer in a narrow terminal."""
+    shown = {str(column.header) for table in tables for column in table.columns}
+    return " ".join(f"{head}: {text}." for head, text in LEGEND.items() if head in shown)
+
+
+def chain_view(chain: Chain, width: int) -> Table:
     """A row for each step, and below them the reports that span several."""
     rows = [*chain.steps, *chain.whole]
     letters = LETTERS_WIDE if width >= WIDE else LETTERS
@@ -81,7 +95,7 @@ def _name(step: Step, letters: int) -> str:
 
 def _size(step: Step) -> str:
     """With a star where it is that of the rounded update."""
-    size = number(step.size, 2)
+    size = share(step.size)
     if step.relative_norm_unrounded is None:
         size += "*"
     return size

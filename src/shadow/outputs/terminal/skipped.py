@@ -38,6 +38,6 @@ def skipped_table(rows: Iterable[SkippedRow], width: int) -> RenderableType:
         if row.detail and row.reason != "filtered":
             text.append(f" ({visible(row.detail)})")
         examples = ", ".join(visible(name) for name in row.examples[:shown])
-        text.append(f" e.g. {examples}", "dim")
+        text.append(f", e.g. {examples}", "dim")
         table.add_row(row.reason, f"{row.base} + {row.tuned}", text)
     return table

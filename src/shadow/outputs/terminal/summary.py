@@ -81,7 +81,7 @@ def summary_view(
     parts: list[RenderableType] = [_title(summary), "", sentences(summary.finding), ""]
     if full:
         parts += [_headline(summary), ""]
-    else:
+    elif summary.figures["matrices"]:
         parts += [_three_figures(summary), ""]
     parts += [
         Padding(Text(visible(f"warning: {warning.text}"), "yellow"), (0, 0, 1, 0))
@@ -123,8 +123,6 @@ def _three_figures(summary: Summary) -> RenderableType:
     """How much, how coherent, where: each with its scale."""
     f, inside = summary.figures, summary.inside_layers
     rows = Table.grid(padding=(0, 2))
-    if not f["matrices"]:
-        return rows
     rows.add_row(
         Text("relative norm", "dim"),
         Text(share(f["relative_norm_overall"]), "bold"),
@@ -151,12 +149,12 @@ def _three_figures(summary: Summary) -> RenderableType:
         rows.add_row(
             Text("gates", "dim"),
             Text(f"all {len(summary.gates)}", "bold"),
-            f"passed; {_label_line(summary)}",
+            f"passed; {label_line(summary)}",
         )
     return rows
 
 
-def _label_line(summary: Summary) -> str:
+def label_line(summary: Summary) -> str:
     """The label of a pair that passed every gate, in few words; why it has none."""
     if summary.has_label:
         return f"label: {summary.label}, by the lab's trainings"
@@ -281,7 +279,7 @@ def _concentration(summary: Summary) -> RenderableType:
         " profile, 1 is rank one. ",
     )
     text.append(
-        "PR is"
+        "PR, the effective number of directions, is"
         f" {number(f['participation_ratio'])}{_within(summary, 'participation_ratio', number)},"
         f" that of its sign-flip null {number(f['null_participation_ratio'])};"
         f" {number(f['spikes'])} singular "
@@ -289,8 +287,16 @@ def _concentration(summary: Summary) -> RenderableType:
     text.append("value stands out" if f["spikes"] == 1 else "values stand out")
     if f["spikes"]:
         text.append(f" with {share(f['spike_energy'])} of the energy")
-    text.append(".")
+    text.append(f"{_over_all(summary)}.")
     return text
+
+
+def _over_all(summary: Summary) -> str:
+    """Which matrices a median is over, where those inside layers, as in the finding, are others."""
+    matrices = summary.figures["matrices"]
+    if matrices == summary.inside_layers["matrices"]:
+        return ""
+    return f", medians over all {number(matrices)} matrices"
 
 
 def _unrounded(inside: Mapping[str, float | int | None]) -> str:
@@ -345,8 +351,8 @@ def _where(summary: Summary) -> str:
 def _directions(summary: Summary) -> str:
     """How many directions of the residual stream a layer's change is about."""
     parts = [
-        f"matrices that {verb} the residual stream change as along {rounded(summary.figures[name])}"
-        f"{_within(summary, name, rounded)} equally strong directions of it"
+        f"{rounded(summary.figures[name])}{_within(summary, name, rounded)} in matrices that {verb}"
+        " the residual stream"
         for verb, name in (
             ("read", "reading_participation_ratio"),
             ("write to", "writing_participation_ratio"),
@@ -355,7 +361,7 @@ def _directions(summary: Summary) -> str:
     ]
     if not parts:
         return ""
-    return f"in the median layer, {'; '.join(parts)}"
+    return f"effective number in the median layer: {', '.join(parts)}"
 
 
 def _tokens(f: Mapping[str, float | int | None]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 
 from rich import box
-from rich.console import ConsoleOptions, RenderableType
+from rich.console import ConsoleOptions
 from rich.table import Table
 from rich.text import Text
 
@@ -161,7 +161,7 @@ def text_table(
     wider: Sequence[tuple[int, str, list[str]]],
     width: int,
     gap: int = 3,
-) -> RenderableType:
+) -> Table:
     """A table of texts, with gap (2 or 3) between columns.
 
     wider are (place, head, cells) for as long as the terminal is wide enough, in that order.

@@ -44,7 +44,7 @@ OF_SCREENS = {
         " that stand out"
     ),
     "directions": Head(
-        "singular vectors of a change, or how many equally strong ones are like it",
+        "singular vectors of a change, or their effective number",
         "participation_ratio",
     ),
     "stand out": Head(
@@ -72,6 +72,20 @@ OF_SCREENS = {
     "follows": Head(ALIGNED, "alignment_left"),
     "avoids": Head(ALIGNED, "alignment_left"),
     "neither follows nor avoids": Head(ALIGNED, "alignment_left"),
+    "left out": Head("not compared, or not measured, for the reason that stands beside it"),
+    "other explanations": Head(
+        "what else may have left these figures, each answered by `no`, `fits` or `cannot be"
+        " excluded`; `shadow explain finding` lists them"
+    ),
+    "nats": Head("the unit of a loss with the natural logarithm: 1 nat is 1.44 bits"),
+    "auc": Head(
+        "how well a figure tells two groups of trainings apart: the chance that it is larger in one"
+        " of the first than in one of the second. 0.5 tells nothing; 0 and 1 separate them all"
+    ),
+    "cosine": Head(
+        "in `shadow lineage`, that of the delta with the delta of the step before: 0 by chance, 1"
+        " if both point the same way"
+    ),
     "has no vote": Head("shown beside the figures that decide the verdict, and not one of them"),
     "cannot be excluded": Head("these figures neither exclude the explanation nor speak for it"),
     "fits": Head("these figures are as the explanation would have them, which is no proof"),
@@ -128,7 +142,7 @@ def gates_view() -> RenderableType:
         Padding(rows, (1, 0, 1, 2)),
         Text(
             "A pair that fails one has figures, and its label is `not assessable`, with the"
-            " reason.",
+            " reason. An adapter fails rank by design: its norms and places hold.",
             "dim",
         ),
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shadow.reports.columns.column import NOTATION, Column, Type
+from shadow.reports.columns.column import NOTATION, Column, Type, notation_of
 from shadow.reports.columns.deltas import DELTA
 from shadow.reports.columns.matrices import IDENTITY, MATRICES, SPECTRAL
 from shadow.reports.columns.pairs import BATCH, COMPARISON, HEADLINE, REPORTS
@@ -38,6 +38,7 @@ __all__ = [
     "Table",
     "Type",
     "delta_metrics",
+    "notation_of",
 ]
 
 SCHEMA = 1  # of the report files; raised when a column changes its meaning, not when one is added

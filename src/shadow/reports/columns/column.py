@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
 Type = Literal["string", "int", "float", "bool", "ints", "floats"]
 
-NOTATION = (
-    "W is an (out, in) matrix, m its short and n its long side, sigma_1 >= ... >= sigma_m its"
-    " singular values, E = sum sigma^2, p = sigma / sum sigma, q = sigma^2 / E. D = tuned - base is"
-    " the delta; r_i and c_j are the energies (sums of squares) of its rows and columns. Singular"
-    " values below sigma_floor count as 0 everywhere."
+# what letters stand for, each text with the letters for which a reader needs it
+_LETTERS = (
+    (
+        ("W", "m", "n", "sigma", "E", "p", "q"),
+        "W is an (out, in) matrix, m its short and n its long side, sigma_1 >= ... >= sigma_m its"
+        " singular values, E = sum sigma^2, p = sigma / sum sigma, q = sigma^2 / E.",
+    ),
+    (
+        ("D", "r", "c"),
+        "D = tuned - base is the delta; r_i and c_j are the energies (sums of squares) of its rows"
+        " and columns.",
+    ),
+    (("sigma", "p", "q"), "Singular values below sigma_floor count as 0 everywhere."),
 )
+NOTATION = " ".join(text for _, text in _LETTERS)
 
 
 @dataclass(frozen=True)
@@ -47,3 +58,16 @@ class Column:
 
     pitfalls: str = ""
     """What its values do not say, and how accurate they are."""
+
+
+def notation_of(columns: Iterable[Column]) -> str:
+    """The part of NOTATION that explains the letters in these columns; empty where they have none.
+
+    A letter that a formula gives another meaning (`p the share of each layer`) is not in NOTATION.
+    """
+    used: set[str] = set()
+    for column in columns:
+        text = f"{column.text}; {column.formula}; {column.range}; {column.null}"
+        own = re.findall(r"\b([a-zA-Z]) (?:the|as in) ", text)
+        used |= set(re.findall(r"(?<![A-Za-z_])([A-Za-z]|sigma)(?![A-Za-z])", text)) - set(own)
+    return " ".join(text for letters, text in _LETTERS if used & set(letters))

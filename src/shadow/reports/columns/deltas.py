@@ -20,7 +20,7 @@ DELTA = (
     Column(
         "relative_spectral",
         "float",
-        "the same in spectral norms",
+        "spectral norm of the change relative to that of the base",
         formula="sigma_1(D) / sigma_1(W_base)",
         range=">= 0",
         null="W_base = 0",
@@ -129,7 +129,7 @@ DELTA = (
     Column(
         "spike_energy",
         "float",
-        "their share of the energy",
+        "share of the energy that spikes hold",
         formula="sum_{sigma > null_edge} q",
         range="[0, 1]",
     ),
@@ -146,7 +146,7 @@ DELTA = (
     Column(
         "spikes_sampled",
         "int",
-        "singular values above it",
+        "singular values above null_edge_sampled",
         formula="#{sigma > null_edge_sampled}",
         range="0 to m",
         null=_SAMPLED,
@@ -261,7 +261,7 @@ DELTA = (
     Column(
         "subspace_gap_tuned",
         "float",
-        "the same of W_tuned",
+        "how well the leading subspace of W_tuned is defined",
         formula="as subspace_gap_base",
         range="[0, 1]",
         null="sigma_k of W_tuned is not resolved; --no-subspaces",
@@ -465,7 +465,7 @@ DELTA = (
     Column(
         "alignment_right_null",
         "float",
-        "the same of alignment_right",
+        "alignment_right that D's own profile gives with random signs",
         formula="(sum_j c_j norm(V_j)^2 / E) / (k / cols)",
         range="[0, cols / k]",
         null=_OF_BASE,

@@ -20,7 +20,7 @@ IDENTITY = (
     Column(
         "base_tensor",
         "string",
-        "name of its partner in the base checkpoint",
+        "name of the partner of the matrix in the base checkpoint",
         null="the component has no base",
     ),
     Column("subject", "string", "what was decomposed: base, tuned or delta"),
@@ -126,7 +126,7 @@ SPECTRAL = (
     Column(
         "participation_ratio",
         "float",
-        "how many equally strong directions would have the same sum of squared shares of energy",
+        "effective number of directions, by the sum of squared shares of energy",
         formula="1 / sum q^2",
         range="[1, m]",
         null=_RANK_NULL,

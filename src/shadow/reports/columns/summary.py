@@ -76,10 +76,10 @@ COUNTS = (
     Column(
         "parameters_measured",
         "int",
-        "of these, in tensors that were measured, and in the parts of others that were",
+        "parameters in tensors that were measured, and in the parts of others that were",
         range=">= 0",
     ),
-    Column("parameters_identical", "int", "of these, in tensors that are identical", range=">= 0"),
+    Column("parameters_identical", "int", "parameters in tensors that are identical", range=">= 0"),
     Column(
         "rank_ceiling",
         "int",
@@ -173,8 +173,11 @@ FIGURES = (
     Column(
         "depth_gini",
         "float",
-        "the same as a Gini coefficient",
-        formula="sum_ij |e_i - e_j| / (2 layers^2 mean(e))",
+        (
+            "unevenness of the update's energy over the layers of the main component, as a Gini"
+            " coefficient: 0 is even"
+        ),
+        formula="sum_ij |e_i - e_j| / (2 layers^2 mean(e)), e the energy of each layer",
         range="[0, 1 - 1/layers]",
         null="nothing changed",
         source="Gini 1912",
@@ -183,7 +186,7 @@ FIGURES = (
         "effective_layers",
         "float",
         "how many layers hold the update",
-        formula="exp(-sum p ln p)",
+        formula="exp(-sum p ln p), p as in depth_entropy",
         range="[1, layers]",
         null="nothing changed",
     ),
@@ -207,7 +210,7 @@ FIGURES = (
     Column(
         "projector_to_language",
         "float",
-        "the same for the projector",
+        "energy of the update in the projector over that in the language model",
         range=">= 0",
         null="as vision_to_language",
     ),
@@ -215,8 +218,8 @@ FIGURES = (
         "reading_participation_ratio",
         "float",
         (
-            "directions of the residual stream along which the readers of a layer change, the"
-            " median over layers"
+            "effective number of directions of the residual stream along which the readers of a"
+            " layer change, the median over layers"
         ),
         formula="participation_ratio of residual.parquet",
         range="[1, width]",
@@ -226,7 +229,10 @@ FIGURES = (
     Column(
         "writing_participation_ratio",
         "float",
-        "the same for the writers of a layer",
+        (
+            "effective number of directions of the residual stream along which the writers of a"
+            " layer change, the median over layers"
+        ),
         range="[1, width]",
         null="no writer changed",
         pitfalls=_STACKED,
@@ -234,7 +240,10 @@ FIGURES = (
     Column(
         "reading_participation_ratio_stacked",
         "float",
-        "the same with the readers of all layers as one stack",
+        (
+            "effective number of directions of the residual stream along which the readers of all"
+            " layers change, as one stack"
+        ),
         range="[1, width]",
         null="as reading_participation_ratio",
         pitfalls="One figure of all layers: it has no spread over them.",
@@ -242,7 +251,10 @@ FIGURES = (
     Column(
         "writing_participation_ratio_stacked",
         "float",
-        "the same with the writers of all layers as one stack",
+        (
+            "effective number of directions of the residual stream along which the writers of all"
+            " layers change, as one stack"
+        ),
         range="[1, width]",
         null="as writing_participation_ratio",
     ),

@@ -9,7 +9,7 @@ TENSORS = (
     Column("side", "string", "base or tuned"),
     Column("shape", "ints", "as stored"),
     Column("dtype", "string", "as stored"),
-    Column("shard", "string", "file that holds it"),
+    Column("shard", "string", "file that holds the tensor"),
     Column("component", "string", "as in matrices.parquet"),
     Column("layer", "int", "as in matrices.parquet", null="outside the blocks"),
     Column("module", "string", "as in matrices.parquet; attn.qkv and the like for a fused tensor"),
@@ -80,7 +80,7 @@ SPECTRA = (
     Column(
         "binade_changed",
         "floats",
-        "share of the entries of each of these binades that changed",
+        "share of the entries of each binade of binade_entries that changed",
         range="[0, 1]",
         null=f"{_BINADES_NULL}; a binade without entries",
         source="docs/rounding.md",
@@ -89,7 +89,7 @@ SPECTRA = (
     Column(
         "binade_expected",
         "floats",
-        "the same by the storage model that kept rests on",
+        "binade_changed by the storage model that kept rests on",
         range="[0, 1]",
         null=f"{_BINADES_NULL}; a binade without entries",
         source="docs/rounding.md",
@@ -127,10 +127,7 @@ RESIDUAL = (
     Column(
         "participation_ratio",
         "float",
-        (
-            "how many equally strong directions of the residual stream would have the same sum of"
-            " squared shares"
-        ),
+        "effective number of directions of the residual stream, by the sum of squared shares",
         formula=(
             "(tr G)^2 / norm(G)_F^2, G = sum D^T D over the readers, sum D D^T over the writers"
         ),
