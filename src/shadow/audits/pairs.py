@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, suppress
@@ -14,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from shadow.audits.engine import Engine, InProcess, Task, Watch
+from shadow.audits.engine import Engine, InProcess, Task, Watch, portable
 from shadow.audits.pair import (
     AuditResult,
     Progress,
@@ -80,26 +78,11 @@ class PairOutcome:
         return self.result
 
     def __getstate__(self) -> dict[str, Any]:
-        """For another process.
-
-        A traceback cannot be pickled: of a fault of shadow itself its text goes along.
-        """
+        """For another process: with a fault that can be pickled."""
         state = dict(vars(self))
-        if self.fault is not None and not isinstance(self.fault, ShadowError):
-            self.fault.add_note("".join(traceback.format_exception(self.fault)))
-            state["fault"] = _portable(self.fault)
+        if self.fault is not None:
+            state["fault"] = portable(self.fault)
         return state
-
-
-def _portable(fault: BaseException) -> BaseException:
-    """A fault, or its text where it cannot be pickled."""
-    try:
-        pickle.loads(pickle.dumps(fault))  # noqa: S301 - our own
-    except Exception:
-        stands_for = RuntimeError(f"{type(fault).__name__}: {fault}")
-        stands_for.__notes__ = list(fault.__notes__)
-        return stands_for
-    return fault
 
 
 def audit_pairs(
