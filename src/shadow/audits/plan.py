@@ -31,8 +31,11 @@ DISK_HINT = (
     "free some space, move HF_HUB_CACHE, raise --max-disk where it is given, or audit less"
     " (--layer, --module)"
 )
-# of a run whose tasks share a machine, before the other hint
-ALONE_HINT = "give --max-disk, so that a machine has one task at a time, which removes used shards"
+# where tasks share a machine
+SHARED_HINT = (
+    "give --max-disk, so that a machine has one task at a time and removes used shards, or free"
+    " some space, move HF_HUB_CACHE, or audit less (--layer, --module)"
+)
 EXAMPLES = 3  # tensors named for each reason
 # bytes on the disk, measured: of a matrix in the journal beside its spectra, and of its rows and
 # tables; of a vector in either; of a tensor that is not compared; of all files whatever they hold
@@ -328,7 +331,7 @@ def make_plan(
         report=report,
         free=places.free(),
         problem=problem,
-        hint=DISK_HINT if access.alone else f"{ALONE_HINT}; or {DISK_HINT}",
+        hint=DISK_HINT if access.alone else SHARED_HINT,
     )
 
 
