@@ -314,6 +314,61 @@ def test_spectra_are_kept_for_the_device_that_solved_them(on, pair, by_cpu, tmp_
     same_tables(here, by_cpu)
 
 
+def test_a_spectrum_that_a_failure_decided_about_is_moved():
+    """The device fails in `default`, and the CPU's Gram says that the matrix is redone in `exact`:
+    what the device would have said is not known, so the spectrum is not to be kept.
+    """
+    generator = torch.Generator().manual_seed(1)
+    low_rank = torch.randn(300, 5, generator=generator) @ torch.randn(5, 320, generator=generator)
+
+    def found(device):
+        return spectrum.spectrum(
+            lambda dtype: scaled_blocks(low_rank, 1.0, dtype, Workspace()),
+            (300, 320), float(low_rank.norm()), 1.0, "default", wide_format=False,
+            grams=Offloaded(Offload(device, lambda line: None), "x"),
+        )  # fmt: skip
+
+    right, failed = found(FakeDevice()), found(FakeDevice("memory"))
+    assert right.precision == failed.precision == "exact"
+    assert (right.moved, failed.moved) == (False, True)
+
+
+def test_a_check_that_is_not_a_number_is_failed():
+    """Blocks whose product with the signs is NaN beside a Gram that looks right: not believed."""
+
+    class Smooth(FakeDevice):
+        def gram(self, matrix_blocks, side, wide):
+            list(matrix_blocks)
+            return torch.eye(side)
+
+    said = []
+    offloaded = Offloaded(Offload(Smooth(), said.append), "x")
+    block = torch.full((300, 300), torch.nan)
+    offloaded.solved(
+        lambda dtype: iter([block]), (300, 300), 300**0.5, torch.float32,
+        lambda lower: (np.ones(300), None),
+    )  # fmt: skip
+    assert offloaded.made == {"cpu: mismatch": 1}
+    assert "off by nan of the energy" in said[0]
+
+
+def test_a_card_that_does_not_tell_its_memory_is_planned_for(on, pair, tmp_path, monkeypatch):
+    """Without memory left CUDA answers with an error: the plan has null there."""
+
+    class Full(FakeDevice):
+        place = torch.device("cuda:0")
+        free_memory = TorchDevice.free_memory
+
+    def full(place):
+        raise RuntimeError("CUDA error: out of memory")
+
+    on(Full())
+    monkeypatch.setattr(torch.cuda, "mem_get_info", full)
+    monkeypatch.setattr(audit_module, "pace", lambda *_: 1e9)
+    planned = plan_pair(pair, ON_DEVICE, tmp_path, ONE_WORKER)
+    assert (planned.device, planned.device_memory_free) == ("fake", None)
+
+
 def test_a_plan_tells_the_memory_of_the_device(on, pair, tmp_path, monkeypatch):
     """Each worker has a Gram, two blocks and the library's own: 4 (280² + 2 · 2²¹) bytes and 32
     MiB, twice.

@@ -4,6 +4,7 @@ of the command.
 
 from __future__ import annotations
 
+import json
 import pickle
 import threading
 import time
@@ -14,11 +15,14 @@ import models
 import pytest
 import torch
 from hub import Hub
+from safetensors.torch import save_file
 
 from shadow.audits.engine import Ended, Queue, Task
 from shadow.audits.journal import alone_at
 from shadow.audits.pair import Progress, Runtime, Settings, run_pair
 from shadow.audits.pairs import ROUNDS, PairOutcome, Pins, audit_pairs, near_of
+from shadow.audits.plan import Access
+from shadow.audits.ray_engine import _too_large
 from shadow.checkpoints.pairing import Filter
 from shadow.cli.console import Fleet
 from shadow.errors import BusyError, KeptError, ShadowError, UsageError
@@ -159,6 +163,21 @@ def test_a_fault_that_cannot_be_pickled_travels_as_text():
     assert (type(arrived.fault), str(arrived.fault)) == (RuntimeError, "ValueError: odd")
 
 
+def test_a_fault_that_travels_twice_has_one_traceback():
+    """The outcome keeps the fault as it was raised; each copy has one note, with its own notes."""
+    try:
+        failing(local("bug"), SETTINGS, Path("out"), Runtime(), scores=None)
+    except KeyError as error:
+        error.add_note("while measuring")
+        fault = error
+    outcome = PairOutcome(local("x"), "failed", None, fault, began=False, seconds=0.0, moved=0)
+    pickle.dumps(outcome)
+    arrived = pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(outcome))))
+    (note,) = arrived.fault.__notes__
+    assert note.count("in failing") == note.count("while measuring") == 1
+    assert fault.__notes__ == ["while measuring"]
+
+
 def busy(pair, settings, output, runtime, *, scores):
     raise BusyError("another audit is writing", "wait")
 
@@ -264,6 +283,52 @@ def test_a_revision_is_looked_up_once_and_read_at_that_commit(tmp_path, pair, mo
         assert Pins(offline).of(one) == {}
 
 
+# disk
+
+
+def two_shards(folder: Path) -> Path:
+    """A checkpoint of two files of 262 kB."""
+    folder.mkdir()
+    weight_map = {}
+    for name, weight in models.matrices(len(folder.name), 2, 256).items():
+        weight_map[name] = f"model-{len(weight_map) + 1:05d}-of-00002.safetensors"
+        save_file({name: weight}, folder / weight_map[name])
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore:The 'initial' parameter:DeprecationWarning")
+def test_tasks_that_share_a_machine_free_no_shards_unasked(tmp_path, pair, monkeypatch):
+    """Room for one shard of two: an audit alone removes the first after use. One that shares the
+    machine's cache is refused with the option that makes it alone, and frees where that is given.
+    """
+    from huggingface_hub import constants
+
+    from shadow.audits import plan
+
+    with Hub() as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        for side in ("base", "tuned"):
+            hub.add(f"org/{side}", two_shards(tmp_path / f"{side}s"))
+        one = replace(pair, base=Reference("org/base", False), tuned=Reference("org/tuned", False))
+        monkeypatch.setattr(plan, "_free", lambda path: 1_000_000)
+        said: list[str] = []
+        shared = Access(alone=False)
+        with pytest.raises(ShadowError, match="of disk are needed") as caught:
+            run_pair(one, SETTINGS, tmp_path / "shared", Runtime(access=shared))
+        assert caught.value.hint.startswith("give --max-disk, so that a machine has one task")
+        assert not list((tmp_path / "cache").rglob("*.safetensors"))
+        for access in (Access(), replace(shared, max_disk=800_000)):
+            out = tmp_path / f"alone-{access.alone}"
+            run_pair(one, SETTINGS, out, Runtime(access=access, say=said.append))
+            assert "freed after use" in said.pop()
+
+
 # the command
 
 
@@ -282,11 +347,29 @@ def test_a_revision_is_looked_up_once_and_read_at_that_commit(tmp_path, pair, mo
             ("--engine", "ray", "--address", "somewhere"),
             "'somewhere' is no address of a Ray cluster",
         ),
+        (("--engine", "ray", "--address", "a..b:1"), "'a..b:1' is no address of a Ray cluster"),
+        (("--engine", "ray", "--address", f"{'a' * 64}:1"), "is no address of a Ray cluster"),
     ],
 )
 def test_what_makes_no_sense_is_wrong_usage(shadow, options, told):
     """Exit code 2, before Ray is started."""
     assert told in shadow("audit", "demo", "-o", "out", *options).assert_refused(2)
+
+
+def test_a_task_that_is_too_large_is_told_with_what_there_is():
+    """Too many cores, too much memory, or both on no machine at once."""
+    small, wide, deep = (8, 20 * 10**9), (64, 10**9), (2, 100 * 10**9)
+    told = {
+        (16, None, small): "a task wants 16 cores, the largest machine has 8",
+        (4, 50, small): "a task wants 50.0 GB of memory, the machine with the most has 20.0 GB",
+        (8, 50, wide, deep): (
+            "a task wants 8 cores and 50.0 GB of memory, machines with so many cores have 1.0 GB"
+            " or less"
+        ),
+    }
+    for (cores, memory, *machines), message in told.items():
+        wanted = memory and memory * 10**9
+        assert _too_large(cores, wanted, dict(zip("ab", machines, strict=False)))[0] == message
 
 
 def test_progress_of_tasks_side_by_side():

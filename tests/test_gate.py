@@ -727,6 +727,20 @@ def test_what_a_list_lacks_is_no_pass(shadow, demo, tmp_path, state):
     )
 
 
+def test_the_first_of_very_many_missing_shards_are_told(shadow, demo, tmp_path):
+    """A hundred one by one, and how many more there are."""
+    shadow("audit", "demo", "--shard", "1/1", "-o", "list").assert_done(0)
+    index = read_index(tmp_path / "list")
+    write_index(tmp_path / "list", replace(index, shards=("1/1000000",)))
+    done = shadow("gate", "list", "--fail-on", "concentration > 0.9", "--format", "json")
+    assert done.code == 1
+    missing = [one["pair"] for one in json.loads(done.out) if "shard" in one["pair"]]
+    assert (missing[0], missing[99:]) == (
+        "shard 2/1000000",
+        ["shard 101/1000000", "999,899 more shards"],
+    )
+
+
 def test_an_audit_into_the_baselines_own_folder_is_held_against_what_was_there(
     shadow, demo, tmp_path
 ):

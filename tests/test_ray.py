@@ -476,6 +476,142 @@ def test_details_come_to_the_driver(tmp_path, command, on_ray):
     assert "measured in" not in err
 
 
+def test_waiting_for_another_audit_is_no_loss(command, machines):
+    """A task gives way three times, then its process is killed once: it begins again and ends."""
+    script = f"""
+import os
+from pathlib import Path
+from shadow.audits.engine import Task
+from shadow.audits.pair import Runtime
+from shadow.audits.ray_engine import RayRequest, ray_engine
+def work(runtime):
+    begun = Path("begun")
+    begun.write_text((begun.read_text() if begun.exists() else "") + "x")
+    if len(begun.read_text()) == 4:
+        os._exit(1)
+    return len(begun.read_text())
+runtime = Runtime(say=print)
+with ray_engine(RayRequest("{machines.address}", cores=1), Runtime()) as engine:
+    engine.submit(Task("one", work, lambda: runtime))
+    for ended in engine.as_completed():
+        print(ended.result, ended.fault)
+        if ended.result in (1, 2, 3):
+            engine.submit(ended.task)
+"""
+    assert in_python(command, script).splitlines() == [
+        "1 None",
+        "2 None",
+        "3 None",
+        "its process was lost (WorkerCrashedError); trying again",
+        "5 None",
+    ]
+
+
+def test_a_fault_of_any_kind_comes_back_with_its_traceback(command, machines):
+    """One that cannot be pickled, one that cannot be unpickled and a plain one: each is told once,
+    with its type and text, and none is taken for a machine without `shadow`.
+    """
+    script = f"""
+import threading
+from functools import partial
+from shadow.audits.engine import Task
+from shadow.audits.pair import Runtime
+from shadow.audits.ray_engine import RayRequest, ray_engine
+class Locked(Exception):
+    def __init__(self, text):
+        super().__init__(text)
+        self.lock = threading.Lock()
+class TwoWords(Exception):
+    def __init__(self, one, other):
+        super().__init__(one)
+def locked(runtime):
+    raise Locked("disk on fire")
+def two_words(runtime):
+    raise TwoWords("disk on fire", 2)
+def plain(runtime):
+    raise ValueError("disk on fire")
+runtime = Runtime(say=print)
+with ray_engine(RayRequest("{machines.address}", cores=1), Runtime()) as engine:
+    for work in (locked, two_words, plain):
+        engine.submit(Task(work.__name__, work, lambda: runtime))
+    for ended in engine.as_completed():
+        (note,) = ended.fault.__notes__
+        print(type(ended.fault).__name__, ended.fault, f"in {{ended.task.name}}" in note)
+"""
+    assert sorted(in_python(command, script).splitlines()) == [
+        "RuntimeError Locked: disk on fire True",
+        "RuntimeError TwoWords: disk on fire True",
+        "ValueError disk on fire True",
+    ]
+
+
+def test_tasks_know_whether_they_share_their_machine(command):
+    """Two at a time on this machine do; with --max-disk there is one, which does not."""
+    script = """
+import ray
+from shadow.audits.engine import Task
+from shadow.audits.pair import Access, Runtime
+from shadow.audits.ray_engine import RayRequest, ray_engine
+quiet = dict(include_dashboard=False, log_to_driver=False, logging_level="error")
+ray.init("local", num_cpus=2, **quiet)
+for cores, most in ((1, None), (2, None), (1, 10**9)):
+    runtime = Runtime(access=Access(max_disk=most))
+    with ray_engine(RayRequest(cores=cores), runtime) as engine:
+        engine.submit(Task("one", lambda there: there.access.alone, lambda: runtime))
+        print([ended.result for ended in engine.as_completed()])
+"""
+    assert in_python(command, script).splitlines() == ["[False]", "[True]", "[True]"]
+
+
+def test_a_run_without_machines_says_so_and_ends(tmp_path, command):
+    """The only machine with cores is taken away: one line, and a fault with a hint instead of an
+    endless wait. The times are made short.
+    """
+    cluster_utils = pytest.importorskip("ray.cluster_utils")
+    cluster = cluster_utils.Cluster()
+    try:
+        own = {"object_store_memory": 100_000_000}
+        cluster.add_node(num_cpus=0, include_dashboard=False, **own)
+        worker = cluster.add_node(num_cpus=1, **own)
+        script = f"""
+import time
+from pathlib import Path
+from shadow.audits import ray_engine
+from shadow.audits.engine import Task
+from shadow.audits.pair import Runtime
+from shadow.errors import ShadowError
+ray_engine.EMPTY_TOLD, ray_engine.EMPTY_ENDS = 1.0, 3.0
+def work(runtime):
+    Path("begun").touch()
+    time.sleep({SECONDS})
+runtime = Runtime(say=print)
+request = ray_engine.RayRequest("{cluster.address}", cores=1)
+with ray_engine.ray_engine(request, Runtime(say=print)) as engine:
+    for name in ("one", "two"):
+        engine.submit(Task(name, work, lambda: runtime))
+    try:
+        list(engine.as_completed())
+    except ShadowError as error:
+        print(error.message, "|", error.hint)
+"""
+        process = subprocess.Popen(
+            [sys.executable, "-c", script],
+            cwd=tmp_path, env={**os.environ, **command.variables},
+            stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        until((tmp_path / "begun").exists)
+        cluster.remove_node(worker, allow_graceful=False)
+        out, _ = process.communicate(timeout=SECONDS)
+    finally:
+        cluster.shutdown()
+    lines = out.splitlines()
+    assert lines.count("Ray has no machine for a task; waiting for up to 0 minutes") == 1
+    assert lines[-1] == (
+        "Ray has had no machine for a task for 0 minutes | "
+        "start Ray on a machine again; the same command continues"
+    )
+
+
 def test_another_version_on_a_machine_is_one_line(tmp_path, command, machines):
     """Told with both versions and what to do; nothing is tried again, and nothing is left."""
     script = f"""

@@ -15,7 +15,7 @@ from safetensors.numpy import load, save
 from safetensors.torch import save_file
 
 from shadow.audits.cache_folder import default_folder, make_room, size_of
-from shadow.audits.spectrum_cache import SpectrumCache, key
+from shadow.audits.spectrum_cache import DIGEST, SpectrumCache, _digest, key
 from shadow.spectra.delta import Method, extent, measure_pair
 from shadow.spectra.spectrum import Question, Spectrum, Workspace, solve_anew
 
@@ -72,6 +72,7 @@ def test_the_key_is_of_the_content_as_it_was_cut_and_of_the_question():
         key(matrix.T, ASKED),
         key(matrix.view(torch.float16), ASKED),
         key(matrix.reshape(320, 300), ASKED),
+        key(matrix.view(10, 30, 320), ASKED),
         key(matrix, replace(ASKED, precision="exact")),
         key(matrix, replace(ASKED, vectors=0)),
         key(matrix, replace(ASKED, stored="F16")),
@@ -88,6 +89,7 @@ def test_the_key_is_of_the_content_as_it_was_cut_and_of_the_question():
         "of another norm",
         "not a number",
         "without vectors",
+        "another number",
         "a folder",
     ],
 )
@@ -102,9 +104,14 @@ def test_a_file_that_cannot_be_the_spectrum_is_solved_anew(fault, kept):
         elif fault == "empty":
             path.write_bytes(b"")
         elif fault == "without vectors":
-            arrays = load(content)
+            arrays = load(content[DIGEST:])
             del arrays["vectors"]
-            path.write_bytes(save(arrays))
+            content = save(arrays)
+            path.write_bytes(_digest(content) + content)
+        elif fault == "another number":  # an infinite floor
+            arrays = load(content[DIGEST:])
+            arrays["numbers"][0] = np.inf
+            path.write_bytes(content[:DIGEST] + save(arrays))
         elif fault == "a folder":
             path.unlink()
             path.mkdir()
@@ -152,6 +159,16 @@ def test_the_folder_stays_within_its_bound_and_the_least_recently_used_go(tmp_pa
     assert again.tally.there == 2
     assert make_room(kept.folder, 0) == 0
     assert size_of(kept.folder) == 0
+
+
+def test_several_processes_share_the_bound(tmp_path):
+    """Four that write in turns exceed it by no more than each may write before it looks again."""
+    processes = [SpectrumCache(tmp_path, bound=100_000) for _ in range(4)]
+    for number in range(120):
+        writer = processes[number % 4]
+        path = writer._path(f"{number:064x}"[::-1])
+        writer._write(path, Spectrum(np.ones(300), 300, 300, 1.0, 0.0, "exact"))
+        assert size_of(tmp_path) <= 1.25 * 100_000
 
 
 def test_where_nothing_can_be_written_spectra_are_solved(tmp_path):

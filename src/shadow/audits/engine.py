@@ -6,6 +6,8 @@ engine nor on the order.
 
 from __future__ import annotations
 
+import pickle
+import traceback
 from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, nullcontext
@@ -13,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from shadow.audits.pair import Progress, Runtime
+from shadow.errors import ShadowError
 
 VISIBLE = 30  # seconds until a network file system shows what another machine has written
 NOT_SHARED = (
@@ -116,6 +119,24 @@ def _carried_out(task: Task, runtime: Runtime) -> Ended:
         return Ended(task, None, error)
 
 
+def portable(fault: BaseException) -> BaseException:
+    """A fault as it travels to another process, which gets no traceback: of all but a ShadowError
+    the traceback comes as a note.
+
+    Where it cannot be pickled, a RuntimeError with its type and text stands for it.
+    """
+    if isinstance(fault, ShadowError):
+        return fault
+    copy: BaseException
+    try:
+        copy = pickle.loads(pickle.dumps(fault))  # noqa: S301 - our own
+    except Exception:
+        copy = RuntimeError(f"{type(fault).__name__}: {fault}")
+    if fault.__traceback__ is not None:
+        copy.__notes__ = ["".join(traceback.format_exception(fault))]  # with the notes it had
+    return copy
+
+
 class Queue:
     """Tasks that wait, and who takes which: a machine goes on with what it has read already.
 
@@ -165,3 +186,8 @@ class Queue:
         """Nothing waits any more."""
         self._waiting.clear()
         self._new.clear()
+
+
+def say_behind(prefix: str, say: Callable[[str], None], text: str) -> None:
+    """Say a text that begins with whose it is; with `partial`, a function that can be pickled."""
+    say(prefix + text)

@@ -153,10 +153,10 @@ class Index:
     @property
     def missing_shards(self) -> list[str]:
         """The shares of the list that are not here; none where they were cut in different ways."""
-        numbers = [tuple(map(int, shard.split("/"))) for shard in self.shards]
+        numbers = {tuple(map(int, shard.split("/"))) for shard in self.shards}
         if len({of for _, of in numbers}) != 1:
             return []
-        of = numbers[0][1]
+        ((_, of), *_) = numbers
         return [f"{number}/{of}" for number in range(1, of + 1) if (number, of) not in numbers]
 
     def with_rows(self, rows: Mapping[Key, Row]) -> Index:

@@ -32,6 +32,7 @@ from shadow.errors import ShadowError
 from shadow.files import PARTIAL, write_whole, writing
 from shadow.findings.matching import SPECTRA
 from shadow.findings.summary import Summary, read_summary
+from shadow.reports.atomic_replacement import KEPT
 from shadow.reports.columns import IDENTITY
 from shadow.reports.metadata import ReportMetadata
 from shadow.reports.provenance import check_schema, finished_metadata
@@ -59,6 +60,9 @@ class Merged:
 
     rounded: tuple[Key, ...] = ()
     """Pairs of which two reports differ as two kinds of CPU do: the first was taken."""
+
+    unscored: tuple[Key, ...] = ()
+    """Pairs of which a report that was not taken has scores that the other one lacks."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,8 @@ def merge(
 
     Nothing is written before all is checked: every report must be whole, of one schema and of one
     settings, and two reports of one pair must hold the same numbers, but for the rounding of
-    another CPU. Each report appears in output whole or not at all, and none is ever overwritten.
+    another CPU. Of two equal reports the first is taken, or the first with scores. Each report
+    appears in output whole or not at all, and none is ever overwritten.
     summary_of gives the summary of a report's folder; copy is given the folder of a report and that
     of the report to be. Raises ShadowError.
     """
@@ -118,7 +123,7 @@ def merge(
                 hint = "name the folder given to `shadow audit -o`"
                 raise ShadowError(f"{source.folder}: neither a report nor an index in it", hint)
         kind = _common_kind(sources)
-        chosen, rounded = _chosen(sources)
+        chosen, rounded, unscored = _chosen(sources)
         rows = {key: _row(key, report, sources, summary_of) for key, report in chosen.items()}
         rows |= {row.key: row for row in _unfinished(sources, rows)}
         here = sources[0].reports
@@ -133,7 +138,7 @@ def merge(
             copy(path, target)
         index = _index(kind, sources, rows)
         write_index(output, index)
-    return Merged(index, copied=len(copies), there=len(here), rounded=rounded)
+    return Merged(index, copied=len(copies), there=len(here), rounded=rounded, unscored=unscored)
 
 
 def _read(folder: Path, *, links: bool = True) -> _Source:
@@ -193,12 +198,18 @@ def _common_kind(sources: Sequence[_Source]) -> Kind:
     return kind
 
 
-def _chosen(sources: Sequence[_Source]) -> tuple[dict[Key, _Finished], tuple[Key, ...]]:
-    """One report for each pair, the first, and the pairs of which another report has other last
-    digits.
+def _chosen(
+    sources: Sequence[_Source],
+) -> tuple[dict[Key, _Finished], tuple[Key, ...], tuple[Key, ...]]:
+    """One report for each pair, the pairs of which another report has other last digits, and those
+    of which another report has scores that this one lacks.
+
+    The report is the first. An equal one with scores is taken instead of one without, unless that
+    is in the merged folder already.
     """
     chosen: dict[Key, _Finished] = {}
     rounded: dict[Key, None] = {}
+    unscored: dict[Key, None] = {}
     for source in sources:
         for key, report in source.reports.items():
             if key not in chosen:
@@ -216,7 +227,25 @@ def _chosen(sources: Sequence[_Source]) -> tuple[dict[Key, _Finished], tuple[Key
                 raise ShadowError(message, "keep one of them")
             if apart:
                 rounded[key] = None
-    return chosen, tuple(rounded)
+            kept, others = _scores(first), _scores(report)
+            if others in (None, kept):
+                continue
+            if kept is None and not apart and key not in sources[0].reports:
+                chosen[key] = report
+            else:
+                unscored[key] = None
+    return chosen, tuple(rounded), tuple(unscored)
+
+
+def _scores(report: _Finished) -> bytes | None:
+    """The scores beside a report; None where it has none."""
+    path = report.folder / KEPT
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ShadowError(f"{path} cannot be read ({type(error).__name__})") from error
 
 
 def _difference(first: _Finished, other: _Finished) -> tuple[str | None, bool]:

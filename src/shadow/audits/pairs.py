@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, suppress
@@ -14,7 +12,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from shadow.audits.engine import NOT_SHARED, VISIBLE, Engine, InProcess, Task, Watch
+from shadow.audits.engine import (
+    NOT_SHARED,
+    VISIBLE,
+    Engine,
+    InProcess,
+    Task,
+    Watch,
+    portable,
+    say_behind,
+)
 from shadow.audits.pair import (
     AuditResult,
     Progress,
@@ -79,26 +86,11 @@ class PairOutcome:
         return self.result
 
     def __getstate__(self) -> dict[str, Any]:
-        """For another process.
-
-        A traceback cannot be pickled: of a fault of shadow itself its text goes along.
-        """
+        """For another process: with a fault that can be pickled."""
         state = dict(vars(self))
-        if self.fault is not None and not isinstance(self.fault, ShadowError):
-            self.fault.add_note("".join(traceback.format_exception(self.fault)))
-            state["fault"] = _portable(self.fault)
+        if self.fault is not None:
+            state["fault"] = portable(self.fault)
         return state
-
-
-def _portable(fault: BaseException) -> BaseException:
-    """A fault, or its text where it cannot be pickled."""
-    try:
-        pickle.loads(pickle.dumps(fault))  # noqa: S301 - our own
-    except Exception:
-        stands_for = RuntimeError(f"{type(fault).__name__}: {fault}")
-        stands_for.__notes__ = list(fault.__notes__)
-        return stands_for
-    return fault
 
 
 def audit_pairs(
@@ -132,9 +124,9 @@ def audit_pairs(
         say, detail = runtime.say, runtime.detail
         if numbered:
             prefix = f"[{number}/{len(pairs)}] {pair.full_name}: "
-            say = partial(_say_behind, prefix, say)
+            say = partial(say_behind, prefix, say)
             if detail is not tell_nobody:  # whom an engine need not send any
-                detail = partial(_say_behind, prefix, detail)
+                detail = partial(say_behind, prefix, detail)
         work = partial(_audited, audit, pair, settings, output, scores.get(pair))
         spoken = replace(runtime, say=say, detail=detail)
         task = Task(pair.full_name, work, partial(_runtime_of, pair, spoken, pins), near_of(pair))
@@ -252,10 +244,6 @@ def _seen_here(outcome: PairOutcome, output: Path) -> PairOutcome:
         f"{folder}: the report was written on another machine, and is not here", NOT_SHARED
     )
     return replace(outcome, state="failed", result=None, fault=fault)
-
-
-def _say_behind(prefix: str, say: Callable[[str], None], text: str) -> None:
-    say(prefix + text)
 
 
 def _outcome(pair: Pair, meter: _Meter, audit: Callable[[], AuditResult]) -> PairOutcome:

@@ -17,7 +17,7 @@ from functools import partial
 from itertools import accumulate, pairwise
 from pathlib import Path
 
-from shadow.audits.engine import NOT_SHARED, VISIBLE, Engine, Task
+from shadow.audits.engine import NOT_SHARED, VISIBLE, Engine, Task, say_behind
 from shadow.audits.journal import PARTS, Journal
 from shadow.audits.pair import (
     AlignedPair,
@@ -81,9 +81,9 @@ class Parts:
             work = partial(measure_part, asked.pair, asked.settings, journal.identity, keys, folder)
             own = replace(runtime, show=partial(progress.tell, name))
             if len(parts) > 1:
-                own = replace(own, say=partial(_say_behind, f"{name}: ", runtime.say))
+                own = replace(own, say=partial(say_behind, f"{name}: ", runtime.say))
             if len(parts) > 1 and runtime.detail is not tell_nobody:
-                own = replace(own, detail=partial(_say_behind, f"{name}: ", runtime.detail))
+                own = replace(own, detail=partial(say_behind, f"{name}: ", runtime.detail))
             self.engine.submit(Task(name, work, partial(_as_it_is, own), name))
         with closing(self.engine.as_completed()) as ended_tasks:
             for ended in ended_tasks:
@@ -194,10 +194,6 @@ def _commits(pair: Pair, lined: AlignedPair) -> dict[Reference, str]:
 def _folder(folder: Path, keys: Sequence[str]) -> Path:
     """Where a part keeps its journal."""
     return folder / PARTS / hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()[:16]
-
-
-def _say_behind(prefix: str, say: Callable[[str], None], text: str) -> None:
-    say(prefix + text)
 
 
 def _as_it_is(runtime: Runtime) -> Runtime:

@@ -31,6 +31,11 @@ DISK_HINT = (
     "free some space, move HF_HUB_CACHE, raise --max-disk where it is given, or audit less"
     " (--layer, --module)"
 )
+# where tasks share a machine
+SHARED_HINT = (
+    "give --max-disk, so that a machine has one task at a time and removes used shards, or free"
+    " some space, move HF_HUB_CACHE, or audit less (--layer, --module)"
+)
 EXAMPLES = 3  # tensors named for each reason
 # bytes on the disk, measured: of a matrix in the journal beside its spectra, and of its rows and
 # tables; of a vector in either; of a tensor that is not compared; of all files whatever they hold
@@ -57,6 +62,11 @@ class Access:
 
     max_disk: int | None = None
     """The most disk in bytes that fetched shards may take at any time; None: what is free."""
+
+    alone: bool = True
+    """Does no other task of the run use this machine's cache of the Hub? Otherwise nothing is
+    removed from it unasked: another task may be reading it.
+    """
 
 
 @dataclass(frozen=True)
@@ -92,10 +102,13 @@ class Plan:
     problem: str | None
     """Why the disk does not suffice; None where it does."""
 
+    hint: str = DISK_HINT
+    """What to do if it does not."""
+
     def require_disk(self) -> None:
         """Raises ShadowError, with the numbers, when the disk does not suffice."""
         if self.problem:
-            raise ShadowError(self.problem, DISK_HINT)
+            raise ShadowError(self.problem, self.hint)
 
 
 @dataclass(frozen=True)
@@ -300,6 +313,8 @@ def make_plan(
     ways = [(True, work), (True, work.unhurried())]
     if access.max_disk is None:
         ways.insert(0, (False, work.eager()))
+        if not access.alone:
+            del ways[1:]
     fitting = (way for way in ways if not places.lacks(way[1], way[0], access))
     frees, chosen = next(fitting, ways[-1])  # the last, where none fits: its problem is told
     problem = places.lacks(chosen, frees, access)
@@ -316,6 +331,7 @@ def make_plan(
         report=report,
         free=places.free(),
         problem=problem,
+        hint=DISK_HINT if access.alone else SHARED_HINT,
     )
 
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from shadow import __version__
 from shadow.audits.cache_folder import default_folder
-from shadow.audits.engine import Ended, Queue, Task, Watch
+from shadow.audits.engine import Ended, Queue, Task, Watch, portable
 from shadow.audits.machine_limits import MachineLimits, machine_limits
 from shadow.audits.pair import Progress, Runtime, tell_nobody
 from shadow.audits.workers import single_threads
@@ -33,10 +33,12 @@ from shadow.text import byte_size, counted
 
 # of a task, where nobody says it: a 7B pair then has 4 solvers, and downloads and computes at once
 CORES = 4
-# of a task whose process or machine was lost; what it had measured is not measured again
+# of a task that loses its process or machine each time; what it had measured is not measured again
 ATTEMPTS = 3
 GRACE = 5.0  # seconds that cancelled tasks have to end by themselves
 TICK = 0.25  # seconds between two looks at what tasks tell
+EMPTY_TOLD = 5.0  # seconds without any machine, after which that is told
+EMPTY_ENDS = 600.0  # after which the run ends; a cluster that is replaced is there again by then
 TOLD_EVERY = 0.5  # seconds between two messages on the progress of a task
 NOBODY = (
     "is it running? `ray status` on that machine says so; without --address a Ray of this machine"
@@ -136,14 +138,20 @@ def _require_somebody_at(address: str) -> None:
     """Raises ShadowError at once where nobody listens: Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65535:
-        raise UsageError(
-            f"{address[:80]!r} is no address of a Ray cluster",
-            "auto, or HOST:PORT such as 10.0.0.1:6379",
-        )
+        raise _no_address(address)
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=GRACE).close()
+    except UnicodeError as error:  # of a name that no host can have
+        raise _no_address(address) from error
     except OSError as error:
         raise ShadowError(f"no Ray at {address}: {error.strerror or error}", NOBODY) from error
+
+
+def _no_address(address: str) -> UsageError:
+    return UsageError(
+        f"{address[:80]!r} is no address of a Ray cluster",
+        "auto, or HOST:PORT such as 10.0.0.1:6379",
+    )
 
 
 @contextlib.contextmanager
@@ -176,7 +184,6 @@ class _Running:
 
     task: Task
     machine: str
-    attempt: int
     begun: contextlib.ExitStack = field(repr=False)
     show: Callable[[Progress], None] = field(repr=False)
     say: Callable[[str], None] = field(repr=False)
@@ -193,7 +200,7 @@ class RayEngine:
     def __init__(self, request: RayRequest, runtime: Runtime) -> None:
         self._queue = Queue()
         self._running: dict[Any, _Running] = {}
-        self._attempts: dict[Task, int] = {}
+        self._losses: dict[Task, int] = {}  # of its process or machine, in a row
         self._wary: set[Task] = set()  # of tasks that ran out of memory: they go on with one worker
         self._memory = request.memory
         # What one frees, another on its machine may be reading.
@@ -203,6 +210,9 @@ class RayEngine:
         self._cores = request.cores or max(1, min(CORES, int(largest)))
         if not self._slots():
             raise ShadowError(*_too_large(self._cores, self._memory, machines))
+        self._say = runtime.say
+        self._empty_since: float | None = None
+        self._empty_told = False
         self._ear = _ear()
         self._heard = 0  # messages that have arrived
 
@@ -272,10 +282,12 @@ class RayEngine:
 
     def _fill(self, watch: Watch | None) -> None:
         """Give Ray as many tasks as there is room for."""
-        busy = [running.machine for running in self._running.values()]
+        slots = self._slots()
+        self._await_machines(there=bool(slots))
         if not self._queue:
             return
-        for machine, count in self._slots().items():
+        busy = [running.machine for running in self._running.values()]
+        for machine, count in slots.items():
             for _ in range(count - busy.count(machine)):
                 task = self._queue.take(machine)
                 if task is None:
@@ -283,6 +295,27 @@ class RayEngine:
                 self._begin(task, machine, watch)
         if not self._running:
             time.sleep(TICK)  # every machine is lost for the moment
+
+    def _await_machines(self, *, there: bool) -> None:
+        """Say it when no machine is there for a while.
+
+        Raises ShadowError when none has come for long. Tasks that Ray has would wait for ever too.
+        """
+        if there:
+            self._empty_since, self._empty_told = None, False
+            return
+        now = time.monotonic()
+        if self._empty_since is None:
+            self._empty_since = now
+        empty = now - self._empty_since
+        if empty >= EMPTY_ENDS:
+            raise ShadowError(
+                f"Ray has had no machine for a task for {_minutes(empty)}",
+                "start Ray on a machine again; the same command continues",
+            )
+        if empty >= EMPTY_TOLD and not self._empty_told:
+            self._empty_told = True
+            self._say(f"Ray has no machine for a task; waiting for up to {_minutes(EMPTY_ENDS)}")
 
     def _begin(self, task: Task, machine: str, watch: Watch | None) -> None:
         import ray
@@ -293,7 +326,6 @@ class RayEngine:
         watching: AbstractContextManager[Callable[[Progress], None]]
         watching = contextlib.nullcontext(runtime.show) if watch is None else watch(task.name)
         show = begun.enter_context(watching)
-        attempt = self._attempts[task] = self._attempts.get(task, 0) + 1
         there = _There(
             work=task.work,
             runtime=self._portable(runtime, task),
@@ -315,13 +347,19 @@ class RayEngine:
             **options,
         )
         self._running[remote.remote(there)] = _Running(
-            task, machine, attempt, begun, show, runtime.say, runtime.detail
+            task, machine, begun, show, runtime.say, runtime.detail
         )
 
     def _portable(self, runtime: Runtime, task: Task) -> Runtime:
         """A runtime without those who are told, which stay here."""
-        jobs = 1 if task in self._wary else runtime.jobs
-        return replace(runtime, jobs=jobs, say=tell_nobody, detail=tell_nobody, show=tell_nobody)
+        return replace(
+            runtime,
+            jobs=1 if task in self._wary else runtime.jobs,
+            access=replace(runtime.access, alone=max(self._slots().values(), default=1) == 1),
+            say=tell_nobody,
+            detail=tell_nobody,
+            show=tell_nobody,
+        )
 
     def _relay(self) -> None:
         """Pass on what tasks have told."""
@@ -358,6 +396,7 @@ class RayEngine:
             )
         except exceptions.RayError as error:  # the process, the machine or the memory
             return self._again(running, error)
+        self._losses.pop(task, None)  # it may be submitted again, as after waiting
         return Ended(task, result, fault)
 
     def _again(self, running: _Running, error: Exception) -> Ended | None:
@@ -370,17 +409,22 @@ class RayEngine:
             if short
             else f"its process was lost ({type(error).__name__})"
         )
-        if running.attempt >= ATTEMPTS:
+        losses = self._losses[task] = self._losses.get(task, 0) + 1
+        if losses >= ATTEMPTS:
             hint = (
                 "give each task more with --memory-per-task or --cpus-per-task; the same command"
                 " continues"
             )
-            return Ended(task, None, ShadowError(f"{what}, {running.attempt} times in a row", hint))
+            return Ended(task, None, ShadowError(f"{what}, {losses} times in a row", hint))
         running.say(f"{what}; trying again")
         if short:
             self._wary.add(task)
         self._queue.put(task, first=True)
         return None
+
+
+def _minutes(seconds: float) -> str:
+    return counted(round(seconds / 60), "minute", "minutes")
 
 
 def _machines() -> dict[str, tuple[float, float]]:
@@ -400,16 +444,26 @@ def _machines() -> dict[str, tuple[float, float]]:
 def _too_large(
     cores: int, memory: int | None, machines: dict[str, tuple[float, float]]
 ) -> tuple[str, str]:
+    """Why no machine has room for a task, and what to do."""
     most = max((cores for cores, _ in machines.values()), default=0)
     if most < cores:
         return (
             f"a task wants {cores} cores, the largest machine has {most:g}",
             "use fewer --cpus-per-task",
         )
-    there = byte_size(int(max(memory for _, memory in machines.values())))
+    wanted = memory or 0
+    there = max(memory for _, memory in machines.values())
+    if there < wanted:
+        return (
+            f"a task wants {byte_size(wanted)} of memory,"
+            f" the machine with the most has {byte_size(int(there))}",
+            "use less --memory-per-task",
+        )
+    own = max(memory for has, memory in machines.values() if has >= cores)
     return (
-        f"a task wants {byte_size(memory or 0)} of memory, no machine has {there} or more",
-        "use less --memory-per-task",
+        f"a task wants {counted(cores, 'core', 'cores')} and {byte_size(wanted)} of memory,"
+        f" machines with so many cores have {byte_size(int(own))} or less",
+        "use less --memory-per-task, or fewer --cpus-per-task",
     )
 
 
@@ -479,7 +533,7 @@ class _There:
     version: str
 
 
-def _carry_out(there: _There) -> tuple[Any, Exception | None]:
+def _carry_out(there: _There) -> tuple[Any, BaseException | None]:
     """The result of a task, or its fault."""
     import ray
 
@@ -530,7 +584,7 @@ def _carry_out(there: _There) -> tuple[Any, Exception | None]:
         try:
             return there.work(runtime), None
         except Exception as error:
-            return None, error
+            return None, portable(error)
         finally:
             tell_details()
 

@@ -4,9 +4,9 @@ The spectrum of one side does not depend on its partner. Twenty models tuned fro
 the base once, and in a lineage the tuned side of one stage is the base of the next. Nothing else is
 kept: sums over entries, the delta and everything that is compared are made anew from the weights.
 
-A key is the sha256 of the matrix as it was cut (fused parts, common vocabulary rows), of how it is
-solved, and of what solves it: code, libraries, processor and device. So the numbers are, to the
-last bit, those that would be computed here.
+A key is the sha256 of the matrix as it was cut (fused parts, common vocabulary rows), in its shape,
+by which it is read in blocks, of how it is solved, and of what solves it: code, libraries,
+processor and device. So the numbers are, to the last bit, those that would be computed here.
 """
 
 from __future__ import annotations
@@ -36,11 +36,15 @@ from shadow.spectra.measurement import Precision
 from shadow.spectra.spectrum import EXACT_SIDE, Question, Spectrum, blocks, mkl_is_at_home, shape_of
 
 BOUND = 10 << 30  # bytes of the folder: the leading vectors of a 70B pair take 4 GB
+# of the bound: after so many bytes a process looks again at what all processes have written
+LOOKED_AFTER = 0.05
 ROOM_MADE = 0.9  # of the bound: what stays when the least recently used have gone
 # relative difference of sqrt(sum sigma²) and the norm of the entries, up to which a file is
 # believed
 SAME_NORM = 1e-3
 PRECISIONS = get_args(Precision)
+FORMAT = 2  # of a file: raise it when the files change
+DIGEST = 32  # bytes of blake2b at the start of a file, of all that follows
 
 
 @dataclass
@@ -68,6 +72,7 @@ class SpectrumCache:
         self.tally = Tally()
         self._lock = threading.Lock()
         self._size: int | None = None  # of the folder, as far as this process knows
+        self._written = 0  # bytes since it looked
 
     def remember(
         self, matrix: Matrix, question: Question, norm: float, solve: Callable[[], Spectrum]
@@ -108,14 +113,19 @@ class SpectrumCache:
         finally:
             beside.unlink(missing_ok=True)
         with self._lock:
-            self._size = size_of(self.folder) if self._size is None else self._size + len(content)
+            self._written += len(content)
+            if self._size is None or self._written > LOOKED_AFTER * self.bound:
+                self._size, self._written = size_of(self.folder), 0
+            else:
+                self._size += len(content)
             if self._size > self.bound:
                 self._size = make_room(self.folder, int(ROOM_MADE * self.bound))
 
 
 def key(matrix: Matrix, question: Question) -> str:
     """The name of a spectrum: hex sha256 of the matrix, the question and what answers it."""
-    digest = hashlib.sha256(f"{_solver()} {question} {shape_of(matrix)} {_kind(matrix)}\n".encode())
+    what = f"{FORMAT} {_solver()} {question} {tuple(matrix.shape)} {_kind(matrix)}\n"
+    digest = hashlib.sha256(what.encode())
     for index in blocks(matrix):
         part = matrix[index].contiguous()
         digest.update(part.view(torch.uint8).numpy().data)
@@ -147,17 +157,25 @@ def _to_bytes(solved: Spectrum) -> bytes:
     arrays = {"sigma": solved.sigma, "numbers": numbers}
     if solved.vectors is not None:
         arrays["vectors"] = np.ascontiguousarray(solved.vectors)
-    return bytes(save(arrays))
+    content = bytes(save(arrays))
+    return _digest(content) + content
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=DIGEST).digest()
 
 
 def _read(path: Path, shape: tuple[int, int], count: int, norm: float) -> Spectrum | None:
     """A spectrum that was kept, with so many vectors.
 
-    None where there is none, or none of that shape and norm.
+    None where there is none, none of that shape and norm, or not what was written.
     """
     try:
         content = read_start(path, path.stat().st_size)
         if content is None:
+            return None
+        stated, content = content[:DIGEST], content[DIGEST:]
+        if _digest(content) != stated:
             return None
         arrays = load(content)
         sigma, (floor, shift, place) = arrays["sigma"], arrays["numbers"].tolist()

@@ -29,6 +29,9 @@ from shadow.cli.options import (
 from shadow.errors import ShadowError, UsageError
 from shadow.reports.folders import meant, reports_below
 from shadow.storage import Store, as_given, located, parsed_options, url_of
+from shadow.text import counted
+
+SHARDS_TOLD = 100  # missing shards of a list that are told one by one
 
 if TYPE_CHECKING:
     from shadow.audits.list_index import Index, Row
@@ -143,9 +146,14 @@ def _not_there(run: Path, index: Index, there: set[tuple[str, str]]) -> list[Jud
     for row in index.rows:
         if row.state != "kept" and row.key not in there:
             judged.append(at_fault(row.family, row.pair, _missing(run, row)))
-    for shard in index.missing_shards:
+    missing = index.missing_shards
+    for shard in missing[:SHARDS_TOLD]:
         error = ShadowError(f"{run} lacks shard {shard} of its list", "merge all shards")
         judged.append(at_fault(str(run), f"shard {shard}", error))
+    if len(missing) > SHARDS_TOLD:
+        more = counted(len(missing) - SHARDS_TOLD, "more shard", "more shards")
+        error = ShadowError(f"{run} lacks {more} of its list", "merge all shards")
+        judged.append(at_fault(str(run), more, error))
     return judged
 
 

@@ -259,6 +259,11 @@ def merge(
             f"the last digits of {names} differ, because CPUs round differently: the first report"
             " of each is kept"
         )
+    if result.unscored:
+        names = several([":".join(key) for key in result.unscored])
+        console.say(
+            f"scores of {names} are left out: the report that is kept has other scores or none"
+        )
     if format is Format.json:
         console.show_json(result.index.as_json())
     else:

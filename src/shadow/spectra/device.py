@@ -74,8 +74,8 @@ class Device(Protocol):
         """What is wrong with its Gram matrices; None where nothing is."""
         ...
 
-    def free_memory(self) -> int:
-        """Bytes."""
+    def free_memory(self) -> int | None:
+        """Bytes; None where the device does not say."""
         ...
 
 
@@ -184,8 +184,9 @@ class Offloaded:
         if not np.isfinite(trace + square):
             return self._failed("not finite", "")
         energy = norm**2 or 1.0
-        apart = max(abs(trace - norm**2) / math.sqrt(probe.side), probe.residual(lower)) / energy
-        if apart > SAME_GRAM:
+        by_trace = abs(trace - norm**2) / math.sqrt(probe.side)
+        apart = float(np.maximum(by_trace, probe.residual(lower))) / energy  # NaN if one is
+        if not apart <= SAME_GRAM:
             return self._failed("mismatch", f"off by {apart:.0e} of the energy")
         found = solve(lower)
         values = found[0] / energy
@@ -274,9 +275,12 @@ class TorchDevice:
             [sys.executable, "-P", "-m", "shadow.spectra.self_test", str(self.place)]
         )
 
-    def free_memory(self) -> int:
-        """Bytes of a CUDA card."""
-        return int(torch.cuda.mem_get_info(self.place)[0])
+    def free_memory(self) -> int | None:
+        """Bytes of a CUDA card; None where it cannot be asked, as when it has no memory left."""
+        try:
+            return int(torch.cuda.mem_get_info(self.place)[0])
+        except RuntimeError:
+            return None
 
 
 def _parts(x: Tensor, width: int) -> Iterator[Tensor]:

@@ -470,10 +470,12 @@ def spectrum(
     if precision == "default" and (wide_format or side <= EXACT_SIDE):
         precision = "exact"
     shift = 0.0
+    moved = False
     while True:
-        values, floor, leading, moved = _singular_values(
+        values, floor, leading, elsewhere = _singular_values(
             read, shape, norm * scale, precision, min(vectors, side), grams, look
         )
+        moved |= elsewhere  # also where a Gram that was moved only decides that another is made
         unresolved = int(np.count_nonzero(values < floor))
         values[values < floor] = 0.0
         if values[0] == 0.0:
