@@ -414,7 +414,7 @@ def test_all_reports_are_read_or_none(tmp_path):
         shadow.read_all(tmp_path / "gone")
     uniform(tmp_path / "a", 0.4)
     (uniform(tmp_path / "b", 0.4) / "matrices.parquet").write_bytes(b"PAR1")
-    with pytest.raises(shadow.ShadowError, match="not a report of shadow"):
+    with pytest.raises(shadow.ShadowError, match=r"matrices.parquet cannot be read"):
         shadow.read_all(tmp_path)
 
 

@@ -744,13 +744,16 @@ def with_column(name, values):
 
 FAULTS = {
     "no report": (lambda folder: shutil.rmtree(folder), "no such folder"),
-    "unfinished": (lambda folder: (folder / "summary.json").unlink(), "no finished report"),
+    "damaged": (
+        lambda folder: (folder / "matrices.parquet").unlink(),
+        "matrices.parquet is missing from this report",
+    ),
     "not parquet": (
         lambda folder: (folder / "matrices.parquet").write_text("x"),
-        "not a report of shadow",
+        "matrices.parquet cannot be read",
     ),
     "cut": (lambda folder: (folder / "tensors.parquet").write_bytes(b"PAR1"), "cannot be read"),
-    "no tensors": (lambda folder: (folder / "tensors.parquet").unlink(), "cannot be read"),
+    "no tensors": (lambda folder: (folder / "tensors.parquet").unlink(), "is missing"),
     "other schema": (
         lambda folder: rewrite(folder, metadata=lambda m: {**m, "schema": 99}),
         "schema 99",

@@ -12,7 +12,7 @@ from shadow.cli.arguments import reports_here
 from shadow.cli.options import ExportName, FigureKind, RunFolders, StorageOptions, on_this_machine
 from shadow.errors import UsageError
 from shadow.extras import require
-from shadow.reports.folders import reports_below
+from shadow.reports.folders import found_below, reports_below
 from shadow.storage import parsed_options
 from shadow.text import counted
 
@@ -41,7 +41,7 @@ def report(
     from shadow.outputs.page import write_page
 
     run = reports_here(run, parsed_options(storage_options), spectra=True)
-    folders = [folder for folder in reports_below(run) if (folder / "matrices.parquet").is_file()]
+    folders = found_below(run)
     with console.steps("report") as update:
         written = write_page(run, folders, output, show=update)
     for _, fault in written.unreadable:
