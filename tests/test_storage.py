@@ -783,6 +783,8 @@ def command(*words):
         try:
             with pytest.MonkeyPatch.context() as patched:
                 patched.setattr("sys.argv", ["shadow", *map(str, words)])
+                # elsewhere it is refused, as it ends with the command
+                patched.setattr("shadow.cli.options._require_lasting", lambda store: None)
                 cli.main()
         except SystemExit as ended:
             return ended.code or 0, out.getvalue(), err.getvalue()

@@ -89,7 +89,7 @@ from shadow.spectra.delta import Method
 from shadow.spectra.device import Offload, device_memory
 from shadow.spectra.spectrum import solve_anew
 from shadow.targets.families import Pair
-from shadow.targets.references import ComponentBase, Reference
+from shadow.targets.references import ComponentBase, Reference, as_folder
 from shadow.text import byte_size, took
 
 # byte ranges and raw copies of old `.bin` files, inside .partial while an audit runs
@@ -863,6 +863,8 @@ def _find(reference: Reference, runtime: Runtime, scratch: Path) -> Checkpoint |
         return open_folder(reference.repo, allow_pickle=access.allow_pickle, scratch=scratch)
     from shadow.checkpoints.hub import pin
 
+    if (how := as_folder(reference.repo)) and not access.offline:
+        say(f"{reference.repo} is taken for a model on the Hub; {how}")
     revision = runtime.commits.get(reference, reference.revision)
     snapshot = pin(reference.repo, revision, reference.subfolder, offline=access.offline, say=say)
     return locate(snapshot, allow_pickle=access.allow_pickle, say=say)

@@ -42,12 +42,15 @@ def report(
 
     run = reports_here(run, parsed_options(storage_options), spectra=True)
     folders = found_below(run)
+    was_there = output.exists()
     with console.steps("report") as update:
         written = write_page(run, folders, output, show=update)
     for _, fault in written.unreadable:
         console.complain(fault)
     if not written.pairs:
         console.say(f"there is no finished report below {run}")
+    if was_there:
+        console.say(f"replaced {output}")
     console.say(
         f"{counted(written.pairs, 'report', 'reports')} in {output}, {written.size / 1e6:.1f} MB"
     )
