@@ -209,7 +209,7 @@ def test_changed_files_and_another_checkpoint_leave_a_finished_report(pair, toys
     before, had = files(first.folder), finished_metadata(first.folder)["tuned"]["fingerprint"]
     models.write(toys / "one", matrices(8), {"model_type": "llama"})
     with pytest.raises(
-        KeptError, match=f"files of tuned, by their hash {had[:12]}, now [0-9a-f]{{12}}$"
+        KeptError, match=f"(?m)files of tuned, by their hash {had[:12]}, now [0-9a-f]{{12}}$"
     ):
         run_pair(pair, EVERYTHING, toys / "out")
     other = replace(pair, base=parse_reference(str(toys / "one")))
@@ -273,7 +273,7 @@ def test_a_setting_that_is_younger_than_the_report_is_what_it_was_without_it(pai
     first = run_pair(pair, Settings(Method(), Filter()), toys / "out")
     with_metadata(first.folder, version="0.0.9", settings={"method": {"precision": "default"}})
     assert run_pair(pair, Settings(Method(), Filter()), toys / "out").measured == 0
-    with pytest.raises(KeptError, match=r"differs: --nulls 0, now 5$"):
+    with pytest.raises(KeptError, match=r"(?m)differs: --nulls 0, now 5$"):
         run_pair(pair, Settings(Method(nulls=5), Filter()), toys / "out")
 
 
@@ -284,7 +284,7 @@ def test_another_schema_is_never_replaced_unasked(pair, toys):
     first = run_pair(pair, EVERYTHING, toys / "out")
     with_metadata(first.folder, schema=2)
     before = files(first.folder)
-    with pytest.raises(KeptError, match=r"differs: schema 2, now 1$"):
+    with pytest.raises(KeptError, match=r"(?m)differs: schema 2, now 1$"):
         run_pair(pair, EVERYTHING, toys / "out")
     assert files(first.folder) == before
     assert run_pair(pair, EVERYTHING, toys / "out", Runtime(overwrite=True)).measured == 2
