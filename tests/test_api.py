@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import json
+import pickle
 import pkgutil
 import re
 import shutil
 import subprocess
 import sys
+import traceback
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -405,6 +407,52 @@ def test_all_reports_of_a_folder_are_read_in_the_order_of_their_paths(tmp_path):
     assert [report.folder for report in shadow.read_all(tmp_path / "other")] == [tmp_path / "other"]
 
 
+def test_a_traceback_shows_the_hint_of_a_fault(tmp_path):
+    """As a note, also after it was pickled, as by Ray; the text of the fault is its message."""
+    for kind in (shadow.ShadowError, shadow.UsageError):
+        fault = pickle.loads(pickle.dumps(kind("no such folder: x", "name another")))
+        assert (str(fault), fault.message, fault.hint) == (
+            *["no such folder: x"] * 2,
+            "name another",
+        )
+        assert "".join(traceback.format_exception(fault)).endswith(
+            "no such folder: x\nhint: name another\n"
+        )
+    assert not hasattr(shadow.ShadowError("x"), "__notes__")
+
+
+UNREACHABLE = """
+import traceback
+
+import shadow
+from shadow.checkpoints import hub
+
+hub.ATTEMPTS = 1
+try:
+    shadow.audit(base="org/one", tuned="org/two", output="out", cache=False)
+except shadow.ShadowError:
+    print(traceback.format_exc())
+"""
+
+
+def test_a_fault_of_the_network_has_no_chain_of_tries(tmp_path, monkeypatch):
+    """The client's own faults, a traceback each, say less than the message."""
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    told = in_a_child(UNREACHABLE, cwd=tmp_path)
+    assert "http://127.0.0.1:9 cannot be reached" in told
+    assert "\nhint: " in told
+    assert "httpx" not in told
+    assert told.count("Traceback") == 1
+
+
+def test_a_summary_prints_its_finding(narrow):
+    """Its fields would fill screens."""
+    finding = narrow.summary.finding
+    assert str(finding) == " ".join(sentence.text for sentence in finding.sentences)
+    assert str(narrow.summary) == f"demo:base..narrow, {narrow.summary.label}. {finding}"
+
+
 def test_all_reports_are_read_or_none(tmp_path):
     """An empty folder, one that is not there and one with a broken report are told at once."""
     (tmp_path / "empty").mkdir()
@@ -414,7 +462,7 @@ def test_all_reports_are_read_or_none(tmp_path):
         shadow.read_all(tmp_path / "gone")
     uniform(tmp_path / "a", 0.4)
     (uniform(tmp_path / "b", 0.4) / "matrices.parquet").write_bytes(b"PAR1")
-    with pytest.raises(shadow.ShadowError, match="not a report of shadow"):
+    with pytest.raises(shadow.ShadowError, match=r"matrices.parquet cannot be read"):
         shadow.read_all(tmp_path)
 
 

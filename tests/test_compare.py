@@ -496,6 +496,8 @@ def test_what_makes_a_comparison_doubtful_is_warned_of(tmp_path):
     assert "the update of B (plain) is 5 times as large" in warnings("small", relative_norm=0.01)
     assert warnings("near", relative_norm=0.1) == ""
     assert "perhaps a merged adapter" in warnings("merged", numerical_rank=16)
+    adapter = warnings("adapter", numerical_rank=16, rank_ceiling=16, floor_ratio=None)
+    assert "merged adapter" not in adapter  # the comparison says that it is one
     replaced = [
         delta(0.4, where, cosine=0.1 if where["module"] == "mlp.up" else 0.99)
         for where in places(6)
@@ -537,6 +539,16 @@ def test_simulated_runs_of_one_regime_never_pass_the_margin(tmp_path):
 
 
 # The command
+
+
+def test_the_rows_go_into_a_folder_that_is_made(shadow, tmp_path):
+    """As the folder of a figure or of an export is; and no line of a pipe ends with a space."""
+    uniform(tmp_path / "a", 0.4)
+    uniform(tmp_path / "b", 0.3)
+    done = shadow("compare", "a", "b", "-o", "new/folder/rows.parquet")
+    assert done.assert_done()
+    assert (tmp_path / "new" / "folder" / "rows.parquet").is_file()
+    assert [line for line in done.out.splitlines() if line != line.rstrip()] == []
 
 
 @pytest.fixture(scope="module")
@@ -700,7 +712,8 @@ def test_rows_are_written_with_how_they_were_made(audited, shadow, tmp_path):
         before = path.read_bytes()
         assert "no comparison" in shadow(*arguments[:-1], path).assert_refused()
         assert path.read_bytes() == before
-    assert "no/where" in shadow(*arguments[:-1], "no/where/rows.parquet").assert_refused()
+    nowhere = shadow(*arguments[:-1], "mine.parquet/where/rows.parquet")
+    assert "cannot write to mine.parquet/where" in nowhere.assert_refused()
     assert {path.name for path in tmp_path.iterdir()} == {"rows.parquet", "mine.parquet"}
 
 
@@ -754,13 +767,16 @@ def with_column(name, values):
 
 FAULTS = {
     "no report": (lambda folder: shutil.rmtree(folder), "no such folder"),
-    "unfinished": (lambda folder: (folder / "summary.json").unlink(), "no finished report"),
+    "damaged": (
+        lambda folder: (folder / "matrices.parquet").unlink(),
+        "matrices.parquet is missing from this report",
+    ),
     "not parquet": (
         lambda folder: (folder / "matrices.parquet").write_text("x"),
-        "not a report of shadow",
+        "matrices.parquet cannot be read",
     ),
     "cut": (lambda folder: (folder / "tensors.parquet").write_bytes(b"PAR1"), "cannot be read"),
-    "no tensors": (lambda folder: (folder / "tensors.parquet").unlink(), "cannot be read"),
+    "no tensors": (lambda folder: (folder / "tensors.parquet").unlink(), "is missing"),
     "other schema": (
         lambda folder: rewrite(folder, metadata=lambda m: {**m, "schema": 99}),
         "schema 99",

@@ -253,7 +253,7 @@ def test_a_finished_report_of_another_device_stays(on, pair, tmp_path):
     """--device is told as a setting. `auto` that took the CPU is the CPU: nothing is measured."""
     on(FakeDevice())
     audited(pair, tmp_path, settings=ON_CPU)
-    with pytest.raises(KeptError, match=r"differs: --device cpu, now fake$"):
+    with pytest.raises(KeptError, match=r"(?m)differs: --device cpu, now fake$"):
         audited(pair, tmp_path)
     auto = replace(ON_CPU, device=DeviceChoice(asked="auto", note="torch finds no CUDA card"))
     _, told, said = audited(pair, tmp_path, settings=auto)
@@ -261,7 +261,7 @@ def test_a_finished_report_of_another_device_stays(on, pair, tmp_path):
     assert "device_use" not in told
     folder, told, _ = audited(pair, tmp_path, replace(ONE_WORKER, overwrite=True))
     assert told["device"] == "fake"
-    with pytest.raises(KeptError, match=r"differs: --device fake, now cpu$"):
+    with pytest.raises(KeptError, match=r"(?m)differs: --device fake, now cpu$"):
         audited(pair, tmp_path, settings=ON_CPU)
     assert finished_metadata(folder)["settings"]["device"] == "fake"
 

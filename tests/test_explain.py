@@ -183,6 +183,12 @@ def test_a_text_of_a_column_stands_by_itself():
     assert [name for name, text in texts.items() if re.match(leans, text)] == []
 
 
+@pytest.mark.parametrize("words", [["sharp", "edge"], ["sharp_edge"]])
+def test_several_words_find_the_name_that_holds_them(words):
+    """In any order; what is merely spelt like them is no answer."""
+    assert explained(*words).exception.hint == "did you mean 'null_edge_sharp'?"
+
+
 @pytest.mark.parametrize("word", ["pandas", "banana", "weather", "qwertz"])
 def test_a_word_that_is_unlike_all_others_gets_no_guess(word):
     """What is alike by chance, as `profile` and `failed`, helps nobody."""

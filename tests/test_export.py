@@ -34,6 +34,7 @@ from shadow.outputs.exports.formats import MANIFEST, code_span, neutral, partiti
 from shadow.reports.columns import REPORTS, RESIDUAL, SPECTRA, TABLES
 from shadow.reports.folders import reports_below
 from shadow.reports.parquet import arrow_schema
+from shadow.reports.report import Report
 
 NAMES = ("reports", "matrices", "tensors", "residual", "spectra")
 FOLDERS = ("csv", "json", "arrow", "parquet", "hf-dataset-folder")
@@ -196,6 +197,17 @@ def pythonic(value):
 def cells(folder, name):
     with (folder / f"{name}.csv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
+
+
+def test_missing_spectra_are_a_fault_where_they_were_written(tmp_path):
+    """A table with fewer rows would say nothing of it; other tables are exported all the same."""
+    settings = {"method": {"precision": "default"}, "spectra": True}
+    write(tmp_path / "run", [delta(0.1, where) for where in places(3)], settings=settings)
+    with pytest.raises(ShadowError, match=r"spectra.parquet is missing from this report"):
+        export([tmp_path / "run"], "csv", tmp_path / "csv")
+    with pytest.raises(ShadowError, match=r"spectra.parquet is missing from this report"):
+        assert Report(tmp_path / "run").has_spectra
+    assert export([tmp_path / "run"], "csv", tmp_path / "csv", ["matrices"]).rows["matrices"]
 
 
 @pytest.mark.parametrize("name", NAMES[1:])

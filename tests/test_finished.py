@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import models
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -28,6 +29,7 @@ from shadow.errors import KeptError, ShadowError, UsageError
 from shadow.findings.summary import read_summary
 from shadow.reports import parquet as report_module
 from shadow.reports.atomic_replacement import READY
+from shadow.reports.folders import found_below
 from shadow.reports.provenance import finished_metadata
 from shadow.spectra.delta import Method
 from shadow.targets.families import given_pair
@@ -70,6 +72,82 @@ def stored_metadata(folder):
     assert len(found) == 4
     assert all(one == found[0] for one in found)
     return found[0]
+
+
+@pytest.mark.parametrize("name", ["matrices", "tensors", "residual", "spectra"])
+def test_a_report_that_lacks_a_table_is_measured_again(pair, toys, name):
+    """It is damaged, whatever the other files say; the audit says which one is missing."""
+    said = []
+    folder = run_pair(pair, EVERYTHING, toys / "out").folder
+    (folder / f"{name}.parquet").unlink()
+    done = run_pair(pair, EVERYTHING, toys / "out", Runtime(say=said.append))
+    assert done.measured
+    assert any(f"{name}.parquet is missing from this report" in line for line in said)
+    assert len(stored_metadata(folder)) > 0
+
+
+def test_a_missing_summary_is_made_again_and_nothing_measured(pair, toys):
+    """All of it follows from the tables: readers make it for themselves, an audit the file."""
+    said = []
+    folder = run_pair(pair, EVERYTHING, toys / "out").folder
+    before = files(folder)
+    told, _ = read_summary(folder)
+    (folder / "summary.json").unlink()
+    assert read_summary(folder)[0] == told
+    done = run_pair(pair, EVERYTHING, toys / "out", Runtime(say=said.append))
+    assert done.measured == 0
+    assert f"{folder}: summary.json was missing, and is made again from the tables" in said
+    assert files(folder) == before
+
+
+def test_a_report_without_the_file_by_which_it_is_found_is_damaged(pair, toys):
+    """It is found nevertheless, so that nothing below a folder is passed over in silence."""
+    folder = run_pair(pair, EVERYTHING, toys / "out").folder
+    (folder / "matrices.parquet").unlink()
+    (toys / "out" / "mine").mkdir()
+    (toys / "out" / "mine" / "summary.json").write_text('{"schema": 1}')
+    pq.write_table(pa.table({"x": [1]}), toys / "out" / "mine" / "tensors.parquet")
+    assert found_below(toys / "out") == [folder]
+    with pytest.raises(ShadowError, match=r"matrices.parquet is missing from this report"):
+        read_summary(folder)
+    for path in folder.glob("*.parquet"):
+        path.unlink()
+    assert found_below(toys / "out") == [folder]  # summary.json says whose it is
+
+
+def test_an_audit_that_was_stopped_is_no_damaged_report(pair, toys, monkeypatch):
+    """Nothing but its work is there; a damaged report that is being audited is not finished."""
+    folder = run_pair(pair, EVERYTHING, toys / "out").folder
+    kept = toys / "kept"
+    shutil.move(folder, kept)
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shadow_run, "summarise", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_pair(pair, EVERYTHING, toys / "out")
+    assert (folder / ".partial").is_dir()
+    assert found_below(toys / "out") == []
+    shutil.copy(kept / "tensors.parquet", folder)
+    assert found_below(toys / "out") == [folder]
+    with pytest.raises(ShadowError, match="no finished report in it") as refused:
+        read_summary(folder)
+    assert refused.value.hint == "the audit is not finished: run it again"
+
+
+def test_a_new_report_that_only_has_to_be_moved_is_found(pair, toys):
+    """Killed before the first move: who looks for reports below finds it, and who reads moves."""
+    folder = run_pair(pair, EVERYTHING, toys / "out").folder
+    ready = folder / ".partial" / READY
+    ready.mkdir(parents=True)
+    for name in files(folder):
+        (folder / name).rename(ready / name)
+    assert found_below(toys / "out") == [folder]
+    assert found_below(folder) == [folder]
+    assert read_summary(folder)
+    assert (folder / "matrices.parquet").is_file()
 
 
 OTHER = {
@@ -131,7 +209,7 @@ def test_changed_files_and_another_checkpoint_leave_a_finished_report(pair, toys
     before, had = files(first.folder), finished_metadata(first.folder)["tuned"]["fingerprint"]
     models.write(toys / "one", matrices(8), {"model_type": "llama"})
     with pytest.raises(
-        KeptError, match=f"files of tuned, by their hash {had[:12]}, now [0-9a-f]{{12}}$"
+        KeptError, match=f"(?m)files of tuned, by their hash {had[:12]}, now [0-9a-f]{{12}}$"
     ):
         run_pair(pair, EVERYTHING, toys / "out")
     other = replace(pair, base=parse_reference(str(toys / "one")))
@@ -195,7 +273,7 @@ def test_a_setting_that_is_younger_than_the_report_is_what_it_was_without_it(pai
     first = run_pair(pair, Settings(Method(), Filter()), toys / "out")
     with_metadata(first.folder, version="0.0.9", settings={"method": {"precision": "default"}})
     assert run_pair(pair, Settings(Method(), Filter()), toys / "out").measured == 0
-    with pytest.raises(KeptError, match=r"differs: --nulls 0, now 5$"):
+    with pytest.raises(KeptError, match=r"(?m)differs: --nulls 0, now 5$"):
         run_pair(pair, Settings(Method(nulls=5), Filter()), toys / "out")
 
 
@@ -206,7 +284,7 @@ def test_another_schema_is_never_replaced_unasked(pair, toys):
     first = run_pair(pair, EVERYTHING, toys / "out")
     with_metadata(first.folder, schema=2)
     before = files(first.folder)
-    with pytest.raises(KeptError, match=r"differs: schema 2, now 1$"):
+    with pytest.raises(KeptError, match=r"(?m)differs: schema 2, now 1$"):
         run_pair(pair, EVERYTHING, toys / "out")
     assert files(first.folder) == before
     assert run_pair(pair, EVERYTHING, toys / "out", Runtime(overwrite=True)).measured == 2

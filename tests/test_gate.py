@@ -491,6 +491,32 @@ def test_audit_and_gate_say_the_same(shadow, demo):
     ]
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("matrices", "matrices.parquet is missing from this report (was it copied completely?)"),
+        ("tensors", "tensors.parquet is missing from this report (was it copied completely?)"),
+    ],
+)
+def test_a_damaged_report_does_not_pass(shadow, tmp_path, name, words):
+    """Its other files are there: it was to be judged, and no baseline may lack it in silence."""
+    for pair in ("base..one", "base..two"):
+        spread(tmp_path / "g" / "toy" / pair, 0.4)
+    shutil.copytree(tmp_path / "g", tmp_path / "whole")
+    (tmp_path / "g" / "toy" / "base..two" / f"{name}.parquet").unlink()
+    done = shadow("gate", "g", "--fail-on", "concentration > 0.9")
+    assert done.code == 1
+    assert done.err.count(words) == 1
+    assert "hint:  run the audit again" in done.err
+    held = shadow("gate", "whole", "--against", "g")
+    assert held.code == 1
+    assert words in held.err
+    page = shadow("report", "g", "-o", "x.html")
+    assert (page.code, words in page.err) == (1, True)
+    for command in (("show", "g"), ("compare", "g"), ("export", "g", "--to", "csv")):
+        assert words in shadow(*command).assert_refused()
+
+
 def test_a_list_is_judged_pair_by_pair(shadow, demo):
     """A glob is a list: each pair has verdicts, annotations begin lines with FORCE_COLOR too."""
     env = {"GITHUB_ACTIONS": "true", "FORCE_COLOR": "1"}

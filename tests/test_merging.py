@@ -416,9 +416,9 @@ def test_a_broken_folder_is_refused_before_anything_is_copied(shards, tmp_path, 
 
 
 def test_unfinished_reports_are_left_out(shards, tmp_path):
-    """A folder with a journal and no summary is no report; its pair is pending."""
+    """A folder without the file that is written last holds no report; its pair is pending."""
     report = shards[1] / report_folder(*PAIRS[2])
-    (report / "summary.json").unlink()
+    (report / "matrices.parquet").unlink()
     index = merge(tmp_path / "out", shards).index
     assert [one.state for one in index.rows] == ["done", "done", "pending", "failed"]
     assert not (tmp_path / "out" / report_folder(*PAIRS[2])).exists()

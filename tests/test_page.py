@@ -792,7 +792,7 @@ def test_a_report_that_cannot_be_read_is_named_on_the_page(several, tmp_path, sh
     (run / "family-1" / "base..tuned" / "tensors.parquet").write_bytes(b"PAR1 nothing")
     done = shadow("report", run, "-o", "page.html")
     assert (done.code, done.out) == (1, "")
-    assert "family-1/base..tuned: its report cannot be read" in done.err.replace("\n", "")
+    assert "family-1/base..tuned: tensors.parquet cannot be read" in done.err.replace("\n", "")
     page = Elements((tmp_path / "page.html").read_bytes())
     assert "Without a report" in page.text
     assert "run/family-1/base..tuned" in page.text
@@ -819,6 +819,15 @@ def test_files_of_different_audits_are_refused(small, tmp_path):
 
 
 # ---- the command
+
+
+def test_a_page_goes_into_a_folder_that_is_made_and_says_what_it_replaces(tmp_path, shadow):
+    """One line on stderr: the page that was there may have shown other reports."""
+    (tmp_path / "run").mkdir()
+    first = shadow("report", "run", "-o", "new/page.html")
+    assert (first.code, "replaced" in first.err) == (0, False)
+    again = shadow("report", "run", "-o", "new/page.html")
+    assert (again.code, "replaced new/page.html\n" in again.err) == (0, True)
 
 
 def test_an_empty_folder_gives_a_page_that_says_so(tmp_path, shadow):
@@ -883,7 +892,8 @@ def test_report_refuses_what_it_cannot_do(small, tmp_path, shadow):
     assert (tmp_path / "notes.html").read_text() == "<p>mine</p>"
     os.mkfifo(tmp_path / "pipe.html")  # nobody writes into it
     assert "no page of shadow" in shadow("report", small, "-o", "pipe.html").assert_refused()
-    assert "cannot write" in shadow("report", small, "-o", "missing/page.html").assert_refused()
+    nowhere = shadow("report", small, "-o", "notes.html/page.html")
+    assert "cannot write to notes.html" in nowhere.assert_refused()
     assert shadow("report", small, "-o", tmp_path).code == 2
 
 

@@ -60,11 +60,12 @@ def rewrite(folder, change=lambda table: table, **told):
 
 
 def made_before(folder):
-    """What schema 1 would first have written: no later columns, no residual.parquet."""
+    """What schema 1 would first have written: no later columns, no residual.parquet, no seal."""
     (folder / "residual.parquet").unlink()
     rewrite(
         folder,
         lambda table: table.drop_columns([name for name in LATER if name in table.column_names]),
+        seal=None,
     )
     return folder
 
@@ -235,7 +236,7 @@ def test_an_older_report_is_measured_again_when_that_is_asked_for(run, shadow, t
 def test_a_report_without_a_first_column_is_none(run, shadow, gone):
     """Absent is null only where a column came later: a gate must not pass for lack of it."""
     rewrite(run, lambda table: table.drop_columns([gone]) if gone in table.column_names else table)
-    assert "not a report of shadow (KeyError)" in shadow("show", "out").assert_refused()
+    assert "not a report of shadow" in shadow("show", "out").assert_refused()
 
 
 def test_a_column_of_a_newer_version_is_passed_over(run, shadow):

@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from shadow.errors import UsageError
+from shadow.audits.pair import Runtime, find_checkpoint
+from shadow.errors import ShadowError, UsageError
 from shadow.targets.families import given_pair
 from shadow.targets.lists import select
 from shadow.targets.references import parse_reference
@@ -82,6 +83,11 @@ def test_one_model_of_the_hub_is_looked_up(registry):
             "'toy' is a family, and './mine' a checkpoint",
             "for a folder, write ./NAME",
         ),
+        (
+            ["./mine", "nothere"],
+            "no family 'nothere'",
+            "write two checkpoints, BASE TUNED; a folder is ./NAME",
+        ),
         (["./a", "./b", "./c"], "3 checkpoints: a pair has two", "several pairs go into a --list"),
     ],
 )
@@ -91,6 +97,24 @@ def test_what_cannot_be_meant_is_refused(targets, message, hint, registry):
         select(targets, registry=registry)
     assert caught.value.message == message
     assert hint in caught.value.hint
+
+
+def test_a_folder_of_the_name_of_a_model_is_told_of_before_the_first_request(tmp_path, monkeypatch):
+    """It is not taken for the model, and nobody waits for a Hub to learn that."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org" / "toy").mkdir(parents=True)
+    said = []
+
+    def pin(*_, **__):
+        raise ShadowError("; ".join(said))
+
+    monkeypatch.setattr("shadow.checkpoints.hub.pin", pin)
+    told = "org/toy is taken for a model on the Hub; for the folder, write ./org/toy"
+    for name, words in (("org/toy", told), ("org/toy-sft", "")):
+        said.clear()
+        with pytest.raises(ShadowError) as caught:
+            find_checkpoint(parse_reference(name), Runtime(say=said.append), tmp_path)
+        assert caught.value.message == words
 
 
 def test_a_pair_has_the_name_that_it_is_given(shadow, tmp_path):

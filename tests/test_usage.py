@@ -47,7 +47,31 @@ def shadow(monkeypatch, capsys):
         (
             "schema --format yaml",
             "--format: 'yaml' is not one of table, json",
-            "shadow schema --help` lists",
+            "such as --format table",
+        ),
+        (
+            "audit demo --engine spark",
+            "--engine: 'spark' is not one of local, ray",
+            "such as --engine local",
+        ),
+        ("audit demo --jobs 0", "--jobs: the number is out of range", "give 1 or more"),
+        ("audit demo --jobs 2000", "--jobs: the number is out of range", "give 1024 at most"),
+        (
+            f"audit demo -o {__file__}",
+            f"invalid value for '-o' / '--output': dir '{__file__}' is a file",
+            "choose another folder",
+        ),
+        (
+            "show a b",
+            "got unexpected extra argument(s) (b)",
+            "name the folder above them, or use `shadow compare A B`",
+        ),
+        ("audit demo --max-disk 40", "--max-disk: 40 bytes hold no shard", "did you mean 40GB?"),
+        ("audit demo --max-disk 0", "--max-disk: 0 bytes hold no shard", "such as 40GB"),
+        (
+            "audit demo -o memory://x/y",
+            "memory://x/y: URLs of memory:// are not supported",
+            "or a folder",
         ),
         ("zzzz", "no command 'zzzz'", "shadow --help` lists"),
         ("compare", "missing argument 'RUN'", "shadow compare --help` lists"),

@@ -669,11 +669,11 @@ def _words(words: Sequence[str]) -> list[str]:
 def _access(
     *, allow_pickle: bool, offline: bool, fetch: Fetch, max_disk: int | str | None
 ) -> Access:
-    from shadow.audits.plan import Access
+    from shadow.audits.plan import Access, disk_limit
 
     _require("fetch", fetch, ("auto", "shards", "ranges"))
     if isinstance(max_disk, str):
-        max_disk = bytes_of(max_disk)
+        max_disk = disk_limit(max_disk)
     return Access(allow_pickle=allow_pickle, offline=offline, fetch=fetch, max_disk=max_disk)
 
 

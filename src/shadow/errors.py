@@ -9,13 +9,16 @@ from collections.abc import Iterator
 class ShadowError(Exception):
     """Something that could not be done: one line for people, and what to do next.
 
-    The command line prints both and exits with 1.
+    The command line prints both and exits with 1. str() is the message alone; the hint is a note of
+    the exception, which a traceback shows.
     """
 
     def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        if hint:
+            self.add_note(f"hint: {hint}")
 
 
 class UsageError(ShadowError):

@@ -255,9 +255,18 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def write_beside(path: Path, content: bytes) -> None:
-    """The same in a folder that is not ours: nothing is left in it when this fails."""
-    with aside_in(path.parent) as folder:
-        _write_by_way_of(folder / path.name, path, content)
+    """The same in a folder that is not ours, and that is made where there is none: nothing is left
+    in it or of it when this fails.
+    """
+    parent = path.absolute().parent
+    there = nearest_folder(parent)
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        with aside_in(parent) as folder:
+            _write_by_way_of(folder / path.name, path, content)
+    finally:
+        if parent != there:
+            remove_empty(parent, there)
 
 
 def _write_by_way_of(aside: Path, path: Path, content: bytes) -> None:

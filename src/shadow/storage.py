@@ -118,10 +118,7 @@ def located(
             "fetch it, as with curl; a list may be `--list -`",
         )
     if scheme not in SCHEMES:
-        known = ", ".join(f"{name}://" for name in ("s3", "gs", "az", "hf", "file"))
-        raise UsageError(
-            f"{told}: URLs of {scheme}:// are not supported", f"one of {known}, or a folder"
-        )
+        raise unsupported(told, scheme)
     if re.match(r"[^/]*@", url.partition("://")[2]):
         raise UsageError(
             f"{told}: a URL may hold no account and no password",
@@ -133,6 +130,14 @@ def located(
     if not path or any(part in (".", "..") for part in path.split("/")) or not path.isprintable():
         raise UsageError(f"{told}: no bucket or folder in it", f"write {scheme}://BUCKET/FOLDER")
     return Store(f"{scheme}://{path}", dict(options or {}))
+
+
+def unsupported(told: str, scheme: str) -> UsageError:
+    """What is told of a kind of URL that is not supported."""
+    known = ", ".join(f"{name}://" for name in ("s3", "gs", "az", "hf", "file"))
+    return UsageError(
+        f"{told}: URLs of {scheme}:// are not supported", f"one of {known}, or a folder"
+    )
 
 
 def parsed_options(text: str | None) -> dict[str, Any]:

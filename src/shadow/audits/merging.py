@@ -35,7 +35,7 @@ from shadow.findings.summary import Summary, read_summary
 from shadow.reports.atomic_replacement import KEPT
 from shadow.reports.columns import IDENTITY
 from shadow.reports.metadata import ReportMetadata
-from shadow.reports.provenance import check_schema, finished_metadata
+from shadow.reports.provenance import AGAIN, check_schema, finished_metadata
 from shadow.reports.tables import STORED
 
 FINISHED = "matrices.parquet"  # written last: a folder without it holds no report
@@ -271,9 +271,7 @@ def _difference(first: _Finished, other: _Finished) -> tuple[str | None, bool]:
         try:
             tables = [pq.read_table(file) for file in files]
         except (OSError, pa.ArrowException) as error:
-            raise ShadowError(
-                f"{files[0]} or {files[1]} cannot be read ({type(error).__name__})"
-            ) from error
+            raise ShadowError(f"{files[0]} or {files[1]} cannot be read", AGAIN) from error
         if tables[0].equals(tables[1]):
             continue
         if not _is_close(name, tables[0], tables[1]):

@@ -65,6 +65,7 @@ from shadow.files import PARTIAL, nearest_folder, remove_empty, safe_name
 from shadow.findings.gains import NO_SCORES, Scored, join, kept_bytes, neither, read_kept, sides_of
 from shadow.findings.scores import ScoreFiles
 from shadow.findings.summary import Summary, read_summary, summarise, with_scores
+from shadow.findings.summary_file import FILE as SUMMARY
 from shadow.findings.summary_file import SUMMARISED, seal, summary_bytes
 from shadow.reasons import STRICT
 from shadow.reports.atomic_replacement import KEPT, TABLES_OF_A_PAIR, Staged, replacing
@@ -77,14 +78,19 @@ from shadow.reports.metadata import (
     SettingsMetadata,
 )
 from shadow.reports.parquet import TableFile, rewritten
-from shadow.reports.provenance import Identity, finished_metadata
+from shadow.reports.provenance import (
+    Identity,
+    finished_metadata,
+    refuse_remains,
+    require_tables,
+)
 from shadow.reports.report import Report
 from shadow.reports.tables import absent_note
 from shadow.spectra.delta import Method
 from shadow.spectra.device import Offload, device_memory
 from shadow.spectra.spectrum import solve_anew
 from shadow.targets.families import Pair
-from shadow.targets.references import ComponentBase, Reference
+from shadow.targets.references import ComponentBase, Reference, as_folder
 from shadow.text import byte_size, took
 
 Made = TypeVar("Made")
@@ -626,7 +632,7 @@ def _finish(
             files[name].finish(metadata)
         else:
             staged.put(f"{name}.parquet", b"")
-    staged.put("summary.json", summary_bytes(summary.as_json()))
+    staged.put(SUMMARY, summary_bytes(summary.as_json()))
     staged.put(KEPT, kept_bytes(scored, identity.as_json()) if scored.gains else b"")
     return summary, metadata
 
@@ -697,7 +703,7 @@ def _renewed(
                 metadata = {**metadata, "seal": seal(plain.as_json(), paths, metadata)}
             for file in files.values():
                 file.finish(metadata)
-        staged.put("summary.json", summary_bytes(summary.as_json()))
+        staged.put(SUMMARY, summary_bytes(summary.as_json()))
         as_new = {**metadata, "base": identity.base, "tuned": identity.tuned}
         staged.put(KEPT, kept_bytes(given, as_new) if given.gains else b"")
     return replace(done, summary=summary, provenance=metadata)
@@ -861,6 +867,8 @@ def _find(reference: Reference, runtime: Runtime, scratch: Path) -> Checkpoint |
         return open_folder(reference.repo, allow_pickle=access.allow_pickle, scratch=scratch)
     from shadow.checkpoints.hub import pin
 
+    if (how := as_folder(reference.repo)) and not access.offline:
+        say(f"{reference.repo} is taken for a model on the Hub; {how}")
     revision = runtime.commits.get(reference, reference.revision)
     snapshot = pin(reference.repo, revision, reference.subfolder, offline=access.offline, say=say)
     return locate(snapshot, allow_pickle=access.allow_pickle, say=say)
@@ -922,12 +930,15 @@ def _is_pickled(found: Found) -> bool:
 def _finished(folder: Path) -> tuple[ReportMetadata | None, str]:
     """The metadata of the report in a folder, if there is one, or what is wrong with it.
 
-    A broken one is no report.
+    A broken one is no report, and one without matrices.parquet neither.
 
     Raises ShadowError where the system does not let it be read: it may be whole.
     """
     try:
-        return finished_metadata(folder), ""
+        metadata = finished_metadata(folder)
+        if metadata is None:
+            refuse_remains(folder)
+        return metadata, ""
     except ShadowError as error:
         if isinstance(error.__cause__, OSError) and error.__cause__.errno is not None:
             raise
@@ -947,10 +958,17 @@ def _already_done(
         notes += [absent_note(lacking)] if lacking else []
         if notes and runtime.overwrite:
             return None, "; ".join(notes)
+        require_tables(folder, metadata, spectra=True)
         summary, _ = read_summary(folder)
     except ShadowError as error:
         return None, error.message
     remove_journal_of(folder, identity)
+    if not (folder / SUMMARY).is_file():
+        # the keys of both sides are in the order of a new report
+        again = replace(summary, base=identity.base, tuned=identity.tuned)
+        with alone_at(folder), replacing(folder) as staged:
+            staged.put(SUMMARY, summary_bytes(again.as_json()))
+        runtime.say(f"{folder}: {SUMMARY} was missing, and is made again from the tables")
     runtime.say("; ".join(["nothing to measure: the report is already there", *notes]))
     return AuditResult(folder, summary, measured=0, provenance=metadata), ""
 

@@ -17,14 +17,14 @@ from shadow.checkpoints.pairing import MatrixPair, Side, Skipped
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checkpoints.sources import ByteRanges, Source, WholeFile, coalesced
 from shadow.dtypes import FLOATS
-from shadow.errors import ShadowError
+from shadow.errors import ShadowError, UsageError
 from shadow.files import nearest_folder
 from shadow.findings.summary_rows import SkippedRow
 from shadow.places.groups import direction_of
 from shadow.places.names import name_rules
 from shadow.spectra.residual import WIDTH
 from shadow.targets.families import Pair
-from shadow.text import byte_size
+from shadow.text import byte_size, bytes_of, counted
 
 Fetch = Literal["auto", "shards", "ranges"]
 DISK_HINT = (
@@ -43,6 +43,22 @@ A_LINE, A_ROW, A_VECTOR, A_SKIP, FILES = 5_000, 6_000, 800, 350, 50_000
 BASE64 = 4 / 3  # characters of a byte
 # ranges must save at least a tenth of a shard: they cannot be verified and do not stay in the cache
 WORTH_IT = 0.9
+
+
+LEAST_DISK = 1_000  # bytes; no shard is smaller
+LEAST_WITHOUT_UNIT = 1_000_000  # bytes; below, somebody forgot the unit
+
+
+def disk_limit(text: str) -> int:
+    """The bytes of a limit such as `40GB`. Raises UsageError for what can hold nothing."""
+    size = bytes_of(text)
+    has_unit = not text.strip().replace(".", "").isdigit()
+    if size < (LEAST_DISK if has_unit else LEAST_WITHOUT_UNIT):
+        hint = "write it with a unit, such as 40GB"
+        if size and not has_unit and size < LEAST_DISK:
+            hint = f"did you mean {text.strip()}GB?"
+        raise UsageError(f"--max-disk: {counted(size, 'byte holds', 'bytes hold')} no shard", hint)
+    return size
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from shadow.findings.scores import ScoreFiles
 from shadow.findings.summary import Summary, read_summary
 from shadow.reports.atomic_replacement import FILES_OF_A_PAIR
 from shadow.reports.metadata import ReportMetadata
-from shadow.reports.provenance import Identity, finished_metadata
+from shadow.reports.provenance import Identity, finished_metadata, require_tables
 from shadow.reports.remote import (
     OvertakenError,
     PublishedIndex,
@@ -201,6 +201,10 @@ def _already_there(
         return None
     with outlined(target) as outline:
         if outline is None:  # removed meanwhile
+            return None
+        try:
+            require_tables(outline, there, spectra=True)
+        except ShadowError:  # `run_pair` says so
             return None
         lacking = Report(outline).absent
         notes = (

@@ -741,7 +741,7 @@ def _trying(
     except (ShadowError, StoppedError):
         raise
     except Exception as error:  # the client's, on whatever the server sent
-        raise words(error) from error
+        raise words(error) from None  # the client's chain of tries says nothing more to people
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -130,12 +130,11 @@ def access_of(
     *, allow_pickle: bool, offline: bool, fetch: FetchName, max_disk: str | None
 ) -> Access:
     """How checkpoints may be reached. Raises UsageError for a size that is none."""
-    from shadow.audits.plan import Access
-    from shadow.text import bytes_of
+    from shadow.audits.plan import Access, disk_limit
 
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # before the client is imported, which reads it then
-    most = None if max_disk is None else bytes_of(max_disk)
+    most = None if max_disk is None else disk_limit(max_disk)
     return Access(allow_pickle=allow_pickle, offline=offline, fetch=fetch.value, max_disk=most)
 
 

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import sys
 import time
 from collections import deque
@@ -94,7 +95,9 @@ def _print(console: Console, renderable: RenderableType) -> None:
         return
     with console.capture() as captured:
         console.print(renderable)
-    console.file.write(inert(captured.get()))
+    # cells are filled with spaces up to their width, which a file or a pipe has no use for
+    text = re.sub(r"[^\S\n]+$", "", captured.get(), flags=re.MULTILINE)
+    console.file.write(inert(text))
 
 
 def _is_watched(console: Console) -> bool:

@@ -12,7 +12,7 @@ from shadow.cli.arguments import reports_here
 from shadow.cli.options import ExportName, FigureKind, RunFolders, StorageOptions, on_this_machine
 from shadow.errors import UsageError
 from shadow.extras import require
-from shadow.reports.folders import reports_below
+from shadow.reports.folders import found_below, reports_below
 from shadow.storage import parsed_options
 from shadow.text import counted
 
@@ -41,13 +41,16 @@ def report(
     from shadow.outputs.page import write_page
 
     run = reports_here(run, parsed_options(storage_options), spectra=True)
-    folders = [folder for folder in reports_below(run) if (folder / "matrices.parquet").is_file()]
+    folders = found_below(run)
+    was_there = output.exists()
     with console.steps("report") as update:
         written = write_page(run, folders, output, show=update)
     for _, fault in written.unreadable:
         console.complain(fault)
     if not written.pairs:
         console.say(f"there is no finished report below {run}")
+    if was_there:
+        console.say(f"replaced {output}")
     console.say(
         f"{counted(written.pairs, 'report', 'reports')} in {output}, {written.size / 1e6:.1f} MB"
     )

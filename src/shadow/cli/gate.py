@@ -92,14 +92,16 @@ def gate(
     indexes = {run: index for run in runs if (index := read_index(run)) is not None}
     judged: list[Judgement] = []
     names: dict[Path, tuple[str, str]] = {}
+    faulty: set[Path] = set()
     for folder in _each_once(folders_of, indexes):
         try:
             metadata = report_metadata(folder)
             names[folder] = metadata["family"], metadata["pair"]
         except ShadowError as error:
             judged.append(at_fault(folder.resolve().parent.name, folder.resolve().name, error))
+            faulty.add(folder.resolve())
     for run, index in indexes.items():
-        judged += _not_there(run, index, set(names.values()))
+        judged += _not_there(run, index, set(names.values()), faulty)
     baselines = baselines_of(
         options, list(names.values()), console.say_nothing if quiet else console.say
     )
@@ -136,15 +138,21 @@ def _judgement(folder: Path, rules: Sequence[Rule], baseline: Measured | None) -
     return judge_report(rules, read_measured(folder), baseline)
 
 
-def _not_there(run: Path, index: Index, there: set[tuple[str, str]]) -> list[Judgement]:
-    """The faults of a list's folder: pairs without their report, and shards that are elsewhere."""
+def _not_there(
+    run: Path, index: Index, there: set[tuple[str, str]], faulty: set[Path]
+) -> list[Judgement]:
+    """The faults of a list's folder: pairs without their report, and shards that are elsewhere.
+
+    there: the pairs whose reports are read. faulty: folders of reports whose fault was told.
+    """
     judged = []
     for row in index.rows:
         if row.state == "kept":
             error = ShadowError(f"{row.name}: {row.error}", "run the list again, with --overwrite")
             judged.append(at_fault(row.family, row.pair, error))
     for row in index.rows:
-        if row.state != "kept" and row.key not in there:
+        is_told = (run / row.folder).resolve() in faulty
+        if row.state != "kept" and row.key not in there and not is_told:
             judged.append(at_fault(row.family, row.pair, _missing(run, row)))
     missing = index.missing_shards
     for shard in missing[:SHARDS_TOLD]:

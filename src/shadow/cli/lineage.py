@@ -23,7 +23,7 @@ from shadow.cli.options import (
     StorageOptions,
 )
 from shadow.errors import ShadowError
-from shadow.reports.folders import reports_at
+from shadow.reports.folders import found_below, reports_at
 from shadow.storage import parsed_options, url_of
 from shadow.text import nearest
 
@@ -132,8 +132,7 @@ def _folders(
         folder = reports_here(output / safe_name(target), options)
         reports: list[Path] = []
         if folder.is_dir():
-            there = reports_at(folder)
-            reports = [report for report in there if (report / "matrices.parquet").is_file()]
+            reports = found_below(folder)
         if not reports:
             where = url_of(output) or output
             raise ShadowError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,7 +10,7 @@ import typer
 from shadow.cli import completion, console
 from shadow.cli.options import Format, FormatOption, Json, Registry
 from shadow.errors import UsageError
-from shadow.text import VERY_LIKE, nearest
+from shadow.text import VERY_LIKE, nearest, several
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -129,7 +129,8 @@ def explain(
         found = [view for views in single for view in views]
     if not found:
         known = [*columns, *HEADS, *TOPICS, *other_words(), *terms()]
-        hint = nearest(word, known, VERY_LIKE) or "`shadow explain` lists columns and words"
+        hint = _with_words_of(word, known) or nearest(word, known, VERY_LIKE)
+        hint = hint or "`shadow explain` lists columns and words"
         raise UsageError(f"no column or word {word!r}", hint)
     for place, (view, _) in enumerate(found):
         if place:
@@ -138,6 +139,15 @@ def explain(
     shown = [column for _, column in found if column is not None]
     if (notation := notation_view(shown)) is not None:
         console.display(notation)
+
+
+def _with_words_of(word: str, known: Sequence[str]) -> str | None:
+    """The known words that hold all of several, in any order; None where none does."""
+    parts = word.lower().replace("_", " ").split()
+    found = [name for name in known if all(part in name.lower() for part in parts)]
+    if len(parts) < 2 or not found:
+        return None
+    return f"did you mean {several([repr(name) for name in dict.fromkeys(found)], 3)}?"
 
 
 def _explained(

@@ -10,7 +10,7 @@ import typer
 
 from shadow.cli import completion
 from shadow.errors import UsageError
-from shadow.storage import OPTIONS, located, redacted, url_of
+from shadow.storage import OPTIONS, Store, located, redacted, unsupported, url_of
 
 
 def on_this_machine(path: Path | None) -> Path | None:
@@ -32,7 +32,14 @@ def a_place(path: Path | None) -> Path | None:
         place = located(path)
         if isinstance(place, Path):
             return place
+        _require_lasting(place)
     return path
+
+
+def _require_lasting(store: Store) -> None:
+    """Refuse what would be gone with the process of the command; Python may use it."""
+    if store.scheme.protocol == "memory":
+        raise unsupported(store.url, "memory")
 
 
 def places(paths: list[Path] | None) -> list[Path] | None:
@@ -49,6 +56,7 @@ def a_name(text: str | None) -> str | None:
     place = located(text)
     if isinstance(place, Path):
         return str(place)
+    _require_lasting(place)
     return text
 
 

@@ -16,6 +16,8 @@ WrongUsage: type[Exception] = typer.BadParameter.__mro__[2]
 NOT_A_CHOICE = re.compile(
     r"(?:Value error, )?(?P<word>'.*') is not one of (?P<choices>'.*')\.?", re.DOTALL
 )
+BOUND = re.compile(r"should be (?P<side>greater|less) than or equal to (?P<number>[\d.]+)")
+OF_ONE_RUN = ("show", "report", "export", "figure")  # commands that take one report or folder
 
 
 class Commands(TyperGroup):
@@ -49,12 +51,29 @@ def as_usage_error(fault: Any) -> UsageError | None:
         word = choice["word"].strip("'")
         choices = re.findall("'([^']*)'", choice["choices"])
         name = max(fault.param.opts, key=len)
-        hint = nearest(word, choices) or _help_of(context)
+        hint = nearest(word, choices) or f"such as {name} {choices[0]}"
         return UsageError(f"{name}: {word[:80]!r} is not one of {', '.join(choices)}", hint)
+    bound = BOUND.search(fault.message or "")
+    if bound is not None:
+        name = max(fault.param.opts, key=len)
+        end = f"{bound['number']} {'or more' if bound['side'] == 'greater' else 'at most'}"
+        return UsageError(f"{name}: the number is out of range", f"give {end}")
     message = str(fault.format_message()).rstrip(".")
     if not message:
         return None
-    return UsageError(message[:1].lower() + message[1:], _help_of(context))
+    return UsageError(message[:1].lower() + message[1:], _hint(message, context))
+
+
+def _hint(message: str, context: Any) -> str | None:
+    """What to do about a fault that typer put into words, where that can be said."""
+    if message.endswith(" is a file"):
+        return "choose another folder"
+    if message.endswith(" is a directory"):
+        return "name a file in it"
+    is_extra = "unexpected extra argument" in message
+    if is_extra and context is not None and context.command.name in OF_ONE_RUN:
+        return "name the folder above them, or use `shadow compare A B`"
+    return _help_of(context)
 
 
 def _help_of(context: Any) -> str | None:

@@ -950,8 +950,10 @@ def _warn_of_deltas(
         ).median()
         for side in SIDES
     ]
-    if min(ranks) < FULL_RANK <= max(ranks):
-        low = (first, second)[ranks.index(min(ranks))]
+    lower = ranks.index(min(ranks))
+    is_adapter = matched[f"rank_ceiling_{SIDES[lower]}"].notna().any()  # and is called one already
+    if min(ranks) < FULL_RANK <= max(ranks) and not is_adapter:
+        low = (first, second)[lower]
         yield (
             f"only the deltas of {low.name} are of low rank ({100 * min(ranks):.2g} % of what is"
             " possible): perhaps a merged adapter"

@@ -139,6 +139,10 @@ class Finding:
         """The sentences as one paragraph."""
         return " ".join(sentence.text for sentence in self.sentences)
 
+    def __str__(self) -> str:
+        """The sentences as one paragraph: `print` of all fields would fill a screen."""
+        return self.text
+
 
 CODES: Mapping[str, str] = {  # what each sentence says, in the order in which they stand
     "nothing_compared": "no matrix has a partner, so there is no difference to speak of",

@@ -281,6 +281,10 @@ class Summary:
         )
         return decoder and self.reference is not None and not self.failed_gates
 
+    def __str__(self) -> str:
+        """The pair, its label and its finding: all fields would fill screens."""
+        return f"{self.family}:{self.pair}, {self.label}. {self.finding}"
+
     def as_json(self) -> dict[str, Any]:
         """The keys of `summary.json`. warnings are texts there, and warning_codes their codes in
         the same order.

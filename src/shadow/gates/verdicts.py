@@ -31,7 +31,7 @@ from shadow.findings.summary import SummarisedReport, Summary
 from shadow.findings.summary_rows import Bounds, ComponentRow, ModuleRow
 from shadow.gates.rules import COLUMNS, LABEL, MOVED, OF_THE_PAIR, Metric, Rule
 from shadow.reports.columns import DELTA, FIGURES, SPECTRAL
-from shadow.reports.provenance import finished_metadata
+from shadow.reports.provenance import finished_metadata, refuse_remains
 from shadow.reports.report import Report
 from shadow.text import counted, several
 
@@ -359,6 +359,8 @@ def read_baselines(
     baselines = {}
     for folder in folders:
         metadata = finished_metadata(folder)
+        if metadata is None:
+            refuse_remains(folder)
         if metadata is not None and (which := (metadata["family"], metadata["pair"])) in pairs:
             if which in baselines:
                 raise ShadowError(

@@ -16,6 +16,7 @@ KEPT = "scores.json"
 READY = "ready"
 
 
+FINISHED = "matrices.parquet"  # a report is there if this file is
 TABLES_OF_A_PAIR = ("spectra", "tensors", "residual", "matrices")
 FILES_OF_A_PAIR = ("summary.json", KEPT, *(f"{name}.parquet" for name in TABLES_OF_A_PAIR))
 

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Sequence, Set
 from pathlib import Path
 
 from shadow.errors import ShadowError
+from shadow.files import PARTIAL
+from shadow.reports.atomic_replacement import FILES_OF_A_PAIR, FINISHED, KEPT, READY
 from shadow.text import closest, several
+
+FILES = frozenset(FILES_OF_A_PAIR)
 
 
 def reports_below(run: Path) -> list[Path]:
     """The pair folders at or up to two levels below a path, sorted; without any the path itself.
 
-    Raises ShadowError for what is no folder.
+    Among them are those of damaged reports: see `found_below`. Raises ShadowError for what is no
+    folder.
+    """
+    return found_below(run) or [run]
+
+
+def found_below(run: Path) -> list[Path]:
+    """The same, and no folder where there is no report.
+
+    A folder with files of a report counts even if it lacks matrices.parquet: who reads it raises,
+    so that no report is lost in silence. One that holds nothing but an unfinished audit does not.
     """
     try:
         if run.is_file():
@@ -20,16 +35,34 @@ def reports_below(run: Path) -> list[Path]:
         if not run.is_dir():
             hint = meant(run) or "name a folder that `shadow audit` made"
             raise ShadowError(f"no such folder: {run}", hint)
-        folders = [
-            path.parent
-            for depth in ("", "*/", "*/*/")
-            for path in sorted(run.glob(f"{depth}matrices.parquet"))
+        names = defaultdict[Path, set[str]](set)
+        for depth in ("", "*/", "*/*/"):
+            for path in sorted(run.glob(f"{depth}*")):
+                if path.name in FILES or path.name == PARTIAL:
+                    names[path.parent].add(path.name)
+        # what lies in .partial is no report yet
+        return [
+            folder
+            for folder, there in names.items()
+            if PARTIAL not in folder.relative_to(run).parts and _is_report(folder, there)
         ]
     except OSError as error:  # a name that is too long, a folder that may not be read
         raise ShadowError(
             f"{str(run)[:80]}: {error.strerror}", "name a folder that `shadow audit` made"
         ) from error
-    return folders or [run]
+
+
+def _is_report(folder: Path, names: Set[str]) -> bool:
+    """Does a folder with files of these names hold a report, whole or damaged?"""
+    if FINISHED in names:
+        return True
+    if PARTIAL in names and (folder / PARTIAL / READY).is_dir():
+        return True  # all of it is written: who reads it moves the files to their places
+    if names <= {PARTIAL, KEPT}:
+        return False
+    from shadow.reports.provenance import has_remains  # brings pyarrow
+
+    return has_remains(folder)
 
 
 def meant(run: Path) -> str | None:
@@ -51,7 +84,7 @@ def meant(run: Path) -> str | None:
 def reports_at(run: Path) -> list[Path]:
     """The report in a folder, else all that lie below it. Raises ShadowError as `reports_below`."""
     try:
-        if (run / "matrices.parquet").is_file():
+        if (run / FINISHED).is_file():
             return [run]
         return reports_below(run)
     except OSError as error:  # a name that is too long, a folder that may not be read

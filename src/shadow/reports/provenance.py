@@ -14,11 +14,13 @@ import pyarrow.parquet as pq
 from shadow import __version__
 from shadow.errors import ShadowError
 from shadow.files import PARTIAL
-from shadow.reports.atomic_replacement import put_in_place
+from shadow.reports.atomic_replacement import FINISHED, TABLES_OF_A_PAIR, put_in_place
 from shadow.reports.columns import SCHEMA, TABLES
 from shadow.reports.metadata import CheckpointMetadata, ReportMetadata, SettingsMetadata
 
 METADATA_KEY = b"shadow"
+MAX_SUMMARY = 64_000_000  # bytes of a summary.json; a thousandth of it is usual
+AGAIN = "run the audit again"
 Value = TypeVar("Value")
 
 
@@ -229,21 +231,99 @@ def finished_metadata(folder: Path) -> ReportMetadata | None:
     is completed here.
     """
     put_in_place(folder)
-    path = folder / "matrices.parquet"
-    if not path.is_file() or not (folder / "summary.json").is_file():
+    path = folder / FINISHED
+    if not path.is_file():
         return None
     try:
         schema = pq.read_schema(path)
+    except (OSError, pa.ArrowException) as error:
+        raise unreadable(path, error) from error
+    try:
         metadata: ReportMetadata = metadata_in((schema.metadata or {})[METADATA_KEY])
         if type(metadata["schema"]) is int and metadata["schema"] != SCHEMA:
             return metadata  # another version's; check_schema says so
         _check_metadata(metadata)
         if missing := TABLES["matrices"].first - set(schema.names):
             raise KeyError(*missing)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, pa.ArrowException) as error:
-        message = f"{path}: not a report of shadow ({type(error).__name__})"
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        message = f"{path}: not a report of shadow"
         raise ShadowError(message, "name a folder that `shadow audit` made") from error
     return metadata
+
+
+def missing(folder: Path, name: str) -> ShadowError:
+    """What is told of a report that lacks one of its files."""
+    return ShadowError(
+        f"{folder}: {name} is missing from this report (was it copied completely?)", AGAIN
+    )
+
+
+def unreadable(path: Path, error: Exception) -> ShadowError:
+    """What is told of a file of a report that cannot be read; of the fault only what the system
+    says.
+    """
+    reason = error.strerror if isinstance(error, OSError) else None
+    return ShadowError(
+        f"{path.parent}: {path.name} cannot be read" + (f": {reason}" if reason else ""), AGAIN
+    )
+
+
+def require_tables(folder: Path, metadata: ReportMetadata, *, spectra: bool) -> None:
+    """Refuse a finished report that lacks a table which its metadata say was written.
+
+    The first reports have no residual.parquet, and no seal that names it. spectra: must singular
+    values be there too, if the audit wrote them? A copy for a reader of other tables leaves them
+    out. Raises ShadowError.
+    """
+    for name in TABLES_OF_A_PAIR:
+        is_due = name in _tables_written(metadata) and (spectra or name != "spectra")
+        if is_due and not (folder / f"{name}.parquet").is_file():
+            raise missing(folder, f"{name}.parquet")
+
+
+def _tables_written(metadata: ReportMetadata) -> set[str]:
+    """The tables that an audit wrote for certain."""
+    written = {"matrices", "tensors"}
+    seal = metadata.get("seal")
+    tables = seal.get("tables") if isinstance(seal, dict) else None
+    if isinstance(tables, dict):
+        written |= tables.keys()
+    if metadata["settings"].get("spectra") is True:
+        written.add("spectra")
+    return written
+
+
+def has_remains(folder: Path) -> bool:
+    """Are there files of a report in a folder, but not the one by which it is found?
+
+    Other programs call files so too: a table counts if its metadata are those of a report or it
+    cannot be read, and summary.json if it says which pair it is of.
+    """
+    if (folder / FINISHED).is_file():
+        return False
+    tables = [folder / f"{name}.parquet" for name in TABLES_OF_A_PAIR]
+    return any(map(_is_table_of_report, tables)) or _is_summary_of_report(folder / "summary.json")
+
+
+def _is_table_of_report(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    try:
+        metadata = metadata_in((pq.read_schema(path).metadata or {})[METADATA_KEY])
+    except (OSError, pa.ArrowException):
+        return True
+    except (ValueError, KeyError, RecursionError):
+        return False
+    return isinstance(metadata, dict) and "pair" in metadata
+
+
+def _is_summary_of_report(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            summary = json.loads(file.read(MAX_SUMMARY))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(summary, dict) and summary.keys() >= {"schema", "family", "pair", "figures"}
 
 
 def metadata_in(content: bytes) -> Any:
@@ -276,14 +356,22 @@ def _check_metadata(metadata: Any) -> None:
 def report_metadata(folder: Path) -> ReportMetadata:
     """The provenance of the finished report in a folder.
 
-    Raises ShadowError when the folder holds no finished report, a broken one, or one of another
-    schema.
+    Raises ShadowError when the folder holds no finished report, a broken one, one that lacks a
+    table, or one of another schema. Whether singular values are there is not asked.
     """
     metadata = finished_metadata(folder) if folder.is_dir() else None
     if metadata is None:
+        refuse_remains(folder)
         raise ShadowError(f"{folder}: no finished report in it", _instead_of_a_report(folder))
     check_schema(folder, metadata)
+    require_tables(folder, metadata, spectra=False)
     return metadata
+
+
+def refuse_remains(folder: Path) -> None:
+    """Raises ShadowError for a report without matrices.parquet, unless it is being audited."""
+    if not (folder / PARTIAL).is_dir() and has_remains(folder):
+        raise missing(folder, FINISHED)
 
 
 def _instead_of_a_report(folder: Path) -> str:

@@ -22,13 +22,12 @@ from pathlib import Path
 
 from shadow.errors import ShadowError
 from shadow.files import safe_name, writing
-from shadow.reports.atomic_replacement import FILES_OF_A_PAIR, KEPT
+from shadow.reports.atomic_replacement import FILES_OF_A_PAIR, FINISHED, KEPT
 from shadow.reports.metadata import ReportMetadata
 from shadow.reports.provenance import finished_metadata
 from shadow.storage import AT_ONCE, Entry, Store, place_for
 from shadow.text import byte_size
 
-FINISHED = "matrices.parquet"
 SPECTRA = "spectra.parquet"
 SUMMARY = "summary.json"
 INDEX = "index.json"

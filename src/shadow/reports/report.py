@@ -29,7 +29,13 @@ from shadow.errors import ShadowError
 from shadow.reports.columns import TABLES, Column
 from shadow.reports.metadata import ReportMetadata
 from shadow.reports.parquet import arrow_schema
-from shadow.reports.provenance import METADATA_KEY, Provenance, metadata_in, report_metadata
+from shadow.reports.provenance import (
+    METADATA_KEY,
+    Provenance,
+    metadata_in,
+    report_metadata,
+    require_tables,
+)
 from shadow.reports.tables import (
     LATER,
     PURITY,
@@ -80,13 +86,19 @@ class Report:
 
     @cached_property
     def spectra(self) -> pd.DataFrame:
-        """The singular values of each matrix and subject; empty in a report of `--no-spectra`."""
+        """The singular values of each matrix and subject; empty in a report of `--no-spectra`.
+
+        Raises ShadowError where they were written and are not there.
+        """
         return frame_of(self.table("spectra"))
 
     @property
     def has_spectra(self) -> bool:
-        """Were singular values written?"""
-        return self._path("spectra").exists()
+        """Were singular values written? Raises ShadowError where they were and are not there."""
+        if self._path("spectra").exists():
+            return True
+        require_tables(self.folder, self.provenance.told, spectra=True)
+        return False
 
     @cached_property
     def absent(self) -> tuple[str, ...]:
@@ -185,6 +197,7 @@ class Report:
         path = self._path(table)
         with telling_faults(path):
             if may_lack(table) and not path.exists():
+                require_tables(self.folder, self.provenance.told, spectra=table == "spectra")
                 return arrow_schema(columns).empty_table()
             return read_columns(self._checked(table), table, columns)
 

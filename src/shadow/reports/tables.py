@@ -21,6 +21,7 @@ from shadow.errors import ShadowError
 from shadow.reports.column_types import null_if_undefined
 from shadow.reports.columns import TABLES, Column
 from shadow.reports.parquet import arrow_schema
+from shadow.reports.provenance import missing, unreadable
 from shadow.text import several
 
 STORED = ("matrices", "tensors", "residual", "spectra")  # tables of a pair's folder
@@ -158,9 +159,10 @@ def telling_faults(path: Path) -> Iterator[None]:
     """What goes wrong in reading a file of a report is a ShadowError that names it."""
     try:
         yield
+    except FileNotFoundError as error:
+        raise missing(path.parent, path.name) from error
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
-        what = f"{path.parent}: its report cannot be read: {path.name} ({type(error).__name__})"
-        raise ShadowError(what, "run the audit again") from error
+        raise unreadable(path, error) from error
 
 
 def check_rows(path: Path, count: int) -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from shadow.errors import UsageError
 from shadow.targets.families import NAME, Family, Pair, given_pair, short
-from shadow.targets.references import Reference, parse_reference
+from shadow.targets.references import Reference, as_folder, parse_reference
 from shadow.text import nearest, several
 
 NAME_OF_A_PAIR = (
@@ -32,6 +32,9 @@ def pairs_of_references(targets: Sequence[str], families: Mapping[str, Family]) 
     others = [target for target in targets if not is_reference(target)]
     if others:
         checkpoint = next(target for target in targets if is_reference(target))
+        if others[0] not in families:
+            hint = as_folder(others[0]) or f"{TWO}; a folder is ./NAME, a model of the Hub org/name"
+            raise UsageError(f"no family {short(others[0])}", hint)
         hint = f"{TWO}; or families alone; for a folder, write ./NAME"
         raise UsageError(
             f"{short(others[0])} is a family, and {short(checkpoint)} a checkpoint", hint
