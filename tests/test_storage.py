@@ -1350,6 +1350,24 @@ def test_a_driver_that_is_not_installed_is_named_with_its_extra(monkeypatch, url
 
 
 @pytest.mark.parametrize(
+    ("url", "options"),
+    [
+        ("gs://bucket/x", {"token": {"a": SECRET}}),
+        ("az://bucket/x", {"account_name": "a", "account_key": SECRET[:9]}),
+        ("hf://buckets/name/bucket/x", {"endpoint": "hub.example.org"}),
+    ],
+)
+def test_options_of_other_drivers_that_are_wrong(url, options):
+    """As those of S3; a driver that is not installed is left out."""
+    scheme = storage.SCHEMES[url.partition(":")[0]]
+    if scheme.extra is not None:
+        pytest.importorskip({"gs": "gcsfs", "az": "adlfs"}[scheme.extra])
+    with pytest.raises(UsageError, match=f"^{url}: wrong options") as raised:
+        located(url, options).files()
+    assert SECRET[:9] not in raised.value.message
+
+
+@pytest.mark.parametrize(
     "options",
     [
         {"config_kwargs": SECRET},

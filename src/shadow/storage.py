@@ -474,6 +474,9 @@ DRIVERS = {
     "s3fs",
 }
 
+# What drivers raise for an endpoint or a key that is none.
+WRONG = {"AzureSigningError", "InvalidURL", "UnsupportedProtocol"}
+
 
 def _fault(store: Store, error: Exception) -> ShadowError | None:
     """What went wrong, in words; None for what is no fault of a store, but one of shadow."""
@@ -485,11 +488,13 @@ def _fault(store: Store, error: Exception) -> ShadowError | None:
     ):
         return _wrong_options(store, error)
     if not isinstance(error, OSError | TimeoutError) and root not in DRIVERS:
-        if not _is_of_driver(error):
+        if not _is_of_driver(error) or (isinstance(error, KeyError) and not store.options):
             return None
         if isinstance(error, json.JSONDecodeError | UnicodeError):
             hint = "check the endpoint"
             return ShadowError(f"{store}: the store's answer cannot be read ({name})", hint)
+        return _wrong_options(store, error)
+    if name in WRONG:
         return _wrong_options(store, error)
     status = _status(error)
     if (
@@ -514,7 +519,7 @@ def _is_of_driver(error: Exception) -> bool:
     No driver checks its options: one of another type than it takes, or an endpoint that is no URL,
     it meets somewhere in its code.
     """
-    if not isinstance(error, TypeError | ValueError | AttributeError | RuntimeError):
+    if not isinstance(error, TypeError | ValueError | AttributeError | RuntimeError | KeyError):
         return False
     if isinstance(error, NotImplementedError):
         return False
@@ -527,7 +532,7 @@ def _is_of_driver(error: Exception) -> bool:
 
 def _wrong_options(store: Store, error: Exception) -> UsageError:
     hint = _check(store)
-    if "endpoint" in str(error).lower():
+    if "endpoint" in str(error).lower() or type(error).__name__ == "UnsupportedProtocol":
         hint = f"an endpoint begins with https:// or http://; {hint}"
     return UsageError(f"{store}: wrong options{_said(store, error)}", hint)
 
