@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import threading
 import traceback
@@ -31,7 +32,9 @@ from shadow.audits.merging import merge
 from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.audits.remote import merge_remote, run_remote_pair
 from shadow.checkpoints.pairing import Filter
-from shadow.errors import KeptError, ShadowError, UsageError
+from shadow.errors import BusyError, KeptError, ShadowError, UsageError
+from shadow.files import lock
+from shadow.findings.scores import read_scores
 from shadow.findings.summary import read_summary
 from shadow.reports import remote
 from shadow.reports.provenance import finished_metadata
@@ -265,6 +268,57 @@ def test_an_upload_that_fails_anywhere_loses_nothing(pair, store, monkeypatch, r
     assert failed == (len(numbers) if len(numbers) == 2 else 7 + replacing)
 
 
+def scored(pair, store, tmp_path, **options):
+    csv = tmp_path / "scores.csv"
+    rows = f"{pair.base},mmlu,0.5\n{pair.tuned},mmlu,0.6\n"
+    csv.write_text(f"model,benchmark,score\n{rows}")
+    return run_remote_pair(
+        pair, PLAIN, work_folder(store), Runtime(**options), store=store, scores=read_scores([csv])
+    )
+
+
+def test_scores_whose_upload_failed_are_uploaded_by_the_same_command(
+    pair, store, tmp_path, monkeypatch
+):
+    """The report at the URL has the same tables, and no table tells of scores. A command without
+    scores leaves them here and says so.
+    """
+    audited(pair, store)
+    with monkeypatch.context() as patched:
+        Fault(patched, 1)
+        with pytest.raises(ShadowError, match="not uploaded"):
+            scored(pair, store, tmp_path)
+    folder = work_folder(store) / pair.family / pair.name
+    _, said = audited(pair, store)
+    assert f"a report with other scores, which was not uploaded, stays in {folder}" in said
+    result = scored(pair, store, tmp_path)
+    assert [gain.benchmark for gain in result.summary.scores] == ["mmlu"]
+    for name in ("summary.json", "scores.json"):
+        assert b"mmlu" in at(pair, store).read(name, 10**7)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("content", ["", "0123"])
+def test_a_name_of_a_writer_that_was_written_in_part_is_made_anew(
+    pair, store, monkeypatch, content
+):
+    """An empty one would be that of a claim which says nothing."""
+    with monkeypatch.context() as patched:
+        Fault(patched, 2)
+        with pytest.raises(ShadowError, match="not uploaded"):
+            audited(pair, store)
+    kept = work_folder(store) / pair.family / pair.name / "uploading"
+    kept.write_text(content)
+    at(pair, store).put(CLAIM, b"{}")
+    with pytest.raises(ShadowError, match="another audit is writing there"):
+        audited(pair, store)
+    assert len(kept.read_text()) == 32
+    assert sorted(path.name for path in kept.parent.iterdir() if path.name[0] == ".") == []
+    at(pair, store).remove([CLAIM])
+    audited(pair, store)
+    assert whole(fetched(at(pair, store))) == []
+
+
 def test_a_file_that_arrived_in_part_does_not_complete_a_report(pair, store, monkeypatch):
     """A store that says yes to half a file: no report is there, and the fault names the file."""
     put = MemoryFileSystem.put_file
@@ -390,6 +444,41 @@ def test_a_claim_is_taken_over_by_its_owner_or_when_nobody_lives(
         assert list(target.files()) == [CLAIM]
 
 
+@pytest.mark.parametrize(
+    "claimed",
+    [
+        b"not json",
+        b"[]",
+        b'{"token": "you"}',
+        b'{"token": "you", "at": "2026"}',
+        b'{"token": "you", "at": "2999-01-01T00:00:00+00:00"}',
+    ],
+)
+def test_a_claim_that_tells_no_time_is_as_old_as_its_file(
+    pair, store, tmp_path, monkeypatch, claimed
+):
+    """It holds for an hour by the clock of the store; where that tells nothing, the hint says how
+    to remove it.
+    """
+    folder, _ = reports_of(pair, tmp_path)
+    target = at(pair, store)
+    target.put(CLAIM, claimed)
+    with pytest.raises(ShadowError, match="another audit is writing there") as raised:
+        publish(folder, target, token="me", replaces=None)
+    assert "taken over after an hour" in raised.value.hint
+    with monkeypatch.context() as patched:
+        patched.setattr(MemoryFileSystem, "modified", lambda *_: None)
+        with pytest.raises(ShadowError, match="another audit is writing there") as raised:
+            publish(folder, target, token="me", replaces=None)
+    assert raised.value.hint == (
+        f"wait for it; if no audit writes there any more, remove {target}/{CLAIM}"
+    )
+    long_ago = datetime.now(UTC) - timedelta(seconds=4000)
+    MemoryFileSystem.store[f"/{target.url.partition('://')[2]}/{CLAIM}"].modified = long_ago
+    publish(folder, target, token="me", replaces=None)
+    assert whole(fetched(target)) == []
+
+
 def test_a_writer_whose_claim_was_taken_over_does_not_finish(pair, store, tmp_path, monkeypatch):
     """Before the file that completes a report it looks whether it still may."""
     folder, _ = reports_of(pair, tmp_path)
@@ -512,6 +601,53 @@ def test_a_report_at_a_url_that_lacks_a_table_is_measured_again(pair, store, nam
     assert name in at(pair, store).files()
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("table", ["tensors", "matrices"])
+def test_a_broken_table_at_a_url_is_measured_again(pair, store, tmp_path, table, overwrite):
+    """As in a folder; the scores stay."""
+    scored(pair, store, tmp_path)
+    at(pair, store).put(f"{table}.parquet", b"")
+    result, said = audited(pair, store, overwrite=overwrite)
+    assert result.measured == 2
+    assert said[0].startswith(f"measuring again: {at(pair, store)}")
+    assert whole(fetched(at(pair, store))) == []
+    assert b"mmlu" in at(pair, store).read("summary.json", 10**7)
+    assert not work_folder(store).exists()
+
+
+def test_a_report_that_waits_here_replaces_a_broken_one_unmeasured(pair, store, monkeypatch):
+    audited(pair, store, FIRST)
+    with monkeypatch.context() as patched:
+        Fault(patched, 1)
+        with pytest.raises(ShadowError, match="not uploaded"):
+            audited(pair, store, overwrite=True)
+    at(pair, store).put("matrices.parquet", b"")
+    result, said = audited(pair, store)
+    assert result.measured == 0
+    assert said == ["nothing to measure: the report is already there"]
+    assert whole(fetched(at(pair, store))) == []
+
+
+def test_a_store_that_fails_while_a_report_is_read_does_not_replace_it(pair, store, monkeypatch):
+    """What cannot be read now may be whole."""
+    audited(pair, store)
+    there = at(pair, store).files()
+    reads = []
+    read_end = Store.read_end
+
+    def failing(self, name, size, count):
+        reads.append(name)
+        if len(reads) > 1:
+            raise ShadowError("the store failed")
+        return read_end(self, name, size, count)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "read_end", failing)
+        with pytest.raises(ShadowError, match="the store failed"):
+            audited(pair, store, overwrite=True)
+    assert at(pair, store).files() == there
+
+
 # Lists
 
 
@@ -603,6 +739,18 @@ def test_merging_from_and_into_urls(toys, pair, store, tmp_path):
     assert whole(fetched(at(pair, store.at("all")))) == []
     again = merge_remote(store.at("all"), [])
     assert (again.copied, again.there) == (0, 2)
+
+
+def test_a_report_of_another_schema_is_not_merged(pair, store):
+    """Nothing but its schema is known of it."""
+    audited(pair, store.at("one"))
+    one = at(pair, store.at("one"))
+    table = pq.read_table(io.BytesIO(one.read("matrices.parquet", 10**7)))
+    sink = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata({"shadow": '{"schema": 999}'}), sink)
+    one.put("matrices.parquet", sink.getvalue())
+    with pytest.raises(ShadowError, match="a report of schema 999"):
+        merge_remote(store.at("all"), [store.at("one")])
 
 
 class Traffic:
@@ -972,6 +1120,9 @@ def test_a_url_is_one_also_after_pathlib(place, url):
 
 
 def test_a_file_url_is_a_folder_of_this_machine(tmp_path):
+    assert located(f"file://localhost{tmp_path}/a%20b") == tmp_path / "a b"
+    assert located(f"file://{tmp_path}/a%23b%3F") == tmp_path / "a#b?"
+    assert located("file:///localhost/x") == Path("/localhost/x")
     assert located(f"file://{tmp_path}/a%20b") == tmp_path / "a b"
     assert located("reports") == Path("reports")
 
@@ -981,6 +1132,16 @@ def test_a_file_url_is_a_folder_of_this_machine(tmp_path):
     [
         ("s3://key:hunter2hunter2@bucket/x", "may hold no account and no password"),
         ("abfs://container@account.dfs.core.windows.net/x", "may hold no account"),
+        ("s3://AKIAIOSFODNN7EXAMPLE:hunter2/hunter2hunter2/x@bucket/x", "may hold no account"),
+        ("s3://user:hunter2@hunter2hunter2@bucket/x", "may hold no account"),
+        ("s3://user:?/hunter2hunter2@bucket/x", "may hold no account"),
+        ("s3://?hunter2hunter2@bucket/x", "may hold no account"),
+        ("s3://user:hunter2hunter2/x", "may hold no account"),
+        ("s3://user:hunter2hunter2:9000/x", "may hold no account"),
+        ("s3://minio.example.org:9000/bucket/x", "may name no server and no port"),
+        ("ftp://user:hunter2/hunter2hunter2@host/x", "ftp:// are not supported"),
+        ("file:///tmp/a?hunter2hunter2", "may have no query"),
+        ("file:///tmp/a#hunter2hunter2", "may have no query"),
         ("s3://bucket/x?X-Amz-Signature=hunter2hunter2", "may have no query"),
         ("s3://bucket/x#hunter2hunter2", "may have no query"),
         (
@@ -1000,6 +1161,20 @@ def test_urls_that_are_refused_before_anything_is_reached(url, message):
     code, out, err = command("show", url)
     assert code == 2
     assert SECRET not in out + err
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://bucket/10:30/x@y",
+        "s3://bucket/a@b:c",
+        "hf://datasets/a/b@main/x",
+        "s3://arn:aws:s3:us-west-2:123456789012:accesspoint/name/x",
+    ],
+)
+def test_a_key_may_have_a_colon_and_an_at_sign(url):
+    """Only before the first slash are they those of an account."""
+    assert located(url) == Store(url)
 
 
 @pytest.mark.parametrize(
@@ -1069,6 +1244,36 @@ def test_no_credential_of_a_drivers_fault_is_told(kind, monkeypatch, store):
     assert raised.value.message.startswith("memory://bucket/reports: ")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "key hunter2hunter2 pin 12345678",
+        "http://user:p4/ss@hunter2hunter2@host/x refused",
+        "Invalid endpoint: user:p4/ss@hunter2hunter2@host",
+        "lower-secret-1",
+        "Sig=a%2Fb%2Bhunter2hunter2%3D",
+        "Sig=a%2fb%2bhunter2hunter2%3d",
+        "-----BEGIN KEY-----\\nMIIhunter2hunter2\\n",
+    ],
+)
+def test_no_form_of_a_secret_is_told(text, monkeypatch, store):
+    """Also a number, a line of a key, what a URL makes of it, and a variable in lower case."""
+    monkeypatch.setenv("azure_storage_key", "lower-secret-1")
+    options = {
+        "token": {"private_key": f"-----BEGIN KEY-----\nMII{SECRET}\n-----END KEY-----\n"},
+        "pin": 12345678,
+        "secret": f"a/b+{SECRET}=",
+        "more": [SECRET] if text.startswith("key") else [],
+    }
+    monkeypatch.setattr(
+        MemoryFileSystem, "find", lambda *_, **__: (_ for _ in ()).throw(OSError(text))
+    )
+    with pytest.raises(ShadowError) as raised:
+        replace(store, options=options).files()
+    for word in (SECRET, "12345678", "lower-secret-1", "p4"):
+        assert word not in raised.value.message
+
+
 def test_a_fault_of_shadow_keeps_its_traceback(monkeypatch, store):
     monkeypatch.setattr(MemoryFileSystem, "find", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -1090,7 +1295,7 @@ def test_a_pair_that_another_process_works_on_is_refused(pair, store, monkeypatc
     refused = []
 
     def slow(*arguments, **more):
-        with pytest.raises(ShadowError, match="another audit is writing to"):
+        with pytest.raises(BusyError, match="another audit is writing to"):
             audited(pair, store)
         refused.append(1)
         return run_pair(*arguments, **more)
@@ -1099,6 +1304,31 @@ def test_a_pair_that_another_process_works_on_is_refused(pair, store, monkeypatc
     audited(pair, store)
     assert refused == [1]
     assert whole(fetched(at(pair, store))) == []
+
+
+def test_a_pair_waits_for_another_process_as_long_as_it_may(pair, store, monkeypatch):
+    """An engine's task has patience: it says once that it waits, and goes on when it can."""
+    folder = work_folder(store) / pair.family / pair.name
+    folder.mkdir(parents=True)
+    held = [os.open(folder, os.O_RDONLY)]
+    assert lock(held[0]) == "ours"
+    monkeypatch.setattr("time.sleep", lambda _: os.close(held.pop()) if held else None)
+    _, said = audited(pair, store, patience=60.0)
+    assert said[0] == f"waiting: another audit is writing to {folder}"
+    assert not held
+    assert whole(fetched(at(pair, store))) == []
+
+
+def test_a_folder_that_another_process_removes_at_its_end_is_taken(pair, store, monkeypatch):
+    folder = work_folder(store) / pair.family / pair.name
+
+    def removed_meanwhile(handle):
+        folder.rmdir()
+        return lock(handle)
+
+    monkeypatch.setattr("shadow.audits.remote.lock", removed_meanwhile)
+    with pytest.raises(BusyError, match="another audit is writing to"):
+        audited(pair, store)
 
 
 def test_a_report_of_other_settings_that_waits_here_is_not_removed(pair, store, monkeypatch):
@@ -1133,12 +1363,64 @@ def test_a_driver_that_is_not_installed_is_named_with_its_extra(monkeypatch, url
     assert hint == f"hint:  pip install 'shadow-audit[{extra}]'"
 
 
-def test_options_that_a_driver_does_not_know_are_wrong_usage(store):
+@pytest.mark.parametrize(
+    ("url", "options"),
+    [
+        ("gs://bucket/x", {"token": {"a": SECRET}}),
+        ("az://bucket/x", {"account_name": "a", "account_key": SECRET[:9]}),
+        ("hf://buckets/name/bucket/x", {"endpoint": "hub.example.org"}),
+    ],
+)
+def test_options_of_other_drivers_that_are_wrong(url, options):
+    """As those of S3; a driver that is not installed is left out."""
+    scheme = storage.SCHEMES[url.partition(":")[0]]
+    if scheme.extra is not None:
+        pytest.importorskip({"gs": "gcsfs", "az": "adlfs"}[scheme.extra])
+    with pytest.raises(UsageError, match=f"^{url}: wrong options") as raised:
+        located(url, options).files()
+    assert SECRET[:9] not in raised.value.message
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"config_kwargs": SECRET},
+        {"client_kwargs": SECRET},
+        {"endpoint_url": "minio.example.org"},
+        {"endpoint_url": f"alice:{SECRET}@minio.example.org"},
+        {"endpoint_url": 5},
+        {"session": SECRET},
+        {"loop": 3},
+        {"asynchronous": True},
+        {"config_kwargs": {"s3": 3}},
+        {"client_kwargs": {"region_name": 5}},
+    ],
+)
+def test_options_that_a_driver_does_not_know_are_wrong_usage(store, options):
     """Told before anything is reached, with no value."""
-    wrong = replace(store, url="s3://bucket/x", options={"config_kwargs": SECRET})
-    with pytest.raises(UsageError, match="wrong options") as raised:
+    wrong = replace(store, url="s3://bucket/x", options=options)
+    with pytest.raises(UsageError, match=r"^s3://bucket/x: wrong options \(") as raised:
         wrong.files()
     assert SECRET not in raised.value.message
+
+
+def test_an_endpoint_without_a_scheme_is_wrong_usage(monkeypatch):
+    """One line that says what is missing, and no password."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"alice:{SECRET}@minio.example.org")
+    code, _, err = command("show", "s3://bucket/x")
+    assert code == 2
+    error, hint = err.splitlines()
+    assert error == "error: s3://bucket/x: wrong options (Invalid endpoint: ***@minio.example.org)"
+    assert hint.startswith("hint:  an endpoint begins with https:// or http://; check ")
+
+
+def test_an_answer_that_no_driver_can_read_is_a_fault_of_the_store(store, monkeypatch):
+    """As of a web page at the endpoint: exit code 1."""
+    monkeypatch.setattr(storage, "_is_of_driver", lambda _: True)
+    monkeypatch.setattr(MemoryFileSystem, "find", lambda *_, **__: json.loads("<html>"))
+    with pytest.raises(ShadowError, match="the store's answer cannot be read") as raised:
+        store.files()
+    assert not isinstance(raised.value, UsageError)
 
 
 def test_a_condition_that_does_not_hold_is_no_fault(store, monkeypatch):

@@ -65,6 +65,8 @@ def test_the_second_of_two_writers_does_not_create(store):
     assert store.create("claim", b"one")
     assert not store.create("claim", b"two")
     assert store.read("claim", 10) == b"one"
+    assert store.modified("claim") is not None  # by which a claim without a time grows old
+    assert store.modified("nothing") is None
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 
 import pytest
 from command import Started, run_shadow
@@ -143,6 +144,10 @@ def test_creating_an_object_is_conditional_at_the_store(server, url):
     assert store.create("claim", b"first")
     assert not store.create("claim", b"second")
     assert store.create("claim", b"first")
+    written = store.modified("claim")  # by which a claim without a time grows old
+    assert written is not None
+    assert abs((datetime.now(UTC) - written).total_seconds()) < 600
+    assert store.modified("nothing") is None
     assert store.read("claim", 100) == b"first"
 
 

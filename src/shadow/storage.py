@@ -18,13 +18,15 @@ import re
 import secrets
 import tempfile
 import time
+import traceback
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, quote_plus, unquote
 
 from shadow.errors import ShadowError, UsageError
 from shadow.extras import require
@@ -61,6 +63,9 @@ SCHEMES = {
 OTHER_NAMES = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az"}
 WRITABLE_HF = "buckets/"  # the rest of the Hub are git repositories
 
+ACCESS_POINT = re.compile(r"arn:[a-z-]+:s3[a-z-]*:[a-z0-9-]*:\d*:[a-z]+/")
+PORT = re.compile(r"^[^:]*:\d{1,5}$")
+
 OPTIONS = "SHADOW_STORAGE_OPTIONS"
 WORK = "SHADOW_WORK_DIR"
 MAX_OPTIONS = 1_000_000  # bytes of a file of options
@@ -72,7 +77,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "s3": {"config_kwargs": {"connect_timeout": 10, "read_timeout": 60}},
 }
 # Words in the names of variables that hold secrets.
-SECRETS = re.compile(r"KEY|SECRET|TOKEN|PASSWORD|CONNECTION_STRING|SAS")
+SECRETS = re.compile(r"KEY|SECRET|TOKEN|PASSWORD|CONNECTION_STRING|SAS", re.IGNORECASE)
 LEAST_SECRET = 6  # characters; shorter values, such as `true`, are no secrets
 
 
@@ -86,15 +91,35 @@ def url_of(place: str | os.PathLike[str]) -> str | None:
     if match is None:
         return None
     scheme, rest = match[1].lower(), text[match.end() :]
-    return (
-        f"{scheme}:///{rest.lstrip('/')}" if scheme == "file" else f"{scheme}://{rest.lstrip('/')}"
-    )
+    path = rest.lstrip("/")
+    if scheme != "file":
+        return f"{scheme}://{path}"
+    if not rest.startswith("///"):
+        path = re.sub(r"^localhost(/|$)", "", path, flags=re.IGNORECASE)
+    return f"{scheme}:///{path}"
 
 
 def redacted(url: str) -> str:
-    """A URL without what may be a credential: a password, a query, a fragment."""
-    bare = re.split(r"[?#]", url, maxsplit=1)[0]
-    return re.sub(r"(?<=://)[^/@]*@", "***@", bare)[:200]
+    """A URL without what may be a credential: an account, a password, a query, a fragment.
+
+    A password may have any character in it, also `/`, `@` and `?`: in doubt too much is left out.
+    """
+    scheme, _, rest = url.partition("://")
+    bare = re.split(r"[?#]", rest, maxsplit=1)[0]
+    if _holds_account(rest) or ":" in bare.rpartition("@")[0]:
+        bare = "***" if bare != rest or "@" not in rest else f"***@{rest.rpartition('@')[2]}"
+    return f"{scheme}://{bare}"[:200]
+
+
+def _holds_account(rest: str) -> bool:
+    """Is an account or a password before the first slash of what follows `://`?
+
+    A port is none, and neither is the name of an access point of S3.
+    """
+    if "@" not in rest and ACCESS_POINT.match(rest):
+        return False
+    host = rest.partition("/")[0]
+    return "@" in host or (":" in host and ("@" in rest or not PORT.search(host)))
 
 
 def located(
@@ -111,7 +136,10 @@ def located(
     told = redacted(url)
     scheme = OTHER_NAMES.get(url.partition(":")[0], url.partition(":")[0])
     if scheme == "file":
-        return Path(unquote(urlsplit(url).path))
+        if re.search(r"[?#]", url):
+            hint = "leave file:// out, or write %3F for ? and %23 for #"
+            raise UsageError(f"{told}: a URL may have no query", hint)
+        return Path(unquote(url.removeprefix("file://")))
     if scheme in ("http", "https"):
         raise UsageError(
             f"{told}: web addresses are not supported",
@@ -119,14 +147,18 @@ def located(
         )
     if scheme not in SCHEMES:
         raise unsupported(told, scheme)
-    if re.match(r"[^/]*@", url.partition("://")[2]):
+    rest = url.partition("://")[2]
+    if _holds_account(rest):
         raise UsageError(
             f"{told}: a URL may hold no account and no password",
             f"use --storage-options or {OPTIONS}",
         )
+    if PORT.match(rest.partition("/")[0]):
+        hint = "name the server as endpoint_url in --storage-options"
+        raise UsageError(f"{told}: a URL may name no server and no port", hint)
     if re.search(r"[?#]", url):
         raise UsageError(f"{told}: a URL may have no query", f"use --storage-options or {OPTIONS}")
-    path = url.partition("://")[2].strip("/")
+    path = rest.strip("/")
     if not path or any(part in (".", "..") for part in path.split("/")) or not path.isprintable():
         raise UsageError(f"{told}: no bucket or folder in it", f"write {scheme}://BUCKET/FOLDER")
     return Store(f"{scheme}://{path}", dict(options or {}))
@@ -260,6 +292,19 @@ class Store:
             except FileNotFoundError:
                 return None
             return Entry(int(told["size"] or 0), repr(sorted(told.items(), key=str)))
+
+    def modified(self, name: str) -> datetime | None:
+        """When a file was written, by the clock of the store; None where there is none, or the
+        store does not say.
+        """
+        with self._reaching(name):
+            system, path = self._system(), self._path(name)
+            system.invalidate_cache()
+            try:
+                moment = system.modified(path)
+            except (FileNotFoundError, IsADirectoryError, NotImplementedError, KeyError):
+                return None
+            return moment if isinstance(moment, datetime) else None
 
     def read(self, name: str, most: int) -> bytes | None:
         """A small file; None where there is none.
@@ -434,6 +479,9 @@ DRIVERS = {
     "s3fs",
 }
 
+# What drivers raise for an endpoint or a key that is none.
+WRONG = {"AzureSigningError", "InvalidURL", "UnsupportedProtocol"}
+
 
 def _fault(store: Store, error: Exception) -> ShadowError | None:
     """What went wrong, in words; None for what is no fault of a store, but one of shadow."""
@@ -445,7 +493,14 @@ def _fault(store: Store, error: Exception) -> ShadowError | None:
     ):
         return _wrong_options(store, error)
     if not isinstance(error, OSError | TimeoutError) and root not in DRIVERS:
-        return None
+        if not _is_of_driver(error) or (isinstance(error, KeyError) and not store.options):
+            return None
+        if isinstance(error, json.JSONDecodeError | UnicodeError):
+            hint = "check the endpoint"
+            return ShadowError(f"{store}: the store's answer cannot be read ({name})", hint)
+        return _wrong_options(store, error)
+    if name in WRONG:
+        return _wrong_options(store, error)
     status = _status(error)
     if (
         isinstance(error, PermissionError)
@@ -463,8 +518,28 @@ def _fault(store: Store, error: Exception) -> ShadowError | None:
     return ShadowError(f"{store}: {failed}{_said(store, error)}", "run the same command again")
 
 
+def _is_of_driver(error: Exception) -> bool:
+    """Has a driver stumbled over what it was given?
+
+    No driver checks its options: one of another type than it takes, or an endpoint that is no URL,
+    it meets somewhere in its code.
+    """
+    if not isinstance(error, TypeError | ValueError | AttributeError | RuntimeError | KeyError):
+        return False
+    if isinstance(error, NotImplementedError):
+        return False
+    names = (
+        str(frame.f_globals.get("__name__", ""))
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+    )
+    return any(name.partition(".")[0] in DRIVERS for name in names)
+
+
 def _wrong_options(store: Store, error: Exception) -> UsageError:
-    return UsageError(f"{store}: wrong options{_said(store, error)}", _check(store))
+    hint = _check(store)
+    if "endpoint" in str(error).lower() or type(error).__name__ == "UnsupportedProtocol":
+        hint = f"an endpoint begins with https:// or http://; {hint}"
+    return UsageError(f"{store}: wrong options{_said(store, error)}", hint)
 
 
 def _check(store: Store) -> str:
@@ -498,17 +573,27 @@ def _status(error: Exception) -> int | None:
 def _said(store: Store, error: Exception) -> str:
     """The driver's first words, without URLs' queries and any value that may be a credential."""
     text = re.sub(r"^\[Errno -?\d+\] ", "", next(iter(str(error).splitlines()), "").strip())
-    for secret in sorted(_secrets(store.options), key=len, reverse=True):
-        text = text.replace(secret, "***")
-    text = re.sub(r"(?<=://)[^/@\s]*@", "***@", text)
+    for secret in sorted(set(_secrets(store.options)), key=len, reverse=True):
+        text = re.sub(re.escape(secret), "***", text, flags=re.IGNORECASE)
+    text = re.sub(r"\S+", _without_account, text)
     text = re.sub(r"\?[^\s'\")]*", "", text)
     return f" ({text[:160]})" if text else ""
 
 
+def _without_account(word: re.Match[str]) -> str:
+    """A word of a driver's without what may be an account and its password, whatever is in it."""
+    before, _, after = word[0].rpartition("@")
+    if ":" not in before:
+        return word[0]
+    scheme, slashes, _ = before.partition("://") if "://" in before else ("", "", "")
+    return f"{scheme}{slashes}***@{after}"
+
+
 def _secrets(options: Mapping[str, Any]) -> Iterator[str]:
-    """Values that must not be told: all texts of the options, and of variables that are named like
-    a secret.
+    """Values that must not be told: all texts and numbers of the options, and of variables that are
+    named like a secret; also each line, and as a URL or Python's repr has them.
     """
+    values: list[str] = [value for name, value in os.environ.items() if SECRETS.search(name)]
     rest: list[object] = [options]
     while rest:
         value = rest.pop()
@@ -516,11 +601,14 @@ def _secrets(options: Mapping[str, Any]) -> Iterator[str]:
             rest += value.values()
         elif isinstance(value, list):
             rest += value
-        elif isinstance(value, str) and len(value) >= LEAST_SECRET:
-            yield value
-    for name, value in os.environ.items():
-        if SECRETS.search(name) and len(value) >= LEAST_SECRET:
-            yield value
+        elif isinstance(value, str | int | float) and not isinstance(value, bool):
+            values.append(str(value))
+    for value in values:
+        for text in (value, *value.splitlines()):
+            forms = {text, text.strip(), repr(text)[1:-1], json.dumps(text)[1:-1]}
+            plain = text.encode(errors="surrogatepass")
+            forms |= {quote(plain), quote(plain, safe=""), quote_plus(plain)}
+            yield from (form for form in forms if len(form) >= LEAST_SECRET)
 
 
 # Copies on this machine

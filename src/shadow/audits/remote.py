@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -19,19 +20,42 @@ from shadow import __version__
 from shadow.audits.finished import differences, named
 from shadow.audits.journal import remove_journal_of
 from shadow.audits.merging import Merged, merge, summary_of
-from shadow.audits.pair import DEFAULTS, AuditResult, Runtime, Settings, identity_of, run_pair
-from shadow.errors import KeptError, ShadowError
-from shadow.files import PARTIAL, lock, nearest_folder, remove_empty, safe_name, writing
+from shadow.audits.pair import (
+    DEFAULTS,
+    POLL,
+    AuditResult,
+    Runtime,
+    Settings,
+    identity_of,
+    run_pair,
+)
+from shadow.errors import BusyError, KeptError, ShadowError
+from shadow.files import (
+    PARTIAL,
+    lock,
+    nearest_folder,
+    remove_empty,
+    safe_name,
+    write_whole,
+    writing,
+)
 from shadow.findings.scores import ScoreFiles
 from shadow.findings.summary import Summary, read_summary
-from shadow.reports.atomic_replacement import FILES_OF_A_PAIR
+from shadow.reports.atomic_replacement import FILES_OF_A_PAIR, KEPT
 from shadow.reports.metadata import ReportMetadata
-from shadow.reports.provenance import Identity, finished_metadata, require_tables
+from shadow.reports.provenance import (
+    Identity,
+    check_schema,
+    finished_metadata,
+    require_tables,
+)
 from shadow.reports.remote import (
+    MAX_JSON,
     OvertakenError,
     PublishedIndex,
     completed,
     fetched,
+    kept_token,
     new_token,
     outlined,
     outlined_below,
@@ -67,21 +91,27 @@ def run_remote_pair(
     """
     folder = output / safe_name(pair.family) / safe_name(pair.name)
     target = store.at(safe_name(pair.family), safe_name(pair.name))
-    with _alone(folder, output):
+    with _alone(folder, output, runtime):
         there, broken = standing(target)
         if there is not None:
             asked = identity_of(pair, settings, runtime)
-            done = _already_there(
+            done, broken = _already_there(
                 target, folder, there, asked, runtime, rescored=scores is not None
             )
             if done is not None:
                 return done
-            _take_over(target, folder)
-        elif broken:
+        # An earlier upload failed. What was to be uploaded may differ from what is at the URL in
+        # its scores alone, of which no table tells.
+        waiting = (folder / FINISHED).is_file()
+        if broken and not waiting:
             runtime.say(f"measuring again: {broken}")
+            _take_over_scores(target, folder)
+        elif there is not None and not waiting:
+            _take_over(target, folder)
         before = _digests(folder)
         result = run_pair(pair, settings, output, runtime, scores=scores)
-        if there is None or _digests(folder) != before or finished_metadata(folder) != there:
+        is_there = not waiting and _digests(folder) == before
+        if there is None or not is_there or finished_metadata(folder) != there:
             try:
                 _publish(folder, target, there, runtime)
             except OvertakenError:
@@ -102,9 +132,10 @@ def _other(
     if there is None or differences(there, asked, DEFAULTS):
         return None
     runtime.say("another audit of the pair was faster: its report stays")
-    return _already_there(
+    done, _ = _already_there(
         target, folder, there, asked, replace(runtime, overwrite=False), rescored=rescored
     )
+    return done
 
 
 def merge_remote(store: Store, sources: Sequence[Path | Store]) -> Merged:
@@ -127,6 +158,7 @@ def merge_remote(store: Store, sources: Sequence[Path | Store]) -> Merged:
         for folder in _reports([output, *folders]):
             told = finished_metadata(folder)
             if told is not None:
+                check_schema(folder, told)
                 of_pairs[told["family"], told["pair"]].append(folder)
         for reports in of_pairs.values():
             for folder in reports if len(reports) > 1 else ():
@@ -186,10 +218,10 @@ def _already_there(
     runtime: Runtime,
     *,
     rescored: bool,
-) -> AuditResult | None:
-    """The report at the URL, if it is what was asked for.
+) -> tuple[AuditResult | None, str]:
+    """The report at the URL, if it is what was asked for; or what is wrong with it.
 
-    None where it is to be replaced or renewed.
+    Neither where it is to be replaced or renewed.
 
     Raises KeptError where it is another one and stays.
     """
@@ -198,54 +230,62 @@ def _already_there(
         message = f"{target}: the finished report there differs: {named(other)}"
         raise KeptError(message, "replace it with --overwrite, or choose another place with -o")
     if other or rescored or there["settings"].get("optimizer") != asked.settings.get("optimizer"):
-        return None
+        return None, ""
     with outlined(target) as outline:
         if outline is None:  # removed meanwhile
-            return None
+            return None, ""
         try:
-            require_tables(outline, there, spectra=True)
-        except ShadowError:  # `run_pair` says so
-            return None
-        lacking = Report(outline).absent
+            with told_as(outline, target):
+                require_tables(outline, there, spectra=True)
+                lacking = Report(outline).absent
+        except ShadowError as error:
+            return None, error.message
         notes = (
             [f"measured by shadow {there['version']}"] if there["version"] != __version__ else []
         )
         notes += [absent_note(lacking)] if lacking else []
         if notes and runtime.overwrite:
-            return None
+            return None, ""
         try:
             summary, _ = read_summary(outline, with_rows=False)
         except ShadowError:  # made by another version: from the rows, then
-            summary = _summary_from_rows(target)
+            copy = fetched(target, spectra=False)
+            try:
+                with told_as(copy, target):
+                    summary, _ = read_summary(copy)
+            except ShadowError as error:
+                return None, error.message
+        kept = outline / KEPT
+        scores = kept.read_bytes() if kept.is_file() else None
     runtime.say("; ".join(["nothing to measure: the report is already there", *notes]))
-    _tidy(folder, asked, runtime)
-    return AuditResult(folder, summary, measured=0, provenance=there, url=target.url)
+    _tidy(folder, asked, scores, runtime)
+    done = AuditResult(folder, summary, measured=0, provenance=there, url=target.url)
+    return done, ""
 
 
-def _tidy(folder: Path, asked: Identity, runtime: Runtime) -> None:
-    """Remove what an audit left here whose report is published. One of anything else stays."""
+def _tidy(folder: Path, asked: Identity, scores: bytes | None, runtime: Runtime) -> None:
+    """Remove what an audit left here whose report is published. One of anything else stays.
+
+    scores: what is kept of them at the URL.
+    """
     remove_journal_of(folder, asked)
     left = finished_metadata(folder)
-    if left is not None and differences(left, asked, DEFAULTS):
-        runtime.say(
-            f"a report of other settings or files, which was not uploaded, stays in {folder}"
-        )
-        return
+    if left is not None:
+        other = ""
+        if differences(left, asked, DEFAULTS):
+            other = "of other settings or files"
+        elif left["settings"].get("optimizer") != asked.settings.get("optimizer"):
+            other = "of another --optimizer"
+        elif (folder / KEPT).is_file() and (folder / KEPT).read_bytes() != scores:
+            other = "with other scores"
+        if other:
+            runtime.say(f"a report {other}, which was not uploaded, stays in {folder}")
+            return
     _remove(folder)
 
 
-def _summary_from_rows(target: Store) -> Summary:
-    folder = fetched(target, spectra=False)
-    with told_as(folder, target):
-        return read_summary(folder)[0]
-
-
 def _take_over(target: Store, folder: Path) -> None:
-    """The report at the URL, as the one that is changed here; not where a finished one waits to be
-    uploaded.
-    """
-    if (folder / "matrices.parquet").is_file():
-        return
+    """The report at the URL, as the one that is changed here."""
     copy = fetched(target)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -257,15 +297,22 @@ def _take_over(target: Store, folder: Path) -> None:
     shutil.rmtree(copy, ignore_errors=True)
 
 
+def _take_over_scores(target: Store, folder: Path) -> None:
+    """The scores of a report at the URL that is broken, for the one that replaces it."""
+    if (folder / KEPT).is_file():
+        return
+    scores = target.read(KEPT, MAX_JSON)
+    if scores is not None:
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_whole(folder / KEPT, scores)
+
+
 def _publish(folder: Path, target: Store, there: ReportMetadata | None, runtime: Runtime) -> None:
     """Upload the report. Raises ShadowError, which says where it is, when that fails."""
-    token = folder / UPLOADER
     try:
-        with writing(folder):
-            if not token.is_file():
-                token.write_text(new_token())
-            name = token.read_text()
-        publish(folder, target, token=name, replaces=there, say=runtime.say)
+        token = kept_token(folder / UPLOADER)
+        publish(folder, target, token=token, replaces=there, say=runtime.say)
     except ShadowError as error:
         hint = (
             f"{error.hint or 'run the same command again'}; the same command measures nothing again"
@@ -292,24 +339,55 @@ def _remove(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path, output: Path) -> Iterator[None]:
-    """One process of this machine at a time works on a pair; a second one is refused.
+def _alone(folder: Path, output: Path, runtime: Runtime) -> Iterator[None]:
+    """One process of this machine at a time works on a pair; a second one is refused, after it has
+    waited for as long as it may.
 
     No empty folder is left.
     """
     there = nearest_folder(output)
-    handle = None
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(PermissionError):  # Windows has no handles of folders
-            handle = os.open(folder, os.O_RDONLY)
+    given_up = time.monotonic() + runtime.patience
+    told = False
+    while True:
+        try:
+            handle = _held(folder)
+            break
+        except BusyError as error:
+            if time.monotonic() >= given_up:
+                raise
+            if not told:
+                runtime.say(f"waiting: {error.message}")
+                told = True
+            time.sleep(min(POLL, runtime.patience))
     try:
-        taken = handle is not None and lock(handle) == "another's"
-        if taken or (handle is not None and not os.path.samestat(os.fstat(handle), folder.stat())):
-            hint = "wait for it, or choose another place with -o"
-            raise ShadowError(f"another audit is writing to {folder}", hint)
         yield
     finally:
         remove_empty(folder.absolute() / PARTIAL, there)
         if handle is not None:
             os.close(handle)
+
+
+def _held(folder: Path) -> int | None:
+    """A handle that holds the folder of a pair, which is made; None where there are no handles.
+
+    Raises BusyError where another process holds it, or has removed it just now, at its end.
+    """
+    busy = BusyError(
+        f"another audit is writing to {folder}", "wait for it, or choose another place with -o"
+    )
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = os.open(folder, os.O_RDONLY)
+        except PermissionError:  # Windows has no handles of folders
+            return None
+        except FileNotFoundError:
+            raise busy from None
+    try:
+        is_ours = lock(handle) != "another's" and os.path.samestat(os.fstat(handle), folder.stat())
+    except FileNotFoundError:
+        is_ours = False
+    if not is_ours:
+        os.close(handle)
+        raise busy
+    return handle

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import secrets
 import shutil
 import tempfile
@@ -21,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from shadow.errors import ShadowError
-from shadow.files import safe_name, writing
+from shadow.files import safe_name, write_beside, writing
 from shadow.reports.atomic_replacement import FILES_OF_A_PAIR, FINISHED, KEPT
 from shadow.reports.metadata import ReportMetadata
 from shadow.reports.provenance import finished_metadata
@@ -35,6 +36,7 @@ INDEX_FILES = ("batch.parquet", INDEX)  # of a list, in the order in which they 
 CLAIM = ".uploading.json"
 # in the folder of a list: who this run is while it uploads an index
 INDEX_WRITER = ".index-writer"
+TOKEN = re.compile(r"[0-9a-f]{32}")  # the name of a writer
 STALE = 3600.0  # seconds without a sign of life before a claim is taken over; a file takes minutes
 PATIENCE = 60.0  # seconds that somebody else's upload is waited for
 POLL = 1.0  # seconds between two looks
@@ -249,6 +251,7 @@ class _Claim:
     """The right to write the report of a pair, as a file beside it."""
 
     def __init__(self, store: Store, token: str) -> None:
+        assert token  # which no claim of anybody else has
         self.store, self.token = store, token
         self._told = time.monotonic()
 
@@ -262,8 +265,9 @@ class _Claim:
 
     def check(self) -> None:
         """Give a sign of life. Raises ShadowError where another process has taken it over."""
-        if _claimed(self.store)[0] != self.token:
-            raise _in_the_way(self.store)
+        token, age = _claimed(self.store)
+        if token != self.token:
+            raise _in_the_way(self.store, age)
         self.store.put(CLAIM, self.content())
         self._told = time.monotonic()
 
@@ -366,7 +370,7 @@ def _claiming(store: Store, token: str, say: Say) -> Iterator[_Claim]:
     until = time.monotonic() + PATIENCE
     while not (store.create(CLAIM, claim.content()) or _took_over(claim, say)):
         if time.monotonic() > until:
-            raise _in_the_way(store)
+            raise _in_the_way(store, _claimed(store)[1])
         time.sleep(POLL)
     try:
         yield claim
@@ -383,7 +387,7 @@ def _took_over(claim: _Claim, say: Say) -> bool:
     token, age = _claimed(claim.store)
     if token == claim.token:
         return True
-    if age < STALE:
+    if age is None or age < STALE:
         return False
     say(f"{claim.store}: going on where another audit stopped writing {int(age // 60)} minutes ago")
     claim.store.put(CLAIM, claim.content())
@@ -391,29 +395,65 @@ def _took_over(claim: _Claim, say: Say) -> bool:
     return True
 
 
-def _claimed(store: Store) -> tuple[str | None, float]:
-    """Whose the claim is (None: nobody's), and the seconds since its last sign of life."""
+def _claimed(store: Store) -> tuple[str | None, float | None]:
+    """Whose the claim is (None: nobody's, or somebody else's file), and the seconds since its last
+    sign of life, 0 or more; None where nothing tells.
+    """
+    content = store.read(CLAIM, 10_000)
+    if content is None:
+        return None, 0.0
+    token, at = _told_in(content)
+    age = _since(at)
+    if age is None or age < 0:  # no claim, or one from a clock that is ahead of ours
+        age = _since(store.modified(CLAIM))
+    return token, None if age is None else max(age, 0.0)
+
+
+def _told_in(claim: bytes) -> tuple[str | None, datetime | None]:
+    """Whose a claim is and when it was written, as it says itself; None for what it does not."""
     try:
-        told = json.loads(store.read(CLAIM, 10_000) or b"{}")
-        token, at = told.get("token"), told.get("at")
-        if not at:
-            return token, 0.0
-        return token, (datetime.now(UTC) - datetime.fromisoformat(at)).total_seconds()
-    except (ValueError, TypeError, AttributeError, RecursionError):  # somebody else's file
-        return "", 0.0
+        told = json.loads(claim)
+        token = told.get("token") or None
+    except (ValueError, AttributeError, RecursionError):  # somebody else's file
+        return None, None
+    try:
+        return token, datetime.fromisoformat(told.get("at"))
+    except (ValueError, TypeError):
+        return token, None
 
 
-def _in_the_way(store: Store) -> ShadowError:
+def _since(moment: datetime | None) -> float | None:
+    """The seconds since a moment, below 0 where it is to come; None for one without a time zone."""
+    if moment is None or moment.tzinfo is None:
+        return None
+    return (datetime.now(UTC) - moment).total_seconds()
+
+
+def _in_the_way(store: Store, age: float | None) -> ShadowError:
     hint = (
         "wait for it; a claim that is left over is taken over after an hour, or remove"
         f" {store.at(CLAIM)}"
     )
+    if age is None:
+        hint = f"wait for it; if no audit writes there any more, remove {store.at(CLAIM)}"
     return ShadowError(f"{store}: another audit is writing there", hint)
 
 
 def new_token() -> str:
     """A name of a writer that no other has."""
     return secrets.token_hex(16)
+
+
+def kept_token(path: Path) -> str:
+    """The name of a writer in a file of this machine, so that it goes on where it was killed; a new
+    one where there is none, or a part of one.
+    """
+    with writing(path.parent):
+        token = path.read_text(errors="replace") if path.is_file() else ""
+        if not TOKEN.fullmatch(token):
+            token = new_token()
+            write_beside(path, token.encode())
+    return token
 
 
 # An index
@@ -448,11 +488,8 @@ class PublishedIndex:
         Each of its files is replaced in one step of the store, index.json last. Raises ShadowError
         where somebody else has written one meanwhile, or is about to.
         """
-        kept = folder / INDEX_WRITER  # so that the same run goes on where it was killed
-        with writing(folder):
-            if not kept.is_file():
-                kept.write_text(new_token())
-            token = kept.read_text()
+        kept = folder / INDEX_WRITER
+        token = kept_token(kept)
         with _claiming(self.store, token, lambda _: None) as claim:
             if (
                 self.store.entry(INDEX) != self._there
