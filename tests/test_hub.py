@@ -1443,7 +1443,11 @@ def test_a_name_that_is_a_folder_here_says_how_that_is_written(run, tmp_path, of
     """
     (tmp_path / "org" / "here").mkdir(parents=True)
     done = run(*SMALL[:2], "org/here", *SMALL[3:], "-o", "out", *offline)
-    told(done, "org/here is not", "hint:  for the folder, write ./org/here\n")
+    assert done.code == 1
+    assert "error: org/here is not" in done.err
+    assert done.err.endswith("hint:  for the folder, write ./org/here\n")
+    early = "org/here is taken for a model on the Hub; for the folder, write ./org/here\n"
+    assert done.err.startswith(early) != bool(offline)  # before the first request
 
 
 def broken_by(action, path, folder, origin=None):
