@@ -41,7 +41,7 @@ from shadow.files import (
 )
 from shadow.findings.scores import ScoreFiles
 from shadow.findings.summary import Summary, read_summary
-from shadow.reports.atomic_replacement import FILES_OF_A_PAIR, KEPT
+from shadow.reports.atomic_replacement import FILES_OF_A_PAIR, FINISHED, KEPT
 from shadow.reports.metadata import ReportMetadata
 from shadow.reports.provenance import (
     Identity,
