@@ -1435,3 +1435,20 @@ def test_a_condition_that_does_not_hold_is_no_fault(store, monkeypatch):
     )
     assert not store.create("claim", b"second")
     assert store.create("claim", b"first")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("audit", "{}", "demo"),
+        ("plan", "{}", "{}"),
+        *((command, "{}") for command in ("families", "explain", "schema", "reproduce", "show")),
+    ],
+)
+@pytest.mark.parametrize("secret", ["hushhush", "hush/hush", "hu@sh"])
+def test_a_password_in_a_word_that_is_no_place_is_not_told(shadow, words, secret):
+    """Any command may say what it does not know."""
+    done = shadow(*(word.format(f"s3://KEY:{secret}@bucket/x") for word in words))
+    assert done.code in (1, 2)
+    assert "KEY" not in done.out + done.err
+    assert "hu" not in done.out + done.err.replace("hub", "").replace("Hub", "")

@@ -96,3 +96,11 @@ def bytes_of(text: str) -> int:
         raise UsageError(f"{text[:40]!r} is not a size", "write 40GB, 500MB or 1.5TB")
     power = " kmgt".index((match[2] or " ").lower())
     return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
+
+
+def without_accounts(text: str) -> str:
+    """A text in which the URLs of storage hold no account: `s3://***@bucket/x`.
+
+    A password may hold `/` and `@`: in doubt too much is left out.
+    """
+    return re.sub(r"\b(?!https?:)(\w+://)[^\s'\"]*:[^\s'\"]*@", r"\1***@", text)

@@ -18,7 +18,7 @@ from rich.markup import escape
 
 from shadow.errors import ShadowError
 from shadow.storage import as_given
-from shadow.text import byte_size, duration, inert, visible
+from shadow.text import byte_size, duration, inert, visible, without_accounts
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -83,10 +83,14 @@ def annotate(command: str) -> None:
 
 
 def complain(error: ShadowError) -> None:
-    """An expected fault: one line, and what to do next."""
-    _print(err, f"[bold red]error:[/] {escape(visible(as_given(error.message)))}")
-    if error.hint:
-        _print(err, f"[dim]hint:[/]  {escape(visible(as_given(error.hint)))}")
+    """An expected fault: one line, and what to do next.
+
+    What was typed may be told as it was, so passwords are left out here.
+    """
+    message, hint = (without_accounts(as_given(text)) for text in (error.message, error.hint or ""))
+    _print(err, f"[bold red]error:[/] {escape(visible(message))}")
+    if hint:
+        _print(err, f"[dim]hint:[/]  {escape(visible(hint))}")
 
 
 def _print(console: Console, renderable: RenderableType) -> None:
