@@ -271,7 +271,7 @@ def test_a_frozen_model_says_so(tmp_path):
     assert "0 matrices changed" in done.out
     assert "99.7 % are identical" in done.out
     short = shadow("show", next(tmp_path.glob("*/*")))
-    assert "\n\n\n" not in short.out  # no empty table of figures
+    assert "\n\n\n\n" not in short.out  # a blank line ends the table of gates; no empty one follows
 
 
 def test_directions_and_layers_have_no_more_digits_than_they_are_worth():
