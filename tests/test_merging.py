@@ -383,6 +383,9 @@ BROKEN = {
     "nothing in it": lambda folder: (shutil.rmtree(folder), folder.mkdir()),
     "a cut table": lambda folder: cut(folder / report_folder(*PAIRS[2]) / "tensors.parquet"),
     "a cut main table": lambda folder: cut(folder / report_folder(*PAIRS[2]) / "matrices.parquet"),
+    "a lost main table": lambda folder: (
+        folder / report_folder(*PAIRS[2]) / "matrices.parquet"
+    ).unlink(),
     "files of different audits": lambda folder: shutil.copy(
         written(folder.parent / "y", *PAIRS[2], seed=5) / "tensors.parquet",
         folder / report_folder(*PAIRS[2]),
@@ -416,9 +419,10 @@ def test_a_broken_folder_is_refused_before_anything_is_copied(shards, tmp_path, 
 
 
 def test_unfinished_reports_are_left_out(shards, tmp_path):
-    """A folder without the file that is written last holds no report; its pair is pending."""
+    """A folder where an audit was at work holds no report; its pair is pending."""
     report = shards[1] / report_folder(*PAIRS[2])
     (report / "matrices.parquet").unlink()
+    (report / ".partial").mkdir()
     index = merge(tmp_path / "out", shards).index
     assert [one.state for one in index.rows] == ["done", "done", "pending", "failed"]
     assert not (tmp_path / "out" / report_folder(*PAIRS[2])).exists()

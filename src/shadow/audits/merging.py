@@ -35,7 +35,7 @@ from shadow.findings.summary import Summary, read_summary
 from shadow.reports.atomic_replacement import KEPT
 from shadow.reports.columns import IDENTITY
 from shadow.reports.metadata import ReportMetadata
-from shadow.reports.provenance import AGAIN, check_schema, finished_metadata
+from shadow.reports.provenance import AGAIN, check_schema, finished_metadata, refuse_remains
 from shadow.reports.tables import STORED
 
 FINISHED = "matrices.parquet"  # written last: a folder without it holds no report
@@ -175,6 +175,10 @@ def _read(folder: Path, *, links: bool = True) -> _Source:
                 f"{report} and {other} are both reports of {key[0]}:{key[1]}", "keep one of them"
             )
         reports[key] = _Finished(report, metadata)
+    if not links:  # in the output it may be a copy that was killed, which is made again
+        for report in sorted(folder.glob("*/*")):
+            if not report.is_symlink() and report.is_dir():
+                refuse_remains(report)
     return _Source(folder, read_index(folder), reports)
 
 
