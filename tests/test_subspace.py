@@ -311,12 +311,11 @@ def test_tiny_deltas_keep_their_alignment():
 
 @pytest.mark.parametrize("dtypes", [("BF16", "BF16"), F64])
 def test_lanczos_on_large_sides_agrees(dtypes, monkeypatch):
-    """On large sides vectors come from Lanczos: the same numbers, with either library's values."""
+    """Above OPENBLAS_SIDE vectors come from Lanczos: the same numbers, on either processor."""
     base, tuned = (torch.from_numpy(W) for W in pair(300, 420))
     if dtypes != F64:
         base, tuned = base.bfloat16(), tuned.bfloat16()
     monkeypatch.setattr(spectrum, "OPENBLAS_SIDE", 200)
-    monkeypatch.setattr(spectrum, "OPENBLAS_SIDE_ON_INTEL", 200)
     for mkl in (True, False):
         monkeypatch.setattr(spectrum, "mkl_is_at_home", lambda mkl=mkl: mkl)
         for precision in ("default", "exact", "fast"):
@@ -326,7 +325,6 @@ def test_lanczos_on_large_sides_agrees(dtypes, monkeypatch):
 def test_lanczos_that_misses_a_copy_is_replaced(monkeypatch):
     """Forty equal singular values, one of them in a Krylov space: all vectors are computed then."""
     monkeypatch.setattr(spectrum, "OPENBLAS_SIDE", 50)
-    monkeypatch.setattr(spectrum, "OPENBLAS_SIDE_ON_INTEL", 50)
     rng = np.random.default_rng(6)
     base = planted(100, 120, np.r_[np.full(40, 3.0), np.linspace(1, 0.5, 60)], rng)
     found = values(base, 2 * base + 1e-9 * rng.standard_normal(base.shape))

@@ -130,7 +130,7 @@ def portable(fault: BaseException) -> BaseException:
     copy: BaseException
     try:
         copy = pickle.loads(pickle.dumps(fault))  # noqa: S301 - our own
-    except Exception:
+    except Exception:  # of any class: what an exception holds may raise what it likes
         copy = RuntimeError(f"{type(fault).__name__}: {fault}")
     if fault.__traceback__ is not None:
         copy.__notes__ = ["".join(traceback.format_exception(fault))]  # with the notes it had

@@ -32,13 +32,12 @@ from shadow.errors import ShadowError
 from shadow.files import PARTIAL, write_whole, writing
 from shadow.findings.matching import SPECTRA
 from shadow.findings.summary import Summary, read_summary
-from shadow.reports.atomic_replacement import KEPT
+from shadow.reports.atomic_replacement import FINISHED, KEPT
 from shadow.reports.columns import IDENTITY
 from shadow.reports.metadata import ReportMetadata
 from shadow.reports.provenance import AGAIN, check_schema, finished_metadata, refuse_remains
 from shadow.reports.tables import STORED
 
-FINISHED = "matrices.parquet"  # written last: a folder without it holds no report
 # Two kinds of CPU round differently. Reports of one pair are the same if these columns agree within
 # a relative tolerance; made with SSE, AVX2 and AVX-512 they did within 3e-7. What rests on the
 # smallest singular values differs far more (`condition_number` by 20 %) and decides nothing.
@@ -249,7 +248,7 @@ def _scores(report: _Finished) -> bytes | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise ShadowError(f"{path} cannot be read ({type(error).__name__})") from error
+        raise ShadowError(f"{path}: {error.strerror or error}", "check its permissions") from error
 
 
 def _difference(first: _Finished, other: _Finished) -> tuple[str | None, bool]:

@@ -305,7 +305,7 @@ def run_pair(
     try:
         with _client_for(pair):
             # what another audit of the pair has measured by then is not measured again
-            return _when_free(partial(_run, audit), runtime)
+            return when_free(partial(_run, audit), runtime)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         remove_empty(folder.absolute() / PARTIAL, there)
@@ -367,7 +367,7 @@ def measure_part(
                         f"{found.reference}: it is not the same on another machine", hint
                     )
             lined = line_up(base, tuned, settings.chosen, runtime, scratch=asked.scratch)
-            journal = _when_free(partial(Journal, folder, identity), runtime)
+            journal = when_free(partial(Journal, folder, identity), runtime)
             of_part = frozenset(keys)
             try:
                 _measure(
@@ -477,7 +477,7 @@ def _refuse_pickles(found: Checkpoint | Located) -> None:
         )
 
 
-def _when_free(work: Callable[[], Made], runtime: Runtime) -> Made:
+def when_free(work: Callable[[], Made], runtime: Runtime) -> Made:
     """What work returns, when nobody else is at work on the same; it is done again until then.
 
     Raises BusyError when somebody has been for as long as the runtime is patient.

@@ -10,10 +10,10 @@ import contextlib
 import hashlib
 import os
 import shutil
-import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from shadow import __version__
@@ -22,12 +22,12 @@ from shadow.audits.journal import remove_journal_of
 from shadow.audits.merging import Merged, merge, summary_of
 from shadow.audits.pair import (
     DEFAULTS,
-    POLL,
     AuditResult,
     Runtime,
     Settings,
     identity_of,
     run_pair,
+    when_free,
 )
 from shadow.errors import BusyError, KeptError, ShadowError
 from shadow.files import (
@@ -346,19 +346,7 @@ def _alone(folder: Path, output: Path, runtime: Runtime) -> Iterator[None]:
     No empty folder is left.
     """
     there = nearest_folder(output)
-    given_up = time.monotonic() + runtime.patience
-    told = False
-    while True:
-        try:
-            handle = _held(folder)
-            break
-        except BusyError as error:
-            if time.monotonic() >= given_up:
-                raise
-            if not told:
-                runtime.say(f"waiting: {error.message}")
-                told = True
-            time.sleep(min(POLL, runtime.patience))
+    handle = when_free(partial(_held, folder), runtime)
     try:
         yield
     finally:

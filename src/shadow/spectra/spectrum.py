@@ -43,12 +43,13 @@ WIDEST = 1 << 13
 PANEL = 192  # columns that are mirrored at once
 SYRK_ARGUMENTS, SYMM_ARGUMENTS = 10, 12  # of BLAS's rank-k updates and symmetric products
 # Up to this side OpenBLAS finds eigenvalues faster than MKL on processors other than Intel's: 0.6
-# of the time at 896, 0.85 at 2048, 1.4 at 3072. In float32 it does not. With vectors, which come
-# with all eigenvalues from one tridiagonal form, OpenBLAS is taken up to this side, and on an
-# Intel processor up to the second one. Above it MKL's eigenvalues and Lanczos for the vectors take
-# less, even where the spectrum is flat (500 products for 64 vectors; 200 where it decays): on a
-# Xeon with AMX 0.7 to 0.8 of OpenBLAS's time at 2048, as much at 1280.
-OPENBLAS_SIDE, OPENBLAS_SIDE_ON_INTEL = 2048, 1280
+# of the time at 896, 0.85 at 2048, 1.4 at 3072. In float32 it does not. With vectors OpenBLAS is
+# taken up to this side on any processor: they come with all eigenvalues from one tridiagonal form.
+# Above it MKL's eigenvalues and Lanczos for the vectors take less, even where the spectrum is flat
+# (500 products for 64 vectors; 200 where it decays). On a Xeon, where MKL's eigenvalues take half
+# of OpenBLAS's time at 2048, Lanczos for 64 vectors takes the gain away unless the spectrum decays
+# fast (benchmarks/README.md).
+OPENBLAS_SIDE = 2048
 KRYLOV = 2.5  # dimension of the Krylov space for each vector; 4 and 6 took as long or longer
 # Residual of an eigenvector in units of its eigenvalue, and how well Lanczos must find the
 # eigenvalues that are known, in units of the largest: otherwise it has missed some. By the
@@ -235,8 +236,8 @@ def mkl_is_at_home() -> bool:
 
     Elsewhere MKL takes slow paths: on a Zen 4 with two threads busy, SciPy's OpenBLAS found the
     eigenvalues of an 896-side Gram in 0.60 of the time (benchmarks/spectrum_methods.py measures it
-    anew). Products are OpenBLAS's on any processor: its rank-k updates took 0.83 to 0.9 of the time
-    of MKL's products by panels on a Xeon with AMX (sides 896 to 4096), and 0.58 on the Zen 4.
+    anew). Products are OpenBLAS's on any processor: on a Xeon with AMX, sides 896 to 4096, its
+    rank-k updates took 0.81 to 0.91 of the time of MKL's products by panels.
     """
     try:
         with_mkl: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
@@ -342,9 +343,9 @@ def with_vectors(
     """Eigenvalues, ascending, and the (side, count) eigenvectors of the largest, the largest first.
 
     lower: the lower triangle of a symmetric matrix; it is overwritten. solved: what the eigenvalues
-    are computed in on large sides; on others, it is float64.
+    are computed in above OPENBLAS_SIDE; below it, it is float64.
     """
-    if len(lower) <= (OPENBLAS_SIDE_ON_INTEL if mkl_is_at_home() else OPENBLAS_SIDE):
+    if len(lower) <= OPENBLAS_SIDE:
         return eigensystem(lower.double().numpy(), count)
     values = eigenvalues(lower.to(solved))
     return values, _leading(_mirrored(lower), values, count)
