@@ -6,6 +6,7 @@ The two machines are simulated on this one: each has a core and a cache of the H
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -173,6 +174,18 @@ def holders(path: Path) -> list[int]:
             continue
         if path in links:
             found.append(int(process.name))
+    return found
+
+
+def parents(paths: list[Path]) -> set[int]:
+    """The parents of the processes that have one of these files open: workers are children of the
+    raylet of their machine.
+    """
+    found = set()
+    for pid in {pid for path in paths for pid in holders(path)}:
+        with contextlib.suppress(OSError):  # it has ended
+            status = Path("/proc", str(pid), "status").read_text()
+            found |= {int(number) for number in re.findall(r"(?m)^PPid:\t(\d+)", status)}
     return found
 
 
@@ -563,6 +576,28 @@ for cores, most in ((1, None), (2, None), (1, 10**9)):
     assert in_python(command, script).splitlines() == ["[False]", "[True]", "[True]"]
 
 
+def test_what_tasks_tell_goes_to_the_machine_of_the_driver(command, machines):
+    """Ray puts an actor that needs no resources on any machine; with that machine, all messages
+    would be lost.
+    """
+    script = f"""
+import ray
+from shadow.audits import ray_engine
+from shadow.audits.pair import Runtime
+
+class Ear(ray_engine._Ear):
+    def machine(self):
+        return ray.get_runtime_context().get_node_id()
+
+ray_engine._Ear = Ear
+with ray_engine.ray_engine(ray_engine.RayRequest("{machines.address}"), Runtime()):
+    here = ray.get_runtime_context().get_node_id()
+    ears = [ray_engine._ear() for _ in range(8)]
+    print(*(ray.get(ear.machine.remote()) == here for ear in ears))
+"""
+    assert in_python(command, script).split() == ["True"] * 8
+
+
 def test_a_run_without_machines_says_so_and_ends(tmp_path, command):
     """The only machine with cores is taken away: one line, and a fault with a hint instead of an
     endless wait. The times are made short.
@@ -738,7 +773,8 @@ def test_a_machine_that_is_lost_does_not_end_the_run(tmp_path, command):
         on_both = ("--engine", "ray", "--address", cluster.address, "--cpus-per-task", "1")
         words = ("audit", "--list", "l.yaml", "--no-subspaces", "-o")
         process = command.start(*words, "out", *on_both)
-        until(lambda: len(journals(tmp_path / "out")) == 2)
+        (raylet,) = second.all_processes["raylet"]
+        until(lambda: raylet.process.pid in parents(journals(tmp_path / "out")))
         cluster.remove_node(second, allow_graceful=False)
         _, err = ended(process)
         assert "its process was lost" in err

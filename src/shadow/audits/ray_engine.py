@@ -505,12 +505,16 @@ class _Ear:
 
 
 def _ear() -> Any:
-    """The ear, on the machine of the driver."""
+    """The ear, on the machine of the driver.
+
+    Elsewhere it would be lost with its machine, and with it all that tasks tell from then on. A
+    soft wish is not enough: Ray puts an actor that needs no resources on any machine.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = ray.get_runtime_context().get_node_id()
-    beside = NodeAffinitySchedulingStrategy(node_id=here, soft=True)
+    beside = NodeAffinitySchedulingStrategy(node_id=here, soft=False)
     return ray.remote(_Ear).options(num_cpus=0, scheduling_strategy=beside).remote()
 
 
