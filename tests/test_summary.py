@@ -369,3 +369,35 @@ def test_a_family_ends_with_the_table_of_its_pairs(tmp_path):
     ]
     alone = shadow("audit", "toy:base..good", "--registry", registry, "-o", tmp_path / "out")
     assert "\npairs " not in alone.assert_done()
+
+
+def test_no_output_begins_or_ends_with_a_blank_line(tmp_path):
+    """Nor has it two in a row. One parts a view, which begins with a line, from the one before."""
+    audit = shadow("audit", "demo", "-o", tmp_path / "out", "--fail-on", "concentration > 1")
+    outputs = {"audit": audit.assert_done()}
+    pair = tmp_path / "out" / "demo" / "base..narrow"
+    for words in (
+        ("show", pair),
+        ("show", pair, "--full"),
+        ("show", tmp_path / "out"),
+        ("show", tmp_path / "out", "--format", "markdown"),
+        ("gate", tmp_path / "out", "--fail-on", "concentration > 1"),
+        ("compare", tmp_path / "out"),
+        ("plan", "demo"),
+        ("explain",),
+        ("explain", "label"),
+        ("explain", "concentration", "spikes"),
+        ("families",),
+        ("families", "qwen2.5-7b"),
+        ("schema", "matrices"),
+    ):
+        outputs[" ".join(map(str, words))] = shadow(*words).assert_done()
+    for name, output in outputs.items():
+        assert output.strip("\n") + "\n" == output, name
+        assert "\n\n\n" not in output, name
+    for name in ("audit", f"show {tmp_path / 'out'}", "plan demo"):
+        lines = outputs[name].splitlines()
+        heads = [number for number, line in enumerate(lines) if line.endswith("───")]
+        titles = [at for at in heads if lines[at].startswith(("demo  ", "pairs "))]
+        assert len(titles) >= 2
+        assert [lines[at - 1] for at in titles[1:]] == [""] * (len(titles) - 1), name

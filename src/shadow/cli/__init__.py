@@ -104,6 +104,7 @@ def _prepare_process() -> None:
 def main() -> None:
     """The `shadow` command."""
     _prepare_process()
+    console.begin()
     try:
         try:
             code = app(standalone_mode=False)

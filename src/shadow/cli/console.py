@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 out = Console(highlight=False, emoji=False)
 err = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
+BLANK_LINE = r"(?m:^)(?:[^\S\n]|\x1b\[[0-9;]*m)*\n"  # colours are no letters
 
 
 def forgive_letters() -> None:
@@ -38,9 +39,26 @@ def forgive_letters() -> None:
             stream.reconfigure(errors="replace")
 
 
+_views = 0  # that this command has displayed
+
+
+def begin() -> None:
+    """A command begins: nothing has been displayed."""
+    global _views
+    _views = 0
+
+
 def display(renderable: RenderableType) -> None:
-    """Data for people, on stdout."""
-    _print(out, renderable)
+    """Data for people, on stdout: one view. A blank line parts it from the view before.
+
+    Tables bring blank lines of their own: none stays at either end, and two in a row become one.
+    """
+    global _views
+    text = _rendered(out, renderable)
+    text = re.sub(rf"(?:{BLANK_LINE})+", "\n", text).strip("\n")
+    if text:
+        out.file.write(f"\n{text}\n" if _views else f"{text}\n")
+        _views += 1
 
 
 def show_json(value: Any) -> None:
@@ -97,11 +115,18 @@ def _print(console: Console, renderable: RenderableType) -> None:
     if _is_watched(console):
         console.print(renderable)
         return
+    console.file.write(_rendered(console, renderable))
+
+
+def _rendered(console: Console, renderable: RenderableType) -> str:
+    """What a console would print. For a file or a pipe, without the spaces that fill cells up to
+    their width, and without commands to what may run this.
+    """
     with console.capture() as captured:
         console.print(renderable)
-    # cells are filled with spaces up to their width, which a file or a pipe has no use for
-    text = re.sub(r"[^\S\n]+$", "", captured.get(), flags=re.MULTILINE)
-    console.file.write(inert(text))
+    if _is_watched(console):
+        return captured.get()
+    return inert(re.sub(r"[^\S\n]+$", "", captured.get(), flags=re.MULTILINE))
 
 
 def _is_watched(console: Console) -> bool:

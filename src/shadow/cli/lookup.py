@@ -132,9 +132,7 @@ def explain(
         hint = _with_words_of(word, known) or nearest(word, known, VERY_LIKE)
         hint = hint or "`shadow explain` lists columns and words"
         raise UsageError(f"no column or word {word!r}", hint)
-    for place, (view, _) in enumerate(found):
-        if place:
-            console.display("")
+    for view, _ in found:
         console.display(view)
     shown = [column for _, column in found if column is not None]
     if (notation := notation_view(shown)) is not None:
