@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -762,9 +763,14 @@ def test_clean_leaves_bytes_that_another_commit_came_to_have(
 def test_a_limit_that_is_too_small_is_refused_with_numbers(run, hub, tmp_path):
     """Before the first byte of a weight, and nothing is left."""
     error = told(run(*PAIR, "-o", "out", "--max-disk", "1MB"), "4.5 MB", "--max-disk allows 1.0 MB")
-    assert "free some space" in error
+    hint = re.search(r"hint:  give --max-disk (\S+) or more", error)
+    assert hint
     assert set(moved(hub).values()) == {HEADERS}
     assert not (tmp_path / "out").exists()
+    plan = run("plan", *PAIR[1:], "--max-disk", "1MB")
+    assert plan.code == 1
+    assert hint[0] in plan.err
+    run("plan", *PAIR[1:], "--max-disk", hint[1]).assert_done()
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shadow.text import VERY_LIKE, and_more, closest, nearest, several
+from shadow.text import VERY_LIKE, and_more, bytes_of, closest, nearest, several, size_for
 
 
 @pytest.mark.parametrize(
@@ -38,3 +38,22 @@ def test_nearest_asks_for_the_likest_word_or_for_none() -> None:
     assert closest("bse", ["base"], VERY_LIKE) == "base"
     assert closest("bs", ["base"], VERY_LIKE) is None
     assert closest("bs", ["base"]) == "base"
+
+
+@pytest.mark.parametrize(
+    ("count", "size"),
+    [
+        (1, "0.1KB"),
+        (999, "1KB"),
+        (1_000, "1KB"),
+        (4_100_000, "4.1MB"),
+        (4_463_361, "4.5MB"),
+        (999_999_999, "1000MB"),
+        (70_000_000_001, "70.1GB"),
+        (1_234_567_890_123_456, "1234.6TB"),
+    ],
+)
+def test_a_size_to_type_holds_what_must_fit(count: int, size: str) -> None:
+    """Rounded up to a tenth of its unit, and read back as no less."""
+    assert size_for(count) == size
+    assert bytes_of(size) >= count

@@ -95,7 +95,18 @@ def bytes_of(text: str) -> int:
     if not match:
         raise UsageError(f"{text[:40]!r} is not a size", "write 40GB, 500MB or 1.5TB")
     power = " kmgt".index((match[2] or " ").lower())
-    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
+    return round(float(match[1]) * (1024 if match[3] else 1000) ** power)
+
+
+def size_for(count: int) -> str:
+    """The size to type where count bytes must fit, rounded up: `4.6MB`."""
+    for power, unit in ((4, "TB"), (3, "GB"), (2, "MB")):
+        if count >= 1000**power:
+            break
+    else:
+        power, unit = 1, "KB"
+    tenths = -(-count * 10 // 1000**power)
+    return f"{tenths / 10:.12g}{unit}"
 
 
 def without_accounts(text: str) -> str:

@@ -24,13 +24,10 @@ from shadow.places.groups import direction_of
 from shadow.places.names import name_rules
 from shadow.spectra.residual import WIDTH
 from shadow.targets.families import Pair
-from shadow.text import byte_size, bytes_of, counted
+from shadow.text import byte_size, bytes_of, counted, size_for
 
 Fetch = Literal["auto", "shards", "ranges"]
-DISK_HINT = (
-    "free some space, move HF_HUB_CACHE, raise --max-disk where it is given, or audit less"
-    " (--layer, --module)"
-)
+DISK_HINT = "free some space, move HF_HUB_CACHE, or audit less (--layer, --module)"
 # where tasks share a machine
 SHARED_HINT = (
     "give --max-disk, so that a machine has one task at a time and removes used shards, or free"
@@ -59,6 +56,13 @@ def disk_limit(text: str) -> int:
             hint = f"did you mean {text.strip()}GB?"
         raise UsageError(f"--max-disk: {counted(size, 'byte holds', 'bytes hold')} no shard", hint)
     return size
+
+
+def disk_hint(peak: int, access: Access) -> str:
+    """What to do where the disk does not suffice for shards that take peak bytes at a time."""
+    if access.max_disk is not None and peak > access.max_disk:
+        return f"give --max-disk {size_for(peak)} or more, or audit less (--layer, --module)"
+    return DISK_HINT if access.alone else SHARED_HINT
 
 
 @dataclass(frozen=True)
@@ -347,7 +351,7 @@ def make_plan(
         report=report,
         free=places.free(),
         problem=problem,
-        hint=DISK_HINT if access.alone else SHARED_HINT,
+        hint=disk_hint(peak, access),
     )
 
 
@@ -516,14 +520,16 @@ def require_disk_for_pickles(located: Located, access: Access) -> int:
     ]
     need = sum(source.bytes_to_move() for source in sources)
     limit = _free(cache_folder())
-    if access.max_disk is not None:
-        limit = min(limit, access.max_disk)
+    hint = "free some space, or move HF_HUB_CACHE"
+    if access.max_disk is not None and access.max_disk < limit:
+        limit = access.max_disk
+        hint = f"give --max-disk {size_for(need)} or more"
     if need > limit:
         there = byte_size(limit)
         raise ShadowError(
             f"{located.reference}: its .bin files need {byte_size(need)} of disk all at once,"
             f" {there} may be used",
-            "free some space, move HF_HUB_CACHE, or raise --max-disk",
+            hint,
         )
     return need
 

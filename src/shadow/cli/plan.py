@@ -99,7 +99,7 @@ def plan(
     access = access_of(allow_pickle=allow_pickle, offline=offline, fetch=fetch, max_disk=max_disk)
     from shadow.audits.devices import choose
     from shadow.audits.pair import Runtime, Settings, plan_pair
-    from shadow.audits.plan import DISK_HINT
+    from shadow.audits.plan import disk_hint
     from shadow.outputs.terminal.plan import plan_view
     from shadow.spectra.delta import Method
 
@@ -129,7 +129,8 @@ def plan(
         if format is Format.table:
             console.display(plan_view(planned, console.out.options.max_width))
         if planned.problem:
-            complain(ShadowError(planned.problem, DISK_HINT), pair)
+            hint = disk_hint(planned.disk_peak, access)
+            complain(ShadowError(planned.problem, hint), pair)
     if format is Format.json:
         console.show_json([planned.as_json() for planned in plans])
     if faults:
