@@ -21,6 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 
@@ -1183,8 +1184,8 @@ def test_endless_faults_are_given_up(run, hub, tmp_path, place):
 
 @pytest.mark.slow
 def test_what_stays_broken_without_a_word_is_given_up(run, hub, tmp_path):
-    """A shard that is always cut short, a Hub that nobody answers for: told after six tries, about
-    20 seconds.
+    """A shard that is always cut short: told after six tries, about 20 seconds. A Hub that nobody
+    answers for: sooner, and without a word before.
     """
     hub.fail(f"org/small-tuned/{MODEL}", Truncate(20_000), origin="cdn", skip=1, times=None)
     assert said(run(*SMALL, "-o", "out"), "arrived incomplete, also after 6 tries")
@@ -1192,8 +1193,7 @@ def test_what_stays_broken_without_a_word_is_given_up(run, hub, tmp_path):
         closed.bind(("127.0.0.1", 0))
         nobody = f"http://127.0.0.1:{closed.getsockname()[1]}"
         done = run(*SMALL, "-o", "out2", endpoint=nobody)
-        assert said(done, f"{nobody} cannot be reached", "--offline")
-        assert done.err.count("trying again") == 2, "of the five waits those that are worth a word"
+        told(done, f"{nobody} cannot be reached", "connection and HF_ENDPOINT", "--offline")
     assert not list(tmp_path.rglob("*.parquet"))
 
 
@@ -1480,6 +1480,31 @@ def test_a_server_that_does_not_answer_cannot_be_reached(folders, origin):
     """Also the one to which the Hub, which did answer, redirects."""
     told = broken_by(Drop(), MODEL, origin=origin, folder=folders["small-base"])
     assert "cannot be reached" in told.message
+
+
+@pytest.mark.parametrize(("answered", "tries"), [(False, 1), (True, 6)])
+def test_a_hub_that_has_never_answered_is_given_up_sooner(monkeypatch, answered, tries):
+    """Where it has, a refused connection is an outage, and all tries are made."""
+    from shadow.checkpoints import hub as client
+    from shadow.errors import ShadowError
+
+    monkeypatch.setattr(client, "WAITS", (0.0, 0.0))
+    monkeypatch.setattr(client, "PATIENCE", 0.0)
+    monkeypatch.setattr(client, "_answered", threading.Event())
+    made = []
+    with Hub() as hub, client.own_client():
+        there = hub.endpoint
+        if answered:
+            client.get_session().get(f"{there}/api/models/org/none")
+
+    def attempt() -> None:
+        made.append(True)
+        client.get_session().get(there)
+
+    words = partial(client._in_words, repo="org/small")
+    with client.own_client(), pytest.raises(ShadowError, match="cannot be reached"):
+        client._trying(attempt, words, lambda _: None)
+    assert len(made) == tries
 
 
 @pytest.mark.slow

@@ -100,12 +100,9 @@ def bytes_of(text: str) -> int:
 
 def size_for(count: int) -> str:
     """The size to type where count bytes must fit, rounded up: `4.6MB`."""
-    for power, unit in ((4, "TB"), (3, "GB"), (2, "MB")):
-        if count >= 1000**power:
-            break
-    else:
-        power, unit = 1, "KB"
-    tenths = -(-count * 10 // 1000**power)
+    sizes = (1000**4, "TB"), (1000**3, "GB"), (1000**2, "MB"), (1000, "KB")
+    whole, unit = next((size for size in sizes if count >= size[0]), sizes[-1])
+    tenths = -(-count * 10 // whole)
     return f"{tenths / 10:.12g}{unit}"
 
 

@@ -41,7 +41,7 @@ from huggingface_hub.utils import (
     parse_ratelimit_headers,
 )
 from huggingface_hub.utils import tqdm as hf_tqdm
-from tenacity import RetryCallState, Retrying, retry_if_exception, wait_exponential_jitter
+from tenacity import RetryCallState, Retrying, retry_if_exception, wait_exponential, wait_random
 
 from shadow.checkpoints.safetensors_files import MAX_OFFSET
 from shadow.errors import ShadowError
@@ -59,7 +59,11 @@ TRANSIENT = (408, 425, 429, 500, 502, 503, 504)  # answers worth a second try
 # names of faults of the client's HTTP library
 CIRCLES = ("TooManyRedirects",)
 NOWHERE = ("UnsupportedProtocol", "InvalidURL")
+UNCONNECTED = ("ConnectError", "ConnectTimeout")
 ATTEMPTS = 6  # in a row without a byte of progress
+# seconds of trying for a connection before the Hub has answered once: more likely an address or a
+# network that is wrong than an outage
+PATIENCE = 5.0
 WAITS = 0.5, 30.0  # seconds before the second try, doubled from try to try, and at most
 MAX_WAIT = 300.0  # seconds that a server may ask to wait; for more, the command is given back
 HEADER_GUESS = 1 << 16  # bytes; the headers of 9 in 10 real shards are shorter: one request
@@ -92,6 +96,7 @@ class _Before:
 
 
 _lock = Lock()
+_answered = Event()  # has any server answered this process?
 _holders = 0
 _before: _Before | None = None
 
@@ -185,6 +190,7 @@ def _before_request(request: Any) -> None:
 
 
 def _after_response(response: Any) -> None:
+    _answered.set()
     response.request.extensions[ANSWERED] = True
     if response.status_code in TRANSIENT:
         hf_raise_for_status(response)  # here, so that only `_trying` decides about another try
@@ -697,10 +703,11 @@ def _trying(
     """attempt(), again after transient faults; then a ShadowError.
 
     Waits grow, or are those that the server asks for. Tries are counted from the last progress.
+    Where no connection has ever been made, PATIENCE ends them.
     Raises StoppedError when stop is set meanwhile.
     """
     stop = stop or Event()
-    waits = wait_exponential_jitter(initial=WAITS[0], max=WAITS[1], jitter=WAITS[0])
+    waits = wait_exponential(multiplier=WAITS[0], max=WAITS[1]) + wait_random(0, WAITS[0])
     last = [0, progress()]  # the try before the last progress, and how far that was
 
     def since_progress(state: RetryCallState) -> RetryCallState:
@@ -711,7 +718,11 @@ def _trying(
         return counted
 
     def given_up(state: RetryCallState) -> bool:
-        return since_progress(state).attempt_number >= ATTEMPTS
+        if since_progress(state).attempt_number >= ATTEMPTS:
+            return True
+        fault = state.outcome.exception() if state.outcome else None
+        waited = (state.seconds_since_start or 0.0) + state.upcoming_sleep
+        return _is_unconnected(fault) and not _answered.is_set() and waited > PATIENCE
 
     def wait(state: RetryCallState) -> float:
         asked = _retry_after(state.outcome.exception()) if state.outcome else None
@@ -794,6 +805,11 @@ def _is_transient(error: BaseException) -> bool:
     if _is_local(error) or type(error).__name__ in (*CIRCLES, *NOWHERE):
         return False
     return isinstance(error, FAILURES) and not isinstance(error, ValueError)
+
+
+def _is_unconnected(error: BaseException | None) -> bool:
+    """Was there no connection: a refusal, a name that nobody knows, silence?"""
+    return error is not None and type(_cause(error)).__name__ in UNCONNECTED
 
 
 def _is_local(error: BaseException) -> bool:
@@ -909,10 +925,10 @@ def _in_words(
             f"{what}: the server does not answer like a Hub ({type(error).__name__})",
             "is HF_ENDPOINT a Hub?",
         )
+    checked = "the connection and HF_ENDPOINT" if "HF_ENDPOINT" in os.environ else "the connection"
     return ShadowError(
         f"{what}: {constants.ENDPOINT} cannot be reached ({type(error).__name__})",
-        as_folder(repo)
-        or f"check the connection, then {again}; --offline uses what is in the cache",
+        as_folder(repo) or f"check {checked}, then {again}; --offline uses what is in the cache",
     )
 
 
