@@ -8,6 +8,7 @@ import io
 import json
 import os
 import pickle
+import socket
 import threading
 import traceback
 from collections import Counter
@@ -1402,6 +1403,26 @@ def test_options_that_a_driver_does_not_know_are_wrong_usage(store, options):
     with pytest.raises(UsageError, match=r"^s3://bucket/x: wrong options \(") as raised:
         wrong.files()
     assert SECRET not in raised.value.message
+
+
+@pytest.mark.parametrize(
+    ("url", "driver", "options"),
+    [
+        ("s3://bucket/x", "s3fs", {"endpoint_url": "http://{}", "key": "a", "secret": SECRET}),
+        ("gs://bucket/x", "gcsfs", {"endpoint_url": "http://{}", "token": "anon"}),
+        ("az://bucket/x", "adlfs", {"account_name": 5, "account_host": "{}", "anon": True}),
+    ],
+)
+def test_a_store_that_never_answers_is_given_up(url, driver, options, monkeypatch):
+    """Drivers themselves try for minutes. Once it has answered, they may."""
+    pytest.importorskip(driver)
+    monkeypatch.setattr(storage, "FIRST_ANSWER", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        given = json.loads(json.dumps(options).replace("{}", address))
+        with pytest.raises(ShadowError, match=f"^{url}: no usable answer within 1 s") as raised:
+            located(url, given).files()
+    assert raised.value.hint.startswith("check the network, the endpoint and --storage-options (or")
 
 
 def test_an_endpoint_without_a_scheme_is_wrong_usage(monkeypatch):

@@ -71,6 +71,8 @@ WORK = "SHADOW_WORK_DIR"
 MAX_OPTIONS = 1_000_000  # bytes of a file of options
 MOMENT = 2.0  # seconds in which a file that is being created appears
 AT_ONCE = 8  # files that are fetched at a time
+# Seconds for the first answer of a store. Drivers try for minutes, some also for credentials.
+FIRST_ANSWER = 30.0
 # Drivers retry 5xx and broken connections themselves. Those of S3 would wait a minute to connect,
 # many times over.
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
@@ -404,6 +406,27 @@ class Store:
             # of the driver: an option that it lacks, or does not know
             raise _wrong_options(self, error) from None
 
+    def _require_answer(self) -> None:
+        """Raises ShadowError where the store does not answer, and whatever the driver raises."""
+        system, bucket = self._system(), self._path().partition("/")[0]
+        options = json.dumps(self.options, sort_keys=True)
+        if not system.async_impl or (os.getpid(), options, bucket) in _answered:
+            return
+        from fsspec.asyn import sync
+
+        try:
+            sync(system.loop, system._info, bucket, timeout=FIRST_ANSWER)
+        except TimeoutError:
+            hint = "check the network, the endpoint and --storage-options"
+            if self.scheme.credentials:
+                hint += f" (or {self.scheme.credentials})"
+            message = f"{self}: no usable answer within {FIRST_ANSWER:.0f} s"
+            raise ShadowError(message, hint) from None
+        except Exception as error:
+            if _is_unreached(error):
+                raise
+        _answered.add((os.getpid(), options, bucket))
+
     def _path(self, name: str = "") -> str:
         path: str = self._system()._strip_protocol(
             f"{self.scheme.protocol}://{self.url.partition('://')[2]}"
@@ -419,6 +442,7 @@ class Store:
             except ShadowError as error:
                 raise UsageError(f"{self}: {error.message}", error.hint) from None
         try:
+            self._require_answer()
             yield
         except ShadowError:
             raise
@@ -479,6 +503,9 @@ DRIVERS = {
     "s3fs",
 }
 
+# Processes, options and buckets of which there was an answer.
+_answered: set[tuple[int, str, str]] = set()
+
 # What drivers raise for an endpoint or a key that is none.
 WRONG = {"AzureSigningError", "InvalidURL", "UnsupportedProtocol"}
 
@@ -511,11 +538,19 @@ def _fault(store: Store, error: Exception) -> ShadowError | None:
         return ShadowError(f"{store}: access denied{_said(store, error)}", _check(store))
     if isinstance(error, FileNotFoundError) or status == 404 or "NotFound" in name:
         return ShadowError(f"{store}: no such bucket or file", "check the URL")
-    if isinstance(error, TimeoutError | ConnectionError) or "Timeout" in name or "Connect" in name:
+    if _is_unreached(error):
         hint = "check the network and the endpoint, and run the same command again"
         return ShadowError(f"{store}: cannot be reached ({name})", hint)
     failed = "the store failed" if _is_theirs(error, status) else name
     return ShadowError(f"{store}: {failed}{_said(store, error)}", "run the same command again")
+
+
+def _is_unreached(error: Exception) -> bool:
+    """Was there no connection, or no answer in time?"""
+    name = type(error).__name__
+    return isinstance(error, TimeoutError | ConnectionError) or any(
+        word in name for word in ("Timeout", "Connect", "ServiceRequest")
+    )
 
 
 def _is_of_driver(error: Exception) -> bool:
