@@ -31,6 +31,7 @@ from urllib.parse import quote, quote_plus, unquote
 from shadow.errors import ShadowError, UsageError
 from shadow.extras import require
 from shadow.files import safe_name
+from shadow.text import PORT, holds_account, redacted, redacted_url
 
 # Paths match too: pathlib makes `s3:/x` of `s3://x`.
 URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(?=/|$)")
@@ -62,9 +63,6 @@ SCHEMES = {
 }
 OTHER_NAMES = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az"}
 WRITABLE_HF = "buckets/"  # the rest of the Hub are git repositories
-
-ACCESS_POINT = re.compile(r"arn:[a-z-]+:s3[a-z-]*:[a-z0-9-]*:\d*:[a-z]+/")
-PORT = re.compile(r"^[^:]*:\d{1,5}$")
 
 OPTIONS = "SHADOW_STORAGE_OPTIONS"
 WORK = "SHADOW_WORK_DIR"
@@ -101,29 +99,6 @@ def url_of(place: str | os.PathLike[str]) -> str | None:
     return f"{scheme}:///{path}"
 
 
-def redacted(url: str) -> str:
-    """A URL without what may be a credential: an account, a password, a query, a fragment.
-
-    A password may have any character in it, also `/`, `@` and `?`: in doubt too much is left out.
-    """
-    scheme, _, rest = url.partition("://")
-    bare = re.split(r"[?#]", rest, maxsplit=1)[0]
-    if _holds_account(rest) or ":" in bare.rpartition("@")[0]:
-        bare = "***" if bare != rest or "@" not in rest else f"***@{rest.rpartition('@')[2]}"
-    return f"{scheme}://{bare}"[:200]
-
-
-def _holds_account(rest: str) -> bool:
-    """Is an account or a password before the first slash of what follows `://`?
-
-    A port is none, and neither is the name of an access point of S3.
-    """
-    if "@" not in rest and ACCESS_POINT.match(rest):
-        return False
-    host = rest.partition("/")[0]
-    return "@" in host or (":" in host and ("@" in rest or not PORT.search(host)))
-
-
 def located(
     place: str | os.PathLike[str], options: Mapping[str, Any] | None = None
 ) -> Path | Store:
@@ -135,7 +110,7 @@ def located(
     url = url_of(place)
     if url is None:
         return Path(place)
-    told = redacted(url)
+    told = redacted_url(url)[:200]
     scheme = OTHER_NAMES.get(url.partition(":")[0], url.partition(":")[0])
     if scheme == "file":
         if re.search(r"[?#]", url):
@@ -150,7 +125,7 @@ def located(
     if scheme not in SCHEMES:
         raise unsupported(told, scheme)
     rest = url.partition("://")[2]
-    if _holds_account(rest):
+    if holds_account(rest):
         raise UsageError(
             f"{told}: a URL may hold no account and no password",
             f"use --storage-options or {OPTIONS}",
@@ -610,7 +585,7 @@ def _said(store: Store, error: Exception) -> str:
     text = re.sub(r"^\[Errno -?\d+\] ", "", next(iter(str(error).splitlines()), "").strip())
     for secret in sorted(set(_secrets(store.options)), key=len, reverse=True):
         text = re.sub(re.escape(secret), "***", text, flags=re.IGNORECASE)
-    text = re.sub(r"\S+", _without_account, text)
+    text = re.sub(r"\S+", _without_account, redacted(text))
     text = re.sub(r"\?[^\s'\")]*", "", text)
     return f" ({text[:160]})" if text else ""
 

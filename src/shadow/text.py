@@ -95,7 +95,8 @@ def bytes_of(text: str) -> int:
     if not match:
         raise UsageError(f"{text[:40]!r} is not a size", "write 40GB, 500MB or 1.5TB")
     power = " kmgt".index((match[2] or " ").lower())
-    return round(float(match[1]) * (1024 if match[3] else 1000) ** power)
+    size: float = float(match[1]) * (1024 if match[3] else 1000) ** power
+    return round(size)
 
 
 def size_for(count: int) -> str:
@@ -106,9 +107,52 @@ def size_for(count: int) -> str:
     return f"{tenths / 10:.12g}{unit}"
 
 
-def without_accounts(text: str) -> str:
-    """A text in which the URLs of storage hold no account: `s3://***@bucket/x`.
+ACCESS_POINT = re.compile(r"arn:[a-z-]+:s3[a-z-]*:[a-z0-9-]*:\d*:[a-z]+/")
+PORT = re.compile(r"^[^:]*:\d{1,5}$")
+# a URL in a text, in quotes or up to a space; pathlib makes `s3:/x` of `s3://x`
+URL_IN_TEXT = re.compile(
+    r"(?<![A-Za-z0-9+.-])"
+    r"(?:(?<=')[A-Za-z][A-Za-z0-9+.-]+://[^']*(?=')"
+    r'|(?<=")[A-Za-z][A-Za-z0-9+.-]+://[^"]*(?=")'
+    r"|(?:[A-Za-z][A-Za-z0-9+.-]+://|(?:s3a?|gs|gcs|az|abfss?|hf):/)[^\s'\"]*)"
+)
+CLOSING = ":;,.)]}"  # of the sentence around a URL
 
-    A password may hold `/` and `@`: in doubt too much is left out.
+
+def holds_account(rest: str) -> bool:
+    """Is an account or a password before the first slash of what follows `://`?
+
+    A port is none, and neither is the name of an access point of S3.
     """
-    return re.sub(r"\b(?!https?:)(\w+://)[^\s'\"]*:[^\s'\"]*@", r"\1***@", text)
+    if "@" not in rest and ACCESS_POINT.match(rest):
+        return False
+    host = rest.partition("/")[0]
+    return "@" in host or (":" in host and ("@" in rest or not PORT.search(host)))
+
+
+def redacted_url(url: str) -> str:
+    """A URL without what may be a credential: an account, a password, a query, a fragment.
+
+    A password may have any character in it, also `/`, `@` and `?`: in doubt too much is left out.
+    Of web addresses the port is no password, whatever follows, and `@` may stand in a path.
+    """
+    scheme, slashes, rest = re.split(r"(?<=:)(/+)", url, maxsplit=1)
+    bare = re.split(r"[?#]", rest, maxsplit=1)[0]
+    if scheme.lower() in ("http:", "https:"):
+        host = re.sub(r"^\[[0-9A-Fa-f:.]+\]", "ip", rest.partition("/")[0])
+        hidden = "@" in host or (":" in host and not PORT.search(re.split(r"[?#]", host)[0]))
+    else:
+        hidden = holds_account(rest) or ":" in bare.rpartition("@")[0]
+    if hidden:
+        bare = "***" if bare != rest or "@" not in rest else f"***@{rest.rpartition('@')[2]}"
+    return f"{scheme}{slashes}{bare}"
+
+
+def redacted(text: str) -> str:
+    """A text with `redacted_url` for every URL in it."""
+
+    def without(found: re.Match[str]) -> str:
+        url = found[0].rstrip(CLOSING)
+        return redacted_url(url) + found[0][len(url) :]
+
+    return URL_IN_TEXT.sub(without, text)

@@ -18,7 +18,7 @@ from rich.markup import escape
 
 from shadow.errors import ShadowError
 from shadow.storage import as_given
-from shadow.text import byte_size, duration, inert, visible, without_accounts
+from shadow.text import byte_size, duration, inert, redacted, visible
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -76,7 +76,7 @@ def show_text(text: str) -> None:
 
 def say(text: str) -> None:
     """One line of talk, on stderr."""
-    _print(err, escape(visible(as_given(text))))
+    _print(err, escape(visible(redacted(as_given(text)))))
 
 
 def say_nothing(text: str) -> None:
@@ -105,7 +105,7 @@ def complain(error: ShadowError) -> None:
 
     What was typed may be told as it was, so passwords are left out here.
     """
-    message, hint = (without_accounts(as_given(text)) for text in (error.message, error.hint or ""))
+    message, hint = (redacted(as_given(text)) for text in (error.message, error.hint or ""))
     _print(err, f"[bold red]error:[/] {escape(visible(message))}")
     if hint:
         _print(err, f"[dim]hint:[/]  {escape(visible(hint))}")

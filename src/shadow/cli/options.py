@@ -10,7 +10,8 @@ import typer
 
 from shadow.cli import completion
 from shadow.errors import UsageError
-from shadow.storage import OPTIONS, Store, located, redacted, unsupported, url_of
+from shadow.storage import OPTIONS, Store, located, unsupported, url_of
+from shadow.text import redacted_url
 
 
 def on_this_machine(path: Path | None) -> Path | None:
@@ -22,7 +23,7 @@ def on_this_machine(path: Path | None) -> Path | None:
         hint = "name a place on this machine, and copy from or to the URL"
         if url.startswith("file:"):
             hint = "leave file:// out"
-        raise UsageError(f"{redacted(url)[:80]}: URLs are not supported here", hint)
+        raise UsageError(f"{redacted_url(url)[:80]}: URLs are not supported here", hint)
     return path
 
 
