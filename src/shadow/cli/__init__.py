@@ -21,8 +21,8 @@ app = typer.Typer(
     name="shadow",
     cls=Commands,
     help=(
-        "Audit open-source model families: the spectra of every weight matrix and of every"
-        " tuned-minus-base delta."
+        "Measure what fine-tuning changed in the weights of a model: how far each matrix moved,"
+        " along how many directions, and in which layers."
     ),
     no_args_is_help=True,
     pretty_exceptions_enable=False,

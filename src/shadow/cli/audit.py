@@ -173,8 +173,8 @@ def audit(
     If a finished report has other settings, files or commits, it is kept (exit code 1); --overwrite
     replaces it.
 
-    Exit codes: 0 done; 1 failed; 2 wrong usage; 3 done, but --strict objects; 4 done, but a rule
-    was violated.
+    Exit codes: 0 done; 1 failed; 2 wrong usage; 3 done, but --strict found a skipped
+    tensor; 4 done, but a rule was violated.
     """
     begin(junit, "audit")
     if quiet and verbose:

@@ -34,7 +34,7 @@ def lab_run(
         typer.Option(
             "-o",
             "--output",
-            help="Folder for all of it.",
+            help="Folder for tables, page and figure.",
             file_okay=False,
             callback=on_this_machine,
         ),

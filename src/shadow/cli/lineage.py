@@ -42,7 +42,7 @@ def lineage(
                 "A family, which has its reports in the folder of -o; or a report's folder, or a"
                 " folder above it."
             ),
-            metavar="FAMILY|RUN...",
+            metavar="FAMILY|RUN",
         ),
     ],
     output: Output = DEFAULT_OUTPUT,

@@ -23,7 +23,7 @@ def families(
         str | None,
         typer.Argument(
             help="Name of a family to show, or a word to filter names, checkpoints and tags.",
-            metavar="[NAME|WORD]",
+            metavar="NAME|WORD",
             autocompletion=completion.families,
         ),
     ] = None,
@@ -217,7 +217,9 @@ def schema(
     table: Annotated[
         str | None,
         typer.Argument(
-            help="A table of a report; without it, list all.", autocompletion=completion.tables
+            help="A table of a report; without it, list all.",
+            metavar="TABLE",
+            autocompletion=completion.tables,
         ),
     ] = None,
     format: FormatOption = Format.table,

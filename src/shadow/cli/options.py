@@ -103,8 +103,7 @@ OwnName = Annotated[
     typer.Option(
         "--name",
         help=(
-            "Name of a pair that is given by its checkpoints, and so its folder:"
-            " family:base..tuned."
+            "Name for a pair of two checkpoints, as family:base..tuned. Its folder has this name."
         ),
         metavar="NAME",
         rich_help_panel=CHOICE,
@@ -201,7 +200,9 @@ FormatOption = Annotated[Format, typer.Option("--format", help="What to print.")
 Json = Annotated[bool, typer.Option("--json", help="Short for --format json.")]
 Quiet = Annotated[
     bool,
-    typer.Option("-q", "--quiet", help="Keep stderr to errors, rules that fail and their count."),
+    typer.Option(
+        "-q", "--quiet", help="On stderr, print only errors, failed rules and their count."
+    ),
 ]
 Verbose = Annotated[
     bool,
@@ -321,8 +322,8 @@ Device = Annotated[
     typer.Option(
         "--device",
         help=(
-            "What makes Gram matrices: cpu, cuda, one card as cuda:1, or auto: a card if there is"
-            " one."
+            "Device for Gram matrices: cpu, cuda, a card such as cuda:1, or auto (a card if there"
+            " is one)."
         ),
         metavar="DEVICE",
         autocompletion=completion.devices,
@@ -433,7 +434,7 @@ MemoryPerTask = Annotated[
     str,
     typer.Option(
         "--memory-per-task",
-        help="Memory of each task of Ray, such as 16GB; auto: as its share of the cores.",
+        help="Memory of each task of Ray, such as 16GB; auto: the same share as of the cores.",
         metavar="SIZE",
         rich_help_panel=ENGINE,
     ),
@@ -442,10 +443,10 @@ PartsOption = Annotated[
     int | None,
     typer.Option(
         "--parts",
-        help="Measure each pair in this many parts, which are the tasks then.",
+        help="Measure each pair in this many parts; each part is then a task.",
         min=1,
         max=10_000,
-        show_default="of a single pair on Ray as many as run at a time",
+        show_default="1; for a single pair on Ray, as many as run at a time",
         rich_help_panel=ENGINE,
     ),
 ]

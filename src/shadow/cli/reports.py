@@ -138,7 +138,7 @@ def compare(
         typer.Option(
             "-o",
             "--output",
-            help="Parquet file for the rows, one a matrix.",
+            help="Parquet file for the compared rows, one for each matrix.",
             metavar="FILE",
             dir_okay=False,
             callback=on_this_machine,
@@ -219,7 +219,7 @@ def merge(
                 "Folders or URLs given to `shadow audit -o`; without any, only the index of OUT is"
                 " rebuilt."
             ),
-            metavar="[DIR]...",
+            metavar="DIR",
             callback=places,
         ),
     ] = None,

@@ -51,7 +51,7 @@ def reproduce(
         typer.Option(
             "-o",
             "--output",
-            help="Folder for all of it; the recipe's name.",
+            help="Folder for page, figures and reports; by default the recipe's name.",
             file_okay=False,
             callback=on_this_machine,
         ),
@@ -60,7 +60,7 @@ def reproduce(
         list[str] | None, typer.Option(help="Only this panel; repeat it for several.")
     ] = None,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Tell what it would fetch and measure, and end.")
+        bool, typer.Option("--plan", help="Show what it would fetch and measure, and stop.")
     ] = False,
     jobs: Jobs = None,
     no_cache: NoCache = False,
