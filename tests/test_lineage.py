@@ -656,7 +656,7 @@ def trained(tmp_path_factory):
         model = training.load(top / before)
         start = {key: weight.clone() for key, weight in model.state_dict().items()}
         torch.manual_seed(0)
-        list(training.train(model, mixture.samples(Random(name)), small.size.rows, recipe))
+        list(training.train(model, mixture.samples(Random(name)), small.size.rows // 4, recipe))
         updates[name] = {
             key: (weight - start[key]).double()
             for key, weight in model.state_dict().items()
