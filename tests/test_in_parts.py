@@ -9,6 +9,7 @@ import weakref
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -323,6 +324,25 @@ def test_a_part_that_is_not_seen_here_is_one_line(tmp_path, pair, monkeypatch):
         run_pair(pair, SETTINGS, tmp_path / "out", runtime)
     assert "network file" in caught.value.hint
     assert not list(tmp_path.rglob("matrices.parquet"))
+
+
+def test_a_machine_that_does_not_see_the_folder_measures_nothing(tmp_path, pair, monkeypatch):
+    """It would measure for hours what nobody finds: one line at once, with what -o must be, and
+    what SHADOW_WORK_DIR if -o is a URL.
+    """
+
+    class OfItsOwn(InProcess):
+        def submit(self, task):
+            *rest, folder = task.work.args
+            there = tmp_path / "of its own" / folder.relative_to(tmp_path)
+            super().submit(replace(task, work=partial(task.work.func, *rest, there)))
+
+    monkeypatch.setattr(parts_module, "VISIBLE", 1)
+    with pytest.raises(ShadowError, match="another machine does not see this folder") as caught:
+        run_pair(pair, SETTINGS, tmp_path / "out", Runtime(elsewhere=Parts(OfItsOwn(), 3)))
+    assert "SHADOW_WORK_DIR" in caught.value.hint
+    assert not (tmp_path / "of its own").exists()
+    assert not list(tmp_path.glob("out/**/*.jsonl"))
 
 
 def test_a_part_waits_for_a_process_that_is_still_ending(tmp_path, pair):

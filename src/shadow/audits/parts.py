@@ -18,12 +18,13 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 
 from shadow.audits.engine import NOT_SHARED, VISIBLE, Engine, Task, say_behind
-from shadow.audits.journal import PARTS, Journal
+from shadow.audits.journal import JOURNAL, PARTS, Journal
 from shadow.audits.pair import (
     AlignedPair,
     Asked,
     Progress,
     Runtime,
+    Settings,
     measure_part,
     tell_nobody,
 )
@@ -32,10 +33,12 @@ from shadow.audits.workers import cost
 from shadow.checkpoints.pairing import Filter, MatrixPair
 from shadow.errors import ShadowError
 from shadow.files import PARTIAL
+from shadow.reports.provenance import Identity
 from shadow.targets.families import Pair
 from shadow.targets.references import ComponentBase, Reference
 from shadow.text import counted
 
+NOT_SEEN = f"{NOT_SHARED}; if -o is a URL, SHADOW_WORK_DIR must be such a folder"
 # of a part's bytes: a cut through shards of more than that, which both sides of it read, gains
 # nothing
 TWICE = 0.5
@@ -78,7 +81,7 @@ class Parts:
             keys = tuple(pair.key for pair in part)
             sizes[name] = len(part)
             folder = _folder(journal.folder, keys)
-            work = partial(measure_part, asked.pair, asked.settings, journal.identity, keys, folder)
+            work = partial(_measured, asked.pair, asked.settings, journal.identity, keys, folder)
             own = replace(runtime, show=partial(progress.tell, name))
             if len(parts) > 1:
                 own = replace(own, say=partial(say_behind, f"{name}: ", runtime.say))
@@ -93,6 +96,25 @@ class Parts:
                 progress.end(ended.task.name)
 
 
+def _measured(
+    pair: Pair,
+    settings: Settings,
+    identity: Identity,
+    keys: Sequence[str],
+    folder: Path,
+    runtime: Runtime,
+) -> Path:
+    """What `measure_part` returns. Raises ShadowError before anything is measured where the journal
+    of the pair, which holds that of the part too, does not come into sight.
+    """
+    journal = folder.parents[1] / JOURNAL
+    for _ in range(VISIBLE):
+        if journal.is_file():
+            return measure_part(pair, settings, identity, keys, folder, runtime)
+        time.sleep(1)
+    raise ShadowError(f"{folder.parents[2]}: another machine does not see this folder", NOT_SEEN)
+
+
 def _take_over(folder: Path, count: int, journal: Journal) -> None:
     """Take over the `count` outcomes of a part from its folder, which another machine may have
     written: perhaps after a moment. Raises ShadowError where they do not come.
@@ -105,7 +127,7 @@ def _take_over(folder: Path, count: int, journal: Journal) -> None:
             return
         time.sleep(1)
     raise ShadowError(
-        f"{folder}: the part was measured on another machine, and is not here", NOT_SHARED
+        f"{folder}: the part was measured on another machine, and is not here", NOT_SEEN
     )
 
 
