@@ -17,10 +17,10 @@ import torch
 from hub import Hub
 from safetensors.torch import save_file
 
-from shadow.audits.engine import Ended, Queue, Task
+from shadow.audits.engine import ROUNDS, Ended, Queue, Task
 from shadow.audits.journal import alone_at
 from shadow.audits.pair import Progress, Runtime, Settings, run_pair
-from shadow.audits.pairs import ROUNDS, PairOutcome, Pins, audit_pairs, near_of
+from shadow.audits.pairs import PairOutcome, Pins, audit_pairs, near_of
 from shadow.audits.plan import Access
 from shadow.audits.ray_engine import _too_large
 from shadow.checkpoints.pairing import Filter

@@ -31,7 +31,7 @@ from shadow.audits.parts import Parts, cut
 from shadow.audits.schedule import shards_of
 from shadow.checkpoints.opening import open_folder
 from shadow.checkpoints.pairing import Filter, pair_checkpoints
-from shadow.errors import ShadowError
+from shadow.errors import BusyError, ShadowError
 from shadow.findings import summary as summary_module
 from shadow.findings.summary import read_summary
 from shadow.reports.columns import MATRICES
@@ -365,6 +365,22 @@ def test_a_part_waits_for_a_process_that_is_still_ending(tmp_path, pair):
     runtime = Runtime(elsewhere=Parts(Held(), 3), patience=60.0, say=say)
     result = run_pair(pair, SETTINGS, tmp_path / "out", runtime)
     assert any(text.startswith("part 1 of 3: waiting: another audit is writing") for text in said)
+    assert contents(result.folder) == contents(run_pair(pair, SETTINGS, tmp_path / "whole").folder)
+
+
+def test_a_part_that_a_lost_machine_holds_is_tried_again(tmp_path, pair):
+    """NFS keeps the locks of a machine that is lost for longer than one task waits."""
+
+    class Locked(InProcess):
+        elsewhere = True
+
+        def as_completed(self, watch=None):
+            for _ in range(2):
+                task = self._waiting.popleft()
+                yield Ended(task, None, BusyError("another audit is writing", "wait"))
+            yield from super().as_completed(watch)
+
+    result = run_pair(pair, SETTINGS, tmp_path / "out", Runtime(elsewhere=Parts(Locked(), 3)))
     assert contents(result.folder) == contents(run_pair(pair, SETTINGS, tmp_path / "whole").folder)
 
 

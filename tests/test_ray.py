@@ -418,6 +418,19 @@ def test_a_cluster_of_another_version_is_told_with_both(monkeypatch):
     )
 
 
+def test_a_machine_outside_the_cluster_is_told_to_be_inside(monkeypatch):
+    """Ray, which looks for itself on this machine for a minute, says no more than this."""
+    ray = pytest.importorskip("ray")
+
+    def init(**_: object) -> None:
+        raise ConnectionError("Failed to connect to Ray cluster at 10.0.0.1:6379")
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(ShadowError) as caught, ray_engine(RayRequest("auto"), Runtime()):
+        pass
+    assert caught.value.hint.startswith("run the command on a machine of the cluster")
+
+
 def in_python(command: Command, script: str) -> str:
     """What a script prints, in a process of its own."""
     done = subprocess.run(

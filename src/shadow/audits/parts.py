@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from functools import partial
 from itertools import accumulate, pairwise
 from pathlib import Path
 
-from shadow.audits.engine import NOT_SHARED, VISIBLE, Engine, Task, say_behind
+from shadow.audits.engine import NOT_SHARED, ROUNDS, VISIBLE, Engine, Task, say_behind
 from shadow.audits.journal import JOURNAL, PARTS, Journal
 from shadow.audits.pair import (
     AlignedPair,
@@ -31,7 +32,7 @@ from shadow.audits.pair import (
 from shadow.audits.schedule import ShardKey, in_order, shards_of
 from shadow.audits.workers import cost
 from shadow.checkpoints.pairing import Filter, MatrixPair
-from shadow.errors import ShadowError
+from shadow.errors import BusyError, ShadowError
 from shadow.files import PARTIAL
 from shadow.reports.provenance import Identity
 from shadow.targets.families import Pair
@@ -88,8 +89,16 @@ class Parts:
             if len(parts) > 1 and runtime.detail is not tell_nobody:
                 own = replace(own, detail=partial(say_behind, f"{name}: ", runtime.detail))
             self.engine.submit(Task(name, work, partial(_as_it_is, own), name))
+        given_way: Counter[Task] = Counter()
         with closing(self.engine.as_completed()) as ended_tasks:
             for ended in ended_tasks:
+                # Another machine holds its journal, such as one that was lost with the part: a
+                # network file system lets go of its locks after a minute or two.
+                busy = self.engine.elsewhere and isinstance(ended.fault, BusyError)
+                if busy and given_way[ended.task] < ROUNDS:
+                    given_way[ended.task] += 1
+                    self.engine.submit(ended.task)
+                    continue
                 if ended.fault is not None:
                     raise ended.fault
                 _take_over(ended.result, sizes[ended.task.name], journal)
