@@ -17,10 +17,10 @@ import torch
 from hub import Hub
 from safetensors.torch import save_file
 
-from shadow.audits.engine import Ended, Queue, Task
+from shadow.audits.engine import ROUNDS, Ended, Queue, Task
 from shadow.audits.journal import alone_at
 from shadow.audits.pair import Progress, Runtime, Settings, run_pair
-from shadow.audits.pairs import ROUNDS, PairOutcome, Pins, audit_pairs, near_of
+from shadow.audits.pairs import PairOutcome, Pins, audit_pairs, near_of
 from shadow.audits.plan import Access
 from shadow.audits.ray_engine import _too_large
 from shadow.checkpoints.pairing import Filter
@@ -349,6 +349,10 @@ def test_tasks_that_share_a_machine_free_no_shards_unasked(tmp_path, pair, monke
         ),
         (("--engine", "ray", "--address", "a..b:1"), "'a..b:1' is no address of a Ray cluster"),
         (("--engine", "ray", "--address", f"{'a' * 64}:1"), "is no address of a Ray cluster"),
+        (  # that of `ray job submit`
+            ("--engine", "ray", "--address", "http://127.0.0.1:8265"),
+            "'http://127.0.0.1:8265' is no address of a Ray cluster",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_wrong_usage(shadow, options, told):
@@ -360,6 +364,8 @@ def test_a_task_that_is_too_large_is_told_with_what_there_is():
     """Too many cores, too much memory, or both on no machine at once."""
     small, wide, deep = (8, 20 * 10**9), (64, 10**9), (2, 100 * 10**9)
     told = {
+        (1, None, (0, 10**9)): "no machine of Ray has cores",
+        (1, None): "no machine of Ray has cores",
         (16, None, small): "a task wants 16 cores, the largest machine has 8",
         (4, 50, small): "a task wants 50.0 GB of memory, the machine with the most has 20.0 GB",
         (8, 50, wide, deep): (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,28 @@ def test_a_lock_is_one_handles_until_it_is_closed(tmp_path: Path) -> None:
     assert lock(second) == "ours"
     os.close(second)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_list_of_another_machine_is_refused_too(tmp_path, monkeypatch) -> None:
+    """NFS locks folders for one machine alone, and files for all: a second list is refused by a
+    file, of which nothing is left.
+    """
+    flock = fcntl.flock
+
+    def flock_of_nfs(handle: int, how: int) -> None:
+        if not stat.S_ISDIR(os.fstat(handle).st_mode):
+            flock(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock_of_nfs)
+    with (
+        alone_in(tmp_path),
+        pytest.raises(ShadowError, match="another list is being audited"),
+        alone_in(tmp_path),
+    ):
+        pass
+    assert not list(tmp_path.iterdir())
+    with alone_in(tmp_path):
+        pass
 
 
 @pytest.mark.parametrize("alone", [alone_in, alone_at])

@@ -9,6 +9,7 @@ import weakref
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -30,7 +31,7 @@ from shadow.audits.parts import Parts, cut
 from shadow.audits.schedule import shards_of
 from shadow.checkpoints.opening import open_folder
 from shadow.checkpoints.pairing import Filter, pair_checkpoints
-from shadow.errors import ShadowError
+from shadow.errors import BusyError, ShadowError
 from shadow.findings import summary as summary_module
 from shadow.findings.summary import read_summary
 from shadow.reports.columns import MATRICES
@@ -325,6 +326,25 @@ def test_a_part_that_is_not_seen_here_is_one_line(tmp_path, pair, monkeypatch):
     assert not list(tmp_path.rglob("matrices.parquet"))
 
 
+def test_a_machine_that_does_not_see_the_folder_measures_nothing(tmp_path, pair, monkeypatch):
+    """It would measure for hours what nobody finds: one line at once, with what -o must be, and
+    what SHADOW_WORK_DIR if -o is a URL.
+    """
+
+    class OfItsOwn(InProcess):
+        def submit(self, task):
+            *rest, folder = task.work.args
+            there = tmp_path / "of its own" / folder.relative_to(tmp_path)
+            super().submit(replace(task, work=partial(task.work.func, *rest, there)))
+
+    monkeypatch.setattr(parts_module, "VISIBLE", 1)
+    with pytest.raises(ShadowError, match="another machine does not see this folder") as caught:
+        run_pair(pair, SETTINGS, tmp_path / "out", Runtime(elsewhere=Parts(OfItsOwn(), 3)))
+    assert "SHADOW_WORK_DIR" in caught.value.hint
+    assert not (tmp_path / "of its own").exists()
+    assert not list(tmp_path.glob("out/**/*.jsonl"))
+
+
 def test_a_part_waits_for_a_process_that_is_still_ending(tmp_path, pair):
     """Who was at work on a part lets go of it after a moment: it waits, says so, and goes on."""
     held: list[Journal] = []
@@ -345,6 +365,22 @@ def test_a_part_waits_for_a_process_that_is_still_ending(tmp_path, pair):
     runtime = Runtime(elsewhere=Parts(Held(), 3), patience=60.0, say=say)
     result = run_pair(pair, SETTINGS, tmp_path / "out", runtime)
     assert any(text.startswith("part 1 of 3: waiting: another audit is writing") for text in said)
+    assert contents(result.folder) == contents(run_pair(pair, SETTINGS, tmp_path / "whole").folder)
+
+
+def test_a_part_that_a_lost_machine_holds_is_tried_again(tmp_path, pair):
+    """NFS keeps the locks of a machine that is lost for longer than one task waits."""
+
+    class Locked(InProcess):
+        elsewhere = True
+
+        def as_completed(self, watch=None):
+            for _ in range(2):
+                task = self._waiting.popleft()
+                yield Ended(task, None, BusyError("another audit is writing", "wait"))
+            yield from super().as_completed(watch)
+
+    result = run_pair(pair, SETTINGS, tmp_path / "out", Runtime(elsewhere=Parts(Locked(), 3)))
     assert contents(result.folder) == contents(run_pair(pair, SETTINGS, tmp_path / "whole").folder)
 
 

@@ -399,6 +399,38 @@ def test_a_ray_that_does_not_start_is_one_line(monkeypatch):
     )
 
 
+def test_a_cluster_of_another_version_is_told_with_both(monkeypatch):
+    """Ray's answer, which it makes in several lines, is made up."""
+    ray = pytest.importorskip("ray")
+
+    def init(**_: object) -> None:
+        raise RuntimeError(
+            "Version mismatch: The cluster was started with:\n    Ray: 2.9.0\n    Python: 3.10.1\n"
+            "This process on node 10.0.0.2 was started with:\n    Ray: 2.60.0\n    Python: 3.11.7\n"
+        )
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(ShadowError) as caught, ray_engine(RayRequest("auto"), Runtime()):
+        pass
+    assert caught.value.message == (
+        "another version of Ray or Python: The cluster was started with: Ray: 2.9.0 Python: 3.10.1"
+        " This process on node 10.0.0.2 was started with: Ray: 2.60.0 Python: 3.11.7"
+    )
+
+
+def test_a_machine_outside_the_cluster_is_told_to_be_inside(monkeypatch):
+    """Ray, which looks for itself on this machine for a minute, says no more than this."""
+    ray = pytest.importorskip("ray")
+
+    def init(**_: object) -> None:
+        raise ConnectionError("Failed to connect to Ray cluster at 10.0.0.1:6379")
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(ShadowError) as caught, ray_engine(RayRequest("auto"), Runtime()):
+        pass
+    assert caught.value.hint.startswith("run the command on a machine of the cluster")
+
+
 def in_python(command: Command, script: str) -> str:
     """What a script prints, in a process of its own."""
     done = subprocess.run(
@@ -596,6 +628,103 @@ with ray_engine.ray_engine(ray_engine.RayRequest("{machines.address}"), Runtime(
     print(*(ray.get(ear.machine.remote()) == here for ear in ears))
 """
     assert in_python(command, script).split() == ["True"] * 8
+
+
+def test_what_tasks_tell_outlives_the_process_that_collects_it(tmp_path, command, machines):
+    """That process is killed between two messages of a task: both arrive, each once."""
+    script = f"""
+import os, signal, time
+from pathlib import Path
+import ray
+from shadow.audits import ray_engine
+from shadow.audits.engine import Task
+from shadow.audits.pair import Runtime
+
+class Ear(ray_engine._Ear):
+    def process(self):
+        return os.getpid()
+
+def work(runtime):
+    runtime.say("before")
+    while not Path("killed").exists():
+        time.sleep(0.1)
+    runtime.say("after")
+
+def say(text):
+    print(text)
+    if text == "before":
+        os.kill(ray.get(engine._ear.process.remote()), signal.SIGKILL)
+        Path("killed").touch()
+
+ray_engine._Ear = Ear
+runtime = Runtime(say=say)
+with ray_engine.ray_engine(ray_engine.RayRequest("{machines.address}"), Runtime()) as engine:
+    engine.submit(Task("one", work, lambda: runtime))
+    print([ended.fault for ended in engine.as_completed()])
+"""
+    assert in_python(command, script).splitlines() == ["before", "after", "[None]"]
+
+
+def test_last_words_are_waited_for(command, machines):
+    """What a task tells right before it ends comes late: it comes. The times are made short."""
+    script = f"""
+import time
+from shadow.audits import ray_engine
+from shadow.audits.engine import Task
+from shadow.audits.pair import Runtime
+
+class Ear(ray_engine._Ear):
+    def since(self, *asked):
+        if self._told:
+            time.sleep(2)
+        return super().since(*asked)
+
+ray_engine._Ear, ray_engine.GRACE = Ear, 0.5
+runtime = Runtime(say=print)
+with ray_engine.ray_engine(ray_engine.RayRequest("{machines.address}"), Runtime()) as engine:
+    engine.submit(Task("one", lambda there: there.say("last words"), lambda: runtime))
+    print([ended.fault for ended in engine.as_completed()])
+"""
+    assert in_python(command, script).splitlines() == ["last words", "[None]"]
+
+
+def test_the_cluster_keeps_the_function_of_tasks_once(command, machines):
+    """Each copy would stay until the run ends, and every worker would load it."""
+    script = f"""
+from ray.experimental.internal_kv import _internal_kv_list
+from shadow.audits.engine import Task
+from shadow.audits.pair import Runtime
+from shadow.audits.ray_engine import RayRequest, ray_engine
+with ray_engine(RayRequest("{machines.address}"), Runtime()) as engine:
+    before = len(_internal_kv_list("RemoteFunction", namespace="fun"))
+    for name in "abc":
+        engine.submit(Task(name, lambda runtime: None, Runtime))
+    print(len(list(engine.as_completed())))
+    print(len(_internal_kv_list("RemoteFunction", namespace="fun")) - before)
+"""
+    assert in_python(command, script).splitlines() == ["3", "1"]
+
+
+def test_a_run_whose_own_machine_is_lost_ends(command, machines):
+    """Ray then begins no task any more, on whichever machine. That it is lost is made up."""
+    script = f"""
+import time
+from shadow.audits.engine import Task
+from shadow.audits.pair import Runtime
+from shadow.audits.ray_engine import RayRequest, ray_engine
+from shadow.errors import ShadowError
+with ray_engine(RayRequest("{machines.address}"), Runtime()) as engine:
+    engine.submit(Task("one", lambda runtime: None, Runtime))
+    engine._here = "gone"
+    try:
+        list(engine.as_completed())
+    except ShadowError as error:
+        print(error.message, "|", error.hint)
+"""
+    assert in_python(command, script).splitlines() == [
+        "Ray has ended on the machine of this command | "
+        "start Ray there again; the same command continues"
+    ]
 
 
 def test_a_run_without_machines_says_so_and_ends(tmp_path, command):

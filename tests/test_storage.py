@@ -445,6 +445,27 @@ def test_a_claim_is_taken_over_by_its_owner_or_when_nobody_lives(
         assert list(target.files()) == [CLAIM]
 
 
+def test_a_task_outlasts_a_writer_that_was_lost(pair, store):
+    """A machine was lost while it uploaded, and Ray begins the pair again on another one, which
+    waits until the claim is an hour old.
+    """
+    target = at(pair, store)
+    claim(target, "you", 10)
+    said = []
+
+    def say(text):
+        said.append(text)
+        if text.startswith("waiting: "):
+            claim(target, "you", 4000)
+
+    result = run_remote_pair(
+        pair, PLAIN, work_folder(store), Runtime(patience=30.0, say=say), store=store
+    )
+    assert said.count(f"waiting: another audit is writing to {target}") == 1
+    assert result.provenance == published_metadata(target)
+    assert CLAIM not in target.files()
+
+
 @pytest.mark.parametrize(
     "claimed",
     [

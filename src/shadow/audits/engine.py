@@ -18,6 +18,7 @@ from shadow.audits.pair import Progress, Runtime
 from shadow.errors import ShadowError
 
 VISIBLE = 30  # seconds until a network file system shows what another machine has written
+ROUNDS = 120  # times that a task gives way to another audit of the same; after an hour it fails
 NOT_SHARED = (
     "-o must be a folder that every machine has under the same name, such as on a network file"
     " system"

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from shadow import __version__
 from shadow.audits.engine import Engine, Watch
 from shadow.audits.list_index import (
+    ROWS,
     Index,
     Kind,
     Row,
@@ -63,7 +64,8 @@ def audit_list(
             standing = Standing(output, begun(output, selection, settings))
         else:
             published = PublishedIndex(store)
-            if not (output / PARTIAL).is_dir():  # else a run that was killed here knows more
+            # else a run that was killed here knows more
+            if not (output / PARTIAL / ROWS).is_file():
                 published.fetch(output)
             there = published.finished()
             index = begun(

@@ -46,6 +46,7 @@ INDEX, TABLE = "index.json", "batch.parquet"
 # what index.json says that it is, so that another file of that name is never overwritten
 MARK = "batch"
 ROWS = "rows.jsonl"  # in .partial
+LOCK = "list.lock"  # in .partial while a process writes the index
 MAX_INDEX = 64_000_000  # bytes; a row has less than one thousand
 EVERY = 5.0  # seconds between two writes of both files, at least
 SHARE = 500  # and at least so many times what one takes: 0.2 % of the time, whatever a pair takes
@@ -411,14 +412,15 @@ def _checked(column: Column, value: Any) -> Any:
 def alone_in(output: Path) -> Iterator[None]:
     """Only one process at a time writes the index of a folder; a second one is refused.
 
-    The lock is on the folder itself, so that nothing is left behind; where the system has none,
+    The locks are on the folder itself, for this machine, and on a file in it that is removed at the
+    end, for others: a network file system keeps locks on files alone. Where the system has none,
     nothing happens. A folder that was made for it and stays empty is removed.
     """
     there = nearest_folder(output)
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
     try:
-        with _locked(output):
+        with _locked(output), _locked_for_others(output):
             yield
     finally:
         remove_empty(output.absolute(), there)
@@ -433,14 +435,46 @@ def _locked(folder: Path) -> Iterator[None]:
         return
     try:
         if lock(handle) == "another's":
-            hint = (
-                "wait for it; shards of one list each take a folder of their own, and `shadow"
-                " merge` joins them"
-            )
-            raise ShadowError(f"another list is being audited into {folder}", hint)
+            raise _another_list(folder)
         yield
     finally:
         os.close(handle)
+
+
+@contextlib.contextmanager
+def _locked_for_others(folder: Path) -> Iterator[None]:
+    path = folder / PARTIAL / LOCK
+    with writing(folder):
+        path.parent.mkdir(exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    try:
+        if lock(handle) == "another's" or not _is_still(path, handle):
+            raise _another_list(folder)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                path.unlink()
+    finally:
+        os.close(handle)
+        with contextlib.suppress(OSError):  # not empty, or gone
+            path.parent.rmdir()
+
+
+def _is_still(path: Path, handle: int) -> bool:
+    """Is an open file the one at a path, which its owner may just have removed?"""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(handle))
+    except FileNotFoundError:
+        return False
+
+
+def _another_list(folder: Path) -> ShadowError:
+    return ShadowError(
+        f"another list is being audited into {folder}",
+        "wait for it; shards of one list each take a folder of their own, and `shadow merge`"
+        " joins them",
+    )
 
 
 def different(

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from shadow.audits.engine import (
     NOT_SHARED,
+    ROUNDS,
     VISIBLE,
     Engine,
     InProcess,
@@ -40,7 +41,6 @@ from shadow.text import byte_size, took
 State = Literal["done", "kept", "failed", "stopped"]
 # seconds that a task waits for another audit of the same pair before others have their turn
 PATIENCE = 30.0
-ROUNDS = 120  # times that it gives way; after an hour of waiting the pair fails
 BUG = "a fault of shadow itself; its traceback follows at the end"
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -17,25 +18,28 @@ from functools import partial
 from itertools import accumulate, pairwise
 from pathlib import Path
 
-from shadow.audits.engine import NOT_SHARED, VISIBLE, Engine, Task, say_behind
-from shadow.audits.journal import PARTS, Journal
+from shadow.audits.engine import NOT_SHARED, ROUNDS, VISIBLE, Engine, Task, say_behind
+from shadow.audits.journal import JOURNAL, PARTS, Journal
 from shadow.audits.pair import (
     AlignedPair,
     Asked,
     Progress,
     Runtime,
+    Settings,
     measure_part,
     tell_nobody,
 )
 from shadow.audits.schedule import ShardKey, in_order, shards_of
 from shadow.audits.workers import cost
 from shadow.checkpoints.pairing import Filter, MatrixPair
-from shadow.errors import ShadowError
+from shadow.errors import BusyError, ShadowError
 from shadow.files import PARTIAL
+from shadow.reports.provenance import Identity
 from shadow.targets.families import Pair
 from shadow.targets.references import ComponentBase, Reference
 from shadow.text import counted
 
+NOT_SEEN = f"{NOT_SHARED}; if -o is a URL, SHADOW_WORK_DIR must be such a folder"
 # of a part's bytes: a cut through shards of more than that, which both sides of it read, gains
 # nothing
 TWICE = 0.5
@@ -78,19 +82,46 @@ class Parts:
             keys = tuple(pair.key for pair in part)
             sizes[name] = len(part)
             folder = _folder(journal.folder, keys)
-            work = partial(measure_part, asked.pair, asked.settings, journal.identity, keys, folder)
+            work = partial(_measured, asked.pair, asked.settings, journal.identity, keys, folder)
             own = replace(runtime, show=partial(progress.tell, name))
             if len(parts) > 1:
                 own = replace(own, say=partial(say_behind, f"{name}: ", runtime.say))
             if len(parts) > 1 and runtime.detail is not tell_nobody:
                 own = replace(own, detail=partial(say_behind, f"{name}: ", runtime.detail))
             self.engine.submit(Task(name, work, partial(_as_it_is, own), name))
+        given_way: Counter[Task] = Counter()
         with closing(self.engine.as_completed()) as ended_tasks:
             for ended in ended_tasks:
+                # Another machine holds its journal, such as one that was lost with the part: a
+                # network file system lets go of its locks after a minute or two.
+                busy = self.engine.elsewhere and isinstance(ended.fault, BusyError)
+                if busy and given_way[ended.task] < ROUNDS:
+                    given_way[ended.task] += 1
+                    self.engine.submit(ended.task)
+                    continue
                 if ended.fault is not None:
                     raise ended.fault
                 _take_over(ended.result, sizes[ended.task.name], journal)
                 progress.end(ended.task.name)
+
+
+def _measured(
+    pair: Pair,
+    settings: Settings,
+    identity: Identity,
+    keys: Sequence[str],
+    folder: Path,
+    runtime: Runtime,
+) -> Path:
+    """What `measure_part` returns. Raises ShadowError before anything is measured where the journal
+    of the pair, which holds that of the part too, does not come into sight.
+    """
+    journal = folder.parents[1] / JOURNAL
+    for _ in range(VISIBLE):
+        if journal.is_file():
+            return measure_part(pair, settings, identity, keys, folder, runtime)
+        time.sleep(1)
+    raise ShadowError(f"{folder.parents[2]}: another machine does not see this folder", NOT_SEEN)
 
 
 def _take_over(folder: Path, count: int, journal: Journal) -> None:
@@ -105,7 +136,7 @@ def _take_over(folder: Path, count: int, journal: Journal) -> None:
             return
         time.sleep(1)
     raise ShadowError(
-        f"{folder}: the part was measured on another machine, and is not here", NOT_SHARED
+        f"{folder}: the part was measured on another machine, and is not here", NOT_SEEN
     )
 
 

@@ -12,9 +12,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
 import socket
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -36,6 +37,7 @@ CORES = 4
 # of a task that loses its process or machine each time; what it had measured is not measured again
 ATTEMPTS = 3
 GRACE = 5.0  # seconds that cancelled tasks have to end by themselves
+LAST_WORDS = 60.0  # seconds in which what a task told before it ended is waited for
 TICK = 0.25  # seconds between two looks at what tasks tell
 EMPTY_TOLD = 5.0  # seconds without any machine, after which that is told
 EMPTY_ENDS = 600.0  # after which the run ends; a cluster that is replaced is there again by then
@@ -43,6 +45,10 @@ TOLD_EVERY = 0.5  # seconds between two messages on the progress of a task
 NOBODY = (
     "is it running? `ray status` on that machine says so; without --address a Ray of this machine"
     " is started"
+)
+OUTSIDE = (
+    "run the command on a machine of the cluster, as by `ray job submit`; `ray status` there says"
+    " whether Ray runs"
 )
 BUSY = "try again when the machine is less busy, or leave out --engine ray"
 STORE = 200_000_000  # bytes of Ray's object store on this machine: results are small
@@ -131,13 +137,18 @@ def _connect(address: str) -> None:
         said = str(error).strip().partition("\n")[0]
         if address == "local":
             raise ShadowError(f"Ray did not start on this machine: {said}", BUSY) from error
-        raise ShadowError(f"no Ray at {address}: {said}", NOBODY) from error
+        if said.startswith("Version mismatch"):  # which are in the lines that follow
+            versions = " ".join(str(error).split()).partition(": ")[2]
+            hint = "use the versions of the cluster on this machine, or submit the command to it"
+            raise ShadowError(f"another version of Ray or Python: {versions}", hint) from error
+        raise ShadowError(f"no Ray at {address}: {said}", OUTSIDE) from error
 
 
 def _require_somebody_at(address: str) -> None:
     """Raises ShadowError at once where nobody listens: Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65535:
+    # such as http://HOST:8265, the address of the jobs, which RAY_ADDRESS may hold
+    if not host or "/" in host or not port.isdecimal() or int(port) > 65535:
         raise _no_address(address)
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=GRACE).close()
@@ -198,6 +209,8 @@ class RayEngine:
     elsewhere = True
 
     def __init__(self, request: RayRequest, runtime: Runtime) -> None:
+        import ray
+
         self._queue = Queue()
         self._running: dict[Any, _Running] = {}
         self._losses: dict[Task, int] = {}  # of its process or machine, in a row
@@ -211,10 +224,13 @@ class RayEngine:
         if not self._slots():
             raise ShadowError(*_too_large(self._cores, self._memory, machines))
         self._say = runtime.say
+        self._here = _here()
+        # Once: each copy of the function would be kept by the cluster until the run ends.
+        self._work = ray.remote(_carry_out)
         self._empty_since: float | None = None
         self._empty_told = False
         self._ear = _ear()
-        self._heard = 0  # messages that have arrived
+        self._heard = "", 0  # which ear, and how many of its messages have arrived
 
     def lanes(self) -> int:
         return sum(self._slots().values())
@@ -236,7 +252,7 @@ class RayEngine:
             while self._queue or self._running:
                 self._fill(watch)
                 done, _ = ray.wait(list(self._running), num_returns=1, timeout=TICK)
-                self._relay()
+                self._relay(LAST_WORDS if done else GRACE)
                 for reference in done:
                     ended = self._ended(reference)
                     if ended is not None:
@@ -264,15 +280,15 @@ class RayEngine:
             _, left = ray.wait(running, num_returns=len(running), timeout=GRACE)
             for reference in left:  # a process deep in a solver or a download; its journal is safe
                 ray.cancel(reference, force=True)
-            self._relay()
+            self._relay(GRACE)
         for reference in running:
             self._running.pop(reference).begun.close()
         return tasks
 
-    def _slots(self) -> dict[str, int]:
-        """By machine: how many tasks it has room for."""
+    def _slots(self, machines: Mapping[str, tuple[float, float]] | None = None) -> dict[str, int]:
+        """By machine: how many tasks it has room for. machines: as `_machines` has them."""
         slots = {}
-        for machine, (cores, memory) in _machines().items():
+        for machine, (cores, memory) in (_machines() if machines is None else machines).items():
             room_for = int(cores // self._cores)
             if self._memory:
                 room_for = min(room_for, int(memory // self._memory))
@@ -282,7 +298,14 @@ class RayEngine:
 
     def _fill(self, watch: Watch | None) -> None:
         """Give Ray as many tasks as there is room for."""
-        slots = self._slots()
+        machines = _machines()
+        slots = self._slots(machines)
+        if self._here not in machines:
+            # Ray keeps the tasks then, and begins none of them any more.
+            raise ShadowError(
+                "Ray has ended on the machine of this command",
+                "start Ray there again; the same command continues",
+            )
         self._await_machines(there=bool(slots))
         if not self._queue:
             return
@@ -318,7 +341,6 @@ class RayEngine:
             self._say(f"Ray has no machine for a task; waiting for up to {_minutes(EMPTY_ENDS)}")
 
     def _begin(self, task: Task, machine: str, watch: Watch | None) -> None:
-        import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         runtime = task.runtime()
@@ -339,7 +361,7 @@ class RayEngine:
             version=__version__,
         )
         options: dict[str, Any] = {"memory": self._memory} if self._memory else {}
-        remote = ray.remote(_carry_out).options(
+        remote = self._work.options(
             name=task.name,
             num_cpus=self._cores,
             max_retries=0,  # retried here, where it is counted
@@ -361,13 +383,15 @@ class RayEngine:
             show=tell_nobody,
         )
 
-    def _relay(self) -> None:
-        """Pass on what tasks have told."""
+    def _relay(self, patience: float) -> None:
+        """Pass on what tasks have told, if it comes within so many seconds."""
         import ray
 
         with contextlib.suppress(ray.exceptions.RayError):
-            for name, told in ray.get(self._ear.since.remote(self._heard), timeout=GRACE):
-                self._heard += 1
+            ear, before = self._heard
+            ear, before, messages = ray.get(self._ear.since.remote(ear, before), timeout=patience)
+            self._heard = ear, before + len(messages)
+            for name, told in messages:
                 for running in self._running.values():
                     if running.task.name == name:
                         _pass_on(told, running)
@@ -446,6 +470,8 @@ def _too_large(
 ) -> tuple[str, str]:
     """Why no machine has room for a task, and what to do."""
     most = max((cores for cores, _ in machines.values()), default=0)
+    if not most:  # such as the head of a cluster whose other machines have yet to come
+        return "no machine of Ray has cores", "start Ray on a machine with cores first"
     if most < cores:
         return (
             f"a task wants {cores} cores, the largest machine has {most:g}",
@@ -491,31 +517,51 @@ class _Ear:
     """
 
     def __init__(self) -> None:
+        self._name = secrets.token_hex(8)  # another one after a restart, which begins to count anew
         self._told: list[tuple[str, object]] = []
         self._gone = 0
 
     def tell(self, name: str, told: object) -> None:
         self._told.append((name, told))
 
-    def since(self, count: int) -> list[tuple[str, object]]:
-        """All messages but the first `count`."""
+    def since(self, ear: str, count: int) -> tuple[str, int, list[tuple[str, object]]]:
+        """Which ear this is, and all messages behind the first so many, whose number comes too:
+        `count`, or 0 where another ear is meant.
+        """
+        if ear != self._name:
+            count = 0
         del self._told[: count - self._gone]
         self._gone = count
-        return self._told
+        return self._name, count, self._told
+
+
+def _here() -> str:
+    """The name that Ray has for the machine of this process."""
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id())
 
 
 def _ear() -> Any:
     """The ear, on the machine of the driver.
 
     Elsewhere it would be lost with its machine, and with it all that tasks tell from then on. A
-    soft wish is not enough: Ray puts an actor that needs no resources on any machine.
+    soft wish is not enough: Ray puts an actor that needs no resources on any machine. Where its
+    process is killed, as for want of memory, it begins again, and what tasks tell meanwhile waits.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    here = ray.get_runtime_context().get_node_id()
-    beside = NodeAffinitySchedulingStrategy(node_id=here, soft=False)
-    return ray.remote(_Ear).options(num_cpus=0, scheduling_strategy=beside).remote()
+    return (
+        ray.remote(_Ear)
+        .options(
+            num_cpus=0,
+            max_restarts=-1,
+            max_task_retries=-1,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=_here(), soft=False),
+        )
+        .remote()
+    )
 
 
 # What runs on the machines.

@@ -312,7 +312,10 @@ def _publish(folder: Path, target: Store, there: ReportMetadata | None, runtime:
     """Upload the report. Raises ShadowError, which says where it is, when that fails."""
     try:
         token = kept_token(folder / UPLOADER)
-        publish(folder, target, token=token, replaces=there, say=runtime.say)
+        # What a task has measured lies on its machine alone. The other may be the same task, on a
+        # machine that was lost while it uploaded.
+        outlasts = runtime.patience > 0 and runtime.elsewhere is None
+        publish(folder, target, token=token, replaces=there, say=runtime.say, outlasts=outlasts)
     except ShadowError as error:
         hint = (
             f"{error.hint or 'run the same command again'}; the same command measures nothing again"

@@ -283,12 +283,14 @@ def publish(
     token: str,
     replaces: ReportMetadata | None,
     say: Say = lambda _: None,
+    outlasts: bool = False,
 ) -> None:
     """Upload the finished report of a folder; on return it is the report at the URL.
 
     replaces: the report that was there when the audit began. token: a name of this writer, so that
-    it goes on where it was killed. Raises ShadowError where another writer is at it or has been,
-    and when the store fails; the folder stays as it is.
+    it goes on where it was killed. outlasts: does it wait for another writer until that has ended,
+    or may be taken for killed, rather than for a minute? Raises ShadowError where another writer is
+    at it or has been, and when the store fails; the folder stays as it is.
     """
     sizes = {name: (folder / name).stat().st_size for name in _in_order(folder)}
     if FINISHED not in sizes:
@@ -297,7 +299,7 @@ def publish(
     def put(name: str) -> None:
         store.put_file(folder / name, name)
 
-    _publish(sizes, put, store, token=token, replaces=replaces, say=say)
+    _publish(sizes, put, store, token=token, replaces=replaces, say=say, outlasts=outlasts)
 
 
 def publish_copy(source: Store, store: Store, *, token: str) -> None:
@@ -332,9 +334,10 @@ def _publish(
     token: str,
     replaces: ReportMetadata | None,
     say: Say,
+    outlasts: bool = False,
 ) -> None:
     """Put files, by name and size and the one that makes a report last, where a report is to be."""
-    with _claiming(store, token, say) as claim:
+    with _claiming(store, token, say, outlasts=outlasts) as claim:
         if standing(store)[0] != replaces:
             raise OvertakenError(
                 f"{store}: another audit has just ended there", "run the same command again"
@@ -365,10 +368,14 @@ def _require_whole(store: Store, files: Mapping[str, int]) -> None:
 
 
 @contextlib.contextmanager
-def _claiming(store: Store, token: str, say: Say) -> Iterator[_Claim]:
+def _claiming(store: Store, token: str, say: Say, *, outlasts: bool = False) -> Iterator[_Claim]:
     claim = _Claim(store, token)
-    until = time.monotonic() + PATIENCE
+    until = time.monotonic() + (STALE + PATIENCE if outlasts else PATIENCE)
+    told = not outlasts  # a minute is not worth a line
     while not (store.create(CLAIM, claim.content()) or _took_over(claim, say)):
+        if not told:
+            say(f"waiting: another audit is writing to {store}")
+            told = True
         if time.monotonic() > until:
             raise _in_the_way(store, _claimed(store)[1])
         time.sleep(POLL)
