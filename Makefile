@@ -25,8 +25,12 @@ TESTS := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -q -n 2 --dist l
 test: setup  ## the fast tests: under three minutes on two cores
 	$(TESTS)
 
+# The files that take longest go first, so that none of them is alone on one worker at the end.
+LONG := $(addprefix tests/test_,still.py lab.py docs.py hub.py run.py lab_pretrained.py storage_s3.py)
+IN_ORDER := --no-loadscope-reorder $(LONG) $(filter-out $(LONG),$(wildcard tests/test_*.py))
+
 test-slow: setup  ## the slow tests, and those of properties with many examples
-	$(TESTS) -m "(slow or hypothesis) and not real and not ray" --hypothesis-profile thorough
+	$(TESTS) $(IN_ORDER) -m "(slow or hypothesis) and not real and not ray" --hypothesis-profile thorough
 
 test-ray: setup  ## audits on Ray, two machines of it simulated on this one: a few minutes
 	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -q -m ray
