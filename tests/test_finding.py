@@ -247,6 +247,67 @@ def test_what_is_known_of_published_pairs_is_the_last_sentence(tmp_path):
     assert "published" not in codes(finding(summary, SETTINGS))
 
 
+# headline
+
+HEADLINES = {
+    "identical": "The weights are the same.",
+    "unrelated": "Two unrelated models of one shape.",
+    "coherent": ("Changed by 5.0 %, as coherent as 12 of 64 directions, spread over all modules."),
+    "low_rank": "Changed by 5.0 %, of low rank, spread over all modules.",
+    "flat": "Changed by 5.0 %, flatter than noise, spread over all modules.",
+    "noise": "Changed by 5.0 %, like noise, spread over all modules.",
+    "mixed": ("Changed by 5.0 %, in part with more structure than noise, spread over all modules."),
+    "concentration": "Changed by 5.0 %, spread over all modules.",
+    "few_values": "Changed by 5.0 %, as of a copy in few bits, spread over all modules.",
+    "rounded_away": (
+        "Changed by 2.7 %, mostly rounded away by its storage, spread over all modules."
+    ),
+    "siblings": "Different by 2.7 %, as coherent as 12 of 64 directions, spread over all modules.",
+}
+
+
+@pytest.mark.parametrize("code", HEADLINES)
+def test_the_headline_says_it_in_a_line(tmp_path, code):
+    """What, how far, along how many directions and where: what the sentences below it say."""
+    assert MUST[code](tmp_path).headline == HEADLINES[code]
+
+
+@pytest.mark.parametrize("code", MUST)
+def test_every_finding_has_a_headline(tmp_path, code):
+    """One short line, whatever the pair; it comes first where a finding is printed."""
+    found = MUST[code](tmp_path)
+    assert len(found.headline.splitlines()) == 1
+    assert len(found.headline) < 100
+    assert found.headline.endswith(".")
+    assert str(found) == f"{found.headline} {found.text}"
+
+
+def test_the_headline_names_up_to_two_parts_that_hold_most(tmp_path):
+    """The only module, a head of 60 %, a head of 46 % and another; none where more than two are
+    needed for half of it.
+    """
+    ups = [row(layer, "mlp.up") for layer in range(4)]
+    assert told(tmp_path / "a", ups).headline.endswith("all of it in mlp.up.")
+    assert told(tmp_path / "b", with_head(0.6)).headline.endswith("most of it in the head.")
+    two = told(tmp_path / "c", with_head(0.46)).headline
+    assert re.search(r"most of it in the head and [a-z.]+\.$", two)
+    six = [
+        row(layer, name, frobenius_norm=norm)
+        for layer in range(4)
+        for norm, kinds in ((0.05, ("q", "k", "v")), (0.06, ("o", "gate", "up")))
+        for name in (f"{'attn' if len(kind) == 1 else 'mlp'}.{kind}" for kind in kinds)
+    ]
+    assert told(tmp_path / "d", six).headline.endswith("12 of 64 directions.")
+
+
+def test_a_label_that_says_something_leads_the_headline(shadow, tmp_path):
+    """Of the demo's pairs one is labelled concentrated; mixed is no answer, and not told."""
+    told = json.loads(shadow("audit", "demo", "-o", "out", "--json").assert_done())
+    headlines = {one["pair"]: one["finding"]["headline"] for one in told}
+    assert headlines["base..narrow"].startswith("Concentrated: changed by 8.0 %, as coherent as")
+    assert headlines["base..broad"].startswith("Changed by 6.4 %, as coherent as")
+
+
 # size and place
 
 
@@ -890,6 +951,7 @@ def test_directions_are_rounded(value, text):
 # outputs
 
 HOSTILE = Finding(
+    "<b>|`x`\n[red]",
     [
         Sentence(
             "size",

@@ -125,6 +125,9 @@ class Explanation:
 class Finding:
     """What a report says of its pair."""
 
+    headline: str
+    """What happened to the weights, in one line; empty until it is made."""
+
     sentences: list[Sentence]
     """Each a short paragraph, in the order of CODES; of most pairs two to five."""
 
@@ -140,8 +143,10 @@ class Finding:
         return " ".join(sentence.text for sentence in self.sentences)
 
     def __str__(self) -> str:
-        """The sentences as one paragraph: `print` of all fields would fill a screen."""
-        return self.text
+        """The headline and the sentences as one paragraph: `print` of all fields would fill a
+        screen.
+        """
+        return f"{self.headline} {self.text}".strip()
 
 
 CODES: Mapping[str, str] = {  # what each sentence says, in the order in which they stand
@@ -193,7 +198,7 @@ EXPLANATIONS: Mapping[str, str] = {
 def finding(
     summary: Summary, settings: SettingsMetadata, published: Sentence | None = None
 ) -> Finding:
-    """The finding of a summary.
+    """The finding of a summary, without its headline: see `shadow.findings.headline`.
 
     settings: those of its audit. published: where the pair lies among other pairs, if known.
     """
@@ -201,7 +206,7 @@ def finding(
     relation = settings.get("relation")
     first = _gates(summary, gates, bool(_chosen(settings)))
     if first and first[-1].code in ("nothing_compared", "identical"):
-        return Finding(first, [], list(NOT_SHOWN))
+        return Finding("", first, [], list(NOT_SHOWN))
     sentences = list(first)
     others: list[Explanation] = []
     if any(sentence.code == "unrelated" for sentence in first):
@@ -212,7 +217,7 @@ def finding(
         others = _explanations(summary)
     if published is not None:
         sentences.append(published)
-    return Finding(sentences, others, list(NOT_SHOWN))
+    return Finding("", sentences, others, list(NOT_SHOWN))
 
 
 def _chosen(settings: SettingsMetadata) -> list[str]:
@@ -482,7 +487,7 @@ def _frozen(summary: Summary) -> bool:
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """A part of the model whose share is told: a module of the main component, or another component
     as a whole.
     """
@@ -528,10 +533,11 @@ class _Part:
         return f"{text}, with {size} of the parameters"
 
 
-def _parts(summary: Summary) -> list[_Part]:
+def parts_by_energy(summary: Summary) -> list[Part]:
+    """The parts of the model, that of most energy first."""
     main = _main(summary)
     modules = [
-        _Part(
+        Part(
             name=_module(row.module),
             place=f"modules.{row.component}.{row.module}",
             energy=row.energy_share,
@@ -542,7 +548,7 @@ def _parts(summary: Summary) -> list[_Part]:
         if row.component == main and row.energy_share is not None
     ]
     components = [
-        _Part(
+        Part(
             name=_component(row.component),
             place=f"components.{row.component}",
             energy=row.energy_share,
@@ -552,7 +558,7 @@ def _parts(summary: Summary) -> list[_Part]:
         for row in summary.components
         if row.component != main and row.matrices and row.energy_share is not None
     ]
-    return [*modules, *components]
+    return sorted([*modules, *components], key=lambda part: -part.energy)
 
 
 def _main(summary: Summary) -> str | None:
@@ -604,12 +610,12 @@ def _modules(draft: _Draft) -> str:
     """The parts of most energy, until they hold MOST of it; then those outside layers of more than
     their share.
     """
-    parts = sorted(_parts(draft.summary), key=lambda part: -part.energy)
+    parts = parts_by_energy(draft.summary)
     if not parts:
         return ""
     if len(parts) == 1:
         return f"All of it is in {parts[0].name}."
-    named: list[_Part] = []
+    named: list[Part] = []
     for part in parts[:NAMED]:
         if sum(share.energy for share in named) < MOST or part.energy > ALIKE * named[-1].energy:
             named.append(part)
@@ -630,7 +636,7 @@ def _modules(draft: _Draft) -> str:
     return f"{first} {_capital(and_list(rest))}."
 
 
-def _in_proportion(draft: _Draft, largest: _Part) -> str:
+def _in_proportion(draft: _Draft, largest: Part) -> str:
     """Every part has its share, so that none is to be named but as an example."""
     size = draft.write(largest.size or 0.0, f"{largest.place}.parameter_share", percent)
     energy = draft.write(largest.energy, f"{largest.place}.energy_share", percent)

@@ -47,6 +47,7 @@ from shadow.findings.finding import Finding, Sentence, finding
 from shadow.findings.footprint import Evidence, Gate, Label, failed, footprint, gates
 from shadow.findings.gains import MEASURED_BY_OTHERS, Gain, GroupGain, Scored, ScoreFile, read_kept
 from shadow.findings.grid import grid
+from shadow.findings.headline import headline
 from shadow.findings.layer_medians import (
     coherence,
     few_values,
@@ -490,13 +491,14 @@ def summarise(tables: Mapping[str, pa.Table], metadata: ReportMetadata) -> Summa
         published=published_figures(
             rows.tensors, rows.deltas, metadata=metadata, unrelated=unrelated
         ),
-        finding=Finding([], [], []),
+        finding=Finding("", [], [], []),
     )
     published = None
     if (known := context_sentence(summary.published)) is not None:
         text, numbers = known
         published = Sentence(code="published", text=text, figures=numbers)
-    return replace(summary, finding=finding(summary, metadata["settings"], published))
+    told = finding(summary, metadata["settings"], published)
+    return replace(summary, finding=replace(told, headline=headline(summary, told.sentences)))
 
 
 def needed(name: str, table: pa.Table) -> pa.Table:

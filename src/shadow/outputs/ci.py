@@ -174,7 +174,7 @@ def _finding_lines(judgement: Judgement) -> list[str]:
     """What the report says of its pair, in words."""
     if judgement.summary is None:
         return []
-    return [f"- {cell(judgement.name)}: {plain(judgement.summary.finding.text)}"]
+    return [f"- {cell(judgement.name)}: {plain(str(judgement.summary.finding))}"]
 
 
 def _figure(value: float | None, bounds: tuple[float, float] | None) -> str:
@@ -387,6 +387,7 @@ def _audit_case(suite: ET.Element, judgement: Judgement) -> None:
             f"{count} {status}" for status, count in judgement.summary.counts.items()
         )
         lines = [
+            judgement.summary.finding.headline,
             *(sentence.text for sentence in judgement.summary.finding.sentences),
             f"tensors of both sides: {counts}",
             f"label: {judgement.summary.label}: {judgement.summary.label_reason}",

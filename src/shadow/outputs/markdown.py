@@ -77,12 +77,8 @@ def report_markdown(summary: Summary, provenance: ReportMetadata) -> str:
 
 
 def finding_lines(summary: Summary) -> list[str]:
-    """The sentences as one paragraph, the first of them strong."""
-    texts = [plain(sentence.text) for sentence in summary.finding.sentences]
-    if not texts:
-        return []
-    first, *others = texts
-    return [" ".join([f"**{first}**", *others])]
+    """The headline, strong, and the sentences as one paragraph."""
+    return [f"**{plain(summary.finding.headline)}**", "", plain(summary.finding.text)]
 
 
 def explanation_lines(summary: Summary) -> list[str]:

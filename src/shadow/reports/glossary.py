@@ -51,7 +51,7 @@ GLOSSARY: Mapping[str, Mapping[str, str]] = {  # sections; "term, other name": m
             " paper*"
         ),
         "summary": "the figures of a pair in words, in the terminal and in `summary.json`",
-        "finding": "the sentences at the top of a summary, made of figures alone",
+        "finding": ("a headline and sentences at the top of a summary, made of figures alone"),
         "spread over layers": (
             "how far a figure would move with other layers; it says nothing of other runs (in JSON:"
             " `intervals`)"

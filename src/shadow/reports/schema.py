@@ -116,9 +116,10 @@ FILES = {  # the JSON files beside the tables: what each key holds
             " least, most; no_size and no_top20 say why there is none"
         ),
         "finding": (
-            "the answer in words: sentences (code, text, figures), other_explanations (code, name,"
-            " answer: no, fits or cannot_be_excluded, reason, figures) and not_shown; each figure"
-            " by its place in this file, as `inside_layers.kept` or"
+            "the answer in words: headline, one line; sentences (code, text, figures),"
+            " other_explanations (code, name, answer: no, fits or cannot_be_excluded, reason,"
+            " figures) and not_shown; each figure by its place in this file, as"
+            " `inside_layers.kept` or"
             " `modules.language.mlp.up.energy_share`"
         ),
         "scores": (

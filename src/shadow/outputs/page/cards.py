@@ -1,4 +1,4 @@
-"""A card for each of several pairs: the first sentence of its finding, and a small picture of where
+"""A card for each of several pairs: the headline of its finding, and a small picture of where
 it moved.
 """
 

@@ -1,4 +1,4 @@
-"""The finding on a terminal: its sentences, what else it may be, and `explain finding`."""
+"""The finding on a terminal: headline, sentences, what else it may be; and `explain finding`."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 ABOUT = (
     "What a report says of its pair, in words, made of measured figures alone. summary.json has it"
-    " as `finding`: each sentence with a code and the figures that it rests on, unrounded, by their"
-    " place in that file."
+    " as `finding`: a headline, and each sentence with a code and the figures that it rests on,"
+    " unrounded, by their place in that file."
 )
 ANSWERED = (
     "Another explanation is answered by `no`, with the figure that excludes it; `fits`, which is no"
@@ -29,9 +29,10 @@ ANSWERED = (
 )
 
 
-def sentences(finding: Finding) -> RenderableType:
-    """Each sentence on a line of its own."""
-    return Group(*(Text(visible(sentence.text), "bold") for sentence in finding.sentences))
+def told(finding: Finding) -> RenderableType:
+    """The headline, and each sentence on a line of its own."""
+    headline = Text(visible(finding.headline), "bold")
+    return Group(headline, "", *(Text(visible(one.text)) for one in finding.sentences))
 
 
 def explanations_table(explanations: Sequence[Explanation]) -> RenderableType:

@@ -17,7 +17,7 @@ from rich.text import Text
 from shadow.findings.finding import of_what, parameter_ratio
 from shadow.findings.gains import MEASURED_BY_OTHERS
 from shadow.findings.reference import bases_of
-from shadow.outputs.terminal.finding import explanations_table, sentences
+from shadow.outputs.terminal.finding import explanations_table, told
 from shadow.outputs.terminal.heat import heat_maps
 from shadow.outputs.terminal.scores import scores_line, scores_table
 from shadow.outputs.terminal.skipped import skipped_table
@@ -78,9 +78,9 @@ def summary_view(
     full: with every figure and table.
     """
     width = options.max_width
-    parts: list[RenderableType] = [_title(summary), "", sentences(summary.finding), ""]
+    parts: list[RenderableType] = [_title(summary), "", told(summary.finding), ""]
     if full:
-        parts += [_headline(summary), ""]
+        parts += [_all_figures(summary), ""]
     elif summary.figures["matrices"]:
         parts += [_three_figures(summary), ""]
     parts += [
@@ -192,7 +192,7 @@ def _title(summary: Summary) -> RenderableType:
     return Group(line, rows)
 
 
-def _headline(summary: Summary) -> RenderableType:
+def _all_figures(summary: Summary) -> RenderableType:
     """What changed, how much, how concentrated, where; gates, and a label where it has one."""
     f = summary.figures
     rows = Table.grid(padding=(0, 2))

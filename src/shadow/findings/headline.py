@@ -1,0 +1,94 @@
+"""Summary and its sentences -> one line that says what happened to the weights. Pure.
+
+It repeats the sentences below it in a few words and measures nothing of its own.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shadow.findings.finding import MOST, Sentence, about, parts_by_energy, percent
+from shadow.text import and_list
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from shadow.findings.summary import Summary
+
+AT_MOST = 2  # parts of the model that are named
+SAYING = ("concentrated", "distributed")  # labels that answer in a word
+# where nothing more is to be said; the first that stands among the sentences
+ALONE = {
+    "nothing_compared": "Nothing was compared.",
+    "identical": "The weights are the same.",
+    "unrelated": "Two unrelated models of one shape.",
+}
+# what the structure is, by the sentence that says it; the others take a figure
+STRUCTURES = {
+    "low_rank": "of low rank",
+    "flat": "flatter than noise",
+    "noise": "like noise",
+    "mixed": "in part with more structure than noise",
+}
+# sentences on storage, from which on the change's own structure is unknown
+LOST = {
+    "few_values": "as of a copy in few bits",
+    "rounded_away": "mostly rounded away by its storage",
+    "rounding": "about as large as the rounding of its storage",
+}
+
+
+def headline(summary: Summary, sentences: Sequence[Sentence]) -> str:
+    """One line of up to about 90 characters: `Changed by 8.0 %, as coherent as 14 of 64 directions,
+    most of it in the head and mlp.gate.`
+    """
+    codes = {sentence.code for sentence in sentences}
+    for code, text in ALONE.items():
+        if code in codes:
+            return text
+    said = [_size(summary, codes), _structure(summary, codes), _place(summary)]
+    text = ", ".join(part for part in said if part)
+    if summary.has_label and summary.label in SAYING:
+        return f"{summary.label.capitalize()}: {text[:1].lower()}{text[1:]}."
+    return f"{text}."
+
+
+def _size(summary: Summary, codes: set[str]) -> str:
+    norm = summary.figures["relative_norm_overall"]
+    if "siblings" in codes:
+        return "Different" if norm is None else f"Different by {percent(norm)}"
+    unrounded = summary.figures.get("relative_norm_overall_unrounded")
+    if unrounded is not None:
+        norm = unrounded
+    return "Changed" if norm is None else f"Changed by {percent(norm)}"
+
+
+def _structure(summary: Summary, codes: set[str]) -> str:
+    for texts in (LOST, STRUCTURES):
+        for code, text in texts.items():
+            if code in codes:
+                return text
+    if "coherent" not in codes:
+        return ""
+    value = summary.inside_layers.get("equivalent_directions")
+    least, most = (summary.inside_layers.get(f"short_side_{end}") for end in ("least", "most"))
+    if value is None or least is None or most is None:
+        return "with more structure than noise"
+    of = f"{most:,.0f}" if least == most else f"{least:,.0f} to {most:,.0f}"
+    return f"as coherent as {about(value)} of {of} directions"
+
+
+def _place(summary: Summary) -> str:
+    """The parts that hold most of it, if they are few."""
+    parts = parts_by_energy(summary)
+    if not parts:
+        return ""
+    if len(parts) == 1:
+        return f"all of it in {parts[0].name}"
+    if all(part.in_proportion for part in parts):
+        return "spread over all modules"
+    for count in range(1, AT_MOST + 1):
+        named = parts[:count]
+        if sum(part.energy for part in named) >= MOST:
+            return f"most of it in {and_list([part.name for part in named])}"
+    return ""
