@@ -300,6 +300,12 @@ def test_the_headline_names_up_to_two_parts_that_hold_most(tmp_path):
     assert told(tmp_path / "d", six).headline.endswith("12 of 64 directions.")
 
 
+def test_the_headline_says_when_only_a_part_changed(tmp_path):
+    """The norm is then one of what changed, which does not compare with that of a whole model."""
+    found = told(tmp_path, model(), extra_tensors=same())
+    assert found.headline.startswith("A part changed, by 5.0 %, as coherent as")
+
+
 def test_a_label_that_says_something_leads_the_headline(shadow, tmp_path):
     """Of the demo's pairs one is labelled concentrated; mixed is no answer, and not told."""
     told = json.loads(shadow("audit", "demo", "-o", "out", "--json").assert_done())

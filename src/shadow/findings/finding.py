@@ -448,7 +448,7 @@ def _told_unrounded(summary: Summary) -> bool:
 
 def of_what(summary: Summary) -> str:
     """What the overall relative norm is relative to, in words."""
-    if _frozen(summary):
+    if has_frozen(summary):
         return "of the norm of the weights that changed"
     return "of the base's norm"
 
@@ -480,7 +480,7 @@ def _component_of_most_layers(summary: Summary) -> str | None:
     return max(layers, key=layers.__getitem__, default=None)
 
 
-def _frozen(summary: Summary) -> bool:
+def has_frozen(summary: Summary) -> bool:
     """Is so much unchanged that a norm of what changed is not one of the model?"""
     figures = summary.figures
     return (figures["parameters_identical"] or 0) > 0.01 * (figures["parameters"] or 1)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shadow.findings.finding import MOST, Sentence, about, parts_by_energy, percent
+from shadow.findings.finding import MOST, Sentence, about, has_frozen, parts_by_energy, percent
 from shadow.text import and_list
 
 if TYPE_CHECKING:
@@ -60,7 +60,8 @@ def _size(summary: Summary, codes: set[str]) -> str:
     unrounded = summary.figures.get("relative_norm_overall_unrounded")
     if unrounded is not None:
         norm = unrounded
-    return "Changed" if norm is None else f"Changed by {percent(norm)}"
+    what, how = ("A part changed", ", by") if has_frozen(summary) else ("Changed", " by")
+    return what if norm is None else f"{what}{how} {percent(norm)}"
 
 
 def _structure(summary: Summary, codes: set[str]) -> str:
