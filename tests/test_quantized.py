@@ -260,8 +260,8 @@ def test_a_side_of_integers_alone_is_not_called_another_model():
     full = {name: TensorInfo(name, "F32", shape, "s", 0, 0) for name, shape in names.items()}
     packed = {name: TensorInfo(name, "I8", shape, "s", 0, 0) for name, shape in names.items()}
     base = Checkpoint("./base", None, "f", {}, full, {})
-    tuned = Checkpoint("./tuned", None, "g", {}, packed, {})
+    tuned = Checkpoint("tuned", None, "g", {}, packed, {})
     for one, other in ((base, tuned), (tuned, base)):
-        with pytest.raises(ShadowError, match=r"all 2 tensors of .{2}tuned are stored as I8") as error:
+        with pytest.raises(ShadowError, match="all 2 tensors of tuned are stored as I8") as error:
             pair_checkpoints(one, other, Filter())
         assert "back to floats" in str(error.value.hint)

@@ -89,6 +89,26 @@ FILES = {  # the JSON files beside the tables: what each key holds
             "a list, a row for each component that has matrices without a base: their number and"
             " medians"
         ),
+        "vectors": (
+            "biases and norms: how many were compared, how many of them changed, relative_norm (the"
+            " median over those that changed) and relative_norm_of_all"
+        ),
+        "vocabulary": (
+            "a list, a row for each embedding or head that has more rows on one side: component,"
+            " module, base_rows, tuned_rows, added (below 0 where rows were taken away)"
+        ),
+        "uncompared": (
+            "a list, a row for each module, or set of whole layers, that could not be compared:"
+            " reason (only_in_base, only_in_tuned, shape_differs, nonfinite), side (that has it, or"
+            " that is broken), component, module (null for whole layers), layers, tensors,"
+            " base_shape, tuned_shape"
+        ),
+        "recognised": (
+            "changes that the figures show beyond doubt: replaced (matrices, cosine_least,"
+            " cosine_most, rows by module), scaled (matrices, factor), zeroed (matrices, share of"
+            " the entries), each null where there is none; few_rows, a list of embeddings of which"
+            " a few rows changed"
+        ),
         "skipped": (
             "a list, a row for each reason: tensors, those of base and of tuned, examples, detail"
         ),
