@@ -342,7 +342,12 @@ def test_an_audit_counts_the_vectors_that_moved_away_from_0(shadow, tmp_path):
         (
             with_swapped(),
             "2 matrices (attn.v of layers 2 and 3) have nothing in common with the base's (cosine"
-            " 0.02), and the others do: they were replaced, exchanged or reordered.",
+            " 0.02), unlike most others: they were replaced, exchanged or reordered.",
+        ),
+        (
+            with_swapped(0.37),
+            "2 matrices (attn.v of layers 2 and 3) have little in common with the base's (cosine"
+            " 0.37), unlike most others: they may have been replaced, exchanged or reordered.",
         ),
         (model(**SCALED), "Every matrix is the base's times 1.010; nothing else changed in it."),
         (
@@ -351,8 +356,12 @@ def test_an_audit_counts_the_vectors_that_moved_away_from_0(shadow, tmp_path):
         ),
         (model(**PRUNED), "Entries were set to 0, and no other entry changed: in the 12 matrices"),
         (
-            model(**{**ROUNDED, "floor_ratio": 1.0}),
+            model(**{**ROUNDED, "floor_ratio": 1.0, "dtype": "F32/BF16"}),
             "These are the base's weights in another format, as far as can be told",
+        ),
+        (
+            model(**{**ROUNDED, "floor_ratio": 1.0}),
+            "The difference is 1.00 times the rounding of its storage",
         ),
     ],
 )

@@ -163,7 +163,7 @@ CODES: Mapping[str, str] = {  # what each sentence says, in the order in which t
     "scaled": "the matrices that changed are the base's times one factor",
     "zeroed": "in the matrices that changed, some entries became 0 and the others stayed",
     "replaced": (
-        "some matrices have little or nothing in common with the base's, and the others do: they"
+        "some matrices have little or nothing in common with the base's, unlike most others: they"
         " were replaced, exchanged or reordered"
     ),
     "size": "how large the change is, and where it lies",
@@ -583,10 +583,18 @@ def _copy(summary: Summary) -> list[Sentence]:
     size = draft.write(
         summary.figures["floor_ratio"] or 0.0, "figures.floor_ratio", lambda value: f"{value:.2f}"
     )
-    text = (
-        "These are the base's weights in another format, as far as can be told: the difference is"
-        f" {size} times the rounding of that format, as in a copy that was only stored in it."
-    )
+    inside = summary.inside_layers
+    if 2 * _count(inside, "in_two_formats") > _count(inside, "matrices"):
+        text = (
+            "These are the base's weights in another format, as far as can be told: the difference"
+            f" is {size} times the rounding of that format, as in a copy that was only stored in"
+            " it."
+        )
+    else:
+        text = (
+            f"The difference is {size} times the rounding of its storage, as in a copy that was"
+            " only rounded once."
+        )
     return [draft.sentence("rounding", text)]
 
 
@@ -640,13 +648,16 @@ def _replaced(summary: Summary) -> list[Sentence]:
         layers.setdefault(tuple(row.layers), []).append(name)
     places = _and_others([_place_of_several(names, at) for at, names in layers.items()])
     furthest = max(abs(replaced.cosine_least), abs(replaced.cosine_most))
-    common = "nothing" if furthest < NOTHING_IN_COMMON else "little"
     one = replaced.matrices == 1
-    noun, have, were = ("matrix", "has", "was") if one else ("matrices", "have", "were")
+    noun, have = ("matrix", "has") if one else ("matrices", "have")
     cosines = f"cosine {low}" if low == high else f"cosines {low} to {high}"
+    if furthest < NOTHING_IN_COMMON:
+        common, were = "nothing", "was" if one else "were"
+    else:  # a training of large steps may leave so much
+        common, were = "little", "may have been"
     text = (
-        f"{count} {noun} ({places}) {have} {common} in common with the base's ({cosines}), and the"
-        f" others do: {'it' if one else 'they'} {were} replaced, exchanged or reordered."
+        f"{count} {noun} ({places}) {have} {common} in common with the base's ({cosines}), unlike"
+        f" most others: {'it' if one else 'they'} {were} replaced, exchanged or reordered."
     )
     return [draft.sentence("replaced", text)]
 

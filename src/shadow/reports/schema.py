@@ -65,7 +65,8 @@ FILES = {  # the JSON files beside the tables: what each key holds
             " beyond_noise and flatter_than_noise; medians of columns, and of alignments less null;"
             " rank_least and rank_most, medians of bounds of the update's rank; levels_SIDE_few of"
             " levels_SIDE_judged, matrices with as few values as a copy through 8 or 4 bits;"
-            " in_8_bits, matrices of which a side is stored in FP8; short_side_least and"
+            " in_two_formats, matrices whose sides are stored in different formats; in_8_bits,"
+            " matrices of which a side is stored in FP8; short_side_least and"
             " short_side_most, rows or columns, whichever are fewer, of the smallest and the"
             " largest"
         ),
