@@ -294,6 +294,14 @@ def test_weights_are_the_same_only_where_all_were_compared(tmp_path, more, text)
     assert "100 %" not in summary.finding.text
 
 
+def test_what_was_not_compared_comes_after_the_size_unless_it_limits_the_rest(tmp_path):
+    """A few new rows are no headline of a fine-tune; half a model without a partner is."""
+    few = told(tmp_path / "few", model(), extra_tensors=grown(591, 594))
+    assert codes(few)[:2] == ["size", "vocabulary"]
+    many = told(tmp_path / "many", model(), extra_tensors=alone(12))
+    assert codes(many)[:3] == ["part_shared", "left_out", "size"]
+
+
 def test_a_part_that_is_nearly_all_is_not_called_all(tmp_path):
     """99.8 % is less than 100 %."""
     text = sentence(told(tmp_path, [], extra_tensors=grown(100_000, 99_800)), "part_shared")

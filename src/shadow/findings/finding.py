@@ -129,7 +129,8 @@ class Finding:
 
     sentences: list[Sentence]
     """Each a short paragraph, in the order of CODES, but that a copy's `rounding` stands before
-    `size`; of most pairs two to five.
+    `size`, and so do `vocabulary` and `left_out` if nothing changed or little was compared; of most
+    pairs two to five.
     """
 
     other_explanations: list[Explanation]
@@ -156,8 +157,6 @@ CODES: Mapping[str, str] = {  # what each sentence says, in the order in which t
     "part_asked_for": "a filter left out a part of the model",
     "part_shared": "only a part of the larger side has a partner in the other",
     "unread_formats": "a part is stored in a format that is not read",
-    "vocabulary": "the embeddings or the head have more rows on one side",
-    "left_out": "which layers or modules have no partner, or another shape",
     "only_vectors": "no matrix changed, and biases or norms did",
     "identical": "every matrix that was compared is the same on both sides",
     "scaled": "the matrices that changed are the base's times one factor",
@@ -169,6 +168,8 @@ CODES: Mapping[str, str] = {  # what each sentence says, in the order in which t
     "size": "how large the change is, and where it lies",
     "few_rows": "of the embeddings only a few rows changed",
     "vectors": "biases and norms moved much further than the matrices",
+    "vocabulary": "the embeddings or the head have more rows on one side",
+    "left_out": "which layers or modules have no partner, or another shape",
     "coherent": (
         "it has more structure than noise; how much, where, and whether it follows the base's"
         " directions"
@@ -215,16 +216,18 @@ def finding(
     """
     gates = {gate.name: gate for gate in summary.gates}
     relation = settings.get("relation")
-    first = _gates(summary, gates, bool(_chosen(settings)))
+    filtered = bool(_chosen(settings))
+    first = _gates(summary, gates, filtered)
+    later = [] if _limits(gates) else _not_compared(summary, filtered)
     if any(sentence.code in ("nothing_compared", "identical") for sentence in first):
         return Finding(first, [], list(NOT_SHOWN))
     sentences = list(first)
     others: list[Explanation] = []
     if any(sentence.code == "unrelated" for sentence in first):
-        sentences.append(_size(summary, apart=True, alike=False))
+        sentences += [_size(summary, apart=True, alike=False), *later]
     else:
         sentences += [*_recognised(summary), _size(summary, apart=relation == "sibling")]
-        sentences += [*_few_rows(summary), *_vectors(summary)]
+        sentences += [*_few_rows(summary), *_vectors(summary), *later]
         if summary.recognised.scaled is None:  # otherwise its structure is the base's own
             sentences += _structure(summary)
         sentences += [*_storage(summary, gates), *_context(summary, relation)]
@@ -345,9 +348,9 @@ def _gates(summary: Summary, gates: Mapping[str, Gate], filtered: bool) -> list[
     sentences = [*broken, *_relation(lineage)]
     if filtered or not changed.passed or not paired.passed:
         sentences += _part(paired, filtered)
-    sentences += [*_unread(formats), *_vocabulary(summary)]
-    if not filtered:  # what was not asked for is not missed
-        sentences += _left_out(summary)
+    sentences += _unread(formats)
+    if _limits(gates):
+        sentences += _not_compared(summary, filtered)
     if changed.passed:
         return sentences
     sentences = [sentence for sentence in sentences if sentence.code != "unrelated"]
@@ -361,6 +364,16 @@ def _gates(summary: Summary, gates: Mapping[str, Gate], filtered: bool) -> list[
         text = "What could be compared is the same: every matrix of it is identical"
     identical = draft.sentence("identical", f"{text}{_identical(draft)}.")
     return [*sentences, *only_vectors, identical]
+
+
+def _limits(gates: Mapping[str, Gate]) -> bool:
+    """Does what was not compared matter so much that it is told before how large the change is?"""
+    return not gates["changed"].passed or not gates["paired"].passed
+
+
+def _not_compared(summary: Summary, filtered: bool) -> list[Sentence]:
+    """Rows, modules and layers; what was not asked for is not missed."""
+    return [*_vocabulary(summary), *([] if filtered else _left_out(summary))]
 
 
 def _nonfinite(summary: Summary) -> list[Sentence]:
