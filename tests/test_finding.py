@@ -103,6 +103,50 @@ def alone(count):
     )  # fmt: skip
 
 
+def skipped(reason, module, layer, detail=None, shape=(64, 96), sides=("base", "tuned")):
+    """A tensor that was not measured, as the two sides have it."""
+    where = {"component": "language", "layer": layer, "module": module, "reason": reason}
+    return tuple(
+        {
+            **where, "tensor": f"skipped.{layer}.{module}", "side": side, "status": "skipped",
+            "detail": detail, "shape": list(shape), "compared": 0,
+        }
+        for side in sides
+    )  # fmt: skip
+
+
+def vectors(norms, count=4):
+    """Biases that were compared, of these relative norms; the others did not move."""
+    told = [*norms, *[0.0] * (count - len(norms))]
+    return tuple(
+        {**one, "relative_norm": norm, "compared": 64}
+        for layer, norm in enumerate(told)
+        for one in skipped("not_a_matrix", "bias", layer, shape=[64])
+    )
+
+
+def grown(base_rows, tuned_rows, module="embed"):
+    """A vocabulary of two sizes, the common rows of which are identical."""
+    common = min(base_rows, tuned_rows) * 64
+    return tuple(
+        {
+            **one, "tensor": module, "shape": [rows, 64], "compared": common, "relative_norm": 0.0,
+            "status": "identical",
+        }
+        for one, rows in zip(same(module, None), (base_rows, tuned_rows), strict=True)
+    )  # fmt: skip
+
+
+def with_swapped(cosine=0.02):
+    """Twelve matrices, two of which are others."""
+    return [*model(), *[row(at, "attn.v", cosine=cosine) for at in (2, 3)]]
+
+
+BROKEN = skipped("nonfinite", "mlp.up", 2, "in the tuned tensor")
+SCALED = {"decay_cosine": 1.0, "relative_norm": 0.01}
+PRUNED = {"decay_cosine": -0.12, "relative_norm": 0.12, "zero_share": 0.7}
+
+
 def with_head(share):
     """A model, and a head of a share of the energy with the parameters of one matrix of twelve."""
     energy = 12 * 0.05**2
@@ -128,6 +172,15 @@ RANK_8 |= {f"top{k}_energy": min(1.0, k / 8) * 0.9995 for k in TOPS}
 
 MUST = {  # by code: what a report has to be of for the sentence to stand there
     "identical": lambda at: told(at, [], extra_tensors=same()),
+    "nonfinite": lambda at: told(at, model(), extra_tensors=BROKEN),
+    "vocabulary": lambda at: told(at, model(), extra_tensors=grown(591, 551)),
+    "left_out": lambda at: told(at, model(), extra_tensors=alone(1)),
+    "only_vectors": lambda at: told(at, [], extra_tensors=(*same(), *vectors([0.1, 0.2]))),
+    "vectors": lambda at: told(at, model(), extra_tensors=vectors([0.9, 0.9, 0.9])),
+    "replaced": lambda at: told(at, with_swapped()),
+    "scaled": lambda at: told(at, model(**SCALED)),
+    "zeroed": lambda at: told(at, model(**PRUNED)),
+    "few_rows": lambda at: told(at, [*model(), row(None, "embed", rows=600, rows_changed=1 / 600)]),
     "unrelated": lambda at: told(at, model(cosine=0.01, relative_norm=1.4)),
     "hardly_related": lambda at: told(at, model(cosine=0.3)),
     "part_asked_for": lambda at: told(
@@ -154,6 +207,15 @@ MUST = {  # by code: what a report has to be of for the sentence to stand there
 }
 MUST_NOT = {  # a near miss of the same code
     "identical": lambda at: told(at, model(1), extra_tensors=same()),
+    "nonfinite": lambda at: told(at, model(), extra_tensors=alone(1)),
+    "vocabulary": lambda at: told(at, model(), extra_tensors=grown(591, 591)),
+    "left_out": lambda at: told(at, model(), extra_tensors=BROKEN),
+    "only_vectors": lambda at: told(at, [], extra_tensors=(*same(), *vectors([]))),
+    "vectors": lambda at: told(at, model(), extra_tensors=vectors([0.9])),
+    "replaced": lambda at: told(at, with_swapped(0.6)),
+    "scaled": lambda at: told(at, [*model(**SCALED), row(4, "mlp.up", decay_cosine=0.99)]),
+    "zeroed": lambda at: told(at, model(**{**PRUNED, "zero_share": 0.0})),
+    "few_rows": lambda at: told(at, [*model(), row(None, "embed", rows=600, rows_changed=0.06)]),
     "unrelated": lambda at: told(at, model(cosine=0.3)),
     "hardly_related": lambda at: told(at, model(cosine=0.6)),
     "part_asked_for": lambda at: told(at, model(), extra_tensors=alone(12)),
@@ -195,6 +257,129 @@ def test_every_code_has_a_case_and_a_text():
     """nothing_compared, stage and published have tests of their own."""
     assert set(MUST) | {"nothing_compared", "stage", "published"} == set(CODES)
     assert set(MUST) == set(MUST_NOT)
+
+
+@pytest.mark.parametrize("deltas", [(), model()])
+def test_a_broken_side_is_the_first_sentence(tmp_path, deltas):
+    """NaN or Inf: whatever else there is, and where nothing else changed as well."""
+    first = told(tmp_path, list(deltas), extra_tensors=(*BROKEN, *same())).sentences[0]
+    assert first.text.startswith(
+        "The tuned model is broken: it holds NaN or infinite entries in mlp.up of layer 2."
+    )
+
+
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        (BROKEN, "The tuned model is broken"),
+        (grown(591, 551), "The vocabulary lost 40 rows: the embeddings have 551, the base's 591."),
+        (grown(591, 608), "The vocabulary grew by 17 rows: the embeddings have 608, the base's"),
+        (
+            skipped("only_in_base", "mlp.up", 4, sides=["base"]),
+            "Not compared: layer 4 (only in the base).",
+        ),
+        (
+            skipped("shape_differs", "mlp.up", 9, "base (512, 256), tuned (1024, 256)"),
+            "Not compared: mlp.up of layer 9 (other shapes, 1,024 x 256 instead of 512 x 256).",
+        ),
+    ],
+)
+def test_weights_are_the_same_only_where_all_were_compared(tmp_path, more, text):
+    """Otherwise the finding says what was not compared, and the rest is what could be."""
+    summary = summary_of(tmp_path, [], extra_tensors=(*same(), *more))
+    check(summary)
+    assert text in summary.finding.text
+    assert "The weights are the same" not in summary.finding.text
+    assert sentence(summary.finding, "identical").startswith("What could be compared is the same")
+    assert "100 %" not in summary.finding.text
+
+
+def test_what_was_not_compared_comes_after_the_size_unless_it_limits_the_rest(tmp_path):
+    """A few new rows are no headline of a fine-tune; half a model without a partner is."""
+    few = told(tmp_path / "few", model(), extra_tensors=grown(591, 594))
+    assert codes(few)[:2] == ["size", "vocabulary"]
+    many = told(tmp_path / "many", model(), extra_tensors=alone(12))
+    assert codes(many)[:3] == ["part_shared", "left_out", "size"]
+
+
+def test_a_part_that_is_nearly_all_is_not_called_all(tmp_path):
+    """99.8 % is less than 100 %."""
+    text = sentence(told(tmp_path, [], extra_tensors=grown(100_000, 99_800)), "part_shared")
+    assert text.startswith("The two share only 99.8 % of")
+
+
+def test_where_vectors_alone_moved_the_weights_are_not_the_same(tmp_path):
+    """As BitFit leaves it: the gate stays failed, as it is of matrices, and its reason says why."""
+    more = (*same(), *vectors([0.1, 0.2, 0.4]))
+    summary = summary_of(tmp_path, [], extra_tensors=more)
+    assert [one.text for one in summary.finding.sentences] == [
+        "Only vectors changed: 3 of 4 biases and norms moved, by 20 % of their own norm in the"
+        " median.",
+        "Every matrix that was compared is identical (1 tensor of the tuned side).",
+    ]
+    changed = summary.gates[0]
+    assert (changed.name, changed.passed, changed.figure) == ("changed", False, 0)
+    assert "3 of 4 vectors (biases and norms) moved" in changed.reason
+    assert summary.claims.consistent_with == ["a training of biases and norms alone (BitFit)"]
+
+
+def test_an_audit_counts_the_vectors_that_moved_away_from_0(shadow, tmp_path):
+    """A bias that is 0 in the base has no relative norm, and moved all the same; one that is 0 on
+    both sides did not.
+    """
+    at = "model.layers.0.self_attn"
+    base = {f"{at}.{name}_proj.weight": torch.eye(8) for name in "qkv"}
+    base |= {f"{at}.{name}_proj.bias": torch.zeros(8) for name in "qk"}
+    base |= {f"{at}.v_proj.bias": torch.ones(8)}
+    moved = {f"{at}.q_proj.bias": torch.ones(8), f"{at}.v_proj.bias": torch.full((8,), 1.5)}
+    for folder, tensors in (("b", base), ("t", base | moved)):
+        (tmp_path / folder).mkdir()
+        save_file(tensors, tmp_path / folder / "model.safetensors", {"format": "pt"})
+        (tmp_path / folder / "config.json").write_text('{"model_type": "llama"}')
+    done = shadow("audit", tmp_path / "b", tmp_path / "t", "-o", tmp_path / "out", "--json")
+    told = json.loads(done.assert_done())[0]
+    assert told["vectors"]["compared"] == 3
+    assert told["vectors"]["changed"] == 2
+    assert told["vectors"]["relative_norm"] == pytest.approx(0.5)
+    assert [one["code"] for one in told["finding"]["sentences"]] == ["only_vectors", "identical"]
+
+
+@pytest.mark.parametrize(
+    ("deltas", "text"),
+    [
+        (
+            with_swapped(),
+            "2 matrices (attn.v of layers 2 and 3) have nothing in common with the base's (cosine"
+            " 0.02), unlike most others: they were replaced, exchanged or reordered.",
+        ),
+        (
+            with_swapped(0.37),
+            "2 matrices (attn.v of layers 2 and 3) have little in common with the base's (cosine"
+            " 0.37), unlike most others: they may have been replaced, exchanged or reordered.",
+        ),
+        (model(**SCALED), "Every matrix is the base's times 1.010; nothing else changed in it."),
+        (
+            model(decay_cosine=-1.0, relative_norm=0.001),
+            "Every matrix is the base's times 0.9990; nothing else changed in it.",
+        ),
+        (model(**PRUNED), "Entries were set to 0, and no other entry changed: in the 12 matrices"),
+        (
+            model(**{**ROUNDED, "floor_ratio": 1.0, "dtype": "F32/BF16"}),
+            "These are the base's weights in another format, as far as can be told",
+        ),
+        (
+            model(**{**ROUNDED, "floor_ratio": 1.0}),
+            "The difference is 1.00 times the rounding of its storage",
+        ),
+    ],
+)
+def test_what_was_done_to_the_weights_is_the_first_sentence(tmp_path, deltas, text):
+    """Where the figures show it, before how large the change is and where it lies."""
+    found = told(tmp_path, deltas)
+    assert found.sentences[0].text.startswith(text)
+    assert found.sentences[1].code == "size"
+    scaled = found.sentences[0].code == "scaled"
+    assert ("coherent" in codes(found)) == (not scaled and "rounding" not in codes(found))
 
 
 def test_where_nothing_was_compared_nothing_is_said(tmp_path):
@@ -799,8 +984,8 @@ def test_muon_is_excluded_only_where_the_lab_has_such_trainings(tmp_path):
 # numbers
 
 PLACES = re.compile(
-    r"layers? [\d, toand]+|8 or 4 bits|in 8 bits|90 % of what|noise has 0|rank one 1|have"
-    r" nearly 1\b"
+    r"layers? [\d, toand]+|set to 0|are 0 in|8 or 4 bits|in 8 bits|90 % of what|noise has 0"
+    r"|rank one 1|have nearly 1\b"
 )
 NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?")
 
@@ -823,20 +1008,38 @@ def tables(summary):
         for one in told[key]:
             place = ".".join(str(one[name]) for name in names)
             found |= {f"{key}.{place}.{name}": value for name, value in one.items()}
+    found |= {f"vectors.{name}": value for name, value in told["vectors"].items()}
+    for one in told["vocabulary"]:
+        place = f"vocabulary.{one['component']}.{one['module']}"
+        found |= {f"{place}.{name}": value for name, value in one.items()}
+    for one in told["uncompared"]:
+        for name in ("base_shape", "tuned_shape"):
+            place = f"uncompared.{one['component']}.{one['module']}.{name}"
+            found |= {f"{place}.{at}": size for at, size in enumerate(one[name] or [])}
+    for key in ("replaced", "scaled", "zeroed"):
+        of_key = told["recognised"][key] or {}
+        found |= {f"recognised.{key}.{name}": value for name, value in of_key.items()}
+    for one in told["recognised"]["few_rows"]:
+        place = f"recognised.few_rows.{one['component']}.{one['module']}"
+        found |= {f"{place}.{name}": value for name, value in one.items()}
     for name, place in (("size", told["published"]["size"]), ("top20", told["published"]["top20"])):
         found |= {f"published.{name}.{key}": value for key, value in (place or {}).items()}
     return found
 
 
 def written(value):
-    forms = (percent, about, words.whole, words.times, "{:.1f}".format, "{:.2f}".format)
+    forms = (
+        percent, about, words.whole, words.times, words.factor, "{:.1f}".format, "{:.2f}".format
+    )  # fmt: skip
     texts = {
         form(value).removesuffix(" %")
         for form in forms
         if value >= 0 or form not in (about, words.times)
     }
     return (
-        texts | {percent(math.floor(1000 * value) / 1000).removesuffix(" %")}
+        texts
+        | {percent(math.floor(1000 * value) / 1000).removesuffix(" %")}
+        | {f"{math.floor(1000 * value) / 10:.1f}"}
         if 0 <= value <= 1
         else texts
     )

@@ -263,6 +263,20 @@ def test_a_place_is_a_rank_among_families_without_its_own(table):
     assert (figures["published.size.families"], figures["published.top20.below"]) == (3, 1)
 
 
+def test_an_adapter_and_the_same_adapter_merged_have_one_mean():
+    """What the adapter leaves alone is identical, without a relative norm: it counts as 0."""
+    merged = tensors(norms={**NORMS, "up": 0.0, "norm": 0.0})
+    still = merged["relative_norm"] == 0
+    merged.loc[still, "status"] = "identical"
+    adapter = merged.assign(relative_norm=merged["relative_norm"].mask(still))
+    places = [
+        published_figures(rows, deltas(), metadata("a", "b"), unrelated=False).size
+        for rows in (merged, adapter)
+    ]
+    assert places[0] == places[1]
+    assert places[0].value == pytest.approx((0.02 + 0.03) / 4)
+
+
 def test_ties_are_not_below():
     """A value that equals a family's median is above none of them."""
     rows = [

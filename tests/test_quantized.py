@@ -13,6 +13,7 @@ from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import Filter, pair_checkpoints
 from shadow.checkpoints.quantized import owner_of, packed_modules
 from shadow.checkpoints.safetensors_files import TensorInfo
+from shadow.errors import ShadowError
 
 X = "model.layers.0.self_attn.q_proj"
 PLAIN = {
@@ -251,3 +252,16 @@ def test_no_config_is_an_exception(dtypes, config):
         infos, config if isinstance(config, dict) else {"quantization_config": config}
     )
     assert all(isinstance(name, str) and name.isprintable() for name in found.values())
+
+
+def test_a_side_of_integers_alone_is_not_called_another_model():
+    """All names and shapes are those of the base; what is wrong is the format of the numbers."""
+    names = {"model.layers.0.self_attn.q_proj.weight": (8, 8), "model.norm.weight": (8,)}
+    full = {name: TensorInfo(name, "F32", shape, "s", 0, 0) for name, shape in names.items()}
+    packed = {name: TensorInfo(name, "I8", shape, "s", 0, 0) for name, shape in names.items()}
+    base = Checkpoint("./base", None, "f", {}, full, {})
+    tuned = Checkpoint("tuned", None, "g", {}, packed, {})
+    for one, other in ((base, tuned), (tuned, base)):
+        with pytest.raises(ShadowError, match="all 2 tensors of tuned are stored as I8") as error:
+            pair_checkpoints(one, other, Filter())
+        assert "back to floats" in str(error.value.hint)

@@ -35,6 +35,8 @@ REASONS = {
     "adapter": Reason("parts of an adapter that are not applied"),
     "unreadable": Reason("listed in the index, but in no shard", strict=True),
 }
+# the detail of a vector that has no relative norm, as its base is 0, and moved all the same
+FROM_ZERO = "0 in the base, and not in the tuned model"
 STRICT = frozenset(name for name, reason in REASONS.items() if reason.strict)
 
 

@@ -28,6 +28,7 @@ from shadow.checkpoints.pairing import MatrixPair, Operand
 from shadow.checkpoints.sources import Fetching
 from shadow.places.architecture import aligned
 from shadow.places.groups import direction_of
+from shadow.reasons import FROM_ZERO
 from shadow.spectra.delta import (
     Extent,
     Method,
@@ -302,11 +303,12 @@ def _measured(
         )
     if not pair.is_matrix:
         delta_norm, base_norm = _vector_norms(base_matrix[:,], matrix[:,], size)
+        from_zero = delta_norm > 0 and base_norm == 0
         return Outcome(
             pair.key,
             "skipped",
             reason="not_a_matrix",
-            detail=detail,
+            detail=FROM_ZERO if from_zero else detail,
             delta_norm=delta_norm,
             base_norm=base_norm,
         )

@@ -18,6 +18,7 @@ from shadow.errors import ShadowError, UsageError
 from shadow.places.architecture import Part, Place, place_tensors
 from shadow.places.names import Facts, name_rules
 from shadow.reasons import Status
+from shadow.text import several
 
 Side = Literal["base", "tuned"]
 
@@ -185,6 +186,7 @@ def pair_checkpoints(
     when they have nothing of what was chosen.
     """
     base_operands, base_unusable = _base_operands(base, base.config or tuned.config)
+    base_is_closed = not base_operands
     outcomes: list[MatrixPair | list[Skipped]] = []
     skipped = list(base_unusable)
     if tuned.adapter:
@@ -222,6 +224,10 @@ def pair_checkpoints(
         else:
             skipped += _skips("base", operand, place, reason="only_in_base")
     if not any(isinstance(outcome, MatrixPair) and outcome.base for outcome in outcomes):
+        if not tuned_operands and tuned_unusable:
+            raise _closed(tuned.reference, tuned_unusable)
+        if base_is_closed and base_unusable:
+            raise _closed(base.reference, base_unusable)
         raise ShadowError(
             f"{base.reference} and {tuned.reference} share no tensor of one place and shape",
             "are they a base and a model tuned from it?",
@@ -246,6 +252,21 @@ def pair_checkpoints(
         elif not chosen.passes(outcome.place):
             skipped += _both(outcome.place, outcome.base, outcome.tuned, reason="filtered")
     return pairs, skipped
+
+
+def _closed(reference: str, tensors: Sequence[Skipped]) -> ShadowError:
+    """The error of a side of which no tensor can be measured, whatever its names and shapes."""
+    stored = several(sorted({tensor.info.dtype for tensor in tensors}), 3)
+    count = "the only tensor" if len(tensors) == 1 else f"all {len(tensors):,} tensors"
+    what = f"{count} of {reference} are stored as {stored}"
+    if len(tensors) == 1:
+        what = what.replace(" are ", " is ")
+    if not any(tensor.reason in ("quantized", "not_float") for tensor in tensors):
+        return ShadowError(f"{what}, and none can be read: {tensors[0].detail}")
+    return ShadowError(
+        f"{what}: quantised weights cannot be measured",
+        "convert them back to floats with the library that quantised them, save that, and audit it",
+    )
 
 
 def _without_base(place: Place, matrix: Operand) -> MatrixPair:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from shadow.findings.reference import choose_runs, runs
-from shadow.findings.summary_rows import QuarterRow
+from shadow.findings.summary_rows import QuarterRow, UncomparedRow, VocabularyRow
 from shadow.places.groups import ATTENTION, MLP
 from shadow.spectra.purity import ENOUGH_KEPT
 from shadow.text import and_list, counted
@@ -64,6 +64,8 @@ ONE_ROUNDING = (0.9, 1.1)  # floor_ratio of a copy that was rounded once
 LIKE_NOISE = 0.03  # concentration within which a pair is like noise
 # energy over its share of the parameters, or the reverse, up to which a part has its share
 IN_PROPORTION = 1.1
+VECTORS_FURTHER = 3.0  # median relative norm of vectors over that of the matrices as a whole
+NOTHING_IN_COMMON = 0.1  # a cosine below which two matrices have nothing in common
 STANDING_OUT = 0.1  # of the energy of the median matrix, from which its spikes are told
 
 KINDS: Mapping[str, str] = {  # of stages that families name
@@ -129,7 +131,10 @@ class Finding:
     """What happened to the weights, in one line; empty until it is made."""
 
     sentences: list[Sentence]
-    """Each a short paragraph, in the order of CODES; of most pairs two to five."""
+    """Each a short paragraph, in the order of CODES, but that a copy's `rounding` stands before
+    `size`, and so do `vocabulary` and `left_out` if nothing changed or little was compared; of most
+    pairs two to five.
+    """
 
     other_explanations: list[Explanation]
     """What else it may be, in the order of EXPLANATIONS."""
@@ -150,14 +155,26 @@ class Finding:
 
 
 CODES: Mapping[str, str] = {  # what each sentence says, in the order in which they stand
+    "nonfinite": "a side is broken: it holds NaN or infinite entries",
     "nothing_compared": "no matrix has a partner, so there is no difference to speak of",
-    "identical": "every matrix that was compared is the same on both sides",
     "unrelated": "the two are unrelated models of one shape",
     "hardly_related": "the two have less in common than a base and a model tuned from it",
     "part_asked_for": "a filter left out a part of the model",
     "part_shared": "only a part of the larger side has a partner in the other",
     "unread_formats": "a part is stored in a format that is not read",
+    "only_vectors": "no matrix changed, and biases or norms did",
+    "identical": "every matrix that was compared is the same on both sides",
+    "scaled": "the matrices that changed are the base's times one factor",
+    "zeroed": "in the matrices that changed, some entries became 0 and the others stayed",
+    "replaced": (
+        "some matrices have little or nothing in common with the base's, unlike most others: they"
+        " were replaced, exchanged or reordered"
+    ),
     "size": "how large the change is, and where it lies",
+    "few_rows": "of the embeddings only a few rows changed",
+    "vectors": "biases and norms moved much further than the matrices",
+    "vocabulary": "the embeddings or the head have more rows on one side",
+    "left_out": "which layers or modules have no partner, or another shape",
     "coherent": (
         "it has more structure than noise; how much, where, and whether it follows the base's"
         " directions"
@@ -175,7 +192,7 @@ CODES: Mapping[str, str] = {  # what each sentence says, in the order in which t
         "a side is stored in 8 bits, or has as few distinct values as a copy through 8 or 4 bits"
     ),
     "rounded_away": "storage rounded most of it away",
-    "rounding": "what is stored is about as large as its rounding",
+    "rounding": "what is stored is about as large as its rounding; of a copy the first sentence",
     "unexplained": (
         "what is stored is not what rounding leaves of an update, so what was lost is unknown"
     ),
@@ -204,16 +221,21 @@ def finding(
     """
     gates = {gate.name: gate for gate in summary.gates}
     relation = settings.get("relation")
-    first = _gates(summary, gates, bool(_chosen(settings)))
-    if first and first[-1].code in ("nothing_compared", "identical"):
+    filtered = bool(_chosen(settings))
+    first = _gates(summary, gates, filtered)
+    later = [] if _limits(gates) else _not_compared(summary, filtered)
+    if any(sentence.code in ("nothing_compared", "identical") for sentence in first):
         return Finding("", first, [], list(NOT_SHOWN))
     sentences = list(first)
     others: list[Explanation] = []
     if any(sentence.code == "unrelated" for sentence in first):
-        sentences.append(_size(summary, apart=True, alike=False))
+        sentences += [_size(summary, apart=True, alike=False), *later]
     else:
-        sentences.append(_size(summary, apart=relation == "sibling"))
-        sentences += [*_structure(summary), *_storage(summary, gates), *_context(summary, relation)]
+        sentences += [*_recognised(summary), _size(summary, apart=relation == "sibling")]
+        sentences += [*_few_rows(summary), *_vectors(summary), *later]
+        if summary.recognised.scaled is None:  # otherwise its structure is the base's own
+            sentences += _structure(summary)
+        sentences += [*_storage(summary, gates), *_context(summary, relation)]
         others = _explanations(summary)
     if published is not None:
         sentences.append(published)
@@ -321,24 +343,166 @@ def _gates(summary: Summary, gates: Mapping[str, Gate], filtered: bool) -> list[
     changed, lineage, paired, formats = (
         gates[name] for name in ("changed", "lineage", "paired", "formats")
     )
+    broken = _nonfinite(summary)
     if changed.figure is None:
         of = "of what was asked for" if filtered else "of the two"
-        return [
-            Sentence("nothing_compared", f"Nothing was compared: no matrix {of} has a partner.", {})
-        ]
-    sentences = _relation(lineage)
+        text = f"Nothing was compared: no matrix {of} has a partner."
+        if broken:
+            text = f"Nothing was compared: no matrix {of} has a partner, or finite numbers."
+        return [*broken, Sentence("nothing_compared", text, {})]
+    sentences = [*broken, *_relation(lineage)]
     if filtered or not changed.passed or not paired.passed:
         sentences += _part(paired, filtered)
     sentences += _unread(formats)
-    if not changed.passed:
-        draft = _Draft(summary)
+    if _limits(gates):
+        sentences += _not_compared(summary, filtered)
+    if changed.passed:
+        return sentences
+    sentences = [sentence for sentence in sentences if sentence.code != "unrelated"]
+    draft = _Draft(summary)
+    text = "The weights are the same: every matrix that was compared is identical"
+    if only_vectors := _only_vectors(summary):
+        text = "Every matrix that was compared is identical"
+    elif filtered:
+        text = "What was asked for is the same: every matrix of it that was compared is identical"
+    elif sentences:  # each says of something that it was not compared
+        text = "What could be compared is the same: every matrix of it is identical"
+    identical = draft.sentence("identical", f"{text}{_identical(draft)}.")
+    return [*sentences, *only_vectors, identical]
+
+
+def _limits(gates: Mapping[str, Gate]) -> bool:
+    """Does what was not compared matter so much that it is told before how large the change is?"""
+    return not gates["changed"].passed or not gates["paired"].passed
+
+
+def _not_compared(summary: Summary, filtered: bool) -> list[Sentence]:
+    """Rows, modules and layers; what was not asked for is not missed."""
+    return [*_vocabulary(summary), *([] if filtered else _left_out(summary))]
+
+
+def _nonfinite(summary: Summary) -> list[Sentence]:
+    """Which side is broken, and where."""
+    rows = [row for row in summary.uncompared if row.reason == "nonfinite"]
+    if not rows:
+        return []
+    sides = {row.side for row in rows}
+    who = {"base": "The base is", "tuned": "The tuned model is"}.get(
+        sides.pop() if len(sides) == 1 else "both", "Both models are"
+    )
+    holds = "they hold" if who == "Both models are" else "it holds"
+    text = f"{who} broken: {holds} NaN or infinite entries in {_places_of(summary, rows)}."
+    return [Sentence("nonfinite", f"{text} What holds them was not compared.", {})]
+
+
+def _places_of(summary: Summary, rows: Sequence[UncomparedRow]) -> str:
+    """`mlp.up of layers 0 to 11 and the head`."""
+    several = len({row.component for row in summary.components}) > 1
+    names = [_place_of(row.component, row.module, row.layers, several) for row in rows]
+    return _and_others(list(dict.fromkeys(names)))
+
+
+def _and_others(names: list[str]) -> str:
+    if len(names) > 2 * NAMED:
+        names = [*names[: 2 * NAMED - 1], "other modules"]
+    return and_list(names)
+
+
+def _place_of(component: str, module: str | None, layers: Sequence[int], several: bool) -> str:
+    """`mlp.up of layers 0 to 3`, `layer 11`, `the head`."""
+    noun = "layer" if len(layers) == 1 else "layers"
+    if module is None:
+        of = f" of {_component(component)}" if several else ""
+        return f"{noun} {_spans(layers)}{of}"
+    name = {"bias": "biases", "norm": "norms"}.get(module)
+    if name is None:
+        name = _named_in(component, module, several)
+    return f"{name} of {noun} {_spans(layers)}" if layers else name
+
+
+def _vocabulary(summary: Summary) -> list[Sentence]:
+    """Embeddings and heads of another number of rows; those of equal numbers together."""
+    groups: dict[tuple[int, int], list[VocabularyRow]] = {}
+    for row in summary.vocabulary:
+        groups.setdefault((row.base_rows, row.tuned_rows), []).append(row)
+    sentences = []
+    for rows in groups.values():
+        draft, first = _Draft(summary), rows[0]
+        place = f"vocabulary.{first.component}.{first.module}"
+        size = draft.write(first.tuned_rows, f"{place}.tuned_rows", whole)
+        before = draft.write(first.base_rows, f"{place}.base_rows", whole)
+        by = draft.write(first.added, f"{place}.added", lambda value: whole(abs(value)))
+        noun = "row" if by == "1" else "rows"
+        if first.added > 0:
+            change = f"The vocabulary grew by {by} {noun}"
+        else:
+            change = f"The vocabulary lost {by} {noun}"
+        names = and_list([_module(row.module) for row in rows])
+        verb = "has" if names == "the head" else "have"
         text = (
-            "The weights are the same: every matrix that was compared is identical"
-            f"{_identical(draft)}."
+            f"{change}: {names} {verb} {size}, the base's {before}. Only rows that both have are"
+            " compared."
         )
-        sentences = [sentence for sentence in sentences if sentence.code != "unrelated"]
-        return [*sentences, draft.sentence("identical", text)]
+        sentences.append(draft.sentence("vocabulary", text))
     return sentences
+
+
+def _left_out(summary: Summary) -> list[Sentence]:
+    """What has no partner, or another shape."""
+    texts = []
+    for reason, where in (
+        ("only_in_base", "only in the base"),
+        ("only_in_tuned", "only in the tuned model"),
+    ):
+        rows = [row for row in summary.uncompared if row.reason == reason]
+        if rows:
+            texts.append(f"{_places_of(summary, rows)} ({where})")
+    figures: dict[str, Figure] = {}
+    shapes: dict[str, list[UncomparedRow]] = {}
+    for row in summary.uncompared:
+        if row.reason == "shape_differs":
+            told = ""
+            if row.base_shape and row.tuned_shape:
+                told = f", {_shape(row.tuned_shape)} instead of {_shape(row.base_shape)}"
+            shapes.setdefault(told, []).append(row)
+    listed = list(shapes.items())
+    if len(listed) > NAMED:
+        listed = [("", [row for rows in shapes.values() for row in rows])]
+    for told, rows in listed:
+        texts.append(f"{_places_of(summary, rows)} (other shapes{told})")
+        if told:
+            place = f"uncompared.{rows[0].component}.{rows[0].module}"
+            for name, shape in (
+                ("base_shape", rows[0].base_shape),
+                ("tuned_shape", rows[0].tuned_shape),
+            ):
+                figures |= {f"{place}.{name}.{at}": size for at, size in enumerate(shape or [])}
+    if not texts:
+        return []
+    return [Sentence("left_out", f"Not compared: {'; '.join(texts)}.", figures)]
+
+
+def _shape(sizes: Sequence[int]) -> str:
+    return " x ".join(whole(size) for size in sizes)
+
+
+def _only_vectors(summary: Summary) -> list[Sentence]:
+    if not summary.vectors.changed:
+        return []
+    draft = _Draft(summary)
+    return [draft.sentence("only_vectors", f"Only vectors changed: {_vectors_moved(draft)}.")]
+
+
+def _vectors_moved(draft: _Draft) -> str:
+    """`128 of 128 biases and norms moved, by 13 % of their own norm in the median`."""
+    vectors = draft.summary.vectors
+    changed = draft.write(vectors.changed, "vectors.changed", whole)
+    compared = draft.write(vectors.compared, "vectors.compared", whole)
+    text = f"{changed} of {compared} biases and norms moved"
+    if vectors.relative_norm is None:
+        return f"{text}, which are 0 in the base"
+    norm = draft.write(vectors.relative_norm, "vectors.relative_norm", percent)
+    return f"{text}, by {norm} of their own norm in the median"
 
 
 def _identical(draft: _Draft) -> str:
@@ -383,7 +547,7 @@ def _part(paired: Gate, filtered: bool) -> list[Sentence]:
     if paired.figure is None or paired.figure >= 1.0:
         return []
     figures = {"gates.paired.figure": paired.figure}
-    part = percent(math.floor(1000 * paired.figure) / 1000)
+    part = _not_all(paired.figure)
     if filtered:
         text = (
             f"Only a part of the model was asked for, {part} of the parameters. What follows is"
@@ -397,6 +561,12 @@ def _part(paired: Gate, filtered: bool) -> list[Sentence]:
     return [Sentence("part_shared", text, figures)]
 
 
+def _not_all(share: float) -> str:
+    """A share below 1, rounded down: `92 %`, and from 99 % on `99.7 %`, as 100 % would be all."""
+    share = math.floor(1000 * share) / 1000
+    return f"{100 * share:.1f} %" if share >= 0.99 else percent(share)
+
+
 def _unread(formats: Gate) -> list[Sentence]:
     if formats.passed or formats.figure is None:
         return []
@@ -405,6 +575,143 @@ def _unread(formats: Gate) -> list[Sentence]:
         " are left out."
     )
     return [Sentence("unread_formats", text, {"gates.formats.figure": formats.figure})]
+
+
+# -------------------------------------------------------------------- what was done to the weights
+
+
+def _recognised(summary: Summary) -> list[Sentence]:
+    """What no training does, and the figures show beyond doubt."""
+    return [*_copy(summary), *_scaled(summary), *_zeroed(summary), *_replaced(summary)]
+
+
+def _is_copy(summary: Summary) -> bool:
+    """Is what is stored as large as one rounding, and does it hide whatever else there may be?"""
+    inside, floor = summary.inside_layers, summary.figures["floor_ratio"]
+    matrices = _count(inside, "matrices")
+    if not matrices or floor is None or 2 * _count(inside, "rounded_away") < matrices:
+        return False
+    return ONE_ROUNDING[0] <= floor <= ONE_ROUNDING[1]
+
+
+def _copy(summary: Summary) -> list[Sentence]:
+    if not _is_copy(summary):
+        return []
+    draft = _Draft(summary)
+    size = draft.write(
+        summary.figures["floor_ratio"] or 0.0, "figures.floor_ratio", lambda value: f"{value:.2f}"
+    )
+    inside = summary.inside_layers
+    if 2 * _count(inside, "in_two_formats") > _count(inside, "matrices"):
+        text = (
+            "These are the base's weights in another format, as far as can be told: the difference"
+            f" is {size} times the rounding of that format, as in a copy that was only stored in"
+            " it."
+        )
+    else:
+        text = (
+            f"The difference is {size} times the rounding of its storage, as in a copy that was"
+            " only rounded once."
+        )
+    return [draft.sentence("rounding", text)]
+
+
+def _scaled(summary: Summary) -> list[Sentence]:
+    scaled = summary.recognised.scaled
+    if scaled is None:
+        return []
+    draft = _Draft(summary)
+    by = draft.write(scaled.factor, "recognised.scaled.factor", factor)
+    changed = " that changed" if any(row.identical for row in summary.components) else ""
+    text = f"Every matrix{changed} is the base's times {by}; nothing else changed in it."
+    return [draft.sentence("scaled", text)]
+
+
+def factor(value: float) -> str:
+    """A factor, with two digits of how far it is from 1, and three decimals at least: `1.010`,
+    `0.9990`, `-1.000`.
+    """
+    digits = 3
+    if distance := round(abs(value - 1.0), 7):
+        digits = max(digits, 1 - math.floor(math.log10(distance)))
+    return f"{value:.{digits}f}"
+
+
+def _zeroed(summary: Summary) -> list[Sentence]:
+    zeroed = summary.recognised.zeroed
+    if zeroed is None:
+        return []
+    draft = _Draft(summary)
+    count = draft.write(zeroed.matrices, "recognised.zeroed.matrices", whole)
+    share = draft.write(zeroed.share, "recognised.zeroed.share", percent)
+    text = (
+        f"Entries were set to 0, and no other entry changed: in the {count} matrices that changed,"
+        f" {share} of the entries in the median, as pruning does."
+    )
+    return [draft.sentence("zeroed", text)]
+
+
+def _replaced(summary: Summary) -> list[Sentence]:
+    replaced = summary.recognised.replaced
+    if replaced is None:
+        return []
+    draft = _Draft(summary)
+    count = draft.write(replaced.matrices, "recognised.replaced.matrices", whole)
+    low = draft.write(replaced.cosine_least, "recognised.replaced.cosine_least", _cosine)
+    high = draft.write(replaced.cosine_most, "recognised.replaced.cosine_most", _cosine)
+    several = len({row.component for row in summary.components}) > 1
+    layers: dict[tuple[int, ...], list[str]] = {}
+    for row in replaced.rows:
+        name = _named_in(row.component, row.module, several)
+        layers.setdefault(tuple(row.layers), []).append(name)
+    places = _and_others([_place_of_several(names, at) for at, names in layers.items()])
+    furthest = max(abs(replaced.cosine_least), abs(replaced.cosine_most))
+    one = replaced.matrices == 1
+    noun, have = ("matrix", "has") if one else ("matrices", "have")
+    cosines = f"cosine {low}" if low == high else f"cosines {low} to {high}"
+    if furthest < NOTHING_IN_COMMON:
+        common, were = "nothing", "was" if one else "were"
+    else:  # a training of large steps may leave so much
+        common, were = "little", "may have been"
+    text = (
+        f"{count} {noun} ({places}) {have} {common} in common with the base's ({cosines}), unlike"
+        f" most others: {'it' if one else 'they'} {were} replaced, exchanged or reordered."
+    )
+    return [draft.sentence("replaced", text)]
+
+
+def _place_of_several(names: Sequence[str], layers: Sequence[int]) -> str:
+    """`attn.q and attn.k of layers 3 and 4`."""
+    named = _and_others(list(names))
+    if not layers:
+        return named
+    return f"{named} of {'layer' if len(layers) == 1 else 'layers'} {_spans(layers)}"
+
+
+def _cosine(value: float) -> str:
+    return f"{value:.2f}".replace("-0.00", "0.00")
+
+
+def _few_rows(summary: Summary) -> list[Sentence]:
+    sentences = []
+    for row in summary.recognised.few_rows:
+        draft = _Draft(summary)
+        place = f"recognised.few_rows.{row.component}.{row.module}"
+        changed = draft.write(row.changed, f"{place}.changed", whole)
+        rows = draft.write(row.rows, f"{place}.rows", whole)
+        text = f"Of the embeddings only {changed} of {rows} rows changed."
+        sentences.append(draft.sentence("few_rows", text))
+    return sentences
+
+
+def _vectors(summary: Summary) -> list[Sentence]:
+    """Biases and norms, where most moved and the median of all is far above the matrices' norm."""
+    norm, matrices = summary.vectors.relative_norm_of_all, summary.figures["relative_norm_overall"]
+    if norm is None or matrices is None or norm < VECTORS_FURTHER * matrices:
+        return []
+    draft = _Draft(summary)
+    text = f"Vectors moved further than matrices: {_vectors_moved(draft)}."
+    return [draft.sentence("vectors", text)]
 
 
 # ----------------------------------------------------------------------------------- size and place
@@ -969,13 +1276,8 @@ def _storage(summary: Summary, gates: Mapping[str, Gate]) -> list[Sentence]:
     sentences = _few_values(summary)
     if not judged or floor is None:
         return sentences
-    if 2 * rounded >= judged and ONE_ROUNDING[0] <= floor <= ONE_ROUNDING[1]:
-        size = draft.write(floor, "figures.floor_ratio", lambda value: f"{value:.2f}")
-        text = (
-            f"It is {size} times the rounding of its storage, as in a copy that was only stored in"
-            " this format."
-        )
-        return [*sentences, draft.sentence("rounding", text)]
+    if _is_copy(summary):
+        return sentences  # which the first sentence says
     if 2 * rounded >= judged:
         many = draft.write(
             rounded, "inside_layers.rounded_away", lambda _: _all_of(rounded, judged)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from shadow.findings.bootstrap import Interval
+from shadow.findings.coverage import vector_figures
 from shadow.findings.reference import (
     Calibration,
     Position,
@@ -25,7 +26,7 @@ from shadow.findings.reference import (
     runs,
     word,
 )
-from shadow.findings.summary_rows import Claims
+from shadow.findings.summary_rows import Claims, VectorFigures
 from shadow.text import counted
 
 if TYPE_CHECKING:
@@ -48,8 +49,10 @@ SPIKED = 0.05  # the share of matrices with a spike up to which there are none t
 OUTSIDE = ("embed", "head", "position")  # modules that unrelated models may share
 
 
+VECTORS_ALONE = "no matrix changed"  # what the reason begins with if vectors did
+
 GATES = {  # what must hold, by name
-    "changed": "some matrix changed",
+    "changed": "some matrix changed; biases and norms do not count",
     "lineage": (
         "the median cosine of base and tuned matrices outside embeddings and heads is at least"
         f" {LINEAGE:g}"
@@ -134,7 +137,7 @@ def gates(deltas: pd.DataFrame, tensors: pd.DataFrame) -> list[Gate]:
     """Every gate of a pair, from the delta rows of matrices.parquet and all of tensors.parquet."""
     weights = _weights(tensors)
     return [
-        _changed(deltas, weights),
+        _changed(deltas, weights, vectors=vector_figures(tensors)),
         _lineage(deltas, weights),
         _paired(weights),
         _rounding(deltas),
@@ -172,17 +175,33 @@ def _weights(tensors: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(compared=rows["compared"].fillna(rows["size"].where(paired, 0)))
 
 
-def _changed(deltas: pd.DataFrame, weights: pd.DataFrame) -> Gate:
-    """How many matrices changed; None where none was compared, which says nothing of a change."""
+def _changed(deltas: pd.DataFrame, weights: pd.DataFrame, vectors: VectorFigures) -> Gate:
+    """How many matrices changed; None where none was compared, which says nothing of a change.
+
+    Vectors do not count: every other gate, and every figure that a rule can name, is of matrices.
+    """
     count = len(deltas)
     if not count and not _identical(weights):
         return Gate(
             name="changed", figure=None, threshold=1, passed=False, reason="no matrix was compared"
         )
     reason = "nothing changed: every matrix that was compared is identical"
+    if vectors.changed:
+        reason = (
+            f"{VECTORS_ALONE}: {_moved(vectors)} moved, and every matrix that was compared is"
+            " identical"
+        )
     if count:
         reason = f"{counted(count, 'matrix', 'matrices')} changed"
     return Gate(name="changed", figure=count, threshold=1, passed=count > 0, reason=reason)
+
+
+def _moved(vectors: VectorFigures) -> str:
+    """`3 of 128 vectors (biases and norms)`."""
+    if vectors.changed == vectors.compared == 1:
+        return "the only vector (a bias or norm)"
+    noun = "vector" if vectors.compared == 1 else "vectors"
+    return f"{vectors.changed:,} of {vectors.compared:,} {noun} (biases and norms)"
 
 
 def _identical(weights: pd.DataFrame, apart: Sequence[str] = ()) -> int:
@@ -485,6 +504,8 @@ def _consistent_with(
     if stopped := failed(held):
         if stopped[0].name == "changed" and stopped[0].figure is None:
             return []  # nothing was compared
+        if stopped[0].name == "changed" and stopped[0].reason.startswith(VECTORS_ALONE):
+            return ["a training of biases and norms alone (BitFit)"]
         return [CONSISTENT[gate.name] for gate in stopped if gate.name in CONSISTENT][:1]
     concentration = figures["concentration"]
     if concentration is None:

@@ -60,6 +60,7 @@ def inside_layers(deltas: pd.DataFrame) -> dict[str, float | int | None]:
         **{name: _median(inside(name)) for name in (*INSIDE, *BESIDE)},
         **_ranks(inside),
         **_few(deltas.loc[within, ["cols", "levels_base", "levels_tuned"]]),
+        "in_two_formats": int(inside("dtype").astype("string").str.contains("/").sum()),
         "in_8_bits": int(inside("dtype").astype("string").str.contains("F8").sum()),
         **_short_sides(deltas.loc[within, ["rows", "cols"]]),
         **{

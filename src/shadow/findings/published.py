@@ -216,8 +216,15 @@ def _no_norm(paired: pd.DataFrame) -> str | None:
 
 
 def _paired(tensors: pd.DataFrame) -> pd.DataFrame:
-    """The base's large tensors that were compared whole, whatever their partner is called."""
-    base = tensors[(tensors["side"] == "base") & tensors["relative_norm"].notna()]
+    """The base's large tensors that were compared whole, whatever their partner is called.
+
+    What an adapter leaves alone has no relative norm in the report, and did not move: with it an
+    adapter and the same adapter merged have one mean.
+    """
+    base = tensors[tensors["side"] == "base"]
+    still = (base["status"] == "identical") & base["relative_norm"].isna()
+    base = base.assign(relative_norm=base["relative_norm"].astype(float).mask(still, 0.0))
+    base = base[base["relative_norm"].notna()]
     sizes = base["shape"].map(_entries)
     return base[(sizes >= SMALLEST) & (base["compared"] == sizes)]
 

@@ -30,6 +30,7 @@ from shadow.findings.bootstrap import (
     interval,
     intervals_of_medians,
 )
+from shadow.findings.coverage import uncompared, vector_figures, vocabulary
 from shadow.findings.depth import (
     Sum,
     compared_layers,
@@ -56,6 +57,7 @@ from shadow.findings.layer_medians import (
     unchanged_modules,
 )
 from shadow.findings.published import context_sentence, published_figures
+from shadow.findings.recognised import recognised
 from shadow.findings.reference import Position
 from shadow.findings.summary_file import SUMMARISED, believed
 from shadow.findings.summary_rows import (
@@ -75,9 +77,13 @@ from shadow.findings.summary_rows import (
     OutsideRow,
     PublishedFigures,
     QuarterRow,
+    Recognised,
     ReportWarning,
     SkippedRow,
     UnchangedRow,
+    UncomparedRow,
+    VectorFigures,
+    VocabularyRow,
     WarningCode,
     read_as,
     row_of,
@@ -221,6 +227,18 @@ class Summary:
 
     without_base: list[AloneRow]
     """The matrices without a base, by component."""
+
+    vectors: VectorFigures
+    """Of biases and norms."""
+
+    vocabulary: list[VocabularyRow]
+    """Embeddings and heads with more rows on one side."""
+
+    uncompared: list[UncomparedRow]
+    """What has no partner, another shape or no finite numbers."""
+
+    recognised: Recognised
+    """Changes that the figures show beyond doubt."""
 
     skipped: list[SkippedRow]
     """A row for each reason, the most tensors first."""
@@ -477,6 +495,12 @@ def summarise(tables: Mapping[str, pa.Table], metadata: ReportMetadata) -> Summa
         quarters=_quarters(depth, rows.deltas),
         unchanged=unchanged_modules(rows.tensors),
         without_base=_without_base(rows.alone),
+        vectors=vector_figures(rows.tensors),
+        vocabulary=vocabulary(rows.tensors),
+        uncompared=uncompared(rows.tensors),
+        recognised=recognised(
+            rows.deltas, next(gate.figure for gate in held if gate.name == "lineage")
+        ),
         skipped=_skipped(rows.tensors),
         warnings=[
             *_renumbered_experts(rows.deltas),

@@ -350,6 +350,162 @@ class UnchangedRow:
 
 
 @dataclass(frozen=True)
+class VectorFigures:
+    """What became of the vectors: biases and norms, of which only the relative norm is taken."""
+
+    compared: int
+    """That both sides have in one size."""
+
+    changed: int
+    """Of these."""
+
+    relative_norm: float | None
+    """Median over those that changed; None where none did, or all are 0 in the base."""
+
+    relative_norm_of_all: float | None
+    """Median over all that were compared, 0 of one that did not change."""
+
+
+@dataclass(frozen=True)
+class UncomparedRow:
+    """Tensors that could not be compared for one reason, of one module or of whole layers."""
+
+    reason: str
+    """only_in_base, only_in_tuned, shape_differs or nonfinite, as in shadow.reasons."""
+
+    side: str
+    """The side that has them, or whose numbers are not finite: base, tuned or both."""
+
+    component: str
+    """The component."""
+
+    module: str | None
+    """The module; None for whole layers."""
+
+    layers: list[int]
+    """Ascending; empty outside the layers."""
+
+    tensors: int
+    """How many of one side, 1 or more."""
+
+    base_shape: list[int] | None
+    """Of those whose shapes differ."""
+
+    tuned_shape: list[int] | None
+    """Of those whose shapes differ."""
+
+
+@dataclass(frozen=True)
+class VocabularyRow:
+    """An embedding or a head with more rows on one side; the rows that both have are compared."""
+
+    component: str
+    """The component."""
+
+    module: str
+    """embed or head."""
+
+    base_rows: int
+    """Of the base."""
+
+    tuned_rows: int
+    """Of the tuned side."""
+
+    added: int
+    """tuned_rows - base_rows; below 0 where rows were taken away."""
+
+
+@dataclass(frozen=True)
+class ReplacedRow:
+    """Matrices of one module that have little in common with the base's."""
+
+    component: str
+    """The component."""
+
+    module: str
+    """The module."""
+
+    layers: list[int]
+    """Ascending; empty outside the layers."""
+
+    matrices: int
+    """1 or more."""
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """Matrices that have little in common with the base's, in a model that is close to it."""
+
+    matrices: int
+    """1 or more."""
+
+    cosine_least: float
+    """Of base and tuned, -1 to 1."""
+
+    cosine_most: float
+    """Of base and tuned, -1 to 1."""
+
+    rows: list[ReplacedRow]
+    """By module."""
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """Every changed matrix is its base times one factor."""
+
+    matrices: int
+    """That changed, 2 or more."""
+
+    factor: float
+    """What the base was multiplied by."""
+
+
+@dataclass(frozen=True)
+class Zeroed:
+    """In every changed matrix some entries became 0, and all others stayed."""
+
+    matrices: int
+    """That changed, 2 or more."""
+
+    share: float
+    """Of the entries, those that became 0: median over matrices, 0 to 1."""
+
+
+@dataclass(frozen=True)
+class FewRowsRow:
+    """An embedding of which only a few rows changed."""
+
+    component: str
+    """The component."""
+
+    module: str
+    """embed."""
+
+    changed: int
+    """Rows that changed."""
+
+    rows: int
+    """All that were compared."""
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """Changes that the figures show beyond doubt."""
+
+    replaced: Replaced | None
+    """None: there are no such matrices, or most are."""
+
+    scaled: Scaled | None
+    """None: the change is another."""
+
+    zeroed: Zeroed | None
+    """None: the change is another."""
+
+    few_rows: list[FewRowsRow]
+    """A row for each embedding."""
+
+
+@dataclass(frozen=True)
 class AloneRow:
     """Medians over the matrices of a component that have no base."""
 

@@ -65,7 +65,8 @@ FILES = {  # the JSON files beside the tables: what each key holds
             " beyond_noise and flatter_than_noise; medians of columns, and of alignments less null;"
             " rank_least and rank_most, medians of bounds of the update's rank; levels_SIDE_few of"
             " levels_SIDE_judged, matrices with as few values as a copy through 8 or 4 bits;"
-            " in_8_bits, matrices of which a side is stored in FP8; short_side_least and"
+            " in_two_formats, matrices whose sides are stored in different formats; in_8_bits,"
+            " matrices of which a side is stored in FP8; short_side_least and"
             " short_side_most, rows or columns, whichever are fewer, of the smallest and the"
             " largest"
         ),
@@ -88,6 +89,26 @@ FILES = {  # the JSON files beside the tables: what each key holds
         "without_base": (
             "a list, a row for each component that has matrices without a base: their number and"
             " medians"
+        ),
+        "vectors": (
+            "biases and norms: how many were compared, how many of them changed, relative_norm (the"
+            " median over those that changed) and relative_norm_of_all"
+        ),
+        "vocabulary": (
+            "a list, a row for each embedding or head that has more rows on one side: component,"
+            " module, base_rows, tuned_rows, added (below 0 where rows were taken away)"
+        ),
+        "uncompared": (
+            "a list, a row for each module, or set of whole layers, that could not be compared:"
+            " reason (only_in_base, only_in_tuned, shape_differs, nonfinite), side (that has it, or"
+            " that is broken), component, module (null for whole layers), layers, tensors,"
+            " base_shape, tuned_shape"
+        ),
+        "recognised": (
+            "changes that the figures show beyond doubt: replaced (matrices, cosine_least,"
+            " cosine_most, rows by module), scaled (matrices, factor), zeroed (matrices, share of"
+            " the entries), each null where there is none; few_rows, a list of embeddings of which"
+            " a few rows changed"
         ),
         "skipped": (
             "a list, a row for each reason: tensors, those of base and of tuned, examples, detail"
