@@ -435,6 +435,14 @@ def test_what_is_known_of_published_pairs_is_the_last_sentence(tmp_path):
 # headline
 
 HEADLINES = {
+    "nonfinite": "Broken: a side holds NaN or infinite entries.",
+    "only_vectors": "Only biases and norms changed.",
+    "scaled": "The base's matrices times 1.010.",
+    "zeroed": "Changed by 5.0 %, by entries that were set to 0, spread over all modules.",
+    "replaced": (
+        "Changed by 5.0 %, with 2 matrices replaced or exchanged, spread over all modules."
+    ),
+    "rounding": "A copy of the base that was only rounded.",
     "identical": "The weights are the same.",
     "unrelated": "Two unrelated models of one shape.",
     "coherent": ("Changed by 5.0 %, as coherent as 12 of 64 directions, spread over all modules."),

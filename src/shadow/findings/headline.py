@@ -7,34 +7,34 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shadow.findings.finding import MOST, Sentence, about, has_frozen, parts_by_energy, percent
-from shadow.text import and_list
+from shadow.findings.finding import MOST, about, factor, has_frozen, parts_by_energy, percent
+from shadow.text import and_list, counted
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Container, Sequence
 
+    from shadow.findings.finding import Sentence
     from shadow.findings.summary import Summary
 
 AT_MOST = 2  # parts of the model that are named
 SAYING = ("concentrated", "distributed")  # labels that answer in a word
-# where nothing more is to be said; the first that stands among the sentences
+# what leaves nothing more to say; the first that stands among the sentences
 ALONE = {
+    "nonfinite": "Broken: a side holds NaN or infinite entries.",
     "nothing_compared": "Nothing was compared.",
-    "identical": "The weights are the same.",
     "unrelated": "Two unrelated models of one shape.",
+    "only_vectors": "Only biases and norms changed.",
 }
-# what the structure is, by the sentence that says it; the others take a figure
-STRUCTURES = {
+# what the change is, by the sentence that says it; the first that stands
+KINDS = {
+    "zeroed": "by entries that were set to 0",
+    "few_values": "as of a copy in few bits",
+    "rounded_away": "mostly rounded away by its storage",
+    "rounding": "about as large as the rounding of its storage",
     "low_rank": "of low rank",
     "flat": "flatter than noise",
     "noise": "like noise",
     "mixed": "in part with more structure than noise",
-}
-# sentences on storage, from which on the change's own structure is unknown
-LOST = {
-    "few_values": "as of a copy in few bits",
-    "rounded_away": "mostly rounded away by its storage",
-    "rounding": "about as large as the rounding of its storage",
 }
 
 
@@ -42,18 +42,24 @@ def headline(summary: Summary, sentences: Sequence[Sentence]) -> str:
     """One line of up to about 90 characters: `Changed by 8.0 %, as coherent as 14 of 64 directions,
     most of it in the head and mlp.gate.`
     """
-    codes = {sentence.code for sentence in sentences}
+    texts = {sentence.code: sentence.text for sentence in sentences}
     for code, text in ALONE.items():
-        if code in codes:
+        if code in texts:
             return text
-    said = [_size(summary, codes), _structure(summary, codes), _place(summary)]
+    if "identical" in texts:  # what the sentence says before it gives numbers
+        return f"{texts['identical'].partition(':')[0]}."
+    if summary.recognised.scaled is not None:
+        return f"The base's matrices times {factor(summary.recognised.scaled.factor)}."
+    if next(iter(texts)) == "rounding":
+        return "A copy of the base that was only rounded."
+    said = [_size(summary, texts), _kind(summary, texts), _place(summary)]
     text = ", ".join(part for part in said if part)
     if summary.has_label and summary.label in SAYING:
         return f"{summary.label.capitalize()}: {text[:1].lower()}{text[1:]}."
     return f"{text}."
 
 
-def _size(summary: Summary, codes: set[str]) -> str:
+def _size(summary: Summary, codes: Container[str]) -> str:
     norm = summary.figures["relative_norm_overall"]
     if "siblings" in codes:
         return "Different" if norm is None else f"Different by {percent(norm)}"
@@ -64,11 +70,13 @@ def _size(summary: Summary, codes: set[str]) -> str:
     return what if norm is None else f"{what}{how} {percent(norm)}"
 
 
-def _structure(summary: Summary, codes: set[str]) -> str:
-    for texts in (LOST, STRUCTURES):
-        for code, text in texts.items():
-            if code in codes:
-                return text
+def _kind(summary: Summary, codes: Container[str]) -> str:
+    if summary.recognised.replaced is not None:
+        count = counted(summary.recognised.replaced.matrices, "matrix", "matrices")
+        return f"with {count} replaced or exchanged"
+    for code, text in KINDS.items():
+        if code in codes:
+            return text
     if "coherent" not in codes:
         return ""
     value = summary.inside_layers.get("equivalent_directions")
