@@ -228,6 +228,36 @@ def test_checkpoints_are_named_as_base_and_tuned(tmp_path):
         report.spectrum(report.deltas["tensor"].iloc[0])
 
 
+def test_two_checkpoints_may_be_given_by_position(tmp_path, monkeypatch):
+    """The same pair as with base= and tuned=, by text or by Path, of `audit` and of `plan`."""
+    monkeypatch.chdir(ROOT)
+    base, tuned = "./registry/demo/base", Path("registry/demo/narrow")
+    report = shadow.audit(base, tuned, output=tmp_path, layers=[0], modules=["attn.q"])
+    assert isinstance(report, shadow.AuditReport)
+    assert report == shadow.audit(
+        base=base, tuned=tuned, output=tmp_path, layers=[0], modules=["attn.q"]
+    )
+    (plan,) = shadow.plan(base, tuned, output=tmp_path / "plan", layers=[0])
+    assert plan.pair == report.provenance.pair
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("demo", "qwen2.5-7b"), "'demo' is not a checkpoint, and two arguments by position"),
+        (("./a", "demo"), "'demo' is not a checkpoint"),
+        ((["demo"], "./a"), "two arguments by position are two checkpoints"),
+        ((Path("a"),), "a is one checkpoint, and a pair has two"),
+    ],
+)
+def test_two_arguments_that_are_no_checkpoints_are_refused(given, message):
+    """In a sentence with a hint, not as a TypeError."""
+    for call in (shadow.audit, shadow.plan):
+        with pytest.raises(shadow.ShadowError, match=re.escape(message)) as caught:
+            call(*given)
+        assert caught.value.hint
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
