@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import traceback
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -642,6 +643,19 @@ def test_a_repr_is_three_lines(narrow):
         second,
     )
     assert third.startswith(str(narrow.folder))
+
+
+def test_a_repr_has_no_label_out_of_its_reach_but_the_gates_that_failed(narrow, monkeypatch):
+    """`not assessable` reads as a failure; a gate that failed is one."""
+    summary = replace(narrow.summary, label="not assessable", reference=None)
+    for gates, first in (
+        (summary.gates, "demo:base..narrow"),
+        ([replace(summary.gates[0], passed=False)], "demo:base..narrow: gate failed: changed"),
+    ):
+        monkeypatch.setitem(vars(narrow), "summary", replace(summary, gates=gates))
+        assert repr(narrow).splitlines()[0] == first
+        assert f"<strong>{first}</strong>" in narrow._repr_html_()
+        assert "not assessable" not in repr(narrow) + narrow._repr_html_()
 
 
 def test_a_notebook_shows_headline_modules_and_heat_map(narrow):
