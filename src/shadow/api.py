@@ -25,7 +25,7 @@ from shadow.targets.families import Pair, given_pair
 from shadow.targets.lists import select
 from shadow.targets.references import Reference, parse_reference
 from shadow.targets.typed import is_reference
-from shadow.text import bytes_of, counted, several
+from shadow.text import bytes_of, several
 
 if TYPE_CHECKING:
     from shadow.audits.engine import Engine
@@ -441,15 +441,9 @@ def compare(
     if files:
         every = [folder for report in reports for folder in _folders(report, storage_options)]
         folders = list(dict.fromkeys(every))
-        most = comparison.MAX_SCORED
     else:
         folders = reports_of([_at(report, storage_options) for report in reports])
-        most = comparison.MAX_REPORTS
-    if not 2 <= len(folders) <= most:
-        raise UsageError(
-            f"{counted(len(folders), 'report', 'reports')} to compare",
-            f"name two to {most}, or a folder above so many",
-        )
+    comparison.check_count(len(folders), scored=bool(files))
     return comparison.compare(
         folders,
         margin=margin,
