@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import traceback
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -226,6 +227,36 @@ def test_checkpoints_are_named_as_base_and_tuned(tmp_path):
     assert report.spectra.empty
     with pytest.raises(shadow.ShadowError, match="no spectra"):
         report.spectrum(report.deltas["tensor"].iloc[0])
+
+
+def test_two_checkpoints_may_be_given_by_position(tmp_path, monkeypatch):
+    """The same pair as with base= and tuned=, by text or by Path, of `audit` and of `plan`."""
+    monkeypatch.chdir(ROOT)
+    base, tuned = "./registry/demo/base", Path("registry/demo/narrow")
+    report = shadow.audit(base, tuned, output=tmp_path, layers=[0], modules=["attn.q"])
+    assert isinstance(report, shadow.AuditReport)
+    assert report == shadow.audit(
+        base=base, tuned=tuned, output=tmp_path, layers=[0], modules=["attn.q"]
+    )
+    (plan,) = shadow.plan(base, tuned, output=tmp_path / "plan", layers=[0])
+    assert plan.pair == report.provenance.pair
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("demo", "qwen2.5-7b"), "'demo' is not a checkpoint, and two arguments by position"),
+        (("./a", "demo"), "'demo' is not a checkpoint"),
+        ((["demo"], "./a"), "two arguments by position are two checkpoints"),
+        ((Path("a"),), "a is one checkpoint, and a pair has two"),
+    ],
+)
+def test_two_arguments_that_are_no_checkpoints_are_refused(given, message):
+    """In a sentence with a hint, not as a TypeError."""
+    for call in (shadow.audit, shadow.plan):
+        with pytest.raises(shadow.ShadowError, match=re.escape(message)) as caught:
+            call(*given)
+        assert caught.value.hint
 
 
 @pytest.mark.parametrize(
@@ -612,6 +643,19 @@ def test_a_repr_is_three_lines(narrow):
         second,
     )
     assert third.startswith(str(narrow.folder))
+
+
+def test_a_repr_has_no_label_out_of_its_reach_but_the_gates_that_failed(narrow, monkeypatch):
+    """`not assessable` reads as a failure; a gate that failed is one."""
+    summary = replace(narrow.summary, label="not assessable", reference=None)
+    for gates, first in (
+        (summary.gates, "demo:base..narrow"),
+        ([replace(summary.gates[0], passed=False)], "demo:base..narrow: gate failed: changed"),
+    ):
+        monkeypatch.setitem(vars(narrow), "summary", replace(summary, gates=gates))
+        assert repr(narrow).splitlines()[0] == first
+        assert f"<strong>{first}</strong>" in narrow._repr_html_()
+        assert "not assessable" not in repr(narrow) + narrow._repr_html_()
 
 
 def test_a_notebook_shows_headline_modules_and_heat_map(narrow):

@@ -47,6 +47,14 @@ def test_every_matrix_of_a_family_has_its_module(kind, tmp_path):
     assert all(part.place.module in name_rules().modules for part, _ in parts)
 
 
+def test_the_heads_of_bert_are_heads():
+    """That of masked words, that of the next sentence, and the pooler below it."""
+    names = ("cls.seq_relationship", "cls.predictions.decoder", "bert.pooler.dense")
+    for name in names:
+        ((part,),) = place_tensors({f"{name}.weight": (2, 64)}, {"model_type": "bert"}).values()
+        assert (part.place.component, part.place.module) == ("language", "head")
+
+
 def test_gpt2_is_read_transposed_and_its_fused_projection_split(tmp_path):
     """Conv1D stores (in, out): q, k and v are the thirds of the transposed c_attn, with and without
     a config.

@@ -276,7 +276,8 @@ def test_a_rerun_reads_what_is_done_and_tries_the_rest_again(toys):
         assert (row.seconds > first[row.name].seconds) == (row.pair == "base..gone")
         assert row.seconds == first[row.name].seconds or row.pair == "base..gone"
     assert said[0] == "[1/4] toy-a:base..one: nothing to measure: the report is already there"
-    assert said[2].startswith("[3/4] toy-bad:base..gone: not assessable in ")
+    assert said[2].startswith("[3/4] toy-bad:base..gone: done in ")
+    assert said[2].endswith(" s, 138 % of the base's norm, gate failed: lineage")
 
 
 def test_a_report_that_only_had_to_be_written_is_this_runs_work(toys, monkeypatch):
@@ -292,8 +293,9 @@ def test_a_report_that_only_had_to_be_written_is_this_runs_work(toys, monkeypatc
     (tried,) = run(selection, toys / "out", runtime=Runtime(say=said.append))
     (row,) = read_index(toys / "out").rows
     assert (tried.result.measured, tried.state, row.state, row.bytes) == (0, "done", "done", 0)
-    assert [text.split(": ")[-1].split(" ")[0] for text in said] == ["2", "not"]
-    assert said[0].endswith("resuming: 2 of 2 matrices already measured")
+    resumed, ended = said
+    assert resumed.endswith("resuming: 2 of 2 matrices already measured")
+    assert ": done in " in ended
 
 
 @pytest.mark.parametrize("change", every(2, ["settings", "report gone", "report broken", "list"]))
@@ -749,6 +751,8 @@ def test_the_table_fits_the_terminal(width):
     assert head.split() == ["#", "family", "pair", "state", "label", "conc.", "norm", "time"] + [
         "error"
     ] * (width > 80)
+    assert "not assessable" not in text  # a dash, and what it stands for below
+    assert "label  - where a gate failed or no known training is of this size" in text
     assert "offline" in text.replace("\n", "")
     assert ("run once without --offline" in text) == (width == 80)
 

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -638,12 +639,30 @@ def test_output_fits_the_terminal(shadow, audited, width, count):
         "+0.065",
         "not shown",
         "only 4 layers",
-        "median rel. norm",
+        "rel. norm",
         "x 1.18",  # the margin of ratios, in a column or in the title
     ):
         assert word in text
     assert ("By depth" in text) == ("mlp.down" in text) == (count == 2)
     assert ("against the next" in text) == (count == 3)
+
+
+def test_a_verdict_stays_on_its_line_where_ratios_have_three_decimals(tmp_path):
+    """As of two changes that differ tenfold, on 80 columns."""
+    compared = compare([uniform(tmp_path / "a", 0.4), uniform(tmp_path / "b", 0.3)])
+    small = {
+        "log ratio": {
+            "difference": math.log(0.067),
+            "low": math.log(0.061),
+            "high": math.log(0.072),
+        },
+        "difference": {"first": 0.0333, "second": 0.0211},
+    }
+    wide = [replace(figure, **small[figure.scale]) for figure in one(compared).figures]
+    wide[-1] = replace(wide[-1], first=0.00083, second=0.014)
+    text = shown(replace(compared, contrasts=[replace(one(compared), figures=wide)]), 80)
+    assert "x 0.067  x 0.061 to 0.072  more concentrated" in text
+    assert text.count("0  more concentrated") + text.count("2  more concentrated") == 5
 
 
 def test_every_column_of_the_modules_has_a_name_of_its_own(tmp_path):
@@ -733,7 +752,10 @@ def test_wrong_usage(audited, shadow):
     run = audited / "base..narrow"
     assert "1 report to compare" in shadow("compare", run).assert_refused(code=2)
     assert "name too long" in shadow("compare", run, "x" * 5000).assert_refused().lower()
-    assert "13 reports" in shadow("compare", *[run] * 13).assert_refused(code=2)
+    many = shadow("compare", *[run] * 13)
+    assert "13 reports" in many.assert_refused(code=2)
+    assert "name two to 12, or a folder above so many" in many.err
+    assert "`shadow show` has a table of any number, --scores correlates up to 200" in many.err
     for margin in ("-0.1", "nan", "2"):
         assert "--margin" in shadow("compare", run, run, "--margin", margin).assert_refused(code=2)
 

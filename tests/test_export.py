@@ -534,7 +534,7 @@ def test_without_duckdb_the_hint_says_what_to_install(folders, tmp_path, monkeyp
     monkeypatch.setitem(__import__("sys").modules, "duckdb", None)
     with pytest.raises(ShadowError, match="not installed") as caught:
         export(folders, "duckdb", tmp_path / "x.duckdb")
-    assert caught.value.hint == "pip install 'shadow-audit[duckdb]'"
+    assert caught.value.hint == "in a clone of shadow, type: pip install '.[duckdb]'"
     assert not list(tmp_path.iterdir())
 
 

@@ -104,7 +104,7 @@ def test_a_missing_extra_is_one_line_with_the_command_that_installs_it(without_e
     assert error.startswith("error: ")
     assert all(name in error for name in EXTRAS[extra])
     assert error.endswith(" not installed")
-    assert hint == f"hint:  pip install 'shadow-audit[{extra}]'"
+    assert hint == f"hint:  in a clone of shadow, type: pip install '.[{extra}]'"
     assert {path.name for path in folder.iterdir()} == {"reports", "reports-parquet"}
 
 

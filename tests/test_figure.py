@@ -547,8 +547,10 @@ def test_what_cannot_be_drawn_is_one_line(run, two, tmp_path, shadow):
         (two, "heatmap", Choice(), "a heatmap shows one report, and there are 2"),
         ([*two, *two, run], "depth", Choice(), "5 reports are more"),
     ):
-        with pytest.raises(ShadowError, match=words):
+        with pytest.raises(ShadowError, match=words) as caught:
             write_figure(kind, folders, tmp_path / "x.svg", choice)
+        if "5 reports" in words:
+            assert "`shadow report` draws any number" in caught.value.hint
     for arguments, words in (
         (("--kind", "depth", "-o", "x.gif"), "cannot draw to 'x.gif'"),
         (("--kind", "depth", "-o", "x.svg", "--metric", "weight"), "no metric 'weight'"),

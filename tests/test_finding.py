@@ -520,6 +520,18 @@ def test_a_head_of_more_than_its_share_is_named_with_both_shares(tmp_path):
     assert "head" not in sentence(told(tmp_path / "b", with_head(1 / 13)), "size")
 
 
+def test_a_pooler_is_not_called_the_head(tmp_path):
+    """Its module is head, and it predicts nothing; beside a head that predicts, it is the head."""
+    body, (head,) = with_head(0.46)[:-1], with_head(0.46)[-1:]
+    pooler = {**head, "tensor": "bert.pooler.dense.weight"}
+    text = sentence(told(tmp_path / "a", [*body, pooler]), "size")
+    assert "the pooling head (46 %, with 7.7 % of the parameters)" in text
+    text = sentence(told(tmp_path / "c", [*body, {**pooler, "relative_norm": 0.9}]), "size")
+    assert "the pooling head moved furthest: 90 %" in text
+    both = [*body, pooler, {**head, "tensor": "cls.predictions.decoder.weight"}]
+    assert "pooling" not in sentence(told(tmp_path / "b", both), "size")
+
+
 def test_a_change_in_proportion_to_the_parameters_names_no_place(tmp_path):
     """Embeddings of twelve parts of 24 in both; and with 3 of 5 of the energy, they are named."""
     energy, size = 12 * 0.05**2, 12 * 64 * 96
@@ -1230,6 +1242,21 @@ def test_hostile_findings_are_harmless_in_every_output(tmp_path):
         ):
             assert active not in text
         assert "x" in text
+
+
+def test_markdown_names_local_checkpoints_by_their_folders(tmp_path):
+    """A model card tells nobody's folders; a repository of the Hub keeps its whole name."""
+    summary = summary_of(tmp_path, model())
+    local = {"repo": "/home/me/secret/tuned-7", "commit": None, "fingerprint": "f"}
+    hub = {"repo": "org/base", "commit": "c" * 40, "fingerprint": None}
+    metadata = {"version": "1", "settings": SETTINGS}
+    text = report_markdown(replace(summary, base=hub, tuned=local), metadata)
+    assert "base <code>org&#47;base</code> at" in text
+    assert "tuned <code>tuned-7</code>." in text
+    assert "secret" not in text
+    parts = {**local, "repo": "language=org/name vision=/home/me/se cret/tower audio=/x/y"}
+    text = report_markdown(replace(summary, base=hub, tuned=parts), metadata)
+    assert "language&#61;org&#47;name vision&#61;tower audio&#61;y</code>" in text
 
 
 def test_every_output_opens_with_the_same_sentences(tmp_path):

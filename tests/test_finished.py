@@ -130,11 +130,18 @@ def test_an_audit_that_was_stopped_is_no_damaged_report(pair, toys, monkeypatch)
             run_pair(pair, EVERYTHING, toys / "out")
     assert (folder / ".partial").is_dir()
     assert found_below(toys / "out") == []
+    for above in (toys / "out", folder.parent):
+        with pytest.raises(ShadowError, match="no finished report in it") as refused:
+            read_summary(above)
+        assert refused.value.hint is not None
+        assert "it holds 1 unfinished audit: run the same command again" in refused.value.hint
+        assert "shadow clean" in refused.value.hint
     shutil.copy(kept / "tensors.parquet", folder)
     assert found_below(toys / "out") == [folder]
     with pytest.raises(ShadowError, match="no finished report in it") as refused:
         read_summary(folder)
-    assert refused.value.hint == "the audit is not finished: run it again"
+    assert refused.value.hint is not None
+    assert refused.value.hint.startswith("its audit is not finished: run the same command again")
 
 
 def test_a_new_report_that_only_has_to_be_moved_is_found(pair, toys):

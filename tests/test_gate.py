@@ -551,6 +551,7 @@ def test_the_terminal_shows_every_rule(shadow, demo, tmp_path):
     )
     text = shadow("gate", demo["narrow"], "--policy", "policy.yaml").assert_done(4)
     for word in (
+        "rule: fails if",  # what passed does not hold: its condition alone reads the other way
         "FAILED",
         "narrow-up",
         "language.mlp.up.concentration is 0.3944 (> 0.3)",

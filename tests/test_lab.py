@@ -32,7 +32,7 @@ def shadow(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of the preset that takes seconds."""
+    """A finished run of the preset that takes about a minute."""
     out = tmp_path_factory.mktemp("lab") / "out"
     done = shadow("lab", "run", "--preset", "smoke", "-o", out)
     assert done.returncode == 0, done.stderr

@@ -19,7 +19,9 @@ def rows(*given):
     columns = dict.fromkeys(
         (*INSIDE, *BESIDE, "kept_reason", "kept_history", "component", "module", "layer", "rows")
     )
-    columns |= dict.fromkeys(("cols", "dtype", "levels_base", "levels_tuned", "rank_95", "rank_99"))
+    columns |= dict.fromkeys(
+        ("tensor", "cols", "dtype", "levels_base", "levels_tuned", "rank_95", "rank_99")
+    )
     columns |= {f"top{k}_energy": None for k in TOPS}
     columns |= {f"alignment_{side}": None for side in ("left", "right", "left_null", "right_null")}
     return pd.DataFrame([{**columns, "component": "language", **one} for one in given])
@@ -57,6 +59,7 @@ def test_an_embedding_moves_no_median():
     assert (inside["alignment_left_excess"], inside["alignment_right_excess"]) == (0.25, None)
     (outside,) = outside_layers(found)
     assert (outside.module, outside.kept, outside.energy_share) == ("embed", 0.01, 0.9)
+    assert (outside.matrices, outside.poolers) == (1, 0)
 
 
 def test_what_is_unknown_is_counted():

@@ -520,6 +520,18 @@ def test_a_family_tells_which_of_its_pairs_have_no_report(planted, tmp_path):
     assert len(notes) == 3
 
 
+@pytest.mark.parametrize("to", [".", "file://"])
+def test_a_family_that_no_registry_has_is_found_in_the_folder_of_output(planted, told, to):
+    """As one of a list or of `--name`: the steps are those of the same reports; also at a URL."""
+    top, _ = planted
+    output = f"file://{top}/reports" if to == "file://" else "reports"
+    done = shadow("lineage", "toy", "-o", output, "--no-joint", "--format", "json", cwd=top)
+    assert done.code == 0, done.err
+    (chain,) = json.loads(done.out)["chains"]
+    pairs = [step["pair"] for step in told["chains"][0]["steps"]]
+    assert [step["pair"] for step in chain["steps"]] == pairs
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

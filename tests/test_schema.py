@@ -302,7 +302,8 @@ def test_a_number_in_metadata_that_is_none_is_null(run, shadow):
 
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize(
-    ("schema", "hint"), [(2, "pip install --upgrade"), (0, "audit the pair again, or read it with")]
+    ("schema", "hint"),
+    [(2, "git pull && pip install ."), (0, "audit the pair again, or read it with")],
 )
 def test_another_schema_is_one_line_with_both_versions(shadow, tmp_path, command, schema, hint):
     """A report of a newer and of an older schema, in every command: both schemas, both versions,

@@ -1382,7 +1382,7 @@ def test_a_driver_that_is_not_installed_is_named_with_its_extra(monkeypatch, url
     error, hint = err.splitlines()
     assert error.startswith(f"error: {url}: ")
     assert error.endswith("is not installed")
-    assert hint == f"hint:  pip install 'shadow-audit[{extra}]'"
+    assert hint == f"hint:  in a clone of shadow, type: pip install '.[{extra}]'"
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,8 @@ from safetensors.torch import load_file
 
 from shadow.findings.finding import about
 from shadow.findings.summary import read_summary
+from shadow.gates.verdicts import Judgement
+from shadow.outputs.terminal.batch import pairs_view
 from shadow.outputs.terminal.summary import summary_view
 from shadow.outputs.terminal.typeset import fixed, layers_filled, number, rounded, share, sparkline
 
@@ -186,6 +188,21 @@ def test_the_short_summary_says_what_came_of_gates_and_label(audited):
     assert "not assessable" not in none
     failed = [replace(summary.gates[0], passed=False), *summary.gates[1:]]
     assert f"gates failed {summary.gates[0].name}" in shown(summary, audited[0], gates=failed)
+
+
+def test_the_table_of_pairs_has_a_dash_where_the_label_does_not_reach(audited):
+    """The label of a pair that has one, and the gates of one that failed some."""
+    summary = read_summary(audited[0])[0]
+    none = replace(summary, reference=None, label="not assessable")
+    stopped = replace(none, gates=[replace(summary.gates[0], passed=False), *summary.gates[1:]])
+    console = Console(file=io.StringIO(), width=80)
+    console.print(
+        pairs_view([Judgement("f", "a..b", summary=one) for one in (summary, none, stopped)])
+    )
+    rows = [line.split() for line in console.file.getvalue().splitlines() if "a..b" in line]
+    assert [" ".join(row[3:-3]) for row in rows] == [
+        summary.label, "-", f"gate failed: {summary.gates[0].name}"
+    ]  # fmt: skip
 
 
 def test_the_next_command_can_be_typed_as_it_stands(audited):

@@ -24,7 +24,8 @@ from shadow.storage import Store, located, work_folder
 from shadow.targets.families import Pair, given_pair
 from shadow.targets.lists import select
 from shadow.targets.references import Reference, parse_reference
-from shadow.text import bytes_of, counted, several
+from shadow.targets.typed import is_reference
+from shadow.text import bytes_of, several
 
 if TYPE_CHECKING:
     from shadow.audits.engine import Engine
@@ -88,6 +89,10 @@ def audit(*, base: Place, tuned: Place, **options: Unpack[AuditOptions]) -> Audi
 
 
 @overload
+def audit(base: Place, tuned: Place, /, **options: Unpack[AuditOptions]) -> AuditReport: ...
+
+
+@overload
 def audit(target: str, /, **options: Unpack[AuditOptions]) -> AuditReport | AuditReports: ...
 
 
@@ -96,7 +101,8 @@ def audit(target: Several, /, **options: Unpack[AuditOptions]) -> AuditReports: 
 
 
 def audit(
-    target: str | Pair | Several | None = None,
+    target: Place | Pair | Several | None = None,
+    second: Place | None = None,
     /,
     *,
     base: Place | None = None,
@@ -139,7 +145,8 @@ def audit(
 
     Args:
         target: A family, `family:base..tuned`, a glob over these, a pair of `shadow.pairs`, or a
-            list of such.
+            list of such. Where `second` is given: the base.
+        second: The model tuned from it: `audit(a, b)` is `audit(base=a, tuned=b)`.
         base: Instead of a target: a folder, or `org/name[@revision]` on the Hub.
         tuned: The model tuned from it, named in the same way.
         output: The folder that reports are written below, or the URL of one, such as
@@ -198,7 +205,7 @@ def audit(
     from shadow.audits.workers import single_threads
     from shadow.findings.score_files import scores_of_pairs
 
-    chosen = _chosen(target, base=base, tuned=tuned, registry=registry)
+    chosen = _chosen(target, second, base=base, tuned=tuned, registry=registry)
     on_ray = _ray_request(engine, address=address, cores=cpus_per_task, memory=memory_per_task)
     if parts is not None and parts < 1:
         raise UsageError(f"parts={parts}", "1 or more")
@@ -251,7 +258,7 @@ def audit(
     if faults:
         told = {pair.full_name: faults[pair] for pair in chosen if pair in faults}
         raise _failed(told, len(chosen))
-    if alone and (target is None or isinstance(target, str | Pair)):
+    if alone and not isinstance(target, list | tuple):
         return reports[chosen[0]]
     return AuditReports(reports[pair] for pair in chosen)
 
@@ -351,7 +358,8 @@ def pairs(
 
 
 def plan(
-    target: str | Pair | Several | None = None,
+    target: Place | Pair | Several | None = None,
+    second: Place | None = None,
     /,
     *,
     base: Place | None = None,
@@ -381,7 +389,7 @@ def plan(
     from shadow.audits.pair import Runtime, plan_pair
     from shadow.audits.workers import single_threads
 
-    chosen = _chosen(target, base=base, tuned=tuned, registry=registry)
+    chosen = _chosen(target, second, base=base, tuned=tuned, registry=registry)
     settings = _settings(
         components=components, layers=layers, modules=modules, precision=precision, device=device
     )
@@ -433,15 +441,9 @@ def compare(
     if files:
         every = [folder for report in reports for folder in _folders(report, storage_options)]
         folders = list(dict.fromkeys(every))
-        most = comparison.MAX_SCORED
     else:
         folders = reports_of([_at(report, storage_options) for report in reports])
-        most = comparison.MAX_REPORTS
-    if not 2 <= len(folders) <= most:
-        raise UsageError(
-            f"{counted(len(folders), 'report', 'reports')} to compare",
-            f"name two to {most}, or a folder above so many",
-        )
+    comparison.check_count(len(folders), scored=bool(files))
     return comparison.compare(
         folders,
         margin=margin,
@@ -549,7 +551,8 @@ def _ignore(_: object) -> None:
 
 
 def _chosen(
-    target: str | Pair | Several | None,
+    target: Place | Pair | Several | None,
+    second: Place | None,
     *,
     base: Place | None,
     tuned: Place | None,
@@ -558,16 +561,39 @@ def _chosen(
     """The pairs that are asked for, each once."""
     if (base is None) != (tuned is None):
         raise UsageError("base and tuned go together", "name both checkpoints, or a family")
+    if base is not None and (target is not None or second is not None):
+        raise UsageError("a target, and base and tuned too", "name one or the other")
+    if second is not None:
+        base, tuned = _two_checkpoints(target, second)
+        target = None
+    if isinstance(target, PathLike):
+        raise UsageError(f"{target} is one checkpoint, and a pair has two", "name base and tuned")
     listed = [target] if isinstance(target, str | Pair) else list(target or ())
     given = [name for name in listed if isinstance(name, Pair)]
     if base is not None and tuned is not None:
-        if listed:
-            raise UsageError("a target, and base and tuned too", "name one or the other")
         given = [given_pair(_reference(base), _reference(tuned))]
     pairs = select([name for name in listed if isinstance(name, str)], given, _path(registry)).pairs
     if not pairs:
         raise UsageError("nothing to audit", "name a family, such as 'demo', or base and tuned")
     return pairs
+
+
+def _two_checkpoints(
+    target: Place | Pair | Several | None, second: Place | Pair | Several
+) -> tuple[Place, Place]:
+    """Base and tuned, given by position. Several families are a list, here as elsewhere."""
+    if not isinstance(target, str | PathLike) or not isinstance(second, str | PathLike):
+        raise UsageError(
+            "two arguments by position are two checkpoints", "give several targets as a list"
+        )
+    for name in (target, second):
+        if isinstance(name, str) and not is_reference(name):
+            raise UsageError(
+                f"{name[:80]!r} is not a checkpoint, and two arguments by position are two",
+                "a folder is './NAME', a model of the Hub 'org/name'; give several families as a"
+                " list",
+            )
+    return target, second
 
 
 def _reference(place: Place) -> Reference:

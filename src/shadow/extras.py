@@ -1,5 +1,5 @@
 """Packages that only some commands need: each is installed with an extra of the package
-`shadow-audit`.
+`shadow-audit`, from a clone.
 """
 
 from __future__ import annotations
@@ -27,9 +27,12 @@ def require(extra: str) -> None:
     missing = [name for name in EXTRAS[extra] if not _is_installed(name)]
     if missing:
         verb = "is" if len(missing) == 1 else "are"
-        raise ShadowError(
-            f"{' and '.join(missing)} {verb} not installed", f"pip install 'shadow-audit[{extra}]'"
-        )
+        raise ShadowError(f"{' and '.join(missing)} {verb} not installed", installing(extra))
+
+
+def installing(extra: str) -> str:
+    """What to type for an extra. The package is on no index, so pip takes it from a clone."""
+    return f"in a clone of shadow, type: pip install '.[{extra}]'"
 
 
 def _is_installed(name: str) -> bool:

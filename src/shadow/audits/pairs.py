@@ -33,7 +33,10 @@ from shadow.audits.pair import (
     tell_nobody,
 )
 from shadow.errors import BusyError, KeptError, ShadowError
+from shadow.findings.finding import of_what, percent
+from shadow.findings.footprint import label_or_gates
 from shadow.findings.scores import ScoreFiles
+from shadow.findings.summary import Summary
 from shadow.targets.families import Pair
 from shadow.targets.references import ComponentBase, Reference
 from shadow.text import byte_size, took
@@ -149,10 +152,23 @@ def audit_pairs(
                     continue
             if numbered and outcome.began and outcome.result is not None:
                 moved = f", {byte_size(outcome.moved)} fetched" if outcome.moved else ""
-                say(f"{outcome.result.summary.label} in {took(outcome.seconds)}{moved}")
+                found = _in_short(outcome.result.summary)
+                say(f"done in {took(outcome.seconds)}{moved}, {found}")
             yield outcome
             if outcome.state == "stopped" and not engine.elsewhere:
                 outcome.finished()  # raises
+
+
+def _in_short(summary: Summary) -> str:
+    """How far the weights moved, and the label or the gates that failed: part of a line."""
+    norm = summary.figures["relative_norm_overall"]
+    parts = ["nothing changed"]
+    if norm and summary.figures["matrices"]:
+        parts = [f"{percent(norm)} {of_what(summary)}"]
+    standing = label_or_gates(summary.label, summary.gates, applies=summary.has_label)
+    if standing is not None:
+        parts.append(standing)
+    return ", ".join(parts)
 
 
 def near_of(pair: Pair) -> str:

@@ -20,11 +20,11 @@ def lab_run(
         PresetName,
         typer.Option(
             help=(
-                "smoke: seconds, learns nothing; quick: minutes; full: every control, over an hour"
-                " on two cores; width-64, width-128, width-256 or width-512: decoders of one width,"
-                " half an hour to an hour and a half on two cores; pretrained: a real decoder of"
-                " 135M parameters on real texts, fetched from PyPI and Debian, about three hours"
-                " of one core."
+                "smoke: about a minute, learns nothing; quick: minutes; full: every control,"
+                " over an hour on two cores; width-64, width-128, width-256 or width-512:"
+                " decoders of one width, half an hour to an hour and a half on two cores;"
+                " pretrained: a real decoder of 135M parameters on real texts, fetched from PyPI"
+                " and Debian, about three hours of one core."
             ),
             metavar="PRESET",
         ),

@@ -141,6 +141,8 @@ def _folders(
             )
         return reports
     path = reports_here(Path(target), options)
+    if not os.path.lexists(path) and (own := _own_family(target, output, options)):
+        return own
     if not os.path.lexists(path):
         hint = nearest(target, families) or "name a folder that `shadow audit` made"
         name, _, pair = target.partition(":")
@@ -148,6 +150,16 @@ def _folders(
             hint = f"name the family {name}"
         raise ShadowError(f"no family and no folder {target[:80]!r}", hint)
     return reports_at(path)
+
+
+def _own_family(target: str, output: Path, options: Options) -> list[Path]:
+    """The reports of a family that no registry has: one of a list, or of `--name`."""
+    from shadow.files import safe_name
+
+    if "/" in target:
+        return []
+    folder = reports_here(output / safe_name(target), options)
+    return found_below(folder) if folder.is_dir() else []
 
 
 def _held(

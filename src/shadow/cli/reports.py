@@ -169,13 +169,9 @@ def compare(
     if scores:
         every = [folder for run in runs for folder in reports_at(run)]
         folders = list(dict.fromkeys(every))
-        most = comparing.MAX_SCORED
     else:
         folders = reports_of(runs)
-        most = comparing.MAX_REPORTS
-    if not 2 <= len(folders) <= most:
-        count = counted(len(folders), "report", "reports")
-        raise UsageError(f"{count} to compare", f"name two to {most}, or a folder above so many")
+    comparing.check_count(len(folders), scored=bool(scores))
     if not 0 <= margin <= 1:
         raise UsageError(
             f"--margin {margin:g} is out of range", "give a number from 0 to 1, such as 0.05"

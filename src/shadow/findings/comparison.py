@@ -25,7 +25,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from shadow import __version__
-from shadow.errors import ShadowError
+from shadow.errors import ShadowError, UsageError
 from shadow.findings.bootstrap import LEVEL, blocks_of, interval_of_median, sign_flip_p
 from shadow.findings.correlation import ScoredSet, score_reports
 from shadow.findings.footprint import FULL_RANK, LINEAGE, ROUNDING
@@ -45,7 +45,7 @@ from shadow.findings.scores import ScoreFiles
 from shadow.places.names import name_rules
 from shadow.reports.column_types import Cell
 from shadow.reports.columns import COMPARISON
-from shadow.text import and_list
+from shadow.text import and_list, counted
 
 ComparisonVerdict = Literal[
     "more concentrated",
@@ -630,6 +630,22 @@ def _figure_verdict(
     if apart * figure.direction > 0:
         return "more concentrated"
     return "less concentrated"
+
+
+def check_count(count: int, *, scored: bool) -> None:
+    """Raises UsageError for one report, and for more than a table can hold.
+
+    scored: scores are correlated, which more reports can take part in.
+    """
+    most = MAX_SCORED if scored else MAX_REPORTS
+    if 2 <= count <= most:
+        return
+    hint = f"name two to {most}, or a folder above so many"
+    if count > most:
+        hint += "; `shadow show` has a table of any number"
+        if not scored:
+            hint += f", --scores correlates up to {MAX_SCORED}"
+    raise UsageError(f"{counted(count, 'report', 'reports')} to compare", hint)
 
 
 def number(value: float) -> float | None:

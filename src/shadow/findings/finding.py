@@ -25,6 +25,7 @@ from shadow.text import and_list, counted
 if TYPE_CHECKING:
     from shadow.findings.footprint import Gate
     from shadow.findings.summary import Summary
+    from shadow.findings.summary_rows import ModuleRow
     from shadow.reports.metadata import SettingsMetadata
 
 Answer = Literal["no", "fits", "cannot_be_excluded"]
@@ -845,7 +846,7 @@ def parts_by_energy(summary: Summary) -> list[Part]:
     main = _main(summary)
     modules = [
         Part(
-            name=_module(row.module),
+            name=_changed_module(summary, row),
             place=f"modules.{row.component}.{row.module}",
             energy=row.energy_share,
             size=row.parameter_share,
@@ -897,6 +898,15 @@ def _module(module: str) -> str:
     if not module.isascii() or not all(letter.isalnum() or letter in "._" for letter in module):
         return "another module"
     return plain.get(module, module)
+
+
+def _changed_module(summary: Summary, row: ModuleRow) -> str:
+    """The same of a module that changed: BERT's pooler is of module head, and predicts nothing."""
+    poolers = any(
+        (one.component, one.module, one.poolers) == (row.component, "head", one.matrices)
+        for one in summary.outside_layers
+    )
+    return "the pooling head" if row.module == "head" and poolers else _module(row.module)
 
 
 def _component(name: str) -> str:
@@ -967,7 +977,9 @@ def _moved(draft: _Draft) -> str:
     norm = most.relative_norm or 0.0
     if norm < FURTHER * statistics.median(row.relative_norm or 0.0 for row in rows):
         return ""
-    name = _named_in(most.component, most.module, len({row.component for row in rows}) > 1)
+    name = _changed_module(draft.summary, most)
+    if len({row.component for row in rows}) > 1:
+        name = _of_component(name, most.component)
     far = draft.write(norm, f"modules.{most.component}.{most.module}.relative_norm", percent)
     own = "their own norms" if name.endswith("embeddings") else "its own norm"
     matrix = " in the median matrix" if most.matrices > 1 else ""
@@ -1041,9 +1053,13 @@ def _unchanged(draft: _Draft) -> list[str]:
 
 def _named_in(component: str, module: str, several: bool) -> str:
     """A module, and of which component it is where that is not clear."""
-    if not several or component in ("language", "projector"):
-        return _module(module)
-    return f"{_module(module)} of {_component(component)}"
+    return _of_component(_module(module), component) if several else _module(module)
+
+
+def _of_component(name: str, component: str) -> str:
+    if component in ("language", "projector"):
+        return name
+    return f"{name} of {_component(component)}"
 
 
 def _spans(numbers: Sequence[int]) -> str:

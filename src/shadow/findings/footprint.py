@@ -151,6 +151,17 @@ def failed(listed: Sequence[Gate]) -> list[Gate]:
     return [gate for gate in listed if not gate.passed]
 
 
+def label_or_gates(label: str, gates: Sequence[Gate], *, applies: bool) -> str | None:
+    """The gates that a pair failed, else its label where that applies; None where it does not.
+
+    `not assessable` alone reads as a failure, and most released models are only out of the label's
+    reach.
+    """
+    if stopped := [gate.name for gate in failed(gates)]:
+        return f"{'gate' if len(stopped) == 1 else 'gates'} failed: {', '.join(stopped)}"
+    return label if applies else None
+
+
 def _weights(tensors: pd.DataFrame) -> pd.DataFrame:
     """The tensors of the side with more parameters that count as its weights, with their compared
     parameters.

@@ -78,7 +78,12 @@ def outside_layers(deltas: pd.DataFrame) -> list[OutsideRow]:
     return [
         row_of(
             OutsideRow,
-            {"component": component, "module": module, "matrices": len(rows)},
+            {
+                "component": component,
+                "module": module,
+                "matrices": len(rows),
+                "poolers": int(rows["tensor"].astype("string").str.contains(r"\bpooler\b").sum()),
+            },
             {name: _median(rows[name]) for name in INSIDE},
         )
         for (component, module), rows in outside.groupby(["component", "module"], sort=False)

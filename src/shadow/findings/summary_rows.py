@@ -542,6 +542,9 @@ class OutsideRow:
     matrices: int
     """That changed, 1 or more."""
 
+    poolers: int
+    """How many of them are of a pooler, as BERT has, by their names; their module is head."""
+
     kept: float | None
     """Share of the stored change's energy that is the update's, 0 to 1."""
 

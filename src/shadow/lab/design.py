@@ -354,7 +354,7 @@ def _smoke() -> Preset:
     runs += [Run(base, "B and C", kind="averaged", of=(main[1].name, main[2].name))]
     runs += [Run(base, "B", kind="bf16", of=(main[1].name,))]
     return Preset(
-        "smoke", "seconds: does everything run; the decoders learn nothing", (*main, *runs)
+        "smoke", "about a minute: does everything run; the decoders learn nothing", (*main, *runs)
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shadow.findings.finding import ANSWERS
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 MODULES = 24  # rows of the table, those of most energy; the rest is counted
 LINKING = "@#"  # begin a mention or a reference, which an entity would not keep from being one
 ACTIVE = re.compile(r"[\\`*_{}\[\]<>|!~&$\"@#]")
+FOLDER_OF_A_PART = re.compile(r"(?<==)/.*?(?= [a-z]+=|$)")  # `language=org/name vision=/a/tower`
 APART = "<!-- -->"  # ends a text that GitHub would make a link of, and shows nothing
 
 
@@ -131,6 +133,13 @@ def _directions(summary: Summary) -> dict[tuple[str, str], float | None]:
     return directions
 
 
+def _public(repo: str) -> str:
+    """A repository, or the name of a folder: where it lies is nothing for a model card."""
+    if Path(repo).is_absolute():
+        return Path(repo).name
+    return FOLDER_OF_A_PART.sub(lambda match: Path(match[0]).name, repo)
+
+
 def _made(summary: Summary, provenance: ReportMetadata) -> list[str]:
     """How it was measured, in small type."""
     settings = provenance["settings"]
@@ -142,7 +151,7 @@ def _made(summary: Summary, provenance: ReportMetadata) -> list[str]:
                 filters.append(f"only {name}: {several([str(value) for value in values])}")
     sides = []
     for side, checkpoint in (("base", summary.base), ("tuned", summary.tuned)):
-        text = f"{side} {cell(checkpoint['repo'])}"
+        text = f"{side} {cell(_public(checkpoint['repo']))}"
         if checkpoint["commit"]:
             text += f" at {cell(checkpoint['commit'])}"
         sides.append(text)

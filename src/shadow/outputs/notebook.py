@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from shadow.errors import ShadowError, UsageError
 from shadow.findings.depth import LAYERS
+from shadow.findings.footprint import label_or_gates
 from shadow.findings.summary import SummarisedReport, Summary
 from shadow.findings.summary_rows import Bounds, ModuleRow
 from shadow.outputs.terminal.typeset import bounds_text, fixed, number, percentage, share
@@ -92,7 +93,7 @@ class AuditReport(SummarisedReport):
 
     def __repr__(self) -> str:
         try:
-            lines = [f"{self.name}: {self.summary.label}", _size(self.summary), self._origin()]
+            lines = [_titled(self.name, self.summary), _size(self.summary), self._origin()]
         except ShadowError as error:  # a repr must not fail: a notebook would show a traceback
             lines = ["AuditReport", error.message, error.hint or ""]
         return "\n".join(visible(line) for line in lines)
@@ -116,14 +117,13 @@ class AuditReport(SummarisedReport):
         return str(Markup("<div>{}</div>").format(Markup("").join(parts)))
 
     def _headline(self) -> Markup:
-        shown = Markup(
-            '<p><strong>{}: {}</strong>, {}<br>{}<br><span style="opacity:.7">{}</span></p>'
-        )
+        summary = self.summary
+        shown = Markup('<p><strong>{}</strong>{}<br>{}<br><span style="opacity:.7">{}</span></p>')
+        explained = summary.has_label or summary.failed_gates
         return shown.format(
-            visible(self.name),
-            self.summary.label,
-            visible(self.summary.label_reason),
-            visible(_size(self.summary)),
+            visible(_titled(self.name, summary)),
+            f", {visible(summary.label_reason)}" if explained else "",
+            visible(_size(summary)),
             visible(self._origin()),
         )
 
@@ -170,6 +170,12 @@ def _alternatives(rows: pd.DataFrame) -> str | None:
     if not choices:
         return None
     return f"there is {'; '.join(choices)}"
+
+
+def _titled(name: str, summary: Summary) -> str:
+    """A name, with the label if the pair is in its reach, or with the gates that failed."""
+    standing = label_or_gates(summary.label, summary.gates, applies=summary.has_label)
+    return name if standing is None else f"{name}: {standing}"
 
 
 def _size(summary: Summary) -> str:

@@ -17,6 +17,7 @@ from shadow.files import PARTIAL
 from shadow.reports.atomic_replacement import FINISHED, TABLES_OF_A_PAIR, put_in_place
 from shadow.reports.columns import SCHEMA, TABLES
 from shadow.reports.metadata import CheckpointMetadata, ReportMetadata, SettingsMetadata
+from shadow.text import counted
 
 METADATA_KEY = b"shadow"
 MAX_SUMMARY = 64_000_000  # bytes of a summary.json; a thousandth of it is usual
@@ -374,10 +375,19 @@ def refuse_remains(folder: Path) -> None:
         raise missing(folder, FINISHED)
 
 
+OR_CLEAN = ", or remove what is left with `shadow clean -o DIR`"
+
+
 def _instead_of_a_report(folder: Path) -> str:
     """What to do about a folder that holds no finished report."""
     if (folder / PARTIAL).is_dir():
-        return "the audit is not finished: run it again"
+        return f"its audit is not finished: run the same command again{OR_CLEAN}"
+    unfinished = sum(
+        path.is_dir() for depth in ("*", "*/*") for path in folder.glob(f"{depth}/{PARTIAL}")
+    )
+    if unfinished:
+        audits = counted(unfinished, "unfinished audit", "unfinished audits")
+        return f"it holds {audits}: run the same command again{OR_CLEAN}"
     if any(folder.glob("*.safetensors")):
         return "it is a checkpoint; `shadow audit BASE TUNED` measures two and writes their report"
     return "name a folder that `shadow audit` made"
@@ -392,7 +402,7 @@ def check_schema(folder: Path, metadata: ReportMetadata) -> None:
             made = f"shadow {maker}"
         hint = f"audit the pair again, or read it with {made}"
         if metadata["schema"] > SCHEMA:
-            hint = "pip install --upgrade shadow-audit"
+            hint = "update shadow: in a clone of it, type: git pull && pip install ."
         raise ShadowError(
             f"{folder}: a report of schema {str(metadata['schema'])[:12]}, made by {made}; this is"
             f" shadow {__version__}, which reads schema {SCHEMA}",

@@ -71,7 +71,8 @@ FILES = {  # the JSON files beside the tables: what each key holds
             " largest"
         ),
         "outside_layers": (
-            "a list, a row for each module outside the layers, as embed and head: matrices, medians"
+            "a list, a row for each module outside the layers, as embed and head: matrices, how"
+            " many of them are poolers, medians"
         ),
         "coherence": (
             "a list, a row for each module inside layers: component, module, matrices, coherent"

@@ -86,8 +86,9 @@ def draw(
     most = MOST_STEPS if kind == "lineage" else MOST_REPORTS
     if len(folders) > most:
         raise ShadowError(
-            f"{len(folders)} reports are more than a figure can show",
-            f"name a folder of at most {most}",
+            f"{len(folders)} reports are more than a figure of this kind can show",
+            f"name a folder of at most {most}, such as one of links to them (ln -s);"
+            " `shadow report` draws any number on a page",
         )
     sources = [read_source(folder, choice.component) for folder in folders]
     with styled():

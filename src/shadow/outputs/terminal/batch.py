@@ -12,14 +12,16 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from shadow.findings.footprint import label_or_gates
 from shadow.outputs.terminal.typeset import fixed, share
 from shadow.text import byte_size, several, took, visible
 
 if TYPE_CHECKING:
-    from shadow.audits.list_index import Index
+    from shadow.audits.list_index import Index, Row
     from shadow.gates.verdicts import Judgement
 
 
+NO_LABEL = "not assessable"
 BATCH_WIDE = 110  # columns from which a list's table has one of errors
 STATE_STYLES = {"done": "green", "failed": "bold red", "kept": "magenta", "pending": "yellow"}
 
@@ -48,7 +50,7 @@ def batch_view(index: Index, options: ConsoleOptions) -> RenderableType:
             Text(visible(row.family)),
             Text(visible(row.pair)),
             Text(row.state, STATE_STYLES[row.state]),
-            Text(visible(row.label or "-")),
+            Text(visible(_label(row))),
             Text(fixed(row.concentration)),
             Text(share(row.relative_norm_overall)),
             Text("-" if row.seconds is None else took(row.seconds)),
@@ -85,11 +87,16 @@ def pairs_view(judged: Sequence[Judgement]) -> RenderableType:
         table.add_row(
             *names,
             Text("done", STATE_STYLES["done"]),
-            Text(visible(summary.label)),
+            Text(label_or_gates(summary.label, summary.gates, applies=summary.has_label) or "-"),
             Text(fixed(summary.figures["concentration"])),
             Text(share(summary.figures["relative_norm_overall"])),
         )
     return Group(Rule(Text("pairs", "bold"), align="left", style="dim"), table)
+
+
+def _label(row: Row) -> str:
+    """A dash where the label says nothing of the pair, as on the page."""
+    return row.label if row.label and row.label != NO_LABEL else "-"
 
 
 def _batch_footer(index: Index) -> RenderableType:
@@ -100,6 +107,9 @@ def _batch_footer(index: Index) -> RenderableType:
     if states:
         pairs += f": {states}"
     rows.add_row(Text("pairs", "dim"), pairs)
+    if any(row.label == NO_LABEL for row in index.rows):
+        why = "- where a gate failed or no known training is of this size: `shadow show REPORT`"
+        rows.add_row(Text("label", "dim"), why)
     what_it_took = took(sum(row.seconds or 0.0 for row in index.rows))
     moved = sum(row.bytes or 0 for row in index.rows)
     if moved:

@@ -17,6 +17,7 @@ from shadow.outputs.terminal.typeset import (
     SPARK,
     WIDE,
     apart,
+    apart_span,
     bars_of,
     fixed,
     number,
@@ -161,7 +162,10 @@ def _figures_apart(contrast: Contrast, width: int, p_values: bool) -> Renderable
             cells.append(apart(difference.margin, difference.scale).replace("+", ""))
         if p_values:
             cells.append(number(p))
-        table.add_row(titles[difference.figure], *cells, difference.verdict or "has no vote")
+        title = titles[difference.figure]
+        if not wide:  # the table's title has it, and the verdict needs the room
+            title = title.removeprefix("median ")
+        table.add_row(title, *cells, difference.verdict or "has no vote")
     return table
 
 
@@ -196,10 +200,9 @@ def _both(difference: Difference) -> tuple[str, str]:
 
 def _spread(difference: Difference) -> str:
     """How far a difference would move with other layers."""
-    if difference.low is None:
+    if difference.low is None or difference.high is None:
         return "-"
-    low, high = (apart(end, difference.scale) for end in (difference.low, difference.high))
-    return f"{low} to {high}"
+    return apart_span(difference.low, difference.high, difference.scale)
 
 
 def modules_apart(contrast: Contrast, width: int) -> Table:
@@ -238,7 +241,7 @@ def _layers_apart(contrast: Contrast, width: int, bars: str) -> list[RenderableT
                 continue
             title, scale = MODULE_FIGURES[name]
             line = sparkline(values, min(SPARK, max(8, width - 50)), bars)
-            ends = f"{apart(min(values), scale)} to {apart(max(values), scale)}"
+            ends = apart_span(min(values), max(values), scale)
             prefix = f"{visible(component)} " if len(components) > 1 else ""
             grid.add_row(Text(f"{prefix}{title}"), Text(line, "cyan"), Text(ends, "dim"))
     if not grid.rows:

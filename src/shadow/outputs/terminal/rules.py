@@ -33,7 +33,11 @@ def rules_view(judged: Judgement, *, titled: bool = False) -> RenderableType:
         (len(word) for verdict in judged.verdicts for word in _words(verdict.rule)), default=0
     )
     table.add_column(
-        "rule", style="cyan", overflow="fold", min_width=min(widest, LONGEST_WORD), ratio=2
+        "rule: fails if",
+        style="cyan",
+        overflow="fold",
+        min_width=min(widest, LONGEST_WORD),
+        ratio=2,
     )
     table.add_column("what was found", overflow="fold", ratio=3)
     for verdict in judged.verdicts:

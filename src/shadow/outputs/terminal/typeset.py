@@ -116,6 +116,11 @@ def apart(value: float | None, scale: str) -> str:
     return f"x {number(ratio, 2)}"
 
 
+def apart_span(low: float, high: float, scale: str) -> str:
+    """The two ends of a difference or ratio: `+0.048 to +0.095`, `x 0.76 to 0.85`."""
+    return f"{apart(low, scale)} to {apart(high, scale).removeprefix('x ')}"
+
+
 def sparkline(values: Sequence[float | None], width: int, bars: str = BARS) -> str:
     """Levels from the least to the largest value, at most width of them.
 
