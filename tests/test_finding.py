@@ -433,6 +433,30 @@ def test_modules_are_compared_where_they_differ(tmp_path):
     assert "modules differ little." in text
 
 
+ABOVE = {"equivalent_directions": None, "excess_purity": 0.01, "excess_purity_unrounded": 0.01}
+
+
+def test_matrices_less_coherent_than_all_directions_are_not_left_out(tmp_path):
+    """1 / X of 100 in 64 possible has no value: of a third of the matrices it is a module's end, of
+    two thirds it is the answer.
+    """
+    third = [{**one, **(ABOVE if one["module"] == "mlp.up" else {})} for one in model()]
+    told_of = told(tmp_path / "a", third)
+    text = sentence(told_of, "coherent")
+    assert "a change along 12 equally strong directions" in text
+    assert "modules lie between 12 (attn.q) and more than 64 (mlp.up)." in text
+    (numbers,) = [one.figures for one in told_of.sentences if one.code == "coherent"]
+    assert numbers["coherence.language.mlp.up.short_side"] == 64
+    most = [{**one, **(ABOVE if one["module"] != "mlp.up" else {})} for one in model()]
+    text = sentence(told(tmp_path / "b", most), "coherent")
+    assert (
+        "Its median matrix is less coherent than a change along all 64 directions alike would be;"
+        " modules lie between 12 (mlp.up) and more than 64 (attn.q)." in text
+    )
+    markdown = report_markdown(*read_summary(tmp_path / "b" / "base..tuned"))
+    assert "| &gt; 64 |" in markdown or "| > 64 |" in markdown
+
+
 @pytest.mark.parametrize(
     ("figures", "text"),
     [

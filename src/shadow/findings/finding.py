@@ -17,9 +17,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from shadow.findings.reference import choose_runs, runs
-from shadow.findings.summary_rows import QuarterRow
+from shadow.findings.summary_rows import CoherenceRow, QuarterRow
 from shadow.places.groups import ATTENTION, MLP
-from shadow.spectra.purity import ENOUGH_KEPT
 from shadow.text import and_list, counted
 
 if TYPE_CHECKING:
@@ -823,42 +822,53 @@ def _coherence(draft: _Draft) -> str:
     """As coherent as how many equally strong directions, and how that compares across modules."""
     inside, summary = draft.summary.inside_layers, draft.summary
     judged, coherent = _count(inside, "judged"), _count(inside, "coherent")
-    value = inside.get("equivalent_directions")
-    if value is None or 2 * coherent < judged:
-        unknown = _count(inside, "unexplained") + _count(inside, "rounded_away")
-        if 2 * unknown >= judged or (inside.get("kept") or 1.0) < ENOUGH_KEPT:
-            return "How coherent the update was before it was stored is unknown."
-        directions = draft.directions()
+    above = _count(inside, "above_short_side")
+    value, directions = inside.get("equivalent_directions"), draft.directions()
+    if 2 * (coherent + above) < judged or (value is None and not above):
+        return "How coherent the update was before it was stored is unknown."
+    what = "It" if _count(inside, "matrices") == 1 else "Its median matrix"
+    if value is None:
         if not directions:
             return ""
-        return (
-            f"Its median matrix is less coherent than a change along all {directions} directions"
-            " alike would be."
-        )
-    draft.write(value, "inside_layers.equivalent_directions", about)
-    directions = draft.directions()
-    of = f", of {directions} possible" if directions else ""
-    along = _equally_strong(value)
-    text = (
-        f"Its median matrix is as coherent as a change along {along} (a measure, not a count){of}"
-    )
-    rows = [
-        row
-        for row in summary.coherence
-        if row.equivalent_directions is not None and 2 * row.coherent >= row.matrices
-    ]
+        along = f"all {directions} directions alike"
+        if directions == "1":
+            along = "its only direction"
+        text = f"{what} is less coherent than a change along {along} would be"
+    else:
+        draft.write(value, "inside_layers.equivalent_directions", about)
+        of = f", of {directions} possible" if directions else ""
+        along = _equally_strong(value)
+        text = f"{what} is as coherent as a change along {along} (a measure, not a count){of}"
+    return f"{text}{_across_modules(draft, summary.coherence, told=value is not None)}."
+
+
+def _across_modules(draft: _Draft, coherence: Sequence[CoherenceRow], *, told: bool) -> str:
+    """`; modules lie between 25 (attn.o) and 46 (attn.q)`; told: is the median of all a number?"""
+    rows = [row for row in coherence if 2 * (row.coherent + row.above_short_side) >= row.matrices]
+    rows = [row for row in rows if row.equivalent_directions or row.above_short_side]
+
+    def size(row: CoherenceRow) -> float:
+        return row.equivalent_directions or math.inf
+
     if len(rows) < 2:
-        return f"{text}."
-    least = min(rows, key=lambda row: row.equivalent_directions or 0.0)
-    most = max(rows, key=lambda row: row.equivalent_directions or 0.0)
-    low, high = least.equivalent_directions or 0.0, most.equivalent_directions or 0.0
+        return ""
+    least, most = min(rows, key=size), max(rows, key=size)
+    if math.isinf(size(least)):
+        return ""
+    if size(most) < APART * size(least):
+        return "; modules differ little" if told else ""
     several = len({row.component for row in rows}) > 1
-    if high < APART * low:
-        return f"{text}; modules differ little."
-    names = [_named_in(row.component, row.module, several) for row in (least, most)]
-    for row, value in ((least, low), (most, high)):
-        draft.figures[f"coherence.{row.component}.{row.module}.equivalent_directions"] = value
-    return f"{text}; modules lie between {about(low)} ({names[0]}) and {about(high)} ({names[1]})."
+    ends = []
+    for row in (least, most):
+        place = f"coherence.{row.component}.{row.module}"
+        number = f"more than {whole(row.short_side or 0)}"
+        if row.equivalent_directions is not None:
+            place = f"{place}.equivalent_directions"
+            number = draft.write(row.equivalent_directions, place, about)
+        elif row.short_side is not None:
+            draft.figures[f"{place}.short_side"] = row.short_side
+        ends.append(f"{number} ({_named_in(row.component, row.module, several)})")
+    return f"; modules lie between {ends[0]} and {ends[1]}"
 
 
 def _equally_strong(value: float) -> str:

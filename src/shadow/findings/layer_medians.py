@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from shadow.findings.summary_rows import CoherenceRow, OutsideRow, UnchangedRow, row_of
 from shadow.reports.column_types import null_if_undefined
 from shadow.spectra.levels import round_trip
-from shadow.spectra.purity import LEAST_KEPT, NOISE
+from shadow.spectra.purity import LEAST_KEPT, NOISE, UNTOUCHED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +28,11 @@ INSIDE = (
 BESIDE = (  # medians of inside_layers that OutsideRow has not
     "purity_z", "numerical_rank", "rank_90", "spikes", "spike_energy", "alignment_left",
     "alignment_left_null",
-    "alignment_right", "alignment_right_null",
+    "alignment_right", "alignment_right_null", "cosine",
+)  # fmt: skip
+DIRECTIONS_FROM = (  # columns that the median of equivalent_directions rests on
+    "equivalent_directions", "kept", "kept_reason", "excess_purity", "excess_purity_unrounded",
+    "floor_ratio", "rank_ceiling", "rows", "cols",
 )  # fmt: skip
 SHORTEST = 256  # entries of a row, below which distinct values tell nothing
 TOPS = (1, 4, 16, 20, 64)  # directions whose share of the energy is known
@@ -58,6 +62,7 @@ def inside_layers(deltas: pd.DataFrame) -> dict[str, float | int | None]:
         "beyond_noise": int((z > NOISE).sum()),
         "flatter_than_noise": int((z < -NOISE).sum()),
         **{name: _median(inside(name)) for name in (*INSIDE, *BESIDE)},
+        **_coherent(inside),
         **_ranks(inside),
         **_few(deltas.loc[within, ["cols", "levels_base", "levels_tuned"]]),
         "in_8_bits": int(inside("dtype").astype("string").str.contains("F8").sum()),
@@ -79,6 +84,8 @@ def outside_layers(deltas: pd.DataFrame) -> list[OutsideRow]:
             OutsideRow,
             {"component": component, "module": module, "matrices": len(rows)},
             {name: _median(rows[name]) for name in INSIDE},
+            _coherent(rows.__getitem__),
+            {"short_side": _short_sides(rows[["rows", "cols"]])["short_side_most"]},
         )
         for (component, module), rows in outside.groupby(["component", "module"], sort=False)
     ]
@@ -86,19 +93,74 @@ def outside_layers(deltas: pd.DataFrame) -> list[OutsideRow]:
 
 def coherence(deltas: pd.DataFrame) -> list[CoherenceRow]:
     """How coherent each module inside layers is."""
-    read = ["component", "module", "equivalent_directions"]
+    read = ["component", "module", *DIRECTIONS_FROM]
     return [
-        CoherenceRow(
-            component=str(component),
-            module=str(module),
-            matrices=len(rows),
-            coherent=int(rows["equivalent_directions"].notna().sum()),
-            equivalent_directions=_median(rows["equivalent_directions"]),
+        row_of(
+            CoherenceRow,
+            {
+                "component": str(component),
+                "module": str(module),
+                "matrices": len(rows),
+                "coherent": int(rows["equivalent_directions"].notna().sum()),
+                "short_side": _short_sides(rows[["rows", "cols"]])["short_side_most"],
+            },
+            _coherent(rows.__getitem__),
         )
         for (component, module), rows in deltas.loc[deltas["layer"].notna(), read].groupby(
             ["component", "module"], sort=False
         )
     ]
+
+
+def median_directions(column: Callable[[str], pd.Series]) -> tuple[float | None, int]:
+    """The median of equivalent_directions over rows, of which column gives those of
+    DIRECTIONS_FROM by name; and how many of them are above their short side.
+
+    None where half of those that are known or more are above, or nothing is known of any.
+    """
+    values = directions(column)
+    above = int(np.isposinf(values).sum())
+    if 2 * above >= int((~np.isnan(values)).sum()):
+        return None, above
+    return _median_of(values), above
+
+
+def directions(column: Callable[[str], pd.Series]) -> NDArray[np.float64]:
+    """equivalent_directions of each row as a median needs it: infinite where it is null because it
+    is above the short side, NaN where it is unknown.
+
+    Without the former the median would be that of the most coherent matrices alone.
+    """
+    told = _numbers(column("equivalent_directions"))
+    return np.where(above_short_side(column), np.inf, told)
+
+
+@np.errstate(all="ignore")  # a forged report may hold infinities
+def above_short_side(column: Callable[[str], pd.Series]) -> NDArray[np.bool_]:
+    """Which rows have no equivalent_directions because they are less coherent than a change along
+    all directions of their short side alike; of others that have none it is unknown.
+    """
+    told, kept, stored, undone, floor, rows, cols = (
+        _numbers(column(name))
+        for name in (
+            "equivalent_directions", "kept", "excess_purity", "excess_purity_unrounded",
+            "floor_ratio", "rows", "cols",
+        )
+    )  # fmt: skip
+    # as an audit decides it; an adapter in a report from before kept was added has no reason
+    as_stored = (
+        (column("kept_reason") == "nothing_rounded").to_numpy(dtype=bool, na_value=False)
+        | column("rank_ceiling").notna().to_numpy()
+        | (floor >= UNTOUCHED)
+    )
+    purity = np.where(np.isnan(kept) & as_stored, stored, undone)
+    above: NDArray[np.bool_] = np.isnan(told) & (purity * np.minimum(rows, cols) < 1.0)
+    return above
+
+
+def _coherent(column: Callable[[str], pd.Series]) -> dict[str, float | int | None]:
+    median, above = median_directions(column)
+    return {"equivalent_directions": median, "above_short_side": above}
 
 
 def unchanged_modules(tensors: pd.DataFrame) -> list[UnchangedRow]:
