@@ -721,6 +721,29 @@ def test_another_explanation_is_answered_by_its_figure(tmp_path, code, answer, f
         assert found[code].figures
 
 
+@pytest.mark.parametrize(
+    ("decay_cosine", "cosine", "answer"),
+    [
+        (-0.71, 0.02, "no"),  # another matrix of the same norm
+        (-1.0, -1.0, "no"),  # the same with the other sign
+        (-1.0, None, "no"),  # nothing but zeros
+        (-0.32, 0.0, "no"),  # another matrix of three times the norm
+        (-0.71, 0.71, "cannot_be_excluded"),  # half of it another matrix
+        (-1.0, 1.0, "fits"),
+        (-0.5, 0.96, "fits"),  # a third of the norm, a quarter of it decay
+    ],
+)
+def test_a_matrix_that_was_replaced_is_no_decay(tmp_path, decay_cosine, cosine, answer):
+    """It changes against the base as well, but decay leaves base and tuned parallel."""
+    # a head that changed little: unrelated models have no explanations
+    related = [row(None, "other") for _ in range(20)]
+    deltas = [*model(decay_cosine=decay_cosine, cosine=cosine), *related]
+    found = answers(told(tmp_path, deltas))["weight_decay"]
+    assert found.answer == answer
+    if cosine is not None and answer == "no":
+        assert f"median cosine of {cosine:.2f}, and decay leaves 1" in found.reason
+
+
 def test_a_copy_in_another_format_fits(tmp_path):
     """As large as its rounding and without structure."""
     found = answers(MUST["rounding"](tmp_path))

@@ -59,6 +59,9 @@ HIGH = 0.5  # of the short side: more than any adapter of that width has
 # relative norms: below, of most preference and RL stages; above, of no short run
 SMALL, LARGE = 2e-3, 0.1
 SHRINKS, STILL = -0.5, -0.1  # decay_cosine: mostly decay; at most 1 % of the energy is decay
+# cosine of base and tuned: decay leaves 1, as each is the other times a number. A matrix that was
+# replaced by another of its norm has 0 and a decay_cosine of -0.71, a negative one -1 and -1.
+POINTS_ALIKE, POINTS_ELSEWHERE = 0.9, 0.5
 ONE_ROUNDING = (0.9, 1.1)  # floor_ratio of a copy that was rounded once
 LIKE_NOISE = 0.03  # concentration within which a pair is like noise
 # energy over its share of the parameters, or the reverse, up to which a part has its share
@@ -1301,17 +1304,29 @@ def _weight_decay(draft: _Draft) -> Explanation:
         )
     draft.inside("decay_cosine")
     cosine = f"{value:.2f}".replace("-0.00", "0.00")
-    if value <= SHRINKS:
+    if value >= STILL:
+        reason = (
+            f"the change does not point against the weights (median cosine {cosine}, of decay alone"
+            " -1)"
+        )
+        return _explained(code, "no", reason=reason, figures=draft.figures)
+    alike = summary.inside_layers.get("cosine")
+    if alike is None:  # although the change has a direction: the tuned side has none
+        return _explained(code, "no", reason="the tuned weights are 0", figures={})
+    if alike < POINTS_ELSEWHERE:
+        del draft.figures["inside_layers.decay_cosine"]  # which the reason does not tell
+        of_sides = draft.write(alike, "inside_layers.cosine", lambda x: f"{x:.2f}")
+        reason = (
+            f"base and tuned have a median cosine of {of_sides}, and decay leaves 1: replaced,"
+            " exchanged or negated matrices also change against the weights"
+        ).replace("-0.00", "0.00")
+        return _explained(code, "no", reason=reason, figures=draft.figures)
+    if value <= SHRINKS and alike >= POINTS_ALIKE:
         return _explained(
             code,
             "fits",
             reason=f"the change points against the weights (median cosine {cosine})",
             figures=draft.figures,
         )
-    if value < STILL:
-        reason = f"a part of the change points against the weights (median cosine {cosine})"
-        return _explained(code, "cannot_be_excluded", reason=reason, figures=draft.figures)
-    reason = (
-        f"the change does not point against the weights (median cosine {cosine}, of decay alone -1)"
-    )
-    return _explained(code, "no", reason=reason, figures=draft.figures)
+    reason = f"a part of the change points against the weights (median cosine {cosine})"
+    return _explained(code, "cannot_be_excluded", reason=reason, figures=draft.figures)

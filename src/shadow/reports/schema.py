@@ -62,8 +62,8 @@ FILES = {  # the JSON files beside the tables: what each key holds
         "inside_layers": (
             "matrices inside layers that changed: how many; of these known (kept is), unexplained,"
             " rounded_away, coherent (with equivalent_directions), above_short_side (without,"
-            " because it is larger than m: these count as larger in its median, which is null where they"
-            " are half of what is known or more), judged (with purity_z),"
+            " because it is larger than m: these count as larger in its median, which is null where"
+            " they are half of what is known or more), judged (with purity_z),"
             " beyond_noise and flatter_than_noise; medians of columns, and of alignments less null;"
             " rank_least and rank_most, medians of bounds of the update's rank; levels_SIDE_few of"
             " levels_SIDE_judged, matrices with as few values as a copy through 8 or 4 bits;"
