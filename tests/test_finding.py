@@ -673,6 +673,32 @@ def test_full_rank_is_not_taken_for_an_adapter_where_little_was_kept(tmp_path):
     assert inside["rank_most"] == 256
 
 
+def test_the_gate_and_the_finding_tell_one_rank(tmp_path):
+    """An exact product of rank 8 that was added in F32: 40 of its 64 directions are above the floor
+    of the singular values, all but 8 of them rounding.
+    """
+    exact = {"kept": None, "kept_reason": "nothing_rounded", "numerical_rank": 40}
+    found = summary_of(tmp_path, model(**{**RANK_8, **exact, "rank_90": 7}))
+    (gate,) = [gate for gate in found.gates if gate.name == "rank"]
+    assert (gate.figure, gate.passed) == (16 / 64, False)
+    assert gate.reason.startswith("the median delta has rank 16 at most, as a merged adapter has")
+    assert (
+        "in the median matrix 7 of 64 directions hold 90 % of what is stored, and 16 hold all but"
+        " what rounding leaves." in sentence(found.finding, "low_rank")
+    )
+    reason = answers(found.finding)["merged_adapter"].reason
+    assert reason == "the median update has rank 16 at most, of 64"
+
+
+def test_a_spectrum_that_falls_fast_is_no_limit_of_the_rank(tmp_path):
+    """20 of 64 directions hold all but a thousandth of it: not few, so the gate counts all."""
+    exact = {"kept": None, "kept_reason": "nothing_rounded", "numerical_rank": 64}
+    energies = {f"top{k}_energy": min(0.999, k / 18) for k in TOPS}
+    found = summary_of(tmp_path, model(**exact, **energies))
+    assert found.inside_layers["rank_most"] == 20
+    assert next(gate for gate in found.gates if gate.name == "rank").figure == 1.0
+
+
 # other explanations
 
 FITS = {

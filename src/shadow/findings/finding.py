@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from shadow.findings.layer_medians import LOW
 from shadow.findings.reference import choose_runs, runs
 from shadow.findings.summary_rows import CoherenceRow, QuarterRow
 from shadow.places.groups import ATTENTION, MLP
@@ -54,7 +55,6 @@ TURNED = 0.25
 WELL_KEPT = 0.9
 CLEAR = 4.0  # floor_ratio from which an unknown rounding hardly matters
 USUAL_RANK = 256  # of adapters
-LOW = 0.25  # of the short side: what counts as low rank
 HIGH = 0.5  # of the short side: more than any adapter of that width has
 # relative norms: below, of most preference and RL stages; above, of no short run
 SMALL, LARGE = 2e-3, 0.1
@@ -955,11 +955,13 @@ def _low_rank(draft: _Draft) -> Sentence:
         rank = draft.write(ceiling, "figures.rank_ceiling", whole)
         text = f"It is an adapter: no matrix changes along more than {rank} of {of} directions."
         return draft.sentence("low_rank", text, _alignment(draft))
-    rank_90 = draft.inside("rank_90") or 0
-    text = (
-        f"It has low rank: in the median matrix {whole(rank_90)} of {of} directions hold"
-        " 90 % of what is stored, and the others no more than rounding leaves."
-    )
+    most, rank_90 = draft.inside("rank_most") or 0, draft.summary.inside_layers.get("rank_90")
+    first = f"{whole(most)} of {of} directions hold"
+    if rank_90 is not None and rank_90 < most:
+        some = draft.write(rank_90, "inside_layers.rank_90", whole)
+        first = f"{some} of {of} directions hold 90 % of what is stored, and {whole(most)} hold"
+    text = f"It has low rank: in the median matrix {first} all but what rounding leaves."
+    text = text.replace(f" 1 of {of} directions hold ", f" 1 of {of} directions holds ")
     return draft.sentence("low_rank", text, _alignment(draft))
 
 
@@ -1129,12 +1131,11 @@ def _merged_adapter(draft: _Draft) -> Explanation:
         )
     directions = draft.directions()
     if _is_low_rank(summary):
-        draft.inside("rank_most")
-        rank = whole(draft.inside("rank_90") or 0)
+        rank = whole(draft.inside("rank_most") or 0)
         return _explained(
             code,
             "fits",
-            reason=f"{rank} of {directions} directions hold 90 % of what is stored",
+            reason=f"the median update has rank {rank} at most, of {directions}",
             figures=draft.figures,
         )
     rank = draft.write(least, "inside_layers.rank_least", whole)

@@ -37,6 +37,7 @@ DIRECTIONS_FROM = (  # columns that the median of equivalent_directions rests on
 SHORTEST = 256  # entries of a row, below which distinct values tell nothing
 TOPS = (1, 4, 16, 20, 64)  # directions whose share of the energy is known
 NEARLY_KEPT = 0.002  # how far a share of the energy may be from kept where nothing was rounded away
+LOW = 0.25  # of the short side: what counts as low rank
 OF_ROUNDING = 0.1  # and how much further for what was, times kept (1 - kept)
 
 
@@ -149,7 +150,7 @@ def above_short_side(column: Callable[[str], pd.Series]) -> NDArray[np.bool_]:
     )  # fmt: skip
     # as an audit decides it; an adapter in a report from before kept was added has no reason
     as_stored = (
-        (column("kept_reason") == "nothing_rounded").to_numpy(dtype=bool, na_value=False)
+        _are(column("kept_reason"), "nothing_rounded")
         | column("rank_ceiling").notna().to_numpy()
         | (floor >= UNTOUCHED)
     )
@@ -182,21 +183,45 @@ def _short_sides(inside: pd.DataFrame) -> dict[str, int | None]:
     return {"short_side_least": int(sides.min()), "short_side_most": int(sides.max())}
 
 
-@np.errstate(all="ignore")  # a forged report may hold infinities
 def _ranks(inside: Callable[[str], pd.Series]) -> dict[str, float | None]:
-    """Medians of bounds of the rank of the updates, from how much of the stored delta its first
-    directions hold.
+    """Medians of the bounds of the updates' ranks."""
+    least, most = rank_bounds(inside)
+    return {"rank_least": _median_of(least), "rank_most": _median_of(most)}
+
+
+def held_rank(column: Callable[[str], pd.Series]) -> NDArray[np.float64]:
+    """The rank that each delta has at most: that of its adapter, numerical_rank or, where it is
+    low, rank_most.
+
+    numerical_rank alone counts directions of rounding: an exact product of rank 8 that was added in
+    F32 has about 60 of 256. A rank_most that is not low, as of a fast spectrum, is no limit that
+    anything set. NaN where none is known.
+    """
+    _, most = rank_bounds(column)
+    short = np.minimum(_numbers(column("rows")), _numbers(column("cols")))
+    most = np.where(most <= LOW * short, most, np.nan)
+    return np.fmin(
+        np.fmin(_numbers(column("rank_ceiling")), _numbers(column("numerical_rank"))), most
+    )
+
+
+@np.errstate(all="ignore")  # a forged report may hold infinities
+def rank_bounds(
+    inside: Callable[[str], pd.Series],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Bounds of the rank of each update, from how much of the stored delta its first directions
+    hold: rank_least and rank_most.
 
     With K = kept, the first k directions hold K + (1 - K) k / m or more if the update has rank k or
     less: rank_least is one more than the largest k of TOPS that do not, or rank_90, rank_95,
     rank_99 where K is above that share. Where its directions stand out of the rounding they hold K
     + (1 - K) k (1/m + 1/n) + (1 - K)^2 k^2 / (m n K) or more (Benaych-Georges & Nadakuditi 2012):
-    rank_most is the least k of TOPS that do, or numerical_rank. None where K is unknown, below
+    rank_most is the least k of TOPS that do, or numerical_rank. NaN where K is unknown, below
     LEAST_KEPT or of another difference.
     """
     kept, rows, cols = (_numbers(inside(name)) for name in ("kept", "rows", "cols"))
-    kept = np.where(inside("kept_reason") == "nothing_rounded", 1.0, kept)
-    of_another = (inside("kept_history") == "base_rounded").to_numpy()
+    kept = np.where(_are(inside("kept_reason"), "nothing_rounded"), 1.0, kept)
+    of_another = _are(inside("kept_history"), "base_rounded")
     kept = np.where(of_another | ~(kept >= LEAST_KEPT), np.nan, kept)
     lost, short = 1.0 - kept, np.minimum(rows, cols)
     slack = NEARLY_KEPT + OF_ROUNDING * kept * lost
@@ -212,7 +237,13 @@ def _ranks(inside: Callable[[str], pd.Series]) -> dict[str, float | None]:
         )
         most = np.where(energy >= of_low_rank - slack, np.minimum(most, k), most)
         least = np.where(energy < kept + lost * k / short - slack, np.maximum(least, k + 1), least)
-    return {"rank_least": _median_of(least), "rank_most": _median_of(most)}
+    return least, most
+
+
+def _are(texts: pd.Series, text: str) -> NDArray[np.bool_]:
+    """Which texts are this one, however a frame says that there is none."""
+    same: NDArray[np.bool_] = (texts == text).to_numpy(dtype=bool, na_value=False)
+    return same
 
 
 def _numbers(values: pd.Series) -> NDArray[np.float64]:
