@@ -282,6 +282,53 @@ def test_a_head_that_is_not_among_the_largest_is_named_all_the_same(tmp_path):
     )
 
 
+def still(layers=4):
+    """The tensors of what did not change in such a model, for what did not change of `model`."""
+    return [
+        at for layer in range(layers) for module in reports.MODULES for at in same(module, layer)
+    ]
+
+
+def without(deltas, tensors):
+    """Of these tensors, those that no delta is of."""
+    changed = {(one["layer"], one["module"]) for one in deltas}
+    return tuple(one for one in tensors if (one["layer"], one["module"]) not in changed)
+
+
+def test_the_layers_that_hold_nearly_all_are_named_instead_of_a_quarter(tmp_path):
+    """One matrix, two of a layer, and one layer of eight with 92 % of the energy."""
+    one = [row(5, "mlp.down")]
+    text = sentence(told(tmp_path / "one", one, extra_tensors=without(one, still(12))), "size")
+    assert "All of it is in one matrix, mlp.down of layer 5." in text
+    assert "quarter" not in text
+    two = [row(3, "attn.q"), row(3, "mlp.up")]
+    text = sentence(told(tmp_path / "two", two, extra_tensors=without(two, still(12))), "size")
+    assert "All of it is in attn.q (50 %) and mlp.up (50 %). Only matrices of layer 3" in text
+    assert "proportion" not in text
+    assert "quarter" not in text
+    head = [*two, row(None, "head")]
+    text = sentence(told(tmp_path / "head", head, extra_tensors=without(head, still(12))), "size")
+    assert "Inside the layers only matrices of layer 3 changed." in text
+    norm = 0.05 * math.sqrt(7 * 0.92 / 0.08)
+    deltas = [
+        {**one, **({"frobenius_norm": norm} if one["layer"] == 6 else {})} for one in model(8)
+    ]
+    text = sentence(told(tmp_path / "most", deltas), "size")
+    assert "Inside the layers nearly all of it is in layer 6 (92 %)." in text
+
+
+def test_a_single_matrix_is_no_median(tmp_path):
+    """One of a layer, with two directions that stand out."""
+    one = [row(5, "mlp.down", spikes=2, spike_energy=0.3)]
+    found = told(tmp_path, one, extra_tensors=without(one, still(12)))
+    assert (
+        "In the only matrix inside layers the change has more structure than noise. It is as"
+        in (sentence(found, "coherent"))
+    )
+    assert sentence(found, "standing_out").startswith("In the only matrix 2 of 64 directions")
+    assert "median matrix" not in found.text
+
+
 def test_the_quarter_of_the_depth_that_holds_most_is_named(tmp_path):
     """Of eight layers the last two have four times the norm; none is named where all are alike."""
     deltas = [row(layer, "mlp.up", frobenius_norm=0.2 if layer > 5 else 0.05) for layer in range(8)]
@@ -825,6 +872,7 @@ def tables(summary):
         ("coherence", ("component", "module")),
         ("components", ("component",)),
         ("quarters", ("component", "quarter")),
+        ("depth", ("component", "layer")),
     ):
         for one in told[key]:
             place = ".".join(str(one[name]) for name in names)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 from shadow.findings.layer_medians import LOW
 from shadow.findings.reference import choose_runs, runs
-from shadow.findings.summary_rows import CoherenceRow, QuarterRow
+from shadow.findings.summary_rows import CoherenceRow, LayerRow, QuarterRow
 from shadow.places.groups import ATTENTION, MLP
 from shadow.text import and_list, counted
 
@@ -39,6 +39,7 @@ UNRELATED = 0.1  # a median cosine below which two models have nothing in common
 CLEARLY_MOST = 0.55  # of the energy in one quarter of the depth
 MOST = 0.5  # of the energy: modules are named until they hold so much, but no more than NAMED
 NAMED = 3
+NEARLY_ALL = 0.9  # of the energy inside layers
 ALIKE = 0.9  # of the last that was named, from which the next is named too
 # modules, or how their names begin
 OUTSIDE = ("embed", "head", "position", "patch_embed", "projector")
@@ -610,17 +611,21 @@ def _modules(draft: _Draft) -> str:
     if not parts:
         return ""
     if len(parts) == 1:
-        return f"All of it is in {parts[0].name}."
+        return f"All of it is in {_only_matrix(draft.summary) or parts[0].name}."
     named: list[_Part] = []
     for part in parts[:NAMED]:
         if sum(share.energy for share in named) < MOST or part.energy > ALIKE * named[-1].energy:
             named.append(part)
+    most = sum(part.energy for part in named) >= MOST
+    if _mostly_frozen(draft.summary):  # the rest has no proportion of the model to be told by
+        if len(named) == len(parts):
+            names = and_list([f"{part.name} ({part.told(draft)})" for part in named])
+            return f"All of it is in {names}."
+    elif all(part.in_proportion for part in parts):
+        return _in_proportion(draft, parts[0])
     names = and_list(
         [f"{part.name} ({part.told(draft, sized=part is named[0])})" for part in named]
     )
-    most = sum(part.energy for part in named) >= MOST
-    if all(part.in_proportion for part in parts):
-        return _in_proportion(draft, parts[0])
     first = f"Most of it is in {names}." if most else f"The largest shares are in {names}."
     rest = [
         f"{part.name} {_verb(part.name)} {part.told(draft)}"
@@ -630,6 +635,21 @@ def _modules(draft: _Draft) -> str:
     if not rest:
         return first
     return f"{first} {_capital(and_list(rest))}."
+
+
+def _only_matrix(summary: Summary) -> str | None:
+    """`one matrix, mlp.down of layer 5`, if a single matrix changed and lies in a layer."""
+    changed = [row for row in summary.depth if row.matrices]
+    if summary.figures["matrices"] != 1 or len(changed) != 1:
+        return None
+    (module,) = (_module(row.module) for row in summary.modules)
+    return f"one matrix, {module} of layer {changed[0].layer}"
+
+
+def _mostly_frozen(summary: Summary) -> bool:
+    """Is half of the parameters or more the same on both sides?"""
+    figures = summary.figures
+    return 2 * (figures["parameters_identical"] or 0) >= (figures["parameters"] or 1)
 
 
 def _in_proportion(draft: _Draft, largest: _Part) -> str:
@@ -668,8 +688,12 @@ def _verb(name: str) -> str:
 
 
 def _depth(draft: _Draft) -> str:
-    """The quarter of the depth that holds most, or that none does."""
+    """The few layers that hold nearly all, else the quarter of the depth that holds most, or that
+    none does.
+    """
     main = _main(draft.summary)
+    if main != "other" and (few := _few_layers(draft, main)) is not None:
+        return few
     rows = [row for row in draft.summary.quarters if row.component == main]
     # numbers in names that nothing is known of need not be those of blocks in order
     if not rows or main == "other":
@@ -693,6 +717,45 @@ def _depth(draft: _Draft) -> str:
         share = draft.write(most.parameter_share, place, percent)
         text += f", with {share} of the parameters there"
     return f"{where} the {which} quarter of the depth ({span}) holds {much}, {text}."
+
+
+def _few_layers(draft: _Draft, main: str | None) -> str | None:
+    """`Only matrices of layer 5 changed.`, or the layers that hold NEARLY_ALL; None where these are
+    more than NAMED, or more than a quarter of the layers though others changed as well.
+    """
+    summary = draft.summary
+    rows = [row for row in summary.depth if row.component == main]
+    changed = sorted(
+        (row for row in rows if row.matrices and row.energy_share is not None),
+        key=lambda row: -(row.energy_share or 0.0),
+    )
+    if not changed:
+        return None
+    where = "Inside the layers" if main == "language" else f"Inside {_component(str(main))}"
+    if len(changed) <= NAMED and len(changed) < len(rows):
+        if summary.figures["matrices"] == 1:
+            return ""  # said with its module
+        noun = "layer" if len(changed) == 1 else "layers"
+        only = f"only matrices of {noun} {_spans([row.layer for row in changed])} changed."
+        elsewhere = sum(row.matrices for row in summary.depth) != summary.figures["matrices"]
+        several = len({row.component for row in summary.components}) > 1
+        return f"{where} {only}" if elsewhere or several else _capital(only)
+    named: list[LayerRow] = []
+    while math.fsum(row.energy_share or 0.0 for row in named) < NEARLY_ALL:
+        named.append(changed[len(named)])
+        if len(named) > NAMED or 4 * len(named) > len(rows) or len(named) == len(changed):
+            return None
+    names = and_list(
+        [
+            f"layer {row.layer} ("
+            + draft.write(
+                row.energy_share or 0.0, f"depth.{row.component}.{row.layer}.energy_share", percent
+            )
+            + ")"
+            for row in sorted(named, key=lambda row: row.layer)
+        ]
+    )
+    return f"{where} nearly all of it is in {names}."
 
 
 def _place_of_quarter(row: QuarterRow, figure: str = "energy_share") -> str:
@@ -900,6 +963,8 @@ def _standing_out(summary: Summary) -> list[Sentence]:
     if directions:
         noun = f"of {directions} directions"
     where = "In the median matrix"
+    if _count(summary.inside_layers, "matrices") == 1:
+        where = "In the only matrix"
     # figures of all matrices, such as those of the page, then say another number
     if _count(summary.inside_layers, "matrices") != summary.figures["matrices"]:
         where += " inside layers"
