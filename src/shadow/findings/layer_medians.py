@@ -136,6 +136,15 @@ def directions(column: Callable[[str], pd.Series]) -> NDArray[np.float64]:
     return np.where(above_short_side(column), np.inf, told)
 
 
+def ranked(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """The rows with that column as a median needs it: see `directions`. Medians may be infinite,
+    which is no number to show.
+    """
+    if metric != "equivalent_directions":
+        return rows
+    return rows.assign(equivalent_directions=directions(rows.__getitem__))
+
+
 @np.errstate(all="ignore")  # a forged report may hold infinities
 def above_short_side(column: Callable[[str], pd.Series]) -> NDArray[np.bool_]:
     """Which rows have no equivalent_directions because they are less coherent than a change along
