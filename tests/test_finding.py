@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import reports
 import torch
+from command import run_shadow
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -501,7 +502,13 @@ def test_matrices_less_coherent_than_all_directions_are_not_left_out(tmp_path):
         " modules lie between 12 (mlp.up) and more than 64 (attn.q)." in text
     )
     markdown = report_markdown(*read_summary(tmp_path / "b" / "base..tuned"))
-    assert "| &gt; 64 |" in markdown or "| > 64 |" in markdown
+    assert "| > 64 |" in markdown
+    folder = tmp_path / "b" / "base..tuned"
+    shown = run_shadow("show", folder, "--full", cwd=tmp_path).out
+    text = "less coherent than all directions of a matrix alike would be (12 of 12 matrices)"
+    assert text in " ".join(shown.split())
+    steps = run_shadow("lineage", folder, cwd=tmp_path).out
+    assert ">all" in next(line for line in steps.splitlines() if "base..tuned" in line)
 
 
 @pytest.mark.parametrize(
