@@ -463,6 +463,32 @@ def test_what_voids_a_verdict(tmp_path):
     assert one(compare([ranks[0], ranks[2]])).not_comparable == []
 
 
+# an exact product of rank 4 added in F32: half of its 64 directions are counted, all of rounding
+RANK_4 = {"kept": None, "kept_reason": "nothing_rounded", "numerical_rank": 40}
+RANK_4 |= {"rank_90": 3, "rank_95": 4, "rank_99": 4}
+RANK_4 |= {f"top{k}_energy": min(k, 4) / 4 for k in (1, 4, 16, 20, 64)}
+
+
+def test_a_merged_adapter_has_the_rank_that_holds_it(tmp_path):
+    """Directions of rounding are no rank: beside an adapter of the same rank it is comparable, and
+    beside another change it is of low rank.
+    """
+
+    def report(name, **figures_of):
+        return write(tmp_path / name, [delta(0.5, where, **figures_of) for where in places(6)])
+
+    merged = report("merged", **RANK_4)
+    adapter = report("adapter", rank_ceiling=4, floor_ratio=None)
+    assert one(compare([adapter, merged])).not_comparable == []
+    larger = report("larger", rank_ceiling=8, floor_ratio=None)
+    (why,) = one(compare([larger, merged])).not_comparable
+    assert "is an adapter of rank 8 and B (merged) of rank 4 at most (in 18 matrices)" in why
+    (warning,) = (
+        text for text in one(compare([merged, report("full")])).warnings if "low rank" in text
+    )
+    assert "A (merged) are of low rank (in the median matrix 4 at most, 6.2 % of" in warning
+
+
 def test_what_makes_a_comparison_doubtful_is_warned_of(tmp_path):
     """Settings, versions, dtypes, norms, byte ranges, siblings, replaced modules, low rank; without
     them nothing.

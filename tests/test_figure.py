@@ -24,11 +24,13 @@ from PIL import Image
 from reports import delta, place, write
 
 from shadow.errors import ShadowError, UsageError
+from shadow.findings.by_layer import by_layer as pair_by_layer
 from shadow.outputs.figures import KINDS, MARK, compose, draw, write_figure
 from shadow.outputs.figures.source import Choice, read_source, shown
 from shadow.outputs.figures.style import CURVES, styled
 from shadow.reports.columns import SPECTRA, delta_metrics
 from shadow.reports.parquet import arrow_schema
+from shadow.reports.report import Report
 
 SHADOW = Path(sys.executable).parent / "shadow"
 MODULES = ("attn.q", "attn.o", "mlp.gate", "mlp.up")
@@ -220,6 +222,26 @@ def test_of_many_experts_the_median_is_drawn(tmp_path):
         by_layer(deltas(folder), "effective_rank_shift", "experts.up")
     )
     assert "router" not in found
+
+
+def test_experts_above_their_short_side_are_not_left_out(tmp_path):
+    """equivalent_directions of 10, 20 and one that is null because it is above m: 20, not 15; with
+    two such there is no value.
+    """
+    known = {"kept_reason": "nothing_rounded", "excess_purity": 0.001}
+    deltas = [
+        delta(0.3, place(layer, "experts.up", expert), equivalent_directions=value, **known)
+        for layer, values in enumerate([(10.0, 20.0, None), (10.0, None, None)])
+        for expert, value in enumerate(values)
+    ]
+    folder = write(tmp_path / "base..tuned", deltas)
+    grid = drawn("heatmap", [folder], metric="equivalent_directions").axes[0].collections[0]
+    assert grid.get_array().filled(-1).ravel().tolist() == [20, -1]
+    lines = drawn("depth", [folder], metric="equivalent_directions").axes[0].lines
+    (curve,) = (line for line in lines if line.get_label() == "experts.up")
+    np.testing.assert_array_equal(np.asarray(curve.get_ydata(), float), [20, np.nan])
+    (figures,) = pair_by_layer(Report(folder), ["equivalent_directions"]).figures.values()
+    assert [(one.layer, one.measured) for one in figures] == [(0, 20.0)]
 
 
 def test_the_heatmap_is_the_grid_of_medians(run):

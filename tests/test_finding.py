@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import reports
 import torch
+from command import run_shadow
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -554,6 +555,53 @@ def test_a_head_that_is_not_among_the_largest_is_named_all_the_same(tmp_path):
     )
 
 
+def still(layers=4):
+    """The tensors of what did not change in such a model, for what did not change of `model`."""
+    return [
+        at for layer in range(layers) for module in reports.MODULES for at in same(module, layer)
+    ]
+
+
+def without(deltas, tensors):
+    """Of these tensors, those that no delta is of."""
+    changed = {(one["layer"], one["module"]) for one in deltas}
+    return tuple(one for one in tensors if (one["layer"], one["module"]) not in changed)
+
+
+def test_the_layers_that_hold_nearly_all_are_named_instead_of_a_quarter(tmp_path):
+    """One matrix, two of a layer, and one layer of eight with 92 % of the energy."""
+    one = [row(5, "mlp.down")]
+    text = sentence(told(tmp_path / "one", one, extra_tensors=without(one, still(12))), "size")
+    assert "All of it is in one matrix, mlp.down of layer 5." in text
+    assert "quarter" not in text
+    two = [row(3, "attn.q"), row(3, "mlp.up")]
+    text = sentence(told(tmp_path / "two", two, extra_tensors=without(two, still(12))), "size")
+    assert "All of it is in attn.q (50 %) and mlp.up (50 %). Only matrices of layer 3" in text
+    assert "proportion" not in text
+    assert "quarter" not in text
+    head = [*two, row(None, "head")]
+    text = sentence(told(tmp_path / "head", head, extra_tensors=without(head, still(12))), "size")
+    assert "Inside the layers only matrices of layer 3 changed." in text
+    norm = 0.05 * math.sqrt(7 * 0.92 / 0.08)
+    deltas = [
+        {**one, **({"frobenius_norm": norm} if one["layer"] == 6 else {})} for one in model(8)
+    ]
+    text = sentence(told(tmp_path / "most", deltas), "size")
+    assert "Inside the layers nearly all of it is in layer 6 (92 %)." in text
+
+
+def test_a_single_matrix_is_no_median(tmp_path):
+    """One of a layer, with two directions that stand out."""
+    one = [row(5, "mlp.down", spikes=2, spike_energy=0.3)]
+    found = told(tmp_path, one, extra_tensors=without(one, still(12)))
+    assert (
+        "In the only matrix inside layers the change has more structure than noise. It is as"
+        in (sentence(found, "coherent"))
+    )
+    assert sentence(found, "standing_out").startswith("In the only matrix 2 of 64 directions")
+    assert "median matrix" not in found.text
+
+
 def test_the_quarter_of_the_depth_that_holds_most_is_named(tmp_path):
     """Of eight layers the last two have four times the norm; none is named where all are alike."""
     deltas = [row(layer, "mlp.up", frobenius_norm=0.2 if layer > 5 else 0.05) for layer in range(8)]
@@ -703,6 +751,36 @@ def test_modules_are_compared_where_they_differ(tmp_path):
         " modules" in text
     )
     assert "modules differ little." in text
+
+
+ABOVE = {"equivalent_directions": None, "excess_purity": 0.01, "excess_purity_unrounded": 0.01}
+
+
+def test_matrices_less_coherent_than_all_directions_are_not_left_out(tmp_path):
+    """1 / X of 100 in 64 possible has no value: of a third of the matrices it is a module's end, of
+    two thirds it is the answer.
+    """
+    third = [{**one, **(ABOVE if one["module"] == "mlp.up" else {})} for one in model()]
+    told_of = told(tmp_path / "a", third)
+    text = sentence(told_of, "coherent")
+    assert "a change along 12 equally strong directions" in text
+    assert "modules lie between 12 (attn.q) and more than 64 (mlp.up)." in text
+    (numbers,) = [one.figures for one in told_of.sentences if one.code == "coherent"]
+    assert numbers["coherence.language.mlp.up.short_side"] == 64
+    most = [{**one, **(ABOVE if one["module"] != "mlp.up" else {})} for one in model()]
+    text = sentence(told(tmp_path / "b", most), "coherent")
+    assert (
+        "Its median matrix is less coherent than a change along all 64 directions alike would be;"
+        " modules lie between 12 (mlp.up) and more than 64 (attn.q)." in text
+    )
+    markdown = report_markdown(*read_summary(tmp_path / "b" / "base..tuned"))
+    assert "| > 64 |" in markdown
+    folder = tmp_path / "b" / "base..tuned"
+    shown = run_shadow("show", folder, "--full", cwd=tmp_path).out
+    text = "less coherent than all directions of a matrix alike would be (12 of 12 matrices)"
+    assert text in " ".join(shown.split())
+    steps = run_shadow("lineage", folder, cwd=tmp_path).out
+    assert ">all" in next(line for line in steps.splitlines() if "base..tuned" in line)
 
 
 @pytest.mark.parametrize(
@@ -921,6 +999,32 @@ def test_full_rank_is_not_taken_for_an_adapter_where_little_was_kept(tmp_path):
     assert inside["rank_most"] == 256
 
 
+def test_the_gate_and_the_finding_tell_one_rank(tmp_path):
+    """An exact product of rank 8 that was added in F32: 40 of its 64 directions are above the floor
+    of the singular values, all but 8 of them rounding.
+    """
+    exact = {"kept": None, "kept_reason": "nothing_rounded", "numerical_rank": 40}
+    found = summary_of(tmp_path, model(**{**RANK_8, **exact, "rank_90": 7}))
+    (gate,) = [gate for gate in found.gates if gate.name == "rank"]
+    assert (gate.figure, gate.passed) == (16 / 64, False)
+    assert gate.reason.startswith("the median delta has rank 16 at most, as a merged adapter has")
+    assert (
+        "in the median matrix 7 of 64 directions hold 90 % of what is stored, and 16 hold all but"
+        " what rounding leaves." in sentence(found.finding, "low_rank")
+    )
+    reason = answers(found.finding)["merged_adapter"].reason
+    assert reason == "the median update has rank 16 at most, of 64"
+
+
+def test_a_spectrum_that_falls_fast_is_no_limit_of_the_rank(tmp_path):
+    """20 of 64 directions hold all but a thousandth of it: not few, so the gate counts all."""
+    exact = {"kept": None, "kept_reason": "nothing_rounded", "numerical_rank": 64}
+    energies = {f"top{k}_energy": min(0.999, k / 18) for k in TOPS}
+    found = summary_of(tmp_path, model(**exact, **energies))
+    assert found.inside_layers["rank_most"] == 20
+    assert next(gate for gate in found.gates if gate.name == "rank").figure == 1.0
+
+
 # other explanations
 
 FITS = {
@@ -967,6 +1071,29 @@ def test_another_explanation_is_answered_by_its_figure(tmp_path, code, answer, f
     assert found[code].answer == answer
     if answer != "cannot_be_excluded":
         assert found[code].figures
+
+
+@pytest.mark.parametrize(
+    ("decay_cosine", "cosine", "answer"),
+    [
+        (-0.71, 0.02, "no"),  # another matrix of the same norm
+        (-1.0, -1.0, "no"),  # the same with the other sign
+        (-1.0, None, "no"),  # nothing but zeros
+        (-0.32, 0.0, "no"),  # another matrix of three times the norm
+        (-0.71, 0.71, "cannot_be_excluded"),  # half of it another matrix
+        (-1.0, 1.0, "fits"),
+        (-0.5, 0.96, "fits"),  # a third of the norm, a quarter of it decay
+    ],
+)
+def test_a_matrix_that_was_replaced_is_no_decay(tmp_path, decay_cosine, cosine, answer):
+    """It changes against the base as well, but decay leaves base and tuned parallel."""
+    # a head that changed little: unrelated models have no explanations
+    related = [row(None, "other") for _ in range(20)]
+    deltas = [*model(decay_cosine=decay_cosine, cosine=cosine), *related]
+    found = answers(told(tmp_path, deltas))["weight_decay"]
+    assert found.answer == answer
+    if cosine is not None and answer == "no":
+        assert f"median cosine of {cosine:.2f}, and decay leaves 1" in found.reason
 
 
 def test_a_copy_in_another_format_fits(tmp_path):
@@ -1024,6 +1151,7 @@ def tables(summary):
         ("coherence", ("component", "module")),
         ("components", ("component",)),
         ("quarters", ("component", "quarter")),
+        ("depth", ("component", "layer")),
     ):
         for one in told[key]:
             place = ".".join(str(one[name]) for name in names)

@@ -173,7 +173,7 @@ WORDS = {
     "int8": ("indeterminate", "looks like noise of the same profile"),
     "bf16": ("not assessable", "mostly rounding"),
     "adapter": ("not assessable", "by design: how concentrated it is says little of the training;"),
-    "merged": ("not assessable", "bounds the spectrum of every delta, as of a merged adapter"),
+    "merged": ("not assessable", "at most, as a merged adapter has: how concentrated it is says"),
 }
 
 

@@ -94,6 +94,26 @@ def test_a_figure_is_the_median_over_the_delta_rows(demo):
         assert measured.figure((), metric).value == pytest.approx(median, rel=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("above", "outcome"), [(0, "met"), (1, "met"), (3, "passed"), (4, "missing")]
+)
+def test_a_matrix_above_its_short_side_is_no_matrix_left_out(tmp_path, above, outcome):
+    """10, 12, ... and null where 1 / X is above m: their median, not that of values alone."""
+    known = {"kept": None, "kept_reason": "nothing_rounded", "excess_purity": 0.001}
+    deltas = [
+        delta(
+            0.3,
+            place(layer, "mlp.up"),
+            **known,
+            equivalent_directions=None if layer < above else 10.0 + 2 * layer,
+        )
+        for layer in range(7)
+    ]
+    folder = reports.write(tmp_path / "base..tuned", deltas)
+    found = verdict(folder, "language.mlp.up.equivalent_directions < 22")
+    assert found.outcome == outcome, found.detail
+
+
 def test_rules_know_every_figure_of_the_summary_and_no_other(demo):
     """What `show --format json` has at each level can be named, and what can be named is there or
     is a column.
@@ -582,6 +602,9 @@ def test_what_is_called_a_median_is_one(demo, at):
     }
     for metric in medians - {"participation_share"}:
         values = rows[metric].dropna().to_numpy(dtype=float)
+        if metric == "equivalent_directions":  # all of the demo are exact: 1 / X, null above m
+            too_large = rows["excess_purity"] * rows[["rows", "cols"]].min(axis=1) < 1
+            values = np.append(values, [np.inf] * (rows[metric].isna() & too_large).sum())
         found = now.figure(at, metric).value
         assert found == (pytest.approx(np.median(values), rel=1e-12) if len(values) else None), (
             metric

@@ -9,6 +9,7 @@ from shadow.findings.layer_medians import (
     BESIDE,
     INSIDE,
     TOPS,
+    coherence,
     few_values,
     inside_layers,
     outside_layers,
@@ -19,6 +20,7 @@ def rows(*given):
     columns = dict.fromkeys(
         (*INSIDE, *BESIDE, "kept_reason", "kept_history", "component", "module", "layer", "rows")
     )
+    columns |= dict.fromkeys(("floor_ratio", "rank_ceiling"))
     columns |= dict.fromkeys(
         ("tensor", "cols", "dtype", "levels_base", "levels_tuned", "rank_95", "rank_99")
     )
@@ -60,6 +62,73 @@ def test_an_embedding_moves_no_median():
     (outside,) = outside_layers(found)
     assert (outside.module, outside.kept, outside.energy_share) == ("embed", 0.01, 0.9)
     assert (outside.matrices, outside.poolers) == (1, 0)
+
+
+def coherent(*values, **figures):
+    """Matrices of 64 x 96 of attn.q, stored without rounding, of which 1 / X has these values."""
+    known = {"rows": 64, "cols": 96, "kept_reason": "nothing_rounded", **figures}
+    return rows(
+        *(
+            {
+                "layer": layer,
+                "module": "attn.q",
+                "excess_purity": 1 / value,
+                "equivalent_directions": value if value <= 64 else None,
+                **known,
+            }
+            for layer, value in enumerate(values)
+        )
+    )
+
+
+def test_matrices_above_their_short_side_are_not_left_out_of_the_median():
+    """1 / X of 20, 30, 50, 100 and 300 has the median 50; of those with a value alone it is 30."""
+    inside = inside_layers(coherent(20.0, 100.0, 50.0, 300.0, 30.0))
+    assert (inside["equivalent_directions"], inside["coherent"]) == (50.0, 3)
+    assert inside["above_short_side"] == 2
+
+
+def test_a_median_above_the_short_side_is_null_and_told():
+    """Of 20, 100 and 300 the middle one is above 64: the median is not 20."""
+    found = coherent(20.0, 100.0, 300.0)
+    assert inside_layers(found)["equivalent_directions"] is None
+    (module,) = coherence(found)
+    assert (module.equivalent_directions, module.coherent) == (None, 1)
+    assert (module.above_short_side, module.short_side) == (2, 64)
+    (outside,) = outside_layers(found.assign(layer=None))
+    assert (outside.equivalent_directions, outside.above_short_side) == (None, 2)
+    # half and half: the upper one of the two in the middle is unknown
+    assert inside_layers(coherent(20.0, 100.0))["equivalent_directions"] is None
+
+
+@pytest.mark.parametrize(
+    "why",
+    [
+        {"kept_reason": "rounding_unexplained", "floor_ratio": 3.9},
+        {"kept": 0.2, "kept_reason": "rounded_away"},
+        {"excess_purity": None},
+        {"excess_purity": 0.1},  # below its short side, but within its noise
+    ],
+)
+def test_directions_that_are_unknown_are_left_out_of_the_median(why):
+    """Null for another reason than its value says nothing of the value."""
+    known, unknown = coherent(20.0, 30.0, 40.0), coherent(300.0, 300.0, **why)
+    inside = inside_layers(pd.concat([known, unknown], ignore_index=True))
+    assert (inside["equivalent_directions"], inside["above_short_side"]) == (30.0, 0)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"kept_reason": "rounding_unexplained", "floor_ratio": 4.0},
+        {"kept": 0.5, "kept_reason": None, "excess_purity": 0.1, "excess_purity_unrounded": 0.01},
+        {"kept_reason": None, "rank_ceiling": 8},
+        {"excess_purity": -0.1},  # flatter than noise
+    ],
+)
+def test_a_known_excess_purity_tells_that_directions_are_above(how):
+    """As an audit decides it: of the update where that is known, else of what is stored."""
+    assert inside_layers(coherent(300.0, **how))["above_short_side"] == 1
 
 
 def test_what_is_unknown_is_counted():

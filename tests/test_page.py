@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import reports
 from families import gain
 from hypothesis import given
 from hypothesis import strategies as st
@@ -217,6 +218,31 @@ def test_intervals_of_modules_are_those_of_the_summary(small):
             assert bounds is None or (layers, level) == (row["layers"], row["interval_level"])
             checked += bounds is not None
     assert checked >= 4 * 8
+
+
+def test_a_module_of_the_page_has_the_directions_that_the_summary_has(tmp_path):
+    """1 / X above m is larger than every value: the median of 10, 12, 14 and two such is 14; of two
+    values and three such there is none.
+    """
+    deltas = [
+        reports.delta(
+            0.3,
+            reports.place(layer, module),
+            kept_reason="nothing_rounded",
+            excess_purity=0.001,
+            equivalent_directions=None if layer >= few else 10.0 + 2 * layer,
+        )
+        for module, few in (("mlp.up", 3), ("mlp.down", 2))
+        for layer in range(5)
+    ]
+    data = drawn(reports.write(tmp_path / "base..tuned", deltas))
+    told = data["modules"]["delta"]["equivalent_directions"]
+    medians = {
+        module: told[data["groups"].index(["language", module])]
+        for module in ("mlp.up", "mlp.down")
+    }
+    assert medians["mlp.up"][0] == 14
+    assert medians["mlp.down"] is None
 
 
 def test_a_cell_of_experts_is_their_median_and_range(experts):

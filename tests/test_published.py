@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 import os
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -256,10 +257,17 @@ def test_a_place_is_a_rank_among_families_without_its_own(table):
     assert top20.most == pytest.approx(0.17)
     text, figures = context_sentence(found)
     assert (
-        text == "The mean relative norm of a tensor is 15 %; in 3 published families it is 1.0 %"
-        " to 50 %, and 1 has less. The first 20 directions hold 20 % of a matrix's change, more"
-        " than in the 1 published family with changes of similar relative norm (17 %)."
+        text == "The mean relative norm of a tensor is 15 %, more than in 1 of 3 published families"
+        " (1.0 % to 50 %). The first 20 directions hold 20 % of a matrix's change, more than in the"
+        " 1 published family with changes of similar relative norm (17 %)."
     )
+    for value, below, words in (
+        (0.005, 0, "0.50 %, less than in any of 3 published families"),
+        (0.01, 0, "1.0 %, no more than in any of 3 published families"),
+        (0.6, 3, "60 %, more than in any of 3 published families"),
+    ):
+        told, _ = context_sentence(replace(found, size=replace(size, value=value, below=below)))
+        assert words in told
     assert (figures["published.size.families"], figures["published.top20.below"]) == (3, 1)
 
 

@@ -4,6 +4,7 @@ leave there.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -12,6 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from shadow.findings.layer_medians import ranked
 from shadow.reports.report import Report
 from shadow.spectra.noise import noise_effective_rank, shift_by_noise
 
@@ -95,8 +97,12 @@ def _layers(
 ) -> list[LayerFigure]:
     predict = PREDICTED.get(metric)
     figures = []
+    inside = ranked(inside, metric)
     valued = inside[inside[metric].notna()]
     for layer, rows in valued.groupby("layer"):
+        measured = float(rows[metric].astype(float).median())
+        if math.isinf(measured):  # above the short side in half of the matrices or more
+            continue
         noise: list[float | None] = []
         rounding: list[float | None] = []
         if predict is not None:
@@ -108,7 +114,7 @@ def _layers(
         figures.append(
             LayerFigure(
                 layer=int(str(layer)),
-                measured=float(rows[metric].astype(float).median()),
+                measured=measured,
                 noise=_median_of_known(noise),
                 rounding=_median_of_known(rounding),
             )

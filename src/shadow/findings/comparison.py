@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict
@@ -30,6 +30,7 @@ from shadow.findings.bootstrap import LEVEL, blocks_of, interval_of_median, sign
 from shadow.findings.correlation import ScoredSet, score_reports
 from shadow.findings.footprint import FULL_RANK, LINEAGE, ROUNDING
 from shadow.findings.gains import MEASURED_BY_OTHERS
+from shadow.findings.layer_medians import LOW, held_rank, rank_bounds
 from shadow.findings.matching import (
     ComparedReport,
     Relation,
@@ -756,9 +757,18 @@ def _not_comparable(
     ceilings = [
         voting[f"rank_ceiling_{side}"].to_numpy(np.float64, na_value=math.inf) for side in SIDES
     ]
+    held = [held_rank(_of_side(voting, side)) for side in SIDES]
     apart = ceilings[0] != ceilings[1]
+    for ceiling, side in zip(reversed(ceilings), SIDES, strict=True):
+        # a merged adapter may have the rank of one that was not
+        least, most = rank_bounds(_of_side(voting, side))
+        apart &= ~((least <= ceiling) & (ceiling <= most) & (most <= LOW * _short(voting)))
     if apart.any():
-        kinds = [_ceiling(ranks[apart]) for ranks in ceilings]
+        low = LOW * _short(voting)
+        kinds = [
+            _ceiling(ranks[apart], np.where(bound <= low, bound, math.inf)[apart])
+            for ranks, bound in zip(ceilings, held, strict=True)
+        ]
         reasons.append(
             f"{first.name} is {kinds[0]} and {second.name} {kinds[1]} (in {apart.sum()} matrices),"
             " and the rank that an update may have decides how many directions hold it"
@@ -778,12 +788,31 @@ def _not_comparable(
     return reasons
 
 
-def _ceiling(ranks: NDArray[np.float64]) -> str:
-    """What the ranks that updates may have say of them: infinity is no limit."""
+def _of_side(matched: pd.DataFrame, side: str) -> Callable[[str], pd.Series]:
+    """The columns of one report among matched rows; rows and cols are of both."""
+
+    def column(name: str) -> pd.Series:
+        return matched[name if name in ("rows", "cols") else f"{name}_{side}"]
+
+    return column
+
+
+def _short(matched: pd.DataFrame) -> NDArray[np.float64]:
+    sides: NDArray[np.float64] = matched[["rows", "cols"]].min(axis=1).to_numpy(np.float64)
+    return sides
+
+
+def _ceiling(ceilings: NDArray[np.float64], held: NDArray[np.float64]) -> str:
+    """What bounds the rank of updates, in words: an adapter, else, where it is low, the rank that
+    they have at most. Infinity is no bound.
+    """
     kinds = []
-    if np.isinf(ranks).any():
+    free = np.isinf(ceilings)
+    if (free & np.isinf(held)).any():
         kinds.append("of full rank")
-    kinds += [f"an adapter of rank {rank:.0f}" for rank in np.unique(ranks[np.isfinite(ranks)])]
+    if (merged := free & ~np.isinf(held)).any():
+        kinds.append(f"of rank {held[merged].max():.0f} at most")
+    kinds += [f"an adapter of rank {rank:.0f}" for rank in np.unique(ceilings[~free])]
     more = " or more" if len(kinds) > 2 else ""
     return " or ".join(kinds[:2]) + more
 
@@ -959,19 +988,15 @@ def _warn_of_deltas(
             f" {math.exp(abs(norm.difference)):.2g} times as large as that of {small.name}:"
             " concentration falls as an update grows"
         )
-    short = matched[["rows", "cols"]].to_numpy(np.float64).min(axis=1)
-    ranks = [
-        pd.Series(
-            matched[f"numerical_rank_{side}"].to_numpy(np.float64, na_value=math.nan) / short
-        ).median()
-        for side in SIDES
-    ]
-    lower = ranks.index(min(ranks))
+    held = [held_rank(_of_side(matched, side)) for side in SIDES]
+    shares = [pd.Series(ranks / _short(matched)).median() for ranks in held]
+    lower = shares.index(min(shares))
     is_adapter = matched[f"rank_ceiling_{SIDES[lower]}"].notna().any()  # and is called one already
-    if min(ranks) < FULL_RANK <= max(ranks) and not is_adapter:
+    if min(shares) < FULL_RANK <= max(shares) and not is_adapter:
         low = (first, second)[lower]
         yield (
-            f"only the deltas of {low.name} are of low rank ({100 * min(ranks):.2g} % of what is"
+            f"only the deltas of {low.name} are of low rank (in the median matrix"
+            f" {pd.Series(held[lower]).median():.0f} at most, {100 * min(shares):.2g} % of what is"
             " possible): perhaps a merged adapter"
         )
     outside = (

@@ -16,10 +16,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from shadow.findings.layer_medians import LOW
 from shadow.findings.reference import choose_runs, runs
-from shadow.findings.summary_rows import QuarterRow, UncomparedRow, VocabularyRow
+from shadow.findings.summary_rows import (
+    CoherenceRow,
+    LayerRow,
+    QuarterRow,
+    UncomparedRow,
+    VocabularyRow,
+)
 from shadow.places.groups import ATTENTION, MLP
-from shadow.spectra.purity import ENOUGH_KEPT
 from shadow.text import and_list, counted
 
 if TYPE_CHECKING:
@@ -40,6 +46,7 @@ UNRELATED = 0.1  # a median cosine below which two models have nothing in common
 CLEARLY_MOST = 0.55  # of the energy in one quarter of the depth
 MOST = 0.5  # of the energy: modules are named until they hold so much, but no more than NAMED
 NAMED = 3
+NEARLY_ALL = 0.9  # of the energy inside layers
 ALIKE = 0.9  # of the last that was named, from which the next is named too
 # modules, or how their names begin
 OUTSIDE = ("embed", "head", "position", "patch_embed", "projector")
@@ -56,11 +63,13 @@ TURNED = 0.25
 WELL_KEPT = 0.9
 CLEAR = 4.0  # floor_ratio from which an unknown rounding hardly matters
 USUAL_RANK = 256  # of adapters
-LOW = 0.25  # of the short side: what counts as low rank
 HIGH = 0.5  # of the short side: more than any adapter of that width has
 # relative norms: below, of most preference and RL stages; above, of no short run
 SMALL, LARGE = 2e-3, 0.1
 SHRINKS, STILL = -0.5, -0.1  # decay_cosine: mostly decay; at most 1 % of the energy is decay
+# cosine of base and tuned: decay leaves 1, as each is the other times a number. A matrix that was
+# replaced by another of its norm has 0 and a decay_cosine of -0.71, a negative one -1 and -1.
+POINTS_ALIKE, POINTS_ELSEWHERE = 0.9, 0.5
 ONE_ROUNDING = (0.9, 1.1)  # floor_ratio of a copy that was rounded once
 LIKE_NOISE = 0.03  # concentration within which a pair is like noise
 # energy over its share of the parameters, or the reverse, up to which a part has its share
@@ -931,17 +940,21 @@ def _modules(draft: _Draft) -> str:
     if not parts:
         return ""
     if len(parts) == 1:
-        return f"All of it is in {parts[0].name}."
+        return f"All of it is in {_only_matrix(draft.summary) or parts[0].name}."
     named: list[Part] = []
     for part in parts[:NAMED]:
         if sum(share.energy for share in named) < MOST or part.energy > ALIKE * named[-1].energy:
             named.append(part)
+    most = sum(part.energy for part in named) >= MOST
+    if _mostly_frozen(draft.summary):  # the rest has no proportion of the model to be told by
+        if len(named) == len(parts):
+            names = and_list([f"{part.name} ({part.told(draft)})" for part in named])
+            return f"All of it is in {names}."
+    elif all(part.in_proportion for part in parts):
+        return _in_proportion(draft, parts[0])
     names = and_list(
         [f"{part.name} ({part.told(draft, sized=part is named[0])})" for part in named]
     )
-    most = sum(part.energy for part in named) >= MOST
-    if all(part.in_proportion for part in parts):
-        return _in_proportion(draft, parts[0])
     first = f"Most of it is in {names}." if most else f"The largest shares are in {names}."
     rest = [
         f"{part.name} {_verb(part.name)} {part.told(draft)}"
@@ -951,6 +964,21 @@ def _modules(draft: _Draft) -> str:
     if not rest:
         return first
     return f"{first} {_capital(and_list(rest))}."
+
+
+def _only_matrix(summary: Summary) -> str | None:
+    """`one matrix, mlp.down of layer 5`, if a single matrix changed and lies in a layer."""
+    changed = [row for row in summary.depth if row.matrices]
+    if summary.figures["matrices"] != 1 or len(changed) != 1:
+        return None
+    (module,) = (_module(row.module) for row in summary.modules)
+    return f"one matrix, {module} of layer {changed[0].layer}"
+
+
+def _mostly_frozen(summary: Summary) -> bool:
+    """Is half of the parameters or more the same on both sides?"""
+    figures = summary.figures
+    return 2 * (figures["parameters_identical"] or 0) >= (figures["parameters"] or 1)
 
 
 def _in_proportion(draft: _Draft, largest: Part) -> str:
@@ -991,8 +1019,12 @@ def _verb(name: str) -> str:
 
 
 def _depth(draft: _Draft) -> str:
-    """The quarter of the depth that holds most, or that none does."""
+    """The few layers that hold nearly all, else the quarter of the depth that holds most, or that
+    none does.
+    """
     main = _main(draft.summary)
+    if main != "other" and (few := _few_layers(draft, main)) is not None:
+        return few
     rows = [row for row in draft.summary.quarters if row.component == main]
     # numbers in names that nothing is known of need not be those of blocks in order
     if not rows or main == "other":
@@ -1016,6 +1048,45 @@ def _depth(draft: _Draft) -> str:
         share = draft.write(most.parameter_share, place, percent)
         text += f", with {share} of the parameters there"
     return f"{where} the {which} quarter of the depth ({span}) holds {much}, {text}."
+
+
+def _few_layers(draft: _Draft, main: str | None) -> str | None:
+    """`Only matrices of layer 5 changed.`, or the layers that hold NEARLY_ALL; None where these are
+    more than NAMED, or more than a quarter of the layers though others changed as well.
+    """
+    summary = draft.summary
+    rows = [row for row in summary.depth if row.component == main]
+    changed = sorted(
+        (row for row in rows if row.matrices and row.energy_share is not None),
+        key=lambda row: -(row.energy_share or 0.0),
+    )
+    if not changed:
+        return None
+    where = "Inside the layers" if main == "language" else f"Inside {_component(str(main))}"
+    if len(changed) <= NAMED and len(changed) < len(rows):
+        if summary.figures["matrices"] == 1:
+            return ""  # said with its module
+        noun = "layer" if len(changed) == 1 else "layers"
+        only = f"only matrices of {noun} {_spans([row.layer for row in changed])} changed."
+        elsewhere = sum(row.matrices for row in summary.depth) != summary.figures["matrices"]
+        several = len({row.component for row in summary.components}) > 1
+        return f"{where} {only}" if elsewhere or several else _capital(only)
+    named: list[LayerRow] = []
+    while math.fsum(row.energy_share or 0.0 for row in named) < NEARLY_ALL:
+        named.append(changed[len(named)])
+        if len(named) > NAMED or 4 * len(named) > len(rows) or len(named) == len(changed):
+            return None
+    names = and_list(
+        [
+            f"layer {row.layer} ("
+            + draft.write(
+                row.energy_share or 0.0, f"depth.{row.component}.{row.layer}.energy_share", percent
+            )
+            + ")"
+            for row in sorted(named, key=lambda row: row.layer)
+        ]
+    )
+    return f"{where} nearly all of it is in {names}."
 
 
 def _place_of_quarter(row: QuarterRow, figure: str = "energy_share") -> str:
@@ -1152,42 +1223,53 @@ def _coherence(draft: _Draft) -> str:
     """As coherent as how many equally strong directions, and how that compares across modules."""
     inside, summary = draft.summary.inside_layers, draft.summary
     judged, coherent = _count(inside, "judged"), _count(inside, "coherent")
-    value = inside.get("equivalent_directions")
-    if value is None or 2 * coherent < judged:
-        unknown = _count(inside, "unexplained") + _count(inside, "rounded_away")
-        if 2 * unknown >= judged or (inside.get("kept") or 1.0) < ENOUGH_KEPT:
-            return "How coherent the update was before it was stored is unknown."
-        directions = draft.directions()
+    above = _count(inside, "above_short_side")
+    value, directions = inside.get("equivalent_directions"), draft.directions()
+    if 2 * (coherent + above) < judged or (value is None and not above):
+        return "How coherent the update was before it was stored is unknown."
+    what = "It" if _count(inside, "matrices") == 1 else "Its median matrix"
+    if value is None:
         if not directions:
             return ""
-        return (
-            f"Its median matrix is less coherent than a change along all {directions} directions"
-            " alike would be."
-        )
-    draft.write(value, "inside_layers.equivalent_directions", about)
-    directions = draft.directions()
-    of = f", of {directions} possible" if directions else ""
-    along = _equally_strong(value)
-    text = (
-        f"Its median matrix is as coherent as a change along {along} (a measure, not a count){of}"
-    )
-    rows = [
-        row
-        for row in summary.coherence
-        if row.equivalent_directions is not None and 2 * row.coherent >= row.matrices
-    ]
+        along = f"all {directions} directions alike"
+        if directions == "1":
+            along = "its only direction"
+        text = f"{what} is less coherent than a change along {along} would be"
+    else:
+        draft.write(value, "inside_layers.equivalent_directions", about)
+        of = f", of {directions} possible" if directions else ""
+        along = _equally_strong(value)
+        text = f"{what} is as coherent as a change along {along} (a measure, not a count){of}"
+    return f"{text}{_across_modules(draft, summary.coherence, told=value is not None)}."
+
+
+def _across_modules(draft: _Draft, coherence: Sequence[CoherenceRow], *, told: bool) -> str:
+    """`; modules lie between 25 (attn.o) and 46 (attn.q)`; told: is the median of all a number?"""
+    rows = [row for row in coherence if 2 * (row.coherent + row.above_short_side) >= row.matrices]
+    rows = [row for row in rows if row.equivalent_directions or row.above_short_side]
+
+    def size(row: CoherenceRow) -> float:
+        return row.equivalent_directions or math.inf
+
     if len(rows) < 2:
-        return f"{text}."
-    least = min(rows, key=lambda row: row.equivalent_directions or 0.0)
-    most = max(rows, key=lambda row: row.equivalent_directions or 0.0)
-    low, high = least.equivalent_directions or 0.0, most.equivalent_directions or 0.0
+        return ""
+    least, most = min(rows, key=size), max(rows, key=size)
+    if math.isinf(size(least)):
+        return ""
+    if size(most) < APART * size(least):
+        return "; modules differ little" if told else ""
     several = len({row.component for row in rows}) > 1
-    if high < APART * low:
-        return f"{text}; modules differ little."
-    names = [_named_in(row.component, row.module, several) for row in (least, most)]
-    for row, value in ((least, low), (most, high)):
-        draft.figures[f"coherence.{row.component}.{row.module}.equivalent_directions"] = value
-    return f"{text}; modules lie between {about(low)} ({names[0]}) and {about(high)} ({names[1]})."
+    ends = []
+    for row in (least, most):
+        place = f"coherence.{row.component}.{row.module}"
+        number = f"more than {whole(row.short_side or 0)}"
+        if row.equivalent_directions is not None:
+            place = f"{place}.equivalent_directions"
+            number = draft.write(row.equivalent_directions, place, about)
+        elif row.short_side is not None:
+            draft.figures[f"{place}.short_side"] = row.short_side
+        ends.append(f"{number} ({_named_in(row.component, row.module, several)})")
+    return f"; modules lie between {ends[0]} and {ends[1]}"
 
 
 def _equally_strong(value: float) -> str:
@@ -1216,6 +1298,8 @@ def _standing_out(summary: Summary) -> list[Sentence]:
     if directions:
         noun = f"of {directions} directions"
     where = "In the median matrix"
+    if _count(summary.inside_layers, "matrices") == 1:
+        where = "In the only matrix"
     # figures of all matrices, such as those of the page, then say another number
     if _count(summary.inside_layers, "matrices") != summary.figures["matrices"]:
         where += " inside layers"
@@ -1271,11 +1355,13 @@ def _low_rank(draft: _Draft) -> Sentence:
         rank = draft.write(ceiling, "figures.rank_ceiling", whole)
         text = f"It is an adapter: no matrix changes along more than {rank} of {of} directions."
         return draft.sentence("low_rank", text, _alignment(draft))
-    rank_90 = draft.inside("rank_90") or 0
-    text = (
-        f"It has low rank: in the median matrix {whole(rank_90)} of {of} directions hold"
-        " 90 % of what is stored, and the others no more than rounding leaves."
-    )
+    most, rank_90 = draft.inside("rank_most") or 0, draft.summary.inside_layers.get("rank_90")
+    first = f"{whole(most)} of {of} directions hold"
+    if rank_90 is not None and rank_90 < most:
+        some = draft.write(rank_90, "inside_layers.rank_90", whole)
+        first = f"{some} of {of} directions hold 90 % of what is stored, and {whole(most)} hold"
+    text = f"It has low rank: in the median matrix {first} all but what rounding leaves."
+    text = text.replace(f" 1 of {of} directions hold ", f" 1 of {of} directions holds ")
     return draft.sentence("low_rank", text, _alignment(draft))
 
 
@@ -1440,12 +1526,11 @@ def _merged_adapter(draft: _Draft) -> Explanation:
         )
     directions = draft.directions()
     if _is_low_rank(summary):
-        draft.inside("rank_most")
-        rank = whole(draft.inside("rank_90") or 0)
+        rank = whole(draft.inside("rank_most") or 0)
         return _explained(
             code,
             "fits",
-            reason=f"{rank} of {directions} directions hold 90 % of what is stored",
+            reason=f"the median update has rank {rank} at most, of {directions}",
             figures=draft.figures,
         )
     rank = draft.write(least, "inside_layers.rank_least", whole)
@@ -1615,17 +1700,29 @@ def _weight_decay(draft: _Draft) -> Explanation:
         )
     draft.inside("decay_cosine")
     cosine = f"{value:.2f}".replace("-0.00", "0.00")
-    if value <= SHRINKS:
+    if value >= STILL:
+        reason = (
+            f"the change does not point against the weights (median cosine {cosine}, of decay alone"
+            " -1)"
+        )
+        return _explained(code, "no", reason=reason, figures=draft.figures)
+    alike = summary.inside_layers.get("cosine")
+    if alike is None:  # although the change has a direction: the tuned side has none
+        return _explained(code, "no", reason="the tuned weights are 0", figures={})
+    if alike < POINTS_ELSEWHERE:
+        del draft.figures["inside_layers.decay_cosine"]  # which the reason does not tell
+        of_sides = draft.write(alike, "inside_layers.cosine", lambda x: f"{x:.2f}")
+        reason = (
+            f"base and tuned have a median cosine of {of_sides}, and decay leaves 1: replaced,"
+            " exchanged or negated matrices also change against the weights"
+        ).replace("-0.00", "0.00")
+        return _explained(code, "no", reason=reason, figures=draft.figures)
+    if value <= SHRINKS and alike >= POINTS_ALIKE:
         return _explained(
             code,
             "fits",
             reason=f"the change points against the weights (median cosine {cosine})",
             figures=draft.figures,
         )
-    if value < STILL:
-        reason = f"a part of the change points against the weights (median cosine {cosine})"
-        return _explained(code, "cannot_be_excluded", reason=reason, figures=draft.figures)
-    reason = (
-        f"the change does not point against the weights (median cosine {cosine}, of decay alone -1)"
-    )
-    return _explained(code, "no", reason=reason, figures=draft.figures)
+    reason = f"a part of the change points against the weights (median cosine {cosine})"
+    return _explained(code, "cannot_be_excluded", reason=reason, figures=draft.figures)

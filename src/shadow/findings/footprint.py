@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from shadow.findings.bootstrap import Interval
 from shadow.findings.coverage import vector_figures
+from shadow.findings.layer_medians import held_rank
 from shadow.findings.reference import (
     Calibration,
     Position,
@@ -64,8 +65,8 @@ GATES = {  # what must hold, by name
     "rounding": f"the median `floor_ratio` is at least {ROUNDING:g}, or nothing was rounded",
     "rank": (
         f"the median delta has {100 * FULL_RANK:.0f} % of its directions or more, by an adapter's"
-        " rank and by `numerical_rank`; rounding fills directions, so a low-rank change that was"
-        " merged and stored again may pass"
+        " rank, by `numerical_rank`, and by how many hold all but rounding where these are few;"
+        " what rounding took too much of may pass"
     ),
     "formats": "no tensor is packed or of an unknown format",
 }
@@ -303,25 +304,27 @@ def _rounding(deltas: pd.DataFrame) -> Gate:
 
 def _rank(deltas: pd.DataFrame) -> Gate:
     """The share of its directions that a delta has at all: what an adapter of low rank bounds."""
-    read = ["rank_ceiling", "numerical_rank", "rows", "cols"]
-    inside = deltas.loc[~deltas["module"].isin(OUTSIDE), read]
-    ranks = inside["rank_ceiling"].fillna(math.inf).clip(upper=inside["numerical_rank"])
-    shares = (ranks / inside[["rows", "cols"]].min(axis=1)).dropna()
+    inside = ~deltas["module"].isin(OUTSIDE)
+
+    def column(name: str) -> pd.Series:
+        return deltas.loc[inside, name]
+
+    import pandas as pd
+
+    ranks = pd.Series(held_rank(column), index=deltas.index[inside])
+    shares = (ranks / pd.concat([column("rows"), column("cols")], axis=1).min(axis=1)).dropna()
     if shares.empty:
         return Gate(
             name="rank", figure=None, threshold=FULL_RANK, passed=True, reason="no rank ceiling"
         )
-    figure, ceiling = float(shares.median()), inside["rank_ceiling"].max()
+    figure, ceiling = float(shares.median()), column("rank_ceiling").max()
     if figure >= FULL_RANK:
         reason = (
             f"the median delta has {100 * figure:.0f} % of its directions, those of rounding"
             " included"
         )
     else:
-        what = (
-            f"rank {inside['numerical_rank'].median():.0f} bounds the spectrum of every delta, as"
-            " of a merged adapter"
-        )
+        what = f"the median delta has rank {ranks.median():.0f} at most, as a merged adapter has"
         if ceiling > 0:
             what = f"an adapter's rank {ceiling:.0f} bounds the spectrum of every delta by design"
         reason = (

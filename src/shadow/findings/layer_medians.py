@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from shadow.findings.summary_rows import CoherenceRow, OutsideRow, UnchangedRow, row_of
 from shadow.reports.column_types import null_if_undefined
 from shadow.spectra.levels import round_trip
-from shadow.spectra.purity import LEAST_KEPT, NOISE
+from shadow.spectra.purity import LEAST_KEPT, NOISE, UNTOUCHED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,11 +28,16 @@ INSIDE = (
 BESIDE = (  # medians of inside_layers that OutsideRow has not
     "purity_z", "numerical_rank", "rank_90", "spikes", "spike_energy", "alignment_left",
     "alignment_left_null",
-    "alignment_right", "alignment_right_null",
+    "alignment_right", "alignment_right_null", "cosine",
+)  # fmt: skip
+DIRECTIONS_FROM = (  # columns that the median of equivalent_directions rests on
+    "equivalent_directions", "kept", "kept_reason", "excess_purity", "excess_purity_unrounded",
+    "floor_ratio", "rank_ceiling", "rows", "cols",
 )  # fmt: skip
 SHORTEST = 256  # entries of a row, below which distinct values tell nothing
 TOPS = (1, 4, 16, 20, 64)  # directions whose share of the energy is known
 NEARLY_KEPT = 0.002  # how far a share of the energy may be from kept where nothing was rounded away
+LOW = 0.25  # of the short side: what counts as low rank
 OF_ROUNDING = 0.1  # and how much further for what was, times kept (1 - kept)
 
 
@@ -58,6 +63,7 @@ def inside_layers(deltas: pd.DataFrame) -> dict[str, float | int | None]:
         "beyond_noise": int((z > NOISE).sum()),
         "flatter_than_noise": int((z < -NOISE).sum()),
         **{name: _median(inside(name)) for name in (*INSIDE, *BESIDE)},
+        **_coherent(inside),
         **_ranks(inside),
         **_few(deltas.loc[within, ["cols", "levels_base", "levels_tuned"]]),
         "in_two_formats": int(inside("dtype").astype("string").str.contains("/").sum()),
@@ -85,6 +91,8 @@ def outside_layers(deltas: pd.DataFrame) -> list[OutsideRow]:
                 "poolers": int(rows["tensor"].astype("string").str.contains(r"\bpooler\b").sum()),
             },
             {name: _median(rows[name]) for name in INSIDE},
+            _coherent(rows.__getitem__),
+            {"short_side": _short_sides(rows[["rows", "cols"]])["short_side_most"]},
         )
         for (component, module), rows in outside.groupby(["component", "module"], sort=False)
     ]
@@ -92,19 +100,83 @@ def outside_layers(deltas: pd.DataFrame) -> list[OutsideRow]:
 
 def coherence(deltas: pd.DataFrame) -> list[CoherenceRow]:
     """How coherent each module inside layers is."""
-    read = ["component", "module", "equivalent_directions"]
+    read = ["component", "module", *DIRECTIONS_FROM]
     return [
-        CoherenceRow(
-            component=str(component),
-            module=str(module),
-            matrices=len(rows),
-            coherent=int(rows["equivalent_directions"].notna().sum()),
-            equivalent_directions=_median(rows["equivalent_directions"]),
+        row_of(
+            CoherenceRow,
+            {
+                "component": str(component),
+                "module": str(module),
+                "matrices": len(rows),
+                "coherent": int(rows["equivalent_directions"].notna().sum()),
+                "short_side": _short_sides(rows[["rows", "cols"]])["short_side_most"],
+            },
+            _coherent(rows.__getitem__),
         )
         for (component, module), rows in deltas.loc[deltas["layer"].notna(), read].groupby(
             ["component", "module"], sort=False
         )
     ]
+
+
+def median_directions(column: Callable[[str], pd.Series]) -> tuple[float | None, int]:
+    """The median of equivalent_directions over rows, of which column gives those of
+    DIRECTIONS_FROM by name; and how many of them are above their short side.
+
+    None where half of those that are known or more are above, or nothing is known of any.
+    """
+    values = directions(column)
+    above = int(np.isposinf(values).sum())
+    if 2 * above >= int((~np.isnan(values)).sum()):
+        return None, above
+    return _median_of(values), above
+
+
+def directions(column: Callable[[str], pd.Series]) -> NDArray[np.float64]:
+    """equivalent_directions of each row as a median needs it: infinite where it is null because it
+    is above the short side, NaN where it is unknown.
+
+    Without the former the median would be that of the most coherent matrices alone.
+    """
+    told = _numbers(column("equivalent_directions"))
+    return np.where(above_short_side(column), np.inf, told)
+
+
+def ranked(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """The rows with that column as a median needs it: see `directions`. Medians may be infinite,
+    which is no number to show.
+    """
+    if metric != "equivalent_directions":
+        return rows
+    return rows.assign(equivalent_directions=directions(rows.__getitem__))
+
+
+@np.errstate(all="ignore")  # a forged report may hold infinities
+def above_short_side(column: Callable[[str], pd.Series]) -> NDArray[np.bool_]:
+    """Which rows have no equivalent_directions because they are less coherent than a change along
+    all directions of their short side alike; of others that have none it is unknown.
+    """
+    told, kept, stored, undone, floor, rows, cols = (
+        _numbers(column(name))
+        for name in (
+            "equivalent_directions", "kept", "excess_purity", "excess_purity_unrounded",
+            "floor_ratio", "rows", "cols",
+        )
+    )  # fmt: skip
+    # as an audit decides it; an adapter in a report from before kept was added has no reason
+    as_stored = (
+        _are(column("kept_reason"), "nothing_rounded")
+        | column("rank_ceiling").notna().to_numpy()
+        | (floor >= UNTOUCHED)
+    )
+    purity = np.where(np.isnan(kept) & as_stored, stored, undone)
+    above: NDArray[np.bool_] = np.isnan(told) & (purity * np.minimum(rows, cols) < 1.0)
+    return above
+
+
+def _coherent(column: Callable[[str], pd.Series]) -> dict[str, float | int | None]:
+    median, above = median_directions(column)
+    return {"equivalent_directions": median, "above_short_side": above}
 
 
 def unchanged_modules(tensors: pd.DataFrame) -> list[UnchangedRow]:
@@ -126,21 +198,45 @@ def _short_sides(inside: pd.DataFrame) -> dict[str, int | None]:
     return {"short_side_least": int(sides.min()), "short_side_most": int(sides.max())}
 
 
-@np.errstate(all="ignore")  # a forged report may hold infinities
 def _ranks(inside: Callable[[str], pd.Series]) -> dict[str, float | None]:
-    """Medians of bounds of the rank of the updates, from how much of the stored delta its first
-    directions hold.
+    """Medians of the bounds of the updates' ranks."""
+    least, most = rank_bounds(inside)
+    return {"rank_least": _median_of(least), "rank_most": _median_of(most)}
+
+
+def held_rank(column: Callable[[str], pd.Series]) -> NDArray[np.float64]:
+    """The rank that each delta has at most: that of its adapter, numerical_rank or, where it is
+    low, rank_most.
+
+    numerical_rank alone counts directions of rounding: an exact product of rank 8 that was added in
+    F32 has about 60 of 256. A rank_most that is not low, as of a fast spectrum, is no limit that
+    anything set. NaN where none is known.
+    """
+    _, most = rank_bounds(column)
+    short = np.minimum(_numbers(column("rows")), _numbers(column("cols")))
+    most = np.where(most <= LOW * short, most, np.nan)
+    return np.fmin(
+        np.fmin(_numbers(column("rank_ceiling")), _numbers(column("numerical_rank"))), most
+    )
+
+
+@np.errstate(all="ignore")  # a forged report may hold infinities
+def rank_bounds(
+    inside: Callable[[str], pd.Series],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Bounds of the rank of each update, from how much of the stored delta its first directions
+    hold: rank_least and rank_most.
 
     With K = kept, the first k directions hold K + (1 - K) k / m or more if the update has rank k or
     less: rank_least is one more than the largest k of TOPS that do not, or rank_90, rank_95,
     rank_99 where K is above that share. Where its directions stand out of the rounding they hold K
     + (1 - K) k (1/m + 1/n) + (1 - K)^2 k^2 / (m n K) or more (Benaych-Georges & Nadakuditi 2012):
-    rank_most is the least k of TOPS that do, or numerical_rank. None where K is unknown, below
+    rank_most is the least k of TOPS that do, or numerical_rank. NaN where K is unknown, below
     LEAST_KEPT or of another difference.
     """
     kept, rows, cols = (_numbers(inside(name)) for name in ("kept", "rows", "cols"))
-    kept = np.where(inside("kept_reason") == "nothing_rounded", 1.0, kept)
-    of_another = (inside("kept_history") == "base_rounded").to_numpy()
+    kept = np.where(_are(inside("kept_reason"), "nothing_rounded"), 1.0, kept)
+    of_another = _are(inside("kept_history"), "base_rounded")
     kept = np.where(of_another | ~(kept >= LEAST_KEPT), np.nan, kept)
     lost, short = 1.0 - kept, np.minimum(rows, cols)
     slack = NEARLY_KEPT + OF_ROUNDING * kept * lost
@@ -156,7 +252,13 @@ def _ranks(inside: Callable[[str], pd.Series]) -> dict[str, float | None]:
         )
         most = np.where(energy >= of_low_rank - slack, np.minimum(most, k), most)
         least = np.where(energy < kept + lost * k / short - slack, np.maximum(least, k + 1), least)
-    return {"rank_least": _median_of(least), "rank_most": _median_of(most)}
+    return least, most
+
+
+def _are(texts: pd.Series, text: str) -> NDArray[np.bool_]:
+    """Which texts are this one, however a frame says that there is none."""
+    same: NDArray[np.bool_] = (texts == text).to_numpy(dtype=bool, na_value=False)
+    return same
 
 
 def _numbers(values: pd.Series) -> NDArray[np.float64]:

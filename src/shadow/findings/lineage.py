@@ -188,6 +188,11 @@ class Step:
     chosen: Chosen
     """What the audit was restricted to; empty where it was not."""
 
+    above_short_side: int = 0
+    """Matrices inside layers that are less coherent than a change along all their directions alike.
+    Where they are half or more of what is known, equivalent_directions is None.
+    """
+
     ratio: float | None = None
     """This step's norm over that of the step before, 0 or more. Norms are in units of the weights,
     since relative norms of two steps may have other bases.
@@ -293,6 +298,7 @@ def read_step(report: SummarisedReport, where: str | None = None) -> Step | None
         coherent=int(inside["coherent"] or 0),
         inside=int(inside["matrices"] or 0),
         chosen=_chosen(provenance),
+        above_short_side=int(inside["above_short_side"] or 0),
     )
 
 

@@ -35,11 +35,15 @@ COMPARED = (
     "null_participation_ratio", "spike_energy",
     "relative_norm", "floor_ratio", "cosine", "numerical_rank",
 )  # fmt: skip
+RANKED = (  # with rows, cols, rank_ceiling and numerical_rank: what bounds the rank of a delta
+    "kept", "kept_reason", "kept_history", "rank_90", "rank_95", "rank_99",
+    "top1_energy", "top4_energy", "top16_energy", "top20_energy", "top64_energy",
+)  # fmt: skip
 READ = tuple(
     dict.fromkeys((
         *PLACE, "tensor", "base_tensor", "subject", "rows", "cols", "dtype", "parameters",
         "rank_ceiling", "verified",
-        *COMPARED, *SPECTRA,
+        *COMPARED, *SPECTRA, *RANKED,
     ))
 )  # fmt: skip
 EXAMPLES = 3  # tensors named for each reason

@@ -465,10 +465,9 @@ def context_sentence(
     if figures_of_others.pair is not None:  # the pair is a published one itself
         which = "other published"
     families = counted(size.families, f"{which} family", f"{which} families")
-    have = "has" if size.below == 1 else "have"
     text = (
-        f"The mean relative norm of a tensor is {percent(size.value)}; in {families} it is"
-        f" {_range(size)}, and {size.below} {have} less."
+        f"The mean relative norm of a tensor is {percent(size.value)}, {_beside(size)} {families}"
+        f" ({_range(size)})."
     )
     figures = _numbers("published.size", size)
     if figures_of_others.top20 is not None:
@@ -497,6 +496,8 @@ def _beside(place: PublishedPlace) -> str:
     among = "the" if place.families == 1 else "any of"
     if place.value < place.least:
         return f"less than in {among}"
+    if not place.below:  # as little as in one of them
+        return f"no more than in {among}"
     if place.below == place.families:
         return f"more than in {among}"
     return f"more than in {place.below} of"

@@ -309,7 +309,17 @@ class CoherenceRow:
     """Of these, matrices that have equivalent_directions."""
 
     equivalent_directions: float | None
-    """Median; as coherent as so many equally strong directions, no count of directions."""
+    """Median; as coherent as so many equally strong directions, no count of directions. Matrices
+    above their short side count as above it; None where they are half or more.
+    """
+
+    above_short_side: int = 0
+    """Of these, matrices that are less coherent than a change along all directions of their short
+    side alike, and have no equivalent_directions for that reason.
+    """
+
+    short_side: int | None = None
+    """Of the largest, how many directions a matrix has."""
 
 
 @dataclass(frozen=True)
@@ -561,7 +571,9 @@ class OutsideRow:
     """The same of the update before it was stored."""
 
     equivalent_directions: float | None
-    """As coherent as so many equally strong directions, 1 or more."""
+    """As coherent as so many equally strong directions, 1 or more; None where half or more are
+    above their short side.
+    """
 
     spikes_sharp: float | None
     """Singular values above the sharp edge of the null, 0 or more."""
@@ -571,6 +583,12 @@ class OutsideRow:
 
     energy_share: float | None
     """Share of energy, 0 to 1."""
+
+    above_short_side: int = 0
+    """Matrices above their short side, as in CoherenceRow."""
+
+    short_side: int | None = None
+    """Of the largest, how many directions a matrix has."""
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ import pandas as pd
 
 from shadow.errors import ShadowError
 from shadow.findings.bootstrap import LEVEL, blocks_of, interval_of_median
+from shadow.findings.layer_medians import directions
 from shadow.findings.matching import ComparedReport, compared, relate, settings_apart
 from shadow.findings.summary import SummarisedReport, Summary
 from shadow.findings.summary_rows import Bounds, ComponentRow, ModuleRow
@@ -231,7 +232,7 @@ class Measured:
     @cached_property
     def report(self) -> ComparedReport:
         """Its rows, with every column that a rule may name."""
-        return compared(self.source, self.label, more=COLUMNS)
+        return compared(self.source, self.label, more=(*COLUMNS, "kept_reason"))
 
     @cached_property
     def deltas(self) -> pd.DataFrame:
@@ -294,12 +295,15 @@ class Measured:
         for key, wanted in zip(("component", "module"), at, strict=False):
             rows = rows[rows[key] == wanted]
         values = rows[metric].to_numpy(dtype=np.float64, na_value=np.nan)
+        if metric == "equivalent_directions":
+            values = directions(rows.__getitem__)
         layers = rows["layer"].to_numpy(dtype=np.float64, na_value=np.nan)
         interval = interval_of_median(values, blocks_of(rows["component"].tolist(), layers))
         why = interval.reason or ""
-        if not np.isfinite(values).any():
+        known = values[~np.isnan(values)]
+        median = float(np.median(known)) if len(known) else math.nan
+        if not math.isfinite(median):
             return JudgedFigure(name, value=None, why=why)
-        median = float(np.nanmedian(values))
         return JudgedFigure(name, value=median, bounds=interval.bounds, why=why)
 
     def why_absent(self, name: Metric) -> str:

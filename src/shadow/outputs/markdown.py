@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shadow.findings.finding import ANSWERS
+from shadow.findings.summary_rows import CoherenceRow, OutsideRow
 from shadow.outputs.terminal.typeset import number, share
 from shadow.text import several, visible
 
@@ -111,7 +112,7 @@ def _modules(summary: Summary) -> list[str]:
                     number(row.matrices),
                     share(row.relative_norm),
                     share(row.energy_share),
-                    number(directions[row.component, row.module], 2),
+                    directions[row.component, row.module],
                 ]
             )
     if len(summary.modules) > MODULES:
@@ -121,15 +122,21 @@ def _modules(summary: Summary) -> list[str]:
     )
 
 
-def _directions(summary: Summary) -> dict[tuple[str, str], float | None]:
-    """By component and module: as how many equally strong directions it is coherent."""
-    directions = {
-        (row.component, row.module): row.equivalent_directions for row in summary.outside_layers
-    }
-    for row in summary.coherence:
-        # a median over a few of the matrices is not the module's
-        of_module = 2 * row.coherent >= row.matrices
-        directions[row.component, row.module] = row.equivalent_directions if of_module else None
+def _directions(summary: Summary) -> dict[tuple[str, str], str]:
+    """By component and module: as how many equally strong directions it is coherent, `> 256` where
+    less than all of a matrix would be.
+    """
+    directions = {}
+    rows: list[OutsideRow | CoherenceRow] = [*summary.outside_layers, *summary.coherence]
+    for row in rows:
+        text = number(row.equivalent_directions, 2)
+        if row.equivalent_directions is None and row.above_short_side:
+            text = f"> {number(row.short_side)}"
+        if isinstance(row, CoherenceRow):
+            known = row.coherent + row.above_short_side
+            if 2 * known < row.matrices:  # a median over a few of the matrices is not the module's
+                text = number(None)
+        directions[row.component, row.module] = text
     return directions
 
 

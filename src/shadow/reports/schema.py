@@ -61,7 +61,9 @@ FILES = {  # the JSON files beside the tables: what each key holds
         ),
         "inside_layers": (
             "matrices inside layers that changed: how many; of these known (kept is), unexplained,"
-            " rounded_away, coherent (with equivalent_directions), judged (with purity_z),"
+            " rounded_away, coherent (with equivalent_directions), above_short_side (without,"
+            " because it is larger than m: these count as larger in its median, which is null where"
+            " they are half of what is known or more), judged (with purity_z),"
             " beyond_noise and flatter_than_noise; medians of columns, and of alignments less null;"
             " rank_least and rank_most, medians of bounds of the update's rank; levels_SIDE_few of"
             " levels_SIDE_judged, matrices with as few values as a copy through 8 or 4 bits;"
@@ -72,11 +74,13 @@ FILES = {  # the JSON files beside the tables: what each key holds
         ),
         "outside_layers": (
             "a list, a row for each module outside the layers, as embed and head: matrices, how"
-            " many of them are poolers, medians"
+            " many of them are poolers, medians, above_short_side as in inside_layers, short_side"
+            " of the largest"
         ),
         "coherence": (
             "a list, a row for each module inside layers: component, module, matrices, coherent"
-            " (with equivalent_directions), and the median of equivalent_directions"
+            " (with equivalent_directions), above_short_side as in inside_layers, short_side of the"
+            " largest, and the median of equivalent_directions"
         ),
         "quarters": (
             "a list, a row for each quarter of the layers of a component: quarter, first_layer,"

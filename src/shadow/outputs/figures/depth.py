@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from shadow.errors import ShadowError
+from shadow.findings.layer_medians import ranked
 from shadow.outputs.figures.source import (
     Choice,
     FigureData,
@@ -132,7 +133,8 @@ def _depth_curves(
     for place, source in enumerate(sources):
         for number, module in enumerate(modules):
             rows = source.inside[source.inside["module"] == module]
-            values = rows.groupby("layer")[metric].median()
+            values = ranked(rows, metric).groupby("layer")[metric].median()
+            values = values.where(np.isfinite(values))
             if len(values):
                 values = values.reindex(range(int(values.index.min()), int(values.index.max()) + 1))
             style = thinned(CURVES[place + number], len(values), place + number)

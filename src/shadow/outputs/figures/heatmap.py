@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shadow.errors import ShadowError
+from shadow.findings.layer_medians import ranked
 from shadow.outputs.figures.source import Choice, FigureData, all_null, chosen_modules, shown
 from shadow.outputs.figures.style import PALE, annotate, axis_label, entitle
 
@@ -26,7 +27,10 @@ def draw_heatmap(figure: Figure, sources: list[FigureData], choice: Choice) -> l
     # the last layer of the component may be one in which nothing changed
     last = max([*source.depth["layer"], *inside["layer"]])
     layers = range(int(last) + 1)
-    grid = inside.pivot_table(index="module", columns="layer", values=metric, aggfunc="median")
+    grid = ranked(inside, metric).pivot_table(
+        index="module", columns="layer", values=metric, aggfunc="median"
+    )
+    grid = grid.where(np.isfinite(grid))
     grid = grid.reindex(index=modules, columns=layers)
     values = grid.to_numpy(float)
     if not np.isfinite(values).any():

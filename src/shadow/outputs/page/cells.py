@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from shadow.findings.bootstrap import blocks_of, bounds_of_medians
 from shadow.findings.depth import LAYERS
+from shadow.findings.layer_medians import above_short_side
 from shadow.findings.summary_rows import MEDIANS
 from shadow.outputs.page.curves import Key, shortened
 from shadow.places.names import name_rules
@@ -311,12 +312,19 @@ class _Part:
     cell: NDArray[np.intp]
     names: list[str]
     values: Numbers  # (rows, names)
+    ranked: Numbers  # the same for medians: infinite where a value is null because it is too large
 
 
 def _part(matrices: Matrices, cell: NDArray[np.intp], subject: str) -> _Part:
     rows = matrices.of(subject)
     names, values = _present(columns_of(subject), matrices.columns(columns_of(subject))[rows])
-    return _Part(rows=rows, cell=cell[rows], names=names, values=values)
+    ranked = values
+    if subject == "delta" and "equivalent_directions" in names:
+        above = above_short_side(lambda name: matrices.table[name].to_pandas())[rows]
+        if above.any():
+            ranked = values.copy()
+            ranked[above, names.index("equivalent_directions")] = np.inf
+    return _Part(rows=rows, cell=cell[rows], names=names, values=values, ranked=ranked)
 
 
 def _present(names: Sequence[str], values: Numbers) -> tuple[list[str], Numbers]:
@@ -328,7 +336,9 @@ def _present(names: Sequence[str], values: Numbers) -> tuple[list[str], Numbers]
 
 
 def _median(values: Numbers) -> Numbers:
-    """The median of each column of (rows, columns) over the rows that are not NaN."""
+    """The median of each column of (rows, columns) over the rows that are not NaN. Infinity is
+    larger than all.
+    """
     ordered = np.sort(values, axis=0)  # NaN last
     known = (~np.isnan(values)).sum(axis=0)
     low, high = (
@@ -365,7 +375,7 @@ def _listed(names: Sequence[str], values: Numbers) -> dict[str, Listed]:
 
 def _medians(part: _Part, cells: int) -> dict[str, Listed]:
     """The median of every column by cell; columns that are null everywhere are left out."""
-    return _listed(part.names, _by_cell(part.values, part.cell, cells))
+    return _listed(part.names, _by_cell(part.ranked, part.cell, cells))
 
 
 def _shifts(matrices: Matrices, parts: Mapping[str, _Part], cells: int) -> dict[str, Listed]:
@@ -434,7 +444,7 @@ def _by_group(
             component, _, module = matrices.places[row]
             rows_of.setdefault((component, module), []).append(number)
         for module_of, numbers in rows_of.items():
-            names, values = _present(part.names, part.values[numbers])
+            names, values = _present(part.names, part.ranked[numbers])
             group = _Group([figures[subject][name] for name in names], index[module_of], values)
             alike.setdefault(layers[part.rows[numbers]].tobytes(), []).append(group)
     for key, groups in alike.items():
@@ -451,6 +461,8 @@ def _tell(groups: Sequence[_Group], layers: Numbers) -> None:
         bounds = zip(alike.columns, shortened(alike.low), shortened(alike.high), strict=True)
         for column, low, high in bounds:
             figures, place = aims[column]
+            if medians[column] is None:
+                continue
             if low is None:
                 figures[place] = [medians[column], None, alike.layers, None]
             else:

@@ -29,7 +29,8 @@ LEGEND = {  # by head, what stands below it; a step needs no words
     "most in": "the group of modules that holds most of the energy, and its share",
     "depth": "the quarter of the layers that holds most, and its share",
     "coherent": "matrices inside layers for which dirs. is known",
-    "dirs.": "as coherent as so many equally strong directions, in the median matrix",
+    "dirs.": "as coherent as so many equally strong directions, in the median matrix; >all:"
+    " less coherent than all its directions alike would be",
     "cosine": "with the delta of the step before",
     "inside": "share of the energy in the leading directions of the step before, outputs / inputs",
 }
@@ -70,7 +71,7 @@ def chain_view(chain: Chain, width: int) -> Table:
         ("ratio", [number(step.ratio, 2) for step in rows]),
         ("kept", [fixed(step.kept) for step in rows]),
         ("most in", [most_in(step) for step in rows]),
-        ("dirs.", [number(step.equivalent_directions) for step in rows]),
+        ("dirs.", [_directions(step) for step in rows]),
         ("cosine", [_cosine(step) for step in rows]),
         ("inside", [_both(step) for step in rows]),
     ]
@@ -80,6 +81,13 @@ def chain_view(chain: Chain, width: int) -> Table:
         (4, "unchanged", [share(step.zero_share) for step in rows]),
     ]
     return text_table("", columns, wider=wider, width=width, gap=2)
+
+
+def _directions(step: Step) -> str:
+    """`>all` where the median matrix is less coherent than all its directions alike would be."""
+    if step.equivalent_directions is None and step.above_short_side:
+        return ">all"
+    return number(step.equivalent_directions)
 
 
 def _name(step: Step, letters: int) -> str:

@@ -308,8 +308,11 @@ def _unrounded(inside: Mapping[str, float | int | None]) -> str:
         )
     if inside["relative_norm_unrounded"] is not None:
         parts.append(f"its norm is {share(inside['relative_norm_unrounded'])} of the base's")
+    known = (inside["coherent"] or 0) + (inside["above_short_side"] or 0)
+    of = f"{number(known)} of {number(inside['matrices'])} matrices"
+    if inside["equivalent_directions"] is None and inside["above_short_side"]:
+        parts.append(f"less coherent than all directions of a matrix alike would be ({of})")
     if inside["equivalent_directions"] is not None:
-        of = f"{number(inside['coherent'])} of {number(inside['matrices'])} matrices"
         parts.append(
             f"as coherent as {number(inside['equivalent_directions'])} equally strong directions"
             f" ({of})"

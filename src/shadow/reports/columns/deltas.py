@@ -441,7 +441,10 @@ DELTA = (
             " excess_purity_unrounded)"
         ),
         pitfalls=(
-            "Not a count of directions: four with a tenth of the energy give about 400. It grows"
+            "Not a count of directions: four with a tenth of the energy give about 400. Null says"
+            " two things: unknown, or less coherent than all m directions alike would be. A median"
+            " of what has a value leaves out the least coherent matrices, so medians here count the"
+            " latter (1 / X known and above m) as larger than every value. It grows"
             " with the width if the rank of what is learned does. In reports from before kept was"
             " added, it is 1 / excess_purity where floor_ratio >= 4."
         ),
