@@ -940,13 +940,13 @@ def _modules(draft: _Draft) -> str:
     if not parts:
         return ""
     if len(parts) == 1:
-        return f"All of it is in {_only_matrix(draft.summary) or parts[0].name}."
+        return f"All of it is in {only_matrix(draft.summary) or parts[0].name}."
     named: list[Part] = []
     for part in parts[:NAMED]:
         if sum(share.energy for share in named) < MOST or part.energy > ALIKE * named[-1].energy:
             named.append(part)
     most = sum(part.energy for part in named) >= MOST
-    if _mostly_frozen(draft.summary):  # the rest has no proportion of the model to be told by
+    if is_mostly_frozen(draft.summary):  # the rest has no proportion of the model to be told by
         if len(named) == len(parts):
             names = and_list([f"{part.name} ({part.told(draft)})" for part in named])
             return f"All of it is in {names}."
@@ -966,7 +966,7 @@ def _modules(draft: _Draft) -> str:
     return f"{first} {_capital(and_list(rest))}."
 
 
-def _only_matrix(summary: Summary) -> str | None:
+def only_matrix(summary: Summary) -> str | None:
     """`one matrix, mlp.down of layer 5`, if a single matrix changed and lies in a layer."""
     changed = [row for row in summary.depth if row.matrices]
     if summary.figures["matrices"] != 1 or len(changed) != 1:
@@ -975,7 +975,7 @@ def _only_matrix(summary: Summary) -> str | None:
     return f"one matrix, {module} of layer {changed[0].layer}"
 
 
-def _mostly_frozen(summary: Summary) -> bool:
+def is_mostly_frozen(summary: Summary) -> bool:
     """Is half of the parameters or more the same on both sides?"""
     figures = summary.figures
     return 2 * (figures["parameters_identical"] or 0) >= (figures["parameters"] or 1)

@@ -7,7 +7,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shadow.findings.finding import MOST, about, factor, has_frozen, parts_by_energy, percent
+from shadow.findings.finding import (
+    MOST,
+    about,
+    factor,
+    has_frozen,
+    is_mostly_frozen,
+    only_matrix,
+    parts_by_energy,
+    percent,
+)
 from shadow.text import and_list, counted
 
 if TYPE_CHECKING:
@@ -93,8 +102,8 @@ def _place(summary: Summary) -> str:
     if not parts:
         return ""
     if len(parts) == 1:
-        return f"all of it in {parts[0].name}"
-    if all(part.in_proportion for part in parts):
+        return f"all of it in {only_matrix(summary) or parts[0].name}"
+    if all(part.in_proportion for part in parts) and not is_mostly_frozen(summary):
         return "spread over all modules"
     for count in range(1, AT_MOST + 1):
         named = parts[:count]
