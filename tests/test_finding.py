@@ -200,6 +200,7 @@ MUST = {  # by code: what a report has to be of for the sentence to stand there
     "mixed": lambda at: told(at, [*model(3, purity_z=0.5), *model(4)[9:]]),
     "concentration": lambda at: told(at, model(purity_z=None)),
     "few_values": lambda at: told(at, model(levels_tuned=LEVELS["int8"], **WIDE)),
+    "beyond_rounding": lambda at: told(at, [*model(**ROUNDED), row(4, "attn.q")]),
     "rounded_away": lambda at: told(at, model(**ROUNDED)),
     "rounding": lambda at: told(at, model(**{**ROUNDED, "floor_ratio": 1.0})),
     "unexplained": lambda at: told(at, model(**UNKNOWN)),
@@ -231,6 +232,7 @@ MUST_NOT = {  # a near miss of the same code
     "mixed": lambda at: told(at, [*model(3), *model(4, purity_z=0.5)[9:]]),
     "concentration": lambda at: told(at, model()),
     "few_values": lambda at: told(at, model(levels_tuned=LEVELS["bf16"], **WIDE)),
+    "beyond_rounding": lambda at: told(at, model(**ROUNDED)),
     "rounded_away": lambda at: told(at, model(kept=0.3, floor_ratio=0.3)),
     "rounding": lambda at: told(at, model(**{**ROUNDED, "floor_ratio": 0.5})),
     "unexplained": lambda at: told(at, model(**{**UNKNOWN, "floor_ratio": 5.0})),
@@ -439,11 +441,14 @@ HEADLINES = {
     "nonfinite": "Broken: a side holds NaN or infinite entries.",
     "only_vectors": "Only biases and norms changed.",
     "scaled": "The base's matrices times 1.010.",
-    "zeroed": "Changed by 5.0 %, by entries that were set to 0, spread over all modules.",
+    "zeroed": "Changed by 5.0 %, as entries were set to 0, spread over all modules.",
     "replaced": (
         "Changed by 5.0 %, with 2 matrices replaced or exchanged, spread over all modules."
     ),
     "rounding": "A copy of the base that was only rounded.",
+    "beyond_rounding": (
+        "Changed by 2.6 %, more than rounding in 1 of 13 matrices, spread over all modules."
+    ),
     "identical": "The weights are the same.",
     "unrelated": "Two unrelated models of one shape.",
     "coherent": ("Changed by 5.0 %, as coherent as 12 of 64 directions, spread over all modules."),
@@ -498,6 +503,35 @@ def test_the_headline_says_when_only_a_part_changed(tmp_path):
     """The norm is then one of what changed, which does not compare with that of a whole model."""
     found = told(tmp_path, model(), extra_tensors=same())
     assert found.headline.startswith("A part changed, by 5.0 %, as coherent as")
+
+
+def test_the_headline_tells_a_part_by_its_own_words(tmp_path):
+    """A factor of some matrices, a few rows of the embeddings; what has little in common with the
+    base, and not nothing, may have been trained.
+    """
+    some = told(tmp_path / "a", model(**SCALED), extra_tensors=same())
+    assert some.headline == "12 of the base's matrices times 1.010."
+    rows = [row(None, "embed", rows=600, rows_changed=1 / 600)]
+    assert told(tmp_path / "b", rows).headline.endswith(
+        "all of it in 1 of 600 rows of the embeddings."
+    )
+    assert "replaced" not in told(tmp_path / "c", with_swapped(0.3)).headline
+
+
+def test_a_merged_adapter_in_a_rounded_copy_is_no_copy(tmp_path):
+    """Most matrices hold rounding alone, a quarter an update: neither the first sentence nor the
+    other explanations call it a copy, and what is known of the quarter is told.
+    """
+    rounded = {**ROUNDED, "floor_ratio": 1.0}
+    deltas = [*model(**rounded), *(row(layer, "attn.v", **RANK_8) for layer in range(4))]
+    found = told(tmp_path, deltas)
+    assert "rounding" not in codes(found)
+    text = sentence(found, "beyond_rounding")
+    assert text.startswith(
+        "In 4 of 16 matrices inside layers the change is more than rounding, in the median 5.0 % of"
+        " their norm and as coherent as a change along 12 equally strong directions."
+    )
+    assert answers(found)["quantised_copy"].answer != "fits"
 
 
 def test_a_label_that_says_something_leads_the_headline(shadow, tmp_path):

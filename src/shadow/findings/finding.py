@@ -22,6 +22,7 @@ from shadow.findings.summary_rows import (
     CoherenceRow,
     LayerRow,
     QuarterRow,
+    Replaced,
     UncomparedRow,
     VocabularyRow,
 )
@@ -71,6 +72,7 @@ SHRINKS, STILL = -0.5, -0.1  # decay_cosine: mostly decay; at most 1 % of the en
 # replaced by another of its norm has 0 and a decay_cosine of -0.71, a negative one -1 and -1.
 POINTS_ALIKE, POINTS_ELSEWHERE = 0.9, 0.5
 ONE_ROUNDING = (0.9, 1.1)  # floor_ratio of a copy that was rounded once
+BY_CHANCE = 0.03  # of the matrices of a rounded copy: more do not pass for changed
 LIKE_NOISE = 0.03  # concentration within which a pair is like noise
 # energy over its share of the parameters, or the reverse, up to which a part has its share
 IN_PROPORTION = 1.1
@@ -201,6 +203,7 @@ CODES: Mapping[str, str] = {  # what each sentence says, in the order in which t
     "few_values": (
         "a side is stored in 8 bits, or has as few distinct values as a copy through 8 or 4 bits"
     ),
+    "beyond_rounding": "storage rounded most matrices away, and some changed by more than that",
     "rounded_away": "storage rounded most of it away",
     "rounding": "what is stored is about as large as its rounding; of a copy the first sentence",
     "unexplained": (
@@ -601,7 +604,16 @@ def _is_copy(summary: Summary) -> bool:
     matrices = _count(inside, "matrices")
     if not matrices or floor is None or 2 * _count(inside, "rounded_away") < matrices:
         return False
-    return ONE_ROUNDING[0] <= floor <= ONE_ROUNDING[1]
+    return ONE_ROUNDING[0] <= floor <= ONE_ROUNDING[1] and not _beyond_rounding(summary)
+
+
+def _beyond_rounding(summary: Summary) -> int:
+    """Of a pair most matrices of which are rounded away: how many changed by more all the same, as
+    where an adapter of some modules was merged. 0 where that may be chance.
+    """
+    inside = summary.inside_layers
+    few = BY_CHANCE * _count(inside, "matrices")
+    return _count(inside, "known") if _count(inside, "beyond_noise") > few else 0
 
 
 def _copy(summary: Summary) -> list[Sentence]:
@@ -675,11 +687,10 @@ def _replaced(summary: Summary) -> list[Sentence]:
         name = _named_in(row.component, row.module, several)
         layers.setdefault(tuple(row.layers), []).append(name)
     places = _and_others([_place_of_several(names, at) for at, names in layers.items()])
-    furthest = max(abs(replaced.cosine_least), abs(replaced.cosine_most))
     one = replaced.matrices == 1
     noun, have = ("matrix", "has") if one else ("matrices", "have")
     cosines = f"cosine {low}" if low == high else f"cosines {low} to {high}"
-    if furthest < NOTHING_IN_COMMON:
+    if has_nothing_in_common(replaced):
         common, were = "nothing", "was" if one else "were"
     else:  # a training of large steps may leave so much
         common, were = "little", "may have been"
@@ -688,6 +699,11 @@ def _replaced(summary: Summary) -> list[Sentence]:
         f" most others: {'it' if one else 'they'} {were} replaced, exchanged or reordered."
     )
     return [draft.sentence("replaced", text)]
+
+
+def has_nothing_in_common(replaced: Replaced) -> bool:
+    """Is the cosine so near 0 that no training can have left it?"""
+    return max(abs(replaced.cosine_least), abs(replaced.cosine_most)) < NOTHING_IN_COMMON
 
 
 def _place_of_several(names: Sequence[str], layers: Sequence[int]) -> str:
@@ -1380,6 +1396,8 @@ def _storage(summary: Summary, gates: Mapping[str, Gate]) -> list[Sentence]:
         return sentences
     if _is_copy(summary):
         return sentences  # which the first sentence says
+    if 2 * rounded >= judged and _beyond_rounding(summary):
+        return [*sentences, _partly_rounded_away(draft)]
     if 2 * rounded >= judged:
         many = draft.write(
             rounded, "inside_layers.rounded_away", lambda _: _all_of(rounded, judged)
@@ -1417,6 +1435,24 @@ def _storage(summary: Summary, gates: Mapping[str, Gate]) -> list[Sentence]:
         )
         return [*sentences, draft.sentence("rounding", text)]
     return sentences
+
+
+def _partly_rounded_away(draft: _Draft) -> Sentence:
+    """What is known of the matrices of which storage left enough; their medians are of them."""
+    inside = draft.summary.inside_layers
+    matrices = draft.write(_count(inside, "matrices"), "inside_layers.matrices", str)
+    some = draft.write(_beyond_rounding(draft.summary), "inside_layers.known", str)
+    text = f"In {some} of {matrices} matrices inside layers the change is more than rounding"
+    known = []
+    if norm := draft.inside("relative_norm_unrounded"):
+        known.append(f"{percent(norm)} of their norm")
+    if directions := inside.get("equivalent_directions"):
+        draft.inside("equivalent_directions")
+        known.append(f"as coherent as a change along {_equally_strong(directions)}")
+    if known:
+        text += f", in the median {and_list(known)}"
+    text += ". In most others less than a quarter of what is stored can be the update's."
+    return draft.sentence("beyond_rounding", text)
 
 
 def _few_values(summary: Summary) -> list[Sentence]:
@@ -1623,6 +1659,7 @@ def _quantised(draft: _Draft) -> Explanation:
         floor is not None
         and low <= floor <= high
         and 2 * _count(inside, "beyond_noise") < _count(inside, "judged")
+        and not _beyond_rounding(summary)
     ):
         size = draft.write(floor, "figures.floor_ratio", lambda x: f"{x:.2f}")
         return _explained(

@@ -12,6 +12,7 @@ from shadow.findings.finding import (
     about,
     factor,
     has_frozen,
+    has_nothing_in_common,
     is_mostly_frozen,
     only_matrix,
     parts_by_energy,
@@ -36,7 +37,7 @@ ALONE = {
 }
 # what the change is, by the sentence that says it; the first that stands
 KINDS = {
-    "zeroed": "by entries that were set to 0",
+    "zeroed": "as entries were set to 0",
     "few_values": "as of a copy in few bits",
     "rounded_away": "mostly rounded away by its storage",
     "rounding": "about as large as the rounding of its storage",
@@ -57,8 +58,9 @@ def headline(summary: Summary, sentences: Sequence[Sentence]) -> str:
             return text
     if "identical" in texts:  # what the sentence says before it gives numbers
         return f"{texts['identical'].partition(':')[0]}."
-    if summary.recognised.scaled is not None:
-        return f"The base's matrices times {factor(summary.recognised.scaled.factor)}."
+    if (scaled := summary.recognised.scaled) is not None:
+        which = f"{scaled.matrices} of the" if has_frozen(summary) else "The"
+        return f"{which} base's matrices times {factor(scaled.factor)}."
     if next(iter(texts)) == "rounding":
         return "A copy of the base that was only rounded."
     said = [_size(summary, texts), _kind(summary, texts), _place(summary)]
@@ -80,16 +82,19 @@ def _size(summary: Summary, codes: Container[str]) -> str:
 
 
 def _kind(summary: Summary, codes: Container[str]) -> str:
-    if summary.recognised.replaced is not None:
-        count = counted(summary.recognised.replaced.matrices, "matrix", "matrices")
+    inside, replaced = summary.inside_layers, summary.recognised.replaced
+    if replaced is not None and has_nothing_in_common(replaced):
+        count = counted(replaced.matrices, "matrix", "matrices")
         return f"with {count} replaced or exchanged"
+    if "beyond_rounding" in codes:
+        return f"more than rounding in {inside['known']:,} of {inside['matrices']:,} matrices"
     for code, text in KINDS.items():
         if code in codes:
             return text
     if "coherent" not in codes:
         return ""
-    value = summary.inside_layers.get("equivalent_directions")
-    least, most = (summary.inside_layers.get(f"short_side_{end}") for end in ("least", "most"))
+    value = inside.get("equivalent_directions")
+    least, most = (inside.get(f"short_side_{end}") for end in ("least", "most"))
     if value is None or least is None or most is None:
         return "with more structure than noise"
     of = f"{most:,.0f}" if least == most else f"{least:,.0f} to {most:,.0f}"
@@ -101,6 +106,8 @@ def _place(summary: Summary) -> str:
     parts = parts_by_energy(summary)
     if not parts:
         return ""
+    if len(parts) == 1 and (rows := summary.recognised.few_rows):
+        return f"all of it in {rows[0].changed:,} of {rows[0].rows:,} rows of {parts[0].name}"
     if len(parts) == 1:
         return f"all of it in {only_matrix(summary) or parts[0].name}"
     if all(part.in_proportion for part in parts) and not is_mostly_frozen(summary):
