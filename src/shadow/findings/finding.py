@@ -23,6 +23,7 @@ from shadow.findings.summary_rows import (
     LayerRow,
     QuarterRow,
     Replaced,
+    ReplacedRow,
     UncomparedRow,
     VocabularyRow,
 )
@@ -684,7 +685,8 @@ def _replaced(summary: Summary) -> list[Sentence]:
     several = len({row.component for row in summary.components}) > 1
     layers: dict[tuple[int, ...], list[str]] = {}
     for row in replaced.rows:
-        name = _named_in(row.component, row.module, several)
+        name = _changed_module(summary, row)
+        name = _of_component(name, row.component) if several else name
         layers.setdefault(tuple(row.layers), []).append(name)
     places = _and_others([_place_of_several(names, at) for at, names in layers.items()])
     one = replaced.matrices == 1
@@ -925,7 +927,7 @@ def _module(module: str) -> str:
     return plain.get(module, module)
 
 
-def _changed_module(summary: Summary, row: ModuleRow) -> str:
+def _changed_module(summary: Summary, row: ModuleRow | ReplacedRow) -> str:
     """The same of a module that changed: BERT's pooler is of module head, and predicts nothing."""
     poolers = any(
         (one.component, one.module, one.poolers) == (row.component, "head", one.matrices)
