@@ -335,7 +335,8 @@ def audited(case: Case, folder: Path) -> Summary:
 
 def section(case: Case, summary: Summary) -> str:
     """A part of the page: what was done, what the report says of it."""
-    quoted = [f"> {plain(one.text)}" for one in summary.finding.sentences]
+    quoted = [f"> **{plain(summary.finding.headline)}**"]
+    quoted += [f"> {plain(one.text)}" for one in summary.finding.sentences]
     lines = [f"## {case.name}", "", f"*{case.done}*", "", "\n>\n".join(quoted), ""]
     others = summary.finding.other_explanations
     for answer, title in ANSWERS.items():

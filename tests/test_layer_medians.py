@@ -101,6 +101,17 @@ def test_a_median_above_the_short_side_is_null_and_told():
     assert inside_layers(coherent(20.0, 100.0))["equivalent_directions"] is None
 
 
+def test_what_is_above_a_short_side_may_be_below_others():
+    """1 / X of 100, 50 and 40 in wide matrices, and of 20 and 18 in narrow ones of 16 directions,
+    has the median 40. Were those of narrow ones the largest of all, it would be 100.
+    """
+    wide, narrow = coherent(100.0, 50.0, 40.0, rows=128), coherent(20.0, 18.0, rows=16)
+    wide["equivalent_directions"] = [100.0, 50.0, 40.0]
+    narrow["equivalent_directions"] = [None, None]
+    inside = inside_layers(pd.concat([wide, narrow], ignore_index=True))
+    assert (inside["equivalent_directions"], inside["above_short_side"]) == (40.0, 2)
+
+
 @pytest.mark.parametrize(
     "why",
     [

@@ -804,7 +804,7 @@ def test_several_pairs_open_with_a_card_each(several, monkeypatch):
     folders = [path.parent for path in several.glob("*/*/summary.json")]
     assert cards.count('class="card"') == len(folders) == 4
     for folder in folders:
-        assert str(escape(read_summary(folder)[0].finding.sentences[0].text)) in cards.replace(
+        assert str(escape(read_summary(folder)[0].finding.headline)) in cards.replace(
             "\N{NO-BREAK SPACE}", " "
         )
     monkeypatch.setattr(page, "MOST_CARDS", 3)

@@ -1271,9 +1271,16 @@ def _across_modules(draft: _Draft, coherence: Sequence[CoherenceRow], *, told: b
 
     if len(rows) < 2:
         return ""
-    least, most = min(rows, key=size), max(rows, key=size)
-    if math.isinf(size(least)):
+    told_ones = [size(row) for row in rows if not math.isinf(size(row))]
+    if not told_ones:
         return ""
+    # what is above a short side that others exceed is not the other end
+    rows = [
+        row for row in rows if not math.isinf(size(row)) or (row.short_side or 0) >= max(told_ones)
+    ]
+    if len(rows) < 2:
+        return ""
+    least, most = min(rows, key=size), max(rows, key=size)
     if size(most) < APART * size(least):
         return "; modules differ little" if told else ""
     several = len({row.component for row in rows}) > 1

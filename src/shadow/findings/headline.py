@@ -97,8 +97,9 @@ def _kind(summary: Summary, codes: Container[str]) -> str:
     least, most = (inside.get(f"short_side_{end}") for end in ("least", "most"))
     if value is None or least is None or most is None:
         return "with more structure than noise"
-    of = f"{most:,.0f}" if least == most else f"{least:,.0f} to {most:,.0f}"
-    return f"as coherent as {about(value)} of {of} directions"
+    if least < most:  # 61 of 32 to 64 says nothing
+        return f"as coherent as {about(value)} directions"
+    return f"as coherent as {about(value)} of {most:,.0f} directions"
 
 
 def _place(summary: Summary) -> str:

@@ -125,30 +125,36 @@ def median_directions(column: Callable[[str], pd.Series]) -> tuple[float | None,
 
     None where half of those that are known or more are above, or nothing is known of any.
     """
-    values = directions(column)
-    above = int(np.isposinf(values).sum())
+    values, above = directions(column), int(above_short_side(column).sum())
     if 2 * above >= int((~np.isnan(values)).sum()):
         return None, above
     return _median_of(values), above
 
 
+@np.errstate(all="ignore")
 def directions(column: Callable[[str], pd.Series]) -> NDArray[np.float64]:
-    """equivalent_directions of each row as a median needs it: infinite where it is null because it
-    is above the short side, NaN where it is unknown.
+    """equivalent_directions of each row as a median needs it: 1 / X too where it is null because
+    that is above the short side, infinite for a matrix that is as flat as noise or flatter, NaN
+    where it is unknown.
 
-    Without the former the median would be that of the most coherent matrices alone.
+    Without these the median would be that of the most coherent matrices alone. What is above a
+    short side may be below the values of larger matrices.
     """
-    told = _numbers(column("equivalent_directions"))
-    return np.where(above_short_side(column), np.inf, told)
+    told, purity = _numbers(column("equivalent_directions")), _known_purity(column)
+    beyond = np.where(purity > 0, 1.0 / purity, np.inf)
+    return np.where(above_short_side(column), beyond, told)
 
 
 def ranked(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """The rows with that column as a median needs it: see `directions`. Medians may be infinite,
-    which is no number to show.
+    """The rows with that column as a median needs it that is shown beside others: infinite where
+    equivalent_directions is above the short side. Medians may be infinite, which is no number to
+    show.
     """
     if metric != "equivalent_directions":
         return rows
-    return rows.assign(equivalent_directions=directions(rows.__getitem__))
+    above = above_short_side(rows.__getitem__)
+    told = _numbers(rows["equivalent_directions"])
+    return rows.assign(equivalent_directions=np.where(above, np.inf, told))
 
 
 @np.errstate(all="ignore")  # a forged report may hold infinities
@@ -156,22 +162,29 @@ def above_short_side(column: Callable[[str], pd.Series]) -> NDArray[np.bool_]:
     """Which rows have no equivalent_directions because they are less coherent than a change along
     all directions of their short side alike; of others that have none it is unknown.
     """
-    told, kept, stored, undone, floor, rows, cols = (
+    told, rows, cols = (
+        _numbers(column(name)) for name in ("equivalent_directions", "rows", "cols")
+    )
+    above: NDArray[np.bool_] = np.isnan(told) & (
+        _known_purity(column) * np.minimum(rows, cols) < 1.0
+    )
+    return above
+
+
+@np.errstate(all="ignore")
+def _known_purity(column: Callable[[str], pd.Series]) -> NDArray[np.float64]:
+    """X of each row's update; NaN where storage hides it."""
+    kept, stored, undone, floor = (
         _numbers(column(name))
-        for name in (
-            "equivalent_directions", "kept", "excess_purity", "excess_purity_unrounded",
-            "floor_ratio", "rows", "cols",
-        )
-    )  # fmt: skip
+        for name in ("kept", "excess_purity", "excess_purity_unrounded", "floor_ratio")
+    )
     # as an audit decides it; an adapter in a report from before kept was added has no reason
     as_stored = (
         _are(column("kept_reason"), "nothing_rounded")
         | column("rank_ceiling").notna().to_numpy()
         | (floor >= UNTOUCHED)
     )
-    purity = np.where(np.isnan(kept) & as_stored, stored, undone)
-    above: NDArray[np.bool_] = np.isnan(told) & (purity * np.minimum(rows, cols) < 1.0)
-    return above
+    return np.where(np.isnan(kept) & as_stored, stored, undone)
 
 
 def _coherent(column: Callable[[str], pd.Series]) -> dict[str, float | int | None]:

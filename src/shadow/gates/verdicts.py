@@ -26,7 +26,7 @@ import pandas as pd
 
 from shadow.errors import ShadowError
 from shadow.findings.bootstrap import LEVEL, blocks_of, interval_of_median
-from shadow.findings.layer_medians import directions
+from shadow.findings.layer_medians import directions, median_directions
 from shadow.findings.matching import ComparedReport, compared, relate, settings_apart
 from shadow.findings.summary import SummarisedReport, Summary
 from shadow.findings.summary_rows import Bounds, ComponentRow, ModuleRow
@@ -301,8 +301,10 @@ class Measured:
         interval = interval_of_median(values, blocks_of(rows["component"].tolist(), layers))
         why = interval.reason or ""
         known = values[~np.isnan(values)]
-        median = float(np.median(known)) if len(known) else math.nan
-        if not math.isfinite(median):
+        median = float(np.median(known)) if len(known) else None
+        if metric == "equivalent_directions":
+            median, _ = median_directions(rows.__getitem__)
+        if median is None or not math.isfinite(median):
             return JudgedFigure(name, value=None, why=why)
         return JudgedFigure(name, value=median, bounds=interval.bounds, why=why)
 
