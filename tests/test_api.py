@@ -480,7 +480,8 @@ def test_a_fault_of_the_network_has_no_chain_of_tries(tmp_path, monkeypatch):
 def test_a_summary_prints_its_finding(narrow):
     """Its fields would fill screens."""
     finding = narrow.summary.finding
-    assert str(finding) == " ".join(sentence.text for sentence in finding.sentences)
+    sentences = " ".join(sentence.text for sentence in finding.sentences)
+    assert str(finding) == f"{finding.headline} {sentences}"
     assert str(narrow.summary) == f"demo:base..narrow, {narrow.summary.label}. {finding}"
 
 
