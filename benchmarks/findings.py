@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 import shadow
-from shadow.findings.finding import ANSWERS
+from shadow.findings.finding.explanations import ANSWERS
 from shadow.findings.summary import Summary
 from shadow.outputs.markdown import plain
 

@@ -22,18 +22,9 @@ from typer.testing import CliRunner
 
 import shadow
 from shadow.cli import app
-from shadow.findings import finding as words
-from shadow.findings.finding import (
-    ANSWERS,
-    CODES,
-    EXPLANATIONS,
-    NOT_SHOWN,
-    Finding,
-    Sentence,
-    about,
-    finding,
-    percent,
-)
+from shadow.findings.finding import CODES, NOT_SHOWN, Finding, finding
+from shadow.findings.finding.explanations import ANSWERS, EXPLANATIONS, Explanation
+from shadow.findings.finding.wording import Sentence, about, factor, percent, times, whole
 from shadow.findings.layer_medians import TOPS
 from shadow.findings.reference import runs
 from shadow.findings.summary import read_summary, summary_from_json
@@ -1211,12 +1202,10 @@ def tables(summary):
 
 def written(value):
     forms = (
-        percent, about, words.whole, words.times, words.factor, "{:.1f}".format, "{:.2f}".format
+        percent, about, whole, times, factor, "{:.1f}".format, "{:.2f}".format
     )  # fmt: skip
     texts = {
-        form(value).removesuffix(" %")
-        for form in forms
-        if value >= 0 or form not in (about, words.times)
+        form(value).removesuffix(" %") for form in forms if value >= 0 or form not in (about, times)
     }
     return (
         texts
@@ -1350,7 +1339,7 @@ HOSTILE = Finding(
             {},
         )
     ],
-    [words.Explanation("merge", "<i>|n|</i>", "no", "@you | #3", {})],
+    [Explanation("merge", "<i>|n|</i>", "no", "@you | #3", {})],
     ["not\nshown"],
 )
 

@@ -18,7 +18,7 @@ from command import Run, run_shadow
 from rich.console import Console
 from safetensors.torch import load_file
 
-from shadow.findings.finding import about
+from shadow.findings.finding.wording import about
 from shadow.findings.summary import read_summary
 from shadow.gates.verdicts import Judgement
 from shadow.outputs.terminal.batch import pairs_view

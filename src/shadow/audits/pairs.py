@@ -33,7 +33,8 @@ from shadow.audits.pair import (
     tell_nobody,
 )
 from shadow.errors import BusyError, KeptError, ShadowError
-from shadow.findings.finding import of_what, percent
+from shadow.findings.finding.size import of_what
+from shadow.findings.finding.wording import percent
 from shadow.findings.footprint import label_or_gates
 from shadow.findings.scores import ScoreFiles
 from shadow.findings.summary import Summary

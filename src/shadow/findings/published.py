@@ -20,7 +20,7 @@ from statistics import fmean, median
 from typing import TYPE_CHECKING
 
 from shadow.files import registry_folder
-from shadow.findings.finding import percent
+from shadow.findings.finding.wording import percent
 from shadow.findings.summary_rows import (
     PublishedCheck,
     PublishedFigures,

@@ -44,11 +44,11 @@ from shadow.findings.depth import (
     ratio,
     summed,
 )
-from shadow.findings.finding import Finding, Sentence, finding
+from shadow.findings.finding import Finding, finding
+from shadow.findings.finding.wording import Sentence
 from shadow.findings.footprint import Evidence, Gate, Label, failed, footprint, gates
 from shadow.findings.gains import MEASURED_BY_OTHERS, Gain, GroupGain, Scored, ScoreFile, read_kept
 from shadow.findings.grid import grid
-from shadow.findings.headline import headline
 from shadow.findings.layer_medians import (
     coherence,
     few_values,
@@ -521,8 +521,7 @@ def summarise(tables: Mapping[str, pa.Table], metadata: ReportMetadata) -> Summa
     if (known := context_sentence(summary.published)) is not None:
         text, numbers = known
         published = Sentence(code="published", text=text, figures=numbers)
-    told = finding(summary, metadata["settings"], published)
-    return replace(summary, finding=replace(told, headline=headline(summary, told.sentences)))
+    return replace(summary, finding=finding(summary, metadata["settings"], published))
 
 
 def needed(name: str, table: pa.Table) -> pa.Table:

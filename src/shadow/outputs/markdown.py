@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shadow.findings.finding import ANSWERS
+from shadow.findings.finding.explanations import ANSWERS
 from shadow.findings.summary_rows import CoherenceRow, OutsideRow
 from shadow.outputs.terminal.typeset import number, share
 from shadow.text import several, visible

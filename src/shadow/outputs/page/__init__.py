@@ -22,7 +22,8 @@ from shadow.audits.list_index import read_index, report_folder
 from shadow.errors import ShadowError
 from shadow.files import PARTIAL, read_start, write_beside, writing
 from shadow.findings.depth import LAYERS
-from shadow.findings.finding import ANSWERS, of_what, parameter_ratio
+from shadow.findings.finding.explanations import ANSWERS
+from shadow.findings.finding.size import of_what, parameter_ratio
 from shadow.findings.footprint import GATES, MARGIN
 from shadow.findings.gains import MEASURED_BY_OTHERS
 from shadow.findings.lineage import following, lineage

@@ -10,13 +10,15 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from shadow.findings.finding import ANSWERS, CODES, EXPLANATIONS, NOT_SHOWN
+from shadow.findings.finding import CODES, NOT_SHOWN
+from shadow.findings.finding.explanations import ANSWERS, EXPLANATIONS
 from shadow.text import visible
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from shadow.findings.finding import Explanation, Finding
+    from shadow.findings.finding import Finding
+    from shadow.findings.finding.explanations import Explanation
 
 ABOUT = (
     "What a report says of its pair, in words, made of measured figures alone. summary.json has it"

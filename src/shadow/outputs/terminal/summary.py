@@ -14,7 +14,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from shadow.findings.finding import of_what, parameter_ratio
+from shadow.findings.finding.size import of_what, parameter_ratio
 from shadow.findings.gains import MEASURED_BY_OTHERS
 from shadow.findings.reference import bases_of
 from shadow.outputs.terminal.finding import explanations_table, told

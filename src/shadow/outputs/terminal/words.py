@@ -9,7 +9,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from shadow.findings.finding import EXPLANATIONS, TURNED
+from shadow.findings.finding.explanations import EXPLANATIONS
+from shadow.findings.finding.structure import TURNED
 from shadow.findings.footprint import GATES
 from shadow.outputs.terminal.label import WORDS
 from shadow.places.names import name_rules

@@ -7,23 +7,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shadow.findings.finding import (
+from shadow.findings.finding.known_changes import has_nothing_in_common
+from shadow.findings.finding.size import (
     MOST,
-    about,
-    factor,
     has_frozen,
-    has_nothing_in_common,
     is_mostly_frozen,
     only_matrix,
     parts_by_energy,
-    percent,
 )
+from shadow.findings.finding.wording import about, factor, percent
 from shadow.text import and_list, counted
 
 if TYPE_CHECKING:
     from collections.abc import Container, Sequence
 
-    from shadow.findings.finding import Sentence
+    from shadow.findings.finding.wording import Sentence
     from shadow.findings.summary import Summary
 
 AT_MOST = 2  # parts of the model that are named
