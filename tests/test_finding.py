@@ -443,7 +443,7 @@ HEADLINES = {
     "identical": "The weights are the same.",
     "unrelated": "Two unrelated models of one shape.",
     "coherent": ("Changed by 5.0 %, as coherent as 12 of 64 directions, spread over all modules."),
-    "low_rank": "Changed by 5.0 %, of low rank, spread over all modules.",
+    "low_rank": "Changed by 5.0 %, of rank 16 at most, spread over all modules.",
     "flat": "Changed by 5.0 %, flatter than noise, spread over all modules.",
     "noise": "Changed by 5.0 %, like noise, spread over all modules.",
     "mixed": ("Changed by 5.0 %, in part with more structure than noise, spread over all modules."),

@@ -39,7 +39,6 @@ KINDS = {
     "few_values": "as of a copy in few bits",
     "rounded_away": "mostly rounded away by its storage",
     "rounding": "about as large as the rounding of its storage",
-    "low_rank": "of low rank",
     "flat": "flatter than noise",
     "noise": "like noise",
     "mixed": "in part with more structure than noise",
@@ -89,6 +88,9 @@ def _kind(summary: Summary, codes: Container[str]) -> str:
     for code, text in KINDS.items():
         if code in codes:
             return text
+    if "low_rank" in codes:
+        rank = summary.figures["rank_ceiling"] or inside["rank_most"]
+        return f"of rank {rank:,.0f} at most"
     if "coherent" not in codes:
         return ""
     value = inside.get("equivalent_directions")
