@@ -436,7 +436,7 @@ HEADLINES = {
     "replaced": (
         "Changed by 5.0 %, with 2 matrices replaced or exchanged, spread over all modules."
     ),
-    "rounding": "A copy of the base that was only rounded.",
+    "rounding": "As far as can be told, a copy of the base that was only rounded.",
     "beyond_rounding": (
         "Changed by 2.6 %, more than rounding in 1 of 13 matrices, spread over all modules."
     ),
@@ -500,6 +500,10 @@ def test_the_headline_tells_a_part_by_its_own_words(tmp_path):
     """A factor of some matrices, a few rows of the embeddings; what has little in common with the
     base, and not nothing, may have been trained.
     """
+    part = (*same(), *vectors([0.1, 0.2]), *alone(1))
+    assert told(tmp_path / "d", [], extra_tensors=part).headline == (
+        "Of what was compared, only biases and norms changed."
+    )
     some = told(tmp_path / "a", model(**SCALED), extra_tensors=same())
     assert some.headline == "12 of the base's matrices times 1.010."
     rows = [row(None, "embed", rows=600, rows_changed=1 / 600)]

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from shadow.audits.pair import Settings, run_pair
 from shadow.checkpoints.pairing import Filter
 from shadow.errors import ShadowError
+from shadow.findings.coverage import vector_figures
 from shadow.findings.footprint import Label, gates
 from shadow.findings.summary import read_summary
 from shadow.spectra.delta import Method
@@ -133,7 +134,12 @@ def found_gates(folder):
     matrices, tensors = (
         pd.read_parquet(folder / f"{name}.parquet") for name in ("matrices", "tensors")
     )
-    return {gate.name: gate for gate in gates(matrices[matrices["subject"] == "delta"], tensors)}
+    return {
+        gate.name: gate
+        for gate in gates(
+            matrices[matrices["subject"] == "delta"], tensors, vector_figures(tensors)
+        )
+    }
 
 
 FAILING = {

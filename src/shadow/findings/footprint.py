@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from shadow.findings.bootstrap import Interval
-from shadow.findings.coverage import vector_figures
 from shadow.findings.layer_medians import held_rank
 from shadow.findings.reference import (
     Calibration,
@@ -134,11 +133,13 @@ class Footprint:
     """
 
 
-def gates(deltas: pd.DataFrame, tensors: pd.DataFrame) -> list[Gate]:
-    """Every gate of a pair, from the delta rows of matrices.parquet and all of tensors.parquet."""
+def gates(deltas: pd.DataFrame, tensors: pd.DataFrame, vectors: VectorFigures) -> list[Gate]:
+    """Every gate of a pair, from the delta rows of matrices.parquet, all of tensors.parquet and
+    what its vectors did.
+    """
     weights = _weights(tensors)
     return [
-        _changed(deltas, weights, vectors=vector_figures(tensors)),
+        _changed(deltas, weights, vectors),
         _lineage(deltas, weights),
         _paired(weights),
         _rounding(deltas),
@@ -200,7 +201,7 @@ def _changed(deltas: pd.DataFrame, weights: pd.DataFrame, vectors: VectorFigures
     reason = "nothing changed: every matrix that was compared is identical"
     if vectors.changed:
         reason = (
-            f"{VECTORS_ALONE}: {_moved(vectors)} moved, and every matrix that was compared is"
+            f"no matrix changed: {_moved(vectors)} moved, and every matrix that was compared is"
             " identical"
         )
     if count:
@@ -358,11 +359,13 @@ def footprint(
     intervals: Mapping[str, Interval],
     components: Collection[str],
     optimizer: str | None = None,
+    *,
+    vectors_moved: bool = False,
 ) -> Footprint:
     """The label and what it rests on.
 
     held: every gate. figures, intervals: those of the summary. components: those with a delta.
-    optimizer: what a user said.
+    optimizer: what a user said. vectors_moved: did biases or norms change?
     """
     concentration = figures["concentration"]
     shipped = calibration()
@@ -385,7 +388,7 @@ def footprint(
     compared = next(gate for gate in held if gate.name == "changed").figure is not None
     claims = Claims(
         measured=_measured(bool(figures["matrices"]), compared),
-        consistent_with=_consistent_with(held, given, figures),
+        consistent_with=_consistent_with(held, given, figures, vectors_moved=vectors_moved),
         not_shown=[
             (
                 "what data the model was trained on: optimiser, adapters, learning rate and novelty"
@@ -513,12 +516,16 @@ CONSISTENT = {  # with a failed gate, by its name
 
 
 def _consistent_with(
-    held: Sequence[Gate], given: Label, figures: Mapping[str, float | int | None]
+    held: Sequence[Gate],
+    given: Label,
+    figures: Mapping[str, float | int | None],
+    *,
+    vectors_moved: bool,
 ) -> list[str]:
     if stopped := failed(held):
         if stopped[0].name == "changed" and stopped[0].figure is None:
             return []  # nothing was compared
-        if stopped[0].name == "changed" and stopped[0].reason.startswith(VECTORS_ALONE):
+        if stopped[0].name == "changed" and vectors_moved:
             return ["a training of biases and norms alone (BitFit)"]
         return [CONSISTENT[gate.name] for gate in stopped if gate.name in CONSISTENT][:1]
     concentration = figures["concentration"]

@@ -458,7 +458,8 @@ def summarise(tables: Mapping[str, pa.Table], metadata: ReportMetadata) -> Summa
     rows = _rows(tables)
     statuses = rows.tensors["status"].value_counts()
     figures, intervals = _figures(rows)
-    held = gates(rows.deltas, rows.tensors)
+    vectors = vector_figures(rows.tensors)
+    held = gates(rows.deltas, rows.tensors, vectors)
     unrelated = any(gate.name == "lineage" for gate in failed(held))
     optimizer = metadata["settings"].get("optimizer")
     if not isinstance(optimizer, str):  # null, or what another program wrote
@@ -469,6 +470,7 @@ def summarise(tables: Mapping[str, pa.Table], metadata: ReportMetadata) -> Summa
         intervals=intervals,
         components=set(rows.deltas["component"]),
         optimizer=optimizer,
+        vectors_moved=vectors.changed > 0,
     )
     depth = _by_layer(rows)
     bounds = _bounds(intervals, _delta_blocks(rows, rows.deltas))
@@ -495,7 +497,7 @@ def summarise(tables: Mapping[str, pa.Table], metadata: ReportMetadata) -> Summa
         quarters=_quarters(depth, rows.deltas),
         unchanged=unchanged_modules(rows.tensors),
         without_base=_without_base(rows.alone),
-        vectors=vector_figures(rows.tensors),
+        vectors=vectors,
         vocabulary=vocabulary(rows.tensors),
         uncompared=uncompared(rows.tensors),
         recognised=recognised(

@@ -31,7 +31,6 @@ ALONE = {
     "nonfinite": "Broken: a side holds NaN or infinite entries.",
     "nothing_compared": "Nothing was compared.",
     "unrelated": "Two unrelated models of one shape.",
-    "only_vectors": "Only biases and norms changed.",
 }
 # what the change is, by the sentence that says it; the first that stands
 KINDS = {
@@ -53,13 +52,17 @@ def headline(summary: Summary, sentences: Sequence[Sentence]) -> str:
     for code, text in ALONE.items():
         if code in texts:
             return text
+    if "only_vectors" in texts:
+        if texts.keys() == {"only_vectors", "identical"}:
+            return "Only biases and norms changed."
+        return "Of what was compared, only biases and norms changed."
     if "identical" in texts:  # what the sentence says before it gives numbers
         return f"{texts['identical'].partition(':')[0]}."
     if (scaled := summary.recognised.scaled) is not None:
         which = f"{scaled.matrices} of the" if has_frozen(summary) else "The"
         return f"{which} base's matrices times {factor(scaled.factor)}."
     if next(iter(texts)) == "rounding":
-        return "A copy of the base that was only rounded."
+        return "As far as can be told, a copy of the base that was only rounded."
     said = [_size(summary, texts), _kind(summary, texts), _place(summary)]
     text = ", ".join(part for part in said if part)
     if summary.has_label and summary.label in SAYING:
