@@ -405,7 +405,7 @@ def figures_of(base: Path, tuned: Path, reports: Path, family: str, name: str) -
         family=family, name=name, base=Reference(str(base), True), tuned=Reference(str(tuned), True)
     )
     done = run_pair(pair, SETTINGS, output=reports, runtime=Runtime(jobs=1, overwrite=True))
-    overall = done.summary.figures["relative_norm_overall"]
+    overall = done.summary.figures.relative_norm_overall
     allocation = {row.module: _over(row.relative_norm, overall) for row in done.summary.modules}
     return {
         "figures": dict(done.summary.figures),

@@ -181,13 +181,13 @@ def _titled(name: str, summary: Summary) -> str:
 def _size(summary: Summary) -> str:
     """What changed, by how much, and how concentrated it is: one line."""
     figures = summary.figures
-    matrices = int(figures["matrices"] or 0)
+    matrices = figures.matrices
     changed = f"{counted(matrices, 'matrix', 'matrices')} changed"
     if not matrices:
         return changed
-    measured = percentage(figures["parameters_measured"], figures["parameters"])
-    norm = share(figures["relative_norm_overall"])
-    concentration = _within(figures["concentration"], summary.intervals.get("concentration"))
+    measured = percentage(figures.parameters_measured, figures.parameters)
+    norm = share(figures.relative_norm_overall)
+    concentration = _within(figures.concentration, summary.intervals.get("concentration"))
     return (
         f"{changed}, {measured} of the parameters; relative norm {norm};"
         f" concentration {concentration}"

@@ -88,8 +88,8 @@ def pairs_view(judged: Sequence[Judgement]) -> RenderableType:
             *names,
             Text("done", STATE_STYLES["done"]),
             Text(label_or_gates(summary.label, summary.gates, applies=summary.has_label) or "-"),
-            Text(fixed(summary.figures["concentration"])),
-            Text(share(summary.figures["relative_norm_overall"])),
+            Text(fixed(summary.figures.concentration)),
+            Text(share(summary.figures.relative_norm_overall)),
         )
     return Group(Rule(Text("pairs", "bold"), align="left", style="dim"), table)
 

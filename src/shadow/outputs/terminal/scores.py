@@ -40,8 +40,8 @@ def scores_line(summary: Summary) -> str:
             parts.append(f"{group.group or unnamed} gain {_group_gain(group, len(scores))}")
     if len(groups) > GROUPS:
         parts.append(f"{len(groups) - GROUPS} more groups")
-    if parts and summary.figures["concentration"] is not None:
-        parts.append(f"concentration {fixed(summary.figures['concentration'])}")
+    if parts and summary.figures.concentration is not None:
+        parts.append(f"concentration {fixed(summary.figures.concentration)}")
     return ", ".join(parts)
 
 

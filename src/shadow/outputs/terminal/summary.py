@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from shadow.claims.footprint import Gate
     from shadow.claims.reference import Position
     from shadow.reports.metadata import ReportMetadata
+    from shadow.summary.figures import InsideLayers, PairFigures
     from shadow.summary.rows import AloneRow, ComponentRow, LayerRow, ModuleRow
     from shadow.summary.summary import Summary
 
@@ -81,7 +82,7 @@ def summary_view(
     parts: list[RenderableType] = [_title(summary), "", told(summary.finding), ""]
     if full:
         parts += [_all_figures(summary), ""]
-    elif summary.figures["matrices"]:
+    elif summary.figures.matrices:
         parts += [_three_figures(summary), ""]
     parts += [
         Padding(Text(visible(f"warning: {warning.text}"), "yellow"), (0, 0, 1, 0))
@@ -125,20 +126,20 @@ def _three_figures(summary: Summary) -> RenderableType:
     rows = Table.grid(padding=(0, 2))
     rows.add_row(
         Text("relative norm", "dim"),
-        Text(share(f["relative_norm_overall"]), "bold"),
+        Text(share(f.relative_norm_overall), "bold"),
         of_what(summary),
     )
-    unrounded = inside["relative_norm_unrounded"]
-    floor_ratio = f["floor_ratio"]
+    unrounded = inside.relative_norm_unrounded
+    floor_ratio = f.floor_ratio
     if unrounded is not None and floor_ratio is not None and floor_ratio < FAR:
         rows.add_row("", "", f"inside layers: {share(unrounded)}, without the rounding of storage")
-    if f["concentration"] is not None:
+    if f.concentration is not None:
         scale = "0 is noise of the same profile, 1 is rank one"
-        rows.add_row(Text("concentration", "dim"), Text(fixed(f["concentration"]), "bold"), scale)
-    if f["effective_layers"] is not None:
+        rows.add_row(Text("concentration", "dim"), Text(fixed(f.concentration), "bold"), scale)
+    if f.effective_layers is not None:
         rows.add_row(
             Text("layers", "dim"),
-            Text(layers_filled(f["effective_layers"], f["depth_layers"]), "bold"),
+            Text(layers_filled(f.effective_layers, f.depth_layers), "bold"),
             "hold the change (effective number)",
         )
     if stopped := [gate.name for gate in summary.failed_gates]:
@@ -160,7 +161,7 @@ def label_line(summary: Summary) -> str:
         return f"label: {summary.label}, by the lab's trainings"
     if summary.reference is not None:
         return "no label: known trainings are of decoders"
-    if summary.figures["concentration"] is None:
+    if summary.figures.concentration is None:
         return "no label: no matrix is large enough to compare with its null"
     return "no label: no known training of this size"
 
@@ -197,7 +198,7 @@ def _all_figures(summary: Summary) -> RenderableType:
     f = summary.figures
     rows = Table.grid(padding=(0, 2))
     rows.add_row(Text("what", "dim"), _changed_line(summary))
-    if f["matrices"]:
+    if f.matrices:
         rows.add_row(Text("how much", "dim"), _size_line(summary))
         rows.add_row(Text("how concentrated", "dim"), _concentration(summary))
         if text := _unrounded(summary.inside_layers):
@@ -232,11 +233,11 @@ def _all_figures(summary: Summary) -> RenderableType:
 def _changed_line(summary: Summary) -> str:
     """How many matrices changed, and what share of the parameters they are."""
     f = summary.figures
-    matrices = counted(int(f["matrices"] or 0), "matrix", "matrices")
-    measured = percentage(f["parameters_measured"], f["parameters"])
+    matrices = counted(f.matrices, "matrix", "matrices")
+    measured = percentage(f.parameters_measured, f.parameters)
     line = f"{matrices} changed, {measured} of the parameters"
     if summary.counts["identical"]:
-        same = percentage(f["parameters_identical"], f["parameters"])
+        same = percentage(f.parameters_identical, f.parameters)
         line += f"; {same} are identical"
     return line
 
@@ -258,10 +259,10 @@ def _reference_line(reference: Position) -> str:
 
 def _size_line(summary: Summary) -> str:
     f = summary.figures
-    norm = share(f["relative_norm_overall"])
+    norm = share(f.relative_norm_overall)
     bounds = _within(summary, "relative_norm_overall", share)
     size = f"the delta's norm is {norm}{bounds} {of_what(summary)}"
-    floor_ratio = f["floor_ratio"]
+    floor_ratio = f.floor_ratio
     if floor_ratio is None:
         return size
     if floor_ratio < FAR:
@@ -271,50 +272,48 @@ def _size_line(summary: Summary) -> str:
 
 def _concentration(summary: Summary) -> RenderableType:
     f = summary.figures
-    if f["concentration"] is None:
+    if f.concentration is None:
         return Text("no matrix is large enough to compare with its null")
     text = Text.assemble(
-        (fixed(f["concentration"]), "bold"),
+        (fixed(f.concentration), "bold"),
         f"{_within(summary, 'concentration', fixed)} median concentration; 0 is noise of the same"
         " profile, 1 is rank one. ",
     )
     text.append(
         "PR, the effective number of directions, is"
-        f" {number(f['participation_ratio'])}{_within(summary, 'participation_ratio', number)},"
-        f" that of its sign-flip null {number(f['null_participation_ratio'])};"
-        f" {number(f['spikes'])} singular "
+        f" {number(f.participation_ratio)}{_within(summary, 'participation_ratio', number)},"
+        f" that of its sign-flip null {number(f.null_participation_ratio)};"
+        f" {number(f.spikes)} singular "
     )
-    text.append("value stands out" if f["spikes"] == 1 else "values stand out")
-    if f["spikes"]:
-        text.append(f" with {share(f['spike_energy'])} of the energy")
+    text.append("value stands out" if f.spikes == 1 else "values stand out")
+    if f.spikes:
+        text.append(f" with {share(f.spike_energy)} of the energy")
     text.append(f"{_over_all(summary)}.")
     return text
 
 
 def _over_all(summary: Summary) -> str:
     """Which matrices a median is over, where those inside layers, as in the finding, are others."""
-    matrices = summary.figures["matrices"]
-    if matrices == summary.inside_layers["matrices"]:
+    matrices = summary.figures.matrices
+    if matrices == summary.inside_layers.matrices:
         return ""
     return f", medians over all {number(matrices)} matrices"
 
 
-def _unrounded(inside: Mapping[str, float | int | None]) -> str:
+def _unrounded(inside: InsideLayers) -> str:
     """What is known of the update before it was stored, the median over matrices inside layers."""
     parts = []
-    if inside["kept"] is not None:
-        parts.append(
-            f"{share(inside['kept'])} of what is stored is the update's, the rest rounding"
-        )
-    if inside["relative_norm_unrounded"] is not None:
-        parts.append(f"its norm is {share(inside['relative_norm_unrounded'])} of the base's")
-    known = (inside["coherent"] or 0) + (inside["above_short_side"] or 0)
-    of = f"{number(known)} of {number(inside['matrices'])} matrices"
-    if inside["equivalent_directions"] is None and inside["above_short_side"]:
+    if inside.kept is not None:
+        parts.append(f"{share(inside.kept)} of what is stored is the update's, the rest rounding")
+    if inside.relative_norm_unrounded is not None:
+        parts.append(f"its norm is {share(inside.relative_norm_unrounded)} of the base's")
+    known = inside.coherent + inside.above_short_side
+    of = f"{number(known)} of {number(inside.matrices)} matrices"
+    if inside.equivalent_directions is None and inside.above_short_side:
         parts.append(f"less coherent than all directions of a matrix alike would be ({of})")
-    if inside["equivalent_directions"] is not None:
+    if inside.equivalent_directions is not None:
         parts.append(
-            f"as coherent as {number(inside['equivalent_directions'])} equally strong directions"
+            f"as coherent as {number(inside.equivalent_directions)} equally strong directions"
             f" ({of})"
         )
     for name, text in (
@@ -330,11 +329,11 @@ def _where(summary: Summary) -> str:
     """How evenly the update lies over layers, and over attention and MLP, or over components."""
     f = summary.figures
     parts = []
-    if f["effective_layers"] is not None and f["depth_entropy"] is not None:
+    if f.effective_layers is not None and f.depth_entropy is not None:
         parts.append(
             "the energy fills"
-            f" {number(f['effective_layers'])}{_within(summary, 'effective_layers', number)} of"
-            f" {number(f['depth_layers'])} layers"
+            f" {number(f.effective_layers)}{_within(summary, 'effective_layers', number)} of"
+            f" {number(f.depth_layers)} layers"
         )
     for name, title in (
         ("attention_to_mlp", "attention : MLP"),
@@ -367,12 +366,12 @@ def _directions(summary: Summary) -> str:
     return f"effective number in the median layer: {', '.join(parts)}"
 
 
-def _tokens(f: Mapping[str, float | int | None]) -> str:
-    if f["embedding_rows_changed"] is None:
+def _tokens(f: PairFigures) -> str:
+    if f.embedding_rows_changed is None:
         return ""
-    carrying = number(f["embedding_row_participation_ratio"])
+    carrying = number(f.embedding_row_participation_ratio)
     return (
-        f"{share(f['embedding_rows_changed'])} of the embeddings changed; participation ratio"
+        f"{share(f.embedding_rows_changed)} of the embeddings changed; participation ratio"
         f" {carrying} tokens"
     )
 
@@ -469,7 +468,7 @@ def _depth(summary: Summary, width: int, bars: str) -> RenderableType | None:
             values = [value for value in every if value is not None]
             if len(values) < 2 or not any(values):
                 continue
-            if _is_flat(name, values, summary.figures["short_side"]):
+            if _is_flat(name, values, summary.figures.short_side):
                 line = Text("flat", "dim")
             else:
                 line = Text(sparkline(every, min(SPARK, max(8, width - 50)), bars), "cyan")
@@ -521,7 +520,7 @@ def _footer(summary: Summary, provenance: ReportMetadata, folder: Path | str) ->
     if seconds is not None:
         how += f", {seconds:.1f} s"
     rows.add_row(Text("how", "dim"), how)
-    if unverified := summary.figures.get("unverified"):
+    if unverified := summary.figures.unverified:
         rows.add_row(
             Text("unverified", "dim"),
             f"{unverified} matrices came as byte ranges, which no checksum covers",
