@@ -69,14 +69,10 @@ class RankedReport:
     """1 is the most concentrated."""
 
     label: str
-    """The letter of the report."""
-
     concentration: float | None
     """Its median over the cells that every report has."""
 
     cells: int
-    """How many these are, 0 or more."""
-
     to_next: ComparisonVerdict | None
     """What the contrast with the next report says of it; None for the last."""
 
@@ -93,11 +89,7 @@ class Comparison:
     """Two reports or more."""
 
     schema: int
-    """COMPARISON_SCHEMA."""
-
     version: str
-    """The version of shadow that compared them."""
-
     margin: float
     """The least difference of concentration that counts, 0 to 1."""
 
@@ -111,8 +103,6 @@ class Comparison:
     """All by their median concentration over the matrices that every report has; empty for two."""
 
     claims: ComparisonClaims
-    """What is measured, and what is not shown."""
-
     not_contrasted: str | None = None
     """Why a set of which the scores are correlated has no contrasts."""
 

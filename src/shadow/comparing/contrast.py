@@ -99,8 +99,6 @@ class Contrast:
     """Every figure, concentration first."""
 
     modules: list[ModuleDifferences]
-    """By module, those outside layers too, in the order of names.yaml."""
-
     layers: list[LayerDifferences]
     verdict: ComparisonVerdict
     """About the first report."""

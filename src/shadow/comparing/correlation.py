@@ -67,8 +67,6 @@ class Correlation:
     """The rank correlation of what was gained and of concentration, over reports."""
 
     group: str | None
-    """The group of benchmarks; None for a benchmark of no group."""
-
     less: str | None
     """The group whose gain was subtracted; None where none was."""
 
@@ -79,8 +77,6 @@ class Correlation:
     """Its metric; None for a mean, or where the file names none."""
 
     benchmarks: int
-    """Benchmarks that are averaged, 0 or more."""
-
     n: int
     """Reports that have both numbers, 0 or more."""
 
@@ -91,14 +87,8 @@ class Correlation:
     """Spearman's rank correlation, -1 to 1; None where `reason` says why."""
 
     low: float | None = None
-    """The lower bound of its interval."""
-
     high: float | None = None
-    """The upper bound."""
-
     level: float | None = None
-    """The confidence of the interval, 0 to 1."""
-
     p: float | None = None
     """Two-sided, over orders of the gains, 0 to 1."""
 
@@ -111,11 +101,7 @@ class ScoredReport:
     """One report of a set, and what others measured of its models."""
 
     label: str
-    """Its letter in the comparison."""
-
     pair: str
-    """`family:base..tuned`."""
-
     base: str
     """What its base is known by: commit, fingerprint or name."""
 
@@ -123,8 +109,6 @@ class ScoredReport:
     """The median over its deltas; None where there is none."""
 
     scored: Scored
-    """Its scores."""
-
     left_out: str | None
     """Why it has no part in the correlations; None where it has."""
 
@@ -144,8 +128,6 @@ class ScoredSet:
     """All reports of a comparison with their scores, and correlations over those not left out."""
 
     entries: list[ScoredReport]
-    """The reports, in the order of the comparison."""
-
     correlations: list[Correlation]
     """Of groups, of the difference of two groups, and of benchmarks."""
 

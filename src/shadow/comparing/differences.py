@@ -93,15 +93,11 @@ class Difference:
     """Matrices, the experts of one module and layer taken as one (their median), 0 or more."""
 
     layers: int
-    """How many layers they lie in, 0 or more."""
-
     first: float | None
     """The median of the figure itself in the first report."""
 
     second: float | None
     difference: float | None
-    """The median of the paired differences."""
-
     low: float | None
     """The lower bound of its interval over layers; None where no_interval says why."""
 

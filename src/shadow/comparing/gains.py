@@ -55,14 +55,10 @@ class ScoredSide:
     """One side of a pair, as a file of scores may name it."""
 
     role: Role
-    """Which side it is."""
-
     repo: str
     """`org/name` (with a subfolder behind it), or an absolute folder."""
 
     is_folder: bool
-    """Is it a folder?"""
-
     commit: str | None
     """The commit that was read; None for a folder, or where it is not known."""
 
@@ -70,7 +66,6 @@ class ScoredSide:
     """What was asked for, where that is known."""
 
     stage: str
-    """`family:stage`."""
 
     @property
     def names(self) -> tuple[str, str]:
@@ -238,14 +233,8 @@ class Gain:
     """One benchmark of a pair. Scores are in the unit of the file; None where a side has none."""
 
     benchmark: str
-    """Its name in the file."""
-
     group: str | None
-    """The group that the file puts it in; None for none."""
-
     metric: str | None
-    """The metric that was taken; None where the file names none."""
-
     unit: str
     """What the file states, else whether the scores exceed 1, else (less is better) the metric."""
 
@@ -253,11 +242,7 @@ class Gain:
     """Which way is better; None where nobody says it."""
 
     base: float | None
-    """The score of the base."""
-
     tuned: float | None
-    """The score of the tuned model."""
-
     gain: float | None
     """tuned - base, with the sign turned where less is better, so that more is a better model.
 
@@ -265,26 +250,14 @@ class Gain:
     """
 
     base_stderr: float | None
-    """The standard error of the base's score, 0 or more."""
-
     tuned_stderr: float | None
-    """That of the tuned model's."""
-
     gain_stderr: float | None
     """sqrt(base_stderr^2 + tuned_stderr^2); None without both."""
 
     base_model: str | None
-    """The name of the base in the file."""
-
     tuned_model: str | None
-    """The name of the tuned model."""
-
     base_file: str | None
-    """Where the score of the base stands."""
-
     tuned_file: str | None
-    """Where that of the tuned model stands."""
-
     others: list[str] = field(default_factory=list)
     """Metrics of the benchmark that were not taken."""
 
@@ -303,8 +276,6 @@ class GroupGain:
     """The mean, in `unit`; None where `reason` says why."""
 
     gain_stderr: float | None
-    """Its standard error, 0 or more, as of independent benchmarks; None unless each has one."""
-
     unit: str | None
     """That of its benchmarks; None where they have different ones or there are none."""
 
@@ -317,7 +288,6 @@ class ScoreFile:
     """A file that scores came from."""
 
     name: str
-    """Its name, without its folder."""
 
     sha256: str
     """64 hexadecimal digits: of its content."""
@@ -331,8 +301,6 @@ class Scored:
     """(name, sha256) of the files that they came from."""
 
     gains: tuple[Gain, ...]
-    """A gain for each benchmark."""
-
     notes: tuple[str, ...]
     """What was left out, or makes them doubtful."""
 

@@ -75,8 +75,6 @@ class Table:
     """What one row of it is."""
 
     columns: tuple[Column, ...]
-    """In the order of the file."""
-
     first: frozenset[str] = frozenset()
     """The columns that every report of this schema has; the others were added later."""
 
