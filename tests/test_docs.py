@@ -123,7 +123,7 @@ def test_no_page_has_a_path_of_the_machine_that_made_it(file):
 def test_anchors_are_those_of_github():
     """Code and punctuation in a heading, and the words between."""
     found = anchors(ROOT / "docs" / "compare.md")
-    assert {"compare-reports", "the-file-of-compare--o"} <= set(found)
+    assert {"compare-reports", "correlations-over-a-set-of-families"} <= set(found)
     assert {"how-to-read-the-result", "cite"} <= set(anchors(readme.README))
 
 
@@ -365,7 +365,7 @@ def test_every_export_opens_in_the_line_that_is_shown(audited):
             assert len(
                 eval(form.opens, {"pd": pd, "pl": pl, "duckdb": duckdb, "sqlite3": sqlite3})
             ) in (60, 180)
-    (dataset,) = blocks(ROOT / "docs" / "export.md", "python")
+    (dataset,) = blocks(ROOT / "docs" / "report.md", "python")
     found = {}
     exec(dataset, found)
     assert [len(found[name]) for name in ("a", "b", "c")] == [180, 180, 180]
