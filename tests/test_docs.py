@@ -349,6 +349,17 @@ def test_the_pandas_and_duckdb_lines_answer_their_question(audited):
 
 
 @pytest.mark.slow
+def test_the_script_that_measures_one_matrix_agrees_with_numpy(monkeypatch):
+    """CONTRIBUTING's, run in the checkout: both figures of each line agree to six digits."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    lines = printed_by(blocks(ROOT / "CONTRIBUTING.md", "python")[0]).splitlines()
+    assert len(lines) == 3
+    for name, measured, truth in map(str.split, lines):
+        assert float(measured) == pytest.approx(float(truth), rel=1e-6), name
+
+
+@pytest.mark.slow
 def test_every_export_opens_in_the_line_that_is_shown(audited):
     """The demo in every format under its default name; each line, and those of the partitioned
     dataset, gives rows.
