@@ -196,6 +196,14 @@ def test_the_readme_is_read_in_one_go():
     assert rest.startswith("<picture>")
 
 
+def test_what_is_written_by_hand_can_be_read():
+    """At most 30,000 words outside of generated parts, and of pages that scripts write."""
+    by_scripts = {"findings", "lab", "planted", "pretrained", "rounding", "schema", "width"}
+    generated = re.compile(r"<!-- ([\w-]+) -->.*?<!-- /\1 -->", re.DOTALL)
+    texts = (file.read_text(encoding="utf-8") for file in PAGES if file.stem not in by_scripts)
+    assert sum(len(generated.sub("", text).split()) for text in texts) <= 30_000
+
+
 def test_counts_of_the_pages_are_those_of_the_code():
     """Families of released models (all but the demo), and kinds that the tests save and pair."""
     families = len(load_families()) - 1
