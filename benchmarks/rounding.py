@@ -884,8 +884,8 @@ def document(
         20 %, the worst in 1/X by {100 * worst:.0f} %. Of {len(clean)} trained updates from a stored
         base, {refused} were refused, and the others are within {100 * largest:.0f} %.""",
         f"""`kept` is null (`rounding_unexplained`) where the changes are not what storage would
-        have left, and below {rounding.ROUNDED_AWAY} nothing corrected is given (`rounded_away`). The
-        part of an update of which nothing was stored leaves no trace. Where decay alone moves the
+        have left, and below {rounding.ROUNDED_AWAY} nothing corrected is given (`rounded_away`).
+        The part of an update of which nothing was stored leaves no trace. Where decay alone moves the
         rows of an embedding that no step reached, by less than half an ulp each, norm and 1/X are
         those of the rest.""",
         "## Updates and the ways they were stored",
