@@ -885,9 +885,9 @@ def document(
         base, {refused} were refused, and the others are within {100 * largest:.0f} %.""",
         f"""`kept` is null (`rounding_unexplained`) where the changes are not what storage would
         have left, and below {rounding.ROUNDED_AWAY} nothing corrected is given (`rounded_away`).
-        The part of an update of which nothing was stored leaves no trace. Where decay alone moves the
-        rows of an embedding that no step reached, by less than half an ulp each, norm and 1/X are
-        those of the rest.""",
+        The part of an update of which nothing was stored leaves no trace. Where decay alone moves
+        the rows of an embedding that no step reached, by less than half an ulp each, norm and 1/X
+        are those of the rest.""",
         "## Updates and the ways they were stored",
         f"""Planted updates have a rank-4 part with 30 % of the energy, unless the name says
         otherwise, on Gaussian weights of {SHAPE[0]} x {SHAPE[1]}; numbers after *uneven rows* are
