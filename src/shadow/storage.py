@@ -41,17 +41,10 @@ URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(?=/|$)")
 class Scheme:
     """What URLs begin with."""
 
-    protocol: str
-    """Its name in fsspec."""
-
-    extra: str | None
-    """The extra that brings the driver; None where it is always there."""
-
-    atomic: bool
-    """Can a file be created only if it is not there, in one step of the store?"""
-
-    credentials: str = ""
-    """Where the driver finds credentials, for hints."""
+    protocol: str  # in fsspec
+    extra: str | None  # brings the driver; None where it is always there
+    atomic: bool  # whether the store creates a file only if it is not there, in one step
+    credentials: str = ""  # where the driver finds them, for hints
 
 
 SCHEMES = {
@@ -181,22 +174,20 @@ def parsed_options(text: str | None) -> dict[str, Any]:
 class Entry:
     """A file of a store."""
 
-    size: int
-    """Bytes, 0 or more."""
+    size: int  # bytes
 
+    # all that the store says of it: differs once the file was written again
     mark: str = field(repr=False)
-    """All that the store says of it: differs once the file was written again."""
 
 
 @dataclass(frozen=True)
 class Store:
     """A folder at a URL. It can be pickled; its repr has no options."""
 
-    url: str
-    """`scheme://bucket/folder`, without a slash at the end, without credentials."""
+    url: str  # `scheme://bucket/folder`, without a slash at the end, without credentials
 
+    # of the driver; may hold credentials
     options: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
-    """Of the driver; may hold credentials."""
 
     def __str__(self) -> str:
         return self.url

@@ -37,14 +37,9 @@ class Adapter:
     (out, in) always.
     """
 
-    alpha: float
-    """Above 0, at most MAX_ALPHA."""
-
-    alpha_pattern: Mapping[str, float]
-    """By the name of a module, or its end: the alpha of that module."""
-
-    rank_stabilised: bool
-    """Is alpha divided by the square root of the rank, rather than by the rank?"""
+    alpha: float  # above 0, at most MAX_ALPHA
+    alpha_pattern: Mapping[str, float]  # by the name of a module, or its end
+    rank_stabilised: bool  # alpha is divided by the square root of the rank
 
     def scaling(self, module: str, rank: int) -> float:
         """What B @ A of a module is multiplied by."""

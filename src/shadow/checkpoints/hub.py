@@ -200,34 +200,20 @@ def _after_response(response: Any) -> None:
 class RemoteFile:
     """A file of a repository."""
 
-    path: str
-    """Where it lies in the repository."""
-
-    size: int
-    """Bytes, 0 or more."""
-
-    checksum: str | None
-    """`sha256:...` (Git-LFS) or `git:...` (a plain blob), hexadecimal digits; None if not told."""
+    path: str  # in the repository
+    size: int  # bytes
+    checksum: str | None  # `sha256:...` (Git-LFS) or `git:...` (a plain blob), hexadecimal
 
 
 @dataclass(frozen=True)
 class Snapshot:
     """One commit of one repository: everything that is read of it is read at this commit."""
 
-    repo: str
-    """`org/name`."""
-
-    commit: str
-    """Its 40 hexadecimal digits."""
-
-    subfolder: str | None
-    """The folder of the repository that is read; None for all of it."""
-
-    files: Mapping[str, RemoteFile]
-    """Those below the subfolder, by their path in it."""
-
-    access: str | None
-    """`open`, `gated` or `private`; None when nothing but the cache may be asked (offline)."""
+    repo: str  # `org/name`
+    commit: str  # 40 hexadecimal digits
+    subfolder: str | None  # the folder that is read; None for the whole repository
+    files: Mapping[str, RemoteFile]  # below the subfolder, by path in it
+    access: str | None  # `open`, `gated` or `private`; None offline, where only the cache is asked
 
     @property
     def offline(self) -> bool:

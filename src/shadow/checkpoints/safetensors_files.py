@@ -41,31 +41,18 @@ class TensorInfo:
     """One named entry of a shard."""
 
     name: str
-    """As the file has it."""
-
-    dtype: str
-    """As safetensors writes it, such as BF16; another word where the file has one."""
-
+    dtype: str  # as safetensors writes it, such as BF16, or another word that the file has
     shape: tuple[int, ...]
-    """As stored, each size 0 or more."""
+    shard: str  # path of the file in the checkpoint's folder
+    start: int  # byte offset in that file at which the tensor begins
+    end: int  # byte offset at which it ends
 
-    shard: str
-    """The file's path relative to the checkpoint's folder."""
-
-    start: int
-    """The byte offset in that file at which the tensor begins, 0 or more."""
-
-    end: int
-    """The byte offset at which it ends, start or more."""
-
+    # in elements; None for C-contiguous tensors, as all are but some of a `.bin`
     strides: tuple[int, ...] | None = None
-    """In elements; None for C-contiguous tensors, as all are but some of a `.bin`."""
+    problem: str | None = None  # why an entry that an index announces cannot be read
 
-    problem: str | None = None
-    """Why an entry that an index announces cannot be read at all; None where it can."""
-
+    # the tensor whose bytes this one shares, as a tied head in a `.bin`
     alias_of: str | None = None
-    """The tensor whose bytes this one is, as a tied head in a `.bin`; None where it has its own."""
 
     @property
     def parameters(self) -> int:

@@ -37,22 +37,14 @@ MAX_EXPERTS = 4096  # in one tensor; DeepSeek-V3 has 256 a layer. More is a host
 class Place:
     """Where a matrix sits: what two checkpoints must agree on to be compared."""
 
-    component: str
-    """From the closed list of `names.yaml`."""
+    component: str  # from the closed list of `names.yaml`
+    layer: int | None  # number of the block, from 0; None outside the layers
+    module: str  # from the closed list of `names.yaml`
+    expert: int | None = None  # from 0
 
-    layer: int | None
-    """The number of its block, from 0; None outside the layers."""
-
-    module: str
-    """From the closed list of `names.yaml`."""
-
-    expert: int | None = None
-    """The number of its expert, from 0; None where it is no expert's."""
-
+    # tells apart what shares a module (norms, biases, other) and what must not be compared
+    # although it does: the blocks of a second stack, rows in another order
     slot: str = ""
-    """Tells apart what shares a module (norms, biases, other) and what must not be compared
-    although it does: the blocks of a second stack, rows in another order.
-    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,21 +52,15 @@ class Part:
     """One matrix inside a tensor: how to see it as `(out, in)`."""
 
     place: Place
-    """Where it sits in the model."""
+    transposed: bool = False  # stored `(in, out)`
 
-    transposed: bool = False
-    """Is it stored `(in, out)`?"""
-
+    # (start, stop) of this part's outputs in each group; None for all
     rows: tuple[int, int] | None = None
-    """(start, stop): which outputs of each group are this part's; None for all."""
+    groups: int = 1  # of equal size, into which the outputs are divided
 
-    groups: int = 1
-    """Its outputs are so many groups of equal size, 1 or more."""
-
+    # matrices that the tensor holds along its first dimension (its own, or shared with their
+    # rows), of which this is place.expert's; 0 where it holds one
     experts: int = 0
-    """The tensor holds so many matrices along its first dimension (its own, or shared with their
-    rows), and this is place.expert's; 0 where it holds one.
-    """
 
     def shape(self, stored: tuple[int, ...]) -> tuple[int, int]:
         """(rows, cols) of this matrix for a tensor of the stored shape; more dimensions fold into

@@ -57,11 +57,8 @@ SAID: dict[Fault, str] = {
 class Device(Protocol):
     """What multiplies a matrix with its transpose in float32."""
 
-    kind: str
-    """Such as cuda: what a report calls it."""
-
-    name: str
-    """What its maker calls it."""
+    kind: str  # such as cuda, as reports have it
+    name: str  # the maker's name for it
 
     def gram(self, matrix_blocks: Iterator[Tensor], side: int, wide: bool) -> Tensor:
         """As `shadow.spectra.spectrum.gram`, float32 and whole, on the CPU.

@@ -28,14 +28,9 @@ ALONE = 0.8
 class Budget:
     """1 / participation_ratio as a sum of three parts."""
 
-    size: float
-    """That of a flat profile of the shape, above 0."""
-
-    profile: float
-    """What uneven rows and columns add; below 0 for a very sparse delta."""
-
-    coherence: float
-    """What the entries do together, X."""
+    size: float  # of a flat profile of the shape, above 0
+    profile: float  # what uneven rows and columns add; below 0 for a very sparse delta
+    coherence: float  # X: what the entries do together
 
 
 def budget(

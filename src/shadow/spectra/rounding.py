@@ -92,23 +92,14 @@ def coarser_grid(
 class Counts:
     """What is counted of a delta by cell, binade of the base and level of |D| / ulp."""
 
+    # (row classes, column classes, BINADES, levels up to the highest that occurs), float64, since
+    # a sampled line stands for others. Binade 0 holds the base's largest entry; each further one
+    # is half of it
     entries: Floats
-    """(row classes, column classes, BINADES, levels up to the highest that occurs), float64, since
-    a sampled line stands for others. Binade 0 is that of the base's largest entry, each further one
-    half of it.
-    """
-
-    unit: float
-    """The ulp in binade 0, in weights."""
-
-    sampled: int
-    """Entries that were looked at, 1 or more."""
-
-    away: int
-    """Changed entries of these that moved away from 0."""
-
-    toward: int
-    """Those that moved toward it."""
+    unit: float  # the ulp in binade 0, in weights
+    sampled: int  # entries that were looked at
+    away: int  # changed entries that moved away from 0
+    toward: int  # changed entries that moved toward 0
 
     @property
     def squares(self) -> Floats:
@@ -146,17 +137,12 @@ class Counts:
 class Levels:
     """Levels of k = |D| / ulp: every integer up to 8, then 2^LEVEL_BITS to an octave."""
 
-    low: Floats
-    """The first k of each."""
+    low: Floats  # the first k of each
+    squares: Floats  # the mean k² of each
 
-    squares: Floats
-    """The mean k² of each."""
-
+    # where each begins among the leading parts of float32 numbers; 0 is that of 0
     first_raw: Indices
-    """Where each begins among the leading parts of float32 numbers, 0 being that of 0."""
-
-    raw: int
-    """How many of these parts there are."""
+    raw: int  # how many leading parts there are
 
 
 @cache
@@ -363,17 +349,10 @@ def _binades_and_levels(
 class Tables:
     """What the storage model gives for |d| even in one bin of the shape, by s / ulp."""
 
-    second: Floats
-    """(ratios, bins): mean of (D / ulp)²."""
-
-    product: Floats
-    """(ratios, bins): mean of D d / ulp²."""
-
-    changed: Floats
-    """(ratios, bins): the chance that D is not 0."""
-
-    chance: NDArray[np.float32]
-    """(coarse ratios, levels, bins): that of each level."""
+    second: Floats  # (ratios, bins): mean of (D / ulp)²
+    product: Floats  # (ratios, bins): mean of D d / ulp²
+    changed: Floats  # (ratios, bins): the chance that D is not 0
+    chance: NDArray[np.float32]  # (coarse ratios, levels, bins): the chance of each level
 
 
 @cache
@@ -465,28 +444,14 @@ def _dithered_below(x: Floats, k: float) -> Floats:
 class Fit:
     """A model fitted to counts. Energies are in units of unit²."""
 
+    # by cell: log2 of s / unit on the grid of scales, in steps; NaN without a change
     scales: Floats
-    """(row classes, column classes): log2 of s / unit on the grid of scales, in steps; NaN without
-    a change.
-    """
-
-    shape: Floats
-    """(bins,): the distribution of |d| / s, which sums to 1."""
-
-    update: Floats
-    """(row classes, column classes): energy of d."""
-
-    product: Floats
-    """(row classes, column classes): sum of D d."""
-
-    stored: Floats
-    """(row classes, column classes): energy of D."""
-
-    changed: Floats
-    """(BINADES,): entries that are expected to change."""
-
-    energy: Floats
-    """(BINADES,): the energy of D that is expected."""
+    shape: Floats  # (bins,): the distribution of |d| / s, which sums to 1
+    update: Floats  # by cell: energy of d
+    product: Floats  # by cell: sum of D d
+    stored: Floats  # by cell: energy of D
+    changed: Floats  # (BINADES,): expected number of changed entries
+    energy: Floats  # (BINADES,): expected energy of D
 
 
 def fit(counts: Counts, model: Model = "stored", rounds: int = 3, iterations: int = 30) -> Fit:
@@ -610,14 +575,9 @@ class Binades:
     One binade is half the one before. k <= BINADES.
     """
 
-    entries: Floats
-    """(k,): share of all entries."""
-
-    changed: Floats
-    """(k,): share of the binade's entries that changed; NaN without an entry."""
-
-    expected: Floats
-    """(k,): the same by the fitted storage model."""
+    entries: Floats  # (k,): share of all entries
+    changed: Floats  # (k,): share of the binade's entries that changed; NaN without an entry
+    expected: Floats  # (k,): the same by the fitted storage model
 
 
 History = Literal["stored_base", "base_rounded", "base_kept", "far_above", "nothing_rounded"]
@@ -628,41 +588,27 @@ Reason = Literal["nothing_rounded", "rounding_unexplained", "rounded_away"]
 class Undone:
     """What is known of an update before it was stored."""
 
+    # how the tuned side came to its grid; None where none explains the counts
     history: History | None
-    """How the tuned side came to its grid; None where none explains the counts."""
 
+    # share of the stored energy that is the update's, above 0; None with a reason
     kept: float | None
-    """Share of the stored energy that is the update's, above 0; None with a reason."""
+    reason: Reason | None  # why kept is None; `rounded_away` stands beside a value
+    norm: float | None = None  # frobenius norm of the update, in weights
 
-    reason: Reason | None
-    """Why kept is None; `rounded_away` stands beside a value."""
-
-    norm: float | None = None
-    """Frobenius norm of the update, in weights; None where it is not known."""
-
+    # share of entries that a normal update of that size leaves unchanged, 0 to 1
     zeros: float | None = None
-    """Share of entries that a normal update of that size leaves as they were, 0 to 1."""
 
+    # share of the stored energy in other binades than the model has it, 0 to 1
     misfit: float | None = None
-    """Share of the stored energy that lies in other binades than the model has it, 0 to 1."""
 
+    # the same if both sides had been rounded from numbers in between
     alternative: float | None = None
-    """The same if both sides had been rounded from numbers in between."""
-
-    fourth: float | None = None
-    """Mean y⁴ over squared mean y² of the shape, 1 or more."""
-
-    lopsided: float | None = None
-    """(away - toward) / changed, -1 to 1."""
-
-    of_rounded_base: bool = False
-    """Are kept and norm of tuned - round(base)?"""
-
-    grid: FloatFormat | None = None
-    """What the tuned side was rounded to; None where that was not asked."""
-
+    fourth: float | None = None  # mean y⁴ over squared mean y² of the shape, 1 or more
+    lopsided: float | None = None  # (away - toward) / changed, -1 to 1
+    of_rounded_base: bool = False  # whether kept and norm are of tuned - round(base)
+    grid: FloatFormat | None = None  # of the tuned side
     binades: Binades | None = None
-    """What was counted; None where nothing was."""
 
 
 class Evidence(TypedDict):

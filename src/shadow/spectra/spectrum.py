@@ -406,8 +406,7 @@ Look = Callable[[Tensor], None]
 class Grams(Protocol):
     """Where Gram matrices are made."""
 
-    solver: str
-    """What their last bits depend on besides the CPU."""
+    solver: str  # what the last bits depend on besides the CPU
 
     def solved(
         self,
