@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from shadow.checkpoints.hub import OnBytes, Say, Snapshot
+    from shadow.checkpoints.hub import OnBytes, Snapshot
+    from shadow.checkpoints.hub_client import Say
 
 MAX_JSON = 64_000_000  # bytes; the largest real index (Kimi-K2, 1.16 M tensors) has under half
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")

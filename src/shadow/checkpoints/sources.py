@@ -23,7 +23,8 @@ from shadow.errors import ShadowError, naming
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from shadow.checkpoints.hub import OnBytes, RemoteFile, Say, Snapshot
+    from shadow.checkpoints.hub import OnBytes, RemoteFile, Snapshot
+    from shadow.checkpoints.hub_client import Say
 
 NEIGHBOUR = 1 << 18  # bytes; such a gap costs less than another request (20 ms at 100 Mbit/s)
 ALIGNMENT = 64  # bytes; keeps the alignment that the tensors had in their shard
