@@ -476,7 +476,7 @@ def _trying_file(
 def _ranged(
     snapshot: Snapshot, file: RemoteFile, start: int, stop: int | None
 ) -> Iterator[tuple[Iterator[bytes], bool]]:
-    """An open answer: its chunks, and whether they are bytes start to stop rather than the whole file.
+    """An open answer: its chunks, and whether they are bytes start to stop, not the whole file.
 
     stop None asks for the whole file.
     """

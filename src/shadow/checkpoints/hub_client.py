@@ -63,7 +63,7 @@ _before: _Before | None = None
 
 @contextlib.contextmanager
 def own_client() -> Iterator[None]:
-    """The Hub's client with our sessions and without its own warnings, until the last holder leaves.
+    """The Hub's client with our sessions and without its warnings, until the last holder leaves.
 
     Left alone it waits for some answers without an end, sleeps for as long as a server asks it to,
     up to five times, and takes the token along to any address that a listing names as its next

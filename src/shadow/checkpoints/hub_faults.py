@@ -1,4 +1,4 @@
-"""What goes wrong with the Hub: which faults are worth another try, and each in one line and a hint.
+"""What goes wrong with the Hub: what is worth another try, and each fault as a line and a hint.
 
 The words are our own: what a server writes is not repeated, and no token is ever put into a
 message. The client's HTTP library has changed twice, so its faults are known by their names.

@@ -25,7 +25,7 @@ from torch import Tensor
 from shadow.dtypes import FLOATS, FloatFormat
 from shadow.spectra.delta import delta_blocks, working_dtype
 from shadow.spectra.lazy import BlockScaled, Matrix, Updated
-from shadow.spectra.rounding import coarser_grid
+from shadow.spectra.rounding_counts import coarser_grid
 from shadow.spectra.spectrum import (
     Spectrum,
     Workspace,
