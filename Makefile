@@ -26,8 +26,9 @@ test: setup  ## the fast tests: under three minutes on two cores
 	$(TESTS)
 
 # The files that take longest go first, so that none of them is alone on one worker at the end.
-LONG := $(addprefix tests/test_,still.py lab.py docs.py hub.py run.py lab_pretrained.py storage_s3.py)
-IN_ORDER := --no-loadscope-reorder $(LONG) $(filter-out $(LONG),$(wildcard tests/test_*.py))
+LONG := $(addprefix tests/,test_still.py lab/test_lab.py test_docs.py audits/test_hub.py audits/test_run.py \
+	lab/test_lab_pretrained.py reports/test_storage_s3.py)
+IN_ORDER := --no-loadscope-reorder $(LONG) $(filter-out $(LONG),$(wildcard tests/test_*.py tests/*/test_*.py))
 
 test-slow: setup  ## the slow tests, and those of properties with many examples
 	$(TESTS) $(IN_ORDER) -m "(slow or hypothesis) and not real and not ray" --hypothesis-profile thorough
@@ -47,7 +48,7 @@ check: setup  ## lint (JavaScript too), format, types, imports, generated pages
 	$(BIN)/python -c "from shadow.outputs.page.html import scripts; print(scripts()['page'])" > build/page.js
 	$(BIN)/oxlint --no-ignore --config .oxlintrc.json build/page.js src/shadow/outputs/page/scripts/theme.js
 	$(BIN)/python tests/readme.py --check
-	$(BIN)/python -m pytest -q -m generated tests/test_planted.py tests/test_reference.py
+	$(BIN)/python -m pytest -q -m generated tests/claims/test_planted.py tests/claims/test_reference.py
 
 format: setup
 	$(BIN)/ruff check --fix .

@@ -33,9 +33,9 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 import shadow
-from shadow.findings.finding.explanations import ANSWERS
-from shadow.findings.summary import Summary
+from shadow.claims.explanations import ANSWERS
 from shadow.outputs.markdown import plain
+from shadow.summary.summary import Summary
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "findings.md"
 COMMAND = "python benchmarks/findings.py"

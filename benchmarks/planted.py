@@ -34,8 +34,12 @@ from threadpoolctl import threadpool_limits
 
 from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.checkpoints.pairing import Filter
+from shadow.claims.footprint import MARGIN, ROUNDING
 from shadow.dtypes import FLOATS
-from shadow.findings.bootstrap import (
+from shadow.spectra.delta import Method, extent, measure_pair, working_dtype
+from shadow.spectra.spectrum import Workspace
+from shadow.spectra.subspace import INTRUDERS, SIMILAR, SUBSPACE, VECTORS
+from shadow.summary.bootstrap import (
     DRAWS,
     FEWEST,
     UNEVEN,
@@ -46,11 +50,7 @@ from shadow.findings.bootstrap import (
     expanded_tail,
     medians,
 )
-from shadow.findings.depth import Sum, depth_entropy, depth_gini, ratio
-from shadow.findings.footprint import MARGIN, ROUNDING
-from shadow.spectra.delta import Method, extent, measure_pair, working_dtype
-from shadow.spectra.spectrum import Workspace
-from shadow.spectra.subspace import INTRUDERS, SIMILAR, SUBSPACE, VECTORS
+from shadow.summary.depth import Sum, depth_entropy, depth_gini, ratio
 from shadow.targets.families import given_pair
 from shadow.targets.references import parse_reference
 

@@ -17,7 +17,7 @@ from typing import Annotated
 import pandas as pd
 import typer
 
-from shadow.findings.reference import calibration
+from shadow.claims.reference import calibration
 from shadow.lab import results
 from shadow.lab.calibration import all_rates, calibration_json, reference
 from shadow.lab.pretrained_page import figure, page, read

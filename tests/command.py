@@ -23,11 +23,11 @@ import pyarrow.pandas_compat, shadow.places.names, shadow.cli, shadow.audits.pai
 import shadow.outputs.terminal.summary
 import shadow.checkpoints.choosing
 import shadow.outputs.terminal.rules, shadow.outputs.terminal.comparison
-import shadow.outputs.ci, shadow.findings.comparison, shadow.outputs.exports
-import shadow.gates.verdicts, shadow.targets.lists
-import shadow.audits.list_audit, shadow.findings.score_files, shadow.outputs.terminal.batch
+import shadow.outputs.ci, shadow.comparing.comparison, shadow.outputs.exports
+import shadow.claims.verdicts, shadow.targets.lists
+import shadow.audits.list_audit, shadow.comparing.score_files, shadow.outputs.terminal.batch
 shadow.places.names.name_rules()
-shadow.findings.summary_file._maker()
+shadow.summary.summary_file._maker()
 # Commands are built from their signatures once, not in every fork; and `plan` does not measure the
 # machine for a second each time (test_api.py has a plan that does).
 typer.main.get_command = functools.cache(typer.main.get_command)

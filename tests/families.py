@@ -14,12 +14,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shadow.findings.gains import Gain, Scored, kept_bytes
-from shadow.findings.summary import summarise, summary_from_json
-from shadow.findings.summary_file import summary_bytes
+from shadow.comparing.gains import Gain, Scored, kept_bytes
 from shadow.reports.atomic_replacement import KEPT
 from shadow.reports.columns import MATRICES, RESIDUAL, SPECTRA, TENSORS
 from shadow.reports.parquet import arrow_schema
+from shadow.summary.summary import summarise, summary_from_json
+from shadow.summary.summary_file import summary_bytes
 
 DENSE = {  # Qwen2.5-7B: (rows, cols)
     "attn.q": (3584, 3584),

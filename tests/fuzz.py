@@ -34,11 +34,11 @@ from safetensors.torch import save
 from shadow.audits.list_index import MARK, read_index
 from shadow.checkpoints.opening import open_folder
 from shadow.checkpoints.safetensors_files import read_header
+from shadow.claims.rules import read_policy
+from shadow.claims.verdicts import read_measured
+from shadow.comparing.gains import Gain, read_kept
+from shadow.comparing.scores import read_scores
 from shadow.errors import ShadowError
-from shadow.findings.gains import Gain, read_kept
-from shadow.findings.scores import read_scores
-from shadow.gates.rules import read_policy
-from shadow.gates.verdicts import read_measured
 from shadow.targets.families import load_families
 from shadow.targets.lists import read_list
 

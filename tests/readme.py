@@ -23,9 +23,9 @@ import pages
 import pandas as pd
 import picture
 
-from shadow.findings.footprint import GATES
-from shadow.findings.reference import calibration, reach
-from shadow.findings.scores import COLUMNS
+from shadow.claims.footprint import GATES
+from shadow.claims.reference import calibration, reach
+from shadow.comparing.scores import COLUMNS
 from shadow.lab import pretrained_page
 from shadow.lab.calibration import pretrained_verdicts
 from shadow.lab.design import SCALES

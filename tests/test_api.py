@@ -25,11 +25,11 @@ from reports import delta, identity, place, uniform, write
 from safetensors.torch import load_file
 
 import shadow
-from shadow.findings.summary_file import _maker
 from shadow.reports.columns import SPECTRA, TABLES
 from shadow.reports.parquet import arrow_schema
 from shadow.reports.provenance import Provenance
 from shadow.reports.report import Report
+from shadow.summary.summary_file import _maker
 
 ROOT = Path(__file__).parents[1]
 FUNCTIONS = ("audit", "read", "read_all", "plan", "pairs", "compare", "judge", "export")
@@ -123,7 +123,7 @@ finally:
 """
 UNNEEDED = {  # by the audit of one pair of this machine
     "shadow.audits.list_audit", "shadow.audits.list_index", "shadow.audits.merging",
-    "shadow.audits.ray_engine", "shadow.audits.remote", "shadow.findings.comparison",
+    "shadow.audits.ray_engine", "shadow.audits.remote", "shadow.comparing.comparison",
     "huggingface_hub", "matplotlib", "plotly", "pyarrow.dataset", "scipy.optimize",
     "scipy.sparse", "scipy.stats", "transformers",
 }  # fmt: skip

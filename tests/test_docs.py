@@ -361,7 +361,9 @@ def test_every_export_opens_in_the_line_that_is_shown(audited):
             [readme.SHADOW, "export", "reports", "--to", to], check=True, capture_output=True
         )
     for to, form in FORMATS.items():
-        if to != "hf-dataset-folder":  # tests/test_export.py opens it where `datasets` is installed
+        if (
+            to != "hf-dataset-folder"
+        ):  # tests/outputs/test_export.py opens it where `datasets` is installed
             assert len(
                 eval(form.opens, {"pd": pd, "pl": pl, "duckdb": duckdb, "sqlite3": sqlite3})
             ) in (60, 180)
@@ -474,7 +476,7 @@ def test_the_python_page_has_modules_that_are_there():
     modules = re.findall(
         r"(?m)^::: ([\w.]+)$", (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     )
-    assert {"shadow.api", "shadow.findings.summary", "shadow.findings.comparison"} <= set(modules)
+    assert {"shadow.api", "shadow.summary.summary", "shadow.comparing.comparison"} <= set(modules)
     assert all(importlib.import_module(name).__doc__ for name in modules)
 
 
@@ -526,8 +528,8 @@ def test_the_site_has_every_module_and_command(site):
     python = (folder / "api" / "index.html").read_text(encoding="utf-8")
     for name in (
         "shadow.audits.pair.run_pair",
-        "shadow.findings.summary.read_summary",
-        "shadow.findings.comparison.compare",
+        "shadow.summary.summary.read_summary",
+        "shadow.comparing.comparison.compare",
         "shadow.targets.lists.select",
     ):
         assert f'id="{name}"' in python

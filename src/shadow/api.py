@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from shadow.audits.pair import AuditResult, Progress, Runtime, Settings
     from shadow.audits.plan import Access, PairPlan
     from shadow.audits.ray_engine import RayRequest
-    from shadow.findings.comparison import Comparison
-    from shadow.findings.scores import ScoreFiles
-    from shadow.gates.verdicts import Judgement, Measured
+    from shadow.claims.verdicts import Judgement, Measured
+    from shadow.comparing.comparison import Comparison
+    from shadow.comparing.scores import ScoreFiles
     from shadow.outputs.exports import ExportResult
 
 Place = str | PathLike[str]
@@ -203,7 +203,7 @@ def audit(
     from shadow.audits.pairs import audit_pairs
     from shadow.audits.remote import run_remote_pair
     from shadow.audits.workers import single_threads
-    from shadow.findings.score_files import scores_of_pairs
+    from shadow.comparing.score_files import scores_of_pairs
 
     chosen = _chosen(target, second, base=base, tuned=tuned, registry=registry)
     on_ray = _ray_request(engine, address=address, cores=cpus_per_task, memory=memory_per_task)
@@ -430,7 +430,7 @@ def compare(
         ShadowError: Where a report cannot be read, two have nothing in common, or scores name none
             of the models.
     """
-    from shadow.findings import comparison
+    from shadow.comparing import comparison
 
     if not 0 <= margin <= 1:
         raise UsageError(
@@ -458,8 +458,8 @@ def _scores_of_reports(
     """What files say of the models of reports; None where there are no files."""
     if not files:
         return None
-    from shadow.findings.gains import sides_of
-    from shadow.findings.score_files import scores_of_sides
+    from shadow.comparing.gains import sides_of
+    from shadow.comparing.score_files import scores_of_sides
 
     return scores_of_sides(files, [sides_of(report_metadata(folder)) for folder in folders], say)
 
@@ -488,8 +488,8 @@ def judge(
         UsageError: Where a rule makes no sense.
         ShadowError: Where a report cannot be read.
     """
-    from shadow.gates.rules import gather
-    from shadow.gates.verdicts import judge_report, read_measured
+    from shadow.claims.rules import gather
+    from shadow.claims.verdicts import judge_report, read_measured
 
     listed: Sequence[str] = ()
     policy = None
@@ -622,7 +622,7 @@ def _path(place: Place | None) -> Path | None:
 def _paths(places: Place | Sequence[Place], options: Mapping[str, Any] | None) -> list[Path]:
     """Files of scores; one place may stand for a list of one, and those at URLs are fetched."""
     listed = [places] if isinstance(places, str | PathLike) else places
-    from shadow.findings.score_files import here
+    from shadow.comparing.score_files import here
 
     return [here(located(place, options)) for place in listed]
 

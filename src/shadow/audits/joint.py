@@ -24,11 +24,11 @@ from shadow.audits.plan import Access
 from shadow.audits.workers import _own_workspace, _views, cost, default_jobs
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import Filter, MatrixPair, pair_checkpoints
+from shadow.comparing.lineage import Joint
 from shadow.errors import ShadowError
-from shadow.findings.lineage import Joint
-from shadow.findings.summary_rows import CheckpointSide
 from shadow.places.architecture import Place
 from shadow.spectra.joint import JointValues, Pairs, joint_values
+from shadow.summary.rows import CheckpointSide
 from shadow.targets.references import Reference
 
 Show = Callable[[int, int], None]

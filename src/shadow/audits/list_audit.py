@@ -28,9 +28,9 @@ from shadow.audits.list_index import (
 )
 from shadow.audits.pair import AuditResult, Runtime, Settings, run_pair
 from shadow.audits.pairs import PairOutcome, audit_pairs
+from shadow.comparing.scores import ScoreFiles
 from shadow.errors import ShadowError
 from shadow.files import PARTIAL
-from shadow.findings.scores import ScoreFiles
 from shadow.reports.columns import SCHEMA
 from shadow.reports.provenance import finished_metadata
 from shadow.reports.remote import PublishedIndex

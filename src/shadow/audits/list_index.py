@@ -35,12 +35,12 @@ from shadow.files import (
     write_whole,
     writing,
 )
-from shadow.findings.summary import Summary
 from shadow.reports.column_types import null_if_undefined
 from shadow.reports.columns import BATCH, SCHEMA, Column
 from shadow.reports.metadata import ReportMetadata
 from shadow.reports.parquet import arrow_schema, parquet_bytes
 from shadow.reports.provenance import METADATA_KEY
+from shadow.summary.summary import Summary
 
 INDEX, TABLE = "index.json", "batch.parquet"
 # what index.json says that it is, so that another file of that name is never overwritten

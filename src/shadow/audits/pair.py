@@ -60,13 +60,10 @@ from shadow.checkpoints.opening import (
 )
 from shadow.checkpoints.pairing import Filter, MatrixPair, Side, Skipped, pair_checkpoints
 from shadow.checkpoints.sources import Fetching, Source, WholeFile
+from shadow.comparing.gains import NO_SCORES, Scored, join, kept_bytes, neither, read_kept, sides_of
+from shadow.comparing.scores import ScoreFiles
 from shadow.errors import BusyError, KeptError, ShadowError
 from shadow.files import PARTIAL, nearest_folder, remove_empty, safe_name
-from shadow.findings.gains import NO_SCORES, Scored, join, kept_bytes, neither, read_kept, sides_of
-from shadow.findings.scores import ScoreFiles
-from shadow.findings.summary import Summary, read_summary, summarise, with_scores
-from shadow.findings.summary_file import FILE as SUMMARY
-from shadow.findings.summary_file import SUMMARISED, seal, summary_bytes
 from shadow.reasons import STRICT
 from shadow.reports.atomic_replacement import KEPT, TABLES_OF_A_PAIR, Staged, replacing
 from shadow.reports.columns import SCHEMA
@@ -89,6 +86,9 @@ from shadow.reports.tables import absent_note
 from shadow.spectra.delta import Method
 from shadow.spectra.device import Offload, device_memory
 from shadow.spectra.spectrum import solve_anew
+from shadow.summary.summary import Summary, read_summary, summarise, with_scores
+from shadow.summary.summary_file import FILE as SUMMARY
+from shadow.summary.summary_file import SUMMARISED, seal, summary_bytes
 from shadow.targets.families import Pair
 from shadow.targets.references import ComponentBase, Reference, as_folder
 from shadow.text import byte_size, took

@@ -32,14 +32,14 @@ from shadow.audits.pair import (
     run_pair,
     tell_nobody,
 )
+from shadow.claims.footprint import label_or_gates
+from shadow.comparing.scores import ScoreFiles
 from shadow.errors import BusyError, KeptError, ShadowError
-from shadow.findings.finding.size import of_what
-from shadow.findings.finding.wording import percent
-from shadow.findings.footprint import label_or_gates
-from shadow.findings.scores import ScoreFiles
-from shadow.findings.summary import Summary
+from shadow.summary.summary import Summary
 from shadow.targets.families import Pair
 from shadow.targets.references import ComponentBase, Reference
+from shadow.telling.size import of_what
+from shadow.telling.wording import percent
 from shadow.text import byte_size, took
 
 State = Literal["done", "kept", "failed", "stopped"]

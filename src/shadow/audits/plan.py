@@ -19,10 +19,10 @@ from shadow.checkpoints.sources import ByteRanges, Source, WholeFile, coalesced
 from shadow.dtypes import FLOATS
 from shadow.errors import ShadowError, UsageError
 from shadow.files import nearest_folder
-from shadow.findings.summary_rows import SkippedRow
 from shadow.places.groups import direction_of
 from shadow.places.names import name_rules
 from shadow.spectra.residual import WIDTH
+from shadow.summary.rows import SkippedRow
 from shadow.targets.families import Pair
 from shadow.text import byte_size, bytes_of, counted, size_for
 

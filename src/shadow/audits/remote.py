@@ -29,6 +29,7 @@ from shadow.audits.pair import (
     run_pair,
     when_free,
 )
+from shadow.comparing.scores import ScoreFiles
 from shadow.errors import BusyError, KeptError, ShadowError
 from shadow.files import (
     PARTIAL,
@@ -39,8 +40,6 @@ from shadow.files import (
     write_whole,
     writing,
 )
-from shadow.findings.scores import ScoreFiles
-from shadow.findings.summary import Summary, read_summary
 from shadow.reports.atomic_replacement import FILES_OF_A_PAIR, FINISHED, KEPT
 from shadow.reports.metadata import ReportMetadata
 from shadow.reports.provenance import (
@@ -67,6 +66,7 @@ from shadow.reports.remote import (
 from shadow.reports.report import Report
 from shadow.reports.tables import absent_note
 from shadow.storage import Store, place_for
+from shadow.summary.summary import Summary, read_summary
 from shadow.targets.families import Pair
 
 UPLOADER = "uploading"  # in the folder of a pair: who this machine was, when it began to upload

@@ -114,7 +114,7 @@ def file_here(file: Path, options: Options) -> Path:
 
 def scores_here(files: Sequence[Path] | None, options: Options) -> list[Path]:
     """Files of scores and folders of them; those at URLs are fetched."""
-    from shadow.findings.score_files import here
+    from shadow.comparing.score_files import here
 
     return [here(located(file, options)) for file in files or ()]
 

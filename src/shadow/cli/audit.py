@@ -82,10 +82,10 @@ if TYPE_CHECKING:
     from shadow.audits.pair import AuditResult, Runtime, Settings
     from shadow.audits.pairs import PairOutcome
     from shadow.audits.ray_engine import RayRequest
+    from shadow.claims.rules import Rule
+    from shadow.claims.verdicts import Judgement, Measured
     from shadow.cli.console import Watch
-    from shadow.findings.scores import ScoreFiles
-    from shadow.gates.rules import Rule
-    from shadow.gates.verdicts import Judgement, Measured
+    from shadow.comparing.scores import ScoreFiles
     from shadow.targets.families import Pair
     from shadow.targets.lists import Selection
 
@@ -213,7 +213,7 @@ def audit(
 
         from shadow.audits.devices import choose
         from shadow.audits.pair import Runtime, Settings, tell_nobody
-        from shadow.findings.score_files import scores_of_pairs
+        from shadow.comparing.score_files import scores_of_pairs
         from shadow.spectra.delta import Method
 
         gc.freeze()  # all of torch and pandas stays: to look for cycles there took 0.1 s
@@ -352,7 +352,7 @@ def _audit(request: AuditRequest) -> tuple[list[Judgement], bool]:
 
     Returns the judgements, and whether no pair has what was asked for.
     """
-    from shadow.gates.verdicts import Judgement
+    from shadow.claims.verdicts import Judgement
 
     pairs = request.selection.own
     judged: list[Judgement] = []

@@ -36,8 +36,8 @@ SHARDS_TOLD = 100  # missing shards of a list that are told one by one
 if TYPE_CHECKING:
     from shadow.audits.list_index import Index, Row
     from shadow.audits.pair import AuditResult
-    from shadow.gates.rules import Rule
-    from shadow.gates.verdicts import Judgement, Measured
+    from shadow.claims.rules import Rule
+    from shadow.claims.verdicts import Judgement, Measured
 
 
 def gate(
@@ -131,7 +131,7 @@ def _each_once(
 
 
 def _judgement(folder: Path, rules: Sequence[Rule], baseline: Measured | None) -> Judgement:
-    from shadow.gates.verdicts import judge_report, read_measured
+    from shadow.claims.verdicts import judge_report, read_measured
 
     if baseline is not None and baseline.folder.resolve() == folder.resolve():
         raise ShadowError(f"{folder} is its own baseline", "name an earlier report with --against")
@@ -194,7 +194,7 @@ def judged_of(
 
     Of a report that was published the rows are fetched for rules; storage are the options for that.
     """
-    from shadow.gates.verdicts import Judgement, judge_report, read_measured
+    from shadow.claims.verdicts import Judgement, judge_report, read_measured
 
     summary = result.summary
     seconds = result.provenance.get("seconds") if result.measured else 0.0
@@ -250,7 +250,7 @@ def rules_of(options: GateOptions) -> tuple[Rule, ...]:
     """The rules of a command. Raises UsageError for one that makes no sense."""
     if not options.fail_on and options.policy is None and options.against is None:
         return ()
-    from shadow.gates.rules import gather
+    from shadow.claims.rules import gather
 
     policy = None if options.policy is None else file_here(options.policy, options.storage)
     return gather(
@@ -263,7 +263,7 @@ def rules_of(options: GateOptions) -> tuple[Rule, ...]:
 
 def at_fault(family: str, pair: str, error: ShadowError) -> Judgement:
     """What came of a pair that has no report; its fault is told at once."""
-    from shadow.gates.verdicts import Judgement
+    from shadow.claims.verdicts import Judgement
 
     console.complain(error)
     return Judgement(family, pair, fault=as_given(error.message))
@@ -276,7 +276,7 @@ def baselines_of(
 
     Raises ShadowError where there is no such folder, or it holds no reports.
     """
-    from shadow.gates.verdicts import read_baselines
+    from shadow.claims.verdicts import read_baselines
 
     against = options.against
     if against is None:
@@ -318,7 +318,7 @@ def finish(
 
     against: where the baseline was to be. wrong_usage: no pair has what was asked for.
     """
-    from shadow.gates.verdicts import first_code
+    from shadow.claims.verdicts import first_code
     from shadow.outputs import ci
 
     without_baseline = None

@@ -30,7 +30,7 @@ from shadow.text import nearest
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from shadow.findings.lineage import Joint, Lineage
+    from shadow.comparing.lineage import Joint, Lineage
     from shadow.targets.families import Family
 
 
@@ -72,7 +72,7 @@ def lineage(
     """
     if json:
         format = Format.json
-    from shadow.findings.lineage import (
+    from shadow.comparing.lineage import (
         MOST_REPORTS,
         read_step,
         stage_names,
@@ -80,9 +80,9 @@ def lineage(
         unaudited,
         with_joint,
     )
-    from shadow.findings.lineage import lineage as ordered
-    from shadow.findings.summary import SummarisedReport
+    from shadow.comparing.lineage import lineage as ordered
     from shadow.outputs.terminal.lineage import lineage_view
+    from shadow.summary.summary import SummarisedReport
     from shadow.targets.families import load_families
 
     options = parsed_options(storage_options)
@@ -169,7 +169,7 @@ def _held(
     os.environ["HF_HUB_OFFLINE"] = "1"  # before the client is imported, which reads it then
     from shadow.audits.joint import hold_against
     from shadow.checkpoints.pairing import Filter
-    from shadow.findings.lineage import successions
+    from shadow.comparing.lineage import successions
 
     held: dict[tuple[str, str], Joint | str] = {}
     for before, step in successions(of_steps):

@@ -183,7 +183,7 @@ def _explained(
 
 
 def _label() -> RenderableType:
-    from shadow.findings.reference import calibration
+    from shadow.claims.reference import calibration
     from shadow.outputs.terminal.label import label_view
 
     return label_view(calibration())
@@ -196,7 +196,7 @@ def _finding() -> RenderableType:
 
 
 def _published() -> RenderableType:
-    from shadow.findings.published import released
+    from shadow.comparing.published import released
     from shadow.outputs.terminal.published import published_view
 
     return published_view(released())

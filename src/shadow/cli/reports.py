@@ -50,9 +50,9 @@ def show(
     For a list, first show how its pairs stand.
     """
     from shadow.audits.list_index import read_index
-    from shadow.findings.summary import read_summary, with_scores
     from shadow.outputs.terminal.batch import batch_view, pairs_view
     from shadow.outputs.terminal.summary import summary_view
+    from shadow.summary.summary import read_summary, with_scores
 
     if json:
         format = ShowFormat.json
@@ -66,8 +66,8 @@ def show(
         console.display(batch_view(index, console.out.options))
     reports = [(*read_summary(folder), folder) for folder in folders]
     if scores:
-        from shadow.findings.gains import NO_SCORES, join, sides_of
-        from shadow.findings.score_files import scores_of_sides
+        from shadow.comparing.gains import NO_SCORES, join, sides_of
+        from shadow.comparing.score_files import scores_of_sides
 
         files = scores_here(scores, options)
         sides = [sides_of(provenance) for _, provenance, _ in reports]
@@ -96,7 +96,9 @@ def show(
             )
         )
     if index is None and len(reports) > 1:
-        from shadow.gates.verdicts import Judgement  # brings pandas, which one report does not need
+        from shadow.claims.verdicts import (
+            Judgement,  # brings pandas, which one report does not need
+        )
 
         done = [
             Judgement(summary.family, summary.pair, summary=summary) for summary, _, _ in reports
@@ -159,7 +161,7 @@ def compare(
     """
     if json:
         format = Format.json
-    from shadow.findings import comparison as comparing
+    from shadow.comparing import comparison as comparing
     from shadow.outputs.terminal.comparison import comparison_view
     from shadow.reports.columns import COMPARISON
     from shadow.reports.parquet import write_rows
@@ -178,8 +180,8 @@ def compare(
         )
     given = None
     if scores:
-        from shadow.findings.gains import sides_of
-        from shadow.findings.score_files import scores_of_sides
+        from shadow.comparing.gains import sides_of
+        from shadow.comparing.score_files import scores_of_sides
         from shadow.reports.provenance import report_metadata
 
         known = [sides_of(report_metadata(folder)) for folder in folders]

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from shadow.audits.pair import Runtime, Settings
-    from shadow.findings.by_layer import PairByLayer
+    from shadow.summary.by_layer import PairByLayer
     from shadow.targets.families import Pair
     from shadow.targets.recipes import Panel, Recipe
 
@@ -155,8 +155,8 @@ def _audit(
 ) -> tuple[dict[Pair, PairByLayer], dict[Pair, str]]:
     """The figures of every pair that could be audited, and what went wrong with the others."""
     from shadow.audits.pairs import audit_pairs
-    from shadow.findings.by_layer import by_layer
     from shadow.reports.report import Report
+    from shadow.summary.by_layer import by_layer
 
     pairs = _pairs(panels)
     measured: dict[Pair, PairByLayer] = {}

@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
-from shadow.findings.footprint import label
-from shadow.findings.reference import AXES, OPTIMIZERS, Bound, Rate, Trainings, choose, word
+from shadow.claims.footprint import label
+from shadow.claims.reference import AXES, OPTIMIZERS, Bound, Rate, Trainings, choose, word
 from shadow.lab.experiment import DESIGN
 from shadow.lab.results import final
 

@@ -35,8 +35,8 @@ from safetensors.torch import load_file, save_file
 from shadow import __version__
 from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.checkpoints.pairing import Filter
+from shadow.comparing.comparison import compare
 from shadow.errors import ShadowError
-from shadow.findings.comparison import compare
 from shadow.lab.design import (
     MAIN,
     REGIMES,

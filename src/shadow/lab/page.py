@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from shadow.findings.comparison import FIGURES, MARGIN
-from shadow.findings.reference import Rate
+from shadow.claims.reference import Rate
+from shadow.comparing.comparison import FIGURES, MARGIN
 from shadow.lab.calibration import (
     CONCENTRATED,
     DATA,

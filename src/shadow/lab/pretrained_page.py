@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from shadow.findings.reference import Word, choose, word
-from shadow.findings.reference import calibration as shipped
+from shadow.claims.reference import Word, choose, word
+from shadow.claims.reference import calibration as shipped
 from shadow.lab.calibration import pretrained_verdicts
 from shadow.lab.design import MAIN
 from shadow.lab.findings import matched

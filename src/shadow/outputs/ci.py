@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
+from shadow.claims.rules import MOVED
+from shadow.claims.verdicts import Judgement, Verdict, first_code
 from shadow.errors import ShadowError
 from shadow.files import read_start, write_beside
-from shadow.gates.rules import MOVED
-from shadow.gates.verdicts import Judgement, Verdict, first_code
 from shadow.outputs.markdown import cell, plain
 from shadow.text import counted, visible
 

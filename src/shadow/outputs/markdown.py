@@ -12,14 +12,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shadow.findings.finding.explanations import ANSWERS
-from shadow.findings.summary_rows import CoherenceRow, OutsideRow
+from shadow.claims.explanations import ANSWERS
 from shadow.outputs.terminal.typeset import number, share
+from shadow.summary.rows import CoherenceRow, OutsideRow
 from shadow.text import several, visible
 
 if TYPE_CHECKING:
-    from shadow.findings.summary import Summary
     from shadow.reports.metadata import ReportMetadata
+    from shadow.summary.summary import Summary
 
 MODULES = 24  # rows of the table, those of most energy; the rest is counted
 LINKING = "@#"  # begin a mention or a reference, which an entity would not keep from being one

@@ -18,14 +18,14 @@ import pandas as pd
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from shadow.claims.footprint import label_or_gates
 from shadow.errors import ShadowError, UsageError
-from shadow.findings.depth import LAYERS
-from shadow.findings.footprint import label_or_gates
-from shadow.findings.summary import SummarisedReport, Summary
-from shadow.findings.summary_rows import Bounds, ModuleRow
 from shadow.outputs.terminal.typeset import bounds_text, fixed, number, percentage, share
 from shadow.places.names import name_rules
 from shadow.storage import as_given
+from shadow.summary.depth import LAYERS
+from shadow.summary.rows import Bounds, ModuleRow
+from shadow.summary.summary import SummarisedReport, Summary
 from shadow.text import counted, nearest, visible
 
 Subject = Literal["delta", "base", "tuned"]

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from shadow.files import read_start
-from shadow.findings.by_layer import HEADS, PairByLayer, medians
 from shadow.outputs.markdown import cell, plain, table
 from shadow.outputs.terminal.typeset import number, share
+from shadow.summary.by_layer import HEADS, PairByLayer, medians
 from shadow.targets.families import Pair
 from shadow.targets.recipes import Panel, Recipe
 

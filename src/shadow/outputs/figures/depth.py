@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 
 from shadow.errors import ShadowError
-from shadow.findings.layer_medians import ranked
 from shadow.outputs.figures.source import (
     Choice,
     FigureData,
@@ -33,6 +32,7 @@ from shadow.outputs.figures.style import (
     told_interval,
 )
 from shadow.places.groups import UP
+from shadow.summary.layer_medians import ranked
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

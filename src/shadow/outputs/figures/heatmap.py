@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shadow.errors import ShadowError
-from shadow.findings.layer_medians import ranked
 from shadow.outputs.figures.source import Choice, FigureData, all_null, chosen_modules, shown
 from shadow.outputs.figures.style import PALE, annotate, axis_label, entitle
+from shadow.summary.layer_medians import ranked
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from shadow.comparing.lineage import Chain, Step, lineage, read_step
 from shadow.errors import ShadowError
-from shadow.findings.lineage import Chain, Step, lineage, read_step
 from shadow.outputs.figures.source import Choice, FigureData, shown
 from shadow.outputs.figures.style import BLACK, GREY, PALE, annotate, entitle, legend_above, quieten
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 
-from shadow.findings.by_layer import PairByLayer
 from shadow.outputs.figures.source import shown
 from shadow.outputs.figures.style import (
     BLACK,
@@ -17,6 +16,7 @@ from shadow.outputs.figures.style import (
     quieten,
     styled,
 )
+from shadow.summary.by_layer import PairByLayer
 
 COLUMN = 2.1  # inches a pair
 ROW = 1.5  # inches a metric

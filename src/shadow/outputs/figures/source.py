@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 
 from shadow.errors import ShadowError
-from shadow.findings.depth import LAYERS
-from shadow.findings.summary import SummarisedReport, Summary
-from shadow.findings.summary_rows import ComponentRow
 from shadow.places.names import name_rules
 from shadow.reports.columns import MATRICES
+from shadow.summary.depth import LAYERS
+from shadow.summary.rows import ComponentRow
+from shadow.summary.summary import SummarisedReport, Summary
 from shadow.text import visible
 
 LABEL_COLUMN = 44  # letters of a name that are shown

@@ -19,16 +19,13 @@ from markupsafe import Markup
 from shadow import __version__
 from shadow.audits.journal import JOURNAL
 from shadow.audits.list_index import read_index, report_folder
+from shadow.claims.explanations import ANSWERS
+from shadow.claims.footprint import GATES, MARGIN
+from shadow.claims.reference import bases_of, runs
+from shadow.comparing.gains import MEASURED_BY_OTHERS
+from shadow.comparing.lineage import following, lineage
 from shadow.errors import ShadowError
 from shadow.files import PARTIAL, read_start, write_beside, writing
-from shadow.findings.depth import LAYERS
-from shadow.findings.finding.explanations import ANSWERS
-from shadow.findings.finding.size import of_what, parameter_ratio
-from shadow.findings.footprint import GATES, MARGIN
-from shadow.findings.gains import MEASURED_BY_OTHERS
-from shadow.findings.lineage import following, lineage
-from shadow.findings.reference import bases_of, runs
-from shadow.findings.summary import SummarisedReport, Summary
 from shadow.outputs.page.cards import MOST_CARDS, small_pictures
 from shadow.outputs.page.cells import metric_texts
 from shadow.outputs.page.html import environment, file_text, policy, script_json, scripts
@@ -37,6 +34,9 @@ from shadow.outputs.terminal.summary import label_line
 from shadow.outputs.terminal.typeset import number, percentage
 from shadow.reasons import REASONS
 from shadow.reports.columns import FIGURES, MATRICES, NOTATION
+from shadow.summary.depth import LAYERS
+from shadow.summary.summary import SummarisedReport, Summary
+from shadow.telling.size import of_what, parameter_ratio
 
 GENERATOR = '<meta name="generator" content="shadow '  # how a page of ours is known
 TOP = 2000  # bytes within which it stands

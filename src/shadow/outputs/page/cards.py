@@ -9,9 +9,9 @@ from itertools import groupby
 
 from markupsafe import Markup
 
-from shadow.findings.grid import Picture, by_component, picture
-from shadow.findings.summary_rows import GridRow
 from shadow.outputs.terminal.typeset import share
+from shadow.summary.grid import Picture, by_component, picture
+from shadow.summary.rows import GridRow
 
 MOST_CARDS = 50  # pairs; more are in the table alone
 COLUMNS = 40  # of a picture

@@ -17,13 +17,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from shadow.findings.bootstrap import blocks_of, bounds_of_medians
-from shadow.findings.depth import LAYERS
-from shadow.findings.layer_medians import above_short_side
-from shadow.findings.summary_rows import MEDIANS
 from shadow.outputs.page.curves import Key, shortened
 from shadow.places.names import name_rules
 from shadow.reports.columns import DELTA, SPECTRAL
+from shadow.summary.bootstrap import blocks_of, bounds_of_medians
+from shadow.summary.depth import LAYERS
+from shadow.summary.layer_medians import above_short_side
+from shadow.summary.rows import MEDIANS
 from shadow.text import visible
 
 PLACE = ("component", "layer", "module")

@@ -10,14 +10,14 @@ from typing import TypedDict
 import pyarrow as pa
 from markupsafe import Markup
 
-from shadow.findings.depth import LAYERS
-from shadow.findings.lineage import Step, read_step
-from shadow.findings.reference import OPTIMIZERS, Position, ReferenceRun, runs
-from shadow.findings.summary import SummarisedReport, Summary
+from shadow.claims.reference import OPTIMIZERS, Position, ReferenceRun, runs
+from shadow.comparing.lineage import Step, read_step
 from shadow.outputs.page.cells import Matrices, cells_of, drawn_cells
 from shadow.outputs.page.curves import points_for, short, thinned_spectra
 from shadow.outputs.page.html import script_json
 from shadow.reports.provenance import Provenance
+from shadow.summary.depth import LAYERS
+from shadow.summary.summary import SummarisedReport, Summary
 from shadow.text import visible
 
 LISTED = 400  # skipped tensors of a page that are named one by one, or 40 of each pair
@@ -184,7 +184,7 @@ def reference_distributions(
     called on the page.
 
     place is the summary's reference, null where the pair is like none of them; table is like
-    `shadow.findings.reference.runs()`.
+    `shadow.claims.reference.runs()`.
     """
     if place is None:
         return {}

@@ -12,13 +12,13 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from shadow.findings.footprint import label_or_gates
+from shadow.claims.footprint import label_or_gates
 from shadow.outputs.terminal.typeset import fixed, share
 from shadow.text import byte_size, several, took, visible
 
 if TYPE_CHECKING:
     from shadow.audits.list_index import Index, Row
-    from shadow.gates.verdicts import Judgement
+    from shadow.claims.verdicts import Judgement
 
 
 NO_LABEL = "not assessable"

@@ -29,7 +29,7 @@ from shadow.outputs.terminal.typeset import (
 from shadow.text import counted, visible
 
 if TYPE_CHECKING:
-    from shadow.findings.comparison import Comparison, Contrast, Difference
+    from shadow.comparing.comparison import Comparison, Contrast, Difference
 
 
 KNOWN_BY = {"commit": "its commit", "content": "its fingerprint", "spectra": "its measured spectra"}
@@ -129,8 +129,8 @@ def _figures_apart(contrast: Contrast, width: int, p_values: bool) -> Renderable
     """A row for each figure: both medians, the paired difference with its spread over layers, and
     what it says.
     """
-    from shadow.findings.bootstrap import holm
-    from shadow.findings.comparison import FIGURES
+    from shadow.comparing.comparison import FIGURES
+    from shadow.summary.bootstrap import holm
 
     titles = {figure.name: figure.title for figure in FIGURES}
     adjusted = holm([figure.p_within_pair for figure in contrast.figures])

@@ -10,15 +10,15 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from shadow.findings.finding import CODES, NOT_SHOWN
-from shadow.findings.finding.explanations import ANSWERS, EXPLANATIONS
+from shadow.claims.explanations import ANSWERS, EXPLANATIONS
+from shadow.telling.finding import CODES, NOT_SHOWN
 from shadow.text import visible
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from shadow.findings.finding import Finding
-    from shadow.findings.finding.explanations import Explanation
+    from shadow.claims.explanations import Explanation
+    from shadow.telling.finding import Finding
 
 ABOUT = (
     "What a report says of its pair, in words, made of measured figures alone. summary.json has it"

@@ -9,9 +9,9 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.style import Style
 from rich.text import Text
 
-from shadow.findings.grid import Picture, by_component, picture
-from shadow.findings.summary_rows import GridRow
 from shadow.outputs.terminal.typeset import share
+from shadow.summary.grid import Picture, by_component, picture
+from shadow.summary.rows import GridRow
 
 SHADES, ASCII_SHADES = "░▒▓█", ".:+#"
 # Cividis, dark to light: legible for every eye, and on black and on white.

@@ -10,11 +10,11 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from shadow.findings.reference import bases_of, reach
+from shadow.claims.reference import bases_of, reach
 from shadow.outputs.terminal.typeset import fixed
 
 if TYPE_CHECKING:
-    from shadow.findings.reference import Calibration
+    from shadow.claims.reference import Calibration
 
 
 WORDS = {

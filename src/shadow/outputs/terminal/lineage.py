@@ -15,7 +15,7 @@ from shadow.outputs.terminal.typeset import WIDE, fixed, number, share, text_tab
 from shadow.text import counted, visible
 
 if TYPE_CHECKING:
-    from shadow.findings.lineage import Chain, Lineage, Step
+    from shadow.comparing.lineage import Chain, Lineage, Step
 
 LETTERS, LETTERS_WIDE = 16, 44  # of a step's name, in a narrow terminal and in a wide one
 SHORT = {"attention": "attn", "embedding": "embed"}
@@ -162,7 +162,7 @@ def _notes(chain: Chain) -> list[RenderableType]:
 
 def chance_text(before: Step, step: Step) -> str:
     """What cosine and shares are by chance, and what rounding does to them; or what is missing."""
-    from shadow.findings.lineage import shrinking
+    from shadow.comparing.lineage import shrinking
 
     joint = step.joint
     if joint is None and not step.no_joint:

@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from shadow.findings.published import DEFINITIONS, SOURCE, TOLERANCE, WITHIN, Released, family_of
+from shadow.comparing.published import DEFINITIONS, SOURCE, TOLERANCE, WITHIN, Released, family_of
 from shadow.outputs.terminal.typeset import number, span
 
 COLUMNS = ("mean_relative_norm", "mean_top20_energy", "oq_ratio")

@@ -10,8 +10,8 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from shadow.findings.by_layer import HEADS, PairByLayer, medians
 from shadow.outputs.terminal.typeset import number
+from shadow.summary.by_layer import HEADS, PairByLayer, medians
 from shadow.targets.families import Pair
 from shadow.targets.recipes import Panel, Recipe
 from shadow.text import visible

@@ -13,8 +13,8 @@ from rich.text import Text
 from shadow.text import visible
 
 if TYPE_CHECKING:
-    from shadow.gates.rules import Rule as GateRule
-    from shadow.gates.verdicts import Judgement, Verdict
+    from shadow.claims.rules import Rule as GateRule
+    from shadow.claims.verdicts import Judgement, Verdict
 
 
 LONGEST_WORD = 32  # columns of a name that is not broken; 80 leave as many for what was found

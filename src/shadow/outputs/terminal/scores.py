@@ -15,9 +15,9 @@ from shadow.outputs.terminal.typeset import WIDE, fixed, number
 from shadow.text import several, visible
 
 if TYPE_CHECKING:
-    from shadow.findings.correlation import Correlation, ScoredSet
-    from shadow.findings.gains import Gain, GroupGain
-    from shadow.findings.summary import Summary
+    from shadow.comparing.correlation import Correlation, ScoredSet
+    from shadow.comparing.gains import Gain, GroupGain
+    from shadow.summary.summary import Summary
 
 ROWS = 20  # benchmarks, reports and correlations that a table shows; JSON has all
 NAMED = 3  # benchmarks without a group that the line names one by one

@@ -15,7 +15,7 @@ from shadow.reasons import meaning
 from shadow.text import visible
 
 if TYPE_CHECKING:
-    from shadow.findings.summary_rows import SkippedRow
+    from shadow.summary.rows import SkippedRow
 
 
 def skipped_table(rows: Iterable[SkippedRow], width: int) -> RenderableType:

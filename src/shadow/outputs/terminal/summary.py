@@ -14,9 +14,8 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from shadow.findings.finding.size import of_what, parameter_ratio
-from shadow.findings.gains import MEASURED_BY_OTHERS
-from shadow.findings.reference import bases_of
+from shadow.claims.reference import bases_of
+from shadow.comparing.gains import MEASURED_BY_OTHERS
 from shadow.outputs.terminal.finding import explanations_table, told
 from shadow.outputs.terminal.heat import heat_maps
 from shadow.outputs.terminal.scores import scores_line, scores_table
@@ -36,14 +35,15 @@ from shadow.outputs.terminal.typeset import (
     text_table,
 )
 from shadow.reasons import STRICT
+from shadow.telling.size import of_what, parameter_ratio
 from shadow.text import counted, visible
 
 if TYPE_CHECKING:
-    from shadow.findings.footprint import Gate
-    from shadow.findings.reference import Position
-    from shadow.findings.summary import Summary
-    from shadow.findings.summary_rows import AloneRow, ComponentRow, LayerRow, ModuleRow
+    from shadow.claims.footprint import Gate
+    from shadow.claims.reference import Position
     from shadow.reports.metadata import ReportMetadata
+    from shadow.summary.rows import AloneRow, ComponentRow, LayerRow, ModuleRow
+    from shadow.summary.summary import Summary
 
 
 DepthMetric = tuple[str, str, Callable[[float], str]]  # a field of LayerRow, its title and form

@@ -9,13 +9,13 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from shadow.findings.finding.explanations import EXPLANATIONS
-from shadow.findings.finding.structure import TURNED
-from shadow.findings.footprint import GATES
+from shadow.claims.explanations import EXPLANATIONS
+from shadow.claims.footprint import GATES
 from shadow.outputs.terminal.label import WORDS
 from shadow.places.names import name_rules
 from shadow.reasons import REASONS
 from shadow.reports.heads import Head
+from shadow.telling.structure import TURNED
 
 ALIGNED = (
     "the change has more of its energy (follows) or less (avoids) in the base's 16 leading"

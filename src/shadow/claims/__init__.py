@@ -1,0 +1,1 @@
+"""A question, its figures, its null, its error rate -> an answer. Pure."""

@@ -1,0 +1,61 @@
+"""The shape of every claim: a question with its null and its error rate, and the answer to it.
+
+Gates, rules of `--fail-on`, other explanations, the label and what is recognised are claims. A
+claim is an entry of a table, which `shadow explain CLAIM` and the page of claims read, and its
+module answers it from figures. Pure: nothing is measured here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Outcome = Literal["holds", "does_not_hold", "cannot_be_told"]
+Figure = float | int | str
+
+
+@dataclass(frozen=True)
+class ErrorRate:
+    """How often an answer was wrong where the truth was known."""
+
+    wrong: int
+    of: int
+    where: str
+    """The page and the kind of pairs that were judged."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A question that figures answer."""
+
+    code: str
+    title: str
+    """The claim as a statement of a few words, such as `merged adapter`."""
+
+    meaning: str
+    """What holds when the claim holds, in one sentence for `shadow explain`."""
+
+    needs: tuple[str, ...] = ()
+    """The figures that it is judged by, by their place in summary.json."""
+
+    null: str = ""
+    """What the figures would be if nothing were the matter; empty where there is no null."""
+
+    error_rate: ErrorRate | None = None
+    """None where it was not measured."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer to a claim."""
+
+    code: str
+    """Of the claim."""
+
+    outcome: Outcome
+    reason: str
+    """One line."""
+
+    figures: Mapping[str, Figure] = field(default_factory=dict)
+    """The figures in the reason, unrounded, by their place in summary.json."""

@@ -1,0 +1,613 @@
+"""Finished reports and rules -> verdicts. Reads reports, prints and writes nothing.
+
+A rule is violated (`met` in JSON) when one of the figures that it names is what it must not be.
+What a rule names and the report does not have, or has only as identical or null, is no pass: the
+rule is `missing`, unless it allows that.
+
+A figure has moved when it lies outside the interval over layers that the baseline's report gives
+it. The baseline's interval, not the new one's, because a baseline is what was accepted: a report
+with uneven layers would else widen what is allowed to it. It is a yardstick of size and no test:
+two runs of one training leave it now and then.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from shadow.claims.rules import COLUMNS, LABEL, MOVED, OF_THE_PAIR, Metric, Rule
+from shadow.comparing.matching import ComparedReport, compared, relate, settings_apart
+from shadow.errors import ShadowError
+from shadow.reports.columns import DELTA, FIGURES, SPECTRAL
+from shadow.reports.provenance import finished_metadata, refuse_remains
+from shadow.reports.report import Report
+from shadow.summary.bootstrap import LEVEL, blocks_of, interval_of_median
+from shadow.summary.layer_medians import directions, median_directions
+from shadow.summary.rows import Bounds, ComponentRow, ModuleRow
+from shadow.summary.summary import SummarisedReport, Summary
+from shadow.text import counted, several
+
+Verdicts = Literal["passed", "met", "missing", "skipped"]
+Scope = tuple[str, ...]  # () the pair, (component,) or (component, module)
+
+# metrics that are no medians: of the pair, of a component and of a module
+WHOLE_OF_PAIR = {*OF_THE_PAIR, "zero_share"} - {"participation_share"}
+WHOLE_OF_COMPONENT = {"relative_norm", "energy_share"}
+WHOLE_OF_MODULE = {"energy_share"}
+# are named before others that moved further
+FIRST = ("relative_norm_overall", "relative_norm", "concentration")
+NAMED = 5  # figures that a sentence names one by one
+# The same report made on another machine may differ by this much, relative:
+# shadow.comparing.matching measured 5e-7.
+NOISE = 1e-6
+NULLS = {column.name: column.null for column in (*SPECTRAL, *DELTA, *FIGURES)}
+
+
+@dataclass(frozen=True)
+class JudgedFigure:
+    """One figure of a report."""
+
+    name: str
+    """Its name, with component and module before it."""
+
+    value: float | str | None
+    """Its value; None where it is missing."""
+
+    bounds: tuple[float, float] | None = None
+    """Its interval over layers; None where it has none."""
+
+    why: str = ""
+    """Why it has none."""
+
+
+@dataclass(frozen=True)
+class RuleFigure:
+    """One figure that a rule was held against."""
+
+    figure: str
+    """Its name, with component and module before it."""
+
+    value: float | str | None
+    """Its value; None where it is missing."""
+
+    met: bool
+    """Does it violate the rule?"""
+
+    before: float | None = None
+    """What the baseline has of it; None without one."""
+
+    low: float | None = None
+    """The lower bound of the baseline's interval."""
+
+    high: float | None = None
+    """The upper bound."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of one rule on one report."""
+
+    rule: Rule
+    """The rule."""
+
+    outcome: Verdicts
+    """`met`: violated; `passed`; `missing` where there was nothing to judge; `skipped` where the
+    rule allows that.
+    """
+
+    detail: str
+    """A sentence for people."""
+
+    findings: tuple[RuleFigure, ...] = ()
+    """The figures that were judged."""
+
+    @property
+    def code(self) -> int:
+        """The exit code it asks for: 4 met, 1 missing; 0 if the rule is but a warning."""
+        if self.rule.severity != "error":
+            return 0
+        return {"met": 4, "missing": 1}.get(self.outcome, 0)
+
+    def as_json(self) -> dict[str, Any]:
+        """For machines: the rule, what came of it, and its figures."""
+        rule = {
+            key: getattr(self.rule, key)
+            for key in ("name", "condition", "severity", "message", "file", "line")
+        }
+        figures = [asdict(figure) for figure in self.findings]
+        return {**rule, "outcome": self.outcome, "detail": self.detail, "figures": figures}
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What came of one pair."""
+
+    family: str
+    """The family, or the last name of the tuned model."""
+
+    pair: str
+    """The two stages compared, `base..tuned`."""
+
+    summary: Summary | None = None
+    """The summary of its report; None where there is no report."""
+
+    seconds: float | None = None
+    """How long its audit took, 0 or more; None where nothing was audited now."""
+
+    verdicts: tuple[Verdict, ...] = ()
+    """What came of each rule."""
+
+    notes: tuple[str, ...] = ()
+    """What a person should know of the report and of the baseline."""
+
+    fault: str | None = None
+    """Why there is no report; None where there is one."""
+
+    objections: tuple[str, ...] = ()
+    """Reasons for skipping that `--strict` objects to."""
+
+    @property
+    def name(self) -> str:
+        """`family:base..tuned`."""
+        return f"{self.family}:{self.pair}"
+
+    def as_json(self) -> dict[str, Any]:
+        """For machines; the summary is what `show --format json` prints."""
+        pair = {key: getattr(self, key) for key in ("family", "pair", "code", "fault")}
+        return {
+            **pair,
+            "notes": list(self.notes),
+            "rules": [verdict.as_json() for verdict in self.verdicts],
+        }
+
+    @property
+    def code(self) -> int:
+        """The exit code that it asks for."""
+        codes = {verdict.code for verdict in self.verdicts}
+        if self.fault is not None:
+            codes.add(1)
+        if self.objections:
+            codes.add(3)
+        return first_code(codes)
+
+
+def first_code(codes: set[int]) -> int:
+    """Of what occurred over rules or pairs, the exit code: 1, 4, 3 or 0."""
+    return next((code for code in (1, 4, 3) if code in codes), 0)
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What a summary says of one place: figures by name, and their intervals over layers."""
+
+    figures: Mapping[str, float | str | None]
+    """By name; None where the report has none."""
+
+    intervals: Mapping[str, Bounds]
+    """By the name of the figure."""
+
+    layers: int
+    """The layers that intervals are over, 0 or more."""
+
+    no_interval: str | None
+    """Why no figure of the place has an interval."""
+
+
+def _told(row: ComponentRow | ModuleRow) -> _Told:
+    return _Told(
+        figures=vars(row),
+        intervals=row.intervals,
+        layers=row.layers,
+        no_interval=row.no_interval,
+    )
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A finished report as rules see it. Rows are read when a rule needs more than the summary."""
+
+    source: Report
+    """The report itself."""
+
+    label: str
+    """What to call it: this report, or the baseline."""
+
+    summary: Summary
+    """Its summary."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the report lies."""
+        return self.source.folder
+
+    @cached_property
+    def report(self) -> ComparedReport:
+        """Its rows, with every column that a rule may name."""
+        return compared(self.source, self.label, more=(*COLUMNS, "kept_reason"))
+
+    @cached_property
+    def deltas(self) -> pd.DataFrame:
+        """The rows of its deltas."""
+        return self.report.subject("delta")
+
+    @cached_property
+    def _told(self) -> dict[Scope, _Told]:
+        """What the summary says of the pair, of each component and of each module."""
+        summary = self.summary
+        figures = {**summary.figures, LABEL: summary.label}
+        of_pair = _Told(
+            figures=figures,
+            intervals=summary.intervals,
+            layers=summary.layers,
+            no_interval=summary.no_interval,
+        )
+        rows: dict[Scope, _Told] = {(): of_pair}
+        rows |= {(row.component,): _told(row) for row in summary.components}
+        return rows | {(row.component, row.module): _told(row) for row in summary.modules}
+
+    def places(self, name: Metric) -> list[Scope]:
+        """Where the report has what a rule names, in the order of the summary."""
+        if name.component is None:
+            return [()]
+        if name.module is None:
+            return [at for at in self._told if len(at) == 1 and name.covers(at[0], None)]
+        return [at for at in self._told if len(at) == 2 and name.covers(*at)]
+
+    def changed(self, at: Scope) -> int:
+        """How many deltas of a place have been measured."""
+        count = self._told[at].figures["matrices"]
+        if not isinstance(count, int | float):
+            return 0
+        return int(count)
+
+    def with_intervals(self, at: Scope) -> list[str]:
+        """The figures of a place that intervals are made of."""
+        if at not in self._told:
+            return []
+        return list(self._told[at].intervals)
+
+    def figure(self, at: Scope, metric: str) -> JudgedFigure:
+        """The summary's figure of that name, else the median over the delta rows of the place."""
+        name = ".".join((*at, metric))
+        row = self._told.get(at)
+        if row is None:
+            return JudgedFigure(name, None)
+        if metric not in row.figures:
+            return self._median(name, at, metric)
+        why = "it has none"
+        if metric in row.intervals:
+            why = row.no_interval or f"{row.layers} layers are too few for it"
+        return JudgedFigure(
+            name, value=row.figures[metric], bounds=row.intervals.get(metric), why=why
+        )
+
+    def _median(self, name: str, at: Scope, metric: str) -> JudgedFigure:
+        rows = self.deltas
+        for key, wanted in zip(("component", "module"), at, strict=False):
+            rows = rows[rows[key] == wanted]
+        values = rows[metric].to_numpy(dtype=np.float64, na_value=np.nan)
+        if metric == "equivalent_directions":
+            values = directions(rows.__getitem__)
+        layers = rows["layer"].to_numpy(dtype=np.float64, na_value=np.nan)
+        interval = interval_of_median(values, blocks_of(rows["component"].tolist(), layers))
+        why = interval.reason or ""
+        known = values[~np.isnan(values)]
+        median = float(np.median(known)) if len(known) else None
+        if metric == "equivalent_directions":
+            median, _ = median_directions(rows.__getitem__)
+        if median is None or not math.isfinite(median):
+            return JudgedFigure(name, value=None, why=why)
+        return JudgedFigure(name, value=median, bounds=interval.bounds, why=why)
+
+    def why_absent(self, name: Metric) -> str:
+        """Why the report has no delta of what a rule names."""
+        if name.component is None:
+            return next(gate.reason for gate in self.summary.gates if gate.name == "changed")
+        tensors = self.report.tensors
+        components = tensors["component"].fillna("")
+        modules = [None] * len(tensors)
+        if name.module is not None:
+            modules = tensors["module"].fillna("").tolist()
+        covered = [name.covers(*place) for place in zip(components, modules, strict=True)]
+        of_scope = tensors[np.array(covered, dtype=np.bool_)]
+        what = ".".join(filter(None, (name.component, name.module)))
+        if of_scope.empty:
+            return f"the report has no {what}"
+        if (of_scope["status"] == "identical").any():
+            return f"{what} is identical to the base's"
+        reasons = set(of_scope.loc[of_scope["status"] == "skipped", "reason"].dropna())
+        if not reasons:
+            return f"{what} has no base to differ from"
+        return f"{what} was not measured ({', '.join(sorted(reasons))})"
+
+
+def read_measured(
+    folder: Path, label: str = "this report", summary: Summary | None = None
+) -> Measured:
+    """A finished report, with its summary unless that is known already. Raises ShadowError."""
+    report = SummarisedReport(folder)
+    assert report.provenance  # read now, so that a folder without a report is told here
+    if summary is None:
+        summary = report.summary
+    return Measured(source=report, label=label, summary=summary)
+
+
+def _whole(folder: Path) -> Measured:
+    """A baseline, all of which is read now: what is measured next may be written over it."""
+    baseline = read_measured(folder, "the baseline")
+    assert baseline.report is not None
+    return baseline
+
+
+# The baseline
+
+
+def read_baselines(
+    against: Path, folders: Sequence[Path], pairs: Sequence[tuple[str, str]]
+) -> dict[tuple[str, str], Measured]:
+    """The report of each pair (family, pair) that has one in folders, which are those in or below
+    against.
+
+    A single pair may also be held against a report of any name, if against is that report's own
+    folder. Raises ShadowError for what cannot be read.
+    """
+    if len(pairs) == 1 and finished_metadata(against) is not None:
+        return {pairs[0]: _whole(against)}
+    baselines = {}
+    for folder in folders:
+        metadata = finished_metadata(folder)
+        if metadata is None:
+            refuse_remains(folder)
+        if metadata is not None and (which := (metadata["family"], metadata["pair"])) in pairs:
+            if which in baselines:
+                raise ShadowError(
+                    f"{against} has two reports of {':'.join(which)}",
+                    "name the folder of one of them",
+                )
+            baselines[which] = _whole(folder)
+    return baselines
+
+
+def notes_on(baseline: Measured, now: Measured) -> list[str]:
+    """What makes a baseline another thing than the same audit before."""
+    before, after = baseline.report, now.report
+    if before.metadata == after.metadata:
+        return ["the baseline is this very report: nothing can have moved"]
+    notes = []
+    which, this = (f"{side.provenance.family}:{side.provenance.pair}" for side in (before, after))
+    if which != this:
+        notes.append(f"the baseline is of another pair: {which}")
+    relation, why = relate(before, after)
+    if relation not in ("the same pair", "one base"):
+        note = "the baseline does not start from the same base"
+        if relation == "different bases":
+            note += f": {why}"
+        notes.append(note)
+    notes += settings_apart(before, after)
+    summary = baseline.summary
+    if summary.no_interval is None and summary.interval_level is not None:
+        level = f"{100 * summary.interval_level:.3g} %"
+        note = f"the baseline's spread over layers covers {level}"
+        if summary.interval_level < LEVEL:
+            note += f", not {100 * LEVEL:.3g} %: only {summary.layers} layers"
+        notes.append(note)
+    return notes
+
+
+# Judging
+
+
+def judge_report(
+    rules: Sequence[Rule],
+    now: Measured,
+    baseline: Measured | None = None,
+    *,
+    seconds: float | None = None,
+    objections: tuple[str, ...] = (),
+) -> Judgement:
+    """What comes of every rule on a report; seconds and objections are those of its audit.
+
+    Rules are judged whatever the gates of the report say; a gate that failed is a note.
+    """
+    notes = [f"not assessable: {gate.reason}" for gate in now.summary.failed_gates]
+    if baseline is not None:
+        notes += notes_on(baseline, now)
+    return Judgement(
+        family=now.summary.family,
+        pair=now.summary.pair,
+        summary=now.summary,
+        seconds=seconds,
+        verdicts=judge(rules, now, baseline),
+        notes=tuple(notes),
+        objections=objections,
+    )
+
+
+def judge(
+    rules: Sequence[Rule], now: Measured, baseline: Measured | None = None
+) -> tuple[Verdict, ...]:
+    """What comes of every rule. Without a baseline, rules on what moved are missing."""
+    verdicts = []
+    for rule in rules:
+        if rule.comparison == MOVED:
+            verdicts.append(_moved(rule, now, baseline))
+        else:
+            verdicts.append(_threshold(rule, now))
+    return tuple(verdicts)
+
+
+def _threshold(rule: Rule, now: Measured) -> Verdict:
+    places = now.places(rule.figure)
+    figures = [now.figure(at, rule.figure.metric) for at in places]
+    there = [at for at, figure in zip(places, figures, strict=True) if figure.value is not None]
+    known = [(figure.name, figure.value) for figure in figures if figure.value is not None]
+    if not known and not any(now.changed(at) for at in places):
+        return _missing(rule, now.why_absent(rule.figure))
+    if not known:
+        fault = f"{several([figure.name for figure in figures], NAMED)} is null"
+        if when := NULLS.get(rule.figure.metric):
+            fault += f" (null when: {when})"
+        return _missing(rule, fault)
+    findings = tuple(RuleFigure(name, value, rule.holds(value)) for name, value in known)
+    _, _, condition = rule.condition.partition(" ")
+    nulls = ""
+    if len(known) < len(figures):
+        nulls = f"; {len(figures) - len(known)} more are null"
+    violating = [(at, figure) for at, figure in zip(there, findings, strict=True) if figure.met]
+    if violating:
+        medians = _medians(rule.figure, now, [at for at, _ in violating])
+        met = [f"{figure.figure} is {_text(figure.value, rule.holds)}" for _, figure in violating]
+        detail = f"{several(met, NAMED)} ({condition}){medians}{nulls}"
+        return Verdict(rule=rule, outcome="met", detail=detail, findings=findings)
+    medians = _medians(rule.figure, now, there)
+    texts = [_text(value, rule.holds) for _, value in sorted(known, key=lambda item: item[1])]
+    if len(known) == 1:
+        detail = f"{known[0][0]} is {texts[0]} (not {condition})"
+    else:
+        detail = f"{len(known)} figures are {texts[0]} to {texts[-1]} (none {condition})"
+    return Verdict(
+        rule=rule, outcome="passed", detail=f"{detail}{medians}{nulls}", findings=findings
+    )
+
+
+def is_median(figure: Metric) -> bool:
+    """Is a figure the median over the matrices of its place, and not a sum, a share or a norm of
+    all of them?
+    """
+    if figure.component is None:
+        whole = WHOLE_OF_PAIR
+    elif figure.module is None:
+        whole = WHOLE_OF_COMPONENT
+    else:
+        whole = WHOLE_OF_MODULE
+    return figure.metric in (*COLUMNS, "participation_share") and figure.metric not in whole
+
+
+def _medians(figure: Metric, now: Measured, places: Sequence[Scope]) -> str:
+    """Says that the figures of places are medians; of a single module, over how many matrices."""
+    if not is_median(figure):
+        return ""
+    if len(places) > 1:
+        return ", each the median over its matrices"
+    if figure.module is not None:
+        return f", the median over {counted(now.changed(places[0]), 'matrix', 'matrices')}"
+    return ", the median over matrices"
+
+
+def _moved(rule: Rule, now: Measured, baseline: Measured | None) -> Verdict:
+    if baseline is None:
+        return _missing(rule, "the baseline has no report of this pair")
+    findings: list[RuleFigure] = []
+    left = defaultdict[str, list[str]](list)  # figures that cannot be judged, by the reason
+    for at in baseline.places(rule.figure):
+        metric = rule.figure.metric
+        names = [metric]
+        if {"*", "?"} & set(metric):
+            names = fnmatch.filter(baseline.with_intervals(at), metric)
+        for name in names:
+            before = baseline.figure(at, name)
+            if before.value is None:
+                left["null in the baseline"].append(before.name)
+                continue
+            if before.bounds is None:
+                why = f"no spread over layers in the baseline: {before.why}"
+                left[why].append(before.name)
+                continue
+            low, high = before.bounds
+            value = now.figure(at, name).value
+            slack = NOISE * max(abs(low), abs(high))
+            outside = not isinstance(value, float | int) or not low - slack <= value <= high + slack
+            findings.append(
+                RuleFigure(
+                    figure=before.name,
+                    value=value,
+                    met=outside,
+                    before=_number(before.value),
+                    low=low,
+                    high=high,
+                )
+            )
+    unjudged = [f"{several(figures, NAMED)} ({why})" for why, figures in left.items()]
+    if not findings:
+        return _missing(
+            rule, "; ".join(unjudged) or f"in the baseline, {baseline.why_absent(rule.figure)}"
+        )
+    rest = "".join(f"; not judged are {figures}" for figures in unjudged)
+    findings.sort(key=_distance, reverse=True)
+    moved = [_move(finding) for finding in sorted(findings, key=_is_aside) if finding.met]
+    if moved:
+        return Verdict(
+            rule=rule,
+            outcome="met",
+            detail=f"{several(moved, NAMED)}{rest}",
+            findings=tuple(findings),
+        )
+    what = f"{findings[0].figure} is inside its spread over layers"
+    if len(findings) > 1:
+        what = f"{len(findings)} figures are inside their spread over layers"
+    return Verdict(
+        rule=rule,
+        outcome="passed",
+        detail=f"{what} in the baseline{rest}",
+        findings=tuple(findings),
+    )
+
+
+def _number(value: float | str | None) -> float | None:
+    """A figure that is a number; None for a label."""
+    return None if isinstance(value, str) else value
+
+
+def _missing(rule: Rule, why: str) -> Verdict:
+    outcome: Verdicts = "skipped" if rule.allow_missing else "missing"
+    return Verdict(rule, outcome, f"nothing to judge: {why}")
+
+
+def _distance(finding: RuleFigure) -> float:
+    """How far a figure lies outside its interval, in widths of it; infinite if it is null now."""
+    if not isinstance(finding.value, float | int):
+        return math.inf
+    low, high = finding.low or 0.0, finding.high or 0.0
+    outside = max(low - finding.value, finding.value - high, 0.0)
+    if high > low:
+        return outside / (high - low)
+    if outside:
+        return math.inf
+    return 0.0
+
+
+def _is_aside(finding: RuleFigure) -> bool:
+    """Is a figure none of those that the summary starts with?"""
+    return finding.figure.rpartition(".")[2] not in FIRST
+
+
+def _move(finding: RuleFigure) -> str:
+    """`spiked is 0.5, was 1 (0.9 to 1)`."""
+    low, high = finding.low or 0.0, finding.high or 0.0
+
+    def inside(value: Any) -> bool:
+        return bool(low <= value <= high)
+
+    value = "null"
+    if finding.value is not None:
+        value = _text(finding.value, inside)
+    return f"{finding.figure} is {value}, was {finding.before:.4g} ({low:.4g} to {high:.4g})"
+
+
+def _text(value: float | str | None, holds: Callable[[Any], bool]) -> str:
+    """A figure with as many digits as it takes to see whether it holds."""
+    if not isinstance(value, float | int):
+        return f'"{value}"'
+    short = f"{value:.4g}"
+    if holds(float(short)) == holds(value):
+        return short
+    return repr(value)

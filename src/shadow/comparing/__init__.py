@@ -1,0 +1,1 @@
+"""Several reports -> comparison, lineage, scores, figures that others published."""

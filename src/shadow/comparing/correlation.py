@@ -1,0 +1,423 @@
+"""Gains and concentrations of a set of reports -> their rank correlation. Arrays and frozen rows
+in, numbers out.
+
+It needs no matrix in common: every report gives one concentration and one gain, whatever its base.
+What the ranks of a few families can say is little, so each correlation has n, an interval and an
+exact p, or the reason why it has none.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shadow.comparing.gains import Gain, Scored, group_gain, join, neither, read_kept, sides_of
+from shadow.comparing.scores import ScoreFiles
+from shadow.errors import ShadowError
+from shadow.reports.column_types import null_if_undefined
+from shadow.reports.metadata import SIDES, CheckpointMetadata, ReportMetadata
+from shadow.summary.bootstrap import LEVEL
+from shadow.text import counted
+
+if TYPE_CHECKING:
+    from shadow.comparing.matching import ComparedReport
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+# reports below which there is no correlation: of three, one order in three agrees or disagrees
+# wholly
+FEWEST = 4
+EXACT = 8  # reports up to which p is of every order, 8! = 40,320
+ORDERS = 9_999  # random orders above, of a fixed seed
+SEED = 0
+METHOD = {
+    "coefficient": (
+        "Spearman's rank correlation of gain and median concentration over reports, ties by mean"
+        " ranks"
+    ),
+    "interval": (
+        "Fisher's z with the variance (1 + rho^2 / 2) / (n - 3) of Bonett & Wright 2000 and the"
+        f" normal quantile of {100 * LEVEL:g} %"
+    ),
+    "p": (
+        f"two-sided, of every order of the gains up to n = {EXACT}, else of {ORDERS:,} random ones"
+        f" of seed {SEED}"
+    ),
+}
+NOT_SHOWN = (
+    (
+        "whether a score characterises a model: the rank correlation describes these reports alone;"
+        " those that share a base or a lineage are not independent, and over models of other shapes"
+        " concentration differs by shape as well"
+    ),
+    "which of several correlations is one by chance: of twenty, one has p below 0.05",
+)
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """The rank correlation of what was gained and of concentration, over reports."""
+
+    group: str | None
+    """The group of benchmarks; None for a benchmark of no group."""
+
+    less: str | None
+    """The group whose gain was subtracted; None where none was."""
+
+    benchmark: str | None
+    """The benchmark; None for the mean over those of a group."""
+
+    metric: str | None
+    """Its metric; None for a mean, or where the file names none."""
+
+    benchmarks: int
+    """Benchmarks that are averaged, 0 or more."""
+
+    n: int
+    """Reports that have both numbers, 0 or more."""
+
+    bases: int
+    """Bases that these rest on."""
+
+    rho: float | None = None
+    """Spearman's rank correlation, -1 to 1; None where `reason` says why."""
+
+    low: float | None = None
+    """The lower bound of its interval."""
+
+    high: float | None = None
+    """The upper bound."""
+
+    level: float | None = None
+    """The confidence of the interval, 0 to 1."""
+
+    p: float | None = None
+    """Two-sided, over orders of the gains, 0 to 1."""
+
+    reason: str | None = None
+    """Why there is no correlation, or no interval."""
+
+
+@dataclass(frozen=True)
+class ScoredReport:
+    """One report of a set, and what others measured of its models."""
+
+    label: str
+    """Its letter in the comparison."""
+
+    pair: str
+    """`family:base..tuned`."""
+
+    base: str
+    """What its base is known by: commit, fingerprint or name."""
+
+    concentration: float | None
+    """The median over its deltas; None where there is none."""
+
+    scored: Scored
+    """Its scores."""
+
+    left_out: str | None
+    """Why it has no part in the correlations; None where it has."""
+
+    def as_json(self) -> dict[str, Any]:
+        """For machines: the report, and its scores as a summary has them."""
+        report = {
+            "label": self.label,
+            "pair": self.pair,
+            "concentration": self.concentration,
+            "left_out": self.left_out,
+        }
+        return report | self.scored.as_json()
+
+
+@dataclass(frozen=True)
+class ScoredSet:
+    """All reports of a comparison with their scores, and correlations over those not left out."""
+
+    entries: list[ScoredReport]
+    """The reports, in the order of the comparison."""
+
+    correlations: list[Correlation]
+    """Of groups, of the difference of two groups, and of benchmarks."""
+
+    @property
+    def not_shown(self) -> list[str]:
+        """What the correlations do not show; nothing where there are none."""
+        if all(correlation.rho is None for correlation in self.correlations):
+            return []
+        return list(NOT_SHOWN)
+
+    def as_json(self) -> dict[str, Any]:
+        """For machines: reports, correlations, and how these were made."""
+        return {
+            "reports": [entry.as_json() for entry in self.entries],
+            "correlations": [asdict(correlation) for correlation in self.correlations],
+            "method": METHOD,
+        }
+
+
+def score_reports(reports: Sequence[ComparedReport], given: ScoreFiles | None) -> ScoredSet | None:
+    """The scores of a set of reports, those that are given before those that are kept beside them;
+    None without any.
+
+    Left out of the correlations are a pair that failed a gate, whose concentration is not that of a
+    training, siblings, of which neither gained over the other, and a pair that is there already.
+    Raises ShadowError where no report is named by the files given.
+    """
+    named: list[Scored | None] = [None] * len(reports)
+    if given is not None:
+        named = [join(given, sides_of(report.metadata)) for report in reports]
+        if not any(named):
+            raise neither(given, [sides_of(report.metadata) for report in reports])
+    first_with: dict[str, str] = {}
+    entries = []
+    for report, scored in zip(reports, named, strict=True):
+        deltas = report.subject("delta")
+        middle = float(deltas["concentration"].median()) if len(deltas) else math.nan
+        sides = [_identity(report.metadata[side]) for side in SIDES]
+        earlier = first_with.get(" ".join(sides))
+        first_with.setdefault(" ".join(sides), report.label)
+        entries.append(
+            ScoredReport(
+                label=report.label,
+                pair=f"{report.metadata['family']}:{report.metadata['pair']}",
+                base=sides[0],
+                concentration=null_if_undefined(middle),
+                scored=scored or _kept(report),
+                left_out=_left_out(report.metadata, middle, earlier),
+            )
+        )
+    if not any(entry.scored.gains for entry in entries):
+        return None
+    return scored_set(entries)
+
+
+def _kept(report: ComparedReport) -> Scored:
+    try:
+        return read_kept(report.folder, report.metadata)
+    except ShadowError as error:
+        return Scored((), (), (error.message,))
+
+
+def _identity(side: CheckpointMetadata) -> str:
+    return str(side.get("commit") or side.get("fingerprint") or side["repo"])
+
+
+def _left_out(metadata: ReportMetadata, concentration: float, before: str | None) -> str | None:
+    gates = metadata.get("gates")
+    if not isinstance(gates, list):  # a report of an earlier version has none
+        gates = []
+    known = [gate for gate in gates if isinstance(gate, Mapping)]
+    if failed := [str(gate.get("name")) for gate in known if gate.get("passed") is False]:
+        return f"gate {', '.join(failed)[:80]} failed"
+    if metadata["settings"].get("relation") == "sibling":
+        return "a pair of siblings"
+    if before is not None:
+        return f"the same pair as {before}"
+    if not math.isfinite(concentration):
+        return "no concentration"
+    return None
+
+
+def scored_set(entries: Sequence[ScoredReport]) -> ScoredSet:
+    """Correlations of every group, of the difference of two groups where there are two, and of
+    every benchmark.
+    """
+    taking = [entry for entry in entries if entry.left_out is None]
+    groups = (gain.group for entry in taking for gain in entry.scored.gains)
+    names = list(dict.fromkeys(group for group in groups if group is not None))
+    correlations = [_of_group(name, taking) for name in names]
+    if len(names) == 2:
+        first, second = names
+        correlations.append(_of_difference(first, second, taking))
+    keys = dict.fromkeys(
+        (gain.benchmark, gain.metric) for entry in taking for gain in entry.scored.gains
+    )
+    return ScoredSet(list(entries), correlations + [_of_benchmark(*key, taking) for key in keys])
+
+
+# What is ranked: a gain for each report that has one
+
+
+Gains = Mapping[str, Sequence[Gain]]  # label -> the gains of one report
+
+
+def _of_benchmark(
+    benchmark: str, metric: str | None, entries: Sequence[ScoredReport]
+) -> Correlation:
+    key = (benchmark, metric)
+    gains = [
+        (entry.label, gain)
+        for entry in entries
+        for gain in entry.scored.gains
+        if (gain.benchmark, gain.metric) == key
+    ]
+    known = {label: [gain] for label, gain in gains if gain.gain is not None}
+    values = {label: gain.gain for label, gain in gains if gain.gain is not None}
+    group = gains[0][1].group
+    return _correlation(
+        values,
+        entries,
+        reason=_units(known),
+        group=group,
+        benchmark=benchmark,
+        metric=metric,
+        benchmarks=1,
+    )
+
+
+def _of_group(name: str, entries: Sequence[ScoredReport]) -> Correlation:
+    """Over the benchmarks of the group that every report with any of them has: means over others do
+    not compare.
+    """
+    known = _common(name, entries)
+    values, count, reason = _means(name, known)
+    return _correlation(values, entries, reason=reason, group=name, benchmarks=count)
+
+
+def _of_difference(name: str, less: str, entries: Sequence[ScoredReport]) -> Correlation:
+    """The gain of one group less that of the other: their ratio would have no meaning where the
+    other is about 0.
+    """
+    with_first, with_second = _common(name, entries), _common(less, entries)
+    labels = [label for label in with_first if label in with_second]
+    of_first = {label: with_first[label] for label in labels}
+    of_second = {label: gains for label, gains in with_second.items() if label in of_first}
+    (first, count, reason), (second, more, why) = _means(name, of_first), _means(less, of_second)
+    units = _units({label: [*of_first[label], *of_second[label]] for label in labels})
+    values = {label: first[label] - second[label] for label in labels}
+    return _correlation(
+        values,
+        entries,
+        reason=reason or why or units,
+        group=name,
+        less=less,
+        benchmarks=count + more,
+    )
+
+
+def _common(name: str, entries: Sequence[ScoredReport]) -> dict[str, list[Gain]]:
+    """Each report's gains in the benchmarks of a group that all reports with scores have."""
+    by_label = {
+        entry.label: [
+            gain for gain in entry.scored.gains if gain.group == name and gain.gain is not None
+        ]
+        for entry in entries
+    }
+    by_label = {label: gains for label, gains in by_label.items() if gains}
+    if not by_label:
+        return {}
+    sets = [{(gain.benchmark, gain.metric) for gain in gains} for gains in by_label.values()]
+    shared = set.intersection(*sets)
+    return {
+        label: [gain for gain in gains if (gain.benchmark, gain.metric) in shared]
+        for label, gains in by_label.items()
+    }
+
+
+def _means(name: str, known: Gains) -> tuple[dict[str, float], int, str | None]:
+    """(mean gain by label, benchmarks averaged, why there are none)."""
+    means = {label: group_gain(name, gains) for label, gains in known.items()}
+    count = max((mean.benchmarks for mean in means.values()), default=0)
+    if means and not count:
+        return dict.fromkeys(means, 0.0), 0, "no benchmark that all of them have"
+    reason = next((mean.reason for mean in means.values() if mean.reason), None) or _units(known)
+    return {label: mean.gain or 0.0 for label, mean in means.items()}, count, reason
+
+
+def _units(known: Gains) -> str | None:
+    """Why scores cannot be averaged, if they have several units."""
+    units = sorted({gain.unit for gains in known.values() for gain in gains})
+    if len(units) < 2:
+        return None
+    return f"scores in different units ({', '.join(units)[:100]})"
+
+
+def _correlation(
+    values: Mapping[str, float], entries: Sequence[ScoredReport], reason: str | None, **key: Any
+) -> Correlation:
+    taking = [
+        entry for entry in entries if entry.label in values and entry.concentration is not None
+    ]
+    # means that are equal but for their last bits are equal
+    rounded = {label: float(f"{value:.12g}") for label, value in values.items()}
+    gains = np.array([rounded[entry.label] for entry in taking], np.float64)
+    concentrations = np.array([entry.concentration for entry in taking], np.float64)
+    identity = {"less": None, "benchmark": None, "metric": None} | key
+    bases = len({entry.base for entry in taking})
+    if reason is None and len(taking) < FEWEST:
+        reports = counted(len(taking), "report", "reports")
+        reason = f"{reports} with both, at least {FEWEST} are needed"
+    if reason is None and (len(set(gains)) < 2 or len(set(concentrations)) < 2):
+        reason = "all are equal"
+    if reason is not None:
+        return Correlation(**identity, n=len(taking), bases=bases, reason=reason)
+    rho = spearman(gains, concentrations)
+    low, high = interval(rho, len(taking))
+    level: float | None = LEVEL
+    if low is None:
+        level = None
+        reason = "the ranks agree completely, so that the interval has no width: see p"
+    return Correlation(
+        **identity,
+        n=len(taking),
+        bases=bases,
+        rho=rho,
+        low=low,
+        high=high,
+        level=level,
+        p=permutation_p(gains, concentrations),
+        reason=reason,
+    )
+
+
+# The numbers
+
+
+def spearman(values: Floats, other: Floats) -> float:
+    """Pearson's correlation of the ranks (n,), ties by mean ranks; neither may be constant."""
+    first, second = _ranks(values), _ranks(other)
+    return float(first @ second) / math.sqrt(float(first @ first) * float(second @ second))
+
+
+def _ranks(values: Floats) -> Integers:
+    """Twice the mean ranks, less their mean: whole numbers, so that sums of products are exact."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    doubled = (2 * np.cumsum(counts) - counts + 1)[inverse]
+    return np.asarray(doubled - len(values) - 1, np.int64)
+
+
+def interval(rho: float, n: int) -> tuple[float | None, float | None]:
+    """Bounds of a rank correlation of n pairs, at LEVEL; none where it is 1 or -1.
+
+    tanh(atanh(rho) -+ z sqrt((1 + rho^2 / 2) / (n - 3))), Bonett & Wright 2000, Sample size
+    requirements for estimating Pearson, Kendall and Spearman correlations, Psychometrika 65, 23.
+    """
+    if n < FEWEST or abs(rho) >= 1:
+        return None, None
+    reach = NormalDist().inv_cdf((1 + LEVEL) / 2) * math.sqrt((1 + rho**2 / 2) / (n - 3))
+    return math.tanh(math.atanh(rho) - reach), math.tanh(math.atanh(rho) + reach)
+
+
+def permutation_p(values: Floats, other: Floats) -> float:
+    """Two-sided: the share of orders of `one` whose |rank correlation| with `other` is as large.
+
+    Every order for n <= EXACT, so that p is at least 2 / n! without ties; else ORDERS random ones
+    of a fixed seed beside the observed one.
+    """
+    first, second = _ranks(values), _ranks(other)
+    observed = abs(int(first @ second))
+    if len(first) <= EXACT:
+        orders = np.array(list(itertools.permutations(range(len(first)))))
+        return float(np.mean(np.abs(first[orders] @ second) >= observed))
+    drawn = np.random.Generator(np.random.PCG64(SEED)).permuted(np.tile(first, (ORDERS, 1)), axis=1)
+    return float((1 + np.sum(np.abs(drawn @ second) >= observed)) / (1 + ORDERS))

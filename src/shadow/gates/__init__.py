@@ -1,1 +1,0 @@
-"""Rules and finished reports -> verdicts."""

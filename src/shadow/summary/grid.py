@@ -1,0 +1,157 @@
+"""Modules by layers: how far each moved, and how concentrated its change is. What pictures of a
+pair are made of.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import median
+from typing import TYPE_CHECKING
+
+from shadow.places.names import name_rules
+from shadow.summary.rows import GridRow
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PLACE = ["component", "module", "layer"]
+FLAT = 1.05  # ratio of the largest to the least norm, up to which all cells are one
+
+
+def grid(deltas: pd.DataFrame, tensors: pd.DataFrame) -> list[GridRow]:
+    """A row for each module of a component that has layers, in the order of names.yaml; medians
+    over experts.
+
+    A matrix that is identical on both sides counts as not moved at all.
+    """
+    inside = deltas.loc[deltas["layer"].notna(), [*PLACE, "relative_norm", "concentration"]]
+    same = tensors[
+        (tensors["side"] == "tuned") & (tensors["status"] == "identical") & tensors["layer"].notna()
+    ]
+    places: dict[tuple[str, str], dict[int, tuple[float | None, float | None]]] = {}
+    for component, module, layer in (
+        same[PLACE].drop_duplicates().itertuples(index=False, name=None)
+    ):
+        places.setdefault((component, module), {})[int(layer)] = (0.0, None)
+    medians = inside.astype({"layer": "int64"}).groupby(PLACE, observed=True).median()
+    for (component, module, layer), norm, concentration in medians.itertuples(name=None):
+        places.setdefault((component, module), {})[int(layer)] = (
+            _known(norm),
+            _known(concentration),
+        )
+    rules = name_rules()
+    components = {name: number for number, name in enumerate(rules.components)}
+    modules = {name: number for number, name in enumerate(rules.modules)}
+
+    def order(place: tuple[str, str]) -> tuple[int, int, str, str]:
+        """A report that somebody else wrote may hold any names: they come last."""
+        component, module = place
+        return (
+            components.get(component, len(components)),
+            modules.get(module, len(modules)),
+            component,
+            module,
+        )
+
+    rows = []
+    for component, module in sorted(places, key=order):
+        cells = sorted(places[component, module].items())
+        rows.append(
+            GridRow(
+                component=component,
+                module=module,
+                layers=[layer for layer, _ in cells],
+                relative_norm=[norm for _, (norm, _) in cells],
+                concentration=[concentration for _, (_, concentration) in cells],
+            )
+        )
+    return rows
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Relative norms by module and layer, as cells of a picture."""
+
+    modules: tuple[str, ...]
+    """The rows, as in the grid."""
+
+    first: int
+    """The first layer."""
+
+    last: int
+    """The last one."""
+
+    cells: tuple[tuple[float | None, ...], ...]
+    """(modules, columns): the median over the layers of a column; None where they lack the module.
+    """
+
+    @cached_property
+    def least(self) -> float:
+        """The smallest norm above 0."""
+        return min(value for row in self.cells for value in row if value)
+
+    @cached_property
+    def largest(self) -> float:
+        """The largest value of all cells, 0 or more."""
+        return max(value for row in self.cells for value in row if value)
+
+    @cached_property
+    def is_flat(self) -> bool:
+        """Are all norms the same, to a twentieth?"""
+        return self.largest <= FLAT * self.least
+
+    def level(self, value: float) -> float:
+        """Where a norm above 0 lies between the least and the largest, by its logarithm: 0 to 1, 1
+        if they are flat.
+        """
+        if self.is_flat:
+            return 1.0
+        return math.log(value / self.least) / math.log(self.largest / self.least)
+
+
+def picture(rows: Sequence[GridRow], columns: int) -> Picture | None:
+    """A picture of one component's modules; None where nothing moved.
+
+    More layers than columns are binned.
+    """
+    layers = sorted({layer for row in rows for layer in row.layers})
+    if len(layers) < 2 or not any(value for row in rows for value in row.relative_norm):
+        return None
+    columns = min(len(layers), columns)
+    bins = [
+        layers[i * len(layers) // columns : (i + 1) * len(layers) // columns]
+        for i in range(columns)
+    ]
+    cells = tuple(_binned(row, bins) for row in rows)
+    return Picture(
+        modules=tuple(row.module for row in rows), first=layers[0], last=layers[-1], cells=cells
+    )
+
+
+def _binned(row: GridRow, bins: Sequence[Sequence[int]]) -> tuple[float | None, ...]:
+    """The median over the layers of each bin that have the module."""
+    known: Mapping[int, float | None] = dict(zip(row.layers, row.relative_norm, strict=True))
+    values = [
+        [value for layer in layers if (value := known.get(layer)) is not None] for layers in bins
+    ]
+    return tuple(map(_median, values))
+
+
+def _median(values: Sequence[float]) -> float | None:
+    """The median; None of no values."""
+    return median(values) if values else None
+
+
+def by_component(rows: Sequence[GridRow]) -> dict[str, list[GridRow]]:
+    """The rows of each component, in their order."""
+    grouped: dict[str, list[GridRow]] = {}
+    for row in rows:
+        grouped.setdefault(row.component, []).append(row)
+    return grouped

@@ -1,0 +1,1 @@
+"""Figures and answers -> what is said of a pair, in order."""

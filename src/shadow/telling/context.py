@@ -1,0 +1,42 @@
+"""What names and families say of the pair."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from shadow.telling.wording import Sentence
+
+if TYPE_CHECKING:
+    from shadow.summary.summary import Summary
+
+KINDS: Mapping[str, str] = {  # of stages that families name
+    "sft": "supervised fine-tuning",
+    "dpo": "preference tuning (DPO)",
+    "mpo": "preference tuning (MPO)",
+    "rl": "reinforcement learning",
+    "rlvr": "reinforcement learning with checked answers",
+    "instruct": "instruction tuning",
+    "chat": "chat tuning",
+    "thinking": "training to reason",
+    "reasoning": "training to reason",
+    "distill": "distillation",
+}
+
+
+def context(summary: Summary, relation: object) -> list[Sentence]:
+    if relation == "sibling":
+        return [
+            Sentence(
+                "siblings",
+                "Neither side was tuned from the other: this is the difference of two siblings.",
+                {},
+            )
+        ]
+    first, _, last = summary.pair.partition("..")
+    if last not in KINDS:
+        return []
+    after = f" after {KINDS[first]}" if first in KINDS else ""
+    return [
+        Sentence("stage", f"According to its family file, this stage is {KINDS[last]}{after}.", {})
+    ]

@@ -1,0 +1,123 @@
+"""Summary and its sentences -> one line that says what happened to the weights. Pure.
+
+It repeats the sentences below it in a few words and measures nothing of its own.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shadow.telling.known_changes import has_nothing_in_common
+from shadow.telling.size import (
+    MOST,
+    has_frozen,
+    is_mostly_frozen,
+    only_matrix,
+    parts_by_energy,
+)
+from shadow.telling.wording import about, factor, percent
+from shadow.text import and_list, counted
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Sequence
+
+    from shadow.summary.summary import Summary
+    from shadow.telling.wording import Sentence
+
+AT_MOST = 2  # parts of the model that are named
+SAYING = ("concentrated", "distributed")  # labels that answer in a word
+# what leaves nothing more to say; the first that stands among the sentences
+ALONE = {
+    "nonfinite": "Broken: a side holds NaN or infinite entries.",
+    "nothing_compared": "Nothing was compared.",
+    "unrelated": "Two unrelated models of one shape.",
+}
+# what the change is, by the sentence that says it; the first that stands
+KINDS = {
+    "zeroed": "as entries were set to 0",
+    "few_values": "as of a copy in few bits",
+    "rounded_away": "mostly rounded away by its storage",
+    "rounding": "about as large as the rounding of its storage",
+    "flat": "flatter than noise",
+    "noise": "like noise",
+    "mixed": "in part with more structure than noise",
+}
+
+
+def headline(summary: Summary, sentences: Sequence[Sentence]) -> str:
+    """One line of up to about 90 characters: `Changed by 8.0 %, as coherent as 14 of 64 directions,
+    most of it in the head and mlp.gate.`
+    """
+    texts = {sentence.code: sentence.text for sentence in sentences}
+    for code, text in ALONE.items():
+        if code in texts:
+            return text
+    if "only_vectors" in texts:
+        if texts.keys() == {"only_vectors", "identical"}:
+            return "Only biases and norms changed."
+        return "Of what was compared, only biases and norms changed."
+    if "identical" in texts:  # what the sentence says before it gives numbers
+        return f"{texts['identical'].partition(':')[0]}."
+    if (scaled := summary.recognised.scaled) is not None:
+        which = f"{scaled.matrices} of the" if has_frozen(summary) else "The"
+        return f"{which} base's matrices times {factor(scaled.factor)}."
+    if next(iter(texts)) == "rounding":
+        return "As far as can be told, a copy of the base that was only rounded."
+    said = [_size(summary, texts), _kind(summary, texts), _place(summary)]
+    text = ", ".join(part for part in said if part)
+    if summary.has_label and summary.label in SAYING:
+        return f"{summary.label.capitalize()}: {text[:1].lower()}{text[1:]}."
+    return f"{text}."
+
+
+def _size(summary: Summary, codes: Container[str]) -> str:
+    norm = summary.figures["relative_norm_overall"]
+    if "siblings" in codes:
+        return "Different" if norm is None else f"Different by {percent(norm)}"
+    unrounded = summary.figures.get("relative_norm_overall_unrounded")
+    if unrounded is not None:
+        norm = unrounded
+    what, how = ("A part changed", ", by") if has_frozen(summary) else ("Changed", " by")
+    return what if norm is None else f"{what}{how} {percent(norm)}"
+
+
+def _kind(summary: Summary, codes: Container[str]) -> str:
+    inside, replaced = summary.inside_layers, summary.recognised.replaced
+    if replaced is not None and has_nothing_in_common(replaced):
+        count = counted(replaced.matrices, "matrix", "matrices")
+        return f"with {count} replaced or exchanged"
+    if "beyond_rounding" in codes:
+        return f"more than rounding in {inside['known']:,} of {inside['matrices']:,} matrices"
+    for code, text in KINDS.items():
+        if code in codes:
+            return text
+    if "low_rank" in codes:
+        rank = summary.figures["rank_ceiling"] or inside["rank_most"]
+        return f"of rank {rank:,.0f} at most"
+    if "coherent" not in codes:
+        return ""
+    value = inside.get("equivalent_directions")
+    least, most = (inside.get(f"short_side_{end}") for end in ("least", "most"))
+    if value is None or least is None or most is None:
+        return "with more structure than noise"
+    if least < most:  # 61 of 32 to 64 says nothing
+        return f"as coherent as {about(value)} directions"
+    return f"as coherent as {about(value)} of {most:,.0f} directions"
+
+
+def _place(summary: Summary) -> str:
+    """The parts that hold most of it, if they are few."""
+    parts = parts_by_energy(summary)
+    if not parts:
+        return ""
+    if len(parts) == 1 and (rows := summary.recognised.few_rows):
+        return f"all of it in {rows[0].changed:,} of {rows[0].rows:,} rows of {parts[0].name}"
+    if len(parts) == 1:
+        return f"all of it in {only_matrix(summary) or parts[0].name}"
+    if all(part.in_proportion for part in parts) and not is_mostly_frozen(summary):
+        return "spread over all modules"
+    for count in range(1, AT_MOST + 1):
+        named = parts[:count]
+        if sum(part.energy for part in named) >= MOST:
+            return f"most of it in {and_list([part.name for part in named])}"
+    return ""

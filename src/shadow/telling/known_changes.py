@@ -1,0 +1,167 @@
+"""What no training does and the figures show beyond doubt: copies, factors, zeros, exchanges."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from shadow.summary.rows import Replaced
+from shadow.telling.wording import (
+    ONE_ROUNDING,
+    Draft,
+    Sentence,
+    and_others,
+    changed_module,
+    count_of,
+    factor,
+    of_component,
+    percent,
+    spans_of,
+    vectors_moved,
+    whole,
+)
+
+if TYPE_CHECKING:
+    from shadow.summary.summary import Summary
+
+BY_CHANCE = 0.03  # of the matrices of a rounded copy: more do not pass for changed
+VECTORS_FURTHER = 3.0  # median relative norm of vectors over that of the matrices as a whole
+NOTHING_IN_COMMON = 0.1  # a cosine below which two matrices have nothing in common
+
+
+def known_changes(summary: Summary) -> list[Sentence]:
+    """What no training does, and the figures show beyond doubt."""
+    return [*_copy(summary), *_scaled(summary), *_zeroed(summary), *_replaced(summary)]
+
+
+def is_copy(summary: Summary) -> bool:
+    """Is what is stored as large as one rounding, and does it hide whatever else there may be?"""
+    inside, floor = summary.inside_layers, summary.figures["floor_ratio"]
+    matrices = count_of(inside, "matrices")
+    if not matrices or floor is None or 2 * count_of(inside, "rounded_away") < matrices:
+        return False
+    return ONE_ROUNDING[0] <= floor <= ONE_ROUNDING[1] and not beyond_rounding(summary)
+
+
+def beyond_rounding(summary: Summary) -> int:
+    """Of a pair most matrices of which are rounded away: how many changed by more all the same, as
+    where an adapter of some modules was merged. 0 where that may be chance.
+    """
+    inside = summary.inside_layers
+    few = BY_CHANCE * count_of(inside, "matrices")
+    return count_of(inside, "known") if count_of(inside, "beyond_noise") > few else 0
+
+
+def _copy(summary: Summary) -> list[Sentence]:
+    if not is_copy(summary):
+        return []
+    draft = Draft(summary)
+    size = draft.write(
+        summary.figures["floor_ratio"] or 0.0, "figures.floor_ratio", lambda value: f"{value:.2f}"
+    )
+    inside = summary.inside_layers
+    if 2 * count_of(inside, "in_two_formats") > count_of(inside, "matrices"):
+        text = (
+            "These are the base's weights in another format, as far as can be told: the difference"
+            f" is {size} times the rounding of that format, as in a copy that was only stored in"
+            " it."
+        )
+    else:
+        text = (
+            f"The difference is {size} times the rounding of its storage, as in a copy that was"
+            " only rounded once."
+        )
+    return [draft.sentence("rounding", text)]
+
+
+def _scaled(summary: Summary) -> list[Sentence]:
+    scaled = summary.recognised.scaled
+    if scaled is None:
+        return []
+    draft = Draft(summary)
+    by = draft.write(scaled.factor, "recognised.scaled.factor", factor)
+    changed = " that changed" if any(row.identical for row in summary.components) else ""
+    text = f"Every matrix{changed} is the base's times {by}; nothing else changed in it."
+    return [draft.sentence("scaled", text)]
+
+
+def _zeroed(summary: Summary) -> list[Sentence]:
+    zeroed = summary.recognised.zeroed
+    if zeroed is None:
+        return []
+    draft = Draft(summary)
+    count = draft.write(zeroed.matrices, "recognised.zeroed.matrices", whole)
+    share = draft.write(zeroed.share, "recognised.zeroed.share", percent)
+    text = (
+        f"Entries were set to 0, and no other entry changed: in the {count} matrices that changed,"
+        f" {share} of the entries in the median, as pruning does."
+    )
+    return [draft.sentence("zeroed", text)]
+
+
+def _replaced(summary: Summary) -> list[Sentence]:
+    replaced = summary.recognised.replaced
+    if replaced is None:
+        return []
+    draft = Draft(summary)
+    count = draft.write(replaced.matrices, "recognised.replaced.matrices", whole)
+    low = draft.write(replaced.cosine_least, "recognised.replaced.cosine_least", _cosine)
+    high = draft.write(replaced.cosine_most, "recognised.replaced.cosine_most", _cosine)
+    several = len({row.component for row in summary.components}) > 1
+    layers: dict[tuple[int, ...], list[str]] = {}
+    for row in replaced.rows:
+        name = changed_module(summary, row)
+        name = of_component(name, row.component) if several else name
+        layers.setdefault(tuple(row.layers), []).append(name)
+    places = and_others([_place_of_several(names, at) for at, names in layers.items()])
+    one = replaced.matrices == 1
+    noun, have = ("matrix", "has") if one else ("matrices", "have")
+    cosines = f"cosine {low}" if low == high else f"cosines {low} to {high}"
+    if has_nothing_in_common(replaced):
+        common, were = "nothing", "was" if one else "were"
+    else:  # a training of large steps may leave so much
+        common, were = "little", "may have been"
+    text = (
+        f"{count} {noun} ({places}) {have} {common} in common with the base's ({cosines}), unlike"
+        f" most others: {'it' if one else 'they'} {were} replaced, exchanged or reordered."
+    )
+    return [draft.sentence("replaced", text)]
+
+
+def has_nothing_in_common(replaced: Replaced) -> bool:
+    """Is the cosine so near 0 that no training can have left it?"""
+    return max(abs(replaced.cosine_least), abs(replaced.cosine_most)) < NOTHING_IN_COMMON
+
+
+def _place_of_several(names: Sequence[str], layers: Sequence[int]) -> str:
+    """`attn.q and attn.k of layers 3 and 4`."""
+    named = and_others(list(names))
+    if not layers:
+        return named
+    return f"{named} of {'layer' if len(layers) == 1 else 'layers'} {spans_of(layers)}"
+
+
+def _cosine(value: float) -> str:
+    return f"{value:.2f}".replace("-0.00", "0.00")
+
+
+def few_rows(summary: Summary) -> list[Sentence]:
+    sentences = []
+    for row in summary.recognised.few_rows:
+        draft = Draft(summary)
+        place = f"recognised.few_rows.{row.component}.{row.module}"
+        changed = draft.write(row.changed, f"{place}.changed", whole)
+        rows = draft.write(row.rows, f"{place}.rows", whole)
+        text = f"Of the embeddings only {changed} of {rows} rows changed."
+        sentences.append(draft.sentence("few_rows", text))
+    return sentences
+
+
+def vectors(summary: Summary) -> list[Sentence]:
+    """Biases and norms, where most moved and the median of all is far above the matrices' norm."""
+    norm, matrices = summary.vectors.relative_norm_of_all, summary.figures["relative_norm_overall"]
+    if norm is None or matrices is None or norm < VECTORS_FURTHER * matrices:
+        return []
+    draft = Draft(summary)
+    text = f"Vectors moved further than matrices: {vectors_moved(draft)}."
+    return [draft.sentence("vectors", text)]

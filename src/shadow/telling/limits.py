@@ -1,0 +1,239 @@
+"""What comes before any figure: that these are not base and tuned, or that not all was compared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from shadow.summary.rows import UncomparedRow, VocabularyRow
+from shadow.telling.wording import (
+    NAMED,
+    Draft,
+    Figure,
+    Sentence,
+    and_others,
+    component_name,
+    module_name,
+    percent,
+    place_of,
+    vectors_moved,
+    whole,
+)
+from shadow.text import and_list
+
+if TYPE_CHECKING:
+    from shadow.claims.footprint import Gate
+    from shadow.summary.summary import Summary
+
+UNRELATED = 0.1  # a median cosine below which two models have nothing in common
+
+
+def limits(summary: Summary, gates: Mapping[str, Gate], filtered: bool) -> list[Sentence]:
+    """What comes before any figure: that these are not base and tuned, or not all of them."""
+    changed, lineage, paired, formats = (
+        gates[name] for name in ("changed", "lineage", "paired", "formats")
+    )
+    broken = _nonfinite(summary)
+    if changed.figure is None:
+        of = "of what was asked for" if filtered else "of the two"
+        text = f"Nothing was compared: no matrix {of} has a partner."
+        if broken:
+            text = f"Nothing was compared: no matrix {of} has a partner, or finite numbers."
+        return [*broken, Sentence("nothing_compared", text, {})]
+    sentences = [*broken, *_relation(lineage)]
+    if filtered or not changed.passed or not paired.passed:
+        sentences += _part(paired, filtered)
+    sentences += _unread(formats)
+    if comes_first(gates):
+        sentences += not_compared(summary, filtered)
+    if changed.passed:
+        return sentences
+    sentences = [sentence for sentence in sentences if sentence.code != "unrelated"]
+    draft = Draft(summary)
+    text = "The weights are the same: every matrix that was compared is identical"
+    if only_vectors := _only_vectors(summary):
+        text = "Every matrix that was compared is identical"
+    elif filtered:
+        text = "What was asked for is the same: every matrix of it that was compared is identical"
+    elif sentences:  # each says of something that it was not compared
+        text = "What could be compared is the same: every matrix of it is identical"
+    identical = draft.sentence("identical", f"{text}{_identical(draft)}.")
+    return [*sentences, *only_vectors, identical]
+
+
+def comes_first(gates: Mapping[str, Gate]) -> bool:
+    """Does what was not compared matter so much that it is told before how large the change is?"""
+    return not gates["changed"].passed or not gates["paired"].passed
+
+
+def not_compared(summary: Summary, filtered: bool) -> list[Sentence]:
+    """Rows, modules and layers; what was not asked for is not missed."""
+    return [*_vocabulary(summary), *([] if filtered else _left_out(summary))]
+
+
+def _nonfinite(summary: Summary) -> list[Sentence]:
+    """Which side is broken, and where."""
+    rows = [row for row in summary.uncompared if row.reason == "nonfinite"]
+    if not rows:
+        return []
+    sides = {row.side for row in rows}
+    who = {"base": "The base is", "tuned": "The tuned model is"}.get(
+        sides.pop() if len(sides) == 1 else "both", "Both models are"
+    )
+    holds = "they hold" if who == "Both models are" else "it holds"
+    text = f"{who} broken: {holds} NaN or infinite entries in {_places_of(summary, rows)}."
+    return [Sentence("nonfinite", f"{text} What holds them was not compared.", {})]
+
+
+def _places_of(summary: Summary, rows: Sequence[UncomparedRow]) -> str:
+    """`mlp.up of layers 0 to 11 and the head`."""
+    several = len({row.component for row in summary.components}) > 1
+    names = [place_of(row.component, row.module, row.layers, several) for row in rows]
+    return and_others(list(dict.fromkeys(names)))
+
+
+def _vocabulary(summary: Summary) -> list[Sentence]:
+    """Embeddings and heads of another number of rows; those of equal numbers together."""
+    groups: dict[tuple[int, int], list[VocabularyRow]] = {}
+    for row in summary.vocabulary:
+        groups.setdefault((row.base_rows, row.tuned_rows), []).append(row)
+    sentences = []
+    for rows in groups.values():
+        draft, first = Draft(summary), rows[0]
+        place = f"vocabulary.{first.component}.{first.module}"
+        size = draft.write(first.tuned_rows, f"{place}.tuned_rows", whole)
+        before = draft.write(first.base_rows, f"{place}.base_rows", whole)
+        by = draft.write(first.added, f"{place}.added", lambda value: whole(abs(value)))
+        noun = "row" if by == "1" else "rows"
+        if first.added > 0:
+            change = f"The vocabulary grew by {by} {noun}"
+        else:
+            change = f"The vocabulary lost {by} {noun}"
+        names = and_list([module_name(row.module) for row in rows])
+        verb = "has" if names == "the head" else "have"
+        text = (
+            f"{change}: {names} {verb} {size}, the base's {before}. Only rows that both have are"
+            " compared."
+        )
+        sentences.append(draft.sentence("vocabulary", text))
+    return sentences
+
+
+def _left_out(summary: Summary) -> list[Sentence]:
+    """What has no partner, or another shape."""
+    texts = []
+    for reason, where in (
+        ("only_in_base", "only in the base"),
+        ("only_in_tuned", "only in the tuned model"),
+    ):
+        rows = [row for row in summary.uncompared if row.reason == reason]
+        if rows:
+            texts.append(f"{_places_of(summary, rows)} ({where})")
+    figures: dict[str, Figure] = {}
+    shapes: dict[str, list[UncomparedRow]] = {}
+    for row in summary.uncompared:
+        if row.reason == "shape_differs":
+            told = ""
+            if row.base_shape and row.tuned_shape:
+                told = f", {_shape(row.tuned_shape)} instead of {_shape(row.base_shape)}"
+            shapes.setdefault(told, []).append(row)
+    listed = list(shapes.items())
+    if len(listed) > NAMED:
+        listed = [("", [row for rows in shapes.values() for row in rows])]
+    for told, rows in listed:
+        texts.append(f"{_places_of(summary, rows)} (other shapes{told})")
+        if told:
+            place = f"uncompared.{rows[0].component}.{rows[0].module}"
+            for name, shape in (
+                ("base_shape", rows[0].base_shape),
+                ("tuned_shape", rows[0].tuned_shape),
+            ):
+                figures |= {f"{place}.{name}.{at}": size for at, size in enumerate(shape or [])}
+    if not texts:
+        return []
+    return [Sentence("left_out", f"Not compared: {'; '.join(texts)}.", figures)]
+
+
+def _shape(sizes: Sequence[int]) -> str:
+    return " x ".join(whole(size) for size in sizes)
+
+
+def _only_vectors(summary: Summary) -> list[Sentence]:
+    if not summary.vectors.changed:
+        return []
+    draft = Draft(summary)
+    return [draft.sentence("only_vectors", f"Only vectors changed: {vectors_moved(draft)}.")]
+
+
+def _identical(draft: Draft) -> str:
+    """` (30 tensors of the tuned side)`: those of one side, as the other has the same once more; by
+    component where there are several.
+    """
+    rows = [row for row in draft.summary.components if row.identical]
+    counts = [
+        draft.write(row.identical, f"components.{row.component}.identical", whole) for row in rows
+    ]
+    if len(rows) == 1:
+        noun = "tensor" if rows[0].identical == 1 else "tensors"
+        return f" ({counts[0]} {noun} of the tuned side)"
+    of = [
+        f"{count} of {component_name(row.component)}"
+        for count, row in zip(counts, rows, strict=True)
+    ]
+    return f" (tensors of the tuned side: {and_list(of)})" if of else ""
+
+
+def _relation(lineage: Gate) -> list[Sentence]:
+    if lineage.passed or lineage.figure is None:
+        return []
+    figures = {"gates.lineage.figure": lineage.figure}
+    cosine = f"median cosine {lineage.figure:.2f}".replace("-0.00", "0.00")
+    if abs(lineage.figure) < UNRELATED:
+        return [
+            Sentence(
+                "unrelated",
+                f"These are two unrelated models of one shape ({cosine}, where a model and its base"
+                " have nearly 1).",
+                figures,
+            )
+        ]
+    text = (
+        f"These have less in common than a model and its base do ({cosine}), so read what follows"
+        " with care."
+    )
+    return [Sentence("hardly_related", text, figures)]
+
+
+def _part(paired: Gate, filtered: bool) -> list[Sentence]:
+    if paired.figure is None or paired.figure >= 1.0:
+        return []
+    figures = {"gates.paired.figure": paired.figure}
+    part = _not_all(paired.figure)
+    if filtered:
+        text = (
+            f"Only a part of the model was asked for, {part} of the parameters. What follows is"
+            " about this part."
+        )
+        return [Sentence("part_asked_for", text, figures)]
+    text = (
+        f"The two share only {part} of the larger model's parameters. What follows is about this"
+        " part."
+    )
+    return [Sentence("part_shared", text, figures)]
+
+
+def _not_all(share: float) -> str:
+    """A share below 1, rounded down: `92 %`, and from 99 % on `99.7 %`, as 100 % would be all."""
+    share = math.floor(1000 * share) / 1000
+    return f"{100 * share:.1f} %" if share >= 0.99 else percent(share)
+
+
+def _unread(formats: Gate) -> list[Sentence]:
+    if formats.passed or formats.figure is None:
+        return []
+    text = (
+        f"{percent(formats.figure)} of the parameters are stored in a format that is not read, and"
+        " are left out."
+    )
+    return [Sentence("unread_formats", text, {"gates.formats.figure": formats.figure})]

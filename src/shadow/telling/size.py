@@ -1,0 +1,400 @@
+"""How large the change is, and where it lies: modules, layers, what is unchanged."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from shadow.places.groups import ATTENTION, MLP
+from shadow.summary.rows import LayerRow, QuarterRow
+from shadow.telling.wording import (
+    NAMED,
+    Draft,
+    Sentence,
+    capital,
+    changed_module,
+    component_name,
+    count_of,
+    module_name,
+    named_in,
+    of_component,
+    percent,
+    spans_of,
+    whole,
+)
+from shadow.text import and_list
+
+if TYPE_CHECKING:
+    from shadow.summary.summary import Summary
+
+CLEARLY_MOST = 0.55  # of the energy in one quarter of the depth
+MOST = 0.5  # of the energy: modules are named until they hold so much, but no more than NAMED
+NEARLY_ALL = 0.9  # of the energy inside layers
+ALIKE = 0.9  # of the last that was named, from which the next is named too
+# modules, or how their names begin
+OUTSIDE = ("embed", "head", "position", "patch_embed", "projector")
+MORE = 1.25  # times its share of the parameters, from which a part outside layers is named
+WORTH_NAMING = 0.05  # of the energy
+DIFFERENT = 0.05  # how far the norm before storage has to be from the stored one to be told
+FURTHER = 1.25  # relative norm of a module over that of the median module, from which it is named
+EVEN = 0.28  # of the energy in a quarter of the depth, below which none is named
+# energy over its share of the parameters, or the reverse, up to which a part has its share
+IN_PROPORTION = 1.1
+
+
+def size_and_place(summary: Summary, apart: bool, alike: bool = True) -> Sentence:
+    """apart: the two are no base and tuned; alike: where the difference lies says something."""
+    draft = Draft(summary)
+    moved = "" if apart else _moved(draft)
+    parts = [_norm(draft, apart)]
+    if alike:
+        parts += [_modules(draft), moved, _depth(draft), *_unchanged(draft)]
+    return draft.sentence("size", *parts)
+
+
+def _norm(draft: Draft, apart: bool) -> str:
+    what = "difference" if apart else "change"
+    stored = draft.summary.figures["relative_norm_overall"]
+    if stored is None:
+        return f"The size of the {what} cannot be stated, because the base's matrices are 0."
+    of = of_what(draft.summary)
+    text = draft.write(stored, "figures.relative_norm_overall", percent)
+    unrounded = draft.summary.figures.get("relative_norm_overall_unrounded")
+    if unrounded is None or not told_unrounded(draft.summary) or apart:
+        inside = draft.summary.inside_layers
+        if 2 * count_of(inside, "rounded_away") >= max(1, count_of(inside, "matrices")):
+            return f"As stored, the {what} is {text} {of}."
+        return f"The {what} is {text} {of}."
+    before = draft.write(unrounded, "figures.relative_norm_overall_unrounded", percent)
+    return f"Before it was stored, the change was {before} {of} (as stored {text})."
+
+
+def told_unrounded(summary: Summary) -> bool:
+    """Is the norm before storage known, and so different from the stored one that it is told?"""
+    stored = summary.figures.get("relative_norm_overall")
+    unrounded = summary.figures.get("relative_norm_overall_unrounded")
+    if stored is None or unrounded is None:
+        return False
+    return abs(unrounded - stored) >= DIFFERENT * stored
+
+
+def of_what(summary: Summary) -> str:
+    """What the overall relative norm is relative to, in words."""
+    if has_frozen(summary):
+        return "of the norm of the weights that changed"
+    return "of the base's norm"
+
+
+def parameter_ratio(summary: Summary, figure: str) -> float | None:
+    """What a ratio of energies would be if every parameter that changed had moved alike: that of
+    the parameters.
+
+    figure is attention_to_mlp, vision_to_language or projector_to_language; None where there is
+    nothing below.
+    """
+    if figure == "attention_to_mlp":
+        main = _component_of_most_layers(summary)
+        rows = [row for row in summary.modules if row.component == main]
+        above = sum(row.parameters for row in rows if row.module.startswith(ATTENTION))
+        below = sum(row.parameters for row in rows if row.module.startswith(MLP))
+    else:
+        component = figure.removesuffix("_to_language")
+        above = sum(row.parameters for row in summary.modules if row.component == component)
+        below = sum(row.parameters for row in summary.modules if row.component == "language")
+    return above / below if below else None
+
+
+def _component_of_most_layers(summary: Summary) -> str | None:
+    """Language where it has layers, otherwise the component with most; None where none has any."""
+    layers = Counter(row.component for row in summary.depth)
+    if "language" in layers:
+        return "language"
+    return max(layers, key=layers.__getitem__, default=None)
+
+
+def has_frozen(summary: Summary) -> bool:
+    """Is so much unchanged that a norm of what changed is not one of the model?"""
+    figures = summary.figures
+    return (figures["parameters_identical"] or 0) > 0.01 * (figures["parameters"] or 1)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the model whose share is told: a module of the main component, or another component
+    as a whole.
+    """
+
+    name: str
+    """What it is called in a sentence."""
+
+    place: str
+    """The place of its row in summary.json."""
+
+    energy: float
+    """Its share of the energy, 0 to 1."""
+
+    size: float | None
+    """Its share of the parameters, 0 to 1; None where it is not known."""
+
+    outside: bool
+    """Outside the layers: named where it holds more than its share."""
+
+    @property
+    def holds_more(self) -> bool:
+        """Is it outside the layers, with clearly more than its share?"""
+        if not self.outside or self.size is None:
+            return False
+        return self.energy >= max(MORE * self.size, WORTH_NAMING)
+
+    @property
+    def in_proportion(self) -> bool:
+        """Has it about as much of the energy as of the parameters? What has little of both counts
+        as having it.
+        """
+        if self.size is None:
+            return False
+        few, many = sorted((self.energy, self.size))
+        return many < WORTH_NAMING or many <= IN_PROPORTION * few
+
+    def told(self, draft: Draft, sized: bool = False) -> str:
+        """`46 %`; with its share of the parameters where asked for, or where it holds more."""
+        text = draft.write(self.energy, f"{self.place}.energy_share", percent)
+        if self.size is None or not (sized or self.holds_more):
+            return text
+        size = draft.write(self.size, f"{self.place}.parameter_share", percent)
+        return f"{text}, with {size} of the parameters"
+
+
+def parts_by_energy(summary: Summary) -> list[Part]:
+    """The parts of the model, that of most energy first."""
+    main = main_component(summary)
+    modules = [
+        Part(
+            name=changed_module(summary, row),
+            place=f"modules.{row.component}.{row.module}",
+            energy=row.energy_share,
+            size=row.parameter_share,
+            outside=_is_outside(row.module),
+        )
+        for row in summary.modules
+        if row.component == main and row.energy_share is not None
+    ]
+    components = [
+        Part(
+            name=component_name(row.component),
+            place=f"components.{row.component}",
+            energy=row.energy_share,
+            size=row.parameter_share,
+            outside=True,
+        )
+        for row in summary.components
+        if row.component != main and row.matrices and row.energy_share is not None
+    ]
+    return sorted([*modules, *components], key=lambda part: -part.energy)
+
+
+def main_component(summary: Summary) -> str | None:
+    """The component whose modules are named: language, or the one with most changed matrices."""
+    changed = [row for row in summary.components if row.matrices]
+    if not changed:
+        return None
+    if any(row.component == "language" for row in changed):
+        return "language"
+    return max(changed, key=lambda row: row.matrices).component
+
+
+def _is_outside(module: str) -> bool:
+    return module.partition(".")[0] in OUTSIDE
+
+
+def _modules(draft: Draft) -> str:
+    """The parts of most energy, until they hold MOST of it; then those outside layers of more than
+    their share.
+    """
+    parts = parts_by_energy(draft.summary)
+    if not parts:
+        return ""
+    if len(parts) == 1:
+        return f"All of it is in {only_matrix(draft.summary) or parts[0].name}."
+    named: list[Part] = []
+    for part in parts[:NAMED]:
+        if sum(share.energy for share in named) < MOST or part.energy > ALIKE * named[-1].energy:
+            named.append(part)
+    most = sum(part.energy for part in named) >= MOST
+    if is_mostly_frozen(draft.summary):  # the rest has no proportion of the model to be told by
+        if len(named) == len(parts):
+            names = and_list([f"{part.name} ({part.told(draft)})" for part in named])
+            return f"All of it is in {names}."
+    elif all(part.in_proportion for part in parts):
+        return _in_proportion(draft, parts[0])
+    names = and_list(
+        [f"{part.name} ({part.told(draft, sized=part is named[0])})" for part in named]
+    )
+    first = f"Most of it is in {names}." if most else f"The largest shares are in {names}."
+    rest = [
+        f"{part.name} {_verb(part.name)} {part.told(draft)}"
+        for part in parts
+        if part.holds_more and part not in named
+    ]
+    if not rest:
+        return first
+    return f"{first} {capital(and_list(rest))}."
+
+
+def only_matrix(summary: Summary) -> str | None:
+    """`one matrix, mlp.down of layer 5`, if a single matrix changed and lies in a layer."""
+    changed = [row for row in summary.depth if row.matrices]
+    if summary.figures["matrices"] != 1 or len(changed) != 1:
+        return None
+    (module,) = (module_name(row.module) for row in summary.modules)
+    return f"one matrix, {module} of layer {changed[0].layer}"
+
+
+def is_mostly_frozen(summary: Summary) -> bool:
+    """Is half of the parameters or more the same on both sides?"""
+    figures = summary.figures
+    return 2 * (figures["parameters_identical"] or 0) >= (figures["parameters"] or 1)
+
+
+def _in_proportion(draft: Draft, largest: Part) -> str:
+    """Every part has its share, so that none is to be named but as an example."""
+    size = draft.write(largest.size or 0.0, f"{largest.place}.parameter_share", percent)
+    energy = draft.write(largest.energy, f"{largest.place}.energy_share", percent)
+    name = largest.name
+    verb = "have" if name.endswith("embeddings") or name.startswith("matrices") else "has"
+    return (
+        f"It is spread about in proportion to the parameters: {name}, {size} of them, {verb}"
+        f" {energy} of it."
+    )
+
+
+def _moved(draft: Draft) -> str:
+    """The module that moved furthest relative to its own norm.
+
+    It need not hold much of the change.
+    """
+    rows = [row for row in draft.summary.modules if row.relative_norm is not None]
+    if len(rows) < 2:
+        return ""
+    most = max(rows, key=lambda row: row.relative_norm or 0.0)
+    norm = most.relative_norm or 0.0
+    if norm < FURTHER * statistics.median(row.relative_norm or 0.0 for row in rows):
+        return ""
+    name = changed_module(draft.summary, most)
+    if len({row.component for row in rows}) > 1:
+        name = of_component(name, most.component)
+    far = draft.write(norm, f"modules.{most.component}.{most.module}.relative_norm", percent)
+    own = "their own norms" if name.endswith("embeddings") else "its own norm"
+    matrix = " in the median matrix" if most.matrices > 1 else ""
+    return f"Relative to {own}, {name} moved furthest: {far}{matrix}."
+
+
+def _verb(name: str) -> str:
+    return "hold" if name.endswith("embeddings") else "holds"
+
+
+def _depth(draft: Draft) -> str:
+    """The few layers that hold nearly all, else the quarter of the depth that holds most, or that
+    none does.
+    """
+    main = main_component(draft.summary)
+    if main != "other" and (few := _few_layers(draft, main)) is not None:
+        return few
+    rows = [row for row in draft.summary.quarters if row.component == main]
+    # numbers in names that nothing is known of need not be those of blocks in order
+    if not rows or main == "other":
+        return ""
+    where = "Inside the layers" if main == "language" else f"Inside {component_name(str(main))}"
+    most = max(rows, key=lambda row: row.energy_share)
+    if most.energy_share < EVEN:
+        for row in rows:
+            draft.write(row.energy_share, _place_of_quarter(row), percent)
+        layers = draft.write(
+            draft.summary.figures["depth_layers"] or 0, "figures.depth_layers", whole
+        )
+        return f"{where} it is spread evenly over all {layers}."
+    text = draft.write(most.energy_share, _place_of_quarter(most), percent)
+    which = ("first", "second", "third", "last")[most.quarter - 1]
+    first, last = most.first_layer, most.last_layer
+    span = f"layer {first}" if first == last else f"layers {first} to {last}"
+    much = "most" if most.energy_share > CLEARLY_MOST else "the largest part"
+    if most.parameter_share is not None:
+        place = _place_of_quarter(most, "parameter_share")
+        share = draft.write(most.parameter_share, place, percent)
+        text += f", with {share} of the parameters there"
+    return f"{where} the {which} quarter of the depth ({span}) holds {much}, {text}."
+
+
+def _few_layers(draft: Draft, main: str | None) -> str | None:
+    """`Only matrices of layer 5 changed.`, or the layers that hold NEARLY_ALL; None where these are
+    more than NAMED, or more than a quarter of the layers though others changed as well.
+    """
+    summary = draft.summary
+    rows = [row for row in summary.depth if row.component == main]
+    changed = sorted(
+        (row for row in rows if row.matrices and row.energy_share is not None),
+        key=lambda row: -(row.energy_share or 0.0),
+    )
+    if not changed:
+        return None
+    where = "Inside the layers" if main == "language" else f"Inside {component_name(str(main))}"
+    if len(changed) <= NAMED and len(changed) < len(rows):
+        if summary.figures["matrices"] == 1:
+            return ""  # said with its module
+        noun = "layer" if len(changed) == 1 else "layers"
+        only = f"only matrices of {noun} {spans_of([row.layer for row in changed])} changed."
+        elsewhere = sum(row.matrices for row in summary.depth) != summary.figures["matrices"]
+        several = len({row.component for row in summary.components}) > 1
+        return f"{where} {only}" if elsewhere or several else capital(only)
+    named: list[LayerRow] = []
+    while math.fsum(row.energy_share or 0.0 for row in named) < NEARLY_ALL:
+        named.append(changed[len(named)])
+        if len(named) > NAMED or 4 * len(named) > len(rows) or len(named) == len(changed):
+            return None
+    names = and_list(
+        [
+            f"layer {row.layer} ("
+            + draft.write(
+                row.energy_share or 0.0, f"depth.{row.component}.{row.layer}.energy_share", percent
+            )
+            + ")"
+            for row in sorted(named, key=lambda row: row.layer)
+        ]
+    )
+    return f"{where} nearly all of it is in {names}."
+
+
+def _place_of_quarter(row: QuarterRow, figure: str = "energy_share") -> str:
+    return f"quarters.{row.component}.{row.quarter}.{figure}"
+
+
+def _unchanged(draft: Draft) -> list[str]:
+    """What is frozen: whole components, then modules, then layers; and what has no base."""
+    summary = draft.summary
+    whole_ones = [
+        row.component for row in summary.components if row.tensors and row.identical == row.tensors
+    ]
+    several = len({row.component for row in summary.components}) > 1
+    parts = [component_name(name) for name in whole_ones]
+    modules = [row for row in summary.unchanged if row.component not in whole_ones]
+    parts += [named_in(row.component, row.module, several) for row in modules]
+    if len(parts) > 2 * NAMED + 1:  # one more takes no more room by its name
+        parts = [*parts[: 2 * NAMED], f"{len(parts) - 2 * NAMED} more modules"]
+    layers: dict[str, list[int]] = {}
+    for row in summary.depth:
+        if row.matrices == 0 and row.component not in whole_ones:
+            layers.setdefault(row.component, []).append(row.layer)
+    for component, numbers in layers.items():
+        of = f" of {component_name(component)}" if several else ""
+        noun = "layer" if len(numbers) == 1 else "layers"
+        parts.append(f"{noun} {spans_of(numbers)}{of}")
+    texts = [
+        f"{capital(component_name(row.component))} has no base, so nothing is said of its change."
+        for row in summary.without_base
+    ]
+    if parts:
+        texts.insert(0, f"Unchanged: {and_list(parts)}.")
+    return texts

@@ -1,0 +1,123 @@
+"""What storage left of the change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from shadow.telling.known_changes import beyond_rounding, is_copy
+from shadow.telling.wording import (
+    CLEAR,
+    Draft,
+    Sentence,
+    all_of,
+    count_of,
+    equally_strong,
+    percent,
+    times,
+)
+from shadow.text import and_list
+
+if TYPE_CHECKING:
+    from shadow.claims.footprint import Gate
+    from shadow.summary.summary import Summary
+
+# share of the stored energy that is the update's, above which storage does not matter
+WELL_KEPT = 0.9
+
+
+def storage(summary: Summary, gates: Mapping[str, Gate]) -> list[Sentence]:
+    draft = Draft(summary)
+    inside = summary.inside_layers
+    judged, rounded, unexplained = (
+        count_of(inside, name) for name in ("matrices", "rounded_away", "unexplained")
+    )
+    kept, floor = inside.get("kept"), summary.figures["floor_ratio"]
+    sentences = _few_values(summary)
+    if not judged or floor is None:
+        return sentences
+    if is_copy(summary):
+        return sentences  # which the first sentence says
+    if 2 * rounded >= judged and beyond_rounding(summary):
+        return [*sentences, _partly_rounded_away(draft)]
+    if 2 * rounded >= judged:
+        many = draft.write(rounded, "inside_layers.rounded_away", lambda _: all_of(rounded, judged))
+        draft.write(judged, "inside_layers.matrices", str)
+        text = (
+            f"Storage rounded most of it away: in {many} inside layers less than a quarter of what"
+            " is stored is the update's, so that its size and structure are unknown."
+        )
+        return [*sentences, draft.sentence("rounded_away", text)]
+    if 2 * unexplained >= judged and floor < CLEAR and not sentences:
+        draft.inside("unexplained")
+        draft.write(judged, "inside_layers.matrices", str)
+        text = (
+            f"In {all_of(unexplained, judged)} inside layers, what is stored is not what rounding"
+            " leaves of an update (a copy in more bits may have been kept between stages), so what"
+            " was lost is unknown."
+        )
+        if not gates["rounding"].passed:
+            size = draft.write(floor, "figures.floor_ratio", times)
+            text += f" The stored change is {size} times its rounding."
+        return [*sentences, draft.sentence("unexplained", text)]
+    if kept is not None and kept < WELL_KEPT:
+        text = draft.write(kept, "inside_layers.kept", percent)
+        text = (
+            f"Inside layers only {text} of the energy of what is stored is the update's; the rest"
+            " is rounding."
+        )
+        return [*sentences, draft.sentence("kept", text)]
+    if not gates["rounding"].passed:
+        size = draft.write(floor, "figures.floor_ratio", times)
+        text = (
+            f"The stored change is only {size} times the rounding of its storage, and may be"
+            " nothing else."
+        )
+        return [*sentences, draft.sentence("rounding", text)]
+    return sentences
+
+
+def _partly_rounded_away(draft: Draft) -> Sentence:
+    """What is known of the matrices of which storage left enough; their medians are of them."""
+    inside = draft.summary.inside_layers
+    matrices = draft.write(count_of(inside, "matrices"), "inside_layers.matrices", str)
+    some = draft.write(beyond_rounding(draft.summary), "inside_layers.known", str)
+    text = f"In {some} of {matrices} matrices inside layers the change is more than rounding"
+    known = []
+    if norm := draft.inside("relative_norm_unrounded"):
+        known.append(f"{percent(norm)} of their norm")
+    if directions := inside.get("equivalent_directions"):
+        draft.inside("equivalent_directions")
+        known.append(f"as coherent as a change along {equally_strong(directions)}")
+    if known:
+        text += f", in the median {and_list(known)}"
+    text += ". In most others less than a quarter of what is stored can be the update's."
+    return draft.sentence("beyond_rounding", text)
+
+
+def _few_values(summary: Summary) -> list[Sentence]:
+    for side in ("tuned", "base"):
+        draft = Draft(summary)
+        few, judged = (
+            count_of(summary.inside_layers, f"levels_{side}_{name}") for name in ("few", "judged")
+        )
+        if few and 2 * few > judged:
+            draft.inside(f"levels_{side}_few")
+            draft.inside(f"levels_{side}_judged")
+            text = (
+                f"In {all_of(few, judged)} inside layers the {side} side has as few distinct"
+                " values in a row as a copy through 8 or 4 bits, so the change may be the rounding"
+                " of that copy."
+            )
+            return [draft.sentence("few_values", text)]
+    draft = Draft(summary)
+    eight, matrices = (count_of(summary.inside_layers, name) for name in ("in_8_bits", "matrices"))
+    if eight and 2 * eight > matrices:
+        draft.inside("in_8_bits")
+        draft.inside("matrices")
+        text = (
+            f"In {all_of(eight, matrices)} inside layers a side is stored in 8 bits, so the change"
+            " may be the rounding of that format."
+        )
+        return [draft.sentence("few_values", text)]
+    return []

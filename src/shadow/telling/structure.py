@@ -1,0 +1,239 @@
+"""What the change is made of: more structure than noise or not, how coherent it is, its rank."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from shadow.summary.layer_medians import LOW
+from shadow.summary.rows import CoherenceRow
+from shadow.telling.wording import (
+    LIKE_NOISE,
+    USUAL_RANK,
+    Draft,
+    Sentence,
+    about,
+    all_of,
+    count_of,
+    equally_strong,
+    named_in,
+    percent,
+    whole,
+)
+from shadow.text import and_list
+
+if TYPE_CHECKING:
+    from shadow.summary.summary import Summary
+
+APART = 2.0  # ratio of the most and the least coherent module from which they are named
+# alignment over its null, in units of an even spread, from which it is more than chance and
+# rounding
+TURNED = 0.25
+STANDING_OUT = 0.1  # of the energy of the median matrix, from which its spikes are told
+
+
+def structure(summary: Summary) -> list[Sentence]:
+    inside = summary.inside_layers
+    judged, rounded = count_of(inside, "judged"), count_of(inside, "rounded_away")
+    beyond, flatter = count_of(inside, "beyond_noise"), count_of(inside, "flatter_than_noise")
+    draft = Draft(summary)
+    if not judged:
+        return _by_concentration(draft)
+    if 2 * rounded >= judged and 2 * beyond < judged:
+        return []  # the figures are those of rounding, which the next sentence says
+    draft.write(judged, "inside_layers.judged", str)
+    if 2 * flatter >= judged:
+        many = draft.write(
+            flatter, "inside_layers.flatter_than_noise", lambda _: all_of(flatter, judged)
+        )
+        text = f"In {many} inside layers the change is flatter than noise: "
+        text += "spread over more directions than random changes are."
+        return [draft.sentence("flat", text)]
+    if is_low_rank(summary):
+        return [_low_rank(draft)]
+    many = draft.write(beyond, "inside_layers.beyond_noise", lambda _: all_of(beyond, judged))
+    if 2 * beyond >= judged:
+        text = f"In {many} inside layers the change has more structure than noise."
+        return [
+            draft.sentence("coherent", text, _coherence(draft), _alignment(draft)),
+            *_standing_out(summary),
+        ]
+    if 10 * (beyond + flatter) >= judged:
+        text = (
+            f"In {many} inside layers the change has more structure than noise; in most, nothing"
+            " tells it from noise."
+        )
+        return [draft.sentence("mixed", text)]
+    if not beyond:
+        which = "no matrix inside layers has"
+    elif beyond == 1:
+        which = f"{many} inside layers has"
+    else:
+        which = f"{many} inside layers have"
+    text = (
+        f"Nothing tells it from noise: {which} more structure than random changes of the same rows"
+        " and columns."
+    )
+    return [draft.sentence("noise", text)]
+
+
+def _by_concentration(draft: Draft) -> list[Sentence]:
+    """For reports that lack the columns of purity, and models without layers."""
+    value = draft.overall("concentration")
+    if value is None:
+        return []
+    if abs(value) <= LIKE_NOISE:
+        says = "like noise"
+    elif value > 0:
+        says = "fewer directions than noise"
+    else:
+        says = "flatter than noise"
+    text = f"The median concentration is {value:.2f}, where noise has 0 and rank one 1: {says}."
+    return [draft.sentence("concentration", text.replace("-0.00", "0.00"))]
+
+
+def _coherence(draft: Draft) -> str:
+    """As coherent as how many equally strong directions, and how that compares across modules."""
+    inside, summary = draft.summary.inside_layers, draft.summary
+    judged, coherent = count_of(inside, "judged"), count_of(inside, "coherent")
+    above = count_of(inside, "above_short_side")
+    value, directions = inside.get("equivalent_directions"), draft.directions()
+    if 2 * (coherent + above) < judged or (value is None and not above):
+        return "How coherent the update was before it was stored is unknown."
+    what = "It" if count_of(inside, "matrices") == 1 else "Its median matrix"
+    if value is None:
+        if not directions:
+            return ""
+        along = f"all {directions} directions alike"
+        if directions == "1":
+            along = "its only direction"
+        text = f"{what} is less coherent than a change along {along} would be"
+    else:
+        draft.write(value, "inside_layers.equivalent_directions", about)
+        of = f", of {directions} possible" if directions else ""
+        along = equally_strong(value)
+        text = f"{what} is as coherent as a change along {along} (a measure, not a count){of}"
+    return f"{text}{_across_modules(draft, summary.coherence, told=value is not None)}."
+
+
+def _across_modules(draft: Draft, coherence: Sequence[CoherenceRow], *, told: bool) -> str:
+    """`; modules lie between 25 (attn.o) and 46 (attn.q)`; told: is the median of all a number?"""
+    rows = [row for row in coherence if 2 * (row.coherent + row.above_short_side) >= row.matrices]
+    rows = [row for row in rows if row.equivalent_directions or row.above_short_side]
+
+    def size(row: CoherenceRow) -> float:
+        return row.equivalent_directions or math.inf
+
+    if len(rows) < 2:
+        return ""
+    told_ones = [size(row) for row in rows if not math.isinf(size(row))]
+    if not told_ones:
+        return ""
+    # what is above a short side that others exceed is not the other end
+    rows = [
+        row for row in rows if not math.isinf(size(row)) or (row.short_side or 0) >= max(told_ones)
+    ]
+    if len(rows) < 2:
+        return ""
+    least, most = min(rows, key=size), max(rows, key=size)
+    if size(most) < APART * size(least):
+        return "; modules differ little" if told else ""
+    several = len({row.component for row in rows}) > 1
+    ends = []
+    for row in (least, most):
+        place = f"coherence.{row.component}.{row.module}"
+        number = f"more than {whole(row.short_side or 0)}"
+        if row.equivalent_directions is not None:
+            place = f"{place}.equivalent_directions"
+            number = draft.write(row.equivalent_directions, place, about)
+        elif row.short_side is not None:
+            draft.figures[f"{place}.short_side"] = row.short_side
+        ends.append(f"{number} ({named_in(row.component, row.module, several)})")
+    return f"; modules lie between {ends[0]} and {ends[1]}"
+
+
+def stands_out(summary: Summary) -> bool:
+    """Has the median matrix directions beyond noise, with enough energy to be told?"""
+    spikes, energy = (summary.inside_layers.get(name) for name in ("spikes", "spike_energy"))
+    return spikes is not None and energy is not None and spikes >= 1 and energy >= STANDING_OUT
+
+
+def _standing_out(summary: Summary) -> list[Sentence]:
+    """The directions that stand out one by one, which a measure of coherence does not count."""
+    if not stands_out(summary):
+        return []
+    draft = Draft(summary)
+    spikes, energy = draft.inside("spikes") or 0, draft.inside("spike_energy") or 0.0
+    number, directions = about(spikes), draft.directions()
+    noun, verbs = "directions", "stand out from noise and hold"
+    if number == "1":
+        noun, verbs = "direction", "stands out from noise and holds"
+    if directions:
+        noun = f"of {directions} directions"
+    where = "In the median matrix"
+    if count_of(summary.inside_layers, "matrices") == 1:
+        where = "In the only matrix"
+    # figures of all matrices, such as those of the page, then say another number
+    if count_of(summary.inside_layers, "matrices") != summary.figures["matrices"]:
+        where += " inside layers"
+    text = f"{where} {number} {noun} {verbs} {percent(energy)} of its change."
+    return [draft.sentence("standing_out", text)]
+
+
+def _alignment(draft: Draft) -> str:
+    """Does it follow the base's strongest directions, more than its rows and columns alone do?"""
+    inside = draft.summary.inside_layers
+    follows: list[tuple[str, float, float]] = []
+    avoids: list[tuple[str, float, float]] = []
+    for side, what in (("left", "outputs"), ("right", "inputs")):
+        value = inside.get(f"alignment_{side}")
+        null = inside.get(f"alignment_{side}_null")
+        excess = inside.get(f"alignment_{side}_excess")
+        if value is None or null is None or excess is None:
+            return ""
+        for name, figure in (("", value), ("_null", null), ("_excess", excess)):
+            draft.figures[f"inside_layers.alignment_{side}{name}"] = figure
+        # the median of the differences, and the difference of medians
+        if excess >= TURNED and value - null >= TURNED:
+            follows.append((what, value, null))
+        elif excess <= -TURNED and value - null <= -TURNED:
+            avoids.append((what, value, null))
+    verb, sides = "follows", follows
+    if not follows:
+        verb, sides = "avoids", avoids
+    if not sides:
+        return "The change neither follows nor avoids the base's leading directions."
+    alone = and_list(list(dict.fromkeys(f"{null:.1f}" for _, _, null in sides)))
+    if len(sides) == 1:
+        ((what, value, _),) = sides
+        which, share = f"leading {what}", f"{value:.1f}"
+    else:
+        which = "leading directions"
+        share = and_list([f"{value:.1f} ({what})" for what, value, _ in sides])
+    text = f"The change {verb} the base's {which}, which hold {share} times an even share of it"
+    return f"{text}; the sizes of its rows and columns alone would make that {alone}."
+
+
+def is_low_rank(summary: Summary) -> bool:
+    most, side = summary.inside_layers.get("rank_most"), summary.figures["short_side"]
+    if most is None or side is None:
+        return False
+    return most <= min(USUAL_RANK, LOW * side)
+
+
+def _low_rank(draft: Draft) -> Sentence:
+    of = draft.directions()
+    ceiling = draft.summary.figures["rank_ceiling"]
+    if ceiling is not None:
+        rank = draft.write(ceiling, "figures.rank_ceiling", whole)
+        text = f"It is an adapter: no matrix changes along more than {rank} of {of} directions."
+        return draft.sentence("low_rank", text, _alignment(draft))
+    most, rank_90 = draft.inside("rank_most") or 0, draft.summary.inside_layers.get("rank_90")
+    first = f"{whole(most)} of {of} directions hold"
+    if rank_90 is not None and rank_90 < most:
+        some = draft.write(rank_90, "inside_layers.rank_90", whole)
+        first = f"{some} of {of} directions hold 90 % of what is stored, and {whole(most)} hold"
+    text = f"It has low rank: in the median matrix {first} all but what rounding leaves."
+    text = text.replace(f" 1 of {of} directions hold ", f" 1 of {of} directions holds ")
+    return draft.sentence("low_rank", text, _alignment(draft))

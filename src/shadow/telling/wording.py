@@ -1,0 +1,239 @@
+"""Numbers, modules and layers in words, and a sentence in the making."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from shadow.summary.rows import ReplacedRow
+from shadow.text import and_list
+
+if TYPE_CHECKING:
+    from shadow.summary.rows import ModuleRow
+    from shadow.summary.summary import Summary
+
+Figure = float | int
+NAMED = 3
+CLEAR = 4.0  # floor_ratio from which an unknown rounding hardly matters
+USUAL_RANK = 256  # of adapters
+ONE_ROUNDING = (0.9, 1.1)  # floor_ratio of a copy that was rounded once
+LIKE_NOISE = 0.03  # concentration within which a pair is like noise
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A measured statement."""
+
+    code: str
+    """One of CODES."""
+
+    text: str
+    """The sentence."""
+
+    figures: Mapping[str, Figure]
+    """The figures whose numbers stand in it, in full, by their place in summary.json."""
+
+
+def percent(value: float) -> str:
+    """`1.2 %`, two significant digits; whole above 10 %."""
+    percents = 100 * value
+    if percents >= 9.95 or percents == 0:
+        return f"{percents:.0f} %"
+    if percents < 0.01:
+        return f"{percents:.1g} %"
+    return f"{percents:#.2g} %"
+
+
+def about(value: float) -> str:
+    """A number of directions, two significant digits: `10`, `57`, `1,200`."""
+    if value < 100:
+        return f"{value:.0f}"
+    scale = 10 ** (int(math.log10(value)) - 1)
+    return f"{round(value / scale) * scale:,}"
+
+
+def whole(value: float) -> str:
+    """A count or a size, as it is."""
+    return f"{value:,.0f}"
+
+
+def times(value: float) -> str:
+    """A ratio, two significant digits: `0.52`, `2.1`, `35`."""
+    if value >= 9.95:
+        return f"{value:.0f}"
+    return f"{value:#.2g}"
+
+
+def all_of(count: int, total: int) -> str:
+    if count != total:
+        return f"{count:,} of {total:,} matrices"
+    return {1: "the only matrix", 2: "both matrices"}.get(total, f"all {total:,} matrices")
+
+
+@dataclass
+class Draft:
+    """A sentence in the making: figures are noted when their numbers are written."""
+
+    summary: Summary
+    """What the sentence is about."""
+
+    figures: dict[str, Figure] = field(default_factory=dict)
+    """What was written so far, by place in summary.json."""
+
+    def write(self, value: Figure, place: str, form: Callable[[float], str]) -> str:
+        """The value in words, noted under its place."""
+        self.figures[place] = value
+        return form(value)
+
+    def inside(self, name: str) -> Figure | None:
+        """A figure of the matrices inside layers, noted if there is one."""
+        value = self.summary.inside_layers.get(name)
+        if value is not None:
+            self.figures[f"inside_layers.{name}"] = value
+        return value
+
+    def overall(self, name: str) -> Figure | None:
+        """A figure of the whole pair, noted if there is one."""
+        value = self.summary.figures.get(name)
+        if value is not None:
+            self.figures[f"figures.{name}"] = value
+        return value
+
+    def directions(self) -> str:
+        """How many directions a matrix inside layers has: `64`, or `32 to 64` where they differ, as
+        their median need not be the size of any; empty where it is unknown.
+        """
+        inside = self.summary.inside_layers
+        least, most = inside.get("short_side_least"), inside.get("short_side_most")
+        if least is not None and most is not None and least < most:
+            low = self.write(least, "inside_layers.short_side_least", whole)
+            return f"{low} to {self.write(most, 'inside_layers.short_side_most', whole)}"
+        side = self.overall("short_side")
+        return "" if side is None else whole(side)
+
+    def sentence(self, code: str, *parts: str) -> Sentence:
+        """The sentence, of the parts that are not empty."""
+        return Sentence(code, " ".join(part for part in parts if part), self.figures)
+
+
+def and_others(names: list[str]) -> str:
+    if len(names) > 2 * NAMED:
+        names = [*names[: 2 * NAMED - 1], "other modules"]
+    return and_list(names)
+
+
+def place_of(component: str, module: str | None, layers: Sequence[int], several: bool) -> str:
+    """`mlp.up of layers 0 to 3`, `layer 11`, `the head`."""
+    noun = "layer" if len(layers) == 1 else "layers"
+    if module is None:
+        of = f" of {component_name(component)}" if several else ""
+        return f"{noun} {spans_of(layers)}{of}"
+    name = {"bias": "biases", "norm": "norms"}.get(module)
+    if name is None:
+        name = named_in(component, module, several)
+    return f"{name} of {noun} {spans_of(layers)}" if layers else name
+
+
+def vectors_moved(draft: Draft) -> str:
+    """`128 of 128 biases and norms moved, by 13 % of their own norm in the median`."""
+    vectors = draft.summary.vectors
+    changed = draft.write(vectors.changed, "vectors.changed", whole)
+    compared = draft.write(vectors.compared, "vectors.compared", whole)
+    text = f"{changed} of {compared} biases and norms moved"
+    if vectors.relative_norm is None:
+        return f"{text}, which are 0 in the base"
+    norm = draft.write(vectors.relative_norm, "vectors.relative_norm", percent)
+    return f"{text}, by {norm} of their own norm in the median"
+
+
+def factor(value: float) -> str:
+    """A factor, with two digits of how far it is from 1, and three decimals at least: `1.010`,
+    `0.9990`, `-1.000`.
+    """
+    digits = 3
+    if distance := round(abs(value - 1.0), 7):
+        digits = max(digits, 1 - math.floor(math.log10(distance)))
+    return f"{value:.{digits}f}"
+
+
+def module_name(module: str) -> str:
+    """What a module is called in a sentence.
+
+    Only a forged report has a name that is not of lower case.
+    """
+    plain = {
+        "embed": "the embeddings",
+        "head": "the head",
+        "position": "the position embeddings",
+        "patch_embed": "the patch embeddings",
+        "other": "matrices whose role is not known",
+    }
+    if not module.isascii() or not all(letter.isalnum() or letter in "._" for letter in module):
+        return "another module"
+    return plain.get(module, module)
+
+
+def changed_module(summary: Summary, row: ModuleRow | ReplacedRow) -> str:
+    """The same of a module that changed: BERT's pooler is of module head, and predicts nothing."""
+    poolers = any(
+        (one.component, one.module, one.poolers) == (row.component, "head", one.matrices)
+        for one in summary.outside_layers
+    )
+    return "the pooling head" if row.module == "head" and poolers else module_name(row.module)
+
+
+def component_name(name: str) -> str:
+    plain = {
+        "vision": "the vision tower",
+        "audio": "the audio tower",
+        "language": "the language model",
+        "projector": "the projector",
+    }
+    return plain.get(name, "another part")
+
+
+def capital(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}"
+
+
+def named_in(component: str, module: str, several: bool) -> str:
+    """A module, and of which component it is where that is not clear."""
+    return of_component(module_name(module), component) if several else module_name(module)
+
+
+def of_component(name: str, component: str) -> str:
+    if component in ("language", "projector"):
+        return name
+    return f"{name} of {component_name(component)}"
+
+
+def spans_of(numbers: Sequence[int]) -> str:
+    """`0 to 3, 5 and 7`."""
+    spans: list[list[int]] = []
+    for number in sorted(numbers):
+        if spans and number == spans[-1][-1] + 1:
+            spans[-1].append(number)
+        else:
+            spans.append([number])
+    texts: list[str] = []
+    for span in spans:
+        if len(span) > 2:
+            texts.append(f"{span[0]} to {span[-1]}")
+        else:
+            texts += [str(number) for number in span]
+    if len(texts) > 2 * NAMED:
+        texts = [*texts[: 2 * NAMED], f"{len(texts) - 2 * NAMED} more"]
+    return and_list(texts)
+
+
+def count_of(inside: Mapping[str, Figure | None], name: str) -> int:
+    return int(inside.get(name) or 0)
+
+
+def equally_strong(value: float) -> str:
+    """`33 equally strong directions`."""
+    if about(value) == "1":
+        return "1 direction"
+    return f"{about(value)} equally strong directions"

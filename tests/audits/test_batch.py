@@ -1,0 +1,884 @@
+"""Lists audited into one folder: the index at every moment, going on, exit codes, what is shown, a
+process pool.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import functools
+import io
+import json
+import multiprocessing
+import signal
+import sys
+import time
+from dataclasses import asdict, fields, replace
+
+import models
+import pyarrow.parquet as pq
+import pytest
+import torch
+from command import Started, run_shadow
+from effort import every
+from hub import Hub
+from models import UP, matrices
+from rich.console import Console
+
+from shadow import cli, files
+from shadow.audits import list_audit, list_index
+from shadow.audits import pair as shadow_run
+from shadow.audits.list_audit import audit_list
+from shadow.audits.list_index import (
+    Index,
+    Kind,
+    Row,
+    Standing,
+    read_index,
+    report_folder,
+    write_index,
+)
+from shadow.audits.merging import merge
+from shadow.audits.pair import Runtime, Settings, run_pair
+from shadow.checkpoints.pairing import Filter
+from shadow.claims.verdicts import first_code
+from shadow.cli import console
+from shadow.errors import ShadowError
+from shadow.outputs.terminal.batch import batch_view
+from shadow.reports.columns import BATCH, HEADLINE
+from shadow.spectra.delta import Method
+from shadow.targets.families import given_pair
+from shadow.targets.lists import select
+from shadow.targets.references import parse_reference
+from shadow.text import inert
+
+EVERYTHING = Settings(Method(subspaces=False), Filter(), spectra=False)
+
+
+@pytest.fixture
+def toys(tmp_path):
+    """A registry of four families over toy checkpoints: `bad` has a pair without a tuned side."""
+    for seed, name in enumerate(("base", "one", "two")):
+        models.write(tmp_path / name, matrices(seed), {"model_type": "llama"})
+    odd = {**matrices(1), UP.format(0): torch.full((8, 8), float("nan"))}
+    models.write(tmp_path / "odd", odd, {"model_type": "llama"})
+    (tmp_path / "toys.yaml").write_text(
+        "toy-a: {base: ./base, one: ./one, two: ./two, tags: [toy]}\n"
+        "toy-bad: {base: ./base, gone: ./gone, one: ./one, tags: [toy]}\n"
+        "toy-c: {base: ./one, two: ./two}\n"
+        "toy-odd: {base: ./base, odd: ./odd}\n"
+    )
+    return tmp_path
+
+
+def select_toys(toys, *targets, **options):
+    return select(targets, registry=toys, **options)
+
+
+def run(selection, output, settings=EVERYTHING, **options):
+    return list(audit_list(selection, settings, output, **options))
+
+
+def states(output):
+    return {row.name: row.state for row in read_index(output).rows}
+
+
+def table_rows(output):
+    return pq.read_table(output / "batch.parquet").to_pylist()
+
+
+# the index
+
+
+def test_fields_of_a_row_are_the_columns():
+    """One home for both files: their order and names are those of diagnostics.BATCH."""
+    assert sorted(field.name for field in fields(Row)) == sorted(column.name for column in BATCH)
+    assert set(HEADLINE) < {column.name for column in BATCH}
+
+
+def test_both_files_say_the_same_of_every_pair(toys):
+    """A done pair has the figures of its summary.json, a failed one its error, both what they took;
+    nothing is left.
+    """
+    run(select_toys(toys, "toy-a", "toy-bad*"), toys / "out")
+    told = json.loads((toys / "out" / "index.json").read_text())
+    assert told["counts"] == {"done": 3, "failed": 1, "kept": 0, "pending": 0}
+    assert [
+        (row["position"], row["family"], row["pair"], row["state"]) for row in told["pairs"]
+    ] == [
+        (1, "toy-a", "base..one", "done"),
+        (2, "toy-a", "base..two", "done"),
+        (3, "toy-bad", "base..gone", "failed"),
+        (4, "toy-bad", "base..one", "done"),
+    ]
+    for row in told["pairs"]:
+        assert (row["bytes"], row["relation"]) == (0, "tuned")
+        # a failure takes less than the last digit
+        assert row["seconds"] > 0 or row["state"] == "failed"
+        if row["state"] == "failed":
+            assert row["error"] == f"no such folder: {toys / 'gone'}"
+            assert ".safetensors" in row["hint"]
+            assert {row[name] for name in (*HEADLINE, "label", "matrices")} == {None}
+            continue
+        summary = json.loads((toys / "out" / row["folder"] / "summary.json").read_text())
+        assert {name: row[name] for name in HEADLINE} == {
+            name: summary["figures"][name] for name in HEADLINE
+        }
+        assert (row["label"], row["matrices"]) == (summary["label"], summary["figures"]["matrices"])
+        assert (row["base"], row["tuned"]) == (summary["base"]["repo"], summary["tuned"]["repo"])
+        assert (row["error"], row["hint"]) == (None, None)
+    assert table_rows(toys / "out") == told["pairs"]
+    assert pq.read_schema(toys / "out" / "batch.parquet").names == [column.name for column in BATCH]
+    metadata = json.loads(pq.read_schema(toys / "out" / "batch.parquet").metadata[b"shadow"])
+    assert metadata == {key: value for key, value in told.items() if key != "pairs"}
+    assert sorted(path.name for path in (toys / "out").iterdir()) == [
+        "batch.parquet",
+        "index.json",
+        "toy-a",
+        "toy-bad",
+    ]
+
+
+def test_the_index_is_right_before_each_pair(toys):
+    """What is done is done, what is being measured or not reached is pending; both files say so
+    when they are due.
+    """
+    seen, table = [], []
+
+    def watched(pair, *rest, **options):
+        seen.append(states(toys / "out"))
+        table.append(tuple(row["state"] for row in table_rows(toys / "out")))
+        return run_pair(pair, *rest, **options)
+
+    run(select_toys(toys, "toy-a", "toy-bad", "toy-c*"), toys / "out", audit=watched)
+    d, f, p = "done", "failed", "pending"
+    rows = [(p, p, p, p, p), (d, p, p, p, p), (d, d, p, p, p), (d, d, f, p, p), (d, d, f, d, p)]
+    assert [tuple(one.values()) for one in seen] == rows
+    assert table == [rows[0]] * 5, "less than five seconds have passed"
+    assert [row["state"] for row in table_rows(toys / "out")] == [d, d, f, d, d]
+
+
+def some_rows(count):
+    return [row(number, f"family-{number}", "base..tuned") for number in range(1, count + 1)]
+
+
+def failed(one, error="no such folder"):
+    return replace(one, state="failed", error=error, hint="look again", seconds=0.5)
+
+
+def test_rows_outlive_a_run_that_was_killed(tmp_path):
+    """A row is on the disk before the next pair begins, though index.json is of before: failed ones
+    too, which no report could tell of. A last line that was cut, and whatever stands below a broken
+    line, is passed over.
+    """
+    rows = some_rows(4)
+    standing = Standing(tmp_path, index_of(*rows))
+    standing.set(failed(rows[0]))
+    standing.set(failed(rows[1], "first"))
+    standing.set(failed(rows[1], "second"))
+    assert {one["state"] for one in json.loads((tmp_path / "index.json").read_text())["pairs"]} == {
+        "pending"
+    }
+    expected = (failed(rows[0]), failed(rows[1], "second"), *rows[2:])
+    assert read_index(tmp_path).rows == expected
+    journal = tmp_path / ".partial" / "rows.jsonl"
+    whole = journal.read_bytes()
+    for torn in (
+        b'{"family": "family-3", "st',
+        b"\xff\n",
+        b"[]\n" + whole.splitlines()[1] + b"\n",
+        b"7\n",
+    ):
+        journal.write_bytes(whole + torn)
+        assert read_index(tmp_path).rows == expected
+    again = Standing(tmp_path, read_index(tmp_path))  # the next run
+    assert len(journal.read_bytes().splitlines()) == 1
+    assert read_index(tmp_path).rows == expected
+    again.finish()
+    assert read_index(tmp_path).rows == expected
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["batch.parquet", "index.json"]
+    assert table_rows(tmp_path) == [asdict(one) for one in expected]
+
+
+def test_a_journal_belongs_to_one_index(tmp_path):
+    """Rows kept beside an index.json that was written anew since are not laid over it, and a merge
+    leaves none.
+    """
+    rows = some_rows(2)
+    Standing(tmp_path, index_of(*rows)).set(failed(rows[0]))
+    kept = (tmp_path / ".partial" / "rows.jsonl").read_bytes()
+    write_index(tmp_path, index_of(*rows))
+    assert not (tmp_path / ".partial").exists()
+    (tmp_path / ".partial").mkdir()
+    (tmp_path / ".partial" / "rows.jsonl").write_bytes(kept)
+    assert read_index(tmp_path).rows[0].state == "failed", "the same bytes: the same index"
+    write_index(tmp_path, index_of(rows[0], failed(rows[1])))
+    (tmp_path / ".partial").mkdir()
+    (tmp_path / ".partial" / "rows.jsonl").write_bytes(kept)
+    assert [one.state for one in read_index(tmp_path).rows] == ["pending", "failed"]
+
+
+def written_by(count, output, monkeypatch, *, pace, per_byte):
+    """(whole files, bytes of them and of the journal, seconds of writing, seconds in all) of a list
+    on a clock.
+    """
+    clock, sizes = [0.0], []
+
+    def slow(path, content):
+        sizes.append(len(content))
+        clock[0] += len(content) * per_byte
+        files.write_whole(path, content)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(list_index.time, "monotonic", lambda: clock[0])
+        patched.setattr(list_index, "write_whole", slow)
+        rows = some_rows(count)
+        standing = Standing(output, index_of(*rows))
+        for one in rows:
+            clock[0] += pace
+            standing.set(failed(one))
+    journal = (output / ".partial" / "rows.jsonl").stat().st_size
+    return len(sizes), sum(sizes) + journal, sum(sizes) * per_byte, clock[0]
+
+
+def test_what_a_list_writes_grows_with_it_and_not_with_its_square(tmp_path, monkeypatch):
+    """Twice as many pairs, done at once: twice as many bytes, and both files once."""
+    few, small, *_ = written_by(100, tmp_path / "few", monkeypatch, pace=0.0, per_byte=0.0)
+    many, large, *_ = written_by(200, tmp_path / "many", monkeypatch, pace=0.0, per_byte=0.0)
+    assert few == many == 2
+    assert large < 2.1 * small
+
+
+def test_writing_takes_a_small_share_of_the_time(tmp_path, monkeypatch):
+    """Pairs of a minute on a disk of 10 kB/s: 0.2 % of the time goes to the index of any size."""
+    files, _, writing, whole = written_by(
+        300, tmp_path / "out", monkeypatch, pace=60.0, per_byte=1e-4
+    )
+    assert 2 < files < 2 * 12
+    assert writing <= whole / list_index.SHARE + 2 * writing / (files / 2)
+
+
+def test_a_rerun_reads_what_is_done_and_tries_the_rest_again(toys):
+    """No report is written again, its seconds and bytes stay; what failed is tried, and what it
+    took adds up.
+    """
+    selection = select_toys(toys, "toy-a:*", "toy-bad")
+    run(selection, toys / "out")
+    before = {path: path.stat().st_mtime_ns for path in (toys / "out").rglob("*/*/*")}
+    first = {row.name: row for row in read_index(toys / "out").rows}
+    models.write(toys / "gone", matrices(5), {"model_type": "llama"})
+    said = []
+    tried = run(selection, toys / "out", runtime=Runtime(say=said.append))
+    assert [one.result.measured for one in tried] == [0, 0, 2, 0]
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    for row in read_index(toys / "out").rows:
+        assert row.state == "done"
+        assert (row.seconds > first[row.name].seconds) == (row.pair == "base..gone")
+        assert row.seconds == first[row.name].seconds or row.pair == "base..gone"
+    assert said[0] == "[1/4] toy-a:base..one: nothing to measure: the report is already there"
+    assert said[2].startswith("[3/4] toy-bad:base..gone: done in ")
+    assert said[2].endswith(" s, 138 % of the base's norm, gate failed: lineage")
+
+
+def test_a_report_that_only_had_to_be_written_is_this_runs_work(toys, monkeypatch):
+    """Killed after the last matrix: the next run measures none, writes the report, says so, and
+    counts what it took.
+    """
+    selection = select_toys(toys, "toy-c:*")
+    with monkeypatch.context() as patched:
+        patched.setattr(shadow_run, "write_tables", lambda *told, **options: sys.exit(9))
+        with pytest.raises(SystemExit):
+            run_pair(selection.pairs[0], EVERYTHING, toys / "out", Runtime(jobs=1))
+    said = []
+    (tried,) = run(selection, toys / "out", runtime=Runtime(say=said.append))
+    (row,) = read_index(toys / "out").rows
+    assert (tried.result.measured, tried.state, row.state, row.bytes) == (0, "done", "done", 0)
+    resumed, ended = said
+    assert resumed.endswith("resuming: 2 of 2 matrices already measured")
+    assert ": done in " in ended
+
+
+@pytest.mark.parametrize("change", every(2, ["settings", "report gone", "report broken", "list"]))
+def test_what_no_longer_holds_is_pending_again(toys, change):
+    """Other settings, a lost or broken report: pending until it is reached; pairs that left the
+    list leave it.
+    """
+    run(select_toys(toys, "toy-a*"), toys / "out")
+    settings, selection = EVERYTHING, select_toys(toys, "toy-a*")
+    report = toys / "out" / "toy-a" / "base..one" / "matrices.parquet"
+    if change == "settings":
+        settings = Settings(Method("exact", subspaces=False), Filter(), spectra=False)
+    elif change == "report gone":
+        report.unlink()
+    elif change == "report broken":
+        report.write_bytes(b"PAR1")
+    else:
+        selection = select_toys(toys, "toy-a:base..two", "toy-c*")
+    index = list_audit.begun(toys / "out", selection, settings)
+    expected = {
+        "settings": {"toy-a:base..one": "pending", "toy-a:base..two": "pending"},
+        "list": {"toy-a:base..two": "done", "toy-c:base..two": "pending"},
+    }
+    assert {row.name: row.state for row in index.rows} == expected.get(
+        change, {"toy-a:base..one": "pending", "toy-a:base..two": "done"}
+    )
+    run(selection, toys / "out", settings, runtime=Runtime(overwrite=True))
+    assert set(states(toys / "out").values()) == {"done"}
+
+
+def test_a_report_of_another_command_counts(toys):
+    """`shadow audit a:base..one` before the list: read, not measured; its seconds are its own, its
+    bytes not known.
+    """
+    pair, _ = select_toys(toys, "toy-a").pairs
+    made = run_pair(pair, EVERYTHING, toys / "out")
+    run(select_toys(toys, "toy-a*"), toys / "out")
+    one, two = read_index(toys / "out").rows
+    assert (one.seconds, one.bytes) == (made.provenance["seconds"], None)
+    assert two.bytes == 0
+
+
+def test_shards_into_one_folder_one_after_the_other(toys):
+    """Each keeps the rows of the others; the index says which shares are there."""
+    for number in (2, 1):
+        run(select_toys(toys, "toy-a", "toy-c", "toy-odd", shard=f"{number}/2"), toys / "out")
+        assert read_index(toys / "out").missing_shards == (["1/2"] if number == 2 else [])
+    assert list(states(toys / "out")) == [
+        "toy-a:base..one",
+        "toy-a:base..two",
+        "toy-c:base..two",
+        "toy-odd:base..odd",
+    ]
+    assert set(states(toys / "out").values()) == {"done"}
+
+
+def test_two_lists_at_once_into_one_folder_are_refused(toys):
+    """The second is told what to do; the first goes on, and the folder is free afterwards."""
+    first = audit_list(select_toys(toys, "toy-a*"), EVERYTHING, toys / "out")
+    next(first)
+    with pytest.raises(ShadowError, match="another list") as caught:
+        run(select_toys(toys, "toy-c*"), toys / "out")
+    assert "shadow merge" in caught.value.hint
+    assert len(list(first)) == 1
+    assert list(states(toys / "out")) == ["toy-a:base..one", "toy-a:base..two"]
+    run(select_toys(toys, "toy-c*"), toys / "out")
+
+
+def test_a_bug_in_one_pair_does_not_stop_the_others(toys, monkeypatch):
+    """It stands in the index as failed, the rest is done, and at the end it keeps its traceback."""
+
+    find = shadow_run.find_checkpoint
+
+    def buggy(reference, *rest):
+        if reference.last_name == "one":
+            raise KeyError("what no one expected")
+        return find(reference, *rest)
+
+    monkeypatch.setattr(shadow_run, "find_checkpoint", buggy)
+    monkeypatch.setattr(console, "out", Console(file=io.StringIO()))
+    with pytest.raises(ExceptionGroup) as caught:
+        cli.app(
+            ["audit", "toy-a:*", "-o", str(toys / "out"), "--registry", str(toys)],
+            standalone_mode=False,
+        )
+    assert caught.group_contains(KeyError, match="what no one expected")
+    one, two = read_index(toys / "out").rows
+    assert (one.state, two.state) == ("failed", "done")
+    assert one.error == "KeyError: 'what no one expected'"
+
+
+def test_bytes_are_those_that_came_over_the_network(toys, monkeypatch):
+    """On a Hub a pair's bytes are the sizes of its shards; the next finds the base in the cache."""
+    with Hub() as hub:
+        for name in ("base", "one", "two"):
+            hub.add(f"org/{name}", toys / name)
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        monkeypatch.setenv("HF_HOME", str(toys / "home"))
+        (toys / "l.yaml").write_text(
+            "".join(f"- {{base: org/base, tuned: org/{one}}}\n" for one in ("one", "two"))
+        )
+        run_shadow("audit", "--list", "l.yaml", "-o", "out", cwd=toys).assert_done()
+        size = (toys / "one" / "model.safetensors").stat().st_size
+        first = read_index(toys / "out").rows
+        assert [row.bytes for row in first] == [2 * size, size]
+        assert [len(row.base_commit) for row in first] == [40, 40]
+        run_shadow("audit", "--list", "l.yaml", "-o", "out", cwd=toys).assert_done()
+        assert read_index(toys / "out").rows == first
+
+
+# killed and stopped
+
+
+@pytest.mark.parametrize(
+    "how", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
+)
+def test_a_stopped_list_leaves_a_right_index_and_goes_on(tmp_path, how):
+    """Stopped in the second of three pairs: done, pending, pending. The rerun reads, resumes,
+    measures; its numbers are those of a run that was not stopped.
+    """
+    models.write(tmp_path / "base", matrices(0, 2), {"model_type": "llama"})
+    models.write(tmp_path / "x1", matrices(1, 2), {"model_type": "llama"})
+    models.write(tmp_path / "large", matrices(0, 40, 300), {"model_type": "llama"})
+    models.write(tmp_path / "x2", matrices(2, 40, 300), {"model_type": "llama"})
+    text = (
+        "- {base: ./base, tuned: ./x1}\n- {base: ./large, tuned: ./x2}\n"
+        "- {base: ./x1, tuned: ./base}\n"
+    )
+    (tmp_path / "l.yaml").write_text(text)
+    command = ("audit", "--list", "l.yaml", "--jobs", "1", "--no-subspaces", "-o")
+    child = Started(*command, "out", cwd=tmp_path)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not any(
+        path.read_bytes().count(b"\n") > 3
+        for path in tmp_path.glob("out/x2/*/.partial/journal.jsonl")
+    ):
+        time.sleep(0.01)
+    stopped = child.kill(how)
+    if how == signal.SIGINT:
+        assert (stopped.code, stopped.out) == (130, "")
+        assert stopped.err.splitlines()[-1] == "stopped; run the same command again to continue"
+    rows = read_index(tmp_path / "out").rows
+    assert [row.state for row in rows] == ["done", "pending", "pending"]
+    if how == signal.SIGINT:  # else batch.parquet is of a few seconds before
+        assert [row["state"] for row in table_rows(tmp_path / "out")] == [
+            "done",
+            "pending",
+            "pending",
+        ]
+    assert (rows[1].seconds is not None) == (how == signal.SIGINT), (
+        "what it took is known where there was time to say"
+    )
+    again = run_shadow(*command, "out", cwd=tmp_path)
+    again.assert_done()
+    told = [line.partition(": ")[2] for line in again.err.splitlines()]
+    assert told[0] == "nothing to measure: the report is already there"
+    assert told[1].startswith("resuming: ")
+    assert [row.state for row in read_index(tmp_path / "out").rows] == ["done"] * 3
+    run_shadow(*command, "whole", cwd=tmp_path).assert_done()
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def contents(output):
+    """Every report below an output folder: the data of its tables and the bytes of its summary."""
+    found = {}
+    for path in sorted(output.glob("*/*/*")):
+        name = str(path.relative_to(output))
+        found[name] = (
+            pq.read_table(path).to_pylist() if path.suffix == ".parquet" else path.read_bytes()
+        )
+    return found
+
+
+# one pair is a function
+
+
+@pytest.mark.slow
+def test_a_pool_of_processes_gives_the_files_of_the_command(toys, shadow):
+    """run_pair mapped over the list by concurrent.futures, in processes that share nothing: the
+    same reports, the same fault with its hint; and `merge` makes the same index from them.
+    """
+    selection = select_toys(toys, "toy-a", "toy-bad", "toy-c*")
+    settings = Settings(Method(), Filter())
+    audit = functools.partial(
+        run_pair, settings=settings, output=toys / "pool", runtime=Runtime(jobs=1)
+    )
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(2, mp_context=spawn) as pool:
+        futures = [pool.submit(audit, pair) for pair in selection.pairs]
+        faults = [future.exception() for future in futures]
+    assert [type(fault) for fault in faults] == [
+        type(None),
+        type(None),
+        ShadowError,
+        type(None),
+        type(None),
+    ]
+    assert (faults[2].message, faults[2].hint)[0] == f"no such folder: {toys / 'gone'}"
+    assert ".safetensors" in faults[2].hint
+    shadow("audit", "toy-a", "toy-bad", "toy-c*", "--registry", ".", "-o", "command").assert_done(1)
+    assert contents(toys / "pool") == contents(toys / "command") != {}
+    measured = [
+        future.result() for future, fault in zip(futures, faults, strict=True) if fault is None
+    ]
+    assert {str(result.folder.relative_to(toys / "pool")) for result in measured} == {
+        str(path.parent.relative_to(toys / "command"))
+        for path in toys.glob("command/*/*/matrices.parquet")
+    }
+    rows = {
+        row.name: asdict(row) for row in read_index(toys / "command").rows if row.state == "done"
+    }
+    apart = {"position": None, "seconds": None, "bytes": None}
+    made = {row.name: asdict(row) | apart for row in merge(toys / "pool", []).index.rows}
+    assert made == {name: row | apart for name, row in rows.items()}
+
+
+# the command line
+
+
+def test_a_list_on_the_command_line(toys, shadow):
+    """`--list` with `-o`: every pair is tried, the table is printed, the fault told, and the exit
+    code is 1.
+    """
+    (toys / "l.txt").write_text("toy-bad\n# a comment\ntoy-c\n")
+    done = shadow("audit", "--list", "l.txt", "--registry", ".", "-o", "out")
+    out = done.assert_done(1)
+    assert [line.split()[1:4] for line in out.splitlines() if line[1:2].isdecimal()] == [
+        ["toy-bad", "base..gone", "failed"],
+        ["toy-bad", "base..one", "done"],
+        ["toy-c", "base..two", "done"],
+    ]
+    errors = [line for line in done.err.splitlines() if line.startswith("error: ")]
+    assert errors == [f"error: toy-bad:base..gone: no such folder: {toys / 'gone'}"]
+    told = json.loads(shadow("show", "out", "--format", "json").assert_done())
+    assert told["counts"] == {"done": 2, "failed": 1, "kept": 0, "pending": 0}
+    assert [report["family"] for report in told["reports"]] == ["toy-bad", "toy-c"]
+    again = shadow(
+        "audit", "--list", "l.txt", "--registry", ".", "-o", "out", "--format", "json"
+    ).assert_done(1)
+    same = ("pairs", "reports", "counts", "settings", "list")
+    stable = {"seconds": 0}
+    for told_by in (told, found := json.loads(again)):
+        told_by["pairs"] = [row | stable for row in told_by["pairs"]]
+    assert {key: found[key] for key in same} == {key: told[key] for key in same}
+
+
+@pytest.mark.parametrize(
+    ("targets", "code"),
+    [
+        (("toy-a", "toy-odd"), 3),
+        (("toy-odd", "toy-bad", "toy-a"), 1),
+        (("toy-a", "toy-c"), 0),
+        (("toy-bad",), 1),
+    ],
+)
+@pytest.mark.parametrize("glob", every(2, ["*", ""]))
+def test_the_exit_code_is_the_first_of_1_4_3_0(toys, shadow, targets, code, glob):
+    """In a list and without one: a fault before what --strict objects to, whichever came first."""
+    targets = [*targets[:-1], targets[-1] + glob]
+    shadow("audit", *targets, "--registry", ".", "-o", "out", "--strict").assert_done(code)
+
+
+@pytest.mark.parametrize(
+    ("codes", "code"),
+    [([], 0), ([0, 0], 0), ([3], 3), ([3, 4], 4), ([3, 4, 1], 1), ([0, 3, 0], 3), ([4, 3], 4)],
+)
+def test_codes_of_several_pairs(codes, code):
+    """The first of 1, 4, 3, 0 that occurred."""
+    assert first_code(set(codes)) == code
+
+
+def test_an_empty_shard_is_no_fault(toys, shadow):
+    """More jobs than families: the job says so, writes an index without rows and exits with 0."""
+    done = shadow("audit", "toy-c", "--shard", "1/2", "--registry", ".", "-o", "out")
+    other = shadow("audit", "toy-c", "--shard", "2/2", "--registry", ".", "-o", "other")
+    empty, output = (done, "out") if not read_index(toys / "out").rows else (other, "other")
+    assert (
+        empty.err
+        == f"nothing to audit in shard {1 if empty is done else 2}/2: the list has 1 pair\n"
+    )
+    assert ["pairs", "0"] in [line.split() for line in empty.assert_done().splitlines()]
+    assert json.loads((toys / output / "index.json").read_text())["pairs"] == []
+    assert table_rows(toys / output) == []
+    shadow("show", output).assert_done()
+
+
+WRONG = {
+    "no list": ("--list", "none.yaml"),
+    "a fault in the list": ("--list", "toys.yaml"),
+    "a name in the list": ("--list", "wrong.txt"),
+    "no shard": ("toy-a", "--shard", "3/2"),
+    "no glob": ("x*",),
+    "no tag": ("--tag", "tyo"),
+    "a tag of none": ("toy-c", "--tag", "toy"),
+}
+
+
+@pytest.mark.parametrize("command", ["audit", "plan"])
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_wrong_list_is_wrong_usage(toys, shadow, wrong, command):
+    """Exit 2, one line and a hint, and no byte is written, also when the last name is wrong."""
+    (toys / "wrong.txt").write_text("toy-a\ntoy-c\ntoy-d\n")
+    shadow(command, *WRONG[wrong], "--registry", ".", "-o", "out").assert_refused(2)
+    assert not (toys / "out").exists()
+
+
+def test_plan_takes_lists(toys, shadow):
+    """The same names, and nothing measured."""
+    (toys / "l.txt").write_text("toy-a\ntoy-c:*\n")
+    found = json.loads(
+        shadow(
+            "plan", "--list", "l.txt", "--tag", "toy", "--registry", ".", "--format", "json"
+        ).assert_done()
+    )
+    assert [(one["family"], one["pair"]) for one in found] == [
+        ("toy-a", "base..one"),
+        ("toy-a", "base..two"),
+    ]
+    assert not list(toys.rglob("index.json"))
+
+
+FOREIGN = {
+    "a page's": '{"pages": []}',
+    "no object": "[1]",
+    "no JSON": "<html>",
+    "empty": "",
+    "deep": "[" * 100_000,
+    "a later schema": json.dumps(
+        {
+            "shadow": "batch",
+            "version": "9",
+            "schema": 2,
+            "settings": {},
+            "list": None,
+            "shards": [],
+            "pairs": [],
+        }
+    ),
+}
+
+
+@pytest.mark.parametrize("foreign", FOREIGN)
+def test_an_index_that_is_not_ours_is_never_overwritten(toys, shadow, foreign):
+    """Some other index.json in the output folder: one line, exit 1, nothing measured; `show` says
+    the same.
+    """
+    (toys / "out").mkdir()
+    (toys / "out" / "index.json").write_text(FOREIGN[foreign])
+    assert (
+        "no index of shadow"
+        in shadow("audit", "toy-a*", "--registry", ".", "-o", "out").assert_refused()
+    )
+    assert [path.name for path in (toys / "out").iterdir()] == ["index.json"]
+    assert (toys / "out" / "index.json").read_text() == FOREIGN[foreign]
+    shadow("show", "out").assert_refused()
+    shadow("merge", "out").assert_refused()
+
+
+SPOILED = {
+    "no key": lambda told: told.pop("settings"),
+    "text for a number": lambda told: told["pairs"][0].update(seconds="fast"),
+    "a truth value": lambda told: told["pairs"][0].update(position=True),
+    "endless": lambda told: told["pairs"][0].update(seconds=float("inf")),
+    "huge": lambda told: told["pairs"][0].update(bytes=1 << 70),
+    "another state": lambda told: told["pairs"][0].update(state="running"),
+    "no name": lambda told: told["pairs"][0].update(family=None),
+    "a pair twice": lambda told: told["pairs"].append(told["pairs"][0]),
+    "a number for text": lambda told: told["pairs"][0].update(error=7),
+    "rows that are none": lambda told: told.update(pairs=[1]),
+    "no share": lambda told: told.update(shards=["9/2"]),
+    "a share of nothing": lambda told: told.update(shards=["x"]),
+    "settings that are none": lambda told: told.update(settings=3),
+}
+
+
+@pytest.mark.parametrize("spoil", every(3, SPOILED))
+def test_a_spoiled_index_is_one_fault(toys, spoil):
+    """Whatever stands in an index, it is read whole or refused with one line."""
+    run(select_toys(toys, "toy-c*"), toys / "out")
+    told = json.loads((toys / "out" / "index.json").read_text())
+    SPOILED[spoil](told)
+    (toys / "out" / "index.json").write_text(json.dumps(told))
+    with pytest.raises(ShadowError, match="no index of shadow"):
+        read_index(toys / "out")
+
+
+def test_an_index_that_cannot_be_written_is_one_fault(toys, shadow):
+    """A folder where batch.parquet should be: exit 1, nothing measured."""
+    (toys / "out" / "batch.parquet").mkdir(parents=True)
+    assert (
+        "cannot write to out"
+        in shadow("audit", "toy-a*", "--registry", ".", "-o", "out").assert_refused()
+    )
+    assert not list(toys.rglob("journal.jsonl"))
+
+
+# what people see
+
+
+def shown(index, width):
+    """The lines of the table on a terminal of so many columns, without colour."""
+    out = Console(file=io.StringIO(), width=width, highlight=False, emoji=False)
+    out.print(batch_view(index, out.options))
+    return out.file.getvalue().splitlines()
+
+
+HOSTILE = "::error file=x::y ##[error]z \x1b[31m [red]<b>|`=1+1 \ud800"
+
+
+def index_of(*rows):
+    return Index("0.1.0", Kind(1, {}), None, (), rows)
+
+
+def row(position, family, pair="base..instruct", **columns):
+    return Row(
+        position,
+        family,
+        pair,
+        "tuned",
+        report_folder(family, pair),
+        "org/base",
+        "org/tuned",
+        **columns,
+    )
+
+
+MANY = index_of(
+    row(
+        1, "qwen2.5-coder-32b", state="done", label="not assessable", concentration=0.3689,
+        relative_norm_overall=0.067, seconds=4000.0, bytes=14_000_000_000,
+    ),
+    row(
+        2, "internvl3.5-241b-a28b", "instruct..thinking", state="failed", seconds=3.21, bytes=0,
+        error="org/tuned is not in the cache, and this run is offline",
+        hint="run once without --offline",
+    ),
+    row(113, "a"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [80, 120, 200])
+def test_the_table_fits_the_terminal(width):
+    """Every figure on one line of its row, the fault in a column or below, with its hint."""
+    lines = shown(MANY, width)
+    assert all(len(line) <= width for line in lines)
+    text = "\n".join(lines)
+    assert all(
+        word in text
+        for word in ("0.37", "6.7 %", "1:06:40", "3.2 s", "done", "failed", "pending", "14.0 GB")
+    )
+    assert "pairs  3: 1 done, 1 failed, 1 pending" in text
+    (head,) = [line for line in lines if "conc." in line]
+    assert head.split() == ["#", "family", "pair", "state", "label", "conc.", "norm", "time"] + [
+        "error"
+    ] * (width > 80)
+    assert "not assessable" not in text  # a dash, and what it stands for below
+    assert "label  - where a gate failed or no known training is of this size" in text
+    assert "offline" in text.replace("\n", "")
+    assert ("run once without --offline" in text) == (width == 80)
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_hostile_names_and_errors_are_text(tmp_path, width):
+    """Names and errors from files drive neither a terminal nor a CI service, wherever a line
+    breaks; both files and the table hold them as text.
+    """
+    rows = (
+        row(1, HOSTILE, HOSTILE, state="failed", error=HOSTILE * 3, hint=HOSTILE),
+        row(None, "=cmd|'/c'!A0"),
+    )
+    write_index(tmp_path, index_of(*rows))
+    index = read_index(tmp_path)
+    for found in (index_of(*rows), index):
+        # as console prints where no person watches
+        lines = inert("\n".join(shown(found, width))).splitlines()
+        assert all(line.isprintable() for line in lines)
+        assert not [line for line in lines if line.strip().startswith("::") or "##[" in line]
+    assert "[red]" in "".join(shown(index, 200))
+    assert index.rows[0].family == HOSTILE.replace("\ud800", "\\ud800")
+    assert [found["family"] for found in table_rows(tmp_path)] == [
+        found.family for found in index.rows
+    ]
+    assert index.rows[0].folder.count("/") == 1
+
+
+def test_show_tells_the_list_first_and_then_its_reports(toys, shadow):
+    """The table, then what `show` always told; of a list without a report the table alone; piped at
+    80 columns.
+    """
+    shadow("audit", "toy-a", "toy-bad*", "--registry", ".", "-o", "out").assert_done(1)
+    plain = shadow("show", "out", env={"COLUMNS": None}).assert_done()
+    table, first, *rest = plain.split("──\n")[0:1] + plain.split("\ntoy-a  base..")
+    assert table.startswith("list ─")
+    assert len([first, *rest]) == 3
+    assert max(map(len, plain.splitlines())) <= 80
+    assert "list" not in shadow("show", "out/toy-a").assert_done().splitlines()[0]
+    shadow("audit", "toy-bad:base..g*", "--registry", ".", "-o", "none").assert_done(1)
+    assert "1 failed" in shadow("show", "none").assert_done()
+    assert json.loads(shadow("show", "none", "--format", "json").assert_done())["reports"] == []
+
+
+def test_exact_targets_print_what_they_always_did(toys, shadow):
+    """Without a list there is no index, and JSON is the list of summaries."""
+    found = json.loads(
+        shadow(
+            "audit", "toy-a", "toy-c", "--registry", ".", "-o", "out", "--format", "json"
+        ).assert_done()
+    )
+    assert [one["family"] for one in found] == ["toy-a", "toy-a", "toy-c"]
+    assert sorted(path.name for path in (toys / "out").iterdir()) == ["toy-a", "toy-c"]
+    assert isinstance(json.loads(shadow("show", "out", "--format", "json").assert_done()), list)
+
+
+def test_columns_of_the_table_can_be_explained(shadow):
+    """`explain state` knows it; a name that a report has too is explained as of the report."""
+    assert "pending: not reached yet" in shadow("explain", "state").assert_done()
+    assert "formula" in shadow("explain", "concentration").assert_done()
+
+
+# progress
+
+
+def test_progress_of_a_list_is_two_bars(monkeypatch):
+    """On a terminal: pairs done above, the current pair's matrices below; elsewhere nothing."""
+    from shadow.audits.pair import Progress
+
+    for terminal in (True, False):
+        file = io.StringIO()
+        file.isatty = lambda terminal=terminal: terminal
+        monkeypatch.setattr(
+            console,
+            "err",
+            Console(file=file, force_terminal=terminal, width=100, color_system=None),
+        )
+        with console.list_progress(3) as watch:
+            for name in ("a:x", "\x1b]0;b\a:y"):
+                with watch(name) as show:
+                    show(Progress(5, 10, 50, 100))
+            time.sleep(0.2)
+        text = file.getvalue()
+        assert ("1/3" in text and "5/10" in text and "left" in text) == terminal
+        assert ("\\x1b]0;b\\x07:y" in text) == terminal
+        assert text == "" or terminal
+        assert "\x1b]0;b" not in text
+
+
+def test_time_left_counts_only_what_was_measured():
+    """Ten pairs, of which three reports were read: the time is that of a measured pair times what
+    is left.
+    """
+    now = 0.0
+    pace = console.ListPace(10, lambda: now)
+    pace.begin()
+    assert pace.left(0.0) is None, "nothing can be said yet"
+    pace = console.ListPace(10, lambda: now)
+    for _ in range(4):  # read at once, no progress told
+        now += 0.01
+        pace.begin()
+    for share in (0.5, 1.0):
+        now += 10
+        assert pace.left(share) == pytest.approx(20 * (7 - share), rel=0.01)
+    pace.begin()
+    now += 10
+    assert pace.left(0.5) == pytest.approx(20 * 5.5, rel=0.01)
+
+
+def test_an_audit_of_a_list_tells_its_bars(toys):
+    """audit_list names each pair when it begins, and the matrices of each that is measured."""
+    told = {}
+
+    @contextlib.contextmanager
+    def watch(name):
+        told[name] = []
+        yield lambda state: told[name].append(state.done)
+
+    run(select_toys(toys, "toy-a*"), toys / "out", watch=watch)
+    assert told == {"toy-a:base..one": [0, 1, 2], "toy-a:base..two": [0, 1, 2]}
+    run(select_toys(toys, "toy-a*"), toys / "out", watch=watch)
+    assert told == {"toy-a:base..one": [], "toy-a:base..two": []}
+
+
+def test_a_given_pair_goes_into_a_list(toys):
+    """--base and --tuned beside a shard: the pair has the folder that it always has."""
+    pair = given_pair(parse_reference(str(toys / "base")), parse_reference(str(toys / "one")))
+    run(select(given=[pair], shard="1/1"), toys / "out")
+    assert run_pair(pair, EVERYTHING, toys / "out").measured == 0

@@ -1,0 +1,681 @@
+"""A finished report and another audit of the pair: what differs is named, nothing is lost, labels
+and scores follow.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import models
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from effort import every
+from hub import Hub
+from models import UP, matrices
+
+from shadow.audits import pair as shadow_run
+from shadow.audits.list_audit import audit_list
+from shadow.audits.list_index import read_index
+from shadow.audits.merging import merge
+from shadow.audits.pair import Runtime, Settings, run_pair
+from shadow.checkpoints.pairing import Filter
+from shadow.errors import KeptError, ShadowError, UsageError
+from shadow.reports import parquet as report_module
+from shadow.reports.atomic_replacement import READY
+from shadow.reports.folders import found_below
+from shadow.reports.provenance import finished_metadata
+from shadow.spectra.delta import Method
+from shadow.summary.summary import read_summary
+from shadow.targets.families import given_pair
+from shadow.targets.lists import select
+from shadow.targets.references import parse_reference
+
+EVERYTHING = Settings(Method(subspaces=False), Filter())
+
+
+@pytest.fixture
+def toys(tmp_path):
+    """A family of a base of two layers and two models tuned from it, the second of four layers as
+    its own base is.
+    """
+    models.write(tmp_path / "base", matrices(0), {"model_type": "llama"})
+    models.write(tmp_path / "one", matrices(1), {"model_type": "llama"})
+    models.write(tmp_path / "deep", matrices(2, layers=4), {"model_type": "llama"})
+    models.write(tmp_path / "deeper", matrices(3, layers=4), {"model_type": "llama"})
+    (tmp_path / "toys.yaml").write_text(
+        "toy-a: {base: ./base, one: ./one}\ntoy-b: {base: ./deep, two: ./deeper}\n"
+    )
+    return tmp_path
+
+
+@pytest.fixture
+def pair(toys):
+    return given_pair(parse_reference(str(toys / "base")), parse_reference(str(toys / "one")))
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def stored_metadata(folder):
+    """The metadata of each table, which must be one and the same."""
+    found = [
+        json.loads(pq.read_schema(path).metadata[b"shadow"])
+        for path in sorted(folder.glob("*.parquet"))
+    ]
+    assert len(found) == 4
+    assert all(one == found[0] for one in found)
+    return found[0]
+
+
+@pytest.mark.parametrize("name", ["matrices", "tensors", "residual", "spectra"])
+def test_a_report_that_lacks_a_table_is_measured_again(pair, toys, name):
+    """It is damaged, whatever the other files say; the audit says which one is missing."""
+    said = []
+    folder = run_pair(pair, EVERYTHING, toys / "out").folder
+    (folder / f"{name}.parquet").unlink()
+    done = run_pair(pair, EVERYTHING, toys / "out", Runtime(say=said.append))
+    assert done.measured
+    assert any(f"{name}.parquet is missing from this report" in line for line in said)
+    assert len(stored_metadata(folder)) > 0
+
+
+def test_a_missing_summary_is_made_again_and_nothing_measured(pair, toys):
+    """All of it follows from the tables: readers make it for themselves, an audit the file."""
+    said = []
+    folder = run_pair(pair, EVERYTHING, toys / "out").folder
+    before = files(folder)
+    told, _ = read_summary(folder)
+    (folder / "summary.json").unlink()
+    assert read_summary(folder)[0] == told
+    done = run_pair(pair, EVERYTHING, toys / "out", Runtime(say=said.append))
+    assert done.measured == 0
+    assert f"{folder}: summary.json was missing, and is made again from the tables" in said
+    assert files(folder) == before
+
+
+def test_a_report_without_the_file_by_which_it_is_found_is_damaged(pair, toys):
+    """It is found nevertheless, so that nothing below a folder is passed over in silence."""
+    folder = run_pair(pair, EVERYTHING, toys / "out").folder
+    (folder / "matrices.parquet").unlink()
+    (toys / "out" / "mine").mkdir()
+    (toys / "out" / "mine" / "summary.json").write_text('{"schema": 1}')
+    pq.write_table(pa.table({"x": [1]}), toys / "out" / "mine" / "tensors.parquet")
+    assert found_below(toys / "out") == [folder]
+    with pytest.raises(ShadowError, match=r"matrices.parquet is missing from this report"):
+        read_summary(folder)
+    for path in folder.glob("*.parquet"):
+        path.unlink()
+    assert found_below(toys / "out") == [folder]  # summary.json says whose it is
+
+
+def test_an_audit_that_was_stopped_is_no_damaged_report(pair, toys, monkeypatch):
+    """Nothing but its work is there; a damaged report that is being audited is not finished."""
+    folder = run_pair(pair, EVERYTHING, toys / "out").folder
+    kept = toys / "kept"
+    shutil.move(folder, kept)
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shadow_run, "summarise", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_pair(pair, EVERYTHING, toys / "out")
+    assert (folder / ".partial").is_dir()
+    assert found_below(toys / "out") == []
+    for above in (toys / "out", folder.parent):
+        with pytest.raises(ShadowError, match="no finished report in it") as refused:
+            read_summary(above)
+        assert refused.value.hint is not None
+        assert "it holds 1 unfinished audit: run the same command again" in refused.value.hint
+        assert "shadow clean" in refused.value.hint
+    shutil.copy(kept / "tensors.parquet", folder)
+    assert found_below(toys / "out") == [folder]
+    with pytest.raises(ShadowError, match="no finished report in it") as refused:
+        read_summary(folder)
+    assert refused.value.hint is not None
+    assert refused.value.hint.startswith("its audit is not finished: run the same command again")
+
+
+def test_a_new_report_that_only_has_to_be_moved_is_found(pair, toys):
+    """Killed before the first move: who looks for reports below finds it, and who reads moves."""
+    folder = run_pair(pair, EVERYTHING, toys / "out").folder
+    ready = folder / ".partial" / READY
+    ready.mkdir(parents=True)
+    for name in files(folder):
+        (folder / name).rename(ready / name)
+    assert found_below(toys / "out") == [folder]
+    assert found_below(folder) == [folder]
+    assert read_summary(folder)
+    assert (folder / "matrices.parquet").is_file()
+
+
+OTHER = {
+    "precision": (
+        replace(EVERYTHING, method=Method("exact", subspaces=False)),
+        "--precision default, now exact",
+    ),
+    "nulls": (replace(EVERYTHING, method=Method(nulls=3, subspaces=False)), "--nulls 0, now 3"),
+    "seed": (replace(EVERYTHING, method=Method(seed=7, subspaces=False)), "--seed 0, now 7"),
+    "subspaces": (replace(EVERYTHING, method=Method()), "--subspaces no, now yes"),
+    "spectra": (replace(EVERYTHING, spectra=False), "--spectra yes, now no"),
+    "layers": (replace(EVERYTHING, chosen=Filter(layers=(0, 1))), "--layer all, now 0-1"),
+    "component": (
+        replace(EVERYTHING, chosen=Filter(components=("language",))),
+        "--component all, now language",
+    ),
+    "module": (replace(EVERYTHING, chosen=Filter(modules=("mlp.up",))), "--module all, now mlp.up"),
+}
+
+
+@pytest.mark.parametrize("change", OTHER)
+def test_other_settings_leave_a_finished_report(pair, toys, change):
+    """The fault names the option, both values, and what to do; not a byte of the report changes."""
+    settings, told = OTHER[change]
+    first = run_pair(pair, EVERYTHING, toys / "out")
+    before = files(first.folder)
+    with pytest.raises(KeptError) as caught:
+        run_pair(pair, settings, toys / "out")
+    assert caught.value.message == f"{first.folder}: the finished report there differs: {told}"
+    assert caught.value.hint == "replace it with --overwrite, or choose another folder with -o"
+    assert files(first.folder) == before
+    assert [path.name for path in first.folder.iterdir() if path.is_dir()] == []
+
+
+@pytest.mark.parametrize("change", every(4, OTHER))
+def test_overwrite_gives_the_report_of_a_fresh_folder(pair, toys, change):
+    """Every table and the summary are those of an audit that found nothing there; then nothing is
+    measured again.
+    """
+    settings, _ = OTHER[change]
+    run_pair(pair, EVERYTHING, toys / "out")
+    done = run_pair(pair, settings, toys / "out", Runtime(overwrite=True))
+    fresh = run_pair(pair, settings, toys / "fresh")
+    assert done.measured == fresh.measured == 2
+    assert files(done.folder).keys() == files(fresh.folder).keys()
+    for name, content in files(done.folder).items():
+        if name.endswith(".parquet"):
+            assert pq.read_table(done.folder / name).equals(pq.read_table(fresh.folder / name))
+        else:
+            assert content == files(fresh.folder)[name]
+    before = files(done.folder)
+    assert run_pair(pair, settings, toys / "out", Runtime(overwrite=True)).measured == 0
+    assert files(done.folder) == before
+
+
+def test_changed_files_and_another_checkpoint_leave_a_finished_report(pair, toys):
+    """A tuned folder that was written again, and another folder behind the same family and pair."""
+    first = run_pair(pair, EVERYTHING, toys / "out")
+    before, had = files(first.folder), finished_metadata(first.folder)["tuned"]["fingerprint"]
+    models.write(toys / "one", matrices(8), {"model_type": "llama"})
+    with pytest.raises(
+        KeptError, match=f"(?m)files of tuned, by their hash {had[:12]}, now [0-9a-f]{{12}}$"
+    ):
+        run_pair(pair, EVERYTHING, toys / "out")
+    other = replace(pair, base=parse_reference(str(toys / "one")))
+    with pytest.raises(
+        KeptError, match=f"base {toys / 'base'}, now {toys / 'one'}; files of tuned"
+    ):
+        run_pair(other, EVERYTHING, toys / "out")
+    assert files(first.folder) == before
+    assert run_pair(pair, EVERYTHING, toys / "out", Runtime(overwrite=True)).measured == 2
+    now = finished_metadata(first.folder)["tuned"]["fingerprint"]
+    assert now != had
+    assert stored_metadata(first.folder)["tuned"]["fingerprint"] == now
+
+
+def test_another_commit_leaves_a_finished_report(toys, shadow):
+    """A branch of the Hub moved on: exit 1 with both commits; --overwrite takes the new one."""
+    with Hub() as hub:
+        first = hub.add("org/base", toys / "base"), hub.add("org/model", toys / "one")
+        env = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(toys / "home")}
+        command = ("audit", "--base", "org/base", "--tuned", "org/model")
+        shadow(*command, env=env).assert_done()
+        models.write(toys / "one", matrices(8), {"model_type": "llama"})
+        second = hub.add("org/model", toys / "one")
+        refused = shadow(*command, env=env)
+        refused.assert_refused()
+        assert f"differs: commit of tuned {first[1][:12]}, now {second[:12]}\n" in refused.err
+        assert "--overwrite" in refused.err
+        shadow(*command, "--overwrite", env=env).assert_done()
+        (folder,) = toys.glob("reports/*/*")
+        assert finished_metadata(folder)["tuned"]["commit"] == second
+
+
+def with_metadata(folder, **told):
+    """The report as if its metadata had said so."""
+    for path in folder.glob("*.parquet"):
+        table = pq.read_table(path)
+        metadata = json.loads(table.schema.metadata[b"shadow"]) | told
+        pq.write_table(table.replace_schema_metadata({b"shadow": json.dumps(metadata)}), path)
+
+
+def test_another_version_alone_keeps_the_report(pair, toys):
+    """It is said which version measured it; --overwrite measures it with this version."""
+    first = run_pair(pair, EVERYTHING, toys / "out")
+    with_metadata(first.folder, version="0.0.9")
+    before, said = files(first.folder), []
+    kept = run_pair(pair, EVERYTHING, toys / "out", Runtime(say=said.append))
+    assert (kept.measured, said) == (
+        0,
+        ["nothing to measure: the report is already there; measured by shadow 0.0.9"],
+    )
+    assert kept.summary == first.summary
+    assert files(first.folder) == before
+    with pytest.raises(KeptError, match="--precision"):
+        run_pair(pair, OTHER["precision"][0], toys / "out")
+    assert run_pair(pair, EVERYTHING, toys / "out", Runtime(overwrite=True)).measured == 2
+    assert stored_metadata(first.folder)["version"] == first.provenance["version"]
+
+
+def test_a_setting_that_is_younger_than_the_report_is_what_it_was_without_it(pair, toys):
+    """A report whose settings do not speak of subspaces and nulls is one of their defaults."""
+    first = run_pair(pair, Settings(Method(), Filter()), toys / "out")
+    with_metadata(first.folder, version="0.0.9", settings={"method": {"precision": "default"}})
+    assert run_pair(pair, Settings(Method(), Filter()), toys / "out").measured == 0
+    with pytest.raises(KeptError, match=r"(?m)differs: --nulls 0, now 5$"):
+        run_pair(pair, Settings(Method(nulls=5), Filter()), toys / "out")
+
+
+def test_another_schema_is_never_replaced_unasked(pair, toys):
+    """This version cannot read it, so it cannot be kept for the same: exit 1, and only --overwrite
+    replaces it.
+    """
+    first = run_pair(pair, EVERYTHING, toys / "out")
+    with_metadata(first.folder, schema=2)
+    before = files(first.folder)
+    with pytest.raises(KeptError, match=r"(?m)differs: schema 2, now 1$"):
+        run_pair(pair, EVERYTHING, toys / "out")
+    assert files(first.folder) == before
+    assert run_pair(pair, EVERYTHING, toys / "out", Runtime(overwrite=True)).measured == 2
+
+
+class StoppedError(Exception):
+    pass
+
+
+def stopping(progress):
+    if progress.done:
+        raise StoppedError
+
+
+def test_the_old_report_is_readable_until_the_new_one_is_complete(pair, toys):
+    """Stopped in the middle of --overwrite: the old numbers are there; the same command goes on and
+    replaces them.
+    """
+    first = run_pair(pair, EVERYTHING, toys / "out")
+    before = files(first.folder)
+    with pytest.raises(StoppedError):
+        run_pair(
+            pair, OTHER["nulls"][0], toys / "out", Runtime(overwrite=True, show=stopping, jobs=1)
+        )
+    assert files(first.folder) == before
+    assert read_summary(first.folder)[0] == first.summary
+    assert run_pair(pair, EVERYTHING, toys / "out").measured == 0, (
+        "and it does not take the unfinished work away"
+    )
+    done = run_pair(pair, OTHER["nulls"][0], toys / "out", Runtime(overwrite=True, jobs=1))
+    assert done.measured == 1
+    assert finished_metadata(first.folder)["settings"]["method"]["nulls"] == 3
+
+
+def killed_after(moves):
+    """os.replace, which interrupts the audit instead of moving another file of a report, after so
+    many of them.
+    """
+    left, move = moves, os.replace
+
+    def killed(source, target, **rest):
+        nonlocal left
+        if Path(source).parent.name == READY:
+            if left == 0:
+                raise KeyboardInterrupt
+            left -= 1
+        return move(source, target, **rest)
+
+    return killed
+
+
+@pytest.mark.parametrize("kills", every(3, range(6)))
+def test_killed_while_files_take_their_places_nothing_is_lost(pair, toys, monkeypatch, kills):
+    """Before any of the moves, and between any two: whoever reads the report completes it, and
+    nothing is measured.
+    """
+    run_pair(pair, EVERYTHING, toys / "out")
+    settings = replace(OTHER["nulls"][0], spectra=False)
+    fresh = run_pair(pair, settings, toys / "fresh")
+    move = os.replace
+    monkeypatch.setattr(os, "replace", killed_after(kills))
+    try:
+        run_pair(pair, settings, toys / "out", Runtime(overwrite=True))
+    except KeyboardInterrupt:
+        assert kills < 4  # summary.json, tensors, residual and matrices move
+    else:
+        assert kills >= 4
+    monkeypatch.setattr(os, "replace", move)
+    (folder,) = toys.glob("out/*/*")
+    summary, metadata = read_summary(folder)
+    assert metadata["settings"]["method"]["nulls"] == 3
+    assert summary.figures == fresh.summary.figures
+    assert run_pair(pair, settings, toys / "out").measured == 0
+    assert files(folder).keys() == files(fresh.folder).keys()
+    assert not (folder / ".partial").exists()
+
+
+def test_a_new_report_that_cannot_be_written_leaves_the_old_one(pair, toys, monkeypatch):
+    """A disk is full at the last file of a new report: the old one is whole, the work is kept."""
+    first = run_pair(pair, EVERYTHING, toys / "out")
+    before, finish = files(first.folder), report_module.TableFile.finish
+    written = []
+
+    def full(file, metadata):
+        written.append(file)
+        if len(written) == 4:
+            raise OSError(28, "No space left on device")
+        finish(file, metadata)
+
+    monkeypatch.setattr(report_module.TableFile, "finish", full)
+    with pytest.raises(ShadowError, match="No space left"):
+        run_pair(pair, OTHER["nulls"][0], toys / "out", Runtime(overwrite=True))
+    assert files(first.folder) == before
+    monkeypatch.undo()
+    assert run_pair(pair, OTHER["nulls"][0], toys / "out", Runtime(overwrite=True)).measured == 0, (
+        "only written"
+    )
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_report_that_may_not_be_read_is_not_replaced(pair, toys):
+    """It may be whole: what the system refuses is a fault, not a broken report."""
+    first = run_pair(pair, EVERYTHING, toys / "out")
+    (first.folder / "matrices.parquet").chmod(0)
+    with pytest.raises(ShadowError, match="not a report"):
+        run_pair(pair, EVERYTHING, toys / "out")
+
+
+def test_an_audit_that_ended_meanwhile_is_not_replaced(pair, toys, monkeypatch):
+    """Two audits of one folder, of other settings: the one that comes second finds the report of
+    the first.
+    """
+    line_up = shadow_run.line_up
+
+    def slow(*arguments, **options):
+        monkeypatch.setattr(shadow_run, "line_up", line_up)
+        run_pair(pair, EVERYTHING, toys / "out")
+        return line_up(*arguments, **options)
+
+    monkeypatch.setattr(shadow_run, "line_up", slow)
+    with pytest.raises(ShadowError, match="another audit has just ended there"):
+        run_pair(pair, OTHER["precision"][0], toys / "out")
+    (folder,) = toys.glob("out/*/*")
+    assert finished_metadata(folder)["settings"]["method"]["precision"] == "default"
+
+
+def test_an_unfinished_audit_that_differs_starts_afresh_and_says_how(pair, toys):
+    """Settings are named with both values; the optimiser, which changes no number, is not."""
+    with pytest.raises(StoppedError):
+        run_pair(pair, EVERYTHING, toys / "out", Runtime(show=stopping, jobs=1))
+    said = []
+    with pytest.raises(StoppedError):
+        run_pair(
+            pair, OTHER["nulls"][0], toys / "out", Runtime(show=stopping, jobs=1, say=said.append)
+        )
+    assert said == ["starting afresh: the unfinished audit there differs: --nulls 0, now 3"]
+    told = replace(OTHER["nulls"][0], optimizer="adamw")
+    assert run_pair(pair, told, toys / "out", Runtime(jobs=1, say=said.append)).measured == 1
+    assert said[1] == "resuming: 1 of 2 matrices already measured"
+
+
+# labels and scores
+
+
+@pytest.fixture
+def demo(tmp_path):
+    (pair,) = select(["demo:base..narrow"]).pairs
+    return pair, run_pair(pair, EVERYTHING, tmp_path / "out").folder
+
+
+def test_an_optimizer_renews_the_label_and_measures_nothing(demo, tmp_path):
+    """summary.json and the metadata of every table are those of an audit with that optimiser; no
+    row changes.
+    """
+    pair, folder = demo
+    before = {
+        name: pq.read_table(folder / name) for name in files(folder) if name.endswith(".parquet")
+    }
+    told, said = replace(EVERYTHING, optimizer="adamw"), []
+    done = run_pair(pair, told, tmp_path / "out", Runtime(say=said.append))
+    fresh = run_pair(pair, told, tmp_path / "fresh")
+    assert done.measured == 0
+    assert said[1:] == ["the label is made again: --optimizer was not given, is now adamw"]
+    assert files(folder)["summary.json"] == files(fresh.folder)["summary.json"]
+    assert done.summary == fresh.summary
+    assert done.summary.reference.optimizer == "adamw"
+    assert all(pq.read_table(folder / name).equals(table) for name, table in before.items())
+    apart = ("started", "seconds")
+    found, wanted = (
+        {key: value for key, value in stored_metadata(one).items() if key not in apart}
+        for one in (folder, fresh.folder)
+    )
+    assert found == wanted
+    assert found["settings"]["optimizer"] == "adamw"
+    again = []
+    assert run_pair(pair, told, tmp_path / "out", Runtime(say=again.append)).measured == 0
+    assert again == ["nothing to measure: the report is already there"]
+    run_pair(pair, EVERYTHING, tmp_path / "out")
+    assert stored_metadata(folder)["settings"]["optimizer"] is None
+
+
+def test_scores_and_an_optimizer_together_leave_one_report(demo, tmp_path, shadow):
+    """Scores are in summary.json alone: metadata of tables never have them, whenever they came."""
+    _, folder = demo
+    (tmp_path / "scores.csv").write_text(
+        "model,benchmark,score\ndemo:base,x,0.2\ndemo:narrow,x,0.5\n"
+    )
+    plain = stored_metadata(folder)
+    command = ("audit", "demo:base..narrow", "--no-subspaces", "--scores", "scores.csv")
+    shadow(*command, "-o", "out").assert_done()
+    assert stored_metadata(folder) == plain
+    done = shadow(*command, "-o", "out", "--optimizer", "adamw")
+    assert "the label is made again" in done.err
+    done.assert_done()
+    shadow(*command, "-o", "fresh", "--optimizer", "adamw").assert_done()
+    fresh = tmp_path / "fresh/demo/base..narrow"
+    assert files(folder)["summary.json"] == files(fresh)["summary.json"]
+    assert files(folder)["scores.json"] == files(fresh)["scores.json"]
+    assert stored_metadata(folder)["claims"] == stored_metadata(fresh)["claims"]
+    text = shadow("audit", "demo:base..narrow", "--no-subspaces", "-o", "out").assert_done()
+    assert "x gain +0.3" in text, "kept when only the label is renewed"
+
+
+@pytest.mark.parametrize("kills", every(3, range(6)))
+def test_killed_while_a_label_is_renewed_the_report_stays_one(demo, tmp_path, monkeypatch, kills):
+    """All of its files have the new label for whoever reads it, or none has."""
+    pair, folder = demo
+    move = os.replace
+    monkeypatch.setattr(os, "replace", killed_after(kills))
+    with pytest.raises(KeyboardInterrupt) if kills < 5 else monkeypatch.context():
+        run_pair(pair, replace(EVERYTHING, optimizer="adamw"), tmp_path / "out")
+    monkeypatch.setattr(os, "replace", move)
+    summary, metadata = read_summary(folder)
+    assert metadata["settings"]["optimizer"] == summary.reference.optimizer == "adamw"
+    assert stored_metadata(folder) == metadata
+    assert (
+        json.loads((folder / "summary.json").read_text())["label"]
+        == metadata["label"]
+        == summary.label
+    )
+
+
+# lists
+
+
+def audited(toys, settings=EVERYTHING, *targets, **options):
+    return list(
+        audit_list(select(targets or ["toy-*"], registry=toys), settings, toys / "out", **options)
+    )
+
+
+def test_a_list_goes_on_and_says_which_pairs_it_left(toys, shadow):
+    """The pair of other settings is `kept` in both files, with what differs and no figure; the exit
+    code is 1.
+    """
+    (pair,) = select(["toy-a"], registry=toys).pairs
+    folder = run_pair(pair, OTHER["precision"][0], toys / "out").folder
+    before = files(folder)
+    done = shadow("audit", "toy-*", "--registry", ".", "-o", "out", "--no-subspaces")
+    text = done.assert_done(1)
+    assert "pairs  2: 1 done, 1 kept" in text
+    errors = [line for line in done.err.splitlines() if line.startswith("error")]
+    assert errors == [
+        f"error: toy-a:base..one: {folder.relative_to(toys)}: the finished report there differs:"
+        " --precision exact, now default"
+    ]
+    assert files(folder) == before
+    kept, other = read_index(toys / "out").rows
+    assert (kept.state, other.state) == ("kept", "done")
+    assert "--precision exact, now default" in kept.error
+    assert "--overwrite" in kept.hint
+    assert (kept.label, kept.concentration, kept.matrices, kept.version) == (None, None, None, None)
+    assert [row["state"] for row in pq.read_table(toys / "out" / "batch.parquet").to_pylist()] == [
+        "kept",
+        "done",
+    ]
+    assert json.loads((toys / "out" / "index.json").read_text())["counts"]["kept"] == 1
+    gated = shadow("gate", "out", "--fail-on", "language.mlp.up.concentration > 2")
+    assert gated.code == 1, "what was asked for is not there"
+    assert "--precision exact, now default" in gated.err
+    assert "kept" in shadow("show", "out").assert_done()
+    shadow("report", "out", "-o", "page.html").assert_done()
+    assert "now default" in (toys / "page.html").read_text()
+    shadow(
+        "audit", "toy-*", "--registry", ".", "-o", "out", "--no-subspaces", "--overwrite"
+    ).assert_done()
+    assert {row.state for row in read_index(toys / "out").rows} == {"done"}
+
+
+def test_a_list_keeps_reports_of_another_version(toys):
+    """After an upgrade a nightly list measures what is missing and nothing else; each row has its
+    own version.
+    """
+    (first,) = audited(toys, EVERYTHING, "toy-a:*")
+    with_metadata(first.result.folder, version="0.0.9")
+    (row,) = read_index(toys / "out").rows
+    index = toys / "out" / "index.json"
+    index.write_text(index.read_text().replace(f'"{row.version}"', '"0.0.9"'))
+    assert [outcome.result.measured for outcome in audited(toys)] == [0, 4]
+    rows = read_index(toys / "out").rows
+    assert [other.version for other in rows] == ["0.0.9", row.version]
+    assert rows[0].seconds == row.seconds
+    assert [other.version for other in merge(toys / "out", []).index.rows] == ["0.0.9", row.version]
+    with_metadata(shutil.copytree(toys / "out", toys / "copy") / "toy-a/base..one", version="0.0.8")
+    assert merge(toys / "out", [toys / "copy"]).there == 2, (
+        "numbers are the same, whatever measured them"
+    )
+
+
+def test_a_merge_does_not_take_a_kept_report_for_what_was_asked_for(toys):
+    """Files changed since: the shard's row stays `kept` where reports are joined."""
+    audited(toys)
+    models.write(toys / "one", matrices(8), {"model_type": "llama"})
+    assert [outcome.state for outcome in audited(toys)] == ["kept", "done"]
+    assert [row.state for row in merge(toys / "all", [toys / "out"]).index.rows] == ["kept", "done"]
+    assert [row.state for row in merge(toys / "out", []).index.rows] == ["kept", "done"]
+    audited(toys, runtime=Runtime(overwrite=True))
+    assert [row.state for row in merge(toys / "out", []).index.rows] == ["done", "done"]
+
+
+def test_an_optimizer_renews_the_labels_of_a_list(toys):
+    """Nothing is measured, what each pair took stays, and the rows say what the reports say."""
+    audited(toys)
+    first = read_index(toys / "out").rows
+    again = audited(toys, replace(EVERYTHING, optimizer="sgd"))
+    assert [outcome.result.measured for outcome in again] == [0, 0]
+    assert [row.seconds for row in read_index(toys / "out").rows] == [row.seconds for row in first]
+    assert merge(toys / "out", []).index.kind.settings["optimizer"] == "sgd"
+
+
+# what the model does not have
+
+
+ABSENT = {
+    "a layer": (Filter(layers=(99,)), "no layer 99", "the layers are 0-1"),
+    "the end of a range": (Filter(layers=(0, 1, 2, 3)), "no layers 2-3", "the layers are 0-1"),
+    "a component": (Filter(components=("vision",)), "no component vision", "it has language"),
+    "a module": (Filter(modules=("mla.q_a",)), "no module mla.q_a there", "it has mlp.up"),
+    "a layer of a component": (
+        Filter(components=("language",), layers=(7,)),
+        "no layer 7",
+        "the layers of language are 0-1",
+    ),
+}
+
+
+@pytest.mark.parametrize("absent", ABSENT)
+def test_what_the_model_does_not_have_is_wrong_usage(pair, toys, absent):
+    """Before anything is measured, with what there is; a report stays, also with --overwrite."""
+    chosen, told, hint = ABSENT[absent]
+    first = run_pair(pair, EVERYTHING, toys / "out")
+    before = files(first.folder)
+    for output, overwrite in (("out", False), ("out", True), ("new", False)):
+        with pytest.raises(UsageError) as caught:
+            run_pair(
+                pair,
+                replace(EVERYTHING, chosen=chosen),
+                toys / output,
+                Runtime(overwrite=overwrite),
+            )
+        assert (caught.value.message, caught.value.hint) == (f"{toys / 'one'}: {told}", hint)
+    assert files(first.folder) == before
+    assert not (toys / "new").exists()
+
+
+@pytest.mark.parametrize("command", ["audit", "plan"])
+def test_exit_2_comes_when_no_pair_has_it(toys, shadow, command):
+    """One pair, several and a list of pairs; where one has it, the other is a failed pair, and the
+    code is 1.
+    """
+    options = ("--registry", ".", *(("--no-subspaces",) if command == "audit" else ()))
+    shadow(command, "toy-a", "--layer", "99", *options).assert_refused(2)
+    for targets in (("toy-a", "toy-b"), ("toy-*",)):
+        none, some = (
+            shadow(command, *targets, "--layer", layer, *options) for layer in ("99", "3")
+        )
+        assert (none.code, some.code) == (2, 1)
+        told = "toy-a:base..one: ./one: no layer".replace("./one", str(toys / "one"))
+        assert f"error: {told} 99\nhint:  the layers are 0-1" in none.err
+        assert f"error: {told} 3\nhint:  the layers are 0-1" in some.err
+        assert "toy-b" in none.err
+        assert "toy-b:base..two: /" not in some.err
+    if command == "audit":
+        assert [row.state for row in read_index(toys / "reports").rows] == ["failed", "done"]
+
+
+def test_where_nothing_was_compared_nothing_is_identical(tmp_path):
+    """Two layers, of which the second has no numbers: an audit of it says so, and of no copy."""
+    for name in ("base", "tuned"):
+        whole = matrices(0)
+        whole[UP.format(1)] = torch.ones(8, 8, dtype=torch.int32)
+        models.write(
+            tmp_path / name, {**whole, "model.layers.1.input_layernorm.weight": torch.ones(8)}
+        )
+    ends = (parse_reference(str(tmp_path / name)) for name in ("base", "tuned"))
+    summary = run_pair(
+        given_pair(*ends), replace(EVERYTHING, chosen=Filter(layers=(1,))), tmp_path / "out"
+    ).summary
+    changed = next(gate for gate in summary.gates if gate.name == "changed")
+    assert (changed.figure, changed.passed, changed.reason) == (
+        None,
+        False,
+        "no matrix was compared",
+    )
+    assert summary.label == "not assessable"
+    assert summary.label_reason.startswith("no matrix was compared")
+    assert (summary.claims.measured, summary.claims.consistent_with) == ([], [])

@@ -1,0 +1,571 @@
+"""A pair in parts: where it is cut, its report as by one process, what each part fetches."""
+
+from __future__ import annotations
+
+import io
+import json
+import tracemalloc
+import weakref
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from command import run_shadow
+from hub import Hub
+from safetensors.torch import save_file
+
+from shadow.audits import journal as journal_module
+from shadow.audits import pair as pair_audit
+from shadow.audits import parts as parts_module
+from shadow.audits import rows
+from shadow.audits.engine import Ended, InProcess
+from shadow.audits.journal import Journal, remove_unfinished
+from shadow.audits.outcome import Outcome
+from shadow.audits.pair import Progress, Runtime, Settings, plan_pair, run_pair
+from shadow.audits.parts import Parts, cut
+from shadow.audits.schedule import shards_of
+from shadow.checkpoints.opening import open_folder
+from shadow.checkpoints.pairing import Filter, pair_checkpoints
+from shadow.errors import BusyError, ShadowError
+from shadow.reports.columns import MATRICES
+from shadow.reports.parquet import TableFile, arrow_schema, pages_of, table_of
+from shadow.spectra.delta import Method
+from shadow.summary import summary as summary_module
+from shadow.summary.summary import read_summary
+from shadow.targets.families import given_pair
+from shadow.targets.references import parse_reference
+
+SETTINGS = Settings(Method(), Filter())
+NAMES = [
+    f"model.layers.{layer}.mlp.{part}_proj.weight" for layer in range(12) for part in ("up", "down")
+]
+
+
+def weights(seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"up": (48, 32), "down": (32, 48)}
+    return {
+        name: torch.randn(*shapes[name.split(".")[4][:-5]], generator=generator) for name in NAMES
+    } | {"model.norm.weight": torch.randn(32, generator=generator)}
+
+
+def sharded(folder: Path, tensors: dict[str, torch.Tensor], shards: int) -> Path:
+    folder.mkdir(parents=True)
+    names, weight_map = list(tensors), {}
+    for number in range(shards):
+        file = f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
+        mine = names[number * len(names) // shards : (number + 1) * len(names) // shards]
+        save_file({name: tensors[name].contiguous() for name in mine}, folder / file)
+        weight_map |= dict.fromkeys(mine, file)
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": weight_map})
+    )
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    return folder
+
+
+@pytest.fixture
+def pair(tmp_path):
+    base = sharded(tmp_path / "base", weights(0), 6)
+    tuned = sharded(tmp_path / "tuned", weights(1), 6)
+    return given_pair(parse_reference(str(base)), parse_reference(str(tuned)))
+
+
+def contents(folder: Path) -> dict[str, object]:
+    """The data of every table of a report and the bytes of its summary."""
+    return {
+        path.name: pq.read_table(path).to_pylist()
+        if path.suffix == ".parquet"
+        else path.read_bytes()
+        for path in sorted(folder.iterdir())
+    }
+
+
+def lined_up(tmp_path: Path, base_shards: int, tuned_shards: int):
+    base = open_folder(str(sharded(tmp_path / "b", weights(0), base_shards)))
+    tuned = open_folder(str(sharded(tmp_path / "t", weights(1), tuned_shards)))
+    pairs, _ = pair_checkpoints(base, tuned, Filter())
+    return pairs
+
+
+def evenly(pairs):
+    """A byte count for every shard, as if it lay on the Hub."""
+    return {shard: 100 for pair in pairs for shard in shards_of(pair)}
+
+
+# where it is cut
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 6])
+def test_parts_are_whole_base_shards(tmp_path, count):
+    """Six shards on both sides that end at the same tensors: as many parts as asked for, none
+    sharing a shard.
+    """
+    pairs = lined_up(tmp_path, 6, 6)
+    parts = cut(pairs, count, evenly(pairs))
+    assert len(parts) == count
+    assert sorted(pair.key for part in parts for pair in part) == sorted(pair.key for pair in pairs)
+    in_parts = [{shard for pair in part for shard in shards_of(pair)} for part in parts]
+    assert sum(map(len, in_parts)) == 12
+    assert max(map(len, in_parts)) == min(map(len, in_parts)) == 12 / count
+
+
+def test_there_are_no_more_parts_than_good_cuts(tmp_path):
+    """Six shards give six parts at most; one file that must be fetched gives one."""
+    pairs = lined_up(tmp_path, 6, 6)
+    assert len(cut(pairs, 20, evenly(pairs))) == 6
+    whole = lined_up(tmp_path / "whole", 1, 1)
+    assert len(cut(whole, 4, evenly(whole))) == 1
+    assert cut([], 4, {}) == []
+
+
+def test_nothing_to_fetch_is_cut_anywhere(tmp_path):
+    """One file in a folder: four parts of about equal cost."""
+    parts = cut(lined_up(tmp_path, 1, 1), 4, {})
+    assert [len(part) for part in parts] == [6, 6, 6, 7]
+
+
+def test_a_cut_goes_where_the_least_lies_on_both_sides(tmp_path):
+    """Base in six shards, tuned in four: with two parts the cut is in the middle, where no tuned
+    shard is on both sides; three parts share two tuned shards at most, one at each cut.
+    """
+    pairs = lined_up(tmp_path, 6, 4)
+    for count, shared in ((2, 0), (3, 2)):
+        parts = cut(pairs, count, evenly(pairs))
+        assert len(parts) == count
+        shards = Counter(
+            shard for part in parts for shard in {one for pair in part for one in shards_of(pair)}
+        )
+        assert sum(shards.values()) - len(shards) <= shared
+
+
+# the report
+
+
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_the_report_is_that_of_one_process(tmp_path, pair, count):
+    """Every table and the summary, byte for byte of their data; nothing is left of the parts."""
+    whole = run_pair(pair, SETTINGS, tmp_path / "whole")
+    states: list[Progress] = []
+    runtime = Runtime(elsewhere=Parts(InProcess(), count), show=states.append)
+    parted = run_pair(pair, SETTINGS, tmp_path / "parted", runtime)
+    assert contents(parted.folder) == contents(whole.folder)
+    assert parted.measured == whole.measured == 24
+    assert not list(parted.folder.rglob(".partial"))
+    assert (states[-1].done, states[-1].cost_done) == (states[-1].total, states[-1].cost_total)
+    assert [state.done for state in states] == sorted(state.done for state in states)
+
+
+def pages(report: Path) -> dict[str, bytes]:
+    """What the tables of a report hold before their footers, which tell when it was made."""
+    found = {}
+    for path in sorted(report.glob("*.parquet")):
+        content = path.read_bytes()
+        found[path.name] = content[: pages_of(io.BytesIO(content))]
+    return found
+
+
+def test_files_tell_nothing_of_how_their_rows_were_gathered(tmp_path, pair, monkeypatch):
+    """Gathered five at a time and all at once: the tables have the same bytes as Parquet files."""
+    written = []
+    for number, chunk in enumerate((5, 1_000_000)):
+        monkeypatch.setattr(rows, "CHUNK", chunk)
+        written.append(pages(run_pair(pair, SETTINGS, tmp_path / str(number)).folder))
+    assert written[0] == written[1]
+    assert len(written[0]) == 4
+
+
+class Watched(Mapping):
+    """Outcomes, and how many of those that were asked for are alive at most."""
+
+    def __init__(self, outcomes):
+        self._outcomes = outcomes
+        self.given, self.most = [], 0
+
+    def __getitem__(self, key):
+        outcome = self._outcomes[key]
+        self.given.append((key, weakref.ref(outcome)))
+        self.most = max(self.most, sum(alive() is not None for _, alive in self.given))
+        return outcome
+
+    def __iter__(self):
+        return iter(self._outcomes)
+
+    def __len__(self):
+        return len(self._outcomes)
+
+
+def test_an_outcome_is_let_go_when_its_rows_are_made(tmp_path, pair, monkeypatch):
+    """Each is read from the journal once, and two are held at most."""
+    watched = []
+
+    def write_tables(folder, scratch, identity, pairs, skipped, outcomes, **options):
+        watched.append(Watched(outcomes))
+        return rows.write_tables(folder, scratch, identity, pairs, skipped, watched[0], **options)
+
+    monkeypatch.setattr(pair_audit, "write_tables", write_tables)
+    run_pair(pair, SETTINGS, tmp_path)
+    assert max(Counter(key for key, _ in watched[0].given).values()) == 1
+    assert len(watched[0].given) == 25
+    assert watched[0].most <= 2
+
+
+@pytest.mark.parametrize("limit", ["GROUP", "GROUP_BYTES"])
+def test_a_large_report_is_written_in_row_groups(tmp_path, pair, monkeypatch, limit):
+    """As soon as the gathered rows are many or large: every matrix is whole in one group, and
+    tables, summary and seal are those of a report in one piece.
+    """
+    whole = run_pair(pair, SETTINGS, tmp_path / "whole")
+    monkeypatch.setattr(rows, "CHUNK", 5)
+    monkeypatch.setattr(rows, limit, 10)
+    cut = run_pair(pair, SETTINGS, tmp_path / "cut")
+    for name in ("matrices", "spectra", "tensors"):
+        file = pq.ParquetFile(cut.folder / f"{name}.parquet")
+        assert file.num_row_groups >= 4
+        assert (
+            file.read().to_pylist() == pq.read_table(whole.folder / f"{name}.parquet").to_pylist()
+        )
+    file = pq.ParquetFile(cut.folder / "matrices.parquet")
+    for number in range(file.num_row_groups):
+        subjects = Counter(file.read_row_group(number)["subject"].to_pylist())
+        assert len(set(subjects.values())) == 1
+    assert cut.summary == whole.summary
+    monkeypatch.setattr(summary_module, "summarise", None)  # a summary that is believed needs none
+    assert read_summary(cut.folder)[0] == whole.summary
+
+
+def test_a_table_in_row_groups_has_the_bytes_of_one_that_pyarrow_writes(tmp_path):
+    """Pages, footer and metadata: a file whose metadata came last is that of `write_table`."""
+    schema = arrow_schema(MATRICES)
+    drawn = [{"tensor": f"t{i}", "rows": i, "concentration": i / 7} for i in range(3000)]
+    told = {"version": "1", "settings": {"a": [1]}}
+    for number, groups in enumerate(([], [drawn], [drawn[:1000], drawn[1000:]])):
+        file = TableFile(tmp_path / f"{number}.parquet", schema)
+        for group in groups:
+            file.write(table_of(MATRICES, group))
+        file.close()
+        file.finish(told)
+        wanted = table_of(MATRICES, [row for group in groups for row in group])
+        wanted = wanted.replace_schema_metadata(
+            {b"shadow": json.dumps(told, sort_keys=True).encode()}
+        )
+        pq.write_table(
+            wanted, tmp_path / "w", compression="zstd", row_group_size=1000 if number == 2 else None
+        )
+        if number < 2:
+            assert file.path.read_bytes() == (tmp_path / "w").read_bytes()
+        assert pq.read_table(file.path).equals(wanted, check_metadata=True)
+
+
+class Dying(InProcess):
+    """Its second task ends after three matrices, as if its machine were lost."""
+
+    def as_completed(self, watch=None):
+        first, second, *_ = self._waiting
+        yield Ended(first, first.work(first.runtime()), None)
+        told = []
+
+        def show(state: Progress) -> None:
+            told.append(state)
+            if state.done == 3:
+                raise KeyboardInterrupt
+
+        runtime = second.runtime()
+        try:
+            second.work(type(runtime)(**{**vars(runtime), "jobs": 1, "show": show}))
+        except KeyboardInterrupt as stop:
+            yield Ended(second, None, stop)
+
+
+@pytest.mark.parametrize("count", [None, 2, 3])
+def test_what_parts_had_measured_is_not_measured_again(tmp_path, pair, count):
+    """Stopped in the second of three parts: the next run takes over what both had, however many
+    parts it has; the report is that of one process.
+    """
+    with pytest.raises(KeyboardInterrupt):
+        run_pair(pair, SETTINGS, tmp_path / "out", Runtime(elsewhere=Parts(Dying(), 3)))
+    said: list[str] = []
+    elsewhere = None if count is None else Parts(InProcess(), count)
+    again = run_pair(
+        pair, SETTINGS, tmp_path / "out", Runtime(elsewhere=elsewhere, say=said.append)
+    )
+    assert any(line.startswith("resuming: 11 of 24 matrices") for line in said), said
+    assert again.measured == 13
+    assert contents(again.folder) == contents(run_pair(pair, SETTINGS, tmp_path / "whole").folder)
+
+
+def test_clean_removes_parts(tmp_path, pair):
+    """`shadow clean` leaves nothing of an audit that was stopped in its second part."""
+    with pytest.raises(KeyboardInterrupt):
+        run_pair(pair, SETTINGS, tmp_path / "out", Runtime(elsewhere=Parts(Dying(), 3)))
+    assert len(list(remove_unfinished(tmp_path / "out"))) == 1
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").rglob("*"))
+
+
+class NotShared(InProcess):
+    """Parts that are measured where this process does not see it."""
+
+    def as_completed(self, watch=None):
+        while self._waiting:
+            task = self._waiting.popleft()
+            yield Ended(task, task.work.args[-1], None)
+
+
+def test_a_part_that_is_not_seen_here_is_one_line(tmp_path, pair, monkeypatch):
+    """No report, and a hint at the folder."""
+    monkeypatch.setattr(parts_module, "VISIBLE", 1)
+    runtime = Runtime(elsewhere=Parts(NotShared(), 3))
+    with pytest.raises(ShadowError, match="measured on another machine, and is not here") as caught:
+        run_pair(pair, SETTINGS, tmp_path / "out", runtime)
+    assert "network file" in caught.value.hint
+    assert not list(tmp_path.rglob("matrices.parquet"))
+
+
+def test_a_machine_that_does_not_see_the_folder_measures_nothing(tmp_path, pair, monkeypatch):
+    """It would measure for hours what nobody finds: one line at once, with what -o must be, and
+    what SHADOW_WORK_DIR if -o is a URL.
+    """
+
+    class OfItsOwn(InProcess):
+        def submit(self, task):
+            *rest, folder = task.work.args
+            there = tmp_path / "of its own" / folder.relative_to(tmp_path)
+            super().submit(replace(task, work=partial(task.work.func, *rest, there)))
+
+    monkeypatch.setattr(parts_module, "VISIBLE", 1)
+    with pytest.raises(ShadowError, match="another machine does not see this folder") as caught:
+        run_pair(pair, SETTINGS, tmp_path / "out", Runtime(elsewhere=Parts(OfItsOwn(), 3)))
+    assert "SHADOW_WORK_DIR" in caught.value.hint
+    assert not (tmp_path / "of its own").exists()
+    assert not list(tmp_path.glob("out/**/*.jsonl"))
+
+
+def test_a_part_waits_for_a_process_that_is_still_ending(tmp_path, pair):
+    """Who was at work on a part lets go of it after a moment: it waits, says so, and goes on."""
+    held: list[Journal] = []
+
+    class Held(InProcess):
+        def as_completed(self, watch=None):
+            *_, identity, _, folder = self._waiting[0].work.args
+            held.append(Journal(folder, identity))
+            yield from super().as_completed(watch)
+
+    said: list[str] = []
+
+    def say(text: str) -> None:
+        said.append(text)
+        if "waiting" in text:
+            held[0].close()
+
+    runtime = Runtime(elsewhere=Parts(Held(), 3), patience=60.0, say=say)
+    result = run_pair(pair, SETTINGS, tmp_path / "out", runtime)
+    assert any(text.startswith("part 1 of 3: waiting: another audit is writing") for text in said)
+    assert contents(result.folder) == contents(run_pair(pair, SETTINGS, tmp_path / "whole").folder)
+
+
+def test_a_part_that_a_lost_machine_holds_is_tried_again(tmp_path, pair):
+    """NFS keeps the locks of a machine that is lost for longer than one task waits."""
+
+    class Locked(InProcess):
+        elsewhere = True
+
+        def as_completed(self, watch=None):
+            for _ in range(2):
+                task = self._waiting.popleft()
+                yield Ended(task, None, BusyError("another audit is writing", "wait"))
+            yield from super().as_completed(watch)
+
+    result = run_pair(pair, SETTINGS, tmp_path / "out", Runtime(elsewhere=Parts(Locked(), 3)))
+    assert contents(result.folder) == contents(run_pair(pair, SETTINGS, tmp_path / "whole").folder)
+
+
+def test_a_part_elsewhere_reads_the_same_files(tmp_path, pair):
+    """A tuned side that changes between the driver and the part is one fault with a hint; nothing
+    is written.
+    """
+
+    class Changing(InProcess):
+        def as_completed(self, watch=None):
+            sharded(tmp_path / "other", weights(2), 6)
+            for path in (tmp_path / "other").iterdir():
+                path.replace(tmp_path / "tuned" / path.name)
+            yield from super().as_completed(watch)
+
+    with pytest.raises(ShadowError, match="not the same on another machine"):
+        run_pair(pair, SETTINGS, tmp_path / "out", Runtime(elsewhere=Parts(Changing(), 3)))
+    assert not list(tmp_path.glob("out/*/*/*.parquet"))
+
+
+def test_a_filter_is_measured_in_one_part(tmp_path, pair):
+    """What comes in byte ranges is decided over the whole pair."""
+    chosen = Settings(Method(), Filter(layers=(0, 5)))
+    whole = run_pair(pair, chosen, tmp_path / "whole")
+    parted = run_pair(pair, chosen, tmp_path / "parted", Runtime(elsewhere=Parts(InProcess(), 3)))
+    assert contents(parted.folder) == contents(whole.folder)
+
+
+# what is fetched
+
+
+def test_each_shard_is_fetched_once(tmp_path):
+    """Three parts of six and six shards from the Hub: twelve downloads of whole files, each of
+    another one.
+    """
+    folders = {
+        "org/base": sharded(tmp_path / "base", weights(0), 6),
+        "org/tuned": sharded(tmp_path / "tuned", weights(1), 6),
+    }
+    with Hub() as hub:
+        for name, folder in folders.items():
+            hub.add(name, folder)
+        env = {
+            "HF_ENDPOINT": hub.endpoint,
+            "HF_HOME": str(tmp_path / "home"),
+            "SHADOW_NO_CACHE": "1",
+        }
+        pair = ("audit", "org/base", "org/tuned", "-o")
+        run = run_shadow(*pair, "out", "--parts", "3", cwd=tmp_path, env=env)
+        run.assert_done()
+        assert "measuring in 3 parts" in run.err.splitlines()
+        fetched = Counter(
+            (request.repo, request.filename)
+            for request in hub.asked("*.safetensors", origin="cdn", method="GET")
+            if request.range is None
+        )
+        assert len(fetched) == 12
+        assert set(fetched.values()) == {1}
+        run_shadow(*pair, "whole", cwd=tmp_path, env=env).assert_done()
+    (parted,) = tmp_path.glob("out/*/*")
+    (whole,) = tmp_path.glob("whole/*/*")
+    assert contents(parted) == contents(whole)
+
+
+# what it takes
+
+
+@pytest.mark.parametrize("count", [None, 1, 4])
+@pytest.mark.parametrize("counters", [0, 2_000])
+def test_the_plan_counts_journals_rows_and_tables(tmp_path, monkeypatch, counters, count):
+    """The most that the folder held when a part was taken over and when the tables were written: no
+    more than the plan said, and half of that at least. Integers are not compared, and have rows.
+    """
+    integers = {f"model.layers.{n % 12}.counter_{n}": torch.zeros(1).int() for n in range(counters)}
+    pair = given_pair(
+        *(
+            parse_reference(str(sharded(tmp_path / side, integers | weights(seed), 6)))
+            for seed, side in enumerate(("base", "tuned"))
+        )
+    )
+    sizes = []
+
+    def note() -> None:
+        files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+        sizes.append(sum(path.stat().st_size for path in files))
+
+    def write_tables(*inputs, **options):
+        written = rows.write_tables(*inputs, **options)
+        note()
+        return written
+
+    remove = journal_module.shutil.rmtree
+    monkeypatch.setattr(pair_audit, "write_tables", write_tables)
+    monkeypatch.setattr(pair_audit, "pace", lambda *_: 1e9)
+    planned = plan_pair(pair, SETTINGS, tmp_path / "out").disk_report
+    with monkeypatch.context() as patched:
+        patched.setattr(journal_module.shutil, "rmtree", lambda *a, **b: (note(), remove(*a, **b)))
+        elsewhere = None if count is None else Parts(InProcess(), count)
+        run_pair(pair, SETTINGS, tmp_path / "out", Runtime(elsewhere=elsewhere))
+    assert planned / 2 < max(sizes) <= planned
+
+
+class Copying(InProcess):
+    """Gives every matrix the outcome of another of its module: its numbers are not true, and the
+    process that asked has as much to do.
+    """
+
+    def __init__(self, known: Mapping[str, Outcome]) -> None:
+        super().__init__()
+        self._by_module = {json.loads(key)[3]: outcome for key, outcome in known.items()}
+
+    def as_completed(self, watch=None):
+        while self._waiting:
+            task = self._waiting.popleft()
+            _, _, identity, keys, folder = task.work.args
+            journal = Journal(folder, identity)
+            for key in keys:
+                journal.add(replace(self._by_module[json.loads(key)[3]], key=key))
+            journal.close()
+            yield Ended(task, folder, None)
+
+
+def mixture(folder: Path, experts: int, first: int = 0):
+    """A pair of four layers with so many experts, 12 matrices for each, in a shard a layer. Its
+    names begin at a layer, so that no other pair has them.
+    """
+    names = [
+        f"model.layers.{layer}.mlp.experts.{expert}.{part}_proj.weight"
+        for layer in range(first, first + 4)
+        for expert in range(experts)
+        for part in ("gate", "up", "down")
+    ]
+    draw = torch.Generator().manual_seed(0)
+    for side in ("base", "tuned"):
+        tensors = {name: torch.randn(6, 6, generator=draw) for name in names}
+        sharded(folder / side, tensors, 4)
+        config = {"model_type": "qwen3_moe", "num_experts": experts}
+        (folder / side / "config.json").write_text(json.dumps(config))
+    return given_pair(*(parse_reference(str(folder / side)) for side in ("base", "tuned")))
+
+
+@pytest.mark.slow
+def test_memory_grows_by_about_a_kilobyte_for_each_matrix(tmp_path, monkeypatch):
+    """From 384 matrices to 768, beyond pieces that are as large for any number: the most that is
+    held while parts are measured, and while the report is written. Python counts what it and NumPy
+    allocate. The least of two runs: tables of the whole process, such as that of interned names,
+    are doubled now and then, whichever pair comes next.
+    """
+    for module, name in ((rows, "CHUNK"), (summary_module, "PIECE")):
+        monkeypatch.setattr(module, name, 100)
+    monkeypatch.setattr(rows, "GROUP", 300)
+    monkeypatch.setattr(summary_module, "TOGETHER", 2_000)
+    settings = Settings(Method(subspaces=False), Filter())
+    known: dict[str, Outcome] = {}
+    most: dict[str, list[int]] = {"measuring": [], "writing": []}
+
+    def note(phase: str) -> None:
+        most[phase].append(tracemalloc.get_traced_memory()[1] - before)
+        tracemalloc.reset_peak()
+
+    class Noting(Parts):
+        def measure(self, asked, lined, journal):
+            super().measure(asked, lined, journal)
+            known.update({key: journal.outcomes[key] for key in journal.outcomes})
+
+    class Telling(Parts):
+        def measure(self, asked, lined, journal):
+            tracemalloc.reset_peak()
+            super().measure(asked, lined, journal)
+            note("measuring")
+
+    few = Runtime(elsewhere=Noting(InProcess(), 1))
+    run_pair(mixture(tmp_path / "few", 1), settings, tmp_path / "out", few)
+    # the first run makes what is kept for all others
+    for number, experts in enumerate((16, 32, 32, 64, 64)):
+        pair = mixture(tmp_path / str(number), experts, first=4 * number)
+        runtime = Runtime(elsewhere=Telling(Copying(known), 4))
+        tracemalloc.start()
+        before = tracemalloc.get_traced_memory()[0]
+        run_pair(pair, settings, tmp_path / f"out-{number}", runtime)
+        note("writing")
+        tracemalloc.stop()
+    grown = {
+        phase: (min(third, fourth) - min(first, second)) / 384
+        for phase, (_, first, second, third, fourth) in most.items()
+    }
+    assert grown["measuring"] < 1_050, grown
+    assert grown["writing"] < 1_300, grown

@@ -1,0 +1,430 @@
+"""The order of work: what is fetched when, what it takes at most, and that nothing is freed before
+its last use.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shadow.audits.schedule import Schedule, natural, schedule, shards_of
+from shadow.checkpoints.opening import Checkpoint
+from shadow.checkpoints.pairing import MatrixPair, Operand
+from shadow.checkpoints.safetensors_files import TensorInfo
+from shadow.checkpoints.sources import NEIGHBOUR, LocalFile, coalesced
+from shadow.places.architecture import Part, Place
+
+INDEXES = Path(__file__).parents[3] / "shared" / "hub" / "indexes"
+SIDES = ("base", "tuned")
+GB = 10**9
+
+
+class Remote:
+    """A shard that must be fetched."""
+
+    is_local = False
+
+
+def operand(name, shard):
+    return Operand(
+        TensorInfo(name, "BF16", (2, 2), shard, 0, 8), Part(Place("language", 0, "mlp.up"))
+    )
+
+
+def line_up(base, tuned, local=frozenset()):
+    """Pairs of two weight maps (tensor -> shard), and checkpoints; local are shards of folders."""
+    pairs = [
+        MatrixPair(
+            Place("language", 0, "mlp.up", slot=name),
+            operand(name, base[name]) if name in base else None,
+            operand(name, shard),
+            2,
+            2,
+            True,
+        )
+        for name, shard in tuned.items()
+    ]
+    checkpoints = []
+    for side, weight_map in zip(SIDES, (base, tuned), strict=True):
+        sources = {
+            shard: LocalFile(Path(shard)) if (side, shard) in local else Remote()
+            for shard in weight_map.values()
+        }
+        checkpoints.append(Checkpoint("x", None, "f", {}, {}, sources))
+    return pairs, *checkpoints
+
+
+@st.composite
+def cases(draw, some_local=True):
+    """(pairs, base, tuned, sizes) with tensors in random shards of both; some have no base."""
+    names = [
+        f"model.layers.{number}.mlp.up_proj.weight" for number in range(draw(st.integers(1, 24)))
+    ]
+    shards = [
+        [f"model-{number}.safetensors" for number in range(draw(st.integers(1, 12)))] for _ in SIDES
+    ]
+    tuned = {name: draw(st.sampled_from(shards[1])) for name in names}
+    base = {name: draw(st.sampled_from(shards[0])) for name in names if draw(st.integers(0, 5))}
+    known = [(side, shard) for side, found in zip(SIDES, shards, strict=True) for shard in found]
+    local = draw(st.sets(st.sampled_from(known), max_size=3)) if some_local else set()
+    sizes = {shard: draw(st.integers(1, 100)) for shard in known}
+    return *line_up(base, tuned, local), sizes
+
+
+def played(work, sizes, choose):
+    """Plays fetching and freeing by the rules and yields the bytes on the disk at every moment.
+
+    choose picks from the moves that are possible: "begin" or "end" a download, or the step of which
+    a pair finishes.
+    """
+    unfinished = [len(step) for step in work.steps]
+    coming, here, loading = list(work.visits), [], None
+    while True:
+        reached = next((step for step, left in enumerate(unfinished) if left), len(unfinished))
+        here = [visit for visit in here if visit.last >= reached]
+        yield sum(sizes[visit.shard] for visit in [*here, *([loading] if loading else [])])
+        moves = [
+            step
+            for step, left in enumerate(unfinished)
+            if left
+            and not any(visit.first <= step for visit in [*coming, *([loading] if loading else [])])
+        ]
+        if loading:
+            moves.append("end")
+        elif coming and coming[0].after <= reached:
+            moves.append("begin")
+        if not moves:
+            assert not any(unfinished), "the work has come to a standstill"
+            assert not coming
+            return
+        match choose(moves):
+            case "begin":
+                loading = coming.pop(0)
+            case "end":
+                here, loading = [*here, loading], None
+            case step:
+                for pair in work.steps[step]:
+                    wanted = {shard for shard in shards_of(pair) if shard in sizes}
+                    assert wanted & {visit.shard for visit in work.visits} <= {
+                        visit.shard for visit in here
+                    }
+                unfinished[step] -= 1
+
+
+def downloads_first(moves):
+    """Downloads take no time: the work is as late as it can be."""
+    return next((move for move in ("end", "begin") if move in moves), moves[0])
+
+
+@given(cases())
+def test_every_pair_is_in_one_step_and_every_shard_in_one_visit(case):
+    """Nothing is measured twice or lost; a shard of either side is fetched once; folders are not
+    fetched at all.
+    """
+    pairs, base, tuned, _ = case
+    work = schedule(pairs, base, tuned)
+    assert Counter(pair.key for step in work.steps for pair in step) == Counter(
+        pair.key for pair in pairs
+    )
+    used = {shard for pair in pairs for shard in shards_of(pair)}
+    sources = {
+        side: checkpoint.sources for side, checkpoint in zip(SIDES, (base, tuned), strict=True)
+    }
+    remote = {(side, shard) for side, shard in used if not sources[side][shard].is_local}
+    assert Counter(visit.shard for visit in work.visits) == Counter(remote)
+
+
+@given(cases())
+def test_a_visit_spans_the_uses_of_its_shard_and_no_more(case):
+    """It is needed in its first and in its last step, and no pair outside uses it."""
+    pairs, base, tuned, _ = case
+    work = schedule(pairs, base, tuned)
+    for visit in work.visits:
+        users = {
+            n
+            for n, step in enumerate(work.steps)
+            for pair in step
+            if visit.shard in shards_of(pair)
+        }
+        assert (visit.first, visit.last) == (min(users), max(users))
+        assert visit.after <= visit.first
+
+
+@given(cases())
+def test_the_peak_is_that_of_the_rules_played_out(case):
+    """With downloads in no time the most bytes on the disk are exactly the peak, ahead or not."""
+    pairs, base, tuned, sizes = case
+    work = schedule(pairs, base, tuned)
+    for one in (work, work.unhurried()):
+        assert max(played(one, sizes, downloads_first)) == one.peak(sizes)
+    assert work.unhurried().peak(sizes) <= work.peak(sizes)
+
+
+@given(cases(), st.randoms(use_true_random=False))
+def test_no_order_of_events_takes_more_than_the_peak_or_stands_still(case, random):
+    """Pairs that finish in any order, downloads of any speed: never more than the peak, no pair
+    without its shards.
+    """
+    pairs, base, tuned, sizes = case
+    work = schedule(pairs, base, tuned)
+    for one in (work, work.unhurried()):
+        assert max(played(one, sizes, random.choice)) <= one.peak(sizes)
+
+
+@given(cases(some_local=False))
+def test_a_base_shard_is_needed_during_one_stretch(case):
+    """The pairs of a base shard follow each other, and shards come as people count."""
+    pairs, base, tuned, _ = case
+    work = schedule(pairs, base, tuned)
+    order = [pair.base.info.shard for step in work.steps for pair in step if pair.base]
+    stretches = [
+        shard for shard, before in zip(order, [None, *order], strict=False) if shard != before
+    ]
+    assert stretches == sorted(set(order), key=natural)
+    by_shard = [
+        (natural(p.base.info.shard), natural(p.base.info.name))
+        for s in work.steps
+        for p in s
+        if p.base
+    ]
+    assert by_shard == sorted(by_shard)
+
+
+@given(cases())
+def test_the_schedule_does_not_depend_on_the_order_of_the_pairs(case):
+    """Two runs of one audit take the same way."""
+    pairs, base, tuned, _ = case
+    shuffled = random.Random(0).sample(pairs, len(pairs))
+    assert schedule(shuffled, base, tuned) == schedule(pairs, base, tuned)
+
+
+@given(cases())
+def test_folders_are_one_step(case):
+    """Where nothing is fetched there is nothing to wait for."""
+    pairs, base, tuned, sizes = case
+    for checkpoint in (base, tuned):
+        checkpoint.sources.update({shard: LocalFile(Path(shard)) for shard in checkpoint.sources})
+    work = schedule(pairs, base, tuned)
+    assert len(work.steps) == 1
+    assert work.visits == ()
+    assert work.peak(sizes) == 0
+
+
+def test_nothing_to_do_is_an_empty_schedule():
+    """All pairs journalled: no visit, no byte."""
+    work = schedule([], *line_up({}, {})[1:])
+    assert work == Schedule(((),), ())
+    assert work.peak({}) == 0
+
+
+def test_names_sort_as_people_count():
+    """Layer 10 comes after layer 9; digits that are no decimal numbers or endless do no harm."""
+    names = ["h.10.w", "h.9.w", "h.2.w", "h.w", "h.٣.w", "h.².w", "h." + "9" * 5000]
+    assert sorted(names[:3], key=natural) == ["h.2.w", "h.9.w", "h.10.w"]
+    assert len({natural(name) for name in names}) == len(names)
+    sorted(names, key=natural)
+
+
+@given(st.lists(st.text(st.sampled_from("0019.-ab٣²~"), max_size=6), max_size=6))
+def test_names_sort_as_lists_of_words_and_numbers(names):
+    """The order is that of each name cut into words and numbers, one compared after another."""
+
+    def words_and_numbers(name: str) -> list[tuple[str, int]]:
+        pieces = re.split(r"(\d{1,18})", name)
+        words, numbers = pieces[::2], [int(number) for number in pieces[1::2]]
+        return list(zip(words, [*numbers, -1], strict=True))
+
+    assert sorted(names, key=natural) == sorted(names, key=words_and_numbers)
+
+
+# Real names and sizes
+
+
+def llama(layers, hidden, intermediate, key_value, vocabulary):
+    """Tensors of a decoder in the order of transformers, with their bytes in bfloat16."""
+    sizes = {"model.embed_tokens.weight": vocabulary * hidden}
+    block = {
+        "self_attn.q_proj.weight": hidden * hidden,
+        "self_attn.k_proj.weight": hidden * key_value,
+        "self_attn.v_proj.weight": hidden * key_value,
+        "self_attn.o_proj.weight": hidden * hidden,
+        "mlp.gate_proj.weight": hidden * intermediate,
+        "mlp.up_proj.weight": hidden * intermediate,
+        "mlp.down_proj.weight": hidden * intermediate,
+        "input_layernorm.weight": hidden,
+        "post_attention_layernorm.weight": hidden,
+    }
+    for layer in range(layers):
+        sizes |= {f"model.layers.{layer}.{name}": size for name, size in block.items()}
+    sizes |= {"model.norm.weight": hidden, "lm_head.weight": vocabulary * hidden}
+    return {name: 2 * size for name, size in sizes.items()}
+
+
+def split(sizes, limit, order=list):
+    """A weight map: tensors in an order, a new shard whenever the limit would be exceeded."""
+    groups, room = [], 0
+    for name in order(sizes):
+        if sizes[name] > room or not groups:
+            groups.append([])
+            room = limit
+        groups[-1].append(name)
+        room -= sizes[name]
+    return {
+        name: f"model-{number:05d}-of-{len(groups):05d}.safetensors"
+        for number, group in enumerate(groups, 1)
+        for name in group
+    }
+
+
+def sizes_of(sizes, base, tuned):
+    shards = Counter()
+    for side, weight_map in zip(SIDES, (base, tuned), strict=True):
+        for name, shard in weight_map.items():
+            shards[side, shard] += sizes.get(name, 0)
+    return shards
+
+
+def in_layer_order(pairs, sizes):
+    """The most bytes on the disk if tensors are measured in the order of their names, shards freed
+    at last use.
+    """
+    order = sorted(pairs, key=lambda pair: natural(pair.tuned.info.name))
+    last = {shard: number for number, pair in enumerate(order) for shard in shards_of(pair)}
+    here, most = set(), 0
+    for number, pair in enumerate(order):
+        if new := set(shards_of(pair)) - here:
+            here |= new
+            most = max(most, sum(sizes[shard] for shard in here))
+        here -= {shard for shard in shards_of(pair) if last[shard] == number}
+    return most
+
+
+def by_name(sizes):
+    """Sorted by text, as safetensors' own writers do: layer 10 before layer 2."""
+    return sorted(sizes)
+
+
+MISTRAL_24B = llama(40, 5120, 32768, 1024, 131072)
+LLAMA_70B = llama(80, 8192, 28672, 1024, 128256)
+
+
+@pytest.mark.parametrize(
+    "orders", [(list, list), (by_name, list), (list, by_name), (by_name, by_name)]
+)
+def test_a_pair_of_24b_takes_a_few_shards(orders):
+    """Both sides have ten shards of 5 GB. Layer order holds up to all of one side; this order holds
+    four shards, or two without fetching ahead when both sides are cut alike.
+    """
+    base, tuned = (split(MISTRAL_24B, 5 * GB, order) for order in orders)
+    pairs, *checkpoints = line_up(base, tuned)
+    sizes = sizes_of(MISTRAL_24B, base, tuned)
+    shard, whole = max(sizes.values()), sum(sizes.values())
+    work = schedule(pairs, *checkpoints)
+    assert whole > 94 * GB
+    assert in_layer_order(pairs, sizes) >= work.unhurried().peak(sizes)
+    if orders[0] is orders[1]:
+        assert work.unhurried().peak(sizes) <= 2 * shard
+        assert work.peak(sizes) <= 4 * shard
+    else:  # one side lies across the other: it stays nearly whole whatever the order
+        assert work.unhurried().peak(sizes) <= whole / 2 + 2 * shard
+        assert work.peak(sizes) <= whole / 2 + 3 * shard
+
+
+def test_a_pair_of_70b_fits_tens_of_gigabytes():
+    """Thirty shards of 5 GB a side, cut at other places: 282 GB to read, at most 25 GB on the disk,
+    15 without fetching ahead.
+    """
+    base = split(LLAMA_70B, 5 * GB)
+    tuned = split(LLAMA_70B, 4.9 * GB)
+    pairs, *checkpoints = line_up(base, tuned)
+    sizes = sizes_of(LLAMA_70B, base, tuned)
+    work = schedule(pairs, *checkpoints)
+    assert len(set(base.values())) == 30
+    assert sum(sizes.values()) > 280 * GB
+    assert work.unhurried().peak(sizes) < 15 * GB
+    assert work.peak(sizes) < 25 * GB
+
+
+def in_shard_order(weight_map):
+    return sorted(weight_map.items(), key=lambda item: (natural(item[1]), natural(item[0])))
+
+
+def real_weight_maps():
+    for path in sorted(INDEXES.glob("*/*.index.json")):
+        try:
+            weight_map = json.loads(path.read_text())["weight_map"]
+        except (ValueError, KeyError):
+            continue  # as some released files are
+        if len(set(weight_map.values())) > 1 and len(weight_map) < 3000:
+            yield weight_map
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not INDEXES.is_dir(), reason="the released index files are not in the project")
+def test_released_indexes_need_few_shards_at_once():
+    """Released indexes (the largest take long) against themselves, and against their shards dealt
+    into two each, take two shards, four with fetching ahead; against shards that lie across their
+    own, little more than layer order.
+    """
+    checked = 0
+    for weight_map in real_weight_maps():
+        sizes = dict.fromkeys(weight_map, 1)  # index files tell none
+        halves = {
+            name: f"{shard}{number % 2}"
+            for number, (name, shard) in enumerate(in_shard_order(weight_map))
+        }
+        across = split(sizes, -(-len(weight_map) // (2 * len(set(weight_map.values())))), by_name)
+        for tuned in (weight_map, halves, across):
+            pairs, *checkpoints = line_up(weight_map, tuned)
+            shards = sizes_of(sizes, weight_map, tuned)
+            most = max(shards.values())
+            work = schedule(pairs, *checkpoints)
+            if tuned is across:
+                assert work.unhurried().peak(shards) <= in_layer_order(pairs, shards) + 2 * most
+            else:
+                assert work.unhurried().peak(shards) <= min(2 * most, in_layer_order(pairs, shards))
+                assert work.peak(shards) <= 4 * most
+        checked += 1
+    assert checked > 30
+
+
+# Byte ranges
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 8 * NEIGHBOUR), st.integers(0, 2 * NEIGHBOUR)), max_size=20)
+)
+def test_coalesced_ranges_hold_every_tensor_and_little_else(spans):
+    """Ascending, apart by more than a neighbour's gap, holding every wanted byte, and starting and
+    ending with one.
+    """
+    wanted = [
+        TensorInfo(str(n), "U8", (size,), "s", start, start + size)
+        for n, (start, size) in enumerate(spans)
+    ]
+    ranges = coalesced(wanted)
+    assert ranges == coalesced(wanted[::-1])
+    assert all(before[1] + NEIGHBOUR < after[0] for before, after in pairwise(ranges))
+    assert all(start < stop for start, stop in ranges)
+    filled = [info for info in wanted if info.end > info.start]
+    assert all(
+        sum(start <= info.start and info.end <= stop for start, stop in ranges) == 1
+        for info in filled
+    )
+    assert {start for start, _ in ranges} <= {info.start for info in filled}
+    assert {stop for _, stop in ranges} <= {info.end for info in filled}
+    assert bool(ranges) == bool(filled)
+
+
+def test_a_tensor_inside_another_does_not_shorten_a_range():
+    """What overlaps cannot come from a checked header, but a range still ends at the last end."""
+    wanted = [TensorInfo("a", "U8", (100,), "s", 0, 100), TensorInfo("b", "U8", (10,), "s", 20, 30)]
+    assert coalesced(wanted) == [(0, 100)]

@@ -1,0 +1,247 @@
+"""What may be said of a pair: each gate on real tiny models, and the word that each gets."""
+
+from __future__ import annotations
+
+import json
+from typing import get_args
+
+import models
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import torch
+from effort import chosen
+from safetensors.torch import load_file
+
+from shadow.audits.pair import Settings, run_pair
+from shadow.checkpoints.pairing import Filter
+from shadow.claims.footprint import Label, gates
+from shadow.errors import ShadowError
+from shadow.spectra.delta import Method
+from shadow.summary.coverage import vector_figures
+from shadow.summary.summary import read_summary
+from shadow.targets.families import find_pairs, given_pair, load_families
+from shadow.targets.references import parse_reference
+
+GATES = ["changed", "lineage", "paired", "rounding", "rank", "formats"]
+
+
+def stored(folder, source, change):
+    """A one-file checkpoint whose matrices are those of another, changed."""
+    tensors = {
+        name: change(name, W) if W.ndim == 2 else W
+        for name, W in load_file(source / "model.safetensors").items()
+    }
+    (folder).mkdir(parents=True)
+    return models.write(folder, tensors, {"model_type": "llama"})
+
+
+def int8(name, W):
+    """Rounded to 8-bit integers with one scale a row, and stored as float32 again."""
+    scale = W.float().abs().amax(1, keepdim=True) / 127
+    return (W.float() / scale).round() * scale
+
+
+def llama(folder, layers, seed, width=64):
+    import transformers
+
+    torch.manual_seed(seed)
+    config = transformers.LlamaConfig(
+        hidden_size=width,
+        intermediate_size=3 * width // 2,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        vocab_size=128,
+    )
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+def adapter(folder, base):
+    import peft
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    tuned = peft.get_peft_model(
+        model, peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"])
+    )
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            if "lora_" in name:
+                parameter += 0.05 * torch.randn(
+                    parameter.shape, generator=torch.Generator().manual_seed(0)
+                )
+    tuned.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """Base and tuned side of every case, by its name."""
+    there = tmp_path_factory.mktemp("models")
+    (demo,) = find_pairs("demo:base..narrow", load_families(None))
+    trained = [models.Path(side.repo) for side in (demo.base, demo.tuned)]
+    # float32 that is not bf16's
+    wide = stored(there / "wide", trained[0], lambda name, W: W.float() * 1.01)
+    wider = llama(there / "wider", 2, 0, 128)
+    two, four = llama(there / "two", 2, 0), llama(there / "four", 4, 1)
+    shared = ("model.embed_tokens.weight", "lm_head.weight")
+    own = load_file(four / "model.safetensors")
+    deeper = models.write(
+        there / "deeper",
+        own | {name: load_file(two / "model.safetensors")[name] for name in shared},
+        {"model_type": "llama"},
+    )
+    return {
+        "fine-tune": trained,
+        "unrelated": (llama(there / "one", 4, 2), four),
+        "another depth": (two, deeper),
+        "frozen": (trained[0], trained[0]),
+        "int8": (wide, stored(there / "int8", wide, int8)),
+        "bf16": (wide, stored(there / "bf16", wide, lambda name, W: W.bfloat16())),
+        "adapter": (two, adapter(there / "adapter", two)),
+        "merged": (two, stored(there / "merged", two, low_rank)),
+        "another size": (wider, stored(there / "tilted", wider, tilted)),
+    }
+
+
+def low_rank(name, W):
+    generator = torch.Generator().manual_seed(len(name))
+    return W + 1e-3 * torch.randn(len(W), 2, generator=generator) @ torch.randn(
+        2, W.shape[1], generator=generator
+    )
+
+
+def tilted(name, W):
+    """A change of full rank with one strong direction."""
+    generator = torch.Generator().manual_seed(len(name))
+    noise = 1e-3 * torch.randn(W.shape, generator=generator)
+    return (
+        W + noise + 0.05 * torch.outer(noise[:, 0] / noise[:, 0].norm(), noise[0] / noise[0].norm())
+    )
+
+
+@pytest.fixture
+def audited(places, tmp_path):
+    def run(case, chosen=Filter()):  # noqa: B008
+        pair = given_pair(*(parse_reference(str(side)) for side in places[case]))
+        return run_pair(pair, Settings(Method(), chosen), tmp_path)
+
+    return run
+
+
+def found_gates(folder):
+    matrices, tensors = (
+        pd.read_parquet(folder / f"{name}.parquet") for name in ("matrices", "tensors")
+    )
+    return {
+        gate.name: gate
+        for gate in gates(
+            matrices[matrices["subject"] == "delta"], tensors, vector_figures(tensors)
+        )
+    }
+
+
+FAILING = {
+    "fine-tune": [],
+    "unrelated": ["lineage"],
+    "another depth": ["lineage", "paired"],
+    "frozen": ["changed"],
+    "int8": [],
+    "bf16": ["rounding"],
+    "adapter": ["rank"],
+    "merged": ["rank"],
+    "another size": [],
+}
+
+
+@pytest.mark.parametrize("case", chosen(FAILING, ("fine-tune", "another depth", "bf16")))
+def test_each_gate_stops_what_it_is_for_and_nothing_else(case, audited):
+    """Real pairs: only the gates that should fail do, each with its figure and reason."""
+    found = found_gates(audited(case).folder)
+    assert list(found) == GATES
+    assert [name for name, gate in found.items() if not gate.passed] == FAILING[case], found
+    assert all(gate.reason for gate in found.values())
+
+
+WORDS = {
+    "fine-tune": (
+        "concentrated",
+        "higher than in all 120 broad trainings of the reference",
+    ),
+    "another size": (
+        "not assessable",
+        "of another size; two models tuned from one base can be compared",
+    ),
+    "unrelated": ("not assessable", "little in common with the base's"),
+    "another depth": ("not assessable", "these are not two states of one model"),
+    "frozen": ("not assessable", "nothing changed"),
+    "int8": ("indeterminate", "looks like noise of the same profile"),
+    "bf16": ("not assessable", "mostly rounding"),
+    "adapter": ("not assessable", "by design: how concentrated it is says little of the training;"),
+    "merged": ("not assessable", "at most, as a merged adapter has: how concentrated it is says"),
+}
+
+
+@pytest.mark.parametrize("case", chosen(WORDS, ("unrelated", "frozen", "int8", "adapter")))
+def test_each_pair_gets_its_word_everywhere(case, audited):
+    """One label and its reason: in summary.json, read from the files, and in their metadata."""
+    label, reason = WORDS[case]
+    done = audited(case)
+    folder = done.folder
+    written = json.loads((folder / "summary.json").read_text())
+    assert (done.summary.label, reason in done.summary.label_reason) == (
+        label,
+        True,
+    ), done.summary.label_reason
+    again, _ = read_summary(folder)
+    assert again.as_json() == done.summary.as_json()
+    assert written == json.loads(json.dumps(done.summary.as_json()))
+    for path in sorted(folder.glob("*.parquet")):
+        metadata = json.loads(pq.read_schema(path).metadata[b"shadow"])
+        assert (metadata["label"], metadata["label_reason"]) == (label, written["label_reason"])
+        assert metadata["gates"] == written["gates"]
+        assert metadata["claims"] == written["claims"]
+    assert {path.name for path in folder.glob("*.parquet")} == {
+        "matrices.parquet", "residual.parquet", "spectra.parquet", "tensors.parquet"
+    }  # fmt: skip
+
+
+def test_the_words_of_a_label_are_five(audited):
+    """Whatever is measured, rounding is never called training, and no word is used that nothing is
+    calibrated for.
+    """
+    words = set(get_args(Label))
+    assert words == {"concentrated", "distributed", "mixed", "indeterminate", "not assessable"}
+    done = audited("int8").summary
+    assert done.claims.consistent_with[0].startswith("rounding")
+    assert abs(done.figures["concentration"]) < 0.01
+    assert done.figures["spiked"] == 0
+    fine = audited("fine-tune").summary
+    assert fine.claims.consistent_with[0].startswith(
+        "training that moved the weights along few directions"
+    )
+    assert [row.name for row in fine.evidence][:2] == ["concentration", "participation_share"]
+    assert all(row.says for row in fine.evidence)
+
+
+def test_files_of_two_audits_are_not_one_report(audited, tmp_path):
+    """A crash while an old report is replaced leaves files of both: that is told, and the same
+    audit measures again.
+    """
+    done = audited("adapter")
+    tensors = done.folder / "tensors.parquet"
+    table = pq.read_table(tensors)
+    metadata = json.loads(table.schema.metadata[b"shadow"]) | {"started": "another day"}
+    pq.write_table(table.replace_schema_metadata({b"shadow": json.dumps(metadata)}), tensors)
+    with pytest.raises(ShadowError, match="of different audits"):
+        read_summary(done.folder)
+    assert audited("adapter").measured == done.measured > 0
+
+
+def test_an_audit_of_a_part_is_not_one_of_the_model(audited):
+    """A filter leaves parameters out, and the gate says that this was asked for."""
+    gate = found_gates(audited("fine-tune", Filter(layers=(0,))).folder)["paired"]
+    assert not gate.passed
+    assert gate.figure < 0.5
+    assert "a part was asked for" in gate.reason

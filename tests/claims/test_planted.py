@@ -1,0 +1,167 @@
+"""A small version of docs/planted.md: known changes are found, intervals hold what they should."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reference
+from effort import every
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import planted
+
+from shadow.summary import bootstrap
+
+
+@pytest.mark.parametrize("dtype", ["F32", "BF16"])
+def test_planted_deltas_are_recovered_above_the_floor(dtype):
+    """At 6 times the rounding of BF16 (F32: far above), spikes are exact and concentrations within
+    the margin.
+    """
+    for rank, share in planted.PLANTS:
+        one = planted.plant(dtype, 1e-2, rank, share)
+        assert one.recovered, one
+        assert one.found["floor_ratio"] > 5
+        assert one.found["participation_ratio"] == pytest.approx(
+            one.true["participation_ratio"], rel=0.07
+        )
+
+
+def test_below_the_gate_concentration_is_too_low_and_never_too_high():
+    """Rounding hides a concentrated change, it does not make one: noise stays at 0, a planted rank
+    reads low.
+    """
+    for rank, share in planted.PLANTS[:3]:
+        one = planted.plant("BF16", 1e-3, rank, share)
+        assert one.found["floor_ratio"] < planted.ROUNDING
+        assert one.off < (0.01 if rank == 0 else -0.1)
+
+
+@pytest.mark.parametrize("norm", every(3, [0.25, 0.75, 0.1]))
+@pytest.mark.parametrize("plant", every(2, planted.SUBSPACES))
+def test_what_is_planted_in_subspaces_is_what_two_svds_find(plant, norm):
+    """The closed forms are the columns by NumPy's SVDs of base and sum in float64; the norm is the
+    one asked for.
+    """
+    W, D, angle, true = planted.subspaces_before(plant, norm)
+    assert true == pytest.approx(
+        {name: reference.subspaces(W, W + D)[name] for name in true}, abs=1e-6
+    )
+    assert list(true) == [name for name in true if name in planted.COLUMNS]
+    assert len(true) == len(planted.COLUMNS)
+    assert np.linalg.norm(D) == pytest.approx(norm * np.linalg.norm(W))
+    assert np.cos(np.radians(angle)) ** 2 == pytest.approx(
+        true["overlap_left"] if plant == "turned" else 1
+    )
+
+
+@pytest.mark.parametrize(
+    ("dtype", "norm"),
+    [("F32", 0.75), ("F32", 1e-6), ("BF16", 0.75), ("BF16", 0.25), ("BF16", 1e-2)],
+)
+@pytest.mark.parametrize(
+    "plant", every(2, [name for name in planted.SUBSPACES if "no gap" not in name])
+)
+def test_planted_subspaces_are_recovered_above_the_floor(plant, dtype, norm):
+    """Down to 6 times the rounding every column is the planted one, and so is the angle; alignments
+    to 5 %.
+    """
+    one = planted.plant_subspaces(plant, dtype, norm)
+    assert one.found["floor_ratio"] > 5
+    assert all(map(one.holds, planted.COLUMNS)), one
+    assert one.angle_holds
+    for name in ("alignment_left", "alignment_right"):
+        assert one.found[name] == pytest.approx(one.true[name], rel=0.05, abs=0.05)
+
+
+def test_rounding_draws_alignments_to_one_and_turns_nothing_across_a_gap():
+    """At half the rounding of BF16 both alignments are between the planted one and 1; the rest is
+    as planted.
+    """
+    for plant in ("inside", "outside", "four new"):
+        one = planted.plant_subspaces(plant, "BF16", 1e-3)
+        assert one.found["floor_ratio"] < 1
+        for name in ("alignment_left", "alignment_right"):
+            low, high = sorted((1.0, one.true[name]))
+            assert low < one.found[name] < high
+            assert not one.holds(name)
+        assert all(one.holds(name) for name in planted.COLUMNS if not name.startswith("alignment"))
+
+
+def test_without_a_gap_rounding_turns_the_subspace_and_the_gap_says_so():
+    """Stored in BF16, a subspace that did not turn has an overlap below 0.98, and a gap below 1e-3;
+    not so in F32.
+    """
+    coarse, fine = (
+        planted.plant_subspaces("outside, no gap", dtype, 0.1) for dtype in ("BF16", "F32")
+    )
+    assert coarse.true["overlap_left"] == fine.true["overlap_left"] == 1
+    assert coarse.found["overlap_left"] < 0.98
+    assert fine.found["overlap_left"] == pytest.approx(1, abs=1e-6)
+    assert coarse.found["subspace_gap_base"] < 1e-3
+    assert all(coarse.holds(name) for name in ("alignment_left", "alignment_right"))
+
+
+@pytest.mark.parametrize("profile", every(2, planted.PROFILES))
+def test_planted_depth_is_recovered(profile):
+    """Energies by layer, attention and MLP, tokens and shared directions of an audited pair are
+    those planted.
+    """
+    true, found = planted.depth(planted.PROFILES[profile], "F32", 1e-2)
+    assert found == pytest.approx(true, rel=2e-3, abs=2e-3)
+
+
+@pytest.mark.parametrize("number", every(2, [3, 1]))
+def test_intervals_hold_a_known_figure(number):
+    """Of 200 samples of 8 layers: the expanded interval of a median or ratio holds the truth, plain
+    ones less often.
+    """
+    held = planted.coverage(planted.worlds()[number], 8, 200)
+    assert held["expanded"] > 0.90
+    assert held["percentile"] <= held["expanded"]
+
+
+@pytest.mark.generated
+def test_the_page_is_the_scripts():
+    """docs/planted.md holds what the script makes: rows of each table, intervals of 4 layers."""
+    page = planted.DOCUMENT.read_text(encoding="utf-8")
+    assert planted.COMMAND in page
+    rows = planted.matrices_part(planted.planted((1e-2,), ("F16",))).splitlines()
+    assert all(row in page for row in rows)
+    turned = [
+        planted.plant_subspaces("turned", dtype, norm)
+        for dtype, norm in (("F32", 0.75), ("BF16", 1e-3))
+    ]
+    assert all(row in page for row in planted.subspaces_part(turned).splitlines())
+    assert planted.depth_part([("halving with depth", "F32", 1e-2)]).splitlines()[-1] in page
+    first = planted.LAYER_COUNTS[:1]
+    for row in planted.coverage_part(first, planted.REPEATS).splitlines()[2:]:
+        assert row in page
+
+
+def test_the_page_says_what_its_tables_hold():
+    """The words under the tables name the floors of the rows, and the settings of the tool."""
+    page = planted.DOCUMENT.read_text(encoding="utf-8")
+    rows = [
+        line.split(" | ")
+        for line in page.splitlines()
+        if " | F32 | " in line or " | BF16 | " in line
+    ]
+    rows = [
+        row
+        for row in rows
+        if row[0].removeprefix("| ") in planted.SUBSPACES and "no gap" not in row[0]
+    ]
+    assert len(rows) == 4 * sum(map(len, planted.SIZES.values()))
+    for columns, words in (
+        ((7, 8), "alignments are recovered down to a change of"),
+        ((4,), "angle of a turn down to"),
+    ):
+        own = [row for row in rows if row[columns[0]].strip()]
+        failed = max(float(row[3]) for row in own if any("✗" in row[column] for column in columns))
+        least = min(float(row[3]) for row in own if float(row[3]) > failed)
+        assert f"{words} {least:g} times" in " ".join(page.split())
+    assert f"{bootstrap.DRAWS:,} random ones" in " ".join(page.split())

@@ -1,0 +1,430 @@
+"""Rules: what `--fail-on` and policy files may say, and that every fault is one error with the
+nearest word.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import operator
+import os
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from shadow.claims.rules import (
+    COLUMNS,
+    OF_A_COMPONENT,
+    OF_A_MODULE,
+    OF_THE_PAIR,
+    Metric,
+    gather,
+    parse_moved,
+    parse_rule,
+    read_policy,
+)
+from shadow.errors import ShadowError, UsageError
+from shadow.places.names import name_rules
+
+OPERATORS = {
+    "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "==": operator.eq,
+    "!=": operator.ne,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "figure", "threshold"),
+    [
+        ("language.mlp.up.concentration > 0.5", Metric("language", "mlp.up", "concentration"), 0.5),
+        ("vision.projector.0.spikes>3", Metric("vision", "projector.0", "spikes"), 3.0),
+        (
+            "language.embed.relative_norm >= 1e-3",
+            Metric("language", "embed", "relative_norm"),
+            1e-3,
+        ),
+        ("*.mlp.*.concentration<-.5", Metric("*", "mlp.*", "concentration"), -0.5),
+        ("  vision.energy_share\t!=\n0. ", Metric("vision", None, "energy_share"), 0.0),
+        ("relative_norm_overall<=+2", Metric(None, None, "relative_norm_overall"), 2.0),
+        ("label == concentrated", Metric(None, None, "label"), "concentrated"),
+        ('label != "not assessable"', Metric(None, None, "label"), "not assessable"),
+        ("label=='mixed'", Metric(None, None, "label"), "mixed"),
+    ],
+)
+def test_a_rule_is_a_figure_a_comparison_and_a_number(text, figure, threshold):
+    """The last word is the metric, the first the component, what is between them the module, dots
+    and all.
+    """
+    rule = parse_rule(text)
+    assert (rule.figure, rule.threshold) == (figure, threshold)
+    assert type(rule.threshold) is type(threshold)
+    assert (rule.severity, rule.allow_missing, rule.message) == ("error", False, None)
+
+
+@pytest.mark.parametrize("sign", OPERATORS)
+@pytest.mark.parametrize("value", [0.4, 0.5, 0.6])
+def test_a_comparison_is_that_of_numbers(sign, value):
+    """Every comparison is Python's own, equality among them."""
+    assert parse_rule(f"concentration {sign} 0.5").holds(value) is OPERATORS[sign](value, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault", "hint"),
+    [
+        ("", "is not a rule", "such as"),
+        ("concentration", "is not a rule", "put the whole rule in quotes"),
+        ("> 0.5", "is not a rule", "such as"),
+        ("concentration > 0.5 > 0.4", "not a number", "such as"),
+        ("concentration > 0.5 and spikes > 1", "not a number", "such as"),
+        ("concentration = 0.5", "no comparison '='", "did you mean '=='?"),
+        ("concentration => 0.5", "no comparison '=>'", "did you mean '>='?"),
+        ("concentration <=> 0.5", "no comparison '<=>'", "one of < <="),
+        ("concentration > 5 %", "not a number", "write 0.05 for 5 %"),
+        ("concentration > nan", "not a number", "such as"),
+        ("concentration > inf", "not a number", "such as"),
+        ("concentration > 1e999", "not a number", "such as"),
+        ("concentration > ٣", "not a number", "such as"),
+        ("concentration > 0x1", "not a number", "such as"),
+        ("concentration > 1_0", "not a number", "such as"),
+        ("concentratoin > 0.5", "no metric 'concentratoin'", "did you mean 'concentration'?"),
+        (
+            "langauge.mlp.up.concentration > 0.5",
+            "no component 'langauge'",
+            "did you mean 'language'?",
+        ),
+        ("language.mlp.upp.concentration > 0.5", "no module 'mlp.upp'", "did you mean 'mlp.up'?"),
+        ("language.mpl.*.concentration > 0.5", "no module 'mpl.*'", "did you mean 'mlp.*'?"),
+        ("language.mlpp.*.concentration > 0.5", "no module 'mlpp.*'", "did you mean 'mlp.*'?"),
+        ("language.mlp.concentration > 0.5", "no module 'mlp'", "did you mean 'mlp.*'?"),
+        (
+            "mlp.concentration > 0.5",
+            "no component 'mlp'",
+            "did you mean 'language.mlp.*.concentration'?",
+        ),
+        (
+            "mlpp.*.concentration > 0.5",
+            "no component 'mlpp'",
+            "did you mean 'language.mlp.*.concentration'?",
+        ),
+        ("language.layer.3.concentration > 0.5", "no module 'layer.3'", "`audit --layer 3`"),
+        ("layer.3.concentration > 0.5", "no component 'layer'", "`audit --layer 3`"),
+        ("language.mlp.up.concentratoin > 0.5", "no metric", "did you mean 'concentration'?"),
+        ("mlp.up.concentration > 0.5", "names no component", "'language.mlp.up.concentration'"),
+        ("language.mlp.up.* > 0.5", "has one metric", "only component and module"),
+        ("* > 0.5", "has one metric", "only component and module"),
+        ("language..concentration > 0.5", "not the name of a figure", "such as"),
+        (".concentration > 0.5", "not the name of a figure", "such as"),
+        ("language.[a-z]*.concentration > 0.5", "not the name of a figure", "such as"),
+        ("language.label == mixed", "no metric 'label'", ""),
+        ("language.mlp.up.spiked > 0.5", "no metric 'spiked'", "did you mean 'spikes'?"),
+        ("label > mixed", "a label is a word", "== or !="),
+        ("label == concentratd", "no label", "did you mean 'concentrated'?"),
+        ("label == 3", "no label", "one of concentrated"),
+        ("concentration > " + "0" * 500, "too long", "such as"),
+    ],
+)
+def test_a_fault_is_wrong_usage_and_names_the_nearest_word(text, fault, hint):
+    """Words that no report can have, and anything that is not a rule: exit code 2 before anything
+    is read.
+    """
+    with pytest.raises(UsageError) as raised:
+        parse_rule(text)
+    assert fault in raised.value.message
+    assert hint in (raised.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "__import__('os').system('touch marker') > 0",
+        "concentration > __import__('os').system('touch marker')",
+        "concentration.__class__ > 0",
+        "concentration > 0 or True",
+        "{0.__class__} > 0",
+        "`touch marker` > 0",
+        "$(touch marker) > 0",
+    ],
+)
+def test_nothing_is_evaluated(text, tmp_path, monkeypatch):
+    """Code of any language is no rule, and is not run."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError):
+        parse_rule(text)
+    assert list(tmp_path.iterdir()) == []
+
+
+NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    component=st.none() | st.sampled_from([*name_rules().components, "*"]),
+    module=st.none() | st.sampled_from([*name_rules().modules, "*", "mlp.*", "attn.?"]),
+    index=st.integers(0, 10_000),
+    sign=st.sampled_from(list(OPERATORS)),
+    number=NUMBERS,
+    spaces=st.lists(st.sampled_from(["", " ", "\t", "  "]), min_size=4, max_size=4),
+)
+def test_what_is_written_is_what_is_read(component, module, index, sign, number, spaces):
+    """Any figure, comparison and finite number come back as they were written, and the condition
+    reads the same.
+    """
+    more = OF_THE_PAIR if component is None else OF_A_COMPONENT if module is None else OF_A_MODULE
+    metric = (*COLUMNS, *more)[index % (len(COLUMNS) + len(more))]
+    name = Metric(component, module if component else None, metric)
+    rule = parse_rule(f"{spaces[0]}{name}{spaces[1]}{sign}{spaces[2]}{number!r}{spaces[3]}")
+    assert (rule.figure, rule.comparison, rule.threshold) == (name, sign, number)
+    again = parse_rule(rule.condition)
+    assert (again.figure, again.comparison, again.threshold) == (name, sign, number)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.text()
+    | st.text(alphabet="language.mlp.up*?<>=! 0123456789e+-")
+    | st.builds("{} {} {}".format, st.text(), st.sampled_from(list(OPERATORS)), st.text())
+)
+def test_any_text_is_a_rule_or_one_error(text):
+    """No text makes anything but a rule with a finite threshold, or a UsageError."""
+    with contextlib.suppress(UsageError):
+        rule = parse_rule(text)
+        assert isinstance(rule.threshold, str) or math.isfinite(rule.threshold)
+
+
+# Policy files
+
+GOOD = """
+# comments are allowed
+narrow-up:
+  fail_on: language.mlp.up.concentration > 0.5
+  message: "The up-projections moved along few directions: look at the data."
+rank:
+  fail_on: "*.attn.*.effective_rank < 4"
+  severity: warning
+  allow_missing: true
+drift:
+  moved: language.*.concentration
+"""
+
+
+def policy(tmp_path, text):
+    file = tmp_path / "policy.yaml"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return read_policy(file)
+
+
+def test_a_policy_is_rules_by_name(tmp_path):
+    """Names, conditions, severities, messages and lines are those of the file, in its order."""
+    narrow, rank, drift = policy(tmp_path, GOOD)
+    assert (narrow.name, narrow.condition, narrow.severity, narrow.allow_missing) == (
+        "narrow-up", "language.mlp.up.concentration > 0.5", "error", False,
+    )  # fmt: skip
+    assert narrow.message == "The up-projections moved along few directions: look at the data."
+    assert (rank.name, rank.severity, rank.allow_missing, rank.message) == (
+        "rank",
+        "warning",
+        True,
+        None,
+    )
+    assert (drift.comparison, str(drift.figure)) == ("moved", "language.*.concentration")
+    assert [rule.line for rule in (narrow, rank, drift)] == [3, 6, 10]
+    assert {rule.file for rule in (narrow, rank, drift)} == {str(tmp_path / "policy.yaml")}
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "fault", "hint"),
+    [
+        ("", None, "no rules in it", "fail_on"),
+        ("# nothing\n", None, "no rules in it", "fail_on"),
+        ("- a\n", None, "not a mapping of rules", "fail_on"),
+        ("word", None, "not a mapping of rules", "fail_on"),
+        ("a: concentration > 1", 1, "rule 'a': not a mapping", "fail_on"),
+        ("'a b':\n  fail_on: concentration > 1", 1, "letters, digits", ""),
+        ('"::error::x":\n  fail_on: concentration > 1', 1, "letters, digits", ""),
+        (
+            "a:\n  fail_on: concentration > 1\n  sevrity: error",
+            3,
+            "unknown key 'sevrity'",
+            "'severity'",
+        ),
+        (
+            "a:\n  fail_on: concentration > 1\n  x: error",
+            3,
+            "unknown key 'x'",
+            "it may have fail_on",
+        ),
+        (
+            "a:\n  fail_on: concentration > 1\n  severity: eror",
+            3,
+            "`severity` is 'eror'",
+            "'error'",
+        ),
+        (
+            "a:\n  fail_on: concentration > 1\n  allow_missing: yes",
+            3,
+            "`allow_missing` is 'yes'",
+            "true, false",
+        ),
+        ("a:\n  fail_on: concentration > 1\n  message: [x]", 3, "`message` is not text", "quotes"),
+        ("a:\n  fail_on: [concentration > 1]", 2, "`fail_on` is not text", "quotes"),
+        ("a:\n  severity: error", 1, "neither `fail_on` nor `moved`", "one of them"),
+        (
+            "a:\n  fail_on: concentration > 1\n  moved: spiked",
+            1,
+            "both `fail_on` and `moved`",
+            "one of them",
+        ),
+        (
+            "a:\n  fail_on: concentration > 1\na:\n  fail_on: spikes > 1",
+            3,
+            "duplicate key 'a'",
+            "docs/ci.md",
+        ),
+        ("a: &x\n  fail_on: concentration > 1\nb: *x", 3, "aliases are not allowed", "docs/ci.md"),
+        (
+            "a:\n  fail_on: *.mlp.*.concentration > 1",
+            2,
+            "not YAML",
+            "put a rule that begins with * in quotes",
+        ),
+        (
+            "a: !!python/object:os.system\n  fail_on: concentration > 1",
+            1,
+            "tags are not allowed",
+            "docs/ci.md",
+        ),
+        ("a: {fail_on: concentration > 1", 1, "not YAML", "docs/ci.md"),
+        (b"\xff", 1, "not UTF-8", "docs/ci.md"),
+        (b"# " + b"x" * 1_000_001, None, "larger than 1,000,000 bytes", "split"),
+    ],
+)
+def test_a_fault_of_the_file_names_file_line_and_the_nearest_word(
+    tmp_path, text, line, fault, hint
+):
+    """One line, exit code 1: it is the file that is wrong, not the command."""
+    with pytest.raises(ShadowError) as raised:
+        policy(tmp_path, text)
+    assert not isinstance(raised.value, UsageError)
+    assert raised.value.message.startswith(
+        f"{tmp_path / 'policy.yaml'}{f':{line}' if line else ''}: "
+    )
+    assert fault in raised.value.message
+    assert hint in (raised.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    "key", ["fail_on: language.mlp.upp.concentration > 1", "moved: language.mlp.upp.concentration"]
+)
+def test_words_that_mean_nothing_are_wrong_usage_in_a_file_too(tmp_path, key):
+    """Exit code 2, with file and line of the rule's words."""
+    with pytest.raises(UsageError) as raised:
+        policy(tmp_path, f"a:\n  severity: error\n  {key}\n")
+    assert raised.value.message == f"{tmp_path / 'policy.yaml'}:3: rule 'a': no module 'mlp.upp'"
+    assert raised.value.hint == "did you mean 'mlp.up'?"
+
+
+@pytest.mark.parametrize("kind", ["absent", "folder", "fifo", "long name"])
+def test_a_policy_that_is_no_file_is_one_error(tmp_path, kind):
+    """Nothing waits for ever and nothing ends in a traceback."""
+    file = tmp_path / ("x" * 300 if kind == "long name" else "policy")
+    if kind == "folder":
+        file.mkdir()
+    if kind == "fifo":
+        os.mkfifo(file)
+    with pytest.raises(ShadowError, match=r"no such file|not a regular file|too long"):
+        read_policy(file)
+
+
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None
+)
+@given(
+    text=st.text()
+    | st.binary()
+    | st.lists(
+        st.sampled_from([*GOOD.splitlines(True), "a:\n", "  severity: x\n", "- ", "{"]), max_size=8
+    ).map("".join)
+)
+def test_any_policy_is_rules_or_one_error(tmp_path, text):
+    """Whatever a file holds: rules with names and conditions, or a ShadowError."""
+    (tmp_path / "policy.yaml").write_bytes(
+        text if isinstance(text, bytes) else text.encode(errors="surrogatepass")
+    )
+    with contextlib.suppress(ShadowError):
+        rules = read_policy(tmp_path / "policy.yaml")
+        assert rules
+        assert all(rule.name and rule.condition for rule in rules)
+
+
+def test_a_command_gathers_its_rules(tmp_path):
+    """--fail-on, the policy, then the baseline unless the policy says what may not move; the same
+    rule counts once.
+    """
+    file = tmp_path / "policy.yaml"
+    file.write_text("a:\n  fail_on: spikes > 1\n")
+    rules = gather(["concentration>1", "concentration>1"], file, against=True, allow_missing=False)
+    assert [rule.name for rule in rules] == ["concentration > 1", "a", "baseline"]
+    file.write_text("a:\n  moved: spiked\n")
+    assert [rule.name for rule in gather([], file, against=True, allow_missing=False)] == ["a"]
+    with pytest.raises(UsageError, match=r"policy\.yaml:1: rule 'a' needs --against"):
+        gather([], file, against=False, allow_missing=False)
+
+
+def test_allow_missing_is_for_the_command_and_the_baseline(tmp_path):
+    """The flag covers --fail-on and whatever needs --against; a policy file says so itself."""
+    file = tmp_path / "policy.yaml"
+    file.write_text("a:\n  fail_on: spikes > 1\nb:\n  moved: spiked\n")
+    for flag in (False, True):
+        rules = gather(["concentration > 1"], file, against=True, allow_missing=flag)
+        assert {rule.name: rule.allow_missing for rule in rules} == {
+            "concentration > 1": flag,
+            "a": False,
+            "b": flag,
+        }
+    assert gather([], None, against=True, allow_missing=True)[0].allow_missing
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("rel. norm > 0.1", "relative_norm > 0.1"),
+        ("rel.norm>0.1", "relative_norm > 0.1"),
+        ("relative norm > 0.1", "relative_norm_overall > 0.1"),
+        ("conc. >= .5", "concentration >= .5"),
+        ("null PR < 3", "null_participation_ratio < 3"),
+        ("language.mlp.up.PR < 3", "language.mlp.up.participation_ratio < 3"),
+        ("*.mlp.*.rel. norm > 1", "*.mlp.*.relative_norm > 1"),
+    ],
+)
+def test_the_head_of_a_table_is_answered_with_the_rule_that_was_meant(text, meant):
+    """Words as they stand on the screen: the hint can be typed, and is a rule."""
+    with pytest.raises(UsageError) as caught:
+        parse_rule(text)
+    assert caught.value.message.endswith("is a column heading, not a figure")
+    assert f"did you mean '{meant}'?" in caught.value.hint
+    assert parse_rule(meant)
+
+
+def test_a_rule_on_what_moved_says_which_figures():
+    """All of a pair, or those of a pattern, against the spread of the baseline."""
+    assert parse_moved("*").condition == "any figure outside the baseline's spread over layers"
+    assert (
+        parse_moved("language.mlp.up.*").condition
+        == "language.mlp.up.* outside the baseline's spread over layers"
+    )
+
+
+def test_the_hint_tells_the_two_norms_apart():
+    """The median over matrices, and the norm of the whole change."""
+    with pytest.raises(UsageError) as caught:
+        parse_rule("rel. norm > 0.1")
+    assert (
+        "median over matrices; relative_norm_overall is the norm of the whole change"
+        in caught.value.hint
+    )
+
+
+@pytest.mark.parametrize("text", ["zero_share > 1", "language.energy > 1", "spikes > 1"])
+def test_a_figure_that_ends_like_a_head_is_a_figure(text):
+    """`energy` is a head and a figure of a component."""
+    assert parse_rule(text).condition == text

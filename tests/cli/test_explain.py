@@ -1,0 +1,215 @@
+"""Words on the screen can be looked up as they stand there."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from reports import uniform
+from rich.console import Console
+from rich.table import Table
+from typer.testing import CliRunner
+
+from shadow.cli import app
+from shadow.comparing.comparison import FIGURES, compare
+from shadow.comparing.lineage import Chain
+from shadow.outputs.terminal.comparison import comparison_view
+from shadow.outputs.terminal.lineage import LEGEND, chain_view
+from shadow.outputs.terminal.summary import component_table, module_table
+from shadow.outputs.terminal.words import other_words
+from shadow.reports import columns
+from shadow.reports.glossary import terms
+from shadow.reports.heads import HEADS
+
+WIDE = 400
+
+
+def explained(*words):
+    return CliRunner().invoke(app, ["explain", *words])
+
+
+def tables(view):
+    """Every table with heads in a view."""
+    parts = getattr(view, "renderables", [view])
+    return [part for part in parts if isinstance(part, Table) and part.show_header]
+
+
+@pytest.fixture
+def shown(tmp_path):
+    """Tables by component and module of a report, and of a comparison, as wide as they get."""
+    options = Console(width=WIDE).options
+    compared = compare([uniform(tmp_path / "a", 0.4), uniform(tmp_path / "b", 0.3)])
+    found = [component_table([], WIDE), module_table([], WIDE)]
+    return found + tables(comparison_view(compared, options, p_values=True))
+
+
+def test_every_head_of_a_table_is_explained(shown):
+    """By component, by module, the figures of a comparison and its modules."""
+    heads = [str(column.header) for table in shown for column in table.columns]
+    assert len(heads) > 25
+    assert {
+        "PR",
+        "null PR",
+        "conc.",
+        "rel. norm",
+        "shift",
+        "energy",
+        "PR/null",
+        "A - B",
+        "margin",
+    } <= set(heads)
+    assert [head for head in heads if explained(head).exit_code] == []
+
+
+def test_every_head_of_a_lineage_is_explained_and_in_its_legend():
+    """But for the name of the step, which stands in the title of each chain."""
+    heads = [str(column.header) for column in chain_view(Chain([], [], []), WIDE).columns]
+    assert {"most in", "depth", "dirs.", "inside"} <= set(heads)
+    assert [head for head in heads if explained(head).exit_code] == []
+    assert set(LEGEND) == set(heads) - {"step"}
+
+
+def test_every_figure_of_a_comparison_is_explained():
+    """Their titles stand in the first column of the table."""
+    assert [figure.title for figure in FIGURES if explained(figure.title).exit_code] == []
+
+
+def test_a_head_names_a_column_that_there_is():
+    """Else `explain` would leave its formula out without a word."""
+    known = {column.name for table in columns.TABLES.values() for column in table.columns}
+    assert [head for head in HEADS.values() if head.column and head.column not in known] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["PR"], "participation_ratio  "),
+        (["pr"], "participation_ratio  "),
+        (["conc."], "concentration  "),
+        (["conc. A"], "concentration  "),
+        (["null", "PR"], "null_participation_ratio  "),
+        (["eff. rank"], "effective_rank  "),
+        (["energy"], "energy_share  "),
+        (["energy"], "sum norm(D)_F^2"),  # the column of residual.parquet with the same name
+    ],
+)
+def test_a_head_shows_its_column(words, name):
+    """Written as one word or several, in any case, and with the letter of a report."""
+    assert name in explained(*words).stdout
+
+
+def test_a_misspelt_head_answers_with_the_nearest():
+    """Exit 2, as for a column."""
+    result = explained("conc,")
+    assert isinstance(result.exception, Exception)
+    assert result.exception.hint == "did you mean 'conc.'?"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["gates"], "at least 0.5"),
+        (["reference"], "trainings of `shadow lab`"),
+        (["mixed"], "a label:"),
+        (["not", "assessable"], "a label: a gate failed"),
+        (["null"], "random sign"),
+        (["x", "null"], "value of the null"),
+        (["follows"], "at least 0.25 of an even share"),
+        (["neither follows nor avoids"], "alignment_left"),
+        (["kept"], "finished report"),
+        (["kept"], "share of the stored delta's energy"),  # the column of that name
+        (["FAILED"], "its condition is true"),
+        (["rounding"], "a gate: it passes when"),
+        (["profile"], "how large the rows and the columns"),
+        (["update"], "what training did to the weights"),
+        (["lab"], "small models that were trained on known data"),
+        (["Delta"], "the difference tuned − base"),
+        (["embed"], "a module:"),
+        (["mlp.up"], "a module:"),
+        (["rank", "one"], "a single direction"),
+        (["effective number"], "entropy of their shares"),
+        (["X"], "excess_purity "),
+        (["1/X"], "equivalent_directions "),
+        (["A"], "letter and pair of a report"),
+        (["nats"], "natural logarithm"),
+        (["AUC"], "0.5 tells nothing"),
+        (["left", "out"], "for the reason"),
+        (["Other", "explanations"], "cannot be excluded"),
+        (["PR"], "effective number of directions"),
+        (["sign-flip null"], "random sign"),
+        (["leading directions"], "16 singular vectors"),
+        (["attention", ":", "MLP"], "ratio of parameters"),
+        (["null edge"], "sqrt(max r_i) + sqrt(max c_j)"),
+        (["participation", "share"], "participation_ratio / null_participation_ratio"),
+        (["not_a_matrix"], "vectors: only their relative norm"),
+        (["short or slow training"], "another explanation"),
+    ],
+)
+def test_other_words_of_the_screens_are_explained(words, told):
+    """The label, its reference, the gates, what the finding says of directions, states, outcomes
+    and reasons.
+    """
+    result = explained(*words)
+    assert result.exit_code == 0
+    assert told in " ".join(result.stdout.split())
+
+
+def test_several_words_are_explained_one_after_another():
+    """Where they are no phrase; of several of which one is unknown none is explained."""
+    text = explained("spikes", "delta").stdout
+    assert "singular values above null_edge" in text
+    assert "the difference tuned − base" in text
+    assert explained("spikes", "qwertz").exit_code != 0
+
+
+def test_letters_of_formulas_are_explained_once_and_where_they_occur():
+    """`energy` is two columns of one delta; a position in a list has no letter, and `p` of a layer
+    is no share of a singular value.
+    """
+    text = " ".join(explained("energy").stdout.split())
+    assert text.count("D = tuned - base is the delta") == 1
+    assert "E = sum sigma^2" not in text
+    assert "E = sum sigma^2" in explained("spike_energy").stdout
+    assert "delta" not in explained("position").stdout
+    assert "p = sigma" not in explained("depth_entropy").stdout
+
+
+def test_a_text_of_a_column_stands_by_itself():
+    """`the same for ...` says nothing where no other column stands above it."""
+    texts = {
+        column.name: column.text for table in columns.TABLES.values() for column in table.columns
+    }
+    leans = r"the same (of|for|in|by|as|with)|of these|\b(their|these)\b .*|.* (above|holds) it$"
+    assert [name for name, text in texts.items() if re.match(leans, text)] == []
+
+
+@pytest.mark.parametrize("words", [["sharp", "edge"], ["sharp_edge"]])
+def test_several_words_find_the_name_that_holds_them(words):
+    """In any order; what is merely spelt like them is no answer."""
+    assert explained(*words).exception.hint == "did you mean 'null_edge_sharp'?"
+
+
+@pytest.mark.parametrize("word", ["pandas", "banana", "weather", "qwertz"])
+def test_a_word_that_is_unlike_all_others_gets_no_guess(word):
+    """What is alike by chance, as `profile` and `failed`, helps nobody."""
+    assert explained(word).exception.hint == "`shadow explain` lists columns and words"
+
+
+def test_the_column_comes_before_another_meaning():
+    """`kept` is a column first, and then how a pair of a list stands."""
+    text = " ".join(explained("kept").stdout.split())
+    assert text.index("share of the stored delta's energy") < text.index("finished report")
+
+
+@pytest.mark.parametrize("term", terms())
+def test_every_term_of_the_glossary_is_explained(term):
+    """As it stands there."""
+    assert explained(*term.split()).exit_code == 0
+
+
+def test_a_word_names_a_column_that_there_is():
+    """Else `explain` would leave its formula out without a word."""
+    known = {column.name for table in columns.TABLES.values() for column in table.columns}
+    assert [
+        head for head in other_words().values() if head.column and head.column not in known
+    ] == []

@@ -1,0 +1,129 @@
+"""Typical mistakes of a first hour: a line says what is wrong, the hint what to type instead."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+DEMO = Path(__file__).parents[2] / "registry" / "demo"
+BASE, TUNED = DEMO / "base", DEMO / "narrow"
+REPORT = "reports/demo/base..narrow"
+RULE = "--fail-on", "concentration > 1"
+
+MISTAKES = {
+    "a folder that is not there": (
+        ("audit", "./bse", TUNED),
+        1,
+        "no such folder",
+        ".safetensors files",
+    ),
+    "an empty folder": (("audit", BASE, "./empty"), 1, "no safetensors files in it", "it is empty"),
+    "the file instead of its folder": (
+        ("audit", BASE, TUNED / "model.safetensors"),
+        1,
+        "is a file, and a checkpoint is a folder",
+        f"name {TUNED}",
+    ),
+    "a report instead of a checkpoint": (
+        ("audit", BASE, f"./{REPORT}"),
+        1,
+        "no safetensors files",
+        "it is a report",
+    ),
+    "a checkpoint instead of a report": (
+        ("show", BASE),
+        1,
+        "no finished report in it",
+        "it is a checkpoint",
+    ),
+    "a checkpoint among reports": (
+        ("compare", REPORT, TUNED),
+        1,
+        "no finished report in it",
+        "it is a checkpoint",
+    ),
+    "a gate on a checkpoint": (
+        ("gate", BASE, *RULE),
+        1,
+        "no finished report in it",
+        "it is a checkpoint",
+    ),
+    "folders without ./": (
+        ("audit", "empty", "reports"),
+        1,
+        "no family 'empty'",
+        "for the folder, write ./empty",
+    ),
+    "a misspelt family": (("audit", "dmeo"), 1, "no family 'dmeo'", "did you mean 'demo'?"),
+    "a family instead of its reports": (
+        ("show", "demo"),
+        1,
+        "no such folder: demo",
+        "did you mean 'reports/demo'?",
+    ),
+    "a pair instead of its report": (
+        ("show", "demo:base..narrow"),
+        1,
+        "no such folder",
+        f"did you mean '{REPORT}'?",
+    ),
+    "a misspelt report": (
+        ("show", "reports/dmeo"),
+        1,
+        "no such folder",
+        "did you mean 'reports/demo'?",
+    ),
+    "one checkpoint in a list": (
+        ("audit", "--list", "one.yaml"),
+        2,
+        "one.yaml:1: './x' is one",
+        "{base: REF, tuned",
+    ),
+    "a comma that lacks": (
+        ("audit", "--list", "broken.yaml"),
+        2,
+        "broken.yaml:1: not YAML",
+        "{base: REF, tuned: REF}",
+    ),
+    "a mapping for a list": (
+        ("audit", "--list", "mapping.yaml"),
+        2,
+        "not a list",
+        "write `- TARGET`",
+    ),
+    "a policy that is not there": (
+        ("gate", "reports", "--policy", "p.yaml"),
+        1,
+        "no such file: p.yaml",
+        "docs/ci.md",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with the reports of a pair, an empty folder and lists with faults."""
+    from command import run_shadow
+
+    place = tmp_path_factory.mktemp("place")
+    run_shadow("audit", "demo:base..narrow", cwd=place).assert_done()
+    (place / "empty").mkdir()
+    (place / "one.yaml").write_text("- ./x\n")
+    (place / "broken.yaml").write_text("- {base: ./a tuned: ./b}\n")
+    (place / "mapping.yaml").write_text("demo: base..narrow\n")
+    return place
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_answered_in_one_line_and_a_hint(place, mistake):
+    """The exit code of the documentation, no traceback, nothing on stdout."""
+    from command import run_shadow
+
+    arguments, code, message, hint = MISTAKES[mistake]
+    done = run_shadow(*arguments, cwd=place)
+    assert (done.code, done.out) == (code, "")
+    lines = done.err.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["error", "hint"]
+    assert message in lines[0]
+    assert hint in lines[1]

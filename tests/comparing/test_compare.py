@@ -1,0 +1,925 @@
+"""Reports compared: closed forms, NumPy's own answer, symmetry, what is refused, what is told."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from effort import examples
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reports import MODULES, NULL, delta, identity, place, places, uniform, write
+from rich.console import Console
+
+from shadow.cli.reports import compare as command
+from shadow.comparing.comparison import FIGURES, MARGIN, Comparison, compare
+from shadow.errors import ShadowError
+from shadow.outputs.terminal.comparison import comparison_view, modules_apart
+from shadow.reports.columns import COMPARISON
+
+DEMO = Path(__file__).parents[2] / "registry" / "demo"
+
+
+def one(comparison: Comparison):
+    """The only contrast."""
+    (contrast,) = comparison.contrasts
+    return contrast
+
+
+def figures(contrast):
+    return {figure.figure: figure for figure in contrast.figures}
+
+
+def test_a_constant_difference_is_found_as_it_is(tmp_path):
+    """0.40 against 0.30 in every matrix of 6 layers: 0.1 with an interval of no width, p of 2 in
+    2^6 sign patterns.
+    """
+    found = one(compare([uniform(tmp_path / "a", 0.40), uniform(tmp_path / "b", 0.30)]))
+    own = figures(found)
+    for name in ("concentration", "top4_energy", "spike_energy"):
+        assert (own[name].difference, own[name].low, own[name].high) == pytest.approx(
+            (0.1, 0.1, 0.1)
+        )
+        assert (own[name].p_within_pair, own[name].level, own[name].margin) == (
+            2 / 64,
+            0.95,
+            MARGIN,
+        )
+    # 64^0.6 against 64^0.7 directions
+    for name in ("stable_rank", "participation_ratio_over_null"):
+        expected = -0.1 * math.log(NULL)
+        assert (own[name].difference, own[name].low, own[name].high) == pytest.approx(
+            (expected,) * 3
+        )
+        assert own[name].margin == pytest.approx(MARGIN * math.log(NULL))
+    assert own["relative_norm"].difference == 0
+    assert own["relative_norm"].verdict is None
+    assert {one.verdict for one in found.figures} == {"more concentrated", None}
+    assert found.verdict == "more concentrated"
+    assert (own["concentration"].first, own["concentration"].second) == (0.40, 0.30)
+    assert found.matched.matrices == found.matched.in_layers == 18
+    assert (found.relation, found.verified) == ("one base", "content")
+    assert (
+        "A (a) is more concentrated than B (b): concentration differs by +0.100" in found.sentence
+    )
+
+
+@pytest.mark.parametrize(
+    ("second", "margin", "verdict"),
+    [
+        (0.36, MARGIN, "different, below the margin"),
+        (0.36, 0.03, "more concentrated"),
+        (0.36, 0.0, "more concentrated"),
+        (0.44, MARGIN, "different, below the margin"),
+        (0.44, 0.03, "less concentrated"),
+        (0.40, 0.0, "not distinguished"),
+    ],
+)
+def test_the_margin_decides_what_counts(tmp_path, second, margin, verdict):
+    """An interval that leaves out 0 is not enough; no difference is none, whatever the margin."""
+    found = one(
+        compare([uniform(tmp_path / "a", 0.40), uniform(tmp_path / "b", second)], margin=margin)
+    )
+    assert found.verdict == verdict
+    assert figures(found)["stable_rank"].verdict == verdict
+
+
+def noisy(folder, mean, seed, layers=8, **options):
+    """A report of matrices around a concentration: a part of the layer and noise, so that figures
+    have intervals.
+    """
+    rng = np.random.default_rng(seed)
+    values = (
+        mean + 0.02 * rng.normal(size=(layers, 1)) + 0.02 * rng.normal(size=(layers, len(MODULES)))
+    )
+    return uniform(folder, values, layers, **options)
+
+
+def test_figures_are_numpys(tmp_path):
+    """Medians of paired differences, of both sides, by module and by layer, from the Parquet rows
+    by NumPy alone.
+    """
+    folders = [noisy(tmp_path / "a", 0.4, 1), noisy(tmp_path / "b", 0.3, 2)]
+    found = one(compare(folders))
+    first, second = (
+        pq.read_table(folder / "matrices.parquet")
+        .to_pandas()
+        .query("subject == 'delta'")
+        .set_index("tensor")
+        for folder in folders
+    )
+    second = second.loc[first.index]
+    for figure in FIGURES:
+        sides = [frame[list(figure.columns)].to_numpy() for frame in (first, second)]
+        values = [side[:, 0] / side[:, 1] if side.shape[1] == 2 else side[:, 0] for side in sides]
+        apart = (
+            np.log(values[0] / values[1]) if figure.scale == "log ratio" else values[0] - values[1]
+        )
+        own = figures(found)[figure.name]
+        assert (own.first, own.second) == (np.median(values[0]), np.median(values[1]))
+        assert own.difference == pytest.approx(np.median(apart), rel=1e-12)
+        for row in found.modules:
+            assert getattr(row, figure.name) == pytest.approx(
+                np.median(apart[first["module"] == row.module]), rel=1e-12
+            )
+        for row in found.layers:
+            assert getattr(row, figure.name) == pytest.approx(
+                np.median(apart[first["layer"] == row.layer]), rel=1e-12
+            )
+    assert [row.matrices for row in found.modules] == [8, 8, 8]
+    assert [row.layer for row in found.layers] == list(range(8))
+
+
+OPPOSITE = {"more concentrated": "less concentrated", "less concentrated": "more concentrated"}
+
+
+def assert_mirrored(found, back):
+    """B against A is A against B with the sign turned, everywhere."""
+    for there, here in zip(found.figures, back.figures, strict=True):
+        assert here.verdict == OPPOSITE.get(there.verdict, there.verdict)
+        assert (here.p_within_pair, here.level, here.margin, here.cells) == (
+            there.p_within_pair,
+            there.level,
+            there.margin,
+            there.cells,
+        )
+        assert (here.first, here.second) == (there.second, there.first)
+        for value, turned in (
+            (there.difference, here.difference),
+            (there.low, here.high),
+            (there.high, here.low),
+        ):
+            assert turned == (None if value is None else -value)
+    assert back.verdict == OPPOSITE.get(found.verdict, found.verdict)
+    for there, here in zip(found.layers + found.modules, back.layers + back.modules, strict=True):
+        assert all(getattr(here, figure.name) == -getattr(there, figure.name) for figure in FIGURES)
+    assert back.matched.matrices == found.matched.matrices
+
+
+@settings(max_examples=examples(15))
+@given(
+    st.integers(1, 7),
+    st.lists(st.floats(0, 0.6), min_size=2, max_size=2),
+    st.floats(0, 0.1),
+    st.integers(0, 100),
+)
+def test_comparing_the_other_way_round_turns_every_sign(
+    tmp_path_factory, layers, means, width, seed
+):
+    """For any layers, means and spread, to the last bit."""
+    folder, rng = tmp_path_factory.mktemp("mirrored"), np.random.default_rng(seed)
+    both = [
+        uniform(folder / name, mean + width * rng.normal(size=(layers, len(MODULES))), layers)
+        for name, mean in zip("ab", means, strict=True)
+    ]
+    assert_mirrored(one(compare(both)), one(compare(both[::-1])))
+
+
+def test_the_order_of_rows_changes_nothing(tmp_path):
+    """The same rows shuffled: the same comparison, to the last bit."""
+    folders = [noisy(tmp_path / "a", 0.4, 1), noisy(tmp_path / "b", 0.3, 2)]
+    before = compare(folders).as_json()
+    for file in ("matrices.parquet", "tensors.parquet"):
+        table = pq.read_table(folders[0] / file)
+        order = np.random.default_rng(0).permutation(len(table))
+        pq.write_table(
+            table.take(order).replace_schema_metadata(table.schema.metadata), folders[0] / file
+        )
+    assert compare(folders).as_json() == before
+
+
+def test_what_is_missing_is_left_out_and_named(tmp_path):
+    """Matrices that one report lacks: identical there, filtered there, of another shape, not there
+    at all.
+    """
+    everything = places(6)
+    grown = {"rows": 80}
+    same = {**place(0, "attn.q"), "tensor": "layers.0.attn.q", "status": "identical"}
+    left = {
+        **place(1, "attn.q"),
+        "tensor": "layers.1.attn.q",
+        "status": "skipped",
+        "reason": "filtered",
+    }
+    first = write(tmp_path / "a", [delta(0.4, where) for where in everything])
+    kept = [where for where in everything if where["module"] != "attn.q" or where["layer"] > 2]
+    rows = [
+        delta(0.3, where, **(grown if (where["layer"], where["module"]) == (5, "mlp.up") else {}))
+        for where in kept
+    ]
+    second = write(tmp_path / "b", rows, extra_tensors=(same, left))
+    found = one(compare([first, second]))
+    assert found.matched.matrices == 14
+    assert {row.reason: (row.matrices, row.examples[0]) for row in found.unmatched} == {
+        "identical to the base in B": (1, "layers.0.attn.q"),
+        "filtered in B": (1, "layers.1.attn.q"),
+        "not in B": (1, "layers.2.attn.q"),
+        "of another shape or name in B": (1, "layers.5.mlp.up"),
+        "of another shape or name in A": (1, "layers.5.mlp.up"),
+    }
+    assert any("only 78 % of the changed parameters of A (a)" in text for text in found.warnings)
+    assert found.verdict == "more concentrated"
+
+
+def test_too_few_layers_are_no_interval(tmp_path):
+    """One layer, and three: the differences are there, the verdict is not."""
+    for layers in (1, 3):
+        folders = [
+            uniform(tmp_path / f"{name}{layers}", c, layers) for name, c in (("a", 0.5), ("b", 0.3))
+        ]
+        found = one(compare(folders))
+        own = figures(found)["concentration"]
+        assert own.difference == pytest.approx(0.2)
+        assert (own.low, own.high, own.level) == (None, None, None)
+        assert own.p_within_pair == 2.0 ** (1 - layers)
+        assert found.verdict == own.verdict == "not distinguished"
+        assert own.no_interval in found.sentence
+        assert own.no_interval == f"only {layers} layer{'s' * (layers > 1)}, it takes 4"
+
+
+def test_a_report_against_itself_shows_no_difference(tmp_path):
+    """All zero, p = 1, not distinguished, and it is said that both are the same pair."""
+    folder = noisy(tmp_path / "a", 0.4, 1)
+    found = one(compare([folder, folder]))
+    assert found.relation == "the same pair"
+    assert {(f.difference, f.low, f.high, f.p_within_pair) for f in found.figures} == {(0, 0, 0, 1)}
+    assert found.verdict == "not distinguished"
+    assert any("same pair" in text for text in found.warnings)
+
+
+def test_embeddings_and_heads_have_no_vote(tmp_path):
+    """A head that says the opposite changes no figure; a table by module and a warning have it."""
+    plain = [uniform(tmp_path / name, c) for name, c in (("a", 0.4), ("b", 0.3))]
+    with_head = [
+        write(
+            tmp_path / f"{name}2",
+            [delta(c, where) for where in places(6)] + [delta(head, place(None, "head"))],
+        )
+        for name, c, head in (("a", 0.4, 0.2), ("b", 0.3, 0.9))
+    ]
+    without, found = one(compare(plain)), one(compare(with_head))
+    assert found.figures == without.figures
+    assert found.verdict == "more concentrated"
+    assert found.matched.matrices == found.matched.in_layers + 1
+    assert {row.module: row.concentration for row in found.modules}["head"] == pytest.approx(-0.7)
+    assert any("head (-0.700)" in text for text in found.warnings)
+
+
+def test_the_experts_of_a_layer_have_one_vote_together(tmp_path):
+    """64 experts of a module count as one attention matrix: 2 of 3 modules decide the median."""
+    rows = {
+        name: [
+            delta(c, where)
+            for layer in range(6)
+            for c, where in [
+                *((attention, place(layer, module)) for module in ("attn.q", "attn.o")),
+                *((expert, place(layer, "experts.up", number)) for number in range(64)),
+            ]
+        ]
+        for name, attention, expert in (("a", 0.4, 0.3), ("b", 0.3, 0.4))
+    }
+    found = one(compare([write(tmp_path / name, own) for name, own in rows.items()]))
+    assert found.matched.matrices == 6 * 66
+    assert found.matched.cells == 6 * 3
+    assert figures(found)["concentration"].difference == pytest.approx(0.1)
+
+
+def test_figures_that_disagree_are_mixed_evidence(tmp_path):
+    """Concentration alone, or against the others, or those without it: no direction is claimed."""
+    base = [delta(0.3, where) for where in places(6)]
+
+    def against(name, **figures_of):
+        rows = [{**row, **figures_of} for row in base]
+        return one(compare([write(tmp_path / name, rows), uniform(tmp_path / f"{name}0", 0.3)]))
+
+    alone = against("alone", concentration=0.45)
+    assert alone.verdict == "mixed evidence"
+    assert "none point the same way and none the other way" in alone.sentence
+    split = against(
+        "split",
+        concentration=0.45,
+        stable_rank=1.0,
+        top4_energy=0.9,
+        spike_energy=0.0,
+        participation_ratio=60,
+    )
+    assert split.verdict == "mixed evidence"
+    assert (
+        "stable rank and top-4 energy point the same way and PR / null PR and spike energy the"
+        " other" in split.sentence
+    )
+    assert (
+        against("two", concentration=0.45, stable_rank=1.0, top4_energy=0.9).verdict
+        == "more concentrated"
+    )
+    three = against(
+        "three",
+        concentration=0.45,
+        stable_rank=1.0,
+        top4_energy=0.9,
+        participation_ratio=2,
+        spike_energy=0,
+    )
+    assert three.verdict == "more concentrated"
+    assert "; spike energy the other way" in three.sentence
+    others = against("others", stable_rank=1.0, top4_energy=0.9)
+    assert others.verdict == "mixed evidence"
+    assert (
+        "concentration is not distinguished, but by stable rank and top-4 energy A is more"
+        in others.sentence
+    )
+
+
+def test_figures_without_a_value_are_left_out(tmp_path):
+    """Concentration null in every matrix: nothing is distinguished, nothing is NaN."""
+    rows = [delta(0.3, where, concentration=None) for where in places(6)]
+    found = compare([write(tmp_path / "a", rows), uniform(tmp_path / "b", 0.3)])
+    own = figures(one(found))["concentration"]
+    assert (own.cells, own.layers, own.difference, own.p_within_pair) == (0, 0, None, None)
+    assert one(found).verdict == "not distinguished"
+    json.dumps(found.as_json(), allow_nan=False)
+
+
+# Relations
+
+
+def test_bases_are_told_apart_and_refused(tmp_path):
+    """Other fingerprints or spectra: refused with the reason, with the flag told everywhere."""
+    folders = [
+        uniform(tmp_path / "a", 0.4),
+        uniform(tmp_path / "b", 0.3, base=identity(9), weights=2.0),
+    ]
+    with pytest.raises(
+        ShadowError, match="different bases: the spectra of 18 of 18 matrices differ"
+    ) as refused:
+        compare(folders)
+    assert "--allow-different-base" in refused.value.hint
+    found = one(compare(folders, allow_different_base=True))
+    assert (found.relation, found.verified, found.verdict) == (
+        "different bases",
+        None,
+        "more concentrated",
+    )
+    assert "from different bases" in found.sentence
+    assert any(
+        "the bases differ (the spectra of 18 of 18 matrices" in text for text in found.warnings
+    )
+
+
+def test_one_base_is_known_by_commit_content_or_spectra(tmp_path):
+    """A commit counts with its repository only: one commit may hold several checkpoints."""
+    commit = {"repo": "org/base", "commit": "c" * 40, "fingerprint": None}
+    here = {**commit, "repo": "org/base/other"}
+    first = uniform(tmp_path / "a", 0.4, base=commit)
+
+    def how(name, **options):
+        return one(compare([first, uniform(tmp_path / name, 0.3, **options)])).verified
+
+    assert how("b", base=commit) == "commit"
+    assert how("c", base=here) == "spectra"
+    assert how("d", base=identity()) == "spectra"
+    assert how("e", base=identity(), weights=1 + 1e-9) == "spectra"
+    with pytest.raises(ShadowError, match="different bases"):
+        how("f", base=here, weights=1 + 1e-4)
+
+
+def test_stages_of_a_lineage_are_recognised(tmp_path):
+    """base..sft, sft..dpo and dpo..final: consecutive, the outer two by the step between."""
+    ends = [identity(number, f"./{number}") for number in range(4)]
+    steps = [
+        uniform(tmp_path / name, c, base=ends[i], tuned=ends[i + 1], weights=i + 1.0)
+        for i, (name, c) in enumerate([("base..sft", 0.4), ("sft..dpo", 0.3), ("dpo..final", 0.2)])
+    ]
+    found = {(c.first, c.second): c for c in compare(steps).contrasts}
+    assert found["A", "B"].relation == found["B", "C"].relation == "consecutive stages"
+    assert found["A", "C"].relation == "one lineage"
+    assert all(any("steps of one lineage" in text for text in c.warnings) for c in found.values())
+    with pytest.raises(ShadowError, match="different bases"):
+        compare([steps[0], steps[2]])
+
+
+def test_three_reports_are_ranked_over_what_all_have(tmp_path):
+    """Every pair in the order of the reports; the ranking, with what each step of it is worth."""
+    folders = [
+        noisy(tmp_path / name, c, seed)
+        for seed, (name, c) in enumerate([("b", 0.3), ("a", 0.45), ("b2", 0.3)])
+    ]
+    found = compare(folders)
+    assert [(c.first, c.second) for c in found.contrasts] == [("A", "B"), ("A", "C"), ("B", "C")]
+    ranks = {row.label: (row.rank, row.to_next) for row in found.ranking}
+    assert ranks["B"] == (1, "more concentrated")
+    assert {label for label in ranks if ranks[label][0] > 1} == {"A", "C"}
+    assert found.ranking[1].to_next in ("not distinguished", "different, below the margin")
+    assert found.ranking[2].to_next is None
+    assert [row.concentration for row in found.ranking] == sorted(
+        (row.concentration for row in found.ranking), reverse=True
+    )
+    assert found.ranking[0].cells == 24
+    assert compare(folders[:2]).ranking == []
+
+
+# What is said aloud
+
+
+def test_what_voids_a_verdict(tmp_path):
+    """An adapter against full rank, other ranks, rounding, unrelated sides: figures are shown, no
+    direction is.
+    """
+    other = uniform(tmp_path / "other", 0.3)
+    faults = {
+        "an adapter of rank 4 and B (other) of full rank (in 18 matrices)": {
+            "rank_ceiling": 4,
+            "floor_ratio": None,
+        },
+        "mostly rounding (1.1 times": {"floor_ratio": 1.1},
+        "little in common (median cosine 0.01)": {"cosine": 0.01},
+    }
+    for number, (words, figures_of) in enumerate(faults.items()):
+        folder = write(
+            tmp_path / f"a{number}", [delta(0.5, where, **figures_of) for where in places(6)]
+        )
+        found = one(compare([folder, other]))
+        assert found.verdict == "not comparable"
+        assert found.sentence.startswith("not comparable: ")
+        assert words in found.not_comparable[0]
+        assert {one.verdict for one in found.figures} == {"not comparable", None}
+        assert figures(found)["concentration"].difference == pytest.approx(0.2)
+    ranks = [
+        write(
+            tmp_path / f"r{rank}",
+            [delta(0.5, where, rank_ceiling=rank, floor_ratio=None) for where in places(6)],
+        )
+        for rank in (4, 16, 4)
+    ]
+    assert one(compare([ranks[0], ranks[1]])).verdict == "not comparable"
+    assert one(compare([ranks[0], ranks[2]])).not_comparable == []
+
+
+# an exact product of rank 4 added in F32: half of its 64 directions are counted, all of rounding
+RANK_4 = {"kept": None, "kept_reason": "nothing_rounded", "numerical_rank": 40}
+RANK_4 |= {"rank_90": 3, "rank_95": 4, "rank_99": 4}
+RANK_4 |= {f"top{k}_energy": min(k, 4) / 4 for k in (1, 4, 16, 20, 64)}
+
+
+def test_a_merged_adapter_has_the_rank_that_holds_it(tmp_path):
+    """Directions of rounding are no rank: beside an adapter of the same rank it is comparable, and
+    beside another change it is of low rank.
+    """
+
+    def report(name, **figures_of):
+        return write(tmp_path / name, [delta(0.5, where, **figures_of) for where in places(6)])
+
+    merged = report("merged", **RANK_4)
+    adapter = report("adapter", rank_ceiling=4, floor_ratio=None)
+    assert one(compare([adapter, merged])).not_comparable == []
+    larger = report("larger", rank_ceiling=8, floor_ratio=None)
+    (why,) = one(compare([larger, merged])).not_comparable
+    assert "is an adapter of rank 8 and B (merged) of rank 4 at most (in 18 matrices)" in why
+    (warning,) = (
+        text for text in one(compare([merged, report("full")])).warnings if "low rank" in text
+    )
+    assert "A (merged) are of low rank (in the median matrix 4 at most, 6.2 % of" in warning
+
+
+def test_what_makes_a_comparison_doubtful_is_warned_of(tmp_path):
+    """Settings, versions, dtypes, norms, byte ranges, siblings, replaced modules, low rank; without
+    them nothing.
+    """
+    plain = uniform(tmp_path / "plain", 0.3)
+    usual = {
+        "method": {"precision": "default", "nulls": 0, "seed": 0},
+        "chosen": {},
+        "relation": "tuned",
+    }
+    exact = {**usual, "method": {"precision": "exact", "nulls": 8, "seed": 0}}
+
+    def warnings(name, metadata=None, **figures_of):
+        rows = [delta(0.4, where, **figures_of) for where in places(6)]
+        return " | ".join(
+            one(compare([write(tmp_path / name, rows, **(metadata or {})), plain])).warnings
+        )
+
+    assert warnings("same") == ""
+    assert "--precision exact in A, default in B" in warnings("precision", {"settings": exact})
+    assert "--nulls 8 in A, 0 in B; no figure here" in warnings("nulls", {"settings": exact})
+    assert "filtered differently" in warnings(
+        "filter", {"settings": {**usual, "chosen": {"layers": [0]}}}
+    )
+    assert "versions of shadow: A by 0.0.9" in warnings("version", {"version": "0.0.9"})
+    assert "siblings" in warnings("sibling", {"settings": {**usual, "relation": "sibling"}})
+    assert "18 matrices are stored in different dtypes: F32 in A, BF16 in B" in warnings(
+        "dtype", dtype="F32"
+    )
+    assert "18 matrices of A (ranges) came as byte ranges" in warnings("ranges", verified=False)
+    assert "the update of A (large) is 4 times as large" in warnings("large", relative_norm=0.2)
+    assert "the update of B (plain) is 5 times as large" in warnings("small", relative_norm=0.01)
+    assert warnings("near", relative_norm=0.1) == ""
+    assert "perhaps a merged adapter" in warnings("merged", numerical_rank=16)
+    adapter = warnings("adapter", numerical_rank=16, rank_ceiling=16, floor_ratio=None)
+    assert "merged adapter" not in adapter  # the comparison says that it is one
+    replaced = [
+        delta(0.4, where, cosine=0.1 if where["module"] == "mlp.up" else 0.99)
+        for where in places(6)
+    ]
+    found = one(compare([write(tmp_path / "replaced", replaced), plain]))
+    assert any("mlp.up of A (replaced): little in common" in text for text in found.warnings)
+    assert found.verdict == "more concentrated"
+
+
+def test_what_is_not_shown_is_said(tmp_path):
+    """JSON carries the claims: what was measured, what fits it, what it does not show."""
+    told = compare([uniform(tmp_path / "a", 0.4), uniform(tmp_path / "b", 0.3)]).as_json()
+    assert any("not over training runs" in text for text in told["claims"]["not_shown"])
+    assert any("optimiser" in text for text in told["claims"]["not_shown"])
+    (contrast,) = told["contrasts"]
+    assert "narrower data" in contrast["consistent_with"][0]
+    assert not any("contaminat" in text or "benchmark" in text for text in json.dumps(told).split())
+
+
+def test_simulated_runs_of_one_regime_never_pass_the_margin(tmp_path):
+    """Pairs from one distribution, as far apart as the study's seeds: none is beyond the margin,
+    few exclude 0.
+    """
+    rng = np.random.default_rng(7)
+    excluded = 0
+    for pair in range(12):
+        folders = [
+            uniform(
+                tmp_path / f"{pair}{side}",
+                0.3 + 0.02 * rng.normal(size=(8, 1)) + 0.02 * rng.normal(size=(8, 3)),
+                8,
+            )
+            for side in "ab"
+        ]
+        found = one(compare(folders))
+        assert found.verdict in ("not distinguished", "different, below the margin")
+        excluded += figures(found)["concentration"].points != 0
+    assert excluded <= 3  # of 12 at 5 %: more than 3 has a chance of 0.2 %
+
+
+# The command
+
+
+def test_the_rows_go_into_a_folder_that_is_made(shadow, tmp_path):
+    """As the folder of a figure or of an export is; and no line of a pipe ends with a space."""
+    uniform(tmp_path / "a", 0.4)
+    uniform(tmp_path / "b", 0.3)
+    done = shadow("compare", "a", "b", "-o", "new/folder/rows.parquet")
+    assert done.assert_done()
+    assert (tmp_path / "new" / "folder" / "rows.parquet").is_file()
+    assert [line for line in done.out.splitlines() if line != line.rstrip()] == []
+
+
+@pytest.fixture(scope="module")
+def audited(tmp_path_factory):
+    """The demo's two pairs, audited."""
+    from shadow.audits.pair import Settings, run_pair
+    from shadow.checkpoints.pairing import Filter
+    from shadow.spectra.delta import Method
+    from shadow.targets.families import find_pairs, load_families
+
+    out = tmp_path_factory.mktemp("demo")
+    for pair in find_pairs("demo", load_families(None)):
+        run_pair(pair, Settings(Method(), Filter()), out)
+    return out / "demo"
+
+
+def test_the_demos_narrow_model_is_more_concentrated_than_its_broad_one(audited, shadow):
+    """By the margin, with four of four figures; the command says how little four layers prove."""
+    done = shadow("compare", audited / "base..narrow", audited / "base..broad", "--format", "json")
+    told = json.loads(done.assert_done())
+    (contrast,) = told["contrasts"]
+    own = contrast["figures"][0]
+    assert contrast["verdict"] == "more concentrated"
+    assert own["difference"] >= told["margin"] == MARGIN
+    assert (own["level"], own["p_within_pair"]) == (0.875, 0.125)
+    assert any("only 4 layers" in text for text in contrast["warnings"])
+    back = json.loads(
+        shadow("compare", audited / "base..broad", audited / "base..narrow", "--format", "json").out
+    )
+    assert back["contrasts"][0]["verdict"] == "less concentrated"
+    strict = shadow(
+        "compare",
+        audited / "base..narrow",
+        audited / "base..broad",
+        "--margin",
+        0.2,
+        "--format",
+        "json",
+    )
+    assert (
+        json.loads(strict.assert_done())["contrasts"][0]["verdict"] == "different, below the margin"
+    )
+
+
+@pytest.mark.slow
+def test_a_base_stored_elsewhere_is_known_by_its_spectra(audited, shadow, tmp_path):
+    """A copy of the base has another fingerprint; the demo's narrow model as a base is another one,
+    and refused.
+    """
+    shutil.copytree(DEMO, tmp_path / "copy", copy_function=shutil.copy)  # with times of their own
+    for base, name in (
+        ("./copy/base", "again"),
+        ("./copy/narrow", "step"),
+        ("./copy/broad", "other"),
+    ):
+        tuned = "./copy/broad" if base != "./copy/broad" else "./copy/narrow"
+        shadow("audit", "--base", base, "--tuned", tuned, "-o", name).assert_done()
+
+    def relation(*runs):
+        done = shadow("compare", *runs, "--format", "json")
+        (contrast,) = json.loads(done.assert_done())["contrasts"]
+        return contrast["relation"], contrast["verified"]
+
+    assert relation(audited / "base..narrow", "again") == ("one base", "spectra")
+    assert relation(audited / "base..broad", "again") == ("the same pair", "spectra")
+    assert relation(audited / "base..narrow", "step") == ("consecutive stages", "spectra")
+    assert (
+        "different bases" in shadow("compare", audited / "base..narrow", "other").assert_refused()
+    )
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("count", [2, 3])
+def test_output_fits_the_terminal(shadow, audited, width, count):
+    """No line is longer than the terminal, nothing is cut off, stderr is empty."""
+    runs = [audited / "base..narrow", audited / "base..broad", audited / "base..narrow"][:count]
+    done = shadow("compare", *runs, env={"COLUMNS": str(width)})
+    text = done.assert_done()
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    assert done.err == ""
+    for word in (
+        "more concentrated",
+        "spread, 87.5 %",
+        "PR / null PR",
+        "x 0.83",
+        "+0.065",
+        "not shown",
+        "only 4 layers",
+        "rel. norm",
+        "x 1.18",  # the margin of ratios, in a column or in the title
+    ):
+        assert word in text
+    assert ("By depth" in text) == ("mlp.down" in text) == (count == 2)
+    assert ("against the next" in text) == (count == 3)
+
+
+def test_a_verdict_stays_on_its_line_where_ratios_have_three_decimals(tmp_path):
+    """As of two changes that differ tenfold, on 80 columns."""
+    compared = compare([uniform(tmp_path / "a", 0.4), uniform(tmp_path / "b", 0.3)])
+    small = {
+        "log ratio": {
+            "difference": math.log(0.067),
+            "low": math.log(0.061),
+            "high": math.log(0.072),
+        },
+        "difference": {"first": 0.0333, "second": 0.0211},
+    }
+    wide = [replace(figure, **small[figure.scale]) for figure in one(compared).figures]
+    wide[-1] = replace(wide[-1], first=0.00083, second=0.014)
+    text = shown(replace(compared, contrasts=[replace(one(compared), figures=wide)]), 80)
+    assert "x 0.067  x 0.061 to 0.072  more concentrated" in text
+    assert text.count("0  more concentrated") + text.count("2  more concentrated") == 5
+
+
+def test_every_column_of_the_modules_has_a_name_of_its_own(tmp_path):
+    """`conc.` of either report, and their difference."""
+    compared = compare([uniform(tmp_path / "a", 0.4), uniform(tmp_path / "b", 0.3)])
+    heads = [str(column.header) for column in modules_apart(compared.contrasts[0], 80).columns]
+    assert heads[2:5] == ["conc. A", "conc. B", "A - B"]
+    assert len(set(heads)) == len(heads)
+
+
+def shown(comparison, width):
+    """What the terminal of a width shows."""
+    console = Console(width=width, file=io.StringIO(), highlight=False)
+    console.print(comparison_view(comparison, console.options))
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_components_and_experts_fit_too(tmp_path, width):
+    """A vision tower beside a mixture of experts, and a long pair name: no line is longer, nothing
+    is cut off.
+    """
+    where = [{**place(layer, "mlp.down"), "component": "vision"} for layer in range(24)]
+    where += [place(layer, "experts.gate", expert) for layer in range(48) for expert in range(21)]
+    name = "Qwen2.5-VL-72B..Qwen2.5-VL-72B-Instruct-0123abcd"
+    folders = [
+        write(tmp_path / one, [delta(c, own) for own in where])
+        for one, c in ((name, 0.45), ("b", 0.123))
+    ]
+    text = shown(compare(folders), width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    assert "1,032 matrices of both; 1,032 of them in 72 layers vote" in text
+    for word in ("vision     mlp.down", "experts.gate  1,008", "vision top-4", "+0.327"):
+        assert word in text
+
+
+def test_rows_are_written_with_how_they_were_made(audited, shadow, tmp_path):
+    """One row a matrix, columns as told; it can be written again, but replaces no other file."""
+    arguments = ("compare", audited / "base..narrow", audited / "base..broad", "-o", "rows.parquet")
+    done = shadow(*arguments)
+    done.assert_done()
+    assert "30 rows in rows.parquet" in done.err
+    table = pq.read_table(tmp_path / "rows.parquet")
+    assert table.column_names == [column.name for column in COMPARISON]
+    frame = table.to_pandas()
+    assert len(frame) == 30
+    assert frame["votes"].sum() == 28
+    np.testing.assert_allclose(
+        frame["concentration_difference"],
+        frame["concentration_first"] - frame["concentration_second"],
+    )
+    np.testing.assert_allclose(
+        frame["stable_rank_difference"],
+        np.log(frame["stable_rank_first"] / frame["stable_rank_second"]),
+    )
+    told = json.loads(table.schema.metadata[b"shadow"])
+    assert [report["pair"] for report in told["comparison"]["reports"]] == [
+        "base..narrow",
+        "base..broad",
+    ]
+    assert told["comparison"]["contrasts"][0]["verdict"] == "more concentrated"
+    shadow(*arguments).assert_done()
+    (tmp_path / "mine.parquet").write_text("mine")
+    for path in (audited / "base..narrow" / "matrices.parquet", tmp_path / "mine.parquet"):
+        before = path.read_bytes()
+        assert "no comparison" in shadow(*arguments[:-1], path).assert_refused()
+        assert path.read_bytes() == before
+    nowhere = shadow(*arguments[:-1], "mine.parquet/where/rows.parquet")
+    assert "cannot write to mine.parquet/where" in nowhere.assert_refused()
+    assert {path.name for path in tmp_path.iterdir()} == {"rows.parquet", "mine.parquet"}
+
+
+def test_a_folder_above_several_reports_stands_for_all_of_them(audited, shadow):
+    """In the order of their names, each once, whether it is named beside the folder or not."""
+    named = shadow(
+        "compare", audited / "base..broad", audited / "base..narrow", "--json"
+    ).assert_done()
+    assert shadow("compare", audited, "--json").assert_done() == named
+    assert (
+        shadow("compare", audited.parent, audited / "base..narrow", "--json").assert_done() == named
+    )
+
+
+def test_wrong_usage(audited, shadow):
+    """One report, too many, a margin that is none: exit code 2."""
+    run = audited / "base..narrow"
+    assert "1 report to compare" in shadow("compare", run).assert_refused(code=2)
+    assert "name too long" in shadow("compare", run, "x" * 5000).assert_refused().lower()
+    many = shadow("compare", *[run] * 13)
+    assert "13 reports" in many.assert_refused(code=2)
+    assert "name two to 12, or a folder above so many" in many.err
+    assert "`shadow show` has a table of any number, --scores correlates up to 200" in many.err
+    for margin in ("-0.1", "nan", "2"):
+        assert "--margin" in shadow("compare", run, run, "--margin", margin).assert_refused(code=2)
+
+
+def test_the_margin_of_the_command_is_the_modules():
+    """The default stands twice, because the command line imports nothing heavy."""
+    import inspect
+
+    assert inspect.signature(command).parameters["margin"].default == MARGIN
+
+
+# Hostile and broken reports
+
+
+def rewrite(
+    folder, change=lambda table: table, metadata=lambda told: told, file="matrices.parquet"
+):
+    table = pq.read_table(folder / file)
+    told = metadata(json.loads(table.schema.metadata[b"shadow"]))
+    raw = told if isinstance(told, bytes) else json.dumps(told).encode()
+    pq.write_table(change(table.replace_schema_metadata({b"shadow": raw})), folder / file)
+
+
+def with_column(name, values):
+    def change(table):
+        column = pa.array(values(len(table)) if callable(values) else [values] * len(table))
+        return table.set_column(table.column_names.index(name), name, column)
+
+    return change
+
+
+FAULTS = {
+    "no report": (lambda folder: shutil.rmtree(folder), "no such folder"),
+    "damaged": (
+        lambda folder: (folder / "matrices.parquet").unlink(),
+        "matrices.parquet is missing from this report",
+    ),
+    "not parquet": (
+        lambda folder: (folder / "matrices.parquet").write_text("x"),
+        "matrices.parquet cannot be read",
+    ),
+    "cut": (lambda folder: (folder / "tensors.parquet").write_bytes(b"PAR1"), "cannot be read"),
+    "no tensors": (lambda folder: (folder / "tensors.parquet").unlink(), "is missing"),
+    "other schema": (
+        lambda folder: rewrite(folder, metadata=lambda m: {**m, "schema": 99}),
+        "schema 99",
+    ),
+    "metadata that are no JSON": (
+        lambda folder: rewrite(folder, metadata=lambda m: b"{"),
+        "not a report",
+    ),
+    "deep metadata": (
+        lambda folder: rewrite(folder, metadata=lambda m: b'{"schema": ' + b"[" * 200_000),
+        "not a report",
+    ),
+    "a base that is a number": (
+        lambda folder: rewrite(folder, metadata=lambda m: {**m, "base": 1}),
+        "not a report",
+    ),
+    "text for numbers": (
+        lambda folder: rewrite(folder, with_column("concentration", "x")),
+        "cannot be read",
+    ),
+    "broken layers": (lambda folder: rewrite(folder, with_column("layer", 0.5)), "cannot be read"),
+    "text that is none": (
+        lambda folder: rewrite(
+            folder, with_column("module", lambda n: pa.array([b"\xff"] * n).view("string"))
+        ),
+        "cannot be read",
+    ),
+    "no deltas": (
+        lambda folder: rewrite(folder, with_column("subject", "x")),
+        "no matrix of one place",
+    ),
+    "one row many times": (
+        lambda folder: rewrite(folder, lambda t: pa.concat_tables([t, t])),
+        "no changed matrix",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_broken_report_is_one_error_line(shadow, tmp_path, fault):
+    """Exit 1, one line, perhaps a hint, no traceback."""
+    spoil, words = FAULTS[fault]
+    uniform(tmp_path / "a", 0.4)
+    uniform(tmp_path / "b", 0.3, base=identity(5) if fault == "no deltas" else None)
+    spoil(tmp_path / "b")
+    assert words in shadow("compare", "a", "b").assert_refused()
+
+
+HOSTILE = "x\x1b[31m\n::error::owned [bold]"
+
+
+@pytest.mark.parametrize("format", ["table", "json"])
+def test_names_from_files_drive_no_terminal(shadow, tmp_path, format):
+    """Control characters and markup in every name, numbers without sense in every place: shown as
+    text, exit 0.
+    """
+    odd = {
+        "method": {"precision": HOSTILE, "nulls": [HOSTILE]},
+        "chosen": {HOSTILE: math.nan},
+        "relation": HOSTILE,
+    }
+    rows = [
+        delta(0.4, {**where, "component": HOSTILE}, tensor=HOSTILE + str(i))
+        for i, where in enumerate(places(6))
+    ]
+    rows += [delta(0.4, where) for where in places(6)]
+    for row in rows[::5]:
+        row |= {
+            "stable_rank": -1.0,
+            "spike_energy": math.inf,
+            "concentration": 1e308,
+            "cosine": math.nan,
+        }
+    mine = [delta(0.3, {**where, "module": HOSTILE}, dtype=HOSTILE) for where in places(6)]
+    mine += [delta(0.3, where, dtype=HOSTILE) for where in places(6)]
+    both = [{**place(layer, "[red]x[/red]"), "component": "[blue]y"} for layer in range(3)]
+    write(
+        tmp_path / "a",
+        rows + [delta(0.4, where) for where in both],
+        settings=odd,
+        version=HOSTILE,
+        pair=HOSTILE,
+    )
+    write(tmp_path / "b", mine + [delta(0.3, where) for where in both])
+    text = shadow("compare", "a", "b", "--format", format).assert_done()
+    if format == "json":
+        json.loads(text)
+    else:
+        assert "\\x1b[31m" in text
+        assert all(word in text for word in ("[bold]", "[red]x[/red]", "[blue]y"))
+
+
+def test_p_is_shown_on_request_alone(shadow, audited):
+    """JSON has it always; a table only with --p-values, adjusted over the figures."""
+    runs = [audited / "base..narrow", audited / "base..broad"]
+    plain, asked = (shadow("compare", *runs, *more).assert_done() for more in ((), ("--p-values",)))
+    assert "p is within this pair" not in plain
+    assert "p is within this pair, adjusted over the figures" in " ".join(asked.split())

@@ -1,0 +1,728 @@
+"""Lineages: the order of stages from provenance, what each step changed, and how it lies to the
+step before.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from dataclasses import replace
+from itertools import pairwise, permutations
+from pathlib import Path
+from random import Random
+
+import chains
+import numpy as np
+import pytest
+import torch
+from command import run_shadow
+from reports import delta, identity, place, write
+from safetensors.torch import save_file
+
+from shadow.comparing.lineage import MOST_CHAINS, Step, lineage, read_step, shrinking
+from shadow.dtypes import FLOATS
+from shadow.errors import ShadowError
+from shadow.lab import training
+from shadow.lab.design import SCALES
+from shadow.lab.training import Recipe
+from shadow.outputs.figures import draw, write_figure
+from shadow.outputs.figures.source import Choice
+from shadow.outputs.page import write_page
+from shadow.spectra import joint
+from shadow.spectra.joint import joint_values, shared_rounding
+from shadow.spectra.spectrum import Workspace
+from shadow.summary.rows import CheckpointSide
+from shadow.summary.summary import SummarisedReport
+
+BF16 = FLOATS["BF16"]
+
+
+def shadow(*arguments: str | Path, cwd: Path, width: int = 80):
+    return run_shadow(*arguments, cwd=cwd, env={**os.environ, "COLUMNS": str(width)})
+
+
+# -------------------------------------------------------------------------------- two deltas
+
+
+def three(shape: tuple[int, int], seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Three matrices in BF16, the second delta leaning on the first."""
+    generator = torch.Generator().manual_seed(seed)
+    first, one, two = (torch.randn(shape, generator=generator) for _ in range(3))
+    one = one + 3 * torch.outer(
+        torch.randn(shape[0], generator=generator), torch.randn(shape[1], generator=generator)
+    )
+    middle = (0.02 * first + 1e-3 * one).bfloat16()
+    last = (middle.float() + 2e-3 * two + 5e-4 * one).bfloat16()
+    return (0.02 * first).bfloat16(), middle, last
+
+
+@pytest.mark.parametrize("shape", [(64, 96), (300, 40), (9, 12), (32, 32)])
+@pytest.mark.parametrize("block", [1 << 19, 130])
+def test_two_deltas_are_held_against_each_other_as_numpy_does_it(monkeypatch, shape, block):
+    """Inner product, energies, and energy inside the leading 16 directions, from NumPy's SVD;
+    whatever the blocks.
+    """
+    monkeypatch.setattr(joint, "SMALL_BLOCK", block)
+    matrices = three(shape)
+    found = joint_values(
+        ((matrices[0], matrices[1]), (matrices[1], matrices[2])), ("BF16",) * 3, Workspace()
+    )
+    a, b, c = (matrix.double().numpy() for matrix in matrices)
+    old, new = b - a, c - b
+    left, _, right = np.linalg.svd(old, full_matrices=False)
+    k = min(16, *shape)
+    assert found.inner == pytest.approx((old * new).sum())
+    assert (found.first, found.second) == (
+        pytest.approx((old**2).sum()),
+        pytest.approx((new**2).sum()),
+    )
+    assert found.spread == pytest.approx(((old * new) ** 2).sum())
+    inside = found.inside
+    assert (inside.directions, inside.energy) == (k, pytest.approx((new**2).sum()))
+    assert inside.left == pytest.approx(((left[:, :k].T @ new) ** 2).sum())
+    assert inside.right == pytest.approx(((new @ right[:k].T) ** 2).sum())
+    assert inside.chance_left == pytest.approx(((new**2).sum(1) * (left[:, :k] ** 2).sum(1)).sum())
+    assert inside.chance_right == pytest.approx(((new**2).sum(0) * (right[:k] ** 2).sum(0)).sum())
+
+
+def test_a_delta_of_nothing_has_no_directions():
+    """Where either step left a matrix alone, its energy counts and nothing else."""
+    first, middle, _ = three((32, 48))
+    for pairs in (((first, middle), (middle, middle)), ((middle, middle), (middle, first))):
+        found = joint_values(pairs, ("BF16",) * 3, Workspace())
+        assert (found.inner, found.inside.directions, found.inside.energy) == (0.0, 0, 0.0)
+        assert found.shared.inner == 0.0
+        assert max(found.first, found.second) > 0
+
+
+def rounded(values: np.ndarray) -> np.ndarray:
+    return torch.from_numpy(values).bfloat16().double().numpy()
+
+
+def cosine(first: np.ndarray, second: np.ndarray) -> float:
+    return float(first @ second / math.sqrt(first @ first) / math.sqrt(second @ second))
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [(2e-4, 2e-4), (1e-3, 1e-3), (2e-3, 1e-3), (2e-3, 2e-3), (0.01, 0.003)]
+)
+def test_the_shared_rounding_of_a_master_copy_is_that_of_a_simulation(first, second):
+    """Normal updates of a master copy, stored thrice in BF16: the cosine of the stored deltas."""
+    random = np.random.default_rng(0)
+    master = 0.02 * random.standard_normal(1_000_000)
+    moves = [0.02 * size * random.standard_normal(1_000_000) for size in (first, second)]
+    a, b, c = rounded(master), rounded(master + moves[0]), rounded(master + moves[0] + moves[1])
+    told = shared_rounding(b, b - a, c - b, BF16)
+    predicted = told.inner / math.sqrt(told.first) / math.sqrt(told.second)
+    assert predicted == pytest.approx(cosine(b - a, c - b), abs=0.006)
+    if 1e-3 <= first <= 2e-3 and first == second:
+        assert -0.28 < predicted < -0.21  # what trained updates of this size have shown
+
+
+def test_training_from_the_stored_stage_shares_no_rounding():
+    """The same updates, the second of them from the stored middle: a cosine of 0, within five of
+    its deviations.
+    """
+    random = np.random.default_rng(0)
+    a = rounded(0.02 * random.standard_normal(1_000_000))
+    b = rounded(a + 2e-5 * random.standard_normal(1_000_000))
+    c = rounded(b + 2e-5 * random.standard_normal(1_000_000))
+    old, new = b - a, c - b
+    spread = math.sqrt(((old * new) ** 2).sum() / (old @ old) / (new @ new))
+    assert abs(cosine(old, new)) < 5 * spread
+
+
+@pytest.mark.parametrize("width", [1e-4, 3e-3, 0.05, 0.3, 0.9, 1.99, 2.5])
+def test_the_energy_of_stored_moves_is_that_of_an_integral(width):
+    """g(t) = E f (1 - f), by the trapezoid rule over the normal density; and its inverse."""
+    z = np.linspace(-9, 9, 2_000_001)
+    weights = np.exp(-z * z / 2)
+    part = np.abs(width * z) % 1
+    expected = float((weights * part * (1 - part)).sum() / weights.sum())
+    assert joint._moved(width) == pytest.approx(expected, rel=2e-3)
+    assert joint._width(width**2 + joint._moved(width)) == pytest.approx(width, rel=2e-3)
+
+
+def test_the_cosine_of_small_updates_of_a_master_copy_has_a_limit():
+    """As updates get small, -4 sqrt(pi) int Q(y)² dy = -(2 - sqrt(2)) / 2: crossing a border and
+    coming back.
+    """
+    expected = -(2 - math.sqrt(2)) / 2
+    for width in (1e-3, 1e-2):
+        joined = joint._moved(math.hypot(width, width))
+        single = joint._moved(width)
+        assert (joined - 2 * single) / 2 / (width**2 + single) == pytest.approx(expected, abs=2e-3)
+
+
+@pytest.mark.parametrize("size", [3e-4, 1e-3, 4e-3])
+@pytest.mark.parametrize("lean", [0.1, 0.5, 0.9])
+def test_storage_shrinks_a_cosine_by_less_than_what_it_kept(size, lean):
+    """Trained from the stored stage: by a factor between sqrt(kept_1 kept_2) and 1, as both keep
+    the same entries.
+    """
+    random = np.random.default_rng(1)
+    entries = 500_000
+    one, two = random.standard_normal((2, entries))
+    updates = 0.02 * size * np.array([one, lean * one + math.sqrt(1 - lean**2) * two])
+    a = rounded(0.02 * random.standard_normal(entries))
+    b = rounded(a + updates[0])
+    c = rounded(b + updates[1])
+    stored = cosine(b - a, c - b) / cosine(*updates)
+    kept = [cosine(b - a, updates[0]) ** 2, cosine(c - b, updates[1]) ** 2]
+    assert math.sqrt(kept[0] * kept[1]) - 0.03 < stored < 1.03
+
+
+# -------------------------------------------------------------------------------- order
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    """A report with one changed matrix in each of four layers, as a step."""
+    rows = [
+        delta(0.3, place(layer, "mlp.up"), frobenius_norm=0.1 + layer, parameters=6144)
+        for layer in range(4)
+    ]
+    return read_step(SummarisedReport(write(tmp_path_factory.mktemp("template") / "a..b", rows)))
+
+
+@pytest.fixture
+def step(template):
+    """What makes a step from one checkpoint to another, of the folder of its report."""
+
+    def make(
+        folder: str, base: CheckpointSide, tuned: CheckpointSide, norm: float = 0.05, **told: object
+    ) -> Step:
+        start, _, end = folder.rpartition("/")[2].partition("..")
+        names = {"folder": folder, "pair": f"{start}..{end}", "start": start, "end": end}
+        return replace(template, **names, base=base, tuned=tuned, norm=norm, **told)
+
+    return make
+
+
+def commit(repo: str, number: int) -> dict[str, object]:
+    return {"repo": repo, "commit": f"{number:040x}", "fingerprint": f"{number:064x}"}
+
+
+STAGES = [commit("org/base", 1), commit("org/sft", 2), commit("org/dpo", 3), commit("org/rl", 4)]
+
+
+@pytest.fixture
+def steps(step):
+    """Three steps that follow one another, and one over the first two."""
+    names = ("base..sft", "sft..dpo", "dpo..rl")
+    found = [
+        step(name, *pair, norm=norm)
+        for name, pair, norm in zip(names, pairwise(STAGES), (0.08, 0.02, 0.04), strict=True)
+    ]
+    return [*found, step("base..dpo", STAGES[0], STAGES[2])]
+
+
+def test_the_order_is_that_of_provenance_whatever_the_order_of_reports(steps):
+    """Every order of the reports gives the chain base, sft, dpo, rl, and below it the report that
+    spans two steps.
+    """
+    for order in permutations(steps):
+        found = lineage(order)
+        assert [chain.stages for chain in found.chains] == [["base", "sft", "dpo", "rl"]]
+        assert [one.pair for one in found.chains[0].whole] == ["base..dpo"]
+        assert not found.notes
+
+
+def test_ratios_are_those_of_norms_to_the_step_before(steps):
+    """.02 of the same matrices after .08 is a quarter of it."""
+    ratios = [one.ratio for one in lineage(steps).chains[0].steps]
+    assert ratios == [None, pytest.approx(0.25), pytest.approx(2.0)]
+
+
+def test_audits_of_different_parts_have_no_ratio(step, steps):
+    """A filter of one of the two makes their norms those of other matrices."""
+    part = step("part/sft..dpo", *STAGES[1:3], chosen={"layers": [0]})
+    found = lineage([steps[0], part]).chains[0].steps[1]
+    assert found.ratio is None
+    assert "restricted" in found.no_ratio
+
+
+def test_one_base_of_several_models_makes_a_chain_of_each(step, steps):
+    """A second model tuned from sft is the end of a chain of its own."""
+    other = step("sft..coder", STAGES[1], commit("org/coder", 9))
+    found = lineage([*steps, other])
+    assert [chain.stages for chain in found.chains] == [
+        ["base", "sft", "dpo", "rl"],
+        ["base", "sft", "coder"],
+    ]
+    assert not found.notes
+
+
+def test_another_commit_of_a_stage_is_a_gap(step, steps):
+    """sft..dpo begins at a later commit of sft than base..sft ended at: two chains, and a note with
+    both commits.
+    """
+    later = step("later/sft..dpo", commit("Org/SFT", 0xABCDEF << 136), STAGES[2])
+    found = lineage([steps[0], later])
+    assert len(found.chains) == 2
+    assert not found.is_one
+    assert "begins at commit abcdef0 of Org/SFT" in found.notes[0]
+    assert "the files differ" in found.notes[0]
+
+
+def test_equal_files_are_one_stage_under_any_name(step, steps):
+    """A copy of sft in a folder has its fingerprint, and the next step follows."""
+    copy = {"repo": "/here/copy", "commit": None, "fingerprint": STAGES[1]["fingerprint"]}
+    found = lineage([steps[0], step("copy..dpo", copy, STAGES[2])])
+    assert len(found.chains) == 1
+    assert len(found.chains[0].steps) == 2
+
+
+def test_what_has_no_order_is_told(step, steps):
+    """A circle, a second report of a pair, a step to the same files, a stage of two origins."""
+    circle = step("dpo..base", STAGES[2], STAGES[0])
+    found = lineage([*steps[:2], circle])
+    assert "lead to each other" in found.notes[0]
+    assert sorted(len(chain.steps) for chain in found.chains) == [1, 1, 1]
+    twice = step("again/base..sft", *STAGES[:2])
+    assert "is of the same two checkpoints" in lineage([steps[0], twice]).notes[0]
+    same = step("base..base", STAGES[0], STAGES[0])
+    assert lineage([same]).chains == []
+    merge = step("coder..dpo", commit("org/coder", 9), STAGES[2])
+    found = lineage([*steps[:2], merge])
+    assert "dpo is the tuned side of steps from sft and coder" in found.notes[0]
+    assert [chain.stages for chain in found.chains] == [["base", "sft", "dpo"], ["coder", "dpo"]]
+
+
+def test_a_thicket_of_reports_has_an_end(step):
+    """Twelve layers of two stages, all joined, have 4,096 ways: the first are told, and how many
+    more than are.
+    """
+    random = Random(0)
+    found = []
+    for layer in range(12):
+        for first in (0, 1):
+            for second in (0, 1):
+                sides = [
+                    commit(f"org/{layer + place}-{own}", 10 * (layer + place) + own + 1)
+                    for place, own in ((0, first), (1, second))
+                ]
+                found.append(step(f"{layer}/{first}..{second}", *sides))
+    random.shuffle(found)
+    told = lineage(found)
+    assert len(told.chains) == MOST_CHAINS
+    assert any(f"more than {MOST_CHAINS} chains" in note for note in told.notes)
+
+
+def test_names_that_two_stages_share_are_those_of_repositories(step):
+    """One family's `instruct` is the base of another, which calls its own end `instruct` too."""
+    one = step("a/base..instruct", commit("org/base-7b", 1), commit("org/chat-7b", 2))
+    two = step("b/base..instruct", commit("org/chat-7b", 2), commit("org/r1-7b", 3))
+    assert lineage([one, two]).chains[0].stages == ["base", "chat-7b", "r1-7b"]
+
+
+def test_siblings_are_no_step(tmp_path):
+    """Of two models of one base neither came from the other."""
+    settings = {"method": {"precision": "default"}, "chosen": {}, "relation": "sibling"}
+    folder = write(tmp_path / "sft..coder", [delta(0.3, place(0, "mlp.up"))], settings=settings)
+    assert read_step(SummarisedReport(folder)) is None
+
+
+# -------------------------------------------------------------------------------- a planted chain
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    """The stages of a planted chain, and a folder with the reports of a family of them."""
+    top = tmp_path_factory.mktemp("planted")
+    stages = chains.plant(top)
+    chains.registry(top / "registry", stages, ("base..sft", "sft..dpo", "dpo..rl", "base..rl"))
+    done = shadow("audit", "toy", "--registry", "registry", "-o", "reports", cwd=top)
+    assert done.code == 0, done.err
+    return top, stages
+
+
+@pytest.fixture(scope="module")
+def told(planted):
+    done = shadow("lineage", "toy", "--registry", "registry", "--format", "json", cwd=planted[0])
+    assert done.code == 0, done.err
+    return json.loads(done.out)
+
+
+def whole(weights: chains.Weights) -> np.ndarray:
+    return np.concatenate([weight.numpy().reshape(-1) for weight in weights.values()])
+
+
+@pytest.mark.slow
+def test_a_planted_chain_is_told_in_order_with_its_sizes(planted, told):
+    """Sizes .05, .001 and .01 (of the attention), the second unrounded although the file kept half
+    of it.
+    """
+    (chain,) = told["chains"]
+    assert chain["stages"] == ["base", "sft", "dpo", "rl"]
+    assert [one["pair"] for one in chain["whole"]] == ["base..rl"]
+    sizes = [one["relative_norm_unrounded"] for one in chain["steps"]]
+    assert sizes == [
+        pytest.approx(0.05, rel=0.02),
+        pytest.approx(0.001, rel=0.05),
+        pytest.approx(0.01, rel=0.02),
+    ]
+    kept = [one["kept"] for one in chain["steps"]]
+    assert kept[0] > 0.98
+    assert 0.3 < kept[1] < 0.5
+    assert kept[2] > 0.95
+    assert chain["steps"][1]["zero_share"] > 0.7
+    assert chain["steps"][1]["ratio_of"] == "unrounded"
+    assert chain["steps"][1]["ratio"] == pytest.approx(0.001 / 0.05, rel=0.05)
+    groups = [
+        {one["name"]: one["energy_share"] for one in step["groups"]} for step in chain["steps"]
+    ]
+    assert groups[2] == {"attention": pytest.approx(1.0)}
+    assert set(groups[0]) == {"attention", "MLP", "embedding"}
+    assert chain["steps"][0]["quarters"] == [pytest.approx(0.25, abs=0.02)] * 4
+    assert not told["notes"]
+
+
+def test_planted_deltas_are_held_against_each_other(planted, told):
+    """Cosines over all entries as NumPy has them: sft and dpo unrelated; and shares inside, matrix
+    by matrix.
+    """
+    _, stages = planted
+    steps = told["chains"][0]["steps"]
+    names = list(stages)
+    for (first, middle, last), one in zip(
+        zip(names, names[1:], names[2:], strict=False), steps[1:], strict=True
+    ):
+        a, b, c = (whole(stages[name]) for name in (first, middle, last))
+        found = one["joint"]
+        assert found["cosine"] == pytest.approx(cosine(b - a, c - b), abs=1e-9)
+        inside = total = 0.0
+        for name in chains.SHAPES:
+            old, new = ((stages[end][name] - stages[start][name]).numpy() for start, end in
+                        ((first, middle), (middle, last)))  # fmt: skip
+            left = np.linalg.svd(old)[0][:, :16]
+            inside, total = inside + ((left.T @ new) ** 2).sum(), total + (new**2).sum()
+        assert found["inside_left"] == pytest.approx(inside / total, rel=1e-4)
+        assert (found["matrices"], found["left_out"]) == (17, 0)
+    assert abs(steps[1]["joint"]["cosine"]) < 5 * steps[1]["joint"]["chance_cosine"]
+    assert steps[0]["joint"] is None
+    assert steps[0]["no_joint"] == "the first step"
+
+
+def test_a_step_along_the_one_before_shows(planted, tmp_path):
+    """rl takes half its energy from what dpo did: 1/sqrt(2) in the attention, shrunk by storage
+    within its bounds.
+    """
+    top, _ = planted
+    for base, tuned in (("sft", "dpo"), ("dpo", "rl")):
+        sides = ("--base", top / base, "--tuned", top / tuned)
+        done = shadow("audit", *sides, "--module", "attn.*", "-o", "reports", cwd=tmp_path)
+        assert done.code == 0, done.err
+    done = shadow("lineage", "reports", "--format", "json", cwd=tmp_path)
+    (chain,) = json.loads(done.out)["chains"]
+    assert chain["stages"] == ["sft", "dpo", "rl"]
+    first, second = chain["steps"]
+    found = second["joint"]
+    least = math.sqrt(first["kept"] * second["kept"] / 2)
+    assert least - 0.02 < found["cosine"] < 1 / math.sqrt(2) + 0.02
+    assert found["matrices"] == 8
+    assert found["inside_left"] > 1.2 * found["chance_inside_left"]
+
+
+def test_an_adapter_is_a_last_step(planted, tmp_path):
+    """LoRA on the query projections of sft: its cosine with what sft did there, from the product of
+    its factors.
+    """
+    top, stages = planted
+    adapter, generator = tmp_path / "adapter", torch.Generator().manual_seed(7)
+    adapter.mkdir()
+    factors, products = {}, []
+    for layer in range(chains.LAYERS):
+        left, right = (
+            torch.randn(size, generator=generator)
+            for size in ((chains.WIDTH, 2), (2, chains.WIDTH))
+        )
+        name = f"base_model.model.model.layers.{layer}.self_attn.q_proj"
+        factors |= {f"{name}.lora_A.weight": right, f"{name}.lora_B.weight": left}
+        products.append(2 * (left.double() @ right.double()).reshape(-1))
+    save_file(factors, adapter / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    for base, tuned in ((top / "base", top / "sft"), (top / "sft", adapter)):
+        done = shadow("audit", "--base", base, "--tuned", tuned, "-o", "reports", cwd=tmp_path)
+        assert done.code == 0, done.err
+    done = shadow("lineage", "reports", "--format", "json", cwd=tmp_path)
+    found = json.loads(done.out)["chains"][0]["steps"][1]
+    names = [f"model.layers.{layer}.self_attn.q_proj.weight" for layer in range(chains.LAYERS)]
+    old = np.concatenate(
+        [(stages["sft"][name] - stages["base"][name]).numpy().reshape(-1) for name in names]
+    )
+    assert found["joint"]["cosine"] == pytest.approx(
+        cosine(old, torch.cat(products).numpy()), abs=1e-6
+    )
+    assert (found["joint"]["matrices"], found["joint"]["left_out"]) == (chains.LAYERS, 13)
+    assert found["relative_norm_unrounded"] == pytest.approx(found["relative_norm"])
+    assert found["kept"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_table_fits_the_terminal(planted, width):
+    """Every line fits, the four reports are in it, and no cell is cut."""
+    done = shadow("lineage", "toy", "--registry", "registry", cwd=planted[0], width=width)
+    assert done.code == 0
+    lines = done.out.splitlines()
+    assert max(map(len, lines)) <= width
+    table = [line for line in lines if ".." in line and " ± " not in line and ":" not in line]
+    assert [line.split()[0] for line in table] == ["base..sft", "sft..dpo", "dpo..rl", "base..rl"]
+    assert "…" not in done.out
+    assert ("unchanged" in done.out) == (width == 120)
+
+
+def test_checkpoints_that_are_gone_or_changed_leave_the_joint_figures_out(planted, tmp_path):
+    """Order and sizes come from the reports alone; the reason stands where the cosine would."""
+    top, stages = planted
+    work = tmp_path / "work"
+    work.mkdir()
+    for name in ("base", "sft", "dpo"):
+        chains.save(work / name, stages[name], torch.bfloat16)
+    for base, tuned in (("base", "sft"), ("sft", "dpo")):
+        assert (
+            shadow(
+                "audit", "--base", f"./{base}", "--tuned", f"./{tuned}", "-o", "r", cwd=work
+            ).code
+            == 0
+        )
+
+    def second(*options: str) -> dict[str, object]:
+        done = shadow("lineage", "r", "--format", "json", *options, cwd=work)
+        assert done.code == 0, done.err
+        return json.loads(done.out)["chains"][0]["steps"][1]
+
+    assert second()["joint"] is not None
+    assert second("--no-joint")["no_joint"] == "left out by --no-joint"
+    chains.save(work / "dpo", stages["rl"], torch.bfloat16)
+    assert second()["no_joint"].endswith("dpo is not what it was when it was audited")
+    (work / "dpo" / "model.safetensors").unlink()
+    assert second()["joint"] is None
+    assert second()["ratio"] is not None
+    assert top != work
+
+
+def test_a_family_tells_which_of_its_pairs_have_no_report(planted, tmp_path):
+    """The declared pairs without a report are notes with the command that makes them."""
+    top, _ = planted
+    done = shadow(
+        "audit", "toy:base..sft", "--registry", top / "registry", "-o", "reports", cwd=tmp_path
+    )
+    assert done.code == 0
+    done = shadow(
+        "lineage", "toy", "--registry", top / "registry", "--format", "json", cwd=tmp_path
+    )
+    notes = json.loads(done.out)["notes"]
+    assert "no report of sft..dpo: shadow audit toy:sft..dpo" in notes
+    assert len(notes) == 3
+
+
+@pytest.mark.parametrize("to", [".", "file://"])
+def test_a_family_that_no_registry_has_is_found_in_the_folder_of_output(planted, told, to):
+    """As one of a list or of `--name`: the steps are those of the same reports; also at a URL."""
+    top, _ = planted
+    output = f"file://{top}/reports" if to == "file://" else "reports"
+    done = shadow("lineage", "toy", "-o", output, "--no-joint", "--format", "json", cwd=top)
+    assert done.code == 0, done.err
+    (chain,) = json.loads(done.out)["chains"]
+    pairs = [step["pair"] for step in told["chains"][0]["steps"]]
+    assert [step["pair"] for step in chain["steps"]] == pairs
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("toy",), 1, "no family and no folder 'toy'"),
+        (("demo",), 1, "no finished report of demo below reports"),
+        (("demo:base..narrow",), 1, "no family and no folder"),
+        (("empty",), 1, "no finished report in it"),
+        ((), 2, "missing argument"),
+        (("ftp://bucket/x",), 2, "URLs of ftp:// are not supported"),
+    ],
+)
+def test_what_cannot_be_told_is_one_line(tmp_path, arguments, code, message):
+    """Exit 1 with a hint for what is not there, 2 for wrong usage; never a traceback."""
+    (tmp_path / "empty").mkdir()
+    done = shadow("lineage", *arguments, cwd=tmp_path)
+    assert done.code == code
+    assert message in done.err
+    assert "Traceback" not in done.err
+    assert not done.out
+
+
+def test_names_of_files_are_text(tmp_path):
+    """Control characters and markup in names of reports come out visible."""
+    nasty = "\x1b[31m[bold]x::error::"
+    write(
+        tmp_path / "r" / "one",
+        [delta(0.3, place(0, "mlp.up"), frobenius_norm=0.1, parameters=1)],
+        base=commit(f"org/{nasty}", 1),
+        tuned=commit("org/b", 2),
+        pair=f"{nasty}..b",
+    )
+    write(
+        tmp_path / "r" / "two",
+        [delta(0.3, place(0, "mlp.up"), frobenius_norm=0.1, parameters=1)],
+        base=commit("org/b", 2),
+        tuned=commit(f"org/{nasty}", 3),
+        pair=f"b..{nasty}",
+    )
+    done = shadow("lineage", "r", cwd=tmp_path, width=120)
+    assert done.code == 0, done.err
+    assert "\x1b[31m" not in done.out
+    assert "\\x1b[31m[bold]x" in done.out
+    assert not any(line.lstrip().startswith("::") for line in done.out.splitlines())
+
+
+def test_the_figure_has_the_steps_in_order(planted, tmp_path):
+    """Twice the same bytes; a kind of more reports than others may show; an option of other kinds
+    is refused.
+    """
+    folders = sorted((planted[0] / "reports" / "toy").iterdir())
+    content, notes = draw("lineage", folders, "svg", Choice())
+    assert content == draw("lineage", folders[::-1], "svg", Choice())[0]
+    assert notes[0] == "steps base to sft to dpo to rl"
+    write_figure("lineage", folders, tmp_path / "x.png")
+    done = shadow(
+        "figure",
+        planted[0] / "reports",
+        "--kind",
+        "lineage",
+        "--layer",
+        "1",
+        "-o",
+        "x.svg",
+        cwd=tmp_path,
+    )
+    assert done.code == 2
+    same = write(
+        tmp_path / "same", [delta(0.3, place(0, "mlp.up"))], base=identity(1), tuned=identity(1)
+    )
+    with pytest.raises(ShadowError, match="no step from one checkpoint to another"):
+        draw("lineage", [same], "svg", Choice())
+
+
+def test_the_page_has_a_section_where_reports_follow_one_another(planted, tmp_path):
+    """The chain with its steps, which open their pairs; none where no step follows another."""
+    top = planted[0] / "reports" / "toy"
+    folders = sorted(top.iterdir())
+    write_page(top, folders, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    section = page[page.index('<section id="lineage"') :]
+    section = section[: section.index("</section>")]
+    assert "base → sft → dpo → rl" in section
+    places = [
+        section.index(f">{name}</a>") for name in ("base..sft", "sft..dpo", "dpo..rl", "base..rl")
+    ]
+    assert places == sorted(places)
+    apart = [folder for folder in folders if folder.name in ("base..sft", "base..rl")]
+    write_page(top, apart, tmp_path / "apart.html")
+    assert '<section id="lineage"' not in (tmp_path / "apart.html").read_text()
+
+
+def test_a_step_next_to_an_unreadable_report_stands_alone(planted, tmp_path):
+    """What follows it is known by its provenance, but a step is shown beside one that is read."""
+    top = tmp_path / "toy"
+    for name in ("base..sft", "sft..dpo"):
+        shutil.copytree(planted[0] / "reports" / "toy" / name, top / name)
+    (top / "sft..dpo" / "tensors.parquet").write_bytes(b"PAR1 nothing")
+    (top / "sft..dpo" / "summary.json").write_bytes(b"{}")
+    written = write_page(top, sorted(top.iterdir()), tmp_path / "page.html")
+    assert (written.pairs, len(written.unreadable)) == (1, 1)
+    assert '<section id="lineage"' not in (tmp_path / "page.html").read_text()
+
+
+def test_shrinking_is_the_product_of_what_was_kept(planted):
+    """sqrt(kept_1 kept_2), None where either is not known."""
+    top = planted[0] / "reports" / "toy"
+    first, second = (read_step(SummarisedReport(top / pair)) for pair in ("base..sft", "sft..dpo"))
+    assert shrinking(second, first) == pytest.approx(math.sqrt(first.kept * second.kept))
+
+
+# -------------------------------------------------------------------------------- trained chains
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A decoder that is pretrained, tuned on narrow data, on broad data, and at a low rate; each
+    stored in BF16.
+
+    Every training begins from the stored stage. Returns the folder and, by step, the update before
+    it was stored.
+    """
+    top = tmp_path_factory.mktemp("trained")
+    small = SCALES["small"]
+    model = training.new_model(small.size, 0)
+    training.save(model, top / "untrained", torch.bfloat16)
+    plan = {
+        "pretrained": (small.world.original, Recipe(120, 2e-2, 0.1, "muon")),
+        "narrow": (small.world.narrow, Recipe(40, 1e-3)),
+        "broad": (small.world.broad, Recipe(40, 1e-3)),
+        "low": (small.world.broad, Recipe(10, 1e-6)),
+    }
+    updates, before = {}, "untrained"
+    for name, (mixture, recipe) in plan.items():
+        model = training.load(top / before)
+        start = {key: weight.clone() for key, weight in model.state_dict().items()}
+        torch.manual_seed(0)
+        list(training.train(model, mixture.samples(Random(name)), small.size.rows // 4, recipe))
+        updates[name] = {
+            key: (weight - start[key]).double()
+            for key, weight in model.state_dict().items()
+            if weight.ndim == 2
+        }
+        training.save(model, top / name, torch.bfloat16)
+        before = name
+    chains.registry(
+        top / "registry",
+        ("untrained", *plan),
+        [f"{a}..{b}" for a, b in pairwise(("untrained", *plan))],
+    )
+    done = shadow("audit", "toy", "--registry", "registry", "-o", "reports", cwd=top)
+    assert done.code == 0, done.err
+    done = shadow("lineage", "toy", "--registry", "registry", "--format", "json", cwd=top)
+    assert done.code == 0, done.err
+    return top, updates, json.loads(done.out)
+
+
+@pytest.mark.slow
+def test_stages_that_were_trained_are_told_with_their_sizes(trained):
+    """Order and sizes of four trainings; the last one, at a low rate, is mostly rounded away, and
+    that is told.
+    """
+    top, updates, told = trained
+    (chain,) = told["chains"]
+    assert chain["stages"] == ["untrained", "pretrained", "narrow", "broad", "low"]
+    for one in chain["steps"][:3]:
+        update = math.sqrt(sum(float((own**2).sum()) for own in updates[one["end"]].values()))
+        size = one["norm"] if one["norm_unrounded"] is None else one["norm_unrounded"]
+        assert size == pytest.approx(update, rel=0.05), one["end"]
+    sizes = [one["norm"] for one in chain["steps"]]
+    assert sizes[0] > sizes[1] > sizes[3]
+    last = chain["steps"][3]
+    assert last["zero_share"] > 0.9
+    assert last["rounded_away"] + last["unexplained"] > 0.5 * last["matrices"]
+    assert last["relative_norm_unrounded"] is None
+    assert last["no_unrounded"]
+    assert top
+
+
+@pytest.mark.slow
+def test_cosines_of_trained_stages_are_those_of_their_updates(trained):
+    """Narrow and broad, each begun from the stored stage: the stored cosine is the updates', but
+    for the rounding.
+    """
+    _, updates, told = trained
+    steps = {one["end"]: one for one in told["chains"][0]["steps"]}
+    for before, after in (("pretrained", "narrow"), ("narrow", "broad")):
+        first, second = (
+            np.concatenate([own.numpy().reshape(-1) for own in updates[name].values()])
+            for name in (before, after)
+        )
+        found = steps[after]["joint"]
+        assert found["cosine"] == pytest.approx(cosine(first, second), abs=0.02)
+        assert found["chance_cosine"] < 0.02
+        assert found["matrices"] == steps[after]["matrices"]

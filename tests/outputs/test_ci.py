@@ -1,0 +1,489 @@
+"""Hostile text stays text in annotations, Markdown, JUnit XML, and in all that is printed."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from contextlib import redirect_stdout
+from xml.etree import ElementTree
+
+import junitparser
+import models
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+
+from shadow.claims.rules import parse_rule, read_policy
+from shadow.claims.verdicts import Judgement, Verdict
+from shadow.cli import console
+from shadow.outputs.ci import cell, counts, junit, markdown, workflow_commands
+from shadow.text import inert, visible
+
+CALM = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
+OWNED = [
+    "::error title=owned::owned", "\n::error::owned", "\r::error::owned",
+    "x\u2028::set-output name=a::b", "%0A::", "##[error]owned", "##[set-output name=a]b",
+    "##vso[task.complete]", "a|b", "|", "`a`", "<img src=x onerror=a()>", "</code></td><td>",
+    "[a](javascript:alert(1))", "@octocat", "#1", "www.evil.example", "https://evil.example", "]]>",
+    "<!--", "&amp;", "&#124;", "\\|", "\x1b[31m", "\x00", "\ud800", "\ufffe", "\u202e", "a:b,c=d",
+    "=1+1", "\\", "| a |\n|---|\n", "```", "---", "# head", "- item", "~~a~~", " ", "",
+]  # fmt: skip
+HOSTILE = (
+    st.text() | st.sampled_from(OWNED) | st.lists(st.sampled_from(OWNED), max_size=4).map("".join)
+)
+
+
+def commands(text):
+    """Commands that the runner of GitHub Actions finds in what a step prints: (name, title, data).
+
+    Its two grammars: `::name key=value,...::data` after white space, and
+    `##[name key=value;...]data` anywhere.
+    """
+    found = []
+    for line in re.split(r"\r\n|\r|\n", text):
+        if match := re.match(r"\s*::(.*?)::(.*)", line, re.DOTALL):
+            name, _, properties = match[1].partition(" ")
+            told = dict(one.split("=", 1) for one in properties.split(",") if "=" in one)
+            found.append((name, told, unescaped(match[2])))
+        elif match := re.search(r"##(?:vso|teamcity)?\[(.*?)\]", line):
+            found.append((match[1], {}, ""))
+    return found
+
+
+def unescaped(text):
+    """As the runner does it, in its order."""
+    for code, char in (("%0D", "\r"), ("%0A", "\n"), ("%3A", ":"), ("%2C", ","), ("%25", "%")):
+        text = text.replace(code, char)
+    return text
+
+
+def made(family, pair, name, message, detail, outcome="met", severity="error", **more):
+    rule = parse_rule("spikes > 1", name=name, message=message, severity=severity)
+    return Judgement(family, pair, verdicts=(Verdict(rule, outcome, detail),), **more)
+
+
+OUTCOMES = st.sampled_from(["met", "missing", "passed", "skipped"])
+SEVERITIES = st.sampled_from(["error", "warning"])
+JUDGED = st.builds(made, HOSTILE, HOSTILE, HOSTILE, HOSTILE, HOSTILE, OUTCOMES, SEVERITIES,
+                   fault=st.none() | HOSTILE, notes=st.lists(HOSTILE, max_size=2).map(tuple),
+                   objections=st.lists(HOSTILE, max_size=2).map(tuple))  # fmt: skip
+
+
+# Annotations
+
+
+@CALM
+@given(st.lists(JUDGED, max_size=3))
+def test_an_annotation_is_one_command_and_says_what_was_to_be_said(judged):
+    """Whatever the names: as many commands as faults, objections and verdicts, and no text of them
+    is a command.
+    """
+    lines = workflow_commands(judged)
+    found = commands("\n".join(lines))
+    expected = []
+    for one in judged:
+        (verdict,) = one.verdicts
+        if one.fault is not None:
+            expected.append(("error", one.name, one.fault))
+        if one.objections:
+            expected.append(
+                (
+                    "error",
+                    f"{one.name}: --strict",
+                    f"skipped because of {', '.join(one.objections)}",
+                )
+            )
+        if verdict.outcome in ("met", "missing"):
+            message = verdict.rule.message if verdict.outcome == "met" else ""
+            text = f"{message} {verdict.detail}" if message else verdict.detail
+            expected.append((verdict.rule.severity, f"{one.name}: {verdict.rule.name}", text))
+    expected.sort(key=lambda one: one[0] == "warning")
+    assert len(lines) == len(found) == len(expected)
+    for (name, told, data), (level, title, text) in zip(found, expected, strict=True):
+        assert (name, unescaped(told["title"]), data) == (level, visible(title), visible(text))
+        assert told.keys() == {"title"}
+
+
+def test_github_shows_ten_of_a_level_so_the_last_counts_the_rest():
+    """Twelve errors: nine, and one that says how many more; warnings are counted on their own."""
+    errors = [made("f", f"p{number}", "rule", None, "detail") for number in range(12)]
+    warnings = [
+        made("f", f"w{number}", "rule", None, "detail", severity="warning") for number in range(10)
+    ]
+    found = commands("\n".join(workflow_commands([*warnings, *errors])))
+    assert [name for name, _, _ in found] == ["error"] * 10 + ["warning"] * 10
+    assert found[9][2] == "3 more are in the job's summary"
+
+
+def test_an_annotation_points_to_the_rule_where_the_policy_is_in_the_workspace(tmp_path):
+    """File and line of the policy file, relative to the workspace; elsewhere there is neither."""
+    folder = tmp_path / "work" / "a,b:c"
+    folder.mkdir(parents=True)
+    (folder / "policy.yaml").write_text("\na:\n  fail_on: spikes > 1\n")
+    (rule,) = read_policy(folder / "policy.yaml")
+    judged = [Judgement("f", "p", verdicts=(Verdict(rule, "met", "detail"),))]
+    ((_, told, _),) = commands(workflow_commands(judged, tmp_path / "work")[0])
+    assert {key: unescaped(value) for key, value in told.items()} == {
+        "title": "f:p: a", "file": "a,b:c/policy.yaml", "line": "2",
+    }  # fmt: skip
+    for workspace in (None, tmp_path / "other"):
+        ((_, told, _),) = commands(workflow_commands(judged, workspace)[0])
+        assert told.keys() == {"title"}
+
+
+# Markdown
+
+
+def tables(text):
+    """The tables of a Markdown text as GitHub reads it: rows of cells, each a list of (kind, text)
+    of its tokens.
+    """
+    found = []
+    for token in (
+        MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).parse(text)
+    ):
+        if token.type == "table_open":
+            found.append([])
+        elif token.type == "tr_open":
+            found[-1].append([])
+        elif token.type == "inline" and token.level == 4 and found:  # of a cell
+            found[-1][-1].append(token)
+    return found
+
+
+@CALM
+@given(HOSTILE, HOSTILE)
+def test_a_cell_stays_one_cell_and_shows_its_text(one, two):
+    """Pipes, backticks, tags, links, entities and new lines are text; <code> is the only markup."""
+    text = f"| a | b |\n|---|---|\n| {cell(one)} | {cell(two)} |\n\nend"
+    assert text.count("\n") == 4
+    ((_, row),) = tables(text)
+    assert len(row) == 2
+    for token, source in zip(row, (one, two), strict=True):
+        kinds = {child.type for child in token.children}
+        assert kinds <= {"text", "html_inline", "text_special"}
+        assert {child.content for child in token.children if child.type == "html_inline"} <= {
+            "<code>",
+            "</code>",
+        }
+        shown = "".join(child.content for child in token.children if child.type != "html_inline")
+        assert shown == (visible(source) if visible(source).strip() else "")
+    # what GitHub would make links of
+    assert not re.search(r"https?:|www\.|@|#\d", cell(one).replace("&#", ""))
+
+
+@CALM
+@given(st.lists(JUDGED, max_size=3))
+def test_the_summary_of_a_step_is_its_tables_whatever_the_names(judged):
+    """A row for each pair and each rule, with as many cells as heads."""
+    text = markdown(judged)
+    found = tables(text)
+    assert [len(table) - 1 for table in found] == [len(judged), len(judged)][: 2 if judged else 1]
+    for table, width in zip(found, (5, 4), strict=False):
+        assert {len(row) for row in table} == {width}
+    assert sum(line.startswith("- ") for line in text.splitlines()) == sum(
+        len(one.notes) for one in judged
+    )
+
+
+def test_rules_of_several_pairs_are_counted_as_checks():
+    """The same two rules on three pairs are six checks; pairs with other rules have no product."""
+    pair = (
+        Verdict(parse_rule("spikes > 1"), "passed", ""),
+        Verdict(parse_rule("spikes > 2"), "met", ""),
+    )
+    judged = [Judgement("f", name, verdicts=pair) for name in "abc"]
+    assert counts(judged) == "3 of 6 checks passed (2 rules x 3 pairs), 3 FAILED"
+    assert (
+        counts([*judged, Judgement("f", "d", verdicts=pair[:1])])
+        == "4 of 7 checks passed, 3 FAILED"
+    )
+    assert counts([*judged[:1], Judgement("f", "d", fault="no")]) == "1 rule passed, 1 FAILED"
+
+
+def test_warnings_alone_fail_nothing():
+    """Violated or without a figure: 0 failed, and so many warnings, as the exit code 0 has it."""
+    judged = [
+        made("f", name, "one", "", "", outcome, "warning")
+        for name, outcome in (("a", "met"), ("b", "missing"))
+    ]
+    assert counts(judged[:1]) == "0 rules passed, 0 failed, 1 warning"
+    assert counts(judged) == "0 of 2 checks passed (1 rule x 2 pairs), 0 failed, 2 warnings"
+
+
+@pytest.mark.parametrize("limit", [5_000, 100_000])
+def test_the_summary_stays_below_what_github_takes(limit):
+    """What does not fit is counted, in each table, and the tables stay tables."""
+    judged = [
+        made(f"family-{number}", "p", "rule", "message " * 20, "detail", notes=("x" * 90,))
+        for number in range(900)
+    ]
+    text = markdown(judged, limit)
+    assert limit / 2 < len(text.encode()) <= limit
+    for table, what in zip(tables(text), ("pairs", "rules"), strict=True):
+        last = table[-1][0].content
+        assert re.fullmatch(rf"and \d+ more {what}", last)
+        assert int(last.split()[1]) + len(table) - 2 == 900
+    assert re.search(r"- and \d+ more notes\n", text)
+
+
+# JUnit
+
+
+@CALM
+@given(st.lists(JUDGED, max_size=3))
+def test_any_names_make_xml_that_says_the_same(judged):
+    """Well-formed for a strict parser, with every name and message as `visible` has it, and counts
+    that add up.
+    """
+    raw = junit(judged)
+    root = ElementTree.fromstring(raw)
+    assert [suite.get("name") for suite in root] == [visible(one.name) for one in judged]
+    for suite, one in zip(root, judged, strict=True):
+        audit, case = suite.findall("testcase")
+        (verdict,) = one.verdicts
+        assert (audit.get("name"), case.get("name")) == ("audit", visible(verdict.rule.name))
+        assert [fault.get("message") for fault in audit.findall("error")] == (
+            [] if one.fault is None else [visible(one.fault)]
+        )
+        assert len(audit.findall("failure")) == bool(one.objections)
+        grave = verdict.rule.severity == "error"
+        tags = {
+            "met": ["failure"] if grave else [],
+            "missing": ["error"] if grave else [],
+            "passed": [],
+            "skipped": ["skipped"],
+        }[verdict.outcome]
+        said = bool(verdict.rule.message) and verdict.outcome == "met"
+        assert [child.tag for child in case] == [
+            *tags,
+            *(["system-out"] if said or not tags else []),
+        ]
+        # some readers show the one, some the other
+        for child in (child for child in case if child.tag in tags):
+            assert child.get("message") == (child.text or "") == visible(verdict.detail)
+        if not tags:  # else it is there twice already
+            assert visible(verdict.detail) in case.findtext("system-out")
+    for element in (root, *root):
+        for name, tag in (("tests", "testcase"), ("failures", "failure"), ("errors", "error")):
+            assert int(element.get(name)) == len(list(element.iter(tag)))
+
+
+def test_junitparser_reads_it(tmp_path):
+    """A reader that others use finds the cases with the results that they have."""
+    judged = [
+        made("f", "a", "met", "message", "detail", seconds=1.25),
+        made("f", "b", "missing", None, "detail", "missing"),
+        made("f", "c", "skipped", None, "detail", "skipped"),
+        made("f", "d", "warned", "message", "detail", severity="warning"),
+        Judgement("f", "e", fault="no such folder"),
+        Judgement("f", "g", objections=("quantized",)),
+    ]
+    (tmp_path / "junit.xml").write_bytes(junit(judged))
+    xml = junitparser.JUnitXml.fromfile(str(tmp_path / "junit.xml"))
+    assert (xml.tests, xml.failures, xml.errors) == (10, 2, 2)
+    results = {
+        (suite.name, case.name): [type(one).__name__ for one in case.result]
+        for suite in xml
+        for case in suite
+    }
+    assert {key: value for key, value in results.items() if value} == {
+        ("f:a", "met"): ["Failure"],
+        ("f:b", "missing"): ["Error"],
+        ("f:c", "skipped"): ["Skipped"],
+        ("f:e", "audit"): ["Error"],
+        ("f:g", "audit"): ["Failure"],
+    }
+    (warned,) = [case for suite in xml for case in suite if case.name == "warned"]
+    assert warned.system_out == "warning: detail\nmessage"
+    assert next(iter(xml)).time == 1.25
+
+
+# All that is printed
+
+
+@CALM
+@given(HOSTILE, st.sampled_from(["", "  ", "\x1b[36m", " \x1b[2m "]))
+def test_nothing_that_is_printed_is_a_command(text, before):
+    """Also where a line begins with it, after spaces or colours, and for the older grammar anywhere
+    in a line.
+    """
+    printed = inert("".join(f"{before}{part}\n" for part in (visible(text), visible(text) * 2)))
+    assert commands(re.sub(r"\x1b\[\d*m", "", printed)) == []
+
+
+@CALM
+@given(st.text(alphabet=st.characters(blacklist_characters="#:")))
+def test_other_text_is_printed_as_it_is(text):
+    """Without `##` or `::` nothing is changed."""
+    assert inert(text) == text
+
+
+@CALM
+@given(
+    st.recursive(
+        HOSTILE,
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(HOSTILE, inner, max_size=3),
+    )
+)
+def test_json_stays_the_same_json_without_commands(value):
+    """A reader gets what was written; no line of it is a command."""
+    written = io.StringIO()
+    with redirect_stdout(written):
+        console.show_json(value)
+    assert json.loads(written.getvalue()) == value
+    assert commands(written.getvalue()) == []
+
+
+@pytest.mark.parametrize("variables", [{}, {"FORCE_COLOR": "1"}, {"COLUMNS": "40"}])
+@pytest.mark.parametrize("format", ["table", "json"])
+def test_names_of_tensors_command_nothing(shadow, tmp_path, variables, format):
+    """A checkpoint with commands for names, in GitHub Actions: the only commands are those of the
+    rule that was met.
+    """
+    up = "model.layers.0.mlp.up_proj.weight"
+    names = [f"{'x ' * count}::error title=owned::owned" for count in (0, 7, 15, 24, 30)]
+    names += ["##[error]owned", "a ##[set-output name=x]y", "##vso[task.complete result=Failed]x"]
+    for side, seed in (("base", 0), ("tuned", 1)):
+        weights = torch.randn(8, 6, generator=torch.Generator().manual_seed(seed))
+        extra = (
+            {name: torch.ones(2) for name in names}
+            if side == "tuned"
+            else {names[0]: torch.ones(2)}
+        )
+        models.write(tmp_path / side, {up: weights, **extra})
+    command = ("audit", "--base", "./base", "--tuned", "./tuned", "--strict", "--format", format,
+               "--fail-on", "matrices > 0")  # fmt: skip
+    env = {
+        "PATH": "/usr/bin:/bin",
+        "GITHUB_ACTIONS": "true",
+        "GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md"),
+    }
+    done = shadow(*command, env=env | variables, bare=True)
+    assert done.code == 4, done.err
+    found = commands(re.sub(r"\x1b\[[\d;]*m", "", done.out + "\n" + done.err))
+    assert [(name, told["title"].partition("-")[0]) for name, told, _ in found] == [
+        ("error", "tuned%3Abase..tuned"), ("error", "tuned%3Abase..tuned"),
+    ]  # fmt: skip
+    assert "owned" in done.out
+    assert [len(table) for table in tables((tmp_path / "summary.md").read_text())] == [2, 2]
+
+
+# The files
+
+
+def test_the_summary_is_appended_and_the_junit_file_is_whole(shadow, tmp_path):
+    """What the step wrote stays; the JUnit file's folders are made, nothing is left beside it."""
+    (tmp_path / "summary.md").write_text("before\n")
+    env = {"GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md")}
+    done = shadow("audit", "demo:base..narrow", "-o", "out", "--junit", "deep/junit.xml", env=env)
+    done.assert_done()
+    text = (tmp_path / "summary.md").read_text()
+    assert text.startswith("before\n## shadow\n")
+    assert "0.333 (0.279 to 0.364)" in text
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["junit.xml"]
+    xml = junitparser.JUnitXml.fromfile(str(tmp_path / "deep" / "junit.xml"))
+    assert [[case.name for case in suite] for suite in xml] == [["audit"]]
+    shadow("gate", "out", "--fail-on", "spikes > 99", "--junit", "deep/junit.xml").assert_done()
+    xml = junitparser.JUnitXml.fromfile(str(tmp_path / "deep" / "junit.xml"))
+    assert [[case.name for case in suite] for suite in xml] == [["audit", "spikes > 99"]]
+
+
+def test_a_summary_that_cannot_be_written_is_said_and_fails_nothing(shadow, tmp_path):
+    """The audit is what was asked for."""
+    done = shadow(
+        "audit", "demo:base..narrow", "-o", "out", env={"GITHUB_STEP_SUMMARY": str(tmp_path)}
+    )
+    done.assert_done()
+    assert "no summary of the step: cannot write" in done.err
+
+
+def test_a_summary_without_room_is_left_alone(shadow, tmp_path):
+    """GitHub drops the whole summary of a step that is longer than a mebibyte."""
+    (tmp_path / "summary.md").write_bytes(b"x" * 999_000)
+    env = {"GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md")}
+    shadow("audit", "demo:base..narrow", "-o", "out", env=env).assert_done()
+    assert (tmp_path / "summary.md").stat().st_size == 999_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("gate", "gone", "--fail-on", "spikes > 1"), 1),
+        (("gate", "out", "--fail-on", "spieks > 1"), 2),
+        (("gate", "out"), 2),
+        (("gate", "out", "--policy", "absent.yaml"), 1),
+        (("audit", "demo", "-o", "out", "-q", "-v"), 2),
+        (("audit", "dmeo", "-o", "out"), 1),
+        (("audit", "demo", "-o", "out", "--storage-options", "{"), 2),
+    ],
+)
+def test_no_passing_junit_file_of_an_earlier_run_outlasts_an_error(
+    shadow, tmp_path, arguments, code
+):
+    """Whatever ends the command before a pair is judged, the file has an error and no pass."""
+    (tmp_path / "junit.xml").write_bytes(
+        junit([made("f", "p", "rule", None, "fine", outcome="passed")])
+    )
+    (tmp_path / "out").mkdir()
+    assert shadow(*arguments, "--junit", "junit.xml").code == code
+    xml = junitparser.JUnitXml.fromfile(str(tmp_path / "junit.xml"))
+    assert (xml.tests, xml.failures, xml.errors) == (1, 0, 1)
+    ((case,),) = xml
+    assert (case.name, case.result[0].message) == (
+        arguments[0],
+        f"`shadow {arguments[0]}` did not finish: its output says why",
+    )
+
+
+def test_other_xml_is_no_junit_file(shadow, tmp_path):
+    """A slip of the path must not cost a file of another program that begins as XML does."""
+    text = '<?xml version="1.0"?>\n<project>precious</project>\n'
+    (tmp_path / "pom.xml").write_text(text)
+    done = shadow("audit", "demo:base..narrow", "-o", "out", "--junit", "pom.xml")
+    assert "already exists and is not a JUnit file" in done.assert_refused()
+    assert (tmp_path / "pom.xml").read_text() == text
+
+
+def test_a_junit_file_takes_no_other_files_place(shadow, tmp_path):
+    """A slip of the path must not cost a file; it is told before anything is measured."""
+    (tmp_path / "weights").write_bytes(b"precious")
+    done = shadow("audit", "demo:base..narrow", "-o", "out", "--junit", "weights")
+    assert "is not a JUnit file" in done.assert_refused()
+    assert (tmp_path / "weights").read_bytes() == b"precious"
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "file").write_text("")
+    done = shadow("audit", "demo:base..narrow", "-o", "out", "--junit", "file/junit.xml")
+    assert done.code == 1
+    assert "cannot write file/junit.xml" in done.err
+
+
+def test_a_fault_is_in_every_format(shadow, tmp_path):
+    """A pair that cannot be audited: exit 1, an annotation, a row of the summary, an error of its
+    JUnit case.
+    """
+    env = {"GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md")}
+    done = shadow("audit", "--base", "./none", "--tuned", "./none", "--junit", "junit.xml", env=env)
+    assert done.code == 1
+    ((name, _, data),) = commands(done.err)
+    assert (name, "no such folder" in data) == ("error", True)
+    assert "no such folder" in (tmp_path / "summary.md").read_text()
+    (suite,) = junitparser.JUnitXml.fromfile(str(tmp_path / "junit.xml"))
+    assert [(case.name, [one.message for one in case.result]) for case in suite] == [
+        ("audit", [data])
+    ]
+
+
+def test_the_last_line_counts_the_rules():
+    """What passed, failed or could not be judged, and which only warn; nothing without rules."""
+    judged = [
+        made("f", "a", "one", "", "", outcome="passed"),
+        made("f", "b", "two", "", ""),
+        made("f", "c", "three", "", "", severity="warning"),
+        made("f", "d", "four", "", "", outcome="missing"),
+    ]
+    assert counts(judged) == "1 of 4 checks passed, 1 FAILED, 1 not judged, 1 warning"
+    assert counts([Judgement("f", "a")]) == ""

@@ -1,0 +1,139 @@
+"""The picture of a pair: modules by layers, by medians that a loop finds."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from shadow.outputs.page.cards import small_pictures
+from shadow.outputs.terminal.heat import heat_maps
+from shadow.summary.grid import grid
+from shadow.summary.rows import GridRow
+
+
+def row(norms, module="mlp.up", component="language", first=0):
+    norms = list(norms)
+    return GridRow(
+        component, module, list(range(first, first + len(norms))), norms, [None] * len(norms)
+    )
+
+
+def drawn(rows, width=80, **options):
+    """What a terminal without colours shows, line by line."""
+    file = io.StringIO()
+    console = Console(file=file, width=width, **options)
+    for picture in heat_maps(rows):
+        console.print(picture)
+    return file.getvalue().splitlines()
+
+
+def test_the_grid_is_medians_by_place_and_zero_where_nothing_changed():
+    """Two experts of a layer are one cell; identical matrices have norm 0; what lies outside the
+    layers is left out.
+    """
+    deltas = pd.DataFrame(
+        [
+            ("language", "experts.up", 0, 0.1, 0.2),
+            ("language", "experts.up", 0, 0.3, np.nan),
+            ("language", "attn.q", 1, 0.5, 0.7),
+            ("language", "embed", None, 0.9, 0.9),
+        ],
+        columns=["component", "module", "layer", "relative_norm", "concentration"],
+    ).astype({"layer": "Int64"})
+    tensors = pd.DataFrame(
+        [
+            ("language", "attn.q", 0, "tuned", "identical"),
+            ("language", "attn.q", 0, "base", "identical"),
+            ("language", "norm", None, "tuned", "identical"),
+            ("language", "experts.up", 0, "tuned", "measured"),
+        ],
+        columns=["component", "module", "layer", "side", "status"],
+    ).astype({"layer": "Int64"})
+    assert grid(deltas, tensors) == [
+        GridRow("language", "attn.q", [0, 1], [0.0, 0.5], [None, 0.7]),
+        GridRow("language", "experts.up", [0], [pytest.approx(0.2)], [pytest.approx(0.2)]),
+    ]
+
+
+def test_without_colours_cells_are_shades_and_what_did_not_move_is_a_dot():
+    """Least, largest and unmoved cells; a layer that lacks the module is blank; the ends of the
+    scale are the norms.
+    """
+    lines = drawn([row([0.01, 0.02, 0.04, 0.08]), row([0.0, None, 0.08], "attn.q")])
+    assert lines[1] == "mlp.up        ░░▒▒▓▓██"
+    assert lines[2].rstrip() == "attn.q        ·   ██"
+    assert lines[3] == "layer         0      3"
+    assert lines[4].split() == ["1.0", "%", "░▒▓█", "8.0", "%", "·", "did", "not", "move"]
+
+
+def test_more_layers_than_columns_are_binned_and_every_line_fits():
+    """200 layers in 80 columns: each cell the median of its layers: a step stays where it is."""
+    lines = drawn([row([0.01] * 100 + [0.08] * 100)])
+    assert all(len(line) <= 80 for line in lines)
+    cells = lines[1].removeprefix("mlp.up        ")
+    half = len(cells) // 2
+    assert cells == "░" * half + "█" * (len(cells) - half)
+
+
+def test_a_flat_profile_says_flat():
+    """Norms within a twentieth of one another are not told apart."""
+    lines = drawn([row([0.0200, 0.0204, 0.0202])])
+    assert "██████" in lines[1]
+    assert "flat: 2.0 % everywhere" in lines[-1]
+
+
+def test_colours_are_those_of_the_scale_and_shades_are_left_out():
+    """Cividis from dark to light, by 24-bit colours."""
+    file = io.StringIO()
+    console = Console(file=file, width=80, force_terminal=True, color_system="truecolor")
+    console.print(heat_maps([row([0.01, 0.08])])[0])
+    text = file.getvalue()
+    assert "\x1b[48;2;0;34;78m" in text
+    assert "\x1b[48;2;254;232;56m" in text
+    assert "█" not in text
+
+
+def test_one_layer_or_nothing_that_moved_is_no_picture():
+    """Components have a picture each, where there is something to see."""
+    assert heat_maps([row([0.1])]) == []
+    assert heat_maps([row([0.0, 0.0])]) == []
+    both = heat_maps([row([0.1, 0.2]), row([0.1, 0.2], component="vision")])
+    assert [picture.title.split(",")[0] for picture in both] == [
+        "How far each module of language moved",
+        "How far each module of vision moved",
+    ]
+
+
+def test_cards_have_a_rectangle_for_each_run_of_equal_cells():
+    """Classes by the logarithm of the norm; without the module there is none; text is escaped."""
+    svg = small_pictures([row([0.01, 0.01, 0.08, None, 0.0]), row([0.08] * 5, "<b>")])
+    rects = re.findall(
+        r'<rect class="([\w-]+)" x="(\d+)" y="(\d+)" width="(\d+)" height="1"/>', svg
+    )
+    assert rects == [
+        ("heat-0", "0", "0", "2"),
+        ("heat-5", "2", "0", "1"),
+        ("unmoved", "4", "0", "1"),
+        ("heat-5", "0", "1", "5"),
+    ]
+    assert 'viewBox="0 0 5 2"' in svg
+    assert "<b>" not in svg
+    assert "1.0 % to 8.0 %" in svg
+
+
+def test_a_picture_of_many_layers_stays_small():
+    """300 layers of seven modules: at most 40 cells a row, whose medians a step keeps."""
+    norms = [0.01 * (1 + layer % 7) for layer in range(300)]
+    svg = small_pictures([row(norms, f"m{i}") for i in range(7)])
+    assert len(svg) < 25_000
+    assert (
+        max(
+            int(x) + int(width) for x, width in re.findall(r' x="(\d+)" y="\d+" width="(\d+)"', svg)
+        )
+        == 40
+    )

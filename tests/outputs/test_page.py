@@ -1,0 +1,981 @@
+"""The page holds the numbers of the report, lets no text of it become markup, and loads nothing."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import families
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import reports
+from families import gain
+from hypothesis import given
+from hypothesis import strategies as st
+from markupsafe import escape
+from plotly.offline import get_plotlyjs
+
+from shadow.audits.list_index import Index, Kind, Row
+from shadow.claims.reference import NearTraining, Position, runs
+from shadow.errors import ShadowError
+from shadow.outputs import page
+from shadow.outputs.page import page_bytes, write_page
+from shadow.outputs.page.cells import columns_of, metric_texts
+from shadow.outputs.page.curves import (
+    FEWEST,
+    LEADING,
+    MOST,
+    kept_ranks,
+    points_for,
+    short,
+    shortened,
+)
+from shadow.outputs.page.html import script_json
+from shadow.outputs.page.pair import read_pair, reference_distributions
+from shadow.outputs.terminal.typeset import number, percentage
+from shadow.reports.columns import DELTA, SPECTRAL
+from shadow.summary.summary import SummarisedReport, read_summary
+
+HOSTILE = "</script><img src=x onerror=alert(1)><b>&lt;%{x} $\\alpha$ \u202e\u2028\x1b[31m"
+# what a reader sees
+SHOWN = "</script><img src=x onerror=alert(1)><b>&lt;%{x} $\\alpha$ \\x202e\\x2028\\x1b[31m"
+
+
+class Elements(HTMLParser):
+    """What a browser makes of a page: elements with their attributes, and the text of each script
+    and of the rest.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(convert_charrefs=True)
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[tuple[dict[str, str | None], str]] = []
+        self.text = ""
+        self.inside = ""
+        self.feed(content.decode())
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+        self.inside = tag
+        self.text += " " if tag == "td" else ""
+        if tag == "script":
+            self.scripts.append((dict(attrs), ""))
+
+    def handle_endtag(self, tag):
+        self.inside = ""
+
+    def handle_data(self, data):
+        if self.inside == "script":
+            attributes, text = self.scripts[-1]
+            self.scripts[-1] = (attributes, text + data)
+        elif self.inside != "style":
+            self.text += data.replace("\N{NO-BREAK SPACE}%", " %")
+
+    def json(self, name):
+        (text,) = (text for attributes, text in self.scripts if attributes.get("id") == name)
+        return json.loads(text)
+
+
+def folders_in(run: Path) -> list[Path]:
+    return sorted(path.parent for path in run.rglob("matrices.parquet"))
+
+
+def page_of(run: Path) -> bytes:
+    output = run.parent / f"{run.name}.html"
+    write_page(run, folders_in(run), output)
+    return output.read_bytes()
+
+
+def drawn(folder: Path) -> dict:
+    """The data of the charts of one report."""
+    return json.loads(read_pair(SummarisedReport(folder), "here", 0, 1).data)
+
+
+def rows(folder: Path, name: str = "matrices") -> list[dict]:
+    return pq.read_table(folder / f"{name}.parquet").to_pylist()
+
+
+def cells_of(data: dict) -> dict[tuple, int]:
+    return {
+        (*data["groups"][group], layer): index
+        for index, (group, layer) in enumerate(zip(data["group"], data["layer"], strict=True))
+    }
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    return families.small(tmp_path_factory.mktemp("small") / "toy" / "base..tuned", family="toy")
+
+
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("experts") / "moe" / "base..tuned"
+    return families.mixture(folder, layers=3, experts=4, width=48, family="moe")
+
+
+@pytest.fixture(scope="module")
+def vision(tmp_path_factory):
+    """A vision-language pair with a frozen tower, a projector without a base, and a tensor that was
+    not measured.
+    """
+    skipped = (
+        {
+            "tensor": "model.odd.weight",
+            "reason": "nonfinite",
+            "detail": "3 NaN",
+            "layer": 2,
+            "module": "attn.q",
+        },
+        {
+            "tensor": "model.packed",
+            "reason": "quantized",
+            "detail": "gptq",
+            "component": "vision",
+            "layer": 30,
+            "module": "mlp.up",
+        },
+    )
+    parts = (
+        families.Part(families.SMALL, 4, outside=(("embed", (96, 64)),)),
+        families.Part(families.SMALL, 3, "vision", identical=True),
+        families.Part({}, 0, "projector", (("projector.0", (64, 64)),), base=False),
+    )
+    return families.write_family(
+        tmp_path_factory.mktemp("vision") / "vlm" / "base..tuned",
+        parts,
+        family="vlm",
+        skipped=skipped,
+    )
+
+
+# ---- the numbers
+
+
+@pytest.mark.parametrize("subject", ["delta", "base", "tuned"])
+def test_every_value_of_the_heat_map_is_the_rows(small, subject):
+    """Each cell of a dense model is one row of matrices.parquet, in every column that has a value,
+    to four digits.
+    """
+    data = drawn(small)
+    cells = cells_of(data)
+    of_subject = [row for row in rows(small) if row["subject"] == subject]
+    assert len(of_subject) == len(cells) == 25
+    named = columns_of(subject)
+    assert set(data["values"][subject]) == {
+        name for name in named if any(row[name] is not None for row in of_subject)
+    }
+    for row in of_subject:
+        cell = cells[row["component"], row["module"], row["layer"]]
+        for name, values in data["values"][subject].items():
+            assert values[cell] == (
+                None if row[name] is None else pytest.approx(row[name], rel=1e-3, abs=1e-12)
+            ), name
+        assert (data["rows"][cell], data["cols"][cell], data["tensor"][cell]) == (
+            row["rows"],
+            row["cols"],
+            row["tensor"],
+        )
+
+
+def test_the_shift_is_tuned_minus_base_before_rounding(small):
+    """The shift of the effective rank is the column of the delta, which four digits of both sides
+    could not give.
+    """
+    data = drawn(small)
+    shifts = [row for row in rows(small) if row["subject"] == "delta"]
+    for row in shifts:
+        cell = cells_of(data)[row["component"], row["module"], row["layer"]]
+        assert data["shift"]["effective_rank"][cell] == pytest.approx(
+            row["effective_rank_shift"], rel=1e-3
+        )
+        assert data["shift"]["stable_rank"][cell] == pytest.approx(
+            row["stable_rank_shift"], rel=1e-3
+        )
+
+
+def test_intervals_of_modules_are_those_of_the_summary(small):
+    """Median, interval and layers of each module agree with summary.json, where it has them."""
+    data, summary = drawn(small), json.loads((small / "summary.json").read_text())
+    checked = 0
+    for row in summary["modules"]:
+        place = data["groups"].index([row["component"], row["module"]])
+        for name, bounds in row["intervals"].items():
+            if name not in data["modules"]["delta"]:
+                continue  # participation_share and energy_share are no columns
+            median, told, layers, level = data["modules"]["delta"][name][place]
+            assert median == pytest.approx(row[name], rel=1e-3)
+            assert told == (None if bounds is None else pytest.approx(bounds, rel=1e-3))
+            assert bounds is None or (layers, level) == (row["layers"], row["interval_level"])
+            checked += bounds is not None
+    assert checked >= 4 * 8
+
+
+def test_a_module_of_the_page_has_the_directions_that_the_summary_has(tmp_path):
+    """1 / X above m is larger than every value: the median of 10, 12, 14 and two such is 14; of two
+    values and three such there is none.
+    """
+    deltas = [
+        reports.delta(
+            0.3,
+            reports.place(layer, module),
+            kept_reason="nothing_rounded",
+            excess_purity=0.001,
+            equivalent_directions=None if layer >= few else 10.0 + 2 * layer,
+        )
+        for module, few in (("mlp.up", 3), ("mlp.down", 2))
+        for layer in range(5)
+    ]
+    data = drawn(reports.write(tmp_path / "base..tuned", deltas))
+    told = data["modules"]["delta"]["equivalent_directions"]
+    medians = {
+        module: told[data["groups"].index(["language", module])]
+        for module in ("mlp.up", "mlp.down")
+    }
+    assert medians["mlp.up"][0] == 14
+    assert medians["mlp.down"] is None
+
+
+def test_a_cell_of_experts_is_their_median_and_range(experts):
+    """Against NumPy over the rows: value, least and largest, and each expert by itself."""
+    data = drawn(experts)
+    cells = cells_of(data)
+    deltas = [row for row in rows(experts) if row["subject"] == "delta"]
+    for layer in range(3):
+        cell = cells["language", "experts.up", layer]
+        own = sorted(
+            (r for r in deltas if (r["module"], r["layer"]) == ("experts.up", layer)),
+            key=lambda r: r["expert"],
+        )
+        values = [row["concentration"] for row in own]
+        assert data["matrices"][cell] == len(own) == 4
+        assert data["values"]["delta"]["concentration"][cell] == pytest.approx(
+            np.median(values), rel=1e-3
+        )
+        found = data["ranges"]["concentration"]
+        assert [found["low"][cell], found["high"][cell]] == pytest.approx(
+            [min(values), max(values)], rel=1e-3
+        )
+        singles = [
+            value
+            for value, at in zip(
+                data["experts"]["values"]["concentration"], data["experts"]["cell"], strict=True
+            )
+            if at == cell
+        ]
+        assert singles == pytest.approx(values, rel=1e-3)
+    attention = cells["language", "attn.q", 0]
+    assert data["matrices"][attention] == 1
+    assert data["ranges"]["concentration"]["low"][attention] is None
+
+
+def test_single_experts_take_no_more_room_than_a_page_has(experts, monkeypatch):
+    """With room for two numbers of every expert, two metrics are kept, the headline ones."""
+    monkeypatch.setattr("shadow.outputs.page.cells.EXPERT_VALUES", 2 * 3 * 4 * 3)
+    assert list(drawn(experts)["experts"]["values"]) == ["concentration", "relative_norm"]
+    monkeypatch.setattr("shadow.outputs.page.cells.EXPERT_VALUES", 3)
+    assert drawn(experts)["experts"] == {}
+
+
+def test_what_has_no_delta_is_a_cell_with_its_state(vision):
+    """Identical and skipped tensors, matrices without a base: cells with the reason, no value."""
+    data = drawn(vision)
+    cells = cells_of(data)
+    states = {key: (data["state"][cell], data["reason"][cell]) for key, cell in cells.items()}
+    assert states["vision", "attn.q", 2] == ("identical", None)
+    assert states["vision", "mlp.up", 30] == ("skipped", "quantized")
+    assert states["projector", "projector.0", None] == ("alone", None)
+    assert states["language", "attn.q", 2] == (
+        "measured",
+        None,
+    )  # that another tensor of its place was skipped changes nothing
+    projector = cells["projector", "projector.0", None]
+    assert data["values"]["delta"]["concentration"][projector] is None
+    assert data["values"]["tuned"]["effective_rank"][projector] > 1
+    assert list(dict.fromkeys(component for component, _ in data["groups"])) == [
+        "language",
+        "vision",
+        "projector",
+    ]
+
+
+def test_every_measure_of_a_matrix_can_be_chosen_and_is_explained():
+    """Metrics are the numeric columns of matrices.parquet, in the words of `shadow explain`."""
+    texts = metric_texts()
+    drawn = [column for column in (*SPECTRAL, *DELTA) if column.type != "string"]
+    assert set(texts) == {column.name for column in drawn}
+    for column in drawn:
+        assert (texts[column.name]["text"], texts[column.name]["pitfalls"]) == (
+            column.text,
+            column.pitfalls,
+        )
+        assert texts[column.name]["delta"] is (column in DELTA)
+    assert texts["participation_ratio"]["under_null"] == "null_participation_ratio"
+    assert texts["concentration"]["under_null"] == 0
+
+
+# ---- spectra
+
+
+@given(st.integers(1, 20_000), st.integers(FEWEST, MOST))
+def test_thinned_ranks_keep_the_ends(count, points):
+    """Ascending without repeats, at most points of them, all of the first, and the last."""
+    ranks = kept_ranks(count, points)
+    assert (np.diff(ranks) > 0).all()
+    assert len(ranks) <= min(count, points)
+    assert list(ranks[: min(LEADING, count)]) == list(range(min(LEADING, count)))
+    assert ranks[-1] == count - 1
+
+
+def test_thinned_curves_stay_close_to_the_whole_ones():
+    """Straight lines between the kept points, on log axes, are within 2 % of a bulk with spikes and
+    of a power law.
+    """
+    ranks = np.arange(1, 3585)
+    bulk = families.spectrum(np.random.default_rng(0), 3584, 3584, 1.0, spikes=5)
+    for sigma in (bulk, ranks**-0.7):
+        kept = kept_ranks(3584, MOST)
+        line = np.exp(np.interp(np.log(ranks), np.log(ranks[kept]), np.log(sigma[kept])))
+        assert np.abs(line / sigma - 1)[:-3].max() < 0.02
+        assert len(kept) <= MOST
+
+
+def test_pages_of_many_curves_have_fewer_points_each():
+    """A 7B family has the most, fifty of them the fewest."""
+    assert points_for(3 * 198) == MOST
+    assert points_for(50 * 3 * 198) == FEWEST
+    assert FEWEST < points_for(6000) < MOST
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.floats(),
+            st.builds(
+                lambda digits, power: digits * 10.0**power,
+                st.integers(-(10**5), 10**5),
+                st.integers(-25, 25),
+            ),
+        )
+    )
+)
+def test_many_numbers_are_shortened_as_one_is(values):
+    """Rounded at once or one by one, ties and limits too: the same numbers of the same types."""
+    many = [*values, *range(FEWEST)]
+    assert list(map(repr, shortened(values))) == [repr(short(value)) for value in values]
+    assert list(map(repr, shortened(many))) == [repr(short(float(value))) for value in many]
+
+
+@given(st.floats(allow_nan=True, allow_infinity=True))
+def test_short_numbers_are_close_or_null(value):
+    """Four digits, and null for what JSON cannot hold."""
+    found = short(value)
+    assert found is None if not np.isfinite(value) else found == pytest.approx(value, rel=5.1e-4)
+    json.dumps(found, allow_nan=False)
+
+
+def test_curves_are_the_singular_values_at_their_ranks(small):
+    """Every curve against spectra.parquet; marks lie above null_edge, as many as `spikes`."""
+    data = drawn(small)
+    cells = cells_of(data)
+    whole = {
+        (*(row[key] for key in ("component", "module", "layer")), row["subject"]): row["sigma"]
+        for row in rows(small, "spectra")
+    }
+    deltas = {
+        (row["component"], row["module"], row["layer"]): row
+        for row in rows(small)
+        if row["subject"] == "delta"
+    }
+    for (*place, subject), sigma in whole.items():
+        curve = data["spectra"]["curves"][str(cells[tuple(place)])]
+        ranks = np.array(data["spectra"]["ranks"][str(len(sigma))])
+        assert curve[subject] == pytest.approx([sigma[rank - 1] for rank in ranks], rel=1e-3)
+        row = deltas[tuple(place)]
+        assert len(curve["spikes"]) == row["spikes"]
+        assert all(spike > row["null_edge"] * 0.999 for spike in curve["spikes"])
+    assert sum(len(curve["spikes"]) for curve in data["spectra"]["curves"].values()) > 20
+
+
+def test_curves_of_experts_are_medians_with_a_band(experts):
+    """Against NumPy over the experts of a layer."""
+    data = drawn(experts)
+    curve = data["spectra"]["curves"][str(cells_of(data)["language", "experts.down", 1])]
+    stacked = np.stack(
+        [
+            row["sigma"]
+            for row in rows(experts, "spectra")
+            if (row["module"], row["layer"], row["subject"]) == ("experts.down", 1, "delta")
+        ]
+    )
+    at = np.array(data["spectra"]["ranks"][str(stacked.shape[1])]) - 1
+    assert curve["matrices"] == len(stacked) == 4
+    assert curve["delta"] == pytest.approx(np.median(stacked, axis=0)[at], rel=1e-3)
+    assert curve["low"] == pytest.approx(np.quantile(stacked, 0.1, axis=0)[at], rel=1e-3)
+    assert curve["high"] == pytest.approx(np.quantile(stacked, 0.9, axis=0)[at], rel=1e-3)
+    assert "spikes" not in curve
+
+
+def test_an_unresolved_singular_value_is_a_gap(tmp_path):
+    """A log axis has no 0: what spectra.parquet has as 0 is null on the page."""
+    folder = families.small(tmp_path / "base..tuned", layers=1)
+    table = pq.read_table(folder / "spectra.parquet")
+    sigmas = [[*row[:-2], 0.0, 0.0] for row in table.column("sigma").to_pylist()]
+    changed = table.set_column(
+        table.schema.get_field_index("sigma"),
+        table.schema.field("sigma"),
+        pa.chunked_array([pa.array(sigmas, table.schema.field("sigma").type)]),
+    )
+    pq.write_table(
+        changed.replace_schema_metadata(table.schema.metadata), folder / "spectra.parquet"
+    )
+    curves = drawn(folder)["spectra"]["curves"].values()
+    assert all(curve["delta"][-1] is None and curve["delta"][0] > 0 for curve in curves)
+
+
+def test_a_report_without_spectra_has_a_page(tmp_path):
+    """--no-spectra: no curves, everything else."""
+    folder = families.small(tmp_path / "base..tuned", spectra=False)
+    data = drawn(folder)
+    assert data["spectra"] == {"ranks": {}, "curves": {}}
+    assert data["values"]["delta"]["concentration"]
+
+
+# ---- the file
+
+
+def outside_the_library(content: bytes) -> int:
+    return len(content) - len(get_plotlyjs().encode())
+
+
+@pytest.mark.slow
+def test_a_7b_family_takes_less_than_5_mb_beside_the_library(tmp_path):
+    """28 layers of 7 modules embedding and head, three subjects, spectra of up to 3,584."""
+    families.dense_7b(tmp_path / "run" / "toy" / "base..tuned")
+    content = page_of(tmp_path / "run")
+    assert get_plotlyjs().encode() in content
+    assert outside_the_library(content) < 5_000_000
+    assert outside_the_library(content) < 1_500_000  # and it is far from that
+
+
+@pytest.mark.slow
+def test_a_mixture_of_4608_expert_matrices_takes_less_than_5_mb_too(tmp_path):
+    """Experts share their cell's curves, and their single numbers have a budget."""
+    families.mixture(tmp_path / "run" / "toy" / "base..tuned", layers=24, experts=64, width=96)
+    assert outside_the_library(page_of(tmp_path / "run")) < 5_000_000
+
+
+def test_the_same_reports_give_the_same_bytes(small, tmp_path):
+    """Also where the folder lies elsewhere and the page is written over an older one."""
+    run = small.parent
+    copy = tmp_path / "other" / run.name
+    shutil.copytree(run, copy)
+    assert page_of(run) == page_of(run) == page_of(copy)
+
+
+def test_the_page_loads_nothing(small):
+    """No element names an address outside the page; only the scripts of the page may run, and none
+    of them fetches.
+    """
+    content = page_of(small.parent)
+    page = Elements(content)
+    for tag, attributes in page.found:
+        for key in ("src", "href", "action", "data", "poster", "srcset"):
+            assert attributes.get(key) is None or re.match(r"#|data:,$", attributes[key]), (
+                tag,
+                attributes,
+            )
+        assert not any(name.startswith("on") for name in attributes), (tag, attributes)
+    assert b"@import" not in content.split(b"<script>")[0]
+    assert b"url(" not in content.split(b"<script>")[0]
+    (policy,) = (
+        a["content"]
+        for t, a in page.found
+        if t == "meta" and a.get("http-equiv") == "Content-Security-Policy"
+    )
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    assert "unsafe-eval" not in policy
+    assert "unsafe-inline" not in policy.partition("script-src")[2].partition(";")[0]
+    run = [
+        text for attributes, text in page.scripts if attributes.get("type") != "application/json"
+    ]
+    assert len(run) == 3
+    for text in run:
+        assert (
+            f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+            in policy
+        )
+
+
+def test_the_page_without_scripts_tells_what_matters(vision):
+    """Finding, other explanations, gates, modules, components, skipped tensors and provenance are
+    plain HTML.
+    """
+    page = Elements(page_of(vision.parent))
+    summary = json.loads((vision / "summary.json").read_text())
+    finding = summary["finding"]
+    assert finding["sentences"]
+    for one in (*finding["sentences"], *finding["other_explanations"]):
+        assert one.get("text", one.get("reason")) in page.text
+    assert all(
+        text in page.text for text in (*finding["not_shown"], *summary["claims"]["measured"])
+    )
+    assert all(gate["reason"] in page.text for gate in summary["gates"])
+    assert summary["label_reason"] in page.text
+    for text in (
+        "nonfinite",
+        "NaN or infinite entries",
+        "3 NaN",
+        "model.odd.weight",
+        "quantized",
+        "gptq",
+        "model.packed",
+    ):
+        assert text in page.text
+    assert "0" * 40 in page.text
+    assert "1" * 40 in page.text
+    for text in ("language", "vision", "projector", "attn.q", "mlp.down", "Side by side"):
+        assert text in page.text
+
+
+def test_no_line_of_text_begins_with_a_per_cent_sign(vision):
+    """Between a number and its sign stands a no-break space, in the finding and in every cell."""
+    html = page_of(vision.parent).decode()
+    body = html[html.index("<article") : html.index("</article>")]
+    shown = re.sub(r"<[^>]*>", "", re.sub(r"(?s)<script.*?</script>", "", body))
+    assert re.search("\\d\N{NO-BREAK SPACE}%", shown)
+    finding = body[body.index('class="finding"') : body.index('class="figures"')]
+    assert not re.search(r"\d %", finding)
+
+
+def test_ratios_stand_beside_those_of_the_parameters_and_the_spectra_come_second(vision):
+    """Energy in proportion to the parameters is no finding; numbers are those of the terminal."""
+    page, summary = Elements(page_of(vision.parent)), read_summary(vision)[0]
+    attention, mlp = (
+        sum(
+            row.parameters
+            for row in summary.modules
+            if row.component == "language" and row.module.startswith(kind)
+        )
+        for kind in ("attn.", "mlp.")
+    )
+    assert f"update energy; that of the parameters is {number(attention / mlp, 2)}" in page.text
+    null = number(summary.figures["null_participation_ratio"])
+    assert f"an effective number of directions; with random signs {null}" in page.text
+    sections = [told["id"] for tag, told in page.found if tag == "section" and "id" in told]
+    order = [name.rpartition("-")[0] for name in sections]
+    assert order.index("heat") < order.index("spectra") < order.index("depth")
+
+
+def test_figures_come_in_the_order_of_the_terminal_and_gates_have_a_section(vision):
+    """Norm, concentration, layers, gates; what is in the navigation is there, and the reverse. A
+    share of the parameters has the decimals of the terminal.
+    """
+    html = page_of(vision.parent).decode()
+    figures = html[html.index('class="figures"') : html.index('id="heat-')]
+    titles = re.findall(r"<dt>([^<]*)</dt>", figures)
+    assert titles[:4] == ["Relative norm", "Concentration", "Layers", "Gates"]
+    page, summary = Elements(html.encode()), read_summary(vision)[0]
+    sections = [told["id"] for tag, told in page.found if tag == "section" and "id" in told]
+    links = [told["href"][1:] for tag, told in page.found if tag == "a" and "href" in told]
+    assert set(links) >= set(sections) - {"pairs", "overview", "lineage"}
+    gates = html[html.index('id="gates-') : html.index('id="spectra-')]
+    assert all(gate.name in gates for gate in summary.gates)
+    assert "failed" in gates
+    f = summary.figures
+    share = percentage(f["parameters_measured"], f["parameters"]).replace(" ", "\N{NO-BREAK SPACE}")
+    assert f"changed, {share} of the parameters" in " ".join(html.split(" "))
+
+
+def test_text_of_a_report_never_becomes_markup(tmp_path):
+    """A hostile name makes no element, no attribute and no end of a script; it is shown with
+    controls made visible.
+    """
+    folder = families.small(
+        tmp_path / "run" / "toy" / "base..tuned",
+        layers=3,
+        family=HOSTILE,
+        prefix=HOSTILE,
+        skipped=({"tensor": HOSTILE, "reason": "quantized", "detail": HOSTILE},),
+        scores=[gain(HOSTILE, 0.1, 0.2, group=HOSTILE, metric=HOSTILE)],
+        base={"repo": HOSTILE, "commit": None, "fingerprint": HOSTILE},
+        device=HOSTILE,
+    )
+    hostile, tame = (
+        Elements(page_of(tmp_path / "run")),
+        families.small(
+            tmp_path / "tame" / "toy" / "base..tuned",
+            layers=3,
+            skipped=({"tensor": "x", "reason": "quantized", "detail": "x"},),
+            scores=[gain("x", 0.1, 0.2, group="x", metric="x")],
+            base={"repo": "x", "commit": None, "fingerprint": "x"},
+            device="x",
+        ),
+    )
+    shape = [(tag, sorted(attributes)) for tag, attributes in hostile.found]
+    assert shape == [
+        (tag, sorted(attributes)) for tag, attributes in Elements(page_of(tame.parents[1])).found
+    ]
+    assert hostile.text.count(SHOWN) >= 5
+    assert all(char.isprintable() or char == "\n" for char in hostile.text)
+    data = hostile.json("data-0")
+    assert data["tensor"][0].startswith(SHOWN)
+    assert data["name"] == f"{SHOWN} base..tuned"
+    assert hostile.json("shared")["overview"][0]["gains"][1]["name"] == f"{SHOWN}, {SHOWN}"
+    assert folder.name == "base..tuned"
+
+
+@given(
+    st.recursive(
+        st.text() | st.integers() | st.none(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+        max_leaves=8,
+    )
+)
+def test_json_inside_a_script_element_cannot_end_it(value):
+    """Whatever the text: no markup character is left, and it reads back as the same value with
+    controls visible.
+    """
+    text = str(script_json(value))
+    assert not set("<>&\u2028\u2029") & set(text)
+    assert json.loads(text) == json.loads(script_json(json.loads(text)))
+
+
+def held(short_side, optimizer=None, nearest=()):
+    """A pair's place among known trainings of a size, with an optimiser or any."""
+    return Position(
+        short_side,
+        optimizer,
+        narrow=2,
+        broad=1,
+        narrow_below=0.5,
+        broad_below=1.0,
+        nearest=list(nearest),
+    )
+
+
+def training(short_side, optimizer, data, concentration):
+    """A training of the reference, of which these alone matter here."""
+    return dataclasses.replace(
+        runs()[0],
+        short_side=short_side,
+        optimizer=optimizer,
+        data=data,
+        concentration=concentration,
+    )
+
+
+def summarised(folder, **changes):
+    """A report whose summary says something else."""
+    report = SummarisedReport(folder)
+    vars(report)["summary"] = dataclasses.replace(report.summary, **changes)
+    return report
+
+
+def test_known_trainings_are_those_that_a_pair_is_held_against():
+    """Of its size and optimiser, where that is known; narrow and broad apart; none for a pair that
+    is like none.
+    """
+    table = [
+        training(128, "adamw", "narrow", 0.44),
+        training(128, "adamw", "broad", 0.29),
+        training(128, "muon", "broad", 0.01),
+        training(128, "lora", "broad", 0.69),
+        training(128, "adamw", "original", 0.27),
+        training(896, "adamw", "narrow", 0.5),
+    ]
+    assert reference_distributions(None, table) == {}
+    assert reference_distributions(held(128, "adamw"), table) == {
+        "narrow trainings": [0.44],
+        "broad trainings": [0.29],
+    }
+    assert reference_distributions(held(128), table)["broad trainings"] == [0.29, 0.01]
+    assert reference_distributions(held(896), table) == {"narrow trainings": [0.5]}
+
+
+def test_known_trainings_reach_chart_and_words(small, monkeypatch):
+    """A pair with a place among them: their medians in its charts' data, its place in the text."""
+    nearest = NearTraining(
+        regime="B", treatment="<b>usual</b>", base="one", seed=3, concentration=0.41
+    )
+    place = held(128, nearest=[nearest])
+    table = [training(128, "adamw", "narrow", value) for value in (0.41, 0.5)]
+    monkeypatch.setattr("shadow.outputs.page.pair.runs", lambda: table)
+    report = summarised(small, reference=place)
+    page = Elements(page_bytes([read_pair(report, "here", 0, 1)], "t"))
+    assert page.json("data-0")["references"] == [
+        {"name": "narrow trainings", "values": [0.41, 0.5]}
+    ]
+    told = " ".join(page.text.split())
+    assert "above 50 % of the 2 on narrow data and above 100 % of the 1 on broad data" in told
+    assert "The nearest (regimes of docs/lab.md): B, narrow data, <b>usual</b> (0.41)." in told
+
+
+def test_figures_that_are_null_have_no_interval(small):
+    """The summary of a figure without a value, such as the concentration of two-row matrices, has
+    no interval.
+    """
+    summary, _ = read_summary(small)
+    modules = [
+        dataclasses.replace(row, concentration=None, intervals={}) for row in summary.modules
+    ]
+    figures = {**summary.figures, "concentration": None}
+    without = summarised(small, figures=figures, intervals={}, modules=modules)
+    found = [read_pair(without, "here", number, 2) for number in range(2)]
+    assert "Concentration–0 is noise" in Elements(page_bytes(found, "t")).text
+
+
+def test_scores_are_shown_as_given(tmp_path):
+    """Benchmarks, means of groups and notes in words; the gains of the charts are those, null ones
+    left out.
+    """
+    scores = [
+        gain("MMLU", 0.5, 0.625, group="knowledge"),
+        gain("GSM8K", 0.25, None),
+        gain("loss", 2.0, 1.5, metric="bits", higher=False),
+    ]
+    families.small(tmp_path / "run" / "base..tuned", scores=scores)
+    page = Elements(page_of(tmp_path / "run"))
+    told = " ".join(page.text.split())
+    for text in ("MMLU", "GSM8K", "+0.125", "+0.5", "(less is better)", "scores.csv", "mean of 1"):
+        assert text in told, text
+    assert page.json("shared")["overview"][0]["gains"] == [
+        {"name": "knowledge, mean of its benchmarks", "gain": 0.125},
+        {"name": "MMLU, acc", "gain": 0.125},
+        {"name": "loss, bits", "gain": 0.5},
+    ]
+
+
+# ---- several pairs
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory):
+    run = tmp_path_factory.mktemp("several") / "run"
+    for index, narrow in enumerate((0.1, 2.0, 0.8)):
+        families.small(
+            run / f"family-{index}" / "base..tuned",
+            family=f"family-{index}",
+            narrow=narrow,
+            seed=index,
+        )
+    families.small(
+        run / "unrelated" / "base..tuned",
+        family="unrelated",
+        narrow=2.0,
+        skipped=({"tensor": "packed", "reason": "quantized", "shape": [9999, 9999]},),
+    )
+    return run
+
+
+def test_pairs_are_ranked_by_concentration_and_those_that_fail_a_gate_come_last(several):
+    """The order is of summary.json's medians; a pair whose figures do not count has no rank."""
+    page = Elements(page_of(several))
+    ranked = page.json("shared")["overview"]
+    medians = {
+        folder.parent.name: json.loads((folder / "summary.json").read_text())["figures"][
+            "concentration"
+        ]
+        for folder in folders_in(several)
+    }
+    assert [row["name"].split()[0] for row in ranked[:-1]] == sorted(
+        (name for name in medians if name != "unrelated"), key=lambda name: -medians[name]
+    )
+    assert (ranked[-1]["name"], bool(ranked[-1]["failed"])) == ("unrelated base..tuned", True)
+    for row in ranked:
+        assert row["concentration"] == pytest.approx(medians[row["name"].split()[0]], rel=1e-3)
+        assert page.json(f"data-{row['pair']}")["name"] == row["name"]
+    assert "Ranking" in page.text
+
+
+def test_several_pairs_open_with_a_card_each(several, monkeypatch):
+    """What the finding says first, and a picture; more than MOST_CARDS pairs have none."""
+    html = page_of(several).decode()
+    cards = html[html.index('id="pairs"') : html.index('id="overview"')]
+    folders = [path.parent for path in several.glob("*/*/summary.json")]
+    assert cards.count('class="card"') == len(folders) == 4
+    for folder in folders:
+        assert str(escape(read_summary(folder)[0].finding.headline)) in cards.replace(
+            "\N{NO-BREAK SPACE}", " "
+        )
+    monkeypatch.setattr(page, "MOST_CARDS", 3)
+    assert b'class="card"' not in page_of(several)
+
+
+def test_a_report_that_cannot_be_read_is_named_on_the_page(several, tmp_path, shadow):
+    """The others are shown, the command says what is wrong and exits with 1."""
+    run = tmp_path / "run"
+    shutil.copytree(several, run)
+    (run / "family-1" / "base..tuned" / "tensors.parquet").write_bytes(b"PAR1 nothing")
+    done = shadow("report", run, "-o", "page.html")
+    assert (done.code, done.out) == (1, "")
+    assert "family-1/base..tuned: tensors.parquet cannot be read" in done.err.replace("\n", "")
+    page = Elements((tmp_path / "page.html").read_bytes())
+    assert "Without a report" in page.text
+    assert "run/family-1/base..tuned" in page.text
+    assert "unreadable" in page.text
+    assert len(page.json("shared")["overview"]) == 3
+
+
+def test_the_only_report_must_be_readable(tmp_path, shadow):
+    """One line and a hint, and no page."""
+    folder = families.small(tmp_path / "toy" / "base..tuned", layers=3)
+    (folder / "spectra.parquet").write_bytes(b"PAR1 nothing")
+    assert "spectra.parquet" in shadow("report", folder).assert_refused()
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_files_of_different_audits_are_refused(small, tmp_path):
+    """Spectra whose metadata are another audit's are not drawn beside these rows."""
+    folder = tmp_path / "base..tuned"
+    shutil.copytree(small, folder)
+    table = pq.read_table(folder / "spectra.parquet")
+    pq.write_table(table.replace_schema_metadata({b"shadow": b"{}"}), folder / "spectra.parquet")
+    with pytest.raises(ShadowError, match="different audits"):
+        read_pair(SummarisedReport(folder), "here", 0, 1)
+
+
+# ---- the command
+
+
+def test_a_page_goes_into_a_folder_that_is_made_and_says_what_it_replaces(tmp_path, shadow):
+    """One line on stderr: the page that was there may have shown other reports."""
+    (tmp_path / "run").mkdir()
+    first = shadow("report", "run", "-o", "new/page.html")
+    assert (first.code, "replaced" in first.err) == (0, False)
+    again = shadow("report", "run", "-o", "new/page.html")
+    assert (again.code, "replaced new/page.html\n" in again.err) == (0, True)
+
+
+def test_an_empty_folder_gives_a_page_that_says_so(tmp_path, shadow):
+    """No finished report is no fault: a nightly run of failed audits still has a page. Unfinished
+    ones are named.
+    """
+    partial = tmp_path / "run" / "toy" / "base..tuned" / ".partial"
+    partial.mkdir(parents=True)
+    (partial / "journal.jsonl").write_text("{}\n")
+    done = shadow("report", "run", "-o", "page.html")
+    assert (done.code, done.out) == (0, "")
+    assert "no finished report" in done.err
+    content = (tmp_path / "page.html").read_bytes()
+    page = Elements(content)
+    assert "There is no finished report in run." in page.text
+    assert "run/toy/base..tuned" in page.text
+    assert "unfinished" in page.text
+    assert "Ranking" not in page.text
+    assert len(content) < 200_000  # no charts, so no library
+
+
+def test_pairs_of_a_list_without_a_report_are_named_with_the_reason(small, tmp_path, shadow):
+    """What the index of a list says of pairs that failed or were not reached stands on the page."""
+    run = tmp_path / "run"
+    shutil.copytree(small, run / "toy" / "base..tuned")
+    rows = [
+        Row(None, "toy", pair, "tuned", folder, "org/a", "org/b", state=state, error=error)
+        for pair, folder, state, error in (
+            ("base..tuned", "toy/base..tuned", "done", None),
+            ("base..b", "toy/base..b", "failed", "no such <b>repository"),
+            ("base..c", "toy/base..c", "pending", None),
+            ("base..d", "/etc/elsewhere", "pending", None),  # which no list writes
+        )
+    ]
+    index = Index("0.1.0", Kind(1, {}), None, (), tuple(rows))
+    (run / "index.json").write_text(json.dumps(index.as_json()))
+    assert shadow("report", "run", "-o", "page.html").code == 0
+    told = " ".join(Elements((tmp_path / "page.html").read_bytes()).text.split())
+    assert "run/toy/base..b failed no such <b>repository" in told
+    assert "run/toy/base..d pending" in told
+    assert "run/toy/base..c pending" in told
+    assert "run/toy/base..tuned done" not in told
+
+
+def test_report_writes_a_page_and_says_so(small, tmp_path, shadow):
+    """A pair's folder, and one above it; stdout stays empty."""
+    for run in (small, small.parent):
+        done = shadow("report", run, "-o", tmp_path / "page.html")
+        assert (done.code, done.out) == (0, "")
+        assert "1 report in" in done.err
+    assert (
+        Elements((tmp_path / "page.html").read_bytes()).json("data-0")["name"] == "toy base..tuned"
+    )
+    assert list(tmp_path.iterdir()) == [tmp_path / "page.html"]
+
+
+def test_report_refuses_what_it_cannot_do(small, tmp_path, shadow):
+    """A missing folder, a file that is no page of ours, a folder to write into that is absent."""
+    assert "no such folder" in shadow("report", "missing").assert_refused()
+    (tmp_path / "notes.html").write_text("<p>mine</p>")
+    assert "no page of shadow" in shadow("report", small, "-o", "notes.html").assert_refused()
+    assert (tmp_path / "notes.html").read_text() == "<p>mine</p>"
+    os.mkfifo(tmp_path / "pipe.html")  # nobody writes into it
+    assert "no page of shadow" in shadow("report", small, "-o", "pipe.html").assert_refused()
+    nowhere = shadow("report", small, "-o", "notes.html/page.html")
+    assert "cannot write to notes.html" in nowhere.assert_refused()
+    assert shadow("report", small, "-o", tmp_path).code == 2
+
+
+# ---- the look
+
+
+def colours() -> dict[str, tuple[str, str]]:
+    css = (
+        Path(__file__).parents[2] / "src" / "shadow" / "outputs" / "page" / "page.css"
+    ).read_text()
+    return {
+        name: pair
+        for name, *pair in re.findall(
+            r"--([\w-]+): light-dark\((#[0-9a-f]{6}), (#[0-9a-f]{6})\)", css
+        )
+    }
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG 2.2: (L1 + 0.05) / (L2 + 0.05) of relative luminances."""
+
+    def luminance(colour):
+        parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        linear = [
+            part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+        ]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_text_and_lines_stand_out_in_both_themes(theme):
+    """WCAG AA: 4.5 for text, 3 for the lines and marks of charts."""
+    found = {name: pair[theme] for name, pair in colours().items()}
+    for text in ("text", "soft", "accent", "warm"):
+        assert contrast(found[text], found["page"]) >= 4.5, text
+    assert contrast(found["text"], found["warn-page"]) >= 4.5
+    assert contrast(found["text"], found["raised"]) >= 4.5
+    for line in ("base", "tuned", "delta", *(f"s{index}" for index in range(10))):
+        assert contrast(found[line], found["page"]) >= 3, line
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_the_colour_scale_rises_evenly(theme):
+    """Each step of the sequential scale stands out more from the page than the one before it."""
+    found = {name: pair[theme] for name, pair in colours().items()}
+    steps = [contrast(found[f"scale-{index}"], found["page"]) for index in range(6)]
+    assert steps == sorted(steps)
+    assert min(np.diff(np.log(steps))) > 0.1
+
+
+def test_pairs_know_what_they_are(small):
+    """A Told is frozen, and its failed gates are those of the summary."""
+    pair = read_pair(SummarisedReport(small), "here", 0, 1)
+    assert pair.failed == []
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        pair.where = "elsewhere"

@@ -1,0 +1,367 @@
+"""`shadow schema` is the schema of the files, and reports that were made before the newest columns
+stay readable.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from command import run_shadow
+from effort import every
+from reports import uniform
+
+from shadow.audits.list_index import Index, Kind
+from shadow.reports.column_types import STORED_TYPES, null_if_undefined
+from shadow.reports.columns import DELTA, MATRICES, TABLES, Column
+from shadow.reports.parquet import arrow_type
+from shadow.reports.report import Report
+from shadow.reports.schema import is_later
+from shadow.reports.tables import STORED, absent_note
+
+# what schema 1 got after the first reports had been made
+LATER = (
+    "rank_ceiling", "overlap_left", "overlap_right", "alignment_left", "alignment_right",
+    "intruders", "subspace_gap_base", "subspace_gap_tuned", "row_participation_ratio",
+    "col_participation_ratio", "rows_changed",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """A folder in which one pair of the demo was audited into out/."""
+    folder = tmp_path_factory.mktemp("demo")
+    run_shadow("audit", "demo:base..narrow", "-o", "out", cwd=folder).assert_done()
+    return folder
+
+
+@pytest.fixture
+def run(demo, tmp_path):
+    """A copy of its report."""
+    return shutil.copytree(
+        demo / "out" / "demo" / "base..narrow", tmp_path / "out" / "demo" / "base..narrow"
+    )
+
+
+def rewrite(folder, change=lambda table: table, **told):
+    """Other columns or metadata in every file of a report."""
+    for path in folder.glob("*.parquet"):
+        table = pq.read_table(path)
+        metadata = {**json.loads(table.schema.metadata[b"shadow"]), **told}
+        pq.write_table(
+            change(table).replace_schema_metadata({b"shadow": json.dumps(metadata).encode()}), path
+        )
+
+
+def made_before(folder):
+    """What schema 1 would first have written: no later columns, no residual.parquet, no seal."""
+    (folder / "residual.parquet").unlink()
+    rewrite(
+        folder,
+        lambda table: table.drop_columns([name for name in LATER if name in table.column_names]),
+        seal=None,
+    )
+    return folder
+
+
+# The schema
+
+
+def test_the_schema_is_that_of_the_files(demo, shadow):
+    """Names, order and types of every column, as they stand in the Parquet files of an audit."""
+    told = {
+        name: json.loads(shadow("schema", name, "--format", "json").assert_done())
+        for name in STORED
+    }
+    folder = demo / "out" / "demo" / "base..narrow"
+    names = {
+        "int64": pa.int64(), "double": pa.float64(), "string": pa.string(), "bool": pa.bool_(),
+        "list<int64>": pa.list_(pa.int64()), "list<float>": pa.list_(pa.float32()),
+    }  # fmt: skip
+    assert {path.stem for path in folder.glob("*.parquet")} == set(STORED)
+    for name in STORED:
+        table = told[name]["tables"][name]
+        found = pq.read_schema(folder / table["file"])
+        assert [(column["name"], names[column["arrow"]]) for column in table["columns"]] == [
+            (field.name, field.type) for field in found
+        ]
+    assert told["spectra"]["schema"] == json.loads(found.metadata[b"shadow"])["schema"] == 1
+
+
+def test_a_type_has_one_name_in_arrow_and_in_the_schema():
+    """What `shadow schema` calls a list is what is written, of 64-bit integers or 32-bit floats."""
+    types = {kind: arrow_type(Column("a", kind, "")) for kind in STORED_TYPES}
+    lists = {"ints": pa.list_(pa.int64()), "floats": pa.list_(pa.float32())}
+    assert types == {
+        "string": pa.string(),
+        "int": pa.int64(),
+        "float": pa.float64(),
+        "bool": pa.bool_(),
+        **lists,
+    }
+    assert [STORED_TYPES[kind].arrow_text for kind in lists] == ["list<int64>", "list<float>"]
+    scalars = [kind for kind in types if kind not in lists]
+    assert [STORED_TYPES[kind].arrow_text for kind in scalars] == [
+        str(types[kind]) for kind in scalars
+    ]
+
+
+def test_undefined_is_null():
+    """Integers stay integers, zero stays zero."""
+    assert [null_if_undefined(one) for one in (None, float("nan"), -float("inf"), 0.0, 3)] == [
+        None,
+        None,
+        None,
+        0.0,
+        3,
+    ]
+    assert isinstance(null_if_undefined(3), int)
+
+
+def test_columns_that_say_never_null_never_are(demo):
+    """In an audit, a column without a null case holds no null in the rows that it is for."""
+    matrices = pq.read_table(
+        demo / "out" / "demo" / "base..narrow" / "matrices.parquet"
+    ).to_pylist()
+    for column in MATRICES:
+        rows = [row for row in matrices if column not in DELTA or row["subject"] == "delta"]
+        if not column.null:
+            assert all(row[column.name] is not None for row in rows), column.name
+
+
+def test_the_schema_for_people(shadow):
+    """Without a table an overview, with one a row a column; a wrong name gets the nearest."""
+    overview = shadow("schema").assert_done()
+    for name, table in TABLES.items():
+        assert name in overview
+        listed = shadow("schema", name).assert_done()
+        assert all(column.name in listed for column in table.columns)
+    assert "later" in shadow("schema", "matrices").out
+    assert "no table 'matrix'" in shadow("schema", "matrix").assert_refused(code=2)
+
+
+def test_the_first_columns_stay_and_the_later_ones_are_known():
+    """No column of the first reports has gone; only what was added since is marked as later."""
+    for table in TABLES.values():
+        assert table.first <= {column.name for column in table.columns}
+    later = [
+        column.name for column in TABLES["matrices"].columns if is_later(TABLES["matrices"], column)
+    ]
+    assert set(LATER) <= set(later)
+    assert not set(LATER) & TABLES["matrices"].first
+
+
+def test_the_schema_has_every_key_of_the_json_files(demo, shadow, tmp_path):
+    """Every key of summary.json and index.json, and every figure that is no matrix column."""
+    told = json.loads(shadow("schema", "--format", "json").assert_done())
+    summary = json.loads((demo / "out" / "demo" / "base..narrow" / "summary.json").read_text())
+    assert list(told["files"]["summary.json"]) == list(summary)
+    listed = {column["name"] for column in told["tables"]["summary"]["columns"]}
+    columns = {column.name for column in MATRICES}
+    assert summary["figures"].keys() - columns <= listed <= summary["figures"].keys()
+    index = Index("0.1.0", Kind(1, {}), None, (), ())
+    assert list(told["files"]["index.json"]) == list(index.as_json())
+    assert "files" not in json.loads(shadow("schema", "spectra", "--format", "json").assert_done())
+    shadow("explain", "concentration_q25").assert_done()
+
+
+# Reports that were made before
+
+
+def test_an_older_report_of_this_schema_is_shown_with_a_note(run, demo, shadow, tmp_path):
+    """What it lacks is null and named in a warning; all others are those of the whole report."""
+    whole = json.loads((run / "summary.json").read_text())
+    made_before(run)
+    (told,) = json.loads(shadow("show", "out", "--format", "json").assert_done())
+    (warning,) = told["warnings"]
+    assert warning.startswith("made before these columns were added, which are null here: ")
+    assert "rank_ceiling" in warning
+    gone = {name for name, value in told["figures"].items() if value != whole["figures"][name]}
+    assert gone == {
+        "reading_participation_ratio", "reading_participation_ratio_stacked",
+        "writing_participation_ratio", "writing_participation_ratio_stacked",
+        "embedding_row_participation_ratio", "embedding_rows_changed",
+    }  # fmt: skip
+    assert all(told["figures"][name] is None for name in gone)
+    assert told["modules"] == whole["modules"]
+    assert "made before these columns were added" in " ".join(
+        shadow("show", "out").assert_done().split()
+    )
+
+
+def test_an_older_report_is_compared_exported_and_drawn(run, shadow, tmp_path):
+    """The other commands read it too; an export says what is null."""
+    shutil.copytree(run, tmp_path / "whole")
+    made_before(run)
+    told = json.loads(shadow("compare", "out", "whole", "--format", "json").assert_done())
+    assert told["contrasts"][0]["figures"][0]["difference"] == 0
+    done = shadow("export", "out", "--to", "json")
+    done.assert_done()
+    assert "1 of 1 reports were made before these columns were added" in done.err
+    rows = [
+        json.loads(line)
+        for line in (tmp_path / "out-json" / "matrices.jsonl").read_text().splitlines()
+    ]
+    assert all(row[name] is None for row in rows for name in LATER)
+    assert (tmp_path / "out-json" / "residual.jsonl").read_text() == ""
+    shadow("figure", "out", "--kind", "depth", "-o", "x.png").assert_done()
+    shadow("report", "out", "-o", "x.html").assert_done()
+
+
+def test_an_older_report_is_measured_again_when_that_is_asked_for(run, shadow, tmp_path):
+    """An upgrade measures nothing, and says what the report lacks; --overwrite makes it whole."""
+    made_before(run)
+    kept = shadow("audit", "demo:base..narrow", "-o", "out")
+    kept.assert_done()
+    assert (
+        "nothing to measure: the report is already there; made before these columns were added"
+        in kept.err
+    )
+    assert "--overwrite" in kept.err
+    assert Report(run).absent
+    done = shadow("audit", "demo:base..narrow", "-o", "out", "--overwrite")
+    done.assert_done()
+    assert "measuring again" in done.err
+    assert Report(run).absent == ()
+    assert "nothing to measure" in shadow("audit", "demo:base..narrow", "-o", "out").err
+
+
+@pytest.mark.parametrize("gone", ["concentration", "floor_ratio", "tensor"])
+def test_a_report_without_a_first_column_is_none(run, shadow, gone):
+    """Absent is null only where a column came later: a gate must not pass for lack of it."""
+    rewrite(run, lambda table: table.drop_columns([gone]) if gone in table.column_names else table)
+    assert "not a report of shadow" in shadow("show", "out").assert_refused()
+
+
+def test_a_column_of_a_newer_version_is_passed_over(run, shadow):
+    """Schema 1 with one more column, as a newer version has: read as if it were not there."""
+    wanted = shadow("show", "out").assert_done()
+    rewrite(run, lambda table: table.append_column("aura", pa.array([1.5] * len(table))))
+    assert shadow("show", "out").assert_done() == wanted
+    shadow("export", "out", "--to", "csv").assert_done()
+
+
+@pytest.mark.parametrize("value", every(2, [math.nan, math.inf]))
+def test_a_number_that_is_none_is_null_wherever_a_report_is_read(shadow, tmp_path, value):
+    """No audit writes NaN or infinity; a file that has them is read as if they were null."""
+    folder, other = (uniform(tmp_path / name, 0.4) for name in ("out", "other"))
+    broken = ("relative_norm", "frobenius_norm", "concentration")
+    rewrite(
+        folder,
+        lambda table: pa.table(
+            {
+                name: pa.array([value] * len(table))
+                if name in broken and "subject" in table.column_names
+                else table[name]
+                for name in table.column_names
+            }
+        ),
+    )
+    (told,) = json.loads(shadow("show", folder, "--format", "json").assert_done())
+    assert told["figures"]["relative_norm"] is None
+    assert {row["relative_norm"] for row in told["depth"]} == {None}
+    shadow("show", folder).assert_done()
+    shadow("compare", folder, other)
+    shadow("figure", folder, "--kind", "depth", "-o", "x.svg").assert_done()
+    assert "null" in shadow("gate", folder, "--fail-on", "concentration > 0.9").out
+
+
+COMMANDS = {
+    "show": ("show", "out"),
+    "compare": ("compare", "out", "other"),
+    "export": ("export", "out", "--to", "csv"),
+    "figure": ("figure", "out", "--kind", "depth", "-o", "x.svg"),
+}
+
+
+TOLD = [{"base": {"repo": "x", "commit": 5}}, {"seconds": "long"}, {"libraries": [1]}]
+
+
+@pytest.mark.parametrize("told", every(3, TOLD))
+def test_metadata_of_other_types_are_one_line(run, shadow, told):
+    """A side's commit that is a number, a time that is text: no report, whoever reads it."""
+    rewrite(run, **told)
+    for arguments in (("show", "out"), ("merge", "out"), ("export", "out", "--to", "csv")):
+        assert "not a report of shadow" in shadow(*arguments).assert_refused()
+    assert "not a report of shadow" in shadow("report", "out", "-o", "x.html").err
+
+
+def test_a_number_in_metadata_that_is_none_is_null(run, shadow):
+    metadata = json.loads(pq.read_schema(run / "matrices.parquet").metadata[b"shadow"])
+    rewrite(run, base={**metadata["base"], "commit": math.nan}, seconds=math.inf)
+    (told,) = json.loads(shadow("show", "out", "--format", "json").assert_done())
+    assert told["base"]["commit"] is None
+    shadow("merge", "out").assert_done()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    ("schema", "hint"),
+    [(2, "git pull && pip install ."), (0, "audit the pair again, or read it with")],
+)
+def test_another_schema_is_one_line_with_both_versions(shadow, tmp_path, command, schema, hint):
+    """A report of a newer and of an older schema, in every command: both schemas, both versions,
+    what to do.
+    """
+    uniform(tmp_path / "out", 0.4)
+    uniform(tmp_path / "other", 0.3)
+    rewrite(
+        tmp_path / "out",
+        lambda table: table.drop_columns(["pair"][: table.column_names.count("pair")]),
+        schema=schema,
+        version="7.8.9",
+    )
+    done = shadow(*COMMANDS[command])
+    error = done.assert_refused()
+    assert f"a report of schema {schema}, made by shadow 7.8.9; this is shadow " in error
+    assert error.endswith("which reads schema 1")
+    assert hint in done.err.splitlines()[1]
+
+
+@pytest.mark.parametrize("schema", [True, "2", None, 1.0, [1]])
+def test_a_schema_that_is_no_number_is_no_report(shadow, tmp_path, schema):
+    """Not taken for 1."""
+    uniform(tmp_path / "out", 0.4)
+    rewrite(tmp_path / "out", schema=schema)
+    assert "not a report of shadow" in shadow("show", "out").assert_refused()
+
+
+def test_the_note_names_a_few():
+    """Six names, then a number."""
+    assert absent_note(list("abcdefgh")).count(",") == 6
+    assert "a, b, c, d, e, f and 2 more" in absent_note(list("abcdefgh"))
+
+
+def test_columns_are_marked_to_start_with_and_come_first(shadow, tmp_path):
+    """The same in JSON, on the screen and in docs/schema.md, with all that the README reads."""
+    told = json.loads(shadow("schema", "--json").assert_done())["tables"]
+    marked = {
+        name: [one["name"] for one in table["columns"] if one["start_here"]]
+        for name, table in told.items()
+    }
+    start = marked.pop("matrices")
+    known = {one["name"] for one in told["matrices"]["columns"]}
+    assert len(start) == 13
+    assert {"tensor", "subject", "relative_norm", "concentration"} < set(start)
+    assert {"participation_ratio", "null_participation_ratio", "spikes", "floor_ratio"} < set(start)
+    assert not any(marked.values())
+    lines = (
+        (Path(__file__).parents[2] / "docs" / "schema.md").read_text(encoding="utf-8").splitlines()
+    )
+    assert [line.split("`")[1] for line in lines if "**Start here.**" in line] == start
+    shown = run_shadow(
+        "schema", "matrices", cwd=tmp_path, env={**os.environ, "COLUMNS": "300"}
+    ).assert_done()
+    assert [line.split()[0] for line in shown.splitlines() if "; start here" in line] == start
+    listed = [
+        line.split()[0]
+        for line in shown.splitlines()
+        if line.split()[:1] and line.split()[0] in known
+    ]
+    assert listed[: len(start)] == start

@@ -1,0 +1,92 @@
+"""A small docs/rounding.md: known updates come back, or are refused for good reason."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import rounding as benchmark
+
+
+def entry(kind, history, dtype="BF16", norm=2e-3):
+    W, D = benchmark.planted(kind, np.random.default_rng([7, *kind.encode()]))
+    return benchmark.judged(kind, kind, history, dtype, norm, W, D)
+
+
+@pytest.mark.parametrize(
+    "kind", ["uneven rows 0.5", "uneven weights, both", "embeddings", "rank 1", "1/i"]
+)
+def test_planted_updates_come_back(kind):
+    """Of a relative norm of .002 in BF16, norm and 1/X to 12 %, or 1/X is null."""
+    one = entry(kind, "stored base")
+    assert one.verdict in ("right", "norm right")
+    assert abs(one.stored_error) > 0.12
+    assert abs(one.norm_error) < 0.03
+
+
+def test_heavy_tails_are_refused_where_much_is_rounded_away():
+    """With t3 entries X / kept² would be off by a half."""
+    assert entry("heavy tails, t3", "stored base").verdict == "refused"
+    assert entry("heavy tails, t3", "stored base", norm=1e-2).verdict == "right"
+
+
+def test_one_direction_in_noise_has_its_norm_alone():
+    """1/X would be a sixth too small."""
+    one = entry("1/i, half noise", "stored base")
+    assert (one.verdict, one.purity) == ("norm right", False)
+    assert one.size_error < -0.12
+
+
+@pytest.mark.parametrize("history", ["master copy", "as weights", "decay"])
+def test_histories_that_the_model_does_not_have_are_refused(history):
+    """In BF16 at .001, and in F16 at .00012."""
+    for dtype, norm in (("BF16", 1e-3), ("F16", 1.2e-4)):
+        assert entry("even rows", history, dtype, norm).verdict == "refused"
+
+
+@pytest.mark.parametrize("history", ["F32 base loaded", "F32 base kept"])
+def test_the_history_of_an_f32_base_is_told(history):
+    """From the remainder that rounding took from it."""
+    one = entry("even rows", history)
+    assert (
+        one.found_history
+        == {"F32 base loaded": "base_rounded", "F32 base kept": "base_kept"}[history]
+    )
+    assert one.verdict == "right"
+
+
+def test_the_purity_of_the_benchmark_is_that_of_singular_values():
+    """1 / participation ratio less that of the null, by an SVD."""
+    D = np.random.default_rng(0).standard_normal((30, 40))
+    q = np.linalg.svd(D, compute_uv=False) ** 2
+    r, c = (D**2).sum(1), (D**2).sum(0)
+    null = ((r**2).sum() + (c**2).sum() - (D**4).sum()) / r.sum() ** 2
+    assert benchmark.purity(D) == pytest.approx((q**2).sum() / q.sum() ** 2 - null, rel=1e-9)
+
+
+def test_the_page_is_the_scripts():
+    """docs/rounding.md names its command, its table of purity has the script's rows."""
+    page = benchmark.DOCUMENT.read_text(encoding="utf-8")
+    assert benchmark.COMMAND in page
+    rows = benchmark.purity_part((64,)).splitlines()[2:]
+    for row in rows:
+        name, concentration, size, limit = (cell.strip() for cell in row.strip("|").split("|"))
+        assert any(
+            line.startswith(f"| {name} | {concentration} /")
+            and f"| {size} /" in line
+            and line.endswith(f"{limit} |")
+            for line in page.splitlines()
+        )
+
+
+@pytest.mark.parametrize("kind", benchmark.WEIGHTS)
+def test_what_went_through_few_bits_is_told_and_nothing_else_is(kind):
+    """Rows of 512: no false alarm in 20 matrices, INT8 of whole rows and INT4 in groups always."""
+    assert benchmark.named(kind, "nothing", torch.bfloat16, 512, 20) == (0, 0)
+    assert sum(benchmark.named(kind, "INT8, rows", torch.bfloat16, 512, 20)) == 20
+    assert sum(benchmark.named(kind, "INT4, groups of 128", torch.bfloat16, 512, 20)) == 20

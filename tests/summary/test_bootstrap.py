@@ -1,0 +1,383 @@
+"""Intervals and tests over layers: against resampling by hand, against SciPy, and what they must
+not depend on.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from effort import examples
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy import stats
+
+from shadow.summary.bootstrap import (
+    DRAWS,
+    Blocks,
+    blocks_of,
+    cut,
+    distinct_draws,
+    draws,
+    expanded_tail,
+    holm,
+    interval,
+    interval_of_median,
+    intervals_of_medians,
+    medians,
+    sign_flip_p,
+)
+
+RNG = np.random.default_rng(0)
+
+
+def table(layers, modules, components=("language",)):
+    """Values, components and layers of a model with two matrices outside its layers."""
+    places = [(c, layer) for c in components for layer in range(layers) for _ in range(modules)]
+    places += [("language", np.nan)] * 2
+    values = (
+        RNG.standard_normal(len(places))
+        + np.array([0 if np.isnan(layer) else layer for _, layer in places]) / 4
+    )
+    return values, [c for c, _ in places], [layer for _, layer in places]
+
+
+def by_layer(values):
+    """Values (layers, cells) flat, with their blocks: one component, nothing outside its layers."""
+    values = np.asarray(values, float)
+    codes = np.repeat(np.arange(len(values)), values.shape[1])
+    return values.ravel(), Blocks(codes, np.zeros(len(values), dtype=np.intp))
+
+
+@pytest.mark.parametrize("components", [("language",), ("vision", "language")])
+@pytest.mark.parametrize("modules", [1, 4, 7, 30])
+def test_medians_are_those_of_the_repeated_rows(components, modules):
+    """For each draw, NumPy's median of the rows written out as often as their layer was drawn."""
+    values, names, layers = table(6, modules, components)
+    blocks = blocks_of(names, layers)
+    counts = draws(blocks.sizes)[:200]
+    found = medians(values[:, None], blocks.codes, counts)[0]
+    for count, median in zip(counts, found, strict=True):
+        times = np.where(blocks.codes < 0, 1, count[blocks.codes])
+        assert median == np.median(np.repeat(values, times))
+
+
+def test_layers_are_drawn_within_their_component():
+    """Blocks know how many layers each component has; what is outside them is in every draw."""
+    _, names, layers = table(5, 3, ("vision", "language"))
+    blocks = blocks_of(names, layers)
+    assert blocks.sizes == (5, 5)
+    assert (blocks.codes[-2:] == -1).all()
+
+
+@pytest.mark.parametrize("sizes", [(2, 3), (5, 5), (1, 8), (3, 3)])
+def test_components_keep_their_numbers_of_layers(sizes):
+    """Every draw has as many layers of each component as there are, each layer of a component
+    equally often.
+    """
+    counts = draws(sizes)
+    assert len(counts) == {(2, 3): 2**2 * 3**3, (3, 3): 27**2}.get(sizes, DRAWS)
+    assert (counts[:, : sizes[0]].sum(axis=1) == sizes[0]).all()
+    assert (counts[:, sizes[0] :].sum(axis=1) == sizes[1]).all()
+    np.testing.assert_allclose(counts.mean(axis=0), 1, atol=0.05)
+
+
+@pytest.mark.parametrize("sizes", [(4,), (6,), (2, 3), (12,)])
+def test_draws_that_repeat_are_taken_as_often_as_they_were_drawn(sizes):
+    """Written out again, distinct draws are the draws, in another order; of 12 layers they are as
+    they were.
+    """
+    counts, times = distinct_draws(sizes)
+    again, every = np.repeat(counts, times, axis=0), draws(sizes)
+    np.testing.assert_array_equal(again[np.lexsort(again.T)], every[np.lexsort(every.T)])
+    assert len(counts) == (DRAWS if sizes == (12,) else len(np.unique(every, axis=0)))
+
+
+@pytest.mark.parametrize(("layers", "modules"), [(3, 2), (4, 1), (6, 3), (9, 1), (20, 10)])
+def test_intervals_of_many_columns_are_those_of_each(layers, modules):
+    """The bounds of each column are those over all its draws, also where rows are null in some
+    columns only.
+    """
+    _, names, places = table(layers, modules)
+    columns = RNG.standard_normal((len(names), 7))
+    columns[:2, 1] = columns[-1, 2] = columns[:2, 3] = columns[:, 4] = np.nan
+    columns[0, 5] = np.inf
+    blocks = blocks_of(names, places)
+    for values, found in zip(columns.T, intervals_of_medians(columns, blocks), strict=True):
+        kept = ~np.isnan(values)
+        own = blocks.where(kept)
+        assert found == interval(
+            lambda k, v=values[kept], own=own: medians(v[:, None], own.codes, k)[0], own
+        )
+
+
+@pytest.mark.parametrize("layers", [4, 5])
+def test_few_layers_are_drawn_in_every_way(layers):
+    """The medians are those of NumPy over every ordered draw of layers, and the bounds are their
+    whole range.
+    """
+    values = np.random.default_rng(1).normal(size=(layers, 3))
+    expected = [
+        np.median(values[list(draw)]) for draw in itertools.product(range(layers), repeat=layers)
+    ]
+    flat, blocks = by_layer(values)
+    found = medians(flat[:, None], blocks.codes, draws((layers,)))[0]
+    np.testing.assert_array_equal(np.sort(found), np.sort(expected))
+    assert interval_of_median(flat, blocks).bounds == (
+        np.median(values, axis=1).min(),
+        np.median(values, axis=1).max(),
+    )
+
+
+def test_the_interval_is_numpys_over_the_same_draws():
+    """12 layers with unequal numbers of matrices: quantiles of NumPy's medians, draw by draw."""
+    rng = np.random.default_rng(2)
+    groups = [rng.normal(0.1, 0.2, size=1 + layer % 4) for layer in range(12)]
+    codes = np.repeat(np.arange(12), [len(group) for group in groups])
+    found = sorted(
+        np.median(np.concatenate([groups[i] for i in np.repeat(np.arange(12), count)]))
+        for count in draws((12,))
+    )
+    out = int(stats.norm.cdf(np.sqrt(12 / 11) * stats.t.ppf(0.025, 11)) * DRAWS)
+    own = interval_of_median(np.concatenate(groups), blocks_of(["language"] * len(codes), codes))
+    assert (own.bounds, own.level) == ((found[out], found[DRAWS - 1 - out]), 0.95)
+
+
+def test_what_is_cut_off_leaves_values():
+    """20 and 10 % of ten: two below, one above; shares that leave nothing leave the last one."""
+    values = np.arange(10.0)[::-1]
+    assert cut(values, (0.2, 0.1)) == (2, 8)
+    assert cut(values, (0.19, 0.0)) == (1, 9)
+    assert cut(values, (0.0, 1.0)) == (0, 0)
+
+
+@pytest.mark.parametrize("layers", [16, 40])
+def test_bounds_for_unevenness_are_scipys_bca(layers):
+    """A standard deviation of layers: scipy.stats.bootstrap's BCa but for the chance in draws."""
+    values = RNG.lognormal(size=layers)
+
+    def spread(counts):
+        mean = counts @ values / layers
+        return np.sqrt(counts @ values**2 / layers - mean**2)
+
+    theirs = stats.bootstrap(
+        (values,), np.std, n_resamples=20_000, confidence_level=1 - 2 * expanded_tail(layers),
+        method="BCa", vectorized=True, rng=np.random.default_rng(1),
+    )  # fmt: skip
+    ours = interval(spread, blocks_of(["language"] * layers, range(layers)), unevenness=True)
+    width = theirs.confidence_interval.high - theirs.confidence_interval.low
+    assert ours.bounds == pytest.approx(theirs.confidence_interval, abs=0.15 * width)
+    fewer = interval(spread, blocks_of(["language"] * 15, range(15)), unevenness=True)
+    assert (fewer.bounds, fewer.reason) == (None, "only 15 layers, it takes 16")
+
+
+@pytest.mark.parametrize("layers", [4, 12, 40])
+def test_bounds_are_scipys_for_the_same_percentiles(layers):
+    """scipy.stats.bootstrap, drawing indices of layers, gives the same bounds but for the chance in
+    its draws.
+    """
+    values, names, places = table(layers, 7)
+    values, names, places = values[:-2], names[:-2], places[:-2]
+    by_layer = values.reshape(layers, 7)
+
+    def median(index, axis=-1):
+        return np.median(by_layer[index].reshape(*index.shape[:-1], -1), axis=-1)
+
+    theirs = stats.bootstrap(
+        (np.arange(layers),), median, n_resamples=20_000,
+        confidence_level=1 - 2 * expanded_tail(layers), method="percentile", vectorized=True,
+        rng=np.random.default_rng(1),
+    )  # fmt: skip
+    ours = interval_of_median(values, blocks_of(names, places))
+    width = theirs.confidence_interval.high - theirs.confidence_interval.low
+    assert ours.bounds == pytest.approx(theirs.confidence_interval, abs=0.15 * width)
+    assert theirs.confidence_interval.low <= np.median(values) <= theirs.confidence_interval.high
+
+
+def test_the_order_of_rows_does_not_matter():
+    """The same rows shuffled give the same bits."""
+    values, names, layers = table(9, 7, ("vision", "language"))
+    mixed = RNG.permutation(len(values))
+    one = interval_of_median(values, blocks_of(names, layers))
+    other = interval_of_median(
+        values[mixed], blocks_of([names[i] for i in mixed], np.array(layers)[mixed])
+    )
+    assert one == other
+    assert one.bounds[0] < np.median(values) < one.bounds[1]
+
+
+def test_few_layers_claim_less_and_three_claim_nothing():
+    """Of n draws, the range has the median with chance 1 - 2^(1-n); three give no interval."""
+    found = {n: interval_of_median(*_with_blocks(n)) for n in (0, 1, 2, 3, 4, 5, 6, 40)}
+    assert [found[n].bounds for n in (0, 1, 2, 3)] == [None] * 4
+    assert found[1].reason == "only 1 layer, it takes 4"
+    assert found[3].reason == "only 3 layers, it takes 4"
+    assert found[0].reason == "outside the layers"
+    assert [found[n].level for n in (3, 4, 5, 6, 40)] == [None, 0.875, 0.9375, 0.95, 0.95]
+    assert [found[n].layers for n in found] == list(found)
+
+
+def _with_blocks(layers):
+    values, names, places = table(layers, 3)
+    return values, blocks_of(names, places)
+
+
+@pytest.mark.parametrize(("sizes", "level"),
+[((1, 1, 1, 1), None), ((3, 1), None), ((2, 2), None), ((4, 1), 0.875),
+                                              ((3, 2), 0.875), ((30, 1), 0.95)])  # fmt: skip
+def test_the_only_layer_of_a_component_says_nothing_of_others(sizes, level):
+    """Draws cannot change it: four components of one layer have one draw, and so no interval, not
+    one of no width.
+    """
+    names = [f"component {number}" for number, size in enumerate(sizes) for _ in range(size)]
+    places = [layer for size in sizes for layer in range(size)]
+    found = interval_of_median(RNG.standard_normal(len(names)), blocks_of(names, places))
+    assert (found.layers, found.level) == (sum(sizes), level)
+    if level is None:
+        assert found.bounds is None
+        assert (
+            found.reason == f"only 4 layers in {len(sizes)} components, it takes {3 + len(sizes)}"
+        )
+    else:
+        assert found.bounds[0] < found.bounds[1]
+
+
+def test_missing_values_take_their_layers_away():
+    """Rows that are NaN count for nothing, and a layer of nothing but those is not one."""
+    values, names, layers = table(5, 3)
+    values[:3] = np.nan
+    values[3] = np.nan
+    found = interval_of_median(values, blocks_of(names, layers))
+    kept = ~np.isnan(values)
+    assert found == interval_of_median(
+        values[kept], blocks_of(np.array(names)[kept].tolist(), np.array(layers)[kept])
+    )
+    assert found.layers == 4
+
+
+def test_a_figure_that_some_draws_do_not_have_has_no_interval():
+    """A ratio whose denominator may vanish is told so, not given the bounds of the other draws."""
+    energy = np.array([1.0, 0, 0, 0])
+    blocks = blocks_of(["language"] * 4, range(4))
+    with np.errstate(divide="ignore"):
+        found = interval(lambda counts: 1.0 / (counts @ energy), blocks)
+    assert (found.bounds, found.reason) == (None, "not defined for every choice of layers")
+    assert not found.excludes_zero
+
+
+def test_a_table_of_many_experts_takes_no_time():
+    """18,432 matrices in 48 layers: well under a second a figure, as the bisection never writes the
+    draws out.
+    """
+    values, names, layers = table(48, 384)
+    blocks = blocks_of(names, layers)
+    found = interval_of_median(values, blocks)
+    assert found.bounds[0] < np.median(values) < found.bounds[1]
+    assert len(draws(blocks.sizes)) == DRAWS
+
+
+def test_constant_differences_have_an_interval_of_no_width_and_the_least_p():
+    """0.1 in every matrix of 6 layers: the bounds are 0.1, and 2 of 64 sign patterns are as far
+    from 0.
+    """
+    assert interval_of_median(*by_layer(np.full((6, 3), 0.1))).bounds == (0.1, 0.1)
+    assert sign_flip_p(np.full(6, 0.1)) == 2 / 64
+    assert sign_flip_p(np.full(4, -0.1)) == 2 / 16
+    assert sign_flip_p(np.zeros(5)) == 1.0
+    assert sign_flip_p(np.zeros(0)) is None
+
+
+@pytest.mark.parametrize("layers", [5, 9, 13])
+def test_p_is_scipys_exact_permutation_test(layers):
+    """Every sign flip of paired samples: scipy.stats.permutation_test's `samples`."""
+    for shift in (0.0, 0.5):
+        values = np.random.default_rng(layers).normal(shift, 1.0, size=layers)
+        exact = stats.permutation_test(
+            (values, np.zeros(layers)),
+            lambda a, b, axis: np.mean(a - b, axis=axis),
+            permutation_type="samples",
+            vectorized=True,
+            n_resamples=np.inf,
+        )
+        assert sign_flip_p(values) == pytest.approx(exact.pvalue, rel=1e-9)
+
+
+def test_p_of_many_layers_is_near_the_exact_one():
+    """30 layers, random flips: within sampling error of the normal limit; and never 0."""
+    values = np.random.default_rng(3).normal(0.3, 1.0, size=30)
+    z = abs(values.sum()) / np.sqrt((values**2).sum())
+    assert sign_flip_p(values) == pytest.approx(2 * stats.norm.sf(z), abs=0.02)
+    assert sign_flip_p(np.ones(30)) == 1 / 10_000
+
+
+tables = hnp.arrays(
+    np.float64,
+    st.tuples(st.integers(1, 8), st.integers(1, 4)),
+    elements=st.floats(-8, 8, allow_subnormal=False, width=32),
+)
+
+
+@settings(max_examples=examples(60))
+@given(tables, st.randoms(use_true_random=False))
+def test_signs_orders_and_scales_carry_over(values, random):
+    """-x has the mirrored interval and the same p; the order of rows changes nothing; 2 x has twice
+    the interval.
+    """
+    flat, blocks = by_layer(values)
+    found = interval_of_median(flat, blocks)
+    per_layer = np.median(values, axis=1)
+    assert sign_flip_p(per_layer) == sign_flip_p(-per_layer) == sign_flip_p(per_layer[::-1])
+    order = list(range(len(flat)))
+    random.shuffle(order)
+    assert interval_of_median(flat[order], Blocks(blocks.codes[order], blocks.strata)) == found
+    if found.bounds is None:
+        assert len(values) < 4
+        return
+    low, high = found.bounds
+    assert interval_of_median(-flat, blocks).bounds == (-high, -low)
+    assert interval_of_median(2 * flat, blocks).bounds == (2 * low, 2 * high)
+    assert flat.min() <= low <= high <= flat.max()
+    assert 2.0 ** (1 - len(values)) <= sign_flip_p(per_layer) <= 1
+
+
+def outside(sizes, pairs, seed=0):
+    """Of so many simulated pairs without a difference, the shares whose interval leaves out 0 and
+    whose p is < 0.05.
+
+    A matrix differs by a part of its layer, noise, and a part of its module, of which as many are
+    up as down.
+    """
+    rng, layers = np.random.default_rng(seed), sum(sizes)
+    strata = np.repeat(np.arange(len(sizes)), sizes)
+    excluded = significant = 0
+    for _ in range(pairs):
+        values = rng.normal(size=(layers, 1)) + rng.normal(size=(layers, 7)) + np.linspace(-1, 1, 7)
+        blocks = Blocks(np.repeat(np.arange(layers), 7), strata)
+        excluded += interval_of_median(values.ravel(), blocks).excludes_zero
+        significant += sign_flip_p(np.median(values, axis=1)) < 0.05
+    return excluded / pairs, significant / pairs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("sizes", "nominal"),
+    [((4,), 0.125), ((6,), 0.05), ((16,), 0.05), ((4, 1), 0.125), ((4, 4), 0.05), ((12, 8), 0.05)],
+)
+def test_simulated_pairs_without_a_difference_are_told_apart_as_often_as_stated(sizes, nominal):
+    """The interval leaves out 0 in about 1 - its confidence of cases, and p < 0.05 in no more than
+    5 %.
+    """
+    pairs = 250
+    excluded, significant = outside(sizes, pairs)
+    spread_of_rate = 3 * np.sqrt(nominal * (1 - nominal) / pairs)
+    assert excluded == pytest.approx(nominal, abs=spread_of_rate)
+    assert significant <= 0.05 + spread_of_rate
+
+
+def test_p_of_several_figures_is_adjusted_as_holm_does():
+    """Three p by hand: the least times 3, the next times 2, none below the last; null is null."""
+    assert holm([0.01, None, 0.04, 0.03]) == pytest.approx([0.03, None, 0.06, 0.06], nan_ok=True)
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []

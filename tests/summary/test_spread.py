@@ -1,0 +1,100 @@
+"""Where the update went: entropy, Gini and ratios over layers against the definitions, and for what
+they are for.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from shadow.summary.bootstrap import draws
+from shadow.summary.depth import (
+    Sum,
+    compared_layers,
+    depth_entropy,
+    depth_gini,
+    effective_layers,
+    layer_of,
+    once,
+    ratio,
+    summed,
+)
+
+RNG = np.random.default_rng(0)
+
+
+def one(statistic, energies):
+    return float(statistic(np.array(energies, dtype=float), once(len(energies)))[0])
+
+
+def test_the_ends_of_the_scale():
+    """An even update fills all layers, one in a layer fills one; frozen layers count as layers."""
+    assert one(effective_layers, [2, 2, 2, 2]) == pytest.approx(4)
+    assert one(depth_entropy, [2, 2, 2, 2]) == pytest.approx(1)
+    assert one(depth_gini, [2, 2, 2, 2]) == pytest.approx(0)
+    assert one(effective_layers, [0, 0, 3, 0]) == pytest.approx(1)
+    assert one(depth_entropy, [0, 0, 3, 0]) == pytest.approx(0)
+    assert one(depth_gini, [0, 0, 3, 0]) == pytest.approx(3 / 4)
+    assert one(effective_layers, [5, 5, 0, 0]) == pytest.approx(2)
+
+
+@pytest.mark.parametrize("energies", [[], [0.0], [0.0, 0.0], [1.0]])
+def test_what_has_no_depth_has_no_figures(energies):
+    """Without energy nothing is defined; a single layer has no entropy."""
+    assert np.isnan(one(depth_entropy, energies))
+    if not any(energies):
+        assert np.isnan(one(effective_layers, energies))
+        assert np.isnan(one(depth_gini, energies))
+
+
+def test_draws_are_as_if_their_layers_were_written_out():
+    """Entropy, Gini (mean absolute difference over twice the mean) and ratio of every draw, layer
+    by layer.
+    """
+    energies, others = RNG.lognormal(size=9), RNG.lognormal(size=9)
+    counts = draws((9,))[:100]
+    found = [f(energies, counts) for f in (effective_layers, depth_entropy, depth_gini)]
+    quotients = ratio(Sum(energies, 1.0), Sum(others, 2.0), counts)
+    for number, count in enumerate(counts):
+        x = np.repeat(energies, count)
+        p = x / x.sum()
+        entropy = -(p * np.log(p)).sum()
+        gini = np.abs(x[:, None] - x).mean() / (2 * x.mean())
+        expected = (np.exp(entropy), entropy / np.log(9), gini)
+        assert [values[number] for values in found] == pytest.approx(expected)
+        assert quotients[number] == pytest.approx(
+            (x.sum() + 1) / (np.repeat(others, count).sum() + 2)
+        )
+
+
+def test_a_ratio_over_nothing_is_not_a_number():
+    """0 over something is 0, anything over 0 is undefined."""
+    some, none = Sum(np.array([1.0, 2]), 0.0), Sum(np.zeros(2), 0.0)
+    assert ratio(none, some, once(2)) == [0.0]
+    assert np.isnan(ratio(some, none, once(2))).all()
+    assert np.isnan(ratio(none, none, once(2))).all()
+
+
+def test_frozen_layers_are_layers_and_norms_do_not_make_one():
+    """Identical matrices make their layer count, with no energy; a layer of which only a norm was
+    compared does not.
+    """
+    tensors = pd.DataFrame(
+        [
+            ("language", 1, "mlp.up", "measured", None),
+            ("language", 0, "mlp.up", "identical", None),
+            ("language", 2, "norm", "identical", None),
+            ("language", 3, "mlp.up", "skipped", "shape_differs"),
+            ("projector", 0, "projector.0", "measured", "only_in_tuned"),
+            ("language", None, "embed", "measured", None),
+        ],
+        columns=["component", "layer", "module", "status", "reason"],
+    ).assign(compared=pd.NA)
+    layers = compared_layers(tensors)
+    assert layers.to_numpy().tolist() == [["language", 0], ["language", 1]]
+    deltas = pd.DataFrame({"component": ["language"] * 3, "layer": [1, 1, None]})
+    at = layer_of(layers, deltas)
+    assert at.tolist() == [1, 1, -1]
+    found = summed(at, np.array([2.0, 3.0, 9.0]), len(layers))
+    assert (found.layers.tolist(), found.outside) == ([0.0, 5.0], 9.0)

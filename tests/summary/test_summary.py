@@ -1,0 +1,420 @@
+"""The summary is what the files say, and what the terminal shows of it fits."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import statistics
+from dataclasses import replace
+from pathlib import Path
+
+import models
+import pyarrow.parquet as pq
+import pytest
+import torch
+from command import Run, run_shadow
+from rich.console import Console
+from safetensors.torch import load_file
+
+from shadow.claims.verdicts import Judgement
+from shadow.outputs.terminal.batch import pairs_view
+from shadow.outputs.terminal.summary import summary_view
+from shadow.outputs.terminal.typeset import fixed, layers_filled, number, rounded, share, sparkline
+from shadow.summary.summary import read_summary
+from shadow.telling.wording import about
+
+DEMO = Path(__file__).parents[2] / "registry" / "demo"
+
+
+def shadow(*arguments, **variables) -> Run:
+    env = {"PATH": os.environ["PATH"], "COLUMNS": "80", **variables}
+    return run_shadow(*arguments, cwd=Path.cwd(), env=env, bare=True)
+
+
+@pytest.fixture(scope="module")
+def audited(tmp_path_factory):
+    """The demo's narrow pair, audited through the command line."""
+    out = tmp_path_factory.mktemp("out")
+    done = shadow("audit", "demo:base..narrow", "-o", out)
+    assert done.code == 0, done.err
+    return out / "demo" / "base..narrow", done
+
+
+def rows(folder, name="matrices"):
+    return pq.read_table(folder / f"{name}.parquet").to_pylist()
+
+
+def test_figures_are_those_of_the_rows(audited):
+    """Medians and whole-model norms, recomputed from the Parquet rows by plain Python."""
+    folder, _ = audited
+    summary = json.loads((folder / "summary.json").read_text())
+    deltas = [row for row in rows(folder) if row["subject"] == "delta"]
+    base = [row for row in rows(folder) if row["subject"] == "base"]
+    figures = summary["figures"]
+    assert figures["matrices"] == len(deltas) == 30
+    for name in ("concentration", "participation_ratio", "relative_norm", "spikes", "cosine"):
+        assert figures[name] == pytest.approx(statistics.median(row[name] for row in deltas))
+    whole = math.hypot(*(row["frobenius_norm"] for row in deltas)) / math.hypot(
+        *(row["frobenius_norm"] for row in base)
+    )
+    assert figures["relative_norm_overall"] == pytest.approx(whole)
+    for row in summary["modules"]:
+        own = [delta["concentration"] for delta in deltas if delta["module"] == row["module"]]
+        assert (row["matrices"], row["concentration"]) == (
+            len(own),
+            pytest.approx(statistics.median(own)),
+        )
+    for row in summary["depth"]:
+        own = [delta for delta in deltas if delta["layer"] == row["layer"]]
+        of_base = [one for one in base if one["layer"] == row["layer"]]
+        norm = math.hypot(*(d["frobenius_norm"] for d in own)) / math.hypot(
+            *(b["frobenius_norm"] for b in of_base)
+        )
+        assert row["relative_norm"] == pytest.approx(norm)
+    assert [row["layer"] for row in summary["depth"]] == [0, 1, 2, 3]
+    tensors = rows(folder, "tensors")
+    for status, count in summary["counts"].items():
+        assert count == sum(row["status"] == status for row in tensors)
+
+
+def test_the_overall_norm_is_that_of_the_weights(audited):
+    """The relative norm over all matrices is that of the checkpoints' matrices as one vector."""
+    base, tuned = (load_file(DEMO / side / "model.safetensors") for side in ("base", "narrow"))
+    names = [name for name, tensor in base.items() if tensor.ndim == 2]
+    delta = torch.cat([(tuned[name].double() - base[name].double()).flatten() for name in names])
+    whole = torch.cat([base[name].double().flatten() for name in names])
+    figures = json.loads((audited[0] / "summary.json").read_text())["figures"]
+    assert figures["relative_norm_overall"] == pytest.approx(
+        float(delta.norm() / whole.norm()), rel=1e-6
+    )
+
+
+def test_narrow_data_left_a_more_concentrated_delta_than_broad_data(tmp_path):
+    """The demo's two pairs, matrix by matrix inside the layers: what they were trained to show, in
+    27 of 28.
+    """
+    assert shadow("audit", "demo", "-o", tmp_path).code == 0
+    found = {
+        pair: {
+            row["tensor"]: row["concentration"]
+            for row in rows(tmp_path / "demo" / f"base..{pair}")
+            if row["subject"] == "delta" and row["layer"] is not None
+        }
+        for pair in ("narrow", "broad")
+    }
+    differences = [found["narrow"][tensor] - found["broad"][tensor] for tensor in found["broad"]]
+    assert len(differences) == 28
+    assert statistics.median(differences) > 0.05
+    assert sum(difference > 0 for difference in differences) >= 26
+
+
+def test_show_prints_what_audit_printed(audited):
+    """`show` reads the files and prints the same; `--format json` is summary.json."""
+    folder, done = audited
+    assert shadow("show", folder).out == done.out
+    assert json.loads(shadow("show", folder.parent.parent, "--format", "json").out) == [
+        json.loads((folder / "summary.json").read_text())
+    ]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_output_fits_the_terminal_and_is_plain_when_piped(audited, width):
+    """No line exceeds the terminal, nothing is cut, no escape reaches a pipe, talk is on stderr."""
+    short = shadow("show", audited[0], COLUMNS=str(width)).out.splitlines()
+    assert max(map(len, short)) <= width
+    assert not any("…" in line or "\x1b" in line for line in short)
+    done = shadow("show", audited[0], "--full", COLUMNS=str(width))
+    lines = done.out.splitlines()
+    assert len(lines) > len(short)
+    assert max(map(len, lines)) <= width
+    assert "\x1b" not in done.out
+    assert "…" not in done.out
+    assert done.err == ""
+    told = json.loads((audited[0] / "summary.json").read_text())
+    low, high = told["intervals"]["concentration"]
+    median = (
+        f"{told['figures']['concentration']:.2f} ({low:.2f} to {high:.2f}) median concentration"
+    )
+    for word in ("attn.q", "mlp.down", "not_a_matrix", median):
+        assert word in done.out
+
+
+@pytest.mark.parametrize(
+    ("spikes", "said"),
+    [(1.0, "1 singular value stands out with"), (2, "2 singular values stand out with")],
+)
+def test_one_singular_value_stands_out(audited, spikes, said):
+    """The noun and the verb agree with the median."""
+    summary, provenance = read_summary(audited[0])
+    console = Console(file=io.StringIO(), width=1000)
+    one = replace(summary, figures={**summary.figures, "spikes": spikes})
+    console.print(summary_view(one, provenance, audited[0], console.options, full=True))
+    assert said in console.file.getvalue()
+
+
+def test_medians_say_which_matrices_they_are_over_where_the_finding_has_others(audited):
+    """28 of the 30 matrices lie inside layers: 2 directions of these stand out, 1.5 of all."""
+    folder = audited[0]
+    summary, _ = read_summary(folder)
+    assert (
+        "1.5 singular values stand out with 26 % of the energy, medians over all 30 matrices."
+        in (shown(summary, folder, full=True))
+    )
+    inside = {**summary.inside_layers, "matrices": 30}
+    assert "medians over all" not in shown(summary, folder, full=True, inside_layers=inside)
+
+
+def shown(summary, folder, **changes):
+    """What `shadow show` prints of a summary, on one long line each."""
+    console = Console(file=io.StringIO(), width=1000)
+    full = changes.pop("full", False)
+    provenance = read_summary(folder)[1]
+    console.print(
+        summary_view(replace(summary, **changes), provenance, folder, console.options, full=full)
+    )
+    return " ".join(console.file.getvalue().split())
+
+
+def test_the_short_summary_says_what_came_of_gates_and_label(audited):
+    """The label of a pair that has one, why another has none, and the gates that failed."""
+    summary = read_summary(audited[0])[0]
+    assert f"gates all 6 passed; label: {summary.label}, by the lab's trainings" in shown(
+        summary, audited[0]
+    )
+    none = shown(summary, audited[0], reference=None, label="not assessable")
+    assert "gates all 6 passed; no label: no known training of this size" in none
+    assert "not assessable" not in none
+    failed = [replace(summary.gates[0], passed=False), *summary.gates[1:]]
+    assert f"gates failed {summary.gates[0].name}" in shown(summary, audited[0], gates=failed)
+
+
+def test_the_table_of_pairs_has_a_dash_where_the_label_does_not_reach(audited):
+    """The label of a pair that has one, and the gates of one that failed some."""
+    summary = read_summary(audited[0])[0]
+    none = replace(summary, reference=None, label="not assessable")
+    stopped = replace(none, gates=[replace(summary.gates[0], passed=False), *summary.gates[1:]])
+    console = Console(file=io.StringIO(), width=80)
+    console.print(
+        pairs_view([Judgement("f", "a..b", summary=one) for one in (summary, none, stopped)])
+    )
+    rows = [line.split() for line in console.file.getvalue().splitlines() if "a..b" in line]
+    assert [" ".join(row[3:-3]) for row in rows] == [
+        summary.label, "-", f"gate failed: {summary.gates[0].name}"
+    ]  # fmt: skip
+
+
+def test_the_next_command_can_be_typed_as_it_stands(audited):
+    """With the folder of the report, as it was named."""
+    folder = audited[0]
+    out = run_shadow("show", folder.name, cwd=folder.parent).assert_done()
+    lines = [line.split(maxsplit=1) for line in out.splitlines()]
+    typed = next(
+        rest for first, rest in (line for line in lines if len(line) == 2) if first == "more"
+    ).strip()
+    assert typed == f"shadow show {folder.name} --full"
+    run_shadow(*typed.split()[1:], cwd=folder.parent).assert_done()
+
+
+def test_layers_that_hardly_differ_have_no_chart(audited):
+    """A chart from the least to the largest value would make a trend of 1.00 % and 1.01 %."""
+    summary = read_summary(audited[0])[0]
+    alike = [
+        replace(row, relative_norm=0.01 + 1e-4 * (at % 2)) for at, row in enumerate(summary.depth)
+    ]
+    assert "rel. norm flat 1.0 %" in shown(summary, audited[0], depth=alike, full=True)
+    still = [
+        replace(row, up_effective_rank_shift=0.001 * (-1) ** at)
+        for at, row in enumerate(summary.depth)
+    ]
+    assert "MLP up shift flat -0.001 to 0.001" in shown(summary, audited[0], depth=still, full=True)
+    apart = [replace(row, relative_norm=0.01 * (1 + at)) for at, row in enumerate(summary.depth)]
+    assert "rel. norm flat" not in shown(summary, audited[0], depth=apart, full=True)
+
+
+def test_colour_is_for_terminals_that_want_it(audited):
+    """Forced colour gives escapes, NO_COLOR takes the colours away again."""
+    assert "\x1b[36m" in shadow("show", audited[0], FORCE_COLOR="1").out
+    assert "\x1b[36m" not in shadow("show", audited[0], FORCE_COLOR="1", NO_COLOR="1").out
+
+
+def test_a_terminal_without_unicode_gets_ascii_bars(audited):
+    """Sparklines and rules have an ASCII form."""
+    done = shadow("show", audited[0], PYTHONIOENCODING="ascii")
+    assert done.code == 0
+    assert done.out.isascii()
+    assert "?" not in done.out
+
+
+def test_components_are_kept_apart_and_what_has_no_base_is_shown(tmp_path):
+    """A vision tower and a projector beside the language model: own rows, and a table for what has
+    no base.
+    """
+    q = "self_attn.q_proj.weight"
+    base = {f"model.layers.{i}.{q}": torch.randn(64, 64) for i in range(2)}
+    tower = {f"vision_tower.vision_model.encoder.layers.0.{q}": torch.randn(64, 64)}
+    projector = {"multi_modal_projector.linear_1.weight": torch.randn(64, 32)}
+    wrapped = {f"language_model.{name}": W + 0.01 * torch.randn(64, 64) for name, W in base.items()}
+    models.write(tmp_path / "base", base | tower)
+    models.write(tmp_path / "tuned", wrapped | tower | projector)
+    done = shadow(
+        "audit",
+        "--base",
+        tmp_path / "base",
+        "--tuned",
+        tmp_path / "tuned",
+        "-o",
+        tmp_path / "out",
+        "--full",
+    )
+    assert done.code == 0, done.err
+    (summary,) = (
+        json.loads(path.read_text()) for path in (tmp_path / "out").glob("*/*/summary.json")
+    )
+    assert [(row["component"], row["matrices"]) for row in summary["modules"]] == [("language", 2)]
+    assert [row["component"] for row in summary["without_base"]] == ["projector"]
+    assert summary["counts"] == {"measured": 5, "identical": 2, "skipped": 0}
+    assert "Without a base" in done.out
+    assert "identical" in done.out
+
+
+def test_a_frozen_model_says_so(tmp_path):
+    """Nothing changed: no medians, no division by nothing, and the words for it."""
+    done = shadow(
+        "audit", "--base", DEMO / "base", "--tuned", DEMO / "base", "-o", tmp_path, "--full"
+    )
+    assert done.code == 0, done.err
+    assert "0 matrices changed" in done.out
+    assert "99.7 % are identical" in done.out
+    short = shadow("show", next(tmp_path.glob("*/*")))
+    assert "\n\n\n\n" not in short.out  # a blank line ends the table of gates; no empty one follows
+
+
+def test_directions_and_layers_have_no_more_digits_than_they_are_worth():
+    """Directions as the finding says them; layers that hold all but a twentieth are all."""
+    assert (
+        [rounded(x) for x in (None, 9.89, 28.2)]
+        == ["-", about(9.89), about(28.2)]
+        == ["-", "10", "28"]
+    )
+    assert layers_filled(3.94, 4) == "all 4"
+    assert layers_filled(19.4, 28) == "19 of 28"
+    assert layers_filled(None, 28) == "-"
+
+
+def test_sparkline_levels_and_bins():
+    """Least and largest value get the lowest and highest bar; more layers than columns are averaged
+    in bins.
+    """
+    assert sparkline([0, 1], 10) == "▁█"
+    assert sparkline([3.0, 3.0], 10) == "▁▁"
+    assert sparkline(range(100), 4) == "▁▃▆█"
+    assert len(sparkline(range(7), 7)) == 7
+
+
+def test_figures_for_people():
+    """Null is a dash, minus zero is zero, digits are significant ones."""
+    assert [number(x) for x in (None, 0.0, 12.0, 0.123456, 1234.5, 7)] == [
+        "-",
+        "0",
+        "12",
+        "0.123",
+        "1,234",
+        "7",
+    ]
+    assert [fixed(x) for x in (None, 0.125, -0.001, 1.0)] == ["-", "0.12", "0.00", "1.00"]
+    assert [number(x) for x in (2.5, 11.97, 999.6, 1e-5)] == ["2.5", "12.0", "1,000", "1.00e-05"]
+    assert [number(x, 2) for x in (0.4, 99.6, 123.4)] == ["0.40", "100", "123"]
+    assert [share(x) for x in (None, 0.0, 0.0795, 0.23, 0.999)] == [
+        "-",
+        "0 %",
+        "8.0 %",
+        "23 %",
+        "100 %",
+    ]
+
+
+def experts(folder, order, noise=0.0):
+    """A toy mixture of experts in two layers, its experts numbered in the given order."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = {}
+    for layer in range(2):
+        stem = f"model.layers.{layer}"
+        for part in ("q", "k", "v", "o"):
+            tensors[f"{stem}.self_attn.{part}_proj.weight"] = torch.randn(
+                16, 16, generator=generator
+            )
+        found = [torch.randn(12, 16, generator=generator) for _ in order]
+        for place, which in enumerate(order):
+            tensors[f"{stem}.mlp.experts.{place}.up_proj.weight"] = found[which]
+    changed = {
+        name: W + noise * torch.randn(W.shape, generator=generator) for name, W in tensors.items()
+    }
+    return models.write(folder, changed, {"model_type": "qwen3_moe"})
+
+
+def test_renumbered_experts_are_warned_of(tmp_path):
+    """Experts of the same number that are different ones: the summary and the terminal say so; else
+    they do not.
+    """
+    base = experts(tmp_path / "base", range(4))
+    for name, order in (("same", range(4)), ("renumbered", (1, 0, 2, 3))):
+        tuned = experts(tmp_path / name, order, noise=0.01)
+        done = shadow("audit", "--base", base, "--tuned", tuned, "-o", tmp_path / f"out-{name}")
+        assert done.code == 0, done.err
+        (path,) = (tmp_path / f"out-{name}").rglob("summary.json")
+        warnings = json.loads(path.read_text())["warnings"]
+        assert ("warning: " in done.out) == bool(warnings) == (name == "renumbered")
+    assert warnings[0].startswith("4 expert matrices in 2 layers")
+    assert json.loads(path.read_text())["warning_codes"] == ["experts_renumbered"]
+
+
+def test_a_family_ends_with_the_table_of_its_pairs(tmp_path):
+    """After the reports, screens apart; a pair that failed has a row too. One pair needs none."""
+    registry = tmp_path / "own"
+    registry.mkdir()
+    (registry / "toy.yaml").write_text(
+        f"toy:\n  base: {DEMO}/base\n  good: {DEMO}/narrow\n  bad: {tmp_path}/none\n"
+    )
+    done = shadow("audit", "toy", "--registry", registry, "-o", tmp_path / "out")
+    assert done.code == 1
+    last = done.out[done.out.rindex("\npairs ") :].split("\n")
+    assert [line.split()[:3] for line in last if "base.." in line] == [
+        ["toy", "base..good", "done"],
+        ["toy", "base..bad", "failed"],
+    ]
+    alone = shadow("audit", "toy:base..good", "--registry", registry, "-o", tmp_path / "out")
+    assert "\npairs " not in alone.assert_done()
+
+
+def test_no_output_begins_or_ends_with_a_blank_line(tmp_path):
+    """Nor has it two in a row. One parts a view, which begins with a line, from the one before."""
+    audit = shadow("audit", "demo", "-o", tmp_path / "out", "--fail-on", "concentration > 1")
+    outputs = {"audit": audit.assert_done()}
+    pair = tmp_path / "out" / "demo" / "base..narrow"
+    for words in (
+        ("show", pair),
+        ("show", pair, "--full"),
+        ("show", tmp_path / "out"),
+        ("show", tmp_path / "out", "--format", "markdown"),
+        ("gate", tmp_path / "out", "--fail-on", "concentration > 1"),
+        ("compare", tmp_path / "out"),
+        ("plan", "demo"),
+        ("explain",),
+        ("explain", "label"),
+        ("explain", "concentration", "spikes"),
+        ("families",),
+        ("families", "qwen2.5-7b"),
+        ("schema", "matrices"),
+    ):
+        outputs[" ".join(map(str, words))] = shadow(*words).assert_done()
+    for name, output in outputs.items():
+        assert output.strip("\n") + "\n" == output, name
+        assert "\n\n\n" not in output, name
+    for name in ("audit", f"show {tmp_path / 'out'}", "plan demo"):
+        lines = outputs[name].splitlines()
+        heads = [number for number, line in enumerate(lines) if line.endswith("───")]
+        titles = [at for at in heads if lines[at].startswith(("demo  ", "pairs "))]
+        assert len(titles) >= 2
+        assert [lines[at - 1] for at in titles[1:]] == [""] * (len(titles) - 1), name

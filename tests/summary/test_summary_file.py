@@ -1,0 +1,333 @@
+"""summary.json is believed only where this code made it from these very tables and nobody changed
+it since.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import families
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from shadow.audits.pair import Settings, run_pair
+from shadow.checkpoints.pairing import Filter
+from shadow.reports.provenance import METADATA_KEY, report_metadata
+from shadow.reports.report import Report
+from shadow.spectra.delta import Method
+from shadow.summary import summary as summary_module
+from shadow.summary import summary_file
+from shadow.summary.rows import read_as
+from shadow.summary.summary import read_summary, summary_from_json
+from shadow.summary.summary_file import believed
+from shadow.targets.families import Pair
+from shadow.targets.references import Reference
+
+DEMO = Path(__file__).parents[2] / "registry" / "demo"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    out = tmp_path_factory.mktemp("made")
+    pair = Pair(
+        "demo",
+        "base..narrow",
+        Reference(str(DEMO / "base"), True),
+        Reference(str(DEMO / "narrow"), True),
+    )
+    return run_pair(pair, Settings(Method(subspaces=False), Filter()), out).folder
+
+
+@pytest.fixture
+def report(made, tmp_path):
+    """A copy to change, and how often its summary is made again."""
+    return Path(shutil.copytree(made, tmp_path / "report"))
+
+
+@pytest.fixture
+def again(monkeypatch):
+    """The folders of which a summary was made again."""
+    folders = []
+    original = summary_module._made_again
+    monkeypatch.setattr(
+        summary_module,
+        "_made_again",
+        lambda report: folders.append(report.folder) or original(report),
+    )
+    return folders
+
+
+def edit(folder, change):
+    path = folder / "summary.json"
+    told = json.loads(path.read_text())
+    change(told)
+    path.write_text(json.dumps(told))
+
+
+def rewrite(path, change=lambda table: table, metadata=lambda told: None):
+    """A Parquet file written again with another table or other metadata."""
+    table = pq.read_table(path)
+    told = json.loads(table.schema.metadata[METADATA_KEY])
+    metadata(told)
+    table = change(table).replace_schema_metadata(
+        {METADATA_KEY: json.dumps(told, sort_keys=True).encode()}
+    )
+    pq.write_table(table, path, compression="zstd")
+
+
+def test_a_summary_as_it_was_made_is_taken_as_it_stands(report, again):
+    """It is equal to the one that is made again, to the last type; nothing but matrices.parquet is
+    parsed for it.
+    """
+    found, _ = read_summary(report)
+    assert not again
+    assert found == summary_module._made_again(Report(report))
+    told = json.loads((report / "summary.json").read_text())
+    assert json.loads(json.dumps(found.as_json())) == {key: told[key] for key in found.as_json()}
+
+
+def test_no_key_of_a_summary_may_lack_or_be_too_many(report):
+    """Of the summary itself, of its figures, of a side and of a row of every list: the fields say
+    which there are.
+    """
+    sealed = believed(Report(report))
+    lists = ("components", "modules", "depth", "skipped", "gates", "evidence")
+    parts = {
+        "summary": lambda told: told,
+        "figures": lambda told: told["figures"],
+        "base": lambda told: told["base"],
+    }
+    parts |= {name: lambda told, name=name: told[name][0] for name in lists if sealed[name]}
+    assert {"components", "modules", "depth", "gates", "evidence"} <= parts.keys()
+    assert summary_from_json(sealed).as_json().keys() >= sealed.keys()
+    for part in parts.values():
+        for key in part(sealed):
+            told = json.loads(json.dumps(sealed))
+            del part(told)[key]
+            with pytest.raises(TypeError):
+                summary_from_json(told)
+        told = json.loads(json.dumps(sealed))
+        part(told)["more"] = 1
+        with pytest.raises(TypeError):
+            summary_from_json(told)
+
+
+TAMPERED = {
+    "a figure": lambda told: told["figures"].update(concentration=0.99),
+    "the label": lambda told: told.update(label="the best"),
+    "a gate": lambda told: told["gates"][0].update(passed=True, reason="it is fine"),
+    "a warning": lambda told: told["warnings"].append("do not trust this"),
+    "the code of a warning": lambda told: told["warning_codes"].append("older_report"),
+    "a claim": lambda told: told["claims"]["measured"].append("that it is good"),
+    "one more key": lambda told: told.update(more=1),
+    "all of it": lambda told: told.clear(),
+}
+OTHERS = {
+    "no seal": lambda told: told.pop("seal"),
+    "another version": lambda told: told["seal"]["made_by"].update(version="0.0.9"),
+    "other code": lambda told: told["seal"]["made_by"].update(code="0" * 64),
+    "other tables": lambda told: told["seal"]["tables"].update(tensors="0" * 64),
+    "no table": lambda told: told["seal"].update(tables={}),
+    "no mapping": lambda told: told.update(seal="x"),
+    "an optimizer": lambda told: told["settings"].update(optimizer="muon"),
+}
+
+
+@pytest.mark.parametrize("what", TAMPERED)
+def test_a_summary_that_was_changed_is_made_again(report, made, again, what):
+    """Whatever was changed in it: what is shown is what the tables say."""
+    expected = read_summary(made)[0]
+    edit(report, TAMPERED[what])
+    assert read_summary(report)[0] == expected
+    assert again == [report]
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_a_summary_of_another_seal_is_made_again(report, again, what):
+    """Of another version or code, of other tables, of none; and where the report is no longer of
+    what was sealed.
+    """
+    for name in ("matrices", "tensors", "residual"):
+        rewrite(report / f"{name}.parquet", metadata=OTHERS[what])
+    read_summary(report)
+    assert again == [report]
+
+
+def test_a_table_that_was_only_written_again_is_the_same(report, again):
+    """With the same columns and rows, and in metadata what does not belong to it: the time of
+    another run.
+    """
+    for name in ("matrices", "tensors", "residual"):
+        rewrite(
+            report / f"{name}.parquet",
+            metadata=lambda told: told.update(started="2026-01-01", seconds=1.0),
+        )
+    read_summary(report)
+    assert not again
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"null", b"[" * 100_000, b"\xff", b'{"claims": 1}']
+)
+def test_a_summary_that_is_none_is_made_again(report, again, content):
+    """Broken, cut or something else."""
+    (report / "summary.json").write_bytes(content)
+    read_summary(report)
+    assert again == [report]
+
+
+@pytest.mark.parametrize("name", ["matrices", "tensors", "residual"])
+def test_tables_that_were_changed_are_believed_before_the_summary(report, again, name):
+    """A table with another number, or other names of columns: a summary is of what was there."""
+
+    def halved(table):
+        column = {
+            "matrices": "concentration",
+            "tensors": "relative_norm",
+            "residual": "participation_ratio",
+        }[name]
+        half = pc.multiply(table[column], 0.5)
+        return table.set_column(table.column_names.index(column), column, half)
+
+    def renamed(table):
+        first, second = [column.name for column in table.schema if str(column.type) == "string"][:2]
+        return table.rename_columns({first: second, second: first})
+
+    before, _ = read_summary(report)
+    content = (report / f"{name}.parquet").read_bytes()
+    rewrite(report / f"{name}.parquet", renamed)
+    assert believed(Report(report)) is None
+    (report / f"{name}.parquet").write_bytes(content)
+    assert believed(Report(report)) is not None
+    rewrite(report / f"{name}.parquet", halved)
+    after = read_summary(report)[0]
+    assert again == [report]
+    if name == "matrices":
+        assert after.figures["concentration"] == pytest.approx(before.figures["concentration"] / 2)
+
+
+def test_a_number_in_a_page_changes_no_footer_and_is_found(report, again):
+    """One byte of the data pages differs, the footer does not: hence the digests of whole files."""
+    path = report / "tensors.parquet"
+    content = bytearray(path.read_bytes())
+    footer = int.from_bytes(content[-8:-4], "little")
+    content[8] ^= 1
+    path.write_bytes(content)
+    assert pq.read_metadata(path).num_rows
+    assert footer < len(content) - 16
+    assert believed(Report(report)) is None
+
+
+def test_who_seals_it_again_can_say_anything_but_not_of_another_shape(report, again):
+    """A forged seal is no signature; what is believed has the shape that readers rely on."""
+
+    def forge(change):
+        edit(report, change)
+        told = json.loads((report / "summary.json").read_text())
+        metadata = report_metadata(report)
+        sealed = metadata["seal"] | {"summary": summary_file._summary_digest(told, metadata)}
+        for name in ("matrices", "tensors", "residual"):
+            rewrite(report / f"{name}.parquet", metadata=lambda at: at.update(seal=sealed))
+
+    forge(lambda told: told.update(label_reason="forged"))
+    assert read_summary(report)[0].label_reason == "forged"
+    for change in (
+        lambda told: told["figures"].update(matrices=None),
+        lambda told: told["depth"].append({"layer": "x"}),
+        lambda told: told["modules"][0].update(intervals={"concentration": [1]}),
+        lambda told: told.update(warnings="text"),
+        lambda told: told.update(warnings=["one"]),
+        lambda told: told.update(warnings=["one"], warning_codes=["no_such_code"]),
+        lambda told: told["figures"].pop("spiked"),
+        lambda told: told.update(skipped=7),
+    ):
+        before = len(again)
+        forge(change)
+        assert read_summary(report)[0].label_reason != "forged"
+        assert len(again) == before + 1
+
+
+def test_scores_are_not_sealed(report, again, tmp_path):
+    """Scores renewed beside a report leave its seal as it is; scores written into summary.json are
+    not believed.
+    """
+    metadata = report_metadata(report)
+    scored = families.Scored((("scores.csv", "0" * 64),), (families.gain("mmlu", 0.5, 0.6),), ())
+    (report / families.KEPT).write_bytes(families.kept_bytes(scored, metadata))
+    found, _ = read_summary(report)
+    (report / "summary.json").write_bytes(summary_file.summary_bytes(found.as_json()))
+    assert [row.benchmark for row in read_summary(report)[0].scores] == ["mmlu"]
+    edit(report, lambda told: told["scores"][0].update(benchmark="forged"))
+    assert [row.benchmark for row in read_summary(report)[0].scores] == ["mmlu"]
+    (report / families.KEPT).unlink()
+    bare = read_summary(report)[0]
+    assert bare.scores == []
+    assert summary_file.MEASURED_BY_OTHERS not in bare.claims.not_shown
+    assert not again
+
+
+def test_code_and_data_are_part_of_who_made_it(monkeypatch, tmp_path):
+    """A checkout changes without its version: another byte of code or data is another maker."""
+    package, data = tmp_path / "package", tmp_path / "registry"
+    package.mkdir()
+    (data / "reference").mkdir(parents=True)
+    for path, text in (
+        (package / "summary_file.py", "a"),
+        (data / "names.yaml", "b"),
+        (data / "reference/runs.csv", "c"),
+    ):
+        path.write_text(text)
+    monkeypatch.setattr(summary_file, "__file__", str(package / "summary_file.py"))
+    monkeypatch.setattr(summary_file, "registry_folder", lambda: data)
+    makers = {summary_file._maker.__wrapped__()["code"]}
+    for path in (package / "summary_file.py", data / "names.yaml", data / "reference/runs.csv"):
+        path.write_text("x")
+        makers.add(summary_file._maker.__wrapped__()["code"])
+    (package / "new.py").write_text("")
+    makers.add(summary_file._maker.__wrapped__()["code"])
+    assert len(makers) == 5
+
+
+@dataclass(frozen=True)
+class Kinds:
+    """A field of every type that a summary has."""
+
+    value: float | None = None
+    count: int = 0
+    text: str | None = None
+    word: Literal["one", "two"] = "one"
+    pair: tuple[float, float] | None = None
+    texts: list[str] | None = None
+    counts: Mapping[str, int] | None = None
+
+
+@pytest.mark.parametrize(
+    ("told", "fits"),
+    [
+        ({"value": 1}, True), ({"count": 1.5}, False), ({"count": True}, False),
+        ({"value": True}, False),
+        ({"text": None}, True), ({"text": "x"}, True), ({"count": None}, False),
+        ({"value": float("inf")}, False),
+        ({"word": "two"}, True), ({"word": "three"}, False), ({"word": []}, False),
+        ({"pair": [1, 2.0]}, True),
+        ({"pair": [1]}, False), ({"texts": []}, True), ({"texts": ["x", 1]}, False),
+        ({"texts": "x"}, False),
+        ({"counts": {"z": 1}}, True), ({"counts": {"z": "q"}}, False), ({"other": 1}, False),
+        ([], False), (1, False),
+    ],
+)  # fmt: skip
+def test_types_say_what_json_may_be(told, fits):
+    """Booleans are no numbers, a number is finite, and there is no key that is no field."""
+    if fits:
+        made = read_as(Kinds, told)
+        for key, value in told.items():
+            assert getattr(made, key) == (tuple(value) if key == "pair" else value)
+    else:
+        with pytest.raises(TypeError):
+            read_as(Kinds, told)

@@ -1,0 +1,268 @@
+"""The shipped families, and how `shadow families` shows them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+
+from shadow import cli
+from shadow.cli import console
+from shadow.files import registry_folder
+from shadow.targets import plain_yaml
+from shadow.targets.families import load_families
+from shadow.targets.references import ComponentBase, Reference
+
+HUB = Path(__file__).parents[3] / "shared" / "hub"
+FILES = sorted((registry_folder() / "families").glob("*.yaml"))
+FAMILIES = load_families()
+
+# Rows of the list of known pairs that are no declared pair, and why.
+EXCEPTIONS = {"gpt-oss-20b": "two sizes; no base model was released"}
+
+
+def known_pairs():
+    """The rows of families.tsv, which is not part of the project."""
+    file = HUB / "families.tsv"
+    if not file.exists():
+        pytest.skip(f"needs {file.name}")
+    lines = [line for line in file.read_text().splitlines() if not line.startswith("#")]
+    return list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
+
+
+def repos(reference: Reference | ComponentBase) -> set[str]:
+    return (
+        {one.repo for _, one in reference.parts}
+        if isinstance(reference, ComponentBase)
+        else {reference.repo}
+    )
+
+
+def test_every_known_pair_is_declared():
+    """Each known pair is a pair of a family, siblings as siblings, tuned as tuned."""
+    rows = known_pairs()
+    assert len(rows) > 100
+    missing = []
+    for row in rows:
+        relation = "sibling" if row["relation"].startswith("sibling") else "tuned"
+        if row["family"] not in EXCEPTIONS and not any(
+            row["base_id"] in repos(pair.base)
+            and row["tuned_id"] == pair.tuned.repo
+            and pair.relation == relation
+            for family in FAMILIES.values()
+            for pair in family.pairs
+        ):
+            missing.append(row["family"])
+    assert missing == []
+    assert EXCEPTIONS.keys() <= {row["family"] for row in rows}
+
+
+def test_an_exception_is_explained_where_a_person_looks():
+    """What is no pair is still a family, without pairs and with a note."""
+    assert FAMILIES["gpt-oss"].pairs == ()
+    assert "No base model was released" in (FAMILIES["gpt-oss"].note or "")
+
+
+def test_no_checkpoint_is_invented():
+    """Every repository stands in the list of known pairs, in a column or a note."""
+    known = {
+        word.rstrip(".,;")
+        for row in known_pairs()
+        for text in row.values()
+        for word in text.split()
+    }
+    named = {
+        one.repo
+        for family in FAMILIES.values()
+        for _, _, one in family.references()
+        if not one.is_folder
+    }
+    assert named <= known
+
+
+def test_a_language_model_is_the_base_of_its_component():
+    """Where a language model learnt to see, the base names it as `language`, and the tower where
+    its id is known.
+    """
+    for row in known_pairs():
+        if row["kind"] == "vlm-vs-llm":
+            (base,) = (
+                pair.base
+                for family in FAMILIES.values()
+                for pair in family.pairs
+                if pair.tuned.repo == row["tuned_id"] and pair.relation == "tuned"
+            )
+            assert isinstance(base, ComponentBase)
+            parts = {component: one.repo for component, one in base.parts}
+            tower = row["vision_tower"]
+            is_repo = re.fullmatch(r"[\w.-]+/[\w.-]+", tower) and not re.search(r"/\d+-\d+$", tower)
+            assert parts == {"language": row["base_id"]} | ({"vision": tower} if is_repo else {})
+
+
+@pytest.mark.parametrize("name", ["olmo2-1b", "olmo2-7b", "tulu3-8b"])
+def test_stages_are_compared_one_by_one_and_as_a_whole(name):
+    """Each stage with the next, and the first with the last."""
+    pairs = [pair.name for pair in FAMILIES[name].pairs]
+    assert pairs == ["base..sft", "sft..dpo", "dpo..instruct", "base..instruct"]
+
+
+def test_what_is_shipped_is_uniform():
+    """Tags from a short list, a source with an address, one kind of network, no tag for what is
+    read live.
+    """
+    kinds = {"dense", "moe"}
+    others = {
+        "vlm",
+        "audio",
+        "code",
+        "math",
+        "reasoning",
+        "distilled",
+        "stages",
+        "fused",
+        "mla",
+        "hybrid",
+    }
+    for family in FAMILIES.values():
+        if family.name == "demo":
+            continue
+        assert len(kinds & set(family.tags)) == 1, family.name
+        assert set(family.tags) <= kinds | others, family.name
+        assert re.fullmatch(r"https://(github\.com|huggingface\.co)/\S+", family.source or ""), (
+            family.name
+        )
+        assert ("stages" in family.tags) == (
+            len(family.stages) > 2 and "thinking" not in family.stages
+        ), family.name
+        has_base = isinstance(family.stages.get("base"), ComponentBase)
+        assert not has_base or "vlm" in family.tags, family.name
+
+
+def test_no_pair_is_declared_twice():
+    """One comparison has one name."""
+    pairs = Counter(
+        (frozenset(repos(pair.base)), pair.tuned.repo)
+        for f in FAMILIES.values()
+        for pair in f.pairs
+    )
+    assert [pair for pair, times in pairs.items() if times > 1] == []
+
+
+def test_both_parsers_read_the_same(monkeypatch):
+    """libyaml's parser and the one in Python find the same text at the same lines."""
+    fast = [plain_yaml.read_plain(file.read_bytes()) for file in FILES]
+    monkeypatch.setattr(plain_yaml, "FAST", yaml.BaseLoader)
+    assert [plain_yaml.read_plain(file.read_bytes()) for file in FILES] == fast
+
+
+@pytest.fixture
+def shadow(monkeypatch, capsys):
+    """`shadow ...` in this process: exit code, stdout, stderr."""
+
+    def run(*arguments: str, width: int = 80) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["shadow", *arguments])
+        monkeypatch.setattr(
+            console, "out", Console(highlight=False, emoji=False, width=width, color_system=None)
+        )
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return (ended.value.code or 0, *capsys.readouterr())
+
+    return run
+
+
+@pytest.mark.parametrize("width", [80, 100, 120, 200])
+def test_the_table_fits(shadow, width):
+    """A row or a few per family, no line wider than the terminal, no name cut, their number on the
+    last line.
+    """
+    code, out, err = shadow("families", width=width)
+    assert (code, err) == (0, "")
+    lines = [line.rstrip() for line in out.splitlines()]
+    assert max(map(len, lines)) <= width
+    first_words = {line.split()[0] for line in lines if line.split()}
+    assert FAMILIES.keys() <= first_words
+    assert "…" not in out or width == 120  # there the last stage is cut, never a pair
+    assert (
+        lines[-1]
+        == f"{len(FAMILIES)} families, {sum(len(f.pairs) for f in FAMILIES.values())} pairs"
+    )
+    assert ("Qwen/Qwen2.5-7B-Instruct" in out) == (width >= 120)
+
+
+def test_one_family_is_shown_whole(shadow):
+    """Stages with their checkpoints by component, pairs as targets, source, note."""
+    code, out, _ = shadow("families", "llava-1.5-7b")
+    assert code == 0
+    for word in (
+        "lmsys/vicuna-7b-v1.5", "openai/clip-vit-large-patch14-336", "llava-hf/llava-1.5-7b-hf",
+        "llava-1.5-7b:base..instruct", "language, vision, projector", "padded", "github.com",
+    ):  # fmt: skip
+        assert word in out
+    assert re.search(r"language +lmsys", out)
+    assert re.search(r"vision +openai", out)
+
+
+def test_a_sibling_is_called_so(shadow):
+    """The relation of a pair that is not base and tuned is shown in both views."""
+    for word in ("qwen3-vl-8b", "QWEN3-VL-8B"):
+        assert "instruct..thinking (sibling)" in " ".join(shadow("families", word)[1].split())
+
+
+def test_json_is_a_list_of_families(shadow):
+    """The same families for machines, also when it is one."""
+    code, out, _ = shadow("families", "qwen2.5-7b", "--format", "json")
+    (family,) = json.loads(out)
+    assert code == 0
+    assert family["stages"]["instruct"] == {
+        "repo": "Qwen/Qwen2.5-7B-Instruct",
+        "revision": None,
+        "subfolder": None,
+    }
+    assert family["pairs"] == [{"name": "base..instruct", "relation": "tuned"}]
+    found = json.loads(
+        shadow("families", "--component", "audio", "--tag", "vlm", "--format", "json")[1]
+    )
+    assert {family["name"] for family in found} == {"gemma3n-e4b", "gemma4-e4b"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["qwen2.5-7"], 0, ["qwen2.5-7b ", "qwen2.5-72b"]),
+        (["qwn2.5-7b"], 1, ["no family has 'qwn2.5-7b'", "did you mean 'qwen2.5-7b'?"]),
+        (["--tag", "mao"], 1, ["no family has the tag 'mao'", "did you mean 'moe'?"]),
+        (["--component", "eyes"], 2, ["no component 'eyes'", "language, vision"]),
+        (["--component", "other"], 1, ["no family with component other"]),
+        (["demo", "--tag", "moe"], 1, ["no family with tag moe has 'demo'"]),
+    ],
+)
+def test_a_word_filters_or_is_explained(shadow, arguments, code, words):
+    """What matches is listed; what matches nothing is an error with the nearest word."""
+    got, out, err = shadow("families", *arguments)
+    assert got == code
+    assert all(word in out + err for word in words)
+    assert (out == "") == bool(code)
+
+
+def test_the_list_needs_nothing_heavy():
+    """`shadow families` answers without torch, NumPy or Arrow."""
+    script = (
+        "import sys; from shadow.cli import main; sys.argv = ['shadow', 'families', 'qwen']\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print([name for name in ('torch', 'numpy', 'pandas', 'pyarrow', 'scipy')"
+        " if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"

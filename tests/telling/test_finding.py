@@ -1,0 +1,1478 @@
+"""The finding says what was measured, and no more: each sentence and explanation where it must and
+must not stand.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import reports
+import torch
+from command import run_shadow
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+import shadow
+from shadow.claims.explanations import ANSWERS, EXPLANATIONS, Explanation
+from shadow.claims.reference import runs
+from shadow.claims.verdicts import Judgement
+from shadow.cli import app
+from shadow.outputs.ci import markdown as ci_markdown
+from shadow.outputs.markdown import plain, report_markdown
+from shadow.reports.columns import TABLES
+from shadow.summary.layer_medians import TOPS
+from shadow.summary.summary import read_summary, summary_from_json
+from shadow.telling.finding import CODES, NOT_SHOWN, Finding, finding
+from shadow.telling.wording import Sentence, about, factor, percent, times, whole
+
+SETTINGS = {
+    "method": {"precision": "default", "nulls": 0, "seed": 0},
+    "chosen": {},
+    "relation": "tuned",
+}
+LEVELS = {"bf16": 0.70, "int8": 0.14}
+WIDE = {"rows": 1024, "cols": 1024}
+
+
+def row(layer, module, /, **figures):
+    """A fine-tune's delta, far above its rounding, with structure, but for what is told."""
+    usual = {
+        "frobenius_norm": 0.05, "kept": 0.999, "kept_history": "far_above", "purity_z": 300.0,
+        "numerical_rank": 64, "equivalent_directions": 12.0, "relative_norm_unrounded": 0.0499,
+        "rank_90": 30, "rank_95": 40, "rank_99": 55, "alignment_left": 1.0,
+        "alignment_left_null": 1.0, "alignment_right": 1.0, "alignment_right_null": 1.0,
+        "decay_cosine": 0.0, "levels_base": 0.7, "levels_tuned": 0.7, "spikes": 0,
+        **{f"top{k}_energy": k / 64 for k in TOPS},
+    }  # fmt: skip
+    return reports.delta(
+        0.3, reports.place(layer, module), **{"parameters": 64 * 96, **usual, **figures}
+    )
+
+
+def model(layers=4, **figures):
+    return [row(layer, module, **figures) for layer in range(layers) for module in reports.MODULES]
+
+
+def summary_of(folder, deltas, **more):
+    return read_summary(reports.write(folder / "base..tuned", deltas, **more))[0]
+
+
+def told(folder, deltas, **more):
+    return summary_of(folder, deltas, **more).finding
+
+
+def same(module="mlp.up", layer=9, component="language"):
+    """The two sides of a tensor that is identical."""
+    where = {
+        "component": component,
+        "layer": layer,
+        "module": module,
+        "status": "identical",
+        "shape": [64, 96],
+    }
+    return tuple(
+        {**where, "tensor": f"{component}.{layer}.{module}", "side": side}
+        for side in ("base", "tuned")
+    )
+
+
+def alone(count):
+    """Tensors of the base that have no partner."""
+    return tuple(
+        {
+            "component": "language", "layer": 20 + at, "module": "mlp.up", "tensor": f"more.{at}",
+            "status": "skipped", "reason": "only_in_base",
+        }
+        for at in range(count)
+    )  # fmt: skip
+
+
+def skipped(reason, module, layer, detail=None, shape=(64, 96), sides=("base", "tuned")):
+    """A tensor that was not measured, as the two sides have it."""
+    where = {"component": "language", "layer": layer, "module": module, "reason": reason}
+    return tuple(
+        {
+            **where, "tensor": f"skipped.{layer}.{module}", "side": side, "status": "skipped",
+            "detail": detail, "shape": list(shape), "compared": 0,
+        }
+        for side in sides
+    )  # fmt: skip
+
+
+def vectors(norms, count=4):
+    """Biases that were compared, of these relative norms; the others did not move."""
+    told = [*norms, *[0.0] * (count - len(norms))]
+    return tuple(
+        {**one, "relative_norm": norm, "compared": 64}
+        for layer, norm in enumerate(told)
+        for one in skipped("not_a_matrix", "bias", layer, shape=[64])
+    )
+
+
+def grown(base_rows, tuned_rows, module="embed"):
+    """A vocabulary of two sizes, the common rows of which are identical."""
+    common = min(base_rows, tuned_rows) * 64
+    return tuple(
+        {
+            **one, "tensor": module, "shape": [rows, 64], "compared": common, "relative_norm": 0.0,
+            "status": "identical",
+        }
+        for one, rows in zip(same(module, None), (base_rows, tuned_rows), strict=True)
+    )  # fmt: skip
+
+
+def with_swapped(cosine=0.02):
+    """Twelve matrices, two of which are others."""
+    return [*model(), *[row(at, "attn.v", cosine=cosine) for at in (2, 3)]]
+
+
+BROKEN = skipped("nonfinite", "mlp.up", 2, "in the tuned tensor")
+SCALED = {"decay_cosine": 1.0, "relative_norm": 0.01}
+PRUNED = {"decay_cosine": -0.12, "relative_norm": 0.12, "zero_share": 0.7}
+
+
+def with_head(share):
+    """A model, and a head of a share of the energy with the parameters of one matrix of twelve."""
+    energy = 12 * 0.05**2
+    return [*model(), row(None, "head", frobenius_norm=math.sqrt(energy * share / (1 - share)))]
+
+
+ROUNDED = {
+    "kept": 0.1,
+    "kept_reason": "rounded_away",
+    "kept_history": "stored_base",
+    "floor_ratio": 0.05,
+}
+ROUNDED |= {"relative_norm_unrounded": None, "equivalent_directions": None, "purity_z": 1.0}
+UNKNOWN = {
+    "kept": None,
+    "kept_reason": "rounding_unexplained",
+    "kept_history": None,
+    "floor_ratio": 1.5,
+}
+UNKNOWN |= {"relative_norm_unrounded": None, "equivalent_directions": None}
+RANK_8 = {"rank_90": 8, "rank_95": 8, "rank_99": 8, "numerical_rank": 64}
+RANK_8 |= {f"top{k}_energy": min(1.0, k / 8) * 0.9995 for k in TOPS}
+
+MUST = {  # by code: what a report has to be of for the sentence to stand there
+    "identical": lambda at: told(at, [], extra_tensors=same()),
+    "nonfinite": lambda at: told(at, model(), extra_tensors=BROKEN),
+    "vocabulary": lambda at: told(at, model(), extra_tensors=grown(591, 551)),
+    "left_out": lambda at: told(at, model(), extra_tensors=alone(1)),
+    "only_vectors": lambda at: told(at, [], extra_tensors=(*same(), *vectors([0.1, 0.2]))),
+    "vectors": lambda at: told(at, model(), extra_tensors=vectors([0.9, 0.9, 0.9])),
+    "replaced": lambda at: told(at, with_swapped()),
+    "scaled": lambda at: told(at, model(**SCALED)),
+    "zeroed": lambda at: told(at, model(**PRUNED)),
+    "few_rows": lambda at: told(at, [*model(), row(None, "embed", rows=600, rows_changed=1 / 600)]),
+    "unrelated": lambda at: told(at, model(cosine=0.01, relative_norm=1.4)),
+    "hardly_related": lambda at: told(at, model(cosine=0.3)),
+    "part_asked_for": lambda at: told(
+        at, model(), settings={**SETTINGS, "chosen": {"layers": [0]}}, extra_tensors=alone(12)
+    ),
+    "part_shared": lambda at: told(at, model(), extra_tensors=alone(12)),
+    "unread_formats": lambda at: told(
+        at, model(), extra_tensors=tuple({**one, "reason": "quantized"} for one in alone(1))
+    ),
+    "size": lambda at: told(at, model()),
+    "coherent": lambda at: told(at, model()),
+    "standing_out": lambda at: told(at, model(spikes=1, spike_energy=0.1)),
+    "low_rank": lambda at: told(at, model(**RANK_8)),
+    "flat": lambda at: told(at, model(purity_z=-20.0)),
+    "noise": lambda at: told(at, model(purity_z=0.5)),
+    "mixed": lambda at: told(at, [*model(3, purity_z=0.5), *model(4)[9:]]),
+    "concentration": lambda at: told(at, model(purity_z=None)),
+    "few_values": lambda at: told(at, model(levels_tuned=LEVELS["int8"], **WIDE)),
+    "beyond_rounding": lambda at: told(at, [*model(**ROUNDED), row(4, "attn.q")]),
+    "rounded_away": lambda at: told(at, model(**ROUNDED)),
+    "rounding": lambda at: told(at, model(**{**ROUNDED, "floor_ratio": 1.0})),
+    "unexplained": lambda at: told(at, model(**UNKNOWN)),
+    "kept": lambda at: told(at, model(kept=0.5, floor_ratio=0.8)),
+    "siblings": lambda at: told(at, model(), settings={**SETTINGS, "relation": "sibling"}),
+}
+MUST_NOT = {  # a near miss of the same code
+    "identical": lambda at: told(at, model(1), extra_tensors=same()),
+    "nonfinite": lambda at: told(at, model(), extra_tensors=alone(1)),
+    "vocabulary": lambda at: told(at, model(), extra_tensors=grown(591, 591)),
+    "left_out": lambda at: told(at, model(), extra_tensors=BROKEN),
+    "only_vectors": lambda at: told(at, [], extra_tensors=(*same(), *vectors([]))),
+    "vectors": lambda at: told(at, model(), extra_tensors=vectors([0.9])),
+    "replaced": lambda at: told(at, with_swapped(0.6)),
+    "scaled": lambda at: told(at, [*model(**SCALED), row(4, "mlp.up", decay_cosine=0.99)]),
+    "zeroed": lambda at: told(at, model(**{**PRUNED, "zero_share": 0.0})),
+    "few_rows": lambda at: told(at, [*model(), row(None, "embed", rows=600, rows_changed=0.06)]),
+    "unrelated": lambda at: told(at, model(cosine=0.3)),
+    "hardly_related": lambda at: told(at, model(cosine=0.6)),
+    "part_asked_for": lambda at: told(at, model(), extra_tensors=alone(12)),
+    "part_shared": lambda at: told(at, model(), extra_tensors=alone(1)),
+    "unread_formats": lambda at: told(at, model(), extra_tensors=alone(1)),
+    "size": lambda at: told(at, [], extra_tensors=same()),
+    "coherent": lambda at: told(at, model(purity_z=4.9)),
+    "standing_out": lambda at: told(at, model(spikes=9, spike_energy=0.099)),
+    "low_rank": lambda at: told(at, model(**{**RANK_8, **{f"top{k}_energy": 0.98 for k in TOPS}})),
+    "flat": lambda at: told(at, model(purity_z=-4.9)),
+    "noise": lambda at: told(at, model(purity_z=5.1)),
+    "mixed": lambda at: told(at, [*model(3), *model(4, purity_z=0.5)[9:]]),
+    "concentration": lambda at: told(at, model()),
+    "few_values": lambda at: told(at, model(levels_tuned=LEVELS["bf16"], **WIDE)),
+    "beyond_rounding": lambda at: told(at, model(**ROUNDED)),
+    "rounded_away": lambda at: told(at, model(kept=0.3, floor_ratio=0.3)),
+    "rounding": lambda at: told(at, model(**{**ROUNDED, "floor_ratio": 0.5})),
+    "unexplained": lambda at: told(at, model(**{**UNKNOWN, "floor_ratio": 5.0})),
+    "kept": lambda at: told(at, model(kept=0.95)),
+    "siblings": lambda at: told(at, model()),
+}
+
+
+def codes(found):
+    return [one.code for one in found.sentences]
+
+
+def sentence(found, code):
+    return next(one.text for one in found.sentences if one.code == code)
+
+
+@pytest.mark.parametrize("code", MUST)
+def test_a_sentence_stands_where_it_is_true_and_only_there(tmp_path, code):
+    """Of each code a report that needs the sentence, and a near miss that must not have it."""
+    assert code in codes(MUST[code](tmp_path / "must"))
+    assert code not in codes(MUST_NOT[code](tmp_path / "not"))
+
+
+def test_every_code_has_a_case_and_a_text():
+    """nothing_compared, stage and published have tests of their own."""
+    assert set(MUST) | {"nothing_compared", "stage", "published"} == set(CODES)
+    assert set(MUST) == set(MUST_NOT)
+
+
+@pytest.mark.parametrize("deltas", [(), model()])
+def test_a_broken_side_is_the_first_sentence(tmp_path, deltas):
+    """NaN or Inf: whatever else there is, and where nothing else changed as well."""
+    first = told(tmp_path, list(deltas), extra_tensors=(*BROKEN, *same())).sentences[0]
+    assert first.text.startswith(
+        "The tuned model is broken: it holds NaN or infinite entries in mlp.up of layer 2."
+    )
+
+
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        (BROKEN, "The tuned model is broken"),
+        (grown(591, 551), "The vocabulary lost 40 rows: the embeddings have 551, the base's 591."),
+        (grown(591, 608), "The vocabulary grew by 17 rows: the embeddings have 608, the base's"),
+        (
+            skipped("only_in_base", "mlp.up", 4, sides=["base"]),
+            "Not compared: layer 4 (only in the base).",
+        ),
+        (
+            skipped("shape_differs", "mlp.up", 9, "base (512, 256), tuned (1024, 256)"),
+            "Not compared: mlp.up of layer 9 (other shapes, 1,024 x 256 instead of 512 x 256).",
+        ),
+    ],
+)
+def test_weights_are_the_same_only_where_all_were_compared(tmp_path, more, text):
+    """Otherwise the finding says what was not compared, and the rest is what could be."""
+    summary = summary_of(tmp_path, [], extra_tensors=(*same(), *more))
+    check(summary)
+    assert text in summary.finding.text
+    assert "The weights are the same" not in summary.finding.text
+    assert sentence(summary.finding, "identical").startswith("What could be compared is the same")
+    assert "100 %" not in summary.finding.text
+
+
+def test_what_was_not_compared_comes_after_the_size_unless_it_limits_the_rest(tmp_path):
+    """A few new rows are no headline of a fine-tune; half a model without a partner is."""
+    few = told(tmp_path / "few", model(), extra_tensors=grown(591, 594))
+    assert codes(few)[:2] == ["size", "vocabulary"]
+    many = told(tmp_path / "many", model(), extra_tensors=alone(12))
+    assert codes(many)[:3] == ["part_shared", "left_out", "size"]
+
+
+def test_a_part_that_is_nearly_all_is_not_called_all(tmp_path):
+    """99.8 % is less than 100 %."""
+    text = sentence(told(tmp_path, [], extra_tensors=grown(100_000, 99_800)), "part_shared")
+    assert text.startswith("The two share only 99.8 % of")
+
+
+def test_where_vectors_alone_moved_the_weights_are_not_the_same(tmp_path):
+    """As BitFit leaves it: the gate stays failed, as it is of matrices, and its reason says why."""
+    more = (*same(), *vectors([0.1, 0.2, 0.4]))
+    summary = summary_of(tmp_path, [], extra_tensors=more)
+    assert [one.text for one in summary.finding.sentences] == [
+        "Only vectors changed: 3 of 4 biases and norms moved, by 20 % of their own norm in the"
+        " median.",
+        "Every matrix that was compared is identical (1 tensor of the tuned side).",
+    ]
+    changed = summary.gates[0]
+    assert (changed.name, changed.passed, changed.figure) == ("changed", False, 0)
+    assert "3 of 4 vectors (biases and norms) moved" in changed.reason
+    assert summary.claims.consistent_with == ["a training of biases and norms alone (BitFit)"]
+
+
+def test_an_audit_counts_the_vectors_that_moved_away_from_0(shadow, tmp_path):
+    """A bias that is 0 in the base has no relative norm, and moved all the same; one that is 0 on
+    both sides did not.
+    """
+    at = "model.layers.0.self_attn"
+    base = {f"{at}.{name}_proj.weight": torch.eye(8) for name in "qkv"}
+    base |= {f"{at}.{name}_proj.bias": torch.zeros(8) for name in "qk"}
+    base |= {f"{at}.v_proj.bias": torch.ones(8)}
+    moved = {f"{at}.q_proj.bias": torch.ones(8), f"{at}.v_proj.bias": torch.full((8,), 1.5)}
+    for folder, tensors in (("b", base), ("t", base | moved)):
+        (tmp_path / folder).mkdir()
+        save_file(tensors, tmp_path / folder / "model.safetensors", {"format": "pt"})
+        (tmp_path / folder / "config.json").write_text('{"model_type": "llama"}')
+    done = shadow("audit", tmp_path / "b", tmp_path / "t", "-o", tmp_path / "out", "--json")
+    told = json.loads(done.assert_done())[0]
+    assert told["vectors"]["compared"] == 3
+    assert told["vectors"]["changed"] == 2
+    assert told["vectors"]["relative_norm"] == pytest.approx(0.5)
+    assert [one["code"] for one in told["finding"]["sentences"]] == ["only_vectors", "identical"]
+
+
+@pytest.mark.parametrize(
+    ("deltas", "text"),
+    [
+        (
+            with_swapped(),
+            "2 matrices (attn.v of layers 2 and 3) have nothing in common with the base's (cosine"
+            " 0.02), unlike most others: they were replaced, exchanged or reordered.",
+        ),
+        (
+            with_swapped(0.37),
+            "2 matrices (attn.v of layers 2 and 3) have little in common with the base's (cosine"
+            " 0.37), unlike most others: they may have been replaced, exchanged or reordered.",
+        ),
+        (model(**SCALED), "Every matrix is the base's times 1.010; nothing else changed in it."),
+        (
+            model(decay_cosine=-1.0, relative_norm=0.001),
+            "Every matrix is the base's times 0.9990; nothing else changed in it.",
+        ),
+        (model(**PRUNED), "Entries were set to 0, and no other entry changed: in the 12 matrices"),
+        (
+            model(**{**ROUNDED, "floor_ratio": 1.0, "dtype": "F32/BF16"}),
+            "These are the base's weights in another format, as far as can be told",
+        ),
+        (
+            model(**{**ROUNDED, "floor_ratio": 1.0}),
+            "The difference is 1.00 times the rounding of its storage",
+        ),
+    ],
+)
+def test_what_was_done_to_the_weights_is_the_first_sentence(tmp_path, deltas, text):
+    """Where the figures show it, before how large the change is and where it lies."""
+    found = told(tmp_path, deltas)
+    assert found.sentences[0].text.startswith(text)
+    assert found.sentences[1].code == "size"
+    scaled = found.sentences[0].code == "scaled"
+    assert ("coherent" in codes(found)) == (not scaled and "rounding" not in codes(found))
+
+
+def test_where_nothing_was_compared_nothing_is_said(tmp_path):
+    """All tensors of one side alone: no size, no structure, no explanation."""
+    found = told(tmp_path, [], extra_tensors=alone(3))
+    assert codes(found) == ["nothing_compared"]
+    assert (found.other_explanations, found.not_shown) == ([], list(NOT_SHOWN))
+
+
+def test_gates_come_first_and_unrelated_models_have_no_structure(tmp_path):
+    """A cosine near 0: two unrelated models, the size of their difference, no word of an update."""
+    found = MUST["unrelated"](tmp_path)
+    assert codes(found) == ["unrelated", "size"]
+    assert found.sentences[0].text.startswith("These are two unrelated models of one shape")
+    assert "The difference is" in found.text
+    assert found.other_explanations == []
+
+
+@pytest.mark.parametrize(
+    "code", ["hardly_related", "part_shared", "part_asked_for", "unread_formats"]
+)
+def test_a_failed_gate_is_the_first_sentence(tmp_path, code):
+    """What limits the rest is read before it."""
+    assert codes(MUST[code](tmp_path))[0] == code
+
+
+@pytest.mark.parametrize(
+    ("pair", "text"),
+    [
+        ("base..sft", "supervised fine-tuning."),
+        ("sft..dpo", "preference tuning (DPO) after supervised fine-tuning."),
+        ("base..tuned", None),
+        ("base..narrow", None),
+    ],
+)
+def test_a_stage_is_told_where_its_name_says_what_it_is(tmp_path, pair, text):
+    """Names of stages come from family files; those that say nothing are left out."""
+    summary = replace(summary_of(tmp_path, model()), pair=pair)
+    found = finding(summary, SETTINGS)
+    assert ("stage" in codes(found)) == (text is not None)
+    if text:
+        assert sentence(found, "stage").endswith(text)
+
+
+def test_what_is_known_of_published_pairs_is_the_last_sentence(tmp_path):
+    """Given as a sentence by who knows them; without it there is none."""
+    summary = summary_of(tmp_path, model())
+    given = Sentence("published", "The norm is the 3rd of 45.", {})
+    assert finding(summary, SETTINGS, given).sentences[-1] == given
+    assert "published" not in codes(finding(summary, SETTINGS))
+
+
+# headline
+
+HEADLINES = {
+    "nonfinite": "Broken: a side holds NaN or infinite entries.",
+    "only_vectors": "Only biases and norms changed.",
+    "scaled": "The base's matrices times 1.010.",
+    "zeroed": "Changed by 5.0 %, as entries were set to 0, spread over all modules.",
+    "replaced": (
+        "Changed by 5.0 %, with 2 matrices replaced or exchanged, spread over all modules."
+    ),
+    "rounding": "As far as can be told, a copy of the base that was only rounded.",
+    "beyond_rounding": (
+        "Changed by 2.6 %, more than rounding in 1 of 13 matrices, spread over all modules."
+    ),
+    "identical": "The weights are the same.",
+    "unrelated": "Two unrelated models of one shape.",
+    "coherent": ("Changed by 5.0 %, as coherent as 12 of 64 directions, spread over all modules."),
+    "low_rank": "Changed by 5.0 %, of rank 16 at most, spread over all modules.",
+    "flat": "Changed by 5.0 %, flatter than noise, spread over all modules.",
+    "noise": "Changed by 5.0 %, like noise, spread over all modules.",
+    "mixed": ("Changed by 5.0 %, in part with more structure than noise, spread over all modules."),
+    "concentration": "Changed by 5.0 %, spread over all modules.",
+    "few_values": "Changed by 5.0 %, as of a copy in few bits, spread over all modules.",
+    "rounded_away": (
+        "Changed by 2.7 %, mostly rounded away by its storage, spread over all modules."
+    ),
+    "siblings": "Different by 2.7 %, as coherent as 12 of 64 directions, spread over all modules.",
+}
+
+
+@pytest.mark.parametrize("code", HEADLINES)
+def test_the_headline_says_it_in_a_line(tmp_path, code):
+    """What, how far, along how many directions and where: what the sentences below it say."""
+    assert MUST[code](tmp_path).headline == HEADLINES[code]
+
+
+@pytest.mark.parametrize("code", MUST)
+def test_every_finding_has_a_headline(tmp_path, code):
+    """One short line, whatever the pair; it comes first where a finding is printed."""
+    found = MUST[code](tmp_path)
+    assert len(found.headline.splitlines()) == 1
+    assert len(found.headline) < 100
+    assert found.headline.endswith(".")
+    assert str(found) == f"{found.headline} {found.text}"
+
+
+def test_the_headline_names_up_to_two_parts_that_hold_most(tmp_path):
+    """The only module, a head of 60 %, a head of 46 % and another; none where more than two are
+    needed for half of it.
+    """
+    ups = [row(layer, "mlp.up") for layer in range(4)]
+    assert told(tmp_path / "a", ups).headline.endswith("all of it in mlp.up.")
+    assert told(tmp_path / "b", with_head(0.6)).headline.endswith("most of it in the head.")
+    two = told(tmp_path / "c", with_head(0.46)).headline
+    assert re.search(r"most of it in the head and [a-z.]+\.$", two)
+    six = [
+        row(layer, name, frobenius_norm=norm)
+        for layer in range(4)
+        for norm, kinds in ((0.05, ("q", "k", "v")), (0.06, ("o", "gate", "up")))
+        for name in (f"{'attn' if len(kind) == 1 else 'mlp'}.{kind}" for kind in kinds)
+    ]
+    assert told(tmp_path / "d", six).headline.endswith("12 of 64 directions.")
+
+
+def test_the_headline_says_when_only_a_part_changed(tmp_path):
+    """The norm is then one of what changed, which does not compare with that of a whole model."""
+    found = told(tmp_path, model(), extra_tensors=same())
+    assert found.headline.startswith("A part changed, by 5.0 %, as coherent as")
+
+
+def test_the_headline_tells_a_part_by_its_own_words(tmp_path):
+    """A factor of some matrices, a few rows of the embeddings; what has little in common with the
+    base, and not nothing, may have been trained.
+    """
+    part = (*same(), *vectors([0.1, 0.2]), *alone(1))
+    assert told(tmp_path / "d", [], extra_tensors=part).headline == (
+        "Of what was compared, only biases and norms changed."
+    )
+    some = told(tmp_path / "a", model(**SCALED), extra_tensors=same())
+    assert some.headline == "12 of the base's matrices times 1.010."
+    rows = [row(None, "embed", rows=600, rows_changed=1 / 600)]
+    assert told(tmp_path / "b", rows).headline.endswith(
+        "all of it in 1 of 600 rows of the embeddings."
+    )
+    assert "replaced" not in told(tmp_path / "c", with_swapped(0.3)).headline
+
+
+def test_a_merged_adapter_in_a_rounded_copy_is_no_copy(tmp_path):
+    """Most matrices hold rounding alone, a quarter an update: neither the first sentence nor the
+    other explanations call it a copy, and what is known of the quarter is told.
+    """
+    rounded = {**ROUNDED, "floor_ratio": 1.0}
+    deltas = [*model(**rounded), *(row(layer, "attn.v", **RANK_8) for layer in range(4))]
+    found = told(tmp_path, deltas)
+    assert "rounding" not in codes(found)
+    text = sentence(found, "beyond_rounding")
+    assert text.startswith(
+        "In 4 of 16 matrices inside layers the change is more than rounding, in the median 5.0 % of"
+        " their norm and as coherent as a change along 12 equally strong directions."
+    )
+    assert answers(found)["quantised_copy"].answer != "fits"
+
+
+def test_a_label_that_says_something_leads_the_headline(shadow, tmp_path):
+    """Of the demo's pairs one is labelled concentrated; mixed is no answer, and not told."""
+    told = json.loads(shadow("audit", "demo", "-o", "out", "--json").assert_done())
+    headlines = {one["pair"]: one["finding"]["headline"] for one in told}
+    assert headlines["base..narrow"].startswith("Concentrated: changed by 8.0 %, as coherent as")
+    assert headlines["base..broad"].startswith("Changed by 6.4 %, as coherent as")
+
+
+# size and place
+
+
+def test_a_head_of_more_than_its_share_is_named_with_both_shares(tmp_path):
+    """46 % of the energy with a thirteenth of the parameters; with its share it is a module like
+    any other.
+    """
+    assert "the head (46 %, with 7.7 % of the parameters)" in sentence(
+        told(tmp_path / "a", with_head(0.46)), "size"
+    )
+    assert "head" not in sentence(told(tmp_path / "b", with_head(1 / 13)), "size")
+
+
+def test_a_pooler_is_not_called_the_head(tmp_path):
+    """Its module is head, and it predicts nothing; beside a head that predicts, it is the head."""
+    body, (head,) = with_head(0.46)[:-1], with_head(0.46)[-1:]
+    pooler = {**head, "tensor": "bert.pooler.dense.weight"}
+    text = sentence(told(tmp_path / "a", [*body, pooler]), "size")
+    assert "the pooling head (46 %, with 7.7 % of the parameters)" in text
+    text = sentence(told(tmp_path / "c", [*body, {**pooler, "relative_norm": 0.9}]), "size")
+    assert "the pooling head moved furthest: 90 %" in text
+    both = [*body, pooler, {**head, "tensor": "cls.predictions.decoder.weight"}]
+    assert "pooling" not in sentence(told(tmp_path / "b", both), "size")
+
+
+def test_a_change_in_proportion_to_the_parameters_names_no_place(tmp_path):
+    """Embeddings of twelve parts of 24 in both; and with 3 of 5 of the energy, they are named."""
+    energy, size = 12 * 0.05**2, 12 * 64 * 96
+    even = [*model(), row(None, "embed", parameters=size, frobenius_norm=math.sqrt(energy))]
+    text = sentence(told(tmp_path / "a", even), "size")
+    assert (
+        "It is spread about in proportion to the parameters: the embeddings, 50 % of them, have"
+        " 50 % of it." in text
+    )
+    assert "Most of it" not in text
+    more = [*model(), row(None, "embed", parameters=size, frobenius_norm=math.sqrt(1.5 * energy))]
+    text = sentence(told(tmp_path / "b", more), "size")
+    assert "Most of it is in the embeddings (60 %, with 50 % of the parameters)." in text
+
+
+def test_a_head_that_is_not_among_the_largest_is_named_all_the_same(tmp_path):
+    """12 % with 7.7 % of the parameters, where the layers have 88 %."""
+    assert "The head holds 12 %, with 7.7 % of the parameters." in sentence(
+        told(tmp_path, with_head(0.12)), "size"
+    )
+
+
+def still(layers=4):
+    """The tensors of what did not change in such a model, for what did not change of `model`."""
+    return [
+        at for layer in range(layers) for module in reports.MODULES for at in same(module, layer)
+    ]
+
+
+def without(deltas, tensors):
+    """Of these tensors, those that no delta is of."""
+    changed = {(one["layer"], one["module"]) for one in deltas}
+    return tuple(one for one in tensors if (one["layer"], one["module"]) not in changed)
+
+
+def test_the_layers_that_hold_nearly_all_are_named_instead_of_a_quarter(tmp_path):
+    """One matrix, two of a layer, and one layer of eight with 92 % of the energy."""
+    one = [row(5, "mlp.down")]
+    text = sentence(told(tmp_path / "one", one, extra_tensors=without(one, still(12))), "size")
+    assert "All of it is in one matrix, mlp.down of layer 5." in text
+    assert "quarter" not in text
+    two = [row(3, "attn.q"), row(3, "mlp.up")]
+    text = sentence(told(tmp_path / "two", two, extra_tensors=without(two, still(12))), "size")
+    assert "All of it is in attn.q (50 %) and mlp.up (50 %). Only matrices of layer 3" in text
+    assert "proportion" not in text
+    assert "quarter" not in text
+    head = [*two, row(None, "head")]
+    text = sentence(told(tmp_path / "head", head, extra_tensors=without(head, still(12))), "size")
+    assert "Inside the layers only matrices of layer 3 changed." in text
+    norm = 0.05 * math.sqrt(7 * 0.92 / 0.08)
+    deltas = [
+        {**one, **({"frobenius_norm": norm} if one["layer"] == 6 else {})} for one in model(8)
+    ]
+    text = sentence(told(tmp_path / "most", deltas), "size")
+    assert "Inside the layers nearly all of it is in layer 6 (92 %)." in text
+
+
+def test_a_single_matrix_is_no_median(tmp_path):
+    """One of a layer, with two directions that stand out."""
+    one = [row(5, "mlp.down", spikes=2, spike_energy=0.3)]
+    found = told(tmp_path, one, extra_tensors=without(one, still(12)))
+    assert (
+        "In the only matrix inside layers the change has more structure than noise. It is as"
+        in (sentence(found, "coherent"))
+    )
+    assert sentence(found, "standing_out").startswith("In the only matrix 2 of 64 directions")
+    assert "median matrix" not in found.text
+
+
+def test_the_quarter_of_the_depth_that_holds_most_is_named(tmp_path):
+    """Of eight layers the last two have four times the norm; none is named where all are alike."""
+    deltas = [row(layer, "mlp.up", frobenius_norm=0.2 if layer > 5 else 0.05) for layer in range(8)]
+    assert (
+        "the last quarter of the depth (layers 6 to 7) holds most, 84 %, with 25 % of the"
+        " parameters there" in sentence(told(tmp_path / "a", deltas), "size")
+    )
+    assert "spread evenly over all 8" in sentence(told(tmp_path / "b", model(8)), "size")
+
+
+def test_the_module_that_moved_furthest_is_named_with_its_relative_norm(tmp_path):
+    """One matrix by its own relative norm, several by the median; none where all are alike."""
+    deltas = [
+        row(layer, name, relative_norm=far)
+        for layer in range(4)
+        for name, far in (("mlp.up", 0.02), ("attn.q", 0.05))
+    ]
+    size = sentence(told(tmp_path / "a", deltas), "size")
+    assert "Relative to its own norm, attn.q moved furthest: 5.0 % in the median matrix." in size
+    size = sentence(told(tmp_path / "b", [*deltas, row(None, "embed", relative_norm=0.2)]), "size")
+    assert "Relative to their own norms, the embeddings moved furthest: 20 %." in size
+    assert "furthest" not in sentence(told(tmp_path / "c", model()), "size")
+
+
+def test_shares_of_parameters_and_the_furthest_module_are_those_of_the_weights(shadow, tmp_path):
+    """Of the demo, by NumPy from its files: sizes of each quarter of the layers and of the head,
+    and relative norms.
+    """
+    told = json.loads(shadow("audit", "demo:base..narrow", "-o", "out", "--json").assert_done())[0]
+    folder = Path(__file__).parents[2] / "registry" / "demo"
+    base, tuned = (load_file(folder / side / "model.safetensors") for side in ("base", "narrow"))
+    matrices = {name: one.double().numpy() for name, one in base.items() if one.ndim == 2}
+    layer = {name: int(name.split(".")[2]) for name in matrices if ".layers." in name}
+    total = sum(matrices[name].size for name in layer)
+    assert len(told["quarters"]) == 4
+    for quarter in told["quarters"]:
+        own = [
+            name
+            for name, at in layer.items()
+            if quarter["first_layer"] <= at <= quarter["last_layer"]
+        ]
+        assert quarter["parameter_share"] == pytest.approx(
+            sum(matrices[name].size for name in own) / total
+        )
+    norms = {}
+    for name, one in matrices.items():
+        far = np.linalg.norm(tuned[name].double().numpy() - one) / np.linalg.norm(one)
+        norms.setdefault(name.removesuffix(".weight").split(".")[-1], []).append(far)
+    medians = {name: np.median(values) for name, values in norms.items()}
+    assert max(medians, key=medians.get) == "lm_head"
+    size = next(one for one in told["finding"]["sentences"] if one["code"] == "size")
+    assert size["figures"]["modules.language.head.relative_norm"] == pytest.approx(
+        medians["lm_head"], rel=1e-6
+    )
+    share = matrices["lm_head.weight"].size / sum(one.size for one in matrices.values())
+    assert size["figures"]["modules.language.head.parameter_share"] == pytest.approx(share)
+
+
+def test_what_is_frozen_is_named(tmp_path):
+    """The embeddings, a layer; and the norm is said to be that of what changed."""
+    text = sentence(
+        told(tmp_path, model(), extra_tensors=(*same("embed", None), *same(layer=9))), "size"
+    )
+    assert "Unchanged: the embeddings and layer 9." in text
+    assert "of the norm of the weights that changed" in text
+    assert "Unchanged" not in sentence(told(tmp_path / "not", model()), "size")
+
+
+def test_the_last_of_seven_unchanged_modules_is_named(tmp_path):
+    """A name takes no more room than `1 more modules`; of eight, two are counted."""
+    inside = [same(name, 0) for name in ("attn.k", "attn.v", "mlp.gate", "mlp.down")]
+    frozen = [*inside, *(same(name, None) for name in ("embed", "position", "head"))]
+    seven = sentence(told(tmp_path / "7", model(), extra_tensors=(*chain(*frozen),)), "size")
+    assert "more modules" not in seven
+    assert "the head" in seven
+    more = (*chain(*frozen), *same("patch_embed", None))
+    eight = sentence(told(tmp_path / "8", model(), extra_tensors=more), "size")
+    assert "and 2 more modules" in eight
+
+
+def test_identical_models_have_the_tensors_of_one_side(tmp_path):
+    """Two tensors on each side are two."""
+    one = told(tmp_path / "one", [], extra_tensors=(*same(), *same(layer=3)))
+    assert sentence(one, "identical").endswith("is identical (2 tensors of the tuned side).")
+    towers = (*same(), *same(layer=3), *same(component="vision"))
+    two = told(tmp_path / "two", [], extra_tensors=towers)
+    assert "(tensors of the tuned side: 2 of the language model and 1 of the vision" in two.text
+
+
+def test_a_frozen_tower_is_named_as_a_whole(tmp_path):
+    """Every matrix of vision is identical: the tower, and not its modules and layers."""
+    frozen = tuple(one for at in range(3) for one in same(layer=at, component="vision"))
+    text = sentence(told(tmp_path, model(), extra_tensors=frozen), "size")
+    assert "Unchanged: the vision tower." in text
+
+
+def test_the_norm_before_storage_is_told_where_it_differs(tmp_path):
+    """0.2 % as stored and 0.14 % before; once where rounding changed it by under a twentieth."""
+    sizes = {"frobenius_norm": 0.002, "relative_norm": 0.002}
+    deltas = [{**one, **sizes, "relative_norm_unrounded": 0.001} for one in model(kept=0.5)]
+    summary = summary_of(tmp_path, deltas)
+    before = percent(summary.figures["relative_norm_overall_unrounded"])
+    stored = percent(summary.figures["relative_norm_overall"])
+    assert before != stored
+    text = sentence(summary.finding, "size")
+    assert text.startswith(
+        f"Before it was stored, the change was {before} of the base's norm (as stored {stored})."
+    )
+    one = told(tmp_path / "not", model(relative_norm_unrounded=None))
+    assert sentence(one, "size").startswith("The change is ")
+
+
+def test_the_norm_before_storage_is_that_of_all_matrices_as_one_vector(tmp_path):
+    """sqrt(sum (r W)²) / sqrt(sum W²) by plain Python; null where it is unknown of one matrix."""
+    deltas = [
+        {**one, "relative_norm_unrounded": 0.01 * (at + 1)} for at, one in enumerate(model(1))
+    ]
+    sizes = [1 + (at % 17) / 7 for at in range(len(deltas))]
+    expected = math.hypot(*(0.01 * (at + 1) * size for at, size in enumerate(sizes))) / math.hypot(
+        *sizes
+    )
+    figures = summary_of(tmp_path / "a", deltas).figures
+    assert figures["relative_norm_overall_unrounded"] == pytest.approx(expected)
+    deltas[0]["relative_norm_unrounded"] = None
+    assert summary_of(tmp_path / "b", deltas).figures["relative_norm_overall_unrounded"] is None
+    deltas[0]["kept_reason"] = "nothing_rounded"
+    deltas[0]["relative_norm"] = 0.01
+    assert summary_of(tmp_path / "c", deltas).figures[
+        "relative_norm_overall_unrounded"
+    ] == pytest.approx(expected)
+
+
+# structure
+
+
+def test_modules_are_compared_where_they_differ(tmp_path):
+    """Twelve directions and thirty; alike where the ratio is below two."""
+    deltas = [
+        {**one, "equivalent_directions": 30.0 if one["module"] == "mlp.up" else 12.0}
+        for one in model()
+    ]
+    text = sentence(told(tmp_path / "a", deltas), "coherent")
+    assert "modules lie between 12 (attn.q) and 30 (mlp.up)." in text
+    text = sentence(told(tmp_path / "b", model()), "coherent")
+    assert (
+        "as a change along 12 equally strong directions (a measure, not a count), of 64 possible;"
+        " modules" in text
+    )
+    assert "modules differ little." in text
+
+
+ABOVE = {"equivalent_directions": None, "excess_purity": 0.01, "excess_purity_unrounded": 0.01}
+
+
+def test_matrices_less_coherent_than_all_directions_are_not_left_out(tmp_path):
+    """1 / X of 100 in 64 possible has no value: of a third of the matrices it is a module's end, of
+    two thirds it is the answer.
+    """
+    third = [{**one, **(ABOVE if one["module"] == "mlp.up" else {})} for one in model()]
+    told_of = told(tmp_path / "a", third)
+    text = sentence(told_of, "coherent")
+    assert "a change along 12 equally strong directions" in text
+    assert "modules lie between 12 (attn.q) and more than 64 (mlp.up)." in text
+    (numbers,) = [one.figures for one in told_of.sentences if one.code == "coherent"]
+    assert numbers["coherence.language.mlp.up.short_side"] == 64
+    most = [{**one, **(ABOVE if one["module"] != "mlp.up" else {})} for one in model()]
+    text = sentence(told(tmp_path / "b", most), "coherent")
+    assert (
+        "Its median matrix is less coherent than a change along all 64 directions alike would be;"
+        " modules lie between 12 (mlp.up) and more than 64 (attn.q)." in text
+    )
+    markdown = report_markdown(*read_summary(tmp_path / "b" / "base..tuned"))
+    assert "| > 64 |" in markdown
+    folder = tmp_path / "b" / "base..tuned"
+    shown = run_shadow("show", folder, "--full", cwd=tmp_path).out
+    text = "less coherent than all directions of a matrix alike would be (12 of 12 matrices)"
+    assert text in " ".join(shown.split())
+    steps = run_shadow("lineage", folder, cwd=tmp_path).out
+    assert ">all" in next(line for line in steps.splitlines() if "base..tuned" in line)
+
+
+@pytest.mark.parametrize(
+    ("figures", "text"),
+    [
+        (
+            {"alignment_right": 2.1},
+            "The change follows the base's leading inputs, which hold 2.1 times an even share",
+        ),
+        (
+            {"alignment_left": 0.5},
+            "The change avoids the base's leading outputs, which hold 0.5 times an even share",
+        ),
+        (
+            {"alignment_left": 1.5, "alignment_right": 2.1},
+            "hold 1.5 (outputs) and 2.1 (inputs) times an even share",
+        ),
+        ({"alignment_right": 1.2}, "The change neither follows nor avoids"),
+        (
+            {"alignment_right": 2.1, "alignment_right_null": 2.0},
+            "The change neither follows nor avoids",
+        ),
+    ],
+)
+def test_alignment_is_held_against_that_of_its_own_profile(tmp_path, figures, text):
+    """What rows and columns alone give is no alignment."""
+    assert text in sentence(told(tmp_path, model(**figures)), "coherent")
+
+
+def test_nothing_is_said_of_alignment_where_it_was_not_measured(tmp_path):
+    """As with --no-subspaces."""
+    assert "leading" not in told(tmp_path, model(alignment_left=None, alignment_right=None)).text
+
+
+def test_no_number_of_directions_where_the_update_is_unknown(tmp_path):
+    """Structure beyond noise, of which rounding is not explained."""
+    text = sentence(told(tmp_path, model(**UNKNOWN)), "coherent")
+    assert "How coherent the update was before it was stored is unknown." in text
+    assert "directions (" not in text
+
+
+def planted(at, spikes, share, seed=0):
+    """Checkpoints of one layer whose deltas have a share of their energy in so many directions, the
+    rest in noise.
+    """
+    rng = np.random.default_rng([seed, spikes])
+    sides = {"base": {}, "tuned": {}}
+    for name, (m, n) in {
+        "self_attn.q_proj": (256, 256),
+        "mlp.up_proj": (320, 256),
+        "mlp.down_proj": (256, 320),
+    }.items():
+        left, right = (
+            np.linalg.qr(rng.standard_normal((size, max(spikes, 1))))[0] for size in (m, n)
+        )
+        N = rng.standard_normal((m, n)) / math.sqrt(m * n)
+        S = left @ right.T / math.sqrt(max(spikes, 1))
+        W = rng.standard_normal((m, n))
+        for side, D in (("base", 0.0), ("tuned", math.sqrt(share) * S + math.sqrt(1 - share) * N)):
+            sides[side][f"model.layers.0.{name}.weight"] = torch.from_numpy(W + D).float()
+    for side, tensors in sides.items():
+        (at / side).mkdir(parents=True)
+        save_file(tensors, at / side / "model.safetensors")
+    return {
+        name: (sides["tuned"][name].double() - sides["base"][name].double()).numpy()
+        for name in sides["base"]
+    }
+
+
+@pytest.mark.parametrize(("spikes", "share"), [(8, 0.5), (1, 0.3), (20, 0.6)])
+def test_directions_that_stand_out_are_counted_with_what_they_hold(tmp_path, spikes, share):
+    """The finding names as many as were planted, and NumPy's share of the energy above the edge of
+    the null.
+    """
+    deltas = planted(tmp_path, spikes, share)
+    held = []
+    for D in deltas.values():
+        sigma = np.linalg.svd(D, compute_uv=False)
+        above = sigma > math.sqrt((D**2).sum(axis=1).max()) + math.sqrt((D**2).sum(axis=0).max())
+        assert above.sum() == spikes
+        held.append((sigma[above] ** 2).sum() / (sigma**2).sum())
+    report = shadow.audit(
+        base=str(tmp_path / "base"), tuned=str(tmp_path / "tuned"), output=tmp_path / "out"
+    )
+    found = report.summary.finding
+    (one,) = [one for one in found.sentences if one.code == "standing_out"]
+    assert one.figures["inside_layers.spikes"] == spikes
+    assert one.figures["inside_layers.spike_energy"] == pytest.approx(np.median(held), rel=1e-4)
+    verbs = "stands out from noise and holds" if spikes == 1 else "stand out from noise and hold"
+    assert (
+        one.text == f"In the median matrix {spikes} of 256 directions {verbs}"
+        f" {percent(float(np.median(held)))} of its change."
+    )
+    assert found.sentences.index(one) == codes(found).index("coherent") + 1
+
+
+def test_noise_has_no_direction_that_stands_out(tmp_path):
+    """Independent entries, and nothing planted."""
+    planted(tmp_path, 0, 0.0)
+    report = shadow.audit(
+        base=str(tmp_path / "base"), tuned=str(tmp_path / "tuned"), output=tmp_path / "out"
+    )
+    assert "standing_out" not in codes(report.summary.finding)
+
+
+def test_an_adapter_beside_another_change_is_not_excluded(tmp_path):
+    """Rank 8 with half of the energy in noise of full rank: no adapter alone, and the 8 directions
+    are named.
+    """
+    planted(tmp_path, 8, 0.5)
+    report = shadow.audit(
+        base=str(tmp_path / "base"), tuned=str(tmp_path / "tuned"), output=tmp_path / "out"
+    )
+    merged = answers(report.summary.finding)["merged_adapter"]
+    assert merged.answer == "no"
+    assert merged.reason.startswith("not alone: the median update has rank ")
+    assert merged.reason.endswith(
+        "with another change beside it, an adapter may have left the 8 that stand out"
+    )
+    assert merged.figures["inside_layers.spikes"] == 8
+
+
+def test_an_adapter_is_called_one(tmp_path):
+    """A ceiling of 8 ranks, whatever its spectrum."""
+    figures = {
+        **RANK_8,
+        "rank_ceiling": 8,
+        "kept": None,
+        "kept_reason": "nothing_rounded",
+        "floor_ratio": None,
+    }
+    found = told(tmp_path, model(**figures))
+    assert sentence(found, "low_rank").startswith(
+        "It is an adapter: no matrix changes along more than 8 of 64"
+    )
+    assert answers(found)["merged_adapter"].answer == "fits"
+
+
+def grouped(**figures):
+    """Four layers with grouped-query attention: q of 96 x 128, v of 64 x 96."""
+    return [
+        row(layer, module, rows=rows, cols=cols, parameters=rows * cols, **figures)
+        for layer in range(4)
+        for module, rows, cols in (("attn.q", 96, 128), ("attn.v", 64, 96))
+    ]
+
+
+def test_no_sentence_names_a_dimension_that_no_matrix_has(tmp_path):
+    """Sides of 96 and 64, whose median is 80."""
+    exact = {"kept": None, "kept_reason": "nothing_rounded", "floor_ratio": None}
+    adapter = told(tmp_path / "a", grouped(**RANK_8, **exact, rank_ceiling=8))
+    assert "more than 8 of 64 to 96 directions." in sentence(adapter, "low_rank")
+    merged = told(tmp_path / "b", grouped(**RANK_8))
+    assert "8 of 64 to 96 directions hold 90 %" in sentence(merged, "low_rank")
+    full = told(tmp_path / "c", grouped(spikes=2, spike_energy=0.26))
+    assert "(a measure, not a count), of 64 to 96 possible" in sentence(full, "coherent")
+    assert "2 of 64 to 96 directions stand out" in sentence(full, "standing_out")
+    for found in (adapter, merged, full):
+        reasons = [one.reason for one in found.other_explanations]
+        assert not re.search(r"\b80\b", " ".join([found.text, *reasons]))
+
+
+def test_directions_that_stand_out_are_those_inside_layers_where_there_are_others(tmp_path):
+    """A head has a share in the figures of all matrices, and none in the sentence."""
+    deltas = model(spikes=2, spike_energy=0.26)
+    alike = sentence(told(tmp_path / "a", deltas), "standing_out")
+    assert alike.startswith("In the median matrix 2 of 64")
+    headed = sentence(told(tmp_path / "b", [*deltas, row(None, "head")]), "standing_out")
+    assert headed.startswith("In the median matrix inside layers 2 of 64")
+
+
+# bounds of the rank
+
+
+@pytest.mark.parametrize(
+    ("rank", "noise"), [(8, 0.0), (8, 0.05), (8, 0.4), (16, 0.3), (64, 0.05), (128, 0.02)]
+)
+def test_the_rank_of_a_planted_update_lies_between_its_bounds(tmp_path, rank, noise):
+    """NumPy's own spectra of an update of known rank in noise of a known share of the energy."""
+    rng = np.random.default_rng([rank, int(1000 * noise)])
+    m, n = 256, 320
+    S = rng.standard_normal((m, rank)) @ rng.standard_normal((rank, n))
+    N = rng.standard_normal((m, n))
+    D = math.sqrt(1 - noise) * S / np.linalg.norm(S) + math.sqrt(noise) * N / np.linalg.norm(N)
+    sigma = np.linalg.svd(D, compute_uv=False)
+    q = np.cumsum(sigma**2) / (sigma**2).sum()
+    figures = {f"rank_{t}": int(np.searchsorted(q, t / 100) + 1) for t in (90, 95, 99)}
+    figures |= {f"top{k}_energy": float(q[k - 1]) for k in TOPS}
+    figures |= {
+        "numerical_rank": int((sigma > 3e-4 * sigma[0]).sum()),
+        "rows": m,
+        "cols": n,
+        "kept": 1 - noise,
+    }
+    inside = summary_of(tmp_path, model(1, **figures)).inside_layers
+    assert inside["rank_least"] <= rank <= inside["rank_most"]
+    if rank <= 16:
+        assert inside["rank_most"] <= 20
+    else:
+        assert inside["rank_least"] > 20
+
+
+def test_full_rank_is_not_taken_for_an_adapter_where_little_was_kept(tmp_path):
+    """64 directions of half an update, a third of it kept: no bound below the short side."""
+    rng = np.random.default_rng(3)
+    S = rng.standard_normal((256, 64)) * np.arange(1, 65) ** -0.5 @ rng.standard_normal((64, 256))
+    N = rng.standard_normal((256, 256))
+    D = math.sqrt(0.16) * S / np.linalg.norm(S) + math.sqrt(0.84) * N / np.linalg.norm(N)
+    sigma = np.linalg.svd(D, compute_uv=False)
+    q = np.cumsum(sigma**2) / (sigma**2).sum()
+    figures = {f"top{k}_energy": float(q[k - 1]) for k in TOPS} | {
+        "kept": 0.32,
+        "numerical_rank": 256,
+    }
+    inside = summary_of(tmp_path, model(1, rows=256, cols=256, **figures)).inside_layers
+    assert inside["rank_most"] == 256
+
+
+def test_the_gate_and_the_finding_tell_one_rank(tmp_path):
+    """An exact product of rank 8 that was added in F32: 40 of its 64 directions are above the floor
+    of the singular values, all but 8 of them rounding.
+    """
+    exact = {"kept": None, "kept_reason": "nothing_rounded", "numerical_rank": 40}
+    found = summary_of(tmp_path, model(**{**RANK_8, **exact, "rank_90": 7}))
+    (gate,) = [gate for gate in found.gates if gate.name == "rank"]
+    assert (gate.figure, gate.passed) == (16 / 64, False)
+    assert gate.reason.startswith("the median delta has rank 16 at most, as a merged adapter has")
+    assert (
+        "in the median matrix 7 of 64 directions hold 90 % of what is stored, and 16 hold all but"
+        " what rounding leaves." in sentence(found.finding, "low_rank")
+    )
+    reason = answers(found.finding)["merged_adapter"].reason
+    assert reason == "the median update has rank 16 at most, of 64"
+
+
+def test_a_spectrum_that_falls_fast_is_no_limit_of_the_rank(tmp_path):
+    """20 of 64 directions hold all but a thousandth of it: not few, so the gate counts all."""
+    exact = {"kept": None, "kept_reason": "nothing_rounded", "numerical_rank": 64}
+    energies = {f"top{k}_energy": min(0.999, k / 18) for k in TOPS}
+    found = summary_of(tmp_path, model(**exact, **energies))
+    assert found.inside_layers["rank_most"] == 20
+    assert next(gate for gate in found.gates if gate.name == "rank").figure == 1.0
+
+
+# other explanations
+
+FITS = {
+    "merged_adapter": RANK_8,
+    "orthogonalised_optimiser": {"purity_z": -20.0, "concentration": -0.05},
+    "quantised_copy": {"levels_tuned": LEVELS["int8"], **WIDE},
+    "short_run": {"frobenius_norm": 5e-4, "relative_norm_unrounded": 5e-4},
+    "weight_decay": {"decay_cosine": -0.9},
+}
+EXCLUDED = {
+    "merged_adapter": {},
+    "orthogonalised_optimiser": {},
+    "quantised_copy": {"levels_tuned": LEVELS["bf16"], **WIDE},
+    "short_run": {"frobenius_norm": 0.6, "relative_norm_unrounded": 0.3},
+    "weight_decay": {"decay_cosine": 0.01},
+}
+OPEN = {
+    "merged_adapter": UNKNOWN,
+    "orthogonalised_optimiser": {"rows": 4096, "cols": 4096},
+    "quantised_copy": {"levels_tuned": None},
+    "short_run": {},
+    "weight_decay": {"decay_cosine": -0.3},
+    "merge": {},
+    "novel_data": {},
+}
+
+
+def answers(found):
+    return {one.code: one for one in found.other_explanations}
+
+
+@pytest.mark.parametrize(
+    ("code", "answer", "figures"),
+    [
+        (code, answer, figures)
+        for answer, given in (("fits", FITS), ("no", EXCLUDED), ("cannot_be_excluded", OPEN))
+        for code, figures in given.items()
+    ],
+)
+def test_another_explanation_is_answered_by_its_figure(tmp_path, code, answer, figures):
+    """`no` and `fits` stand with the figure that they rest on."""
+    found = answers(told(tmp_path, model(**figures)))
+    assert list(found) == list(EXPLANATIONS)
+    assert found[code].answer == answer
+    if answer != "cannot_be_excluded":
+        assert found[code].figures
+
+
+@pytest.mark.parametrize(
+    ("decay_cosine", "cosine", "answer"),
+    [
+        (-0.71, 0.02, "no"),  # another matrix of the same norm
+        (-1.0, -1.0, "no"),  # the same with the other sign
+        (-1.0, None, "no"),  # nothing but zeros
+        (-0.32, 0.0, "no"),  # another matrix of three times the norm
+        (-0.71, 0.71, "cannot_be_excluded"),  # half of it another matrix
+        (-1.0, 1.0, "fits"),
+        (-0.5, 0.96, "fits"),  # a third of the norm, a quarter of it decay
+    ],
+)
+def test_a_matrix_that_was_replaced_is_no_decay(tmp_path, decay_cosine, cosine, answer):
+    """It changes against the base as well, but decay leaves base and tuned parallel."""
+    # a head that changed little: unrelated models have no explanations
+    related = [row(None, "other") for _ in range(20)]
+    deltas = [*model(decay_cosine=decay_cosine, cosine=cosine), *related]
+    found = answers(told(tmp_path, deltas))["weight_decay"]
+    assert found.answer == answer
+    if cosine is not None and answer == "no":
+        assert f"median cosine of {cosine:.2f}, and decay leaves 1" in found.reason
+
+
+def test_a_copy_in_another_format_fits(tmp_path):
+    """As large as its rounding and without structure."""
+    found = answers(MUST["rounding"](tmp_path))
+    assert found["quantised_copy"].answer == "fits"
+    assert "1.00 times the rounding of its storage" in found["quantised_copy"].reason
+
+
+def test_decay_is_not_excluded_where_it_would_have_been_rounded_away(tmp_path):
+    """A cosine of 0 says nothing of an update that storage took."""
+    assert answers(told(tmp_path, model(**ROUNDED)))["weight_decay"].answer == "cannot_be_excluded"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "fits"), [("BF16/F8_E4M3", True), ("F8_E4M3", True), ("F32/BF16", False)]
+)
+def test_a_side_in_8_bits_is_a_copy_through_fewer_bits(tmp_path, dtype, fits):
+    """FP8 has no distinct values to count, but says itself what it is."""
+    found = told(tmp_path, model(dtype=dtype, levels_tuned=None))
+    assert ("few_values" in codes(found)) == fits
+    assert (answers(found)["quantised_copy"].answer == "fits") == fits
+
+
+def test_muon_is_excluded_only_where_the_lab_has_such_trainings(tmp_path):
+    """The reason counts the lab's trainings with Muon and their bases, from the table itself."""
+    muon = [run for run in runs() if run.optimizer == "muon" and run.short_side == 64]
+    reason = answers(told(tmp_path, model()))["orthogonalised_optimiser"].reason
+    assert (
+        f"in {len(muon)} trainings of the lab with Muon on {len({run.base for run in muon})} bases"
+        in reason
+    )
+
+
+# numbers
+
+PLACES = re.compile(
+    r"layers? [\d, toand]+|set to 0|are 0 in|8 or 4 bits|in 8 bits|90 % of what|noise has 0"
+    r"|rank one 1|have nearly 1\b"
+)
+NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?")
+
+
+def tables(summary):
+    """Every figure of a summary by its place, got from the JSON."""
+    told = summary.as_json()
+    found = {
+        f"{key}.{name}": value
+        for key in ("figures", "inside_layers", "counts")
+        for name, value in told[key].items()
+    }
+    found |= {f"gates.{gate['name']}.figure": gate["figure"] for gate in told["gates"]}
+    for key, names in (
+        ("modules", ("component", "module")),
+        ("coherence", ("component", "module")),
+        ("components", ("component",)),
+        ("quarters", ("component", "quarter")),
+        ("depth", ("component", "layer")),
+    ):
+        for one in told[key]:
+            place = ".".join(str(one[name]) for name in names)
+            found |= {f"{key}.{place}.{name}": value for name, value in one.items()}
+    found |= {f"vectors.{name}": value for name, value in told["vectors"].items()}
+    for one in told["vocabulary"]:
+        place = f"vocabulary.{one['component']}.{one['module']}"
+        found |= {f"{place}.{name}": value for name, value in one.items()}
+    for one in told["uncompared"]:
+        for name in ("base_shape", "tuned_shape"):
+            place = f"uncompared.{one['component']}.{one['module']}.{name}"
+            found |= {f"{place}.{at}": size for at, size in enumerate(one[name] or [])}
+    for key in ("replaced", "scaled", "zeroed"):
+        of_key = told["recognised"][key] or {}
+        found |= {f"recognised.{key}.{name}": value for name, value in of_key.items()}
+    for one in told["recognised"]["few_rows"]:
+        place = f"recognised.few_rows.{one['component']}.{one['module']}"
+        found |= {f"{place}.{name}": value for name, value in one.items()}
+    for name, place in (("size", told["published"]["size"]), ("top20", told["published"]["top20"])):
+        found |= {f"published.{name}.{key}": value for key, value in (place or {}).items()}
+    return found
+
+
+def written(value):
+    forms = (
+        percent, about, whole, times, factor, "{:.1f}".format, "{:.2f}".format
+    )  # fmt: skip
+    texts = {
+        form(value).removesuffix(" %") for form in forms if value >= 0 or form not in (about, times)
+    }
+    return (
+        texts
+        | {percent(math.floor(1000 * value) / 1000).removesuffix(" %")}
+        | {f"{math.floor(1000 * value) / 10:.1f}"}
+        if 0 <= value <= 1
+        else texts
+    )
+
+
+def check(summary):
+    """Every figure is the table's, and every number of a sentence is a figure's."""
+    known = tables(summary)
+    parts = [*summary.finding.sentences, *summary.finding.other_explanations]
+    for one in parts:
+        for place, value in one.figures.items():
+            assert known[place] == value, place
+    for one in summary.finding.sentences:
+        allowed = (
+            set().union(*(written(value) for value in one.figures.values()))
+            if one.figures
+            else set()
+        )
+        text = PLACES.sub("", one.text)
+        for number in NUMBER.findall(text):
+            assert number.lstrip("-").rstrip(",") in allowed | {
+                text.lstrip("-") for text in allowed
+            }, (number, one)
+
+
+@pytest.mark.parametrize("code", MUST)
+def test_no_sentence_has_a_number_that_the_tables_lack(tmp_path, code, monkeypatch):
+    """In every case of every code."""
+    found = []
+    monkeypatch.setitem(
+        globals(), "told", lambda *given, **more: found.append(summary_of(*given, **more))
+    )
+    MUST[code](tmp_path)
+    check(found[0])
+
+
+def drawn(rng):
+    """A model of random figures, some of which are null."""
+
+    def one(low, high, null=0.2):
+        return None if rng.random() < null else float(rng.uniform(low, high))
+
+    deltas = []
+    for layer in [None, *range(rng.integers(0, 6))]:
+        for module in ("embed", "head") if layer is None else reports.MODULES:
+            kept = one(0, 1)
+            reasons = (
+                ("rounding_unexplained", "nothing_rounded")
+                if kept is None
+                else (None, "rounded_away")
+            )
+            figures = {
+                "frobenius_norm": float(rng.exponential()), "kept": kept,
+                "kept_reason": str(rng.choice(reasons)),
+                "kept_history": str(rng.choice(["stored_base", "base_rounded"])),
+                "floor_ratio": one(0, 20), "purity_z": one(-30, 60),
+                "equivalent_directions": one(1, 64), "cosine": one(-1, 1, 0.05),
+                "relative_norm_unrounded": one(1e-6, 1), "decay_cosine": one(-1, 1),
+                "levels_tuned": one(0, 1), "concentration": one(-1, 1),
+                "rank_ceiling": 8 if rng.random() < 0.1 else None,
+                **{
+                    f"alignment_{name}": one(0, 4)
+                    for name in ("left", "right", "left_null", "right_null")
+                },
+                **(WIDE if rng.random() < 0.3 else {}),
+            }  # fmt: skip
+            figures["kept_reason"] = (
+                None if figures["kept_reason"] == "None" else figures["kept_reason"]
+            )
+            if rng.random() < 0.8:
+                deltas.append(row(layer, module, **figures))
+    return deltas
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_tables_have_a_finding_whose_figures_are_theirs(tmp_path, seed):
+    """Whatever is null: no error, one sentence at least, and only numbers of the tables."""
+    rng = np.random.default_rng(seed)
+    extra = (
+        alone(int(rng.integers(0, 9)))
+        + (same() if rng.random() < 0.5 else ())
+        + same("embed", None)
+    )
+    summary = summary_of(tmp_path, drawn(rng), extra_tensors=extra)
+    assert summary.finding.sentences
+    check(summary)
+    assert summary_from_json(json.loads(json.dumps(summary.as_json()))) == summary
+
+
+def test_the_findings_of_the_demo_have_only_numbers_of_its_tables(tmp_path):
+    """Two really trained pairs: the head of the narrow one holds 46 % of the change."""
+    found = {one.summary.pair: one.summary for one in shadow.audit("demo", output=tmp_path)}
+    for summary in found.values():
+        check(summary)
+        assert codes(summary.finding)[:2] == ["size", "coherent"]
+    assert "the head (46 %, with 3.0 % of the parameters)" in found["base..narrow"].finding.text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0801, "8.0 %"), (0.4564, "46 %"), (0.00094, "0.094 %"), (0.0995, "10 %"),
+    (0.00003, "0.003 %"), (1.4, "140 %"),
+     (0, "0 %")],
+)  # fmt: skip
+def test_shares_have_the_digits_that_they_are_worth(value, text):
+    """Two, and whole percents from ten on."""
+    assert percent(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(9.89, "10"), (57.3, "57"), (99.9, "100"), (1234.5, "1,200"), (387, "390")]
+)
+def test_directions_are_rounded(value, text):
+    """Ten directions, not 9.89."""
+    assert about(value) == text
+
+
+# outputs
+
+HOSTILE = Finding(
+    "<b>|`x`\n[red]",
+    [
+        Sentence(
+            "size",
+            "<b>x</b> | `a` [l](http://e.x) ![i](j) @team #7421 www.e.x **b** \x1b[31m\n- item $m$",
+            {},
+        )
+    ],
+    [Explanation("merge", "<i>|n|</i>", "no", "@you | #3", {})],
+    ["not\nshown"],
+)
+
+
+def test_no_text_becomes_markdown():
+    """Markup, tables, links, images, mentions and references stay text, on one line."""
+    text = plain(HOSTILE.sentences[0].text)
+    assert "\n" not in text
+    for active in (
+        "<b>",
+        "|",
+        "`",
+        "[l]",
+        "](",
+        "![",
+        "@team",
+        "#7421",
+        "http://",
+        "www.e",
+        "**",
+        "$",
+        "\x1b",
+    ):
+        assert active not in text
+    assert plain("- item").startswith("<!-- -->")
+    assert (
+        plain("The change is 8.0 % of the base's norm (as stored 9 %).")
+        == "The change is 8.0 % of the base's norm (as stored 9 %)."
+    )
+
+
+def test_hostile_findings_are_harmless_in_every_output(tmp_path):
+    """Of a forged summary: Markdown of a report and of CI show it as text."""
+    summary = replace(summary_of(tmp_path, model()), finding=HOSTILE, family="<f>|@x", pair="`p`")
+    metadata = {"version": "1", "settings": {**SETTINGS, "chosen": {"modules": ["|@m"]}}}
+    judged = Judgement("f", "p", summary=summary)
+    for text in (report_markdown(summary, metadata), ci_markdown([judged])):
+        for active in (
+            "<b>",
+            "<i>",
+            "<f>",
+            "@team",
+            "@you",
+            "@x",
+            "@m",
+            "#7421",
+            "http://",
+            "`a`",
+            "`p`",
+            "\x1b",
+        ):
+            assert active not in text
+        assert "x" in text
+
+
+def test_markdown_names_local_checkpoints_by_their_folders(tmp_path):
+    """A model card tells nobody's folders; a repository of the Hub keeps its whole name."""
+    summary = summary_of(tmp_path, model())
+    local = {"repo": "/home/me/secret/tuned-7", "commit": None, "fingerprint": "f"}
+    hub = {"repo": "org/base", "commit": "c" * 40, "fingerprint": None}
+    metadata = {"version": "1", "settings": SETTINGS}
+    text = report_markdown(replace(summary, base=hub, tuned=local), metadata)
+    assert "base <code>org&#47;base</code> at" in text
+    assert "tuned <code>tuned-7</code>." in text
+    assert "secret" not in text
+    parts = {**local, "repo": "language=org/name vision=/home/me/se cret/tower audio=/x/y"}
+    text = report_markdown(replace(summary, base=hub, tuned=parts), metadata)
+    assert "language&#61;org&#47;name vision&#61;tower audio&#61;y</code>" in text
+
+
+def test_every_output_opens_with_the_same_sentences(tmp_path):
+    """Terminal, JSON, Markdown and CI's summary have the sentences of summary.json, in order."""
+    folder = reports.write(tmp_path / "base..tuned", with_head(0.46))
+    summary, _ = read_summary(folder)
+    texts = [one.text for one in summary.finding.sentences]
+    show = {
+        form: CliRunner().invoke(app, ["show", str(folder), "--format", form]).stdout
+        for form in ("table", "json", "markdown")
+    }
+    (told,) = json.loads(show["json"])
+    assert [one["text"] for one in told["finding"]["sentences"]] == texts
+    for text in (
+        show["table"],
+        show["markdown"].replace("**", ""),
+        ci_markdown([Judgement("f", "p", summary=summary)]),
+    ):
+        flat = " ".join(text.split())
+        places = [flat.index(" ".join(one.split())) for one in texts]
+        assert places == sorted(places)
+    table = " ".join(show["table"].split())
+    assert table.index(texts[0]) < table.index("By module")
+
+
+def test_the_label_is_quiet_where_its_reference_does_not_apply(tmp_path):
+    """At 1,024 wide it is one line of the footer; at 64, where the lab has trainings, it stands
+    with its reference.
+    """
+    for wide, quiet in (({}, False), (WIDE, True)):
+        folder = reports.write(tmp_path / str(quiet), model(**wide))
+        text = CliRunner().invoke(app, ["show", str(folder), "--full"]).stdout
+        assert "\nlabel" not in CliRunner().invoke(app, ["show", str(folder)]).stdout
+        assert (text.index("\nlabel ") > text.index("\nreport ")) == quiet
+        assert ("\nreference " in text) != quiet
+        assert "Label" not in ci_markdown([Judgement("f", "p", summary=read_summary(folder)[0])])
+
+
+def test_explain_finding_lists_every_code():
+    """`shadow explain finding`: sentences and other explanations."""
+    text = CliRunner().invoke(app, ["explain", "finding"]).stdout
+    assert all(code in text for code in (*CODES, *EXPLANATIONS))
+    assert set(ANSWERS) == {"no", "fits", "cannot_be_excluded"}
+
+
+def test_an_older_report_says_what_its_columns_carry(tmp_path):
+    """Only the columns that every report of the schema has: size and concentration, and no figure
+    that it lacks.
+    """
+    folder = reports.write(tmp_path / "base..tuned", model())
+    path = folder / "matrices.parquet"
+    table = pq.read_table(path)
+    pq.write_table(
+        table.select([name for name in table.column_names if name in TABLES["matrices"].first]),
+        path,
+    )
+    summary, _ = read_summary(folder)
+    check(summary)
+    assert codes(summary.finding)[:2] == ["size", "concentration"]
+    assert "directions of" not in summary.finding.text
+    found = answers(summary.finding)
+    assert {
+        found[code].answer for code in ("merged_adapter", "quantised_copy", "weight_decay")
+    } == {"cannot_be_excluded"}

@@ -1,0 +1,100 @@
+"""Reports that version 0.1.0 wrote are shown, compared, judged and skipped as they were then.
+
+tests/older/0.1.0 has three pairs of the demo's checkpoints, audited by that version as copies in
+/tmp/shadow-older, whose files all have one time: base..narrow, base..broad, and base..same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+OLDER = Path(__file__).with_name("older")
+PAIRS = ("base..broad", "base..narrow", "base..same")
+DEMO = Path(__file__).parents[1] / "registry" / "demo"
+CHECKPOINTS = Path("/tmp/shadow-older")  # where they lay when the reports were made
+TIME = 1_600_000_000  # of their files
+VERDICT = "more concentrated"
+DIFFERENCES = {
+    "concentration": 0.06455526698409186,
+    "stable_rank": -0.18886941088702847,
+    "top4_energy": 0.06450786980472506,
+    "participation_ratio_over_null": -0.20934134563303025,
+    "spike_energy": 0.06351568182301924,
+    "relative_norm": -0.025651185461018633,
+}
+TEXTS = {"finding", "label_reason", "claims", "published", "reference"}
+
+
+def figures(summary: dict) -> dict:
+    """What has no words in it."""
+    without = {key: value for key, value in summary.items() if key not in TEXTS}
+    return {
+        **without,
+        "gates": [(gate["name"], gate["figure"], gate["passed"]) for gate in summary["gates"]],
+        "evidence": [(row["name"], row["figure"]) for row in summary["evidence"]],
+        "sentences": [
+            (sentence["code"], sentence["figures"]) for sentence in summary["finding"]["sentences"]
+        ],
+        "others": [
+            (other["code"], other["answer"]) for other in summary["finding"]["other_explanations"]
+        ],
+    }
+
+
+@pytest.fixture
+def reports(tmp_path) -> Path:
+    return Path(shutil.copytree(OLDER / "0.1.0", tmp_path / "reports"))
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_an_older_report_is_shown_with_the_figures_that_it_was_written_with(shadow, reports, pair):
+    """show --format json gives the figures, gates, label and codes of the file."""
+    folder = reports / "older" / pair
+    shown = shadow("show", folder, "--format", "json")
+    assert shown.code == 0
+    (told,) = json.loads(shown.out)
+    written = json.loads((folder / "summary.json").read_text())
+    again = {key: figures(told)[key] for key in figures(written)}
+    assert again == figures(written)
+
+
+def test_older_reports_are_compared(shadow, reports):
+    """The contrast of narrow and broad has the verdict and the differences of then."""
+    compared = shadow(
+        "compare", *(reports / "older" / pair for pair in PAIRS[1::-1]), "--format", "json"
+    )
+    assert compared.code == 0
+    (contrast,) = json.loads(compared.out)["contrasts"]
+    assert contrast["verdict"] == VERDICT
+    known = {row["figure"]: row["difference"] for row in contrast["figures"]}
+    assert known == pytest.approx(DIFFERENCES, rel=1e-9)
+
+
+def test_older_reports_are_judged(shadow, reports):
+    """A rule is met by narrow, passed by broad, and has nothing to judge in what did not change."""
+    judged = shadow(
+        "gate", reports, "--fail-on", "language.concentration > 0.3", "--format", "json"
+    )
+    assert judged.code == 1
+    outcomes = {pair["pair"]: pair["rules"][0]["outcome"] for pair in json.loads(judged.out)}
+    assert outcomes == dict(zip(PAIRS, ("passed", "met", "missing"), strict=True))
+
+
+def test_older_reports_are_not_measured_again(shadow, reports):
+    """The same audit of the same files leaves every table as it was."""
+    for stage in ("base", "narrow", "broad"):
+        shutil.copytree(DEMO / stage, CHECKPOINTS / stage, dirs_exist_ok=True)
+        for file in (CHECKPOINTS / stage).iterdir():
+            os.utime(file, (TIME, TIME))
+    before = {file: file.read_bytes() for file in (reports / "older").rglob("*.parquet")}
+    done = shadow(
+        *("audit", "--registry", OLDER, "--list", OLDER / "list.txt"), *("-o", reports, "--json")
+    )
+    assert done.code == 0, done.err
+    assert before
+    assert {file: file.read_bytes() for file in before} == before
