@@ -127,7 +127,7 @@ def adapter_factors(
 
 
 def _multiply(a: TensorInfo, b: TensorInfo) -> bool:
-    """Are A and B matrices of one rank, which is above 0?"""
+    """Whether A and B are matrices of one rank, above 0."""
     return len(a.shape) == len(b.shape) == 2 and a.shape[0] == b.shape[1] > 0
 
 

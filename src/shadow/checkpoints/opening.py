@@ -193,9 +193,7 @@ def combine(assembled: Assembled, parts: Sequence[tuple[str, Checkpoint]]) -> Ch
 
 
 def sharing(tuned: Checkpoint, base: Checkpoint) -> Checkpoint:
-    """The tuned checkpoint, with the base's tensors in place of equal ones: most pairs are stored
-    alike, and the headers of 60,000 matrices take less memory so.
-    """
+    """The tuned checkpoint with the base's objects for equal tensors, which saves memory."""
     tensors: dict[str, TensorInfo] = {}
     for name, info in tuned.tensors.items():
         known = base.tensors.get(name)
@@ -464,9 +462,7 @@ def _sample(data: Path, tensors: Collection[TensorInfo]) -> bytes:
 def _choose_weights(
     where: str, names: set[str], read: Callable[[str], Config], *, allow_pickle: bool
 ) -> Weights:
-    """The weight files among the names of a folder: those of an index, `model.safetensors`, an
-    adapter's, all safetensors, or `.bin`.
-    """
+    """The weight files: an index's, `model.safetensors`, an adapter's, safetensors, or `.bin`."""
     safetensors = sorted(name for name in names if name.endswith(".safetensors"))
     if INDEXES[0] in names:
         weight_map = _weight_map(read(INDEXES[0]), INDEXES[0], ".safetensors")

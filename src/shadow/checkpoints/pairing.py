@@ -124,7 +124,7 @@ class Filter:
     modules: tuple[str, ...] = ()
 
     def passes(self, place: Place) -> bool:
-        """Is what lies at a place to be measured?"""
+        """Whether what lies at a place is to be measured."""
         if self.components and place.component not in self.components:
             return False
         if self.layers and place.layer not in self.layers:
@@ -293,9 +293,7 @@ def _both(
 def _skips(
     side: Side, operand: Operand, place: Place, *, reason: str, detail: str = ""
 ) -> list[Skipped]:
-    """The tensors of one side at a place; none of an embedding that is the other side's tied head,
-    which is told by what it is itself.
-    """
+    """The tensors of one side at a place; none of an embedding that is the other side's head."""
     if operand.part.place != place:
         return []
     return [Skipped(side, info, place, reason=reason, detail=detail) for info in operand.infos]
@@ -311,7 +309,7 @@ def _is_matrix(operand: Operand) -> bool:
 
 
 def _grows(place: Place) -> bool:
-    """Are the rows of this module a vocabulary, to which rows may be added?"""
+    """Whether the rows of this module are a vocabulary, to which rows may be added."""
     if place.component != "language":
         return False
     return place.module == "embed" or (place.module, place.slot) == ("head", "")
@@ -560,9 +558,8 @@ def _tied_heads(
 
 
 def _ties(checkpoint: Checkpoint) -> bool:
-    """Does the config tie the head to the embedding? A wrapper's word counts before its text
-    model's, and the family's habit where neither says it.
-    """
+    """Whether the config ties the head to the embedding."""
+    # a wrapper's word counts before its text model's; where neither says it, the family's habit
     facts = Facts(checkpoint.config)
     said = checkpoint.config.get("tie_word_embeddings")
     if said is None:

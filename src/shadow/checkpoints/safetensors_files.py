@@ -128,7 +128,7 @@ def _what_it_is(prefix: bytes) -> str | None:
 
 
 def has_too_many_values(raw: bytes) -> bool:
-    """Would a JSON file become far more objects than a real one?
+    """Whether a JSON file would become far more objects than a real one does.
 
     A comma or a bracket stands before each value.
     """
@@ -201,7 +201,7 @@ def _entry(
 
 
 def usable_name(name: str) -> bool:
-    """Can a tensor's name be shown and kept? Control characters and lone surrogates can not."""
+    """Whether a tensor's name can be shown and kept: no control characters, no lone surrogates."""
     return 0 < len(name) <= MAX_NAME and name.isprintable()
 
 
@@ -210,7 +210,7 @@ def _whole_numbers(value: Any) -> TypeGuard[list[int]]:
 
 
 def _is_shape(value: Any) -> TypeGuard[list[int]]:
-    """Is it a shape of at most 16 dimensions that a tensor can have?"""
+    """Whether it is a shape of at most 16 dimensions that a tensor can have."""
     if not _whole_numbers(value) or len(value) > 16:
         return False
     return math.prod(size or 1 for size in value) <= MAX_ELEMENTS

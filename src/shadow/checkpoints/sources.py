@@ -38,11 +38,11 @@ class Source(Protocol):
 
     @property
     def is_local(self) -> bool:
-        """Is there nothing to fetch, and nothing to free?"""
+        """Whether there is nothing to fetch, and nothing to free."""
 
     @property
     def verified(self) -> bool | None:
-        """Were the bytes checked against the Hub's checksum, after fetch? None for a folder."""
+        """Whether fetch checked the bytes against the Hub's checksum; None for a folder."""
 
     def bytes_to_move(self) -> int:
         """Bytes that fetch will bring over the network; they take as much disk."""

@@ -63,9 +63,7 @@ class Part:
     experts: int = 0
 
     def shape(self, stored: tuple[int, ...]) -> tuple[int, int]:
-        """(rows, cols) of this matrix for a tensor of the stored shape; more dimensions fold into
-        the columns.
-        """
+        """(rows, cols) of this matrix in a tensor of that shape; more dimensions are columns."""
         rows, cols = self._whole(stored)
         if self.transposed:
             rows, cols = cols, rows
@@ -85,9 +83,7 @@ class Part:
         return stored[0], math.prod(stored[1:])
 
     def view(self, tensor: Tensor) -> Tensor:
-        """This matrix as a view of the tensor: (rows, cols), or (groups, rows / groups, cols) where
-        rows are apart.
-        """
+        """This matrix as a view, (rows, cols), or (groups, rows / groups, cols) if apart."""
         rows, cols = self._whole(tuple(tensor.shape))
         if self.experts and tensor.ndim > 2:
             tensor = tensor[self.place.expert]
@@ -117,8 +113,7 @@ def aligned(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
 def place_tensors(
     shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, object]
 ) -> dict[str, tuple[Part, ...]]:
-    """The matrices in every tensor of one checkpoint, by tensor name; no tensor is without at least
-    one part.
+    """The matrices in every tensor of a checkpoint, at least one each, by tensor name.
 
     Two tensors that would land on one place both fall back to their own names, so that neither is
     lost.
@@ -237,8 +232,7 @@ class _Layers:
 def _upright_stacks(
     facts: Facts, readings: Iterable[tuple[Reading, int | None, tuple[int, ...]]]
 ) -> dict[tuple[str, str], bool]:
-    """For each stack of blocks with stacked experts: are these (experts, out, in)? Left out where
-    nothing says.
+    """Whether the stacked experts of each stack of blocks are (experts, out, in), where that shows.
 
     A gate_up of (2f, d) beside a down of (d, f) is upright, (d, 2f) beside (f, d) is not, and no
     shapes are both.
@@ -336,7 +330,7 @@ def _biases(component: str, rest: str, shape: tuple[int, ...], facts: Facts) -> 
 
 
 def _stacks(reading: Reading, shape: tuple[int, ...]) -> bool:
-    """Is the first of three dimensions that of the experts?"""
+    """Whether the first of three dimensions is that of the experts."""
     if len(shape) != 3:
         return False
     return reading.module.startswith(("experts.", "shared.")) or "experts" in reading.rest.split(

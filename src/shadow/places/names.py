@@ -1,6 +1,4 @@
-"""`registry/names.yaml`: what varies between model families, compiled, and how it reads the name of
-a tensor.
-"""
+"""`registry/names.yaml`, compiled: how model families name their tensors."""
 
 from __future__ import annotations
 
@@ -35,7 +33,7 @@ class Conditions:
     parameter: bool = False  # the name does not end in `.weight`
 
     def hold(self, facts: Facts, component: str, rest: str) -> bool:
-        """Do all of them hold of a tensor? rest: what is left of its name."""
+        """Whether all of them hold of a tensor. rest: what is left of its name."""
         if self.components and component not in self.components:
             return False
         if self.model_types and self.model_types.isdisjoint(facts.model_types(component)):
@@ -100,9 +98,7 @@ class Matcher:
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
-        """Compiled when it is first asked for: a tenth of a second for each component, and most
-        models have one.
-        """
+        """Compiled at the first use: a component takes 0.1 s, and most models have one."""
         return _pattern(self.text)
 
     def match(self, text: str) -> tuple[str, str] | None:
@@ -177,7 +173,7 @@ def nearest_modules(word: str) -> str | None:
 
 
 def is_of_layers(word: str) -> bool:
-    """Is a word that names no module or component meant for layers, as `layer.3` is?"""
+    """Whether a word that names no module or component is meant for layers, as `layer.3` is."""
     return re.fullmatch(r"layers?([.*\d].*)?", word) is not None
 
 
@@ -352,7 +348,7 @@ class Facts:
         return None
 
     def beside(self, pattern: re.Pattern[str]) -> bool:
-        """Does a tensor's name match, with `#` and `@` for the numbers of block and expert?"""
+        """Whether a tensor's name matches, with `#` and `@` for the numbers of block and expert."""
         if pattern not in self._beside:
             self._beside[pattern] = any(pattern.search(text) for text in self._texts)
         return self._beside[pattern]

@@ -259,8 +259,7 @@ def _inside(
 def _against(
     basis: Array, leading: Spectrum, pairs: Pairs, energies: Array, space: Workspace
 ) -> tuple[float, float, float]:
-    """Energies of D2 in the short side's basis, in the long side's, and what its profile gives in
-    the latter.
+    """Energies of D2 in the short and in the long side's basis, and what its profile gives there.
 
     The long side's directions Y = D1ᵀ U / sigma are formed block by block and made orthonormal in
     the sums.

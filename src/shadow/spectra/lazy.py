@@ -74,8 +74,7 @@ class Updated:
         return self.base[index].double() + self.scaling * (left @ right)
 
     def singular_values(self) -> Tensor:
-        """Those of the update, float64 (min(rows, cols),), descending: from the triangles of two QR
-        factorisations.
+        """The update's singular values, float64 (min(rows, cols),), descending, by two QRs.
 
         left = Q_l R_l and rightᵀ = Q_r R_r, so that left @ right has the singular values of R_l
         R_rᵀ and zeros.
