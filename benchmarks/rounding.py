@@ -39,7 +39,7 @@ from torch.nn import functional
 import shadow
 from shadow.dtypes import FLOATS
 from shadow.spectra import purity as purity_module
-from shadow.spectra import rounding
+from shadow.spectra import rounding, rounding_counts, rounding_model
 from shadow.spectra.delta import Method, extent, measure_pair
 from shadow.spectra.edge import levels, sharp_edge
 from shadow.spectra.levels import round_trip
@@ -390,7 +390,7 @@ def judged(
         clear = purity_z(seen, share(r) * len(r), share(c) * len(c)) > NOISE
         told = clear and not dominated(seen, found.kept or 0.0, top)
     if history == "stored base" and known:
-        counts = rounding.count(
+        counts = rounding_counts.count(
             base,
             tuned,
             FLOATS[dtype],
@@ -398,7 +398,9 @@ def judged(
             largest,
             working,
         )
-        normal = _relative(true * rounding.kept_share(rounding.fit(counts, rounds=0)) ** 2, seen)
+        normal = _relative(
+            true * rounding.kept_share(rounding_model.fit(counts, rounds=0)) ** 2, seen
+        )
     return Entry(
         kind,
         name,
