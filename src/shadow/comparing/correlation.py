@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shadow.comparing.gains import Gain, Scored, group_gain, join, neither, read_kept, sides_of
+from shadow.comparing.gains import Gain, Scored, group_gain, join
+from shadow.comparing.kept_scores import read_kept
+from shadow.comparing.scored_sides import neither, sides_of
 from shadow.comparing.scores import ScoreFiles
 from shadow.errors import ShadowError
 from shadow.reports.column_types import null_if_undefined
