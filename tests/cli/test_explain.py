@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from typer.testing import CliRunner
 
-from shadow.cli import app
+from shadow.cli.commands import app
 from shadow.comparing.comparison import compare
 from shadow.comparing.differences import FIGURES
 from shadow.comparing.lineage import Chain
