@@ -27,7 +27,7 @@ from shadow.cli.options import (
     on_this_machine,
 )
 from shadow.errors import ShadowError
-from shadow.targets.families import short
+from shadow.text import short
 from shadow.text import nearest
 
 if TYPE_CHECKING:
