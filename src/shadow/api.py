@@ -23,8 +23,7 @@ from shadow.reports.report import Report
 from shadow.storage import Store, located, work_folder
 from shadow.targets.families import Pair, given_pair
 from shadow.targets.lists import select
-from shadow.targets.references import Reference, parse_reference
-from shadow.targets.typed import is_reference
+from shadow.targets.references import Reference, is_reference, parse_reference
 from shadow.text import bytes_of, several
 
 if TYPE_CHECKING:

@@ -250,6 +250,21 @@ def test_a_word_filters_or_is_explained(shadow, arguments, code, words):
     assert (out == "") == bool(code)
 
 
+@pytest.mark.parametrize("start", ["import shadow", "from shadow.cli import main; main()"])
+def test_pydantic_is_loaded_only_where_a_file_is_read(start):
+    """Neither the package nor `shadow --help` waits for it."""
+    script = (
+        "import sys; sys.argv = ['shadow', '--help']\n"
+        f"try: {start}\n"
+        "except SystemExit: pass\n"
+        "print('pydantic' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "False"
+
+
 def test_the_list_needs_nothing_heavy():
     """`shadow families` answers without torch, NumPy or Arrow."""
     script = (

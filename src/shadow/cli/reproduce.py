@@ -28,8 +28,7 @@ from shadow.cli.options import (
     on_this_machine,
 )
 from shadow.errors import ShadowError
-from shadow.targets.families import short
-from shadow.text import nearest
+from shadow.text import nearest, short
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
