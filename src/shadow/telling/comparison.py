@@ -26,7 +26,9 @@ from shadow.telling.wording import capital
 from shadow.text import counted
 
 if TYPE_CHECKING:
-    from shadow.comparing.comparison import Comparison, Contrast, Difference, RankedReport
+    from shadow.comparing.comparison import Comparison, RankedReport
+    from shadow.comparing.contrast import Contrast
+    from shadow.comparing.differences import Difference
 
 KNOWN_BY = {"commit": "its commit", "content": "its fingerprint", "spectra": "its measured spectra"}
 KINDS: Mapping[str, Kind] = {"difference": "difference", "log ratio": "log_ratio"}
@@ -134,7 +136,7 @@ def _figures_apart(contrast: Contrast, p_values: bool) -> Table:
     """A row for each figure: both medians, the paired difference with its spread over layers, and
     what it says.
     """
-    from shadow.comparing.comparison import FIGURES
+    from shadow.comparing.differences import FIGURES
     from shadow.summary.bootstrap import holm
 
     titles = {figure.name: figure.title for figure in FIGURES}
