@@ -77,8 +77,6 @@ from shadow.extras import require
 from shadow.storage import Store, located, parsed_options, work_folder
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from shadow.audits.engine import Engine
     from shadow.audits.pair import AuditResult, Runtime, Settings
     from shadow.audits.pairs import PairOutcome
@@ -438,41 +436,31 @@ def _outcomes(request: AuditRequest, watch: Watch, engine: Engine | None) -> Ite
 
 def _judgement(request: AuditRequest, result: AuditResult) -> Judgement:
     """What came of one report; outside of a list both are shown at once."""
-    from shadow.outputs.terminal.rules import rules_view
+    from shadow.telling.report import report_document
+    from shadow.telling.verdicts import rules_document
 
     if request.shows_each:
-        console.display(_view(request, result))
+        document = report_document(result.summary, result.provenance, result.place)
+        console.show(document.shown(full=request.full))
     baseline = request.baselines.get((result.summary.family, result.summary.pair))
     options = request.store.options if request.store is not None else {}
     judgement = judged_of(result, request.rules, baseline, strict=request.strict, storage=options)
     if request.shows_each and request.rules:
-        console.display(rules_view(judgement))
+        console.show(rules_document(judgement))
     return judgement
-
-
-def _view(request: AuditRequest, result: AuditResult) -> RenderableType:
-    from shadow.outputs.terminal.summary import summary_view
-
-    return summary_view(
-        result.summary,
-        result.provenance,
-        result.place,
-        options=console.out.options,
-        full=request.full,
-    )
 
 
 def _show(request: AuditRequest, judged: Sequence[Judgement]) -> None:
     """At the end: of several pairs how they stand, and all that is told as JSON."""
-    from shadow.outputs.terminal.batch import batch_view, pairs_view
-    from shadow.outputs.terminal.rules import rules_view
+    from shadow.telling.verdicts import pairs_document, rules_document
 
     if not request.selection.is_list:
         if request.format is Format.json:
             console.show_json(_told(judged))
         elif not request.is_alone:
-            console.display(pairs_view(judged))
+            console.show(pairs_document(judged))
         return
+    from shadow.audits.document import list_document
     from shadow.audits.list_index import read_index
 
     index = read_index(request.output)
@@ -480,10 +468,10 @@ def _show(request: AuditRequest, judged: Sequence[Judgement]) -> None:
     if request.format is Format.json:
         console.show_json({**index.as_json(), "reports": _told(judged)})
         return
-    console.display(batch_view(index, console.out.options))
+    console.show(list_document(index))
     for judgement in judged:
         if judgement.verdicts:
-            console.display(rules_view(judgement, titled=True))
+            console.show(rules_document(judgement, titled=True))
 
 
 def _told(judged: Sequence[Judgement]) -> list[dict[str, Any]]:

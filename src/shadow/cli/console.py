@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rich.progress import Task
 
     from shadow.audits.pair import Progress
+    from shadow.telling.document import Document
 
 
 out = Console(highlight=False, emoji=False)
@@ -59,6 +60,13 @@ def display(renderable: RenderableType) -> None:
     if text:
         out.file.write(f"\n{text}\n" if _views else f"{text}\n")
         _views += 1
+
+
+def show(document: Document) -> None:
+    """The same of a document."""
+    from shadow.outputs.terminal.blocks import View
+
+    display(View(document))
 
 
 def show_json(value: Any) -> None:

@@ -98,9 +98,9 @@ def plan(
     chosen = filter_of(component or [], layer or [], module or [])
     access = access_of(allow_pickle=allow_pickle, offline=offline, fetch=fetch, max_disk=max_disk)
     from shadow.audits.devices import choose
+    from shadow.audits.document import plan_document
     from shadow.audits.pair import Runtime, Settings, plan_pair
     from shadow.audits.plan import disk_hint
-    from shadow.outputs.terminal.plan import plan_view
     from shadow.spectra.delta import Method
 
     tell_left_out(selection, console.say)
@@ -127,7 +127,7 @@ def plan(
             continue
         plans.append(planned)
         if format is Format.table:
-            console.display(plan_view(planned, console.out.options.max_width))
+            console.show(plan_document(planned))
         if planned.problem:
             hint = disk_hint(planned.disk_peak, access)
             complain(ShadowError(planned.problem, hint), pair)

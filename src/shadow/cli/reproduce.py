@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from shadow.summary.by_layer import PairByLayer
     from shadow.targets.families import Pair
     from shadow.targets.recipes import Panel, Recipe
+    from shadow.telling.document import Document
 
 
 def reproduce(
@@ -103,14 +104,15 @@ def reproduce(
     if plan:
         _plan(panels, settings, folder, runtime=runtime, as_json=as_json)
         return
+    from shadow.telling.recipe import recipe_document
+
     measured, faults = _audit(chosen, panels, settings, folder=folder, runtime=runtime)
-    _write(chosen, panels, folder=folder, measured=measured, faults=faults)
+    document = recipe_document(chosen, panels, measured, faults)
+    _write(chosen, panels, document, folder=folder, measured=measured)
     if as_json:
         console.show_json(_told(panels, measured, faults))
     else:
-        from shadow.outputs.terminal.recipe import recipe_view
-
-        console.display(recipe_view(chosen, panels, measured))
+        console.show(document)
     figures = ", ".join(f"{one.name}.svg" for one in panels)
     console.say(f"page and figures in {folder}/: {chosen.name}.md, {figures}")
     if faults:
@@ -134,8 +136,8 @@ def _pairs(panels: Sequence[Panel]) -> list[Pair]:
 def _plan(
     panels: Sequence[Panel], settings: Settings, folder: Path, runtime: Runtime, *, as_json: bool
 ) -> None:
+    from shadow.audits.document import plan_document
     from shadow.audits.pair import plan_pair
-    from shadow.outputs.terminal.plan import plan_view
 
     planned = []
     for pair in _pairs(panels):
@@ -147,7 +149,7 @@ def _plan(
         console.show_json([one.as_json() for one in planned])
         return
     for one in planned:
-        console.display(plan_view(one, console.out.options.max_width))
+        console.show(plan_document(one))
 
 
 def _audit(
@@ -180,10 +182,10 @@ def _audit(
 def _write(
     recipe: Recipe,
     panels: Sequence[Panel],
+    document: Document,
     *,
     folder: Path,
     measured: dict[Pair, PairByLayer],
-    faults: dict[Pair, str],
 ) -> None:
     """A figure for each panel that has a pair, then the page."""
     from shadow.files import placing
@@ -199,9 +201,8 @@ def _write(
             figure = folder / f"{panel.name}.svg"
             with placing(figure, is_our_figure, "a figure of shadow") as aside:
                 aside.write_bytes(drawn)
-    page = recipe_page(recipe, panels, measured, faults=faults)
     with placing(folder / f"{recipe.name}.md", is_our_page, "a page of shadow reproduce") as aside:
-        aside.write_bytes(page.encode())
+        aside.write_bytes(recipe_page(document).encode())
 
 
 def _told(
