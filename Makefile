@@ -44,6 +44,7 @@ check: setup  ## lint (JavaScript too), format, types, imports, generated pages
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache --no-logo
+	$(BIN)/lint-imports --no-cache --no-logo imports.toml
 	mkdir -p build  # the page has one script, put together from several files: only as one it can be told what is unused
 	$(BIN)/python -c "from shadow.outputs.page.html import scripts; print(scripts()['page'])" > build/page.js
 	$(BIN)/oxlint --no-ignore --config .oxlintrc.json build/page.js src/shadow/outputs/page/scripts/theme.js

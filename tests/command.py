@@ -28,7 +28,7 @@ import shadow.outputs.ci, shadow.comparing.comparison, shadow.outputs.exports
 import shadow.claims.verdicts, shadow.targets.lists
 import shadow.audits.list_audit, shadow.comparing.score_files, shadow.audits.document
 shadow.places.names.name_rules()
-shadow.summary.summary_file._maker()
+shadow.telling.summary_file._maker()
 # Commands are built from their signatures once, not in every fork; and `plan` does not measure the
 # machine for a second each time (test_api.py has a plan that does).
 typer.main.get_command = functools.cache(typer.main.get_command)

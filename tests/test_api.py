@@ -29,7 +29,7 @@ from shadow.reports.columns import SPECTRA, TABLES
 from shadow.reports.parquet import arrow_schema
 from shadow.reports.provenance import Provenance
 from shadow.reports.report import Report
-from shadow.summary.summary_file import _maker
+from shadow.telling.summary_file import _maker
 
 ROOT = Path(__file__).parents[1]
 FUNCTIONS = ("audit", "read", "read_all", "plan", "pairs", "compare", "judge", "export")

@@ -24,6 +24,7 @@ from effort import every
 from hub import Hub
 from models import UP, matrices
 from rich.console import Console
+from shadow.outputs.terminal.batch import batch_view
 
 from shadow import files
 from shadow.audits import list_audit, list_index
@@ -45,7 +46,6 @@ from shadow.claims.verdicts import first_code
 from shadow.cli import console
 from shadow.cli.commands import app
 from shadow.errors import ShadowError
-from shadow.outputs.terminal.batch import batch_view
 from shadow.reports.columns import BATCH, HEADLINE
 from shadow.spectra.delta import Method
 from shadow.targets.families import given_pair

@@ -8,16 +8,16 @@ import pytest
 from reports import uniform
 from rich.console import Console
 from rich.table import Table
+from shadow.outputs.terminal.comparison import comparison_view
+from shadow.outputs.terminal.lineage import LEGEND, chain_view
+from shadow.outputs.terminal.summary import component_table, module_table
+from shadow.outputs.terminal.words import other_words
 from typer.testing import CliRunner
 
 from shadow.cli.commands import app
 from shadow.comparing.comparison import compare
 from shadow.comparing.differences import FIGURES
 from shadow.comparing.lineage import Chain
-from shadow.outputs.terminal.comparison import comparison_view
-from shadow.outputs.terminal.lineage import LEGEND, chain_view
-from shadow.outputs.terminal.summary import component_table, module_table
-from shadow.outputs.terminal.words import other_words
 from shadow.reports import columns
 from shadow.reports.glossary import terms
 from shadow.reports.heads import HEADS

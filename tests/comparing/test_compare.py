@@ -18,12 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reports import MODULES, NULL, delta, identity, place, places, uniform, write
 from rich.console import Console
+from shadow.outputs.terminal.comparison import comparison_view, modules_apart
 
 from shadow.cli.reports import compare as command
 from shadow.comparing.comparison import MARGIN, Comparison, compare
 from shadow.comparing.differences import FIGURES
 from shadow.errors import ShadowError
-from shadow.outputs.terminal.comparison import comparison_view, modules_apart
 from shadow.reports.columns import COMPARISON
 
 DEMO = Path(__file__).parents[2] / "registry" / "demo"

@@ -16,6 +16,9 @@ import pytest
 from hub import Hub
 from readme import PROBES, demo_scores
 from rich.console import Console
+from shadow.outputs.terminal.comparison import comparison_view
+from shadow.outputs.terminal.scores import scores_line, signed
+from shadow.outputs.terminal.summary import summary_view
 from test_rank_correlation import gain, scored_reports
 from test_scores import harness, write
 
@@ -24,10 +27,7 @@ from shadow.comparing.gains import Scored
 from shadow.comparing.scores import read_scores
 from shadow.errors import ShadowError
 from shadow.files import PARTIAL
-from shadow.outputs.terminal.comparison import comparison_view
-from shadow.outputs.terminal.scores import scores_line, signed
-from shadow.outputs.terminal.summary import summary_view
-from shadow.summary.summary import read_summary
+from shadow.telling.reading import read_summary
 
 DEMO = Path(__file__).parents[2] / "registry" / "demo"
 SCORE_KEYS = ("scores", "score_groups", "score_files", "score_notes")
@@ -401,11 +401,10 @@ def test_tables_fit_and_names_drive_no_terminal(audited, tmp_path, width):
     scores = read_scores([write(tmp_path / "s" / f"{'long-' * 20}scores.csv", "\n".join(rows))])
     from shadow.comparing.gains import join
     from shadow.comparing.scored_sides import sides_of
-    from shadow.summary.summary import with_scores
 
     folder = audited / "demo" / "base..narrow"
     summary, provenance = read_summary(folder)
-    scored = with_scores(summary, join(scores, sides_of(provenance)))
+    scored = summary.with_scores(join(scores, sides_of(provenance)))
     text = shown(lambda options: summary_view(scored, provenance, folder, options), width)
     assert max(map(len, text.splitlines())) <= width
     assert text.replace("\n", "").isprintable()

@@ -18,16 +18,17 @@ import pytest
 
 from shadow.audits.pair import Settings, run_pair
 from shadow.checkpoints.pairing import Filter
+from shadow.claims.summary import summary_from_json
 from shadow.reports.provenance import METADATA_KEY, report_metadata
 from shadow.reports.report import Report
 from shadow.spectra.delta import Method
 from shadow.summary import summary as summary_module
 from shadow.summary import summary_file
 from shadow.summary.rows import read_as
-from shadow.summary.summary import read_summary, summary_from_json
-from shadow.summary.summary_file import believed
 from shadow.targets.families import Pair
 from shadow.targets.references import Reference
+from shadow.telling.reading import read_summary
+from shadow.telling.summary_file import believed
 
 DEMO = Path(__file__).parents[2] / "registry" / "demo"
 

@@ -60,6 +60,7 @@ from shadow.checkpoints.opening import (
 )
 from shadow.checkpoints.pairing import Filter, MatrixPair, Side, Skipped, pair_checkpoints
 from shadow.checkpoints.sources import Fetching, Source, WholeFile
+from shadow.claims.summary import Summary
 from shadow.comparing.gains import NO_SCORES, Scored, join
 from shadow.comparing.kept_scores import kept_bytes, read_kept
 from shadow.comparing.scored_sides import neither, sides_of
@@ -88,11 +89,11 @@ from shadow.reports.tables import absent_note
 from shadow.spectra.delta import Method
 from shadow.spectra.device import Offload, device_memory
 from shadow.spectra.spectrum import solve_anew
-from shadow.summary.summary import Summary, read_summary, summarise, with_scores
-from shadow.summary.summary_file import FILE as SUMMARY
-from shadow.summary.summary_file import SUMMARISED, seal, summary_bytes
 from shadow.targets.families import Pair
 from shadow.targets.references import ComponentBase, Reference, as_folder
+from shadow.telling.reading import read_summary, summarise
+from shadow.telling.summary_file import FILE as SUMMARY
+from shadow.telling.summary_file import SUMMARISED, seal, summary_bytes
 from shadow.text import byte_size, took
 
 Made = TypeVar("Made")
@@ -621,7 +622,7 @@ def _finish(
 
     plain: the summary without scores.
     """
-    summary = with_scores(plain, scored)
+    summary = plain.with_scores(scored)
     paths = {name: file.path for name, file in files.items()}
     metadata: ReportMetadata = {
         **identity.as_json(),
@@ -692,7 +693,7 @@ def _renewed(
         plain = plain.with_warning("older_report", absent_note(report.absent))
     metadata = {**metadata, **_judged(plain)}
     given = _kept(folder, identity, say) if scored is None else scored
-    summary = with_scores(plain, given)
+    summary = plain.with_scores(given)
     with alone_at(folder), replacing(folder) as staged:
         if had != now:
             files = {

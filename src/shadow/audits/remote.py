@@ -29,6 +29,7 @@ from shadow.audits.pair import (
     run_pair,
     when_free,
 )
+from shadow.claims.summary import Summary
 from shadow.comparing.scores import ScoreFiles
 from shadow.errors import BusyError, KeptError, ShadowError
 from shadow.files import (
@@ -66,8 +67,8 @@ from shadow.reports.remote import (
 from shadow.reports.report import Report
 from shadow.reports.tables import absent_note
 from shadow.storage import Store, place_for
-from shadow.summary.summary import Summary, read_summary
 from shadow.targets.families import Pair
+from shadow.telling.reading import read_summary
 
 UPLOADER = "uploading"  # in the folder of a pair: who this machine was, when it began to upload
 

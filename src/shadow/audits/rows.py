@@ -33,7 +33,7 @@ from shadow.spectra.residual import (
     stacked_participation,
     stacked_stderr,
 )
-from shadow.summary.summary import needed
+from shadow.summary.tables import needed
 from shadow.text import several
 
 CHUNK = 2_000  # rows that are held as Python has them

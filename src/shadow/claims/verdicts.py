@@ -25,15 +25,13 @@ import numpy as np
 import pandas as pd
 
 from shadow.claims.rules import COLUMNS, LABEL, MOVED, OF_THE_PAIR, Metric, Rule
+from shadow.claims.summary import Summary
 from shadow.comparing.matching import ComparedReport, compared, relate, settings_apart
-from shadow.errors import ShadowError
 from shadow.reports.columns import DELTA, FIGURES, SPECTRAL
-from shadow.reports.provenance import finished_metadata, refuse_remains
 from shadow.reports.report import Report
 from shadow.summary.bootstrap import LEVEL, blocks_of, interval_of_median
 from shadow.summary.layer_medians import directions, median_directions
 from shadow.summary.rows import Bounds, ComponentRow, ModuleRow
-from shadow.summary.summary import SummarisedReport, Summary
 from shadow.text import counted, several
 
 Verdicts = Literal["passed", "met", "missing", "skipped"]
@@ -328,53 +326,6 @@ class Measured:
         if not reasons:
             return f"{what} has no base to differ from"
         return f"{what} was not measured ({', '.join(sorted(reasons))})"
-
-
-def read_measured(
-    folder: Path, label: str = "this report", summary: Summary | None = None
-) -> Measured:
-    """A finished report, with its summary unless that is known already. Raises ShadowError."""
-    report = SummarisedReport(folder)
-    assert report.provenance  # read now, so that a folder without a report is told here
-    if summary is None:
-        summary = report.summary
-    return Measured(source=report, label=label, summary=summary)
-
-
-def _whole(folder: Path) -> Measured:
-    """A baseline, all of which is read now: what is measured next may be written over it."""
-    baseline = read_measured(folder, "the baseline")
-    assert baseline.report is not None
-    return baseline
-
-
-# The baseline
-
-
-def read_baselines(
-    against: Path, folders: Sequence[Path], pairs: Sequence[tuple[str, str]]
-) -> dict[tuple[str, str], Measured]:
-    """The report of each pair (family, pair) that has one in folders, which are those in or below
-    against.
-
-    A single pair may also be held against a report of any name, if against is that report's own
-    folder. Raises ShadowError for what cannot be read.
-    """
-    if len(pairs) == 1 and finished_metadata(against) is not None:
-        return {pairs[0]: _whole(against)}
-    baselines = {}
-    for folder in folders:
-        metadata = finished_metadata(folder)
-        if metadata is None:
-            refuse_remains(folder)
-        if metadata is not None and (which := (metadata["family"], metadata["pair"])) in pairs:
-            if which in baselines:
-                raise ShadowError(
-                    f"{against} has two reports of {':'.join(which)}",
-                    "name the folder of one of them",
-                )
-            baselines[which] = _whole(folder)
-    return baselines
 
 
 def notes_on(baseline: Measured, now: Measured) -> list[str]:

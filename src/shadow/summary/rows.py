@@ -51,20 +51,6 @@ class ReportWarning:
 
 
 @dataclass(frozen=True)
-class Claims:
-    """What may be said of a pair and what may not."""
-
-    measured: list[str]
-    """What is measured."""
-
-    consistent_with: list[str]
-    """What would explain it; never what did."""
-
-    not_shown: list[str]
-    """What weights do not show."""
-
-
-@dataclass(frozen=True)
 class GridRow:
     """One module over the layers of a component."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from shadow.claims.explanations import EXPLANATIONS
-from shadow.claims.footprint import GATES
+from shadow.claims.gates import GATES
 from shadow.places.names import name_rules
 from shadow.reasons import REASONS
 from shadow.reports.heads import Head
@@ -122,8 +122,8 @@ def other_words() -> Mapping[str, Head]:
             name: Head(f"a reason for which a tensor is not measured: {one.text}")
             for name, one in REASONS.items()
         },
-        **{name: Head(f"a gate: it passes when {text}") for name, text in GATES.items()},
+        **{name: Head(f"a gate: it passes when {gate.meaning}") for name, gate in GATES.items()},
         **dict.fromkeys(name_rules().modules, module),
-        **dict.fromkeys(EXPLANATIONS.values(), explanation),
+        **dict.fromkeys((one.title for one in EXPLANATIONS.values()), explanation),
         **OF_SCREENS,
     }
