@@ -51,12 +51,8 @@ class Answer:
     """The answer to a claim."""
 
     code: str
-    """Of the claim."""
-
     outcome: Outcome
     reason: str
-    """One line."""
-
     figures: Mapping[str, Figure] = field(default_factory=dict)
     """The figures in the reason, unrounded, by their place in summary.json."""
 

@@ -53,8 +53,6 @@ class Evidence:
     """One figure that a label would rest on, beside the value it has without any training."""
 
     name: str
-    """The figure's name in the summary."""
-
     figure: float
     interval: tuple[float, float] | None
     """(low, high) over layers; None where it has none."""
@@ -63,7 +61,6 @@ class Evidence:
     """What it would be for noise of the same profile; None where that has no one value."""
 
     says: str
-    """What it says, for people."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,6 @@ class Claims:
     """What would explain it; never what did."""
 
     not_shown: list[str]
-    """What weights do not show."""
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,6 @@ class Finding:
     """What a report says of its pair."""
 
     headline: str
-    """What happened to the weights, in one line."""
-
     sentences: list[Sentence]
     """Each a short paragraph, in the order of shadow.telling.finding.CODES, but that a copy's
     `rounding` stands before `size`, and so do `vocabulary` and `left_out` if nothing changed or
@@ -34,7 +32,6 @@ class Finding:
     """What else it may be, in the order of EXPLANATIONS."""
 
     not_shown: list[str]
-    """What weights do not show."""
 
     @property
     def text(self) -> str:
@@ -53,13 +50,9 @@ class Summary(PairRecord):
     """What the terminal shows of one pair; `summary.json` is this as JSON."""
 
     gates: list[Gate]
-    """What must hold before there is a label."""
-
     label: Label
     label_reason: str
     evidence: list[Evidence]
-    """The figures that the label rests on."""
-
     reference: Position | None
     """Where the pair lies among known trainings of about its size; None: there are none."""
 
@@ -77,8 +70,6 @@ class Summary(PairRecord):
     """The means of the gains, one for each group of benchmarks."""
 
     score_files: list[ScoreFile] = field(default_factory=list)
-    """The files that the scores came from."""
-
     score_notes: list[str] = field(default_factory=list)
     """What was left out of the scores, or makes them doubtful."""
 

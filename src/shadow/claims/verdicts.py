@@ -58,13 +58,10 @@ class JudgedFigure:
     """Its name, with component and module before it."""
 
     value: float | str | None
-    """Its value; None where it is missing."""
-
     bounds: tuple[float, float] | None = None
     """Its interval over layers; None where it has none."""
 
     why: str = ""
-    """Why it has none."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +72,7 @@ class RuleFigure:
     """Its name, with component and module before it."""
 
     value: float | str | None
-    """Its value; None where it is missing."""
-
     met: bool
-    """Does it violate the rule?"""
-
     before: float | None = None
     """What the baseline has of it; None without one."""
 
@@ -87,7 +80,6 @@ class RuleFigure:
     """The lower bound of the baseline's interval."""
 
     high: float | None = None
-    """The upper bound."""
 
 
 @dataclass(frozen=True)
@@ -95,18 +87,13 @@ class Verdict:
     """What came of one rule on one report."""
 
     rule: Rule
-    """The rule."""
-
     outcome: Verdicts
     """`met`: violated; `passed`; `missing` where there was nothing to judge; `skipped` where the
     rule allows that.
     """
 
     detail: str
-    """A sentence for people."""
-
     findings: tuple[RuleFigure, ...] = ()
-    """The figures that were judged."""
 
     @property
     def code(self) -> int:
@@ -130,20 +117,12 @@ class Judgement:
     """What came of one pair."""
 
     family: str
-    """The family, or the last name of the tuned model."""
-
     pair: str
-    """The two stages compared, `base..tuned`."""
-
     summary: Summary | None = None
-    """The summary of its report; None where there is no report."""
-
     seconds: float | None = None
     """How long its audit took, 0 or more; None where nothing was audited now."""
 
     verdicts: tuple[Verdict, ...] = ()
-    """What came of each rule."""
-
     notes: tuple[str, ...] = ()
     """What a person should know of the report and of the baseline."""
 
@@ -191,11 +170,7 @@ class _Told:
     """By name; None where the report has none."""
 
     intervals: Mapping[str, Bounds]
-    """By the name of the figure."""
-
     layers: int
-    """The layers that intervals are over, 0 or more."""
-
     no_interval: str | None
     """Why no figure of the place has an interval."""
 
@@ -214,13 +189,10 @@ class Measured:
     """A finished report as rules see it. Rows are read when a rule needs more than the summary."""
 
     source: Report
-    """The report itself."""
-
     label: str
     """What to call it: this report, or the baseline."""
 
     summary: Summary
-    """Its summary."""
 
     @property
     def folder(self) -> Path:

@@ -80,14 +80,8 @@ class Picture:
     """Relative norms by module and layer, as cells of a picture."""
 
     modules: tuple[str, ...]
-    """The rows, as in the grid."""
-
     first: int
-    """The first layer."""
-
     last: int
-    """The last one."""
-
     cells: tuple[tuple[float | None, ...], ...]
     """(modules, columns): the median over the layers of a column; None where they lack the module.
     """

@@ -41,17 +41,9 @@ class PairRecord:
     """The number of the schema of the report's files."""
 
     family: str
-    """The family, or the last name of the tuned model."""
-
     pair: str
-    """The two stages compared, `base..tuned`."""
-
     base: CheckpointSide
-    """The base checkpoint."""
-
     tuned: CheckpointSide
-    """The tuned checkpoint."""
-
     counts: Mapping[str, int]
     """Tensors of both sides by status: measured, identical, skipped."""
 
@@ -61,20 +53,14 @@ class PairRecord:
     """(low, high) over layers of figures that have any; None: no_interval says why."""
 
     layers: int
-    """How many layers the intervals are over."""
-
     interval_level: float | None
     """The probability that the intervals may claim, 0 to 1."""
 
     no_interval: str | None
-    """Why there are no intervals."""
-
     resampling: Mapping[str, str | float]
     """How the intervals were made."""
 
     components: list[ComponentRow]
-    """A row for each component."""
-
     modules: list[ModuleRow]
     """A row for each module of a component that changed."""
 
@@ -82,8 +68,6 @@ class PairRecord:
     """A row for each layer that was compared."""
 
     grid: list[GridRow]
-    """Modules by layers."""
-
     inside_layers: InsideLayers
 
     outside_layers: list[OutsideRow]
@@ -111,13 +95,10 @@ class PairRecord:
     """What has no partner, another shape or no finite numbers."""
 
     recognised: Recognised
-    """Changes that the figures show beyond doubt."""
-
     skipped: list[SkippedRow]
     """A row for each reason, the most tensors first."""
 
     warnings: list[ReportWarning]
-    """What makes the figures doubtful."""
 
     @property
     def main_component(self) -> str | None:

@@ -44,10 +44,7 @@ class ReportWarning:
     """What makes the figures of a report doubtful: a code for programs, a sentence for people."""
 
     code: WarningCode
-    """For programs."""
-
     text: str
-    """A sentence for people."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +52,7 @@ class GridRow:
     """One module over the layers of a component."""
 
     component: str
-    """The component."""
-
     module: str
-    """The module."""
-
     layers: list[int]
     """That have it, ascending."""
 
@@ -75,20 +68,10 @@ class SkippedRow:
     """The tensors that were not measured for one reason."""
 
     reason: str
-    """Of shadow.reasons."""
-
     tensors: int
-    """Of both sides."""
-
     base: int
-    """Of the base."""
-
     tuned: int
-    """Of the tuned side."""
-
     examples: list[str]
-    """Names of the first few tensors."""
-
     detail: str | None
     """Of the first tensor that has one."""
 
@@ -112,28 +95,20 @@ class Intervals:
     """(low, high) by figure; None where layers do not suffice."""
 
     layers: int
-    """How many they are over."""
-
     interval_level: float | None
     """The probability that they may claim, 0 to 1."""
 
     no_interval: str | None
-    """Why there are none."""
 
 
 @dataclass(frozen=True)
 class _Component:
     component: str
-    """The component."""
-
     tensors: int
     """Of the tuned side, with two dimensions or more."""
 
     identical: int
-    """Of these."""
-
     matrices: int
-    """That changed."""
 
 
 @dataclass(frozen=True)
@@ -152,16 +127,9 @@ class ComponentRow(ParameterShare, Intervals, DepthFigures, Energies, Medians, _
 @dataclass(frozen=True)
 class _Module:
     component: str
-    """The component."""
-
     module: str
-    """The module."""
-
     matrices: int
-    """That changed."""
-
     parameters: int
-    """Of these."""
 
 
 @dataclass(frozen=True)
@@ -176,14 +144,10 @@ class LayerRow:
     """
 
     component: str
-    """The component."""
-
     layer: int
     """The layer, from 0."""
 
     matrices: int
-    """That changed."""
-
     relative_norm: float | None
     """Of all of them as one vector."""
 
@@ -194,14 +158,8 @@ class LayerRow:
     """Of the component's layers, 0 to 1."""
 
     concentration: float | None
-    """Median."""
-
     effective_rank_shift: float | None
-    """Median."""
-
     spikes: float | None
-    """Median."""
-
     up_effective_rank_shift: float | None
     """Of the MLP up-projections; the median of several experts."""
 
@@ -217,14 +175,8 @@ class CoherenceRow:
     """How coherent the changes of one module inside layers are, comparable over shapes."""
 
     component: str
-    """The component."""
-
     module: str
-    """The module."""
-
     matrices: int
-    """That changed."""
-
     coherent: int
     """Of these, matrices that have equivalent_directions."""
 
@@ -247,17 +199,9 @@ class QuarterRow:
     """A quarter of a component's depth: its layers in order, divided as evenly as they can be."""
 
     component: str
-    """The component."""
-
     quarter: int
-    """1 to 4."""
-
     first_layer: int
-    """Its first layer, from 0."""
-
     last_layer: int
-    """Its last layer."""
-
     energy_share: float
     """Of the component's layers, 0 to 1."""
 
@@ -270,13 +214,8 @@ class UnchangedRow:
     """A module of which every matrix that was compared is identical."""
 
     component: str
-    """The component."""
-
     module: str
-    """The module."""
-
     tensors: int
-    """How many of the tuned side, 1 or more."""
 
 
 @dataclass(frozen=True)
@@ -287,8 +226,6 @@ class VectorFigures:
     """That both sides have in one size."""
 
     changed: int
-    """Of these."""
-
     relative_norm: float | None
     """Median over those that changed; None where none did, or all are 0 in the base."""
 
@@ -307,8 +244,6 @@ class UncomparedRow:
     """The side that has them, or whose numbers are not finite: base, tuned or both."""
 
     component: str
-    """The component."""
-
     module: str | None
     """The module; None for whole layers."""
 
@@ -316,8 +251,6 @@ class UncomparedRow:
     """Ascending; empty outside the layers."""
 
     tensors: int
-    """How many of one side, 1 or more."""
-
     base_shape: list[int] | None
     """Of those whose shapes differ."""
 
@@ -330,17 +263,9 @@ class VocabularyRow:
     """An embedding or a head with more rows on one side; the rows that both have are compared."""
 
     component: str
-    """The component."""
-
     module: str
-    """embed or head."""
-
     base_rows: int
-    """Of the base."""
-
     tuned_rows: int
-    """Of the tuned side."""
-
     added: int
     """tuned_rows - base_rows; below 0 where rows were taken away."""
 
@@ -350,16 +275,11 @@ class ReplacedRow:
     """Matrices of one module that have little in common with the base's."""
 
     component: str
-    """The component."""
-
     module: str
-    """The module."""
-
     layers: list[int]
     """Ascending; empty outside the layers."""
 
     matrices: int
-    """1 or more."""
 
 
 @dataclass(frozen=True)
@@ -367,8 +287,6 @@ class Replaced:
     """Matrices that have little in common with the base's, in a model that is close to it."""
 
     matrices: int
-    """1 or more."""
-
     cosine_least: float
     """Of base and tuned, -1 to 1."""
 
@@ -376,7 +294,6 @@ class Replaced:
     """Of base and tuned, -1 to 1."""
 
     rows: list[ReplacedRow]
-    """By module."""
 
 
 @dataclass(frozen=True)
@@ -384,8 +301,6 @@ class Scaled:
     """Every changed matrix is its base times one factor."""
 
     matrices: int
-    """That changed, 2 or more."""
-
     factor: float
     """What the base was multiplied by."""
 
@@ -395,8 +310,6 @@ class Zeroed:
     """In every changed matrix some entries became 0, and all others stayed."""
 
     matrices: int
-    """That changed, 2 or more."""
-
     share: float
     """Of the entries, those that became 0: median over matrices, 0 to 1."""
 
@@ -406,14 +319,8 @@ class FewRowsRow:
     """An embedding of which only a few rows changed."""
 
     component: str
-    """The component."""
-
     module: str
-    """embed."""
-
     changed: int
-    """Rows that changed."""
-
     rows: int
     """All that were compared."""
 
@@ -432,7 +339,6 @@ class Recognised:
     """None: the change is another."""
 
     few_rows: list[FewRowsRow]
-    """A row for each embedding."""
 
 
 @dataclass(frozen=True)
@@ -440,17 +346,9 @@ class AloneRow:
     """Medians over the matrices of a component that have no base."""
 
     component: str
-    """The component."""
-
     matrices: int
-    """How many, 1 or more."""
-
     stable_rank: float | None
-    """1 or more."""
-
     effective_rank: float | None
-    """1 or more."""
-
     participation_ratio: float | None
     """Directions, 1 or more."""
 
@@ -460,8 +358,6 @@ class _Outside:
     component: str
     module: str
     matrices: int
-    """That changed, 1 or more."""
-
     poolers: int
     """How many of them are of a pooler, as BERT has, by their names; their module is head."""
 
@@ -487,8 +383,6 @@ class PublishedCheck:
     """Of shadow.comparing.published.DEFINITIONS."""
 
     published: float
-    """As others published it."""
-
     ours: float | None
     """None: reason."""
 
@@ -507,16 +401,11 @@ class PublishedPair:
     """The pair as others measured it, whatever the commits."""
 
     base: str
-    """As the table has it."""
-
     tuned: str
-    """As the table has it."""
-
     agrees: bool | None
     """All figures that are compared; None: none is."""
 
     checks: list[PublishedCheck]
-    """A row for each published figure."""
 
 
 @dataclass(frozen=True)
@@ -524,8 +413,6 @@ class PublishedPlace:
     """The rank of a figure among other families, each with the median of its pairs."""
 
     value: float
-    """Of the pair of the report."""
-
     below: int
     """Families whose median is smaller."""
 
@@ -533,13 +420,10 @@ class PublishedPlace:
     """All that it is ranked among, 1 or more."""
 
     pairs: int
-    """Of these families."""
-
     least: float
     """Median of a family."""
 
     most: float
-    """The largest median of a family."""
 
 
 @dataclass(frozen=True)
@@ -547,8 +431,6 @@ class PublishedFigures:
     """What figures that others published of released pairs say beside a report's."""
 
     source: str
-    """Who published them, and where."""
-
     pair: PublishedPair | None
     """None: others have not published it."""
 
@@ -556,14 +438,10 @@ class PublishedFigures:
     """By mean_relative_norm."""
 
     no_size: str | None
-    """Why there is none."""
-
     top20: PublishedPlace | None
     """By mean_top20_energy, among pairs of about its size."""
 
     no_top20: str | None
-    """Why there is none."""
-
     within: float
     """The factor that is about its size."""
 
