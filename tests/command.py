@@ -19,7 +19,8 @@ SECONDS = 120  # after which a command counts as hung
 ZYGOTE = """
 import functools, gc, importlib, json, os, resource, signal, sys, traceback
 import typer.main
-import pyarrow.pandas_compat, shadow.places.names, shadow.cli, shadow.audits.pair
+import pyarrow.pandas_compat, shadow.places.names, shadow.cli
+import shadow.audits.pair, shadow.audits.pair_plan
 import shadow.outputs.terminal.summary
 import shadow.checkpoints.choosing
 import shadow.outputs.terminal.rules, shadow.outputs.terminal.comparison
@@ -31,7 +32,7 @@ shadow.summary.summary_file._maker()
 # Commands are built from their signatures once, not in every fork; and `plan` does not measure the
 # machine for a second each time (test_api.py has a plan that does).
 typer.main.get_command = functools.cache(typer.main.get_command)
-shadow.audits.pair.pace = lambda method, jobs, offload=None: 1e10
+shadow.audits.pair_plan.pace = lambda method, jobs, offload=None: 1e10
 os.fsync = lambda handle: None  # as in conftest.py
 stdout, sys.stdout = sys.stdout, open(os.devnull, "w")
 shadow.cli.app(["explain", "rows"], standalone_mode=False)

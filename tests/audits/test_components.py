@@ -15,7 +15,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from shadow.audits.pair import Settings, run_pair
-from shadow.audits.plan import PlannedModule
+from shadow.audits.pair_plan import PlannedModule
 from shadow.checkpoints.pairing import Filter
 from shadow.outputs.terminal.comparison import modules_apart
 from shadow.outputs.terminal.plan import plan_modules

@@ -9,7 +9,7 @@ import os
 import pytest
 
 from shadow.audits.machine_limits import MachineLimits, machine_limits
-from shadow.audits.plan import PairPlan, PlannedSide
+from shadow.audits.pair_plan import PairPlan, PlannedSide
 from shadow.outputs.terminal.plan import plan_view
 
 GIB = 1 << 30

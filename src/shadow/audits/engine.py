@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from shadow.audits.pair import Progress, Runtime
+from shadow.audits.runtime import Progress, Runtime
 from shadow.errors import ShadowError
 
 VISIBLE = 30  # seconds until a network file system shows what another machine has written

@@ -23,15 +23,9 @@ from shadow.audits.engine import (
     portable,
     say_behind,
 )
-from shadow.audits.pair import (
-    AuditResult,
-    Progress,
-    Runtime,
-    Settings,
-    client_for,
-    run_pair,
-    tell_nobody,
-)
+from shadow.audits.pair import run_pair
+from shadow.audits.runtime import AuditResult, Progress, Runtime, Settings, tell_nobody
+from shadow.audits.sides import client_for, references_of
 from shadow.claims.footprint import label_or_gates
 from shadow.comparing.scores import ScoreFiles
 from shadow.errors import BusyError, KeptError, ShadowError
@@ -195,10 +189,7 @@ class Pins:
 
         A side whose commit cannot be had is left out: the audit of the pair will say what is wrong.
         """
-        sides: list[Reference] = []
-        for side in (pair.base, pair.tuned):
-            sides += [part for _, part in side.parts] if isinstance(side, ComponentBase) else [side]
-        found = {side: self._commit(side) for side in sides if not side.is_folder}
+        found = {side: self._commit(side) for side in references_of(pair) if not side.is_folder}
         return {side: commit for side, commit in found.items() if commit is not None}
 
     def _commit(self, reference: Reference) -> str | None:

@@ -20,15 +20,8 @@ from pathlib import Path
 
 from shadow.audits.engine import NOT_SHARED, ROUNDS, VISIBLE, Engine, Task, say_behind
 from shadow.audits.journal import JOURNAL, PARTS, Journal
-from shadow.audits.pair import (
-    AlignedPair,
-    Asked,
-    Progress,
-    Runtime,
-    Settings,
-    measure_part,
-    tell_nobody,
-)
+from shadow.audits.pair import measure_part
+from shadow.audits.runtime import AlignedPair, Asked, Progress, Runtime, Settings, tell_nobody
 from shadow.audits.schedule import ShardKey, in_order, shards_of
 from shadow.audits.workers import cost
 from shadow.checkpoints.pairing import Filter, MatrixPair

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+import typer
 from rich.console import Console, RenderableType
 from rich.markup import escape
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import Task
 
-    from shadow.audits.pair import Progress
+    from shadow.audits.runtime import Progress
 
 
 out = Console(highlight=False, emoji=False)
@@ -109,6 +110,16 @@ def complain(error: ShadowError) -> None:
     _print(err, f"[bold red]error:[/] {escape(visible(message))}")
     if hint:
         _print(err, f"[dim]hint:[/]  {escape(visible(hint))}")
+
+
+@contextlib.contextmanager
+def stopping() -> Iterator[None]:
+    """Say how to go on where the work of a block is interrupted, and end with 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say("stopped; run the same command again to continue")
+        raise typer.Exit(130) from None
 
 
 def _print(console: Console, renderable: RenderableType) -> None:

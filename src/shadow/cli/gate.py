@@ -35,7 +35,7 @@ SHARDS_TOLD = 100  # missing shards of a list that are told one by one
 
 if TYPE_CHECKING:
     from shadow.audits.list_index import Index, Row
-    from shadow.audits.pair import AuditResult
+    from shadow.audits.runtime import AuditResult
     from shadow.claims.rules import Rule
     from shadow.claims.verdicts import Judgement, Measured
 
@@ -75,7 +75,6 @@ def gate(
         policy=policy,
         against=against,
         allow_missing=allow_missing,
-        junit=junit,
         storage=parsed_options(storage_options),
     )
     rules = rules_of(options)
@@ -220,20 +219,9 @@ class GateOptions:
     """What was typed to hold reports against."""
 
     fail_on: Sequence[str]
-    """Rules, such as `concentration > 0.5`."""
-
     policy: Path | None
-    """A file of named rules."""
-
     against: Path | None
-    """A folder with earlier reports, which figures must not have moved from."""
-
     allow_missing: bool
-    """May what a rule names be absent, and what the baseline lacks?"""
-
-    junit: Path | None
-    """The file that JUnit XML is written to."""
-
     storage: Options = field(default_factory=dict, repr=False)
     """Options of the driver of URLs."""
 

@@ -53,32 +53,27 @@ def lab_run(
 
     Exit codes: 0 done, whatever was found; 1 failed; 2 wrong usage.
     """
-    if json:
-        format = Format.json
+    as_json = json or format is Format.json
     require("lab")
     from shadow.lab.run import run, run_pretrained
     from shadow.lab.view import view
 
-    with console.steps(f"lab {preset.value}") as update:
+    with console.stopping(), console.steps(f"lab {preset.value}") as update:
 
         def show(done: TaskResult) -> None:
             update(done.finished, done.total, done.what)
 
-        try:
-            if preset is PresetName.pretrained:
-                states = run_pretrained(output, jobs=jobs, show=show)
-                if format is Format.json:
-                    console.show_json(_told(preset, len(states), output))
-                console.say(
-                    f"{len(states)} measured states in {output}/: pretrained.parquet, pretrained.md"
-                )
-                return
-            tables = run(preset.value, output, jobs=jobs, show=show)
-        except KeyboardInterrupt:
-            console.say("stopped; run the same command again to continue")
-            raise typer.Exit(130) from None
-    if format is Format.json:
-        console.show_json(_told(preset, len(tables["runs"]), output))
+        if preset is PresetName.pretrained:
+            states = run_pretrained(output, jobs=jobs, show=show)
+            if as_json:
+                console.show_json(_as_json(preset, len(states), output))
+            console.say(
+                f"{len(states)} measured states in {output}/: pretrained.parquet, pretrained.md"
+            )
+            return
+        tables = run(preset.value, output, jobs=jobs, show=show)
+    if as_json:
+        console.show_json(_as_json(preset, len(tables["runs"]), output))
     else:
         console.display(view(tables, preset.value))
     console.say(
@@ -86,6 +81,6 @@ def lab_run(
     )
 
 
-def _told(preset: PresetName, rows: int, folder: Path) -> dict[str, object]:
+def _as_json(preset: PresetName, rows: int, folder: Path) -> dict[str, object]:
     """What stdout has where JSON is asked for."""
     return {"preset": preset.value, "runs": rows, "folder": str(folder)}

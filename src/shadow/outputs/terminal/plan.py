@@ -16,7 +16,7 @@ from shadow.outputs.terminal.typeset import span
 from shadow.text import byte_size, duration, several, visible
 
 if TYPE_CHECKING:
-    from shadow.audits.plan import PairPlan, PlannedModule, PlannedSide
+    from shadow.audits.pair_plan import PairPlan, PlannedModule, PlannedSide
 
 
 def plan_view(plan: PairPlan, width: int) -> RenderableType:
