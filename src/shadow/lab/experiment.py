@@ -33,7 +33,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from shadow import __version__
-from shadow.audits.perform import perform
+from shadow.audits.perform import perform as audit
 from shadow.audits.request import AuditRequest, Files
 from shadow.comparing.comparison import compare
 from shadow.errors import ShadowError
@@ -406,7 +406,7 @@ def figures_of(base: Path, tuned: Path, reports: Path, family: str, name: str) -
     request = AuditRequest(
         Selection((pair,), (pair,)), reports, files=Files(cache=False), overwrite=True, jobs=1
     )
-    (outcome,) = perform(request)
+    (outcome,) = audit(request)
     done = outcome.finished()
     overall = done.summary.figures["relative_norm_overall"]
     allocation = {row.module: _over(row.relative_norm, overall) for row in done.summary.modules}
