@@ -12,7 +12,8 @@ from shadow import __version__
 from shadow.audits.journal import alone_at, remove_journal_of
 from shadow.audits.runtime import DEFAULTS, AuditResult, Runtime
 from shadow.checkpoints.pairing import in_ranges
-from shadow.comparing.gains import NO_SCORES, Scored, kept_bytes, read_kept
+from shadow.comparing.gains import NO_SCORES, Scored
+from shadow.comparing.kept_scores import kept_bytes, read_kept
 from shadow.errors import ShadowError
 from shadow.reports.atomic_replacement import KEPT, TABLES_OF_A_PAIR, replacing
 from shadow.reports.columns import SCHEMA

@@ -49,7 +49,9 @@ from shadow.audits.spectrum_cache import SpectrumCache
 from shadow.audits.workers import cost, default_jobs, measure_pairs
 from shadow.checkpoints.pairing import Filter
 from shadow.checkpoints.sources import Fetching, Source, WholeFile
-from shadow.comparing.gains import Scored, join, kept_bytes, neither, sides_of
+from shadow.comparing.gains import Scored, join
+from shadow.comparing.kept_scores import kept_bytes
+from shadow.comparing.scored_sides import neither, sides_of
 from shadow.comparing.scores import ScoreFiles
 from shadow.errors import BusyError, KeptError, ShadowError
 from shadow.files import PARTIAL, nearest_folder, remove_empty, safe_name

@@ -44,7 +44,7 @@ def client_for(references: Sequence[Reference]) -> contextlib.AbstractContextMan
     if all(reference.is_folder for reference in references):
         return contextlib.nullcontext()
     try:
-        from shadow.checkpoints.hub import own_client
+        from shadow.checkpoints.hub_client import own_client
     except ValueError as error:  # of the client, which reads them when it is imported
         hint = "check HF_ENDPOINT, HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT"
         raise ShadowError(f"the Hub's client cannot use a setting: {error}", hint) from error

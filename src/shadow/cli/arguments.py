@@ -44,7 +44,7 @@ def selected(
     from shadow.targets import typed
     from shadow.targets.families import given_pair
     from shadow.targets.lists import select
-    from shadow.targets.references import parse_reference
+    from shadow.targets.references import is_reference, parse_reference
 
     if (base is None) != (tuned is None):
         raise UsageError("--base and --tuned go together", "name both checkpoints, or a family")
@@ -55,7 +55,7 @@ def selected(
     if base is not None and tuned is not None:
         given = [given_pair(parse_reference(base), parse_reference(tuned))]
     if name is not None:
-        if not given and len(targets) == 2 and all(map(typed.is_reference, targets)):
+        if not given and len(targets) == 2 and all(map(is_reference, targets)):
             given = list(typed.pairs_of_references(targets, {}))
             targets = []
         if not given or targets or listed or tags:

@@ -13,10 +13,10 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.console import Console, RenderableType
 from rich.markup import escape
 
+from shadow.cli.interrupts import Unfinished
 from shadow.errors import ShadowError
 from shadow.storage import as_given
 from shadow.text import byte_size, duration, inert, redacted, visible
@@ -113,13 +113,12 @@ def complain(error: ShadowError) -> None:
 
 
 @contextlib.contextmanager
-def stopping() -> Iterator[None]:
-    """Say how to go on where the work of a block is interrupted, and end with 130."""
+def continuable() -> Iterator[None]:
+    """An interrupt of the work of a block leaves it to the same command to continue."""
     try:
         yield
     except KeyboardInterrupt:
-        say("stopped; run the same command again to continue")
-        raise typer.Exit(130) from None
+        raise Unfinished from None
 
 
 def _print(console: Console, renderable: RenderableType) -> None:

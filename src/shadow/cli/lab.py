@@ -58,7 +58,7 @@ def lab_run(
     from shadow.lab.run import run, run_pretrained
     from shadow.lab.view import view
 
-    with console.stopping(), console.steps(f"lab {preset.value}") as update:
+    with console.continuable(), console.steps(f"lab {preset.value}") as update:
 
         def show(done: TaskResult) -> None:
             update(done.finished, done.total, done.what)

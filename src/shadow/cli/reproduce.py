@@ -12,8 +12,7 @@ from shadow.cli import console
 from shadow.cli import options as option
 from shadow.cli.arguments import files_of, of_pair
 from shadow.errors import ShadowError
-from shadow.targets.families import short
-from shadow.text import nearest
+from shadow.text import nearest, short
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -148,7 +147,7 @@ def _audit(
     measured: dict[Pair, PairByLayer] = {}
     faults: dict[Pair, str] = {}
     bars = console.pairs_progress(len(request.selection.own), is_list=False)
-    with console.stopping(), bars as watch:
+    with console.continuable(), bars as watch:
         for outcome in perform(request, say=console.say, watch=watch):
             try:
                 report = Report(outcome.finished().folder)
