@@ -33,14 +33,9 @@ class Task:
     """A part of the work that depends on no other part."""
 
     name: str
-    """What people call it."""
-
     work: Callable[[Runtime], Any]
-    """What is done. It can be pickled."""
-
     runtime: Callable[[], Runtime]
-    """How it runs: asked for in the process of the engine when the task begins."""
-
+    """Asked for in the process of the engine when the task begins."""
     near: str = ""
     """What it reads. Tasks that read the same are best on one machine, which then fetches it once.
     """
@@ -51,13 +46,10 @@ class Ended:
     """What became of a task."""
 
     task: Task
-    """The task."""
-
     result: Any
     """What its work returned; None where there is a fault."""
-
     fault: BaseException | None
-    """What its work raised, or why it never ended; None where it returned."""
+    """What its work raised, or why it never ended."""
 
 
 class Engine(Protocol):

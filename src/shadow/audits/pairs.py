@@ -47,27 +47,18 @@ class PairOutcome:
     """What became of one pair."""
 
     pair: Pair
-    """The pair."""
-
     state: State
-    """kept: a finished report is there that differs from what was asked for, and stays. stopped: by
+    """kept: a finished report that differs from what was asked for is there, and stays. stopped: by
     the user.
     """
-
     result: AuditResult | None
-    """Its report; None unless it is done."""
-
     fault: BaseException | None
-    """What went wrong: a ShadowError, or a fault of shadow itself; None where it is done."""
-
+    """A ShadowError, or a fault of shadow itself; None where it is done."""
     began: bool
-    """Was anything measured or fetched, rather than only read?"""
-
+    """Whether anything was measured or fetched, rather than only read."""
     seconds: float
-    """How long it took, 0 or more."""
-
     moved: int
-    """Bytes of weights that came over the network for it, 0 or more."""
+    """Bytes of weights that came over the network for it."""
 
     @property
     def error(self) -> ShadowError | None:

@@ -43,12 +43,8 @@ class Parts:
     """How a pair is measured in parts."""
 
     engine: Engine
-    """What carries them out."""
-
     count: int | None = None
-    """How many, 1 or more; None: as many as the engine carries out at a time. There may be fewer
-    (see `cut`).
-    """
+    """None: as many as the engine carries out at a time. There may be fewer (see `cut`)."""
 
     def measure(self, asked: Asked, lined: AlignedPair, journal: Journal) -> None:
         """Measure what the journal does not hold yet, into it. Raises what a part raised."""

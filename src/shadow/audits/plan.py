@@ -65,21 +65,13 @@ class Access:
     """How checkpoints may be read: what one run decides and no number depends on."""
 
     allow_pickle: bool = False
-    """May `.bin` files of torch be read?"""
-
     offline: bool = False
-    """Is only what is in the Hub's cache used?"""
-
     fetch: Fetch = "auto"
-    """Whole shards or byte ranges from the Hub; auto: ranges where a filter makes them much
-    smaller.
-    """
-
+    """auto: ranges where a filter makes them much smaller than whole shards."""
     max_disk: int | None = None
-    """The most disk in bytes that fetched shards may take at any time; None: what is free."""
-
+    """Bytes that fetched shards may take at any time; None: what is free."""
     alone: bool = True
-    """Does no other task of the run use this machine's cache of the Hub? Otherwise nothing is
+    """Whether no other task of the run uses this machine's cache of the Hub. Otherwise nothing is
     removed from it unasked: another task may be reading it.
     """
 
@@ -89,36 +81,23 @@ class Plan:
     """What is left to do, and what it takes."""
 
     base: Checkpoint
-    """The base, with the source of each shard."""
-
     tuned: Checkpoint
-    """The tuned side, with the source of each shard."""
-
     work: Schedule
-    """The order of the work."""
-
     to_move: int
     """Bytes that come over the network."""
-
     frees: bool
-    """Are fetched shards removed from the Hub's cache at their last use?"""
-
+    """Whether fetched shards are removed from the Hub's cache at their last use."""
     peak: int
-    """The most disk in bytes that they take at any time."""
-
+    """The most bytes of disk that they take at any time."""
     report: int
-    """About the most disk in bytes that the report takes while it is made: its journal, the
-    journals of its parts, its rows and its tables.
+    """About the most bytes of disk that the report takes while it is made: its journal, those of its
+    parts, its rows and its tables.
     """
-
     free: int
-    """Bytes of disk that are free."""
-
+    """Bytes of disk."""
     problem: str | None
     """Why the disk does not suffice; None where it does."""
-
     hint: str = DISK_HINT
-    """What to do if it does not."""
 
     def require_disk(self) -> None:
         """Raises ShadowError, with the numbers, when the disk does not suffice."""

@@ -48,7 +48,6 @@ class Measuring:
     nulls: Nulls = Nulls()
     subspaces: bool = True
     spectra: bool = True
-    """Whether singular values are written."""
     optimizer: Optimizer | None = None
     device: str = "cpu"
     """cpu, cuda, one card as `cuda:1`, or auto: a card if there is one."""
@@ -105,13 +104,10 @@ class AuditRequest:
     selection: Selection
     """The pairs, and whether they make a list, which has an index."""
     output: Path | Store
-    """The folder or the URL that reports are written below."""
     measuring: Measuring = Measuring()
     files: Files = Files()
     scores: Mapping[Pair, ScoreFiles] = field(default_factory=dict)
-    """Benchmark scores, of the pairs that have any."""
     overwrite: bool = False
-    """Whether a finished report of other settings or files is replaced."""
     jobs: int | None = None
     """Matrices that are measured at a time; None: as many as there are cores, or as fit the memory.
     """

@@ -126,7 +126,6 @@ class Runtime:
     elsewhere: Measuring | None = None
     """Measures a pair instead of this process (see `shadow.audits.parts`)."""
     cache: Path | None = None
-    """The folder of spectra that were solved before; None: none are remembered."""
     say: Callable[[str], None] = tell_nobody
     """Gets one line for people now and then."""
     detail: Callable[[str], None] = tell_nobody

@@ -223,7 +223,6 @@ class GateOptions:
     against: Path | None
     allow_missing: bool
     storage: Options = field(default_factory=dict, repr=False)
-    """Options of the driver of URLs."""
 
 
 def begin(junit: Path | None, command: str) -> None:
