@@ -90,8 +90,8 @@ class Plan:
     peak: int
     """The most bytes of disk that they take at any time."""
     report: int
-    """About the most bytes of disk that the report takes while it is made: its journal, those of its
-    parts, its rows and its tables.
+    """About the most bytes of disk that the report takes while it is made: its journal, those of
+    its parts, its rows and its tables.
     """
     free: int
     """Bytes of disk."""
