@@ -28,7 +28,6 @@ from shadow.audits.request import (
 from shadow.errors import ShadowError, UsageError
 from shadow.outputs.notebook import AuditReport, AuditReports
 from shadow.reports.folders import one_report, reports_at, reports_below, reports_of
-from shadow.reports.provenance import report_metadata
 from shadow.reports.remote import fetched
 from shadow.reports.report import Report
 from shadow.storage import Store, located
@@ -42,7 +41,6 @@ if TYPE_CHECKING:
     from shadow.audits.runtime import Progress
     from shadow.claims.verdicts import Judgement, Measured
     from shadow.comparing.comparison import Comparison
-    from shadow.comparing.scores import ScoreFiles
     from shadow.outputs.exports import ExportResult
 
 Several = list[str] | list[Pair] | list[str | Pair] | tuple[str | Pair, ...]
@@ -412,6 +410,7 @@ def compare(
             of the models.
     """
     from shadow.comparing import comparison
+    from shadow.comparing.score_files import scores_of_reports
 
     if not 0 <= margin <= 1:
         raise UsageError(
@@ -429,20 +428,8 @@ def compare(
         folders,
         margin=margin,
         allow_different_base=allow_different_base,
-        scores=_scores_of_reports(files, folders, say or _ignore),
+        scores=scores_of_reports(files, folders, say or _ignore),
     )
-
-
-def _scores_of_reports(
-    files: Sequence[Path], folders: Sequence[Path], say: Callable[[str], None]
-) -> ScoreFiles | None:
-    """What files say of the models of reports; None where there are no files."""
-    if not files:
-        return None
-    from shadow.comparing.score_files import scores_of_sides
-    from shadow.comparing.scored_sides import sides_of
-
-    return scores_of_sides(files, [sides_of(report_metadata(folder)) for folder in folders], say)
 
 
 def judge(

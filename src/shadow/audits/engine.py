@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import pickle
 import traceback
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -76,6 +76,23 @@ class Engine(Protocol):
 
     def cancel(self) -> None:
         """Give up every task that has not ended."""
+
+
+def completed(
+    engine: Engine, is_busy: Callable[[Ended], bool], watch: Watch | None = None
+) -> Generator[Ended, None, None]:
+    """What became of each task, as they end.
+
+    A task elsewhere that gives way to another audit of the same is submitted again, ROUNDS times.
+    """
+    given_way: Counter[Task] = Counter()
+    with closing(engine.as_completed(watch)) as ended_tasks:
+        for ended in ended_tasks:
+            if engine.elsewhere and given_way[ended.task] < ROUNDS and is_busy(ended):
+                given_way[ended.task] += 1
+                engine.submit(ended.task)
+            else:
+                yield ended
 
 
 class InProcess:
@@ -179,8 +196,3 @@ class Queue:
         """Nothing waits any more."""
         self._waiting.clear()
         self._new.clear()
-
-
-def say_behind(prefix: str, say: Callable[[str], None], text: str) -> None:
-    """Say a text that begins with whose it is; with `partial`, a function that can be pickled."""
-    say(prefix + text)

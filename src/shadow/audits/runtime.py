@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -131,6 +132,18 @@ class Runtime:
     detail: Callable[[str], None] = tell_nobody
     """Gets a line for whatever happens: each side, each matrix, where the time went."""
     show: Callable[[Progress], None] = tell_nobody
+
+    def prefixed(self, prefix: str) -> Runtime:
+        """The same, with lines that begin with whose they are."""
+        say = partial(_say_behind, prefix, self.say)
+        if self.detail is tell_nobody:  # which an engine need not send
+            return replace(self, say=say)
+        return replace(self, say=say, detail=partial(_say_behind, prefix, self.detail))
+
+
+def _say_behind(prefix: str, say: Callable[[str], None], text: str) -> None:
+    """Not a closure, which could not be pickled."""
+    say(prefix + text)
 
 
 @dataclass(frozen=True)

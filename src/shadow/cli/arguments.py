@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shadow.audits.request import Files
-from shadow.cli.options import FetchName
+from shadow.audits.request import Fetch, Files
 from shadow.errors import ShadowError, UsageError
 from shadow.storage import fetched_file, located, url_of
 
@@ -120,7 +119,7 @@ def files_of(
     *,
     allow_pickle: bool,
     offline: bool,
-    fetch: FetchName,
+    fetch: Fetch,
     max_disk: str | None,
     no_cache: bool = False,
     cache_dir: Path | None = None,
@@ -129,4 +128,4 @@ def files_of(
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # before the client is imported, which reads it then
     cache = False if no_cache else cache_dir or True
-    return Files(allow_pickle, offline, fetch.value, max_disk, cache)
+    return Files(allow_pickle, offline, fetch, max_disk, cache)

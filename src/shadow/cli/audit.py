@@ -14,7 +14,7 @@ from shadow.audits.request import AuditRequest, Measuring, Nulls, Ray
 from shadow.cli import console
 from shadow.cli import options as option
 from shadow.cli.arguments import Options, files_of, of_pair, say_left_out, scores_here, selected
-from shadow.cli.gate import GateOptions, at_fault, baselines_of, begin, finish, judged_of, rules_of
+from shadow.cli.gate import at_fault, baselines_of, begin, finish, judged_of, rules_of
 from shadow.errors import ShadowError, UsageError
 from shadow.storage import Store, located, parsed_options, work_folder
 
@@ -33,13 +33,13 @@ def audit(
     name: option.OwnName = None,
     listed: option.ListFile = None,
     tag: option.Tag = None,
-    shard: option.ShardOption = None,
+    shard: option.Shard = None,
     output: option.Output = option.DEFAULT_OUTPUT,
     storage_options: option.StorageOptions = None,
     component: option.Component = None,
     layer: option.Layer = None,
     module: option.Module = None,
-    precision: option.Precision = option.PrecisionName.default,
+    precision: option.Precision = "default",
     nulls: Annotated[
         int,
         typer.Option(
@@ -73,17 +73,17 @@ def audit(
         ),
     ] = True,
     overwrite: option.Overwrite = False,
-    optimizer: option.OptimizerOption = None,
+    optimizer: option.Optimizer = None,
     scores: option.Scores = None,
     allow_pickle: option.Pickle = False,
-    fetch: option.FetchOption = option.FetchName.auto,
+    fetch: option.Fetch = "auto",
     max_disk: option.MaxDisk = None,
     offline: option.Offline = False,
-    engine: option.EngineOption = option.EngineName.local,
+    engine: option.Engine = "local",
     address: option.Address = None,
     cpus_per_task: option.CoresPerTask = None,
     memory_per_task: option.MemoryPerTask = "auto",
-    parts: option.PartsOption = None,
+    parts: option.Parts = None,
     strict: Annotated[
         bool,
         typer.Option(
@@ -97,7 +97,7 @@ def audit(
     against: option.Against = None,
     allow_missing: option.AllowMissing = False,
     junit: option.Junit = None,
-    format: option.FormatOption = option.Format.table,
+    format: option.Format = "table",
     json: option.Json = False,
     full: option.Full = False,
     quiet: option.Quiet = False,
@@ -118,8 +118,7 @@ def audit(
     if quiet and verbose:
         raise UsageError("--quiet and --verbose exclude each other", "leave one of them out")
     options = parsed_options(storage_options)
-    held = GateOptions(fail_on or [], policy, against, allow_missing, options)
-    rules = rules_of(held)
+    rules = rules_of(fail_on, policy, against, allow_missing=allow_missing, options=options)
     ray = _ray(engine, address, cpus_per_task, memory_per_task)
     say = console.say_nothing if quiet else console.say
     selection = selected(
@@ -151,11 +150,11 @@ def audit(
             component or [],
             layer or [],
             module or [],
-            precision.value,
+            precision,
             Nulls(nulls, seed),
             subspaces=subspaces,
             spectra=spectra,
-            optimizer=None if optimizer is None else optimizer.value,
+            optimizer=optimizer,
             device=device,
         ),
         files_of(
@@ -175,10 +174,16 @@ def audit(
     shown = _Shown(
         request,
         rules,
-        baselines_of(held, [(pair.family, pair.name) for pair in selection.own], say),
+        baselines_of(
+            against,
+            [(pair.family, pair.name) for pair in selection.own],
+            say,
+            allow_missing=allow_missing,
+            options=options,
+        ),
         options,
         strict=strict,
-        as_json=json or format is option.Format.json,
+        as_json=json or format == "json",
         full=full,
     )
     bars = console.pairs_progress(
@@ -200,11 +205,9 @@ def audit(
     finish(judged, junit, against=against, wrong_usage=wrong_usage)
 
 
-def _ray(
-    engine: option.EngineName, address: str | None, cores: int | None, memory: str
-) -> Ray | None:
+def _ray(engine: str, address: str | None, cores: int | None, memory: str) -> Ray | None:
     """Which Ray is asked for; None: none."""
-    if engine is option.EngineName.ray:
+    if engine == "ray":
         return Ray(address, cores, None if memory == "auto" else memory)
     given = {
         "--address": address is not None,

@@ -19,20 +19,20 @@ def plan(
     name: option.OwnName = None,
     listed: option.ListFile = None,
     tag: option.Tag = None,
-    shard: option.ShardOption = None,
+    shard: option.Shard = None,
     output: option.Output = option.DEFAULT_OUTPUT,
     storage_options: option.StorageOptions = None,
     component: option.Component = None,
     layer: option.Layer = None,
     module: option.Module = None,
-    precision: option.Precision = option.PrecisionName.default,
+    precision: option.Precision = "default",
     device: option.Device = "cpu",
     jobs: option.Jobs = None,
     allow_pickle: option.Pickle = False,
-    fetch: option.FetchOption = option.FetchName.auto,
+    fetch: option.Fetch = "auto",
     max_disk: option.MaxDisk = None,
     offline: option.Offline = False,
-    format: option.FormatOption = option.Format.table,
+    format: option.Format = "table",
     json: option.Json = False,
     registry: option.Registry = None,
 ) -> None:
@@ -58,7 +58,7 @@ def plan(
     request = AuditRequest(
         selection,
         place,
-        Measuring(component or [], layer or [], module or [], precision.value, device=device),
+        Measuring(component or [], layer or [], module or [], precision, device=device),
         files_of(allow_pickle=allow_pickle, offline=offline, fetch=fetch, max_disk=max_disk),
         jobs=jobs,
     )
@@ -68,7 +68,7 @@ def plan(
 
     plan_of = planner(request, console.say)
     say_left_out(selection, console.say)
-    as_json = json or format is option.Format.json
+    as_json = json or format == "json"
     is_alone = len(selection.own) == 1
     plans = []
     faults: list[ShadowError] = []

@@ -50,10 +50,10 @@ def reproduce(
     cache_dir: option.CacheFolder = None,
     overwrite: option.Overwrite = False,
     allow_pickle: option.Pickle = False,
-    fetch: option.FetchOption = option.FetchName.auto,
+    fetch: option.Fetch = "auto",
     max_disk: option.MaxDisk = None,
     offline: option.Offline = False,
-    format: option.FormatOption = option.Format.table,
+    format: option.Format = "table",
     json: option.Json = False,
     registry: option.Registry = None,
 ) -> None:
@@ -91,7 +91,7 @@ def reproduce(
         overwrite=overwrite,
         jobs=jobs,
     )
-    as_json = json or format is option.Format.json
+    as_json = json or format == "json"
     if plan:
         _plan(request, as_json=as_json)
         return
