@@ -16,8 +16,7 @@ import pytest
 from hub import Hub
 from readme import PROBES, demo_scores
 from rich.console import Console
-from test_rank_correlation import gain, scored_reports
-from test_scores import harness, write
+from scores import gain, harness, scored_reports, write
 
 from shadow.comparing.comparison import MAX_REPORTS, compare
 from shadow.comparing.gains import Scored
