@@ -40,7 +40,7 @@ import shadow
 from shadow.dtypes import FLOATS
 from shadow.spectra import purity as purity_module
 from shadow.spectra import rounding, rounding_counts, rounding_model
-from shadow.spectra.delta import Method, extent, measure_pair
+from shadow.spectra.delta import Means, Method, extent, measure_pair
 from shadow.spectra.edge import levels, sharp_edge
 from shadow.spectra.levels import round_trip
 from shadow.spectra.purity import NOISE, budget, dominated, purity_z
@@ -748,7 +748,7 @@ def cost(shape: tuple[int, int]) -> list[str]:
     size = extent(base, tuned, torch.float32, Workspace())
     formats = ("BF16", "BF16")
     audit = milliseconds(
-        lambda: measure_pair(base, tuned, formats, size, Method(), "", Workspace())
+        lambda: measure_pair(base, tuned, formats, size, Means(Method(), Workspace()), "")
     )
     undo = milliseconds(
         lambda: rounding.undo(base, tuned, formats, lines, size.base, torch.float32, Workspace())

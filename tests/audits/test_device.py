@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from devices import CHOICE, WRONG, FakeDevice
+from measuring import measure
 from rich.console import Console
 
 import shadow
@@ -35,7 +36,7 @@ from shadow.outputs.terminal.plan import plan_view
 from shadow.reports.provenance import finished_metadata
 from shadow.spectra import device as product_module
 from shadow.spectra import self_test, spectrum
-from shadow.spectra.delta import Method, extent, measure_pair
+from shadow.spectra.delta import Method
 from shadow.spectra.device import (
     DEPTH,
     SAME_GRAM,
@@ -707,12 +708,10 @@ def test_a_pair_by_torch_is_that_of_the_cpu_to_the_rounding_of_a_gram(tmp_path):
     generator = torch.Generator().manual_seed(1)
     base = torch.randn(400, 500, generator=generator).bfloat16()
     tuned = (base.float() + 0.1 * torch.randn(400, 500, generator=generator)).bfloat16()
-    size = extent(base, tuned, torch.float32, Workspace())
     said = []
     offloaded = Offloaded(Offload(TorchDevice("cpu"), said.append), "one")
-    arguments = (base, tuned, ("BF16", "BF16"), size, Method(nulls=1), "one", Workspace())
-    by_device = measure_pair(*arguments, grams=offloaded)
-    by_cpu = measure_pair(*arguments)
+    by_device = measure(base, tuned, method=Method(nulls=1), grams=offloaded)
+    by_cpu = measure(base, tuned, method=Method(nulls=1))
     assert (offloaded.made, said) == (
         {"cpu": 4},
         [],

@@ -11,11 +11,12 @@ import torch
 from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from measuring import measure
 
 from shadow.dtypes import FLOATS
 from shadow.reports.columns import DELTA, SPECTRAL
 from shadow.spectra import spectrum
-from shadow.spectra.delta import Method, extent, measure_alone, measure_pair, working_dtype
+from shadow.spectra.delta import Means, Method, extent, measure_alone
 from shadow.spectra.spectrum import Workspace
 
 # What a float32-accumulated Gram promises (relative), where it is looser than the float64 one.
@@ -44,12 +45,6 @@ def pair(shape, dtypes=("BF16", "BF16"), rank=3, size=1e-2, seed=0):
     tuned = base + 0.02 * size * (update + rng.standard_normal(shape))
     types = [getattr(torch, FLOATS[dtype].torch_name) for dtype in dtypes]
     return torch.from_numpy(base).to(types[0]), torch.from_numpy(tuned).to(types[1])
-
-
-def measure(base, tuned, dtypes=("BF16", "BF16"), method=None):
-    space = Workspace()
-    size = extent(base, tuned, working_dtype(*dtypes), space)
-    return measure_pair(base, tuned, dtypes, size, method or Method(), "k", space)
 
 
 def assert_like_reference(found, base, tuned, dtypes, rel):
@@ -339,7 +334,7 @@ def test_extent_finds_every_nan_and_infinity():
 def test_a_matrix_without_a_base_has_its_own_spectrum():
     """A projector's numbers are those of the matrix alone."""
     matrix = torch.randn(60, 80, generator=torch.Generator().manual_seed(0)).bfloat16()
-    found = measure_alone(matrix, "BF16", float(matrix.abs().max()), Method(), Workspace())
+    found = measure_alone(matrix, "BF16", float(matrix.abs().max()), Means(Method(), Workspace()))
     expected = reference.spectral(matrix.double().numpy(), found.values["sigma_floor"])
     assert found.subject == "tuned"
     for name in ("frobenius_norm", "effective_rank", "mp_edge", "alpha"):

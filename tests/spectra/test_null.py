@@ -8,11 +8,11 @@ import torch
 from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from measuring import measure
 
 from shadow.spectra import spectrum
-from shadow.spectra.delta import Method, extent, measure_pair
+from shadow.spectra.delta import Method
 from shadow.spectra.null import sign_flips
-from shadow.spectra.spectrum import Workspace
 
 RNG = np.random.default_rng(0)
 
@@ -34,10 +34,7 @@ def profiles():
 def measured(D, nulls=0, key="k"):
     base = torch.zeros(D.shape, dtype=torch.float64)
     tuned = torch.from_numpy(D)
-    size = extent(base, tuned, torch.float64, Workspace())
-    return measure_pair(
-        base, tuned, ("F64", "F64"), size, Method("default", nulls), key, Workspace()
-    )[2].values
+    return measure(base, tuned, ("F64", "F64"), Method("default", nulls), key)[2].values
 
 
 @pytest.mark.parametrize(
@@ -89,8 +86,7 @@ def test_rounding_hides_a_rank_one_update_from_ranks_and_not_from_concentration(
     base = torch.randn(300, 400, generator=torch.Generator().manual_seed(5)).mul(0.02).bfloat16()
     u, v = RNG.standard_normal(300), RNG.standard_normal(400)
     tuned = (base.double() + 2e-4 * torch.from_numpy(np.outer(u, v))).bfloat16()
-    size = extent(base, tuned, torch.float32, Workspace())
-    values = measure_pair(base, tuned, ("BF16", "BF16"), size, Method(), "k", Workspace())[2].values
+    values = measure(base, tuned)[2].values
     assert values["numerical_rank"] > 290
     assert values["effective_rank"] > 50
     assert values["concentration"] > 0.9
@@ -103,8 +99,7 @@ def test_a_rounded_copy_is_noise():
     base = torch.randn(300, 400, generator=torch.Generator().manual_seed(6)).bfloat16()
     step = float(base.abs().max()) / 127
     tuned = (base.double() / step).round().mul(step).float()
-    size = extent(base, tuned, torch.float64, Workspace())
-    values = measure_pair(base, tuned, ("BF16", "F32"), size, Method(), "k", Workspace())[2].values
+    values = measure(base, tuned, ("BF16", "F32"))[2].values
     assert abs(values["concentration"]) < 0.01
     assert values["spikes"] == 0
 

@@ -5,16 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from measuring import measure_all
 
 from shadow.dtypes import FLOATS
 from shadow.places.groups import READING, WRITING
 from shadow.reports.columns import RESIDUAL
 from shadow.spectra.delta import (
-    Method,
     corners,
-    extent,
-    measure_pair_and_sketch,
-    working_dtype,
 )
 from shadow.spectra.residual import (
     WIDTH,
@@ -25,7 +22,7 @@ from shadow.spectra.residual import (
     stacked_participation,
     stacked_stderr,
 )
-from shadow.spectra.spectrum import Workspace, blocks
+from shadow.spectra.spectrum import blocks
 
 RNG = np.random.default_rng(0)
 
@@ -150,26 +147,19 @@ def test_the_sketch_of_a_pair_is_that_of_its_delta_written_out(shape, direction,
     stored = [getattr(torch, FLOATS[dtype].torch_name) for dtype in dtypes]
     base = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(stored[0])
     tuned = (base.float() + 0.1 * torch.randn(shape, generator=torch.Generator())).to(stored[1])
-    space = Workspace()
-    size = extent(base, tuned, working_dtype(*dtypes), space)
-    measured, found = measure_pair_and_sketch(
-        base, tuned, dtypes, size, Method(), "k", direction, space
-    )
+    measured = measure_all(base, tuned, dtypes, direction=direction)
     D = tuned.double().numpy() - base.double().numpy()
     x = D if direction == "reading" else D.T
     x = x @ projection(x.shape[1], np.dtype(float))
     expected = (x.T @ x / (D**2).sum())[np.triu_indices(x.shape[1])]
-    assert np.abs(found - expected).max() < 1e-6 * np.abs(expected).max()
-    assert measured[2].number("frobenius_norm") == pytest.approx(np.linalg.norm(D), rel=1e-6)
+    assert np.abs(measured.sketch - expected).max() < 1e-6 * np.abs(expected).max()
+    assert measured.delta.number("frobenius_norm") == pytest.approx(np.linalg.norm(D), rel=1e-6)
 
 
 def test_no_sketch_of_a_matrix_beside_the_residual_stream():
     """Without a direction there is none."""
-    base, space = torch.eye(60).bfloat16(), Workspace()
-    tuned = 2 * base
-    size = extent(base, tuned, torch.float32, space)
-    arguments = base, tuned, ("BF16", "BF16"), size, Method(), "k", None, space
-    assert measure_pair_and_sketch(*arguments)[1] is None
+    base = torch.eye(60).bfloat16()
+    assert measure_all(base, 2 * base).sketch is None
 
 
 def test_the_modules_that_are_stacked_are_those_that_the_schema_names():

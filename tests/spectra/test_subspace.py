@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import measuring
 import numpy as np
 import pytest
 import reference
@@ -13,9 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shadow.spectra import spectrum, subspace
-from shadow.spectra.delta import Method, extent, measure_pair, working_dtype
+from shadow.spectra.delta import Method
 from shadow.spectra.lazy import BlockScaled, Updated
-from shadow.spectra.spectrum import Workspace
 from shadow.spectra.subspace import NO_SUBSPACES
 
 F64 = ("F64", "F64")
@@ -29,9 +29,7 @@ GAPS = ("subspace_gap_base", "subspace_gap_tuned")
 
 def measure(base, tuned, dtypes=F64, method=None):
     base, tuned = (torch.from_numpy(W) if isinstance(W, np.ndarray) else W for W in (base, tuned))
-    space = Workspace()
-    size = extent(base, tuned, working_dtype(*dtypes), space)
-    return measure_pair(base, tuned, dtypes, size, method or Method(), "k", space)
+    return measuring.measure(base, tuned, dtypes, method)
 
 
 def values(base, tuned, dtypes=F64, method=None):

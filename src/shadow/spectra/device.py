@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shadow.spectra.spectrum import BLOCK, ON_CPU, UNIT, Eigen, Read
+from shadow.spectra.spectrum import BLOCK, UNIT, Eigen, Grams, Read
 
 # Lines along the long side that one float32 product sums up. cuBLAS may add them one after another,
 # and the error grows with the root of their number: of 256 it is below that of the CPU's libraries,
@@ -95,8 +95,7 @@ class Offload:
         with self._lock:
             if not self._tested:
                 self._tested = True
-                fault = self.device.self_test()
-                if fault is not None:
+                if fault := self.device.self_test():
                     self.on_cpu = "self-test"
                     self._say(
                         f"{self._named} failed its self-test ({fault}): all Gram matrices are made"
@@ -112,9 +111,9 @@ class Offload:
         """A Gram matrix has to be made on the CPU; which names it."""
         with self._lock:
             self._in_a_row += 1
-            told = f" ({detail})" if detail else ""
+            more = f" ({detail})" if detail else ""
             self._say(
-                f"{which}: the Gram matrix of {self._named} {SAID[fault]}{told}: made on the CPU"
+                f"{which}: the Gram matrix of {self._named} {SAID[fault]}{more}: made on the CPU"
             )
             if self._in_a_row == IN_A_ROW and self.on_cpu is None:
                 self.on_cpu = "given up"
@@ -127,7 +126,7 @@ class Offload:
         return f"{self.device.kind} ({self.device.name})"
 
 
-class Offloaded:
+class Offloaded(Grams):
     """The Gram matrices of one pair of matrices, of the device or the CPU; not shared by threads.
 
     which: what people call the pair. made: how many Gram matrices were made where; those of the CPU
@@ -148,7 +147,6 @@ class Offloaded:
         dtype: torch.dtype,
         solve: Callable[[Tensor], Eigen],
     ) -> tuple[Eigen, bool]:
-        """As `shadow.spectra.spectrum.Grams` says."""
         reason, moved = "float64", False
         if dtype == torch.float32:
             found = self._from_device(read, shape, norm, solve)
@@ -157,7 +155,7 @@ class Offloaded:
                 return found, False
             reason, moved = found, True
         self.made[f"cpu: {reason}"] += 1
-        return ON_CPU.solved(read, shape, norm, dtype, solve)[0], moved
+        return super().solved(read, shape, norm, dtype, solve)[0], moved
 
     def _from_device(
         self, read: Read, shape: tuple[int, int], norm: float, solve: Callable[[Tensor], Eigen]
@@ -304,13 +302,10 @@ class _Way:
         if buffer is None or buffer.numel() < part.numel():
             buffer = torch.empty(max(part.numel(), BLOCK), pin_memory=self._stream is not None)
             self._buffers[turn] = buffer
+        here = buffer[: part.numel()]
         # column by column where the part is: so that the device multiplies it as it lies
-        here = (
-            buffer[: part.numel()].view(part.T.shape).T
-            if part.stride(0) == 1
-            else buffer[: part.numel()]
-        )
-        here = here.view(part.shape)
+        by_column = part.stride(0) == 1
+        here = here.view(part.T.shape).T if by_column else here.view(part.shape)
         here.copy_(part)
         there = here.to(self._place, non_blocking=True)
         if self._stream is not None:
@@ -363,10 +358,7 @@ def _precisions() -> tuple[str, list[tuple[Any, str]]]:
         older = torch.get_float32_matmul_precision()
     except RuntimeError:  # only the newer one was set
         older = "highest"
-    libraries: list[Any] = [
-        torch.backends.cuda.matmul,
-        getattr(torch.backends.mkldnn, "matmul", None),
-    ]
+    libraries = torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)
     newer = [(one, str(one.fp32_precision)) for one in libraries if hasattr(one, "fp32_precision")]
     return older, newer
 

@@ -29,7 +29,6 @@ LOGITS = (-60.0, 34.0)  # between which -s lies; above them 1 + s is lost to rou
 SEARCHED, LEVEL = 25.0, 1e-7  # largest |logit| of -t, and a slope by them that counts as none
 SAME_LOGIT, STEPS = 1e-10, 200  # a step that counts as none, and how many are taken at most
 LEVELS_ROWS = 64  # rows, evenly spaced
-TOP = 20
 
 
 def sharp_edge(rows: Floats, cols: Floats) -> float:
@@ -148,14 +147,6 @@ def decay_cosine(product: float, delta_norm: float, base_norm: float) -> float |
     """
     norms = delta_norm * base_norm
     return max(-1.0, min(1.0, product / norms)) if norms > 0 else None
-
-
-def top20_energy(delta: Spectrum) -> Values:
-    """q_1 + ... + q_min(20, m); None for a zero matrix."""
-    if delta.sigma[0] == 0:
-        return {"top20_energy": None}
-    squares = (delta.sigma / delta.sigma[0]) ** 2
-    return {"top20_energy": float(squares[:TOP].sum() / squares.sum())}
 
 
 def levels(rows: Tensor) -> float:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 
 import numpy as np
@@ -35,7 +35,7 @@ from shadow.spectra.spectrum import (
     shape_of,
     spectrum,
 )
-from shadow.spectra.subspace import SMALL_BLOCK, SUBSPACE, _resolved, _whitened
+from shadow.spectra.subspace import SMALL_BLOCK, SUBSPACE, resolved, whitened
 
 SAMPLE = 1 << 18  # entries of a matrix that the share of rounding is counted from
 FEWEST = 64  # entries of a binade of these, below which it tells nothing
@@ -74,8 +74,8 @@ class JointValues:
     first: float  # ||D1||²
     second: float  # ||D2||²
     spread: float  # sum of (D1_ij D2_ij)², weights⁴: the variance of inner if all signs were random
-    inside: Inside
     shared: Shared
+    inside: Inside = Inside()
 
     @property
     def finite(self) -> bool:
@@ -91,26 +91,18 @@ def joint_values(pairs: Pairs, formats: tuple[str, str, str], space: Workspace) 
     All four matrices have one shape, dimension by dimension.
     """
     sums = _sums(pairs, _grid(pairs[1][0], formats, space), space)
-    inside = Inside()
-    if sums.finite and sums.first > 0 and sums.second > 0:
-        inside = _inside(pairs[0], pairs[1], formats, math.sqrt(sums.first), sums, space)
-    return JointValues(sums.inner, sums.first, sums.second, sums.spread, inside, sums.shared)
+    values = sums.values
+    if not values.finite or values.first == 0 or values.second == 0:
+        return values
+    return replace(values, inside=_inside(pairs, formats, sums, space))
 
 
 @dataclass(frozen=True)
 class _Sums:
-    inner: float
-    first: float
-    second: float
-    spread: float
+    values: JointValues
     largest: float  # absolute entry of D1
     rows: Array  # energies of D2
     cols: Array
-    shared: Shared
-
-    @property
-    def finite(self) -> bool:
-        return math.isfinite(self.first) and math.isfinite(self.second)
 
 
 def _triples(
@@ -150,9 +142,9 @@ def _sums(pairs: Pairs, grid: FloatFormat | None, space: Workspace) -> _Sums:
     if grid is not None and math.isfinite(totals["first"] + totals["second"]):
         values = [np.concatenate(parts) for parts in zip(*kept, strict=True)]
         scale = size[0] * size[1] / len(values[0])
-        sampled = shared_rounding(values[0], values[1], values[2], grid)
+        sampled = shared_rounding(*values, grid)
         shared = Shared(sampled.inner * scale, sampled.first * scale, sampled.second * scale)
-    return _Sums(**totals, largest=largest, rows=rows, cols=cols, shared=shared)
+    return _Sums(JointValues(**totals, shared=shared), largest, rows, cols)
 
 
 def _grid(middle: Matrix, formats: tuple[str, str, str], space: Workspace) -> FloatFormat | None:
@@ -190,9 +182,8 @@ def shared_rounding(middle: Array, d1: Array, d2: Array, grid: FloatFormat) -> S
         unit = math.ldexp(1.0, 2 * int(exponent)) * count
         widths = [_width(energy / unit) for energy in energies]
         if min(widths) > 0:
-            inner += (
-                unit * (_moved(math.hypot(*widths)) - _moved(widths[0]) - _moved(widths[1])) / 2
-            )
+            both = _moved(math.hypot(*widths))
+            inner += unit * (both - _moved(widths[0]) - _moved(widths[1])) / 2
     return Shared(inner, first, second)
 
 
@@ -201,11 +192,9 @@ def _moved(width: float) -> float:
     if width >= 2:
         return 1 / 6
     k = np.arange(1, max(8, math.ceil(1.5 / width)) + 1, dtype=np.float64)
-    # the terms left out are below 1e-19; for narrow updates the series is that of sqrt(2 / pi) t -
-    # t²
-    return max(
-        0.0, 1 / 6 - float((np.exp(-2 * (math.pi * k * width) ** 2) / (math.pi * k) ** 2).sum())
-    )
+    # the terms left out are below 1e-19; narrow updates have the series of sqrt(2 / pi) t - t²
+    terms = np.exp(-2 * (math.pi * k * width) ** 2) / (math.pi * k) ** 2
+    return max(0.0, 1 / 6 - float(terms.sum()))
 
 
 @cache
@@ -227,33 +216,26 @@ def _width(energy: float) -> float:
     return math.exp(float(np.interp(math.log(energy), logarithms, widths)))
 
 
-def _inside(
-    old: tuple[Matrix, Matrix],
-    new: tuple[Matrix, Matrix],
-    formats: tuple[str, str, str],
-    norm: float,
-    sums: _Sums,
-    space: Workspace,
-) -> Inside:
-    """The spectrum of D1, norm its Frobenius norm, and one more pass over both deltas."""
+def _inside(pairs: Pairs, formats: tuple[str, str, str], sums: _Sums, space: Workspace) -> Inside:
+    """How D2 lies in D1, from the spectrum of D1 and one more pass over both deltas."""
+    old = pairs[0]
     scale = power_of_two_scale(sums.largest)
     wide = working_dtype(*formats) == torch.float64 or isinstance(old[1], Updated)
     read = partial(delta_blocks, *old, scale, space)
-    leading = spectrum(
-        read, shape_of(old[1]), norm, scale, "default", wide, min(SUBSPACE, *shape_of(old[1]))
-    )
-    basis = _resolved(leading)
-    k = basis.shape[1]
+    shape, norm = shape_of(old[1]), math.sqrt(sums.values.first)
+    leading = spectrum(read, shape, norm, scale, "default", wide, min(SUBSPACE, *shape))
+    basis = resolved(leading)
+    k, energy = basis.shape[1], sums.values.second
     if k == 0:
         return Inside()
     wide_shape = leading.rows <= leading.cols
-    # Of the short side, and of the long.
+    # of the short side, and of the long
     energies = (sums.rows, sums.cols) if wide_shape else (sums.cols, sums.rows)
-    short, long, long_chance = _against(basis, leading, (old, new), energies[1], space)
+    short, long, long_chance = _against(basis, leading, pairs, energies[1], space)
     short_chance = float(energies[0] @ (basis**2).sum(axis=1))
     if wide_shape:
-        return Inside(k, sums.second, short, long, short_chance, long_chance)
-    return Inside(k, sums.second, long, short, long_chance, short_chance)
+        return Inside(k, energy, short, long, short_chance, long_chance)
+    return Inside(k, energy, long, short, long_chance, short_chance)
 
 
 def _against(
@@ -280,5 +262,5 @@ def _against(
         weighted += (y * part) @ y.T
         images += y @ new.T
         inside += float(np.vdot(inner, inner))
-    long = float((_whitened(gram, images) ** 2).sum())
-    return inside, long, float(_whitened(gram, _whitened(gram, weighted).T).trace())
+    long = float((whitened(gram, images) ** 2).sum())
+    return inside, long, float(whitened(gram, whitened(gram, weighted).T).trace())

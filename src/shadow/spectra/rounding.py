@@ -26,7 +26,7 @@ from shadow.spectra.lazy import BlockScaled, Matrix, Rounded, Updated
 from shadow.spectra.measurement import Values
 from shadow.spectra.rounding_counts import Counts, Floats, coarser_grid, count, on_grid, steps
 from shadow.spectra.rounding_model import Fit, fit, mean_squares
-from shadow.spectra.spectrum import Workspace, blocks, read_block, shape_of
+from shadow.spectra.spectrum import Workspace, blocks, read_block, read_pair, shape_of
 
 ROUNDED_AWAY = 0.25  # kept below which corrected figures are null
 # floor_ratio from which rounding has a hundredth of the energy, or two, whatever the history
@@ -275,8 +275,7 @@ def slope_z(
     """
     product, squares, remainders, entries = 0.0, 0.0, 0.0, 0
     for index in blocks(tuned):
-        b = read_block(base, index, "base", dtype, space)
-        t = read_block(tuned, index, "tuned", dtype, space)
+        b, t = read_pair(base, tuned, index, dtype, space)
         rounded = b.to(getattr(torch, grid.torch_name)).to(dtype)
         ulp = torch.ldexp(
             torch.ones_like(b), torch.frexp(rounded).exponent - 1 - grid.mantissa_bits
@@ -333,10 +332,8 @@ def line_energies(
     r, c = torch.zeros(rows, dtype=torch.float64), torch.zeros(cols, dtype=torch.float64)
     tall, start = rows > cols, 0
     for index in blocks(tuned):
-        d = read_block(tuned, index, "tuned", dtype, space).sub_(
-            read_block(base, index, "base", dtype, space)
-        )
-        squares = d.double().square_()
+        b, t = read_pair(base, tuned, index, dtype, space)
+        squares = t.sub_(b).double().square_()
         height, width = squares.shape
         row, col = (start, 0) if tall else (0, start)
         r[row : row + height] += squares.sum(1)

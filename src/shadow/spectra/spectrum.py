@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from functools import cache, partial
 from inspect import signature
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -30,7 +29,7 @@ from torch import Tensor
 
 from shadow.spectra.lazy import Matrix
 from shadow.spectra.measurement import Precision
-from shadow.spectra.routines import Routine, routine
+from shadow.spectra.routines import Routine, routines
 from shadow.spectra.tridiagonal import eigensystem
 
 # Elements of a block: 8 MiB in float32. Larger ones leave the caches, smaller ones starve the
@@ -41,7 +40,6 @@ BLOCK = 1 << 21
 TILE = 1 << 18
 WIDEST = 1 << 13
 PANEL = 192  # columns that are mirrored at once
-SYRK_ARGUMENTS, SYMM_ARGUMENTS = 10, 12  # of BLAS's rank-k updates and symmetric products
 # Up to this side OpenBLAS finds eigenvalues faster than MKL on processors other than Intel's: 0.6
 # of the time at 896, 0.85 at 2048, 1.4 at 3072. In float32 it does not. With vectors OpenBLAS is
 # taken up to this side on any processor: they come with all eigenvalues from one tridiagonal form.
@@ -202,6 +200,14 @@ def read_block(
     return buffer.view(-1, part.shape[-1])
 
 
+def read_pair(
+    base: Matrix, tuned: Matrix, index: tuple[slice, ...], dtype: torch.dtype, space: Workspace
+) -> tuple[Tensor, Tensor]:
+    """The blocks of both sides, each in its buffer."""
+    b = read_block(base, index, "base", dtype, space)
+    return b, read_block(tuned, index, "tuned", dtype, space)
+
+
 def power_of_two_scale(largest: float) -> float:
     """A power of two that brings the largest entry near 1, or 1 where squares are safe as they are.
 
@@ -209,11 +215,9 @@ def power_of_two_scale(largest: float) -> float:
     rounds nothing.
     """
     exponent = int(np.frexp(largest)[1])
-    return (
-        1.0
-        if abs(exponent) <= 24 or largest == 0.0
-        else float(np.ldexp(1.0, max(-1000, min(1000, -exponent))))
-    )
+    if abs(exponent) <= 24 or largest == 0.0:
+        return 1.0
+    return float(np.ldexp(1.0, max(-1000, min(1000, -exponent))))
 
 
 def scaled_blocks(
@@ -270,13 +274,10 @@ def rank_k_updates() -> dict[torch.dtype, Update] | None:
 
     Both matrices are C-contiguous. None where SciPy's BLAS has other integers than C's int.
     """
-    try:
-        ssyrk, dsyrk = (routine(cython_blas, name, SYRK_ARGUMENTS) for name in ("ssyrk", "dsyrk"))
-    except (AttributeError, KeyError, ValueError):
-        return None
-    return {
-        torch.float32: partial(_rank_k_update, ssyrk, np.float32(1.0)),
-        torch.float64: partial(_rank_k_update, dsyrk, np.float64(1.0)),
+    syrk = routines(cython_blas, {"ssyrk": 10, "dsyrk": 10})
+    return syrk and {
+        torch.float32: partial(_rank_k_update, syrk["ssyrk"], np.float32(1.0)),
+        torch.float64: partial(_rank_k_update, syrk["dsyrk"], np.float64(1.0)),
     }
 
 
@@ -315,11 +316,8 @@ def symmetric_product(lower: Tensor, few: NDArray[np.floating]) -> NDArray[np.fl
 @cache
 def symmetric_products() -> dict[torch.dtype, Routine] | None:
     """BLAS's `?symm` by dtype; None where SciPy's BLAS has other integers than C's int."""
-    try:
-        ssymm, dsymm = (routine(cython_blas, name, SYMM_ARGUMENTS) for name in ("ssymm", "dsymm"))
-    except (AttributeError, KeyError, ValueError):
-        return None
-    return {torch.float32: ssymm, torch.float64: dsymm}
+    symm = routines(cython_blas, {"ssymm": 12, "dsymm": 12})
+    return symm and {torch.float32: symm["ssymm"], torch.float64: symm["dsymm"]}
 
 
 def eigenvalues(lower: Tensor) -> NDArray[np.float64]:
@@ -388,19 +386,16 @@ def _leading(whole: Tensor, values: NDArray[np.float64], count: int) -> NDArray[
 
 
 Read = Callable[[torch.dtype], Iterator[Tensor]]
-Eigen = tuple[
-    NDArray[np.float64], NDArray[np.float64] | None
-]  # all eigenvalues, and vectors where they are wanted
-
-
-# Is shown the lower triangle of a Gram matrix, (side, side), and leaves it as it is.
+# all eigenvalues, and vectors where they are wanted
+Eigen = tuple[NDArray[np.float64], NDArray[np.float64] | None]
+# is shown the lower triangle of a Gram matrix, (side, side), and leaves it as it is
 Look = Callable[[Tensor], None]
 
 
-class Grams(Protocol):
-    """Where Gram matrices are made."""
+class Grams:
+    """Where Gram matrices are made: here, on the CPU."""
 
-    solver: str  # what the last bits depend on besides the CPU
+    solver = "cpu"  # what the last bits depend on besides the CPU
 
     def solved(
         self,
@@ -410,33 +405,15 @@ class Grams(Protocol):
         dtype: torch.dtype,
         solve: Callable[[Tensor], Eigen],
     ) -> tuple[Eigen, bool]:
-        """What solve makes of the Gram matrix of a matrix, of which it gets the lower triangle in
-        dtype on the CPU.
+        """What solve makes of a Gram matrix, and whether the CPU made that as a device failed.
 
-        read yields the blocks of the matrix in the order of `blocks`, as often as it is called;
-        norm: their Frobenius norm. And whether the CPU was taken because a device failed.
+        solve gets the lower triangle in dtype on the CPU. read yields the blocks of the matrix in
+        the order of `blocks`, as often as it is called; norm: their Frobenius norm.
         """
-        ...
-
-
-class OnCpu:
-    """All of them on the CPU."""
-
-    solver = "cpu"
-
-    def solved(
-        self,
-        read: Read,
-        shape: tuple[int, int],
-        norm: float,
-        dtype: torch.dtype,
-        solve: Callable[[Tensor], Eigen],
-    ) -> tuple[Eigen, bool]:
-        """As `Grams` says."""
         return solve(gram(read(dtype), min(shape), shape[0] <= shape[1], dtype)), False
 
 
-ON_CPU = OnCpu()
+ON_CPU = Grams()
 
 
 def spectrum(
@@ -474,11 +451,9 @@ def spectrum(
         if values[0] == 0.0:
             break
         shift = eigenvalue_shift(values, precision)
-        if precision == "exact":
-            break
-        if (
-            unresolved <= UNRESOLVED_SHARE * side
-            and effective_rank_error(values, shift) <= RANK_ERROR[precision]
+        few = unresolved <= UNRESOLVED_SHARE * side
+        if precision == "exact" or (
+            few and effective_rank_error(values, shift) <= RANK_ERROR[precision]
         ):
             break
         precision = "exact"

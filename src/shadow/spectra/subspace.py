@@ -21,7 +21,7 @@ from scipy.linalg import solve_triangular
 from shadow.spectra.lazy import Matrix
 from shadow.spectra.measurement import Values
 from shadow.spectra.null import Profile
-from shadow.spectra.spectrum import Spectrum, Workspace, blocks, read_block, shape_of
+from shadow.spectra.spectrum import Spectrum, Workspace, blocks, read_pair, shape_of
 
 # Elements: three blocks of float64 are 12 MiB. Larger ones leave the caches.
 SMALL_BLOCK = 1 << 19
@@ -33,18 +33,10 @@ VECTORS = 64
 SIMILAR = 0.5  # the |cosine| above which a vector of the tuned side is one of the base's, moved
 
 GAPS = ("subspace_gap_base", "subspace_gap_tuned")
-NO_SUBSPACES: Values = dict.fromkeys(
-    (
-        "overlap_left",
-        "overlap_right",
-        "alignment_left",
-        "alignment_right",
-        "alignment_left_null",
-        "alignment_right_null",
-        "intruders",
-        *GAPS,
-    )
-)
+NO_SUBSPACES: Values = dict.fromkeys((
+    "overlap_left", "overlap_right", "alignment_left", "alignment_right", "alignment_left_null",
+    "alignment_right_null", "intruders", *GAPS,
+))  # fmt: skip
 
 Array = NDArray[np.float64]
 Floating = NDArray[np.floating]
@@ -66,9 +58,8 @@ def subspace_values(
     rows / k], on average 1 for a D without preferred directions. alignment_left_null = (sum_i r_i
     ||U_i||² / E) / (k / rows), U_i the i-th row of U_b, is what D would have on average with random
     signs: 1 where its rows or those of U_b are even. On the right the same with right vectors and
-    cols. intruders: of the tuned side's leading min(10, m) left vectors, how many have no |cosine|
-    above
-    0.5 with any of the base's leading min(64, m) (after Shuttleworth et al. 2024, who search all).
+    cols. intruders: how many of the tuned side's leading min(10, m) left vectors have no |cosine|
+    above 0.5 with any of the base's leading min(64, m) (Shuttleworth et al. 2024, who search all).
     subspace_gap = (sigma_k - sigma_{k+1}) / sigma_k in [0, 1].
 
     None where a singular value that the number needs is not resolved. In the gap, sigma_{k+1} is
@@ -79,7 +70,7 @@ def subspace_values(
     m = len(base.sigma)
     k = min(SUBSPACE, m)
     values: Values = {**NO_SUBSPACES, GAPS[0]: _gap(base, k), GAPS[1]: _gap(tuned, k)}
-    u_b, u_t = _resolved(base), _resolved(tuned)[:, :SUBSPACE]
+    u_b, u_t = resolved(base), resolved(tuned)[:, :SUBSPACE]
     known_b, known_t = u_b.shape[1], u_t.shape[1]
     if known_b < k:
         return values
@@ -99,24 +90,24 @@ def subspace_values(
     )
     short, long = ("left", "right") if left_is_short else ("right", "left")
     leverages = (u_b[:, :k] ** 2).sum(axis=1)
-    weighted = _whitened(streamed.base, _whitened(streamed.base, streamed.weighted).T)
+    weighted = whitened(streamed.base, whitened(streamed.base, streamed.weighted).T)
     values[f"alignment_{short}_null"] = float(energies[0] @ leverages / profile.energy) * m / k
     values[f"alignment_{long}_null"] = float(weighted.trace() / profile.energy) * base.long_side / k
-    inside = streamed.inside, float((_whitened(streamed.base, streamed.images.T) ** 2).sum())
+    inside = streamed.inside, float((whitened(streamed.base, streamed.images.T) ** 2).sum())
     share = k * (delta.norm * scale) ** 2
     values[f"alignment_{short}"] = inside[0] * m / share
     values[f"alignment_{long}"] = inside[1] * base.long_side / share
     if known_t >= k:
-        between = _whitened(streamed.tuned, _whitened(streamed.base, streamed.between).T)
+        between = whitened(streamed.tuned, whitened(streamed.base, streamed.between).T)
         values[f"overlap_{short}"] = _mean_square(u_b[:, :k].T @ u_t)
         values[f"overlap_{long}"] = _mean_square(between)
     if known_b >= min(VECTORS, m) and known_t >= min(INTRUDERS, m):
-        cosines = (
-            u_b.T @ u_t if left_is_short else u_b.T @ streamed.seen / base.sigma[:known_b, None]
-        )
-        values["intruders"] = int(
-            np.count_nonzero(np.abs(cosines[:, :INTRUDERS]).max(axis=0) <= SIMILAR)
-        )
+        if left_is_short:
+            cosines = u_b.T @ u_t
+        else:
+            cosines = u_b.T @ streamed.seen / base.sigma[:known_b, None]
+        nearest = np.abs(cosines[:, :INTRUDERS]).max(axis=0)
+        values["intruders"] = int(np.count_nonzero(nearest <= SIMILAR))
     return values
 
 
@@ -127,7 +118,7 @@ def _gap(side: Spectrum, k: int) -> float | None:
     return max(0.0, 1.0 - following / float(side.sigma[k - 1]))
 
 
-def _resolved(side: Spectrum) -> Array:
+def resolved(side: Spectrum) -> Array:
     """Those of the leading vectors whose singular values are resolved, as columns."""
     assert side.vectors is not None
     return side.vectors[:, : np.count_nonzero(side.sigma[: side.vectors.shape[1]])]
@@ -138,7 +129,7 @@ def _mean_square(cosines: Array) -> float:
     return min(1.0, float((cosines**2).sum()) / len(cosines))
 
 
-def _whitened(products: Array, columns: Array) -> Array:
+def whitened(products: Array, columns: Array) -> Array:
     """Inner products (k, ...) with vectors of Gram matrix `products`, made orthonormal."""
     root = np.linalg.cholesky(products)
     return np.asarray(solve_triangular(root, columns, lower=True), dtype=np.float64)
@@ -228,8 +219,7 @@ def _triples(
     base, tuned = matrices
     wide = shape_of(tuned)[0] == short
     for index in blocks(tuned, SMALL_BLOCK):
-        b = read_block(base, index, "base", dtype, space)
-        t = read_block(tuned, index, "tuned", dtype, space)
+        b, t = read_pair(base, tuned, index, dtype, space)
         d = torch.sub(t, b, out=space.take("work", b.shape, dtype))
         if scale != 1.0:
             d.mul_(scale)
