@@ -23,8 +23,7 @@ from shadow.reports.report import Report
 from shadow.storage import Store, located, work_folder
 from shadow.targets.families import Pair, given_pair
 from shadow.targets.lists import select
-from shadow.targets.references import Reference, parse_reference
-from shadow.targets.typed import is_reference
+from shadow.targets.references import Reference, is_reference, parse_reference
 from shadow.text import bytes_of, several
 
 if TYPE_CHECKING:
@@ -458,8 +457,8 @@ def _scores_of_reports(
     """What files say of the models of reports; None where there are no files."""
     if not files:
         return None
-    from shadow.comparing.gains import sides_of
     from shadow.comparing.score_files import scores_of_sides
+    from shadow.comparing.scored_sides import sides_of
 
     return scores_of_sides(files, [sides_of(report_metadata(folder)) for folder in folders], say)
 

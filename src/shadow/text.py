@@ -29,6 +29,12 @@ def visible(text: str) -> str:
     return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
 
 
+def short(said: object) -> str:
+    """What somebody wrote, for a message: one line of at most 80 characters."""
+    text = repr(said)
+    return text if len(text) <= 80 else f"{text[:76]}...{text[-1]}"
+
+
 def duration(seconds: float) -> str:
     """`4:07`, or `1:02:03` with hours."""
     minutes, rest = divmod(round(seconds), 60)

@@ -14,8 +14,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from shadow import cli
-from shadow.cli import console
+from shadow.cli import commands, console
 from shadow.files import registry_folder
 from shadow.targets import plain_yaml
 from shadow.targets.families import load_families
@@ -172,9 +171,7 @@ def shadow(monkeypatch, capsys):
         monkeypatch.setattr(
             console, "out", Console(highlight=False, emoji=False, width=width, color_system=None)
         )
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return (ended.value.code or 0, *capsys.readouterr())
+        return (commands.run(), *capsys.readouterr())
 
     return run
 
@@ -251,6 +248,21 @@ def test_a_word_filters_or_is_explained(shadow, arguments, code, words):
     assert got == code
     assert all(word in out + err for word in words)
     assert (out == "") == bool(code)
+
+
+@pytest.mark.parametrize("start", ["import shadow", "from shadow.cli import main; main()"])
+def test_pydantic_is_loaded_only_where_a_file_is_read(start):
+    """Neither the package nor `shadow --help` waits for it."""
+    script = (
+        "import sys; sys.argv = ['shadow', '--help']\n"
+        f"try: {start}\n"
+        "except SystemExit: pass\n"
+        "print('pydantic' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "False"
 
 
 def test_the_list_needs_nothing_heavy():

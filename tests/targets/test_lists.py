@@ -21,8 +21,7 @@ from shadow.errors import ShadowError, UsageError
 from shadow.targets import lists
 from shadow.targets.families import Pair, given_pair, load_families
 from shadow.targets.lists import Share, parse_shard, read_list, select, share
-from shadow.targets.references import Reference, parse_reference
-from shadow.targets.typed import is_reference
+from shadow.targets.references import Reference, is_reference, parse_reference
 
 REGISTRY = """
 toy-1b: {base: org/t1, sft: org/t1-sft, dpo: org/t1-dpo, tags: [dense]}
@@ -151,81 +150,40 @@ def test_every_form_names_the_same(tmp_path, targets, comment, end):
 # faults
 
 
-FAULTS = {
+FAULTS = {  # what the list holds, the line, what the message and the hint say
     "mapping": ("families: [demo]\n", "", "not a list", "name: FAMILY:BASE..TUNED"),
     "word": ("demo\n", "", "not a list", "- "),
     "unknown key": (
-        "- demo\n- {bsae: a/b, tuned: c/d}\n",
-        ":2",
-        "unknown key 'bsae'",
-        "did you mean 'base'?",
-    ),
+        "- demo\n- {bsae: a/b, tuned: c/d}\n", ":2", "unknown key 'bsae'", "did you mean 'base'?"),
     "a registry's key": (
-        "- {repo: a/b}\n",
-        ":1",
-        "unknown key 'repo'",
-        "it may have target, base, tuned",
-    ),
+        "- {repo: a/b}\n", ":1", "unknown key 'repo'", "options go with the command"),
     "an option": (
-        "- target: demo\n  allow_pickle: 1\n",
-        ":2",
-        "unknown key 'allow_pickle'",
-        "options go with",
-    ),
+        "- target: demo\n  allow_pickle: 1\n", ":2",
+        "unknown key 'allow_pickle'", "options go with"),
     "another option": (
-        "- {target: demo, allow-pickle: yes}\n",
-        ":1",
-        "unknown key 'allow-pickle'",
-        "options go with",
-    ),
+        "- {target: demo, allow-pickle: yes}\n", ":1",
+        "unknown key 'allow-pickle'", "options go with"),
     "space after the colon": (
-        "- demo: base..x\n",
-        ":1",
-        "unknown key 'demo'",
-        "write demo:base..x, without a space",
-    ),
-    "half a pair": ("-\n  base: a/b\n", ":2", "an entry has no 'tuned'", "base and tuned together"),
-    "both": (
-        "- {target: demo, base: a/b, tuned: c/d}\n",
-        ":1",
-        "'target' and 'base' and 'tuned'",
-        "alone",
-    ),
+        "- demo: base..x\n", ":1", "unknown key 'demo'", "write demo:base..x, without a space"),
+    "half a pair": ("-\n  base: a/b\n", ":2", "an entry has no `tuned`", "base and tuned together"),
+    "both": ("- {target: demo, base: a/b, tuned: c/d}\n", ":1", "unknown key 'base'", "alone"),
     "nothing as a checkpoint": ("- {base: a/b, tuned: ~}\n", ":1", "'~' alone says nothing", "~/"),
     "a name of no pair": (
-        "- {base: a/b, tuned: c/d, name: mine}\n",
-        ":1",
-        "'mine' is not a pair name",
-        "for example mine:base..run-7",
-    ),
+        "- {base: a/b, tuned: c/d, name: mine}\n", ":1",
+        "'mine' is not a pair name", "for example mine:base..run-7"),
     "a name that climbs": (
-        "- base: a/b\n  tuned: c/d\n  name: ../x:a..b\n",
-        ":3",
-        "is not a pair name",
-        "letters",
-    ),
-    "a name of a target": (
-        "- {target: demo, name: a:b..c}\n",
-        ":1",
-        "'target' and 'name'",
-        "alone",
-    ),
+        "- base: a/b\n  tuned: c/d\n  name: ../x:a..b\n", ":3", "is not a pair name", "letters"),
+    "a name of a target": ("- {target: demo, name: a:b..c}\n", ":1", "unknown key 'name'", "alone"),
     "one name twice": (
-        "- {base: a/b, tuned: c/d, name: m:a..b}\n- {base: a/b, tuned: c/e, name: m:a..b}\n",
-        ":2",
-        "2 different pairs are called 'm:a..b'",
-        "rename one of them; it is also at ",
-    ),
-    "empty mapping": ("- {}\n", ":1", "an entry has no 'base' and no 'tuned'", "alone"),
-    "empty entry": ("- demo\n-\n", ":2", "'' is not a target", "name"),
-    "list in a list": ("- demo\n- [demo]\n", ":2", "['demo'] is not a target", "name"),
-    "mapping for text": ("- base: {repo: a/b}\n  tuned: c/d\n", ":1", "'base' is not text", "name"),
+        "- {base: a/b, tuned: c/d, name: m:a..b}\n- {base: a/b, tuned: c/e, name: m:a..b}\n", ":2",
+        "2 different pairs are called 'm:a..b'", "rename one of them; it is also at "),
+    "empty mapping": ("- {}\n", ":1", "an entry has no `base`", "alone"),
+    "empty entry": ("- demo\n-\n", ":2", "'' is not a target", "one target a line"),
+    "list in a list": ("- demo\n- [demo]\n", ":2", "['demo'] is not an entry", "a target alone"),
+    "mapping for text": (
+        "- base: {repo: a/b}\n  tuned: c/d\n", ":1", "`base` is not text", "quotes"),
     "no reference": (
-        "- demo\n- base: a/b\n  tuned: word\n",
-        ":3",
-        "'word' is neither a folder nor",
-        "./NAME",
-    ),
+        "- demo\n- base: a/b\n  tuned: word\n", ":3", "'word' is neither a folder nor", "./NAME"),
     "alias": ("- &a demo\n- *a\n", ":2", "aliases are not allowed", "- "),
     "tag": ("- !!python/name:os.system demo\n", ":1", "tags are not allowed", "- "),
     "key twice": ("- {target: a, target: b}\n", ":1", "duplicate key 'target'", "- "),
@@ -237,32 +195,16 @@ FAULTS = {
     "nothing": ("# only a comment\n", "", "the list names nothing", "one target a line"),
     "unknown family": ("- demo\n- toy-2b\n", ":2", "no family 'toy-2b'", "did you mean 'toy-"),
     "unknown pair": (
-        "- demo:base..x\n",
-        ":1",
-        "no pair 'base..x'",
-        "it has: base..narrow, base..broad",
-    ),
+        "- demo:base..x\n", ":1", "no pair 'base..x'", "it has: base..narrow, base..broad"),
     "a path": ("- ./models/x\n", ":1", "'./models/x' is one checkpoint", "{base: REF, tuned: REF}"),
     "glob of nothing": (
-        "- demo\n\n- teo-*\n",
-        ":3",
-        "no family matches 'teo-*'",
-        "did you mean 'toy-",
-    ),
+        "- demo\n\n- teo-*\n", ":3", "no family matches 'teo-*'", "did you mean 'toy-"),
     "glob of a pair": (
-        "- toy-*:base..sfd\n",
-        ":1",
-        "has a pair 'base..sfd'",
-        "did you mean 'base..sft'?",
-    ),
+        "- toy-*:base..sfd\n", ":1", "has a pair 'base..sfd'", "did you mean 'base..sft'?"),
     "glob without pairs": (
-        "- '*-alone'\n",
-        ":1",
-        "no family that matches '*-alone' has a pair",
-        "nothing to compare",
-    ),
+        "- '*-alone'\n", ":1", "no family that matches '*-alone' has a pair", "nothing to compare"),
     "no pair": ("- toy-alone\n", ":1", "family 'toy-alone' has no pair", "nothing to compare"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("fault", FAULTS)

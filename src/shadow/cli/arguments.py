@@ -55,7 +55,7 @@ def selected(named: NamedTargets) -> Selection:
     from shadow.targets import typed
     from shadow.targets.families import given_pair
     from shadow.targets.lists import select
-    from shadow.targets.references import parse_reference
+    from shadow.targets.references import is_reference, parse_reference
 
     if (named.base is None) != (named.tuned is None):
         raise UsageError("--base and --tuned go together", "name both checkpoints, or a family")
@@ -64,7 +64,7 @@ def selected(named: NamedTargets) -> Selection:
     if named.base is not None and named.tuned is not None:
         given = [given_pair(parse_reference(named.base), parse_reference(named.tuned))]
     if named.name is not None:
-        if not given and len(targets) == 2 and all(map(typed.is_reference, targets)):
+        if not given and len(targets) == 2 and all(map(is_reference, targets)):
             given = list(typed.pairs_of_references(targets, {}))
             targets = []
         if not given or targets or named.listed or named.tags:

@@ -10,6 +10,7 @@ import typer
 from shadow.cli import console
 from shadow.cli.arguments import access_of, cache_of
 from shadow.cli.audit import of_pair
+from shadow.cli.interrupts import Unfinished
 from shadow.cli.options import (
     CacheFolder,
     FetchName,
@@ -27,8 +28,7 @@ from shadow.cli.options import (
     on_this_machine,
 )
 from shadow.errors import ShadowError
-from shadow.targets.families import short
-from shadow.text import nearest
+from shadow.text import nearest, short
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -173,8 +173,7 @@ def _audit(
                     console.complain(of_pair(error, outcome.pair))
                     faults[outcome.pair] = error.message
     except KeyboardInterrupt:
-        console.say("stopped; run the same command again to continue")
-        raise typer.Exit(130) from None
+        raise Unfinished from None
     return measured, faults
 
 

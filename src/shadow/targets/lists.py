@@ -7,6 +7,7 @@ one pair.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import re
@@ -16,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shadow.errors import ShadowError, UsageError
 from shadow.storage import as_given, is_copy
@@ -26,32 +28,25 @@ from shadow.targets.families import (
     find_pairs,
     given_pair,
     load_families,
-    short,
 )
-from shadow.targets.plain_yaml import KeyPath, NotPlainError, Tree, read_plain
-from shadow.targets.references import parse_reference
-from shadow.targets.typed import is_reference, pairs_of_references, under_name
-from shadow.text import nearest
+from shadow.targets.plain_yaml import KeyPath, plain_tree
+from shadow.targets.references import MAX_ENTRIES, ONE_A_LINE, is_reference, one_target
+from shadow.targets.typed import pairs_of_references, under_name
+from shadow.text import nearest, short
 
-ENTRY_KEYS = {
-    "target": "A family, family:from..to, or a glob over these.",
-    "base": "A checkpoint, as --base takes it; a folder is relative to the list file.",
-    "tuned": "The model tuned from it.",
-    "name": "What the pair of base and tuned is called, and so its folder: family:base..tuned.",
-}
+if TYPE_CHECKING:
+    from shadow.targets.forms import TargetForm, TwoForm
+
 # other names are told apart by how the list begins
 YAML = (".yaml", ".yml", ".json")
 PLAIN = (".txt", ".list")
-MAX_BYTES, MAX_ENTRIES = 1_000_000, 10_000
-MAX_TARGET = 300  # characters; a family's name has 96 at most
+MAX_BYTES = 1_000_000
 MAX_SHARDS = 10_000
 STREAMS = "/dev", "/proc"  # where the names of pipes lie: a list there has no folder of its own
 YAML_ENTRY = (
     "write `- TARGET`, or `- {base: REF, tuned: REF}` with or without `name: FAMILY:BASE..TUNED`,"
     " for each entry"
 )
-PAIR_IN_YAML = "write {base: REF, tuned: REF} in a YAML list"
-ONE_A_LINE = "one target a line: a family, family:from..to or a glob"
 
 
 @dataclass(frozen=True)
@@ -60,7 +55,6 @@ class ListEntry:
 
     where: str
     """`FILE:LINE`; empty for a target of the command."""
-
     names: str | Pair
     """A target, or a pair that was given by its checkpoints."""
 
@@ -71,9 +65,7 @@ class Share:
 
     number: int = 1
     """From 1 to of."""
-
     of: int = 1
-    """How many jobs there are, 1 or more."""
 
     def __str__(self) -> str:
         return f"{self.number}/{self.of}"
@@ -85,16 +77,11 @@ class Selection:
 
     pairs: tuple[Pair, ...]
     """Every pair once, in the order of the request."""
-
     own: tuple[Pair, ...]
     """Those of them that this shard is to audit."""
-
     shard: Share = Share()
-    """Which share that is."""
-
     is_list: bool = False
-    """Was it named by more than exact names, so that an index belongs to it?"""
-
+    """Whether more than exact names were given, so that an index belongs to it."""
     passed_over: tuple[str, ...] = ()
     """Matching families without a pair."""
 
@@ -141,19 +128,17 @@ def select(
     if typed:
         chosen |= dict.fromkeys(pairs_of_references(targets, families))
     passed: dict[str, None] = {}
-    looked_up: dict[str, Matches] = {}
+    look_up = functools.cache(lambda target: find_targets(target, families))
     for entry in entries:
         if isinstance(entry.names, Pair):
-            chosen[entry.names] = None
-            lines.setdefault(entry.names, entry.where)
-            continue
-        if entry.names not in looked_up:
+            found = Matches((entry.names,))
+        else:
             with _asked(entry):
-                looked_up[entry.names] = find_targets(entry.names, families)
-        chosen |= dict.fromkeys(looked_up[entry.names].pairs)
-        for pair in looked_up[entry.names].pairs:
+                found = look_up(entry.names)
+        chosen |= dict.fromkeys(found.pairs)
+        passed |= dict.fromkeys(found.without_pairs)
+        for pair in found.pairs:
             lines.setdefault(pair, entry.where)
-        passed |= dict.fromkeys(looked_up[entry.names].without_pairs)
     pairs = tuple(chosen)
     if tags:
         if given or len(named) < len(entries):
@@ -182,15 +167,16 @@ def _require_names(pairs: Iterable[Pair], lines: Mapping[Pair, str]) -> None:
     for pair in pairs:
         of_name.setdefault(pair.full_name, []).append(pair)
     for name, alike in of_name.items():
-        if len(alike) > 1:
-            fault = f"{len(alike)} different pairs are called {short(name)}"
-            hint = "rename one of them"
-            places = [where for pair in alike if (where := lines.get(pair))]
-            if places:
-                fault = f"{places[-1]}: {fault}"
-            if places[:-1]:
-                hint += f"; it is also at {', '.join(places[:-1])}"
-            raise UsageError(fault, hint)
+        if len(alike) < 2:
+            continue
+        fault = f"{len(alike)} different pairs are called {short(name)}"
+        hint = "rename one of them"
+        places = [where for pair in alike if (where := lines.get(pair))]
+        if places:
+            fault = f"{places[-1]}: {fault}"
+        if places[:-1]:
+            hint += f"; it is also at {', '.join(places[:-1])}"
+        raise UsageError(fault, hint)
 
 
 @contextlib.contextmanager
@@ -211,14 +197,13 @@ class Matches:
     """What a target names."""
 
     pairs: tuple[Pair, ...]
-    """The pairs, in the order of the registry."""
-
+    """In the order of the registry."""
     without_pairs: tuple[str, ...] = ()
     """The families that a glob matches and that have nothing to compare."""
 
 
 def is_glob(target: str) -> bool:
-    """Does a target hold *, ? or [?"""
+    """Whether a target holds *, ? or [."""
     return any(char in target for char in "*?[")
 
 
@@ -299,10 +284,9 @@ def read_list(listed: str) -> list[ListEntry]:
     folder = Path(listed).absolute().parent
     if listed == "-" or is_copy(listed) or any(folder.is_relative_to(place) for place in STREAMS):
         folder = Path.cwd()
-    if is_yaml(listed, raw):
-        entries = list(_yaml_entries(name, raw, folder))
-    else:
-        entries = list(_plain_entries(name, raw))
+    entries = (
+        _yaml_entries(name, raw, folder) if is_yaml(listed, raw) else _plain_entries(name, raw)
+    )
     if len(entries) > MAX_ENTRIES:
         raise UsageError(f"{name}: more than {MAX_ENTRIES:,} entries", "split it")
     return entries
@@ -319,102 +303,54 @@ def is_yaml(listed: str, raw: bytes) -> bool:
     )
 
 
-def _plain_entries(name: str, raw: bytes) -> Iterator[ListEntry]:
+def _plain_entries(name: str, raw: bytes) -> list[ListEntry]:
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UsageError(
-            f"{name}:{raw[: error.start].count(10) + 1}: not UTF-8", ONE_A_LINE
-        ) from error
+        number = raw[: error.start].count(10) + 1
+        raise UsageError(f"{name}:{number}: not UTF-8", ONE_A_LINE) from error
+    entries = []
     for number, line in enumerate(re.split(r"\r\n|\r|\n", text), 1):
-        target = re.sub(r"(^|\s)#.*", "", line, flags=re.DOTALL).strip()
-        if target:
-            yield ListEntry(f"{name}:{number}", _checked(f"{name}:{number}", target))
+        if target := re.sub(r"(^|\s)#.*", "", line, flags=re.DOTALL).strip():
+            entry = ListEntry(f"{name}:{number}", target)
+            with _asked(entry):
+                one_target(target)
+            entries.append(entry)
+    return entries
 
 
-def _checked(where: str, target: str) -> str:
-    if len(target) > MAX_TARGET or re.search(r"\s", target) or not target.isprintable():
-        raise UsageError(f"{where}: {short(target)} is not a target", ONE_A_LINE)
-    if is_reference(target):
-        raise UsageError(
-            f"{where}: {short(target)} is one checkpoint, and a pair has two", PAIR_IN_YAML
+def _yaml_entries(name: str, raw: bytes, folder: Path) -> list[ListEntry]:
+    from shadow.targets.checked import checked
+    from shadow.targets.forms import ListForm
+
+    with _asked():
+        tree, lines = plain_tree(raw, name, YAML_ENTRY)
+        form = checked(
+            ListForm, [] if tree == "" else tree, lines, name, hint=YAML_ENTRY, folder=folder
         )
-    return target
-
-
-def _yaml_entries(name: str, raw: bytes, folder: Path) -> Iterator[ListEntry]:
-    try:
-        tree, lines = read_plain(raw)
-    except NotPlainError as error:
-        line = f":{error.line}" if error.line else ""
-        raise UsageError(f"{name}{line}: {error.message}", YAML_ENTRY) from error
-    if tree == "":
-        return
-    if not isinstance(tree, list):
-        raise UsageError(f"{name}: not a list", YAML_ENTRY)
-    yield from entries_of(name, tree, lines=lines, folder=folder)
+    return entries_of(form.root, lines, name)
 
 
 def entries_of(
-    name: str, items: Sequence[Tree], lines: Mapping[KeyPath, int], folder: Path, at: KeyPath = ()
-) -> Iterator[ListEntry]:
-    """The entries of a YAML list that stands at a path of the file called name; folders are
-    relative to folder.
+    forms: Sequence[TargetForm | TwoForm],
+    lines: Mapping[KeyPath, int],
+    file: str,
+    at: KeyPath = (),
+) -> list[ListEntry]:
+    """The entries of the YAML list that stands at a path of a file."""
+    from shadow.targets.forms import TargetForm
 
-    Raises UsageError, which names the line.
-    """
-    for index, item in enumerate(items):
-        where = f"{name}:{lines[*at, index]}"
-        if isinstance(item, dict):
-            keys = {key: lines[*at, index, key] for key in item}
-            yield ListEntry(where, _mapped(name, where, item=item, lines=keys, folder=folder))
-        elif isinstance(item, str) and item:
-            yield ListEntry(where, _checked(where, item))
+    entries = []
+    for index, form in enumerate(forms):
+        names: str | Pair
+        if isinstance(form, TargetForm):
+            names = form.target
         else:
-            raise UsageError(
-                f"{where}: {short(item)} is not a target",
-                "write a name, or {base: REF, tuned: REF}",
-            )
-
-
-def _mapped(
-    name: str, where: str, item: dict[str, Tree], lines: Mapping[str, int], folder: Path
-) -> str | Pair:
-    """`{target: ...}`, or `{base: ..., tuned: ...}` with or without a name."""
-    for key, value in item.items():
-        if key not in ENTRY_KEYS:
-            hint = nearest(key, ENTRY_KEYS)
-            if hint is None:
-                hint = f"it may have {', '.join(ENTRY_KEYS)}; options go with the command"
-            if len(item) == 1 and _is_stages(value) and len(f"{key}{value}") <= 80:
-                hint = f"write {key}:{value}, without a space"
-            raise UsageError(f"{name}:{lines[key]}: unknown key {short(key)} in an entry", hint)
-        if not isinstance(value, str) or not value:
-            raise UsageError(f"{name}:{lines[key]}: {key!r} is not text", "write a name")
-    texts = {key: value for key, value in item.items() if isinstance(value, str)}
-    if texts.keys() == {"target"}:
-        return _checked(where, texts["target"])
-    if texts.keys() - {"name"} != {"base", "tuned"}:
-        absent = [key for key in ("base", "tuned") if key not in texts]
-        fault = f"an entry has {' and '.join(map(repr, texts))}"
-        if "target" not in texts:
-            fault = f"an entry has no {' and no '.join(map(repr, absent))}"
-        hint = "write a target alone, or base and tuned together, and a name if you like"
-        raise UsageError(f"{where}: {fault}", hint)
-    references = {}
-    for key in ("base", "tuned"):
-        with _asked(ListEntry(f"{name}:{lines[key]}", "")):
-            references[key] = parse_reference(texts[key], folder)
-    pair = given_pair(references["base"], references["tuned"])
-    if "name" not in texts:
-        return pair
-    with _asked(ListEntry(f"{name}:{lines['name']}", "")):
-        return under_name(pair, texts["name"])
-
-
-def _is_stages(value: Tree) -> bool:
-    """Is it text such as `base..sft`?"""
-    return isinstance(value, str) and ".." in value
+            names = given_pair(form.base, form.tuned)
+            if form.name is not None:
+                names = under_name(names, form.name)
+        entries.append(ListEntry(f"{file}:{lines[*at, index]}", names))
+    return entries
 
 
 def parse_shard(text: str) -> Share:

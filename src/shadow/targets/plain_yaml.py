@@ -7,7 +7,7 @@ events, not from its nodes, so that nothing is built before it was found harmles
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path as File
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -32,20 +32,24 @@ class NotPlainError(Exception):
         self.message, self.line = message, line
 
 
-def read_plain_file(file: File, hint: str) -> tuple[Tree, dict[KeyPath, int]]:
+def read_plain_file(file: Path, hint: str) -> tuple[Tree, dict[KeyPath, int]]:
     """`read_plain` of a file; a fault is a ShadowError that names file and line. hint: where the
     format is told.
     """
     try:
         raw = read_start(file, MAX_FILE + 1)
         if raw is None:
-            if file.exists():
-                raise ShadowError(f"{file}: not a regular file", hint)
-            raise ShadowError(f"no such file: {file}", hint)
+            fault = f"{file}: not a regular file" if file.exists() else f"no such file: {file}"
+            raise ShadowError(fault, hint)
     except OSError as error:
         raise ShadowError(f"{str(file)[:200]}: {error.strerror or error}") from error
     if len(raw) > MAX_FILE:
         raise ShadowError(f"{file}: larger than {MAX_FILE:,} bytes", "split it")
+    return plain_tree(raw, str(file), hint)
+
+
+def plain_tree(raw: bytes, file: str, hint: str) -> tuple[Tree, dict[KeyPath, int]]:
+    """`read_plain` of what a file holds; a fault is a ShadowError that names file and line."""
     try:
         return read_plain(raw)
     except NotPlainError as error:

@@ -7,6 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shadow.errors import UsageError
+from shadow.text import short
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")  # of a family, a stage, a tag, a rule
+MAX_ENTRIES = 10_000  # of a list
+MAX_TARGET = 300  # characters; a family's name has 96 at most
+ONE_A_LINE = "one target a line: a family, family:from..to or a glob"
 
 
 @dataclass(frozen=True)
@@ -15,15 +21,10 @@ class Reference:
 
     repo: str
     """`org/name` on the Hub, or an absolute folder."""
-
     is_folder: bool
-    """Is it a folder of this machine?"""
-
     revision: str | None = None
     """A branch, tag or commit on the Hub; None for the default branch, and for a folder."""
-
     subfolder: str | None = None
-    """The folder in the repository that holds it; None for the repository itself."""
 
     @property
     def last_name(self) -> str:
@@ -38,7 +39,12 @@ class Reference:
             text += f", folder {self.subfolder}"
         return text
 
-    def as_json(self) -> dict[str, str | None]:
+    @property
+    def parts(self) -> tuple[tuple[None, Reference], ...]:
+        """Itself alone, as a base per component has one for each."""
+        return ((None, self),)
+
+    def as_json(self) -> dict[str, object]:
         """For machines: what was named."""
         return {"repo": self.repo, "revision": self.revision, "subfolder": self.subfolder}
 
@@ -49,6 +55,37 @@ class ComponentBase:
 
     parts: tuple[tuple[str, Reference], ...]
     """Each component and where it came from, in the file's order. The others have no base."""
+
+    def as_json(self) -> dict[str, object]:
+        """For machines: the checkpoint of each component."""
+        return {component: part.as_json() for component, part in self.parts}
+
+
+def is_reference(target: str) -> bool:
+    """Whether this is a checkpoint: a folder, or `org/name`. Names of families have no slash."""
+    return "/" in target or target in (".", "..", "~")
+
+
+def one_target(text: str) -> str:
+    """A target of a list as it is. Raises UsageError for what can be none."""
+    if len(text) > MAX_TARGET or re.search(r"\s", text) or not text or not text.isprintable():
+        raise UsageError(f"{short(text)} is not a target", ONE_A_LINE)
+    if is_reference(text):
+        message = f"{short(text)} is one checkpoint, and a pair has two"
+        raise UsageError(message, "write {base: REF, tuned: REF} in a YAML list")
+    return text
+
+
+def pair_name(text: str) -> tuple[str, str]:
+    """(family, stages) of `family:base..tuned`. Raises UsageError."""
+    family, _, stages = text.partition(":")
+    ends = stages.split("..")
+    if not NAME.fullmatch(family) or len(ends) != 2 or not all(map(NAME.fullmatch, ends)):
+        hint = (
+            "write FAMILY:BASE..TUNED, for example mine:base..run-7; each of letters, digits, . _ -"
+        )
+        raise UsageError(f"{short(text)} is not a pair name", hint)
+    return family, stages
 
 
 def parse_reference(text: str, folder: Path | None = None) -> Reference:

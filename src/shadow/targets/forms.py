@@ -1,0 +1,360 @@
+"""What each file that people write may hold, as pydantic models: families, lists, recipes and
+policies. Editors get their schemas of families and lists from the same models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    RootModel,
+    StringConstraints,
+    Tag,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+
+from shadow.places.names import name_rules
+from shadow.targets.checked import FaultError, Form, by
+from shadow.targets.plain_yaml import Tree
+from shadow.targets.references import (
+    MAX_ENTRIES,
+    MAX_TARGET,
+    NAME,
+    Reference,
+    one_target,
+    pair_name,
+    parse_reference,
+)
+from shadow.text import VERY_LIKE, closest, nearest, short
+
+if TYPE_CHECKING:
+    Component = str
+else:
+    Component = Literal[name_rules().components]
+
+REFERENCE = {
+    "type": "string",
+    "anyOf": [
+        {"pattern": r"^(\.{1,2}$|\.{1,2}/|/|~)"},
+        {"pattern": r"^(?![^@]*\.\.)[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+(@|$)"},
+    ],
+}
+TARGET = {"type": "string", "pattern": r"^\S+$", "maxLength": MAX_TARGET}
+TWO_STAGES = {"type": "string", "pattern": r"^[A-Za-z0-9].*\.\."}
+PAIR_NAME = {"type": "string", "pattern": f"^{NAME.pattern}:{NAME.pattern}$"}
+
+Ref = Annotated[Reference, BeforeValidator(by(parse_reference)), WithJsonSchema(REFERENCE)]
+Name = Annotated[str, StringConstraints(pattern=f"^{NAME.pattern}$")]
+Word = Annotated[str, StringConstraints(min_length=1)]
+Prose = Annotated[
+    str,
+    BeforeValidator(lambda text: " ".join(text.split()) if isinstance(text, str) else text),
+    StringConstraints(min_length=1, max_length=2_000),
+]
+
+
+def _once(items: list[Any]) -> list[Any]:
+    names = [str(item) for item in items]
+    for at, name in enumerate(names):
+        if name in names[:at]:
+            raise FaultError(f"{short(name)} is listed twice", "take one out", at)
+    return items
+
+
+ONCE, UNIQUE = AfterValidator(_once), Field(json_schema_extra={"uniqueItems": True})
+
+
+def _or(text: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
+    """Adds to the schema of a mapping that of the text which may stand for it."""
+
+    def add(schema: dict[str, Any]) -> None:
+        mapping = dict(schema)
+        schema.clear()
+        schema["anyOf"] = [text, mapping]
+
+    return add
+
+
+class Checkpoint(Form):
+    """A checkpoint: org/name on the Hub, or a folder as ./DIR, ../DIR, /DIR or ~/DIR, relative to
+    this file.
+    """
+
+    model_config = ConfigDict(json_schema_extra=_or(REFERENCE))
+    CALLED = "a checkpoint"
+    WRITTEN = (
+        "write `org/name` or {repo: org/name, revision: ..., subfolder: ...}; only `base` may have"
+        " one for each component"
+    )
+
+    repo: Ref
+    """org/name on the Hub, or a folder."""
+    revision: str | None = None
+    """A branch, tag or commit on the Hub."""
+    subfolder: str | None = None
+    """The folder inside the checkpoint that holds it."""
+
+    @classmethod
+    def of_text(cls, text: str) -> object:
+        return {"repo": text}
+
+    @field_validator("subfolder")
+    @classmethod
+    def _stays_inside(cls, subfolder: str | None) -> str | None:
+        if subfolder and (subfolder.startswith("/") or ".." in Path(subfolder).parts):
+            raise FaultError(f"subfolder {short(subfolder)} leaves the checkpoint")
+        return subfolder
+
+    @property
+    def reference(self) -> Reference:
+        name = self.repo.repo
+        if self.repo.is_folder and self.subfolder:
+            return Reference(str(Path(name) / self.subfolder), True)
+        revision = self.repo.revision if self.revision is None else self.revision
+        return Reference(name, self.repo.is_folder, revision, self.subfolder)
+
+
+def _kind_of_base(value: object) -> str:
+    keys = set(value) if isinstance(value, dict) else set()
+    if keys & set(name_rules().components) or (keys and not keys & set(Checkpoint.known())):
+        return "(by component)"
+    return "(one)"
+
+
+ByComponent = Annotated[dict[Component, Checkpoint], Field(min_length=1)]
+Base = Annotated[
+    Annotated[Checkpoint, Tag("(one)")] | Annotated[ByComponent, Tag("(by component)")],
+    Discriminator(_kind_of_base),
+]
+
+
+class PairForm(Form):
+    """Two stages to compare."""
+
+    model_config = ConfigDict(json_schema_extra=_or(TWO_STAGES))
+    CALLED = "a pair"
+    WRITTEN = "write base..sft or {from: base, to: sft}"
+
+    start: str = Field(alias="from")
+    """The stage that counts as the base."""
+    to: str
+    """The stage that counts as tuned."""
+    relation: Literal["tuned", "sibling"] = "tuned"
+    """tuned: the second was trained from the first. sibling: both from something else."""
+
+    @classmethod
+    def of_text(cls, text: str) -> object:
+        start, _, to = text.partition("..")
+        return {"from": start, "to": to} if text.count("..") == 1 else text
+
+    def __str__(self) -> str:
+        return f"{self.start}..{self.to}"
+
+
+class FamilyForm(Form):
+    """Named stages of one lineage, and the pairs of them that are worth comparing."""
+
+    model_config = ConfigDict(
+        extra="allow",
+        json_schema_extra={
+            "propertyNames": {
+                "pattern": f"^(?!.*\\.\\.){NAME.pattern}$",
+                "not": {"enum": [*Checkpoint.known(), *PairForm.known()]},
+            },
+            "anyOf": [{"required": ["base"]}, {"required": ["pairs"]}],
+            "if": {"properties": {"pairs": {"maxItems": 0}}, "required": ["pairs"]},
+            "then": {"required": ["note"]},
+        },
+    )
+    CALLED = "a family"
+    WRITTEN = "write `base: org/name` and one more stage below it"
+    __pydantic_extra__: dict[str, Checkpoint] = Field(init=False)
+
+    base: Base | None = None
+    """The base model; one for each component where the model was put together."""
+    pairs: Annotated[list[PairForm], ONCE, UNIQUE] | None = None
+    """Which stages to compare, as from..to. Without it: base with each other stage. [] needs a
+    note."""
+    tags: Annotated[list[Name], ONCE, UNIQUE] = Field([])
+    """Words to filter by. `vlm` stands for the components language, vision and projector."""
+    source: str | None = None
+    """Where it says that these checkpoints belong together."""
+    note: str | None = None
+    """What a person who audits the family should know."""
+
+    @classmethod
+    def check_key(cls, key: str, value: Tree) -> None:
+        if key in cls.known():
+            return
+        if alike := closest(key.lower(), cls.known()[1:], VERY_LIKE):
+            message = f"stage {key!r} looks like the reserved key {alike!r}"
+            raise FaultError(message, f"did you mean {alike!r}?", key)
+        hint = "letters, digits, `_`, `-` and single dots"
+        if key in Checkpoint.known():
+            hint = "it belongs further in: sft: {repo: org/name, revision: main}"
+        elif key in PairForm.known():
+            hint = "it belongs further in: pairs: [base..sft]"
+        elif NAME.fullmatch(key) and ".." not in key:
+            return
+        raise FaultError(f"{short(key)} cannot name a stage", hint, key)
+
+    @model_validator(mode="after")
+    def _agrees(self) -> FamilyForm:
+        stages = self.stages
+        if self.base is None and self.pairs is None:
+            hint = "add `base: org/name`, or say which stages to compare: `pairs`"
+            if close := nearest("base", stages):
+                hint = f"rename the stage: {close}"
+            raise FaultError("it has no stage `base`", hint)
+        if len(stages) < 2:
+            only = f"besides `{next(iter(stages))}`" if stages else "at all"
+            raise FaultError(f"it has no stage {only}", "add one, such as `instruct: org/name`")
+        if self.pairs == [] and not self.note:
+            hint = "say in `note` why there is nothing to compare, or leave `pairs` out"
+            raise FaultError("`pairs` is empty and no `note` says why", hint, "pairs")
+        for at, pair in enumerate(self.pairs or ()):
+            self._check_pair(pair, at)
+        return self
+
+    def _check_pair(self, pair: PairForm, at: int) -> None:
+        for key, stage in (("from", pair.start), ("to", pair.to)):
+            if stage not in self.stages:
+                hint = nearest(stage, self.stages) or f"stages: {', '.join(self.stages)}"
+                message = f"a pair names stage {short(stage)}, which is not there"
+                raise FaultError(message, hint, "pairs", at, key)
+        if pair.start == pair.to:
+            raise FaultError(f"a pair of {pair.to!r} with itself", pair.WRITTEN, "pairs", at)
+        if isinstance(self.stages[pair.to], dict):
+            message = f"`{pair.to}` is one per component and cannot be the tuned side"
+            raise FaultError(message, f"write {pair.to}..{pair.start}", "pairs", at)
+
+    @property
+    def compared(self) -> list[tuple[str, str, str]]:
+        """(base, tuned, relation) of each pair: those listed, or `base` with each other stage."""
+        if self.pairs is not None:
+            return [(pair.start, pair.to, pair.relation) for pair in self.pairs]
+        return [("base", stage, "tuned") for stage in self.stages if stage != "base"]
+
+    @property
+    def stages(self) -> dict[str, Checkpoint | dict[str, Checkpoint]]:
+        """The stages by name, `base` first."""
+        base = {} if self.base is None else {"base": self.base}
+        return base | self.__pydantic_extra__
+
+
+class FamiliesForm(RootModel[dict[Name, FamilyForm]]):
+    """Each key is a family's name: what a person types after `shadow audit`."""
+
+    model_config = ConfigDict(
+        title="Families of a registry of shadow",
+        json_schema_extra={"propertyNames": {"pattern": f"^{NAME.pattern}$"}},
+    )
+
+
+class TargetForm(Form):
+    model_config = ConfigDict(json_schema_extra=_or(TARGET))
+    CALLED = "an entry"
+    WRITTEN = (
+        "write a target alone, or base and tuned together, and a name if you like; options go with"
+        " the command"
+    )
+
+    target: Annotated[
+        str, BeforeValidator(by(lambda text, _: one_target(text))), WithJsonSchema(TARGET)
+    ]
+    """A family, family:from..to, or a glob over these."""
+
+    @classmethod
+    def of_text(cls, text: str) -> object:
+        return {"target": text}
+
+
+class TwoForm(Form):
+    CALLED, WRITTEN = TargetForm.CALLED, TargetForm.WRITTEN
+
+    base: Ref
+    """A checkpoint, as --base takes it; a folder is relative to the list file."""
+    tuned: Ref
+    """The model tuned from it."""
+    name: (
+        Annotated[
+            str,
+            BeforeValidator(by(lambda text, _: pair_name(text) and text)),
+            WithJsonSchema(PAIR_NAME),
+        ]
+        | None
+    ) = None
+    """What the pair of base and tuned is called, and so its folder: family:base..tuned."""
+
+    @classmethod
+    def check_key(cls, key: str, value: Tree) -> None:
+        if key not in cls.known() and isinstance(value, str) and ".." in value:
+            hint = (
+                f"write {key}:{value}, without a space" if len(key + value) <= 80 else cls.WRITTEN
+            )
+            raise FaultError(f"unknown key {short(key)}", hint, key)
+        super().check_key(key, value)
+
+
+Entry = Annotated[
+    Annotated[TargetForm, Tag("(target)")] | Annotated[TwoForm, Tag("(two)")],
+    Discriminator(
+        lambda value: "(two)" if isinstance(value, dict) and "target" not in value else "(target)"
+    ),
+]
+
+
+class ListForm(RootModel[Annotated[list[Entry], Field(max_length=MAX_ENTRIES)]]):
+    """What `shadow audit --list` audits, one after another."""
+
+    model_config = ConfigDict(title="A list of targets of shadow")
+
+
+class PanelForm(Form):
+    CALLED = "a panel"
+
+    text: Prose
+    bears_on: Prose
+    pairs: list[Entry] = Field(min_length=1)
+
+
+class RecipeForm(Form):
+    CALLED = "a recipe"
+
+    title: Prose
+    source: Prose
+    components: list[Word]
+    modules: list[Word]
+    metrics: list[Word] = Field(min_length=1)
+    panels: dict[Name, PanelForm] = Field(min_length=1, max_length=20)
+
+
+class RuleForm(Form):
+    CALLED = "a rule"
+    WRITTEN = "write `fail_on: language.mlp.up.concentration > 0.5` below it"
+
+    fail_on: str | None = None
+    moved: str | None = None
+    severity: Literal["error", "warning"] = "error"
+    message: str | None = None
+    allow_missing: Literal["true", "false"] = "false"
+
+    @model_validator(mode="after")
+    def _has_one_condition(self) -> RuleForm:
+        if (self.fail_on is None) == (self.moved is None):
+            which = "neither `fail_on` nor" if self.moved is None else "both `fail_on` and"
+            raise FaultError(f"it has {which} `moved`", "write one of them")
+        return self
+
+
+class PolicyForm(RootModel[Annotated[dict[Name, RuleForm], Field(min_length=1)]]):
+    pass
