@@ -173,7 +173,6 @@ class Entry:
     """A file of a store."""
 
     size: int  # bytes
-
     # all that the store says of it: differs once the file was written again
     mark: str = field(repr=False)
 
@@ -183,7 +182,6 @@ class Store:
     """A folder at a URL. It can be pickled; its repr has no options."""
 
     url: str  # `scheme://bucket/folder`, without a slash at the end, without credentials
-
     # of the driver; may hold credentials
     options: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
 

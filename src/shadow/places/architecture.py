@@ -41,7 +41,6 @@ class Place:
     layer: int | None  # number of the block, from 0; None outside the layers
     module: str  # from the closed list of `names.yaml`
     expert: int | None = None  # from 0
-
     # tells apart what shares a module (norms, biases, other) and what must not be compared
     # although it does: the blocks of a second stack, rows in another order
     slot: str = ""
@@ -53,11 +52,9 @@ class Part:
 
     place: Place
     transposed: bool = False  # stored `(in, out)`
-
     # (start, stop) of this part's outputs in each group; None for all
     rows: tuple[int, int] | None = None
     groups: int = 1  # of equal size, into which the outputs are divided
-
     # matrices that the tensor holds along its first dimension (its own, or shared with their
     # rows), of which this is place.expert's; 0 where it holds one
     experts: int = 0

@@ -55,30 +55,21 @@ FACTORS_FLOOR = 1e-13  # of the largest: singular values from factors are good t
 
 @dataclass(frozen=True)
 class Method:
-    """How numbers are computed; part of what makes two reports comparable.
+    """How numbers are computed; part of what makes two reports comparable."""
 
-    precision: of Gram matrices and eigenvalues.
-    nulls: draws of the sampled null, >= 0; 0 leaves its columns null.
-    seed: of these draws.
-    subspaces: are singular vectors compared too?
-    """
-
-    precision: Precision = "default"
-    nulls: int = 0
-    seed: int = 0
-    subspaces: bool = True
+    precision: Precision = "default"  # of Gram matrices and eigenvalues
+    nulls: int = 0  # draws of the sampled null; 0 leaves its columns null
+    seed: int = 0  # of these draws
+    subspaces: bool = True  # whether singular vectors are compared too
 
 
 @dataclass(frozen=True)
 class Means:
-    """What one worker measures with.
-
-    remember: how the spectrum of one side is had; grams: where Gram matrices are made.
-    """
+    """What one worker measures with."""
 
     method: Method
     space: Workspace
-    remember: Remember = solve_anew
+    remember: Remember = solve_anew  # how the spectrum of one side is had
     grams: Grams = ON_CPU
 
 
@@ -93,15 +84,11 @@ class Measured(NamedTuple):
 
 @dataclass(frozen=True)
 class Extent:
-    """The largest absolute entries, in units of the weights: NaN or infinite where any entry is.
-
-    base, tuned: of either side, >= 0.
-    delta: of tuned - base, >= 0; 0 where both sides are equal.
-    """
+    """The largest absolute entries, in units of the weights: NaN or infinite where any entry is."""
 
     base: float
     tuned: float
-    delta: float
+    delta: float  # of tuned - base; 0 where both sides are equal
 
     @property
     def finite(self) -> bool:
@@ -139,23 +126,15 @@ def _larger(largest: float, block: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Sums:
-    """Sums over all entries of a pair, in units of weights squared times scale².
+    """Sums over all entries of a pair, in units of weights squared times scale²."""
 
-    profile: of D, with a scale of its own.
-    base, tuned: sums of squares, >= 0.
-    along: <W_base, D>, times profile.scale / scale; of any sign.
-    ulps: sum of squared ulps, as `sums` defines them, > 0.
-    zeros: entries in which both sides agree, from 0 to all.
-    scale: the power of two that entries were multiplied by.
-    """
-
-    profile: Profile
-    base: float
-    tuned: float
-    along: float
-    ulps: float
-    zeros: int
-    scale: float
+    profile: Profile  # of D, with a scale of its own
+    base: float  # of squares
+    tuned: float  # of squares
+    along: float  # <W_base, D>, times profile.scale / scale; of any sign
+    ulps: float  # of squared ulps, as `sums` defines them, > 0
+    zeros: int  # entries in which both sides agree
+    scale: float  # the power of two that entries were multiplied by
 
 
 def sums(

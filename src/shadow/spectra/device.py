@@ -358,7 +358,8 @@ def _precisions() -> tuple[str, list[tuple[Any, str]]]:
         older = torch.get_float32_matmul_precision()
     except RuntimeError:  # only the newer one was set
         older = "highest"
-    libraries = torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)
+    onednn: Any = getattr(torch.backends.mkldnn, "matmul", None)
+    libraries: tuple[Any, ...] = torch.backends.cuda.matmul, onednn
     newer = [(one, str(one.fp32_precision)) for one in libraries if hasattr(one, "fp32_precision")]
     return older, newer
 

@@ -58,7 +58,6 @@ class Inside:
 
     directions: int = 0  # k = min(16, m), or as many as are resolved
     energy: float = 0.0  # ||D2||², in weights²; 0 where there are no directions
-
     # energy of D2 in the leading k left singular directions (outputs) of D1, 0 to energy
     left: float = 0.0
     right: float = 0.0  # the same for the right ones (inputs)
@@ -75,7 +74,7 @@ class JointValues:
     second: float  # ||D2||²
     spread: float  # sum of (D1_ij D2_ij)², weights⁴: the variance of inner if all signs were random
     shared: Shared
-    inside: Inside = Inside()
+    inside: Inside
 
     @property
     def finite(self) -> bool:
@@ -140,11 +139,11 @@ def _sums(pairs: Pairs, grid: FloatFormat | None, space: Workspace) -> _Sums:
         cols[col : col + d2.shape[1]] += energies.sum(0).numpy()
     shared = Shared()
     if grid is not None and math.isfinite(totals["first"] + totals["second"]):
-        values = [np.concatenate(parts) for parts in zip(*kept, strict=True)]
-        scale = size[0] * size[1] / len(values[0])
-        sampled = shared_rounding(*values, grid)
+        middle, old, new = (np.concatenate(parts) for parts in zip(*kept, strict=True))
+        scale = size[0] * size[1] / len(middle)
+        sampled = shared_rounding(middle, old, new, grid)
         shared = Shared(sampled.inner * scale, sampled.first * scale, sampled.second * scale)
-    return _Sums(JointValues(**totals, shared=shared), largest, rows, cols)
+    return _Sums(JointValues(**totals, shared=shared, inside=Inside()), largest, rows, cols)
 
 
 def _grid(middle: Matrix, formats: tuple[str, str, str], space: Workspace) -> FloatFormat | None:

@@ -25,19 +25,13 @@ WORD = 64  # signs in one draw of the generator
 
 @dataclass(frozen=True)
 class Profile:
-    """Where the energy of D lies, in units of the scaled D.
+    """Where the energy of D lies, in units of the scaled D."""
 
-    rows, cols: float64 (rows,) and (cols,), energies r_i and c_j, >= 0.
-    fourth: sum of D_ij⁴, >= 0.
-    scale: the power of two that the entries of D were multiplied by.
-    changed: rows of which any entry differs, from 0 to all.
-    """
-
-    rows: NDArray[np.float64]
-    cols: NDArray[np.float64]
-    fourth: float
-    scale: float
-    changed: int
+    rows: NDArray[np.float64]  # (rows,): energies r_i
+    cols: NDArray[np.float64]  # (cols,): energies c_j
+    fourth: float  # sum of D_ij⁴
+    scale: float  # the power of two that the entries of D were multiplied by
+    changed: int  # rows of which any entry differs
 
     @property
     def energy(self) -> float:

@@ -67,18 +67,15 @@ class Undone:
 
     # how the tuned side came to its grid; None where none explains the counts
     history: History | None
-
     # share of the stored energy that is the update's, above 0; None with a reason
     kept: float | None
     reason: Reason | None  # why kept is None; `rounded_away` stands beside a value
     norm: float | None = None  # frobenius norm of the update, in weights
-
     # share of entries that a normal update of that size leaves unchanged, 0 to 1
     zeros: float | None = None
 
     # share of the stored energy in other binades than the model has it, 0 to 1
     misfit: float | None = None
-
     # the same if both sides had been rounded from numbers in between
     alternative: float | None = None
     fourth: float | None = None  # mean y⁴ over squared mean y² of the shape, 1 or more

@@ -106,7 +106,6 @@ class Levels:
 
     low: Floats  # the first k of each
     squares: Floats  # the mean k² of each
-
     # where each begins among the leading parts of float32 numbers; 0 is that of 0
     first_raw: Indices
     raw: int  # how many leading parts there are

@@ -72,30 +72,20 @@ EXACT_SIDE = 256
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Singular values of one matrix, in units of its weights.
+    """Singular values of one matrix, in units of its weights."""
 
-    sigma: float64 (m,), m the short side, descending, >= 0; those below floor are set to 0 since
-        they are noise of the method.
-    rows, cols: the `(out, in)` shape.
-    norm: the Frobenius norm, summed from the entries, >= 0.
-    floor: the singular value below which none is resolved, >= 0.
-    precision: as it was used.
-    vectors: float64 (m, k), orthonormal, the leading singular vectors on the short side in the
-        order of sigma (left ones if rows <= cols), as many as were asked for; those of sigmas below
-        floor are noise. None where none were asked for.
-    shift: how far rounding may have moved each sigma², at most, in units of sigma_1².
-    moved: was the CPU taken because a device failed?
-    """
-
+    # float64 (m,), m the short side, descending; 0 below floor, where they are noise of the method
     sigma: NDArray[np.float64]
-    rows: int
-    cols: int
-    norm: float
-    floor: float
-    precision: Precision
+    rows: int  # outputs
+    cols: int  # inputs
+    norm: float  # the Frobenius norm, summed from the entries
+    floor: float  # the singular value below which none is resolved
+    precision: Precision  # as it was used
+    # float64 (m, k), orthonormal, the leading singular vectors on the short side in the order of
+    # sigma (left ones if rows <= cols), as many as were asked for; noise where sigma is
     vectors: NDArray[np.float64] | None = None
-    shift: float = 0.0
-    moved: bool = False
+    shift: float = 0.0  # of each sigma² by rounding, at most, in units of sigma_1²
+    moved: bool = False  # whether the CPU was taken because a device failed
 
     @property
     def long_side(self) -> int:
@@ -105,18 +95,12 @@ class Spectrum:
 
 @dataclass(frozen=True)
 class Question:
-    """What a matrix's spectrum depends on besides it: the same answer for the same question.
+    """What a matrix's spectrum depends on besides it: the same answer for the same question."""
 
-    stored: its dtype in the checkpoint.
-    precision: as it is asked for.
-    vectors: how many leading singular vectors are asked for, >= 0.
-    solver: of `Grams`.
-    """
-
-    stored: str
-    precision: Precision
-    vectors: int
-    solver: str = "cpu"
+    stored: str  # the dtype in the checkpoint
+    precision: Precision  # as it is asked for
+    vectors: int  # leading singular vectors that are asked for
+    solver: str = "cpu"  # of `Grams`
 
 
 # How the spectrum of one side is had, its Frobenius norm being known: solved, or remembered.
@@ -275,7 +259,9 @@ def rank_k_updates() -> dict[torch.dtype, Update] | None:
     Both matrices are C-contiguous. None where SciPy's BLAS has other integers than C's int.
     """
     syrk = routines(cython_blas, {"ssyrk": 10, "dsyrk": 10})
-    return syrk and {
+    if syrk is None:
+        return None
+    return {
         torch.float32: partial(_rank_k_update, syrk["ssyrk"], np.float32(1.0)),
         torch.float64: partial(_rank_k_update, syrk["dsyrk"], np.float64(1.0)),
     }
@@ -317,7 +303,9 @@ def symmetric_product(lower: Tensor, few: NDArray[np.floating]) -> NDArray[np.fl
 def symmetric_products() -> dict[torch.dtype, Routine] | None:
     """BLAS's `?symm` by dtype; None where SciPy's BLAS has other integers than C's int."""
     symm = routines(cython_blas, {"ssymm": 12, "dsymm": 12})
-    return symm and {torch.float32: symm["ssymm"], torch.float64: symm["dsymm"]}
+    if symm is None:
+        return None
+    return {torch.float32: symm["ssymm"], torch.float64: symm["dsymm"]}
 
 
 def eigenvalues(lower: Tensor) -> NDArray[np.float64]:

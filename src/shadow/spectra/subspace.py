@@ -137,21 +137,16 @@ def whitened(products: Array, columns: Array) -> Array:
 
 @dataclass(frozen=True)
 class _Streamed:
-    """Sums over the long side; Y_b (n, k) and Y_t (n, t) are its vectors, nearly orthonormal.
+    """Sums over the long side; Y_b (n, k) and Y_t (n, t) are its vectors, nearly orthonormal."""
 
-    base: Y_bᵀ Y_b; weighted: the same with D's energies along the long side as weights; tuned: Y_tᵀ
-    Y_t; between: Y_bᵀ Y_t; inside: energy of D in the short side's subspace; images (m, k): D Y_b;
-    seen (m, t): W_b Y_t with Y_t's columns at length 1, or 0 where the long side is the right one:
-    vᵀ seen / sigma are the cosines of Y_t with the base's left vector W_b v / sigma, which need not
-    be formed.
-    """
-
-    base: Array
-    weighted: Array
-    tuned: Array
-    between: Array
-    inside: float
-    images: Array
+    base: Array  # Y_bᵀ Y_b
+    weighted: Array  # the same with D's energies along the long side as weights
+    tuned: Array  # Y_tᵀ Y_t
+    between: Array  # Y_bᵀ Y_t
+    inside: float  # energy of D in the short side's subspace
+    images: Array  # (m, k): D Y_b
+    # (m, t): W_b Y_t with Y_t's columns at length 1, or 0 where the long side is the right one:
+    # vᵀ seen / sigma are the cosines of Y_t with the base's left vector W_b v / sigma
     seen: Array
 
 
