@@ -214,9 +214,7 @@ def stages(tmp_path):
 def test_the_command_says_what_came_from_the_cache_and_writes_the_same_bytes(
     stages, shadow, tmp_path
 ):
-    """Two of four spectra are there: the base was the tuned side before. --no-cache neither reads
-    nor writes.
-    """
+    """Two of four spectra are there, as a base was tuned before; not with --no-cache."""
     base, middle, last = stages
     on = {"env": {"SHADOW_NO_CACHE": "0", "XDG_CACHE_HOME": str(tmp_path / "home")}}
     shadow("audit", "--base", base, "--tuned", middle, "-o", "kept", **on)

@@ -1,6 +1,4 @@
-"""The Hub that the tests use (tests/hub.py): the real client understands it, and each fault does
-what its name says.
-"""
+"""The tests' Hub (tests/hub.py): the real client understands it, and faults are as named."""
 
 from __future__ import annotations
 

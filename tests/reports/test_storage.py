@@ -1,6 +1,4 @@
-"""Reports at URLs, on fsspec's memory: published whole or not at all, read as they stood, and no
-credential told.
-"""
+"""Reports at URLs, on fsspec's memory: whole or not at all, and no credential told."""
 
 from __future__ import annotations
 
@@ -210,9 +208,7 @@ def test_a_table_that_the_new_report_lacks_is_removed(pair, store):
 
 
 def test_no_reader_ever_sees_half_a_report(pair, store, monkeypatch):
-    """After every single write, first of a new report and then of one that replaces it, a reader
-    finds all or none.
-    """
+    """After every write of a new report, and of one that replaces it: all or none."""
     seen = []
 
     def look():
@@ -351,9 +347,7 @@ def reports_of(pair, tmp_path):
 
 
 def test_a_second_writer_waits_or_gives_way(pair, store, tmp_path, monkeypatch):
-    """Whenever the second begins, between any two writes of the first, the report is the first's,
-    and only its.
-    """
+    """Between any two writes of the first it may begin: the report is the first's alone."""
     first, second = reports_of(pair, tmp_path)
     refused = []
     inside = threading.Event()
@@ -447,9 +441,7 @@ def test_a_claim_is_taken_over_by_its_owner_or_when_nobody_lives(
 
 
 def test_a_task_outlasts_a_writer_that_was_lost(pair, store):
-    """A machine was lost while it uploaded, and Ray begins the pair again on another one, which
-    waits until the claim is an hour old.
-    """
+    """Ray begins the pair of a lost machine again; it waits until the claim is an hour old."""
     target = at(pair, store)
     claim(target, "you", 10)
     said = []
@@ -480,9 +472,7 @@ def test_a_task_outlasts_a_writer_that_was_lost(pair, store):
 def test_a_claim_that_tells_no_time_is_as_old_as_its_file(
     pair, store, tmp_path, monkeypatch, claimed
 ):
-    """It holds for an hour by the clock of the store; where that tells nothing, the hint says how
-    to remove it.
-    """
+    """It holds for an hour by the store's clock; without one the hint says how to remove it."""
     folder, _ = reports_of(pair, tmp_path)
     target = at(pair, store)
     target.put(CLAIM, claimed)
@@ -896,9 +886,7 @@ def test_a_report_that_changes_while_it_is_copied_is_not_merged(pair, store, mon
 
 
 def test_two_lists_that_write_an_index_at_once_do_not_mix(toys, store, monkeypatch, tmp_path):
-    """One begins while the other is between its look and its write: it is refused, and both files
-    are of the first.
-    """
+    """One that begins between the other's look and write is refused; all files are the first's."""
     folders = []
     for name in ("first", "second"):
         monkeypatch.setenv("SHADOW_WORK_DIR", str(tmp_path / name))
@@ -1351,9 +1339,7 @@ def test_a_folder_that_another_process_removes_at_its_end_is_taken(pair, store, 
 
 
 def test_a_report_of_other_settings_that_waits_here_is_not_removed(pair, store, monkeypatch):
-    """An upload failed; then the report at the URL is asked for again: the one that waits is told
-    of, and stays.
-    """
+    """After a failed upload the same report is asked for again: the one that waits stays."""
     audited(pair, store)
     with monkeypatch.context() as patched:
         Fault(patched, 1)

@@ -257,9 +257,7 @@ def test_the_distance_of_two_directions_is_right_however_small(dtype, size, shap
 
 @pytest.mark.parametrize("shape", [(700, 40), (40, 700), (300, 150), (150, 300)])
 def test_rows_that_changed_are_counted_across_blocks(shape, monkeypatch):
-    """A change of the last entry of some rows: those and no others, also where a matrix is read in
-    several blocks.
-    """
+    """The rows of which the last entry changes, also where a matrix is read in several blocks."""
     monkeypatch.setattr(spectrum, "BLOCK", 4_000)
     base = torch.randn(shape, generator=torch.Generator().manual_seed(0)).bfloat16()
     tuned = base.clone()
@@ -289,9 +287,7 @@ def test_a_zero_base_leaves_ratios_null():
 
 
 def test_rounding_floor_of_one_step_is_known():
-    """Moving every entry by one ulp is sqrt(12) times the rounding floor, in each format,
-    subnormals included.
-    """
+    """One ulp in every entry is sqrt(12) rounding floors, in each format and for subnormals."""
     for name, dtype in (("BF16", torch.bfloat16), ("F16", torch.float16)):
         exponents = torch.randint(-20, -1, (30, 40), generator=torch.Generator().manual_seed(1))
         base = torch.ldexp(torch.ones(30, 40), exponents).to(dtype)
@@ -302,9 +298,7 @@ def test_rounding_floor_of_one_step_is_known():
 
 
 def test_tiny_changes_of_bf16_weights_do_not_vanish():
-    """One entry near 1e-30 changes among large ones: its fourth power is far below float32, the
-    numbers are not.
-    """
+    """An entry near 1e-30 changes: its fourth power is far below float32, the numbers are not."""
     base = torch.ones(20, 30, dtype=torch.bfloat16)
     base[3, 4] = 1e-30
     tuned = base.clone()

@@ -41,9 +41,7 @@ def measured(D, nulls=0, key="k"):
     ("name", "D"), list(profiles()), ids=lambda value: value if isinstance(value, str) else ""
 )
 def test_closed_form_is_the_mean_over_random_signs(name, D):
-    """E ||D Dᵀ||² over independent signs is sum r² + sum c² - sum D⁴: Monte Carlo agrees within its
-    own error.
-    """
+    """E ||D Dᵀ||² is sum r² + sum c² - sum D⁴: Monte Carlo agrees within its own error."""
     squares = np.empty(400)
     for i in range(len(squares)):
         F = D * RNG.choice([-1.0, 1.0], D.shape)
@@ -80,9 +78,7 @@ def test_concentration_is_zero_for_noise_and_one_for_rank_one():
 
 
 def test_rounding_hides_a_rank_one_update_from_ranks_and_not_from_concentration():
-    """A rank-one update stored in bf16 looks full-rank to effective_rank; its energy still sits in
-    one direction.
-    """
+    """In bf16 rank one looks full-rank to effective_rank; its energy is in one direction."""
     base = torch.randn(300, 400, generator=torch.Generator().manual_seed(5)).mul(0.02).bfloat16()
     u, v = RNG.standard_normal(300), RNG.standard_normal(400)
     tuned = (base.double() + 2e-4 * torch.from_numpy(np.outer(u, v))).bfloat16()
@@ -105,9 +101,7 @@ def test_a_rounded_copy_is_noise():
 
 
 def test_concentration_needs_something_to_concentrate():
-    """A delta in a single entry has a null of one direction too: no concentration, and no division
-    by ln 1.
-    """
+    """A delta in a single entry: no concentration, and no division by ln 1."""
     D = np.zeros((20, 30))
     D[3, 4] = 1.0
     assert measured(D)["null_participation_ratio"] == pytest.approx(1.0)
@@ -128,9 +122,7 @@ def test_sampled_null_agrees_with_the_closed_form():
 
 @pytest.mark.parametrize("shape", [(70, 500), (500, 70)])
 def test_signs_do_not_depend_on_blocks(shape, monkeypatch):
-    """Signs are keyed by seed, matrix, draw, row and column, so streaming in other blocks draws the
-    same null.
-    """
+    """Keyed by seed, matrix, draw, row and column, they are the same in other blocks."""
     D = np.random.default_rng(1).standard_normal(shape)
     whole = measured(D, nulls=2)
     monkeypatch.setattr(spectrum, "BLOCK", 3000)

@@ -28,9 +28,7 @@ RNG = np.random.default_rng(0)
 
 
 def deltas(width, shared, direction, lengths=(96, 200, 32, 96, 400), rank=20):
-    """Low-rank deltas on a stream of some width, with a share of their energy in common directions,
-    and some noise.
-    """
+    """Low-rank deltas on a stream of that width, which share some directions, and noise."""
     common = np.linalg.qr(RNG.standard_normal((width, rank)))[0]
     found = []
     for length in lengths:
@@ -80,9 +78,7 @@ def written_out(Ds, direction):
 @pytest.mark.parametrize("shared", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("width", [2, 64, WIDTH])
 def test_narrow_streams_are_exact(width, shared, direction):
-    """Up to the width of the sketch the participation ratio is that of the Gram written out, to
-    float32's rounding.
-    """
+    """Up to the sketch's width the ratio is that of the Gram written out, to float32's rounding."""
     Ds = deltas(width, shared, direction, rank=min(20, width))
     assert estimated(Ds, width, direction) == pytest.approx(written_out(Ds, direction), rel=1e-5)
 
@@ -90,9 +86,7 @@ def test_narrow_streams_are_exact(width, shared, direction):
 @pytest.mark.parametrize("direction", ["reading", "writing"])
 @pytest.mark.parametrize(("shared", "typical"), [(0.0, 0.02), (0.5, 0.12), (1.0, 0.002)])
 def test_wide_streams_are_within_a_few_percent(shared, typical, direction):
-    """A stream four times as wide as the sketch: errors of 1 %, of 8 % for half shared, steep
-    spectra; no bias.
-    """
+    """Four times the sketch's width: errors of 1 %, 8 % for half shared steep spectra; no bias."""
     errors = []
     for _ in range(6):
         Ds = deltas(4 * WIDTH, shared, direction)
@@ -104,9 +98,7 @@ def test_wide_streams_are_within_a_few_percent(shared, typical, direction):
 @pytest.mark.parametrize("direction", ["reading", "writing"])
 @pytest.mark.parametrize("shared", [0.0, 0.3, 0.5, 0.8, 1.0])
 def test_the_standard_error_is_that_of_the_estimate(shared, direction):
-    """Against the Gram written out, errors are as large as the standard error says, to a factor of
-    two and a half.
-    """
+    """Errors against the Gram written out are as large as it says, to a factor of 2.5."""
     apart = []
     for _ in range(8):
         Ds = deltas(3 * WIDTH, shared, direction)

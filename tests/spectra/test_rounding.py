@@ -1,6 +1,4 @@
-"""Rounding undone: the storage model in closed form, against Monte Carlo, and under what must not
-change it.
-"""
+"""Rounding undone: the storage model in closed form and by Monte Carlo, and its invariances."""
 
 from __future__ import annotations
 
@@ -228,9 +226,7 @@ def test_zeros_of_a_normal_update_are_expected_and_those_of_a_mask_are_not():
 
 
 def test_rank_one_is_undone_by_the_fitted_shape():
-    """Entries of one size in a cell are far from normal: kept is right to 10 %, a normal shape is
-    off by 20 % more.
-    """
+    """Entries of one size in a cell: kept is right to 10 %, a normal shape 20 % further off."""
     W, d = update(rank=1, share=1.0, relative=1e-3)
     base = narrow(W, "BF16")
     tuned = narrow(wide(base) + d, "BF16")
@@ -244,9 +240,7 @@ def test_rank_one_is_undone_by_the_fitted_shape():
 
 @pytest.mark.parametrize("relative", [4e-3, 2e-3, 1e-3, 5e-4])
 def test_a_master_copy_that_nobody_stored_is_refused(relative):
-    """Both sides rounded from float32: the storage model would give up to three times the norm, so
-    it gives none.
-    """
+    """Both sides rounded from float32: the model would give up to three times the norm."""
     W, d = update(relative=relative)
     found = undo(narrow(W, "BF16"), narrow(W + d, "BF16"))
     assert found.kept is None
@@ -370,9 +364,7 @@ def test_what_is_mostly_rounded_away_says_so():
 @pytest.mark.parametrize("change", ["rows", "columns", "transposed", "up", "down", "signs"])
 @pytest.mark.parametrize("dtype", ["BF16", "F16"])
 def test_order_orientation_and_powers_of_two_change_nothing(change, dtype):
-    """Permuted, transposed, with other signs or (BF16, whose exponents reach) scaled by 2^k: the
-    same verdict.
-    """
+    """Permuted, transposed, with other signs or scaled by 2^k (BF16): the same verdict."""
     base, tuned, _ = stored_pair(dtype, 2e-3 if dtype == "BF16" else 3e-4)
     plain = undo(base, tuned, (dtype, dtype))
     rng, factor = np.random.default_rng(0), 1.0

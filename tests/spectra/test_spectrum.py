@@ -177,9 +177,7 @@ def test_zero_matrix_has_a_zero_spectrum():
 
 @pytest.mark.parametrize("exponent", [-600, -149, -40, 40, 120, 600])
 def test_scale_of_the_weights_changes_nothing_but_the_scale(exponent):
-    """Powers of two are taken out before squaring, so tiny and huge weights lose nothing to under-
-    or overflow.
-    """
+    """Powers of two go before squaring: tiny and huge weights neither vanish nor overflow."""
     W = torch.randn((30, 50), generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     tiny = torch.ldexp(W, torch.tensor(exponent))
     scale = power_of_two_scale(float(tiny.abs().max()))
