@@ -75,10 +75,7 @@ LEAST_SECRET = 6  # characters; shorter values, such as `true`, are no secrets
 
 
 def url_of(place: str | os.PathLike[str]) -> str | None:
-    """The URL that a place is, also where pathlib has made one slash of two.
-
-    None for a path of this machine.
-    """
+    """The URL of a place, also where pathlib made one slash of two; None for a path here."""
     text = os.fspath(place)
     match = URL.match(text)
     if match is None:
@@ -143,10 +140,7 @@ def unsupported(shown: str, scheme: str) -> UsageError:
 
 
 def parsed_options(text: str | None) -> dict[str, Any]:
-    """Options of a driver: JSON, or a file of JSON. No message repeats what they hold.
-
-    Raises UsageError.
-    """
+    """Options of a driver, JSON or a file of it, never repeated. Raises UsageError."""
     if not text:
         return {}
     raw, such = text, """such as '{"anon": true}'"""
@@ -260,10 +254,7 @@ class Store:
             return moment if isinstance(moment, datetime) else None
 
     def read(self, name: str, most: int) -> bytes | None:
-        """A small file; None where there is none.
-
-        Raises ShadowError for one of more than most bytes.
-        """
+        """A small file; None where there is none. Raises ShadowError above most bytes."""
         with self._reaching(name) as (system, path):
             system.invalidate_cache()
             try:
@@ -280,10 +271,7 @@ class Store:
             return content
 
     def fetch(self, sizes: Mapping[str, int], folder: Path) -> None:
-        """Files, by name and size, into a folder, several at a time.
-
-        Raises ShadowError for one of another size.
-        """
+        """Files, by name and size, into a folder. Raises ShadowError for one of another size."""
 
         def fetch_one(name: str) -> None:
             target = folder / name
@@ -386,10 +374,7 @@ class Store:
 
     @contextlib.contextmanager
     def _reaching(self, name: str = "") -> Iterator[tuple[Any, str]]:
-        """The driver and its path of a file or of the folder; faults become one line each.
-
-        No line holds a credential.
-        """
+        """The driver and its path; faults become one line each, without a credential."""
         if self.scheme.extra is not None:
             try:
                 require(self.scheme.extra)
@@ -574,10 +559,7 @@ _copies: dict[str, str] = {}  # URLs, by the paths of their copies
 
 
 def place_for(store: Store) -> Path:
-    """A path for the copy of a file or a folder, under its own name.
-
-    It vanishes when the process ends.
-    """
+    """A path for the copy of a file or folder, under its own name, until the process ends."""
     parent = Path(tempfile.mkdtemp(dir=_scratch().name))
     path = parent / (re.sub(r"[^A-Za-z0-9._-]", "-", store.name).lstrip(".")[:100] or "copy")
     _copies[str(path)] = store.url

@@ -68,10 +68,7 @@ class Checkpoint:
     parts: tuple[tuple[str, Checkpoint], ...] = ()  # by component, of a base that was put together
 
     def tensor(self, info: TensorInfo) -> Tensor:
-        """The tensor (info.shape) as a view of the mapped shard, nothing read yet.
-
-        Raises ShadowError where the shard is no longer there.
-        """
+        """The tensor (info.shape) as a view of the mapped shard; ShadowError if that is gone."""
         return self.sources[info.shard].tensor(info)
 
 

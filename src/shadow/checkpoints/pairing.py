@@ -69,7 +69,7 @@ class Operand:
     @property
     def infos(self) -> tuple[TensorInfo, ...]:
         """Every tensor that is read for this operand, the one it is named after first."""
-        further = self.scales, self.factor and self.factor.info
+        further = self.scales, self.factor.info if self.factor else None
         return (self.info, *(info for info in further if info is not None))
 
 
@@ -182,7 +182,7 @@ def pair_checkpoints(
         )
     lined = [outcome for outcome in outcomes if isinstance(outcome, MatrixPair)]
     apart = [tensor for outcome in outcomes if isinstance(outcome, list) for tensor in outcome]
-    places = [one.place for one in (*lined, *skipped, *apart)]
+    places = [pair.place for pair in lined] + [one.place for one in (*skipped, *apart)]
     _require_chosen(chosen, places, tuned.reference)
     for outcome in outcomes:
         if isinstance(outcome, list):
@@ -454,10 +454,7 @@ def _adapter_operands(
 def _fault(
     info: TensorInfo, tensors: Mapping[str, TensorInfo], packed: Mapping[str, str]
 ) -> tuple[str, str] | None:
-    """(reason, detail) why a tensor cannot be measured, judged by it and its neighbours, or None.
-
-    packed: the formats of modules that hold packed integers.
-    """
+    """(reason, detail) why a tensor cannot be measured, or None; packed: formats by module."""
     stem, _, last = info.name.rpartition(".")
     if info.problem:
         return "unreadable", info.problem

@@ -94,10 +94,7 @@ def header_length(prefix: bytes, file_size: int, shard: str) -> int:
 
 
 def parse_header(raw: bytes, file_size: int, shard: str) -> tuple[dict[str, TensorInfo], str]:
-    """Tensors by name, and the header's text, of the header (raw, without its length) of a file.
-
-    file_size: that of the file, in bytes. Raises FileError as `read_header`.
-    """
+    """Tensors by name, and the text, of a header (raw, without its length). Raises FileError."""
     header = _parse_json(raw, shard)
     start = 8 + len(raw)
     # equal shapes and offsets are one object: most tensors begin where another ends
@@ -126,10 +123,7 @@ def _what_it_is(prefix: bytes) -> str | None:
 
 
 def has_too_many_values(raw: bytes) -> bool:
-    """Whether a JSON file would become far more objects than a real one does.
-
-    A comma or a bracket stands before each value.
-    """
+    """Whether JSON would become far more objects than a real file's, by commas and brackets."""
     return sum(raw.count(mark) for mark in (b",", b"[", b"{")) > MAX_MARKS
 
 

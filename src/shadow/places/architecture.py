@@ -276,10 +276,7 @@ class _Recipe:
 
 
 class _Splitter:
-    """The parts of each tensor of a checkpoint.
-
-    upright: for each (component, stack), whether its stacked experts are (experts, out, in).
-    """
+    """The parts of each tensor; upright: whether the stacks of experts are (experts, out, in)."""
 
     def __init__(self, facts: Facts, upright: Mapping[tuple[str, str], bool]) -> None:
         self._facts = facts

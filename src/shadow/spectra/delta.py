@@ -145,10 +145,7 @@ def sums(
     dtype: torch.dtype,
     space: Workspace,
 ) -> Sums:
-    """Every sum over entries, in one pass.
-
-    ulps: sum of ulp(max(|b|, |t|))² in the stored format, the coarser of the two sides'.
-    """
+    """Every sum over entries, in one pass. stored: the coarser format of the two, for ulps."""
     rows, cols = shape_of(tuned)
     scale = power_of_two_scale(max(size.base, size.tuned))
     delta_scale = power_of_two_scale(size.delta * scale)

@@ -60,10 +60,7 @@ class Device(Protocol):
     name: str  # the maker's name for it
 
     def gram(self, matrix_blocks: Iterator[Tensor], side: int, wide: bool) -> Tensor:
-        """As `shadow.spectra.spectrum.gram`, float32 and whole, on the CPU.
-
-        Any RuntimeError means that it cannot.
-        """
+        """As `shadow.spectra.spectrum.gram`, float32 and whole; RuntimeError if it cannot."""
         ...
 
     def self_test(self) -> str | None:
@@ -231,10 +228,7 @@ def _rows(gram: Tensor) -> Iterator[slice]:
 
 
 class TorchDevice:
-    """A device of torch.
-
-    Blocks pass through two buffers that it copies from while the CPU reads the next one.
-    """
+    """A device of torch. Two buffers take turns: it copies one while the CPU fills the other."""
 
     def __init__(self, place: str) -> None:
         """place: as torch calls it, such as cuda:0."""
@@ -290,10 +284,7 @@ class _Way:
         return contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
     def copied(self, part: Tensor) -> Tensor:
-        """The same on the device.
-
-        Returns before it is there; what the stream does next waits for it.
-        """
+        """The same on the device: what its stream does next waits for it, the caller does not."""
         turn, self._next = self._next, 1 - self._next
         event = self._copied[turn]
         if event is not None:
@@ -314,10 +305,7 @@ class _Way:
 
 
 def device_memory(side: int, jobs: int) -> int:
-    """Bytes that so many workers take on a device at most, beside what its driver takes.
-
-    side: of the largest Gram.
-    """
+    """Bytes that so many workers take at most, beside a driver's; side: of the largest Gram."""
     return jobs * (4 * side**2 + 2 * 4 * max(BLOCK, side) + LIBRARY)
 
 
@@ -333,10 +321,7 @@ _had_before: tuple[str, list[tuple[Any, str]]] | None = None
 
 @contextlib.contextmanager
 def full_products() -> Iterator[None]:
-    """Products of float32 in float32, without TF32 and the like; afterwards as the process had it.
-
-    The setting is of the whole process: what runs in it at the same time has it too.
-    """
+    """float32 products without TF32 and the like; the setting is the whole process's meanwhile."""
     global _whole_users, _had_before
     with _WHOLE:
         if _whole_users == 0:

@@ -141,19 +141,13 @@ def sharp_edge_values(delta: Spectrum, rows: Floats, cols: Floats, scale: float)
 
 
 def decay_cosine(product: float, delta_norm: float, base_norm: float) -> float | None:
-    """<D, W_base> / (norm norm), in [-1, 1]; below 0 where weights decayed.
-
-    product is summed from D itself.
-    """
+    """<D, W_base> / (norm norm), in [-1, 1]: below 0 where weights decayed. product: from D."""
     norms = delta_norm * base_norm
     return max(-1.0, min(1.0, product / norms)) if norms > 0 else None
 
 
 def levels(rows: Tensor) -> float:
-    """Median over rows of the share of distinct values among the first 1,024 entries, in (0, 1].
-
-    rows: (count, cols), those of `levels_rows`.
-    """
+    """Median share of distinct values in the first 1,024 entries of `levels_rows`, in (0, 1]."""
     seen = np.sort(rows[:, :LEVELS_OF].float().numpy(), axis=1)
     distinct = 1 + np.count_nonzero(seen[:, 1:] != seen[:, :-1], axis=1)
     return float(np.median(distinct) / seen.shape[1])

@@ -85,10 +85,7 @@ Pairs = tuple[tuple[Matrix, Matrix], tuple[Matrix, Matrix]]  # (first, middle), 
 
 
 def joint_values(pairs: Pairs, formats: tuple[str, str, str], space: Workspace) -> JointValues:
-    """Both deltas held against one another; formats: the stored dtypes of first, middle and last.
-
-    All four matrices have one shape, dimension by dimension.
-    """
+    """Both deltas held against one another, of matrices of one shape with these stored dtypes."""
     sums = _sums(pairs, _grid(pairs[1][0], formats, space), space)
     values = sums.values
     if not values.finite or values.first == 0 or values.second == 0:
@@ -147,10 +144,7 @@ def _sums(pairs: Pairs, grid: FloatFormat | None, space: Workspace) -> _Sums:
 
 
 def _grid(middle: Matrix, formats: tuple[str, str, str], space: Workspace) -> FloatFormat | None:
-    """The format whose rounding both deltas share.
-
-    None where the middle was not rounded to steps of its values.
-    """
+    """The format whose rounding both deltas share; None for a middle that was not rounded so."""
     if isinstance(middle, BlockScaled | Updated):
         return None
     return FLOATS[coarser_grid(middle, formats[1], working_dtype(formats[1]), space, "tuned")]

@@ -84,10 +84,7 @@ def top_energies(spectrum: Spectrum, tops: Sequence[int] = (1, 4, 16, 64)) -> Va
 
 
 def condition_number(spectrum: Spectrum) -> Values:
-    """sigma_1 / sigma_m, in [1, inf).
-
-    None when sigma_m is not resolved, or rounding may move it by more than 5 %.
-    """
+    """sigma_1 / sigma_m, in [1, inf); None if not resolved, or rounding may move it by over 5 %."""
     largest, smallest = float(spectrum.sigma[0]), float(spectrum.sigma[-1])
     if smallest == 0 or spectrum.shift > 2.0 * SMALLEST_ERROR * (smallest / largest) ** 2:
         return {"condition_number": None}

@@ -47,10 +47,7 @@ SLOPE_Z = 5.0
 
 @dataclass(frozen=True)
 class Binades:
-    """Changes by binade of the base, from that of its largest entry down.
-
-    One binade is half the one before. k <= BINADES.
-    """
+    """Changes by binade of the base, from that of its largest entry down (k <= BINADES)."""
 
     entries: Floats  # (k,): share of all entries
     changed: Floats  # (k,): share of the binade's entries that changed; NaN without an entry
@@ -340,10 +337,7 @@ def line_energies(
 
 
 def values(undone: Undone, base_norm: float) -> Values:
-    """kept, relative_norm_unrounded and zero_share_expected.
-
-    The last two are None where kept is, or is too small.
-    """
+    """kept, relative_norm_unrounded, zero_share_expected; the last two None without enough kept."""
     known = undone.kept is not None and undone.reason is None
     return {
         "kept": undone.kept,

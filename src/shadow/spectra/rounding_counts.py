@@ -259,10 +259,7 @@ def _lines(part: Tensor, chosen: Tensor, axis: int, dtype: torch.dtype) -> Tenso
 def _binades_and_levels(
     b: NDArray[np.floating], d: NDArray[np.floating], grid: FloatFormat, top: int, deepest: int
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """The binade of every entry, from 0 down to deepest, and the leading part of |d| / ulp.
-
-    b and d, of float32 or float64, are overwritten.
-    """
+    """Binades, from 0 to deepest, and leading parts of |d| / ulp; overwrites b and d."""
     np.abs(d, out=d)
     with np.errstate(over="ignore"):
         d *= math.ldexp(1.0, -top)  # so that no power of two below leaves float32's range

@@ -309,10 +309,7 @@ def symmetric_products() -> dict[torch.dtype, Routine] | None:
 
 
 def eigenvalues(lower: Tensor) -> NDArray[np.float64]:
-    """Eigenvalues, ascending, of the symmetric matrix with this lower triangle.
-
-    It may be overwritten.
-    """
+    """Eigenvalues, ascending, of the symmetric matrix with this lower triangle, overwritten."""
     if mkl_is_at_home() or len(lower) > OPENBLAS_SIDE or lower.dtype == torch.float32:
         return np.asarray(torch.linalg.eigvalsh(lower, UPLO="L").numpy(), dtype=np.float64)
     return eigensystem(lower.numpy(), 0)[0]
