@@ -22,7 +22,7 @@ PACKING = ("U8", "I8", "I32", "U32")  # what packed integers come in; 64-bit one
 
 
 def owner_of(name: str) -> tuple[str, str]:
-    """(module, piece) of a name: of `x.scales`, `x.weight.absmax` and `x_blocks` the module is x."""
+    """(module, piece) of a name; the module of `x.scales`, `x.weight.absmax`, `x_blocks` is x."""
     may_be_piece = "weight." in name or name.endswith(("_blocks", "_scales"))
     if may_be_piece and (match := PIECE.fullmatch(name)):
         return match["owner"], match["nested"] or match["joined"]
