@@ -338,7 +338,7 @@ class Store:
 
     def _system(self) -> Any:
         try:
-            return _system(
+            return driver(
                 self.scheme.protocol, json.dumps(self.options, sort_keys=True), os.getpid()
             )
         except (TypeError, ValueError) as error:
@@ -402,7 +402,7 @@ def _is_plain(path: str) -> bool:
 
 
 @cache
-def _system(protocol: str, options: str, _: int) -> Any:
+def driver(protocol: str, options: str, _: int) -> Any:
     """The driver, one a process: a fork has no part in the threads of the process it comes from."""
     import fsspec
 
@@ -438,7 +438,7 @@ def _fault(store: Store, error: Exception) -> ShadowError | None:
     if name in WRONG or (unknown and store.options):
         return _wrong_options(store, error)
     if not isinstance(error, OSError | TimeoutError) and root not in DRIVERS:
-        if not _is_of_driver(error) or (isinstance(error, KeyError) and not store.options):
+        if not is_of_driver(error) or (isinstance(error, KeyError) and not store.options):
             return None
         if isinstance(error, json.JSONDecodeError | UnicodeError):
             hint = "check the endpoint"
@@ -465,7 +465,7 @@ def _is_unreached(error: Exception) -> bool:
     )
 
 
-def _is_of_driver(error: Exception) -> bool:
+def is_of_driver(error: Exception) -> bool:
     """Whether a driver stumbled over what it was given.
 
     No driver checks its options: one of another type than it takes, or an endpoint that is no URL,
@@ -550,7 +550,7 @@ def _secrets(options: Mapping[str, Any]) -> Iterator[str]:
 
 
 @cache
-def _scratch() -> tempfile.TemporaryDirectory[str]:
+def scratch_folder() -> tempfile.TemporaryDirectory[str]:
     """Where copies lie until the process ends."""
     return tempfile.TemporaryDirectory(prefix="shadow-")
 
@@ -560,7 +560,7 @@ _copies: dict[str, str] = {}  # URLs, by the paths of their copies
 
 def place_for(store: Store) -> Path:
     """A path for the copy of a file or folder, under its own name, until the process ends."""
-    parent = Path(tempfile.mkdtemp(dir=_scratch().name))
+    parent = Path(tempfile.mkdtemp(dir=scratch_folder().name))
     path = parent / (re.sub(r"[^A-Za-z0-9._-]", "-", store.name).lstrip(".")[:100] or "copy")
     _copies[str(path)] = store.url
     return path

@@ -641,7 +641,7 @@ def test_the_check_believes_what_is_right_with_a_margin_and_refuses_tf32(kind, s
         (TorchDevice("cpu"), (0, SAME_GRAM / 3)),
         (WithTF32(), (4 * SAME_GRAM, 1)),
     ):
-        probe = product_module._Probe(300, wide)
+        probe = product_module.Probe(300, wide)
         found = device.gram(
             probe.seen(scaled_blocks(matrix, 1.0, torch.float32, Workspace())), 300, wide
         )
@@ -657,9 +657,9 @@ def test_torch_multiplies_any_shape_in_parts_that_fit_its_buffers(shape, block, 
     monkeypatch.setattr(spectrum, "BLOCK", block)
     monkeypatch.setattr(product_module, "BLOCK", block)
     sizes = []
-    copied = product_module._Way.copied
+    copied = product_module.Way.copied
     monkeypatch.setattr(
-        product_module._Way,
+        product_module.Way,
         "copied",
         lambda way, part: (sizes.append(part.numel()), copied(way, part))[1],
     )

@@ -1006,7 +1006,7 @@ MORE_COMMANDS = [
 )
 def test_every_command_takes_urls_and_names_no_copy(demo, tmp_path, commands):
     """What is told and written names URLs, never the copies on this machine."""
-    scratch = storage._scratch().name
+    scratch = storage.scratch_folder().name
     for words in commands:
         code, out, err = command(*words)
         assert code == 0, (words, err)
@@ -1040,7 +1040,7 @@ def test_lists_policies_and_scores_may_be_urls(demo, tmp_path):
     assert "base..narrow" in out
     kept = located("memory://bucket/listed/demo/base..narrow").read("scores.json", 10**6).decode()
     assert "memory://bucket/in/scores.csv" in kept
-    assert storage._scratch().name not in kept
+    assert storage.scratch_folder().name not in kept
 
 
 def test_scores_may_be_a_folder_at_a_url(demo, tmp_path, monkeypatch):
@@ -1217,7 +1217,7 @@ def test_options_come_from_json_a_file_or_the_environment(tmp_path, monkeypatch)
     assert parsed_options(None) == {}
     given = []
     monkeypatch.setattr(
-        storage, "_system", lambda _, options, __: given.append(options) or MemoryFileSystem()
+        storage, "driver", lambda _, options, __: given.append(options) or MemoryFileSystem()
     )
     monkeypatch.setenv("SHADOW_STORAGE_OPTIONS", json.dumps(told))
     command("show", "memory://bucket/x")
@@ -1360,7 +1360,7 @@ def test_a_report_of_other_settings_that_waits_here_is_not_removed(
 )
 def test_a_driver_that_is_not_installed_is_named_with_its_extra(monkeypatch, url, extra):
     """Wrong usage, exit code 2, with the command that installs it."""
-    monkeypatch.setattr("shadow.extras._is_installed", lambda _: False)
+    monkeypatch.setattr("shadow.extras.is_installed", lambda _: False)
     code, _, err = command("show", url)
     assert code == 2
     error, hint = err.splitlines()
@@ -1442,7 +1442,7 @@ def test_an_endpoint_without_a_scheme_is_wrong_usage(monkeypatch):
 
 def test_an_answer_that_no_driver_can_read_is_a_fault_of_the_store(store, monkeypatch):
     """As of a web page at the endpoint: exit code 1."""
-    monkeypatch.setattr(storage, "_is_of_driver", lambda _: True)
+    monkeypatch.setattr(storage, "is_of_driver", lambda _: True)
     monkeypatch.setattr(MemoryFileSystem, "find", lambda *_, **__: json.loads("<html>"))
     with pytest.raises(ShadowError, match="the store's answer cannot be read") as raised:
         store.files()

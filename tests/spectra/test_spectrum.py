@@ -80,7 +80,7 @@ def test_floor_is_where_a_tier_stops_resolving(precision, at_floor, shape):
         W = W.astype(np.float32).astype(np.float64)  # what these tiers see
     truth = np.linalg.svd(W, compute_uv=False)
     matrix = torch.from_numpy(W)
-    values, floor, *_ = module._singular_values(
+    values, floor, *_ = module.gram_singular_values(
         lambda dtype: scaled_blocks(matrix, 1.0, dtype, Workspace()),
         shape,
         float(torch.linalg.norm(matrix)),

@@ -443,7 +443,7 @@ def _choose_weights(
     """The weight files: an index's, `model.safetensors`, an adapter's, safetensors, or `.bin`."""
 
     def indexed(index: str, suffix: str) -> Weights:
-        weight_map = _weight_map(read(index), index, suffix)
+        weight_map = checked_weight_map(read(index), index, suffix)
         return Weights(tuple(sorted(set(weight_map.values()))), weight_map, suffix == ".bin")
 
     if INDEXES[0] in names:
@@ -489,7 +489,7 @@ def _instead_of_weights(names: set[str]) -> str:
     return "it is empty; name the folder that holds the .safetensors files"
 
 
-def _weight_map(content: Config, index: str, suffix: str) -> dict[str, str]:
+def checked_weight_map(content: Config, index: str, suffix: str) -> dict[str, str]:
     """weight_map of an index file. It is a hint: the shards' own headers say what they hold."""
     again = "fetch the index again"
     weight_map = content.get("weight_map")

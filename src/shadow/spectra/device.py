@@ -163,7 +163,7 @@ class Offloaded(Grams):
             assert offload.on_cpu is not None
             return offload.on_cpu
         try:
-            probe = _Probe(min(shape), shape[0] <= shape[1])
+            probe = Probe(min(shape), shape[0] <= shape[1])
             lower = offload.device.gram(probe.seen(read(torch.float32)), probe.side, probe.wide)
         except torch.OutOfMemoryError:
             return self._failed("out of memory", "")
@@ -190,7 +190,7 @@ class Offloaded(Grams):
         return fault
 
 
-class _Probe:
+class Probe:
     """W (Wᵀ v) of a matrix whose blocks pass by; v (side,) has random signs, fixed by the side."""
 
     def __init__(self, side: int, wide: bool) -> None:
@@ -240,8 +240,8 @@ class TorchDevice:
     def gram(self, matrix_blocks: Iterator[Tensor], side: int, wide: bool) -> Tensor:
         """As `Device.gram` says."""
         if not hasattr(self._of_thread, "way"):
-            self._of_thread.way = _Way(self.place)
-        way: _Way = self._of_thread.way
+            self._of_thread.way = Way(self.place)
+        way: Way = self._of_thread.way
         with way.stream():
             total = torch.zeros((side, side), dtype=torch.float32, device=self.place)
             for block in matrix_blocks:
@@ -270,7 +270,7 @@ def _parts(x: Tensor, width: int) -> Iterator[Tensor]:
     return iter(torch.split(x, max(1, width), dim=1))
 
 
-class _Way:
+class Way:
     """How one thread brings blocks to a device: a stream of its own, and buffers used in turns."""
 
     def __init__(self, place: torch.device) -> None:

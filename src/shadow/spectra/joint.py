@@ -173,14 +173,14 @@ def shared_rounding(middle: Array, d1: Array, d2: Array, grid: FloatFormat) -> S
         energies = float(d1[in_binade] @ d1[in_binade]), float(d2[in_binade] @ d2[in_binade])
         first, second = first + energies[0], second + energies[1]
         unit = math.ldexp(1.0, 2 * int(exponent)) * count
-        widths = [_width(energy / unit) for energy in energies]
+        widths = [width_of(energy / unit) for energy in energies]
         if min(widths) > 0:
-            both = _moved(math.hypot(*widths))
-            inner += unit * (both - _moved(widths[0]) - _moved(widths[1])) / 2
+            both = moved_by(math.hypot(*widths))
+            inner += unit * (both - moved_by(widths[0]) - moved_by(widths[1])) / 2
     return Shared(inner, first, second)
 
 
-def _moved(width: float) -> float:
+def moved_by(width: float) -> float:
     """g(t) = 1/6 - sum over k of exp(-2 pi² k² t²) / (pi² k²), the Fourier series of f (1 - f)."""
     if width >= 2:
         return 1 / 6
@@ -194,10 +194,10 @@ def _moved(width: float) -> float:
 def _widths() -> tuple[Array, Array]:
     """(t² + g(t), t) on a grid of t, both in logarithms."""
     widths = np.geomspace(1e-3, 4.0, 1200)
-    return np.log([t * t + _moved(t) for t in widths]), np.log(widths)
+    return np.log([t * t + moved_by(t) for t in widths]), np.log(widths)
 
 
-def _width(energy: float) -> float:
+def width_of(energy: float) -> float:
     """t with t² + g(t) = energy, that of the stored moves in units of u²; 0 if nothing moved."""
     if energy <= 0:
         return 0.0

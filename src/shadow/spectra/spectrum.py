@@ -427,7 +427,7 @@ def spectrum(
     shift = 0.0
     moved = False
     while True:
-        values, floor, leading, elsewhere = _singular_values(
+        values, floor, leading, elsewhere = gram_singular_values(
             read, shape, norm * scale, precision, min(vectors, side), grams, look
         )
         moved |= elsewhere  # also where a Gram that was moved only decides that another is made
@@ -469,7 +469,7 @@ def effective_rank_error(sigma: NDArray[np.float64], shift: float) -> float:
     return shift * abs(float(moved.sum()))
 
 
-def _singular_values(
+def gram_singular_values(
     read: Read,
     shape: tuple[int, int],
     norm: float,
