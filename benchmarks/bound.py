@@ -40,7 +40,7 @@ from rich.table import Table
 
 from shadow.places.groups import direction_of
 from shadow.spectra.delta import Means, Method, extent, measure_pair, working_dtype
-from shadow.spectra.spectrum import BLOCK, Workspace
+from shadow.spectra.spectrum import BLOCK, Sides, Workspace
 from shadow.spectra.subspace import VECTORS
 from shadow.spectra.tridiagonal import eigensystem
 
@@ -152,7 +152,7 @@ def measured(module: str, shape: tuple[int, int], repeats: int) -> dict[str, flo
     for _ in range(repeats + 1):
         profile = cProfile.Profile(time.process_time)
         profile.enable()
-        size = extent(base, tuned, working_dtype(*FORMATS), space)
+        size = extent(Sides(base, tuned, working_dtype(*FORMATS), space))
         measure_pair(base, tuned, FORMATS, size, means, module, direction_of(module))
         profile.disable()
         told = _phases(pstats.Stats(profile))

@@ -37,7 +37,7 @@ from shadow.checkpoints.pairing import Filter
 from shadow.claims.footprint import MARGIN, ROUNDING
 from shadow.dtypes import FLOATS
 from shadow.spectra.delta import Means, Method, extent, measure_pair, working_dtype
-from shadow.spectra.spectrum import Workspace
+from shadow.spectra.spectrum import Sides, Workspace
 from shadow.spectra.subspace import INTRUDERS, SIMILAR, SUBSPACE, VECTORS
 from shadow.summary.bootstrap import (
     DRAWS,
@@ -118,7 +118,7 @@ def plant(
 
 def measured(base: torch.Tensor, tuned: torch.Tensor, dtype: str) -> dict[str, float]:
     """The columns of the delta of two stored matrices; nothing where they are equal."""
-    size = extent(base, tuned, working_dtype(dtype), Workspace())
+    size = extent(Sides(base, tuned, working_dtype(dtype), Workspace()))
     if size.delta == 0:
         return {}
     means = Means(Method(), Workspace())

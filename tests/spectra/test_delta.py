@@ -17,7 +17,7 @@ from shadow.dtypes import FLOATS
 from shadow.reports.columns import DELTA, SPECTRAL
 from shadow.spectra import spectrum
 from shadow.spectra.delta import Means, Method, extent, measure_alone
-from shadow.spectra.spectrum import Workspace
+from shadow.spectra.spectrum import Sides, Workspace
 
 # What a float32-accumulated Gram promises (relative), where it is looser than the float64 one.
 LOOSE = {
@@ -320,9 +320,9 @@ def test_extent_finds_every_nan_and_infinity():
         for spot in ((0, 0), (49, 59)):
             bad = good.clone()
             bad[spot] = value
-            assert not extent(good, bad, torch.float32, Workspace()).finite
-            assert not extent(bad, good, torch.float32, Workspace()).finite
-    assert extent(good, good, torch.float32, Workspace()).finite
+            assert not extent(Sides(good, bad, torch.float32, Workspace())).finite
+            assert not extent(Sides(bad, good, torch.float32, Workspace())).finite
+    assert extent(Sides(good, good, torch.float32, Workspace())).finite
 
 
 def test_a_matrix_without_a_base_has_its_own_spectrum():

@@ -12,7 +12,7 @@ from scipy.stats import norm as normal
 from shadow.dtypes import FLOATS
 from shadow.spectra import rounding, rounding_counts, rounding_model
 from shadow.spectra.lazy import BlockScaled, Updated
-from shadow.spectra.spectrum import Workspace
+from shadow.spectra.spectrum import Sides, Workspace
 
 TORCH = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
@@ -40,15 +40,15 @@ def undo(base, tuned, formats=("BF16", "BF16"), dtype=None):
     D = wide(tuned) - wide(base)
     dtype = dtype or (torch.float64 if "F32" in formats else torch.float32)
     lines = ((D**2).sum(1), (D**2).sum(0))
-    return rounding.undo(base, tuned, formats, lines, float(base.abs().max()), dtype, Workspace())
+    sides = Sides(base, tuned, dtype, Workspace())
+    return rounding.undo(sides, formats, lines, float(base.abs().max()))
 
 
 def counted(base, tuned, grid="BF16"):
     D = wide(tuned) - wide(base)
     lines = ((D**2).sum(1), (D**2).sum(0))
-    return rounding_counts.count(
-        base, tuned, FLOATS[grid], lines, float(base.abs().max()), torch.float32
-    )
+    sides = Sides(base, tuned, torch.float32, Workspace())
+    return rounding_counts.count(sides, FLOATS[grid], lines, float(base.abs().max()))
 
 
 def purity(D):
@@ -327,11 +327,15 @@ def test_what_was_not_rounded_has_no_kept():
     lines = (np.ones(64), np.ones(96))
     space = Workspace()
     assert (
-        rounding.undo(base, adapter, ("BF16", "F32"), lines, 1.0, torch.float64, space).reason
+        rounding.undo(
+            Sides(base, adapter, torch.float64, space), ("BF16", "F32"), lines, 1.0
+        ).reason
         == "nothing_rounded"
     )
     scaled = BlockScaled(torch.ones(64, 96).to(torch.float8_e4m3fn), torch.ones(1, 1), (128, 128))
-    found = rounding.undo(base, scaled, ("BF16", "F8_E4M3"), lines, 1.0, torch.float32, space)
+    found = rounding.undo(
+        Sides(base, scaled, torch.float32, space), ("BF16", "F8_E4M3"), lines, 1.0
+    )
     assert (found.kept, found.reason) == (None, "rounding_unexplained")
 
 

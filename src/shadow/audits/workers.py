@@ -48,6 +48,7 @@ from shadow.spectra.spectrum import (
     Grams,
     Question,
     Remember,
+    Sides,
     Spectrum,
     Workspace,
     solve_anew,
@@ -180,7 +181,7 @@ def pace(method: Method, jobs: int, offload: Offload | None = None) -> float:
 
     def measure(rows: int) -> None:
         b, t, space = base[:rows], tuned[:rows], Workspace()
-        size = extent(b, t, torch.float32, space)
+        size = extent(Sides(b, t, torch.float32, space))
         grams = ON_CPU if offload is None else Offloaded(offload, "pace")
         measure_pair(b, t, ("BF16", "BF16"), size, Means(method, space, grams=grams), "pace")
 
@@ -288,7 +289,7 @@ def _measured(
         formats = pair.base.info.dtype, "F64"  # nothing of the sum is rounded to what is stored
         factor = pair.tuned.factor
         detail = f"a low-rank update: its rank is at most {factor.rank}" if factor else detail
-    size = extent(base_matrix, matrix, working_dtype(*formats), space)
+    size = extent(Sides(base_matrix, matrix, working_dtype(*formats), space))
     if not size.finite:
         sides = [
             side

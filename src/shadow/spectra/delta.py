@@ -9,7 +9,7 @@ measured).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
@@ -33,13 +33,14 @@ from shadow.spectra.spectrum import (
     ON_CPU,
     Grams,
     Question,
+    Read,
     Remember,
+    Sides,
     Spectrum,
     Workspace,
     blocks,
     power_of_two_scale,
     read_block,
-    read_pair,
     scaled_blocks,
     shape_of,
     solve_anew,
@@ -101,11 +102,11 @@ def working_dtype(*formats: str) -> torch.dtype:
     return torch.float64 if any(FLOATS[name].bits > 16 for name in formats) else torch.float32
 
 
-def extent(base: Matrix, tuned: Matrix, dtype: torch.dtype, space: Workspace) -> Extent:
+def extent(sides: Sides) -> Extent:
     """The largest absolute entries of both sides and of their difference, in one pass."""
     largest = [0.0, 0.0, 0.0]
-    for index, _ in tiles(tuned):
-        b, t = read_pair(base, tuned, index, dtype, space)
+    for index, _ in tiles(sides.tuned):
+        b, t = sides.read(index)
         largest[:2] = _larger(largest[0], b), _larger(largest[1], t)
         largest[2] = _larger(largest[2], t.sub_(b))
     return Extent(*largest)
@@ -137,27 +138,20 @@ class Sums:
     scale: float  # the power of two that entries were multiplied by
 
 
-def sums(
-    base: Matrix,
-    tuned: Matrix,
-    stored: FloatFormat,
-    size: Extent,
-    dtype: torch.dtype,
-    space: Workspace,
-) -> Sums:
+def sums(sides: Sides, stored: FloatFormat, size: Extent) -> Sums:
     """Every sum over entries, in one pass. stored: the coarser format of the two, for ulps."""
-    rows, cols = shape_of(tuned)
+    rows, cols = sides.shape
     scale = power_of_two_scale(max(size.base, size.tuned))
     delta_scale = power_of_two_scale(size.delta * scale)
-    bits, exponent_mask = _exponent_bits(dtype)
+    bits, exponent_mask = _exponent_bits(sides.dtype)
     smallest_normal = np.array(math.ldexp(scale, stored.min_exponent), bits[0]).view(bits[1])
     r, c, reached = np.zeros(rows), np.zeros(cols), np.zeros(rows, dtype=bool)
     totals = dict.fromkeys(("base", "tuned", "along", "ulps", "fourth"), 0.0)
     different = 0
-    for index, (row, col) in tiles(tuned):
-        b, t = (side.numpy() for side in read_pair(base, tuned, index, dtype, space))
-        d = space.take("work", b.shape, dtype).numpy()
-        differs = space.take("differs", b.shape, torch.bool).numpy()
+    for index, (row, col) in tiles(sides.tuned):
+        b, t = (side.numpy() for side in sides.read(index))
+        d = sides.space.take("work", b.shape, sides.dtype).numpy()
+        differs = sides.space.take("differs", b.shape, torch.bool).numpy()
         if scale != 1.0:
             b *= scale
             t *= scale
@@ -216,12 +210,9 @@ def corners(matrix: Matrix) -> Iterator[tuple[int, int]]:
         )
 
 
-def delta_blocks(
-    base: Matrix, tuned: Matrix, scale: float, space: Workspace, dtype: torch.dtype
-) -> Iterator[Tensor]:
-    """The blocks of scale * (tuned - base), in the order of `blocks`."""
-    for index in blocks(tuned):
-        b, t = read_pair(base, tuned, index, dtype, space)
+def delta_blocks(sides: Sides, scale: float, dtype: torch.dtype) -> Iterator[Tensor]:
+    """The blocks of scale * (tuned - base) in dtype, in the order of `blocks`."""
+    for b, t in replace(sides, dtype=dtype).blocks():
         t.sub_(b)
         yield t if scale == 1.0 else t.mul_(scale)
 
@@ -246,9 +237,9 @@ def measure_pair(
         # scales move the 8-bit steps to where the weights are: no weight lies below the smallest
         # normal number
         coarser = replace(coarser, min_exponent=FLOATS["F32"].min_exponent)
-    method, space, grams = means.method, means.space, means.grams
-    dtype = working_dtype(*formats)
-    total = sums(base, tuned, coarser, size, dtype, space)
+    method = means.method
+    sides = Sides(base, tuned, working_dtype(*formats), means.space)
+    total = sums(sides, coarser, size)
     profile, scale = total.profile, total.profile.scale
     vectors = VECTORS if method.subspaces else 0
     base_spectrum, tuned_spectrum = (
@@ -258,8 +249,8 @@ def measure_pair(
             (tuned, total.tuned, size.tuned, formats[1]),
         )
     )
-    read = partial(delta_blocks, base, tuned, scale, space)
-    delta, kept_sketch = _delta_spectrum(tuned, read, profile, means, dtype, direction)
+    read = partial(delta_blocks, sides, scale)
+    delta, kept_sketch = _delta_spectrum(sides, read, profile, means, direction)
     base_values, tuned_values, values = (
         spectrum_values(side) for side in (base_spectrum, tuned_spectrum, delta)
     )
@@ -276,19 +267,23 @@ def measure_pair(
         "levels_base": stored_levels(base, formats[0]),
         "levels_tuned": stored_levels(tuned, formats[1]),
         **sampled_values(
-            delta, method.nulls, f"{method.seed}\t{key}", read, list(corners(tuned)), scale, grams
+            delta,
+            method.nulls,
+            f"{method.seed}\t{key}",
+            read,
+            list(corners(tuned)),
+            scale,
+            means.grams,
         ),
-        **(
-            subspace_values(base_spectrum, tuned_spectrum, delta, (base, tuned), profile, space)
-            if method.subspaces
-            else NO_SUBSPACES
-        ),
+        **NO_SUBSPACES,
     }
+    if method.subspaces:
+        values |= subspace_values(base_spectrum, tuned_spectrum, delta, sides, profile)
     with np.errstate(over="ignore"):
         lines = (profile.rows / scale / scale, profile.cols / scale / scale)
-    undone = undo(base, tuned, formats, lines, size.base, dtype, space, values["floor_ratio"])
+    undone = undo(sides, formats, lines, size.base, values["floor_ratio"])
     values |= undone_values(undone, base_spectrum.norm)
-    values |= _purity(values, undone, base, tuned, means, dtype)
+    values |= _purity(values, undone, sides, means)
     about_kept = {
         "kept_reason": undone.reason,
         "kept_history": undone.history,
@@ -305,27 +300,22 @@ def measure_pair(
 
 
 def _delta_spectrum(
-    tuned: Matrix,
-    read: Callable[[torch.dtype], Iterator[Tensor]],
-    profile: Profile,
-    means: Means,
-    dtype: torch.dtype,
-    direction: Direction | None,
+    sides: Sides, read: Read, profile: Profile, means: Means, direction: Direction | None
 ) -> tuple[Spectrum, NDArray[np.float32] | None]:
     """The spectrum of D, whose scaled blocks are read, and its sketch where there is a direction.
 
     Where the residual stream is on the side of the Gram matrix, the sketch comes from there; else
     it takes one more pass over both sides.
     """
-    shape, norm = shape_of(tuned), math.sqrt(profile.energy) / profile.scale
+    shape, norm = sides.shape, math.sqrt(profile.energy) / profile.scale
     sketches: list[NDArray[np.float32]] = []
 
     def look(lower: Tensor) -> None:
         times = partial(symmetric_product, lower)
         sketches.append(sketch_of_gram(times, len(lower), profile.energy))
 
-    if isinstance(tuned, Updated):
-        delta = _update_spectrum(tuned, norm)
+    if isinstance(sides.tuned, Updated):
+        delta = _update_spectrum(sides.tuned, norm)
     else:
         by_gram = direction is not None and on_short_side(shape, direction)
         delta = spectrum(
@@ -334,7 +324,7 @@ def _delta_spectrum(
             norm,
             profile.scale,
             means.method.precision,
-            dtype == torch.float64,
+            sides.dtype == torch.float64,
             grams=means.grams,
             look=look if by_gram else None,
         )
@@ -342,43 +332,35 @@ def _delta_spectrum(
         return delta, None
     if sketches:
         return delta, sketches[-1]
-    return delta, sketch(read(dtype), corners(tuned), shape, profile.energy, direction)
+    return delta, sketch(read(sides.dtype), corners(sides.tuned), shape, profile.energy, direction)
 
 
-def _purity(
-    of_delta: Values,
-    undone: Undone,
-    base: Matrix,
-    tuned: Matrix,
-    means: Means,
-    dtype: torch.dtype,
-) -> Values:
+def _purity(of_delta: Values, undone: Undone, sides: Sides, means: Means) -> Values:
     """excess_purity and purity_z of the stored delta, and what is known of the update's purity.
 
     Where the base was rounded before training, excess_purity_unrounded and equivalent_directions
     are of tuned - round(base), which has a spectrum of its own.
     """
-    shape = shape_of(tuned)
-    of_stored = purity_values(of_delta, shape, undone.kept, undone.reason)
+    of_stored = purity_values(of_delta, sides.shape, undone.kept, undone.reason)
     if not undone.of_rounded_base:
         return of_stored
     assert undone.grid is not None
-    from_rounded = _difference(Rounded(base, undone.grid), tuned, means, dtype)
+    from_rounded = _difference(replace(sides, base=Rounded(sides.base, undone.grid)), means)
     if not from_rounded:
         of_update: Values = dict.fromkeys(of_stored)
     else:
-        of_update = purity_values(from_rounded, shape, undone.kept, undone.reason)
+        of_update = purity_values(from_rounded, sides.shape, undone.kept, undone.reason)
     return of_update | {name: of_stored[name] for name in ("excess_purity", "purity_z")}
 
 
-def _difference(base: Matrix, tuned: Matrix, means: Means, dtype: torch.dtype) -> Values:
+def _difference(sides: Sides, means: Means) -> Values:
     """The columns of tuned - base that purity is made from; empty where the two are the same."""
-    size = extent(base, tuned, dtype, means.space)
+    size = extent(sides)
     if size.delta == 0:
         return {}
-    total = sums(base, tuned, FLOATS["F32"], size, dtype, means.space)
-    read = partial(delta_blocks, base, tuned, total.profile.scale, means.space)
-    delta, _ = _delta_spectrum(tuned, read, total.profile, means, dtype, None)
+    total = sums(sides, FLOATS["F32"], size)
+    read = partial(delta_blocks, sides, total.profile.scale)
+    delta, _ = _delta_spectrum(sides, read, total.profile, means, None)
     values = spectrum_values(delta)
     return {
         **values,

@@ -27,6 +27,7 @@ from shadow.spectra.delta import delta_blocks, working_dtype
 from shadow.spectra.lazy import BlockScaled, Matrix, Updated
 from shadow.spectra.rounding_counts import coarser_grid
 from shadow.spectra.spectrum import (
+    Sides,
     Spectrum,
     Workspace,
     blocks,
@@ -214,7 +215,7 @@ def _inside(pairs: Pairs, formats: tuple[str, str, str], sums: _Sums, space: Wor
     old = pairs[0]
     scale = power_of_two_scale(sums.largest)
     wide = working_dtype(*formats) == torch.float64 or isinstance(old[1], Updated)
-    read = partial(delta_blocks, *old, scale, space)
+    read = partial(delta_blocks, Sides(*old, torch.float64, space), scale)
     shape, norm = shape_of(old[1]), math.sqrt(sums.values.first)
     leading = spectrum(read, shape, norm, scale, "default", wide, min(SUBSPACE, *shape))
     basis = resolved(leading)

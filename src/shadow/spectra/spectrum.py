@@ -184,12 +184,27 @@ def read_block(
     return buffer.view(-1, part.shape[-1])
 
 
-def read_pair(
-    base: Matrix, tuned: Matrix, index: tuple[slice, ...], dtype: torch.dtype, space: Workspace
-) -> tuple[Tensor, Tensor]:
-    """The blocks of both sides, each in its buffer."""
-    b = read_block(base, index, "base", dtype, space)
-    return b, read_block(tuned, index, "tuned", dtype, space)
+@dataclass(frozen=True)
+class Sides:
+    """Both sides of a matrix pair, of one shape, read in one dtype through one workspace."""
+
+    base: Matrix
+    tuned: Matrix
+    dtype: torch.dtype
+    space: Workspace
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return shape_of(self.tuned)
+
+    def read(self, index: tuple[slice, ...]) -> tuple[Tensor, Tensor]:
+        """One block of base and of tuned, each in its buffer."""
+        b = read_block(self.base, index, "base", self.dtype, self.space)
+        return b, read_block(self.tuned, index, "tuned", self.dtype, self.space)
+
+    def blocks(self, size: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every block of base and of tuned, in the order of `blocks`."""
+        return (self.read(index) for index in blocks(self.tuned, size))
 
 
 def power_of_two_scale(largest: float) -> float:

@@ -10,7 +10,7 @@ float64.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,10 +18,9 @@ import torch
 from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
 
-from shadow.spectra.lazy import Matrix
 from shadow.spectra.measurement import Values
 from shadow.spectra.null import Profile
-from shadow.spectra.spectrum import Spectrum, Workspace, blocks, read_pair, shape_of
+from shadow.spectra.spectrum import Sides, Spectrum
 
 # Elements: three blocks of float64 are 12 MiB. Larger ones leave the caches.
 SMALL_BLOCK = 1 << 19
@@ -46,9 +45,8 @@ def subspace_values(
     base: Spectrum,
     tuned: Spectrum,
     delta: Spectrum,
-    matrices: tuple[Matrix, Matrix],
+    sides: Sides,
     profile: Profile,
-    space: Workspace,
 ) -> Values:
     """overlap_*, alignment_*, intruders, subspace_gap_*, from spectra and one pass over matrices.
 
@@ -63,8 +61,8 @@ def subspace_values(
     subspace_gap = (sigma_k - sigma_{k+1}) / sigma_k in [0, 1].
 
     None where a singular value that the number needs is not resolved. In the gap, sigma_{k+1} is
-    the floor where it is not resolved, and 0 where there is none. matrices: base and tuned, as the
-    spectra were made from; profile: D's.
+    the floor where it is not resolved, and 0 where there is none. sides: what the spectra were made
+    from; profile: D's.
     """
     scale = profile.scale
     m = len(base.sigma)
@@ -82,11 +80,9 @@ def subspace_values(
         base.sigma[:k],
         u_t,
         tuned.sigma[:known_t],
-        matrices,
+        replace(sides, dtype=torch.float64 if exact else torch.float32),
         scale,
         energies[1],
-        space,
-        torch.float64 if exact else torch.float32,
     )
     short, long = ("left", "right") if left_is_short else ("right", "left")
     leverages = (u_b[:, :k] ** 2).sum(axis=1)
@@ -155,28 +151,27 @@ def _streamed(
     sigma_b: Array,
     u_t: Array,
     sigma_t: Array,
-    matrices: tuple[Matrix, Matrix],
+    sides: Sides,
     scale: float,
     energies: Array,
-    space: Workspace,
-    dtype: torch.dtype,
 ) -> _Streamed:
-    """One pass over both matrices, whose blocks are multiplied in dtype.
+    """One pass over both matrices, whose blocks are multiplied in the dtype of sides.
 
     u_b (m, k) and u_t (m, t) are vectors of the short side, sigma their values; energies: of D
     along the long side.
     """
     (m, k), t_count = u_b.shape, u_t.shape[1]
+    working = np.float64 if sides.dtype == torch.float64 else np.float32
     basis, to_base, to_tuned = (
-        np.ascontiguousarray(vectors.T, dtype=np.float64 if dtype == torch.float64 else np.float32)
+        np.ascontiguousarray(vectors.T, dtype=working)
         for vectors in (u_b, u_b / sigma_b, u_t / sigma_t)
     )
     base, weighted, start = np.zeros((k, k)), np.zeros((k, k)), 0
     tuned, between = np.zeros((t_count, t_count)), np.zeros((k, t_count))
     inside, images, seen = 0.0, np.zeros((k, m)), np.zeros((t_count, m))
-    left_is_long = shape_of(matrices[1])[0] > m
+    left_is_long = sides.shape[0] > m
     energies = energies.astype(basis.dtype)
-    for b, t, d in _triples(matrices, m, scale, space, dtype):
+    for b, t, d in _triples(sides, scale):
         y_b, y_t, inner = _times(to_base, b), _times(to_tuned, t), _times(basis, d)
         base += y_b @ y_b.T
         part = energies[start : start + y_b.shape[1]]
@@ -203,19 +198,12 @@ def _times(few: NDArray[Any], block: NDArray[Any]) -> NDArray[Any]:
     return np.asarray((block.T @ few.T).T)
 
 
-def _triples(
-    matrices: tuple[Matrix, Matrix],
-    short: int,
-    scale: float,
-    space: Workspace,
-    dtype: torch.dtype,
-) -> Iterator[tuple[Floating, Floating, Floating]]:
+def _triples(sides: Sides, scale: float) -> Iterator[tuple[Floating, Floating, Floating]]:
     """The blocks of base, tuned and scale * (tuned - base), each (short, part of the long side)."""
-    base, tuned = matrices
-    wide = shape_of(tuned)[0] == short
-    for index in blocks(tuned, SMALL_BLOCK):
-        b, t = read_pair(base, tuned, index, dtype, space)
-        d = torch.sub(t, b, out=space.take("work", b.shape, dtype))
+    rows, cols = sides.shape
+    for b, t in sides.blocks(SMALL_BLOCK):
+        d = torch.sub(t, b, out=sides.space.take("work", b.shape, sides.dtype))
         if scale != 1.0:
             d.mul_(scale)
-        yield (b.numpy(), t.numpy(), d.numpy()) if wide else (b.numpy().T, t.numpy().T, d.numpy().T)
+        whole = b.numpy(), t.numpy(), d.numpy()
+        yield whole if rows <= cols else (whole[0].T, whole[1].T, whole[2].T)
