@@ -325,17 +325,11 @@ def test_what_was_not_rounded_has_no_kept():
     assert (found.kept, found.reason) == (None, "nothing_rounded")
     adapter = Updated(base, torch.ones(64, 1), torch.ones(1, 96), 1e-4)
     lines = (np.ones(64), np.ones(96))
-    space = Workspace()
-    assert (
-        rounding.undo(
-            Sides(base, adapter, torch.float64, space), ("BF16", "F32"), lines, 1.0
-        ).reason
-        == "nothing_rounded"
-    )
+    updated = Sides(base, adapter, torch.float64, Workspace())
+    assert rounding.undo(updated, ("BF16", "F32"), lines, 1.0).reason == "nothing_rounded"
     scaled = BlockScaled(torch.ones(64, 96).to(torch.float8_e4m3fn), torch.ones(1, 1), (128, 128))
-    found = rounding.undo(
-        Sides(base, scaled, torch.float32, space), ("BF16", "F8_E4M3"), lines, 1.0
-    )
+    sides = Sides(base, scaled, torch.float32, Workspace())
+    found = rounding.undo(sides, ("BF16", "F8_E4M3"), lines, 1.0)
     assert (found.kept, found.reason) == (None, "rounding_unexplained")
 
 

@@ -282,7 +282,7 @@ def measure_pair(
     with np.errstate(over="ignore"):
         lines = (profile.rows / scale / scale, profile.cols / scale / scale)
     undone = undo(sides, formats, lines, size.base, values["floor_ratio"])
-    values |= undone_values(undone, base_spectrum.norm)
+    values |= undone_values(undone, math.sqrt(total.base) / total.scale)
     values |= _purity(values, undone, sides, means)
     about_kept = {
         "kept_reason": undone.reason,
