@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shadow.process_settings import ProcessSetting
 from shadow.spectra.spectrum import BLOCK, UNIT, Eigen, Grams, Read
 
 # Lines along the long side that one float32 product sums up. cuBLAS may add them one after another,
@@ -314,31 +315,8 @@ def solver_of(device: Device) -> str:
     return f"{device.kind} {device.name} {torch.version.cuda}"
 
 
-_WHOLE = threading.Lock()
-_whole_users = 0
-_had_before: tuple[str, list[tuple[Any, str]]] | None = None
-
-
-@contextlib.contextmanager
-def full_products() -> Iterator[None]:
-    """float32 products without TF32 and the like; the setting is the whole process's meanwhile."""
-    global _whole_users, _had_before
-    with _WHOLE:
-        if _whole_users == 0:
-            _had_before = _precisions()
-            torch.set_float32_matmul_precision("highest")
-        _whole_users += 1
-    try:
-        yield
-    finally:
-        with _WHOLE:
-            _whole_users -= 1
-            if _whole_users == 0 and _had_before is not None:
-                _restore(*_had_before)
-
-
-def _precisions() -> tuple[str, list[tuple[Any, str]]]:
-    """torch's older setting of products, and the newer one (since 2.9) of each library."""
+def _to_highest() -> tuple[str, list[tuple[Any, str]]]:
+    """Sets it; returns torch's older setting, and the newer one (since 2.9) of each library."""
     try:
         older = torch.get_float32_matmul_precision()
     except RuntimeError:  # only the newer one was set
@@ -346,15 +324,21 @@ def _precisions() -> tuple[str, list[tuple[Any, str]]]:
     onednn: Any = getattr(torch.backends.mkldnn, "matmul", None)
     libraries: tuple[Any, ...] = torch.backends.cuda.matmul, onednn
     newer = [(one, str(one.fp32_precision)) for one in libraries if hasattr(one, "fp32_precision")]
+    torch.set_float32_matmul_precision("highest")
     return older, newer
 
 
-def _restore(older: str, newer: list[tuple[Any, str]]) -> None:
+def _restore(before: tuple[str, list[tuple[Any, str]]]) -> None:
+    older, newer = before
     torch.set_float32_matmul_precision(older)
     for library, precision in newer:
         library.fp32_precision = "none"  # which is what a wider setting says
         if library.fp32_precision != precision:
             library.fp32_precision = precision
+
+
+# float32 products without TF32 and the like; what runs in the process meanwhile has them too
+full_products = ProcessSetting(_to_highest, _restore).held
 
 
 def tested_in_child(command: list[str]) -> str | None:
