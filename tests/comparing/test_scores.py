@@ -146,27 +146,18 @@ FAULTS = {
     "too large": (HEAD + "x,y,1e13\n", "too large", "at most"),
     "a negative error": (HEAD[:-1] + ",stderr\nx,y,1,-0.1\n", "standard error below 0", "distance"),
     "an error that is none": (
-        HEAD[:-1] + ",stderr\nx,y,1,±2\n",
-        "stderr '±2' is no number",
-        "such as",
-    ),
+        HEAD[:-1] + ",stderr\nx,y,1,±2\n", "stderr '±2' is no number", "such as"),
     "neither true nor false": (
-        HEAD[:-1] + ",higher_is_better\nx,y,1,perhaps\n",
-        "'perhaps'",
-        "true or false",
-    ),
+        HEAD[:-1] + ",higher_is_better\nx,y,1,perhaps\n", "'perhaps'", "true or false"),
     "a name without end": (
-        HEAD + "x" * (MAX_TEXT + 1) + ",y,1\n",
-        "a model of 301 characters",
-        "at most",
-    ),
+        HEAD + "x" * (MAX_TEXT + 1) + ",y,1\n", "a model of 301 characters", "at most"),
     "an open quote": (HEAD + 'x,"y,1\n', "not a CSV", "quote"),
     "a quote in the middle": (HEAD + 'x,"y"z,1\n', "not a CSV", "quote"),
     "a cell without end": (HEAD + "x," + "y" * 200_000 + ",1\n", "not a CSV", "quote"),
     "Latin-1": (HEAD.encode() + "x,é,1\n".encode("latin-1"), "not UTF-8 text", "save it"),
     "UTF-16": ((HEAD + "x,y,1\n").encode("utf-16"), "not UTF-8 text", "save it"),
     "a group twice": ("benchmark,group\nx,a\nx,b\n", ":3: 'x' is in the groups 'a' and 'b'", "one"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -411,7 +402,7 @@ JSON_FAULTS = {
     "no task": (harness(results={}), "no scores in it"),
     "tasks that are text": ({"results": {"a": "x"}, "model_name": "x"}, "no scores in it"),
     "a task without a name": (harness(results={" ": {"acc,none": 0.5}}), "no task"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("fault", JSON_FAULTS)
