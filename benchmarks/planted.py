@@ -651,8 +651,7 @@ def document(
         is more than {math.ceil(10 * floor_of(found)) / 10} times the rounding of its storage
         (`floor_ratio`). The gate lies at {ROUNDING:g}: between the two, rounding dilutes a
         concentrated change. Its concentration is then too low, never too high. Below the gate the
-        label is `not assessable`, and the smallest of these changes cannot be told from
-        rounding.""",
+        label is `not assessable`, and the smallest of these changes looks like rounding.""",
         (
             "The largest relative error of other columns, over all planted changes, by size above"
             " the rounding:"

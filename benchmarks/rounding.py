@@ -1,4 +1,4 @@
-"""Rounding undone, held against the truth: planted updates and really trained ones, stored in BF16
+"""Rounding undone, compared with the truth: planted updates and really trained ones, stored in BF16
 and F16.
 
     python benchmarks/rounding.py            # writes docs/rounding.md, in minutes; trains models
@@ -39,7 +39,7 @@ from torch.nn import functional
 import shadow
 from shadow.dtypes import FLOATS
 from shadow.spectra import purity as purity_module
-from shadow.spectra import rounding
+from shadow.spectra import rounding, rounding_counts, rounding_model
 from shadow.spectra.delta import Method, extent, measure_pair
 from shadow.spectra.edge import levels, sharp_edge
 from shadow.spectra.levels import round_trip
@@ -390,7 +390,7 @@ def judged(
         clear = purity_z(seen, share(r) * len(r), share(c) * len(c)) > NOISE
         told = clear and not dominated(seen, found.kept or 0.0, top)
     if history == "stored base" and known:
-        counts = rounding.count(
+        counts = rounding_counts.count(
             base,
             tuned,
             FLOATS[dtype],
@@ -398,7 +398,9 @@ def judged(
             largest,
             working,
         )
-        normal = _relative(true * rounding.kept_share(rounding.fit(counts, rounds=0)) ** 2, seen)
+        normal = _relative(
+            true * rounding.kept_share(rounding_model.fit(counts, rounds=0)) ** 2, seen
+        )
     return Entry(
         kind,
         name,
@@ -862,22 +864,32 @@ def document(
     found: Sequence[Entry], sides: Sequence[int], shapes: Sequence[tuple[int, int]], draws: int
 ) -> str:
     """The page: what was stored, what was found, and what follows from it."""
-    told = [one for one in found if one.verdict in ("right", "wrong") and one.purity]
+    given = [one for one in found if one.verdict in ("right", "wrong") and one.purity]
     wrong = [one for one in found if one.verdict == "wrong"]
-    worst = max((abs(one.size_error or 0) for one in told), default=0.0)
+    worst = max((abs(one.size_error or 0) for one in given), default=0.0)
     clean = [one for one in found if one.kind in RATES and one.history == "stored base"]
     own = [
         abs(one.size_error or 0)
-        for one in told
+        for one in given
         if one.kind in RATES and one.history == "stored base"
     ]
     largest = max(own, default=0.0)
-    beyond = [sum(abs(one.size_error or 0) > limit for one in told) for limit in (0.15, 0.2)]
+    beyond = [sum(abs(one.size_error or 0) > limit for one in given) for limit in (0.15, 0.2)]
     refused = sum(one.verdict == "refused" for one in clean)
     parts = [
-        "# Rounding undone, held against the truth",
-        f"""What `kept` and the figures that rest on it say of updates that are known. Made by
-        `{COMMAND}`, which trains small models first and keeps them.""",
+        "# Rounding",
+        f"""How much of a stored change belongs to the update, and how much is rounding? `kept` and
+        the figures that rest on it say so. This page compares them with updates that are known.
+        `{COMMAND}` makes it; the script trains small models first and saves them.""",
+        f"""Of {len(given)} norms and 1/X that were given together, {len(wrong)} are off by more
+        than {100 * WITHIN:.0f} %, {beyond[0]} in 1/X by more than 15 % and {beyond[1]} by more than
+        20 %, the worst in 1/X by {100 * worst:.0f} %. Of {len(clean)} trained updates from a stored
+        base, {refused} were refused, and the others are within {100 * largest:.0f} %.""",
+        f"""`kept` is null (`rounding_unexplained`) where the changes are not what storage would
+        have left, and below {rounding.ROUNDED_AWAY} nothing corrected is given (`rounded_away`).
+        The part of an update of which nothing was stored leaves no trace. Where decay alone moves
+        the rows of an embedding that no step reached, by less than half an ulp each, norm and 1/X
+        are those of the rest.""",
         "## Updates and the ways they were stored",
         f"""Planted updates have a rank-4 part with 30 % of the energy, unless the name says
         otherwise, on Gaussian weights of {SHAPE[0]} x {SHAPE[1]}; numbers after *uneven rows* are
@@ -885,30 +897,23 @@ def document(
         trained in float32: an MLP and a decoder of width 192, taught one task and then another.
         Each is stored in BF16 and F16 at relative norms from 1e-2 to 1e-4: from a stored base; from
         a *master copy*, of which both stored sides are roundings; from an *F32 base*, loaded in the
-        tuned side's format or kept; with four fifths of the entries *masked*, with half of the
-        *rows frozen*, with sizes *as* those of the *weights*, and with a fifth of the energy in
+        tuned side's format or kept in F32; with four fifths of the entries *masked*, with half of
+        the *rows frozen*, with sizes *as* those of the *weights*, and with a fifth of the energy in
         weight *decay*. **right**: norm and 1/X are within {100 * WITHIN:.0f} % of the float64
         truth. **norm right**: the norm is, and 1/X is null, as it is within its noise or one
         direction in noise has most of it. **refused**: `kept` is null, `rounding_unexplained`.
         **away**: `kept` is below {rounding.ROUNDED_AWAY}, `rounded_away`, and nothing corrected is
         given.""",
         verdicts_part(found),
-        f"""Of {len(told)} norms and 1/X that were told together, {len(wrong)} are off by more than
-        {100 * WITHIN:.0f} %, {beyond[0]} in 1/X by more than 15 % and {beyond[1]} by more than
-        20 %, the worst in 1/X by {100 * worst:.0f} %. Of {len(clean)} trained updates from a stored
-        base, {refused} were refused, the others are within {100 * largest:.0f} %.""",
-        """Not to be had: the part of an update of which nothing was stored leaves no trace. Where
-        decay alone moves the rows of an embedding that no step reached, by less than half an ulp
-        each, norm and 1/X are those of the rest.""",
         "## Errors",
         """Relative errors of 1/X and of the norm, from a stored base. *Normal shape in cells*
         solves each cell of row and column classes for the scale of a normal update; *fitted shape*,
         which is used, fits the distribution of |d| too.""",
         errors_part(found),
-        """What error is left comes from a coherent part whose entries are larger in some rows and
-        columns than the noise around them: they pass the rounding better than the whole does, so
-        that 1/X comes out too small. It grows as `kept` falls. Where one direction has most of X it
-        reaches a third, and 1/X is null.""",
+        """The error that is left comes from a coherent part whose entries are larger in some rows
+        and columns than the noise around them: they pass the rounding better than the whole does,
+        so that 1/X comes out too small. It grows as `kept` falls. Where one direction has most of X
+        it reaches a third, and 1/X is null.""",
         "## The gate",
         f"""Refused, by relative norm. The gate refuses where more than
         {100 * rounding.MISFIT:.0f} % of the stored energy lies in other binades than the model has
@@ -943,8 +948,8 @@ def document(
         f"""Which of {draws} matrices of 64 rows are said to have gone through 4 or 8 bits, by
         `levels_base` and `levels_tuned` and the thresholds of the warning `few_values`. A matrix
         that went through nothing and is named all the same is a false alarm. Groups of 128 have a
-        scale each: in long rows, 8 bits in groups cannot be told from BF16, and INT4 in groups is
-        taken for 8 bits. A pruned matrix has few values too.""",
+        scale each: in long rows, 8 bits in groups look like BF16, and INT4 in groups like 8 bits. A
+        pruned matrix has few values too.""",
         levels_part(LENGTHS, draws),
     ]
     return (

@@ -19,7 +19,8 @@ SECONDS = 120  # after which a command counts as hung
 ZYGOTE = """
 import functools, gc, importlib, json, os, resource, signal, sys, traceback
 import typer.main
-import pyarrow.pandas_compat, shadow.places.names, shadow.cli, shadow.audits.pair
+import pyarrow.pandas_compat, shadow.places.names, shadow.cli.commands
+import shadow.audits.pair
 import shadow.outputs.terminal.summary
 import shadow.checkpoints.choosing
 import shadow.outputs.terminal.rules, shadow.outputs.terminal.comparison
@@ -34,7 +35,7 @@ typer.main.get_command = functools.cache(typer.main.get_command)
 shadow.audits.pair.pace = lambda method, jobs, offload=None: 1e10
 os.fsync = lambda handle: None  # as in conftest.py
 stdout, sys.stdout = sys.stdout, open(os.devnull, "w")
-shadow.cli.app(["explain", "rows"], standalone_mode=False)
+shadow.cli.commands.app(["explain", "rows"], standalone_mode=False)
 sys.stdout = stdout
 # The Hub's client reads the environment when it is imported: here comes in what it imports, not
 # the client itself.

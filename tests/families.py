@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shadow.comparing.gains import Gain, Scored, kept_bytes
+from shadow.comparing.gains import Gain, Scored
+from shadow.comparing.kept_scores import kept_bytes
 from shadow.reports.atomic_replacement import KEPT
 from shadow.reports.columns import MATRICES, RESIDUAL, SPECTRA, TENSORS
 from shadow.reports.parquet import arrow_schema

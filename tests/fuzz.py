@@ -36,7 +36,8 @@ from shadow.checkpoints.opening import open_folder
 from shadow.checkpoints.safetensors_files import read_header
 from shadow.claims.rules import read_policy
 from shadow.claims.verdicts import read_measured
-from shadow.comparing.gains import Gain, read_kept
+from shadow.comparing.gains import Gain
+from shadow.comparing.kept_scores import read_kept
 from shadow.comparing.scores import read_scores
 from shadow.errors import ShadowError
 from shadow.targets.families import load_families

@@ -12,7 +12,7 @@ from typing import Any
 
 import typer.main
 
-from shadow.cli import app
+from shadow.cli.commands import app
 from shadow.cli.examples import EXAMPLES
 from shadow.reports.columns import DELTA, FIGURES, RESIDUAL, SCORES, SPECTRAL
 

@@ -7,7 +7,6 @@ fails when it drifts.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
@@ -42,21 +41,7 @@ from shadow.lab.page import (
 from shadow.lab.page import table as markdown_table
 from shadow.lab.results import read
 from shadow.outputs.exports import FORMATS
-from shadow.reports.columns import (
-    BATCH,
-    COMPARISON,
-    DELTA,
-    FIGURES,
-    IDENTITY,
-    NOTATION,
-    RESIDUAL,
-    SCORES,
-    SPECTRA,
-    SPECTRAL,
-    TABLES,
-    TENSORS,
-    Column,
-)
+from shadow.reports.columns import NOTATION, TABLES
 from shadow.reports.columns import SCHEMA as NUMBER
 from shadow.reports.glossary import GLOSSARY
 from shadow.reports.schema import FILES, RULES, is_later, null_cases
@@ -198,23 +183,6 @@ def fenced(text: str) -> str:
     return f"```text\n{text}\n```"
 
 
-def table(columns: tuple[Column, ...], *, formulas: bool = True) -> str:
-    """A Markdown table of columns."""
-    out = io.StringIO()
-    heads = (
-        ["column", "what", "formula", "range", "null when", "source"]
-        if formulas
-        else ["column", "what", "null when"]
-    )
-    out.write(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}\n")
-    for column in columns:
-        code = f"`{column.formula}`" if column.formula else ""
-        cells = [f"`{column.name}`", column.text, code, column.range, column.null, column.source]
-        cells = cells if formulas else [cells[0], cells[1], cells[4]]
-        out.write(f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |\n")
-    return out.getvalue().rstrip()
-
-
 def lab() -> str:
     """The lab's main differences in concentration, by scale, from the tables in docs/lab."""
     runs = read(ROOT / "docs" / "lab")["runs"]
@@ -306,8 +274,8 @@ def schema_document() -> str:
     for one in TABLES.values():
         out += ["", f"## {one.name}", "", f"{one.file}; one row is {one.row}.", ""]
         out += [
-            "| column | type | unit | what | formula | range | null when |",
-            "|---|---|---|---|---|---|---|",
+            "| column | type | unit | what | formula | range | null when | source |",
+            "|---|---|---|---|---|---|---|---|",
         ]
         for column in one.columns:
             code = f"`{column.formula}`" if column.formula else ""
@@ -315,6 +283,7 @@ def schema_document() -> str:
             text += " **Start here.**" if column.name in one.start_here else ""
             null = ", ".join(null_cases(column))
             cells = [f"`{column.name}`", column.type, column.unit, text, code, column.range, null]
+            cells.append(column.source)
             out.append(f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |")
     for name, keys in FILES.items():
         out += ["", f"## {name}", "", "| key | what |", "|---|---|"]
@@ -333,14 +302,6 @@ BLOCKS: dict[str, Callable[[], str]] = {  # every generated part by name
     "row": row_of_demo,
     "families": lambda: fenced(shadow("families", "--tag", "stages")),
     "notation": lambda: NOTATION,
-    "identity": lambda: table(IDENTITY, formulas=False),
-    "spectral": lambda: table(SPECTRAL),
-    "delta": lambda: table(DELTA),
-    "tensors": lambda: table(TENSORS, formulas=False),
-    "spectra": lambda: table(SPECTRA, formulas=False),
-    "comparison": lambda: table(COMPARISON, formulas=False),
-    "batch": lambda: table(BATCH, formulas=False),
-    "residual": lambda: table(RESIDUAL),
     "gates": gates,
     "lab": lab,
     "errors": lambda: rates_table(calibration().rates),
@@ -352,8 +313,6 @@ BLOCKS: dict[str, Callable[[], str]] = {  # every generated part by name
     "demo-scores": lambda: f"```csv\n{demo_scores()}\n```",
     "scored": lambda: fenced(scored_demo()),
     "score-columns": score_columns,
-    "scores": lambda: table(SCORES),
-    "figures": lambda: table(FIGURES),
     "formats": formats,
     "glossary": glossary,
 }

@@ -456,9 +456,9 @@ UNREACHABLE = """
 import traceback
 
 import shadow
-from shadow.checkpoints import hub
+from shadow.checkpoints import hub_client
 
-hub.ATTEMPTS = 1
+hub_client.ATTEMPTS = 1
 try:
     shadow.audit(base="org/one", tuned="org/two", output="out", cache=False)
 except shadow.ShadowError:

@@ -123,7 +123,7 @@ def test_no_page_has_a_path_of_the_machine_that_made_it(file):
 def test_anchors_are_those_of_github():
     """Code and punctuation in a heading, and the words between."""
     found = anchors(ROOT / "docs" / "compare.md")
-    assert {"compare-reports", "the-file-of-compare--o"} <= set(found)
+    assert {"compare-reports", "correlations-over-a-set-of-families"} <= set(found)
     assert {"how-to-read-the-result", "cite"} <= set(anchors(readme.README))
 
 
@@ -194,6 +194,14 @@ def test_the_readme_is_read_in_one_go():
     assert title == "# shadow"
     assert re.fullmatch(r"[^.]+\.", sentence)
     assert rest.startswith("<picture>")
+
+
+def test_what_is_written_by_hand_can_be_read():
+    """At most 30,000 words outside of generated parts, and of pages that scripts write."""
+    by_scripts = {"findings", "lab", "planted", "pretrained", "rounding", "schema", "width"}
+    generated = re.compile(r"<!-- ([\w-]+) -->.*?<!-- /\1 -->", re.DOTALL)
+    texts = (file.read_text(encoding="utf-8") for file in PAGES if file.stem not in by_scripts)
+    assert sum(len(generated.sub("", text).split()) for text in texts) <= 30_000
 
 
 def test_counts_of_the_pages_are_those_of_the_code():
@@ -349,6 +357,17 @@ def test_the_pandas_and_duckdb_lines_answer_their_question(audited):
 
 
 @pytest.mark.slow
+def test_the_script_that_measures_one_matrix_agrees_with_numpy(monkeypatch):
+    """CONTRIBUTING's, run in the checkout: both figures of each line agree to six digits."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    lines = printed_by(blocks(ROOT / "CONTRIBUTING.md", "python")[0]).splitlines()
+    assert len(lines) == 3
+    for name, measured, truth in map(str.split, lines):
+        assert float(measured) == pytest.approx(float(truth), rel=1e-6), name
+
+
+@pytest.mark.slow
 def test_every_export_opens_in_the_line_that_is_shown(audited):
     """The demo in every format under its default name; each line, and those of the partitioned
     dataset, gives rows.
@@ -367,7 +386,7 @@ def test_every_export_opens_in_the_line_that_is_shown(audited):
             assert len(
                 eval(form.opens, {"pd": pd, "pl": pl, "duckdb": duckdb, "sqlite3": sqlite3})
             ) in (60, 180)
-    (dataset,) = blocks(ROOT / "docs" / "export.md", "python")
+    (dataset,) = blocks(ROOT / "docs" / "report.md", "python")
     found = {}
     exec(dataset, found)
     assert [len(found[name]) for name in ("a", "b", "c")] == [180, 180, 180]

@@ -95,7 +95,8 @@ def test_the_client_of_the_hub_is_given_back_as_it_was():
     from huggingface_hub import constants
     from huggingface_hub.utils import _http
 
-    from shadow.checkpoints.hub import own_client, use_own_blobs
+    from shadow.checkpoints.hub import use_own_blobs
+    from shadow.checkpoints.hub_client import own_client
 
     made = []
 
@@ -150,7 +151,7 @@ def test_a_factory_that_is_set_while_ours_is_held_stays():
     hf = pytest.importorskip("huggingface_hub")
     from huggingface_hub.utils import _http
 
-    from shadow.checkpoints.hub import own_client
+    from shadow.checkpoints.hub_client import own_client
 
     def factory():
         return _http.default_client_factory()

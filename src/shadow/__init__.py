@@ -13,10 +13,10 @@ nothing.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # as type checkers know it, without the milliseconds of `import typing`
 if TYPE_CHECKING:
+    from typing import Any
+
     from shadow.api import audit, compare, export, judge, pairs, plan, read, read_all
     from shadow.errors import ShadowError, UsageError
     from shadow.outputs.notebook import AuditReport, AuditReports
@@ -60,6 +60,8 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
     found = getattr(importlib.import_module(_HOMES[name]), name)
     globals()[name] = found  # the next time it is there
     return found

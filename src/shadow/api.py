@@ -457,8 +457,8 @@ def _scores_of_reports(
     """What files say of the models of reports; None where there are no files."""
     if not files:
         return None
-    from shadow.comparing.gains import sides_of
     from shadow.comparing.score_files import scores_of_sides
+    from shadow.comparing.scored_sides import sides_of
 
     return scores_of_sides(files, [sides_of(report_metadata(folder)) for folder in folders], say)
 

@@ -9,17 +9,12 @@ from dataclasses import dataclass
 class FloatFormat:
     """A stored floating-point format."""
 
-    torch_name: str
-    """Of the dtype, as torch has it: `bfloat16`."""
+    torch_name: str  # such as `bfloat16`
+    bits: int  # of a number
 
-    bits: int
-    """Of a number, 8 to 64."""
-
+    # explicit bits of the significand: ulp(w) = 2^(floor(log2 |w|) - mantissa_bits)
     mantissa_bits: int
-    """Explicit bits of the significand: ulp(w) = 2^(floor(log2 |w|) - mantissa_bits)."""
-
-    min_exponent: int
-    """floor(log2) of the smallest normal number; below it the ulp stays constant."""
+    min_exponent: int  # floor(log2) of the smallest normal number; below it the ulp stays constant
 
 
 FLOATS = {

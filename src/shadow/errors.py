@@ -34,16 +34,12 @@ class BusyError(ShadowError):
 
 
 class FileError(ShadowError):
-    """A file of a checkpoint is not what it should be. The message has the file's name alone: see
-    `naming`.
-    """
+    """A fault of a checkpoint's file. The message has the file's name alone: see `naming`."""
 
 
 @contextlib.contextmanager
 def naming(checkpoint: str, hint: str | None = None) -> Iterator[None]:
-    """Faults of files say whose they are. hint: what to do instead, where the file's own hint is
-    for folders.
-    """
+    """Faults of files say whose they are. hint: replaces the file's own, which is for folders."""
     try:
         yield
     except FileError as error:

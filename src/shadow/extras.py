@@ -1,6 +1,4 @@
-"""Packages that only some commands need: each is installed with an extra of the package
-`shadow-audit`, from a clone.
-"""
+"""Packages that only some commands need: each is installed with an extra."""
 
 from __future__ import annotations
 
@@ -21,9 +19,7 @@ EXTRAS = {  # extra: the packages it brings, as in pyproject.toml
 
 
 def require(extra: str) -> None:
-    """Raises ShadowError, with the command that installs them, if packages of the extra are
-    missing.
-    """
+    """Raises ShadowError if packages of the extra are missing, with what installs them."""
     missing = [name for name in EXTRAS[extra] if not _is_installed(name)]
     if missing:
         verb = "is" if len(missing) == 1 else "are"

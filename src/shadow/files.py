@@ -23,9 +23,7 @@ FORMER = "former"
 
 @contextlib.contextmanager
 def aside_in(parent: Path) -> Iterator[Path]:
-    """A new folder in parent, which must be there; what a killed process left in parent is removed
-    first.
-    """
+    """A new folder in parent, which exists. What killed processes left there is removed first."""
     _remove_leftovers(parent)
     aside = parent / f".shadow-{secrets.token_hex(8)}.tmp"
     aside.mkdir()
@@ -59,9 +57,7 @@ def _remove_leftover(aside: Path) -> None:
 
 
 def _clear(aside: Path) -> None:
-    """Remove the folder. A former result whose place is empty goes back there first, and is never
-    removed.
-    """
+    """Remove the folder. A former result goes back to its place if that is empty: never lost."""
     former = aside / FORMER
     try:
         for result in former.iterdir() if former.is_dir() else ():
@@ -74,9 +70,7 @@ def _clear(aside: Path) -> None:
 
 
 def _locked(aside: Path) -> int | None:
-    """A handle that holds the folder until it is closed; None where another process does, or nobody
-    can.
-    """
+    """A handle that holds the folder until it is closed; None where it cannot be had."""
     try:
         handle = os.open(aside, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except (AttributeError, OSError):  # Windows has no handles of folders
@@ -115,8 +109,7 @@ Recognise = Callable[[Path], bool]
 
 @contextlib.contextmanager
 def placing(output: Path, is_ours: Recognise, what: str) -> Iterator[Path]:
-    """A path beside output to write a file or folder to: it becomes output when the block ends, and
-    else vanishes.
+    """A path to write a file or folder to, which becomes output if the block ends well.
 
     is_ours says of what lies at output whether the same command made it and nothing was added; that
     is replaced. Raises ShadowError for anything else there, which is left alone, and when the disk
@@ -165,9 +158,7 @@ def _flush(aside: Path) -> None:
 
 
 def _replace(aside: Path, output: Path, stepped_aside: Path) -> None:
-    """Give aside its name. No folder can be renamed over another: the former one steps aside, where
-    it is not lost.
-    """
+    """Give aside its name. A former folder steps aside, as none can be renamed over another."""
     if not output.is_dir():
         aside.replace(output)
         return
@@ -177,9 +168,7 @@ def _replace(aside: Path, output: Path, stepped_aside: Path) -> None:
 
 
 def registry_folder() -> Path:
-    """The folder of shipped data: inside the package when installed, at the repository's top in a
-    checkout.
-    """
+    """The folder of shipped data, in the package or at the top of a checkout."""
     packaged = Path(str(files("shadow"))) / "registry"
     return packaged if packaged.is_dir() else Path(__file__).parents[2] / "registry"
 
@@ -188,9 +177,7 @@ PARTIAL = ".partial"
 
 
 def safe_name(name: str) -> str:
-    """A file name for any text, still telling texts apart: letters, digits and `._-`, no leading
-    dot, not long.
-    """
+    """A file name for any text, distinct: letters, digits and `._-`, no leading dot, not long."""
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip(".")[:80]
     return (
         plain
@@ -232,9 +219,7 @@ def nearest_folder(path: Path) -> Path:
 
 
 def open_regular(path: Path) -> IO[bytes] | None:
-    """A file, opened for reading; None where no regular file is: opening a FIFO would wait for
-    ever.
-    """
+    """A file opened for reading; None where it is not regular: opening a FIFO would wait."""
     return path.open("rb") if path.is_file() else None
 
 
@@ -255,9 +240,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def write_beside(path: Path, content: bytes) -> None:
-    """The same in a folder that is not ours, and that is made where there is none: nothing is left
-    in it or of it when this fails.
-    """
+    """The same in a folder of the user's, made if need be; a failure leaves nothing in it."""
     parent = path.absolute().parent
     there = nearest_folder(parent)
     try:

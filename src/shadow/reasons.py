@@ -12,11 +12,8 @@ Status = Literal["measured", "identical", "skipped"]
 class Reason:
     """What a reason means."""
 
-    text: str
-    """For people: part of a sentence."""
-
-    strict: bool = False
-    """Does `--strict` object? What should have been measured was not."""
+    text: str  # part of a sentence
+    strict: bool = False  # whether `--strict` objects: what should have been measured was not
 
 
 REASONS = {

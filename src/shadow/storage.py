@@ -41,17 +41,10 @@ URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(?=/|$)")
 class Scheme:
     """What URLs begin with."""
 
-    protocol: str
-    """Its name in fsspec."""
-
-    extra: str | None
-    """The extra that brings the driver; None where it is always there."""
-
-    atomic: bool
-    """Can a file be created only if it is not there, in one step of the store?"""
-
-    credentials: str = ""
-    """Where the driver finds credentials, for hints."""
+    protocol: str  # in fsspec
+    extra: str | None  # brings the driver; None where it is always there
+    atomic: bool  # whether the store creates a file only if it is not there, in one step
+    credentials: str = ""  # where the driver finds them, for hints
 
 
 SCHEMES = {
@@ -181,22 +174,20 @@ def parsed_options(text: str | None) -> dict[str, Any]:
 class Entry:
     """A file of a store."""
 
-    size: int
-    """Bytes, 0 or more."""
+    size: int  # bytes
 
+    # all that the store says of it: differs once the file was written again
     mark: str = field(repr=False)
-    """All that the store says of it: differs once the file was written again."""
 
 
 @dataclass(frozen=True)
 class Store:
     """A folder at a URL. It can be pickled; its repr has no options."""
 
-    url: str
-    """`scheme://bucket/folder`, without a slash at the end, without credentials."""
+    url: str  # `scheme://bucket/folder`, without a slash at the end, without credentials
 
+    # of the driver; may hold credentials
     options: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
-    """Of the driver; may hold credentials."""
 
     def __str__(self) -> str:
         return self.url
@@ -231,9 +222,7 @@ class Store:
             raise UsageError(f"{self}: no bucket in it", "write hf://buckets/NAME/BUCKET/FOLDER")
 
     def require_access(self) -> None:
-        """Write a small file and remove it, so that what is not allowed is told before anything is
-        measured.
-        """
+        """Write a small file and remove it: refusals come before anything is measured."""
         self.require_writable()
         with self._reaching():
             path = self._path(f".shadow-{secrets.token_hex(8)}.tmp")
@@ -271,9 +260,7 @@ class Store:
             return Entry(int(told["size"] or 0), repr(sorted(told.items(), key=str)))
 
     def modified(self, name: str) -> datetime | None:
-        """When a file was written, by the clock of the store; None where there is none, or the
-        store does not say.
-        """
+        """When a file was written, by the store's clock; None where that is not known."""
         with self._reaching(name):
             system, path = self._system(), self._path(name)
             system.invalidate_cache()
@@ -333,9 +320,7 @@ class Store:
             self._system().put_file(str(path), self._path(name))
 
     def copy(self, name: str, target: Store) -> bool:
-        """Copy a file to the same name in another folder without its bytes coming here; False where
-        the store cannot.
-        """
+        """Copy a file within the store to the same name in a folder; False where it cannot."""
         if self.scheme != target.scheme or self.options != target.options:
             return False
         if self.scheme.protocol == "hf":  # whose driver copies within a repository, not a bucket
@@ -429,7 +414,7 @@ class Store:
 
 
 def _is_plain(path: str) -> bool:
-    """May a file of this machine have that path below a folder?"""
+    """Whether a file of this machine may have that path below a folder."""
     return path.isprintable() and "\\" not in path and not {"", ".", ".."} & set(path.split("/"))
 
 
@@ -521,7 +506,7 @@ def _fault(store: Store, error: Exception) -> ShadowError | None:
 
 
 def _is_unreached(error: Exception) -> bool:
-    """Was there no connection, or no answer in time?"""
+    """Whether there was no connection, or no answer in time."""
     name = type(error).__name__
     return isinstance(error, TimeoutError | ConnectionError) or any(
         word in name for word in ("Timeout", "Connect", "ServiceRequest")
@@ -529,7 +514,7 @@ def _is_unreached(error: Exception) -> bool:
 
 
 def _is_of_driver(error: Exception) -> bool:
-    """Has a driver stumbled over what it was given?
+    """Whether a driver stumbled over what it was given.
 
     No driver checks its options: one of another type than it takes, or an endpoint that is no URL,
     it meets somewhere in its code.
@@ -559,7 +544,7 @@ def _check(store: Store) -> str:
 
 
 def _is_theirs(error: Exception, status: int | None) -> bool:
-    """Is it an answer of 500 or more, which the driver of S3 makes an error of the system?"""
+    """Whether it is an answer of 500 or more, which S3's driver makes an error of the system."""
     number = error.errno if isinstance(error, OSError) else None
     return (status or 0) >= 500 or number in (errno.EBUSY, getattr(errno, "EREMOTEIO", errno.EIO))
 
@@ -600,9 +585,7 @@ def _without_account(word: re.Match[str]) -> str:
 
 
 def _secrets(options: Mapping[str, Any]) -> Iterator[str]:
-    """Values that must not be told: all texts and numbers of the options, and of variables that are
-    named like a secret; also each line, and as a URL or Python's repr has them.
-    """
+    """Values of the options and of variables named like secrets, in every form they may take."""
     values: list[str] = [value for name, value in os.environ.items() if SECRETS.search(name)]
     rest: list[object] = [options]
     while rest:
@@ -656,9 +639,9 @@ def fetched_file(store: Store, most: int) -> Path:
 
 
 def fetched_files(store: Store, most: int, suffixes: Collection[str], count: int) -> Path:
-    """A copy of a file, or of the folder of all files below with these suffixes, whose names have
-    no part that begins with a dot. Raises ShadowError for a file of more than most bytes, and for
-    more than count files.
+    """A copy of a file, or of a folder's files with these suffixes and no dotted name.
+
+    Raises ShadowError for a file of more than most bytes, and for more than count files.
     """
     there = {
         name: entry.size
@@ -680,7 +663,7 @@ def fetched_files(store: Store, most: int, suffixes: Collection[str], count: int
 
 
 def is_copy(path: str | os.PathLike[str]) -> bool:
-    """Is it the copy of a file at a URL, so that what lies beside it means nothing?"""
+    """Whether it is the copy of a file at a URL, so that what lies beside it means nothing."""
     return os.fspath(path) in _copies
 
 

@@ -1,6 +1,4 @@
-"""Words and names in outputs: plurals, lists cut short, near misses, and text of any origin made
-harmless.
-"""
+"""Words and names in outputs: plurals, short lists, near misses, and hostile text made harmless."""
 
 from __future__ import annotations
 
@@ -25,9 +23,7 @@ def inert(text: str) -> str:
 
 
 def visible(text: str) -> str:
-    """Text from files, with control characters, which could drive the terminal, made visible and on
-    one line.
-    """
+    """Text from files on one line, its control characters, which drive terminals, made visible."""
     if text.isprintable():  # nearly all
         return text
     return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
@@ -66,7 +62,7 @@ def closest(word: str, known: Iterable[str], likeness: float = LIKE) -> str | No
 
 
 def nearest(word: str, known: Iterable[str], likeness: float = LIKE) -> str | None:
-    """`did you mean 'base'?`; None where no known word is like it."""
+    """The hint `did you mean 'base'?`; None where no known word is like it."""
     close = closest(word, known, likeness)
     return None if close is None else f"did you mean {close!r}?"
 
@@ -126,7 +122,7 @@ CLOSING = ":;,.)]}"  # of the sentence around a URL
 
 
 def holds_account(rest: str) -> bool:
-    """Is an account or a password before the first slash of what follows `://`?
+    """Whether an account or a password is before the first slash of what follows `://`.
 
     A port is none, and neither is the name of an access point of S3.
     """

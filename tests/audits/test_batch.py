@@ -25,7 +25,7 @@ from hub import Hub
 from models import UP, matrices
 from rich.console import Console
 
-from shadow import cli, files
+from shadow import files
 from shadow.audits import list_audit, list_index
 from shadow.audits import pair as shadow_run
 from shadow.audits.list_audit import audit_list
@@ -43,6 +43,7 @@ from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.checkpoints.pairing import Filter
 from shadow.claims.verdicts import first_code
 from shadow.cli import console
+from shadow.cli.commands import app
 from shadow.errors import ShadowError
 from shadow.outputs.terminal.batch import batch_view
 from shadow.reports.columns import BATCH, HEADLINE
@@ -377,7 +378,7 @@ def test_a_bug_in_one_pair_does_not_stop_the_others(toys, monkeypatch):
     monkeypatch.setattr(shadow_run, "find_checkpoint", buggy)
     monkeypatch.setattr(console, "out", Console(file=io.StringIO()))
     with pytest.raises(ExceptionGroup) as caught:
-        cli.app(
+        app(
             ["audit", "toy-a:*", "-o", str(toys / "out"), "--registry", str(toys)],
             standalone_mode=False,
         )

@@ -21,7 +21,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
-from functools import partial
 from itertools import cycle
 from pathlib import Path
 
@@ -1458,14 +1457,17 @@ def test_a_name_that_is_a_folder_here_says_how_that_is_written(run, tmp_path, of
 
 def broken_by(action, path, folder, origin=None):
     """What is said of a file whose download goes wrong in this way, for good."""
-    from shadow.checkpoints.hub import FAILURES, _in_words, get_session, own_client
+    from huggingface_hub import get_session
+
+    from shadow.checkpoints.hub_client import own_client
+    from shadow.checkpoints.hub_faults import FAILURES, in_words
 
     with Hub() as hub, own_client():
         hub.add("org/small", folder)
         hub.fail(path, action, origin=origin, times=None)
         with pytest.raises(FAILURES) as caught:
             get_session().get(f"{hub.endpoint}/org/small/resolve/main/{path}")
-    return _in_words(caught.value, repo="org/small", path=path)
+    return in_words(caught.value, repo="org/small", path=path)
 
 
 @pytest.mark.parametrize("action", [Cut(3), Cut(3, reset=True)], ids=str)
@@ -1485,7 +1487,9 @@ def test_a_server_that_does_not_answer_cannot_be_reached(folders, origin):
 @pytest.mark.parametrize(("answered", "tries"), [(False, 1), (True, 6)])
 def test_a_hub_that_has_never_answered_is_given_up_sooner(monkeypatch, answered, tries):
     """Where it has, a refused connection is an outage, and all tries are made."""
-    from shadow.checkpoints import hub as client
+    from huggingface_hub import get_session
+
+    from shadow.checkpoints import hub_client as client
     from shadow.errors import ShadowError
 
     monkeypatch.setattr(client, "WAITS", (0.0, 0.0))
@@ -1495,15 +1499,14 @@ def test_a_hub_that_has_never_answered_is_given_up_sooner(monkeypatch, answered,
     with Hub() as hub, client.own_client():
         there = hub.endpoint
         if answered:
-            client.get_session().get(f"{there}/api/models/org/none")
+            get_session().get(f"{there}/api/models/org/none")
 
     def attempt() -> None:
         made.append(True)
-        client.get_session().get(there)
+        get_session().get(there)
 
-    words = partial(client._in_words, repo="org/small")
     with client.own_client(), pytest.raises(ShadowError, match="cannot be reached"):
-        client._trying(attempt, words, lambda _: None)
+        client.trying(attempt, lambda _: None, repo="org/small", revision=None)
     assert len(made) == tries
 
 

@@ -29,7 +29,7 @@ from shadow.audits.list_index import (
     write_index,
 )
 from shadow.audits.merging import merge
-from shadow.cli import app
+from shadow.cli.commands import app
 from shadow.errors import ShadowError
 from shadow.reports.columns import RESIDUAL
 from shadow.reports.parquet import arrow_schema

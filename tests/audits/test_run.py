@@ -23,6 +23,7 @@ from effort import chosen
 from rich.filesize import decimal
 from safetensors.torch import load_file, save_file
 
+from shadow.audits import journal
 from shadow.audits import workers as audit_module
 from shadow.audits.pair import Runtime, Settings, line_up, run_pair
 from shadow.audits.plan import Access
@@ -420,6 +421,59 @@ def test_a_stopped_audit_says_how_to_go_on(tmp_path):
     )
     assert len(list(tmp_path.glob("out/*/*/.partial/journal.jsonl"))) == 1
     assert not list(tmp_path.glob("out/**/*.parquet"))
+
+
+def test_an_interrupt_loses_no_outcome_that_is_in_the_journal(tmp_path):
+    """It may fall between a line of the journal and the note that the line is there.
+
+    The interrupt comes at each of the last steps that the journal takes for its first outcome.
+    """
+    up = {"model.layers.0.mlp.up_proj.weight": torch.randn(8, 6)}
+    base = models.write(tmp_path / "base", up)
+    tuned = models.write(tmp_path / "tuned", {name: 2 * W for name, W in up.items()})
+
+    def outcomes_in(out):
+        journals = out.glob("*/*/.partial/journal.jsonl")
+        return sum(file.read_bytes().count(b"\n") - 1 for file in journals)
+
+    def audit(out, stop):
+        """The lines of the journal's code that ran up to the first outcome, or up to stop."""
+        count = 0
+
+        def step(frame, event, argument):
+            nonlocal count
+            count += event == "line"
+            if count == stop:
+                sys.settrace(None)
+                there.append(outcomes_in(out))
+                raise KeyboardInterrupt
+            return step
+
+        def show(progress):
+            if progress.done:
+                sys.settrace(None)
+            elif sys.gettrace() is None:
+                code = str(Path(journal.__file__))
+                sys.settrace(lambda f, *_: step if f.f_code.co_filename == code else None)
+
+        try:
+            run(base, tuned, out, runtime=Runtime(show=show, jobs=1))
+        finally:
+            sys.settrace(None)
+        return count
+
+    there, left = [], []
+    last = audit(tmp_path / "whole", None)
+    for stop in range(last - 8, last - 4):
+        out = tmp_path / str(stop)
+        with pytest.raises(KeyboardInterrupt):
+            audit(out, stop)
+        left.append(outcomes_in(out))
+        said = []
+        assert run(base, tuned, out, runtime=Runtime(say=said.append)).measured == 1 - left[-1]
+        assert bool(said) == bool(left[-1])
+    assert left == there
+    assert set(left) == {0, 1}
 
 
 def test_a_killed_audit_resumes(llama, tmp_path):

@@ -22,7 +22,7 @@ from command import Run
 from effort import chosen, every
 from safetensors.torch import save_file
 
-from shadow import cli
+from shadow.cli import commands
 
 SHADOW = Path(sys.executable).parent / "shadow"
 UP, DOWN = "model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.down_proj.weight"
@@ -696,10 +696,8 @@ def test_too_little_memory_is_one_error_line(monkeypatch, capsys, fault):
     def app(**options):
         raise fault
 
-    monkeypatch.setattr(cli, "app", app)
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert ended.value.code == 1
+    monkeypatch.setattr(commands, "app", app)
+    assert commands.run() == 1
     assert capsys.readouterr().err.splitlines()[0] == "error: there is not enough memory"
 
 

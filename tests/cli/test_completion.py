@@ -9,7 +9,8 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from shadow.cli import app, completion
+from shadow.cli import completion
+from shadow.cli.commands import app
 from shadow.places.names import name_rules
 from shadow.reports.columns import TABLES
 from shadow.targets.families import family_names, load_families

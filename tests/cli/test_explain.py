@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from typer.testing import CliRunner
 
-from shadow.cli import app
-from shadow.comparing.comparison import FIGURES, compare
+from shadow.cli.commands import app
+from shadow.comparing.comparison import compare
+from shadow.comparing.differences import FIGURES
 from shadow.comparing.lineage import Chain
 from shadow.outputs.terminal.comparison import comparison_view
 from shadow.outputs.terminal.lineage import LEGEND, chain_view

@@ -10,7 +10,8 @@ import pytest
 import typer.main
 from typer.testing import CliRunner
 
-from shadow.cli import GROUPS, app, main
+from shadow.cli import commands
+from shadow.cli.commands import GROUPS, app
 from shadow.cli.examples import EXAMPLES
 from shadow.cli.options import CHOICE, FILES, MEASURING, RULES, PresetName
 
@@ -21,9 +22,7 @@ def shadow(monkeypatch, capsys):
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["shadow", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return ended.value.code or 0, *capsys.readouterr()
+        return commands.run(), *capsys.readouterr()
 
     return run
 

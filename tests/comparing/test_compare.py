@@ -20,7 +20,8 @@ from reports import MODULES, NULL, delta, identity, place, places, uniform, writ
 from rich.console import Console
 
 from shadow.cli.reports import compare as command
-from shadow.comparing.comparison import FIGURES, MARGIN, Comparison, compare
+from shadow.comparing.comparison import MARGIN, Comparison, compare
+from shadow.comparing.differences import FIGURES
 from shadow.errors import ShadowError
 from shadow.outputs.terminal.comparison import comparison_view, modules_apart
 from shadow.reports.columns import COMPARISON

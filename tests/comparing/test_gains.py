@@ -11,18 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_scores import harness, write
 
-from shadow.comparing.gains import (
+from shadow.comparing.gains import NO_SCORES, join
+from shadow.comparing.kept_scores import kept_bytes, read_kept
+from shadow.comparing.scored_sides import (
     BY_NAME,
     EXACT,
-    NO_SCORES,
     NOT,
     UNCHECKED,
     ScoredSide,
     fit,
-    join,
-    kept_bytes,
     neither,
-    read_kept,
     sides_of,
     sides_of_pair,
     unmatched,

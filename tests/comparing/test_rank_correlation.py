@@ -25,8 +25,10 @@ from shadow.comparing.correlation import (
     scored_set,
     spearman,
 )
-from shadow.comparing.gains import Gain, Scored, join, kept_bytes, sides_of
+from shadow.comparing.gains import Gain, Scored, join
+from shadow.comparing.kept_scores import kept_bytes
 from shadow.comparing.matching import read_report
+from shadow.comparing.scored_sides import sides_of
 from shadow.comparing.scores import read_scores
 
 FEW_VALUES = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=3, max_size=7)

@@ -399,7 +399,8 @@ def test_tables_fit_and_names_drive_no_terminal(audited, tmp_path, width):
         rows += [f"demo:{side},{HOSTILE},{score},{HOSTILE},{HOSTILE},"]
         rows += [f"demo:{side},bench-{i},{score},,acc,0.5" for i in range(30)]
     scores = read_scores([write(tmp_path / "s" / f"{'long-' * 20}scores.csv", "\n".join(rows))])
-    from shadow.comparing.gains import join, sides_of
+    from shadow.comparing.gains import join
+    from shadow.comparing.scored_sides import sides_of
     from shadow.summary.summary import with_scores
 
     folder = audited / "demo" / "base..narrow"

@@ -18,7 +18,7 @@ import torch
 import transformers
 from typer.testing import CliRunner
 
-from shadow.cli import app
+from shadow.cli.commands import app
 from shadow.errors import ShadowError
 from shadow.lab import pretrained, pretrained_page, texts
 from shadow.lab.pretrained import (

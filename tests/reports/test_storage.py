@@ -26,13 +26,14 @@ import torch
 from fsspec.implementations.memory import MemoryFileSystem
 
 import shadow as package
-from shadow import cli, storage
+from shadow import storage
 from shadow.audits.list_audit import audit_list
 from shadow.audits.list_index import read_index
 from shadow.audits.merging import merge
 from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.audits.remote import merge_remote, run_remote_pair
 from shadow.checkpoints.pairing import Filter
+from shadow.cli import commands
 from shadow.comparing.scores import read_scores
 from shadow.errors import BusyError, KeptError, ShadowError, UsageError
 from shadow.files import lock
@@ -949,16 +950,12 @@ def test_a_run_that_was_killed_while_it_wrote_an_index_goes_on(toys, store, monk
 def command(*words):
     """A command in this process, which holds the memory: code, stdout, stderr."""
     out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err):
-        try:
-            with pytest.MonkeyPatch.context() as patched:
-                patched.setattr("sys.argv", ["shadow", *map(str, words)])
-                # elsewhere it is refused, as it ends with the command
-                patched.setattr("shadow.cli.options._require_lasting", lambda store: None)
-                cli.main()
-        except SystemExit as ended:
-            return ended.code or 0, out.getvalue(), err.getvalue()
-    return 0, out.getvalue(), err.getvalue()
+    with redirect_stdout(out), redirect_stderr(err), pytest.MonkeyPatch.context() as patched:
+        patched.setattr("sys.argv", ["shadow", *map(str, words)])
+        # elsewhere it is refused, as it ends with the command
+        patched.setattr("shadow.cli.options._require_lasting", lambda store: None)
+        code = commands.run()
+    return code, out.getvalue(), err.getvalue()
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import torch
 from scipy.stats import norm as normal
 
 from shadow.dtypes import FLOATS
-from shadow.spectra import rounding
+from shadow.spectra import rounding, rounding_counts, rounding_model
 from shadow.spectra.lazy import BlockScaled, Updated
 from shadow.spectra.spectrum import Workspace
 
@@ -48,7 +48,9 @@ def undo(base, tuned, formats=("BF16", "BF16"), dtype=None):
 def counted(base, tuned, grid="BF16"):
     D = wide(tuned) - wide(base)
     lines = ((D**2).sum(1), (D**2).sum(0))
-    return rounding.count(base, tuned, FLOATS[grid], lines, float(base.abs().max()), torch.float32)
+    return rounding_counts.count(
+        base, tuned, FLOATS[grid], lines, float(base.abs().max()), torch.float32
+    )
 
 
 def purity(D):
@@ -71,8 +73,8 @@ def test_moments_of_a_normal_update_are_the_sums_of_upper_tails(ratio):
     j = np.arange(1, 400)
     second = 2 * ((2 * j - 1) * normal.sf((j - 0.5) / ratio)).sum()
     product = 2 * ratio * normal.pdf((j - 0.5) / ratio).sum()
-    known, shape = rounding.tables("stored"), rounding.half_normal()
-    at = (np.log2(ratio) - rounding.RATIO_FROM) * rounding.OCTAVE
+    known, shape = rounding_model.tables("stored"), rounding_model.half_normal()
+    at = (np.log2(ratio) - rounding_model.RATIO_FROM) * rounding_model.OCTAVE
     found = [
         np.exp(np.interp(at, np.arange(len(one)), np.log(np.maximum(one @ shape, 1e-99))))
         for one in (known.second, known.product)
@@ -85,15 +87,15 @@ def test_moments_of_a_normal_update_are_the_sums_of_upper_tails(ratio):
 def test_tables_are_what_monte_carlo_finds(model):
     """Chances, energies, products of |d| even in one bin of the shape, from two million numbers."""
     rng = np.random.default_rng(0)
-    known = rounding.tables(model)
+    known = rounding_model.tables(model)
     for octave, bin_ in ((-1, 28), (0, 30), (2, 26), (3, 31)):
-        index = (octave - rounding.RATIO_FROM) * rounding.OCTAVE
-        low, high = rounding.shape_edges()[bin_ : bin_ + 2] * 2.0**octave
+        index = (octave - rounding_model.RATIO_FROM) * rounding_model.OCTAVE
+        low, high = rounding_model.shape_edges()[bin_ : bin_ + 2] * 2.0**octave
         d = rng.uniform(low, high, 2_000_000)
         offset = rng.uniform(-0.5, 0.5, d.shape) if model == "dithered" else 0.0
         D = np.round(d + offset) - np.round(offset)
-        levels = np.searchsorted(rounding.levels().low, np.abs(D), side="right") - 1
-        chances = np.bincount(levels, minlength=len(rounding.levels().low)) / len(d)
+        levels = np.searchsorted(rounding_counts.levels().low, np.abs(D), side="right") - 1
+        chances = np.bincount(levels, minlength=len(rounding_counts.levels().low)) / len(d)
         np.testing.assert_allclose(known.chance[index, :, bin_], chances, atol=2e-3)
         assert known.second[index, bin_] == pytest.approx((D**2).mean(), rel=5e-3)
         assert known.product[index, bin_] == pytest.approx((D * d).mean(), rel=5e-3)
@@ -103,7 +105,7 @@ def test_tables_are_what_monte_carlo_finds(model):
 def test_chances_of_levels_sum_up_to_one():
     """Whatever |d|, D has one level."""
     for model in ("stored", "dithered"):
-        np.testing.assert_allclose(rounding.tables(model).chance.sum(axis=1), 1.0, atol=1e-5)
+        np.testing.assert_allclose(rounding_model.tables(model).chance.sum(axis=1), 1.0, atol=1e-5)
 
 
 # ---------------------------------------------------------------------------------- counts
@@ -117,12 +119,12 @@ def test_counts_are_those_of_a_loop_over_entries(dtype):
     b, D = wide(base), wide(tuned) - wide(base)
     top = math.frexp(np.abs(b).max())[1] - 1
     exponent = np.maximum(np.frexp(b)[1] - 1, FLOATS[dtype].min_exponent)
-    binade = np.minimum(np.where(b == 0, 99, top - exponent), rounding.BINADES - 1)
+    binade = np.minimum(np.where(b == 0, 99, top - exponent), rounding_counts.BINADES - 1)
     if dtype == "F16":
         binade = np.where(b == 0, top - FLOATS[dtype].min_exponent, binade)
     entries, changed, energy = counts.by_binade
     assert entries.sum() == b.size
-    for k in range(rounding.BINADES):
+    for k in range(rounding_counts.BINADES):
         assert entries[k] == (binade == k).sum()
         assert changed[k] == ((D != 0) & (binade == k)).sum()
         if changed[k] > 500:
@@ -157,14 +159,14 @@ def test_a_sample_of_lines_stands_for_all(monkeypatch):
 def test_classes_follow_energy_and_keep_ties_together():
     """Lines without energy are a class, equal ones share one, and order does not matter."""
     energies = np.concatenate([np.zeros(50), np.full(60, 2.0), np.geomspace(3, 9, 146)])
-    found = rounding.classes(energies)
+    found = rounding_counts.classes(energies)
     assert set(found[:50]) == {0}
     assert len(set(found[50:110])) == 1
     assert (np.diff(found) >= 0).all()
-    assert found.max() <= rounding.CLASSES
+    assert found.max() <= rounding_counts.CLASSES
     order = np.random.default_rng(0).permutation(len(energies))
-    assert (rounding.classes(energies[order]) == found[order]).all()
-    assert (rounding.classes(4 * energies) == found).all()
+    assert (rounding_counts.classes(energies[order]) == found[order]).all()
+    assert (rounding_counts.classes(4 * energies) == found).all()
 
 
 # ---------------------------------------------------------------------------------- verdicts
@@ -192,7 +194,7 @@ def test_changes_by_binade_are_those_of_a_loop_and_of_upper_tails():
     found = undo(base, tuned).binades
     b, D = wide(base), wide(tuned) - wide(base)
     top = math.frexp(np.abs(b).max())[1] - 1
-    binade = np.minimum(top - (np.frexp(b)[1] - 1), rounding.BINADES - 1)
+    binade = np.minimum(top - (np.frexp(b)[1] - 1), rounding_counts.BINADES - 1)
     assert found.entries.sum() == pytest.approx(1.0)
     s = np.linalg.norm(d) / math.sqrt(d.size)
     for k in range(len(found.entries)):
@@ -235,7 +237,7 @@ def test_rank_one_is_undone_by_the_fitted_shape():
     found = undo(base, tuned)
     D = wide(tuned) - wide(base)
     counts = counted(base, tuned)
-    normal_shape = purity(D) / rounding.kept_share(rounding.fit(counts, rounds=0)) ** 2
+    normal_shape = purity(D) / rounding.kept_share(rounding_model.fit(counts, rounds=0)) ** 2
     assert purity(D) / found.kept**2 == pytest.approx(purity(d), rel=0.12)
     assert normal_shape < 0.8 * purity(d)
 
@@ -304,13 +306,19 @@ def test_the_format_is_that_of_the_values_not_of_the_file():
         undo(base, tuned).kept, rel=1e-6
     )
     space = Workspace()
-    assert rounding.coarser_grid(tuned.float(), "F32", torch.float64, space, "tuned") == "BF16"
     assert (
-        rounding.coarser_grid(torch.full((4, 4), 1 / 3), "F32", torch.float64, space, "tuned")
+        rounding_counts.coarser_grid(tuned.float(), "F32", torch.float64, space, "tuned") == "BF16"
+    )
+    assert (
+        rounding_counts.coarser_grid(
+            torch.full((4, 4), 1 / 3), "F32", torch.float64, space, "tuned"
+        )
         == "F32"
     )
     assert (
-        rounding.coarser_grid(torch.full((4, 4), 2.0**-30), "F32", torch.float64, space, "tuned")
+        rounding_counts.coarser_grid(
+            torch.full((4, 4), 2.0**-30), "F32", torch.float64, space, "tuned"
+        )
         == "BF16"
     )
 

@@ -14,8 +14,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from shadow import cli
-from shadow.cli import console
+from shadow.cli import commands, console
 from shadow.files import registry_folder
 from shadow.targets import plain_yaml
 from shadow.targets.families import load_families
@@ -172,9 +171,7 @@ def shadow(monkeypatch, capsys):
         monkeypatch.setattr(
             console, "out", Console(highlight=False, emoji=False, width=width, color_system=None)
         )
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return (ended.value.code or 0, *capsys.readouterr())
+        return (commands.run(), *capsys.readouterr())
 
     return run
 

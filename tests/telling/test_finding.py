@@ -24,7 +24,7 @@ import shadow
 from shadow.claims.explanations import ANSWERS, EXPLANATIONS, Explanation
 from shadow.claims.reference import runs
 from shadow.claims.verdicts import Judgement
-from shadow.cli import app
+from shadow.cli.commands import app
 from shadow.outputs.ci import markdown as ci_markdown
 from shadow.outputs.markdown import plain, report_markdown
 from shadow.reports.columns import TABLES

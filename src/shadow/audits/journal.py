@@ -158,8 +158,15 @@ class Journal:
 
     @property
     def is_empty(self) -> bool:
-        """Is there nothing in it that a later run could go on with or tidy up?"""
-        return not self.outcomes and not self.fetched and not (self.folder / PARTS).exists()
+        """Whether there is nothing in it that a later run could continue or tidy up.
+
+        Its file is asked, since an interrupt may fall between a line and its entry in outcomes.
+        """
+        if self.outcomes or self.fetched or (self.folder / PARTS).exists():
+            return False
+        with contextlib.suppress(OSError):  # what does not fit on the disk is no line
+            self._file.flush()
+        return (self.folder / PARTIAL / JOURNAL).read_bytes().count(b"\n") < 2
 
     def take_over(self, part: Path) -> None:
         """Take over the outcomes of a part of this audit from its folder, which is removed.

@@ -60,7 +60,9 @@ from shadow.checkpoints.opening import (
 )
 from shadow.checkpoints.pairing import Filter, MatrixPair, Side, Skipped, pair_checkpoints
 from shadow.checkpoints.sources import Fetching, Source, WholeFile
-from shadow.comparing.gains import NO_SCORES, Scored, join, kept_bytes, neither, read_kept, sides_of
+from shadow.comparing.gains import NO_SCORES, Scored, join
+from shadow.comparing.kept_scores import kept_bytes, read_kept
+from shadow.comparing.scored_sides import neither, sides_of
 from shadow.comparing.scores import ScoreFiles
 from shadow.errors import BusyError, KeptError, ShadowError
 from shadow.files import PARTIAL, nearest_folder, remove_empty, safe_name
@@ -461,7 +463,7 @@ def client_for(references: Sequence[Reference]) -> contextlib.AbstractContextMan
     if all(reference.is_folder for reference in references):
         return contextlib.nullcontext()
     try:
-        from shadow.checkpoints.hub import own_client
+        from shadow.checkpoints.hub_client import own_client
     except ValueError as error:  # of the client, which reads them when it is imported
         hint = "check HF_ENDPOINT, HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT"
         raise ShadowError(f"the Hub's client cannot use a setting: {error}", hint) from error

@@ -512,7 +512,7 @@ def require_disk_for_pickles(located: Located, access: Access) -> int:
 
     Raises ShadowError if they do not fit.
     """
-    from shadow.checkpoints.hub import cache_folder
+    from shadow.checkpoints.hub_faults import cache_folder
 
     sources = [
         WholeFile(located.snapshot, located.snapshot.files[shard])
@@ -636,7 +636,7 @@ class _Places:
     def _cache(self) -> Path:
         if not any(self.whole.values()):
             return self.folder
-        from shadow.checkpoints.hub import cache_folder
+        from shadow.checkpoints.hub_faults import cache_folder
 
         return cache_folder()
 

@@ -37,14 +37,9 @@ class Adapter:
     (out, in) always.
     """
 
-    alpha: float
-    """Above 0, at most MAX_ALPHA."""
-
-    alpha_pattern: Mapping[str, float]
-    """By the name of a module, or its end: the alpha of that module."""
-
-    rank_stabilised: bool
-    """Is alpha divided by the square root of the rank, rather than by the rank?"""
+    alpha: float  # above 0, at most MAX_ALPHA
+    alpha_pattern: Mapping[str, float]  # by the name of a module, or its end
+    rank_stabilised: bool  # alpha is divided by the square root of the rank
 
     def scaling(self, module: str, rank: int) -> float:
         """What B @ A of a module is multiplied by."""
@@ -132,7 +127,7 @@ def adapter_factors(
 
 
 def _multiply(a: TensorInfo, b: TensorInfo) -> bool:
-    """Are A and B matrices of one rank, which is above 0?"""
+    """Whether A and B are matrices of one rank, above 0."""
     return len(a.shape) == len(b.shape) == 2 and a.shape[0] == b.shape[1] > 0
 
 

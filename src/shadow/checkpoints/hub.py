@@ -1,12 +1,7 @@
-"""The Hub: commits, listings, whole files and byte ranges, all by the `huggingface_hub` client.
+"""The Hub: commits, listings, whole files and byte ranges, and its cache on this machine.
 
-Its HTTP library has changed twice, so only `huggingface_hub.errors`, OSError and the session it
-hands out are used. Everything after `pin` names a 40-hex commit. A fault becomes one line and a
-hint here, in words of our own: what a server writes is not repeated, and no token is ever put into
-a message or sent to another origin.
-
-The client keeps its session and its settings for the whole process, so what this module needs of
-them holds only inside `own_client`; whoever else uses the client finds it as it was.
+Everything after `pin` names a 40-hex commit. `hub_client` holds the client and tries requests
+again; `hub_faults` has the words for what goes wrong.
 """
 
 from __future__ import annotations
@@ -14,232 +9,83 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import logging
-import os
 import re
-import warnings
 from collections.abc import Callable, Iterator, Mapping
-from copy import copy
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from threading import Event, Lock, get_ident
+from threading import Event, get_ident
 from typing import Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 import huggingface_hub as hf
-from huggingface_hub import constants, errors
+from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import (
     WeakFileLock,
-    _http,
     build_hf_headers,
     get_session,
-    get_token,
     hf_raise_for_status,
-    parse_ratelimit_headers,
 )
 from huggingface_hub.utils import tqdm as hf_tqdm
-from tenacity import RetryCallState, Retrying, retry_if_exception, wait_exponential, wait_random
 
+from shadow.checkpoints.hub_client import Say, own_client, trying
+from shadow.checkpoints.hub_faults import (
+    CIRCLE,
+    FAILURES,
+    NO_ADDRESS,
+    NO_HUB,
+    OFFLINE,
+    RangeIgnoredError,
+    StoppedError,
+    Words,
+    cache_folder,
+    is_of_hub,
+    require_usable_settings,
+)
 from shadow.checkpoints.safetensors_files import MAX_OFFSET
 from shadow.errors import ShadowError
 from shadow.targets.references import as_folder
 
-# HfHubHTTPError's bases hold its HTTP library's own base class, whichever library that is.
-FAILURES: tuple[type[Exception], ...] = (
-    OSError,
-    ValueError,
-    errors.RevisionResolutionError,
-    errors.XetDownloadError,
-    *errors.HfHubHTTPError.__bases__,
-)
-TRANSIENT = (408, 425, 429, 500, 502, 503, 504)  # answers worth a second try
-# names of faults of the client's HTTP library
-CIRCLES = ("TooManyRedirects",)
-NOWHERE = ("UnsupportedProtocol", "InvalidURL")
-UNCONNECTED = ("ConnectError", "ConnectTimeout")
-ATTEMPTS = 6  # in a row without a byte of progress
-# seconds of trying for a connection before the Hub has answered once: more likely an address or a
-# network that is wrong than an outage
-PATIENCE = 5.0
-WAITS = 0.5, 30.0  # seconds before the second try, doubled from try to try, and at most
-MAX_WAIT = 300.0  # seconds that a server may ask to wait; for more, the command is given back
 HEADER_GUESS = 1 << 16  # bytes; the headers of 9 in 10 real shards are shorter: one request
 CHUNK = 1 << 20  # bytes
-ANSWERED = "shadow.answered"  # noted with a request once its answer has begun
+REDIRECTS = 8  # followed for a file at most
 COMMIT = re.compile(r"[0-9a-f]{40}")
+ONLINE = "run once without --offline (and without HF_HUB_OFFLINE)"
+DAMAGED = "run once without --offline, to download it again"
 
 OnBytes = Callable[[int], None]
-Say = Callable[[str], None]
 T = TypeVar("T")
-
-
-class StoppedError(Exception):
-    """A download was given up because the audit around it ended."""
-
-
-class RangeIgnoredError(ShadowError):
-    """The server answered a request for a byte range with something else."""
-
-
-@dataclass(frozen=True)
-class _Before:
-    """The client's session and settings as they were found."""
-
-    session: Any
-    factory: Callable[[], Any]
-    level: int  # of its logger
-    own_blobs: bool
-    added: Any  # the filter of warnings that was put before the others; None if there was one
-
-
-_lock = Lock()
-_answered = Event()  # has any server answered this process?
-_holders = 0
-_before: _Before | None = None
-
-
-@contextlib.contextmanager
-def own_client() -> Iterator[None]:
-    """The Hub's client with our sessions, and without its own warnings.
-
-    It is as it was before once the last holder leaves.
-
-    Left alone it waits for some answers without an end, sleeps for as long as a server asks it to,
-    up to five times, and takes the token along to any address that a listing names as its next
-    page. May be entered inside itself and in several threads. Every function here that asks the Hub
-    enters it; who asks often holds it meanwhile, so that connections are kept. A download that
-    nobody waits for any more holds it until it ends.
-    """
-    global _holders, _before
-    with _lock:
-        if not _holders:
-            _before = _taken_over()
-        _holders += 1
-    try:
-        yield
-    finally:
-        with _lock:
-            _holders -= 1
-            if not _holders and _before is not None:
-                _give_back(_before)
-                _before = None
-
-
-def _taken_over() -> _Before:
-    """Put our session and settings into the client; what was there."""
-    logger = logging.getLogger("huggingface_hub")
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # its warnings name URLs and repeat what is said here
-    filters = list(warnings.filters)
-    # of little disk and of no symlinks, which are said here or no fault
-    warnings.filterwarnings("ignore", module="huggingface_hub")
-    first = warnings.filters[0]
-    with _http._CLIENT_LOCK:
-        # Not by set_client_factory, which closes the session that is there and does not tell its
-        # factory.
-        session, factory = _http._GLOBAL_CLIENT, _http._GLOBAL_CLIENT_FACTORY
-        _http._GLOBAL_CLIENT, _http._GLOBAL_CLIENT_FACTORY = None, partial(_own_session, factory)
-    return _Before(
-        session=session,
-        factory=factory,
-        level=level,
-        own_blobs=constants.HF_HUB_DISABLE_SHARED_BLOBS,
-        added=None if first in filters else first,
-    )
-
-
-def _give_back(before: _Before) -> None:
-    """Put back what was there, except where somebody else has set another factory meanwhile."""
-    with _http._CLIENT_LOCK:
-        factory = _http._GLOBAL_CLIENT_FACTORY
-        if isinstance(factory, partial) and factory.func is _own_session:
-            ours = _http._GLOBAL_CLIENT
-            _http._GLOBAL_CLIENT, _http._GLOBAL_CLIENT_FACTORY = before.session, before.factory
-            if ours is not None:
-                ours.close()
-    logging.getLogger("huggingface_hub").setLevel(before.level)
-    if before.added in warnings.filters:
-        warnings.filters.remove(before.added)  # type: ignore[attr-defined]
-    constants.HF_HUB_DISABLE_SHARED_BLOBS = before.own_blobs
-
-
-def _own_session(factory: Callable[[], Any]) -> Any:
-    """A session of the user's making, as one with a proxy, that obeys the two functions below."""
-    session = factory()
-    hooks = session.event_hooks
-    session.event_hooks = {
-        "request": [*hooks["request"], _before_request],
-        "response": [_after_response],
-    }
-    return session
-
-
-def _before_request(request: Any) -> None:
-    request.extensions.pop(ANSWERED, None)  # of the request that was redirected here
-    longest = max(constants.HF_HUB_DOWNLOAD_TIMEOUT, constants.HF_HUB_ETAG_TIMEOUT)
-    unlimited = dict.fromkeys(("connect", "read", "write", "pool"))
-    limits = request.extensions.get("timeout") or unlimited
-    request.extensions["timeout"] = {
-        name: min(value or longest, longest) for name, value in limits.items()
-    }
-    if _origin(str(request.url)) != _origin(constants.ENDPOINT):
-        request.headers.pop("authorization", None)
-
-
-def _after_response(response: Any) -> None:
-    _answered.set()
-    response.request.extensions[ANSWERED] = True
-    if response.status_code in TRANSIENT:
-        hf_raise_for_status(response)  # here, so that only `_trying` decides about another try
 
 
 @dataclass(frozen=True)
 class RemoteFile:
     """A file of a repository."""
 
-    path: str
-    """Where it lies in the repository."""
-
-    size: int
-    """Bytes, 0 or more."""
-
-    checksum: str | None
-    """`sha256:...` (Git-LFS) or `git:...` (a plain blob), hexadecimal digits; None if not told."""
+    path: str  # in the repository
+    size: int  # bytes
+    checksum: str | None  # `sha256:...` (Git-LFS) or `git:...` (a plain blob), hexadecimal
 
 
 @dataclass(frozen=True)
 class Snapshot:
     """One commit of one repository: everything that is read of it is read at this commit."""
 
-    repo: str
-    """`org/name`."""
-
-    commit: str
-    """Its 40 hexadecimal digits."""
-
-    subfolder: str | None
-    """The folder of the repository that is read; None for all of it."""
-
-    files: Mapping[str, RemoteFile]
-    """Those below the subfolder, by their path in it."""
-
-    access: str | None
-    """`open`, `gated` or `private`; None when nothing but the cache may be asked (offline)."""
+    repo: str  # `org/name`
+    commit: str  # 40 hexadecimal digits
+    subfolder: str | None  # the folder that is read; None for the whole repository
+    files: Mapping[str, RemoteFile]  # below the subfolder, by path in it
+    access: str | None  # `open`, `gated` or `private`; None offline, where only the cache is asked
 
     @property
     def offline(self) -> bool:
-        """May nothing but the cache be asked?"""
+        """Whether nothing but the cache may be asked."""
         return self.access is None
 
     @property
     def name(self) -> str:
         """The repository and the subfolder, for people."""
-        if not self.subfolder:
-            return self.repo
-        return f"{self.repo}/{self.subfolder}"
+        return f"{self.repo}/{self.subfolder}" if self.subfolder else self.repo
 
 
 @own_client()
@@ -252,17 +98,15 @@ def pin(
     Raises ShadowError when there is no such repository or revision, when access is refused, when
     the Hub cannot be reached, and offline when the cache does not know the revision.
     """
-    offline = offline or constants.HF_HUB_OFFLINE
-    asked = partial(_in_words, repo=repo, revision=revision)
-    if offline:
+    if offline or constants.HF_HUB_OFFLINE:
         access = None
         commit = _cached_commit(repo, revision)
         listed = _cached_files(repo, commit)
     else:
-        info = _told(repo, revision, say)
-        access = _access(info)
+        info = _model_info(repo, revision, say)
+        access = "private" if info.private else "gated" if info.gated else "open"
         commit = str(info.sha)
-        listed = _trying(lambda: _listed_files(repo, commit), asked, say)
+        listed = trying(lambda: _listed_files(repo, commit), say, repo=repo, revision=revision)
     if subfolder:
         prefix = f"{subfolder.strip('/')}/"
         listed = {
@@ -276,28 +120,20 @@ def pin(
 @own_client()
 def commit_of(repo: str, revision: str | None, *, say: Say) -> str:
     """The commit that a revision (None: the default branch) is now. Raises ShadowError as `pin`."""
-    return str(_told(repo, revision, say).sha)
+    return str(_model_info(repo, revision, say).sha)
 
 
-def _told(repo: str, revision: str | None, say: Say) -> hf.ModelInfo:
-    """What the Hub tells of a repository, its commit being one."""
-    _require_usable_settings()
-    asked = partial(_in_words, repo=repo, revision=revision)
-    info = _trying(lambda: hf.HfApi().model_info(repo, revision=revision), asked, say)
+def _model_info(repo: str, revision: str | None, say: Say) -> hf.ModelInfo:
+    """What the Hub says of a repository; its `sha` is a commit."""
+    require_usable_settings()
+    info = trying(
+        lambda: hf.HfApi().model_info(repo, revision=revision), say, repo=repo, revision=revision
+    )
     if not COMMIT.fullmatch(str(info.sha)):
-        raise ShadowError(f"{repo}: the Hub names no commit for it", "is HF_ENDPOINT a Hub?")
+        raise ShadowError(f"{repo}: the Hub names no commit for it", NO_HUB)
     with contextlib.suppress(Exception):  # notes in the cache what the revision is, for --offline
         hf.resolve_revision(repo, revision=revision)
     return info
-
-
-def _access(info: hf.ModelInfo) -> str:
-    """Who may read a repository."""
-    if info.private:
-        return "private"
-    if info.gated:
-        return "gated"
-    return "open"
 
 
 def _listed_files(repo: str, commit: str) -> dict[str, RemoteFile]:
@@ -314,18 +150,11 @@ def _listed_files(repo: str, commit: str) -> dict[str, RemoteFile]:
 
 
 def _checksum(digest: object) -> str | None:
-    """A digest with its kind, told by its length: Git-LFS uses sha256, Git itself sha1."""
+    """A digest after its kind, known by its length: Git-LFS uses sha256, Git itself sha1."""
     if not isinstance(digest, str) or not re.fullmatch(r"[0-9a-f]+", digest):
         return None
     kind = {40: "git", 64: "sha256"}.get(len(digest))
-    if kind is None:
-        return None
-    return f"{kind}:{digest}"
-
-
-def cache_folder() -> Path:
-    """The client's cache of repositories (HF_HUB_CACHE)."""
-    return Path(constants.HF_HUB_CACHE).expanduser()
+    return f"{kind}:{digest}" if kind else None
 
 
 def _repository_folder(repo: str) -> Path:
@@ -337,10 +166,7 @@ def _cached_commit(repo: str, revision: str | None) -> str:
         commit: str = hf.resolve_revision(repo, revision=revision, local_files_only=True).resolved
     except FAILURES as error:
         what = f"{repo}@{revision}" if revision else repo
-        raise ShadowError(
-            f"{what} is not in the cache, and this run is offline",
-            as_folder(repo) or "run once without --offline (and without HF_HUB_OFFLINE)",
-        ) from error
+        raise ShadowError(f"{what} is {OFFLINE}", as_folder(repo) or ONLINE) from error
     if not COMMIT.fullmatch(commit):
         raise ShadowError(f"{repo}: the cache names no commit for it", "run once without --offline")
     return commit
@@ -362,16 +188,19 @@ def _cached_files(repo: str, commit: str) -> dict[str, RemoteFile]:
 def cached(snapshot: Snapshot, file: RemoteFile) -> Path | None:
     """The cache's copy of a file, if it has one."""
     path = hf.try_to_load_from_cache(snapshot.repo, file.path, revision=snapshot.commit)
-    if not isinstance(path, str):
-        return None
-    return Path(path)
+    return Path(path) if isinstance(path, str) else None
 
 
 def in_cache(snapshot: Snapshot, file: RemoteFile) -> bool:
-    """Are a file's bytes in the cache, under its name or under that of another commit?"""
-    digest = (file.checksum or "").partition(":")[2]
+    """Whether a file's bytes are in the cache, under its name or under that of another commit."""
+    digest = _digest(file.checksum)
     blob = _repository_folder(snapshot.repo) / "blobs" / digest
     return cached(snapshot, file) is not None or (bool(digest) and blob.is_file())
+
+
+def _digest(checksum: str | None) -> str:
+    """The hexadecimal digits of a checksum; empty without one."""
+    return (checksum or "").partition(":")[2]
 
 
 @own_client()
@@ -385,33 +214,27 @@ def fetch_whole(
 ) -> tuple[Path, bool]:
     """A file in the cache, fetched if it is not there, and whether a checksum is known of it.
 
-    A copy whose checksum is wrong is fetched once more; ShadowError if that does not help. report
-    is told of bytes as they come (a negative number takes back what a failed attempt counted).
+    A copy whose checksum is wrong is fetched again; ShadowError if a second download is wrong too.
+    report gets the bytes as they come (a negative number takes back what a failed attempt counted).
     Raises StoppedError once stop is set.
     """
-    path = cached(snapshot, file)
-    if path is None or _right(path, file, stop) is False:
+    path, downloads = cached(snapshot, file), 0
+    while path is None or _is_damaged(path, file, stop):
         if path is not None:
             if snapshot.offline:
-                raise _damaged(snapshot, file, "run once without --offline, to download it again")
-            say(f"{snapshot.repo}: the cached {file.path} is damaged; downloading it again")
+                raise _mismatch(snapshot, file, DAMAGED)
             _remove_bytes(snapshot, path)
+            if downloads == 2:
+                hint = "a proxy or the connection changes downloads; try another network"
+                raise _mismatch(snapshot, file, hint)
+            what = f"{file.path} arrived" if downloads else f"the cached {file.path} is"
+            say(f"{snapshot.repo}: {what} damaged; downloading it again")
         path = _download(snapshot, file, force=path is not None, report=report, stop=stop, say=say)
-        if _right(path, file, stop) is False:
-            say(f"{snapshot.repo}: {file.path} arrived damaged; downloading it again")
-            _remove_bytes(snapshot, path)
-            path = _download(snapshot, file, force=True, report=report, stop=stop, say=say)
-            if _right(path, file, stop) is False:
-                _remove_bytes(snapshot, path)
-                raise _damaged(
-                    snapshot,
-                    file,
-                    "a proxy or the connection changes downloads; try another network",
-                )
+        downloads += 1
     return path, file.checksum is not None
 
 
-def _damaged(snapshot: Snapshot, file: RemoteFile, hint: str) -> ShadowError:
+def _mismatch(snapshot: Snapshot, file: RemoteFile, hint: str) -> ShadowError:
     return ShadowError(f"{snapshot.repo}: {file.path} does not match its checksum", hint)
 
 
@@ -425,11 +248,7 @@ def _download(
     say: Say,
 ) -> Path:
     if snapshot.offline:
-        raise ShadowError(
-            f"{snapshot.repo}: {file.path} is not in the cache, and this run is offline",
-            "run once without --offline (and without HF_HUB_OFFLINE)",
-        )
-
+        raise ShadowError(f"{snapshot.repo}: {file.path} is {OFFLINE}", ONLINE)
     remove_leftovers(snapshot.repo, file.checksum)
 
     def attempt() -> str:
@@ -471,14 +290,13 @@ def _download(
             report(-counted)
             raise
 
-    words = partial(_in_words, repo=snapshot.repo, revision=snapshot.commit, path=file.path)
-    return Path(_trying(attempt, words, say, stop=stop))
+    return Path(_trying_file(attempt, snapshot, file, say, stop))
 
 
-def _right(path: Path, file: RemoteFile, stop: Event | None) -> bool | None:
-    """Is the file what its checksum says? None where no checksum is known."""
+def _is_damaged(path: Path, file: RemoteFile, stop: Event | None) -> bool:
+    """Whether the file is not what its checksum says; False where no checksum is known."""
     if file.checksum is None:
-        return None
+        return False
     kind, _, expected = file.checksum.partition(":")
     try:
         size = path.stat().st_size
@@ -493,7 +311,7 @@ def _right(path: Path, file: RemoteFile, stop: Event | None) -> bool | None:
                 digest.update(block)
     except OSError as error:
         raise ShadowError(f"{path}: {error.strerror or error}", "is the cache readable?") from error
-    return digest.hexdigest() == expected
+    return digest.hexdigest() != expected
 
 
 def forget(repo: str, commit: str, path: str, checksum: str | None) -> None:
@@ -508,7 +326,7 @@ def forget(repo: str, commit: str, path: str, checksum: str | None) -> None:
         return  # no file of that commit
     with contextlib.suppress(OSError):
         blobs = (root / "blobs").resolve()
-        digest = (checksum or "").partition(":")[2]
+        digest = _digest(checksum)
         blob = blobs / digest
         if pointer.is_symlink() or not digest:
             blob = pointer.resolve()
@@ -518,7 +336,7 @@ def forget(repo: str, commit: str, path: str, checksum: str | None) -> None:
 
 
 def _has_other_names(blob: Path, root: Path, pointer: Path) -> bool:
-    """Do names in the snapshots of a repository lead to a blob, besides this one?"""
+    """Whether other names than this in the snapshots of a repository lead to a blob."""
     links = (link for link in (root / "snapshots").rglob("*") if link.is_symlink())
     return any(link.resolve() == blob for link in links if link != pointer)
 
@@ -538,7 +356,7 @@ def remove_leftovers(repo: str, checksum: str | None) -> None:
 
     The client gives every download a name of its own, so that nothing ever continues such a piece.
     """
-    digest = (checksum or "").partition(":")[2]
+    digest = _digest(checksum)
     if not digest.isalnum():
         return
     root = _repository_folder(repo)
@@ -569,19 +387,18 @@ def read_start(
     One that does not sends the file from its beginning, or is asked for it: the bytes are taken and
     the connection is closed. Raises ShadowError; StoppedError once stopped is set.
     """
-    whole = False
+    stop = min(count, file.size)
+    asked: int | None = stop
 
     def attempt() -> tuple[bytes, bool]:
-        nonlocal whole
+        nonlocal asked
         try:
             return begin()
         except RangeIgnoredError:
-            whole = True
+            asked = None
             return begin()
 
     def begin() -> tuple[bytes, bool]:
-        stop = min(count, file.size)
-        asked = None if whole else stop
         with _ranged(snapshot, file, 0, stop=asked) as (chunks, honoured):
             content = b""
             for chunk in chunks:
@@ -592,8 +409,7 @@ def read_start(
             raise OSError(errno.EPIPE, "cut short")
         return content[:stop], honoured
 
-    words = partial(_in_words, repo=snapshot.repo, revision=snapshot.commit, path=file.path)
-    return _trying(attempt, words, say, stop=stopped)
+    return _trying_file(attempt, snapshot, file, say, stopped)
 
 
 @own_client()
@@ -620,46 +436,59 @@ def copy_range(
         with _ranged(snapshot, file, position, stop=stop) as (chunks, honoured):
             if not honoured:
                 raise RangeIgnoredError(
-                    f"{snapshot.repo}: the server ignores requests for byte ranges",
-                    "use --fetch shards",
+                    f"{snapshot.repo}: the server ignores requests for byte ranges"
                 )
             for chunk in chunks:
                 if stopped is not None and stopped.is_set():
                     raise StoppedError
                 if position + len(chunk) > stop:
-                    raise RangeIgnoredError(
-                        f"{snapshot.repo}: more bytes came than asked for", "use --fetch shards"
-                    )
+                    raise RangeIgnoredError(f"{snapshot.repo}: more bytes came than asked for")
                 write(chunk)
                 report(len(chunk))
                 position += len(chunk)
         if position < stop:
             raise OSError(errno.EPIPE, "cut short")
 
-    words = partial(_in_words, repo=snapshot.repo, revision=snapshot.commit, path=file.path)
-    _trying(attempt, words, say, stop=stopped, progress=lambda: position)
+    _trying_file(attempt, snapshot, file, say, stopped, progress=lambda: position)
+
+
+def _trying_file(
+    attempt: Callable[[], T],
+    snapshot: Snapshot,
+    file: RemoteFile,
+    say: Say,
+    stop: Event | None,
+    progress: Callable[[], int] = lambda: 0,
+) -> T:
+    """`trying` about a file of a commit."""
+    return trying(
+        attempt,
+        say,
+        repo=snapshot.repo,
+        revision=snapshot.commit,
+        path=file.path,
+        stop=stop,
+        progress=progress,
+    )
 
 
 @contextlib.contextmanager
 def _ranged(
     snapshot: Snapshot, file: RemoteFile, start: int, stop: int | None
 ) -> Iterator[tuple[Iterator[bytes], bool]]:
-    """An open answer with bytes start to stop of a file: (its chunks, True); or (the chunks of the
-    whole file, False).
+    """An open answer: its chunks, and whether they are bytes start to stop, not the whole file.
 
     stop None asks for the whole file.
     """
     url = hf.hf_hub_url(snapshot.repo, file.path, revision=snapshot.commit)
+    what = f"{snapshot.repo}: {file.path}"
     ours = {"Accept-Encoding": "identity"}
     if stop is not None:
         ours["Range"] = f"bytes={start}-{stop - 1}"
     session = get_session()
-    for _ in range(8):
-        # Redirects are followed here, as the token belongs to the Hub and the file often lies
-        # elsewhere.
-        headers = dict(ours)
-        if _origin(url) == _origin(constants.ENDPOINT):
-            headers |= build_hf_headers()
+    for _ in range(REDIRECTS):
+        # followed here, as the token belongs to the Hub and the file often lies elsewhere
+        headers = ours | build_hf_headers() if is_of_hub(url) else ours
         with session.stream(
             "GET",
             url,
@@ -670,293 +499,21 @@ def _ranged(
             if response.status_code in (301, 302, 303, 307, 308) and "location" in response.headers:
                 url = urljoin(url, response.headers["location"])
                 if urlsplit(url).scheme not in ("http", "https"):
-                    raise _nowhere(f"{snapshot.repo}: {file.path}")
+                    raise _misled(NO_ADDRESS, what)
                 continue
             hf_raise_for_status(response)
-            if response.status_code == 206 and stop is not None:
+            honoured = response.status_code == 206
+            if honoured and stop is not None:
                 expected = f"bytes {start}-{stop - 1}/{file.size}"
                 if response.headers.get("content-range", "").strip() != expected:
                     raise RangeIgnoredError(
-                        f"{snapshot.repo}: the server sent another range than requested",
-                        "use --fetch shards",
+                        f"{snapshot.repo}: the server sent another range than requested"
                     )
             # in pieces as they come: a cut loses little
-            yield response.iter_bytes(), response.status_code == 206
+            yield response.iter_bytes(), honoured
             return
-    raise ShadowError(
-        f"{snapshot.repo}: {file.path} is redirected in a circle", "is HF_ENDPOINT a Hub?"
-    )
+    raise _misled(CIRCLE, what)
 
 
-def _origin(url: str) -> tuple[str, str | None, int | None]:
-    parts = urlsplit(url)
-    return parts.scheme, parts.hostname, parts.port
-
-
-def _trying(
-    attempt: Callable[[], T],
-    words: Callable[[BaseException], ShadowError],
-    say: Say,
-    stop: Event | None = None,
-    progress: Callable[[], int] = lambda: 0,
-) -> T:
-    """attempt(), again after transient faults; then a ShadowError.
-
-    Waits grow, or are those that the server asks for. Tries are counted from the last progress.
-    Where no connection has ever been made, PATIENCE ends them.
-    Raises StoppedError when stop is set meanwhile.
-    """
-    stop = stop or Event()
-    waits = wait_exponential(multiplier=WAITS[0], max=WAITS[1]) + wait_random(0, WAITS[0])
-    last = [0, progress()]  # the try before the last progress, and how far that was
-
-    def since_progress(state: RetryCallState) -> RetryCallState:
-        if progress() != last[1]:
-            last[:] = state.attempt_number - 1, progress()
-        counted = copy(state)
-        counted.attempt_number -= last[0]
-        return counted
-
-    def given_up(state: RetryCallState) -> bool:
-        if since_progress(state).attempt_number >= ATTEMPTS:
-            return True
-        fault = state.outcome.exception() if state.outcome else None
-        waited = (state.seconds_since_start or 0.0) + state.upcoming_sleep
-        return _is_unconnected(fault) and not _answered.is_set() and waited > PATIENCE
-
-    def wait(state: RetryCallState) -> float:
-        asked = _retry_after(state.outcome.exception()) if state.outcome else None
-        if asked is not None:
-            return asked
-        return waits(since_progress(state))
-
-    def tell(state: RetryCallState) -> None:
-        if state.outcome and state.upcoming_sleep >= 3:
-            problem = _problem(state.outcome.exception())
-            say(f"the Hub {problem}; trying again in {state.upcoming_sleep:.0f} s")
-
-    def sleep(seconds: float) -> None:
-        if stop.wait(seconds):
-            raise StoppedError
-
-    retrying = Retrying(
-        retry=retry_if_exception(_is_transient),
-        wait=wait,
-        stop=given_up,
-        before_sleep=tell,
-        sleep=sleep,
-        reraise=True,
-    )
-    try:
-        return retrying(attempt)
-    except (ShadowError, StoppedError):
-        raise
-    except Exception as error:  # the client's, on whatever the server sent
-        raise words(error) from None  # the client's chain of tries says nothing more to people
-
-
-def _cause(error: BaseException) -> BaseException:
-    """The fault behind the client's own `not found locally either` and `force download failed`."""
-    wrappers = errors.LocalEntryNotFoundError, errors.RevisionResolutionError, ValueError
-    while isinstance(error, wrappers) and isinstance(error.__cause__, FAILURES):
-        error = error.__cause__
-    return error
-
-
-def _status(error: BaseException | None) -> int | None:
-    response = getattr(error, "response", None)
-    return getattr(response, "status_code", None)
-
-
-def _elsewhere(error: BaseException) -> bool:
-    """Did the answer come from a server that the Hub redirected to?"""
-    response = getattr(error, "response", None)
-    return response is not None and _origin(str(response.url)) != _origin(constants.ENDPOINT)
-
-
-def _retry_after(error: BaseException | None) -> float | None:
-    """Seconds that the answer asks to wait, if it does."""
-    if error is None:
-        return None
-    response = getattr(_cause(error), "response", None)
-    if response is None:
-        return None
-    if response.status_code == 429:
-        limit = parse_ratelimit_headers(response.headers)
-        if limit is not None and limit.remaining == 0:
-            return float(limit.reset_in_seconds)
-    value = response.headers.get("retry-after", "").strip()
-    if not re.fullmatch(r"\d{1,9}", value):
-        return None
-    return float(value)
-
-
-def _is_transient(error: BaseException) -> bool:
-    error = _cause(error)
-    if isinstance(
-        error, (ShadowError, StoppedError, errors.OfflineModeIsEnabled, errors.FileMetadataError)
-    ):
-        return False
-    status = _status(error)
-    if status == 403 and _elsewhere(error):  # a signed address; the next attempt gets a new one
-        return True
-    if status is not None:
-        return status in TRANSIENT and (_retry_after(error) or 0) <= MAX_WAIT
-    if _is_local(error) or type(error).__name__ in (*CIRCLES, *NOWHERE):
-        return False
-    return isinstance(error, FAILURES) and not isinstance(error, ValueError)
-
-
-def _is_unconnected(error: BaseException | None) -> bool:
-    """Was there no connection: a refusal, a name that nobody knows, silence?"""
-    return error is not None and type(_cause(error)).__name__ in UNCONNECTED
-
-
-def _is_local(error: BaseException) -> bool:
-    """A fault of this machine's disk. Those of the line are the HTTP library's, or have a type."""
-    if not isinstance(error, OSError) or isinstance(error, ConnectionError | TimeoutError):
-        return False
-    return error.errno not in (None, errno.EPIPE)
-
-
-def _came_short(error: BaseException | None) -> bool:
-    """Did an answer begin, and end before its file did?"""
-    if getattr(error, "errno", None) == errno.EPIPE or "Consistency check failed" in str(error):
-        return True
-    try:
-        request = getattr(error, "request", None)
-    except RuntimeError:  # the HTTP library's way to say that it knows none
-        return False
-    return bool(getattr(request, "extensions", {}).get(ANSWERED))
-
-
-def _nowhere(what: str) -> ShadowError:
-    return ShadowError(
-        f"{what} is redirected to something that is no web address", "is HF_ENDPOINT a Hub?"
-    )
-
-
-def _problem(error: BaseException | None) -> str:
-    """What is wrong with the Hub, in words."""
-    cause = _cause(error) if error else None
-    status = _status(cause)
-    if status == 429:
-        return "says that there were too many requests (429)"
-    if status is not None:
-        return f"answers {status}"
-    if _came_short(cause):
-        return "sends files cut short"
-    return "cannot be reached"
-
-
-def _in_words(
-    error: BaseException, *, repo: str, revision: str | None = None, path: str | None = None
-) -> ShadowError:
-    """One line and a hint for a fault of the client. Nothing of its own text is repeated."""
-    error = _cause(error)
-    again = "run the same command again: it continues from here"
-    what = f"{repo}: {path}" if path else repo
-    address = f"{constants.ENDPOINT}/{repo}"
-    if isinstance(error, errors.GatedRepoError):
-        return ShadowError(
-            f"{repo} is gated: its owner grants access",
-            f"ask for it at {address}; {token_in_use()}",
-        )
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return ShadowError(
-            f"{repo} is not on the Hub, or it is private",
-            as_folder(repo) or f"check the name; {token_in_use()}",
-        )
-    if isinstance(error, errors.RevisionNotFoundError):
-        return ShadowError(
-            f"{repo} has no revision {revision!r}", f"its branches and tags: {address}/tree/main"
-        )
-    if isinstance(error, errors.DisabledRepoError):
-        return ShadowError(f"{repo} has been disabled by the Hub", f"see {address}")
-    if isinstance(error, errors.EntryNotFoundError):
-        return ShadowError(
-            f"{what} is not there", f"its files: {address}/tree/{revision or 'main'}"
-        )
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return ShadowError(
-            f"{what} is not in the cache, and this run is offline",
-            "run once without HF_HUB_OFFLINE",
-        )
-    if isinstance(error, errors.FileMetadataError):
-        return ShadowError(
-            f"{what}: the server does not answer like a Hub", "is HF_ENDPOINT a Hub?"
-        )
-    if isinstance(error, errors.HFValidationError):
-        return ShadowError(f"{repo!r} cannot be the name of a repository", "write org/name")
-    if type(error).__name__ in CIRCLES:
-        return ShadowError(f"{what} is redirected in a circle", "is HF_ENDPOINT a Hub?")
-    if type(error).__name__ in NOWHERE:
-        return _nowhere(what)
-    status = _status(error)
-    if status == 401:
-        return ShadowError(
-            f"{what}: the Hub requires a valid login (401)", f"{token_in_use()}; is it still valid?"
-        )
-    if status == 403:
-        return ShadowError(
-            f"{what}: the Hub refuses access (403)", f"see {address}; {token_in_use()}"
-        )
-    if status == 429:
-        seconds = _retry_after(error)
-        hint = f"wait {seconds:.0f} s, then {again}" if seconds else again
-        return ShadowError(f"{what}: the Hub says that there were too many requests (429)", hint)
-    if status is not None:
-        tries = f", also after {ATTEMPTS} tries" if status in TRANSIENT else ""
-        return ShadowError(f"{what}: the Hub answers {status}{tries}", again)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ShadowError(
-            f"{what}: the disk of {cache_folder()} is full",
-            f"free some space, or --max-disk; {again}",
-        )
-    if _is_local(error):
-        reason = getattr(error, "strerror", None)
-        return ShadowError(
-            f"cannot write to {cache_folder()}: {reason}", "set HF_HUB_CACHE to another folder"
-        )
-    if _came_short(error):
-        return ShadowError(f"{what} arrived incomplete, also after {ATTEMPTS} tries", again)
-    if not isinstance(error, FAILURES) or isinstance(error, ValueError):
-        return ShadowError(
-            f"{what}: the server does not answer like a Hub ({type(error).__name__})",
-            "is HF_ENDPOINT a Hub?",
-        )
-    checked = "the connection and HF_ENDPOINT" if "HF_ENDPOINT" in os.environ else "the connection"
-    return ShadowError(
-        f"{what}: {constants.ENDPOINT} cannot be reached ({type(error).__name__})",
-        as_folder(repo) or f"check {checked}, then {again}; --offline uses what is in the cache",
-    )
-
-
-def _require_usable_settings() -> None:
-    """Refuse an address and a token that no request can have, before the HTTP library does it."""
-    if not re.fullmatch(r"https?://[!-~]+", constants.ENDPOINT):
-        raise ShadowError(
-            f"{constants.ENDPOINT} is no web address", "HF_ENDPOINT must begin with https://"
-        )
-    try:
-        token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
-    except Exception as error:
-        raise ShadowError(f"cannot get a token ({type(error).__name__})", token_in_use()) from error
-    if token and not re.fullmatch(r"[!-~]+", token):
-        raise ShadowError(
-            "the token has spaces, control characters or letters beyond ASCII: it cannot be one",
-            f"{token_in_use()}; `hf auth login` asks for another",
-        )
-
-
-def token_in_use() -> str:
-    """Which token goes with requests, in words and without the token."""
-    if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
-        return "no token is sent (HF_HUB_DISABLE_IMPLICIT_TOKEN)"
-    for name in ("HF_OIDC_RESOURCE", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-        if os.environ.get(name):
-            return f"the token of {name} is in use"
-    with contextlib.suppress(*FAILURES):
-        if get_token():
-            return f"the token in {constants.HF_TOKEN_PATH} is in use"
-    return "no token is in use: `hf auth login`, or HF_TOKEN"
+def _misled(words: Words, what: str) -> ShadowError:
+    return ShadowError(words[0].format(what=what), words[1])

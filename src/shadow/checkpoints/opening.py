@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from shadow.checkpoints.hub import OnBytes, Say, Snapshot
+    from shadow.checkpoints.hub import OnBytes, Snapshot
+    from shadow.checkpoints.hub_client import Say
 
 MAX_JSON = 64_000_000  # bytes; the largest real index (Kimi-K2, 1.16 M tensors) has under half
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -55,32 +56,15 @@ Header = tuple[dict[str, TensorInfo], str]  # tensors by name, and the text for 
 class Checkpoint:
     """One side of a pair."""
 
-    reference: str
-    """What was asked for."""
-
-    commit: str | None
-    """The 40 hexadecimal digits of the commit; None for a folder."""
-
-    fingerprint: str
-    """A sha256 that changes when any file does."""
-
-    config: Config
-    """What its config.json says; empty where there is none."""
-
-    tensors: dict[str, TensorInfo]
-    """By name, in the order of the shards."""
-
-    sources: Mapping[str, Source]
-    """By the name of a shard: its bytes."""
-
-    ranges: bool = False
-    """May parts of a shard be asked for?"""
-
-    adapter: Adapter | None = None
-    """What scales the tensors where they are those of a LoRA adapter; None elsewhere."""
-
-    parts: tuple[tuple[str, Checkpoint], ...] = ()
-    """Of a base that was put together: each component, and the checkpoint that is its base."""
+    reference: str  # what was asked for
+    commit: str | None  # 40 hexadecimal digits; None for a folder
+    fingerprint: str  # a sha256 that changes when any file does
+    config: Config  # its config.json; empty where there is none
+    tensors: dict[str, TensorInfo]  # by name, in the order of the shards
+    sources: Mapping[str, Source]  # by shard
+    ranges: bool = False  # parts of a shard may be asked for
+    adapter: Adapter | None = None  # scales the tensors of a LoRA adapter
+    parts: tuple[tuple[str, Checkpoint], ...] = ()  # by component, of a base that was put together
 
     def tensor(self, info: TensorInfo) -> Tensor:
         """The tensor (info.shape) as a view of the mapped shard, nothing read yet.
@@ -94,17 +78,12 @@ class Checkpoint:
 class Weights:
     """Which files hold the weights."""
 
-    shards: tuple[str, ...]
-    """The names of the files, in reading order."""
+    shards: tuple[str, ...]  # names of files, in reading order
 
+    # what an index says: tensor -> shard. A hint; empty without an index
     weight_map: Mapping[str, str]
-    """What an index says: tensor -> shard. A hint; empty without an index."""
-
-    pickled: bool
-    """Are they `.bin` files of torch?"""
-
-    adapter: Adapter | None = None
-    """What scales the tensors where they are those of a LoRA adapter; None elsewhere."""
+    pickled: bool  # `.bin` files of torch
+    adapter: Adapter | None = None  # scales the tensors of a LoRA adapter
 
 
 @dataclass(frozen=True)
@@ -112,13 +91,8 @@ class Located:
     """A checkpoint of the Hub of which the files are known and no header has been read yet."""
 
     snapshot: Snapshot
-    """The commit, and its files."""
-
     weights: Weights
-    """Which of these hold the weights."""
-
-    config: Config
-    """What its config.json says; empty where there is none."""
+    config: Config  # its config.json; empty where there is none
 
     @property
     def reference(self) -> str:
@@ -150,8 +124,7 @@ class Located:
 class Assembled:
     """A base that is another checkpoint for each component."""
 
-    parts: tuple[tuple[str, Checkpoint | Located], ...]
-    """Each component, and the checkpoint that is its base."""
+    parts: tuple[tuple[str, Checkpoint | Located], ...]  # by component
 
     @property
     def reference(self) -> str:
@@ -220,9 +193,7 @@ def combine(assembled: Assembled, parts: Sequence[tuple[str, Checkpoint]]) -> Ch
 
 
 def sharing(tuned: Checkpoint, base: Checkpoint) -> Checkpoint:
-    """The tuned checkpoint, with the base's tensors in place of equal ones: most pairs are stored
-    alike, and the headers of 60,000 matrices take less memory so.
-    """
+    """The tuned checkpoint with the base's objects for equal tensors, which saves memory."""
     tensors: dict[str, TensorInfo] = {}
     for name, info in tuned.tensors.items():
         known = base.tensors.get(name)
@@ -491,9 +462,7 @@ def _sample(data: Path, tensors: Collection[TensorInfo]) -> bytes:
 def _choose_weights(
     where: str, names: set[str], read: Callable[[str], Config], *, allow_pickle: bool
 ) -> Weights:
-    """The weight files among the names of a folder: those of an index, `model.safetensors`, an
-    adapter's, all safetensors, or `.bin`.
-    """
+    """The weight files: an index's, `model.safetensors`, an adapter's, safetensors, or `.bin`."""
     safetensors = sorted(name for name in names if name.endswith(".safetensors"))
     if INDEXES[0] in names:
         weight_map = _weight_map(read(INDEXES[0]), INDEXES[0], ".safetensors")

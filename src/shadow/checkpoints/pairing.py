@@ -35,13 +35,8 @@ class Factor:
     """
 
     info: TensorInfo
-    """The second factor."""
-
-    scaling: float
-    """What the product is multiplied by, above 0."""
-
-    transposed: bool
-    """Are both stored transposed?"""
+    scaling: float  # above 0
+    transposed: bool  # both are stored so
 
     @property
     def rank(self) -> int:
@@ -55,20 +50,11 @@ class Factor:
 class Operand:
     """One side of a matrix pair: a part of a tensor."""
 
-    info: TensorInfo
-    """The tensor; of a low-rank update its first factor."""
-
+    info: TensorInfo  # of a low-rank update its first factor
     part: Part
-    """Which part of the tensor it is."""
-
-    scales: TensorInfo | None = None
-    """The tensor that scales 8-bit floats; None where they are none."""
-
-    block: tuple[int, int] = (1, 1)
-    """Rows and columns that share one scale."""
-
-    factor: Factor | None = None
-    """Of a low-rank update of the pair's base: the second factor; None elsewhere."""
+    scales: TensorInfo | None = None  # of 8-bit floats
+    block: tuple[int, int] = (1, 1)  # rows and columns that share one scale
+    factor: Factor | None = None  # of a low-rank update of the pair's base
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -98,32 +84,18 @@ class MatrixPair:
     """Two matrices at one place, or two vectors."""
 
     place: Place
-    """Where in the model they are."""
 
+    # None where the base lacks the component altogether, as it may a projector
     base: Operand | None
-    """The base side; None where the base lacks the component altogether, as it may a projector."""
-
     tuned: Operand
-    """The tuned side."""
-
-    rows: int
-    """Rows that are compared, 1 or more: the common ones where a vocabulary grew."""
-
+    rows: int  # the common ones where a vocabulary grew
     cols: int
-    """Columns, 1 or more."""
+    is_matrix: bool  # false for vectors, of which only the relative norm is taken
+    detail: str = ""  # how they were paired, where that is not plain
 
-    is_matrix: bool
-    """False for vectors, of which only the relative norm is taken."""
-
-    detail: str = ""
-    """What a person should know of how they were paired."""
-
+    # names this pair within an audit, the same in every run. It holds the whole place, which no
+    # two pairs share: the parts of a fused bias differ in their slot alone.
     key: str = field(init=False, repr=False, compare=False)
-    """Names this pair within an audit, the same in every run.
-
-    It holds the whole place, which no two pairs share: the parts of a fused bias differ in their
-    slot alone.
-    """
 
     def __post_init__(self) -> None:
         p = self.place
@@ -136,22 +108,11 @@ class Skipped:
     """A tensor (of one side) without numbers, and why; or one that an adapter leaves as it is."""
 
     side: Side
-    """base or tuned."""
-
     info: TensorInfo
-    """The tensor."""
-
     place: Place
-    """Where in the model it is."""
-
-    reason: str | None
-    """A word of `shadow.reasons`; None where it is identical."""
-
+    reason: str | None  # a word of `shadow.reasons`; None where it is identical
     detail: str = ""
-    """More, for people."""
-
     status: Status = "skipped"
-    """skipped or identical."""
 
 
 @dataclass(frozen=True)
@@ -159,16 +120,11 @@ class Filter:
     """What to measure."""
 
     components: tuple[str, ...] = ()
-    """Only these; empty for all."""
-
-    layers: tuple[int, ...] = ()
-    """Only these of every component, from 0, and nothing outside layers; empty for all."""
-
+    layers: tuple[int, ...] = ()  # of every component, from 0, and nothing outside layers
     modules: tuple[str, ...] = ()
-    """Only these; empty for all."""
 
     def passes(self, place: Place) -> bool:
-        """Is what lies at a place to be measured?"""
+        """Whether what lies at a place is to be measured."""
         if self.components and place.component not in self.components:
             return False
         if self.layers and place.layer not in self.layers:
@@ -337,9 +293,7 @@ def _both(
 def _skips(
     side: Side, operand: Operand, place: Place, *, reason: str, detail: str = ""
 ) -> list[Skipped]:
-    """The tensors of one side at a place; none of an embedding that is the other side's tied head,
-    which is told by what it is itself.
-    """
+    """The tensors of one side at a place; none of an embedding that is the other side's head."""
     if operand.part.place != place:
         return []
     return [Skipped(side, info, place, reason=reason, detail=detail) for info in operand.infos]
@@ -355,7 +309,7 @@ def _is_matrix(operand: Operand) -> bool:
 
 
 def _grows(place: Place) -> bool:
-    """Are the rows of this module a vocabulary, to which rows may be added?"""
+    """Whether the rows of this module are a vocabulary, to which rows may be added."""
     if place.component != "language":
         return False
     return place.module == "embed" or (place.module, place.slot) == ("head", "")
@@ -604,9 +558,8 @@ def _tied_heads(
 
 
 def _ties(checkpoint: Checkpoint) -> bool:
-    """Does the config tie the head to the embedding? A wrapper's word counts before its text
-    model's, and the family's habit where neither says it.
-    """
+    """Whether the config ties the head to the embedding."""
+    # a wrapper's word counts before its text model's; where neither says it, the family's habit
     facts = Facts(checkpoint.config)
     said = checkpoint.config.get("tie_word_embeddings")
     if said is None:

@@ -167,8 +167,7 @@ def _dtype_names() -> dict[str, str]:
 
 
 def confine(memory: int, written: int) -> None:
-    """Give up what reading does not need. None of the steps, which a system may lack, is the only
-    guard.
+    """Give up what reading does not need. A system may lack any step; none is the only guard.
 
     memory: bytes beyond what is in use. written: bytes to which a file that is open may grow.
     """

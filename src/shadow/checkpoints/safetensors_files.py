@@ -41,31 +41,18 @@ class TensorInfo:
     """One named entry of a shard."""
 
     name: str
-    """As the file has it."""
-
-    dtype: str
-    """As safetensors writes it, such as BF16; another word where the file has one."""
-
+    dtype: str  # as safetensors writes it, such as BF16, or another word that the file has
     shape: tuple[int, ...]
-    """As stored, each size 0 or more."""
+    shard: str  # path of the file in the checkpoint's folder
+    start: int  # byte offset in that file at which the tensor begins
+    end: int  # byte offset at which it ends
 
-    shard: str
-    """The file's path relative to the checkpoint's folder."""
-
-    start: int
-    """The byte offset in that file at which the tensor begins, 0 or more."""
-
-    end: int
-    """The byte offset at which it ends, start or more."""
-
+    # in elements; None for C-contiguous tensors, as all are but some of a `.bin`
     strides: tuple[int, ...] | None = None
-    """In elements; None for C-contiguous tensors, as all are but some of a `.bin`."""
+    problem: str | None = None  # why an entry that an index announces cannot be read
 
-    problem: str | None = None
-    """Why an entry that an index announces cannot be read at all; None where it can."""
-
+    # the tensor whose bytes this one shares, as a tied head in a `.bin`
     alias_of: str | None = None
-    """The tensor whose bytes this one is, as a tied head in a `.bin`; None where it has its own."""
 
     @property
     def parameters(self) -> int:
@@ -141,7 +128,7 @@ def _what_it_is(prefix: bytes) -> str | None:
 
 
 def has_too_many_values(raw: bytes) -> bool:
-    """Would a JSON file become far more objects than a real one?
+    """Whether a JSON file would become far more objects than a real one does.
 
     A comma or a bracket stands before each value.
     """
@@ -214,7 +201,7 @@ def _entry(
 
 
 def usable_name(name: str) -> bool:
-    """Can a tensor's name be shown and kept? Control characters and lone surrogates can not."""
+    """Whether a tensor's name can be shown and kept: no control characters, no lone surrogates."""
     return 0 < len(name) <= MAX_NAME and name.isprintable()
 
 
@@ -223,7 +210,7 @@ def _whole_numbers(value: Any) -> TypeGuard[list[int]]:
 
 
 def _is_shape(value: Any) -> TypeGuard[list[int]]:
-    """Is it a shape of at most 16 dimensions that a tensor can have?"""
+    """Whether it is a shape of at most 16 dimensions that a tensor can have."""
     if not _whole_numbers(value) or len(value) > 16:
         return False
     return math.prod(size or 1 for size in value) <= MAX_ELEMENTS

@@ -23,7 +23,8 @@ from shadow.errors import ShadowError, naming
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from shadow.checkpoints.hub import OnBytes, RemoteFile, Say, Snapshot
+    from shadow.checkpoints.hub import OnBytes, RemoteFile, Snapshot
+    from shadow.checkpoints.hub_client import Say
 
 NEIGHBOUR = 1 << 18  # bytes; such a gap costs less than another request (20 ms at 100 Mbit/s)
 ALIGNMENT = 64  # bytes; keeps the alignment that the tensors had in their shard
@@ -37,11 +38,11 @@ class Source(Protocol):
 
     @property
     def is_local(self) -> bool:
-        """Is there nothing to fetch, and nothing to free?"""
+        """Whether there is nothing to fetch, and nothing to free."""
 
     @property
     def verified(self) -> bool | None:
-        """Were the bytes checked against the Hub's checksum, after fetch? None for a folder."""
+        """Whether fetch checked the bytes against the Hub's checksum; None for a folder."""
 
     def bytes_to_move(self) -> int:
         """Bytes that fetch will bring over the network; they take as much disk."""
@@ -61,13 +62,8 @@ class LocalFile:
     """A shard in a folder."""
 
     path: Path
-    """Where it lies."""
-
     is_local: bool = True
-    """There is nothing to fetch, and nothing to free."""
-
-    verified: None = None
-    """A folder has no checksums."""
+    verified: None = None  # a folder has no checksums
 
     def bytes_to_move(self) -> int:
         """0: it is here."""
@@ -94,31 +90,14 @@ class WholeFile:
     """A shard of the Hub, in the Hub's cache."""
 
     snapshot: Snapshot
-    """The commit that it is of."""
-
     file: RemoteFile
-    """Its name, size and checksum there."""
-
-    header: str | None = None
-    """The digest of its header when the checkpoint was opened; None for a `.bin`."""
-
-    fetched: bool = False
-    """Was it brought when the checkpoint was opened?"""
-
-    keep: bool = True
-    """Was it in the cache before, or is it wanted there afterwards?"""
-
-    unpacked: Path | None = None
-    """The file that the offsets of a `.bin` of the old format refer to."""
-
-    verified: bool | None = None
-    """Were its bytes checked against the Hub's checksum? None before they are here."""
-
+    header: str | None = None  # its digest when the checkpoint was opened; None for a `.bin`
+    fetched: bool = False  # when the checkpoint was opened
+    keep: bool = True  # it was in the cache before, or is wanted there afterwards
+    unpacked: Path | None = None  # what the offsets of a `.bin` of the old format refer to
+    verified: bool | None = None  # None before it is here
     is_local: bool = False
-    """There may be something to fetch and to free."""
-
-    path: Path | None = field(default=None, repr=False)
-    """Where it lies; None before it is here."""
+    path: Path | None = field(default=None, repr=False)  # None before it is here
 
     @property
     def identity(self) -> tuple[str, str, str]:
@@ -186,25 +165,14 @@ class ByteRanges:
     """
 
     snapshot: Snapshot
-    """The commit that it is of."""
-
-    file: RemoteFile
-    """The name, size and checksum of the shard there."""
-
+    file: RemoteFile  # the whole shard
     wanted: Sequence[TensorInfo]
-    """The tensors that are fetched."""
-
-    path: Path
-    """The file that their bytes are written to."""
-
-    verified: bool = False
-    """No checksum covers byte ranges."""
-
+    path: Path  # of the file that their bytes are written to
+    verified: bool = False  # no checksum covers byte ranges
     is_local: bool = False
-    """There is something to fetch and to free."""
 
+    # by the start of a tensor in the shard: how many bytes further it lies in the file
     shifts: dict[int, int] = field(default_factory=dict, repr=False)
-    """By the start of a tensor in the shard: how many bytes further it lies in the file."""
 
     def bytes_to_move(self) -> int:
         """Bytes of the ranges that hold the wanted tensors."""

@@ -22,6 +22,7 @@ from shadow.cli.arguments import (
     selected,
 )
 from shadow.cli.gate import GateOptions, at_fault, baselines_of, begin, finish, judged_of, rules_of
+from shadow.cli.interrupts import Unfinished
 from shadow.cli.options import (
     DEFAULT_OUTPUT,
     MEASURING,
@@ -383,8 +384,7 @@ def _audit(request: AuditRequest) -> tuple[list[Judgement], bool]:
                     bugs.append(bug)
                     judged.append(Judgement(family, pair, fault=outcome.error.message))
     except KeyboardInterrupt:
-        console.say("stopped; run the same command again to continue")
-        raise typer.Exit(130) from None
+        raise Unfinished from None
     # several at a time end in any order
     place = {(pair.family, pair.name): number for number, pair in enumerate(pairs)}
     judged.sort(key=lambda judgement: place[judgement.family, judgement.pair])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shadow.cli import console
+from shadow.cli.interrupts import Unfinished
 from shadow.cli.options import Format, FormatOption, Json, PresetName, on_this_machine
 from shadow.extras import require
 
@@ -75,8 +76,7 @@ def lab_run(
                 return
             tables = run(preset.value, output, jobs=jobs, show=show)
         except KeyboardInterrupt:
-            console.say("stopped; run the same command again to continue")
-            raise typer.Exit(130) from None
+            raise Unfinished from None
     if format is Format.json:
         console.show_json(_told(preset, len(tables["runs"]), output))
     else:

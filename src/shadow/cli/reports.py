@@ -66,8 +66,9 @@ def show(
         console.display(batch_view(index, console.out.options))
     reports = [(*read_summary(folder), folder) for folder in folders]
     if scores:
-        from shadow.comparing.gains import NO_SCORES, join, sides_of
+        from shadow.comparing.gains import NO_SCORES, join
         from shadow.comparing.score_files import scores_of_sides
+        from shadow.comparing.scored_sides import sides_of
 
         files = scores_here(scores, options)
         sides = [sides_of(provenance) for _, provenance, _ in reports]
@@ -180,8 +181,8 @@ def compare(
         )
     given = None
     if scores:
-        from shadow.comparing.gains import sides_of
         from shadow.comparing.score_files import scores_of_sides
+        from shadow.comparing.scored_sides import sides_of
         from shadow.reports.provenance import report_metadata
 
         known = [sides_of(report_metadata(folder)) for folder in folders]

@@ -10,6 +10,7 @@ import typer
 from shadow.cli import console
 from shadow.cli.arguments import access_of, cache_of
 from shadow.cli.audit import of_pair
+from shadow.cli.interrupts import Unfinished
 from shadow.cli.options import (
     CacheFolder,
     FetchName,
@@ -172,8 +173,7 @@ def _audit(
                     console.complain(of_pair(error, outcome.pair))
                     faults[outcome.pair] = error.message
     except KeyboardInterrupt:
-        console.say("stopped; run the same command again to continue")
-        raise typer.Exit(130) from None
+        raise Unfinished from None
     return measured, faults
 
 

@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shadow.comparing.gains import Gain, Scored, group_gain, join, neither, read_kept, sides_of
+from shadow.comparing.gains import Gain, Scored, group_gain, join
+from shadow.comparing.kept_scores import read_kept
+from shadow.comparing.scored_sides import neither, sides_of
 from shadow.comparing.scores import ScoreFiles
 from shadow.errors import ShadowError
 from shadow.reports.column_types import null_if_undefined
@@ -67,8 +69,6 @@ class Correlation:
     """The rank correlation of what was gained and of concentration, over reports."""
 
     group: str | None
-    """The group of benchmarks; None for a benchmark of no group."""
-
     less: str | None
     """The group whose gain was subtracted; None where none was."""
 
@@ -79,8 +79,6 @@ class Correlation:
     """Its metric; None for a mean, or where the file names none."""
 
     benchmarks: int
-    """Benchmarks that are averaged, 0 or more."""
-
     n: int
     """Reports that have both numbers, 0 or more."""
 
@@ -91,14 +89,8 @@ class Correlation:
     """Spearman's rank correlation, -1 to 1; None where `reason` says why."""
 
     low: float | None = None
-    """The lower bound of its interval."""
-
     high: float | None = None
-    """The upper bound."""
-
     level: float | None = None
-    """The confidence of the interval, 0 to 1."""
-
     p: float | None = None
     """Two-sided, over orders of the gains, 0 to 1."""
 
@@ -111,11 +103,7 @@ class ScoredReport:
     """One report of a set, and what others measured of its models."""
 
     label: str
-    """Its letter in the comparison."""
-
     pair: str
-    """`family:base..tuned`."""
-
     base: str
     """What its base is known by: commit, fingerprint or name."""
 
@@ -123,8 +111,6 @@ class ScoredReport:
     """The median over its deltas; None where there is none."""
 
     scored: Scored
-    """Its scores."""
-
     left_out: str | None
     """Why it has no part in the correlations; None where it has."""
 
@@ -144,8 +130,6 @@ class ScoredSet:
     """All reports of a comparison with their scores, and correlations over those not left out."""
 
     entries: list[ScoredReport]
-    """The reports, in the order of the comparison."""
-
     correlations: list[Correlation]
     """Of groups, of the difference of two groups, and of benchmarks."""
 

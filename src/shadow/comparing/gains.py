@@ -1,233 +1,43 @@
-"""Scores -> what each pair gained: models matched to the sides of a pair, differences, means by
-group. Prints nothing.
-
-Kept scores lie in `scores.json` beside a report, bound to its two checkpoints; summary.json shows
-them, and no other file of the report knows of them.
-"""
+"""Scores -> what each pair gained: differences by benchmark, means by group. Prints nothing."""
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from decimal import Decimal
-from functools import lru_cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from shadow.comparing.scored_sides import (
+    BY_NAME,
+    NAMED,
+    NOT,
+    UNCHECKED,
+    ScoredSide,
+    Sides,
+    by_commit,
+    fit,
+)
 from shadow.comparing.scores import (
     FILTERS,
     HARNESS,
-    LARGEST,
-    MAX_FILE,
     PREFERRED,
     QUESTIONS,
     Score,
     ScoreFiles,
 )
 from shadow.errors import ShadowError
-from shadow.files import read_start
-from shadow.reports.atomic_replacement import KEPT
-from shadow.reports.metadata import SIDES, CheckpointMetadata, ReportMetadata
-from shadow.text import VERY_LIKE, closest, counted, nearest, several
+from shadow.text import VERY_LIKE, closest, counted, several
 
 if TYPE_CHECKING:
-    from shadow.targets.families import Pair
-    from shadow.targets.references import ComponentBase, Reference
+    pass
 
 
-KEPT_SCHEMA = 1  # of that file
-NAMED = 5  # models or benchmarks named in a message
-Role = Literal["base", "tuned"]
-PLAIN_REVISIONS = ("", "main")  # those that a name without a revision means
 MEASURED_BY_OTHERS = (
     "whether the scores hold: others measured them, and they are repeated here as they were given"
 )
 # units that a file does not state: a share, or a percentage perhaps
 UP_TO_ONE, ABOVE_ONE = "at most 1", "above 1"
-
-
-@dataclass(frozen=True)
-class ScoredSide:
-    """One side of a pair, as a file of scores may name it."""
-
-    role: Role
-    """Which side it is."""
-
-    repo: str
-    """`org/name` (with a subfolder behind it), or an absolute folder."""
-
-    is_folder: bool
-    """Is it a folder?"""
-
-    commit: str | None
-    """The commit that was read; None for a folder, or where it is not known."""
-
-    revision: str | None
-    """What was asked for, where that is known."""
-
-    stage: str
-    """`family:stage`."""
-
-    @property
-    def names(self) -> tuple[str, str]:
-        """What to call it in a file of scores."""
-        if not self.is_folder:
-            return self.repo, self.stage
-        return Path(self.repo).name or self.repo, self.stage
-
-
-Sides = tuple[ScoredSide, ScoredSide]
-
-
-def sides_of(metadata: ReportMetadata, pair: Pair | None = None) -> Sides:
-    """The sides of a report by its metadata; pair tells the revisions that were asked for."""
-    start, end = _stages(metadata["family"], metadata["pair"])
-    base = _reported("base", metadata["base"], stage=start)
-    tuned = _reported("tuned", metadata["tuned"], stage=end)
-    if pair is None:
-        return base, tuned
-    return (
-        replace(base, revision=getattr(pair.base, "revision", None)),
-        replace(tuned, revision=getattr(pair.tuned, "revision", None)),
-    )
-
-
-def _reported(role: Role, metadata: CheckpointMetadata, stage: str) -> ScoredSide:
-    commit = metadata.get("commit")
-    if not isinstance(commit, str):
-        commit = None
-    is_folder = commit is None and Path(metadata["repo"]).is_absolute()
-    return ScoredSide(
-        role=role,
-        repo=metadata["repo"],
-        is_folder=is_folder,
-        commit=commit,
-        revision=None,
-        stage=stage,
-    )
-
-
-def sides_of_pair(pair: Pair) -> Sides:
-    """The sides of a pair before anything of it was looked up: no commit is known."""
-    start, end = _stages(pair.family, pair.name)
-    return _asked("base", pair.base, start), _asked("tuned", pair.tuned, end)
-
-
-def _asked(role: Role, reference: Reference | ComponentBase, stage: str) -> ScoredSide:
-    from shadow.targets.references import ComponentBase
-
-    if isinstance(reference, ComponentBase):  # it has no name but its stage
-        return ScoredSide(
-            role=role, repo="", is_folder=False, commit=None, revision=None, stage=stage
-        )
-    repo = reference.repo
-    if reference.subfolder:
-        repo = f"{repo}/{reference.subfolder}"
-    return ScoredSide(
-        role=role,
-        repo=repo,
-        is_folder=reference.is_folder,
-        commit=None,
-        revision=reference.revision,
-        stage=stage,
-    )
-
-
-def _stages(family: str, pair: str) -> tuple[str, str]:
-    start, _, end = pair.partition("..")
-    return f"{family}:{start}", f"{family}:{end}"
-
-
-# Which side a model of a file is
-
-NOT, UNCHECKED, BY_NAME, EXACT = range(4)  # how well a model's name fits a side
-
-
-def fit(model: str, commit: str | None, side: ScoredSide) -> int:
-    """How well a model of a file fits a side; commit is what the file noted beside the name.
-
-    EXACT: the stage, the folder, or the repository at this commit or revision. BY_NAME: the
-    repository without a revision, the last name of the folder. UNCHECKED: the repository at a
-    branch or tag that may or may not be the commit. Another commit does not fit.
-    """
-    if model == side.stage:
-        return EXACT
-    if side.is_folder:
-        if model == side.repo or _as_folder(model) == side.repo:
-            return EXACT
-        if model == _last_name(side.repo):
-            return BY_NAME
-        return NOT
-    repo, _, revision = model.partition("@")
-    if not side.repo or repo != side.repo:
-        return NOT
-    if revision not in PLAIN_REVISIONS:
-        if revision == side.revision:
-            return EXACT
-        if side.commit and re.fullmatch("[0-9a-f]{7,40}", revision):
-            if side.commit.startswith(revision):
-                return EXACT
-            return NOT
-    if side.commit and commit == side.commit:
-        return EXACT
-    if revision in PLAIN_REVISIONS:
-        return BY_NAME
-    return UNCHECKED
-
-
-def _as_folder(model: str) -> str:
-    """An absolute folder; a relative one is taken from here."""
-    # a Path costs ten times as much, and there are 100,000 of them
-    return _resolved(model, os.getcwd())  # noqa: PTH109
-
-
-@lru_cache(maxsize=4096)
-def _last_name(folder: str) -> str:
-    return Path(folder).name
-
-
-@lru_cache(maxsize=4096)  # every model of a file is held against every side of every report
-def _resolved(model: str, here: str) -> str:
-    try:
-        return str(Path(here, Path(model).expanduser()).resolve())
-    except (OSError, ValueError, RuntimeError):  # no name of a file: too long, a NUL, no such user
-        return ""
-
-
-def unmatched(given: ScoreFiles, known: Sequence[Sides]) -> str | None:
-    """One line on the models of the files that are no side of any pair, with the nearest side that
-    has no scores.
-    """
-    sides = [side for pair in known for side in pair]
-    alone = [
-        name for name, commit in given.models if not any(fit(name, commit, side) for side in sides)
-    ]
-    names = list(dict.fromkeys(alone))
-    if not names:
-        return None
-    without = [
-        side for side in sides if not any(fit(name, commit, side) for name, commit in given.models)
-    ]
-    return f"scores of models that are not audited here: {_several_models(names, without)}"
-
-
-def _several_models(models: Sequence[str], sides: Iterable[ScoredSide]) -> str:
-    """The first of many models, each with `(did you mean 'x'?)` where a side's name is close."""
-    known = [name for side in sides for name in side.names if name]
-    names = list(models)
-    for place, model in enumerate(models[:NAMED]):
-        if question := nearest(model[:200], known, VERY_LIKE):
-            names[place] = f"{model} ({question})"
-    return several(names, NAMED)
-
-
-def is_named(given: ScoreFiles, sides: Sides) -> bool:
-    """Do the files name either side at all?"""
-    return any(fit(model, commit, side) for model, commit in given.models for side in sides)
 
 
 # Gains
@@ -238,14 +48,8 @@ class Gain:
     """One benchmark of a pair. Scores are in the unit of the file; None where a side has none."""
 
     benchmark: str
-    """Its name in the file."""
-
     group: str | None
-    """The group that the file puts it in; None for none."""
-
     metric: str | None
-    """The metric that was taken; None where the file names none."""
-
     unit: str
     """What the file states, else whether the scores exceed 1, else (less is better) the metric."""
 
@@ -253,11 +57,7 @@ class Gain:
     """Which way is better; None where nobody says it."""
 
     base: float | None
-    """The score of the base."""
-
     tuned: float | None
-    """The score of the tuned model."""
-
     gain: float | None
     """tuned - base, with the sign turned where less is better, so that more is a better model.
 
@@ -265,26 +65,14 @@ class Gain:
     """
 
     base_stderr: float | None
-    """The standard error of the base's score, 0 or more."""
-
     tuned_stderr: float | None
-    """That of the tuned model's."""
-
     gain_stderr: float | None
     """sqrt(base_stderr^2 + tuned_stderr^2); None without both."""
 
     base_model: str | None
-    """The name of the base in the file."""
-
     tuned_model: str | None
-    """The name of the tuned model."""
-
     base_file: str | None
-    """Where the score of the base stands."""
-
     tuned_file: str | None
-    """Where that of the tuned model stands."""
-
     others: list[str] = field(default_factory=list)
     """Metrics of the benchmark that were not taken."""
 
@@ -303,8 +91,6 @@ class GroupGain:
     """The mean, in `unit`; None where `reason` says why."""
 
     gain_stderr: float | None
-    """Its standard error, 0 or more, as of independent benchmarks; None unless each has one."""
-
     unit: str | None
     """That of its benchmarks; None where they have different ones or there are none."""
 
@@ -317,7 +103,6 @@ class ScoreFile:
     """A file that scores came from."""
 
     name: str
-    """Its name, without its folder."""
 
     sha256: str
     """64 hexadecimal digits: of its content."""
@@ -331,8 +116,6 @@ class Scored:
     """(name, sha256) of the files that they came from."""
 
     gains: tuple[Gain, ...]
-    """A gain for each benchmark."""
-
     notes: tuple[str, ...]
     """What was left out, or makes them doubtful."""
 
@@ -367,35 +150,19 @@ NO_SCORES = Scored((), (), ())
 def group_gain(name: str | None, gains: Sequence[Gain]) -> GroupGain:
     """The unweighted mean, of one unit; its standard error as if benchmarks were independent."""
     known = [gain for gain in gains if gain.gain is not None]
-    values = [gain.gain for gain in known if gain.gain is not None]
     units = sorted({gain.unit for gain in known})
-    if not known:
-        return GroupGain(
-            group=name,
-            benchmarks=0,
-            gain=None,
-            gain_stderr=None,
-            unit=None,
-            reason="no benchmark of both sides",
-        )
-    if len(units) > 1:
-        return GroupGain(
-            group=name,
-            benchmarks=len(known),
-            gain=None,
-            gain_stderr=None,
-            unit=None,
-            reason=f"scores in different units ({', '.join(units)[:100]})",
-        )
+    if len(units) != 1:
+        reason = "no benchmark of both sides"
+        if units:
+            reason = f"scores in different units ({', '.join(units)[:100]})"
+        return GroupGain(name, len(known), gain=None, gain_stderr=None, unit=None, reason=reason)
+    values = [gain.gain for gain in known if gain.gain is not None]
     errors = [gain.gain_stderr for gain in known if gain.gain_stderr is not None]
-    error = None
-    if len(errors) == len(known):
-        error = math.hypot(*errors) / len(errors)
     return GroupGain(
-        group=name,
-        benchmarks=len(known),
+        name,
+        len(known),
         gain=math.fsum(values) / len(values),
-        gain_stderr=error,
+        gain_stderr=math.hypot(*errors) / len(errors) if len(errors) == len(known) else None,
         unit=units[0],
         reason=None,
     )
@@ -432,16 +199,6 @@ def join(given: ScoreFiles, sides: Sides) -> Scored | None:
     return Scored(given.files, tuple(gains), tuple(notes))
 
 
-def neither(given: ScoreFiles, known: Sequence[Sides]) -> ShadowError:
-    """What to say when no side of any pair is named."""
-    models = list(dict.fromkeys(model for model, _ in given.models))
-    sides = [side for pair in known for side in pair]
-    expected = list(dict.fromkeys(name for side in sides[:2] for name in side.names if name))
-    which = "neither side" if len(known) == 1 else "no side of any pair"
-    message = f"{given.name}: {which} is among its models: {_several_models(models, sides)}"
-    return ShadowError(message, f"the column `model` may say {', '.join(expected)}")
-
-
 def _by_side(given: ScoreFiles, sides: Sides) -> tuple[dict[str, list[Score]], list[str]]:
     """The rows of each side: of the models that fit it best, and fit the other less."""
     fits: dict[str, dict[tuple[str, str | None], int]] = {side.role: {} for side in sides}
@@ -457,7 +214,7 @@ def _by_side(given: ScoreFiles, sides: Sides) -> tuple[dict[str, list[Score]], l
     for side in sides:
         best = max(fits[side.role].values(), default=NOT)
         if unclear := [model for model, level in either.items() if level >= best]:
-            names = " or ".join(_by_commit(side) for side in sides)
+            names = " or ".join(by_commit(side) for side in sides)
             raise ShadowError(
                 f"{given.name}: {unclear[0][:80]!r} may be either side of the pair",
                 f"write {names}",
@@ -466,13 +223,6 @@ def _by_side(given: ScoreFiles, sides: Sides) -> tuple[dict[str, list[Score]], l
         rows[side.role] = [row for row in given.rows if (row.model, row.commit) in taken]
         notes += _on_names(side, fits[side.role], best)
     return rows, notes
-
-
-def _by_commit(side: ScoredSide) -> str:
-    """A name that fits this side alone."""
-    if side.commit and not side.is_folder:
-        return f"{side.repo}@{side.commit[:12]}"
-    return side.repo or side.stage
 
 
 def _on_names(side: ScoredSide, fits: Mapping[tuple[str, str | None], int], best: int) -> list[str]:
@@ -740,97 +490,3 @@ def _doubts(
 
 def _few(names: Sequence[str]) -> str:
     return several(names, NAMED)
-
-
-# Kept beside a report
-
-
-def kept_bytes(scored: Scored, metadata: ReportMetadata) -> bytes:
-    """`scores.json` of a report whose metadata these are."""
-    kept = {
-        "schema": KEPT_SCHEMA,
-        "family": metadata["family"],
-        "pair": metadata["pair"],
-        "base": metadata["base"],
-        "tuned": metadata["tuned"],
-        **scored.as_json(),
-    }
-    return json.dumps(kept, indent=2, allow_nan=False).encode() + b"\n"
-
-
-def read_kept(folder: Path, metadata: ReportMetadata) -> Scored:
-    """The scores that are kept beside a report; none where there is no such file.
-
-    Raises ShadowError when the file is broken, or is of other checkpoints than the report.
-    """
-    path = folder / KEPT
-    hint = "audit again with --scores, or remove it"
-    try:
-        raw = read_start(path, MAX_FILE + 1)
-        if raw is None:
-            return NO_SCORES
-        stored = json.loads(raw)
-        if stored["schema"] != KEPT_SCHEMA:
-            schema = str(stored["schema"])[:20]
-            raise ShadowError(
-                f"{path}: scores of schema {schema!r}, this version reads {KEPT_SCHEMA}", hint
-            )
-        gains = tuple(_kept_gain(row) for row in stored["scores"])
-        files = tuple(
-            (_kept_text(file["name"]), _kept_text(file["sha256"])) for file in stored["score_files"]
-        )
-        notes = tuple(_kept_text(text) for text in stored["score_notes"])
-        same = all(stored[side] == metadata[side] for side in SIDES)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ShadowError(
-            f"{path}: not scores kept by shadow ({type(error).__name__})", hint
-        ) from error
-    if not same:
-        raise ShadowError(f"{path}: scores of other checkpoints than the report's", hint)
-    return Scored(files, gains, notes)
-
-
-# fields of Gain
-_TEXTS = (
-    "benchmark",
-    "group",
-    "metric",
-    "unit",
-    "base_model",
-    "tuned_model",
-    "base_file",
-    "tuned_file",
-)
-_NEVER_NULL = ("benchmark", "unit")
-
-
-def _kept_text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError
-    return value
-
-
-def _kept_gain(row: Mapping[str, Any]) -> Gain:
-    """A gain from JSON, every value of its type. Raises TypeError, KeyError or ValueError."""
-    values: dict[str, Any] = {}
-    for name in (column.name for column in fields(Gain)):
-        value = row[name]
-        if name == "others":
-            value = [_kept_text(text) for text in value]
-        elif value is None and name not in _NEVER_NULL:
-            pass
-        elif name in _TEXTS:
-            value = _kept_text(value)
-        elif name == "higher_is_better":
-            if not isinstance(value, bool):
-                raise TypeError
-        elif (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not abs(value) <= 2 * LARGEST
-        ):
-            raise ValueError
-        else:
-            value = float(value)
-        values[name] = value
-    return Gain(**values)

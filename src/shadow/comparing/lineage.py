@@ -52,10 +52,7 @@ class Group:
     """attention, MLP, embedding, head, or another component."""
 
     energy_share: float
-    """Share of energy, 0 to 1."""
-
     parameter_share: float
-    """Share of parameters, 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +90,6 @@ class Joint:
     """
 
     inside_right: float | None
-    """The same for the inputs."""
-
     chance_inside_left: float | None
     """What chance gives for inside_left, by the new delta's own rows, 0 to 1."""
 
@@ -110,32 +105,14 @@ class Step:
     """
 
     family: str
-    """The family, as in the report."""
-
     pair: str
-    """The name of the pair, as in the report."""
-
     folder: str
-    """Where the report lies, as it was given."""
-
     base: CheckpointSide
-    """The checkpoint that the step begins at."""
-
     tuned: CheckpointSide
-    """The checkpoint that the step ends at."""
-
     start: str
-    """The name of the first stage."""
-
     end: str
-    """The name of the second stage."""
-
     matrices: int
-    """Matrices that changed, 0 or more."""
-
     failed_gates: list[str]
-    """The names of the gates that the pair failed."""
-
     relative_norm: float | None
     """The norm of the change over that of the base, as stored, 0 or more."""
 
@@ -223,11 +200,7 @@ class Chain:
     """Stages that follow one another."""
 
     stages: list[str]
-    """The names of the stages, in order."""
-
     steps: list[Step]
-    """The steps between each two."""
-
     whole: list[Step]
     """Reports that pass over stages of it."""
 
@@ -326,25 +299,12 @@ class _Norms:
     """
 
     stored: float | None
-    """Step.norm."""
-
     unrounded: float | None
-    """Step.norm_unrounded."""
-
     relative_unrounded: float | None
-    """Step.relative_norm_unrounded."""
-
     no_unrounded: str | None
-    """Step.no_unrounded."""
-
     kept: float | None
-    """Step.kept."""
-
     rounded_away: int
-    """Step.rounded_away."""
-
     unexplained: int
-    """Step.unexplained."""
 
 
 def _norms(matrices: pd.DataFrame) -> _Norms:

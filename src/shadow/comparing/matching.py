@@ -54,26 +54,12 @@ class ReportIdentity:
     """Where a report that is compared lies, of what it is and how it was made."""
 
     label: str
-    """Its letter in the comparison: A to Z, then AA."""
-
     folder: str
-    """Where it lies, as it was named."""
-
     version: str
-    """The version of shadow that made it."""
-
     family: str
-    """The family, or the last name of the tuned model."""
-
     pair: str
-    """The two stages compared, `base..tuned`."""
-
     base: CheckpointMetadata
-    """The base checkpoint."""
-
     tuned: CheckpointMetadata
-    """The tuned checkpoint."""
-
     settings: SettingsMetadata
     """All settings of the audit, and how the two are related, as the report's files have them."""
 
@@ -87,14 +73,8 @@ class ComparedReport:
     """
 
     label: str
-    """Its letter in the comparison: A to Z, then AA."""
-
     folder: Path
-    """Where it lies."""
-
     provenance: Provenance
-    """What was measured, and how."""
-
     matrices: pd.DataFrame
     """Columns READ of matrices.parquet, and those that were asked for besides."""
 
@@ -307,8 +287,6 @@ class UnmatchedMatrices:
     """Why, and in which report they are missing, such as `not in B`."""
 
     matrices: int
-    """How many, 1 or more."""
-
     examples: list[str]
     """The names of the first EXAMPLES of them."""
 

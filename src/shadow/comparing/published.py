@@ -73,11 +73,7 @@ class Released:
     """A pair of the table. Figures are those of DEFINITIONS, None where they were not published."""
 
     base: str
-    """The repository of the base, as `org/name`."""
-
     tuned: str
-    """The repository of the tuned model."""
-
     mean_relative_norm: float | None
     """Over the tensors of one name and shape, above 0."""
 
@@ -94,7 +90,6 @@ class Released:
     """How many tensors the means are over."""
 
     with_spectrum: int | None
-    """How many of them have two dimensions."""
 
 
 @lru_cache

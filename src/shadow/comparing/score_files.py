@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shadow.comparing.gains import Sides, is_named, neither, sides_of_pair, unmatched
+from shadow.comparing.scored_sides import Sides, is_named, neither, sides_of_pair, unmatched
 from shadow.comparing.scores import MAX_FILE, MAX_FILES, SUFFIXES, ScoreFiles, read_scores
 from shadow.storage import Store, fetched_files
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from shadow.claims.reference import Rate
-from shadow.comparing.comparison import FIGURES, MARGIN
+from shadow.comparing.comparison import MARGIN
+from shadow.comparing.differences import FIGURES
 from shadow.lab.calibration import (
     CONCENTRATED,
     DATA,

@@ -37,22 +37,14 @@ MAX_EXPERTS = 4096  # in one tensor; DeepSeek-V3 has 256 a layer. More is a host
 class Place:
     """Where a matrix sits: what two checkpoints must agree on to be compared."""
 
-    component: str
-    """From the closed list of `names.yaml`."""
+    component: str  # from the closed list of `names.yaml`
+    layer: int | None  # number of the block, from 0; None outside the layers
+    module: str  # from the closed list of `names.yaml`
+    expert: int | None = None  # from 0
 
-    layer: int | None
-    """The number of its block, from 0; None outside the layers."""
-
-    module: str
-    """From the closed list of `names.yaml`."""
-
-    expert: int | None = None
-    """The number of its expert, from 0; None where it is no expert's."""
-
+    # tells apart what shares a module (norms, biases, other) and what must not be compared
+    # although it does: the blocks of a second stack, rows in another order
     slot: str = ""
-    """Tells apart what shares a module (norms, biases, other) and what must not be compared
-    although it does: the blocks of a second stack, rows in another order.
-    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,26 +52,18 @@ class Part:
     """One matrix inside a tensor: how to see it as `(out, in)`."""
 
     place: Place
-    """Where it sits in the model."""
+    transposed: bool = False  # stored `(in, out)`
 
-    transposed: bool = False
-    """Is it stored `(in, out)`?"""
-
+    # (start, stop) of this part's outputs in each group; None for all
     rows: tuple[int, int] | None = None
-    """(start, stop): which outputs of each group are this part's; None for all."""
+    groups: int = 1  # of equal size, into which the outputs are divided
 
-    groups: int = 1
-    """Its outputs are so many groups of equal size, 1 or more."""
-
+    # matrices that the tensor holds along its first dimension (its own, or shared with their
+    # rows), of which this is place.expert's; 0 where it holds one
     experts: int = 0
-    """The tensor holds so many matrices along its first dimension (its own, or shared with their
-    rows), and this is place.expert's; 0 where it holds one.
-    """
 
     def shape(self, stored: tuple[int, ...]) -> tuple[int, int]:
-        """(rows, cols) of this matrix for a tensor of the stored shape; more dimensions fold into
-        the columns.
-        """
+        """(rows, cols) of this matrix in a tensor of that shape; more dimensions are columns."""
         rows, cols = self._whole(stored)
         if self.transposed:
             rows, cols = cols, rows
@@ -99,9 +83,7 @@ class Part:
         return stored[0], math.prod(stored[1:])
 
     def view(self, tensor: Tensor) -> Tensor:
-        """This matrix as a view of the tensor: (rows, cols), or (groups, rows / groups, cols) where
-        rows are apart.
-        """
+        """This matrix as a view, (rows, cols), or (groups, rows / groups, cols) if apart."""
         rows, cols = self._whole(tuple(tensor.shape))
         if self.experts and tensor.ndim > 2:
             tensor = tensor[self.place.expert]
@@ -131,8 +113,7 @@ def aligned(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
 def place_tensors(
     shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, object]
 ) -> dict[str, tuple[Part, ...]]:
-    """The matrices in every tensor of one checkpoint, by tensor name; no tensor is without at least
-    one part.
+    """The matrices in every tensor of a checkpoint, at least one each, by tensor name.
 
     Two tensors that would land on one place both fall back to their own names, so that neither is
     lost.
@@ -251,8 +232,7 @@ class _Layers:
 def _upright_stacks(
     facts: Facts, readings: Iterable[tuple[Reading, int | None, tuple[int, ...]]]
 ) -> dict[tuple[str, str], bool]:
-    """For each stack of blocks with stacked experts: are these (experts, out, in)? Left out where
-    nothing says.
+    """Whether the stacked experts of each stack of blocks are (experts, out, in), where that shows.
 
     A gate_up of (2f, d) beside a down of (d, f) is upright, (d, 2f) beside (f, d) is not, and no
     shapes are both.
@@ -350,7 +330,7 @@ def _biases(component: str, rest: str, shape: tuple[int, ...], facts: Facts) -> 
 
 
 def _stacks(reading: Reading, shape: tuple[int, ...]) -> bool:
-    """Is the first of three dimensions that of the experts?"""
+    """Whether the first of three dimensions is that of the experts."""
     if len(shape) != 3:
         return False
     return reading.module.startswith(("experts.", "shared.")) or "experts" in reading.rest.split(

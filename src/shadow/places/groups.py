@@ -16,7 +16,7 @@ WRITING = ("attn.o", "linear_attn.o", "mlp.down", "shared.down")
 
 
 def direction_of(module: str) -> Direction | None:
-    """Does a matrix of this module read the residual stream, or write it?
+    """How a matrix of this module meets the residual stream; None if not, or if an expert's.
 
     None: neither, or it is an expert's.
     """

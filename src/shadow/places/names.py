@@ -1,6 +1,4 @@
-"""`registry/names.yaml`: what varies between model families, compiled, and how it reads the name of
-a tensor.
-"""
+"""`registry/names.yaml`, compiled: how model families name their tensors."""
 
 from __future__ import annotations
 
@@ -24,26 +22,18 @@ MAX_COUNT = 2**31  # of heads and sizes in a config: more is a hostile number
 class Conditions:
     """When a rule applies; what is empty always holds."""
 
+    # of the config or the component's part of it; "" for none named
     model_types: frozenset[str] = frozenset()
-    """Of the config, or of the component's part of it; an empty one stands for none named."""
-
     components: frozenset[str] = frozenset()
-    """The components that it is about."""
 
+    # some tensor's name matches, with `#` and `@` for numbers
     beside: re.Pattern[str] | None = None
-    """The name of some tensor matches, with `#` and `@` for numbers."""
-
-    when: Mapping[str, Any] = field(default_factory=dict)
-    """Keys of the config, and what they have to say."""
-
-    names: re.Pattern[str] | None = None
-    """What is left of the name, without `.weight`, ends so."""
-
-    parameter: bool = False
-    """The name does not end in `.weight`."""
+    when: Mapping[str, Any] = field(default_factory=dict)  # keys of the config, and their values
+    names: re.Pattern[str] | None = None  # what is left of the name, without `.weight`, ends so
+    parameter: bool = False  # the name does not end in `.weight`
 
     def hold(self, facts: Facts, component: str, rest: str) -> bool:
-        """Do all of them hold of a tensor? rest: what is left of its name."""
+        """Whether all of them hold of a tensor. rest: what is left of its name."""
         if self.components and component not in self.components:
             return False
         if self.model_types and self.model_types.isdisjoint(facts.model_types(component)):
@@ -62,84 +52,53 @@ class Rename:
     """A part of names that is written in another way."""
 
     match: re.Pattern[str]
-    """What is replaced."""
-
-    to: str
-    """What stands there instead, as `re.sub` takes it."""
-
-    unless: re.Pattern[str] | None
-    """Names that are left as they are."""
-
+    to: str  # as `re.sub` takes it
+    unless: re.Pattern[str] | None  # names that are left as they are
     conditions: Conditions
-    """When it applies."""
 
 
 @dataclass(frozen=True)
 class Prefix:
     """How names of a component begin."""
 
-    match: re.Pattern[str]
-    """What is taken off; a group `stack` in it names the stack."""
-
+    match: re.Pattern[str]  # is taken off; a group `stack` in it names the stack
     component: str
-    """The component of such a name."""
-
-    stack: str
-    """The stack of blocks in it; empty for the main one, or where match names it."""
-
+    stack: str  # empty for the main one, or where match names it
     conditions: Conditions
-    """When it applies."""
 
 
 @dataclass(frozen=True)
 class Fused:
     """What a fused module is made of."""
 
-    into: tuple[tuple[str, str], ...]
-    """(module, slot) of each part, in the order of its rows."""
-
-    sizes: tuple[int | str, ...]
-    """The size of each part beside the others': a number, or the name of a count."""
+    into: tuple[tuple[str, str], ...]  # (module, slot) of each part, in the order of its rows
+    sizes: tuple[int | str, ...]  # of the parts in proportion: a number, or the name of a count
 
 
 @dataclass(frozen=True)
 class RowOrder:
     """How the rows of a fused module are divided among its parts."""
 
-    module: str
-    """`module/slot` of the whole."""
-
+    module: str  # `module/slot` of the whole
     conditions: Conditions
-    """When it applies."""
+    into: tuple[tuple[str, str], ...] | None  # None: those of Fused
+    sizes: tuple[int | str, ...] | None  # None: those of Fused
 
-    into: tuple[tuple[str, str], ...] | None
-    """(module, slot) of each part; None for those of Fused."""
-
-    sizes: tuple[int | str, ...] | None
-    """The size of each part beside the others'; None for those of Fused."""
-
+    # of rows that hold all parts each: a number from 1, the name of a count, or `each`
     groups: int | str
-    """Groups of rows that hold all parts each: a number from 1, the name of a count, or `each`."""
-
-    square: bool
-    """Has every part as many rows as columns?"""
+    square: bool  # whether every part has as many rows as columns
 
 
 @dataclass(frozen=True)
 class Matcher:
     """Many patterns as one: which of them matches the whole of a text."""
 
-    text: str
-    """All patterns, as alternatives."""
-
-    roles: tuple[tuple[str, str], ...]
-    """(module, slot) of each, in their order."""
+    text: str  # all patterns, as alternatives
+    roles: tuple[tuple[str, str], ...]  # (module, slot) of each, in their order
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
-        """Compiled when it is first asked for: a tenth of a second for each component, and most
-        models have one.
-        """
+        """Compiled at the first use: a component takes 0.1 s, and most models have one."""
         return _pattern(self.text)
 
     def match(self, text: str) -> tuple[str, str] | None:
@@ -159,84 +118,42 @@ class Packed:
     """Names that only a module of packed integers has."""
 
     format: str
-    """What the format is called."""
-
-    names: re.Pattern[str]
-    """What follows the name of the module."""
-
-    integers: bool
-    """Must the tensor, or the module's `weight`, be of an integer type?"""
+    names: re.Pattern[str]  # what follows the name of the module
+    integers: bool  # whether the tensor, or the module's `weight`, must be of an integer type
 
 
 @dataclass(frozen=True)
 class NameRules:
     """`names.yaml`, compiled."""
 
-    modules: tuple[str, ...]
-    """The closed list, in the order of reports."""
+    modules: tuple[str, ...]  # in the order of reports
+    components: tuple[str, ...]  # in the order of reports
+    block: re.Pattern[str]  # its first group is the number of the block
+    expert: re.Pattern[str]  # its first group is the number of the expert
+    renames: tuple[Rename, ...]  # all that match are applied, in their order
+    prefixes: tuple[Prefix, ...]  # the first that matches gives the component
+    main_stacks: re.Pattern[str]  # what may stand before the block without naming another stack
+    suffixes: Mapping[str, Matcher]  # by component: what is left of a name -> its module and slot
+    norm: re.Pattern[str]  # found in names of norms, in lower case
+    fused: Mapping[str, Fused]  # by `module/slot` of the whole
+    rows: tuple[RowOrder, ...]  # the first whose conditions hold divides the rows
+    transposed: tuple[Conditions, ...]  # matrices that are stored `(in, out)`, by any of these
+    stacked: Conditions  # matrices that hold those of many experts below one another
+    stacked_count: str  # name of the count of these experts
 
-    components: tuple[str, ...]
-    """The closed list, in the order of reports."""
-
-    block: re.Pattern[str]
-    """Finds the number of the block in a name, as its first group."""
-
-    expert: re.Pattern[str]
-    """Finds the number of the expert in a name, as its first group."""
-
-    renames: tuple[Rename, ...]
-    """All that match are applied, in their order."""
-
-    prefixes: tuple[Prefix, ...]
-    """The first that matches gives the component."""
-
-    main_stacks: re.Pattern[str]
-    """What may stand before the block without naming another stack."""
-
-    suffixes: Mapping[str, Matcher]
-    """By component: what is left of a name -> its module and slot."""
-
-    norm: re.Pattern[str]
-    """Found in names of norms, in lower case."""
-
-    fused: Mapping[str, Fused]
-    """`module/slot` of a fused module -> its parts."""
-
-    rows: tuple[RowOrder, ...]
-    """The first whose conditions hold says how rows are divided."""
-
-    transposed: tuple[Conditions, ...]
-    """Matrices that are stored `(in, out)`, by any of these."""
-
-    stacked: Conditions
-    """Matrices that hold those of many experts below one another."""
-
-    stacked_count: str
-    """The name of the count that says of how many."""
-
+    # by the shape of such a tensor a model without a config is known to be of conv1d_type
     conv1d: re.Pattern[str]
-    """The name by whose shape a model without a config is known to be of conv1d_type."""
-
     conv1d_type: str
-    """That model type."""
 
+    # by component: its parts of a config; the last has the last word
     sections: Mapping[str, tuple[str, ...]]
-    """By component: the parts of a config that speak of it; the later has the last word."""
 
+    # by name: keys of the config whose product it is, the first choice first
     counts: Mapping[str, tuple[tuple[str, ...], ...]]
-    """By name of a count: keys of the config whose product it is, the first choice first."""
-
-    tied: frozenset[str]
-    """The model types whose head is the embedding unless the config says otherwise."""
-
-    packed: tuple[Packed, ...]
-    """The first that a module has names its format."""
-
-    quantization_keys: tuple[str, ...]
-    """Keys of a config that tell of quantisation."""
-
-    quantization_methods: Mapping[str, str]
-    """What a config calls a method -> what people call it."""
+    tied: frozenset[str]  # model types whose head is the embedding unless the config says otherwise
+    packed: tuple[Packed, ...]  # the first that matches names the format of a module
+    quantization_keys: tuple[str, ...]  # of a config that tell of quantisation
+    quantization_methods: Mapping[str, str]  # by the config's name of a method: what people call it
 
     @cached_property
     def wholes(self) -> dict[frozenset[str], str]:
@@ -256,7 +173,7 @@ def nearest_modules(word: str) -> str | None:
 
 
 def is_of_layers(word: str) -> bool:
-    """Is a word that names no module or component meant for layers, as `layer.3` is?"""
+    """Whether a word that names no module or component is meant for layers, as `layer.3` is."""
     return re.fullmatch(r"layers?([.*\d].*)?", word) is not None
 
 
@@ -431,7 +348,7 @@ class Facts:
         return None
 
     def beside(self, pattern: re.Pattern[str]) -> bool:
-        """Does a tensor's name match, with `#` and `@` for the numbers of block and expert?"""
+        """Whether a tensor's name matches, with `#` and `@` for the numbers of block and expert."""
         if pattern not in self._beside:
             self._beside[pattern] = any(pattern.search(text) for text in self._texts)
         return self._beside[pattern]
@@ -442,22 +359,11 @@ class Reading:
     """A name read by the rules."""
 
     component: str
-    """One of NameRules.components."""
-
-    stack: str
-    """The stack of blocks; empty for the main one."""
-
+    stack: str  # of blocks; empty for the main one
     in_block: bool
-    """Is it a tensor of a block?"""
-
-    rest: str
-    """What is left of the name behind the block, with `@` for the number of an expert taken out."""
-
-    module: str
-    """One of NameRules.modules; empty where no suffix matches."""
-
-    slot: str
-    """What tells apart matrices of one module in one block; empty where nothing has to."""
+    rest: str  # the name behind the block, without the number of an expert
+    module: str  # empty where no suffix matches
+    slot: str  # tells apart matrices of one module in one block
 
 
 def numbered(name: str, rules: NameRules) -> tuple[str, int | None, int | None]:

@@ -24,16 +24,9 @@ class StoredType:
     """In Arrow; of one value, also of a list."""
 
     sqlite: str
-    """In SQLite."""
-
     duckdb: str
-    """In DuckDB."""
-
     json: str
-    """In JSON Schema and in Data Package."""
-
     is_list: bool = False
-    """Is it a list of such values?"""
 
     @property
     def arrow_text(self) -> str:

@@ -30,23 +30,11 @@ class Identity:
     """What the numbers of a report depend on: equal identities give equal data."""
 
     version: str
-    """The version of shadow."""
-
     schema: int
-    """The number of the schema of its files."""
-
     family: str
-    """The family, or the last name of the tuned model."""
-
     pair: str
-    """The two stages compared, `base..tuned`."""
-
     base: CheckpointMetadata
-    """The base checkpoint."""
-
     tuned: CheckpointMetadata
-    """The tuned checkpoint."""
-
     settings: SettingsMetadata
     """All settings of the audit, and how the two are related."""
 
@@ -90,23 +78,11 @@ class Provenance:
     """What a finished report is of and how it was made; None for what an older one lacks."""
 
     version: str
-    """The version of shadow that measured it."""
-
     schema: int
-    """The number of the schema of its files."""
-
     family: str
-    """The family, or the last name of the tuned model."""
-
     pair: str
-    """The two stages compared, `base..tuned`."""
-
     base: CheckpointIdentity
-    """The base checkpoint."""
-
     tuned: CheckpointIdentity
-    """The tuned checkpoint."""
-
     relation: str | None
     """`tuned` where the second was trained from the first, `sibling` where neither was."""
 
@@ -117,26 +93,16 @@ class Provenance:
     """How many sign flips of each delta were drawn, 0 or more."""
 
     seed: int | None
-    """The seed of these sign flips."""
-
     subspaces: bool | None
-    """Were the leading singular subspaces compared?"""
-
     spectra: bool | None
-    """Were singular values written?"""
-
     optimizer: str | None
     """What the tuned side was trained with, as the user says; None where nobody said it."""
 
     components: tuple[str, ...]
-    """The components that were chosen; empty for all."""
-
     layers: tuple[int, ...]
     """The layers that were chosen, from 0; empty for all."""
 
     modules: tuple[str, ...]
-    """The modules that were chosen; empty for all."""
-
     started: str | None
     """When the last run of the audit began, ISO 8601 with its time zone."""
 
@@ -144,8 +110,6 @@ class Provenance:
     """How long that run took, 0 or more."""
 
     compute_dtype: str | None
-    """The dtype that the numbers were computed in."""
-
     device: str | None
     """What made Gram matrices: cpu, or cuda if it made any. `told["device_use"]` says how many."""
 

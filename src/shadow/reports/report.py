@@ -58,7 +58,6 @@ class Report:
     """A finished report in a folder. Nothing is read before it is asked for, and nothing twice."""
 
     folder: Path
-    """Where its files lie."""
 
     @cached_property
     def provenance(self) -> Provenance:

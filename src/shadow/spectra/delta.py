@@ -81,7 +81,7 @@ class Extent:
 
     @property
     def finite(self) -> bool:
-        """Are all entries of both sides finite?"""
+        """Whether all entries of both sides are finite."""
         return math.isfinite(self.base) and math.isfinite(self.tuned)
 
 
@@ -91,7 +91,7 @@ def working_dtype(*formats: str) -> torch.dtype:
 
 
 def extent(base: Matrix, tuned: Matrix, dtype: torch.dtype, space: Workspace) -> Extent:
-    """One pass over both sides: is everything finite, how large is it, does anything differ?"""
+    """The largest absolute entries of both sides and of their difference, in one pass."""
     largest = [0.0, 0.0, 0.0]
     for index, _ in tiles(tuned):
         b = read_block(base, index, "base", dtype, space)
@@ -406,8 +406,7 @@ def _purity(
     space: Workspace,
     grams: Grams,
 ) -> Values:
-    """excess_purity and purity_z of the stored delta, excess_purity_unrounded and
-    equivalent_directions of the update.
+    """excess_purity, purity_z (of the stored delta) and what is known of the update's purity.
 
     Where the base was rounded before training, the latter two are of tuned - round(base), which has
     a spectrum of its own.
@@ -523,9 +522,7 @@ def spectrum_values(spectrum: Spectrum) -> Values:
 
 
 def _relations(base: Spectrum, tuned: Spectrum, delta: Spectrum, total: Sums) -> Values:
-    """What the delta is relative to the base: sizes, direction, rounding, and how the singular
-    values moved.
-    """
+    """Sizes, direction and rounding of the delta relative to the base, and shifts of sigmas."""
     both = (base.sigma > 0) & (tuned.sigma > 0)
     ratios = tuned.sigma[both] / base.sigma[both]
     quartiles = [float(x) for x in np.percentile(ratios, [25, 50, 75])] if len(ratios) else None

@@ -1,5 +1,4 @@
-"""Gram matrices on an accelerator, each believed only after a check; eigenvalues stay on the CPU,
-in float64.
+"""Gram matrices on an accelerator, each checked; eigenvalues stay on the CPU, in float64.
 
 A device multiplies in float32, without TF32. What needs float64 stays on the CPU: matrices with a
 short side of up to EXACT_SIDE, checkpoints in F32, the precision `exact`, and what `default`
@@ -57,11 +56,8 @@ SAID: dict[Fault, str] = {
 class Device(Protocol):
     """What multiplies a matrix with its transpose in float32."""
 
-    kind: str
-    """Such as cuda: what a report calls it."""
-
-    name: str
-    """What its maker calls it."""
+    kind: str  # such as cuda, as reports have it
+    name: str  # the maker's name for it
 
     def gram(self, matrix_blocks: Iterator[Tensor], side: int, wide: bool) -> Tensor:
         """As `shadow.spectra.spectrum.gram`, float32 and whole, on the CPU.
@@ -95,7 +91,7 @@ class Offload:
         self._tested = False
 
     def is_usable(self) -> bool:
-        """Is the device to be used? It is tested when this is asked for the first time."""
+        """Whether the device is used. The first call tests it."""
         with self._lock:
             if not self._tested:
                 self._tested = True
@@ -166,9 +162,7 @@ class Offloaded:
     def _from_device(
         self, read: Read, shape: tuple[int, int], norm: float, solve: Callable[[Tensor], Eigen]
     ) -> Eigen | str:
-        """Eigenvalues and vectors of the device's Gram matrix; or why it was not made, or cannot be
-        believed.
-        """
+        """Eigenvalues and vectors of the device's Gram matrix, or why it is not used."""
         offload = self._offload
         if not offload.is_usable():
             assert offload.on_cpu is not None
@@ -202,9 +196,7 @@ class Offloaded:
 
 
 class _Probe:
-    """W (Wᵀ v) of a matrix whose blocks pass by, v (side,) of random signs, the same for every
-    matrix of that side.
-    """
+    """W (Wᵀ v) of a matrix whose blocks pass by; v (side,) has random signs, fixed by the side."""
 
     def __init__(self, side: int, wide: bool) -> None:
         self.side = side
@@ -268,9 +260,7 @@ class TorchDevice:
             return total.cpu()
 
     def self_test(self) -> str | None:
-        """What is wrong with its Gram matrices, found in a child process: a driver may hang or
-        crash.
-        """
+        """What is wrong with its Gram matrices. In a child process: a driver may hang or crash."""
         return tested_in_child(
             [sys.executable, "-P", "-m", "shadow.spectra.self_test", str(self.place)]
         )
@@ -368,9 +358,7 @@ def full_products() -> Iterator[None]:
 
 
 def _precisions() -> tuple[str, list[tuple[Any, str]]]:
-    """torch's older setting of products, and the newer one (since 2.9) of each library that the
-    older one sets too.
-    """
+    """torch's older setting of products, and the newer one (since 2.9) of each library."""
     try:
         older = torch.get_float32_matmul_precision()
     except RuntimeError:  # only the newer one was set

@@ -1,5 +1,4 @@
-"""The edge of a delta's null for a separable profile, where the base's directions lie in it, and
-small measures beside.
+"""The edge of a delta's null for a separable profile, and small measures beside.
 
 Energies r_i of rows and c_j of columns give entries of variance r_i c_j / E. The largest singular
 value of such noise converges to an edge that two scalar equations define (Silverstein & Choi 1995
@@ -103,8 +102,7 @@ def _least(slope_and_value: Callable[[float], tuple[float, float]]) -> float:
 
 
 def _where(weights: Floats, b: Floats, target: float, start: float) -> tuple[float, float, float]:
-    """The logit of -s at which -s Q(s) = target > 0, and there Q(s) = sum weights / (1 + b s) and
-    s Q'(s).
+    """The logit of -s where -s Q(s) = target > 0, Q(s) = sum weights / (1 + b s), and s Q'(s).
 
     By Newton's method from `start` in logarithms, where a single b gives a straight line; where it
     leaves what is left of LOGITS, that is halved. b: in (0, 1], the largest of them 1.

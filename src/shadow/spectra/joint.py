@@ -25,7 +25,7 @@ from torch import Tensor
 from shadow.dtypes import FLOATS, FloatFormat
 from shadow.spectra.delta import delta_blocks, working_dtype
 from shadow.spectra.lazy import BlockScaled, Matrix, Updated
-from shadow.spectra.rounding import coarser_grid
+from shadow.spectra.rounding_counts import coarser_grid
 from shadow.spectra.spectrum import (
     Spectrum,
     Workspace,
@@ -47,60 +47,35 @@ Array = NDArray[np.float64]
 class Shared:
     """What rounding alone does where a master copy went on, in units of weights²."""
 
-    inner: float = 0.0
-    """What it adds to <D1, D2>; of any sign."""
-
-    first: float = 0.0
-    """What it adds to ||D1||², 0 or more."""
-
-    second: float = 0.0
-    """What it adds to ||D2||², 0 or more."""
+    inner: float = 0.0  # added to <D1, D2>; of any sign
+    first: float = 0.0  # added to ||D1||², 0 or more
+    second: float = 0.0  # added to ||D2||², 0 or more
 
 
 @dataclass(frozen=True)
 class Inside:
     """How D2 lies in the leading singular directions of D1."""
 
-    directions: int = 0
-    """k = min(16, m), or as many as are resolved."""
+    directions: int = 0  # k = min(16, m), or as many as are resolved
+    energy: float = 0.0  # ||D2||², in weights²; 0 where there are no directions
 
-    energy: float = 0.0
-    """||D2||², in weights²; 0 where there are no directions."""
-
+    # energy of D2 in the leading k left singular directions (outputs) of D1, 0 to energy
     left: float = 0.0
-    """Energy of D2 in the leading k left singular directions (outputs) of D1, 0 to energy."""
-
-    right: float = 0.0
-    """The same of the right ones (inputs)."""
-
-    chance_left: float = 0.0
-    """What the rows of D2 give on the left with random signs."""
-
-    chance_right: float = 0.0
-    """What its columns give on the right with random signs."""
+    right: float = 0.0  # the same for the right ones (inputs)
+    chance_left: float = 0.0  # what the rows of D2 give on the left with random signs
+    chance_right: float = 0.0  # what its columns give on the right with random signs
 
 
 @dataclass(frozen=True)
 class JointValues:
     """Sums over the entries of a matrix, in units of weights² where nothing else is said."""
 
-    inner: float
-    """<D1, D2>."""
-
-    first: float
-    """||D1||², 0 or more."""
-
-    second: float
-    """||D2||², 0 or more."""
-
-    spread: float
-    """Sum of (D1_ij D2_ij)², weights⁴: the variance of inner if all signs were random."""
-
+    inner: float  # <D1, D2>
+    first: float  # ||D1||²
+    second: float  # ||D2||²
+    spread: float  # sum of (D1_ij D2_ij)², weights⁴: the variance of inner if all signs were random
     inside: Inside
-    """How D2 lies in the leading directions of D1."""
-
     shared: Shared
-    """What rounding alone does to these sums."""
 
     @property
     def finite(self) -> bool:
@@ -284,8 +259,7 @@ def _inside(
 def _against(
     basis: Array, leading: Spectrum, pairs: Pairs, energies: Array, space: Workspace
 ) -> tuple[float, float, float]:
-    """Energies of D2 in the short side's basis, in the long side's, and what its profile gives in
-    the latter.
+    """Energies of D2 in the short and in the long side's basis, and what its profile gives there.
 
     The long side's directions Y = D1ᵀ U / sigma are formed block by block and made orthonormal in
     the sums.

@@ -22,17 +22,10 @@ class BlockScaled:
     `weight_scale_inv`. The last block of a row or column may be cut.
     """
 
-    raw: Tensor
-    """(rows, cols), 8-bit floats."""
-
-    scales: Tensor
-    """A number for each block."""
-
-    block: tuple[int, int]
-    """Rows and columns that share one scale, 1 or more."""
-
-    first_row: int = 0
-    """The row of the stored tensor that row 0 is, 0 or more."""
+    raw: Tensor  # (rows, cols), 8-bit floats
+    scales: Tensor  # one for each block
+    block: tuple[int, int]  # rows and columns that share one scale
+    first_row: int = 0  # of the stored tensor
 
     @property
     def shape(self) -> torch.Size:
@@ -57,17 +50,10 @@ class BlockScaled:
 class Updated:
     """base + scaling * left @ right, in float64: a base with its LoRA update."""
 
-    base: Tensor | BlockScaled
-    """(rows, cols), or (groups, rows / groups, cols)."""
-
-    left: Tensor
-    """(rows, r), or (groups, rows / groups, r) where base is grouped."""
-
-    right: Tensor
-    """(r, cols)."""
-
-    scaling: float
-    """alpha / r, or alpha / sqrt(r)."""
+    base: Tensor | BlockScaled  # (rows, cols), or (groups, rows / groups, cols)
+    left: Tensor  # (rows, r), or (groups, rows / groups, r) where base is grouped
+    right: Tensor  # (r, cols)
+    scaling: float  # alpha / r, or alpha / sqrt(r)
 
     @property
     def shape(self) -> torch.Size:
@@ -88,8 +74,7 @@ class Updated:
         return self.base[index].double() + self.scaling * (left @ right)
 
     def singular_values(self) -> Tensor:
-        """Those of the update, float64 (min(rows, cols),), descending: from the triangles of two QR
-        factorisations.
+        """The update's singular values, float64 (min(rows, cols),), descending, by two QRs.
 
         left = Q_l R_l and rightᵀ = Q_r R_r, so that left @ right has the singular values of R_l
         R_rᵀ and zeros.
@@ -107,11 +92,8 @@ class Updated:
 class Rounded:
     """A matrix rounded to a stored format, as an F32 base is that training loads in BF16."""
 
-    matrix: Matrix
-    """(rows, cols), or grouped: what is rounded."""
-
+    matrix: Matrix  # (rows, cols), or grouped
     grid: FloatFormat
-    """To what."""
 
     @property
     def shape(self) -> torch.Size:

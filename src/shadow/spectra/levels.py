@@ -16,8 +16,7 @@ LEVELS_OF = 1024  # entries of a row that are looked at for distinct values
 
 @cache
 def expected_levels(kind: str, length: int) -> float:
-    """The share of distinct values among `length` normal entries stored in a format, by its cells'
-    chances.
+    """The expected share of distinct values among `length` normal entries stored in a format.
 
     BF16 and FP8 (E4M3) have cells of floating point, INT8 and INT4 as many equal ones from -max to
     max of a row.
@@ -43,8 +42,7 @@ def expected_levels(kind: str, length: int) -> float:
 
 
 def round_trip(share: float, length: int) -> str | None:
-    """INT4, or 8 bits, where a share of distinct values among `length` entries is that of a copy
-    that went through it.
+    """The format, INT4 or 8 bits, of a round trip that this share of distinct values shows.
 
     Thresholds lie in the geometric middle between what normal rows have in BF16, 8 bits and 4 bits.
     None below 256 entries, where BF16 and 8 bits are too close, and for more.

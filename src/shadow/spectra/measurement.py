@@ -20,19 +20,12 @@ class Measurement:
     """The numbers of one subject."""
 
     subject: Subject
-    """base, tuned or delta."""
+    precision: Precision  # as used: default turns to exact for some matrices
+    values: Cells  # by column of matrices.parquet
+    sigma: NDArray[np.float64]  # singular values (m,), descending, in weights
 
-    precision: Precision
-    """That was used: default turns to exact for some matrices."""
-
-    values: Cells
-    """By the names of the columns of matrices.parquet."""
-
-    sigma: NDArray[np.float64]
-    """Singular values (m,), descending, in weights."""
-
+    # columns of spectra.parquet with several numbers each, beside sigma; NaN: undefined
     lists: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
-    """Columns of spectra.parquet that hold several numbers each, beside sigma; NaN: undefined."""
 
     def number(self, column: str) -> float | None:
         """A column that holds numbers."""

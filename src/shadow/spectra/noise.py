@@ -1,5 +1,4 @@
-"""What independent noise alone does to effective ranks: what a change is held against that is said
-to mean something.
+"""What independent noise alone does to effective ranks, for comparison with a change.
 
 Two facts are used. The singular values of an m x n matrix of independent entries follow the law of
 Marchenko and Pastur (1967). And a Gaussian matrix looks alike in every basis, so that what noise

@@ -71,8 +71,7 @@ def null_values(delta: Spectrum, profile: Profile, participation_ratio: float | 
 
 
 def coverage_values(profile: Profile) -> Values:
-    """row_participation_ratio, col_participation_ratio, rows_changed: how many outputs and inputs
-    the change reaches.
+    """row_participation_ratio, col_participation_ratio, rows_changed: how much the change reaches.
 
     (sum r)² / sum r² in [1, rows], the number of rows that carry the energy, and the same of
     columns; the share of the rows of which any entry differs, in (0, 1]. In an embedding the rows
@@ -109,8 +108,7 @@ def sampled_values(
     scale: float,
     grams: Grams = ON_CPU,
 ) -> Values:
-    """null_edge_sampled, spikes_sampled, null_participation_ratio_sampled from `draws` random sign
-    flips of D.
+    """null_edge_sampled, spikes_sampled, null_participation_ratio_sampled, by random signs of D.
 
     The edge is the largest singular value seen in any draw; the participation ratio is E² over the
     mean of the draws' sum sigma⁴. read yields the blocks of scale * D, corners their first (row,

@@ -28,22 +28,15 @@ ALONE = 0.8
 class Budget:
     """1 / participation_ratio as a sum of three parts."""
 
-    size: float
-    """That of a flat profile of the shape, above 0."""
-
-    profile: float
-    """What uneven rows and columns add; below 0 for a very sparse delta."""
-
-    coherence: float
-    """What the entries do together, X."""
+    size: float  # of a flat profile of the shape, above 0
+    profile: float  # what uneven rows and columns add; below 0 for a very sparse delta
+    coherence: float  # X: what the entries do together
 
 
 def budget(
     participation_ratio: float, null_participation_ratio: float, rows: int, cols: int
 ) -> Budget:
-    """size = (m + n - 1) / (m n), profile = 1 / null_participation_ratio - size; the three sum up
-    exactly.
-    """
+    """size = (m + n - 1) / (m n), profile = 1 / null_participation_ratio - size, and X."""
     size = (rows + cols - 1) / (rows * cols)
     null = 1.0 / null_participation_ratio
     return Budget(size, null - size, 1.0 / participation_ratio - null)
@@ -52,8 +45,7 @@ def budget(
 def purity_z(
     purity: float, row_participation_ratio: float, col_participation_ratio: float
 ) -> float:
-    """X over its standard deviation under the null of a separable profile, 2 / (row ratio x column
-    ratio).
+    """X over its standard deviation, 2 / (row ratio x column ratio), under a separable null.
 
     With random signs X is (2 / E²) times a sum over pairs of rows and pairs of columns of products
     of four entries, so its variance is (2 / E²)² times the sum of products of the four squares. Too
@@ -101,7 +93,7 @@ def purity_values(
 
 
 def dominated(purity: float, kept: float, top1_energy: float | None) -> bool:
-    """Does one direction in noise have most of X, where much was rounded away?
+    """Whether one direction in noise has most of X, where much was rounded away.
 
     Where its entries are large they pass the rounding better than the noise around them does, so
     that X / kept² comes out too large, by up to a half for rank one with a third of the energy. A

@@ -39,9 +39,7 @@ LEFT_OUT = 8  # parts of the projection that are left out in turn, to tell the e
 
 @lru_cache(maxsize=4)
 def projection(width: int, dtype: np.dtype[Any]) -> NDArray[np.floating]:
-    """P, (width, min(width, WIDTH)): orthonormal columns, uniformly random, or the identity where
-    that is as small.
-    """
+    """P, (width, min(width, WIDTH)): random orthonormal columns, or the identity up to WIDTH."""
     if width <= WIDTH:
         return np.eye(width, dtype=dtype)
     normal = np.random.default_rng([SEED, width]).standard_normal((width, WIDTH))
@@ -90,7 +88,7 @@ def sketch_of_gram(
 
 
 def on_short_side(shape: tuple[int, int], direction: Direction) -> bool:
-    """Is the residual side of a matrix (rows, cols) the one on which its Gram matrix is made?"""
+    """Whether the Gram matrix of a (rows, cols) matrix is made on the residual side."""
     return (direction == "writing") == (shape[0] <= shape[1])
 
 
@@ -102,8 +100,7 @@ def _packed(total: NDArray[np.floating], energy: float) -> NDArray[np.float32]:
 def overlaps(
     sketches: NDArray[np.float32], participation: NDArray[np.float64], width: int
 ) -> NDArray[np.float64]:
-    """cos of the angles between the Grams of several deltas, <G_a, G_b> / (||G_a|| ||G_b||), (n, n)
-    in [0, 1].
+    """(n, n) cosines <G_a, G_b> / (||G_a|| ||G_b||) between the Grams of n deltas, in [0, 1].
 
     sketches (n, k (k + 1) / 2): what `sketch` returned. participation (n,): participation ratios of
     the deltas. Estimated as the ratio of unbiased estimates from one projection, whose errors
@@ -143,9 +140,7 @@ def overlaps_left_out(
 
 @dataclass(frozen=True)
 class _Entries:
-    """The entries of a sketch of k columns: how many entries of the whole matrix each stands for,
-    and the eighths that its row and its column belong to.
-    """
+    """For each entry of a sketch of k columns: a weight, and the eighths of its row and column."""
 
     k: int
     weights: NDArray[np.float64]
@@ -177,9 +172,7 @@ def _cosines(
 def stacked_participation(
     cosines: NDArray[np.float64], energies: NDArray[np.float64], participation: NDArray[np.float64]
 ) -> float:
-    """(tr G)² / ||G||_F² of the stacked deltas, from the overlaps, energies and participation
-    ratios of each.
-    """
+    """(tr G)² / ||G||_F² of the stacked deltas, from each one's overlaps, energy and own ratio."""
     share = energies / energies.sum()
     norms = share / np.sqrt(participation)  # of each delta's own G
     return float(1.0 / (norms @ cosines @ norms))
@@ -191,8 +184,7 @@ def stacked_stderr(
     participation: NDArray[np.float64],
     found: float,
 ) -> float:
-    """Standard error of `stacked_participation`, which is found, by what its inverse is with each
-    part left out.
+    """Standard error of `stacked_participation` (found), from its inverses with each part left out.
 
     found² sqrt((g - 1) / g sum (x_i - mean x)²), g the number of parts (jackknife, Tukey 1958): on
     stacks of known ratio it was 0.5 to 1.2 of the root mean square error. 0 where nothing is left

@@ -175,8 +175,7 @@ def blocks(matrix: Matrix, size: int | None = None) -> Iterator[tuple[slice, ...
 
 
 def tiles(matrix: Matrix) -> Iterator[tuple[tuple[slice, ...], tuple[int, int]]]:
-    """Indices that cut a matrix into tiles for work entry by entry, and the (row, column) where
-    each begins.
+    """Indices of tiles for work entry by entry, and the (row, column) where each begins.
 
     In order, row by row: a tile is at most WIDEST columns wide and about TILE elements large, so
     that it stays in the caches and float32 sums over its rows are short.
@@ -196,9 +195,7 @@ def tiles(matrix: Matrix) -> Iterator[tuple[tuple[slice, ...], tuple[int, int]]]
 def read_block(
     matrix: Matrix, index: tuple[slice, ...], name: str, dtype: torch.dtype, space: Workspace
 ) -> Tensor:
-    """One block as a contiguous (rows, cols) tensor of dtype in the workspace's buffer of that
-    name.
-    """
+    """One block as a contiguous (rows, cols) tensor of dtype, in a buffer of the workspace."""
     part = matrix[index]
     buffer = space.take(name, part.shape, dtype)
     buffer.copy_(part)
@@ -222,9 +219,7 @@ def power_of_two_scale(largest: float) -> float:
 def scaled_blocks(
     matrix: Matrix, scale: float, dtype: torch.dtype, space: Workspace
 ) -> Iterator[Tensor]:
-    """The blocks of scale * matrix as contiguous (rows, cols) tensors of dtype, in the order of
-    `blocks`.
-    """
+    """The blocks of scale * matrix, in the order of `blocks`, as (rows, cols) tensors of dtype."""
     for index in blocks(matrix):
         block = read_block(matrix, index, "tuned", dtype, space)
         yield block if scale == 1.0 else block.mul_(scale)
@@ -232,7 +227,7 @@ def scaled_blocks(
 
 @cache
 def mkl_is_at_home() -> bool:
-    """Is torch's linear algebra Intel's library on an Intel processor?
+    """Whether torch's linear algebra is Intel's library on an Intel processor.
 
     Elsewhere MKL takes slow paths: on a Zen 4 with two threads busy, SciPy's OpenBLAS found the
     eigenvalues of an 896-side Gram in 0.60 of the time (benchmarks/spectrum_methods.py measures it
@@ -363,8 +358,7 @@ def _mirrored(lower: Tensor) -> Tensor:
 
 
 def _leading(whole: Tensor, values: NDArray[np.float64], count: int) -> NDArray[np.float64]:
-    """The leading eigenvectors (side, count) by restarted Lanczos from a fixed vector, checked
-    against all values.
+    """The leading eigenvectors (side, count) by restarted Lanczos, checked against all values.
 
     Products with a float32 matrix are in float32: their rounding turns the vectors no more than
     that of the Gram matrix has done. Lanczos can miss a copy of a multiple eigenvalue, or not
@@ -406,8 +400,7 @@ Look = Callable[[Tensor], None]
 class Grams(Protocol):
     """Where Gram matrices are made."""
 
-    solver: str
-    """What their last bits depend on besides the CPU."""
+    solver: str  # what the last bits depend on besides the CPU
 
     def solved(
         self,
@@ -421,7 +414,7 @@ class Grams(Protocol):
         dtype on the CPU.
 
         read yields the blocks of the matrix in the order of `blocks`, as often as it is called;
-        norm: their Frobenius norm. And: was the CPU taken because a device failed?
+        norm: their Frobenius norm. And whether the CPU was taken because a device failed.
         """
         ...
 
@@ -457,8 +450,7 @@ def spectrum(
     grams: Grams = ON_CPU,
     look: Look | None = None,
 ) -> Spectrum:
-    """Singular values of a matrix (rows, cols) whose scaled blocks `read(dtype)` yields in the
-    order of `blocks`.
+    """Singular values of a (rows, cols) matrix whose scaled blocks `read(dtype)` yields in order.
 
     norm is the Frobenius norm of the unscaled entries, scale the power of two the blocks were
     multiplied by. wide_format says that the stored numbers have more bits than float32 products
@@ -526,9 +518,7 @@ def _singular_values(
     grams: Grams = ON_CPU,
     look: Look | None = None,
 ) -> tuple[NDArray[np.float64], float, NDArray[np.float64] | None, bool]:
-    """Singular values, descending, the floor under them, as many leading vectors of the short side
-    as wanted, moved.
-    """
+    """Singular values, descending, their floor, leading vectors of the short side, and moved."""
     dtype = torch.float64 if precision == "exact" else torch.float32
     solved = torch.float32 if precision == "fast" else torch.float64
 

@@ -58,8 +58,7 @@ def subspace_values(
     profile: Profile,
     space: Workspace,
 ) -> Values:
-    """overlap_*, alignment_*, intruders and subspace_gap_*, from both spectra and one pass over the
-    matrices.
+    """overlap_*, alignment_*, intruders, subspace_gap_*, from spectra and one pass over matrices.
 
     With U_b and U_t the leading k = min(16, m) left vectors, overlap_left = ||U_bᵀ U_t||_F² / k in
     [0, 1], the mean squared cosine of the principal angles: 1 where nothing turned, k / rows on
@@ -135,24 +134,19 @@ def _resolved(side: Spectrum) -> Array:
 
 
 def _mean_square(cosines: Array) -> float:
-    """||C||_F² / k of (k, k) cosines between two orthonormal bases, in [0, 1] but for rounding,
-    which is cut off.
-    """
+    """||C||_F² / k of (k, k) cosines between two orthonormal bases, cut off at 1."""
     return min(1.0, float((cosines**2).sum()) / len(cosines))
 
 
 def _whitened(products: Array, columns: Array) -> Array:
-    """Inner products (k, ...) with vectors whose own are `products`, made those with an orthonormal
-    basis of them.
-    """
+    """Inner products (k, ...) with vectors of Gram matrix `products`, made orthonormal."""
     root = np.linalg.cholesky(products)
     return np.asarray(solve_triangular(root, columns, lower=True), dtype=np.float64)
 
 
 @dataclass(frozen=True)
 class _Streamed:
-    """Sums over the long side, where Y_b (n, k) and Y_t (n, t) are its vectors, not quite
-    orthonormal.
+    """Sums over the long side; Y_b (n, k) and Y_t (n, t) are its vectors, nearly orthonormal.
 
     base: Y_bᵀ Y_b; weighted: the same with D's energies along the long side as weights; tuned: Y_tᵀ
     Y_t; between: Y_bᵀ Y_t; inside: energy of D in the short side's subspace; images (m, k): D Y_b;
@@ -230,9 +224,7 @@ def _triples(
     space: Workspace,
     dtype: torch.dtype,
 ) -> Iterator[tuple[Floating, Floating, Floating]]:
-    """The blocks of base, tuned and scale * (tuned - base) in dtype, each (short, part of the long
-    side).
-    """
+    """The blocks of base, tuned and scale * (tuned - base), each (short, part of the long side)."""
     base, tuned = matrices
     wide = shape_of(tuned)[0] == short
     for index in blocks(tuned, SMALL_BLOCK):

@@ -1,5 +1,4 @@
-"""All eigenvalues and the leading eigenvectors of a symmetric matrix from one reduction to
-tridiagonal form.
+"""All eigenvalues and a few leading eigenvectors from one reduction to tridiagonal form.
 
 Eigenvalues alone cost a reduction and a QL iteration. LAPACK's drivers either stop there or compute
 every vector (2.7 times as long at side 896); but with the reflectors kept, a few vectors need only
@@ -63,9 +62,7 @@ def _of_tridiagonal(
     beside: NDArray[np.float64],
     values: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """Eigenvectors of a tridiagonal matrix as rows (count, n), by inverse iteration from its
-    ascending eigenvalues.
-    """
+    """Eigenvectors of a tridiagonal matrix as rows (count, n), by inverse iteration."""
     n, count = len(diagonal), len(values)
     vectors, info = np.empty((count, n)), np.zeros(1, np.intc)
     one_block, end = np.ones(count, np.intc), np.array([n], np.intc)

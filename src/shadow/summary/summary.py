@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from shadow.claims.footprint import Evidence, Gate, Label, failed, footprint, gates
 from shadow.claims.reference import Position
-from shadow.comparing.gains import MEASURED_BY_OTHERS, Gain, GroupGain, Scored, ScoreFile, read_kept
+from shadow.comparing.gains import MEASURED_BY_OTHERS, Gain, GroupGain, Scored, ScoreFile
+from shadow.comparing.kept_scores import read_kept
 from shadow.comparing.published import context_sentence, published_figures
 from shadow.errors import ShadowError
 from shadow.places.groups import ATTENTION, MLP, UP

@@ -29,7 +29,9 @@ from shadow.outputs.terminal.typeset import (
 from shadow.text import counted, visible
 
 if TYPE_CHECKING:
-    from shadow.comparing.comparison import Comparison, Contrast, Difference
+    from shadow.comparing.comparison import Comparison
+    from shadow.comparing.contrast import Contrast
+    from shadow.comparing.differences import Difference
 
 
 KNOWN_BY = {"commit": "its commit", "content": "its fingerprint", "spectra": "its measured spectra"}
@@ -129,7 +131,7 @@ def _figures_apart(contrast: Contrast, width: int, p_values: bool) -> Renderable
     """A row for each figure: both medians, the paired difference with its spread over layers, and
     what it says.
     """
-    from shadow.comparing.comparison import FIGURES
+    from shadow.comparing.differences import FIGURES
     from shadow.summary.bootstrap import holm
 
     titles = {figure.name: figure.title for figure in FIGURES}

@@ -1,0 +1,217 @@
+"""The `huggingface_hub` client as audits need it: sessions with limits, and requests tried again.
+
+The client keeps its session and its settings for the whole process, so what is needed of them
+holds only inside `own_client`; whoever else uses the client finds it as it was. No token is sent
+to another origin than the Hub's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from copy import copy
+from dataclasses import dataclass
+from functools import partial
+from threading import Event, Lock
+from typing import Any, TypeVar
+
+from huggingface_hub import constants
+from huggingface_hub.utils import _http, hf_raise_for_status
+from tenacity import RetryCallState, Retrying, retry_if_exception, wait_exponential, wait_random
+
+from shadow.checkpoints.hub_faults import (
+    ANSWERED,
+    ATTEMPTS,
+    TRANSIENT,
+    StoppedError,
+    in_words,
+    is_of_hub,
+    is_transient,
+    is_unconnected,
+    problem,
+    retry_after,
+)
+from shadow.errors import ShadowError
+
+# seconds of trying for a connection before the Hub has answered once: more likely an address or a
+# network that is wrong than an outage
+PATIENCE = 5.0
+WAITS = 0.5, 30.0  # seconds before the second try, doubled from try to try, and at most
+
+Say = Callable[[str], None]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Before:
+    """The client's session and settings as they were found."""
+
+    session: Any
+    factory: Callable[[], Any]
+    level: int  # of its logger
+    own_blobs: bool
+    added: Any  # the filter of warnings that was put before the others; None if there was one
+
+
+_lock = Lock()
+_answered = Event()  # has any server answered this process?
+_holders = 0
+_before: _Before | None = None
+
+
+@contextlib.contextmanager
+def own_client() -> Iterator[None]:
+    """The Hub's client with our sessions and without its warnings, until the last holder leaves.
+
+    Left alone it waits for some answers without an end, sleeps for as long as a server asks it to,
+    up to five times, and takes the token along to any address that a listing names as its next
+    page. May be entered inside itself and in several threads. Every function that asks the Hub
+    enters it; a caller that asks often holds it meanwhile, so that connections are kept. A download
+    that nobody waits for any more holds it until it ends.
+    """
+    global _holders, _before
+    with _lock:
+        if not _holders:
+            _before = _taken_over()
+        _holders += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _holders -= 1
+            if not _holders and _before is not None:
+                _give_back(_before)
+                _before = None
+
+
+def _taken_over() -> _Before:
+    """Put our session and settings into the client; returns what was there."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # its warnings name URLs and repeat what is said here
+    filters = list(warnings.filters)
+    # of little disk and of no symlinks, which are said here or no fault
+    warnings.filterwarnings("ignore", module="huggingface_hub")
+    first = warnings.filters[0]
+    with _http._CLIENT_LOCK:
+        # not by set_client_factory, which closes the session and does not tell its factory
+        session, factory = _http._GLOBAL_CLIENT, _http._GLOBAL_CLIENT_FACTORY
+        _http._GLOBAL_CLIENT, _http._GLOBAL_CLIENT_FACTORY = None, partial(_own_session, factory)
+    added = None if first in filters else first
+    return _Before(session, factory, level, constants.HF_HUB_DISABLE_SHARED_BLOBS, added)
+
+
+def _give_back(before: _Before) -> None:
+    """Put back what was there, except where somebody else has set another factory meanwhile."""
+    with _http._CLIENT_LOCK:
+        factory = _http._GLOBAL_CLIENT_FACTORY
+        if isinstance(factory, partial) and factory.func is _own_session:
+            ours = _http._GLOBAL_CLIENT
+            _http._GLOBAL_CLIENT, _http._GLOBAL_CLIENT_FACTORY = before.session, before.factory
+            if ours is not None:
+                ours.close()
+    logging.getLogger("huggingface_hub").setLevel(before.level)
+    if before.added in warnings.filters:
+        warnings.filters.remove(before.added)  # type: ignore[attr-defined]
+    constants.HF_HUB_DISABLE_SHARED_BLOBS = before.own_blobs
+
+
+def _own_session(factory: Callable[[], Any]) -> Any:
+    """A session of the user's making, as one with a proxy, that obeys the two functions below."""
+    session = factory()
+    hooks = session.event_hooks
+    session.event_hooks = {
+        "request": [*hooks["request"], _before_request],
+        "response": [_after_response],
+    }
+    return session
+
+
+def _before_request(request: Any) -> None:
+    request.extensions.pop(ANSWERED, None)  # of the request that was redirected here
+    longest = max(constants.HF_HUB_DOWNLOAD_TIMEOUT, constants.HF_HUB_ETAG_TIMEOUT)
+    unlimited = dict.fromkeys(("connect", "read", "write", "pool"))
+    limits = request.extensions.get("timeout") or unlimited
+    request.extensions["timeout"] = {
+        name: min(value or longest, longest) for name, value in limits.items()
+    }
+    if not is_of_hub(str(request.url)):
+        request.headers.pop("authorization", None)
+
+
+def _after_response(response: Any) -> None:
+    _answered.set()
+    response.request.extensions[ANSWERED] = True
+    if response.status_code in TRANSIENT:
+        hf_raise_for_status(response)  # here, so that only `trying` decides about another try
+
+
+def trying(
+    attempt: Callable[[], T],
+    say: Say,
+    *,
+    repo: str,
+    revision: str | None,
+    path: str | None = None,
+    stop: Event | None = None,
+    progress: Callable[[], int] = lambda: 0,
+) -> T:
+    """attempt(), again after transient faults; then a ShadowError about what was asked for.
+
+    Waits grow, or are those that the server asks for. Tries are counted from the last progress.
+    Where no connection has ever been made, PATIENCE ends them. Raises StoppedError when stop is set
+    meanwhile.
+    """
+    stop = stop or Event()
+    waits = wait_exponential(multiplier=WAITS[0], max=WAITS[1]) + wait_random(0, WAITS[0])
+    last = [0, progress()]  # the try before the last progress, and how far that was
+
+    def since_progress(state: RetryCallState) -> RetryCallState:
+        if progress() != last[1]:
+            last[:] = state.attempt_number - 1, progress()
+        counted = copy(state)
+        counted.attempt_number -= last[0]
+        return counted
+
+    def given_up(state: RetryCallState) -> bool:
+        if since_progress(state).attempt_number >= ATTEMPTS:
+            return True
+        waited = (state.seconds_since_start or 0.0) + state.upcoming_sleep
+        return waited > PATIENCE and not _answered.is_set() and is_unconnected(_fault(state))
+
+    def wait(state: RetryCallState) -> float:
+        asked = retry_after(_fault(state))
+        return waits(since_progress(state)) if asked is None else asked
+
+    def tell(state: RetryCallState) -> None:
+        if state.upcoming_sleep >= 3:
+            seconds = f"{state.upcoming_sleep:.0f} s"
+            say(f"the Hub {problem(_fault(state))}; trying again in {seconds}")
+
+    def sleep(seconds: float) -> None:
+        if stop.wait(seconds):
+            raise StoppedError
+
+    retrying = Retrying(
+        retry=retry_if_exception(is_transient),
+        wait=wait,
+        stop=given_up,
+        before_sleep=tell,
+        sleep=sleep,
+        reraise=True,
+    )
+    try:
+        return retrying(attempt)
+    except (ShadowError, StoppedError):
+        raise
+    except Exception as error:  # the client's, on whatever the server sent
+        # its chain of tries says nothing more to people
+        raise in_words(error, repo=repo, revision=revision, path=path) from None
+
+
+def _fault(state: RetryCallState) -> BaseException:
+    fault = state.outcome.exception() if state.outcome else None
+    assert fault is not None, "a try that is repeated has failed"
+    return fault

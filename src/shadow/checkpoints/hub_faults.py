@@ -1,0 +1,252 @@
+"""What goes wrong with the Hub: what is worth another try, and each fault as a line and a hint.
+
+The words are our own: what a server writes is not repeated, and no token is ever put into a
+message. The client's HTTP library has changed twice, so its faults are known by their names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from huggingface_hub import constants, errors
+from huggingface_hub.utils import get_token, parse_ratelimit_headers
+
+from shadow.errors import ShadowError
+from shadow.targets.references import as_folder
+
+# HfHubHTTPError's bases hold its HTTP library's own base class, whichever library that is.
+FAILURES: tuple[type[Exception], ...] = (
+    OSError,
+    ValueError,
+    errors.RevisionResolutionError,
+    errors.XetDownloadError,
+    *errors.HfHubHTTPError.__bases__,
+)
+TRANSIENT = (408, 425, 429, 500, 502, 503, 504)  # answers worth a second try
+# names of faults of the client's HTTP library
+CIRCLES = ("TooManyRedirects",)
+NOWHERE = ("UnsupportedProtocol", "InvalidURL")
+UNCONNECTED = ("ConnectError", "ConnectTimeout")
+ATTEMPTS = 6  # in a row without a byte of progress
+MAX_WAIT = 300.0  # seconds that a server may ask to wait; for more, the command is given back
+ANSWERED = "shadow.answered"  # noted with a request once its answer has begun
+
+NO_HUB = "is HF_ENDPOINT a Hub?"
+AGAIN = "run the same command again: it continues from here"
+OFFLINE = "not in the cache, and this run is offline"
+Words = tuple[str, str]  # a message and a hint, both templates
+# the first that an error is an instance of: most are subclasses of others
+OF_TYPE: tuple[tuple[type[Exception], Words], ...] = (
+    (
+        errors.GatedRepoError,
+        ("{repo} is gated: its owner grants access", "ask for it at {address}; {token}"),
+    ),
+    (errors.RepositoryNotFoundError, ("{repo} is not on the Hub, or it is private", "{named}")),
+    (
+        errors.RevisionNotFoundError,
+        ("{repo} has no revision {revision!r}", "its branches and tags: {address}/tree/main"),
+    ),
+    (errors.DisabledRepoError, ("{repo} has been disabled by the Hub", "see {address}")),
+    (errors.EntryNotFoundError, ("{what} is not there", "its files: {address}/tree/{tree}")),
+    (errors.OfflineModeIsEnabled, (f"{{what}} is {OFFLINE}", "run once without HF_HUB_OFFLINE")),
+    (errors.FileMetadataError, ("{what}: the server does not answer like a Hub", NO_HUB)),
+    (errors.HFValidationError, ("{repo!r} cannot be the name of a repository", "write org/name")),
+)
+CIRCLE: Words = ("{what} is redirected in a circle", NO_HUB)
+NO_ADDRESS: Words = ("{what} is redirected to something that is no web address", NO_HUB)
+OF_NAME = dict.fromkeys(CIRCLES, CIRCLE) | dict.fromkeys(NOWHERE, NO_ADDRESS)
+OF_STATUS: dict[int, Words] = {
+    401: ("{what}: the Hub requires a valid login (401)", "{token}; is it still valid?"),
+    403: ("{what}: the Hub refuses access (403)", "see {address}; {token}"),
+    429: ("{what}: the Hub says that there were too many requests (429)", "{wait}"),
+}
+
+
+class StoppedError(Exception):
+    """A download was given up because the audit around it ended."""
+
+
+class RangeIgnoredError(ShadowError):
+    """The server answered a request for a byte range with something else."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "use --fetch shards")
+
+
+def cache_folder() -> Path:
+    """The client's cache of repositories (HF_HUB_CACHE)."""
+    return Path(constants.HF_HUB_CACHE).expanduser()
+
+
+def is_of_hub(url: str) -> bool:
+    """Whether an address is one of the Hub itself, not of a server that it redirects to."""
+    return _origin(url) == _origin(constants.ENDPOINT)
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The fault behind the client's own `not found locally either` and `force download failed`."""
+    wrappers = errors.LocalEntryNotFoundError, errors.RevisionResolutionError, ValueError
+    while isinstance(error, wrappers) and isinstance(error.__cause__, FAILURES):
+        error = error.__cause__
+    return error
+
+
+def _status(error: BaseException) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def retry_after(error: BaseException) -> float | None:
+    """Seconds that the answer asks to wait; None where it does not ask."""
+    response = getattr(_cause(error), "response", None)
+    if response is None:
+        return None
+    if response.status_code == 429:
+        limit = parse_ratelimit_headers(response.headers)
+        if limit is not None and limit.remaining == 0:
+            return float(limit.reset_in_seconds)
+    value = response.headers.get("retry-after", "").strip()
+    return float(value) if re.fullmatch(r"\d{1,9}", value) else None
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether another try may go better."""
+    error = _cause(error)
+    if isinstance(
+        error, (ShadowError, StoppedError, errors.OfflineModeIsEnabled, errors.FileMetadataError)
+    ):
+        return False
+    status = _status(error)
+    response = getattr(error, "response", None)
+    # a signed address of another server; the next attempt gets a new one
+    if status == 403 and response is not None and not is_of_hub(str(response.url)):
+        return True
+    if status is not None:
+        return status in TRANSIENT and (retry_after(error) or 0) <= MAX_WAIT
+    if _is_local(error) or type(error).__name__ in OF_NAME:
+        return False
+    return isinstance(error, FAILURES) and not isinstance(error, ValueError)
+
+
+def is_unconnected(error: BaseException) -> bool:
+    """Whether there was no connection: a refusal, an unknown name, silence."""
+    return type(_cause(error)).__name__ in UNCONNECTED
+
+
+def _is_local(error: BaseException) -> bool:
+    """Whether this machine's disk failed; faults of the line have another type, or no number."""
+    if not isinstance(error, OSError) or isinstance(error, ConnectionError | TimeoutError):
+        return False
+    return error.errno not in (None, errno.EPIPE)
+
+
+def _came_short(error: BaseException) -> bool:
+    """Whether an answer began, and ended before its file did."""
+    if getattr(error, "errno", None) == errno.EPIPE or "Consistency check failed" in str(error):
+        return True
+    try:
+        request = getattr(error, "request", None)
+    except RuntimeError:  # the HTTP library's way to say that it knows none
+        return False
+    return bool(getattr(request, "extensions", {}).get(ANSWERED))
+
+
+def problem(error: BaseException) -> str:
+    """What is wrong with the Hub, after the words `the Hub`."""
+    cause = _cause(error)
+    status = _status(cause)
+    if status == 429:
+        return "says that there were too many requests (429)"
+    if status is not None:
+        return f"answers {status}"
+    return "sends files cut short" if _came_short(cause) else "cannot be reached"
+
+
+def in_words(
+    error: BaseException, *, repo: str, revision: str | None = None, path: str | None = None
+) -> ShadowError:
+    """One line and a hint for a fault of the client. Nothing of its own text is repeated."""
+    error = _cause(error)
+    seconds = retry_after(error)
+    token = token_in_use()
+    message, hint = _words(error)
+    facts = {
+        "repo": repo,
+        "what": f"{repo}: {path}" if path else repo,
+        "revision": revision,
+        "tree": revision or "main",
+        "address": f"{constants.ENDPOINT}/{repo}",
+        "token": token,
+        "named": as_folder(repo) or f"check the name; {token}",
+        "wait": f"wait {seconds:.0f} s, then {AGAIN}" if seconds else AGAIN,
+        "cache": cache_folder(),
+        "reason": getattr(error, "strerror", None),
+        "hub": constants.ENDPOINT,
+        "kind": type(error).__name__,
+        "reached": as_folder(repo)
+        or f"check {_line()}, then {AGAIN}; --offline uses what is in the cache",
+    }
+    return ShadowError(message.format(**facts), hint.format(**facts))
+
+
+def _line() -> str:
+    return "the connection and HF_ENDPOINT" if "HF_ENDPOINT" in os.environ else "the connection"
+
+
+def _words(error: BaseException) -> Words:
+    """The templates for a fault."""
+    of_type = next((words for kind, words in OF_TYPE if isinstance(error, kind)), None)
+    if found := of_type or OF_NAME.get(type(error).__name__):
+        return found
+    status = _status(error)
+    if status is not None:
+        tries = f", also after {ATTEMPTS} tries" if status in TRANSIENT else ""
+        return OF_STATUS.get(status, (f"{{what}}: the Hub answers {status}{tries}", AGAIN))
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "{what}: the disk of {cache} is full", f"free some space, or --max-disk; {AGAIN}"
+    if _is_local(error):
+        return "cannot write to {cache}: {reason}", "set HF_HUB_CACHE to another folder"
+    if _came_short(error):
+        return f"{{what}} arrived incomplete, also after {ATTEMPTS} tries", AGAIN
+    if not isinstance(error, FAILURES) or isinstance(error, ValueError):
+        return "{what}: the server does not answer like a Hub ({kind})", NO_HUB
+    return "{what}: {hub} cannot be reached ({kind})", "{reached}"
+
+
+def require_usable_settings() -> None:
+    """Refuse an address and a token that no request can have, before the HTTP library does it."""
+    if not re.fullmatch(r"https?://[!-~]+", constants.ENDPOINT):
+        raise ShadowError(
+            f"{constants.ENDPOINT} is no web address", "HF_ENDPOINT must begin with https://"
+        )
+    try:
+        token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
+    except Exception as error:
+        raise ShadowError(f"cannot get a token ({type(error).__name__})", token_in_use()) from error
+    if token and not re.fullmatch(r"[!-~]+", token):
+        raise ShadowError(
+            "the token has spaces, control characters or letters beyond ASCII: it cannot be one",
+            f"{token_in_use()}; `hf auth login` asks for another",
+        )
+
+
+def token_in_use() -> str:
+    """Which token goes with requests, in words and without the token."""
+    if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
+        return "no token is sent (HF_HUB_DISABLE_IMPLICIT_TOKEN)"
+    for name in ("HF_OIDC_RESOURCE", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        if os.environ.get(name):
+            return f"the token of {name} is in use"
+    with contextlib.suppress(*FAILURES):
+        if get_token():
+            return f"the token in {constants.HF_TOKEN_PATH} is in use"
+    return "no token is in use: `hf auth login`, or HF_TOKEN"

@@ -1,0 +1,154 @@
+"""The commands under their names, and what an error looks like."""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import os
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from shadow import __version__
+from shadow.cli import audit, console, exports, gate, lab, lineage, lookup, plan, reports, reproduce
+from shadow.cli.examples import epilog_of
+from shadow.cli.interrupts import INTERRUPTED, Unfinished
+from shadow.cli.usage import Commands, WrongUsage, as_usage_error
+from shadow.errors import ShadowError, UsageError
+
+app = typer.Typer(
+    name="shadow",
+    cls=Commands,
+    help=(
+        "Measure what fine-tuning changed in the weights of a model: how far each matrix moved,"
+        " along how many directions, and in which layers."
+    ),
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_lab = typer.Typer(
+    name="lab",
+    cls=Commands,
+    help="Experiments with small models that are trained on known data.",
+    no_args_is_help=True,
+)
+
+app.add_typer(_lab, rich_help_panel="Experiments")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"shadow {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _shadow(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+GROUPS = {
+    "Measure": (audit.audit, plan.plan, reproduce.reproduce),
+    "Read reports": (
+        reports.show,
+        exports.report,
+        reports.compare,
+        lineage.lineage,
+        exports.export,
+        exports.figure,
+    ),
+    "Check and keep reports": (gate.gate, reports.merge, reports.clean),
+    "Look up": (lookup.explain, lookup.schema, lookup.families),
+}
+
+
+def _help(command: Callable[..., None]) -> str:
+    """The docstring of a command with a line for each paragraph, as Rich shows its lines."""
+    paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+
+
+for _group, _members in GROUPS.items():
+    for _command in _members:
+        app.command(
+            help=_help(_command), rich_help_panel=_group, epilog=epilog_of(_command.__name__)
+        )(_command)
+_lab.command("run", help=_help(lab.lab_run))(lab.lab_run)
+
+
+# Objects made before Python looks for cycles among them. At its own 700 the imports of torch and
+# pandas, of which all stays, take 0.3 s more: a tenth of `audit demo`.
+COLLECT_AFTER = 20_000
+
+
+def _prepare_process() -> None:
+    """What the command sets for its whole process, before a command imports torch or NumPy.
+
+    Here alone: whoever imports a module of `shadow` keeps the process as it is. One BLAS thread for
+    each worker (see shadow.audits.workers); torch and NumPy read these variables when they are
+    imported, which no module of this room does before a command runs.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    gc.set_threshold(COLLECT_AFTER, *gc.get_threshold()[1:])
+    console.forgive_letters()
+
+
+def run() -> int:
+    """Run the command of `sys.argv`; returns its exit code. Faults are told on stderr.
+
+    Raises KeyboardInterrupt where it was interrupted, unless the same command continues its work.
+    """
+    _prepare_process()
+    console.begin()
+    try:
+        try:
+            code = app(standalone_mode=False) or 0
+        finally:
+            console.flush()
+            # to look for cycles once more when Python ends, among all of torch, takes 0.6 s
+            gc.freeze()
+        if code == INTERRUPTED:  # so typer answers a KeyboardInterrupt
+            raise KeyboardInterrupt
+    except Unfinished:
+        console.say("stopped; run the same command again to continue")
+        return INTERRUPTED
+    except WrongUsage as fault:
+        wrong = as_usage_error(fault)
+        if wrong is not None:
+            console.complain(wrong)
+        return 2
+    except typer.Abort:  # stdin ended where something was asked for
+        console.complain(ShadowError("stopped"))
+        return 1
+    except UsageError as error:
+        console.complain(error)
+        return 2
+    except ShadowError as error:
+        console.complain(error)
+        return 1
+    except BrokenPipeError:  # the reader (`| head`) has gone
+        console.give_up()
+        return 1
+    except OSError as error:
+        console.give_up()
+        where = error.filename
+        if where is None:  # such as a full disk
+            where = "input or output failed"
+        console.complain(ShadowError(f"{where}: {error.strerror or error}"))
+        return 1
+    except (MemoryError, RuntimeError) as error:
+        torchs_words = "can't allocate memory"
+        if not isinstance(error, MemoryError) and torchs_words not in str(error):
+            raise
+        hint = "free some, or use fewer workers, as by --jobs 1"
+        console.complain(ShadowError("there is not enough memory", hint))
+        return 1
+    return int(code)

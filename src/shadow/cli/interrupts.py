@@ -1,0 +1,89 @@
+"""When Ctrl-C is heard, and what is said: not in the middle of an import, and not when the command
+has ended.
+"""
+
+from __future__ import annotations
+
+import _thread
+import signal
+import sys
+import time
+from types import CodeType, FrameType
+
+INTERRUPTED = 130  # the exit code
+HOLD = 0.02  # seconds after which a held interrupt asks again whether the import has ended
+IMPORTING = "<frozen importlib._bootstrap>"  # the file of the frames of an import
+
+
+class Unfinished(BaseException):
+    """Work was interrupted that the same command continues.
+
+    No Exception, as no handler of faults is meant, and no KeyboardInterrupt, which typer answers.
+    """
+
+
+_held = False  # an interrupt that has not been raised yet
+
+
+def hold_during_imports(outermost: CodeType) -> None:
+    """From now on an interrupt that falls into an import is raised when that import has ended.
+
+    Native libraries such as torch and pyarrow abort the process, with a core dump, where a
+    KeyboardInterrupt rises through their initialisation. outermost: the function that runs the
+    command; an import that it is itself part of does not count. A process that ignores interrupts,
+    as one in the background does, goes on ignoring them.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return
+
+    def on_interrupt(number: int, frame: FrameType | None) -> None:
+        global _held
+        if not _is_importing(frame, outermost):
+            _held = False
+            raise KeyboardInterrupt
+        if not _held:
+            _held = True
+            # not threading.Thread, whose locks the interrupted code may hold
+            _thread.start_new_thread(_ask_again, (_thread.get_ident(),))
+
+    signal.signal(signal.SIGINT, on_interrupt)
+
+
+def _is_importing(frame: FrameType | None, outermost: CodeType) -> bool:
+    """Whether one of the frames above that of outermost belongs to an import."""
+    while frame is not None and frame.f_code is not outermost:
+        if frame.f_code.co_filename == IMPORTING:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _ask_again(command: int) -> None:
+    global _held
+    time.sleep(HOLD)
+    if _held:
+        _held = False
+        if sys.platform == "win32":
+            signal.raise_signal(signal.SIGINT)
+        else:  # the thread of the command, which may wait in the system, and not this one
+            signal.pthread_kill(command, signal.SIGINT)
+
+
+def raise_held() -> None:
+    """Raise an interrupt that an import has held, without waiting until it asks again."""
+    global _held
+    if _held:
+        _held = False
+        raise KeyboardInterrupt
+
+
+def tell(line: str) -> int:
+    """Write a line to stderr, which needs no other module; returns the exit code."""
+    sys.stderr.write(line + "\n")
+    return INTERRUPTED
+
+
+def end_silently() -> None:
+    """From now on an interrupt ends the process at once, as Python's own end would be noisy."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -1,0 +1,325 @@
+"""Two deltas, matrix by matrix -> the differences of figures, over modules and layers. Pure.
+
+One system of names holds from the frames to the JSON and the Parquet file: `X_first` and `X_second`
+are of the two reports, `X_difference` is the difference on the scale of the figure X. The JSON,
+where a row has a figure's difference alone, calls that X.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from shadow.places.names import name_rules
+from shadow.summary.bootstrap import blocks_of, interval_of_median, sign_flip_p
+
+ComparisonVerdict = Literal[
+    "more concentrated",
+    "less concentrated",
+    "different, below the margin",
+    "not distinguished",
+    "mixed evidence",
+    "not comparable",
+]
+
+
+OPPOSITE: dict[ComparisonVerdict, ComparisonVerdict] = {
+    "more concentrated": "less concentrated",
+    "less concentrated": "more concentrated",
+}
+SIDES = ("first", "second")  # of a contrast: the ends of the columns of its frames
+
+
+@dataclass(frozen=True)
+class ComparedFigure:
+    """A figure that two reports are compared by."""
+
+    name: str
+    title: str
+    columns: tuple[str, ...]
+    """The columns that it is made of: its value is the first, or the first over the second."""
+
+    scale: Literal["difference", "log ratio"]
+    """Two values differ by first - second, or by ln(first / second)."""
+
+    direction: int
+    """+1 where more of it is more concentrated, -1 where less of it is; 0: it does not vote."""
+
+    margin: Literal["same", "power"] | None
+    """For a margin M of concentration: `same` is M; `power` is M ln N with N the null participation
+    ratio, because at an equal null a concentration M higher means N^M times fewer directions; None:
+    it has none.
+    """
+
+
+FIGURES = (
+    ComparedFigure("concentration", "concentration", ("concentration",), "difference", 1, "same"),
+    ComparedFigure("stable_rank", "stable rank", ("stable_rank",), "log ratio", -1, "power"),
+    ComparedFigure("top4_energy", "top-4 energy", ("top4_energy",), "difference", 1, "same"),
+    ComparedFigure(
+        "participation_ratio_over_null",
+        "PR / null PR",
+        ("participation_ratio", "null_participation_ratio"),
+        "log ratio",
+        -1,
+        "power",
+    ),
+    ComparedFigure("spike_energy", "spike energy", ("spike_energy",), "difference", 1, "same"),
+    ComparedFigure("relative_norm", "median rel. norm", ("relative_norm",), "log ratio", 0, None),
+)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One figure of two reports, over the matrices in layers.
+
+    Numbers are None where no matrix has the figure.
+    """
+
+    figure: str
+    scale: str
+    """difference or log ratio: of difference, low, high and margin."""
+
+    direction: int
+    """+1 where more of it is more concentrated, -1 where less of it is; 0: it does not vote."""
+
+    cells: int
+    """Matrices, the experts of one module and layer taken as one (their median), 0 or more."""
+
+    layers: int
+    first: float | None
+    """The median of the figure itself in the first report."""
+
+    second: float | None
+    difference: float | None
+    low: float | None
+    """The lower bound of its interval over layers; None where no_interval says why."""
+
+    high: float | None
+    level: float | None
+    """The confidence that the interval may claim, 0 to 1."""
+
+    no_interval: str | None
+    """Why there is no interval; None where there is one."""
+
+    p_within_pair: float | None
+    """Two-sided, of sign flips by layer, 0 to 1; it says nothing of other runs."""
+
+    margin: float | None
+    """The least difference that counts, above 0; None for a figure that has none."""
+
+    verdict: ComparisonVerdict | None
+    """What this figure alone says; None for one that does not vote."""
+
+    @property
+    def points(self) -> int:
+        """+1 where the interval lies wholly where the first is more concentrated, -1 where less,
+        else 0.
+        """
+        if self.low is None or self.high is None:
+            return 0
+        if self.low > 0:
+            return self.direction
+        if self.high < 0:
+            return -self.direction
+        return 0
+
+
+@dataclass(frozen=True)
+class Differences:
+    """Medians of each figure's paired differences, on its scale (see FIGURES); None where no matrix
+    has it.
+    """
+
+    concentration: float | None
+    stable_rank: float | None
+    top4_energy: float | None
+    participation_ratio_over_null: float | None
+    spike_energy: float | None
+    relative_norm: float | None
+
+
+@dataclass(frozen=True)
+class _Module:
+    component: str
+    module: str
+    matrices: int
+    """Matrices that are compared, 1 or more."""
+
+    concentration_first: float | None
+    concentration_second: float | None
+
+
+@dataclass(frozen=True)
+class ModuleDifferences(Differences, _Module):
+    """What two reports differ by in one module, over its matrices."""
+
+
+@dataclass(frozen=True)
+class _Layer:
+    component: str
+    layer: int
+    cells: int
+    """Matrices that are compared, the experts of one module as one, 1 or more."""
+
+
+@dataclass(frozen=True)
+class LayerDifferences(Differences, _Layer):
+    """What two reports differ by in one layer, over its cells."""
+
+
+def with_differences(matched: pd.DataFrame) -> pd.DataFrame:
+    """Adds to matched deltas, for every figure X, X_first, X_second and X_difference, and null: ln
+    N of both.
+    """
+    added: dict[str, NDArray[np.float64]] = {}
+    with np.errstate(all="ignore"):
+        for figure in FIGURES:
+            first, second = (_values(figure, matched, side) for side in SIDES)
+            added[f"{figure.name}_first"] = first
+            added[f"{figure.name}_second"] = second
+            if figure.scale == "log ratio":
+                added[f"{figure.name}_difference"] = np.log(first) - np.log(second)
+            else:
+                added[f"{figure.name}_difference"] = first - second
+        nulls = [
+            np.log(matched[f"null_participation_ratio_{side}"].to_numpy(float)) for side in SIDES
+        ]
+        added["null"] = nulls[0] / 2 + nulls[1] / 2
+    finite = {name: np.where(np.isfinite(values), values, np.nan) for name, values in added.items()}
+    others = matched.drop(columns=[name for name in finite if name in matched])
+    return pd.concat([others, pd.DataFrame(finite, index=matched.index)], axis=1)
+
+
+def _values(figure: ComparedFigure, matched: pd.DataFrame, side: str) -> NDArray[np.float64]:
+    """What the matrices of one report have of a figure."""
+    parts = [matched[f"{column}_{side}"].to_numpy(float) for column in figure.columns]
+    if len(parts) == 1:
+        return np.asarray(parts[0])
+    return np.asarray(parts[0] / parts[1])
+
+
+def cells_of(matched: pd.DataFrame) -> pd.DataFrame:
+    """The matrices inside layers, experts of one module and layer as one: medians of columns."""
+    inside = matched[matched["layer"].notna()]
+    # a number has nothing to do with what an expert does, so experts are told apart neither by it
+    # nor by name
+    cell = inside["slot"].where(inside["expert"].isna(), "").fillna("")
+    names = [f"{figure.name}_{what}" for figure in FIGURES for what in (*SIDES, "difference")]
+    keys = ["component", "layer", "module", "cell"]
+    medians = inside.assign(cell=cell).groupby(keys, sort=True)[[*names, "null"]].median()
+    cells: pd.DataFrame = medians.reset_index()
+    return cells
+
+
+def difference(figure: ComparedFigure, cells: pd.DataFrame, margin: float) -> Difference:
+    """The difference of one figure over cells that lie in layers; margin is that of concentration.
+    See Difference.
+    """
+    column = f"{figure.name}_difference"
+    known = cells[cells[column].notna()]
+    by_layer = known.groupby(["component", "layer"])
+    blocks = blocks_of(known["component"].tolist(), known["layer"].to_numpy(np.float64))
+    interval = interval_of_median(known[column], blocks)
+    low, high = interval.bounds or (None, None)
+    apart = number(known[column].median())
+    asked = None
+    if figure.margin == "power":
+        asked = number(margin * known["null"].median())
+    elif figure.margin == "same":
+        asked = margin
+    return Difference(
+        figure=figure.name,
+        scale=figure.scale,
+        direction=figure.direction,
+        cells=len(known),
+        layers=by_layer.ngroups,
+        first=number(known[f"{figure.name}_first"].median()),
+        second=number(known[f"{figure.name}_second"].median()),
+        difference=apart,
+        low=low,
+        high=high,
+        level=interval.level,
+        no_interval=interval.reason,
+        p_within_pair=sign_flip_p(by_layer[column].median().to_numpy(float)),
+        margin=asked,
+        verdict=_figure_verdict(figure, apart, low=low, high=high, margin=asked),
+    )
+
+
+def _figure_verdict(
+    figure: ComparedFigure,
+    apart: float | None,
+    low: float | None,
+    high: float | None,
+    margin: float | None,
+) -> ComparisonVerdict | None:
+    """What one figure says: a direction only if 0 is outside the interval and the margin is
+    reached.
+    """
+    if not figure.direction:
+        return None
+    if apart is None or low is None or high is None or low <= 0 <= high:
+        return "not distinguished"
+    if margin is None or abs(apart) < margin:
+        return "different, below the margin"
+    if apart * figure.direction > 0:
+        return "more concentrated"
+    return "less concentrated"
+
+
+def number(value: float) -> float | None:
+    """Null instead of NaN or infinity."""
+    return float(value) if math.isfinite(value) else None
+
+
+def by_module(matched: pd.DataFrame) -> list[ModuleDifferences]:
+    """Medians of the differences over all matrices, in the order of names.yaml."""
+    rows = [
+        ModuleDifferences(
+            component=str(component),
+            module=str(module),
+            matrices=len(group),
+            concentration_first=number(group["concentration_first"].median()),
+            concentration_second=number(group["concentration_second"].median()),
+            **_medians(group),
+        )
+        for (component, module), group in matched.groupby(["component", "module"])
+    ]
+    rules = name_rules()
+    return sorted(
+        rows,
+        key=lambda row: (_rank(row.component, rules.components), _rank(row.module, rules.modules)),
+    )
+
+
+def by_layer(cells: pd.DataFrame) -> list[LayerDifferences]:
+    """Medians of the differences over the cells of each layer."""
+    rows = [
+        LayerDifferences(
+            component=str(component),
+            layer=int(group["layer"].iloc[0]),
+            cells=len(group),
+            **_medians(group),
+        )
+        for (component, _), group in cells.groupby(["component", "layer"])
+    ]
+    return sorted(rows, key=lambda row: (_rank(row.component, name_rules().components), row.layer))
+
+
+def _medians(rows: pd.DataFrame) -> dict[str, float | None]:
+    """The fields of Differences."""
+    return {figure.name: number(rows[f"{figure.name}_difference"].median()) for figure in FIGURES}
+
+
+def _rank(name: str, known: Sequence[str]) -> tuple[int, str]:
+    """Sorts as known has it; a word that this version does not know comes last."""
+    if name not in known:
+        return len(known), name
+    return known.index(name), ""

@@ -1,0 +1,84 @@
+"""`scores.json` beside a report: what a pair gained, bound to its two checkpoints.
+
+summary.json shows it, and no other file of the report knows of it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from shadow.comparing.gains import NO_SCORES, Gain, Scored, ScoreFile
+from shadow.comparing.scores import LARGEST, MAX_FILE
+from shadow.errors import ShadowError
+from shadow.files import read_start
+from shadow.reports.atomic_replacement import KEPT
+from shadow.reports.metadata import SIDES, ReportMetadata
+
+Row = TypeVar("Row")
+KEPT_SCHEMA = 1  # of that file
+_FIELDS = {field.name for field in fields(Gain)}
+
+
+def kept_bytes(scored: Scored, metadata: ReportMetadata) -> bytes:
+    """`scores.json` of a report whose metadata these are."""
+    kept = {
+        "schema": KEPT_SCHEMA,
+        "family": metadata["family"],
+        "pair": metadata["pair"],
+        "base": metadata["base"],
+        "tuned": metadata["tuned"],
+        **scored.as_json(),
+    }
+    return json.dumps(kept, indent=2, allow_nan=False).encode() + b"\n"
+
+
+def read_kept(folder: Path, metadata: ReportMetadata) -> Scored:
+    """The scores beside a report; none where there is no such file.
+
+    Raises ShadowError when the file is broken, or is of other checkpoints than the report.
+    """
+    path = folder / KEPT
+    hint = "audit again with --scores, or remove it"
+    try:
+        raw = read_start(path, MAX_FILE + 1)
+        if raw is None:
+            return NO_SCORES
+        stored = json.loads(raw)
+        if stored["schema"] != KEPT_SCHEMA:
+            schema = str(stored["schema"])[:20]
+            raise ShadowError(
+                f"{path}: scores of schema {schema!r}, this version reads {KEPT_SCHEMA}", hint
+            )
+        scored = _scored(stored)
+        same = all(stored[side] == metadata[side] for side in SIDES)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ShadowError(
+            f"{path}: not scores kept by shadow ({type(error).__name__})", hint
+        ) from error
+    if not same:
+        raise ShadowError(f"{path}: scores of other checkpoints than the report's", hint)
+    return scored
+
+
+def _scored(stored: dict[str, Any]) -> Scored:
+    """The scores in JSON, every value of its type. Raises KeyError, TypeError or ValueError."""
+    from pydantic import TypeAdapter
+
+    def read(kind: type[Row], rows: object) -> list[Row]:
+        # in JSON's own words a row may be a mapping, and a float a whole number
+        return TypeAdapter(list[kind]).validate_json(json.dumps(rows), strict=True)  # type: ignore[valid-type]
+
+    gains = read(
+        Gain,
+        [{name: row[name] for name in row if name in _FIELDS} for row in stored["scores"]],
+    )
+    for gain in gains:
+        numbers = (value for value in vars(gain).values() if isinstance(value, float))
+        if not all(abs(value) <= 2 * LARGEST for value in numbers):
+            raise ValueError
+    files = read(ScoreFile, stored["score_files"])
+    notes = read(str, stored["score_notes"])
+    return Scored(tuple((file.name, file.sha256) for file in files), tuple(gains), tuple(notes))

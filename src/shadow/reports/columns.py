@@ -1,0 +1,149 @@
+"""The tables of a report and their columns: name, type, formula, range, when null, pitfalls.
+
+The Parquet schemas, `shadow explain` and the tables in docs/ are made of columns.yaml beside this
+file. Nothing heavy is imported, so that `explain` answers at once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+Type = Literal["string", "int", "float", "bool", "ints", "floats"]
+
+SCHEMA = 1  # of the report files; raised when a column changes its meaning, not when one is added
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def read_words(name: str) -> dict[str, Any]:
+    """A file of words beside this module."""
+    text = Path(__file__).with_name(name).read_text(encoding="utf-8")
+    words: dict[str, Any] = yaml.load(text, LOADER)  # noqa: S506 - safe
+    return words
+
+
+_WORDS = read_words("columns.yaml")
+NOTATION = " ".join(row["text"] for row in _WORDS["notation"])
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a report file. What a field does not say is the empty string."""
+
+    name: str
+    """As in the files; never changed once it is published."""
+
+    type: Type
+    """The kind of its values; `shadow.reports.column_types` has how each format stores it."""
+
+    text: str
+    """What it is, in a phrase."""
+
+    _: KW_ONLY
+
+    formula: str = ""
+    """How it is computed, in the letters of NOTATION; of a word, what each of its values means."""
+
+    unit: str = ""
+    """Empty for a pure number."""
+
+    range: str = ""
+    null: str = ""
+    """When it is null; empty means never."""
+
+    source: str = ""
+    """The publication or page that the definition comes from."""
+
+    pitfalls: str = ""
+    """What its values do not say, and how accurate they are."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of a report."""
+
+    name: str
+    """What `shadow schema` and exports call it."""
+
+    file: str
+    row: str
+    """What one row of it is."""
+
+    columns: tuple[Column, ...]
+    first: frozenset[str] = frozenset()
+    """The columns that every report of this schema has; the others were added later."""
+
+    start_here: frozenset[str] = frozenset()
+    """The columns that a reader needs first."""
+
+    @property
+    def exported(self) -> tuple[Column, ...]:
+        """The columns as `shadow export` writes them: family and pair, then the others."""
+        names = ("family", "pair")
+        return (*REPORTS[:2], *(column for column in self.columns if column.name not in names))
+
+
+def _group(name: str) -> tuple[Column, ...]:
+    return tuple(Column(word, **entry) for word, entry in _WORDS["columns"][name].items())
+
+
+IDENTITY, SPECTRAL, DELTA = (_group(name) for name in ("identity", "spectral", "delta"))
+MATRICES = (*IDENTITY, *SPECTRAL, *DELTA)
+TENSORS, RESIDUAL, SPECTRA = (_group(name) for name in ("tensors", "residual", "spectra"))
+BATCH, REPORTS, COMPARISON = (_group(name) for name in ("batch", "reports", "comparison"))
+COUNTS, FIGURES, SCORES = (_group(name) for name in ("counts", "figures", "scores"))
+_COLUMNS = {
+    "matrices": MATRICES,
+    "tensors": TENSORS,
+    "residual": RESIDUAL,
+    "spectra": SPECTRA,
+    "batch": BATCH,
+    "reports": REPORTS,
+    "comparison": COMPARISON,
+    "summary": (*COUNTS, *FIGURES),
+    "scores": SCORES,
+}
+TABLES = {
+    name: Table(
+        name=name,
+        file=entry["file"],
+        row=entry["row"],
+        columns=_COLUMNS[name],
+        first=frozenset(entry.get("first", "").split()),
+        start_here=frozenset(entry.get("start_here", "").split()),
+    )
+    for name, entry in _WORDS["tables"].items()
+}
+HEADLINE = (  # the figures of a summary that a list has of each pair
+    "relative_norm_overall",
+    "concentration",
+    "participation_ratio",
+    "null_participation_ratio",
+    "spikes",
+    "floor_ratio",
+    "effective_layers",
+    "attention_to_mlp",
+)
+
+
+def notation_of(columns: Iterable[Column]) -> str:
+    """The part of NOTATION that explains the letters in these columns; empty where they have none.
+
+    A letter that a formula gives another meaning (`p the share of each layer`) is not in NOTATION.
+    """
+    used: set[str] = set()
+    for column in columns:
+        text = f"{column.text}; {column.formula}; {column.range}; {column.null}"
+        own = re.findall(r"\b([a-zA-Z]) (?:the|as in) ", text)
+        used |= set(re.findall(r"(?<![A-Za-z_])([A-Za-z]|sigma)(?![A-Za-z])", text)) - set(own)
+    return " ".join(row["text"] for row in _WORDS["notation"] if used & {*row["letters"].split()})
+
+
+def delta_metrics() -> list[str]:
+    """The columns of delta rows that are numbers."""
+    return [column.name for column in (*SPECTRAL, *DELTA) if column.type in ("int", "float")]

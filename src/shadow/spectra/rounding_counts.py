@@ -1,0 +1,297 @@
+"""Counts of a stored delta in units in the last place, by cell, binade of the base and level.
+
+Rows and columns are put into classes by their stored energy; a cell is a row class and a column
+class. The values of a matrix tell which format it was rounded to.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache, cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shadow.dtypes import FLOATS, FloatFormat
+from shadow.spectra.lazy import Matrix
+from shadow.spectra.spectrum import Workspace, blocks, read_block, shape_of
+
+Floats = NDArray[np.float64]
+Indices = NDArray[np.intp]
+
+CLASSES = 16  # of rows and of columns
+# rows or columns that a class has at least: with fewer, their own noise is what is classed
+LINES_PER_CLASS = 8
+# of the base that are told apart, below its largest entry; smaller entries count to the last
+BINADES = 24
+SAMPLE = 1 << 19  # entries that are counted, about, in a larger matrix
+LEVEL_BITS = 2  # bits of the significand that tell large |D| / ulp apart
+LEVEL_OCTAVES = 24  # |D| / ulp from 2^23 on is one level
+
+
+def on_grid(block: Tensor, stored: FloatFormat) -> bool:
+    """Whether all values of a block have an exact form in a stored format."""
+    narrow = block.to(getattr(torch, stored.torch_name))
+    return bool((narrow.to(block.dtype) == block).all())
+
+
+def coarser_grid(
+    matrix: Matrix, dtype: str, working: torch.dtype, space: Workspace, name: str
+) -> str:
+    """The coarsest of BF16, F16, F32 and its stored dtype on whose grid a matrix's values lie.
+
+    A format whose grid does not hold the values is out after the first block, as a rule. 8-bit
+    formats are not tried: their values are stored with scales.
+    """
+    for candidate in ("BF16", "F16", "F32"):
+        if FLOATS[candidate].mantissa_bits >= FLOATS[dtype].mantissa_bits:
+            continue
+        if all(
+            on_grid(read_block(matrix, index, name, working, space), FLOATS[candidate])
+            for index in blocks(matrix)
+        ):
+            return candidate
+    return dtype
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What is counted of a delta by cell, binade of the base and level of |D| / ulp."""
+
+    # (row classes, column classes, BINADES, levels up to the highest that occurs), float64, since
+    # a sampled line stands for others. Binade 0 holds the base's largest entry; each further one
+    # is half of it
+    entries: Floats
+    unit: float  # the ulp in binade 0, in weights
+    sampled: int  # entries that were looked at
+    away: int  # changed entries that moved away from 0
+    toward: int  # changed entries that moved toward 0
+
+    @property
+    def squares(self) -> Floats:
+        """(levels,): mean of (D / ulp)²."""
+        return levels().squares[: self.entries.shape[3]]
+
+    @cached_property
+    def occurring(self) -> tuple[Indices, Indices, Floats]:
+        """Index into the flat (row classes, column classes, BINADES), level, and number above 0."""
+        flat, width = self.entries.ravel(), self.entries.shape[3]
+        found = np.flatnonzero(flat > 0)  # of bools it takes a tenth of the time
+        return found // width, found % width, flat[found]
+
+    @cached_property
+    def by_cell(self) -> Floats:
+        """(row classes, column classes, BINADES): entries."""
+        return np.asarray(self.entries.sum(axis=3))
+
+    @cached_property
+    def energies(self) -> Floats:
+        """(row classes, column classes), in units of unit²."""
+        return np.asarray((self.entries @ self.squares) @ steps() ** 2)
+
+    @cached_property
+    def by_binade(self) -> tuple[Floats, Floats, Floats]:
+        """(BINADES,) each: entries, changed entries, and energy in units of unit²."""
+        of = self.entries.sum(axis=(0, 1))
+        energy = (of * self.squares).sum(axis=1) * steps() ** 2
+        return of.sum(axis=1), of[:, 1:].sum(axis=1), energy
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Levels of k = |D| / ulp: every integer up to 8, then 2^LEVEL_BITS to an octave."""
+
+    low: Floats  # the first k of each
+    squares: Floats  # the mean k² of each
+
+    # where each begins among the leading parts of float32 numbers; 0 is that of 0
+    first_raw: Indices
+    raw: int  # how many leading parts there are
+
+
+@cache
+def levels() -> Levels:
+    """The levels that all counts share."""
+    raw = np.arange(LEVEL_OCTAVES << LEVEL_BITS)
+    bits = (raw + (127 << LEVEL_BITS)) << (23 - LEVEL_BITS)
+    values = bits.astype(np.int32).view(np.float32).astype(np.float64)
+    low = np.unique(np.floor(values))
+    first = np.searchsorted(np.floor(values), low)
+    last = np.append(low[1:], 2 * low[-1]) - 1
+    # the mean of k² over the integers of a level
+    squares = (_sum_of_squares(last) - _sum_of_squares(low - 1)) / (last - low + 1)
+    first_raw = np.append(0, first + 1).astype(np.intp)
+    return Levels(np.append(0.0, low), np.append(0.0, squares), first_raw, len(raw) + 1)
+
+
+def _sum_of_squares(k: Floats) -> Floats:
+    """1 + 4 + ... + k²."""
+    return k * (k + 1) * (2 * k + 1) / 6
+
+
+@cache
+def steps() -> Floats:
+    """(BINADES,): ulp of each binade in units of that of the first."""
+    return np.ldexp(1.0, -np.arange(BINADES))
+
+
+def classes(energies: Floats) -> Indices:
+    """The class of each line, by energy: equal energies share one; without energy it is 0."""
+    count = min(CLASSES, max(1, len(energies) // LINES_PER_CLASS))
+    positive = np.sort(energies[energies > 0])
+    if len(positive) == 0:
+        return np.zeros(len(energies), dtype=np.intp)
+    edges = positive[[len(positive) * i // count for i in range(count)]]
+    above = np.searchsorted(edges, energies, side="right")
+    return np.unique(above, return_inverse=True)[1]
+
+
+def sampled_lines(of_class: Indices, length: int) -> tuple[Indices, Floats]:
+    """Lines of the long side to count, ascending, and (classes,) how many lines each stands for.
+
+    Every class gives about as many, drawn from a fixed seed; all lines of a matrix of at most
+    SAMPLE entries.
+    """
+    sizes = np.bincount(of_class)
+    share = max(1, SAMPLE // length // len(sizes))
+    if sizes.sum() * length <= SAMPLE:
+        return np.arange(len(of_class)), np.ones(len(sizes))
+    rng = np.random.default_rng(0)
+    order = rng.permutation(len(of_class))
+    order = order[np.argsort(of_class[order], kind="stable")]
+    place = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    taken = order[place < share]
+    return np.sort(taken), sizes / np.minimum(sizes, share)
+
+
+def count(
+    base: Matrix,
+    tuned: Matrix,
+    grid: FloatFormat,
+    energies: tuple[Floats, Floats],
+    largest: float,
+    dtype: torch.dtype,
+) -> Counts:
+    """Count D = tuned - base in one pass over a sample of lines.
+
+    grid: the format that the tuned side was rounded to. energies: (rows,) and (cols,) of the D that
+    is counted, in any unit. largest: the largest absolute entry of the base.
+    """
+    row_class, col_class = (classes(of_lines) for of_lines in energies)
+    shape = shape_of(tuned)
+    tall = shape[0] > shape[1]
+    lines, weight = sampled_lines(row_class if tall else col_class, min(shape))
+    top = math.frexp(largest)[1] - 1
+    kinds = (int(row_class.max()) + 1, int(col_class.max()) + 1)
+    raw_levels = levels().raw
+    # where the counts of a row class and of a column class begin in the flat table of counts
+    row_of, col_of = (
+        (of_lines * each * BINADES * raw_levels).astype(np.int32)
+        for of_lines, each in ((row_class, kinds[1]), (col_class, 1))
+    )
+    # below the smallest normal number the ulp stays what it is
+    deepest = max(1 - BINADES, grid.min_exponent - top)
+    away, toward, highest = 0, 0, 0
+    start, axis = 0, 0 if tall else 1
+    places = []
+    for index in blocks(tuned):
+        length = tuned[index].shape[:-1].numel() if tall else tuned[index].shape[-1]
+        first, last = np.searchsorted(lines, (start, start + length))
+        chosen = lines[first:last]
+        if len(chosen):
+            within = torch.from_numpy(chosen - start)
+            b, t = (_lines(side[index], within, axis, dtype).numpy() for side in (base, tuned))
+            d = np.subtract(t, b, out=t)
+            moved_away, moved_toward = _directions(b, d)
+            away += moved_away
+            toward += moved_toward
+            binade, place = _binades_and_levels(b, d, grid, top, deepest)
+            highest = max(highest, int(place.max()))
+            rows, cols = (row_of[chosen], col_of) if tall else (row_of, col_of[chosen])
+            binade *= raw_levels
+            place -= binade
+            place += rows[:, None]
+            place += cols
+            places.append(torch.from_numpy(place).view(-1))
+        start += length
+    size = kinds[0] * kinds[1] * BINADES * raw_levels
+    counted = torch.bincount(torch.cat(places), minlength=size)
+    by_raw = counted.numpy().reshape(*kinds, BINADES, raw_levels)
+    entries = _by_level(by_raw, highest)
+    entries *= weight[:, None, None, None] if tall else weight[None, :, None, None]
+    sampled = sum(place.numel() for place in places)
+    return Counts(entries, math.ldexp(1.0, top - grid.mantissa_bits), sampled, away, toward)
+
+
+def _directions(b: NDArray[np.floating], d: NDArray[np.floating]) -> tuple[int, int]:
+    """How many entries b other than 0 move away from it, as d has their sign, and toward it."""
+    moved = d != 0
+    moved &= b != 0
+    across = np.signbit(d)
+    across ^= np.signbit(b)
+    across &= moved
+    toward = int(np.count_nonzero(across))
+    return int(np.count_nonzero(moved)) - toward, toward
+
+
+def _by_level(by_raw: NDArray[np.int64], highest: int) -> Floats:
+    """Counts by level from counts by leading part, up to the highest leading part that occurs."""
+    first_raw = levels().first_raw
+    used = int(np.searchsorted(first_raw, highest, side="right"))
+    entries = by_raw.take(first_raw[:used], axis=3).astype(np.float64)
+    ends = np.append(first_raw, levels().raw)
+    for level in range(used):  # small levels are of several leading parts
+        if ends[level + 1] - ends[level] > 1:
+            entries[..., level] = by_raw[..., ends[level] : ends[level + 1]].sum(axis=3)
+    return entries
+
+
+def _lines(part: Tensor, chosen: Tensor, axis: int, dtype: torch.dtype) -> Tensor:
+    """Some rows or columns of a block, as (rows, cols) of dtype."""
+    lines = part.reshape(-1, part.shape[-1])
+    if len(chosen) < lines.shape[axis]:
+        lines = lines.index_select(axis, chosen)
+    return lines.to(dtype).contiguous()
+
+
+def _binades_and_levels(
+    b: NDArray[np.floating], d: NDArray[np.floating], grid: FloatFormat, top: int, deepest: int
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """The binade of every entry, from 0 down to deepest, and the leading part of |d| / ulp.
+
+    b and d, of float32 or float64, are overwritten.
+    """
+    np.abs(d, out=d)
+    with np.errstate(over="ignore"):
+        d *= math.ldexp(1.0, -top)  # so that no power of two below leaves float32's range
+    if b.dtype == np.float64:
+        exponent = b.view(np.int64)
+        exponent >>= 52
+        exponent &= 0x7FF
+        exponent -= 1023 + top
+        np.clip(exponent, deepest, 0, out=exponent)
+        binade = exponent.astype(np.int32)
+        np.subtract(grid.mantissa_bits + 1023, exponent, out=exponent)
+        exponent <<= 52
+        with np.errstate(over="ignore"):  # infinity is of the highest level
+            ulps = (d * exponent.view(np.float64)).astype(np.float32)
+    else:
+        binade = b.view(np.int32)
+        binade >>= 23
+        binade &= 0xFF
+        binade -= 127 + top
+        np.clip(binade, deepest, 0, out=binade)
+        steps_up = np.subtract(grid.mantissa_bits + 127, binade)
+        steps_up <<= 23
+        with np.errstate(over="ignore"):
+            ulps = np.multiply(d, steps_up.view(np.float32), out=d)
+    changed = ulps > 0
+    level = ulps.view(np.int32)
+    level >>= 23 - LEVEL_BITS
+    level -= (127 << LEVEL_BITS) - 1
+    np.clip(level, 1, LEVEL_OCTAVES << LEVEL_BITS, out=level)
+    level *= changed
+    return binade, level

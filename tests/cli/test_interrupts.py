@@ -1,0 +1,105 @@
+"""Ctrl-C ends the command with one line and exit code 130, from its first line to its last."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shadow.cli import commands, console
+
+# What the command is made of is replaced: `run` is the code of a case.
+STUB = """
+import signal, sys, types
+
+def run():
+    {}
+
+if {}:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+sys.modules["shadow.cli.commands"] = types.ModuleType("stub")
+sys.modules["shadow.cli.commands"].run = run
+from shadow.cli import main
+main()
+"""
+
+# The command itself, interrupted when a module is looked for.
+INTERRUPTED = """
+import signal, sys
+
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == sys.argv[1]:
+            sys.meta_path.remove(finder)
+            signal.raise_signal(signal.SIGINT)
+
+finder = Interrupting()
+sys.meta_path.insert(0, finder)
+from shadow.cli import main
+try:
+    main()
+finally:
+    print(hasattr(sys.modules.get(sys.argv[1]), "__version__"))
+"""
+
+
+def in_a_child(code: str, *arguments: object, cwd: Path) -> tuple[int, str, str]:
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, timeout=60)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("body", "ignored", "code", "out", "err"),
+    [
+        ("signal.raise_signal(signal.SIGINT); print('on')", False, 130, "", "stopped\n"),
+        ("import toy; signal.pause()", False, 130, "imported\n", "stopped\n"),
+        ("import toy; return 3", True, 3, "imported\n", ""),
+    ],
+    ids=["at work", "an import ends first", "interrupts are ignored"],
+)
+def test_one_line_and_exit_code_130(tmp_path, body, ignored, code, out, err):
+    """An interrupt in an import, as of a native library, waits until the import has ended."""
+    (tmp_path / "toy.py").write_text(
+        "import signal\nsignal.raise_signal(signal.SIGINT)\nprint('imported')\n"
+    )
+    found = in_a_child(STUB.format(body, ignored), cwd=tmp_path)
+    assert found == (code, out, err)
+
+
+def test_python_ends_without_a_traceback(tmp_path):
+    """When the command has ended, an interrupt ends the process by the signal."""
+    code = STUB.format("return 0", False).replace("main()", "try: main()\nfinally: toy()")
+    code = f"import atexit\ndef toy(): signal.raise_signal(signal.SIGINT)\n{code}"
+    assert in_a_child(code, cwd=tmp_path) == (-2, "", "")
+
+
+@pytest.mark.parametrize(
+    ("module", "says"),
+    [
+        ("typer", "stopped\n"),
+        pytest.param(
+            "torch", "stopped; run the same command again to continue\n", marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_imports_are_whole_before_the_command_stops(tmp_path, module, says):
+    """Those at the start of the command, and the native ones of an audit."""
+    found = in_a_child(
+        INTERRUPTED.replace("sys.argv[1]", repr(module)), "audit", "demo", cwd=tmp_path
+    )
+    assert found == (130, "True\n", says)
+
+
+def test_every_command_is_interrupted_alike(monkeypatch):
+    """Typer's own answer, an exit code without a line, is an interrupt again."""
+
+    def interrupt(view):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(console, "display", interrupt)
+    monkeypatch.setattr(sys, "argv", ["shadow", "families", "demo"])
+    with pytest.raises(KeyboardInterrupt):
+        commands.run()
