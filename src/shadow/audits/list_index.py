@@ -14,13 +14,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 import pyarrow as pa
 
@@ -36,7 +35,7 @@ from shadow.files import (
     writing,
 )
 from shadow.reports.column_types import null_if_undefined
-from shadow.reports.columns import BATCH, SCHEMA, Column
+from shadow.reports.columns import BATCH, SCHEMA
 from shadow.reports.metadata import ReportMetadata
 from shadow.reports.parquet import arrow_schema, parquet_bytes
 from shadow.reports.provenance import METADATA_KEY
@@ -50,15 +49,31 @@ LOCK = "list.lock"  # in .partial while a process writes the index
 MAX_INDEX = 64_000_000  # bytes; a row has less than one thousand
 EVERY = 5.0  # seconds between two writes of both files, at least
 SHARE = 500  # and at least so many times what one takes: 0.2 % of the time, whatever a pair takes
-STATES = ("done", "failed", "kept", "pending")
 
 State = Literal["done", "failed", "kept", "pending"]
+STATES = get_args(State)
 Key = tuple[str, str]  # family and pair
+Content = TypeVar("Content")
+ADAPTERS: dict[type, Any] = {}  # pydantic's, made where a file is read
+STRICT = {"strict": True, "allow_inf_nan": False}  # its settings
+OF_THE_PAIR = ("position", "family", "pair", "relation", "folder", "base", "tuned")
+FIGURES = (  # of the summary, which a row has too
+    "relative_norm_overall",
+    "concentration",
+    "participation_ratio",
+    "null_participation_ratio",
+    "spikes",
+    "floor_ratio",
+    "effective_layers",
+    "attention_to_mlp",
+)
 
 
 @dataclass(frozen=True)
 class Row:
     """How one pair of a list stands; the columns of reports.columns.BATCH say what a field is."""
+
+    __pydantic_config__: ClassVar[Mapping[str, object]] = STRICT
 
     position: int | None
     family: str
@@ -94,22 +109,17 @@ class Row:
     def name(self) -> str:
         return f"{self.family}:{self.pair}"
 
+    @property
+    def fits(self) -> bool:
+        """Whether its integers are such as Parquet can hold."""
+        return (
+            max(abs(count or 0) for count in (self.position, self.matrices, self.bytes)) < 1 << 63
+        )
+
     def emptied(self, state: State, *, error: str | None = None, hint: str | None = None) -> Row:
         """The same pair in another state, with nothing of a report. What it took stays."""
-        return Row(
-            position=self.position,
-            family=self.family,
-            pair=self.pair,
-            relation=self.relation,
-            folder=self.folder,
-            base=self.base,
-            tuned=self.tuned,
-            state=state,
-            seconds=self.seconds,
-            bytes=self.bytes,
-            error=error,
-            hint=hint,
-        )
+        same = {name: getattr(self, name) for name in (*OF_THE_PAIR, "seconds", "bytes")}
+        return Row(**same, state=state, error=error, hint=hint)
 
 
 @dataclass(frozen=True)
@@ -118,9 +128,8 @@ class Kind:
 
     schema: int
     """The number of the schema of their files."""
-
     settings: Mapping[str, object]
-    """The settings of their audits, as JSON has them."""
+    """As JSON has them."""
 
     @property
     def of_numbers(self) -> Kind:
@@ -138,18 +147,13 @@ class Index:
 
     version: str
     """The version of shadow that wrote it."""
-
     kind: Kind
     """What all reports agree in."""
-
     digest: str | None
     """Which list it was (Selection.digest); None: none, or several."""
-
     shards: tuple[str, ...]
     """Which shares of the list are here, such as `1/4`."""
-
     rows: tuple[Row, ...]
-    """One for each pair."""
 
     @property
     def missing_shards(self) -> list[str]:
@@ -194,9 +198,9 @@ def done_row(
     Its place in the list, and what it took, are what a report does not know.
     """
 
-    def figure(name: str) -> float | None:
-        return null_if_undefined(summary.figures.get(name))
-
+    figures: dict[str, Any] = {
+        name: null_if_undefined(summary.figures.get(name)) for name in FIGURES
+    }
     matrices = summary.figures["matrices"]
     return Row(
         position=position,
@@ -211,17 +215,10 @@ def done_row(
         state="done",
         label=summary.label,
         matrices=None if matrices is None else int(matrices),
-        relative_norm_overall=figure("relative_norm_overall"),
-        concentration=figure("concentration"),
-        participation_ratio=figure("participation_ratio"),
-        null_participation_ratio=figure("null_participation_ratio"),
-        spikes=figure("spikes"),
-        floor_ratio=figure("floor_ratio"),
-        effective_layers=figure("effective_layers"),
-        attention_to_mlp=figure("attention_to_mlp"),
         seconds=seconds,
         bytes=moved,
         version=metadata["version"],
+        **figures,
     )
 
 
@@ -313,6 +310,21 @@ def _plain(value: Any) -> Any:
     return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
 
 
+@dataclass(frozen=True)
+class _File:
+    """What index.json holds."""
+
+    __pydantic_config__: ClassVar[Mapping[str, object]] = STRICT
+
+    shadow: Literal["batch"]
+    version: str
+    schema: int
+    settings: dict[str, Any]
+    list: str | None
+    shards: tuple[str, ...]
+    pairs: tuple[Row, ...]
+
+
 def read_index(folder: Path) -> Index | None:
     """The index of an output folder, with what a killed run has kept beside it; None without one.
 
@@ -324,11 +336,11 @@ def read_index(folder: Path) -> Index | None:
         if raw is None:
             return None
         if len(raw) > MAX_INDEX:
-            _refused("its size")
-        index = _index(json.loads(raw, parse_constant=_refused))
+            raise ValueError
+        index = _index(_valid(_File, raw))
     except OSError as error:
         raise ShadowError(f"{path}: {error.strerror or error}") from error
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         hint = (
             "if no other program wrote it, remove it: `shadow merge` rebuilds it from the reports"
         )
@@ -342,70 +354,43 @@ def _kept_rows(path: Path, digest: str) -> dict[Key, Row]:
     None of a journal of another one.
     """
     try:
-        lines = (read_start(path, MAX_INDEX) or b"").splitlines(keepends=True)
-    except OSError:
-        lines = []
+        head, *lines = (read_start(path, MAX_INDEX) or b"").splitlines(keepends=True)
+    except (OSError, ValueError):
+        return {}
     rows: dict[Key, Row] = {}
-    with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        if lines and json.loads(lines[0])[INDEX] != digest:
+    with contextlib.suppress(ValueError, RecursionError):
+        if json.loads(head) != {INDEX: digest}:
             return {}
-        for line in lines[1:]:
+        for line in lines:
             if not line.endswith(b"\n"):
                 break  # cut when the run was killed
-            row = _row(json.loads(line, parse_constant=_refused))
-            rows[row.key] = row
+            row = _valid(Row, line)
+            if row.fits:
+                rows[row.key] = row
     return rows
 
 
-def _refused(what: str) -> NoReturn:
-    raise ValueError(what)
+def _valid(kind: type[Content], raw: bytes) -> Content:
+    """JSON as a value of a type. Raises ValueError for anything else."""
+    from pydantic import TypeAdapter
+
+    if kind not in ADAPTERS:
+        ADAPTERS[kind] = TypeAdapter(kind)
+    value: Content = ADAPTERS[kind].validate_json(raw)
+    return value
 
 
-def _index(content: Any) -> Index:
-    if content["shadow"] != MARK or content["schema"] != SCHEMA:
-        raise ValueError
-    shards = tuple(content["shards"])
-    for text in (
-        content["version"],
-        *shards,
-        *([] if content["list"] is None else [content["list"]]),
-    ):
-        if not isinstance(text, str):
-            raise TypeError
-    for shard in shards:
+def _index(content: _File) -> Index:
+    for shard in content.shards:
         number, of = map(int, shard.split("/"))
         if not 1 <= number <= of <= 1_000_000:
             raise ValueError
-    rows = tuple(_row(row) for row in content["pairs"])
-    if len({row.key for row in rows}) < len(rows):
+    if content.schema != SCHEMA or len({row.key for row in content.pairs}) < len(content.pairs):
         raise ValueError
-    return Index(
-        version=content["version"],
-        kind=Kind(content["schema"], dict(content["settings"])),
-        digest=content["list"],
-        shards=shards,
-        rows=rows,
-    )
-
-
-def _row(content: Any) -> Row:
-    row = Row(**{column.name: _checked(column, content.get(column.name)) for column in BATCH})
-    if row.state not in STATES:
+    if not all(row.fits for row in content.pairs):
         raise ValueError
-    return row
-
-
-def _checked(column: Column, value: Any) -> Any:
-    """A value that the column may have."""
-    if value is None and column.null:
-        return None
-    if column.type == "string" and isinstance(value, str):
-        return _plain(value)
-    if column.type == "int" and type(value) is int and abs(value) < 1 << 63:
-        return value
-    if column.type == "float" and type(value) in (int, float) and math.isfinite(value):
-        return float(value)
-    raise TypeError(column.name)
+    kind = Kind(content.schema, content.settings)
+    return Index(content.version, kind, content.list, shards=content.shards, rows=content.pairs)
 
 
 @contextlib.contextmanager
@@ -462,7 +447,7 @@ def _locked_for_others(folder: Path) -> Iterator[None]:
 
 
 def _is_still(path: Path, handle: int) -> bool:
-    """Is an open file the one at a path, which its owner may just have removed?"""
+    """Whether an open file is the one at a path, which its owner may just have removed."""
     try:
         return os.path.samestat(path.stat(), os.fstat(handle))
     except FileNotFoundError:
