@@ -116,6 +116,15 @@ class Row:
             max(abs(count or 0) for count in (self.position, self.matrices, self.bytes)) < 1 << 63
         )
 
+    def as_json(self) -> dict[str, Any]:
+        """Half a surrogate pair, which JSON may hold and Parquet not, is made visible."""
+        return {
+            name: value.encode(errors="backslashreplace").decode()
+            if isinstance(value, str)
+            else value
+            for name, value in vars(self).items()
+        }
+
     def emptied(self, state: State, *, error: str | None = None, hint: str | None = None) -> Row:
         """The same pair in another state, with nothing of a report. What it took stays."""
         same = {name: getattr(self, name) for name in (*OF_THE_PAIR, "seconds", "bytes")}
@@ -176,7 +185,7 @@ class Index:
             "list": self.digest,
             "shards": list(self.shards),
             "counts": {state: sum(row.state == state for row in self.rows) for state in STATES},
-            "pairs": [dict(vars(row)) for row in self.rows],
+            "pairs": [row.as_json() for row in self.rows],
         }
 
 
@@ -245,15 +254,12 @@ def write_index(output: Path, index: Index) -> None:
 def _write_whole_index(output: Path, index: Index) -> bytes:
     """The content of index.json."""
     as_json = index.as_json()
-    rows = [{name: _plain(value) for name, value in row.items()} for row in as_json.pop("pairs")]
-    table = pa.Table.from_pylist(rows, schema=arrow_schema(BATCH))
-    content = json.dumps({**as_json, "pairs": rows}, indent=2, allow_nan=False).encode() + b"\n"
+    content = json.dumps(as_json, indent=2, allow_nan=False).encode() + b"\n"
+    table = pa.Table.from_pylist(as_json.pop("pairs"), schema=arrow_schema(BATCH))
+    about = {METADATA_KEY: json.dumps(as_json, sort_keys=True).encode()}
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
-        write_whole(
-            output / TABLE,
-            parquet_bytes(table, {METADATA_KEY: json.dumps(as_json, sort_keys=True).encode()}),
-        )
+        write_whole(output / TABLE, parquet_bytes(table, about))
         write_whole(output / INDEX, content)
     return content
 
@@ -281,9 +287,7 @@ class Standing:
         if time.monotonic() >= self._due:
             self._write()
             return
-        line = json.dumps(
-            {name: _plain(value) for name, value in vars(row).items()}, allow_nan=False
-        )
+        line = json.dumps(row.as_json(), allow_nan=False)
         with writing(self._output), (self._output / PARTIAL / ROWS).open("ab") as file:
             file.write(line.encode() + b"\n")
 
@@ -303,11 +307,6 @@ class Standing:
             self._written()
         now = time.monotonic()
         self._due = now + max(EVERY, SHARE * (now - started))
-
-
-def _plain(value: Any) -> Any:
-    """Half a surrogate pair, which JSON of a checkpoint may hold and Parquet not, made visible."""
-    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)
@@ -402,48 +401,32 @@ def alone_in(output: Path) -> Iterator[None]:
     nothing happens. A folder that was made for it and stays empty is removed.
     """
     there = nearest_folder(output)
+    file = output / PARTIAL / LOCK
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
-    try:
-        with _locked(output), _locked_for_others(output):
-            yield
-    finally:
-        remove_empty(output.absolute(), there)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:
+    with contextlib.ExitStack() as at_end:
+        at_end.callback(remove_empty, output.absolute(), there)
+        with contextlib.suppress(OSError):  # not every system opens a folder
+            _hold(output, os.O_RDONLY, at_end)
+        with writing(output):
+            file.parent.mkdir(exist_ok=True)
+            at_end.callback(_quietly, file.parent.rmdir)  # not empty, or gone
+            _hold(file, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), at_end)
+        at_end.callback(_quietly, file.unlink)
         yield
-        return
-    try:
-        if lock(handle) == "another's":
-            raise _another_list(folder)
-        yield
-    finally:
-        os.close(handle)
 
 
-@contextlib.contextmanager
-def _locked_for_others(folder: Path) -> Iterator[None]:
-    path = folder / PARTIAL / LOCK
-    with writing(folder):
-        path.parent.mkdir(exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
-    try:
-        if lock(handle) == "another's" or not _is_still(path, handle):
-            raise _another_list(folder)
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):
-                path.unlink()
-    finally:
-        os.close(handle)
-        with contextlib.suppress(OSError):  # not empty, or gone
-            path.parent.rmdir()
+def _hold(path: Path, flags: int, at_end: contextlib.ExitStack) -> None:
+    """Locks what is at a path until the end. Raises ShadowError where another process has it."""
+    handle = os.open(path, flags, 0o666)
+    at_end.callback(os.close, handle)
+    if lock(handle) == "another's" or not _is_still(path, handle):
+        folder = path if path.is_dir() else path.parents[1]
+        hint = (
+            "wait for it; shards of one list each take a folder of their own, and `shadow merge`"
+            " joins them"
+        )
+        raise ShadowError(f"another list is being audited into {folder}", hint)
 
 
 def _is_still(path: Path, handle: int) -> bool:
@@ -454,12 +437,9 @@ def _is_still(path: Path, handle: int) -> bool:
         return False
 
 
-def _another_list(folder: Path) -> ShadowError:
-    return ShadowError(
-        f"another list is being audited into {folder}",
-        "wait for it; shards of one list each take a folder of their own, and `shadow merge`"
-        " joins them",
-    )
+def _quietly(remove: Callable[[], None]) -> None:
+    with contextlib.suppress(OSError):
+        remove()
 
 
 def different(
