@@ -316,10 +316,7 @@ def _yaml_entries(name: str, raw: bytes, folder: Path) -> list[ListEntry]:
 
 
 def entries_of(
-    forms: Sequence[TargetForm | TwoForm],
-    lines: Mapping[KeyPath, int],
-    file: str,
-    at: KeyPath = (),
+    forms: Sequence[TargetForm | TwoForm], lines: Mapping[KeyPath, int], file: str, at: KeyPath = ()
 ) -> list[ListEntry]:
     """The entries of the YAML list that stands at a path of a file."""
     from shadow.targets.forms import TargetForm
