@@ -51,10 +51,16 @@ def report(made, tmp_path):
     return Path(shutil.copytree(made, tmp_path / "report"))
 
 
+@pytest.fixture(scope="module")
+def summaries():
+    """The summaries that were made, by the tables that they are of."""
+    return {}
+
+
 @pytest.fixture
-def again(monkeypatch):
+def again(monkeypatch, summaries):
     """The folders of which a summary was made again; of equal tables it is computed once."""
-    folders, made = [], {}
+    folders = []
     original = summary_module._made_again
 
     def made_again(report):
@@ -62,9 +68,9 @@ def again(monkeypatch):
         metadata = {**report_metadata(report.folder), "seal": None}
         tables = [pq.read_table(file) for file in sorted(report.folder.glob("*.parquet"))]
         key = json.dumps(metadata), *(str(table.to_pydict()) for table in tables)
-        if key not in made:
-            made[key] = original(report)
-        return copy.deepcopy(made[key])
+        if key not in summaries:
+            summaries[key] = original(report)
+        return copy.deepcopy(summaries[key])
 
     monkeypatch.setattr(summary_module, "_made_again", made_again)
     return folders
