@@ -16,11 +16,10 @@ import pytest
 from hub import Hub
 from readme import PROBES, demo_scores
 from rich.console import Console
+from scores import gain, harness, scored_reports, write
 from shadow.outputs.terminal.comparison import comparison_view
 from shadow.outputs.terminal.scores import scores_line, signed
 from shadow.outputs.terminal.summary import summary_view
-from test_rank_correlation import gain, scored_reports
-from test_scores import harness, write
 
 from shadow.comparing.comparison import MAX_REPORTS, compare
 from shadow.comparing.gains import Scored

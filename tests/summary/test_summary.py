@@ -22,8 +22,8 @@ from shadow.outputs.terminal.summary import summary_view
 from shadow.outputs.terminal.typeset import fixed, layers_filled, number, rounded, share, sparkline
 
 from shadow.claims.verdicts import Judgement
-from shadow.quantities import about
 from shadow.telling.reading import read_summary
+from shadow.telling.wording import about
 
 DEMO = Path(__file__).parents[2] / "registry" / "demo"
 
