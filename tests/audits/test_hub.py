@@ -28,7 +28,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
-from command import Run, Started
+from command import Run
 from effort import every
 from hub import (
     Cut,
@@ -44,7 +44,7 @@ from hub import (
     Truncate,
     WrongRange,
 )
-from safetensors.torch import save_file
+from hub_pairs import FEW, INDEX, MODEL, tensors, variables, write
 
 from shadow.audits.pair import Settings, run_pair
 from shadow.checkpoints.pairing import Filter
@@ -52,10 +52,8 @@ from shadow.spectra.delta import Method
 from shadow.targets.families import given_pair
 from shadow.targets.references import parse_reference
 
+pytest_plugins = "hub_pairs"
 SHADOW = Path(sys.executable).parent / "shadow"
-SECRET = "hf_" + "Sesame7" * 5
-MODEL = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 TABLES = ("matrices", "tensors", "spectra")
 # columns that tell where a matrix came from, and nothing of its numbers
 WHO = ["family", "pair", "verified"]
@@ -66,71 +64,6 @@ SMALL = ("audit", "--base", "org/small-base", "--tuned", "org/small-tuned")
 
 
 # Checkpoints, the Hub, and commands
-
-
-def tensors(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, torch.Tensor]:
-    """A base (seed 0) of random tensors, or (other seeds) a model tuned from it."""
-    base = {
-        name: torch.randn(shape, generator=torch.Generator().manual_seed(0))
-        for name, shape in shapes.items()
-    }
-    generator = torch.Generator().manual_seed(seed)
-    return (
-        base
-        if seed == 0
-        else {n: t + 0.01 * torch.randn(t.shape, generator=generator) for n, t in base.items()}
-    )
-
-
-def decoder() -> dict[str, tuple[int, ...]]:
-    """A toy of about 1 MB a layer, so that there are byte ranges worth asking for."""
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (512, 256)}
-    for layer in range(4):
-        block = {
-            "self_attn.q_proj": (256, 256),
-            "mlp.up_proj": (384, 256),
-            "mlp.down_proj": (256, 384),
-        }
-        shapes |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in block.items()}
-        shapes[f"model.layers.{layer}.input_layernorm.weight"] = (256,)
-    return shapes | {"model.norm.weight": (256,)}
-
-
-FEW = {
-    "model.layers.0.mlp.up_proj.weight": (60, 50),
-    "model.layers.0.mlp.down_proj.weight": (50, 60),
-}
-
-
-def write(folder: Path, weights: dict[str, torch.Tensor], shards: int = 1) -> Path:
-    """A checkpoint of so many shards, cut in the order of its tensors."""
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text('{"model_type": "llama"}')
-    if shards == 1:
-        save_file(weights, folder / MODEL)
-        return folder
-    names, weight_map = list(weights), {}
-    for number in range(shards):
-        file = f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
-        mine = names[number * len(names) // shards : (number + 1) * len(names) // shards]
-        save_file({name: weights[name] for name in mine}, folder / file)
-        weight_map |= dict.fromkeys(mine, file)
-    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """`base` in three shards and `tuned` in two, which end at other tensors; and a pair of one
-    small file each.
-    """
-    top = tmp_path_factory.mktemp("checkpoints")
-    return {
-        "base": write(top / "base", tensors(decoder(), 0), 3),
-        "tuned": write(top / "tuned", tensors(decoder(), 1), 2),
-        "small-base": write(top / "small-base", tensors(FEW, 0)),
-        "small-tuned": write(top / "small-tuned", tensors(FEW, 1)),
-    }
 
 
 def audited(base: Path, tuned: Path, output: Path) -> dict[str, pd.DataFrame]:
@@ -148,63 +81,6 @@ def wanted(folders, tmp_path_factory):
 @pytest.fixture(scope="module")
 def small(folders, tmp_path_factory):
     return audited(folders["small-base"], folders["small-tuned"], tmp_path_factory.mktemp("small"))
-
-
-@pytest.fixture
-def hub(folders: dict[str, Path], tmp_path: Path) -> Iterator[Hub]:
-    """The Hub with both pairs. At the end no other origin saw a token, and no report holds one."""
-    with Hub() as hub:
-        for name, folder in folders.items():
-            hub.add(f"org/{name}", folder)
-        hub.tokens.add(SECRET)
-        yield hub
-        assert not [
-            request for request in hub.requests if request.authorized and request.origin != "hub"
-        ]
-    written = [path for path in tmp_path.glob("out*/**/*") if path.is_file()]
-    assert not [path for path in written if SECRET.encode() in path.read_bytes()]
-
-
-def variables(endpoint: str, home: Path, **more: str) -> dict[str, str]:
-    """A command's environment: a Hub, a cache of its own, a token, and little patience."""
-    own = {
-        "HF_ENDPOINT": endpoint,
-        "HF_HOME": home,
-        "HF_HUB_CACHE": home / "hub",
-        "HF_TOKEN": SECRET,
-        "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DOWNLOAD_TIMEOUT": "3",
-        "HF_HUB_ETAG_TIMEOUT": "3",
-    }
-    return {name: str(value) for name, value in {**own, **more}.items()}
-
-
-@pytest.fixture
-def start(hub, tmp_path):
-    """Begins a command on the Hub, to be killed or interrupted; one at a time."""
-    running: list[Started] = []
-
-    def start(*arguments, seconds=60, **more) -> Started:
-        assert not running or running[-1].run
-        env = variables(**{"endpoint": hub.endpoint, "home": tmp_path / "home", **more})
-        running.append(Started(*arguments, cwd=tmp_path, env=env, seconds=seconds))
-        return running[-1]
-
-    yield start
-    if running and not running[-1].run:
-        running[-1].kill()
-    assert not [one for one in running if SECRET in one.end().out + one.end().err]
-
-
-@pytest.fixture
-def run(start):
-    """Runs a command on the Hub, as `run(*PAIR, "-o", "out")`; keywords are its environment."""
-
-    def run(*arguments, seconds=40, **more) -> Run:
-        return start(*arguments, seconds=seconds, **more).end()
-
-    return run
 
 
 def until(condition: Callable[[], object], seconds: float = 30) -> None:
@@ -562,9 +438,7 @@ def test_killed_in_a_download(run, start, hub, tmp_path, wanted, disk):
 
 @pytest.mark.slow
 def test_killed_in_the_first_download(hub, tmp_path, wanted):
-    """Nothing is measured yet: the same command begins anew and removes the piece. With the
-    installed script.
-    """
+    """Before any measurement: the same command begins again and removes the piece."""
     hub.rate = 1_000_000
     env = os.environ | variables(hub.endpoint, tmp_path / "home")
     with subprocess.Popen(
@@ -582,9 +456,7 @@ def test_killed_in_the_first_download(hub, tmp_path, wanted):
 
 @pytest.mark.slow
 def test_killed_while_computing(run, start, hub, tmp_path):
-    """What was fetched under --max-disk serves the next run; in the end all of it is gone, also
-    what the next run had no use for, and the numbers are those of an audit that nobody stopped.
-    """
+    """What --max-disk fetched serves the next run, then goes; numbers are of a whole audit."""
     command = (*PAIR, "--nulls", "12", "--jobs", "1")
     run(*command, "-o", "whole", HF_HUB_CACHE=tmp_path / "other").assert_done()
     hub.reset()
@@ -599,9 +471,7 @@ def test_killed_while_computing(run, start, hub, tmp_path):
 
 @pytest.mark.slow
 def test_clean_after_a_killed_audit(run, start, hub, tmp_path, wanted):
-    """`shadow clean` removes what an audit under --max-disk had fetched and its pieces; what was
-    there before stays.
-    """
+    """`shadow clean` removes what --max-disk had fetched and its pieces, and nothing older."""
     run(
         "audit", "--base", "org/small-base", "--tuned", "org/small-tuned", "-o", "other"
     ).assert_done()
@@ -695,9 +565,7 @@ def test_what_was_in_the_cache_before_stays(run, hub, folders, tmp_path, wanted)
 
 @pytest.mark.slow
 def test_bytes_that_another_commit_has_stay(run, hub, folders, tmp_path):
-    """A shard that two commits share is one file in the cache: freeing it for one does not take it
-    from the other, and two commits of one repository can be compared.
-    """
+    """A shard of two commits is one file: freed for one it stays for the other."""
     moved_on = shutil.copytree(folders["small-base"], tmp_path / "moved-on")
     (moved_on / "README.md").write_text("new")
     hub.add(
@@ -733,9 +601,7 @@ def test_bytes_that_another_commit_has_stay(run, hub, folders, tmp_path):
 def test_clean_leaves_bytes_that_another_commit_came_to_have(
     run, start, hub, folders, tmp_path, small
 ):
-    """What a killed audit fetched of one commit stays when another audit has used the same bytes
-    for another.
-    """
+    """What a killed audit fetched stays where another has used the same bytes since."""
     moved_on = shutil.copytree(folders["small-base"], tmp_path / "moved-on")
     (moved_on / "README.md").write_text("new")
     hub.add("org/small-base", folders["small-base"], revisions={"next": moved_on})
@@ -788,9 +654,7 @@ def tiny_disk(folder: Path, options: str) -> Iterator[Path]:
 
 @pytest.mark.slow
 def test_little_free_disk_frees_after_use(run, start, hub, tmp_path, wanted):
-    """Where not all shards fit, each is freed after use, which is said; a killed run goes on in the
-    same space; where not even that fits, the numbers are told before the first byte of a weight.
-    """
+    """Shards are freed after use; a killed run goes on; where no shard fits, numbers come first."""
     with tiny_disk(tmp_path / "home", "size=5M"):
         hub.rate = 4_000_000
         process = start(*PAIR, "-o", "out")
@@ -815,9 +679,7 @@ def test_little_free_disk_frees_after_use(run, start, hub, tmp_path, wanted):
 
 @pytest.mark.slow
 def test_a_disk_that_fills_up_is_one_error_line(run, start, hub, tmp_path, wanted):
-    """Another writer takes the rest of the disk during a download: one line; with space again it
-    goes on.
-    """
+    """Another writer takes the rest of the disk: one line; with space again it goes on."""
     with tiny_disk(tmp_path / "home", "size=12M") as home:
         hub.rate = 2_000_000
         process = start(*PAIR, "-o", "out")
@@ -840,9 +702,7 @@ def test_a_disk_that_fills_up_is_one_error_line(run, start, hub, tmp_path, wante
 
 @pytest.mark.slow
 def test_a_cache_that_cannot_be_written_to_is_one_error_line(run, hub, tmp_path, small):
-    """A disk mounted read-only, and a file where the folder should be: told at once. What a
-    read-only cache holds is still used.
-    """
+    """A read-only disk, or a file in its place; what a read-only cache holds is used."""
     run(*SMALL, "-o", "out").assert_done()
     (tmp_path / "file").write_text("")
     told(
@@ -887,9 +747,7 @@ def test_branches_tags_and_commits(run, hub, folders, tmp_path, small):
 
 
 def test_a_new_commit_is_measured_when_that_is_asked_for(run, hub, folders, tmp_path, small):
-    """A branch that has moved on is another checkpoint: the report stays, and it is said;
-    --overwrite replaces it.
-    """
+    """A branch that moved on is another checkpoint: the report stays, unless --overwrite."""
     hub.add("org/model", folders["small-base"])
     command = ("audit", "--base", "org/small-base", "--tuned", "org/model", "-o", "out")
     run(*command).assert_done()
@@ -999,9 +857,7 @@ def test_bin_files_need_the_flag(run, hub, folders, tmp_path, small, disk):
 
 @pytest.mark.slow
 def test_offline_uses_the_cache_alone(run, hub, tmp_path, small):
-    """Nothing, a part, and all of a pair in the cache: what is missing is said; with all of it no
-    request is made.
-    """
+    """With nothing or a part of a pair: what is missing is said; with all, no request is made."""
     for offline in ({"HF_HUB_OFFLINE": "1"}, {}):
         command = (*SMALL, "-o", "out", *(() if offline else ("--offline",)))
         told(
@@ -1032,9 +888,7 @@ def test_offline_uses_the_cache_alone(run, hub, tmp_path, small):
 
 @pytest.mark.slow
 def test_offline_with_some_of_the_shards(run, hub, tmp_path, wanted):
-    """Which shards are missing is said, and a part of the model that the cache has is measured all
-    the same.
-    """
+    """Missing shards are named; a part of the model that the cache has is measured."""
     chosen = ("--layer", "0", "--fetch", "shards")
     run(*PAIR, "-o", "out", *chosen).assert_done()
     hub.reset()
@@ -1103,9 +957,7 @@ def test_a_server_that_stops_answering_is_tried_again(run, hub, tmp_path, small,
     "action", [Cut(5000), Cut(5000, reset=True), Stall(60, 5000), Expire()], ids=str
 )
 def test_a_body_that_ends_early_is_fetched_on(run, hub, tmp_path, small, action):
-    """A header, a whole file, a range: cut in order or by a reset, stalled, or at an address that
-    has run out.
-    """
+    """A header, a file, a range: cut in order or by a reset, stalled, or expired."""
     faults = [hub.fail(action=action, **PLACES[place]) for place in ("header", "file")]
     found_by(run, tmp_path, small, **HASTE)
     hub.faults.clear()
@@ -1126,9 +978,7 @@ def test_a_body_that_ends_early_is_fetched_on(run, hub, tmp_path, small, action)
 
 @pytest.mark.slow
 def test_a_line_that_always_breaks_still_gets_there(run, hub, tmp_path, wanted):
-    """Ranges go on where the line broke, as often as that takes: tries count from the last byte
-    that came.
-    """
+    """Ranges go on where the line broke: tries count from the last byte that came."""
     fault = hub.fail("org/tuned/*", Cut(70_000), origin="cdn", skip=2, times=None)
     run(*PAIR, "-o", "out", "--module", "embed").assert_done()
     assert_same(frame(tmp_path / "out"), wanted["matrices"].query("module == 'embed'"))
@@ -1183,9 +1033,7 @@ def test_endless_faults_are_given_up(run, hub, tmp_path, place):
 
 @pytest.mark.slow
 def test_what_stays_broken_without_a_word_is_given_up(run, hub, tmp_path):
-    """A shard that is always cut short: told after six tries, about 20 seconds. A Hub that nobody
-    answers for: sooner, and without a word before.
-    """
+    """A shard always cut short after six tries (20 s); a Hub that nobody answers for sooner."""
     hub.fail(f"org/small-tuned/{MODEL}", Truncate(20_000), origin="cdn", skip=1, times=None)
     assert said(run(*SMALL, "-o", "out"), "arrived incomplete, also after 6 tries")
     with socket.socket() as closed:
@@ -1358,9 +1206,7 @@ ANSWERS = {
 
 @pytest.mark.parametrize("case", every(5, ANSWERS))
 def test_a_hostile_answer_is_one_error_line(run, hub, tmp_path, case):
-    """Whatever a server says instead of its listing: exit 1, a line and a hint, at once, nothing
-    outside the cache.
-    """
+    """Exit 1, a line and a hint, at once, and nothing outside the cache."""
     pattern, body = ANSWERS[case]
     edit(hub, pattern, lambda answer: answer.become(200, {"Content-Type": "text/html"}, body))
     done = run(*SMALL, "-o", "out", seconds=10)
@@ -1443,9 +1289,7 @@ def test_a_shard_that_is_no_safetensors_file(run, hub, folders, tmp_path):
 
 @pytest.mark.parametrize("offline", [(), ("--offline",)], ids=["online", "offline"])
 def test_a_name_that_is_a_folder_here_says_how_that_is_written(run, tmp_path, offline):
-    """`--tuned org/here` is on the Hub or nowhere; where such a folder lies the hint is how to
-    write it, no other.
-    """
+    """`org/here` is on the Hub or nowhere; the one hint is how to write the folder."""
     (tmp_path / "org" / "here").mkdir(parents=True)
     done = run(*SMALL[:2], "org/here", *SMALL[3:], "-o", "out", *offline)
     assert done.code == 1
@@ -1543,9 +1387,7 @@ def olah(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.real
 def test_a_caching_mirror_gives_the_same_numbers(run, hub, olah, tmp_path, wanted):
-    """olah between the client and the Hub: it answers large files itself, without a redirect. A
-    full audit and one of a layer, each twice, the second time from the mirror's cache.
-    """
+    """olah answers large files itself: a full audit and a layer, twice, then from its cache."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from shadow.audits.pair import Runtime, find_checkpoint
+from shadow.audits.runtime import Runtime
+from shadow.audits.sides import find_checkpoint
 from shadow.errors import ShadowError, UsageError
 from shadow.targets.families import given_pair
 from shadow.targets.lists import select
@@ -49,9 +50,7 @@ def test_two_checkpoints_are_base_and_tuned(registry):
 
 
 def test_one_model_of_the_hub_is_looked_up(registry):
-    """As tuned its pairs, whatever the case of its name; as a base all pairs from it, where no pair
-    has it as tuned.
-    """
+    """As tuned its pairs, in any case; else all pairs from it as a base."""
     assert names(["org/toy-sft"], registry) == ["toy:base..sft"]
     assert names(["Org/Toy-SFT"], registry) == ["toy:base..sft"]
     assert names(["org/toy"], registry) == ["toy:base..sft", "toy:base..chat"]

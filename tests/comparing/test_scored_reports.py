@@ -14,8 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from hub import Hub
 from readme import PROBES, demo_scores
-from test_rank_correlation import gain, scored_reports
-from test_scores import harness, write
+from scores import gain, harness, scored_reports, write
 from view import drawn
 
 from shadow.comparing.comparison import MAX_REPORTS, compare
@@ -415,7 +414,9 @@ def line_of(groups) -> str:
     gains = [gain(0.1 * i + 0.1, f"b{i}", group) for i, group in enumerate(groups)]
     scored = Scored((), tuple(gains), ())
     return scores_line(
-        SimpleNamespace(figures={"concentration": 0.4}, scores=gains, score_groups=scored.groups)
+        SimpleNamespace(
+            figures=SimpleNamespace(concentration=0.4), scores=gains, score_groups=scored.groups
+        )
     )
 
 

@@ -146,7 +146,7 @@ def test_output_fits_the_terminal_and_is_plain_when_piped(audited, width):
 def test_one_singular_value_stands_out(audited, spikes, said):
     """The noun and the verb agree with the median."""
     summary, _ = read_summary(audited[0])
-    figures = {**summary.figures, "spikes": spikes}
+    figures = replace(summary.figures, spikes=spikes)
     assert said in shown(summary, audited[0], full=True, figures=figures)
 
 
@@ -158,7 +158,7 @@ def test_medians_say_which_matrices_they_are_over_where_the_finding_has_others(a
         "1.5 singular values stand out with 26 % of the energy, medians over all 30 matrices."
         in (shown(summary, folder, full=True))
     )
-    inside = {**summary.inside_layers, "matrices": 30}
+    inside = replace(summary.inside_layers, matrices=30)
     assert "medians over all" not in shown(summary, folder, full=True, inside_layers=inside)
 
 

@@ -25,7 +25,7 @@ from shadow.text import byte_size, counted, duration, several, took
 
 if TYPE_CHECKING:
     from shadow.audits.list_index import Index
-    from shadow.audits.plan import PairPlan, PlannedModule, PlannedSide
+    from shadow.audits.pair_plan import PairPlan, PlannedModule, PlannedSide
 
 DOWNLOAD = 12.5e6  # bytes a second, by which the time of a download is told: 100 Mbit/s
 NO_LABEL = "not assessable"

@@ -25,9 +25,9 @@ from shadow.errors import ShadowError, UsageError
 from shadow.places.names import is_of_layers, name_rules, nearest_modules
 from shadow.reports.columns import COUNTS, DELTA, FIGURES, SPECTRAL
 from shadow.reports.heads import HEADS
-from shadow.targets.families import NAME
 from shadow.targets.plain_yaml import KeyPath as Place
 from shadow.targets.plain_yaml import Tree, read_plain_file
+from shadow.targets.references import NAME
 from shadow.text import closest, nearest
 
 Severity = Literal["error", "warning"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shadow.cli import completion, console
-from shadow.cli.options import Format, FormatOption, Json, Registry
+from shadow.cli import options as option
 from shadow.errors import UsageError
 from shadow.text import VERY_LIKE, nearest, several
 
@@ -36,8 +36,8 @@ def families(
             help="Only families with this tag; repeat it for families with all of several tags."
         ),
     ] = None,
-    format: FormatOption = Format.table,
-    json: Json = False,
+    format: option.Format = "table",
+    json: option.Json = False,
     schema: Annotated[
         bool, typer.Option("--schema", help="Print the JSON Schema of family files.")
     ] = False,
@@ -45,11 +45,10 @@ def families(
         bool,
         typer.Option("--list-schema", help="Print the JSON Schema of the lists that --list takes."),
     ] = False,
-    registry: Registry = None,
+    registry: option.Registry = None,
 ) -> None:
     """List the families of the registry, or show one."""
-    if json:
-        format = Format.json
+    as_json = json or format == "json"
     from shadow.targets.families import filter_families, load_families
 
     if list_schema:
@@ -69,7 +68,7 @@ def families(
     chosen = filter_families(
         load_families(registry), word=word, component=component, tags=tag or ()
     )
-    if format is Format.json:
+    if as_json:
         console.show_json([family.as_json() for family in chosen])
         return
     from shadow.telling.families import families_document, family_document
@@ -220,12 +219,11 @@ def schema(
             autocompletion=completion.tables,
         ),
     ] = None,
-    format: FormatOption = Format.table,
-    json: Json = False,
+    format: option.Format = "table",
+    json: option.Json = False,
 ) -> None:
     """Show the schema of report files: tables, columns, types, units, null cases."""
-    if json:
-        format = Format.json
+    as_json = json or format == "json"
     from shadow.reports.columns import TABLES
 
     if table is not None and table not in TABLES:
@@ -233,7 +231,7 @@ def schema(
             f"no table {table!r}", nearest(table, TABLES) or f"one of {', '.join(TABLES)}"
         )
     chosen = [TABLES[table]] if table else list(TABLES.values())
-    if format is Format.json:
+    if as_json:
         from shadow.reports.schema import schema_json
 
         console.show_json(schema_json(chosen, files=table is None))

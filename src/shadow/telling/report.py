@@ -86,7 +86,7 @@ def _blocks(
             sentence.text, code=sentence.code, figures=sentence.figures, close=number > 0
         )
     yield Figures(_all_figures(summary), when="full")
-    if summary.figures["matrices"]:
+    if summary.figures.matrices:
         yield Figures(_main_figures(summary), when="brief")
     for warning in summary.warnings:
         yield Note(warning.text, "warning")
@@ -166,17 +166,17 @@ def quantity(summary: Summary, name: str, kind: Kind) -> Quantity:
 
 def _main_figures(summary: Summary) -> list[FigureRow]:
     """How much, how coherent, where: each with its scale."""
-    f, unrounded = summary.figures, summary.inside_layers["relative_norm_unrounded"]
-    norm = Quantity(f["relative_norm_overall"], "share")
+    f, unrounded = summary.figures, summary.inside_layers.relative_norm_unrounded
+    norm = Quantity(f.relative_norm_overall, "share")
     rows = [FigureRow("relative norm", norm, of_what(summary))]
-    if unrounded is not None and f["floor_ratio"] is not None and f["floor_ratio"] < FAR:
+    if unrounded is not None and f.floor_ratio is not None and f.floor_ratio < FAR:
         without = "without the rounding of storage"
         rows.append(FigureRow("inside layers", Quantity(unrounded, "share"), without))
-    if f["concentration"] is not None:
+    if f.concentration is not None:
         scale = "0 is noise of the same profile, 1 is rank one"
-        rows.append(FigureRow("concentration", Quantity(f["concentration"], "fixed"), scale))
-    if f["effective_layers"] is not None:
-        filled = layers_filled(f["effective_layers"], f["depth_layers"])
+        rows.append(FigureRow("concentration", Quantity(f.concentration, "fixed"), scale))
+    if f.effective_layers is not None:
+        filled = layers_filled(f.effective_layers, f.depth_layers)
         rows.append(FigureRow("layers", filled, "hold the change (effective number)"))
     if stopped := [gate.name for gate in summary.failed_gates]:
         rows.append(FigureRow("gates", Word("failed", "warning"), ", ".join(stopped)))
@@ -201,7 +201,7 @@ def label_line(summary: Summary) -> str:
         return f"label: {summary.label}, by the lab's trainings"
     if summary.reference is not None:
         return "no label: known trainings are of decoders"
-    if summary.figures["concentration"] is None:
+    if summary.figures.concentration is None:
         return "no label: no matrix is large enough to compare with its null"
     return "no label: no known training of this size"
 
@@ -209,7 +209,7 @@ def label_line(summary: Summary) -> str:
 def _all_figures(summary: Summary) -> list[FigureRow]:
     """What changed, how much, how concentrated, where; gates, and a label where it has one."""
     rows = {"what": _changed(summary)}
-    if summary.figures["matrices"]:
+    if summary.figures.matrices:
         rows |= {
             "how much": _size(summary),
             "how concentrated": _concentration(summary),
@@ -238,17 +238,16 @@ def _changed(summary: Summary) -> str:
     f = summary.figures
     line = changed_text(summary)
     if summary.counts["identical"]:
-        line += f"; {portion_of(f['parameters_identical'], f['parameters'])} are identical"
+        line += f"; {portion_of(f.parameters_identical, f.parameters)} are identical"
     return line
 
 
 def changed_text(summary: Summary) -> str:
     """`30 matrices changed, 99.7 % of the parameters`."""
     f = summary.figures
-    matrices = counted(int(f["matrices"] or 0), "matrix", "matrices")
+    matrices = counted(int(f.matrices or 0), "matrix", "matrices")
     return (
-        f"{matrices} changed, {portion_of(f['parameters_measured'], f['parameters'])} of the"
-        " parameters"
+        f"{matrices} changed, {portion_of(f.parameters_measured, f.parameters)} of the parameters"
     )
 
 
@@ -270,7 +269,7 @@ def _reference(reference: Position) -> str:
 def _size(summary: Summary) -> str:
     norm = quantity(summary, "relative_norm_overall", "share")
     size = f"the delta's norm is {norm} {of_what(summary)}"
-    floor_ratio = summary.figures["floor_ratio"]
+    floor_ratio = summary.figures.floor_ratio
     if floor_ratio is None:
         return size
     if floor_ratio < FAR:
@@ -280,20 +279,20 @@ def _size(summary: Summary) -> str:
 
 def _concentration(summary: Summary) -> str:
     f = summary.figures
-    if f["concentration"] is None:
+    if f.concentration is None:
         return "no matrix is large enough to compare with its null"
     text = (
         f"{quantity(summary, 'concentration', 'fixed')} median concentration; 0 is noise of the"
         " same profile, 1 is rank one. PR, the effective number of directions, is"
         f" {quantity(summary, 'participation_ratio', 'number')}, that of its sign-flip null"
-        f" {text_of(f['null_participation_ratio'], 'number')}; {text_of(f['spikes'], 'number')}"
-        f" singular {'value stands' if f['spikes'] == 1 else 'values stand'} out"
+        f" {text_of(f.null_participation_ratio, 'number')}; {text_of(f.spikes, 'number')}"
+        f" singular {'value stands' if f.spikes == 1 else 'values stand'} out"
     )
-    if f["spikes"]:
-        text += f" with {text_of(f['spike_energy'], 'share')} of the energy"
+    if f.spikes:
+        text += f" with {text_of(f.spike_energy, 'share')} of the energy"
     # medians of the finding are over those inside layers
-    if f["matrices"] != summary.inside_layers["matrices"]:
-        text += f", medians over all {text_of(f['matrices'], 'count')} matrices"
+    if f.matrices != summary.inside_layers.matrices:
+        text += f", medians over all {text_of(f.matrices, 'count')} matrices"
     return f"{text}."
 
 
@@ -301,18 +300,18 @@ def _inside_layers(summary: Summary) -> str:
     """What is known of the update before it was stored, the median over matrices inside layers."""
     inside = summary.inside_layers
     parts = []
-    if inside["kept"] is not None:
-        kept = text_of(inside["kept"], "share")
+    if inside.kept is not None:
+        kept = text_of(inside.kept, "share")
         parts.append(f"{kept} of what is stored is the update's, the rest rounding")
-    if inside["relative_norm_unrounded"] is not None:
-        norm = text_of(inside["relative_norm_unrounded"], "share")
+    if inside.relative_norm_unrounded is not None:
+        norm = text_of(inside.relative_norm_unrounded, "share")
         parts.append(f"its norm is {norm} of the base's")
-    known = (inside["coherent"] or 0) + (inside["above_short_side"] or 0)
-    of = f"{known:,} of {text_of(inside['matrices'], 'count')} matrices"
-    if inside["equivalent_directions"] is not None:
-        directions = text_of(inside["equivalent_directions"], "about")
+    known = (inside.coherent or 0) + (inside.above_short_side or 0)
+    of = f"{known:,} of {text_of(inside.matrices, 'count')} matrices"
+    if inside.equivalent_directions is not None:
+        directions = text_of(inside.equivalent_directions, "about")
         parts.append(f"as coherent as {directions} equally strong directions ({of})")
-    elif inside["above_short_side"]:
+    elif inside.above_short_side:
         parts.append(f"less coherent than all directions of a matrix alike would be ({of})")
     for name, text in (
         ("unexplained", "with a rounding that storage does not explain"),
@@ -327,9 +326,9 @@ def _where(summary: Summary) -> str:
     """How evenly the update lies over layers, and over attention and MLP, or over components."""
     f = summary.figures
     parts = []
-    if f["effective_layers"] is not None and f["depth_entropy"] is not None:
+    if f.effective_layers is not None and f.depth_entropy is not None:
         layers = quantity(summary, "effective_layers", "number")
-        parts.append(f"the energy fills {layers} of {text_of(f['depth_layers'], 'count')} layers")
+        parts.append(f"the energy fills {layers} of {text_of(f.depth_layers, 'count')} layers")
     for name, title in (
         ("attention_to_mlp", "attention : MLP"),
         ("vision_to_language", "vision : language"),
@@ -359,11 +358,11 @@ def _directions(summary: Summary) -> str:
 
 def _tokens(summary: Summary) -> str:
     f = summary.figures
-    if f["embedding_rows_changed"] is None:
+    if f.embedding_rows_changed is None:
         return ""
     return (
-        f"{text_of(f['embedding_rows_changed'], 'share')} of the embeddings changed; participation"
-        f" ratio {text_of(f['embedding_row_participation_ratio'], 'number')} tokens"
+        f"{text_of(f.embedding_rows_changed, 'share')} of the embeddings changed; participation"
+        f" ratio {text_of(f.embedding_row_participation_ratio, 'number')} tokens"
     )
 
 
@@ -475,7 +474,7 @@ def _lines(summary: Summary) -> list[Line]:
                 continue
             least = UNEVEN_BY * max(map(abs, values))
             if name.endswith("rank_shift"):
-                least = max(least, SHIFTED * (summary.figures["short_side"] or 0))
+                least = max(least, SHIFTED * (summary.figures.short_side or 0))
             ends = min(values), max(values)
             lines.append(
                 Line(f"{prefix}{title}", every, bounds_text(ends, kind), ends[1] - ends[0] < least)
@@ -554,7 +553,7 @@ def _origin(
     if seconds is not None:
         how.append(text_of(seconds, "seconds"))
     rows = {"report": "" if folder is None else f"{folder}/", "how": ", ".join(how)}
-    if unverified := summary.figures.get("unverified"):
+    if unverified := summary.figures.unverified:
         what = "matrices came as byte ranges, which no checksum covers"
         rows["unverified"] = f"{unverified} {what}"
     if not summary.has_label:

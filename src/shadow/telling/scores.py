@@ -36,7 +36,7 @@ def scores_line(summary: Summary) -> str:
             parts.append(f"{group.group or unnamed} gain {_group_gain(group, len(scores))}")
     if len(groups) > GROUPS:
         parts.append(f"{len(groups) - GROUPS} more groups")
-    concentration = summary.figures["concentration"]
+    concentration = summary.figures.concentration
     if parts and concentration is not None:
         parts.append(f"concentration {text_of(concentration, 'fixed')}")
     return ", ".join(parts)

@@ -191,7 +191,7 @@ def page_bytes(
 
 def _rank(section: PairSection) -> tuple[bool, float, str]:
     """Most concentrated first; after them the pairs whose figures no gate lets count."""
-    concentration = section.summary.figures["concentration"]
+    concentration = section.summary.figures.concentration
     if concentration is None:
         concentration = -math.inf
     return bool(section.failed), -concentration, section.name
