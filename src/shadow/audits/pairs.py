@@ -28,7 +28,7 @@ from shadow.audits.sides import client_for, references_of
 from shadow.claims.summary import Summary
 from shadow.comparing.scores import ScoreFiles
 from shadow.errors import BusyError, KeptError, ShadowError
-from shadow.quantities import share
+from shadow.quantities import text_of
 from shadow.targets.families import Pair
 from shadow.targets.references import ComponentBase, Reference
 from shadow.telling.size import of_what
@@ -143,7 +143,7 @@ def _in_short(summary: Summary) -> str:
     norm = summary.figures.relative_norm_overall
     parts = ["nothing changed"]
     if norm and summary.figures.matrices:
-        parts = [f"{share(norm)} {of_what(summary)}"]
+        parts = [f"{text_of(norm, 'share')} {of_what(summary)}"]
     standing = summary.label_or_gates
     if standing is not None:
         parts.append(standing)

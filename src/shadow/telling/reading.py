@@ -100,8 +100,12 @@ def _believed_or_made(report: Report) -> Summary:
         try:
             return summary_from_json(sealed)
         except TypeError:
-            # sealed by somebody else: not of the shape that every reader may rely on
-            pass
+            pass  # sealed by somebody else: not of the shape that every reader may rely on
+    return made_again(report)
+
+
+def made_again(report: Report) -> Summary:
+    """The summary of a finished report, from its tables."""
     tables = {name: report.table(name) for name in SUMMARISED}
     if not len(tables["tensors"]):
         raise ShadowError(f"{report.folder}: a report without a tensor", "run the audit again")

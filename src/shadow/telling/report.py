@@ -109,7 +109,7 @@ def _blocks(
     if len(summary.components) > 1:
         yield component_table(summary.components)
     if summary.modules:
-        yield module_table(summary)
+        yield module_table(summary.modules, _coherent(summary))
     if lines := _lines(summary):
         first, last = summary.depth[0].layer, max(row.layer for row in summary.depth)
         yield Lines(f"By depth, layer {first} to {last}", lines, when="full")
@@ -425,9 +425,10 @@ MODULE_FIGURES: Sequence[tuple[str, str, Kind, int]] = (  # field of a row, head
 )
 
 
-def module_table(summary: Summary) -> Table:
-    """A row for each module that changed."""
-    modules, coherent = summary.modules, _coherent(summary)
+def module_table(modules: Sequence[ModuleRow], coherent: Mapping[tuple[str, str], Cell]) -> Table:
+    """A row for each module that changed. coherent: by component and module, as how many equally
+    strong directions it is coherent.
+    """
     has_components = len({row.component for row in modules}) > 1
     columns = [Column("component", "name")] if has_components else []
     columns.append(Column("module", "name"))
