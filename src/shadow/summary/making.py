@@ -71,6 +71,7 @@ TURNED, UNTURNED = 0.5, 0.9
 QUARTERS = 4  # of the depth
 EXAMPLES = 3  # tensors named for each reason
 TOGETHER = 1 << 18  # numbers whose medians get their intervals at once: 2 MB
+OF_COLUMNS = {name: name for name in MEDIANS}  # figures that are medians of columns
 UNEVENNESS = {
     "depth_entropy": depth_entropy,
     "depth_gini": depth_gini,
@@ -103,9 +104,9 @@ def record_of(rows: Rows, metadata: ReportMetadata, lineage: float | None) -> Pa
     """
     tensors, deltas = rows.tensors, rows.deltas
     statuses = tensors["status"].value_counts()
-    figures, intervals = _figures(rows)
+    blocks = _delta_blocks(rows, deltas)
+    tally = _overall(rows, blocks)
     depth = _by_layer(rows)
-    bounds = _bounds(intervals, _delta_blocks(rows, deltas))
     return PairRecord(
         schema=SCHEMA,
         family=metadata["family"],
@@ -113,8 +114,8 @@ def record_of(rows: Rows, metadata: ReportMetadata, lineage: float | None) -> Pa
         base=metadata["base"],
         tuned=metadata["tuned"],
         counts={status: int(statuses.get(status, 0)) for status in STATUSES},
-        figures=figures,
-        **vars(bounds),
+        figures=_figures(rows, tally),
+        **vars(tally.bounds(blocks)),
         resampling=INTERVALS,
         components=_by_component(rows),
         modules=_by_module(rows),
@@ -150,34 +151,61 @@ def _delta_blocks(rows: Rows, deltas: pd.DataFrame) -> Blocks:
     return whole.where(np.ones(len(deltas), dtype=np.bool_))
 
 
-def _bounds(intervals: Mapping[str, Interval], blocks: Blocks) -> Intervals:
-    """What a row of the summary tells of its intervals."""
-    any_of_them = interval(lambda counts: np.zeros(len(counts)), blocks)
-    return Intervals(
-        intervals={name: of_figure.bounds for name, of_figure in intervals.items()},
-        layers=any_of_them.layers,
-        interval_level=any_of_them.level,
-        no_interval=any_of_them.reason,
-    )
+class _Tally:
+    """Figures in the making and their intervals over layers: those of a component, or all."""
 
+    def __init__(self, rows: Rows, component: str | None = None) -> None:
+        self.every = len(rows.layers)
+        self.chosen = np.ones(self.every, dtype=np.bool_)
+        if component is not None:
+            self.chosen = (rows.layers["component"] == component).to_numpy()
+        self.blocks = _blocks(rows.layers[self.chosen])
+        self.figures: dict[str, float | int | None] = {}
+        self.intervals: dict[str, Interval] = {}
 
-Figures = dict[str, float | int | None]
-IntervalsByName = dict[str, Interval]
+    def of(self, deltas: pd.DataFrame, values: Any = "energy") -> Sum:
+        """The sum of a column, or of given values, over delta rows."""
+        if isinstance(values, str):
+            values = deltas[values]
+        sums = summed(deltas["at"].to_numpy(), values.to_numpy(dtype=np.float64), self.every)
+        return Sum(sums.layers[self.chosen], sums.outside)
 
+    def add(self, name: str, statistic: Statistic, *, unevenness: bool = False) -> None:
+        """A figure and its interval; unevenness: see `interval`."""
+        figure = finite(statistic(once(self.blocks.layers))[0])
+        self.figures[name] = figure
+        if figure is not None:
+            self.intervals[name] = interval(statistic, self.blocks, unevenness=unevenness)
 
-def _medians(
-    rows: pd.DataFrame, blocks: Blocks, names: Iterable[str] = MEDIANS
-) -> tuple[Figures, IntervalsByName]:
-    """Medians over rows, each counted once, and their intervals over layers."""
-    figures: Figures = {name: median(floats(rows[name])) for name in names}
-    known = [name for name, figure in figures.items() if figure is not None]
-    intervals: IntervalsByName = {}
-    at_once = max(1, TOGETHER // max(1, len(rows)))
-    for start in range(0, len(known), at_once):
-        some = known[start : start + at_once]
-        columns = np.stack([floats(rows[name]) for name in some], axis=1)
-        intervals |= zip(some, intervals_of_medians(columns, blocks), strict=True)
-    return figures, intervals
+    def add_ratio(self, name: str, part: Sum, whole: Sum) -> None:
+        """The ratio of two sums; null over nothing."""
+        self.add(name, partial(ratio, part, whole))
+
+    def add_medians(self, rows: pd.DataFrame, blocks: Blocks, names: Mapping[str, str]) -> None:
+        """Medians over rows, each counted once: of columns, by the names of the figures."""
+        medians = {name: median(floats(rows[column])) for name, column in names.items()}
+        self.figures |= medians
+        known = [name for name, figure in medians.items() if figure is not None]
+        at_once = max(1, TOGETHER // max(1, len(rows)))
+        for start in range(0, len(known), at_once):
+            some = known[start : start + at_once]
+            columns = np.stack([floats(rows[names[name]]) for name in some], axis=1)
+            self.intervals |= zip(some, intervals_of_medians(columns, blocks), strict=True)
+
+    def join(self, other: _Tally) -> None:
+        """Take over the figures of another."""
+        self.figures |= other.figures
+        self.intervals |= other.intervals
+
+    def bounds(self, blocks: Blocks) -> Intervals:
+        """What a row of the summary says of its intervals."""
+        any_of_them = interval(lambda counts: np.zeros(len(counts)), blocks)
+        return Intervals(
+            intervals={name: of_figure.bounds for name, of_figure in self.intervals.items()},
+            layers=any_of_them.layers,
+            interval_level=any_of_them.level,
+            no_interval=any_of_them.reason,
+        )
 
 
 def _whole_norm(rows: pd.DataFrame) -> float | None:
@@ -192,42 +220,11 @@ def _unrounded_norm(deltas: pd.DataFrame) -> float | None:
     return over(math.hypot(*(norms * deltas["base_norm"])), math.hypot(*deltas["base_norm"]))
 
 
-class _Sums:
-    """Figures of sums over a component's layers, or over all, each once; and their intervals."""
-
-    def __init__(self, rows: Rows, component: str | None = None) -> None:
-        self.every = len(rows.layers)
-        self.kept = np.ones(self.every, dtype=np.bool_)
-        if component is not None:
-            self.kept = (rows.layers["component"] == component).to_numpy()
-        self.blocks = _blocks(rows.layers[self.kept])
-        self.figures: Figures = {}
-        self.intervals: IntervalsByName = {}
-
-    def of(self, deltas: pd.DataFrame, values: Any = "energy") -> Sum:
-        """The sum of a column, or of given values, over delta rows."""
-        if isinstance(values, str):
-            values = deltas[values]
-        sums = summed(deltas["at"].to_numpy(), values.to_numpy(dtype=np.float64), self.every)
-        return Sum(sums.layers[self.kept], sums.outside)
-
-    def add(self, name: str, statistic: Statistic, *, unevenness: bool = False) -> None:
-        """A figure and its interval; unevenness: see `interval`."""
-        figure = finite(statistic(once(self.blocks.layers))[0])
-        self.figures[name] = figure
-        if figure is not None:
-            self.intervals[name] = interval(statistic, self.blocks, unevenness=unevenness)
-
-    def add_ratio(self, name: str, part: Sum, whole: Sum) -> None:
-        """The ratio of two sums; null over nothing."""
-        self.add(name, partial(ratio, part, whole))
-
-
-def _depth_figures(rows: Rows, component: str | None) -> tuple[Figures, IntervalsByName]:
+def _depth(rows: Rows, component: str | None) -> _Tally:
     """How evenly a component's update lies over its layers, frozen ones among them, and over
     attention and MLP.
     """
-    depth = _Sums(rows, component or "")
+    depth = _Tally(rows, component or "")
     deltas = rows.deltas[rows.deltas["component"] == component]
     energies = depth.of(deltas).layers
     for name, statistic in UNEVENNESS.items():
@@ -235,100 +232,102 @@ def _depth_figures(rows: Rows, component: str | None) -> tuple[Figures, Interval
     compared = rows.tensors[rows.tensors["was_compared"]]
     modules = compared.loc[compared["component"] == component, "module"]
     attention, mlp = (deltas[deltas["module"].str.startswith(kind)] for kind in (ATTENTION, MLP))
+    depth.figures |= {"depth_layers": depth.blocks.layers, "attention_to_mlp": None}
     if modules.str.startswith(ATTENTION).any() and modules.str.startswith(MLP).any():
         depth.add_ratio("attention_to_mlp", depth.of(attention), depth.of(mlp))
-    else:
-        depth.figures["attention_to_mlp"] = None
-    return {"depth_layers": depth.blocks.layers, **depth.figures}, depth.intervals
+    return depth
 
 
-def _residual_figures(rows: Rows, component: str | None) -> tuple[Figures, IntervalsByName]:
+def _residual(rows: Rows, component: str | None) -> _Tally:
     """Directions of the residual stream that stacked deltas are about: of a layer, the median, and
     of all layers.
     """
-    figures: Figures = {}
-    intervals: IntervalsByName = {}
+    residual = _Tally(rows)
     stacked = rows.residual[rows.residual["component"] == component]
     for direction in ("reading", "writing"):
         stacks = stacked[stacked["direction"] == direction]
         by_layer = stacks[stacks["layer"].notna()]
-        values, bounds = _medians(by_layer, _blocks(by_layer), ["participation_ratio"])
         name = f"{direction}_participation_ratio"
-        figures[name] = values["participation_ratio"]
-        figures[f"{name}_stacked"] = finite(
-            stacks.loc[stacks["layer"].isna(), "participation_ratio"].max()
-        )
-        if bounds:
-            intervals[name] = bounds["participation_ratio"]
-    return figures, intervals
+        residual.add_medians(by_layer, _blocks(by_layer), {name: "participation_ratio"})
+        whole = stacks.loc[stacks["layer"].isna(), "participation_ratio"]
+        residual.figures[f"{name}_stacked"] = finite(whole.max())
+    return residual
 
 
-def _figures(rows: Rows) -> tuple[PairFigures, IntervalsByName]:
+def _overall(rows: Rows, blocks: Blocks) -> _Tally:
+    """The figures of the pair that have intervals, in the order of these."""
     import pandas as pd
 
+    deltas, tally = rows.deltas, _Tally(rows)
+    tally.add_medians(deltas, blocks, OF_COLUMNS)
+    norms, bases = tally.of(deltas), tally.of(deltas, "base_energy")
+    tally.add("relative_norm_overall", lambda counts: np.sqrt(ratio(norms, bases, counts)))
+    zeros = tally.of(deltas, deltas["zero_share"] * deltas["parameters"])
+    tally.add_ratio("zero_share", zeros, tally.of(deltas, "parameters"))
+    ones = pd.Series(1.0, index=deltas.index)
+    spiked = ones.where(deltas["spikes"] > 0, 0.0)
+    tally.add_ratio("spiked", tally.of(deltas, spiked), tally.of(deltas, ones))
+    with_base = set(rows.tensors.loc[rows.tensors["was_compared"], "component"])
+    for component in ("vision", "projector"):
+        name = f"{component}_to_language"
+        tally.figures[name] = None
+        if {component, "language"} <= with_base:
+            sums = [tally.of(deltas[deltas["component"] == of]) for of in (component, "language")]
+            tally.add_ratio(name, *sums)
+    tally.join(_depth(rows, rows.main))
+    tally.join(_residual(rows, rows.main))
+    return tally
+
+
+def _figures(rows: Rows, tally: _Tally) -> PairFigures:
     tensors, deltas = rows.tensors, rows.deltas
     read = ["side", "shape", "status", "reason", "compared"]
-    sides = {
-        side: rows.assign(size=rows["shape"].map(_size))
-        for side, rows in tensors[read].groupby("side")
-    }
+    sides = [
+        of_side.assign(size=of_side["shape"].map(_size))
+        for _, of_side in tensors[read].groupby("side")
+    ]
     # of an adapter, that is the base
-    larger = max(sides.values(), key=lambda rows: int(rows["size"].sum()))
-    sizes = larger["size"]
+    larger = max(sides, key=lambda of_side: int(of_side["size"].sum()))
+    sizes = larger.groupby("status")["size"].sum()
     ceilings = deltas["rank_ceiling"].dropna()
     quartiles = deltas["concentration"].quantile([0.25, 0.75])
-    medians, intervals = _medians(deltas, _delta_blocks(rows, deltas))
-    whole = _Sums(rows)
-    norms, bases = whole.of(deltas), whole.of(deltas, "base_energy")
-    whole.add("relative_norm_overall", lambda counts: np.sqrt(ratio(norms, bases, counts)))
-    zeros = whole.of(deltas, deltas["zero_share"] * deltas["parameters"])
-    whole.add_ratio("zero_share", zeros, whole.of(deltas, "parameters"))
-    ones = pd.Series(1.0, index=deltas.index)
-    whole.add_ratio(
-        "spiked", whole.of(deltas, ones.where(deltas["spikes"] > 0, 0.0)), whole.of(deltas, ones)
-    )
-    for component in ("vision", "projector"):
-        _component_ratio(whole, rows, component)
     embedding = deltas[(deltas["module"] == "embed") & (deltas["component"] == rows.main)].head(1)
-    depth, depth_intervals = _depth_figures(rows, rows.main)
-    residual, residual_intervals = _residual_figures(rows, rows.main)
     inside = deltas.loc[deltas["layer"].notna(), ["rows", "cols"]]
-    figures: Figures = {
+    counted = {
         "matrices": len(deltas),
         "short_side": finite(inside.min(axis=1).median()),
         "parameters": int(sizes.sum()),
         "parameters_measured": (
-            int(sizes[larger["status"] == "measured"].sum())
-            + int(larger.loc[is_partial(larger), "compared"].sum())
+            int(sizes.get("measured", 0)) + int(larger.loc[is_partial(larger), "compared"].sum())
         ),
-        "parameters_identical": int(sizes[larger["status"] == "identical"].sum()),
+        "parameters_identical": int(sizes.get("identical", 0)),
         "relative_norm_overall": _whole_norm(deltas),
         "relative_norm_overall_unrounded": _unrounded_norm(deltas),
         "rank_ceiling": int(ceilings.max()) if len(ceilings) else None,
         "unverified": int((deltas["verified"] == False).sum()),  # noqa: E712 - null is not False
-        **medians,
         "concentration_q25": finite(quartiles[0.25]),
         "concentration_q75": finite(quartiles[0.75]),
-        **{name: value for name, value in whole.figures.items() if name != "relative_norm_overall"},
-        **depth,
-        **residual,
         "embedding_row_participation_ratio": finite(embedding["row_participation_ratio"].max()),
         "embedding_rows_changed": finite(embedding["rows_changed"].max()),
     }
-    intervals |= whole.intervals | depth_intervals | residual_intervals
-    return row_of(PairFigures, figures), intervals
+    return row_of(PairFigures, tally.figures, counted)
 
 
-def _component_ratio(whole: _Sums, rows: Rows, component: str) -> None:
-    """A component's energy over the language model's; null where either was not compared."""
-    with_base = set(rows.tensors.loc[rows.tensors["was_compared"], "component"])
-    if {component, "language"} <= with_base:
-        part, language = (
-            rows.deltas[rows.deltas["component"] == name] for name in (component, "language")
-        )
-        whole.add_ratio(f"{component}_to_language", whole.of(part), whole.of(language))
-    else:
-        whole.figures[f"{component}_to_language"] = None
+def _of_group(rows: Rows, group: pd.DataFrame, *, with_norm: bool) -> _Tally:
+    """The medians of some of the delta rows, and their shares. with_norm: whether the interval of
+    the relative norm is that of its median.
+    """
+    tally = _Tally(rows)
+    tally.add_medians(group, _delta_blocks(rows, group), OF_COLUMNS)
+    if not with_norm:
+        tally.intervals.pop("relative_norm", None)
+    tally.add_ratio("energy_share", tally.of(group), tally.of(rows.deltas))
+    tally.figures |= {
+        "energy": finite(group["energy"].sum()),
+        "parameter_share": _parameter_share(group, rows),
+        "matrices": len(group),
+    }
+    return tally
 
 
 def _size(shape: Iterable[int]) -> int:
@@ -341,33 +340,50 @@ def _by_component(rows: Rows) -> list[ComponentRow]:
 
     energy is null where nothing of it was compared, 0 where all of it is identical.
     """
-    rules = name_rules()
-    matrices = rows.tensors[rows.tensors["shape"].map(lambda shape: len(shape) > 1)]
+    matrices = rows.tensors[rows.tensors["shape"].map(len) > 1]
     components = []
     for component, group in matrices[matrices["side"] == "tuned"].groupby("component", sort=False):
         deltas = rows.deltas[rows.deltas["component"] == component]
-        blocks = _delta_blocks(rows, deltas)
-        medians, intervals = _medians(deltas, blocks)
-        depth, depth_intervals = _depth_figures(rows, str(component))
-        whole = _Sums(rows)
-        whole.add_ratio("energy_share", whole.of(deltas), whole.of(rows.deltas))
-        energy = energy_share = None
-        if group["was_compared"].any():
-            energy = finite(deltas["energy"].sum())
-            energy_share = whole.figures["energy_share"]
+        # its relative norm is that of all its matrices as one vector
+        tally = _of_group(rows, deltas, with_norm=False)
+        tally.join(_depth(rows, str(component)))
         counted = {
             "component": component,
             "tensors": len(group),
             "identical": int((group["status"] == "identical").sum()),
-            "matrices": len(deltas),
             "relative_norm": _whole_norm(deltas),
-            "energy": energy,
-            "energy_share": energy_share,
-            "parameter_share": _parameter_share(deltas, rows),
         }
-        bounds = _bounds(_without_overall(intervals) | whole.intervals | depth_intervals, blocks)
-        components.append(row_of(ComponentRow, medians, counted, depth, vars(bounds)))
-    return sorted(components, key=lambda row: _place(rules.components, row.component))
+        if not group["was_compared"].any():
+            counted |= {"energy": None, "energy_share": None}
+        bounds = tally.bounds(_delta_blocks(rows, deltas))
+        components.append(row_of(ComponentRow, tally.figures, counted, vars(bounds)))
+    known = name_rules().components
+    return sorted(components, key=lambda row: _place(known, row.component))
+
+
+def _by_module(rows: Rows) -> list[ModuleRow]:
+    """Medians and the share of the energy by component and module, in the order of names.yaml."""
+    modules = []
+    place = ["component", "module"]
+    # groups of all columns at once would come from a second copy of them
+    for (component, module), named in rows.deltas[place].groupby(place, sort=False):
+        group = rows.deltas.loc[named.index]
+        tally = _of_group(rows, group, with_norm=True)
+        counted = {
+            "component": component,
+            "module": module,
+            "parameters": int(group["parameters"].sum()),
+        }
+        bounds = tally.bounds(_delta_blocks(rows, group))
+        modules.append(row_of(ModuleRow, tally.figures, counted, vars(bounds)))
+    rules = name_rules()
+    return sorted(
+        modules,
+        key=lambda row: (
+            _place(rules.components, row.component),
+            _place(rules.modules, row.module),
+        ),
+    )
 
 
 def _place(known: Sequence[str], name: str) -> tuple[int, str]:
@@ -377,13 +393,6 @@ def _place(known: Sequence[str], name: str) -> tuple[int, str]:
     if name not in known:
         return len(known), name
     return known.index(name), name
-
-
-def _without_overall(intervals: IntervalsByName) -> IntervalsByName:
-    """A component's relative norm is that of all its matrices as one vector: the median's interval
-    is not its own.
-    """
-    return {name: interval for name, interval in intervals.items() if name != "relative_norm"}
 
 
 def _renumbered_experts(deltas: pd.DataFrame) -> list[ReportWarning]:
@@ -402,35 +411,6 @@ def _renumbered_experts(deltas: pd.DataFrame) -> list[ReportWarning]:
         " the experts may have been renumbered, and their deltas are then not those of training"
     )
     return [ReportWarning("experts_renumbered", text)]
-
-
-def _by_module(rows: Rows) -> list[ModuleRow]:
-    """Medians and the share of the energy by component and module, in the order of names.yaml."""
-    rules = name_rules()
-    modules = []
-    place = ["component", "module"]
-    # groups of all columns at once would come from a second copy of them
-    for (component, module), named in rows.deltas[place].groupby(place, sort=False):
-        group = rows.deltas.loc[named.index]
-        blocks = _delta_blocks(rows, group)
-        medians, intervals = _medians(group, blocks)
-        whole = _Sums(rows)
-        whole.add_ratio("energy_share", whole.of(group), whole.of(rows.deltas))
-        counted = {
-            "component": component,
-            "module": module,
-            "matrices": len(group),
-            "parameters": int(group["parameters"].sum()),
-            "energy": finite(group["energy"].sum()),
-            "parameter_share": _parameter_share(group, rows),
-        }
-        bounds = _bounds(intervals | whole.intervals, blocks)
-        modules.append(row_of(ModuleRow, medians, counted, whole.figures, vars(bounds)))
-
-    def order(row: ModuleRow) -> tuple[tuple[int, str], tuple[int, str]]:
-        return _place(rules.components, row.component), _place(rules.modules, row.module)
-
-    return sorted(modules, key=order)
 
 
 def _by_layer(rows: Rows) -> list[LayerRow]:
