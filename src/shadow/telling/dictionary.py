@@ -154,13 +154,13 @@ def label_document(shipped: Calibration) -> Document:
 
 def finding_document() -> Document:
     """`explain finding`: all sentences, by their codes, and the other explanations."""
-    titles = {code: claim.title for code, claim in EXPLANATIONS.items()}
+    others = {code: f"{claim.title}: {claim.meaning}" for code, claim in EXPLANATIONS.items()}
     return Document(
         [
             Paragraph("the answer of a report, in words", lead="finding"),
             Paragraph(ABOUT_FINDINGS),
             _texts(CODES, "Sentences, in their order"),
-            _texts(titles, "Other explanations"),
+            _texts(others, "Other explanations"),
             _quiet(ANSWERED),
             _quiet(" ".join(NOT_SHOWN)),
         ]
