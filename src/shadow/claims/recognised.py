@@ -4,6 +4,8 @@ questions that explanations and sentences share.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from shadow.claims.answer import Answer, Claim, Figure, table
 from shadow.claims.draft import Draft
 from shadow.summary.layer_medians import LOW
@@ -17,6 +19,13 @@ BY_CHANCE = 0.03  # of the matrices of a rounded copy: more do not pass for chan
 STANDING_OUT = 0.1  # of the energy of the median matrix, from which its spikes count
 DIFFERENT = 0.05  # how far the norm before storage has to be from the stored one to matter
 RECOGNISED = table(
+    Claim(
+        "copy",
+        "rounded copy",
+        "what is stored is as large as one rounding, and little of it is known to be more",
+        needs=("figures.floor_ratio", "inside_layers.rounded_away", "inside_layers.matrices"),
+        null="a floor_ratio of 1",
+    ),
     Claim(
         "scaled",
         "scaled base",
@@ -41,46 +50,33 @@ RECOGNISED = table(
         "only a few rows of an embedding changed",
         needs=("recognised.few_rows",),
     ),
-    Claim(
-        "copy",
-        "rounded copy",
-        "what is stored is as large as one rounding, and little of it is known to be more",
-        needs=("figures.floor_ratio", "inside_layers.rounded_away", "inside_layers.matrices"),
-        null="a floor_ratio of 1",
-    ),
 )
 
 
 def recognised(record: PairRecord) -> list[Answer]:
-    """The answer to each of RECOGNISED."""
+    """The answer to each of RECOGNISED, in their order."""
     found = record.recognised
-    answers = []
-    for code, what, figure in (
-        ("scaled", found.scaled, "factor"),
-        ("zeroed", found.zeroed, "share"),
-        ("replaced", found.replaced, "matrices"),
-    ):
-        figures: dict[str, Figure] = {}
-        if what is not None:
-            figures[f"recognised.{code}.{figure}"] = vars(what)[figure]
-        answers.append(_answer(code, what is not None, figures))
-    changed: dict[str, Figure] = {
+    draft = Draft(record)
+    copy = is_copy(record) and draft.overall("floor_ratio") is not None
+    rows = {
         f"recognised.few_rows.{row.component}.{row.module}.changed": row.changed
         for row in found.few_rows
     }
-    answers.append(_answer("few_rows", bool(changed), changed))
-    draft = Draft(record)
-    if holds := is_copy(record):
-        draft.overall("floor_ratio")
-    answers.append(_answer("copy", holds, draft.figures))
-    return answers
+    held: dict[str, Mapping[str, Figure] | None] = {
+        "copy": draft.figures if copy else None,
+        "scaled": found.scaled and {"recognised.scaled.factor": found.scaled.factor},
+        "zeroed": found.zeroed and {"recognised.zeroed.share": found.zeroed.share},
+        "replaced": found.replaced and {"recognised.replaced.matrices": found.replaced.matrices},
+        "few_rows": rows or None,
+    }
+    return [_answer(claim, held[code]) for code, claim in RECOGNISED.items()]
 
 
-def _answer(code: str, holds: bool, figures: dict[str, Figure]) -> Answer:
-    meaning = RECOGNISED[code].meaning
-    if holds:
-        return Answer(code, "holds", meaning, figures)
-    return Answer(code, "does_not_hold", f"the figures do not show that {meaning}")
+def _answer(claim: Claim, figures: Mapping[str, Figure] | None) -> Answer:
+    if figures is None:
+        reason = f"the figures do not show that {claim.meaning}"
+        return Answer(claim.code, "does_not_hold", reason)
+    return Answer(claim.code, "holds", claim.meaning, figures)
 
 
 def is_copy(record: PairRecord) -> bool:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from shadow.claims.draft import Draft, Sentence
-from shadow.claims.recognised import is_copy
+from shadow.claims.recognised import recognised
 from shadow.summary.record import PairRecord
 from shadow.summary.rows import Replaced
 from shadow.telling.wording import (
@@ -23,12 +23,13 @@ NOTHING_IN_COMMON = 0.1  # a cosine below which two matrices have nothing in com
 
 def known_changes(summary: PairRecord) -> list[Sentence]:
     """What no training does, and the figures show beyond doubt."""
-    return [*_copy(summary), *_scaled(summary), *_zeroed(summary), *_replaced(summary)]
+    holds = [answer.code for answer in recognised(summary) if answer.outcome == "holds"]
+    return [
+        sentence for code in holds if code in SENTENCES for sentence in SENTENCES[code](summary)
+    ]
 
 
 def _copy(summary: PairRecord) -> list[Sentence]:
-    if not is_copy(summary):
-        return []
     draft = Draft(summary)
     size = draft.write(summary.figures.floor_ratio or 0.0, "figures.floor_ratio", "fixed")
     inside = summary.inside_layers
@@ -133,3 +134,11 @@ def vectors(summary: PairRecord) -> list[Sentence]:
     draft = Draft(summary)
     text = f"Vectors moved further than matrices: {vectors_moved(draft)}."
     return [draft.sentence("vectors", text)]
+
+
+SENTENCES: Mapping[str, Callable[[PairRecord], list[Sentence]]] = {
+    "copy": _copy,
+    "scaled": _scaled,
+    "zeroed": _zeroed,
+    "replaced": _replaced,
+}
