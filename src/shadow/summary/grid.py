@@ -98,7 +98,7 @@ class Picture:
 
     @cached_property
     def is_flat(self) -> bool:
-        """Are all norms the same, to a twentieth?"""
+        """Whether all norms are the same, to a twentieth."""
         return self.largest <= FLAT * self.least
 
     def level(self, value: float) -> float:

@@ -102,7 +102,7 @@ def _replaced(summary: PairRecord) -> list[Sentence]:
 
 
 def has_nothing_in_common(replaced: Replaced) -> bool:
-    """Is the cosine so near 0 that no training can have left it?"""
+    """Whether the cosine is so near 0 that no training can have left it."""
     return max(abs(replaced.cosine_least), abs(replaced.cosine_most)) < NOTHING_IN_COMMON
 
 

@@ -61,7 +61,7 @@ def limits(summary: PairRecord, gates: Mapping[str, Gate], filtered: bool) -> li
 
 
 def comes_first(gates: Mapping[str, Gate]) -> bool:
-    """Does what was not compared matter so much that it is told before how large the change is?"""
+    """Whether what was not compared matters so much that it comes before the size of the change."""
     return not gates["changed"].passed or not gates["paired"].passed
 
 

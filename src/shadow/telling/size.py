@@ -91,7 +91,7 @@ def parameter_ratio(summary: PairRecord, figure: str) -> float | None:
 
 
 def has_frozen(summary: PairRecord) -> bool:
-    """Is so much unchanged that a norm of what changed is not one of the model?"""
+    """Whether so much is unchanged that a norm of what changed is not one of the model."""
     figures = summary.figures
     return figures.parameters_identical > 0.01 * (figures.parameters or 1)
 
@@ -119,15 +119,15 @@ class Part:
 
     @property
     def holds_more(self) -> bool:
-        """Is it outside the layers, with clearly more than its share?"""
+        """Whether it is outside the layers, with clearly more than its share."""
         if not self.outside or self.size is None:
             return False
         return self.energy >= max(MORE * self.size, WORTH_NAMING)
 
     @property
     def in_proportion(self) -> bool:
-        """Has it about as much of the energy as of the parameters? What has little of both counts
-        as having it.
+        """Whether it has about as much of the energy as of the parameters. What has little of both
+        counts as having it.
         """
         if self.size is None:
             return False
@@ -229,7 +229,7 @@ def only_matrix(summary: PairRecord) -> str | None:
 
 
 def is_mostly_frozen(summary: PairRecord) -> bool:
-    """Is half of the parameters or more the same on both sides?"""
+    """Whether half of the parameters or more are the same on both sides."""
     figures = summary.figures
     return 2 * figures.parameters_identical >= (figures.parameters or 1)
 
