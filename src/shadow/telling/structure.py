@@ -162,7 +162,7 @@ def _standing_out(summary: PairRecord) -> list[Sentence]:
 
 
 def _alignment(draft: Draft) -> str:
-    """Whether it follows the base's strongest directions, more than its rows and columns alone do."""
+    """Whether it follows the base's strongest directions, more than rows and columns alone do."""
     inside = draft.summary.inside_layers
     follows: list[tuple[str, float, float]] = []
     avoids: list[tuple[str, float, float]] = []
