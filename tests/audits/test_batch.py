@@ -24,9 +24,10 @@ from effort import every
 from hub import Hub
 from models import UP, matrices
 from rich.console import Console
+from shadow.outputs.terminal.batch import batch_view
 
 from shadow import files
-from shadow.audits import list_audit, list_index
+from shadow.audits import list_audit, list_index, sides
 from shadow.audits import pair as shadow_run
 from shadow.audits.list_audit import audit_list
 from shadow.audits.list_index import (
@@ -45,7 +46,6 @@ from shadow.claims.verdicts import first_code
 from shadow.cli import console
 from shadow.cli.commands import app
 from shadow.errors import ShadowError
-from shadow.outputs.terminal.batch import batch_view
 from shadow.reports.columns import BATCH, HEADLINE
 from shadow.spectra.delta import Method
 from shadow.targets.families import given_pair
@@ -368,14 +368,14 @@ def test_two_lists_at_once_into_one_folder_are_refused(toys):
 def test_a_bug_in_one_pair_does_not_stop_the_others(toys, monkeypatch):
     """It stands in the index as failed, the rest is done, and at the end it keeps its traceback."""
 
-    find = shadow_run.find_checkpoint
+    find = sides.find_checkpoint
 
     def buggy(reference, *rest):
         if reference.last_name == "one":
             raise KeyError("what no one expected")
         return find(reference, *rest)
 
-    monkeypatch.setattr(shadow_run, "find_checkpoint", buggy)
+    monkeypatch.setattr(sides, "find_checkpoint", buggy)
     monkeypatch.setattr(console, "out", Console(file=io.StringIO()))
     with pytest.raises(ExceptionGroup) as caught:
         app(

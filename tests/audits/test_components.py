@@ -13,13 +13,13 @@ import torch
 from effort import chosen, every
 from rich.console import Console
 from safetensors.torch import load_file, save_file
-
-from shadow.audits.pair import Settings, run_pair
-from shadow.audits.plan import PlannedModule
-from shadow.checkpoints.pairing import Filter
 from shadow.outputs.terminal.comparison import modules_apart
 from shadow.outputs.terminal.plan import plan_modules
 from shadow.outputs.terminal.summary import component_table, module_table
+
+from shadow.audits.pair import Settings, run_pair
+from shadow.audits.pair_plan import PlannedModule
+from shadow.checkpoints.pairing import Filter
 from shadow.places.names import name_rules
 from shadow.spectra.delta import Method
 from shadow.targets.families import find_pairs, given_pair, load_families

@@ -21,17 +21,18 @@ import pytest
 import torch
 from devices import CHOICE, WRONG, FakeDevice
 from rich.console import Console
+from shadow.outputs.terminal.plan import plan_view
 
 import shadow
 from shadow.audits import pair as audit_module
 from shadow.audits.devices import CPU, DeviceChoice, choose
 from shadow.audits.merging import merge
-from shadow.audits.pair import Runtime, Settings, plan_pair, run_pair
+from shadow.audits.pair import Runtime, Settings, run_pair
+from shadow.audits.pair_plan import plan_pair
 from shadow.audits.workers import pace
 from shadow.checkpoints.pairing import Filter
 from shadow.comparing.comparison import compare
 from shadow.errors import KeptError, ShadowError, UsageError
-from shadow.outputs.terminal.plan import plan_view
 from shadow.reports.provenance import finished_metadata
 from shadow.spectra import device as product_module
 from shadow.spectra import self_test, spectrum
@@ -502,7 +503,9 @@ def test_the_api_takes_a_device_and_refuses_one_that_is_not_there(pair, tmp_path
         shadow.audit(pair, output=tmp_path, device="cuda")
     with pytest.raises(UsageError, match="no device 'gpu'"):
         shadow.plan(pair, output=tmp_path, device="gpu")
-    report = shadow.audit(pair, output=tmp_path, device="auto", subspaces=False, cache=False)
+    report = shadow.audit(
+        pair, output=tmp_path, device="auto", subspaces=False, files=shadow.Files(cache=False)
+    )
     same_tables(report.folder, by_cpu)
     assert report.provenance.as_json()["device_use"]["asked"] == "auto"
 

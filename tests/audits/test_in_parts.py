@@ -26,7 +26,8 @@ from shadow.audits import rows
 from shadow.audits.engine import Ended, InProcess
 from shadow.audits.journal import Journal, remove_unfinished
 from shadow.audits.outcome import Outcome
-from shadow.audits.pair import Progress, Runtime, Settings, plan_pair, run_pair
+from shadow.audits.pair import Progress, Runtime, Settings, run_pair
+from shadow.audits.pair_plan import plan_pair
 from shadow.audits.parts import Parts, cut
 from shadow.audits.schedule import shards_of
 from shadow.checkpoints.opening import open_folder

@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from shadow.audits.pair import Runtime, find_checkpoint
+from shadow.audits.runtime import Runtime
+from shadow.audits.sides import find_checkpoint
 from shadow.errors import ShadowError, UsageError
 from shadow.targets.families import given_pair
 from shadow.targets.lists import select

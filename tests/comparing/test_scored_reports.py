@@ -16,17 +16,16 @@ import pytest
 from hub import Hub
 from readme import PROBES, demo_scores
 from rich.console import Console
-from test_rank_correlation import gain, scored_reports
-from test_scores import harness, write
+from scores import gain, harness, scored_reports, write
+from shadow.outputs.terminal.comparison import comparison_view
+from shadow.outputs.terminal.scores import scores_line, signed
+from shadow.outputs.terminal.summary import summary_view
 
 from shadow.comparing.comparison import MAX_REPORTS, compare
 from shadow.comparing.gains import Scored
 from shadow.comparing.scores import read_scores
 from shadow.errors import ShadowError
 from shadow.files import PARTIAL
-from shadow.outputs.terminal.comparison import comparison_view
-from shadow.outputs.terminal.scores import scores_line, signed
-from shadow.outputs.terminal.summary import summary_view
 from shadow.summary.summary import read_summary
 
 DEMO = Path(__file__).parents[2] / "registry" / "demo"
@@ -424,7 +423,9 @@ def line_of(groups) -> str:
     gains = [gain(0.1 * i + 0.1, f"b{i}", group) for i, group in enumerate(groups)]
     scored = Scored((), tuple(gains), ())
     return scores_line(
-        SimpleNamespace(figures={"concentration": 0.4}, scores=gains, score_groups=scored.groups)
+        SimpleNamespace(
+            figures=SimpleNamespace(concentration=0.4), scores=gains, score_groups=scored.groups
+        )
     )
 
 

@@ -14,44 +14,10 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from scores import harness, write
 
 from shadow.comparing.scores import COLUMNS, HARNESS, MAX_TEXT, Score, ScoreFiles, read_scores
 from shadow.errors import ShadowError
-
-
-def harness(model="org/tuned", results=None, **told):
-    """A result as lm-evaluation-harness writes it; told replaces its keys."""
-    results = {"mmlu": {"acc,none": 0.6, "acc_stderr,none": 0.004}} if results is None else results
-    return {
-        "results": {
-            task: {"alias": f" - {task}", "sample_len": 100, **found}
-            for task, found in results.items()
-        },
-        "group_subtasks": {task: [] for task in results}, "configs": {},
-        "versions": dict.fromkeys(results, 1.0), "n-shot": dict.fromkeys(results, 5),
-        "higher_is_better": {
-            task: {"acc": True, "acc_norm": True, "exact_match": True}
-            for task in results
-        },
-        "n-samples": {task: {"original": 100, "effective": 100} for task in results},
-        "config": {
-            "model": "hf", "model_args": {"pretrained": model, "dtype": "auto"}, "model_sha": "",
-            "limit": None,
-        },
-        "git_hash": "abc", "date": 1.0, "model_source": "hf", "model_name": model,
-        "chat_template": None, **told,
-    }  # fmt: skip
-
-
-def write(path: Path, content) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    elif isinstance(content, str):
-        path.write_text(content, encoding="utf-8")
-    else:
-        path.write_text(json.dumps(content), encoding="utf-8")
-    return path
 
 
 def refused(tmp_path, content, name="scores.csv") -> ShadowError:

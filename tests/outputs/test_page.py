@@ -23,6 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markupsafe import escape
 from plotly.offline import get_plotlyjs
+from shadow.outputs.terminal.typeset import number, percentage
 
 from shadow.audits.list_index import Index, Kind, Row
 from shadow.claims.reference import NearTraining, Position, runs
@@ -41,7 +42,6 @@ from shadow.outputs.page.curves import (
 )
 from shadow.outputs.page.html import script_json
 from shadow.outputs.page.pair import read_pair, reference_distributions
-from shadow.outputs.terminal.typeset import number, percentage
 from shadow.reports.columns import DELTA, SPECTRAL
 from shadow.summary.summary import SummarisedReport, read_summary
 
@@ -728,7 +728,7 @@ def test_figures_that_are_null_have_no_interval(small):
     modules = [
         dataclasses.replace(row, concentration=None, intervals={}) for row in summary.modules
     ]
-    figures = {**summary.figures, "concentration": None}
+    figures = dataclasses.replace(summary.figures, concentration=None)
     without = summarised(small, figures=figures, intervals={}, modules=modules)
     found = [read_pair(without, "here", number, 2) for number in range(2)]
     assert "Concentration–0 is noise" in Elements(page_bytes(found, "t")).text

@@ -210,7 +210,7 @@ def done_row(
     figures: dict[str, Any] = {
         name: null_if_undefined(summary.figures.get(name)) for name in FIGURES
     }
-    matrices = summary.figures["matrices"]
+    matrices = summary.figures.matrices
     return Row(
         position=position,
         family=summary.family,

@@ -49,17 +49,10 @@ class Merged:
     """What became of a merge."""
 
     index: Index
-    """The index of the merged folder."""
-
     copied: int
-    """Reports that were copied into it, 0 or more."""
-
     there: int
-    """Reports that were there already, 0 or more."""
-
     rounded: tuple[Key, ...] = ()
     """Pairs of which two reports differ as two kinds of CPU do: the first was taken."""
-
     unscored: tuple[Key, ...] = ()
     """Pairs of which a report that was not taken has scores that the other one lacks."""
 
