@@ -50,9 +50,7 @@ def test_two_checkpoints_are_base_and_tuned(registry):
 
 
 def test_one_model_of_the_hub_is_looked_up(registry):
-    """As tuned its pairs, whatever the case of its name; as a base all pairs from it, where no pair
-    has it as tuned.
-    """
+    """As tuned its pairs, in any case; else all pairs from it as a base."""
     assert names(["org/toy-sft"], registry) == ["toy:base..sft"]
     assert names(["Org/Toy-SFT"], registry) == ["toy:base..sft"]
     assert names(["org/toy"], registry) == ["toy:base..sft", "toy:base..chat"]
