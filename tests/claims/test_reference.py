@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from scipy.stats import mannwhitneyu
 
 from shadow.claims import reference
-from shadow.claims.footprint import Gate, footprint, label
+from shadow.claims.gates import Gate
+from shadow.claims.label import footprint, label
 from shadow.claims.reference import (
     AXES,
     OPTIMIZERS,

@@ -42,9 +42,15 @@ from shadow.text import counted, several
 if TYPE_CHECKING:
     from shadow.claims.explanations import Explanation
     from shadow.claims.reference import Position
+    from shadow.claims.summary import Summary
     from shadow.reports.metadata import ReportMetadata
-    from shadow.summary.rows import AloneRow, ComponentRow, LayerRow, ModuleRow, SkippedRow
-    from shadow.summary.summary import Summary
+    from shadow.summary.rows import (
+        AloneRow,
+        ComponentRow,
+        LayerRow,
+        ModuleRow,
+        SkippedRow,
+    )
 
 SHIFTED = 1e-4  # of the short side: the same for shifts of the effective rank, which lie about 0
 UNEVEN_BY = 0.05  # of the largest absolute value: by how much layers differ that have a chart
@@ -103,7 +109,7 @@ def _blocks(
     if len(summary.components) > 1:
         yield component_table(summary.components)
     if summary.modules:
-        yield module_table(summary)
+        yield module_table(summary.modules, _coherent(summary))
     if lines := _lines(summary):
         first, last = summary.depth[0].layer, max(row.layer for row in summary.depth)
         yield Lines(f"By depth, layer {first} to {last}", lines, when="full")
@@ -419,9 +425,10 @@ MODULE_FIGURES: Sequence[tuple[str, str, Kind, int]] = (  # field of a row, head
 )
 
 
-def module_table(summary: Summary) -> Table:
-    """A row for each module that changed."""
-    modules, coherent = summary.modules, _coherent(summary)
+def module_table(modules: Sequence[ModuleRow], coherent: Mapping[tuple[str, str], Cell]) -> Table:
+    """A row for each module that changed. coherent: by component and module, as how many equally
+    strong directions it is coherent.
+    """
     has_components = len({row.component for row in modules}) > 1
     columns = [Column("component", "name")] if has_components else []
     columns.append(Column("module", "name"))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from shadow.claims.explanations import EXPLANATIONS
-from shadow.claims.footprint import GATES
+from shadow.claims.gates import GATES
+from shadow.claims.recognised import RECOGNISED
 from shadow.places.names import name_rules
 from shadow.reasons import REASONS
 from shadow.reports.heads import Head
@@ -110,9 +111,6 @@ def other_words() -> Mapping[str, Head]:
     module = Head(
         "a module: what role a matrix has in the model, by the name of its tensor", "module"
     )
-    explanation = Head(
-        "another explanation of the same figures; `shadow explain finding` says how it is answered"
-    )
     return {
         **{
             word: Head(f"a label: {text}. `shadow explain label` has the bounds")
@@ -122,8 +120,18 @@ def other_words() -> Mapping[str, Head]:
             name: Head(f"a reason for which a tensor is not measured: {one.text}")
             for name, one in REASONS.items()
         },
-        **{name: Head(f"a gate: it passes when {text}") for name, text in GATES.items()},
+        **{name: Head(f"a gate: it passes when {gate.meaning}") for name, gate in GATES.items()},
         **dict.fromkeys(name_rules().modules, module),
-        **dict.fromkeys(EXPLANATIONS.values(), explanation),
+        **{
+            claim.title: Head(
+                f"another explanation of the same figures: {claim.meaning}."
+                " `shadow explain finding` says how it is answered"
+            )
+            for claim in EXPLANATIONS.values()
+        },
+        **{
+            claim.title: Head(f"what figures show beyond doubt: {claim.meaning}")
+            for claim in RECOGNISED.values()
+        },
         **OF_SCREENS,
     }
