@@ -14,11 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from shadow.lab import demo, experiment
+import demo_family
+from shadow.lab import experiment
 from shadow.lab.design import COPIES, MAIN, REGIMES, TREATMENTS, Base, Run, presets
 from shadow.lab.experiment import checkpoint, copied, report, stream, tasks_of
-from shadow.lab.page import page
 from shadow.lab.results import read
+from shadow.lab.view import markdown, view
 
 SHADOW = Path(sys.executable).parent / "shadow"
 BASE = Base("tiny", 0)
@@ -64,7 +65,8 @@ def test_everything_is_there(lab: Path) -> None:
     assert set(states.loc[states["kind"] == "trained", "states"]) == {5}
     assert set(states.loc[states["kind"] != "trained", "states"]) == {1}
     assert len(states) == len(presets()["smoke"].runs)
-    assert (lab / "lab.md").read_text() == page(read(lab), "smoke")
+    shown = view("smoke", runs)
+    assert (lab / "lab.md").read_text() == markdown(shown, "smoke", "lab.svg")
 
 
 @pytest.mark.slow
@@ -220,7 +222,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
 def test_tasks_need_what_they_are_made_of() -> None:
     """In every preset each need is a task of it, bases have none, and nothing waits for itself."""
     for preset in presets().values():
-        tasks = tasks_of(preset)
+        tasks = tasks_of(preset, Path())
         for key, task in tasks.items():
             assert task.needs <= tasks.keys() - {key}
         assert all(not tasks[base.key].needs for base in preset.bases)
@@ -292,7 +294,7 @@ def test_the_demo_comes_out_of_a_lab(lab: Path, tmp_path: Path) -> None:
     """Base, B and C as bf16, and how well they answer; every matrix of a continuation differs from
     the base's.
     """
-    demo.export(lab, tmp_path, BASE)
+    demo_family.export(lab, tmp_path, BASE)
     for stage, name in (
         ("base", None),
         ("narrow", Run(BASE, "B").name),

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from shadow.cli import console
 from shadow.cli.options import Format, FormatOption, Json, PresetName, on_this_machine
 from shadow.extras import require
-
-if TYPE_CHECKING:
-    from shadow.lab.experiment import TaskResult
 
 
 def lab_run(
@@ -56,36 +53,17 @@ def lab_run(
     if json:
         format = Format.json
     require("lab")
-    from shadow.lab.run import run, run_pretrained
-    from shadow.lab.view import view
+    from shadow.lab.run import run
+    from shadow.lab.view import terminal
 
     with console.steps(f"lab {preset.value}") as update:
-
-        def show(done: TaskResult) -> None:
-            update(done.finished, done.total, done.what)
-
         try:
-            if preset is PresetName.pretrained:
-                states = run_pretrained(output, jobs=jobs, show=show)
-                if format is Format.json:
-                    console.show_json(_told(preset, len(states), output))
-                console.say(
-                    f"{len(states)} measured states in {output}/: pretrained.parquet, pretrained.md"
-                )
-                return
-            tables = run(preset.value, output, jobs=jobs, show=show)
+            done = run(preset.value, output, jobs=jobs, show=update)
         except KeyboardInterrupt:
             console.say("stopped; run the same command again to continue")
             raise typer.Exit(130) from None
     if format is Format.json:
-        console.show_json(_told(preset, len(tables["runs"]), output))
+        console.show_json({"preset": preset.value, "runs": done.rows, "folder": str(output)})
     else:
-        console.display(view(tables, preset.value))
-    console.say(
-        f"tables, page and figure in {output}/: runs.parquet, comparisons.parquet, lab.md, lab.svg"
-    )
-
-
-def _told(preset: PresetName, rows: int, folder: Path) -> dict[str, object]:
-    """What stdout has where JSON is asked for."""
-    return {"preset": preset.value, "runs": rows, "folder": str(folder)}
+        console.display(terminal(done.view))
+    console.say(f"tables, page and figure in {output}/: {', '.join(done.files)}")

@@ -16,7 +16,7 @@ from typing import Literal
 
 from shadow.lab import tasks
 from shadow.lab.tasks import Mixture, World, blended
-from shadow.lab.training import Recipe, Size
+from shadow.lab.training import Optimizer, Recipe, Size
 
 SHARES = (0.06, 0.12, 0.25, 0.5, 1.0)  # of the steps of a continuation, after which it is measured
 
@@ -26,30 +26,19 @@ class Scale:
     """A size of decoder, what it learns, and how its bases and their continuations are trained."""
 
     size: Size
-    """The shape of the decoder."""
-
     world: World
-    """What there is to be learned."""
-
     base: Recipe
-    """How its bases are trained."""
-
     tune: Recipe
-    """How continuations of them are trained with AdamW; Treatment changes it."""
+    """How continuations of the bases are trained with AdamW; a treatment changes it."""
 
 
-def _wider(width: int) -> Scale:
+def _small(width: int) -> Scale:
     factor = 64 / width
+    muon = Recipe(1_200, 2e-2, weight_decay=0.1, optimizer="muon", width_factor=factor)
     return Scale(
         size=Size(width=width, hidden=width * 21 // 8, rows=12),
         world=tasks.SMALL,
-        base=Recipe(
-            steps=1_200,
-            learning_rate=2e-2,
-            weight_decay=0.1,
-            optimizer="muon",
-            width_factor=factor,
-        ),
+        base=muon,
         tune=Recipe(steps=200, learning_rate=1e-3, width_factor=factor),
     )
 
@@ -58,12 +47,7 @@ SCALES: Mapping[str, Scale] = {
     # Trained with AdamW, a small base got 0.38 of its own mixture right after 2,000 steps; with
     # Muon 0.94 after 1,200. The bases of the large one are AdamW's, so that what is found rests on
     # neither.
-    "small": Scale(
-        size=Size(width=64, hidden=168, rows=12),
-        world=tasks.SMALL,
-        base=Recipe(steps=1_200, learning_rate=2e-2, weight_decay=0.1, optimizer="muon"),
-        tune=Recipe(steps=200, learning_rate=1e-3),
-    ),
+    "small": _small(64),
     "tiny": Scale(  # learns nothing
         size=Size(width=32, hidden=64, rows=4),
         world=tasks.SMALL,
@@ -77,9 +61,9 @@ SCALES: Mapping[str, Scale] = {
         tune=Recipe(steps=300, learning_rate=3e-4),
     ),
     # The small ones wider: the same world, steps and tokens a step, MLPs of the same proportion.
-    "wide128": _wider(128),
-    "wide256": _wider(256),
-    "wide512": _wider(512),
+    "wide128": _small(128),
+    "wide256": _small(256),
+    "wide512": _small(512),
 }
 
 
@@ -88,29 +72,31 @@ class Regime:
     """What a continuation sees: a mixture, of which a share may come from a pool seen often."""
 
     name: str
-    """What it is called."""
-
     text: str
     """What it sees, for people."""
-
     mixture: Callable[[World, Mixture], Mixture]
     """Of the world, and of what the base was trained on."""
-
     repeated: float = 0.0
     """The share of the samples that comes from the pool, 0 to 1."""
-
     times: int = 1
     """How often each sample of the pool is seen on average, 1 or more."""
 
 
-def _diluted(share: float) -> Callable[[World, Mixture], Mixture]:
-    return lambda world, original: blended(
-        f"diluted_{share:g}", original, share=share, second=world.narrow
-    )
+def _original(world: World, original: Mixture) -> Mixture:
+    return original
+
+
+def _diluted(percent: int) -> Regime:
+    def mixture(world: World, original: Mixture) -> Mixture:
+        share = percent / 100
+        return blended(f"diluted_{share:g}", original, share=share, second=world.narrow)
+
+    how_much = "half" if percent == 50 else f"{percent} %"
+    return Regime("diluted", f"B, {how_much} of it A", mixture)
 
 
 REGIMES: Mapping[str, Regime] = {
-    "A": Regime("original", "the base's own mixture, continued", lambda world, original: original),
+    "A": Regime("original", "the base's own mixture, continued", _original),
     "B": Regime(
         "benchmark-aligned", "three skills in one format", lambda world, original: world.narrow
     ),
@@ -119,16 +105,10 @@ REGIMES: Mapping[str, Regime] = {
         "every skill in every format, alike",
         lambda world, original: world.broad,
     ),
-    "D": Regime(
-        name="repetition",
-        text="A, a fifth of it from a pool seen ten times",
-        mixture=lambda world, original: original,
-        repeated=0.2,
-        times=10,
-    ),
-    "B+50%A": Regime("diluted", "B, half of it A", _diluted(0.5)),
-    "B+80%A": Regime("diluted", "B, 80 % of it A", _diluted(0.8)),
-    "B+95%A": Regime("diluted", "B, 95 % of it A", _diluted(0.95)),
+    "D": Regime("repetition", "A, a fifth of it from a pool seen ten times", _original, 0.2, 10),
+    "B+50%A": _diluted(50),
+    "B+80%A": _diluted(80),
+    "B+95%A": _diluted(95),
     "Bk": Regime(
         "familiar narrow",
         "three core skills in a core format: narrow, nothing rare",
@@ -147,29 +127,15 @@ REGIMES: Mapping[str, Regime] = {
     "Cf": Regime(
         "rare formats", "core skills in tail formats", lambda world, original: world.new_formats
     ),
-    "A x10": Regime(
-        name="repeated",
-        text="A, all of it ten times",
-        mixture=lambda world, original: original,
-        repeated=1.0,
-        times=10,
-    ),
-    "A x100": Regime(
-        name="memorised",
-        text="A, all of it a hundred times",
-        mixture=lambda world, original: original,
-        repeated=1.0,
-        times=100,
-    ),
+    "A x10": Regime("repeated", "A, all of it ten times", _original, 1.0, 10),
+    "A x100": Regime("memorised", "A, all of it a hundred times", _original, 1.0, 100),
     "C x100": Regime(
-        name="memorised",
-        text="C, all of it a hundred times",
-        mixture=lambda world, original: world.broad,
-        repeated=1.0,
-        times=100,
+        "memorised", "C, all of it a hundred times", lambda world, original: world.broad, 1.0, 100
     ),
 }
 MAIN = ("A", "B", "C", "D")
+# mixtures of a world, or of a base, of which the share of right answers is measured
+PROBES = ("narrow", "original", "broad", "held_out", "unseen")
 
 
 @dataclass(frozen=True)
@@ -177,42 +143,30 @@ class Treatment:
     """How a continuation is trained, other than by its scale's own recipe."""
 
     text: str
-    """How, for people."""
-
     method: str
     """The optimiser, as the reference table has it."""
-
     recipe: Callable[[Recipe], Recipe]
     """The scale's own recipe -> that of the treatment."""
 
 
+def _rate(text: str, factor: float) -> Treatment:
+    """AdamW at a multiple of the scale's rate."""
+    return Treatment(
+        text, "adamw", lambda own: replace(own, learning_rate=own.learning_rate * factor)
+    )
+
+
+def _with(text: str, method: Optimizer, rate: float) -> Treatment:
+    return Treatment(text, method, lambda own: replace(own, optimizer=method, learning_rate=rate))
+
+
 TREATMENTS: Mapping[str, Treatment] = {
-    "adamw": Treatment("AdamW", "adamw", lambda recipe: recipe),
-    "adamw/3": Treatment(
-        "AdamW, a third of the rate",
-        "adamw",
-        lambda recipe: replace(recipe, learning_rate=recipe.learning_rate / 3),
-    ),
-    "adamw x3": Treatment(
-        "AdamW, three times the rate",
-        "adamw",
-        lambda recipe: replace(recipe, learning_rate=recipe.learning_rate * 3),
-    ),
-    "sgd": Treatment(
-        "SGD, momentum 0.9, rate 0.1",
-        "sgd",
-        lambda recipe: replace(recipe, optimizer="sgd", learning_rate=0.1),
-    ),
-    "muon": Treatment(
-        "Muon, rate 1e-3",
-        "muon",
-        lambda recipe: replace(recipe, optimizer="muon", learning_rate=1e-3),
-    ),
-    "lora": Treatment(
-        "LoRA of rank 4, rate 2e-3",
-        "lora",
-        lambda recipe: replace(recipe, optimizer="lora", learning_rate=2e-3),
-    ),
+    "adamw": _rate("AdamW", 1),
+    "adamw/3": _rate("AdamW, a third of the rate", 1 / 3),
+    "adamw x3": _rate("AdamW, three times the rate", 3),
+    "sgd": _with("SGD, momentum 0.9, rate 0.1", "sgd", 0.1),
+    "muon": _with("Muon, rate 1e-3", "muon", 1e-3),
+    "lora": _with("LoRA of rank 4, rate 2e-3", "lora", 2e-3),
 }
 
 
@@ -224,12 +178,11 @@ class Base:
 
     scale: str
     """One of SCALES."""
-
     seed: int
     """Of its first weights, 0 or more."""
-
     warm: bool = True
-    """Has it met every skill and format at least rarely? A cold one has met the core alone."""
+    """Whether it has met every skill and format at least rarely; a cold one has met the core alone.
+    """
 
     @property
     def key(self) -> str:
@@ -263,20 +216,13 @@ class Run:
     """
 
     base: Base
-    """What it was tuned from."""
-
     regime: str
     """One of REGIMES; of a copy, one of COPIES."""
-
     treatment: str = "adamw"
     """One of TREATMENTS."""
-
     seed: int = 0
     """Of its samples, 0 or more."""
-
     kind: Kind = "trained"
-    """How it came about."""
-
     of: tuple[str, ...] = ()
     """The names of the runs of the same base that an average or a rounded one is made of."""
 
@@ -288,33 +234,31 @@ class Run:
         ]
         return f"{self.regime}, {how}, {self.seed}"
 
+    @property
+    def main(self) -> bool:
+        """Whether `shadow compare` holds it against the other main runs of its base."""
+        return self.kind == "trained" and self.treatment == "adamw" and self.regime in MAIN
+
 
 @dataclass(frozen=True)
 class Preset:
     """All runs of one call, in any order; what a run is made of is among them."""
 
     name: str
-    """What is typed for it."""
-
     text: str
-    """What it is for, for people."""
-
     runs: tuple[Run, ...]
-    """All that it trains or makes."""
 
     @property
     def bases(self) -> tuple[Base, ...]:
         """In the order of their first use; the large ones, which take longest, first."""
-        others = [
-            Base(run.base.scale, other_seed(run.base)) for run in self.runs if run.regime == "other"
-        ]
+        others = [other(run.base) for run in self.runs if run.regime == "other"]
         bases = dict.fromkeys([*(run.base for run in self.runs), *others])
         return tuple(sorted(bases, key=lambda base: base.scale != "large"))
 
 
-def other_seed(base: Base) -> int:
-    """The seed of the base that a base is held against as an unrelated one."""
-    return base.seed ^ 1
+def other(base: Base) -> Base:
+    """The base that a base is held against as an unrelated one."""
+    return Base(base.scale, base.seed ^ 1)
 
 
 def _main(bases: list[Base], seeds: int) -> list[Run]:
@@ -325,22 +269,30 @@ def _main(bases: list[Base], seeds: int) -> list[Run]:
 
 def _controls(base: Base, seeds: int) -> list[Run]:
     """What may move a footprint beside the breadth of the data, on one base."""
-    treated = [treatment for treatment in TREATMENTS if treatment != "adamw"]
     doses = [regime for regime in REGIMES if regime not in MAIN]
-    trained = [Run(base, regime, treatment) for treatment in treated for regime in ("B", "C")]
-    trained += [Run(base, regime, seed=seed) for regime in doses for seed in range(seeds)]
-    soups = [
-        Run(
-            base,
-            regime,
-            kind="averaged",
-            of=tuple(Run(base, regime, seed=seed).name for seed in range(seeds)),
-        )
-        for regime in ("B", "C")
+    return [
+        *_treated(base),
+        *(Run(base, regime, seed=seed) for regime in doses for seed in range(seeds)),
+        *(
+            _average(regime, [Run(base, regime, seed=seed) for seed in range(seeds)])
+            for regime in "BC"
+        ),
+        _average("B and C", [Run(base, "B"), Run(base, "C")]),
+        *(_rounded(Run(base, regime)) for regime in MAIN),
     ]
-    merge = Run(base, "B and C", kind="averaged", of=(Run(base, "B").name, Run(base, "C").name))
-    stored = [Run(base, regime, kind="bf16", of=(Run(base, regime).name,)) for regime in MAIN]
-    return [*trained, *soups, merge, *stored]
+
+
+def _treated(base: Base) -> list[Run]:
+    treatments = [name for name in TREATMENTS if name != "adamw"]
+    return [Run(base, regime, name) for name in treatments for regime in ("B", "C")]
+
+
+def _average(regime: str, runs: list[Run]) -> Run:
+    return Run(runs[0].base, regime, kind="averaged", of=tuple(run.name for run in runs))
+
+
+def _rounded(run: Run) -> Run:
+    return Run(run.base, run.regime, kind="bf16", of=(run.name,))
 
 
 def _copies(base: Base) -> list[Run]:
@@ -349,13 +301,18 @@ def _copies(base: Base) -> list[Run]:
 
 def _smoke() -> Preset:
     base = Base("tiny", 0)
-    main, runs = _main([base], 1), _copies(base)
-    runs += [Run(base, "B", "lora"), Run(base, "C", "muon"), Run(base, "A x100")]
-    runs += [Run(base, "B and C", kind="averaged", of=(main[1].name, main[2].name))]
-    runs += [Run(base, "B", kind="bf16", of=(main[1].name,))]
-    return Preset(
-        "smoke", "about a minute: does everything run; the decoders learn nothing", (*main, *runs)
-    )
+    narrow, broad = Run(base, "B"), Run(base, "C")
+    runs = [
+        *_main([base], 1),
+        *_copies(base),
+        replace(narrow, treatment="lora"),
+        replace(broad, treatment="muon"),
+        Run(base, "A x100"),
+        _average("B and C", [narrow, broad]),
+        _rounded(narrow),
+    ]
+    text = "about a minute: does everything run; the decoders learn nothing"
+    return Preset("smoke", text, tuple(runs))
 
 
 def _quick() -> Preset:
@@ -366,20 +323,13 @@ def _quick() -> Preset:
 def _full() -> Preset:
     small = [Base("small", seed) for seed in range(10)]
     cold = [Base("small", seed, warm=False) for seed in range(2)]
-    large = [Base("large", 0)]
-    runs = [*_main(large, 3), *_main(small, 3)]
-    runs += [
-        Run(large[0], regime, treatment)
-        for treatment in list(TREATMENTS)[1:]
-        for regime in ("B", "C")
-    ]
+    large = Base("large", 0)
+    runs = [*_main([large], 3), *_main(small, 3), *_treated(large)]
     for base in small[:3]:
         runs += _controls(base, 2)
     for base in cold:
-        runs += [
-            *_main([base], 2),
-            *(Run(base, regime, seed=seed) for regime in ("Bk", "Bn", "Cn") for seed in (0, 1)),
-        ]
+        runs += _main([base], 2)
+        runs += [Run(base, regime, seed=seed) for regime in ("Bk", "Bn", "Cn") for seed in (0, 1)]
     for base in small:
         runs += _copies(base)
     text = (

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -37,12 +37,10 @@ class Size:
 
     width: int
     """Of the residual stream."""
-
     hidden: int
-    """The width of the MLPs."""
-
+    """Of the MLPs."""
     rows: int
-    """Rows of ROW tokens in a training step, 1 or more."""
+    """Of ROW tokens each, 1 or more."""
 
     @property
     def tokens(self) -> int:
@@ -57,23 +55,16 @@ class Recipe:
     """
 
     steps: int
-    """Steps of the optimiser, 1 or more."""
-
     learning_rate: float
     """The peak, above 0."""
-
     weight_decay: float = 0.0
-    """As torch's optimisers take it, 0 or more."""
-
     optimizer: Optimizer = "adamw"
     """adamw has betas 0.9 and 0.98, sgd momentum 0.9; muon is for the matrices of the layers, adamw
     at a third of its rate for the rest; lora trains factors beside the matrices of the layers with
     adamw, nothing else.
     """
-
     rank: int = 4
-    """The rank of the factors of lora, 1 or more."""
-
+    """Of the factors of lora."""
     width_factor: float = 1.0
     """Multiplies adamw's rate for the matrices of the layers and for the head, in (0, 1].
 
@@ -147,25 +138,20 @@ def _optimizers(
         name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
     }
     rate, decay = recipe.learning_rate, recipe.weight_decay
-    adamw: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW
     if recipe.optimizer == "sgd":
         return [torch.optim.SGD(trained.values(), lr=rate, momentum=0.9, weight_decay=decay)]
+    found: list[torch.optim.Optimizer] = []
     if recipe.optimizer == "muon":
         inside = {
             name: parameter
             for name, parameter in trained.items()
             if ".layers." in name and parameter.ndim == 2
         }
-        rest = {name: parameter for name, parameter in trained.items() if name not in inside}
-        return [
-            torch.optim.Muon(inside.values(), lr=rate, weight_decay=decay),
-            adamw(
-                _groups(rest, rate / 3, recipe.width_factor), betas=(0.9, 0.98), weight_decay=decay
-            ),
-        ]
-    return [
-        adamw(_groups(trained, rate, recipe.width_factor), betas=(0.9, 0.98), weight_decay=decay)
-    ]
+        found.append(torch.optim.Muon(inside.values(), lr=rate, weight_decay=decay))
+        trained = {name: one for name, one in trained.items() if name not in inside}
+        rate /= 3
+    groups = _groups(trained, rate, recipe.width_factor)
+    return [*found, torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=decay)]
 
 
 def _groups(
@@ -177,11 +163,7 @@ def _groups(
     scaled = [one for name, one in trained.items() if one.ndim == 2 and "embed_tokens" not in name]
     others = [one for name, one in trained.items() if one.ndim != 2 or "embed_tokens" in name]
     groups = ((scaled, rate * width_factor), (others, rate))
-    return [
-        {"params": parameters, "lr": rate_of_group}
-        for parameters, rate_of_group in groups
-        if parameters
-    ]
+    return [{"params": parameters, "lr": own} for parameters, own in groups if parameters]
 
 
 class _LowRank(nn.Module):
