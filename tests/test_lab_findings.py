@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 from scipy.stats import ttest_1samp
-from shadow.findings.reference import AXES, Bound, points
 
 import calibration
 import contrasts
 import lab_page
 import margins
+from shadow.findings.reference import AXES, Bound, points
 from shadow.lab import estimates
 from shadow.lab.design import PROBES
 from shadow.lab.estimates import OUTCOME, Estimate, final, over_bases

@@ -35,19 +35,17 @@ def planted(
     return pd.DataFrame(rows)
 
 
+def line(slope: float) -> dict[int, tuple[float, float]]:
+    """Means at three widths on a line over the doublings of the width; narrow data add 0.1."""
+    rises = {width: slope * np.log2(width / 64) for width in (64, 128, 256)}
+    return {width: (0.2 + rise, 0.3 + rise) for width, rise in rises.items()}
+
+
 def test_a_planted_law_is_recovered() -> None:
     """broad + slope log2(width/64) + difference, exactly; every left-out width is predicted without
     an error.
     """
-    found = law(
-        VALUE,
-        planted(
-            {
-                w: (0.2 + 0.08 * np.log2(w / 64), 0.3 + 0.08 * np.log2(w / 64))
-                for w in (64, 128, 256)
-            }
-        ),
-    )
+    found = law(VALUE, planted(line(0.08)))
     assert (found.broad, found.slope, found.difference) == pytest.approx((0.2, 0.08, 0.1))
     assert found.slope / found.difference == pytest.approx(0.8)
     assert [one.wrong for one in found.left_out] == [0, 0, 0]
@@ -60,15 +58,7 @@ def test_a_bound_without_a_width_misleads_where_the_width_moves_more_than_the_da
     """Broad at 128 has more than narrow at 64: 6 of the 9 pairs of widths are in order, and all are
     after the law.
     """
-    found = law(
-        VALUE,
-        planted(
-            {
-                w: (0.2 + 0.12 * np.log2(w / 64), 0.3 + 0.12 * np.log2(w / 64))
-                for w in (64, 128, 256)
-            }
-        ),
-    )
+    found = law(VALUE, planted(line(0.12)))
     assert found.auc_pooled == pytest.approx(6 / 9)
     assert found.auc_law == 1
 

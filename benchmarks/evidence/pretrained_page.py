@@ -32,7 +32,7 @@ from shadow.findings.reference import Word, choose, word
 from shadow.findings.reference import calibration as shipped
 from shadow.lab import results
 from shadow.lab.design import MAIN
-from shadow.lab.estimates import final, formatted
+from shadow.lab.estimates import final, formatted, main_runs
 from shadow.lab.figure import COLOURS, side_by_side
 from shadow.lab.pretrained import PACKAGE, STORED, TEXTS, VERSION, WIDTH, as_runs
 from shadow.lab.texts import INVENTED, QUESTIONS, SOURCES
@@ -95,9 +95,8 @@ class Prediction:
 
 
 def main_states(states: pd.DataFrame, stored: str) -> pd.DataFrame:
-    """Those of A to D with AdamW at the full rate."""
-    runs = as_runs(states, stored)
-    return runs[(runs["treatment"] == "adamw") & runs["regime"].isin(MAIN)]
+    """Those of A to D with AdamW at the full rate, of one storage."""
+    return main_runs(as_runs(states, stored))
 
 
 def predictions(states: pd.DataFrame, widths: pd.DataFrame) -> list[Prediction]:

@@ -9,9 +9,8 @@ alone, are a control.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from typing import Literal
 
 from shadow.lab import tasks
@@ -34,12 +33,11 @@ class Scale:
 
 def _small(width: int) -> Scale:
     factor = 64 / width
-    muon = Recipe(1_200, 2e-2, weight_decay=0.1, optimizer="muon", width_factor=factor)
     return Scale(
         size=Size(width=width, hidden=width * 21 // 8, rows=12),
         world=tasks.SMALL,
-        base=muon,
-        tune=Recipe(steps=200, learning_rate=1e-3, width_factor=factor),
+        base=Recipe(1_200, 2e-2, weight_decay=0.1, optimizer="muon", width_factor=factor),
+        tune=Recipe(200, 1e-3, width_factor=factor),
     )
 
 
@@ -74,64 +72,42 @@ class Regime:
     name: str
     text: str
     """What it sees, for people."""
-    mixture: Callable[[World, Mixture], Mixture]
-    """Of the world, and of what the base was trained on."""
+    data: str
+    """A mixture of the world by its name, or `original`: what the base was trained on."""
     repeated: float = 0.0
     """The share of the samples that comes from the pool, 0 to 1."""
     times: int = 1
     """How often each sample of the pool is seen on average, 1 or more."""
+    diluted: float = 0.0
+    """The share that is of the original mixture instead, 0 to 1."""
 
-
-def _original(world: World, original: Mixture) -> Mixture:
-    return original
-
-
-def _diluted(percent: int) -> Regime:
-    def mixture(world: World, original: Mixture) -> Mixture:
-        share = percent / 100
-        return blended(f"diluted_{share:g}", original, share=share, second=world.narrow)
-
-    how_much = "half" if percent == 50 else f"{percent} %"
-    return Regime("diluted", f"B, {how_much} of it A", mixture)
+    def mixture(self, world: World, original: Mixture) -> Mixture:
+        """What it sees of a world, from a base that was trained on the original mixture."""
+        data: Mixture = original if self.data == "original" else getattr(world, self.data)
+        if not self.diluted:
+            return data
+        return blended(f"diluted_{self.diluted:g}", original, share=self.diluted, second=data)
 
 
 REGIMES: Mapping[str, Regime] = {
-    "A": Regime("original", "the base's own mixture, continued", _original),
-    "B": Regime(
-        "benchmark-aligned", "three skills in one format", lambda world, original: world.narrow
-    ),
-    "C": Regime(
-        "coverage-expanding",
-        "every skill in every format, alike",
-        lambda world, original: world.broad,
-    ),
-    "D": Regime("repetition", "A, a fifth of it from a pool seen ten times", _original, 0.2, 10),
-    "B+50%A": _diluted(50),
-    "B+80%A": _diluted(80),
-    "B+95%A": _diluted(95),
+    "A": Regime("original", "the base's own mixture, continued", "original"),
+    "B": Regime("benchmark-aligned", "three skills in one format", "narrow"),
+    "C": Regime("coverage-expanding", "every skill in every format, alike", "broad"),
+    "D": Regime("repetition", "A, a fifth of it from a pool seen ten times", "original", 0.2, 10),
+    "B+50%A": Regime("diluted", "B, half of it A", "narrow", diluted=0.5),
+    "B+80%A": Regime("diluted", "B, 80 % of it A", "narrow", diluted=0.8),
+    "B+95%A": Regime("diluted", "B, 95 % of it A", "narrow", diluted=0.95),
     "Bk": Regime(
-        "familiar narrow",
-        "three core skills in a core format: narrow, nothing rare",
-        lambda world, original: world.familiar,
+        "familiar narrow", "three core skills in a core format: narrow, nothing rare", "familiar"
     ),
-    "Bn": Regime(
-        "rare narrow",
-        "three tail skills in a tail format: narrow",
-        lambda world, original: world.new_narrow,
-    ),
+    "Bn": Regime("rare narrow", "three tail skills in a tail format: narrow", "new_narrow"),
     "Cn": Regime(
-        "rare broad",
-        "all tail skills in all tail formats: broad, as rare as Bn",
-        lambda world, original: world.new_broad,
+        "rare broad", "all tail skills in all tail formats: broad, as rare as Bn", "new_broad"
     ),
-    "Cf": Regime(
-        "rare formats", "core skills in tail formats", lambda world, original: world.new_formats
-    ),
-    "A x10": Regime("repeated", "A, all of it ten times", _original, 1.0, 10),
-    "A x100": Regime("memorised", "A, all of it a hundred times", _original, 1.0, 100),
-    "C x100": Regime(
-        "memorised", "C, all of it a hundred times", lambda world, original: world.broad, 1.0, 100
-    ),
+    "Cf": Regime("rare formats", "core skills in tail formats", "new_formats"),
+    "A x10": Regime("repeated", "A, all of it ten times", "original", 1.0, 10),
+    "A x100": Regime("memorised", "A, all of it a hundred times", "original", 1.0, 100),
+    "C x100": Regime("memorised", "C, all of it a hundred times", "broad", 1.0, 100),
 }
 MAIN = ("A", "B", "C", "D")
 # mixtures of a world, or of a base, of which the share of right answers is measured
@@ -143,30 +119,24 @@ class Treatment:
     """How a continuation is trained, other than by its scale's own recipe."""
 
     text: str
-    method: str
-    """The optimiser, as the reference table has it."""
-    recipe: Callable[[Recipe], Recipe]
-    """The scale's own recipe -> that of the treatment."""
+    method: Optimizer = "adamw"
+    rate: float | None = None
+    """The peak of the learning rate; None: that of the scale, times factor."""
+    factor: float = 1.0
 
-
-def _rate(text: str, factor: float) -> Treatment:
-    """AdamW at a multiple of the scale's rate."""
-    return Treatment(
-        text, "adamw", lambda own: replace(own, learning_rate=own.learning_rate * factor)
-    )
-
-
-def _with(text: str, method: Optimizer, rate: float) -> Treatment:
-    return Treatment(text, method, lambda own: replace(own, optimizer=method, learning_rate=rate))
+    def recipe(self, own: Recipe) -> Recipe:
+        """The recipe of a scale as the treatment has it."""
+        rate = own.learning_rate * self.factor if self.rate is None else self.rate
+        return replace(own, optimizer=self.method, learning_rate=rate)
 
 
 TREATMENTS: Mapping[str, Treatment] = {
-    "adamw": _rate("AdamW", 1),
-    "adamw/3": _rate("AdamW, a third of the rate", 1 / 3),
-    "adamw x3": _rate("AdamW, three times the rate", 3),
-    "sgd": _with("SGD, momentum 0.9, rate 0.1", "sgd", 0.1),
-    "muon": _with("Muon, rate 1e-3", "muon", 1e-3),
-    "lora": _with("LoRA of rank 4, rate 2e-3", "lora", 2e-3),
+    "adamw": Treatment("AdamW"),
+    "adamw/3": Treatment("AdamW, a third of the rate", factor=1 / 3),
+    "adamw x3": Treatment("AdamW, three times the rate", factor=3),
+    "sgd": Treatment("SGD, momentum 0.9, rate 0.1", "sgd", 0.1),
+    "muon": Treatment("Muon, rate 1e-3", "muon", 1e-3),
+    "lora": Treatment("LoRA of rank 4, rate 2e-3", "lora", 2e-3),
 }
 
 
@@ -181,8 +151,6 @@ class Base:
     seed: int
     """Of its first weights, 0 or more."""
     warm: bool = True
-    """Whether it has met every skill and format at least rarely; a cold one has met the core alone.
-    """
 
     @property
     def key(self) -> str:
@@ -229,10 +197,8 @@ class Run:
     @property
     def name(self) -> str:
         """Unique among the runs of its base."""
-        how = {"trained": self.treatment, "averaged": "average", "bf16": "bf16", "copied": "copy"}[
-            self.kind
-        ]
-        return f"{self.regime}, {how}, {self.seed}"
+        how = {"trained": self.treatment, "averaged": "average", "copied": "copy"}
+        return f"{self.regime}, {how.get(self.kind, self.kind)}, {self.seed}"
 
     @property
     def main(self) -> bool:
@@ -244,8 +210,6 @@ class Run:
 class Preset:
     """All runs of one call, in any order; what a run is made of is among them."""
 
-    name: str
-    text: str
     runs: tuple[Run, ...]
 
     @property
@@ -261,30 +225,18 @@ def other(base: Base) -> Base:
     return Base(base.scale, base.seed ^ 1)
 
 
-def _main(bases: list[Base], seeds: int) -> list[Run]:
+def _runs(bases: Sequence[Base], seeds: int, regimes: Iterable[str] = MAIN) -> list[Run]:
     return [
-        Run(base, regime, seed=seed) for base, regime, seed in product(bases, MAIN, range(seeds))
+        Run(base, name, seed=seed) for base in bases for name in regimes for seed in range(seeds)
     ]
 
 
-def _controls(base: Base, seeds: int) -> list[Run]:
-    """What may move a footprint beside the breadth of the data, on one base."""
-    doses = [regime for regime in REGIMES if regime not in MAIN]
-    return [
-        *_treated(base),
-        *(Run(base, regime, seed=seed) for regime in doses for seed in range(seeds)),
-        *(
-            _average(regime, [Run(base, regime, seed=seed) for seed in range(seeds)])
-            for regime in "BC"
-        ),
-        _average("B and C", [Run(base, "B"), Run(base, "C")]),
-        *(_rounded(Run(base, regime)) for regime in MAIN),
-    ]
+def _bases(count: int, scale: str = "small") -> list[Base]:
+    return [Base(scale, seed) for seed in range(count)]
 
 
 def _treated(base: Base) -> list[Run]:
-    treatments = [name for name in TREATMENTS if name != "adamw"]
-    return [Run(base, regime, name) for name in treatments for regime in ("B", "C")]
+    return [Run(base, regime, name) for name in list(TREATMENTS)[1:] for regime in ("B", "C")]
 
 
 def _average(regime: str, runs: list[Run]) -> Run:
@@ -299,11 +251,23 @@ def _copies(base: Base) -> list[Run]:
     return [Run(base, how, kind="copied") for how in COPIES]
 
 
-def _smoke() -> Preset:
+def _controls(base: Base) -> list[Run]:
+    """What may move a footprint beside the breadth of the data, on one base."""
+    return [
+        *_treated(base),
+        *_runs([base], 2, [regime for regime in REGIMES if regime not in MAIN]),
+        *(_average(regime, _runs([base], 2, [regime])) for regime in ("B", "C")),
+        _average("B and C", _runs([base], 1, ["B", "C"])),
+        *(_rounded(Run(base, regime)) for regime in MAIN),
+    ]
+
+
+def _smoke() -> list[Run]:
+    """Every kind of run once, in about a minute; the decoders learn nothing."""
     base = Base("tiny", 0)
     narrow, broad = Run(base, "B"), Run(base, "C")
-    runs = [
-        *_main([base], 1),
+    return [
+        *_runs([base], 1),
         *_copies(base),
         replace(narrow, treatment="lora"),
         replace(broad, treatment="muon"),
@@ -311,32 +275,22 @@ def _smoke() -> Preset:
         _average("B and C", [narrow, broad]),
         _rounded(narrow),
     ]
-    text = "about a minute: does everything run; the decoders learn nothing"
-    return Preset("smoke", text, tuple(runs))
 
 
-def _quick() -> Preset:
-    bases = [Base("small", seed) for seed in range(2)]
-    return Preset("quick", "two small bases, regimes A to D once each", tuple(_main(bases, 1)))
-
-
-def _full() -> Preset:
-    small = [Base("small", seed) for seed in range(10)]
-    cold = [Base("small", seed, warm=False) for seed in range(2)]
-    large = Base("large", 0)
-    runs = [*_main([large], 3), *_main(small, 3), *_treated(large)]
+def _full() -> list[Run]:
+    """Ten small bases and a large one, A to D three times each; controls on three bases; two cold
+    bases; copies.
+    """
+    small, large = _bases(10), Base("large", 0)
+    runs = [*_runs([large, *small], 3), *_treated(large)]
     for base in small[:3]:
-        runs += _controls(base, 2)
-    for base in cold:
-        runs += _main([base], 2)
-        runs += [Run(base, regime, seed=seed) for regime in ("Bk", "Bn", "Cn") for seed in (0, 1)]
+        runs += _controls(base)
+    for seed in range(2):
+        cold = [Base("small", seed, warm=False)]
+        runs += [*_runs(cold, 2), *_runs(cold, 2, ("Bk", "Bn", "Cn"))]
     for base in small:
         runs += _copies(base)
-    text = (
-        "ten small bases and a large one, A to D three times each; controls on three bases; two"
-        " cold bases; copies"
-    )
-    return Preset("full", text, tuple(runs))
+    return runs
 
 
 # Bases by width, as many as three hours of two cores allow. A step of a base takes 0.07, 0.16, 0.5
@@ -349,16 +303,12 @@ WIDTHS: Mapping[int, tuple[str, int]] = {
 }
 
 
-def _width(width: int) -> Preset:
-    """A to D, with the seeds of the preset full at the width of its small decoders."""
-    scale, count = WIDTHS[width]
-    bases = [Base(scale, seed) for seed in range(count)]
-    seeds, times = (3, "three times") if scale == "small" else (2, "twice")
-    text = f"{count} bases of width {width}, A to D {times} each: a part of the law of width"
-    return Preset(f"width-{width}", text, tuple(_main(bases, seeds)))
-
-
 def presets() -> dict[str, Preset]:
-    """The presets by name."""
-    widths = [_width(width) for width in WIDTHS]
-    return {preset.name: preset for preset in (_smoke(), _quick(), _full(), *widths)}
+    """The presets by name. Those of widths have A to D on every base, at width 64 with the seeds of
+    the preset full.
+    """
+    runs = {"smoke": _smoke(), "quick": _runs(_bases(2), 1), "full": _full()}
+    for width, (scale, count) in WIDTHS.items():
+        seeds = 3 if scale == "small" else 2
+        runs[f"width-{width}"] = _runs(_bases(count, scale), seeds)
+    return {name: Preset(tuple(own)) for name, own in runs.items()}

