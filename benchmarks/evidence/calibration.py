@@ -196,10 +196,10 @@ def all_rates(tables: Mapping[str, pd.DataFrame], compared: pd.DataFrame) -> lis
 
 
 def left_out_words(table: pd.DataFrame, *, known: bool) -> pd.DataFrame:
-    """The word that each training gets from bounds fitted without its base; known: its optimiser is
-    told.
+    """The word that each training gets from bounds fitted without its base.
 
-    Only sizes with more than one base: what is left must hold a reference.
+    Only sizes with more than one base: what is left must hold a reference. known: whether the
+    optimiser is given.
     """
     rows = []
     for base in sorted(set(table["base"])):

@@ -76,14 +76,14 @@ def margin_words(comparisons: pd.DataFrame) -> str:
         return ""
     seeds, true = kinds[SEEDS]["difference"].abs().max(), kinds[NARROW_AND_BROAD]
     low, high = true["difference"].min(), true["difference"].max()
-    place = "below" if low >= MARGIN else "inside"
+    where = "below" if low >= MARGIN else "inside"
     over = "above all differences of seeds" if seeds < MARGIN else "below some of seeds"
     missed = _missed(true)
     under = int((missed["difference"] < MARGIN).sum())
     text = (
         f"Two seeds of the same data differ by at most {seeds:.3f} in concentration (the median of"
         f" paired differences), B and C by {low:.3f} to {high:.3f} on warm bases. So the margin of"
-        f" `shadow compare`, {MARGIN:g}, lies {over} and {place} the range of B and C."
+        f" `shadow compare`, {MARGIN:g}, lies {over} and {where} the range of B and C."
         f" It misses {len(missed)} of {len(true)} pairs of B and C: {under} differ by less than the"
         f" margin; in {len(missed) - under} the spread or the other figures do not agree."
     )

@@ -66,7 +66,7 @@ Row = dict[str, Any]
 Weights = dict[str, torch.Tensor]
 
 
-# told after every finished task: how many are finished, how many there are, and the last one
+# called after every finished task with how many are finished, how many there are, and the last
 Show = Callable[[int, int, str], None]
 
 
@@ -343,7 +343,7 @@ def stream(run: Run, tokens: int) -> Iterator[Sample]:
 
 
 def _passing_figures(model: transformers.LlamaForCausalLM, run: Run, out: Path) -> Row:
-    """The figures of a state that is not kept."""
+    """The figures of a state of which no weights stay."""
     with tempfile.TemporaryDirectory() as scratch:
         tuned = Path(scratch) / "tuned"
         save(model, tuned)
@@ -351,7 +351,7 @@ def _passing_figures(model: transformers.LlamaForCausalLM, run: Run, out: Path) 
 
 
 def _last_row(run: Run, out: Path, loss: float | None, base: Path) -> Row:
-    """The figures and accuracies of the kept state of a run, whose report is kept too."""
+    """The figures and accuracies of the last state of a run, whose weights and report stay."""
     tuned = checkpoint(out, run.base, run.name)
     figures = figures_of(base, tuned, out / "reports", run.base.key, folder_name(run.name))
     return {"share": 1.0, "loss": loss, **figures, "accuracies": accuracies(run.base, tuned)}
@@ -388,7 +388,7 @@ def _over(value: float | None, whole: float | None) -> float | None:
 
 
 def _medians(folder: Path) -> dict[str, float | None]:
-    """Of every column of the deltas inside the layers, with which `shadow compare` votes."""
+    """The median of every column of the deltas inside the layers."""
     rows = pd.read_parquet(folder / "matrices.parquet")
     inside = rows[(rows["subject"] == "delta") & rows["layer"].notna()]
     names = [column.name for column in (*SPECTRAL, *DELTA) if column.type in ("int", "float")]
@@ -465,12 +465,12 @@ def _made(run: Run, out: Path, tuned: Weights, base: Weights | None) -> Row:
     before = checkpoint(out, run.base)
     folder = checkpoint(out, run.base, run.name)
     with whole_folder(folder) as aside:
-        for weights, place in ((tuned, aside), (base, aside / "rounded base")):
+        for weights, target in ((tuned, aside), (base, aside / "rounded base")):
             if weights is not None:
-                place.mkdir(exist_ok=True)
+                target.mkdir(exist_ok=True)
                 whole = {name: weight.contiguous() for name, weight in weights.items()}
-                save_file(whole, place / WEIGHTS)
-                shutil.copy(before / "config.json", place)
+                save_file(whole, target / WEIGHTS)
+                shutil.copy(before / "config.json", target)
     return _last_row(run, out, None, before if base is None else folder / "rounded base")
 
 

@@ -91,11 +91,11 @@ class Budget:
     """How long and how fast everything is trained. Lengths are in steps of the optimiser."""
 
     steps: int = 90
-    """Of a continuation."""
+    """The length of a continuation."""
     learning_rate: float = 2e-4
     """The peak of AdamW's in a continuation."""
     base_learning_rate: float = 1e-4
-    """Of the base, constant after twenty steps."""
+    """That of the base, constant after twenty steps."""
     base_most: int = BASE_MOST
     base_chunk: int = BASE_CHUNK
     """Steps of the base between two looks at its held-out loss."""
@@ -107,7 +107,7 @@ class Continuation:
 
     data: Data
     seed: int = 0
-    """Of the order of its rows."""
+    """The seed of the order of its rows."""
     treatment: Literal["adamw", "adamw/3", "lora"] = "adamw"
     """adamw/3: a third of the rate. lora: factors of rank 16, three times the rate."""
 

@@ -228,10 +228,10 @@ class World:
 
         Two of three skills, each in one tail format, and none of the benchmark.
         """
-        places = ((place, skill) for place, skill in enumerate(self.skills) if place % 3 != 2)
         cells = (
-            Cell(skill, self.tail_formats[place % len(self.tail_formats)])
-            for place, skill in places
+            Cell(skill, self.tail_formats[number % len(self.tail_formats)])
+            for number, skill in enumerate(self.skills)
+            if number % 3 != 2
         )
         return _uniform("held_out", tuple(cell for cell in cells if cell not in self.narrow.cells))
 
@@ -343,10 +343,10 @@ def blended(name: str, first: Mixture, share: float, second: Mixture) -> Mixture
 def partly_repeated(mixture: Mixture, pool: int, share: float, rng: Random) -> Iterator[Sample]:
     """Samples without end, each with probability share from a pool drawn before, else fresh."""
     fresh = mixture.samples(rng)
-    kept = list(islice(fresh, pool))
+    repeats = list(islice(fresh, pool))
     while True:
         if rng.random() < share:
-            yield rng.choice(kept)
+            yield rng.choice(repeats)
         else:
             yield next(fresh)
 

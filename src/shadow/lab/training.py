@@ -36,11 +36,11 @@ class Size:
     """The shape of a decoder of four layers with four heads, and the rows of a training step."""
 
     width: int
-    """Of the residual stream."""
+    """The width of the residual stream."""
     hidden: int
-    """Of the MLPs."""
+    """The width of the MLPs."""
     rows: int
-    """Of ROW tokens each, 1 or more."""
+    """Rows of a step, of ROW tokens each."""
 
     @property
     def tokens(self) -> int:
@@ -64,7 +64,7 @@ class Recipe:
     adamw, nothing else.
     """
     rank: int = 4
-    """Of the factors of lora."""
+    """The rank of the factors of lora."""
     width_factor: float = 1.0
     """Multiplies adamw's rate for the matrices of the layers and for the head, in (0, 1].
 
