@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,6 @@ from shadow.quantities import DASH, Quantity
 from shadow.telling.document import (
     Block,
     Cell,
-    Column,
     Document,
     Figures,
     Headline,
@@ -44,7 +43,8 @@ STYLES: Mapping[Level, str] = {
 }
 SPARK = 48  # layers a sparkline shows one by one; more are averaged in bins
 LONGEST_WORD = 32  # letters of a name that is not broken
-TEXT_ROOM = 30  # letters that a column of texts has at least before another column is shown
+TEXT_ROOM = 24  # letters that a column of texts has at least before another column is shown
+TEXT_LEAST = 16  # and before a name is broken
 GAP = 2  # letters between columns
 
 
@@ -144,53 +144,49 @@ def _cell(cell: Cell) -> Text:
 def _table(block: Table, width: int, legends: dict[str, str]) -> Iterator[RenderableType]:
     """With as many columns as fit, those of the lowest rank first."""
     rows = [[_cell(cell) for cell in row] for row in block.rows]
-    widths = [
-        TEXT_ROOM
-        if column.role == "text"
-        else max(len(column.head), *(row[place].cell_len for row in rows), 0)
-        for place, column in enumerate(block.columns)
-    ]
+    widths = []
+    for place, column in enumerate(block.columns):
+        widest = max([len(column.head), *(row[place].cell_len for row in rows)])
+        widths.append(min(widest, TEXT_ROOM) if column.role == "text" else widest)
     shown: list[int] = []
     for rank in sorted({column.rank for column in block.columns}):
         more = [place for place, column in enumerate(block.columns) if column.rank <= rank]
-        if shown and _together(widths, more) > width:
+        if shown and _together(widths[place] for place in more) > width:
             break
         shown = more
     columns = [block.columns[place] for place in shown]
     legends.update({column.head: column.legend for column in columns if column.legend})
-    cells = [[row[place] for place in shown] for row in rows]
-    yield from _headed(block.title, columns, cells, width)
-
-
-def _together(widths: Sequence[int], shown: Sequence[int]) -> int:
-    """Of a table of these columns, in letters; a space stands on either side."""
-    return sum(widths[place] for place in shown) + GAP * (len(shown) - 1) + 2
-
-
-def _headed(
-    title: str,
-    columns: Sequence[Column],
-    rows: Sequence[Sequence[Text]],
-    width: int,
-) -> Iterator[RenderableType]:
-    if title:
-        yield Text(visible(title), "italic")
+    if block.title:
+        yield Text(visible(block.title), "italic")
     table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    names = [place for place, column in enumerate(columns) if column.role == "name"]
-    for place, column in enumerate(columns):
-        words = [word for row in rows for word in row[place].plain.split()]
-        longest = min(max(map(len, words), default=0), LONGEST_WORD, width // 3)
+    names = [place for place in shown if block.columns[place].role == "name"]
+    # what is left for each name; a longer one is broken
+    others = _together(
+        min(widths[place], TEXT_LEAST) if block.columns[place].role == "text" else widths[place]
+        for place in shown
+        if place not in names
+    )
+    room = (width - others) // max(1, len(names)) - GAP
+    for place in shown:
+        column = block.columns[place]
+        longest = max((len(word) for row in rows for word in row[place].plain.split()), default=0)
+        is_figure = column.role == "figure"
         table.add_column(
             Text(visible(column.head)),
-            justify="right" if column.role == "figure" else "left",
-            no_wrap=column.role == "figure",
-            overflow="fold",
-            min_width=longest if column.role == "name" else None,
+            justify="right" if is_figure else "left",
+            no_wrap=is_figure,
+            overflow="ellipsis" if is_figure else "fold",  # half a number would be another
+            min_width=max(1, min(longest, LONGEST_WORD, room)) if place in names else None,
             style="cyan" if place in names[-1:] else None,
         )
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(row[place] for place in shown))
     yield table
+
+
+def _together(widths: Iterable[int]) -> int:
+    """Of columns side by side, in letters; a space stands on either side."""
+    return sum(width + GAP for width in widths) - GAP + 2
 
 
 def _lines(block: Lines, options: ConsoleOptions) -> Iterator[RenderableType]:
