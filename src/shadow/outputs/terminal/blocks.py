@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -20,6 +19,7 @@ from shadow.telling.document import (
     Block,
     Cell,
     Document,
+    FigureRow,
     Figures,
     Headline,
     Level,
@@ -67,8 +67,30 @@ class View:
 def _drawn(
     block: Block, options: ConsoleOptions, legends: dict[str, str]
 ) -> Iterator[RenderableType]:
-    """The lines of a block. legends takes what the heads of a table mean, as far as shown."""
+    """The lines of a block; none of what a terminal cannot show. legends takes what the heads of a
+    table mean, as far as shown.
+    """
     match block:
+        case Section():
+            title = Text(visible(block.title), "bold")
+            if block.name:
+                title.append("  ").append(visible(block.name), "bold cyan")
+            yield Rule(title, align="left", style="dim")
+        case Headline():
+            text = block.text.replace("→", "->") if options.ascii_only else block.text
+            yield Text(visible(text), STYLES[block.level] or "bold")
+        case Paragraph():
+            paragraph = Text(style="dim" if block.quiet else "")
+            if block.lead:
+                paragraph.append(visible(block.lead), "bold cyan").append("  ")
+            yield paragraph.append(visible(block.text))
+        case Note():
+            yield Padding(Text(visible(f"{block.word}: {block.text}"), "yellow"), (0, 0, 1, 0))
+        case Figures():
+            yield from _figures(block)
+        case Provenance():
+            rows = [FigureRow(name, Word(text, "quiet")) for name, text in block.rows]
+            yield from _figures(Figures(rows))
         case Table():
             yield from _table(block, options.max_width, legends)
         case Lines():
@@ -76,30 +98,6 @@ def _drawn(
         case Picture():
             yield Text(visible(block.title), "italic")
             yield HeatMap(block.rows)
-        case _:
-            yield from DRAWN[type(block)](block)
-
-
-def _section(block: Section) -> Iterator[RenderableType]:
-    title = Text(visible(block.title), "bold")
-    if block.name:
-        title.append("  ").append(visible(block.name), "bold cyan")
-    yield Rule(title, align="left", style="dim")
-
-
-def _headline(block: Headline) -> Iterator[RenderableType]:
-    yield Text(visible(block.text), STYLES[block.level] or "bold")
-
-
-def _paragraph(block: Paragraph) -> Iterator[RenderableType]:
-    text = Text(style="dim" if block.quiet else "")
-    if block.lead:
-        text.append(visible(block.lead), "bold cyan").append("  ")
-    yield text.append(visible(block.text))
-
-
-def _note(block: Note) -> Iterator[RenderableType]:
-    yield Padding(Text(visible(f"{block.word}: {block.text}"), "yellow"), (0, 0, 1, 0))
 
 
 def _figures(block: Figures) -> Iterator[RenderableType]:
@@ -115,23 +113,6 @@ def _figures(block: Figures) -> Iterator[RenderableType]:
         cells = [Text(visible(row.name), "dim"), value]
         rows.add_row(*cells, *([Text(visible(row.remark), overflow="fold")] if has_remarks else []))
     yield rows
-
-
-def _provenance(block: Provenance) -> Iterator[RenderableType]:
-    rows = RichTable.grid(padding=(0, 2))
-    for name, text in block.rows:
-        rows.add_row(Text(visible(name), "dim"), Text(visible(text), "dim", overflow="fold"))
-    yield rows
-
-
-DRAWN: Mapping[type[Block], Callable[[Any], Iterator[RenderableType]]] = {
-    Section: _section,
-    Headline: _headline,
-    Paragraph: _paragraph,
-    Note: _note,
-    Figures: _figures,
-    Provenance: _provenance,
-}
 
 
 def _cell(cell: Cell) -> Text:
