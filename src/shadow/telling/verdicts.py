@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from shadow.claims.footprint import label_or_gates
 from shadow.claims.verdicts import first_code
 from shadow.quantities import Kind, bounds_text
 from shadow.telling.document import (
@@ -94,10 +93,7 @@ def _state(one: Judgement) -> Word:
 
 
 def _label(one: Judgement) -> str | None:
-    summary = one.summary
-    if summary is None:
-        return None
-    return label_or_gates(summary.label, summary.gates, applies=summary.has_label)
+    return None if one.summary is None else one.summary.label_or_gates
 
 
 def _figure(head: str, name: str, kind: Kind, rank: int) -> list[Field]:
