@@ -1,5 +1,6 @@
-"""families/*.yaml -> Family. Data only: every fault names file, line, key and the nearest known
-word.
+"""families/*.yaml -> Family, and the pairs that a target or typed checkpoints name.
+
+Data only: every fault names file, line, key and the nearest known word.
 """
 
 from __future__ import annotations
