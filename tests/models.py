@@ -16,6 +16,7 @@ from shadow.checkpoints.pairing import Filter, pair_checkpoints
 from shadow.places.architecture import aligned
 
 UP = "model.layers.{}.mlp.up_proj.weight"
+LLAMA = {"model_type": "llama"}
 
 
 def matrices(seed: int, layers: int = 2, size: int = 8) -> dict[str, torch.Tensor]:

@@ -17,7 +17,7 @@ from shadow.reports.glossary import terms
 from shadow.reports.heads import HEADS
 from shadow.telling.comparison import comparison_document
 from shadow.telling.document import Table
-from shadow.telling.lineage import COLUMNS, chain_table
+from shadow.telling.lineage import FIELDS, chain_table
 from shadow.telling.report import component_table, module_table
 from shadow.telling.words import other_words
 
@@ -48,7 +48,7 @@ def test_every_head_of_a_lineage_is_explained_and_has_a_legend():
     heads = heads_of(chain_table(Chain([], [], [])))
     assert {"most in", "depth", "dirs.", "inside"} <= set(heads)
     assert [head for head in heads if explained(head).exit_code] == []
-    assert [column.head for column in COLUMNS if not column.legend] == ["step"]
+    assert [column.head for column in FIELDS if not column.legend] == ["step"]
 
 
 def test_every_figure_of_a_comparison_is_explained():

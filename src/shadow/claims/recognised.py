@@ -62,14 +62,18 @@ def recognised(record: PairRecord) -> list[Answer]:
         f"recognised.few_rows.{row.component}.{row.module}.changed": row.changed
         for row in found.few_rows
     }
-    held: dict[str, Mapping[str, Figure] | None] = {
-        "copy": draft.figures if copy else None,
-        "scaled": found.scaled and {"recognised.scaled.factor": found.scaled.factor},
-        "zeroed": found.zeroed and {"recognised.zeroed.share": found.zeroed.share},
-        "replaced": found.replaced and {"recognised.replaced.matrices": found.replaced.matrices},
-        "few_rows": rows or None,
-    }
-    return [_answer(claim, held[code]) for code, claim in RECOGNISED.items()]
+    held: dict[str, Mapping[str, Figure]] = {}  # of the claims that hold: their figures
+    if copy:
+        held["copy"] = draft.figures
+    if found.scaled is not None:
+        held["scaled"] = {"recognised.scaled.factor": found.scaled.factor}
+    if found.zeroed is not None:
+        held["zeroed"] = {"recognised.zeroed.share": found.zeroed.share}
+    if found.replaced is not None:
+        held["replaced"] = {"recognised.replaced.matrices": found.replaced.matrices}
+    if rows:
+        held["few_rows"] = rows
+    return [_answer(claim, held.get(code)) for code, claim in RECOGNISED.items()]
 
 
 def _answer(claim: Claim, figures: Mapping[str, Figure] | None) -> Answer:
