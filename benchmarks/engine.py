@@ -48,7 +48,7 @@ from safetensors.torch import save_file
 from shadow.audits.engine import InProcess, Queue, Task
 from shadow.audits.list_index import EVERY, SHARE
 from shadow.audits.pair import Runtime
-from shadow.audits.ray_engine import RayRequest, ray_engine
+from shadow.audits.ray_engine import Ray, ray_engine
 
 app = typer.Typer()
 LANES = 4
@@ -90,7 +90,7 @@ def overhead(tasks: Annotated[int, typer.Option(min=1)] = 200) -> None:
 
     run(InProcess(), time.perf_counter(), "this process")
     started = time.perf_counter()
-    with ray_engine(RayRequest(cores=1), Runtime()) as engine:
+    with ray_engine(Ray(cpus_per_task=1), Runtime()) as engine:
         run(engine, started, f"Ray, {engine.lanes()} workers")
     Console().print(table)
 

@@ -129,7 +129,8 @@ class _BegunError(Exception):
 
 def step(what: str, base: Path, tuned: Path, profile: bool) -> None:
     """Print the CPU seconds, and memory in bytes, of a step in this process, imports left out."""
-    from shadow.audits.pair import Runtime, Settings, plan_pair, run_pair
+    from shadow.audits.pair import Runtime, Settings, run_pair
+    from shadow.audits.pair_plan import plan_pair
     from shadow.checkpoints.pairing import Filter
     from shadow.spectra.delta import Method
     from shadow.targets.families import Pair

@@ -34,8 +34,9 @@ from rich.table import Table
 from shadow.audits.engine import Ended, InProcess, Watch
 from shadow.audits.journal import Journal
 from shadow.audits.outcome import Outcome
-from shadow.audits.pair import AlignedPair, Asked, Runtime, Settings, run_pair
+from shadow.audits.pair import run_pair
 from shadow.audits.parts import Parts
+from shadow.audits.runtime import AlignedPair, Asked, Runtime, Settings
 from shadow.checkpoints.pairing import Filter
 from shadow.spectra.delta import Method
 from shadow.targets.families import Pair, given_pair

@@ -20,19 +20,24 @@ ZYGOTE = """
 import functools, gc, importlib, json, os, resource, signal, sys, traceback
 import typer.main
 import pyarrow.pandas_compat, shadow.places.names, shadow.cli.commands
-import shadow.audits.pair
-import shadow.outputs.terminal.summary
+import shadow.audits.pair, shadow.audits.pair_plan
+import shadow.outputs.terminal.blocks, shadow.telling.report
 import shadow.checkpoints.choosing
-import shadow.outputs.terminal.rules, shadow.outputs.terminal.comparison
+import shadow.telling.verdicts, shadow.telling.comparison
 import shadow.outputs.ci, shadow.comparing.comparison, shadow.outputs.exports
 import shadow.claims.verdicts, shadow.targets.lists
-import shadow.audits.list_audit, shadow.comparing.score_files, shadow.outputs.terminal.batch
+import shadow.audits.list_audit, shadow.comparing.score_files, shadow.audits.document
+import shadow.telling.families, shadow.telling.lineage
+import shadow.outputs.page, shadow.outputs.figures
+import encodings.utf_8_sig, pyarrow.vendored.version, scipy.special  # from within functions
+import jinja2, plotly.offline, matplotlib.figure, matplotlib.backends.backend_svg
+import matplotlib.layout_engine, matplotlib.ticker
 shadow.places.names.name_rules()
-shadow.summary.summary_file._maker()
+shadow.telling.summary_file.maker()
 # Commands are built from their signatures once, not in every fork; and `plan` does not measure the
 # machine for a second each time (test_api.py has a plan that does).
 typer.main.get_command = functools.cache(typer.main.get_command)
-shadow.audits.pair.pace = lambda method, jobs, offload=None: 1e10
+shadow.audits.pair_plan.pace = lambda method, jobs, offload=None: 1e10
 os.fsync = lambda handle: None  # as in conftest.py
 stdout, sys.stdout = sys.stdout, open(os.devnull, "w")
 shadow.cli.commands.app(["explain", "rows"], standalone_mode=False)

@@ -22,7 +22,7 @@ import pages
 import pandas as pd
 import picture
 
-from shadow.claims.footprint import GATES
+from shadow.claims.gates import GATES
 from shadow.claims.reference import calibration, reach
 from shadow.comparing.scores import COLUMNS
 from shadow.lab import pretrained_page
@@ -234,7 +234,7 @@ def gates() -> str:
         [
             "| gate | passes when |",
             "|---|---|",
-            *(f"| {name} | {text} |" for name, text in GATES.items()),
+            *(f"| {name} | {gate.meaning} |" for name, gate in GATES.items()),
         ]
     )
 

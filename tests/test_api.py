@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 import pickle
 import pkgutil
@@ -29,7 +30,7 @@ from shadow.reports.columns import SPECTRA, TABLES
 from shadow.reports.parquet import arrow_schema
 from shadow.reports.provenance import Provenance
 from shadow.reports.report import Report
-from shadow.summary.summary_file import _maker
+from shadow.telling.summary_file import maker
 
 ROOT = Path(__file__).parents[1]
 FUNCTIONS = ("audit", "read", "read_all", "plan", "pairs", "compare", "judge", "export")
@@ -268,18 +269,21 @@ def test_two_arguments_that_are_no_checkpoints_are_refused(given, message):
         ({"target": "demo", "precision": "best"}, "precision='best'"),
         ({"target": "demo", "modules": ["mlp.upp"]}, "no module 'mlp.upp'"),
         ({"target": "demo", "components": "languages"}, "no component 'languages'"),
-        ({"target": "demo", "max_disk": "lots"}, "'lots' is not a size"),
+        ({"target": "demo", "files": shadow.Files(max_disk="lots")}, "'lots' is not a size"),
+        ({"target": "demo", "files": shadow.Files(fetch="all")}, "fetch='all'"),
         ({"target": "demo", "nulls": -1}, "nulls=-1"),
+        ({"target": "demo", "nulls": shadow.Nulls(1, seed=-1)}, "seed=-1"),
         ({"target": "demo", "base": "a/b", "tuned": "a/c"}, "a target, and base and tuned too"),
         ({"target": "demo", "engine": "slurm"}, "engine='slurm'"),
         ({"target": "demo", "address": "auto"}, "address='auto' without engine='ray'"),
         ({"target": "demo", "memory_per_task": 10}, "memory_per_task=10 without engine='ray'"),
-        ({"target": "demo", "engine": "ray", "cpus_per_task": 0}, "cpus_per_task=0"),
-        ({"target": "demo", "engine": "ray", "memory_per_task": "lots"}, "'lots' is not a size"),
-        ({"target": "demo", "engine": "ray", "address": "ray://head"}, "a run over a Ray client"),
+        ({"target": "demo", "engine": shadow.Ray(cpus_per_task=0)}, "cpus_per_task=0"),
+        ({"target": "demo", "engine": shadow.Ray(memory_per_task="lots")}, "'lots' is not a size"),
+        ({"target": "demo", "engine": shadow.Ray("ray://head")}, "a run over a Ray client"),
         ({"target": "demo", "parts": 0}, "parts=0"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")
 def test_what_makes_no_sense_is_a_shadow_error(wrong, message, tmp_path):
     """With a hint, and nothing is written."""
     target = [wrong.pop("target")] if "target" in wrong else []
@@ -287,6 +291,49 @@ def test_what_makes_no_sense_is_a_shadow_error(wrong, message, tmp_path):
         shadow.audit(*target, output=tmp_path / "out", **wrong)
     assert caught.value.hint
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ({"nulls": 3, "seed": 7}, {"nulls": shadow.Nulls(3, seed=7)}),
+        (
+            {"engine": "ray", "address": "auto", "cpus_per_task": 2, "memory_per_task": "1GB"},
+            {"engine": shadow.Ray("auto", 2, "1GB")},
+        ),
+        (
+            {"allow_pickle": True, "offline": True, "fetch": "ranges", "max_disk": 9, "cache": "x"},
+            {"files": shadow.Files(True, True, "ranges", 9, "x")},
+        ),
+    ],
+)
+def test_keywords_that_became_options_of_a_group_still_work(old, new, tmp_path, monkeypatch):
+    """They ask for the same, with a warning that names the group."""
+    asked = []
+
+    def noted(request, **_):
+        asked.append(request)
+        raise shadow.ShadowError("that is all")
+
+    monkeypatch.setattr("shadow.audits.perform.perform", noted)
+    (group,) = new
+    with (
+        pytest.warns(DeprecationWarning, match=rf"{group}=shadow\.") as warned,
+        pytest.raises(shadow.ShadowError, match="that is all"),
+    ):
+        shadow.audit("demo", output=tmp_path, **old)
+    assert len(warned) == len(old.keys() - {group})
+    with pytest.raises(shadow.ShadowError, match="that is all"):
+        shadow.audit("demo", output=tmp_path, **new)
+    assert asked[0] == asked[1]
+
+
+def test_the_audit_has_few_parameters_and_refuses_what_was_never_one():
+    """At most 25, the groups and the deprecated ones together counted as one each."""
+    assert len(inspect.signature(shadow.audit).parameters) <= 25
+    for call in (shadow.audit, shadow.plan):
+        with pytest.raises(TypeError, match="unexpected keyword argument 'layer'"):
+            call("demo", layer=0)
 
 
 def test_a_pair_in_parts_has_the_report_of_a_whole_one(audited, tmp_path):
@@ -391,7 +438,7 @@ def test_a_page_reads_each_file_of_a_report_once(audited, read_files):
     from shadow.outputs.page.pair import read_pair
 
     report = shadow.read(audited[0].folder)
-    _maker()  # which reads the code
+    maker()  # which reads the code
     read_files.clear()
     section = read_pair(report, "here", 0, 1, with_step=True)
     assert section.step is not None
@@ -460,7 +507,7 @@ from shadow.checkpoints import hub_client
 
 hub_client.ATTEMPTS = 1
 try:
-    shadow.audit(base="org/one", tuned="org/two", output="out", cache=False)
+    shadow.audit(base="org/one", tuned="org/two", output="out", files=shadow.Files(cache=False))
 except shadow.ShadowError:
     print(traceback.format_exc())
 """
@@ -730,7 +777,7 @@ def test_pairs_are_those_of_the_registry():
 def test_a_plan_measures_nothing(tmp_path, monkeypatch):
     """A plan for each pair, and no folder."""
     # otherwise it is measured for a second
-    monkeypatch.setattr("shadow.audits.pair.pace", lambda method, jobs, offload: 1e10)
+    monkeypatch.setattr("shadow.audits.pair_plan.pace", lambda method, jobs, offload: 1e10)
     (told,) = shadow.plan("demo:base..narrow", output=tmp_path / "out")
     assert told.pair == "base..narrow"
     assert not (tmp_path / "out").exists()

@@ -196,6 +196,15 @@ def test_the_readme_is_read_in_one_go():
     assert rest.startswith("<picture>")
 
 
+def test_files_that_contributing_names_are_there():
+    """In the checkout or in the package; names in code with a folder and a suffix."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(?:python )?([\w/.-]+/[\w.-]+\.(?:py|yaml))\b[^`]*`", text))
+    assert len(named) > 20
+    folders = (ROOT, ROOT / "src" / "shadow")
+    assert not [name for name in named if not any((top / name).exists() for top in folders)]
+
+
 def test_what_is_written_by_hand_can_be_read():
     """At most 30,000 words outside of generated parts, and of pages that scripts write."""
     by_scripts = {"findings", "lab", "planted", "pretrained", "rounding", "schema", "width"}
@@ -495,7 +504,7 @@ def test_the_python_page_has_modules_that_are_there():
     modules = re.findall(
         r"(?m)^::: ([\w.]+)$", (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     )
-    assert {"shadow.api", "shadow.summary.summary", "shadow.comparing.comparison"} <= set(modules)
+    assert {"shadow.api", "shadow.claims.summary", "shadow.comparing.comparison"} <= set(modules)
     assert all(importlib.import_module(name).__doc__ for name in modules)
 
 
@@ -547,7 +556,7 @@ def test_the_site_has_every_module_and_command(site):
     python = (folder / "api" / "index.html").read_text(encoding="utf-8")
     for name in (
         "shadow.audits.pair.run_pair",
-        "shadow.summary.summary.read_summary",
+        "shadow.telling.reading.read_summary",
         "shadow.comparing.comparison.compare",
         "shadow.targets.lists.select",
     ):

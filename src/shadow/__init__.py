@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from shadow.api import audit, compare, export, judge, pairs, plan, read, read_all
+    from shadow.audits.request import Files, Nulls, Ray
     from shadow.errors import ShadowError, UsageError
     from shadow.outputs.notebook import AuditReport, AuditReports
 
@@ -26,6 +27,9 @@ __version__ = "0.1.0"
 __all__ = [
     "AuditReport",
     "AuditReports",
+    "Files",
+    "Nulls",
+    "Ray",
     "ShadowError",
     "UsageError",
     "__version__",
@@ -39,30 +43,25 @@ __all__ = [
     "read_all",
 ]
 
-# where each name is defined. No submodule has one of these names: importing it would replace the
-# name here
+# Where names are defined that are not of shadow.api. No submodule has one of the names: importing
+# it would replace the name here.
 _HOMES = {
     "AuditReport": "shadow.outputs.notebook",
     "AuditReports": "shadow.outputs.notebook",
+    "Files": "shadow.audits.request",
+    "Nulls": "shadow.audits.request",
+    "Ray": "shadow.audits.request",
     "ShadowError": "shadow.errors",
     "UsageError": "shadow.errors",
-    "audit": "shadow.api",
-    "compare": "shadow.api",
-    "export": "shadow.api",
-    "judge": "shadow.api",
-    "pairs": "shadow.api",
-    "plan": "shadow.api",
-    "read": "shadow.api",
-    "read_all": "shadow.api",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
-    found = getattr(importlib.import_module(_HOMES[name]), name)
+    found = getattr(importlib.import_module(_HOMES.get(name, "shadow.api")), name)
     globals()[name] = found  # the next time it is there
     return found
 

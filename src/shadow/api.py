@@ -6,72 +6,88 @@ What needs torch is imported by the function that needs it.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import replace
-from functools import partial
+from contextlib import closing
+from dataclasses import fields, replace
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, overload
 
+from shadow.audits.request import (
+    AuditRequest,
+    Fetch,
+    Files,
+    Measuring,
+    Nulls,
+    Optimizer,
+    Place,
+    Precision,
+    Ray,
+)
 from shadow.errors import ShadowError, UsageError
 from shadow.outputs.notebook import AuditReport, AuditReports
 from shadow.reports.folders import one_report, reports_at, reports_below, reports_of
-from shadow.reports.provenance import report_metadata
 from shadow.reports.remote import fetched
 from shadow.reports.report import Report
-from shadow.storage import Store, located, work_folder
+from shadow.storage import Store, located
 from shadow.targets.families import Pair, given_pair
-from shadow.targets.lists import select
+from shadow.targets.lists import Selection, select
 from shadow.targets.references import Reference, is_reference, parse_reference
-from shadow.text import bytes_of, several
+from shadow.text import several
 
 if TYPE_CHECKING:
-    from shadow.audits.engine import Engine
-    from shadow.audits.pair import AuditResult, Progress, Runtime, Settings
-    from shadow.audits.plan import Access, PairPlan
-    from shadow.audits.ray_engine import RayRequest
+    from shadow.audits.pair_plan import PairPlan
+    from shadow.audits.runtime import Progress
     from shadow.claims.verdicts import Judgement, Measured
     from shadow.comparing.comparison import Comparison
-    from shadow.comparing.scores import ScoreFiles
     from shadow.outputs.exports import ExportResult
 
-Place = str | PathLike[str]
 Several = list[str] | list[Pair] | list[str | Pair] | tuple[str | Pair, ...]
-Precision = Literal["default", "exact", "fast"]
-Fetch = Literal["auto", "shards", "ranges"]
 EngineName = Literal["local", "ray"]
 Format = Literal["csv", "json", "arrow", "parquet", "duckdb", "sqlite", "hf-dataset-folder"]
+Group = TypeVar("Group", Files, Nulls, Ray)
 
 OUTPUT = "reports"
 
 
-class AuditOptions(TypedDict, total=False):
-    """The keywords of `audit`, as its docstring tells them."""
+class OldFiles(TypedDict, total=False):
+    """Deprecated keywords, which are options of `Files` now."""
+
+    cache: Place | bool
+    allow_pickle: bool
+    offline: bool
+    fetch: Fetch
+    max_disk: int | str | None
+
+
+class OldOptions(OldFiles, total=False):
+    """Deprecated keywords of `audit`: also options of `Nulls` and of `Ray`."""
+
+    seed: int
+    address: str | None
+    cpus_per_task: int | None
+    memory_per_task: int | str | None
+
+
+class AuditOptions(OldOptions, total=False):
+    """The keywords of `audit`, as its docstring explains them."""
 
     output: Place
     components: Sequence[str]
     layers: Sequence[int]
     modules: Sequence[str]
     precision: Precision
-    nulls: int
-    seed: int
+    nulls: int | Nulls
     subspaces: bool
     spectra: bool
-    optimizer: Literal["adamw", "sgd", "muon"] | None
+    optimizer: Optimizer | None
     device: str
     scores: Place | Sequence[Place]
     overwrite: bool
     jobs: int | None
-    cache: Place | bool
-    allow_pickle: bool
-    offline: bool
-    fetch: Fetch
-    max_disk: int | str | None
-    engine: EngineName
-    address: str | None
-    cpus_per_task: int | None
-    memory_per_task: int | str | None
+    files: Files
+    engine: EngineName | Ray
     parts: int | None
     registry: Place | None
     storage_options: Mapping[str, Any] | None
@@ -111,29 +127,22 @@ def audit(
     layers: Sequence[int] = (),
     modules: Sequence[str] = (),
     precision: Precision = "default",
-    nulls: int = 0,
-    seed: int = 0,
+    nulls: int | Nulls = 0,
     subspaces: bool = True,
     spectra: bool = True,
-    optimizer: Literal["adamw", "sgd", "muon"] | None = None,
+    optimizer: Optimizer | None = None,
     device: str = "cpu",
     scores: Place | Sequence[Place] = (),
     overwrite: bool = False,
     jobs: int | None = None,
-    cache: Place | bool = True,
-    allow_pickle: bool = False,
-    offline: bool = False,
-    fetch: Fetch = "auto",
-    max_disk: int | str | None = None,
-    engine: EngineName = "local",
-    address: str | None = None,
-    cpus_per_task: int | None = None,
-    memory_per_task: int | str | None = None,
+    files: Files = Files(),  # noqa: B008 - frozen
+    engine: EngineName | Ray = "local",
     parts: int | None = None,
     registry: Place | None = None,
     storage_options: Mapping[str, Any] | None = None,
     say: Callable[[str], None] | None = None,
     progress: Callable[[Progress], None] | None = None,
+    **deprecated: Unpack[OldOptions],
 ) -> AuditReport | AuditReports:
     """Measure pairs of checkpoints, write their reports, and return them.
 
@@ -154,8 +163,8 @@ def audit(
         layers: Only these layers, from 0: `[0, 5]`, `range(4)`.
         modules: Only these: `mlp.up`, `attn.*`.
         precision: default, exact or fast.
-        nulls: Also sample the null with this many sign flips, 0 to 1000.
-        seed: The seed of the sign flips.
+        nulls: Also sample the null with this many sign flips, 0 to 1000;
+            `shadow.Nulls(100, seed=1)` gives their seed as well.
         subspaces: Compare the leading singular subspaces.
         spectra: Write singular values, which `report.spectrum` needs.
         optimizer: What the tuned model was trained with, if it is known: adamw, sgd or muon. Only
@@ -167,22 +176,11 @@ def audit(
         overwrite: Replace a finished report of other settings or files.
         jobs: How many matrices are measured at a time; None: as many as there are cores, or as fit
             the memory.
-        cache: A folder of spectra that were solved before; True: the one of the command; False:
-            none are kept or used.
-        allow_pickle: Read `.bin` files of torch.
-        offline: Use what is in the Hub's cache.
-        fetch: How weights come from the Hub: auto, shards or ranges.
-        max_disk: The most that fetched weights may take on the disk: bytes, or text such as
-            `40GB`.
+        files: Where checkpoints and solved spectra come from, such as
+            `shadow.Files(offline=True, max_disk="40GB")`.
         engine: What carries out the audits: local (this process, one pair after another) or ray
-            (extra `ray`), as tasks on the cores of this machine or on a cluster. A Ray that this
-            process has initialised is used and stays.
-        address: With ray: `auto`, or HOST:PORT of a cluster; None: that of RAY_ADDRESS, or else a
-            Ray of this machine, which ends with the call.
-        cpus_per_task: With ray: cores of each task, 1 or more; None: 4, or all of the largest
-            machine.
-        memory_per_task: With ray: bytes of memory of each task, or text such as `16GB`; None: the
-            share that its cores are of its machine's cores.
+            (extra `ray`), as tasks on the cores of this machine; `shadow.Ray(address="auto")` is
+            that of a cluster. A Ray that this process has initialised is used and stays.
         parts: Measure each pair in this many parts, 1 or more; None: whole, or a single pair on ray
             in as many as run at a time.
         registry: A folder with more families.
@@ -190,114 +188,89 @@ def audit(
         say: Gets a line of text now and then.
         progress: Gets how far the audit of a pair is, after every matrix; with ray twice a second,
             from each pair that runs.
+        **deprecated: Options of `files`, `nulls` and `engine` as keywords of their own.
 
     Returns:
-        The report, where one pair was named; else a sequence of reports in the order of the pairs.
+        The report, where one pair was named; otherwise a sequence of reports in the order of the
+        pairs.
 
     Raises:
         ShadowError: Where a pair could not be audited. Of several pairs, all others are audited
             first.
     """
-    from shadow.audits.pair import Runtime, run_pair
-    from shadow.audits.pairs import audit_pairs
-    from shadow.audits.remote import run_remote_pair
+    left = dict(deprecated)
+    files = _with_old(files, left, "files=shadow.Files(...)")
+    draws = nulls if isinstance(nulls, Nulls) else Nulls(nulls)
+    draws = _with_old(draws, left, f"nulls=shadow.Nulls({draws.draws}, ...)")
+    ray = engine if isinstance(engine, Ray) else Ray()
+    ray = _with_old(ray, left, "engine=shadow.Ray(...)")
+    if engine == "local":
+        for field in fields(ray):
+            if (value := getattr(ray, field.name)) is not None:
+                raise UsageError(f"{field.name}={value!r} without engine='ray'", "add engine='ray'")
+    elif engine != "ray" and not isinstance(engine, Ray):
+        raise UsageError(f"engine={engine!r}", "one of 'local', 'ray'")
+    _refuse_unknown(left, "audit")
+
+    from shadow.audits.perform import perform
     from shadow.audits.workers import single_threads
     from shadow.comparing.score_files import scores_of_pairs
 
+    say, progress = say or _ignore, progress or _ignore
     chosen = _chosen(target, second, base=base, tuned=tuned, registry=registry)
-    on_ray = _ray_request(engine, address=address, cores=cpus_per_task, memory=memory_per_task)
-    if parts is not None and parts < 1:
-        raise UsageError(f"parts={parts}", "1 or more")
-    settings = _settings(
-        components=components, layers=layers, modules=modules, precision=precision,
-        nulls=nulls, seed=seed, subspaces=subspaces, spectra=spectra, optimizer=optimizer,
-        device=device,
-    )  # fmt: skip
-    access = _access(allow_pickle=allow_pickle, offline=offline, fetch=fetch, max_disk=max_disk)
-    runtime = Runtime(
-        jobs=jobs,
-        access=access,
+    request = AuditRequest(
+        Selection(chosen, chosen),
+        located(output, storage_options),
+        Measuring(
+            _words(components),
+            [str(layer) for layer in layers],
+            _words(modules),
+            precision,
+            draws,
+            subspaces=subspaces,
+            spectra=spectra,
+            optimizer=optimizer,
+            device=device,
+        ),
+        files,
+        scores=scores_of_pairs(_paths(scores, storage_options), chosen, say),
         overwrite=overwrite,
-        cache=_cache_folder(cache),
-        say=say or _ignore,
-        show=progress or _ignore,
+        jobs=jobs,
+        ray=None if engine == "local" else ray,
+        parts=parts,
     )
-    place = located(output, storage_options)
-    run: Callable[..., AuditResult] = run_pair
-    if isinstance(place, Store):
-        place.require_access()
-        run = partial(run_remote_pair, store=place)
-        place = work_folder(place)
-    scored = scores_of_pairs(_paths(scores, storage_options), chosen, runtime.say)
     reports: dict[Pair, AuditReport] = {}
     faults: dict[Pair, ShadowError] = {}
-    with single_threads(), _engine(on_ray, runtime) as tasks:
-        alone = len(chosen) == 1
-        if parts is not None or (tasks is not None and alone):
-            runtime, tasks = _in_parts(runtime, tasks, parts), None
-        outcomes = audit_pairs(
-            chosen,
-            settings,
-            place,
-            runtime=runtime,
-            scores=scored,
-            numbered=tasks is not None,
-            audit=run,
-            engine=tasks,
-        )
-        with closing(outcomes):
-            for outcome in outcomes:
-                try:
-                    result = outcome.finished()
-                    reports[outcome.pair] = AuditReport(_here(result.place, storage_options))
-                except ShadowError as error:
-                    if alone:
-                        raise
-                    faults[outcome.pair] = error
+    with single_threads(), closing(perform(request, say=say, show=progress)) as outcomes:
+        for outcome in outcomes:
+            try:
+                result = outcome.finished()
+                reports[outcome.pair] = AuditReport(_here(result.place, storage_options))
+            except ShadowError as error:
+                if request.is_alone:
+                    raise
+                faults[outcome.pair] = error
     if faults:
-        told = {pair.full_name: faults[pair] for pair in chosen if pair in faults}
-        raise _failed(told, len(chosen))
-    if alone and not isinstance(target, list | tuple):
+        named = {pair.full_name: faults[pair] for pair in chosen if pair in faults}
+        raise _failed(named, len(chosen))
+    if request.is_alone and not isinstance(target, list | tuple):
         return reports[chosen[0]]
     return AuditReports(reports[pair] for pair in chosen)
 
 
-def _ray_request(
-    engine: str, *, address: str | None, cores: int | None, memory: int | str | None
-) -> RayRequest | None:
-    """Which Ray is asked for; None: none. Raises UsageError for options that mean nothing."""
-    _require("engine", engine, ("local", "ray"))
-    given = {"address": address, "cpus_per_task": cores, "memory_per_task": memory}
-    if engine != "ray":
-        for name, value in given.items():
-            if value is not None:
-                raise UsageError(f"{name}={value!r} without engine='ray'", "add engine='ray'")
-        return None
-    if cores is not None and cores < 1:
-        raise UsageError(f"cpus_per_task={cores}", "1 or more")
-    most = bytes_of(memory) if isinstance(memory, str) else memory
-    from shadow.audits.ray_engine import RayRequest
-
-    return RayRequest(address=address, cores=cores, memory=most)
+def _with_old(group: Group, left: dict[str, Any], instead: str) -> Group:
+    """A group of options with those that were given as deprecated keywords, which leave `left`."""
+    given = {field.name: left.pop(field.name) for field in fields(group) if field.name in left}
+    for name in given:
+        text = f"{name}= is deprecated: give it in {instead}"
+        warnings.warn(text, DeprecationWarning, stacklevel=3)
+    return replace(group, **given)
 
 
-def _engine(request: RayRequest | None, runtime: Runtime) -> AbstractContextManager[Engine | None]:
-    """The engine that is asked for, for the time of a block; None: this process, in turn."""
-    if request is None:
-        return nullcontext()
-    from shadow.audits.ray_engine import ray_engine
-
-    return ray_engine(request, runtime)
-
-
-def _in_parts(runtime: Runtime, engine: Engine | None, count: int | None) -> Runtime:
-    """A runtime that measures each pair in parts, on an engine or in this process."""
-    from shadow.audits.engine import InProcess
-    from shadow.audits.pairs import PATIENCE
-    from shadow.audits.parts import Parts
-
-    # what a driver that was killed has left at work ends soon
-    return replace(runtime, elsewhere=Parts(engine or InProcess(), count), patience=PATIENCE)
+def _refuse_unknown(left: Mapping[str, Any], function: str) -> None:
+    """Raises TypeError for a keyword that was never one, as Python does."""
+    for name in left:
+        raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
 
 
 def read(folder: Place, *, storage_options: Mapping[str, Any] | None = None) -> AuditReport:
@@ -370,12 +343,10 @@ def plan(
     precision: Precision = "default",
     device: str = "cpu",
     jobs: int | None = None,
-    allow_pickle: bool = False,
-    offline: bool = False,
-    fetch: Fetch = "auto",
-    max_disk: int | str | None = None,
+    files: Files = Files(),  # noqa: B008 - frozen
     registry: Place | None = None,
     say: Callable[[str], None] | None = None,
+    **deprecated: Unpack[OldFiles],
 ) -> tuple[PairPlan, ...]:
     """What `audit` would measure and take, a plan a pair, from headers alone: no weight is fetched.
 
@@ -385,20 +356,29 @@ def plan(
     Raises:
         ShadowError: Where an audit would fail before it measures.
     """
-    from shadow.audits.pair import Runtime, plan_pair
+    left = dict(deprecated)
+    files = _with_old(files, left, "files=shadow.Files(...)")
+    _refuse_unknown(left, "plan")
+    from shadow.audits.perform import planner
     from shadow.audits.workers import single_threads
 
     chosen = _chosen(target, second, base=base, tuned=tuned, registry=registry)
-    settings = _settings(
-        components=components, layers=layers, modules=modules, precision=precision, device=device
+    request = AuditRequest(
+        Selection(chosen, chosen),
+        located(output),
+        Measuring(
+            _words(components),
+            [str(layer) for layer in layers],
+            _words(modules),
+            precision,
+            device=device,
+        ),
+        files,
+        jobs=jobs,
     )
-    access = _access(allow_pickle=allow_pickle, offline=offline, fetch=fetch, max_disk=max_disk)
-    runtime = Runtime(jobs=jobs, access=access, say=say or _ignore)
-    folder = located(output)
-    if isinstance(folder, Store):
-        folder = work_folder(folder)
+    plan_of = planner(request, say or _ignore)
     with single_threads():
-        return tuple(plan_pair(pair, settings, folder, runtime=runtime) for pair in chosen)
+        return tuple(map(plan_of, chosen))
 
 
 def compare(
@@ -430,6 +410,7 @@ def compare(
             of the models.
     """
     from shadow.comparing import comparison
+    from shadow.comparing.score_files import scores_of_reports
 
     if not 0 <= margin <= 1:
         raise UsageError(
@@ -447,20 +428,8 @@ def compare(
         folders,
         margin=margin,
         allow_different_base=allow_different_base,
-        scores=_scores_of_reports(files, folders, say or _ignore),
+        scores=scores_of_reports(files, folders, say or _ignore),
     )
-
-
-def _scores_of_reports(
-    files: Sequence[Path], folders: Sequence[Path], say: Callable[[str], None]
-) -> ScoreFiles | None:
-    """What files say of the models of reports; None where there are no files."""
-    if not files:
-        return None
-    from shadow.comparing.score_files import scores_of_sides
-    from shadow.comparing.scored_sides import sides_of
-
-    return scores_of_sides(files, [sides_of(report_metadata(folder)) for folder in folders], say)
 
 
 def judge(
@@ -488,7 +457,8 @@ def judge(
         ShadowError: Where a report cannot be read.
     """
     from shadow.claims.rules import gather
-    from shadow.claims.verdicts import judge_report, read_measured
+    from shadow.claims.verdicts import judge_report
+    from shadow.telling.reading import read_measured
 
     listed: Sequence[str] = ()
     policy = None
@@ -546,7 +516,7 @@ def export(
 
 
 def _ignore(_: object) -> None:
-    """Who is told when nobody wants to be."""
+    """The listener where nobody listens."""
 
 
 def _chosen(
@@ -602,16 +572,6 @@ def _reference(place: Place) -> Reference:
     return parse_reference(str(Path(place).expanduser().absolute()))
 
 
-def _cache_folder(cache: Place | bool) -> Path | None:
-    from shadow.audits.cache_folder import default_folder
-
-    if cache is True:
-        return default_folder()
-    if cache is False:
-        return None
-    return Path(cache)
-
-
 def _path(place: Place | None) -> Path | None:
     if place is None:
         return None
@@ -654,57 +614,11 @@ def _folder(report: Report | Place, options: Mapping[str, Any] | None) -> Path:
     return one_report(_here(report, options))
 
 
-def _settings(
-    *,
-    components: Sequence[str],
-    layers: Sequence[int],
-    modules: Sequence[str],
-    precision: Precision,
-    nulls: int = 0,
-    seed: int = 0,
-    subspaces: bool = True,
-    spectra: bool = True,
-    optimizer: str | None = None,
-    device: str = "cpu",
-) -> Settings:
-    """The settings of an audit. Raises UsageError for a word or a number that they do not know."""
-    from shadow.audits.devices import choose
-    from shadow.audits.pair import Settings
-    from shadow.checkpoints.choosing import filter_of
-    from shadow.spectra.delta import Method
-
-    _require("precision", precision, ("default", "exact", "fast"))
-    _require("optimizer", optimizer, (None, "adamw", "sgd", "muon"))
-    if not 0 <= nulls <= 1000:
-        raise UsageError(f"nulls={nulls}", "0 to 1000")
-    if seed < 0:
-        raise UsageError(f"seed={seed}", "0 or more")
-    chosen = filter_of(_words(components), [str(layer) for layer in layers], _words(modules))
-    method = Method(precision=precision, nulls=nulls, seed=seed, subspaces=subspaces)
-    return Settings(method, chosen, spectra=spectra, optimizer=optimizer, device=choose(device))
-
-
 def _words(words: Sequence[str]) -> list[str]:
     """One word may stand for a list of one."""
     if isinstance(words, str):
         return [words]
     return list(words)
-
-
-def _access(
-    *, allow_pickle: bool, offline: bool, fetch: Fetch, max_disk: int | str | None
-) -> Access:
-    from shadow.audits.plan import Access, disk_limit
-
-    _require("fetch", fetch, ("auto", "shards", "ranges"))
-    if isinstance(max_disk, str):
-        max_disk = disk_limit(max_disk)
-    return Access(allow_pickle=allow_pickle, offline=offline, fetch=fetch, max_disk=max_disk)
-
-
-def _require(name: str, value: str | None, known: Sequence[str | None]) -> None:
-    if value not in known:
-        raise UsageError(f"{name}={value!r}", f"one of {', '.join(repr(word) for word in known)}")
 
 
 def _failed(faults: Mapping[str, ShadowError], asked: int) -> ShadowError:

@@ -9,7 +9,8 @@ import models
 import pytest
 
 from shadow.audits.journal import JOURNAL, Journal, remove_unfinished
-from shadow.audits.pair import Settings, identity_of, run_pair
+from shadow.audits.pair import Settings, run_pair
+from shadow.audits.sides import identity_of
 from shadow.checkpoints.pairing import Filter
 from shadow.errors import ShadowError
 from shadow.files import PARTIAL

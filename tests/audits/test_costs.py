@@ -14,7 +14,8 @@ import pytest
 from reports import uniform
 
 from shadow.audits import pair as run_module
-from shadow.audits.pair import Runtime, Settings, plan_pair, run_pair
+from shadow.audits.pair import Runtime, Settings, run_pair
+from shadow.audits.pair_plan import plan_pair
 from shadow.audits.schedule import Schedule, Visit
 from shadow.checkpoints.opening import checked_weight_map
 from shadow.checkpoints.pairing import Filter

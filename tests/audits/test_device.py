@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import re
@@ -19,18 +18,19 @@ import pytest
 import torch
 from devices import CHOICE, WRONG, FakeDevice
 from measuring import measure
-from rich.console import Console
+from view import drawn
 
 import shadow
 from shadow.audits import pair as audit_module
 from shadow.audits.devices import CPU, DeviceChoice, choose
+from shadow.audits.document import plan_document
 from shadow.audits.merging import merge
-from shadow.audits.pair import Runtime, Settings, plan_pair, run_pair
+from shadow.audits.pair import Runtime, Settings, run_pair
+from shadow.audits.pair_plan import plan_pair
 from shadow.audits.workers import pace
 from shadow.checkpoints.pairing import Filter
 from shadow.comparing.comparison import compare
 from shadow.errors import KeptError, ShadowError, UsageError
-from shadow.outputs.terminal.plan import plan_view
 from shadow.reports.provenance import finished_metadata
 from shadow.spectra import device as product_module
 from shadow.spectra import self_test, spectrum
@@ -371,11 +371,9 @@ def test_a_plan_tells_the_memory_of_the_device(on, pair, tmp_path, monkeypatch):
         CHOICE.name,
         2**33,
     )
-    console = Console(width=120, record=True, file=io.StringIO())
-    console.print(plan_view(planned, 120))
     assert (
         f"device  fake ({CHOICE.name}): at most 101.3 MB of its memory; 8.6 GB are free"
-        in console.export_text()
+        in drawn(plan_document(planned), 120)
     )
     here = plan_pair(pair, ON_CPU, tmp_path, Runtime(jobs=2))
     assert (here.device, here.device_name, here.device_memory, here.device_memory_free) == (
@@ -384,8 +382,7 @@ def test_a_plan_tells_the_memory_of_the_device(on, pair, tmp_path, monkeypatch):
         None,
         None,
     )
-    console.print(plan_view(here, 120))
-    assert "device" not in console.export_text()
+    assert "device" not in drawn(plan_document(here), 120)
 
 
 # Which device
@@ -485,7 +482,9 @@ def test_the_api_takes_a_device_and_refuses_one_that_is_not_there(pair, tmp_path
         shadow.audit(pair, output=tmp_path, device="cuda")
     with pytest.raises(UsageError, match="no device 'gpu'"):
         shadow.plan(pair, output=tmp_path, device="gpu")
-    report = shadow.audit(pair, output=tmp_path, device="auto", subspaces=False, cache=False)
+    report = shadow.audit(
+        pair, output=tmp_path, device="auto", subspaces=False, files=shadow.Files(cache=False)
+    )
     same_tables(report.folder, by_cpu)
     assert report.provenance.as_json()["device_use"]["asked"] == "auto"
 

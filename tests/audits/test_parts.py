@@ -11,10 +11,10 @@ import models
 import pyarrow.parquet as pq
 import pytest
 import torch
+from any_tensors import CONFIGS, COUNTS, PIECES, SHAPES, TYPES
 from effort import every
 from hypothesis import given, settings
 from safetensors.torch import load_file
-from test_architecture import CONFIGS, COUNTS, PIECES, SHAPES, TYPES
 
 from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.checkpoints.opening import Checkpoint

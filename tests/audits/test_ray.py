@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 from shadow.audits.list_index import read_index
 from shadow.audits.machine_limits import machine_limits
 from shadow.audits.pair import Runtime
-from shadow.audits.ray_engine import RayRequest, ray_engine
+from shadow.audits.ray_engine import Ray, ray_engine
 from shadow.errors import ShadowError
 
 pytestmark = pytest.mark.ray
@@ -389,7 +389,7 @@ def test_a_ray_that_does_not_start_is_one_line(monkeypatch):
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray, "init", init)
-    with pytest.raises(ShadowError) as caught, ray_engine(RayRequest(), Runtime()):
+    with pytest.raises(ShadowError) as caught, ray_engine(Ray(), Runtime()):
         pass
     assert caught.value.message == (
         "Ray did not start on this machine: The current node timed out during startup."
@@ -410,7 +410,7 @@ def test_a_cluster_of_another_version_is_told_with_both(monkeypatch):
         )
 
     monkeypatch.setattr(ray, "init", init)
-    with pytest.raises(ShadowError) as caught, ray_engine(RayRequest("auto"), Runtime()):
+    with pytest.raises(ShadowError) as caught, ray_engine(Ray("auto"), Runtime()):
         pass
     assert caught.value.message == (
         "another version of Ray or Python: The cluster was started with: Ray: 2.9.0 Python: 3.10.1"
@@ -426,7 +426,7 @@ def test_a_machine_outside_the_cluster_is_told_to_be_inside(monkeypatch):
         raise ConnectionError("Failed to connect to Ray cluster at 10.0.0.1:6379")
 
     monkeypatch.setattr(ray, "init", init)
-    with pytest.raises(ShadowError) as caught, ray_engine(RayRequest("auto"), Runtime()):
+    with pytest.raises(ShadowError) as caught, ray_engine(Ray("auto"), Runtime()):
         pass
     assert caught.value.hint.startswith("run the command on a machine of the cluster")
 
@@ -464,7 +464,7 @@ def test_python_has_reports_in_the_order_of_the_pairs(tmp_path, command, machine
     script = f"""
 import ray, shadow
 ray.init(address="{machines.address}", log_to_driver=False, logging_level="error")
-on_ray = dict(engine="ray", cpus_per_task=1, registry=".")
+on_ray = dict(engine=shadow.Ray(cpus_per_task=1), registry=".")
 lines, states = [], []
 reports = shadow.audit(
     ["toy-a:base..slow", "toy-a:base..fast"], output="ray", say=lines.append,
@@ -479,7 +479,8 @@ except shadow.ShadowError as error:
     print(error.message.partition(": ")[0], "|", "toy-bad:base..gone" in error.message)
     print(bool(error.hint))
 try:
-    shadow.audit("toy-a", output="x", address="127.0.0.1:1", **on_ray)
+    on_ray["engine"] = shadow.Ray("127.0.0.1:1", cpus_per_task=1)
+    shadow.audit("toy-a", output="x", **on_ray)
 except shadow.UsageError as error:
     print(error.message)
 assert ray.is_initialized()
@@ -528,7 +529,7 @@ import os
 from pathlib import Path
 from shadow.audits.engine import Task
 from shadow.audits.pair import Runtime
-from shadow.audits.ray_engine import RayRequest, ray_engine
+from shadow.audits.ray_engine import Ray, ray_engine
 def work(runtime):
     begun = Path("begun")
     begun.write_text((begun.read_text() if begun.exists() else "") + "x")
@@ -536,7 +537,7 @@ def work(runtime):
         os._exit(1)
     return len(begun.read_text())
 runtime = Runtime(say=print)
-with ray_engine(RayRequest("{machines.address}", cores=1), Runtime()) as engine:
+with ray_engine(Ray("{machines.address}", cpus_per_task=1), Runtime()) as engine:
     engine.submit(Task("one", work, lambda: runtime))
     for ended in engine.as_completed():
         print(ended.result, ended.fault)
@@ -561,7 +562,7 @@ import threading
 from functools import partial
 from shadow.audits.engine import Task
 from shadow.audits.pair import Runtime
-from shadow.audits.ray_engine import RayRequest, ray_engine
+from shadow.audits.ray_engine import Ray, ray_engine
 class Locked(Exception):
     def __init__(self, text):
         super().__init__(text)
@@ -576,7 +577,7 @@ def two_words(runtime):
 def plain(runtime):
     raise ValueError("disk on fire")
 runtime = Runtime(say=print)
-with ray_engine(RayRequest("{machines.address}", cores=1), Runtime()) as engine:
+with ray_engine(Ray("{machines.address}", cpus_per_task=1), Runtime()) as engine:
     for work in (locked, two_words, plain):
         engine.submit(Task(work.__name__, work, lambda: runtime))
     for ended in engine.as_completed():
@@ -595,13 +596,14 @@ def test_tasks_know_whether_they_share_their_machine(command):
     script = """
 import ray
 from shadow.audits.engine import Task
-from shadow.audits.pair import Access, Runtime
-from shadow.audits.ray_engine import RayRequest, ray_engine
+from shadow.audits.plan import Access
+from shadow.audits.runtime import Runtime
+from shadow.audits.ray_engine import Ray, ray_engine
 quiet = dict(include_dashboard=False, log_to_driver=False, logging_level="error")
 ray.init("local", num_cpus=2, **quiet)
 for cores, most in ((1, None), (2, None), (1, 10**9)):
     runtime = Runtime(access=Access(max_disk=most))
-    with ray_engine(RayRequest(cores=cores), runtime) as engine:
+    with ray_engine(Ray(cpus_per_task=cores), runtime) as engine:
         engine.submit(Task("one", lambda there: there.access.alone, lambda: runtime))
         print([ended.result for ended in engine.as_completed()])
 """
@@ -622,7 +624,7 @@ class Ear(ray_engine._Ear):
         return ray.get_runtime_context().get_node_id()
 
 ray_engine._Ear = Ear
-with ray_engine.ray_engine(ray_engine.RayRequest("{machines.address}"), Runtime()):
+with ray_engine.ray_engine(ray_engine.Ray("{machines.address}"), Runtime()):
     here = ray.get_runtime_context().get_node_id()
     ears = [ray_engine._ear() for _ in range(8)]
     print(*(ray.get(ear.machine.remote()) == here for ear in ears))
@@ -658,7 +660,7 @@ def say(text):
 
 ray_engine._Ear = Ear
 runtime = Runtime(say=say)
-with ray_engine.ray_engine(ray_engine.RayRequest("{machines.address}"), Runtime()) as engine:
+with ray_engine.ray_engine(ray_engine.Ray("{machines.address}"), Runtime()) as engine:
     engine.submit(Task("one", work, lambda: runtime))
     print([ended.fault for ended in engine.as_completed()])
 """
@@ -681,7 +683,7 @@ class Ear(ray_engine._Ear):
 
 ray_engine._Ear, ray_engine.GRACE = Ear, 0.5
 runtime = Runtime(say=print)
-with ray_engine.ray_engine(ray_engine.RayRequest("{machines.address}"), Runtime()) as engine:
+with ray_engine.ray_engine(ray_engine.Ray("{machines.address}"), Runtime()) as engine:
     engine.submit(Task("one", lambda there: there.say("last words"), lambda: runtime))
     print([ended.fault for ended in engine.as_completed()])
 """
@@ -694,8 +696,8 @@ def test_the_cluster_keeps_the_function_of_tasks_once(command, machines):
 from ray.experimental.internal_kv import _internal_kv_list
 from shadow.audits.engine import Task
 from shadow.audits.pair import Runtime
-from shadow.audits.ray_engine import RayRequest, ray_engine
-with ray_engine(RayRequest("{machines.address}"), Runtime()) as engine:
+from shadow.audits.ray_engine import Ray, ray_engine
+with ray_engine(Ray("{machines.address}"), Runtime()) as engine:
     before = len(_internal_kv_list("RemoteFunction", namespace="fun"))
     for name in "abc":
         engine.submit(Task(name, lambda runtime: None, Runtime))
@@ -711,9 +713,9 @@ def test_a_run_whose_own_machine_is_lost_ends(command, machines):
 import time
 from shadow.audits.engine import Task
 from shadow.audits.pair import Runtime
-from shadow.audits.ray_engine import RayRequest, ray_engine
+from shadow.audits.ray_engine import Ray, ray_engine
 from shadow.errors import ShadowError
-with ray_engine(RayRequest("{machines.address}"), Runtime()) as engine:
+with ray_engine(Ray("{machines.address}"), Runtime()) as engine:
     engine.submit(Task("one", lambda runtime: None, Runtime))
     engine._here = "gone"
     try:
@@ -749,7 +751,7 @@ def work(runtime):
     Path("begun").touch()
     time.sleep({SECONDS})
 runtime = Runtime(say=print)
-request = ray_engine.RayRequest("{cluster.address}", cores=1)
+request = ray_engine.Ray("{cluster.address}", cpus_per_task=1)
 with ray_engine.ray_engine(request, Runtime(say=print)) as engine:
     for name in ("one", "two"):
         engine.submit(Task(name, work, lambda: runtime))
@@ -784,8 +786,8 @@ from shadow.audits import ray_engine
 ray_engine.__version__ = "0.0.1"
 lines = []
 try:
-    shadow.audit("demo", output="out", engine="ray", cpus_per_task=1,
-                 address="{machines.address}", say=lines.append)
+    shadow.audit("demo", output="out", engine=shadow.Ray("{machines.address}", 1),
+                 say=lines.append)
 except shadow.ShadowError as error:
     print(error.message)
     print(error.hint)
@@ -863,8 +865,8 @@ def got(reference, **more):
     return get(reference, **more)
 ray.get = got
 lines = []
-asked = dict(base="./base", tuned="./tuned", output="out", engine="ray", cpus_per_task=1,
-             address="{machines.address}", parts=1, say=lines.append)
+asked = dict(base="./base", tuned="./tuned", output="out",
+             engine=shadow.Ray("{machines.address}", 1), parts=1, say=lines.append)
 try:
     shadow.audit(**asked)
 except shadow.ShadowError as error:

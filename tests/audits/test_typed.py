@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from shadow.audits.pair import Runtime, find_checkpoint
+from shadow.audits.runtime import Runtime
+from shadow.audits.sides import find_checkpoint
 from shadow.errors import ShadowError, UsageError
 from shadow.targets.families import given_pair
 from shadow.targets.lists import select
@@ -62,33 +63,23 @@ def test_one_model_of_the_hub_is_looked_up(registry):
     [
         (["org/better"], "'org/better' is in 2 families", "name one of them: cousin, twin"),
         (
-            ["org/toy-sfft"],
-            "no family has a pair with 'org/toy-sfft'",
-            "did you mean 'org/toy-sft'?",
-        ),
+            ["org/toy-sfft"], "no family has a pair with 'org/toy-sfft'",
+            "did you mean 'org/toy-sft'?"),
         (
-            ["org/toy-sft@v9"],
-            "no family has a pair with 'org/toy-sft @ v9'",
-            "write two checkpoints",
-        ),
+            ["org/toy-sft@v9"], "no family has a pair with 'org/toy-sft @ v9'",
+            "write two checkpoints"),
         (
-            ["./mine"],
-            "'./mine' is one checkpoint, and a pair has two",
-            "write two checkpoints, BASE TUNED",
-        ),
+            ["./mine"], "'./mine' is one checkpoint, and a pair has two",
+            "write two checkpoints, BASE TUNED"),
         (
-            ["toy", "./mine"],
-            "'toy' is a family, and './mine' a checkpoint",
-            "for a folder, write ./NAME",
-        ),
+            ["toy", "./mine"], "'toy' is a family, and './mine' a checkpoint",
+            "for a folder, write ./NAME"),
         (
-            ["./mine", "nothere"],
-            "no family 'nothere'",
-            "write two checkpoints, BASE TUNED; a folder is ./NAME",
-        ),
+            ["./mine", "nothere"], "no family 'nothere'",
+            "write two checkpoints, BASE TUNED; a folder is ./NAME"),
         (["./a", "./b", "./c"], "3 checkpoints: a pair has two", "several pairs go into a --list"),
     ],
-)
+)  # fmt: skip
 def test_what_cannot_be_meant_is_refused(targets, message, hint, registry):
     """With what to write instead."""
     with pytest.raises(UsageError) as caught:

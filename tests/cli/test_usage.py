@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections import Counter
+from typing import get_args
 
 import pytest
 import typer.main
@@ -13,7 +14,8 @@ from typer.testing import CliRunner
 from shadow.cli import commands
 from shadow.cli.commands import GROUPS, app
 from shadow.cli.examples import EXAMPLES
-from shadow.cli.options import CHOICE, FILES, MEASURING, RULES, PresetName
+from shadow.cli.lab import Preset
+from shadow.cli.options import CHOICE, FILES, MEASURING, RULES
 
 
 @pytest.fixture
@@ -128,5 +130,5 @@ def test_the_help_of_the_lab_has_its_presets_as_whole_words():
     """At 80 columns, so that each can be copied."""
     told = CliRunner().invoke(app, ["lab", "run", "--help"], env={"COLUMNS": "80"}).stdout
     words = {word.strip(":;,.") for word in told.split()}
-    assert {preset.value for preset in PresetName} <= words
+    assert set(get_args(Preset)) <= words
     assert "PRESET" in words

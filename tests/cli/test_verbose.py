@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from test_hub import folders, hub, run, start  # noqa: F401
 
 from shadow.audits.details import of_time
 
+pytest_plugins = "hub_pairs"
 PAIR = ("audit", "demo:base..narrow", "-o")
 MATRIX = re.compile(r"\[(\d+)/(\d+)\] (\S+), (?:vector of )?(\d+)(?: x (\d+))?: (\w+)")
 
@@ -76,7 +76,7 @@ def test_a_list_puts_the_pair_before_each_line(shadow, tmp_path):
     } | {f"[{number}/2] demo:{pair}" for number, pair in ((1, "base..narrow"), (2, "base..broad"))}
 
 
-def test_shards_of_the_hub_are_downloaded_once_and_then_come_from_the_cache(run, hub):  # noqa: F811
+def test_shards_of_the_hub_are_downloaded_once_and_then_come_from_the_cache(run, hub):
     """Commits stand in full. The bytes to download are those of the files; a second audit finds all
     in the cache.
     """

@@ -9,7 +9,7 @@ from fractions import Fraction
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_scores import harness, write
+from scores import harness, write
 
 from shadow.comparing.gains import NO_SCORES, join
 from shadow.comparing.kept_scores import kept_bytes, read_kept

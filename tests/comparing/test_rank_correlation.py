@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reports import identity, uniform
+from reports import uniform
 from scipy import stats
-from test_scores import write
+from scores import gain, scored_reports, write
 
 from shadow.comparing.comparison import report_label
 from shadow.comparing.correlation import (
@@ -25,7 +25,7 @@ from shadow.comparing.correlation import (
     scored_set,
     spearman,
 )
-from shadow.comparing.gains import Gain, Scored, join
+from shadow.comparing.gains import Scored, join
 from shadow.comparing.kept_scores import kept_bytes
 from shadow.comparing.matching import read_report
 from shadow.comparing.scored_sides import sides_of
@@ -104,12 +104,6 @@ def test_p_of_many_reports_is_near_that_of_students_t():
 
 
 # Sets of reports
-
-
-def gain(value, benchmark="a", group="narrow", unit="at most 1", metric=None):
-    return Gain(
-        benchmark, group, metric, unit, True, 0.1, 0.2, value, None, None, None, "b", "t", "f", "f"
-    )
 
 
 def entry(letter, concentration, *gains, base=None, left_out=None):
@@ -209,27 +203,6 @@ def test_equal_gains_share_a_rank_whatever_their_last_bit():
     entries = [entry(x, 0.1 * i, gain(value)) for i, (x, value) in enumerate(values.items())]
     one = np.array([0, 0, 1, 2.0])
     assert scored_set(entries).correlations[0].rho == pytest.approx(spearman(one, np.arange(4.0)))
-
-
-def scored_reports(tmp_path, values, gains, **options):
-    """Reports of one concentration each, and a CSV of their scores."""
-    rows = ["model,benchmark,score,group"]
-    folders = []
-    for i, (value, own) in enumerate(zip(values, gains, strict=True)):
-        base = {**identity(100 + i), "repo": f"org/base-{i}", "commit": f"{i:040x}"}
-        tuned = {**identity(200 + i), "repo": f"org/tuned-{i}", "commit": f"{i + 50:040x}"}
-        told = {
-            "base": base,
-            "tuned": tuned,
-            "family": f"f{i}",
-            "pair": "base..sft",
-            "weights": 1.0 + i,
-            **options,
-        }
-        folder = uniform(tmp_path / f"p{i}", value, **told)
-        folders.append(folder)
-        rows += [f"org/base-{i},mmlu,0.5,narrow", f"f{i}:sft,mmlu,{0.5 + own:.3f},narrow"]
-    return folders, write(tmp_path / "scores.csv", "\n".join(rows))
 
 
 def test_reports_are_ranked_by_their_median_concentration(tmp_path):

@@ -4,7 +4,6 @@ sets of reports.
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import shutil
@@ -15,19 +14,18 @@ import pyarrow.parquet as pq
 import pytest
 from hub import Hub
 from readme import PROBES, demo_scores
-from rich.console import Console
-from test_rank_correlation import gain, scored_reports
-from test_scores import harness, write
+from scores import gain, harness, scored_reports, write
+from view import drawn
 
 from shadow.comparing.comparison import MAX_REPORTS, compare
 from shadow.comparing.gains import Scored
 from shadow.comparing.scores import read_scores
 from shadow.errors import ShadowError
 from shadow.files import PARTIAL
-from shadow.outputs.terminal.comparison import comparison_view
-from shadow.outputs.terminal.scores import scores_line, signed
-from shadow.outputs.terminal.summary import summary_view
-from shadow.summary.summary import read_summary
+from shadow.telling.comparison import comparison_document
+from shadow.telling.reading import read_summary
+from shadow.telling.report import report_document
+from shadow.telling.scores import scores_line
 
 DEMO = Path(__file__).parents[2] / "registry" / "demo"
 SCORE_KEYS = ("scores", "score_groups", "score_files", "score_notes")
@@ -351,7 +349,7 @@ def test_more_reports_than_can_be_compared_are_correlated(tmp_path):
     assert [entry.label for entry in found.scores.entries][-1] == "U"
     assert found.scores.correlations[0].n == 21
     assert 0 < found.scores.correlations[0].p < 1
-    text = shown(comparison_view, found, 80)
+    text = drawn(comparison_document(found), 80)
     assert "Rank correlation of gain and concentration" in text
     assert "reports that --format json has besides: 1" in text
     with pytest.raises(ShadowError, match="no side of any pair is among its models"):
@@ -376,14 +374,6 @@ def test_wrong_usage_of_scores(reports, shadow):
 # What the terminal shows
 
 
-def shown(view, *arguments) -> str:
-    """What the terminal of a width, the last argument, shows."""
-    *rest, width = arguments
-    console = Console(width=width, file=io.StringIO(), highlight=False)
-    console.print(view(*rest, console.options))
-    return console.file.getvalue()
-
-
 HOSTILE = "x\x1b[31m ::error::owned [bold]=cmd()"
 LONG = "leaderboard_math_counting_and_probability_hard_with_a_name_that_never_seems_to_end"
 
@@ -401,19 +391,18 @@ def test_tables_fit_and_names_drive_no_terminal(audited, tmp_path, width):
     scores = read_scores([write(tmp_path / "s" / f"{'long-' * 20}scores.csv", "\n".join(rows))])
     from shadow.comparing.gains import join
     from shadow.comparing.scored_sides import sides_of
-    from shadow.summary.summary import with_scores
 
     folder = audited / "demo" / "base..narrow"
     summary, provenance = read_summary(folder)
-    scored = with_scores(summary, join(scores, sides_of(provenance)))
-    text = shown(lambda options: summary_view(scored, provenance, folder, options), width)
+    scored = summary.with_scores(join(scores, sides_of(provenance)))
+    text = drawn(report_document(scored, provenance, folder).shown(), width)
     assert max(map(len, text.splitlines())) <= width
     assert text.replace("\n", "").isprintable()
     assert "…" not in text
     for words in ("\\x1b[31m", "[bold]", "+4.62", "12 more benchmarks are in summary.json", "1.8"):
         assert words in text
     found = compare([folder, audited / "demo" / "base..broad"], scores=scores)
-    text = shown(comparison_view, found, width)
+    text = drawn(comparison_document(found), width)
     assert max(map(len, text.splitlines())) <= width
     assert text.replace("\n", "").isprintable()
     assert "…" not in text
@@ -424,7 +413,9 @@ def line_of(groups) -> str:
     gains = [gain(0.1 * i + 0.1, f"b{i}", group) for i, group in enumerate(groups)]
     scored = Scored((), tuple(gains), ())
     return scores_line(
-        SimpleNamespace(figures={"concentration": 0.4}, scores=gains, score_groups=scored.groups)
+        SimpleNamespace(
+            figures=SimpleNamespace(concentration=0.4), scores=gains, score_groups=scored.groups
+        )
     )
 
 
@@ -439,18 +430,3 @@ def test_the_line_names_few_and_counts_the_rest():
     named = "a gain +0.1, b gain +0.2, c gain +0.3, d gain +0.4, 2 more groups, concentration 0.40"
     assert line_of(list("abcdef")) == named
     assert line_of([]) == ""
-
-
-def test_gains_for_people():
-    """Three digits and a sign; nothing is -0."""
-    told = {
-        0.316: "+0.316",
-        -12.54: "-12.5",
-        0.0: "+0",
-        999.7: "+1,000",
-        1234.5: "+1,234",
-        None: "-",
-        1.0: "+1",
-    }
-    assert {value: signed(value) for value in told} == told
-    assert signed(-0.0) == "+0"

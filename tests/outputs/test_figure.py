@@ -11,6 +11,7 @@ import xml.etree.ElementTree as ElementTree
 from io import BytesIO
 from itertools import combinations
 from pathlib import Path
+from typing import get_args
 
 import matplotlib as mpl
 import numpy as np
@@ -651,9 +652,9 @@ def test_the_command_says_what_it_drew(shadow, run, tmp_path):
 
 def test_the_kinds_and_formats_of_the_command_are_the_modules():
     """They stand twice, because the command line imports nothing heavy."""
-    from shadow.cli.options import ExportName, FigureKind
+    from shadow.cli.exports import ExportFormat, FigureKind
     from shadow.outputs.exports import FORMATS
 
-    assert tuple(FigureKind) == KINDS
-    assert tuple(ExportName) == tuple(FORMATS)
+    assert get_args(FigureKind) == KINDS
+    assert get_args(ExportFormat) == tuple(FORMATS)
     assert json.dumps([*KINDS])

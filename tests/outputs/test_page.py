@@ -41,9 +41,9 @@ from shadow.outputs.page.curves import (
 )
 from shadow.outputs.page.html import script_json
 from shadow.outputs.page.pair import read_pair, reference_distributions
-from shadow.outputs.terminal.typeset import number, percentage
+from shadow.quantities import portion_of, text_of
 from shadow.reports.columns import DELTA, SPECTRAL
-from shadow.summary.summary import SummarisedReport, read_summary
+from shadow.telling.reading import SummarisedReport, read_summary
 
 HOSTILE = "</script><img src=x onerror=alert(1)><b>&lt;%{x} $\\alpha$ \u202e\u2028\x1b[31m"
 # what a reader sees
@@ -568,8 +568,10 @@ def test_ratios_stand_beside_those_of_the_parameters_and_the_spectra_come_second
         )
         for kind in ("attn.", "mlp.")
     )
-    assert f"update energy; that of the parameters is {number(attention / mlp, 2)}" in page.text
-    null = number(summary.figures["null_participation_ratio"])
+    assert (
+        f"update energy; that of the parameters is {text_of(attention / mlp, 'ratio')}" in page.text
+    )
+    null = text_of(summary.figures["null_participation_ratio"], "number")
     assert f"an effective number of directions; with random signs {null}" in page.text
     sections = [told["id"] for tag, told in page.found if tag == "section" and "id" in told]
     order = [name.rpartition("-")[0] for name in sections]
@@ -592,7 +594,9 @@ def test_figures_come_in_the_order_of_the_terminal_and_gates_have_a_section(visi
     assert all(gate.name in gates for gate in summary.gates)
     assert "failed" in gates
     f = summary.figures
-    share = percentage(f["parameters_measured"], f["parameters"]).replace(" ", "\N{NO-BREAK SPACE}")
+    share = str(portion_of(f["parameters_measured"], f["parameters"])).replace(
+        " ", "\N{NO-BREAK SPACE}"
+    )
     assert f"changed, {share} of the parameters" in " ".join(html.split(" "))
 
 
@@ -728,7 +732,7 @@ def test_figures_that_are_null_have_no_interval(small):
     modules = [
         dataclasses.replace(row, concentration=None, intervals={}) for row in summary.modules
     ]
-    figures = {**summary.figures, "concentration": None}
+    figures = dataclasses.replace(summary.figures, concentration=None)
     without = summarised(small, figures=figures, intervals={}, modules=modules)
     found = [read_pair(without, "here", number, 2) for number in range(2)]
     assert "Concentration–0 is noise" in Elements(page_bytes(found, "t")).text

@@ -48,10 +48,10 @@ from shadow.reports.remote import (
 from shadow.reports.report import Report
 from shadow.spectra.delta import Method
 from shadow.storage import Store, located, parsed_options, url_of, work_folder
-from shadow.summary.summary import read_summary
 from shadow.targets.families import given_pair
 from shadow.targets.lists import select
 from shadow.targets.references import parse_reference
+from shadow.telling.reading import read_summary
 
 PLAIN = Settings(Method(subspaces=False), Filter())
 FIRST = Settings(Method(subspaces=False), Filter(layers=(0,)))

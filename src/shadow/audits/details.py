@@ -10,28 +10,31 @@ from pathlib import Path
 
 from shadow.audits.outcome import Outcome
 from shadow.audits.plan import Plan
+from shadow.audits.runtime import Settings
 from shadow.audits.schedule import source_of
 from shadow.checkpoints.opening import Checkpoint, Found
-from shadow.checkpoints.pairing import Filter, MatrixPair, Side, Skipped
+from shadow.checkpoints.pairing import MatrixPair, Side, Skipped
 from shadow.checkpoints.sources import ByteRanges, Source, WholeFile
-from shadow.spectra.delta import Method
 from shadow.text import byte_size, counted, several, took
 
 NAMED = 3  # tensors that a line names
 
 
-def of_settings(method: Method, chosen: Filter, *, spectra: bool, optimizer: str | None) -> str:
+def of_settings(settings: Settings) -> str:
     """What the report depends on besides its checkpoints: `settings: precision default, ...`."""
+    method = settings.method
     drawn = f" (seed {method.seed})" if method.nulls else ""
     filters = [
-        f"{name} {', '.join(map(str, values))}" for name, values in vars(chosen).items() if values
+        f"{name} {', '.join(map(str, values))}"
+        for name, values in vars(settings.chosen).items()
+        if values
     ]
     parts = [
         f"precision {method.precision}",
         f"{counted(method.nulls, 'sampled null', 'sampled nulls')}{drawn}",
         f"subspaces {'compared' if method.subspaces else 'not compared'}",
-        f"spectra {'written' if spectra else 'not written'}",
-        f"optimiser {optimizer or 'not given'}",
+        f"spectra {'written' if settings.spectra else 'not written'}",
+        f"optimiser {settings.optimizer or 'not given'}",
         f"only {'; '.join(filters)}" if filters else "every matrix",
     ]
     return f"settings: {', '.join(parts)}"

@@ -24,16 +24,12 @@ class DeviceChoice:
 
     kind: str = "cpu"
     """cpu or cuda."""
-
     asked: str = "cpu"
     """As it was asked for: cpu, auto, cuda, cuda:1."""
-
     place: str = "cpu"
     """As torch calls it: cpu, cuda:0."""
-
     name: str | None = None
     """What its maker calls the card."""
-
     note: str | None = None
     """Why `auto` took the CPU."""
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import pickle
 import traceback
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from shadow.audits.pair import Progress, Runtime
+from shadow.audits.runtime import Progress, Runtime
 from shadow.errors import ShadowError
 
 VISIBLE = 30  # seconds until a network file system shows what another machine has written
@@ -33,14 +33,9 @@ class Task:
     """A part of the work that depends on no other part."""
 
     name: str
-    """What people call it."""
-
     work: Callable[[Runtime], Any]
-    """What is done. It can be pickled."""
-
     runtime: Callable[[], Runtime]
-    """How it runs: asked for in the process of the engine when the task begins."""
-
+    """Asked for in the process of the engine when the task begins."""
     near: str = ""
     """What it reads. Tasks that read the same are best on one machine, which then fetches it once.
     """
@@ -51,13 +46,10 @@ class Ended:
     """What became of a task."""
 
     task: Task
-    """The task."""
-
     result: Any
     """What its work returned; None where there is a fault."""
-
     fault: BaseException | None
-    """What its work raised, or why it never ended; None where it returned."""
+    """What its work raised, or why it never ended."""
 
 
 class Engine(Protocol):
@@ -84,6 +76,23 @@ class Engine(Protocol):
 
     def cancel(self) -> None:
         """Give up every task that has not ended."""
+
+
+def completed(
+    engine: Engine, is_busy: Callable[[Ended], bool], watch: Watch | None = None
+) -> Generator[Ended, None, None]:
+    """What became of each task, as they end.
+
+    A task elsewhere that gives way to another audit of the same is submitted again, ROUNDS times.
+    """
+    given_way: Counter[Task] = Counter()
+    with closing(engine.as_completed(watch)) as ended_tasks:
+        for ended in ended_tasks:
+            if engine.elsewhere and given_way[ended.task] < ROUNDS and is_busy(ended):
+                given_way[ended.task] += 1
+                engine.submit(ended.task)
+            else:
+                yield ended
 
 
 class InProcess:
@@ -187,8 +196,3 @@ class Queue:
         """Nothing waits any more."""
         self._waiting.clear()
         self._new.clear()
-
-
-def say_behind(prefix: str, say: Callable[[str], None], text: str) -> None:
-    """Say a text that begins with whose it is; with `partial`, a function that can be pickled."""
-    say(prefix + text)

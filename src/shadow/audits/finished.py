@@ -1,19 +1,42 @@
-"""A finished report beside the audit that is asked for: what differs, in words for people."""
+"""A finished report beside the audit that is asked for: what differs, in words for people, and what
+is done again where nothing does.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 
+from shadow import __version__
+from shadow.audits.journal import alone_at, remove_journal_of
+from shadow.audits.runtime import DEFAULTS, AuditResult, Runtime
 from shadow.checkpoints.pairing import in_ranges
+from shadow.claims.summary import Summary
+from shadow.comparing.gains import NO_SCORES, Scored
+from shadow.comparing.kept_scores import kept_bytes, read_kept
+from shadow.errors import ShadowError
+from shadow.reports.atomic_replacement import KEPT, TABLES_OF_A_PAIR, replacing
 from shadow.reports.columns import SCHEMA
 from shadow.reports.metadata import (
     SIDES,
     CheckpointMetadata,
+    JudgedMetadata,
     ReportMetadata,
-    SettingsMetadata,
     Side,
 )
-from shadow.reports.provenance import Identity
+from shadow.reports.parquet import rewritten
+from shadow.reports.provenance import (
+    Identity,
+    finished_metadata,
+    refuse_remains,
+    require_tables,
+)
+from shadow.reports.report import Report
+from shadow.reports.tables import absent_note
+from shadow.telling.reading import read_summary, summarise
+from shadow.telling.summary_file import FILE as SUMMARY
+from shadow.telling.summary_file import SUMMARISED, seal, summary_bytes
 from shadow.text import and_more
 
 SHOWN = 12  # characters of a commit or of a fingerprint
@@ -33,11 +56,29 @@ NAMES = {  # settings, by the option that sets them
 }
 
 
-def differences(metadata: ReportMetadata, asked: Identity, defaults: SettingsMetadata) -> list[str]:
+def finished(folder: Path) -> tuple[ReportMetadata | None, str]:
+    """The metadata of the report in a folder, if there is one, or what is wrong with it.
+
+    A broken one is no report, and one without matrices.parquet neither.
+
+    Raises ShadowError where the system does not let it be read: it may be whole.
+    """
+    try:
+        metadata = finished_metadata(folder)
+        if metadata is None:
+            refuse_remains(folder)
+        return metadata, ""
+    except ShadowError as error:
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno is not None:
+            raise
+        return None, error.message
+
+
+def differences(metadata: ReportMetadata, asked: Identity) -> list[str]:
     """What makes a report another one than was asked for, with both values; empty if nothing does.
 
     The version that measured it does not, nor the optimiser, on which no number depends. What its
-    settings do not say was no setting yet, and is what defaults say.
+    settings do not say was no setting yet, and is what DEFAULTS say.
     """
     if metadata["schema"] != SCHEMA:
         return [_both("schema", metadata["schema"], SCHEMA)]
@@ -49,8 +90,8 @@ def differences(metadata: ReportMetadata, asked: Identity, defaults: SettingsMet
         differing.append(_both("pair", metadata["pair"], wanted["pair"]))
     for side in SIDES:
         differing += _of_side(side, metadata[side], wanted[side])
-    had = _flat(defaults) | _flat(metadata["settings"])
-    now = _flat(defaults) | _flat(wanted["settings"])
+    had = _flat(DEFAULTS) | _flat(metadata["settings"])
+    now = _flat(DEFAULTS) | _flat(wanted["settings"])
     differing += [
         _both(name, had.get(key), now[key])
         for key, name in NAMES.items()
@@ -62,6 +103,124 @@ def differences(metadata: ReportMetadata, asked: Identity, defaults: SettingsMet
 def named(differing: list[str]) -> str:
     """Differences as one phrase, the first few by name."""
     return "; ".join(filter(None, [*differing[:MANY], and_more(len(differing) - MANY)]))
+
+
+def already_done(
+    folder: Path, metadata: ReportMetadata, identity: Identity, runtime: Runtime
+) -> tuple[AuditResult | None, str]:
+    """The report that is there; or why it is measured again: its tables are broken, or it is older
+    and may go.
+    """
+    try:
+        notes = notes_of_age(metadata, Report(folder).absent)
+        if notes and runtime.overwrite:
+            return None, "; ".join(notes)
+        require_tables(folder, metadata, spectra=True)
+        summary, _ = read_summary(folder)
+    except ShadowError as error:
+        return None, error.message
+    remove_journal_of(folder, identity)
+    if not (folder / SUMMARY).is_file():
+        # the keys of both sides are in the order of a new report
+        again = replace(summary, base=identity.base, tuned=identity.tuned)
+        with alone_at(folder), replacing(folder) as staged:
+            staged.put(SUMMARY, summary_bytes(again.as_json()))
+        runtime.say(f"{folder}: {SUMMARY} was missing, and is made again from the tables")
+    runtime.say("; ".join(["nothing to measure: the report is already there", *notes]))
+    return AuditResult(folder, summary, measured=0, provenance=metadata), ""
+
+
+def notes_of_age(metadata: ReportMetadata, absent: Sequence[str]) -> list[str]:
+    """What is said of a report of another version, and of columns that it lacks."""
+    notes = []
+    if metadata["version"] != __version__:
+        notes.append(f"measured by shadow {metadata['version']}")
+    return [*notes, absent_note(absent)] if absent else notes
+
+
+def with_new_label(
+    done: AuditResult, identity: Identity, scored: Scored | None, say: Callable[[str], None]
+) -> AuditResult:
+    """A finished report with the label and the scores that are asked for.
+
+    None of its numbers is measured anew.
+    """
+    had = done.provenance["settings"].get("optimizer")
+    now = identity.settings.get("optimizer")
+    if had == now and scored is None:
+        return done
+    folder = done.folder
+    metadata = done.provenance
+    if had != now:
+        say(
+            f"the label is made again: --optimizer was {had or 'not given'}, is now"
+            f" {now or 'not given'}"
+        )
+        metadata = {**metadata, "settings": {**metadata["settings"], "optimizer": now}}
+    # the keys of both sides are in the order of a new report
+    as_new: ReportMetadata = {**metadata, "base": identity.base, "tuned": identity.tuned}
+    report = Report(folder)
+    plain = summarise({name: report.table(name) for name in SUMMARISED}, as_new)
+    if report.absent:
+        plain = plain.with_warning("older_report", absent_note(report.absent))
+    metadata = {**metadata, **verdict_metadata(plain)}
+    given = kept_scores(folder, identity, say) if scored is None else scored
+    summary = plain.with_scores(given)
+    with alone_at(folder), replacing(folder) as staged:
+        if had != now:
+            files = {
+                name: rewritten(folder / f"{name}.parquet", staged.folder / f"{name}.parquet")
+                for name in TABLES_OF_A_PAIR
+                if (folder / f"{name}.parquet").is_file()
+            }
+            if files.keys() >= set(SUMMARISED):
+                paths = {name: file.path for name, file in files.items()}
+                metadata = {**metadata, "seal": seal(plain.as_json(), paths, metadata)}
+            for file in files.values():
+                file.finish(metadata)
+        staged.put(SUMMARY, summary_bytes(summary.as_json()))
+        as_new = {**metadata, "base": identity.base, "tuned": identity.tuned}
+        staged.put(KEPT, kept_bytes(given, as_new) if given.gains else b"")
+    return replace(done, summary=summary, provenance=metadata)
+
+
+def kept_scores(folder: Path, identity: Identity, say: Callable[[str], None]) -> Scored:
+    """The scores that an earlier report of the same checkpoints has; others are not taken over."""
+    try:
+        return read_kept(folder, identity.as_json())
+    except ShadowError as error:
+        say(f"{error.message}: removed")
+        return NO_SCORES
+
+
+def verdict_metadata(summary: Summary) -> JudgedMetadata:
+    """What the metadata of every table tell of a summary.
+
+    Scores, which no table knows of, change nothing in it.
+    """
+    stated = summary.as_json()
+    return {
+        "label": stated["label"],
+        "label_reason": stated["label_reason"],
+        "gates": stated["gates"],
+        "claims": stated["claims"],
+    }
+
+
+def say_afresh(other: ReportMetadata | None, wanted: Identity, say: Callable[[str], None]) -> None:
+    """Say that an unfinished audit there is not continued, and why; other: what it was of."""
+    if other is None:
+        return
+    try:
+        differing = differences(other, wanted)
+        if other["version"] != __version__:
+            differing.append(f"version {other['version']}, now {__version__}")
+    except (KeyError, TypeError, AttributeError):  # its first line is broken
+        differing = []
+    say(
+        "starting afresh: the unfinished audit there differs:"
+        f" {named(differing) or 'in its first line'}"
+    )
 
 
 def _of_side(side: Side, had: CheckpointMetadata, now: CheckpointMetadata) -> Iterator[str]:

@@ -19,8 +19,9 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from shadow.audits.machine_limits import machine_limits
-from shadow.audits.pair import Runtime, _open, client_for, find_checkpoint
 from shadow.audits.plan import Access
+from shadow.audits.runtime import Runtime
+from shadow.audits.sides import client_for, find_checkpoint, open_found
 from shadow.audits.workers import _own_workspace, _views, cost, default_jobs
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import Filter, MatrixPair, pair_checkpoints
@@ -93,7 +94,7 @@ def _opened(
     found = find_checkpoint(reference, runtime, scratch)
     if side["fingerprint"] is not None and found.fingerprint != side["fingerprint"]:
         raise ShadowError(f"{side['repo']} is not what it was when it was audited")
-    return _open(found, runtime, scratch)
+    return open_found(found, runtime, scratch)
 
 
 Match = tuple[MatrixPair, MatrixPair]

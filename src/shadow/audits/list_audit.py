@@ -26,8 +26,9 @@ from shadow.audits.list_index import (
     read_index,
     report_folder,
 )
-from shadow.audits.pair import AuditResult, Runtime, Settings, run_pair
+from shadow.audits.pair import run_pair
 from shadow.audits.pairs import PairOutcome, audit_pairs
+from shadow.audits.runtime import AuditResult, Runtime, Settings
 from shadow.comparing.scores import ScoreFiles
 from shadow.errors import ShadowError
 from shadow.files import PARTIAL

@@ -28,15 +28,10 @@ class MachineLimits:
     """1 or more. A part of a core counts as one: workers share what there is, and no time of it is
     lost.
     """
-
     cores_by: str
-    """What limits them, in words."""
-
     memory: int
     """Bytes without swapping, file cache included."""
-
     memory_by: str
-    """What limits it, in words."""
 
 
 def machine_limits(root: Path = Path("/")) -> MachineLimits:

@@ -28,6 +28,7 @@ from shadow.audits.list_index import (
     report_folder,
     write_index,
 )
+from shadow.claims.summary import Summary
 from shadow.comparing.matching import SPECTRA
 from shadow.errors import ShadowError
 from shadow.files import PARTIAL, write_whole, writing
@@ -36,7 +37,7 @@ from shadow.reports.columns import IDENTITY
 from shadow.reports.metadata import ReportMetadata
 from shadow.reports.provenance import AGAIN, check_schema, finished_metadata, refuse_remains
 from shadow.reports.tables import STORED
-from shadow.summary.summary import Summary, read_summary
+from shadow.telling.reading import read_summary
 
 # Two kinds of CPU round differently. Reports of one pair are the same if these columns agree within
 # a relative tolerance; made with SSE, AVX2 and AVX-512 they did within 3e-7. What rests on the
@@ -49,17 +50,10 @@ class Merged:
     """What became of a merge."""
 
     index: Index
-    """The index of the merged folder."""
-
     copied: int
-    """Reports that were copied into it, 0 or more."""
-
     there: int
-    """Reports that were there already, 0 or more."""
-
     rounded: tuple[Key, ...] = ()
     """Pairs of which two reports differ as two kinds of CPU do: the first was taken."""
-
     unscored: tuple[Key, ...] = ()
     """Pairs of which a report that was not taken has scores that the other one lacks."""
 

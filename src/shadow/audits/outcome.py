@@ -17,47 +17,28 @@ class Outcome:
     """What became of one pair of matrices or vectors."""
 
     key: str
-    """The key of the pair."""
-
     status: Status
-    """measured, identical or skipped."""
-
     reason: str | None = None
-    """A word of `shadow.reasons` that says why it was skipped, or measured alone."""
-
+    """A word of `shadow.reasons`: why it was skipped, or measured alone."""
     detail: str | None = None
-    """More, for people."""
-
     delta_norm: float | None = None
-    """The Frobenius norm of the delta, 0 or more; None where there is no base or nothing finite."""
-
+    """Frobenius norm; None where there is no base or nothing finite."""
     base_norm: float | None = None
-    """That of the base, 0 or more; None likewise."""
-
+    """Frobenius norm; None likewise."""
     measurements: tuple[Measurement, ...] = ()
     """Three of a measured matrix pair (base, tuned, delta), one of a matrix without a base, none
     otherwise.
     """
-
     verified: tuple[bool | None, bool | None] = (None, None)
-    """Of the base's and of the tuned side's bytes: were they checked against a checksum of the Hub?
-    None: a folder.
-    """
-
+    """Whether the bytes of base and tuned side agree with a checksum of the Hub; None: a folder."""
     residual: NDArray[np.float32] | None = None
-    """The delta's Gram on the side of the residual stream, as `shadow.spectra.residual` keeps it.
-    """
-
+    """The delta's Gram on the side of the residual stream (see `shadow.spectra.residual`)."""
     seconds: float = field(default=0.0, compare=False)
-    """How long one worker took for it, 0 or more."""
-
+    """Of one worker."""
     cached: int = field(default=0, compare=False)
-    """Spectra of it that were not solved but read from the cache, 0 to 2."""
-
+    """Spectra that were read from the cache, 0 to 2."""
     grams: Mapping[str, int] = field(default_factory=dict)
-    """Where a device is used, how many Gram matrices were made where: `cuda`, and `cpu: REASON`;
-    otherwise empty.
-    """
+    """How many Gram matrices were made where, `cuda` or `cpu: REASON`; empty without a device."""
 
     @property
     def deltas(self) -> tuple[Measurement, ...]:

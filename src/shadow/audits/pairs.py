@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
@@ -14,32 +13,25 @@ from typing import Any, Literal
 
 from shadow.audits.engine import (
     NOT_SHARED,
-    ROUNDS,
     VISIBLE,
+    Ended,
     Engine,
     InProcess,
     Task,
     Watch,
+    completed,
     portable,
-    say_behind,
 )
-from shadow.audits.pair import (
-    AuditResult,
-    Progress,
-    Runtime,
-    Settings,
-    client_for,
-    run_pair,
-    tell_nobody,
-)
-from shadow.claims.footprint import label_or_gates
+from shadow.audits.pair import run_pair
+from shadow.audits.runtime import AuditResult, Progress, Runtime, Settings
+from shadow.audits.sides import client_for, references_of
+from shadow.claims.summary import Summary
 from shadow.comparing.scores import ScoreFiles
 from shadow.errors import BusyError, KeptError, ShadowError
-from shadow.summary.summary import Summary
+from shadow.quantities import text_of
 from shadow.targets.families import Pair
 from shadow.targets.references import ComponentBase, Reference
 from shadow.telling.size import of_what
-from shadow.telling.wording import percent
 from shadow.text import byte_size, took
 
 State = Literal["done", "kept", "failed", "stopped"]
@@ -53,27 +45,18 @@ class PairOutcome:
     """What became of one pair."""
 
     pair: Pair
-    """The pair."""
-
     state: State
-    """kept: a finished report is there that differs from what was asked for, and stays. stopped: by
+    """kept: a finished report that differs from what was asked for is there, and stays. stopped: by
     the user.
     """
-
     result: AuditResult | None
-    """Its report; None unless it is done."""
-
     fault: BaseException | None
-    """What went wrong: a ShadowError, or a fault of shadow itself; None where it is done."""
-
+    """A ShadowError, or a fault of shadow itself; None where it is done."""
     began: bool
-    """Was anything measured or fetched, rather than only read?"""
-
+    """Whether anything was measured or fetched, rather than only read."""
     seconds: float
-    """How long it took, 0 or more."""
-
     moved: int
-    """Bytes of weights that came over the network for it, 0 or more."""
+    """Bytes of weights that came over the network for it."""
 
     @property
     def error(self) -> ShadowError | None:
@@ -123,34 +106,21 @@ def audit_pairs(
     """
     engine = InProcess() if engine is None else engine
     pins = Pins(runtime) if engine.elsewhere else None
-    told: dict[Task, tuple[Pair, Callable[[str], None]]] = {}
+    of_task: dict[Task, tuple[Pair, Callable[[str], None]]] = {}
     for number, pair in enumerate(pairs, 1):
-        say, detail = runtime.say, runtime.detail
+        own = runtime
         if numbered:
-            prefix = f"[{number}/{len(pairs)}] {pair.full_name}: "
-            say = partial(say_behind, prefix, say)
-            if detail is not tell_nobody:  # whom an engine need not send any
-                detail = partial(say_behind, prefix, detail)
+            own = runtime.prefixed(f"[{number}/{len(pairs)}] {pair.full_name}: ")
         work = partial(_audited, audit, pair, settings, output, scores.get(pair))
-        spoken = replace(runtime, say=say, detail=detail)
-        task = Task(pair.full_name, work, partial(_runtime_of, pair, spoken, pins), near_of(pair))
-        told[task] = pair, say
+        task = Task(pair.full_name, work, partial(_runtime_of, pair, own, pins), near_of(pair))
+        of_task[task] = pair, own.say
         engine.submit(task)
-    given_way: Counter[Task] = Counter()
-    with closing(engine.as_completed(watch)) as ended_tasks:
+    with closing(completed(engine, _is_to_be_tried_again, watch)) as ended_tasks:
         for ended in ended_tasks:
-            pair, say = told[ended.task]
+            pair, say = of_task[ended.task]
             outcome = _lost(pair, ended.fault) if ended.fault is not None else ended.result
             if engine.elsewhere:
                 outcome = _seen_here(outcome, output)
-                # stopped there and not here: by somebody on that machine, as if it had been killed
-                again = isinstance(outcome.fault, BusyError) or (
-                    outcome.state == "stopped" and ended.fault is None
-                )
-                if again and given_way[ended.task] < ROUNDS:
-                    given_way[ended.task] += 1
-                    engine.submit(ended.task)
-                    continue
             if numbered and outcome.began and outcome.result is not None:
                 moved = f", {byte_size(outcome.moved)} fetched" if outcome.moved else ""
                 found = _in_short(outcome.result.summary)
@@ -160,13 +130,21 @@ def audit_pairs(
                 outcome.finished()  # raises
 
 
+def _is_to_be_tried_again(ended: Ended) -> bool:
+    """Whether another audit of the pair was at work, or somebody stopped this one elsewhere."""
+    if ended.fault is not None:
+        return isinstance(ended.fault, BusyError)
+    outcome: PairOutcome = ended.result
+    return isinstance(outcome.fault, BusyError) or outcome.state == "stopped"
+
+
 def _in_short(summary: Summary) -> str:
     """How far the weights moved, and the label or the gates that failed: part of a line."""
-    norm = summary.figures["relative_norm_overall"]
+    norm = summary.figures.relative_norm_overall
     parts = ["nothing changed"]
-    if norm and summary.figures["matrices"]:
-        parts = [f"{percent(norm)} {of_what(summary)}"]
-    standing = label_or_gates(summary.label, summary.gates, applies=summary.has_label)
+    if norm and summary.figures.matrices:
+        parts = [f"{text_of(norm, 'share')} {of_what(summary)}"]
+    standing = summary.label_or_gates
     if standing is not None:
         parts.append(standing)
     return ", ".join(parts)
@@ -195,10 +173,7 @@ class Pins:
 
         A side whose commit cannot be had is left out: the audit of the pair will say what is wrong.
         """
-        sides: list[Reference] = []
-        for side in (pair.base, pair.tuned):
-            sides += [part for _, part in side.parts] if isinstance(side, ComponentBase) else [side]
-        found = {side: self._commit(side) for side in sides if not side.is_folder}
+        found = {side: self._commit(side) for side in references_of(pair) if not side.is_folder}
         return {side: commit for side, commit in found.items() if commit is not None}
 
     def _commit(self, reference: Reference) -> str | None:
@@ -230,10 +205,26 @@ def _audited(
 ) -> PairOutcome:
     """The work of one task: what becomes of a pair, whatever that is."""
     meter = _Meter(runtime.show)
-    return _outcome(
-        pair,
-        meter,
-        partial(audit, pair, settings, output, replace(runtime, show=meter.show), scores=scores),
+    result: AuditResult | None = None
+    fault: BaseException | None = None
+    state: State = "done"
+    try:
+        result = audit(pair, settings, output, replace(runtime, show=meter.show), scores=scores)
+    except KeptError as error:
+        fault, state = error, "kept"
+    except Exception as error:
+        # a bug too: the others are tried nevertheless, and it keeps its traceback
+        fault, state = error, "failed"
+    except BaseException as error:
+        fault, state = error, "stopped"
+    return PairOutcome(
+        pair=pair,
+        state=state,
+        result=result,
+        fault=fault,
+        began=meter.began,
+        seconds=meter.seconds(),
+        moved=meter.moved,
     )
 
 
@@ -261,34 +252,6 @@ def _seen_here(outcome: PairOutcome, output: Path) -> PairOutcome:
         f"{folder}: the report was written on another machine, and is not here", NOT_SHARED
     )
     return replace(outcome, state="failed", result=None, fault=fault)
-
-
-def _outcome(pair: Pair, meter: _Meter, audit: Callable[[], AuditResult]) -> PairOutcome:
-    """What becomes of a pair when it is audited."""
-    result: AuditResult | None = None
-    fault: BaseException | None = None
-    state: State = "failed"
-    try:
-        result = audit()
-        state = "done"
-    except KeptError as error:
-        fault = error
-        state = "kept"
-    except Exception as error:
-        # a bug too: the others are tried nevertheless, and it keeps its traceback
-        fault = error
-    except BaseException as error:
-        fault = error
-        state = "stopped"
-    return PairOutcome(
-        pair=pair,
-        state=state,
-        result=result,
-        fault=fault,
-        began=meter.began,
-        seconds=meter.seconds(),
-        moved=meter.moved,
-    )
 
 
 class _Meter:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import time
 from bisect import bisect_left
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -18,17 +17,10 @@ from functools import partial
 from itertools import accumulate, pairwise
 from pathlib import Path
 
-from shadow.audits.engine import NOT_SHARED, ROUNDS, VISIBLE, Engine, Task, say_behind
+from shadow.audits.engine import NOT_SHARED, VISIBLE, Engine, Task, completed
 from shadow.audits.journal import JOURNAL, PARTS, Journal
-from shadow.audits.pair import (
-    AlignedPair,
-    Asked,
-    Progress,
-    Runtime,
-    Settings,
-    measure_part,
-    tell_nobody,
-)
+from shadow.audits.pair import measure_part
+from shadow.audits.runtime import AlignedPair, Asked, Progress, Runtime, Settings
 from shadow.audits.schedule import ShardKey, in_order, shards_of
 from shadow.audits.workers import cost
 from shadow.checkpoints.pairing import Filter, MatrixPair
@@ -50,12 +42,8 @@ class Parts:
     """How a pair is measured in parts."""
 
     engine: Engine
-    """What carries them out."""
-
     count: int | None = None
-    """How many, 1 or more; None: as many as the engine carries out at a time. There may be fewer
-    (see `cut`).
-    """
+    """None: as many as the engine carries out at a time. There may be fewer (see `cut`)."""
 
     def measure(self, asked: Asked, lined: AlignedPair, journal: Journal) -> None:
         """Measure what the journal does not hold yet, into it. Raises what a part raised."""
@@ -83,22 +71,15 @@ class Parts:
             sizes[name] = len(part)
             folder = _folder(journal.folder, keys)
             work = partial(_measured, asked.pair, asked.settings, journal.identity, keys, folder)
-            own = replace(runtime, show=partial(progress.tell, name))
-            if len(parts) > 1:
-                own = replace(own, say=partial(say_behind, f"{name}: ", runtime.say))
-            if len(parts) > 1 and runtime.detail is not tell_nobody:
-                own = replace(own, detail=partial(say_behind, f"{name}: ", runtime.detail))
+            own = runtime.prefixed(f"{name}: ") if len(parts) > 1 else runtime
+            own = replace(own, show=partial(progress.tell, name))
             self.engine.submit(Task(name, work, partial(_as_it_is, own), name))
-        given_way: Counter[Task] = Counter()
-        with closing(self.engine.as_completed()) as ended_tasks:
+        # Another machine may hold its journal, such as one that was lost with the part: a network
+        # file system lets go of its locks after a minute or two.
+        with closing(
+            completed(self.engine, lambda ended: isinstance(ended.fault, BusyError))
+        ) as ended_tasks:
             for ended in ended_tasks:
-                # Another machine holds its journal, such as one that was lost with the part: a
-                # network file system lets go of its locks after a minute or two.
-                busy = self.engine.elsewhere and isinstance(ended.fault, BusyError)
-                if busy and given_way[ended.task] < ROUNDS:
-                    given_way[ended.task] += 1
-                    self.engine.submit(ended.task)
-                    continue
                 if ended.fault is not None:
                     raise ended.fault
                 _take_over(ended.result, sizes[ended.task.name], journal)

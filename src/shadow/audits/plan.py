@@ -5,25 +5,21 @@ from __future__ import annotations
 import contextlib
 import gc
 import shutil
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from shadow.audits.schedule import Schedule, ShardKey, schedule, source_of
-from shadow.checkpoints.opening import Checkpoint, Config, Found, Located
-from shadow.checkpoints.pairing import MatrixPair, Side, Skipped
+from shadow.checkpoints.opening import Checkpoint, Located
+from shadow.checkpoints.pairing import MatrixPair, Side
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checkpoints.sources import ByteRanges, Source, WholeFile, coalesced
-from shadow.dtypes import FLOATS
 from shadow.errors import ShadowError, UsageError
 from shadow.files import nearest_folder
 from shadow.places.groups import direction_of
-from shadow.places.names import name_rules
 from shadow.spectra.residual import WIDTH
-from shadow.summary.rows import SkippedRow
-from shadow.targets.families import Pair
 from shadow.text import byte_size, bytes_of, counted, size_for
 
 Fetch = Literal["auto", "shards", "ranges"]
@@ -33,7 +29,6 @@ SHARED_HINT = (
     "give --max-disk, so that a machine has one task at a time and removes used shards, or free"
     " some space, move HF_HUB_CACHE, or audit less (--layer, --module)"
 )
-EXAMPLES = 3  # tensors named for each reason
 # bytes on the disk, measured: of a matrix in the journal beside its spectra, and of its rows and
 # tables; of a vector in either; of a tensor that is not compared; of all files whatever they hold
 A_LINE, A_ROW, A_VECTOR, A_SKIP, FILES = 5_000, 6_000, 800, 350, 50_000
@@ -70,21 +65,13 @@ class Access:
     """How checkpoints may be read: what one run decides and no number depends on."""
 
     allow_pickle: bool = False
-    """May `.bin` files of torch be read?"""
-
     offline: bool = False
-    """Is only what is in the Hub's cache used?"""
-
     fetch: Fetch = "auto"
-    """Whole shards or byte ranges from the Hub; auto: ranges where a filter makes them much
-    smaller.
-    """
-
+    """auto: ranges where a filter makes them much smaller than whole shards."""
     max_disk: int | None = None
-    """The most disk in bytes that fetched shards may take at any time; None: what is free."""
-
+    """Bytes that fetched shards may take at any time; None: what is free."""
     alone: bool = True
-    """Does no other task of the run use this machine's cache of the Hub? Otherwise nothing is
+    """Whether no other task of the run uses this machine's cache of the Hub. Otherwise nothing is
     removed from it unasked: another task may be reading it.
     """
 
@@ -94,191 +81,28 @@ class Plan:
     """What is left to do, and what it takes."""
 
     base: Checkpoint
-    """The base, with the source of each shard."""
-
     tuned: Checkpoint
-    """The tuned side, with the source of each shard."""
-
     work: Schedule
-    """The order of the work."""
-
     to_move: int
     """Bytes that come over the network."""
-
     frees: bool
-    """Are fetched shards removed from the Hub's cache at their last use?"""
-
+    """Whether fetched shards are removed from the Hub's cache at their last use."""
     peak: int
-    """The most disk in bytes that they take at any time."""
-
+    """The most bytes of disk that they take at any time."""
     report: int
-    """About the most disk in bytes that the report takes while it is made: its journal, the
-    journals of its parts, its rows and its tables.
+    """About the most bytes of disk that the report takes while it is made: its journal, those of
+    its parts, its rows and its tables.
     """
-
     free: int
-    """Bytes of disk that are free."""
-
+    """Bytes of disk."""
     problem: str | None
     """Why the disk does not suffice; None where it does."""
-
     hint: str = DISK_HINT
-    """What to do if it does not."""
 
     def require_disk(self) -> None:
         """Raises ShadowError, with the numbers, when the disk does not suffice."""
         if self.problem:
             raise ShadowError(self.problem, self.hint)
-
-
-@dataclass(frozen=True)
-class PlannedSide:
-    """One checkpoint of a pair that is to be audited."""
-
-    repo: str
-    """Its name on the Hub, or its folder."""
-
-    commit: str | None
-    """40 hexadecimal digits; None for a folder."""
-
-    access: str | None
-    """Whether the Hub asks for an account or a licence; None where it does not."""
-
-    shards: int
-    """Files of weights, 1 or more."""
-
-    bytes: int
-    """Bytes of its tensors, 0 or more."""
-
-    dtypes: list[str]
-    """The dtypes of its tensors, each once."""
-
-    parameters: int
-    """Entries of its tensors of floats, 0 or more."""
-
-
-@dataclass(frozen=True)
-class PlannedModule:
-    """The matrices of one module of a component that are to be measured."""
-
-    component: str
-    """A component of names.yaml, such as language."""
-
-    module: str
-    """A module of names.yaml, such as mlp.up."""
-
-    matrices: int
-    """How many are measured, 1 or more."""
-
-    layers: list[int] | None
-    """The first and the last layer, from 0; None outside the layers."""
-
-    shapes: list[list[int]]
-    """Rows and columns, the most frequent first."""
-
-    without_base: int
-    """How many of the matrices have no partner, 0 to matrices."""
-
-
-@dataclass(frozen=True)
-class Needs:
-    """What the work takes of this machine, and what there is."""
-
-    jobs: int
-    """Workers, 1 or more."""
-
-    cores: int
-    """Cores that this process may use, 1 or more."""
-
-    cores_by: str
-    """What limits them."""
-
-    memory_free: int
-    """Bytes of memory that this process may use."""
-
-    memory_by: str
-    """What limits it."""
-
-    memory: int
-    """Bytes of memory that the audit takes."""
-
-    seconds: float
-    """Seconds of computing on this machine, 0 or more."""
-
-    device: str
-    """cpu, or the device that makes Gram matrices."""
-
-    device_name: str | None
-    """What its maker calls it; None for the CPU."""
-
-    device_memory: int | None
-    """Bytes that the audit takes there at most, beside what the driver takes; None for the CPU."""
-
-    device_memory_free: int | None
-    """Bytes that are free there; None for the CPU."""
-
-
-@dataclass(frozen=True)
-class PairPlan(Needs):
-    """What an audit of a pair would measure and take; `shadow plan --format json` prints it."""
-
-    family: str
-    """The family, or the last name of the tuned model."""
-
-    pair: str
-    """The two stages, `base..tuned`."""
-
-    base: PlannedSide
-    """The base checkpoint."""
-
-    tuned: PlannedSide
-    """The tuned checkpoint."""
-
-    config_differs: Mapping[str, list[str]]
-    """By key of config.json in which the sides differ: what base and tuned say."""
-
-    matrices: int
-    """Matrices that are measured, 0 or more."""
-
-    vectors: int
-    """Vectors of which norms are taken, 0 or more."""
-
-    modules: list[PlannedModule]
-    """A row for each module of a component."""
-
-    skipped: list[SkippedRow]
-    """A row for each reason to skip tensors, the most tensors first."""
-
-    shards_to_fetch: int
-    """Files of weights that come over the network, 0 or more."""
-
-    shards_in_ranges: int
-    """How many of these come as byte ranges, which no checksum covers."""
-
-    bytes_to_move: int
-    """Bytes that come over the network, 0 or more."""
-
-    frees: bool
-    """Are fetched shards removed at their last use?"""
-
-    disk_peak: int
-    """Bytes of fetched shards on the disk at any time, at most."""
-
-    disk_report: int
-    """About the most bytes that the report takes while it is made, journal and rows included: a
-    pair in parts has its outcomes in two journals.
-    """
-
-    disk_free: int
-    """Bytes that are free on that disk."""
-
-    problem: str | None
-    """Why the disk does not suffice; None where it does."""
-
-    def as_json(self) -> dict[str, Any]:
-        """What `shadow plan --format json` prints, what it takes of this machine last."""
-        told, needs = asdict(self), {field.name for field in fields(Needs)}
-        return {name: told[name] for name in sorted(told, key=needs.__contains__)}
 
 
 @contextlib.contextmanager
@@ -374,137 +198,6 @@ def _report_disk(pairs: Sequence[MatrixPair], skipped: int) -> int:
                 kept = min(WIDTH, pair.cols if direction == "reading" else pair.rows)
                 journal += int(BASE64 * 4 * (kept * (kept + 1) / 2))
     return journal + max(journal, rows)
-
-
-def describe(
-    pair: Pair,
-    sides: Mapping[Side, Found],
-    plan: Plan,
-    *,
-    pairs: Sequence[MatrixPair],
-    skipped: Sequence[Skipped],
-    needs: Needs,
-) -> PairPlan:
-    """What `shadow plan` shows."""
-    matrices = [pair for pair in pairs if pair.is_matrix]
-    sources = [source_of(plan.base, plan.tuned, visit.shard) for visit in plan.work.visits]
-    return PairPlan(
-        family=pair.family,
-        pair=pair.name,
-        base=_side(sides["base"], plan.base),
-        tuned=_side(sides["tuned"], plan.tuned),
-        config_differs=config_differences(plan.base.config, plan.tuned.config),
-        matrices=len(matrices),
-        vectors=len(pairs) - len(matrices),
-        modules=_modules(matrices),
-        skipped=_reasons(skipped),
-        shards_to_fetch=len(sources),
-        shards_in_ranges=sum(isinstance(source, ByteRanges) for source in sources),
-        bytes_to_move=plan.to_move,
-        frees=plan.frees,
-        disk_peak=plan.peak,
-        disk_report=plan.report,
-        disk_free=plan.free,
-        problem=plan.problem,
-        **vars(needs),
-    )
-
-
-def _side(found: Found, checkpoint: Checkpoint) -> PlannedSide:
-    infos = [info for info in checkpoint.tensors.values() if not info.problem]
-    return PlannedSide(
-        repo=checkpoint.reference,
-        commit=checkpoint.commit,
-        access=None if isinstance(found, Checkpoint) else found.access,
-        shards=len(checkpoint.sources),
-        bytes=sum(info.end - info.start for info in infos),
-        dtypes=sorted({info.dtype for info in infos}),
-        parameters=sum(info.parameters for info in infos if info.dtype in FLOATS),
-    )
-
-
-TELLING = (
-    "model_type",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "vocab_size",
-    "tie_word_embeddings",
-    "rope_theta",
-    "num_experts",
-    "num_local_experts",
-    "n_routed_experts",
-    "quantization_config",
-)
-
-
-def config_differences(base: Config, tuned: Config) -> dict[str, list[str]]:
-    """What two configs say differently of what tells architectures apart: the first sign of a wrong
-    pair.
-    """
-    first = _with_text_config(base)
-    second = _with_text_config(tuned)
-    if not first or not second:
-        return {}
-    return {
-        key: [str(first.get(key, "not said"))[:60], str(second.get(key, "not said"))[:60]]
-        for key in TELLING
-        if first.get(key) != second.get(key)
-    }
-
-
-def _with_text_config(config: Config) -> Config:
-    """What a wrapper says of its language model counts before its own word."""
-    text = config.get("text_config")
-    return {**config, **text} if isinstance(text, dict) else config
-
-
-def _modules(matrices: Sequence[MatrixPair]) -> list[PlannedModule]:
-    """By component and module: how many matrices, in which layers, of which shapes."""
-    rules = name_rules()
-    groups = defaultdict[tuple[str, str], list[MatrixPair]](list)
-    for pair in matrices:
-        groups[pair.place.component, pair.place.module].append(pair)
-    order = sorted(
-        groups, key=lambda key: (rules.components.index(key[0]), rules.modules.index(key[1]))
-    )
-    rows = []
-    for component, module in order:
-        group = groups[component, module]
-        layers = [pair.place.layer for pair in group if pair.place.layer is not None]
-        shapes = Counter((pair.rows, pair.cols) for pair in group)
-        rows.append(
-            PlannedModule(
-                component=component,
-                module=module,
-                matrices=len(group),
-                layers=[min(layers), max(layers)] if layers else None,
-                shapes=[list(shape) for shape, _ in shapes.most_common()],
-                without_base=sum(pair.base is None for pair in group),
-            )
-        )
-    return rows
-
-
-def _reasons(skipped: Sequence[Skipped]) -> list[SkippedRow]:
-    """Counts by reason, with a few names and the first detail: as in a summary."""
-    groups = defaultdict[str, list[Skipped]](list)
-    for tensor in skipped:
-        groups[tensor.reason or tensor.status].append(tensor)
-    return [
-        SkippedRow(
-            reason=reason,
-            tensors=len(group),
-            base=sum(tensor.side == "base" for tensor in group),
-            tuned=sum(tensor.side == "tuned" for tensor in group),
-            examples=list(dict.fromkeys(tensor.info.name for tensor in group))[:EXAMPLES],
-            detail=next((tensor.detail for tensor in group if tensor.detail), None),
-        )
-        for reason, group in sorted(groups.items(), key=lambda item: -len(item[1]))
-    ]
 
 
 def require_disk_for_pickles(located: Located, access: Access) -> int:

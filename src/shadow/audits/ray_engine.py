@@ -26,7 +26,8 @@ from shadow import __version__
 from shadow.audits.cache_folder import default_folder
 from shadow.audits.engine import Ended, Queue, Task, Watch, portable
 from shadow.audits.machine_limits import MachineLimits, machine_limits
-from shadow.audits.pair import Progress, Runtime, tell_nobody
+from shadow.audits.request import Ray
+from shadow.audits.runtime import Progress, Runtime, tell_nobody
 from shadow.audits.workers import single_threads
 from shadow.errors import ShadowError, UsageError
 from shadow.extras import require
@@ -54,26 +55,8 @@ BUSY = "try again when the machine is less busy, or leave out --engine ray"
 STORE = 200_000_000  # bytes of Ray's object store on this machine: results are small
 
 
-@dataclass(frozen=True)
-class RayRequest:
-    """Which Ray, and what each task gets of it."""
-
-    address: str | None = None
-    """`auto`, or HOST:PORT of a cluster; None: that of RAY_ADDRESS, or else a Ray of this machine
-    alone.
-    """
-
-    cores: int | None = None
-    """Cores of a task, 1 or more; None: 4, or all of the largest machine where that has fewer."""
-
-    memory: int | None = None
-    """Bytes of memory of a task; None: the share of its machine's memory that its cores are of the
-    machine's cores.
-    """
-
-
 @contextlib.contextmanager
-def ray_engine(request: RayRequest, runtime: Runtime) -> Iterator[RayEngine]:
+def ray_engine(request: Ray, runtime: Runtime) -> Iterator[RayEngine]:
     """An engine for the time of a block; a Ray that was started for it ends with it.
 
     Raises ShadowError where Ray is not installed or cannot be reached.
@@ -208,7 +191,7 @@ class RayEngine:
 
     elsewhere = True
 
-    def __init__(self, request: RayRequest, runtime: Runtime) -> None:
+    def __init__(self, request: Ray, runtime: Runtime) -> None:
         import ray
 
         self._queue = Queue()
@@ -220,7 +203,7 @@ class RayEngine:
         self._one_each = runtime.access.max_disk is not None
         machines = _machines()
         largest = max((cores for cores, _ in machines.values()), default=0)
-        self._cores = request.cores or max(1, min(CORES, int(largest)))
+        self._cores = request.cpus_per_task or max(1, min(CORES, int(largest)))
         if not self._slots():
             raise ShadowError(*_too_large(self._cores, self._memory, machines))
         self._say = runtime.say

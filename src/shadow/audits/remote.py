@@ -16,19 +16,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from shadow import __version__
-from shadow.audits.finished import differences, named
+from shadow.audits.finished import differences, named, notes_of_age
 from shadow.audits.journal import remove_journal_of
 from shadow.audits.merging import Merged, merge, summary_of
-from shadow.audits.pair import (
-    DEFAULTS,
-    AuditResult,
-    Runtime,
-    Settings,
-    identity_of,
-    run_pair,
-    when_free,
-)
+from shadow.audits.pair import run_pair, when_free
+from shadow.audits.runtime import AuditResult, Runtime, Settings
+from shadow.audits.sides import identity_of
+from shadow.claims.summary import Summary
 from shadow.comparing.scores import ScoreFiles
 from shadow.errors import BusyError, KeptError, ShadowError
 from shadow.files import (
@@ -64,10 +58,9 @@ from shadow.reports.remote import (
     told_as,
 )
 from shadow.reports.report import Report
-from shadow.reports.tables import absent_note
 from shadow.storage import Store, place_for
-from shadow.summary.summary import Summary, read_summary
 from shadow.targets.families import Pair
+from shadow.telling.reading import read_summary
 
 UPLOADER = "uploading"  # in the folder of a pair: who this machine was, when it began to upload
 
@@ -129,7 +122,7 @@ def _other(
 ) -> AuditResult | None:
     """The report that another process was faster with; None where it is not what was asked for."""
     there, _ = standing(target)
-    if there is None or differences(there, asked, DEFAULTS):
+    if there is None or differences(there, asked):
         return None
     runtime.say("another audit of the pair was faster: its report stays")
     done, _ = _already_there(
@@ -225,7 +218,7 @@ def _already_there(
 
     Raises KeptError where it is another one and stays.
     """
-    other = differences(there, asked, DEFAULTS)
+    other = differences(there, asked)
     if other and not runtime.overwrite:
         message = f"{target}: the finished report there differs: {named(other)}"
         raise KeptError(message, "replace it with --overwrite, or choose another place with -o")
@@ -237,13 +230,9 @@ def _already_there(
         try:
             with told_as(outline, target):
                 require_tables(outline, there, spectra=True)
-                lacking = Report(outline).absent
+                notes = notes_of_age(there, Report(outline).absent)
         except ShadowError as error:
             return None, error.message
-        notes = (
-            [f"measured by shadow {there['version']}"] if there["version"] != __version__ else []
-        )
-        notes += [absent_note(lacking)] if lacking else []
         if notes and runtime.overwrite:
             return None, ""
         try:
@@ -272,7 +261,7 @@ def _tidy(folder: Path, asked: Identity, scores: bytes | None, runtime: Runtime)
     left = finished_metadata(folder)
     if left is not None:
         other = ""
-        if differences(left, asked, DEFAULTS):
+        if differences(left, asked):
             other = "of other settings or files"
         elif left["settings"].get("optimizer") != asked.settings.get("optimizer"):
             other = "of another --optimizer"

@@ -30,14 +30,9 @@ class Visit:
     """
 
     shard: ShardKey
-    """The side, and the shard's name."""
-
     first: int
     """The first step that needs it, from 0."""
-
     last: int
-    """The last step that needs it."""
-
     after: int
     """It may be fetched once every step before this one is finished."""
 
@@ -48,7 +43,6 @@ class Schedule:
 
     steps: tuple[tuple[MatrixPair, ...], ...]
     """The pairs that are measured while the same shards are there, step by step."""
-
     visits: tuple[Visit, ...]
     """In the order of fetching; shards in folders have none."""
 

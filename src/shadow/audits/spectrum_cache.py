@@ -52,10 +52,7 @@ class Tally:
     """How many spectra were asked for, and how many of them were there."""
 
     asked: int = 0
-    """Spectra that were asked for, 0 or more."""
-
     there: int = 0
-    """How many of them the cache had, 0 to asked."""
 
 
 class SpectrumCache:

@@ -1,85 +1,70 @@
-"""What was typed -> what is asked for: pairs, and how to reach checkpoints."""
+"""What was typed -> what is asked for: pairs, files of checkpoints, and what lies at URLs."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shadow.cli.options import FetchName
-from shadow.errors import UsageError
+from shadow.audits.request import Fetch, Files
+from shadow.errors import ShadowError, UsageError
 from shadow.storage import fetched_file, located, url_of
 
 if TYPE_CHECKING:
-    from shadow.audits.plan import Access
+    from collections.abc import Callable
+
     from shadow.targets.families import Pair
     from shadow.targets.lists import Selection
+
+Options = Mapping[str, Any]
+"""Options of the driver of a URL."""
 
 # bytes of a list, a policy or a file of scores at a URL; their readers have limits of their own
 MAX_FILE = 64_000_000
 
 
-@dataclass(frozen=True)
-class NamedTargets:
-    """What was typed to name pairs."""
+def selected(
+    targets: Sequence[str] | None,
+    *,
+    base: str | None,
+    tuned: str | None,
+    name: str | None,
+    listed: str | None,
+    tags: Sequence[str] | None,
+    shard: str | None,
+    registry: Path | None,
+    options: Options,
+) -> Selection:
+    """The pairs that are named. options: those of the driver of a list's URL.
 
-    targets: Sequence[str]
-    """Families, `family:from..to`, or globs over these."""
-
-    base: str | None
-    """A checkpoint, which goes with tuned."""
-
-    tuned: str | None
-    """The model tuned from it."""
-
-    registry: Path | None
-    """A folder with more families."""
-
-    listed: str | None
-    """A file of targets; `-` for standard input."""
-
-    tags: Sequence[str]
-    """Only families that have all of these."""
-
-    shard: str | None
-    """The share of this job, such as `2/4`."""
-
-    name: str | None = None
-    """What a pair that is given by its checkpoints is called, `family:base..tuned`."""
-
-
-def selected(named: NamedTargets) -> Selection:
-    """The pairs that are named. Raises UsageError where there is none."""
+    Raises UsageError where there is none.
+    """
     from shadow.targets import typed
     from shadow.targets.families import given_pair
     from shadow.targets.lists import select
     from shadow.targets.references import is_reference, parse_reference
 
-    if (named.base is None) != (named.tuned is None):
+    if (base is None) != (tuned is None):
         raise UsageError("--base and --tuned go together", "name both checkpoints, or a family")
-    targets = named.targets
+    if listed is not None and url_of(listed) is not None:
+        listed = str(file_here(Path(listed), options))
+    targets = targets or []
     given: list[Pair] = []
-    if named.base is not None and named.tuned is not None:
-        given = [given_pair(parse_reference(named.base), parse_reference(named.tuned))]
-    if named.name is not None:
+    if base is not None and tuned is not None:
+        given = [given_pair(parse_reference(base), parse_reference(tuned))]
+    if name is not None:
         if not given and len(targets) == 2 and all(map(is_reference, targets)):
             given = list(typed.pairs_of_references(targets, {}))
             targets = []
-        if not given or targets or named.listed or named.tags:
+        if not given or targets or listed or tags:
             raise UsageError("--name is for one pair that is given by its checkpoints", typed.TWO)
         try:
-            given = [typed.under_name(given[0], named.name)]
+            given = [typed.under_name(given[0], name)]
         except UsageError as error:
             raise UsageError(f"--name: {error.message}", error.hint) from error
     selection = select(
-        targets,
-        given,
-        registry=named.registry,
-        listed=named.listed,
-        tags=named.tags,
-        shard=named.shard,
+        targets, given, registry=registry, listed=listed, tags=tags or [], shard=shard
     )
     if not selection.pairs:
         hint = "name a family (try: shadow audit demo), or two checkpoints: shadow audit BASE TUNED"
@@ -87,8 +72,19 @@ def selected(named: NamedTargets) -> Selection:
     return selection
 
 
-Options = Mapping[str, Any]
-"""Options of the driver of a URL."""
+def say_left_out(selection: Selection, say: Callable[[str], None]) -> None:
+    """What a list, a glob or a tag left out."""
+    for name in selection.passed_over:
+        say(f"{name} has no pair to compare: `shadow families {name}` says why")
+    if not selection.own:
+        count = len(selection.pairs)
+        pairs = f"{count} {'pair' if count == 1 else 'pairs'}"
+        say(f"nothing to audit in shard {selection.shard}: the list has {pairs}")
+
+
+def of_pair(error: ShadowError, pair: Pair) -> ShadowError:
+    """The fault of one pair among several."""
+    return ShadowError(f"{pair.full_name}: {error.message}", error.hint)
 
 
 def reports_here(run: Path, options: Options, *, spectra: bool = False) -> Path:
@@ -119,29 +115,17 @@ def scores_here(files: Sequence[Path] | None, options: Options) -> list[Path]:
     return [here(located(file, options)) for file in files or ()]
 
 
-def list_here(listed: str | None, options: Options) -> str | None:
-    """A list; one at a URL is fetched."""
-    if listed is None or url_of(listed) is None:
-        return listed
-    return str(file_here(Path(listed), options))
-
-
-def access_of(
-    *, allow_pickle: bool, offline: bool, fetch: FetchName, max_disk: str | None
-) -> Access:
-    """How checkpoints may be reached. Raises UsageError for a size that is none."""
-    from shadow.audits.plan import Access, disk_limit
-
+def files_of(
+    *,
+    allow_pickle: bool,
+    offline: bool,
+    fetch: Fetch,
+    max_disk: str | None,
+    no_cache: bool = False,
+    cache_dir: Path | None = None,
+) -> Files:
+    """Where checkpoints and solved spectra come from."""
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # before the client is imported, which reads it then
-    most = None if max_disk is None else disk_limit(max_disk)
-    return Access(allow_pickle=allow_pickle, offline=offline, fetch=fetch.value, max_disk=most)
-
-
-def cache_of(*, no_cache: bool, folder: Path | None) -> Path | None:
-    """Where solved spectra are kept; None: nowhere."""
-    from shadow.audits.cache_folder import default_folder
-
-    if no_cache:
-        return None
-    return folder or default_folder()
+    cache = False if no_cache else cache_dir or True
+    return Files(allow_pickle, offline, fetch, max_disk, cache)

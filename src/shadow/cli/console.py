@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console, RenderableType
 from rich.markup import escape
 
+from shadow.cli.interrupts import Unfinished
 from shadow.errors import ShadowError
 from shadow.storage import as_given
 from shadow.text import byte_size, duration, inert, redacted, visible
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import Task
 
-    from shadow.audits.pair import Progress
+    from shadow.audits.runtime import Progress
+    from shadow.telling.document import Document
 
 
 out = Console(highlight=False, emoji=False)
@@ -59,6 +61,13 @@ def display(renderable: RenderableType) -> None:
     if text:
         out.file.write(f"\n{text}\n" if _views else f"{text}\n")
         _views += 1
+
+
+def show(document: Document) -> None:
+    """The same of a document."""
+    from shadow.outputs.terminal.blocks import View
+
+    display(View(document))
 
 
 def show_json(value: Any) -> None:
@@ -109,6 +118,15 @@ def complain(error: ShadowError) -> None:
     _print(err, f"[bold red]error:[/] {escape(visible(message))}")
     if hint:
         _print(err, f"[dim]hint:[/]  {escape(visible(hint))}")
+
+
+@contextlib.contextmanager
+def continuable() -> Iterator[None]:
+    """An interrupt of the work of a block leaves it to the same command to continue."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Unfinished from None
 
 
 def _print(console: Console, renderable: RenderableType) -> None:

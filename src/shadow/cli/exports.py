@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from shadow.cli import console
+from shadow.cli import options as option
 from shadow.cli.arguments import reports_here
-from shadow.cli.options import ExportName, FigureKind, RunFolders, StorageOptions, on_this_machine
 from shadow.errors import UsageError
 from shadow.extras import require
 from shadow.reports.folders import found_below, reports_below
 from shadow.storage import parsed_options
 from shadow.text import counted
 
+# the formats of `export`, as `shadow.outputs.exports` has them, and the kinds of `figure`
+ExportFormat = Literal["csv", "json", "arrow", "parquet", "duckdb", "sqlite", "hf-dataset-folder"]
+FigureKind = Literal["depth", "spectrum", "heatmap", "modules", "lineage"]
+
 
 def report(
-    run: RunFolders,
+    run: option.RunFolders,
     output: Annotated[
         Path,
         typer.Option(
@@ -27,10 +31,10 @@ def report(
             help="The page, one file.",
             metavar="FILE",
             dir_okay=False,
-            callback=on_this_machine,
+            callback=option.on_this_machine,
         ),
     ] = Path("report.html"),
-    storage_options: StorageOptions = None,
+    storage_options: option.StorageOptions = None,
 ) -> None:
     """Write finished reports as one web page that works offline: charts and tables, light and dark.
 
@@ -59,7 +63,7 @@ def report(
 
 
 def figure(
-    run: RunFolders,
+    run: option.RunFolders,
     kind: Annotated[FigureKind, typer.Option(help="What to draw.")],
     output: Annotated[
         Path,
@@ -69,7 +73,7 @@ def figure(
             help="File to draw to: .svg, .pdf or .png.",
             metavar="FILE",
             dir_okay=False,
-            callback=on_this_machine,
+            callback=option.on_this_machine,
         ),
     ],
     component: Annotated[
@@ -90,7 +94,7 @@ def figure(
         bool,
         typer.Option("--title/--no-title", help="Write above the figure which report it shows."),
     ] = True,
-    storage_options: StorageOptions = None,
+    storage_options: option.StorageOptions = None,
 ) -> None:
     """Draw a figure for a paper.
 
@@ -116,9 +120,9 @@ def figure(
         "metric": metric,
     }
     for name, kinds in OPTIONS.items():
-        if given[name] not in (None, []) and kind.value not in kinds:
+        if given[name] not in (None, []) and kind not in kinds:
             raise UsageError(
-                f"--{name} does not apply to a {kind.value}",
+                f"--{name} does not apply to a {kind}",
                 f"it is for --kind {' and '.join(kinds)}",
             )
     if component is not None:
@@ -135,13 +139,13 @@ def figure(
         title=title,
     )
     folders = reports_below(reports_here(run, parsed_options(storage_options), spectra=True))
-    for note in write_figure(kind.value, folders, output, choice=choice):
+    for note in write_figure(kind, folders, output, choice=choice):
         console.say(f"{output}: {note}")
 
 
 def export(
-    run: RunFolders,
-    to: Annotated[ExportName, typer.Option("--to", help="The format.")],
+    run: option.RunFolders,
+    to: Annotated[ExportFormat, typer.Option("--to", help="The format.")],
     output: Annotated[
         Path | None,
         typer.Option(
@@ -150,7 +154,7 @@ def export(
             help="File or folder to write.",
             metavar="PATH",
             show_default="RUN-csv and so on, here",
-            callback=on_this_machine,
+            callback=option.on_this_machine,
         ),
     ] = None,
     table: Annotated[
@@ -159,7 +163,7 @@ def export(
             help="Only this table: matrices, tensors, residual, spectra; may be repeated."
         ),
     ] = None,
-    storage_options: StorageOptions = None,
+    storage_options: option.StorageOptions = None,
 ) -> None:
     """Export finished reports to another format: one set of tables for all of them.
 
@@ -172,9 +176,9 @@ def export(
     from shadow.reports.tables import absent_note
 
     run = reports_here(run, parsed_options(storage_options), spectra=True)
-    target = output or exporting.default_output(run, to.value)
-    done = exporting.export(reports_below(run), to.value, target, tables=table or ())
+    target = output or exporting.default_output(run, to)
+    done = exporting.export(reports_below(run), to, target, tables=table or ())
     if done.older:
         console.say(f"{done.older} of {done.reports} reports were {absent_note(done.absent)}")
     counts = ", ".join(f"{count:,} {name}" for name, count in done.rows.items())
-    console.say(f"{done.output}: {exporting.FORMATS[to.value].what}; rows: {counts}")
+    console.say(f"{done.output}: {exporting.FORMATS[to].what}; rows: {counts}")

@@ -5,27 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from shadow.cli import console
+from shadow.cli import options as option
 from shadow.cli.arguments import Options, file_here, reports_here
-from shadow.cli.options import (
-    Against,
-    AllowMissing,
-    FailOn,
-    Format,
-    FormatOption,
-    Json,
-    Junit,
-    PolicyFile,
-    Quiet,
-    StorageOptions,
-    places,
-)
 from shadow.errors import ShadowError, UsageError
 from shadow.reports.folders import meant, reports_below
 from shadow.storage import Store, as_given, located, parsed_options, url_of
@@ -35,7 +22,7 @@ SHARDS_TOLD = 100  # missing shards of a list that are told one by one
 
 if TYPE_CHECKING:
     from shadow.audits.list_index import Index, Row
-    from shadow.audits.pair import AuditResult
+    from shadow.audits.runtime import AuditResult
     from shadow.claims.rules import Rule
     from shadow.claims.verdicts import Judgement, Measured
 
@@ -46,18 +33,18 @@ def gate(
         typer.Argument(
             help="Finished reports: their folders, or folders above them; may be URLs.",
             metavar="RUN",
-            callback=places,
+            callback=option.places,
         ),
     ],
-    fail_on: FailOn = None,
-    policy: PolicyFile = None,
-    against: Against = None,
-    allow_missing: AllowMissing = False,
-    junit: Junit = None,
-    storage_options: StorageOptions = None,
-    format: FormatOption = Format.table,
-    json: Json = False,
-    quiet: Quiet = False,
+    fail_on: option.FailOn = None,
+    policy: option.PolicyFile = None,
+    against: option.Against = None,
+    allow_missing: option.AllowMissing = False,
+    junit: option.Junit = None,
+    storage_options: option.StorageOptions = None,
+    format: option.Format = "table",
+    json: option.Json = False,
+    quiet: option.Quiet = False,
 ) -> None:
     """Check finished reports against rules and a baseline, for CI, as `audit` does with the same
     options.
@@ -68,26 +55,18 @@ def gate(
     rule was violated.
     """
     begin(junit, "gate")
-    if json:
-        format = Format.json
-    options = GateOptions(
-        fail_on=fail_on or [],
-        policy=policy,
-        against=against,
-        allow_missing=allow_missing,
-        junit=junit,
-        storage=parsed_options(storage_options),
-    )
-    rules = rules_of(options)
+    as_json = json or format == "json"
+    options = parsed_options(storage_options)
+    rules = rules_of(fail_on, policy, against, allow_missing=allow_missing, options=options)
     if not rules:
         raise UsageError(
             "nothing to check the reports against", "add --fail-on, --policy or --against"
         )
     from shadow.audits.list_index import read_index
-    from shadow.outputs.terminal.rules import rules_view
     from shadow.reports.provenance import report_metadata
+    from shadow.telling.verdicts import rules_document
 
-    runs = [reports_here(run, options.storage) for run in runs]
+    runs = [reports_here(run, options) for run in runs]
     folders_of = {run: reports_below(run) for run in runs}
     indexes = {run: index for run in runs if (index := read_index(run)) is not None}
     judged: list[Judgement] = []
@@ -103,7 +82,11 @@ def gate(
     for run, index in indexes.items():
         judged += _not_there(run, index, set(names.values()), faulty)
     baselines = baselines_of(
-        options, list(names.values()), console.say_nothing if quiet else console.say
+        against,
+        list(names.values()),
+        console.say_nothing if quiet else console.say,
+        allow_missing=allow_missing,
+        options=options,
     )
     for folder, name in names.items():
         try:
@@ -111,9 +94,9 @@ def gate(
         except ShadowError as error:
             judged.append(at_fault(*name, error))
             continue
-        if format is Format.table:
-            console.display(rules_view(judged[-1], titled=True))
-    if format is Format.json:
+        if not as_json:
+            console.show(rules_document(judged[-1], titled=True))
+    if as_json:
         console.show_json([judgement.as_json() for judgement in judged])
     finish(judged, junit, against=against)
 
@@ -131,7 +114,8 @@ def _each_once(
 
 
 def _judgement(folder: Path, rules: Sequence[Rule], baseline: Measured | None) -> Judgement:
-    from shadow.claims.verdicts import judge_report, read_measured
+    from shadow.claims.verdicts import judge_report
+    from shadow.telling.reading import read_measured
 
     if baseline is not None and baseline.folder.resolve() == folder.resolve():
         raise ShadowError(f"{folder} is its own baseline", "name an earlier report with --against")
@@ -194,7 +178,8 @@ def judged_of(
 
     Of a report that was published the rows are fetched for rules; storage are the options for that.
     """
-    from shadow.claims.verdicts import Judgement, judge_report, read_measured
+    from shadow.claims.verdicts import Judgement, judge_report
+    from shadow.telling.reading import read_measured
 
     summary = result.summary
     seconds = result.provenance.get("seconds") if result.measured else 0.0
@@ -215,29 +200,6 @@ def judged_of(
     return judgement
 
 
-@dataclass(frozen=True)
-class GateOptions:
-    """What was typed to hold reports against."""
-
-    fail_on: Sequence[str]
-    """Rules, such as `concentration > 0.5`."""
-
-    policy: Path | None
-    """A file of named rules."""
-
-    against: Path | None
-    """A folder with earlier reports, which figures must not have moved from."""
-
-    allow_missing: bool
-    """May what a rule names be absent, and what the baseline lacks?"""
-
-    junit: Path | None
-    """The file that JUnit XML is written to."""
-
-    storage: Options = field(default_factory=dict, repr=False)
-    """Options of the driver of URLs."""
-
-
 def begin(junit: Path | None, command: str) -> None:
     """Before anything else: no JUnit file of an earlier run outlasts a fault of this one."""
     if junit is not None:
@@ -246,18 +208,24 @@ def begin(junit: Path | None, command: str) -> None:
         begin_junit(junit, command)
 
 
-def rules_of(options: GateOptions) -> tuple[Rule, ...]:
+def rules_of(
+    fail_on: Sequence[str] | None,
+    policy: Path | None,
+    against: Path | None,
+    *,
+    allow_missing: bool,
+    options: Options,
+) -> tuple[Rule, ...]:
     """The rules of a command. Raises UsageError for one that makes no sense."""
-    if not options.fail_on and options.policy is None and options.against is None:
+    if not fail_on and policy is None and against is None:
         return ()
     from shadow.claims.rules import gather
 
-    policy = None if options.policy is None else file_here(options.policy, options.storage)
     return gather(
-        options.fail_on,
-        policy,
-        against=options.against is not None,
-        allow_missing=options.allow_missing,
+        fail_on or [],
+        None if policy is None else file_here(policy, options),
+        against=against is not None,
+        allow_missing=allow_missing,
     )
 
 
@@ -270,18 +238,22 @@ def at_fault(family: str, pair: str, error: ShadowError) -> Judgement:
 
 
 def baselines_of(
-    options: GateOptions, pairs: list[tuple[str, str]], say: Callable[[str], None]
+    against: Path | None,
+    pairs: list[tuple[str, str]],
+    say: Callable[[str], None],
+    *,
+    allow_missing: bool,
+    options: Options,
 ) -> dict[tuple[str, str], Measured]:
     """The earlier reports of pairs, by family and pair. say: gets a line where there are none.
 
     Raises ShadowError where there is no such folder, or it holds no reports.
     """
-    from shadow.claims.verdicts import read_baselines
+    from shadow.telling.reading import read_baselines
 
-    against = options.against
     if against is None:
         return {}
-    place = located(against, options.storage)
+    place = located(against, options)
     if isinstance(place, Store):
         from shadow.reports.remote import fetched_if_any
 
@@ -297,7 +269,7 @@ def baselines_of(
     url = url_of(against)
     where = url or against
     close = None if url else meant(against)
-    if not options.allow_missing:
+    if not allow_missing:
         hint = close or "name finished reports, or add --allow-missing for a first run"
         raise ShadowError(f"no such folder: {where}", hint)
     note = f"no baseline: there is no folder {where}"

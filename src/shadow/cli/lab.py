@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from shadow.cli import console
-from shadow.cli.interrupts import Unfinished
-from shadow.cli.options import Format, FormatOption, Json, PresetName, on_this_machine
+from shadow.cli import options as option
 from shadow.extras import require
 
 if TYPE_CHECKING:
     from shadow.lab.experiment import TaskResult
 
+Preset = Literal[
+    "smoke", "quick", "full", "width-64", "width-128", "width-256", "width-512", "pretrained"
+]
+
 
 def lab_run(
     preset: Annotated[
-        PresetName,
+        Preset,
         typer.Option(
             help=(
                 "smoke: about a minute, learns nothing; quick: minutes; full: every control,"
@@ -29,7 +32,7 @@ def lab_run(
             ),
             metavar="PRESET",
         ),
-    ] = PresetName.quick,
+    ] = "quick",
     output: Annotated[
         Path,
         typer.Option(
@@ -37,14 +40,14 @@ def lab_run(
             "--output",
             help="Folder for tables, page and figure.",
             file_okay=False,
-            callback=on_this_machine,
+            callback=option.on_this_machine,
         ),
     ] = Path("lab"),
     jobs: Annotated[
         int, typer.Option(help="Number of processes; results do not depend on it.", min=1, max=256)
     ] = 2,
-    format: FormatOption = Format.table,
-    json: Json = False,
+    format: option.Format = "table",
+    json: option.Json = False,
 ) -> None:
     """Train small models on known data, audit each one, and report what the data left in their
     weights.
@@ -54,38 +57,34 @@ def lab_run(
 
     Exit codes: 0 done, whatever was found; 1 failed; 2 wrong usage.
     """
-    if json:
-        format = Format.json
+    as_json = json or format == "json"
     require("lab")
     from shadow.lab.run import run, run_pretrained
     from shadow.lab.view import view
 
-    with console.steps(f"lab {preset.value}") as update:
+    with console.continuable(), console.steps(f"lab {preset}") as update:
 
         def show(done: TaskResult) -> None:
             update(done.finished, done.total, done.what)
 
-        try:
-            if preset is PresetName.pretrained:
-                states = run_pretrained(output, jobs=jobs, show=show)
-                if format is Format.json:
-                    console.show_json(_told(preset, len(states), output))
-                console.say(
-                    f"{len(states)} measured states in {output}/: pretrained.parquet, pretrained.md"
-                )
-                return
-            tables = run(preset.value, output, jobs=jobs, show=show)
-        except KeyboardInterrupt:
-            raise Unfinished from None
-    if format is Format.json:
-        console.show_json(_told(preset, len(tables["runs"]), output))
+        if preset == "pretrained":
+            states = run_pretrained(output, jobs=jobs, show=show)
+            if as_json:
+                console.show_json(_as_json(preset, len(states), output))
+            console.say(
+                f"{len(states)} measured states in {output}/: pretrained.parquet, pretrained.md"
+            )
+            return
+        tables = run(preset, output, jobs=jobs, show=show)
+    if as_json:
+        console.show_json(_as_json(preset, len(tables["runs"]), output))
     else:
-        console.display(view(tables, preset.value))
+        console.display(view(tables, preset))
     console.say(
         f"tables, page and figure in {output}/: runs.parquet, comparisons.parquet, lab.md, lab.svg"
     )
 
 
-def _told(preset: PresetName, rows: int, folder: Path) -> dict[str, object]:
+def _as_json(preset: str, rows: int, folder: Path) -> dict[str, object]:
     """What stdout has where JSON is asked for."""
-    return {"preset": preset.value, "runs": rows, "folder": str(folder)}
+    return {"preset": preset, "runs": rows, "folder": str(folder)}

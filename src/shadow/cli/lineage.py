@@ -10,18 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shadow.cli import console
+from shadow.cli import options as option
 from shadow.cli.arguments import Options, reports_here
-from shadow.cli.options import (
-    DEFAULT_OUTPUT,
-    Format,
-    FormatOption,
-    Jobs,
-    Json,
-    Output,
-    Pickle,
-    Registry,
-    StorageOptions,
-)
 from shadow.errors import ShadowError
 from shadow.reports.folders import found_below, reports_at
 from shadow.storage import parsed_options, url_of
@@ -45,8 +35,8 @@ def lineage(
             metavar="FAMILY|RUN",
         ),
     ],
-    output: Output = DEFAULT_OUTPUT,
-    storage_options: StorageOptions = None,
+    output: option.Output = option.DEFAULT_OUTPUT,
+    storage_options: option.StorageOptions = None,
     joint: Annotated[
         bool,
         typer.Option(
@@ -54,11 +44,11 @@ def lineage(
             help="Compare deltas that follow one another; reads the checkpoints.",
         ),
     ] = True,
-    jobs: Jobs = None,
-    allow_pickle: Pickle = False,
-    format: FormatOption = Format.table,
-    json: Json = False,
-    registry: Registry = None,
+    jobs: option.Jobs = None,
+    allow_pickle: option.Pickle = False,
+    format: option.Format = "table",
+    json: option.Json = False,
+    registry: option.Registry = None,
 ) -> None:
     """Show the stages of one base in order, and what each step changed.
 
@@ -70,20 +60,18 @@ def lineage(
 
     Exit codes: 0 done, also if the order has gaps, which are listed; 1 failed; 2 wrong usage.
     """
-    if json:
-        format = Format.json
+    as_json = json or format == "json"
     from shadow.comparing.lineage import (
         MOST_REPORTS,
-        read_step,
         stage_names,
         successions,
         unaudited,
         with_joint,
     )
     from shadow.comparing.lineage import lineage as ordered
-    from shadow.outputs.terminal.lineage import lineage_view
-    from shadow.summary.summary import SummarisedReport
     from shadow.targets.families import load_families
+    from shadow.telling.lineage import lineage_document
+    from shadow.telling.reading import SummarisedReport, read_step
 
     options = parsed_options(storage_options)
     families = load_families(registry)
@@ -111,10 +99,10 @@ def lineage(
     elif after:
         keys = [(step.folder, later.folder) for step, later in after]
         in_order = with_joint(in_order, dict.fromkeys(keys, "left out by --no-joint"))
-    if format is Format.json:
+    if as_json:
         console.show_json(in_order.as_json())
     else:
-        console.display(lineage_view(in_order, console.out.options))
+        console.show(lineage_document(in_order))
 
 
 def _is_family(target: str, families: Mapping[str, Family]) -> bool:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
+from shadow.audits import request
 from shadow.cli import completion
 from shadow.errors import UsageError
 from shadow.storage import OPTIONS, Store, located, unsupported, url_of
@@ -126,7 +126,7 @@ Tag = Annotated[
         rich_help_panel=CHOICE,
     ),
 ]
-ShardOption = Annotated[
+Shard = Annotated[
     str | None,
     typer.Option(
         "--shard",
@@ -181,22 +181,7 @@ Registry = Annotated[
 ]
 
 
-class Format(StrEnum):
-    """What most commands print."""
-
-    table = "table"
-    json = "json"
-
-
-class ShowFormat(StrEnum):
-    """What `show` prints."""
-
-    table = "table"
-    json = "json"
-    markdown = "markdown"
-
-
-FormatOption = Annotated[Format, typer.Option("--format", help="What to print.")]
+Format = Annotated[Literal["table", "json"], typer.Option("--format", help="What to print.")]
 Json = Annotated[bool, typer.Option("--json", help="Short for --format json.")]
 Quiet = Annotated[
     bool,
@@ -216,72 +201,6 @@ Verbose = Annotated[
     ),
 ]
 Full = Annotated[bool, typer.Option("--full", help="Show every number and table of a pair.")]
-
-
-class PrecisionName(StrEnum):
-    """How spectra are computed."""
-
-    default = "default"
-    exact = "exact"
-    fast = "fast"
-
-
-class OptimizerName(StrEnum):
-    """What a tuned model was trained with."""
-
-    adamw = "adamw"
-    sgd = "sgd"
-    muon = "muon"
-
-
-class PresetName(StrEnum):
-    """The experiments of `lab run`."""
-
-    smoke = "smoke"
-    quick = "quick"
-    full = "full"
-    width_64 = "width-64"
-    width_128 = "width-128"
-    width_256 = "width-256"
-    width_512 = "width-512"
-    pretrained = "pretrained"
-
-
-class FetchName(StrEnum):
-    """How weights come from the Hub."""
-
-    auto = "auto"
-    shards = "shards"
-    ranges = "ranges"
-
-
-class EngineName(StrEnum):
-    """What carries out an audit."""
-
-    local = "local"
-    ray = "ray"
-
-
-class ExportName(StrEnum):
-    """The formats of `export`, as `shadow.outputs.exports` has them."""
-
-    csv = "csv"
-    json = "json"
-    arrow = "arrow"
-    parquet = "parquet"
-    duckdb = "duckdb"
-    sqlite = "sqlite"
-    hf_dataset_folder = "hf-dataset-folder"
-
-
-class FigureKind(StrEnum):
-    """The kinds of `figure`, as `shadow.outputs.figures` has them."""
-
-    depth = "depth"
-    spectrum = "spectrum"
-    heatmap = "heatmap"
-    modules = "modules"
-    lineage = "lineage"
 
 
 Component = Annotated[
@@ -305,10 +224,11 @@ Module = Annotated[
     ),
 ]
 Precision = Annotated[
-    PrecisionName, typer.Option(help="How precisely to compute spectra.", rich_help_panel=MEASURING)
+    request.Precision,
+    typer.Option(help="How precisely to compute spectra.", rich_help_panel=MEASURING),
 ]
-OptimizerOption = Annotated[
-    OptimizerName | None,
+Optimizer = Annotated[
+    request.Optimizer | None,
     typer.Option(
         "--optimizer",
         help=(
@@ -367,8 +287,8 @@ Pickle = Annotated[
         "--allow-pickle", help="Read torch .bin files, in a child process.", rich_help_panel=FILES
     ),
 ]
-FetchOption = Annotated[
-    FetchName,
+Fetch = Annotated[
+    request.Fetch,
     typer.Option(
         "--fetch",
         help="Download whole shards, or byte ranges, which cannot be verified.",
@@ -401,8 +321,8 @@ Offline = Annotated[
         "--offline", help="Use the Hub's cache only, without a network.", rich_help_panel=FILES
     ),
 ]
-EngineOption = Annotated[
-    EngineName,
+Engine = Annotated[
+    Literal["local", "ray"],
     typer.Option(
         "--engine",
         help="Run pairs one after another in this process, or as tasks of Ray, several at a time.",
@@ -439,7 +359,7 @@ MemoryPerTask = Annotated[
         rich_help_panel=ENGINE,
     ),
 ]
-PartsOption = Annotated[
+Parts = Annotated[
     int | None,
     typer.Option(
         "--parts",

@@ -2,136 +2,96 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import typer
 
+from shadow.audits.request import AuditRequest, Measuring
 from shadow.cli import console
-from shadow.cli.arguments import NamedTargets, access_of, list_here, selected
-from shadow.cli.audit import of_pair, tell_left_out
-from shadow.cli.options import (
-    DEFAULT_OUTPUT,
-    BaseReference,
-    Component,
-    Device,
-    FetchName,
-    FetchOption,
-    Format,
-    FormatOption,
-    Jobs,
-    Json,
-    Layer,
-    ListFile,
-    MaxDisk,
-    Module,
-    Offline,
-    Output,
-    OwnName,
-    Pickle,
-    Precision,
-    PrecisionName,
-    Registry,
-    ShardOption,
-    StorageOptions,
-    Tag,
-    Targets,
-    TunedReference,
-)
+from shadow.cli import options as option
+from shadow.cli.arguments import files_of, of_pair, say_left_out, selected
 from shadow.errors import ShadowError, UsageError
-from shadow.storage import Store, located, parsed_options, work_folder
-
-if TYPE_CHECKING:
-    from shadow.audits.plan import PairPlan
-    from shadow.targets.families import Pair
+from shadow.storage import Store, located, parsed_options
 
 
 def plan(
-    targets: Targets = None,
-    base: BaseReference = None,
-    tuned: TunedReference = None,
-    name: OwnName = None,
-    listed: ListFile = None,
-    tag: Tag = None,
-    shard: ShardOption = None,
-    output: Output = DEFAULT_OUTPUT,
-    storage_options: StorageOptions = None,
-    component: Component = None,
-    layer: Layer = None,
-    module: Module = None,
-    precision: Precision = PrecisionName.default,
-    device: Device = "cpu",
-    jobs: Jobs = None,
-    allow_pickle: Pickle = False,
-    fetch: FetchOption = FetchName.auto,
-    max_disk: MaxDisk = None,
-    offline: Offline = False,
-    format: FormatOption = Format.table,
-    json: Json = False,
-    registry: Registry = None,
+    targets: option.Targets = None,
+    base: option.BaseReference = None,
+    tuned: option.TunedReference = None,
+    name: option.OwnName = None,
+    listed: option.ListFile = None,
+    tag: option.Tag = None,
+    shard: option.Shard = None,
+    output: option.Output = option.DEFAULT_OUTPUT,
+    storage_options: option.StorageOptions = None,
+    component: option.Component = None,
+    layer: option.Layer = None,
+    module: option.Module = None,
+    precision: option.Precision = "default",
+    device: option.Device = "cpu",
+    jobs: option.Jobs = None,
+    allow_pickle: option.Pickle = False,
+    fetch: option.Fetch = "auto",
+    max_disk: option.MaxDisk = None,
+    offline: option.Offline = False,
+    format: option.Format = "table",
+    json: option.Json = False,
+    registry: option.Registry = None,
 ) -> None:
     """Show what an audit would measure, download and need. Only headers are read.
 
     Exit codes: 0 it can be done; 1 it cannot; 2 wrong usage.
     """
-    if json:
-        format = Format.json
     options = parsed_options(storage_options)
     place = located(output, options)
     if isinstance(place, Store):
         place.require_writable()
-        place = work_folder(place)
     selection = selected(
-        NamedTargets(
-            targets=targets or [],
-            base=base,
-            tuned=tuned,
-            registry=registry,
-            listed=list_here(listed, options),
-            tags=tag or [],
-            shard=shard,
-            name=name,
-        )
+        targets,
+        base=base,
+        tuned=tuned,
+        name=name,
+        listed=listed,
+        tags=tag,
+        shard=shard,
+        registry=registry,
+        options=options,
     )
-    pairs = selection.own
-    from shadow.checkpoints.choosing import filter_of
-
-    chosen = filter_of(component or [], layer or [], module or [])
-    access = access_of(allow_pickle=allow_pickle, offline=offline, fetch=fetch, max_disk=max_disk)
-    from shadow.audits.devices import choose
-    from shadow.audits.pair import Runtime, Settings, plan_pair
+    request = AuditRequest(
+        selection,
+        place,
+        Measuring(component or [], layer or [], module or [], precision, device=device),
+        files_of(allow_pickle=allow_pickle, offline=offline, fetch=fetch, max_disk=max_disk),
+        jobs=jobs,
+    )
+    from shadow.audits.document import plan_document
+    from shadow.audits.perform import access_of, planner
     from shadow.audits.plan import disk_hint
-    from shadow.outputs.terminal.plan import plan_view
-    from shadow.spectra.delta import Method
 
-    tell_left_out(selection, console.say)
-    settings = Settings(Method(precision.value), chosen, device=choose(device))
-    runtime = Runtime(jobs=jobs, access=access, say=console.say)
-    plans: list[PairPlan] = []
-    faults = 0
-    wrong = 0
-
-    def complain(error: ShadowError, pair: Pair) -> None:
-        nonlocal faults
-        faults += 1
-        console.complain(error if len(pairs) == 1 else of_pair(error, pair))
-
-    for pair in pairs:
+    plan_of = planner(request, console.say)
+    say_left_out(selection, console.say)
+    as_json = json or format == "json"
+    is_alone = len(selection.own) == 1
+    plans = []
+    faults: list[ShadowError] = []
+    for pair in selection.own:
+        fault = None
         try:
-            planned = plan_pair(pair, settings, place, runtime=runtime)
+            planned = plan_of(pair)
         except ShadowError as error:
-            if isinstance(error, UsageError) and len(pairs) == 1:
+            if isinstance(error, UsageError) and is_alone:
                 raise
-            if isinstance(error, UsageError):
-                wrong += 1
-            complain(error, pair)
-            continue
-        plans.append(planned)
-        if format is Format.table:
-            console.display(plan_view(planned, console.out.options.max_width))
-        if planned.problem:
-            hint = disk_hint(planned.disk_peak, access)
-            complain(ShadowError(planned.problem, hint), pair)
-    if format is Format.json:
+            fault = error
+        else:
+            plans.append(planned)
+            if not as_json:
+                console.show(plan_document(planned))
+            if planned.problem:
+                hint = disk_hint(planned.disk_peak, access_of(request.files))
+                fault = ShadowError(planned.problem, hint)
+        if fault is not None:
+            faults.append(fault)
+            console.complain(fault if is_alone else of_pair(fault, pair))
+    if as_json:
         console.show_json([planned.as_json() for planned in plans])
     if faults:
-        raise typer.Exit(2 if wrong == len(pairs) else 1)
+        wrong = sum(isinstance(fault, UsageError) for fault in faults)
+        raise typer.Exit(2 if wrong == len(selection.own) else 1)

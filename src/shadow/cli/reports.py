@@ -3,28 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from shadow.cli import console
+from shadow.cli import options as option
 from shadow.cli.arguments import reports_here, scores_here
-from shadow.cli.options import (
-    DEFAULT_OUTPUT,
-    CacheFolder,
-    Format,
-    FormatOption,
-    Full,
-    Json,
-    Output,
-    RunFolders,
-    Scores,
-    ShowFormat,
-    StorageOptions,
-    a_place,
-    on_this_machine,
-    places,
-)
 from shadow.errors import ShadowError, UsageError
 from shadow.reports.folders import reports_at, reports_below, reports_of
 from shadow.storage import Store, as_given, located, parsed_options, work_folder
@@ -32,17 +17,17 @@ from shadow.text import counted, several
 
 
 def show(
-    run: RunFolders,
-    scores: Scores = None,
-    storage_options: StorageOptions = None,
+    run: option.RunFolders,
+    scores: option.Scores = None,
+    storage_options: option.StorageOptions = None,
     format: Annotated[
-        ShowFormat,
+        Literal["table", "json", "markdown"],
         typer.Option(
             "--format", help="What to print; markdown: for a model card or a pull request."
         ),
-    ] = ShowFormat.table,
-    json: Json = False,
-    full: Full = False,
+    ] = "table",
+    json: option.Json = False,
+    full: option.Full = False,
 ) -> None:
     """Show finished reports again, and a table of them if there are several. Scores given here are
     not kept.
@@ -50,20 +35,21 @@ def show(
     For a list, first show how its pairs stand.
     """
     from shadow.audits.list_index import read_index
-    from shadow.outputs.terminal.batch import batch_view, pairs_view
-    from shadow.outputs.terminal.summary import summary_view
-    from shadow.summary.summary import read_summary, with_scores
+    from shadow.telling.reading import read_summary
+    from shadow.telling.report import report_document
 
     if json:
-        format = ShowFormat.json
+        format = "json"
     options = parsed_options(storage_options)
     run = reports_here(run, options)
     folders = reports_below(run)
     index = read_index(run)
     if index is not None and folders == [run]:  # a list of which no pair is done
         folders = []
-    if index is not None and format is ShowFormat.table:
-        console.display(batch_view(index, console.out.options))
+    if index is not None and format == "table":
+        from shadow.audits.document import list_document
+
+        console.show(list_document(index))
     reports = [(*read_summary(folder), folder) for folder in folders]
     if scores:
         from shadow.comparing.gains import NO_SCORES, join
@@ -74,37 +60,34 @@ def show(
         sides = [sides_of(provenance) for _, provenance, _ in reports]
         given = scores_of_sides(files, sides, console.say)
         reports = [
-            (with_scores(summary, join(given, of_report) or NO_SCORES), provenance, folder)
+            (summary.with_scores(join(given, of_report) or NO_SCORES), provenance, folder)
             for (summary, provenance, folder), of_report in zip(reports, sides, strict=True)
         ]
-    if format is ShowFormat.json:
+    if format == "json":
         summaries = [summary.as_json() for summary, _, _ in reports]
         if index is None:
             console.show_json(summaries)
         else:
             console.show_json({**index.as_json(), "reports": summaries})
         return
-    if format is ShowFormat.markdown:
-        from shadow.outputs.markdown import report_markdown
+    if format == "markdown":
+        from shadow.outputs.markdown import markdown
 
-        texts = [report_markdown(summary, provenance) for summary, provenance, _ in reports]
+        documents = [report_document(summary, provenance) for summary, provenance, _ in reports]
+        texts = [markdown(document.shown(full=full), level=3) for document in documents]
         console.show_text("\n".join(texts))
         return
     for summary, provenance, folder in reports:
-        console.display(
-            summary_view(
-                summary, provenance, as_given(folder), options=console.out.options, full=full
-            )
-        )
+        document = report_document(summary, provenance, as_given(folder))
+        console.show(document.shown(full=full))
     if index is None and len(reports) > 1:
-        from shadow.claims.verdicts import (
-            Judgement,  # brings pandas, which one report does not need
-        )
+        from shadow.claims.verdicts import Judgement
+        from shadow.telling.verdicts import pairs_document
 
         done = [
             Judgement(summary.family, summary.pair, summary=summary) for summary, _, _ in reports
         ]
-        console.display(pairs_view(done))
+        console.show(pairs_document(done))
 
 
 def compare(
@@ -113,7 +96,7 @@ def compare(
         typer.Argument(
             help="Two or more reports: their folders, or folders above them; may be URLs.",
             metavar="RUN",
-            callback=places,
+            callback=option.places,
         ),
     ],
     margin: Annotated[
@@ -129,7 +112,7 @@ def compare(
         bool,
         typer.Option("--allow-different-base", help="Also compare deltas from different bases."),
     ] = False,
-    scores: Scores = None,
+    scores: option.Scores = None,
     p_values: Annotated[
         bool,
         typer.Option(
@@ -144,12 +127,12 @@ def compare(
             help="Parquet file for the compared rows, one for each matrix.",
             metavar="FILE",
             dir_okay=False,
-            callback=on_this_machine,
+            callback=option.on_this_machine,
         ),
     ] = None,
-    storage_options: StorageOptions = None,
-    format: FormatOption = Format.table,
-    json: Json = False,
+    storage_options: option.StorageOptions = None,
+    format: option.Format = "table",
+    json: option.Json = False,
 ) -> None:
     """Compare whose delta is more concentrated: two models tuned from one base, or two stages of
     one lineage.
@@ -160,12 +143,12 @@ def compare(
 
     Exit codes: 0 done, whatever the verdict; 1 failed; 2 wrong usage.
     """
-    if json:
-        format = Format.json
+    as_json = json or format == "json"
     from shadow.comparing import comparison as comparing
-    from shadow.outputs.terminal.comparison import comparison_view
+    from shadow.comparing.score_files import scores_of_reports
     from shadow.reports.columns import COMPARISON
     from shadow.reports.parquet import write_rows
+    from shadow.telling.comparison import comparison_document
 
     options = parsed_options(storage_options)
     runs = [reports_here(run, options) for run in runs]
@@ -179,26 +162,21 @@ def compare(
         raise UsageError(
             f"--margin {margin:g} is out of range", "give a number from 0 to 1, such as 0.05"
         )
-    given = None
-    if scores:
-        from shadow.comparing.score_files import scores_of_sides
-        from shadow.comparing.scored_sides import sides_of
-        from shadow.reports.provenance import report_metadata
-
-        known = [sides_of(report_metadata(folder)) for folder in folders]
-        given = scores_of_sides(scores_here(scores, options), known, console.say)
     comparison = comparing.compare(
-        folders, margin=margin, allow_different_base=allow_different_base, scores=given
+        folders,
+        margin=margin,
+        allow_different_base=allow_different_base,
+        scores=scores_of_reports(scores_here(scores, options), folders, console.say),
     )
     if output is not None and comparison.not_contrasted:
         raise ShadowError(f"no rows for {output}: {comparison.not_contrasted}", "leave -o out")
     if output is not None:
         write_rows(output, COMPARISON, comparison.rows, provenance=comparison.provenance)
         console.say(f"{len(comparison.rows)} rows in {output}")
-    if format is Format.json:
+    if as_json:
         console.show_json(comparison.as_json())
     else:
-        console.display(comparison_view(comparison, console.out.options, p_values=p_values))
+        console.show(comparison_document(comparison, p_values=p_values))
 
 
 def merge(
@@ -208,7 +186,7 @@ def merge(
             help="Folder to merge into; may be a URL.",
             metavar="OUT",
             file_okay=False,
-            callback=a_place,
+            callback=option.a_place,
         ),
     ],
     folders: Annotated[
@@ -219,12 +197,12 @@ def merge(
                 " rebuilt."
             ),
             metavar="DIR",
-            callback=places,
+            callback=option.places,
         ),
     ] = None,
-    storage_options: StorageOptions = None,
-    format: FormatOption = Format.table,
-    json: Json = False,
+    storage_options: option.StorageOptions = None,
+    format: option.Format = "table",
+    json: option.Json = False,
 ) -> None:
     """Merge the reports of several jobs, such as the shards of a list, into one folder, and rebuild
     its index.
@@ -236,10 +214,9 @@ def merge(
     Exit codes: 0 done; 1 failed, and nothing was copied, or a shard of the list is missing; 2 wrong
     usage.
     """
-    if json:
-        format = Format.json
+    as_json = json or format == "json"
+    from shadow.audits.document import list_document
     from shadow.audits.merging import merge as merged
-    from shadow.outputs.terminal.batch import batch_view
 
     options = parsed_options(storage_options)
     place = located(output, options)
@@ -263,22 +240,22 @@ def merge(
         console.say(
             f"scores of {names} are left out: the report that is kept has other scores or none"
         )
-    if format is Format.json:
+    if as_json:
         console.show_json(result.index.as_json())
     else:
-        console.display(batch_view(result.index, console.out.options))
+        console.show(list_document(result.index))
     if missing := result.index.missing_shards:
         which = f"{'shard' if len(missing) == 1 else 'shards'} {several(missing)}"
         raise ShadowError(f"{place} lacks {which} of its list", "merge all shards")
 
 
 def clean(
-    output: Output = DEFAULT_OUTPUT,
+    output: option.Output = option.DEFAULT_OUTPUT,
     cache: Annotated[
         bool,
         typer.Option("--cache", help="Instead remove the spectra that are kept for later audits."),
     ] = False,
-    cache_dir: CacheFolder = None,
+    cache_dir: option.CacheFolder = None,
 ) -> None:
     """Remove what unfinished audits left: partial results, and shards that were to be removed after
     use.

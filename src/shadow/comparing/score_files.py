@@ -8,8 +8,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shadow.comparing.scored_sides import Sides, is_named, neither, sides_of_pair, unmatched
+from shadow.comparing.scored_sides import (
+    Sides,
+    is_named,
+    neither,
+    sides_of,
+    sides_of_pair,
+    unmatched,
+)
 from shadow.comparing.scores import MAX_FILE, MAX_FILES, SUFFIXES, ScoreFiles, read_scores
+from shadow.reports.provenance import report_metadata
 from shadow.storage import Store, fetched_files
 
 if TYPE_CHECKING:
@@ -38,6 +46,15 @@ def scores_of_sides(
     if rest := unmatched(given, known):
         say(rest)
     return given
+
+
+def scores_of_reports(
+    files: Sequence[Path], folders: Sequence[Path], say: Callable[[str], None]
+) -> ScoreFiles | None:
+    """What files say of the models of reports; None where there are no files."""
+    if not files:
+        return None
+    return scores_of_sides(files, [sides_of(report_metadata(folder)) for folder in folders], say)
 
 
 def scores_of_pairs(

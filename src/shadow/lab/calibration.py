@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
-from shadow.claims.footprint import label
+from shadow.claims.label import label
 from shadow.claims.reference import AXES, OPTIMIZERS, Bound, Rate, Trainings, choose, word
 from shadow.lab.experiment import DESIGN
 from shadow.lab.results import final

@@ -1,7 +1,7 @@
 """Train and audit the runs of a preset, into a folder, in processes of one thread; go on where it
 stopped.
 
-Every pair is audited by `run_pair`, as `shadow audit` does. A run is finished when its JSON lies in
+Every pair is audited as `shadow audit` does. A run is finished when its JSON lies in
 `runs/`, which is written last, whole; what was not finished is trained anew. The numbers depend on
 the seeds and on the versions of torch and transformers, not on the number of processes.
 """
@@ -33,8 +33,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from shadow import __version__
-from shadow.audits.pair import Runtime, Settings, run_pair
-from shadow.checkpoints.pairing import Filter
+from shadow.audits.perform import perform as audit
+from shadow.audits.request import AuditRequest, Files
 from shadow.comparing.comparison import compare
 from shadow.errors import ShadowError
 from shadow.lab.design import (
@@ -52,13 +52,12 @@ from shadow.lab.tasks import Mixture, Sample, partly_repeated
 from shadow.lab.training import accuracy, load, new_model, save, train
 from shadow.reports.column_types import null_if_undefined
 from shadow.reports.columns import DELTA, SPECTRAL
-from shadow.spectra.delta import Method
 from shadow.targets.families import Pair
+from shadow.targets.lists import Selection
 from shadow.targets.references import Reference
 
 # of what is trained and how; raised when a change makes finished runs mean something else
 DESIGN = 1
-SETTINGS = Settings(Method(), Filter())
 WEIGHTS = "model.safetensors"
 
 Row = dict[str, Any]
@@ -404,8 +403,12 @@ def figures_of(base: Path, tuned: Path, reports: Path, family: str, name: str) -
     pair = Pair(
         family=family, name=name, base=Reference(str(base), True), tuned=Reference(str(tuned), True)
     )
-    done = run_pair(pair, SETTINGS, output=reports, runtime=Runtime(jobs=1, overwrite=True))
-    overall = done.summary.figures["relative_norm_overall"]
+    request = AuditRequest(
+        Selection((pair,), (pair,)), reports, files=Files(cache=False), overwrite=True, jobs=1
+    )
+    (outcome,) = audit(request)
+    done = outcome.finished()
+    overall = done.summary.figures.relative_norm_overall
     allocation = {row.module: _over(row.relative_norm, overall) for row in done.summary.modules}
     return {
         "figures": dict(done.summary.figures),

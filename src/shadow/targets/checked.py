@@ -52,6 +52,7 @@ class Form(BaseModel):
     )
     CALLED: ClassVar[str]  # what such an entry is, for a message
     WRITTEN: ClassVar[str | None] = None  # how it is written, for a hint
+    ALSO: ClassVar[tuple[str, ...]] = ()  # keys of other entries that a misspelt one may mean
 
     @classmethod
     def known(cls) -> tuple[str, ...]:
@@ -68,7 +69,8 @@ class Form(BaseModel):
         """Raises FaultError for a key that the entry may not have, whatever its value."""
         known = cls.known()
         if key not in known:
-            hint = nearest(key, known) or cls.WRITTEN or f"it may have {', '.join(known)}"
+            written = f"; {cls.WRITTEN}" if cls.WRITTEN else ""
+            hint = nearest(key, (*known, *cls.ALSO)) or f"it may have {', '.join(known)}{written}"
             raise FaultError(f"unknown key {short(key)}", hint, key)
 
     @model_validator(mode="before")

@@ -10,10 +10,13 @@ of components and modules gets into a text; who shows one escapes it all the sam
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shadow.claims.explanations import Explanation, explanations
+from shadow.claims.draft import Sentence
+from shadow.claims.explanations import Explanation, as_explanation, explanations
+from shadow.claims.summary import Finding
+from shadow.comparing.published import context_sentence
+from shadow.reports.columns import read_words
 from shadow.telling.context import context
 from shadow.telling.headline import headline
 from shadow.telling.known_changes import few_rows, known_changes, vectors
@@ -21,11 +24,10 @@ from shadow.telling.limits import comes_first, limits, not_compared
 from shadow.telling.size import size_and_place
 from shadow.telling.storage import storage
 from shadow.telling.structure import structure
-from shadow.telling.wording import Sentence
 
 if TYPE_CHECKING:
+    from shadow.claims.summary import Summary
     from shadow.reports.metadata import SettingsMetadata
-    from shadow.summary.summary import Summary
 
 NOT_SHOWN = (
     (
@@ -34,94 +36,12 @@ NOT_SHOWN = (
     ),
     "Different data, optimisers and learning rates can leave the same figures.",
 )
-CODES: Mapping[str, str] = {  # what each sentence says, in the order in which they stand
-    "nonfinite": "a side is broken: it holds NaN or infinite entries",
-    "nothing_compared": "no matrix has a partner, so there is no difference to speak of",
-    "unrelated": "the two are unrelated models of one shape",
-    "hardly_related": "the two have less in common than a base and a model tuned from it",
-    "part_asked_for": "a filter left out a part of the model",
-    "part_shared": "only a part of the larger side has a partner in the other",
-    "unread_formats": "a part is stored in a format that is not read",
-    "only_vectors": "no matrix changed, and biases or norms did",
-    "identical": "every matrix that was compared is the same on both sides",
-    "scaled": "the matrices that changed are the base's times one factor",
-    "zeroed": "in the matrices that changed, some entries became 0 and the others stayed",
-    "replaced": (
-        "some matrices have little or nothing in common with the base's, unlike most others: they"
-        " were replaced, exchanged or reordered"
-    ),
-    "size": "how large the change is, and where it lies",
-    "few_rows": "of the embeddings only a few rows changed",
-    "vectors": "biases and norms moved much further than the matrices",
-    "vocabulary": "the embeddings or the head have more rows on one side",
-    "left_out": "which layers or modules have no partner, or another shape",
-    "coherent": (
-        "it has more structure than noise; how much, where, and whether it follows the base's"
-        " directions"
-    ),
-    "standing_out": (
-        "how many directions of the median matrix are above what noise can reach, and how much they"
-        " hold"
-    ),
-    "low_rank": "few directions hold it",
-    "flat": "it is flatter than noise",
-    "noise": "nothing tells it from noise",
-    "mixed": "some matrices have more structure than noise",
-    "concentration": "how concentrated it is, in a report that lacks what the others need",
-    "few_values": (
-        "a side is stored in 8 bits, or has as few distinct values as a copy through 8 or 4 bits"
-    ),
-    "beyond_rounding": "storage rounded most matrices away, and some changed by more than that",
-    "rounded_away": "storage rounded most of it away",
-    "rounding": "what is stored is about as large as its rounding; of a copy the first sentence",
-    "unexplained": (
-        "what is stored is not what rounding leaves of an update, so what was lost is unknown"
-    ),
-    "kept": "how much of the stored change is the update's",
-    "siblings": "neither was tuned from the other",
-    "stage": "which stage of training it is, by the names in its family file",
-    "published": "where it lies among published pairs",
-}
+# what each sentence says, in the order in which they stand
+CODES: Mapping[str, str] = read_words("words.yaml")["sentences"]
 
 
-@dataclass(frozen=True)
-class Finding:
-    """What a report says of its pair."""
-
-    headline: str
-    """What happened to the weights, in one line."""
-
-    sentences: list[Sentence]
-    """Each a short paragraph, in the order of CODES, but that a copy's `rounding` stands before
-    `size`, and so do `vocabulary` and `left_out` if nothing changed or little was compared; of most
-    pairs two to five.
-    """
-
-    other_explanations: list[Explanation]
-    """What else it may be, in the order of EXPLANATIONS."""
-
-    not_shown: list[str]
-    """What weights do not show."""
-
-    @property
-    def text(self) -> str:
-        """The sentences as one paragraph."""
-        return " ".join(sentence.text for sentence in self.sentences)
-
-    def __str__(self) -> str:
-        """The headline and the sentences as one paragraph: `print` of all fields would fill a
-        screen.
-        """
-        return f"{self.headline} {self.text}".strip()
-
-
-def finding(
-    summary: Summary, settings: SettingsMetadata, published: Sentence | None = None
-) -> Finding:
-    """The finding of a summary.
-
-    settings: those of its audit. published: where the pair lies among other pairs, if known.
-    """
+def finding(summary: Summary, settings: SettingsMetadata) -> Finding:
+    """The finding of a summary. settings: those of its audit."""
     gates = {gate.name: gate for gate in summary.gates}
     relation = settings.get("relation")
     filtered = bool(_chosen(settings))
@@ -139,9 +59,10 @@ def finding(
         if summary.recognised.scaled is None:  # otherwise its structure is the base's own
             sentences += structure(summary)
         sentences += [*storage(summary, gates), *context(summary, relation)]
-        others = explanations(summary)
-    if published is not None:
-        sentences.append(published)
+        others = [as_explanation(answer) for answer in explanations(summary)]
+    if (published := context_sentence(summary.published)) is not None:
+        text, figures = published
+        sentences.append(Sentence("published", text, figures))
     return Finding(headline(summary, sentences), sentences, others, list(NOT_SHOWN))
 
 

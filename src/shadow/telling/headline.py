@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from shadow.quantities import text_of
 from shadow.telling.known_changes import has_nothing_in_common
 from shadow.telling.size import (
     MOST,
@@ -15,14 +16,14 @@ from shadow.telling.size import (
     only_matrix,
     parts_by_energy,
 )
-from shadow.telling.wording import about, factor, percent
+from shadow.telling.wording import factor
 from shadow.text import and_list, counted
 
 if TYPE_CHECKING:
     from collections.abc import Container, Sequence
 
-    from shadow.summary.summary import Summary
-    from shadow.telling.wording import Sentence
+    from shadow.claims.draft import Sentence
+    from shadow.claims.summary import Summary
 
 AT_MOST = 2  # parts of the model that are named
 SAYING = ("concentrated", "distributed")  # labels that answer in a word
@@ -71,14 +72,14 @@ def headline(summary: Summary, sentences: Sequence[Sentence]) -> str:
 
 
 def _size(summary: Summary, codes: Container[str]) -> str:
-    norm = summary.figures["relative_norm_overall"]
+    norm = summary.figures.relative_norm_overall
     if "siblings" in codes:
-        return "Different" if norm is None else f"Different by {percent(norm)}"
-    unrounded = summary.figures.get("relative_norm_overall_unrounded")
+        return "Different" if norm is None else f"Different by {text_of(norm, 'share')}"
+    unrounded = summary.figures.relative_norm_overall_unrounded
     if unrounded is not None:
         norm = unrounded
     what, how = ("A part changed", ", by") if has_frozen(summary) else ("Changed", " by")
-    return what if norm is None else f"{what}{how} {percent(norm)}"
+    return what if norm is None else f"{what}{how} {text_of(norm, 'share')}"
 
 
 def _kind(summary: Summary, codes: Container[str]) -> str:
@@ -87,22 +88,22 @@ def _kind(summary: Summary, codes: Container[str]) -> str:
         count = counted(replaced.matrices, "matrix", "matrices")
         return f"with {count} replaced or exchanged"
     if "beyond_rounding" in codes:
-        return f"more than rounding in {inside['known']:,} of {inside['matrices']:,} matrices"
+        return f"more than rounding in {inside.known:,} of {inside.matrices:,} matrices"
     for code, text in KINDS.items():
         if code in codes:
             return text
     if "low_rank" in codes:
-        rank = summary.figures["rank_ceiling"] or inside["rank_most"]
+        rank = summary.figures.rank_ceiling or inside.rank_most
         return f"of rank {rank:,.0f} at most"
     if "coherent" not in codes:
         return ""
-    value = inside.get("equivalent_directions")
+    value = inside.equivalent_directions
     least, most = (inside.get(f"short_side_{end}") for end in ("least", "most"))
     if value is None or least is None or most is None:
         return "with more structure than noise"
     if least < most:  # 61 of 32 to 64 says nothing
-        return f"as coherent as {about(value)} directions"
-    return f"as coherent as {about(value)} of {most:,.0f} directions"
+        return f"as coherent as {text_of(value, 'about')} directions"
+    return f"as coherent as {text_of(value, 'about')} of {most:,.0f} directions"
 
 
 def _place(summary: Summary) -> str:

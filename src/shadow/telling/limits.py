@@ -6,30 +6,28 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from shadow.claims.answer import Figure
+from shadow.claims.draft import Draft, Sentence
+from shadow.quantities import text_of
 from shadow.summary.rows import UncomparedRow, VocabularyRow
 from shadow.telling.wording import (
     NAMED,
-    Draft,
-    Figure,
-    Sentence,
     and_others,
     component_name,
     module_name,
-    percent,
     place_of,
     vectors_moved,
-    whole,
 )
 from shadow.text import and_list
 
 if TYPE_CHECKING:
-    from shadow.claims.footprint import Gate
-    from shadow.summary.summary import Summary
+    from shadow.claims.gates import Gate
+    from shadow.summary.record import PairRecord
 
 UNRELATED = 0.1  # a median cosine below which two models have nothing in common
 
 
-def limits(summary: Summary, gates: Mapping[str, Gate], filtered: bool) -> list[Sentence]:
+def limits(summary: PairRecord, gates: Mapping[str, Gate], filtered: bool) -> list[Sentence]:
     """What comes before any figure: that these are not base and tuned, or not all of them."""
     changed, lineage, paired, formats = (
         gates[name] for name in ("changed", "lineage", "paired", "formats")
@@ -63,16 +61,16 @@ def limits(summary: Summary, gates: Mapping[str, Gate], filtered: bool) -> list[
 
 
 def comes_first(gates: Mapping[str, Gate]) -> bool:
-    """Does what was not compared matter so much that it is told before how large the change is?"""
+    """Whether what was not compared matters so much that it comes before the size of the change."""
     return not gates["changed"].passed or not gates["paired"].passed
 
 
-def not_compared(summary: Summary, filtered: bool) -> list[Sentence]:
+def not_compared(summary: PairRecord, filtered: bool) -> list[Sentence]:
     """Rows, modules and layers; what was not asked for is not missed."""
     return [*_vocabulary(summary), *([] if filtered else _left_out(summary))]
 
 
-def _nonfinite(summary: Summary) -> list[Sentence]:
+def _nonfinite(summary: PairRecord) -> list[Sentence]:
     """Which side is broken, and where."""
     rows = [row for row in summary.uncompared if row.reason == "nonfinite"]
     if not rows:
@@ -86,14 +84,14 @@ def _nonfinite(summary: Summary) -> list[Sentence]:
     return [Sentence("nonfinite", f"{text} What holds them was not compared.", {})]
 
 
-def _places_of(summary: Summary, rows: Sequence[UncomparedRow]) -> str:
+def _places_of(summary: PairRecord, rows: Sequence[UncomparedRow]) -> str:
     """`mlp.up of layers 0 to 11 and the head`."""
-    several = len({row.component for row in summary.components}) > 1
+    several = summary.has_components
     names = [place_of(row.component, row.module, row.layers, several) for row in rows]
     return and_others(list(dict.fromkeys(names)))
 
 
-def _vocabulary(summary: Summary) -> list[Sentence]:
+def _vocabulary(summary: PairRecord) -> list[Sentence]:
     """Embeddings and heads of another number of rows; those of equal numbers together."""
     groups: dict[tuple[int, int], list[VocabularyRow]] = {}
     for row in summary.vocabulary:
@@ -102,9 +100,9 @@ def _vocabulary(summary: Summary) -> list[Sentence]:
     for rows in groups.values():
         draft, first = Draft(summary), rows[0]
         place = f"vocabulary.{first.component}.{first.module}"
-        size = draft.write(first.tuned_rows, f"{place}.tuned_rows", whole)
-        before = draft.write(first.base_rows, f"{place}.base_rows", whole)
-        by = draft.write(first.added, f"{place}.added", lambda value: whole(abs(value)))
+        size = draft.write(first.tuned_rows, f"{place}.tuned_rows", "count")
+        before = draft.write(first.base_rows, f"{place}.base_rows", "count")
+        by = draft.write(first.added, f"{place}.added", lambda value: text_of(abs(value), "count"))
         noun = "row" if by == "1" else "rows"
         if first.added > 0:
             change = f"The vocabulary grew by {by} {noun}"
@@ -120,7 +118,7 @@ def _vocabulary(summary: Summary) -> list[Sentence]:
     return sentences
 
 
-def _left_out(summary: Summary) -> list[Sentence]:
+def _left_out(summary: PairRecord) -> list[Sentence]:
     """What has no partner, or another shape."""
     texts = []
     for reason, where in (
@@ -156,10 +154,10 @@ def _left_out(summary: Summary) -> list[Sentence]:
 
 
 def _shape(sizes: Sequence[int]) -> str:
-    return " x ".join(whole(size) for size in sizes)
+    return " x ".join(text_of(size, "count") for size in sizes)
 
 
-def _only_vectors(summary: Summary) -> list[Sentence]:
+def _only_vectors(summary: PairRecord) -> list[Sentence]:
     if not summary.vectors.changed:
         return []
     draft = Draft(summary)
@@ -172,7 +170,7 @@ def _identical(draft: Draft) -> str:
     """
     rows = [row for row in draft.summary.components if row.identical]
     counts = [
-        draft.write(row.identical, f"components.{row.component}.identical", whole) for row in rows
+        draft.write(row.identical, f"components.{row.component}.identical", "count") for row in rows
     ]
     if len(rows) == 1:
         noun = "tensor" if rows[0].identical == 1 else "tensors"
@@ -226,14 +224,14 @@ def _part(paired: Gate, filtered: bool) -> list[Sentence]:
 def _not_all(share: float) -> str:
     """A share below 1, rounded down: `92 %`, and from 99 % on `99.7 %`, as 100 % would be all."""
     share = math.floor(1000 * share) / 1000
-    return f"{100 * share:.1f} %" if share >= 0.99 else percent(share)
+    return f"{100 * share:.1f} %" if share >= 0.99 else text_of(share, "share")
 
 
 def _unread(formats: Gate) -> list[Sentence]:
     if formats.passed or formats.figure is None:
         return []
     text = (
-        f"{percent(formats.figure)} of the parameters are stored in a format that is not read, and"
-        " are left out."
+        f"{text_of(formats.figure, 'share')} of the parameters are stored in a format that is not"
+        " read, and are left out."
     )
     return [Sentence("unread_formats", text, {"gates.formats.figure": formats.figure})]

@@ -4,31 +4,24 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from shadow.claims.draft import Draft, Sentence
+from shadow.claims.recognised import has_other_norm_unrounded
 from shadow.places.groups import ATTENTION, MLP
+from shadow.summary.record import PairRecord
 from shadow.summary.rows import LayerRow, QuarterRow
 from shadow.telling.wording import (
     NAMED,
-    Draft,
-    Sentence,
     capital,
     changed_module,
     component_name,
-    count_of,
     module_name,
     named_in,
     of_component,
-    percent,
     spans_of,
-    whole,
 )
 from shadow.text import and_list
-
-if TYPE_CHECKING:
-    from shadow.summary.summary import Summary
 
 CLEARLY_MOST = 0.55  # of the energy in one quarter of the depth
 MOST = 0.5  # of the energy: modules are named until they hold so much, but no more than NAMED
@@ -38,14 +31,13 @@ ALIKE = 0.9  # of the last that was named, from which the next is named too
 OUTSIDE = ("embed", "head", "position", "patch_embed", "projector")
 MORE = 1.25  # times its share of the parameters, from which a part outside layers is named
 WORTH_NAMING = 0.05  # of the energy
-DIFFERENT = 0.05  # how far the norm before storage has to be from the stored one to be told
 FURTHER = 1.25  # relative norm of a module over that of the median module, from which it is named
 EVEN = 0.28  # of the energy in a quarter of the depth, below which none is named
 # energy over its share of the parameters, or the reverse, up to which a part has its share
 IN_PROPORTION = 1.1
 
 
-def size_and_place(summary: Summary, apart: bool, alike: bool = True) -> Sentence:
+def size_and_place(summary: PairRecord, apart: bool, alike: bool = True) -> Sentence:
     """apart: the two are no base and tuned; alike: where the difference lies says something."""
     draft = Draft(summary)
     moved = "" if apart else _moved(draft)
@@ -57,38 +49,29 @@ def size_and_place(summary: Summary, apart: bool, alike: bool = True) -> Sentenc
 
 def _norm(draft: Draft, apart: bool) -> str:
     what = "difference" if apart else "change"
-    stored = draft.summary.figures["relative_norm_overall"]
+    stored = draft.summary.figures.relative_norm_overall
     if stored is None:
         return f"The size of the {what} cannot be stated, because the base's matrices are 0."
     of = of_what(draft.summary)
-    text = draft.write(stored, "figures.relative_norm_overall", percent)
-    unrounded = draft.summary.figures.get("relative_norm_overall_unrounded")
-    if unrounded is None or not told_unrounded(draft.summary) or apart:
+    text = draft.write(stored, "figures.relative_norm_overall", "share")
+    unrounded = draft.summary.figures.relative_norm_overall_unrounded
+    if unrounded is None or not has_other_norm_unrounded(draft.summary) or apart:
         inside = draft.summary.inside_layers
-        if 2 * count_of(inside, "rounded_away") >= max(1, count_of(inside, "matrices")):
+        if 2 * inside.rounded_away >= max(1, inside.matrices):
             return f"As stored, the {what} is {text} {of}."
         return f"The {what} is {text} {of}."
-    before = draft.write(unrounded, "figures.relative_norm_overall_unrounded", percent)
+    before = draft.write(unrounded, "figures.relative_norm_overall_unrounded", "share")
     return f"Before it was stored, the change was {before} {of} (as stored {text})."
 
 
-def told_unrounded(summary: Summary) -> bool:
-    """Is the norm before storage known, and so different from the stored one that it is told?"""
-    stored = summary.figures.get("relative_norm_overall")
-    unrounded = summary.figures.get("relative_norm_overall_unrounded")
-    if stored is None or unrounded is None:
-        return False
-    return abs(unrounded - stored) >= DIFFERENT * stored
-
-
-def of_what(summary: Summary) -> str:
+def of_what(summary: PairRecord) -> str:
     """What the overall relative norm is relative to, in words."""
     if has_frozen(summary):
         return "of the norm of the weights that changed"
     return "of the base's norm"
 
 
-def parameter_ratio(summary: Summary, figure: str) -> float | None:
+def parameter_ratio(summary: PairRecord, figure: str) -> float | None:
     """What a ratio of energies would be if every parameter that changed had moved alike: that of
     the parameters.
 
@@ -96,7 +79,7 @@ def parameter_ratio(summary: Summary, figure: str) -> float | None:
     nothing below.
     """
     if figure == "attention_to_mlp":
-        main = _component_of_most_layers(summary)
+        main = summary.main_component
         rows = [row for row in summary.modules if row.component == main]
         above = sum(row.parameters for row in rows if row.module.startswith(ATTENTION))
         below = sum(row.parameters for row in rows if row.module.startswith(MLP))
@@ -107,18 +90,10 @@ def parameter_ratio(summary: Summary, figure: str) -> float | None:
     return above / below if below else None
 
 
-def _component_of_most_layers(summary: Summary) -> str | None:
-    """Language where it has layers, otherwise the component with most; None where none has any."""
-    layers = Counter(row.component for row in summary.depth)
-    if "language" in layers:
-        return "language"
-    return max(layers, key=layers.__getitem__, default=None)
-
-
-def has_frozen(summary: Summary) -> bool:
-    """Is so much unchanged that a norm of what changed is not one of the model?"""
+def has_frozen(summary: PairRecord) -> bool:
+    """Whether so much is unchanged that a norm of what changed is not one of the model."""
     figures = summary.figures
-    return (figures["parameters_identical"] or 0) > 0.01 * (figures["parameters"] or 1)
+    return figures.parameters_identical > 0.01 * (figures.parameters or 1)
 
 
 @dataclass(frozen=True)
@@ -144,15 +119,15 @@ class Part:
 
     @property
     def holds_more(self) -> bool:
-        """Is it outside the layers, with clearly more than its share?"""
+        """Whether it is outside the layers, with clearly more than its share."""
         if not self.outside or self.size is None:
             return False
         return self.energy >= max(MORE * self.size, WORTH_NAMING)
 
     @property
     def in_proportion(self) -> bool:
-        """Has it about as much of the energy as of the parameters? What has little of both counts
-        as having it.
+        """Whether it has about as much of the energy as of the parameters. What has little of both
+        counts as having it.
         """
         if self.size is None:
             return False
@@ -161,14 +136,14 @@ class Part:
 
     def told(self, draft: Draft, sized: bool = False) -> str:
         """`46 %`; with its share of the parameters where asked for, or where it holds more."""
-        text = draft.write(self.energy, f"{self.place}.energy_share", percent)
+        text = draft.write(self.energy, f"{self.place}.energy_share", "share")
         if self.size is None or not (sized or self.holds_more):
             return text
-        size = draft.write(self.size, f"{self.place}.parameter_share", percent)
+        size = draft.write(self.size, f"{self.place}.parameter_share", "share")
         return f"{text}, with {size} of the parameters"
 
 
-def parts_by_energy(summary: Summary) -> list[Part]:
+def parts_by_energy(summary: PairRecord) -> list[Part]:
     """The parts of the model, that of most energy first."""
     main = main_component(summary)
     modules = [
@@ -196,7 +171,7 @@ def parts_by_energy(summary: Summary) -> list[Part]:
     return sorted([*modules, *components], key=lambda part: -part.energy)
 
 
-def main_component(summary: Summary) -> str | None:
+def main_component(summary: PairRecord) -> str | None:
     """The component whose modules are named: language, or the one with most changed matrices."""
     changed = [row for row in summary.components if row.matrices]
     if not changed:
@@ -244,25 +219,25 @@ def _modules(draft: Draft) -> str:
     return f"{first} {capital(and_list(rest))}."
 
 
-def only_matrix(summary: Summary) -> str | None:
+def only_matrix(summary: PairRecord) -> str | None:
     """`one matrix, mlp.down of layer 5`, if a single matrix changed and lies in a layer."""
     changed = [row for row in summary.depth if row.matrices]
-    if summary.figures["matrices"] != 1 or len(changed) != 1:
+    if summary.figures.matrices != 1 or len(changed) != 1:
         return None
     (module,) = (module_name(row.module) for row in summary.modules)
     return f"one matrix, {module} of layer {changed[0].layer}"
 
 
-def is_mostly_frozen(summary: Summary) -> bool:
-    """Is half of the parameters or more the same on both sides?"""
+def is_mostly_frozen(summary: PairRecord) -> bool:
+    """Whether half of the parameters or more are the same on both sides."""
     figures = summary.figures
-    return 2 * (figures["parameters_identical"] or 0) >= (figures["parameters"] or 1)
+    return 2 * figures.parameters_identical >= (figures.parameters or 1)
 
 
 def _in_proportion(draft: Draft, largest: Part) -> str:
     """Every part has its share, so that none is to be named but as an example."""
-    size = draft.write(largest.size or 0.0, f"{largest.place}.parameter_share", percent)
-    energy = draft.write(largest.energy, f"{largest.place}.energy_share", percent)
+    size = draft.write(largest.size or 0.0, f"{largest.place}.parameter_share", "share")
+    energy = draft.write(largest.energy, f"{largest.place}.energy_share", "share")
     name = largest.name
     verb = "have" if name.endswith("embeddings") or name.startswith("matrices") else "has"
     return (
@@ -286,7 +261,7 @@ def _moved(draft: Draft) -> str:
     name = changed_module(draft.summary, most)
     if len({row.component for row in rows}) > 1:
         name = of_component(name, most.component)
-    far = draft.write(norm, f"modules.{most.component}.{most.module}.relative_norm", percent)
+    far = draft.write(norm, f"modules.{most.component}.{most.module}.relative_norm", "share")
     own = "their own norms" if name.endswith("embeddings") else "its own norm"
     matrix = " in the median matrix" if most.matrices > 1 else ""
     return f"Relative to {own}, {name} moved furthest: {far}{matrix}."
@@ -311,19 +286,17 @@ def _depth(draft: Draft) -> str:
     most = max(rows, key=lambda row: row.energy_share)
     if most.energy_share < EVEN:
         for row in rows:
-            draft.write(row.energy_share, _place_of_quarter(row), percent)
-        layers = draft.write(
-            draft.summary.figures["depth_layers"] or 0, "figures.depth_layers", whole
-        )
+            draft.write(row.energy_share, _place_of_quarter(row), "share")
+        layers = draft.write(draft.summary.figures.depth_layers, "figures.depth_layers", "count")
         return f"{where} it is spread evenly over all {layers}."
-    text = draft.write(most.energy_share, _place_of_quarter(most), percent)
+    text = draft.write(most.energy_share, _place_of_quarter(most), "share")
     which = ("first", "second", "third", "last")[most.quarter - 1]
     first, last = most.first_layer, most.last_layer
     span = f"layer {first}" if first == last else f"layers {first} to {last}"
     much = "most" if most.energy_share > CLEARLY_MOST else "the largest part"
     if most.parameter_share is not None:
         place = _place_of_quarter(most, "parameter_share")
-        share = draft.write(most.parameter_share, place, percent)
+        share = draft.write(most.parameter_share, place, "share")
         text += f", with {share} of the parameters there"
     return f"{where} the {which} quarter of the depth ({span}) holds {much}, {text}."
 
@@ -342,11 +315,11 @@ def _few_layers(draft: Draft, main: str | None) -> str | None:
         return None
     where = "Inside the layers" if main == "language" else f"Inside {component_name(str(main))}"
     if len(changed) <= NAMED and len(changed) < len(rows):
-        if summary.figures["matrices"] == 1:
+        if summary.figures.matrices == 1:
             return ""  # said with its module
         noun = "layer" if len(changed) == 1 else "layers"
         only = f"only matrices of {noun} {spans_of([row.layer for row in changed])} changed."
-        elsewhere = sum(row.matrices for row in summary.depth) != summary.figures["matrices"]
+        elsewhere = sum(row.matrices for row in summary.depth) != summary.figures.matrices
         several = len({row.component for row in summary.components}) > 1
         return f"{where} {only}" if elsewhere or several else capital(only)
     named: list[LayerRow] = []
@@ -358,7 +331,7 @@ def _few_layers(draft: Draft, main: str | None) -> str | None:
         [
             f"layer {row.layer} ("
             + draft.write(
-                row.energy_share or 0.0, f"depth.{row.component}.{row.layer}.energy_share", percent
+                row.energy_share or 0.0, f"depth.{row.component}.{row.layer}.energy_share", "share"
             )
             + ")"
             for row in sorted(named, key=lambda row: row.layer)

@@ -5,34 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from shadow.telling.known_changes import beyond_rounding, is_copy
-from shadow.telling.wording import (
-    CLEAR,
-    Draft,
-    Sentence,
-    all_of,
-    count_of,
-    equally_strong,
-    percent,
-    times,
-)
+from shadow.claims.draft import Draft, Sentence, all_of
+from shadow.claims.recognised import CLEAR, beyond_rounding, few_bits, few_of, is_copy
+from shadow.quantities import text_of
+from shadow.telling.wording import equally_strong
 from shadow.text import and_list
 
 if TYPE_CHECKING:
-    from shadow.claims.footprint import Gate
-    from shadow.summary.summary import Summary
+    from shadow.claims.gates import Gate
+    from shadow.summary.record import PairRecord
 
 # share of the stored energy that is the update's, above which storage does not matter
 WELL_KEPT = 0.9
 
 
-def storage(summary: Summary, gates: Mapping[str, Gate]) -> list[Sentence]:
+def storage(summary: PairRecord, gates: Mapping[str, Gate]) -> list[Sentence]:
     draft = Draft(summary)
     inside = summary.inside_layers
-    judged, rounded, unexplained = (
-        count_of(inside, name) for name in ("matrices", "rounded_away", "unexplained")
-    )
-    kept, floor = inside.get("kept"), summary.figures["floor_ratio"]
+    judged, rounded, unexplained = inside.matrices, inside.rounded_away, inside.unexplained
+    kept, floor = inside.kept, summary.figures.floor_ratio
     sentences = _few_values(summary)
     if not judged or floor is None:
         return sentences
@@ -57,18 +48,18 @@ def storage(summary: Summary, gates: Mapping[str, Gate]) -> list[Sentence]:
             " was lost is unknown."
         )
         if not gates["rounding"].passed:
-            size = draft.write(floor, "figures.floor_ratio", times)
+            size = draft.write(floor, "figures.floor_ratio", "ratio")
             text += f" The stored change is {size} times its rounding."
         return [*sentences, draft.sentence("unexplained", text)]
     if kept is not None and kept < WELL_KEPT:
-        text = draft.write(kept, "inside_layers.kept", percent)
+        text = draft.write(kept, "inside_layers.kept", "share")
         text = (
             f"Inside layers only {text} of the energy of what is stored is the update's; the rest"
             " is rounding."
         )
         return [*sentences, draft.sentence("kept", text)]
     if not gates["rounding"].passed:
-        size = draft.write(floor, "figures.floor_ratio", times)
+        size = draft.write(floor, "figures.floor_ratio", "ratio")
         text = (
             f"The stored change is only {size} times the rounding of its storage, and may be"
             " nothing else."
@@ -80,13 +71,13 @@ def storage(summary: Summary, gates: Mapping[str, Gate]) -> list[Sentence]:
 def _partly_rounded_away(draft: Draft) -> Sentence:
     """What is known of the matrices of which storage left enough; their medians are of them."""
     inside = draft.summary.inside_layers
-    matrices = draft.write(count_of(inside, "matrices"), "inside_layers.matrices", str)
+    matrices = draft.write(inside.matrices, "inside_layers.matrices", str)
     some = draft.write(beyond_rounding(draft.summary), "inside_layers.known", str)
     text = f"In {some} of {matrices} matrices inside layers the change is more than rounding"
     known = []
     if norm := draft.inside("relative_norm_unrounded"):
-        known.append(f"{percent(norm)} of their norm")
-    if directions := inside.get("equivalent_directions"):
+        known.append(f"{text_of(norm, 'share')} of their norm")
+    if directions := inside.equivalent_directions:
         draft.inside("equivalent_directions")
         known.append(f"as coherent as a change along {equally_strong(directions)}")
     if known:
@@ -95,29 +86,20 @@ def _partly_rounded_away(draft: Draft) -> Sentence:
     return draft.sentence("beyond_rounding", text)
 
 
-def _few_values(summary: Summary) -> list[Sentence]:
-    for side in ("tuned", "base"):
-        draft = Draft(summary)
-        few, judged = (
-            count_of(summary.inside_layers, f"levels_{side}_{name}") for name in ("few", "judged")
-        )
-        if few and 2 * few > judged:
-            draft.inside(f"levels_{side}_few")
-            draft.inside(f"levels_{side}_judged")
-            text = (
-                f"In {all_of(few, judged)} inside layers the {side} side has as few distinct"
-                " values in a row as a copy through 8 or 4 bits, so the change may be the rounding"
-                " of that copy."
-            )
-            return [draft.sentence("few_values", text)]
-    draft = Draft(summary)
-    eight, matrices = (count_of(summary.inside_layers, name) for name in ("in_8_bits", "matrices"))
-    if eight and 2 * eight > matrices:
-        draft.inside("in_8_bits")
-        draft.inside("matrices")
+def _few_values(summary: PairRecord) -> list[Sentence]:
+    draft, inside = Draft(summary), summary.inside_layers
+    through = few_bits(draft)
+    if through is None:
+        return []
+    if through == "format":
         text = (
-            f"In {all_of(eight, matrices)} inside layers a side is stored in 8 bits, so the change"
-            " may be the rounding of that format."
+            f"In {all_of(inside.in_8_bits, inside.matrices)} inside layers a side is stored in 8"
+            " bits, so the change may be the rounding of that format."
         )
-        return [draft.sentence("few_values", text)]
-    return []
+    else:
+        text = (
+            f"In {all_of(*few_of(summary, through))} inside layers the {through} side has as few"
+            " distinct values in a row as a copy through 8 or 4 bits, so the change may be the"
+            " rounding of that copy."
+        )
+    return [draft.sentence("few_values", text)]

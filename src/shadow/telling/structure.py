@@ -4,39 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from shadow.summary.layer_medians import LOW
+from shadow.claims.draft import Draft, Sentence, all_of
+from shadow.claims.recognised import LIKE_NOISE, is_low_rank, stands_out
+from shadow.quantities import text_of
+from shadow.summary.record import PairRecord
 from shadow.summary.rows import CoherenceRow
-from shadow.telling.wording import (
-    LIKE_NOISE,
-    USUAL_RANK,
-    Draft,
-    Sentence,
-    about,
-    all_of,
-    count_of,
-    equally_strong,
-    named_in,
-    percent,
-    whole,
-)
+from shadow.telling.wording import equally_strong, named_in
 from shadow.text import and_list
-
-if TYPE_CHECKING:
-    from shadow.summary.summary import Summary
 
 APART = 2.0  # ratio of the most and the least coherent module from which they are named
 # alignment over its null, in units of an even spread, from which it is more than chance and
 # rounding
 TURNED = 0.25
-STANDING_OUT = 0.1  # of the energy of the median matrix, from which its spikes are told
 
 
-def structure(summary: Summary) -> list[Sentence]:
+def structure(summary: PairRecord) -> list[Sentence]:
     inside = summary.inside_layers
-    judged, rounded = count_of(inside, "judged"), count_of(inside, "rounded_away")
-    beyond, flatter = count_of(inside, "beyond_noise"), count_of(inside, "flatter_than_noise")
+    judged, rounded = inside.judged, inside.rounded_away
+    beyond, flatter = inside.beyond_noise, inside.flatter_than_noise
     draft = Draft(summary)
     if not judged:
         return _by_concentration(draft)
@@ -96,12 +82,12 @@ def _by_concentration(draft: Draft) -> list[Sentence]:
 def _coherence(draft: Draft) -> str:
     """As coherent as how many equally strong directions, and how that compares across modules."""
     inside, summary = draft.summary.inside_layers, draft.summary
-    judged, coherent = count_of(inside, "judged"), count_of(inside, "coherent")
-    above = count_of(inside, "above_short_side")
-    value, directions = inside.get("equivalent_directions"), draft.directions()
+    judged, coherent = inside.judged, inside.coherent
+    above = inside.above_short_side
+    value, directions = inside.equivalent_directions, draft.directions()
     if 2 * (coherent + above) < judged or (value is None and not above):
         return "How coherent the update was before it was stored is unknown."
-    what = "It" if count_of(inside, "matrices") == 1 else "Its median matrix"
+    what = "It" if inside.matrices == 1 else "Its median matrix"
     if value is None:
         if not directions:
             return ""
@@ -110,7 +96,7 @@ def _coherence(draft: Draft) -> str:
             along = "its only direction"
         text = f"{what} is less coherent than a change along {along} would be"
     else:
-        draft.write(value, "inside_layers.equivalent_directions", about)
+        draft.write(value, "inside_layers.equivalent_directions", "about")
         of = f", of {directions} possible" if directions else ""
         along = equally_strong(value)
         text = f"{what} is as coherent as a change along {along} (a measure, not a count){of}"
@@ -143,46 +129,40 @@ def _across_modules(draft: Draft, coherence: Sequence[CoherenceRow], *, told: bo
     ends = []
     for row in (least, most):
         place = f"coherence.{row.component}.{row.module}"
-        number = f"more than {whole(row.short_side or 0)}"
+        number = f"more than {text_of(row.short_side or 0, 'count')}"
         if row.equivalent_directions is not None:
             place = f"{place}.equivalent_directions"
-            number = draft.write(row.equivalent_directions, place, about)
+            number = draft.write(row.equivalent_directions, place, "about")
         elif row.short_side is not None:
             draft.figures[f"{place}.short_side"] = row.short_side
         ends.append(f"{number} ({named_in(row.component, row.module, several)})")
     return f"; modules lie between {ends[0]} and {ends[1]}"
 
 
-def stands_out(summary: Summary) -> bool:
-    """Has the median matrix directions beyond noise, with enough energy to be told?"""
-    spikes, energy = (summary.inside_layers.get(name) for name in ("spikes", "spike_energy"))
-    return spikes is not None and energy is not None and spikes >= 1 and energy >= STANDING_OUT
-
-
-def _standing_out(summary: Summary) -> list[Sentence]:
+def _standing_out(summary: PairRecord) -> list[Sentence]:
     """The directions that stand out one by one, which a measure of coherence does not count."""
     if not stands_out(summary):
         return []
     draft = Draft(summary)
     spikes, energy = draft.inside("spikes") or 0, draft.inside("spike_energy") or 0.0
-    number, directions = about(spikes), draft.directions()
+    number, directions = text_of(spikes, "about"), draft.directions()
     noun, verbs = "directions", "stand out from noise and hold"
     if number == "1":
         noun, verbs = "direction", "stands out from noise and holds"
     if directions:
         noun = f"of {directions} directions"
     where = "In the median matrix"
-    if count_of(summary.inside_layers, "matrices") == 1:
+    if summary.inside_layers.matrices == 1:
         where = "In the only matrix"
     # figures of all matrices, such as those of the page, then say another number
-    if count_of(summary.inside_layers, "matrices") != summary.figures["matrices"]:
+    if summary.inside_layers.matrices != summary.figures.matrices:
         where += " inside layers"
-    text = f"{where} {number} {noun} {verbs} {percent(energy)} of its change."
+    text = f"{where} {number} {noun} {verbs} {text_of(energy, 'share')} of its change."
     return [draft.sentence("standing_out", text)]
 
 
 def _alignment(draft: Draft) -> str:
-    """Does it follow the base's strongest directions, more than its rows and columns alone do?"""
+    """Whether it follows the base's strongest directions, more than rows and columns alone do."""
     inside = draft.summary.inside_layers
     follows: list[tuple[str, float, float]] = []
     avoids: list[tuple[str, float, float]] = []
@@ -215,25 +195,19 @@ def _alignment(draft: Draft) -> str:
     return f"{text}; the sizes of its rows and columns alone would make that {alone}."
 
 
-def is_low_rank(summary: Summary) -> bool:
-    most, side = summary.inside_layers.get("rank_most"), summary.figures["short_side"]
-    if most is None or side is None:
-        return False
-    return most <= min(USUAL_RANK, LOW * side)
-
-
 def _low_rank(draft: Draft) -> Sentence:
     of = draft.directions()
-    ceiling = draft.summary.figures["rank_ceiling"]
+    ceiling = draft.summary.figures.rank_ceiling
     if ceiling is not None:
-        rank = draft.write(ceiling, "figures.rank_ceiling", whole)
+        rank = draft.write(ceiling, "figures.rank_ceiling", "count")
         text = f"It is an adapter: no matrix changes along more than {rank} of {of} directions."
         return draft.sentence("low_rank", text, _alignment(draft))
-    most, rank_90 = draft.inside("rank_most") or 0, draft.summary.inside_layers.get("rank_90")
-    first = f"{whole(most)} of {of} directions hold"
+    most, rank_90 = draft.inside("rank_most") or 0, draft.summary.inside_layers.rank_90
+    rank = text_of(most, "count")
+    first = f"{rank} of {of} directions hold"
     if rank_90 is not None and rank_90 < most:
-        some = draft.write(rank_90, "inside_layers.rank_90", whole)
-        first = f"{some} of {of} directions hold 90 % of what is stored, and {whole(most)} hold"
+        some = draft.write(rank_90, "inside_layers.rank_90", "count")
+        first = f"{some} of {of} directions hold 90 % of what is stored, and {rank} hold"
     text = f"It has low rank: in the median matrix {first} all but what rounding leaves."
     text = text.replace(f" 1 of {of} directions hold ", f" 1 of {of} directions holds ")
     return draft.sentence("low_rank", text, _alignment(draft))

@@ -20,8 +20,10 @@ from shadow import __version__
 from shadow.audits.journal import JOURNAL
 from shadow.audits.list_index import read_index, report_folder
 from shadow.claims.explanations import ANSWERS
-from shadow.claims.footprint import GATES, MARGIN
+from shadow.claims.gates import GATES
+from shadow.claims.label import MARGIN
 from shadow.claims.reference import bases_of, runs
+from shadow.claims.summary import Summary
 from shadow.comparing.gains import MEASURED_BY_OTHERS
 from shadow.comparing.lineage import following, lineage
 from shadow.errors import ShadowError
@@ -30,12 +32,12 @@ from shadow.outputs.page.cards import MOST_CARDS, small_pictures
 from shadow.outputs.page.cells import metric_texts
 from shadow.outputs.page.html import environment, file_text, policy, script_json, scripts
 from shadow.outputs.page.pair import PairSection, read_pair
-from shadow.outputs.terminal.summary import label_line
-from shadow.outputs.terminal.typeset import number, percentage
+from shadow.quantities import portion_of, text_of
 from shadow.reasons import REASONS
 from shadow.reports.columns import FIGURES, MATRICES, NOTATION
 from shadow.summary.depth import LAYERS
-from shadow.summary.summary import SummarisedReport, Summary
+from shadow.telling.reading import SummarisedReport
+from shadow.telling.report import label_line
 from shadow.telling.size import of_what, parameter_ratio
 
 GENERATOR = '<meta name="generator" content="shadow '  # how a page of ours is known
@@ -171,11 +173,11 @@ def page_bytes(
         policy=policy(scripts().values()),
         generator=Markup(f'{GENERATOR}{__version__}">'),  # noqa: S704 - text of ours
         texts={column.name: column.text for column in (*MATRICES, *FIGURES)},
-        gate_texts=GATES,
+        gate_texts={name: gate.meaning for name, gate in GATES.items()},
         answers=ANSWERS,
         of_what=of_what,
         label_line=label_line,
-        percentage=percentage,
+        percentage=portion_of,
         in_parameters=_in_parameters,
         most_cards=MOST_CARDS,
         small_pictures=small_pictures,
@@ -191,7 +193,7 @@ def page_bytes(
 
 def _rank(section: PairSection) -> tuple[bool, float, str]:
     """Most concentrated first; after them the pairs whose figures no gate lets count."""
-    concentration = section.summary.figures["concentration"]
+    concentration = section.summary.figures.concentration
     if concentration is None:
         concentration = -math.inf
     return bool(section.failed), -concentration, section.name
@@ -253,4 +255,4 @@ def _in_parameters(summary: Summary, figure: str) -> str:
     sizes = parameter_ratio(summary, figure)
     if sizes is None:
         return ""
-    return f"; that of the parameters is {number(sizes, 2)}"
+    return f"; that of the parameters is {text_of(sizes, 'ratio')}"

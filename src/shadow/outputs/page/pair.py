@@ -11,13 +11,14 @@ import pyarrow as pa
 from markupsafe import Markup
 
 from shadow.claims.reference import OPTIMIZERS, Position, ReferenceRun, runs
-from shadow.comparing.lineage import Step, read_step
+from shadow.claims.summary import Summary
+from shadow.comparing.lineage import Step
 from shadow.outputs.page.cells import Matrices, cells_of, drawn_cells
 from shadow.outputs.page.curves import points_for, short, thinned_spectra
 from shadow.outputs.page.html import script_json
 from shadow.reports.provenance import Provenance
 from shadow.summary.depth import LAYERS
-from shadow.summary.summary import SummarisedReport, Summary
+from shadow.telling.reading import SummarisedReport, read_step
 from shadow.text import visible
 
 LISTED = 400  # skipped tensors of a page that are named one by one, or 40 of each pair
@@ -102,11 +103,11 @@ class PairSection:
             "name": self.name,
             "failed": self.failed,
             "label": self.summary.label,
-            "concentration": short(figures["concentration"]),
+            "concentration": short(figures.concentration),
             "interval": _shorter(intervals.get("concentration")),
-            "relative_norm": short(figures["relative_norm_overall"]),
+            "relative_norm": short(figures.relative_norm_overall),
             "norm_interval": _shorter(intervals.get("relative_norm_overall")),
-            "matrices": figures["matrices"],
+            "matrices": figures.matrices,
             "gains": [
                 {"name": name, "gain": short(gain)}
                 for name, gain in self._gains()
@@ -155,7 +156,7 @@ def read_pair(
         "layers": _layer_counts(summary),
         "spectra": spectra,
         "overall": {
-            "concentration": summary.figures["concentration"],
+            "concentration": summary.figures.concentration,
             "interval": _shorter(summary.intervals.get("concentration")),
         },
         "references": [

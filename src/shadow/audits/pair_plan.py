@@ -1,0 +1,291 @@
+"""What an audit of a pair would measure and take, from headers alone: what `shadow plan` shows."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from shadow.audits.devices import open_device
+from shadow.audits.machine_limits import machine_limits
+from shadow.audits.plan import make_plan
+from shadow.audits.runtime import Runtime, Settings
+from shadow.audits.schedule import source_of
+from shadow.audits.sides import client_for, find_sides, line_up, pickled_part, references_of
+from shadow.audits.workers import cost, default_jobs, largest_side, pace, worker_memory
+from shadow.checkpoints.opening import Checkpoint, Config, Found
+from shadow.checkpoints.pairing import Filter, MatrixPair, Skipped
+from shadow.checkpoints.sources import ByteRanges
+from shadow.dtypes import FLOATS
+from shadow.errors import ShadowError
+from shadow.files import safe_name
+from shadow.places.names import name_rules
+from shadow.spectra.device import Offload, device_memory
+from shadow.summary.rows import SkippedRow
+from shadow.targets.families import Pair
+from shadow.text import byte_size
+
+PROCESS = 400_000_000  # bytes of memory of Python, torch and pandas before any matrix, measured
+EXAMPLES = 3  # tensors named for each reason
+TELLING = (  # keys of config.json that tell architectures apart
+    "model_type",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "tie_word_embeddings",
+    "rope_theta",
+    "num_experts",
+    "num_local_experts",
+    "n_routed_experts",
+    "quantization_config",
+)
+
+
+@dataclass(frozen=True)
+class PlannedSide:
+    """One checkpoint of a pair that is to be audited."""
+
+    repo: str
+    """Its name on the Hub, or its folder."""
+    commit: str | None
+    """40 hexadecimal digits; None for a folder."""
+    access: str | None
+    """Whether the Hub asks for an account or a licence; None where it does not."""
+    shards: int
+    bytes: int
+    dtypes: list[str]
+    parameters: int
+    """Entries of its tensors of floats."""
+
+
+@dataclass(frozen=True)
+class PlannedModule:
+    """The matrices of one module of a component that are to be measured."""
+
+    component: str
+    module: str
+    matrices: int
+    layers: list[int] | None
+    """The first and the last layer, from 0; None outside the layers."""
+    shapes: list[list[int]]
+    """Rows and columns, the most frequent first."""
+    without_base: int
+    """How many of the matrices have no partner."""
+
+
+@dataclass(frozen=True)
+class PairPlan:
+    """What an audit of a pair would measure and take, and what this machine has; sizes are in
+    bytes.
+    """
+
+    family: str
+    pair: str
+    base: PlannedSide
+    tuned: PlannedSide
+    config_differs: Mapping[str, list[str]]
+    """By key of config.json in which the sides differ: what base and tuned say."""
+    matrices: int
+    vectors: int
+    modules: list[PlannedModule]
+    skipped: list[SkippedRow]
+    """A row for each reason to skip tensors, the most tensors first."""
+    shards_to_fetch: int
+    shards_in_ranges: int
+    """How many of these come as byte ranges, which no checksum covers."""
+    bytes_to_move: int
+    """What comes over the network."""
+    frees: bool
+    """Whether fetched shards are removed at their last use."""
+    disk_peak: int
+    """Of fetched shards at any time, at most."""
+    disk_report: int
+    """About the most that the report takes while it is made, journal and rows included: a pair in
+    parts has its outcomes in two journals.
+    """
+    disk_free: int
+    problem: str | None
+    """Why the disk does not suffice; None where it does."""
+    jobs: int
+    cores: int
+    """Cores that this process may use."""
+    cores_by: str
+    """What limits them, in words."""
+    memory_free: int
+    memory_by: str
+    """What limits it, in words."""
+    memory: int
+    seconds: float
+    """Of computing on this machine."""
+    device: str
+    """cpu, or the kind of device that makes Gram matrices."""
+    device_name: str | None
+    device_memory: int | None
+    """At most, beside what the driver takes; None for the CPU."""
+    device_memory_free: int | None
+
+    def as_json(self) -> dict[str, Any]:
+        """What `shadow plan --format json` prints."""
+        return asdict(self)
+
+
+def plan_pair(
+    pair: Pair,
+    settings: Settings,
+    output: Path,
+    runtime: Runtime = Runtime(),  # noqa: B008 - frozen
+) -> PairPlan:
+    """What `run_pair` would do and take, from headers alone.
+
+    Writes nothing but small files into the Hub's cache. Raises ShadowError where run_pair would
+    before it measures.
+    """
+    folder = output / safe_name(pair.family) / safe_name(pair.name)
+    with tempfile.TemporaryDirectory() as unpacked, client_for(references_of(pair)):
+        scratch = Path(unpacked)
+        base, tuned = find_sides(pair, runtime, scratch)
+        _refuse_pickles(base)
+        _refuse_pickles(tuned)
+        lined = line_up(base, tuned, settings.chosen, runtime, scratch=scratch)
+        plan = make_plan(
+            lined.base,
+            lined.tuned,
+            lined.pairs,
+            runtime.access,
+            skipped=len(lined.skipped),
+            filtered=settings.chosen != Filter(),
+            folder=folder,
+            scratch=folder,
+        )
+        matrices = [one for one in lined.pairs if one.is_matrix]
+        sources = [source_of(plan.base, plan.tuned, visit.shard) for visit in plan.work.visits]
+        machine = machine_limits()
+        jobs = runtime.jobs or default_jobs(lined.pairs, machine)
+        device = open_device(settings.device)
+        offload = None if device is None else Offload(device, runtime.say)
+        seconds = sum(map(cost, matrices)) / pace(settings.method, jobs, offload)
+        return PairPlan(
+            family=pair.family,
+            pair=pair.name,
+            base=_side(base, plan.base),
+            tuned=_side(tuned, plan.tuned),
+            config_differs=config_differences(plan.base.config, plan.tuned.config),
+            matrices=len(matrices),
+            vectors=len(lined.pairs) - len(matrices),
+            modules=_modules(matrices),
+            skipped=_reasons(lined.skipped),
+            shards_to_fetch=len(sources),
+            shards_in_ranges=sum(isinstance(source, ByteRanges) for source in sources),
+            bytes_to_move=plan.to_move,
+            frees=plan.frees,
+            disk_peak=plan.peak,
+            disk_report=plan.report,
+            disk_free=plan.free,
+            problem=plan.problem,
+            jobs=jobs,
+            cores=machine.cores,
+            cores_by=machine.cores_by,
+            memory_free=machine.memory,
+            memory_by=machine.memory_by,
+            memory=PROCESS + jobs * worker_memory(lined.pairs),
+            seconds=round(seconds, 1),
+            device=settings.device.kind,
+            device_name=settings.device.name,
+            device_memory=None if device is None else device_memory(largest_side(matrices), jobs),
+            device_memory_free=None if device is None else device.free_memory(),
+        )
+
+
+def _refuse_pickles(found: Found) -> None:
+    if part := pickled_part(found):
+        need = sum(part.snapshot.files[shard].size for shard in part.weights.shards)
+        raise ShadowError(
+            f"{part.reference}: listing its .bin files needs a download of {byte_size(need)}",
+            "`shadow audit --allow-pickle` downloads and reads them",
+        )
+
+
+def _side(found: Found, checkpoint: Checkpoint) -> PlannedSide:
+    infos = [info for info in checkpoint.tensors.values() if not info.problem]
+    return PlannedSide(
+        repo=checkpoint.reference,
+        commit=checkpoint.commit,
+        access=None if isinstance(found, Checkpoint) else found.access,
+        shards=len(checkpoint.sources),
+        bytes=sum(info.end - info.start for info in infos),
+        dtypes=sorted({info.dtype for info in infos}),
+        parameters=sum(info.parameters for info in infos if info.dtype in FLOATS),
+    )
+
+
+def config_differences(base: Config, tuned: Config) -> dict[str, list[str]]:
+    """What two configs say differently of what tells architectures apart: the first sign of a wrong
+    pair.
+    """
+    first = _with_text_config(base)
+    second = _with_text_config(tuned)
+    if not first or not second:
+        return {}
+    return {
+        key: [str(first.get(key, "not said"))[:60], str(second.get(key, "not said"))[:60]]
+        for key in TELLING
+        if first.get(key) != second.get(key)
+    }
+
+
+def _with_text_config(config: Config) -> Config:
+    """What a wrapper says of its language model counts before its own word."""
+    text = config.get("text_config")
+    return {**config, **text} if isinstance(text, dict) else config
+
+
+def _modules(matrices: Sequence[MatrixPair]) -> list[PlannedModule]:
+    """By component and module: how many matrices, in which layers, of which shapes."""
+    rules = name_rules()
+    groups = defaultdict[tuple[str, str], list[MatrixPair]](list)
+    for pair in matrices:
+        groups[pair.place.component, pair.place.module].append(pair)
+    order = sorted(
+        groups, key=lambda key: (rules.components.index(key[0]), rules.modules.index(key[1]))
+    )
+    rows = []
+    for component, module in order:
+        group = groups[component, module]
+        layers = [pair.place.layer for pair in group if pair.place.layer is not None]
+        shapes = Counter((pair.rows, pair.cols) for pair in group)
+        rows.append(
+            PlannedModule(
+                component=component,
+                module=module,
+                matrices=len(group),
+                layers=[min(layers), max(layers)] if layers else None,
+                shapes=[list(shape) for shape, _ in shapes.most_common()],
+                without_base=sum(pair.base is None for pair in group),
+            )
+        )
+    return rows
+
+
+def _reasons(skipped: Sequence[Skipped]) -> list[SkippedRow]:
+    """Counts by reason, with a few names and the first detail: as in a summary."""
+    groups = defaultdict[str, list[Skipped]](list)
+    for tensor in skipped:
+        groups[tensor.reason or tensor.status].append(tensor)
+    return [
+        SkippedRow(
+            reason=reason,
+            tensors=len(group),
+            base=sum(tensor.side == "base" for tensor in group),
+            tuned=sum(tensor.side == "tuned" for tensor in group),
+            examples=list(dict.fromkeys(tensor.info.name for tensor in group))[:EXAMPLES],
+            detail=next((tensor.detail for tensor in group if tensor.detail), None),
+        )
+        for reason, group in sorted(groups.items(), key=lambda item: -len(item[1]))
+    ]

@@ -1,0 +1,150 @@
+"""A request -> its audits, or their plans. Here alone its settings and its runtime are derived."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import get_args
+
+from shadow.audits.cache_folder import default_folder
+from shadow.audits.devices import choose
+from shadow.audits.engine import Engine, InProcess, Watch
+from shadow.audits.pair import run_pair
+from shadow.audits.pair_plan import PairPlan, plan_pair
+from shadow.audits.pairs import PATIENCE, PairOutcome, audit_pairs
+from shadow.audits.parts import Parts
+from shadow.audits.plan import Access, disk_limit
+from shadow.audits.request import AuditRequest, Fetch, Files, Measuring, Optimizer, Precision
+from shadow.audits.runtime import AuditResult, Progress, Runtime, Settings, tell_nobody
+from shadow.checkpoints.choosing import filter_of
+from shadow.errors import UsageError
+from shadow.spectra.delta import Method
+from shadow.storage import Store, work_folder
+from shadow.targets.families import Pair
+
+
+def perform(
+    request: AuditRequest,
+    *,
+    say: Callable[[str], None] = tell_nobody,
+    detail: Callable[[str], None] = tell_nobody,
+    show: Callable[[Progress], None] = tell_nobody,
+    watch: Watch | None = None,
+) -> Generator[PairOutcome, None, None]:
+    """Audit the pairs of a request; yields what became of each as they end.
+
+    say, detail and show are those of `Runtime`; watch is called with each pair that begins, and
+    gives what gets its progress instead of show. Raises ShadowError at once where the request
+    cannot be carried out; what goes wrong with a pair comes with its outcome.
+    """
+    settings = settings_of(request.measuring)
+    if request.parts is not None and request.parts < 1:
+        raise UsageError(f"parts={request.parts}", "1 or more")
+    if request.ray is not None:
+        cores = request.ray.cpus_per_task
+        if cores is not None and cores < 1:
+            raise UsageError(f"cpus_per_task={cores}", "1 or more")
+        _ = request.ray.memory  # raises what is wrong with it
+    runtime = replace(_runtime(request, say), detail=detail, show=show)
+    if isinstance(request.output, Store):
+        request.output.require_access()
+    return _performed(request, settings, runtime, watch)
+
+
+def _performed(
+    request: AuditRequest, settings: Settings, runtime: Runtime, watch: Watch | None
+) -> Generator[PairOutcome, None, None]:
+    output, store = request.output, None
+    audit: Callable[..., AuditResult] = run_pair
+    if isinstance(output, Store):
+        from shadow.audits.remote import run_remote_pair
+
+        store, output = output, work_folder(output)
+        audit = partial(run_remote_pair, store=store)
+    with _engine(request, runtime) as engine:
+        if request.is_cut:
+            parts = Parts(engine or InProcess(), request.parts)
+            # what a driver that was killed has left at work ends soon
+            runtime, engine = replace(runtime, elsewhere=parts, patience=PATIENCE), None
+        outcomes: Iterator[PairOutcome]
+        if request.selection.is_list:
+            from shadow.audits.list_audit import audit_list
+
+            outcomes = audit_list(
+                request.selection, settings, output, runtime,
+                scores=request.scores, watch=watch, audit=audit, store=store, engine=engine,
+            )  # fmt: skip
+        else:
+            # what is said of several at a time says of which
+            numbered = engine is not None and not request.is_alone
+            outcomes = audit_pairs(
+                request.selection.own, settings, output, runtime,
+                scores=request.scores, watch=watch, numbered=numbered, audit=audit, engine=engine,
+            )  # fmt: skip
+        yield from outcomes
+
+
+def _engine(request: AuditRequest, runtime: Runtime) -> AbstractContextManager[Engine | None]:
+    """The engine that is asked for, for the time of a block; None: this process, in turn."""
+    if request.ray is None:
+        return nullcontext()
+    from shadow.audits.ray_engine import ray_engine
+
+    return ray_engine(request.ray, runtime)
+
+
+def planner(
+    request: AuditRequest, say: Callable[[str], None] = tell_nobody
+) -> Callable[[Pair], PairPlan]:
+    """What gives the plan of a pair of a request, from headers alone."""
+    settings, runtime = settings_of(request.measuring), _runtime(request, say)
+    output = request.output
+    if isinstance(output, Store):
+        output = work_folder(output)
+    return partial(plan_pair, settings=settings, output=output, runtime=runtime)
+
+
+def settings_of(measuring: Measuring) -> Settings:
+    """The settings of an audit. Raises UsageError for a word or a number that they do not know."""
+    nulls = measuring.nulls
+    _require("precision", measuring.precision, get_args(Precision))
+    _require("optimizer", measuring.optimizer, (None, *get_args(Optimizer)))
+    if not 0 <= nulls.draws <= 1000:
+        raise UsageError(f"nulls={nulls.draws}", "0 to 1000")
+    if nulls.seed < 0:
+        raise UsageError(f"seed={nulls.seed}", "0 or more")
+    return Settings(
+        Method(measuring.precision, nulls.draws, nulls.seed, measuring.subspaces),
+        filter_of(measuring.components, measuring.layers, measuring.modules),
+        spectra=measuring.spectra,
+        optimizer=measuring.optimizer,
+        device=choose(measuring.device),
+    )
+
+
+def access_of(files: Files) -> Access:
+    """How checkpoints may be read. Raises UsageError for a size that is none."""
+    _require("fetch", files.fetch, get_args(Fetch))
+    most = disk_limit(files.max_disk) if isinstance(files.max_disk, str) else files.max_disk
+    return Access(
+        allow_pickle=files.allow_pickle, offline=files.offline, fetch=files.fetch, max_disk=most
+    )
+
+
+def _runtime(request: AuditRequest, say: Callable[[str], None]) -> Runtime:
+    cache = default_folder() if request.files.cache is True else request.files.cache
+    return Runtime(
+        jobs=request.jobs,
+        access=access_of(request.files),
+        overwrite=request.overwrite,
+        cache=Path(cache) if cache else None,
+        say=say,
+    )
+
+
+def _require(name: str, value: str | None, known: tuple[str | None, ...]) -> None:
+    if value not in known:
+        raise UsageError(f"{name}={value!r}", f"one of {', '.join(map(repr, known))}")

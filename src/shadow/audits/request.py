@@ -1,0 +1,129 @@
+"""What an audit is asked for: one `AuditRequest`, filled by the command and by the API.
+
+Imports nothing that computes. `shadow.audits.perform` carries it out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from shadow.storage import Store
+from shadow.text import bytes_of
+
+if TYPE_CHECKING:
+    from shadow.comparing.scores import ScoreFiles
+    from shadow.targets.families import Pair
+    from shadow.targets.lists import Selection
+
+Place = str | PathLike[str]
+Precision = Literal["default", "exact", "fast"]
+Optimizer = Literal["adamw", "sgd", "muon"]
+Fetch = Literal["auto", "shards", "ranges"]
+
+
+@dataclass(frozen=True)
+class Nulls:
+    """The sampled null: how many draws of sign flips, 0 to 1000, and their seed."""
+
+    draws: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """What is measured, and how. Empty: all components, layers, modules.
+
+    Layers are texts such as `0` or `4-7`, modules such as `attn.*`. Only the label depends on the
+    optimiser of the tuned model.
+    """
+
+    components: Sequence[str] = ()
+    layers: Sequence[str] = ()
+    modules: Sequence[str] = ()
+    precision: Precision = "default"
+    nulls: Nulls = Nulls()
+    subspaces: bool = True
+    spectra: bool = True
+    optimizer: Optimizer | None = None
+    device: str = "cpu"
+    """cpu, cuda, one card as `cuda:1`, or auto: a card if there is one."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where checkpoints and solved spectra come from.
+
+    Args:
+        allow_pickle: Read `.bin` files of torch.
+        offline: Use what is in the Hub's cache.
+        fetch: How weights come from the Hub: auto, shards or ranges.
+        max_disk: The most that fetched weights may take on the disk: bytes, or text such as `40GB`.
+        cache: A folder of spectra that were solved before; True: the one of the command; False:
+            none are kept or used.
+    """
+
+    allow_pickle: bool = False
+    offline: bool = False
+    fetch: Fetch = "auto"
+    max_disk: int | str | None = None
+    cache: Place | bool = True
+
+
+@dataclass(frozen=True)
+class Ray:
+    """Tasks on Ray: which Ray, and what each task gets of it.
+
+    Args:
+        address: `auto`, or HOST:PORT of a cluster; None: that of RAY_ADDRESS, or a Ray of this
+            machine, which ends with the audit.
+        cpus_per_task: Cores, 1 or more; None: 4, or all of the largest machine.
+        memory_per_task: Bytes of memory, or text such as `16GB`; None: the share that its cores are
+            of its machine's cores.
+    """
+
+    address: str | None = None
+    cpus_per_task: int | None = None
+    memory_per_task: int | str | None = None
+
+    @property
+    def memory(self) -> int | None:
+        """Bytes of memory of a task. Raises UsageError for a text that is no size."""
+        if isinstance(self.memory_per_task, str):
+            return bytes_of(self.memory_per_task)
+        return self.memory_per_task
+
+
+@dataclass(frozen=True)
+class AuditRequest:
+    """The pairs, what is measured of them, and where and with what."""
+
+    selection: Selection
+    """The pairs, and whether they make a list, which has an index."""
+    output: Path | Store
+    measuring: Measuring = Measuring()
+    files: Files = Files()
+    scores: Mapping[Pair, ScoreFiles] = field(default_factory=dict)
+    overwrite: bool = False
+    jobs: int | None = None
+    """Matrices that are measured at a time; None: as many as there are cores, or as fit the memory.
+    """
+    ray: Ray | None = None
+    """What carries out the pairs; None: this process."""
+    parts: int | None = None
+    """How many parts each pair is measured in; None: whole, or a single pair on Ray in as many as
+    run at a time.
+    """
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether it is one pair and no list. Then its fault is the fault of the whole audit."""
+        return len(self.selection.own) == 1 and not self.selection.is_list
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the tasks are parts of a pair, and pairs are audited in turn."""
+        return self.parts is not None or (self.ray is not None and self.is_alone)

@@ -1,0 +1,185 @@
+"""What an audit depends on, how it runs, and what comes of it: the types that its modules share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+from shadow.audits.devices import CPU, DeviceChoice
+from shadow.audits.journal import Journal
+from shadow.audits.machine_limits import MachineLimits
+from shadow.audits.plan import Access
+from shadow.checkpoints.opening import Checkpoint
+from shadow.checkpoints.pairing import Filter, MatrixPair, Skipped
+from shadow.claims.summary import Summary
+from shadow.comparing.scores import ScoreFiles
+from shadow.reasons import STRICT
+from shadow.reports.metadata import ReportMetadata, SettingsMetadata
+from shadow.spectra.delta import Method
+from shadow.targets.families import Pair
+from shadow.targets.references import Reference
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything about an audit that its numbers or files depend on, except the two checkpoints.
+
+    Only the label depends on the optimiser. Of the device, only the kind is a setting of the
+    report.
+    """
+
+    method: Method
+    chosen: Filter
+    spectra: bool = True
+    optimizer: str | None = None
+    device: DeviceChoice = CPU
+
+    def as_json(self) -> SettingsMetadata:
+        """What a report says of them.
+
+        Of the device nothing where it is the CPU, as in reports before this setting.
+        """
+        as_in_files: SettingsMetadata = json.loads(
+            json.dumps({**asdict(self), "device": self.device.kind})
+        )
+        if self.device.kind == CPU.kind:
+            del as_in_files["device"]
+        return as_in_files
+
+
+# what a report was made with that does not say so, being older than the setting
+DEFAULTS: SettingsMetadata = {
+    **Settings(Method(), Filter()).as_json(),
+    "relation": "tuned",
+    "device": "cpu",
+}
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the audit of a pair is: given before the first and after every matrix, and as bytes
+    come.
+
+    Costs are in the units of `shadow.audits.workers.cost`, bytes are those of weights that come
+    over the network.
+    """
+
+    done: int
+    total: int
+    """0 while `.bin` files are fetched, of which nothing is known before."""
+    cost_done: int
+    cost_total: int
+    moved: int = 0
+    to_move: int = 0
+
+
+def tell_nobody(_: object) -> None:
+    """The listener where nobody listens; a function with a name, so that it can be pickled."""
+
+
+@dataclass(frozen=True)
+class AlignedPair:
+    """A pair whose checkpoints are open and lined up.
+
+    skipped: a tensor of either side for each that is not measured.
+    """
+
+    base: Checkpoint
+    tuned: Checkpoint
+    pairs: list[MatrixPair]
+    skipped: list[Skipped]
+
+
+class Measuring(Protocol):
+    """What measures a pair elsewhere."""
+
+    def measure(self, asked: Asked, lined: AlignedPair, journal: Journal) -> None:
+        """Measure what the journal does not hold yet, into the journal.
+
+        Raises what went wrong there.
+        """
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How an audit runs, and who hears of it. No number and no file depends on it.
+
+    It can be pickled where say, detail and show can.
+    """
+
+    jobs: int | None = None
+    """Workers; None: as many as there are cores, or as fit the memory."""
+    access: Access = field(default_factory=Access)
+    overwrite: bool = False
+    """Whether a finished report of other settings, files or another version is replaced, when the
+    new one is complete.
+    """
+    limits: MachineLimits | None = None
+    """None: what this process may use."""
+    commits: Mapping[Reference, str] = field(default_factory=dict, hash=False)
+    """Of references to the Hub: the commits to read, where those were looked up before."""
+    patience: float = 0.0
+    """Seconds to wait for another audit of the same pair before it is refused."""
+    elsewhere: Measuring | None = None
+    """Measures a pair instead of this process (see `shadow.audits.parts`)."""
+    cache: Path | None = None
+    say: Callable[[str], None] = tell_nobody
+    """Gets one line for people now and then."""
+    detail: Callable[[str], None] = tell_nobody
+    """Gets a line for whatever happens: each side, each matrix, where the time went."""
+    show: Callable[[Progress], None] = tell_nobody
+
+    def prefixed(self, prefix: str) -> Runtime:
+        """The same, with lines that begin with whose they are."""
+        say = partial(_say_behind, prefix, self.say)
+        if self.detail is tell_nobody:  # which an engine need not send
+            return replace(self, say=say)
+        return replace(self, say=say, detail=partial(_say_behind, prefix, self.detail))
+
+
+def _say_behind(prefix: str, say: Callable[[str], None], text: str) -> None:
+    """Not a closure, which could not be pickled."""
+    say(prefix + text)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What `run_pair` was asked for, the folder of the report, and the one for byte ranges and raw
+    copies, which is removed at the end.
+    """
+
+    pair: Pair
+    settings: Settings
+    runtime: Runtime
+    scores: ScoreFiles | None
+    folder: Path
+    scratch: Path
+
+
+@dataclass(frozen=True)
+class AuditResult:
+    """A finished report."""
+
+    folder: Path
+    summary: Summary
+    measured: int
+    """Matrices that this run measured itself; 0 when the report was there."""
+    provenance: ReportMetadata
+    """The `shadow` key of its files."""
+    url: str | None = None
+    """Where it was published; then folder need not be there any more. None: it is in folder alone.
+    """
+
+    @property
+    def place(self) -> str:
+        """Its URL, or its folder."""
+        return self.url or str(self.folder)
+
+    @property
+    def should_not_have_skipped(self) -> list[str]:
+        """Reasons that `--strict` objects to."""
+        return [row.reason for row in self.summary.skipped if row.reason in STRICT]

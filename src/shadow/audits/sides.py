@@ -1,0 +1,165 @@
+"""Both sides of a pair: found, opened and lined up. Only `.bin` files are fetched for that."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from shadow import __version__
+from shadow.audits.plan import require_disk_for_pickles, uncollected
+from shadow.audits.runtime import AlignedPair, Progress, Runtime, Settings
+from shadow.checkpoints.opening import (
+    Assembled,
+    Checkpoint,
+    Found,
+    Located,
+    combine,
+    locate,
+    open_folder,
+    open_located,
+    sharing,
+)
+from shadow.checkpoints.pairing import Filter, pair_checkpoints
+from shadow.errors import ShadowError
+from shadow.reports.columns import SCHEMA
+from shadow.reports.metadata import CheckpointMetadata
+from shadow.reports.provenance import Identity
+from shadow.targets.families import Pair
+from shadow.targets.references import ComponentBase, Reference, as_folder
+from shadow.text import byte_size
+
+
+def references_of(pair: Pair) -> list[Reference]:
+    """The checkpoints that both sides are made of."""
+    found: list[Reference] = []
+    for side in (pair.base, pair.tuned):
+        found += [part for _, part in side.parts] if isinstance(side, ComponentBase) else [side]
+    return found
+
+
+def client_for(references: Sequence[Reference]) -> contextlib.AbstractContextManager[None]:
+    """The Hub's client, held while these are read; where all are folders it is not imported."""
+    if all(reference.is_folder for reference in references):
+        return contextlib.nullcontext()
+    try:
+        from shadow.checkpoints.hub_client import own_client
+    except ValueError as error:  # of the client, which reads them when it is imported
+        hint = "check HF_ENDPOINT, HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT"
+        raise ShadowError(f"the Hub's client cannot use a setting: {error}", hint) from error
+    return own_client()
+
+
+def identity_of(pair: Pair, settings: Settings, runtime: Runtime = Runtime()) -> Identity:  # noqa: B008 - frozen
+    """What a report of the pair would be of: commits and files as they are now.
+
+    No weight is fetched.
+    """
+    with tempfile.TemporaryDirectory() as unpacked, client_for(references_of(pair)):
+        return identity(pair, settings, *find_sides(pair, runtime, Path(unpacked)))
+
+
+def identity(pair: Pair, settings: Settings, base: Found, tuned: Found) -> Identity:
+    """What a report of these checkpoints is of."""
+    return Identity(
+        version=__version__,
+        schema=SCHEMA,
+        family=pair.family,
+        pair=pair.name,
+        base=side_of(base),
+        tuned=side_of(tuned),
+        settings={**settings.as_json(), "relation": pair.relation},
+    )
+
+
+def side_of(checkpoint: Found) -> CheckpointMetadata:
+    """What a report says of a checkpoint."""
+    return {
+        "repo": checkpoint.reference,
+        "commit": checkpoint.commit,
+        "fingerprint": checkpoint.fingerprint,
+    }
+
+
+def find_sides(pair: Pair, runtime: Runtime, scratch: Path) -> tuple[Found, Found]:
+    """Base and tuned side."""
+    base = find_checkpoint(pair.base, runtime, scratch / "base")
+    return base, find_checkpoint(pair.tuned, runtime, scratch / "tuned")
+
+
+@uncollected()
+def find_checkpoint(reference: Reference | ComponentBase, runtime: Runtime, scratch: Path) -> Found:
+    """The checkpoint in a folder, or the commit and the files of one on the Hub, or those of each
+    component.
+    """
+    if isinstance(reference, ComponentBase):
+        return Assembled(
+            tuple(
+                (component, _find(part, runtime, scratch / component))
+                for component, part in reference.parts
+            )
+        )
+    return _find(reference, runtime, scratch)
+
+
+def _find(reference: Reference, runtime: Runtime, scratch: Path) -> Checkpoint | Located:
+    access, say = runtime.access, runtime.say
+    if reference.is_folder:
+        return open_folder(reference.repo, allow_pickle=access.allow_pickle, scratch=scratch)
+    from shadow.checkpoints.hub import pin
+
+    if (how := as_folder(reference.repo)) and not access.offline:
+        say(f"{reference.repo} is taken for a model on the Hub; {how}")
+    revision = runtime.commits.get(reference, reference.revision)
+    snapshot = pin(reference.repo, revision, reference.subfolder, offline=access.offline, say=say)
+    return locate(snapshot, allow_pickle=access.allow_pickle, say=say)
+
+
+def pickled_part(found: Found) -> Located | None:
+    """A part whose weights must be fetched before anything is known of them, if there is one."""
+    parts = [part for _, part in found.parts] if isinstance(found, Assembled) else [found]
+    for part in parts:
+        if isinstance(part, Located) and part.weights.pickled:
+            return part
+    return None
+
+
+@uncollected()
+def line_up(
+    base: Found, tuned: Found, chosen: Filter, runtime: Runtime, *, scratch: Path
+) -> AlignedPair:
+    """Read the headers and pair the tensors."""
+    first = open_found(base, runtime, scratch / "base")
+    second = sharing(open_found(tuned, runtime, scratch / "tuned"), first)
+    if first.adapter:
+        raise ShadowError(
+            f"{first.reference}: the base is an adapter",
+            "name the model that the adapter was trained from",
+        )
+    return AlignedPair(first, second, *pair_checkpoints(first, second, chosen))
+
+
+def open_found(found: Found, runtime: Runtime, scratch: Path) -> Checkpoint:
+    """A checkpoint with its headers read; its `.bin` files are fetched and unpacked."""
+    if isinstance(found, Assembled):
+        parts = [
+            (component, open_found(part, runtime, scratch / component))
+            for component, part in found.parts
+        ]
+        return combine(found, parts)
+    if isinstance(found, Checkpoint):
+        return found
+    to_move = require_disk_for_pickles(found, runtime.access) if found.weights.pickled else 0
+    if to_move:
+        runtime.say(f"fetching {byte_size(to_move)} of .bin files")
+    moved = 0
+
+    def report(count: int) -> None:
+        nonlocal moved
+        moved += count
+        runtime.show(
+            Progress(done=0, total=0, cost_done=0, cost_total=1, moved=moved, to_move=to_move)
+        )
+
+    return open_located(found, scratch, runtime.say, report)

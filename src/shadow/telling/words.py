@@ -1,0 +1,50 @@
+"""Words of the screens that are neither columns, heads of tables nor terms of the glossary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from shadow.claims.explanations import EXPLANATIONS
+from shadow.claims.gates import GATES
+from shadow.claims.recognised import RECOGNISED
+from shadow.places.names import name_rules
+from shadow.reasons import REASONS
+from shadow.reports.columns import read_words
+from shadow.reports.heads import Head
+
+_WORDS = read_words("words.yaml")
+LABELS: Mapping[str, str] = _WORDS["labels"]
+TOPICS: Mapping[str, str] = _WORDS["topics"]
+_OF_SCREENS = {
+    word: Head(**entry) for words, entry in _WORDS["screens"].items() for word in words.split(", ")
+}
+_MODULE = Head("a module: what role a matrix has in the model, by the name of its tensor", "module")
+
+
+def other_words() -> Mapping[str, Head]:
+    """By what stands on the screen, in small letters: what it means."""
+    texts = {
+        word: f"a label: {text}. `shadow explain label` has the bounds"
+        for word, text in LABELS.items()
+    }
+    texts |= {
+        name: f"a reason for which a tensor is not measured: {one.text}"
+        for name, one in REASONS.items()
+    }
+    texts |= {name: f"a gate: it passes when {gate.meaning}" for name, gate in GATES.items()}
+    texts |= {
+        claim.title: (
+            f"another explanation of the same figures: {claim.meaning}."
+            " `shadow explain finding` says how it is answered"
+        )
+        for claim in EXPLANATIONS.values()
+    }
+    texts |= {
+        claim.title: f"what figures show beyond doubt: {claim.meaning}"
+        for claim in RECOGNISED.values()
+    }
+    return {
+        **{word: Head(text) for word, text in texts.items()},
+        **dict.fromkeys(name_rules().modules, _MODULE),
+        **_OF_SCREENS,
+    }
