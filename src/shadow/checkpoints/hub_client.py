@@ -165,7 +165,7 @@ def trying(
         asked = retry_after(_fault(state))
         return waits(since_progress(state)) if asked is None else asked
 
-    def tell(state: RetryCallState) -> None:
+    def announce(state: RetryCallState) -> None:
         if state.upcoming_sleep >= 3:
             seconds = f"{state.upcoming_sleep:.0f} s"
             say(f"the Hub {problem(_fault(state))}; trying again in {seconds}")
@@ -178,7 +178,7 @@ def trying(
         retry=retry_if_exception(is_transient),
         wait=wait,
         stop=given_up,
-        before_sleep=tell,
+        before_sleep=announce,
         sleep=sleep,
         reraise=True,
     )
