@@ -1338,7 +1338,7 @@ def test_a_hub_that_has_never_answered_is_given_up_sooner(monkeypatch, answered,
 
     monkeypatch.setattr(client, "WAITS", (0.0, 0.0))
     monkeypatch.setattr(client, "PATIENCE", 0.0)
-    monkeypatch.setattr(client, "_answered", threading.Event())
+    monkeypatch.setattr(client, "answered", threading.Event())
     made = []
     with Hub() as hub, client.own_client():
         there = hub.endpoint
