@@ -43,6 +43,7 @@ from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.checkpoints.pairing import Filter
 from shadow.claims.verdicts import first_code
 from shadow.cli import console
+from shadow.cli.bars import ListPace
 from shadow.cli.commands import app
 from shadow.errors import ShadowError
 from shadow.outputs.terminal.batch import batch_view
@@ -821,7 +822,7 @@ def test_columns_of_the_table_can_be_explained(shadow):
 
 def test_progress_of_a_list_is_two_bars(monkeypatch):
     """On a terminal: pairs done above, the current pair's matrices below; elsewhere nothing."""
-    from shadow.audits.pair import Progress
+    from shadow.audits.runtime import Progress
 
     for terminal in (True, False):
         file = io.StringIO()
@@ -831,7 +832,7 @@ def test_progress_of_a_list_is_two_bars(monkeypatch):
             "err",
             Console(file=file, force_terminal=terminal, width=100, color_system=None),
         )
-        with console.list_progress(3) as watch:
+        with console.pairs_progress(3, is_list=True) as watch:
             for name in ("a:x", "\x1b]0;b\a:y"):
                 with watch(name) as show:
                     show(Progress(5, 10, 50, 100))
@@ -848,10 +849,10 @@ def test_time_left_counts_only_what_was_measured():
     is left.
     """
     now = 0.0
-    pace = console.ListPace(10, lambda: now)
+    pace = ListPace(10, lambda: now)
     pace.begin()
     assert pace.left(0.0) is None, "nothing can be said yet"
-    pace = console.ListPace(10, lambda: now)
+    pace = ListPace(10, lambda: now)
     for _ in range(4):  # read at once, no progress told
         now += 0.01
         pace.begin()

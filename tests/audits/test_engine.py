@@ -24,7 +24,7 @@ from shadow.audits.pairs import PairOutcome, Pins, audit_pairs, near_of
 from shadow.audits.plan import Access
 from shadow.audits.ray_engine import _too_large
 from shadow.checkpoints.pairing import Filter
-from shadow.cli.console import Fleet
+from shadow.cli.bars import Fleet
 from shadow.errors import BusyError, KeptError, ShadowError, UsageError
 from shadow.spectra.delta import Method
 from shadow.targets.families import Pair, given_pair
@@ -388,11 +388,11 @@ def test_progress_of_tasks_side_by_side():
         fleet.begin(name)
     fleet.end("c")  # its report was there
     now[0] = 10.0
-    fleet.tell(
+    fleet.update(
         "a",
         Progress(done=1, total=2, cost_done=5, cost_total=10, moved=1_000_000, to_move=2_000_000),
     )
-    assert (fleet.ended, fleet.told()) == (1, "2 at work, 1.0 MB fetched, 0:50 left")
+    assert (fleet.ended, fleet.in_words()) == (1, "2 at work, 1.0 MB fetched, 0:50 left")
     fleet.end("a")
     assert fleet.ended == 2
 
