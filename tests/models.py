@@ -16,6 +16,7 @@ from shadow.checkpoints.pairing import Filter, pair_checkpoints
 from shadow.places.architecture import aligned
 
 UP = "model.layers.{}.mlp.up_proj.weight"
+LLAMA = {"model_type": "llama"}
 
 
 def matrices(seed: int, layers: int = 2, size: int = 8) -> dict[str, torch.Tensor]:
@@ -35,6 +36,26 @@ def write(folder: Path, tensors: dict[str, torch.Tensor], config: dict | None = 
     )
     if config is not None:
         (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def toy(folder: Path, seed: int, layers: int = 2, size: int = 8) -> Path:
+    """A checkpoint of the matrices of a seed."""
+    return write(folder, matrices(seed, layers, size), LLAMA)
+
+
+def sharded(folder: Path, tensors: dict[str, torch.Tensor], shards: int) -> Path:
+    """A checkpoint of so many shards, cut in the order of its tensors."""
+    folder.mkdir(parents=True)
+    names, weight_map = list(tensors), {}
+    for number in range(shards):
+        file = f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
+        mine = names[number * len(names) // shards : (number + 1) * len(names) // shards]
+        save_file({name: tensors[name].contiguous() for name in mine}, folder / file)
+        weight_map |= dict.fromkeys(mine, file)
+    index = json.dumps({"metadata": {}, "weight_map": weight_map})
+    (folder / "model.safetensors.index.json").write_text(index)
+    (folder / "config.json").write_text(json.dumps(LLAMA))
     return folder
 
 

@@ -21,6 +21,7 @@ import pytest
 import torch
 from devices import CHOICE, WRONG, FakeDevice
 from rich.console import Console
+from runs import pair_of
 
 import shadow
 from shadow.audits import pair as audit_module
@@ -47,8 +48,6 @@ from shadow.spectra.device import (
     full_products,
 )
 from shadow.spectra.spectrum import BLOCK, UNIT, Workspace, scaled_blocks
-from shadow.targets.families import given_pair
-from shadow.targets.references import parse_reference
 
 UP, DOWN = "model.layers.{}.mlp.up_proj.weight", "model.layers.{}.mlp.down_proj.weight"
 ON_CPU = Settings(Method(subspaces=False), Filter())
@@ -71,15 +70,15 @@ def toys(tmp_path_factory):
     models.write(
         folder / "base",
         {name: one.bfloat16() for name, one in base.items()},
-        {"model_type": "llama"},
+        models.LLAMA,
     )
-    models.write(folder / "tuned", tuned, {"model_type": "llama"})
+    models.write(folder / "tuned", tuned, models.LLAMA)
     return folder
 
 
 @pytest.fixture(scope="module")
 def pair(toys):
-    return given_pair(parse_reference(str(toys / "base")), parse_reference(str(toys / "tuned")))
+    return pair_of(toys / "base", toys / "tuned")
 
 
 @pytest.fixture(scope="module")

@@ -213,7 +213,7 @@ def pair(tmp_path):
     for seed, name in enumerate(("base", "tuned")):
         generator = torch.Generator().manual_seed(seed)
         weights = {"model.layers.0.mlp.up_proj.weight": torch.randn(8, 8, generator=generator)}
-        models.write(tmp_path / name, weights, {"model_type": "llama"})
+        models.write(tmp_path / name, weights, models.LLAMA)
     return given_pair(
         parse_reference(str(tmp_path / "base")), parse_reference(str(tmp_path / "tuned"))
     )
@@ -295,7 +295,7 @@ def two_shards(folder: Path) -> Path:
         save_file({name: weight}, folder / weight_map[name])
     index = {"metadata": {}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    (folder / "config.json").write_text('{"model_type": "llama"}')
+    (folder / "config.json").write_text("models.LLAMA")
     return folder
 
 

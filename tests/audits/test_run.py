@@ -32,14 +32,13 @@ from shadow.checkpoints.pairing import Filter
 from shadow.errors import KeptError, ShadowError
 from shadow.reports.columns import IDENTITY, MATRICES, SPECTRA, SPECTRAL, TENSORS
 from shadow.spectra.delta import Method
-from shadow.targets.families import given_pair
 from shadow.targets.references import parse_reference
 
 EVERYTHING = Settings(Method(), Filter())
 
 
 def pair_of(base, tuned):
-    return given_pair(parse_reference(str(base)), parse_reference(str(tuned)))
+    return pair_of(base, tuned)
 
 
 def run(base, tuned, output, settings=EVERYTHING, runtime=Runtime()):  # noqa: B008 - frozen
@@ -697,7 +696,7 @@ def test_weights_whose_squares_leave_float64_are_audited(tmp_path, exponent):
                     * torch.randn(60, 70, generator=generator, dtype=torch.float64)
                     for layer in range(3)
                 },
-                {"model_type": "llama"},
+                models.LLAMA,
             )
             for side in ("base", "tuned")
         ]
