@@ -25,6 +25,7 @@ from runs import pair_of
 
 import shadow
 from shadow.audits import pair as audit_module
+from shadow.audits import pair_plan
 from shadow.audits.devices import CPU, DeviceChoice, choose
 from shadow.audits.merging import merge
 from shadow.audits.pair import Runtime, Settings, run_pair
@@ -91,9 +92,10 @@ def on(monkeypatch):
     """Makes a device the one that audits open."""
 
     def use(device):
-        monkeypatch.setattr(
-            audit_module, "open_device", lambda choice: None if choice == CPU else device
-        )
+        for module in (audit_module, pair_plan):
+            monkeypatch.setattr(
+                module, "open_device", lambda choice: None if choice == CPU else device
+            )
         return device
 
     return use
@@ -364,7 +366,7 @@ def test_a_card_that_does_not_tell_its_memory_is_planned_for(on, pair, tmp_path,
 
     on(Full())
     monkeypatch.setattr(torch.cuda, "mem_get_info", full)
-    monkeypatch.setattr(audit_module, "pace", lambda *_: 1e9)
+    monkeypatch.setattr(pair_plan, "pace", lambda *_: 1e9)
     planned = plan_pair(pair, ON_DEVICE, tmp_path, ONE_WORKER)
     assert (planned.device, planned.device_memory_free) == ("fake", None)
 
@@ -376,7 +378,7 @@ def test_a_plan_tells_the_memory_of_the_device(on, pair, tmp_path, monkeypatch):
     on(FakeDevice())
     paces = []
     monkeypatch.setattr(
-        audit_module, "pace", lambda method, jobs, offload: paces.append(offload) or 1e9
+        pair_plan, "pace", lambda method, jobs, offload: paces.append(offload) or 1e9
     )
     planned = plan_pair(pair, ON_DEVICE, tmp_path, Runtime(jobs=2))
     assert paces[0].device.name == CHOICE.name, "the time is that of the device"

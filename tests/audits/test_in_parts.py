@@ -23,8 +23,8 @@ from runs import report_contents as written
 
 from shadow.audits import journal as journal_module
 from shadow.audits import pair as pair_audit
+from shadow.audits import pair_plan, rows
 from shadow.audits import parts as parts_module
-from shadow.audits import rows
 from shadow.audits.engine import Ended, InProcess
 from shadow.audits.journal import Journal, remove_unfinished
 from shadow.audits.outcome import Outcome
@@ -452,7 +452,7 @@ def test_the_plan_counts_journals_rows_and_tables(tmp_path, monkeypatch, counter
 
     remove = journal_module.shutil.rmtree
     monkeypatch.setattr(pair_audit, "write_tables", write_tables)
-    monkeypatch.setattr(pair_audit, "pace", lambda *_: 1e9)
+    monkeypatch.setattr(pair_plan, "pace", lambda *_: 1e9)
     planned = plan_pair(pair, SETTINGS, tmp_path / "out").disk_report
     with monkeypatch.context() as patched:
         patched.setattr(journal_module.shutil, "rmtree", lambda *a, **b: (note(), remove(*a, **b)))
