@@ -21,12 +21,12 @@ import functools, gc, importlib, json, os, resource, signal, sys, traceback
 import typer.main
 import pyarrow.pandas_compat, shadow.places.names, shadow.cli.commands
 import shadow.audits.pair, shadow.audits.pair_plan
-import shadow.outputs.terminal.summary
+import shadow.outputs.terminal.blocks, shadow.telling.report
 import shadow.checkpoints.choosing
-import shadow.outputs.terminal.rules, shadow.outputs.terminal.comparison
+import shadow.telling.verdicts, shadow.telling.comparison
 import shadow.outputs.ci, shadow.comparing.comparison, shadow.outputs.exports
 import shadow.claims.verdicts, shadow.targets.lists
-import shadow.audits.list_audit, shadow.comparing.score_files, shadow.outputs.terminal.batch
+import shadow.audits.list_audit, shadow.comparing.score_files, shadow.audits.document
 shadow.places.names.name_rules()
 shadow.summary.summary_file._maker()
 # Commands are built from their signatures once, not in every fork; and `plan` does not measure the

@@ -1,8 +1,7 @@
 """What is shipped of the lab says one thing in all its files, and labels follow from it."""
 
 import json
-from collections import defaultdict
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pandas as pd
@@ -35,6 +34,7 @@ from shadow.lab.calibration import (
 from shadow.lab.calibration import reference as reference_table
 from shadow.lab.page import page
 from shadow.lab.results import final, read
+from shadow.summary.figures import PairFigures
 
 ROOT = Path(__file__).parents[2]
 BOUNDS = {name: Bound(0.6, 0.4) if way > 0 else Bound(4.0, 6.0) for name, way in AXES.items()}
@@ -288,17 +288,11 @@ def test_the_label_goes_gates_noise_reference() -> None:
 )
 def test_only_text_decoders_have_a_word(components: set[str], part: str) -> None:
     """The figures of a pair are those of all its matrices, and the lab has no vision tower."""
-    figures = dict.fromkeys(("reading_participation_ratio", "floor_ratio"))
-    given = {
-        **figures,
-        **HIGH,
-        "spiked": 1.0,
-        "short_side": 64,
-        "matrices": 4,
-        "effective_layers": 2,
-    }
+    given = {"spiked": 1.0, "short_side": 64, "matrices": 4, "effective_layers": 2}
+    names = dict.fromkeys(column.name for column in fields(PairFigures))
+    figures = PairFigures(**{**names, **HIGH, **given})
     changed = Gate(name="changed", figure=4, threshold=1, passed=True, reason="4 matrices changed")
-    found = footprint([changed], defaultdict(lambda: None, given), {}, components)
+    found = footprint([changed], figures, {}, components)
     assert part in found.reason
 
 

@@ -423,7 +423,9 @@ def line_of(groups) -> str:
     gains = [gain(0.1 * i + 0.1, f"b{i}", group) for i, group in enumerate(groups)]
     scored = Scored((), tuple(gains), ())
     return scores_line(
-        SimpleNamespace(figures={"concentration": 0.4}, scores=gains, score_groups=scored.groups)
+        SimpleNamespace(
+            figures=SimpleNamespace(concentration=0.4), scores=gains, score_groups=scored.groups
+        )
     )
 
 

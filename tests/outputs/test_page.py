@@ -728,7 +728,7 @@ def test_figures_that_are_null_have_no_interval(small):
     modules = [
         dataclasses.replace(row, concentration=None, intervals={}) for row in summary.modules
     ]
-    figures = {**summary.figures, "concentration": None}
+    figures = dataclasses.replace(summary.figures, concentration=None)
     without = summarised(small, figures=figures, intervals={}, modules=modules)
     found = [read_pair(without, "here", number, 2) for number in range(2)]
     assert "Concentration–0 is noise" in Elements(page_bytes(found, "t")).text

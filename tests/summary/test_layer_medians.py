@@ -5,9 +5,9 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
+from shadow.summary.figures import LAYER_MEDIANS
 from shadow.summary.layer_medians import (
     BESIDE,
-    INSIDE,
     TOPS,
     coherence,
     few_values,
@@ -18,11 +18,11 @@ from shadow.summary.layer_medians import (
 
 def rows(*given):
     columns = dict.fromkeys(
-        (*INSIDE, *BESIDE, "kept_reason", "kept_history", "component", "module", "layer", "rows")
+        (*LAYER_MEDIANS, *BESIDE, "kept_reason", "kept_history", "component", "module", "layer")
     )
     columns |= dict.fromkeys(("floor_ratio", "rank_ceiling"))
     columns |= dict.fromkeys(
-        ("tensor", "cols", "dtype", "levels_base", "levels_tuned", "rank_95", "rank_99")
+        ("tensor", "rows", "cols", "dtype", "levels_base", "levels_tuned", "rank_95", "rank_99")
     )
     columns |= {f"top{k}_energy": None for k in TOPS}
     columns |= {f"alignment_{side}": None for side in ("left", "right", "left_null", "right_null")}

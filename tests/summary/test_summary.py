@@ -149,7 +149,7 @@ def test_one_singular_value_stands_out(audited, spikes, said):
     """The noun and the verb agree with the median."""
     summary, provenance = read_summary(audited[0])
     console = Console(file=io.StringIO(), width=1000)
-    one = replace(summary, figures={**summary.figures, "spikes": spikes})
+    one = replace(summary, figures=replace(summary.figures, spikes=spikes))
     console.print(summary_view(one, provenance, audited[0], console.options, full=True))
     assert said in console.file.getvalue()
 
@@ -162,7 +162,7 @@ def test_medians_say_which_matrices_they_are_over_where_the_finding_has_others(a
         "1.5 singular values stand out with 26 % of the energy, medians over all 30 matrices."
         in (shown(summary, folder, full=True))
     )
-    inside = {**summary.inside_layers, "matrices": 30}
+    inside = replace(summary.inside_layers, matrices=30)
     assert "medians over all" not in shown(summary, folder, full=True, inside_layers=inside)
 
 

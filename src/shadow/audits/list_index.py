@@ -197,7 +197,7 @@ def done_row(
     def figure(name: str) -> float | None:
         return null_if_undefined(summary.figures.get(name))
 
-    matrices = summary.figures["matrices"]
+    matrices = summary.figures.matrices
     return Row(
         position=position,
         family=summary.family,

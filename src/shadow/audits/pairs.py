@@ -141,9 +141,9 @@ def _is_to_be_tried_again(ended: Ended) -> bool:
 
 def _in_short(summary: Summary) -> str:
     """How far the weights moved, and the label or the gates that failed: part of a line."""
-    norm = summary.figures["relative_norm_overall"]
+    norm = summary.figures.relative_norm_overall
     parts = ["nothing changed"]
-    if norm and summary.figures["matrices"]:
+    if norm and summary.figures.matrices:
         parts = [f"{percent(norm)} {of_what(summary)}"]
     standing = label_or_gates(summary.label, summary.gates, applies=summary.has_label)
     if standing is not None:

@@ -93,11 +93,11 @@ def _always(code: str, reason: str) -> Explanation:
 
 def _is_lost(summary: Summary) -> bool:
     """Was, or may, so much be rounded away that what is stored does not tell of the update?"""
-    inside, floor = summary.inside_layers, summary.figures["floor_ratio"]
-    unknown = count_of(inside, "rounded_away")
+    inside, floor = summary.inside_layers, summary.figures.floor_ratio
+    unknown = inside.rounded_away
     if floor is None or floor < CLEAR:
-        unknown += count_of(inside, "unexplained")
-    return 2 * unknown >= max(1, count_of(inside, "matrices"))
+        unknown += inside.unexplained
+    return 2 * unknown >= max(1, inside.matrices)
 
 
 def _explained(
@@ -110,9 +110,9 @@ def _explained(
 
 def _merged_adapter(draft: Draft) -> Explanation:
     summary = draft.summary
-    code, side = "merged_adapter", summary.figures["short_side"]
-    least, most = (summary.inside_layers.get(name) for name in ("rank_least", "rank_most"))
-    ceiling = summary.figures["rank_ceiling"]
+    code, side = "merged_adapter", summary.figures.short_side
+    least, most = summary.inside_layers.rank_least, summary.inside_layers.rank_most
+    ceiling = summary.figures.rank_ceiling
     if ceiling is not None:
         rank = draft.write(ceiling, "figures.rank_ceiling", whole)
         return _explained(
@@ -159,9 +159,8 @@ def _merged_adapter(draft: Draft) -> Explanation:
 
 def _orthogonalised(draft: Draft) -> Explanation:
     summary, code = draft.summary, "orthogonalised_optimiser"
-    judged, flatter = (
-        count_of(summary.inside_layers, name) for name in ("judged", "flatter_than_noise")
-    )
+    judged = summary.inside_layers.judged
+    flatter = summary.inside_layers.flatter_than_noise
     if judged and 2 * flatter >= judged:
         draft.inside("flatter_than_noise")
         draft.inside("judged")
@@ -171,8 +170,8 @@ def _orthogonalised(draft: Draft) -> Explanation:
             reason=f"{all_of(flatter, judged)} inside layers are flatter than noise",
             figures=draft.figures,
         )
-    value = summary.figures["concentration"]
-    known = choose_runs(summary.figures["short_side"], "muon", runs())
+    value = summary.figures.concentration
+    known = choose_runs(summary.figures.short_side, "muon", runs())
     if value is not None and known:
         most = max(run.concentration for run in known)
         bases = len({run.base for run in known})
@@ -208,7 +207,7 @@ def _quantised(draft: Draft) -> Explanation:
             return _explained(
                 code, "fits", reason=_with_few_values(side, few, judged), figures=draft.figures
             )
-    eight, matrices = (count_of(inside, name) for name in ("in_8_bits", "matrices"))
+    eight, matrices = inside.in_8_bits, inside.matrices
     if eight and 2 * eight > matrices:
         draft.inside("in_8_bits")
         draft.inside("matrices")
@@ -218,12 +217,12 @@ def _quantised(draft: Draft) -> Explanation:
             reason=f"a side of {all_of(eight, matrices)} is stored in 8 bits",
             figures=draft.figures,
         )
-    floor = summary.figures["floor_ratio"]
+    floor = summary.figures.floor_ratio
     low, high = ONE_ROUNDING
     if (
         floor is not None
         and low <= floor <= high
-        and 2 * count_of(inside, "beyond_noise") < count_of(inside, "judged")
+        and 2 * inside.beyond_noise < inside.judged
         and not beyond_rounding(summary)
     ):
         size = draft.write(floor, "figures.floor_ratio", lambda x: f"{x:.2f}")
@@ -233,7 +232,7 @@ def _quantised(draft: Draft) -> Explanation:
             reason=f"the change is {size} times the rounding of its storage, as of a copy",
             figures=draft.figures,
         )
-    judged = count_of(inside, "levels_tuned_judged")
+    judged = inside.levels_tuned_judged
     if not judged:
         return _explained(
             code,
@@ -241,7 +240,7 @@ def _quantised(draft: Draft) -> Explanation:
             reason="its rows are too short for their values to show it",
             figures={},
         )
-    few = count_of(inside, "levels_tuned_few")
+    few = inside.levels_tuned_few
     draft.figures |= {
         "inside_layers.levels_tuned_few": few,
         "inside_layers.levels_tuned_judged": judged,
@@ -285,7 +284,7 @@ def _short_run(draft: Draft) -> Explanation:
 
 def _weight_decay(draft: Draft) -> Explanation:
     summary, code = draft.summary, "weight_decay"
-    value = summary.inside_layers.get("decay_cosine")
+    value = summary.inside_layers.decay_cosine
     if value is None:
         return _explained(
             code,
@@ -308,7 +307,7 @@ def _weight_decay(draft: Draft) -> Explanation:
             " -1)"
         )
         return _explained(code, "no", reason=reason, figures=draft.figures)
-    alike = summary.inside_layers.get("cosine")
+    alike = summary.inside_layers.cosine
     if alike is None:  # although the change has a direction: the tuned side has none
         return _explained(code, "no", reason="the tuned weights are 0", figures={})
     if alike < POINTS_ELSEWHERE:

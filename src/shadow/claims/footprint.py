@@ -25,6 +25,7 @@ from shadow.claims.reference import (
     word,
 )
 from shadow.summary.bootstrap import Interval
+from shadow.summary.figures import PairFigures
 from shadow.summary.layer_medians import held_rank
 from shadow.summary.rows import Claims, VectorFigures
 from shadow.text import counted
@@ -355,7 +356,7 @@ def _formats(deltas: pd.DataFrame, weights: pd.DataFrame) -> Gate:
 
 def footprint(
     held: Sequence[Gate],
-    figures: Mapping[str, float | int | None],
+    figures: PairFigures,
     intervals: Mapping[str, Interval],
     components: Collection[str],
     optimizer: str | None = None,
@@ -367,11 +368,11 @@ def footprint(
     held: every gate. figures, intervals: those of the summary. components: those with a delta.
     optimizer: what a user said. vectors_moved: did biases or norms change?
     """
-    concentration = figures["concentration"]
+    concentration = figures.concentration
     shipped = calibration()
     trainings, unlike = None, "the reference has trainings of text decoders alone"
     if set(components) <= {"language"}:
-        trainings = choose(shipped.trainings, figures["short_side"], optimizer)
+        trainings = choose(shipped.trainings, figures.short_side, optimizer)
         unlike = _unlike(shipped)
     evidence: tuple[Evidence, ...] = ()
     lies = None
@@ -387,7 +388,7 @@ def footprint(
     )
     compared = next(gate for gate in held if gate.name == "changed").figure is not None
     claims = Claims(
-        measured=_measured(bool(figures["matrices"]), compared),
+        measured=_measured(bool(figures.matrices), compared),
         consistent_with=_consistent_with(held, given, figures, vectors_moved=vectors_moved),
         not_shown=[
             (
@@ -402,7 +403,7 @@ def footprint(
 
 def label(
     stopped: Sequence[str],
-    figures: Mapping[str, float | int | None],
+    figures: Mapping[str, float | None],
     trainings: Trainings | None,
     unlike: str,
 ) -> tuple[Label, str]:
@@ -451,9 +452,7 @@ def _unlike(shipped: Calibration) -> str:
     )
 
 
-def _evidence(
-    figures: Mapping[str, float | int | None], intervals: Mapping[str, Interval]
-) -> list[Evidence]:
+def _evidence(figures: PairFigures, intervals: Mapping[str, Interval]) -> list[Evidence]:
     """Figures that a label would rest on: concentration, a second energy metric, spikes, depth,
     token coverage.
     """
@@ -481,7 +480,7 @@ def _evidence(
         (
             "effective_layers",
             None,
-            lambda x: f"the energy fills {x:.1f} of {figures['depth_layers']} layers",
+            lambda x: f"the energy fills {x:.1f} of {figures.depth_layers} layers",
         ),
         (
             "embedding_rows_changed",
@@ -518,7 +517,7 @@ CONSISTENT = {  # with a failed gate, by its name
 def _consistent_with(
     held: Sequence[Gate],
     given: Label,
-    figures: Mapping[str, float | int | None],
+    figures: PairFigures,
     *,
     vectors_moved: bool,
 ) -> list[str]:
@@ -528,7 +527,7 @@ def _consistent_with(
         if stopped[0].name == "changed" and vectors_moved:
             return ["a training of biases and norms alone (BitFit)"]
         return [CONSISTENT[gate.name] for gate in stopped if gate.name in CONSISTENT][:1]
-    concentration = figures["concentration"]
+    concentration = figures.concentration
     if concentration is None:
         return []
     if given == "indeterminate":

@@ -269,38 +269,32 @@ def _judged(shown: _Shown, outcomes: Iterable[PairOutcome]) -> tuple[list[Judgem
 
 def _judgement(shown: _Shown, result: AuditResult) -> Judgement:
     """What came of one report; outside of a list both are shown at once."""
-    from shadow.outputs.terminal.rules import rules_view
-    from shadow.outputs.terminal.summary import summary_view
+    from shadow.telling.report import report_document
+    from shadow.telling.verdicts import rules_document
 
     summary = result.summary
     if shown.shows_each:
-        view = summary_view(
-            summary,
-            result.provenance,
-            result.place,
-            options=console.out.options,
-            full=shown.full,
-        )
-        console.display(view)
+        document = report_document(summary, result.provenance, result.place)
+        console.show(document.shown(full=shown.full))
     baseline = shown.baselines.get((summary.family, summary.pair))
     judgement = judged_of(result, shown.rules, baseline, strict=shown.strict, storage=shown.storage)
     if shown.shows_each and shown.rules:
-        console.display(rules_view(judgement))
+        console.show(rules_document(judgement))
     return judgement
 
 
 def _show(shown: _Shown, judged: Sequence[Judgement]) -> None:
     """At the end: of several pairs how they stand, and all that is given as JSON."""
-    from shadow.outputs.terminal.batch import batch_view, pairs_view
-    from shadow.outputs.terminal.rules import rules_view
+    from shadow.telling.verdicts import pairs_document, rules_document
 
     request = shown.request
     if not request.selection.is_list:
         if shown.as_json:
             console.show_json(_summaries(judged))
         elif not request.is_alone:
-            console.display(pairs_view(judged))
+            console.show(pairs_document(judged))
         return
+    from shadow.audits.document import list_document
     from shadow.audits.list_index import read_index
 
     output = request.output
@@ -309,10 +303,10 @@ def _show(shown: _Shown, judged: Sequence[Judgement]) -> None:
     if shown.as_json:
         console.show_json({**index.as_json(), "reports": _summaries(judged)})
         return
-    console.display(batch_view(index, console.out.options))
+    console.show(list_document(index))
     for judgement in judged:
         if judgement.verdicts:
-            console.display(rules_view(judgement, titled=True))
+            console.show(rules_document(judgement, titled=True))
 
 
 def _summaries(judged: Sequence[Judgement]) -> list[dict[str, Any]]:

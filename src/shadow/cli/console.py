@@ -21,6 +21,7 @@ from shadow.text import inert, redacted, visible
 
 if TYPE_CHECKING:
     from shadow.cli.bars import Watch
+    from shadow.telling.document import Document
 
 out = Console(highlight=False, emoji=False)
 err = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
@@ -54,6 +55,13 @@ def display(renderable: RenderableType) -> None:
     if text:
         out.file.write(f"\n{text}\n" if _views else f"{text}\n")
         _views += 1
+
+
+def show(document: Document) -> None:
+    """The same of a document."""
+    from shadow.outputs.terminal.blocks import View
+
+    display(View(document))
 
 
 def show_json(value: Any) -> None:

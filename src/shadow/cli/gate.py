@@ -63,8 +63,8 @@ def gate(
             "nothing to check the reports against", "add --fail-on, --policy or --against"
         )
     from shadow.audits.list_index import read_index
-    from shadow.outputs.terminal.rules import rules_view
     from shadow.reports.provenance import report_metadata
+    from shadow.telling.verdicts import rules_document
 
     runs = [reports_here(run, options) for run in runs]
     folders_of = {run: reports_below(run) for run in runs}
@@ -95,7 +95,7 @@ def gate(
             judged.append(at_fault(*name, error))
             continue
         if not as_json:
-            console.display(rules_view(judged[-1], titled=True))
+            console.show(rules_document(judged[-1], titled=True))
     if as_json:
         console.show_json([judgement.as_json() for judgement in judged])
     finish(judged, junit, against=against)

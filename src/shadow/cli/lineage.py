@@ -70,9 +70,9 @@ def lineage(
         with_joint,
     )
     from shadow.comparing.lineage import lineage as ordered
-    from shadow.outputs.terminal.lineage import lineage_view
     from shadow.summary.summary import SummarisedReport
     from shadow.targets.families import load_families
+    from shadow.telling.lineage import lineage_document
 
     options = parsed_options(storage_options)
     families = load_families(registry)
@@ -103,7 +103,7 @@ def lineage(
     if as_json:
         console.show_json(in_order.as_json())
     else:
-        console.display(lineage_view(in_order, console.out.options))
+        console.show(lineage_document(in_order))
 
 
 def _is_family(target: str, families: Mapping[str, Family]) -> bool:

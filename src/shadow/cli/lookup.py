@@ -13,9 +13,8 @@ from shadow.errors import UsageError
 from shadow.text import VERY_LIKE, nearest, several
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from shadow.reports.columns import Column
+    from shadow.telling.document import Document
 
 
 def families(
@@ -72,12 +71,12 @@ def families(
     if as_json:
         console.show_json([family.as_json() for family in chosen])
         return
-    from shadow.outputs.terminal.families import families_view, family_view
+    from shadow.telling.families import families_document, family_document
 
     if len(chosen) == 1 and chosen[0].name == word:
-        console.display(family_view(chosen[0]))
+        console.show(family_document(chosen[0]))
     else:
-        console.display(families_view(chosen, console.out.options))
+        console.show(families_document(chosen))
 
 
 def explain(
@@ -94,7 +93,6 @@ def explain(
     ] = None,
 ) -> None:
     """Explain a column: formula, range, null value, source, pitfalls."""
-    from shadow.outputs.terminal.columns import columns_view, notation_view
     from shadow.reports.columns import (
         BATCH,
         COUNTS,
@@ -108,6 +106,7 @@ def explain(
     )
     from shadow.reports.glossary import terms
     from shadow.reports.heads import HEADS
+    from shadow.telling.dictionary import columns_document, notation_document
 
     # of columns with one name, that of matrices.parquet is meant
     columns = {
@@ -116,26 +115,27 @@ def explain(
     }
     word = " ".join(words or ())
     if not word:
-        console.display(columns_view(tuple(dict.fromkeys((*MATRICES, *columns.values())))))
+        every_column = tuple(dict.fromkeys((*MATRICES, *columns.values())))
+        console.show(columns_document(every_column))
         return
-    from shadow.outputs.terminal.words import other_words
+    from shadow.telling.words import other_words
 
     every = [column for table in TABLES.values() for column in table.columns]
     columns = {column.name: column for column in (*every, *columns.values())}
     found = _explained(word, columns)
     single = [_explained(one, columns) for one in words or ()]
     if not found and all(single):
-        found = [view for views in single for view in views]
+        found = [one for documents in single for one in documents]
     if not found:
         known = [*columns, *HEADS, *TOPICS, *other_words(), *terms()]
         hint = _with_words_of(word, known) or nearest(word, known, VERY_LIKE)
         hint = hint or "`shadow explain` lists columns and words"
         raise UsageError(f"no column or word {word!r}", hint)
-    for view, _ in found:
-        console.display(view)
+    for document, _ in found:
+        console.show(document)
     shown = [column for _, column in found if column is not None]
-    if (notation := notation_view(shown)) is not None:
-        console.display(notation)
+    if (notation := notation_document(shown)) is not None:
+        console.show(notation)
 
 
 def _with_words_of(word: str, known: Sequence[str]) -> str | None:
@@ -147,67 +147,65 @@ def _with_words_of(word: str, known: Sequence[str]) -> str | None:
     return f"did you mean {several([repr(name) for name in dict.fromkeys(found)], 3)}?"
 
 
-def _explained(
-    word: str, columns: Mapping[str, Column]
-) -> list[tuple[RenderableType, Column | None]]:
+def _explained(word: str, columns: Mapping[str, Column]) -> list[tuple[Document, Column | None]]:
     """All that a word stands for, the most specific first: topic, head of a table, column, other;
     each with the column that it shows.
 
     A space stands for an underscore in the name of a column. Empty where the word is not known.
     """
-    from shadow.outputs.terminal.columns import column_view, head_view
-    from shadow.outputs.terminal.words import other_words
     from shadow.reports.glossary import meaning_of
     from shadow.reports.heads import Head, head_of
+    from shadow.telling.dictionary import column_document, word_document
+    from shadow.telling.words import other_words
 
     if word in TOPICS:
         return [(TOPICS[word](), None)]
     name = word if word in columns else "_".join(word.split()).lower()
     column = columns.get(name)
-    views: list[tuple[RenderableType, Column | None]] = []
+    found: list[tuple[Document, Column | None]] = []
     if (head := head_of(word)) is not None:
         of_head = columns.get(head.column)
-        views.append((head_view(word, head, of_head), of_head))
+        found.append((word_document(word, head, of_head), of_head))
         if column is not None and head.column != name:
-            views.append((column_view(column), column))
-        return views
+            found.append((column_document(column), column))
+        return found
     if column is not None:
-        views.append((column_view(column), column))
+        found.append((column_document(column), column))
     if (other := other_words().get(word.lower())) is not None:
         of_other = None if other.column == name else columns.get(other.column)
-        views.append((head_view(word, other, of_other), of_other))
-    if not views and (text := meaning_of(word)) is not None:
-        views.append((head_view(word, Head(text), None), None))
-    return views
+        found.append((word_document(word, other, of_other), of_other))
+    if not found and (text := meaning_of(word)) is not None:
+        found.append((word_document(word, Head(text), None), None))
+    return found
 
 
-def _label() -> RenderableType:
+def _label() -> Document:
     from shadow.claims.reference import calibration
-    from shadow.outputs.terminal.label import label_view
+    from shadow.telling.dictionary import label_document
 
-    return label_view(calibration())
-
-
-def _finding() -> RenderableType:
-    from shadow.outputs.terminal.finding import finding_view
-
-    return finding_view()
+    return label_document(calibration())
 
 
-def _published() -> RenderableType:
+def _finding() -> Document:
+    from shadow.telling.dictionary import finding_document
+
+    return finding_document()
+
+
+def _published() -> Document:
     from shadow.comparing.published import released
-    from shadow.outputs.terminal.published import published_view
+    from shadow.telling.dictionary import published_document
 
-    return published_view(released())
-
-
-def _gates() -> RenderableType:
-    from shadow.outputs.terminal.words import gates_view
-
-    return gates_view()
+    return published_document(released())
 
 
-TOPICS: Mapping[str, Callable[[], RenderableType]] = dict(
+def _gates() -> Document:
+    from shadow.telling.dictionary import gates_document
+
+    return gates_document()
+
+
+TOPICS: Mapping[str, Callable[[], Document]] = dict(
     zip(completion.TOPICS, (_label, _finding, _published, _gates), strict=True)
 )
 
@@ -238,9 +236,6 @@ def schema(
 
         console.show_json(schema_json(chosen, files=table is None))
         return
-    from shadow.outputs.terminal.columns import schema_view, table_view
+    from shadow.telling.dictionary import schema_document, table_document
 
-    if table:
-        console.display(table_view(TABLES[table]))
-    else:
-        console.display(schema_view(chosen))
+    console.show(table_document(TABLES[table]) if table else schema_document(chosen))

@@ -62,9 +62,9 @@ def plan(
         files_of(allow_pickle=allow_pickle, offline=offline, fetch=fetch, max_disk=max_disk),
         jobs=jobs,
     )
+    from shadow.audits.document import plan_document
     from shadow.audits.perform import access_of, planner
     from shadow.audits.plan import disk_hint
-    from shadow.outputs.terminal.plan import plan_view
 
     plan_of = planner(request, console.say)
     say_left_out(selection, console.say)
@@ -83,7 +83,7 @@ def plan(
         else:
             plans.append(planned)
             if not as_json:
-                console.display(plan_view(planned, console.out.options.max_width))
+                console.show(plan_document(planned))
             if planned.problem:
                 hint = disk_hint(planned.disk_peak, access_of(request.files))
                 fault = ShadowError(planned.problem, hint)

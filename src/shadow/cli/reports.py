@@ -35,9 +35,8 @@ def show(
     For a list, first show how its pairs stand.
     """
     from shadow.audits.list_index import read_index
-    from shadow.outputs.terminal.batch import batch_view, pairs_view
-    from shadow.outputs.terminal.summary import summary_view
     from shadow.summary.summary import read_summary, with_scores
+    from shadow.telling.report import report_document
 
     if json:
         format = "json"
@@ -48,7 +47,9 @@ def show(
     if index is not None and folders == [run]:  # a list of which no pair is done
         folders = []
     if index is not None and format == "table":
-        console.display(batch_view(index, console.out.options))
+        from shadow.audits.document import list_document
+
+        console.show(list_document(index))
     reports = [(*read_summary(folder), folder) for folder in folders]
     if scores:
         from shadow.comparing.gains import NO_SCORES, join
@@ -70,26 +71,25 @@ def show(
             console.show_json({**index.as_json(), "reports": summaries})
         return
     if format == "markdown":
-        from shadow.outputs.markdown import report_markdown
+        from shadow.outputs.markdown import markdown
 
-        texts = [report_markdown(summary, provenance) for summary, provenance, _ in reports]
-        console.show_text("\n".join(texts))
+        documents = [report_document(summary, provenance) for summary, provenance, _ in reports]
+        texts = [markdown(document.shown(full=full), level=3) for document in documents]
+        console.show_text("".join(texts))
         return
     for summary, provenance, folder in reports:
-        console.display(
-            summary_view(
-                summary, provenance, as_given(folder), options=console.out.options, full=full
-            )
-        )
+        document = report_document(summary, provenance, as_given(folder))
+        console.show(document.shown(full=full))
     if index is None and len(reports) > 1:
         from shadow.claims.verdicts import (
             Judgement,  # brings pandas, which one report does not need
         )
+        from shadow.telling.verdicts import pairs_document
 
         done = [
             Judgement(summary.family, summary.pair, summary=summary) for summary, _, _ in reports
         ]
-        console.display(pairs_view(done))
+        console.show(pairs_document(done))
 
 
 def compare(
@@ -148,9 +148,9 @@ def compare(
     as_json = json or format == "json"
     from shadow.comparing import comparison as comparing
     from shadow.comparing.score_files import scores_of_reports
-    from shadow.outputs.terminal.comparison import comparison_view
     from shadow.reports.columns import COMPARISON
     from shadow.reports.parquet import write_rows
+    from shadow.telling.comparison import comparison_document
 
     options = parsed_options(storage_options)
     runs = [reports_here(run, options) for run in runs]
@@ -178,7 +178,7 @@ def compare(
     if as_json:
         console.show_json(comparison.as_json())
     else:
-        console.display(comparison_view(comparison, console.out.options, p_values=p_values))
+        console.show(comparison_document(comparison, p_values=p_values))
 
 
 def merge(
@@ -217,8 +217,8 @@ def merge(
     usage.
     """
     as_json = json or format == "json"
+    from shadow.audits.document import list_document
     from shadow.audits.merging import merge as merged
-    from shadow.outputs.terminal.batch import batch_view
 
     options = parsed_options(storage_options)
     place = located(output, options)
@@ -245,7 +245,7 @@ def merge(
     if as_json:
         console.show_json(result.index.as_json())
     else:
-        console.display(batch_view(result.index, console.out.options))
+        console.show(list_document(result.index))
     if missing := result.index.missing_shards:
         which = f"{'shard' if len(missing) == 1 else 'shards'} {several(missing)}"
         raise ShadowError(f"{place} lacks {which} of its list", "merge all shards")

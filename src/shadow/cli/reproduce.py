@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from shadow.summary.by_layer import PairByLayer
     from shadow.targets.families import Pair
     from shadow.targets.recipes import Panel, Recipe
+    from shadow.telling.document import Document
 
 
 def reproduce(
@@ -95,14 +96,15 @@ def reproduce(
     if plan:
         _plan(request, as_json=as_json)
         return
+    from shadow.telling.recipe import recipe_document
+
     measured, faults = _audit(request, chosen)
-    _write(chosen, panels, folder=folder, measured=measured, faults=faults)
+    document = recipe_document(chosen, panels, measured, faults)
+    _write(chosen, panels, document, folder=folder, measured=measured)
     if as_json:
         console.show_json(_as_json(panels, measured, faults))
     else:
-        from shadow.outputs.terminal.recipe import recipe_view
-
-        console.display(recipe_view(chosen, panels, measured))
+        console.show(document)
     figures = ", ".join(f"{one.name}.svg" for one in panels)
     console.say(f"page and figures in {folder}/: {chosen.name}.md, {figures}")
     if faults:
@@ -119,8 +121,8 @@ def _require_columns(recipe: Recipe) -> None:
 
 
 def _plan(request: AuditRequest, *, as_json: bool) -> None:
+    from shadow.audits.document import plan_document
     from shadow.audits.perform import planner
-    from shadow.outputs.terminal.plan import plan_view
 
     plan_of = planner(request, console.say)
     planned = []
@@ -133,7 +135,7 @@ def _plan(request: AuditRequest, *, as_json: bool) -> None:
         console.show_json([one.as_json() for one in planned])
         return
     for one in planned:
-        console.display(plan_view(one, console.out.options.max_width))
+        console.show(plan_document(one))
 
 
 def _audit(
@@ -161,10 +163,10 @@ def _audit(
 def _write(
     recipe: Recipe,
     panels: Sequence[Panel],
+    document: Document,
     *,
     folder: Path,
     measured: dict[Pair, PairByLayer],
-    faults: dict[Pair, str],
 ) -> None:
     """A figure for each panel that has a pair, then the page."""
     from shadow.files import placing
@@ -180,9 +182,8 @@ def _write(
             figure = folder / f"{panel.name}.svg"
             with placing(figure, is_our_figure, "a figure of shadow") as aside:
                 aside.write_bytes(drawn)
-    page = recipe_page(recipe, panels, measured, faults=faults)
     with placing(folder / f"{recipe.name}.md", is_our_page, "a page of shadow reproduce") as aside:
-        aside.write_bytes(page.encode())
+        aside.write_bytes(recipe_page(document).encode())
 
 
 def _as_json(

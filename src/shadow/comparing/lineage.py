@@ -239,9 +239,9 @@ def read_step(report: SummarisedReport, where: str | None = None) -> Step | None
         return None
     start, end = _stages_of(summary.pair)
     inside = summary.inside_layers
-    purity = inside["excess_purity_unrounded"]
+    purity = inside.excess_purity_unrounded
     if purity is None:
-        purity = inside["excess_purity"]
+        purity = inside.excess_purity
     if where is None:
         where = as_given(report.folder)
     norms = _norms(report.matrices)
@@ -253,9 +253,9 @@ def read_step(report: SummarisedReport, where: str | None = None) -> Step | None
         tuned=summary.tuned,
         start=start,
         end=end,
-        matrices=int(summary.figures["matrices"] or 0),
+        matrices=summary.figures.matrices,
         failed_gates=[gate.name for gate in summary.failed_gates],
-        relative_norm=summary.figures["relative_norm_overall"],
+        relative_norm=summary.figures.relative_norm_overall,
         relative_norm_unrounded=norms.relative_unrounded,
         no_unrounded=norms.no_unrounded,
         norm=norms.stored,
@@ -263,15 +263,15 @@ def read_step(report: SummarisedReport, where: str | None = None) -> Step | None
         kept=norms.kept,
         rounded_away=norms.rounded_away,
         unexplained=norms.unexplained,
-        zero_share=summary.figures["zero_share"],
+        zero_share=summary.figures.zero_share,
         groups=_groups(summary),
         quarters=_quarters(summary),
-        equivalent_directions=inside["equivalent_directions"],
+        equivalent_directions=inside.equivalent_directions,
         excess_purity=purity,
-        coherent=int(inside["coherent"] or 0),
-        inside=int(inside["matrices"] or 0),
+        coherent=inside.coherent,
+        inside=inside.matrices,
         chosen=_chosen(provenance),
-        above_short_side=int(inside["above_short_side"] or 0),
+        above_short_side=inside.above_short_side,
     )
 
 

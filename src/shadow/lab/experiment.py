@@ -408,7 +408,7 @@ def figures_of(base: Path, tuned: Path, reports: Path, family: str, name: str) -
     )
     (outcome,) = audit(request)
     done = outcome.finished()
-    overall = done.summary.figures["relative_norm_overall"]
+    overall = done.summary.figures.relative_norm_overall
     allocation = {row.module: _over(row.relative_norm, overall) for row in done.summary.modules}
     return {
         "figures": dict(done.summary.figures),

@@ -12,29 +12,18 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 from shadow.claims.rules import MOVED
-from shadow.claims.verdicts import Judgement, Verdict, first_code
+from shadow.claims.verdicts import Judgement, Verdict
 from shadow.errors import ShadowError
 from shadow.files import read_start, write_beside
-from shadow.outputs.markdown import cell, plain
+from shadow.outputs.markdown import markdown
+from shadow.telling.verdicts import gate_document, said_of
 from shadow.text import counted, visible
 
 SUMMARY_BYTES = 1_000_000  # of a step's Markdown; GitHub drops all of what exceeds 1,048,576
+HEADS = 2_000  # bytes at most of what is no row
 JUNIT_START = 1000  # bytes in which a JUnit file names its first element
 ANNOTATIONS = 10  # of each level that GitHub shows of a step
-OUTCOMES = {
-    "met": "❌ violated",
-    "missing": "❌ nothing to judge",
-    "skipped": "➖ nothing to judge",
-    "passed": "✅ passed",
-}
 TAGS = {"met": "failure", "missing": "error", "skipped": "skipped"}  # of JUnit
-FIGURES = ("relative_norm_overall", "concentration")
-CODES = {
-    0: "done",
-    1: "a pair failed, or a rule had nothing to judge",
-    3: "--strict objects",
-    4: "a rule was violated",
-}
 
 
 def sentences(judged: Sequence[Judgement]) -> list[str]:
@@ -111,103 +100,8 @@ def append_summary(path: Path, judged: Sequence[Judgement]) -> None:
     """Append to the summary of a step as much as GitHub takes. Raises OSError."""
     with path.open("ab") as file:
         room = SUMMARY_BYTES - file.tell()
-        if room > 2000:
-            file.write(markdown(judged, room).encode())
-
-
-def markdown(judged: Sequence[Judgement], limit: int = SUMMARY_BYTES) -> str:
-    """A table of the pairs and one of the rules of each, in at most so many bytes; what does not
-    fit is counted.
-    """
-    code = first_code({judgement.code for judgement in judged})
-    head = ["## shadow", "", f"Exit code {code}: {CODES[code]}.", ""]
-    head += ["| pair | result | label | relative norm | concentration |", "|---|---|---|---|---|"]
-    rows = [_pair_row(judgement) for judgement in judged]
-    rules = [row for judgement in judged for row in _rule_rows(judgement)]
-    notes = [
-        f"- {cell(judgement.name)}: {cell(note)}"
-        for judgement in judged
-        for note in judgement.notes
-    ]
-    findings = [line for judgement in judged for line in _finding_lines(judgement)]
-    parts = [*head, *_fitting(rows, limit // 4, "| and {} more pairs |||||")]
-    if findings:
-        parts += ["", *_fitting(findings, limit // 4, "- and {} more findings")]
-    if rules:
-        parts += ["", "| pair | rule | outcome | what was found |", "|---|---|---|---|"]
-        parts += _fitting(rules, limit // 4, "| and {} more rules ||||")
-    if notes:
-        parts += ["", *_fitting(notes, limit // 5, "- and {} more notes")]
-    return "\n".join(parts) + "\n\n"
-
-
-def _fitting(lines: Sequence[str], limit: int, more: str) -> list[str]:
-    """As many lines as fit into so many bytes, and how many did not."""
-    size = 0
-    fitting: list[str] = []
-    for number, line in enumerate(lines):
-        size += len(line.encode()) + 1
-        if size > limit:
-            return [*fitting, more.format(len(lines) - number)]
-        fitting.append(line)
-    return fitting
-
-
-def _pair_row(judgement: Judgement) -> str:
-    result = {
-        0: "✅ audited",
-        1: "❌ nothing to judge",
-        3: "❌ --strict objects",
-        4: "❌ a rule was violated",
-    }[judgement.code]
-    if judgement.summary is None:
-        return f"| {cell(judgement.name)} | ❌ {cell(judgement.fault or '')} | | | |"
-    figures = [
-        _figure(judgement.summary.figures[name], judgement.summary.intervals.get(name))
-        for name in FIGURES
-    ]
-    label = cell(judgement.summary.label) if judgement.summary.has_label else ""
-    return f"| {cell(judgement.name)} | {result} | {label} | {' | '.join(figures)} |"
-
-
-def _finding_lines(judgement: Judgement) -> list[str]:
-    """What the report says of its pair, in words."""
-    if judgement.summary is None:
-        return []
-    return [f"- {cell(judgement.name)}: {plain(str(judgement.summary.finding))}"]
-
-
-def _figure(value: float | None, bounds: tuple[float, float] | None) -> str:
-    """`0.37 (0.31 to 0.42)`."""
-    if value is None:
-        return ""
-    if bounds is None:
-        return f"{value:.3g}"
-    low, high = bounds
-    return f"{value:.3g} ({low:.3g} to {high:.3g})"
-
-
-def _message(verdict: Verdict) -> str:
-    """What the author of a rule says of its violation; empty where the rule is not violated."""
-    if verdict.outcome != "met":
-        return ""
-    return verdict.rule.message or ""
-
-
-def _rule_rows(judgement: Judgement) -> Iterable[str]:
-    for verdict in sorted(
-        judgement.verdicts, key=lambda verdict: list(OUTCOMES).index(verdict.outcome)
-    ):
-        outcome = OUTCOMES[verdict.outcome]
-        if verdict.rule.severity == "warning":
-            outcome = outcome.replace("❌", "⚠️")
-        rule = cell(verdict.rule.name)
-        if verdict.rule.condition != verdict.rule.name:
-            rule += f"<br>{cell(verdict.rule.condition)}"
-        detail = cell(verdict.detail)
-        if message := _message(verdict):
-            detail += f"<br>{cell(message)}"
-        yield f"| {cell(judgement.name)} | {rule} | {outcome} | {detail} |"
+        if room > HEADS:
+            file.write(markdown(gate_document(judged), room - HEADS).encode())
 
 
 # Annotations of GitHub Actions
@@ -233,9 +127,7 @@ def workflow_commands(
         for verdict in judgement.verdicts:
             if verdict.outcome in ("met", "missing"):
                 rule = verdict.rule
-                text = verdict.detail
-                if message := _message(verdict):
-                    text = f"{message} {text}"
+                text = said_of(verdict)
                 title = f"{judgement.name}: {rule.name}"
                 at = _in_workspace(rule.file, rule.line, workspace)
                 texts[rule.severity].append(_annotation(rule.severity, title, text=text, at=at))
@@ -407,8 +299,8 @@ def _rule_case(suite: ET.Element, judgement: Judgement, verdict: Verdict) -> Non
         lines.append(f"warning: {verdict.detail}")
     else:
         _said(case, TAGS[verdict.outcome], message=verdict.detail, kind=verdict.rule.condition)
-    if message := _message(verdict):
-        lines.append(message)
+    if verdict.outcome == "met" and verdict.rule.message:
+        lines.append(verdict.rule.message)
     if lines:
         _output(case, lines)
 

@@ -1,31 +1,37 @@
-"""A report as Markdown, for a model card or a pull request: finding, modules, other explanations,
-how it was made.
+"""Any document as GitHub's Markdown, for a model card, a pull request or the summary of a CI step.
 
-Names and texts of a report are hostile: `cell` shows names as code, and `plain` lets no text be
-markup, a link, a mention or a reference on GitHub.
+Names and texts are hostile: `cell` shows names as code, and `plain` lets no text be markup, a
+link, a mention or a reference on GitHub.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
-from shadow.claims.explanations import ANSWERS
-from shadow.outputs.terminal.typeset import number, share
-from shadow.summary.rows import CoherenceRow, OutsideRow
-from shadow.text import several, visible
+from shadow.quantities import DASH
+from shadow.telling.document import (
+    Block,
+    Cell,
+    Document,
+    Figures,
+    Headline,
+    Image,
+    Level,
+    Lines,
+    Note,
+    Paragraph,
+    Provenance,
+    Section,
+    Table,
+    Word,
+)
+from shadow.text import and_more, visible
 
-if TYPE_CHECKING:
-    from shadow.reports.metadata import ReportMetadata
-    from shadow.summary.summary import Summary
-
-MODULES = 24  # rows of the table, those of most energy; the rest is counted
 LINKING = "@#"  # begin a mention or a reference, which an entity would not keep from being one
 ACTIVE = re.compile(r"[\\`*_{}\[\]<>|!~&$\"@#]")
-FOLDER_OF_A_PART = re.compile(r"(?<==)/.*?(?= [a-z]+=|$)")  # `language=org/name vision=/a/tower`
 APART = "<!-- -->"  # ends a text that GitHub would make a link of, and shows nothing
+MARKS: dict[Level, str] = {"passed": "✅ ", "fault": "❌ ", "warning": "⚠️ ", "quiet": "➖ "}
 
 
 def cell(text: str) -> str:
@@ -33,9 +39,7 @@ def cell(text: str) -> str:
     links or mentions.
     """
     shown = re.sub(r"[!-,./:-@\[-`{-~]", lambda match: f"&#{ord(match[0])};", visible(text))
-    if not shown.strip():
-        return ""
-    return f"<code>{shown}</code>"
+    return f"<code>{shown}</code>" if shown.strip() else ""
 
 
 def plain(text: str) -> str:
@@ -50,120 +54,104 @@ def plain(text: str) -> str:
 def _harmless(match: re.Match[str]) -> str:
     """A letter that may be markup, as one that is none."""
     letter = match[0]
-    if letter in LINKING:
-        return f"{letter}{APART}"
-    return f"&#{ord(letter)};"
+    return f"{letter}{APART}" if letter in LINKING else f"&#{ord(letter)};"
 
 
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Lines of a table; figures are what every column but the first has."""
-    return [
-        f"| {' | '.join(heads)} |",
-        f"|---|{'---:|' * (len(heads) - 1)}",
-        *(f"| {' | '.join(row)} |" for row in rows),
-    ]
+def markdown(document: Document, limit: int | None = None, level: int = 2) -> str:
+    """The document, ending with a blank line.
 
-
-def report_markdown(summary: Summary, provenance: ReportMetadata) -> str:
-    """The finding of a pair, a row for each module, other explanations, how it was measured."""
-    lines = [f"### {cell(summary.family)} {cell(summary.pair)}", "", *finding_lines(summary), ""]
-    lines += [f"**Warning.** {plain(warning.text)}\n" for warning in summary.warnings]
-    if summary.modules:
-        lines += [*_modules(summary), ""]
-    lines += explanation_lines(summary)
-    lines += [
-        f"Not shown: {plain(' '.join(summary.finding.not_shown))}",
-        "",
-        *_made(summary, provenance),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def finding_lines(summary: Summary) -> list[str]:
-    """The headline, strong, and the sentences as one paragraph."""
-    return [f"**{plain(summary.finding.headline)}**", "", plain(summary.finding.text)]
-
-
-def explanation_lines(summary: Summary) -> list[str]:
-    """A table of the other explanations; nothing where there are none."""
-    others = summary.finding.other_explanations
-    if not others:
-        return []
-    rows = [
-        f"| {plain(explanation.name)} | {ANSWERS[explanation.answer]} |"
-        f" {plain(explanation.reason)} |"
-        for explanation in others
-    ]
-    return ["| other explanation | answer | because |", "|---|---|---|", *rows, ""]
-
-
-def _modules(summary: Summary) -> list[str]:
-    several_components = len({row.component for row in summary.modules}) > 1
-    ordered = sorted(summary.modules, key=lambda row: -(row.energy_share or 0.0))
-    shown = {id(row) for row in ordered[:MODULES]}
-    directions = _directions(summary)
-    rows = []
-    for row in summary.modules:
-        if id(row) in shown:
-            name = f"{row.component} {row.module}" if several_components else row.module
-            rows.append(
-                [
-                    cell(name),
-                    number(row.matrices),
-                    share(row.relative_norm),
-                    share(row.energy_share),
-                    directions[row.component, row.module],
-                ]
-            )
-    if len(summary.modules) > MODULES:
-        rows.append([f"and {len(summary.modules) - MODULES} more", "", "", "", ""])
-    return table(
-        ("module", "matrices", "relative norm", "share of the change", "as coherent as"), rows
-    )
-
-
-def _directions(summary: Summary) -> dict[tuple[str, str], str]:
-    """By component and module: as how many equally strong directions it is coherent, `> 256` where
-    less than all of a matrix would be.
+    limit: bytes that tables and lists may take, each an equal part; rows beyond it are counted.
+    level: of the first section; those after it lie one below.
     """
-    directions = {}
-    rows: list[OutsideRow | CoherenceRow] = [*summary.outside_layers, *summary.coherence]
-    for row in rows:
-        text = number(row.equivalent_directions, 2)
-        if row.equivalent_directions is None and row.above_short_side:
-            text = f"> {number(row.short_side)}"
-        if isinstance(row, CoherenceRow):
-            known = row.coherent + row.above_short_side
-            if 2 * known < row.matrices:  # a median over a few of the matrices is not the module's
-                text = number(None)
-        directions[row.component, row.module] = text
-    return directions
+    long = sum(isinstance(block, Table | Figures | Note) for block in document.blocks)
+    room = None if limit is None else limit // max(1, long)
+    parts: list[str] = []
+    for number, block in enumerate(document.blocks):
+        text = _drawn(block, level + (number > 0), room)
+        if parts and block.close and isinstance(block, Paragraph):
+            parts[-1] += f"\n{text}"
+        elif text:
+            parts.append(text)
+    legends = {
+        column.head: column.legend
+        for block in document.blocks
+        if isinstance(block, Table)
+        for column in block.columns
+        if column.legend
+    }
+    if legends:
+        texts = " ".join(f"{head}: {text}." for head, text in legends.items())
+        parts.append(f"<sub>{plain(texts)}</sub>")
+    return "\n\n".join(parts) + "\n\n"
 
 
-def _public(repo: str) -> str:
-    """A repository, or the name of a folder: where it lies is nothing for a model card."""
-    if Path(repo).is_absolute():
-        return Path(repo).name
-    return FOLDER_OF_A_PART.sub(lambda match: Path(match[0]).name, repo)
+def _drawn(block: Block, level: int, room: int | None) -> str:
+    """The block; empty for what Markdown cannot draw."""
+    match block:
+        case Section():
+            title = plain(block.title)
+            if block.name:
+                title = f"{cell(block.title)} {cell(block.name)}"
+            return f"{'#' * level} {title}"
+        case Headline():
+            return f"**{plain(block.text)}**"
+        case Paragraph():
+            lead = f"{cell(block.lead)} " if block.lead else ""
+            text = f"{lead}{plain(block.text)}"
+            return f"<sub>{text}</sub>" if block.quiet else text
+        case Note():
+            return f"**{block.word.capitalize()}.** {plain(block.text)}"
+        case Image():
+            return f"![{plain(block.text)}]({block.file})"
+        case Provenance():
+            texts = "; ".join(f"{name}: {plain(text)}" for name, text in block.rows)
+            return f"<sub>{texts}</sub>"
+        case Figures():
+            rows = []
+            for row in block.rows:
+                remark = f" ({plain(row.remark)})" if row.remark else ""
+                rows.append(f"- {plain(row.name)}: {_cell(row.value)}{remark}")
+            return _titled(block.title, _fitting(rows, room, "- {}"))
+        case Table():
+            return _titled(block.title, _table(block, room))
+        case Lines():
+            rows = [f"- {plain(row.name)}: {plain(row.range)}" for row in block.rows]
+            return _titled(block.title, rows)
+    return ""
 
 
-def _made(summary: Summary, provenance: ReportMetadata) -> list[str]:
-    """How it was measured, in small type."""
-    settings = provenance["settings"]
-    chosen = settings.get("chosen")
-    filters = []
-    if isinstance(chosen, Mapping):
-        for name, values in chosen.items():
-            if isinstance(values, list) and values:
-                filters.append(f"only {name}: {several([str(value) for value in values])}")
-    sides = []
-    for side, checkpoint in (("base", summary.base), ("tuned", summary.tuned)):
-        text = f"{side} {cell(_public(checkpoint['repo']))}"
-        if checkpoint["commit"]:
-            text += f" at {cell(checkpoint['commit'])}"
-        sides.append(text)
-    how = [f"shadow {plain(str(provenance['version']))}", f"schema {summary.schema}"]
-    how += [f"precision {plain(str(settings['method']['precision']))}", *map(plain, filters)]
-    coherent = "As coherent as: that many equally strong directions, no count of directions; "
-    coherent += "empty if most of the matrices have no such number."
-    return [f"<sub>{'; '.join(sides)}. Measured by {', '.join(how)}. {coherent}</sub>"]
+def _titled(title: str, lines: Sequence[str]) -> str:
+    return "\n".join([*([f"{plain(title)}:", ""] if title else []), *lines])
+
+
+def _cell(value: Cell, *, is_name: bool = False) -> str:
+    if value is None:
+        return DASH
+    if not isinstance(value, Word):
+        return cell(value) if is_name and isinstance(value, str) else plain(str(value))
+    text = f"{MARKS.get(value.level, '')}{cell(value.text) if is_name else plain(value.text)}"
+    return f"{text} {cell(value.aside) if is_name else plain(value.aside)}".rstrip()
+
+
+def _table(block: Table, room: int | None) -> list[str]:
+    heads = [f"| {' | '.join(plain(column.head) for column in block.columns)} |"]
+    marks = ("---:" if column.role == "figure" else "---" for column in block.columns)
+    heads.append(f"|{'|'.join(marks)}|")
+    names = [column.role == "name" for column in block.columns]
+    rows = [
+        f"| {' | '.join(_cell(one, is_name=name) for one, name in zip(row, names, strict=True))} |"
+        for row in block.rows
+    ]
+    return [*heads, *_fitting(rows, room, "| {} " + "|" * len(block.columns))]
+
+
+def _fitting(lines: Sequence[str], room: int | None, more: str) -> list[str]:
+    """As many lines as fit into so many bytes, and how many did not."""
+    if room is None:
+        return list(lines)
+    size = 0
+    for number, line in enumerate(lines):
+        size += len(line.encode()) + 1
+        if size > room:
+            return [*lines[:number], more.format(and_more(len(lines) - number))]
+    return list(lines)

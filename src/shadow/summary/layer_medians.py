@@ -15,17 +15,14 @@ from numpy.typing import NDArray
 from shadow.reports.column_types import null_if_undefined
 from shadow.spectra.levels import round_trip
 from shadow.spectra.purity import LEAST_KEPT, NOISE, UNTOUCHED
+from shadow.summary.figures import LAYER_MEDIANS, InsideLayers
 from shadow.summary.rows import CoherenceRow, OutsideRow, UnchangedRow, row_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-INSIDE = (
-    "kept", "relative_norm", "relative_norm_unrounded", "excess_purity", "excess_purity_unrounded",
-    "equivalent_directions", "spikes_sharp", "decay_cosine", "energy_share",
-)  # fmt: skip
-BESIDE = (  # medians of inside_layers that OutsideRow has not
+BESIDE = (  # medians of inside_layers beside LAYER_MEDIANS
     "purity_z", "numerical_rank", "rank_90", "spikes", "spike_energy", "alignment_left",
     "alignment_left_null",
     "alignment_right", "alignment_right_null", "cosine",
@@ -41,11 +38,8 @@ LOW = 0.25  # of the short side: what counts as low rank
 OF_ROUNDING = 0.1  # and how much further for what was, times kept (1 - kept)
 
 
-def inside_layers(deltas: pd.DataFrame) -> dict[str, float | int | None]:
-    """Counts of matrices and of what is known of them; medians.
-
-    Medians are of INSIDE, and of alignments less their null.
-    """
+def inside_layers(deltas: pd.DataFrame) -> InsideLayers:
+    """Counts of matrices and of what is known of them; medians."""
     within = deltas["layer"].notna()
 
     def inside(name: str) -> pd.Series:
@@ -53,7 +47,7 @@ def inside_layers(deltas: pd.DataFrame) -> dict[str, float | int | None]:
         return deltas.loc[within, name]
 
     reason, z = inside("kept_reason"), inside("purity_z")
-    return {
+    figures = {
         "matrices": int(within.sum()),
         "known": int((inside("kept").notna() & reason.isna()).sum()),
         "unexplained": int((reason == "rounding_unexplained").sum()),
@@ -62,7 +56,7 @@ def inside_layers(deltas: pd.DataFrame) -> dict[str, float | int | None]:
         "judged": int(z.notna().sum()),
         "beyond_noise": int((z > NOISE).sum()),
         "flatter_than_noise": int((z < -NOISE).sum()),
-        **{name: _median(inside(name)) for name in (*INSIDE, *BESIDE)},
+        **{name: _median(inside(name)) for name in (*LAYER_MEDIANS, *BESIDE)},
         **_coherent(inside),
         **_ranks(inside),
         **_few(deltas.loc[within, ["cols", "levels_base", "levels_tuned"]]),
@@ -76,6 +70,7 @@ def inside_layers(deltas: pd.DataFrame) -> dict[str, float | int | None]:
             for side in ("left", "right")
         },
     }
+    return row_of(InsideLayers, figures)
 
 
 def outside_layers(deltas: pd.DataFrame) -> list[OutsideRow]:
@@ -90,7 +85,7 @@ def outside_layers(deltas: pd.DataFrame) -> list[OutsideRow]:
                 "matrices": len(rows),
                 "poolers": int(rows["tensor"].astype("string").str.contains(r"\bpooler\b").sum()),
             },
-            {name: _median(rows[name]) for name in INSIDE},
+            {name: _median(rows[name]) for name in LAYER_MEDIANS},
             _coherent(rows.__getitem__),
             {"short_side": _short_sides(rows[["rows", "cols"]])["short_side_most"]},
         )

@@ -25,6 +25,8 @@ from typing import (
     is_typeddict,
 )
 
+from shadow.summary.figures import DepthFigures, LayerMedians, Medians
+
 Bounds = tuple[float, float] | None
 WarningCode = Literal["experts_renumbered", "few_values", "older_report", "scores_unreadable"]
 
@@ -106,54 +108,6 @@ class SkippedRow:
 
 
 @dataclass(frozen=True)
-class Medians:
-    """Medians over the delta rows of a group of matrices, each counted once; None where no row has
-    the figure.
-
-    The columns of the same names in matrices.parquet say what each is.
-    """
-
-    relative_norm: float | None
-    """0 or more; of a component: of all its matrices as one vector."""
-
-    concentration: float | None
-    """Below 0 flatter than the null, 0 as the null, 1 of rank one."""
-
-    participation_ratio: float | None
-    """Directions, 1 or more."""
-
-    null_participation_ratio: float | None
-    """Directions, 1 or more."""
-
-    participation_share: float | None
-    """Participation_ratio over the null's."""
-
-    stable_rank: float | None
-    """1 or more."""
-
-    effective_rank: float | None
-    """1 or more."""
-
-    effective_rank_shift: float | None
-    """Of tuned against base, signed."""
-
-    top4_energy: float | None
-    """Share, 0 to 1."""
-
-    spikes: float | None
-    """Singular values above the null's edge."""
-
-    spike_energy: float | None
-    """Share, 0 to 1."""
-
-    cosine: float | None
-    """Of base and tuned, -1 to 1."""
-
-    floor_ratio: float | None
-    """Times the rounding of the storage."""
-
-
-@dataclass(frozen=True)
 class Energies:
     """How much of the update a group of matrices holds."""
 
@@ -162,26 +116,6 @@ class Energies:
 
     energy_share: float | None
     """Of the whole update, 0 to 1."""
-
-
-@dataclass(frozen=True)
-class DepthFigures:
-    """How evenly the update lies over a component's layers; None where it has no energy there."""
-
-    depth_layers: int
-    """Layers that were compared."""
-
-    depth_entropy: float | None
-    """0 one layer, 1 all alike."""
-
-    depth_gini: float | None
-    """0 all alike, towards 1 one layer."""
-
-    effective_layers: float | None
-    """1 to depth_layers."""
-
-    attention_to_mlp: float | None
-    """Ratio of energies."""
 
 
 @dataclass(frozen=True)
@@ -536,53 +470,21 @@ class AloneRow:
 
 
 @dataclass(frozen=True)
-class OutsideRow:
-    """Medians over the changed matrices of one module outside the layers: embeddings, head,
-    projectors.
-
-    The columns of the same names in matrices.parquet say what each is.
-    """
-
+class _Outside:
     component: str
-    """The component."""
-
     module: str
-    """The module."""
-
     matrices: int
     """That changed, 1 or more."""
 
     poolers: int
     """How many of them are of a pooler, as BERT has, by their names; their module is head."""
 
-    kept: float | None
-    """Share of the stored change's energy that is the update's, 0 to 1."""
 
-    relative_norm: float | None
-    """0 or more."""
-
-    relative_norm_unrounded: float | None
-    """The same of the update before it was stored."""
-
-    excess_purity: float | None
-    """How much purer it is than its null, -1 to 1; 0 as the null."""
-
-    excess_purity_unrounded: float | None
-    """The same of the update before it was stored."""
-
-    equivalent_directions: float | None
-    """As coherent as so many equally strong directions, 1 or more; None where half or more are
-    above their short side.
+@dataclass(frozen=True)
+class OutsideRow(LayerMedians, _Outside):
+    """Medians over the changed matrices of one module outside the layers: embeddings, head,
+    projectors.
     """
-
-    spikes_sharp: float | None
-    """Singular values above the sharp edge of the null, 0 or more."""
-
-    decay_cosine: float | None
-    """Of the change and the base, -1 to 1; below 0 as weight decay leaves."""
-
-    energy_share: float | None
-    """Share of energy, 0 to 1."""
 
     above_short_side: int = 0
     """Matrices above their short side, as in CoherenceRow."""
@@ -680,7 +582,6 @@ class PublishedFigures:
     """The factor that is about its size."""
 
 
-MEDIANS = tuple(field.name for field in fields(Medians))
 ALONE = ("stable_rank", "effective_rank", "participation_ratio")
 BY_LAYER = ("concentration", "effective_rank_shift", "spikes")  # the medians of a LayerRow
 

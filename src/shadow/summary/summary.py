@@ -25,7 +25,7 @@ from shadow.comparing.published import context_sentence, published_figures
 from shadow.errors import ShadowError
 from shadow.places.groups import ATTENTION, MLP, UP
 from shadow.places.names import name_rules
-from shadow.reports.columns import COUNTS, FIGURES, SCHEMA
+from shadow.reports.columns import SCHEMA
 from shadow.reports.metadata import ReportMetadata
 from shadow.reports.report import Report
 from shadow.reports.tables import absent_note
@@ -55,6 +55,7 @@ from shadow.summary.depth import (
     ratio,
     summed,
 )
+from shadow.summary.figures import MEDIANS, InsideLayers, PairFigures
 from shadow.summary.grid import grid
 from shadow.summary.layer_medians import (
     coherence,
@@ -67,7 +68,6 @@ from shadow.summary.recognised import recognised
 from shadow.summary.rows import (
     ALONE,
     BY_LAYER,
-    MEDIANS,
     AloneRow,
     Bounds,
     CheckpointSide,
@@ -147,12 +147,8 @@ INTERVALS: Mapping[str, str | float] = {
     "covers": "other layers of the same pair; not other runs, seeds or models",
 }
 
-# The keys that counts and figures have, whatever the report.
+# The keys that counts have, whatever the report.
 STATUSES = ("measured", "identical", "skipped")
-WHOLE = {
-    column.name for column in COUNTS if not column.null and column.type != "float"
-}  # figures that are whole numbers
-FIGURE_NAMES = {*(column.name for column in (*FIGURES, *COUNTS)), *MEDIANS, "zero_share"}
 
 
 @dataclass(frozen=True)
@@ -181,8 +177,7 @@ class Summary:
     counts: Mapping[str, int]
     """Tensors of both sides by status: measured, identical, skipped."""
 
-    figures: Mapping[str, float | int | None]
-    """By name; `shadow explain` tells unit and range of each. None where one is undefined."""
+    figures: PairFigures
 
     intervals: Mapping[str, Bounds]
     """(low, high) over layers of figures that have any; None: no_interval says why."""
@@ -211,8 +206,7 @@ class Summary:
     grid: list[GridRow]
     """Modules by layers."""
 
-    inside_layers: Mapping[str, float | int | None]
-    """Counts, and medians over the matrices inside layers."""
+    inside_layers: InsideLayers
 
     outside_layers: list[OutsideRow]
     """The same medians of embeddings, head and projectors."""
@@ -429,9 +423,6 @@ def summary_from_json(stored: Mapping[str, object]) -> Summary:
         {"code": code, "text": text} for code, text in zip(codes, texts, strict=True)
     ]
     summary = read_as(Summary, columns)
-    figures = summary.figures
-    if figures.keys() != FIGURE_NAMES or any(type(figures[name]) is not int for name in WHOLE):
-        raise TypeError
     if set(summary.counts) != set(STATUSES):
         raise TypeError
     return summary
@@ -773,7 +764,7 @@ def _residual_figures(rows: Rows, component: str | None) -> tuple[Figures, Inter
     return figures, intervals
 
 
-def _figures(rows: Rows) -> tuple[Figures, IntervalsByName]:
+def _figures(rows: Rows) -> tuple[PairFigures, IntervalsByName]:
     import pandas as pd
 
     tensors, deltas = rows.tensors, rows.deltas
@@ -825,7 +816,8 @@ def _figures(rows: Rows) -> tuple[Figures, IntervalsByName]:
         "embedding_row_participation_ratio": _number(embedding["row_participation_ratio"].max()),
         "embedding_rows_changed": _number(embedding["rows_changed"].max()),
     }
-    return figures, intervals | whole.intervals | depth_intervals | residual_intervals
+    intervals |= whole.intervals | depth_intervals | residual_intervals
+    return row_of(PairFigures, figures), intervals
 
 
 def _component_ratio(whole: _Sums, rows: Rows, component: str) -> None:

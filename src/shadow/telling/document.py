@@ -1,9 +1,9 @@
 """What is shown: a document is a title and blocks of few kinds, whatever it is about.
 
-A report, a comparison, a lineage, a list, a plan and verdicts become documents in this room;
-`outputs` draws any document on a terminal, a page, in a notebook, as Markdown, for CI or as JSON,
-and knows nothing of what it says. A number in a block is a quantity, whose kind says how it reads:
-`text_of` is the one place that turns it into text.
+A report, a comparison, a lineage, a list, a plan and verdicts become documents once; `outputs`
+draws any document on a terminal, a page, in a notebook, as Markdown or for CI, and knows nothing
+of what it says. Texts are as they were read: who draws one makes hostile names harmless. A number
+in a block is a quantity, and `shadow.quantities` alone turns it into text.
 """
 
 from __future__ import annotations
@@ -12,45 +12,46 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from shadow.claims.answer import Answer
+from shadow.quantities import Quantity
 from shadow.summary.rows import GridRow
 
-Kind = Literal[
-    "count",  # a whole number of things: 1,234
-    "share",  # 1 is all: 8.0 %
-    "number",  # three significant digits
-    "about",  # two significant digits: a number of directions
-    "fixed",  # two decimals: concentration, cosine
-    "ratio",  # two significant digits: 0.52
-    "difference",  # with its sign: +0.092
-    "log_ratio",  # the logarithm of a ratio: x 0.67
-    "seconds",
-    "bytes",
-]
-Level = Literal["fault", "warning", "note"]
+When = Literal["always", "brief", "full"]
+Level = Literal["", "passed", "fault", "warning", "quiet"]  # how much a word is to be noticed
 
 
 @dataclass(frozen=True)
-class Quantity:
-    """A number and how it reads."""
+class Word:
+    """A word of a table that is to be noticed more, or less, than others."""
 
-    value: float | int | None
-    kind: Kind
-    low: float | None = None
-    """The lower end of its interval; None where it has none."""
+    text: str
+    level: Level = ""
+    aside: str = ""
+    """What follows it, less noticed."""
 
-    high: float | None = None
+    def __str__(self) -> str:
+        return f"{self.text} {self.aside}".strip()
 
 
-Cell = str | Quantity | None  # None: nothing is known, drawn as a dash
+Cell = str | Quantity | Word | None  # None: nothing is known, drawn as a dash
 
 
 @dataclass(frozen=True)
 class Block:
     """A part of a document."""
 
-    full: bool = field(default=False, kw_only=True)
-    """Whether it is shown only where everything is asked for."""
+    when: When = field(default="always", kw_only=True)
+    """`full`: only where everything is asked for; `brief`: only where it is not."""
+    close: bool = field(default=False, kw_only=True)
+    """Whether it follows the block before it without a blank line."""
+
+
+@dataclass(frozen=True)
+class Section(Block):
+    """What the blocks up to the next section are about; a document begins with its own."""
+
+    title: str
+    name: str = ""
+    """What of the title it is about, such as the pair of a family."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Headline(Block):
     """The answer in a line."""
 
     text: str
+    level: Level = ""
 
 
 @dataclass(frozen=True)
@@ -65,19 +67,22 @@ class Paragraph(Block):
     """A sentence or several that belong together."""
 
     text: str
+    lead: str = ""
+    """The word that the text explains, before it."""
+    quiet: bool = False
+    """Whether it is for those who look for it, such as a legend."""
     code: str = ""
     """Which sentence it is, for programs."""
-
     figures: Mapping[str, float | int] = field(default_factory=dict)
     """The numbers in it, unrounded, by their place in the JSON of what the document is of."""
 
 
 @dataclass(frozen=True)
 class FigureRow:
-    """A named figure and what it is measured by."""
+    """A named figure and what it is measured by; or a named text."""
 
     name: str
-    value: Cell
+    value: Cell = ""
     remark: str = ""
 
 
@@ -94,11 +99,12 @@ class Column:
     """The head of a column of a table."""
 
     head: str
-    is_name: bool = False
-    """Whether its cells are words, set to the left; numbers are set to the right."""
-
+    role: Literal["figure", "name", "text"] = "figure"
+    """Figures are set to the right; names are not broken where there is room; texts are."""
     rank: int = 0
     """0: always shown; otherwise the higher, the earlier it is left out where room is short."""
+    legend: str = ""
+    """What stands below the head, said once after all tables."""
 
 
 @dataclass(frozen=True)
@@ -111,19 +117,40 @@ class Table(Block):
 
 
 @dataclass(frozen=True)
+class Line:
+    """A figure by layer."""
+
+    name: str
+    values: Sequence[float | None]
+    """By layer; None where a layer has none. At least one is known."""
+    range: str
+    """The least and the largest value in words."""
+    is_flat: bool = False
+    """Whether layers differ so little that a picture would make a trend of nothing."""
+
+
+@dataclass(frozen=True)
+class Lines(Block):
+    """Figures by layer below each other."""
+
+    title: str
+    rows: Sequence[Line]
+
+
+@dataclass(frozen=True)
 class Picture(Block):
-    """How far each module moved, by layer, of one component."""
+    """How far each module of one component moved, by layer."""
 
     title: str
     rows: Sequence[GridRow]
 
 
 @dataclass(frozen=True)
-class Answers(Block):
-    """Claims and what came of them: (title of the claim, answer)."""
+class Image(Block):
+    """A figure that lies in a file beside a page; a terminal has none."""
 
-    rows: Sequence[tuple[str, Answer]]
-    title: str = ""
+    text: str
+    file: str
 
 
 @dataclass(frozen=True)
@@ -131,7 +158,7 @@ class Note(Block):
     """What makes figures doubtful, or was not measured."""
 
     text: str
-    level: Level = "note"
+    word: Literal["fault", "warning", "note"] = "note"
 
 
 @dataclass(frozen=True)
@@ -145,11 +172,9 @@ class Provenance(Block):
 class Document:
     """What is shown of one thing."""
 
-    title: str
-    """What it is about, such as `demo  base..narrow`; hostile text like any name."""
-
     blocks: Sequence[Block]
 
-    def brief(self) -> Document:
-        """The same document without what is shown only where everything is asked for."""
-        return Document(self.title, tuple(block for block in self.blocks if not block.full))
+    def shown(self, *, full: bool = False) -> Document:
+        """What is shown of it, where everything is asked for or not."""
+        hidden = "brief" if full else "full"
+        return Document([block for block in self.blocks if block.when != hidden])

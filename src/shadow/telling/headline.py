@@ -71,10 +71,10 @@ def headline(summary: Summary, sentences: Sequence[Sentence]) -> str:
 
 
 def _size(summary: Summary, codes: Container[str]) -> str:
-    norm = summary.figures["relative_norm_overall"]
+    norm = summary.figures.relative_norm_overall
     if "siblings" in codes:
         return "Different" if norm is None else f"Different by {percent(norm)}"
-    unrounded = summary.figures.get("relative_norm_overall_unrounded")
+    unrounded = summary.figures.relative_norm_overall_unrounded
     if unrounded is not None:
         norm = unrounded
     what, how = ("A part changed", ", by") if has_frozen(summary) else ("Changed", " by")
@@ -87,16 +87,16 @@ def _kind(summary: Summary, codes: Container[str]) -> str:
         count = counted(replaced.matrices, "matrix", "matrices")
         return f"with {count} replaced or exchanged"
     if "beyond_rounding" in codes:
-        return f"more than rounding in {inside['known']:,} of {inside['matrices']:,} matrices"
+        return f"more than rounding in {inside.known:,} of {inside.matrices:,} matrices"
     for code, text in KINDS.items():
         if code in codes:
             return text
     if "low_rank" in codes:
-        rank = summary.figures["rank_ceiling"] or inside["rank_most"]
+        rank = summary.figures.rank_ceiling or inside.rank_most
         return f"of rank {rank:,.0f} at most"
     if "coherent" not in codes:
         return ""
-    value = inside.get("equivalent_directions")
+    value = inside.equivalent_directions
     least, most = (inside.get(f"short_side_{end}") for end in ("least", "most"))
     if value is None or least is None or most is None:
         return "with more structure than noise"

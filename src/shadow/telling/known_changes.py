@@ -12,7 +12,6 @@ from shadow.telling.wording import (
     Sentence,
     and_others,
     changed_module,
-    count_of,
     factor,
     of_component,
     percent,
@@ -36,9 +35,9 @@ def known_changes(summary: Summary) -> list[Sentence]:
 
 def is_copy(summary: Summary) -> bool:
     """Is what is stored as large as one rounding, and does it hide whatever else there may be?"""
-    inside, floor = summary.inside_layers, summary.figures["floor_ratio"]
-    matrices = count_of(inside, "matrices")
-    if not matrices or floor is None or 2 * count_of(inside, "rounded_away") < matrices:
+    inside, floor = summary.inside_layers, summary.figures.floor_ratio
+    matrices = inside.matrices
+    if not matrices or floor is None or 2 * inside.rounded_away < matrices:
         return False
     return ONE_ROUNDING[0] <= floor <= ONE_ROUNDING[1] and not beyond_rounding(summary)
 
@@ -48,8 +47,8 @@ def beyond_rounding(summary: Summary) -> int:
     where an adapter of some modules was merged. 0 where that may be chance.
     """
     inside = summary.inside_layers
-    few = BY_CHANCE * count_of(inside, "matrices")
-    return count_of(inside, "known") if count_of(inside, "beyond_noise") > few else 0
+    few = BY_CHANCE * inside.matrices
+    return inside.known if inside.beyond_noise > few else 0
 
 
 def _copy(summary: Summary) -> list[Sentence]:
@@ -57,10 +56,10 @@ def _copy(summary: Summary) -> list[Sentence]:
         return []
     draft = Draft(summary)
     size = draft.write(
-        summary.figures["floor_ratio"] or 0.0, "figures.floor_ratio", lambda value: f"{value:.2f}"
+        summary.figures.floor_ratio or 0.0, "figures.floor_ratio", lambda value: f"{value:.2f}"
     )
     inside = summary.inside_layers
-    if 2 * count_of(inside, "in_two_formats") > count_of(inside, "matrices"):
+    if 2 * inside.in_two_formats > inside.matrices:
         text = (
             "These are the base's weights in another format, as far as can be told: the difference"
             f" is {size} times the rounding of that format, as in a copy that was only stored in"
@@ -159,7 +158,7 @@ def few_rows(summary: Summary) -> list[Sentence]:
 
 def vectors(summary: Summary) -> list[Sentence]:
     """Biases and norms, where most moved and the median of all is far above the matrices' norm."""
-    norm, matrices = summary.vectors.relative_norm_of_all, summary.figures["relative_norm_overall"]
+    norm, matrices = summary.vectors.relative_norm_of_all, summary.figures.relative_norm_overall
     if norm is None or matrices is None or norm < VECTORS_FURTHER * matrices:
         return []
     draft = Draft(summary)

@@ -17,7 +17,6 @@ from shadow.telling.wording import (
     capital,
     changed_module,
     component_name,
-    count_of,
     module_name,
     named_in,
     of_component,
@@ -57,15 +56,15 @@ def size_and_place(summary: Summary, apart: bool, alike: bool = True) -> Sentenc
 
 def _norm(draft: Draft, apart: bool) -> str:
     what = "difference" if apart else "change"
-    stored = draft.summary.figures["relative_norm_overall"]
+    stored = draft.summary.figures.relative_norm_overall
     if stored is None:
         return f"The size of the {what} cannot be stated, because the base's matrices are 0."
     of = of_what(draft.summary)
     text = draft.write(stored, "figures.relative_norm_overall", percent)
-    unrounded = draft.summary.figures.get("relative_norm_overall_unrounded")
+    unrounded = draft.summary.figures.relative_norm_overall_unrounded
     if unrounded is None or not told_unrounded(draft.summary) or apart:
         inside = draft.summary.inside_layers
-        if 2 * count_of(inside, "rounded_away") >= max(1, count_of(inside, "matrices")):
+        if 2 * inside.rounded_away >= max(1, inside.matrices):
             return f"As stored, the {what} is {text} {of}."
         return f"The {what} is {text} {of}."
     before = draft.write(unrounded, "figures.relative_norm_overall_unrounded", percent)
@@ -74,8 +73,8 @@ def _norm(draft: Draft, apart: bool) -> str:
 
 def told_unrounded(summary: Summary) -> bool:
     """Is the norm before storage known, and so different from the stored one that it is told?"""
-    stored = summary.figures.get("relative_norm_overall")
-    unrounded = summary.figures.get("relative_norm_overall_unrounded")
+    stored = summary.figures.relative_norm_overall
+    unrounded = summary.figures.relative_norm_overall_unrounded
     if stored is None or unrounded is None:
         return False
     return abs(unrounded - stored) >= DIFFERENT * stored
@@ -118,7 +117,7 @@ def _component_of_most_layers(summary: Summary) -> str | None:
 def has_frozen(summary: Summary) -> bool:
     """Is so much unchanged that a norm of what changed is not one of the model?"""
     figures = summary.figures
-    return (figures["parameters_identical"] or 0) > 0.01 * (figures["parameters"] or 1)
+    return figures.parameters_identical > 0.01 * (figures.parameters or 1)
 
 
 @dataclass(frozen=True)
@@ -247,7 +246,7 @@ def _modules(draft: Draft) -> str:
 def only_matrix(summary: Summary) -> str | None:
     """`one matrix, mlp.down of layer 5`, if a single matrix changed and lies in a layer."""
     changed = [row for row in summary.depth if row.matrices]
-    if summary.figures["matrices"] != 1 or len(changed) != 1:
+    if summary.figures.matrices != 1 or len(changed) != 1:
         return None
     (module,) = (module_name(row.module) for row in summary.modules)
     return f"one matrix, {module} of layer {changed[0].layer}"
@@ -256,7 +255,7 @@ def only_matrix(summary: Summary) -> str | None:
 def is_mostly_frozen(summary: Summary) -> bool:
     """Is half of the parameters or more the same on both sides?"""
     figures = summary.figures
-    return 2 * (figures["parameters_identical"] or 0) >= (figures["parameters"] or 1)
+    return 2 * figures.parameters_identical >= (figures.parameters or 1)
 
 
 def _in_proportion(draft: Draft, largest: Part) -> str:
@@ -312,9 +311,7 @@ def _depth(draft: Draft) -> str:
     if most.energy_share < EVEN:
         for row in rows:
             draft.write(row.energy_share, _place_of_quarter(row), percent)
-        layers = draft.write(
-            draft.summary.figures["depth_layers"] or 0, "figures.depth_layers", whole
-        )
+        layers = draft.write(draft.summary.figures.depth_layers, "figures.depth_layers", whole)
         return f"{where} it is spread evenly over all {layers}."
     text = draft.write(most.energy_share, _place_of_quarter(most), percent)
     which = ("first", "second", "third", "last")[most.quarter - 1]
@@ -342,11 +339,11 @@ def _few_layers(draft: Draft, main: str | None) -> str | None:
         return None
     where = "Inside the layers" if main == "language" else f"Inside {component_name(str(main))}"
     if len(changed) <= NAMED and len(changed) < len(rows):
-        if summary.figures["matrices"] == 1:
+        if summary.figures.matrices == 1:
             return ""  # said with its module
         noun = "layer" if len(changed) == 1 else "layers"
         only = f"only matrices of {noun} {spans_of([row.layer for row in changed])} changed."
-        elsewhere = sum(row.matrices for row in summary.depth) != summary.figures["matrices"]
+        elsewhere = sum(row.matrices for row in summary.depth) != summary.figures.matrices
         several = len({row.component for row in summary.components}) > 1
         return f"{where} {only}" if elsewhere or several else capital(only)
     named: list[LayerRow] = []

@@ -29,10 +29,8 @@ WELL_KEPT = 0.9
 def storage(summary: Summary, gates: Mapping[str, Gate]) -> list[Sentence]:
     draft = Draft(summary)
     inside = summary.inside_layers
-    judged, rounded, unexplained = (
-        count_of(inside, name) for name in ("matrices", "rounded_away", "unexplained")
-    )
-    kept, floor = inside.get("kept"), summary.figures["floor_ratio"]
+    judged, rounded, unexplained = inside.matrices, inside.rounded_away, inside.unexplained
+    kept, floor = inside.kept, summary.figures.floor_ratio
     sentences = _few_values(summary)
     if not judged or floor is None:
         return sentences
@@ -80,13 +78,13 @@ def storage(summary: Summary, gates: Mapping[str, Gate]) -> list[Sentence]:
 def _partly_rounded_away(draft: Draft) -> Sentence:
     """What is known of the matrices of which storage left enough; their medians are of them."""
     inside = draft.summary.inside_layers
-    matrices = draft.write(count_of(inside, "matrices"), "inside_layers.matrices", str)
+    matrices = draft.write(inside.matrices, "inside_layers.matrices", str)
     some = draft.write(beyond_rounding(draft.summary), "inside_layers.known", str)
     text = f"In {some} of {matrices} matrices inside layers the change is more than rounding"
     known = []
     if norm := draft.inside("relative_norm_unrounded"):
         known.append(f"{percent(norm)} of their norm")
-    if directions := inside.get("equivalent_directions"):
+    if directions := inside.equivalent_directions:
         draft.inside("equivalent_directions")
         known.append(f"as coherent as a change along {equally_strong(directions)}")
     if known:
@@ -111,7 +109,7 @@ def _few_values(summary: Summary) -> list[Sentence]:
             )
             return [draft.sentence("few_values", text)]
     draft = Draft(summary)
-    eight, matrices = (count_of(summary.inside_layers, name) for name in ("in_8_bits", "matrices"))
+    eight, matrices = summary.inside_layers.in_8_bits, summary.inside_layers.matrices
     if eight and 2 * eight > matrices:
         draft.inside("in_8_bits")
         draft.inside("matrices")

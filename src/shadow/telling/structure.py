@@ -15,7 +15,6 @@ from shadow.telling.wording import (
     Sentence,
     about,
     all_of,
-    count_of,
     equally_strong,
     named_in,
     percent,
@@ -35,8 +34,8 @@ STANDING_OUT = 0.1  # of the energy of the median matrix, from which its spikes 
 
 def structure(summary: Summary) -> list[Sentence]:
     inside = summary.inside_layers
-    judged, rounded = count_of(inside, "judged"), count_of(inside, "rounded_away")
-    beyond, flatter = count_of(inside, "beyond_noise"), count_of(inside, "flatter_than_noise")
+    judged, rounded = inside.judged, inside.rounded_away
+    beyond, flatter = inside.beyond_noise, inside.flatter_than_noise
     draft = Draft(summary)
     if not judged:
         return _by_concentration(draft)
@@ -96,12 +95,12 @@ def _by_concentration(draft: Draft) -> list[Sentence]:
 def _coherence(draft: Draft) -> str:
     """As coherent as how many equally strong directions, and how that compares across modules."""
     inside, summary = draft.summary.inside_layers, draft.summary
-    judged, coherent = count_of(inside, "judged"), count_of(inside, "coherent")
-    above = count_of(inside, "above_short_side")
-    value, directions = inside.get("equivalent_directions"), draft.directions()
+    judged, coherent = inside.judged, inside.coherent
+    above = inside.above_short_side
+    value, directions = inside.equivalent_directions, draft.directions()
     if 2 * (coherent + above) < judged or (value is None and not above):
         return "How coherent the update was before it was stored is unknown."
-    what = "It" if count_of(inside, "matrices") == 1 else "Its median matrix"
+    what = "It" if inside.matrices == 1 else "Its median matrix"
     if value is None:
         if not directions:
             return ""
@@ -155,7 +154,7 @@ def _across_modules(draft: Draft, coherence: Sequence[CoherenceRow], *, told: bo
 
 def stands_out(summary: Summary) -> bool:
     """Has the median matrix directions beyond noise, with enough energy to be told?"""
-    spikes, energy = (summary.inside_layers.get(name) for name in ("spikes", "spike_energy"))
+    spikes, energy = summary.inside_layers.spikes, summary.inside_layers.spike_energy
     return spikes is not None and energy is not None and spikes >= 1 and energy >= STANDING_OUT
 
 
@@ -172,10 +171,10 @@ def _standing_out(summary: Summary) -> list[Sentence]:
     if directions:
         noun = f"of {directions} directions"
     where = "In the median matrix"
-    if count_of(summary.inside_layers, "matrices") == 1:
+    if summary.inside_layers.matrices == 1:
         where = "In the only matrix"
     # figures of all matrices, such as those of the page, then say another number
-    if count_of(summary.inside_layers, "matrices") != summary.figures["matrices"]:
+    if summary.inside_layers.matrices != summary.figures.matrices:
         where += " inside layers"
     text = f"{where} {number} {noun} {verbs} {percent(energy)} of its change."
     return [draft.sentence("standing_out", text)]
@@ -216,7 +215,7 @@ def _alignment(draft: Draft) -> str:
 
 
 def is_low_rank(summary: Summary) -> bool:
-    most, side = summary.inside_layers.get("rank_most"), summary.figures["short_side"]
+    most, side = summary.inside_layers.rank_most, summary.figures.short_side
     if most is None or side is None:
         return False
     return most <= min(USUAL_RANK, LOW * side)
@@ -224,12 +223,12 @@ def is_low_rank(summary: Summary) -> bool:
 
 def _low_rank(draft: Draft) -> Sentence:
     of = draft.directions()
-    ceiling = draft.summary.figures["rank_ceiling"]
+    ceiling = draft.summary.figures.rank_ceiling
     if ceiling is not None:
         rank = draft.write(ceiling, "figures.rank_ceiling", whole)
         text = f"It is an adapter: no matrix changes along more than {rank} of {of} directions."
         return draft.sentence("low_rank", text, _alignment(draft))
-    most, rank_90 = draft.inside("rank_most") or 0, draft.summary.inside_layers.get("rank_90")
+    most, rank_90 = draft.inside("rank_most") or 0, draft.summary.inside_layers.rank_90
     first = f"{whole(most)} of {of} directions hold"
     if rank_90 is not None and rank_90 < most:
         some = draft.write(rank_90, "inside_layers.rank_90", whole)

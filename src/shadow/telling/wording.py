@@ -106,7 +106,7 @@ class Draft:
         their median need not be the size of any; empty where it is unknown.
         """
         inside = self.summary.inside_layers
-        least, most = inside.get("short_side_least"), inside.get("short_side_most")
+        least, most = inside.short_side_least, inside.short_side_most
         if least is not None and most is not None and least < most:
             low = self.write(least, "inside_layers.short_side_least", whole)
             return f"{low} to {self.write(most, 'inside_layers.short_side_most', whole)}"

@@ -30,12 +30,12 @@ from shadow.outputs.page.cards import MOST_CARDS, small_pictures
 from shadow.outputs.page.cells import metric_texts
 from shadow.outputs.page.html import environment, file_text, policy, script_json, scripts
 from shadow.outputs.page.pair import PairSection, read_pair
-from shadow.outputs.terminal.summary import label_line
-from shadow.outputs.terminal.typeset import number, percentage
+from shadow.quantities import portion_of, text_of
 from shadow.reasons import REASONS
 from shadow.reports.columns import FIGURES, MATRICES, NOTATION
 from shadow.summary.depth import LAYERS
 from shadow.summary.summary import SummarisedReport, Summary
+from shadow.telling.report import label_line
 from shadow.telling.size import of_what, parameter_ratio
 
 GENERATOR = '<meta name="generator" content="shadow '  # how a page of ours is known
@@ -175,7 +175,7 @@ def page_bytes(
         answers=ANSWERS,
         of_what=of_what,
         label_line=label_line,
-        percentage=percentage,
+        percentage=portion_of,
         in_parameters=_in_parameters,
         most_cards=MOST_CARDS,
         small_pictures=small_pictures,
@@ -191,7 +191,7 @@ def page_bytes(
 
 def _rank(section: PairSection) -> tuple[bool, float, str]:
     """Most concentrated first; after them the pairs whose figures no gate lets count."""
-    concentration = section.summary.figures["concentration"]
+    concentration = section.summary.figures.concentration
     if concentration is None:
         concentration = -math.inf
     return bool(section.failed), -concentration, section.name
@@ -253,4 +253,4 @@ def _in_parameters(summary: Summary, figure: str) -> str:
     sizes = parameter_ratio(summary, figure)
     if sizes is None:
         return ""
-    return f"; that of the parameters is {number(sizes, 2)}"
+    return f"; that of the parameters is {text_of(sizes, 'ratio')}"

@@ -9,7 +9,7 @@ from itertools import groupby
 
 from markupsafe import Markup
 
-from shadow.outputs.terminal.typeset import share
+from shadow.quantities import share
 from shadow.summary.grid import Picture, by_component, picture
 from shadow.summary.rows import GridRow
 

@@ -22,8 +22,8 @@ from shadow.places.names import name_rules
 from shadow.reports.columns import DELTA, SPECTRAL
 from shadow.summary.bootstrap import blocks_of, bounds_of_medians
 from shadow.summary.depth import LAYERS
+from shadow.summary.figures import MEDIANS
 from shadow.summary.layer_medians import above_short_side
-from shadow.summary.rows import MEDIANS
 from shadow.text import visible
 
 PLACE = ("component", "layer", "module")

@@ -15,8 +15,8 @@ import jinja2
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from shadow.outputs.terminal.scores import signed
-from shadow.outputs.terminal.typeset import fixed, layers_filled, number, rounded, share
+from shadow.quantities import Kind, text_of
+from shadow.telling.report import layers_filled
 from shadow.text import visible
 
 # our script, in this order
@@ -96,23 +96,23 @@ def _finalized(value: Any) -> Any:
     return value
 
 
-def _typeset(form: Callable[..., str]) -> Callable[[float | int | None], str]:
-    """The form of the terminal with a dash for null and a minus sign."""
+def _typeset(kind: Kind) -> Callable[[float | int | None], str]:
+    """The text of a quantity with a dash for null and a minus sign."""
 
     def typeset(value: float | int | None) -> str:
         if value is None:
             return "–"
-        return form(value).replace("-", "−")
+        return text_of(value, kind).replace("-", "−")
 
     return typeset
 
 
 FORMS = {
-    "number": _typeset(number),
-    "fixed": _typeset(fixed),
-    "percent": _typeset(share),
-    "rounded": _typeset(rounded),
-    "signed": _typeset(signed),
+    "number": _typeset("number"),
+    "fixed": _typeset("fixed"),
+    "percent": _typeset("share"),
+    "rounded": _typeset("about"),
+    "signed": _typeset("gain"),
 }
 
 

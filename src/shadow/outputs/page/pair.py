@@ -102,11 +102,11 @@ class PairSection:
             "name": self.name,
             "failed": self.failed,
             "label": self.summary.label,
-            "concentration": short(figures["concentration"]),
+            "concentration": short(figures.concentration),
             "interval": _shorter(intervals.get("concentration")),
-            "relative_norm": short(figures["relative_norm_overall"]),
+            "relative_norm": short(figures.relative_norm_overall),
             "norm_interval": _shorter(intervals.get("relative_norm_overall")),
-            "matrices": figures["matrices"],
+            "matrices": figures.matrices,
             "gains": [
                 {"name": name, "gain": short(gain)}
                 for name, gain in self._gains()
@@ -155,7 +155,7 @@ def read_pair(
         "layers": _layer_counts(summary),
         "spectra": spectra,
         "overall": {
-            "concentration": summary.figures["concentration"],
+            "concentration": summary.figures.concentration,
             "interval": _shorter(summary.intervals.get("concentration")),
         },
         "references": [

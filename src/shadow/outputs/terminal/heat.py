@@ -9,21 +9,12 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.style import Style
 from rich.text import Text
 
-from shadow.outputs.terminal.typeset import share
-from shadow.summary.grid import Picture, by_component, picture
+from shadow.outputs.cividis import LEVELS, colour
+from shadow.quantities import share
+from shadow.summary.grid import Picture, picture
 from shadow.summary.rows import GridRow
 
 SHADES, ASCII_SHADES = "░▒▓█", ".:+#"
-# Cividis, dark to light: legible for every eye, and on black and on white.
-COLOURS = (
-    (0, 34, 78),
-    (53, 69, 108),
-    (102, 105, 112),
-    (148, 142, 119),
-    (200, 184, 102),
-    (254, 232, 56),
-)
-LEVELS = 12  # that are told apart in colours
 UNMOVED, ABSENT = "·", " "
 LABEL = 14  # columns of the names of modules
 WIDEST = 2  # columns of a cell, where there is room
@@ -39,9 +30,6 @@ class HeatMap:
     rows: Sequence[GridRow]
     """Of one component, in the order that they are shown."""
 
-    title: str
-    """The line above."""
-
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         room = max(8, options.max_width - LABEL - 2)
         drawn = picture(self.rows, room)
@@ -50,7 +38,6 @@ class HeatMap:
         width = max(1, min(WIDEST, room // columns))
         shades = ASCII_SHADES if options.ascii_only else SHADES
         coloured = console.color_system is not None and not console.no_color
-        yield Text(self.title, "italic")
         for module, cells in zip(drawn.modules, drawn.cells, strict=True):
             text = Text(f"{module:<{LABEL}}"[:LABEL], "cyan")
             for value in cells:
@@ -60,17 +47,6 @@ class HeatMap:
         gap = max(1, columns * width - len(first) - len(last))
         yield Text(f"{'layer':<{LABEL}}{first}{' ' * gap}{last}", "dim")
         yield _legend(drawn, shades, coloured=coloured)
-
-
-def heat_maps(grid: Sequence[GridRow]) -> list[HeatMap]:
-    """One for each component that has more than one layer and anything that moved."""
-    components = by_component(grid)
-    maps = []
-    for component, rows in components.items():
-        if picture(rows, 1) is not None:
-            of = f" of {component}" if len(components) > 1 else ""
-            maps.append(HeatMap(rows, f"How far each module{of} moved, relative norm by layer"))
-    return maps
 
 
 def _cell(
@@ -83,19 +59,8 @@ def _cell(
         return f"{UNMOVED:^{width}}", Style(dim=True)
     level = drawn.level(value)
     if coloured:
-        return " " * width, Style(bgcolor=_colour(level))
+        return " " * width, Style(bgcolor=colour(level))
     return shades[min(len(shades) - 1, int(level * len(shades)))] * width, None
-
-
-def _colour(level: float) -> str:
-    """`#rrggbb`, between two of COLOURS."""
-    place = round(level * (LEVELS - 1)) / (LEVELS - 1) * (len(COLOURS) - 1)
-    low = min(int(place), len(COLOURS) - 2)
-    mixed = [
-        round(a + (b - a) * (place - low))
-        for a, b in zip(COLOURS[low], COLOURS[low + 1], strict=True)
-    ]
-    return "#{:02x}{:02x}{:02x}".format(*mixed)
 
 
 def _legend(drawn: Picture, shades: str, *, coloured: bool) -> Text:
@@ -107,7 +72,7 @@ def _legend(drawn: Picture, shades: str, *, coloured: bool) -> Text:
         text.append(f"{share(drawn.least)} ", "dim")
         for step in range(LEVELS):
             if coloured:
-                text.append(" ", Style(bgcolor=_colour(step / (LEVELS - 1))))
+                text.append(" ", Style(bgcolor=colour(step / (LEVELS - 1))))
             elif step % (LEVELS // len(shades)) == 0:
                 text.append(shades[step // (LEVELS // len(shades))])
         text.append(f" {share(drawn.largest)}", "dim")

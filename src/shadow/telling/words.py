@@ -1,26 +1,28 @@
-"""Words of the screens that are neither columns nor heads of tables, for `explain`."""
+"""Words of the screens that are neither columns, heads of tables nor terms of the glossary."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from rich.console import Group, RenderableType
-from rich.padding import Padding
-from rich.table import Table
-from rich.text import Text
-
 from shadow.claims.explanations import EXPLANATIONS
 from shadow.claims.footprint import GATES
-from shadow.outputs.terminal.label import WORDS
 from shadow.places.names import name_rules
 from shadow.reasons import REASONS
 from shadow.reports.heads import Head
 from shadow.telling.structure import TURNED
 
-ALIGNED = (
+LABELS = {
+    "concentrated": "more concentrated than every broad training of the reference",
+    "distributed": "less concentrated than every narrow one",
+    "mixed": "narrow and broad trainings both have such values, or the figures disagree",
+    "indeterminate": "like noise of its own profile: nothing tells it from rounding",
+    "not assessable": "a gate failed, or the reference has no trainings of this size or norm",
+}
+ALIGNED = Head(
     "the change has more of its energy (follows) or less (avoids) in the base's 16 leading"
     " directions than the sizes of its rows and columns alone would put there, by at least"
-    f" {TURNED} of an even share. Otherwise it neither follows nor avoids them"
+    f" {TURNED} of an even share. Otherwise it neither follows nor avoids them",
+    "alignment_left",
 )
 NULL = (
     "the same delta with a random sign for each entry: the sizes of the entries stay, the structure"
@@ -30,6 +32,7 @@ OF_SCREENS = {
     "null": Head(NULL, "null_participation_ratio"),
     "x null": Head(f"how many times the value of the null; the null is {NULL}"),
     "noise of the same profile": Head(f"the null: {NULL}"),
+    "sign-flip null": Head(f"the null: {NULL}", "null_participation_ratio"),
     "reference": Head(
         "trainings of `shadow lab` whose data are known, which the label is compared with. `shadow"
         " explain label` has the bounds that come from them"
@@ -45,14 +48,12 @@ OF_SCREENS = {
         " that stand out"
     ),
     "directions": Head(
-        "singular vectors of a change, or their effective number",
-        "participation_ratio",
+        "singular vectors of a change, or their effective number", "participation_ratio"
     ),
     "stand out": Head(
         "singular values above the null edge, which noise of the same profile does not reach",
         "spikes",
     ),
-    "sign-flip null": Head(f"the null: {NULL}", "null_participation_ratio"),
     "attention : mlp": Head(
         "energy of the change in attention over that in the MLPs; to be held against the same ratio"
         " of parameters",
@@ -70,9 +71,9 @@ OF_SCREENS = {
     "even share": Head(
         "what 16 directions would hold if the energy lay evenly: 16 / rows, or 16 / columns"
     ),
-    "follows": Head(ALIGNED, "alignment_left"),
-    "avoids": Head(ALIGNED, "alignment_left"),
-    "neither follows nor avoids": Head(ALIGNED, "alignment_left"),
+    "follows": ALIGNED,
+    "avoids": ALIGNED,
+    "neither follows nor avoids": ALIGNED,
     "left out": Head("not compared, or not measured, for the reason that stands beside it"),
     "other explanations": Head(
         "what else may have left these figures, each answered by `no`, `fits` or `cannot be"
@@ -106,44 +107,23 @@ OF_SCREENS = {
 
 def other_words() -> Mapping[str, Head]:
     """By what stands on the screen, in small letters: what it means."""
-    named = {
-        word: Head(f"a label: {text}. `shadow explain label` has the bounds")
-        for word, text in WORDS.items()
-    }
-    named |= {
-        name: Head(f"a reason for which a tensor is not measured: {one.text}")
-        for name, one in REASONS.items()
-    }
-    named |= {name: Head(f"a gate: it passes when {text}") for name, text in GATES.items()}
-    named |= {
-        name: Head(
-            "a module: what role a matrix has in the model, by the name of its tensor", "module"
-        )
-        for name in name_rules().modules
-    }
-    named |= {
-        text: Head(
-            "another explanation of the same figures; `shadow explain finding` says how it is"
-            " answered"
-        )
-        for text in EXPLANATIONS.values()
-    }
-    return {**named, **OF_SCREENS}
-
-
-def gates_view() -> RenderableType:
-    """`explain gates`: the six gates, and when a pair passes each."""
-    rows = Table.grid(padding=(0, 2))
-    for name, text in GATES.items():
-        rows.add_row(Text(name, "bold"), Text(text.replace("`", "")))
-    return Group(
-        Text.assemble(
-            ("gates", "bold cyan"), "  conditions under which figures can be those of a fine-tune"
-        ),
-        Padding(rows, (1, 0, 1, 2)),
-        Text(
-            "A pair that fails one has figures, and its label is `not assessable`, with the"
-            " reason. An adapter fails rank by design: its norms and places hold.",
-            "dim",
-        ),
+    module = Head(
+        "a module: what role a matrix has in the model, by the name of its tensor", "module"
     )
+    explanation = Head(
+        "another explanation of the same figures; `shadow explain finding` says how it is answered"
+    )
+    return {
+        **{
+            word: Head(f"a label: {text}. `shadow explain label` has the bounds")
+            for word, text in LABELS.items()
+        },
+        **{
+            name: Head(f"a reason for which a tensor is not measured: {one.text}")
+            for name, one in REASONS.items()
+        },
+        **{name: Head(f"a gate: it passes when {text}") for name, text in GATES.items()},
+        **dict.fromkeys(name_rules().modules, module),
+        **dict.fromkeys(EXPLANATIONS.values(), explanation),
+        **OF_SCREENS,
+    }

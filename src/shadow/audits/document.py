@@ -1,0 +1,170 @@
+"""What an audit will take, and how the pairs of a list stand, as documents."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from shadow.quantities import DASH, Quantity
+from shadow.telling.document import (
+    Block,
+    Cell,
+    Column,
+    Document,
+    FigureRow,
+    Figures,
+    Level,
+    Provenance,
+    Section,
+    Table,
+    Word,
+)
+from shadow.telling.report import skipped_table
+from shadow.text import byte_size, counted, duration, several, took
+
+if TYPE_CHECKING:
+    from shadow.audits.list_index import Index
+    from shadow.audits.pair_plan import PairPlan, PlannedModule, PlannedSide
+
+DOWNLOAD = 12.5e6  # bytes a second, by which the time of a download is told: 100 Mbit/s
+NO_LABEL = "not assessable"
+STATES: Mapping[str, Level] = {
+    "done": "passed",
+    "failed": "fault",
+    "kept": "warning",
+    "pending": "warning",
+}
+
+
+def list_document(index: Index) -> Document:
+    """How the pairs of a list stand, a row each; what went wrong; how many, and what they took."""
+    columns = [Column("#"), Column("family", "name"), Column("pair", "name")]
+    columns += [Column("state", "text"), Column("label", "text")]
+    columns += [Column("conc."), Column("norm"), Column("time")]
+    rows: list[Sequence[Cell]] = []
+    faults = []
+    for row in index.rows:
+        position = DASH if row.position is None else str(row.position)
+        if row.error:
+            hint = f" ({row.hint})" if row.hint else ""
+            faults.append(FigureRow(position, f"{row.name}: {row.error}{hint}"))
+        rows.append(
+            [
+                position,
+                row.family,
+                row.pair,
+                Word(row.state, STATES[row.state]),
+                # as on the page: the label says nothing of the pair
+                None if row.label == NO_LABEL else row.label or None,
+                Quantity(row.concentration, "fixed"),
+                Quantity(row.relative_norm_overall, "share"),
+                Quantity(row.seconds, "seconds"),
+            ]
+        )
+    blocks: list[Block] = [Section("list"), Table(columns, rows, close=True)]
+    if faults:
+        blocks.append(Figures(faults))
+    return Document([*blocks, Provenance(_totals(index))])
+
+
+def _totals(index: Index) -> list[tuple[str, str]]:
+    counts = Counter[str](row.state for row in index.rows)
+    pairs = f"{len(index.rows):,}"
+    states = ", ".join(f"{counts[state]:,} {state}" for state in STATES if counts[state])
+    rows = {"pairs": f"{pairs}: {states}" if states else pairs}
+    if any(row.label == NO_LABEL for row in index.rows):
+        why = "- where a gate failed or no known training is of this size: `shadow show REPORT`"
+        rows["label"] = why
+    rows["took"] = took(sum(row.seconds or 0.0 for row in index.rows))
+    moved = sum(row.bytes or 0 for row in index.rows)
+    if moved:
+        rows["took"] += f", {byte_size(moved)} fetched"
+    if missing := index.missing_shards:
+        rows["shards"] = f"{several(index.shards)} of the list; not here: {several(missing)}"
+    return list(rows.items())
+
+
+def plan_document(plan: PairPlan) -> Document:
+    """What an audit of a pair will take."""
+    sides = [FigureRow("base", _side(plan.base)), FigureRow("tuned", _side(plan.tuned))]
+    sides += [
+        FigureRow("config", f"{name}: {base} in base, {tuned} in tuned")
+        for name, (base, tuned) in plan.config_differs.items()
+    ]
+    blocks: list[Block] = [Section(plan.family, plan.pair), Figures(sides, close=True)]
+    blocks.append(planned_table(plan.modules))
+    if plan.skipped:
+        blocks.append(skipped_table(plan.skipped))
+    costs = [FigureRow(name, text) for name, text in _costs(plan).items()]
+    return Document([*blocks, Figures(costs)])
+
+
+def _side(side: PlannedSide) -> str:
+    named = side.repo
+    if side.commit:
+        named += f" @ {side.commit[:12]}"
+    if side.access:
+        named += f", {side.access}"
+    shards = counted(side.shards, "shard", "shards")
+    return f"{named}: {shards}, {byte_size(side.bytes)}, {', '.join(side.dtypes)}"
+
+
+def planned_table(modules: Sequence[PlannedModule]) -> Table:
+    """A row for each component and module: how many matrices, in which layers, of which shapes."""
+    columns = [Column("component", "text"), Column("module", "name"), Column("n")]
+    columns += [Column("layers"), Column("rows x cols", "text")]
+    rows: list[Sequence[Cell]] = []
+    for row in modules:
+        shapes = several([f"{rows} x {cols}" for rows, cols in row.shapes], 2)
+        layers = "-".join(map(str, dict.fromkeys(row.layers))) if row.layers else None
+        rows.append([row.component, row.module, Quantity(row.matrices, "count"), layers, shapes])
+    return Table(columns, rows, "To be measured")
+
+
+def _limited(by: str) -> str:
+    """What limits it, where that is not the machine itself."""
+    return "" if by == "the machine" else f", limited by {by}"
+
+
+def _to_move(plan: PairPlan) -> str:
+    """What is fetched from the Hub, and how."""
+    if not plan.bytes_to_move:
+        return "nothing: all is in the Hub's cache"
+    moved = byte_size(plan.bytes_to_move)
+    if not plan.shards_in_ranges:
+        return moved
+    shards = f"{plan.shards_in_ranges} of {plan.shards_to_fetch} shards"
+    return f"{moved}, {shards} as byte ranges (unverified)"
+
+
+def _after_use(plan: PairPlan) -> str:
+    """What becomes of the files on the disk."""
+    if plan.frees or plan.shards_in_ranges == plan.shards_to_fetch:
+        return "freed after use"
+    return "stays in the Hub's cache" if plan.bytes_to_move else "nothing more"
+
+
+def _costs(plan: PairPlan) -> dict[str, str]:
+    rows = {"work": f"{plan.matrices:,} matrices, {plan.vectors:,} vectors"}
+    if plan.shards_to_fetch:
+        rows["to move"] = _to_move(plan)
+        peak, free = byte_size(plan.disk_peak), byte_size(plan.disk_free)
+        rows["disk"] = f"at most {peak} at a time, {_after_use(plan)}; {free} are free"
+    rows["report"] = f"up to about {byte_size(plan.disk_report)} of disk while it is made"
+    rows["memory"] = (
+        f"about {byte_size(plan.memory)} with {counted(plan.jobs, 'worker', 'workers')}, beside"
+        f" file caches; {byte_size(plan.memory_free)} available{_limited(plan.memory_by)}"
+    )
+    if plan.device_memory is not None and plan.device_memory_free is not None:
+        rows["device"] = (
+            f"{plan.device} ({plan.device_name}): at most {byte_size(plan.device_memory)} of its"
+            f" memory; {byte_size(plan.device_memory_free)} are free"
+        )
+    rows["cores"] = f"{plan.cores}{_limited(plan.cores_by)}"
+    time = "under a second" if plan.seconds < 1 else f"about {duration(plan.seconds)}"
+    rows["time"] = f"{time} of computing on this machine"
+    if plan.bytes_to_move:
+        download = duration(plan.bytes_to_move / DOWNLOAD)
+        rows["time"] += f"; the download takes {download} at 100 Mbit/s"
+    return rows

@@ -1,0 +1,205 @@
+"""Any document on a terminal of any width."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.padding import Padding
+from rich.rule import Rule
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from shadow.outputs.terminal.heat import HeatMap
+from shadow.outputs.terminal.sparkline import bars_of, sparkline
+from shadow.quantities import DASH, Quantity
+from shadow.telling.document import (
+    Block,
+    Cell,
+    Column,
+    Document,
+    Figures,
+    Headline,
+    Level,
+    Lines,
+    Note,
+    Paragraph,
+    Picture,
+    Provenance,
+    Section,
+    Table,
+    Word,
+)
+from shadow.text import visible
+
+STYLES: Mapping[Level, str] = {
+    "": "",
+    "passed": "green",
+    "fault": "bold red",
+    "warning": "yellow",
+    "quiet": "dim",
+}
+SPARK = 48  # layers a sparkline shows one by one; more are averaged in bins
+LONGEST_WORD = 32  # letters of a name that is not broken
+TEXT_ROOM = 30  # letters that a column of texts has at least before another column is shown
+GAP = 2  # letters between columns
+
+
+@dataclass(frozen=True)
+class View:
+    """A document as a rich renderable."""
+
+    document: Document
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        legends: dict[str, str] = {}
+        for block in self.document.blocks:
+            if not block.close:
+                yield ""
+            yield from _drawn(block, options, legends)
+        if legends:
+            yield Text(" ".join(f"{head}: {text}." for head, text in legends.items()), "dim")
+
+
+def _drawn(
+    block: Block, options: ConsoleOptions, legends: dict[str, str]
+) -> Iterator[RenderableType]:
+    """The lines of a block. legends takes what the heads of a table mean, as far as shown."""
+    match block:
+        case Table():
+            yield from _table(block, options.max_width, legends)
+        case Lines():
+            yield from _lines(block, options)
+        case Picture():
+            yield Text(visible(block.title), "italic")
+            yield HeatMap(block.rows)
+        case _:
+            yield from DRAWN[type(block)](block)
+
+
+def _section(block: Section) -> Iterator[RenderableType]:
+    title = Text(visible(block.title), "bold")
+    if block.name:
+        title.append("  ").append(visible(block.name), "bold cyan")
+    yield Rule(title, align="left", style="dim")
+
+
+def _headline(block: Headline) -> Iterator[RenderableType]:
+    yield Text(visible(block.text), STYLES[block.level] or "bold")
+
+
+def _paragraph(block: Paragraph) -> Iterator[RenderableType]:
+    text = Text(style="dim" if block.quiet else "")
+    if block.lead:
+        text.append(visible(block.lead), "bold cyan").append("  ")
+    yield text.append(visible(block.text))
+
+
+def _note(block: Note) -> Iterator[RenderableType]:
+    yield Padding(Text(visible(f"{block.word}: {block.text}"), "yellow"), (0, 0, 1, 0))
+
+
+def _figures(block: Figures) -> Iterator[RenderableType]:
+    if block.title:
+        yield Text(visible(block.title), "italic")
+    rows = RichTable.grid(padding=(0, 2))
+    has_remarks = any(row.remark for row in block.rows)
+    for row in block.rows:
+        value = _cell(row.value)
+        value.overflow = "fold"
+        if isinstance(row.value, Quantity) or (row.remark and not value.style):
+            value.stylize("bold")
+        cells = [Text(visible(row.name), "dim"), value]
+        rows.add_row(*cells, *([Text(visible(row.remark))] if has_remarks else []))
+    yield rows
+
+
+def _provenance(block: Provenance) -> Iterator[RenderableType]:
+    rows = RichTable.grid(padding=(0, 2))
+    for name, text in block.rows:
+        rows.add_row(Text(visible(name), "dim"), Text(visible(text), "dim", overflow="fold"))
+    yield rows
+
+
+DRAWN: Mapping[type[Block], Callable[[Any], Iterator[RenderableType]]] = {
+    Section: _section,
+    Headline: _headline,
+    Paragraph: _paragraph,
+    Note: _note,
+    Figures: _figures,
+    Provenance: _provenance,
+}
+
+
+def _cell(cell: Cell) -> Text:
+    if isinstance(cell, Word):
+        text = Text(visible(cell.text), STYLES[cell.level])
+        return text.append(visible(f" {cell.aside}"), "dim") if cell.aside else text
+    return Text(DASH if cell is None else visible(str(cell)))
+
+
+def _table(block: Table, width: int, legends: dict[str, str]) -> Iterator[RenderableType]:
+    """With as many columns as fit, those of the lowest rank first."""
+    rows = [[_cell(cell) for cell in row] for row in block.rows]
+    widths = [
+        TEXT_ROOM
+        if column.role == "text"
+        else max(len(column.head), *(row[place].cell_len for row in rows), 0)
+        for place, column in enumerate(block.columns)
+    ]
+    shown: list[int] = []
+    for rank in sorted({column.rank for column in block.columns}):
+        more = [place for place, column in enumerate(block.columns) if column.rank <= rank]
+        if shown and _together(widths, more) > width:
+            break
+        shown = more
+    columns = [block.columns[place] for place in shown]
+    legends.update({column.head: column.legend for column in columns if column.legend})
+    cells = [[row[place] for place in shown] for row in rows]
+    yield from _headed(block.title, columns, cells, width)
+
+
+def _together(widths: Sequence[int], shown: Sequence[int]) -> int:
+    """Of a table of these columns, in letters; a space stands on either side."""
+    return sum(widths[place] for place in shown) + GAP * (len(shown) - 1) + 2
+
+
+def _headed(
+    title: str,
+    columns: Sequence[Column],
+    rows: Sequence[Sequence[Text]],
+    width: int,
+) -> Iterator[RenderableType]:
+    if title:
+        yield Text(visible(title), "italic")
+    table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    names = [place for place, column in enumerate(columns) if column.role == "name"]
+    for place, column in enumerate(columns):
+        words = [word for row in rows for word in row[place].plain.split()]
+        longest = min(max(map(len, words), default=0), LONGEST_WORD, width // 3)
+        table.add_column(
+            Text(visible(column.head)),
+            justify="right" if column.role == "figure" else "left",
+            no_wrap=column.role == "figure",
+            overflow="fold",
+            min_width=longest if column.role == "name" else None,
+            style="cyan" if place in names[-1:] else None,
+        )
+    for row in rows:
+        table.add_row(*row)
+    yield table
+
+
+def _lines(block: Lines, options: ConsoleOptions) -> Iterator[RenderableType]:
+    yield Text(visible(block.title), "italic")
+    rows = RichTable.grid(padding=(0, 2))
+    letters = min(SPARK, max(8, options.max_width - 50))
+    for row in block.rows:
+        line = Text("flat", "dim")
+        if not row.is_flat:
+            line = Text(sparkline(row.values, letters, bars_of(options)), "cyan")
+        rows.add_row(Text(visible(row.name)), line, Text(visible(row.range), "dim"))
+    yield rows

@@ -1,0 +1,208 @@
+"""A comparison as a document: who is compared, the verdicts and the figures behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from shadow.quantities import DASH, Kind, Quantity, bounds_text
+from shadow.telling.document import (
+    Block,
+    Cell,
+    Column,
+    Document,
+    FigureRow,
+    Figures,
+    Headline,
+    Line,
+    Lines,
+    Note,
+    Provenance,
+    Section,
+    Table,
+)
+from shadow.telling.scores import scored_set_blocks
+from shadow.telling.wording import capital
+from shadow.text import counted
+
+if TYPE_CHECKING:
+    from shadow.comparing.comparison import Comparison, RankedReport
+    from shadow.comparing.contrast import Contrast
+    from shadow.comparing.differences import Difference
+
+KNOWN_BY = {"commit": "its commit", "content": "its fingerprint", "spectra": "its measured spectra"}
+KINDS: Mapping[str, Kind] = {"difference": "difference", "log ratio": "log_ratio"}
+MODULE_FIGURES: Mapping[str, tuple[str, Kind]] = {  # columns of the table by module: head, kind
+    "concentration": ("conc.", "difference"),
+    "stable_rank": ("st. rank", "log_ratio"),
+    "top4_energy": ("top-4", "difference"),
+    "participation_ratio_over_null": ("PR/null", "log_ratio"),
+    "spike_energy": ("spike en.", "difference"),
+}
+LAYER_FIGURES = ("concentration", "stable_rank", "top4_energy")
+
+
+def comparison_document(comparison: Comparison, *, p_values: bool = False) -> Document:
+    """Every report against the first; of two reports also in which modules and layers they differ.
+
+    p_values: also show p.
+    """
+    return Document([*_blocks(comparison, p_values)])
+
+
+def _blocks(comparison: Comparison, p_values: bool) -> Iterator[Block]:
+    first = comparison.reports[0].label
+    contrasts = [contrast for contrast in comparison.contrasts if contrast.first == first]
+    yield Section("compare")
+    rows = [
+        FigureRow(report.label, report.pair, f"of {report.family}  {report.folder}/")
+        for report in comparison.reports
+    ]
+    yield Figures(rows, close=True)
+    if comparison.ranking:
+        pairs = {report.label: report.pair for report in comparison.reports}
+        yield _ranking(comparison.ranking, pairs)
+    if comparison.not_contrasted:
+        yield Headline(f"{capital(comparison.not_contrasted)}.", "warning")
+    if comparison.scores is not None:
+        yield from scored_set_blocks(comparison.scores, p_values=p_values)
+    for contrast in contrasts:
+        if len(contrasts) > 1:
+            yield Section(f"{first} against {contrast.second}")
+        yield from _contrast(contrast, p_values)
+    origin = [("not shown", "; ".join(comparison.claims["not_shown"]))]
+    if len(contrasts) == 1:
+        yield modules_apart(contrasts[0])
+        yield from _layers_apart(contrasts[0])
+        if contrasts[0].consistent_with:
+            origin.insert(0, ("consistent with", "; or ".join(contrasts[0].consistent_with)))
+    yield Provenance(origin)
+
+
+def _ranking(ranking: Sequence[RankedReport], pairs: Mapping[str, str]) -> Table:
+    columns = [Column("rank"), Column("report", "name"), Column("conc.")]
+    columns.append(Column("against the next", "text"))
+    rows: list[Sequence[Cell]] = [
+        [
+            str(row.rank),
+            f"{row.label} {pairs[row.label]}",
+            Quantity(row.concentration, "fixed"),
+            row.to_next or "",
+        ]
+        for row in ranking
+    ]
+    count = counted(ranking[0].cells, "matrix", "matrices")
+    title = f"By median concentration over the {count} in layers that all have changed"
+    return Table(columns, rows, title)
+
+
+def _contrast(contrast: Contrast, p_values: bool) -> Iterator[Block]:
+    """The verdict, the figures behind it and what makes it doubtful."""
+    relation: str = contrast.relation
+    if contrast.verified:
+        relation += f", known by {KNOWN_BY[contrast.verified]}"
+    matched = contrast.matched
+    votes = f"{matched.in_layers:,} of them in {counted(matched.layers, 'layer', 'layers')} vote"
+    over = f"{counted(matched.matrices, 'matrix', 'matrices')} of both; {votes}"
+    rows = [FigureRow("relation", relation), FigureRow("over", over)]
+    rows += [
+        FigureRow("left out", f"{row.matrices:,} {row.reason}, e.g. {row.examples[0]}")
+        for row in contrast.unmatched
+    ]
+    if margins := _margins(contrast):
+        rows.append(FigureRow("margin", margins))
+    yield Figures(rows)
+    sure = contrast.verdict in ("more concentrated", "less concentrated")
+    yield Headline(f"{capital(contrast.sentence)}.", "" if sure else "warning")
+    for text in contrast.warnings:
+        yield Note(text, "warning")
+    yield _figures_apart(contrast, p_values)
+
+
+def _margins(contrast: Contrast) -> str:
+    """Those of differences and of ratios: `0.050, of ratios x 1.18`."""
+    of_kind: dict[Kind, list[float]] = {}
+    for row in contrast.figures:
+        if row.margin is not None:
+            of_kind.setdefault(KINDS[row.scale], []).append(row.margin)
+    texts = []
+    for kind, margins in of_kind.items():
+        text = bounds_text((min(margins), max(margins)), kind).replace("+", "")
+        texts.append(text if kind == "difference" else f"of ratios {text}")
+    return ", ".join(texts)
+
+
+def _figures_apart(contrast: Contrast, p_values: bool) -> Table:
+    """A row for each figure: both medians, the paired difference with its spread over layers, and
+    what it says.
+    """
+    from shadow.comparing.differences import FIGURES
+    from shadow.summary.bootstrap import holm
+
+    titles = {figure.name: figure.title for figure in FIGURES}
+    adjusted = holm([figure.p_within_pair for figure in contrast.figures])
+    levels = [figure.level for figure in contrast.figures if figure.level is not None]
+    spread = f"spread, {100 * min(levels):.3g} %" if levels else "spread"
+    heads = [contrast.first, contrast.second, f"{contrast.first} - {contrast.second}", spread]
+    columns = [Column("figure", "name"), *map(Column, [*heads, *(["p"] if p_values else [])])]
+    rows = []
+    for figure, p in zip(contrast.figures, adjusted, strict=True):
+        kind: Kind = "share" if figure.figure == "relative_norm" else "number"
+        cells: list[Cell] = [titles[figure.figure]]
+        cells += [Quantity(figure.first, kind), Quantity(figure.second, kind)]
+        cells += [Quantity(figure.difference, KINDS[figure.scale]), _spread(figure)]
+        cells += [Quantity(p, "number")] if p_values else []
+        rows.append([*cells, figure.verdict or "has no vote"])
+    title = "Medians over matrices, and of paired differences"
+    if p_values:
+        title += "; p is within this pair, adjusted over the figures"
+    return Table([*columns, Column("verdict", "text")], rows, title)
+
+
+def _spread(figure: Difference) -> str:
+    """How far a difference would move with other layers."""
+    if figure.low is None or figure.high is None:
+        return DASH
+    return bounds_text((figure.low, figure.high), KINDS[figure.scale])
+
+
+def modules_apart(contrast: Contrast) -> Table:
+    """A row for each module: the concentration of both, and the differences."""
+    first, second = contrast.first, contrast.second
+    has_components = len({row.component for row in contrast.modules}) > 1
+    columns = [Column("component", "name")] if has_components else []
+    columns += [Column("module", "name"), Column("n")]
+    columns += [Column(f"conc. {first}"), Column(f"conc. {second}")]
+    for rank, (name, (head, _)) in enumerate(MODULE_FIGURES.items(), 1):
+        # the first difference is that of the two columns beside it
+        columns.append(
+            Column(f"{first} - {second}" if name == "concentration" else head, rank=rank)
+        )
+    rows = []
+    for row in contrast.modules:
+        cells: list[Cell] = [row.component, row.module] if has_components else [row.module]
+        cells += [Quantity(row.matrices, "count"), Quantity(row.concentration_first, "fixed")]
+        cells.append(Quantity(row.concentration_second, "fixed"))
+        cells += [Quantity(getattr(row, name), kind) for name, (_, kind) in MODULE_FIGURES.items()]
+        rows.append(cells)
+    return Table(columns, rows, f"By module: {first} - {second}, or x {first} / {second}")
+
+
+def _layers_apart(contrast: Contrast) -> Iterator[Block]:
+    """The differences by layer of each component."""
+    lines = []
+    components = list(dict.fromkeys(row.component for row in contrast.layers))
+    for component in components:
+        prefix = f"{component} " if len(components) > 1 else ""
+        for name in LAYER_FIGURES:
+            every: list[float | None] = [
+                getattr(row, name) for row in contrast.layers if row.component == component
+            ]
+            known = [value for value in every if value is not None]
+            if len(known) > 1:
+                head, kind = MODULE_FIGURES[name]
+                ends = bounds_text((min(known), max(known)), kind)
+                lines.append(Line(f"{prefix}{head}", every, ends))
+    if lines:
+        layers = [row.layer for row in contrast.layers]
+        yield Lines(f"By depth, layer {min(layers)} to {max(layers)}", lines)

@@ -1,0 +1,254 @@
+"""What `explain` and `schema` show, as documents: columns, tables, words and topics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from shadow.claims.explanations import EXPLANATIONS
+from shadow.claims.footprint import GATES
+from shadow.claims.reference import bases_of, reach
+from shadow.quantities import DASH, Quantity, bounds_text
+from shadow.reports.columns import SCHEMA, Column, Table, notation_of
+from shadow.reports.schema import RULES, is_later, null_cases
+from shadow.telling.document import (
+    Block,
+    Cell,
+    Document,
+    FigureRow,
+    Figures,
+    Paragraph,
+    Word,
+)
+from shadow.telling.document import Column as Head
+from shadow.telling.document import Table as Shown
+from shadow.telling.finding import CODES, NOT_SHOWN
+from shadow.telling.words import LABELS
+
+if TYPE_CHECKING:
+    from shadow.claims.reference import Calibration
+    from shadow.comparing.published import Released
+    from shadow.reports.heads import Head as Explained
+
+ABOUT_FINDINGS = (
+    "What a report says of its pair, in words, made of measured figures alone. summary.json has it"
+    " as `finding`: a headline, and each sentence with a code and the figures that it rests on,"
+    " unrounded, by their place in that file."
+)
+ANSWERED = (
+    "Another explanation is answered by `no`, with the figure that excludes it; `fits`, which is no"
+    " proof; or `cannot be excluded`."
+)
+LABEL_RULE = (
+    "Concentration decides. Token coverage (embedding_row_participation_ratio) and attention to MLP"
+    " (attention_to_mlp), which do not follow from it, may object: the label is mixed where one of"
+    " them lies beyond its bound on the other side. The reference has trainings of about the pair's"
+    " size and relative norm, with its optimiser (--optimizer) or with any. A label says where a"
+    " spectrum lies, not what data caused it: data that are new to the base look like narrow data."
+)
+BOUNDS = (
+    "If no training on n bases passes a bound, one new base in n + 1 passes it by chance. With one"
+    " base of a size, the bound promises nothing about another."
+)
+GATE_RULE = (
+    "A pair that fails one has figures, and its label is `not assessable`, with the reason. An"
+    " adapter fails rank by design: its norms and places hold."
+)
+PUBLISHED_FIGURES = ("mean_relative_norm", "mean_top20_energy", "oq_ratio")
+
+
+def _texts(texts: Mapping[str, str], title: str = "") -> Figures:
+    return Figures([FigureRow(name, text) for name, text in texts.items() if text], title)
+
+
+def _quiet(text: str) -> Paragraph:
+    return Paragraph(text, quiet=True)
+
+
+def _heads(*heads: str) -> list[Head]:
+    """Of a table of a text, then figures."""
+    return [Head(head, "figure" if place else "text") for place, head in enumerate(heads)]
+
+
+def columns_document(columns: Sequence[Column]) -> Document:
+    """`explain` without a word: every column in one line."""
+    rows: list[Sequence[Cell]] = [[column.name, column.text] for column in columns]
+    return Document([Shown([Head("column", "name"), Head("meaning", "text")], rows)])
+
+
+def column_document(column: Column) -> Document:
+    """`explain COLUMN`: formula, range, null value, source, pitfalls."""
+    return Document(_column(column))
+
+
+def _column(column: Column) -> list[Block]:
+    no_unit = "none" if column.formula else ""
+    facts = {
+        "formula": column.formula,
+        "type": column.type,
+        "unit": column.unit or no_unit,
+        "range": column.range,
+        "null": column.null or "never",
+        "source": column.source,
+        "pitfalls": column.pitfalls,
+    }
+    return [Paragraph(column.text, lead=column.name), _texts(facts)]
+
+
+def notation_document(columns: Sequence[Column]) -> Document | None:
+    """What the letters in these columns stand for; None where they have none."""
+    text = notation_of(columns)
+    return Document([_quiet(text)]) if text else None
+
+
+def word_document(word: str, explained: Explained, column: Column | None) -> Document:
+    """`explain WORD`: what stands below a head of a table or beside a word, and its column."""
+    more = [] if column is None else _column(column)
+    return Document([Paragraph(explained.text, lead=word), *more])
+
+
+def label_document(shipped: Calibration) -> Document:
+    """`explain label`: the five words, the bounds behind them, and how often they err."""
+    bounds = _heads(
+        "short side, optimiser",
+        "narrow",
+        "broad",
+        "bases",
+        "concentrated above",
+        "distributed below",
+    )
+    trainings: list[Sequence[Cell]] = [
+        [
+            f"{one.short_side}, {one.optimizer or 'not given'}",
+            str(one.narrow),
+            str(one.broad),
+            str(bases_of(one.short_side, one.optimizer)),
+            Quantity(one.bounds["concentration"].concentrated, "thousandths"),
+            Quantity(one.bounds["concentration"].distributed, "thousandths"),
+        ]
+        for one in shipped.trainings
+    ]
+    rates: list[Sequence[Cell]] = [
+        [
+            rate.what,
+            f"{rate.errors} of {rate.cases}",
+            f"{rate.affected} of {rate.bases}",
+            f"{rate.low:.2f} to {rate.high:.2f}",
+        ]
+        for rate in shipped.rates
+    ]
+    made = ", ".join(f"{name} {value}" for name, value in shipped.made.items())
+    return Document(
+        [
+            Paragraph("what may be said of one pair, gates first", lead="label"),
+            _texts(LABELS),
+            Paragraph(reach(shipped)),
+            _quiet(LABEL_RULE),
+            _quiet(BOUNDS),
+            Shown(bounds, trainings),
+            Shown(_heads("how often it errs", "cases", "bases", "95 %, of bases"), rates),
+            _quiet(f"Trainings of shadow lab, in registry/reference: {made}"),
+        ]
+    )
+
+
+def finding_document() -> Document:
+    """`explain finding`: all sentences, by their codes, and the other explanations."""
+    return Document(
+        [
+            Paragraph("the answer of a report, in words", lead="finding"),
+            Paragraph(ABOUT_FINDINGS),
+            _texts(CODES, "Sentences, in their order"),
+            _texts(EXPLANATIONS, "Other explanations"),
+            _quiet(ANSWERED),
+            _quiet(" ".join(NOT_SHOWN)),
+        ]
+    )
+
+
+def gates_document() -> Document:
+    """`explain gates`: the six gates, and when a pair passes each."""
+    about = "conditions under which figures can be those of a fine-tune"
+    texts = {name: text.replace("`", "") for name, text in GATES.items()}
+    return Document([Paragraph(about, lead="gates"), _texts(texts), _quiet(GATE_RULE)])
+
+
+def published_document(table: Sequence[Released]) -> Document:
+    """`explain published`: definitions, what is compared, the families, the source."""
+    from shadow.comparing.published import DEFINITIONS, SOURCE, TOLERANCE, WITHIN, family_of
+
+    rule = (
+        "One of these pairs: each figure is compared with yours and agrees within"
+        f" {100 * TOLERANCE:g} % (a cosine within {TOLERANCE:g}). A figure of other tensors is not"
+        " compared. Which commits were read is not published. Any other pair gets its rank among"
+        " the families, without its own: by mean_relative_norm among all, by mean_top20_energy"
+        f" among those with pairs within a factor of {WITHIN:g} of its size, since this energy"
+        " falls with the size. A family is every model that comes from one base; its value is the"
+        " median of its pairs. A rank is no verdict."
+    )
+    families: dict[str, list[Released]] = {}
+    for pair in table:
+        families.setdefault(family_of(pair.base, table), []).append(pair)
+    rows: list[Sequence[Cell]] = [
+        [
+            family.partition("/")[2],
+            str(len(pairs)),
+            *(_range(getattr(pair, name) for pair in pairs) for name in PUBLISHED_FIGURES),
+        ]
+        for family, pairs in sorted(families.items())
+    ]
+    heads = _heads("family of", "pairs", "relative norm", "top-20 energy", "o/q ratio")
+    source = f"Source: {SOURCE}; MIT, (c) 2026 Nikolay Yudin. In registry/reference/published.csv."
+    about = f"figures of {len(table)} released pairs, measured by others"
+    return Document(
+        [
+            Paragraph(about, lead="published"),
+            _texts(DEFINITIONS),
+            _quiet(rule),
+            Shown(heads, rows),
+            _quiet(source),
+        ]
+    )
+
+
+def _range(values: Iterable[float | None]) -> str:
+    """From the least to the largest that is known."""
+    known = [value for value in values if value is not None]
+    return bounds_text((min(known), max(known)), "ratio") if known else DASH
+
+
+def schema_document(tables: Sequence[Table]) -> Document:
+    """`schema` without a table: what each table is."""
+    heads = [Head("table", "name"), Head("columns"), Head("where", "text")]
+    heads.append(Head("one row is", "text"))
+    rows: list[Sequence[Cell]] = [
+        [table.name, str(len(table.columns)), table.file, table.row] for table in tables
+    ]
+    title = (
+        f"Schema {SCHEMA}. `shadow schema TABLE` lists its columns, `shadow explain COLUMN` has"
+        " formulas and sources."
+    )
+    rules = [Paragraph(f"- {rule}", quiet=True, close=True) for rule in RULES]
+    return Document([Shown(heads, rows), Paragraph(title), *rules])
+
+
+def table_document(table: Table) -> Document:
+    """`schema TABLE`: type, unit, meaning and null case of every column, most needed first."""
+    heads = [Head("column", "name"), Head("type", "text"), Head("meaning", "text")]
+    rows: list[Sequence[Cell]] = [
+        [column.name, column.type, _meaning(table, column)]
+        for column in sorted(table.columns, key=lambda one: one.name not in table.start_here)
+    ]
+    about = f"{table.file}, schema {SCHEMA}; one row is {table.row}"
+    return Document([Paragraph(about, lead=table.name), Shown(heads, rows)])
+
+
+def _meaning(table: Table, column: Column) -> Word:
+    """What a column is, its unit, when it is null, and whether a reader begins with it."""
+    more = [f"in {column.unit}"] if column.unit else []
+    if cases := null_cases(column):
+        more.append(f"null: {', '.join(cases)}")
+    more += ["later"] if is_later(table, column) else []
+    more += ["start here"] if column.name in table.start_here else []
+    aside = "; ".join(more)
+    return Word(f"{column.text};" if aside else column.text, aside=aside)

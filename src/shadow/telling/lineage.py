@@ -1,0 +1,156 @@
+"""A lineage as a document: a table for each chain of stages, and what chance and rounding do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from shadow.quantities import DASH, Quantity, text_of
+from shadow.telling.document import (
+    Block,
+    Cell,
+    Column,
+    Document,
+    Headline,
+    Note,
+    Paragraph,
+    Section,
+    Table,
+)
+from shadow.text import counted
+
+if TYPE_CHECKING:
+    from shadow.comparing.lineage import Chain, Lineage, Step
+
+SHORT = {"attention": "attn", "embedding": "embed"}
+PLACES = ("1st", "2nd", "3rd", "4th")
+NO_CHANCE = 0.005  # a mean cosine nearer to 0 is not told
+COLUMNS = (
+    Column("step", "name"),
+    Column(
+        "size",
+        legend="relative norm of the update before it was rounded for storage; * as stored",
+    ),
+    Column("ratio", legend="norm of the delta divided by that of the step before"),
+    Column(
+        "kept",
+        legend="share of the stored delta's energy that is the update's; the rest is rounding",
+    ),
+    Column("unchanged", rank=3, legend="share of the entries that are the same in both"),
+    Column("most in", legend="the group of modules that holds most of the energy, and its share"),
+    Column("depth", rank=1, legend="the quarter of the layers that holds most, and its share"),
+    Column("coherent", rank=2, legend="matrices inside layers for which dirs. is known"),
+    Column(
+        "dirs.",
+        legend="as coherent as so many equally strong directions, in the median matrix; >all: less"
+        " coherent than all its directions alike would be",
+    ),
+    Column("cosine", legend="with the delta of the step before"),
+    Column(
+        "inside",
+        legend="share of the energy in the leading directions of the step before, outputs / inputs",
+    ),
+)
+
+
+def lineage_document(known: Lineage) -> Document:
+    """Every chain, then the gaps."""
+    blocks: list[Block] = [Section("lineage")]
+    for chain in known.chains:
+        blocks += [Headline(" → ".join(chain.stages)), chain_table(chain), *_notes(chain)]
+    return Document([*blocks, *map(Note, known.notes)])
+
+
+def chain_table(chain: Chain) -> Table:
+    """A row for each step, and below them the reports that span several."""
+    return Table(COLUMNS, [_cells(step) for step in (*chain.steps, *chain.whole)], close=True)
+
+
+def _cells(step: Step) -> list[Cell]:
+    size = text_of(step.size, "share")
+    is_stored = step.relative_norm_unrounded is None
+    directions: Cell = Quantity(step.equivalent_directions, "about")
+    if step.equivalent_directions is None and step.above_short_side:
+        directions = ">all"
+    joint = step.joint
+    inside = DASH
+    if joint is not None and joint.inside_left is not None:
+        inside = _inside(joint.inside_left, joint.inside_right)
+    return [
+        f"{step.start}..{step.end}",
+        f"{size}*" if is_stored else size,
+        Quantity(step.ratio, "ratio"),
+        Quantity(step.kept, "fixed"),
+        Quantity(step.zero_share, "share"),
+        most_in(step),
+        deepest(step),
+        f"{step.coherent} of {step.inside}",
+        directions,
+        Quantity(None if joint is None else joint.cosine, "thousandths"),
+        inside,
+    ]
+
+
+def most_in(step: Step) -> str:
+    """The group of modules that holds the most energy: `MLP 61 %`."""
+    if not step.groups:
+        return DASH
+    group = step.groups[0]
+    return f"{SHORT.get(group.name, group.name[:12])} {text_of(group.energy_share, 'share')}"
+
+
+def deepest(step: Step) -> str:
+    """The quarter of the depth that holds the most energy: `4th 41 %`."""
+    if step.quarters is None:
+        return DASH
+    most = max(range(len(step.quarters)), key=step.quarters.__getitem__)
+    return f"{PLACES[most]} {text_of(step.quarters[most], 'share')}"
+
+
+def _inside(left: float | None, right: float | None) -> str:
+    """The shares of outputs and inputs: `12 / 8.0 %`."""
+    return f"{text_of(left, 'share').removesuffix(' %')} / {text_of(right, 'share')}"
+
+
+def _notes(chain: Chain) -> Iterator[Paragraph]:
+    """Chance levels of every step, and what is missing."""
+    reasons = [(step, chance_text(before, step)) for before, step in pairwise(chain.steps)]
+    for step in (*chain.steps, *chain.whole):
+        if "lineage" in step.failed_gates:
+            reasons.append(
+                (step, "base and tuned have little in common: a long training, or unrelated models")
+            )
+        if step.no_unrounded is not None and step.matrices:
+            reasons.append((step, f"size as stored: {step.no_unrounded}"))
+    told = [f"{step.start}..{step.end}: {text}" for step, text in reasons if text]
+    for number, text in enumerate(told):
+        yield Paragraph(text, quiet=True, close=number > 0)
+
+
+def chance_text(before: Step, step: Step) -> str:
+    """What cosine and shares are by chance, and what rounding does to them; or what is missing."""
+    from shadow.comparing.lineage import shrinking
+
+    joint = step.joint
+    if joint is None:
+        return f"no cosine: {step.no_joint}" if step.no_joint else ""
+    parts = [f"by chance the cosine is 0 ± {text_of(joint.chance_cosine, 'ratio')}"]
+    master = joint.chance_cosine_master
+    if master is not None and master < -NO_CHANCE:
+        parts.append(
+            f"down to {text_of(master, 'fixed')} if training continued from a copy in more bits"
+            f" than {step.start} is stored in, as both steps share its rounding"
+        )
+    factor = shrinking(step, before)
+    if factor is not None and factor < 1 - NO_CHANCE:
+        parts.append(f"rounding has multiplied it by {text_of(factor, 'fixed')} to 1")
+    if joint.chance_inside_left is not None:
+        inside = _inside(joint.chance_inside_left, joint.chance_inside_right)
+        parts.append(f"inside by chance {inside}")
+    if joint.left_out:
+        parts.append(
+            f"without {counted(joint.left_out, 'matrix', 'matrices')} that only one of the"
+            " steps has"
+        )
+    return "; ".join(parts)

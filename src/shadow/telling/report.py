@@ -1,0 +1,565 @@
+"""A report as a document: finding, figures, picture, modules, and with `--full` all there is."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shadow.claims.explanations import ANSWERS
+from shadow.claims.reference import bases_of
+from shadow.comparing.gains import MEASURED_BY_OTHERS
+from shadow.quantities import DASH, Kind, Quantity, bounds_text, portion_of, text_of
+from shadow.reasons import STRICT, meaning
+from shadow.summary.grid import by_component, picture
+from shadow.summary.rows import CoherenceRow, OutsideRow
+from shadow.telling.document import (
+    Block,
+    Cell,
+    Column,
+    Document,
+    FigureRow,
+    Figures,
+    Headline,
+    Level,
+    Line,
+    Lines,
+    Note,
+    Paragraph,
+    Picture,
+    Provenance,
+    Section,
+    Table,
+    When,
+    Word,
+)
+from shadow.telling.scores import scores_blocks, scores_line
+from shadow.telling.size import of_what, parameter_ratio
+from shadow.text import counted, several
+
+if TYPE_CHECKING:
+    from shadow.claims.explanations import Explanation
+    from shadow.claims.reference import Position
+    from shadow.reports.metadata import ReportMetadata
+    from shadow.summary.rows import AloneRow, ComponentRow, LayerRow, ModuleRow, SkippedRow
+    from shadow.summary.summary import Summary
+
+SHIFTED = 1e-4  # of the short side: the same for shifts of the effective rank, which lie about 0
+UNEVEN_BY = 0.05  # of the largest absolute value: by how much layers differ that have a chart
+FAR = 100  # times the rounding of storage above which the exact factor tells nothing more
+ALL = 0.95  # share of the layers from which a change is said to fill all of them
+FOLDER_OF_A_PART = re.compile(r"(?<==)/.*?(?= [a-z]+=|$)")  # `language=org/name vision=/a/tower`
+DEPTH: Sequence[tuple[str, str, Kind]] = (  # fields of LayerRow, their titles and kinds
+    ("relative_norm", "rel. norm", "share"),
+    ("energy_share", "energy", "share"),
+    ("concentration", "concentration", "fixed"),
+    ("reading_participation_ratio", "directions read", "number"),
+)
+LEVELS: Mapping[str, Level] = {"cannot_be_excluded": "", "fits": "warning", "no": ""}
+
+
+FAILED = Word("failed", "warning")
+
+
+def report_document(
+    summary: Summary, provenance: ReportMetadata, folder: Path | str | None = None
+) -> Document:
+    """What is told of one pair.
+
+    folder: where the report lies. None: what is told is read elsewhere, as in a model card: it
+    names no folder of this machine, and has the other explanations whatever is asked for.
+    """
+    return Document([*_blocks(summary, provenance, folder)])
+
+
+def _blocks(
+    summary: Summary, provenance: ReportMetadata, folder: Path | str | None
+) -> Iterator[Block]:
+    when: When = "always" if folder is None else "full"
+    yield Section(summary.family, summary.pair)
+    yield _sides(summary, is_public=folder is None)
+    yield Headline(summary.finding.headline)
+    for number, sentence in enumerate(summary.finding.sentences):
+        yield Paragraph(
+            sentence.text, code=sentence.code, figures=sentence.figures, close=number > 0
+        )
+    yield Figures(_all_figures(summary), when="full")
+    if summary.figures.matrices:
+        yield Figures(_main_figures(summary), when="brief")
+    for warning in summary.warnings:
+        yield Note(warning.text, "warning")
+    if summary.scores:
+        yield Figures([FigureRow("scores", scores_line(summary))], when="brief")
+        yield from scores_blocks(summary)
+    if summary.failed_gates:
+        failed = ((gate.name, FAILED, gate.reason) for gate in summary.failed_gates)
+        yield answers_table("Failed gates", ("gate", "answer", "because"), failed)
+    for component, cells in by_component(summary.grid).items():
+        if picture(cells, 1) is not None:
+            of = f" of {component}" if len(by_component(summary.grid)) > 1 else ""
+            yield Picture(f"How far each module{of} moved, relative norm by layer", cells)
+    if len(summary.components) > 1:
+        yield component_table(summary.components)
+    if summary.modules:
+        yield module_table(summary)
+    if lines := _lines(summary):
+        first, last = summary.depth[0].layer, max(row.layer for row in summary.depth)
+        yield Lines(f"By depth, layer {first} to {last}", lines, when="full")
+    if summary.without_base:
+        yield _without_base(summary.without_base)
+    if summary.skipped:
+        # what is only vectors or filtered is no news
+        missed = any(row.reason in STRICT for row in summary.skipped)
+        yield skipped_table(summary.skipped, when="always" if missed else "full")
+    if summary.finding.other_explanations:
+        yield _explanations(summary.finding.other_explanations, when)
+    yield Provenance(_origin(summary, provenance, folder), when=when)
+    if folder is not None:
+        yield Provenance(_next_steps(folder), when="brief")
+
+
+def answers_table(
+    title: str,
+    heads: Sequence[str],
+    answers: Iterable[tuple[str, Word, str]],
+    when: When = "always",
+) -> Table:
+    """Claims, what came of each, and why."""
+    columns = [Column(heads[0], "name"), Column(heads[1], "text"), Column(heads[2], "text")]
+    return Table(columns, list(answers), title, when=when)
+
+
+def _explanations(explanations: Iterable[Explanation], when: When) -> Table:
+    """What else may have left these figures, and why it did not, or may."""
+    answers = (
+        (one.name, Word(ANSWERS[one.answer], LEVELS[one.answer]), one.reason)
+        for one in explanations
+    )
+    return answers_table("Other explanations", ("what", "answer", "because"), answers, when)
+
+
+def _sides(summary: Summary, *, is_public: bool) -> Block:
+    rows = []
+    for side, which in (("base", summary.base), ("tuned", summary.tuned)):
+        commit = which["commit"] or ""
+        named = _public(which["repo"]) if is_public else which["repo"]
+        if commit:
+            named += f" @ {commit if is_public else commit[:12]}"
+        rows.append(FigureRow(side, named))
+    return Figures(rows, close=True)
+
+
+def _public(repo: str) -> str:
+    """A repository, or the name of a folder: where it lies is nothing for a model card."""
+    if Path(repo).is_absolute():
+        return Path(repo).name
+    return FOLDER_OF_A_PART.sub(lambda match: Path(match[0]).name, repo)
+
+
+def quantity(summary: Summary, name: str, kind: Kind) -> Quantity:
+    """A figure with its interval."""
+    low, high = summary.intervals.get(name) or (None, None)
+    return Quantity(summary.figures[name], kind, low, high)
+
+
+def _main_figures(summary: Summary) -> list[FigureRow]:
+    """How much, how coherent, where: each with its scale."""
+    f, unrounded = summary.figures, summary.inside_layers.relative_norm_unrounded
+    norm = Quantity(f.relative_norm_overall, "share")
+    rows = [FigureRow("relative norm", norm, of_what(summary))]
+    if unrounded is not None and f.floor_ratio is not None and f.floor_ratio < FAR:
+        without = "without the rounding of storage"
+        rows.append(FigureRow("inside layers", Quantity(unrounded, "share"), without))
+    if f.concentration is not None:
+        scale = "0 is noise of the same profile, 1 is rank one"
+        rows.append(FigureRow("concentration", Quantity(f.concentration, "fixed"), scale))
+    if f.effective_layers is not None:
+        filled = layers_filled(f.effective_layers, f.depth_layers)
+        rows.append(FigureRow("layers", filled, "hold the change (effective number)"))
+    if stopped := [gate.name for gate in summary.failed_gates]:
+        rows.append(FigureRow("gates", Word("failed", "warning"), ", ".join(stopped)))
+    else:
+        passed = f"passed; {label_line(summary)}"
+        rows.append(FigureRow("gates", f"all {len(summary.gates)}", passed))
+    return rows
+
+
+def layers_filled(effective: float | int | None, layers: float | int | None) -> str:
+    """`all 28`, or `19 of 28`; a dash where either is unknown."""
+    if effective is None or not layers:
+        return DASH
+    if effective >= ALL * layers:
+        return f"all {layers:,.0f}"
+    return f"{effective:.0f} of {layers:,.0f}"
+
+
+def label_line(summary: Summary) -> str:
+    """The label of a pair that passed every gate, in few words; why it has none."""
+    if summary.has_label:
+        return f"label: {summary.label}, by the lab's trainings"
+    if summary.reference is not None:
+        return "no label: known trainings are of decoders"
+    if summary.figures.concentration is None:
+        return "no label: no matrix is large enough to compare with its null"
+    return "no label: no known training of this size"
+
+
+def _all_figures(summary: Summary) -> list[FigureRow]:
+    """What changed, how much, how concentrated, where; gates, and a label where it has one."""
+    rows = {"what": _changed(summary)}
+    if summary.figures.matrices:
+        rows |= {
+            "how much": _size(summary),
+            "how concentrated": _concentration(summary),
+            "inside layers": _inside_layers(summary),
+            "where": _where(summary),
+            "directions": _directions(summary),
+            "tokens": _tokens(summary),
+            "spread" if summary.no_interval else "in brackets": _about_intervals(summary),
+        }
+    if summary.scores:
+        rows["scores"] = scores_line(summary)
+    figures = [FigureRow(name, text) for name, text in rows.items() if text]
+    if stopped := [gate.name for gate in summary.failed_gates]:
+        outcome: Cell = Word(f"{', '.join(stopped)} failed, see below", "warning")
+    else:
+        outcome = f"all {len(summary.gates)} passed"
+    figures.append(FigureRow("gates", outcome))
+    if summary.reference and summary.has_label:
+        figures.append(FigureRow("label", f"{summary.label}: {summary.label_reason}"))
+        figures.append(FigureRow("reference", _reference(summary.reference)))
+    return figures
+
+
+def _changed(summary: Summary) -> str:
+    """How many matrices changed, and what share of the parameters they are."""
+    f = summary.figures
+    line = changed_text(summary)
+    if summary.counts["identical"]:
+        line += f"; {portion_of(f.parameters_identical, f.parameters)} are identical"
+    return line
+
+
+def changed_text(summary: Summary) -> str:
+    """`30 matrices changed, 99.7 % of the parameters`."""
+    f = summary.figures
+    matrices = counted(int(f.matrices or 0), "matrix", "matrices")
+    return (
+        f"{matrices} changed, {portion_of(f.parameters_measured, f.parameters)} of the parameters"
+    )
+
+
+def _reference(reference: Position) -> str:
+    """Where the concentration lies among known trainings."""
+    optimizer = reference.optimizer or "any optimiser"
+    bases = counted(bases_of(reference.short_side, reference.optimizer), "base", "bases")
+    line = (
+        f"above {100 * reference.narrow_below:.0f} % of {reference.narrow} trainings on narrow data"
+        f" and {100 * reference.broad_below:.0f} % of {reference.broad} on broad data, with"
+        f" {optimizer}, of tiny decoders on {bases}"
+    )
+    if reference.nearest:
+        nearest = reference.nearest[0]
+        line += f"; nearest: {nearest.regime}, {text_of(nearest.concentration, 'fixed')}"
+    return line
+
+
+def _size(summary: Summary) -> str:
+    norm = quantity(summary, "relative_norm_overall", "share")
+    size = f"the delta's norm is {norm} {of_what(summary)}"
+    floor_ratio = summary.figures.floor_ratio
+    if floor_ratio is None:
+        return size
+    if floor_ratio < FAR:
+        return f"{size}, {text_of(floor_ratio, 'ratio')} x the rounding of its storage"
+    return f"{size}, far above the rounding of its storage"
+
+
+def _concentration(summary: Summary) -> str:
+    f = summary.figures
+    if f.concentration is None:
+        return "no matrix is large enough to compare with its null"
+    text = (
+        f"{quantity(summary, 'concentration', 'fixed')} median concentration; 0 is noise of the"
+        " same profile, 1 is rank one. PR, the effective number of directions, is"
+        f" {quantity(summary, 'participation_ratio', 'number')}, that of its sign-flip null"
+        f" {text_of(f.null_participation_ratio, 'number')}; {text_of(f.spikes, 'number')}"
+        f" singular {'value stands' if f.spikes == 1 else 'values stand'} out"
+    )
+    if f.spikes:
+        text += f" with {text_of(f.spike_energy, 'share')} of the energy"
+    # medians of the finding are over those inside layers
+    if f.matrices != summary.inside_layers.matrices:
+        text += f", medians over all {text_of(f.matrices, 'count')} matrices"
+    return f"{text}."
+
+
+def _inside_layers(summary: Summary) -> str:
+    """What is known of the update before it was stored, the median over matrices inside layers."""
+    inside = summary.inside_layers
+    parts = []
+    if inside.kept is not None:
+        kept = text_of(inside.kept, "share")
+        parts.append(f"{kept} of what is stored is the update's, the rest rounding")
+    if inside.relative_norm_unrounded is not None:
+        norm = text_of(inside.relative_norm_unrounded, "share")
+        parts.append(f"its norm is {norm} of the base's")
+    known = (inside.coherent or 0) + (inside.above_short_side or 0)
+    of = f"{known:,} of {text_of(inside.matrices, 'count')} matrices"
+    if inside.equivalent_directions is not None:
+        directions = text_of(inside.equivalent_directions, "about")
+        parts.append(f"as coherent as {directions} equally strong directions ({of})")
+    elif inside.above_short_side:
+        parts.append(f"less coherent than all directions of a matrix alike would be ({of})")
+    for name, text in (
+        ("unexplained", "with a rounding that storage does not explain"),
+        ("rounded_away", "rounded away"),
+    ):
+        if inside[name]:
+            parts.append(f"{text_of(inside[name], 'count')} {text}")
+    return "; ".join(parts)
+
+
+def _where(summary: Summary) -> str:
+    """How evenly the update lies over layers, and over attention and MLP, or over components."""
+    f = summary.figures
+    parts = []
+    if f.effective_layers is not None and f.depth_entropy is not None:
+        layers = quantity(summary, "effective_layers", "number")
+        parts.append(f"the energy fills {layers} of {text_of(f.depth_layers, 'count')} layers")
+    for name, title in (
+        ("attention_to_mlp", "attention : MLP"),
+        ("vision_to_language", "vision : language"),
+        ("projector_to_language", "projector : language"),
+    ):
+        if f[name] is not None:
+            text = f"{title} is {quantity(summary, name, 'ratio')}"
+            sizes = parameter_ratio(summary, name)
+            if sizes is not None:
+                text += f", that of their parameters {text_of(sizes, 'ratio')}"
+            parts.append(text)
+    return "; ".join(parts)
+
+
+def _directions(summary: Summary) -> str:
+    """How many directions of the residual stream a layer's change is about."""
+    parts = [
+        f"{quantity(summary, name, 'about')} in matrices that {verb} the residual stream"
+        for verb, name in (
+            ("read", "reading_participation_ratio"),
+            ("write to", "writing_participation_ratio"),
+        )
+        if summary.figures[name] is not None
+    ]
+    return f"effective number in the median layer: {', '.join(parts)}" if parts else ""
+
+
+def _tokens(summary: Summary) -> str:
+    f = summary.figures
+    if f.embedding_rows_changed is None:
+        return ""
+    return (
+        f"{text_of(f.embedding_rows_changed, 'share')} of the embeddings changed; participation"
+        f" ratio {text_of(f.embedding_row_participation_ratio, 'number')} tokens"
+    )
+
+
+def _about_intervals(summary: Summary) -> str:
+    if summary.no_interval:
+        return f"none over layers: {summary.no_interval}"
+    level = 100 * (summary.interval_level or 0)
+    return (
+        f"the spread over {summary.layers} layers ({level:.3g} %), which says nothing of other runs"
+        " or seeds"
+    )
+
+
+def _spread(row: ComponentRow | ModuleRow) -> str | None:
+    bounds = row.intervals.get("concentration")
+    return bounds_text(bounds, "fixed") if bounds else None
+
+
+def component_table(components: Sequence[ComponentRow]) -> Table:
+    """A row for each component."""
+    columns = [Column("component", "name")]
+    columns += [Column(head) for head in ("changed", "identical", "rel. norm", "energy", "conc.")]
+    columns += [Column("spread", rank=1), Column("spikes")]
+    rows: list[Sequence[Cell]] = [
+        [
+            row.component,
+            Quantity(row.matrices, "count"),
+            Quantity(row.identical, "count"),
+            Quantity(row.relative_norm, "share"),
+            Quantity(row.energy_share, "share"),
+            Quantity(row.concentration, "fixed"),
+            _spread(row),
+            Quantity(row.spikes, "number"),
+        ]
+        for row in components
+    ]
+    return Table(columns, rows, "By component", when="full")
+
+
+MODULE_FIGURES: Sequence[tuple[str, str, Kind, int]] = (  # field of a row, head, kind, rank
+    ("matrices", "n", "count", 0),
+    ("relative_norm", "rel. norm", "share", 0),
+    ("concentration", "conc.", "fixed", 0),
+    ("", "spread", "fixed", 4),
+    ("participation_ratio", "PR", "number", 1),
+    ("null_participation_ratio", "null PR", "number", 2),
+    ("spikes", "spikes", "number", 3),
+    ("energy_share", "energy", "share", 5),
+    ("", "as coherent as", "about", 6),
+    ("effective_rank_shift", "shift", "thousandths", 7),
+    ("spike_energy", "spike energy", "fixed", 8),
+    ("stable_rank", "stable rank", "number", 9),
+    ("effective_rank", "eff. rank", "number", 10),
+)
+
+
+def module_table(summary: Summary) -> Table:
+    """A row for each module that changed."""
+    modules, coherent = summary.modules, _coherent(summary)
+    has_components = len({row.component for row in modules}) > 1
+    columns = [Column("component", "name")] if has_components else []
+    columns.append(Column("module", "name"))
+    columns += [Column(head, rank=rank) for _, head, _, rank in MODULE_FIGURES]
+    rows = []
+    for row in modules:
+        cells: list[Cell] = [row.component, row.module] if has_components else [row.module]
+        for name, head, kind, _ in MODULE_FIGURES:
+            if name:
+                cells.append(Quantity(getattr(row, name), kind))
+            elif head == "spread":
+                cells.append(_spread(row))
+            else:
+                cells.append(coherent.get((row.component, row.module)))
+        rows.append(cells)
+    return Table(columns, rows, "By module, medians over matrices")
+
+
+def _coherent(summary: Summary) -> dict[tuple[str, str], Cell]:
+    """By component and module: as how many equally strong directions it is coherent, `> 256` where
+    less than all of a matrix would be.
+    """
+    cells: dict[tuple[str, str], Cell] = {}
+    rows: list[OutsideRow | CoherenceRow] = [*summary.outside_layers, *summary.coherence]
+    for row in rows:
+        cell: Cell = Quantity(row.equivalent_directions, "about")
+        if row.equivalent_directions is None and row.above_short_side:
+            cell = f"> {text_of(row.short_side, 'count')}"
+        if isinstance(row, CoherenceRow):
+            known = row.coherent + row.above_short_side
+            if 2 * known < row.matrices:  # a median over a few of the matrices is not the module's
+                cell = None
+        cells[row.component, row.module] = cell
+    return cells
+
+
+def _lines(summary: Summary) -> list[Line]:
+    """Figures by layer of each component.
+
+    Layers that hardly differ have no picture, as its scale would make a trend of nothing.
+    """
+    lines = []
+    for component, rows in _by_component(summary.depth).items():
+        prefix = f"{component} " if len(summary.depth) > len(rows) else ""
+        for name, title, kind in (*DEPTH, _shift(rows)):
+            every: list[float | None] = [getattr(row, name) for row in rows]
+            values = [value for value in every if value is not None]
+            if len(values) < 2 or not any(values):
+                continue
+            least = UNEVEN_BY * max(map(abs, values))
+            if name.endswith("rank_shift"):
+                least = max(least, SHIFTED * (summary.figures.short_side or 0))
+            ends = min(values), max(values)
+            lines.append(
+                Line(f"{prefix}{title}", every, bounds_text(ends, kind), ends[1] - ends[0] < least)
+            )
+    return lines
+
+
+def _by_component(depth: Iterable[LayerRow]) -> dict[str, list[LayerRow]]:
+    rows: dict[str, list[LayerRow]] = {}
+    for row in depth:
+        rows.setdefault(row.component, []).append(row)
+    return rows
+
+
+def _shift(rows: Sequence[LayerRow]) -> tuple[str, str, Kind]:
+    """The shift of the effective rank that is shown: of up-projections where they have one."""
+    if any(row.up_effective_rank_shift is not None for row in rows):
+        return "up_effective_rank_shift", "MLP up shift", "thousandths"
+    return "effective_rank_shift", "eff. rank shift", "thousandths"
+
+
+def _without_base(rows: Iterable[AloneRow]) -> Table:
+    columns = [Column("component", "name")]
+    columns += [Column(head) for head in ("n", "stable rank", "eff. rank", "PR")]
+    cells: list[Sequence[Cell]] = [
+        [
+            row.component,
+            Quantity(row.matrices, "count"),
+            Quantity(row.stable_rank, "number"),
+            Quantity(row.effective_rank, "number"),
+            Quantity(row.participation_ratio, "number"),
+        ]
+        for row in rows
+    ]
+    return Table(columns, cells, "Without a base: the weights' own spectra", when="full")
+
+
+def skipped_table(rows: Iterable[SkippedRow], when: When = "always") -> Table:
+    """A row for each reason: how many tensors of each side, and what the reason means."""
+    columns = [Column("reason", "name"), Column("n"), Column("what", "text")]
+    cells: list[Sequence[Cell]] = []
+    for row in rows:
+        text = meaning(row.reason)
+        if row.detail and row.reason != "filtered":
+            text += f" ({row.detail})"
+        examples = f"e.g. {', '.join(row.examples[:1])}"
+        cells.append([row.reason, f"{row.base} + {row.tuned}", Word(f"{text},", "", examples)])
+    return Table(columns, cells, "Not measured, tensors of base + tuned", when=when)
+
+
+def _next_steps(folder: Path | str) -> list[tuple[str, str]]:
+    typed = shlex.quote(str(folder))
+    return [
+        ("report", f"{folder}/"),
+        ("more", f"shadow show {typed} --full"),
+        ("page", f"shadow report {typed}"),
+        ("words", "shadow explain WORD"),
+    ]
+
+
+def _origin(
+    summary: Summary, provenance: ReportMetadata, folder: Path | str | None
+) -> list[tuple[str, str]]:
+    """How it was measured, and what is not shown."""
+    settings = provenance["settings"]
+    how = [f"shadow {provenance['version']}, schema {summary.schema}"]
+    how.append(f"precision {settings['method']['precision']}")
+    chosen = settings.get("chosen")
+    if isinstance(chosen, Mapping):
+        how += [
+            f"only {name}: {several([str(value) for value in values])}"
+            for name, values in chosen.items()
+            if isinstance(values, list) and values
+        ]
+    seconds = provenance.get("seconds")
+    if seconds is not None:
+        how.append(text_of(seconds, "seconds"))
+    rows = {"report": "" if folder is None else f"{folder}/", "how": ", ".join(how)}
+    if unverified := summary.figures.unverified:
+        what = "matrices came as byte ranges, which no checksum covers"
+        rows["unverified"] = f"{unverified} {what}"
+    if not summary.has_label:
+        rows["label"] = summary.label
+        if not summary.failed_gates:
+            rows["label"] += f": {summary.label_reason}"
+    rows["measured"] = "; ".join(summary.claims.measured)
+    others = [f"{text}." for text in summary.claims.not_shown if text == MEASURED_BY_OTHERS]
+    rows["not shown"] = " ".join([*summary.finding.not_shown, *others])
+    return [(name, text) for name, text in rows.items() if text]

@@ -1,0 +1,172 @@
+"""Scores of a pair, and the correlations of a set of reports, as blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from shadow.quantities import Quantity, text_of
+from shadow.telling.document import Block, Cell, Column, Note, Paragraph, Table
+from shadow.text import several
+
+if TYPE_CHECKING:
+    from shadow.comparing.correlation import Correlation, ScoredSet
+    from shadow.comparing.gains import Gain, GroupGain
+    from shadow.summary.summary import Summary
+
+ROWS = 20  # benchmarks, reports and correlations that a table shows; JSON has all
+NAMED = 3  # benchmarks without a group that the line names one by one
+GROUPS = 4  # groups that the line names
+COLUMNS, MORE_COLUMNS = 2, 2  # gains that a table of reports has, and where there is room
+
+
+def scores_line(summary: Summary) -> str:
+    """`narrow gain +12, held-out gain +1, concentration 0.41`; empty without scores."""
+    groups = summary.score_groups
+    parts = []
+    only = len(groups) == 1
+    for group in groups[:GROUPS]:
+        scores = [
+            row for row in summary.scores if row.group == group.group and row.gain is not None
+        ]
+        if group.group is None and only and 0 < len(scores) <= NAMED:
+            parts += [f"{row.benchmark} gain {_gain(row)}" for row in scores]
+        else:
+            unnamed = "mean" if only else "other"
+            parts.append(f"{group.group or unnamed} gain {_group_gain(group, len(scores))}")
+    if len(groups) > GROUPS:
+        parts.append(f"{len(groups) - GROUPS} more groups")
+    concentration = summary.figures.concentration
+    if parts and concentration is not None:
+        parts.append(f"concentration {text_of(concentration, 'fixed')}")
+    return ", ".join(parts)
+
+
+def _gain(row: Gain | GroupGain) -> str:
+    gain = text_of(row.gain, "gain")
+    return gain if row.gain_stderr is None else f"{gain} ± {text_of(row.gain_stderr, 'ratio')}"
+
+
+def _group_gain(group: GroupGain, benchmarks: int) -> str:
+    """`+12 ± 1.5 over 3 benchmarks`, or why there is none."""
+    if group.gain is None:
+        return f"none: {group.reason}"
+    return f"{_gain(group)} over {benchmarks} benchmarks" if benchmarks > 1 else _gain(group)
+
+
+def scores_blocks(summary: Summary) -> Iterator[Block]:
+    """Base, tuned and gain of every benchmark, where they come from and what is doubtful there."""
+    shown = summary.scores[:ROWS]
+    columns = [Column("benchmark", "name")]
+    optional = {"group": "group", "metric": "metric", "gain_stderr": "±"}
+    has = {name for name in optional if any(getattr(row, name) for row in shown)}
+    columns += [Column(name, "text") for name in ("group", "metric") if name in has]
+    columns += [Column(head) for head in ("base", "tuned", "gain")]
+    columns += [Column("±")] if "gain_stderr" in has else []
+    rows = []
+    for row in shown:
+        less = " (less is better)" if row.higher_is_better is False else ""
+        cells: list[Cell] = [f"{row.benchmark}{less}"]
+        cells += [getattr(row, name) or None for name in ("group", "metric") if name in has]
+        cells += [Quantity(row.base, "score"), Quantity(row.tuned, "score")]
+        cells.append(Quantity(row.gain, "gain"))
+        if "gain_stderr" in has:
+            cells.append(Quantity(row.gain_stderr, "ratio"))
+        rows.append(cells)
+    named = several([file.name for file in summary.score_files], 3)
+    yield Table(columns, rows, f"Scores, measured by others: {named}")
+    yield from map(Note, summary.score_notes)
+    if len(summary.scores) > ROWS:
+        yield Note(f"{len(summary.scores) - ROWS} more benchmarks are in summary.json")
+
+
+def scored_set_blocks(scored: ScoredSet, *, p_values: bool = False) -> Iterator[Block]:
+    """The reports with concentration and gains, then the correlations."""
+    keys, gains = _gains_shown(scored)
+    columns = [Column("report", "name"), Column("conc.")]
+    columns += [Column(key, rank=max(0, at - COLUMNS + 1)) for at, key in enumerate(keys)]
+    rows: list[Sequence[Cell]] = [
+        [
+            f"{entry.label} {entry.pair}",
+            Quantity(entry.concentration, "fixed"),
+            *(Quantity(gains.get((entry.label, key)), "gain") for key in keys),
+        ]
+        for entry in scored.entries[:ROWS]
+    ]
+    yield Table(columns, rows, "Concentration, and gains in scores that others measured")
+    yield from map(Note, _left_out(scored))
+    yield from _correlations(scored.correlations, p_values)
+
+
+def _gains_shown(scored: ScoredSet) -> tuple[list[str], dict[tuple[str, str], float]]:
+    """The heads of the gains that may fit, groups first; each report's gain by (label, head)."""
+    cells: dict[tuple[str, str], float] = {}
+    groups: dict[str, None] = {}
+    benchmarks: dict[str, None] = {}
+    for entry in scored.entries:
+        for group in entry.scored.groups:
+            if group.group is not None:
+                groups[group.group] = None
+                if group.gain is not None:
+                    cells[entry.label, group.group] = group.gain
+        for gain in entry.scored.gains:
+            if gain.gain is not None:
+                benchmarks[gain.benchmark] = None
+                cells.setdefault((entry.label, gain.benchmark), gain.gain)
+    return list(groups or benchmarks)[: COLUMNS + MORE_COLUMNS], cells
+
+
+def _left_out(scored: ScoredSet) -> Iterable[str]:
+    reasons: dict[str, list[str]] = {}
+    for entry in scored.entries:
+        if entry.left_out is not None:
+            reasons.setdefault(entry.left_out, []).append(entry.label)
+        elif not entry.scored.gains:
+            reasons.setdefault("no scores", []).append(entry.label)
+    hidden = len(scored.entries) - ROWS
+    if hidden > 0:
+        yield f"reports that --format json has besides: {hidden}"
+    for why, labels in reasons.items():
+        yield f"left out of the correlations: {', '.join(labels)} ({why})"
+    notes = dict.fromkeys(
+        f"{entry.label}: {note}" for entry in scored.entries for note in entry.scored.notes
+    )
+    yield from list(notes)[:ROWS]
+    if len(notes) > ROWS:
+        yield f"{len(notes) - ROWS} more notes on scores are in --format json"
+
+
+def _correlations(correlations: Sequence[Correlation], p_values: bool) -> Iterator[Block]:
+    """A row for each: n, rank correlation and interval, or the reason why there is none."""
+    if all(one.rho is None for one in correlations):
+        reasons = list(dict.fromkeys(one.reason for one in correlations if one.reason))
+        text = f"No rank correlation of gain and concentration: {'; '.join(reasons[:NAMED])}"
+        yield Paragraph(text, quiet=True)
+        return
+    columns = [Column("gain in", "name")]
+    columns += [Column(head) for head in ("n", "bases", "rho", "95 % interval")]
+    columns += [Column("p")] if p_values else []
+    columns.append(Column("", "text"))
+    rows = []
+    for one in correlations[:ROWS]:
+        bounds = None
+        if one.low is not None and one.high is not None:
+            bounds = f"{one.low:+.2f} to {one.high:+.2f}"
+        cells: list[Cell] = [_what(one), str(one.n), str(one.bases)]
+        cells += [Quantity(one.rho, "correlation"), bounds]
+        cells += [Quantity(one.p, "number")] if p_values else []
+        rows.append([*cells, one.reason or ""])
+    yield Table(columns, rows, "Rank correlation of gain and concentration over these reports")
+    if len(correlations) > ROWS:
+        yield Paragraph(f"{len(correlations) - ROWS} more are in --format json", quiet=True)
+
+
+def _what(correlation: Correlation) -> str:
+    """Of which gain a correlation is."""
+    if correlation.benchmark is not None and correlation.metric:
+        return f"{correlation.benchmark} ({correlation.metric})"
+    if correlation.benchmark is not None:
+        return correlation.benchmark
+    if correlation.less is not None:
+        return f"group {correlation.group} less {correlation.less}"
+    return f"group {correlation.group}"

@@ -1,0 +1,114 @@
+"""What came of the rules of pairs, and how the pairs stand, as documents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from shadow.claims.footprint import label_or_gates
+from shadow.claims.verdicts import first_code
+from shadow.quantities import Kind, Quantity, bounds_text
+from shadow.telling.document import (
+    Block,
+    Cell,
+    Column,
+    Document,
+    FigureRow,
+    Figures,
+    Level,
+    Note,
+    Paragraph,
+    Section,
+    Table,
+    Word,
+)
+
+if TYPE_CHECKING:
+    from shadow.claims.verdicts import Judgement, Verdict
+    from shadow.summary.summary import Summary
+
+OUTCOMES = {"met": "FAILED", "missing": "not judged", "skipped": "skipped", "passed": "passed"}
+LEVELS: Mapping[str, Level] = {"passed": "passed", "skipped": "quiet"}
+STATES = {  # of a pair that has a report, by its exit code
+    0: Word("done", "passed"),
+    1: Word("not judged", "fault"),
+    3: Word("--strict objects", "fault"),
+    4: Word("rule FAILED", "fault"),
+}
+RULES = [Column("outcome", "text"), Column("rule: fails if", "name")]
+RULES.append(Column("what was found", "text"))
+CODES = {
+    0: "done",
+    1: "a pair failed, or a rule had nothing to judge",
+    3: "--strict objects",
+    4: "a rule was violated",
+}
+
+
+def pairs_document(judged: Sequence[Judgement]) -> Document:
+    """How the pairs of a family stand, after their reports: those may be screens apart."""
+    return Document([Section("pairs"), _pairs(judged)])
+
+
+def rules_document(judged: Judgement, *, titled: bool = False) -> Document:
+    """What came of the rules of one pair. titled: with its name above, if nothing else has it."""
+    head: list[Block] = [Section(judged.family, judged.pair)] if titled else []
+    rows = [_cells(verdict) for verdict in judged.verdicts]
+    return Document([*head, Table(RULES, rows, "Rules"), *map(Note, judged.notes)])
+
+
+def gate_document(judged: Sequence[Judgement]) -> Document:
+    """Everything that came of a gate: pairs, faults, what the reports say, rules and notes."""
+    code = first_code({one.code for one in judged})
+    blocks: list[Block] = [Section("shadow"), Paragraph(f"Exit code {code}: {CODES[code]}.")]
+    blocks.append(_pairs(judged))
+    faults = [FigureRow(one.name, Word(one.fault, "fault")) for one in judged if one.fault]
+    said = [FigureRow(one.name, str(one.summary.finding)) for one in judged if one.summary]
+    notes = [FigureRow(one.name, note) for one in judged for note in one.notes]
+    rules = [[one.name, *_cells(verdict)] for one in judged for verdict in one.verdicts]
+    blocks += [Figures(rows) for rows in (faults, said) if rows]
+    blocks += [Table([Column("pair", "name"), *RULES], rules, "Rules")] if rules else []
+    blocks += [Figures(notes, "Notes")] if notes else []
+    return Document(blocks)
+
+
+def _pairs(judged: Sequence[Judgement]) -> Table:
+    columns = [Column("family", "name"), Column("pair", "name"), Column("state", "text")]
+    columns += [Column("label", "text"), Column("conc."), Column("spread", rank=1)]
+    columns += [Column("norm"), Column("spread", rank=2)]
+    rows = []
+    for one in judged:
+        summary = one.summary
+        cells: list[Cell] = [one.family, one.pair]
+        if summary is None:
+            cells += [Word("failed", "fault"), *[None] * 5]
+        else:
+            label = label_or_gates(summary.label, summary.gates, applies=summary.has_label)
+            cells += [STATES[one.code], label]
+            cells += _figure(summary, "concentration", "fixed")
+            cells += _figure(summary, "relative_norm_overall", "share")
+        rows.append(cells)
+    return Table(columns, rows)
+
+
+def _figure(summary: Summary, name: str, kind: Kind) -> list[Cell]:
+    bounds = summary.intervals.get(name)
+    figure = Quantity(summary.figures[name], kind)
+    return [figure, bounds_text(bounds, kind) if bounds else None]
+
+
+def _cells(verdict: Verdict) -> list[Cell]:
+    """A warning is told from an error where the rule is violated or not judged."""
+    rule, outcome = verdict.rule, verdict.outcome
+    word = Word(OUTCOMES[outcome], LEVELS.get(outcome, "fault"))
+    if outcome in ("met", "missing") and rule.severity != "error":
+        word = Word(f"{OUTCOMES[outcome]} (warning)", "warning")
+    name = Word(rule.name, "", rule.condition if rule.condition != rule.name else "")
+    return [word, name, said_of(verdict)]
+
+
+def said_of(verdict: Verdict) -> str:
+    """What was found; before it what the author of a rule says of its violation."""
+    if verdict.outcome != "met" or not verdict.rule.message:
+        return verdict.detail
+    return f"{verdict.rule.message} {verdict.detail}"
