@@ -17,7 +17,7 @@ import socket
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -178,10 +178,8 @@ class _Running:
 
     task: Task
     machine: str
-    begun: contextlib.ExitStack = field(repr=False)
-    show: Callable[[Progress], None] = field(repr=False)
-    say: Callable[[str], None] = field(repr=False)
-    detail: Callable[[str], None] = field(repr=False)
+    begun: contextlib.ExitStack
+    runtime: Runtime
 
 
 class RayEngine:
@@ -351,9 +349,8 @@ class RayEngine:
             scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=machine, soft=True),
             **options,
         )
-        self._running[remote.remote(there)] = _Running(
-            task, machine, begun, show, runtime.say, runtime.detail
-        )
+        here = replace(runtime, show=show)
+        self._running[remote.remote(there)] = _Running(task, machine, begun, here)
 
     def _portable(self, runtime: Runtime, task: Task) -> Runtime:
         """A runtime without those who are told, which stay here."""
@@ -377,7 +374,7 @@ class RayEngine:
             for name, told in messages:
                 for running in self._running.values():
                     if running.task.name == name:
-                        _pass_on(told, running)
+                        _pass_on(told, running.runtime)
 
     def _ended(self, reference: Any) -> Ended | None:
         """What became of a task; None where it begins once more."""
@@ -423,7 +420,7 @@ class RayEngine:
                 " continues"
             )
             return Ended(task, None, ShadowError(f"{what}, {losses} times in a row", hint))
-        running.say(f"{what}; trying again")
+        running.runtime.say(f"{what}; trying again")
         if short:
             self._wary.add(task)
         self._queue.put(task, first=True)
@@ -476,21 +473,15 @@ def _too_large(
     )
 
 
-@dataclass(frozen=True)
-class _Details:
-    """What `--verbose` tells, several lines at a time."""
-
-    lines: tuple[str, ...]
-
-
-def _pass_on(told: object, running: _Running) -> None:
+def _pass_on(told: object, runtime: Runtime) -> None:
+    """A tuple holds lines of `--verbose`, several at a time."""
     if isinstance(told, Progress):
-        running.show(told)
-    elif isinstance(told, _Details):
-        for line in told.lines:
-            running.detail(line)
+        runtime.show(told)
+    elif isinstance(told, tuple):
+        for line in told:
+            runtime.detail(line)
     else:
-        running.say(str(told))
+        runtime.say(str(told))
 
 
 class _Ear:
@@ -588,7 +579,7 @@ def _carry_out(there: _There) -> tuple[Any, BaseException | None]:
     def tell_details() -> None:
         lines = tuple(details.get() for _ in range(details.qsize()))
         if lines:
-            tell(_Details(lines))
+            tell(lines)
 
     def say(text: str) -> None:
         tell_details()  # which came first

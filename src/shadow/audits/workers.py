@@ -222,38 +222,33 @@ def _outcome(
     started = time.perf_counter()
     base_verified = _verified(pair.base, base) if pair.base else None
     tuned_verified = _verified(pair.tuned, tuned)
-    counting = _Counting(remember)
+    asked = solved = 0
+
+    def counted(
+        matrix: Matrix, question: Question, norm: float, solve: Callable[[], Spectrum]
+    ) -> Spectrum:
+        def solving() -> Spectrum:
+            nonlocal solved
+            solved += 1
+            return solve()
+
+        nonlocal asked
+        asked += 1
+        return remember(matrix, question, norm, solving)
+
     grams: Grams = ON_CPU
     made: Mapping[str, int] = {}
     if offload is not None:
         offloaded = Offloaded(offload, pair.tuned.info.name)
         grams, made = offloaded, offloaded.made
-    measured = _measured(pair, base, tuned, method, counting.remember, grams)
+    measured = _measured(pair, base, tuned, method, counted, grams)
     return replace(
         measured,
         verified=(base_verified, tuned_verified),
         seconds=time.perf_counter() - started,
-        cached=counting.asked - counting.solved,
+        cached=asked - solved,
         grams=dict(made),
     )
-
-
-class _Counting:
-    """How many spectra of one matrix pair were asked for, and how many of them had to be solved."""
-
-    def __init__(self, remember: Remember) -> None:
-        self._remember = remember
-        self.asked = self.solved = 0
-
-    def remember(
-        self, matrix: Matrix, question: Question, norm: float, solve: Callable[[], Spectrum]
-    ) -> Spectrum:
-        def solving() -> Spectrum:
-            self.solved += 1
-            return solve()
-
-        self.asked += 1
-        return self._remember(matrix, question, norm, solving)
 
 
 def _verified(operand: Operand, checkpoint: Checkpoint) -> bool | None:
