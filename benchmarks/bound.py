@@ -2,7 +2,7 @@
 of an ideal machine.
 
 For every kind of matrix in a layer of Qwen2.5-0.5B (made-up weights): the time of each phase of
-`measure_pair_and_sketch`, and what the same work would take at the highest rates that this machine
+`measure_pair`, and what the same work would take at the highest rates that this machine
 shows in these libraries, at any size:
 
 - products: half of a full product, as a matrix meets its own transpose, at the highest rate of
@@ -39,8 +39,8 @@ from rich.console import Console
 from rich.table import Table
 
 from shadow.places.groups import direction_of
-from shadow.spectra.delta import Method, extent, measure_pair_and_sketch, working_dtype
-from shadow.spectra.spectrum import BLOCK, Workspace
+from shadow.spectra.delta import Means, Method, extent, measure_pair, working_dtype
+from shadow.spectra.spectrum import BLOCK, Sides, Workspace
 from shadow.spectra.subspace import VECTORS
 from shadow.spectra.tridiagonal import eigensystem
 
@@ -147,14 +147,13 @@ def ideal(shape: tuple[int, int], peaks: dict[str, float]) -> dict[str, float]:
 def measured(module: str, shape: tuple[int, int], repeats: int) -> dict[str, float]:
     """Seconds of every phase, of the repeat that took least."""
     base, tuned = (torch.cat(parts) for parts in zip(*matrix_blocks(module, shape, 0), strict=True))
-    method, space, best = Method(), Workspace(), dict[str, float]()
+    space, best = Workspace(), dict[str, float]()
+    means = Means(Method(), space)
     for _ in range(repeats + 1):
         profile = cProfile.Profile(time.process_time)
         profile.enable()
-        size = extent(base, tuned, working_dtype(*FORMATS), space)
-        measure_pair_and_sketch(
-            base, tuned, FORMATS, size, method, module, direction_of(module), space
-        )
+        size = extent(Sides(base, tuned, working_dtype(*FORMATS), space))
+        measure_pair(base, tuned, FORMATS, size, means, module, direction_of(module))
         profile.disable()
         told = _phases(pstats.Stats(profile))
         if not best or told["whole"] < best["whole"]:

@@ -36,8 +36,8 @@ from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.checkpoints.pairing import Filter
 from shadow.claims.footprint import MARGIN, ROUNDING
 from shadow.dtypes import FLOATS
-from shadow.spectra.delta import Method, extent, measure_pair, working_dtype
-from shadow.spectra.spectrum import Workspace
+from shadow.spectra.delta import Means, Method, extent, measure_pair, working_dtype
+from shadow.spectra.spectrum import Sides, Workspace
 from shadow.spectra.subspace import INTRUDERS, SIMILAR, SUBSPACE, VECTORS
 from shadow.summary.bootstrap import (
     DRAWS,
@@ -118,12 +118,11 @@ def plant(
 
 def measured(base: torch.Tensor, tuned: torch.Tensor, dtype: str) -> dict[str, float]:
     """The columns of the delta of two stored matrices; nothing where they are equal."""
-    size = extent(base, tuned, working_dtype(dtype), Workspace())
+    size = extent(Sides(base, tuned, working_dtype(dtype), Workspace()))
     if size.delta == 0:
         return {}
-    values = measure_pair(base, tuned, (dtype, dtype), size, Method(), "planted", Workspace())[
-        2
-    ].values
+    means = Means(Method(), Workspace())
+    values = measure_pair(base, tuned, (dtype, dtype), size, means, "planted").delta.values
     return {name: value for name, value in values.items() if value is not None}
 
 

@@ -40,11 +40,11 @@ import shadow
 from shadow.dtypes import FLOATS
 from shadow.spectra import purity as purity_module
 from shadow.spectra import rounding, rounding_counts, rounding_model
-from shadow.spectra.delta import Method, extent, measure_pair
+from shadow.spectra.delta import Means, Method, extent, measure_pair
 from shadow.spectra.edge import levels, sharp_edge
 from shadow.spectra.levels import round_trip
 from shadow.spectra.purity import NOISE, budget, dominated, purity_z
-from shadow.spectra.spectrum import Workspace
+from shadow.spectra.spectrum import Sides, Workspace
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "rounding.md"
 COMMAND = "python benchmarks/rounding.py"
@@ -367,7 +367,8 @@ def judged(
         return None
     lines = ((difference**2).sum(1), (difference**2).sum(0))
     largest = float(base.double().abs().max())
-    found = rounding.undo(base, tuned, formats, lines, largest, working, Workspace())
+    sides = Sides(base, tuned, working, Workspace())
+    found = rounding.undo(sides, formats, lines, largest)
     if found.of_rounded_base:
         difference = tuned.double().numpy() - base.to(tuned.dtype).double().numpy()
         if not difference.any():
@@ -390,14 +391,8 @@ def judged(
         clear = purity_z(seen, share(r) * len(r), share(c) * len(c)) > NOISE
         told = clear and not dominated(seen, found.kept or 0.0, top)
     if history == "stored base" and known:
-        counts = rounding_counts.count(
-            base,
-            tuned,
-            FLOATS[dtype],
-            ((difference**2).sum(1), (difference**2).sum(0)),
-            largest,
-            working,
-        )
+        lines = (difference**2).sum(1), (difference**2).sum(0)
+        counts = rounding_counts.count(sides, FLOATS[dtype], lines, largest)
         normal = _relative(
             true * rounding.kept_share(rounding_model.fit(counts, rounds=0)) ** 2, seen
         )
@@ -745,14 +740,13 @@ def cost(shape: tuple[int, int]) -> list[str]:
     tuned = (base.float() + 2e-5 * torch.randn(shape, generator=g)).bfloat16()
     D = tuned.double().numpy() - base.double().numpy()
     lines = ((D**2).sum(1), (D**2).sum(0))
-    size = extent(base, tuned, torch.float32, Workspace())
+    sides = Sides(base, tuned, torch.float32, Workspace())
+    size = extent(sides)
     formats = ("BF16", "BF16")
     audit = milliseconds(
-        lambda: measure_pair(base, tuned, formats, size, Method(), "", Workspace())
+        lambda: measure_pair(base, tuned, formats, size, Means(Method(), Workspace()), "")
     )
-    undo = milliseconds(
-        lambda: rounding.undo(base, tuned, formats, lines, size.base, torch.float32, Workspace())
-    )
+    undo = milliseconds(lambda: rounding.undo(sides, formats, lines, size.base))
     edge = milliseconds(lambda: sharp_edge(*lines))
     audit -= undo + edge
     added = 100 * (undo + edge) / audit

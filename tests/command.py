@@ -27,6 +27,11 @@ import shadow.telling.verdicts, shadow.telling.comparison
 import shadow.outputs.ci, shadow.comparing.comparison, shadow.outputs.exports
 import shadow.claims.verdicts, shadow.targets.lists
 import shadow.audits.list_audit, shadow.comparing.score_files, shadow.audits.document
+import shadow.telling.families, shadow.telling.lineage
+import shadow.outputs.page, shadow.outputs.figures
+import encodings.utf_8_sig, pyarrow.vendored.version, scipy.special  # from within functions
+import jinja2, plotly.offline, matplotlib.figure, matplotlib.backends.backend_svg
+import matplotlib.layout_engine, matplotlib.ticker
 shadow.places.names.name_rules()
 shadow.summary.summary_file._maker()
 # Commands are built from their signatures once, not in every fork; and `plan` does not measure the

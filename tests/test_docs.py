@@ -196,6 +196,15 @@ def test_the_readme_is_read_in_one_go():
     assert rest.startswith("<picture>")
 
 
+def test_files_that_contributing_names_are_there():
+    """In the checkout or in the package; names in code with a folder and a suffix."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(?:python )?([\w/.-]+/[\w.-]+\.(?:py|yaml))\b[^`]*`", text))
+    assert len(named) > 20
+    folders = (ROOT, ROOT / "src" / "shadow")
+    assert not [name for name in named if not any((top / name).exists() for top in folders)]
+
+
 def test_what_is_written_by_hand_can_be_read():
     """At most 30,000 words outside of generated parts, and of pages that scripts write."""
     by_scripts = {"findings", "lab", "planted", "pretrained", "rounding", "schema", "width"}

@@ -84,9 +84,7 @@ def without_extras(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("words", BASIC, ids=lambda words: words[0])
 def test_auditing_and_reading_reports_needs_no_extra(without_extras, words):
-    """Without transformers, matplotlib, plotly, Jinja and DuckDB: exit code 0, with output on
-    stdout or in a file.
-    """
+    """Without transformers, matplotlib, plotly, Jinja and DuckDB: exit 0, with output."""
     folder, found = without_extras
     code, out, err = found[words]
     assert code == 0, err
@@ -109,9 +107,7 @@ def test_a_missing_extra_is_one_line_with_the_command_that_installs_it(without_e
 
 
 def test_extras_are_those_of_the_package():
-    """The table of the message and pyproject.toml agree, `all` is all of them, and none is
-    installed anyway.
-    """
+    """The table and pyproject.toml agree, `all` is all of them, and none is installed anyway."""
     declared = {
         name: names(packages)
         for name, packages in PROJECT["optional-dependencies"].items()

@@ -17,9 +17,7 @@ from shadow.files import lock, nearest_folder, read_start
 
 
 def test_only_a_regular_file_is_opened(tmp_path: Path) -> None:
-    """Of a file the first bytes, all of them where it is shorter; a FIFO, a folder and nothing give
-    None at once.
-    """
+    """The first bytes of a file, or all; a FIFO, a folder and nothing give None at once."""
     (tmp_path / "file").write_bytes(b"12345")
     os.mkfifo(tmp_path / "fifo")
     assert read_start(tmp_path / "file", 3) == b"123"
@@ -51,9 +49,7 @@ def test_a_lock_is_one_handles_until_it_is_closed(tmp_path: Path) -> None:
 
 
 def test_a_list_of_another_machine_is_refused_too(tmp_path, monkeypatch) -> None:
-    """NFS locks folders for one machine alone, and files for all: a second list is refused by a
-    file, of which nothing is left.
-    """
+    """NFS locks folders for one machine and files for all: a second list is refused by a file."""
     flock = fcntl.flock
 
     def flock_of_nfs(handle: int, how: int) -> None:
@@ -74,9 +70,7 @@ def test_a_list_of_another_machine_is_refused_too(tmp_path, monkeypatch) -> None
 
 @pytest.mark.parametrize("alone", [alone_in, alone_at])
 def test_where_there_are_no_locks_work_goes_on(alone, tmp_path, monkeypatch) -> None:
-    """A network file system may have none: ENOLCK says nothing of another audit. A second one is
-    refused elsewhere.
-    """
+    """ENOLCK of a network file system says nothing of another audit."""
     with alone(tmp_path), pytest.raises(ShadowError, match="another"), alone(tmp_path):
         pass
 

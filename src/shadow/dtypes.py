@@ -11,7 +11,6 @@ class FloatFormat:
 
     torch_name: str  # such as `bfloat16`
     bits: int  # of a number
-
     # explicit bits of the significand: ulp(w) = 2^(floor(log2 |w|) - mantissa_bits)
     mantissa_bits: int
     min_exponent: int  # floor(log2) of the smallest normal number; below it the ulp stays constant

@@ -20,7 +20,7 @@ EXTRAS = {  # extra: the packages it brings, as in pyproject.toml
 
 def require(extra: str) -> None:
     """Raises ShadowError if packages of the extra are missing, with what installs them."""
-    missing = [name for name in EXTRAS[extra] if not _is_installed(name)]
+    missing = [name for name in EXTRAS[extra] if not is_installed(name)]
     if missing:
         verb = "is" if len(missing) == 1 else "are"
         raise ShadowError(f"{' and '.join(missing)} {verb} not installed", installing(extra))
@@ -31,7 +31,7 @@ def installing(extra: str) -> str:
     return f"in a clone of shadow, type: pip install '.[{extra}]'"
 
 
-def _is_installed(name: str) -> bool:
+def is_installed(name: str) -> bool:
     try:
         importlib.import_module(name)
     except ModuleNotFoundError as error:

@@ -149,11 +149,9 @@ def _require_free(output: Path, is_ours: Recognise, what: str) -> None:
 
 def _flush(aside: Path) -> None:
     """Onto the disk, before it gets its name."""
-    for folder, _, names in (
-        os.walk(aside) if aside.is_dir() else [(str(aside.parent), [], [aside.name])]
-    ):
-        for name in names:
-            with (Path(folder) / name).open("rb") as file:
+    for path in aside.rglob("*") if aside.is_dir() else (aside,):
+        if path.is_file():
+            with path.open("rb") as file:
                 os.fsync(file.fileno())
 
 
@@ -174,32 +172,28 @@ def registry_folder() -> Path:
 
 
 PARTIAL = ".partial"
+OTHER_FOLDER = "choose another folder with -o"
 
 
 def safe_name(name: str) -> str:
     """A file name for any text, distinct: letters, digits and `._-`, no leading dot, not long."""
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip(".")[:80]
-    return (
-        plain
-        if plain == name and plain
-        else f"{plain or 'x'}-{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:8]}"
-    )
+    if plain == name and plain:
+        return plain
+    digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()
+    return f"{plain or 'x'}-{digest[:8]}"
 
 
 @contextlib.contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Turns what goes wrong with the disk into one line."""
+def writing(folder: Path, hint: str | None = None) -> Iterator[None]:
+    """Turns what goes wrong with the disk into one line. hint: of the caller, not by the fault."""
     try:
         yield
     except OSError as error:
-        hint = (
-            "free some space and run the same command again: it continues from here"
-            if error.errno == errno.ENOSPC
-            else None
-        )
+        if hint is None and error.errno == errno.ENOSPC:
+            hint = "free some space and run the same command again: it continues from here"
         raise ShadowError(
-            f"cannot write to {folder}: {error.strerror or error}",
-            hint or "choose another folder with -o",
+            f"cannot write to {folder}: {error.strerror or error}", hint or OTHER_FOLDER
         ) from error
 
 

@@ -75,10 +75,7 @@ LEAST_SECRET = 6  # characters; shorter values, such as `true`, are no secrets
 
 
 def url_of(place: str | os.PathLike[str]) -> str | None:
-    """The URL that a place is, also where pathlib has made one slash of two.
-
-    None for a path of this machine.
-    """
+    """The URL of a place, also where pathlib made one slash of two; None for a path here."""
     text = os.fspath(place)
     match = URL.match(text)
     if match is None:
@@ -103,70 +100,65 @@ def located(
     url = url_of(place)
     if url is None:
         return Path(place)
-    told = redacted_url(url)[:200]
+    shown = redacted_url(url)[:200]
     scheme = OTHER_NAMES.get(url.partition(":")[0], url.partition(":")[0])
     if scheme == "file":
         if re.search(r"[?#]", url):
             hint = "leave file:// out, or write %3F for ? and %23 for #"
-            raise UsageError(f"{told}: a URL may have no query", hint)
+            raise UsageError(f"{shown}: a URL may have no query", hint)
         return Path(unquote(url.removeprefix("file://")))
     if scheme in ("http", "https"):
         raise UsageError(
-            f"{told}: web addresses are not supported",
+            f"{shown}: web addresses are not supported",
             "fetch it, as with curl; a list may be `--list -`",
         )
     if scheme not in SCHEMES:
-        raise unsupported(told, scheme)
+        raise unsupported(shown, scheme)
     rest = url.partition("://")[2]
     if holds_account(rest):
         raise UsageError(
-            f"{told}: a URL may hold no account and no password",
+            f"{shown}: a URL may hold no account and no password",
             f"use --storage-options or {OPTIONS}",
         )
     if PORT.match(rest.partition("/")[0]):
         hint = "name the server as endpoint_url in --storage-options"
-        raise UsageError(f"{told}: a URL may name no server and no port", hint)
+        raise UsageError(f"{shown}: a URL may name no server and no port", hint)
     if re.search(r"[?#]", url):
-        raise UsageError(f"{told}: a URL may have no query", f"use --storage-options or {OPTIONS}")
+        raise UsageError(f"{shown}: a URL may have no query", f"use --storage-options or {OPTIONS}")
     path = rest.strip("/")
     if not path or any(part in (".", "..") for part in path.split("/")) or not path.isprintable():
-        raise UsageError(f"{told}: no bucket or folder in it", f"write {scheme}://BUCKET/FOLDER")
+        raise UsageError(f"{shown}: no bucket or folder in it", f"write {scheme}://BUCKET/FOLDER")
     return Store(f"{scheme}://{path}", dict(options or {}))
 
 
-def unsupported(told: str, scheme: str) -> UsageError:
-    """What is told of a kind of URL that is not supported."""
+def unsupported(shown: str, scheme: str) -> UsageError:
+    """The refusal of a kind of URL that is not supported. shown: the URL."""
     known = ", ".join(f"{name}://" for name in ("s3", "gs", "az", "hf", "file"))
     return UsageError(
-        f"{told}: URLs of {scheme}:// are not supported", f"one of {known}, or a folder"
+        f"{shown}: URLs of {scheme}:// are not supported", f"one of {known}, or a folder"
     )
 
 
 def parsed_options(text: str | None) -> dict[str, Any]:
-    """Options of a driver: JSON, or a file of JSON. Nothing of what they hold is ever told.
-
-    Raises UsageError.
-    """
+    """Options of a driver, JSON or a file of it, never repeated. Raises UsageError."""
     if not text:
         return {}
-    raw = text
+    raw, such = text, """such as '{"anon": true}'"""
     if not text.lstrip().startswith("{"):
         try:
             with Path(text).open("rb") as file:
                 raw = file.read(MAX_OPTIONS).decode()
         except (OSError, ValueError):
-            hint = """write JSON, such as '{"anon": true}', or the name of a file with JSON"""
             raise UsageError(
-                "--storage-options: neither JSON nor a file that can be read", hint
+                "--storage-options: neither JSON nor a file that can be read",
+                f"write JSON, {such}, or the name of a file with JSON",
             ) from None
     try:
         options = json.loads(raw)
     except (ValueError, RecursionError):
-        raise UsageError(
-            "--storage-options: not valid JSON", """such as '{"anon": true}'"""
-        ) from None
+        raise UsageError("--storage-options: not valid JSON", such) from None
     if not isinstance(options, dict):
-        raise UsageError("--storage-options: no JSON object", """such as '{"anon": true}'""")
+        raise UsageError("--storage-options: no JSON object", such)
     return options
 
 
@@ -175,7 +167,6 @@ class Entry:
     """A file of a store."""
 
     size: int  # bytes
-
     # all that the store says of it: differs once the file was written again
     mark: str = field(repr=False)
 
@@ -185,7 +176,6 @@ class Store:
     """A folder at a URL. It can be pickled; its repr has no options."""
 
     url: str  # `scheme://bucket/folder`, without a slash at the end, without credentials
-
     # of the driver; may hold credentials
     options: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
 
@@ -224,45 +214,38 @@ class Store:
     def require_access(self) -> None:
         """Write a small file and remove it: refusals come before anything is measured."""
         self.require_writable()
-        with self._reaching():
-            path = self._path(f".shadow-{secrets.token_hex(8)}.tmp")
-            self._system().pipe_file(path, b"shadow")
-            self._system().rm_file(path)
+        name = f".shadow-{secrets.token_hex(8)}.tmp"
+        self.put(name, b"shadow")
+        self.remove([name])
 
     def files(self) -> dict[str, Entry]:
         """Every file at or below, by its path from here; empty where there is none."""
-        with self._reaching():
-            system, top = self._system(), self._path()
+        with self._reaching() as (system, top):
             system.invalidate_cache()
             try:
                 found: Mapping[str, Mapping[str, Any]] = system.find(top, detail=True)
             except FileNotFoundError:
                 return {}
             return {
-                path[len(top) :].strip("/"): Entry(
-                    int(told["size"] or 0), repr(sorted(told.items(), key=str))
-                )
-                for path, told in found.items()
-                if told.get("type") == "file"
+                path.removeprefix(top).strip("/"): _entry(info)
+                for path, info in found.items()
+                if info.get("type") == "file"
                 and path.startswith(f"{top}/")
-                and _is_plain(path[len(top) + 1 :])
+                and _is_plain(path.removeprefix(f"{top}/"))
             }
 
     def entry(self, name: str) -> Entry | None:
         """What the store says of a file; None where there is none."""
-        with self._reaching(name):
-            system, path = self._system(), self._path(name)
+        with self._reaching(name) as (system, path):
             system.invalidate_cache()
             try:
-                told = system.info(path)
+                return _entry(system.info(path))
             except FileNotFoundError:
                 return None
-            return Entry(int(told["size"] or 0), repr(sorted(told.items(), key=str)))
 
     def modified(self, name: str) -> datetime | None:
         """When a file was written, by the store's clock; None where that is not known."""
-        with self._reaching(name):
-            system, path = self._system(), self._path(name)
+        with self._reaching(name) as (system, path):
             system.invalidate_cache()
             try:
                 moment = system.modified(path)
@@ -271,17 +254,11 @@ class Store:
             return moment if isinstance(moment, datetime) else None
 
     def read(self, name: str, most: int) -> bytes | None:
-        """A small file; None where there is none.
-
-        Raises ShadowError for one of more than most bytes.
-        """
-        with self._reaching(name):
-            system, path = self._system(), self._path(name)
+        """A small file; None where there is none. Raises ShadowError above most bytes."""
+        with self._reaching(name) as (system, path):
             system.invalidate_cache()
             try:
-                size = int(system.info(path)["size"] or 0)
-                if size > most:
-                    raise ShadowError(f"{self.at(name)}: larger than {most:,} bytes")
+                self._require_size(name, _entry(system.info(path)).size, most)
                 content: bytes = system.cat_file(path)
             except (FileNotFoundError, IsADirectoryError):
                 return None
@@ -289,23 +266,18 @@ class Store:
 
     def read_end(self, name: str, size: int, count: int) -> bytes:
         """The last bytes, count of them at most, of a file that has size bytes."""
-        with self._reaching(name):
-            content: bytes = self._system().cat_file(
-                self._path(name), start=max(0, size - count), end=size
-            )
+        with self._reaching(name) as (system, path):
+            content: bytes = system.cat_file(path, start=max(0, size - count), end=size)
             return content
 
     def fetch(self, sizes: Mapping[str, int], folder: Path) -> None:
-        """Files, by name and size, into a folder, several at a time.
-
-        Raises ShadowError for one of another size.
-        """
+        """Files, by name and size, into a folder. Raises ShadowError for one of another size."""
 
         def fetch_one(name: str) -> None:
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            with self._reaching(name):
-                self._system().get_file(self._path(name), str(target))
+            with self._reaching(name) as (system, path):
+                system.get_file(path, str(target))
             if target.stat().st_size != sizes[name]:
                 raise ShadowError(
                     f"{self.at(name)}: only a part of it came", "run the same command again"
@@ -316,8 +288,8 @@ class Store:
 
     def put_file(self, path: Path, name: str) -> None:
         """Write a file from this machine; it appears whole or not at all."""
-        with self._reaching(name):
-            self._system().put_file(str(path), self._path(name))
+        with self._reaching(name) as (system, there):
+            system.put_file(str(path), there)
 
     def copy(self, name: str, target: Store) -> bool:
         """Copy a file within the store to the same name in a folder; False where it cannot."""
@@ -325,14 +297,14 @@ class Store:
             return False
         if self.scheme.protocol == "hf":  # whose driver copies within a repository, not a bucket
             return False
-        with target._reaching(name):
-            self._system().cp_file(self._path(name), target._path(name))
+        with target._reaching(name) as (system, path):
+            system.cp_file(self._path(name), path)
         return True
 
     def put(self, name: str, content: bytes) -> None:
         """Write a small file."""
-        with self._reaching(name):
-            self._system().pipe_file(self._path(name), content)
+        with self._reaching(name) as (system, path):
+            system.pipe_file(path, content)
 
     def create(self, name: str, content: bytes) -> bool:
         """Write a small file that is not there yet; False where one of other content is.
@@ -340,9 +312,9 @@ class Store:
         One step of the store where `Scheme.atomic`. Elsewhere what is there after a moment decides:
         two who create it at once see the same.
         """
-        with self._reaching(name):
+        with self._reaching(name) as (system, path):
             try:
-                self._system().pipe_file(self._path(name), content, mode="create")
+                system.pipe_file(path, content, mode="create")
             except Exception as error:
                 # gcsfs has no FileExistsError for 412: the condition does not hold
                 if not isinstance(error, FileExistsError) and _status(error) != 412:
@@ -354,12 +326,19 @@ class Store:
     def remove(self, names: Sequence[str]) -> None:
         """Remove files, in their order; one that is not there is no fault."""
         for name in names:
-            with self._reaching(name), contextlib.suppress(FileNotFoundError):
-                self._system().rm_file(self._path(name))
+            with (
+                self._reaching(name) as (system, path),
+                contextlib.suppress(FileNotFoundError),
+            ):
+                system.rm_file(path)
+
+    def _require_size(self, name: str, size: int, most: int) -> None:
+        if size > most:
+            raise ShadowError(f"{self.at(name)}: larger than {most:,} bytes")
 
     def _system(self) -> Any:
         try:
-            return _system(
+            return driver(
                 self.scheme.protocol, json.dumps(self.options, sort_keys=True), os.getpid()
             )
         except (TypeError, ValueError) as error:
@@ -369,23 +348,23 @@ class Store:
     def _require_answer(self) -> None:
         """Raises ShadowError where the store does not answer, and whatever the driver raises."""
         system, bucket = self._system(), self._path().partition("/")[0]
-        options = json.dumps(self.options, sort_keys=True)
-        if not system.async_impl or (os.getpid(), options, bucket) in _answered:
+        asked = os.getpid(), json.dumps(self.options, sort_keys=True), bucket
+        if not system.async_impl or asked in _answered:
             return
         from fsspec.asyn import sync
 
         try:
             sync(system.loop, system._info, bucket, timeout=FIRST_ANSWER)
         except TimeoutError:
-            hint = "check the network, the endpoint and --storage-options"
-            if self.scheme.credentials:
-                hint += f" (or {self.scheme.credentials})"
-            message = f"{self}: no usable answer within {FIRST_ANSWER:.0f} s"
-            raise ShadowError(message, hint) from None
+            of_driver = f" (or {self.scheme.credentials})" if self.scheme.credentials else ""
+            raise ShadowError(
+                f"{self}: no usable answer within {FIRST_ANSWER:.0f} s",
+                f"check the network, the endpoint and --storage-options{of_driver}",
+            ) from None
         except Exception as error:
             if _is_unreached(error):
                 raise
-        _answered.add((os.getpid(), options, bucket))
+        _answered.add(asked)
 
     def _path(self, name: str = "") -> str:
         path: str = self._system()._strip_protocol(
@@ -394,8 +373,8 @@ class Store:
         return f"{path}/{name}" if name else path
 
     @contextlib.contextmanager
-    def _reaching(self, name: str = "") -> Iterator[None]:
-        """Turns what goes wrong with a store into one line that holds no credential."""
+    def _reaching(self, name: str = "") -> Iterator[tuple[Any, str]]:
+        """The driver and its path; faults become one line each, without a credential."""
         if self.scheme.extra is not None:
             try:
                 require(self.scheme.extra)
@@ -403,7 +382,7 @@ class Store:
                 raise UsageError(f"{self}: {error.message}", error.hint) from None
         try:
             self._require_answer()
-            yield
+            yield self._system(), self._path(name)
         except ShadowError:
             raise
         except Exception as error:
@@ -413,18 +392,22 @@ class Store:
             raise fault from None  # the driver's own may hold a signed URL
 
 
+def _entry(info: Mapping[str, Any]) -> Entry:
+    return Entry(int(info["size"] or 0), repr(sorted(info.items(), key=str)))
+
+
 def _is_plain(path: str) -> bool:
     """Whether a file of this machine may have that path below a folder."""
     return path.isprintable() and "\\" not in path and not {"", ".", ".."} & set(path.split("/"))
 
 
 @cache
-def _system(protocol: str, options: str, _: int) -> Any:
+def driver(protocol: str, options: str, _: int) -> Any:
     """The driver, one a process: a fork has no part in the threads of the process it comes from."""
     import fsspec
 
-    # Otherwise Python prints what they log: tracebacks with URLs, for every retry.
-    for name in ("fsspec", *LOGGERS):
+    # otherwise Python prints what they log: tracebacks with URLs, for every retry
+    for name in DRIVERS:
         logging.getLogger(name).addHandler(logging.NullHandler())
     if protocol == "hf":  # whose client draws a bar for every file that goes there
         from huggingface_hub.utils import disable_progress_bars
@@ -436,33 +419,11 @@ def _system(protocol: str, options: str, _: int) -> Any:
     return fsspec.filesystem(protocol, **{**given, **merged}, use_listings_cache=False)
 
 
-LOGGERS = (
-    "s3fs",
-    "gcsfs",
-    "adlfs",
-    "azure",
-    "botocore",
-    "aiobotocore",
-    "aiohttp",
-    "google",
-    "huggingface_hub",
-)
-DRIVERS = {
-    "adlfs",
-    "aiobotocore",
-    "aiohttp",
-    "azure",
-    "botocore",
-    "fsspec",
-    "gcsfs",
-    "google",
-    "httpx",
-    "httpx2",
-    "huggingface_hub",
-    "requests",
-    "s3fs",
-}
-
+# packages that take part in the work of a driver
+DRIVERS = (
+    "adlfs", "aiobotocore", "aiohttp", "azure", "botocore", "fsspec", "gcsfs", "google", "httpx",
+    "httpx2", "huggingface_hub", "requests", "s3fs",
+)  # fmt: skip
 # Processes, options and buckets of which there was an answer.
 _answered: set[tuple[int, str, str]] = set()
 
@@ -473,28 +434,19 @@ WRONG = {"AzureSigningError", "InvalidURL", "UnsupportedProtocol"}
 def _fault(store: Store, error: Exception) -> ShadowError | None:
     """What went wrong, in words; None for what is no fault of a store, but one of shadow."""
     name, root = type(error).__name__, type(error).__module__.partition(".")[0]
-    if (
-        isinstance(error, TypeError)
-        and store.options
-        and "unexpected keyword argument" in str(error)
-    ):
+    unknown = isinstance(error, TypeError) and "unexpected keyword argument" in str(error)
+    if name in WRONG or (unknown and store.options):
         return _wrong_options(store, error)
     if not isinstance(error, OSError | TimeoutError) and root not in DRIVERS:
-        if not _is_of_driver(error) or (isinstance(error, KeyError) and not store.options):
+        if not is_of_driver(error) or (isinstance(error, KeyError) and not store.options):
             return None
         if isinstance(error, json.JSONDecodeError | UnicodeError):
             hint = "check the endpoint"
             return ShadowError(f"{store}: the store's answer cannot be read ({name})", hint)
         return _wrong_options(store, error)
-    if name in WRONG:
-        return _wrong_options(store, error)
     status = _status(error)
-    if (
-        isinstance(error, PermissionError)
-        or status in (401, 403)
-        or "Credential" in name
-        or "Auth" in name
-    ):
+    denied = isinstance(error, PermissionError) or status in (401, 403)
+    if denied or "Credential" in name or "Auth" in name:
         return ShadowError(f"{store}: access denied{_said(store, error)}", _check(store))
     if isinstance(error, FileNotFoundError) or status == 404 or "NotFound" in name:
         return ShadowError(f"{store}: no such bucket or file", "check the URL")
@@ -513,20 +465,17 @@ def _is_unreached(error: Exception) -> bool:
     )
 
 
-def _is_of_driver(error: Exception) -> bool:
+def is_of_driver(error: Exception) -> bool:
     """Whether a driver stumbled over what it was given.
 
     No driver checks its options: one of another type than it takes, or an endpoint that is no URL,
     it meets somewhere in its code.
     """
-    if not isinstance(error, TypeError | ValueError | AttributeError | RuntimeError | KeyError):
+    expected = TypeError | ValueError | AttributeError | RuntimeError | KeyError
+    if not isinstance(error, expected) or isinstance(error, NotImplementedError):
         return False
-    if isinstance(error, NotImplementedError):
-        return False
-    names = (
-        str(frame.f_globals.get("__name__", ""))
-        for frame, _ in traceback.walk_tb(error.__traceback__)
-    )
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    names = (str(frame.f_globals.get("__name__", "")) for frame in frames)
     return any(name.partition(".")[0] in DRIVERS for name in names)
 
 
@@ -553,16 +502,9 @@ def _status(error: Exception) -> int | None:
     """The HTTP status of an answer, where the driver's fault has one."""
     response = getattr(error, "response", None)
     metadata = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
-    for found in (
-        metadata.get("HTTPStatusCode"),
-        getattr(response, "status_code", None),
-        getattr(error, "status_code", None),
-        getattr(error, "status", None),
-        getattr(error, "code", None),
-    ):
-        if isinstance(found, int):
-            return found
-    return None
+    found = [metadata.get("HTTPStatusCode"), getattr(response, "status_code", None)]
+    found += [getattr(error, name, None) for name in ("status_code", "status", "code")]
+    return next((status for status in found if isinstance(status, int)), None)
 
 
 def _said(store: Store, error: Exception) -> str:
@@ -608,7 +550,7 @@ def _secrets(options: Mapping[str, Any]) -> Iterator[str]:
 
 
 @cache
-def _scratch() -> tempfile.TemporaryDirectory[str]:
+def scratch_folder() -> tempfile.TemporaryDirectory[str]:
     """Where copies lie until the process ends."""
     return tempfile.TemporaryDirectory(prefix="shadow-")
 
@@ -617,11 +559,8 @@ _copies: dict[str, str] = {}  # URLs, by the paths of their copies
 
 
 def place_for(store: Store) -> Path:
-    """A path for the copy of a file or a folder, under its own name.
-
-    It vanishes when the process ends.
-    """
-    parent = Path(tempfile.mkdtemp(dir=_scratch().name))
+    """A path for the copy of a file or folder, under its own name, until the process ends."""
+    parent = Path(tempfile.mkdtemp(dir=scratch_folder().name))
     path = parent / (re.sub(r"[^A-Za-z0-9._-]", "-", store.name).lstrip(".")[:100] or "copy")
     _copies[str(path)] = store.url
     return path
@@ -654,8 +593,7 @@ def fetched_files(store: Store, most: int, suffixes: Collection[str], count: int
     if len(there) > count:
         raise ShadowError(f"{store}: more than {count:,} files", "name a folder with fewer")
     for name, size in there.items():
-        if size > most:
-            raise ShadowError(f"{store.at(name)}: larger than {most:,} bytes")
+        store._require_size(name, size, most)
     folder = place_for(store)
     folder.mkdir()
     store.fetch(there, folder)

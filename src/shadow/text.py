@@ -122,10 +122,7 @@ CLOSING = ":;,.)]}"  # of the sentence around a URL
 
 
 def holds_account(rest: str) -> bool:
-    """Whether an account or a password is before the first slash of what follows `://`.
-
-    A port is none, and neither is the name of an access point of S3.
-    """
+    """Whether an account or a password, not a port or S3 access point, precedes the first slash."""
     if "@" not in rest and ACCESS_POINT.match(rest):
         return False
     host = rest.partition("/")[0]

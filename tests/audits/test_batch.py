@@ -25,6 +25,7 @@ from hub import Hub
 from models import UP, matrices
 from rich.console import Console
 from runs import contents, pair_of
+from shadow.outputs.terminal.batch import batch_view
 
 from shadow import files
 from shadow.audits import list_audit, list_index, sides
@@ -47,7 +48,6 @@ from shadow.cli import console
 from shadow.cli.bars import ListPace
 from shadow.cli.commands import app
 from shadow.errors import ShadowError
-from shadow.outputs.terminal.batch import batch_view
 from shadow.reports.columns import BATCH, HEADLINE
 from shadow.spectra.delta import Method
 from shadow.targets.lists import select

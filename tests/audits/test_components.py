@@ -13,13 +13,13 @@ import torch
 from effort import chosen, every
 from rich.console import Console
 from safetensors.torch import load_file, save_file
+from shadow.outputs.terminal.comparison import modules_apart
+from shadow.outputs.terminal.plan import plan_modules
+from shadow.outputs.terminal.summary import component_table, module_table
 
 from shadow.audits.pair import Settings, run_pair
 from shadow.audits.pair_plan import PlannedModule
 from shadow.checkpoints.pairing import Filter
-from shadow.outputs.terminal.comparison import modules_apart
-from shadow.outputs.terminal.plan import plan_modules
-from shadow.outputs.terminal.summary import component_table, module_table
 from shadow.places.names import name_rules
 from shadow.spectra.delta import Method
 from shadow.targets.families import find_pairs, given_pair, load_families
@@ -27,9 +27,7 @@ from shadow.targets.references import parse_reference
 
 
 def tiny_llava(folder):
-    """A LLaVA of a tiny Llama and a tiny CLIP tower, and the two models that it was made of, saved
-    by transformers.
-    """
+    """A LLaVA of a tiny Llama and a tiny CLIP tower, and these two, saved by transformers."""
     import transformers
 
     torch.manual_seed(0)
@@ -89,9 +87,7 @@ def audited(tmp_path_factory):
 
 
 def test_each_component_is_compared_with_its_own_base(audited):
-    """Language deltas are against the Llama; the frozen tower is identical; the projector has
-    spectra and no delta.
-    """
+    """Language against the Llama; the frozen tower identical; the projector without a delta."""
     _, result, matrices, tensors = audited
     deltas = matrices[matrices["subject"] == "delta"]
     assert set(deltas["component"]) == {"language"}
@@ -148,9 +144,7 @@ def tuned_whole(audited):
 
 @pytest.mark.parametrize("columns", every(3, [None, "80", "120"]))
 def test_tables_of_three_components_fit_a_pipe(shadow, tuned_whole, columns):
-    """`show`, `compare`, `plan` of vision, projector and language: whole words, within 80 columns
-    if none are told.
-    """
+    """Whole words of `show`, `compare` and `plan` within 80 columns if none are told."""
     folder, reports = tuned_whole
     commands = {
         ("show", reports[0], "--full"): (
@@ -193,9 +187,7 @@ def drawn(table, width):
 
 @pytest.mark.parametrize("width", chosen((80, 81, 90, 99, 100, 110, 120, 140, 180), (80, 120)))
 def test_the_longest_names_and_figures_are_not_cut(width):
-    """Every module and component there is, with counts and figures as long as they get: nothing is
-    cut off.
-    """
+    """Every module and component, with counts and figures as long as they get."""
     figures = {
         "matrices": 18_432, "identical": 18_432, "relative_norm": 0.0123, "energy_share": 0.0123,
         "spikes": 1024.0, "concentration": -0.12, "participation_ratio": 1024.0,

@@ -17,7 +17,7 @@ from shadow.audits import pair_plan
 from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.audits.pair_plan import plan_pair
 from shadow.audits.schedule import Schedule, Visit
-from shadow.checkpoints.opening import _weight_map
+from shadow.checkpoints.opening import checked_weight_map
 from shadow.checkpoints.pairing import Filter
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checkpoints.sources import ByteRanges
@@ -176,14 +176,14 @@ def test_each_range_shifts_its_own_tensors(tmp_path, monkeypatch):
 def test_shard_names_of_an_index_are_looked_at_once_each():
     """Names of tensors one by one, of files once: 200,000 tensors are in a hundred of them."""
     few = steps(
-        lambda: _weight_map(
+        lambda: checked_weight_map(
             {"weight_map": dict.fromkeys(map(str, range(100)), "a.safetensors")},
             "i",
             ".safetensors",
         )
     )
     many = {"weight_map": {str(n): f"a{n}.safetensors" for n in range(100)}}
-    assert few < 0.5 * steps(lambda: _weight_map(many, "i", ".safetensors"))
+    assert few < 0.5 * steps(lambda: checked_weight_map(many, "i", ".safetensors"))
 
 
 def test_a_small_report_takes_few_steps_on_a_page(tmp_path):

@@ -1,6 +1,4 @@
-"""Gram matrices on a device: whatever it does, the report has the CPU's numbers and says where they
-were made.
-"""
+"""Gram matrices on a device: a report has the CPU's numbers and says where they were made."""
 
 from __future__ import annotations
 
@@ -20,8 +18,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from devices import CHOICE, WRONG, FakeDevice
+from measuring import measure
 from rich.console import Console
 from runs import pair_of
+from shadow.outputs.terminal.plan import plan_view
 
 import shadow
 from shadow.audits import pair as audit_module
@@ -34,11 +34,10 @@ from shadow.audits.workers import pace
 from shadow.checkpoints.pairing import Filter
 from shadow.comparing.comparison import compare
 from shadow.errors import KeptError, ShadowError, UsageError
-from shadow.outputs.terminal.plan import plan_view
 from shadow.reports.provenance import finished_metadata
 from shadow.spectra import device as product_module
 from shadow.spectra import self_test, spectrum
-from shadow.spectra.delta import Method, extent, measure_pair
+from shadow.spectra.delta import Method
 from shadow.spectra.device import (
     DEPTH,
     SAME_GRAM,
@@ -139,9 +138,7 @@ REASONS = {
 
 @pytest.mark.parametrize("fault", [*WRONG, "memory", "launch"])
 def test_a_device_that_is_always_wrong_is_left_after_three(fault, on, pair, by_cpu, tmp_path):
-    """Every number is the CPU's. Three Gram matrices moved one by one, the rest together; stderr
-    and report say so.
-    """
+    """Every number is the CPU's; three moves are told one by one, the rest together."""
     device = on(FakeDevice(fault))
     folder, told, said = audited(pair, tmp_path)
     same_tables(folder, by_cpu)
@@ -201,18 +198,14 @@ def test_what_takes_float64_stays_on_the_cpu(on, pair, toys, tmp_path):
 
 
 def test_the_pace_of_a_device_is_measured_with_it():
-    """Each worker's two synthetic pairs have three Gram matrices each, of which the small ones are
-    in float64.
-    """
+    """Two synthetic pairs a worker, of three Grams each; the small ones are in float64."""
     device = FakeDevice()
     assert pace(Method(subspaces=False), 2, Offload(device, lambda line: None)) > 0
     assert (device.calls, device.tests) == (2 * 3, 1)
 
 
 def test_draws_of_the_null_and_subspaces_are_the_cpus(on, pair, tmp_path):
-    """With singular vectors and sampled nulls, of which each draw has a Gram matrix, all numbers
-    are the same.
-    """
+    """With singular vectors and sampled nulls, all numbers are the same."""
     full = Settings(Method(nulls=2), Filter())
     device = on(FakeDevice())
     folder, told, _ = audited(pair, tmp_path / "device", settings=replace(full, device=CHOICE))
@@ -230,9 +223,7 @@ def stopping(progress):
 
 
 def test_an_unfinished_audit_continues_on_its_device_alone(on, pair, by_cpu, tmp_path):
-    """On the same device it continues, and the report counts the Gram matrices of both runs; on
-    another it starts afresh and says so.
-    """
+    """There the report counts both runs' Grams; on another device it starts afresh."""
     on(FakeDevice("memory", at=(1,)))
     with pytest.raises(StoppedError):
         audited(pair, tmp_path, Runtime(jobs=1, show=stopping))
@@ -298,9 +289,7 @@ def test_reports_of_two_devices_are_not_merged(on, pair, toys, tmp_path):
 
 
 def test_spectra_are_kept_for_the_device_that_solved_them(on, pair, by_cpu, tmp_path):
-    """An audit on the CPU takes none of the device's; what the CPU had to make for a device is kept
-    for neither.
-    """
+    """The CPU takes none of a device's; what it makes for a device is kept for neither."""
     cache = tmp_path / "spectra"
     runtime = replace(ONE_WORKER, cache=cache)
     device = on(FakeDevice("the diagonal", at=(1,)))
@@ -372,9 +361,7 @@ def test_a_card_that_does_not_tell_its_memory_is_planned_for(on, pair, tmp_path,
 
 
 def test_a_plan_tells_the_memory_of_the_device(on, pair, tmp_path, monkeypatch):
-    """Each worker has a Gram, two blocks and the library's own: 4 (280² + 2 · 2²¹) bytes and 32
-    MiB, twice.
-    """
+    """A Gram, two blocks and the library's own each: 4 (280² + 2 · 2²¹) bytes and 32 MiB, twice."""
     on(FakeDevice())
     paces = []
     monkeypatch.setattr(
@@ -482,9 +469,7 @@ def test_a_card_that_is_not_there_is_wrong_usage_and_auto_takes_the_cpu(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
 def test_commands_say_that_there_is_no_card(shadow):
-    """Exit 2, one line and a hint, and nothing is written; `auto` is silent, and `plan` takes the
-    option too.
-    """
+    """Exit 2, a line and a hint, nothing written; `auto` is silent, `plan` takes the option too."""
     for command in ("audit", "plan"):
         refused = shadow(command, "demo", "--device", "cuda")
         assert refused.code == 2
@@ -602,9 +587,7 @@ def test_an_audit_holds_the_precision_while_it_measures_and_the_cpu_touches_none
 
 
 def summed_one_by_one(depth):
-    """A device that adds the products of `depth` lines one after another in float32, the worst
-    order that there is.
-    """
+    """A device that adds products of `depth` lines one after another: the worst order."""
 
     class OneByOne(FakeDevice):
         def gram(self, matrix_blocks, side, wide):
@@ -634,9 +617,7 @@ class WithTF32(FakeDevice):
 
 @pytest.mark.slow
 def test_the_self_test_passes_what_is_right_and_names_what_is_not():
-    """The CPU and torch's products pass, and sums of DEPTH lines in any order; TF32 and longer sums
-    do not.
-    """
+    """The CPU, torch and sums of DEPTH lines pass in any order; TF32 and longer sums do not."""
     assert self_test.fault_of(FakeDevice()) is None
     assert self_test.fault_of(TorchDevice("cpu")) is None
     assert self_test.fault_of(WithTF32()).startswith(
@@ -656,9 +637,7 @@ def test_sums_of_depth_lines_in_any_order_keep_the_accuracy_and_longer_ones_do_n
 @pytest.mark.parametrize("kind", self_test.SPECTRA)
 @pytest.mark.parametrize("shape", [(300, 1200), (1200, 300)])
 def test_the_check_believes_what_is_right_with_a_margin_and_refuses_tf32(kind, shape):
-    """The product with a vector is within a third of what is allowed for a right Gram, and four
-    times it for TF32.
-    """
+    """A right Gram is within a third of the bound, TF32 four times above it."""
     matrix = self_test.matrix_of(kind, *shape)
     wide = shape[0] < shape[1]
     energy = float(matrix.double().square().sum())
@@ -666,7 +645,7 @@ def test_the_check_believes_what_is_right_with_a_margin_and_refuses_tf32(kind, s
         (TorchDevice("cpu"), (0, SAME_GRAM / 3)),
         (WithTF32(), (4 * SAME_GRAM, 1)),
     ):
-        probe = product_module._Probe(300, wide)
+        probe = product_module.Probe(300, wide)
         found = device.gram(
             probe.seen(scaled_blocks(matrix, 1.0, torch.float32, Workspace())), 300, wide
         )
@@ -678,15 +657,13 @@ def test_the_check_believes_what_is_right_with_a_margin_and_refuses_tf32(kind, s
 )
 @pytest.mark.parametrize("block", [64, 5_000, BLOCK])
 def test_torch_multiplies_any_shape_in_parts_that_fit_its_buffers(shape, block, monkeypatch):
-    """Blocks of any size, also of a grouped view, pass through parts of at most a block; the result
-    is whole.
-    """
+    """Blocks of any size, also of a grouped view, pass in parts of at most a block."""
     monkeypatch.setattr(spectrum, "BLOCK", block)
     monkeypatch.setattr(product_module, "BLOCK", block)
     sizes = []
-    copied = product_module._Way.copied
+    copied = product_module.Way.copied
     monkeypatch.setattr(
-        product_module._Way,
+        product_module.Way,
         "copied",
         lambda way, part: (sizes.append(part.numel()), copied(way, part))[1],
     )
@@ -705,18 +682,14 @@ def test_torch_multiplies_any_shape_in_parts_that_fit_its_buffers(shape, block, 
 
 @pytest.mark.slow
 def test_a_pair_by_torch_is_that_of_the_cpu_to_the_rounding_of_a_gram(tmp_path):
-    """Columns of all three within 1e-5, subspaces and nulls too; sigma² within four roundings of
-    the Gram.
-    """
+    """Columns within 1e-5, subspaces and nulls too; sigma² within four roundings of the Gram."""
     generator = torch.Generator().manual_seed(1)
     base = torch.randn(400, 500, generator=generator).bfloat16()
     tuned = (base.float() + 0.1 * torch.randn(400, 500, generator=generator)).bfloat16()
-    size = extent(base, tuned, torch.float32, Workspace())
     said = []
     offloaded = Offloaded(Offload(TorchDevice("cpu"), said.append), "one")
-    arguments = (base, tuned, ("BF16", "BF16"), size, Method(nulls=1), "one", Workspace())
-    by_device = measure_pair(*arguments, grams=offloaded)
-    by_cpu = measure_pair(*arguments)
+    by_device = measure(base, tuned, method=Method(nulls=1), grams=offloaded)
+    by_cpu = measure(base, tuned, method=Method(nulls=1))
     assert (offloaded.made, said) == (
         {"cpu": 4},
         [],
@@ -751,9 +724,7 @@ def test_workers_share_a_device(monkeypatch):
 
 
 def test_what_reading_raises_is_not_the_devices_fault():
-    """A fault of the blocks is raised by the CPU's try too; one that is no RuntimeError is not even
-    tried again.
-    """
+    """The CPU raises a fault of the blocks too; what is no RuntimeError is not tried again."""
     offloaded = Offloaded(Offload(FakeDevice(), lambda line: None), "one")
 
     def read(error, dtype):
@@ -876,9 +847,7 @@ class TestCard:
         assert offloaded.made == {"cpu: mismatch": 1}, said
 
     def test_a_report_is_that_of_the_cpu_to_its_accuracy(self, pair, by_cpu, tmp_path):
-        """Effective ranks within 2.6e-4 and energies within 1e-6; the provenance names the card and
-        its numbers.
-        """
+        """Effective ranks within 2.6e-4, energies within 1e-6; the provenance names the card."""
         folder, told, _ = audited(pair, tmp_path, settings=replace(ON_CPU, device=choose("cuda")))
         assert told["device"] == "cuda"
         assert told["device_use"]["name"] == torch.cuda.get_device_name(0)

@@ -438,9 +438,7 @@ def test_killed_in_a_download(run, start, hub, tmp_path, wanted, disk):
 
 @pytest.mark.slow
 def test_killed_in_the_first_download(hub, tmp_path, wanted):
-    """Nothing is measured yet: the same command begins anew and removes the piece. With the
-    installed script.
-    """
+    """Before any measurement: the same command begins again and removes the piece."""
     hub.rate = 1_000_000
     env = os.environ | variables(hub.endpoint, tmp_path / "home")
     with subprocess.Popen(
@@ -458,9 +456,7 @@ def test_killed_in_the_first_download(hub, tmp_path, wanted):
 
 @pytest.mark.slow
 def test_killed_while_computing(run, start, hub, tmp_path):
-    """What was fetched under --max-disk serves the next run; in the end all of it is gone, also
-    what the next run had no use for, and the numbers are those of an audit that nobody stopped.
-    """
+    """What --max-disk fetched serves the next run, then goes; numbers are of a whole audit."""
     command = (*PAIR, "--nulls", "12", "--jobs", "1")
     run(*command, "-o", "whole", HF_HUB_CACHE=tmp_path / "other").assert_done()
     hub.reset()
@@ -475,9 +471,7 @@ def test_killed_while_computing(run, start, hub, tmp_path):
 
 @pytest.mark.slow
 def test_clean_after_a_killed_audit(run, start, hub, tmp_path, wanted):
-    """`shadow clean` removes what an audit under --max-disk had fetched and its pieces; what was
-    there before stays.
-    """
+    """`shadow clean` removes what --max-disk had fetched and its pieces, and nothing older."""
     run(
         "audit", "--base", "org/small-base", "--tuned", "org/small-tuned", "-o", "other"
     ).assert_done()
@@ -571,9 +565,7 @@ def test_what_was_in_the_cache_before_stays(run, hub, folders, tmp_path, wanted)
 
 @pytest.mark.slow
 def test_bytes_that_another_commit_has_stay(run, hub, folders, tmp_path):
-    """A shard that two commits share is one file in the cache: freeing it for one does not take it
-    from the other, and two commits of one repository can be compared.
-    """
+    """A shard of two commits is one file: freed for one it stays for the other."""
     moved_on = shutil.copytree(folders["small-base"], tmp_path / "moved-on")
     (moved_on / "README.md").write_text("new")
     hub.add(
@@ -609,9 +601,7 @@ def test_bytes_that_another_commit_has_stay(run, hub, folders, tmp_path):
 def test_clean_leaves_bytes_that_another_commit_came_to_have(
     run, start, hub, folders, tmp_path, small
 ):
-    """What a killed audit fetched of one commit stays when another audit has used the same bytes
-    for another.
-    """
+    """What a killed audit fetched stays where another has used the same bytes since."""
     moved_on = shutil.copytree(folders["small-base"], tmp_path / "moved-on")
     (moved_on / "README.md").write_text("new")
     hub.add("org/small-base", folders["small-base"], revisions={"next": moved_on})
@@ -664,9 +654,7 @@ def tiny_disk(folder: Path, options: str) -> Iterator[Path]:
 
 @pytest.mark.slow
 def test_little_free_disk_frees_after_use(run, start, hub, tmp_path, wanted):
-    """Where not all shards fit, each is freed after use, which is said; a killed run goes on in the
-    same space; where not even that fits, the numbers are told before the first byte of a weight.
-    """
+    """Shards are freed after use; a killed run goes on; where no shard fits, numbers come first."""
     with tiny_disk(tmp_path / "home", "size=5M"):
         hub.rate = 4_000_000
         process = start(*PAIR, "-o", "out")
@@ -691,9 +679,7 @@ def test_little_free_disk_frees_after_use(run, start, hub, tmp_path, wanted):
 
 @pytest.mark.slow
 def test_a_disk_that_fills_up_is_one_error_line(run, start, hub, tmp_path, wanted):
-    """Another writer takes the rest of the disk during a download: one line; with space again it
-    goes on.
-    """
+    """Another writer takes the rest of the disk: one line; with space again it goes on."""
     with tiny_disk(tmp_path / "home", "size=12M") as home:
         hub.rate = 2_000_000
         process = start(*PAIR, "-o", "out")
@@ -716,9 +702,7 @@ def test_a_disk_that_fills_up_is_one_error_line(run, start, hub, tmp_path, wante
 
 @pytest.mark.slow
 def test_a_cache_that_cannot_be_written_to_is_one_error_line(run, hub, tmp_path, small):
-    """A disk mounted read-only, and a file where the folder should be: told at once. What a
-    read-only cache holds is still used.
-    """
+    """A read-only disk, or a file in its place; what a read-only cache holds is used."""
     run(*SMALL, "-o", "out").assert_done()
     (tmp_path / "file").write_text("")
     told(
@@ -763,9 +747,7 @@ def test_branches_tags_and_commits(run, hub, folders, tmp_path, small):
 
 
 def test_a_new_commit_is_measured_when_that_is_asked_for(run, hub, folders, tmp_path, small):
-    """A branch that has moved on is another checkpoint: the report stays, and it is said;
-    --overwrite replaces it.
-    """
+    """A branch that moved on is another checkpoint: the report stays, unless --overwrite."""
     hub.add("org/model", folders["small-base"])
     command = ("audit", "--base", "org/small-base", "--tuned", "org/model", "-o", "out")
     run(*command).assert_done()
@@ -875,9 +857,7 @@ def test_bin_files_need_the_flag(run, hub, folders, tmp_path, small, disk):
 
 @pytest.mark.slow
 def test_offline_uses_the_cache_alone(run, hub, tmp_path, small):
-    """Nothing, a part, and all of a pair in the cache: what is missing is said; with all of it no
-    request is made.
-    """
+    """With nothing or a part of a pair: what is missing is said; with all, no request is made."""
     for offline in ({"HF_HUB_OFFLINE": "1"}, {}):
         command = (*SMALL, "-o", "out", *(() if offline else ("--offline",)))
         told(
@@ -908,9 +888,7 @@ def test_offline_uses_the_cache_alone(run, hub, tmp_path, small):
 
 @pytest.mark.slow
 def test_offline_with_some_of_the_shards(run, hub, tmp_path, wanted):
-    """Which shards are missing is said, and a part of the model that the cache has is measured all
-    the same.
-    """
+    """Missing shards are named; a part of the model that the cache has is measured."""
     chosen = ("--layer", "0", "--fetch", "shards")
     run(*PAIR, "-o", "out", *chosen).assert_done()
     hub.reset()
@@ -979,9 +957,7 @@ def test_a_server_that_stops_answering_is_tried_again(run, hub, tmp_path, small,
     "action", [Cut(5000), Cut(5000, reset=True), Stall(60, 5000), Expire()], ids=str
 )
 def test_a_body_that_ends_early_is_fetched_on(run, hub, tmp_path, small, action):
-    """A header, a whole file, a range: cut in order or by a reset, stalled, or at an address that
-    has run out.
-    """
+    """A header, a file, a range: cut in order or by a reset, stalled, or expired."""
     faults = [hub.fail(action=action, **PLACES[place]) for place in ("header", "file")]
     found_by(run, tmp_path, small, **HASTE)
     hub.faults.clear()
@@ -1002,9 +978,7 @@ def test_a_body_that_ends_early_is_fetched_on(run, hub, tmp_path, small, action)
 
 @pytest.mark.slow
 def test_a_line_that_always_breaks_still_gets_there(run, hub, tmp_path, wanted):
-    """Ranges go on where the line broke, as often as that takes: tries count from the last byte
-    that came.
-    """
+    """Ranges go on where the line broke: tries count from the last byte that came."""
     fault = hub.fail("org/tuned/*", Cut(70_000), origin="cdn", skip=2, times=None)
     run(*PAIR, "-o", "out", "--module", "embed").assert_done()
     assert_same(frame(tmp_path / "out"), wanted["matrices"].query("module == 'embed'"))
@@ -1059,9 +1033,7 @@ def test_endless_faults_are_given_up(run, hub, tmp_path, place):
 
 @pytest.mark.slow
 def test_what_stays_broken_without_a_word_is_given_up(run, hub, tmp_path):
-    """A shard that is always cut short: told after six tries, about 20 seconds. A Hub that nobody
-    answers for: sooner, and without a word before.
-    """
+    """A shard always cut short after six tries (20 s); a Hub that nobody answers for sooner."""
     hub.fail(f"org/small-tuned/{MODEL}", Truncate(20_000), origin="cdn", skip=1, times=None)
     assert said(run(*SMALL, "-o", "out"), "arrived incomplete, also after 6 tries")
     with socket.socket() as closed:
@@ -1234,9 +1206,7 @@ ANSWERS = {
 
 @pytest.mark.parametrize("case", every(5, ANSWERS))
 def test_a_hostile_answer_is_one_error_line(run, hub, tmp_path, case):
-    """Whatever a server says instead of its listing: exit 1, a line and a hint, at once, nothing
-    outside the cache.
-    """
+    """Exit 1, a line and a hint, at once, and nothing outside the cache."""
     pattern, body = ANSWERS[case]
     edit(hub, pattern, lambda answer: answer.become(200, {"Content-Type": "text/html"}, body))
     done = run(*SMALL, "-o", "out", seconds=10)
@@ -1319,9 +1289,7 @@ def test_a_shard_that_is_no_safetensors_file(run, hub, folders, tmp_path):
 
 @pytest.mark.parametrize("offline", [(), ("--offline",)], ids=["online", "offline"])
 def test_a_name_that_is_a_folder_here_says_how_that_is_written(run, tmp_path, offline):
-    """`--tuned org/here` is on the Hub or nowhere; where such a folder lies the hint is how to
-    write it, no other.
-    """
+    """`org/here` is on the Hub or nowhere; the one hint is how to write the folder."""
     (tmp_path / "org" / "here").mkdir(parents=True)
     done = run(*SMALL[:2], "org/here", *SMALL[3:], "-o", "out", *offline)
     assert done.code == 1
@@ -1419,9 +1387,7 @@ def olah(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.real
 def test_a_caching_mirror_gives_the_same_numbers(run, hub, olah, tmp_path, wanted):
-    """olah between the client and the Hub: it answers large files itself, without a redirect. A
-    full audit and one of a layer, each twice, the second time from the mirror's cache.
-    """
+    """olah answers large files itself: a full audit and a layer, twice, then from its cache."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -7,10 +7,10 @@ from __future__ import annotations
 import os
 
 import pytest
+from shadow.outputs.terminal.plan import plan_view
 
 from shadow.audits.machine_limits import MachineLimits, machine_limits
 from shadow.audits.pair_plan import PairPlan, PlannedSide
-from shadow.outputs.terminal.plan import plan_view
 
 GIB = 1 << 30
 V2 = "31 23 0:28 / /sys/fs/cgroup rw,relatime shared:9 - cgroup2 cgroup2 rw,nsdelegate\n"

@@ -11,13 +11,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from measuring import measure
 from safetensors.numpy import load, save
 from safetensors.torch import save_file
 
 from shadow.audits.cache_folder import default_folder, make_room, size_of
 from shadow.audits.spectrum_cache import DIGEST, SpectrumCache, _digest, key
-from shadow.spectra.delta import Method, extent, measure_pair
-from shadow.spectra.spectrum import Question, Spectrum, Workspace, solve_anew
+from shadow.spectra.spectrum import Question, Spectrum, solve_anew
 
 SHAPE = (300, 320)
 BF16 = ("BF16", "BF16")
@@ -32,8 +32,7 @@ def stage(seed, before=None):
 
 
 def measured(base, tuned, remember=solve_anew):
-    size = extent(base, tuned, torch.float32, Workspace())
-    return measure_pair(base, tuned, BF16, size, Method(), "", Workspace(), remember)
+    return measure(base, tuned, remember=remember)
 
 
 def same(first, second):
@@ -215,9 +214,7 @@ def stages(tmp_path):
 def test_the_command_says_what_came_from_the_cache_and_writes_the_same_bytes(
     stages, shadow, tmp_path
 ):
-    """Two of four spectra are there: the base was the tuned side before. --no-cache neither reads
-    nor writes.
-    """
+    """Two of four spectra are there, as a base was tuned before; not with --no-cache."""
     base, middle, last = stages
     on = {"env": {"SHADOW_NO_CACHE": "0", "XDG_CACHE_HOME": str(tmp_path / "home")}}
     shadow("audit", "--base", base, "--tuned", middle, "-o", "kept", **on)

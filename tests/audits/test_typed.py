@@ -50,9 +50,7 @@ def test_two_checkpoints_are_base_and_tuned(registry):
 
 
 def test_one_model_of_the_hub_is_looked_up(registry):
-    """As tuned its pairs, whatever the case of its name; as a base all pairs from it, where no pair
-    has it as tuned.
-    """
+    """As tuned its pairs, in any case; else all pairs from it as a base."""
     assert names(["org/toy-sft"], registry) == ["toy:base..sft"]
     assert names(["Org/Toy-SFT"], registry) == ["toy:base..sft"]
     assert names(["org/toy"], registry) == ["toy:base..sft", "toy:base..chat"]
@@ -65,33 +63,23 @@ def test_one_model_of_the_hub_is_looked_up(registry):
     [
         (["org/better"], "'org/better' is in 2 families", "name one of them: cousin, twin"),
         (
-            ["org/toy-sfft"],
-            "no family has a pair with 'org/toy-sfft'",
-            "did you mean 'org/toy-sft'?",
-        ),
+            ["org/toy-sfft"], "no family has a pair with 'org/toy-sfft'",
+            "did you mean 'org/toy-sft'?"),
         (
-            ["org/toy-sft@v9"],
-            "no family has a pair with 'org/toy-sft @ v9'",
-            "write two checkpoints",
-        ),
+            ["org/toy-sft@v9"], "no family has a pair with 'org/toy-sft @ v9'",
+            "write two checkpoints"),
         (
-            ["./mine"],
-            "'./mine' is one checkpoint, and a pair has two",
-            "write two checkpoints, BASE TUNED",
-        ),
+            ["./mine"], "'./mine' is one checkpoint, and a pair has two",
+            "write two checkpoints, BASE TUNED"),
         (
-            ["toy", "./mine"],
-            "'toy' is a family, and './mine' a checkpoint",
-            "for a folder, write ./NAME",
-        ),
+            ["toy", "./mine"], "'toy' is a family, and './mine' a checkpoint",
+            "for a folder, write ./NAME"),
         (
-            ["./mine", "nothere"],
-            "no family 'nothere'",
-            "write two checkpoints, BASE TUNED; a folder is ./NAME",
-        ),
+            ["./mine", "nothere"], "no family 'nothere'",
+            "write two checkpoints, BASE TUNED; a folder is ./NAME"),
         (["./a", "./b", "./c"], "3 checkpoints: a pair has two", "several pairs go into a --list"),
     ],
-)
+)  # fmt: skip
 def test_what_cannot_be_meant_is_refused(targets, message, hint, registry):
     """With what to write instead."""
     with pytest.raises(UsageError) as caught:

@@ -50,9 +50,7 @@ KINDS = {
 
 
 def adapted(base, folder, options):
-    """An adapter with random factors, saved by peft, and the weights of the base that peft merged
-    it into.
-    """
+    """An adapter with random factors, saved by peft, and its base as peft merged it."""
     import peft
     import transformers
 
@@ -169,9 +167,7 @@ def test_an_untrained_adapter_is_identical(tmp_path):
 
 
 def test_factors_that_do_not_fit_have_a_reason(tmp_path):
-    """A module that the base lacks, another shape, factors that do not multiply, a piece of DoRA:
-    no row is missing.
-    """
+    """A module that the base lacks, another shape, a piece of DoRA: each has its row."""
     name = "model.layers.0.self_attn.q_proj"
     models.write(
         tmp_path / "base",

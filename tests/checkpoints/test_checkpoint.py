@@ -272,9 +272,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_folder_that_is_no_checkpoint_is_refused_with_the_reason(sharded, fault):
-    """Each way to be no trustworthy checkpoint is one ShadowError: a line that names folder and
-    fault, and a hint.
-    """
+    """Each fault of a folder is one ShadowError: a line that names both, and a hint."""
     spoil, reason = FAULTS[fault]
     spoil(sharded)
     with pytest.raises(ShadowError, match=reason) as caught:

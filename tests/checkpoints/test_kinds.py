@@ -1,6 +1,4 @@
-"""Models of many architectures, made and saved by transformers: every tensor has its place, every
-delta is NumPy's.
-"""
+"""Models that transformers made: every tensor has its place, every delta is NumPy's."""
 
 from __future__ import annotations
 

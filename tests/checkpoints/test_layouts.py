@@ -32,9 +32,7 @@ def renamed(tensors: Tensors, *rules: tuple[str, str]) -> Tensors:
 
 
 def fused(tensors: Tensors, into: str, *parts: str, groups: int = 1) -> Tensors:
-    """Matrices and biases `.{part}.` of each block as one `.{into}.`: groups of rows in turn, or
-    one after another.
-    """
+    """Matrices and biases `.{part}.` of each block as one `.{into}.`, by groups of rows or not."""
     out = dict(tensors)
     for name in tensors:
         if f".{parts[0]}." in name:
@@ -170,9 +168,7 @@ def lines_up(tmp_path, one, other) -> None:
 
 @pytest.mark.parametrize("layout", OF_LLAMA)
 def test_a_llama_in_another_layout_is_the_same_model(layout, llama, tmp_path):
-    """Fused on one side and separate on the other, by rows or by groups of heads, renamed, wrapped:
-    all of it pairs.
-    """
+    """Fused by rows or by groups of heads, renamed, or wrapped on one side: all of it pairs."""
     change, config = OF_LLAMA[layout]
     tensors = llama["plain" if layout in ("baichuan", "qwen") else "grouped"]
     lines_up(tmp_path, (tensors, {"model_type": "llama", **GROUPED}), (change(tensors), config))
@@ -199,9 +195,7 @@ def test_neox_projections_pair_with_separate_ones_and_their_biases_do_too(tmp_pa
 
 
 def test_without_a_head_count_a_grouped_projection_stays_whole(llama, tmp_path):
-    """What the config does not tell is not guessed: the fused projection pairs with its like, and
-    with nothing else.
-    """
+    """The fused projection is not guessed apart: it pairs with its like, and nothing else."""
     change, config = OF_LLAMA["internlm2"]
     tensors = llama["grouped"]
     silent = {"model_type": "internlm2"}
@@ -271,9 +265,7 @@ STACKS = {
 
 @pytest.mark.parametrize("layout", STACKS)
 def test_experts_pair_one_by_one_however_they_are_stacked(layout, tmp_path):
-    """Per expert or as a stack, upright or turned, gate and up after one another or alternating:
-    the same experts.
-    """
+    """Apart or in a stack, upright or turned, gate and up alternating or not: the same."""
     tensors = moe(tmp_path / "model", "qwen3_moe")
     change, model_type = STACKS[layout]
     config = {"model_type": "qwen3_moe", "hidden_size": 32}
@@ -285,9 +277,7 @@ def test_experts_pair_one_by_one_however_they_are_stacked(layout, tmp_path):
 
 
 def test_a_stack_whose_hidden_size_is_twice_its_width_is_told_by_its_down_projection(tmp_path):
-    """gate_up of (2f, d) with d = 2f is square: only the shape of the down projection tells how the
-    experts lie.
-    """
+    """gate_up of (2f, d) with d = 2f is square: the shape of down alone tells how it lies."""
     experts = {
         f"model.layers.0.mlp.experts.{e}.{p}.weight": torch.randn(8, 16)
         for e in range(2)
@@ -325,9 +315,7 @@ def test_the_layouts_of_llava_are_one_model(kind, tmp_path):
 
 
 def test_a_vision_tower_pairs_with_the_model_it_came_from(tmp_path):
-    """CLIP's own file has its vision model under `vision_model.`, beside a text model that is of no
-    component here.
-    """
+    """CLIP has its vision model under `vision_model.`, beside a text model of no component."""
     llava = load_file(models.saved("llava", tmp_path / "llava") / "model.safetensors")
     tower = {name: tensor for name, tensor in llava.items() if name.startswith("vision_tower.")}
     clip = renamed(tower, (r"^vision_tower\.", "vision_model."))
@@ -412,9 +400,7 @@ def test_blocks_counted_from_one_pair_with_blocks_counted_from_zero(tmp_path):
 
 
 def test_rotary_halves_in_another_order_are_not_subtracted(llama, tmp_path):
-    """Meta's and Mistral's own files have the rows of q and k in pairs: the shapes are equal, the
-    rows are not.
-    """
+    """Meta's and Mistral's files have the rows of q and k in pairs: equal shapes, other rows."""
     tensors = llama["grouped"]
     consolidated = renamed(
         tensors, (r"^model\.", ""), (r"self_attn\.([qkvo])_proj", r"attention.w\1"),
@@ -569,9 +555,7 @@ def test_blocks_that_look_at_images_leave_the_text_model_its_numbers(tmp_path):
     ],
 )
 def test_a_split_that_the_shapes_contradict_is_not_made(name, shape, config, modules):
-    """The heads must have the size that the config says, thirds must be square; else the projection
-    stays whole.
-    """
+    """Heads of another size than the config says, or thirds that are not square: no split."""
     parts = place_tensors({f"{name}.weight": shape}, config)[f"{name}.weight"]
     assert [part.place.module for part in parts] == (
         [f"attn.{module}" for module in modules] or ["attn.qkv"]

@@ -70,9 +70,7 @@ def test_a_projector_without_a_base_is_measured_alone_and_its_vectors_are_not():
 
 
 def test_grown_vocabulary_compares_the_common_rows():
-    """Rows are added to an embedding or head, and how many is said; anything else of two shapes is
-    not compared.
-    """
+    """Rows added to an embedding or head are counted; other modules of two shapes are skipped."""
     pairs, reasons = line_up(
         {EMBED: (BF, (100, 8)), Q: (BF, (8, 8))}, {EMBED: (BF, (103, 8)), Q: (BF, (9, 8))}
     )
@@ -85,9 +83,7 @@ def test_grown_vocabulary_compares_the_common_rows():
     ("tied_base", "tied_tuned"), [(True, True), (True, False), (False, True), (False, False)]
 )
 def test_heads_that_config_ties_are_their_embedding(tied_base, tied_tuned):
-    """Both tied: never measured twice. One tied: the other's head is compared with the embedding
-    that it is.
-    """
+    """Tied heads are not measured twice; one tied head is compared as its embedding."""
     tensors = {EMBED: (BF, (100, 8)), HEAD: (BF, (100, 8)), Q: (BF, (8, 8))}
     base, tuned = (
         checkpoint(tensors, {"tie_word_embeddings": tied}) for tied in (tied_base, tied_tuned)

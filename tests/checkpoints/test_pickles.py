@@ -26,9 +26,7 @@ def random(*shape, seed=0):
 
 
 def state():
-    """Tensors in every way that a `.bin` may hold them: tied, transposed, sliced, shared, empty, of
-    every dtype.
-    """
+    """Tensors as a `.bin` may hold them: tied, transposed, sliced, shared, empty, any dtype."""
     embed, whole = random(7, 4), random(6, 10, seed=1)
     return {
         "embed": embed,
@@ -90,9 +88,7 @@ def test_values_are_those_that_torch_loads(read):
 
 
 def test_dtypes_have_the_names_of_safetensors(read):
-    """Tensors of both formats have one set of dtype names; what is no tensor is left out, a strange
-    dtype named.
-    """
+    """Both formats have one set of dtype names; what is no tensor is left out."""
     dtypes = {name: info.dtype for name, info in read.tensors.items()}
     for name in ("F64", "F16", "BF16", "I64", "BOOL", *(EIGHT_BITS.keys() & dtypes.keys())):
         assert dtypes[name] == name
@@ -102,9 +98,7 @@ def test_dtypes_have_the_names_of_safetensors(read):
 
 
 def test_tied_storages_are_told(read):
-    """A head that is the very bytes of the embedding is its alias; views of other parts of one
-    storage are not.
-    """
+    """A head with the very bytes of the embedding is its alias; views of other parts are not."""
     assert {name: info.alias_of for name, info in read.tensors.items() if info.alias_of} == {
         "head": "embed"
     }
@@ -129,9 +123,7 @@ def test_shards_of_one_name_in_two_folders_stay_apart(tmp_path):
 
 @pytest.mark.slow
 def test_shards_without_an_index_are_one_checkpoint(tmp_path):
-    """`pytorch_model-*.bin` are read together, also a state_dict inside a training checkpoint;
-    other `.bin` are not.
-    """
+    """`pytorch_model-*.bin` are read together, also a nested state_dict; other `.bin` are not."""
     torch.save({"w1": random(2, 3, seed=1)}, tmp_path / "pytorch_model-00001-of-00002.bin")
     torch.save(
         {"state_dict": {"w2": random(2, 3, seed=2)}, "epoch": 3},
@@ -239,9 +231,7 @@ def test_a_good_bin_leaves_but_its_storages(tmp_path, monkeypatch):
 
 
 def test_the_child_gets_no_token(tmp_path, monkeypatch):
-    """Of the environment it gets what Python needs to start, and a home and a temporary folder of
-    its own.
-    """
+    """It gets what Python needs to start, and a home and a temporary folder of its own."""
     secrets = (
         "HF_TOKEN",
         "HUGGING_FACE_HUB_TOKEN",
@@ -299,9 +289,7 @@ assert len(open("there").read()) == 1000  # reading goes on
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have only some of these limits")
 def test_a_confined_process_can_but_read(tmp_path):
-    """No thread, process, connection, new or larger file, nor more memory, though it asks for them;
-    nor for root.
-    """
+    """No thread, process, connection, larger file or more memory, not even for root."""
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
     (tmp_path / "there").touch(mode=0o644)
     tmp_path.chmod(0o755)
@@ -319,9 +307,7 @@ def test_a_confined_process_can_but_read(tmp_path):
 
 @pytest.mark.slow
 def test_the_child_finds_what_was_installed_with_user(tmp_path):
-    """A Python that has shadow and torch in the user's home alone reads a `.bin`, though the child
-    has another home.
-    """
+    """shadow and torch in the user's home read a `.bin`, though the child has another home."""
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     packages = tmp_path / "home" / ".local" / "lib" / version / "site-packages"
     packages.mkdir(parents=True)

@@ -1,6 +1,4 @@
-"""Packed integers are refused by the name of their format, with all that belongs to them; what is
-not packed pairs.
-"""
+"""Packed integers are refused by the name of their format, with all that belongs to them."""
 
 from __future__ import annotations
 

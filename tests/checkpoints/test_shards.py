@@ -1,6 +1,4 @@
-"""safetensors files as hostile input: what is read, what is refused, and that values come out bit
-for bit.
-"""
+"""safetensors files as hostile input: what is read, what is refused, values bit for bit."""
 
 from __future__ import annotations
 
@@ -73,9 +71,7 @@ def packed(tensors, order, indent) -> bytes:
 @FUZZ
 @given(data=st.data(), tensors=contents(), indent=st.sampled_from([None, 0, 3]))
 def test_a_valid_file_reads_as_the_library_reads_it(tmp_path, data, tensors, indent):
-    """Whatever the order of a valid header: names, dtypes, shapes and bytes are those that
-    `safetensors` finds.
-    """
+    """In any valid order: names, dtypes, shapes and bytes are those that `safetensors` finds."""
     content = packed(tensors, data.draw(st.permutations(list(tensors))), indent)
     found = {
         name: (info.dtype, info.shape, content[info.start : info.end])
@@ -95,9 +91,7 @@ def test_a_valid_file_reads_as_the_library_reads_it(tmp_path, data, tensors, ind
     noise=st.lists(st.tuples(st.integers(0), st.integers(0, 255)), max_size=4),
 )
 def test_changed_bytes_give_a_refusal_or_a_tight_file(tmp_path, data, tensors, noise):
-    """Any changed bytes: ShadowError, or tensors that fill the data exactly; where the library
-    reads it, the same.
-    """
+    """ShadowError, or tensors that fill the data; where the library reads it, the same."""
     content = bytearray(packed(tensors, list(tensors), None))
     header_end = 8 + int.from_bytes(content[:8], "little")
     for where, value in noise:  # three in four hit the header
@@ -260,9 +254,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("fault", REFUSED)
 def test_a_file_that_lies_is_refused_with_the_reason(tmp_path, fault):
-    """Each way to break the format is one ShadowError that names the shard and the fault, in one
-    short line.
-    """
+    """Each break of the format is one ShadowError: a short line with the shard and the fault."""
     content, reason = REFUSED[fault]
     with pytest.raises(ShadowError, match=reason) as caught:
         parse(tmp_path, content)
@@ -271,9 +263,7 @@ def test_a_file_that_lies_is_refused_with_the_reason(tmp_path, fault):
 
 
 def test_a_header_has_at_most_so_many_entries(tmp_path, monkeypatch):
-    """One more than the bound is refused, which says how many are read; the bound itself is none
-    too many.
-    """
+    """One more than the bound is refused, with the bound; the bound itself is read."""
     monkeypatch.setattr("shadow.checkpoints.safetensors_files.MAX_ENTRIES", 3)
     names = {name: entry(shape=(1,), offsets=(4 * i, 4 * i + 4)) for i, name in enumerate("abcd")}
     three = {name: names[name] for name in "abc"}
@@ -284,9 +274,7 @@ def test_a_header_has_at_most_so_many_entries(tmp_path, monkeypatch):
 
 
 def test_a_header_of_millions_of_values_is_refused_unparsed(tmp_path, monkeypatch):
-    """What is no tensor takes memory as well: it is counted by commas and brackets, before anything
-    is parsed.
-    """
+    """Commas and brackets are counted before anything is parsed, also of what is no tensor."""
     raw = b'{"a": [' + b"[]," * 2_000_000 + b"0]}"
     monkeypatch.setattr("json.loads", lambda *text, **options: pytest.fail("parsed"))
     with pytest.raises(ShadowError, match="more than 250,000 entries"):
@@ -316,9 +304,7 @@ def test_an_unknown_dtype_is_named_and_the_rest_goes_on(tmp_path):
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_values_are_those_of_the_library(tmp_path, dtype):
-    """Every bit pattern of the narrow formats, and random ones of the wide, are as `safetensors`
-    gives them.
-    """
+    """Every bit pattern of narrow formats, and random ones of wide ones."""
     form = FLOATS[dtype]
     width = form.bits // 8
     every = np.arange(2 ** min(form.bits, 16), dtype=np.uint16).astype(f"u{min(width, 2)}")

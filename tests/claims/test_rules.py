@@ -39,10 +39,8 @@ OPERATORS = {
         ("language.mlp.up.concentration > 0.5", Metric("language", "mlp.up", "concentration"), 0.5),
         ("vision.projector.0.spikes>3", Metric("vision", "projector.0", "spikes"), 3.0),
         (
-            "language.embed.relative_norm >= 1e-3",
-            Metric("language", "embed", "relative_norm"),
-            1e-3,
-        ),
+            "language.embed.relative_norm >= 1e-3", Metric("language", "embed", "relative_norm"),
+            1e-3),
         ("*.mlp.*.concentration<-.5", Metric("*", "mlp.*", "concentration"), -0.5),
         ("  vision.energy_share\t!=\n0. ", Metric("vision", None, "energy_share"), 0.0),
         ("relative_norm_overall<=+2", Metric(None, None, "relative_norm_overall"), 2.0),
@@ -50,7 +48,7 @@ OPERATORS = {
         ('label != "not assessable"', Metric(None, None, "label"), "not assessable"),
         ("label=='mixed'", Metric(None, None, "label"), "mixed"),
     ],
-)
+)  # fmt: skip
 def test_a_rule_is_a_figure_a_comparison_and_a_number(text, figure, threshold):
     """The last word is the metric, the first the component, what is between them the module, dots
     and all.
@@ -88,24 +86,18 @@ def test_a_comparison_is_that_of_numbers(sign, value):
         ("concentration > 1_0", "not a number", "such as"),
         ("concentratoin > 0.5", "no metric 'concentratoin'", "did you mean 'concentration'?"),
         (
-            "langauge.mlp.up.concentration > 0.5",
-            "no component 'langauge'",
-            "did you mean 'language'?",
-        ),
+            "langauge.mlp.up.concentration > 0.5", "no component 'langauge'",
+            "did you mean 'language'?"),
         ("language.mlp.upp.concentration > 0.5", "no module 'mlp.upp'", "did you mean 'mlp.up'?"),
         ("language.mpl.*.concentration > 0.5", "no module 'mpl.*'", "did you mean 'mlp.*'?"),
         ("language.mlpp.*.concentration > 0.5", "no module 'mlpp.*'", "did you mean 'mlp.*'?"),
         ("language.mlp.concentration > 0.5", "no module 'mlp'", "did you mean 'mlp.*'?"),
         (
-            "mlp.concentration > 0.5",
-            "no component 'mlp'",
-            "did you mean 'language.mlp.*.concentration'?",
-        ),
+            "mlp.concentration > 0.5", "no component 'mlp'",
+            "did you mean 'language.mlp.*.concentration'?"),
         (
-            "mlpp.*.concentration > 0.5",
-            "no component 'mlpp'",
-            "did you mean 'language.mlp.*.concentration'?",
-        ),
+            "mlpp.*.concentration > 0.5", "no component 'mlpp'",
+            "did you mean 'language.mlp.*.concentration'?"),
         ("language.layer.3.concentration > 0.5", "no module 'layer.3'", "`audit --layer 3`"),
         ("layer.3.concentration > 0.5", "no component 'layer'", "`audit --layer 3`"),
         ("language.mlp.up.concentratoin > 0.5", "no metric", "did you mean 'concentration'?"),
@@ -122,7 +114,7 @@ def test_a_comparison_is_that_of_numbers(sign, value):
         ("label == 3", "no label", "one of concentrated"),
         ("concentration > " + "0" * 500, "too long", "such as"),
     ],
-)
+)  # fmt: skip
 def test_a_fault_is_wrong_usage_and_names_the_nearest_word(text, fault, hint):
     """Words that no report can have, and anything that is not a rule: exit code 2 before anything
     is read.
@@ -234,70 +226,46 @@ def test_a_policy_is_rules_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("text", "line", "fault", "hint"),
     [
-        ("", None, "no rules in it", "fail_on"),
-        ("# nothing\n", None, "no rules in it", "fail_on"),
-        ("- a\n", None, "not a mapping of rules", "fail_on"),
-        ("word", None, "not a mapping of rules", "fail_on"),
-        ("a: concentration > 1", 1, "rule 'a': not a mapping", "fail_on"),
-        ("'a b':\n  fail_on: concentration > 1", 1, "letters, digits", ""),
-        ('"::error::x":\n  fail_on: concentration > 1', 1, "letters, digits", ""),
+        ("", None, "the file is empty", "fail_on"),
+        ("# nothing\n", None, "the file is empty", "fail_on"),
+        ("- a\n", None, "the file is not a mapping", "fail_on"),
+        ("word", None, "the file is not a mapping", "fail_on"),
+        ("a: concentration > 1", 1, "'concentration > 1' is not a rule", "fail_on"),
+        ("'a b':\n  fail_on: concentration > 1", 1, "cannot be a name", "letters, digits"),
+        ('"::error::x":\n  fail_on: concentration > 1', 1, "cannot be a name", "letters, digits"),
         (
-            "a:\n  fail_on: concentration > 1\n  sevrity: error",
-            3,
-            "unknown key 'sevrity'",
-            "'severity'",
-        ),
+            "a:\n  fail_on: concentration > 1\n  sevrity: error", 3, "unknown key 'sevrity'",
+            "'severity'"),
         (
-            "a:\n  fail_on: concentration > 1\n  x: error",
-            3,
-            "unknown key 'x'",
-            "it may have fail_on",
-        ),
+            "a:\n  fail_on: concentration > 1\n  x: error", 3, "unknown key 'x'",
+            "it may have fail_on"),
         (
-            "a:\n  fail_on: concentration > 1\n  severity: eror",
-            3,
-            "`severity` is 'eror'",
-            "'error'",
-        ),
+            "a:\n  fail_on: concentration > 1\n  severity: eror", 3, "`severity` is 'eror'",
+            "'error'"),
         (
-            "a:\n  fail_on: concentration > 1\n  allow_missing: yes",
-            3,
-            "`allow_missing` is 'yes'",
-            "true, false",
-        ),
+            "a:\n  fail_on: concentration > 1\n  allow_missing: yes", 3,
+            "`allow_missing` is 'yes'", "true, false"),
         ("a:\n  fail_on: concentration > 1\n  message: [x]", 3, "`message` is not text", "quotes"),
         ("a:\n  fail_on: [concentration > 1]", 2, "`fail_on` is not text", "quotes"),
         ("a:\n  severity: error", 1, "neither `fail_on` nor `moved`", "one of them"),
         (
-            "a:\n  fail_on: concentration > 1\n  moved: spiked",
-            1,
-            "both `fail_on` and `moved`",
-            "one of them",
-        ),
+            "a:\n  fail_on: concentration > 1\n  moved: spiked", 1, "both `fail_on` and `moved`",
+            "one of them"),
         (
-            "a:\n  fail_on: concentration > 1\na:\n  fail_on: spikes > 1",
-            3,
-            "duplicate key 'a'",
-            "docs/ci.md",
-        ),
+            "a:\n  fail_on: concentration > 1\na:\n  fail_on: spikes > 1", 3, "duplicate key 'a'",
+            "docs/ci.md"),
         ("a: &x\n  fail_on: concentration > 1\nb: *x", 3, "aliases are not allowed", "docs/ci.md"),
         (
-            "a:\n  fail_on: *.mlp.*.concentration > 1",
-            2,
-            "not YAML",
-            "put a rule that begins with * in quotes",
-        ),
+            "a:\n  fail_on: *.mlp.*.concentration > 1", 2, "not YAML",
+            "put a rule that begins with * in quotes"),
         (
-            "a: !!python/object:os.system\n  fail_on: concentration > 1",
-            1,
-            "tags are not allowed",
-            "docs/ci.md",
-        ),
+            "a: !!python/object:os.system\n  fail_on: concentration > 1", 1,
+            "tags are not allowed", "docs/ci.md"),
         ("a: {fail_on: concentration > 1", 1, "not YAML", "docs/ci.md"),
         (b"\xff", 1, "not UTF-8", "docs/ci.md"),
         (b"# " + b"x" * 1_000_001, None, "larger than 1,000,000 bytes", "split"),
     ],
-)
+)  # fmt: skip
 def test_a_fault_of_the_file_names_file_line_and_the_nearest_word(
     tmp_path, text, line, fault, hint
 ):

@@ -13,92 +13,38 @@ RULE = "--fail-on", "concentration > 1"
 
 MISTAKES = {
     "a folder that is not there": (
-        ("audit", "./bse", TUNED),
-        1,
-        "no such folder",
-        ".safetensors files",
-    ),
+        ("audit", "./bse", TUNED), 1, "no such folder", ".safetensors files"),
     "an empty folder": (("audit", BASE, "./empty"), 1, "no safetensors files in it", "it is empty"),
     "the file instead of its folder": (
-        ("audit", BASE, TUNED / "model.safetensors"),
-        1,
-        "is a file, and a checkpoint is a folder",
-        f"name {TUNED}",
-    ),
+        ("audit", BASE, TUNED / "model.safetensors"), 1, "is a file, and a checkpoint is a folder",
+        f"name {TUNED}"),
     "a report instead of a checkpoint": (
-        ("audit", BASE, f"./{REPORT}"),
-        1,
-        "no safetensors files",
-        "it is a report",
-    ),
+        ("audit", BASE, f"./{REPORT}"), 1, "no safetensors files", "it is a report"),
     "a checkpoint instead of a report": (
-        ("show", BASE),
-        1,
-        "no finished report in it",
-        "it is a checkpoint",
-    ),
+        ("show", BASE), 1, "no finished report in it", "it is a checkpoint"),
     "a checkpoint among reports": (
-        ("compare", REPORT, TUNED),
-        1,
-        "no finished report in it",
-        "it is a checkpoint",
-    ),
+        ("compare", REPORT, TUNED), 1, "no finished report in it", "it is a checkpoint"),
     "a gate on a checkpoint": (
-        ("gate", BASE, *RULE),
-        1,
-        "no finished report in it",
-        "it is a checkpoint",
-    ),
+        ("gate", BASE, *RULE), 1, "no finished report in it", "it is a checkpoint"),
     "folders without ./": (
-        ("audit", "empty", "reports"),
-        1,
-        "no family 'empty'",
-        "for the folder, write ./empty",
-    ),
+        ("audit", "empty", "reports"), 1, "no family 'empty'", "for the folder, write ./empty"),
     "a misspelt family": (("audit", "dmeo"), 1, "no family 'dmeo'", "did you mean 'demo'?"),
     "a family instead of its reports": (
-        ("show", "demo"),
-        1,
-        "no such folder: demo",
-        "did you mean 'reports/demo'?",
-    ),
+        ("show", "demo"), 1, "no such folder: demo", "did you mean 'reports/demo'?"),
     "a pair instead of its report": (
-        ("show", "demo:base..narrow"),
-        1,
-        "no such folder",
-        f"did you mean '{REPORT}'?",
-    ),
+        ("show", "demo:base..narrow"), 1, "no such folder", f"did you mean '{REPORT}'?"),
     "a misspelt report": (
-        ("show", "reports/dmeo"),
-        1,
-        "no such folder",
-        "did you mean 'reports/demo'?",
-    ),
+        ("show", "reports/dmeo"), 1, "no such folder", "did you mean 'reports/demo'?"),
     "one checkpoint in a list": (
-        ("audit", "--list", "one.yaml"),
-        2,
-        "one.yaml:1: './x' is one",
-        "{base: REF, tuned",
-    ),
+        ("audit", "--list", "one.yaml"), 2, "one.yaml:1: './x' is one", "{base: REF, tuned"),
     "a comma that lacks": (
-        ("audit", "--list", "broken.yaml"),
-        2,
-        "broken.yaml:1: not YAML",
-        "{base: REF, tuned: REF}",
-    ),
+        ("audit", "--list", "broken.yaml"), 2, "broken.yaml:1: not YAML",
+        "{base: REF, tuned: REF}"),
     "a mapping for a list": (
-        ("audit", "--list", "mapping.yaml"),
-        2,
-        "not a list",
-        "write `- TARGET`",
-    ),
+        ("audit", "--list", "mapping.yaml"), 2, "not a list", "write `- TARGET`"),
     "a policy that is not there": (
-        ("gate", "reports", "--policy", "p.yaml"),
-        1,
-        "no such file: p.yaml",
-        "docs/ci.md",
-    ),
-}
+        ("gate", "reports", "--policy", "p.yaml"), 1, "no such file: p.yaml", "docs/ci.md"),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

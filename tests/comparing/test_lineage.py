@@ -141,8 +141,8 @@ def test_the_energy_of_stored_moves_is_that_of_an_integral(width):
     weights = np.exp(-z * z / 2)
     part = np.abs(width * z) % 1
     expected = float((weights * part * (1 - part)).sum() / weights.sum())
-    assert joint._moved(width) == pytest.approx(expected, rel=2e-3)
-    assert joint._width(width**2 + joint._moved(width)) == pytest.approx(width, rel=2e-3)
+    assert joint.moved_by(width) == pytest.approx(expected, rel=2e-3)
+    assert joint.width_of(width**2 + joint.moved_by(width)) == pytest.approx(width, rel=2e-3)
 
 
 def test_the_cosine_of_small_updates_of_a_master_copy_has_a_limit():
@@ -151,8 +151,8 @@ def test_the_cosine_of_small_updates_of_a_master_copy_has_a_limit():
     """
     expected = -(2 - math.sqrt(2)) / 2
     for width in (1e-3, 1e-2):
-        joined = joint._moved(math.hypot(width, width))
-        single = joint._moved(width)
+        joined = joint.moved_by(math.hypot(width, width))
+        single = joint.moved_by(width)
         assert (joined - 2 * single) / 2 / (width**2 + single) == pytest.approx(expected, abs=2e-3)
 
 

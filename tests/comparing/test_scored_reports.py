@@ -17,15 +17,15 @@ from hub import Hub
 from readme import PROBES, demo_scores
 from rich.console import Console
 from scores import gain, harness, scored_reports, write
+from shadow.outputs.terminal.comparison import comparison_view
+from shadow.outputs.terminal.scores import scores_line, signed
+from shadow.outputs.terminal.summary import summary_view
 
 from shadow.comparing.comparison import MAX_REPORTS, compare
 from shadow.comparing.gains import Scored
 from shadow.comparing.scores import read_scores
 from shadow.errors import ShadowError
 from shadow.files import PARTIAL
-from shadow.outputs.terminal.comparison import comparison_view
-from shadow.outputs.terminal.scores import scores_line, signed
-from shadow.outputs.terminal.summary import summary_view
 from shadow.summary.summary import read_summary
 
 DEMO = Path(__file__).parents[2] / "registry" / "demo"

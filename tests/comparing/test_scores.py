@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import math
 import os
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scores import harness, write
 
-from shadow.comparing.scores import COLUMNS, HARNESS, MAX_TEXT, ScoreFiles, read_scores
+from shadow.comparing.scores import COLUMNS, HARNESS, MAX_TEXT, Score, ScoreFiles, read_scores
 from shadow.errors import ShadowError
 
 
@@ -39,24 +41,13 @@ def test_every_column_of_a_csv_is_read(tmp_path):
         "\r\n"
         "org/tuned,wiki,8.5e0,,,word_perplexity,,No\r\n"
     )
-    found = read_scores([write(tmp_path / "scores.csv", text)])
-    one, two = found.rows
-    assert (one.model, one.benchmark, one.score, one.group, one.stderr) == (
-        "org/base@v1.0",
-        "a, b\n c",
-        45.2,
-        "narrow",
-        0.5,
+    file = write(tmp_path / "scores.csv", text)
+    found = read_scores([file])
+    one, two = "a, b\n c", "word_perplexity"
+    assert found.rows == (
+        Score("org/base@v1.0", one, "acc", 45.2, 0.5, "narrow", "percent", True, str(file), 3),
+        Score("org/tuned", "wiki", two, 8.5, None, None, None, False, str(file), 5),
     )
-    assert (one.metric, one.unit, one.higher_is_better, one.line) == ("acc", "percent", True, 3)
-    assert (two.benchmark, two.score, two.group, two.stderr, two.unit) == (
-        "wiki",
-        8.5,
-        None,
-        None,
-        None,
-    )
-    assert (two.higher_is_better, two.line) == (False, 5)
     assert found.models == (("org/base@v1.0", None), ("org/tuned", None))
     assert found.groups == {}
 
@@ -66,13 +57,9 @@ def test_every_column_of_a_csv_is_read(tmp_path):
 def test_other_delimiters_and_a_byte_order_mark_change_nothing(tmp_path, delimiter, mark):
     """What spreadsheets write: semicolons, tabs, a BOM before the first name."""
     text = "model,benchmark,score\norg/x,mmlu,0.5\n".replace(",", delimiter)
-    (row,) = read_scores([write(tmp_path / "scores.csv", mark + text.encode())]).rows
-    assert (row.model, row.benchmark, row.score, row.higher_is_better) == (
-        "org/x",
-        "mmlu",
-        0.5,
-        True,
-    )
+    file = write(tmp_path / "scores.csv", mark + text.encode())
+    one = Score("org/x", "mmlu", None, 0.5, None, None, None, True, str(file), 2)
+    assert read_scores([file]).rows == (one,)
 
 
 def test_a_csv_of_benchmarks_and_groups_gives_groups(tmp_path):
@@ -112,27 +99,18 @@ FAULTS = {
     "too large": (HEAD + "x,y,1e13\n", "too large", "at most"),
     "a negative error": (HEAD[:-1] + ",stderr\nx,y,1,-0.1\n", "standard error below 0", "distance"),
     "an error that is none": (
-        HEAD[:-1] + ",stderr\nx,y,1,±2\n",
-        "stderr '±2' is no number",
-        "such as",
-    ),
+        HEAD[:-1] + ",stderr\nx,y,1,±2\n", "stderr '±2' is no number", "such as"),
     "neither true nor false": (
-        HEAD[:-1] + ",higher_is_better\nx,y,1,perhaps\n",
-        "'perhaps'",
-        "true or false",
-    ),
+        HEAD[:-1] + ",higher_is_better\nx,y,1,perhaps\n", "'perhaps'", "true or false"),
     "a name without end": (
-        HEAD + "x" * (MAX_TEXT + 1) + ",y,1\n",
-        "a model of 301 characters",
-        "at most",
-    ),
+        HEAD + "x" * (MAX_TEXT + 1) + ",y,1\n", "a model of 301 characters", "at most"),
     "an open quote": (HEAD + 'x,"y,1\n', "not a CSV", "quote"),
     "a quote in the middle": (HEAD + 'x,"y"z,1\n', "not a CSV", "quote"),
     "a cell without end": (HEAD + "x," + "y" * 200_000 + ",1\n", "not a CSV", "quote"),
     "Latin-1": (HEAD.encode() + "x,é,1\n".encode("latin-1"), "not UTF-8 text", "save it"),
     "UTF-16": ((HEAD + "x,y,1\n").encode("utf-16"), "not UTF-8 text", "save it"),
     "a group twice": ("benchmark,group\nx,a\nx,b\n", ":3: 'x' is in the groups 'a' and 'b'", "one"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -149,50 +127,24 @@ TEXT = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=2
     lambda text: text.strip() == text and "\r" not in text
 )
 NUMBERS = st.floats(-1e9, 1e9)
-ROWS = st.lists(
-    st.tuples(
-        TEXT,
-        TEXT,
-        NUMBERS,
-        st.none() | TEXT,
-        st.none() | st.floats(0, 1e9),
-        st.none() | TEXT,
-        st.booleans(),
-    ),
-    min_size=1,
-    max_size=8,
-)
+ERRORS = st.none() | st.floats(0, 1e9)
+ROW = st.tuples(TEXT, TEXT, NUMBERS, st.none() | TEXT, ERRORS, st.none() | TEXT, st.booleans())
+CELLS = ["model", "benchmark", "score", "group", "stderr", "metric", "higher_is_better"]
 ONE_FILE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 
 
 @ONE_FILE
-@given(rows=ROWS)
+@given(rows=st.lists(ROW, min_size=1, max_size=8))
 def test_a_csv_says_what_was_written(tmp_path, rows):
     """Whatever the names are, and to the last bit of the numbers."""
     out = io.StringIO(newline="")
     writer = csv.writer(out)
-    writer.writerow(
-        ["model", "benchmark", "score", "group", "stderr", "metric", "higher_is_better"]
-    )
+    writer.writerow(CELLS)
     for *cells, higher in rows:
-        writer.writerow(
-            [repr(cell) if isinstance(cell, float) else cell or "" for cell in cells]
-            + [str(higher)]
-        )
+        texts = [repr(cell) if isinstance(cell, float) else cell or "" for cell in cells]
+        writer.writerow([*texts, str(higher)])
     found = read_scores([write(tmp_path / "scores.csv", out.getvalue().encode())]).rows
-    told = [
-        (
-            one.model,
-            one.benchmark,
-            one.score,
-            one.group,
-            one.stderr,
-            one.metric,
-            one.higher_is_better,
-        )
-        for one in found
-    ]
-    assert told == rows
+    assert [attrgetter(*CELLS)(one) for one in found] == rows
 
 
 @ONE_FILE
@@ -306,41 +258,26 @@ def test_the_model_is_that_of_the_arguments(tmp_path, told, model):
 
 def test_directions_are_the_harness_s_own(tmp_path):
     """false is kept; null (tasks that disagree) and metrics of which nobody knows stay open."""
-    results = {
-        "a": {
-            "x,none": 0.1,
-            "y,none": 0.2,
-            "acc,none": 0.3,
-            "bits_per_byte,none": 0.9,
-            "z,none": 0.4,
-        }
-    }
+    metrics = "x", "y", "acc", "bits_per_byte", "z"
+    results = {"a": {f"{metric},none": 0.5 for metric in metrics}}
     data = harness(results=results, higher_is_better={"a": {"x": False, "y": None, "z": True}})
-    found = {
-        row.metric: row.higher_is_better
-        for row in read_scores([write(tmp_path / "r.json", data)]).rows
+    rows = read_scores([write(tmp_path / "r.json", data)]).rows
+    assert {row.metric: row.higher_is_better for row in rows} == {
+        "x": False,
+        "y": None,
+        "acc": True,
+        "bits_per_byte": False,
+        "z": True,
     }
-    assert found == {"x": False, "y": None, "acc": True, "bits_per_byte": False, "z": True}
 
 
 def test_subtasks_know_the_group_that_has_their_score(tmp_path):
     """The topmost group with a score of its own; one without (a mere list) is nobody's parent."""
     acc = {"acc,none": 0.5}
-    results = {
-        "mmlu": acc,
-        "mmlu_stem": acc,
-        "mmlu_algebra": acc,
-        "board": {" ": " "},
-        "board_math": acc,
-        "alone": acc,
-    }
-    tree = {
-        "mmlu": ["mmlu_stem"],
-        "mmlu_stem": ["mmlu_algebra"],
-        "board": ["board_math"],
-        "loop": ["loop"],
-        "alone": None,
-    }
+    scored = "mmlu", "mmlu_stem", "mmlu_algebra", "board_math", "alone"
+    results = dict.fromkeys(scored, acc) | {"board": {" ": " "}}
+    tree = {"mmlu": ["mmlu_stem"], "mmlu_stem": ["mmlu_algebra"], "board": ["board_math"]}
+    tree |= {"loop": ["loop"], "alone": None}
     data = harness(results=results, group_subtasks=tree)
     found = read_scores([write(tmp_path / "r.json", data)]).rows
     assert {row.benchmark: row.parent for row in found} == {
@@ -377,7 +314,7 @@ JSON_FAULTS = {
     "no task": (harness(results={}), "no scores in it"),
     "tasks that are text": ({"results": {"a": "x"}, "model_name": "x"}, "no scores in it"),
     "a task without a name": (harness(results={" ": {"acc,none": 0.5}}), "no task"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("fault", JSON_FAULTS)
@@ -398,22 +335,10 @@ JSON = st.recursive(
     max_leaves=8,
 )
 KEYS = st.sampled_from(
-    [
-        "acc,none",
-        "acc_stderr,none",
-        "acc",
-        "acc_stderr",
-        "exact_match,x",
-        "alias",
-        "sample_len",
-        ",",
-    ]
+    ["acc,none", "acc_stderr,none", "acc", "acc_stderr", "exact_match,x", "sample_len", ","]
 )
-RESULTS = st.dictionaries(
-    st.text(max_size=5),
-    st.dictionaries(KEYS | st.text(max_size=5), JSON, max_size=4) | JSON,
-    max_size=3,
-)
+RESULT = st.dictionaries(KEYS | st.text(max_size=5), JSON, max_size=4)
+RESULTS = st.dictionaries(st.text(max_size=5), RESULT | JSON, max_size=3)
 
 
 @ONE_FILE
@@ -479,12 +404,9 @@ def test_what_is_no_file_of_scores_is_refused(tmp_path, monkeypatch):
 
 def test_the_digest_is_that_of_the_file(tmp_path):
     """So a report says which file its scores are of."""
-    import hashlib
-
     path = write(tmp_path / "scores.csv", HEAD + "x,y,1\n")
-    assert read_scores([path]).files == (
-        (str(path), hashlib.sha256(path.read_bytes()).hexdigest()),
-    )
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert read_scores([path]).files == ((str(path), digest),)
 
 
 def test_the_needed_columns_are_known_columns():

@@ -23,6 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markupsafe import escape
 from plotly.offline import get_plotlyjs
+from shadow.outputs.terminal.typeset import number, percentage
 
 from shadow.audits.list_index import Index, Kind, Row
 from shadow.claims.reference import NearTraining, Position, runs
@@ -41,7 +42,6 @@ from shadow.outputs.page.curves import (
 )
 from shadow.outputs.page.html import script_json
 from shadow.outputs.page.pair import read_pair, reference_distributions
-from shadow.outputs.terminal.typeset import number, percentage
 from shadow.reports.columns import DELTA, SPECTRAL
 from shadow.summary.summary import SummarisedReport, read_summary
 

@@ -56,9 +56,7 @@ def test_the_heads_of_bert_are_heads():
 
 
 def test_gpt2_is_read_transposed_and_its_fused_projection_split(tmp_path):
-    """Conv1D stores (in, out): q, k and v are the thirds of the transposed c_attn, with and without
-    a config.
-    """
+    """Conv1D is (in, out): q, k, v are thirds of the transposed c_attn, with and without config."""
     tensors = load_file(models.saved("gpt2", tmp_path) / "model.safetensors")
     name = "transformer.h.1.attn.c_attn.weight"
     for config in ({"model_type": "gpt2"}, {}):
@@ -72,18 +70,14 @@ def test_gpt2_is_read_transposed_and_its_fused_projection_split(tmp_path):
 
 
 def test_a_linear_c_attn_is_not_taken_for_conv1d():
-    """Other models call an (out, in) projection c_attn: its shape tells, and it stays whole without
-    a rule.
-    """
+    """An (out, in) projection called c_attn is known by its shape, and stays whole."""
     tensors = {"transformer.h.0.attn.c_attn.weight": torch.zeros(192, 64)}
     (part,) = places(tensors)["transformer.h.0.attn.c_attn.weight"]
     assert (part.place.module, part.transposed) == ("attn.qkv", False)
 
 
 def test_gpt_neox_projection_is_split_per_head(tmp_path):
-    """Rows are (head, q|k|v, head size): each part has its heads' rows in order, and only with the
-    head count.
-    """
+    """Rows are (head, q|k|v, head size): parts have their heads in order, given a head count."""
     tensors = load_file(models.saved("gpt_neox", tmp_path) / "model.safetensors")
     name = "gpt_neox.layers.0.attention.query_key_value.weight"
     W = tensors[name].numpy()
@@ -102,9 +96,7 @@ def test_gpt_neox_projection_is_split_per_head(tmp_path):
 
 
 def test_bert_with_and_without_prefix_has_the_same_places():
-    """`bert.encoder.layer.3...` and `encoder.layer.3...` are one place; so is a LayerNorm.gamma of
-    old files.
-    """
+    """`bert.encoder.layer.3...` is `encoder.layer.3...`, and an old LayerNorm.gamma its weight."""
     suffixes = {
         "encoder.layer.3.attention.self.query.weight": ("attn.q", 3),
         "encoder.layer.3.attention.output.dense.weight": ("attn.o", 3),
@@ -159,9 +151,7 @@ def test_a_stack_of_experts_is_one_matrix_each():
 @settings(max_examples=examples(400))
 @given(SHAPES, CONFIGS)
 def test_whatever_the_names_shapes_and_config_nothing_is_lost_or_doubled(shapes, config):
-    """Every tensor has a part; no two parts share a place; the parts of a tensor are all of it,
-    each entry once; no config, however hostile, is an exception.
-    """
+    """Parts make up every tensor, each entry once, at places of their own; nothing raises."""
     found = place_tensors(shapes, config)
     assert found.keys() == shapes.keys()
     every = [part.place for parts in found.values() for part in parts]

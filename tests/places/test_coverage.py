@@ -103,9 +103,7 @@ def test_names_of_43_architectures_have_a_place():
 
 @functools.cache
 def architectures() -> dict[str, str]:
-    """Every text model and every model of images and text that the installed transformers has: type
-    -> class.
-    """
+    """Every text model and every image-text model that transformers has: type -> class."""
     from transformers.models.auto import modeling_auto
 
     kinds = dict(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)

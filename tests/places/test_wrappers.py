@@ -1,6 +1,4 @@
-"""Text models inside models of images and sound: what released checkpoints put before the names of
-their parts.
-"""
+"""Text models inside models of images and sound, under the names of released checkpoints."""
 
 from __future__ import annotations
 
@@ -272,9 +270,7 @@ def test_the_fused_projections_of_xgen_mm_are_split():
 
 
 def test_the_text_experts_of_cogvlm_are_the_text_models_own():
-    """What sees text pairs with the base's projections; what sees images is apart from it, and
-    split as well.
-    """
+    """What sees text pairs with the base's projections; what sees images is apart, and split."""
     config = {"num_attention_heads": 4, "hidden_size": 32}
     head = "model.layers.0.self_attn"
     names = {

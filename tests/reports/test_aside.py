@@ -1,6 +1,4 @@
-"""Work beside a result that a kill cuts off, and places that are no folders: nothing is left,
-nothing is lost.
-"""
+"""Work beside a result that a kill cuts off, and places that are no folders."""
 
 from __future__ import annotations
 
@@ -43,9 +41,7 @@ def killed(output, when):
 
 @pytest.mark.parametrize("when", ["writing", "moved away"])
 def test_what_a_killed_export_left_goes_with_the_next_result(tmp_path, when):
-    """Whatever that is called and however it is written; the former result is there again if it had
-    stepped aside.
-    """
+    """Whatever its name and format; a former result that stepped aside is there again."""
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").write_text("whole")
     assert len(killed(tmp_path / "out", when)) == 1
@@ -79,9 +75,7 @@ def test_folders_of_others_stay(tmp_path):
 
 
 def test_a_former_result_that_cannot_go_back_is_not_removed(tmp_path, monkeypatch):
-    """The disk refuses to give the name to the new one, and then to the former one too: both are
-    kept aside.
-    """
+    """The disk refuses its name to the new one and to the former: both are kept aside."""
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").write_text("whole")
     rename, refused = Path.rename, []
@@ -108,9 +102,7 @@ def test_a_former_result_that_cannot_go_back_is_not_removed(tmp_path, monkeypatc
 
 @pytest.mark.parametrize("to", FORMATS)
 def test_a_killed_export_of_each_format_is_cleaned_by_the_next(shadow, tmp_path, to):
-    """The command killed by the system when a file grows too large leaves nothing that a second one
-    does not remove.
-    """
+    """Killed where a file grows too large, it leaves nothing that a second does not remove."""
     from reports import uniform
 
     uniform(tmp_path / "run", 0.3)

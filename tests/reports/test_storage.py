@@ -1,6 +1,4 @@
-"""Reports at URLs, on fsspec's memory: published whole or not at all, read as they stood, and no
-credential told.
-"""
+"""Reports at URLs, on fsspec's memory: whole or not at all, and no credential told."""
 
 from __future__ import annotations
 
@@ -91,6 +89,12 @@ def at(pair, store):
     return store.at(pair.family, pair.name)
 
 
+@pytest.fixture
+def target(pair, store):
+    """Where the report of the pair is published."""
+    return at(pair, store)
+
+
 def audited(pair, store, settings=PLAIN, **options):
     said: list[str] = []
     runtime = Runtime(say=said.append, **options)
@@ -132,19 +136,23 @@ class Fault:
         return wrapped
 
 
+def fails_to_upload(monkeypatch, number, audit, *arguments, **options):
+    """An audit whose write of that number fails."""
+    with monkeypatch.context() as patched:
+        Fault(patched, number)
+        with pytest.raises(ShadowError, match="not uploaded"):
+            audit(*arguments, **options)
+
+
 # Publishing
 
 
-def test_a_report_at_a_url_is_the_one_of_a_folder(pair, store, tmp_path):
+def test_a_report_at_a_url_is_the_one_of_a_folder(pair, store, target, tmp_path):
     """The same files with the same data; nothing of the pair is left on this machine."""
     result, _ = audited(pair, store)
     here = run_pair(pair, PLAIN, tmp_path / "out").folder
-    there = fetched(at(pair, store))
-    assert (
-        result.url
-        == "memory://bucket/reports/" + f"{pair.family}/{pair.name}"
-        == str(at(pair, store))
-    )
+    there = fetched(target)
+    assert result.url == "memory://bucket/reports/" + f"{pair.family}/{pair.name}" == str(target)
     assert sorted(path.name for path in there.iterdir()) == sorted(
         path.name for path in here.iterdir()
     )
@@ -152,7 +160,7 @@ def test_a_report_at_a_url_is_the_one_of_a_folder(pair, store, tmp_path):
         assert pq.read_table(there / f"{name}.parquet").equals(
             pq.read_table(here / f"{name}.parquet")
         )
-    assert sorted(at(pair, store).files()) == sorted(path.name for path in here.iterdir())
+    assert sorted(target.files()) == sorted(path.name for path in here.iterdir())
     assert not work_folder(store).exists()
 
 
@@ -171,52 +179,48 @@ def test_the_same_audit_again_reads_no_table(pair, store, monkeypatch):
     assert max(ends) <= remote.USUAL_FOOTER
 
 
-def test_a_footer_that_is_longer_than_usual_is_read_whole(pair, store, monkeypatch):
+def test_a_footer_that_is_longer_than_usual_is_read_whole(pair, store, target, monkeypatch):
     """The provenance is that of the whole file."""
     audited(pair, store)
-    usual = published_metadata(at(pair, store))
+    usual = published_metadata(target)
     monkeypatch.setattr(remote, "USUAL_FOOTER", 100)
-    assert (
-        published_metadata(at(pair, store)) == usual == finished_metadata(fetched(at(pair, store)))
-    )
+    assert published_metadata(target) == usual == finished_metadata(fetched(target))
 
 
-def test_another_report_at_the_url_stays_without_overwrite(pair, store):
+def test_another_report_at_the_url_stays_without_overwrite(pair, store, target):
     audited(pair, store)
     with pytest.raises(
         KeptError,
         match=r"memory://bucket/reports/\S+: the finished report there differs: --layer all",
     ):
         audited(pair, store, FIRST)
-    assert whole(fetched(at(pair, store))) == []
+    assert whole(fetched(target)) == []
     result, said = audited(pair, store, FIRST, overwrite=True)
     assert result.measured == 1
     assert "measuring again" in said[0]
-    assert whole(fetched(at(pair, store))) == [0]
+    assert whole(fetched(target)) == [0]
 
 
-def test_an_optimizer_renews_the_label_without_measuring(pair, store):
+def test_an_optimizer_renews_the_label_without_measuring(pair, store, target):
     audited(pair, store)
     result, _ = audited(pair, store, replace(PLAIN, optimizer="adamw"))
     assert result.measured == 0
-    assert published_metadata(at(pair, store))["settings"]["optimizer"] == "adamw"
+    assert published_metadata(target)["settings"]["optimizer"] == "adamw"
     assert not work_folder(store).exists()
 
 
-def test_a_table_that_the_new_report_lacks_is_removed(pair, store):
+def test_a_table_that_the_new_report_lacks_is_removed(pair, store, target):
     audited(pair, store)
     audited(pair, store, replace(PLAIN, spectra=False), overwrite=True)
-    assert "spectra.parquet" not in at(pair, store).files()
+    assert "spectra.parquet" not in target.files()
 
 
-def test_no_reader_ever_sees_half_a_report(pair, store, monkeypatch):
-    """After every single write, first of a new report and then of one that replaces it, a reader
-    finds all or none.
-    """
+def test_no_reader_ever_sees_half_a_report(pair, store, target, monkeypatch):
+    """After every write of a new report, and of one that replaces it: all or none."""
     seen = []
 
     def look():
-        found = fetched_if_any(at(pair, store))
+        found = fetched_if_any(target)
         seen.append(None if found is None else whole(found))
 
     Fault(monkeypatch, look=look)
@@ -240,7 +244,9 @@ EVERY_WRITE = range(1, 13)  # more than there are
     "numbers",
     [pytest.param((2, 7), id="some"), pytest.param(EVERY_WRITE, id="all", marks=pytest.mark.slow)],
 )
-def test_an_upload_that_fails_anywhere_loses_nothing(pair, store, monkeypatch, replacing, numbers):
+def test_an_upload_that_fails_anywhere_loses_nothing(
+    pair, store, target, monkeypatch, replacing, numbers
+):
     """Whichever write fails, the report is here, and the same call publishes it unmeasured."""
     folder = work_folder(store) / pair.family / pair.name
     failed = 0
@@ -260,11 +266,11 @@ def test_an_upload_that_fails_anywhere_loses_nothing(pair, store, monkeypatch, r
             assert whole(folder) == []
             assert f"the report is finished, but not uploaded: it is in {folder}" in caught.message
             assert "measures nothing again" in caught.hint
-        found = fetched_if_any(at(pair, store))
+        found = fetched_if_any(target)
         assert found is None or whole(found) in ([], [0])
         result, _ = audited(pair, store, overwrite=replacing)
         assert result.measured == 0
-        assert whole(fetched(at(pair, store))) == []
+        assert whole(fetched(target)) == []
         assert not folder.exists()
     # the claim's end alone is no fault
     assert failed == (len(numbers) if len(numbers) == 2 else 7 + replacing)
@@ -280,48 +286,42 @@ def scored(pair, store, tmp_path, **options):
 
 
 def test_scores_whose_upload_failed_are_uploaded_by_the_same_command(
-    pair, store, tmp_path, monkeypatch
+    pair, store, target, tmp_path, monkeypatch
 ):
     """The report at the URL has the same tables, and no table tells of scores. A command without
     scores leaves them here and says so.
     """
     audited(pair, store)
-    with monkeypatch.context() as patched:
-        Fault(patched, 1)
-        with pytest.raises(ShadowError, match="not uploaded"):
-            scored(pair, store, tmp_path)
+    fails_to_upload(monkeypatch, 1, scored, pair, store, tmp_path)
     folder = work_folder(store) / pair.family / pair.name
     _, said = audited(pair, store)
     assert f"a report with other scores, which was not uploaded, stays in {folder}" in said
     result = scored(pair, store, tmp_path)
     assert [gain.benchmark for gain in result.summary.scores] == ["mmlu"]
     for name in ("summary.json", "scores.json"):
-        assert b"mmlu" in at(pair, store).read(name, 10**7)
+        assert b"mmlu" in target.read(name, 10**7)
     assert not folder.exists()
 
 
 @pytest.mark.parametrize("content", ["", "0123"])
 def test_a_name_of_a_writer_that_was_written_in_part_is_made_anew(
-    pair, store, monkeypatch, content
+    pair, store, target, monkeypatch, content
 ):
     """An empty one would be that of a claim which says nothing."""
-    with monkeypatch.context() as patched:
-        Fault(patched, 2)
-        with pytest.raises(ShadowError, match="not uploaded"):
-            audited(pair, store)
+    fails_to_upload(monkeypatch, 2, audited, pair, store)
     kept = work_folder(store) / pair.family / pair.name / "uploading"
     kept.write_text(content)
-    at(pair, store).put(CLAIM, b"{}")
+    target.put(CLAIM, b"{}")
     with pytest.raises(ShadowError, match="another audit is writing there"):
         audited(pair, store)
     assert len(kept.read_text()) == 32
     assert sorted(path.name for path in kept.parent.iterdir() if path.name[0] == ".") == []
-    at(pair, store).remove([CLAIM])
+    target.remove([CLAIM])
     audited(pair, store)
-    assert whole(fetched(at(pair, store))) == []
+    assert whole(fetched(target)) == []
 
 
-def test_a_file_that_arrived_in_part_does_not_complete_a_report(pair, store, monkeypatch):
+def test_a_file_that_arrived_in_part_does_not_complete_a_report(pair, store, target, monkeypatch):
     """A store that says yes to half a file: no report is there, and the fault names the file."""
     put = MemoryFileSystem.put_file
 
@@ -334,9 +334,9 @@ def test_a_file_that_arrived_in_part_does_not_complete_a_report(pair, store, mon
         patched.setattr(MemoryFileSystem, "put_file", cut)
         with pytest.raises(ShadowError, match=r"tensors.parquet: only a part of it arrived"):
             audited(pair, store)
-    assert fetched_if_any(at(pair, store)) is None
+    assert fetched_if_any(target) is None
     audited(pair, store)
-    assert whole(fetched(at(pair, store))) == []
+    assert whole(fetched(target)) == []
 
 
 # Two writers
@@ -350,10 +350,8 @@ def reports_of(pair, tmp_path):
     ]
 
 
-def test_a_second_writer_waits_or_gives_way(pair, store, tmp_path, monkeypatch):
-    """Whenever the second begins, between any two writes of the first, the report is the first's,
-    and only its.
-    """
+def test_a_second_writer_waits_or_gives_way(pair, target, tmp_path, monkeypatch):
+    """Between any two writes of the first it may begin: the report is the first's alone."""
     first, second = reports_of(pair, tmp_path)
     refused = []
     inside = threading.Event()
@@ -364,7 +362,7 @@ def test_a_second_writer_waits_or_gives_way(pair, store, tmp_path, monkeypatch):
         inside.set()
         try:
             with pytest.raises(ShadowError, match="another audit is writing there") as raised:
-                publish(second, at(pair, store), token="second", replaces=None)
+                publish(second, target, token="second", replaces=None)
             refused.append(raised.value)
         finally:
             inside.clear()
@@ -373,12 +371,12 @@ def test_a_second_writer_waits_or_gives_way(pair, store, tmp_path, monkeypatch):
         fault = Fault(patched)
         looks = iter(range(100))
         fault.look = lambda: next(looks) < 6 and intrude()
-        publish(first, at(pair, store), token="first", replaces=None)
+        publish(first, target, token="first", replaces=None)
     assert len(refused) >= 5
-    assert whole(fetched(at(pair, store))) == []
+    assert whole(fetched(target)) == []
 
 
-def test_of_many_writers_at_once_one_publishes(pair, store, tmp_path):
+def test_of_many_writers_at_once_one_publishes(pair, target, tmp_path):
     """Eight threads with two different reports: one wins, the others are told, none is mixed."""
     folders = reports_of(pair, tmp_path) * 4
     barrier = threading.Barrier(len(folders))
@@ -387,7 +385,7 @@ def test_of_many_writers_at_once_one_publishes(pair, store, tmp_path):
     def write(number):
         barrier.wait()
         try:
-            publish(folders[number], at(pair, store), token=str(number), replaces=None)
+            publish(folders[number], target, token=str(number), replaces=None)
             outcomes.append(number)
         except ShadowError as error:
             outcomes.append(error)
@@ -399,25 +397,25 @@ def test_of_many_writers_at_once_one_publishes(pair, store, tmp_path):
         thread.join()
     (winner,) = [one for one in outcomes if isinstance(one, int)]
     assert len(outcomes) == len(folders)
-    assert whole(fetched(at(pair, store))) == [[], [0]][winner % 2]
-    assert CLAIM not in at(pair, store).files()
+    assert whole(fetched(target)) == [[], [0]][winner % 2]
+    assert CLAIM not in target.files()
 
 
 def test_who_was_slower_with_the_same_report_takes_that_of_the_faster(
-    pair, store, tmp_path, monkeypatch
+    pair, store, target, tmp_path, monkeypatch
 ):
     """While this one measures, another publishes: its report stays, and is the result."""
     faster = run_pair(pair, PLAIN, tmp_path / "faster").folder
 
     def slow(*arguments, **more):
         result = run_pair(*arguments, **more)
-        publish(faster, at(pair, store), token="faster", replaces=None)
+        publish(faster, target, token="faster", replaces=None)
         return result
 
     monkeypatch.setattr("shadow.audits.remote.run_pair", slow)
     result, said = audited(pair, store)
     assert "another audit of the pair was faster: its report stays" in said
-    assert result.provenance == finished_metadata(faster) == published_metadata(at(pair, store))
+    assert result.provenance == finished_metadata(faster) == published_metadata(target)
     assert not (work_folder(store) / pair.family).exists()
 
 
@@ -430,11 +428,10 @@ def claim(store, token, age):
     ("token", "age", "goes_on"), [("me", 10, True), ("you", 10, False), ("you", 4000, True)]
 )
 def test_a_claim_is_taken_over_by_its_owner_or_when_nobody_lives(
-    pair, store, tmp_path, token, age, goes_on
+    pair, target, tmp_path, token, age, goes_on
 ):
     """Our own after a kill, and anybody's after an hour without a sign of life."""
     folder, _ = reports_of(pair, tmp_path)
-    target = at(pair, store)
     claim(target, token, age)
     if goes_on:
         publish(folder, target, token="me", replaces=None)
@@ -446,11 +443,8 @@ def test_a_claim_is_taken_over_by_its_owner_or_when_nobody_lives(
         assert list(target.files()) == [CLAIM]
 
 
-def test_a_task_outlasts_a_writer_that_was_lost(pair, store):
-    """A machine was lost while it uploaded, and Ray begins the pair again on another one, which
-    waits until the claim is an hour old.
-    """
-    target = at(pair, store)
+def test_a_task_outlasts_a_writer_that_was_lost(pair, store, target):
+    """Ray begins the pair of a lost machine again; it waits until the claim is an hour old."""
     claim(target, "you", 10)
     said = []
 
@@ -478,13 +472,10 @@ def test_a_task_outlasts_a_writer_that_was_lost(pair, store):
     ],
 )
 def test_a_claim_that_tells_no_time_is_as_old_as_its_file(
-    pair, store, tmp_path, monkeypatch, claimed
+    pair, store, target, tmp_path, monkeypatch, claimed
 ):
-    """It holds for an hour by the clock of the store; where that tells nothing, the hint says how
-    to remove it.
-    """
+    """It holds for an hour by the store's clock; without one the hint says how to remove it."""
     folder, _ = reports_of(pair, tmp_path)
-    target = at(pair, store)
     target.put(CLAIM, claimed)
     with pytest.raises(ShadowError, match="another audit is writing there") as raised:
         publish(folder, target, token="me", replaces=None)
@@ -502,10 +493,9 @@ def test_a_claim_that_tells_no_time_is_as_old_as_its_file(
     assert whole(fetched(target)) == []
 
 
-def test_a_writer_whose_claim_was_taken_over_does_not_finish(pair, store, tmp_path, monkeypatch):
+def test_a_writer_whose_claim_was_taken_over_does_not_finish(pair, target, tmp_path, monkeypatch):
     """Before the file that completes a report it looks whether it still may."""
     folder, _ = reports_of(pair, tmp_path)
-    target = at(pair, store)
     put = Store.put_file
 
     def put_and_lose(self, path, name):
@@ -523,11 +513,10 @@ def test_a_writer_whose_claim_was_taken_over_does_not_finish(pair, store, tmp_pa
 
 
 def test_a_report_that_is_replaced_while_it_is_read_is_read_again(
-    pair, store, monkeypatch, tmp_path
+    pair, target, monkeypatch, tmp_path
 ):
     """The copy holds the files of one moment."""
     first, second = reports_of(pair, tmp_path)
-    target = at(pair, store)
     publish(first, target, token="1", replaces=None)
     fetch = Store.fetch
     calls = []
@@ -550,7 +539,7 @@ def test_a_report_that_is_replaced_while_it_is_read_is_read_again(
     assert len(calls) == 2
 
 
-def test_a_file_that_comes_in_part_is_told(pair, store, monkeypatch):
+def test_a_file_that_comes_in_part_is_told(pair, store, target, monkeypatch):
     audited(pair, store)
     get = MemoryFileSystem.get_file
 
@@ -561,13 +550,13 @@ def test_a_file_that_comes_in_part_is_told(pair, store, monkeypatch):
 
     monkeypatch.setattr(MemoryFileSystem, "get_file", cut)
     with pytest.raises(ShadowError, match="only a part of it came"):
-        fetched(at(pair, store))
+        fetched(target)
 
 
-def test_only_files_of_reports_with_safe_names_are_fetched(pair, store):
+def test_only_files_of_reports_with_safe_names_are_fetched(pair, store, target):
     """What else lies at the URL stays there, whatever it is called."""
     audited(pair, store)
-    content = {name: at(pair, store).read(name, 10**9) for name in at(pair, store).files()}
+    content = {name: target.read(name, 10**9) for name in target.files()}
     for name, bytes_of in content.items():
         for folder in (
             "/bucket/reports/..",
@@ -586,75 +575,78 @@ def test_only_files_of_reports_with_safe_names_are_fetched(pair, store):
     assert found == sorted(f"{pair.family}/{pair.name}/{name}" for name in content)
 
 
-def test_a_file_larger_than_any_of_its_kind_is_refused(pair, store, monkeypatch):
+def test_a_file_larger_than_any_of_its_kind_is_refused(pair, store, target, monkeypatch):
     audited(pair, store)
     monkeypatch.setattr(remote, "MAX_JSON", 1000)
     with pytest.raises(ShadowError, match="larger than any file of a report"):
-        fetched(at(pair, store))
+        fetched(target)
 
 
-def test_reports_that_do_not_fit_the_disk_are_refused_with_numbers(pair, store, monkeypatch):
+def test_reports_that_do_not_fit_the_disk_are_refused_with_numbers(
+    pair, store, target, monkeypatch
+):
     audited(pair, store)
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10})())
     with pytest.raises(ShadowError, match="to fetch, and 10 bytes are free"):
-        fetched(at(pair, store))
+        fetched(target)
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"x" * 100, b"PAR1" + b"\xff" * 20 + b"PAR1"])
-def test_a_broken_report_at_a_url_is_measured_again(pair, store, content):
+def test_a_broken_report_at_a_url_is_measured_again(pair, store, target, content):
     audited(pair, store)
-    at(pair, store).put("matrices.parquet", content)
+    target.put("matrices.parquet", content)
     with pytest.raises(ShadowError, match=r"matrices.parquet cannot be read"):
-        published_metadata(at(pair, store))
+        published_metadata(target)
     result, said = audited(pair, store)
     assert result.measured == 2
     assert said[0].startswith("measuring again: memory://bucket/reports/")
-    assert whole(fetched(at(pair, store))) == []
+    assert whole(fetched(target)) == []
 
 
 @pytest.mark.parametrize("name", ["spectra.parquet", "tensors.parquet", "matrices.parquet"])
-def test_a_report_at_a_url_that_lacks_a_table_is_measured_again(pair, store, name):
+def test_a_report_at_a_url_that_lacks_a_table_is_measured_again(pair, store, target, name):
     """The command says which one; nothing is asked of the tables that are there."""
     audited(pair, store)
-    at(pair, store).remove([name])
+    target.remove([name])
     result, said = audited(pair, store)
     assert result.measured == 2
     assert name == "matrices.parquet" or f"{name} is missing from this report" in said[0]
-    assert whole(fetched(at(pair, store))) == []
-    assert name in at(pair, store).files()
+    assert whole(fetched(target)) == []
+    assert name in target.files()
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("table", ["tensors", "matrices"])
-def test_a_broken_table_at_a_url_is_measured_again(pair, store, tmp_path, table, overwrite):
+def test_a_broken_table_at_a_url_is_measured_again(pair, store, target, tmp_path, table, overwrite):
     """As in a folder; the scores stay."""
     scored(pair, store, tmp_path)
-    at(pair, store).put(f"{table}.parquet", b"")
+    target.put(f"{table}.parquet", b"")
     result, said = audited(pair, store, overwrite=overwrite)
     assert result.measured == 2
-    assert said[0].startswith(f"measuring again: {at(pair, store)}")
-    assert whole(fetched(at(pair, store))) == []
-    assert b"mmlu" in at(pair, store).read("summary.json", 10**7)
+    assert said[0].startswith(f"measuring again: {target}")
+    assert whole(fetched(target)) == []
+    assert b"mmlu" in target.read("summary.json", 10**7)
     assert not work_folder(store).exists()
 
 
-def test_a_report_that_waits_here_replaces_a_broken_one_unmeasured(pair, store, monkeypatch):
+def test_a_report_that_waits_here_replaces_a_broken_one_unmeasured(
+    pair, store, target, monkeypatch
+):
     audited(pair, store, FIRST)
-    with monkeypatch.context() as patched:
-        Fault(patched, 1)
-        with pytest.raises(ShadowError, match="not uploaded"):
-            audited(pair, store, overwrite=True)
-    at(pair, store).put("matrices.parquet", b"")
+    fails_to_upload(monkeypatch, 1, audited, pair, store, overwrite=True)
+    target.put("matrices.parquet", b"")
     result, said = audited(pair, store)
     assert result.measured == 0
     assert said == ["nothing to measure: the report is already there"]
-    assert whole(fetched(at(pair, store))) == []
+    assert whole(fetched(target)) == []
 
 
-def test_a_store_that_fails_while_a_report_is_read_does_not_replace_it(pair, store, monkeypatch):
+def test_a_store_that_fails_while_a_report_is_read_does_not_replace_it(
+    pair, store, target, monkeypatch
+):
     """What cannot be read now may be whole."""
     audited(pair, store)
-    there = at(pair, store).files()
+    there = target.files()
     reads = []
     read_end = Store.read_end
 
@@ -668,7 +660,7 @@ def test_a_store_that_fails_while_a_report_is_read_does_not_replace_it(pair, sto
         patched.setattr(Store, "read_end", failing)
         with pytest.raises(ShadowError, match="the store failed"):
             audited(pair, store, overwrite=True)
-    assert at(pair, store).files() == there
+    assert target.files() == there
 
 
 # Lists
@@ -896,9 +888,7 @@ def test_a_report_that_changes_while_it_is_copied_is_not_merged(pair, store, mon
 
 
 def test_two_lists_that_write_an_index_at_once_do_not_mix(toys, store, monkeypatch, tmp_path):
-    """One begins while the other is between its look and its write: it is refused, and both files
-    are of the first.
-    """
+    """One that begins between the other's look and write is refused; all files are the first's."""
     folders = []
     for name in ("first", "second"):
         monkeypatch.setenv("SHADOW_WORK_DIR", str(tmp_path / name))
@@ -1016,7 +1006,7 @@ MORE_COMMANDS = [
 )
 def test_every_command_takes_urls_and_names_no_copy(demo, tmp_path, commands):
     """What is told and written names URLs, never the copies on this machine."""
-    scratch = storage._scratch().name
+    scratch = storage.scratch_folder().name
     for words in commands:
         code, out, err = command(*words)
         assert code == 0, (words, err)
@@ -1050,7 +1040,7 @@ def test_lists_policies_and_scores_may_be_urls(demo, tmp_path):
     assert "base..narrow" in out
     kept = located("memory://bucket/listed/demo/base..narrow").read("scores.json", 10**6).decode()
     assert "memory://bucket/in/scores.csv" in kept
-    assert storage._scratch().name not in kept
+    assert storage.scratch_folder().name not in kept
 
 
 def test_scores_may_be_a_folder_at_a_url(demo, tmp_path, monkeypatch):
@@ -1227,7 +1217,7 @@ def test_options_come_from_json_a_file_or_the_environment(tmp_path, monkeypatch)
     assert parsed_options(None) == {}
     given = []
     monkeypatch.setattr(
-        storage, "_system", lambda _, options, __: given.append(options) or MemoryFileSystem()
+        storage, "driver", lambda _, options, __: given.append(options) or MemoryFileSystem()
     )
     monkeypatch.setenv("SHADOW_STORAGE_OPTIONS", json.dumps(told))
     command("show", "memory://bucket/x")
@@ -1309,7 +1299,7 @@ def test_work_goes_on_in_one_folder_for_one_url(monkeypatch, tmp_path):
     assert work_folder(one).parent == tmp_path / "shadow" / "work"
 
 
-def test_a_pair_that_another_process_works_on_is_refused(pair, store, monkeypatch):
+def test_a_pair_that_another_process_works_on_is_refused(pair, store, target, monkeypatch):
     """On one machine: while one audits into a URL, a second one of the same pair ends at once."""
     refused = []
 
@@ -1322,10 +1312,10 @@ def test_a_pair_that_another_process_works_on_is_refused(pair, store, monkeypatc
     monkeypatch.setattr("shadow.audits.remote.run_pair", slow)
     audited(pair, store)
     assert refused == [1]
-    assert whole(fetched(at(pair, store))) == []
+    assert whole(fetched(target)) == []
 
 
-def test_a_pair_waits_for_another_process_as_long_as_it_may(pair, store, monkeypatch):
+def test_a_pair_waits_for_another_process_as_long_as_it_may(pair, store, target, monkeypatch):
     """An engine's task has patience: it says once that it waits, and goes on when it can."""
     folder = work_folder(store) / pair.family / pair.name
     folder.mkdir(parents=True)
@@ -1335,7 +1325,7 @@ def test_a_pair_waits_for_another_process_as_long_as_it_may(pair, store, monkeyp
     _, said = audited(pair, store, patience=60.0)
     assert said[0] == f"waiting: another audit is writing to {folder}"
     assert not held
-    assert whole(fetched(at(pair, store))) == []
+    assert whole(fetched(target)) == []
 
 
 def test_a_folder_that_another_process_removes_at_its_end_is_taken(pair, store, monkeypatch):
@@ -1350,22 +1340,19 @@ def test_a_folder_that_another_process_removes_at_its_end_is_taken(pair, store, 
         audited(pair, store)
 
 
-def test_a_report_of_other_settings_that_waits_here_is_not_removed(pair, store, monkeypatch):
-    """An upload failed; then the report at the URL is asked for again: the one that waits is told
-    of, and stays.
-    """
+def test_a_report_of_other_settings_that_waits_here_is_not_removed(
+    pair, store, target, monkeypatch
+):
+    """After a failed upload the same report is asked for again: the one that waits stays."""
     audited(pair, store)
-    with monkeypatch.context() as patched:
-        Fault(patched, 1)
-        with pytest.raises(ShadowError, match="not uploaded"):
-            audited(pair, store, FIRST, overwrite=True)
+    fails_to_upload(monkeypatch, 1, audited, pair, store, FIRST, overwrite=True)
     folder = work_folder(store) / pair.family / pair.name
     result, said = audited(pair, store)
     assert result.measured == 0
     assert f"a report of other settings or files, which was not uploaded, stays in {folder}" in said
     assert whole(folder) == [0]
     audited(pair, store, FIRST, overwrite=True)
-    assert whole(fetched(at(pair, store))) == [0]
+    assert whole(fetched(target)) == [0]
 
 
 @pytest.mark.parametrize(
@@ -1373,7 +1360,7 @@ def test_a_report_of_other_settings_that_waits_here_is_not_removed(pair, store, 
 )
 def test_a_driver_that_is_not_installed_is_named_with_its_extra(monkeypatch, url, extra):
     """Wrong usage, exit code 2, with the command that installs it."""
-    monkeypatch.setattr("shadow.extras._is_installed", lambda _: False)
+    monkeypatch.setattr("shadow.extras.is_installed", lambda _: False)
     code, _, err = command("show", url)
     assert code == 2
     error, hint = err.splitlines()
@@ -1455,7 +1442,7 @@ def test_an_endpoint_without_a_scheme_is_wrong_usage(monkeypatch):
 
 def test_an_answer_that_no_driver_can_read_is_a_fault_of_the_store(store, monkeypatch):
     """As of a web page at the endpoint: exit code 1."""
-    monkeypatch.setattr(storage, "_is_of_driver", lambda _: True)
+    monkeypatch.setattr(storage, "is_of_driver", lambda _: True)
     monkeypatch.setattr(MemoryFileSystem, "find", lambda *_, **__: json.loads("<html>"))
     with pytest.raises(ShadowError, match="the store's answer cannot be read") as raised:
         store.files()

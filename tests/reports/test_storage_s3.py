@@ -85,9 +85,7 @@ def store_of(server, url) -> Store:
 
 
 def whole(server, url):
-    """The chosen layers of the report at a URL all of whose files are of one audit; None where
-    there is none.
-    """
+    """The chosen layers of a report whose files are of one audit; None where there is none."""
     folder = fetched_if_any(store_of(server, url).at(*PAIR.split("/")))
     if folder is None:
         return None
@@ -100,9 +98,7 @@ def whole(server, url):
 
 
 def test_an_audit_into_a_bucket_is_read_from_it(server, run, url):
-    """With the usual variables of the environment; again, it measures nothing and writes nothing of
-    the report.
-    """
+    """By the usual variables of the environment; again, it measures and writes nothing."""
     words = ("audit", "demo:base..narrow", "-o", url, *QUICK)
     out = run(*words).assert_done()
     assert f"{url}/{PAIR}/" in out
@@ -175,9 +171,7 @@ def test_faults_that_pass_are_retried(server, run, url, fault):
 def test_a_fault_that_stays_ends_in_one_line_and_loses_nothing(
     server, run, url, fault, name, tmp_path
 ):
-    """Exit code 1 within a minute; no reader finds a report; the finished one is here, and the same
-    command goes on.
-    """
+    """Exit 1 within a minute, no report there, the finished one here; the command goes on."""
     server.fault = lambda request: (
         fault if request.method == "PUT" and request.path.endswith(name) else None
     )
@@ -251,9 +245,7 @@ def started(server, tmp_path, work, *words):
 
 @pytest.mark.parametrize("same", [True, False])
 def test_two_machines_with_one_pair_do_not_mix(server, url, tmp_path, same):
-    """Both upload at once, which the server makes slow. The report is of one of them; who lost is
-    told or agrees.
-    """
+    """Both upload at once, slowly: the report is of one; who lost is told or agrees."""
     server.fault = lambda request: (
         "wait" if request.path.endswith(("spectra.parquet", "residual.parquet")) else None
     )
@@ -286,9 +278,7 @@ def test_two_machines_with_one_pair_do_not_mix(server, url, tmp_path, same):
 def test_a_writer_that_is_killed_goes_on_where_it_was(
     server, run, url, tmp_path, monkeypatch, name
 ):
-    """Killed while it uploads: no reader finds half a report, and the same command publishes
-    without measuring.
-    """
+    """No reader finds half a report; the same command publishes without measuring."""
     server.fault = lambda request: "wait" if request.path.endswith(name) else None
     words = ("audit", "demo:base..narrow", "-o", url, *QUICK)
     env = server.env(SHADOW_WORK_DIR=str(tmp_path / "work"), TMPDIR=str(tmp_path))

@@ -11,12 +11,13 @@ import torch
 from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from measuring import measure
 
 from shadow.dtypes import FLOATS
 from shadow.reports.columns import DELTA, SPECTRAL
 from shadow.spectra import spectrum
-from shadow.spectra.delta import Method, extent, measure_alone, measure_pair, working_dtype
-from shadow.spectra.spectrum import Workspace
+from shadow.spectra.delta import Means, Method, extent, measure_alone
+from shadow.spectra.spectrum import Sides, Workspace
 
 # What a float32-accumulated Gram promises (relative), where it is looser than the float64 one.
 LOOSE = {
@@ -44,12 +45,6 @@ def pair(shape, dtypes=("BF16", "BF16"), rank=3, size=1e-2, seed=0):
     tuned = base + 0.02 * size * (update + rng.standard_normal(shape))
     types = [getattr(torch, FLOATS[dtype].torch_name) for dtype in dtypes]
     return torch.from_numpy(base).to(types[0]), torch.from_numpy(tuned).to(types[1])
-
-
-def measure(base, tuned, dtypes=("BF16", "BF16"), method=None):
-    space = Workspace()
-    size = extent(base, tuned, working_dtype(*dtypes), space)
-    return measure_pair(base, tuned, dtypes, size, method or Method(), "k", space)
 
 
 def assert_like_reference(found, base, tuned, dtypes, rel):
@@ -262,9 +257,7 @@ def test_the_distance_of_two_directions_is_right_however_small(dtype, size, shap
 
 @pytest.mark.parametrize("shape", [(700, 40), (40, 700), (300, 150), (150, 300)])
 def test_rows_that_changed_are_counted_across_blocks(shape, monkeypatch):
-    """A change of the last entry of some rows: those and no others, also where a matrix is read in
-    several blocks.
-    """
+    """The rows of which the last entry changes, also where a matrix is read in several blocks."""
     monkeypatch.setattr(spectrum, "BLOCK", 4_000)
     base = torch.randn(shape, generator=torch.Generator().manual_seed(0)).bfloat16()
     tuned = base.clone()
@@ -294,9 +287,7 @@ def test_a_zero_base_leaves_ratios_null():
 
 
 def test_rounding_floor_of_one_step_is_known():
-    """Moving every entry by one ulp is sqrt(12) times the rounding floor, in each format,
-    subnormals included.
-    """
+    """One ulp in every entry is sqrt(12) rounding floors, in each format and for subnormals."""
     for name, dtype in (("BF16", torch.bfloat16), ("F16", torch.float16)):
         exponents = torch.randint(-20, -1, (30, 40), generator=torch.Generator().manual_seed(1))
         base = torch.ldexp(torch.ones(30, 40), exponents).to(dtype)
@@ -307,9 +298,7 @@ def test_rounding_floor_of_one_step_is_known():
 
 
 def test_tiny_changes_of_bf16_weights_do_not_vanish():
-    """One entry near 1e-30 changes among large ones: its fourth power is far below float32, the
-    numbers are not.
-    """
+    """An entry near 1e-30 changes: its fourth power is far below float32, the numbers are not."""
     base = torch.ones(20, 30, dtype=torch.bfloat16)
     base[3, 4] = 1e-30
     tuned = base.clone()
@@ -331,15 +320,15 @@ def test_extent_finds_every_nan_and_infinity():
         for spot in ((0, 0), (49, 59)):
             bad = good.clone()
             bad[spot] = value
-            assert not extent(good, bad, torch.float32, Workspace()).finite
-            assert not extent(bad, good, torch.float32, Workspace()).finite
-    assert extent(good, good, torch.float32, Workspace()).finite
+            assert not extent(Sides(good, bad, torch.float32, Workspace())).finite
+            assert not extent(Sides(bad, good, torch.float32, Workspace())).finite
+    assert extent(Sides(good, good, torch.float32, Workspace())).finite
 
 
 def test_a_matrix_without_a_base_has_its_own_spectrum():
     """A projector's numbers are those of the matrix alone."""
     matrix = torch.randn(60, 80, generator=torch.Generator().manual_seed(0)).bfloat16()
-    found = measure_alone(matrix, "BF16", float(matrix.abs().max()), Method(), Workspace())
+    found = measure_alone(matrix, "BF16", float(matrix.abs().max()), Means(Method(), Workspace()))
     expected = reference.spectral(matrix.double().numpy(), found.values["sigma_floor"])
     assert found.subject == "tuned"
     for name in ("frobenius_norm", "effective_rank", "mp_edge", "alpha"):

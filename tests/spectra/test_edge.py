@@ -83,9 +83,7 @@ def test_any_profile_has_the_least_of_its_curve(kind, shape):
 
 @pytest.mark.parametrize("spread", [0.0, 0.5])
 def test_noise_of_a_separable_profile_stays_below_the_edge_and_near_it(spread):
-    """Of 40 matrices, none has a spike; the largest singular value is above 0.8 of the edge,
-    null_edge is far above.
-    """
+    """No spike in 40 matrices; the largest sigma is above 0.8 of the edge, null_edge far above."""
     rng = np.random.default_rng(0)
     for _ in range(40):
         D = np.exp(spread * rng.standard_normal(100))[:, None] * rng.standard_normal((100, 160))
@@ -164,9 +162,7 @@ def stored(W, kind):
     ("kind", "name"), [("BF16", None), ("INT8", "8 bits"), ("FP8", "8 bits"), ("INT4", "INT4")]
 )
 def test_levels_tell_a_round_trip(kind, name, length):
-    """The share of distinct values is the expected one to a tenth, and names the round trip at
-    every length.
-    """
+    """The share of distinct values is as expected to a tenth, and names the round trip."""
     W = torch.randn(64, length, generator=torch.Generator().manual_seed(0))
     share = edge.levels(stored(W, kind))
     assert levels.round_trip(share, length) == name

@@ -7,10 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from measuring import measure
 
-from shadow.spectra.delta import Method, extent, measure_pair
 from shadow.spectra.lazy import BlockScaled, Updated
-from shadow.spectra.spectrum import Workspace, blocks
+from shadow.spectra.spectrum import blocks
 
 SIZES = st.integers(1, 40)
 
@@ -87,13 +87,7 @@ def test_the_audit_of_an_update_is_that_of_the_dense_sum(shape):
     )
     lazy = Updated(base, left, right, 2.0)
     dense = base.double() + 2.0 * left.double() @ right.double()
-    space, formats = Workspace(), ("BF16", "F64")
-    found, expected = (
-        measure_pair(
-            base, tuned, formats, extent(base, tuned, torch.float64, space), Method(), "key", space
-        )
-        for tuned in (lazy, dense)
-    )
+    found, expected = (measure(base, tuned, ("BF16", "F64")) for tuned in (lazy, dense))
     for one, other in zip(found, expected, strict=True):
         for column, value in other.values.items():
             if column.startswith("levels_"):

@@ -8,11 +8,11 @@ import torch
 from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from measuring import measure
 
 from shadow.spectra import spectrum
-from shadow.spectra.delta import Method, extent, measure_pair
+from shadow.spectra.delta import Method
 from shadow.spectra.null import sign_flips
-from shadow.spectra.spectrum import Workspace
 
 RNG = np.random.default_rng(0)
 
@@ -34,19 +34,14 @@ def profiles():
 def measured(D, nulls=0, key="k"):
     base = torch.zeros(D.shape, dtype=torch.float64)
     tuned = torch.from_numpy(D)
-    size = extent(base, tuned, torch.float64, Workspace())
-    return measure_pair(
-        base, tuned, ("F64", "F64"), size, Method("default", nulls), key, Workspace()
-    )[2].values
+    return measure(base, tuned, ("F64", "F64"), Method("default", nulls), key)[2].values
 
 
 @pytest.mark.parametrize(
     ("name", "D"), list(profiles()), ids=lambda value: value if isinstance(value, str) else ""
 )
 def test_closed_form_is_the_mean_over_random_signs(name, D):
-    """E ||D Dᵀ||² over independent signs is sum r² + sum c² - sum D⁴: Monte Carlo agrees within its
-    own error.
-    """
+    """E ||D Dᵀ||² is sum r² + sum c² - sum D⁴: Monte Carlo agrees within its own error."""
     squares = np.empty(400)
     for i in range(len(squares)):
         F = D * RNG.choice([-1.0, 1.0], D.shape)
@@ -83,14 +78,11 @@ def test_concentration_is_zero_for_noise_and_one_for_rank_one():
 
 
 def test_rounding_hides_a_rank_one_update_from_ranks_and_not_from_concentration():
-    """A rank-one update stored in bf16 looks full-rank to effective_rank; its energy still sits in
-    one direction.
-    """
+    """In bf16 rank one looks full-rank to effective_rank; its energy is in one direction."""
     base = torch.randn(300, 400, generator=torch.Generator().manual_seed(5)).mul(0.02).bfloat16()
     u, v = RNG.standard_normal(300), RNG.standard_normal(400)
     tuned = (base.double() + 2e-4 * torch.from_numpy(np.outer(u, v))).bfloat16()
-    size = extent(base, tuned, torch.float32, Workspace())
-    values = measure_pair(base, tuned, ("BF16", "BF16"), size, Method(), "k", Workspace())[2].values
+    values = measure(base, tuned)[2].values
     assert values["numerical_rank"] > 290
     assert values["effective_rank"] > 50
     assert values["concentration"] > 0.9
@@ -103,16 +95,13 @@ def test_a_rounded_copy_is_noise():
     base = torch.randn(300, 400, generator=torch.Generator().manual_seed(6)).bfloat16()
     step = float(base.abs().max()) / 127
     tuned = (base.double() / step).round().mul(step).float()
-    size = extent(base, tuned, torch.float64, Workspace())
-    values = measure_pair(base, tuned, ("BF16", "F32"), size, Method(), "k", Workspace())[2].values
+    values = measure(base, tuned, ("BF16", "F32"))[2].values
     assert abs(values["concentration"]) < 0.01
     assert values["spikes"] == 0
 
 
 def test_concentration_needs_something_to_concentrate():
-    """A delta in a single entry has a null of one direction too: no concentration, and no division
-    by ln 1.
-    """
+    """A delta in a single entry: no concentration, and no division by ln 1."""
     D = np.zeros((20, 30))
     D[3, 4] = 1.0
     assert measured(D)["null_participation_ratio"] == pytest.approx(1.0)
@@ -133,9 +122,7 @@ def test_sampled_null_agrees_with_the_closed_form():
 
 @pytest.mark.parametrize("shape", [(70, 500), (500, 70)])
 def test_signs_do_not_depend_on_blocks(shape, monkeypatch):
-    """Signs are keyed by seed, matrix, draw, row and column, so streaming in other blocks draws the
-    same null.
-    """
+    """Keyed by seed, matrix, draw, row and column, they are the same in other blocks."""
     D = np.random.default_rng(1).standard_normal(shape)
     whole = measured(D, nulls=2)
     monkeypatch.setattr(spectrum, "BLOCK", 3000)

@@ -58,9 +58,7 @@ def test_purity_is_the_sum_over_two_rows_and_two_columns():
 
 @pytest.mark.parametrize("shape", [(40, 60), (60, 40), (30, 30)])
 def test_the_budget_sums_up_to_the_reciprocal_participation_ratio(shape):
-    """size + profile + coherence = 1 / participation_ratio; a flat profile adds nothing, a sparse
-    one takes away.
-    """
+    """size + profile + coherence; a flat profile adds nothing, a sparse one takes away."""
     rng = np.random.default_rng(0)
     D = coherent(rng, shape, 2, 0.3) * np.exp(rng.standard_normal(shape[0]))[:, None]
     parts = budget(*ratios(D)[:2], *shape)
@@ -91,18 +89,14 @@ def test_directions_approach_their_limit_as_the_matrix_grows(rank, part, power, 
 
 
 def test_directions_above_the_short_side_are_none():
-    """Four directions with a fifth of the energy, 64 x 64: 1 / X is above 100, which no matrix of
-    that size has.
-    """
+    """A fifth of the energy in four directions of 64 x 64: 1 / X is above 100, so there is none."""
     found = values(coherent(np.random.default_rng(0), (64, 64), 4, 0.2))
     assert found["purity_z"] > NOISE
     assert found["equivalent_directions"] is None
 
 
 def test_under_the_null_z_has_a_standard_deviation_of_one():
-    """200 matrices of noise, flat and of a separable profile: mean 0, standard deviation 1 or less,
-    none above 5.
-    """
+    """200 matrices of noise, flat and separable: mean 0, deviation 1 or less, none above 5."""
     rng = np.random.default_rng(0)
     profile = np.exp(0.7 * rng.standard_normal(64))[:, None] * np.exp(0.4 * rng.standard_normal(48))
     for scales, most in ((1.0, 1.2), (profile, 1.2)):
@@ -143,9 +137,7 @@ def test_what_a_report_lacks_is_null():
 
 
 def test_what_may_be_the_roundings_has_no_directions():
-    """kept unknown: 1 / X of the stored delta far above its rounding, or where nothing was rounded;
-    else null.
-    """
+    """kept unknown: 1 / X of a delta far above its rounding, or with nothing rounded; else null."""
     D = coherent(np.random.default_rng(0), (64, 64), 2, 0.8)
     directions = [
         values(D, None, None, reason, floor)["equivalent_directions"]
@@ -177,9 +169,7 @@ def test_z_is_the_closed_form():
 
 
 def test_one_direction_in_noise_that_was_mostly_rounded_away_has_no_corrected_purity():
-    """A third of the energy in one direction at kept .5: null; nearly all of it, or nearly all
-    kept: X / kept².
-    """
+    """A third of the energy in one direction at kept .5: null; with nearly all, X / kept²."""
     rng = np.random.default_rng(0)
     for part, kept, told in ((0.3, 0.5, False), (1.0, 0.5, True), (0.3, 0.8, True)):
         D = coherent(rng, (64, 64), 1, part)

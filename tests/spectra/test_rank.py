@@ -27,9 +27,7 @@ def of(sigma, rows=None, cols=None, floor=0.0):
 
 @pytest.mark.parametrize("m", [1, 2, 10, 97])
 def test_equal_singular_values_have_every_rank_m(m):
-    """A multiple of an orthogonal matrix: all soft ranks are m, entropy 1, and k/m of the energy in
-    k directions.
-    """
+    """A scaled orthogonal matrix: soft ranks are m, entropy 1, k directions have k/m."""
     values = ranks(of(np.full(m, 3.0)))
     for name in (
         "stable_rank",

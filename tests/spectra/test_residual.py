@@ -5,16 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from measuring import measure_all
 
 from shadow.dtypes import FLOATS
 from shadow.places.groups import READING, WRITING
 from shadow.reports.columns import RESIDUAL
 from shadow.spectra.delta import (
-    Method,
     corners,
-    extent,
-    measure_pair_and_sketch,
-    working_dtype,
 )
 from shadow.spectra.residual import (
     WIDTH,
@@ -25,15 +22,13 @@ from shadow.spectra.residual import (
     stacked_participation,
     stacked_stderr,
 )
-from shadow.spectra.spectrum import Workspace, blocks
+from shadow.spectra.spectrum import blocks
 
 RNG = np.random.default_rng(0)
 
 
 def deltas(width, shared, direction, lengths=(96, 200, 32, 96, 400), rank=20):
-    """Low-rank deltas on a stream of some width, with a share of their energy in common directions,
-    and some noise.
-    """
+    """Low-rank deltas on a stream of that width, which share some directions, and noise."""
     common = np.linalg.qr(RNG.standard_normal((width, rank)))[0]
     found = []
     for length in lengths:
@@ -83,9 +78,7 @@ def written_out(Ds, direction):
 @pytest.mark.parametrize("shared", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("width", [2, 64, WIDTH])
 def test_narrow_streams_are_exact(width, shared, direction):
-    """Up to the width of the sketch the participation ratio is that of the Gram written out, to
-    float32's rounding.
-    """
+    """Up to the sketch's width the ratio is that of the Gram written out, to float32's rounding."""
     Ds = deltas(width, shared, direction, rank=min(20, width))
     assert estimated(Ds, width, direction) == pytest.approx(written_out(Ds, direction), rel=1e-5)
 
@@ -93,9 +86,7 @@ def test_narrow_streams_are_exact(width, shared, direction):
 @pytest.mark.parametrize("direction", ["reading", "writing"])
 @pytest.mark.parametrize(("shared", "typical"), [(0.0, 0.02), (0.5, 0.12), (1.0, 0.002)])
 def test_wide_streams_are_within_a_few_percent(shared, typical, direction):
-    """A stream four times as wide as the sketch: errors of 1 %, of 8 % for half shared, steep
-    spectra; no bias.
-    """
+    """Four times the sketch's width: errors of 1 %, 8 % for half shared steep spectra; no bias."""
     errors = []
     for _ in range(6):
         Ds = deltas(4 * WIDTH, shared, direction)
@@ -107,9 +98,7 @@ def test_wide_streams_are_within_a_few_percent(shared, typical, direction):
 @pytest.mark.parametrize("direction", ["reading", "writing"])
 @pytest.mark.parametrize("shared", [0.0, 0.3, 0.5, 0.8, 1.0])
 def test_the_standard_error_is_that_of_the_estimate(shared, direction):
-    """Against the Gram written out, errors are as large as the standard error says, to a factor of
-    two and a half.
-    """
+    """Errors against the Gram written out are as large as it says, to a factor of 2.5."""
     apart = []
     for _ in range(8):
         Ds = deltas(3 * WIDTH, shared, direction)
@@ -150,26 +139,19 @@ def test_the_sketch_of_a_pair_is_that_of_its_delta_written_out(shape, direction,
     stored = [getattr(torch, FLOATS[dtype].torch_name) for dtype in dtypes]
     base = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(stored[0])
     tuned = (base.float() + 0.1 * torch.randn(shape, generator=torch.Generator())).to(stored[1])
-    space = Workspace()
-    size = extent(base, tuned, working_dtype(*dtypes), space)
-    measured, found = measure_pair_and_sketch(
-        base, tuned, dtypes, size, Method(), "k", direction, space
-    )
+    measured = measure_all(base, tuned, dtypes, direction=direction)
     D = tuned.double().numpy() - base.double().numpy()
     x = D if direction == "reading" else D.T
     x = x @ projection(x.shape[1], np.dtype(float))
     expected = (x.T @ x / (D**2).sum())[np.triu_indices(x.shape[1])]
-    assert np.abs(found - expected).max() < 1e-6 * np.abs(expected).max()
-    assert measured[2].number("frobenius_norm") == pytest.approx(np.linalg.norm(D), rel=1e-6)
+    assert np.abs(measured.sketch - expected).max() < 1e-6 * np.abs(expected).max()
+    assert measured.delta.number("frobenius_norm") == pytest.approx(np.linalg.norm(D), rel=1e-6)
 
 
 def test_no_sketch_of_a_matrix_beside_the_residual_stream():
     """Without a direction there is none."""
-    base, space = torch.eye(60).bfloat16(), Workspace()
-    tuned = 2 * base
-    size = extent(base, tuned, torch.float32, space)
-    arguments = base, tuned, ("BF16", "BF16"), size, Method(), "k", None, space
-    assert measure_pair_and_sketch(*arguments)[1] is None
+    base = torch.eye(60).bfloat16()
+    assert measure_all(base, 2 * base).sketch is None
 
 
 def test_the_modules_that_are_stacked_are_those_that_the_schema_names():

@@ -1,6 +1,4 @@
-"""Rounding undone: the storage model in closed form, against Monte Carlo, and under what must not
-change it.
-"""
+"""Rounding undone: the storage model in closed form and by Monte Carlo, and its invariances."""
 
 from __future__ import annotations
 
@@ -14,7 +12,7 @@ from scipy.stats import norm as normal
 from shadow.dtypes import FLOATS
 from shadow.spectra import rounding, rounding_counts, rounding_model
 from shadow.spectra.lazy import BlockScaled, Updated
-from shadow.spectra.spectrum import Workspace
+from shadow.spectra.spectrum import Sides, Workspace
 
 TORCH = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
@@ -42,15 +40,15 @@ def undo(base, tuned, formats=("BF16", "BF16"), dtype=None):
     D = wide(tuned) - wide(base)
     dtype = dtype or (torch.float64 if "F32" in formats else torch.float32)
     lines = ((D**2).sum(1), (D**2).sum(0))
-    return rounding.undo(base, tuned, formats, lines, float(base.abs().max()), dtype, Workspace())
+    sides = Sides(base, tuned, dtype, Workspace())
+    return rounding.undo(sides, formats, lines, float(base.abs().max()))
 
 
 def counted(base, tuned, grid="BF16"):
     D = wide(tuned) - wide(base)
     lines = ((D**2).sum(1), (D**2).sum(0))
-    return rounding_counts.count(
-        base, tuned, FLOATS[grid], lines, float(base.abs().max()), torch.float32
-    )
+    sides = Sides(base, tuned, torch.float32, Workspace())
+    return rounding_counts.count(sides, FLOATS[grid], lines, float(base.abs().max()))
 
 
 def purity(D):
@@ -228,9 +226,7 @@ def test_zeros_of_a_normal_update_are_expected_and_those_of_a_mask_are_not():
 
 
 def test_rank_one_is_undone_by_the_fitted_shape():
-    """Entries of one size in a cell are far from normal: kept is right to 10 %, a normal shape is
-    off by 20 % more.
-    """
+    """Entries of one size in a cell: kept is right to 10 %, a normal shape 20 % further off."""
     W, d = update(rank=1, share=1.0, relative=1e-3)
     base = narrow(W, "BF16")
     tuned = narrow(wide(base) + d, "BF16")
@@ -244,9 +240,7 @@ def test_rank_one_is_undone_by_the_fitted_shape():
 
 @pytest.mark.parametrize("relative", [4e-3, 2e-3, 1e-3, 5e-4])
 def test_a_master_copy_that_nobody_stored_is_refused(relative):
-    """Both sides rounded from float32: the storage model would give up to three times the norm, so
-    it gives none.
-    """
+    """Both sides rounded from float32: the model would give up to three times the norm."""
     W, d = update(relative=relative)
     found = undo(narrow(W, "BF16"), narrow(W + d, "BF16"))
     assert found.kept is None
@@ -331,13 +325,11 @@ def test_what_was_not_rounded_has_no_kept():
     assert (found.kept, found.reason) == (None, "nothing_rounded")
     adapter = Updated(base, torch.ones(64, 1), torch.ones(1, 96), 1e-4)
     lines = (np.ones(64), np.ones(96))
-    space = Workspace()
-    assert (
-        rounding.undo(base, adapter, ("BF16", "F32"), lines, 1.0, torch.float64, space).reason
-        == "nothing_rounded"
-    )
+    updated = Sides(base, adapter, torch.float64, Workspace())
+    assert rounding.undo(updated, ("BF16", "F32"), lines, 1.0).reason == "nothing_rounded"
     scaled = BlockScaled(torch.ones(64, 96).to(torch.float8_e4m3fn), torch.ones(1, 1), (128, 128))
-    found = rounding.undo(base, scaled, ("BF16", "F8_E4M3"), lines, 1.0, torch.float32, space)
+    sides = Sides(base, scaled, torch.float32, Workspace())
+    found = rounding.undo(sides, ("BF16", "F8_E4M3"), lines, 1.0)
     assert (found.kept, found.reason) == (None, "rounding_unexplained")
 
 
@@ -370,9 +362,7 @@ def test_what_is_mostly_rounded_away_says_so():
 @pytest.mark.parametrize("change", ["rows", "columns", "transposed", "up", "down", "signs"])
 @pytest.mark.parametrize("dtype", ["BF16", "F16"])
 def test_order_orientation_and_powers_of_two_change_nothing(change, dtype):
-    """Permuted, transposed, with other signs or (BF16, whose exponents reach) scaled by 2^k: the
-    same verdict.
-    """
+    """Permuted, transposed, with other signs or scaled by 2^k (BF16): the same verdict."""
     base, tuned, _ = stored_pair(dtype, 2e-3 if dtype == "BF16" else 3e-4)
     plain = undo(base, tuned, (dtype, dtype))
     rng, factor = np.random.default_rng(0), 1.0

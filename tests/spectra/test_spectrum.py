@@ -80,7 +80,7 @@ def test_floor_is_where_a_tier_stops_resolving(precision, at_floor, shape):
         W = W.astype(np.float32).astype(np.float64)  # what these tiers see
     truth = np.linalg.svd(W, compute_uv=False)
     matrix = torch.from_numpy(W)
-    values, floor, *_ = module._singular_values(
+    values, floor, *_ = module.gram_singular_values(
         lambda dtype: scaled_blocks(matrix, 1.0, dtype, Workspace()),
         shape,
         float(torch.linalg.norm(matrix)),
@@ -177,9 +177,7 @@ def test_zero_matrix_has_a_zero_spectrum():
 
 @pytest.mark.parametrize("exponent", [-600, -149, -40, 40, 120, 600])
 def test_scale_of_the_weights_changes_nothing_but_the_scale(exponent):
-    """Powers of two are taken out before squaring, so tiny and huge weights lose nothing to under-
-    or overflow.
-    """
+    """Powers of two go before squaring: tiny and huge weights neither vanish nor overflow."""
     W = torch.randn((30, 50), generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     tiny = torch.ldexp(W, torch.tensor(exponent))
     scale = power_of_two_scale(float(tiny.abs().max()))
@@ -256,8 +254,7 @@ def test_tiles_cover_a_matrix_once(shape, monkeypatch):
 def test_rank_k_updates_and_symmetric_products(blas, dtype, monkeypatch):
     """By SciPy's BLAS, or by NumPy where its integers are others: any cut, strided blocks too."""
     if blas == "none":
-        monkeypatch.setattr(module, "SYRK_ARGUMENTS", 9)
-        monkeypatch.setattr(module, "SYMM_ARGUMENTS", 9)
+        monkeypatch.setattr(module, "routines", lambda library, counts: None)
     for cached in (module.rank_k_updates, module.symmetric_products):
         cached.cache_clear()
         monkeypatch.setattr(module, cached.__name__, cache(cached.__wrapped__))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import measuring
 import numpy as np
 import pytest
 import reference
@@ -13,9 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shadow.spectra import spectrum, subspace
-from shadow.spectra.delta import Method, extent, measure_pair, working_dtype
+from shadow.spectra.delta import Method
 from shadow.spectra.lazy import BlockScaled, Updated
-from shadow.spectra.spectrum import Workspace
 from shadow.spectra.subspace import NO_SUBSPACES
 
 F64 = ("F64", "F64")
@@ -29,9 +29,7 @@ GAPS = ("subspace_gap_base", "subspace_gap_tuned")
 
 def measure(base, tuned, dtypes=F64, method=None):
     base, tuned = (torch.from_numpy(W) if isinstance(W, np.ndarray) else W for W in (base, tuned))
-    space = Workspace()
-    size = extent(base, tuned, working_dtype(*dtypes), space)
-    return measure_pair(base, tuned, dtypes, size, method or Method(), "k", space)
+    return measuring.measure(base, tuned, dtypes, method)
 
 
 def values(base, tuned, dtypes=F64, method=None):
@@ -111,9 +109,7 @@ def test_grouped_views_are_their_rows_in_order(shape):
 
 
 def test_updates_and_scaled_floats_are_read_by_index():
-    """A base with its LoRA update, and 8-bit floats with block scales: as the dense matrices they
-    stand for.
-    """
+    """LoRA updates and block-scaled 8-bit floats are as the dense matrices they stand for."""
     generator = torch.Generator().manual_seed(0)
     base = torch.randn(70, 300, generator=generator).bfloat16()
     left, right = torch.randn(70, 4, generator=generator), torch.randn(4, 300, generator=generator)
@@ -155,9 +151,7 @@ def test_an_unresolved_subspace_is_null():
 
 
 def test_gaps_are_those_of_planted_spectra():
-    """sigma_16 = 1 and sigma_17 = 0.75 make 0.25; a full short side of at most 16 has none behind
-    it; rank 16 is 1.
-    """
+    """sigma_16 = 1, sigma_17 = 0.75: 0.25; 1 for rank 16 and for a short side of at most 16."""
     rng = np.random.default_rng(1)
     base = planted(40, 60, np.r_[np.linspace(2, 1, 16), np.linspace(0.75, 0.1, 24)], rng)
     sixteen = planted(40, 60, np.linspace(2, 1, 16), rng)
@@ -182,9 +176,7 @@ def test_equal_singular_values_are_reported_with_gap_zero():
 @settings(max_examples=examples(25))
 @given(st.integers(0, 10_000), SHAPES, st.floats(1e-4, 10))
 def test_ranges(seed, shape, size):
-    """Overlaps are in [0, 1], alignments in [0, side / k], intruders at most min(10, m), gaps in
-    [0, 1].
-    """
+    """Overlaps and gaps in [0, 1], alignments in [0, side / k], intruders up to min(10, m)."""
     rng = np.random.default_rng(seed)
     base = rng.standard_normal(shape)
     found = values(base, base + size * rng.standard_normal(shape))
@@ -230,9 +222,7 @@ def test_a_scaled_matrix_has_not_turned(seed, shape, factor):
     ("count", "near"), [(50, 0.06), pytest.param(400, 0.03, marks=pytest.mark.slow)]
 )
 def test_the_null_of_an_alignment_is_its_mean_over_random_signs(count, near):
-    """Over sign flips of D with outlier rows, the alignments are what its profile says, not 1; both
-    ways round.
-    """
+    """With outlier rows in D, alignments under sign flips are what its profile says, not 1."""
     rng = np.random.default_rng(0)
     scales = np.exp(0.8 * rng.standard_normal(40))[:, None]
     base = scales * rng.standard_normal((40, 60))
@@ -273,9 +263,7 @@ def test_alignment_of_a_delta_inside_and_outside_the_subspace():
     st.integers(0, 10_000), st.sampled_from([(150, 200), (200, 150), (300, 100)]), st.integers(1, 4)
 )
 def test_strong_new_directions_are_intruders(seed, shape, count):
-    """Each strong random rank-one direction added to a decaying spectrum is one intruder, and
-    nothing else is.
-    """
+    """Each strong random direction added to a decaying spectrum is one intruder."""
     rng = np.random.default_rng(seed)
     base = planted(*shape, 0.8 ** np.arange(min(shape)) + 1e-3, rng)
     new = planted(*shape, np.linspace(12, 10, count), rng)

@@ -17,11 +17,11 @@ import torch
 from command import Run, run_shadow
 from rich.console import Console
 from safetensors.torch import load_file
-
-from shadow.claims.verdicts import Judgement
 from shadow.outputs.terminal.batch import pairs_view
 from shadow.outputs.terminal.summary import summary_view
 from shadow.outputs.terminal.typeset import fixed, layers_filled, number, rounded, share, sparkline
+
+from shadow.claims.verdicts import Judgement
 from shadow.summary.summary import read_summary
 from shadow.telling.wording import about
 

@@ -306,23 +306,19 @@ def test_any_target_is_pairs_or_one_error(registry, target):
     ("targets", "tags", "found"),
     [
         (
-            ["toy-*b"],
-            [],
-            ["toy-1b:base..sft", "toy-1b:base..dpo", "toy-7b:base..sft", "toy-70b:base..sft"],
-        ),
+            ["toy-*b"], [],
+            ["toy-1b:base..sft", "toy-1b:base..dpo", "toy-7b:base..sft", "toy-70b:base..sft"]),
         (["toy-?b:base..sft"], [], ["toy-1b:base..sft", "toy-7b:base..sft"]),
         (["toy-*:*..dpo"], [], ["toy-1b:base..dpo"]),
         (["toy-1b:base..[ds]*"], [], ["toy-1b:base..sft", "toy-1b:base..dpo"]),
         (
-            ["other", "toy-7b", "toy-7*", "other"],
-            [],
-            ["other:base..sft", "toy-7b:base..sft", "toy-70b:base..sft"],
-        ),
+            ["other", "toy-7b", "toy-7*", "other"], [],
+            ["other:base..sft", "toy-7b:base..sft", "toy-70b:base..sft"]),
         (["toy-*"], ["vlm"], ["toy-7b:base..sft"]),
         (["toy-7b", "other", "toy-70b"], ["vlm"], ["toy-7b:base..sft", "other:base..sft"]),
         (["toy-*"], ["vlm", "dense"], ["toy-7b:base..sft"]),
     ],
-)
+)  # fmt: skip
 def test_globs_and_tags_choose(registry, targets, tags, found):
     """A glob is over names, after a colon over pairs; tags narrow; what several name is there once,
     in their order.
@@ -368,16 +364,12 @@ def test_targets_and_a_list_go_together(tmp_path, registry):
         ({"tags": ["lonely"]}, "no family with the tag 'lonely' has a pair", UsageError),
         (
             {"targets": ["toy-1b"], "tags": ["vlm", "moe"]},
-            "none of what was named has|no family with tag",
-            UsageError,
-        ),
+            "none of what was named has|no family with tag", UsageError),
         (
-            {"targets": ["toy-1b"], "tags": ["vlm"]},
-            "none of what was named has the tag 'vlm'",
-            UsageError,
-        ),
+            {"targets": ["toy-1b"], "tags": ["vlm"]}, "none of what was named has the tag 'vlm'",
+            UsageError),
     ],
-)
+)  # fmt: skip
 def test_what_names_nothing_is_a_fault(registry, arguments, message, kind):
     """A glob or a tag without a match is wrong usage; an exact name that is not known is what it
     always was.

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from functools import partial
 
 import pytest
 import yaml
@@ -33,82 +34,48 @@ def load(tmp_path, text: str | bytes):
     }
 
 
-def test_a_family_has_its_stages_and_pairs(tmp_path):
-    """Without `pairs` every stage is paired with `base`, in the order of the file."""
-    family = load(tmp_path, GOOD + "  dpo: {repo: org/dpo, revision: main, subfolder: last}\n")[
-        "fam"
-    ]
-    assert [pair.name for pair in family.pairs] == ["base..sft", "base..dpo"]
-    dpo = family.stages["dpo"]
-    assert (dpo.repo, dpo.is_folder, dpo.revision, dpo.subfolder) == (
-        "org/dpo",
-        False,
-        "main",
-        "last",
-    )
-    assert family.pairs[0].base == family.stages["base"]
+HUB = partial(Reference, is_folder=False)
+READ = {  # what a file holds, stages in it, its pairs and their relations
+    "without `pairs` every stage is paired with `base`": (
+        GOOD + "  dpo: {repo: org/dpo, revision: main, subfolder: last}\n",
+        {"dpo": HUB("org/dpo", revision="main", subfolder="last"), "base": HUB("org/base")},
+        "base..sft tuned base..dpo tuned"),
+    "`pairs` says which, and whether they are siblings": (
+        GOOD + "  dpo: org/dpo\n  pairs: [sft..dpo, {from: base, to: dpo, relation: sibling}]\n",
+        {}, "sft..dpo tuned base..dpo sibling"),
+    "without `base` stages are compared as `pairs` says": (
+        "fam:\n  a: org/a\n  b: org/b\n  pairs: [{from: a, to: b, relation: sibling}]\n",
+        {}, "a..b sibling"),
+    "a revision or a name that YAML makes something of is text": (
+        "fam:\n  base: org/b\n  no: {repo: org/s, revision: 1.10}\n",
+        {"no": HUB("org/s", revision="1.10")}, "base..no tuned"),
+    "a mapping with repo is one base": (
+        "fam:\n  base: {repo: org/b, revision: main}\n  a: org/a\n",
+        {"base": HUB("org/b", revision="main")}, "base..a tuned"),
+    "a base per component, in the order of the file": (
+        "fam:\n  base: {vision: {repo: org/v, revision: main}, language: org/l}\n  a: org/a\n",
+        {"base": ComponentBase((("vision", HUB("org/v", revision="main")),
+                                ("language", HUB("org/l"))))}, "base..a tuned"),
+}  # fmt: skip
 
 
-def test_listed_pairs_and_relations_are_kept(tmp_path):
-    """`pairs` says which, in which order, and whether they are siblings."""
-    text = (
-        GOOD + "  dpo: org/dpo\n  pairs: [sft..dpo, {from: base, to: dpo, relation: sibling}]\n"
-        "  tags: [a, b]\n"
-    )
+@pytest.mark.parametrize("case", READ)
+def test_a_family_is_its_stages_and_pairs(tmp_path, case):
+    """Names and mappings are checkpoints; pairs have the checkpoints of their stages."""
+    text, stages, pairs = READ[case]
     family = load(tmp_path, text)["fam"]
-    assert [(pair.name, pair.relation) for pair in family.pairs] == [
-        ("sft..dpo", "tuned"),
-        ("base..dpo", "sibling"),
-    ]
-    assert family.tags == ("a", "b")
+    assert stages.items() <= family.stages.items()
+    assert " ".join(f"{pair.name} {pair.relation}" for pair in family.pairs) == pairs
+    for pair in family.pairs:
+        ends = [family.stages[name] for name in pair.name.split("..")]
+        assert [pair.base, pair.tuned] == ends
 
 
 def test_folders_are_relative_to_the_file(tmp_path):
     """`./x` in a registry file is beside that file, wherever the command is started."""
     family = load(tmp_path, "fam:\n  base: ./b\n  sft: {repo: ./s, subfolder: deep}\n")["fam"]
-    assert (family.stages["base"].repo, family.stages["base"].is_folder) == (
-        str(tmp_path / "b"),
-        True,
-    )
-    assert family.stages["sft"].repo == str(tmp_path / "s" / "deep")
-
-
-def test_numbers_and_booleans_are_text(tmp_path):
-    """A revision 1.10 or a stage called `no` is what was written, not what YAML makes of it."""
-    family = load(
-        tmp_path, "7b:\n  base: org/b\n  no: {repo: org/s, revision: 1.10}\n  tags: [3]\n"
-    )["7b"]
-    assert family.stages["no"].revision == "1.10"
-    assert family.tags == ("3",)
-
-
-def test_a_base_per_component(tmp_path):
-    """A mapping with a component's name in it is a base per component: names or mappings, in the
-    file's order.
-    """
-    text = (
-        "fam:\n  base: {vision: {repo: org/v, revision: main}, language: ./l}\n"
-        "  a: org/a\n  b: org/b\n"
-    )
-    family = load(tmp_path, text)["fam"]
-    base = ComponentBase(
-        (
-            ("vision", Reference("org/v", False, "main")),
-            ("language", Reference(str(tmp_path / "l"), True)),
-        )
-    )
-    assert family.stages["base"] == base
-    assert [(pair.base, pair.tuned.repo) for pair in family.pairs] == [
-        (base, "org/a"),
-        (base, "org/b"),
-    ]
-    assert len({*family.pairs}) == 2
-
-
-def test_a_mapping_with_repo_is_one_base(tmp_path):
-    """`{repo: ...}` is the checkpoint of every component, also for `base`."""
-    family = load(tmp_path, "fam:\n  base: {repo: org/b, revision: main}\n  a: org/a\n")["fam"]
-    assert family.stages["base"] == Reference("org/b", False, "main")
+    folders = str(tmp_path / "b"), str(tmp_path / "s" / "deep")
+    assert [*family.stages.values()] == [Reference(folder, is_folder=True) for folder in folders]
 
 
 @pytest.mark.parametrize(
@@ -119,6 +86,7 @@ def test_a_mapping_with_repo_is_one_base(tmp_path):
         ("  tags: [vlm]\n", ["language", "vision", "projector"]),
         ("  tags: [audio, vlm]\n", ["language", "vision", "projector", "audio"]),
         ("  tags: [vision]\n", ["vision"]),
+        ("  tags: [3]\n", ["language"]),
     ],
 )
 def test_components_are_what_the_file_says(tmp_path, text, components):
@@ -132,13 +100,6 @@ def test_the_keys_of_a_base_are_components(tmp_path):
     """A base per component says of the family that it has these."""
     family = load(tmp_path, "fam:\n  base: {audio: org/a, language: org/l}\n  sft: org/s\n")["fam"]
     assert family.components == ("language", "audio")
-
-
-def test_without_base_the_pairs_are_listed(tmp_path):
-    """Where no base was released, stages are still compared as `pairs` says."""
-    text = "fam:\n  a: org/a\n  b: org/b\n  pairs: [{from: a, to: b, relation: sibling}]\n"
-    (pair,) = load(tmp_path, text)["fam"].pairs
-    assert (pair.name, pair.relation) == ("a..b", "sibling")
 
 
 def test_no_pairs_with_a_note(tmp_path):

@@ -14,13 +14,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 import pyarrow as pa
 
@@ -36,7 +35,7 @@ from shadow.files import (
     writing,
 )
 from shadow.reports.column_types import null_if_undefined
-from shadow.reports.columns import BATCH, SCHEMA, Column
+from shadow.reports.columns import BATCH, SCHEMA
 from shadow.reports.metadata import ReportMetadata
 from shadow.reports.parquet import arrow_schema, parquet_bytes
 from shadow.reports.provenance import METADATA_KEY
@@ -50,15 +49,31 @@ LOCK = "list.lock"  # in .partial while a process writes the index
 MAX_INDEX = 64_000_000  # bytes; a row has less than one thousand
 EVERY = 5.0  # seconds between two writes of both files, at least
 SHARE = 500  # and at least so many times what one takes: 0.2 % of the time, whatever a pair takes
-STATES = ("done", "failed", "kept", "pending")
 
 State = Literal["done", "failed", "kept", "pending"]
+STATES = get_args(State)
 Key = tuple[str, str]  # family and pair
+Content = TypeVar("Content")
+ADAPTERS: dict[type, Any] = {}  # pydantic's, made where a file is read
+STRICT = {"strict": True, "allow_inf_nan": False}  # its settings
+OF_THE_PAIR = ("position", "family", "pair", "relation", "folder", "base", "tuned")
+FIGURES = (  # of the summary, which a row has too
+    "relative_norm_overall",
+    "concentration",
+    "participation_ratio",
+    "null_participation_ratio",
+    "spikes",
+    "floor_ratio",
+    "effective_layers",
+    "attention_to_mlp",
+)
 
 
 @dataclass(frozen=True)
 class Row:
     """How one pair of a list stands; the columns of reports.columns.BATCH say what a field is."""
+
+    __pydantic_config__: ClassVar[Mapping[str, object]] = STRICT
 
     position: int | None
     family: str
@@ -94,22 +109,26 @@ class Row:
     def name(self) -> str:
         return f"{self.family}:{self.pair}"
 
+    @property
+    def fits(self) -> bool:
+        """Whether its integers are such as Parquet can hold."""
+        return (
+            max(abs(count or 0) for count in (self.position, self.matrices, self.bytes)) < 1 << 63
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Half a surrogate pair, which JSON may hold and Parquet not, is made visible."""
+        return {
+            name: value.encode(errors="backslashreplace").decode()
+            if isinstance(value, str)
+            else value
+            for name, value in vars(self).items()
+        }
+
     def emptied(self, state: State, *, error: str | None = None, hint: str | None = None) -> Row:
         """The same pair in another state, with nothing of a report. What it took stays."""
-        return Row(
-            position=self.position,
-            family=self.family,
-            pair=self.pair,
-            relation=self.relation,
-            folder=self.folder,
-            base=self.base,
-            tuned=self.tuned,
-            state=state,
-            seconds=self.seconds,
-            bytes=self.bytes,
-            error=error,
-            hint=hint,
-        )
+        same = {name: getattr(self, name) for name in (*OF_THE_PAIR, "seconds", "bytes")}
+        return Row(**same, state=state, error=error, hint=hint)
 
 
 @dataclass(frozen=True)
@@ -118,9 +137,8 @@ class Kind:
 
     schema: int
     """The number of the schema of their files."""
-
     settings: Mapping[str, object]
-    """The settings of their audits, as JSON has them."""
+    """As JSON has them."""
 
     @property
     def of_numbers(self) -> Kind:
@@ -138,18 +156,13 @@ class Index:
 
     version: str
     """The version of shadow that wrote it."""
-
     kind: Kind
     """What all reports agree in."""
-
     digest: str | None
     """Which list it was (Selection.digest); None: none, or several."""
-
     shards: tuple[str, ...]
     """Which shares of the list are here, such as `1/4`."""
-
     rows: tuple[Row, ...]
-    """One for each pair."""
 
     @property
     def missing_shards(self) -> list[str]:
@@ -172,7 +185,7 @@ class Index:
             "list": self.digest,
             "shards": list(self.shards),
             "counts": {state: sum(row.state == state for row in self.rows) for state in STATES},
-            "pairs": [dict(vars(row)) for row in self.rows],
+            "pairs": [row.as_json() for row in self.rows],
         }
 
 
@@ -194,9 +207,9 @@ def done_row(
     Its place in the list, and what it took, are what a report does not know.
     """
 
-    def figure(name: str) -> float | None:
-        return null_if_undefined(summary.figures.get(name))
-
+    figures: dict[str, Any] = {
+        name: null_if_undefined(summary.figures.get(name)) for name in FIGURES
+    }
     matrices = summary.figures.matrices
     return Row(
         position=position,
@@ -211,17 +224,10 @@ def done_row(
         state="done",
         label=summary.label,
         matrices=None if matrices is None else int(matrices),
-        relative_norm_overall=figure("relative_norm_overall"),
-        concentration=figure("concentration"),
-        participation_ratio=figure("participation_ratio"),
-        null_participation_ratio=figure("null_participation_ratio"),
-        spikes=figure("spikes"),
-        floor_ratio=figure("floor_ratio"),
-        effective_layers=figure("effective_layers"),
-        attention_to_mlp=figure("attention_to_mlp"),
         seconds=seconds,
         bytes=moved,
         version=metadata["version"],
+        **figures,
     )
 
 
@@ -248,15 +254,12 @@ def write_index(output: Path, index: Index) -> None:
 def _write_whole_index(output: Path, index: Index) -> bytes:
     """The content of index.json."""
     as_json = index.as_json()
-    rows = [{name: _plain(value) for name, value in row.items()} for row in as_json.pop("pairs")]
-    table = pa.Table.from_pylist(rows, schema=arrow_schema(BATCH))
-    content = json.dumps({**as_json, "pairs": rows}, indent=2, allow_nan=False).encode() + b"\n"
+    content = json.dumps(as_json, indent=2, allow_nan=False).encode() + b"\n"
+    table = pa.Table.from_pylist(as_json.pop("pairs"), schema=arrow_schema(BATCH))
+    about = {METADATA_KEY: json.dumps(as_json, sort_keys=True).encode()}
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
-        write_whole(
-            output / TABLE,
-            parquet_bytes(table, {METADATA_KEY: json.dumps(as_json, sort_keys=True).encode()}),
-        )
+        write_whole(output / TABLE, parquet_bytes(table, about))
         write_whole(output / INDEX, content)
     return content
 
@@ -284,9 +287,7 @@ class Standing:
         if time.monotonic() >= self._due:
             self._write()
             return
-        line = json.dumps(
-            {name: _plain(value) for name, value in vars(row).items()}, allow_nan=False
-        )
+        line = json.dumps(row.as_json(), allow_nan=False)
         with writing(self._output), (self._output / PARTIAL / ROWS).open("ab") as file:
             file.write(line.encode() + b"\n")
 
@@ -308,9 +309,19 @@ class Standing:
         self._due = now + max(EVERY, SHARE * (now - started))
 
 
-def _plain(value: Any) -> Any:
-    """Half a surrogate pair, which JSON of a checkpoint may hold and Parquet not, made visible."""
-    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
+@dataclass(frozen=True)
+class _File:
+    """What index.json holds."""
+
+    __pydantic_config__: ClassVar[Mapping[str, object]] = STRICT
+
+    shadow: Literal["batch"]
+    version: str
+    schema: int
+    settings: dict[str, Any]
+    list: str | None
+    shards: tuple[str, ...]
+    pairs: tuple[Row, ...]
 
 
 def read_index(folder: Path) -> Index | None:
@@ -324,11 +335,11 @@ def read_index(folder: Path) -> Index | None:
         if raw is None:
             return None
         if len(raw) > MAX_INDEX:
-            _refused("its size")
-        index = _index(json.loads(raw, parse_constant=_refused))
+            raise ValueError
+        index = _index(_valid(_File, raw))
     except OSError as error:
         raise ShadowError(f"{path}: {error.strerror or error}") from error
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         hint = (
             "if no other program wrote it, remove it: `shadow merge` rebuilds it from the reports"
         )
@@ -342,70 +353,43 @@ def _kept_rows(path: Path, digest: str) -> dict[Key, Row]:
     None of a journal of another one.
     """
     try:
-        lines = (read_start(path, MAX_INDEX) or b"").splitlines(keepends=True)
-    except OSError:
-        lines = []
+        head, *lines = (read_start(path, MAX_INDEX) or b"").splitlines(keepends=True)
+    except (OSError, ValueError):
+        return {}
     rows: dict[Key, Row] = {}
-    with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        if lines and json.loads(lines[0])[INDEX] != digest:
+    with contextlib.suppress(ValueError, RecursionError):
+        if json.loads(head) != {INDEX: digest}:
             return {}
-        for line in lines[1:]:
+        for line in lines:
             if not line.endswith(b"\n"):
                 break  # cut when the run was killed
-            row = _row(json.loads(line, parse_constant=_refused))
-            rows[row.key] = row
+            row = _valid(Row, line)
+            if row.fits:
+                rows[row.key] = row
     return rows
 
 
-def _refused(what: str) -> NoReturn:
-    raise ValueError(what)
+def _valid(kind: type[Content], raw: bytes) -> Content:
+    """JSON as a value of a type. Raises ValueError for anything else."""
+    from pydantic import TypeAdapter
+
+    if kind not in ADAPTERS:
+        ADAPTERS[kind] = TypeAdapter(kind)
+    value: Content = ADAPTERS[kind].validate_json(raw)
+    return value
 
 
-def _index(content: Any) -> Index:
-    if content["shadow"] != MARK or content["schema"] != SCHEMA:
-        raise ValueError
-    shards = tuple(content["shards"])
-    for text in (
-        content["version"],
-        *shards,
-        *([] if content["list"] is None else [content["list"]]),
-    ):
-        if not isinstance(text, str):
-            raise TypeError
-    for shard in shards:
+def _index(content: _File) -> Index:
+    for shard in content.shards:
         number, of = map(int, shard.split("/"))
         if not 1 <= number <= of <= 1_000_000:
             raise ValueError
-    rows = tuple(_row(row) for row in content["pairs"])
-    if len({row.key for row in rows}) < len(rows):
+    if content.schema != SCHEMA or len({row.key for row in content.pairs}) < len(content.pairs):
         raise ValueError
-    return Index(
-        version=content["version"],
-        kind=Kind(content["schema"], dict(content["settings"])),
-        digest=content["list"],
-        shards=shards,
-        rows=rows,
-    )
-
-
-def _row(content: Any) -> Row:
-    row = Row(**{column.name: _checked(column, content.get(column.name)) for column in BATCH})
-    if row.state not in STATES:
+    if not all(row.fits for row in content.pairs):
         raise ValueError
-    return row
-
-
-def _checked(column: Column, value: Any) -> Any:
-    """A value that the column may have."""
-    if value is None and column.null:
-        return None
-    if column.type == "string" and isinstance(value, str):
-        return _plain(value)
-    if column.type == "int" and type(value) is int and abs(value) < 1 << 63:
-        return value
-    if column.type == "float" and type(value) in (int, float) and math.isfinite(value):
-        return float(value)
-    raise TypeError(column.name)
+    kind = Kind(content.schema, content.settings)
+    return Index(content.version, kind, content.list, shards=content.shards, rows=content.pairs)
 
 
 @contextlib.contextmanager
@@ -417,64 +401,45 @@ def alone_in(output: Path) -> Iterator[None]:
     nothing happens. A folder that was made for it and stays empty is removed.
     """
     there = nearest_folder(output)
+    file = output / PARTIAL / LOCK
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
-    try:
-        with _locked(output), _locked_for_others(output):
-            yield
-    finally:
-        remove_empty(output.absolute(), there)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:
+    with contextlib.ExitStack() as at_end:
+        at_end.callback(remove_empty, output.absolute(), there)
+        with contextlib.suppress(OSError):  # not every system opens a folder
+            _hold(output, os.O_RDONLY, at_end)
+        with writing(output):
+            file.parent.mkdir(exist_ok=True)
+            at_end.callback(_quietly, file.parent.rmdir)  # not empty, or gone
+            _hold(file, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), at_end)
+        at_end.callback(_quietly, file.unlink)
         yield
-        return
-    try:
-        if lock(handle) == "another's":
-            raise _another_list(folder)
-        yield
-    finally:
-        os.close(handle)
 
 
-@contextlib.contextmanager
-def _locked_for_others(folder: Path) -> Iterator[None]:
-    path = folder / PARTIAL / LOCK
-    with writing(folder):
-        path.parent.mkdir(exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
-    try:
-        if lock(handle) == "another's" or not _is_still(path, handle):
-            raise _another_list(folder)
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):
-                path.unlink()
-    finally:
-        os.close(handle)
-        with contextlib.suppress(OSError):  # not empty, or gone
-            path.parent.rmdir()
+def _hold(path: Path, flags: int, at_end: contextlib.ExitStack) -> None:
+    """Locks what is at a path until the end. Raises ShadowError where another process has it."""
+    handle = os.open(path, flags, 0o666)
+    at_end.callback(os.close, handle)
+    if lock(handle) == "another's" or not _is_still(path, handle):
+        folder = path if path.is_dir() else path.parents[1]
+        hint = (
+            "wait for it; shards of one list each take a folder of their own, and `shadow merge`"
+            " joins them"
+        )
+        raise ShadowError(f"another list is being audited into {folder}", hint)
 
 
 def _is_still(path: Path, handle: int) -> bool:
-    """Is an open file the one at a path, which its owner may just have removed?"""
+    """Whether an open file is the one at a path, which its owner may just have removed."""
     try:
         return os.path.samestat(path.stat(), os.fstat(handle))
     except FileNotFoundError:
         return False
 
 
-def _another_list(folder: Path) -> ShadowError:
-    return ShadowError(
-        f"another list is being audited into {folder}",
-        "wait for it; shards of one list each take a folder of their own, and `shadow merge`"
-        " joins them",
-    )
+def _quietly(remove: Callable[[], None]) -> None:
+    with contextlib.suppress(OSError):
+        remove()
 
 
 def different(

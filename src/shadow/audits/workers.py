@@ -31,13 +31,13 @@ from shadow.places.groups import direction_of
 from shadow.reasons import FROM_ZERO
 from shadow.spectra.delta import (
     Extent,
+    Means,
     Method,
     extent,
     frobenius_norm,
     largest_entry,
     measure_alone,
     measure_pair,
-    measure_pair_and_sketch,
     working_dtype,
 )
 from shadow.spectra.device import Offload, Offloaded, full_products
@@ -48,6 +48,7 @@ from shadow.spectra.spectrum import (
     Grams,
     Question,
     Remember,
+    Sides,
     Spectrum,
     Workspace,
     solve_anew,
@@ -180,9 +181,9 @@ def pace(method: Method, jobs: int, offload: Offload | None = None) -> float:
 
     def measure(rows: int) -> None:
         b, t, space = base[:rows], tuned[:rows], Workspace()
-        size = extent(b, t, torch.float32, space)
+        size = extent(Sides(b, t, torch.float32, space))
         grams = ON_CPU if offload is None else Offloaded(offload, "pace")
-        measure_pair(b, t, ("BF16", "BF16"), size, method, "pace", space, grams=grams)
+        measure_pair(b, t, ("BF16", "BF16"), size, Means(method, space, grams=grams), "pace")
 
     with (
         contextlib.nullcontext() if offload is None else full_products(),
@@ -272,7 +273,7 @@ def _measured(
         largest = largest_entry(only, working_dtype(stored), space)
         if not Extent(0.0, largest, 0.0).finite:
             return Outcome(pair.key, "skipped", reason="nonfinite", detail="in the tuned tensor")
-        alone = measure_alone(only, stored, largest, method, space, remember, grams)
+        alone = measure_alone(only, stored, largest, Means(method, space, remember, grams))
         return Outcome(
             pair.key, "measured", reason="only_in_tuned", detail=pair.detail, measurements=(alone,)
         )
@@ -283,7 +284,7 @@ def _measured(
         formats = pair.base.info.dtype, "F64"  # nothing of the sum is rounded to what is stored
         factor = pair.tuned.factor
         detail = f"a low-rank update: its rank is at most {factor.rank}" if factor else detail
-    size = extent(base_matrix, matrix, working_dtype(*formats), space)
+    size = extent(Sides(base_matrix, matrix, working_dtype(*formats), space))
     if not size.finite:
         sides = [
             side
@@ -312,17 +313,10 @@ def _measured(
         note = f"equal values, stored as {pair.base.info.dtype} and {stored}" if differ else detail
         norm = frobenius_norm(base_matrix, size.base, working_dtype(*formats), space)
         return Outcome(pair.key, "identical", detail=note, delta_norm=0.0, base_norm=norm)
-    measurements, residual = measure_pair_and_sketch(
-        base_matrix,
-        matrix,
-        formats,
-        size,
-        method,
-        pair.key,
-        direction_of(pair.place.module),
-        space,
-        remember,
-        grams,
+    means = Means(method, space, remember, grams)
+    direction = direction_of(pair.place.module)
+    *measurements, residual = measure_pair(
+        base_matrix, matrix, formats, size, means, pair.key, direction
     )
     norms = {
         measurement.subject: measurement.number("frobenius_norm") for measurement in measurements
@@ -333,7 +327,7 @@ def _measured(
         detail=detail,
         delta_norm=norms["delta"] or 0.0,
         base_norm=norms["base"],
-        measurements=measurements,
+        measurements=tuple(measurements),
         residual=residual,
     )
 

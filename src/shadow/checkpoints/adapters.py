@@ -51,10 +51,7 @@ class Adapter:
 
 
 def read_adapter(where: str, config: Mapping[str, object]) -> Adapter:
-    """The adapter that an adapter_config.json describes.
-
-    where: what the file is of, for messages. Raises ShadowError for what is no plain LoRA.
-    """
+    """The adapter of an adapter_config.json (of where). Raises ShadowError unless a plain LoRA."""
     kind = config.get("peft_type")
     if kind != "LORA":
         raise ShadowError(

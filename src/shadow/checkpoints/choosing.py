@@ -11,10 +11,7 @@ from shadow.places.names import check_component, is_of_layers, name_rules, neare
 
 
 def filter_of(components: Iterable[str], layers: Iterable[str], modules: Iterable[str]) -> Filter:
-    """The filter of components, layers (`0`, `4-7`, `0,3,5`) and modules (`mlp.up`, `attn.*`).
-
-    Raises UsageError for what is none of them.
-    """
+    """The filter of components, layers (`0`, `4-7`, `0,3,5`), modules (`mlp.up`, `attn.*`)."""
     rules = name_rules()
     chosen = set(components)
     for component in chosen:

@@ -371,10 +371,7 @@ def remove_leftovers(repo: str, checksum: str | None) -> None:
 
 
 def use_own_blobs() -> None:
-    """Keep downloads out of the store that repositories share, so that freeing one frees its disk.
-
-    Inside `own_client`, until its last holder leaves.
-    """
+    """Keep downloads out of the shared store, so that freeing one frees disk; in `own_client`."""
     constants.HF_HUB_DISABLE_SHARED_BLOBS = True
 
 

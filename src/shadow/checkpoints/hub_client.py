@@ -7,14 +7,13 @@ to another origin than the Hub's.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
-from threading import Event, Lock
+from threading import Event
 from typing import Any, TypeVar
 
 from huggingface_hub import constants
@@ -34,6 +33,7 @@ from shadow.checkpoints.hub_faults import (
     retry_after,
 )
 from shadow.errors import ShadowError
+from shadow.process_settings import ProcessSetting
 
 # seconds of trying for a connection before the Hub has answered once: more likely an address or a
 # network that is wrong than an outage
@@ -55,35 +55,7 @@ class _Before:
     added: Any  # the filter of warnings that was put before the others; None if there was one
 
 
-_lock = Lock()
-_answered = Event()  # has any server answered this process?
-_holders = 0
-_before: _Before | None = None
-
-
-@contextlib.contextmanager
-def own_client() -> Iterator[None]:
-    """The Hub's client with our sessions and without its warnings, until the last holder leaves.
-
-    Left alone it waits for some answers without an end, sleeps for as long as a server asks it to,
-    up to five times, and takes the token along to any address that a listing names as its next
-    page. May be entered inside itself and in several threads. Every function that asks the Hub
-    enters it; a caller that asks often holds it meanwhile, so that connections are kept. A download
-    that nobody waits for any more holds it until it ends.
-    """
-    global _holders, _before
-    with _lock:
-        if not _holders:
-            _before = _taken_over()
-        _holders += 1
-    try:
-        yield
-    finally:
-        with _lock:
-            _holders -= 1
-            if not _holders and _before is not None:
-                _give_back(_before)
-                _before = None
+_answered = Event()  # set once any server has answered this process
 
 
 def _taken_over() -> _Before:
@@ -116,6 +88,14 @@ def _give_back(before: _Before) -> None:
     if before.added in warnings.filters:
         warnings.filters.remove(before.added)  # type: ignore[attr-defined]
     constants.HF_HUB_DISABLE_SHARED_BLOBS = before.own_blobs
+
+
+# The Hub's client with our sessions and without its warnings, until the last holder leaves. Left
+# alone it waits for some answers without an end, sleeps for as long as a server asks it to, up to
+# five times, and takes the token along to any address that a listing names as its next page. Every
+# function that asks the Hub enters it; a caller that asks often holds it meanwhile, so that
+# connections are kept. A download that nobody waits for any more holds it until it ends.
+own_client = ProcessSetting(_taken_over, _give_back).held
 
 
 def _own_session(factory: Callable[[], Any]) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -67,10 +68,7 @@ class Checkpoint:
     parts: tuple[tuple[str, Checkpoint], ...] = ()  # by component, of a base that was put together
 
     def tensor(self, info: TensorInfo) -> Tensor:
-        """The tensor (info.shape) as a view of the mapped shard, nothing read yet.
-
-        Raises ShadowError where the shard is no longer there.
-        """
+        """The tensor (info.shape) as a view of the mapped shard; ShadowError if that is gone."""
         return self.sources[info.shard].tensor(info)
 
 
@@ -79,7 +77,6 @@ class Weights:
     """Which files hold the weights."""
 
     shards: tuple[str, ...]  # names of files, in reading order
-
     # what an index says: tensor -> shard. A hint; empty without an index
     weight_map: Mapping[str, str]
     pickled: bool  # `.bin` files of torch
@@ -164,31 +161,27 @@ def combine(assembled: Assembled, parts: Sequence[tuple[str, Checkpoint]]) -> Ch
     A shard is called `component/shard`, and a tensor whose name two parts have `component/tensor`.
     Its config is that of the language component, or of the first part.
     """
-    renamed = [(component, _in_folder(component, part)) for component, part in parts]
-    names = Counter(name for _, part in renamed for name in part.tensors)
-    tensors = {}
-    for component, part in renamed:
-        for name, info in part.tensors.items():
-            unique = name if names[name] == 1 else f"{component}/{name}"
-            tensors[unique] = info
-    sources = {shard: source for _, part in renamed for shard, source in part.sources.items()}
-    config = next(
-        (part.config for component, part in renamed if component == "language"),
-        renamed[0][1].config,
-    )
-    ranges = all(
-        part.ranges or all(source.is_local for source in part.sources.values())
-        for _, part in renamed
-    )
+    renamed = {component: _in_folder(component, part) for component, part in parts}
+    names = Counter(name for part in renamed.values() for name in part.tensors)
+    tensors = {
+        name if names[name] == 1 else f"{component}/{name}": info
+        for component, part in renamed.items()
+        for name, info in part.tensors.items()
+    }
     return Checkpoint(
         reference=assembled.reference,
         commit=assembled.commit,
         fingerprint=assembled.fingerprint,
-        config=config,
+        config=renamed.get("language", next(iter(renamed.values()))).config,
         tensors=tensors,
-        sources=sources,
-        ranges=ranges,
-        parts=tuple(renamed),
+        sources={
+            shard: source for part in renamed.values() for shard, source in part.sources.items()
+        },
+        ranges=all(
+            part.ranges or all(source.is_local for source in part.sources.values())
+            for part in renamed.values()
+        ),
+        parts=tuple(renamed.items()),
     )
 
 
@@ -225,18 +218,15 @@ def open_folder(
     """
     try:
         with naming(reference):
-            return _open_folder(
-                reference, Path(reference), allow_pickle=allow_pickle, scratch=scratch
-            )
+            return _open_folder(reference, allow_pickle=allow_pickle, scratch=scratch)
     except OSError as error:
         raise ShadowError(
             f"{reference}: {error.strerror or error}", "is it a readable folder?"
         ) from error
 
 
-def _open_folder(
-    reference: str, root: Path, *, allow_pickle: bool, scratch: Path | None
-) -> Checkpoint:
+def _open_folder(reference: str, *, allow_pickle: bool, scratch: Path | None) -> Checkpoint:
+    root = Path(reference)
     if root.is_file():
         raise ShadowError(
             f"{reference} is a file, and a checkpoint is a folder", f"name {root.parent}"
@@ -270,7 +260,6 @@ def _open_folder(
         digest.update(json.dumps([shard, status.st_size, status.st_mtime_ns, text]).encode())
         digest.update(_sample(data, header.values()))
     digest.update(json.dumps(config, sort_keys=True).encode())
-    tensors = _joined(headers, weights)
     if weights.adapter:
         digest.update(repr(weights.adapter).encode())
     return Checkpoint(
@@ -278,7 +267,7 @@ def _open_folder(
         commit=None,
         fingerprint=digest.hexdigest(),
         config=config,
-        tensors=tensors,
+        tensors=_joined(headers, weights),
         sources=sources,
         adapter=weights.adapter,
     )
@@ -334,20 +323,17 @@ def open_located(
         opened = in_threads(open_one, shards, 1)
     else:
         opened = in_threads(partial(_open_remote, snapshot, say), shards, CONNECTIONS)
-    sources: dict[str, Source] = {
-        shard: source for shard, (_, source, _) in zip(shards, opened, strict=True)
-    }
+    headers, sources, honoured = zip(*opened, strict=True)
     with naming(snapshot.name, OWNER):
-        tensors = _joined([header for header, _, _ in opened], located.weights)
-    ranges = not located.weights.pickled and all(honoured for _, _, honoured in opened)
+        tensors = _joined(headers, located.weights)
     return Checkpoint(
         reference=snapshot.name,
         commit=snapshot.commit,
         fingerprint=located.fingerprint,
         config=located.config,
         tensors=tensors,
-        sources=sources,
-        ranges=ranges,
+        sources=dict(zip(shards, sources, strict=True)),
+        ranges=not located.weights.pickled and all(honoured),
         adapter=located.weights.adapter,
     )
 
@@ -404,21 +390,13 @@ def _joined(headers: Iterable[Mapping[str, TensorInfo]], weights: Weights) -> di
                     "keep one set of weight files in the folder",
                 )
             tensors[name] = info
-    tensors |= {
-        name: _lost(name, shard)
-        for name, shard in weights.weight_map.items()
-        if name not in tensors
-    }
+    for name, shard in weights.weight_map.items():
+        if name not in tensors:
+            problem = f"the index puts it in {shard}, which has no such tensor"
+            tensors[name] = TensorInfo(name, "unknown", (), shard, 0, 0, problem=problem)
     if not tensors:
         raise FileError("its weight files hold no tensors", "is this the right folder?")
     return tensors
-
-
-def _lost(name: str, shard: str) -> TensorInfo:
-    problem = f"the index puts it in {shard}, which has no such tensor"
-    return TensorInfo(
-        name=name, dtype="unknown", shape=(), shard=shard, start=0, end=0, problem=problem
-    )
 
 
 def _read_shard(path: Path, shard: str, scratch: Path | None) -> tuple[Header, Path]:
@@ -463,19 +441,30 @@ def _choose_weights(
     where: str, names: set[str], read: Callable[[str], Config], *, allow_pickle: bool
 ) -> Weights:
     """The weight files: an index's, `model.safetensors`, an adapter's, safetensors, or `.bin`."""
-    safetensors = sorted(name for name in names if name.endswith(".safetensors"))
+
+    def indexed(index: str, suffix: str) -> Weights:
+        weight_map = checked_weight_map(read(index), index, suffix)
+        return Weights(tuple(sorted(set(weight_map.values()))), weight_map, suffix == ".bin")
+
     if INDEXES[0] in names:
-        weight_map = _weight_map(read(INDEXES[0]), INDEXES[0], ".safetensors")
-        return Weights(tuple(sorted(set(weight_map.values()))), weight_map, pickled=False)
+        return indexed(INDEXES[0], ".safetensors")
     if "model.safetensors" in names:
         return Weights(("model.safetensors",), {}, pickled=False)
+    adapter = None
     if ADAPTER_CONFIG in names:
-        return _choose_adapter(where, names, read, allow_pickle=allow_pickle)
+        adapter = read_adapter(where, read(ADAPTER_CONFIG))
+        safetensors = [name for name in ("adapter_model.safetensors",) if name in names]
+        bins = [name for name in ("adapter_model.bin",) if name in names]
+        if not safetensors and not bins:
+            raise FileError(
+                f"an {ADAPTER_CONFIG} without adapter_model.safetensors",
+                "is the download complete?",
+            )
+    else:
+        safetensors = sorted(name for name in names if name.endswith(".safetensors"))
+        bins = sorted(name for name in names if re.fullmatch(r"pytorch_model.*\.bin", name))
     if safetensors:
-        return Weights(tuple(safetensors), {}, pickled=False)
-    bins = sorted(
-        name for name in names if name.startswith("pytorch_model") and name.endswith(".bin")
-    )
+        return Weights(tuple(safetensors), {}, pickled=False, adapter=adapter)
     if not bins and any(name.endswith(".gguf") for name in names):
         message = f"{where}: GGUF files only, whose weights are packed integers"
         raise ShadowError(message, "use the model that they were made of")
@@ -483,10 +472,9 @@ def _choose_weights(
         raise ShadowError(f"{where}: no safetensors files in it", _instead_of_weights(names))
     if not allow_pickle:
         raise ShadowError(f"{where}: {PICKLES}", PICKLES_HINT)
-    if INDEXES[1] in names:
-        weight_map = _weight_map(read(INDEXES[1]), INDEXES[1], ".bin")
-        return Weights(tuple(sorted(set(weight_map.values()))), weight_map, pickled=True)
-    return Weights(tuple(bins), {}, pickled=True)
+    if INDEXES[1] in names and adapter is None:
+        return indexed(INDEXES[1], ".bin")
+    return Weights(tuple(bins), {}, pickled=True, adapter=adapter)
 
 
 def _instead_of_weights(names: set[str]) -> str:
@@ -501,23 +489,9 @@ def _instead_of_weights(names: set[str]) -> str:
     return "it is empty; name the folder that holds the .safetensors files"
 
 
-def _choose_adapter(
-    where: str, names: set[str], read: Callable[[str], Config], *, allow_pickle: bool
-) -> Weights:
-    adapter = read_adapter(where, read(ADAPTER_CONFIG))
-    if "adapter_model.safetensors" in names:
-        return Weights(("adapter_model.safetensors",), {}, pickled=False, adapter=adapter)
-    if "adapter_model.bin" not in names:
-        raise FileError(
-            f"an {ADAPTER_CONFIG} without adapter_model.safetensors", "is the download complete?"
-        )
-    if not allow_pickle:
-        raise ShadowError(f"{where}: {PICKLES}", PICKLES_HINT)
-    return Weights(("adapter_model.bin",), {}, pickled=True, adapter=adapter)
-
-
-def _weight_map(content: Config, index: str, suffix: str) -> dict[str, str]:
+def checked_weight_map(content: Config, index: str, suffix: str) -> dict[str, str]:
     """weight_map of an index file. It is a hint: the shards' own headers say what they hold."""
+    again = "fetch the index again"
     weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise FileError(
@@ -526,26 +500,19 @@ def _weight_map(content: Config, index: str, suffix: str) -> dict[str, str]:
     seen: set[str] = set()
     for name, shard in weight_map.items():
         if not usable_name(name):
-            raise FileError(
-                f"{index}: tensor {name[:80]!r} has an unusable name", "fetch the index again"
-            )
+            raise FileError(f"{index}: tensor {name[:80]!r} has an unusable name", again)
         if not isinstance(shard, str) or not usable_name(shard):
-            raise FileError(
-                f"{index}: tensor {name[:80]!r} has no file name", "fetch the index again"
-            )
+            raise FileError(f"{index}: tensor {name[:80]!r} has no file name", again)
         if shard in seen:
             continue
         seen.add(shard)
-        path = PurePosixPath(shard)
+        path, what = PurePosixPath(shard), f"{index}: shard"
         if path.is_absolute() or ".." in path.parts or "\\" in shard:
             raise FileError(
-                f"{index}: shard name {shard[:80]!r} leaves the folder",
-                "do not trust this checkpoint",
+                f"{what} name {shard[:80]!r} leaves the folder", "do not trust this checkpoint"
             )
         if path.suffix != suffix:
-            raise FileError(
-                f"{index}: shard {shard[:80]!r} is not a {suffix} file", "fetch the index again"
-            )
+            raise FileError(f"{what} {shard[:80]!r} is not a {suffix} file", again)
     return weight_map
 
 

@@ -41,9 +41,7 @@ class Factor:
     @property
     def rank(self) -> int:
         """The rank of the adapter, 1 or more."""
-        if self.transposed:
-            return self.info.shape[1]
-        return self.info.shape[0]
+        return self.info.shape[1 if self.transposed else 0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +69,8 @@ class Operand:
     @property
     def infos(self) -> tuple[TensorInfo, ...]:
         """Every tensor that is read for this operand, the one it is named after first."""
-        infos = [self.info]
-        if self.scales is not None:
-            infos.append(self.scales)
-        if self.factor is not None:
-            infos.append(self.factor.info)
-        return tuple(infos)
+        further = self.scales, self.factor.info if self.factor else None
+        return (self.info, *(info for info in further if info is not None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +78,6 @@ class MatrixPair:
     """Two matrices at one place, or two vectors."""
 
     place: Place
-
     # None where the base lacks the component altogether, as it may a projector
     base: Operand | None
     tuned: Operand
@@ -92,7 +85,6 @@ class MatrixPair:
     cols: int
     is_matrix: bool  # false for vectors, of which only the relative norm is taken
     detail: str = ""  # how they were paired, where that is not plain
-
     # names this pair within an audit, the same in every run. It holds the whole place, which no
     # two pairs share: the parts of a fused bias differ in their slot alone.
     key: str = field(init=False, repr=False, compare=False)
@@ -188,35 +180,24 @@ def pair_checkpoints(
             f"{base.reference} and {tuned.reference} share no tensor of one place and shape",
             "are they a base and a model tuned from it?",
         )
-    places = [outcome.place for outcome in outcomes if isinstance(outcome, MatrixPair)]
-    places += [tensor.place for tensor in skipped]
-    places += [
-        tensor.place
-        for outcome in outcomes
-        if not isinstance(outcome, MatrixPair)
-        for tensor in outcome
-    ]
+    lined = [outcome for outcome in outcomes if isinstance(outcome, MatrixPair)]
+    apart = [tensor for outcome in outcomes if isinstance(outcome, list) for tensor in outcome]
+    places = [pair.place for pair in lined] + [one.place for one in (*skipped, *apart)]
     _require_chosen(chosen, places, tuned.reference)
-    pairs = [
-        outcome
-        for outcome in outcomes
-        if isinstance(outcome, MatrixPair) and chosen.passes(outcome.place)
-    ]
     for outcome in outcomes:
-        if not isinstance(outcome, MatrixPair):
+        if isinstance(outcome, list):
             skipped += outcome
         elif not chosen.passes(outcome.place):
             skipped += _both(outcome.place, outcome.base, outcome.tuned, reason="filtered")
-    return pairs, skipped
+    return [pair for pair in lined if chosen.passes(pair.place)], skipped
 
 
 def _closed(reference: str, tensors: Sequence[Skipped]) -> ShadowError:
     """The error of a side of which no tensor can be measured, whatever its names and shapes."""
     stored = several(sorted({tensor.info.dtype for tensor in tensors}), 3)
-    count = "the only tensor" if len(tensors) == 1 else f"all {len(tensors):,} tensors"
-    what = f"{count} of {reference} are stored as {stored}"
+    what = f"all {len(tensors):,} tensors of {reference} are stored as {stored}"
     if len(tensors) == 1:
-        what = what.replace(" are ", " is ")
+        what = f"the only tensor of {reference} is stored as {stored}"
     if not any(tensor.reason in ("quantized", "not_float") for tensor in tensors):
         return ShadowError(f"{what}, and none can be read: {tensors[0].detail}")
     return ShadowError(
@@ -271,13 +252,7 @@ def in_ranges(numbers: Iterable[int]) -> str:
             runs[-1][1] = number
         else:
             runs.append([number, number])
-    return ", ".join(_run(first, last) for first, last in runs)
-
-
-def _run(first: int, last: int) -> str:
-    if first == last:
-        return str(first)
-    return f"{first}-{last}"
+    return ", ".join(f"{first}-{last}" if last > first else str(first) for first, last in runs)
 
 
 def _both(
@@ -285,9 +260,8 @@ def _both(
 ) -> list[Skipped]:
     """The tensors of both sides at a place."""
     skipped = _skips("tuned", tuned, place, reason=reason, detail=detail)
-    if base is None:
-        return skipped
-    return _skips("base", base, place, reason=reason, detail=detail) + skipped
+    of_base = _skips("base", base, place, reason=reason, detail=detail) if base else []
+    return of_base + skipped
 
 
 def _skips(
@@ -312,7 +286,7 @@ def _grows(place: Place) -> bool:
     """Whether the rows of this module are a vocabulary, to which rows may be added."""
     if place.component != "language":
         return False
-    return place.module == "embed" or (place.module, place.slot) == ("head", "")
+    return place.module == "embed" or (place.module == "head" and not place.slot)
 
 
 def _folded(operand: Operand) -> tuple[int, ...] | None:
@@ -321,9 +295,7 @@ def _folded(operand: Operand) -> tuple[int, ...] | None:
     if operand.part.experts and len(operand.info.shape) > 2:
         stored = stored[1:]
     folded = tuple(size for size in stored[1:] if size != 1)
-    if len(folded) <= 1:
-        return None
-    return folded
+    return folded if len(folded) > 1 else None
 
 
 def _line_up(place: Place, base: Operand, tuned: Operand) -> MatrixPair | list[Skipped]:
@@ -341,13 +313,9 @@ def _line_up(place: Place, base: Operand, tuned: Operand) -> MatrixPair | list[S
     common = min(base_rows, tuned_rows)
     if base_cols == tuned_cols and _grows(place) and common > 1:
         side = "tuned" if tuned_rows > base_rows else "base"
-        detail = (
-            f"{abs(tuned_rows - base_rows)} rows only in {side}; the {common} common rows are"
-            " compared"
-        )
-        return MatrixPair(
-            place, base, tuned, rows=common, cols=tuned_cols, is_matrix=True, detail=detail
-        )
+        more = abs(tuned_rows - base_rows)
+        why = f"{more} rows only in {side}; the {common} common rows are compared"
+        return MatrixPair(place, base, tuned, common, tuned_cols, is_matrix=True, detail=why)
     shapes = f"base {base.shape}, tuned {tuned.shape}"
     return _both(place, base, tuned, reason="shape_differs", detail=shapes)
 
@@ -360,26 +328,22 @@ def _operands(
     parts = place_tensors(shapes, config)
     packed = packed_modules(checkpoint.tensors, config)
     block = _scale_block(config)
-    scales: dict[str, TensorInfo] = {}
-    for name in shapes:
-        info_of_scales = _block_scales(checkpoint.tensors, name, block=block, parts=parts[name])
-        if info_of_scales is not None:
-            scales[name] = info_of_scales
+    scales = {
+        name: found
+        for name in shapes
+        if (found := _block_scales(checkpoint.tensors, name, block=block, parts=parts[name]))
+    }
     applied = {info.name for info in scales.values()}
     operands: dict[Place, Operand] = {}
     unusable: list[Skipped] = []
     for name, info in checkpoint.tensors.items():
         if name in applied:
-            continue  # told with the weight that it scales
-        if name in scales:
-            operands.update(
-                (part.place, Operand(info, part, scales=scales[name], block=block))
-                for part in parts[name]
-            )
-        elif fault := _fault(info, checkpoint.tensors, packed):
+            continue  # it goes with the weight that it scales
+        scaled = (scales[name], block) if name in scales else ()
+        if not scaled and (fault := _fault(info, checkpoint.tensors, packed)):
             unusable.append(Skipped(side, info, parts[name][0].place, *fault))
         else:
-            operands.update((part.place, Operand(info, part)) for part in parts[name])
+            operands |= {part.place: Operand(info, part, *scaled) for part in parts[name]}
     return operands, unusable
 
 
@@ -390,7 +354,7 @@ def _base_operands(base: Checkpoint, config: Config) -> tuple[dict[Place, Operan
     names = {(info.shard, info.name): name for name, info in base.tensors.items()}
 
     def unique(info: TensorInfo) -> TensorInfo:
-        """A name that two parts have is told with its component."""
+        """The tensor by its name in the whole, which has the component where two parts share it."""
         return replace(info, name=names[info.shard, info.name])
 
     operands: dict[Place, Operand] = {}
@@ -415,9 +379,7 @@ def _base_operands(base: Checkpoint, config: Config) -> tuple[dict[Place, Operan
 def _scale_block(config: Config) -> tuple[int, int]:
     """Rows and columns that share one scale: what the config says, or DeepSeek-V3's 128 x 128."""
     said = config.get("quantization_config")
-    if not isinstance(said, dict):
-        return SCALE_BLOCK
-    block = said.get("weight_block_size")
+    block = said.get("weight_block_size") if isinstance(said, dict) else None
     if not isinstance(block, list) or len(block) != 2:
         return SCALE_BLOCK
     if not all(type(size) is int and 0 < size < 1 << 31 for size in block):
@@ -492,10 +454,7 @@ def _adapter_operands(
 def _fault(
     info: TensorInfo, tensors: Mapping[str, TensorInfo], packed: Mapping[str, str]
 ) -> tuple[str, str] | None:
-    """(reason, detail) why a tensor cannot be measured, judged by it and its neighbours, or None.
-
-    packed: the formats of modules that hold packed integers.
-    """
+    """(reason, detail) why a tensor cannot be measured, or None; packed: formats by module."""
     stem, _, last = info.name.rpartition(".")
     if info.problem:
         return "unreadable", info.problem
@@ -511,12 +470,8 @@ def _fault(
     if info.dtype not in FLOATS:
         return "unknown_dtype", info.dtype
     if info.dtype.startswith("F8_"):
-        scales = [
-            f"{info.name}_scale_inv",
-            f"{info.name}_scale",
-            f"{stem}.scale",
-            f"{stem}.weight_scale_inv",
-        ]
+        scales = [f"{info.name}{end}" for end in ("_scale_inv", "_scale")]
+        scales += [f"{stem}{end}" for end in (".scale", ".weight_scale_inv")]
         if any(scale in tensors for scale in scales):
             return "quantized", "8-bit floats that a second tensor scales"
     if "scale" in last:
@@ -537,23 +492,19 @@ def _tied_heads(
     """
     head, embed = Place("language", None, "head"), Place("language", None, "embed")
     skipped: list[Skipped] = []
-    untied: dict[Side, Operand | None] = {}
     sides: tuple[tuple[Side, Checkpoint, dict[Place, Operand]], ...] = (
         ("base", *base),
         ("tuned", *tuned),
     )
     for side, checkpoint, operands in sides:
-        untied[side] = operands.get(head)
         if _ties(checkpoint) and head in operands and embed in operands:
             why = "config.json ties it to the embedding"
             skipped.append(Skipped(side, operands.pop(head).info, head, reason="tied", detail=why))
-            untied[side] = None
-    if (untied["base"] is None) == (untied["tuned"] is None):
-        return None, skipped
-    if untied["tuned"] is not None and _ties(base[0]) and embed in base[1]:
-        return _line_up(head, base[1][embed], tuned[1].pop(head)), skipped
-    if untied["base"] is not None and _ties(tuned[0]) and embed in tuned[1]:
-        return _line_up(head, base[1].pop(head), tuned[1][embed]), skipped
+    of_base, of_tuned = base[1], tuned[1]
+    if head not in of_base and head in of_tuned and _ties(base[0]) and embed in of_base:
+        return _line_up(head, of_base[embed], of_tuned.pop(head)), skipped
+    if head not in of_tuned and head in of_base and _ties(tuned[0]) and embed in of_tuned:
+        return _line_up(head, of_base.pop(head), of_tuned[embed]), skipped
     return None, skipped
 
 

@@ -26,7 +26,8 @@ from typing import IO, TYPE_CHECKING, Any, TypedDict
 
 from shadow.checkpoints.safetensors_files import MAX_ENTRIES, MAX_OFFSET, TensorInfo, usable_name
 from shadow.dtypes import FLOATS
-from shadow.errors import FileError, ShadowError
+from shadow.errors import FileError
+from shadow.files import OTHER_FOLDER, writing
 
 if TYPE_CHECKING:
     import torch
@@ -66,6 +67,10 @@ ENVIRONMENT = (
 # that reading needs.
 ACTING = frozenset({"os", "subprocess", "pty", "shutil", "socket", "ctypes", "_winapi", "winreg"})
 READING = frozenset({"os.listdir", "os.scandir", "ctypes.cdata"})
+DTYPES = {f"torch.{stored.torch_name}": name for name, stored in FLOATS.items()} | {
+    "torch.bool": "BOOL", "torch.uint8": "U8", "torch.int8": "I8", "torch.int16": "I16",
+    "torch.int32": "I32", "torch.int64": "I64",
+}  # fmt: skip
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
@@ -76,12 +81,8 @@ def layout(path: Path, shard: str, scratch: Path) -> tuple[dict[str, TensorInfo]
     checkpoint. Raises FileError for a file that is refused or cannot be trusted, ShadowError where
     scratch cannot be written to.
     """
-    try:
+    with writing(scratch, OTHER_FOLDER):
         scratch.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ShadowError(
-            f"cannot write to {scratch}: {error.strerror}", "choose another folder with -o"
-        ) from error
     raw = scratch / f"{hashlib.sha256(shard.encode()).hexdigest()[:16]}.raw"
     # -P: nothing of the working folder, which may be the checkpoint's, is imported. Not -I: it
     # would hide a shadow that was installed with --user or is found by PYTHONPATH.
@@ -142,28 +143,7 @@ def _checked(entry: _Described, shard: str, size: int) -> TensorInfo:
     end = entry["start"] + reach * entry["itemsize"]
     if end > size:
         raise ValueError(f"tensor {name!r} reaches beyond the file")
-    return TensorInfo(
-        name=name,
-        dtype=entry["dtype"],
-        shape=shape,
-        shard=shard,
-        start=entry["start"],
-        end=end,
-        strides=strides,
-    )
-
-
-def _dtype_names() -> dict[str, str]:
-    names = {f"torch.{fmt.torch_name}": name for name, fmt in FLOATS.items()}
-    integers = {
-        "bool": "BOOL",
-        "uint8": "U8",
-        "int8": "I8",
-        "int16": "I16",
-        "int32": "I32",
-        "int64": "I64",
-    }
-    return names | {f"torch.{torch_name}": name for torch_name, name in integers.items()}
+    return TensorInfo(name, entry["dtype"], shape, shard, entry["start"], end, strides)
 
 
 def confine(memory: int, written: int) -> None:
@@ -236,14 +216,11 @@ def _load_zip(file: IO[bytes]) -> _Layout:
     file.seek(0)
     with FakeTensorMode():  # reads the pickle alone; every storage tells its offset in the file
         state = _state(torch.load(file, map_location="cpu", weights_only=True))
-    offsets = {
-        name: getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
+    tensors = [
+        _described(name, tensor, getattr(tensor.untyped_storage(), "_checkpoint_offset", None))
         for name, tensor in state.items()
-    }
-    return {
-        "raw": False,
-        "tensors": [_described(name, state[name], offsets[name]) for name in state],
-    }
+    ]
+    return {"raw": False, "tensors": tensors}
 
 
 def _load_legacy(file: IO[bytes], raw: IO[bytes]) -> _Layout:
@@ -261,8 +238,11 @@ def _load_legacy(file: IO[bytes], raw: IO[bytes]) -> _Layout:
             if size := storage.nbytes():
                 raw.write((ctypes.c_char * size).from_address(storage.data_ptr()))
     raw.flush()
-    starts = {name: offsets[tensor.untyped_storage().data_ptr()] for name, tensor in state.items()}
-    return {"raw": True, "tensors": [_described(name, state[name], starts[name]) for name in state]}
+    tensors = [
+        _described(name, tensor, offsets[tensor.untyped_storage().data_ptr()])
+        for name, tensor in state.items()
+    ]
+    return {"raw": True, "tensors": tensors}
 
 
 def _described(name: str, tensor: torch.Tensor, storage_start: int | None) -> _Described:
@@ -270,7 +250,7 @@ def _described(name: str, tensor: torch.Tensor, storage_start: int | None) -> _D
         raise ValueError(f"this torch does not tell where tensor {name[:80]!r} lies")
     return {
         "name": name,
-        "dtype": _dtype_names().get(str(tensor.dtype), str(tensor.dtype)),
+        "dtype": DTYPES.get(str(tensor.dtype), str(tensor.dtype)),
         "shape": list(tensor.shape),
         "strides": list(tensor.stride()),
         "itemsize": tensor.dtype.itemsize,
@@ -324,10 +304,7 @@ def _in_words(error: Exception) -> str:
     """The first line of an error; empty where it has none."""
     if type(error).__name__ == "UnpicklingError":
         return "the pickle asks for more than tensors (weights_only), or is no pickle"
-    lines = str(error).strip().splitlines()
-    if not lines:
-        return ""
-    return lines[0][:200]
+    return str(error).strip().partition("\n")[0][:200]
 
 
 if __name__ == "__main__":

@@ -22,10 +22,7 @@ PACKING = ("U8", "I8", "I32", "U32")  # what packed integers come in; 64-bit one
 
 
 def owner_of(name: str) -> tuple[str, str]:
-    """(module, what follows its name): `x.scales` -> (x, scales).
-
-    `x.weight.absmax` -> (x, weight.absmax), `x_blocks` -> (x, _blocks).
-    """
+    """(module, piece) of a name; the module of `x.scales`, `x.weight.absmax`, `x_blocks` is x."""
     may_be_piece = "weight." in name or name.endswith(("_blocks", "_scales"))
     if may_be_piece and (match := PIECE.fullmatch(name)):
         return match["owner"], match["nested"] or match["joined"]
@@ -36,10 +33,7 @@ def owner_of(name: str) -> tuple[str, str]:
 def packed_modules(
     tensors: Mapping[str, TensorInfo], config: Mapping[str, object]
 ) -> dict[str, str]:
-    """The format of every module that holds packed integers, by the module's name.
-
-    tensors: those of a checkpoint, by name. config: its config.json.
-    """
+    """The format of every module of packed integers, by its name, from tensors and config.json."""
     rules = name_rules()
     said = _said_format(config)
     ranks: dict[str, int] = {}

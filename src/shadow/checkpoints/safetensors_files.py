@@ -46,11 +46,9 @@ class TensorInfo:
     shard: str  # path of the file in the checkpoint's folder
     start: int  # byte offset in that file at which the tensor begins
     end: int  # byte offset at which it ends
-
     # in elements; None for C-contiguous tensors, as all are but some of a `.bin`
     strides: tuple[int, ...] | None = None
     problem: str | None = None  # why an entry that an index announces cannot be read
-
     # the tensor whose bytes this one shares, as a tied head in a `.bin`
     alias_of: str | None = None
 
@@ -96,10 +94,7 @@ def header_length(prefix: bytes, file_size: int, shard: str) -> int:
 
 
 def parse_header(raw: bytes, file_size: int, shard: str) -> tuple[dict[str, TensorInfo], str]:
-    """Tensors by name, and the header's text, of the header (raw, without its length) of a file.
-
-    file_size: that of the file, in bytes. Raises FileError as `read_header`.
-    """
+    """Tensors by name, and the text, of a header (raw, without its length). Raises FileError."""
     header = _parse_json(raw, shard)
     start = 8 + len(raw)
     # equal shapes and offsets are one object: most tensors begin where another ends
@@ -128,10 +123,7 @@ def _what_it_is(prefix: bytes) -> str | None:
 
 
 def has_too_many_values(raw: bytes) -> bool:
-    """Whether a JSON file would become far more objects than a real one does.
-
-    A comma or a bracket stands before each value.
-    """
+    """Whether JSON would become far more objects than a real file's, by commas and brackets."""
     return sum(raw.count(mark) for mark in (b",", b"[", b"{")) > MAX_MARKS
 
 
@@ -182,22 +174,14 @@ def _entry(
         raise _untrusted(shard, f"{where} has no dtype")
     if not _is_shape(shape):
         raise _untrusted(shard, f"{where} has no valid shape")
-    if not _whole_numbers(ends) or len(ends) != 2:
-        raise _untrusted(shard, f"{where} has no valid data_offsets")
-    start, end = ends
-    if not start <= end <= MAX_OFFSET:
+    if not _whole_numbers(ends) or len(ends) != 2 or not ends[0] <= ends[1] <= MAX_OFFSET:
         raise _untrusted(shard, f"{where} has no valid data_offsets")
     bits = FLOATS[dtype].bits if dtype in FLOATS else INTEGERS.get(dtype)
-    if bits is not None and math.prod(shape) * bits != (end - start) * 8:
+    if bits is not None and math.prod(shape) * bits != (ends[1] - ends[0]) * 8:
         raise _untrusted(shard, f"{where}: dtype and shape do not fill its data_offsets")
-    return TensorInfo(
-        name=name,
-        dtype=sys.intern(dtype),
-        shape=shapes.setdefault(tuple(shape), tuple(shape)),
-        shard=shard,
-        start=offsets.setdefault(data_start + start, data_start + start),
-        end=offsets.setdefault(data_start + end, data_start + end),
-    )
+    start, end = (offsets.setdefault(data_start + at, data_start + at) for at in ends)
+    own_shape = shapes.setdefault(tuple(shape), tuple(shape))
+    return TensorInfo(name, sys.intern(dtype), own_shape, shard, start, end)
 
 
 def usable_name(name: str) -> bool:

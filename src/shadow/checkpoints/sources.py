@@ -9,16 +9,17 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from threading import Event, Thread
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from shadow.checkpoints.safetensors_files import TensorInfo, map_tensor, read_header
 from shadow.errors import ShadowError, naming
+from shadow.files import writing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,57 +28,48 @@ if TYPE_CHECKING:
     from shadow.checkpoints.hub_client import Say
 
 NEIGHBOUR = 1 << 18  # bytes; such a gap costs less than another request (20 ms at 100 Mbit/s)
+FULL = "free some space, or choose another folder with -o"
 ALIGNMENT = 64  # bytes; keeps the alignment that the tensors had in their shard
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-class Source(Protocol):
-    """The bytes of one shard."""
+class Source:
+    """The bytes of one shard: those of a local file, unless a class says otherwise."""
 
-    @property
-    def is_local(self) -> bool:
-        """Whether there is nothing to fetch, and nothing to free."""
-
-    @property
-    def verified(self) -> bool | None:
-        """Whether fetch checked the bytes against the Hub's checksum; None for a folder."""
+    is_local = True  # there is nothing to fetch, and nothing to free
+    path: Path | None  # where the bytes lie; None before they are here
+    verified: bool | None = None  # whether fetch checked the Hub's checksum; None for a folder
 
     def bytes_to_move(self) -> int:
         """Bytes that fetch will bring over the network; they take as much disk."""
+        return 0
 
     def fetch(self, *, say: Say, report: OnBytes, stop: Event) -> None:
         """Bring the bytes and check them. Raises ShadowError; StoppedError once stop is set."""
 
     def tensor(self, info: TensorInfo) -> Tensor:
-        """A tensor of the shard, as a view of the mapped file."""
+        """A tensor of the shard, as a view of the mapped file, which has been fetched."""
+        assert self.path is not None, "fetched before it is read"
+        try:
+            return map_tensor(self.path, info)
+        # another program, or another audit under --max-disk, took it away or cut it
+        except (OSError, ValueError) as error:
+            raise ShadowError(
+                f"{self.path} is not what it was when the audit began ({type(error).__name__})",
+                "run the same command again: it continues from here",
+            ) from error
 
     def free(self) -> None:
         """Give back the disk that fetch took."""
 
 
 @dataclass(frozen=True)
-class LocalFile:
+class LocalFile(Source):
     """A shard in a folder."""
 
     path: Path
-    is_local: bool = True
-    verified: None = None  # a folder has no checksums
-
-    def bytes_to_move(self) -> int:
-        """0: it is here."""
-        return 0
-
-    def fetch(self, *, say: Say, report: OnBytes, stop: Event) -> None:
-        """Nothing: it is here."""
-
-    def tensor(self, info: TensorInfo) -> Tensor:
-        """A tensor of the shard, as a view of the mapped file."""
-        return _mapped(self.path, info)
-
-    def free(self) -> None:
-        """Nothing: it is the user's."""
 
 
 def digest_of(header: str) -> str:
@@ -86,7 +78,7 @@ def digest_of(header: str) -> str:
 
 
 @dataclass
-class WholeFile:
+class WholeFile(Source):
     """A shard of the Hub, in the Hub's cache."""
 
     snapshot: Snapshot
@@ -95,9 +87,9 @@ class WholeFile:
     fetched: bool = False  # when the checkpoint was opened
     keep: bool = True  # it was in the cache before, or is wanted there afterwards
     unpacked: Path | None = None  # what the offsets of a `.bin` of the old format refer to
-    verified: bool | None = None  # None before it is here
-    is_local: bool = False
-    path: Path | None = field(default=None, repr=False)  # None before it is here
+    verified: bool | None = None
+    path: Path | None = field(default=None, repr=False)
+    is_local = False
 
     @property
     def identity(self) -> tuple[str, str, str]:
@@ -105,7 +97,6 @@ class WholeFile:
         return self.snapshot.repo, self.snapshot.commit, self.file.path
 
     def bytes_to_move(self) -> int:
-        """Bytes of the file, if it is not in the cache."""
         from shadow.checkpoints.hub import in_cache
 
         if self.path or in_cache(self.snapshot, self.file):
@@ -113,10 +104,7 @@ class WholeFile:
         return self.file.size
 
     def fetch(self, *, say: Say, report: OnBytes, stop: Event) -> None:
-        """Bring the file and check its checksum and that its header is the one read before.
-
-        Raises ShadowError; StoppedError once stop is set.
-        """
+        """Also checks that the header is the one that was read before."""
         from shadow.checkpoints.hub import fetch_whole, use_own_blobs
 
         if self.path is not None:
@@ -139,13 +127,9 @@ class WholeFile:
         self.path = path
 
     def tensor(self, info: TensorInfo) -> Tensor:
-        """A tensor of the shard, as a view of the mapped file, which has been fetched."""
-        path = self.unpacked or self.path
-        assert path is not None, "fetched before it is read"
-        return _mapped(path, info)
+        return LocalFile(self.unpacked).tensor(info) if self.unpacked else super().tensor(info)
 
     def free(self) -> None:
-        """Remove it from the cache, unless it is to be kept."""
         if not self.keep:
             self.discard()
         self.path = None
@@ -158,36 +142,30 @@ class WholeFile:
 
 
 @dataclass
-class ByteRanges:
-    """Some tensors of a shard of the Hub, in a file of their own that is removed after use.
-
-    Nothing can be checked against a checksum of the whole, so verified is False.
-    """
+class ByteRanges(Source):
+    """Some tensors of a shard of the Hub, in a file of their own that is removed after use."""
 
     snapshot: Snapshot
     file: RemoteFile  # the whole shard
     wanted: Sequence[TensorInfo]
     path: Path  # of the file that their bytes are written to
-    verified: bool = False  # no checksum covers byte ranges
-    is_local: bool = False
-
+    verified: bool | None = False  # no checksum covers byte ranges
     # by the start of a tensor in the shard: how many bytes further it lies in the file
     shifts: dict[int, int] = field(default_factory=dict, repr=False)
+    is_local = False
 
     def bytes_to_move(self) -> int:
-        """Bytes of the ranges that hold the wanted tensors."""
         return sum(stop - start for start, stop in coalesced(self.wanted))
 
     def fetch(self, *, say: Say, report: OnBytes, stop: Event) -> None:
-        """Bring the ranges. Raises ShadowError; StoppedError once stop is set."""
         from shadow.checkpoints.hub import copy_range
 
-        with _writing(self.path.parent):
+        with writing(self.path.parent, FULL):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             file = self.path.open("wb")
 
         def write(chunk: bytes) -> None:
-            with _writing(self.path.parent):
+            with writing(self.path.parent, FULL):
                 file.write(chunk)
 
         starts = deque(sorted({info.start for info in self.wanted if info.end > info.start}))
@@ -207,38 +185,16 @@ class ByteRanges:
                     report=report,
                     stopped=stop,
                 )
-            with _writing(self.path.parent):
+            with writing(self.path.parent, FULL):
                 file.flush()
 
     def tensor(self, info: TensorInfo) -> Tensor:
-        """A wanted tensor, as a view of the mapped file."""
         shift = self.shifts.get(info.start, 0)  # an empty tensor has no bytes anywhere
-        return _mapped(self.path, replace(info, start=info.start + shift, end=info.end + shift))
+        return super().tensor(replace(info, start=info.start + shift, end=info.end + shift))
 
     def free(self) -> None:
-        """Remove the file."""
         with contextlib.suppress(OSError):
             self.path.unlink()
-
-
-def _mapped(path: Path, info: TensorInfo) -> Tensor:
-    try:
-        return map_tensor(path, info)
-    # another program, or another audit under --max-disk, took it away or cut it
-    except (OSError, ValueError) as error:
-        raise ShadowError(
-            f"{path} is not what it was when the audit began ({type(error).__name__})",
-            "run the same command again: it continues from here",
-        ) from error
-
-
-@contextlib.contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        hint = "free some space, or choose another folder with -o"
-        raise ShadowError(f"cannot write to {folder}: {error.strerror or error}", hint) from error
 
 
 class Fetching:

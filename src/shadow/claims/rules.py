@@ -25,9 +25,6 @@ from shadow.errors import ShadowError, UsageError
 from shadow.places.names import is_of_layers, name_rules, nearest_modules
 from shadow.reports.columns import COUNTS, DELTA, FIGURES, SPECTRAL
 from shadow.reports.heads import HEADS
-from shadow.targets.families import NAME
-from shadow.targets.plain_yaml import KeyPath as Place
-from shadow.targets.plain_yaml import Tree, read_plain_file
 from shadow.text import closest, nearest
 
 Severity = Literal["error", "warning"]
@@ -54,13 +51,6 @@ OF_THE_PAIR = tuple(column.name for column in (*FIGURES, *COUNTS))
 EXPRESSION = re.compile(r"\s*([^\s<>=!]+)\s*([<>=!]+)\s*(.*?)\s*", re.DOTALL)
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 LONGEST = 200  # characters of an expression
-KEYS = {  # of a rule in a policy file, and what each says
-    "fail_on": "What must not hold, as after --fail-on: language.mlp.up.concentration > 0.5.",
-    "moved": "A figure that must stay inside its spread over layers in the report of --against.",
-    "severity": "error, or warning: shown, and never changes the exit code.",
-    "message": "What a person should know when the rule is violated.",
-    "allow_missing": "true: nothing to judge is no error.",
-}
 OF_NORMS = {  # two figures that are easily taken for each other
     "relative_norm": (
         " It is the median over matrices; relative_norm_overall is the norm of the whole change"
@@ -69,8 +59,10 @@ OF_NORMS = {  # two figures that are easily taken for each other
         " It is the norm of the whole change; relative_norm is the median over matrices"
     ),
 }
+SUCH_AS = "such as language.mlp.up.concentration"
+SUCH = "language.mlp.up.concentration > 0.5"
 QUOTE = "put the whole rule in quotes, since to a shell > and < are files"
-HINT = "write a figure, a comparison and a number, such as 'language.mlp.up.concentration > 0.5'"
+HINT = f"write a figure, a comparison and a number, such as '{SUCH}'"
 
 
 @dataclass(frozen=True)
@@ -78,19 +70,17 @@ class Metric:
     """The figures that a rule names: of the pair (no component), of components, or of modules."""
 
     component: str | None
-    """A component, which may hold * and ?; None for a figure of the pair."""
-
+    """May hold * and ?; None for a figure of the pair."""
     module: str | None
-    """A module, which may hold * and ?; None for a figure of the pair or of components."""
-
+    """May hold * and ?; None for a figure of the pair or of components."""
     metric: str
-    """The name of the figure; of a rule on what moved, it may hold * and ?."""
+    """Of a rule on what moved, it may hold * and ?."""
 
     def __str__(self) -> str:
         return ".".join(filter(None, (self.component, self.module, self.metric)))
 
     def covers(self, component: str, module: str | None) -> bool:
-        """Is a component, or a module of one, among those that are meant?"""
+        """Whether a component, or a module of one, is among those that are meant."""
         if self.component is None or (self.module is None) != (module is None):
             return False
         return fnmatchcase(component, self.component) and (
@@ -104,28 +94,18 @@ class Rule:
 
     name: str
     """Its name in a policy file, or what was typed."""
-
     figure: Metric
-    """The figures that it judges."""
-
     comparison: str
     """One of COMPARISONS, or MOVED."""
-
     threshold: float | str | None
-    """What figures are compared with, in their unit, or a label; None for MOVED."""
-
+    """In the unit of the figures, or a label; None for MOVED."""
     severity: Severity = "error"
-    """A warning is shown and never changes the exit code."""
-
     message: str | None = None
     """What a person should know when it is violated."""
-
     allow_missing: bool = False
-    """Is it no error where there is nothing to judge?"""
-
+    """Whether it is no error that there is nothing to judge."""
     file: str | None = None
     """The policy file that has it; None for one that was typed."""
-
     line: int | None = None
     """Its line in that file, from 1."""
 
@@ -133,14 +113,12 @@ class Rule:
     def condition(self) -> str:
         """`language.mlp.up.concentration > 0.5`."""
         if self.comparison == MOVED:
-            what = str(self.figure)
-            if what == "*":
-                what = "any figure"
+            what = "any figure" if str(self.figure) == "*" else self.figure
             return f"{what} outside the baseline's spread over layers"
         return f"{self.figure} {self.comparison} {_written(self.threshold)}"
 
     def holds(self, value: float | str) -> bool:
-        """Does the comparison hold of a value, so that it violates the rule? Never of MOVED."""
+        """Whether the comparison holds of a value, so that it violates the rule; never of MOVED."""
         return COMPARISONS[self.comparison](value, self.threshold)
 
 
@@ -148,10 +126,7 @@ def _written(threshold: float | str | None) -> str:
     """As short as it can be written and read back."""
     if not isinstance(threshold, float):
         return f'"{threshold}"'
-    short = f"{threshold:g}"
-    if float(short) == threshold:
-        return short
-    return repr(threshold)
+    return next(text for text in (f"{threshold:g}", repr(threshold)) if float(text) == threshold)
 
 
 def parse_rule(text: str, **more: Any) -> Rule:
@@ -159,20 +134,15 @@ def parse_rule(text: str, **more: Any) -> Rule:
 
     more: further fields of the rule. Raises UsageError.
     """
-    if len(text) > LONGEST:
-        raise UsageError(f"{text[:40]!r}... is too long for a rule", HINT)
-    _refuse_head(text)
+    _refuse_text(text, "a rule", HINT)
     match = EXPRESSION.fullmatch(text)
     if not match:
-        hint = HINT
-        if _is_figure(text.strip()):
-            hint = f"{QUOTE}: '{text.strip()} > 0.5'"
+        hint = f"{QUOTE}: '{text.strip()} > 0.5'" if _is_figure(text.strip()) else HINT
         raise UsageError(f"{text!r} is not a rule", hint)
     figure, comparison, wanted = match.groups()
     if comparison not in COMPARISONS:
-        hint = f"one of {' '.join(COMPARISONS)}"
-        if close := {"=": "==", "=>": ">=", "=<": "<=", "<>": "!=", "===": "=="}.get(comparison):
-            hint = f"did you mean {close!r}?"
+        meant = {"=": "==", "=>": ">=", "=<": "<=", "<>": "!=", "===": "=="}.get(comparison)
+        hint = f"did you mean {meant!r}?" if meant else f"one of {' '.join(COMPARISONS)}"
         raise UsageError(f"{text!r}: no comparison {comparison!r}", hint)
     name = parse_figure(figure)
     threshold = _label(text, comparison, wanted) if name.metric == LABEL else _number(text, wanted)
@@ -180,10 +150,23 @@ def parse_rule(text: str, **more: Any) -> Rule:
     return Rule(**named, figure=name, comparison=comparison, threshold=threshold)
 
 
-def _refuse_head(text: str) -> None:
-    """Raises UsageError where a rule has the head of a table on the screen, such as `rel. norm`,
-    and not a figure.
+def parse_moved(text: str, **more: Any) -> Rule:
+    """A figure, or all of a pattern, that must stay inside its interval in a baseline.
+
+    more: further fields of the rule. Raises UsageError.
     """
+    _refuse_text(text, "a figure", SUCH_AS)
+    figure = parse_figure(text.strip(), many=True)
+    named = {"name": f"{MOVED}: {figure}", **more}
+    return Rule(**named, figure=figure, comparison=MOVED, threshold=None)
+
+
+def _refuse_text(text: str, what: str, hint: str) -> None:
+    """Raises UsageError for a text without end, and where a rule has the head of a table on the
+    screen, such as `rel. norm`, and not a figure.
+    """
+    if len(text) > LONGEST:
+        raise UsageError(f"{text[:40]!r}... is too long for {what}", hint)
     figure = re.split("[<>=!]", text, maxsplit=1)[0]
     rest = re.sub(r"\s*([<>=!]+)\s*", r" \1 ", text[len(figure) :]).strip()
     bare = re.sub(r"\s", "", figure).lower()
@@ -194,11 +177,8 @@ def _refuse_head(text: str) -> None:
             continue
         if _is_figure(figure.strip()) or not _is_figure(named):
             continue
-        hint = f"did you mean '{' '.join(filter(None, (named, rest)))}'?"
-        raise UsageError(
-            f"{figure.strip()!r} is a column heading, not a figure",
-            f"{hint}{OF_NORMS.get(named, '')}",
-        )
+        hint = f"did you mean '{f'{named} {rest}'.strip()}'?{OF_NORMS.get(named, '')}"
+        raise UsageError(f"{figure.strip()!r} is a column heading, not a figure", hint)
 
 
 def _is_figure(text: str) -> bool:
@@ -222,13 +202,11 @@ def _number(text: str, wanted: str) -> float:
 def _label(text: str, comparison: str, wanted: str) -> str:
     if comparison not in ("==", "!="):
         raise UsageError(f"{text!r}: a label is a word", "compare it by == or !=")
-    word = wanted
-    if len(wanted) > 1 and wanted[0] == wanted[-1] and wanted[0] in "'\"":
-        word = wanted[1:-1]
+    quoted = len(wanted) > 1 and wanted[0] == wanted[-1] and wanted[0] in "'\""
+    word = wanted[1:-1] if quoted else wanted
     if word not in LABELS:
-        raise UsageError(
-            f"{text!r}: no label {word!r}", nearest(word, LABELS) or f"one of {', '.join(LABELS)}"
-        )
+        hint = nearest(word, LABELS) or f"one of {', '.join(LABELS)}"
+        raise UsageError(f"{text!r}: no label {word!r}", hint)
     return word
 
 
@@ -238,67 +216,39 @@ def parse_figure(text: str, *, many: bool = False) -> Metric:
     Raises UsageError for what no report of this version can have.
     """
     if not re.fullmatch(r"[A-Za-z0-9_.*?]+", text) or "" in text.split("."):
-        raise UsageError(
-            f"{text[:80]!r} is not the name of a figure", "such as language.mlp.up.concentration"
-        )
-    head, _, metric = text.rpartition(".")
-    component, _, module = head.partition(".")
-    _refuse_place(text)
-    known = _metrics(component, module)
-    if not component and not many:
-        known = (*known, LABEL)
-    if metric not in known and not _known(metric, known):
-        _refuse("metric", metric, known)
+        raise UsageError(f"{text[:80]!r} is not the name of a figure", SUCH_AS)
+    place, _, metric = text.rpartition(".")
+    component, _, module = place.partition(".")
+    rules = name_rules()
+    if component and not _known(component, rules.components):
+        if _known(place, rules.modules):
+            hint = f"did you mean '*.{text}' or 'language.{text}'?"
+            raise UsageError(f"{text!r} names no component", hint)
+        modules = nearest_modules(place)
+        if modules and not closest(component, rules.components) and not is_of_layers(component):
+            hint = f"did you mean 'language.{modules}.{metric}'?"
+            raise UsageError(f"no component {component!r}", hint)
+        hint = f"one of {', '.join(rules.components)}"
+        _refuse("component", component, closest(component, rules.components), hint)
+    if module and not _known(module, rules.modules):
+        _refuse("module", module, nearest_modules(module), "such as mlp.up or attn.*")
+    own = OF_A_MODULE if module else OF_A_COMPONENT if component else OF_THE_PAIR
+    known = (*COLUMNS, *own, *([] if component or many else [LABEL]))
+    if not _known(metric, known):
+        _refuse("metric", metric, closest(metric, known), "`shadow explain` lists them")
     if metric not in known and not many:
-        raise UsageError(
-            f"{text!r}: a rule has one metric", "only component and module may hold * and ?"
-        )
+        hint = "only component and module may hold * and ?"
+        raise UsageError(f"{text!r}: a rule has one metric", hint)
     return Metric(component or None, module or None, metric)
 
 
-def _refuse_place(text: str) -> None:
-    """Raises UsageError where the component or the module of a figure is not known."""
-    head, _, metric = text.rpartition(".")
-    component, _, module = head.partition(".")
-    rules = name_rules()
-    if component and not _known(component, rules.components):
-        if _known(head, rules.modules):
-            raise UsageError(
-                f"{text!r} names no component", f"did you mean '*.{text}' or 'language.{text}'?"
-            )
-        if not closest(component, rules.components) and not is_of_layers(component):
-            modules = nearest_modules(head)
-            if modules is not None:
-                raise UsageError(
-                    f"no component {component!r}", f"did you mean 'language.{modules}.{metric}'?"
-                )
-        _refuse("component", component, rules.components)
-    if module and not _known(module, rules.modules):
-        _refuse("module", module, rules.modules)
-
-
-def _metrics(component: str, module: str) -> tuple[str, ...]:
-    """What can be asked of a module, of a component (no module), or of the pair (neither)."""
-    if module:
-        return (*COLUMNS, *OF_A_MODULE)
-    if component:
-        return (*COLUMNS, *OF_A_COMPONENT)
-    return (*COLUMNS, *OF_THE_PAIR)
-
-
 def _known(pattern: str, words: Sequence[str]) -> bool:
-    """Does a word, or a pattern of * and ?, mean any of these?"""
+    """Whether a word, or a pattern of * and ?, means any of these."""
     return any(fnmatchcase(word, pattern) for word in words)
 
 
-def _refuse(what: str, word: str, known: Sequence[str]) -> NoReturn:
+def _refuse(what: str, word: str, close: str | None, hint: str) -> NoReturn:
     """Raises UsageError for a component, module or metric that is not known."""
-    hint = {
-        "component": f"one of {', '.join(known)}",
-        "module": "such as mlp.up or attn.*",
-        "metric": "`shadow explain` lists them",
-    }[what]
-    close = nearest_modules(word) if what == "module" else closest(word, known)
     if close:
         hint = f"did you mean {close!r}?"
     if is_of_layers(word):
@@ -307,22 +257,6 @@ def _refuse(what: str, word: str, known: Sequence[str]) -> NoReturn:
             " alone"
         )
     raise UsageError(f"no {what} {word!r}", hint)
-
-
-def parse_moved(text: str, **more: Any) -> Rule:
-    """A figure, or all of a pattern, that must stay inside its interval in a baseline.
-
-    more: further fields of the rule. Raises UsageError.
-    """
-    if len(text) > LONGEST:
-        raise UsageError(
-            f"{text[:40]!r}... is too long for a figure", "such as language.mlp.up.concentration"
-        )
-    _refuse_head(text)
-    figure = parse_figure(text.strip(), many=True)
-    return Rule(
-        **{"name": f"{MOVED}: {figure}", **more}, figure=figure, comparison=MOVED, threshold=None
-    )
 
 
 def gather(
@@ -335,11 +269,9 @@ def gather(
     itself. Raises ShadowError.
     """
     rules = [parse_rule(text, allow_missing=allow_missing) for text in dict.fromkeys(fail_on)]
-    if policy is not None:
-        for rule in read_policy(policy):
-            if allow_missing and rule.comparison == MOVED:
-                rule = replace(rule, allow_missing=True)
-            rules.append(rule)
+    for rule in () if policy is None else read_policy(policy):
+        missing = rule.allow_missing or (allow_missing and rule.comparison == MOVED)
+        rules.append(replace(rule, allow_missing=missing))
     moved = [rule for rule in rules if rule.comparison == MOVED]
     if moved and not against:
         message = f"{moved[0].file}:{moved[0].line}: rule {moved[0].name!r} needs --against"
@@ -355,66 +287,33 @@ def read_policy(file: Path) -> tuple[Rule, ...]:
     Raises ShadowError for a file that cannot be read or has other keys, UsageError for words that
     mean nothing.
     """
-    hint = "see docs/ci.md on policy files"
+    from shadow.targets.checked import read_form
+    from shadow.targets.forms import PolicyForm
+
+    hint = f"docs/ci.md describes policy files: a name, and below it `fail_on: {SUCH}`"
     try:
-        tree, lines = read_plain_file(file, hint)
+        form, lines = read_form(PolicyForm, file, hint=hint, noun="rule")
     except ShadowError as error:
+        if not re.search(r"aliases|expected alphabetic or numeric", error.message):
+            raise
         # what YAML makes of a * or a &
-        if re.search(r"aliases|expected alphabetic or numeric", error.message):
-            hint = (
-                'put a rule that begins with * in quotes, as in "*.mlp.*.concentration > 0.5"; '
-                + hint
+        star = 'put a rule that begins with * in quotes, as in "*.mlp.*.concentration > 0.5"'
+        raise ShadowError(error.message, f"{star}; {hint}") from error
+    rules = []
+    for name, entry in form.root.items():
+        key, parse = ("fail_on", parse_rule) if entry.moved is None else ("moved", parse_moved)
+        try:
+            rule = parse(
+                entry.fail_on or entry.moved or "",
+                name=name,
+                severity=entry.severity,
+                message=entry.message or None,
+                allow_missing=entry.allow_missing == "true",
+                file=str(file),
+                line=lines[name,],
             )
-            raise ShadowError(error.message, hint) from error
-        raise
-    if not isinstance(tree, dict) or not tree:
-        fault = "not a mapping of rules" if tree else "no rules in it"
-        hint = "write a name, and below it `fail_on: language.mlp.up.concentration > 0.5`"
-        raise ShadowError(f"{file}: {fault}", hint)
-    return tuple(_rule(name, entry, file=file, lines=lines) for name, entry in tree.items())
-
-
-def _rule(name: str, entry: Tree, file: Path, lines: Mapping[Place, int]) -> Rule:
-    def at(*key: str) -> str:
-        return f"{file}:{lines[name, *key]}: rule {name[:80]!r}"
-
-    if not NAME.fullmatch(name):
-        raise ShadowError(f"{at()}: the name may hold letters, digits and `._-` only")
-    if not isinstance(entry, dict):
-        raise ShadowError(
-            f"{at()}: not a mapping",
-            "write `fail_on: language.mlp.up.concentration > 0.5` below it",
-        )
-    texts: dict[str, str] = {}
-    for key, value in entry.items():
-        if key not in KEYS:
-            raise ShadowError(
-                f"{at(key)}: unknown key {key[:80]!r}",
-                nearest(key, KEYS) or f"it may have {', '.join(KEYS)}",
-            )
-        if not isinstance(value, str):
-            raise ShadowError(f"{at(key)}: `{key}` is not text", "put it in quotes")
-        texts[key] = value
-    if "fail_on" in texts and "moved" in texts:
-        raise ShadowError(f"{at()}: it has both `fail_on` and `moved`", "write one of them")
-    if "fail_on" not in texts and "moved" not in texts:
-        raise ShadowError(f"{at()}: it has neither `fail_on` nor `moved`", "write one of them")
-    for key, words in (("severity", ("error", "warning")), ("allow_missing", ("true", "false"))):
-        if texts.get(key, words[0]) not in words:
-            hint = nearest(texts[key], words) or f"one of {', '.join(words)}"
-            raise ShadowError(f"{at(key)}: `{key}` is {texts[key][:80]!r}", hint)
-    kind, parse = "fail_on", parse_rule
-    if "moved" in texts:
-        kind, parse = "moved", parse_moved
-    try:
-        return parse(
-            texts[kind],
-            name=name,
-            severity=texts.get("severity", "error"),
-            message=texts.get("message") or None,
-            allow_missing=texts.get("allow_missing") == "true",
-            file=str(file),
-            line=lines[name,],
-        )
-    except UsageError as error:
-        raise UsageError(f"{at(kind)}: {error.message}", error.hint) from error
+        except UsageError as error:
+            where = f"{file}:{lines[name, key]}: rule {name!r}"
+            raise UsageError(f"{where}: {error.message}", error.hint) from error
+        rules.append(rule)
+    return tuple(rules)

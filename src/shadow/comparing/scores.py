@@ -8,6 +8,7 @@ kinds below it.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -23,7 +24,7 @@ from typing import Any
 from shadow.errors import ShadowError
 from shadow.files import read_start
 from shadow.storage import as_given
-from shadow.text import counted, nearest, several
+from shadow.text import counted, nearest, several, short
 
 COLUMNS = {  # of a CSV: what each says; the first three are needed
     "model": (
@@ -43,27 +44,16 @@ HARNESS = "lm-evaluation-harness"
 # Of several metrics of one benchmark the first of these is taken: acc_norm before acc, because it
 # does not favour short answers; exact_match where answers are generated.
 PREFERRED = (
-    "acc_norm",
-    "acc",
-    "exact_match",
-    "pass@1",
-    "pass_at_1",
-    "prompt_level_strict_acc",
-    "em",
-    "f1",
+    "acc_norm", "acc", "exact_match", "pass@1", "pass_at_1", "prompt_level_strict_acc", "em", "f1",
     "mcc",
-)
+)  # fmt: skip
 FILTERS = ("", "strict-match")  # of several filters of one metric the first of these, then by name
 # Metrics of lm_eval/api/metrics.py of which less is better; old files do not say.
 LOWER = (
-    "perplexity",
-    "word_perplexity",
-    "byte_perplexity",
-    "bits_per_byte",
-    "brier_score",
-    "ter",
+    "perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "brier_score", "ter",
     "ppl",
-)
+)  # fmt: skip
+DIRECTIONS = dict.fromkeys(LOWER, False) | dict.fromkeys(PREFERRED, True)
 # other keys beside a task's metrics
 NO_METRICS = ("name", "alias", "sample_len", "sample_count", "samples")
 # keys by task, and what they are called here
@@ -77,6 +67,9 @@ SUFFIXES = (".csv", ".json")  # of files that scores are read from
 MAX_SCORES = 500_000
 MAX_TEXT = 300  # characters of a name
 LARGEST = 1e12  # of a score: beyond it is a slip, and differences would lose their digits
+NO_NUMBERS = ("nan", "inf", "infinity", "n/a", "na", "none", "null", "-", "")
+UNMEASURED = "leave out rows of what was not measured"
+OF_NAMES = ("metric", "group", "unit")  # columns of names that may be empty
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,4})?", re.ASCII)
 
 
@@ -86,51 +79,37 @@ class Score:
 
     model: str
     """The name in the file, with @revision where one is given."""
-
     benchmark: str
-    """The name of the benchmark, of MAX_TEXT characters at most."""
-
+    """MAX_TEXT characters at most."""
     metric: str | None
     """None where the file names none; a filter of the harness other than `none` follows after a
     comma.
     """
-
     score: float
     """In the unit of the file, -LARGEST to LARGEST."""
-
     stderr: float | None
-    """The standard error in the same unit, 0 or more; None where the file has none."""
-
+    """In the same unit, 0 or more; None where the file has none."""
     group: str | None
-    """The group of benchmarks that a CSV puts it in; None for none."""
-
+    """The group of benchmarks that a CSV puts it in."""
     unit: str | None
     """What a CSV states, HARNESS for the harness, otherwise None."""
-
     higher_is_better: bool | None
-    """Which way is better; None where nobody says."""
-
+    """None where nobody says."""
     file: str
-    """Where it stands: the path of the file, as it was given."""
-
+    """The path as it was given."""
     line: int | None = None
     """Its line in a CSV, from 1; None for the harness."""
-
     commit: str | None = None
     """The commit that the harness noted, 40 hexadecimal digits."""
-
     parent: str | None = None
     """The group of the harness that has a score of its own over this one."""
-
     conditions: tuple[tuple[str, str], ...] = ()
     """What else decides a score, by name, such as (n-shot, 5)."""
 
     @property
     def where(self) -> str:
         """`scores.csv:3`, or the file alone where it has no lines."""
-        if self.line is None:
-            return self.file
-        return f"{self.file}:{self.line}"
+        return self.file if self.line is None else f"{self.file}:{self.line}"
 
 
 @dataclass(frozen=True)
@@ -139,13 +118,10 @@ class ScoreFiles:
 
     files: tuple[tuple[str, str], ...] = ()
     """(name, sha256) of each file."""
-
     rows: tuple[Score, ...] = ()
-    """The scores, MAX_SCORES at most, in the order of the files."""
-
+    """MAX_SCORES at most, in the order of the files."""
     groups: Mapping[str, str] = field(default_factory=dict)
     """Benchmark -> group, of files that have no scores."""
-
     notes: tuple[str, ...] = ()
     """What was left out, and why."""
 
@@ -183,52 +159,51 @@ def read_scores(paths: Iterable[Path]) -> ScoreFiles:
             notes += more_notes
         files.append((as_given(path), hashlib.sha256(raw).hexdigest()))
         rows += scores
-        if len(rows) > MAX_SCORES:
-            raise ShadowError(
-                f"{path}: more than {MAX_SCORES:,} scores", "leave out models that are not audited"
-            )
+        _refuse_many(len(rows), path)
     if not rows:
         where = ", ".join(str(path) for path in paths)
         raise ShadowError(f"{where}: no scores in it", f"a CSV has the columns {', '.join(NEEDED)}")
     return ScoreFiles(files=tuple(files), rows=tuple(rows), groups=groups, notes=tuple(notes))
 
 
+def _refuse_many(count: int, file: Path | str) -> None:
+    if count > MAX_SCORES:
+        hint = "leave out models that are not audited"
+        raise ShadowError(f"{file}: more than {MAX_SCORES:,} scores", hint)
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Faults of the disk, and of a name that is too long or has a NUL, are one line."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ShadowError(f"{str(path)[:80]}: {reason}") from error
+
+
 def _files(paths: Iterable[Path]) -> Iterator[tuple[Path, bool]]:
-    """(file, was it found in a folder), folders in the order of names, without hidden files."""
+    """Each file and whether it was found in a folder; folders in the order of names, without hidden
+    files.
+    """
     for path in paths:
-        files = _in_folder(path)
-        if files is None:
+        with _reading(path):
+            is_folder = path.is_dir()
+            files = sorted(file for file in path.rglob("*") if _is_scores(file, path))
+        if not is_folder:
             yield path, False
             continue
         if not files:
-            raise ShadowError(
-                f"{path}: no *.csv and no *.json in it",
-                "name the files, or the folder that holds them",
-            )
+            hint = "name the files, or the folder that holds them"
+            raise ShadowError(f"{path}: no *.csv and no *.json in it", hint)
         if len(files) > MAX_FILES:
-            raise ShadowError(
-                f"{path}: more than {MAX_FILES:,} files", "name a folder of scores alone"
-            )
+            hint = "name a folder of scores alone"
+            raise ShadowError(f"{path}: more than {MAX_FILES:,} files", hint)
         yield from ((file, True) for file in files)
 
 
-def _in_folder(path: Path) -> list[Path] | None:
-    """The files of a folder that may hold scores, in the order of names; None for a file.
-
-    Raises ShadowError for a folder that may not be read, and for what is no path.
-    """
-    try:
-        if not path.is_dir():
-            return None
-        return sorted(file for file in path.rglob("*") if _is_scores(file, path))
-    except (OSError, ValueError) as error:  # also a name that is too long, or one with a NUL
-        raise ShadowError(
-            f"{str(path)[:80]}: {getattr(error, 'strerror', None) or error}"
-        ) from error
-
-
 def _is_scores(path: Path, top: Path) -> bool:
-    """Is it a file that may hold scores, and neither hidden nor in a hidden folder below top?"""
+    """Whether a file may hold scores, and is neither hidden nor in a hidden folder below top."""
     if path.suffix.lower() not in SUFFIXES or not path.is_file():
         return False
     return not any(part.startswith(".") for part in path.relative_to(top).parts)
@@ -236,23 +211,16 @@ def _is_scores(path: Path, top: Path) -> bool:
 
 def _bytes(path: Path) -> bytes:
     if path.suffix.lower() not in SUFFIXES:
-        raise ShadowError(
-            f"{str(path)[:80]}: scores are read from .csv and .json files", "rename it"
-        )
-    try:
+        message = f"{str(path)[:80]}: scores are read from .csv and .json files"
+        raise ShadowError(message, "rename it")
+    with _reading(path):
         raw = read_start(path, MAX_FILE + 1)
-        if raw is None:
-            raise ShadowError(
-                f"no such file: {str(path)[:200]}", "name a CSV, a JSON or a folder of them"
-            )
-    except (OSError, ValueError) as error:
-        raise ShadowError(
-            f"{str(path)[:80]}: {getattr(error, 'strerror', None) or error}"
-        ) from error
+    if raw is None:
+        hint = "name a CSV, a JSON or a folder of them"
+        raise ShadowError(f"no such file: {str(path)[:200]}", hint)
     if len(raw) > MAX_FILE:
-        raise ShadowError(
-            f"{path}: larger than {MAX_FILE // 1_000_000} MB", "it should hold scores, not samples"
-        )
+        hint = "it should hold scores, not samples"
+        raise ShadowError(f"{path}: larger than {MAX_FILE // 1_000_000} MB", hint)
     return raw
 
 
@@ -260,17 +228,8 @@ def _text(path: Path, raw: bytes) -> str:
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ShadowError(
-            f"{path}: not UTF-8 text (byte {error.start})", "save it as UTF-8"
-        ) from error
-
-
-def _short(text: object) -> str:
-    """What a file says, for a message: one line, never long."""
-    said = repr(text)
-    if len(said) <= 80:
-        return said
-    return f"{said[:76]}...{said[-1]}"
+        message = f"{path}: not UTF-8 text (byte {error.start})"
+        raise ShadowError(message, "save it as UTF-8") from error
 
 
 def _name(text: str, what: str, where: str) -> str:
@@ -287,10 +246,8 @@ def _put_in_group(groups: dict[str, str], benchmark: str, group: str, where: str
     """Adds a benchmark and its group. Raises ShadowError where it is in another already."""
     known = groups.setdefault(benchmark, group)
     if known != group:
-        raise ShadowError(
-            f"{where}: {_short(benchmark)} is in the groups {_short(known)} and {_short(group)}",
-            "put it in one",
-        )
+        both = f"{short(known)} and {short(group)}"
+        raise ShadowError(f"{where}: {short(benchmark)} is in the groups {both}", "put it in one")
 
 
 # CSV
@@ -318,90 +275,65 @@ def _read_csv(file: str, text: str) -> tuple[list[Score], dict[str, str]]:
             else:
                 benchmark, group = (_name(row[key], key, where) for key in ("benchmark", "group"))
                 _put_in_group(groups, benchmark, group=group, where=where)
-            if len(rows) + len(groups) > MAX_SCORES:
-                raise ShadowError(
-                    f"{file}: more than {MAX_SCORES:,} scores",
-                    "leave out models that are not audited",
-                )
+            _refuse_many(len(rows) + len(groups), file)
     except csv.Error as error:
-        raise ShadowError(
-            f"{file}:{lines.line_num}: not a CSV ({error})", 'quote cells with ""'
-        ) from error
+        message = f"{file}:{lines.line_num}: not a CSV ({error})"
+        raise ShadowError(message, 'quote cells with ""') from error
     return rows, groups
 
 
 def _header(file: str, cells: Sequence[str]) -> list[str]:
     """The columns by name. Every fault names the nearest known column."""
     names = [cell.strip().lower() for cell in cells]
-    groups_only = set(names) == {"benchmark", "group"}
     for name in names:
         if name not in COLUMNS:
             hint = nearest(name, COLUMNS) or f"take it out; known are {', '.join(COLUMNS)}"
-            raise ShadowError(f"{file}: unknown column {_short(name)}", hint)
+            raise ShadowError(f"{file}: unknown column {short(name)}", hint)
         if names.count(name) > 1:
             raise ShadowError(f"{file}: two columns {name!r}", "take one out")
-    if missing := [name for name in NEEDED if name not in names and not groups_only]:
+    missing = [name for name in NEEDED if name not in names]
+    if missing and set(names) != {"benchmark", "group"}:
         had = f"it has {', '.join(names)}" if names else "it is empty"
-        raise ShadowError(
-            f"{file}: no column {missing[0]!r}: {had}"[:300],
-            f"the first line names: {', '.join(NEEDED)}",
-        )
+        hint = f"the first line names: {', '.join(NEEDED)}"
+        raise ShadowError(f"{file}: no column {missing[0]!r}: {had}"[:300], hint)
     return names
 
 
 def _csv_score(file: str, line: int, row: Mapping[str, str]) -> Score:
     where = f"{file}:{line}"
-    stderr = None
-    if text := row.get("stderr", "").strip():
-        stderr = _number(text, "stderr", where)
+    given = {name: text for name, text in row.items() if text.strip()}
+    names = {name: _name(given[name], name, where) for name in OF_NAMES if name in given}
     return Score(
         model=_name(row["model"], "model", where),
         benchmark=_name(row["benchmark"], "benchmark", where),
-        metric=_optional(row, "metric", where),
+        metric=names.get("metric"),
         score=_number(row["score"], "score", where),
-        stderr=stderr,
-        group=_optional(row, "group", where),
-        unit=(_optional(row, "unit", where) or "").lower() or None,
+        stderr=_number(given["stderr"], "stderr", where) if "stderr" in given else None,
+        group=names.get("group"),
+        unit=names["unit"].lower() if "unit" in names else None,
         higher_is_better=_flag(row.get("higher_is_better", ""), where),
         file=file,
         line=line,
     )
 
 
-def _optional(row: Mapping[str, str], key: str, where: str) -> str | None:
-    text = row.get(key, "")
-    if not text.strip():
-        return None
-    return _name(text, key, where)
-
-
 def _number(text: str, what: str, where: str) -> float:
     """A finite number in ASCII digits; of a standard error, not below 0."""
     text = text.strip()
     if not text:
-        raise ShadowError(f"{where}: no {what}", "leave out rows of what was not measured")
+        raise ShadowError(f"{where}: no {what}", UNMEASURED)
     if not NUMBER.fullmatch(text):
+        hint = "write a number such as 0.45"
         if text.endswith("%"):
             hint = "write 45.2 without the sign; a column `unit` may say percent"
         elif re.fullmatch(r"[+-]?\d+,\d+", text):
             hint = "write a point before the decimals"
-        elif text.lower().lstrip("+-") in (
-            "nan",
-            "inf",
-            "infinity",
-            "n/a",
-            "na",
-            "none",
-            "null",
-            "-",
-        ):
-            hint = "leave out rows of what was not measured"
-        else:
-            hint = "write a number such as 0.45"
-        raise ShadowError(f"{where}: {what} {_short(text)} is no number", hint)
+        elif text.lower().lstrip("+-") in NO_NUMBERS:
+            hint = UNMEASURED
+        raise ShadowError(f"{where}: {what} {short(text)} is no number", hint)
     value = float(text)
     if abs(value) > LARGEST:
-        raise ShadowError(f"{where}: {what} {_short(text)} is too large", f"at most {LARGEST:g}")
+        raise ShadowError(f"{where}: {what} {short(text)} is too large", f"at most {LARGEST:g}")
     if what == "stderr" and value < 0:
         raise ShadowError(f"{where}: a standard error below 0", "it is a distance")
     return value
@@ -409,11 +341,9 @@ def _number(text: str, what: str, where: str) -> float:
 
 def _flag(text: str, where: str) -> bool:
     word = text.strip().lower()
-    if word in ("", "true", "yes", "1"):
-        return True
-    if word in ("false", "no", "0"):
-        return False
-    raise ShadowError(f"{where}: higher_is_better {_short(word)}", "write true or false")
+    if word not in ("", "true", "yes", "1", "false", "no", "0"):
+        raise ShadowError(f"{where}: higher_is_better {short(word)}", "write true or false")
+    return word not in ("false", "no", "0")
 
 
 # lm-evaluation-harness
@@ -423,9 +353,8 @@ def _json(path: Path, raw: bytes) -> Any:
     try:
         return json.loads(_text(path, raw))
     except (ValueError, RecursionError) as error:  # NaN is read, as the harness writes it
-        raise ShadowError(
-            f"{path}: not JSON ({type(error).__name__})", "is the file complete?"
-        ) from error
+        message = f"{path}: not JSON ({type(error).__name__})"
+        raise ShadowError(message, "is the file complete?") from error
 
 
 def _read_harness(file: str, data: Any) -> tuple[list[Score], list[str]]:
@@ -439,43 +368,40 @@ def _read_harness(file: str, data: Any) -> tuple[list[Score], list[str]]:
         for task, result in data["results"].items()
         if any(_finite(result[key]) is not None for _, key, _ in _metrics(result))
     }
-    parents = _parents(_mapping(data.get("group_subtasks")), scored)
+    parents = _parents(_inside(data, "group_subtasks"), scored)
     rows, notes = [], []
     for task, result in data["results"].items():
         name = _name(task, "task", file)
-        directions = _mapping(_mapping(data.get("higher_is_better")).get(task))
+        directions = _inside(data, "higher_is_better", task)
         for metric, key, stderr_key in _metrics(result):
-            value, error = _finite(result[key]), _finite(result.get(stderr_key))
+            value, stderr = _finite(result[key]), _finite(result.get(stderr_key))
             if value is None:
-                notes.append(
-                    f"{file}: {key[:80]} of {name[:80]} is {_short(result[key])}: left out"
-                )
+                notes.append(f"{file}: {key[:80]} of {name[:80]} is {short(result[key])}: left out")
                 continue
-            if error is not None and error < 0:
-                error = None
-            rows.append(
-                Score(
-                    model=model,
-                    benchmark=name,
-                    metric=_name(metric, "metric", file),
-                    score=value,
-                    stderr=error,
-                    group=None,
-                    unit=HARNESS,
-                    higher_is_better=_direction(metric, directions),
-                    file=file,
-                    commit=commit,
-                    parent=parents.get(task),
-                    conditions=_conditions(data, task),
-                )
+            row = Score(
+                model=model,
+                benchmark=name,
+                metric=_name(metric, "metric", file),
+                score=value,
+                stderr=None if stderr is None or stderr < 0 else stderr,
+                group=None,
+                unit=HARNESS,
+                higher_is_better=_direction(metric, directions),
+                file=file,
+                commit=commit,
+                parent=parents.get(task),
+                conditions=_conditions(data, task),
             )
+            rows.append(row)
     if not rows:
         notes.append(f"{file}: no metric in its results")
     return rows, notes
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
-    """The mapping that a file should have there; empty where it has something else."""
+def _inside(value: Any, *keys: str) -> Mapping[str, Any]:
+    """The mapping that a file should have under these keys; empty where it has something else."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
     return value if isinstance(value, dict) else {}
 
 
@@ -490,7 +416,7 @@ def _metrics(result: Any) -> Iterator[tuple[str, str, str]]:
     """(metric, its key, the key of its standard error) of a task: keys are `acc,none`, in old
     versions `acc`.
     """
-    result = _mapping(result)
+    result = _inside(result)
     with_filter = any("," in key for key in result)
     for key, value in result.items():
         metric, comma, chosen = key.partition(",")
@@ -500,23 +426,17 @@ def _metrics(result: Any) -> Iterator[tuple[str, str, str]]:
             continue
         if with_filter and not comma:
             continue
-        name = metric
-        if chosen not in ("", "none"):
-            name = f"{metric},{chosen}"
+        name = metric if chosen in ("", "none") else f"{metric},{chosen}"
         yield name, key, f"{metric}_stderr{comma}{chosen}"
 
 
 def _direction(metric: str, said: Mapping[str, Any]) -> bool | None:
-    """Is more of a metric better? None where nobody says. said: by metric, in a file."""
+    """Whether more of a metric is better; None where nobody says. said: by metric, in a file."""
     name = metric.partition(",")[0]
-    if name in said:
-        # null: the tasks of a group do not agree
-        return said[name] if isinstance(said[name], bool) else None
-    if name in LOWER:
-        return False
-    if name in PREFERRED:
-        return True
-    return None
+    if name not in said:
+        return DIRECTIONS.get(name)
+    # null: the tasks of a group do not agree
+    return said[name] if isinstance(said[name], bool) else None
 
 
 def _parents(subtasks: Mapping[str, Any], scored: set[str]) -> dict[str, str]:
@@ -545,15 +465,13 @@ def _conditions(data: Mapping[str, Any], task: str) -> tuple[tuple[str, str], ..
     """What else decides a score: two sides that differ in it are warned of."""
     conditions = []
     for key, what in CONDITIONS.items():
-        value = _mapping(data.get(key)).get(task)
+        value = _inside(data, key).get(task)
         if isinstance(value, int | float | str) and str(value) != "N/A":
             conditions.append((what, str(value)[:40]))
-    counts = _mapping(_mapping(data.get("n-samples")).get(task))
+    counts = _inside(data, "n-samples", task)
     effective, original = counts.get("effective"), counts.get("original")
     if isinstance(effective, int) and isinstance(original, int):
-        asked = str(effective)
-        if effective != original:
-            asked = f"{effective} of {original}"
+        asked = str(effective) if effective == original else f"{effective} of {original}"
         conditions.append((QUESTIONS, asked[:40]))
     if "chat_template" in data or "chat_template_sha" in data:
         has_template = data.get("chat_template") or data.get("chat_template_sha")
@@ -565,7 +483,7 @@ def _harness_model(file: str, data: Mapping[str, Any]) -> tuple[str, str | None]
     """The model's name, as the harness takes it from its arguments (an adapter before its base),
     and its commit.
     """
-    config = _mapping(data.get("config"))
+    config = _inside(data, "config")
     arguments = _arguments(config.get("model_args"))
     name, sha = data.get("model_name"), config.get("model_sha")
     for key in ("peft", "delta", "pretrained", "model", "path"):

@@ -41,7 +41,6 @@ class Place:
     layer: int | None  # number of the block, from 0; None outside the layers
     module: str  # from the closed list of `names.yaml`
     expert: int | None = None  # from 0
-
     # tells apart what shares a module (norms, biases, other) and what must not be compared
     # although it does: the blocks of a second stack, rows in another order
     slot: str = ""
@@ -53,11 +52,9 @@ class Part:
 
     place: Place
     transposed: bool = False  # stored `(in, out)`
-
     # (start, stop) of this part's outputs in each group; None for all
     rows: tuple[int, int] | None = None
     groups: int = 1  # of equal size, into which the outputs are divided
-
     # matrices that the tensor holds along its first dimension (its own, or shared with their
     # rows), of which this is place.expert's; 0 where it holds one
     experts: int = 0
@@ -129,16 +126,17 @@ def place_tensors(
     upright = _upright_stacks(
         facts, ((readings[text], block, shapes[name]) for name, (text, block, _) in named.items())
     )
-    recipes: dict[tuple[str, tuple[int, ...], bool], list[_Recipe]] = {}
+    splitter = _Splitter(facts, upright)
+    recipes: dict[tuple[str, tuple[int, ...], bool], tuple[_Recipe, ...]] = {}
     parts: dict[str, tuple[Part, ...]] = {}
     for name, (text, block, expert) in named.items():
         key = text, shapes[name], expert is None
         reading = readings[text]
         if key not in recipes:
-            recipes[key] = list(
-                _recipes(reading, shapes[name], alone=expert is None, facts=facts, upright=upright)
-            )
+            recipes[key] = tuple(splitter.recipes(reading, shapes[name], alone=expert is None))
         layer, stack = layers.number(reading, block)
+        if reading.stack:
+            stack += f"{reading.stack}:"
         parts[name] = tuple(
             Part(
                 place=Place(
@@ -277,163 +275,137 @@ class _Recipe:
     experts: int = 0
 
 
-def _recipes(
-    reading: Reading,
-    shape: tuple[int, ...],
-    alone: bool,
-    facts: Facts,
-    upright: Mapping[tuple[str, str], bool],
-) -> Iterator[_Recipe]:
-    """The parts of a tensor; alone: its name has no number of an expert."""
-    for recipe in _plain_recipes(reading, shape, alone=alone, facts=facts, upright=upright):
-        if reading.stack:
-            yield replace(recipe, slot=f"{reading.stack}:{recipe.slot}")
+class _Splitter:
+    """The parts of each tensor; upright: whether the stacks of experts are (experts, out, in)."""
+
+    def __init__(self, facts: Facts, upright: Mapping[tuple[str, str], bool]) -> None:
+        self._facts = facts
+        self._upright = upright
+
+    def recipes(
+        self, reading: Reading, shape: tuple[int, ...], *, alone: bool
+    ) -> Iterator[_Recipe]:
+        """The parts of a tensor; alone: its name has no number of an expert."""
+        rest, experts = reading.rest, shape[0] if alone and _stacks(reading, shape) else 0
+        if reading.module in VECTORS:
+            yield _Recipe(reading.module, reading.slot)
+        elif reading.module and len(shape) >= 2:
+            yield from self._matrices(reading, shape, alone=alone, experts=experts)
+        elif not reading.module and rest.endswith((".bias", "_bias")):
+            yield from self._biases(reading.component, rest, shape)
+        elif 0 < experts <= MAX_EXPERTS:
+            for expert in range(experts):
+                yield _Recipe(module="other", slot=rest, expert=expert, experts=experts)
+        elif len(shape) < 2 and self._facts.rules.norm.search(weight_stem(rest).lower()):
+            yield _Recipe("norm", rest)
         else:
-            yield recipe
+            yield _Recipe("other", rest)
 
+    def _biases(self, component: str, rest: str, shape: tuple[int, ...]) -> Iterator[_Recipe]:
+        """The bias of a matrix has the matrix's module as its slot, and is split as that is."""
+        owner = rest[: -len(".bias")]
+        owners = self._facts.rules.suffixes[component].match(owner)
+        if owners is None:
+            yield _Recipe("bias", rest)
+            return
+        whole, parts = _Recipe(*owners), None
+        if len(shape) == 1:
+            parts = self._split(whole, component, owner, (shape[0], None))
+        for part in parts or (whole,):
+            yield replace(part, module="bias", slot=_full_name(part.module, part.slot))
 
-def _plain_recipes(
-    reading: Reading,
-    shape: tuple[int, ...],
-    alone: bool,
-    facts: Facts,
-    upright: Mapping[tuple[str, str], bool],
-) -> Iterator[_Recipe]:
-    if reading.module in VECTORS:
-        yield _Recipe(reading.module, reading.slot)
-    elif reading.module and len(shape) >= 2:
-        yield from _matrices(reading, shape, alone=alone, facts=facts, upright=upright)
-    elif not reading.module and reading.rest.endswith((".bias", "_bias")):
-        yield from _biases(reading.component, reading.rest, shape=shape, facts=facts)
-    elif alone and _stacks(reading, shape) and 0 < shape[0] <= MAX_EXPERTS:
-        for expert in range(shape[0]):
-            yield _Recipe(module="other", slot=reading.rest, expert=expert, experts=shape[0])
-    elif len(shape) < 2 and facts.rules.norm.search(weight_stem(reading.rest).lower()):
-        yield _Recipe("norm", reading.rest)
-    else:
-        yield _Recipe("other", reading.rest)
+    def _matrices(
+        self, reading: Reading, shape: tuple[int, ...], *, alone: bool, experts: int
+    ) -> Iterator[_Recipe]:
+        facts, component, rest = self._facts, reading.component, reading.rest
+        rules = facts.rules
+        transposed = any(rule.hold(facts, component, rest) for rule in rules.transposed)
+        if experts:
+            transposed = not self._upright.get((component, reading.stack), not transposed)
+        elif alone and len(shape) == 2 and rules.stacked.hold(facts, component, rest):
+            experts = facts.count(rules.stacked_count, component) or 0
+            if experts and shape[0] % experts:
+                experts = 0
+        if experts > MAX_EXPERTS:
+            experts = 0
+        whole = _Recipe(reading.module, reading.slot, transposed=transposed, experts=experts)
+        size = Part(Place("", None, ""), transposed=transposed, experts=experts).shape(shape)
+        parts = None
+        # integers that hold several weights each are not split
+        if rest.endswith(".weight") or weight_stem(rest) == rest:
+            parts = self._split(whole, component, rest, size)
+        parts = parts or (whole,)
+        if not experts:
+            yield from parts
+        for expert in range(experts):
+            for part in parts:
+                yield replace(part, expert=expert)
 
+    def _split(
+        self, whole: _Recipe, component: str, rest: str, size: tuple[int, int | None]
+    ) -> tuple[_Recipe, ...] | None:
+        """The parts of a fused module of (rows, cols); None where too little is known."""
+        name = _full_name(whole.module, whole.slot)
+        for order in self._facts.rules.rows:
+            if order.module == name and order.conditions.hold(self._facts, component, rest):
+                return self._divided(whole, name, order, component, size)
+        return None
 
-def _biases(component: str, rest: str, shape: tuple[int, ...], facts: Facts) -> Iterator[_Recipe]:
-    """The bias of a matrix has the matrix's module as its slot, and is split as that is."""
-    owner = rest[: -len(".bias")]
-    owners = facts.rules.suffixes[component].match(owner)
-    if owners is None:
-        yield _Recipe("bias", rest)
-        return
-    whole = _Recipe(*owners)
-    parts = None
-    if len(shape) == 1:
-        parts = _split(whole, component, rest=owner, size=(shape[0], None), facts=facts)
-    for part in parts or (whole,):
-        yield replace(part, module="bias", slot=_full_name(part.module, part.slot))
+    def _divided(
+        self,
+        whole: _Recipe,
+        name: str,
+        order: RowOrder,
+        component: str,
+        size: tuple[int, int | None],
+    ) -> tuple[_Recipe, ...] | None:
+        fused = self._facts.rules.fused.get(name, Fused((), ()))
+        into = order.into or fused.into
+        said = order.sizes or fused.sizes
+        rows, cols = size
+        if not into:
+            return None
+        shares = [self._number(share, component) for share in said]
+        groups = rows // len(into)
+        if order.groups != "each":
+            groups = self._number(order.groups, component)
+        if 0 in shares or groups < 1 or rows < 1 or rows % groups:
+            return None
+        each, total = rows // groups, sum(shares)
+        if any(each * share % total or each * share < total for share in shares):
+            return None
+        if order.square and cols is not None and rows != len(into) * cols:
+            return None
+        if "heads" in said and rows // total != self._head_size(rows // total, component):
+            return None
+        parts, start = [], 0
+        for (module, slot), share in zip(into, shares, strict=True):
+            stop = start + each * share // total
+            part = replace(whole, module=module, slot=slot, rows=(start, stop), groups=groups)
+            parts.append(part)
+            start = stop
+        return tuple(parts)
+
+    def _number(self, number: int | str, component: str) -> int:
+        """A number, or the count of this name; 0 where the config does not hold it."""
+        if isinstance(number, int):
+            return number
+        return self._facts.count(number, component) or 0
+
+    def _head_size(self, rows: int, component: str) -> int:
+        """The rows of a head by the config, to check its head counts; rows where it has none."""
+        if size := self._facts.count("head_size", component):
+            return size
+        hidden, heads = (self._facts.count(name, component) for name in ("hidden", "heads"))
+        return rows if hidden is None or heads is None else hidden // heads
 
 
 def _stacks(reading: Reading, shape: tuple[int, ...]) -> bool:
     """Whether the first of three dimensions is that of the experts."""
-    if len(shape) != 3:
-        return False
-    return reading.module.startswith(("experts.", "shared.")) or "experts" in reading.rest.split(
-        "."
-    )
+    of_experts = reading.module.startswith(("experts.", "shared."))
+    return len(shape) == 3 and (of_experts or "experts" in reading.rest.split("."))
 
 
 def _full_name(module: str, slot: str) -> str:
     """As `names.yaml` writes it."""
     return f"{module}/{slot}" if slot else module
-
-
-def _matrices(
-    reading: Reading,
-    shape: tuple[int, ...],
-    alone: bool,
-    facts: Facts,
-    upright: Mapping[tuple[str, str], bool],
-) -> Iterator[_Recipe]:
-    rules, component, rest = facts.rules, reading.component, reading.rest
-    transposed = any(rule.hold(facts, component, rest) for rule in rules.transposed)
-    experts = 0
-    if alone and _stacks(reading, shape):
-        experts = shape[0]
-        transposed = not upright.get((component, reading.stack), not transposed)
-    elif alone and len(shape) == 2 and rules.stacked.hold(facts, component, rest):
-        experts = facts.count(rules.stacked_count, component) or 0
-        if experts and shape[0] % experts:
-            experts = 0
-    if experts > MAX_EXPERTS:
-        experts = 0
-    whole = _Recipe(reading.module, reading.slot, transposed=transposed, experts=experts)
-    size = Part(Place("", None, ""), transposed=transposed, experts=experts).shape(shape)
-    parts = None
-    # integers that hold several weights each are not split
-    if rest.endswith(".weight") or weight_stem(rest) == rest:
-        parts = _split(whole, component, rest=rest, size=size, facts=facts)
-    parts = parts or (whole,)
-    if not experts:
-        yield from parts
-    for expert in range(experts):
-        for part in parts:
-            yield replace(part, expert=expert)
-
-
-def _split(
-    whole: _Recipe, component: str, rest: str, size: tuple[int, int | None], facts: Facts
-) -> tuple[_Recipe, ...] | None:
-    """The parts of a fused module of (rows, cols); None where too little is known to split it."""
-    name = _full_name(whole.module, whole.slot)
-    for order in facts.rules.rows:
-        if order.module == name and order.conditions.hold(facts, component, rest):
-            return _divided(whole, name, order=order, component=component, size=size, facts=facts)
-    return None
-
-
-def _divided(
-    whole: _Recipe,
-    name: str,
-    order: RowOrder,
-    component: str,
-    size: tuple[int, int | None],
-    facts: Facts,
-) -> tuple[_Recipe, ...] | None:
-    fused = facts.rules.fused.get(name, Fused((), ()))
-    into = order.into or fused.into
-    said = order.sizes or fused.sizes
-    rows, cols = size
-    if not into:
-        return None
-    shares = [_said(share, facts, component) for share in said]
-    groups = rows // len(into)
-    if order.groups != "each":
-        groups = _said(order.groups, facts, component)
-    if 0 in shares or groups < 1 or rows < 1 or rows % groups:
-        return None
-    each, total = rows // groups, sum(shares)
-    if any(each * share % total or each * share < total for share in shares):
-        return None
-    if order.square and cols is not None and rows != len(into) * cols:
-        return None
-    if "heads" in said and rows // total != _head_size(rows // total, facts, component):
-        return None
-    parts, start = [], 0
-    for (module, slot), share in zip(into, shares, strict=True):
-        stop = start + each * share // total
-        parts.append(replace(whole, module=module, slot=slot, rows=(start, stop), groups=groups))
-        start = stop
-    return tuple(parts)
-
-
-def _said(number: int | str, facts: Facts, component: str) -> int:
-    """A number, or the count of this name; 0 where the config does not hold it."""
-    if isinstance(number, int):
-        return number
-    return facts.count(number, component) or 0
-
-
-def _head_size(rows: int, facts: Facts, component: str) -> int:
-    """The rows of a head by the config, to check its head counts; rows where it says nothing."""
-    if size := facts.count("head_size", component):
-        return size
-    hidden, heads = facts.count("hidden", component), facts.count("heads", component)
-    if hidden is None or heads is None:
-        return rows
-    return hidden // heads

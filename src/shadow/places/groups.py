@@ -16,10 +16,7 @@ WRITING = ("attn.o", "linear_attn.o", "mlp.down", "shared.down")
 
 
 def direction_of(module: str) -> Direction | None:
-    """How a matrix of this module meets the residual stream; None if not, or if an expert's.
-
-    None: neither, or it is an expert's.
-    """
+    """How a module's matrices meet the residual stream; None if not, or for experts."""
     if module in READING:
         return "reading"
     if module in WRITING:

@@ -25,7 +25,6 @@ class Conditions:
     # of the config or the component's part of it; "" for none named
     model_types: frozenset[str] = frozenset()
     components: frozenset[str] = frozenset()
-
     # some tensor's name matches, with `#` and `@` for numbers
     beside: re.Pattern[str] | None = None
     when: Mapping[str, Any] = field(default_factory=dict)  # keys of the config, and their values
@@ -83,7 +82,6 @@ class RowOrder:
     conditions: Conditions
     into: tuple[tuple[str, str], ...] | None  # None: those of Fused
     sizes: tuple[int | str, ...] | None  # None: those of Fused
-
     # of rows that hold all parts each: a number from 1, the name of a count, or `each`
     groups: int | str
     square: bool  # whether every part has as many rows as columns
@@ -140,11 +138,9 @@ class NameRules:
     transposed: tuple[Conditions, ...]  # matrices that are stored `(in, out)`, by any of these
     stacked: Conditions  # matrices that hold those of many experts below one another
     stacked_count: str  # name of the count of these experts
-
     # by the shape of such a tensor a model without a config is known to be of conv1d_type
     conv1d: re.Pattern[str]
     conv1d_type: str
-
     # by component: its parts of a config; the last has the last word
     sections: Mapping[str, tuple[str, ...]]
 

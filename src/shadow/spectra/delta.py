@@ -9,9 +9,10 @@ measured).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shadow.dtypes import FLOATS, FloatFormat
-from shadow.spectra.edge import decay_cosine, sharp_edge_values, stored_levels, top20_energy
+from shadow.spectra.edge import decay_cosine, sharp_edge_values, stored_levels
 from shadow.spectra.lazy import BlockScaled, Matrix, Rounded, Updated
 from shadow.spectra.measurement import Measurement, Precision, Values
 from shadow.spectra.null import Profile, coverage_values, null_values, sampled_values
@@ -32,7 +33,9 @@ from shadow.spectra.spectrum import (
     ON_CPU,
     Grams,
     Question,
+    Read,
     Remember,
+    Sides,
     Spectrum,
     Workspace,
     blocks,
@@ -53,31 +56,40 @@ FACTORS_FLOOR = 1e-13  # of the largest: singular values from factors are good t
 
 @dataclass(frozen=True)
 class Method:
-    """How numbers are computed; part of what makes two reports comparable.
+    """How numbers are computed; part of what makes two reports comparable."""
 
-    precision: of Gram matrices and eigenvalues.
-    nulls: draws of the sampled null, >= 0; 0 leaves its columns null.
-    seed: of these draws.
-    subspaces: are singular vectors compared too?
-    """
+    precision: Precision = "default"  # of Gram matrices and eigenvalues
+    nulls: int = 0  # draws of the sampled null; 0 leaves its columns null
+    seed: int = 0  # of these draws
+    subspaces: bool = True  # whether singular vectors are compared too
 
-    precision: Precision = "default"
-    nulls: int = 0
-    seed: int = 0
-    subspaces: bool = True
+
+@dataclass(frozen=True)
+class Means:
+    """What one worker measures with."""
+
+    method: Method
+    space: Workspace
+    remember: Remember = solve_anew  # how the spectrum of one side is had
+    grams: Grams = ON_CPU
+
+
+class Measured(NamedTuple):
+    """The numbers of a matrix pair, and the sketch of its delta where one was asked for."""
+
+    base: Measurement
+    tuned: Measurement
+    delta: Measurement
+    sketch: NDArray[np.float32] | None
 
 
 @dataclass(frozen=True)
 class Extent:
-    """The largest absolute entries, in units of the weights: NaN or infinite where any entry is.
-
-    base, tuned: of either side, >= 0.
-    delta: of tuned - base, >= 0; 0 where both sides are equal.
-    """
+    """The largest absolute entries, in units of the weights: NaN or infinite where any entry is."""
 
     base: float
     tuned: float
-    delta: float
+    delta: float  # of tuned - base; 0 where both sides are equal
 
     @property
     def finite(self) -> bool:
@@ -90,14 +102,12 @@ def working_dtype(*formats: str) -> torch.dtype:
     return torch.float64 if any(FLOATS[name].bits > 16 for name in formats) else torch.float32
 
 
-def extent(base: Matrix, tuned: Matrix, dtype: torch.dtype, space: Workspace) -> Extent:
+def extent(sides: Sides) -> Extent:
     """The largest absolute entries of both sides and of their difference, in one pass."""
     largest = [0.0, 0.0, 0.0]
-    for index, _ in tiles(tuned):
-        b = read_block(base, index, "base", dtype, space)
-        t = read_block(tuned, index, "tuned", dtype, space)
-        largest[0] = _larger(largest[0], b)
-        largest[1] = _larger(largest[1], t)
+    for index, _ in tiles(sides.tuned):
+        b, t = sides.read(index)
+        largest[:2] = _larger(largest[0], b), _larger(largest[1], t)
         largest[2] = _larger(largest[2], t.sub_(b))
     return Extent(*largest)
 
@@ -117,50 +127,31 @@ def _larger(largest: float, block: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Sums:
-    """Sums over all entries of a pair, in units of weights squared times scale².
+    """Sums over all entries of a pair, in units of weights squared times scale²."""
 
-    profile: of D, with a scale of its own.
-    base, tuned: sums of squares, >= 0.
-    along: <W_base, D>, times profile.scale / scale; of any sign.
-    ulps: sum of squared ulps, as `sums` defines them, > 0.
-    zeros: entries in which both sides agree, from 0 to all.
-    scale: the power of two that entries were multiplied by.
-    """
-
-    profile: Profile
-    base: float
-    tuned: float
-    along: float
-    ulps: float
-    zeros: int
-    scale: float
+    profile: Profile  # of D, with a scale of its own
+    base: float  # of squares
+    tuned: float  # of squares
+    along: float  # <W_base, D>, times profile.scale / scale; of any sign
+    ulps: float  # of squared ulps, as `sums` defines them, > 0
+    zeros: int  # entries in which both sides agree
+    scale: float  # the power of two that entries were multiplied by
 
 
-def sums(
-    base: Matrix,
-    tuned: Matrix,
-    stored: FloatFormat,
-    size: Extent,
-    dtype: torch.dtype,
-    space: Workspace,
-) -> Sums:
-    """Every sum over entries, in one pass.
-
-    ulps: sum of ulp(max(|b|, |t|))² in the stored format, the coarser of the two sides'.
-    """
-    rows, cols = shape_of(tuned)
+def sums(sides: Sides, stored: FloatFormat, size: Extent) -> Sums:
+    """Every sum over entries, in one pass. stored: the coarser format of the two, for ulps."""
+    rows, cols = sides.shape
     scale = power_of_two_scale(max(size.base, size.tuned))
     delta_scale = power_of_two_scale(size.delta * scale)
-    bits, exponent_mask = _exponent_bits(dtype)
+    bits, exponent_mask = _exponent_bits(sides.dtype)
     smallest_normal = np.array(math.ldexp(scale, stored.min_exponent), bits[0]).view(bits[1])
     r, c, reached = np.zeros(rows), np.zeros(cols), np.zeros(rows, dtype=bool)
     totals = dict.fromkeys(("base", "tuned", "along", "ulps", "fourth"), 0.0)
     different = 0
-    for index, (row, col) in tiles(tuned):
-        b = read_block(base, index, "base", dtype, space).numpy()
-        t = read_block(tuned, index, "tuned", dtype, space).numpy()
-        d = space.take("work", b.shape, dtype).numpy()
-        differs = space.take("differs", b.shape, torch.bool).numpy()
+    for index, (row, col) in tiles(sides.tuned):
+        b, t = (side.numpy() for side in sides.read(index))
+        d = sides.space.take("work", b.shape, sides.dtype).numpy()
+        differs = sides.space.take("differs", b.shape, torch.bool).numpy()
         if scale != 1.0:
             b *= scale
             t *= scale
@@ -219,13 +210,9 @@ def corners(matrix: Matrix) -> Iterator[tuple[int, int]]:
         )
 
 
-def delta_blocks(
-    base: Matrix, tuned: Matrix, scale: float, space: Workspace, dtype: torch.dtype
-) -> Iterator[Tensor]:
-    """The blocks of scale * (tuned - base), in the order of `blocks`."""
-    for index in blocks(tuned):
-        b = read_block(base, index, "base", dtype, space)
-        t = read_block(tuned, index, "tuned", dtype, space)
+def delta_blocks(sides: Sides, scale: float, dtype: torch.dtype) -> Iterator[Tensor]:
+    """The blocks of scale * (tuned - base) in dtype, in the order of `blocks`."""
+    for b, t in replace(sides, dtype=dtype).blocks():
         t.sub_(b)
         yield t if scale == 1.0 else t.mul_(scale)
 
@@ -235,134 +222,100 @@ def measure_pair(
     tuned: Matrix,
     formats: tuple[str, str],
     size: Extent,
-    method: Method,
+    means: Means,
     key: str,
-    space: Workspace,
-    remember: Remember = solve_anew,
-    grams: Grams = ON_CPU,
-) -> tuple[Measurement, Measurement, Measurement]:
-    """`measure_pair_and_sketch` without a sketch: the numbers of base, tuned and delta."""
-    return measure_pair_and_sketch(
-        base, tuned, formats, size, method, key, None, space, remember, grams
-    )[0]
-
-
-def measure_pair_and_sketch(
-    base: Matrix,
-    tuned: Matrix,
-    formats: tuple[str, str],
-    size: Extent,
-    method: Method,
-    key: str,
-    direction: Direction | None,
-    space: Workspace,
-    remember: Remember = solve_anew,
-    grams: Grams = ON_CPU,
-) -> tuple[tuple[Measurement, Measurement, Measurement], NDArray[np.float32] | None]:
+    direction: Direction | None = None,
+) -> Measured:
     """All numbers of base, tuned and delta, and what `shadow.spectra.residual` keeps of the delta.
 
     base and tuned: (rows, cols), or (groups, rows / groups, cols). formats are the stored dtypes,
     size what `extent` found (finite, and a delta that is not 0), key names the matrix for the
     sampled null. direction: how the matrix meets the residual stream; None, and there is no sketch.
-    remember: how the spectra of base and of tuned are had; grams: where Gram matrices are made.
     """
     coarser = min((FLOATS[name] for name in formats), key=lambda stored: stored.mantissa_bits)
     if isinstance(base, BlockScaled) or isinstance(tuned, BlockScaled):
         # scales move the 8-bit steps to where the weights are: no weight lies below the smallest
         # normal number
         coarser = replace(coarser, min_exponent=FLOATS["F32"].min_exponent)
-    dtype = working_dtype(*formats)
-    total = sums(base, tuned, coarser, size, dtype, space)
-    base_norm = math.sqrt(total.base) / total.scale
-    tuned_norm = math.sqrt(total.tuned) / total.scale
+    method = means.method
+    sides = Sides(base, tuned, working_dtype(*formats), means.space)
+    total = sums(sides, coarser, size)
+    profile, scale = total.profile, total.profile.scale
     vectors = VECTORS if method.subspaces else 0
-    base_spectrum = _weight_spectrum(
-        base, base_norm, size.base, formats[0], method, space, remember, grams, vectors
+    base_spectrum, tuned_spectrum = (
+        _weight_spectrum(matrix, math.sqrt(energy) / total.scale, largest, stored, means, vectors)
+        for matrix, energy, largest, stored in (
+            (base, total.base, size.base, formats[0]),
+            (tuned, total.tuned, size.tuned, formats[1]),
+        )
     )
-    tuned_spectrum = _weight_spectrum(
-        tuned, tuned_norm, size.tuned, formats[1], method, space, remember, grams, vectors
+    read = partial(delta_blocks, sides, scale)
+    delta, kept_sketch = _delta_spectrum(sides, read, profile, means, direction)
+    base_values, tuned_values, values = (
+        spectrum_values(side) for side in (base_spectrum, tuned_spectrum, delta)
     )
-    scale = total.profile.scale
-    read = partial(delta_blocks, base, tuned, scale, space)
-    delta, kept_sketch = _delta_spectrum(
-        tuned, read, total.profile, method.precision, dtype, direction, grams
-    )
-    base_values, tuned_values, delta_values = (
-        spectrum_values(s) for s in (base_spectrum, tuned_spectrum, delta)
-    )
-    participation = delta_values["participation_ratio"]
-    profile = total.profile
-    delta_values |= {
+    values |= {
         "condition_number": None,  # a delta's smallest sigma says nothing
         **_relations(base_spectrum, tuned_spectrum, delta, total),
         **({"floor_ratio": None} if isinstance(tuned, Updated) else {}),  # nothing has been rounded
         **_shifts(base_values, tuned_values),
-        **null_values(delta, profile, participation),
+        **null_values(delta, profile, values["participation_ratio"]),
         **coverage_values(profile),
         **sharp_edge_values(delta, profile.rows, profile.cols, scale),
-        **top20_energy(delta),
+        **top_energies(delta, (20,)),
         "decay_cosine": decay_cosine(total.along, math.sqrt(profile.energy), math.sqrt(total.base)),
         "levels_base": stored_levels(base, formats[0]),
         "levels_tuned": stored_levels(tuned, formats[1]),
         **sampled_values(
-            delta, method.nulls, f"{method.seed}\t{key}", read, list(corners(tuned)), scale, grams
+            delta,
+            method.nulls,
+            f"{method.seed}\t{key}",
+            read,
+            list(corners(tuned)),
+            scale,
+            means.grams,
         ),
-        **(
-            subspace_values(base_spectrum, tuned_spectrum, delta, (base, tuned), profile, space)
-            if method.subspaces
-            else NO_SUBSPACES
-        ),
+        **NO_SUBSPACES,
     }
+    if method.subspaces:
+        values |= subspace_values(base_spectrum, tuned_spectrum, delta, sides, profile)
     with np.errstate(over="ignore"):
         lines = (profile.rows / scale / scale, profile.cols / scale / scale)
-    undone = undo(
-        base, tuned, formats, lines, size.base, dtype, space, _as_float(delta_values["floor_ratio"])
-    )
-    delta_values |= undone_values(undone, base_norm) | _purity(
-        delta_values, undone, base, tuned, method, dtype, space, grams
-    )
+    undone = undo(sides, formats, lines, size.base, values["floor_ratio"])
+    values |= undone_values(undone, math.sqrt(total.base) / total.scale)
+    values |= _purity(values, undone, sides, means)
     about_kept = {
         "kept_reason": undone.reason,
         "kept_history": undone.history,
         "kept_misfit": undone.misfit,
     }
-    measurements = (
+    binades = vars(undone.binades) if undone.binades else {}
+    lists = {f"binade_{name}": numbers for name, numbers in binades.items()}
+    return Measured(
         Measurement("base", base_spectrum.precision, base_values, base_spectrum.sigma),
         Measurement("tuned", tuned_spectrum.precision, tuned_values, tuned_spectrum.sigma),
-        Measurement(
-            "delta",
-            delta.precision,
-            {**delta_values, **about_kept},
-            delta.sigma,
-            _binade_lists(undone),
-        ),
+        Measurement("delta", delta.precision, {**values, **about_kept}, delta.sigma, lists),
+        kept_sketch,
     )
-    return measurements, kept_sketch
 
 
 def _delta_spectrum(
-    tuned: Matrix,
-    read: Callable[[torch.dtype], Iterator[Tensor]],
-    profile: Profile,
-    precision: Precision,
-    dtype: torch.dtype,
-    direction: Direction | None,
-    grams: Grams,
+    sides: Sides, read: Read, profile: Profile, means: Means, direction: Direction | None
 ) -> tuple[Spectrum, NDArray[np.float32] | None]:
     """The spectrum of D, whose scaled blocks are read, and its sketch where there is a direction.
 
     Where the residual stream is on the side of the Gram matrix, the sketch comes from there; else
     it takes one more pass over both sides.
     """
-    shape, norm = shape_of(tuned), math.sqrt(profile.energy) / profile.scale
+    shape, norm = sides.shape, math.sqrt(profile.energy) / profile.scale
     sketches: list[NDArray[np.float32]] = []
 
     def look(lower: Tensor) -> None:
         times = partial(symmetric_product, lower)
         sketches.append(sketch_of_gram(times, len(lower), profile.energy))
 
-    if isinstance(tuned, Updated):
-        delta = _update_spectrum(tuned, norm)
+    if isinstance(sides.tuned, Updated):
+        delta = _update_spectrum(sides.tuned, norm)
     else:
         by_gram = direction is not None and on_short_side(shape, direction)
         delta = spectrum(
@@ -370,75 +323,44 @@ def _delta_spectrum(
             shape,
             norm,
             profile.scale,
-            precision,
-            dtype == torch.float64,
-            grams=grams,
+            means.method.precision,
+            sides.dtype == torch.float64,
+            grams=means.grams,
             look=look if by_gram else None,
         )
     if direction is None:
         return delta, None
     if sketches:
         return delta, sketches[-1]
-    return delta, sketch(read(dtype), corners(tuned), shape, profile.energy, direction)
+    return delta, sketch(read(sides.dtype), corners(sides.tuned), shape, profile.energy, direction)
 
 
-def _binade_lists(undone: Undone) -> dict[str, NDArray[np.float64]]:
-    if undone.binades is None:
-        return {}
-    return {
-        "binade_entries": undone.binades.entries,
-        "binade_changed": undone.binades.changed,
-        "binade_expected": undone.binades.expected,
-    }
+def _purity(of_delta: Values, undone: Undone, sides: Sides, means: Means) -> Values:
+    """excess_purity and purity_z of the stored delta, and what is known of the update's purity.
 
-
-def _as_float(value: float | int | None) -> float | None:
-    return None if value is None else float(value)
-
-
-def _purity(
-    of_delta: Values,
-    undone: Undone,
-    base: Matrix,
-    tuned: Matrix,
-    method: Method,
-    dtype: torch.dtype,
-    space: Workspace,
-    grams: Grams,
-) -> Values:
-    """excess_purity, purity_z (of the stored delta) and what is known of the update's purity.
-
-    Where the base was rounded before training, the latter two are of tuned - round(base), which has
-    a spectrum of its own.
+    Where the base was rounded before training, excess_purity_unrounded and equivalent_directions
+    are of tuned - round(base), which has a spectrum of its own.
     """
-    shape = shape_of(tuned)
-    of_stored = purity_values(of_delta, shape, undone.kept, undone.reason)
+    of_stored = purity_values(of_delta, sides.shape, undone.kept, undone.reason)
     if not undone.of_rounded_base:
         return of_stored
     assert undone.grid is not None
-    from_rounded = _difference(Rounded(base, undone.grid), tuned, method, dtype, space, grams)
-    other = (
-        purity_values(from_rounded, shape, undone.kept, undone.reason)
-        if from_rounded
-        else dict.fromkeys(of_stored)
-    )
-    return {**other, "excess_purity": of_stored["excess_purity"], "purity_z": of_stored["purity_z"]}
+    from_rounded = _difference(replace(sides, base=Rounded(sides.base, undone.grid)), means)
+    if not from_rounded:
+        of_update: Values = dict.fromkeys(of_stored)
+    else:
+        of_update = purity_values(from_rounded, sides.shape, undone.kept, undone.reason)
+    return of_update | {name: of_stored[name] for name in ("excess_purity", "purity_z")}
 
 
-def _difference(
-    base: Matrix, tuned: Matrix, method: Method, dtype: torch.dtype, space: Workspace, grams: Grams
-) -> Values:
+def _difference(sides: Sides, means: Means) -> Values:
     """The columns of tuned - base that purity is made from; empty where the two are the same."""
-    size = extent(base, tuned, dtype, space)
+    size = extent(sides)
     if size.delta == 0:
         return {}
-    total = sums(base, tuned, FLOATS["F32"], size, dtype, space)
-    scale = total.profile.scale
-    read = partial(delta_blocks, base, tuned, scale, space)
-    norm = math.sqrt(total.profile.energy) / scale
-    delta = spectrum(
-        read, shape_of(tuned), norm, scale, method.precision, dtype == torch.float64, grams=grams
-    )
+    total = sums(sides, FLOATS["F32"], size)
+    read = partial(delta_blocks, sides, total.profile.scale)
+    delta, _ = _delta_spectrum(sides, read, total.profile, means, None)
     values = spectrum_values(delta)
     return {
         **values,
@@ -447,56 +369,34 @@ def _difference(
     }
 
 
-def measure_alone(
-    matrix: Matrix,
-    stored: str,
-    largest: float,
-    method: Method,
-    space: Workspace,
-    remember: Remember = solve_anew,
-    grams: Grams = ON_CPU,
-) -> Measurement:
+def measure_alone(matrix: Matrix, stored: str, largest: float, means: Means) -> Measurement:
     """The numbers of a matrix that has no base at all (a projector)."""
-    norm = frobenius_norm(matrix, largest, working_dtype(stored), space)
-    found = _weight_spectrum(matrix, norm, largest, stored, method, space, remember, grams)
+    norm = frobenius_norm(matrix, largest, working_dtype(stored), means.space)
+    found = _weight_spectrum(matrix, norm, largest, stored, means)
     return Measurement("tuned", found.precision, spectrum_values(found), found.sigma)
 
 
 def frobenius_norm(matrix: Matrix, largest: float, dtype: torch.dtype, space: Workspace) -> float:
     """The Frobenius norm of a matrix whose largest absolute entry is given."""
     scale = power_of_two_scale(largest)
-    return (
-        math.sqrt(
-            sum(
-                float(block.square_().sum()) for block in scaled_blocks(matrix, scale, dtype, space)
-            )
-        )
-        / scale
-    )
+    scaled = scaled_blocks(matrix, scale, dtype, space)
+    return math.sqrt(sum(float(block.square_().sum()) for block in scaled)) / scale
 
 
 def _weight_spectrum(
-    matrix: Matrix,
-    norm: float,
-    largest: float,
-    stored: str,
-    method: Method,
-    space: Workspace,
-    remember: Remember,
-    grams: Grams,
-    vectors: int = 0,
+    matrix: Matrix, norm: float, largest: float, stored: str, means: Means, vectors: int = 0
 ) -> Spectrum:
     """The spectrum of one side, with that many leading singular vectors of its short side."""
+    precision, grams = means.method.precision, means.grams
 
     def solve() -> Spectrum:
         scale = power_of_two_scale(largest)
         wide_format = working_dtype(stored) == torch.float64
-        read = partial(scaled_blocks, matrix, scale, space=space)
-        return spectrum(
-            read, shape_of(matrix), norm, scale, method.precision, wide_format, vectors, grams
-        )
+        read = partial(scaled_blocks, matrix, scale, space=means.space)
+        return spectrum(read, shape_of(matrix), norm, scale, precision, wide_format, vectors, grams)
 
-    return remember(matrix, Question(stored, method.precision, vectors, grams.solver), norm, solve)
+    question = Question(stored, precision, vectors, grams.solver)
+    return means.remember(matrix, question, norm, solve)
 
 
 def _update_spectrum(tuned: Updated, norm: float) -> Spectrum:

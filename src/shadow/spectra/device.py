@@ -27,7 +27,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shadow.spectra.spectrum import BLOCK, ON_CPU, UNIT, Eigen, Read
+from shadow.process_settings import ProcessSetting
+from shadow.spectra.spectrum import BLOCK, UNIT, Eigen, Grams, Read
 
 # Lines along the long side that one float32 product sums up. cuBLAS may add them one after another,
 # and the error grows with the root of their number: of 256 it is below that of the CPU's libraries,
@@ -60,10 +61,7 @@ class Device(Protocol):
     name: str  # the maker's name for it
 
     def gram(self, matrix_blocks: Iterator[Tensor], side: int, wide: bool) -> Tensor:
-        """As `shadow.spectra.spectrum.gram`, float32 and whole, on the CPU.
-
-        Any RuntimeError means that it cannot.
-        """
+        """As `shadow.spectra.spectrum.gram`, float32 and whole; RuntimeError if it cannot."""
         ...
 
     def self_test(self) -> str | None:
@@ -95,8 +93,7 @@ class Offload:
         with self._lock:
             if not self._tested:
                 self._tested = True
-                fault = self.device.self_test()
-                if fault is not None:
+                if fault := self.device.self_test():
                     self.on_cpu = "self-test"
                     self._say(
                         f"{self._named} failed its self-test ({fault}): all Gram matrices are made"
@@ -112,9 +109,9 @@ class Offload:
         """A Gram matrix has to be made on the CPU; which names it."""
         with self._lock:
             self._in_a_row += 1
-            told = f" ({detail})" if detail else ""
+            more = f" ({detail})" if detail else ""
             self._say(
-                f"{which}: the Gram matrix of {self._named} {SAID[fault]}{told}: made on the CPU"
+                f"{which}: the Gram matrix of {self._named} {SAID[fault]}{more}: made on the CPU"
             )
             if self._in_a_row == IN_A_ROW and self.on_cpu is None:
                 self.on_cpu = "given up"
@@ -127,7 +124,7 @@ class Offload:
         return f"{self.device.kind} ({self.device.name})"
 
 
-class Offloaded:
+class Offloaded(Grams):
     """The Gram matrices of one pair of matrices, of the device or the CPU; not shared by threads.
 
     which: what people call the pair. made: how many Gram matrices were made where; those of the CPU
@@ -148,7 +145,6 @@ class Offloaded:
         dtype: torch.dtype,
         solve: Callable[[Tensor], Eigen],
     ) -> tuple[Eigen, bool]:
-        """As `shadow.spectra.spectrum.Grams` says."""
         reason, moved = "float64", False
         if dtype == torch.float32:
             found = self._from_device(read, shape, norm, solve)
@@ -157,7 +153,7 @@ class Offloaded:
                 return found, False
             reason, moved = found, True
         self.made[f"cpu: {reason}"] += 1
-        return ON_CPU.solved(read, shape, norm, dtype, solve)[0], moved
+        return super().solved(read, shape, norm, dtype, solve)[0], moved
 
     def _from_device(
         self, read: Read, shape: tuple[int, int], norm: float, solve: Callable[[Tensor], Eigen]
@@ -168,7 +164,7 @@ class Offloaded:
             assert offload.on_cpu is not None
             return offload.on_cpu
         try:
-            probe = _Probe(min(shape), shape[0] <= shape[1])
+            probe = Probe(min(shape), shape[0] <= shape[1])
             lower = offload.device.gram(probe.seen(read(torch.float32)), probe.side, probe.wide)
         except torch.OutOfMemoryError:
             return self._failed("out of memory", "")
@@ -195,7 +191,7 @@ class Offloaded:
         return fault
 
 
-class _Probe:
+class Probe:
     """W (Wᵀ v) of a matrix whose blocks pass by; v (side,) has random signs, fixed by the side."""
 
     def __init__(self, side: int, wide: bool) -> None:
@@ -233,10 +229,7 @@ def _rows(gram: Tensor) -> Iterator[slice]:
 
 
 class TorchDevice:
-    """A device of torch.
-
-    Blocks pass through two buffers that it copies from while the CPU reads the next one.
-    """
+    """A device of torch. Two buffers take turns: it copies one while the CPU fills the other."""
 
     def __init__(self, place: str) -> None:
         """place: as torch calls it, such as cuda:0."""
@@ -248,8 +241,8 @@ class TorchDevice:
     def gram(self, matrix_blocks: Iterator[Tensor], side: int, wide: bool) -> Tensor:
         """As `Device.gram` says."""
         if not hasattr(self._of_thread, "way"):
-            self._of_thread.way = _Way(self.place)
-        way: _Way = self._of_thread.way
+            self._of_thread.way = Way(self.place)
+        way: Way = self._of_thread.way
         with way.stream():
             total = torch.zeros((side, side), dtype=torch.float32, device=self.place)
             for block in matrix_blocks:
@@ -278,7 +271,7 @@ def _parts(x: Tensor, width: int) -> Iterator[Tensor]:
     return iter(torch.split(x, max(1, width), dim=1))
 
 
-class _Way:
+class Way:
     """How one thread brings blocks to a device: a stream of its own, and buffers used in turns."""
 
     def __init__(self, place: torch.device) -> None:
@@ -292,10 +285,7 @@ class _Way:
         return contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
     def copied(self, part: Tensor) -> Tensor:
-        """The same on the device.
-
-        Returns before it is there; what the stream does next waits for it.
-        """
+        """The same on the device: what its stream does next waits for it, the caller does not."""
         turn, self._next = self._next, 1 - self._next
         event = self._copied[turn]
         if event is not None:
@@ -304,13 +294,10 @@ class _Way:
         if buffer is None or buffer.numel() < part.numel():
             buffer = torch.empty(max(part.numel(), BLOCK), pin_memory=self._stream is not None)
             self._buffers[turn] = buffer
+        here = buffer[: part.numel()]
         # column by column where the part is: so that the device multiplies it as it lies
-        here = (
-            buffer[: part.numel()].view(part.T.shape).T
-            if part.stride(0) == 1
-            else buffer[: part.numel()]
-        )
-        here = here.view(part.shape)
+        by_column = part.stride(0) == 1
+        here = here.view(part.T.shape).T if by_column else here.view(part.shape)
         here.copy_(part)
         there = here.to(self._place, non_blocking=True)
         if self._stream is not None:
@@ -319,10 +306,7 @@ class _Way:
 
 
 def device_memory(side: int, jobs: int) -> int:
-    """Bytes that so many workers take on a device at most, beside what its driver takes.
-
-    side: of the largest Gram.
-    """
+    """Bytes that so many workers take at most, beside a driver's; side: of the largest Gram."""
     return jobs * (4 * side**2 + 2 * 4 * max(BLOCK, side) + LIBRARY)
 
 
@@ -331,52 +315,30 @@ def solver_of(device: Device) -> str:
     return f"{device.kind} {device.name} {torch.version.cuda}"
 
 
-_WHOLE = threading.Lock()
-_whole_users = 0
-_had_before: tuple[str, list[tuple[Any, str]]] | None = None
-
-
-@contextlib.contextmanager
-def full_products() -> Iterator[None]:
-    """Products of float32 in float32, without TF32 and the like; afterwards as the process had it.
-
-    The setting is of the whole process: what runs in it at the same time has it too.
-    """
-    global _whole_users, _had_before
-    with _WHOLE:
-        if _whole_users == 0:
-            _had_before = _precisions()
-            torch.set_float32_matmul_precision("highest")
-        _whole_users += 1
-    try:
-        yield
-    finally:
-        with _WHOLE:
-            _whole_users -= 1
-            if _whole_users == 0 and _had_before is not None:
-                _restore(*_had_before)
-
-
-def _precisions() -> tuple[str, list[tuple[Any, str]]]:
-    """torch's older setting of products, and the newer one (since 2.9) of each library."""
+def _to_highest() -> tuple[str, list[tuple[Any, str]]]:
+    """Sets it; returns torch's older setting, and the newer one (since 2.9) of each library."""
     try:
         older = torch.get_float32_matmul_precision()
     except RuntimeError:  # only the newer one was set
         older = "highest"
-    libraries: list[Any] = [
-        torch.backends.cuda.matmul,
-        getattr(torch.backends.mkldnn, "matmul", None),
-    ]
+    onednn: Any = getattr(torch.backends.mkldnn, "matmul", None)
+    libraries: tuple[Any, ...] = torch.backends.cuda.matmul, onednn
     newer = [(one, str(one.fp32_precision)) for one in libraries if hasattr(one, "fp32_precision")]
+    torch.set_float32_matmul_precision("highest")
     return older, newer
 
 
-def _restore(older: str, newer: list[tuple[Any, str]]) -> None:
+def _restore(before: tuple[str, list[tuple[Any, str]]]) -> None:
+    older, newer = before
     torch.set_float32_matmul_precision(older)
     for library, precision in newer:
         library.fp32_precision = "none"  # which is what a wider setting says
         if library.fp32_precision != precision:
             library.fp32_precision = precision
+
+
+# float32 products without TF32 and the like; what runs in the process meanwhile has them too
+full_products = ProcessSetting(_to_highest, _restore).held
 
 
 def tested_in_child(command: list[str]) -> str | None:

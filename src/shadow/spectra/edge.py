@@ -29,7 +29,6 @@ LOGITS = (-60.0, 34.0)  # between which -s lies; above them 1 + s is lost to rou
 SEARCHED, LEVEL = 25.0, 1e-7  # largest |logit| of -t, and a slope by them that counts as none
 SAME_LOGIT, STEPS = 1e-10, 200  # a step that counts as none, and how many are taken at most
 LEVELS_ROWS = 64  # rows, evenly spaced
-TOP = 20
 
 
 def sharp_edge(rows: Floats, cols: Floats) -> float:
@@ -142,27 +141,13 @@ def sharp_edge_values(delta: Spectrum, rows: Floats, cols: Floats, scale: float)
 
 
 def decay_cosine(product: float, delta_norm: float, base_norm: float) -> float | None:
-    """<D, W_base> / (norm norm), in [-1, 1]; below 0 where weights decayed.
-
-    product is summed from D itself.
-    """
+    """<D, W_base> / (norm norm), in [-1, 1]: below 0 where weights decayed. product: from D."""
     norms = delta_norm * base_norm
     return max(-1.0, min(1.0, product / norms)) if norms > 0 else None
 
 
-def top20_energy(delta: Spectrum) -> Values:
-    """q_1 + ... + q_min(20, m); None for a zero matrix."""
-    if delta.sigma[0] == 0:
-        return {"top20_energy": None}
-    squares = (delta.sigma / delta.sigma[0]) ** 2
-    return {"top20_energy": float(squares[:TOP].sum() / squares.sum())}
-
-
 def levels(rows: Tensor) -> float:
-    """Median over rows of the share of distinct values among the first 1,024 entries, in (0, 1].
-
-    rows: (count, cols), those of `levels_rows`.
-    """
+    """Median share of distinct values in the first 1,024 entries of `levels_rows`, in (0, 1]."""
     seen = np.sort(rows[:, :LEVELS_OF].float().numpy(), axis=1)
     distinct = 1 + np.count_nonzero(seen[:, 1:] != seen[:, :-1], axis=1)
     return float(np.median(distinct) / seen.shape[1])

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 
 import numpy as np
@@ -27,6 +27,7 @@ from shadow.spectra.delta import delta_blocks, working_dtype
 from shadow.spectra.lazy import BlockScaled, Matrix, Updated
 from shadow.spectra.rounding_counts import coarser_grid
 from shadow.spectra.spectrum import (
+    Sides,
     Spectrum,
     Workspace,
     blocks,
@@ -35,7 +36,7 @@ from shadow.spectra.spectrum import (
     shape_of,
     spectrum,
 )
-from shadow.spectra.subspace import SMALL_BLOCK, SUBSPACE, _resolved, _whitened
+from shadow.spectra.subspace import SMALL_BLOCK, SUBSPACE, resolved, whitened
 
 SAMPLE = 1 << 18  # entries of a matrix that the share of rounding is counted from
 FEWEST = 64  # entries of a binade of these, below which it tells nothing
@@ -58,7 +59,6 @@ class Inside:
 
     directions: int = 0  # k = min(16, m), or as many as are resolved
     energy: float = 0.0  # ||D2||², in weights²; 0 where there are no directions
-
     # energy of D2 in the leading k left singular directions (outputs) of D1, 0 to energy
     left: float = 0.0
     right: float = 0.0  # the same for the right ones (inputs)
@@ -74,8 +74,8 @@ class JointValues:
     first: float  # ||D1||²
     second: float  # ||D2||²
     spread: float  # sum of (D1_ij D2_ij)², weights⁴: the variance of inner if all signs were random
-    inside: Inside
     shared: Shared
+    inside: Inside
 
     @property
     def finite(self) -> bool:
@@ -86,31 +86,20 @@ Pairs = tuple[tuple[Matrix, Matrix], tuple[Matrix, Matrix]]  # (first, middle), 
 
 
 def joint_values(pairs: Pairs, formats: tuple[str, str, str], space: Workspace) -> JointValues:
-    """Both deltas held against one another; formats: the stored dtypes of first, middle and last.
-
-    All four matrices have one shape, dimension by dimension.
-    """
+    """Both deltas held against one another, of matrices of one shape with these stored dtypes."""
     sums = _sums(pairs, _grid(pairs[1][0], formats, space), space)
-    inside = Inside()
-    if sums.finite and sums.first > 0 and sums.second > 0:
-        inside = _inside(pairs[0], pairs[1], formats, math.sqrt(sums.first), sums, space)
-    return JointValues(sums.inner, sums.first, sums.second, sums.spread, inside, sums.shared)
+    values = sums.values
+    if not values.finite or values.first == 0 or values.second == 0:
+        return values
+    return replace(values, inside=_inside(pairs, formats, sums, space))
 
 
 @dataclass(frozen=True)
 class _Sums:
-    inner: float
-    first: float
-    second: float
-    spread: float
+    values: JointValues
     largest: float  # absolute entry of D1
     rows: Array  # energies of D2
     cols: Array
-    shared: Shared
-
-    @property
-    def finite(self) -> bool:
-        return math.isfinite(self.first) and math.isfinite(self.second)
 
 
 def _triples(
@@ -148,18 +137,15 @@ def _sums(pairs: Pairs, grid: FloatFormat | None, space: Workspace) -> _Sums:
         cols[col : col + d2.shape[1]] += energies.sum(0).numpy()
     shared = Shared()
     if grid is not None and math.isfinite(totals["first"] + totals["second"]):
-        values = [np.concatenate(parts) for parts in zip(*kept, strict=True)]
-        scale = size[0] * size[1] / len(values[0])
-        sampled = shared_rounding(values[0], values[1], values[2], grid)
+        middle, old, new = (np.concatenate(parts) for parts in zip(*kept, strict=True))
+        scale = size[0] * size[1] / len(middle)
+        sampled = shared_rounding(middle, old, new, grid)
         shared = Shared(sampled.inner * scale, sampled.first * scale, sampled.second * scale)
-    return _Sums(**totals, largest=largest, rows=rows, cols=cols, shared=shared)
+    return _Sums(JointValues(**totals, shared=shared, inside=Inside()), largest, rows, cols)
 
 
 def _grid(middle: Matrix, formats: tuple[str, str, str], space: Workspace) -> FloatFormat | None:
-    """The format whose rounding both deltas share.
-
-    None where the middle was not rounded to steps of its values.
-    """
+    """The format whose rounding both deltas share; None for a middle that was not rounded so."""
     if isinstance(middle, BlockScaled | Updated):
         return None
     return FLOATS[coarser_grid(middle, formats[1], working_dtype(formats[1]), space, "tuned")]
@@ -188,34 +174,31 @@ def shared_rounding(middle: Array, d1: Array, d2: Array, grid: FloatFormat) -> S
         energies = float(d1[in_binade] @ d1[in_binade]), float(d2[in_binade] @ d2[in_binade])
         first, second = first + energies[0], second + energies[1]
         unit = math.ldexp(1.0, 2 * int(exponent)) * count
-        widths = [_width(energy / unit) for energy in energies]
+        widths = [width_of(energy / unit) for energy in energies]
         if min(widths) > 0:
-            inner += (
-                unit * (_moved(math.hypot(*widths)) - _moved(widths[0]) - _moved(widths[1])) / 2
-            )
+            both = moved_by(math.hypot(*widths))
+            inner += unit * (both - moved_by(widths[0]) - moved_by(widths[1])) / 2
     return Shared(inner, first, second)
 
 
-def _moved(width: float) -> float:
+def moved_by(width: float) -> float:
     """g(t) = 1/6 - sum over k of exp(-2 pi² k² t²) / (pi² k²), the Fourier series of f (1 - f)."""
     if width >= 2:
         return 1 / 6
     k = np.arange(1, max(8, math.ceil(1.5 / width)) + 1, dtype=np.float64)
-    # the terms left out are below 1e-19; for narrow updates the series is that of sqrt(2 / pi) t -
-    # t²
-    return max(
-        0.0, 1 / 6 - float((np.exp(-2 * (math.pi * k * width) ** 2) / (math.pi * k) ** 2).sum())
-    )
+    # the terms left out are below 1e-19; narrow updates have the series of sqrt(2 / pi) t - t²
+    terms = np.exp(-2 * (math.pi * k * width) ** 2) / (math.pi * k) ** 2
+    return max(0.0, 1 / 6 - float(terms.sum()))
 
 
 @cache
 def _widths() -> tuple[Array, Array]:
     """(t² + g(t), t) on a grid of t, both in logarithms."""
     widths = np.geomspace(1e-3, 4.0, 1200)
-    return np.log([t * t + _moved(t) for t in widths]), np.log(widths)
+    return np.log([t * t + moved_by(t) for t in widths]), np.log(widths)
 
 
-def _width(energy: float) -> float:
+def width_of(energy: float) -> float:
     """t with t² + g(t) = energy, that of the stored moves in units of u²; 0 if nothing moved."""
     if energy <= 0:
         return 0.0
@@ -227,33 +210,26 @@ def _width(energy: float) -> float:
     return math.exp(float(np.interp(math.log(energy), logarithms, widths)))
 
 
-def _inside(
-    old: tuple[Matrix, Matrix],
-    new: tuple[Matrix, Matrix],
-    formats: tuple[str, str, str],
-    norm: float,
-    sums: _Sums,
-    space: Workspace,
-) -> Inside:
-    """The spectrum of D1, norm its Frobenius norm, and one more pass over both deltas."""
+def _inside(pairs: Pairs, formats: tuple[str, str, str], sums: _Sums, space: Workspace) -> Inside:
+    """How D2 lies in D1, from the spectrum of D1 and one more pass over both deltas."""
+    old = pairs[0]
     scale = power_of_two_scale(sums.largest)
     wide = working_dtype(*formats) == torch.float64 or isinstance(old[1], Updated)
-    read = partial(delta_blocks, *old, scale, space)
-    leading = spectrum(
-        read, shape_of(old[1]), norm, scale, "default", wide, min(SUBSPACE, *shape_of(old[1]))
-    )
-    basis = _resolved(leading)
-    k = basis.shape[1]
+    read = partial(delta_blocks, Sides(*old, torch.float64, space), scale)
+    shape, norm = shape_of(old[1]), math.sqrt(sums.values.first)
+    leading = spectrum(read, shape, norm, scale, "default", wide, min(SUBSPACE, *shape))
+    basis = resolved(leading)
+    k, energy = basis.shape[1], sums.values.second
     if k == 0:
         return Inside()
     wide_shape = leading.rows <= leading.cols
-    # Of the short side, and of the long.
+    # of the short side, and of the long
     energies = (sums.rows, sums.cols) if wide_shape else (sums.cols, sums.rows)
-    short, long, long_chance = _against(basis, leading, (old, new), energies[1], space)
+    short, long, long_chance = _against(basis, leading, pairs, energies[1], space)
     short_chance = float(energies[0] @ (basis**2).sum(axis=1))
     if wide_shape:
-        return Inside(k, sums.second, short, long, short_chance, long_chance)
-    return Inside(k, sums.second, long, short, long_chance, short_chance)
+        return Inside(k, energy, short, long, short_chance, long_chance)
+    return Inside(k, energy, long, short, long_chance, short_chance)
 
 
 def _against(
@@ -280,5 +256,5 @@ def _against(
         weighted += (y * part) @ y.T
         images += y @ new.T
         inside += float(np.vdot(inner, inner))
-    long = float((_whitened(gram, images) ** 2).sum())
-    return inside, long, float(_whitened(gram, _whitened(gram, weighted).T).trace())
+    long = float((whitened(gram, images) ** 2).sum())
+    return inside, long, float(whitened(gram, whitened(gram, weighted).T).trace())

@@ -14,8 +14,27 @@ from torch import Tensor
 from shadow.dtypes import FloatFormat
 
 
+class _LikeAnother:
+    """A matrix with the shape of one that it is made from."""
+
+    @property
+    def _like(self) -> Matrix:
+        raise NotImplementedError
+
+    @property
+    def shape(self) -> torch.Size:
+        return self._like.shape
+
+    @property
+    def ndim(self) -> int:
+        return self._like.ndim
+
+    def numel(self) -> int:
+        return self._like.numel()
+
+
 @dataclass(frozen=True)
-class BlockScaled:
+class BlockScaled(_LikeAnother):
     """A matrix (rows, cols) of 8-bit floats with a scale for each block of it.
 
     W_ij = raw_ij * scales_(i // block[0], j // block[1]), in float32: the layout of DeepSeek-V3's
@@ -28,15 +47,8 @@ class BlockScaled:
     first_row: int = 0  # of the stored tensor
 
     @property
-    def shape(self) -> torch.Size:
-        return self.raw.shape
-
-    @property
-    def ndim(self) -> int:
-        return 2
-
-    def numel(self) -> int:
-        return self.raw.numel()
+    def _like(self) -> Tensor:
+        return self.raw
 
     def __getitem__(self, index: tuple[slice, ...]) -> Tensor:
         rows, cols = _spans(index, self.shape)
@@ -47,7 +59,7 @@ class BlockScaled:
 
 
 @dataclass(frozen=True)
-class Updated:
+class Updated(_LikeAnother):
     """base + scaling * left @ right, in float64: a base with its LoRA update."""
 
     base: Tensor | BlockScaled  # (rows, cols), or (groups, rows / groups, cols)
@@ -56,15 +68,8 @@ class Updated:
     scaling: float  # alpha / r, or alpha / sqrt(r)
 
     @property
-    def shape(self) -> torch.Size:
-        return self.base.shape
-
-    @property
-    def ndim(self) -> int:
-        return self.base.ndim
-
-    def numel(self) -> int:
-        return self.base.numel()
+    def _like(self) -> Matrix:
+        return self.base
 
     def __getitem__(self, index: tuple[slice, ...]) -> Tensor:
         # only the last of as many indices as there are dimensions is one of columns
@@ -89,22 +94,15 @@ class Updated:
 
 
 @dataclass(frozen=True)
-class Rounded:
+class Rounded(_LikeAnother):
     """A matrix rounded to a stored format, as an F32 base is that training loads in BF16."""
 
     matrix: Matrix  # (rows, cols), or grouped
     grid: FloatFormat
 
     @property
-    def shape(self) -> torch.Size:
-        return self.matrix.shape
-
-    @property
-    def ndim(self) -> int:
-        return self.matrix.ndim
-
-    def numel(self) -> int:
-        return self.matrix.numel()
+    def _like(self) -> Matrix:
+        return self.matrix
 
     def __getitem__(self, index: tuple[slice, ...]) -> Tensor:
         return self.matrix[index].to(getattr(torch, self.grid.torch_name))

@@ -21,7 +21,8 @@ def expected_levels(kind: str, length: int) -> float:
     BF16 and FP8 (E4M3) have cells of floating point, INT8 and INT4 as many equal ones from -max to
     max of a row.
     """
-    if kind in ("INT8", "INT4"):
+    integers = kind in ("INT8", "INT4")
+    if integers:
         half = 127 if kind == "INT8" else 7
         largest = NormalDist().inv_cdf(1.0 - 0.5 / length)  # one entry is larger
         edges = (np.arange(half + 1) + 0.5) / half * largest
@@ -32,13 +33,12 @@ def expected_levels(kind: str, length: int) -> float:
         edges = lows.ravel()
     below = np.array([math.erf(edge / math.sqrt(2)) for edge in edges])
     chances = np.diff(np.append(0.0, below)) / 2  # of either sign
-    chances[0] *= 1 if kind in ("BF16", "FP8") else 2  # 0 has no sign
     signs = np.full(len(chances), 2.0)
-    signs[0] = 2.0 if kind in ("BF16", "FP8") else 1.0
-    return (
-        float((signs * -np.expm1(length * np.log1p(-np.minimum(chances, 1 - 1e-12)))).sum())
-        / length
-    )
+    if integers:  # the cell of 0 has no sign
+        chances[0] *= 2
+        signs[0] = 1.0
+    seen = -np.expm1(length * np.log1p(-np.minimum(chances, 1 - 1e-12)))
+    return float((signs * seen).sum()) / length
 
 
 def round_trip(share: float, length: int) -> str | None:

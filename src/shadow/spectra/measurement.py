@@ -23,7 +23,6 @@ class Measurement:
     precision: Precision  # as used: default turns to exact for some matrices
     values: Cells  # by column of matrices.parquet
     sigma: NDArray[np.float64]  # singular values (m,), descending, in weights
-
     # columns of spectra.parquet with several numbers each, beside sigma; NaN: undefined
     lists: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 

@@ -25,19 +25,13 @@ WORD = 64  # signs in one draw of the generator
 
 @dataclass(frozen=True)
 class Profile:
-    """Where the energy of D lies, in units of the scaled D.
+    """Where the energy of D lies, in units of the scaled D."""
 
-    rows, cols: float64 (rows,) and (cols,), energies r_i and c_j, >= 0.
-    fourth: sum of D_ij⁴, >= 0.
-    scale: the power of two that the entries of D were multiplied by.
-    changed: rows of which any entry differs, from 0 to all.
-    """
-
-    rows: NDArray[np.float64]
-    cols: NDArray[np.float64]
-    fourth: float
-    scale: float
-    changed: int
+    rows: NDArray[np.float64]  # (rows,): energies r_i
+    cols: NDArray[np.float64]  # (cols,): energies c_j
+    fourth: float  # sum of D_ij⁴
+    scale: float  # the power of two that the entries of D were multiplied by
+    changed: int  # rows of which any entry differs
 
     @property
     def energy(self) -> float:
@@ -59,13 +53,14 @@ def null_values(delta: Spectrum, profile: Profile, participation_ratio: float | 
         float((profile.rows**2).sum()) + float((profile.cols**2).sum()) - profile.fourth
     )
     edge = (math.sqrt(profile.rows.max()) + math.sqrt(profile.cols.max())) / profile.scale
+    concentration = None
+    if null >= 2 and participation_ratio is not None:
+        concentration = math.log(null / participation_ratio) / math.log(null)
     return {
         "null_participation_ratio": null,
-        "concentration": math.log(null / participation_ratio) / math.log(null)
-        if null >= 2 and participation_ratio is not None
-        else None,
+        "concentration": concentration,
         "null_edge": edge,
-        **_above(delta, edge, "spikes"),
+        "spikes": _above(delta, edge),
         "spike_energy": _share_above(delta, edge),
     }
 
@@ -88,8 +83,8 @@ def _participation(energies: NDArray[np.float64]) -> float:
     return float(energies.sum() ** 2 / (energies**2).sum())
 
 
-def _above(delta: Spectrum, edge: float, name: str) -> Values:
-    return {name: int(np.count_nonzero(delta.sigma > edge))}
+def _above(delta: Spectrum, edge: float) -> int:
+    return int(np.count_nonzero(delta.sigma > edge))
 
 
 def _share_above(delta: Spectrum, edge: float) -> float | None:
@@ -115,10 +110,9 @@ def sampled_values(
     column). key names seed and matrix: signs depend on it, the draw, the row and the column, and on
     nothing else. grams: where Gram matrices are made. All None for draws = 0.
     """
+    names = "null_edge_sampled", "spikes_sampled", "null_participation_ratio_sampled"
     if draws == 0:
-        return dict.fromkeys(
-            ("null_edge_sampled", "spikes_sampled", "null_participation_ratio_sampled")
-        )
+        return dict.fromkeys(names)
     shape = (delta.rows, delta.cols)
     largest, fourth = 0.0, 0.0
     for draw in range(draws):
@@ -126,19 +120,13 @@ def sampled_values(
 
         def flipped(dtype: torch.dtype, seed: bytes = seed) -> Iterator[Tensor]:
             for corner, block in zip(corners, read(dtype), strict=True):
-                flips = torch.from_numpy(
-                    sign_flips(seed, corner, (block.shape[0], block.shape[1]), shape[1])
-                )
-                yield block.mul_(1 - 2 * flips.to(dtype))
+                flips = sign_flips(seed, corner, (block.shape[0], block.shape[1]), shape[1])
+                yield block.mul_(1 - 2 * torch.from_numpy(flips).to(dtype))
 
         null = spectrum(flipped, shape, delta.norm, scale, delta.precision, False, grams=grams)
         largest = max(largest, float(null.sigma[0]))
         fourth += float(((null.sigma / delta.norm) ** 4).sum()) / draws
-    return {
-        "null_edge_sampled": largest,
-        **_above(delta, largest, "spikes_sampled"),
-        "null_participation_ratio_sampled": 1.0 / fourth,
-    }
+    return dict(zip(names, (largest, _above(delta, largest), 1.0 / fourth), strict=True))
 
 
 def sign_flips(
@@ -156,18 +144,14 @@ def sign_flips(
     if (first, last) == (0, words_per_row):
         runs = _words(seed, row * words_per_row, height * words_per_row).reshape(height, -1)
     else:
-        runs = np.stack(
-            [
-                _words(seed, i * words_per_row + first, last - first)
-                for i in range(row, row + height)
-            ]
-        )
+        starts = range(row * words_per_row + first, (row + height) * words_per_row, words_per_row)
+        runs = np.stack([_words(seed, start, last - first) for start in starts])
     bits = np.unpackbits(runs.astype("<u8").view(np.uint8), axis=1, bitorder="little")
     return bits[:, col - first * WORD :][:, :width]
 
 
 def _words(seed: bytes, start: int, count: int) -> NDArray[np.uint64]:
-    # 4 words a counter step.
+    # a step of the counter is 4 words
     generator = np.random.Philox(key=int.from_bytes(seed, "little"), counter=start // 4)
     words: NDArray[np.uint64] = generator.random_raw(start % 4 + count)[start % 4 :]
     return words

@@ -74,22 +74,16 @@ def purity_values(
         return dict.fromkeys(names)
     purity = 1.0 / real - 1.0 / null
     z = purity_z(purity, by_row, by_col)
-    if kept is not None:
-        lost = kept < LEAST_KEPT or dominated(purity, kept, of_delta["top1_energy"])
-        best = None if lost else purity / kept**2
-        unrounded = best
-    else:
+    unrounded, best = None, None
+    if kept is None:
         floor = of_delta["floor_ratio"]
-        best = (
-            purity
-            if reason == "nothing_rounded" or (floor is not None and floor >= UNTOUCHED)
-            else None
-        )
-        unrounded = None
+        if reason == "nothing_rounded" or (floor is not None and floor >= UNTOUCHED):
+            best = purity
+    elif kept >= LEAST_KEPT and not dominated(purity, kept, of_delta["top1_energy"]):
+        unrounded = best = purity / kept**2
     countable = best is not None and z > NOISE and best * min(shape) >= 1.0
-    return dict(
-        zip(names, (purity, z, unrounded, 1.0 / best if countable and best else None), strict=True)
-    )
+    directions = 1.0 / best if countable and best else None
+    return dict(zip(names, (purity, z, unrounded, directions), strict=True))
 
 
 def dominated(purity: float, kept: float, top1_energy: float | None) -> bool:

@@ -8,6 +8,7 @@ Notation: sigma_1 >= ... >= sigma_m, E = sum sigma², p = sigma / sum sigma, q =
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +25,10 @@ TIE = 1e-9
 # The smallest singular value of a large square matrix with a flat spectrum was 54 % off above its
 # floor.
 SMALLEST_ERROR = 0.05
+NO_RANKS: Values = dict.fromkeys((
+    "stable_rank", "effective_rank", "energy_rank", "spectral_entropy", "participation_ratio",
+    "rank_90", "rank_95", "rank_99",
+))  # fmt: skip
 
 
 def entropy(p: NDArray[np.float64]) -> float:
@@ -53,14 +58,7 @@ def ranks(spectrum: Spectrum) -> Values:
     m = len(sigma)
     numerical = int(np.count_nonzero(sigma))
     if numerical == 0:
-        names = (
-            "stable_rank",
-            "effective_rank",
-            "energy_rank",
-            "spectral_entropy",
-            "participation_ratio",
-        )
-        return {**dict.fromkeys((*names, "rank_90", "rank_95", "rank_99")), "numerical_rank": 0}
+        return NO_RANKS | {"numerical_rank": 0}
     relative = sigma / sigma[0]  # squares of the ratios can neither overflow nor vanish as a whole
     squares = relative**2
     q = squares / squares.sum()
@@ -77,24 +75,17 @@ def ranks(spectrum: Spectrum) -> Values:
     }
 
 
-def top_energies(spectrum: Spectrum) -> Values:
+def top_energies(spectrum: Spectrum, tops: Sequence[int] = (1, 4, 16, 64)) -> Values:
     """top{k}_energy = q_1 + ... + q_min(k, m) in (0, 1]; None for a zero matrix."""
-    squares = (spectrum.sigma / spectrum.sigma[0]) ** 2 if spectrum.sigma[0] > 0 else None
-    tops = (1, 4, 16, 64)
-    if squares is None:
+    if spectrum.sigma[0] == 0:
         return {f"top{k}_energy": None for k in tops}
+    squares = (spectrum.sigma / spectrum.sigma[0]) ** 2
     return {f"top{k}_energy": float(squares[:k].sum() / squares.sum()) for k in tops}
 
 
 def condition_number(spectrum: Spectrum) -> Values:
-    """sigma_1 / sigma_m, in [1, inf).
-
-    None when sigma_m is not resolved, or rounding may move it by more than 5 %.
-    """
-    smallest = float(spectrum.sigma[-1])
-    if (
-        smallest == 0
-        or spectrum.shift > 2.0 * SMALLEST_ERROR * (smallest / float(spectrum.sigma[0])) ** 2
-    ):
+    """sigma_1 / sigma_m, in [1, inf); None if not resolved, or rounding may move it by over 5 %."""
+    largest, smallest = float(spectrum.sigma[0]), float(spectrum.sigma[-1])
+    if smallest == 0 or spectrum.shift > 2.0 * SMALLEST_ERROR * (smallest / largest) ** 2:
         return {"condition_number": None}
-    return {"condition_number": float(spectrum.sigma[0]) / smallest}
+    return {"condition_number": largest / smallest}

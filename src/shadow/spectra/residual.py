@@ -28,9 +28,8 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from torch import Tensor
 
-Direction = Literal[
-    "reading", "writing"
-]  # the residual stream; which module does what, shadow.places.groups says
+# the residual stream; shadow.places.groups says which module does what
+Direction = Literal["reading", "writing"]
 
 WIDTH = 128  # 33 kB for each matrix
 SEED = 0

@@ -22,11 +22,11 @@ import numpy as np
 import torch
 
 from shadow.dtypes import FLOATS, FloatFormat
-from shadow.spectra.lazy import BlockScaled, Matrix, Rounded, Updated
+from shadow.spectra.lazy import BlockScaled, Rounded, Updated
 from shadow.spectra.measurement import Values
-from shadow.spectra.rounding_counts import Counts, Floats, coarser_grid, count, on_grid, steps
+from shadow.spectra.rounding_counts import Counts, Floats, coarser_grid, count, is_on_grid, steps
 from shadow.spectra.rounding_model import Fit, fit, mean_squares
-from shadow.spectra.spectrum import Workspace, blocks, read_block, shape_of
+from shadow.spectra.spectrum import Sides
 
 ROUNDED_AWAY = 0.25  # kept below which corrected figures are null
 # floor_ratio from which rounding has a hundredth of the energy, or two, whatever the history
@@ -47,10 +47,7 @@ SLOPE_Z = 5.0
 
 @dataclass(frozen=True)
 class Binades:
-    """Changes by binade of the base, from that of its largest entry down.
-
-    One binade is half the one before. k <= BINADES.
-    """
+    """Changes by binade of the base, from that of its largest entry down (k <= BINADES)."""
 
     entries: Floats  # (k,): share of all entries
     changed: Floats  # (k,): share of the binade's entries that changed; NaN without an entry
@@ -67,18 +64,15 @@ class Undone:
 
     # how the tuned side came to its grid; None where none explains the counts
     history: History | None
-
     # share of the stored energy that is the update's, above 0; None with a reason
     kept: float | None
     reason: Reason | None  # why kept is None; `rounded_away` stands beside a value
     norm: float | None = None  # frobenius norm of the update, in weights
-
     # share of entries that a normal update of that size leaves unchanged, 0 to 1
     zeros: float | None = None
 
     # share of the stored energy in other binades than the model has it, 0 to 1
     misfit: float | None = None
-
     # the same if both sides had been rounded from numbers in between
     alternative: float | None = None
     fourth: float | None = None  # mean y⁴ over squared mean y² of the shape, 1 or more
@@ -184,13 +178,10 @@ def _reason(kept: float) -> Reason | None:
 
 
 def undo(
-    base: Matrix,
-    tuned: Matrix,
+    sides: Sides,
     formats: tuple[str, str],
     lines: tuple[Floats, Floats],
     largest: float,
-    dtype: torch.dtype,
-    space: Workspace,
     floor_ratio: float | None = None,
 ) -> Undone:
     """What is known of the update between two stored matrices; their values decide the history.
@@ -211,13 +202,13 @@ def undo(
     - else, for scaled 8-bit floats, and where the energy is 0 or infinite in float64:
       rounding_unexplained.
     """
-    if isinstance(tuned, Updated):
+    if isinstance(sides.tuned, Updated):
         return NOTHING_ROUNDED
-    if isinstance(base, BlockScaled | Updated) or isinstance(tuned, BlockScaled):
+    if isinstance(sides.base, BlockScaled | Updated) or isinstance(sides.tuned, BlockScaled):
         return UNEXPLAINED
     names = (
-        coarser_grid(base, formats[0], dtype, space, "base"),
-        coarser_grid(tuned, formats[1], dtype, space, "tuned"),
+        coarser_grid(sides.base, formats[0], sides.dtype, sides.space, "base"),
+        coarser_grid(sides.tuned, formats[1], sides.dtype, sides.space, "tuned"),
     )
     of_base, grid = (FLOATS[name] for name in names)
     if grid.mantissa_bits > of_base.mantissa_bits and names[1] in ("F32", "F64"):
@@ -230,33 +221,27 @@ def undo(
         return _far_above(energy, energy / floor_ratio**2)
     if not LEAST < energy < 1.0 / LEAST:
         return UNEXPLAINED
-    undone = _counted(base, tuned, names, lines, largest, dtype, space)
+    undone = _counted(sides, names, lines, largest)
     return replace(undone, grid=grid)
 
 
 def _counted(
-    base: Matrix,
-    tuned: Matrix,
-    names: tuple[str, str],
-    lines: tuple[Floats, Floats],
-    largest: float,
-    dtype: torch.dtype,
-    space: Workspace,
+    sides: Sides, names: tuple[str, str], lines: tuple[Floats, Floats], largest: float
 ) -> Undone:
     """The history of a pair in which something was rounded, and what follows from it."""
     energy, grid = float(lines[0].sum()), FLOATS[names[1]]
-    if _all_on(base, names[0], names[1], dtype, space):
-        counts = count(base, tuned, grid, lines, largest, dtype)
+    if _all_on(sides, *names):
+        counts = count(sides, grid, lines, largest)
         error = _even_error(counts)
         if energy >= CLEAR**2 * error:
             return _far_above(energy, error)
         return undo_counts(counts, energy, "stored_base")
-    started = Rounded(base, grid)
-    from_rounded = line_energies(started, tuned, dtype, space)
+    started = replace(sides, base=Rounded(sides.base, grid))
+    from_rounded = line_energies(started)
     if not from_rounded[0].any():
         return Undone("base_rounded", 0.0, "rounded_away", of_rounded_base=True)
-    counts = count(started, tuned, grid, from_rounded, largest, dtype)
-    if slope_z(base, tuned, grid, dtype, space) <= SLOPE_Z:
+    counts = count(started, grid, from_rounded, largest)
+    if slope_z(sides, grid) <= SLOPE_Z:
         return undo_counts(counts, float(from_rounded[0].sum()), "base_rounded")
     dithered = fit(counts, "dithered")
     wrong, binades = misfit(counts, dithered), changes_by_binade(counts, dithered)
@@ -265,19 +250,15 @@ def _counted(
     return replace(base_kept(energy, _even_error(counts)), binades=binades)
 
 
-def slope_z(
-    base: Matrix, tuned: Matrix, grid: FloatFormat, dtype: torch.dtype, space: Workspace
-) -> float:
+def slope_z(sides: Sides, grid: FloatFormat) -> float:
     """The slope of tuned - round(base) over base - round(base), in standard errors; both in ulps.
 
     0 on average where training started from round(base). Where it started from the base, tuned =
     round(base + d) holds the remainder: the slope is 1 for a large d, and above 0 for any.
     """
     product, squares, remainders, entries = 0.0, 0.0, 0.0, 0
-    for index in blocks(tuned):
-        b = read_block(base, index, "base", dtype, space)
-        t = read_block(tuned, index, "tuned", dtype, space)
-        rounded = b.to(getattr(torch, grid.torch_name)).to(dtype)
+    for b, t in sides.blocks():
+        rounded = b.to(getattr(torch, grid.torch_name)).to(sides.dtype)
         ulp = torch.ldexp(
             torch.ones_like(b), torch.frexp(rounded).exponent - 1 - grid.mantissa_bits
         )
@@ -310,33 +291,23 @@ def _far_above(energy: float, error: float) -> Undone:
     return Undone("far_above", 1.0 - error / energy, None, math.sqrt(energy - error))
 
 
-def _all_on(
-    base: Matrix, of_base: str, of_tuned: str, dtype: torch.dtype, space: Workspace
-) -> bool:
+def _all_on(sides: Sides, of_base: str, of_tuned: str) -> bool:
     """Whether all values of the base lie on the tuned side's grid."""
     if of_base == of_tuned:
         return True
     # otherwise its own grid would be this one
     if FLOATS[of_base].mantissa_bits > FLOATS[of_tuned].mantissa_bits:
         return False
-    return all(
-        on_grid(read_block(base, index, "base", dtype, space), FLOATS[of_tuned])
-        for index in blocks(base)
-    )
+    return is_on_grid(sides.base, FLOATS[of_tuned], sides.dtype, sides.space, "base")
 
 
-def line_energies(
-    base: Matrix, tuned: Matrix, dtype: torch.dtype, space: Workspace
-) -> tuple[Floats, Floats]:
+def line_energies(sides: Sides) -> tuple[Floats, Floats]:
     """(rows,) and (cols,): energies of tuned - base in one pass, unscaled."""
-    rows, cols = shape_of(tuned)
+    rows, cols = sides.shape
     r, c = torch.zeros(rows, dtype=torch.float64), torch.zeros(cols, dtype=torch.float64)
     tall, start = rows > cols, 0
-    for index in blocks(tuned):
-        d = read_block(tuned, index, "tuned", dtype, space).sub_(
-            read_block(base, index, "base", dtype, space)
-        )
-        squares = d.double().square_()
+    for b, t in sides.blocks():
+        squares = t.sub_(b).double().square_()
         height, width = squares.shape
         row, col = (start, 0) if tall else (0, start)
         r[row : row + height] += squares.sum(1)
@@ -346,10 +317,7 @@ def line_energies(
 
 
 def values(undone: Undone, base_norm: float) -> Values:
-    """kept, relative_norm_unrounded and zero_share_expected.
-
-    The last two are None where kept is, or is too small.
-    """
+    """kept, relative_norm_unrounded, zero_share_expected; the last two None without enough kept."""
     known = undone.kept is not None and undone.reason is None
     return {
         "kept": undone.kept,

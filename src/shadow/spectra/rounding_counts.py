@@ -17,7 +17,7 @@ from torch import Tensor
 
 from shadow.dtypes import FLOATS, FloatFormat
 from shadow.spectra.lazy import Matrix
-from shadow.spectra.spectrum import Workspace, blocks, read_block, shape_of
+from shadow.spectra.spectrum import Sides, Workspace, blocks, read_block
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
@@ -32,10 +32,16 @@ LEVEL_BITS = 2  # bits of the significand that tell large |D| / ulp apart
 LEVEL_OCTAVES = 24  # |D| / ulp from 2^23 on is one level
 
 
-def on_grid(block: Tensor, stored: FloatFormat) -> bool:
-    """Whether all values of a block have an exact form in a stored format."""
-    narrow = block.to(getattr(torch, stored.torch_name))
-    return bool((narrow.to(block.dtype) == block).all())
+def is_on_grid(
+    matrix: Matrix, stored: FloatFormat, working: torch.dtype, space: Workspace, name: str
+) -> bool:
+    """Whether all values of a matrix have an exact form in a stored format."""
+    for index in blocks(matrix):
+        block = read_block(matrix, index, name, working, space)
+        narrow = block.to(getattr(torch, stored.torch_name))
+        if not (narrow.to(block.dtype) == block).all():
+            return False
+    return True
 
 
 def coarser_grid(
@@ -47,12 +53,8 @@ def coarser_grid(
     formats are not tried: their values are stored with scales.
     """
     for candidate in ("BF16", "F16", "F32"):
-        if FLOATS[candidate].mantissa_bits >= FLOATS[dtype].mantissa_bits:
-            continue
-        if all(
-            on_grid(read_block(matrix, index, name, working, space), FLOATS[candidate])
-            for index in blocks(matrix)
-        ):
+        coarser = FLOATS[candidate].mantissa_bits < FLOATS[dtype].mantissa_bits
+        if coarser and is_on_grid(matrix, FLOATS[candidate], working, space, name):
             return candidate
     return dtype
 
@@ -106,7 +108,6 @@ class Levels:
 
     low: Floats  # the first k of each
     squares: Floats  # the mean k² of each
-
     # where each begins among the leading parts of float32 numbers; 0 is that of 0
     first_raw: Indices
     raw: int  # how many leading parts there are
@@ -168,12 +169,7 @@ def sampled_lines(of_class: Indices, length: int) -> tuple[Indices, Floats]:
 
 
 def count(
-    base: Matrix,
-    tuned: Matrix,
-    grid: FloatFormat,
-    energies: tuple[Floats, Floats],
-    largest: float,
-    dtype: torch.dtype,
+    sides: Sides, grid: FloatFormat, energies: tuple[Floats, Floats], largest: float
 ) -> Counts:
     """Count D = tuned - base in one pass over a sample of lines.
 
@@ -181,7 +177,7 @@ def count(
     is counted, in any unit. largest: the largest absolute entry of the base.
     """
     row_class, col_class = (classes(of_lines) for of_lines in energies)
-    shape = shape_of(tuned)
+    tuned, shape = sides.tuned, sides.shape
     tall = shape[0] > shape[1]
     lines, weight = sampled_lines(row_class if tall else col_class, min(shape))
     top = math.frexp(largest)[1] - 1
@@ -203,7 +199,10 @@ def count(
         chosen = lines[first:last]
         if len(chosen):
             within = torch.from_numpy(chosen - start)
-            b, t = (_lines(side[index], within, axis, dtype).numpy() for side in (base, tuned))
+            b, t = (
+                _lines(side[index], within, axis, sides.dtype).numpy()
+                for side in (sides.base, tuned)
+            )
             d = np.subtract(t, b, out=t)
             moved_away, moved_toward = _directions(b, d)
             away += moved_away
@@ -260,10 +259,7 @@ def _lines(part: Tensor, chosen: Tensor, axis: int, dtype: torch.dtype) -> Tenso
 def _binades_and_levels(
     b: NDArray[np.floating], d: NDArray[np.floating], grid: FloatFormat, top: int, deepest: int
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """The binade of every entry, from 0 down to deepest, and the leading part of |d| / ulp.
-
-    b and d, of float32 or float64, are overwritten.
-    """
+    """Binades, from 0 to deepest, and leading parts of |d| / ulp; overwrites b and d."""
     np.abs(d, out=d)
     with np.errstate(over="ignore"):
         d *= math.ldexp(1.0, -top)  # so that no power of two below leaves float32's range

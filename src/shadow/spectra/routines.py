@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -18,6 +18,14 @@ from numpy.typing import NDArray
 
 Argument = bytes | int | np.floating | NDArray[Any]
 Routine = Callable[..., None]
+
+
+def routines(library: ModuleType, counts: Mapping[str, int]) -> dict[str, Routine] | None:
+    """Routines by name, from the numbers of their arguments; None where not all can be called."""
+    try:
+        return {name: routine(library, name, count) for name, count in counts.items()}
+    except (AttributeError, KeyError, ValueError):
+        return None
 
 
 def routine(library: ModuleType, name: str, count: int) -> Routine:

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from functools import cache, partial
 from inspect import signature
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -30,7 +29,7 @@ from torch import Tensor
 
 from shadow.spectra.lazy import Matrix
 from shadow.spectra.measurement import Precision
-from shadow.spectra.routines import Routine, routine
+from shadow.spectra.routines import Routine, routines
 from shadow.spectra.tridiagonal import eigensystem
 
 # Elements of a block: 8 MiB in float32. Larger ones leave the caches, smaller ones starve the
@@ -41,7 +40,6 @@ BLOCK = 1 << 21
 TILE = 1 << 18
 WIDEST = 1 << 13
 PANEL = 192  # columns that are mirrored at once
-SYRK_ARGUMENTS, SYMM_ARGUMENTS = 10, 12  # of BLAS's rank-k updates and symmetric products
 # Up to this side OpenBLAS finds eigenvalues faster than MKL on processors other than Intel's: 0.6
 # of the time at 896, 0.85 at 2048, 1.4 at 3072. In float32 it does not. With vectors OpenBLAS is
 # taken up to this side on any processor: they come with all eigenvalues from one tridiagonal form.
@@ -74,30 +72,20 @@ EXACT_SIDE = 256
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Singular values of one matrix, in units of its weights.
+    """Singular values of one matrix, in units of its weights."""
 
-    sigma: float64 (m,), m the short side, descending, >= 0; those below floor are set to 0 since
-        they are noise of the method.
-    rows, cols: the `(out, in)` shape.
-    norm: the Frobenius norm, summed from the entries, >= 0.
-    floor: the singular value below which none is resolved, >= 0.
-    precision: as it was used.
-    vectors: float64 (m, k), orthonormal, the leading singular vectors on the short side in the
-        order of sigma (left ones if rows <= cols), as many as were asked for; those of sigmas below
-        floor are noise. None where none were asked for.
-    shift: how far rounding may have moved each sigma², at most, in units of sigma_1².
-    moved: was the CPU taken because a device failed?
-    """
-
+    # float64 (m,), m the short side, descending; 0 below floor, where they are noise of the method
     sigma: NDArray[np.float64]
-    rows: int
-    cols: int
-    norm: float
-    floor: float
-    precision: Precision
+    rows: int  # outputs
+    cols: int  # inputs
+    norm: float  # the Frobenius norm, summed from the entries
+    floor: float  # the singular value below which none is resolved
+    precision: Precision  # as it was used
+    # float64 (m, k), orthonormal, the leading singular vectors on the short side in the order of
+    # sigma (left ones if rows <= cols), as many as were asked for; noise where sigma is
     vectors: NDArray[np.float64] | None = None
-    shift: float = 0.0
-    moved: bool = False
+    shift: float = 0.0  # of each sigma² by rounding, at most, in units of sigma_1²
+    moved: bool = False  # whether the CPU was taken because a device failed
 
     @property
     def long_side(self) -> int:
@@ -107,18 +95,12 @@ class Spectrum:
 
 @dataclass(frozen=True)
 class Question:
-    """What a matrix's spectrum depends on besides it: the same answer for the same question.
+    """What a matrix's spectrum depends on besides it: the same answer for the same question."""
 
-    stored: its dtype in the checkpoint.
-    precision: as it is asked for.
-    vectors: how many leading singular vectors are asked for, >= 0.
-    solver: of `Grams`.
-    """
-
-    stored: str
-    precision: Precision
-    vectors: int
-    solver: str = "cpu"
+    stored: str  # the dtype in the checkpoint
+    precision: Precision  # as it is asked for
+    vectors: int  # leading singular vectors that are asked for
+    solver: str = "cpu"  # of `Grams`
 
 
 # How the spectrum of one side is had, its Frobenius norm being known: solved, or remembered.
@@ -202,6 +184,29 @@ def read_block(
     return buffer.view(-1, part.shape[-1])
 
 
+@dataclass(frozen=True)
+class Sides:
+    """Both sides of a matrix pair, of one shape, read in one dtype through one workspace."""
+
+    base: Matrix
+    tuned: Matrix
+    dtype: torch.dtype
+    space: Workspace
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return shape_of(self.tuned)
+
+    def read(self, index: tuple[slice, ...]) -> tuple[Tensor, Tensor]:
+        """One block of base and of tuned, each in its buffer."""
+        b = read_block(self.base, index, "base", self.dtype, self.space)
+        return b, read_block(self.tuned, index, "tuned", self.dtype, self.space)
+
+    def blocks(self, size: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every block of base and of tuned, in the order of `blocks`."""
+        return (self.read(index) for index in blocks(self.tuned, size))
+
+
 def power_of_two_scale(largest: float) -> float:
     """A power of two that brings the largest entry near 1, or 1 where squares are safe as they are.
 
@@ -209,11 +214,9 @@ def power_of_two_scale(largest: float) -> float:
     rounds nothing.
     """
     exponent = int(np.frexp(largest)[1])
-    return (
-        1.0
-        if abs(exponent) <= 24 or largest == 0.0
-        else float(np.ldexp(1.0, max(-1000, min(1000, -exponent))))
-    )
+    if abs(exponent) <= 24 or largest == 0.0:
+        return 1.0
+    return float(np.ldexp(1.0, max(-1000, min(1000, -exponent))))
 
 
 def scaled_blocks(
@@ -270,13 +273,12 @@ def rank_k_updates() -> dict[torch.dtype, Update] | None:
 
     Both matrices are C-contiguous. None where SciPy's BLAS has other integers than C's int.
     """
-    try:
-        ssyrk, dsyrk = (routine(cython_blas, name, SYRK_ARGUMENTS) for name in ("ssyrk", "dsyrk"))
-    except (AttributeError, KeyError, ValueError):
+    syrk = routines(cython_blas, {"ssyrk": 10, "dsyrk": 10})
+    if syrk is None:
         return None
     return {
-        torch.float32: partial(_rank_k_update, ssyrk, np.float32(1.0)),
-        torch.float64: partial(_rank_k_update, dsyrk, np.float64(1.0)),
+        torch.float32: partial(_rank_k_update, syrk["ssyrk"], np.float32(1.0)),
+        torch.float64: partial(_rank_k_update, syrk["dsyrk"], np.float64(1.0)),
     }
 
 
@@ -315,18 +317,14 @@ def symmetric_product(lower: Tensor, few: NDArray[np.floating]) -> NDArray[np.fl
 @cache
 def symmetric_products() -> dict[torch.dtype, Routine] | None:
     """BLAS's `?symm` by dtype; None where SciPy's BLAS has other integers than C's int."""
-    try:
-        ssymm, dsymm = (routine(cython_blas, name, SYMM_ARGUMENTS) for name in ("ssymm", "dsymm"))
-    except (AttributeError, KeyError, ValueError):
+    symm = routines(cython_blas, {"ssymm": 12, "dsymm": 12})
+    if symm is None:
         return None
-    return {torch.float32: ssymm, torch.float64: dsymm}
+    return {torch.float32: symm["ssymm"], torch.float64: symm["dsymm"]}
 
 
 def eigenvalues(lower: Tensor) -> NDArray[np.float64]:
-    """Eigenvalues, ascending, of the symmetric matrix with this lower triangle.
-
-    It may be overwritten.
-    """
+    """Eigenvalues, ascending, of the symmetric matrix with this lower triangle, overwritten."""
     if mkl_is_at_home() or len(lower) > OPENBLAS_SIDE or lower.dtype == torch.float32:
         return np.asarray(torch.linalg.eigvalsh(lower, UPLO="L").numpy(), dtype=np.float64)
     return eigensystem(lower.numpy(), 0)[0]
@@ -388,19 +386,16 @@ def _leading(whole: Tensor, values: NDArray[np.float64], count: int) -> NDArray[
 
 
 Read = Callable[[torch.dtype], Iterator[Tensor]]
-Eigen = tuple[
-    NDArray[np.float64], NDArray[np.float64] | None
-]  # all eigenvalues, and vectors where they are wanted
-
-
-# Is shown the lower triangle of a Gram matrix, (side, side), and leaves it as it is.
+# all eigenvalues, and vectors where they are wanted
+Eigen = tuple[NDArray[np.float64], NDArray[np.float64] | None]
+# is shown the lower triangle of a Gram matrix, (side, side), and leaves it as it is
 Look = Callable[[Tensor], None]
 
 
-class Grams(Protocol):
-    """Where Gram matrices are made."""
+class Grams:
+    """Where Gram matrices are made: here, on the CPU."""
 
-    solver: str  # what the last bits depend on besides the CPU
+    solver = "cpu"  # what the last bits depend on besides the CPU
 
     def solved(
         self,
@@ -410,33 +405,15 @@ class Grams(Protocol):
         dtype: torch.dtype,
         solve: Callable[[Tensor], Eigen],
     ) -> tuple[Eigen, bool]:
-        """What solve makes of the Gram matrix of a matrix, of which it gets the lower triangle in
-        dtype on the CPU.
+        """What solve makes of a Gram matrix, and whether the CPU made that as a device failed.
 
-        read yields the blocks of the matrix in the order of `blocks`, as often as it is called;
-        norm: their Frobenius norm. And whether the CPU was taken because a device failed.
+        solve gets the lower triangle in dtype on the CPU. read yields the blocks of the matrix in
+        the order of `blocks`, as often as it is called; norm: their Frobenius norm.
         """
-        ...
-
-
-class OnCpu:
-    """All of them on the CPU."""
-
-    solver = "cpu"
-
-    def solved(
-        self,
-        read: Read,
-        shape: tuple[int, int],
-        norm: float,
-        dtype: torch.dtype,
-        solve: Callable[[Tensor], Eigen],
-    ) -> tuple[Eigen, bool]:
-        """As `Grams` says."""
         return solve(gram(read(dtype), min(shape), shape[0] <= shape[1], dtype)), False
 
 
-ON_CPU = OnCpu()
+ON_CPU = Grams()
 
 
 def spectrum(
@@ -465,7 +442,7 @@ def spectrum(
     shift = 0.0
     moved = False
     while True:
-        values, floor, leading, elsewhere = _singular_values(
+        values, floor, leading, elsewhere = gram_singular_values(
             read, shape, norm * scale, precision, min(vectors, side), grams, look
         )
         moved |= elsewhere  # also where a Gram that was moved only decides that another is made
@@ -474,11 +451,9 @@ def spectrum(
         if values[0] == 0.0:
             break
         shift = eigenvalue_shift(values, precision)
-        if precision == "exact":
-            break
-        if (
-            unresolved <= UNRESOLVED_SHARE * side
-            and effective_rank_error(values, shift) <= RANK_ERROR[precision]
+        few = unresolved <= UNRESOLVED_SHARE * side
+        if precision == "exact" or (
+            few and effective_rank_error(values, shift) <= RANK_ERROR[precision]
         ):
             break
         precision = "exact"
@@ -509,7 +484,7 @@ def effective_rank_error(sigma: NDArray[np.float64], shift: float) -> float:
     return shift * abs(float(moved.sum()))
 
 
-def _singular_values(
+def gram_singular_values(
     read: Read,
     shape: tuple[int, int],
     norm: float,

@@ -10,7 +10,7 @@ float64.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,10 +18,9 @@ import torch
 from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
 
-from shadow.spectra.lazy import Matrix
 from shadow.spectra.measurement import Values
 from shadow.spectra.null import Profile
-from shadow.spectra.spectrum import Spectrum, Workspace, blocks, read_block, shape_of
+from shadow.spectra.spectrum import Sides, Spectrum
 
 # Elements: three blocks of float64 are 12 MiB. Larger ones leave the caches.
 SMALL_BLOCK = 1 << 19
@@ -33,18 +32,10 @@ VECTORS = 64
 SIMILAR = 0.5  # the |cosine| above which a vector of the tuned side is one of the base's, moved
 
 GAPS = ("subspace_gap_base", "subspace_gap_tuned")
-NO_SUBSPACES: Values = dict.fromkeys(
-    (
-        "overlap_left",
-        "overlap_right",
-        "alignment_left",
-        "alignment_right",
-        "alignment_left_null",
-        "alignment_right_null",
-        "intruders",
-        *GAPS,
-    )
-)
+NO_SUBSPACES: Values = dict.fromkeys((
+    "overlap_left", "overlap_right", "alignment_left", "alignment_right", "alignment_left_null",
+    "alignment_right_null", "intruders", *GAPS,
+))  # fmt: skip
 
 Array = NDArray[np.float64]
 Floating = NDArray[np.floating]
@@ -54,9 +45,8 @@ def subspace_values(
     base: Spectrum,
     tuned: Spectrum,
     delta: Spectrum,
-    matrices: tuple[Matrix, Matrix],
+    sides: Sides,
     profile: Profile,
-    space: Workspace,
 ) -> Values:
     """overlap_*, alignment_*, intruders, subspace_gap_*, from spectra and one pass over matrices.
 
@@ -66,20 +56,19 @@ def subspace_values(
     rows / k], on average 1 for a D without preferred directions. alignment_left_null = (sum_i r_i
     ||U_i||² / E) / (k / rows), U_i the i-th row of U_b, is what D would have on average with random
     signs: 1 where its rows or those of U_b are even. On the right the same with right vectors and
-    cols. intruders: of the tuned side's leading min(10, m) left vectors, how many have no |cosine|
-    above
-    0.5 with any of the base's leading min(64, m) (after Shuttleworth et al. 2024, who search all).
+    cols. intruders: how many of the tuned side's leading min(10, m) left vectors have no |cosine|
+    above 0.5 with any of the base's leading min(64, m) (Shuttleworth et al. 2024, who search all).
     subspace_gap = (sigma_k - sigma_{k+1}) / sigma_k in [0, 1].
 
     None where a singular value that the number needs is not resolved. In the gap, sigma_{k+1} is
-    the floor where it is not resolved, and 0 where there is none. matrices: base and tuned, as the
-    spectra were made from; profile: D's.
+    the floor where it is not resolved, and 0 where there is none. sides: what the spectra were made
+    from; profile: D's.
     """
     scale = profile.scale
     m = len(base.sigma)
     k = min(SUBSPACE, m)
     values: Values = {**NO_SUBSPACES, GAPS[0]: _gap(base, k), GAPS[1]: _gap(tuned, k)}
-    u_b, u_t = _resolved(base), _resolved(tuned)[:, :SUBSPACE]
+    u_b, u_t = resolved(base), resolved(tuned)[:, :SUBSPACE]
     known_b, known_t = u_b.shape[1], u_t.shape[1]
     if known_b < k:
         return values
@@ -91,32 +80,30 @@ def subspace_values(
         base.sigma[:k],
         u_t,
         tuned.sigma[:known_t],
-        matrices,
+        replace(sides, dtype=torch.float64 if exact else torch.float32),
         scale,
         energies[1],
-        space,
-        torch.float64 if exact else torch.float32,
     )
     short, long = ("left", "right") if left_is_short else ("right", "left")
     leverages = (u_b[:, :k] ** 2).sum(axis=1)
-    weighted = _whitened(streamed.base, _whitened(streamed.base, streamed.weighted).T)
+    weighted = whitened(streamed.base, whitened(streamed.base, streamed.weighted).T)
     values[f"alignment_{short}_null"] = float(energies[0] @ leverages / profile.energy) * m / k
     values[f"alignment_{long}_null"] = float(weighted.trace() / profile.energy) * base.long_side / k
-    inside = streamed.inside, float((_whitened(streamed.base, streamed.images.T) ** 2).sum())
+    inside = streamed.inside, float((whitened(streamed.base, streamed.images.T) ** 2).sum())
     share = k * (delta.norm * scale) ** 2
     values[f"alignment_{short}"] = inside[0] * m / share
     values[f"alignment_{long}"] = inside[1] * base.long_side / share
     if known_t >= k:
-        between = _whitened(streamed.tuned, _whitened(streamed.base, streamed.between).T)
+        between = whitened(streamed.tuned, whitened(streamed.base, streamed.between).T)
         values[f"overlap_{short}"] = _mean_square(u_b[:, :k].T @ u_t)
         values[f"overlap_{long}"] = _mean_square(between)
     if known_b >= min(VECTORS, m) and known_t >= min(INTRUDERS, m):
-        cosines = (
-            u_b.T @ u_t if left_is_short else u_b.T @ streamed.seen / base.sigma[:known_b, None]
-        )
-        values["intruders"] = int(
-            np.count_nonzero(np.abs(cosines[:, :INTRUDERS]).max(axis=0) <= SIMILAR)
-        )
+        if left_is_short:
+            cosines = u_b.T @ u_t
+        else:
+            cosines = u_b.T @ streamed.seen / base.sigma[:known_b, None]
+        nearest = np.abs(cosines[:, :INTRUDERS]).max(axis=0)
+        values["intruders"] = int(np.count_nonzero(nearest <= SIMILAR))
     return values
 
 
@@ -127,7 +114,7 @@ def _gap(side: Spectrum, k: int) -> float | None:
     return max(0.0, 1.0 - following / float(side.sigma[k - 1]))
 
 
-def _resolved(side: Spectrum) -> Array:
+def resolved(side: Spectrum) -> Array:
     """Those of the leading vectors whose singular values are resolved, as columns."""
     assert side.vectors is not None
     return side.vectors[:, : np.count_nonzero(side.sigma[: side.vectors.shape[1]])]
@@ -138,7 +125,7 @@ def _mean_square(cosines: Array) -> float:
     return min(1.0, float((cosines**2).sum()) / len(cosines))
 
 
-def _whitened(products: Array, columns: Array) -> Array:
+def whitened(products: Array, columns: Array) -> Array:
     """Inner products (k, ...) with vectors of Gram matrix `products`, made orthonormal."""
     root = np.linalg.cholesky(products)
     return np.asarray(solve_triangular(root, columns, lower=True), dtype=np.float64)
@@ -146,21 +133,16 @@ def _whitened(products: Array, columns: Array) -> Array:
 
 @dataclass(frozen=True)
 class _Streamed:
-    """Sums over the long side; Y_b (n, k) and Y_t (n, t) are its vectors, nearly orthonormal.
+    """Sums over the long side; Y_b (n, k) and Y_t (n, t) are its vectors, nearly orthonormal."""
 
-    base: Y_bᵀ Y_b; weighted: the same with D's energies along the long side as weights; tuned: Y_tᵀ
-    Y_t; between: Y_bᵀ Y_t; inside: energy of D in the short side's subspace; images (m, k): D Y_b;
-    seen (m, t): W_b Y_t with Y_t's columns at length 1, or 0 where the long side is the right one:
-    vᵀ seen / sigma are the cosines of Y_t with the base's left vector W_b v / sigma, which need not
-    be formed.
-    """
-
-    base: Array
-    weighted: Array
-    tuned: Array
-    between: Array
-    inside: float
-    images: Array
+    base: Array  # Y_bᵀ Y_b
+    weighted: Array  # the same with D's energies along the long side as weights
+    tuned: Array  # Y_tᵀ Y_t
+    between: Array  # Y_bᵀ Y_t
+    inside: float  # energy of D in the short side's subspace
+    images: Array  # (m, k): D Y_b
+    # (m, t): W_b Y_t with Y_t's columns at length 1, or 0 where the long side is the right one:
+    # vᵀ seen / sigma are the cosines of Y_t with the base's left vector W_b v / sigma
     seen: Array
 
 
@@ -169,28 +151,27 @@ def _streamed(
     sigma_b: Array,
     u_t: Array,
     sigma_t: Array,
-    matrices: tuple[Matrix, Matrix],
+    sides: Sides,
     scale: float,
     energies: Array,
-    space: Workspace,
-    dtype: torch.dtype,
 ) -> _Streamed:
-    """One pass over both matrices, whose blocks are multiplied in dtype.
+    """One pass over both matrices, whose blocks are multiplied in the dtype of sides.
 
     u_b (m, k) and u_t (m, t) are vectors of the short side, sigma their values; energies: of D
     along the long side.
     """
     (m, k), t_count = u_b.shape, u_t.shape[1]
+    working = np.float64 if sides.dtype == torch.float64 else np.float32
     basis, to_base, to_tuned = (
-        np.ascontiguousarray(vectors.T, dtype=np.float64 if dtype == torch.float64 else np.float32)
+        np.ascontiguousarray(vectors.T, dtype=working)
         for vectors in (u_b, u_b / sigma_b, u_t / sigma_t)
     )
     base, weighted, start = np.zeros((k, k)), np.zeros((k, k)), 0
     tuned, between = np.zeros((t_count, t_count)), np.zeros((k, t_count))
     inside, images, seen = 0.0, np.zeros((k, m)), np.zeros((t_count, m))
-    left_is_long = shape_of(matrices[1])[0] > m
+    left_is_long = sides.shape[0] > m
     energies = energies.astype(basis.dtype)
-    for b, t, d in _triples(matrices, m, scale, space, dtype):
+    for b, t, d in _triples(sides, scale):
         y_b, y_t, inner = _times(to_base, b), _times(to_tuned, t), _times(basis, d)
         base += y_b @ y_b.T
         part = energies[start : start + y_b.shape[1]]
@@ -217,20 +198,12 @@ def _times(few: NDArray[Any], block: NDArray[Any]) -> NDArray[Any]:
     return np.asarray((block.T @ few.T).T)
 
 
-def _triples(
-    matrices: tuple[Matrix, Matrix],
-    short: int,
-    scale: float,
-    space: Workspace,
-    dtype: torch.dtype,
-) -> Iterator[tuple[Floating, Floating, Floating]]:
+def _triples(sides: Sides, scale: float) -> Iterator[tuple[Floating, Floating, Floating]]:
     """The blocks of base, tuned and scale * (tuned - base), each (short, part of the long side)."""
-    base, tuned = matrices
-    wide = shape_of(tuned)[0] == short
-    for index in blocks(tuned, SMALL_BLOCK):
-        b = read_block(base, index, "base", dtype, space)
-        t = read_block(tuned, index, "tuned", dtype, space)
-        d = torch.sub(t, b, out=space.take("work", b.shape, dtype))
+    rows, cols = sides.shape
+    for b, t in sides.blocks(SMALL_BLOCK):
+        d = torch.sub(t, b, out=sides.space.take("work", b.shape, sides.dtype))
         if scale != 1.0:
             d.mul_(scale)
-        yield (b.numpy(), t.numpy(), d.numpy()) if wide else (b.numpy().T, t.numpy().T, d.numpy().T)
+        whole = b.numpy(), t.numpy(), d.numpy()
+        yield whole if rows <= cols else (whole[0].T, whole[1].T, whole[2].T)

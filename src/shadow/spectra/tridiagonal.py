@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cython_lapack, eigh_tridiagonal
 
-from shadow.spectra.routines import Routine, routine
+from shadow.spectra.routines import Routine, routines
 
 PANEL = 64  # columns that LAPACK's blocked routines may take at once
 POINTERS = {"dsytrd": 10, "dsterf": 4, "dstein": 13, "dormtr": 13}  # arguments of each routine
@@ -34,23 +34,23 @@ def eigensystem(
     lower: (n, n), C-contiguous float64, its lower triangle given; it is overwritten. The values are
     the same to the last bit whatever the count.
     """
-    routines = lapack()
-    if routines is None:
+    of_lapack = lapack()
+    if of_lapack is None:
         values, vectors = np.linalg.eigh(lower, UPLO="L")
         return values, np.ascontiguousarray(vectors[:, ::-1][:, :count])
     n = len(lower)
     diagonal, beside, scales = np.empty(n), np.empty(n), np.empty(n)
     work, info = np.empty(PANEL * n + 2 * PANEL**2), np.zeros(1, np.intc)
     # row by row the lower triangle is, in Fortran's order, the upper one
-    routines["dsytrd"](b"U", n, lower, n, diagonal, beside, scales, work, len(work), info)
+    of_lapack["dsytrd"](b"U", n, lower, n, diagonal, beside, scales, work, len(work), info)
     values, destroyed = diagonal.copy(), beside.copy()
-    routines["dsterf"](n, values, destroyed, info)
+    of_lapack["dsterf"](n, values, destroyed, info)
     if info[0]:
         raise np.linalg.LinAlgError("eigenvalues did not converge")
     if count == 0:
         return values, np.empty((n, 0))
-    vectors = _of_tridiagonal(routines["dstein"], diagonal, beside, values[n - count :])
-    routines["dormtr"](
+    vectors = _of_tridiagonal(of_lapack["dstein"], diagonal, beside, values[n - count :])
+    of_lapack["dormtr"](
         b"L", b"U", b"N", n, count, lower, n, scales, vectors, n, work, len(work), info
     )
     return values, vectors[::-1].T
@@ -65,23 +65,10 @@ def _of_tridiagonal(
     """Eigenvectors of a tridiagonal matrix as rows (count, n), by inverse iteration."""
     n, count = len(diagonal), len(values)
     vectors, info = np.empty((count, n)), np.zeros(1, np.intc)
-    one_block, end = np.ones(count, np.intc), np.array([n], np.intc)
+    blocks = np.ones(count, np.intc), np.array([n], np.intc)  # of one block, which ends at n
     work, iwork, failed = np.empty(5 * n), np.empty(n, np.intc), np.empty(count, np.intc)
-    dstein(
-        n,
-        diagonal,
-        beside,
-        count,
-        values.copy(),
-        one_block,
-        end,
-        vectors,
-        n,
-        work,
-        iwork,
-        failed,
-        info,
-    )
+    tridiagonal = n, diagonal, beside
+    dstein(*tridiagonal, count, values.copy(), *blocks, vectors, n, work, iwork, failed, info)
     if info[0] == 0 and np.abs(vectors @ vectors.T - np.eye(count)).max() < ORTHONORMAL:
         return vectors
     _, vectors = eigh_tridiagonal(
@@ -93,7 +80,4 @@ def _of_tridiagonal(
 @cache
 def lapack() -> dict[str, Routine] | None:
     """The routines by name, or None where SciPy's LAPACK has other integers than C's int."""
-    try:
-        return {name: routine(cython_lapack, name, count) for name, count in POINTERS.items()}
-    except (AttributeError, KeyError, ValueError):
-        return None
+    return routines(cython_lapack, POINTERS)

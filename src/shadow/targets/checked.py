@@ -68,7 +68,8 @@ class Form(BaseModel):
         """Raises FaultError for a key that the entry may not have, whatever its value."""
         known = cls.known()
         if key not in known:
-            hint = nearest(key, known) or cls.WRITTEN or f"it may have {', '.join(known)}"
+            written = f"; {cls.WRITTEN}" if cls.WRITTEN else ""
+            hint = nearest(key, known) or f"it may have {', '.join(known)}{written}"
             raise FaultError(f"unknown key {short(key)}", hint, key)
 
     @model_validator(mode="before")

@@ -57,9 +57,4 @@ def _schema(model: type[BaseModel]) -> Schema:
     schema = model.model_json_schema(ref_template="#/definitions/{model}", schema_generator=_Draft7)
     definitions = schema.pop("$defs")
     kinds = [schema.pop("type"), "null"]  # a file may be empty
-    return {
-        "$schema": _Draft7.schema_dialect,
-        **schema,
-        "type": kinds,
-        "definitions": definitions,
-    }
+    return {"$schema": _Draft7.schema_dialect, **schema, "type": kinds, "definitions": definitions}

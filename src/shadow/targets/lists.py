@@ -110,23 +110,20 @@ def select(
     does not know.
     """
     shard_of = parse_shard(shard) if shard is not None else Share()
-    listing: list[ListEntry] = []
-    if listed is not None:
-        listing = read_list(listed)
-        if not listing:
-            raise UsageError(f"{shown(listed)}: the list names nothing", ONE_A_LINE)
+    listing = [] if listed is None else read_list(listed)
+    if listed is not None and not listing:
+        raise UsageError(f"{shown(listed)}: the list names nothing", ONE_A_LINE)
     typed = any(map(is_reference, targets))
-    if not typed:
-        listing = [*(ListEntry("", target) for target in targets), *listing]
-    entries = dict.fromkeys(listing)
+    asked = [] if typed else [ListEntry("", target) for target in targets]
+    entries = dict.fromkeys([*asked, *listing])
     named = [entry for entry in entries if isinstance(entry.names, str)]
-    families: Mapping[str, Family] = {}
-    if named or tags or typed:
-        families = load_families(registry)
-    chosen: dict[Pair, None] = dict.fromkeys(given)
-    lines: dict[Pair, str] = {}  # where a list names it first
+    families = load_families(registry) if named or tags or typed else {}
+    if tags and (given or len(named) < len(entries)):
+        hint = "a pair given by its checkpoints has no tags"
+        raise UsageError("--tag is about families of the registry", hint)
+    lines = dict.fromkeys(given, "")  # where a list names a pair first
     if typed:
-        chosen |= dict.fromkeys(pairs_of_references(targets, families))
+        lines |= dict.fromkeys(pairs_of_references(targets, families), "")
     passed: dict[str, None] = {}
     look_up = functools.cache(lambda target: find_targets(target, families))
     for entry in entries:
@@ -135,17 +132,11 @@ def select(
         else:
             with _asked(entry):
                 found = look_up(entry.names)
-        chosen |= dict.fromkeys(found.pairs)
         passed |= dict.fromkeys(found.without_pairs)
         for pair in found.pairs:
             lines.setdefault(pair, entry.where)
-    pairs = tuple(chosen)
+    pairs = tuple(lines)
     if tags:
-        if given or len(named) < len(entries):
-            raise UsageError(
-                "--tag is about families of the registry",
-                "a pair given by its checkpoints has no tags",
-            )
         with _asked():
             tagged = filter_families(families, tags=tags)
         pairs = _tagged(pairs, tagged, tags=tags, named=bool(named))
@@ -163,19 +154,15 @@ def select(
 
 def _require_names(pairs: Iterable[Pair], lines: Mapping[Pair, str]) -> None:
     """Two pairs of one name would be one row and one folder. lines: where a list has them."""
-    of_name: dict[str, list[Pair]] = {}
-    for pair in pairs:
-        of_name.setdefault(pair.full_name, []).append(pair)
-    for name, alike in of_name.items():
-        if len(alike) < 2:
-            continue
-        fault = f"{len(alike)} different pairs are called {short(name)}"
+    times = Counter(pair.full_name for pair in pairs)
+    for name in (name for name, count in times.items() if count > 1):
+        fault = f"{times[name]} different pairs are called {short(name)}"
         hint = "rename one of them"
-        places = [where for pair in alike if (where := lines.get(pair))]
-        if places:
-            fault = f"{places[-1]}: {fault}"
-        if places[:-1]:
-            hint += f"; it is also at {', '.join(places[:-1])}"
+        *others, last = [lines.get(pair, "") for pair in pairs if pair.full_name == name]
+        if last:
+            fault = f"{last}: {fault}"
+        if others := list(filter(None, others)):
+            hint += f"; it is also at {', '.join(others)}"
         raise UsageError(fault, hint)
 
 
@@ -218,9 +205,8 @@ def find_targets(target: str, families: Mapping[str, Family]) -> Matches:
         raise ShadowError(f"no family matches {short(name)}", hint)
     every = [pair for family in matching for pair in family.pairs]
     if not every:
-        raise ShadowError(
-            f"no family that matches {short(name)} has a pair to compare", matching[0].note
-        )
+        fault = f"no family that matches {short(name)} has a pair to compare"
+        raise ShadowError(fault, matching[0].note)
     if not colon:
         return Matches(tuple(every), tuple(_pairless(matching)))
     pairs = tuple(pair for pair in every if fnmatchcase(pair.name, pattern))
@@ -255,9 +241,7 @@ def _tagged(
 
 def shown(listed: str) -> str:
     """What to call a list in a message: its file as it was given, or standard input for `-`."""
-    if listed == "-":
-        return "standard input"
-    return as_given(listed)
+    return "standard input" if listed == "-" else as_given(listed)
 
 
 def read_list(listed: str) -> list[ListEntry]:
@@ -332,10 +316,7 @@ def _yaml_entries(name: str, raw: bytes, folder: Path) -> list[ListEntry]:
 
 
 def entries_of(
-    forms: Sequence[TargetForm | TwoForm],
-    lines: Mapping[KeyPath, int],
-    file: str,
-    at: KeyPath = (),
+    forms: Sequence[TargetForm | TwoForm], lines: Mapping[KeyPath, int], file: str, at: KeyPath = ()
 ) -> list[ListEntry]:
     """The entries of the YAML list that stands at a path of a file."""
     from shadow.targets.forms import TargetForm

@@ -9,13 +9,7 @@ from dataclasses import replace
 
 from shadow.errors import UsageError
 from shadow.targets.families import Family, Pair, given_pair
-from shadow.targets.references import (
-    Reference,
-    as_folder,
-    is_reference,
-    pair_name,
-    parse_reference,
-)
+from shadow.targets.references import Reference, as_folder, is_reference, pair_name, parse_reference
 from shadow.text import nearest, several, short
 
 TWO = "write two checkpoints, BASE TUNED"
