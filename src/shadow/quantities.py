@@ -50,7 +50,7 @@ class Quantity:
 
 def text_of(value: float | int | None, kind: Kind) -> str:
     """The number in digits that suit its kind; a dash for null."""
-    return DASH if value is None else FORMS[kind](value)
+    return DASH if value is None else FORMS[kind](value or 0)  # zero has no sign
 
 
 def bounds_text(bounds: Sequence[float], kind: Kind) -> str:
@@ -119,7 +119,7 @@ def _log_ratio(value: float) -> str:
 
 
 def _gain(value: float) -> str:
-    return f"{value:+,.0f}" if abs(value) >= 999.5 else f"{value or 0.0:+.3g}"
+    return f"{value:+,.0f}" if abs(value) >= 999.5 else f"{value:+.3g}"
 
 
 FORMS: Mapping[Kind, Callable[[float], str]] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from types import SimpleNamespace
 
@@ -11,12 +10,10 @@ import pandas as pd
 import pytest
 import torch
 from effort import chosen, every
-from rich.console import Console
 from safetensors.torch import load_file, save_file
-from shadow.outputs.terminal.comparison import modules_apart
-from shadow.outputs.terminal.plan import plan_modules
-from shadow.outputs.terminal.summary import component_table, module_table
+from view import drawn
 
+from shadow.audits.document import planned_table
 from shadow.audits.pair import Settings, run_pair
 from shadow.audits.pair_plan import PlannedModule
 from shadow.checkpoints.pairing import Filter
@@ -24,6 +21,8 @@ from shadow.places.names import name_rules
 from shadow.spectra.delta import Method
 from shadow.targets.families import find_pairs, given_pair, load_families
 from shadow.targets.references import parse_reference
+from shadow.telling.comparison import modules_apart
+from shadow.telling.report import component_table, module_table
 
 
 def tiny_llava(folder):
@@ -179,12 +178,6 @@ def test_tables_of_three_components_fit_a_pipe(shadow, tuned_whole, columns):
             assert word in text, (command[0], word)
 
 
-def drawn(table, width):
-    console = Console(width=width, file=io.StringIO())
-    console.print(table)
-    return console.file.getvalue()
-
-
 @pytest.mark.parametrize("width", chosen((80, 81, 90, 99, 100, 110, 120, 140, 180), (80, 120)))
 def test_the_longest_names_and_figures_are_not_cut(width):
     """Every module and component, with counts and figures as long as they get."""
@@ -212,10 +205,10 @@ def test_the_longest_names_and_figures_are_not_cut(width):
     differences = [SimpleNamespace(**{**row, "stable_rank": -6.0}) for row in rows]
     apart = SimpleNamespace(first="A", second="B", modules=differences)
     texts = {
-        "component": drawn(component_table(typed[:: len(rules.modules)], width), width),
-        "module": drawn(module_table(typed, width), width),
-        "apart": drawn(modules_apart(apart, width), width),
-        "plan": drawn(plan_modules(planned), width),
+        "component": drawn(component_table(typed[:: len(rules.modules)]), width),
+        "module": drawn(module_table(typed, {}), width),
+        "apart": drawn(modules_apart(apart), width),
+        "plan": drawn(planned_table(planned), width),
     }
     for name, text in texts.items():
         assert "…" not in text, (name, text[:400])

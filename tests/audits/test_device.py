@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import re
@@ -19,14 +18,14 @@ import pytest
 import torch
 from devices import CHOICE, WRONG, FakeDevice
 from measuring import measure
-from rich.console import Console
 from runs import pair_of
-from shadow.outputs.terminal.plan import plan_view
+from view import drawn
 
 import shadow
 from shadow.audits import pair as audit_module
 from shadow.audits import pair_plan
 from shadow.audits.devices import CPU, DeviceChoice, choose
+from shadow.audits.document import plan_document
 from shadow.audits.merging import merge
 from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.audits.pair_plan import plan_pair
@@ -375,11 +374,9 @@ def test_a_plan_tells_the_memory_of_the_device(on, pair, tmp_path, monkeypatch):
         CHOICE.name,
         2**33,
     )
-    console = Console(width=120, record=True, file=io.StringIO())
-    console.print(plan_view(planned, 120))
     assert (
         f"device  fake ({CHOICE.name}): at most 101.3 MB of its memory; 8.6 GB are free"
-        in console.export_text()
+        in drawn(plan_document(planned), 120)
     )
     here = plan_pair(pair, ON_CPU, tmp_path, Runtime(jobs=2))
     assert (here.device, here.device_name, here.device_memory, here.device_memory_free) == (
@@ -388,8 +385,7 @@ def test_a_plan_tells_the_memory_of_the_device(on, pair, tmp_path, monkeypatch):
         None,
         None,
     )
-    console.print(plan_view(here, 120))
-    assert "device" not in console.export_text()
+    assert "device" not in drawn(plan_document(here), 120)
 
 
 # Which device

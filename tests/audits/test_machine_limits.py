@@ -7,8 +7,9 @@ from __future__ import annotations
 import os
 
 import pytest
-from shadow.outputs.terminal.plan import plan_view
+from view import drawn
 
+from shadow.audits.document import plan_document
 from shadow.audits.machine_limits import MachineLimits, machine_limits
 from shadow.audits.pair_plan import PairPlan, PlannedSide
 
@@ -180,8 +181,6 @@ def test_a_group_outside_of_what_is_mounted_and_text_that_makes_no_sense(tmp_pat
 
 def test_plan_shows_what_limits_it():
     """The cores, the free memory, and what limits them where that is not the machine."""
-    from rich.console import Console
-
     side = PlannedSide("r", commit=None, access=None, shards=1, bytes=1, dtypes=[], parameters=0)
     plan = PairPlan(
         family="f", pair="p", base=side, tuned=side, config_differs={}, modules=[], skipped=[],
@@ -191,10 +190,6 @@ def test_plan_shows_what_limits_it():
         memory_by="the machine",
         device="cpu", device_name=None, device_memory=None, device_memory_free=None,
     )  # fmt: skip
-    console = Console(width=200)
-    with console.capture() as shown:
-        console.print(plan_view(plan, 200))
-    assert "with 1 worker, beside file caches; 2.0 GB available\n" in "\n".join(
-        map(str.rstrip, shown.get().split("\n"))
-    )
-    assert "1, limited by the control group /a" in shown.get()
+    text = "\n".join(map(str.rstrip, drawn(plan_document(plan), 200).split("\n")))
+    assert "with 1 worker, beside file caches; 2.0 GB available\n" in text
+    assert "1, limited by the control group /a" in text

@@ -6,68 +6,49 @@ import re
 
 import pytest
 from reports import uniform
-from rich.console import Console
-from rich.table import Table
 from typer.testing import CliRunner
 
 from shadow.cli.commands import app
 from shadow.comparing.comparison import compare
 from shadow.comparing.differences import FIGURES
 from shadow.comparing.lineage import Chain
-from shadow.outputs.terminal.comparison import comparison_view
-from shadow.outputs.terminal.lineage import LEGEND, chain_view
-from shadow.outputs.terminal.summary import component_table, module_table
-from shadow.outputs.terminal.words import other_words
 from shadow.reports import columns
 from shadow.reports.glossary import terms
 from shadow.reports.heads import HEADS
-
-WIDE = 400
+from shadow.telling.comparison import comparison_document
+from shadow.telling.document import Table
+from shadow.telling.lineage import FIELDS, chain_table
+from shadow.telling.report import component_table, module_table
+from shadow.telling.words import other_words
 
 
 def explained(*words):
     return CliRunner().invoke(app, ["explain", *words])
 
 
-def tables(view):
-    """Every table with heads in a view."""
-    parts = getattr(view, "renderables", [view])
-    return [part for part in parts if isinstance(part, Table) and part.show_header]
+def heads_of(*blocks):
+    """Of every table among the blocks."""
+    return [column.head for block in blocks if isinstance(block, Table) for column in block.columns]
 
 
-@pytest.fixture
-def shown(tmp_path):
-    """Tables by component and module of a report, and of a comparison, as wide as they get."""
-    options = Console(width=WIDE).options
-    compared = compare([uniform(tmp_path / "a", 0.4), uniform(tmp_path / "b", 0.3)])
-    found = [component_table([], WIDE), module_table([], WIDE)]
-    return found + tables(comparison_view(compared, options, p_values=True))
-
-
-def test_every_head_of_a_table_is_explained(shown):
+def test_every_head_of_a_table_is_explained(tmp_path):
     """By component, by module, the figures of a comparison and its modules."""
-    heads = [str(column.header) for table in shown for column in table.columns]
+    compared = compare([uniform(tmp_path / "a", 0.4), uniform(tmp_path / "b", 0.3)])
+    document = comparison_document(compared, p_values=True)
+    heads = heads_of(component_table([]), module_table([], {}), *document.blocks)
     assert len(heads) > 25
-    assert {
-        "PR",
-        "null PR",
-        "conc.",
-        "rel. norm",
-        "shift",
-        "energy",
-        "PR/null",
-        "A - B",
-        "margin",
-    } <= set(heads)
+    assert {"PR", "null PR", "conc.", "rel. norm", "shift", "energy", "PR/null", "A - B"} <= {
+        *heads
+    }
     assert [head for head in heads if explained(head).exit_code] == []
 
 
-def test_every_head_of_a_lineage_is_explained_and_in_its_legend():
+def test_every_head_of_a_lineage_is_explained_and_has_a_legend():
     """But for the name of the step, which stands in the title of each chain."""
-    heads = [str(column.header) for column in chain_view(Chain([], [], []), WIDE).columns]
+    heads = heads_of(chain_table(Chain([], [], [])))
     assert {"most in", "depth", "dirs.", "inside"} <= set(heads)
     assert [head for head in heads if explained(head).exit_code] == []
-    assert set(LEGEND) == set(heads) - {"step"}
+    assert [column.head for column in FIELDS if not column.legend] == ["step"]
 
 
 def test_every_figure_of_a_comparison_is_explained():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import shutil
@@ -17,14 +16,14 @@ from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reports import MODULES, NULL, delta, identity, place, places, uniform, write
-from rich.console import Console
+from view import drawn
 
 from shadow.cli.reports import compare as command
 from shadow.comparing.comparison import MARGIN, Comparison, compare
 from shadow.comparing.differences import FIGURES
 from shadow.errors import ShadowError
-from shadow.outputs.terminal.comparison import comparison_view, modules_apart
 from shadow.reports.columns import COMPARISON
+from shadow.telling.comparison import comparison_document, modules_apart
 
 DEMO = Path(__file__).parents[2] / "registry" / "demo"
 
@@ -687,7 +686,10 @@ def test_a_verdict_stays_on_its_line_where_ratios_have_three_decimals(tmp_path):
     }
     wide = [replace(figure, **small[figure.scale]) for figure in one(compared).figures]
     wide[-1] = replace(wide[-1], first=0.00083, second=0.014)
-    text = shown(replace(compared, contrasts=[replace(one(compared), figures=wide)]), 80)
+    document = comparison_document(
+        replace(compared, contrasts=[replace(one(compared), figures=wide)])
+    )
+    text = drawn(document, 80)
     assert "x 0.067  x 0.061 to 0.072  more concentrated" in text
     assert text.count("0  more concentrated") + text.count("2  more concentrated") == 5
 
@@ -695,16 +697,9 @@ def test_a_verdict_stays_on_its_line_where_ratios_have_three_decimals(tmp_path):
 def test_every_column_of_the_modules_has_a_name_of_its_own(tmp_path):
     """`conc.` of either report, and their difference."""
     compared = compare([uniform(tmp_path / "a", 0.4), uniform(tmp_path / "b", 0.3)])
-    heads = [str(column.header) for column in modules_apart(compared.contrasts[0], 80).columns]
+    heads = [column.head for column in modules_apart(compared.contrasts[0]).columns]
     assert heads[2:5] == ["conc. A", "conc. B", "A - B"]
     assert len(set(heads)) == len(heads)
-
-
-def shown(comparison, width):
-    """What the terminal of a width shows."""
-    console = Console(width=width, file=io.StringIO(), highlight=False)
-    console.print(comparison_view(comparison, console.options))
-    return console.file.getvalue()
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -719,7 +714,7 @@ def test_components_and_experts_fit_too(tmp_path, width):
         write(tmp_path / one, [delta(c, own) for own in where])
         for one, c in ((name, 0.45), ("b", 0.123))
     ]
-    text = shown(compare(folders), width)
+    text = drawn(comparison_document(compare(folders)), width)
     assert max(map(len, text.splitlines())) <= width
     assert "…" not in text
     assert "1,032 matrices of both; 1,032 of them in 72 layers vote" in text

@@ -4,7 +4,6 @@ sets of reports.
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import shutil
@@ -15,11 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from hub import Hub
 from readme import PROBES, demo_scores
-from rich.console import Console
 from scores import gain, harness, scored_reports, write
-from shadow.outputs.terminal.comparison import comparison_view
-from shadow.outputs.terminal.scores import scores_line, signed
-from shadow.outputs.terminal.summary import summary_view
+from view import drawn
 
 from shadow.comparing.comparison import MAX_REPORTS, compare
 from shadow.comparing.gains import Scored
@@ -27,6 +23,9 @@ from shadow.comparing.scores import read_scores
 from shadow.errors import ShadowError
 from shadow.files import PARTIAL
 from shadow.summary.summary import read_summary
+from shadow.telling.comparison import comparison_document
+from shadow.telling.report import report_document
+from shadow.telling.scores import scores_line
 
 DEMO = Path(__file__).parents[2] / "registry" / "demo"
 SCORE_KEYS = ("scores", "score_groups", "score_files", "score_notes")
@@ -350,7 +349,7 @@ def test_more_reports_than_can_be_compared_are_correlated(tmp_path):
     assert [entry.label for entry in found.scores.entries][-1] == "U"
     assert found.scores.correlations[0].n == 21
     assert 0 < found.scores.correlations[0].p < 1
-    text = shown(comparison_view, found, 80)
+    text = drawn(comparison_document(found), 80)
     assert "Rank correlation of gain and concentration" in text
     assert "reports that --format json has besides: 1" in text
     with pytest.raises(ShadowError, match="no side of any pair is among its models"):
@@ -375,14 +374,6 @@ def test_wrong_usage_of_scores(reports, shadow):
 # What the terminal shows
 
 
-def shown(view, *arguments) -> str:
-    """What the terminal of a width, the last argument, shows."""
-    *rest, width = arguments
-    console = Console(width=width, file=io.StringIO(), highlight=False)
-    console.print(view(*rest, console.options))
-    return console.file.getvalue()
-
-
 HOSTILE = "x\x1b[31m ::error::owned [bold]=cmd()"
 LONG = "leaderboard_math_counting_and_probability_hard_with_a_name_that_never_seems_to_end"
 
@@ -405,14 +396,14 @@ def test_tables_fit_and_names_drive_no_terminal(audited, tmp_path, width):
     folder = audited / "demo" / "base..narrow"
     summary, provenance = read_summary(folder)
     scored = with_scores(summary, join(scores, sides_of(provenance)))
-    text = shown(lambda options: summary_view(scored, provenance, folder, options), width)
+    text = drawn(report_document(scored, provenance, folder).shown(), width)
     assert max(map(len, text.splitlines())) <= width
     assert text.replace("\n", "").isprintable()
     assert "…" not in text
     for words in ("\\x1b[31m", "[bold]", "+4.62", "12 more benchmarks are in summary.json", "1.8"):
         assert words in text
     found = compare([folder, audited / "demo" / "base..broad"], scores=scores)
-    text = shown(comparison_view, found, width)
+    text = drawn(comparison_document(found), width)
     assert max(map(len, text.splitlines())) <= width
     assert text.replace("\n", "").isprintable()
     assert "…" not in text
@@ -440,18 +431,3 @@ def test_the_line_names_few_and_counts_the_rest():
     named = "a gain +0.1, b gain +0.2, c gain +0.3, d gain +0.4, 2 more groups, concentration 0.40"
     assert line_of(list("abcdef")) == named
     assert line_of([]) == ""
-
-
-def test_gains_for_people():
-    """Three digits and a sign; nothing is -0."""
-    told = {
-        0.316: "+0.316",
-        -12.54: "-12.5",
-        0.0: "+0",
-        999.7: "+1,000",
-        1234.5: "+1,234",
-        None: "-",
-        1.0: "+1",
-    }
-    assert {value: signed(value) for value in told} == told
-    assert signed(-0.0) == "+0"

@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 
 from shadow.outputs.page.cards import small_pictures
-from shadow.outputs.terminal.heat import heat_maps
-from shadow.summary.grid import grid
+from shadow.outputs.terminal.heat import HeatMap
+from shadow.summary.grid import grid, picture
 from shadow.summary.rows import GridRow
 
 
@@ -27,8 +27,7 @@ def drawn(rows, width=80, **options):
     """What a terminal without colours shows, line by line."""
     file = io.StringIO()
     console = Console(file=file, width=width, **options)
-    for picture in heat_maps(rows):
-        console.print(picture)
+    console.print(HeatMap(rows))
     return file.getvalue().splitlines()
 
 
@@ -65,17 +64,17 @@ def test_without_colours_cells_are_shades_and_what_did_not_move_is_a_dot():
     scale are the norms.
     """
     lines = drawn([row([0.01, 0.02, 0.04, 0.08]), row([0.0, None, 0.08], "attn.q")])
-    assert lines[1] == "mlp.up        ░░▒▒▓▓██"
-    assert lines[2].rstrip() == "attn.q        ·   ██"
-    assert lines[3] == "layer         0      3"
-    assert lines[4].split() == ["1.0", "%", "░▒▓█", "8.0", "%", "·", "did", "not", "move"]
+    assert lines[0] == "mlp.up        ░░▒▒▓▓██"
+    assert lines[1].rstrip() == "attn.q        ·   ██"
+    assert lines[2] == "layer         0      3"
+    assert lines[3].split() == ["1.0", "%", "░▒▓█", "8.0", "%", "·", "did", "not", "move"]
 
 
 def test_more_layers_than_columns_are_binned_and_every_line_fits():
     """200 layers in 80 columns: each cell the median of its layers: a step stays where it is."""
     lines = drawn([row([0.01] * 100 + [0.08] * 100)])
     assert all(len(line) <= 80 for line in lines)
-    cells = lines[1].removeprefix("mlp.up        ")
+    cells = lines[0].removeprefix("mlp.up        ")
     half = len(cells) // 2
     assert cells == "░" * half + "█" * (len(cells) - half)
 
@@ -83,7 +82,7 @@ def test_more_layers_than_columns_are_binned_and_every_line_fits():
 def test_a_flat_profile_says_flat():
     """Norms within a twentieth of one another are not told apart."""
     lines = drawn([row([0.0200, 0.0204, 0.0202])])
-    assert "██████" in lines[1]
+    assert "██████" in lines[0]
     assert "flat: 2.0 % everywhere" in lines[-1]
 
 
@@ -91,7 +90,7 @@ def test_colours_are_those_of_the_scale_and_shades_are_left_out():
     """Cividis from dark to light, by 24-bit colours."""
     file = io.StringIO()
     console = Console(file=file, width=80, force_terminal=True, color_system="truecolor")
-    console.print(heat_maps([row([0.01, 0.08])])[0])
+    console.print(HeatMap([row([0.01, 0.08])]))
     text = file.getvalue()
     assert "\x1b[48;2;0;34;78m" in text
     assert "\x1b[48;2;254;232;56m" in text
@@ -99,14 +98,9 @@ def test_colours_are_those_of_the_scale_and_shades_are_left_out():
 
 
 def test_one_layer_or_nothing_that_moved_is_no_picture():
-    """Components have a picture each, where there is something to see."""
-    assert heat_maps([row([0.1])]) == []
-    assert heat_maps([row([0.0, 0.0])]) == []
-    both = heat_maps([row([0.1, 0.2]), row([0.1, 0.2], component="vision")])
-    assert [picture.title.split(",")[0] for picture in both] == [
-        "How far each module of language moved",
-        "How far each module of vision moved",
-    ]
+    """There is nothing to see."""
+    assert picture([row([0.1])], 80) is None
+    assert picture([row([0.0, 0.0])], 80) is None
 
 
 def test_cards_have_a_rectangle_for_each_run_of_equal_cells():

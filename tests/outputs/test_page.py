@@ -23,7 +23,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markupsafe import escape
 from plotly.offline import get_plotlyjs
-from shadow.outputs.terminal.typeset import number, percentage
 
 from shadow.audits.list_index import Index, Kind, Row
 from shadow.claims.reference import NearTraining, Position, runs
@@ -42,6 +41,7 @@ from shadow.outputs.page.curves import (
 )
 from shadow.outputs.page.html import script_json
 from shadow.outputs.page.pair import read_pair, reference_distributions
+from shadow.quantities import portion_of, text_of
 from shadow.reports.columns import DELTA, SPECTRAL
 from shadow.summary.summary import SummarisedReport, read_summary
 
@@ -568,8 +568,10 @@ def test_ratios_stand_beside_those_of_the_parameters_and_the_spectra_come_second
         )
         for kind in ("attn.", "mlp.")
     )
-    assert f"update energy; that of the parameters is {number(attention / mlp, 2)}" in page.text
-    null = number(summary.figures["null_participation_ratio"])
+    assert (
+        f"update energy; that of the parameters is {text_of(attention / mlp, 'ratio')}" in page.text
+    )
+    null = text_of(summary.figures["null_participation_ratio"], "number")
     assert f"an effective number of directions; with random signs {null}" in page.text
     sections = [told["id"] for tag, told in page.found if tag == "section" and "id" in told]
     order = [name.rpartition("-")[0] for name in sections]
@@ -592,7 +594,9 @@ def test_figures_come_in_the_order_of_the_terminal_and_gates_have_a_section(visi
     assert all(gate.name in gates for gate in summary.gates)
     assert "failed" in gates
     f = summary.figures
-    share = percentage(f["parameters_measured"], f["parameters"]).replace(" ", "\N{NO-BREAK SPACE}")
+    share = str(portion_of(f["parameters_measured"], f["parameters"])).replace(
+        " ", "\N{NO-BREAK SPACE}"
+    )
     assert f"changed, {share} of the parameters" in " ".join(html.split(" "))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
@@ -15,15 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from command import Run, run_shadow
-from rich.console import Console
 from safetensors.torch import load_file
-from shadow.outputs.terminal.batch import pairs_view
-from shadow.outputs.terminal.summary import summary_view
-from shadow.outputs.terminal.typeset import fixed, layers_filled, number, rounded, share, sparkline
+from view import drawn
 
 from shadow.claims.verdicts import Judgement
+from shadow.outputs.terminal.sparkline import sparkline
 from shadow.summary.summary import read_summary
-from shadow.telling.wording import about
+from shadow.telling.report import layers_filled, report_document
+from shadow.telling.verdicts import pairs_document
 
 DEMO = Path(__file__).parents[2] / "registry" / "demo"
 
@@ -147,11 +145,9 @@ def test_output_fits_the_terminal_and_is_plain_when_piped(audited, width):
 )
 def test_one_singular_value_stands_out(audited, spikes, said):
     """The noun and the verb agree with the median."""
-    summary, provenance = read_summary(audited[0])
-    console = Console(file=io.StringIO(), width=1000)
-    one = replace(summary, figures=replace(summary.figures, spikes=spikes))
-    console.print(summary_view(one, provenance, audited[0], console.options, full=True))
-    assert said in console.file.getvalue()
+    summary, _ = read_summary(audited[0])
+    figures = replace(summary.figures, spikes=spikes)
+    assert said in shown(summary, audited[0], full=True, figures=figures)
 
 
 def test_medians_say_which_matrices_they_are_over_where_the_finding_has_others(audited):
@@ -168,13 +164,9 @@ def test_medians_say_which_matrices_they_are_over_where_the_finding_has_others(a
 
 def shown(summary, folder, **changes):
     """What `shadow show` prints of a summary, on one long line each."""
-    console = Console(file=io.StringIO(), width=1000)
     full = changes.pop("full", False)
-    provenance = read_summary(folder)[1]
-    console.print(
-        summary_view(replace(summary, **changes), provenance, folder, console.options, full=full)
-    )
-    return " ".join(console.file.getvalue().split())
+    document = report_document(replace(summary, **changes), read_summary(folder)[1], folder)
+    return " ".join(drawn(document.shown(full=full)).split())
 
 
 def test_the_short_summary_says_what_came_of_gates_and_label(audited):
@@ -195,11 +187,9 @@ def test_the_table_of_pairs_has_a_dash_where_the_label_does_not_reach(audited):
     summary = read_summary(audited[0])[0]
     none = replace(summary, reference=None, label="not assessable")
     stopped = replace(none, gates=[replace(summary.gates[0], passed=False), *summary.gates[1:]])
-    console = Console(file=io.StringIO(), width=80)
-    console.print(
-        pairs_view([Judgement("f", "a..b", summary=one) for one in (summary, none, stopped)])
-    )
-    rows = [line.split() for line in console.file.getvalue().splitlines() if "a..b" in line]
+    judged = [Judgement("f", "a..b", summary=one) for one in (summary, none, stopped)]
+    text = drawn(pairs_document(judged), 80)
+    rows = [line.split() for line in text.splitlines() if "a..b" in line]
     assert [" ".join(row[3:-3]) for row in rows] == [
         summary.label, "-", f"gate failed: {summary.gates[0].name}"
     ]  # fmt: skip
@@ -291,16 +281,11 @@ def test_a_frozen_model_says_so(tmp_path):
     assert "\n\n\n\n" not in short.out  # a blank line ends the table of gates; no empty one follows
 
 
-def test_directions_and_layers_have_no_more_digits_than_they_are_worth():
-    """Directions as the finding says them; layers that hold all but a twentieth are all."""
-    assert (
-        [rounded(x) for x in (None, 9.89, 28.2)]
-        == ["-", about(9.89), about(28.2)]
-        == ["-", "10", "28"]
-    )
-    assert layers_filled(3.94, 4) == "all 4"
-    assert layers_filled(19.4, 28) == "19 of 28"
-    assert layers_filled(None, 28) == "-"
+def test_layers_that_hold_nearly_all_of_it_are_all():
+    """But for a twentieth."""
+    assert [layers_filled(*pair) for pair in ((3.94, 4), (19.4, 28), (None, 28))] == [
+        "all 4", "19 of 28", "-"
+    ]  # fmt: skip
 
 
 def test_sparkline_levels_and_bins():
@@ -311,28 +296,6 @@ def test_sparkline_levels_and_bins():
     assert sparkline([3.0, 3.0], 10) == "▁▁"
     assert sparkline(range(100), 4) == "▁▃▆█"
     assert len(sparkline(range(7), 7)) == 7
-
-
-def test_figures_for_people():
-    """Null is a dash, minus zero is zero, digits are significant ones."""
-    assert [number(x) for x in (None, 0.0, 12.0, 0.123456, 1234.5, 7)] == [
-        "-",
-        "0",
-        "12",
-        "0.123",
-        "1,234",
-        "7",
-    ]
-    assert [fixed(x) for x in (None, 0.125, -0.001, 1.0)] == ["-", "0.12", "0.00", "1.00"]
-    assert [number(x) for x in (2.5, 11.97, 999.6, 1e-5)] == ["2.5", "12.0", "1,000", "1.00e-05"]
-    assert [number(x, 2) for x in (0.4, 99.6, 123.4)] == ["0.40", "100", "123"]
-    assert [share(x) for x in (None, 0.0, 0.0795, 0.23, 0.999)] == [
-        "-",
-        "0 %",
-        "8.0 %",
-        "23 %",
-        "100 %",
-    ]
 
 
 def experts(folder, order, noise=0.0):

@@ -25,13 +25,15 @@ from shadow.claims.explanations import ANSWERS, EXPLANATIONS, Explanation
 from shadow.claims.reference import runs
 from shadow.claims.verdicts import Judgement
 from shadow.cli.commands import app
-from shadow.outputs.ci import markdown as ci_markdown
-from shadow.outputs.markdown import plain, report_markdown
+from shadow.outputs.markdown import markdown, plain
+from shadow.quantities import text_of
 from shadow.reports.columns import TABLES
 from shadow.summary.layer_medians import TOPS
 from shadow.summary.summary import read_summary, summary_from_json
 from shadow.telling.finding import CODES, NOT_SHOWN, Finding, finding
-from shadow.telling.wording import Sentence, about, factor, percent, times, whole
+from shadow.telling.report import report_document
+from shadow.telling.verdicts import gate_document
+from shadow.telling.wording import Sentence, factor
 
 SETTINGS = {
     "method": {"precision": "default", "nulls": 0, "seed": 0},
@@ -732,8 +734,8 @@ def test_the_norm_before_storage_is_told_where_it_differs(tmp_path):
     sizes = {"frobenius_norm": 0.002, "relative_norm": 0.002}
     deltas = [{**one, **sizes, "relative_norm_unrounded": 0.001} for one in model(kept=0.5)]
     summary = summary_of(tmp_path, deltas)
-    before = percent(summary.figures["relative_norm_overall_unrounded"])
-    stored = percent(summary.figures["relative_norm_overall"])
+    before = text_of(summary.figures["relative_norm_overall_unrounded"], "share")
+    stored = text_of(summary.figures["relative_norm_overall"], "share")
     assert before != stored
     text = sentence(summary.finding, "size")
     assert text.startswith(
@@ -802,8 +804,7 @@ def test_matrices_less_coherent_than_all_directions_are_not_left_out(tmp_path):
         "Its median matrix is less coherent than a change along all 64 directions alike would be;"
         " modules lie between 12 (mlp.up) and more than 64 (attn.q)." in text
     )
-    markdown = report_markdown(*read_summary(tmp_path / "b" / "base..tuned"))
-    assert "| > 64 |" in markdown
+    assert "| &#62; 64 |" in card(*read_summary(tmp_path / "b" / "base..tuned"))
     folder = tmp_path / "b" / "base..tuned"
     shown = run_shadow("show", folder, "--full", cwd=tmp_path).out
     text = "less coherent than all directions of a matrix alike would be (12 of 12 matrices)"
@@ -901,7 +902,7 @@ def test_directions_that_stand_out_are_counted_with_what_they_hold(tmp_path, spi
     verbs = "stands out from noise and holds" if spikes == 1 else "stand out from noise and hold"
     assert (
         one.text == f"In the median matrix {spikes} of 256 directions {verbs}"
-        f" {percent(float(np.median(held)))} of its change."
+        f" {text_of(float(np.median(held)), 'share')} of its change."
     )
     assert found.sentences.index(one) == codes(found).index("coherent") + 1
 
@@ -1205,15 +1206,12 @@ def tables(summary):
 
 
 def written(value):
-    forms = (
-        percent, about, whole, times, factor, "{:.1f}".format, "{:.2f}".format
-    )  # fmt: skip
-    texts = {
-        form(value).removesuffix(" %") for form in forms if value >= 0 or form not in (about, times)
-    }
+    kinds = ("share", "count", *(("about", "ratio") if value >= 0 else ()))
+    texts = {text_of(value, kind).removesuffix(" %") for kind in kinds}
+    texts |= {factor(value), f"{value:.1f}", f"{value:.2f}"}
     return (
         texts
-        | {percent(math.floor(1000 * value) / 1000).removesuffix(" %")}
+        | {text_of(math.floor(1000 * value) / 1000, "share").removesuffix(" %")}
         | {f"{math.floor(1000 * value) / 10:.1f}"}
         if 0 <= value <= 1
         else texts
@@ -1313,25 +1311,6 @@ def test_the_findings_of_the_demo_have_only_numbers_of_its_tables(tmp_path):
     assert "the head (46 %, with 3.0 % of the parameters)" in found["base..narrow"].finding.text
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0.0801, "8.0 %"), (0.4564, "46 %"), (0.00094, "0.094 %"), (0.0995, "10 %"),
-    (0.00003, "0.003 %"), (1.4, "140 %"),
-     (0, "0 %")],
-)  # fmt: skip
-def test_shares_have_the_digits_that_they_are_worth(value, text):
-    """Two, and whole percents from ten on."""
-    assert percent(value) == text
-
-
-@pytest.mark.parametrize(
-    ("value", "text"), [(9.89, "10"), (57.3, "57"), (99.9, "100"), (1234.5, "1,200"), (387, "390")]
-)
-def test_directions_are_rounded(value, text):
-    """Ten directions, not 9.89."""
-    assert about(value) == text
-
-
 # outputs
 
 HOSTILE = Finding(
@@ -1346,6 +1325,16 @@ HOSTILE = Finding(
     [Explanation("merge", "<i>|n|</i>", "no", "@you | #3", {})],
     ["not\nshown"],
 )
+
+
+def card(summary, metadata):
+    """The Markdown of a report."""
+    return markdown(report_document(summary, metadata).shown())
+
+
+def step(judged):
+    """The Markdown of a CI step."""
+    return markdown(gate_document([judged]))
 
 
 def test_no_text_becomes_markdown():
@@ -1380,7 +1369,7 @@ def test_hostile_findings_are_harmless_in_every_output(tmp_path):
     summary = replace(summary_of(tmp_path, model()), finding=HOSTILE, family="<f>|@x", pair="`p`")
     metadata = {"version": "1", "settings": {**SETTINGS, "chosen": {"modules": ["|@m"]}}}
     judged = Judgement("f", "p", summary=summary)
-    for text in (report_markdown(summary, metadata), ci_markdown([judged])):
+    for text in (card(summary, metadata), step(judged)):
         for active in (
             "<b>",
             "<i>",
@@ -1405,13 +1394,12 @@ def test_markdown_names_local_checkpoints_by_their_folders(tmp_path):
     local = {"repo": "/home/me/secret/tuned-7", "commit": None, "fingerprint": "f"}
     hub = {"repo": "org/base", "commit": "c" * 40, "fingerprint": None}
     metadata = {"version": "1", "settings": SETTINGS}
-    text = report_markdown(replace(summary, base=hub, tuned=local), metadata)
-    assert "base <code>org&#47;base</code> at" in text
-    assert "tuned <code>tuned-7</code>." in text
+    text = card(replace(summary, base=hub, tuned=local), metadata)
+    assert f"- base: org/base @<!-- --> {'c' * 40}\n- tuned: tuned-7\n" in text
     assert "secret" not in text
     parts = {**local, "repo": "language=org/name vision=/home/me/se cret/tower audio=/x/y"}
-    text = report_markdown(replace(summary, base=hub, tuned=parts), metadata)
-    assert "language&#61;org&#47;name vision&#61;tower audio&#61;y</code>" in text
+    text = card(replace(summary, base=hub, tuned=parts), metadata)
+    assert "language=org/name vision=tower audio=y\n" in text
 
 
 def test_every_output_opens_with_the_same_sentences(tmp_path):
@@ -1428,7 +1416,7 @@ def test_every_output_opens_with_the_same_sentences(tmp_path):
     for text in (
         show["table"],
         show["markdown"].replace("**", ""),
-        ci_markdown([Judgement("f", "p", summary=summary)]),
+        step(Judgement("f", "p", summary=summary)),
     ):
         flat = " ".join(text.split())
         places = [flat.index(" ".join(one.split())) for one in texts]
@@ -1447,7 +1435,7 @@ def test_the_label_is_quiet_where_its_reference_does_not_apply(tmp_path):
         assert "\nlabel" not in CliRunner().invoke(app, ["show", str(folder)]).stdout
         assert (text.index("\nlabel ") > text.index("\nreport ")) == quiet
         assert ("\nreference " in text) != quiet
-        assert "Label" not in ci_markdown([Judgement("f", "p", summary=read_summary(folder)[0])])
+        assert "Label" not in step(Judgement("f", "p", summary=read_summary(folder)[0]))
 
 
 def test_explain_finding_lists_every_code():

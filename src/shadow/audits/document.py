@@ -6,12 +6,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from shadow.quantities import DASH, Quantity
+from shadow.quantities import DASH
 from shadow.telling.document import (
     Block,
-    Cell,
-    Column,
     Document,
+    Field,
     FigureRow,
     Figures,
     Level,
@@ -19,12 +18,15 @@ from shadow.telling.document import (
     Section,
     Table,
     Word,
+    named,
+    number,
+    table_of,
 )
 from shadow.telling.report import skipped_table
 from shadow.text import byte_size, counted, duration, several, took
 
 if TYPE_CHECKING:
-    from shadow.audits.list_index import Index
+    from shadow.audits.list_index import Index, Row
     from shadow.audits.pair_plan import PairPlan, PlannedModule, PlannedSide
 
 DOWNLOAD = 12.5e6  # bytes a second, by which the time of a download is told: 100 Mbit/s
@@ -37,32 +39,31 @@ STATES: Mapping[str, Level] = {
 }
 
 
+def _position(row: Row) -> str:
+    return DASH if row.position is None else str(row.position)
+
+
+LIST = (
+    number("#", _position, None),
+    named("family"),
+    named("pair"),
+    Field("state", "text", of=lambda row: Word(row.state, STATES[row.state])),
+    # as on the page: the label says nothing of the pair
+    Field("label", "text", of=lambda row: None if row.label == NO_LABEL else row.label or None),
+    number("conc.", "concentration", "fixed"),
+    number("norm", "relative_norm_overall", "share"),
+    number("time", "seconds", "seconds"),
+)
+
+
 def list_document(index: Index) -> Document:
     """How the pairs of a list stand, a row each; what went wrong; how many, and what they took."""
-    columns = [Column("#"), Column("family", "name"), Column("pair", "name")]
-    columns += [Column("state", "text"), Column("label", "text")]
-    columns += [Column("conc."), Column("norm"), Column("time")]
-    rows: list[Sequence[Cell]] = []
-    faults = []
-    for row in index.rows:
-        position = DASH if row.position is None else str(row.position)
-        if row.error:
-            hint = f" ({row.hint})" if row.hint else ""
-            faults.append(FigureRow(position, f"{row.name}: {row.error}{hint}"))
-        rows.append(
-            [
-                position,
-                row.family,
-                row.pair,
-                Word(row.state, STATES[row.state]),
-                # as on the page: the label says nothing of the pair
-                None if row.label == NO_LABEL else row.label or None,
-                Quantity(row.concentration, "fixed"),
-                Quantity(row.relative_norm_overall, "share"),
-                Quantity(row.seconds, "seconds"),
-            ]
-        )
-    blocks: list[Block] = [Section("list"), Table(columns, rows, close=True)]
+    faults = [
+        FigureRow(_position(row), f"{row.name}: {row.error}{f' ({row.hint})' if row.hint else ''}")
+        for row in index.rows
+        if row.error
+    ]
+    blocks: list[Block] = [Section("list"), table_of(LIST, index.rows, close=True)]
     if faults:
         blocks.append(Figures(faults))
     return Document([*blocks, Provenance(_totals(index))])
@@ -110,16 +111,26 @@ def _side(side: PlannedSide) -> str:
     return f"{named}: {shards}, {byte_size(side.bytes)}, {', '.join(side.dtypes)}"
 
 
+def _layers(row: PlannedModule) -> str | None:
+    return "-".join(map(str, dict.fromkeys(row.layers))) if row.layers else None
+
+
+def _shapes(row: PlannedModule) -> str:
+    return several([f"{rows} x {cols}" for rows, cols in row.shapes], 2)
+
+
+PLANNED = (
+    Field("component", "text", of="component"),
+    named("module"),
+    number("n", "matrices", "count"),
+    number("layers", _layers, None),
+    Field("rows x cols", "text", of=_shapes),
+)
+
+
 def planned_table(modules: Sequence[PlannedModule]) -> Table:
     """A row for each component and module: how many matrices, in which layers, of which shapes."""
-    columns = [Column("component", "text"), Column("module", "name"), Column("n")]
-    columns += [Column("layers"), Column("rows x cols", "text")]
-    rows: list[Sequence[Cell]] = []
-    for row in modules:
-        shapes = several([f"{rows} x {cols}" for rows, cols in row.shapes], 2)
-        layers = "-".join(map(str, dict.fromkeys(row.layers))) if row.layers else None
-        rows.append([row.component, row.module, Quantity(row.matrices, "count"), layers, shapes])
-    return Table(columns, rows, "To be measured")
+    return table_of(PLANNED, modules, "To be measured")
 
 
 def _limited(by: str) -> str:

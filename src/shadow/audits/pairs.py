@@ -28,11 +28,11 @@ from shadow.audits.sides import client_for, references_of
 from shadow.claims.footprint import label_or_gates
 from shadow.comparing.scores import ScoreFiles
 from shadow.errors import BusyError, KeptError, ShadowError
+from shadow.quantities import text_of
 from shadow.summary.summary import Summary
 from shadow.targets.families import Pair
 from shadow.targets.references import ComponentBase, Reference
 from shadow.telling.size import of_what
-from shadow.telling.wording import percent
 from shadow.text import byte_size, took
 
 State = Literal["done", "kept", "failed", "stopped"]
@@ -144,7 +144,7 @@ def _in_short(summary: Summary) -> str:
     norm = summary.figures.relative_norm_overall
     parts = ["nothing changed"]
     if norm and summary.figures.matrices:
-        parts = [f"{percent(norm)} {of_what(summary)}"]
+        parts = [f"{text_of(norm, 'share')} {of_what(summary)}"]
     standing = label_or_gates(summary.label, summary.gates, applies=summary.has_label)
     if standing is not None:
         parts.append(standing)

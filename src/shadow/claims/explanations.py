@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from shadow.claims.reference import choose_runs, runs
+from shadow.quantities import text_of
 from shadow.telling.known_changes import beyond_rounding
 from shadow.telling.size import told_unrounded
 from shadow.telling.structure import is_low_rank, stands_out
@@ -17,11 +18,8 @@ from shadow.telling.wording import (
     USUAL_RANK,
     Draft,
     Figure,
-    about,
     all_of,
     count_of,
-    percent,
-    whole,
 )
 from shadow.text import counted
 
@@ -114,7 +112,7 @@ def _merged_adapter(draft: Draft) -> Explanation:
     least, most = summary.inside_layers.rank_least, summary.inside_layers.rank_most
     ceiling = summary.figures.rank_ceiling
     if ceiling is not None:
-        rank = draft.write(ceiling, "figures.rank_ceiling", whole)
+        rank = draft.write(ceiling, "figures.rank_ceiling", "count")
         return _explained(
             code,
             "fits",
@@ -127,18 +125,18 @@ def _merged_adapter(draft: Draft) -> Explanation:
         )
     directions = draft.directions()
     if is_low_rank(summary):
-        rank = whole(draft.inside("rank_most") or 0)
+        rank = text_of(draft.inside("rank_most") or 0, "count")
         return _explained(
             code,
             "fits",
             reason=f"the median update has rank {rank} at most, of {directions}",
             figures=draft.figures,
         )
-    rank = draft.write(least, "inside_layers.rank_least", whole)
+    rank = draft.write(least, "inside_layers.rank_least", "count")
     if least > min(USUAL_RANK, HIGH * side):
         reason = f"the median update has rank {rank} or more, of {directions}"
         if stands_out(summary):
-            spikes = about(draft.inside("spikes") or 0)
+            spikes = text_of(draft.inside("spikes") or 0, "about")
             what = f"the {spikes} that stand out"
             if spikes == "1":
                 what = "the direction that stands out"
@@ -266,7 +264,7 @@ def _short_run(draft: Draft) -> Explanation:
         return _explained(
             code, "cannot_be_excluded", reason="the size of the change is unknown", figures={}
         )
-    size = draft.write(value, f"figures.{name}", percent)
+    size = draft.write(value, f"figures.{name}", "share")
     if value < SMALL:
         return _explained(
             code,

@@ -75,7 +75,7 @@ def show(
 
         documents = [report_document(summary, provenance) for summary, provenance, _ in reports]
         texts = [markdown(document.shown(full=full), level=3) for document in documents]
-        console.show_text("".join(texts))
+        console.show_text("\n".join(texts))
         return
     for summary, provenance, folder in reports:
         document = report_document(summary, provenance, as_given(folder))

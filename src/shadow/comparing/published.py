@@ -20,13 +20,13 @@ from statistics import fmean, median
 from typing import TYPE_CHECKING
 
 from shadow.files import registry_folder
+from shadow.quantities import text_of
 from shadow.summary.rows import (
     PublishedCheck,
     PublishedFigures,
     PublishedPair,
     PublishedPlace,
 )
-from shadow.telling.wording import percent
 from shadow.text import counted
 
 if TYPE_CHECKING:
@@ -461,15 +461,15 @@ def context_sentence(
         which = "other published"
     families = counted(size.families, f"{which} family", f"{which} families")
     text = (
-        f"The mean relative norm of a tensor is {percent(size.value)}, {_beside(size)} {families}"
-        f" ({_range(size)})."
+        f"The mean relative norm of a tensor is {text_of(size.value, 'share')}, {_beside(size)}"
+        f" {families} ({_range(size)})."
     )
     figures = _numbers("published.size", size)
     if figures_of_others.top20 is not None:
         top20 = figures_of_others.top20
         near = counted(top20.families, "published family", "published families")
         text += (
-            f" The first 20 directions hold {percent(top20.value)} of a matrix's change,"
+            f" The first 20 directions hold {text_of(top20.value, 'share')} of a matrix's change,"
             f" {_beside(top20)} {near} with changes of similar relative norm ({_range(top20)})."
         )
         figures |= _numbers("published.top20", top20)
@@ -478,7 +478,7 @@ def context_sentence(
 
 def _range(place: PublishedPlace) -> str:
     """`9.4 % to 22 %`; one value where the ends are written alike."""
-    least, most = percent(place.least), percent(place.most)
+    least, most = text_of(place.least, "share"), text_of(place.most, "share")
     if least == most:
         return least
     return f"{least} to {most}"

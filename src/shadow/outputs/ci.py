@@ -101,7 +101,7 @@ def append_summary(path: Path, judged: Sequence[Judgement]) -> None:
     with path.open("ab") as file:
         room = SUMMARY_BYTES - file.tell()
         if room > HEADS:
-            file.write(markdown(gate_document(judged), room - HEADS).encode())
+            file.write(f"{markdown(gate_document(judged), room - HEADS)}\n".encode())
 
 
 # Annotations of GitHub Actions

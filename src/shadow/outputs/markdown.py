@@ -58,7 +58,7 @@ def _harmless(match: re.Match[str]) -> str:
 
 
 def markdown(document: Document, limit: int | None = None, level: int = 2) -> str:
-    """The document, ending with a blank line.
+    """The document, ending with a newline.
 
     limit: bytes that tables and lists may take, each an equal part; rows beyond it are counted.
     level: of the first section; those after it lie one below.
@@ -82,7 +82,7 @@ def markdown(document: Document, limit: int | None = None, level: int = 2) -> st
     if legends:
         texts = " ".join(f"{head}: {text}." for head, text in legends.items())
         parts.append(f"<sub>{plain(texts)}</sub>")
-    return "\n\n".join(parts) + "\n\n"
+    return "\n\n".join(parts) + "\n"
 
 
 def _drawn(block: Block, level: int, room: int | None) -> str:

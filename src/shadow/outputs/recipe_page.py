@@ -20,4 +20,4 @@ def is_our_page(path: Path) -> bool:
 
 def recipe_page(document: Document) -> str:
     """The page, ending with a newline."""
-    return f"{markdown(document)}{MARK}\n"
+    return f"{markdown(document, level=1)}\n{MARK}\n"

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 from shadow.quantities import DASH, Kind, Quantity, bounds_text
 from shadow.telling.document import (
     Block,
-    Cell,
-    Column,
     Document,
+    Field,
     FigureRow,
     Figures,
     Headline,
@@ -20,7 +19,11 @@ from shadow.telling.document import (
     Provenance,
     Section,
     Table,
+    named,
+    number,
+    table_of,
 )
+from shadow.telling.report import by_module
 from shadow.telling.scores import scored_set_blocks
 from shadow.telling.wording import capital
 from shadow.text import counted
@@ -80,20 +83,15 @@ def _blocks(comparison: Comparison, p_values: bool) -> Iterator[Block]:
 
 
 def _ranking(ranking: Sequence[RankedReport], pairs: Mapping[str, str]) -> Table:
-    columns = [Column("rank"), Column("report", "name"), Column("conc.")]
-    columns.append(Column("against the next", "text"))
-    rows: list[Sequence[Cell]] = [
-        [
-            str(row.rank),
-            f"{row.label} {pairs[row.label]}",
-            Quantity(row.concentration, "fixed"),
-            row.to_next or "",
-        ]
-        for row in ranking
+    fields = [
+        number("rank", "rank", "count"),
+        named("report", lambda row: f"{row.label} {pairs[row.label]}"),
+        number("conc.", "concentration", "fixed"),
+        Field("against the next", "text", of=lambda row: row.to_next or ""),
     ]
     count = counted(ranking[0].cells, "matrix", "matrices")
     title = f"By median concentration over the {count} in layers that all have changed"
-    return Table(columns, rows, title)
+    return table_of(fields, ranking, title)
 
 
 def _contrast(contrast: Contrast, p_values: bool) -> Iterator[Block]:
@@ -140,23 +138,31 @@ def _figures_apart(contrast: Contrast, p_values: bool) -> Table:
     from shadow.summary.bootstrap import holm
 
     titles = {figure.name: figure.title for figure in FIGURES}
-    adjusted = holm([figure.p_within_pair for figure in contrast.figures])
     levels = [figure.level for figure in contrast.figures if figure.level is not None]
     spread = f"spread, {100 * min(levels):.3g} %" if levels else "spread"
-    heads = [contrast.first, contrast.second, f"{contrast.first} - {contrast.second}", spread]
-    columns = [Column("figure", "name"), *map(Column, [*heads, *(["p"] if p_values else [])])]
-    rows = []
-    for figure, p in zip(contrast.figures, adjusted, strict=True):
-        kind: Kind = "share" if figure.figure == "relative_norm" else "number"
-        cells: list[Cell] = [titles[figure.figure]]
-        cells += [Quantity(figure.first, kind), Quantity(figure.second, kind)]
-        cells += [Quantity(figure.difference, KINDS[figure.scale]), _spread(figure)]
-        cells += [Quantity(p, "number")] if p_values else []
-        rows.append([*cells, figure.verdict or "has no vote"])
+    adjusted = holm([figure.p_within_pair for figure in contrast.figures])
+    p_of = dict(zip((figure.figure for figure in contrast.figures), adjusted, strict=True))
+
+    def median(value: float | None, figure: Difference) -> Quantity:
+        return Quantity(value, "share" if figure.figure == "relative_norm" else "number")
+
+    fields = [
+        named("figure", lambda row: titles[row.figure]),
+        number(contrast.first, lambda row: median(row.first, row), None),
+        number(contrast.second, lambda row: median(row.second, row), None),
+        number(
+            f"{contrast.first} - {contrast.second}",
+            lambda row: Quantity(row.difference, KINDS[row.scale]),
+            None,
+        ),
+        number(spread, _spread, None),
+    ]
     title = "Medians over matrices, and of paired differences"
     if p_values:
+        fields.append(number("p", lambda row: p_of[row.figure], "number"))
         title += "; p is within this pair, adjusted over the figures"
-    return Table([*columns, Column("verdict", "text")], rows, title)
+    fields.append(Field("verdict", "text", of=lambda row: row.verdict or "has no vote"))
+    return table_of(fields, contrast.figures, title)
 
 
 def _spread(figure: Difference) -> str:
@@ -169,23 +175,18 @@ def _spread(figure: Difference) -> str:
 def modules_apart(contrast: Contrast) -> Table:
     """A row for each module: the concentration of both, and the differences."""
     first, second = contrast.first, contrast.second
-    has_components = len({row.component for row in contrast.modules}) > 1
-    columns = [Column("component", "name")] if has_components else []
-    columns += [Column("module", "name"), Column("n")]
-    columns += [Column(f"conc. {first}"), Column(f"conc. {second}")]
-    for rank, (name, (head, _)) in enumerate(MODULE_FIGURES.items(), 1):
+    fields = [
+        *by_module(contrast.modules),
+        number("n", "matrices", "count"),
+        number(f"conc. {first}", "concentration_first", "fixed"),
+        number(f"conc. {second}", "concentration_second", "fixed"),
+    ]
+    for rank, (name, (head, kind)) in enumerate(MODULE_FIGURES.items(), 1):
         # the first difference is that of the two columns beside it
-        columns.append(
-            Column(f"{first} - {second}" if name == "concentration" else head, rank=rank)
-        )
-    rows = []
-    for row in contrast.modules:
-        cells: list[Cell] = [row.component, row.module] if has_components else [row.module]
-        cells += [Quantity(row.matrices, "count"), Quantity(row.concentration_first, "fixed")]
-        cells.append(Quantity(row.concentration_second, "fixed"))
-        cells += [Quantity(getattr(row, name), kind) for name, (_, kind) in MODULE_FIGURES.items()]
-        rows.append(cells)
-    return Table(columns, rows, f"By module: {first} - {second}, or x {first} / {second}")
+        shown = f"{first} - {second}" if name == "concentration" else head
+        fields.append(number(shown, name, kind, rank))
+    title = f"By module: {first} - {second}, or x {first} / {second}"
+    return table_of(fields, contrast.modules, title)
 
 
 def _layers_apart(contrast: Contrast) -> Iterator[Block]:

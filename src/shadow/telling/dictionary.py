@@ -23,37 +23,13 @@ from shadow.telling.document import (
 from shadow.telling.document import Column as Head
 from shadow.telling.document import Table as Shown
 from shadow.telling.finding import CODES, NOT_SHOWN
-from shadow.telling.words import LABELS
+from shadow.telling.words import LABELS, TOPICS
 
 if TYPE_CHECKING:
     from shadow.claims.reference import Calibration
     from shadow.comparing.published import Released
     from shadow.reports.heads import Head as Explained
 
-ABOUT_FINDINGS = (
-    "What a report says of its pair, in words, made of measured figures alone. summary.json has it"
-    " as `finding`: a headline, and each sentence with a code and the figures that it rests on,"
-    " unrounded, by their place in that file."
-)
-ANSWERED = (
-    "Another explanation is answered by `no`, with the figure that excludes it; `fits`, which is no"
-    " proof; or `cannot be excluded`."
-)
-LABEL_RULE = (
-    "Concentration decides. Token coverage (embedding_row_participation_ratio) and attention to MLP"
-    " (attention_to_mlp), which do not follow from it, may object: the label is mixed where one of"
-    " them lies beyond its bound on the other side. The reference has trainings of about the pair's"
-    " size and relative norm, with its optimiser (--optimizer) or with any. A label says where a"
-    " spectrum lies, not what data caused it: data that are new to the base look like narrow data."
-)
-BOUNDS = (
-    "If no training on n bases passes a bound, one new base in n + 1 passes it by chance. With one"
-    " base of a size, the bound promises nothing about another."
-)
-GATE_RULE = (
-    "A pair that fails one has figures, and its label is `not assessable`, with the reason. An"
-    " adapter fails rank by design: its norms and places hold."
-)
 PUBLISHED_FIGURES = ("mean_relative_norm", "mean_top20_energy", "oq_ratio")
 
 
@@ -143,8 +119,8 @@ def label_document(shipped: Calibration) -> Document:
             Paragraph("what may be said of one pair, gates first", lead="label"),
             _texts(LABELS),
             Paragraph(reach(shipped)),
-            _quiet(LABEL_RULE),
-            _quiet(BOUNDS),
+            _quiet(TOPICS["label"]),
+            _quiet(TOPICS["bounds"]),
             Shown(bounds, trainings),
             Shown(_heads("how often it errs", "cases", "bases", "95 %, of bases"), rates),
             _quiet(f"Trainings of shadow lab, in registry/reference: {made}"),
@@ -157,10 +133,10 @@ def finding_document() -> Document:
     return Document(
         [
             Paragraph("the answer of a report, in words", lead="finding"),
-            Paragraph(ABOUT_FINDINGS),
+            Paragraph(TOPICS["finding"]),
             _texts(CODES, "Sentences, in their order"),
             _texts(EXPLANATIONS, "Other explanations"),
-            _quiet(ANSWERED),
+            _quiet(TOPICS["answers"]),
             _quiet(" ".join(NOT_SHOWN)),
         ]
     )
@@ -170,7 +146,7 @@ def gates_document() -> Document:
     """`explain gates`: the six gates, and when a pair passes each."""
     about = "conditions under which figures can be those of a fine-tune"
     texts = {name: text.replace("`", "") for name, text in GATES.items()}
-    return Document([Paragraph(about, lead="gates"), _texts(texts), _quiet(GATE_RULE)])
+    return Document([Paragraph(about, lead="gates"), _texts(texts), _quiet(TOPICS["gates"])])
 
 
 def published_document(table: Sequence[Released]) -> Document:

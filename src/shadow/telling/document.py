@@ -8,11 +8,11 @@ in a block is a quantity, and `shadow.quantities` alone turns it into text.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-from shadow.quantities import Quantity
+from shadow.quantities import Kind, Quantity
 from shadow.summary.rows import GridRow
 
 When = Literal["always", "brief", "full"]
@@ -114,6 +114,39 @@ class Table(Block):
     columns: Sequence[Column]
     rows: Sequence[Sequence[Cell]]
     title: str = ""
+
+
+@dataclass(frozen=True)
+class Field(Column):
+    """A column that tells what of a row stands in it."""
+
+    of: str | Callable[[Any], Cell] = ""
+    """An attribute of the row, or what makes the cell of it."""
+    kind: Kind | None = None
+    """Of a number; None of what is a cell already."""
+
+    def cell(self, row: object) -> Cell:
+        """What stands in the row."""
+        found: Any = getattr(row, self.of) if isinstance(self.of, str) else self.of(row)
+        return found if self.kind is None else Quantity(found, self.kind)
+
+
+def named(head: str, of: str | Callable[[Any], Cell] = "", **more: Any) -> Field:
+    """A column of names; by default of the attribute that its head names."""
+    return Field(head, "name", of=of or head, **more)
+
+
+def number(head: str, of: str | Callable[[Any], Cell], kind: Kind | None, rank: int = 0) -> Field:
+    """A column of numbers."""
+    return Field(head, rank=rank, of=of, kind=kind)
+
+
+def table_of(
+    fields: Sequence[Field], rows: Iterable[object], title: str = "", **more: Any
+) -> Table:
+    """A row of cells for each of the rows."""
+    cells = [[field.cell(row) for field in fields] for row in rows]
+    return Table(fields, cells, title, **more)
 
 
 @dataclass(frozen=True)

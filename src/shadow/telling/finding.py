@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shadow.claims.explanations import Explanation, explanations
+from shadow.reports.columns import read_words
 from shadow.telling.context import context
 from shadow.telling.headline import headline
 from shadow.telling.known_changes import few_rows, known_changes, vectors
@@ -34,54 +35,8 @@ NOT_SHOWN = (
     ),
     "Different data, optimisers and learning rates can leave the same figures.",
 )
-CODES: Mapping[str, str] = {  # what each sentence says, in the order in which they stand
-    "nonfinite": "a side is broken: it holds NaN or infinite entries",
-    "nothing_compared": "no matrix has a partner, so there is no difference to speak of",
-    "unrelated": "the two are unrelated models of one shape",
-    "hardly_related": "the two have less in common than a base and a model tuned from it",
-    "part_asked_for": "a filter left out a part of the model",
-    "part_shared": "only a part of the larger side has a partner in the other",
-    "unread_formats": "a part is stored in a format that is not read",
-    "only_vectors": "no matrix changed, and biases or norms did",
-    "identical": "every matrix that was compared is the same on both sides",
-    "scaled": "the matrices that changed are the base's times one factor",
-    "zeroed": "in the matrices that changed, some entries became 0 and the others stayed",
-    "replaced": (
-        "some matrices have little or nothing in common with the base's, unlike most others: they"
-        " were replaced, exchanged or reordered"
-    ),
-    "size": "how large the change is, and where it lies",
-    "few_rows": "of the embeddings only a few rows changed",
-    "vectors": "biases and norms moved much further than the matrices",
-    "vocabulary": "the embeddings or the head have more rows on one side",
-    "left_out": "which layers or modules have no partner, or another shape",
-    "coherent": (
-        "it has more structure than noise; how much, where, and whether it follows the base's"
-        " directions"
-    ),
-    "standing_out": (
-        "how many directions of the median matrix are above what noise can reach, and how much they"
-        " hold"
-    ),
-    "low_rank": "few directions hold it",
-    "flat": "it is flatter than noise",
-    "noise": "nothing tells it from noise",
-    "mixed": "some matrices have more structure than noise",
-    "concentration": "how concentrated it is, in a report that lacks what the others need",
-    "few_values": (
-        "a side is stored in 8 bits, or has as few distinct values as a copy through 8 or 4 bits"
-    ),
-    "beyond_rounding": "storage rounded most matrices away, and some changed by more than that",
-    "rounded_away": "storage rounded most of it away",
-    "rounding": "what is stored is about as large as its rounding; of a copy the first sentence",
-    "unexplained": (
-        "what is stored is not what rounding leaves of an update, so what was lost is unknown"
-    ),
-    "kept": "how much of the stored change is the update's",
-    "siblings": "neither was tuned from the other",
-    "stage": "which stage of training it is, by the names in its family file",
-    "published": "where it lies among published pairs",
-}
+# what each sentence says, in the order in which they stand
+CODES: Mapping[str, str] = read_words("words.yaml")["sentences"]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from shadow.quantities import text_of
 from shadow.telling.known_changes import has_nothing_in_common
 from shadow.telling.size import (
     MOST,
@@ -15,7 +16,7 @@ from shadow.telling.size import (
     only_matrix,
     parts_by_energy,
 )
-from shadow.telling.wording import about, factor, percent
+from shadow.telling.wording import factor
 from shadow.text import and_list, counted
 
 if TYPE_CHECKING:
@@ -73,12 +74,12 @@ def headline(summary: Summary, sentences: Sequence[Sentence]) -> str:
 def _size(summary: Summary, codes: Container[str]) -> str:
     norm = summary.figures.relative_norm_overall
     if "siblings" in codes:
-        return "Different" if norm is None else f"Different by {percent(norm)}"
+        return "Different" if norm is None else f"Different by {text_of(norm, 'share')}"
     unrounded = summary.figures.relative_norm_overall_unrounded
     if unrounded is not None:
         norm = unrounded
     what, how = ("A part changed", ", by") if has_frozen(summary) else ("Changed", " by")
-    return what if norm is None else f"{what}{how} {percent(norm)}"
+    return what if norm is None else f"{what}{how} {text_of(norm, 'share')}"
 
 
 def _kind(summary: Summary, codes: Container[str]) -> str:
@@ -101,8 +102,8 @@ def _kind(summary: Summary, codes: Container[str]) -> str:
     if value is None or least is None or most is None:
         return "with more structure than noise"
     if least < most:  # 61 of 32 to 64 says nothing
-        return f"as coherent as {about(value)} directions"
-    return f"as coherent as {about(value)} of {most:,.0f} directions"
+        return f"as coherent as {text_of(value, 'about')} directions"
+    return f"as coherent as {text_of(value, 'about')} of {most:,.0f} directions"
 
 
 def _place(summary: Summary) -> str:

@@ -14,10 +14,8 @@ from shadow.telling.wording import (
     changed_module,
     factor,
     of_component,
-    percent,
     spans_of,
     vectors_moved,
-    whole,
 )
 
 if TYPE_CHECKING:
@@ -89,8 +87,8 @@ def _zeroed(summary: Summary) -> list[Sentence]:
     if zeroed is None:
         return []
     draft = Draft(summary)
-    count = draft.write(zeroed.matrices, "recognised.zeroed.matrices", whole)
-    share = draft.write(zeroed.share, "recognised.zeroed.share", percent)
+    count = draft.write(zeroed.matrices, "recognised.zeroed.matrices", "count")
+    share = draft.write(zeroed.share, "recognised.zeroed.share", "share")
     text = (
         f"Entries were set to 0, and no other entry changed: in the {count} matrices that changed,"
         f" {share} of the entries in the median, as pruning does."
@@ -103,7 +101,7 @@ def _replaced(summary: Summary) -> list[Sentence]:
     if replaced is None:
         return []
     draft = Draft(summary)
-    count = draft.write(replaced.matrices, "recognised.replaced.matrices", whole)
+    count = draft.write(replaced.matrices, "recognised.replaced.matrices", "count")
     low = draft.write(replaced.cosine_least, "recognised.replaced.cosine_least", _cosine)
     high = draft.write(replaced.cosine_most, "recognised.replaced.cosine_most", _cosine)
     several = len({row.component for row in summary.components}) > 1
@@ -149,8 +147,8 @@ def few_rows(summary: Summary) -> list[Sentence]:
     for row in summary.recognised.few_rows:
         draft = Draft(summary)
         place = f"recognised.few_rows.{row.component}.{row.module}"
-        changed = draft.write(row.changed, f"{place}.changed", whole)
-        rows = draft.write(row.rows, f"{place}.rows", whole)
+        changed = draft.write(row.changed, f"{place}.changed", "count")
+        rows = draft.write(row.rows, f"{place}.rows", "count")
         text = f"Of the embeddings only {changed} of {rows} rows changed."
         sentences.append(draft.sentence("few_rows", text))
     return sentences

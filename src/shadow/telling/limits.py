@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from shadow.quantities import text_of
 from shadow.summary.rows import UncomparedRow, VocabularyRow
 from shadow.telling.wording import (
     NAMED,
@@ -15,10 +16,8 @@ from shadow.telling.wording import (
     and_others,
     component_name,
     module_name,
-    percent,
     place_of,
     vectors_moved,
-    whole,
 )
 from shadow.text import and_list
 
@@ -102,9 +101,9 @@ def _vocabulary(summary: Summary) -> list[Sentence]:
     for rows in groups.values():
         draft, first = Draft(summary), rows[0]
         place = f"vocabulary.{first.component}.{first.module}"
-        size = draft.write(first.tuned_rows, f"{place}.tuned_rows", whole)
-        before = draft.write(first.base_rows, f"{place}.base_rows", whole)
-        by = draft.write(first.added, f"{place}.added", lambda value: whole(abs(value)))
+        size = draft.write(first.tuned_rows, f"{place}.tuned_rows", "count")
+        before = draft.write(first.base_rows, f"{place}.base_rows", "count")
+        by = draft.write(first.added, f"{place}.added", lambda value: text_of(abs(value), "count"))
         noun = "row" if by == "1" else "rows"
         if first.added > 0:
             change = f"The vocabulary grew by {by} {noun}"
@@ -156,7 +155,7 @@ def _left_out(summary: Summary) -> list[Sentence]:
 
 
 def _shape(sizes: Sequence[int]) -> str:
-    return " x ".join(whole(size) for size in sizes)
+    return " x ".join(text_of(size, "count") for size in sizes)
 
 
 def _only_vectors(summary: Summary) -> list[Sentence]:
@@ -172,7 +171,7 @@ def _identical(draft: Draft) -> str:
     """
     rows = [row for row in draft.summary.components if row.identical]
     counts = [
-        draft.write(row.identical, f"components.{row.component}.identical", whole) for row in rows
+        draft.write(row.identical, f"components.{row.component}.identical", "count") for row in rows
     ]
     if len(rows) == 1:
         noun = "tensor" if rows[0].identical == 1 else "tensors"
@@ -226,14 +225,14 @@ def _part(paired: Gate, filtered: bool) -> list[Sentence]:
 def _not_all(share: float) -> str:
     """A share below 1, rounded down: `92 %`, and from 99 % on `99.7 %`, as 100 % would be all."""
     share = math.floor(1000 * share) / 1000
-    return f"{100 * share:.1f} %" if share >= 0.99 else percent(share)
+    return f"{100 * share:.1f} %" if share >= 0.99 else text_of(share, "share")
 
 
 def _unread(formats: Gate) -> list[Sentence]:
     if formats.passed or formats.figure is None:
         return []
     text = (
-        f"{percent(formats.figure)} of the parameters are stored in a format that is not read, and"
-        " are left out."
+        f"{text_of(formats.figure, 'share')} of the parameters are stored in a format that is not"
+        " read, and are left out."
     )
     return [Sentence("unread_formats", text, {"gates.formats.figure": formats.figure})]

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from shadow.quantities import DASH, Quantity, text_of
+from shadow.reports.heads import HEADS
 from shadow.telling.document import (
     Block,
     Cell,
-    Column,
     Document,
     Headline,
     Note,
     Paragraph,
     Section,
     Table,
+    named,
+    number,
+    table_of,
 )
 from shadow.text import counted
 
@@ -26,32 +30,16 @@ if TYPE_CHECKING:
 SHORT = {"attention": "attn", "embedding": "embed"}
 PLACES = ("1st", "2nd", "3rd", "4th")
 NO_CHANCE = 0.005  # a mean cosine nearer to 0 is not told
-COLUMNS = (
-    Column("step", "name"),
-    Column(
-        "size",
-        legend="relative norm of the update before it was rounded for storage; * as stored",
+LEGENDS = {  # of heads that mean something else in other tables
+    "kept": "share of the stored delta's energy that is the update's; the rest is rounding",
+    "depth": "the quarter of the layers that holds most, and its share",
+    "coherent": "matrices inside layers for which dirs. is known",
+    "dirs.": (
+        "as coherent as so many equally strong directions, in the median matrix; >all: less"
+        " coherent than all its directions alike would be"
     ),
-    Column("ratio", legend="norm of the delta divided by that of the step before"),
-    Column(
-        "kept",
-        legend="share of the stored delta's energy that is the update's; the rest is rounding",
-    ),
-    Column("unchanged", rank=3, legend="share of the entries that are the same in both"),
-    Column("most in", legend="the group of modules that holds most of the energy, and its share"),
-    Column("depth", rank=1, legend="the quarter of the layers that holds most, and its share"),
-    Column("coherent", rank=2, legend="matrices inside layers for which dirs. is known"),
-    Column(
-        "dirs.",
-        legend="as coherent as so many equally strong directions, in the median matrix; >all: less"
-        " coherent than all its directions alike would be",
-    ),
-    Column("cosine", legend="with the delta of the step before"),
-    Column(
-        "inside",
-        legend="share of the energy in the leading directions of the step before, outputs / inputs",
-    ),
-)
+    "cosine": "with the delta of the step before",
+}
 
 
 def lineage_document(known: Lineage) -> Document:
@@ -64,32 +52,19 @@ def lineage_document(known: Lineage) -> Document:
 
 def chain_table(chain: Chain) -> Table:
     """A row for each step, and below them the reports that span several."""
-    return Table(COLUMNS, [_cells(step) for step in (*chain.steps, *chain.whole)], close=True)
+    return table_of(FIELDS, (*chain.steps, *chain.whole), close=True)
 
 
-def _cells(step: Step) -> list[Cell]:
+def _size(step: Step) -> str:
+    """With a star where it is that of the rounded update."""
     size = text_of(step.size, "share")
-    is_stored = step.relative_norm_unrounded is None
-    directions: Cell = Quantity(step.equivalent_directions, "about")
+    return f"{size}*" if step.relative_norm_unrounded is None else size
+
+
+def _directions(step: Step) -> Cell:
     if step.equivalent_directions is None and step.above_short_side:
-        directions = ">all"
-    joint = step.joint
-    inside = DASH
-    if joint is not None and joint.inside_left is not None:
-        inside = _inside(joint.inside_left, joint.inside_right)
-    return [
-        f"{step.start}..{step.end}",
-        f"{size}*" if is_stored else size,
-        Quantity(step.ratio, "ratio"),
-        Quantity(step.kept, "fixed"),
-        Quantity(step.zero_share, "share"),
-        most_in(step),
-        deepest(step),
-        f"{step.coherent} of {step.inside}",
-        directions,
-        Quantity(None if joint is None else joint.cosine, "thousandths"),
-        inside,
-    ]
+        return ">all"
+    return Quantity(step.equivalent_directions, "about")
 
 
 def most_in(step: Step) -> str:
@@ -113,6 +88,33 @@ def _inside(left: float | None, right: float | None) -> str:
     return f"{text_of(left, 'share').removesuffix(' %')} / {text_of(right, 'share')}"
 
 
+def _both(step: Step) -> str | None:
+    joint = step.joint
+    if joint is None or joint.inside_left is None:
+        return None
+    return _inside(joint.inside_left, joint.inside_right)
+
+
+FIELDS = (
+    named("step", lambda step: f"{step.start}..{step.end}"),
+    *(
+        replace(field, legend=LEGENDS.get(field.head) or HEADS[field.head].text)
+        for field in (
+            number("size", _size, None),
+            number("ratio", "ratio", "ratio"),
+            number("kept", "kept", "fixed"),
+            number("unchanged", "zero_share", "share", rank=3),
+            number("most in", most_in, None),
+            number("depth", deepest, None, rank=1),
+            number("coherent", lambda step: f"{step.coherent} of {step.inside}", None, rank=2),
+            number("dirs.", _directions, None),
+            number("cosine", lambda step: step.joint and step.joint.cosine, "thousandths"),
+            number("inside", _both, None),
+        )
+    ),
+)
+
+
 def _notes(chain: Chain) -> Iterator[Paragraph]:
     """Chance levels of every step, and what is missing."""
     reasons = [(step, chance_text(before, step)) for before, step in pairwise(chain.steps)]
@@ -124,8 +126,8 @@ def _notes(chain: Chain) -> Iterator[Paragraph]:
         if step.no_unrounded is not None and step.matrices:
             reasons.append((step, f"size as stored: {step.no_unrounded}"))
     told = [f"{step.start}..{step.end}: {text}" for step, text in reasons if text]
-    for number, text in enumerate(told):
-        yield Paragraph(text, quiet=True, close=number > 0)
+    for place, text in enumerate(told):
+        yield Paragraph(text, quiet=True, close=place > 0)
 
 
 def chance_text(before: Step, step: Step) -> str:

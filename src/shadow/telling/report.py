@@ -6,7 +6,7 @@ import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shadow.claims.explanations import ANSWERS
 from shadow.claims.reference import bases_of
@@ -20,6 +20,7 @@ from shadow.telling.document import (
     Cell,
     Column,
     Document,
+    Field,
     FigureRow,
     Figures,
     Headline,
@@ -34,6 +35,9 @@ from shadow.telling.document import (
     Table,
     When,
     Word,
+    named,
+    number,
+    table_of,
 )
 from shadow.telling.scores import scores_blocks, scores_line
 from shadow.telling.size import of_what, parameter_ratio
@@ -43,7 +47,7 @@ if TYPE_CHECKING:
     from shadow.claims.explanations import Explanation
     from shadow.claims.reference import Position
     from shadow.reports.metadata import ReportMetadata
-    from shadow.summary.rows import AloneRow, ComponentRow, LayerRow, ModuleRow, SkippedRow
+    from shadow.summary.rows import ComponentRow, LayerRow, ModuleRow, SkippedRow
     from shadow.summary.summary import Summary
 
 SHIFTED = 1e-4  # of the short side: the same for shifts of the effective rank, which lie about 0
@@ -81,9 +85,9 @@ def _blocks(
     yield Section(summary.family, summary.pair)
     yield _sides(summary, is_public=folder is None)
     yield Headline(summary.finding.headline)
-    for number, sentence in enumerate(summary.finding.sentences):
+    for place, sentence in enumerate(summary.finding.sentences):
         yield Paragraph(
-            sentence.text, code=sentence.code, figures=sentence.figures, close=number > 0
+            sentence.text, code=sentence.code, figures=sentence.figures, close=place > 0
         )
     yield Figures(_all_figures(summary), when="full")
     if summary.figures.matrices:
@@ -103,12 +107,13 @@ def _blocks(
     if len(summary.components) > 1:
         yield component_table(summary.components)
     if summary.modules:
-        yield module_table(summary)
+        yield module_table(summary.modules, _coherent(summary))
     if lines := _lines(summary):
         first, last = summary.depth[0].layer, max(row.layer for row in summary.depth)
         yield Lines(f"By depth, layer {first} to {last}", lines, when="full")
     if summary.without_base:
-        yield _without_base(summary.without_base)
+        title = "Without a base: the weights' own spectra"
+        yield table_of(WITHOUT_BASE, summary.without_base, title, when="full")
     if summary.skipped:
         # what is only vectors or filtered is no news
         missed = any(row.reason in STRICT for row in summary.skipped)
@@ -381,63 +386,54 @@ def _spread(row: ComponentRow | ModuleRow) -> str | None:
     return bounds_text(bounds, "fixed") if bounds else None
 
 
-def component_table(components: Sequence[ComponentRow]) -> Table:
-    """A row for each component."""
-    columns = [Column("component", "name")]
-    columns += [Column(head) for head in ("changed", "identical", "rel. norm", "energy", "conc.")]
-    columns += [Column("spread", rank=1), Column("spikes")]
-    rows: list[Sequence[Cell]] = [
-        [
-            row.component,
-            Quantity(row.matrices, "count"),
-            Quantity(row.identical, "count"),
-            Quantity(row.relative_norm, "share"),
-            Quantity(row.energy_share, "share"),
-            Quantity(row.concentration, "fixed"),
-            _spread(row),
-            Quantity(row.spikes, "number"),
-        ]
-        for row in components
-    ]
-    return Table(columns, rows, "By component", when="full")
-
-
-MODULE_FIGURES: Sequence[tuple[str, str, Kind, int]] = (  # field of a row, head, kind, rank
-    ("matrices", "n", "count", 0),
-    ("relative_norm", "rel. norm", "share", 0),
-    ("concentration", "conc.", "fixed", 0),
-    ("", "spread", "fixed", 4),
-    ("participation_ratio", "PR", "number", 1),
-    ("null_participation_ratio", "null PR", "number", 2),
-    ("spikes", "spikes", "number", 3),
-    ("energy_share", "energy", "share", 5),
-    ("", "as coherent as", "about", 6),
-    ("effective_rank_shift", "shift", "thousandths", 7),
-    ("spike_energy", "spike energy", "fixed", 8),
-    ("stable_rank", "stable rank", "number", 9),
-    ("effective_rank", "eff. rank", "number", 10),
+COMPONENT_FIGURES = (
+    named("component"),
+    number("changed", "matrices", "count"),
+    number("identical", "identical", "count"),
+    number("rel. norm", "relative_norm", "share"),
+    number("energy", "energy_share", "share"),
+    number("conc.", "concentration", "fixed"),
+    number("spread", _spread, None, rank=1),
+    number("spikes", "spikes", "number"),
 )
 
 
-def module_table(summary: Summary) -> Table:
-    """A row for each module that changed."""
-    modules, coherent = summary.modules, _coherent(summary)
-    has_components = len({row.component for row in modules}) > 1
-    columns = [Column("component", "name")] if has_components else []
-    columns.append(Column("module", "name"))
-    columns += [Column(head, rank=rank) for _, head, _, rank in MODULE_FIGURES]
-    rows = []
-    for row in modules:
-        cells: list[Cell] = [row.component, row.module] if has_components else [row.module]
-        for name, head, kind, _ in MODULE_FIGURES:
-            if name:
-                cells.append(Quantity(getattr(row, name), kind))
-            elif head == "spread":
-                cells.append(_spread(row))
-            else:
-                cells.append(coherent.get((row.component, row.module)))
-        rows.append(cells)
-    return Table(columns, rows, "By module, medians over matrices")
+def component_table(components: Sequence[ComponentRow]) -> Table:
+    """A row for each component."""
+    return table_of(COMPONENT_FIGURES, components, "By component", when="full")
+
+
+def by_module(rows: Sequence[Any]) -> list[Field]:
+    """The columns that say which module a row is: its component too where there are several."""
+    components = {row.component for row in rows}
+    return [named("component"), named("module")][len(components) < 2 :]
+
+
+def module_table(modules: Sequence[ModuleRow], coherent: Mapping[tuple[str, str], Cell]) -> Table:
+    """A row for each module that changed. coherent: by component and module, as how many equally
+    strong directions it is coherent.
+    """
+
+    def as_coherent_as(row: ModuleRow) -> Cell:
+        return coherent.get((row.component, row.module))
+
+    fields = [
+        *by_module(modules),
+        number("n", "matrices", "count"),
+        number("rel. norm", "relative_norm", "share"),
+        number("conc.", "concentration", "fixed"),
+        number("spread", _spread, None, rank=4),
+        number("PR", "participation_ratio", "number", rank=1),
+        number("null PR", "null_participation_ratio", "number", rank=2),
+        number("spikes", "spikes", "number", rank=3),
+        number("energy", "energy_share", "share", rank=5),
+        number("as coherent as", as_coherent_as, None, rank=6),
+        number("shift", "effective_rank_shift", "thousandths", rank=7),
+        number("spike energy", "spike_energy", "fixed", rank=8),
+        number("stable rank", "stable_rank", "number", rank=9),
+        number("eff. rank", "effective_rank", "number", rank=10),
+    ]
+    return table_of(fields, modules, "By module, medians over matrices")
 
 
 def _coherent(summary: Summary) -> dict[tuple[str, str], Cell]:
@@ -495,33 +491,30 @@ def _shift(rows: Sequence[LayerRow]) -> tuple[str, str, Kind]:
     return "effective_rank_shift", "eff. rank shift", "thousandths"
 
 
-def _without_base(rows: Iterable[AloneRow]) -> Table:
-    columns = [Column("component", "name")]
-    columns += [Column(head) for head in ("n", "stable rank", "eff. rank", "PR")]
-    cells: list[Sequence[Cell]] = [
-        [
-            row.component,
-            Quantity(row.matrices, "count"),
-            Quantity(row.stable_rank, "number"),
-            Quantity(row.effective_rank, "number"),
-            Quantity(row.participation_ratio, "number"),
-        ]
-        for row in rows
-    ]
-    return Table(columns, cells, "Without a base: the weights' own spectra", when="full")
+WITHOUT_BASE = (
+    named("component"),
+    number("n", "matrices", "count"),
+    number("stable rank", "stable_rank", "number"),
+    number("eff. rank", "effective_rank", "number"),
+    number("PR", "participation_ratio", "number"),
+)
 
 
 def skipped_table(rows: Iterable[SkippedRow], when: When = "always") -> Table:
     """A row for each reason: how many tensors of each side, and what the reason means."""
-    columns = [Column("reason", "name"), Column("n"), Column("what", "text")]
-    cells: list[Sequence[Cell]] = []
-    for row in rows:
+
+    def what(row: SkippedRow) -> Word:
         text = meaning(row.reason)
         if row.detail and row.reason != "filtered":
             text += f" ({row.detail})"
-        examples = f"e.g. {', '.join(row.examples[:1])}"
-        cells.append([row.reason, f"{row.base} + {row.tuned}", Word(f"{text},", "", examples)])
-    return Table(columns, cells, "Not measured, tensors of base + tuned", when=when)
+        return Word(f"{text},", aside=f"e.g. {', '.join(row.examples[:1])}")
+
+    fields = [
+        named("reason"),
+        number("n", lambda row: f"{row.base} + {row.tuned}", None),
+        Field("what", "text", of=what),
+    ]
+    return table_of(fields, rows, "Not measured, tensors of base + tuned", when=when)
 
 
 def _next_steps(folder: Path | str) -> list[tuple[str, str]]:

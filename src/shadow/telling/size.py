@@ -20,9 +20,7 @@ from shadow.telling.wording import (
     module_name,
     named_in,
     of_component,
-    percent,
     spans_of,
-    whole,
 )
 from shadow.text import and_list
 
@@ -60,14 +58,14 @@ def _norm(draft: Draft, apart: bool) -> str:
     if stored is None:
         return f"The size of the {what} cannot be stated, because the base's matrices are 0."
     of = of_what(draft.summary)
-    text = draft.write(stored, "figures.relative_norm_overall", percent)
+    text = draft.write(stored, "figures.relative_norm_overall", "share")
     unrounded = draft.summary.figures.relative_norm_overall_unrounded
     if unrounded is None or not told_unrounded(draft.summary) or apart:
         inside = draft.summary.inside_layers
         if 2 * inside.rounded_away >= max(1, inside.matrices):
             return f"As stored, the {what} is {text} {of}."
         return f"The {what} is {text} {of}."
-    before = draft.write(unrounded, "figures.relative_norm_overall_unrounded", percent)
+    before = draft.write(unrounded, "figures.relative_norm_overall_unrounded", "share")
     return f"Before it was stored, the change was {before} {of} (as stored {text})."
 
 
@@ -160,10 +158,10 @@ class Part:
 
     def told(self, draft: Draft, sized: bool = False) -> str:
         """`46 %`; with its share of the parameters where asked for, or where it holds more."""
-        text = draft.write(self.energy, f"{self.place}.energy_share", percent)
+        text = draft.write(self.energy, f"{self.place}.energy_share", "share")
         if self.size is None or not (sized or self.holds_more):
             return text
-        size = draft.write(self.size, f"{self.place}.parameter_share", percent)
+        size = draft.write(self.size, f"{self.place}.parameter_share", "share")
         return f"{text}, with {size} of the parameters"
 
 
@@ -260,8 +258,8 @@ def is_mostly_frozen(summary: Summary) -> bool:
 
 def _in_proportion(draft: Draft, largest: Part) -> str:
     """Every part has its share, so that none is to be named but as an example."""
-    size = draft.write(largest.size or 0.0, f"{largest.place}.parameter_share", percent)
-    energy = draft.write(largest.energy, f"{largest.place}.energy_share", percent)
+    size = draft.write(largest.size or 0.0, f"{largest.place}.parameter_share", "share")
+    energy = draft.write(largest.energy, f"{largest.place}.energy_share", "share")
     name = largest.name
     verb = "have" if name.endswith("embeddings") or name.startswith("matrices") else "has"
     return (
@@ -285,7 +283,7 @@ def _moved(draft: Draft) -> str:
     name = changed_module(draft.summary, most)
     if len({row.component for row in rows}) > 1:
         name = of_component(name, most.component)
-    far = draft.write(norm, f"modules.{most.component}.{most.module}.relative_norm", percent)
+    far = draft.write(norm, f"modules.{most.component}.{most.module}.relative_norm", "share")
     own = "their own norms" if name.endswith("embeddings") else "its own norm"
     matrix = " in the median matrix" if most.matrices > 1 else ""
     return f"Relative to {own}, {name} moved furthest: {far}{matrix}."
@@ -310,17 +308,17 @@ def _depth(draft: Draft) -> str:
     most = max(rows, key=lambda row: row.energy_share)
     if most.energy_share < EVEN:
         for row in rows:
-            draft.write(row.energy_share, _place_of_quarter(row), percent)
-        layers = draft.write(draft.summary.figures.depth_layers, "figures.depth_layers", whole)
+            draft.write(row.energy_share, _place_of_quarter(row), "share")
+        layers = draft.write(draft.summary.figures.depth_layers, "figures.depth_layers", "count")
         return f"{where} it is spread evenly over all {layers}."
-    text = draft.write(most.energy_share, _place_of_quarter(most), percent)
+    text = draft.write(most.energy_share, _place_of_quarter(most), "share")
     which = ("first", "second", "third", "last")[most.quarter - 1]
     first, last = most.first_layer, most.last_layer
     span = f"layer {first}" if first == last else f"layers {first} to {last}"
     much = "most" if most.energy_share > CLEARLY_MOST else "the largest part"
     if most.parameter_share is not None:
         place = _place_of_quarter(most, "parameter_share")
-        share = draft.write(most.parameter_share, place, percent)
+        share = draft.write(most.parameter_share, place, "share")
         text += f", with {share} of the parameters there"
     return f"{where} the {which} quarter of the depth ({span}) holds {much}, {text}."
 
@@ -355,7 +353,7 @@ def _few_layers(draft: Draft, main: str | None) -> str | None:
         [
             f"layer {row.layer} ("
             + draft.write(
-                row.energy_share or 0.0, f"depth.{row.component}.{row.layer}.energy_share", percent
+                row.energy_share or 0.0, f"depth.{row.component}.{row.layer}.energy_share", "share"
             )
             + ")"
             for row in sorted(named, key=lambda row: row.layer)

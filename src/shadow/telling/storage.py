@@ -5,17 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from shadow.quantities import text_of
 from shadow.telling.known_changes import beyond_rounding, is_copy
-from shadow.telling.wording import (
-    CLEAR,
-    Draft,
-    Sentence,
-    all_of,
-    count_of,
-    equally_strong,
-    percent,
-    times,
-)
+from shadow.telling.wording import CLEAR, Draft, Sentence, all_of, count_of, equally_strong
 from shadow.text import and_list
 
 if TYPE_CHECKING:
@@ -55,18 +47,18 @@ def storage(summary: Summary, gates: Mapping[str, Gate]) -> list[Sentence]:
             " was lost is unknown."
         )
         if not gates["rounding"].passed:
-            size = draft.write(floor, "figures.floor_ratio", times)
+            size = draft.write(floor, "figures.floor_ratio", "ratio")
             text += f" The stored change is {size} times its rounding."
         return [*sentences, draft.sentence("unexplained", text)]
     if kept is not None and kept < WELL_KEPT:
-        text = draft.write(kept, "inside_layers.kept", percent)
+        text = draft.write(kept, "inside_layers.kept", "share")
         text = (
             f"Inside layers only {text} of the energy of what is stored is the update's; the rest"
             " is rounding."
         )
         return [*sentences, draft.sentence("kept", text)]
     if not gates["rounding"].passed:
-        size = draft.write(floor, "figures.floor_ratio", times)
+        size = draft.write(floor, "figures.floor_ratio", "ratio")
         text = (
             f"The stored change is only {size} times the rounding of its storage, and may be"
             " nothing else."
@@ -83,7 +75,7 @@ def _partly_rounded_away(draft: Draft) -> Sentence:
     text = f"In {some} of {matrices} matrices inside layers the change is more than rounding"
     known = []
     if norm := draft.inside("relative_norm_unrounded"):
-        known.append(f"{percent(norm)} of their norm")
+        known.append(f"{text_of(norm, 'share')} of their norm")
     if directions := inside.equivalent_directions:
         draft.inside("equivalent_directions")
         known.append(f"as coherent as a change along {equally_strong(directions)}")

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from shadow.quantities import text_of
 from shadow.summary.layer_medians import LOW
 from shadow.summary.rows import CoherenceRow
 from shadow.telling.wording import (
@@ -13,12 +14,9 @@ from shadow.telling.wording import (
     USUAL_RANK,
     Draft,
     Sentence,
-    about,
     all_of,
     equally_strong,
     named_in,
-    percent,
-    whole,
 )
 from shadow.text import and_list
 
@@ -109,7 +107,7 @@ def _coherence(draft: Draft) -> str:
             along = "its only direction"
         text = f"{what} is less coherent than a change along {along} would be"
     else:
-        draft.write(value, "inside_layers.equivalent_directions", about)
+        draft.write(value, "inside_layers.equivalent_directions", "about")
         of = f", of {directions} possible" if directions else ""
         along = equally_strong(value)
         text = f"{what} is as coherent as a change along {along} (a measure, not a count){of}"
@@ -142,10 +140,10 @@ def _across_modules(draft: Draft, coherence: Sequence[CoherenceRow], *, told: bo
     ends = []
     for row in (least, most):
         place = f"coherence.{row.component}.{row.module}"
-        number = f"more than {whole(row.short_side or 0)}"
+        number = f"more than {text_of(row.short_side or 0, 'count')}"
         if row.equivalent_directions is not None:
             place = f"{place}.equivalent_directions"
-            number = draft.write(row.equivalent_directions, place, about)
+            number = draft.write(row.equivalent_directions, place, "about")
         elif row.short_side is not None:
             draft.figures[f"{place}.short_side"] = row.short_side
         ends.append(f"{number} ({named_in(row.component, row.module, several)})")
@@ -164,7 +162,7 @@ def _standing_out(summary: Summary) -> list[Sentence]:
         return []
     draft = Draft(summary)
     spikes, energy = draft.inside("spikes") or 0, draft.inside("spike_energy") or 0.0
-    number, directions = about(spikes), draft.directions()
+    number, directions = text_of(spikes, "about"), draft.directions()
     noun, verbs = "directions", "stand out from noise and hold"
     if number == "1":
         noun, verbs = "direction", "stands out from noise and holds"
@@ -176,7 +174,7 @@ def _standing_out(summary: Summary) -> list[Sentence]:
     # figures of all matrices, such as those of the page, then say another number
     if summary.inside_layers.matrices != summary.figures.matrices:
         where += " inside layers"
-    text = f"{where} {number} {noun} {verbs} {percent(energy)} of its change."
+    text = f"{where} {number} {noun} {verbs} {text_of(energy, 'share')} of its change."
     return [draft.sentence("standing_out", text)]
 
 
@@ -225,14 +223,15 @@ def _low_rank(draft: Draft) -> Sentence:
     of = draft.directions()
     ceiling = draft.summary.figures.rank_ceiling
     if ceiling is not None:
-        rank = draft.write(ceiling, "figures.rank_ceiling", whole)
+        rank = draft.write(ceiling, "figures.rank_ceiling", "count")
         text = f"It is an adapter: no matrix changes along more than {rank} of {of} directions."
         return draft.sentence("low_rank", text, _alignment(draft))
     most, rank_90 = draft.inside("rank_most") or 0, draft.summary.inside_layers.rank_90
-    first = f"{whole(most)} of {of} directions hold"
+    whole = text_of(most, "count")
+    first = f"{whole} of {of} directions hold"
     if rank_90 is not None and rank_90 < most:
-        some = draft.write(rank_90, "inside_layers.rank_90", whole)
-        first = f"{some} of {of} directions hold 90 % of what is stored, and {whole(most)} hold"
+        some = draft.write(rank_90, "inside_layers.rank_90", "count")
+        first = f"{some} of {of} directions hold 90 % of what is stored, and {whole} hold"
     text = f"It has low rank: in the median matrix {first} all but what rounding leaves."
     text = text.replace(f" 1 of {of} directions hold ", f" 1 of {of} directions holds ")
     return draft.sentence("low_rank", text, _alignment(draft))

@@ -62,7 +62,9 @@ def gate_document(judged: Sequence[Judgement]) -> Document:
     code = first_code({one.code for one in judged})
     blocks: list[Block] = [Section("shadow"), Paragraph(f"Exit code {code}: {CODES[code]}.")]
     blocks.append(_pairs(judged))
-    faults = [FigureRow(one.name, Word(one.fault, "fault")) for one in judged if one.fault]
+    faults = [
+        FigureRow(one.name, Word(one.fault, "fault")) for one in judged if one.fault is not None
+    ]
     said = [FigureRow(one.name, str(one.summary.finding)) for one in judged if one.summary]
     notes = [FigureRow(one.name, note) for one in judged for note in one.notes]
     rules = [[one.name, *_cells(verdict)] for one in judged for verdict in one.verdicts]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from shadow.quantities import Kind, text_of
 from shadow.summary.rows import ReplacedRow
 from shadow.text import and_list
 
@@ -36,36 +37,6 @@ class Sentence:
     """The figures whose numbers stand in it, in full, by their place in summary.json."""
 
 
-def percent(value: float) -> str:
-    """`1.2 %`, two significant digits; whole above 10 %."""
-    percents = 100 * value
-    if percents >= 9.95 or percents == 0:
-        return f"{percents:.0f} %"
-    if percents < 0.01:
-        return f"{percents:.1g} %"
-    return f"{percents:#.2g} %"
-
-
-def about(value: float) -> str:
-    """A number of directions, two significant digits: `10`, `57`, `1,200`."""
-    if value < 100:
-        return f"{value:.0f}"
-    scale = 10 ** (int(math.log10(value)) - 1)
-    return f"{round(value / scale) * scale:,}"
-
-
-def whole(value: float) -> str:
-    """A count or a size, as it is."""
-    return f"{value:,.0f}"
-
-
-def times(value: float) -> str:
-    """A ratio, two significant digits: `0.52`, `2.1`, `35`."""
-    if value >= 9.95:
-        return f"{value:.0f}"
-    return f"{value:#.2g}"
-
-
 def all_of(count: int, total: int) -> str:
     if count != total:
         return f"{count:,} of {total:,} matrices"
@@ -82,10 +53,10 @@ class Draft:
     figures: dict[str, Figure] = field(default_factory=dict)
     """What was written so far, by place in summary.json."""
 
-    def write(self, value: Figure, place: str, form: Callable[[float], str]) -> str:
+    def write(self, value: Figure, place: str, form: Kind | Callable[[float], str]) -> str:
         """The value in words, noted under its place."""
         self.figures[place] = value
-        return form(value)
+        return form(value) if callable(form) else text_of(value, form)
 
     def inside(self, name: str) -> Figure | None:
         """A figure of the matrices inside layers, noted if there is one."""
@@ -108,10 +79,10 @@ class Draft:
         inside = self.summary.inside_layers
         least, most = inside.short_side_least, inside.short_side_most
         if least is not None and most is not None and least < most:
-            low = self.write(least, "inside_layers.short_side_least", whole)
-            return f"{low} to {self.write(most, 'inside_layers.short_side_most', whole)}"
+            low = self.write(least, "inside_layers.short_side_least", "count")
+            return f"{low} to {self.write(most, 'inside_layers.short_side_most', 'count')}"
         side = self.overall("short_side")
-        return "" if side is None else whole(side)
+        return "" if side is None else text_of(side, "count")
 
     def sentence(self, code: str, *parts: str) -> Sentence:
         """The sentence, of the parts that are not empty."""
@@ -139,12 +110,12 @@ def place_of(component: str, module: str | None, layers: Sequence[int], several:
 def vectors_moved(draft: Draft) -> str:
     """`128 of 128 biases and norms moved, by 13 % of their own norm in the median`."""
     vectors = draft.summary.vectors
-    changed = draft.write(vectors.changed, "vectors.changed", whole)
-    compared = draft.write(vectors.compared, "vectors.compared", whole)
+    changed = draft.write(vectors.changed, "vectors.changed", "count")
+    compared = draft.write(vectors.compared, "vectors.compared", "count")
     text = f"{changed} of {compared} biases and norms moved"
     if vectors.relative_norm is None:
         return f"{text}, which are 0 in the base"
-    norm = draft.write(vectors.relative_norm, "vectors.relative_norm", percent)
+    norm = draft.write(vectors.relative_norm, "vectors.relative_norm", "share")
     return f"{text}, by {norm} of their own norm in the median"
 
 
@@ -234,6 +205,6 @@ def count_of(inside: Mapping[str, Figure | None], name: str) -> int:
 
 def equally_strong(value: float) -> str:
     """`33 equally strong directions`."""
-    if about(value) == "1":
+    if text_of(value, "about") == "1":
         return "1 direction"
-    return f"{about(value)} equally strong directions"
+    return f"{text_of(value, 'about')} equally strong directions"

@@ -113,7 +113,7 @@ def _figures(block: Figures) -> Iterator[RenderableType]:
         if isinstance(row.value, Quantity) or (row.remark and not value.style):
             value.stylize("bold")
         cells = [Text(visible(row.name), "dim"), value]
-        rows.add_row(*cells, *([Text(visible(row.remark))] if has_remarks else []))
+        rows.add_row(*cells, *([Text(visible(row.remark), overflow="fold")] if has_remarks else []))
     yield rows
 
 
