@@ -22,7 +22,7 @@ from shadow.audits.journal import alone_at
 from shadow.audits.pair import Progress, Runtime, Settings, run_pair
 from shadow.audits.pairs import PairOutcome, Pins, audit_pairs, near_of
 from shadow.audits.plan import Access
-from shadow.audits.ray_engine import _too_large
+from shadow.audits.ray_engine import too_large
 from shadow.checkpoints.pairing import Filter
 from shadow.cli.bars import Fleet
 from shadow.errors import BusyError, KeptError, ShadowError, UsageError
@@ -375,7 +375,7 @@ def test_a_task_that_is_too_large_is_told_with_what_there_is():
     }
     for (cores, memory, *machines), message in told.items():
         wanted = memory and memory * 10**9
-        assert _too_large(cores, wanted, dict(zip("ab", machines, strict=False)))[0] == message
+        assert too_large(cores, wanted, dict(zip("ab", machines, strict=False)))[0] == message
 
 
 def test_progress_of_tasks_side_by_side():

@@ -573,14 +573,14 @@ def test_what_tasks_tell_goes_to_the_machine_of_the_driver(command, machines):
     """
     script = f"""
 
-class Ear(ray_engine._Ear):
+class Own(ray_engine.Ear):
     def machine(self):
         return ray.get_runtime_context().get_node_id()
 
-ray_engine._Ear = Ear
+ray_engine.Ear = Own
 with ray_engine.ray_engine(Ray("{machines.address}"), Runtime()):
     here = ray.get_runtime_context().get_node_id()
-    ears = [ray_engine._ear() for _ in range(8)]
+    ears = [ray_engine.new_ear() for _ in range(8)]
     print(*(ray.get(ear.machine.remote()) == here for ear in ears))
 """
     assert in_python(command, script).split() == ["True"] * 8
@@ -590,7 +590,7 @@ def test_what_tasks_tell_outlives_the_process_that_collects_it(tmp_path, command
     """That process is killed between two messages of a task: both arrive, each once."""
     script = f"""
 
-class Ear(ray_engine._Ear):
+class Own(ray_engine.Ear):
     def process(self):
         return os.getpid()
 
@@ -603,10 +603,10 @@ def work(runtime):
 def say(text):
     print(text)
     if text == "before":
-        os.kill(ray.get(engine._ear.process.remote()), signal.SIGKILL)
+        os.kill(ray.get(engine.ear.process.remote()), signal.SIGKILL)
         Path("killed").touch()
 
-ray_engine._Ear = Ear
+ray_engine.Ear = Own
 runtime = Runtime(say=say)
 with ray_engine.ray_engine(Ray("{machines.address}"), Runtime()) as engine:
     engine.submit(Task("one", work, lambda: runtime))
@@ -619,13 +619,13 @@ def test_last_words_are_waited_for(command, machines):
     """What a task tells right before it ends comes late: it comes. The times are made short."""
     script = f"""
 
-class Ear(ray_engine._Ear):
+class Own(ray_engine.Ear):
     def since(self, *asked):
         if self._told:
             time.sleep(2)
         return super().since(*asked)
 
-ray_engine._Ear, ray_engine.GRACE = Ear, 0.5
+ray_engine.Ear, ray_engine.GRACE = Own, 0.5
 runtime = Runtime(say=print)
 with ray_engine.ray_engine(Ray("{machines.address}"), Runtime()) as engine:
     engine.submit(Task("one", lambda there: there.say("last words"), lambda: runtime))
@@ -653,7 +653,7 @@ def test_a_run_whose_own_machine_is_lost_ends(command, machines):
     script = f"""
 with ray_engine.ray_engine(Ray("{machines.address}"), Runtime()) as engine:
     engine.submit(Task("one", lambda runtime: None, Runtime))
-    engine._here = "gone"
+    engine.here = "gone"
     try:
         list(engine.as_completed())
     except ShadowError as error:

@@ -241,10 +241,10 @@ def test_an_interrupted_audit_goes_on_without_measuring_anything_twice(
     folder = next((tmp_path / "out").glob("*/*"))
     assert list(folder.glob("*.parquet")) == list(folder.glob("**/*.parquet")) == []
     measured, said = [], []
-    original = audit_module._outcome
+    original = audit_module.outcome_of
     monkeypatch.setattr(
         audit_module,
-        "_outcome",
+        "outcome_of",
         lambda pair, **rest: measured.append(pair.key) or original(pair, **rest),
     )
     result = run(*llama, tmp_path / "out", runtime=Runtime(say=said.append))

@@ -100,7 +100,7 @@ def run_pair(
     try:
         with client_for(references_of(pair)):
             # what another audit of the pair has measured by then is not measured again
-            return when_free(partial(_run, asked), runtime)
+            return when_free(partial(run_asked, asked), runtime)
     finally:
         shutil.rmtree(asked.scratch, ignore_errors=True)
         remove_empty(folder.absolute() / PARTIAL, there)
@@ -168,7 +168,7 @@ def when_free(work: Callable[[], Made], runtime: Runtime) -> Made:
             time.sleep(min(POLL, runtime.patience))
 
 
-def _run(asked: Asked) -> AuditResult:
+def run_asked(asked: Asked) -> AuditResult:
     pair, settings, runtime, folder = asked.pair, asked.settings, asked.runtime, asked.folder
     opening = _Clock()
     base, tuned = find_sides(pair, runtime, asked.scratch)

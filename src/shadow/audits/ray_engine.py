@@ -203,14 +203,14 @@ class RayEngine:
         largest = max((cores for cores, _ in machines.values()), default=0)
         self._cores = request.cpus_per_task or max(1, min(CORES, int(largest)))
         if not self._slots():
-            raise ShadowError(*_too_large(self._cores, self._memory, machines))
+            raise ShadowError(*too_large(self._cores, self._memory, machines))
         self._say = runtime.say
-        self._here = _here()
+        self.here = _here()
         # Once: each copy of the function would be kept by the cluster until the run ends.
         self._work = ray.remote(_carry_out)
         self._empty_since: float | None = None
         self._empty_told = False
-        self._ear = _ear()
+        self.ear = new_ear()
         self._heard = "", 0  # which ear, and how many of its messages have arrived
 
     def lanes(self) -> int:
@@ -281,7 +281,7 @@ class RayEngine:
         """Give Ray as many tasks as there is room for."""
         machines = _machines()
         slots = self._slots(machines)
-        if self._here not in machines:
+        if self.here not in machines:
             # Ray keeps the tasks then, and begins none of them any more.
             raise ShadowError(
                 "Ray has ended on the machine of this command",
@@ -334,7 +334,7 @@ class RayEngine:
             runtime=self._portable(runtime, task),
             folder=str(Path.cwd()),
             name=task.name,
-            ear=self._ear,
+            ear=self.ear,
             cores=self._cores,
             memory=self._memory,
             own_cache=runtime.cache is not None and runtime.cache == default_folder(),
@@ -369,7 +369,7 @@ class RayEngine:
 
         with contextlib.suppress(ray.exceptions.RayError):
             ear, before = self._heard
-            ear, before, messages = ray.get(self._ear.since.remote(ear, before), timeout=patience)
+            ear, before, messages = ray.get(self.ear.since.remote(ear, before), timeout=patience)
             self._heard = ear, before + len(messages)
             for name, told in messages:
                 for running in self._running.values():
@@ -445,7 +445,7 @@ def _machines() -> dict[str, tuple[float, float]]:
     }
 
 
-def _too_large(
+def too_large(
     cores: int, memory: int | None, machines: dict[str, tuple[float, float]]
 ) -> tuple[str, str]:
     """Why no machine has room for a task, and what to do."""
@@ -484,7 +484,7 @@ def _pass_on(told: object, runtime: Runtime) -> None:
         runtime.say(str(told))
 
 
-class _Ear:
+class Ear:
     """What tasks tell the driver.
 
     A message is kept until the driver asks for a later one: it has arrived then.
@@ -516,7 +516,7 @@ def _here() -> str:
     return str(ray.get_runtime_context().get_node_id())
 
 
-def _ear() -> Any:
+def new_ear() -> Any:
     """The ear, on the machine of the driver.
 
     Elsewhere it would be lost with its machine, and with it all that tasks tell from then on. A
@@ -527,7 +527,7 @@ def _ear() -> Any:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     return (
-        ray.remote(_Ear)
+        ray.remote(Ear)
         .options(
             num_cpus=0,
             max_restarts=-1,

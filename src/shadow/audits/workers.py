@@ -102,7 +102,12 @@ def measure_pairs(
     with threadpool_limits(limits=1, user_api="blas"), whole:
         try:
             measure = partial(
-                _outcome, base=base, tuned=tuned, method=method, remember=remember, offload=offload
+                outcome_of,
+                base=base,
+                tuned=tuned,
+                method=method,
+                remember=remember,
+                offload=offload,
             )
             yield from _run(base, tuned, work, measure, jobs, pool, fetching)
         finally:
@@ -212,7 +217,7 @@ def worker_memory(pairs: Sequence[MatrixPair]) -> int:
     return 3 * 8 * side**2 + 4 * 8 * BLOCK
 
 
-def _outcome(
+def outcome_of(
     pair: MatrixPair,
     base: Checkpoint,
     tuned: Checkpoint,
@@ -266,7 +271,7 @@ def _measured(
     remember: Remember,
     grams: Grams,
 ) -> Outcome:
-    space = _own_workspace()
+    space = own_workspace()
     stored = pair.tuned.info.dtype
     if pair.base is None:
         only = _view(pair, pair.tuned, tuned)
@@ -277,7 +282,7 @@ def _measured(
         return Outcome(
             pair.key, "measured", reason="only_in_tuned", detail=pair.detail, measurements=(alone,)
         )
-    base_matrix, matrix = _views(pair, pair.base, base, tuned)
+    base_matrix, matrix = views(pair, pair.base, base, tuned)
     detail = pair.detail or None
     formats = pair.base.info.dtype, stored
     if isinstance(matrix, Updated):
@@ -332,7 +337,7 @@ def _measured(
     )
 
 
-def _own_workspace() -> Workspace:
+def own_workspace() -> Workspace:
     """The buffers of this thread."""
     if not hasattr(_LOCAL, "space"):
         _LOCAL.space = Workspace()
@@ -340,7 +345,7 @@ def _own_workspace() -> Workspace:
     return space
 
 
-def _views(
+def views(
     pair: MatrixPair, operand: Operand, base: Checkpoint, tuned: Checkpoint
 ) -> tuple[Matrix, Matrix]:
     """Both matrices of a pair, cut into the same dimensions."""

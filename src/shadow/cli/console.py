@@ -72,7 +72,7 @@ def show_json(value: Any) -> None:
 
 def show_text(text: str) -> None:
     """Data as it is, such as Markdown, on stdout: never wrapped or coloured."""
-    if not _is_watched(out):
+    if not is_watched(out):
         text = inert(text)
     print(text, end="")
 
@@ -124,7 +124,7 @@ def continuable() -> Iterator[None]:
 
 
 def _print(console: Console, renderable: RenderableType) -> None:
-    if _is_watched(console):
+    if is_watched(console):
         console.print(renderable)
         return
     console.file.write(_rendered(console, renderable))
@@ -136,12 +136,12 @@ def _rendered(console: Console, renderable: RenderableType) -> str:
     """
     with console.capture() as captured:
         console.print(renderable)
-    if _is_watched(console):
+    if is_watched(console):
         return captured.get()
     return inert(re.sub(r"[^\S\n]+$", "", captured.get(), flags=re.MULTILINE))
 
 
-def _is_watched(console: Console) -> bool:
+def is_watched(console: Console) -> bool:
     """Whether a person sees it. Console.is_terminal is true in CI too, with FORCE_COLOR."""
     return console.is_terminal and console.file.isatty()
 
@@ -154,7 +154,7 @@ def pairs_progress(
 
     several: pairs are audited several at a time, and have one bar together. hidden: no bar at all.
     """
-    if hidden or not _is_watched(err):
+    if hidden or not is_watched(err):
         return contextlib.nullcontext(_no_bar)
     from shadow.cli import bars
 
@@ -170,7 +170,7 @@ def _no_bar(title: str) -> contextlib.AbstractContextManager[Callable[[Any], Non
 
 def steps(title: str) -> contextlib.AbstractContextManager[Callable[[int, int, str], None]]:
     """A bar of steps on stderr, with the last one's name, while somebody watches."""
-    if not _is_watched(err):
+    if not is_watched(err):
         return contextlib.nullcontext(lambda done, total, what: None)
     from shadow.cli import bars
 
