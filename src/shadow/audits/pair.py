@@ -19,7 +19,7 @@ import torch
 
 from shadow.audits import details
 from shadow.audits.cache_folder import size_of
-from shadow.audits.devices import CPU, in_words, open_device, told
+from shadow.audits.devices import CPU, device_use, in_words, open_device
 from shadow.audits.finished import (
     already_done,
     differences,
@@ -183,8 +183,8 @@ def run_asked(asked: Asked) -> AuditResult:
         done, broken = already_done(folder, there, wanted, runtime)
         if done is not None:
             return with_new_label(done, wanted, scored, runtime.say)
-    # a filter that the model has nothing of is told before a report that is in the way, where that
-    # fetches no weights
+    # where that fetches no weights, a filter that the model has nothing of is refused before a
+    # report that is in the way
     is_cheap = not pickled_part(base) and not pickled_part(tuned)
     lined = None
     if not other or runtime.overwrite or (settings.chosen != Filter() and is_cheap):
@@ -415,7 +415,7 @@ def _measure(asked: Asked, lined: AlignedPair, journal: Journal) -> int:
             f" {size})"
         )
     if device is not None:
-        runtime.say(in_words(told(asked.settings.device, journal.outcomes.values())))
+        runtime.say(in_words(device_use(asked.settings.device, journal.outcomes.values())))
     return matrices - resumed
 
 
@@ -441,7 +441,7 @@ def _run_metadata(settings: Settings, clock: _Clock, outcomes: Iterable[Outcome]
         "seconds": round(clock.seconds(), 3),
     }
     if settings.device != CPU:
-        use = told(settings.device, outcomes)
+        use = device_use(settings.device, outcomes)
         run["device"] = settings.device.kind if use.get("on_device") else "cpu"
         run["device_use"] = use
     return run

@@ -38,9 +38,9 @@ CORES = 4
 # of a task that loses its process or machine each time; what it had measured is not measured again
 ATTEMPTS = 3
 GRACE = 5.0  # seconds that cancelled tasks have to end by themselves
-LAST_WORDS = 60.0  # seconds in which what a task told before it ended is waited for
+LAST_WORDS = 60.0  # seconds in which the last messages of a task are waited for
 TICK = 0.25  # seconds between two looks at what tasks tell
-EMPTY_TOLD = 5.0  # seconds without any machine, after which that is told
+EMPTY_TOLD = 5.0  # seconds without any machine, after which a line says so
 EMPTY_ENDS = 600.0  # after which the run ends; a cluster that is replaced is there again by then
 TOLD_EVERY = 0.5  # seconds between two messages on the progress of a task
 NOBODY = (
@@ -152,7 +152,7 @@ def _no_address(address: str) -> UsageError:
 def _without_talk() -> Iterator[None]:
     """Ray prints what befalls its workers on stdout, which is for data.
 
-    What matters of it is told here.
+    What matters of it is said here.
     """
     from ray._private import worker
 
@@ -353,7 +353,7 @@ class RayEngine:
         self._running[remote.remote(there)] = _Running(task, machine, begun, here)
 
     def _portable(self, runtime: Runtime, task: Task) -> Runtime:
-        """A runtime without those who are told, which stay here."""
+        """A runtime without its listeners, which stay here."""
         return replace(
             runtime,
             jobs=1 if task in self._wary else runtime.jobs,
@@ -364,17 +364,17 @@ class RayEngine:
         )
 
     def _relay(self, patience: float) -> None:
-        """Pass on what tasks have told, if it comes within so many seconds."""
+        """Pass on the messages of tasks, if they come within so many seconds."""
         import ray
 
         with contextlib.suppress(ray.exceptions.RayError):
             ear, before = self._heard
             ear, before, messages = ray.get(self.ear.since.remote(ear, before), timeout=patience)
             self._heard = ear, before + len(messages)
-            for name, told in messages:
+            for name, message in messages:
                 for running in self._running.values():
                     if running.task.name == name:
-                        _pass_on(told, running.runtime)
+                        _pass_on(message, running.runtime)
 
     def _ended(self, reference: Any) -> Ended | None:
         """What became of a task; None where it begins once more."""
@@ -473,15 +473,15 @@ def too_large(
     )
 
 
-def _pass_on(told: object, runtime: Runtime) -> None:
+def _pass_on(message: object, runtime: Runtime) -> None:
     """A tuple holds lines of `--verbose`, several at a time."""
-    if isinstance(told, Progress):
-        runtime.show(told)
-    elif isinstance(told, tuple):
-        for line in told:
+    if isinstance(message, Progress):
+        runtime.show(message)
+    elif isinstance(message, tuple):
+        for line in message:
             runtime.detail(line)
     else:
-        runtime.say(str(told))
+        runtime.say(str(message))
 
 
 class Ear:
@@ -495,8 +495,8 @@ class Ear:
         self._told: list[tuple[str, object]] = []
         self._gone = 0
 
-    def tell(self, name: str, told: object) -> None:
-        self._told.append((name, told))
+    def tell(self, name: str, message: object) -> None:
+        self._told.append((name, message))
 
     def since(self, ear: str, count: int) -> tuple[str, int, list[tuple[str, object]]]:
         """Which ear this is, and all messages behind the first so many, whose number comes too:
@@ -569,7 +569,7 @@ def _carry_out(there: _There) -> tuple[Any, BaseException | None]:
     # Where there is no such folder, nothing relative is there either.
     with contextlib.suppress(OSError):
         os.chdir(there.folder)
-    told = details_told = 0.0
+    next_state = next_details = 0.0
     details: SimpleQueue[str] = SimpleQueue()  # of any thread
 
     def tell(what: object) -> None:
@@ -586,16 +586,16 @@ def _carry_out(there: _There) -> tuple[Any, BaseException | None]:
         tell(text)
 
     def detail(text: str) -> None:
-        nonlocal details_told
+        nonlocal next_details
         details.put(text)
-        if time.monotonic() >= details_told:
-            details_told = time.monotonic() + TOLD_EVERY
+        if time.monotonic() >= next_details:
+            next_details = time.monotonic() + TOLD_EVERY
             tell_details()
 
     def show(state: Progress) -> None:
-        nonlocal told
-        if time.monotonic() >= told or state.done == state.total:
-            told = time.monotonic() + TOLD_EVERY
+        nonlocal next_state
+        if time.monotonic() >= next_state or state.done == state.total:
+            next_state = time.monotonic() + TOLD_EVERY
             with contextlib.suppress(ray.exceptions.RayError):
                 there.ear.tell.remote(there.name, state)
 

@@ -402,7 +402,7 @@ def _parts_of(
     outcomes: Mapping[str, Outcome],
 ) -> list[_Part]:
     """The matrices and vectors of a tensor. An embedding that is also the other side's tied head is
-    told by what it is itself.
+    described by what it is itself.
     """
     every_part = [_part(side, holder, outcomes) for holder in held[name]]
     own_parts = [
@@ -464,7 +464,7 @@ class _Part:
         return self.outcome.status == "skipped" and self.outcome.reason in STRICT
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         """`experts.up 3 nonfinite`."""
         slot = self.place.slot if self.place.module == "bias" else ""
         expert = "" if self.place.expert is None else str(self.place.expert)
@@ -486,18 +486,20 @@ def _merged(parts: Sequence[_Part]) -> tuple[str, str | None, str | None]:
         status = next(s for s in ("measured", "identical", "skipped") if s in statuses)
     chosen = (missed or [part for part in parts if part.outcome.status == status])[0].outcome
     if missed and len(missed) < len(parts):
-        descriptions = [" ".join(filter(None, (part.told, part.outcome.detail))) for part in missed]
+        descriptions = [
+            " ".join(filter(None, (part.description, part.outcome.detail))) for part in missed
+        ]
         detail = f"{len(missed)} of {len(parts)} parts not measured: {_listed(descriptions)}"
     elif missed:
         detail = chosen.detail or ""
     else:
-        others = [part.told for part in parts if part.outcome.status != status]
+        others = [part.description for part in parts if part.outcome.status != status]
         detail = "; ".join(filter(None, (chosen.detail, _listed(others))))
     return status, chosen.reason, detail or None
 
 
 def _listed(descriptions: Sequence[str]) -> str:
-    """What is told of several parts, each once, the first few."""
+    """Descriptions of several parts, each once, the first few."""
     return several(list(dict.fromkeys(descriptions)), TOLD, "; ")
 
 

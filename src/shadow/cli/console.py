@@ -87,7 +87,7 @@ def say_nothing(text: str) -> None:
 
 
 def flush() -> None:
-    """Write what stdout still holds: a full disk is told of now, and not by the interpreter."""
+    """Write what stdout still holds: a full disk is noticed now, and not by the interpreter."""
     if sys.stdout is not None:
         sys.stdout.flush()
 
@@ -106,7 +106,7 @@ def annotate(command: str) -> None:
 def complain(error: ShadowError) -> None:
     """An expected fault: one line, and what to do next.
 
-    What was typed may be told as it was, so passwords are left out here.
+    What was typed may be repeated as it was, so passwords are left out here.
     """
     message, hint = (redacted(as_given(text)) for text in (error.message, error.hint or ""))
     _print(err, f"[bold red]error:[/] {escape(visible(message))}")
