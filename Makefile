@@ -24,7 +24,7 @@ TESTS := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -q -n 2 --dist l
 
 # The files that take longest go first, so that none of them is alone on one worker at the end.
 LONG_OF_FAST := $(addprefix tests/,outputs/test_figure.py audits/test_in_parts.py audits/test_merging.py comparing/test_scored_reports.py \
-	audits/test_hub.py audits/test_finished.py outputs/test_page.py lab/test_lab_findings.py summary/test_summary_file.py \
+	audits/test_hub.py audits/test_finished.py outputs/test_page.py lab/test_lab_findings.py telling/test_summary_file.py \
 	reports/test_schema.py audits/test_run.py lab/test_lab_pretrained.py lab/test_lab_widths.py)
 FAST_IN_ORDER := --no-loadscope-reorder $(LONG_OF_FAST) $(filter-out $(LONG_OF_FAST),$(wildcard tests/test_*.py tests/*/test_*.py))
 
@@ -49,6 +49,7 @@ check: setup  ## lint (JavaScript too), format, types, imports, generated pages
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache --no-logo
+	$(BIN)/lint-imports --no-cache --no-logo imports.toml
 	mkdir -p build  # the page has one script, put together from several files: only as one it can be told what is unused
 	$(BIN)/python -c "from shadow.outputs.page.html import scripts; print(scripts()['page'])" > build/page.js
 	$(BIN)/oxlint --no-ignore --config .oxlintrc.json build/page.js src/shadow/outputs/page/scripts/theme.js

@@ -34,8 +34,8 @@ from safetensors.torch import save_file
 
 import shadow
 from shadow.claims.explanations import ANSWERS
+from shadow.claims.summary import Summary
 from shadow.outputs.markdown import plain
-from shadow.summary.summary import Summary
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "findings.md"
 COMMAND = "python benchmarks/findings.py"

@@ -34,7 +34,7 @@ from threadpoolctl import threadpool_limits
 
 from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.checkpoints.pairing import Filter
-from shadow.claims.footprint import MARGIN, ROUNDING
+from shadow.claims.label import MARGIN
 from shadow.dtypes import FLOATS
 from shadow.spectra.delta import Means, Method, extent, measure_pair, working_dtype
 from shadow.spectra.spectrum import Sides, Workspace
@@ -51,6 +51,7 @@ from shadow.summary.bootstrap import (
     medians,
 )
 from shadow.summary.depth import Sum, depth_entropy, depth_gini, ratio
+from shadow.summary.standing import ROUNDING
 from shadow.targets.families import given_pair
 from shadow.targets.references import parse_reference
 

@@ -33,7 +33,7 @@ import encodings.utf_8_sig, pyarrow.vendored.version, scipy.special  # from with
 import jinja2, plotly.offline, matplotlib.figure, matplotlib.backends.backend_svg
 import matplotlib.layout_engine, matplotlib.ticker
 shadow.places.names.name_rules()
-shadow.summary.summary_file._maker()
+shadow.telling.summary_file.maker()
 # Commands are built from their signatures once, not in every fork; and `plan` does not measure the
 # machine for a second each time (test_api.py has a plan that does).
 typer.main.get_command = functools.cache(typer.main.get_command)

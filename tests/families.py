@@ -14,13 +14,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from shadow.claims.summary import summary_from_json
 from shadow.comparing.gains import Gain, Scored
 from shadow.comparing.kept_scores import kept_bytes
 from shadow.reports.atomic_replacement import KEPT
 from shadow.reports.columns import MATRICES, RESIDUAL, SPECTRA, TENSORS
 from shadow.reports.parquet import arrow_schema
-from shadow.summary.summary import summarise, summary_from_json
-from shadow.summary.summary_file import summary_bytes
+from shadow.telling.reading import summarise
+from shadow.telling.summary_file import summary_bytes
 
 DENSE = {  # Qwen2.5-7B: (rows, cols)
     "attn.q": (3584, 3584),

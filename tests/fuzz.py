@@ -35,13 +35,13 @@ from shadow.audits.list_index import MARK, read_index
 from shadow.checkpoints.opening import open_folder
 from shadow.checkpoints.safetensors_files import read_header
 from shadow.claims.rules import read_policy
-from shadow.claims.verdicts import read_measured
 from shadow.comparing.gains import Gain
 from shadow.comparing.kept_scores import read_kept
 from shadow.comparing.scores import read_scores
 from shadow.errors import ShadowError
 from shadow.targets.families import load_families
 from shadow.targets.lists import read_list
+from shadow.telling.reading import read_measured
 
 SECONDS = 5.0  # of CPU for one file of a few KB: the slowest of them takes a tenth
 MEMORY = 2 << 30  # bytes beyond what is in use

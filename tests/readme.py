@@ -22,29 +22,16 @@ import pages
 import pandas as pd
 import picture
 
-from shadow.claims.footprint import GATES
-from shadow.claims.reference import calibration, reach
+from shadow.claims.gates import GATES
 from shadow.comparing.scores import COLUMNS
-from shadow.lab import pretrained_page
-from shadow.lab.calibration import pretrained_verdicts
-from shadow.lab.design import SCALES
-from shadow.lab.findings import contrast, main_runs
-from shadow.lab.page import (
-    estimate,
-    margin_table,
-    margin_words,
-    rates_table,
-    reliance_words,
-    seed_words,
-    treatment_words,
-)
-from shadow.lab.page import table as markdown_table
-from shadow.lab.results import read
 from shadow.outputs.exports import FORMATS
 from shadow.reports.columns import NOTATION, TABLES
 from shadow.reports.columns import SCHEMA as NUMBER
 from shadow.reports.glossary import GLOSSARY
 from shadow.reports.schema import FILES, RULES, is_later, null_cases
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "evidence"))
+from evidence_parts import PARTS
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -183,58 +170,13 @@ def fenced(text: str) -> str:
     return f"```text\n{text}\n```"
 
 
-def lab() -> str:
-    """The lab's main differences in concentration, by scale, from the tables in docs/lab."""
-    runs = read(ROOT / "docs" / "lab")["runs"]
-    pairs = {
-        "B - C": "narrow against broad data",
-        "D - A": "repetition against the control",
-        "C - A": "broad data against the original mixture",
-    }
-    rows = []
-    for scale in SCALES:
-        own = main_runs(runs, scale)
-        bases = own["base"].nunique()
-        for name, what in pairs.items() if bases else ():
-            found = contrast(own, name[0], name[-1])
-            rows.append(
-                [
-                    f"{scale}, {bases} base{'s' if bases > 1 else ''}: {name}, {what}",
-                    estimate(found, "+.3f"),
-                ]
-            )
-    return markdown_table(["", "difference in concentration"], rows)
-
-
-def pretrained() -> str:
-    """What the continuations of the pretrained decoder show, from the tables in docs/lab."""
-    folder = ROOT / "docs" / "lab"
-    states = pretrained_page.read(folder).states
-    found = pretrained_page.predictions(states, pd.read_parquet(folder / "widths.parquet"))
-    return f"{pretrained_page.in_short(states)}\n\n{pretrained_page.reaching(found)}"
-
-
-def margin() -> str:
-    """What the margin of `shadow compare` rests on, from the tables in docs/lab."""
-    folder = ROOT / "docs" / "lab"
-    tables = read(folder)
-    compared = pretrained_verdicts(pretrained_page.read(folder).compared)
-    return "\n\n".join(
-        [
-            margin_table(tables["comparisons"], compared),
-            margin_words(tables["comparisons"]),
-            treatment_words(tables["runs"]),
-        ]
-    )
-
-
 def gates() -> str:
     """A Markdown table of the gates."""
     return "\n".join(
         [
             "| gate | passes when |",
             "|---|---|",
-            *(f"| {name} | {text} |" for name, text in GATES.items()),
+            *(f"| {name} | {gate.meaning} |" for name, gate in GATES.items()),
         ]
     )
 
@@ -303,13 +245,7 @@ BLOCKS: dict[str, Callable[[], str]] = {  # every generated part by name
     "families": lambda: fenced(shadow("families", "--tag", "stages")),
     "notation": lambda: NOTATION,
     "gates": gates,
-    "lab": lab,
-    "errors": lambda: rates_table(calibration().rates),
-    "margin": margin,
-    "seeds": lambda: seed_words(read(ROOT / "docs" / "lab")["comparisons"]),
-    "reliance": lambda: reliance_words(read(ROOT / "docs" / "lab")),
-    "reach": lambda: reach(calibration()),
-    "pretrained": pretrained,
+    **PARTS,
     "demo-scores": lambda: f"```csv\n{demo_scores()}\n```",
     "scored": lambda: fenced(scored_demo()),
     "score-columns": score_columns,

@@ -30,7 +30,7 @@ from shadow.reports.columns import SPECTRA, TABLES
 from shadow.reports.parquet import arrow_schema
 from shadow.reports.provenance import Provenance
 from shadow.reports.report import Report
-from shadow.summary.summary_file import _maker
+from shadow.telling.summary_file import maker
 
 ROOT = Path(__file__).parents[1]
 FUNCTIONS = ("audit", "read", "read_all", "plan", "pairs", "compare", "judge", "export")
@@ -438,7 +438,7 @@ def test_a_page_reads_each_file_of_a_report_once(audited, read_files):
     from shadow.outputs.page.pair import read_pair
 
     report = shadow.read(audited[0].folder)
-    _maker()  # which reads the code
+    maker()  # which reads the code
     read_files.clear()
     section = read_pair(report, "here", 0, 1, with_step=True)
     assert section.step is not None

@@ -504,7 +504,7 @@ def test_the_python_page_has_modules_that_are_there():
     modules = re.findall(
         r"(?m)^::: ([\w.]+)$", (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     )
-    assert {"shadow.api", "shadow.summary.summary", "shadow.comparing.comparison"} <= set(modules)
+    assert {"shadow.api", "shadow.claims.summary", "shadow.comparing.comparison"} <= set(modules)
     assert all(importlib.import_module(name).__doc__ for name in modules)
 
 
@@ -556,7 +556,7 @@ def test_the_site_has_every_module_and_command(site):
     python = (folder / "api" / "index.html").read_text(encoding="utf-8")
     for name in (
         "shadow.audits.pair.run_pair",
-        "shadow.summary.summary.read_summary",
+        "shadow.telling.reading.read_summary",
         "shadow.comparing.comparison.compare",
         "shadow.targets.lists.select",
     ):

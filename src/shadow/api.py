@@ -457,7 +457,8 @@ def judge(
         ShadowError: Where a report cannot be read.
     """
     from shadow.claims.rules import gather
-    from shadow.claims.verdicts import judge_report, read_measured
+    from shadow.claims.verdicts import judge_report
+    from shadow.telling.reading import read_measured
 
     listed: Sequence[str] = ()
     policy = None

@@ -67,9 +67,7 @@ def toys(tmp_path_factory):
         for name, one in base.items()
     }
     models.write(
-        folder / "base",
-        {name: one.bfloat16() for name, one in base.items()},
-        models.LLAMA,
+        folder / "base", {name: one.bfloat16() for name, one in base.items()}, models.LLAMA
     )
     models.write(folder / "tuned", tuned, models.LLAMA)
     return folder
@@ -686,10 +684,9 @@ def test_a_pair_by_torch_is_that_of_the_cpu_to_the_rounding_of_a_gram(tmp_path):
     offloaded = Offloaded(Offload(TorchDevice("cpu"), said.append), "one")
     by_device = measure(base, tuned, method=Method(nulls=1), grams=offloaded)
     by_cpu = measure(base, tuned, method=Method(nulls=1))
-    assert (offloaded.made, said) == (
-        {"cpu": 4},
-        [],
-    ), "torch calls the device cpu: three sides and a draw"
+    assert (offloaded.made, said) == ({"cpu": 4}, []), (
+        "torch calls the device cpu: three sides and a draw"
+    )
     for one, other in zip(by_device, by_cpu, strict=True):
         assert one.precision == other.precision == "default"
         energy = float((other.sigma**2).sum())

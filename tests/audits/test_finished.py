@@ -32,10 +32,10 @@ from shadow.reports.atomic_replacement import READY
 from shadow.reports.folders import found_below
 from shadow.reports.provenance import finished_metadata
 from shadow.spectra.delta import Method
-from shadow.summary.summary import read_summary
 from shadow.targets.families import given_pair
 from shadow.targets.lists import select
 from shadow.targets.references import parse_reference
+from shadow.telling.reading import read_summary
 
 EVERYTHING = Settings(Method(subspaces=False), Filter())
 

@@ -38,10 +38,11 @@ from shadow.errors import BusyError, ShadowError
 from shadow.reports.columns import MATRICES
 from shadow.reports.parquet import TableFile, arrow_schema, pages_of, table_of
 from shadow.spectra.delta import Method
-from shadow.summary import summary as summary_module
-from shadow.summary.summary import read_summary
+from shadow.summary import making, tables
 from shadow.targets.families import given_pair
 from shadow.targets.references import parse_reference
+from shadow.telling import reading
+from shadow.telling.reading import read_summary
 
 SETTINGS = Settings(Method(), Filter())
 NAMES = [
@@ -213,7 +214,7 @@ def test_a_large_report_is_written_in_row_groups(tmp_path, pair, monkeypatch, li
         subjects = Counter(file.read_row_group(number)["subject"].to_pylist())
         assert len(set(subjects.values())) == 1
     assert cut.summary == whole.summary
-    monkeypatch.setattr(summary_module, "summarise", None)  # a summary that is believed needs none
+    monkeypatch.setattr(reading, "summarise", None)  # a summary that is believed needs none
     assert read_summary(cut.folder)[0] == whole.summary
 
 
@@ -507,10 +508,10 @@ def test_memory_grows_by_about_a_kilobyte_for_each_matrix(tmp_path, monkeypatch)
     allocate. The least of two runs: tables of the whole process, such as that of interned names,
     are doubled now and then, whichever pair comes next.
     """
-    for module, name in ((rows, "CHUNK"), (summary_module, "PIECE")):
+    for module, name in ((rows, "CHUNK"), (tables, "PIECE")):
         monkeypatch.setattr(module, name, 100)
     monkeypatch.setattr(rows, "GROUP", 300)
-    monkeypatch.setattr(summary_module, "TOGETHER", 2_000)
+    monkeypatch.setattr(making, "TOGETHER", 2_000)
     settings = Settings(Method(subspaces=False), Filter())
     known: dict[str, Outcome] = {}
     most: dict[str, list[int]] = {"measuring": [], "writing": []}

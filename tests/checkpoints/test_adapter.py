@@ -123,7 +123,7 @@ def test_a_low_rank_delta_is_numpys(tmp_path):
     left = torch.randn(48, rank, generator=generator)
     right = torch.randn(rank, 64, generator=generator)
     name = "model.layers.0.self_attn.q_proj"
-    models.write(tmp_path / "base", {f"{name}.weight": base}, {"model_type": "llama"})
+    models.write(tmp_path / "base", {f"{name}.weight": base}, models.LLAMA)
     write_adapter(tmp_path / "adapter", name, left, right, alpha)
     _, matrices, _ = run(tmp_path / "base", tmp_path / "adapter", tmp_path / "out")
     delta = matrices[matrices["subject"] == "delta"].iloc[0]
@@ -156,9 +156,7 @@ def write_adapter(folder, module, left, right, alpha=8, more=None, **config):
 def test_an_untrained_adapter_is_identical(tmp_path):
     """B is zero at first: nothing has changed, and nothing is measured."""
     name = "model.layers.0.self_attn.q_proj"
-    models.write(
-        tmp_path / "base", {f"{name}.weight": torch.randn(8, 6).bfloat16()}, {"model_type": "llama"}
-    )
+    models.write(tmp_path / "base", {f"{name}.weight": torch.randn(8, 6).bfloat16()}, models.LLAMA)
     write_adapter(tmp_path / "adapter", name, torch.zeros(8, 2), torch.randn(2, 6))
     _, matrices, tensors = run(tmp_path / "base", tmp_path / "adapter", tmp_path / "out")
     assert len(matrices) == 0
@@ -175,7 +173,7 @@ def test_factors_that_do_not_fit_have_a_reason(tmp_path):
             f"{name}.weight": torch.randn(8, 6),
             "model.layers.0.self_attn.k_proj.weight": torch.randn(8, 6),
         },
-        {"model_type": "llama"},
+        models.LLAMA,
     )
     prefix = "base_model.model.model.layers"
     more = {
@@ -232,7 +230,7 @@ def test_block_scaled_fp8_is_dequantised(tmp_path):
     raw = (base.float() * 100 + torch.randn(shape, generator=generator)).to(torch.float8_e4m3fn)
     scales = torch.full((2, 2), 0.01) + 0.001 * torch.rand(2, 2, generator=generator)
     name = "model.layers.0.mlp.up_proj.weight"
-    models.write(tmp_path / "base", {name: base}, {"model_type": "llama"})
+    models.write(tmp_path / "base", {name: base}, models.LLAMA)
     config = {
         "model_type": "llama",
         "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]},
@@ -263,10 +261,8 @@ def test_the_rounding_of_scaled_fp8_is_known_within_a_factor_of_two(tmp_path):
     full = scales.repeat_interleave(128, 0).repeat_interleave(128, 1)
     raw = (base.float() / full + torch.randn(256, 256, generator=generator)).to(torch.float8_e4m3fn)
     name = "model.layers.0.mlp.up_proj.weight"
-    models.write(tmp_path / "base", {name: base}, {"model_type": "llama"})
-    models.write(
-        tmp_path / "tuned", {name: raw, f"{name}_scale_inv": scales}, {"model_type": "llama"}
-    )
+    models.write(tmp_path / "base", {name: base}, models.LLAMA)
+    models.write(tmp_path / "tuned", {name: raw, f"{name}_scale_inv": scales}, models.LLAMA)
     _, matrices, _ = run(tmp_path / "base", tmp_path / "tuned", tmp_path / "out")
     quanta = raw.double()
     steps = 2.0 ** (torch.floor(torch.log2(quanta.abs().clamp_min(2.0**-6))) - 3) * full.double()
@@ -288,13 +284,9 @@ def test_scales_that_do_not_fit_leave_the_weight_quantized(scales, tmp_path):
     """Another shape or dtype of scales is not guessed at: both tensors are skipped, with reason."""
     name = "model.layers.0.mlp.up_proj.weight"
     norm = {"model.norm.weight": torch.ones(8), "model.embed_tokens.weight": torch.randn(8, 8)}
-    models.write(tmp_path / "base", {name: torch.randn(200, 160), **norm}, {"model_type": "llama"})
+    models.write(tmp_path / "base", {name: torch.randn(200, 160), **norm}, models.LLAMA)
     raw = torch.randn(200, 160).to(torch.float8_e4m3fn)
-    models.write(
-        tmp_path / "tuned",
-        {name: raw, f"{name}_scale_inv": scales, **norm},
-        {"model_type": "llama"},
-    )
+    models.write(tmp_path / "tuned", {name: raw, f"{name}_scale_inv": scales, **norm}, models.LLAMA)
     _, matrices, tensors = run(tmp_path / "base", tmp_path / "tuned", tmp_path / "out")
     tuned = tensors[(tensors["side"] == "tuned") & tensors["tensor"].str.startswith(name)]
     assert len(tuned) == 2

@@ -159,6 +159,11 @@ def opened(folder, tensors: Tensors, config: dict):
     return open_folder(str(models.write(folder, tensors, config)))
 
 
+def pairing_of(folder, one, other):
+    """What pairs of two (tensors, config), and what does not."""
+    return pair_checkpoints(opened(folder / "a", *one), opened(folder / "b", *other), Filter())
+
+
 def lines_up(tmp_path, one, other) -> None:
     """Two (tensors, config) of one model pair as equal, completely, in both directions."""
     sides = opened(tmp_path / "one", *one), opened(tmp_path / "other", *other)
@@ -200,11 +205,9 @@ def test_without_a_head_count_a_grouped_projection_stays_whole(llama, tmp_path):
     tensors = llama["grouped"]
     silent = {"model_type": "internlm2"}
     lines_up(tmp_path / "a", (change(tensors), silent), (change(tensors), silent))
-    sides = opened(tmp_path / "b", tensors, config), opened(tmp_path / "c", change(tensors), silent)
-    pairs, skipped = pair_checkpoints(*sides, Filter())
-    assert not any(
-        pair.place.module.startswith("attn.") and pair.place.module != "attn.o" for pair in pairs
-    )
+    pairs, skipped = pairing_of(tmp_path / "b", (tensors, config), (change(tensors), silent))
+    modules = {pair.place.module for pair in pairs}
+    assert {module for module in modules if module.startswith("attn.")} == {"attn.o"}
     assert {(s.side, s.place.module, s.reason) for s in skipped} == {
         *(("base", module, "only_in_base") for module in ("attn.q", "attn.k", "attn.v")),
         ("tuned", "attn.qkv", "only_in_tuned"),
@@ -319,9 +322,7 @@ def test_a_vision_tower_pairs_with_the_model_it_came_from(tmp_path):
     llava = load_file(models.saved("llava", tmp_path / "llava") / "model.safetensors")
     tower = {name: tensor for name, tensor in llava.items() if name.startswith("vision_tower.")}
     clip = renamed(tower, (r"^vision_tower\.", "vision_model."))
-    pairs, skipped = pair_checkpoints(
-        opened(tmp_path / "a", clip, {}), opened(tmp_path / "b", llava, {}), Filter()
-    )
+    pairs, skipped = pairing_of(tmp_path, (clip, {}), (llava, {}))
     paired = {pair.tuned.info.name for pair in pairs if pair.base}
     assert paired == set(tower)
     assert {pair.place.component for pair in pairs if not pair.base} == {"language", "projector"}
@@ -357,14 +358,8 @@ def test_a_gated_tower_that_numbers_its_layers_is_read_as_such(tmp_path):
     """AIMv2's own files call gate, down, up fc1, fc2, fc3; fc1 of a tower without fc3 is up."""
     block = "vision_tower.trunk.blocks.0"
     own = {f"{block}.mlp.{fc}.weight": torch.randn(40, 24) for fc in ("fc1", "fc3")}
-    own |= {
-        f"{block}.mlp.fc2.weight": torch.randn(24, 40),
-        f"{block}.attn.qkv.weight": torch.randn(72, 24),
-    }
-    own |= {
-        f"{block}.attn.proj.weight": torch.randn(24, 24),
-        f"{block}.norm_1.weight": torch.randn(24),
-    }
+    shapes = {"mlp.fc2": (24, 40), "attn.qkv": (72, 24), "attn.proj": (24, 24), "norm_1": (24,)}
+    own |= {f"{block}.{name}.weight": torch.randn(shape) for name, shape in shapes.items()}
     rules = (
         (r"trunk\.blocks", "encoder.layers"), (r"mlp\.fc1", "ffn.gate_proj"),
         (r"mlp\.fc3", "ffn.up_proj"), (r"mlp\.fc2", "ffn.down_proj"),
@@ -409,9 +404,7 @@ def test_rotary_halves_in_another_order_are_not_subtracted(llama, tmp_path):
         (r"input_layernorm", "attention_norm"), (r"post_attention_layernorm", "ffn_norm"),
         (r"lm_head", "output"),
     )  # fmt: skip
-    pairs, skipped = pair_checkpoints(
-        opened(tmp_path / "a", tensors, {}), opened(tmp_path / "b", consolidated, {}), Filter()
-    )
+    pairs, skipped = pairing_of(tmp_path, (tensors, {}), (consolidated, {}))
     assert {s.place.module for s in skipped} == {"attn.q", "attn.k"}
     assert {s.reason for s in skipped} == {"only_in_base", "only_in_tuned"}
     assert {p.place.module for p in pairs} >= {"attn.v", "attn.o", "mlp.gate", "embed", "head"}
@@ -425,21 +418,13 @@ def test_convolutions_with_channels_last_are_not_subtracted(tmp_path):
         "vision_tower.embeddings.patch_embedding.weight": W,
         "model.layers.0.mlp.up_proj.weight": torch.randn(4, 4),
     }
-    last = {**tower, "vision_tower.embeddings.patch_embedding.weight": W.permute(0, 2, 3, 1)}
-    _, skipped = pair_checkpoints(
-        opened(tmp_path / "a", tower, {}), opened(tmp_path / "b", last, {}), Filter()
-    )
-    assert {(s.side, s.reason) for s in skipped} == {
-        ("base", "shape_differs"),
-        ("tuned", "shape_differs"),
-    }
-    flat = {**tower, "vision_tower.embeddings.patch_embedding.weight": W.flatten(1)}
-    _, skipped = pair_checkpoints(
-        opened(tmp_path / "a", tower, {}), opened(tmp_path / "c", flat, {}), Filter()
-    )
-    assert {s.reason for s in skipped} == {"shape_differs"}, (
-        "nor is what a linear layer may have in any order"
-    )
+    # nor is what a linear layer may have in any order
+    for number, other in enumerate((W.permute(0, 2, 3, 1), W.flatten(1))):
+        changed = {**tower, "vision_tower.embeddings.patch_embedding.weight": other}
+        _, skipped = pairing_of(tmp_path / str(number), (tower, {}), (changed, {}))
+        assert {(s.side, s.reason) for s in skipped} == {
+            (side, "shape_differs") for side in ("base", "tuned")
+        }
 
 
 @pytest.mark.parametrize("first", ["mtp.", "model.mtp."])
@@ -470,17 +455,10 @@ def test_heads_that_a_family_ties_are_tied_without_a_word_in_the_config(tmp_path
         "model.layers.0.mlp.up_proj.weight": torch.randn(4, 8),
     }
     stored = {**model, "lm_head.weight": model["model.embed_tokens.weight"].clone()}
-    for config, reason in (
-        ({"model_type": "gemma2"}, "tied"),
-        ({"model_type": "llama"}, "only_in_tuned"),
-    ):
-        sides = (
-            opened(tmp_path / reason / "a", model, config),
-            opened(tmp_path / reason / "b", stored, config),
-        )
-        assert [(s.info.name, s.reason) for s in pair_checkpoints(*sides, Filter())[1]] == [
-            ("lm_head.weight", reason)
-        ]
+    for model_type, reason in (("gemma2", "tied"), ("llama", "only_in_tuned")):
+        config = {"model_type": model_type}
+        _, skipped = pairing_of(tmp_path / reason, (model, config), (stored, config))
+        assert [(s.info.name, s.reason) for s in skipped] == [("lm_head.weight", reason)]
 
 
 def test_layouts_that_share_nothing_are_not_a_pair(llama, tmp_path):
@@ -488,15 +466,11 @@ def test_layouts_that_share_nothing_are_not_a_pair(llama, tmp_path):
     text = {"model.layers.0.mlp.fc1.weight": torch.randn(8, 8)}
     tower = {"vision_tower.encoder.layers.0.mlp.fc1.weight": torch.randn(8, 8)}
     with pytest.raises(ShadowError, match="share no tensor"):
-        pair_checkpoints(
-            opened(tmp_path / "a", text, {}), opened(tmp_path / "b", tower, {}), Filter()
-        )
+        pairing_of(tmp_path, (text, {}), (tower, {}))
 
 
 def test_blocks_that_look_at_images_leave_the_text_model_its_numbers(tmp_path):
-    """Llama 3.2 Vision puts blocks of cross-attention between those of Llama 3.1: the text model's
-    own still pair with the blocks that they came from, not with those of the same number.
-    """
+    """Of Llama 3.2 Vision the text model's own pair with the blocks that they came from."""
     text, wrapped = {}, {}
     for layer, inside in enumerate((0, 2, 3, 5)):
         for name in ("self_attn.q_proj", "mlp.up_proj"):
@@ -520,40 +494,21 @@ def test_blocks_that_look_at_images_leave_the_text_model_its_numbers(tmp_path):
     assert not models.differences(tuned, tuned)
 
 
-@pytest.mark.parametrize(
-    ("name", "shape", "config", "modules"),
-    [
-        ("model.layers.0.self_attn.qkv_proj", (64, 32), {**GROUPED, "hidden_size": 32}, "qkv"),
-        (
-            "model.layers.0.self_attn.qkv_proj",
-            (64, 32),
-            {"num_attention_heads": 4, "hidden_size": 32},
-            "",
-        ),
-        (
-            "model.layers.0.self_attn.qkv_proj",
-            (96, 32),
-            {"num_attention_heads": 4, "head_dim": 8},
-            "qkv",
-        ),
-        (
-            "model.layers.0.self_attn.qkv_proj",
-            (48, 32),
-            {"num_attention_heads": 4, "head_dim": 8},
-            "",
-        ),
-        (
-            "model.layers.0.self_attn.query_key_value",
-            (96, 32),
-            {"num_attention_heads": 4, "hidden_size": 32},
-            "",
-        ),
-        ("model.layers.0.self_attn.W_pack", (96, 32), {}, "qkv"),
-        ("model.layers.0.self_attn.W_pack", (60, 32), {}, ""),
-        ("visual.blocks.0.attn.qkv", (96, 32), {}, "qkv"),
-        ("visual.blocks.0.attn.qkv", (48, 32), {}, ""),
-    ],
-)
+LAYER, FOUR = "model.layers.0.self_attn.", {"num_attention_heads": 4}
+SPLITS = [
+    (f"{LAYER}qkv_proj", (64, 32), {**GROUPED, "hidden_size": 32}, "qkv"),
+    (f"{LAYER}qkv_proj", (64, 32), {**FOUR, "hidden_size": 32}, ""),
+    (f"{LAYER}qkv_proj", (96, 32), {**FOUR, "head_dim": 8}, "qkv"),
+    (f"{LAYER}qkv_proj", (48, 32), {**FOUR, "head_dim": 8}, ""),
+    (f"{LAYER}query_key_value", (96, 32), {**FOUR, "hidden_size": 32}, ""),
+    (f"{LAYER}W_pack", (96, 32), {}, "qkv"),
+    (f"{LAYER}W_pack", (60, 32), {}, ""),
+    ("visual.blocks.0.attn.qkv", (96, 32), {}, "qkv"),
+    ("visual.blocks.0.attn.qkv", (48, 32), {}, ""),
+]
+
+
+@pytest.mark.parametrize(("name", "shape", "config", "modules"), SPLITS)
 def test_a_split_that_the_shapes_contradict_is_not_made(name, shape, config, modules):
     """Heads of another size than the config says, or thirds that are not square: no split."""
     parts = place_tensors({f"{name}.weight": shape}, config)[f"{name}.weight"]

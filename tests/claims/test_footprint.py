@@ -6,7 +6,6 @@ import json
 from typing import get_args
 
 import models
-import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -15,13 +14,12 @@ from safetensors.torch import load_file
 
 from shadow.audits.pair import Settings, run_pair
 from shadow.checkpoints.pairing import Filter
-from shadow.claims.footprint import Label, gates
+from shadow.claims.label import Label
 from shadow.errors import ShadowError
 from shadow.spectra.delta import Method
-from shadow.summary.coverage import vector_figures
-from shadow.summary.summary import read_summary
 from shadow.targets.families import find_pairs, given_pair, load_families
 from shadow.targets.references import parse_reference
+from shadow.telling.reading import read_summary
 
 GATES = ["changed", "lineage", "paired", "rounding", "rank", "formats"]
 
@@ -130,16 +128,8 @@ def audited(places, tmp_path):
     return run
 
 
-def found_gates(folder):
-    matrices, tensors = (
-        pd.read_parquet(folder / f"{name}.parquet") for name in ("matrices", "tensors")
-    )
-    return {
-        gate.name: gate
-        for gate in gates(
-            matrices[matrices["subject"] == "delta"], tensors, vector_figures(tensors)
-        )
-    }
+def gates_of(done):
+    return {gate.name: gate for gate in done.summary.gates}
 
 
 FAILING = {
@@ -158,7 +148,7 @@ FAILING = {
 @pytest.mark.parametrize("case", chosen(FAILING, ("fine-tune", "another depth", "bf16")))
 def test_each_gate_stops_what_it_is_for_and_nothing_else(case, audited):
     """Real pairs: only the gates that should fail do, each with its figure and reason."""
-    found = found_gates(audited(case).folder)
+    found = gates_of(audited(case))
     assert list(found) == GATES
     assert [name for name, gate in found.items() if not gate.passed] == FAILING[case], found
     assert all(gate.reason for gate in found.values())
@@ -241,7 +231,7 @@ def test_files_of_two_audits_are_not_one_report(audited, tmp_path):
 
 def test_an_audit_of_a_part_is_not_one_of_the_model(audited):
     """A filter leaves parameters out, and the gate says that this was asked for."""
-    gate = found_gates(audited("fine-tune", Filter(layers=(0,))).folder)["paired"]
+    gate = gates_of(audited("fine-tune", Filter(layers=(0,))))["paired"]
     assert not gate.passed
     assert gate.figure < 0.5
     assert "a part was asked for" in gate.reason

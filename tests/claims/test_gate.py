@@ -37,10 +37,9 @@ from shadow.claims.verdicts import (
     judge,
     judge_report,
     notes_on,
-    read_baselines,
-    read_measured,
 )
 from shadow.errors import ShadowError
+from shadow.telling.reading import read_baselines, read_measured
 
 NOT_FIGURES = {"component", "module", "intervals", "layers", "interval_level", "no_interval"}
 

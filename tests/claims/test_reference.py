@@ -10,8 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import mannwhitneyu
 
+from calibration import (
+    DATA,
+    all_rates,
+    fit,
+    pretrained_rates,
+    pretrained_verdicts,
+    reference_csv,
+)
+from calibration import reference as reference_table
+from lab_page import page
 from shadow.claims import reference
-from shadow.claims.footprint import Gate, footprint, label
+from shadow.claims.gates import Gate
+from shadow.claims.label import footprint, label
 from shadow.claims.reference import (
     AXES,
     OPTIMIZERS,
@@ -23,17 +34,8 @@ from shadow.claims.reference import (
     position,
     word,
 )
-from shadow.lab.calibration import (
-    DATA,
-    all_rates,
-    fit,
-    pretrained_rates,
-    pretrained_verdicts,
-    reference_csv,
-)
-from shadow.lab.calibration import reference as reference_table
-from shadow.lab.page import page
-from shadow.lab.results import final, read
+from shadow.lab.estimates import final
+from shadow.lab.results import read
 from shadow.summary.figures import PairFigures
 
 ROOT = Path(__file__).parents[2]
@@ -54,7 +56,7 @@ def tables() -> dict[str, pd.DataFrame]:
 @pytest.mark.generated
 def test_the_page_is_that_of_the_tables(tables: dict[str, pd.DataFrame]) -> None:
     """docs/lab.md is made from docs/lab/*.parquet and holds no other number."""
-    assert (ROOT / "docs" / "lab.md").read_text(encoding="utf-8") == page(tables, "full")
+    assert (ROOT / "docs" / "lab.md").read_text(encoding="utf-8") == page(tables)
 
 
 def test_the_reference_is_that_of_the_tables(tables: dict[str, pd.DataFrame]) -> None:
@@ -76,52 +78,18 @@ def test_the_rates_of_the_pretrained_decoder_do_not_depend_on_which_run_comes_fi
     """B against C of another order is the same verdict turned round; what errs is counted, and a
     pair in two formats is one case, which errs if it does in either.
     """
-    compared = pd.DataFrame(
-        [
-            {
-                "first": "B-adamw-0",
-                "second": "C-adamw-0",
-                "stored": "F32",
-                "verdict": "more concentrated",
-            },
-            {
-                "first": "C-adamw-0",
-                "second": "B-adamw-1",
-                "stored": "F32",
-                "verdict": "less concentrated",
-            },
-            {
-                "first": "C-adamw-0",
-                "second": "B-adamw-1",
-                "stored": "BF16",
-                "verdict": "more concentrated",
-            },
-            {
-                "first": "B-adamw-0",
-                "second": "C-adamw-1",
-                "stored": "F32",
-                "verdict": "not distinguished",
-            },
-            {
-                "first": "D-adamw-0",
-                "second": "A-adamw-1",
-                "stored": "F32",
-                "verdict": "less concentrated",
-            },
-            {
-                "first": "A-adamw-0",
-                "second": "A-adamw-1",
-                "stored": "F32",
-                "verdict": "not distinguished",
-            },
-            {
-                "first": "B-adamw-0",
-                "second": "B-adamw-1",
-                "stored": "F32",
-                "verdict": "different, below the margin",
-            },
-        ]
-    ).assign(difference=0.01, low=0.005, high=0.02)
+    rows = [
+        ("B-adamw-0", "C-adamw-0", "F32", "more concentrated"),
+        ("C-adamw-0", "B-adamw-1", "F32", "less concentrated"),
+        ("C-adamw-0", "B-adamw-1", "BF16", "more concentrated"),
+        ("B-adamw-0", "C-adamw-1", "F32", "not distinguished"),
+        ("D-adamw-0", "A-adamw-1", "F32", "less concentrated"),
+        ("A-adamw-0", "A-adamw-1", "F32", "not distinguished"),
+        ("B-adamw-0", "B-adamw-1", "F32", "different, below the margin"),
+    ]
+    compared = pd.DataFrame(rows, columns=["first", "second", "stored", "verdict"]).assign(
+        difference=0.01, low=0.005, high=0.02
+    )
     counted = {
         one.what.split(",")[0]: (one.errors, one.cases) for one in pretrained_rates(compared)
     }

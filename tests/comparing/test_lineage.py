@@ -21,7 +21,7 @@ from command import run_shadow
 from reports import delta, identity, place, write
 from safetensors.torch import save_file
 
-from shadow.comparing.lineage import MOST_CHAINS, Step, lineage, read_step, shrinking
+from shadow.comparing.lineage import MOST_CHAINS, Step, lineage, shrinking
 from shadow.dtypes import FLOATS
 from shadow.errors import ShadowError
 from shadow.lab import training
@@ -34,7 +34,7 @@ from shadow.spectra import joint
 from shadow.spectra.joint import joint_values, shared_rounding
 from shadow.spectra.spectrum import Workspace
 from shadow.summary.rows import CheckpointSide
-from shadow.summary.summary import SummarisedReport
+from shadow.telling.reading import SummarisedReport, read_step
 
 BF16 = FLOATS["BF16"]
 

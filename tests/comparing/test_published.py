@@ -27,7 +27,7 @@ from shadow.comparing.published import (
     published_figures,
     released,
 )
-from shadow.summary.summary import read_summary
+from shadow.telling.reading import read_summary
 
 SIDE = 1024
 BASE, TUNED = "Org/Base", "Org/Chat"

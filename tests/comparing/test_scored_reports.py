@@ -22,8 +22,8 @@ from shadow.comparing.gains import Scored
 from shadow.comparing.scores import read_scores
 from shadow.errors import ShadowError
 from shadow.files import PARTIAL
-from shadow.summary.summary import read_summary
 from shadow.telling.comparison import comparison_document
+from shadow.telling.reading import read_summary
 from shadow.telling.report import report_document
 from shadow.telling.scores import scores_line
 
@@ -391,11 +391,10 @@ def test_tables_fit_and_names_drive_no_terminal(audited, tmp_path, width):
     scores = read_scores([write(tmp_path / "s" / f"{'long-' * 20}scores.csv", "\n".join(rows))])
     from shadow.comparing.gains import join
     from shadow.comparing.scored_sides import sides_of
-    from shadow.summary.summary import with_scores
 
     folder = audited / "demo" / "base..narrow"
     summary, provenance = read_summary(folder)
-    scored = with_scores(summary, join(scores, sides_of(provenance)))
+    scored = summary.with_scores(join(scores, sides_of(provenance)))
     text = drawn(report_document(scored, provenance, folder).shown(), width)
     assert max(map(len, text.splitlines())) <= width
     assert text.replace("\n", "").isprintable()

@@ -15,11 +15,17 @@ from hypothesis import strategies as st
 from rich.console import Console
 from scipy.stats import ttest_1samp
 
+import calibration
+import contrasts
+import lab_page
+import margins
 from shadow.claims.reference import AXES, Bound, points
-from shadow.lab import calibration, findings, page
-from shadow.lab.findings import OUTCOME, Estimate, over_bases
+from shadow.lab import estimates
+from shadow.lab.design import PROBES
+from shadow.lab.estimates import OUTCOME, Estimate, final, over_bases
+from shadow.lab.figure import figure
 from shadow.lab.results import read, write
-from shadow.lab.view import view
+from shadow.lab.view import View, markdown, terminal, view
 
 SHARES = (0.1, 0.3, 1.0)
 
@@ -45,8 +51,8 @@ def made(bases: int = 3, seeds: int = 2, gap: float = 0.1, slope: float = -0.05)
                 "kind": "trained", "share": share, "run": f"{regime}, adamw, {seed}",
                 "seconds": 1.0, "stopped": "", "loss": 0.1, "relative_norm": norm, OUTCOME: level,
                 "layers_relative_norm": norm, "concentration": level,
-                **{f"right_{probe}": 0.5 + 0.1 * (regime == "B") for probe in findings.PROBES},
-                **{f"base_{probe}": 0.5 for probe in findings.PROBES},
+                **{f"right_{probe}": 0.5 + 0.1 * (regime == "B") for probe in PROBES},
+                **{f"base_{probe}": 0.5 for probe in PROBES},
                 **{name: way * level for name, way in FIGURES.items()},
             }
         )  # fmt: skip
@@ -77,30 +83,30 @@ def test_a_contrast_is_the_mean_over_bases() -> None:
     """B - C at the end: the planted gap and what twice the norm takes off, -0.05 ln 2; alike on
     every base.
     """
-    found = findings.contrast(made(), "B", "C")
+    found = estimates.contrast(made(), "B", "C")
     assert found.value == pytest.approx(0.1 - 0.05 * math.log(2))
     assert (found.low, found.high) == pytest.approx((found.value, found.value))
-    assert findings.contrast(made(), "A", "D").value == pytest.approx(0)
-    assert findings.contrast(made(), "B", "Z") == Estimate(None, None, None, 0)
+    assert estimates.contrast(made(), "A", "D").value == pytest.approx(0)
+    assert estimates.contrast(made(), "B", "Z") == Estimate(None, None, None, 0)
 
 
 def test_at_equal_norm_the_gap_is_the_planted_one() -> None:
     """Concentration is linear in the logarithm of the norm, so interpolation is exact and the norm
     drops out.
     """
-    found = findings.separation(made(), OUTCOME)
+    found = contrasts.separation(made(), OUTCOME)
     assert found.at_norm.value == pytest.approx(0.1)
     assert found.auc == found.auc_at_norm == 1.0
-    reverse = findings.separation(made(gap=-0.1), OUTCOME)
+    reverse = contrasts.separation(made(gap=-0.1), OUTCOME)
     assert reverse.auc_at_norm == 0.0
-    assert findings.separation(made(gap=0.0), OUTCOME).at_norm.value == pytest.approx(0.0)
+    assert contrasts.separation(made(gap=0.0), OUTCOME).at_norm.value == pytest.approx(0.0)
 
 
 def test_runs_without_a_common_norm_are_left_out() -> None:
     """Where one regime starts above what another reaches, nothing is matched."""
     runs = made()
     runs.loc[runs["regime"] == "B", "layers_relative_norm"] *= 1000
-    assert findings.matched(runs, OUTCOME).empty
+    assert contrasts.matched(runs, OUTCOME).empty
 
 
 def test_the_auc_is_the_share_of_pairs() -> None:
@@ -117,12 +123,12 @@ def test_the_auc_is_the_share_of_pairs() -> None:
         ]
         by_base.append(np.mean(wins))
     full = runs.merge(last[["base", "regime", "seed", "figure"]], on=["base", "regime", "seed"])
-    assert findings.separation(full, "figure").auc == pytest.approx(np.mean(by_base))
+    assert contrasts.separation(full, "figure").auc == pytest.approx(np.mean(by_base))
 
 
 def test_gains_are_against_the_base() -> None:
     """B has a tenth more right than its base, the others nothing."""
-    found = findings.gains(made())["narrow"]
+    found = estimates.gains(made())["narrow"]
     assert found["B"].value == pytest.approx(0.1)
     assert found["A"].value == pytest.approx(0.0)
 
@@ -134,7 +140,7 @@ def test_a_control_is_held_against_the_same_bases() -> None:
     extra = extra.assign(treatment="muon", method="muon", **{OUTCOME: extra[OUTCOME] - 0.3})
     rows = {
         (one.treatment, one.regime): one
-        for one in findings.treatments(pd.concat([runs, extra]), "small")
+        for one in contrasts.treatments(pd.concat([runs, extra]), "small")
     }
     assert rows["muon", "C"].change.value == pytest.approx(-0.3)
     assert rows["muon", "C"].change.bases == 1
@@ -156,7 +162,7 @@ def test_no_training_of_the_reference_is_called_the_opposite(
     no narrow one.
     """
     name = next(name for name, its in AXES.items() if its == way)
-    bound = calibration._bound(pd.Series(narrow), pd.Series(broad), way)
+    bound = calibration.bound(pd.Series(narrow), pd.Series(broad), way)
     assert all(points(name, value, bound) <= 0 for value in broad)
     assert all(points(name, value, bound) >= 0 for value in narrow)
     if max(way * np.array(broad)) >= min(way * np.array(narrow)):
@@ -277,18 +283,18 @@ def compared_pairs() -> pd.DataFrame:
 
 def test_what_the_margin_rests_on_is_counted_from_the_comparisons() -> None:
     """Sizes, spreads and verdicts by hand; the misses are split into small ones and others."""
-    found = page.margin_table(compared_pairs(), compared_pairs().iloc[:0])
+    found = margins.margin_table(compared_pairs(), compared_pairs().iloc[:0])
     assert "| two seeds of the same data | 2 | 0.002 to 0.018 | 1 | 0 |" in found
     assert "| B and C: narrow and broad data | 3 | 0.042 to 0.097 | 3 | 1 |" in found
     assert "on bases that have not met them | 1 | 0.030 to 0.030 | 0 | 0 |" in found
-    words = page.margin_words(compared_pairs())
+    words = margins.margin_words(compared_pairs())
     assert "at most 0.018" in words
     assert "by 0.042 to 0.097 on warm bases" in words
     assert "above all differences of seeds and inside the range of B and C" in words
     assert "misses 2 of 3 pairs of B and C: 1 differ by less" in words
     assert "it misses 1 of 1" in words
-    assert page.margin_words(compared_pairs().iloc[:2]) == ""
-    assert "for 1 of 2 pairs" in page.seed_words(compared_pairs())
+    assert margins.margin_words(compared_pairs().iloc[:2]) == ""
+    assert "for 1 of 2 pairs" in margins.seed_words(compared_pairs())
 
 
 def test_what_compare_missed_is_told_with_the_treatments_below_its_margin() -> None:
@@ -297,16 +303,24 @@ def test_what_compare_missed_is_told_with_the_treatments_below_its_margin() -> N
     lora = adamw.assign(treatment="lora", method="lora")
     lora.loc[lora["regime"] == "B", OUTCOME] -= 0.05
     runs = pd.concat([adamw, lora], ignore_index=True)
-    told = page.reliance_words({"runs": runs, "comparisons": compared_pairs()})
+    told = margins.reliance_words({"runs": runs, "comparisons": compared_pairs()})
     assert "called 0 of 2 pairs" in told
     assert "missed 2 of 3 pairs of narrow and broad data, and 1 of 1 on bases" in told
     assert "With LoRA of rank 4, narrow" in told
-    words = page.treatment_words(runs)
+    words = margins.treatment_words(runs)
     assert "AdamW +0.065; LoRA of rank 4, rate 2e-3 +0.015" in words
     assert "adds -0.050 (B) and 0.000 (C)" in words
 
 
 # The page
+
+
+def with_controls(runs: pd.DataFrame) -> pd.DataFrame:
+    """Runs with a cold base and two copies, which the published page has tables of."""
+    own = runs[runs["base"] == "small-warm-0"]
+    cold = own.assign(base="small-cold-0", warm=False)
+    copies = final(own).head(2).assign(kind="copied", regime=["same", "planted"], stopped="changed")
+    return pd.concat([runs, cold, copies], ignore_index=True)
 
 
 def test_labels_are_told_with_those_that_no_norm_allows() -> None:
@@ -316,7 +330,7 @@ def test_labels_are_told_with_those_that_no_norm_allows() -> None:
     runs = made(bases=6)
     odd = (runs["base"] == "small-warm-3") & (runs["regime"] == "B") & (runs["seed"] == 0)
     runs.loc[odd, "relative_norm"] *= 100
-    found = page.page({"runs": runs, "comparisons": pd.DataFrame()}, "full")
+    found = lab_page.page({"runs": with_controls(runs), "comparisons": pd.DataFrame()})
     assert "narrow data are B, Bk and Bn (12)" in found
     head = "|  | concentrated | mixed | distributed | not assessable |"
     rows = found.partition(head)[2].splitlines()
@@ -326,31 +340,38 @@ def test_labels_are_told_with_those_that_no_norm_allows() -> None:
 
 
 def test_a_lab_that_learned_nothing_says_so_first() -> None:
-    """On the page and in the terminal; with one base there is no interval to announce, and counts
-    agree with their nouns.
-    """
+    """In the terminal and in what is written; with one base there is no interval to announce."""
     runs = made(bases=1)
     answers = [name for name in runs if name.startswith(("right_", "base_"))]
-    nothing = {"runs": runs.assign(**dict.fromkeys(answers, 0.0)), "comparisons": pd.DataFrame()}
-    some = {"runs": runs, "comparisons": pd.DataFrame()}
-    warning = "smoke: nothing was learned; the figures mean nothing"
-    told = page.page(nothing, "smoke")
-    assert told.split("\n\n")[1] == f"**{warning}.**"
-    assert "8 trainings of 1 base,\n8 pairs" in told
-    assert "0 minutes of one core" in told
-    assert "95 %" not in told.partition("## Small")[0]
-    assert "what is measured is that narrow data" not in told
-    assert "learned" not in page.page(some, "quick")
-    assert shown(nothing).startswith(warning)
-    assert "one base, so no interval" in shown(some)
-    assert "learned" not in shown(some)
-    several = shown({**some, "runs": made()})
-    assert "mean over bases and 95 % interval" in several
+    nothing = view("smoke", runs.assign(**dict.fromkeys(answers, 0.0)))
+    some, several = view("quick", runs), view("quick", made())
+    assert nothing.warning == "smoke: nothing was learned; the figures mean nothing"
+    assert shown(nothing).startswith(nothing.warning)
+    assert f"**{nothing.warning}**" in markdown(nothing, "smoke", "lab.svg")
+    assert some.warning == ""
+    assert [one.over for one in some.sections] == ["one base, so no interval"]
+    assert [one.over for one in several.sections] == ["mean over bases and 95 % interval"]
 
 
-def shown(tables: dict[str, pd.DataFrame]) -> str:
+def test_the_terminal_and_the_page_tell_the_same() -> None:
+    """Norm, concentration and gains of A to D, then the differences, each a mean over bases."""
+    found = view("quick", made())
+    (section,) = found.sections
+    assert [row[0] for row in section.rows] == [
+        "A  original", "B  benchmark-aligned", "C  coverage-expanding", "D  repetition",
+    ]  # fmt: skip
+    assert section.heads[1:] == ("rel. norm", "conc.", "narrow", "broad", "held out")
+    assert section.rows[1][1:] == ["0.021", "0.503", "+0.100", "+0.100", "+0.100"]
+    assert section.differences[0] == "B - C  +0.065 (+0.065 to +0.065)"
+    for text in (shown(found), markdown(found, "quick", "lab.svg")):
+        assert section.title in text
+        assert all(line in text for line in section.differences)
+        assert all(cell in text for row in section.rows for cell in row)
+
+
+def shown(found: View) -> str:
     console = Console(width=80, file=io.StringIO())
-    console.print(view(tables, "smoke"))
+    console.print(terminal(found))
     written: str = console.file.getvalue()  # type: ignore[attr-defined]
     return written
 
@@ -366,13 +387,16 @@ def test_tables_come_back_as_they_were_written(tmp_path: Path) -> None:
 def test_the_page_says_what_the_tables_say(tmp_path: Path) -> None:
     """B wins and loses as planted; broad data are said to be less concentrated only if they are."""
     comparisons = pd.DataFrame(columns=["base", "regime_first", "regime_second", "verdict"])
-    text = page.page({"runs": made(), "comparisons": comparisons}, "quick")
+    runs = with_controls(made())
+    text = lab_page.page({"runs": runs, "comparisons": comparisons})
     assert "B wins on its benchmark" in text
     assert "does not clearly lose breadth" in text
     assert "are **not** seen to be less concentrated" in text
-    lower = made()
+    lower = runs.copy()
     lower.loc[lower["regime"] == "C", OUTCOME] -= 0.1 + 0.001 * lower["seed"]
     lower[OUTCOME] += 0.001 * lower["base"].str[-1].astype(int) * (lower["regime"] == "C")
-    assert "are **not** seen" not in page.page({"runs": lower, "comparisons": comparisons}, "quick")
-    page.figure({"runs": made()}, tmp_path / "lab.svg")
-    assert "</svg>" in (tmp_path / "lab.svg").read_text()
+    assert "are **not** seen" not in lab_page.page({"runs": lower, "comparisons": comparisons})
+    for draw in (figure, lab_page.figure):
+        draw(runs, tmp_path / "lab.svg")
+        assert "</svg>" in (tmp_path / "lab.svg").read_text()
+        (tmp_path / "lab.svg").unlink()

@@ -18,9 +18,11 @@ import torch
 import transformers
 from typer.testing import CliRunner
 
+import pretrained_page
+from laws import FIGURES
 from shadow.cli.commands import app
 from shadow.errors import ShadowError
-from shadow.lab import pretrained, pretrained_page, texts
+from shadow.lab import pretrained, texts
 from shadow.lab.pretrained import (
     HELD_OUT,
     MIXTURES,
@@ -31,8 +33,9 @@ from shadow.lab.pretrained import (
     held_out,
     rows_of,
 )
+from shadow.lab.run import Finished
 from shadow.lab.texts import INVENTED, QUESTIONS, SOURCES
-from shadow.lab.widths import FIGURES
+from shadow.lab.view import View
 
 NAMES = (*SOURCES, QUESTIONS, INVENTED)
 
@@ -66,7 +69,7 @@ def test_a_model_that_cannot_be_fetched_is_told_with_the_reason(
 
     monkeypatch.setattr(subprocess, "run", run)
     with pytest.raises(ShadowError, match=message) as caught:
-        pretrained._fetch_model(tmp_path)
+        pretrained.fetch_ingredients(tmp_path)
     assert hint in caught.value.hint
 
 
@@ -221,21 +224,24 @@ def test_held_out_loss_is_that_of_the_last_rows():
     assert held_out(model, tokens)["python"] == pytest.approx(float(expected), rel=1e-5)
 
 
-@pytest.mark.slow
-def test_a_base_that_was_cut_off_goes_on_from_its_last_look(out, tmp_path, monkeypatch):
-    """Stopped in the third step of four, it ends as the one that was never stopped, to the bit."""
-    taken = iter(range(3))
-    step = pretrained._step
+class CutOff(dict):
+    """Texts that are read a number of times, after which the training is interrupted."""
 
-    def cut_off(*given):
-        if next(taken, None) is None:
+    left = 15  # a first look at six sources, two rows, a second look, and the third row
+
+    def __getitem__(self, name):
+        self.left -= 1
+        if not self.left:
             raise KeyboardInterrupt
-        return step(*given)
+        return super().__getitem__(name)
 
-    monkeypatch.setattr(pretrained, "_step", cut_off)
+
+@pytest.mark.slow
+def test_a_base_that_was_cut_off_goes_on_from_its_last_look(out, tmp_path):
+    """Stopped in the third step of four, it ends as the one that was never stopped, to the bit."""
     with pytest.raises(KeyboardInterrupt):
-        pretrained.perform(tmp_path, tiny(), (), BUDGET)
-    monkeypatch.setattr(pretrained, "_step", step)
+        pretrained.perform(tmp_path, Ingredients(tiny().start, CutOff(tiny().tokens)), (), BUDGET)
+    assert list(tmp_path.glob(".base*"))
     pretrained.perform(tmp_path, tiny(), (), BUDGET)
     assert (tmp_path / "base.json").read_text() == (out / "base.json").read_text()
     weights = "base/model.safetensors"
@@ -252,6 +258,7 @@ def planted_states(values: dict[str, float], states: int = 3) -> pd.DataFrame:
                 "share": (state + 1) / states, "stored": stored,
                 "layers_relative_norm": 0.01 * (state + 1),
                 "layers_concentration": value + (0.01 if seed else -0.01) + 0.1 * np.log(state + 1),
+                **{f"{when}_{name}": 1.0 for when in ("base", "held_out") for name in SOURCES},
             }
             for data, value in values.items()
             for seed in (0, 1)
@@ -327,7 +334,7 @@ def test_the_published_page_is_made_of_the_published_tables_alone():
     docs = Path(__file__).parents[2] / "docs"
     runs = pretrained_page.read(docs / "lab")
     widths = pd.read_parquet(docs / "lab" / "widths.parquet")
-    made = pretrained_page.page(runs, widths, picture="lab/pretrained.svg")
+    made = pretrained_page.page(runs, widths)
     assert made == (docs / "pretrained.md").read_text(encoding="utf-8")
     assert len(runs.states) == len(pretrained.RUNS) * 2 * 2
 
@@ -335,8 +342,8 @@ def test_the_published_page_is_made_of_the_published_tables_alone():
 @pytest.mark.parametrize("wanted", [["--format", "json"], ["--json"]])
 def test_the_command_tells_the_preset_and_its_rows_as_json(tmp_path, monkeypatch, wanted):
     """As for other presets; what the trainings say is made up."""
-    states = pd.DataFrame({"run": ["A-0", "A-0", "B-0"]})
-    monkeypatch.setattr("shadow.lab.run.run_pretrained", lambda out, **_: states)
+    done = Finished(View("", []), 3, [])
+    monkeypatch.setattr("shadow.lab.run.run", lambda preset, out, **_: done)
     asked = ["lab", "run", "--preset", "pretrained", "-o", str(tmp_path), *wanted]
     told = json.loads(CliRunner().invoke(app, asked).stdout)
     assert told == {"preset": "pretrained", "runs": 3, "folder": str(tmp_path)}

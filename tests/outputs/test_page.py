@@ -43,7 +43,7 @@ from shadow.outputs.page.html import script_json
 from shadow.outputs.page.pair import read_pair, reference_distributions
 from shadow.quantities import portion_of, text_of
 from shadow.reports.columns import DELTA, SPECTRAL
-from shadow.summary.summary import SummarisedReport, read_summary
+from shadow.telling.reading import SummarisedReport, read_summary
 
 HOSTILE = "</script><img src=x onerror=alert(1)><b>&lt;%{x} $\\alpha$ \u202e\u2028\x1b[31m"
 # what a reader sees

@@ -48,10 +48,10 @@ from shadow.reports.remote import (
 from shadow.reports.report import Report
 from shadow.spectra.delta import Method
 from shadow.storage import Store, located, parsed_options, url_of, work_folder
-from shadow.summary.summary import read_summary
 from shadow.targets.families import given_pair
 from shadow.targets.lists import select
 from shadow.targets.references import parse_reference
+from shadow.telling.reading import read_summary
 
 PLAIN = Settings(Method(subspaces=False), Filter())
 FIRST = Settings(Method(subspaces=False), Filter(layers=(0,)))
@@ -76,7 +76,7 @@ def pair(tmp_path):
     for seed, name in enumerate(("base", "tuned")):
         generator = torch.Generator().manual_seed(seed)
         tensors = {UP.format(layer): torch.randn(8, 8, generator=generator) for layer in range(2)}
-        models.write(tmp_path / name, tensors, {"model_type": "llama"})
+        models.write(tmp_path / name, tensors, models.LLAMA)
     return given_pair(*(parse_reference(str(tmp_path / name)) for name in ("base", "tuned")))
 
 
@@ -672,9 +672,7 @@ def toys(tmp_path):
     for seed, name in enumerate(("base", "one")):
         generator = torch.Generator().manual_seed(seed)
         models.write(
-            tmp_path / name,
-            {UP.format(0): torch.randn(8, 8, generator=generator)},
-            {"model_type": "llama"},
+            tmp_path / name, {UP.format(0): torch.randn(8, 8, generator=generator)}, models.LLAMA
         )
     (tmp_path / "toys.yaml").write_text(
         f"toy:\n  base: {tmp_path}/base\n  one: {tmp_path}/one\n  gone: {tmp_path}/gone\n"

@@ -21,7 +21,7 @@ from command import run_shadow
 from shadow.audits.list_index import read_index
 from shadow.reports.remote import CLAIM, fetched
 from shadow.storage import Store, located
-from shadow.summary.summary import read_summary
+from shadow.telling.reading import read_summary
 
 pytestmark = pytest.mark.slow
 QUICK = ("--no-subspaces", "--layer", "0", "--module", "mlp.up")

@@ -22,8 +22,8 @@ from shadow.reports.remote import CLAIM, fetched, fetched_if_any
 from shadow.reports.report import Report
 from shadow.spectra.delta import Method
 from shadow.storage import Store, located
-from shadow.summary.summary import read_summary
 from shadow.targets.lists import select
+from shadow.telling.reading import read_summary
 
 pytestmark = pytest.mark.slow
 PAIR = "demo/base..narrow"

@@ -19,7 +19,7 @@ from view import drawn
 
 from shadow.claims.verdicts import Judgement
 from shadow.outputs.terminal.sparkline import sparkline
-from shadow.summary.summary import read_summary
+from shadow.telling.reading import read_summary
 from shadow.telling.report import layers_filled, report_document
 from shadow.telling.verdicts import pairs_document
 

@@ -155,6 +155,8 @@ FAULTS = {  # what the list holds, the line, what the message and the hint say
     "word": ("demo\n", "", "not a list", "- "),
     "unknown key": (
         "- demo\n- {bsae: a/b, tuned: c/d}\n", ":2", "unknown key 'bsae'", "did you mean 'base'?"),
+    "a misspelt target": (
+        "- {taget: demo}\n", ":1", "unknown key 'taget'", "did you mean 'target'?"),
     "a registry's key": (
         "- {repo: a/b}\n", ":1", "unknown key 'repo'", "options go with the command"),
     "an option": (

@@ -149,7 +149,7 @@ FAULTS = {  # what the file holds, the line, what the message and the hint say
         "unknown key 'xyz'", "language, vision, projector"),
     "component and repo": (
         BASE + "repo: org/l\n    vision: org/v\n  sft: org/s\n", 3,
-        "unknown key 'repo'", "language, vision, projector"),
+        "either `repo` or components", "vision: {repo"),
     "misspelt key in a component": (
         BASE + "vision:\n      repo: org/v\n      revison: x\n  sft: org/s\n", 5,
         "unknown key 'revison'", "'revision'"),

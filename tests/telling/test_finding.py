@@ -21,19 +21,22 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import shadow
+from shadow.claims.draft import Sentence
 from shadow.claims.explanations import ANSWERS, EXPLANATIONS, Explanation
 from shadow.claims.reference import runs
+from shadow.claims.summary import Finding, summary_from_json
 from shadow.claims.verdicts import Judgement
 from shadow.cli.commands import app
 from shadow.outputs.markdown import markdown, plain
 from shadow.quantities import text_of
 from shadow.reports.columns import TABLES
 from shadow.summary.layer_medians import TOPS
-from shadow.summary.summary import read_summary, summary_from_json
-from shadow.telling.finding import CODES, NOT_SHOWN, Finding, finding
+from shadow.summary.rows import PublishedPlace
+from shadow.telling.finding import CODES, NOT_SHOWN, finding
+from shadow.telling.reading import read_summary
 from shadow.telling.report import report_document
 from shadow.telling.verdicts import gate_document
-from shadow.telling.wording import Sentence, factor
+from shadow.telling.wording import factor
 
 SETTINGS = {
     "method": {"precision": "default", "nulls": 0, "seed": 0},
@@ -421,11 +424,13 @@ def test_a_stage_is_told_where_its_name_says_what_it_is(tmp_path, pair, text):
 
 
 def test_what_is_known_of_published_pairs_is_the_last_sentence(tmp_path):
-    """Given as a sentence by who knows them; without it there is none."""
+    """Where a pair lies among published ones stands last; without a place there is no sentence."""
     summary = summary_of(tmp_path, model())
-    given = Sentence("published", "The norm is the 3rd of 45.", {})
-    assert finding(summary, SETTINGS, given).sentences[-1] == given
-    assert "published" not in codes(finding(summary, SETTINGS))
+    size = PublishedPlace(value=0.05, below=2, families=20, pairs=45, least=0.01, most=0.2)
+    published = replace(summary.published, pair=None, size=size)
+    assert codes(finding(replace(summary, published=published), SETTINGS))[-1] == "published"
+    without = replace(summary, published=replace(published, size=None))
+    assert "published" not in codes(finding(without, SETTINGS))
 
 
 # headline

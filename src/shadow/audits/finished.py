@@ -12,6 +12,7 @@ from shadow import __version__
 from shadow.audits.journal import alone_at, remove_journal_of
 from shadow.audits.runtime import DEFAULTS, AuditResult, Runtime
 from shadow.checkpoints.pairing import in_ranges
+from shadow.claims.summary import Summary
 from shadow.comparing.gains import NO_SCORES, Scored
 from shadow.comparing.kept_scores import kept_bytes, read_kept
 from shadow.errors import ShadowError
@@ -33,9 +34,9 @@ from shadow.reports.provenance import (
 )
 from shadow.reports.report import Report
 from shadow.reports.tables import absent_note
-from shadow.summary.summary import Summary, read_summary, summarise, with_scores
-from shadow.summary.summary_file import FILE as SUMMARY
-from shadow.summary.summary_file import SUMMARISED, seal, summary_bytes
+from shadow.telling.reading import read_summary, summarise
+from shadow.telling.summary_file import FILE as SUMMARY
+from shadow.telling.summary_file import SUMMARISED, seal, summary_bytes
 from shadow.text import and_more
 
 SHOWN = 12  # characters of a commit or of a fingerprint
@@ -164,7 +165,7 @@ def with_new_label(
         plain = plain.with_warning("older_report", absent_note(report.absent))
     metadata = {**metadata, **verdict_metadata(plain)}
     given = kept_scores(folder, identity, say) if scored is None else scored
-    summary = with_scores(plain, given)
+    summary = plain.with_scores(given)
     with alone_at(folder), replacing(folder) as staged:
         if had != now:
             files = {

@@ -23,6 +23,7 @@ from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 import pyarrow as pa
 
+from shadow.claims.summary import Summary
 from shadow.errors import ShadowError
 from shadow.files import (
     PARTIAL,
@@ -39,7 +40,6 @@ from shadow.reports.columns import BATCH, SCHEMA
 from shadow.reports.metadata import ReportMetadata
 from shadow.reports.parquet import arrow_schema, parquet_bytes
 from shadow.reports.provenance import METADATA_KEY
-from shadow.summary.summary import Summary
 
 INDEX, TABLE = "index.json", "batch.parquet"
 # what index.json says that it is, so that another file of that name is never overwritten

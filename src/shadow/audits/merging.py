@@ -28,6 +28,7 @@ from shadow.audits.list_index import (
     report_folder,
     write_index,
 )
+from shadow.claims.summary import Summary
 from shadow.comparing.matching import SPECTRA
 from shadow.errors import ShadowError
 from shadow.files import PARTIAL, write_whole, writing
@@ -36,7 +37,7 @@ from shadow.reports.columns import IDENTITY
 from shadow.reports.metadata import ReportMetadata
 from shadow.reports.provenance import AGAIN, check_schema, finished_metadata, refuse_remains
 from shadow.reports.tables import STORED
-from shadow.summary.summary import Summary, read_summary
+from shadow.telling.reading import read_summary
 
 # Two kinds of CPU round differently. Reports of one pair are the same if these columns agree within
 # a relative tolerance; made with SSE, AVX2 and AVX-512 they did within 3e-7. What rests on the

@@ -49,6 +49,7 @@ from shadow.audits.spectrum_cache import SpectrumCache
 from shadow.audits.workers import cost, default_jobs, measure_pairs
 from shadow.checkpoints.pairing import Filter
 from shadow.checkpoints.sources import Fetching, Source, WholeFile
+from shadow.claims.summary import Summary
 from shadow.comparing.gains import Scored, join
 from shadow.comparing.kept_scores import kept_bytes
 from shadow.comparing.scored_sides import neither, sides_of
@@ -61,10 +62,10 @@ from shadow.reports.parquet import TableFile
 from shadow.reports.provenance import Identity
 from shadow.spectra.device import Offload
 from shadow.spectra.spectrum import solve_anew
-from shadow.summary.summary import Summary, summarise, with_scores
-from shadow.summary.summary_file import FILE as SUMMARY
-from shadow.summary.summary_file import seal, summary_bytes
 from shadow.targets.families import Pair
+from shadow.telling.reading import summarise
+from shadow.telling.summary_file import FILE as SUMMARY
+from shadow.telling.summary_file import seal, summary_bytes
 from shadow.text import byte_size, took
 
 Made = TypeVar("Made")
@@ -273,7 +274,7 @@ def _finish(
 
     plain: the summary without scores.
     """
-    summary = with_scores(plain, scored)
+    summary = plain.with_scores(scored)
     paths = {name: file.path for name, file in files.items()}
     metadata: ReportMetadata = {
         **wanted.as_json(),

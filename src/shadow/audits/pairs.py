@@ -25,11 +25,10 @@ from shadow.audits.engine import (
 from shadow.audits.pair import run_pair
 from shadow.audits.runtime import AuditResult, Progress, Runtime, Settings
 from shadow.audits.sides import client_for, references_of
-from shadow.claims.footprint import label_or_gates
+from shadow.claims.summary import Summary
 from shadow.comparing.scores import ScoreFiles
 from shadow.errors import BusyError, KeptError, ShadowError
 from shadow.quantities import text_of
-from shadow.summary.summary import Summary
 from shadow.targets.families import Pair
 from shadow.targets.references import ComponentBase, Reference
 from shadow.telling.size import of_what
@@ -145,7 +144,7 @@ def _in_short(summary: Summary) -> str:
     parts = ["nothing changed"]
     if norm and summary.figures.matrices:
         parts = [f"{text_of(norm, 'share')} {of_what(summary)}"]
-    standing = label_or_gates(summary.label, summary.gates, applies=summary.has_label)
+    standing = summary.label_or_gates
     if standing is not None:
         parts.append(standing)
     return ", ".join(parts)

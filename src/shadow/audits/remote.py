@@ -22,6 +22,7 @@ from shadow.audits.merging import Merged, merge, summary_of
 from shadow.audits.pair import run_pair, when_free
 from shadow.audits.runtime import AuditResult, Runtime, Settings
 from shadow.audits.sides import identity_of
+from shadow.claims.summary import Summary
 from shadow.comparing.scores import ScoreFiles
 from shadow.errors import BusyError, KeptError, ShadowError
 from shadow.files import (
@@ -58,8 +59,8 @@ from shadow.reports.remote import (
 )
 from shadow.reports.report import Report
 from shadow.storage import Store, place_for
-from shadow.summary.summary import Summary, read_summary
 from shadow.targets.families import Pair
+from shadow.telling.reading import read_summary
 
 UPLOADER = "uploading"  # in the folder of a pair: who this machine was, when it began to upload
 

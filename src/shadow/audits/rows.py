@@ -33,7 +33,7 @@ from shadow.spectra.residual import (
     stacked_participation,
     stacked_stderr,
 )
-from shadow.summary.summary import needed
+from shadow.summary.tables import needed
 from shadow.text import several
 
 CHUNK = 2_000  # rows that are held as Python has them
@@ -55,7 +55,7 @@ def write_tables(
     spectra: bool,
 ) -> tuple[dict[str, TableFile], dict[str, pa.Table]]:
     """Write the tables of a finished audit into a folder: their files by name, closed and without
-    metadata; and what a summary needs of them (see `shadow.summary.summary.needed`), which lies in
+    metadata; and what a summary needs of them (see `shadow.summary.tables.needed`), which lies in
     files of scratch, not in memory.
 
     Rows have a fixed order. An outcome is asked for once, and let go when its rows are made.

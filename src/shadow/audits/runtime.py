@@ -15,11 +15,11 @@ from shadow.audits.machine_limits import MachineLimits
 from shadow.audits.plan import Access
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import Filter, MatrixPair, Skipped
+from shadow.claims.summary import Summary
 from shadow.comparing.scores import ScoreFiles
 from shadow.reasons import STRICT
 from shadow.reports.metadata import ReportMetadata, SettingsMetadata
 from shadow.spectra.delta import Method
-from shadow.summary.summary import Summary
 from shadow.targets.families import Pair
 from shadow.targets.references import Reference
 

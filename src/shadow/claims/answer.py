@@ -1,8 +1,8 @@
 """The shape of every claim: a question with its null and its error rate, and the answer to it.
 
 Gates, rules of `--fail-on`, other explanations, the label and what is recognised are claims. A
-claim is an entry of a table, which `shadow explain CLAIM` and the page of claims read, and its
-module answers it from figures. Pure: nothing is measured here.
+claim is an entry of a table, which `shadow explain` and the page of claims read, and a function
+beside the table answers it from figures. Pure: nothing is measured here.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Outcome = Literal["holds", "does_not_hold", "cannot_be_told"]
-Figure = float | int | str
+Figure = float | int
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Claim:
 
     code: str
     title: str
-    """The claim as a statement of a few words, such as `merged adapter`."""
+    """What people call it, in a few words, such as `merged adapter`."""
 
     meaning: str
     """What holds when the claim holds, in one sentence for `shadow explain`."""
@@ -51,11 +51,12 @@ class Answer:
     """The answer to a claim."""
 
     code: str
-    """Of the claim."""
-
     outcome: Outcome
     reason: str
-    """One line."""
-
     figures: Mapping[str, Figure] = field(default_factory=dict)
     """The figures in the reason, unrounded, by their place in summary.json."""
+
+
+def table(*claims: Claim) -> dict[str, Claim]:
+    """Claims by their codes, in their order."""
+    return {claim.code: claim for claim in claims}

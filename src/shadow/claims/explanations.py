@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from shadow.claims.reference import choose_runs, runs
-from shadow.quantities import text_of
-from shadow.telling.known_changes import beyond_rounding
-from shadow.telling.size import told_unrounded
-from shadow.telling.structure import is_low_rank, stands_out
-from shadow.telling.wording import (
-    CLEAR,
+from shadow.claims.answer import Answer, Claim, Figure, Outcome, table
+from shadow.claims.draft import Draft, all_of
+from shadow.claims.recognised import (
     LIKE_NOISE,
     ONE_ROUNDING,
     USUAL_RANK,
-    Draft,
-    Figure,
-    all_of,
-    count_of,
+    beyond_rounding,
+    few_bits,
+    few_of,
+    has_other_norm_unrounded,
+    is_lost,
+    is_low_rank,
+    stands_out,
 )
+from shadow.claims.reference import choose_runs, runs
+from shadow.quantities import text_of
+from shadow.summary.record import PairRecord
 from shadow.text import counted
 
-if TYPE_CHECKING:
-    from shadow.summary.summary import Summary
-
-Answer = Literal["no", "fits", "cannot_be_excluded"]
-ANSWERS: Mapping[Answer, str] = {
+Word = Literal["no", "fits", "cannot_be_excluded"]
+WORDS: Mapping[Outcome, Word] = {
+    "does_not_hold": "no",
+    "holds": "fits",
+    "cannot_be_told": "cannot_be_excluded",
+}
+ANSWERS: Mapping[Word, str] = {
     "no": "no",
     "fits": "fits",
     "cannot_be_excluded": "cannot be excluded",
@@ -39,215 +43,176 @@ SHRINKS, STILL = -0.5, -0.1  # decay_cosine: mostly decay; at most 1 % of the en
 # cosine of base and tuned: decay leaves 1, as each is the other times a number. A matrix that was
 # replaced by another of its norm has 0 and a decay_cosine of -0.71, a negative one -1 and -1.
 POINTS_ALIKE, POINTS_ELSEWHERE = 0.9, 0.5
-EXPLANATIONS: Mapping[str, str] = {
-    "merged_adapter": "merged adapter",
-    "orthogonalised_optimiser": "orthogonalised optimiser",
-    "quantised_copy": "copy through fewer bits",
-    "merge": "merge of models",
-    "short_run": "short or slow training",
-    "novel_data": "novel data",
-    "weight_decay": "weight decay",
-}
+EXPLANATIONS = table(
+    Claim(
+        "merged_adapter",
+        "merged adapter",
+        "the change is an adapter of low rank, stored as one or merged into the base",
+        needs=("figures.rank_ceiling", "inside_layers.rank_least", "inside_layers.rank_most"),
+        null="a rank of all directions",
+    ),
+    Claim(
+        "orthogonalised_optimiser",
+        "orthogonalised optimiser",
+        "an optimiser that makes its updates orthogonal, as Muon does, made the change",
+        needs=("inside_layers.flatter_than_noise", "figures.concentration"),
+    ),
+    Claim(
+        "quantised_copy",
+        "copy through fewer bits",
+        "the tuned side, or the base, went through fewer bits, and the change is that rounding",
+        needs=("inside_layers.levels_tuned_few", "figures.floor_ratio"),
+        null="no matrix with few distinct values in a row",
+    ),
+    Claim(
+        "merge",
+        "merge of models",
+        "the tuned side is a mean of several models",
+    ),
+    Claim(
+        "short_run",
+        "short or slow training",
+        "the training had few steps, or small ones",
+        needs=("figures.relative_norm_overall", "figures.relative_norm_overall_unrounded"),
+    ),
+    Claim(
+        "novel_data",
+        "novel data",
+        "the data were new to the base, rather than narrow",
+    ),
+    Claim(
+        "weight_decay",
+        "weight decay",
+        "the weights shrank, as decay makes them",
+        needs=("inside_layers.decay_cosine", "inside_layers.cosine"),
+        null="a decay_cosine of 0",
+    ),
+)
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """Something else that may have left these figures, whether it did, and why that is known."""
+    """An explanation and its answer, as summary.json has it."""
 
     code: str
     """One of EXPLANATIONS."""
 
     name: str
-    """What people call it."""
-
-    answer: Answer
-    """no, fits, or cannot be excluded."""
-
+    answer: Word
     reason: str
-    """Why."""
-
     figures: Mapping[str, Figure]
     """The figures whose numbers stand in the reason, in full, by their place in summary.json."""
 
 
-def explanations(summary: Summary) -> list[Explanation]:
-    return [
-        _merged_adapter(Draft(summary)),
-        _orthogonalised(Draft(summary)),
-        _quantised(Draft(summary)),
-        _always("merge", "the mean of several models differs from a base as a single model would"),
-        _short_run(Draft(summary)),
-        _always(
-            "novel_data",
-            "data that are new to the base leave the same kind of change as narrow data",
-        ),
-        _weight_decay(Draft(summary)),
-    ]
-
-
-def _always(code: str, reason: str) -> Explanation:
-    return _explained(code, "cannot_be_excluded", reason=reason, figures={})
-
-
-def _is_lost(summary: Summary) -> bool:
-    """Was, or may, so much be rounded away that what is stored does not tell of the update?"""
-    inside, floor = summary.inside_layers, summary.figures.floor_ratio
-    unknown = inside.rounded_away
-    if floor is None or floor < CLEAR:
-        unknown += inside.unexplained
-    return 2 * unknown >= max(1, inside.matrices)
-
-
-def _explained(
-    code: str, answer: Answer, reason: str, figures: Mapping[str, Figure]
-) -> Explanation:
+def as_explanation(answer: Answer) -> Explanation:
+    """The answer of an explanation as summary.json has it."""
     return Explanation(
-        code=code, name=EXPLANATIONS[code], answer=answer, reason=reason, figures=figures
+        code=answer.code,
+        name=EXPLANATIONS[answer.code].title,
+        answer=WORDS[answer.outcome],
+        reason=answer.reason,
+        figures=answer.figures,
     )
 
 
-def _merged_adapter(draft: Draft) -> Explanation:
-    summary = draft.summary
-    code, side = "merged_adapter", summary.figures.short_side
-    least, most = summary.inside_layers.rank_least, summary.inside_layers.rank_most
-    ceiling = summary.figures.rank_ceiling
-    if ceiling is not None:
-        rank = draft.write(ceiling, "figures.rank_ceiling", "count")
-        return _explained(
-            code,
-            "fits",
-            reason=f"the tuned side is an adapter, of rank {rank} at most",
-            figures=draft.figures,
-        )
+def explanations(record: PairRecord) -> list[Answer]:
+    """The answer of every explanation, in the order of EXPLANATIONS."""
+    answers = []
+    for code in EXPLANATIONS:
+        draft = Draft(record)
+        outcome, reason = JUDGES[code](draft)
+        answers.append(draft.answer(code, outcome, reason))
+    return answers
+
+
+def _merge(draft: Draft) -> tuple[Outcome, str]:
+    reason = "the mean of several models differs from a base as a single model would"
+    return "cannot_be_told", reason
+
+
+def _novel_data(draft: Draft) -> tuple[Outcome, str]:
+    reason = "data that are new to the base leave the same kind of change as narrow data"
+    return "cannot_be_told", reason
+
+
+def _merged_adapter(draft: Draft) -> tuple[Outcome, str]:
+    figures, inside = draft.summary.figures, draft.summary.inside_layers
+    if figures.rank_ceiling is not None:
+        rank = draft.write(figures.rank_ceiling, "figures.rank_ceiling", "count")
+        return "holds", f"the tuned side is an adapter, of rank {rank} at most"
+    side, least, most = figures.short_side, inside.rank_least, inside.rank_most
     if side is None or least is None or most is None:
-        return _explained(
-            code, "cannot_be_excluded", reason="the rank of the update is unknown", figures={}
-        )
+        return "cannot_be_told", "the rank of the update is unknown"
+    if least <= 1 and not is_low_rank(draft.summary):
+        return "cannot_be_told", "its rank cannot be told"
     directions = draft.directions()
-    if is_low_rank(summary):
-        rank = text_of(draft.inside("rank_most") or 0, "count")
-        return _explained(
-            code,
-            "fits",
-            reason=f"the median update has rank {rank} at most, of {directions}",
-            figures=draft.figures,
-        )
+    if is_low_rank(draft.summary):
+        rank = draft.write(most, "inside_layers.rank_most", "count")
+        return "holds", f"the median update has rank {rank} at most, of {directions}"
     rank = draft.write(least, "inside_layers.rank_least", "count")
-    if least > min(USUAL_RANK, HIGH * side):
-        reason = f"the median update has rank {rank} or more, of {directions}"
-        if stands_out(summary):
-            spikes = text_of(draft.inside("spikes") or 0, "about")
+    if least <= min(USUAL_RANK, HIGH * side):
+        return "cannot_be_told", f"only a rank below {rank} of {directions} is excluded"
+    reason = f"the median update has rank {rank} or more, of {directions}"
+    if stands_out(draft.summary):
+        spikes = text_of(draft.inside("spikes"), "about")
+        what = "the direction that stands out"
+        if spikes != "1":
             what = f"the {spikes} that stand out"
-            if spikes == "1":
-                what = "the direction that stands out"
-            reason = (
-                f"not alone: {reason}; with another change beside it, an adapter may have left"
-                f" {what}"
-            )
-        return _explained(code, "no", reason=reason, figures=draft.figures)
-    if least > 1:
-        return _explained(
-            code,
-            "cannot_be_excluded",
-            reason=f"only a rank below {rank} of {directions} is excluded",
-            figures=draft.figures,
+        reason = (
+            f"not alone: {reason}; with another change beside it, an adapter may have left {what}"
         )
-    return _explained(code, "cannot_be_excluded", reason="its rank cannot be told", figures={})
+    return "does_not_hold", reason
 
 
-def _orthogonalised(draft: Draft) -> Explanation:
-    summary, code = draft.summary, "orthogonalised_optimiser"
-    judged = summary.inside_layers.judged
-    flatter = summary.inside_layers.flatter_than_noise
+def _orthogonalised(draft: Draft) -> tuple[Outcome, str]:
+    figures, inside = draft.summary.figures, draft.summary.inside_layers
+    judged, flatter = inside.judged, inside.flatter_than_noise
     if judged and 2 * flatter >= judged:
         draft.inside("flatter_than_noise")
         draft.inside("judged")
-        return _explained(
-            code,
-            "fits",
-            reason=f"{all_of(flatter, judged)} inside layers are flatter than noise",
-            figures=draft.figures,
-        )
-    value = summary.figures.concentration
-    known = choose_runs(summary.figures.short_side, "muon", runs())
-    if value is not None and known:
+        return "holds", f"{all_of(flatter, judged)} inside layers are flatter than noise"
+    known = choose_runs(figures.short_side, "muon", runs())
+    if figures.concentration is not None and known:
         most = max(run.concentration for run in known)
         bases = len({run.base for run in known})
-        if value > most + LIKE_NOISE:
-            size = draft.write(value, "figures.concentration", lambda x: f"{x:.2f}")
-            among = (
-                f"{len(known)} trainings of the lab with Muon on {counted(bases, 'base', 'bases')}"
-            )
-            return _explained(
-                code,
-                "no",
-                reason=f"concentration is {size}, and at most {most:.2f} in {among}",
-                figures=draft.figures,
+        if figures.concentration > most + LIKE_NOISE:
+            size = draft.write(figures.concentration, "figures.concentration", "fixed")
+            return "does_not_hold", (
+                f"concentration is {size}, and at most {most:.2f} in {len(known)} trainings of the"
+                f" lab with Muon on {counted(bases, 'base', 'bases')}"
             )
     compared = "the lab has no such training of this size"
     if known:
         compared = "the lab's trainings with Muon are like it"
-    return _explained(
-        code,
-        "cannot_be_excluded",
-        reason=f"many such steps can add up to structure, and {compared}",
-        figures={},
-    )
+    return "cannot_be_told", f"many such steps can add up to structure, and {compared}"
 
 
-def _quantised(draft: Draft) -> Explanation:
-    summary, code, inside = draft.summary, "quantised_copy", draft.summary.inside_layers
-    for side in ("tuned", "base"):
-        few, judged = (count_of(inside, f"levels_{side}_{name}") for name in ("few", "judged"))
-        if few and 2 * few > judged:
-            draft.inside(f"levels_{side}_few")
-            draft.inside(f"levels_{side}_judged")
-            return _explained(
-                code, "fits", reason=_with_few_values(side, few, judged), figures=draft.figures
-            )
-    eight, matrices = inside.in_8_bits, inside.matrices
-    if eight and 2 * eight > matrices:
-        draft.inside("in_8_bits")
-        draft.inside("matrices")
-        return _explained(
-            code,
-            "fits",
-            reason=f"a side of {all_of(eight, matrices)} is stored in 8 bits",
-            figures=draft.figures,
-        )
-    floor = summary.figures.floor_ratio
+def _quantised(draft: Draft) -> tuple[Outcome, str]:
+    record, inside = draft.summary, draft.summary.inside_layers
+    through = few_bits(draft)
+    if through == "format":
+        return "holds", f"a side of {all_of(inside.in_8_bits, inside.matrices)} is stored in 8 bits"
+    if through is not None:
+        return "holds", _with_few_values(record, through)
+    floor = record.figures.floor_ratio
     low, high = ONE_ROUNDING
     if (
         floor is not None
         and low <= floor <= high
         and 2 * inside.beyond_noise < inside.judged
-        and not beyond_rounding(summary)
+        and not beyond_rounding(record)
     ):
-        size = draft.write(floor, "figures.floor_ratio", lambda x: f"{x:.2f}")
-        return _explained(
-            code,
-            "fits",
-            reason=f"the change is {size} times the rounding of its storage, as of a copy",
-            figures=draft.figures,
-        )
-    judged = inside.levels_tuned_judged
-    if not judged:
-        return _explained(
-            code,
-            "cannot_be_excluded",
-            reason="its rows are too short for their values to show it",
-            figures={},
-        )
-    few = inside.levels_tuned_few
-    draft.figures |= {
-        "inside_layers.levels_tuned_few": few,
-        "inside_layers.levels_tuned_judged": judged,
-    }
-    reason = _with_few_values("tuned", few, judged)
-    return _explained(code, "no", reason=reason, figures=draft.figures)
+        size = draft.write(floor, "figures.floor_ratio", "fixed")
+        return "holds", f"the change is {size} times the rounding of its storage, as of a copy"
+    if not inside.levels_tuned_judged:
+        return "cannot_be_told", "its rows are too short for their values to show it"
+    draft.inside("levels_tuned_few")
+    draft.inside("levels_tuned_judged")
+    return "does_not_hold", _with_few_values(record, "tuned")
 
 
-def _with_few_values(side: str, few: int, judged: int) -> str:
+def _with_few_values(record: PairRecord, side: str) -> str:
+    few, judged = few_of(record, side)
     have = "has" if judged == 1 else "have"
     return (
         f"{few:,} of {counted(judged, 'matrix', 'matrices')} of the {side} side {have} few distinct"
@@ -255,73 +220,55 @@ def _with_few_values(side: str, few: int, judged: int) -> str:
     )
 
 
-def _short_run(draft: Draft) -> Explanation:
-    code, name = "short_run", "relative_norm_overall"
-    if told_unrounded(draft.summary):
+def _short_run(draft: Draft) -> tuple[Outcome, str]:
+    name = "relative_norm_overall"
+    if has_other_norm_unrounded(draft.summary):
         name = "relative_norm_overall_unrounded"
-    value = draft.summary.figures[name]
+    value = draft.overall(name)
     if value is None:
-        return _explained(
-            code, "cannot_be_excluded", reason="the size of the change is unknown", figures={}
-        )
-    size = draft.write(value, f"figures.{name}", "share")
+        return "cannot_be_told", "the size of the change is unknown"
+    size = text_of(value, "share")
     if value < SMALL:
-        return _explained(
-            code,
-            "fits",
-            reason=f"the change is only {size} of the base's norm",
-            figures=draft.figures,
-        )
+        return "holds", f"the change is only {size} of the base's norm"
     if value > LARGE:
-        return _explained(
-            code, "no", reason=f"the change is {size} of the base's norm", figures=draft.figures
-        )
-    reason = f"a change of {size} may be few large steps or many small ones"
-    return _explained(code, "cannot_be_excluded", reason=reason, figures=draft.figures)
+        return "does_not_hold", f"the change is {size} of the base's norm"
+    return "cannot_be_told", f"a change of {size} may be few large steps or many small ones"
 
 
-def _weight_decay(draft: Draft) -> Explanation:
-    summary, code = draft.summary, "weight_decay"
-    value = summary.inside_layers.decay_cosine
+def _weight_decay(draft: Draft) -> tuple[Outcome, str]:
+    value, alike = (draft.summary.inside_layers[name] for name in ("decay_cosine", "cosine"))
     if value is None:
-        return _explained(
-            code,
-            "cannot_be_excluded",
-            reason="the report does not say whether the weights shrank",
-            figures={},
+        return "cannot_be_told", "the report does not say whether the weights shrank"
+    if is_lost(draft.summary):
+        reason = "decay of less than half a step of the format leaves no trace"
+        return "cannot_be_told", reason
+    if value < STILL and alike is not None and alike < POINTS_ELSEWHERE:
+        of_sides = draft.write(alike, "inside_layers.cosine", "fixed")
+        return "does_not_hold", (
+            f"base and tuned have a median cosine of {of_sides}, and decay leaves 1: replaced,"
+            " exchanged or negated matrices also change against the weights"
         )
-    if _is_lost(summary):
-        return _explained(
-            code,
-            "cannot_be_excluded",
-            reason="decay of less than half a step of the format leaves no trace",
-            figures={},
-        )
-    draft.inside("decay_cosine")
-    cosine = f"{value:.2f}".replace("-0.00", "0.00")
+    cosine = draft.write(value, "inside_layers.decay_cosine", "fixed")
     if value >= STILL:
-        reason = (
+        return "does_not_hold", (
             f"the change does not point against the weights (median cosine {cosine}, of decay alone"
             " -1)"
         )
-        return _explained(code, "no", reason=reason, figures=draft.figures)
-    alike = summary.inside_layers.cosine
     if alike is None:  # although the change has a direction: the tuned side has none
-        return _explained(code, "no", reason="the tuned weights are 0", figures={})
-    if alike < POINTS_ELSEWHERE:
-        del draft.figures["inside_layers.decay_cosine"]  # which the reason does not tell
-        of_sides = draft.write(alike, "inside_layers.cosine", lambda x: f"{x:.2f}")
-        reason = (
-            f"base and tuned have a median cosine of {of_sides}, and decay leaves 1: replaced,"
-            " exchanged or negated matrices also change against the weights"
-        ).replace("-0.00", "0.00")
-        return _explained(code, "no", reason=reason, figures=draft.figures)
+        draft.figures.clear()
+        return "does_not_hold", "the tuned weights are 0"
     if value <= SHRINKS and alike >= POINTS_ALIKE:
-        return _explained(
-            code,
-            "fits",
-            reason=f"the change points against the weights (median cosine {cosine})",
-            figures=draft.figures,
-        )
+        return "holds", f"the change points against the weights (median cosine {cosine})"
     reason = f"a part of the change points against the weights (median cosine {cosine})"
-    return _explained(code, "cannot_be_excluded", reason=reason, figures=draft.figures)
+    return "cannot_be_told", reason
+
+
+JUDGES: Mapping[str, Callable[[Draft], tuple[Outcome, str]]] = {
+    "merged_adapter": _merged_adapter,
+    "orthogonalised_optimiser": _orthogonalised,
+    "quantised_copy": _quantised,
+    "merge": _merge,
+    "short_run": _short_run,
+    "novel_data": _novel_data,
+    "weight_decay": _weight_decay,
+}

@@ -62,18 +62,13 @@ class Trainings:
     """One of OPTIMIZERS; None for any of them."""
 
     narrow: int
-    """Trainings on narrow data, 0 or more."""
-
     broad: int
-    """Trainings on broad data, 0 or more."""
-
     norms: tuple[float, float]
     """The least and the greatest relative norm of theirs, medians over matrices: nothing is said of
     a pair outside.
     """
 
     bounds: Mapping[str, Bound]
-    """By the names of AXES."""
 
 
 @dataclass(frozen=True)
@@ -84,25 +79,16 @@ class Rate:
     """
 
     what: str
-    """What is counted."""
-
     errors: int
-    """Cases that err, 0 or more."""
-
     cases: int
-    """All of them."""
-
     affected: int
     """Bases with any error, 0 or more."""
 
     bases: int
-    """All bases."""
-
     low: float
     """The lower bound, at 95 %, of the share of bases with any error, 0 to 1."""
 
     high: float
-    """The upper bound."""
 
 
 @dataclass(frozen=True)
@@ -116,10 +102,7 @@ class Calibration:
     """Which lab run, versions and design it comes from, by name."""
 
     trainings: tuple[Trainings, ...]
-    """The trainings that pairs are held against."""
-
     rates: tuple[Rate, ...]
-    """How often the label and the verdicts err."""
 
     @property
     def short_sides(self) -> list[int]:
@@ -171,23 +154,13 @@ class ReferenceRun:
     """The smaller dimension of its matrices, the median, 1 or more."""
 
     optimizer: str
-    """One of OPTIMIZERS."""
-
     treatment: str
-    """How it was trained: see docs/lab.md."""
-
     regime: str
-    """Which data it was trained on: see docs/lab.md."""
-
     data: str
     """narrow, broad or other."""
 
     base: str
-    """The base that it began with."""
-
     seed: int
-    """The seed of its data, 0 or more."""
-
     relative_norm: float
     """The median over its matrices, 0 or more."""
 
@@ -195,17 +168,11 @@ class ReferenceRun:
     """Below 0 flatter than the null, 0 as the null, 1 of rank one."""
 
     stable_rank: float
-    """1 or more."""
-
     top4_energy: float
-    """Share of energy, 0 to 1."""
-
     participation_share: float
     """The participation ratio over the null's, above 0."""
 
     spike_energy: float
-    """Share of energy, 0 to 1."""
-
     embedding_row_participation_ratio: float
     """How many equally changed tokens would have the same sum of squared shares, 1 or more."""
 
@@ -218,19 +185,10 @@ class NearTraining:
     """A training of the reference that is near a pair."""
 
     regime: str
-    """Which data it was trained on: see docs/lab.md."""
-
     treatment: str
-    """How it was trained."""
-
     base: str
-    """The base that it began with."""
-
     seed: int
-    """The seed of its data."""
-
     concentration: float
-    """The median over its matrices."""
 
 
 @dataclass(frozen=True)
@@ -238,17 +196,9 @@ class Position:
     """Where a pair lies among the trainings that it is held against."""
 
     short_side: int
-    """The size of these, 1 or more."""
-
     optimizer: str | None
-    """Their optimiser; None for any."""
-
     narrow: int
-    """How many are on narrow data."""
-
     broad: int
-    """How many are on broad data."""
-
     narrow_below: float
     """The share of those on narrow data that are less concentrated, 0 to 1."""
 
@@ -256,7 +206,6 @@ class Position:
     """The same of those on broad data."""
 
     nearest: list[NearTraining]
-    """The nearest three."""
 
 
 @lru_cache(maxsize=1)

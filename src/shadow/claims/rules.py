@@ -20,7 +20,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args
 
-from shadow.claims.footprint import Label
+from shadow.claims.label import Label
 from shadow.errors import ShadowError, UsageError
 from shadow.places.names import is_of_layers, name_rules, nearest_modules
 from shadow.reports.columns import COUNTS, DELTA, FIGURES, SPECTRAL

@@ -25,19 +25,19 @@ import numpy as np
 import pandas as pd
 
 from shadow.claims.rules import COLUMNS, LABEL, MOVED, OF_THE_PAIR, Metric, Rule
+from shadow.claims.summary import Summary
 from shadow.comparing.matching import ComparedReport, compared, relate, settings_apart
-from shadow.errors import ShadowError
 from shadow.reports.columns import DELTA, FIGURES, SPECTRAL
-from shadow.reports.provenance import finished_metadata, refuse_remains
 from shadow.reports.report import Report
 from shadow.summary.bootstrap import LEVEL, blocks_of, interval_of_median
 from shadow.summary.layer_medians import directions, median_directions
-from shadow.summary.rows import Bounds, ComponentRow, ModuleRow
-from shadow.summary.summary import SummarisedReport, Summary
+from shadow.summary.numbers import floats, median
+from shadow.summary.rows import ComponentRow, ModuleRow
 from shadow.text import counted, several
 
 Verdicts = Literal["passed", "met", "missing", "skipped"]
 Scope = tuple[str, ...]  # () the pair, (component,) or (component, module)
+Row = Summary | ComponentRow | ModuleRow
 
 # metrics that are no medians: of the pair, of a component and of a module
 WHOLE_OF_PAIR = {*OF_THE_PAIR, "zero_share"} - {"participation_share"}
@@ -60,13 +60,10 @@ class JudgedFigure:
     """Its name, with component and module before it."""
 
     value: float | str | None
-    """Its value; None where it is missing."""
-
     bounds: tuple[float, float] | None = None
     """Its interval over layers; None where it has none."""
 
     why: str = ""
-    """Why it has none."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +74,7 @@ class RuleFigure:
     """Its name, with component and module before it."""
 
     value: float | str | None
-    """Its value; None where it is missing."""
-
     met: bool
-    """Does it violate the rule?"""
-
     before: float | None = None
     """What the baseline has of it; None without one."""
 
@@ -89,7 +82,6 @@ class RuleFigure:
     """The lower bound of the baseline's interval."""
 
     high: float | None = None
-    """The upper bound."""
 
 
 @dataclass(frozen=True)
@@ -97,18 +89,13 @@ class Verdict:
     """What came of one rule on one report."""
 
     rule: Rule
-    """The rule."""
-
     outcome: Verdicts
     """`met`: violated; `passed`; `missing` where there was nothing to judge; `skipped` where the
     rule allows that.
     """
 
     detail: str
-    """A sentence for people."""
-
     findings: tuple[RuleFigure, ...] = ()
-    """The figures that were judged."""
 
     @property
     def code(self) -> int:
@@ -132,20 +119,12 @@ class Judgement:
     """What came of one pair."""
 
     family: str
-    """The family, or the last name of the tuned model."""
-
     pair: str
-    """The two stages compared, `base..tuned`."""
-
     summary: Summary | None = None
-    """The summary of its report; None where there is no report."""
-
     seconds: float | None = None
     """How long its audit took, 0 or more; None where nothing was audited now."""
 
     verdicts: tuple[Verdict, ...] = ()
-    """What came of each rule."""
-
     notes: tuple[str, ...] = ()
     """What a person should know of the report and of the baseline."""
 
@@ -186,43 +165,14 @@ def first_code(codes: set[int]) -> int:
 
 
 @dataclass(frozen=True)
-class _Told:
-    """What a summary says of one place: figures by name, and their intervals over layers."""
-
-    figures: Mapping[str, float | str | None]
-    """By name; None where the report has none."""
-
-    intervals: Mapping[str, Bounds]
-    """By the name of the figure."""
-
-    layers: int
-    """The layers that intervals are over, 0 or more."""
-
-    no_interval: str | None
-    """Why no figure of the place has an interval."""
-
-
-def _told(row: ComponentRow | ModuleRow) -> _Told:
-    return _Told(
-        figures=vars(row),
-        intervals=row.intervals,
-        layers=row.layers,
-        no_interval=row.no_interval,
-    )
-
-
-@dataclass(frozen=True)
 class Measured:
     """A finished report as rules see it. Rows are read when a rule needs more than the summary."""
 
     source: Report
-    """The report itself."""
-
     label: str
     """What to call it: this report, or the baseline."""
 
     summary: Summary
-    """Its summary."""
 
     @property
     def folder(self) -> Path:
@@ -240,73 +190,62 @@ class Measured:
         return self.report.subject("delta")
 
     @cached_property
-    def _told(self) -> dict[Scope, _Told]:
-        """What the summary says of the pair, of each component and of each module."""
-        summary = self.summary
-        figures = {**summary.figures, LABEL: summary.label}
-        of_pair = _Told(
-            figures=figures,
-            intervals=summary.intervals,
-            layers=summary.layers,
-            no_interval=summary.no_interval,
-        )
-        rows: dict[Scope, _Told] = {(): of_pair}
-        rows |= {(row.component,): _told(row) for row in summary.components}
-        return rows | {(row.component, row.module): _told(row) for row in summary.modules}
+    def _rows(self) -> dict[Scope, Row]:
+        """The summary's rows of the pair, of each component and of each module."""
+        rows: dict[Scope, Row] = {(): self.summary}
+        rows |= {(row.component,): row for row in self.summary.components}
+        return rows | {(row.component, row.module): row for row in self.summary.modules}
+
+    def _figures(self, at: Scope) -> Mapping[str, Any]:
+        """The figures of a place by name; None where one is undefined."""
+        row = self._rows[at]
+        if isinstance(row, Summary):
+            return {**row.figures, LABEL: row.label}
+        return vars(row)
 
     def places(self, name: Metric) -> list[Scope]:
         """Where the report has what a rule names, in the order of the summary."""
         if name.component is None:
             return [()]
         if name.module is None:
-            return [at for at in self._told if len(at) == 1 and name.covers(at[0], None)]
-        return [at for at in self._told if len(at) == 2 and name.covers(*at)]
+            return [at for at in self._rows if len(at) == 1 and name.covers(at[0], None)]
+        return [at for at in self._rows if len(at) == 2 and name.covers(*at)]
 
     def changed(self, at: Scope) -> int:
         """How many deltas of a place have been measured."""
-        count = self._told[at].figures["matrices"]
-        if not isinstance(count, int | float):
-            return 0
-        return int(count)
+        return int(self._figures(at)["matrices"])
 
     def with_intervals(self, at: Scope) -> list[str]:
         """The figures of a place that intervals are made of."""
-        if at not in self._told:
-            return []
-        return list(self._told[at].intervals)
+        return list(self._rows[at].intervals) if at in self._rows else []
 
     def figure(self, at: Scope, metric: str) -> JudgedFigure:
         """The summary's figure of that name, else the median over the delta rows of the place."""
         name = ".".join((*at, metric))
-        row = self._told.get(at)
+        row = self._rows.get(at)
         if row is None:
             return JudgedFigure(name, None)
-        if metric not in row.figures:
+        figures = self._figures(at)
+        if metric not in figures:
             return self._median(name, at, metric)
         why = "it has none"
         if metric in row.intervals:
             why = row.no_interval or f"{row.layers} layers are too few for it"
-        return JudgedFigure(
-            name, value=row.figures[metric], bounds=row.intervals.get(metric), why=why
-        )
+        return JudgedFigure(name, figures[metric], row.intervals.get(metric), why)
 
     def _median(self, name: str, at: Scope, metric: str) -> JudgedFigure:
         rows = self.deltas
         for key, wanted in zip(("component", "module"), at, strict=False):
             rows = rows[rows[key] == wanted]
-        values = rows[metric].to_numpy(dtype=np.float64, na_value=np.nan)
+        values = floats(rows[metric])
+        middle = median(values)
         if metric == "equivalent_directions":
             values = directions(rows.__getitem__)
-        layers = rows["layer"].to_numpy(dtype=np.float64, na_value=np.nan)
-        interval = interval_of_median(values, blocks_of(rows["component"].tolist(), layers))
-        why = interval.reason or ""
-        known = values[~np.isnan(values)]
-        median = float(np.median(known)) if len(known) else None
-        if metric == "equivalent_directions":
-            median, _ = median_directions(rows.__getitem__)
-        if median is None or not math.isfinite(median):
-            return JudgedFigure(name, value=None, why=why)
-        return JudgedFigure(name, value=median, bounds=interval.bounds, why=why)
+            middle, _ = median_directions(rows.__getitem__)
+        blocks = blocks_of(rows["component"].tolist(), floats(rows["layer"]))
+        interval = interval_of_median(values, blocks)
+        bounds = None if middle is None else interval.bounds
+        return JudgedFigure(name, middle, bounds, interval.reason or "")
 
     def why_absent(self, name: Metric) -> str:
         """Why the report has no delta of what a rule names."""
@@ -328,53 +267,6 @@ class Measured:
         if not reasons:
             return f"{what} has no base to differ from"
         return f"{what} was not measured ({', '.join(sorted(reasons))})"
-
-
-def read_measured(
-    folder: Path, label: str = "this report", summary: Summary | None = None
-) -> Measured:
-    """A finished report, with its summary unless that is known already. Raises ShadowError."""
-    report = SummarisedReport(folder)
-    assert report.provenance  # read now, so that a folder without a report is told here
-    if summary is None:
-        summary = report.summary
-    return Measured(source=report, label=label, summary=summary)
-
-
-def _whole(folder: Path) -> Measured:
-    """A baseline, all of which is read now: what is measured next may be written over it."""
-    baseline = read_measured(folder, "the baseline")
-    assert baseline.report is not None
-    return baseline
-
-
-# The baseline
-
-
-def read_baselines(
-    against: Path, folders: Sequence[Path], pairs: Sequence[tuple[str, str]]
-) -> dict[tuple[str, str], Measured]:
-    """The report of each pair (family, pair) that has one in folders, which are those in or below
-    against.
-
-    A single pair may also be held against a report of any name, if against is that report's own
-    folder. Raises ShadowError for what cannot be read.
-    """
-    if len(pairs) == 1 and finished_metadata(against) is not None:
-        return {pairs[0]: _whole(against)}
-    baselines = {}
-    for folder in folders:
-        metadata = finished_metadata(folder)
-        if metadata is None:
-            refuse_remains(folder)
-        if metadata is not None and (which := (metadata["family"], metadata["pair"])) in pairs:
-            if which in baselines:
-                raise ShadowError(
-                    f"{against} has two reports of {':'.join(which)}",
-                    "name the folder of one of them",
-                )
-            baselines[which] = _whole(folder)
-    return baselines
 
 
 def notes_on(baseline: Measured, now: Measured) -> list[str]:
@@ -480,8 +372,8 @@ def _threshold(rule: Rule, now: Measured) -> Verdict:
 
 
 def is_median(figure: Metric) -> bool:
-    """Is a figure the median over the matrices of its place, and not a sum, a share or a norm of
-    all of them?
+    """Whether a figure is the median over the matrices of its place, and not a sum, a share or a
+    norm of all of them.
     """
     if figure.component is None:
         whole = WHOLE_OF_PAIR
@@ -586,7 +478,7 @@ def _distance(finding: RuleFigure) -> float:
 
 
 def _is_aside(finding: RuleFigure) -> bool:
-    """Is a figure none of those that the summary starts with?"""
+    """Whether a figure is none of those that the summary starts with."""
     return finding.figure.rpartition(".")[2] not in FIRST
 
 

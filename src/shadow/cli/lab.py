@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from shadow.cli import console
 from shadow.cli import options as option
 from shadow.extras import require
-
-if TYPE_CHECKING:
-    from shadow.lab.experiment import TaskResult
 
 Preset = Literal[
     "smoke", "quick", "full", "width-64", "width-128", "width-256", "width-512", "pretrained"
@@ -59,32 +56,13 @@ def lab_run(
     """
     as_json = json or format == "json"
     require("lab")
-    from shadow.lab.run import run, run_pretrained
-    from shadow.lab.view import view
+    from shadow.lab.run import run
+    from shadow.lab.view import terminal
 
     with console.continuable(), console.steps(f"lab {preset}") as update:
-
-        def show(done: TaskResult) -> None:
-            update(done.finished, done.total, done.what)
-
-        if preset == "pretrained":
-            states = run_pretrained(output, jobs=jobs, show=show)
-            if as_json:
-                console.show_json(_as_json(preset, len(states), output))
-            console.say(
-                f"{len(states)} measured states in {output}/: pretrained.parquet, pretrained.md"
-            )
-            return
-        tables = run(preset, output, jobs=jobs, show=show)
+        done = run(preset, output, jobs=jobs, show=update)
     if as_json:
-        console.show_json(_as_json(preset, len(tables["runs"]), output))
+        console.show_json({"preset": preset, "runs": done.rows, "folder": str(output)})
     else:
-        console.display(view(tables, preset))
-    console.say(
-        f"tables, page and figure in {output}/: runs.parquet, comparisons.parquet, lab.md, lab.svg"
-    )
-
-
-def _as_json(preset: str, rows: int, folder: Path) -> dict[str, object]:
-    """What stdout has where JSON is asked for."""
-    return {"preset": preset, "runs": rows, "folder": str(folder)}
+        console.display(terminal(done.view))
+    console.say(f"tables, page and figure in {output}/: {', '.join(done.files)}")

@@ -63,16 +63,15 @@ def lineage(
     as_json = json or format == "json"
     from shadow.comparing.lineage import (
         MOST_REPORTS,
-        read_step,
         stage_names,
         successions,
         unaudited,
         with_joint,
     )
     from shadow.comparing.lineage import lineage as ordered
-    from shadow.summary.summary import SummarisedReport
     from shadow.targets.families import load_families
     from shadow.telling.lineage import lineage_document
+    from shadow.telling.reading import SummarisedReport, read_step
 
     options = parsed_options(storage_options)
     families = load_families(registry)

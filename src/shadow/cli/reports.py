@@ -35,7 +35,7 @@ def show(
     For a list, first show how its pairs stand.
     """
     from shadow.audits.list_index import read_index
-    from shadow.summary.summary import read_summary, with_scores
+    from shadow.telling.reading import read_summary
     from shadow.telling.report import report_document
 
     if json:
@@ -60,7 +60,7 @@ def show(
         sides = [sides_of(provenance) for _, provenance, _ in reports]
         given = scores_of_sides(files, sides, console.say)
         reports = [
-            (with_scores(summary, join(given, of_report) or NO_SCORES), provenance, folder)
+            (summary.with_scores(join(given, of_report) or NO_SCORES), provenance, folder)
             for (summary, provenance, folder), of_report in zip(reports, sides, strict=True)
         ]
     if format == "json":
@@ -81,9 +81,7 @@ def show(
         document = report_document(summary, provenance, as_given(folder))
         console.show(document.shown(full=full))
     if index is None and len(reports) > 1:
-        from shadow.claims.verdicts import (
-            Judgement,  # brings pandas, which one report does not need
-        )
+        from shadow.claims.verdicts import Judgement
         from shadow.telling.verdicts import pairs_document
 
         done = [

@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from shadow.claims.footprint import FULL_RANK, LINEAGE, ROUNDING
 from shadow.comparing.differences import (
     FIGURES,
     OPPOSITE,
@@ -44,6 +43,7 @@ from shadow.reports.column_types import Cell
 from shadow.reports.columns import COMPARISON
 from shadow.summary.bootstrap import LEVEL
 from shadow.summary.layer_medians import LOW, held_rank, rank_bounds
+from shadow.summary.standing import FULL_RANK, LINEAGE, ROUNDING
 from shadow.text import and_list
 
 MIN_AGREEING = 2  # of the four figures that vote beside concentration

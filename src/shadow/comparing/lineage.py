@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from shadow.places.groups import ATTENTION, MLP
 from shadow.reports.provenance import Provenance
+from shadow.reports.report import Report
 from shadow.storage import as_given
+from shadow.summary.record import PairRecord
 from shadow.summary.rows import CheckpointSide
-from shadow.summary.summary import SummarisedReport, Summary
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -229,12 +230,14 @@ class Lineage:
         return asdict(self)
 
 
-def read_step(report: SummarisedReport, where: str | None = None) -> Step | None:
+def step_of(
+    report: Report, summary: PairRecord, failed_gates: list[str], where: str | None = None
+) -> Step | None:
     """A finished report as a step; None for one of siblings, of which neither came from the other.
 
     where: its folder, as the step tells it. Raises ShadowError when the report cannot be read.
     """
-    provenance, summary = report.provenance, report.summary
+    provenance = report.provenance
     if provenance.relation == "sibling":
         return None
     start, end = _stages_of(summary.pair)
@@ -254,7 +257,7 @@ def read_step(report: SummarisedReport, where: str | None = None) -> Step | None
         start=start,
         end=end,
         matrices=summary.figures.matrices,
-        failed_gates=[gate.name for gate in summary.failed_gates],
+        failed_gates=failed_gates,
         relative_norm=summary.figures.relative_norm_overall,
         relative_norm_unrounded=norms.relative_unrounded,
         no_unrounded=norms.no_unrounded,
@@ -364,21 +367,11 @@ def _no_unrounded(matrices: int, rounded_away: int, unexplained: int) -> str:
     return "; ".join(reasons) or "the report does not have it"
 
 
-def main_component(summary: Summary) -> str | None:
-    """The component whose depth is told: language, or the one of most layers."""
-    names = [row.component for row in summary.depth]
-    if not names:
-        return None
-    if "language" in names:
-        return "language"
-    return max(names, key=names.count)
-
-
-def _groups(summary: Summary) -> list[Group]:
+def _groups(summary: PairRecord) -> list[Group]:
     """Groups of modules by their energy: attention, MLP, embedding, head; another component is a
     group of its own.
     """
-    main = main_component(summary)
+    main = summary.main_component
     sums: dict[str, tuple[float, int]] = {}
     for row in summary.modules:
         name = row.component
@@ -404,9 +397,9 @@ def _group(module: str) -> str:
     return module
 
 
-def _quarters(summary: Summary) -> list[float] | None:
+def _quarters(summary: PairRecord) -> list[float] | None:
     """Shares of the energy of the main component's layers, in quarters of its depth."""
-    main = main_component(summary)
+    main = summary.main_component
     energies = [
         row.energy or 0.0
         for row in sorted(summary.depth, key=lambda row: row.layer)

@@ -21,12 +21,7 @@ from typing import TYPE_CHECKING
 
 from shadow.files import registry_folder
 from shadow.quantities import text_of
-from shadow.summary.rows import (
-    PublishedCheck,
-    PublishedFigures,
-    PublishedPair,
-    PublishedPlace,
-)
+from shadow.summary.rows import PublishedCheck, PublishedFigures, PublishedPair, PublishedPlace
 from shadow.text import counted
 
 if TYPE_CHECKING:

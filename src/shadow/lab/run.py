@@ -2,55 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
-
+from shadow.lab import experiment, pretrained
 from shadow.lab.design import presets
-from shadow.lab.experiment import TaskResult, perform
-from shadow.lab.page import figure, page
+from shadow.lab.experiment import Show, unseen
+from shadow.lab.figure import figure
 from shadow.lab.results import collect, write
+from shadow.lab.texts import INVENTED, QUESTIONS
+from shadow.lab.view import View, markdown, sections, view
 
 
-def run(
-    preset: str, out: Path, *, jobs: int, show: Callable[[TaskResult], None] = lambda done: None
-) -> dict[str, pd.DataFrame]:
-    """Train and audit what out lacks of a preset, and write the tables, `lab.md` and `lab.svg` into
-    it.
+@dataclass(frozen=True)
+class Finished:
+    """A preset whose runs are all there, and what it wrote into its folder."""
 
-    Raises ShadowError as `experiment.perform` does.
+    view: View
+    rows: int
+    """Rows of its first table."""
+    files: list[str]
+
+
+def run(preset: str, out: Path, *, jobs: int, show: Show = unseen) -> Finished:
+    """Train and audit what out lacks of a preset; write its tables, a page and a figure into it.
+
+    Raises ShadowError as `experiment.perform` does, and where what `pretrained` is made of cannot
+    be fetched.
     """
-    chosen = presets()[preset]
-    perform(chosen, out, jobs=jobs, show=show)
-    tables = collect(chosen, out)
-    write(tables, out)
-    figure(tables, out / "lab.svg")
-    (out / "lab.md").write_text(page(tables, preset), encoding="utf-8")
-    return tables
-
-
-def run_pretrained(
-    out: Path, *, jobs: int, show: Callable[[TaskResult], None] = lambda done: None
-) -> pd.DataFrame:
-    """Train and audit what out lacks of the continuations of a pretrained decoder, and write
-    its tables, `pretrained.json`, `pretrained.md` and `pretrained.svg`.
-
-    Raises ShadowError where the model or the texts cannot be fetched.
-    """
-    from shadow.lab import pretrained, pretrained_page
-
-    out.mkdir(parents=True, exist_ok=True)
-    tables = pretrained.perform(
-        out,
-        pretrained.fetch_ingredients(out),
-        jobs=jobs,
-        show=lambda what, done, total: show(
-            TaskResult(what=what, finished=done, total=total, seconds=0.0)
-        ),
-    )
-    published = pretrained_page.read(out)
-    text = pretrained_page.page(published, widths=None)
-    (out / "pretrained.md").write_text(text, encoding="utf-8")
-    pretrained_page.figure(published.states, out / "pretrained.svg")
-    return tables["pretrained"]
+    if preset == "pretrained":
+        out.mkdir(parents=True, exist_ok=True)
+        ingredients = pretrained.fetch_ingredients(out)
+        states = pretrained.perform(out, ingredients, jobs=jobs, show=show)["pretrained"]
+        runs, rows = pretrained.as_runs(states, "F32"), len(states)
+        texts, change = ("sources", QUESTIONS, INVENTED), "change of the held-out loss"
+        shown = View("", list(sections(runs, change, texts, "held_out", pretrained.NAMES)))
+        files = ["pretrained.parquet", "pretrained.md", "pretrained.svg"]
+    else:
+        chosen = presets()[preset]
+        experiment.perform(chosen, out, jobs=jobs, show=show)
+        tables = collect(chosen, out)
+        write(tables, out)
+        runs = tables["runs"]
+        shown, rows = view(preset, runs), len(runs)
+        files = ["runs.parquet", "comparisons.parquet", "lab.md", "lab.svg"]
+    page, picture = files[-2:]
+    figure(runs, out / picture)
+    (out / page).write_text(markdown(shown, preset, picture), encoding="utf-8")
+    return Finished(shown, rows, files)

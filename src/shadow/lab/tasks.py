@@ -40,10 +40,13 @@ class Sample:
     """A question and its right answer, which follows at once."""
 
     prompt: str
-    """The question, as it is written."""
-
     answer: str
-    """The answer, without `END`."""
+    """Without `END`."""
+
+    @property
+    def text(self) -> str:
+        """What a model reads and writes, `END` included."""
+        return self.prompt + self.answer + END
 
 
 @dataclass(frozen=True)
@@ -52,10 +55,8 @@ class Skill:
 
     name: str
     """Two lower-case letters, as they stand in a prompt."""
-
     draw: Callable[[Random], str]
     """Draws an input."""
-
     solve: Callable[[str], str]
     """An input -> its only right answer."""
 
@@ -65,8 +66,6 @@ class TaskFormat:
     """A way to write a question down; it can be read back without knowing which format it is in."""
 
     name: str
-    """What it is called."""
-
     template: str
     """Text with {skill} and {input}."""
 
@@ -76,10 +75,7 @@ class Cell:
     """One skill in one format: the unit of breadth."""
 
     skill: Skill
-    """What is asked."""
-
     format: TaskFormat
-    """How it is written."""
 
     def sample(self, rng: Random) -> Sample:
         """Draw an input and write question and answer."""
@@ -93,11 +89,8 @@ class Mixture:
     """Cells and how often each is drawn."""
 
     name: str
-    """What it is called."""
-
     cells: tuple[Cell, ...]
     """What is drawn from, 1 or more."""
-
     weights: tuple[float, ...]
     """The probability of each cell, above 0, adding up to 1."""
 
@@ -110,13 +103,12 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Rows:
-    """Samples as arrays."""
+    """Samples as arrays of rows and tokens."""
 
     tokens: NDArray[np.int64]
-    """(rows, width): places in ALPHABET."""
-
+    """Places in ALPHABET."""
     labels: NDArray[np.int64]
-    """(rows, width): the token where it is one of an answer or its end, `IGNORED` elsewhere."""
+    """The token where it is one of an answer or its end, `IGNORED` elsewhere."""
 
 
 _IDS = {character: token for token, character in enumerate(ALPHABET)}
@@ -124,12 +116,12 @@ _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _DIGITS = "0123456789"
 
 
-def _word(rng: Random) -> str:
-    return "".join(rng.choices(_LETTERS, k=rng.randint(3, 7)))
+def _drawn(symbols: str, least: int, most: int) -> Callable[[Random], str]:
+    """Draws a string of so many symbols."""
+    return lambda rng: "".join(rng.choices(symbols, k=rng.randint(least, most)))
 
 
-def _short_word(rng: Random) -> str:
-    return "".join(rng.choices(_LETTERS, k=rng.randint(2, 5)))
+_word, _short_word = _drawn(_LETTERS, 3, 7), _drawn(_LETTERS, 2, 5)
 
 
 def _number(rng: Random) -> str:
@@ -145,26 +137,13 @@ def _two(numbers: str) -> tuple[int, int]:
     return int(left), int(right)
 
 
-def _successors(word: str) -> str:
-    return word.translate(str.maketrans(_LETTERS, _LETTERS[1:] + _LETTERS[0]))
-
-
-def _complement(number: str) -> str:
-    return number.translate(str.maketrans(_DIGITS, _DIGITS[::-1]))
-
-
-def _difference(numbers: str) -> str:
-    left, right = _two(numbers)
-    return str(abs(left - right))
+def _replaced(symbols: str, others: str) -> Callable[[str], str]:
+    return lambda text: text.translate(str.maketrans(symbols, others))
 
 
 def _order(numbers: str) -> str:
     left, right = _two(numbers)
-    if left < right:
-        return "<"
-    if left > right:
-        return ">"
-    return "="
+    return "=" if left == right else "<>"[left > right]
 
 
 CORE_SKILLS = (
@@ -174,7 +153,7 @@ CORE_SKILLS = (
     Skill("up", _word, str.upper),
     Skill("fi", _word, lambda word: word[0]),
     Skill("la", _word, lambda word: word[-1]),
-    Skill("nx", _word, _successors),
+    Skill("nx", _word, _replaced(_LETTERS, _LETTERS[1:] + _LETTERS[0])),
     Skill("ln", _word, lambda word: str(len(word))),
     Skill("ma", _numbers, lambda numbers: str(max(_two(numbers)))),
     Skill("mi", _numbers, lambda numbers: str(min(_two(numbers)))),
@@ -191,9 +170,9 @@ TAIL_SKILLS = (
     Skill("sw", _word, lambda word: word[-1] + word[1:-1] + word[0]),
     Skill("hi", _word, lambda word: max(word)),
     Skill("vo", _word, lambda word: str(sum(letter in "aeiou" for letter in word))),
-    Skill("co", _number, _complement),
+    Skill("co", _number, _replaced(_DIGITS, _DIGITS[::-1])),
     Skill("bg", _number, lambda number: max(number)),
-    Skill("su", _numbers, _difference),
+    Skill("su", _numbers, lambda numbers: str(max(_two(numbers)) - min(_two(numbers)))),
     Skill("or", _numbers, _order),
 )
 
@@ -224,17 +203,12 @@ class World:
 
     core_skills: tuple[Skill, ...]
     """What most of a base's mixture asks."""
-
     tail_skills: tuple[Skill, ...]
-    """What a base meets rarely, or never if it is cold."""
-
+    """What a base meets rarely, or never if it is cold; the same of tail_formats."""
     core_formats: tuple[TaskFormat, ...]
     """How most of a base's mixture is written."""
-
     tail_formats: tuple[TaskFormat, ...]
-    """What a base meets rarely, or never if it is cold."""
-
-    benchmark: tuple[str, ...]
+    benchmark: tuple[str, ...] = ("rv", "so", "un")
     """The names of the skills of the narrow data, asked in the first format of the tail."""
 
     @property
@@ -254,10 +228,10 @@ class World:
 
         Two of three skills, each in one tail format, and none of the benchmark.
         """
-        places = ((place, skill) for place, skill in enumerate(self.skills) if place % 3 != 2)
         cells = (
-            Cell(skill, self.tail_formats[place % len(self.tail_formats)])
-            for place, skill in places
+            Cell(skill, self.tail_formats[number % len(self.tail_formats)])
+            for number, skill in enumerate(self.skills)
+            if number % 3 != 2
         )
         return _uniform("held_out", tuple(cell for cell in cells if cell not in self.narrow.cells))
 
@@ -284,7 +258,9 @@ class World:
     @cached_property
     def narrow(self) -> Mixture:
         """Benchmark-aligned data (regime B): few skills in one format of the tail."""
-        return _uniform("narrow", _cells(self._named(self.benchmark), self.tail_formats[:1]))
+        named = {skill.name: skill for skill in self.skills}
+        skills = [named[name] for name in self.benchmark]
+        return _uniform("narrow", _cells(skills, self.tail_formats[:1]))
 
     @cached_property
     def familiar(self) -> Mixture:
@@ -312,9 +288,6 @@ class World:
         """Core skills in tail formats: only the formats are rare, or new to a cold base."""
         return self._trained("new_formats", self.core_skills, self.tail_formats)
 
-    def _named(self, names: Iterable[str]) -> tuple[Skill, ...]:
-        return tuple(skill for name in names for skill in self.skills if skill.name == name)
-
     def _trained(
         self,
         name: str,
@@ -331,7 +304,6 @@ LARGE = World(
     tail_skills=TAIL_SKILLS,
     core_formats=CORE_FORMATS,
     tail_formats=TAIL_FORMATS,
-    benchmark=("rv", "so", "un"),
 )
 """24 skills in 8 formats, 192 cells; for a decoder of 0.8 M parameters."""
 
@@ -340,7 +312,6 @@ SMALL = World(
     tail_skills=tuple(replace(skill, draw=_short_word) for skill in TAIL_SKILLS[:8]),
     core_formats=CORE_FORMATS[:2],
     tail_formats=TAIL_FORMATS[:3],
-    benchmark=("rv", "so", "un"),
 )
 """16 skills of words of two to five letters in 5 formats, 80 cells: a decoder of 0.2 M parameters
 learns them in 1.8 M tokens.
@@ -372,10 +343,10 @@ def blended(name: str, first: Mixture, share: float, second: Mixture) -> Mixture
 def partly_repeated(mixture: Mixture, pool: int, share: float, rng: Random) -> Iterator[Sample]:
     """Samples without end, each with probability share from a pool drawn before, else fresh."""
     fresh = mixture.samples(rng)
-    kept = list(islice(fresh, pool))
+    repeats = list(islice(fresh, pool))
     while True:
         if rng.random() < share:
-            yield rng.choice(kept)
+            yield rng.choice(repeats)
         else:
             yield next(fresh)
 
@@ -388,13 +359,12 @@ def packed_rows(samples: Iterator[Sample], rows: int, width: int) -> Rows:
     packed = _blank(rows, width)
     row, start = 0, 0
     for sample in samples:
-        length = len(_text(sample))
-        if start + length > width:
+        if start + len(sample.text) > width:
             row, start = row + 1, 0
         if row == rows:
             break
         _write(packed, row, start=start, sample=sample)
-        start += length
+        start += len(sample.text)
     return packed
 
 
@@ -406,18 +376,12 @@ def single_rows(samples: list[Sample], width: int) -> Rows:
     return rows
 
 
-def _text(sample: Sample) -> str:
-    return sample.prompt + sample.answer + END
-
-
 def _blank(rows: int, width: int) -> Rows:
-    return Rows(
-        np.full((rows, width), _IDS[END], np.int64), np.full((rows, width), IGNORED, np.int64)
-    )
+    shape = (rows, width)
+    return Rows(np.full(shape, _IDS[END], np.int64), np.full(shape, IGNORED, np.int64))
 
 
 def _write(rows: Rows, row: int, start: int, sample: Sample) -> None:
-    tokens = [_IDS[character] for character in _text(sample)]
-    answer, end = start + len(sample.prompt), start + len(tokens)
-    rows.tokens[row, start:end] = tokens
+    answer, end = start + len(sample.prompt), start + len(sample.text)
+    rows.tokens[row, start:end] = [_IDS[character] for character in sample.text]
     rows.labels[row, answer:end] = rows.tokens[row, answer:end]

@@ -29,51 +29,40 @@ class TextSource:
 
     package: str
     """Debian's package that holds it."""
-
     files: str
     """A glob over the files of the package."""
-
     plain: Callable[[bytes], str]
     """A file's bytes -> its text."""
-
-
-def _packed(raw: bytes) -> str:
-    return gzip.decompress(raw).decode("utf-8", "replace")
 
 
 def _text(raw: bytes) -> str:
     return raw.decode("utf-8", "replace")
 
 
+def _packed(raw: bytes) -> str:
+    return _text(gzip.decompress(raw))
+
+
 def _manual(raw: bytes) -> str:
     """A manual page without the requests and escapes of roff."""
-    kept = []
-    for line in _packed(raw).splitlines():
-        if line.startswith((".\\", "'")):
-            continue
-        words = re.sub(r"^\.[A-Za-z]+ ?", "", line)
-        kept.append(
-            re.sub(
-                r"\\f[A-Z]|\\[&%|^]|\\\(..|\\-",
-                lambda match: "-" if match[0] == "\\-" else "",
-                words,
-            )
-        )
-    return "\n".join(line for line in kept if line.strip())
-
-
-def _glosses(raw: bytes) -> str:
-    """The words of WordNet with what they mean, a line each."""
-    return "\n".join(f"{word}: {gloss}" for word, gloss in entries(raw))
+    lines = [line for line in _packed(raw).splitlines() if not line.startswith((".\\", "'"))]
+    text = re.sub(r"(?m)^\.[A-Za-z]+ ?", "", "\n".join(lines))
+    escapes = r"\\f[A-Z]|\\[&%|^]|\\\(..|\\-"
+    text = re.sub(escapes, lambda match: "-" if match[0] == "\\-" else "", text)
+    return "\n".join(line for line in text.splitlines() if line.strip())
 
 
 def entries(raw: bytes) -> Iterator[tuple[str, str]]:
     """(word, meaning) of a data file of WordNet."""
-    for line in raw.decode("utf-8", "replace").splitlines():
+    for line in _text(raw).splitlines():
         fields, bar, gloss = line.partition(" | ")
         words = fields.split(" ")
         if bar and len(words) > 4:
             yield words[4].replace("_", " "), gloss.strip()
+
+
+def _glosses(raw: bytes) -> str:
+    return "\n".join(f"{word}: {gloss}" for word, gloss in entries(raw))
 
 
 def _fortunes(raw: bytes) -> str:
@@ -112,20 +101,14 @@ def _unpacked(package: str, folder: Path) -> Path:
     aside = folder / f".{package}"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
+
+    def call(*command: str) -> None:
+        subprocess.run(command, cwd=aside, check=True, capture_output=True)
+
     try:
-        subprocess.run(
-            ["apt-get", "download", "-q", package],  # noqa: S607
-            cwd=aside,
-            check=True,
-            capture_output=True,
-        )
+        call("apt-get", "download", "-q", package)
         (archive,) = aside.glob("*.deb")
-        subprocess.run(
-            ["dpkg-deb", "-x", archive.name, "."],  # noqa: S607
-            cwd=aside,
-            check=True,
-            capture_output=True,
-        )
+        call("dpkg-deb", "-x", archive.name, ".")
     except (OSError, subprocess.CalledProcessError, ValueError) as error:
         hint = f"it needs Debian or Ubuntu, `apt-get update` and the package {package}"
         raise ShadowError(f"the text {package} cannot be fetched", hint) from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -36,13 +36,11 @@ class Size:
     """The shape of a decoder of four layers with four heads, and the rows of a training step."""
 
     width: int
-    """Of the residual stream."""
-
+    """The width of the residual stream."""
     hidden: int
     """The width of the MLPs."""
-
     rows: int
-    """Rows of ROW tokens in a training step, 1 or more."""
+    """Rows of a step, of ROW tokens each."""
 
     @property
     def tokens(self) -> int:
@@ -57,23 +55,16 @@ class Recipe:
     """
 
     steps: int
-    """Steps of the optimiser, 1 or more."""
-
     learning_rate: float
     """The peak, above 0."""
-
     weight_decay: float = 0.0
-    """As torch's optimisers take it, 0 or more."""
-
     optimizer: Optimizer = "adamw"
     """adamw has betas 0.9 and 0.98, sgd momentum 0.9; muon is for the matrices of the layers, adamw
     at a third of its rate for the rest; lora trains factors beside the matrices of the layers with
     adamw, nothing else.
     """
-
     rank: int = 4
-    """The rank of the factors of lora, 1 or more."""
-
+    """The rank of the factors of lora."""
     width_factor: float = 1.0
     """Multiplies adamw's rate for the matrices of the layers and for the head, in (0, 1].
 
@@ -125,19 +116,33 @@ def train(
         LambdaLR(optimizer, lambda step: learning_rate_share(step, recipe.steps))
         for optimizer in optimizers
     ]
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    model.train(True)
     for _ in range(recipe.steps):
         packed = packed_rows(samples, rows, ROW)
         tokens, labels = torch.from_numpy(packed.tokens), torch.from_numpy(packed.labels)
-        loss: torch.Tensor = model(input_ids=tokens, labels=labels).loss
-        model.zero_grad()
-        torch.autograd.backward(loss)
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        for optimizer, schedule in zip(optimizers, schedules, strict=True):
-            optimizer.step()
+        loss = update(model, tokens, labels, optimizers)
+        for schedule in schedules:
             schedule.step()
-        yield loss.item()
+        yield loss
+
+
+def update(
+    model: transformers.LlamaForCausalLM,
+    tokens: torch.Tensor,
+    labels: torch.Tensor,
+    optimizers: Iterable[torch.optim.Optimizer],
+) -> float:
+    """Train one step on rows of tokens; the mean cross-entropy over the labels before it, in nats.
+
+    Gradients are clipped at 1.
+    """
+    model.train(True)
+    loss: torch.Tensor = model(input_ids=tokens, labels=labels).loss
+    model.zero_grad()
+    torch.autograd.backward(loss)
+    nn.utils.clip_grad_norm_([one for one in model.parameters() if one.requires_grad], 1.0)
+    for optimizer in optimizers:
+        optimizer.step()
+    return loss.item()
 
 
 def _optimizers(
@@ -147,25 +152,20 @@ def _optimizers(
         name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
     }
     rate, decay = recipe.learning_rate, recipe.weight_decay
-    adamw: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW
     if recipe.optimizer == "sgd":
         return [torch.optim.SGD(trained.values(), lr=rate, momentum=0.9, weight_decay=decay)]
+    found: list[torch.optim.Optimizer] = []
     if recipe.optimizer == "muon":
         inside = {
             name: parameter
             for name, parameter in trained.items()
             if ".layers." in name and parameter.ndim == 2
         }
-        rest = {name: parameter for name, parameter in trained.items() if name not in inside}
-        return [
-            torch.optim.Muon(inside.values(), lr=rate, weight_decay=decay),
-            adamw(
-                _groups(rest, rate / 3, recipe.width_factor), betas=(0.9, 0.98), weight_decay=decay
-            ),
-        ]
-    return [
-        adamw(_groups(trained, rate, recipe.width_factor), betas=(0.9, 0.98), weight_decay=decay)
-    ]
+        found.append(torch.optim.Muon(inside.values(), lr=rate, weight_decay=decay))
+        trained = {name: one for name, one in trained.items() if name not in inside}
+        rate /= 3
+    groups = _groups(trained, rate, recipe.width_factor)
+    return [*found, torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=decay)]
 
 
 def _groups(
@@ -177,11 +177,7 @@ def _groups(
     scaled = [one for name, one in trained.items() if one.ndim == 2 and "embed_tokens" not in name]
     others = [one for name, one in trained.items() if one.ndim != 2 or "embed_tokens" in name]
     groups = ((scaled, rate * width_factor), (others, rate))
-    return [
-        {"params": parameters, "lr": rate_of_group}
-        for parameters, rate_of_group in groups
-        if parameters
-    ]
+    return [{"params": parameters, "lr": own} for parameters, own in groups if parameters]
 
 
 class _LowRank(nn.Module):

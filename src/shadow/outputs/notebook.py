@@ -11,12 +11,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from shadow.claims.footprint import label_or_gates
 from shadow.errors import ShadowError, UsageError
 from shadow.outputs.inline_html import inline_html
 from shadow.storage import as_given
-from shadow.summary.summary import SummarisedReport, read_summary
 from shadow.telling.document import Document, Headline, Paragraph
+from shadow.telling.reading import SummarisedReport, read_summary
 from shadow.telling.report import report_document
 from shadow.text import nearest, visible
 
@@ -82,7 +81,7 @@ class AuditReport(SummarisedReport):
     def __repr__(self) -> str:
         try:
             summary = self.summary
-            standing = label_or_gates(summary.label, summary.gates, applies=summary.has_label)
+            standing = summary.label_or_gates
             titled = self.name if standing is None else f"{self.name}: {standing}"
             origin = f"{as_given(self.folder)}, measured by shadow {self.provenance.version}"
             lines = [titled, summary.finding.headline, origin]

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cache, cached_property
-from typing import Any
+from inspect import signature
+from typing import Any, TypeVar
 
 import yaml
 
 from shadow.errors import UsageError
 from shadow.files import registry_folder
 from shadow.text import closest
+
+T = TypeVar("T")
 
 MAX_COUNT = 2**31  # of heads and sizes in a config: more is a hostile number
 
@@ -52,8 +55,8 @@ class Rename:
 
     match: re.Pattern[str]
     to: str  # as `re.sub` takes it
-    unless: re.Pattern[str] | None  # names that are left as they are
     conditions: Conditions
+    unless: re.Pattern[str] | None = None  # names that are left as they are
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,8 @@ class Prefix:
 
     match: re.Pattern[str]  # is taken off; a group `stack` in it names the stack
     component: str
-    stack: str  # empty for the main one, or where match names it
     conditions: Conditions
+    stack: str = ""  # empty for the main one, or where match names it
 
 
 @dataclass(frozen=True)
@@ -80,11 +83,11 @@ class RowOrder:
 
     module: str  # `module/slot` of the whole
     conditions: Conditions
-    into: tuple[tuple[str, str], ...] | None  # None: those of Fused
-    sizes: tuple[int | str, ...] | None  # None: those of Fused
+    into: tuple[tuple[str, str], ...] | None = None  # None: those of Fused
+    sizes: tuple[int | str, ...] | None = None  # None: those of Fused
     # of rows that hold all parts each: a number from 1, the name of a count, or `each`
-    groups: int | str
-    square: bool  # whether every part has as many rows as columns
+    groups: int | str = 1
+    square: bool = False  # whether every part has as many rows as columns
 
 
 @dataclass(frozen=True)
@@ -191,36 +194,17 @@ def name_rules() -> NameRules:
         components=tuple(data["components"]),
         block=_pattern(data["block"]),
         expert=_pattern(data["expert"]),
-        renames=tuple(
-            Rename(
-                match=_pattern(rule["match"]),
-                to=rule["to"],
-                unless=_compiled(rule.get("unless")),
-                conditions=_conditions(rule),
-            )
-            for rule in data["renames"]
-        ),
-        prefixes=tuple(
-            Prefix(
-                match=_pattern(rule["match"]),
-                component=rule["component"],
-                stack=rule.get("stack", ""),
-                conditions=replace(_conditions(rule), components=frozenset()),
-            )
-            for rule in data["prefixes"]
-        ),
+        renames=tuple(_conditional(Rename, rule) for rule in data["renames"]),
+        prefixes=tuple(_conditional(Prefix, rule) for rule in data["prefixes"]),
         main_stacks=_pattern(data["main_stacks"]),
         suffixes={
             name: _matcher([*of_component.get(name, []), *anywhere]) for name in data["components"]
         },
         norm=_pattern(data["norm"]),
-        fused={
-            name: Fused(_places(rule["into"]), tuple(rule["sizes"]))
-            for name, rule in data["fused"].items()
-        },
-        rows=tuple(_row_order(rule) for rule in data["rows"]),
-        transposed=tuple(_conditions(rule) for rule in data["transposed"]),
-        stacked=_conditions(data["stacked"]),
+        fused={name: _rule(Fused, rule) for name, rule in data["fused"].items()},
+        rows=tuple(_conditional(RowOrder, rule) for rule in data["rows"]),
+        transposed=tuple(_rule(Conditions, rule) for rule in data["transposed"]),
+        stacked=_rule(Conditions, data["stacked"]),
         stacked_count=data["stacked"]["count"],
         conv1d=_pattern(data["conv1d_witness"]["names"]),
         conv1d_type=data["conv1d_witness"]["as"],
@@ -268,33 +252,32 @@ def _pattern(text: str) -> re.Pattern[str]:
     return re.compile("".join(text.split()))
 
 
-def _compiled(text: str | None) -> re.Pattern[str] | None:
-    return None if text is None else _pattern(text)
+# how the value of a key of a rule is read; as it is, where the key is not here
+VALUES: Mapping[str, Callable[[Any], Any]] = {
+    "match": _pattern,
+    "unless": _pattern,
+    "beside": _pattern,
+    "names": lambda text: _pattern(rf"(?:.*\.)?(?:{text})"),
+    "model_types": frozenset,
+    "components": frozenset,
+    "into": _places,
+    "sizes": tuple,
+}
 
 
-def _conditions(rule: Mapping[str, Any]) -> Conditions:
-    names = None
-    if "names" in rule:
-        names = _pattern(rf"(?:.*\.)?(?:{rule['names']})")
-    return Conditions(
-        model_types=frozenset(rule.get("model_types", ())),
-        components=frozenset(rule.get("components", ())),
-        beside=_compiled(rule.get("beside")),
-        when=rule.get("when", {}),
-        names=names,
-        parameter=rule.get("parameter", False),
-    )
+def _rule(kind: Callable[..., T], rule: Mapping[str, Any], **more: object) -> T:
+    """A rule as an object of a class, from those of its keys that are fields of the class."""
+    fields = signature(kind).parameters
+    known = {key: value for key, value in rule.items() if key in fields}
+    return kind(**{key: VALUES.get(key, _as_it_is)(known[key]) for key in known}, **more)
 
 
-def _row_order(rule: Mapping[str, Any]) -> RowOrder:
-    return RowOrder(
-        module=rule["module"],
-        conditions=_conditions(rule),
-        into=_places(rule["into"]) if "into" in rule else None,
-        sizes=tuple(rule["sizes"]) if "sizes" in rule else None,
-        groups=rule.get("groups", 1),
-        square=rule.get("square", False),
-    )
+def _conditional(kind: Callable[..., T], rule: Mapping[str, Any]) -> T:
+    return _rule(kind, rule, conditions=_rule(Conditions, rule))
+
+
+def _as_it_is(value: T) -> T:
+    return value
 
 
 class Facts:

@@ -65,7 +65,7 @@ class RunMetadata(TypedDict):
 
 class SealMetadata(TypedDict):
     """Who made the summary that lies beside the tables, and of what: see
-    `shadow.summary.summary_file`.
+    `shadow.telling.summary_file`.
     """
 
     made_by: Mapping[str, str]  # version, and code: a sha256

@@ -2,7 +2,7 @@
 
 Tables come as Arrow has them (`table`), for who makes other files of them, and as pandas has them
 (`matrices` and the others), for who computes. The bytes of a file are read once for both, and for
-its digest: see `shadow.summary.summary_file`. The singular values alone, gigabytes in a large
+its digest: see `shadow.telling.summary_file`. The singular values alone, gigabytes in a large
 model, are read a part at a time.
 
 Missing is told in one way by all frames: `isna()` is true. Whole numbers are `Int64`, flags

@@ -60,8 +60,6 @@ class Interval:
     """(low, high), in the unit of the figure; None where reason says why."""
 
     layers: int
-    """How many layers were drawn from, 0 or more."""
-
     level: float | None
     """The probability that the interval may claim at most, up to LEVEL; None without bounds."""
 
@@ -79,8 +77,6 @@ class BoundsAlike:
     """The intervals of several figures over the same layers."""
 
     columns: list[int]
-    """Which figures they are: the numbers of their columns, from 0."""
-
     low: NDArray[np.float64]
     """(columns,): the lower bound of each; NaN where there is no interval."""
 
@@ -88,8 +84,6 @@ class BoundsAlike:
     """(columns,): the upper bound of each; NaN where there is no interval."""
 
     layers: int
-    """Over how many layers, 0 or more."""
-
     level: float | None
     """What those that have bounds may claim, 0 to 1; None where none has any."""
 

@@ -25,8 +25,6 @@ class LayerFigure:
     """A figure of the matrices in one layer."""
 
     layer: int
-    """From 0."""
-
     measured: float
     """The median over the layer's matrices."""
 
@@ -44,11 +42,7 @@ class PairByLayer:
     """The figures of one pair."""
 
     family: str
-    """As in the report."""
-
     pair: str
-    """As in the report."""
-
     relative_norm: float
     """The median over the matrices."""
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from shadow.reasons import FROM_ZERO
+from shadow.summary.numbers import finite
 from shadow.summary.rows import UncomparedRow, VectorFigures, VocabularyRow
 
 if TYPE_CHECKING:
@@ -39,13 +40,9 @@ def vector_figures(tensors: pd.DataFrame) -> VectorFigures:
     return VectorFigures(
         compared=len(rows),
         changed=int(moved.sum()),
-        relative_norm=_finite(median),
-        relative_norm_of_all=_finite(known),
+        relative_norm=finite(median),
+        relative_norm_of_all=finite(known),
     )
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
 
 
 def vocabulary(tensors: pd.DataFrame) -> list[VocabularyRow]:

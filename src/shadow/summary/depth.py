@@ -25,7 +25,7 @@ LAYERS = 1000  # numbers below which a chart has room: a tensor's name may claim
 
 
 def has_compared(tensors: pd.DataFrame) -> pd.Series[bool]:
-    """Of which tensors was a matrix compared with a partner? Some of their parts are enough."""
+    """The tensors of which a matrix was compared with a partner; some of their parts are enough."""
     whole = tensors["status"].isin(["measured", "identical"]) & (
         tensors["reason"] != "only_in_tuned"
     )
@@ -33,7 +33,7 @@ def has_compared(tensors: pd.DataFrame) -> pd.Series[bool]:
 
 
 def is_partial(tensors: pd.DataFrame) -> pd.Series[bool]:
-    """Which tensors count as skipped, although some of the matrices in them were compared?"""
+    """The tensors that count as skipped, although some of the matrices in them were compared."""
     return (
         (tensors["status"] == "skipped")
         & (tensors["reason"] != "not_a_matrix")

@@ -131,8 +131,6 @@ class LayerMedians:
 @dataclass(frozen=True)
 class _Known:
     matrices: int
-    """That changed."""
-
     known: int
     """Matrices of which it is known how much of what is stored is the update's."""
 

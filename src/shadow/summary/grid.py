@@ -80,14 +80,8 @@ class Picture:
     """Relative norms by module and layer, as cells of a picture."""
 
     modules: tuple[str, ...]
-    """The rows, as in the grid."""
-
     first: int
-    """The first layer."""
-
     last: int
-    """The last one."""
-
     cells: tuple[tuple[float | None, ...], ...]
     """(modules, columns): the median over the layers of a column; None where they lack the module.
     """
@@ -104,7 +98,7 @@ class Picture:
 
     @cached_property
     def is_flat(self) -> bool:
-        """Are all norms the same, to a twentieth?"""
+        """Whether all norms are the same, to a twentieth."""
         return self.largest <= FLAT * self.least
 
     def level(self, value: float) -> float:

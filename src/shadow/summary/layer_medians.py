@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from shadow.reports.column_types import null_if_undefined
 from shadow.spectra.levels import round_trip
 from shadow.spectra.purity import LEAST_KEPT, NOISE, UNTOUCHED
 from shadow.summary.figures import LAYER_MEDIANS, InsideLayers
+from shadow.summary.numbers import floats, median, median_of
 from shadow.summary.rows import CoherenceRow, OutsideRow, UnchangedRow, row_of
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def inside_layers(deltas: pd.DataFrame) -> InsideLayers:
         "judged": int(z.notna().sum()),
         "beyond_noise": int((z > NOISE).sum()),
         "flatter_than_noise": int((z < -NOISE).sum()),
-        **{name: _median(inside(name)) for name in (*LAYER_MEDIANS, *BESIDE)},
+        **{name: median_of(inside(name)) for name in (*LAYER_MEDIANS, *BESIDE)},
         **_coherent(inside),
         **_ranks(inside),
         **_few(deltas.loc[within, ["cols", "levels_base", "levels_tuned"]]),
@@ -64,7 +64,7 @@ def inside_layers(deltas: pd.DataFrame) -> InsideLayers:
         "in_8_bits": int(inside("dtype").astype("string").str.contains("F8").sum()),
         **_short_sides(deltas.loc[within, ["rows", "cols"]]),
         **{
-            f"alignment_{side}_excess": _median(
+            f"alignment_{side}_excess": median_of(
                 inside(f"alignment_{side}") - inside(f"alignment_{side}_null")
             )
             for side in ("left", "right")
@@ -85,7 +85,7 @@ def outside_layers(deltas: pd.DataFrame) -> list[OutsideRow]:
                 "matrices": len(rows),
                 "poolers": int(rows["tensor"].astype("string").str.contains(r"\bpooler\b").sum()),
             },
-            {name: _median(rows[name]) for name in LAYER_MEDIANS},
+            {name: median_of(rows[name]) for name in LAYER_MEDIANS},
             _coherent(rows.__getitem__),
             {"short_side": _short_sides(rows[["rows", "cols"]])["short_side_most"]},
         )
@@ -123,7 +123,7 @@ def median_directions(column: Callable[[str], pd.Series]) -> tuple[float | None,
     values, above = directions(column), int(above_short_side(column).sum())
     if 2 * above >= int((~np.isnan(values)).sum()):
         return None, above
-    return _median_of(values), above
+    return median(values), above
 
 
 @np.errstate(all="ignore")
@@ -135,7 +135,7 @@ def directions(column: Callable[[str], pd.Series]) -> NDArray[np.float64]:
     Without these the median would be that of the most coherent matrices alone. What is above a
     short side may be below the values of larger matrices.
     """
-    told, purity = _numbers(column("equivalent_directions")), _known_purity(column)
+    told, purity = floats(column("equivalent_directions")), _known_purity(column)
     beyond = np.where(purity > 0, 1.0 / purity, np.inf)
     return np.where(above_short_side(column), beyond, told)
 
@@ -148,7 +148,7 @@ def ranked(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
     if metric != "equivalent_directions":
         return rows
     above = above_short_side(rows.__getitem__)
-    told = _numbers(rows["equivalent_directions"])
+    told = floats(rows["equivalent_directions"])
     return rows.assign(equivalent_directions=np.where(above, np.inf, told))
 
 
@@ -157,9 +157,7 @@ def above_short_side(column: Callable[[str], pd.Series]) -> NDArray[np.bool_]:
     """Which rows have no equivalent_directions because they are less coherent than a change along
     all directions of their short side alike; of others that have none it is unknown.
     """
-    told, rows, cols = (
-        _numbers(column(name)) for name in ("equivalent_directions", "rows", "cols")
-    )
+    told, rows, cols = (floats(column(name)) for name in ("equivalent_directions", "rows", "cols"))
     above: NDArray[np.bool_] = np.isnan(told) & (
         _known_purity(column) * np.minimum(rows, cols) < 1.0
     )
@@ -170,7 +168,7 @@ def above_short_side(column: Callable[[str], pd.Series]) -> NDArray[np.bool_]:
 def _known_purity(column: Callable[[str], pd.Series]) -> NDArray[np.float64]:
     """X of each row's update; NaN where storage hides it."""
     kept, stored, undone, floor = (
-        _numbers(column(name))
+        floats(column(name))
         for name in ("kept", "excess_purity", "excess_purity_unrounded", "floor_ratio")
     )
     # as an audit decides it; an adapter in a report from before kept was added has no reason
@@ -209,7 +207,7 @@ def _short_sides(inside: pd.DataFrame) -> dict[str, int | None]:
 def _ranks(inside: Callable[[str], pd.Series]) -> dict[str, float | None]:
     """Medians of the bounds of the updates' ranks."""
     least, most = rank_bounds(inside)
-    return {"rank_least": _median_of(least), "rank_most": _median_of(most)}
+    return {"rank_least": median(least), "rank_most": median(most)}
 
 
 def held_rank(column: Callable[[str], pd.Series]) -> NDArray[np.float64]:
@@ -221,11 +219,9 @@ def held_rank(column: Callable[[str], pd.Series]) -> NDArray[np.float64]:
     anything set. NaN where none is known.
     """
     _, most = rank_bounds(column)
-    short = np.minimum(_numbers(column("rows")), _numbers(column("cols")))
+    short = np.minimum(floats(column("rows")), floats(column("cols")))
     most = np.where(most <= LOW * short, most, np.nan)
-    return np.fmin(
-        np.fmin(_numbers(column("rank_ceiling")), _numbers(column("numerical_rank"))), most
-    )
+    return np.fmin(np.fmin(floats(column("rank_ceiling")), floats(column("numerical_rank"))), most)
 
 
 @np.errstate(all="ignore")  # a forged report may hold infinities
@@ -242,19 +238,19 @@ def rank_bounds(
     rank_most is the least k of TOPS that do, or numerical_rank. NaN where K is unknown, below
     LEAST_KEPT or of another difference.
     """
-    kept, rows, cols = (_numbers(inside(name)) for name in ("kept", "rows", "cols"))
+    kept, rows, cols = (floats(inside(name)) for name in ("kept", "rows", "cols"))
     kept = np.where(_are(inside("kept_reason"), "nothing_rounded"), 1.0, kept)
     of_another = _are(inside("kept_history"), "base_rounded")
     kept = np.where(of_another | ~(kept >= LEAST_KEPT), np.nan, kept)
     lost, short = 1.0 - kept, np.minimum(rows, cols)
     slack = NEARLY_KEPT + OF_ROUNDING * kept * lost
     least = np.where(np.isnan(kept), np.nan, 1.0)
-    most = np.where(np.isnan(kept), np.nan, _numbers(inside("numerical_rank")))
+    most = np.where(np.isnan(kept), np.nan, floats(inside("numerical_rank")))
     for percent in (90, 95, 99):
         above = kept - slack >= percent / 100
-        least = np.where(above, _numbers(inside(f"rank_{percent}")), least)
+        least = np.where(above, floats(inside(f"rank_{percent}")), least)
     for k in sorted(TOPS, reverse=True):
-        energy = _numbers(inside(f"top{k}_energy"))
+        energy = floats(inside(f"top{k}_energy"))
         of_low_rank = (
             kept + lost * k * (1 / rows + 1 / cols) + (lost * k) ** 2 / (rows * cols * kept)
         )
@@ -267,27 +263,6 @@ def _are(texts: pd.Series, text: str) -> NDArray[np.bool_]:
     """Which texts are this one, however a frame says that there is none."""
     same: NDArray[np.bool_] = (texts == text).to_numpy(dtype=bool, na_value=False)
     return same
-
-
-def _numbers(values: pd.Series) -> NDArray[np.float64]:
-    """A column as floats, NaN where it is null.
-
-    Arithmetic with pandas took a seventh of a summary of few rows.
-    """
-    return values.to_numpy(dtype=np.float64, na_value=np.nan)
-
-
-def _median(values: pd.Series) -> float | None:
-    """The median of what is known; None where nothing is, or where it is not finite."""
-    return _median_of(_numbers(values))
-
-
-def _median_of(values: NDArray[np.float64]) -> float | None:
-    """The same of floats, NaN where nothing is known."""
-    known = values[~np.isnan(values)]
-    if not len(known):
-        return None
-    return null_if_undefined(float(np.median(known)))
 
 
 def few_values(deltas: pd.DataFrame) -> list[str]:

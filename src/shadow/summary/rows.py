@@ -8,9 +8,9 @@ order of the bases.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from functools import cache, partial
+from functools import cache
 from types import NoneType, UnionType
 from typing import (
     Any,
@@ -44,24 +44,7 @@ class ReportWarning:
     """What makes the figures of a report doubtful: a code for programs, a sentence for people."""
 
     code: WarningCode
-    """For programs."""
-
     text: str
-    """A sentence for people."""
-
-
-@dataclass(frozen=True)
-class Claims:
-    """What may be said of a pair and what may not."""
-
-    measured: list[str]
-    """What is measured."""
-
-    consistent_with: list[str]
-    """What would explain it; never what did."""
-
-    not_shown: list[str]
-    """What weights do not show."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +52,7 @@ class GridRow:
     """One module over the layers of a component."""
 
     component: str
-    """The component."""
-
     module: str
-    """The module."""
-
     layers: list[int]
     """That have it, ascending."""
 
@@ -89,20 +68,10 @@ class SkippedRow:
     """The tensors that were not measured for one reason."""
 
     reason: str
-    """Of shadow.reasons."""
-
     tensors: int
-    """Of both sides."""
-
     base: int
-    """Of the base."""
-
     tuned: int
-    """Of the tuned side."""
-
     examples: list[str]
-    """Names of the first few tensors."""
-
     detail: str | None
     """Of the first tensor that has one."""
 
@@ -126,28 +95,20 @@ class Intervals:
     """(low, high) by figure; None where layers do not suffice."""
 
     layers: int
-    """How many they are over."""
-
     interval_level: float | None
     """The probability that they may claim, 0 to 1."""
 
     no_interval: str | None
-    """Why there are none."""
 
 
 @dataclass(frozen=True)
 class _Component:
     component: str
-    """The component."""
-
     tensors: int
     """Of the tuned side, with two dimensions or more."""
 
     identical: int
-    """Of these."""
-
     matrices: int
-    """That changed."""
 
 
 @dataclass(frozen=True)
@@ -166,16 +127,9 @@ class ComponentRow(ParameterShare, Intervals, DepthFigures, Energies, Medians, _
 @dataclass(frozen=True)
 class _Module:
     component: str
-    """The component."""
-
     module: str
-    """The module."""
-
     matrices: int
-    """That changed."""
-
     parameters: int
-    """Of these."""
 
 
 @dataclass(frozen=True)
@@ -190,14 +144,10 @@ class LayerRow:
     """
 
     component: str
-    """The component."""
-
     layer: int
     """The layer, from 0."""
 
     matrices: int
-    """That changed."""
-
     relative_norm: float | None
     """Of all of them as one vector."""
 
@@ -208,14 +158,8 @@ class LayerRow:
     """Of the component's layers, 0 to 1."""
 
     concentration: float | None
-    """Median."""
-
     effective_rank_shift: float | None
-    """Median."""
-
     spikes: float | None
-    """Median."""
-
     up_effective_rank_shift: float | None
     """Of the MLP up-projections; the median of several experts."""
 
@@ -231,14 +175,8 @@ class CoherenceRow:
     """How coherent the changes of one module inside layers are, comparable over shapes."""
 
     component: str
-    """The component."""
-
     module: str
-    """The module."""
-
     matrices: int
-    """That changed."""
-
     coherent: int
     """Of these, matrices that have equivalent_directions."""
 
@@ -261,17 +199,9 @@ class QuarterRow:
     """A quarter of a component's depth: its layers in order, divided as evenly as they can be."""
 
     component: str
-    """The component."""
-
     quarter: int
-    """1 to 4."""
-
     first_layer: int
-    """Its first layer, from 0."""
-
     last_layer: int
-    """Its last layer."""
-
     energy_share: float
     """Of the component's layers, 0 to 1."""
 
@@ -284,13 +214,8 @@ class UnchangedRow:
     """A module of which every matrix that was compared is identical."""
 
     component: str
-    """The component."""
-
     module: str
-    """The module."""
-
     tensors: int
-    """How many of the tuned side, 1 or more."""
 
 
 @dataclass(frozen=True)
@@ -301,8 +226,6 @@ class VectorFigures:
     """That both sides have in one size."""
 
     changed: int
-    """Of these."""
-
     relative_norm: float | None
     """Median over those that changed; None where none did, or all are 0 in the base."""
 
@@ -321,8 +244,6 @@ class UncomparedRow:
     """The side that has them, or whose numbers are not finite: base, tuned or both."""
 
     component: str
-    """The component."""
-
     module: str | None
     """The module; None for whole layers."""
 
@@ -330,8 +251,6 @@ class UncomparedRow:
     """Ascending; empty outside the layers."""
 
     tensors: int
-    """How many of one side, 1 or more."""
-
     base_shape: list[int] | None
     """Of those whose shapes differ."""
 
@@ -344,17 +263,9 @@ class VocabularyRow:
     """An embedding or a head with more rows on one side; the rows that both have are compared."""
 
     component: str
-    """The component."""
-
     module: str
-    """embed or head."""
-
     base_rows: int
-    """Of the base."""
-
     tuned_rows: int
-    """Of the tuned side."""
-
     added: int
     """tuned_rows - base_rows; below 0 where rows were taken away."""
 
@@ -364,16 +275,11 @@ class ReplacedRow:
     """Matrices of one module that have little in common with the base's."""
 
     component: str
-    """The component."""
-
     module: str
-    """The module."""
-
     layers: list[int]
     """Ascending; empty outside the layers."""
 
     matrices: int
-    """1 or more."""
 
 
 @dataclass(frozen=True)
@@ -381,8 +287,6 @@ class Replaced:
     """Matrices that have little in common with the base's, in a model that is close to it."""
 
     matrices: int
-    """1 or more."""
-
     cosine_least: float
     """Of base and tuned, -1 to 1."""
 
@@ -390,7 +294,6 @@ class Replaced:
     """Of base and tuned, -1 to 1."""
 
     rows: list[ReplacedRow]
-    """By module."""
 
 
 @dataclass(frozen=True)
@@ -398,8 +301,6 @@ class Scaled:
     """Every changed matrix is its base times one factor."""
 
     matrices: int
-    """That changed, 2 or more."""
-
     factor: float
     """What the base was multiplied by."""
 
@@ -409,8 +310,6 @@ class Zeroed:
     """In every changed matrix some entries became 0, and all others stayed."""
 
     matrices: int
-    """That changed, 2 or more."""
-
     share: float
     """Of the entries, those that became 0: median over matrices, 0 to 1."""
 
@@ -420,14 +319,8 @@ class FewRowsRow:
     """An embedding of which only a few rows changed."""
 
     component: str
-    """The component."""
-
     module: str
-    """embed."""
-
     changed: int
-    """Rows that changed."""
-
     rows: int
     """All that were compared."""
 
@@ -446,7 +339,6 @@ class Recognised:
     """None: the change is another."""
 
     few_rows: list[FewRowsRow]
-    """A row for each embedding."""
 
 
 @dataclass(frozen=True)
@@ -454,17 +346,9 @@ class AloneRow:
     """Medians over the matrices of a component that have no base."""
 
     component: str
-    """The component."""
-
     matrices: int
-    """How many, 1 or more."""
-
     stable_rank: float | None
-    """1 or more."""
-
     effective_rank: float | None
-    """1 or more."""
-
     participation_ratio: float | None
     """Directions, 1 or more."""
 
@@ -474,8 +358,6 @@ class _Outside:
     component: str
     module: str
     matrices: int
-    """That changed, 1 or more."""
-
     poolers: int
     """How many of them are of a pooler, as BERT has, by their names; their module is head."""
 
@@ -501,8 +383,6 @@ class PublishedCheck:
     """Of shadow.comparing.published.DEFINITIONS."""
 
     published: float
-    """As others published it."""
-
     ours: float | None
     """None: reason."""
 
@@ -521,16 +401,11 @@ class PublishedPair:
     """The pair as others measured it, whatever the commits."""
 
     base: str
-    """As the table has it."""
-
     tuned: str
-    """As the table has it."""
-
     agrees: bool | None
     """All figures that are compared; None: none is."""
 
     checks: list[PublishedCheck]
-    """A row for each published figure."""
 
 
 @dataclass(frozen=True)
@@ -538,8 +413,6 @@ class PublishedPlace:
     """The rank of a figure among other families, each with the median of its pairs."""
 
     value: float
-    """Of the pair of the report."""
-
     below: int
     """Families whose median is smaller."""
 
@@ -547,13 +420,10 @@ class PublishedPlace:
     """All that it is ranked among, 1 or more."""
 
     pairs: int
-    """Of these families."""
-
     least: float
     """Median of a family."""
 
     most: float
-    """The largest median of a family."""
 
 
 @dataclass(frozen=True)
@@ -561,8 +431,6 @@ class PublishedFigures:
     """What figures that others published of released pairs say beside a report's."""
 
     source: str
-    """Who published them, and where."""
-
     pair: PublishedPair | None
     """None: others have not published it."""
 
@@ -570,14 +438,10 @@ class PublishedFigures:
     """By mean_relative_norm."""
 
     no_size: str | None
-    """Why there is none."""
-
     top20: PublishedPlace | None
     """By mean_top20_energy, among pairs of about its size."""
 
     no_top20: str | None
-    """Why there is none."""
-
     within: float
     """The factor that is about its size."""
 
@@ -601,109 +465,83 @@ def read_as(kind: type[Row], value: object) -> Row:
 
     The types of the fields say what the shape is: no key may lack or be too many, but for fields
     that have a default; a float may be a whole number, a number is finite, and a boolean is none.
+
+    pydantic would do the same, and takes 100 ms to import: a summary is read in 10.
     """
     row: Row = _reader(cast(Any, kind))(value)
     return row
 
 
+def _require(holds: bool) -> None:
+    if not holds:
+        raise TypeError
+
+
 @cache
 def _reader(kind: Any) -> Callable[[Any], Any]:
     """What reads values of a type: it is looked at once, and a summary has a thousand values of a
-    dozen types.
+    dozen types. Types of scores, which are not read here, have none.
     """
-    if kind is float:
-        return _read_number
-    if kind in (str, bool, int, NoneType):
-        return partial(_read_exactly, kind)
     if is_dataclass(kind) or is_typeddict(kind):
-        types, required = _fields(kind)
-        return partial(
-            _read_fields, kind, {name: _reader(hint) for name, hint in types.items()}, required
-        )
+        return _reader_of_fields(kind)
     origin, parts = get_origin(kind), get_args(kind)
-    if origin is Literal:
-        return partial(_read_choice, parts)
-    readers = [_reader(part) for part in parts if part is not NoneType]
+    readers = [_reader(part) for part in parts] if origin is not Literal else []
+
+    def exactly(value: Any) -> Any:
+        _require(type(value) is kind)
+        return value
+
+    def number(value: Any) -> Any:
+        _require(type(value) in (int, float) and -math.inf < value < math.inf)
+        return value
+
+    def choice(value: Any) -> Any:
+        _require(type(value) is str and value in parts)
+        return value
+
+    def optional(value: Any) -> Any:
+        return None if value is None else readers[0](value)
+
+    def items(value: Any) -> Any:
+        _require(isinstance(value, list))
+        return list(map(readers[0], value))
+
+    def fixed(value: Any) -> Any:
+        _require(isinstance(value, list) and len(value) == len(readers))
+        return tuple(reader(item) for reader, item in zip(readers, value, strict=True))
+
+    def mapping(value: Any) -> Any:
+        _require(isinstance(value, dict))
+        return {name: readers[1](inner) for name, inner in value.items()}
+
+    def either(value: Any) -> Any:
+        for reader in readers:
+            try:
+                return reader(value)
+            except TypeError:
+                continue
+        raise TypeError
+
+    if kind is float:
+        return number
     if origin in (Union, UnionType):
-        return partial(_read_union, readers, NoneType in parts)
-    if origin is list:
-        return partial(_read_list, readers[0])
-    if origin is tuple:
-        return partial(_read_tuple, readers)
-    if origin is Mapping:
-        return partial(_read_mapping, readers[1])
-    return _read_nothing
+        return optional if len(parts) == 2 and parts[1] is NoneType else either
+    return {Literal: choice, list: items, tuple: fixed, Mapping: mapping}.get(origin, exactly)
 
 
-def _read_nothing(value: Any) -> Any:
-    """Of the scores, which are not read here."""
-    raise TypeError
-
-
-def _read_exactly(kind: type, value: Any) -> Any:
-    if type(value) is not kind:
-        raise TypeError
-    return value
-
-
-def _read_number(value: Any) -> Any:
-    if type(value) not in (int, float) or not -math.inf < value < math.inf:
-        raise TypeError
-    return value
-
-
-def _read_fields(
-    kind: Any, readers: Mapping[str, Callable[[Any], Any]], required: frozenset[str], value: Any
-) -> Any:
-    if not isinstance(value, dict) or not required <= value.keys() <= readers.keys():
-        raise TypeError
-    return kind(**{name: readers[name](inner) for name, inner in value.items()})
-
-
-def _read_choice(choices: tuple[Any, ...], value: Any) -> Any:
-    if type(value) is not str or value not in choices:
-        raise TypeError
-    return value
-
-
-def _read_union(readers: Sequence[Callable[[Any], Any]], may_be_none: bool, value: Any) -> Any:
-    if value is None and may_be_none:
-        return None
-    for reader in readers:
-        try:
-            return reader(value)
-        except TypeError:
-            continue
-    raise TypeError
-
-
-def _read_list(reader: Callable[[Any], Any], value: Any) -> Any:
-    if not isinstance(value, list):
-        raise TypeError
-    return [reader(item) for item in value]
-
-
-def _read_tuple(readers: Sequence[Callable[[Any], Any]], value: Any) -> Any:
-    if not isinstance(value, list) or len(value) != len(readers):
-        raise TypeError
-    return tuple(reader(item) for reader, item in zip(readers, value, strict=True))
-
-
-def _read_mapping(reader: Callable[[Any], Any], value: Any) -> Any:
-    if not isinstance(value, dict):
-        raise TypeError
-    return {name: reader(inner) for name, inner in value.items()}
-
-
-@cache
-def _fields(kind: Any) -> tuple[dict[str, object], frozenset[str]]:
-    """The types of the fields of a dataclass or a TypedDict, and which must be there."""
+def _reader_of_fields(kind: Any) -> Callable[[Any], Any]:
+    """What reads a dataclass or a TypedDict."""
     types = get_type_hints(kind)
-    if is_typeddict(kind):
-        return types, frozenset(types)
     optional = {
         column.name
-        for column in fields(kind)
+        for column in (fields(kind) if is_dataclass(kind) else ())
         if column.default is not MISSING or column.default_factory is not MISSING
     }
-    return types, frozenset(types) - optional
+    readers = {name: _reader(hint) for name, hint in types.items()}
+    required = types.keys() - optional
+
+    def read(value: Any) -> Any:
+        _require(isinstance(value, dict) and required <= value.keys() <= readers.keys())
+        return kind(**{name: readers[name](inner) for name, inner in value.items()})
+
+    return read

@@ -52,6 +52,7 @@ class Form(BaseModel):
     )
     CALLED: ClassVar[str]  # what such an entry is, for a message
     WRITTEN: ClassVar[str | None] = None  # how it is written, for a hint
+    ALSO: ClassVar[tuple[str, ...]] = ()  # keys of other entries that a misspelt one may mean
 
     @classmethod
     def known(cls) -> tuple[str, ...]:
@@ -69,7 +70,7 @@ class Form(BaseModel):
         known = cls.known()
         if key not in known:
             written = f"; {cls.WRITTEN}" if cls.WRITTEN else ""
-            hint = nearest(key, known) or f"it may have {', '.join(known)}{written}"
+            hint = nearest(key, (*known, *cls.ALSO)) or f"it may have {', '.join(known)}{written}"
             raise FaultError(f"unknown key {short(key)}", hint, key)
 
     @model_validator(mode="before")

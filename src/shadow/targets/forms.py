@@ -130,7 +130,16 @@ def _kind_of_base(value: object) -> str:
     return "(one)"
 
 
-ByComponent = Annotated[dict[Component, Checkpoint], Field(min_length=1)]
+def _only_components(parts: dict[str, Any]) -> dict[str, Any]:
+    if "repo" in parts:
+        hint = "write vision: {repo: org/name, revision: ...}"
+        raise FaultError("a base has either `repo` or components", hint, "repo")
+    return parts
+
+
+ByComponent = Annotated[
+    dict[Component, Checkpoint], Field(min_length=1), BeforeValidator(_only_components)
+]
 Base = Annotated[
     Annotated[Checkpoint, Tag("(one)")] | Annotated[ByComponent, Tag("(by component)")],
     Discriminator(_kind_of_base),
@@ -279,7 +288,7 @@ class TargetForm(Form):
 
 
 class TwoForm(Form):
-    CALLED, WRITTEN = TargetForm.CALLED, TargetForm.WRITTEN
+    CALLED, WRITTEN, ALSO = TargetForm.CALLED, TargetForm.WRITTEN, TargetForm.known()
 
     base: Ref
     """A checkpoint, as --base takes it; a folder is relative to the list file."""

@@ -159,7 +159,7 @@ def _figures_apart(contrast: Contrast, p_values: bool) -> Table:
     ]
     title = "Medians over matrices, and of paired differences"
     if p_values:
-        fields.append(number("p", lambda row: p_of[row.figure], "number"))
+        fields.append(number("p", lambda row: Quantity(p_of[row.figure], "number"), None))
         title += "; p is within this pair, adjusted over the figures"
     fields.append(Field("verdict", "text", of=lambda row: row.verdict or "has no vote"))
     return table_of(fields, contrast.figures, title)

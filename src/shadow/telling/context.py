@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
-from shadow.telling.wording import Sentence
-
-if TYPE_CHECKING:
-    from shadow.summary.summary import Summary
+from shadow.claims.draft import Sentence
+from shadow.summary.record import PairRecord
 
 KINDS: Mapping[str, str] = {  # of stages that families name
     "sft": "supervised fine-tuning",
@@ -24,7 +21,7 @@ KINDS: Mapping[str, str] = {  # of stages that families name
 }
 
 
-def context(summary: Summary, relation: object) -> list[Sentence]:
+def context(summary: PairRecord, relation: object) -> list[Sentence]:
     if relation == "sibling":
         return [
             Sentence(

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from shadow.claims.explanations import EXPLANATIONS
-from shadow.claims.footprint import GATES
+from shadow.claims.gates import GATES
 from shadow.claims.reference import bases_of, reach
 from shadow.quantities import DASH, Quantity, bounds_text
 from shadow.reports.columns import SCHEMA, Column, Table, notation_of
@@ -130,12 +130,13 @@ def label_document(shipped: Calibration) -> Document:
 
 def finding_document() -> Document:
     """`explain finding`: all sentences, by their codes, and the other explanations."""
+    others = {code: f"{claim.title}: {claim.meaning}" for code, claim in EXPLANATIONS.items()}
     return Document(
         [
             Paragraph("the answer of a report, in words", lead="finding"),
             Paragraph(TOPICS["finding"]),
             _texts(CODES, "Sentences, in their order"),
-            _texts(EXPLANATIONS, "Other explanations"),
+            _texts(others, "Other explanations"),
             _quiet(TOPICS["answers"]),
             _quiet(" ".join(NOT_SHOWN)),
         ]
@@ -145,7 +146,7 @@ def finding_document() -> Document:
 def gates_document() -> Document:
     """`explain gates`: the six gates, and when a pair passes each."""
     about = "conditions under which figures can be those of a fine-tune"
-    texts = {name: text.replace("`", "") for name, text in GATES.items()}
+    texts = {name: gate.meaning.replace("`", "") for name, gate in GATES.items()}
     return Document([Paragraph(about, lead="gates"), _texts(texts), _quiet(TOPICS["gates"])])
 
 

@@ -10,10 +10,12 @@ of components and modules gets into a text; who shows one escapes it all the sam
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shadow.claims.explanations import Explanation, explanations
+from shadow.claims.draft import Sentence
+from shadow.claims.explanations import Explanation, as_explanation, explanations
+from shadow.claims.summary import Finding
+from shadow.comparing.published import context_sentence
 from shadow.reports.columns import read_words
 from shadow.telling.context import context
 from shadow.telling.headline import headline
@@ -22,11 +24,10 @@ from shadow.telling.limits import comes_first, limits, not_compared
 from shadow.telling.size import size_and_place
 from shadow.telling.storage import storage
 from shadow.telling.structure import structure
-from shadow.telling.wording import Sentence
 
 if TYPE_CHECKING:
+    from shadow.claims.summary import Summary
     from shadow.reports.metadata import SettingsMetadata
-    from shadow.summary.summary import Summary
 
 NOT_SHOWN = (
     (
@@ -39,44 +40,8 @@ NOT_SHOWN = (
 CODES: Mapping[str, str] = read_words("words.yaml")["sentences"]
 
 
-@dataclass(frozen=True)
-class Finding:
-    """What a report says of its pair."""
-
-    headline: str
-    """What happened to the weights, in one line."""
-
-    sentences: list[Sentence]
-    """Each a short paragraph, in the order of CODES, but that a copy's `rounding` stands before
-    `size`, and so do `vocabulary` and `left_out` if nothing changed or little was compared; of most
-    pairs two to five.
-    """
-
-    other_explanations: list[Explanation]
-    """What else it may be, in the order of EXPLANATIONS."""
-
-    not_shown: list[str]
-    """What weights do not show."""
-
-    @property
-    def text(self) -> str:
-        """The sentences as one paragraph."""
-        return " ".join(sentence.text for sentence in self.sentences)
-
-    def __str__(self) -> str:
-        """The headline and the sentences as one paragraph: `print` of all fields would fill a
-        screen.
-        """
-        return f"{self.headline} {self.text}".strip()
-
-
-def finding(
-    summary: Summary, settings: SettingsMetadata, published: Sentence | None = None
-) -> Finding:
-    """The finding of a summary.
-
-    settings: those of its audit. published: where the pair lies among other pairs, if known.
-    """
+def finding(summary: Summary, settings: SettingsMetadata) -> Finding:
+    """The finding of a summary. settings: those of its audit."""
     gates = {gate.name: gate for gate in summary.gates}
     relation = settings.get("relation")
     filtered = bool(_chosen(settings))
@@ -94,9 +59,10 @@ def finding(
         if summary.recognised.scaled is None:  # otherwise its structure is the base's own
             sentences += structure(summary)
         sentences += [*storage(summary, gates), *context(summary, relation)]
-        others = explanations(summary)
-    if published is not None:
-        sentences.append(published)
+        others = [as_explanation(answer) for answer in explanations(summary)]
+    if (published := context_sentence(summary.published)) is not None:
+        text, figures = published
+        sentences.append(Sentence("published", text, figures))
     return Finding(headline(summary, sentences), sentences, others, list(NOT_SHOWN))
 
 

@@ -22,8 +22,8 @@ from shadow.text import and_list, counted
 if TYPE_CHECKING:
     from collections.abc import Container, Sequence
 
-    from shadow.summary.summary import Summary
-    from shadow.telling.wording import Sentence
+    from shadow.claims.draft import Sentence
+    from shadow.claims.summary import Summary
 
 AT_MOST = 2  # parts of the model that are named
 SAYING = ("concentrated", "distributed")  # labels that answer in a word

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
 
+from shadow.claims.draft import Draft, Sentence
+from shadow.claims.recognised import recognised
+from shadow.summary.record import PairRecord
 from shadow.summary.rows import Replaced
 from shadow.telling.wording import (
-    ONE_ROUNDING,
-    Draft,
-    Sentence,
     and_others,
     changed_module,
     factor,
@@ -18,44 +17,21 @@ from shadow.telling.wording import (
     vectors_moved,
 )
 
-if TYPE_CHECKING:
-    from shadow.summary.summary import Summary
-
-BY_CHANCE = 0.03  # of the matrices of a rounded copy: more do not pass for changed
 VECTORS_FURTHER = 3.0  # median relative norm of vectors over that of the matrices as a whole
 NOTHING_IN_COMMON = 0.1  # a cosine below which two matrices have nothing in common
 
 
-def known_changes(summary: Summary) -> list[Sentence]:
+def known_changes(summary: PairRecord) -> list[Sentence]:
     """What no training does, and the figures show beyond doubt."""
-    return [*_copy(summary), *_scaled(summary), *_zeroed(summary), *_replaced(summary)]
+    holds = [answer.code for answer in recognised(summary) if answer.outcome == "holds"]
+    return [
+        sentence for code in holds if code in SENTENCES for sentence in SENTENCES[code](summary)
+    ]
 
 
-def is_copy(summary: Summary) -> bool:
-    """Is what is stored as large as one rounding, and does it hide whatever else there may be?"""
-    inside, floor = summary.inside_layers, summary.figures.floor_ratio
-    matrices = inside.matrices
-    if not matrices or floor is None or 2 * inside.rounded_away < matrices:
-        return False
-    return ONE_ROUNDING[0] <= floor <= ONE_ROUNDING[1] and not beyond_rounding(summary)
-
-
-def beyond_rounding(summary: Summary) -> int:
-    """Of a pair most matrices of which are rounded away: how many changed by more all the same, as
-    where an adapter of some modules was merged. 0 where that may be chance.
-    """
-    inside = summary.inside_layers
-    few = BY_CHANCE * inside.matrices
-    return inside.known if inside.beyond_noise > few else 0
-
-
-def _copy(summary: Summary) -> list[Sentence]:
-    if not is_copy(summary):
-        return []
+def _copy(summary: PairRecord) -> list[Sentence]:
     draft = Draft(summary)
-    size = draft.write(
-        summary.figures.floor_ratio or 0.0, "figures.floor_ratio", lambda value: f"{value:.2f}"
-    )
+    size = draft.write(summary.figures.floor_ratio or 0.0, "figures.floor_ratio", "fixed")
     inside = summary.inside_layers
     if 2 * inside.in_two_formats > inside.matrices:
         text = (
@@ -71,7 +47,7 @@ def _copy(summary: Summary) -> list[Sentence]:
     return [draft.sentence("rounding", text)]
 
 
-def _scaled(summary: Summary) -> list[Sentence]:
+def _scaled(summary: PairRecord) -> list[Sentence]:
     scaled = summary.recognised.scaled
     if scaled is None:
         return []
@@ -82,7 +58,7 @@ def _scaled(summary: Summary) -> list[Sentence]:
     return [draft.sentence("scaled", text)]
 
 
-def _zeroed(summary: Summary) -> list[Sentence]:
+def _zeroed(summary: PairRecord) -> list[Sentence]:
     zeroed = summary.recognised.zeroed
     if zeroed is None:
         return []
@@ -96,15 +72,15 @@ def _zeroed(summary: Summary) -> list[Sentence]:
     return [draft.sentence("zeroed", text)]
 
 
-def _replaced(summary: Summary) -> list[Sentence]:
+def _replaced(summary: PairRecord) -> list[Sentence]:
     replaced = summary.recognised.replaced
     if replaced is None:
         return []
     draft = Draft(summary)
     count = draft.write(replaced.matrices, "recognised.replaced.matrices", "count")
-    low = draft.write(replaced.cosine_least, "recognised.replaced.cosine_least", _cosine)
-    high = draft.write(replaced.cosine_most, "recognised.replaced.cosine_most", _cosine)
-    several = len({row.component for row in summary.components}) > 1
+    low = draft.write(replaced.cosine_least, "recognised.replaced.cosine_least", "fixed")
+    high = draft.write(replaced.cosine_most, "recognised.replaced.cosine_most", "fixed")
+    several = summary.has_components
     layers: dict[tuple[int, ...], list[str]] = {}
     for row in replaced.rows:
         name = changed_module(summary, row)
@@ -126,7 +102,7 @@ def _replaced(summary: Summary) -> list[Sentence]:
 
 
 def has_nothing_in_common(replaced: Replaced) -> bool:
-    """Is the cosine so near 0 that no training can have left it?"""
+    """Whether the cosine is so near 0 that no training can have left it."""
     return max(abs(replaced.cosine_least), abs(replaced.cosine_most)) < NOTHING_IN_COMMON
 
 
@@ -138,11 +114,7 @@ def _place_of_several(names: Sequence[str], layers: Sequence[int]) -> str:
     return f"{named} of {'layer' if len(layers) == 1 else 'layers'} {spans_of(layers)}"
 
 
-def _cosine(value: float) -> str:
-    return f"{value:.2f}".replace("-0.00", "0.00")
-
-
-def few_rows(summary: Summary) -> list[Sentence]:
+def few_rows(summary: PairRecord) -> list[Sentence]:
     sentences = []
     for row in summary.recognised.few_rows:
         draft = Draft(summary)
@@ -154,7 +126,7 @@ def few_rows(summary: Summary) -> list[Sentence]:
     return sentences
 
 
-def vectors(summary: Summary) -> list[Sentence]:
+def vectors(summary: PairRecord) -> list[Sentence]:
     """Biases and norms, where most moved and the median of all is far above the matrices' norm."""
     norm, matrices = summary.vectors.relative_norm_of_all, summary.figures.relative_norm_overall
     if norm is None or matrices is None or norm < VECTORS_FURTHER * matrices:
@@ -162,3 +134,11 @@ def vectors(summary: Summary) -> list[Sentence]:
     draft = Draft(summary)
     text = f"Vectors moved further than matrices: {vectors_moved(draft)}."
     return [draft.sentence("vectors", text)]
+
+
+SENTENCES: Mapping[str, Callable[[PairRecord], list[Sentence]]] = {
+    "copy": _copy,
+    "scaled": _scaled,
+    "zeroed": _zeroed,
+    "replaced": _replaced,
+}

@@ -6,13 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from shadow.claims.answer import Figure
+from shadow.claims.draft import Draft, Sentence
 from shadow.quantities import text_of
 from shadow.summary.rows import UncomparedRow, VocabularyRow
 from shadow.telling.wording import (
     NAMED,
-    Draft,
-    Figure,
-    Sentence,
     and_others,
     component_name,
     module_name,
@@ -22,13 +21,13 @@ from shadow.telling.wording import (
 from shadow.text import and_list
 
 if TYPE_CHECKING:
-    from shadow.claims.footprint import Gate
-    from shadow.summary.summary import Summary
+    from shadow.claims.gates import Gate
+    from shadow.summary.record import PairRecord
 
 UNRELATED = 0.1  # a median cosine below which two models have nothing in common
 
 
-def limits(summary: Summary, gates: Mapping[str, Gate], filtered: bool) -> list[Sentence]:
+def limits(summary: PairRecord, gates: Mapping[str, Gate], filtered: bool) -> list[Sentence]:
     """What comes before any figure: that these are not base and tuned, or not all of them."""
     changed, lineage, paired, formats = (
         gates[name] for name in ("changed", "lineage", "paired", "formats")
@@ -62,16 +61,16 @@ def limits(summary: Summary, gates: Mapping[str, Gate], filtered: bool) -> list[
 
 
 def comes_first(gates: Mapping[str, Gate]) -> bool:
-    """Does what was not compared matter so much that it is told before how large the change is?"""
+    """Whether what was not compared matters so much that it comes before the size of the change."""
     return not gates["changed"].passed or not gates["paired"].passed
 
 
-def not_compared(summary: Summary, filtered: bool) -> list[Sentence]:
+def not_compared(summary: PairRecord, filtered: bool) -> list[Sentence]:
     """Rows, modules and layers; what was not asked for is not missed."""
     return [*_vocabulary(summary), *([] if filtered else _left_out(summary))]
 
 
-def _nonfinite(summary: Summary) -> list[Sentence]:
+def _nonfinite(summary: PairRecord) -> list[Sentence]:
     """Which side is broken, and where."""
     rows = [row for row in summary.uncompared if row.reason == "nonfinite"]
     if not rows:
@@ -85,14 +84,14 @@ def _nonfinite(summary: Summary) -> list[Sentence]:
     return [Sentence("nonfinite", f"{text} What holds them was not compared.", {})]
 
 
-def _places_of(summary: Summary, rows: Sequence[UncomparedRow]) -> str:
+def _places_of(summary: PairRecord, rows: Sequence[UncomparedRow]) -> str:
     """`mlp.up of layers 0 to 11 and the head`."""
-    several = len({row.component for row in summary.components}) > 1
+    several = summary.has_components
     names = [place_of(row.component, row.module, row.layers, several) for row in rows]
     return and_others(list(dict.fromkeys(names)))
 
 
-def _vocabulary(summary: Summary) -> list[Sentence]:
+def _vocabulary(summary: PairRecord) -> list[Sentence]:
     """Embeddings and heads of another number of rows; those of equal numbers together."""
     groups: dict[tuple[int, int], list[VocabularyRow]] = {}
     for row in summary.vocabulary:
@@ -119,7 +118,7 @@ def _vocabulary(summary: Summary) -> list[Sentence]:
     return sentences
 
 
-def _left_out(summary: Summary) -> list[Sentence]:
+def _left_out(summary: PairRecord) -> list[Sentence]:
     """What has no partner, or another shape."""
     texts = []
     for reason, where in (
@@ -158,7 +157,7 @@ def _shape(sizes: Sequence[int]) -> str:
     return " x ".join(text_of(size, "count") for size in sizes)
 
 
-def _only_vectors(summary: Summary) -> list[Sentence]:
+def _only_vectors(summary: PairRecord) -> list[Sentence]:
     if not summary.vectors.changed:
         return []
     draft = Draft(summary)

@@ -46,9 +46,9 @@ from shadow.text import counted, several
 if TYPE_CHECKING:
     from shadow.claims.explanations import Explanation
     from shadow.claims.reference import Position
+    from shadow.claims.summary import Summary
     from shadow.reports.metadata import ReportMetadata
     from shadow.summary.rows import ComponentRow, LayerRow, ModuleRow, SkippedRow
-    from shadow.summary.summary import Summary
 
 SHIFTED = 1e-4  # of the short side: the same for shifts of the effective rank, which lie about 0
 UNEVEN_BY = 0.05  # of the largest absolute value: by how much layers differ that have a chart

@@ -10,9 +10,9 @@ from shadow.telling.document import Block, Cell, Column, Note, Paragraph, Table
 from shadow.text import several
 
 if TYPE_CHECKING:
+    from shadow.claims.summary import Summary
     from shadow.comparing.correlation import Correlation, ScoredSet
     from shadow.comparing.gains import Gain, GroupGain
-    from shadow.summary.summary import Summary
 
 ROWS = 20  # benchmarks, reports and correlations that a table shows; JSON has all
 NAMED = 3  # benchmarks without a group that the line names one by one

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from shadow.claims.draft import Draft, Sentence
+from shadow.claims.recognised import has_other_norm_unrounded
 from shadow.places.groups import ATTENTION, MLP
+from shadow.summary.record import PairRecord
 from shadow.summary.rows import LayerRow, QuarterRow
 from shadow.telling.wording import (
     NAMED,
-    Draft,
-    Sentence,
     capital,
     changed_module,
     component_name,
@@ -24,9 +23,6 @@ from shadow.telling.wording import (
 )
 from shadow.text import and_list
 
-if TYPE_CHECKING:
-    from shadow.summary.summary import Summary
-
 CLEARLY_MOST = 0.55  # of the energy in one quarter of the depth
 MOST = 0.5  # of the energy: modules are named until they hold so much, but no more than NAMED
 NEARLY_ALL = 0.9  # of the energy inside layers
@@ -35,14 +31,13 @@ ALIKE = 0.9  # of the last that was named, from which the next is named too
 OUTSIDE = ("embed", "head", "position", "patch_embed", "projector")
 MORE = 1.25  # times its share of the parameters, from which a part outside layers is named
 WORTH_NAMING = 0.05  # of the energy
-DIFFERENT = 0.05  # how far the norm before storage has to be from the stored one to be told
 FURTHER = 1.25  # relative norm of a module over that of the median module, from which it is named
 EVEN = 0.28  # of the energy in a quarter of the depth, below which none is named
 # energy over its share of the parameters, or the reverse, up to which a part has its share
 IN_PROPORTION = 1.1
 
 
-def size_and_place(summary: Summary, apart: bool, alike: bool = True) -> Sentence:
+def size_and_place(summary: PairRecord, apart: bool, alike: bool = True) -> Sentence:
     """apart: the two are no base and tuned; alike: where the difference lies says something."""
     draft = Draft(summary)
     moved = "" if apart else _moved(draft)
@@ -60,7 +55,7 @@ def _norm(draft: Draft, apart: bool) -> str:
     of = of_what(draft.summary)
     text = draft.write(stored, "figures.relative_norm_overall", "share")
     unrounded = draft.summary.figures.relative_norm_overall_unrounded
-    if unrounded is None or not told_unrounded(draft.summary) or apart:
+    if unrounded is None or not has_other_norm_unrounded(draft.summary) or apart:
         inside = draft.summary.inside_layers
         if 2 * inside.rounded_away >= max(1, inside.matrices):
             return f"As stored, the {what} is {text} {of}."
@@ -69,23 +64,14 @@ def _norm(draft: Draft, apart: bool) -> str:
     return f"Before it was stored, the change was {before} {of} (as stored {text})."
 
 
-def told_unrounded(summary: Summary) -> bool:
-    """Is the norm before storage known, and so different from the stored one that it is told?"""
-    stored = summary.figures.relative_norm_overall
-    unrounded = summary.figures.relative_norm_overall_unrounded
-    if stored is None or unrounded is None:
-        return False
-    return abs(unrounded - stored) >= DIFFERENT * stored
-
-
-def of_what(summary: Summary) -> str:
+def of_what(summary: PairRecord) -> str:
     """What the overall relative norm is relative to, in words."""
     if has_frozen(summary):
         return "of the norm of the weights that changed"
     return "of the base's norm"
 
 
-def parameter_ratio(summary: Summary, figure: str) -> float | None:
+def parameter_ratio(summary: PairRecord, figure: str) -> float | None:
     """What a ratio of energies would be if every parameter that changed had moved alike: that of
     the parameters.
 
@@ -93,7 +79,7 @@ def parameter_ratio(summary: Summary, figure: str) -> float | None:
     nothing below.
     """
     if figure == "attention_to_mlp":
-        main = _component_of_most_layers(summary)
+        main = summary.main_component
         rows = [row for row in summary.modules if row.component == main]
         above = sum(row.parameters for row in rows if row.module.startswith(ATTENTION))
         below = sum(row.parameters for row in rows if row.module.startswith(MLP))
@@ -104,16 +90,8 @@ def parameter_ratio(summary: Summary, figure: str) -> float | None:
     return above / below if below else None
 
 
-def _component_of_most_layers(summary: Summary) -> str | None:
-    """Language where it has layers, otherwise the component with most; None where none has any."""
-    layers = Counter(row.component for row in summary.depth)
-    if "language" in layers:
-        return "language"
-    return max(layers, key=layers.__getitem__, default=None)
-
-
-def has_frozen(summary: Summary) -> bool:
-    """Is so much unchanged that a norm of what changed is not one of the model?"""
+def has_frozen(summary: PairRecord) -> bool:
+    """Whether so much is unchanged that a norm of what changed is not one of the model."""
     figures = summary.figures
     return figures.parameters_identical > 0.01 * (figures.parameters or 1)
 
@@ -141,15 +119,15 @@ class Part:
 
     @property
     def holds_more(self) -> bool:
-        """Is it outside the layers, with clearly more than its share?"""
+        """Whether it is outside the layers, with clearly more than its share."""
         if not self.outside or self.size is None:
             return False
         return self.energy >= max(MORE * self.size, WORTH_NAMING)
 
     @property
     def in_proportion(self) -> bool:
-        """Has it about as much of the energy as of the parameters? What has little of both counts
-        as having it.
+        """Whether it has about as much of the energy as of the parameters. What has little of both
+        counts as having it.
         """
         if self.size is None:
             return False
@@ -165,7 +143,7 @@ class Part:
         return f"{text}, with {size} of the parameters"
 
 
-def parts_by_energy(summary: Summary) -> list[Part]:
+def parts_by_energy(summary: PairRecord) -> list[Part]:
     """The parts of the model, that of most energy first."""
     main = main_component(summary)
     modules = [
@@ -193,7 +171,7 @@ def parts_by_energy(summary: Summary) -> list[Part]:
     return sorted([*modules, *components], key=lambda part: -part.energy)
 
 
-def main_component(summary: Summary) -> str | None:
+def main_component(summary: PairRecord) -> str | None:
     """The component whose modules are named: language, or the one with most changed matrices."""
     changed = [row for row in summary.components if row.matrices]
     if not changed:
@@ -241,7 +219,7 @@ def _modules(draft: Draft) -> str:
     return f"{first} {capital(and_list(rest))}."
 
 
-def only_matrix(summary: Summary) -> str | None:
+def only_matrix(summary: PairRecord) -> str | None:
     """`one matrix, mlp.down of layer 5`, if a single matrix changed and lies in a layer."""
     changed = [row for row in summary.depth if row.matrices]
     if summary.figures.matrices != 1 or len(changed) != 1:
@@ -250,8 +228,8 @@ def only_matrix(summary: Summary) -> str | None:
     return f"one matrix, {module} of layer {changed[0].layer}"
 
 
-def is_mostly_frozen(summary: Summary) -> bool:
-    """Is half of the parameters or more the same on both sides?"""
+def is_mostly_frozen(summary: PairRecord) -> bool:
+    """Whether half of the parameters or more are the same on both sides."""
     figures = summary.figures
     return 2 * figures.parameters_identical >= (figures.parameters or 1)
 

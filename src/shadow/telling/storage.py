@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from shadow.claims.draft import Draft, Sentence, all_of
+from shadow.claims.recognised import CLEAR, beyond_rounding, few_bits, few_of, is_copy
 from shadow.quantities import text_of
-from shadow.telling.known_changes import beyond_rounding, is_copy
-from shadow.telling.wording import CLEAR, Draft, Sentence, all_of, count_of, equally_strong
+from shadow.telling.wording import equally_strong
 from shadow.text import and_list
 
 if TYPE_CHECKING:
-    from shadow.claims.footprint import Gate
-    from shadow.summary.summary import Summary
+    from shadow.claims.gates import Gate
+    from shadow.summary.record import PairRecord
 
 # share of the stored energy that is the update's, above which storage does not matter
 WELL_KEPT = 0.9
 
 
-def storage(summary: Summary, gates: Mapping[str, Gate]) -> list[Sentence]:
+def storage(summary: PairRecord, gates: Mapping[str, Gate]) -> list[Sentence]:
     draft = Draft(summary)
     inside = summary.inside_layers
     judged, rounded, unexplained = inside.matrices, inside.rounded_away, inside.unexplained
@@ -85,29 +86,20 @@ def _partly_rounded_away(draft: Draft) -> Sentence:
     return draft.sentence("beyond_rounding", text)
 
 
-def _few_values(summary: Summary) -> list[Sentence]:
-    for side in ("tuned", "base"):
-        draft = Draft(summary)
-        few, judged = (
-            count_of(summary.inside_layers, f"levels_{side}_{name}") for name in ("few", "judged")
-        )
-        if few and 2 * few > judged:
-            draft.inside(f"levels_{side}_few")
-            draft.inside(f"levels_{side}_judged")
-            text = (
-                f"In {all_of(few, judged)} inside layers the {side} side has as few distinct"
-                " values in a row as a copy through 8 or 4 bits, so the change may be the rounding"
-                " of that copy."
-            )
-            return [draft.sentence("few_values", text)]
-    draft = Draft(summary)
-    eight, matrices = summary.inside_layers.in_8_bits, summary.inside_layers.matrices
-    if eight and 2 * eight > matrices:
-        draft.inside("in_8_bits")
-        draft.inside("matrices")
+def _few_values(summary: PairRecord) -> list[Sentence]:
+    draft, inside = Draft(summary), summary.inside_layers
+    through = few_bits(draft)
+    if through is None:
+        return []
+    if through == "format":
         text = (
-            f"In {all_of(eight, matrices)} inside layers a side is stored in 8 bits, so the change"
-            " may be the rounding of that format."
+            f"In {all_of(inside.in_8_bits, inside.matrices)} inside layers a side is stored in 8"
+            " bits, so the change may be the rounding of that format."
         )
-        return [draft.sentence("few_values", text)]
-    return []
+    else:
+        text = (
+            f"In {all_of(*few_of(summary, through))} inside layers the {through} side has as few"
+            " distinct values in a row as a copy through 8 or 4 bits, so the change may be the"
+            " rounding of that copy."
+        )
+    return [draft.sentence("few_values", text)]

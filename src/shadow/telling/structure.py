@@ -4,33 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from shadow.claims.draft import Draft, Sentence, all_of
+from shadow.claims.recognised import LIKE_NOISE, is_low_rank, stands_out
 from shadow.quantities import text_of
-from shadow.summary.layer_medians import LOW
+from shadow.summary.record import PairRecord
 from shadow.summary.rows import CoherenceRow
-from shadow.telling.wording import (
-    LIKE_NOISE,
-    USUAL_RANK,
-    Draft,
-    Sentence,
-    all_of,
-    equally_strong,
-    named_in,
-)
+from shadow.telling.wording import equally_strong, named_in
 from shadow.text import and_list
-
-if TYPE_CHECKING:
-    from shadow.summary.summary import Summary
 
 APART = 2.0  # ratio of the most and the least coherent module from which they are named
 # alignment over its null, in units of an even spread, from which it is more than chance and
 # rounding
 TURNED = 0.25
-STANDING_OUT = 0.1  # of the energy of the median matrix, from which its spikes are told
 
 
-def structure(summary: Summary) -> list[Sentence]:
+def structure(summary: PairRecord) -> list[Sentence]:
     inside = summary.inside_layers
     judged, rounded = inside.judged, inside.rounded_away
     beyond, flatter = inside.beyond_noise, inside.flatter_than_noise
@@ -150,13 +139,7 @@ def _across_modules(draft: Draft, coherence: Sequence[CoherenceRow], *, told: bo
     return f"; modules lie between {ends[0]} and {ends[1]}"
 
 
-def stands_out(summary: Summary) -> bool:
-    """Has the median matrix directions beyond noise, with enough energy to be told?"""
-    spikes, energy = summary.inside_layers.spikes, summary.inside_layers.spike_energy
-    return spikes is not None and energy is not None and spikes >= 1 and energy >= STANDING_OUT
-
-
-def _standing_out(summary: Summary) -> list[Sentence]:
+def _standing_out(summary: PairRecord) -> list[Sentence]:
     """The directions that stand out one by one, which a measure of coherence does not count."""
     if not stands_out(summary):
         return []
@@ -179,7 +162,7 @@ def _standing_out(summary: Summary) -> list[Sentence]:
 
 
 def _alignment(draft: Draft) -> str:
-    """Does it follow the base's strongest directions, more than its rows and columns alone do?"""
+    """Whether it follows the base's strongest directions, more than rows and columns alone do."""
     inside = draft.summary.inside_layers
     follows: list[tuple[str, float, float]] = []
     avoids: list[tuple[str, float, float]] = []
@@ -212,13 +195,6 @@ def _alignment(draft: Draft) -> str:
     return f"{text}; the sizes of its rows and columns alone would make that {alone}."
 
 
-def is_low_rank(summary: Summary) -> bool:
-    most, side = summary.inside_layers.rank_most, summary.figures.short_side
-    if most is None or side is None:
-        return False
-    return most <= min(USUAL_RANK, LOW * side)
-
-
 def _low_rank(draft: Draft) -> Sentence:
     of = draft.directions()
     ceiling = draft.summary.figures.rank_ceiling
@@ -227,11 +203,11 @@ def _low_rank(draft: Draft) -> Sentence:
         text = f"It is an adapter: no matrix changes along more than {rank} of {of} directions."
         return draft.sentence("low_rank", text, _alignment(draft))
     most, rank_90 = draft.inside("rank_most") or 0, draft.summary.inside_layers.rank_90
-    whole = text_of(most, "count")
-    first = f"{whole} of {of} directions hold"
+    rank = text_of(most, "count")
+    first = f"{rank} of {of} directions hold"
     if rank_90 is not None and rank_90 < most:
         some = draft.write(rank_90, "inside_layers.rank_90", "count")
-        first = f"{some} of {of} directions hold 90 % of what is stored, and {whole} hold"
+        first = f"{some} of {of} directions hold 90 % of what is stored, and {rank} hold"
     text = f"It has low rank: in the median matrix {first} all but what rounding leaves."
     text = text.replace(f" 1 of {of} directions hold ", f" 1 of {of} directions holds ")
     return draft.sentence("low_rank", text, _alignment(draft))

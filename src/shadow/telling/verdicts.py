@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from shadow.claims.footprint import label_or_gates
 from shadow.claims.verdicts import first_code
 from shadow.quantities import Kind, Quantity, bounds_text
 from shadow.telling.document import (
@@ -24,8 +23,8 @@ from shadow.telling.document import (
 )
 
 if TYPE_CHECKING:
+    from shadow.claims.summary import Summary
     from shadow.claims.verdicts import Judgement, Verdict
-    from shadow.summary.summary import Summary
 
 OUTCOMES = {"met": "FAILED", "missing": "not judged", "skipped": "skipped", "passed": "passed"}
 LEVELS: Mapping[str, Level] = {"passed": "passed", "skipped": "quiet"}
@@ -85,7 +84,7 @@ def _pairs(judged: Sequence[Judgement]) -> Table:
         if summary is None:
             cells += [Word("failed", "fault"), *[None] * 5]
         else:
-            label = label_or_gates(summary.label, summary.gates, applies=summary.has_label)
+            label = summary.label_or_gates
             cells += [STATES[one.code], label]
             cells += _figure(summary, "concentration", "fixed")
             cells += _figure(summary, "relative_norm_overall", "share")

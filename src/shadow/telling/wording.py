@@ -1,92 +1,21 @@
-"""Numbers, modules and layers in words, and a sentence in the making."""
+"""Modules, layers and factors in words."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from shadow.quantities import Kind, text_of
+from shadow.quantities import text_of
 from shadow.summary.rows import ReplacedRow
 from shadow.text import and_list
 
 if TYPE_CHECKING:
+    from shadow.claims.draft import Draft
+    from shadow.summary.record import PairRecord
     from shadow.summary.rows import ModuleRow
-    from shadow.summary.summary import Summary
 
-Figure = float | int
 NAMED = 3
-CLEAR = 4.0  # floor_ratio from which an unknown rounding hardly matters
-USUAL_RANK = 256  # of adapters
-ONE_ROUNDING = (0.9, 1.1)  # floor_ratio of a copy that was rounded once
-LIKE_NOISE = 0.03  # concentration within which a pair is like noise
-
-
-@dataclass(frozen=True)
-class Sentence:
-    """A measured statement."""
-
-    code: str
-    """One of CODES."""
-
-    text: str
-    """The sentence."""
-
-    figures: Mapping[str, Figure]
-    """The figures whose numbers stand in it, in full, by their place in summary.json."""
-
-
-def all_of(count: int, total: int) -> str:
-    if count != total:
-        return f"{count:,} of {total:,} matrices"
-    return {1: "the only matrix", 2: "both matrices"}.get(total, f"all {total:,} matrices")
-
-
-@dataclass
-class Draft:
-    """A sentence in the making: figures are noted when their numbers are written."""
-
-    summary: Summary
-    """What the sentence is about."""
-
-    figures: dict[str, Figure] = field(default_factory=dict)
-    """What was written so far, by place in summary.json."""
-
-    def write(self, value: Figure, place: str, form: Kind | Callable[[float], str]) -> str:
-        """The value in words, noted under its place."""
-        self.figures[place] = value
-        return form(value) if callable(form) else text_of(value, form)
-
-    def inside(self, name: str) -> Figure | None:
-        """A figure of the matrices inside layers, noted if there is one."""
-        value = self.summary.inside_layers.get(name)
-        if value is not None:
-            self.figures[f"inside_layers.{name}"] = value
-        return value
-
-    def overall(self, name: str) -> Figure | None:
-        """A figure of the whole pair, noted if there is one."""
-        value = self.summary.figures.get(name)
-        if value is not None:
-            self.figures[f"figures.{name}"] = value
-        return value
-
-    def directions(self) -> str:
-        """How many directions a matrix inside layers has: `64`, or `32 to 64` where they differ, as
-        their median need not be the size of any; empty where it is unknown.
-        """
-        inside = self.summary.inside_layers
-        least, most = inside.short_side_least, inside.short_side_most
-        if least is not None and most is not None and least < most:
-            low = self.write(least, "inside_layers.short_side_least", "count")
-            return f"{low} to {self.write(most, 'inside_layers.short_side_most', 'count')}"
-        side = self.overall("short_side")
-        return "" if side is None else text_of(side, "count")
-
-    def sentence(self, code: str, *parts: str) -> Sentence:
-        """The sentence, of the parts that are not empty."""
-        return Sentence(code, " ".join(part for part in parts if part), self.figures)
 
 
 def and_others(names: list[str]) -> str:
@@ -146,7 +75,7 @@ def module_name(module: str) -> str:
     return plain.get(module, module)
 
 
-def changed_module(summary: Summary, row: ModuleRow | ReplacedRow) -> str:
+def changed_module(summary: PairRecord, row: ModuleRow | ReplacedRow) -> str:
     """The same of a module that changed: BERT's pooler is of module head, and predicts nothing."""
     poolers = any(
         (one.component, one.module, one.poolers) == (row.component, "head", one.matrices)
@@ -197,10 +126,6 @@ def spans_of(numbers: Sequence[int]) -> str:
     if len(texts) > 2 * NAMED:
         texts = [*texts[: 2 * NAMED], f"{len(texts) - 2 * NAMED} more"]
     return and_list(texts)
-
-
-def count_of(inside: Mapping[str, Figure | None], name: str) -> int:
-    return int(inside.get(name) or 0)
 
 
 def equally_strong(value: float) -> str:

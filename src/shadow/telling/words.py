@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from shadow.claims.explanations import EXPLANATIONS
-from shadow.claims.footprint import GATES
+from shadow.claims.gates import GATES
+from shadow.claims.recognised import RECOGNISED
 from shadow.places.names import name_rules
 from shadow.reasons import REASONS
 from shadow.reports.columns import read_words
@@ -17,9 +18,6 @@ TOPICS: Mapping[str, str] = _WORDS["topics"]
 _OF_SCREENS = {
     word: Head(**entry) for words, entry in _WORDS["screens"].items() for word in words.split(", ")
 }
-_EXPLANATION = Head(
-    "another explanation of the same figures; `shadow explain finding` says how it is answered"
-)
 _MODULE = Head("a module: what role a matrix has in the model, by the name of its tensor", "module")
 
 
@@ -33,10 +31,20 @@ def other_words() -> Mapping[str, Head]:
         name: f"a reason for which a tensor is not measured: {one.text}"
         for name, one in REASONS.items()
     }
-    texts |= {name: f"a gate: it passes when {text}" for name, text in GATES.items()}
+    texts |= {name: f"a gate: it passes when {gate.meaning}" for name, gate in GATES.items()}
+    texts |= {
+        claim.title: (
+            f"another explanation of the same figures: {claim.meaning}."
+            " `shadow explain finding` says how it is answered"
+        )
+        for claim in EXPLANATIONS.values()
+    }
+    texts |= {
+        claim.title: f"what figures show beyond doubt: {claim.meaning}"
+        for claim in RECOGNISED.values()
+    }
     return {
         **{word: Head(text) for word, text in texts.items()},
         **dict.fromkeys(name_rules().modules, _MODULE),
-        **dict.fromkeys(EXPLANATIONS.values(), _EXPLANATION),
         **_OF_SCREENS,
     }

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from shadow.comparing.lineage import Chain, Step, lineage, read_step
+from shadow.comparing.lineage import Chain, Step, lineage
 from shadow.errors import ShadowError
 from shadow.outputs.figures.source import Choice, FigureData, shown
 from shadow.outputs.figures.style import BLACK, GREY, PALE, annotate, entitle, legend_above, quieten
+from shadow.telling.reading import read_step
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

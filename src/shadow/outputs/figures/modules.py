@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from shadow.claims.footprint import MARGIN
+from shadow.claims.label import MARGIN
 from shadow.outputs.figures.source import (
     Choice,
     FigureData,

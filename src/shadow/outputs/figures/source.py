@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from shadow.claims.summary import Summary
 from shadow.errors import ShadowError
 from shadow.places.names import name_rules
 from shadow.reports.columns import MATRICES
 from shadow.summary.depth import LAYERS
 from shadow.summary.rows import ComponentRow
-from shadow.summary.summary import SummarisedReport, Summary
+from shadow.telling.reading import SummarisedReport
 from shadow.text import visible
 
 LABEL_COLUMN = 44  # letters of a name that are shown

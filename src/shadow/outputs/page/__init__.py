@@ -20,8 +20,10 @@ from shadow import __version__
 from shadow.audits.journal import JOURNAL
 from shadow.audits.list_index import read_index, report_folder
 from shadow.claims.explanations import ANSWERS
-from shadow.claims.footprint import GATES, MARGIN
+from shadow.claims.gates import GATES
+from shadow.claims.label import MARGIN
 from shadow.claims.reference import bases_of, runs
+from shadow.claims.summary import Summary
 from shadow.comparing.gains import MEASURED_BY_OTHERS
 from shadow.comparing.lineage import following, lineage
 from shadow.errors import ShadowError
@@ -34,7 +36,7 @@ from shadow.quantities import portion_of, text_of
 from shadow.reasons import REASONS
 from shadow.reports.columns import FIGURES, MATRICES, NOTATION
 from shadow.summary.depth import LAYERS
-from shadow.summary.summary import SummarisedReport, Summary
+from shadow.telling.reading import SummarisedReport
 from shadow.telling.report import label_line
 from shadow.telling.size import of_what, parameter_ratio
 
@@ -171,7 +173,7 @@ def page_bytes(
         policy=policy(scripts().values()),
         generator=Markup(f'{GENERATOR}{__version__}">'),  # noqa: S704 - text of ours
         texts={column.name: column.text for column in (*MATRICES, *FIGURES)},
-        gate_texts=GATES,
+        gate_texts={name: gate.meaning for name, gate in GATES.items()},
         answers=ANSWERS,
         of_what=of_what,
         label_line=label_line,

@@ -11,13 +11,14 @@ import pyarrow as pa
 from markupsafe import Markup
 
 from shadow.claims.reference import OPTIMIZERS, Position, ReferenceRun, runs
-from shadow.comparing.lineage import Step, read_step
+from shadow.claims.summary import Summary
+from shadow.comparing.lineage import Step
 from shadow.outputs.page.cells import Matrices, cells_of, drawn_cells
 from shadow.outputs.page.curves import points_for, short, thinned_spectra
 from shadow.outputs.page.html import script_json
 from shadow.reports.provenance import Provenance
 from shadow.summary.depth import LAYERS
-from shadow.summary.summary import SummarisedReport, Summary
+from shadow.telling.reading import SummarisedReport, read_step
 from shadow.text import visible
 
 LISTED = 400  # skipped tensors of a page that are named one by one, or 40 of each pair

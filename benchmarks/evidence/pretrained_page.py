@@ -1,7 +1,12 @@
-"""The continuations of the pretrained decoder as a Markdown page and a figure, from their tables
-alone.
+"""The continuations of the pretrained decoder, out of a lab in which they are finished:
 
-The laws that were fitted on the lab's widths, and the bounds of labels, are held against them;
+    shadow lab run --preset pretrained -o lab
+    python benchmarks/evidence/pretrained_page.py lab
+
+Copies the tables and `pretrained.json` into `docs/lab/`, and makes `docs/pretrained.md` and
+`docs/lab/pretrained.svg` of them and of `docs/lab/widths.parquet`. How often `shadow compare` errs
+on them goes to `registry/reference/calibration.json`. No weight and no text is copied. The laws
+that were fitted on the lab's widths, and the bounds of labels, are held against the continuations;
 nothing is fitted here.
 """
 
@@ -9,53 +14,59 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
+import typer
 
+from calibration import all_rates, calibration_json, pretrained_verdicts, reference
+from contrasts import matched
+from laws import FIGURES, NARROW, FigureLaw, WidthFigure, laws, wrong_sides
 from shadow.claims.reference import Word, choose, word
 from shadow.claims.reference import calibration as shipped
-from shadow.lab.calibration import pretrained_verdicts
+from shadow.lab import results
 from shadow.lab.design import MAIN
-from shadow.lab.findings import matched
-from shadow.lab.page import COLOURS, formatted, in_differences, side_by_side, table
-from shadow.lab.pretrained import PACKAGE, STORED, TEXTS, VERSION
-from shadow.lab.results import final
+from shadow.lab.estimates import final, formatted, main_runs
+from shadow.lab.figure import COLOURS, side_by_side
+from shadow.lab.pretrained import PACKAGE, STORED, TEXTS, VERSION, WIDTH, as_runs
 from shadow.lab.texts import INVENTED, QUESTIONS, SOURCES
-from shadow.lab.widths import FIGURES, NARROW, FigureLaw, WidthFigure, laws
+from shadow.lab.view import table
 from shadow.text import and_list
+from width_page import in_differences
 
-WIDTH = 576  # of the residual stream of SmolLM2-135M
+ROOT = Path(__file__).parents[2]
+PUBLISHED = ROOT / "docs" / "lab"
 DRAWN = ("concentration", "ln equivalent directions", "ln token coverage")
 OTHERS = {"N": "#cc79a7", "adamw/3": "#e69f00", "lora": "#56b4e9"}
+LABELS: tuple[Word, ...] = ("concentrated", "mixed", "distributed")
+CONTRASTS = {
+    ("B", "C"): "narrow against broad data",
+    ("C", "A"): "broad data against the original mixture",
+    ("D", "A"): "repetition against the original mixture",
+    ("N", "A"): "new text against the original mixture",
+}
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a law of width says of the pretrained decoder, and what was measured there."""
+    """What a law of width says of the pretrained decoder, and what was measured there.
+
+    Pairs are the means of broad and of narrow data at WIDTH, on the figure's scale; measured, broad
+    is the mean of A, C and D, and narrow that of B.
+    """
 
     law: FigureLaw
     """Fitted on the decoders of the lab."""
-
     predicted: tuple[float, float]
-    """The means of broad and of narrow data at WIDTH, on the figure's scale."""
-
     measured: tuple[float, float]
-    """The same, measured: the mean of A, C and D, and that of B."""
-
-    in_differences: float
-    """The larger of the two errors as a share of the measured difference, 0 or more; below a half,
-    the law reaches.
-    """
-
     wrong: int
     """Runs that a bound halfway between the predictions takes for the other kind, 0 to runs."""
-
     runs: int
     """Runs of A to D."""
 
@@ -65,26 +76,27 @@ class Prediction:
         return self.measured[1] - self.measured[0]
 
     @property
+    def in_differences(self) -> float:
+        """The larger of the two errors as a share of the measured difference, 0 or more."""
+        errors = [
+            abs(one - other) for one, other in zip(self.predicted, self.measured, strict=True)
+        ]
+        return max(errors) / abs(self.difference)
+
+    @property
+    def reaches(self) -> bool:
+        """Whether both errors are below half the measured difference."""
+        return self.in_differences < 0.5
+
+    @property
     def alike(self) -> bool:
-        """Is what narrow data add within half of its size of what the law says?"""
+        """Whether what narrow data add is within half of its size of what the law says."""
         return abs(self.difference - self.law.difference) < abs(self.difference) / 2
 
 
-def as_runs(states: pd.DataFrame, stored: str) -> pd.DataFrame:
-    """The states of one storage as rows of the lab's table `runs`: one base, its regimes A to D and
-    N.
-    """
-    own = states[states["stored"] == stored]
-    return own.assign(
-        base="pretrained", scale="pretrained", width=WIDTH, regime=own["data"], kind="trained",
-        warm=True,
-    )  # fmt: skip
-
-
 def main_states(states: pd.DataFrame, stored: str) -> pd.DataFrame:
-    """Those of A to D with AdamW at the full rate."""
-    runs = as_runs(states, stored)
-    return runs[(runs["treatment"] == "adamw") & runs["regime"].isin(MAIN)]
+    """Those of A to D with AdamW at the full rate, of one storage."""
+    return main_runs(as_runs(states, stored))
 
 
 def predictions(states: pd.DataFrame, widths: pd.DataFrame) -> list[Prediction]:
@@ -102,19 +114,13 @@ def predictions(states: pd.DataFrame, widths: pd.DataFrame) -> list[Prediction]:
 
 
 def _prediction(law: FigureLaw, runs: pd.DataFrame) -> Prediction:
-    broad = law.broad + law.slope * float(np.log2(WIDTH / 64))
-    narrow = broad + law.difference
-    is_narrow = runs["regime"] == NARROW
+    predicted = law.means(WIDTH)
     means = runs.groupby("regime")["value"].mean()
-    measured = float(means.drop(NARROW).mean()), float(means[NARROW])
-    error = max(abs(broad - measured[0]), abs(narrow - measured[1]))
-    taken = np.sign(law.difference) * (runs["value"] - (broad + narrow) / 2) > 0
     return Prediction(
         law=law,
-        predicted=(broad, narrow),
-        measured=measured,
-        in_differences=error / abs(measured[1] - measured[0]),
-        wrong=int((taken != is_narrow).sum()),
+        predicted=predicted,
+        measured=(float(means.drop(NARROW).mean()), float(means[NARROW])),
+        wrong=wrong_sides(runs, predicted[0], law.difference),
         runs=len(runs),
     )
 
@@ -127,9 +133,9 @@ def labels(states: pd.DataFrame) -> dict[str, Counter[Word]]:
         trainings = choose(shipped().trainings, side, None if kind == "lora" else "adamw")
         assert trainings is not None
         anywhere = replace(trainings, norms=(0.0, math.inf))
-        rows = (
+        rows = [
             {str(name): value for name, value in row.items()} for row in runs.to_dict("records")
-        )
+        ]
         found[kind] = Counter(word(row, anywhere)[0] for row in rows)
     return found
 
@@ -139,48 +145,45 @@ class PretrainedRuns:
     """What `shadow lab run --preset pretrained` wrote."""
 
     states: pd.DataFrame
-    """A row a measured state and storage: pretrained.parquet."""
-
+    """A row a measured state and storage."""
     compared: pd.DataFrame
-    """A row for each two runs: pretrained-comparisons.parquet."""
-
+    """A row for each two runs."""
     storage: pd.DataFrame
-    """A row a run: pretrained-storage.parquet."""
-
+    """A row a run."""
     about: Mapping[str, Any]
-    """Steps, rates, versions and the held-out losses of the base: pretrained.json."""
+    """Steps, rates, versions and the held-out losses of the base."""
+
+
+FILES = ("pretrained.parquet", "pretrained-comparisons.parquet", "pretrained-storage.parquet")
+ABOUT = "pretrained.json"
 
 
 def read(folder: Path) -> PretrainedRuns:
     """The runs of a folder."""
-    return PretrainedRuns(
-        states=pd.read_parquet(folder / "pretrained.parquet"),
-        compared=pd.read_parquet(folder / "pretrained-comparisons.parquet"),
-        storage=pd.read_parquet(folder / "pretrained-storage.parquet"),
-        about=json.loads((folder / "pretrained.json").read_text(encoding="utf-8")),
-    )
+    states, compared, storage = (pd.read_parquet(folder / name) for name in FILES)
+    about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+    return PretrainedRuns(states, compared, storage, about)
 
 
-def page(runs: PretrainedRuns, widths: pd.DataFrame | None, picture: str = "pretrained.svg") -> str:
-    """The whole page, ending with a newline.
+def page(runs: PretrainedRuns, widths: pd.DataFrame) -> str:
+    """The whole page, ending with a newline; the figure is beside it, as lab/pretrained.svg.
 
-    widths: the table of the law of width; without it the page does not say whether the law reaches.
-    picture: where the figure lies, from the page.
+    widths: the table of the law of width.
     """
     states, about = runs.states, runs.about
     parts = [
         _head(states, about),
-        f"![Three figures along the continuations, against the norm]({picture})",
+        "![Three figures along the continuations, against the norm](lab/pretrained.svg)",
         f"## In short\n\n{in_short(states)}",
         _losses(states),
         _figures(states),
-        _reach(predictions(states, widths)) if widths is not None else "",
+        _reach(predictions(states, widths)),
         _labels(labels(states)),
         _verdicts(runs.compared),
         _storage(states, runs.storage),
         _limits(states, about),
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return "\n\n".join(parts) + "\n"
 
 
 def figure(states: pd.DataFrame, file: Path) -> None:
@@ -242,7 +245,7 @@ with AdamW at a peak rate of {about["learning_rate"]:g}, on real text from Debia
 
 B was also trained at a third of the rate, and as LoRA of rank 16. Made
 by `shadow lab run --preset pretrained -o FOLDER`, then
-`python benchmarks/publish_pretrained.py FOLDER`."""
+`python benchmarks/evidence/pretrained_page.py FOLDER`."""
 
 
 def in_short(states: pd.DataFrame) -> str:
@@ -255,54 +258,44 @@ def in_short(states: pd.DataFrame) -> str:
     last = final(as_runs(states, "F32"))
     spread = _spread(last, concentration)
     assert spread is not None
-    contrasts = {
-        ("B", "C"): "narrow against broad data",
-        ("C", "A"): "broad data against the original mixture",
-        ("D", "A"): "repetition against the original mixture",
-        ("N", "A"): "new text against the original mixture",
-    }
-    rows = []
-    for (first, second), text in contrasts.items():
-        both = [_mean(last, concentration, kind) for kind in (first, second)]
-        sizes = [_mean(last, coverage, kind) for kind in (first, second)]
-        rows.append(
-            [
-                f"{first} - {second}",
-                text,
-                formatted(both[0] - both[1], "+.3f"),
-                formatted((both[0] - both[1]) / spread, "+.1f"),
-                formatted(float(np.exp(sizes[0] - sizes[1])), ".2f"),
-            ]
-        )
+    levels, sizes = _means(last, concentration), _means(last, coverage)
+    rows = [
+        [
+            f"{first} - {second}",
+            text,
+            formatted(levels[first] - levels[second], "+.3f"),
+            formatted((levels[first] - levels[second]) / spread, "+.1f"),
+            formatted(float(np.exp(sizes[first] - sizes[second])), ".2f"),
+        ]
+        for (first, second), text in CONTRASTS.items()
+    ]
     heads = ["", "", "concentration", "in sd of seeds", "token coverage, ratio"]
-    lost = {kind: _sources(last, kind) for kind in ("A", "B", "C", "N")}
-    told = ", ".join(f"{kind} {change:+.3f}" for kind, change in lost.items())
+    lost = ", ".join(f"{kind} {_lost(last, kind):+.3f}" for kind in "ABCN")
     return f"""{table(heads, rows)}
 
 Breadth, as the mean change of the held-out loss over the six sources, in nats a token (below 0:
-better): {told}."""
+better): {lost}."""
 
 
-def _mean(runs: pd.DataFrame, figure: WidthFigure, kind: str) -> float:
-    """The mean of a figure over the runs of a kind."""
+def _means(runs: pd.DataFrame, figure: WidthFigure) -> dict[str, float]:
+    """The means of a figure over the runs of each kind."""
+    valued = runs.assign(value=figure.value(runs))
+    return {kind: float(own["value"].mean()) for kind, own in _by_kind(valued).items()}
+
+
+def _lost(runs: pd.DataFrame, kind: str, text: str = "sources") -> float:
+    """The mean change of the held-out loss on a text, in nats a token."""
     own = _by_kind(runs)[kind]
-    return float(figure.value(own).mean())
-
-
-def _sources(runs: pd.DataFrame, kind: str) -> float:
-    """The mean change of the held-out loss over SOURCES, in nats a token."""
-    own = _by_kind(runs)[kind]
-    changes = [(own[f"held_out_{text}"] - own[f"base_{text}"]).mean() for text in SOURCES]
-    return float(np.mean(changes))
+    return float((own[f"held_out_{text}"] - own[f"base_{text}"]).mean())
 
 
 def _losses(states: pd.DataFrame) -> str:
     last = final(as_runs(states, "F32"))
     texts = (*SOURCES, QUESTIONS, INVENTED)
-    rows = []
-    for kind, runs in _by_kind(last).items():
-        changes = [(runs[f"held_out_{text}"] - runs[f"base_{text}"]).mean() for text in texts]
-        rows.append([_name(kind), str(len(runs)), *(formatted(one, "+.3f") for one in changes)])
+    rows = [
+        [_name(kind), str(len(own)), *(f"{_lost(last, kind, text):+.3f}" for text in texts)]
+        for kind, own in _by_kind(last).items()
+    ]
     return f"""## What the data did to breadth
 
 Change of the held-out loss against the base, in nats a token (below 0: better), means over seeds.
@@ -312,24 +305,22 @@ Six rows of 512 tokens a text, which nothing was trained on.
 
 
 def _figures(states: pd.DataFrame) -> str:
-    runs = as_runs(states, "F32")
+    last = final(as_runs(states, "F32"))
     at_norm = [main_states(states, stored) for stored in STORED]
     rows = []
     for one in FIGURES:
-        last = final(runs.assign(value=one.value(runs)))
-        means = {kind: own["value"].mean() for kind, own in _by_kind(last).items()}
-        spread = _spread(last, one)
-        difference = means.get("B", np.nan) - means.get("C", np.nan)
+        means, spread = _means(last, one), _spread(last, one)
+        difference = means["B"] - means["C"]
         rows.append(
             [
                 one.name,
-                *(formatted(means[kind]) for kind in means),
+                *map(formatted, means.values()),
                 formatted(difference, "+.3f"),
                 formatted(difference / spread if spread else None, "+.1f"),
                 *(formatted(difference_at_norm(main, one), "+.3f") for main in at_norm),
             ]
         )
-    kinds = [_name(kind) for kind in _by_kind(runs)]
+    kinds = [_name(kind) for kind in _by_kind(last)]
     heads = ["figure", *kinds, "B - C", "in sd of seeds", "at equal norm", "at equal norm, bf16"]
     return f"""## Every figure, in float32
 
@@ -367,7 +358,7 @@ def _reach(found: Sequence[Prediction]) -> str:
             *(formatted(value, "+.3f") for value in (one.law.difference, one.difference)),
             in_differences(one.in_differences),
             f"{one.wrong} of {one.runs}",
-            "yes" if one.in_differences < 0.5 else "no",
+            "yes" if one.reaches else "no",
         ]
         for one in found
     ]
@@ -398,7 +389,7 @@ def _useless(found: Sequence[Prediction]) -> str:
 
 def reaching(found: Sequence[Prediction]) -> str:
     """For which figures the law of width reaches the pretrained decoder, in two sentences."""
-    names = [one.law.figure.name for one in found if one.in_differences < 0.5]
+    names = [one.law.figure.name for one in found if one.reaches]
     alike = [one.law.figure.name for one in found if one.alike]
     levels = f"none of the {len(found)} figures"
     if names:
@@ -423,20 +414,20 @@ less. Without these two conditions, the bounds of the reference would give:
 {table(["data", *LABELS], rows)}"""
 
 
-LABELS: tuple[Word, ...] = ("concentrated", "mixed", "distributed")
-
-
 def _verdicts(compared: pd.DataFrame) -> str:
-    counts: dict[tuple[bool, str], dict[str, Counter[str]]] = {}
-    for row in pretrained_verdicts(compared).to_dict("records"):
-        first, second = str(row["regime_first"]), str(row["regime_second"])
-        key = (first != second, f"{first}, {second}")
-        by_storage = counts.setdefault(key, {stored: Counter() for stored in STORED})
-        by_storage[str(row["stored"])][str(row["verdict"])] += 1
-    rows = [
-        [data, str(sum(of_data["F32"].values())), *(_told(of_data[stored]) for stored in STORED)]
-        for (_, data), of_data in sorted(counts.items())
-    ]
+    verdicts = pretrained_verdicts(compared)
+    data = verdicts["regime_first"] + ", " + verdicts["regime_second"]
+    verdicts = verdicts.assign(
+        data=data, differ=verdicts["regime_first"] != verdicts["regime_second"]
+    )
+    rows = []
+    for (_, both), own in verdicts.groupby(["differ", "data"]):
+        counts = [own.loc[own["stored"] == stored, "verdict"].value_counts() for stored in STORED]
+        told = [
+            ", ".join(f"{verdict} {count}" for verdict, count in sorted(one.items())) or "-"
+            for one in counts
+        ]
+        rows.append([str(both), str(counts[0].sum()), *told])
     return f"""## What `shadow compare` says
 
 Of every two runs with AdamW at the full rate, how many got which verdict: the first against the
@@ -446,23 +437,18 @@ different.
 {table(["data of the two", "pairs", *STORED], rows)}"""
 
 
-def _told(verdicts: Counter[str]) -> str:
-    return ", ".join(f"{verdict} {count}" for verdict, count in sorted(verdicts.items())) or "-"
-
-
 def _storage(states: pd.DataFrame, storage: pd.DataFrame) -> str:
-    figures: dict[str, Callable[[pd.DataFrame], pd.Series[float]]] = {
-        "concentration": lambda runs: runs["layers_concentration"],
-        "spikes by the sharp edge": lambda runs: runs["layers_spikes_sharp"],
-        "token coverage": lambda runs: runs["embedding_row_participation_ratio"],
+    figures = {
+        "concentration": "layers_concentration",
+        "spikes by the sharp edge": "layers_spikes_sharp",
+        "token coverage": "embedding_row_participation_ratio",
     }
     kinds = list(_by_kind(final(as_runs(states, "F32"))))
     medians = []
-    for name, value in figures.items():
+    for name, column in figures.items():
         for stored in STORED:
-            last = final(as_runs(states, stored))
-            valued = _by_kind(last.assign(value=value(last)))
-            means = [formatted(valued[kind]["value"].mean()) for kind in kinds]
+            by_kind = _by_kind(final(as_runs(states, stored)))
+            means = [formatted(by_kind[kind][column].mean()) for kind in kinds]
             medians.append([name, stored, *means])
     ratios = [
         [
@@ -499,7 +485,7 @@ RATIOS = {
 
 
 def _limits(states: pd.DataFrame, about: Mapping[str, Any]) -> str:
-    change = _sources(final(as_runs(states, "F32")), "A")
+    change = _lost(final(as_runs(states, "F32")), "A")
     way = "lost" if change > 0 else "gained"
     return f"""## What this does not show
 
@@ -510,3 +496,23 @@ def _limits(states: pd.DataFrame, about: Mapping[str, Any]) -> str:
 - The base had not become flat: its last {about["base_chunk"]} steps still gained
   {about["held_out"][-2] - about["held_out"][-1]:.3f} nats a token. The continuations are short, and
   A itself {way} {abs(change):.3f} nats a token over the six sources."""
+
+
+def main(
+    lab: Annotated[Path, typer.Argument(help="Folder of the finished preset.", file_okay=False)],
+) -> None:
+    """Publish the continuations into this checkout."""
+    for name in (*FILES, ABOUT):
+        shutil.copyfile(lab / name, PUBLISHED / name)
+    runs, tables = read(PUBLISHED), results.read(PUBLISHED)
+    text = page(runs, pd.read_parquet(PUBLISHED / "widths.parquet"))
+    (ROOT / "docs" / "pretrained.md").write_text(text, encoding="utf-8")
+    figure(runs.states, PUBLISHED / "pretrained.svg")
+    rates = all_rates(tables, runs.compared)
+    content = calibration_json(reference(tables["runs"]), rates, shipped().made)
+    file = ROOT / "registry" / "reference" / "calibration.json"
+    file.write_text(content, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)

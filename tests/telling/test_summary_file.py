@@ -19,16 +19,16 @@ import pytest
 
 from shadow.audits.pair import Settings, run_pair
 from shadow.checkpoints.pairing import Filter
+from shadow.claims.summary import summary_from_json
 from shadow.reports.provenance import METADATA_KEY, report_metadata
 from shadow.reports.report import Report
 from shadow.spectra.delta import Method
-from shadow.summary import summary as summary_module
-from shadow.summary import summary_file
 from shadow.summary.rows import read_as
-from shadow.summary.summary import read_summary, summary_from_json
-from shadow.summary.summary_file import believed
 from shadow.targets.families import Pair
 from shadow.targets.references import Reference
+from shadow.telling import reading, summary_file
+from shadow.telling.reading import made_again, read_summary
+from shadow.telling.summary_file import believed
 
 DEMO = Path(__file__).parents[2] / "registry" / "demo"
 
@@ -61,18 +61,17 @@ def summaries():
 def again(monkeypatch, summaries):
     """The folders of which a summary was made again; of equal tables it is computed once."""
     folders = []
-    original = summary_module._made_again
 
-    def made_again(report):
+    def made(report):
         folders.append(report.folder)
         metadata = {**report_metadata(report.folder), "seal": None}
         tables = [pq.read_table(file) for file in sorted(report.folder.glob("*.parquet"))]
         key = json.dumps(metadata), *(str(table.to_pydict()) for table in tables)
         if key not in summaries:
-            summaries[key] = original(report)
+            summaries[key] = made_again(report)
         return copy.deepcopy(summaries[key])
 
-    monkeypatch.setattr(summary_module, "_made_again", made_again)
+    monkeypatch.setattr(reading, "made_again", made)
     return folders
 
 
@@ -100,7 +99,7 @@ def test_a_summary_as_it_was_made_is_taken_as_it_stands(report, again):
     """
     found, _ = read_summary(report)
     assert not again
-    assert found == summary_module._made_again(Report(report))
+    assert found == made_again(Report(report))
     told = json.loads((report / "summary.json").read_text())
     assert json.loads(json.dumps(found.as_json())) == {key: told[key] for key in found.as_json()}
 
@@ -244,7 +243,7 @@ def test_who_seals_it_again_can_say_anything_but_not_of_another_shape(report, ag
         edit(report, change)
         told = json.loads((report / "summary.json").read_text())
         metadata = report_metadata(report)
-        sealed = metadata["seal"] | {"summary": summary_file._summary_digest(told, metadata)}
+        sealed = metadata["seal"] | {"summary": summary_file.summary_digest(told, metadata)}
         for name in ("matrices", "tensors", "residual"):
             rewrite(report / f"{name}.parquet", metadata=lambda at: at.update(seal=sealed))
 
@@ -298,12 +297,12 @@ def test_code_and_data_are_part_of_who_made_it(monkeypatch, tmp_path):
         path.write_text(text)
     monkeypatch.setattr(summary_file, "__file__", str(package / "summary_file.py"))
     monkeypatch.setattr(summary_file, "registry_folder", lambda: data)
-    makers = {summary_file._maker.__wrapped__()["code"]}
+    makers = {summary_file.maker.__wrapped__()["code"]}
     for path in (package / "summary_file.py", data / "names.yaml", data / "reference/runs.csv"):
         path.write_text("x")
-        makers.add(summary_file._maker.__wrapped__()["code"])
+        makers.add(summary_file.maker.__wrapped__()["code"])
     (package / "new.py").write_text("")
-    makers.add(summary_file._maker.__wrapped__()["code"])
+    makers.add(summary_file.maker.__wrapped__()["code"])
     assert len(makers) == 5
 
 

@@ -1,8 +1,8 @@
-"""Take the three checkpoints of the family `demo` out of a finished lab: a base, a narrow and a
-broad continuation.
+"""The three checkpoints of the family `demo`, out of a finished lab: a base, a narrow and a broad
+continuation.
 
     shadow lab run --preset full -o lab
-    python -m shadow.lab.demo lab registry/demo
+    python benchmarks/evidence/demo_family.py lab
 
 They are the base small-warm-0 and its runs B and C of seed 0, rounded to bf16: 1.3 MB in all. The
 folder gets `base/`, `narrow/`, `broad/` and `training.json`, which says how each came to be and how
@@ -11,18 +11,20 @@ well it answers as it is stored.
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import transformers
+import typer
 
 from shadow.lab.design import REGIMES, SCALES, Base, Run
 from shadow.lab.experiment import accuracies, checkpoint, record
 from shadow.lab.training import load, save
 
+ROOT = Path(__file__).parents[2]
 BASE = Base("small", 0)
 
 
@@ -39,9 +41,7 @@ def export(lab: Path, out: Path, base: Base = BASE) -> None:
             mixture = REGIMES[regime].mixture(scale.world, base.original)
         save(load(checkpoint(lab, base, name)), out / stage, torch.bfloat16)
         finished = json.loads(record(lab, base, name).read_text(encoding="utf-8"))
-        last_state = finished
-        if regime is not None:
-            last_state = finished["rows"][-1]
+        last_state = finished if regime is None else finished["rows"][-1]
         models[stage] = {
             "mixture": mixture.name,
             "cells": len(mixture.cells),
@@ -58,16 +58,15 @@ def export(lab: Path, out: Path, base: Base = BASE) -> None:
     (out / "training.json").write_text(json.dumps(training, indent=2) + "\n", encoding="utf-8")
 
 
-def main() -> None:
-    """Parse, export."""
-    about = (__doc__ or "").partition("\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m shadow.lab.demo", description=about)
-    parser.add_argument("lab", type=Path, metavar="LAB_DIR")
-    parser.add_argument("out", type=Path, metavar="OUT_DIR")
-    arguments = parser.parse_args()
+def main(
+    lab: Annotated[
+        Path, typer.Argument(help="Folder of a finished run of the preset full.", file_okay=False)
+    ],
+) -> None:
+    """Write the demo's checkpoints into this checkout."""
     torch.set_num_threads(1)
-    export(arguments.lab, arguments.out)
+    export(lab, ROOT / "registry" / "demo")
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -4,20 +4,17 @@ verdicts err.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
 
-import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
-from shadow.claims.footprint import label
+from shadow.claims.label import label
 from shadow.claims.reference import AXES, OPTIMIZERS, Bound, Rate, Trainings, choose, word
+from shadow.lab.estimates import final
 from shadow.lab.experiment import DESIGN
-from shadow.lab.results import final
 
 VERSION = 2  # of calibration.json; raised when a bound changes its meaning
 MIN_TRAININGS, MIN_BASES = 10, 3  # of each kind, below which an extreme of them is no bound
@@ -26,6 +23,11 @@ DATA: Mapping[str, str] = {
     **dict.fromkeys(("B", "Bk", "Bn"), "narrow"),
     **dict.fromkeys(("A", "C", "D", "Cn", "Cf", "A x10"), "broad"),
 }
+IDENTITY = ("short_side", "optimizer", "treatment", "regime", "data", "base", "seed")
+JUDGED = (
+    "relative_norm", "concentration", "stable_rank", "top4_energy", "participation_share",
+    "spike_energy", "embedding_row_participation_ratio", "attention_to_mlp",
+)  # fmt: skip
 CONCENTRATED = ("more concentrated", "less concentrated")
 OPPOSITE_VERDICT = dict(zip(CONCENTRATED, reversed(CONCENTRATED), strict=True))
 
@@ -42,27 +44,10 @@ def reference(runs: pd.DataFrame) -> pd.DataFrame:
         short_side=trainings["width"],
         optimizer=trainings["method"],
         data=trainings["regime"].map(DATA).fillna("other"),
-    )
-    names = [
-        "short_side",
-        "optimizer",
-        "treatment",
-        "regime",
-        "data",
-        "base",
-        "seed",
-        "relative_norm",
-        "concentration",
-        "stable_rank",
-        "top4_energy",
-        "participation_share",
-        "spike_energy",
-        "embedding_row_participation_ratio",
-        "attention_to_mlp",
-    ]
+    )[[*IDENTITY, *JUDGED]]
     # as runs.csv has them
-    table[names[7:]] = table[names[7:]].map(lambda value: float(f"{value:.6g}"))
-    return table[names].sort_values(names[:7], kind="stable").reset_index(drop=True)
+    table[[*JUDGED]] = table[[*JUDGED]].map(lambda value: float(f"{value:.6g}"))
+    return table.sort_values([*IDENTITY], kind="stable").reset_index(drop=True)
 
 
 def fit(table: pd.DataFrame) -> list[Trainings]:
@@ -72,36 +57,32 @@ def fit(table: pd.DataFrame) -> list[Trainings]:
     fitted = []
     for side, of_size in table.groupby("short_side"):
         for optimizer in (None, *OPTIMIZERS):
-            trainings = of_size
-            if optimizer is not None:
-                trainings = of_size[of_size["optimizer"] == optimizer]
-            kinds = {data: trainings[trainings["data"] == data] for data in ("narrow", "broad")}
-            complete = optimizer is not None or set(OPTIMIZERS) <= set(trainings["optimizer"])
+            own = of_size if optimizer is None else of_size[of_size["optimizer"] == optimizer]
+            narrow, broad = (own[own["data"] == data] for data in ("narrow", "broad"))
+            complete = optimizer is not None or set(OPTIMIZERS) <= set(own["optimizer"])
             enough = all(
                 len(kind) >= MIN_TRAININGS and kind["base"].nunique() >= MIN_BASES
-                for kind in kinds.values()
+                for kind in (narrow, broad)
             )
             if not complete or not enough:
                 continue
-            bounds = {
-                name: _bound(kinds["narrow"][name], kinds["broad"][name], way)
-                for name, way in AXES.items()
-            }
-            norms = pd.concat([kind["relative_norm"] for kind in kinds.values()])
+            norms = pd.concat([narrow["relative_norm"], broad["relative_norm"]])
             fitted.append(
                 Trainings(
                     short_side=int(str(side)),
                     optimizer=optimizer,
-                    narrow=len(kinds["narrow"]),
-                    broad=len(kinds["broad"]),
+                    narrow=len(narrow),
+                    broad=len(broad),
                     norms=(float(norms.min()), float(norms.max())),
-                    bounds=bounds,
+                    bounds={
+                        name: bound(narrow[name], broad[name], way) for name, way in AXES.items()
+                    },
                 )
             )
     return fitted
 
 
-def _bound(narrow: pd.Series[float], broad: pd.Series[float], way: int) -> Bound:
+def bound(narrow: pd.Series[float], broad: pd.Series[float], way: int) -> Bound:
     """The extremes of the two kinds, or the middle between them where they do not overlap."""
     most, least = way * (way * broad).max(), way * (way * narrow).min()
     if way * most < way * least:
@@ -132,43 +113,38 @@ def verdict_rates(comparisons: pd.DataFrame, where: str = "") -> list[Rate]:
     is AdamW's.
 
     Two runs that were compared in several formats are one case, which errs if it errs in any of
-    them. Misses are told of warm bases and of cold ones: to these, broad data are new, which
-    concentrates as narrowness does. where: ends what each rate is of, such as `, on a pretrained
-    decoder`.
+    them. Misses are counted apart for warm bases and for cold ones: to these, broad data are new,
+    which concentrates as narrowness does. where: ends what each rate is of, such as `, on a
+    pretrained decoder`.
     """
-    kinds = comparisons.assign(pair=comparisons["regime_first"] + comparisons["regime_second"])
-    called = kinds["verdict"].isin(CONCENTRATED)
-    main = kinds["pair"] == "BC"
-    cold = kinds["base"].str.contains("-cold-")
-    missed = kinds["verdict"] != "more concentrated"
-    reverse = kinds["verdict"] == "less concentrated"
-    seeds, control = "two seeds of one regime", "repetition (D) and its control (A)"
+    kinds = comparisons["regime_first"] + comparisons["regime_second"]
+    verdicts, cold = comparisons["verdict"], comparisons["base"].str.contains("-cold-")
+    same, main = comparisons["regime_first"] == comparisons["regime_second"], kinds == "BC"
+    called = verdicts.isin(CONCENTRATED)
+    missed, turned = verdicts != "more concentrated", verdicts == "less concentrated"
     lost = "narrow (B) not called more concentrated than broad (C)"
-    turned = "narrow (B) called less concentrated than broad (C)"
+    reverse = "narrow (B) called less concentrated than broad (C)"
     new = ", on a base that has not met its data"
-    counted = [
+    cases = [
+        ("two seeds of one regime called more or less concentrated", same, called),
         (
-            f"{seeds} called more or less concentrated",
-            kinds["regime_first"] == kinds["regime_second"],
+            "repetition (D) and its control (A) called more or less concentrated",
+            kinds == "AD",
             called,
         ),
-        (f"{control} called more or less concentrated", kinds["pair"] == "AD", called),
         (lost, main & ~cold, missed),
-        (turned, main & ~cold, reverse),
+        (reverse, main & ~cold, turned),
         (f"{lost}{new}", main & cold, missed),
-        (f"{turned}{new}", main & cold, reverse),
+        (f"{reverse}{new}", main & cold, turned),
     ]
-    return [
-        _pair_rate(f"compare (AdamW): {what}{where}", kinds[chosen], errors[chosen])
-        for what, chosen, errors in counted
-        if chosen.any()
-    ]
-
-
-def _pair_rate(what: str, comparisons: pd.DataFrame, errors: pd.Series[bool]) -> Rate:
-    """The rate over pairs of runs, whatever the number of formats in which each was compared."""
-    by_pair = errors.groupby([comparisons[name] for name in PAIR]).any()
-    return rate(what, by_pair, by_pair.index.to_frame()["base"])
+    rates = []
+    for what, chosen, errors in cases:
+        if chosen.any():
+            pairs = [comparisons.loc[chosen, name] for name in PAIR]
+            by_pair = errors[chosen].groupby(pairs).any()
+            of = f"compare (AdamW): {what}{where}"
+            rates.append(rate(of, by_pair, by_pair.index.to_frame()["base"]))
+    return rates
 
 
 def pretrained_verdicts(compared: pd.DataFrame) -> pd.DataFrame:
@@ -220,10 +196,10 @@ def all_rates(tables: Mapping[str, pd.DataFrame], compared: pd.DataFrame) -> lis
 
 
 def left_out_words(table: pd.DataFrame, *, known: bool) -> pd.DataFrame:
-    """The word that each training gets from bounds fitted without its base; known: its optimiser is
-    told.
+    """The word that each training gets from bounds fitted without its base.
 
-    Only sizes with more than one base: what is left must hold a reference.
+    Only sizes with more than one base: what is left must hold a reference. known: whether the
+    optimiser is given.
     """
     rows = []
     for base in sorted(set(table["base"])):
@@ -240,22 +216,14 @@ def label_rates(table: pd.DataFrame) -> list[Rate]:
     rates = []
     for known, given in ((True, "its optimiser given"), (False, "its optimiser not given")):
         words = left_out_words(table, known=known)
-        for data, wrong in (("broad", "concentrated"), ("narrow", "distributed")):
-            cases = words[words["data"] == data]
+        broad, narrow = (words[words["data"] == data] for data in ("broad", "narrow"))
+        for what, cases, errors in (
+            ("broad data called concentrated", broad, broad["word"] == "concentrated"),
+            ("narrow data called distributed", narrow, narrow["word"] == "distributed"),
+            ("narrow data not called concentrated", narrow, narrow["word"] != "concentrated"),
+        ):
             if len(cases):
-                rates.append(
-                    rate(
-                        f"label: {data} data called {wrong}, {given}",
-                        cases["word"] == wrong,
-                        cases["base"],
-                    )
-                )
-        cases = words[words["data"] == "narrow"]
-        if len(cases):
-            missed = cases["word"] != "concentrated"
-            rates.append(
-                rate(f"label: narrow data not called concentrated, {given}", missed, cases["base"])
-            )
+                rates.append(rate(f"label: {what}, {given}", errors, cases["base"]))
     return rates
 
 
@@ -311,14 +279,4 @@ def calibration_json(table: pd.DataFrame, rates: list[Rate], made: Mapping[str, 
 
 def reference_csv(table: pd.DataFrame) -> str:
     """runs.csv, numbers to six digits."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(table.columns)
-    for row in table.itertuples(index=False):
-        writer.writerow([_short(value) for value in row])
-    return out.getvalue()
-
-
-def _short(value: object) -> object:
-    """A number with six digits; anything else as it is."""
-    return f"{value:.6g}" if isinstance(value, float | np.floating) else value
+    return table.to_csv(index=False, float_format="%.6g", lineterminator="\n")

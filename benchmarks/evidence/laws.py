@@ -1,7 +1,7 @@
 """Trainings at several widths -> how every figure moves with the width, and whether a bound carries
 over. Pure.
 
-The unit is the base, as in `shadow.lab.findings`. The rule for a base that counts, and what
+The unit is the base, as in `shadow.lab.estimates`. The rule for a base that counts, and what
 "carries over" means, were written down before any decoder wider than 64 was trained.
 """
 
@@ -13,18 +13,18 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import mannwhitneyu
 
+from contrasts import auc, auc_within
 from shadow.lab.design import MAIN
-from shadow.lab.findings import Estimate, contrast, level, main_runs
-from shadow.lab.results import final
+from shadow.lab.estimates import Estimate, contrast, final, level, main_runs
 
+# A base counts if it gets these shares of answers right: as the ten bases of width 64 do (0.87 and
+# 0.72 at least).
 WARM = {"original": 0.85, "broad": 0.70}
-"""A base counts if it gets these shares of answers right: as the ten bases of width 64 do (0.87 and
-0.72 at least).
-"""
-
 NARROW = "B"
+
+# runs -> one number a run, on the scale a law is linear in; NaN where a run has none
+Value = Callable[[pd.DataFrame], "pd.Series[float]"]
 
 
 @dataclass(frozen=True)
@@ -32,29 +32,22 @@ class WidthFigure:
     """A figure of the spectrum or of the place of an update that may depend on the width."""
 
     name: str
-    """As docs and tables have it."""
-
     text: str
-    """What it is, for people."""
-
-    value: Callable[[pd.DataFrame], pd.Series[float]]
-    """Runs -> one number a run, on the scale the law is linear in; NaN where a run has none."""
+    value: Value
 
 
-def _column(name: str) -> Callable[[pd.DataFrame], pd.Series[float]]:
+def _column(name: str) -> Value:
     """A column; NaN throughout where the runs are older than it."""
     return lambda runs: runs.get(name, pd.Series(float("nan"), index=runs.index)).astype(float)
 
 
-def _ratio(first: str, second: str) -> Callable[[pd.DataFrame], pd.Series[float]]:
-    return lambda runs: _column(first)(runs) / _column(second)(runs)
+def _log(name: str, over: str | None = None) -> Value:
+    """The logarithm of a column, or of its ratio to another."""
 
-
-def _log(
-    value: Callable[[pd.DataFrame], pd.Series[float]],
-) -> Callable[[pd.DataFrame], pd.Series[float]]:
     def logarithm(runs: pd.DataFrame) -> pd.Series[float]:
-        numbers = value(runs)
+        numbers = _column(name)(runs)
+        if over is not None:
+            numbers = numbers / _column(over)(runs)
         return pd.Series(np.log(numbers.where(numbers > 0).to_numpy(float)), index=runs.index)
 
     return logarithm
@@ -65,12 +58,12 @@ FIGURES: tuple[WidthFigure, ...] = (
     WidthFigure(
         "ln equivalent directions",
         "ln of 1/`excess_purity`, median",
-        lambda runs: -_log(_column("layers_excess_purity"))(runs),
+        lambda runs: -_log("layers_excess_purity")(runs),
     ),
     WidthFigure(
         "ln PR over null",
         "ln of `participation_ratio` over its null, median",
-        _log(_column("participation_share")),
+        _log("participation_share"),
     ),
     WidthFigure("top-4 energy", "`top4_energy`, median", _column("layers_top4_energy")),
     WidthFigure("top-20 energy", "`top20_energy`, median", _column("layers_top20_energy")),
@@ -78,63 +71,36 @@ FIGURES: tuple[WidthFigure, ...] = (
     WidthFigure(
         "ln alignment over null",
         "ln of `alignment_left` over its null, medians",
-        _log(_ratio("layers_alignment_left", "layers_alignment_left_null")),
+        _log("layers_alignment_left", "layers_alignment_left_null"),
     ),
-    WidthFigure(
-        "ln attention to MLP", "ln of `attention_to_mlp`", _log(_column("attention_to_mlp"))
-    ),
+    WidthFigure("ln attention to MLP", "ln of `attention_to_mlp`", _log("attention_to_mlp")),
     WidthFigure(
         "ln output over query",
         "ln of the relative norm of `attn.o` over that of `attn.q`",
-        _log(_ratio("allocation_attn.o", "allocation_attn.q")),
+        _log("allocation_attn.o", "allocation_attn.q"),
     ),
     WidthFigure(
         "ln token coverage",
         "ln of `embedding_row_participation_ratio`",
-        _log(_column("embedding_row_participation_ratio")),
+        _log("embedding_row_participation_ratio"),
     ),
     WidthFigure("relative norm", "`relative_norm`, median", _column("layers_relative_norm")),
 )
 
 
 @dataclass(frozen=True)
-class DroppedBase:
-    """A base that has not learned enough to count."""
-
-    base: str
-    """Its key."""
-
-    width: int
-    """The width of its decoder."""
-
-    original: float
-    """The share of answers it gets right on its own mixture, 0 to 1."""
-
-    broad: float
-    """The share of answers it gets right on the broad cells, 0 to 1."""
-
-
-@dataclass(frozen=True)
 class AtWidth:
-    """A figure at one width."""
+    """A figure at one width, on its scale."""
 
     width: int
-    """The width of the decoders."""
-
-    bases: int
-    """How many bases there are, 1 or more."""
-
     regimes: dict[str, Estimate]
-    """Its mean over bases by regime, on its scale."""
-
+    """Its mean over bases by regime."""
     difference: Estimate
-    """B - C, on its scale."""
-
+    """B - C."""
     in_spreads: float | None
     """The difference over the pooled standard deviation of runs of one base and regime; None with
     one run each.
     """
-
     auc: float | None
     """The share of pairs of a run of B and one of C in which B has more, 0 to 1, each within its
     base; None without such pairs.
@@ -146,24 +112,16 @@ class LeftOut:
     """What a law fitted without one width says of it."""
 
     width: int
-    """The width that was left out."""
-
     broad_error: float
     """Predicted minus measured mean of broad data, on the figure's scale."""
-
     narrow_error: float
-    """The same of narrow data."""
-
     in_differences: float
     """The larger of the two errors as a share of the measured |B - C|, 0 or more; below a half, a
     bound between the predictions tells the means apart.
     """
-
     wrong: int
     """Runs that such a bound takes for the other kind, 0 to runs."""
-
     runs: int
-    """Runs of this width."""
 
 
 @dataclass(frozen=True)
@@ -175,62 +133,50 @@ class FigureLaw:
     """
 
     figure: WidthFigure
-    """The figure; broad, slope and difference are on its scale."""
-
     widths: list[AtWidth]
     """What was measured at each width, in ascending order."""
-
     broad: float
     """The mean of broad data at width 64."""
-
     slope: float
     """What a doubling of the width adds."""
-
     difference: float
     """What narrow data add."""
-
-    slope_in_differences: float
-    """slope over difference."""
-
     auc_pooled: float
     """The share of pairs of a run of B and one of C, of any widths, in which B has more, 0 to 1:
     what a bound without a width would get.
     """
-
     auc_law: float
     """The same after the slope is taken off."""
-
     left_out: list[LeftOut]
     """What laws without each width say of it; empty for two widths."""
 
     @property
+    def worst(self) -> LeftOut | None:
+        """The width that is predicted worst."""
+        return max(self.left_out, key=lambda one: one.in_differences, default=None)
+
+    def means(self, width: int) -> tuple[float, float]:
+        """The means of broad and of narrow data that it predicts at a width."""
+        broad = self.broad + self.slope * float(np.log2(width / 64))
+        return broad, broad + self.difference
+
+    @property
     def carries(self) -> bool:
-        """Does a bound fitted on the other widths tell narrow from broad means at each width?"""
-        return bool(self.left_out) and all(one.in_differences < 0.5 for one in self.left_out)
+        """Whether a bound fitted on the other widths tells narrow from broad means at each."""
+        return self.worst is not None and self.worst.in_differences < 0.5
 
 
-def dropped(runs: pd.DataFrame) -> list[DroppedBase]:
-    """The bases that fail the rule WARM, by width and name."""
+def dropped(runs: pd.DataFrame) -> pd.DataFrame:
+    """The bases that fail the rule WARM, by width and name: a row of one of its runs each."""
     bases = main_runs(runs).drop_duplicates("base").sort_values(["width", "base"])
-    cold = pd.concat([bases[f"base_{probe}"] < share for probe, share in WARM.items()], axis=1).any(
-        axis=1
-    )
-    return [
-        DroppedBase(
-            base=str(row["base"]),
-            width=int(row["width"]),
-            original=float(row["base_original"]),
-            broad=float(row["base_broad"]),
-        )
-        for row in bases[cold].to_dict("records")
-    ]
+    failed = [bases[f"base_{probe}"] < share for probe, share in WARM.items()]
+    return bases[pd.concat(failed, axis=1).any(axis=1)]
 
 
 def counted(runs: pd.DataFrame) -> pd.DataFrame:
     """The last states of A to D from the bases that count."""
-    cold = {one.base for one in dropped(runs)}
     last = final(main_runs(runs))
-    return last[~last["base"].isin(cold)]
+    return last[~last["base"].isin(dropped(runs)["base"])]
 
 
 def laws(runs: pd.DataFrame) -> list[FigureLaw]:
@@ -261,11 +207,14 @@ def law(figure: WidthFigure, runs: pd.DataFrame) -> FigureLaw:
         broad=broad,
         slope=slope,
         difference=difference,
-        slope_in_differences=slope / difference,
-        auc_pooled=_auc(runs),
-        auc_law=_auc(without),
+        auc_pooled=_number(auc(runs, "value")),
+        auc_law=_number(auc(without, "value")),
         left_out=left_out,
     )
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value
 
 
 def _means(runs: pd.DataFrame) -> pd.DataFrame:
@@ -288,22 +237,25 @@ def _fit(means: pd.DataFrame) -> tuple[float, float, float]:
 
 def _leave_out(runs: pd.DataFrame, means: pd.DataFrame, width: int) -> LeftOut:
     broad, slope, difference = _fit(means[means["width"] != width])
-    predicted_broad = broad + slope * float(np.log2(width / 64))
+    predicted = broad + slope * float(np.log2(width / 64))
     own = means[means["width"] == width].set_index("narrow")["value"]
-    broad_error = predicted_broad - float(own.loc[0.0])
-    narrow_error = predicted_broad + difference - float(own.loc[1.0])
-    measured = abs(float(own.loc[1.0] - own.loc[0.0]))
-    bound = predicted_broad + difference / 2
+    measured_broad, measured_narrow = float(own.loc[0.0]), float(own.loc[1.0])
+    errors = predicted - measured_broad, predicted + difference - measured_narrow
     at_width = runs[runs["width"] == width]
-    taken_for_narrow = np.sign(difference) * (at_width["value"] - bound) > 0
     return LeftOut(
         width=width,
-        broad_error=broad_error,
-        narrow_error=narrow_error,
-        in_differences=max(abs(broad_error), abs(narrow_error)) / measured,
-        wrong=int((taken_for_narrow != (at_width["regime"] == NARROW)).sum()),
+        broad_error=errors[0],
+        narrow_error=errors[1],
+        in_differences=max(map(abs, errors)) / abs(measured_narrow - measured_broad),
+        wrong=wrong_sides(at_width, predicted, difference),
         runs=len(at_width),
     )
+
+
+def wrong_sides(runs: pd.DataFrame, broad: float, difference: float) -> int:
+    """How many runs a bound halfway between two predictions takes for the other kind of data."""
+    beyond = np.sign(difference) * (runs["value"] - (broad + difference / 2)) > 0
+    return int((beyond != (runs["regime"] == NARROW)).sum())
 
 
 def _at(runs: pd.DataFrame, width: int) -> AtWidth:
@@ -313,23 +265,12 @@ def _at(runs: pd.DataFrame, width: int) -> AtWidth:
     if variances.notna().any() and difference.value is not None:
         spread = float(np.sqrt(variances.mean()))
         in_spreads = difference.value / spread if spread else None
-    within = [_auc(own) for _, own in runs.groupby("base")]
-    known = [auc for auc in within if np.isfinite(auc)]
     return AtWidth(
         width=width,
-        bases=int(runs["base"].nunique()),
         regimes={
             regime: estimate for regime, estimate in level(runs, "value").items() if regime in MAIN
         },
         difference=difference,
         in_spreads=in_spreads,
-        auc=float(np.mean(known)) if known else None,
+        auc=auc_within(runs, "value"),
     )
-
-
-def _auc(runs: pd.DataFrame) -> float:
-    """The share of pairs of a run of B and one of C in which B has more; NaN without a pair."""
-    narrow, broad = (runs.loc[runs["regime"] == regime, "value"].to_numpy(float) for regime in "BC")
-    if not len(narrow) or not len(broad):
-        return float("nan")
-    return float(mannwhitneyu(narrow, broad).statistic / (len(narrow) * len(broad)))

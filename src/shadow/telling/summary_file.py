@@ -63,7 +63,7 @@ def seal(
     for name in SUMMARISED:
         with tables[name].open("rb") as content, pq.ParquetFile(tables[name]) as file:
             digests[name] = _table_digest(content, file)
-    return {"made_by": _maker(), "tables": digests, "summary": _summary_digest(summary, metadata)}
+    return {"made_by": maker(), "tables": digests, "summary": summary_digest(summary, metadata)}
 
 
 def believed(report: Report, *, with_rows: bool = True) -> dict[str, Any] | None:
@@ -77,14 +77,14 @@ def believed(report: Report, *, with_rows: bool = True) -> dict[str, Any] | None
     metadata: Mapping[str, Any] = report.provenance.told
     try:
         sealed = metadata[SEAL]
-        if sealed["made_by"] != _maker():
+        if sealed["made_by"] != maker():
             return None
         with (report.folder / FILE).open("rb") as file:
             raw = file.read(MAX_FILE + 1)
         if len(raw) > MAX_FILE:
             return None
         stored: dict[str, Any] = json.loads(raw)
-        if _summary_digest(stored, metadata) != sealed["summary"]:
+        if summary_digest(stored, metadata) != sealed["summary"]:
             return None
         if with_rows and _digests(report) != sealed["tables"]:
             return None
@@ -108,7 +108,7 @@ def _unsealed(summary: Mapping[str, Any]) -> dict[str, Any]:
     return {**kept, "claims": {**kept["claims"], "not_shown": not_shown}}
 
 
-def _summary_digest(summary: Mapping[str, Any], metadata: Mapping[str, object]) -> str:
+def summary_digest(summary: Mapping[str, Any], metadata: Mapping[str, object]) -> str:
     """A sha256 of a summary, whatever scores joined it, and of what its report is of."""
     whole = [_unsealed(summary), {key: metadata[key] for key in IDENTITY}]
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
@@ -135,7 +135,7 @@ def _table_digest(content: IO[bytes], file: pq.ParquetFile) -> str:
 
 
 @cache
-def _maker() -> dict[str, str]:
+def maker() -> dict[str, str]:
     """The version, and a sha256 over the package's code and the data that summaries rest on."""
     package, data = Path(__file__).parents[1], registry_folder()
     digest = hashlib.sha256()

@@ -1,47 +1,53 @@
-"""The law of width as a Markdown page and a figure, from the table of runs alone."""
+"""The law of width, out of a lab in which presets of widths are finished:
+
+    for width in 64 128 256 512; do shadow lab run --preset width-$width -o lab; done
+    python benchmarks/evidence/width_page.py lab
+
+Writes `docs/lab/widths.parquet` (the last state of every run), and `docs/width.md` and
+`docs/lab/widths.svg`, made from it. Widths that are not finished there stay as they are published.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
+import typer
 
-from shadow.lab.design import MAIN, SCALES, WIDTHS
-from shadow.lab.findings import NO_ESTIMATE
-from shadow.lab.page import (
-    COLOURS,
-    estimate,
-    formatted,
-    in_differences,
-    side_by_side,
-    table,
-)
-from shadow.lab.results import PROBES
-from shadow.lab.widths import WARM, DroppedBase, FigureLaw, LeftOut, counted, dropped, laws
+from laws import WARM, FigureLaw, counted, dropped, laws
+from shadow.lab.design import MAIN, PROBES, SCALES, WIDTHS, presets
+from shadow.lab.estimates import NO_ESTIMATE, estimate, final, formatted
+from shadow.lab.experiment import record
+from shadow.lab.figure import COLOURS, side_by_side
+from shadow.lab.results import collect
+from shadow.lab.view import table
 from shadow.text import and_list
 
+ROOT = Path(__file__).parents[2]
+TABLE = ROOT / "docs" / "lab" / "widths.parquet"
 DRAWN = ("concentration", "ln equivalent directions", "ln PR over null", "ln token coverage")
 MIN_BASES = 10  # of one width, below which no bound is claimed for it
 
 
 def page(runs: pd.DataFrame) -> str:
     """The whole page, ending with a newline; the figure is beside it, as lab/widths.svg."""
-    last, without = counted(runs), dropped(runs)
-    every = laws(runs)
+    last, every = counted(runs), laws(runs)
+    narrower = laws(last[last["width"] < last["width"].max()])
     sections = [
         _head(last),
         "![Four figures by width and regime](lab/widths.svg)",
-        _result(every, _before(last)),
+        _result(every, narrower),
         _transfer(every),
-        _left_out(every),
+        left_out_section(every),
         _regimes(every),
         _answers(last),
-        _bases(last, without),
+        _bases(last, dropped(runs)),
         _limits(last),
     ]
-    return "\n\n".join(section for section in sections if section) + "\n"
+    return "\n\n".join(sections) + "\n"
 
 
 def figure(runs: pd.DataFrame, file: Path) -> None:
@@ -88,7 +94,7 @@ each base, A (the original mixture), B (narrow), C (broad) and D (repetition) ar
 ({rates}); embedding and norms keep theirs.
 
 Made by `shadow lab run --preset width-64` and the other widths into one folder, then
-`python benchmarks/publish_widths.py FOLDER`."""
+`python benchmarks/evidence/width_page.py FOLDER`."""
 
 
 def _times(last: pd.DataFrame) -> str:
@@ -104,25 +110,16 @@ def _runs_of_a_base(runs: pd.DataFrame) -> int:
     return int(runs.groupby(["base", "regime"]).size().max())
 
 
-def _before(last: pd.DataFrame) -> list[FigureLaw]:
-    """The laws without the largest width; none where two widths would be left."""
-    narrower = last[last["width"] < last["width"].max()]
-    return laws(narrower) if narrower["width"].nunique() > 2 else []
+def _result(every: Sequence[FigureLaw], narrower: Sequence[FigureLaw]) -> str:
+    """Which figures carry over.
 
-
-def _result(every: Sequence[FigureLaw], before: Sequence[FigureLaw]) -> str:
+    narrower: the laws without the largest width.
+    """
     carried = [one.figure.name for one in every if one.carries]
-    known = [one for one in every if one.left_out]
-    if not known:
-        return (
-            "## What carries over\n\nNothing is said yet: two widths are too few to leave one out."
-            " The other presets of widths are to follow. The next table has what two widths show:"
-            " how much a doubling adds to each, beside what narrow data add."
-        )
-    says = f"None of {len(known)} figures carries over."
+    rest = [one.figure.name for one in every if not one.carries]
+    says = f"None of {len(every)} figures carries over."
     if carried:
-        says = f"Of {len(known)} figures, {len(carried)} carry over: {and_list(carried)}."
-    rest = [one.figure.name for one in known if not one.carries]
+        says = f"Of {len(every)} figures, {len(carried)} carry over: {and_list(carried)}."
     if carried and rest:
         says += f" The others do not: {and_list(rest)}."
     return f"""## What carries over
@@ -132,22 +129,20 @@ broad data at every left-out width to within half of their difference there: the
 the two predictions tells them apart. This was written down before the wide decoders were
 trained.
 
-{_stability(every, before)}
+{_stability(every, narrower)}
 A law of these widths is not yet one of real models: the same figures of a [pretrained
 decoder](pretrained.md), 576 wide and trained on text, are the test of that."""
 
 
-def _stability(every: Sequence[FigureLaw], before: Sequence[FigureLaw]) -> str:
+def _stability(every: Sequence[FigureLaw], narrower: Sequence[FigureLaw]) -> str:
     """How many verdicts the largest width has changed."""
-    earlier = {one.figure.name: one for one in before if one.left_out}
+    earlier = {one.figure.name: one for one in narrower}
     changed = [
-        f"{one.figure.name} ({_worst(earlier[one.figure.name].left_out)})"
+        f"{one.figure.name} ({_worst(before)})"
         for one in every
-        if one.figure.name in earlier and earlier[one.figure.name].carries != one.carries
+        if (before := earlier.get(one.figure.name)) is not None and before.carries != one.carries
     ]
     largest = max(at.width for one in every for at in one.widths)
-    if not earlier:
-        return "With so few widths the next one may change these verdicts."
     if not changed:
         return f"Without width {largest} the verdicts are the same."
     return (
@@ -163,11 +158,11 @@ def _transfer(every: Sequence[FigureLaw]) -> str:
             formatted(one.broad),
             formatted(one.slope, "+.3f"),
             formatted(one.difference, "+.3f"),
-            formatted(one.slope_in_differences, "+.2f"),
+            formatted(one.slope / one.difference, "+.2f"),
             formatted(one.auc_pooled, ".2f"),
             formatted(one.auc_law, ".2f"),
-            _worst(one.left_out),
-            _carries(one),
+            _worst(one),
+            "yes" if one.carries else "no",
         ]
         for one in every
     ]
@@ -187,26 +182,20 @@ width, as a share of its own B - C; 0.5 or more loses the bound.
 {table(heads, rows)}"""
 
 
-def _carries(law: FigureLaw) -> str:
-    if not law.left_out:
-        return "-"
-    return "yes" if law.carries else "no"
+def in_differences(error: float) -> str:
+    """An error in units of B - C; above 10 its number says no more."""
+    return f"{error:.2f}" if error < 10 else "over 10"
 
 
-def _worst(left_out: Sequence[LeftOut]) -> str:
-    if not left_out:
-        return "-"
-    worst = max(left_out, key=lambda one: one.in_differences)
-    return f"{in_differences(worst.in_differences)} at {worst.width}"
+def _worst(law: FigureLaw) -> str:
+    return f"{in_differences(law.worst.in_differences)} at {law.worst.width}" if law.worst else "-"
 
 
-def _left_out(every: Sequence[FigureLaw]) -> str:
-    known = [one for one in every if one.left_out]
-    if not known:
-        return ""
-    widths = sorted({at.width for one in known for at in one.left_out})
+def left_out_section(every: Sequence[FigureLaw]) -> str:
+    """How many runs of each width lie on the wrong side of a bound from the others."""
+    widths = sorted({at.width for one in every for at in one.left_out})
     rows = []
-    for one in known:
+    for one in every:
         wrong = {at.width: f"{at.wrong} of {at.runs}" for at in one.left_out}
         rows.append([one.figure.name, *(wrong.get(width, "-") for width in widths)])
     heads = ["figure", *map(str, widths)]
@@ -259,18 +248,18 @@ Change of the share of right answers against the base.
 {table(["width, regime", *PROBES], rows)}"""
 
 
-def _bases(last: pd.DataFrame, without: Sequence[DroppedBase]) -> str:
-    counts = last.groupby("width")["base"].nunique()
+def _bases(last: pd.DataFrame, without: pd.DataFrame) -> str:
     rows = []
     for width, (_, planned) in WIDTHS.items():
         own = last[last["width"] == width].drop_duplicates("base")
-        if len(own):
-            right = [
-                formatted(float(own[f"base_{probe}"].mean()), ".2f")
-                for probe in ("original", "broad")
-            ]
-            rows.append([str(width), str(planned), str(int(counts[width])), *right])
-    lost = [f"{one.base} (original {one.original:.2f}, broad {one.broad:.2f})" for one in without]
+        right = [f"{own[f'base_{probe}'].mean():.2f}" for probe in ("original", "broad")]
+        rows.append([str(width), str(planned), str(len(own)), *right])
+    lost = [
+        f"{base} (original {original:.2f}, broad {broad:.2f})"
+        for base, original, broad in zip(
+            without["base"], without["base_original"], without["base_broad"], strict=True
+        )
+    ]
     dropped_bases = f"Dropped: {and_list(lost)}." if lost else "None was dropped."
     return f"""## The bases
 
@@ -283,14 +272,9 @@ A base counts if it gets {100 * WARM["original"]:.0f} % of its own mixture and {
 
 
 def _limits(last: pd.DataFrame) -> str:
-    counts = {
-        int(str(width)): int(count)
-        for width, count in last.groupby("width")["base"].nunique().items()
-    }
+    counts = last.groupby("width")["base"].nunique()
     few = [f"{width} ({count})" for width, count in counts.items() if count < MIN_BASES]
-    few_bases = ""
-    if few:
-        few_bases = f" Widths with fewer bases have none: {and_list(few)}."
+    few_bases = f" Widths with fewer bases have none: {and_list(few)}." if few else ""
     return f"""## What this does not show
 
 - A bound is claimed from {MIN_BASES} bases of a width upwards, of which one new base in {
@@ -301,3 +285,29 @@ def _limits(last: pd.DataFrame) -> str:
   differ in more than breadth.
 - Least squares over the means of a few widths: the error on a left-out width is what the law is
   worth, not its fit."""
+
+
+def main(
+    lab: Annotated[
+        Path, typer.Argument(help="Folder of finished presets of widths.", file_okay=False)
+    ],
+) -> None:
+    """Publish the law of width into this checkout."""
+    published, tables = pd.read_parquet(TABLE), []
+    for width in WIDTHS:
+        preset = presets()[f"width-{width}"]
+        missing = [run.name for run in preset.runs if not record(lab, run.base, run.name).exists()]
+        if missing:
+            of = f"{len(missing)} of {len(preset.runs)} runs are not finished"
+            print(f"width {width} stays as it is published: {of}")
+            tables.append(published[published["width"] == width])
+        else:
+            tables.append(final(collect(preset, lab)["runs"]))
+    runs = pd.concat(tables, ignore_index=True)
+    runs.to_parquet(TABLE, index=False, compression="zstd")
+    (ROOT / "docs" / "width.md").write_text(page(runs), encoding="utf-8")
+    figure(runs, TABLE.with_suffix(".svg"))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,221 @@
+"""The gates: what must hold before figures can be those of a training.
+
+A pair that fails one has figures all the same, but its label is `not assessable`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from shadow.claims.answer import Answer, Claim, table
+from shadow.summary.record import PairRecord
+from shadow.summary.rows import VectorFigures
+from shadow.summary.standing import FULL_RANK, LINEAGE, ROUNDING, Standing
+from shadow.text import counted
+
+PAIRED = 0.9
+# what each figure must reach
+THRESHOLDS = {
+    "changed": 1,
+    "lineage": LINEAGE,
+    "paired": PAIRED,
+    "rounding": ROUNDING,
+    "rank": FULL_RANK,
+    "formats": 0.0,
+}
+GATES = table(
+    Claim(
+        "changed",
+        "a matrix changed",
+        "some matrix changed; biases and norms do not count",
+        needs=("figures.matrices",),
+        null="0",
+    ),
+    Claim(
+        "lineage",
+        "the tuned model comes from the base",
+        "the median cosine of base and tuned matrices outside embeddings and heads is at least"
+        f" {LINEAGE:g}",
+        null="0 for unrelated models of one shape",
+    ),
+    Claim(
+        "paired",
+        "the two are states of one model",
+        f"at least {100 * PAIRED:.0f} % of the larger side's parameters were compared; what an"
+        " adapter leaves alone counts, what a filter leaves out does not",
+    ),
+    Claim(
+        "rounding",
+        "the change is more than rounding",
+        f"the median `floor_ratio` is at least {ROUNDING:g}, or nothing was rounded",
+        needs=("figures.floor_ratio",),
+        null="1 for a copy that was rounded once",
+    ),
+    Claim(
+        "rank",
+        "the change has full rank",
+        f"the median delta has {100 * FULL_RANK:.0f} % of its directions or more, by an adapter's"
+        " rank, by `numerical_rank`, and by how many hold all but rounding where these are few;"
+        " what rounding took too much of may pass",
+    ),
+    Claim("formats", "every format is read", "no tensor is packed or of an unknown format"),
+)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A gate and its answer, as summary.json has it."""
+
+    name: str
+    """One of GATES."""
+
+    figure: float | None
+    """What it is judged by; None where that is unknown."""
+
+    threshold: float
+    """What it must reach."""
+
+    passed: bool
+    reason: str
+
+
+def as_gate(answer: Answer) -> Gate:
+    """The answer of a gate as summary.json has it."""
+    return Gate(
+        name=answer.code,
+        figure=answer.figures.get(_place(answer.code)),
+        threshold=THRESHOLDS[answer.code],
+        passed=answer.outcome == "holds",
+        reason=answer.reason,
+    )
+
+
+def failed(listed: Sequence[Gate]) -> list[Gate]:
+    """The gates that were not passed, in their order."""
+    return [gate for gate in listed if not gate.passed]
+
+
+def gates(record: PairRecord, standing: Standing) -> list[Answer]:
+    """The answer of every gate of a pair, in the order of GATES."""
+    return [
+        _changed(record, standing),
+        _lineage(record, standing),
+        _paired(standing),
+        _rounding(record),
+        _rank(standing),
+        _formats(standing),
+    ]
+
+
+def _place(code: str) -> str:
+    return f"gates.{code}.figure"
+
+
+def _answer(code: str, figure: float | None, passed: bool, reason: str) -> Answer:
+    if figure is None:
+        return Answer(code, "holds" if passed else "cannot_be_told", reason)
+    return Answer(code, "holds" if passed else "does_not_hold", reason, {_place(code): figure})
+
+
+def _changed(record: PairRecord, standing: Standing) -> Answer:
+    """How many matrices changed; untold where none was compared.
+
+    Vectors do not count: every other gate, and every figure that a rule can name, is of matrices.
+    """
+    count = record.figures.matrices
+    if not count and not standing.identical:
+        return _answer("changed", None, passed=False, reason="no matrix was compared")
+    reason = "nothing changed: every matrix that was compared is identical"
+    if count:
+        reason = f"{counted(count, 'matrix', 'matrices')} changed"
+    elif record.vectors.changed:
+        reason = (
+            f"no matrix changed: {_moved(record.vectors)} moved, and every matrix that was compared"
+            " is identical"
+        )
+    return _answer("changed", count, passed=count > 0, reason=reason)
+
+
+def _moved(vectors: VectorFigures) -> str:
+    """`3 of 128 vectors (biases and norms)`."""
+    if vectors.changed == vectors.compared == 1:
+        return "the only vector (a bias or norm)"
+    noun = "vector" if vectors.compared == 1 else "vectors"
+    return f"{vectors.changed:,} of {vectors.compared:,} {noun} (biases and norms)"
+
+
+def _lineage(record: PairRecord, standing: Standing) -> Answer:
+    cosine = standing.cosine
+    if cosine is None:
+        reason = "no matrix outside embeddings and heads was compared"
+        return _answer("lineage", None, passed=False, reason=reason)
+    passed = cosine >= LINEAGE
+    if record.figures.rank_ceiling is not None:
+        reason = (
+            "an adapter fits any base of its shape, so it is unknown whether it was made for"
+            " this one"
+        )
+    elif passed:
+        reason = f"the tuned weights point where the base's do (median cosine {cosine:.3f})"
+    else:
+        reason = (
+            f"the tuned weights have little in common with the base's (median cosine {cosine:.3f}):"
+            " not its descendant"
+        )
+    return _answer("lineage", cosine, passed=passed, reason=reason)
+
+
+def _paired(standing: Standing) -> Answer:
+    passed = standing.compared >= PAIRED
+    reason = f"{standing.compared_percent:.1f} % of the larger side's parameters were compared"
+    if not passed:
+        asked = ": a part was asked for"
+        reason += asked if standing.is_part else ": these are not two states of one model"
+    return _answer("paired", standing.compared, passed=passed, reason=reason)
+
+
+def _rounding(record: PairRecord) -> Answer:
+    figure = record.figures.floor_ratio
+    if figure is None:
+        return _answer("rounding", None, passed=True, reason="storage did not round the change")
+    times = f"{figure:.2g}" if figure < 100 else f"{figure:,.0f}"
+    reason = f"the change is {times} times the rounding of its storage"
+    if figure < ROUNDING:
+        reason += ": it is mostly rounding"
+    return _answer("rounding", figure, passed=figure >= ROUNDING, reason=reason)
+
+
+def _rank(standing: Standing) -> Answer:
+    """The share of its directions that a delta has at all: what an adapter of low rank bounds."""
+    share = standing.rank_share
+    if share is None:
+        return _answer("rank", None, passed=True, reason="no rank ceiling")
+    if share >= FULL_RANK:
+        reason = (
+            f"the median delta has {100 * share:.0f} % of its directions, those of rounding"
+            " included"
+        )
+    else:
+        what = f"the median delta has rank {standing.rank:.0f} at most, as a merged adapter has"
+        if standing.rank_ceiling:
+            ceiling = standing.rank_ceiling
+            what = f"an adapter's rank {ceiling:.0f} bounds the spectrum of every delta by design"
+        reason = (
+            f"{what}: how concentrated it is says little of the training; norms and places hold"
+        )
+    return _answer("rank", share, passed=share >= FULL_RANK, reason=reason)
+
+
+def _formats(standing: Standing) -> Answer:
+    share = standing.unread
+    if share:
+        reason = f"{100 * share:.1f} % of the parameters are stored in a format that is not read"
+    elif standing.formats:
+        reason = (
+            "the sides are stored in different formats"
+            f" ({', '.join(standing.formats)[:60]}): the change contains a rounding"
+        )
+    else:
+        reason = "both sides are stored in one known format"
+    return _answer("formats", share, passed=not share, reason=reason)

@@ -1,0 +1,233 @@
+"""The label of a pair, the figures that it rests on, and what may be said of the pair in general.
+
+The gates come first: a pair that fails one has figures, but they are not those of a training. Then
+its own null: what looks like noise of the same profile is `indeterminate`. Then the trainings of
+`shadow.claims.reference`, of about the same size and with the same optimiser where it is known;
+where there are none, the label says so and stays without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from shadow.claims.gates import Gate, failed
+from shadow.claims.reference import (
+    Calibration,
+    Position,
+    Trainings,
+    calibration,
+    choose,
+    position,
+    runs,
+    word,
+)
+from shadow.summary.figures import PairFigures
+from shadow.summary.record import PairRecord
+
+Label = Literal["concentrated", "distributed", "mixed", "indeterminate", "not assessable"]
+
+# Of concentration: within this of 0, a change is like noise. It is more than two trainings of the
+# lab that differ in their seed alone are apart ("The margin" in docs/compare.md). What `compare`
+# counts is another margin, of comparison.py.
+MARGIN = 0.03
+SPIKED = 0.05  # the share of matrices with a spike up to which there are none to speak of
+MUON = "an optimiser that makes its updates orthogonal (Muon)"
+NOT_SHOWN = (
+    "what data the model was trained on: optimiser, adapters, learning rate and novelty of the data"
+    " move these figures as much as narrowness does",
+    "what the model can or cannot do",
+)
+CONSISTENT = {  # with a failed gate, by its name
+    "changed": "a copy of the base",
+    "lineage": "two models that were trained apart",
+    "paired": "models that share a part, or an audit of a part",
+    "rounding": "a copy of the base in another format, or a change too small for its storage",
+    "rank": "a low-rank adapter, merged or not",
+}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One figure that a label would rest on, beside the value it has without any training."""
+
+    name: str
+    figure: float
+    interval: tuple[float, float] | None
+    """(low, high) over layers; None where it has none."""
+
+    without: float | None
+    """What it would be for noise of the same profile; None where that has no one value."""
+
+    says: str
+
+
+@dataclass(frozen=True)
+class Claims:
+    """What may be said of a pair and what may not."""
+
+    measured: list[str]
+    consistent_with: list[str]
+    """What would explain it; never what did."""
+
+    not_shown: list[str]
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """The keys of summary.json that the label fills."""
+
+    label: Label
+    label_reason: str
+    evidence: list[Evidence]
+    """Empty where no concentration is known."""
+
+    reference: Position | None
+    """None where the reference has no matrices of about its size, or no concentration is known."""
+
+    claims: Claims
+
+
+def footprint(record: PairRecord, gates: Sequence[Gate], optimizer: str | None = None) -> Footprint:
+    """The label and what it rests on. optimizer: what a user said."""
+    figures = record.figures
+    concentration = figures.concentration
+    shipped = calibration()
+    trainings, unlike = None, "the reference has trainings of text decoders alone"
+    if {row.component for row in record.modules} <= {"language"}:
+        trainings = choose(shipped.trainings, figures.short_side, optimizer)
+        unlike = _unlike(shipped)
+    lies = None
+    if concentration is not None and trainings is not None:
+        lies = position(concentration, trainings, runs())
+    stopped = [gate.reason for gate in failed(gates)]
+    given, reason = label(stopped, figures, trainings=trainings, unlike=unlike)
+    return Footprint(
+        label=given,
+        label_reason=reason,
+        evidence=[] if concentration is None else _evidence(record),
+        reference=lies,
+        claims=Claims(
+            measured=_measured(record, gates),
+            consistent_with=_consistent_with(record, gates, given),
+            not_shown=list(NOT_SHOWN),
+        ),
+    )
+
+
+def label(
+    stopped: Sequence[str],
+    figures: Mapping[str, float | None],
+    trainings: Trainings | None,
+    unlike: str,
+) -> tuple[Label, str]:
+    """The label of figures and its reason. stopped: the reasons of the gates that failed; unlike:
+    why no trainings.
+    """
+    if stopped:
+        return "not assessable", "; ".join(stopped)
+    concentration, spiked = figures["concentration"], figures["spiked"]
+    if concentration is None or spiked is None:
+        return "not assessable", "no matrix is large enough to compare with its null"
+    if abs(concentration) <= MARGIN and spiked <= SPIKED:
+        return (
+            "indeterminate",
+            "the change looks like noise of the same profile: nothing tells it from rounding",
+        )
+    if trainings is None:
+        return (
+            "not assessable",
+            f"every gate passed, but {unlike}; two models tuned from one base can be compared",
+        )
+    return word(figures, trainings)
+
+
+def _unlike(shipped: Calibration) -> str:
+    """Why there are no trainings to hold a pair against."""
+    sides = " and ".join(str(side) for side in shipped.short_sides)
+    return (
+        f"the reference of known trainings has matrices of {sides} on the short side, and these are"
+        " of another size"
+    )
+
+
+def _of_concentration(value: float, figures: PairFigures) -> str:
+    if value > MARGIN:
+        return "fewer directions than noise of the same profile has"
+    if value < -MARGIN:
+        return "flatter than noise"
+    return "as many directions as noise of the same profile has"
+
+
+# by name: the value of noise of the same profile, and what a value says
+EVIDENCE: Mapping[str, tuple[float | None, Callable[[float, PairFigures], str]]] = {
+    "concentration": (0.0, _of_concentration),
+    "participation_share": (
+        1.0,
+        lambda x, _: f"its participation ratio is {100 * x:.0f} % of that of its null",
+    ),
+    "spike_energy": (0.0, lambda x, _: f"{100 * x:.0f} % of the energy stands out of the null"),
+    "spiked": (
+        0.0,
+        lambda x, _: f"{100 * x:.0f} % of the matrices have a direction that stands out",
+    ),
+    "effective_layers": (
+        None,
+        lambda x, of: f"the energy fills {x:.1f} of {of.depth_layers} layers",
+    ),
+    "embedding_rows_changed": (
+        None,
+        lambda x, _: f"{100 * x:.0f} % of the tokens' embeddings changed",
+    ),
+}
+
+
+def _evidence(record: PairRecord) -> list[Evidence]:
+    figures = record.figures
+    return [
+        Evidence(
+            name=name,
+            figure=float(figure),
+            interval=record.intervals.get(name),
+            without=without,
+            says=says(figure, figures),
+        )
+        for name, (without, says) in EVIDENCE.items()
+        if (figure := figures[name]) is not None
+    ]
+
+
+def _measured(record: PairRecord, gates: Sequence[Gate]) -> list[str]:
+    """What was measured: of matrices that changed, or of some that were compared and did not."""
+    if record.figures.matrices:
+        return [
+            "spectra of base, tuned and delta of every matrix, and how they differ from a sign-flip"
+            " null",
+            "where the update lies, over layers and modules",
+        ]
+    if any(gate.name == "changed" and gate.figure is None for gate in gates):
+        return []
+    return ["that no matrix of those compared has changed"]
+
+
+def _consistent_with(record: PairRecord, gates: Sequence[Gate], given: Label) -> list[str]:
+    if stopped := failed(gates):
+        if stopped[0].name == "changed" and stopped[0].figure is None:
+            return []  # nothing was compared
+        if stopped[0].name == "changed" and record.vectors.changed:
+            return ["a training of biases and norms alone (BitFit)"]
+        return [CONSISTENT[gate.name] for gate in stopped if gate.name in CONSISTENT][:1]
+    concentration = record.figures.concentration
+    if concentration is None:
+        return []
+    if given == "indeterminate":
+        return ["rounding or requantisation of the base, or noise added to it", MUON]
+    if concentration > MARGIN:
+        return [
+            "training that moved the weights along few directions: narrow or novel data, a small"
+            " learning rate, or a merged adapter"
+        ]
+    if concentration < -MARGIN:
+        return [MUON]
+    return ["a few strong directions in a change that is otherwise like noise"]

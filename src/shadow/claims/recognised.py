@@ -1,0 +1,158 @@
+"""What the figures of a pair show of its change beyond doubt, or as far as storage lets them: the
+questions that explanations and sentences share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from shadow.claims.answer import Answer, Claim, Figure, table
+from shadow.claims.draft import Draft
+from shadow.summary.layer_medians import LOW
+from shadow.summary.record import PairRecord
+
+CLEAR = 4.0  # floor_ratio from which an unknown rounding hardly matters
+USUAL_RANK = 256  # of adapters
+ONE_ROUNDING = (0.9, 1.1)  # floor_ratio of a copy that was rounded once
+LIKE_NOISE = 0.03  # concentration within which a pair is like noise
+BY_CHANCE = 0.03  # of the matrices of a rounded copy: more do not pass for changed
+STANDING_OUT = 0.1  # of the energy of the median matrix, from which its spikes count
+DIFFERENT = 0.05  # how far the norm before storage has to be from the stored one to matter
+RECOGNISED = table(
+    Claim(
+        "copy",
+        "rounded copy",
+        "what is stored is as large as one rounding, and little of it is known to be more",
+        needs=("figures.floor_ratio", "inside_layers.rounded_away", "inside_layers.matrices"),
+        null="a floor_ratio of 1",
+    ),
+    Claim(
+        "scaled",
+        "scaled base",
+        "every matrix that changed is the base's times one factor",
+        needs=("recognised.scaled.matrices", "recognised.scaled.factor"),
+    ),
+    Claim(
+        "zeroed",
+        "pruned base",
+        "in every matrix that changed some entries became 0, and all others stayed",
+        needs=("recognised.zeroed.matrices", "recognised.zeroed.share"),
+    ),
+    Claim(
+        "replaced",
+        "replaced matrices",
+        "some matrices have little in common with the base's, while the others are close to it",
+        needs=("recognised.replaced.matrices", "recognised.replaced.cosine_most"),
+    ),
+    Claim(
+        "few_rows",
+        "few tokens",
+        "only a few rows of an embedding changed",
+        needs=("recognised.few_rows",),
+    ),
+)
+
+
+def recognised(record: PairRecord) -> list[Answer]:
+    """The answer to each of RECOGNISED, in their order."""
+    found = record.recognised
+    draft = Draft(record)
+    copy = is_copy(record) and draft.overall("floor_ratio") is not None
+    rows = {
+        f"recognised.few_rows.{row.component}.{row.module}.changed": row.changed
+        for row in found.few_rows
+    }
+    held: dict[str, Mapping[str, Figure]] = {}  # of the claims that hold: their figures
+    if copy:
+        held["copy"] = draft.figures
+    if found.scaled is not None:
+        held["scaled"] = {"recognised.scaled.factor": found.scaled.factor}
+    if found.zeroed is not None:
+        held["zeroed"] = {"recognised.zeroed.share": found.zeroed.share}
+    if found.replaced is not None:
+        held["replaced"] = {"recognised.replaced.matrices": found.replaced.matrices}
+    if rows:
+        held["few_rows"] = rows
+    return [_answer(claim, held.get(code)) for code, claim in RECOGNISED.items()]
+
+
+def _answer(claim: Claim, figures: Mapping[str, Figure] | None) -> Answer:
+    if figures is None:
+        reason = f"the figures do not show that {claim.meaning}"
+        return Answer(claim.code, "does_not_hold", reason)
+    return Answer(claim.code, "holds", claim.meaning, figures)
+
+
+def is_copy(record: PairRecord) -> bool:
+    """Whether what is stored is as large as one rounding, and hides whatever else there may be."""
+    inside, floor = record.inside_layers, record.figures.floor_ratio
+    if not inside.matrices or floor is None or 2 * inside.rounded_away < inside.matrices:
+        return False
+    return ONE_ROUNDING[0] <= floor <= ONE_ROUNDING[1] and not beyond_rounding(record)
+
+
+def beyond_rounding(record: PairRecord) -> int:
+    """Of a pair most matrices of which are rounded away: how many changed by more all the same, as
+    where an adapter of some modules was merged. 0 where that may be chance.
+    """
+    inside = record.inside_layers
+    return inside.known if inside.beyond_noise > BY_CHANCE * inside.matrices else 0
+
+
+def is_lost(record: PairRecord) -> bool:
+    """Whether so much was, or may have been, rounded away that what is stored does not show the
+    update.
+    """
+    inside, floor = record.inside_layers, record.figures.floor_ratio
+    unknown = inside.rounded_away
+    if floor is None or floor < CLEAR:
+        unknown += inside.unexplained
+    return 2 * unknown >= max(1, inside.matrices)
+
+
+def is_low_rank(record: PairRecord) -> bool:
+    """Whether the median update has a rank that adapters have, and few of its directions."""
+    most, side = record.inside_layers.rank_most, record.figures.short_side
+    if most is None or side is None:
+        return False
+    return most <= min(USUAL_RANK, LOW * side)
+
+
+def stands_out(record: PairRecord) -> bool:
+    """Whether the median matrix has directions beyond noise, with enough energy to count."""
+    spikes, energy = record.inside_layers.spikes, record.inside_layers.spike_energy
+    return spikes is not None and energy is not None and spikes >= 1 and energy >= STANDING_OUT
+
+
+def has_other_norm_unrounded(record: PairRecord) -> bool:
+    """Whether the norm before storage is known, and differs enough from the stored one."""
+    stored = record.figures.relative_norm_overall
+    unrounded = record.figures.relative_norm_overall_unrounded
+    if stored is None or unrounded is None:
+        return False
+    return abs(unrounded - stored) >= DIFFERENT * stored
+
+
+def few_bits(draft: Draft) -> str | None:
+    """Through which few bits most matrices went: those of the `tuned` side, else of the `base`, as
+    their few distinct values in a row show; `format` where a side is stored in 8 bits; None where
+    nothing shows any. The counts are noted in the draft.
+    """
+    inside = draft.summary.inside_layers
+    for side in ("tuned", "base"):
+        few, judged = few_of(draft.summary, side)
+        if few and 2 * few > judged:
+            draft.inside(f"levels_{side}_few")
+            draft.inside(f"levels_{side}_judged")
+            return side
+    if inside.in_8_bits and 2 * inside.in_8_bits > inside.matrices:
+        draft.inside("in_8_bits")
+        draft.inside("matrices")
+        return "format"
+    return None
+
+
+def few_of(record: PairRecord, side: str) -> tuple[int, int]:
+    """How many matrices of a side have few distinct values in a row, of how many."""
+    inside = record.inside_layers
+    return int(inside[f"levels_{side}_few"] or 0), int(inside[f"levels_{side}_judged"] or 0)

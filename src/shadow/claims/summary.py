@@ -1,0 +1,158 @@
+"""The summary of a pair: its record, what is claimed of it, and the finding in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from shadow.claims.draft import Sentence
+from shadow.claims.explanations import Explanation
+from shadow.claims.gates import Gate, failed
+from shadow.claims.label import Claims, Evidence, Label
+from shadow.claims.reference import Position
+from shadow.comparing.gains import MEASURED_BY_OTHERS, Gain, GroupGain, Scored, ScoreFile
+from shadow.places.groups import ATTENTION, MLP
+from shadow.summary.record import STATUSES, PairRecord
+from shadow.summary.rows import PublishedFigures, ReportWarning, WarningCode, read_as
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a report says of its pair."""
+
+    headline: str
+    sentences: list[Sentence]
+    """Each a short paragraph, in the order of shadow.telling.finding.CODES, but that a copy's
+    `rounding` stands before `size`, and so do `vocabulary` and `left_out` if nothing changed or
+    little was compared; of most pairs two to five.
+    """
+
+    other_explanations: list[Explanation]
+    """What else it may be, in the order of EXPLANATIONS."""
+
+    not_shown: list[str]
+
+    @property
+    def text(self) -> str:
+        """The sentences as one paragraph."""
+        return " ".join(sentence.text for sentence in self.sentences)
+
+    def __str__(self) -> str:
+        """The headline and the sentences as one paragraph: `print` of all fields would fill a
+        screen.
+        """
+        return f"{self.headline} {self.text}".strip()
+
+
+@dataclass(frozen=True)
+class Summary(PairRecord):
+    """What the terminal shows of one pair; `summary.json` is this as JSON."""
+
+    gates: list[Gate]
+    label: Label
+    label_reason: str
+    evidence: list[Evidence]
+    reference: Position | None
+    """Where the pair lies among known trainings of about its size; None: there are none."""
+
+    claims: Claims
+    """What is measured, what would explain it, and what is not shown."""
+
+    published: PublishedFigures
+    """What others published of this pair, and its place among released ones."""
+
+    finding: Finding
+    scores: list[Gain] = field(default_factory=list)
+    """What others measured, by benchmark; no figure rests on it. Empty where nobody gave any."""
+
+    score_groups: list[GroupGain] = field(default_factory=list)
+    """The means of the gains, one for each group of benchmarks."""
+
+    score_files: list[ScoreFile] = field(default_factory=list)
+    score_notes: list[str] = field(default_factory=list)
+    """What was left out of the scores, or makes them doubtful."""
+
+    @property
+    def failed_gates(self) -> list[Gate]:
+        """The gates that the pair does not pass: its figures are then not those of a training."""
+        return failed(self.gates)
+
+    @property
+    def has_label(self) -> bool:
+        """Whether the reference of the lab applies, so that the label says something of the pair.
+
+        It is of decoders: a model of which no attention or MLP is known is none of them, whatever
+        its size.
+        """
+        decoder = any(
+            row.component == "language" and row.module.startswith((*ATTENTION, *MLP))
+            for row in self.modules
+        )
+        return decoder and self.reference is not None and not self.failed_gates
+
+    @property
+    def label_or_gates(self) -> str | None:
+        """The gates that the pair failed, otherwise its label where that applies; None where it
+        does not.
+
+        `not assessable` alone reads as a failure, and most released models are only out of the
+        label's reach.
+        """
+        if stopped := [gate.name for gate in self.failed_gates]:
+            return f"{'gate' if len(stopped) == 1 else 'gates'} failed: {', '.join(stopped)}"
+        return self.label if self.has_label else None
+
+    def __str__(self) -> str:
+        """The pair, its label and its finding: all fields would fill screens."""
+        return f"{self.family}:{self.pair}, {self.label}. {self.finding}"
+
+    def as_json(self) -> dict[str, Any]:
+        """The keys of `summary.json`. warnings are texts there, and warning_codes their codes in
+        the same order.
+        """
+        columns: dict[str, Any] = {}
+        for key, value in asdict(self).items():
+            columns[key] = value
+            if key == "warnings":
+                columns["warnings"] = [warning.text for warning in self.warnings]
+                columns["warning_codes"] = [warning.code for warning in self.warnings]
+        return columns
+
+    def with_finding(self, finding: Finding) -> Summary:
+        """The same figures, and what is said of them."""
+        return replace(self, finding=finding)
+
+    def with_warning(self, code: WarningCode, text: str) -> Summary:
+        """The same summary with one more warning."""
+        return replace(self, warnings=[*self.warnings, ReportWarning(code, text)])
+
+    def with_scores(self, scored: Scored) -> Summary:
+        """The same figures, and beside them the scores that others measured."""
+        if not scored.gains:
+            return self
+        not_shown = dict.fromkeys([*self.claims.not_shown, MEASURED_BY_OTHERS])
+        return replace(
+            self,
+            claims=replace(self.claims, not_shown=list(not_shown)),
+            scores=list(scored.gains),
+            score_groups=scored.groups,
+            score_files=scored.named_files,
+            score_notes=list(scored.notes),
+        )
+
+
+def summary_from_json(stored: Mapping[str, object]) -> Summary:
+    """A summary from JSON. Raises TypeError where the JSON is not that of a summary."""
+    columns = dict(stored)
+    texts = columns.get("warnings")
+    codes = columns.pop("warning_codes", None)
+    if not isinstance(codes, list) or not isinstance(texts, list) or len(codes) != len(texts):
+        raise TypeError
+    columns["warnings"] = [
+        {"code": code, "text": text} for code, text in zip(codes, texts, strict=True)
+    ]
+    summary = read_as(Summary, columns)
+    if set(summary.counts) != set(STATUSES):
+        raise TypeError
+    return summary

@@ -1,0 +1,513 @@
+"""The tables of a report -> the record of its pair. Pure: prints and writes nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from shadow.places.groups import ATTENTION, MLP, UP
+from shadow.places.names import name_rules
+from shadow.reports.columns import SCHEMA
+from shadow.reports.metadata import ReportMetadata
+from shadow.summary.bootstrap import (
+    DRAWS,
+    LEVEL,
+    SEED,
+    UNEVEN,
+    Blocks,
+    Interval,
+    Statistic,
+    blocks_of,
+    interval,
+    intervals_of_medians,
+)
+from shadow.summary.coverage import uncompared, vector_figures, vocabulary
+from shadow.summary.depth import (
+    Sum,
+    depth_entropy,
+    depth_gini,
+    effective_layers,
+    is_partial,
+    once,
+    ratio,
+    summed,
+)
+from shadow.summary.figures import MEDIANS, PairFigures
+from shadow.summary.grid import grid
+from shadow.summary.layer_medians import (
+    coherence,
+    few_values,
+    inside_layers,
+    outside_layers,
+    unchanged_modules,
+)
+from shadow.summary.numbers import finite, floats, median, over
+from shadow.summary.recognised import recognised
+from shadow.summary.record import STATUSES, PairRecord
+from shadow.summary.rows import (
+    ALONE,
+    BY_LAYER,
+    AloneRow,
+    ComponentRow,
+    Intervals,
+    LayerRow,
+    ModuleRow,
+    QuarterRow,
+    ReportWarning,
+    SkippedRow,
+    row_of,
+)
+from shadow.summary.tables import Rows
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# cosines below which an expert is another one, and above which the rest is the same model
+TURNED, UNTURNED = 0.5, 0.9
+QUARTERS = 4  # of the depth
+EXAMPLES = 3  # tensors named for each reason
+TOGETHER = 1 << 18  # numbers whose medians get their intervals at once: 2 MB
+OF_COLUMNS = {name: name for name in MEDIANS}  # figures that are medians of columns
+UNEVENNESS = {
+    "depth_entropy": depth_entropy,
+    "depth_gini": depth_gini,
+    "effective_layers": effective_layers,
+}
+INTERVALS: Mapping[str, str | float] = {
+    "level": LEVEL,
+    "draws": DRAWS,
+    "seed": SEED,
+    "unit": (
+        "layer: each draw takes as many layers of each component as there are, with replacement,"
+        " and all matrices of each; what lies outside the layers is in every draw; where there are"
+        " no more ways to draw, each is taken once"
+    ),
+    "kind": (
+        "expanded percentile (Hesterberg 2015); of depth_entropy, depth_gini and effective_layers"
+        f" BCa with the same percentiles, from {UNEVEN} layers"
+    ),
+    "weights": (
+        "medians count each matrix once; relative_norm_overall, zero_share, shares and ratios of"
+        " energy, and depth figures weigh by energy or entries"
+    ),
+    "covers": "other layers of the same pair; not other runs, seeds or models",
+}
+
+
+def record_of(rows: Rows, metadata: ReportMetadata, lineage: float | None) -> PairRecord:
+    """The record of a pair. metadata has what the report is of; lineage is the median cosine of its
+    two models.
+    """
+    tensors, deltas = rows.tensors, rows.deltas
+    statuses = tensors["status"].value_counts()
+    blocks = _delta_blocks(rows, deltas)
+    tally = _overall(rows, blocks)
+    depth = _by_layer(rows)
+    return PairRecord(
+        schema=SCHEMA,
+        family=metadata["family"],
+        pair=metadata["pair"],
+        base=metadata["base"],
+        tuned=metadata["tuned"],
+        counts={status: int(statuses.get(status, 0)) for status in STATUSES},
+        figures=_figures(rows, tally),
+        **vars(tally.bounds(blocks)),
+        resampling=INTERVALS,
+        components=_by_component(rows),
+        modules=_by_module(rows),
+        depth=depth,
+        grid=grid(deltas, tensors),
+        inside_layers=inside_layers(deltas),
+        outside_layers=outside_layers(deltas),
+        coherence=coherence(deltas),
+        quarters=_quarters(depth, deltas),
+        unchanged=unchanged_modules(tensors),
+        without_base=_without_base(rows.alone),
+        vectors=vector_figures(tensors),
+        vocabulary=vocabulary(tensors),
+        uncompared=uncompared(tensors),
+        recognised=recognised(deltas, lineage),
+        skipped=_skipped(tensors),
+        warnings=[
+            *_renumbered_experts(deltas),
+            *(ReportWarning("few_values", text) for text in few_values(deltas)),
+        ],
+    )
+
+
+def _blocks(rows: pd.DataFrame) -> Blocks:
+    return blocks_of(
+        rows["component"].tolist(), rows["layer"].to_numpy(dtype=np.float64, na_value=np.nan)
+    )
+
+
+def _delta_blocks(rows: Rows, deltas: pd.DataFrame) -> Blocks:
+    """`_blocks` of some of the delta rows, without looking every layer up again."""
+    whole = Blocks(deltas["at"].to_numpy(), _blocks(rows.layers).strata)
+    return whole.where(np.ones(len(deltas), dtype=np.bool_))
+
+
+class _Tally:
+    """Figures in the making and their intervals over layers: those of a component, or all."""
+
+    def __init__(self, rows: Rows, component: str | None = None) -> None:
+        self.every = len(rows.layers)
+        self.chosen = np.ones(self.every, dtype=np.bool_)
+        if component is not None:
+            self.chosen = (rows.layers["component"] == component).to_numpy()
+        self.blocks = _blocks(rows.layers[self.chosen])
+        self.figures: dict[str, float | int | None] = {}
+        self.intervals: dict[str, Interval] = {}
+
+    def of(self, deltas: pd.DataFrame, values: Any = "energy") -> Sum:
+        """The sum of a column, or of given values, over delta rows."""
+        if isinstance(values, str):
+            values = deltas[values]
+        sums = summed(deltas["at"].to_numpy(), values.to_numpy(dtype=np.float64), self.every)
+        return Sum(sums.layers[self.chosen], sums.outside)
+
+    def add(self, name: str, statistic: Statistic, *, unevenness: bool = False) -> None:
+        """A figure and its interval; unevenness: see `interval`."""
+        figure = finite(statistic(once(self.blocks.layers))[0])
+        self.figures[name] = figure
+        if figure is not None:
+            self.intervals[name] = interval(statistic, self.blocks, unevenness=unevenness)
+
+    def add_ratio(self, name: str, part: Sum, whole: Sum) -> None:
+        """The ratio of two sums; null over nothing."""
+        self.add(name, partial(ratio, part, whole))
+
+    def add_medians(self, rows: pd.DataFrame, blocks: Blocks, names: Mapping[str, str]) -> None:
+        """Medians over rows, each counted once: of columns, by the names of the figures."""
+        medians = {name: median(floats(rows[column])) for name, column in names.items()}
+        self.figures |= medians
+        known = [name for name, figure in medians.items() if figure is not None]
+        at_once = max(1, TOGETHER // max(1, len(rows)))
+        for start in range(0, len(known), at_once):
+            some = known[start : start + at_once]
+            columns = np.stack([floats(rows[names[name]]) for name in some], axis=1)
+            self.intervals |= zip(some, intervals_of_medians(columns, blocks), strict=True)
+
+    def join(self, other: _Tally) -> None:
+        """Take over the figures of another."""
+        self.figures |= other.figures
+        self.intervals |= other.intervals
+
+    def bounds(self, blocks: Blocks) -> Intervals:
+        """What a row of the summary says of its intervals."""
+        any_of_them = interval(lambda counts: np.zeros(len(counts)), blocks)
+        return Intervals(
+            intervals={name: of_figure.bounds for name, of_figure in self.intervals.items()},
+            layers=any_of_them.layers,
+            interval_level=any_of_them.level,
+            no_interval=any_of_them.reason,
+        )
+
+
+def _whole_norm(rows: pd.DataFrame) -> float | None:
+    """sqrt(sum norm(D)²) / sqrt(sum norm(W_base)²): the relative norm of all rows as one vector."""
+    return over(math.hypot(*rows["frobenius_norm"]), math.hypot(*rows["base_norm"]))
+
+
+def _unrounded_norm(deltas: pd.DataFrame) -> float | None:
+    """relative_norm_overall of the updates before storage; None unless known of every matrix."""
+    stored = deltas["relative_norm"].where(deltas["kept_reason"] == "nothing_rounded")
+    norms = deltas["relative_norm_unrounded"].fillna(stored).astype(float)
+    return over(math.hypot(*(norms * deltas["base_norm"])), math.hypot(*deltas["base_norm"]))
+
+
+def _depth(rows: Rows, component: str | None) -> _Tally:
+    """How evenly a component's update lies over its layers, frozen ones among them, and over
+    attention and MLP.
+    """
+    depth = _Tally(rows, component or "")
+    deltas = rows.deltas[rows.deltas["component"] == component]
+    energies = depth.of(deltas).layers
+    for name, statistic in UNEVENNESS.items():
+        depth.add(name, partial(statistic, energies), unevenness=True)
+    compared = rows.tensors[rows.tensors["was_compared"]]
+    modules = compared.loc[compared["component"] == component, "module"]
+    attention, mlp = (deltas[deltas["module"].str.startswith(kind)] for kind in (ATTENTION, MLP))
+    depth.figures |= {"depth_layers": depth.blocks.layers, "attention_to_mlp": None}
+    if modules.str.startswith(ATTENTION).any() and modules.str.startswith(MLP).any():
+        depth.add_ratio("attention_to_mlp", depth.of(attention), depth.of(mlp))
+    return depth
+
+
+def _residual(rows: Rows, component: str | None) -> _Tally:
+    """Directions of the residual stream that stacked deltas are about: of a layer, the median, and
+    of all layers.
+    """
+    residual = _Tally(rows)
+    stacked = rows.residual[rows.residual["component"] == component]
+    for direction in ("reading", "writing"):
+        stacks = stacked[stacked["direction"] == direction]
+        by_layer = stacks[stacks["layer"].notna()]
+        name = f"{direction}_participation_ratio"
+        residual.add_medians(by_layer, _blocks(by_layer), {name: "participation_ratio"})
+        whole = stacks.loc[stacks["layer"].isna(), "participation_ratio"]
+        residual.figures[f"{name}_stacked"] = finite(whole.max())
+    return residual
+
+
+def _overall(rows: Rows, blocks: Blocks) -> _Tally:
+    """The figures of the pair that have intervals, in the order of these."""
+    import pandas as pd
+
+    deltas, tally = rows.deltas, _Tally(rows)
+    tally.add_medians(deltas, blocks, OF_COLUMNS)
+    norms, bases = tally.of(deltas), tally.of(deltas, "base_energy")
+    tally.add("relative_norm_overall", lambda counts: np.sqrt(ratio(norms, bases, counts)))
+    zeros = tally.of(deltas, deltas["zero_share"] * deltas["parameters"])
+    tally.add_ratio("zero_share", zeros, tally.of(deltas, "parameters"))
+    ones = pd.Series(1.0, index=deltas.index)
+    spiked = ones.where(deltas["spikes"] > 0, 0.0)
+    tally.add_ratio("spiked", tally.of(deltas, spiked), tally.of(deltas, ones))
+    with_base = set(rows.tensors.loc[rows.tensors["was_compared"], "component"])
+    for component in ("vision", "projector"):
+        name = f"{component}_to_language"
+        tally.figures[name] = None
+        if {component, "language"} <= with_base:
+            sums = [tally.of(deltas[deltas["component"] == of]) for of in (component, "language")]
+            tally.add_ratio(name, *sums)
+    tally.join(_depth(rows, rows.main))
+    tally.join(_residual(rows, rows.main))
+    return tally
+
+
+def _figures(rows: Rows, tally: _Tally) -> PairFigures:
+    tensors, deltas = rows.tensors, rows.deltas
+    read = ["side", "shape", "status", "reason", "compared"]
+    sides = [
+        of_side.assign(size=of_side["shape"].map(_size))
+        for _, of_side in tensors[read].groupby("side")
+    ]
+    # of an adapter, that is the base
+    larger = max(sides, key=lambda of_side: int(of_side["size"].sum()))
+    sizes = larger.groupby("status")["size"].sum()
+    ceilings = deltas["rank_ceiling"].dropna()
+    quartiles = deltas["concentration"].quantile([0.25, 0.75])
+    embedding = deltas[(deltas["module"] == "embed") & (deltas["component"] == rows.main)].head(1)
+    inside = deltas.loc[deltas["layer"].notna(), ["rows", "cols"]]
+    counted = {
+        "matrices": len(deltas),
+        "short_side": finite(inside.min(axis=1).median()),
+        "parameters": int(sizes.sum()),
+        "parameters_measured": (
+            int(sizes.get("measured", 0)) + int(larger.loc[is_partial(larger), "compared"].sum())
+        ),
+        "parameters_identical": int(sizes.get("identical", 0)),
+        "relative_norm_overall": _whole_norm(deltas),
+        "relative_norm_overall_unrounded": _unrounded_norm(deltas),
+        "rank_ceiling": int(ceilings.max()) if len(ceilings) else None,
+        "unverified": int((deltas["verified"] == False).sum()),  # noqa: E712 - null is not False
+        "concentration_q25": finite(quartiles[0.25]),
+        "concentration_q75": finite(quartiles[0.75]),
+        "embedding_row_participation_ratio": finite(embedding["row_participation_ratio"].max()),
+        "embedding_rows_changed": finite(embedding["rows_changed"].max()),
+    }
+    return row_of(PairFigures, tally.figures, counted)
+
+
+def _of_group(rows: Rows, group: pd.DataFrame, *, with_norm: bool) -> _Tally:
+    """The medians of some of the delta rows, and their shares. with_norm: whether the interval of
+    the relative norm is that of its median.
+    """
+    tally = _Tally(rows)
+    tally.add_medians(group, _delta_blocks(rows, group), OF_COLUMNS)
+    if not with_norm:
+        tally.intervals.pop("relative_norm", None)
+    tally.add_ratio("energy_share", tally.of(group), tally.of(rows.deltas))
+    tally.figures |= {
+        "energy": finite(group["energy"].sum()),
+        "parameter_share": _parameter_share(group, rows),
+        "matrices": len(group),
+    }
+    return tally
+
+
+def _size(shape: Iterable[int]) -> int:
+    return math.prod(int(size) for size in shape)
+
+
+def _by_component(rows: Rows) -> list[ComponentRow]:
+    """What became of each component: how much of it is measured or identical, and the figures of
+    what is measured.
+
+    energy is null where nothing of it was compared, 0 where all of it is identical.
+    """
+    matrices = rows.tensors[rows.tensors["shape"].map(len) > 1]
+    components = []
+    for component, group in matrices[matrices["side"] == "tuned"].groupby("component", sort=False):
+        deltas = rows.deltas[rows.deltas["component"] == component]
+        # its relative norm is that of all its matrices as one vector
+        tally = _of_group(rows, deltas, with_norm=False)
+        tally.join(_depth(rows, str(component)))
+        counted = {
+            "component": component,
+            "tensors": len(group),
+            "identical": int((group["status"] == "identical").sum()),
+            "relative_norm": _whole_norm(deltas),
+        }
+        if not group["was_compared"].any():
+            counted |= {"energy": None, "energy_share": None}
+        bounds = tally.bounds(_delta_blocks(rows, deltas))
+        components.append(row_of(ComponentRow, tally.figures, counted, vars(bounds)))
+    known = name_rules().components
+    return sorted(components, key=lambda row: _place(known, row.component))
+
+
+def _by_module(rows: Rows) -> list[ModuleRow]:
+    """Medians and the share of the energy by component and module, in the order of names.yaml."""
+    modules = []
+    place = ["component", "module"]
+    # groups of all columns at once would come from a second copy of them
+    for (component, module), named in rows.deltas[place].groupby(place, sort=False):
+        group = rows.deltas.loc[named.index]
+        tally = _of_group(rows, group, with_norm=True)
+        counted = {
+            "component": component,
+            "module": module,
+            "parameters": int(group["parameters"].sum()),
+        }
+        bounds = tally.bounds(_delta_blocks(rows, group))
+        modules.append(row_of(ModuleRow, tally.figures, counted, vars(bounds)))
+    rules = name_rules()
+    return sorted(
+        modules,
+        key=lambda row: (
+            _place(rules.components, row.component),
+            _place(rules.modules, row.module),
+        ),
+    )
+
+
+def _place(known: Sequence[str], name: str) -> tuple[int, str]:
+    """Where a name stands among those of names.yaml; what only another version or a forged report
+    has comes last.
+    """
+    if name not in known:
+        return len(known), name
+    return known.index(name), name
+
+
+def _renumbered_experts(deltas: pd.DataFrame) -> list[ReportWarning]:
+    """Experts pair by their numbers. If the matrices around them hardly turned and they did, the
+    numbers changed.
+    """
+    is_expert = deltas["module"].str.startswith("experts.")
+    others = deltas[~is_expert & deltas["layer"].notna()]["cosine"].median()
+    turned = deltas[is_expert & (deltas["cosine"] < TURNED)]
+    if turned.empty or not others > UNTURNED:
+        return []
+    layers = turned["layer"].nunique()
+    text = (
+        f"{len(turned)} expert matrices in {layers} layers have little in common with the base's of"
+        f" the same number (cosine below {TURNED}) while the other matrices are close to theirs:"
+        " the experts may have been renumbered, and their deltas are then not those of training"
+    )
+    return [ReportWarning("experts_renumbered", text)]
+
+
+def _by_layer(rows: Rows) -> list[LayerRow]:
+    """For each compared layer of each component: energies, relative norm as one vector, medians of
+    the rest.
+
+    energy_share is of the component's layers. up_effective_rank_shift is the signed shift of the
+    MLP up-projections (of several experts, the median), the curve of arXiv:2604.07363. A layer that
+    is identical has a relative norm of 0.
+    """
+    deltas, layers = rows.deltas, list(rows.layers.itertuples(index=False, name=None))
+    at, up = deltas["at"].to_numpy(), deltas["module"].isin(UP).to_numpy()
+    numbers = {name: floats(deltas[name]) for name in (*BY_LAYER, "energy")}
+    inside = deltas.loc[deltas["layer"].notna(), ["component", "energy"]]
+    totals = inside.groupby("component")["energy"].sum()
+    stacks = {
+        (row.component, row.layer, row.direction): row.participation_ratio
+        for row in rows.residual.itertuples()
+    }
+    layer_rows = []
+    for place, (component, layer) in enumerate(layers):
+        here = np.flatnonzero(at == place)
+        energy, total = float(numbers["energy"][here].sum()), float(totals.get(component, 0.0))
+        counted = {
+            "component": component,
+            "layer": int(layer),
+            "matrices": len(here),
+            "relative_norm": _whole_norm(deltas.iloc[here]) if len(here) else 0.0,
+            "energy": finite(energy),
+            "energy_share": over(energy, total),
+            "up_effective_rank_shift": median(numbers["effective_rank_shift"][here[up[here]]]),
+        }
+        medians = {name: median(numbers[name][here]) for name in BY_LAYER}
+        directions = {
+            f"{direction}_participation_ratio": finite(
+                stacks.get((component, layer, direction), math.nan)
+            )
+            for direction in ("reading", "writing")
+        }
+        layer_rows.append(row_of(LayerRow, counted, medians, directions))
+    return layer_rows
+
+
+def _parameter_share(group: pd.DataFrame, rows: Rows) -> float | None:
+    return over(int(group["parameters"].sum()), int(rows.deltas["parameters"].sum()))
+
+
+def _quarters(depth: Sequence[LayerRow], deltas: pd.DataFrame) -> list[QuarterRow]:
+    """The shares of each quarter of a component's layers in their energy and their parameters."""
+    quarters = []
+    sizes = deltas.groupby(["component", "layer"])["parameters"].sum().to_dict()
+    for component in dict.fromkeys(row.component for row in depth):
+        layers = [row for row in depth if row.component == component]
+        if len(layers) < QUARTERS or any(row.energy_share is None for row in layers):
+            continue
+        for quarter in range(QUARTERS):
+            part = layers[
+                quarter * len(layers) // QUARTERS : (quarter + 1) * len(layers) // QUARTERS
+            ]
+            share = math.fsum(row.energy_share or 0.0 for row in part)
+            size = sum(int(sizes.get((component, row.layer), 0)) for row in part)
+            whole = sum(int(sizes.get((component, row.layer), 0)) for row in layers)
+            quarters.append(
+                QuarterRow(
+                    component=component,
+                    quarter=quarter + 1,
+                    first_layer=part[0].layer,
+                    last_layer=part[-1].layer,
+                    energy_share=share,
+                    parameter_share=over(size, whole),
+                )
+            )
+    return quarters
+
+
+def _without_base(alone: pd.DataFrame) -> list[AloneRow]:
+    rows = []
+    for component, group in alone.groupby("component", sort=False):
+        medians = {name: finite(group[name].median()) for name in ALONE}
+        rows.append(row_of(AloneRow, {"component": component, "matrices": len(group)}, medians))
+    return rows
+
+
+def _skipped(tensors: pd.DataFrame) -> list[SkippedRow]:
+    """Counts by reason, with a few names and the first detail."""
+    rows = []
+    for reason, group in tensors[tensors["status"] == "skipped"].groupby("reason", sort=True):
+        details = group["detail"].dropna()
+        names = group["tensor"].drop_duplicates()
+        sides = group["side"].value_counts()
+        row = SkippedRow(
+            reason=str(reason),
+            tensors=len(group),
+            base=int(sides.get("base", 0)),
+            tuned=int(sides.get("tuned", 0)),
+            examples=[str(name) for name in names[:EXAMPLES]],
+            detail=str(details.iloc[0]) if len(details) else None,
+        )
+        rows.append(row)
+    return sorted(rows, key=lambda row: -row.tensors)

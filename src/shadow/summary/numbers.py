@@ -1,0 +1,47 @@
+"""Numbers of tables as Python has them: a figure is None where it is missing or not finite."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Floats = NDArray[np.float64]
+
+
+def finite(value: Any) -> float | None:
+    """The value as a float; None where it is missing or not finite.
+
+    What a table has instead of a missing value, pandas.NA, is no float.
+    """
+    if not isinstance(value, int | float | np.number) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def over(part: float, whole: float) -> float | None:
+    """part / whole; None over nothing."""
+    return finite(part / whole) if whole else None
+
+
+def floats(values: pd.Series) -> Floats:
+    """A column as floats, NaN where it is null: arithmetic with pandas took a seventh of a summary
+    of few rows.
+    """
+    return values.to_numpy(dtype=np.float64, na_value=np.nan)
+
+
+def median(values: Floats) -> float | None:
+    """The median of what is not NaN; None where nothing is, or where it is not finite."""
+    known = values[~np.isnan(values)]
+    return finite(np.median(known)) if len(known) else None
+
+
+def median_of(column: pd.Series) -> float | None:
+    """The median of what a column has; None where it has nothing, or where it is not finite."""
+    return median(floats(column))

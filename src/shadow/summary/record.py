@@ -1,0 +1,118 @@
+"""The record of a pair: what its tables say, before anything is claimed of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from shadow.summary.figures import InsideLayers, PairFigures
+from shadow.summary.rows import (
+    AloneRow,
+    Bounds,
+    CheckpointSide,
+    CoherenceRow,
+    ComponentRow,
+    GridRow,
+    LayerRow,
+    ModuleRow,
+    OutsideRow,
+    QuarterRow,
+    Recognised,
+    ReportWarning,
+    SkippedRow,
+    UnchangedRow,
+    UncomparedRow,
+    VectorFigures,
+    VocabularyRow,
+)
+
+STATUSES = ("measured", "identical", "skipped")  # of tensors
+
+
+@dataclass(frozen=True)
+class PairRecord:
+    """What was measured of one pair: the first keys of `summary.json`, in their order.
+
+    Figures are medians over all delta rows unless their name says otherwise; those of depth and of
+    the residual stream are of the main component, language where there is one.
+    """
+
+    schema: int
+    """The number of the schema of the report's files."""
+
+    family: str
+    pair: str
+    base: CheckpointSide
+    tuned: CheckpointSide
+    counts: Mapping[str, int]
+    """Tensors of both sides by status: measured, identical, skipped."""
+
+    figures: PairFigures
+
+    intervals: Mapping[str, Bounds]
+    """(low, high) over layers of figures that have any; None: no_interval says why."""
+
+    layers: int
+    interval_level: float | None
+    """The probability that the intervals may claim, 0 to 1."""
+
+    no_interval: str | None
+    resampling: Mapping[str, str | float]
+    """How the intervals were made."""
+
+    components: list[ComponentRow]
+    modules: list[ModuleRow]
+    """A row for each module of a component that changed."""
+
+    depth: list[LayerRow]
+    """A row for each layer that was compared."""
+
+    grid: list[GridRow]
+    inside_layers: InsideLayers
+
+    outside_layers: list[OutsideRow]
+    """The same medians of embeddings, head and projectors."""
+
+    coherence: list[CoherenceRow]
+    """Of the modules inside layers."""
+
+    quarters: list[QuarterRow]
+    """Of the depth of each component of four layers or more."""
+
+    unchanged: list[UnchangedRow]
+    """Modules that are identical on both sides."""
+
+    without_base: list[AloneRow]
+    """The matrices without a base, by component."""
+
+    vectors: VectorFigures
+    """Of biases and norms."""
+
+    vocabulary: list[VocabularyRow]
+    """Embeddings and heads with more rows on one side."""
+
+    uncompared: list[UncomparedRow]
+    """What has no partner, another shape or no finite numbers."""
+
+    recognised: Recognised
+    skipped: list[SkippedRow]
+    """A row for each reason, the most tensors first."""
+
+    warnings: list[ReportWarning]
+
+    @property
+    def main_component(self) -> str | None:
+        """The component whose depth counts: language, or the one of most layers."""
+        return main_of([row.component for row in self.depth])
+
+    @property
+    def has_components(self) -> bool:
+        """Whether there are several, so that a module needs the name of its own."""
+        return len({row.component for row in self.components}) > 1
+
+
+def main_of(components: list[str]) -> str | None:
+    """The main one of the components of layers, one name a layer: language, or that of most."""
+    if "language" in components:
+        return "language"
+    return max(components, key=components.count, default=None)

@@ -1,0 +1,129 @@
+"""What decides whether figures can be those of a training: how far the two sides are one model, and
+how far what is stored is the change. The gates judge it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from shadow.summary.layer_medians import held_rank
+from shadow.summary.numbers import floats, median
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# With norms that are equal, a cosine below 0.5 is a delta longer than the base itself: it tells of
+# the base's spectrum, not of a change. Fine-tunes have 0.9 and more, unrelated models of one shape
+# 0 within 1 / sqrt(rows cols).
+LINEAGE = 0.5
+ROUNDING = 2.0  # floor_ratio: a copy rounded once has 1
+FULL_RANK = 0.5  # of the directions of a matrix; an adapter of rank 16 in 896 has 0.02
+OUTSIDE = ("embed", "head", "position")  # modules that unrelated models may share
+# columns of tensors.parquet that are read here
+READ = ["side", "module", "shape", "status", "reason", "detail", "relative_norm", "compared"]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Figures of a pair that are not of its change."""
+
+    identical: int
+    """Matrices of the larger side that are the same on both."""
+
+    cosine: float | None
+    """Of base and tuned, the median over matrices outside embeddings and heads, identical ones
+    among them; None where none was compared.
+    """
+
+    compared: float
+    """The share of the larger side's parameters that was compared, 0 to 1."""
+
+    compared_percent: float
+    """The same in per cent, with one decimal, rounded down: 100.0 is all of them."""
+
+    is_part: bool
+    """Whether a filter left something out."""
+
+    rank: float | None
+    """The rank that the median delta outside embeddings and heads has at most."""
+
+    rank_share: float | None
+    """What that is of its directions: the median over matrices, 0 to 1."""
+
+    rank_ceiling: float | None
+    """The largest rank of an adapter outside embeddings and heads."""
+
+    unread: float
+    """The share of the parameters whose format cannot be read as numbers, 0 to 1."""
+
+    formats: list[str]
+    """Pairs of formats of matrices that the two sides store differently, such as `BF16/F32`."""
+
+
+def standing_of(deltas: pd.DataFrame, tensors: pd.DataFrame) -> Standing:
+    """The standing of a pair, from the delta rows of matrices.parquet and all of
+    tensors.parquet.
+    """
+    weights = _weights(tensors)
+    total, compared = int(weights["size"].sum()), int(weights["compared"].sum())
+    unread = weights[weights["reason"].isin(["unknown_dtype", "quantized"])]
+    inside = ~deltas["module"].isin(OUTSIDE)
+
+    def column(name: str) -> pd.Series:
+        return deltas.loc[inside, name]
+
+    rank = held_rank(column)
+    with np.errstate(all="ignore"):  # a forged report may hold infinities
+        share = rank / np.fmin(floats(column("rows")), floats(column("cols")))
+    ceilings = column("rank_ceiling").dropna()
+    cosines = floats(column("cosine"))
+    same = np.ones(_identical(weights, OUTSIDE))
+    return Standing(
+        identical=_identical(weights),
+        cosine=median(np.concatenate([cosines, same])),
+        compared=compared / total if total else 0.0,
+        compared_percent=1000 * compared // total / 10 if total else 0.0,
+        is_part=bool((weights["reason"] == "filtered").any()),
+        rank=median(rank),
+        rank_share=median(share),
+        rank_ceiling=float(ceilings.max()) if len(ceilings) else None,
+        unread=float(unread["size"].sum()) / max(1, total),
+        formats=sorted({str(dtype) for dtype in deltas["dtype"].dropna() if "/" in str(dtype)}),
+    )
+
+
+def _weights(tensors: pd.DataFrame) -> pd.DataFrame:
+    """The tensors of the side with more parameters that count as its weights, with their compared
+    parameters.
+
+    Left out are a tied head, which is its embedding, integers, and what a checkpoint holds beside
+    the component that it is the base of. Columns are READ and size.
+    """
+    sized = tensors[READ].assign(
+        size=[math.prod(int(n) for n in shape) for shape in tensors["shape"]]
+    )
+    # a filter of the user's has no detail
+    elsewhere = (sized["reason"] == "filtered") & sized["detail"].notna()
+    sized = sized[~(sized["reason"].isin(["tied", "not_float"]) | elsewhere)]
+    totals = sized.groupby("side")["size"].sum()
+    side = "tuned" if totals.get("tuned", 0) >= totals.get("base", 0) else "base"
+    rows = sized[sized["side"] == side]
+    # a report made before `compared` was added says it by the status of whole tensors alone
+    measured = (rows["status"] == "measured") & (rows["reason"] != "only_in_tuned")
+    vectors = (rows["reason"] == "not_a_matrix") & rows["relative_norm"].notna()
+    paired = (rows["status"] == "identical") | measured | vectors
+    return rows.assign(compared=rows["compared"].fillna(rows["size"].where(paired, 0)))
+
+
+def _identical(weights: pd.DataFrame, apart: Sequence[str] = ()) -> int:
+    """How many matrices are identical on both sides, but for modules that are left apart."""
+    same = weights[
+        (weights["status"] == "identical") & ~weights["module"].isin((*apart, "norm", "bias"))
+    ]
+    stacks = [int(shape[0]) if len(shape) == 3 else 1 for shape in same["shape"] if len(shape) > 1]
+    return sum(stacks)

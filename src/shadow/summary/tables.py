@@ -1,0 +1,158 @@
+"""The tables of a report as the figures of its summary need them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from shadow.summary.depth import compared_layers, has_compared, layer_of
+from shadow.summary.record import main_of
+
+if TYPE_CHECKING:
+    # takes half a second to import, and a summary that is believed needs none of it
+    import pandas as pd
+
+# columns of tensors on which no figure rests
+UNREAD = ("dtype", "shard", "expert")
+# columns of matrices on which figures rest, of deltas and of matrices without a base
+READ = (
+    *("component", "layer", "module", "tensor", "base_tensor", "subject", "rows", "cols"),
+    *("dtype", "parameters", "rank_ceiling", "verified", "frobenius_norm", "stable_rank"),
+    *("effective_rank", "participation_ratio", "numerical_rank", "rank_90", "rank_95", "rank_99"),
+    *("top1_energy", "top4_energy", "top16_energy", "top64_energy", "top20_energy"),
+    *("relative_norm", "cosine", "effective_rank_shift", "zero_share", "floor_ratio"),
+    *("null_participation_ratio", "concentration", "spikes", "spike_energy", "spikes_sharp"),
+    *("alignment_left", "alignment_right", "alignment_left_null", "alignment_right_null"),
+    *("row_participation_ratio", "rows_changed", "kept", "kept_reason", "kept_history"),
+    *("relative_norm_unrounded", "excess_purity", "purity_z", "excess_purity_unrounded"),
+    *("equivalent_directions", "decay_cosine", "levels_base", "levels_tuned", "energy_share"),
+)
+KEY = ("component", "tensor", "module", "layer", "expert")  # of a matrix, whatever its subject
+PIECE = 2_000  # rows
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The tables of a report as the figures need them."""
+
+    deltas: pd.DataFrame
+    """The delta rows, with base_norm, energy, base_energy, participation_share, and at, the place
+    of their layer in layers (-1 outside).
+    """
+
+    alone: pd.DataFrame
+    """The rows of tuned matrices that have no base."""
+
+    tensors: pd.DataFrame
+    """All rows of tensors.parquet, with was_compared."""
+
+    residual: pd.DataFrame
+    """All rows of residual.parquet."""
+
+    layers: pd.DataFrame
+    """component and layer of every layer that was compared."""
+
+    @property
+    def main(self) -> str | None:
+        """The component whose depth counts: language, or the one of most layers."""
+        return main_of(self.layers["component"].tolist())
+
+
+def needed(name: str, table: pa.Table) -> pa.Table:
+    """What a summary needs of the table of this name, or of some of its rows.
+
+    Of matrices: the deltas with the norm of their base in base_norm, and what has no base; all
+    subjects of a matrix must be among the rows.
+    """
+    if name != "matrices":
+        return table.drop_columns([name for name in UNREAD if name in table.column_names])
+    if "base_norm" in table.column_names:
+        return table
+    norms = pa.array(_base_norms(table), type=pa.float64(), from_pandas=True)
+    subject, base = table["subject"], table["base_tensor"]
+    alone = pc.and_(pc.equal(subject, "tuned"), pc.is_null(base))
+    chosen = table.select(READ).append_column("base_norm", norms)
+    return chosen.filter(pc.or_(pc.equal(subject, "delta"), alone))
+
+
+def _base_norms(matrices: pa.Table) -> list[float | None]:
+    """By row: the norm of the base of the matrix, None where it has none."""
+    bases = {
+        tuple(key): norm
+        for *key, subject, norm in _each(matrices, (*KEY, "subject", "frobenius_norm"))
+        if subject == "base"
+    }
+    return [bases.get(key) for key in _each(matrices, KEY)]
+
+
+def _each(table: pa.Table, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    """The values of some columns, row by row; few rows at a time are values of Python."""
+    for batch in table.select(names).to_batches(max_chunksize=PIECE):
+        yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+
+
+def _frame(table: pa.Table) -> pd.DataFrame:
+    """A table as figures need it, in which equal texts and equal shapes are one object: of 60,000
+    matrices they take ten times as much otherwise.
+
+    Small tables compare texts of Python in half the time.
+    """
+    import pandas as pd
+
+    texts = pd.StringDtype("python", na_value=np.nan)
+    columns: dict[str, Any] = {}
+    for name, values in zip(table.column_names, table.columns, strict=True):
+        if name == "shape":
+            columns[name] = pd.Series(list(_shared(values)), dtype=object)
+        elif pa.types.is_string(values.type):
+            columns[name] = pd.Series(_texts(values), dtype=texts)
+    numbers: pd.DataFrame = table.drop_columns([*columns]).to_pandas()
+    for place, name in enumerate(table.column_names):
+        if name in columns:
+            numbers.insert(place, name, columns.pop(name))
+    return numbers
+
+
+def _texts(values: pa.ChunkedArray) -> NDArray[np.object_]:
+    """The texts of a column, None where it has none."""
+    coded = values.combine_chunks().dictionary_encode()
+    texts = np.array([*map(sys.intern, coded.dictionary.to_pylist()), None], dtype=object)
+    return np.asarray(texts[coded.indices.fill_null(len(texts) - 1).to_numpy()])
+
+
+def _shared(shapes: pa.ChunkedArray) -> Iterator[tuple[int, ...]]:
+    known: dict[tuple[int, ...], tuple[int, ...]] = {}
+    for chunk in shapes.chunks:
+        for shape in chunk:
+            sizes = tuple(shape.as_py())
+            yield known.setdefault(sizes, sizes)
+
+
+def read_rows(tables: Mapping[str, pa.Table]) -> Rows:
+    matrices = needed("matrices", tables["matrices"])
+    of_delta = pc.equal(matrices["subject"], "delta")
+    # a filter copies, and in most reports there is nothing else
+    only_deltas = pc.all(of_delta, skip_nulls=False).as_py()
+    deltas = _frame(matrices if only_deltas else matrices.filter(of_delta))
+    deltas = deltas.assign(
+        energy=deltas["frobenius_norm"] ** 2,
+        base_energy=deltas["base_norm"] ** 2,
+        participation_share=deltas["participation_ratio"] / deltas["null_participation_ratio"],
+    )
+    tensors = _frame(needed("tensors", tables["tensors"]))
+    tensors = tensors.assign(was_compared=has_compared(tensors))
+    layers = compared_layers(tensors)
+    return Rows(
+        deltas=deltas.assign(at=layer_of(layers, deltas)),
+        alone=_frame(matrices.filter(pc.invert(of_delta))),
+        tensors=tensors,
+        residual=_frame(tables["residual"]),
+        layers=layers,
+    )

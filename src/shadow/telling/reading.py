@@ -1,0 +1,168 @@
+"""Finished reports -> their summaries, for all who show, judge or draw a report. Prints nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pyarrow as pa
+
+from shadow.claims.gates import as_gate, gates
+from shadow.claims.label import footprint
+from shadow.claims.summary import Finding, Summary, summary_from_json
+from shadow.claims.verdicts import Measured
+from shadow.comparing.kept_scores import read_kept
+from shadow.comparing.lineage import Step, step_of
+from shadow.comparing.published import published_figures
+from shadow.errors import ShadowError
+from shadow.reports.metadata import ReportMetadata
+from shadow.reports.provenance import finished_metadata, refuse_remains
+from shadow.reports.report import Report
+from shadow.reports.tables import absent_note
+from shadow.summary.making import record_of
+from shadow.summary.standing import standing_of
+from shadow.summary.tables import read_rows
+from shadow.telling.finding import finding
+from shadow.telling.summary_file import SUMMARISED, believed
+
+
+def summarise(tables: Mapping[str, pa.Table], metadata: ReportMetadata) -> Summary:
+    """The summary of the tables matrices, tensors and residual, or of what is `needed` of them;
+    metadata is what Identity has.
+    """
+    rows = read_rows(tables)
+    standing = standing_of(rows.deltas, rows.tensors)
+    record = record_of(rows, metadata, standing.cosine)
+    held = [as_gate(answer) for answer in gates(record, standing)]
+    optimizer = metadata["settings"].get("optimizer")
+    if not isinstance(optimizer, str):  # null, or what another program wrote
+        optimizer = None
+    unrelated = any(gate.name == "lineage" and not gate.passed for gate in held)
+    published = published_figures(rows.tensors, rows.deltas, metadata=metadata, unrelated=unrelated)
+    summary = Summary(
+        **vars(record),
+        gates=held,
+        **vars(footprint(record, held, optimizer)),
+        published=published,
+        finding=Finding("", [], [], []),
+    )
+    return summary.with_finding(finding(summary, metadata["settings"]))
+
+
+def read_summary(folder: Path, *, with_rows: bool = True) -> tuple[Summary, ReportMetadata]:
+    """The summary of a finished report, and the report's provenance.
+
+    What an older report lacks is null, and a warning of the summary. with_rows: whether the tables
+    are there, so that their checksums are compared; otherwise the seal of the summary alone is.
+    Raises ShadowError when the folder holds no finished report, or one of another schema; and
+    without rows when the summary would have to be made from them.
+    """
+    report = SummarisedReport(folder)
+    if with_rows:
+        return report.summary, report.provenance.told
+    sealed = believed(report, with_rows=False)
+    if sealed is None:
+        raise ShadowError(f"{folder}: its summary was made by another version")
+    try:
+        return _scored(summary_from_json(sealed), report), report.provenance.told
+    except TypeError:  # sealed by somebody else
+        raise ShadowError(f"{folder}: its summary is not of the shape that it should be") from None
+
+
+@dataclass(frozen=True)
+class SummarisedReport(Report):
+    """A finished report and its summary."""
+
+    @cached_property
+    def summary(self) -> Summary:
+        """The figures a person wants first: label, medians with intervals, components, modules,
+        depth.
+
+        What an older report lacks is null, and a warning of the summary.
+        Raises ShadowError when the folder holds no finished report, or one of another schema.
+        """
+        return _scored(_believed_or_made(self), self)
+
+
+def _scored(summary: Summary, report: Report) -> Summary:
+    """A summary with the scores that the report keeps."""
+    try:
+        return summary.with_scores(read_kept(report.folder, report.provenance.told))
+    except ShadowError as error:  # the numbers do not rest on them
+        return summary.with_warning("scores_unreadable", error.message)
+
+
+def _believed_or_made(report: Report) -> Summary:
+    sealed = believed(report)
+    if sealed is not None:
+        try:
+            return summary_from_json(sealed)
+        except TypeError:
+            pass  # sealed by somebody else: not of the shape that every reader may rely on
+    return made_again(report)
+
+
+def made_again(report: Report) -> Summary:
+    """The summary of a finished report, from its tables."""
+    tables = {name: report.table(name) for name in SUMMARISED}
+    if not len(tables["tensors"]):
+        raise ShadowError(f"{report.folder}: a report without a tensor", "run the audit again")
+    summary = summarise(tables, report.provenance.told)
+    if not report.absent:
+        return summary
+    return summary.with_warning("older_report", absent_note(report.absent))
+
+
+def read_step(report: SummarisedReport, where: str | None = None) -> Step | None:
+    """A finished report as a step of a lineage; None for one of siblings, of which neither came
+    from the other. where: its folder, as the step names it.
+    """
+    return step_of(report, report.summary, [one.name for one in report.summary.failed_gates], where)
+
+
+def read_measured(
+    folder: Path, label: str = "this report", summary: Summary | None = None
+) -> Measured:
+    """A finished report as rules see it, with its summary unless that is known already. Raises
+    ShadowError.
+    """
+    report = SummarisedReport(folder)
+    assert report.provenance  # read now, so that a folder without a report is found here
+    if summary is None:
+        summary = report.summary
+    return Measured(source=report, label=label, summary=summary)
+
+
+def _whole(folder: Path) -> Measured:
+    """A baseline, all of which is read now: what is measured next may be written over it."""
+    baseline = read_measured(folder, "the baseline")
+    assert baseline.report is not None
+    return baseline
+
+
+def read_baselines(
+    against: Path, folders: Sequence[Path], pairs: Sequence[tuple[str, str]]
+) -> dict[tuple[str, str], Measured]:
+    """The report of each pair (family, pair) that has one in folders, which are those in or below
+    against.
+
+    A single pair may also be held against a report of any name, if against is that report's own
+    folder. Raises ShadowError for what cannot be read.
+    """
+    if len(pairs) == 1 and finished_metadata(against) is not None:
+        return {pairs[0]: _whole(against)}
+    baselines = {}
+    for folder in folders:
+        metadata = finished_metadata(folder)
+        if metadata is None:
+            refuse_remains(folder)
+        if metadata is not None and (which := (metadata["family"], metadata["pair"])) in pairs:
+            if which in baselines:
+                raise ShadowError(
+                    f"{against} has two reports of {':'.join(which)}",
+                    "name the folder of one of them",
+                )
+            baselines[which] = _whole(folder)
+    return baselines
