@@ -155,7 +155,7 @@ def _figures_apart(contrast: Contrast, p_values: bool) -> Table:
             lambda row: Quantity(row.difference, KINDS[row.scale]),
             None,
         ),
-        number(spread, _spread, None),
+        number(spread, _spread, None, rank=1),
     ]
     title = "Medians over matrices, and of paired differences"
     if p_values:
