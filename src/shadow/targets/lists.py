@@ -36,7 +36,7 @@ from shadow.targets.references import MAX_ENTRIES, ONE_A_LINE, is_reference, one
 from shadow.text import nearest, short
 
 if TYPE_CHECKING:
-    from shadow.targets.forms import TargetForm, TwoForm
+    from shadow.targets.forms import TargetForm, TwoCheckpointsForm
 
 # other names are told apart by how the list begins
 YAML = (".yaml", ".yml", ".json")
@@ -317,7 +317,10 @@ def _yaml_entries(name: str, raw: bytes, folder: Path) -> list[ListEntry]:
 
 
 def entries_of(
-    forms: Sequence[TargetForm | TwoForm], lines: Mapping[KeyPath, int], file: str, at: KeyPath = ()
+    forms: Sequence[TargetForm | TwoCheckpointsForm],
+    lines: Mapping[KeyPath, int],
+    file: str,
+    at: KeyPath = (),
 ) -> list[ListEntry]:
     """The entries of the YAML list that stands at a path of a file."""
     from shadow.targets.forms import TargetForm
