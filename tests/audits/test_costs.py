@@ -13,7 +13,7 @@ from math import prod
 import pytest
 from reports import uniform
 
-from shadow.audits import pair as run_module
+from shadow.audits import pair_plan
 from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.audits.pair_plan import plan_pair
 from shadow.audits.schedule import Schedule, Visit
@@ -92,7 +92,7 @@ def test_twice_as_many_experts_take_twice_as_many_steps(tmp_path, monkeypatch, w
     And no more than 2,000 instructions a tensor: it was 2,300 where the order of local files was
     made.
     """
-    monkeypatch.setattr(run_module, "pace", lambda method, jobs, offload: 1e9)
+    monkeypatch.setattr(pair_plan, "pace", lambda method, jobs, offload: 1e9)
     name_rules()
     settings = Settings(Method(), Filter())
 
