@@ -45,6 +45,7 @@ SPARK = 48  # layers a sparkline shows one by one; more are averaged in bins
 LONGEST_WORD = 32  # letters of a name that is not broken
 TEXT_ROOM = 24  # letters that a column of texts has at least before another column is shown
 TEXT_LEAST = 16  # and before a name is broken
+HEAD_ROOM = 22  # and of a head that is not broken, such as the name of a benchmark
 GAP = 2  # letters between columns
 
 
@@ -127,7 +128,8 @@ def _table(block: Table, width: int, legends: dict[str, str]) -> Iterator[Render
     rows = [[_cell(cell) for cell in row] for row in block.rows]
     widths = []
     for place, column in enumerate(block.columns):
-        widest = max([len(column.head), *(row[place].cell_len for row in rows)])
+        head = min(len(visible(column.head)), HEAD_ROOM)
+        widest = max([head, *(row[place].cell_len for row in rows)])
         widths.append(min(widest, TEXT_ROOM) if column.role == "text" else widest)
     shown: list[int] = []
     for rank in sorted({column.rank for column in block.columns}):
@@ -152,11 +154,14 @@ def _table(block: Table, width: int, legends: dict[str, str]) -> Iterator[Render
         column = block.columns[place]
         longest = max((len(word) for row in rows for word in row[place].plain.split()), default=0)
         is_figure = column.role == "figure"
+        has_long_head = is_figure and len(visible(column.head)) > HEAD_ROOM
+        is_whole = is_figure and not has_long_head  # half a number would be another
         table.add_column(
             Text(visible(column.head)),
             justify="right" if is_figure else "left",
-            no_wrap=is_figure,
-            overflow="ellipsis" if is_figure else "fold",  # half a number would be another
+            no_wrap=is_whole,
+            overflow="ellipsis" if is_whole else "fold",
+            max_width=widths[place] if has_long_head else None,
             min_width=max(1, min(longest, LONGEST_WORD, room)) if place in names else None,
             style="cyan" if place in names[-1:] else None,
         )
