@@ -37,10 +37,6 @@ from shadow.targets.references import parse_reference
 EVERYTHING = Settings(Method(), Filter())
 
 
-def pair_of(base, tuned):
-    return pair_of(base, tuned)
-
-
 def run(base, tuned, output, settings=EVERYTHING, runtime=Runtime()):  # noqa: B008 - frozen
     return run_pair(pair_of(base, tuned), settings, output, runtime)
 
