@@ -21,6 +21,7 @@ import torch
 from command import Started
 from effort import chosen
 from rich.filesize import decimal
+from runs import pair_of
 from safetensors.torch import load_file, save_file
 
 from shadow.audits import journal
