@@ -21,6 +21,7 @@ import torch
 from command import Started
 from effort import chosen
 from rich.filesize import decimal
+from runs import pair_of
 from safetensors.torch import load_file, save_file
 
 from shadow.audits import journal
@@ -35,10 +36,6 @@ from shadow.spectra.delta import Method
 from shadow.targets.references import parse_reference
 
 EVERYTHING = Settings(Method(), Filter())
-
-
-def pair_of(base, tuned):
-    return pair_of(base, tuned)
 
 
 def run(base, tuned, output, settings=EVERYTHING, runtime=Runtime()):  # noqa: B008 - frozen
