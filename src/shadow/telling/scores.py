@@ -54,9 +54,11 @@ def _group_gain(group: GroupGain, benchmarks: int) -> str:
     return f"{_gain(group)} over {benchmarks} benchmarks" if benchmarks > 1 else _gain(group)
 
 
-def scores_blocks(summary: Summary) -> Iterator[Block]:
-    """Base, tuned and gain of every benchmark, where they come from and what is doubtful there."""
-    shown = summary.scores[:ROWS]
+def scores_blocks(summary: Summary, most: int = ROWS) -> Iterator[Block]:
+    """Base, tuned and gain of each of the first benchmarks, where they come from and what is
+    doubtful there.
+    """
+    shown = summary.scores[:most]
     columns = [Column("benchmark", "name")]
     optional = {"group": "group", "metric": "metric", "gain_stderr": "±"}
     has = {name for name in optional if any(getattr(row, name) for row in shown)}
@@ -76,8 +78,8 @@ def scores_blocks(summary: Summary) -> Iterator[Block]:
     named = several([file.name for file in summary.score_files], 3)
     yield Table(columns, rows, f"Scores, measured by others: {named}")
     yield from map(Note, summary.score_notes)
-    if len(summary.scores) > ROWS:
-        yield Note(f"{len(summary.scores) - ROWS} more benchmarks are in summary.json")
+    if len(summary.scores) > most:
+        yield Note(f"{len(summary.scores) - most} more benchmarks are in summary.json")
 
 
 def scored_set_blocks(scored: ScoredSet, *, p_values: bool = False) -> Iterator[Block]:
