@@ -43,6 +43,8 @@ class Block:
     """`full`: only where everything is asked for; `brief`: only where it is not."""
     close: bool = field(default=False, kw_only=True)
     """Whether it follows the block before it without a blank line."""
+    about: str = field(default="", kw_only=True)
+    """The subject by which a page with sections puts it into one of them, such as `gates`."""
 
 
 @dataclass(frozen=True)

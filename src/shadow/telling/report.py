@@ -84,16 +84,20 @@ def _blocks(
     when: When = "always" if folder is None else "full"
     yield Section(summary.family, summary.pair)
     yield _sides(summary, is_public=folder is None)
-    yield Headline(summary.finding.headline)
+    yield Headline(summary.finding.headline, about="finding")
     for place, sentence in enumerate(summary.finding.sentences):
         yield Paragraph(
-            sentence.text, code=sentence.code, figures=sentence.figures, close=place > 0
+            sentence.text,
+            code=sentence.code,
+            figures=sentence.figures,
+            close=place > 0,
+            about="finding",
         )
-    yield Figures(_all_figures(summary), when="full")
+    yield Figures(_all_figures(summary), when="full", about="finding")
     if summary.figures.matrices:
-        yield Figures(_main_figures(summary), when="brief")
+        yield Figures(_main_figures(summary), when="brief", about="finding")
     for warning in summary.warnings:
-        yield Note(warning.text, "warning")
+        yield Note(warning.text, "warning", about="finding")
     if summary.scores:
         yield Figures([FigureRow("scores", scores_line(summary))], when="brief")
         yield from scores_blocks(summary)
@@ -103,24 +107,26 @@ def _blocks(
     for component, cells in by_component(summary.grid).items():
         if picture(cells, 1) is not None:
             of = f" of {component}" if len(by_component(summary.grid)) > 1 else ""
-            yield Picture(f"How far each module{of} moved, relative norm by layer", cells)
+            yield Picture(
+                f"How far each module{of} moved, relative norm by layer", cells, about="picture"
+            )
     if len(summary.components) > 1:
         yield component_table(summary.components)
     if summary.modules:
         yield module_table(summary.modules, _coherent(summary))
     if lines := _lines(summary):
         first, last = summary.depth[0].layer, max(row.layer for row in summary.depth)
-        yield Lines(f"By depth, layer {first} to {last}", lines, when="full")
+        yield Lines(f"By depth, layer {first} to {last}", lines, when="full", about="depth")
     if summary.without_base:
         title = "Without a base: the weights' own spectra"
-        yield table_of(WITHOUT_BASE, summary.without_base, title, when="full")
+        yield table_of(WITHOUT_BASE, summary.without_base, title, when="full", about="modules")
     if summary.skipped:
         # what is only vectors or filtered is no news
         missed = any(row.reason in STRICT for row in summary.skipped)
         yield skipped_table(summary.skipped, when="always" if missed else "full")
     if summary.finding.other_explanations:
         yield _explanations(summary.finding.other_explanations, when)
-    yield Provenance(_origin(summary, provenance, folder), when=when)
+    yield Provenance(_origin(summary, provenance, folder), when=when, about="provenance")
     if folder is not None:
         yield Provenance(_next_steps(folder), when="brief")
 
@@ -129,11 +135,11 @@ def answers_table(
     title: str,
     heads: Sequence[str],
     answers: Iterable[tuple[str, Word, str]],
-    when: When = "always",
+    **more: Any,
 ) -> Table:
     """Claims, what came of each, and why."""
     columns = [Column(heads[0], "name"), Column(heads[1], "text"), Column(heads[2], "text")]
-    return Table(columns, list(answers), title, when=when)
+    return Table(columns, list(answers), title, **more)
 
 
 def _explanations(explanations: Iterable[Explanation], when: When) -> Table:
@@ -142,7 +148,8 @@ def _explanations(explanations: Iterable[Explanation], when: When) -> Table:
         (one.name, Word(ANSWERS[one.answer], LEVELS[one.answer]), one.reason)
         for one in explanations
     )
-    return answers_table("Other explanations", ("what", "answer", "because"), answers, when)
+    heads = ("what", "answer", "because")
+    return answers_table("Other explanations", heads, answers, when=when, about="claims")
 
 
 def _sides(summary: Summary, *, is_public: bool) -> Block:
@@ -153,7 +160,7 @@ def _sides(summary: Summary, *, is_public: bool) -> Block:
         if commit:
             named += f" @ {commit if is_public else commit[:12]}"
         rows.append(FigureRow(side, named))
-    return Figures(rows, close=True)
+    return Figures(rows, close=True, about="sides")
 
 
 def _public(repo: str) -> str:
@@ -433,7 +440,7 @@ def module_table(modules: Sequence[ModuleRow], coherent: Mapping[tuple[str, str]
         number("stable rank", "stable_rank", "number", rank=9),
         number("eff. rank", "effective_rank", "number", rank=10),
     ]
-    return table_of(fields, modules, "By module, medians over matrices")
+    return table_of(fields, modules, "By module, medians over matrices", about="modules")
 
 
 def _coherent(summary: Summary) -> dict[tuple[str, str], Cell]:
@@ -514,7 +521,8 @@ def skipped_table(rows: Iterable[SkippedRow], when: When = "always") -> Table:
         number("n", lambda row: f"{row.base} + {row.tuned}", None),
         Field("what", "text", of=what),
     ]
-    return table_of(fields, rows, "Not measured, tensors of base + tuned", when=when)
+    title = "Not measured, tensors of base + tuned"
+    return table_of(fields, rows, title, when=when, about="skipped")
 
 
 def _next_steps(folder: Path | str) -> list[tuple[str, str]]:

@@ -58,9 +58,11 @@ def _benchmark(row: Gain) -> str:
     return f"{row.benchmark} (less is better)" if row.higher_is_better is False else row.benchmark
 
 
-def scores_blocks(summary: Summary) -> Iterator[Block]:
-    """Base, tuned and gain of every benchmark, where they come from and what is doubtful there."""
-    shown = summary.scores[:ROWS]
+def scores_blocks(summary: Summary, most: int = ROWS) -> Iterator[Block]:
+    """Base, tuned and gain of each of the first benchmarks, where they come from and what is
+    doubtful there.
+    """
+    shown = summary.scores[:most]
     fields = [
         named("benchmark", _benchmark),
         Field("group", "text", of=lambda row: row.group or None),
@@ -76,8 +78,8 @@ def scores_blocks(summary: Summary) -> Iterator[Block]:
     title = f"Scores, measured by others: {named_files}"
     yield table_of([field for field in fields if field.head not in absent], shown, title)
     yield from map(Note, summary.score_notes)
-    if len(summary.scores) > ROWS:
-        yield Note(f"{len(summary.scores) - ROWS} more benchmarks are in summary.json")
+    if len(summary.scores) > most:
+        yield Note(f"{len(summary.scores) - most} more benchmarks are in summary.json")
 
 
 def scored_set_blocks(scored: ScoredSet, *, p_values: bool = False) -> Iterator[Block]:

@@ -46,75 +46,64 @@ ALWAYS = "reports"  # the table that says where the rows of the others come from
 
 @dataclass(frozen=True)
 class ExportFormat:
-    """A format."""
+    """A format of one file, or of a folder with a manifest."""
 
     write: Callable[[Path, Export], None]
-    """Writes an export to a path."""
-
-    is_ours: Callable[[Path], bool]
-    """Is what lies at a path such an export, which nobody has touched?"""
-
-    suffix: str
-    """The end of the name that an export gets when none is given."""
-
     what: str
-    """What it is, for people."""
-
     opens: str
     """A line of Python that opens the export of a folder `reports`."""
+    is_our_file: Callable[[Path], bool] | None = None
+    """Whether a file is such an export; None for formats of folders."""
+    suffix: str = ""
+    """The end of the name that an export gets when none is given; empty: a dash and the format."""
 
 
 FORMATS = {
     "csv": ExportFormat(
-        write=write_csv,
-        is_ours=partial(is_our_folder, "csv"),
-        suffix="-csv",
-        what="a folder of CSV files",
-        opens='pd.read_csv("reports-csv/matrices.csv")',
+        write_csv, "a folder of CSV files", 'pd.read_csv("reports-csv/matrices.csv")'
     ),
     "json": ExportFormat(
-        write=write_json,
-        is_ours=partial(is_our_folder, "json"),
-        suffix="-json",
-        what="a folder of JSON Lines files",
-        opens='pd.read_json("reports-json/matrices.jsonl", lines=True)',
+        write_json,
+        "a folder of JSON Lines files",
+        'pd.read_json("reports-json/matrices.jsonl", lines=True)',
     ),
     "arrow": ExportFormat(
-        write=write_arrow,
-        is_ours=partial(is_our_folder, "arrow"),
-        suffix="-arrow",
-        what="a folder of Arrow IPC (Feather 2) files",
-        opens='pl.read_ipc("reports-arrow/matrices.arrow")',
+        write_arrow,
+        "a folder of Arrow IPC (Feather 2) files",
+        'pl.read_ipc("reports-arrow/matrices.arrow")',
     ),
     "parquet": ExportFormat(
-        write=write_parquet,
-        is_ours=partial(is_our_folder, "parquet"),
-        suffix="-parquet",
-        what="a Parquet dataset, partitioned as Hive does",
-        opens='pd.read_parquet("reports-parquet/matrices")',
+        write_parquet,
+        "a Parquet dataset, partitioned as Hive does",
+        'pd.read_parquet("reports-parquet/matrices")',
     ),
     "duckdb": ExportFormat(
-        write=write_duckdb,
-        is_ours=is_our_duckdb,
-        suffix=".duckdb",
-        what="a DuckDB database",
-        opens='duckdb.connect("reports.duckdb").sql("FROM deltas")',
+        write_duckdb,
+        "a DuckDB database",
+        'duckdb.connect("reports.duckdb").sql("FROM deltas")',
+        is_our_duckdb,
+        ".duckdb",
     ),
     "sqlite": ExportFormat(
-        write=write_sqlite,
-        is_ours=is_our_sqlite,
-        suffix=".sqlite",
-        what="a SQLite database",
-        opens='pd.read_sql("SELECT * FROM deltas", sqlite3.connect("reports.sqlite"))',
+        write_sqlite,
+        "a SQLite database",
+        'pd.read_sql("SELECT * FROM deltas", sqlite3.connect("reports.sqlite"))',
+        is_our_sqlite,
+        ".sqlite",
     ),
     "hf-dataset-folder": ExportFormat(
-        write=write_dataset_folder,
-        is_ours=partial(is_our_folder, "hf-dataset-folder"),
+        write_dataset_folder,
+        "a dataset folder of the Hub",
+        'datasets.load_dataset("./reports-dataset", "matrices")',
         suffix="-dataset",
-        what="a dataset folder of the Hub",
-        opens='datasets.load_dataset("./reports-dataset", "matrices")',
     ),
 }
+
+
+def _is_ours(to: str, path: Path) -> bool:
+    """Whether what lies at a path is an export to a format, which nobody has touched."""
+    known = FORMATS[to].is_our_file
+    return is_our_folder(to, path) if known is None else known(path)
 
 
 @dataclass(frozen=True)
@@ -122,17 +111,10 @@ class ExportResult:
     """What was written."""
 
     output: Path
-    """The file or folder."""
-
     rows: Mapping[str, int]
-    """By table: its rows, 0 or more."""
-
     reports: int
-    """Reports that went in, 1 or more."""
-
     older: int
     """Those of them that lack columns or tables, 0 or more."""
-
     absent: tuple[str, ...]
     """What these lack."""
 
@@ -163,9 +145,8 @@ def export(
                 rows[name] += len(table)
             yield part
 
-    form = FORMATS[to]
-    with placing(output, form.is_ours, f"an export to {to}") as aside:
-        form.write(aside, Export(names, metadata, parts()))
+    with placing(output, partial(_is_ours, to), f"an export to {to}") as aside:
+        FORMATS[to].write(aside, Export(names, metadata, parts()))
     return ExportResult(
         output=output,
         rows=rows,
@@ -177,7 +158,7 @@ def export(
 
 def default_output(run: Path, to: str) -> Path:
     """Where an export goes when no place is given: in the working folder, called after RUN."""
-    return Path(f"{run.absolute().resolve().name or 'reports'}{FORMATS[to].suffix}")
+    return Path(f"{run.absolute().resolve().name or 'reports'}{FORMATS[to].suffix or f'-{to}'}")
 
 
 def _refuse_twins(reports: Sequence[Report]) -> None:
@@ -211,29 +192,16 @@ def _part(report: Report, names: Sequence[str]) -> TablePart:
 
 def report_row(metadata: ReportMetadata) -> dict[str, Cell]:
     """The row of a report in the table `reports`: what its metadata say, null where they do not."""
-    settings = metadata["settings"]
+    told: Mapping[str, Any] = metadata
+    settings = told["settings"]
+    names = "family pair label label_reason gates version schema started seconds"
+    values = {name: told.get(name) for name in names.split()}
+    values |= {name: settings.get(name) for name in ("relation", "chosen")}
     method = settings["method"]
-    values: dict[str, object] = {
-        "family": metadata["family"],
-        "pair": metadata["pair"],
-        "label": metadata.get("label"),
-        "label_reason": metadata.get("label_reason"),
-        "gates": metadata.get("gates"),
-        "version": metadata["version"],
-        "schema": metadata["schema"],
-        "started": metadata.get("started"),
-        "seconds": metadata.get("seconds"),
-        "precision": method["precision"],
-        "nulls": method.get("nulls"),
-        "seed": method.get("seed"),
-        "subspaces": method.get("subspaces"),
-        "relation": settings.get("relation"),
-        "chosen": settings.get("chosen"),
-        "metadata": _plain(metadata),
-    }
+    values |= {name: method.get(name) for name in ("precision", "nulls", "seed", "subspaces")}
+    values["metadata"] = _plain(metadata)
     for side in SIDES:
-        for key, value in metadata[side].items():
-            values[f"{side}_{key}"] = value
+        values |= {f"{side}_{key}": value for key, value in told[side].items()}
     return {column.name: _as(column.type, values[column.name]) for column in REPORTS}
 
 

@@ -44,16 +44,9 @@ class TablePart:
     """What one report adds."""
 
     family: str
-    """The family of its pair."""
-
     pair: str
-    """The name of its pair."""
-
     metadata: ReportMetadata
-    """How it was made."""
-
     tables: Mapping[str, pa.Table]
-    """Its tables by name."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +55,7 @@ class Export:
 
     names: tuple[str, ...]
     """The tables, `reports` first."""
-
     provenance: tuple[ReportMetadata, ...]
-    """How each report was made."""
-
     parts: Iterable[TablePart]
     """What each report adds; can be read once."""
 

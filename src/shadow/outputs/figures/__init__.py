@@ -9,7 +9,6 @@ window, backend or setting of a user plays a part.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +21,7 @@ from shadow.outputs.figures.lineage import draw_lineage
 from shadow.outputs.figures.modules import draw_modules
 from shadow.outputs.figures.source import Choice, FigureData, read_source
 from shadow.outputs.figures.spectrum import draw_spectrum
-from shadow.outputs.figures.style import STYLE, styled, undrawn
+from shadow.outputs.figures.style import MARK, STYLE, empty_figure, saved, styled, undrawn
 from shadow.reports.columns import delta_metrics
 from shadow.text import visible
 
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 
 
 FORMATS = ("svg", "pdf", "png")
-MARK = "shadow-audit figure"  # in the metadata of every file, by which an own figure is known again
 LARGEST = 100_000_000  # bytes of a file that may be such a figure
 MOST_REPORTS = 4  # in one figure
 MOST_STEPS = 40  # of a lineage, which need not be one chain
@@ -65,7 +63,7 @@ def write_figure(
 
 
 def is_our_figure(path: Path) -> bool:
-    """Was the file drawn by this command?"""
+    """Whether the file was drawn by this command."""
     content = read_start(path, LARGEST) or b""
     return len(content) < LARGEST and MARK.encode() in content
 
@@ -98,29 +96,13 @@ def draw(
                 *notes,
                 f"drawn as boxes, as {STYLE['font.family']} has no such letters: {visible(boxes)}",
             ]
-        content = io.BytesIO()
-        figure.savefig(content, format=suffix, metadata=_metadata(suffix))
-    return content.getvalue(), notes
+        return saved(figure, suffix), notes
 
 
 def compose(kind: str, sources: list[FigureData], choice: Choice) -> tuple[Figure, list[str]]:
     """The figure as matplotlib's objects, and what was chosen. Call it and save it in `styled`."""
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    figure = Figure(
-        figsize=(choice.width, choice.width), layout=ConstrainedLayoutEngine(h_pad=0.02, w_pad=0.02)
-    )
+    figure = empty_figure(choice.width, choice.width)
     return figure, DRAWN[kind](figure, sources, choice)
-
-
-def _metadata(suffix: str) -> dict[str, str | None]:
-    """Who drew it, and no date."""
-    if suffix == "png":
-        return {"Software": MARK}
-    if suffix == "svg":
-        return {"Creator": MARK, "Date": None}
-    return {"Creator": MARK, "Producer": MARK, "CreationDate": None}
 
 
 DRAWN: dict[str, Callable[[Figure, list[FigureData], Choice], list[str]]] = {

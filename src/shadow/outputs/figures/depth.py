@@ -25,11 +25,12 @@ from shadow.outputs.figures.style import (
     annotate,
     axis_label,
     entitle,
+    interval_text,
     legend_above,
     quieten,
     spread,
     thinned,
-    told_interval,
+    whole_numbers,
 )
 from shadow.places.groups import UP
 from shadow.summary.layer_medians import ranked
@@ -86,11 +87,9 @@ def draw_depth(figure: Figure, sources: list[FigureData], choice: Choice) -> lis
     annotate(
         figure,
         f"lower panels: all modules{quartiles}",
-        f"right: median of all{told_interval(sources)}",
+        f"right: median of all{interval_text(sources)}",
     )
-    from matplotlib.ticker import MaxNLocator
-
-    bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
+    whole_numbers(bottom.xaxis)
     for axes in (top, middle, bottom):
         quieten(axes)
     entitle(figure, sources, choice)

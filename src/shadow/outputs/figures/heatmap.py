@@ -8,7 +8,7 @@ import numpy as np
 
 from shadow.errors import ShadowError
 from shadow.outputs.figures.source import Choice, FigureData, all_null, chosen_modules, shown
-from shadow.outputs.figures.style import PALE, annotate, axis_label, entitle
+from shadow.outputs.figures.style import PALE, annotate, axis_label, entitle, whole_numbers
 from shadow.summary.layer_medians import ranked
 
 if TYPE_CHECKING:
@@ -47,9 +47,7 @@ def draw_heatmap(figure: Figure, sources: list[FigureData], choice: Choice) -> l
     _mark_negative(axes, values)
     axes.set_yticks(range(len(modules)), [shown(name, 24) for name in modules])
     axes.set_ylim(len(modules) - 0.5, -0.5)
-    from matplotlib.ticker import MaxNLocator
-
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    whole_numbers(axes.xaxis)
     axes.set_xlabel("layer")
     for spine in axes.spines.values():
         spine.set_visible(False)

@@ -10,7 +10,16 @@ import numpy as np
 from shadow.comparing.lineage import Chain, Step, lineage
 from shadow.errors import ShadowError
 from shadow.outputs.figures.source import Choice, FigureData, shown
-from shadow.outputs.figures.style import BLACK, GREY, PALE, annotate, entitle, legend_above, quieten
+from shadow.outputs.figures.style import (
+    BLACK,
+    GREY,
+    PALE,
+    annotate,
+    entitle,
+    legend_above,
+    plain_numbers,
+    quieten,
+)
 from shadow.telling.reading import read_step
 
 if TYPE_CHECKING:
@@ -75,40 +84,23 @@ def _draw_sizes(axes: Axes, steps: Sequence[Step]) -> None:
     axes.plot(range(len(steps)), sizes, color=GREY, linewidth=0.7, zorder=1)
     for place, (step, size) in enumerate(zip(steps, sizes, strict=True)):
         filled = step.relative_norm_unrounded is not None
-        axes.plot(
-            [place],
-            [size],
-            "o",
-            color=BLACK,
-            markerfacecolor=BLACK if filled else "white",
-            markersize=4,
-        )
+        fill = BLACK if filled else "white"
+        axes.plot([place], [size], "o", color=BLACK, markerfacecolor=fill, markersize=4)
     if np.isfinite(sizes).any():
-        from matplotlib.ticker import FuncFormatter, NullFormatter
-
         axes.set_yscale("log")
         axes.set_ylim(
             10 ** np.floor(np.log10(np.nanmin(sizes))),
             10 ** np.ceil(np.log10(np.nanmax(sizes) * 1.01)),
         )
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        plain_numbers(axes.yaxis)
     axes.set_ylabel("relative norm")
 
 
 def _draw_kept(axes: Axes, steps: Sequence[Step]) -> None:
     for place, step in enumerate(steps):
         if step.kept is None:
-            axes.text(
-                place,
-                0.5,
-                "not known",
-                ha="center",
-                va="center",
-                fontsize=5,
-                color=GREY,
-                rotation=90,
-            )
+            small = {"ha": "center", "va": "center", "fontsize": 5, "color": GREY, "rotation": 90}
+            axes.text(place, 0.5, "not known", **small)
         else:
             axes.bar([place], [1.0], width=0.6, color=PALE, linewidth=0)
             axes.bar([place], [step.kept], width=0.6, color=GREY, linewidth=0)
@@ -130,8 +122,7 @@ def _draw_groups(axes: Axes, steps: Sequence[Step]) -> None:
             colour, hatch = GROUPS.get(name, OTHER)
             axes.bar(
                 range(len(steps)), share, 0.6, below, label=name, color=colour, hatch=hatch,
-                edgecolor="white",
-                linewidth=0.3,
+                edgecolor="white", linewidth=0.3,
             )  # fmt: skip
             below = below + share
     axes.set_ylim(0, 1)

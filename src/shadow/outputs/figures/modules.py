@@ -21,9 +21,9 @@ from shadow.outputs.figures.style import (
     PALE,
     annotate,
     entitle,
+    interval_text,
     legend_above,
     spread,
-    told_interval,
 )
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def draw_modules(figure: Figure, sources: list[FigureData], choice: Choice) -> l
     axes.set_xlabel("concentration (0: the sign-flip null)")
     annotate(
         figure,
-        f"medians{told_interval(sources)}; open: no spread over layers",
+        f"medians{interval_text(sources)}; open: no spread over layers",
         f"tick: a matrix{counted}; grey: within {MARGIN:g} of 0",
     )
     if len(sources) > 1:

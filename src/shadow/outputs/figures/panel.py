@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
 from shadow.outputs.figures.source import shown
@@ -13,8 +12,11 @@ from shadow.outputs.figures.style import (
     RED,
     annotate,
     axis_label,
+    empty_figure,
     quieten,
+    saved,
     styled,
+    whole_numbers,
 )
 from shadow.summary.by_layer import PairByLayer
 
@@ -25,12 +27,7 @@ ROW = 1.5  # inches a metric
 def draw_panel(pairs: Sequence[PairByLayer], metrics: Sequence[str]) -> bytes:
     """The panel as SVG. Pairs without a changed layer have an empty column."""
     with styled():
-        from matplotlib.figure import Figure
-        from matplotlib.layout_engine import ConstrainedLayoutEngine
-        from matplotlib.ticker import MaxNLocator
-
-        size = (max(3.3, COLUMN * len(pairs)), ROW * len(metrics) + 0.6)
-        figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(h_pad=0.02, w_pad=0.02))
+        figure = empty_figure(max(3.3, COLUMN * len(pairs)), ROW * len(metrics) + 0.6)
         grid = figure.subplots(len(metrics), len(pairs), sharex="col", sharey="row", squeeze=False)
         for row, metric in enumerate(metrics):
             for column, pair in enumerate(pairs):
@@ -56,7 +53,7 @@ def draw_panel(pairs: Sequence[PairByLayer], metrics: Sequence[str]) -> bytes:
                     )
                 if row == len(metrics) - 1:
                     axes.set_xlabel("layer")
-                    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+                    whole_numbers(axes.xaxis)
                 if column == 0:
                     axes.set_ylabel(axis_label(metric))
                 quieten(axes)
@@ -67,11 +64,7 @@ def draw_panel(pairs: Sequence[PairByLayer], metrics: Sequence[str]) -> bytes:
             "noise alone: independent entries of the delta's norm; rounding alone: of its norm /"
             " floor_ratio",
         )
-        content = io.BytesIO()
-        figure.savefig(
-            content, format="svg", metadata={"Creator": "shadow-audit figure", "Date": None}
-        )
-    return content.getvalue()
+        return saved(figure, "svg")
 
 
 def _drawn(values: Sequence[float | None]) -> list[float]:

@@ -29,24 +29,17 @@ class Choice:
 
     component: str | None = None
     """The component; None: language, or the one of most layers."""
-
     modules: tuple[str, ...] = ()
     """Names or patterns such as `attn.*`; empty: see each figure."""
-
     layer: int | None = None
     """The layer of a spectrum, from 0; None: the middle."""
-
     expert: int | None = None
     """The expert of a spectrum, from 0; None: the first."""
-
     metric: str | None = None
     """The column that is drawn; None: see each figure."""
-
     width: float = COLUMN
     """Inches, above 0."""
-
     title: bool = True
-    """Is it written above which reports these are?"""
 
 
 @dataclass(frozen=True)
@@ -54,11 +47,7 @@ class FigureData:
     """A report that is drawn, of one component."""
 
     report: SummarisedReport
-    """The report."""
-
     component: str
-    """The component."""
-
     deltas: pd.DataFrame
     """Its delta rows. All numbers are float64, NaN where one is missing, as matplotlib wants."""
 

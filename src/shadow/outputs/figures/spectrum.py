@@ -11,7 +11,15 @@ import pyarrow.compute as pc
 
 from shadow.errors import ShadowError
 from shadow.outputs.figures.source import Choice, FigureData, chosen_modules, shown
-from shadow.outputs.figures.style import BLACK, BLUE, RED, SUBJECTS, entitle, legend_above
+from shadow.outputs.figures.style import (
+    BLACK,
+    BLUE,
+    RED,
+    SUBJECTS,
+    entitle,
+    legend_above,
+    plain_numbers,
+)
 from shadow.places.groups import UP
 from shadow.reports.report import Report
 
@@ -43,11 +51,8 @@ def draw_spectrum(figure: Figure, sources: list[FigureData], choice: Choice) -> 
             )  # fmt: skip
     axes.set_xscale("log")
     axes.set_yscale("log")
-    from matplotlib.ticker import FuncFormatter, NullFormatter
-
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.set_minor_formatter(NullFormatter())
+        plain_numbers(axis)
     axes.set_xlabel("index of the singular value")
     axes.set_ylabel("singular value")
     axes.legend(**legend_above([""]) | {"ncols": 3})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import textwrap
 import warnings
@@ -15,6 +16,7 @@ from shadow.reports.columns import SPECTRAL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 
@@ -91,6 +93,45 @@ STYLE: dict[Any, Any] = {
 }
 
 
+MARK = "shadow-audit figure"  # in the metadata of every file, by which an own figure is known again
+METADATA: dict[str, dict[str, str | None]] = {  # who drew a file, and no date
+    "png": {"Software": MARK},
+    "svg": {"Creator": MARK, "Date": None},
+    "pdf": {"Creator": MARK, "Producer": MARK, "CreationDate": None},
+}
+
+
+def empty_figure(width: float, height: float) -> Figure:
+    """A figure of so many inches, without pyplot."""
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    layout = ConstrainedLayoutEngine(h_pad=0.02, w_pad=0.02)
+    return Figure(figsize=(width, height), layout=layout)
+
+
+def saved(figure: Figure, suffix: str) -> bytes:
+    """The figure as a file of a format."""
+    content = io.BytesIO()
+    figure.savefig(content, format=suffix, metadata=METADATA[suffix])
+    return content.getvalue()
+
+
+def whole_numbers(axis: Axis) -> None:
+    """Ticks at whole numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(integer=True))
+
+
+def plain_numbers(axis: Axis) -> None:
+    """Numbers of a logarithmic axis as they are said, at powers of ten."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 @contextlib.contextmanager
 def styled() -> Iterator[None]:
     """The style of figures, whatever a user's own settings are; they are back afterwards."""
@@ -136,8 +177,8 @@ def entitle(figure: Figure, sources: Sequence[FigureData], choice: Choice, more:
     )
 
 
-def told_interval(sources: Sequence[FigureData]) -> str:
-    """What the bars are, where there are any."""
+def interval_text(sources: Sequence[FigureData]) -> str:
+    """What bars show, where there are any."""
     levels = {
         source.summary.interval_level or 0.0 for source in sources if not source.summary.no_interval
     }

@@ -10,55 +10,46 @@ nothing be fetched, whatever is in it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from markupsafe import Markup
 
 from shadow import __version__
 from shadow.audits.journal import JOURNAL
 from shadow.audits.list_index import read_index, report_folder
-from shadow.claims.explanations import ANSWERS
-from shadow.claims.gates import GATES
 from shadow.claims.label import MARGIN
-from shadow.claims.reference import bases_of, runs
-from shadow.claims.summary import Summary
-from shadow.comparing.gains import MEASURED_BY_OTHERS
-from shadow.comparing.lineage import following, lineage
+from shadow.comparing.lineage import Lineage, following, lineage
 from shadow.errors import ShadowError
 from shadow.files import PARTIAL, read_start, write_beside, writing
-from shadow.outputs.page.cards import MOST_CARDS, small_pictures
 from shadow.outputs.page.cells import metric_texts
 from shadow.outputs.page.html import environment, file_text, policy, script_json, scripts
 from shadow.outputs.page.pair import PairSection, read_pair
-from shadow.quantities import portion_of, text_of
-from shadow.reasons import REASONS
-from shadow.reports.columns import FIGURES, MATRICES, NOTATION
+from shadow.outputs.page.sections import Chart, LinkedTable, linked
+from shadow.quantities import Kind
+from shadow.reports.columns import NOTATION
 from shadow.summary.depth import LAYERS
+from shadow.telling.document import Block, Cell, Field, Section, Table, named, number, table_of
+from shadow.telling.lineage import lineage_document
 from shadow.telling.reading import SummarisedReport
-from shadow.telling.report import label_line
-from shadow.telling.size import of_what, parameter_ratio
+from shadow.telling.report import quantity
 
 GENERATOR = '<meta name="generator" content="shadow '  # how a page of ours is known
 TOP = 2000  # bytes within which it stands
+MOST_CARDS = 50  # pairs; more are in the table alone
 
 
-@dataclass(frozen=True)
-class Missing:
+class Missing(NamedTuple):
     """A pair without the report that was asked for."""
 
     where: str
     """Its folder below the one that was asked for."""
-
     state: str
     """failed, kept, pending, unfinished or unreadable."""
-
     why: str = ""
-    """Why, where that is known."""
-
     hint: str = ""
-    """What to do, where that is known."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +57,19 @@ class Written:
     """What became of a page."""
 
     pairs: int
-    """How many pairs it shows, 0 or more."""
-
     size: int
-    """Its size in bytes."""
-
+    """In bytes."""
     unreadable: list[tuple[str, ShadowError]]
     """(folder, fault) of the reports that could not be read."""
+
+
+MISSING = (
+    named("pair", "where"),
+    *(
+        Field(head, "text", of=of)
+        for head, of in (("state",) * 2, ("why",) * 2, ("what to do", "hint"))
+    ),
+)
 
 
 def write_page(
@@ -160,35 +157,65 @@ def page_bytes(
         "overview": [section.overview() for section in ranked],
     }
     followed = lineage([section.step for section in sections if section.step is not None])
+    numbers = {section.where: section.number for section in sections}
     html = environment().get_template("page.html.j2").render(
         title=sections[0].name if len(sections) == 1 else title,
         pairs=sections,
         ranked=ranked,
-        missing=missing,
-        lineage=followed if followed.is_one else None,
-        numbers={section.where: section.number for section in sections},
+        ranking=_ranking(ranked),
+        missing=table_of(MISSING, missing, "Without a report") if missing else None,
+        lineage=_lineage_blocks(followed, numbers) if followed.is_one else None,
         shared=script_json(shared),
         style=Markup(file_text("page.css")),  # noqa: S704 - a file of ours
         scripts=scripts(),
         policy=policy(scripts().values()),
         generator=Markup(f'{GENERATOR}{__version__}">'),  # noqa: S704 - text of ours
-        texts={column.name: column.text for column in (*MATRICES, *FIGURES)},
-        gate_texts={name: gate.meaning for name, gate in GATES.items()},
-        answers=ANSWERS,
-        of_what=of_what,
-        label_line=label_line,
-        percentage=portion_of,
-        in_parameters=_in_parameters,
         most_cards=MOST_CARDS,
-        small_pictures=small_pictures,
-        measured_by_others=MEASURED_BY_OTHERS,
-        bases_of=bases_of,
-        reasons={name: reason.text for name, reason in REASONS.items()},
-        regimes={run.regime: run.data for run in runs() if run.data != "other"},
+        chart=Chart,
         notation=NOTATION,
         version=__version__,
     )  # fmt: skip
     return html.encode()
+
+
+def _lineage_blocks(found: Lineage, numbers: Mapping[str, int]) -> list[Block]:
+    """The lineage as a document, with links from its steps to their pairs."""
+    tables = iter(found.chains)
+    blocks: list[Block] = []
+    for block in lineage_document(found).blocks:
+        if isinstance(block, Table):
+            chain = next(tables)
+            steps = (*chain.steps, *chain.whole)
+            block = linked(block, [f"#pair-{numbers[step.folder]}" for step in steps])
+        if not isinstance(block, Section):
+            blocks.append(block)
+    return blocks
+
+
+def _ranking(ranked: Sequence[PairSection]) -> LinkedTable:
+    """The table of all pairs."""
+    places = {
+        section.number: str(place)
+        for place, section in enumerate(ranked, 1)
+        if not section.failed and section.summary.figures.concentration is not None
+    }
+
+    def figure(name: str, kind: Kind) -> Callable[[PairSection], Cell]:
+        return lambda section: quantity(section.summary, name, kind)
+
+    fields = [
+        number("rank", lambda section: places.get(section.number), None),
+        named("pair", "name"),
+        number("concentration", figure("concentration", "fixed"), None),
+        number("relative norm", figure("relative_norm_overall", "share"), None),
+        number("PR", figure("participation_ratio", "number"), None),
+        number("null PR", figure("null_participation_ratio", "number"), None),
+        number("spikes", figure("spikes", "number"), None),
+        Field("label", "text", of=lambda one: one.summary.label if one.summary.has_label else ""),
+        Field("gates failed", "text", of=lambda section: ", ".join(section.failed)),
+    ]
+    links = [f"#pair-{section.number}" for section in ranked]
+    return linked(table_of(fields, ranked, "All pairs"), links)
 
 
 def _rank(section: PairSection) -> tuple[bool, float, str]:
@@ -246,13 +273,3 @@ def _refuse_foreign(output: Path) -> None:
         raise ShadowError(
             f"{output} is there already, and is no page of shadow", "choose another file with -o"
         )
-
-
-def _in_parameters(summary: Summary, figure: str) -> str:
-    """`; that of the parameters is 0.34`: what a ratio of energies is held against; empty where it
-    is unknown.
-    """
-    sizes = parameter_ratio(summary, figure)
-    if sizes is None:
-        return ""
-    return f"; that of the parameters is {text_of(sizes, 'ratio')}"

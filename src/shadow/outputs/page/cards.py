@@ -1,6 +1,4 @@
-"""A card for each of several pairs: the headline of its finding, and a small picture of where
-it moved.
-"""
+"""The small picture on the card of a pair: where it moved."""
 
 from __future__ import annotations
 
@@ -10,24 +8,17 @@ from itertools import groupby
 from markupsafe import Markup
 
 from shadow.quantities import share
-from shadow.summary.grid import Picture, by_component, picture
+from shadow.summary.grid import Picture, picture
 from shadow.summary.rows import GridRow
 
-MOST_CARDS = 50  # pairs; more are in the table alone
-COLUMNS = 40  # of a picture
+COLUMNS = 40
 LEVELS = 6  # colours of the page's scale
 
 
-def small_pictures(grid: Sequence[GridRow]) -> Markup:
-    """An SVG for each component that has layers and anything that moved; classes stand for the
-    colours of the page.
-    """
-    drawn = []
-    for component, rows in by_component(grid).items():
-        drawing = picture(rows, COLUMNS)
-        if drawing is not None:
-            drawn.append(_svg(component, drawing))
-    return Markup("").join(drawn)
+def small_picture(rows: Sequence[GridRow]) -> Markup:
+    """An SVG of one component's modules by layers; classes stand for the colours of the page."""
+    drawing = picture(rows, COLUMNS)
+    return Markup("") if drawing is None else _svg(rows[0].component, drawing)
 
 
 def _svg(component: str, drawing: Picture) -> Markup:

@@ -113,13 +113,10 @@ class Cell:
     """One place that has a matrix."""
 
     place: Key
-    """Its component, layer and module."""
-
     state: str
     """measured; alone (no base, so no delta); or, from the tuned side's tensors, identical or
     skipped.
     """
-
     reason: str | None
     """Why it was skipped, in words of tensors.parquet; None where it was not."""
 
@@ -129,7 +126,6 @@ class Matrices:
     """The rows of matrices.parquet: their places, and their numbers as they are asked for."""
 
     table: pa.Table
-    """The table as Arrow has it."""
 
     @cached_property
     def places(self) -> list[Key]:

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -15,8 +15,9 @@ import jinja2
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from shadow.quantities import Kind, text_of
-from shadow.telling.report import layers_filled
+from shadow.outputs.page.cards import small_picture
+from shadow.quantities import DASH, Quantity
+from shadow.telling.document import Cell
 from shadow.text import visible
 
 # our script, in this order
@@ -96,32 +97,16 @@ def _finalized(value: Any) -> Any:
     return value
 
 
-def _typeset(kind: Kind) -> Callable[[float | int | None], str]:
-    """The text of a quantity with a dash for null and a minus sign."""
-
-    def typeset(value: float | int | None) -> str:
-        if value is None:
-            return "–"
-        return text_of(value, kind).replace("-", "−")
-
-    return typeset
+def cell_text(cell: Cell) -> str:
+    """A cell of a table: a dash where nothing is known, a minus sign before what is below 0."""
+    if cell is None or str(cell) == DASH:
+        return "–"
+    return str(cell).replace("-", "−") if isinstance(cell, Quantity) else str(cell)
 
 
-FORMS = {
-    "number": _typeset("number"),
-    "fixed": _typeset("fixed"),
-    "percent": _typeset("share"),
-    "rounded": _typeset("about"),
-    "signed": _typeset("gain"),
-}
-
-
-def bounds(pair: Sequence[float] | None, form: str = "number") -> str:
-    """An interval as `0.31 to 0.42`; empty without one."""
-    if pair is None:
-        return ""
-    low, high = (FORMS[form](bound) for bound in pair)
-    return f"{low.removesuffix(' %')} to {high}"
+def kind_of(value: object) -> str:
+    """The kind of a block or cell, by which templates choose how to draw it."""
+    return type(value).__name__.lower()
 
 
 def environment() -> jinja2.Environment:
@@ -134,6 +119,6 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
         finalize=_finalized,
     )
-    jinja.filters |= {**FORMS, "bounds": bounds}
-    jinja.globals |= {"forms": FORMS, "layers_filled": layers_filled}
+    jinja.filters["cell"] = cell_text
+    jinja.globals |= {"kind_of": kind_of, "small_picture": small_picture}
     return jinja

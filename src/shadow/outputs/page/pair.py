@@ -1,13 +1,12 @@
-"""One report as the page tells it: what stands in the HTML, and the JSON of its charts."""
+"""One report on the page: its sections, and the JSON of its charts."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
-import pyarrow as pa
 from markupsafe import Markup
 
 from shadow.claims.reference import OPTIMIZERS, Position, ReferenceRun, runs
@@ -16,24 +15,17 @@ from shadow.comparing.lineage import Step
 from shadow.outputs.page.cells import Matrices, cells_of, drawn_cells
 from shadow.outputs.page.curves import points_for, short, thinned_spectra
 from shadow.outputs.page.html import script_json
-from shadow.reports.provenance import Provenance
+from shadow.outputs.page.sections import (
+    LISTED,
+    PageSection,
+    report_blocks,
+    sections_of,
+    skipped_rows,
+)
 from shadow.summary.depth import LAYERS
+from shadow.telling.document import Block, Headline
 from shadow.telling.reading import SummarisedReport, read_step
 from shadow.text import visible
-
-LISTED = 400  # skipped tensors of a page that are named one by one, or 40 of each pair
-
-
-class SkippedTensor(TypedDict):
-    """A tensor that was not measured, as the page lists it; None where tensors.parquet has null."""
-
-    tensor: str
-    side: str  # base or tuned
-    shape: str  # `64 × 32`
-    dtype: str | None
-    component: str | None
-    reason: str | None  # of shadow.reasons
-    detail: str | None
 
 
 class DrawnGain(TypedDict):
@@ -64,22 +56,14 @@ class PairSection:
 
     number: int
     """Its number there, from 0."""
-
     where: str
     """Its folder below the one that was asked for."""
-
     summary: Summary
-    """Its summary."""
-
-    provenance: Provenance
-    """How it was measured."""
-
-    skipped: list[SkippedTensor]
-    """Tensors that were not measured, as many as the page has room for."""
-
+    blocks: Mapping[str, Sequence[Block]]
+    """Those of its document, by what they are about."""
+    sections: Sequence[PageSection]
     data: Markup
     """JSON for the charts."""
-
     step: Step | None = None
     """The pair as a step of a lineage; None where it follows no other and none follows it, and for
     siblings.
@@ -129,9 +113,11 @@ class PairSection:
         ]
         return [*groups, *single]
 
-    def origins(self) -> list[tuple[str, str]]:
-        """Where the numbers come from, as titles and texts."""
-        return [(title, text) for title, text in _origins(self.where, self.provenance) if text]
+    @property
+    def card(self) -> list[Block]:
+        """Its headline, and a small picture of where it moved."""
+        headlines = [one for one in self.blocks["finding"] if isinstance(one, Headline)]
+        return [*headlines, *self.blocks.get("picture", ())]
 
 
 def read_pair(
@@ -167,12 +153,14 @@ def read_pair(
         "modules_table": [_rounded(vars(row)) for row in summary.modules],
         "depth": [_rounded(vars(row)) for row in summary.depth if row.layer < LAYERS],
     }
+    blocks = report_blocks(summary, report.provenance, where)
+    skipped = skipped_rows(tensors, max(40, LISTED // pairs))
     return PairSection(
         number=number,
         where=where,
         summary=summary,
-        provenance=report.provenance,
-        skipped=_skipped(tensors, max(40, LISTED // pairs)),
+        blocks=blocks,
+        sections=sections_of(summary, blocks, report.provenance, skipped),
         data=script_json(drawn),
         step=read_step(report, where) if with_step else None,
     )
@@ -181,7 +169,7 @@ def read_pair(
 def reference_distributions(
     place: Position | None, table: Sequence[ReferenceRun]
 ) -> dict[str, list[float]]:
-    """Median concentrations of the known trainings that a pair is held against, by what they are
+    """Median concentrations of the known trainings that a pair is compared with, by what they are
     called on the page.
 
     place is the summary's reference, null where the pair is like none of them; table is like
@@ -222,67 +210,3 @@ def _rounded(value: object) -> object:
 def _layer_counts(summary: Summary) -> dict[str, int]:
     """How many layers of each component were compared, the most first."""
     return dict(Counter(visible(row.component) for row in summary.depth).most_common())
-
-
-def _skipped(tensors: pa.Table, most: int) -> list[SkippedTensor]:
-    """The first skipped tensors by reason."""
-    wanted = ["tensor", "side", "shape", "dtype", "component", "reason", "detail"]
-    reasons = tensors["reason"].to_pylist()
-    # in Python, since Arrow's filters import pandas, which takes half a second
-    places = [
-        place for place, status in enumerate(tensors["status"].to_pylist()) if status == "skipped"
-    ]
-    places.sort(key=lambda place: (reasons[place] is None, reasons[place]))
-    told = tensors.select(wanted)
-    rows = [told.slice(place, 1).to_pylist()[0] for place in places[:most]]
-    return [
-        SkippedTensor(
-            tensor=row["tensor"],
-            side=row["side"],
-            shape=" × ".join(map(str, row["shape"])),
-            dtype=row["dtype"],
-            component=row["component"],
-            reason=row["reason"],
-            detail=row["detail"],
-        )
-        for row in rows
-    ]
-
-
-def _origins(where: str, provenance: Provenance) -> list[tuple[str, str]]:
-    """Titles and texts; an empty text where an older report does not tell it."""
-    filters = [
-        f"{name} {', '.join(map(str, values))}"
-        for name, values in (
-            ("components", provenance.components),
-            ("layers", provenance.layers),
-            ("modules", provenance.modules),
-        )
-        if values
-    ]
-    nulls = "not sampled"
-    if provenance.nulls:
-        nulls = f"{provenance.nulls} sign flips, seed {provenance.seed}"
-    took = ""
-    if provenance.seconds is not None:
-        took = f"{provenance.seconds:.1f} s"
-    libraries = (f"{name} {version}" for name, version in sorted(provenance.libraries.items()))
-    sides = [
-        (f"{side} {key}", text or "")
-        for side, checkpoint in (("base", provenance.base), ("tuned", provenance.tuned))
-        for key, text in checkpoint.as_json().items()
-    ]
-    return [
-        *sides,
-        ("relation", provenance.relation or ""),
-        ("report", where),
-        ("shadow", f"{provenance.version}, schema {provenance.schema}"),
-        ("precision", provenance.precision),
-        ("nulls", nulls),
-        ("only", "; ".join(filters)),
-        ("computed in", provenance.compute_dtype or ""),
-        ("on", provenance.device or ""),
-        ("with", ", ".join(libraries)),
-        ("started", provenance.started or ""),
-        ("took", took),
-    ]

@@ -1,0 +1,186 @@
+"""The sections of a report on the page: blocks of its document, and the charts among them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from shadow.claims.summary import Summary
+from shadow.reports.provenance import Provenance as Origin
+from shadow.telling.details import all_scores, components_table, gates_blocks, resampling_note
+from shadow.telling.document import (
+    Block,
+    Column,
+    Figures,
+    Note,
+    Paragraph,
+    Provenance,
+    Table,
+)
+from shadow.telling.report import report_document
+
+LISTED = 400  # skipped tensors of a page that are named one by one, or 40 of each pair
+TENSOR = ("tensor", "side", "component", "shape", "dtype", "reason", "detail")
+
+
+@dataclass(frozen=True)
+class Chart(Block):
+    """A chart that the page's script draws, with its controls."""
+
+    name: str
+    """One of those in charts.html.j2."""
+    has_table: bool = True
+    """Whether its numbers can be opened as a table below it."""
+
+
+@dataclass(frozen=True)
+class Fold(Block):
+    """Blocks that are shown when their title is clicked."""
+
+    title: str
+    blocks: Sequence[Block]
+
+
+@dataclass(frozen=True)
+class LinkedTable(Table):
+    """A table whose names lead somewhere: to one address of the page in each row."""
+
+    links: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class PageSection:
+    """A section of a pair: its name in addresses, what the contents call it, its heading."""
+
+    name: str
+    contents: str
+    title: str
+    blocks: Sequence[Block]
+
+
+TITLES: Mapping[str, tuple[str, str]] = {
+    "headline": ("Finding", ""),
+    "heat": ("Heat map", "Layer by module"),
+    "claims": ("Other explanations", "Other explanations"),
+    "gates": ("Gates and label", "Gates and label"),
+    "spectra": ("Spectra", "Spectra"),
+    "depth": ("Depth", "Depth profiles"),
+    "concentration": ("Concentration", "Concentration"),
+    "energy": ("Energy", "Update energy"),
+    "components": ("Components", "Side by side"),
+    "modules": ("Modules", "By module"),
+    "scores": ("Scores", "Scores"),
+    "skipped": ("Not measured", "Not measured"),
+    "provenance": ("Provenance", "Provenance"),
+}
+
+
+def report_blocks(summary: Summary, origin: Origin, where: str) -> dict[str, list[Block]]:
+    """The blocks of a report's document by the section that they stand in."""
+    blocks: dict[str, list[Block]] = {}
+    for block in report_document(summary, origin.told, Path(where)).blocks:
+        blocks.setdefault(block.about, []).append(block)
+    return blocks
+
+
+def sections_of(
+    summary: Summary,
+    blocks: Mapping[str, Sequence[Block]],
+    origin: Origin,
+    skipped: Sequence[Sequence[str]],
+) -> list[PageSection]:
+    """The sections of a pair that have anything in them."""
+    answers = blocks.get("claims", ())
+    content: dict[str, Iterable[Block]] = {
+        "headline": sorted(blocks["finding"], key=_rank),
+        "heat": [Chart("heat"), Chart("experts")],
+        "claims": answers or [Paragraph("No other explanation applies.", quiet=True)],
+        "gates": gates_blocks(summary),
+        "spectra": [Chart("spectra")],
+        "depth": [Chart("depth"), *blocks.get("depth", ())],
+        "concentration": [Chart("concentration")],
+        "energy": [Chart("energy")],
+        "modules": blocks.get("modules", [Paragraph("Nothing changed.")]),
+        "skipped": [*blocks.get("skipped", ()), *_skipped(summary, skipped)],
+        "provenance": [
+            *blocks["provenance"],
+            resampling_note(summary),
+            Provenance(origins(origin)),
+        ],
+    }
+    if len(summary.components) > 1:
+        content["components"] = [components_table(summary.components), Chart("sides")]
+    if summary.scores:
+        content["scores"] = all_scores(summary)
+    return [
+        PageSection(name, *titles, blocks=[*content[name]])
+        for name, titles in TITLES.items()
+        if name in content
+    ]
+
+
+def _rank(block: Block) -> int:
+    """Warnings stand above figures, and the main figures above all of them."""
+    if isinstance(block, Figures):
+        return 2 + (block.when == "full")
+    return int(isinstance(block, Note))
+
+
+def _skipped(summary: Summary, rows: Sequence[Sequence[str]]) -> list[Block]:
+    count = summary.counts["skipped"]
+    if not rows:
+        return [] if count else [Paragraph("Every tensor was measured or is identical.")]
+    all_of = f"All {count:,} tensors"
+    rest: list[Block] = []
+    if len(rows) < count:
+        all_of = f"The first {len(rows):,} of {count:,} tensors"
+        rest = [Paragraph("The rest is in tensors.parquet.", quiet=True)]
+    columns = [Column(head, "name" if head == "tensor" else "text") for head in TENSOR]
+    return [Fold(all_of, [Table(columns, rows), *rest])]
+
+
+def skipped_rows(tensors: pa.Table, most: int) -> list[list[str]]:
+    """The cells of the first skipped tensors, by reason."""
+    reasons = tensors["reason"].to_pylist()
+    # in Python, since Arrow's filters import pandas, which takes half a second
+    places = [
+        place for place, status in enumerate(tensors["status"].to_pylist()) if status == "skipped"
+    ]
+    places.sort(key=lambda place: (reasons[place] is None, reasons[place]))
+    chosen = tensors.select(TENSOR)
+    rows = [chosen.slice(place, 1).to_pylist()[0] for place in places[:most]]
+    return [
+        [" × ".join(map(str, row[name])) if name == "shape" else row[name] or "" for name in TENSOR]
+        for row in rows
+    ]
+
+
+def origins(origin: Origin) -> list[tuple[str, str]]:
+    """Which checkpoints were compared, and what made the numbers; without what an older report
+    does not say.
+    """
+    sides = [
+        (f"{side} {key}", text)
+        for side, checkpoint in (("base", origin.base), ("tuned", origin.tuned))
+        for key, text in checkpoint.as_json().items()
+    ]
+    nulls = f"{origin.nulls} sign flips, seed {origin.seed}" if origin.nulls else "not sampled"
+    libraries = (f"{name} {version}" for name, version in sorted(origin.libraries.items()))
+    rows = [
+        *sides,
+        ("relation", origin.relation),
+        ("nulls", nulls),
+        ("computed in", origin.compute_dtype),
+        ("on", origin.device),
+        ("with", ", ".join(libraries)),
+        ("started", origin.started),
+    ]
+    return [(name, text) for name, text in rows if text]
+
+
+def linked(table: Table, links: Sequence[str]) -> LinkedTable:
+    """The table with an address for each row."""
+    return LinkedTable(table.columns, table.rows, table.title, links=links)

@@ -1,0 +1,162 @@
+"""Tables of a report for which only a page has room: every gate, the evidence beside noise, known
+trainings, components side by side, and the means of groups of benchmarks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from shadow.claims.gates import GATES, Gate
+from shadow.claims.reference import bases_of, runs
+from shadow.quantities import Kind, Quantity, bounds_text, text_of
+from shadow.reports.columns import FIGURES, MATRICES
+from shadow.telling.document import (
+    Block,
+    Cell,
+    Column,
+    Field,
+    Paragraph,
+    Provenance,
+    Table,
+    Word,
+    named,
+    number,
+    table_of,
+)
+from shadow.telling.report import FAILED
+from shadow.telling.scores import ROWS, scores_blocks
+
+if TYPE_CHECKING:
+    from shadow.claims.label import Evidence
+    from shadow.claims.reference import Position
+    from shadow.claims.summary import Summary
+    from shadow.summary.rows import ComponentRow
+
+COMPONENT_FIGURES: Sequence[tuple[str, str, Kind]] = (
+    ("tensors", "tensors", "count"),
+    ("matrices", "matrices changed", "count"),
+    ("identical", "identical", "count"),
+    ("relative_norm", "relative norm", "share"),
+    ("energy_share", "share of the energy", "share"),
+    ("concentration", "concentration", "fixed"),
+    ("participation_ratio", "participation ratio", "number"),
+    ("null_participation_ratio", "the same with random signs", "number"),
+    ("spikes", "spikes", "number"),
+    ("stable_rank", "stable rank of the delta", "number"),
+    ("effective_rank_shift", "effective-rank shift", "number"),
+    ("effective_layers", "layers that hold the energy", "number"),
+    ("depth_layers", "of layers", "number"),
+    ("attention_to_mlp", "attention : MLP", "number"),
+)
+
+
+def gates_blocks(summary: Summary) -> Iterator[Block]:
+    """Every gate with its figure, the label or why there is none, and what speaks for it."""
+    title = "Gates: what must hold for the figures to be those of a training"
+    yield table_of(GATE, summary.gates, title)
+    if summary.reference and summary.has_label:
+        label = f"Label by comparison with the lab: {summary.label_reason}."
+        yield Paragraph(label, lead=summary.label.capitalize())
+    if summary.evidence:
+        title = "Evidence: figures of this pair, beside those of noise"
+        yield table_of(EVIDENCE, summary.evidence, title)
+    if summary.reference:
+        yield Paragraph(_among_known(summary.reference))
+    if not summary.has_label:
+        reason = "" if summary.failed_gates else f": {summary.label_reason}"
+        yield Paragraph(f"Label: {summary.label}{reason}.", quiet=True)
+
+
+def _needs(gate: Gate) -> str:
+    bound = "at most" if gate.name == "formats" else "at least"
+    return f"{bound} {text_of(gate.threshold, 'number')}"
+
+
+def _explained(name: str, texts: Mapping[str, str]) -> Word:
+    return Word(name.replace("_", " "), aside=texts.get(name, ""))
+
+
+GATE = (
+    named("gate", lambda gate: _explained(gate.name, {n: one.meaning for n, one in GATES.items()})),
+    Field("result", "text", of=lambda gate: Word("passed", "passed") if gate.passed else FAILED),
+    number("figure", "figure", "number"),
+    number("needs", _needs, None),
+    Field("reason", "text", of="reason"),
+)
+
+
+def _spread(row: Evidence) -> str | None:
+    return bounds_text(row.interval, "number") if row.interval else None
+
+
+COLUMN_TEXTS = {column.name: column.text for column in (*MATRICES, *FIGURES)}
+EVIDENCE = (
+    named("figure", lambda row: _explained(row.name, COLUMN_TEXTS)),
+    number("here", "figure", "number"),
+    number("spread", _spread, None),
+    number("of noise", "without", "number"),
+    Field("says", "text", of="says"),
+)
+
+
+def _among_known(place: Position) -> str:
+    """Where the pair lies among known trainings, and the nearest of them."""
+    data = {run.regime: f", {run.data} data" for run in runs() if run.data != "other"}
+    nearest = "; ".join(
+        f"{row.regime}{data.get(row.regime, '')}, {row.treatment}"
+        f" ({text_of(row.concentration, 'fixed')})"
+        for row in place.nearest
+    )
+    optimizer = f" with {place.optimizer}" if place.optimizer else ""
+    bases = text_of(bases_of(place.short_side, place.optimizer), "count")
+    return (
+        f"Among known trainings of {place.short_side}-wide matrices{optimizer}, the concentration"
+        f" lies above {text_of(place.narrow_below, 'share')} of the"
+        f" {text_of(place.narrow, 'count')} on narrow data and above"
+        f" {text_of(place.broad_below, 'share')} of the {text_of(place.broad, 'count')} on broad"
+        f" data, of {bases} bases. The nearest (regimes of docs/lab.md): {nearest}."
+    )
+
+
+def components_table(components: Sequence[ComponentRow]) -> Table:
+    """A column for each component, with the spread of a figure over layers where it has one."""
+    rows: list[Sequence[Cell]] = []
+    for name, title, kind in COMPONENT_FIGURES:
+        cells: list[Cell] = []
+        for row in components:
+            low, high = row.intervals.get(name) or (None, None)
+            cells.append(Quantity(getattr(row, name), kind, low, high))
+        rows.append([title, *cells])
+    columns = [Column("figure", "name"), *(Column(row.component) for row in components)]
+    return Table(columns, rows, "Components side by side")
+
+
+def all_scores(summary: Summary) -> Iterator[Block]:
+    """Every benchmark, and the mean gain of each group of them."""
+    files = ", ".join(file.name for file in summary.score_files)
+    yield Paragraph(
+        f"Measured by others and repeated as they were given{f', in {files}' if files else ''}. A"
+        " gain is positive where the tuned model is better. A score alone does not tell what kind"
+        " of change earned it.",
+        quiet=True,
+    )
+    yield from scores_blocks(summary, most=max(ROWS, len(summary.scores)))
+    if groups := [row for row in summary.score_groups if row.group]:
+        yield table_of(GROUP, groups, "Means of groups")
+
+
+GROUP = (
+    named("group"),
+    number("benchmarks", lambda row: f"mean of {row.benchmarks:,}", None),
+    number("gain", "gain", "gain"),
+    number("±", "gain_stderr", "ratio"),
+    Field("", "text", of=lambda row: row.reason or ""),
+)
+
+
+def resampling_note(summary: Summary) -> Provenance:
+    """How spreads over layers were drawn, and what they cover."""
+    how = summary.resampling
+    text = f"{how['kind']}; {how['draws']:,} draws, seed {how['seed']}; unit: {how['unit']}"
+    return Provenance([("spread over layers", f"{text}; it covers {how['covers']}")])
