@@ -18,6 +18,8 @@ import effort  # noqa: F401
 import pytest
 from command import Run, run_shadow
 
+pytest.register_assert_rewrite("hub_pairs")  # before a test imports it
+
 # A process in the background inherits that interrupts are ignored; commands under test must not.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import models
 import pytest
 import torch
 from command import Run, Started
 from hub import Hub
-from safetensors.torch import save_file
 
 SECRET = "hf_" + "Sesame7" * 5
 MODEL = "model.safetensors"
@@ -51,23 +50,6 @@ FEW = {
 }
 
 
-def write(folder: Path, weights: dict[str, torch.Tensor], shards: int = 1) -> Path:
-    """A checkpoint of so many shards, cut in the order of its tensors."""
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text('{"model_type": "llama"}')
-    if shards == 1:
-        save_file(weights, folder / MODEL)
-        return folder
-    names, weight_map = list(weights), {}
-    for number in range(shards):
-        file = f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
-        mine = names[number * len(names) // shards : (number + 1) * len(names) // shards]
-        save_file({name: weights[name] for name in mine}, folder / file)
-        weight_map |= dict.fromkeys(mine, file)
-    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    return folder
-
-
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """`base` in three shards and `tuned` in two, which end at other tensors; and a pair of one
@@ -75,10 +57,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """
     top = tmp_path_factory.mktemp("checkpoints")
     return {
-        "base": write(top / "base", tensors(decoder(), 0), 3),
-        "tuned": write(top / "tuned", tensors(decoder(), 1), 2),
-        "small-base": write(top / "small-base", tensors(FEW, 0)),
-        "small-tuned": write(top / "small-tuned", tensors(FEW, 1)),
+        "base": models.sharded(top / "base", tensors(decoder(), 0), 3),
+        "tuned": models.sharded(top / "tuned", tensors(decoder(), 1), 2),
+        "small-base": models.write(top / "small-base", tensors(FEW, 0), models.LLAMA),
+        "small-tuned": models.write(top / "small-tuned", tensors(FEW, 1), models.LLAMA),
     }
 
 

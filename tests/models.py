@@ -39,6 +39,26 @@ def write(folder: Path, tensors: dict[str, torch.Tensor], config: dict | None = 
     return folder
 
 
+def toy(folder: Path, seed: int, layers: int = 2, size: int = 8) -> Path:
+    """A checkpoint of the matrices of a seed."""
+    return write(folder, matrices(seed, layers, size), LLAMA)
+
+
+def sharded(folder: Path, tensors: dict[str, torch.Tensor], shards: int) -> Path:
+    """A checkpoint of so many shards, cut in the order of its tensors."""
+    folder.mkdir(parents=True)
+    names, weight_map = list(tensors), {}
+    for number in range(shards):
+        file = f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
+        mine = names[number * len(names) // shards : (number + 1) * len(names) // shards]
+        save_file({name: tensors[name].contiguous() for name in mine}, folder / file)
+        weight_map |= dict.fromkeys(mine, file)
+    index = json.dumps({"metadata": {}, "weight_map": weight_map})
+    (folder / "model.safetensors.index.json").write_text(index)
+    (folder / "config.json").write_text(json.dumps(LLAMA))
+    return folder
+
+
 def perturbed(source: Path, target: Path, size: float = 1e-2, seed: int = 0) -> Path:
     """A copy of a one-file checkpoint with noise of relative size on every tensor."""
     generator = torch.Generator().manual_seed(seed)

@@ -12,11 +12,16 @@ from typing import Any
 
 import typer.main
 
+from shadow.claims.explanations import EXPLANATIONS
+from shadow.claims.gates import GATES
+from shadow.claims.recognised import RECOGNISED
 from shadow.cli.commands import app
 from shadow.cli.examples import EXAMPLES
 from shadow.reports.columns import DELTA, FIGURES, RESIDUAL, SCORES, SPECTRAL
 
 ROOT = Path(__file__).parents[1]
+CLAIMS = {"Gates": GATES, "What is recognised": RECOGNISED, "Other explanations": EXPLANATIONS}
+CLAIM_HEADS = ("code", "claim", "holds if", "judged by", "null")
 DIAGNOSTICS = (*SPECTRAL, *DELTA, *RESIDUAL, *FIGURES, *SCORES)
 
 
@@ -69,6 +74,19 @@ def _row(typed: str, text: str) -> str:
     if default and not default.startswith("("):  # in brackets it is in words
         default = f"`{default}`"
     return f"| `{cell(typed)}` | {cell(text)} | {default.strip('()')} |"
+
+
+def claims() -> str:
+    """Every claim of the tables, one table each, as Markdown."""
+    out = []
+    for title, entries in CLAIMS.items():
+        out += [f"## {title}", "", f"| {' | '.join(CLAIM_HEADS)} |", "|---|---|---|---|---|"]
+        for claim in entries.values():
+            needs = ", ".join(f"`{name}`" for name in claim.needs)
+            cells = (f"`{claim.code}`", claim.title, claim.meaning, needs, claim.null)
+            out.append(f"| {' | '.join(map(cell, cells))} |")
+        out.append("")
+    return "\n".join(out).strip()
 
 
 def pitfalls() -> str:

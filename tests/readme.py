@@ -22,7 +22,6 @@ import pages
 import pandas as pd
 import picture
 
-from shadow.claims.gates import GATES
 from shadow.comparing.scores import COLUMNS
 from shadow.outputs.exports import FORMATS
 from shadow.reports.columns import NOTATION, TABLES
@@ -170,17 +169,6 @@ def fenced(text: str) -> str:
     return f"```text\n{text}\n```"
 
 
-def gates() -> str:
-    """A Markdown table of the gates."""
-    return "\n".join(
-        [
-            "| gate | passes when |",
-            "|---|---|",
-            *(f"| {name} | {gate.meaning} |" for name, gate in GATES.items()),
-        ]
-    )
-
-
 def glossary() -> str:
     """A Markdown table of terms for each section of the glossary."""
     parts = []
@@ -244,7 +232,7 @@ BLOCKS: dict[str, Callable[[], str]] = {  # every generated part by name
     "row": row_of_demo,
     "families": lambda: fenced(shadow("families", "--tag", "stages")),
     "notation": lambda: NOTATION,
-    "gates": gates,
+    "claims": pages.claims,
     **PARTS,
     "demo-scores": lambda: f"```csv\n{demo_scores()}\n```",
     "scored": lambda: fenced(scored_demo()),

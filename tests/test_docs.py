@@ -423,14 +423,14 @@ DIES = """
 import os, signal, sys
 if any("multiprocessing.spawn" in word for word in sys.orig_argv):
     import shadow.audits.pair
-    audit = shadow.audits.pair._run
+    audit = shadow.audits.pair.run_asked
 
     def dies(asked):
         if asked.pair.name == "base..narrow":
             os.kill(os.getpid(), signal.SIGKILL)
         return audit(asked)
 
-    shadow.audits.pair._run = dies
+    shadow.audits.pair.run_asked = dies
 """
 
 

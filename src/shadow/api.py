@@ -285,7 +285,7 @@ def read(folder: Place, *, storage_options: Mapping[str, Any] | None = None) -> 
     """
     here = _here(folder, storage_options)
     report = AuditReport(one_report(here, "name one of them, or read all with shadow.read_all"))
-    assert report.provenance  # read now, so that a folder without a report is told here
+    assert report.provenance  # read now, so that a folder without a report is refused here
     return report
 
 

@@ -226,6 +226,25 @@ def read_start(path: Path, size: int) -> bytes | None:
         return file.read(size)
 
 
+def read_given(path: Path, most: int, hint: str, smaller: str) -> bytes:
+    """A file that a person named.
+
+    Raises ShadowError where none is there (hint: what to name), and for more bytes than most
+    (smaller: what to do about it).
+    """
+    name = str(path)[:200]
+    try:
+        raw = read_start(path, most + 1)
+        if raw is None:
+            fault = f"{name}: not a regular file" if path.exists() else f"no such file: {name}"
+            raise ShadowError(fault, hint)
+    except (OSError, ValueError) as error:  # a NUL in the name is a ValueError
+        raise ShadowError(f"{name}: {getattr(error, 'strerror', None) or error}") from error
+    if len(raw) > most:
+        raise ShadowError(f"{path}: larger than {most:,} bytes", smaller)
+    return raw
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """A file of a report or of an index that is there whole or not at all."""
     aside = path.parent / PARTIAL / f"{path.stem}.tmp"

@@ -3,7 +3,7 @@
 The only module that knows fsspec.
 
 A URL never holds a credential: one with a password or a query is refused, and what a driver says is
-told only after the values of the options and of the environment's secrets were taken out.
+repeated only after the values of the options and of the environment's secrets were taken out.
 """
 
 from __future__ import annotations

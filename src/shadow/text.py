@@ -48,7 +48,7 @@ def took(seconds: float) -> str:
 
 
 def byte_size(count: int) -> str:
-    """`1.5 GB`: thousands, not 1,024s, as disks are sold and as the Hub tells sizes."""
+    """`1.5 GB`: thousands, not 1,024s, as disks are sold and as the Hub shows sizes."""
     return decimal(count)
 
 

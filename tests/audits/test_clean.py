@@ -26,7 +26,7 @@ COMMIT = "0" * 40
 @pytest.fixture
 def pair(tmp_path) -> Pair:
     sides = (
-        models.write(tmp_path / side, models.matrices(seed), {"model_type": "llama"})
+        models.write(tmp_path / side, models.matrices(seed), models.LLAMA)
         for seed, side in enumerate(("base", "tuned"))
     )
     return given_pair(*(parse_reference(str(side)) for side in sides))

@@ -13,7 +13,7 @@ from math import prod
 import pytest
 from reports import uniform
 
-from shadow.audits import pair as run_module
+from shadow.audits import pair_plan
 from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.audits.pair_plan import plan_pair
 from shadow.audits.schedule import Schedule, Visit
@@ -89,10 +89,10 @@ def test_twice_as_many_experts_take_twice_as_many_steps(tmp_path, monkeypatch, w
     """`plan` and the start of `audit`, on headers alone: what is added by as many experts again is
     what they took.
 
-    And no more than 2,000 instructions a tensor: it was 2,300 where the order of local files was
+    And no more than 2,100 instructions a tensor: it was 2,300 where the order of local files was
     made.
     """
-    monkeypatch.setattr(run_module, "pace", lambda method, jobs, offload: 1e9)
+    monkeypatch.setattr(pair_plan, "pace", lambda method, jobs, offload: 1e9)
     name_rules()
     settings = Settings(Method(), Filter())
 
@@ -108,13 +108,13 @@ def test_twice_as_many_experts_take_twice_as_many_steps(tmp_path, monkeypatch, w
             run_pair(pair, settings, tmp_path / folder.name / "out", Runtime(jobs=1, show=begin))
 
     counts = []
-    for experts in (20, 40, 80):
+    for experts in (5, 20, 40, 80):  # the first compiles the rules of names
         for side in ("base", "tuned"):
             write(tmp_path / f"{experts}" / side, experts)
         counts.append(steps(lambda folder=tmp_path / f"{experts}": work(folder)))
-    few, some, many = counts
+    _, few, some, many = counts
     assert many - some < 2.2 * (some - few)
-    assert many - some < 2_000 * 40 * 3 * 2 or what == "audit"
+    assert many - some < 2_100 * 40 * 3 * 2 or what == "audit"
 
 
 def test_the_peak_takes_steps_in_proportion_to_the_shards():

@@ -18,10 +18,12 @@ import pytest
 import torch
 from devices import CHOICE, WRONG, FakeDevice
 from measuring import measure
+from runs import pair_of
 from view import drawn
 
 import shadow
 from shadow.audits import pair as audit_module
+from shadow.audits import pair_plan
 from shadow.audits.devices import CPU, DeviceChoice, choose
 from shadow.audits.document import plan_document
 from shadow.audits.merging import merge
@@ -45,8 +47,6 @@ from shadow.spectra.device import (
     full_products,
 )
 from shadow.spectra.spectrum import BLOCK, UNIT, Workspace, scaled_blocks
-from shadow.targets.families import given_pair
-from shadow.targets.references import parse_reference
 
 UP, DOWN = "model.layers.{}.mlp.up_proj.weight", "model.layers.{}.mlp.down_proj.weight"
 ON_CPU = Settings(Method(subspaces=False), Filter())
@@ -75,7 +75,7 @@ def toys(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pair(toys):
-    return given_pair(parse_reference(str(toys / "base")), parse_reference(str(toys / "tuned")))
+    return pair_of(toys / "base", toys / "tuned")
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +88,10 @@ def on(monkeypatch):
     """Makes a device the one that audits open."""
 
     def use(device):
-        monkeypatch.setattr(
-            audit_module, "open_device", lambda choice: None if choice == CPU else device
-        )
+        for module in (audit_module, pair_plan):
+            monkeypatch.setattr(
+                module, "open_device", lambda choice: None if choice == CPU else device
+            )
         return device
 
     return use
@@ -351,7 +352,7 @@ def test_a_card_that_does_not_tell_its_memory_is_planned_for(on, pair, tmp_path,
 
     on(Full())
     monkeypatch.setattr(torch.cuda, "mem_get_info", full)
-    monkeypatch.setattr(audit_module, "pace", lambda *_: 1e9)
+    monkeypatch.setattr(pair_plan, "pace", lambda *_: 1e9)
     planned = plan_pair(pair, ON_DEVICE, tmp_path, ONE_WORKER)
     assert (planned.device, planned.device_memory_free) == ("fake", None)
 
@@ -361,7 +362,7 @@ def test_a_plan_tells_the_memory_of_the_device(on, pair, tmp_path, monkeypatch):
     on(FakeDevice())
     paces = []
     monkeypatch.setattr(
-        audit_module, "pace", lambda method, jobs, offload: paces.append(offload) or 1e9
+        pair_plan, "pace", lambda method, jobs, offload: paces.append(offload) or 1e9
     )
     planned = plan_pair(pair, ON_DEVICE, tmp_path, Runtime(jobs=2))
     assert paces[0].device.name == CHOICE.name, "the time is that of the device"

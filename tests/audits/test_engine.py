@@ -22,9 +22,9 @@ from shadow.audits.journal import alone_at
 from shadow.audits.pair import Progress, Runtime, Settings, run_pair
 from shadow.audits.pairs import PairOutcome, Pins, audit_pairs, near_of
 from shadow.audits.plan import Access
-from shadow.audits.ray_engine import _too_large
+from shadow.audits.ray_engine import too_large
 from shadow.checkpoints.pairing import Filter
-from shadow.cli.console import Fleet
+from shadow.cli.bars import Fleet
 from shadow.errors import BusyError, KeptError, ShadowError, UsageError
 from shadow.spectra.delta import Method
 from shadow.targets.families import Pair, given_pair
@@ -213,7 +213,7 @@ def pair(tmp_path):
     for seed, name in enumerate(("base", "tuned")):
         generator = torch.Generator().manual_seed(seed)
         weights = {"model.layers.0.mlp.up_proj.weight": torch.randn(8, 8, generator=generator)}
-        models.write(tmp_path / name, weights, {"model_type": "llama"})
+        models.write(tmp_path / name, weights, models.LLAMA)
     return given_pair(
         parse_reference(str(tmp_path / "base")), parse_reference(str(tmp_path / "tuned"))
     )
@@ -295,7 +295,7 @@ def two_shards(folder: Path) -> Path:
         save_file({name: weight}, folder / weight_map[name])
     index = {"metadata": {}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    (folder / "config.json").write_text('{"model_type": "llama"}')
+    (folder / "config.json").write_text("models.LLAMA")
     return folder
 
 
@@ -375,7 +375,7 @@ def test_a_task_that_is_too_large_is_told_with_what_there_is():
     }
     for (cores, memory, *machines), message in told.items():
         wanted = memory and memory * 10**9
-        assert _too_large(cores, wanted, dict(zip("ab", machines, strict=False)))[0] == message
+        assert too_large(cores, wanted, dict(zip("ab", machines, strict=False)))[0] == message
 
 
 def test_progress_of_tasks_side_by_side():
@@ -388,11 +388,11 @@ def test_progress_of_tasks_side_by_side():
         fleet.begin(name)
     fleet.end("c")  # its report was there
     now[0] = 10.0
-    fleet.tell(
+    fleet.update(
         "a",
         Progress(done=1, total=2, cost_done=5, cost_total=10, moved=1_000_000, to_move=2_000_000),
     )
-    assert (fleet.ended, fleet.told()) == (1, "2 at work, 1.0 MB fetched, 0:50 left")
+    assert (fleet.ended, fleet.in_words()) == (1, "2 at work, 1.0 MB fetched, 0:50 left")
     fleet.end("a")
     assert fleet.ended == 2
 

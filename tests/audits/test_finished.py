@@ -18,6 +18,7 @@ import torch
 from effort import every
 from hub import Hub
 from models import UP, matrices
+from runs import pair_of
 
 from shadow.audits import pair as shadow_run
 from shadow.audits.list_audit import audit_list
@@ -44,10 +45,10 @@ def toys(tmp_path):
     """A family of a base of two layers and two models tuned from it, the second of four layers as
     its own base is.
     """
-    models.write(tmp_path / "base", matrices(0), {"model_type": "llama"})
-    models.write(tmp_path / "one", matrices(1), {"model_type": "llama"})
-    models.write(tmp_path / "deep", matrices(2, layers=4), {"model_type": "llama"})
-    models.write(tmp_path / "deeper", matrices(3, layers=4), {"model_type": "llama"})
+    models.toy(tmp_path / "base", 0)
+    models.toy(tmp_path / "one", 1)
+    models.toy(tmp_path / "deep", 2, layers=4)
+    models.toy(tmp_path / "deeper", 3, layers=4)
     (tmp_path / "toys.yaml").write_text(
         "toy-a: {base: ./base, one: ./one}\ntoy-b: {base: ./deep, two: ./deeper}\n"
     )
@@ -56,7 +57,7 @@ def toys(tmp_path):
 
 @pytest.fixture
 def pair(toys):
-    return given_pair(parse_reference(str(toys / "base")), parse_reference(str(toys / "one")))
+    return pair_of(toys / "base", toys / "one")
 
 
 def files(folder):
@@ -214,7 +215,7 @@ def test_changed_files_and_another_checkpoint_leave_a_finished_report(pair, toys
     """A tuned folder that was written again, and another folder behind the same family and pair."""
     first = run_pair(pair, EVERYTHING, toys / "out")
     before, had = files(first.folder), finished_metadata(first.folder)["tuned"]["fingerprint"]
-    models.write(toys / "one", matrices(8), {"model_type": "llama"})
+    models.toy(toys / "one", 8)
     with pytest.raises(
         KeptError, match=f"(?m)files of tuned, by their hash {had[:12]}, now [0-9a-f]{{12}}$"
     ):
@@ -238,7 +239,7 @@ def test_another_commit_leaves_a_finished_report(toys, shadow):
         env = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(toys / "home")}
         command = ("audit", "--base", "org/base", "--tuned", "org/model")
         shadow(*command, env=env).assert_done()
-        models.write(toys / "one", matrices(8), {"model_type": "llama"})
+        models.toy(toys / "one", 8)
         second = hub.add("org/model", toys / "one")
         refused = shadow(*command, env=env)
         refused.assert_refused()
@@ -584,7 +585,7 @@ def test_a_list_keeps_reports_of_another_version(toys):
 def test_a_merge_does_not_take_a_kept_report_for_what_was_asked_for(toys):
     """Files changed since: the shard's row stays `kept` where reports are joined."""
     audited(toys)
-    models.write(toys / "one", matrices(8), {"model_type": "llama"})
+    models.toy(toys / "one", 8)
     assert [outcome.state for outcome in audited(toys)] == ["kept", "done"]
     assert [row.state for row in merge(toys / "all", [toys / "out"]).index.rows] == ["kept", "done"]
     assert [row.state for row in merge(toys / "out", []).index.rows] == ["kept", "done"]

@@ -24,6 +24,7 @@ from fnmatch import fnmatchcase
 from itertools import cycle
 from pathlib import Path
 
+import models
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
@@ -44,13 +45,12 @@ from hub import (
     Truncate,
     WrongRange,
 )
-from hub_pairs import FEW, INDEX, MODEL, tensors, variables, write
+from hub_pairs import FEW, INDEX, MODEL, tensors, variables
+from runs import pair_of
 
 from shadow.audits.pair import Settings, run_pair
 from shadow.checkpoints.pairing import Filter
 from shadow.spectra.delta import Method
-from shadow.targets.families import given_pair
-from shadow.targets.references import parse_reference
 
 pytest_plugins = "hub_pairs"
 SHADOW = Path(sys.executable).parent / "shadow"
@@ -68,7 +68,7 @@ SMALL = ("audit", "--base", "org/small-base", "--tuned", "org/small-tuned")
 
 def audited(base: Path, tuned: Path, output: Path) -> dict[str, pd.DataFrame]:
     """The tables of the audit of two folders."""
-    pair = given_pair(parse_reference(str(base)), parse_reference(str(tuned)))
+    pair = pair_of(base, tuned)
     result = run_pair(pair, Settings(Method(), Filter()), output)
     return {name: pd.read_parquet(result.folder / f"{name}.parquet") for name in TABLES}
 
@@ -291,7 +291,7 @@ def test_a_long_header_is_read_by_a_second_request(run, hub, tmp_path):
     """A header beyond 64 KiB is still read, and no more than it."""
     many = {f"model.layers.{n}.mlp.up_proj.weight": torch.randn(4, 4) for n in range(1000)}
     for side in ("base", "tuned"):
-        hub.add(f"org/{side}", write(tmp_path / side, many))
+        hub.add(f"org/{side}", models.write(tmp_path / side, many, models.LLAMA))
     (plan,) = json.loads(run("plan", *PAIR[1:], "--format", "json").assert_done())
     assert plan["matrices"] == 1000
     size = int.from_bytes((tmp_path / "base" / MODEL).read_bytes()[:8], "little") + 8
@@ -1338,7 +1338,7 @@ def test_a_hub_that_has_never_answered_is_given_up_sooner(monkeypatch, answered,
 
     monkeypatch.setattr(client, "WAITS", (0.0, 0.0))
     monkeypatch.setattr(client, "PATIENCE", 0.0)
-    monkeypatch.setattr(client, "_answered", threading.Event())
+    monkeypatch.setattr(client, "answered", threading.Event())
     made = []
     with Hub() as hub, client.own_client():
         there = hub.endpoint
@@ -1425,7 +1425,7 @@ def test_a_lineage_reads_the_cache_at_the_commits_of_its_reports_and_asks_nobody
     run, hub, folders, tmp_path
 ):
     """Deltas are compared as in folders, without a request; a commit that is gone is told."""
-    hub.add("org/small-next", write(tmp_path / "next", tensors(FEW, 2)))
+    hub.add("org/small-next", models.write(tmp_path / "next", tensors(FEW, 2), models.LLAMA))
     assert run(*SMALL, "-o", "out").code == 0
     assert (
         run("audit", "--base", "org/small-tuned", "--tuned", "org/small-next", "-o", "out").code

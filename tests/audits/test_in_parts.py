@@ -12,17 +12,19 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import models
 import pyarrow.parquet as pq
 import pytest
 import torch
 from command import run_shadow
 from hub import Hub
-from safetensors.torch import save_file
+from runs import pair_of
+from runs import report_contents as written
 
 from shadow.audits import journal as journal_module
 from shadow.audits import pair as pair_audit
+from shadow.audits import pair_plan, rows
 from shadow.audits import parts as parts_module
-from shadow.audits import rows
 from shadow.audits.engine import Ended, InProcess
 from shadow.audits.journal import Journal, remove_unfinished
 from shadow.audits.outcome import Outcome
@@ -56,41 +58,16 @@ def weights(seed: int) -> dict[str, torch.Tensor]:
     } | {"model.norm.weight": torch.randn(32, generator=generator)}
 
 
-def sharded(folder: Path, tensors: dict[str, torch.Tensor], shards: int) -> Path:
-    folder.mkdir(parents=True)
-    names, weight_map = list(tensors), {}
-    for number in range(shards):
-        file = f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
-        mine = names[number * len(names) // shards : (number + 1) * len(names) // shards]
-        save_file({name: tensors[name].contiguous() for name in mine}, folder / file)
-        weight_map |= dict.fromkeys(mine, file)
-    (folder / "model.safetensors.index.json").write_text(
-        json.dumps({"metadata": {}, "weight_map": weight_map})
-    )
-    (folder / "config.json").write_text('{"model_type": "llama"}')
-    return folder
-
-
 @pytest.fixture
 def pair(tmp_path):
-    base = sharded(tmp_path / "base", weights(0), 6)
-    tuned = sharded(tmp_path / "tuned", weights(1), 6)
-    return given_pair(parse_reference(str(base)), parse_reference(str(tuned)))
-
-
-def contents(folder: Path) -> dict[str, object]:
-    """The data of every table of a report and the bytes of its summary."""
-    return {
-        path.name: pq.read_table(path).to_pylist()
-        if path.suffix == ".parquet"
-        else path.read_bytes()
-        for path in sorted(folder.iterdir())
-    }
+    base = models.sharded(tmp_path / "base", weights(0), 6)
+    tuned = models.sharded(tmp_path / "tuned", weights(1), 6)
+    return pair_of(base, tuned)
 
 
 def lined_up(tmp_path: Path, base_shards: int, tuned_shards: int):
-    base = open_folder(str(sharded(tmp_path / "b", weights(0), base_shards)))
-    tuned = open_folder(str(sharded(tmp_path / "t", weights(1), tuned_shards)))
+    base = open_folder(str(models.sharded(tmp_path / "b", weights(0), base_shards)))
+    tuned = open_folder(str(models.sharded(tmp_path / "t", weights(1), tuned_shards)))
     pairs, _ = pair_checkpoints(base, tuned, Filter())
     return pairs
 
@@ -156,7 +133,7 @@ def test_the_report_is_that_of_one_process(tmp_path, pair, count):
     states: list[Progress] = []
     runtime = Runtime(elsewhere=Parts(InProcess(), count), show=states.append)
     parted = run_pair(pair, SETTINGS, tmp_path / "parted", runtime)
-    assert contents(parted.folder) == contents(whole.folder)
+    assert written(parted.folder) == written(whole.folder)
     assert parted.measured == whole.measured == 24
     assert not list(parted.folder.rglob(".partial"))
     assert (states[-1].done, states[-1].cost_done) == (states[-1].total, states[-1].cost_total)
@@ -298,7 +275,7 @@ def test_what_parts_had_measured_is_not_measured_again(tmp_path, pair, count):
     )
     assert any(line.startswith("resuming: 11 of 24 matrices") for line in said), said
     assert again.measured == 13
-    assert contents(again.folder) == contents(run_pair(pair, SETTINGS, tmp_path / "whole").folder)
+    assert written(again.folder) == written(run_pair(pair, SETTINGS, tmp_path / "whole").folder)
 
 
 def test_clean_removes_parts(tmp_path, pair):
@@ -367,7 +344,7 @@ def test_a_part_waits_for_a_process_that_is_still_ending(tmp_path, pair):
     runtime = Runtime(elsewhere=Parts(Held(), 3), patience=60.0, say=say)
     result = run_pair(pair, SETTINGS, tmp_path / "out", runtime)
     assert any(text.startswith("part 1 of 3: waiting: another audit is writing") for text in said)
-    assert contents(result.folder) == contents(run_pair(pair, SETTINGS, tmp_path / "whole").folder)
+    assert written(result.folder) == written(run_pair(pair, SETTINGS, tmp_path / "whole").folder)
 
 
 def test_a_part_that_a_lost_machine_holds_is_tried_again(tmp_path, pair):
@@ -383,7 +360,7 @@ def test_a_part_that_a_lost_machine_holds_is_tried_again(tmp_path, pair):
             yield from super().as_completed(watch)
 
     result = run_pair(pair, SETTINGS, tmp_path / "out", Runtime(elsewhere=Parts(Locked(), 3)))
-    assert contents(result.folder) == contents(run_pair(pair, SETTINGS, tmp_path / "whole").folder)
+    assert written(result.folder) == written(run_pair(pair, SETTINGS, tmp_path / "whole").folder)
 
 
 def test_a_part_elsewhere_reads_the_same_files(tmp_path, pair):
@@ -393,7 +370,7 @@ def test_a_part_elsewhere_reads_the_same_files(tmp_path, pair):
 
     class Changing(InProcess):
         def as_completed(self, watch=None):
-            sharded(tmp_path / "other", weights(2), 6)
+            models.sharded(tmp_path / "other", weights(2), 6)
             for path in (tmp_path / "other").iterdir():
                 path.replace(tmp_path / "tuned" / path.name)
             yield from super().as_completed(watch)
@@ -408,7 +385,7 @@ def test_a_filter_is_measured_in_one_part(tmp_path, pair):
     chosen = Settings(Method(), Filter(layers=(0, 5)))
     whole = run_pair(pair, chosen, tmp_path / "whole")
     parted = run_pair(pair, chosen, tmp_path / "parted", Runtime(elsewhere=Parts(InProcess(), 3)))
-    assert contents(parted.folder) == contents(whole.folder)
+    assert written(parted.folder) == written(whole.folder)
 
 
 # what is fetched
@@ -419,8 +396,8 @@ def test_each_shard_is_fetched_once(tmp_path):
     another one.
     """
     folders = {
-        "org/base": sharded(tmp_path / "base", weights(0), 6),
-        "org/tuned": sharded(tmp_path / "tuned", weights(1), 6),
+        "org/base": models.sharded(tmp_path / "base", weights(0), 6),
+        "org/tuned": models.sharded(tmp_path / "tuned", weights(1), 6),
     }
     with Hub() as hub:
         for name, folder in folders.items():
@@ -444,7 +421,7 @@ def test_each_shard_is_fetched_once(tmp_path):
         run_shadow(*pair, "whole", cwd=tmp_path, env=env).assert_done()
     (parted,) = tmp_path.glob("out/*/*")
     (whole,) = tmp_path.glob("whole/*/*")
-    assert contents(parted) == contents(whole)
+    assert written(parted) == written(whole)
 
 
 # what it takes
@@ -459,7 +436,7 @@ def test_the_plan_counts_journals_rows_and_tables(tmp_path, monkeypatch, counter
     integers = {f"model.layers.{n % 12}.counter_{n}": torch.zeros(1).int() for n in range(counters)}
     pair = given_pair(
         *(
-            parse_reference(str(sharded(tmp_path / side, integers | weights(seed), 6)))
+            parse_reference(str(models.sharded(tmp_path / side, integers | weights(seed), 6)))
             for seed, side in enumerate(("base", "tuned"))
         )
     )
@@ -476,7 +453,7 @@ def test_the_plan_counts_journals_rows_and_tables(tmp_path, monkeypatch, counter
 
     remove = journal_module.shutil.rmtree
     monkeypatch.setattr(pair_audit, "write_tables", write_tables)
-    monkeypatch.setattr(pair_audit, "pace", lambda *_: 1e9)
+    monkeypatch.setattr(pair_plan, "pace", lambda *_: 1e9)
     planned = plan_pair(pair, SETTINGS, tmp_path / "out").disk_report
     with monkeypatch.context() as patched:
         patched.setattr(journal_module.shutil, "rmtree", lambda *a, **b: (note(), remove(*a, **b)))
@@ -518,7 +495,7 @@ def mixture(folder: Path, experts: int, first: int = 0):
     draw = torch.Generator().manual_seed(0)
     for side in ("base", "tuned"):
         tensors = {name: torch.randn(6, 6, generator=draw) for name in names}
-        sharded(folder / side, tensors, 4)
+        models.sharded(folder / side, tensors, 4)
         config = {"model_type": "qwen3_moe", "num_experts": experts}
         (folder / side / "config.json").write_text(json.dumps(config))
     return given_pair(*(parse_reference(str(folder / side)) for side in ("base", "tuned")))

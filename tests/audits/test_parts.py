@@ -275,7 +275,7 @@ def test_a_grown_vocabulary_counts_with_its_common_rows(tmp_path):
                 [base["model.embed_tokens.weight"] + change, torch.randn(25, 8)]
             )
         }
-        result, _ = audited(tmp_path / str(change), base, tuned, {"model_type": "llama"})
+        result, _ = audited(tmp_path / str(change), base, tuned, models.LLAMA)
         assert gate(result, "paired").figure == pytest.approx(0.8)
 
 

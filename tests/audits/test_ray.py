@@ -20,11 +20,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import models
-import pyarrow.parquet as pq
 import pytest
 import torch
 from hub import Hub
-from safetensors.torch import save_file
+from runs import contents
 
 from shadow.audits.list_index import read_index
 from shadow.audits.machine_limits import machine_limits
@@ -34,30 +33,6 @@ from shadow.errors import ShadowError
 
 pytestmark = pytest.mark.ray
 SECONDS = 300
-UP = "model.layers.{}.mlp.up_proj.weight"
-
-
-def matrices(seed: int, layers: int = 2, size: int = 8) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        UP.format(layer): torch.randn(size, size, generator=generator) for layer in range(layers)
-    }
-
-
-def sharded(folder: Path, weights: dict[str, torch.Tensor], shards: int) -> Path:
-    """A checkpoint of so many shards, cut in the order of its tensors."""
-    folder.mkdir(parents=True)
-    names, weight_map = list(weights), {}
-    for number in range(shards):
-        file = f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
-        mine = names[number * len(names) // shards : (number + 1) * len(names) // shards]
-        save_file({name: weights[name].contiguous() for name in mine}, folder / file)
-        weight_map |= dict.fromkeys(mine, file)
-    (folder / "model.safetensors.index.json").write_text(
-        json.dumps({"metadata": {}, "weight_map": weight_map})
-    )
-    (folder / "config.json").write_text('{"model_type": "llama"}')
-    return folder
 
 
 @dataclass(frozen=True)
@@ -133,17 +108,6 @@ def on_ray(machines: Machines) -> tuple[str, ...]:
     return "--engine", "ray", "--address", machines.address, "--cpus-per-task", "1"
 
 
-def contents(output: Path) -> dict[str, object]:
-    """Every report below an output folder: the data of its tables and the bytes of its summary."""
-    found: dict[str, object] = {}
-    for path in sorted(output.glob("*/*/*")):
-        name = str(path.relative_to(output))
-        found[name] = (
-            pq.read_table(path).to_pylist() if path.suffix == ".parquet" else path.read_bytes()
-        )
-    return found
-
-
 def rows(output: Path) -> list[dict[str, object]]:
     """The rows of the index but for what a pair took."""
     index = read_index(output)
@@ -192,9 +156,9 @@ def parents(paths: list[Path]) -> set[int]:
 @pytest.fixture
 def long_list(tmp_path: Path) -> Path:
     """A short pair and one that takes some seconds."""
-    models.write(tmp_path / "base", matrices(0, 40, 300), {"model_type": "llama"})
-    models.write(tmp_path / "x1", matrices(1, 2, 300), {"model_type": "llama"})
-    models.write(tmp_path / "x2", matrices(2, 40, 300), {"model_type": "llama"})
+    models.toy(tmp_path / "base", 0, 40, 300)
+    models.toy(tmp_path / "x1", 1, 2, 300)
+    models.toy(tmp_path / "x2", 2, 40, 300)
     (tmp_path / "l.yaml").write_text(
         "- {base: ./base, tuned: ./x2}\n- {base: ./x1, tuned: ./base}\n"
     )
@@ -206,7 +170,7 @@ def test_the_bytes_are_those_of_one_process(tmp_path, command):
     and exit code; the fault has its message and hint. The same command again measures nothing.
     """
     for seed, name in enumerate(("base", "one", "two")):
-        models.write(tmp_path / name, matrices(seed), {"model_type": "llama"})
+        models.toy(tmp_path / name, seed)
     (tmp_path / "toys.yaml").write_text(
         "toy-a: {base: ./base, one: ./one, two: ./two}\n"
         "toy-bad: {base: ./base, gone: ./gone, one: ./one}\n"
@@ -290,13 +254,15 @@ def test_a_base_is_fetched_by_one_machine(tmp_path, command, machines, on_ray):
     and each tuned model once, but that a machine which is done early may help with the other base.
     """
     for number, base in enumerate(("a", "b")):
-        weights = matrices(10 * number, 4, 200)
-        machines.hub.add(f"org/{base}", sharded(tmp_path / base, weights, 2))
+        weights = models.matrices(10 * number, 4, 200)
+        machines.hub.add(f"org/{base}", models.sharded(tmp_path / base, weights, 2))
         for tuned in range(3):
             changed = {
                 name: weight + 0.01 * torch.randn(weight.shape) for name, weight in weights.items()
             }
-            machines.hub.add(f"org/{base}{tuned}", sharded(tmp_path / f"{base}{tuned}", changed, 2))
+            machines.hub.add(
+                f"org/{base}{tuned}", models.sharded(tmp_path / f"{base}{tuned}", changed, 2)
+            )
     pairs = [
         f"- {{base: org/{base}, tuned: org/{base}{tuned}}}\n" for tuned in range(3) for base in "ab"
     ]
@@ -322,7 +288,7 @@ def test_one_pair_is_cut_by_itself(tmp_path, command, machines, on_ray):
     fetches its own; the report is that of one process.
     """
     folders = {
-        name: sharded(tmp_path / name, matrices(seed, 8, 200), 4)
+        name: models.sharded(tmp_path / name, models.matrices(seed, 8, 200), 4)
         for seed, name in ((50, "giant"), (51, "large"))
     }
     for name, folder in folders.items():
@@ -349,7 +315,7 @@ def test_one_pair_is_cut_by_itself(tmp_path, command, machines, on_ray):
 def test_a_part_goes_on_after_a_kill(tmp_path, command, on_ray, who):
     """SIGKILL of a part's worker, or the driver: what the part measured is not measured again."""
     for seed, name in enumerate(("base", "tuned")):
-        sharded(tmp_path / name, matrices(seed, 40, 300), 4)
+        models.sharded(tmp_path / name, models.matrices(seed, 40, 300), 4)
     pair = ("audit", "./base", "./tuned", "--no-subspaces", "-o")
     command(*pair, "whole")
     process = command.start(*pair, "out", *on_ray)
@@ -380,61 +346,66 @@ def test_an_address_where_nobody_answers_is_one_line(command):
     assert err.startswith("error: no Ray at 127.0.0.1:1")
 
 
-def test_a_ray_that_does_not_start_is_one_line(monkeypatch):
-    """On a busy machine Ray gives up after 30 s, with a bare Exception; that answer is made up."""
+@pytest.mark.parametrize(
+    ("address", "answer", "message", "hint"),
+    [
+        (  # on a busy machine Ray gives up after 30 s
+            None,
+            Exception("The current node timed out during startup.\nThis could happen because"),
+            "Ray did not start on this machine: The current node timed out during startup.",
+            "try again when the machine is less busy, or leave out --engine ray",
+        ),
+        (  # told with both versions
+            "auto",
+            RuntimeError(
+                "Version mismatch: The cluster was started with:\n    Ray: 2.9.0\n    Python:"
+                " 3.10.1\nThis process on node 10.0.0.2 was started with:\n    Ray: 2.60.0\n"
+                "    Python: 3.11.7\n"
+            ),
+            "another version of Ray or Python: The cluster was started with: Ray: 2.9.0 Python:"
+            " 3.10.1 This process on node 10.0.0.2 was started with: Ray: 2.60.0 Python: 3.11.7",
+            "use the versions of the cluster on this machine",
+        ),
+        (  # Ray, which looks for itself on this machine for a minute, says no more than this
+            "auto",
+            ConnectionError("Failed to connect to Ray cluster at 10.0.0.1:6379"),
+            "no Ray at auto: Failed to connect to Ray cluster at 10.0.0.1:6379",
+            "run the command on a machine of the cluster",
+        ),
+    ],
+)
+def test_a_ray_that_cannot_be_had_is_one_line(monkeypatch, address, answer, message, hint):
+    """The answers of Ray are made up."""
     ray = pytest.importorskip("ray")
 
     def init(**_: object) -> None:
-        raise Exception("The current node timed out during startup.\nThis could happen because")
+        raise answer
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray, "init", init)
-    with pytest.raises(ShadowError) as caught, ray_engine(Ray(), Runtime()):
+    with pytest.raises(ShadowError) as caught, ray_engine(Ray(address), Runtime()):
         pass
-    assert caught.value.message == (
-        "Ray did not start on this machine: The current node timed out during startup."
-    )
-    assert caught.value.hint == (
-        "try again when the machine is less busy, or leave out --engine ray"
-    )
+    assert caught.value.message == message
+    assert caught.value.hint.startswith(hint)
 
 
-def test_a_cluster_of_another_version_is_told_with_both(monkeypatch):
-    """Ray's answer, which it makes in several lines, is made up."""
-    ray = pytest.importorskip("ray")
-
-    def init(**_: object) -> None:
-        raise RuntimeError(
-            "Version mismatch: The cluster was started with:\n    Ray: 2.9.0\n    Python: 3.10.1\n"
-            "This process on node 10.0.0.2 was started with:\n    Ray: 2.60.0\n    Python: 3.11.7\n"
-        )
-
-    monkeypatch.setattr(ray, "init", init)
-    with pytest.raises(ShadowError) as caught, ray_engine(Ray("auto"), Runtime()):
-        pass
-    assert caught.value.message == (
-        "another version of Ray or Python: The cluster was started with: Ray: 2.9.0 Python: 3.10.1"
-        " This process on node 10.0.0.2 was started with: Ray: 2.60.0 Python: 3.11.7"
-    )
-
-
-def test_a_machine_outside_the_cluster_is_told_to_be_inside(monkeypatch):
-    """Ray, which looks for itself on this machine for a minute, says no more than this."""
-    ray = pytest.importorskip("ray")
-
-    def init(**_: object) -> None:
-        raise ConnectionError("Failed to connect to Ray cluster at 10.0.0.1:6379")
-
-    monkeypatch.setattr(ray, "init", init)
-    with pytest.raises(ShadowError) as caught, ray_engine(Ray("auto"), Runtime()):
-        pass
-    assert caught.value.hint.startswith("run the command on a machine of the cluster")
+HEAD = """
+import os, signal, time
+from functools import partial
+from pathlib import Path
+import ray, shadow
+from shadow.audits import ray_engine
+from shadow.audits.engine import Task
+from shadow.audits.ray_engine import Ray
+from shadow.audits.runtime import Runtime
+from shadow.errors import ShadowError
+"""
 
 
 def in_python(command: Command, script: str) -> str:
     """What a script prints, in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-c", script],
+        [sys.executable, "-c", HEAD + script],
         cwd=command.folder, env={**os.environ, **command.variables},
         capture_output=True, text=True, timeout=SECONDS,
     )  # fmt: skip
@@ -457,12 +428,11 @@ def test_python_has_reports_in_the_order_of_the_pairs(tmp_path, command, machine
     initialised stays, and an address of another one is refused.
     """
     for seed, name, layers in ((0, "base", 12), (1, "slow", 12), (2, "fast", 1)):
-        models.write(tmp_path / name, matrices(seed, layers, 200), {"model_type": "llama"})
+        models.toy(tmp_path / name, seed, layers, 200)
     (tmp_path / "toys.yaml").write_text(
         "toy-a: {base: ./base, slow: ./slow, fast: ./fast}\ntoy-bad: {base: ./base, gone: ./gone}\n"
     )
     script = f"""
-import ray, shadow
 ray.init(address="{machines.address}", log_to_driver=False, logging_level="error")
 on_ray = dict(engine=shadow.Ray(cpus_per_task=1), registry=".")
 lines, states = [], []
@@ -503,7 +473,7 @@ def test_details_come_to_the_driver(tmp_path, command, on_ray):
     behind its number; without it none.
     """
     for seed, name in enumerate(("base", "one", "two")):
-        models.write(tmp_path / name, matrices(seed, 4), {"model_type": "llama"})
+        models.toy(tmp_path / name, seed, 4)
     lines = [
         f"- {{base: ./base, tuned: ./{name}, name: 'a:base..{name}'}}" for name in ("one", "two")
     ]
@@ -525,11 +495,6 @@ def test_details_come_to_the_driver(tmp_path, command, on_ray):
 def test_waiting_for_another_audit_is_no_loss(command, machines):
     """A task gives way three times, then its process is killed once: it begins again and ends."""
     script = f"""
-import os
-from pathlib import Path
-from shadow.audits.engine import Task
-from shadow.audits.pair import Runtime
-from shadow.audits.ray_engine import Ray, ray_engine
 def work(runtime):
     begun = Path("begun")
     begun.write_text((begun.read_text() if begun.exists() else "") + "x")
@@ -537,7 +502,7 @@ def work(runtime):
         os._exit(1)
     return len(begun.read_text())
 runtime = Runtime(say=print)
-with ray_engine(Ray("{machines.address}", cpus_per_task=1), Runtime()) as engine:
+with ray_engine.ray_engine(Ray("{machines.address}", cpus_per_task=1), Runtime()) as engine:
     engine.submit(Task("one", work, lambda: runtime))
     for ended in engine.as_completed():
         print(ended.result, ended.fault)
@@ -559,10 +524,6 @@ def test_a_fault_of_any_kind_comes_back_with_its_traceback(command, machines):
     """
     script = f"""
 import threading
-from functools import partial
-from shadow.audits.engine import Task
-from shadow.audits.pair import Runtime
-from shadow.audits.ray_engine import Ray, ray_engine
 class Locked(Exception):
     def __init__(self, text):
         super().__init__(text)
@@ -577,7 +538,7 @@ def two_words(runtime):
 def plain(runtime):
     raise ValueError("disk on fire")
 runtime = Runtime(say=print)
-with ray_engine(Ray("{machines.address}", cpus_per_task=1), Runtime()) as engine:
+with ray_engine.ray_engine(Ray("{machines.address}", cpus_per_task=1), Runtime()) as engine:
     for work in (locked, two_words, plain):
         engine.submit(Task(work.__name__, work, lambda: runtime))
     for ended in engine.as_completed():
@@ -594,16 +555,12 @@ with ray_engine(Ray("{machines.address}", cpus_per_task=1), Runtime()) as engine
 def test_tasks_know_whether_they_share_their_machine(command):
     """Two at a time on this machine do; with --max-disk there is one, which does not."""
     script = """
-import ray
-from shadow.audits.engine import Task
 from shadow.audits.plan import Access
-from shadow.audits.runtime import Runtime
-from shadow.audits.ray_engine import Ray, ray_engine
 quiet = dict(include_dashboard=False, log_to_driver=False, logging_level="error")
 ray.init("local", num_cpus=2, **quiet)
 for cores, most in ((1, None), (2, None), (1, 10**9)):
     runtime = Runtime(access=Access(max_disk=most))
-    with ray_engine(Ray(cpus_per_task=cores), runtime) as engine:
+    with ray_engine.ray_engine(Ray(cpus_per_task=cores), runtime) as engine:
         engine.submit(Task("one", lambda there: there.access.alone, lambda: runtime))
         print([ended.result for ended in engine.as_completed()])
 """
@@ -615,18 +572,15 @@ def test_what_tasks_tell_goes_to_the_machine_of_the_driver(command, machines):
     would be lost.
     """
     script = f"""
-import ray
-from shadow.audits import ray_engine
-from shadow.audits.pair import Runtime
 
-class Ear(ray_engine._Ear):
+class Own(ray_engine.Ear):
     def machine(self):
         return ray.get_runtime_context().get_node_id()
 
-ray_engine._Ear = Ear
-with ray_engine.ray_engine(ray_engine.Ray("{machines.address}"), Runtime()):
+ray_engine.Ear = Own
+with ray_engine.ray_engine(Ray("{machines.address}"), Runtime()):
     here = ray.get_runtime_context().get_node_id()
-    ears = [ray_engine._ear() for _ in range(8)]
+    ears = [ray_engine.new_ear() for _ in range(8)]
     print(*(ray.get(ear.machine.remote()) == here for ear in ears))
 """
     assert in_python(command, script).split() == ["True"] * 8
@@ -635,14 +589,8 @@ with ray_engine.ray_engine(ray_engine.Ray("{machines.address}"), Runtime()):
 def test_what_tasks_tell_outlives_the_process_that_collects_it(tmp_path, command, machines):
     """That process is killed between two messages of a task: both arrive, each once."""
     script = f"""
-import os, signal, time
-from pathlib import Path
-import ray
-from shadow.audits import ray_engine
-from shadow.audits.engine import Task
-from shadow.audits.pair import Runtime
 
-class Ear(ray_engine._Ear):
+class Own(ray_engine.Ear):
     def process(self):
         return os.getpid()
 
@@ -655,12 +603,12 @@ def work(runtime):
 def say(text):
     print(text)
     if text == "before":
-        os.kill(ray.get(engine._ear.process.remote()), signal.SIGKILL)
+        os.kill(ray.get(engine.ear.process.remote()), signal.SIGKILL)
         Path("killed").touch()
 
-ray_engine._Ear = Ear
+ray_engine.Ear = Own
 runtime = Runtime(say=say)
-with ray_engine.ray_engine(ray_engine.Ray("{machines.address}"), Runtime()) as engine:
+with ray_engine.ray_engine(Ray("{machines.address}"), Runtime()) as engine:
     engine.submit(Task("one", work, lambda: runtime))
     print([ended.fault for ended in engine.as_completed()])
 """
@@ -670,20 +618,16 @@ with ray_engine.ray_engine(ray_engine.Ray("{machines.address}"), Runtime()) as e
 def test_last_words_are_waited_for(command, machines):
     """What a task tells right before it ends comes late: it comes. The times are made short."""
     script = f"""
-import time
-from shadow.audits import ray_engine
-from shadow.audits.engine import Task
-from shadow.audits.pair import Runtime
 
-class Ear(ray_engine._Ear):
+class Own(ray_engine.Ear):
     def since(self, *asked):
         if self._told:
             time.sleep(2)
         return super().since(*asked)
 
-ray_engine._Ear, ray_engine.GRACE = Ear, 0.5
+ray_engine.Ear, ray_engine.GRACE = Own, 0.5
 runtime = Runtime(say=print)
-with ray_engine.ray_engine(ray_engine.Ray("{machines.address}"), Runtime()) as engine:
+with ray_engine.ray_engine(Ray("{machines.address}"), Runtime()) as engine:
     engine.submit(Task("one", lambda there: there.say("last words"), lambda: runtime))
     print([ended.fault for ended in engine.as_completed()])
 """
@@ -694,10 +638,7 @@ def test_the_cluster_keeps_the_function_of_tasks_once(command, machines):
     """Each copy would stay until the run ends, and every worker would load it."""
     script = f"""
 from ray.experimental.internal_kv import _internal_kv_list
-from shadow.audits.engine import Task
-from shadow.audits.pair import Runtime
-from shadow.audits.ray_engine import Ray, ray_engine
-with ray_engine(Ray("{machines.address}"), Runtime()) as engine:
+with ray_engine.ray_engine(Ray("{machines.address}"), Runtime()) as engine:
     before = len(_internal_kv_list("RemoteFunction", namespace="fun"))
     for name in "abc":
         engine.submit(Task(name, lambda runtime: None, Runtime))
@@ -710,14 +651,9 @@ with ray_engine(Ray("{machines.address}"), Runtime()) as engine:
 def test_a_run_whose_own_machine_is_lost_ends(command, machines):
     """Ray then begins no task any more, on whichever machine. That it is lost is made up."""
     script = f"""
-import time
-from shadow.audits.engine import Task
-from shadow.audits.pair import Runtime
-from shadow.audits.ray_engine import Ray, ray_engine
-from shadow.errors import ShadowError
-with ray_engine(Ray("{machines.address}"), Runtime()) as engine:
+with ray_engine.ray_engine(Ray("{machines.address}"), Runtime()) as engine:
     engine.submit(Task("one", lambda runtime: None, Runtime))
-    engine._here = "gone"
+    engine.here = "gone"
     try:
         list(engine.as_completed())
     except ShadowError as error:
@@ -740,18 +676,12 @@ def test_a_run_without_machines_says_so_and_ends(tmp_path, command):
         cluster.add_node(num_cpus=0, include_dashboard=False, **own)
         worker = cluster.add_node(num_cpus=1, **own)
         script = f"""
-import time
-from pathlib import Path
-from shadow.audits import ray_engine
-from shadow.audits.engine import Task
-from shadow.audits.pair import Runtime
-from shadow.errors import ShadowError
 ray_engine.EMPTY_TOLD, ray_engine.EMPTY_ENDS = 1.0, 3.0
 def work(runtime):
     Path("begun").touch()
     time.sleep({SECONDS})
 runtime = Runtime(say=print)
-request = ray_engine.Ray("{cluster.address}", cpus_per_task=1)
+request = Ray("{cluster.address}", cpus_per_task=1)
 with ray_engine.ray_engine(request, Runtime(say=print)) as engine:
     for name in ("one", "two"):
         engine.submit(Task(name, work, lambda: runtime))
@@ -761,7 +691,7 @@ with ray_engine.ray_engine(request, Runtime(say=print)) as engine:
         print(error.message, "|", error.hint)
 """
         process = subprocess.Popen(
-            [sys.executable, "-c", script],
+            [sys.executable, "-c", HEAD + script],
             cwd=tmp_path, env={**os.environ, **command.variables},
             stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
@@ -781,8 +711,6 @@ with ray_engine.ray_engine(request, Runtime(say=print)) as engine:
 def test_another_version_on_a_machine_is_one_line(tmp_path, command, machines):
     """Told with both versions and what to do; nothing is tried again, and nothing is left."""
     script = f"""
-import shadow
-from shadow.audits import ray_engine
 ray_engine.__version__ = "0.0.1"
 lines = []
 try:
@@ -812,14 +740,10 @@ def test_a_task_that_takes_too_much_memory_goes_on_with_one_thread(tmp_path, com
     if free < 2 * MEMORY or machine_limits().memory_by != "the machine":
         pytest.skip("needs 8 GiB of free memory, and no control group that limits it")
     for seed, name in enumerate(("base", "tuned")):
-        models.write(tmp_path / name, matrices(seed, 40, 100), {"model_type": "llama"})
+        models.toy(tmp_path / name, seed, 40, 100)
     script = f"""
-import time
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
 import numpy as np
-import shadow
 from shadow.audits.ray_engine import RayEngine
 submit = RayEngine.submit
 def hungry(work, runtime):
@@ -854,9 +778,8 @@ print(*said, sep="\\n")
 def test_a_task_that_is_out_of_memory_three_times_is_given_up(tmp_path, command, machines):
     """Ray's answer is made up: one line and a hint, and the same call goes on later."""
     for seed, name in enumerate(("base", "tuned")):
-        models.write(tmp_path / name, matrices(seed), {"model_type": "llama"})
+        models.toy(tmp_path / name, seed)
     script = f"""
-import ray, shadow
 get, left = ray.get, [3]
 def got(reference, **more):
     if not more and left[0]:  # of a task, not of what tasks tell
@@ -888,10 +811,10 @@ def test_a_machine_that_is_lost_does_not_end_the_run(tmp_path, command):
     its journal, and the reports are those of one process.
     """
     cluster_utils = pytest.importorskip("ray.cluster_utils")
-    models.write(tmp_path / "base", matrices(0, 40, 300), {"model_type": "llama"})
+    models.toy(tmp_path / "base", 0, 40, 300)
     for number in (1, 2):
-        models.write(tmp_path / f"x{number}", matrices(number, 40, 300), {"model_type": "llama"})
-    models.write(tmp_path / "other", matrices(3, 40, 300), {"model_type": "llama"})
+        models.write(tmp_path / f"x{number}", models.matrices(number, 40, 300), models.LLAMA)
+    models.toy(tmp_path / "other", 3, 40, 300)
     (tmp_path / "l.yaml").write_text(
         "- {base: ./base, tuned: ./x1}\n- {base: ./other, tuned: ./x2}\n"
     )

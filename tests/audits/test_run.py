@@ -21,6 +21,7 @@ import torch
 from command import Started
 from effort import chosen
 from rich.filesize import decimal
+from runs import pair_of
 from safetensors.torch import load_file, save_file
 
 from shadow.audits import journal
@@ -32,14 +33,9 @@ from shadow.checkpoints.pairing import Filter
 from shadow.errors import KeptError, ShadowError
 from shadow.reports.columns import IDENTITY, MATRICES, SPECTRA, SPECTRAL, TENSORS
 from shadow.spectra.delta import Method
-from shadow.targets.families import given_pair
 from shadow.targets.references import parse_reference
 
 EVERYTHING = Settings(Method(), Filter())
-
-
-def pair_of(base, tuned):
-    return given_pair(parse_reference(str(base)), parse_reference(str(tuned)))
 
 
 def run(base, tuned, output, settings=EVERYTHING, runtime=Runtime()):  # noqa: B008 - frozen
@@ -242,10 +238,10 @@ def test_an_interrupted_audit_goes_on_without_measuring_anything_twice(
     folder = next((tmp_path / "out").glob("*/*"))
     assert list(folder.glob("*.parquet")) == list(folder.glob("**/*.parquet")) == []
     measured, said = [], []
-    original = audit_module._outcome
+    original = audit_module.outcome_of
     monkeypatch.setattr(
         audit_module,
-        "_outcome",
+        "outcome_of",
         lambda pair, **rest: measured.append(pair.key) or original(pair, **rest),
     )
     result = run(*llama, tmp_path / "out", runtime=Runtime(say=said.append))
@@ -697,7 +693,7 @@ def test_weights_whose_squares_leave_float64_are_audited(tmp_path, exponent):
                     * torch.randn(60, 70, generator=generator, dtype=torch.float64)
                     for layer in range(3)
                 },
-                {"model_type": "llama"},
+                models.LLAMA,
             )
             for side in ("base", "tuned")
         ]

@@ -16,7 +16,7 @@ from safetensors.numpy import load, save
 from safetensors.torch import save_file
 
 from shadow.audits.cache_folder import default_folder, make_room, size_of
-from shadow.audits.spectrum_cache import DIGEST, SpectrumCache, _digest, key
+from shadow.audits.spectrum_cache import DIGEST, SpectrumCache, digest_of, key
 from shadow.spectra.spectrum import Question, Spectrum, solve_anew
 
 SHAPE = (300, 320)
@@ -106,7 +106,7 @@ def test_a_file_that_cannot_be_the_spectrum_is_solved_anew(fault, kept):
             arrays = load(content[DIGEST:])
             del arrays["vectors"]
             content = save(arrays)
-            path.write_bytes(_digest(content) + content)
+            path.write_bytes(digest_of(content) + content)
         elif fault == "another number":  # an infinite floor
             arrays = load(content[DIGEST:])
             arrays["numbers"][0] = np.inf
@@ -165,8 +165,8 @@ def test_several_processes_share_the_bound(tmp_path):
     processes = [SpectrumCache(tmp_path, bound=100_000) for _ in range(4)]
     for number in range(120):
         writer = processes[number % 4]
-        path = writer._path(f"{number:064x}"[::-1])
-        writer._write(path, Spectrum(np.ones(300), 300, 300, 1.0, 0.0, "exact"))
+        path = writer.path_of(f"{number:064x}"[::-1])
+        writer.write(path, Spectrum(np.ones(300), 300, 300, 1.0, 0.0, "exact"))
         assert size_of(tmp_path) <= 1.25 * 100_000
 
 

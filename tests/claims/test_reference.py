@@ -3,6 +3,7 @@
 import json
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -260,8 +261,12 @@ def test_only_text_decoders_have_a_word(components: set[str], part: str) -> None
     names = dict.fromkeys(column.name for column in fields(PairFigures))
     figures = PairFigures(**{**names, **HIGH, **given})
     changed = Gate(name="changed", figure=4, threshold=1, passed=True, reason="4 matrices changed")
-    found = footprint([changed], figures, {}, components)
-    assert part in found.reason
+    record = SimpleNamespace(
+        figures=figures,
+        intervals={},
+        modules=[SimpleNamespace(component=component) for component in components],
+    )
+    assert part in footprint(record, [changed]).label_reason
 
 
 def test_the_demo_is_of_the_reference() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.optimize import brentq, minimize_scalar
 
-from shadow.spectra import edge, levels
+from shadow.spectra import edge, levels, rank
 from shadow.spectra.spectrum import Spectrum
 
 
@@ -140,9 +140,8 @@ def test_decay_has_a_cosine_below_zero():
 
 def test_top20_is_the_share_of_the_first_twenty():
     """20 of 25 equal singular values have 0.8 of the energy; of ten, all."""
-    assert edge.top20_energy(found(np.eye(25)))["top20_energy"] == pytest.approx(0.8)
-    assert edge.top20_energy(found(np.eye(10)))["top20_energy"] == pytest.approx(1.0)
-    assert edge.top20_energy(found(np.zeros((4, 4))))["top20_energy"] is None
+    for W, share in ((np.eye(25), 0.8), (np.eye(10), 1.0), (np.zeros((4, 4)), None)):
+        assert rank.top_energies(found(W), (20,)) == {"top20_energy": pytest.approx(share)}
 
 
 def stored(W, kind):

@@ -145,7 +145,7 @@ def test_a_sample_of_lines_stands_for_all(monkeypatch):
     """Counting a quarter of the rows gives kept and norm as counting all does, to a few percent."""
     base, tuned, _ = stored_pair("BF16", 2e-3, shape=(1024, 256))
     whole = undo(base, tuned)
-    monkeypatch.setattr(rounding, "SAMPLE", 1 << 16)
+    monkeypatch.setattr(rounding_counts, "SAMPLE", 1 << 16)
     counts = counted(base, tuned)
     assert counts.sampled <= 1 << 16
     assert counts.entries.sum() == pytest.approx(base.numel())

@@ -188,7 +188,7 @@ def test_the_table_of_pairs_has_a_dash_where_the_label_does_not_reach(audited):
     none = replace(summary, reference=None, label="not assessable")
     stopped = replace(none, gates=[replace(summary.gates[0], passed=False), *summary.gates[1:]])
     judged = [Judgement("f", "a..b", summary=one) for one in (summary, none, stopped)]
-    text = drawn(pairs_document(judged), 80)
+    text = drawn(pairs_document(judged), 60)
     rows = [line.split() for line in text.splitlines() if "a..b" in line]
     assert [" ".join(row[3:-3]) for row in rows] == [
         summary.label, "-", f"gate failed: {summary.gates[0].name}"

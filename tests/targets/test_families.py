@@ -119,17 +119,9 @@ def test_what_is_shipped_is_uniform():
     """
     kinds = {"dense", "moe"}
     others = {
-        "vlm",
-        "audio",
-        "code",
-        "math",
-        "reasoning",
-        "distilled",
-        "stages",
-        "fused",
-        "mla",
+        "vlm", "audio", "code", "math", "reasoning", "distilled", "stages", "fused", "mla",
         "hybrid",
-    }
+    }  # fmt: skip
     for family in FAMILIES.values():
         if family.name == "demo":
             continue

@@ -278,7 +278,7 @@ def test_the_shipped_recipe_runs_on_checkpoints_of_these_layouts(tmp_path, monke
         assert gone.code == 1
         assert "andesvl-4b:instruct..thinking" in gone.err
         page = (tmp_path / "new" / "benchmark-shadows.md").read_text()
-        assert re.search(r"^Missing: .*andesvl", page, re.MULTILINE)
+        assert re.search(r"^\*\*Fault\.\*\* missing: andesvl", page, re.MULTILINE)
         assert "](reasoning.svg)" in page
 
 

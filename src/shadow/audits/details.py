@@ -108,15 +108,15 @@ def of_outcome(pair: MatrixPair, outcome: Outcome) -> str:
         f"{pair.rows} x {pair.cols}" if pair.is_matrix else f"vector of {max(pair.rows, pair.cols)}"
     )
     if outcome.status == "skipped":
-        told = f"skipped, {outcome.reason}" + (f" ({outcome.detail})" if outcome.detail else "")
+        fate = f"skipped, {outcome.reason}" + (f" ({outcome.detail})" if outcome.detail else "")
     else:
         spectra = (
             f", {counted(outcome.cached, 'spectrum', 'spectra')} from the cache"
             if outcome.cached
             else ""
         )
-        told = f"{outcome.status} in {_brief(outcome.seconds)}{spectra}"
-    return f"{pair.tuned.info.name}{expert}, {size}: {told}"
+        fate = f"{outcome.status} in {_brief(outcome.seconds)}{spectra}"
+    return f"{pair.tuned.info.name}{expert}, {size}: {fate}"
 
 
 def _brief(seconds: float) -> str:

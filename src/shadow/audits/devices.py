@@ -85,13 +85,13 @@ def open_device(choice: DeviceChoice) -> Device | None:
 
 
 def in_words(use: DeviceMetadata) -> str:
-    """What `told` tells of an audit on a device, as a line for people."""
+    """The use of a device as a line for people."""
     why = ", ".join(f"{reason} {count}" for reason, count in use.get("reasons", {}).items())
     here = f"{use.get('on_cpu', 0)} on the CPU" + (f" ({why})" if why else "")
     return f"Gram matrices: {use.get('on_device', 0)} on {use.get('name')}, {here}"
 
 
-def told(choice: DeviceChoice, outcomes: Iterable[Outcome]) -> DeviceMetadata:
+def device_use(choice: DeviceChoice, outcomes: Iterable[Outcome]) -> DeviceMetadata:
     """What a report says of the device that was asked for, and of where Gram matrices were made."""
     if choice.kind == "cpu":
         return {"asked": choice.asked, "note": choice.note}

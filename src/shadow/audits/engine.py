@@ -57,7 +57,7 @@ class Engine(Protocol):
 
     @property
     def elsewhere(self) -> bool:
-        """Do tasks run in other processes, perhaps on other machines, several at a time?"""
+        """Whether tasks run in other processes, perhaps on other machines, several at a time."""
 
     def lanes(self) -> int:
         """How many tasks it carries out at a time, 1 or more."""

@@ -224,7 +224,7 @@ def say_afresh(other: ReportMetadata | None, wanted: Identity, say: Callable[[st
 
 
 def _of_side(side: Side, had: CheckpointMetadata, now: CheckpointMetadata) -> Iterator[str]:
-    """A checkpoint that differs, told by the first of name, commit and files that does."""
+    """A checkpoint that differs, by the first of name, commit and files that does."""
     if had["repo"] != now["repo"]:
         yield f"{side} {_end(had['repo'])}, now {_end(now['repo'])}"
     elif had["commit"] != now["commit"]:

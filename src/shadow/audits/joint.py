@@ -22,7 +22,7 @@ from shadow.audits.machine_limits import machine_limits
 from shadow.audits.plan import Access
 from shadow.audits.runtime import Runtime
 from shadow.audits.sides import client_for, find_checkpoint, open_found
-from shadow.audits.workers import _own_workspace, _views, cost, default_jobs
+from shadow.audits.workers import cost, default_jobs, own_workspace, views
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import Filter, MatrixPair, pair_checkpoints
 from shadow.comparing.lineage import Joint
@@ -151,12 +151,12 @@ def _values(
     old, new = match
     assert old.base is not None, "matched"
     assert new.base is not None, "matched"
-    pairs: Pairs = _views(old, old.base, first, middle), _views(new, new.base, middle, last)
+    pairs: Pairs = views(old, old.base, first, middle), views(new, new.base, middle, last)
     shapes = {tuple(matrix.shape) for pair in pairs for matrix in pair}
     if len(shapes) > 1:
         return None
     formats = old.base.info.dtype, old.tuned.info.dtype, new.tuned.info.dtype
-    values = joint_values(pairs, formats, _own_workspace())
+    values = joint_values(pairs, formats, own_workspace())
     return values if values.finite else None
 
 

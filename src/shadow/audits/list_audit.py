@@ -154,7 +154,7 @@ def begun(
     shard pending.
 
     Of pairs that other shards audit there are rows where they were audited into this folder.
-    is_there: is there still the report that a row tells of? None: look into the folder.
+    is_there: whether the report of a row is still there; None: look into the folder.
     """
     is_there = is_there or partial(_is_there, output)
     index = Index(
@@ -207,7 +207,7 @@ def _said(reference: Reference | ComponentBase) -> str:
 
 
 def _is_there(output: Path, row: Row, kind: Kind) -> bool:
-    """Is there still the report that a row tells of?"""
+    """Whether the report of a row is still there."""
     try:
         metadata = finished_metadata(output / report_folder(row.family, row.pair))
     except (ShadowError, OSError):  # broken: the audit of the pair will say so

@@ -135,7 +135,7 @@ def merge(
 
 
 def _read(folder: Path, *, links: bool = True) -> _Source:
-    """What is in an output folder. links: may it hold links?
+    """What is in an output folder. links: whether it may hold links.
 
     What a link points to is not to be copied.
     """
@@ -290,7 +290,7 @@ def _written(metadata: ReportMetadata) -> dict[str, object]:
 
 
 def _is_close(name: str, first: pa.Table, second: pa.Table) -> bool:
-    """Are two tables of a report those of two machines?
+    """Whether two tables of a report can be those of two machines.
 
     They have the same rows, and the columns of CLOSE within tolerance.
     """
@@ -325,7 +325,7 @@ def _holds_floats(kind: pa.DataType) -> bool:
 
 
 def _agree(first: pa.ChunkedArray, second: pa.ChunkedArray, tolerance: float) -> bool:
-    """Are two columns null in the same rows, and elsewhere equal within a relative tolerance?"""
+    """Whether two columns are null in the same rows, and elsewhere equal within a tolerance."""
     if not first.is_null().equals(second.is_null()):
         return False
     numbers, others = (column.drop_null().to_numpy() for column in (first, second))
@@ -381,7 +381,7 @@ def _row(
 def _unfinished(sources: Sequence[_Source], done: Mapping[Key, Row]) -> list[Row]:
     """The rows of pairs that no folder has a report of.
 
-    What failed is told before what was never reached.
+    What failed comes before what was never reached.
     """
     unfinished: dict[Key, Row] = {}
     for source in sources:

@@ -19,7 +19,7 @@ import torch
 
 from shadow.audits import details
 from shadow.audits.cache_folder import size_of
-from shadow.audits.devices import CPU, in_words, open_device, told
+from shadow.audits.devices import CPU, device_use, in_words, open_device
 from shadow.audits.finished import (
     already_done,
     differences,
@@ -101,7 +101,7 @@ def run_pair(
     try:
         with client_for(references_of(pair)):
             # what another audit of the pair has measured by then is not measured again
-            return when_free(partial(_run, asked), runtime)
+            return when_free(partial(run_asked, asked), runtime)
     finally:
         shutil.rmtree(asked.scratch, ignore_errors=True)
         remove_empty(folder.absolute() / PARTIAL, there)
@@ -169,7 +169,7 @@ def when_free(work: Callable[[], Made], runtime: Runtime) -> Made:
             time.sleep(min(POLL, runtime.patience))
 
 
-def _run(asked: Asked) -> AuditResult:
+def run_asked(asked: Asked) -> AuditResult:
     pair, settings, runtime, folder = asked.pair, asked.settings, asked.runtime, asked.folder
     opening = _Clock()
     base, tuned = find_sides(pair, runtime, asked.scratch)
@@ -184,8 +184,8 @@ def _run(asked: Asked) -> AuditResult:
         done, broken = already_done(folder, there, wanted, runtime)
         if done is not None:
             return with_new_label(done, wanted, scored, runtime.say)
-    # a filter that the model has nothing of is told before a report that is in the way, where that
-    # fetches no weights
+    # where that fetches no weights, a filter that the model has nothing of is refused before a
+    # report that is in the way
     is_cheap = not pickled_part(base) and not pickled_part(tuned)
     lined = None
     if not other or runtime.overwrite or (settings.chosen != Filter() and is_cheap):
@@ -416,7 +416,7 @@ def _measure(asked: Asked, lined: AlignedPair, journal: Journal) -> int:
             f" {size})"
         )
     if device is not None:
-        runtime.say(in_words(told(asked.settings.device, journal.outcomes.values())))
+        runtime.say(in_words(device_use(asked.settings.device, journal.outcomes.values())))
     return matrices - resumed
 
 
@@ -442,7 +442,7 @@ def _run_metadata(settings: Settings, clock: _Clock, outcomes: Iterable[Outcome]
         "seconds": round(clock.seconds(), 3),
     }
     if settings.device != CPU:
-        use = told(settings.device, outcomes)
+        use = device_use(settings.device, outcomes)
         run["device"] = settings.device.kind if use.get("on_device") else "cpu"
         run["device_use"] = use
     return run

@@ -99,10 +99,10 @@ def audit_pairs(
     Of a pair that is stopped, as by Ctrl-C, the outcome is yielded too; what stopped it is raised
     after that.
 
-    scores are those of the pairs that have any. watch is told each pair that begins and gives who
-    is told its progress, instead of `runtime.show`. numbered: what is said of a pair begins with
-    its number and its name, and ends with a line on its report. audit is called as run_pair is.
-    engine: what carries out the pairs; None: this process, in turn.
+    scores are those of the pairs that have any. watch is called with each pair that begins and
+    gives what gets its progress, instead of `runtime.show`. numbered: what is said of a pair begins
+    with its number and its name, and ends with a line on its report. audit is called as run_pair
+    is. engine: what carries out the pairs; None: this process, in turn.
     """
     engine = InProcess() if engine is None else engine
     pins = Pins(runtime) if engine.elsewhere else None

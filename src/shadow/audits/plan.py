@@ -160,7 +160,7 @@ def make_plan(
         if not access.alone:
             del ways[1:]
     fitting = (way for way in ways if not places.lacks(way[1], way[0], access))
-    frees, chosen = next(fitting, ways[-1])  # the last, where none fits: its problem is told
+    frees, chosen = next(fitting, ways[-1])  # the last, where none fits: its problem is given
     problem = places.lacks(chosen, frees, access)
     if frees:
         base, tuned = _freeing(base, ours), _freeing(tuned, ours)
@@ -277,7 +277,7 @@ def _takes_ranges(
 
 
 def _is_ours(source: Source, ours: Collection[tuple[str, str, str]]) -> bool:
-    """Is a shard in the cache because this audit, or an earlier run of it, fetched it?"""
+    """Whether a shard is in the cache because this audit, or an earlier run of it, fetched it."""
     return isinstance(source, WholeFile) and (source.fetched or source.identity in ours)
 
 

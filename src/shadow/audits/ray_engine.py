@@ -17,7 +17,7 @@ import socket
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -38,9 +38,9 @@ CORES = 4
 # of a task that loses its process or machine each time; what it had measured is not measured again
 ATTEMPTS = 3
 GRACE = 5.0  # seconds that cancelled tasks have to end by themselves
-LAST_WORDS = 60.0  # seconds in which what a task told before it ended is waited for
+LAST_WORDS = 60.0  # seconds in which the last messages of a task are waited for
 TICK = 0.25  # seconds between two looks at what tasks tell
-EMPTY_TOLD = 5.0  # seconds without any machine, after which that is told
+EMPTY_TOLD = 5.0  # seconds without any machine, after which a line says so
 EMPTY_ENDS = 600.0  # after which the run ends; a cluster that is replaced is there again by then
 TOLD_EVERY = 0.5  # seconds between two messages on the progress of a task
 NOBODY = (
@@ -152,7 +152,7 @@ def _no_address(address: str) -> UsageError:
 def _without_talk() -> Iterator[None]:
     """Ray prints what befalls its workers on stdout, which is for data.
 
-    What matters of it is told here.
+    What matters of it is said here.
     """
     from ray._private import worker
 
@@ -178,10 +178,8 @@ class _Running:
 
     task: Task
     machine: str
-    begun: contextlib.ExitStack = field(repr=False)
-    show: Callable[[Progress], None] = field(repr=False)
-    say: Callable[[str], None] = field(repr=False)
-    detail: Callable[[str], None] = field(repr=False)
+    begun: contextlib.ExitStack
+    runtime: Runtime
 
 
 class RayEngine:
@@ -205,14 +203,14 @@ class RayEngine:
         largest = max((cores for cores, _ in machines.values()), default=0)
         self._cores = request.cpus_per_task or max(1, min(CORES, int(largest)))
         if not self._slots():
-            raise ShadowError(*_too_large(self._cores, self._memory, machines))
+            raise ShadowError(*too_large(self._cores, self._memory, machines))
         self._say = runtime.say
-        self._here = _here()
+        self.here = _here()
         # Once: each copy of the function would be kept by the cluster until the run ends.
         self._work = ray.remote(_carry_out)
         self._empty_since: float | None = None
         self._empty_told = False
-        self._ear = _ear()
+        self.ear = new_ear()
         self._heard = "", 0  # which ear, and how many of its messages have arrived
 
     def lanes(self) -> int:
@@ -283,7 +281,7 @@ class RayEngine:
         """Give Ray as many tasks as there is room for."""
         machines = _machines()
         slots = self._slots(machines)
-        if self._here not in machines:
+        if self.here not in machines:
             # Ray keeps the tasks then, and begins none of them any more.
             raise ShadowError(
                 "Ray has ended on the machine of this command",
@@ -336,7 +334,7 @@ class RayEngine:
             runtime=self._portable(runtime, task),
             folder=str(Path.cwd()),
             name=task.name,
-            ear=self._ear,
+            ear=self.ear,
             cores=self._cores,
             memory=self._memory,
             own_cache=runtime.cache is not None and runtime.cache == default_folder(),
@@ -351,12 +349,11 @@ class RayEngine:
             scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=machine, soft=True),
             **options,
         )
-        self._running[remote.remote(there)] = _Running(
-            task, machine, begun, show, runtime.say, runtime.detail
-        )
+        here = replace(runtime, show=show)
+        self._running[remote.remote(there)] = _Running(task, machine, begun, here)
 
     def _portable(self, runtime: Runtime, task: Task) -> Runtime:
-        """A runtime without those who are told, which stay here."""
+        """A runtime without its listeners, which stay here."""
         return replace(
             runtime,
             jobs=1 if task in self._wary else runtime.jobs,
@@ -367,17 +364,17 @@ class RayEngine:
         )
 
     def _relay(self, patience: float) -> None:
-        """Pass on what tasks have told, if it comes within so many seconds."""
+        """Pass on the messages of tasks, if they come within so many seconds."""
         import ray
 
         with contextlib.suppress(ray.exceptions.RayError):
             ear, before = self._heard
-            ear, before, messages = ray.get(self._ear.since.remote(ear, before), timeout=patience)
+            ear, before, messages = ray.get(self.ear.since.remote(ear, before), timeout=patience)
             self._heard = ear, before + len(messages)
-            for name, told in messages:
+            for name, message in messages:
                 for running in self._running.values():
                     if running.task.name == name:
-                        _pass_on(told, running)
+                        _pass_on(message, running.runtime)
 
     def _ended(self, reference: Any) -> Ended | None:
         """What became of a task; None where it begins once more."""
@@ -423,7 +420,7 @@ class RayEngine:
                 " continues"
             )
             return Ended(task, None, ShadowError(f"{what}, {losses} times in a row", hint))
-        running.say(f"{what}; trying again")
+        running.runtime.say(f"{what}; trying again")
         if short:
             self._wary.add(task)
         self._queue.put(task, first=True)
@@ -448,7 +445,7 @@ def _machines() -> dict[str, tuple[float, float]]:
     }
 
 
-def _too_large(
+def too_large(
     cores: int, memory: int | None, machines: dict[str, tuple[float, float]]
 ) -> tuple[str, str]:
     """Why no machine has room for a task, and what to do."""
@@ -476,24 +473,18 @@ def _too_large(
     )
 
 
-@dataclass(frozen=True)
-class _Details:
-    """What `--verbose` tells, several lines at a time."""
-
-    lines: tuple[str, ...]
-
-
-def _pass_on(told: object, running: _Running) -> None:
-    if isinstance(told, Progress):
-        running.show(told)
-    elif isinstance(told, _Details):
-        for line in told.lines:
-            running.detail(line)
+def _pass_on(message: object, runtime: Runtime) -> None:
+    """A tuple holds lines of `--verbose`, several at a time."""
+    if isinstance(message, Progress):
+        runtime.show(message)
+    elif isinstance(message, tuple):
+        for line in message:
+            runtime.detail(line)
     else:
-        running.say(str(told))
+        runtime.say(str(message))
 
 
-class _Ear:
+class Ear:
     """What tasks tell the driver.
 
     A message is kept until the driver asks for a later one: it has arrived then.
@@ -504,8 +495,8 @@ class _Ear:
         self._told: list[tuple[str, object]] = []
         self._gone = 0
 
-    def tell(self, name: str, told: object) -> None:
-        self._told.append((name, told))
+    def tell(self, name: str, message: object) -> None:
+        self._told.append((name, message))
 
     def since(self, ear: str, count: int) -> tuple[str, int, list[tuple[str, object]]]:
         """Which ear this is, and all messages behind the first so many, whose number comes too:
@@ -525,7 +516,7 @@ def _here() -> str:
     return str(ray.get_runtime_context().get_node_id())
 
 
-def _ear() -> Any:
+def new_ear() -> Any:
     """The ear, on the machine of the driver.
 
     Elsewhere it would be lost with its machine, and with it all that tasks tell from then on. A
@@ -536,7 +527,7 @@ def _ear() -> Any:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     return (
-        ray.remote(_Ear)
+        ray.remote(Ear)
         .options(
             num_cpus=0,
             max_restarts=-1,
@@ -578,7 +569,7 @@ def _carry_out(there: _There) -> tuple[Any, BaseException | None]:
     # Where there is no such folder, nothing relative is there either.
     with contextlib.suppress(OSError):
         os.chdir(there.folder)
-    told = details_told = 0.0
+    next_state = next_details = 0.0
     details: SimpleQueue[str] = SimpleQueue()  # of any thread
 
     def tell(what: object) -> None:
@@ -588,23 +579,23 @@ def _carry_out(there: _There) -> tuple[Any, BaseException | None]:
     def tell_details() -> None:
         lines = tuple(details.get() for _ in range(details.qsize()))
         if lines:
-            tell(_Details(lines))
+            tell(lines)
 
     def say(text: str) -> None:
         tell_details()  # which came first
         tell(text)
 
     def detail(text: str) -> None:
-        nonlocal details_told
+        nonlocal next_details
         details.put(text)
-        if time.monotonic() >= details_told:
-            details_told = time.monotonic() + TOLD_EVERY
+        if time.monotonic() >= next_details:
+            next_details = time.monotonic() + TOLD_EVERY
             tell_details()
 
     def show(state: Progress) -> None:
-        nonlocal told
-        if time.monotonic() >= told or state.done == state.total:
-            told = time.monotonic() + TOLD_EVERY
+        nonlocal next_state
+        if time.monotonic() >= next_state or state.done == state.total:
+            next_state = time.monotonic() + TOLD_EVERY
             with contextlib.suppress(ray.exceptions.RayError):
                 there.ear.tell.remote(there.name, state)
 

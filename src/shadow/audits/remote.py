@@ -149,10 +149,10 @@ def merge_remote(store: Store, sources: Sequence[Path | Store]) -> Merged:
     with told_as(output, store):
         of_pairs = defaultdict[tuple[str, str], list[Path]](list)
         for folder in _reports([output, *folders]):
-            told = finished_metadata(folder)
-            if told is not None:
-                check_schema(folder, told)
-                of_pairs[told["family"], told["pair"]].append(folder)
+            metadata = finished_metadata(folder)
+            if metadata is not None:
+                check_schema(folder, metadata)
+                of_pairs[metadata["family"], metadata["pair"]].append(folder)
         for reports in of_pairs.values():
             for folder in reports if len(reports) > 1 else ():
                 if folder in outlines:

@@ -21,7 +21,7 @@ from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.places.architecture import Place
 from shadow.places.groups import Direction, direction_of
 from shadow.places.names import name_rules
-from shadow.reasons import STRICT, Status
+from shadow.reasons import STRICT
 from shadow.reports.column_types import Cell, null_if_undefined
 from shadow.reports.columns import MATRICES, RESIDUAL, SPECTRA, TENSORS, Column
 from shadow.reports.parquet import TableFile, arrow_schema, table_of
@@ -75,7 +75,8 @@ def write_tables(
     matrices = _Groups(MATRICES, scratch / "rows.arrow")
     sigmas = _Groups(SPECTRA, scratch / "spectra.arrow")
     tensors = _Groups(TENSORS, scratch / "tensor-rows.arrow")
-    kept: dict[str, _Kept] = {}
+    light: dict[str, Outcome] = {}  # by key of a pair, without spectra
+    stacked: list[tuple[MatrixPair, _Stacked]] = []
     norms = array("d")  # of the deltas
     for pair in ordered:  # one at a time: the spectra of 60,000 matrices are gigabytes
         outcome = outcomes[pair.key]
@@ -83,7 +84,9 @@ def write_tables(
         norms.extend(_delta_norm(delta) for delta in outcome.deltas)
         if spectra:
             sigmas.extend(_spectrum_rows(pair, outcome))
-        kept[pair.key] = _Kept.of(outcome)
+        light[pair.key] = replace(outcome, measurements=(), residual=None)
+        if (of_pair := _Stacked.of(outcome)) is not None:
+            stacked.append((pair, of_pair))
     largest = max(norms, default=0.0)
     energy = math.fsum((norm / largest) ** 2 for norm in norms if largest)
     if any(skip.reason == "filtered" for skip in skipped):
@@ -94,11 +97,12 @@ def write_tables(
         files[name].write(group)
         for_summary[name].write(needed(name, group))
 
-    for row in _tensor_rows(ordered, skipped, kept):
-        tensors.extend([row])
-    residual = table_of(RESIDUAL, _residual_rows((pair, kept[pair.key]) for pair in ordered))
+    for side in ("base", "tuned"):
+        for row in _rows_of_side(side, ordered, skipped, light):
+            tensors.extend([row])
+    residual = table_of(RESIDUAL, _residual_rows(stacked))
     files["residual"].write(residual)
-    del ordered, kept
+    del ordered, light, stacked
     for group in tensors.tables():
         write("tensors", group)
     for group in matrices.tables():
@@ -193,44 +197,22 @@ def _with_energy_share(matrices: pa.Table, largest: float, energy: float) -> pa.
     return matrices.set_column(place, field, pa.array(shares, type=field.type))
 
 
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    """What the rows of a tensor and of the residual stream need of an outcome: no spectrum."""
-
-    status: Status
-    reason: str | None
-    detail: str | None
-    delta_norm: float | None
-    base_norm: float | None
-    stacked: _Stacked | None = None
-
-    @classmethod
-    def of(cls, outcome: Outcome) -> _Kept:
-        stacked = None
-        if outcome.residual is not None:
-            delta = outcome.measurements[-1]
-            stacked = _Stacked(
-                sketch=outcome.residual,
-                norm=_delta_norm(delta),
-                participation=delta.number("participation_ratio") or 1.0,
-            )
-        return cls(
-            status=outcome.status,
-            reason=outcome.reason,
-            detail=outcome.detail,
-            delta_norm=outcome.delta_norm,
-            base_norm=outcome.base_norm,
-            stacked=stacked,
-        )
-
-
 @dataclass(frozen=True)
 class _Stacked:
-    """A delta on the residual stream."""
+    """A delta on the residual stream: its Gram, norm and participation ratio."""
 
     sketch: NDArray[np.float32]
     norm: float
     participation: float
+
+    @classmethod
+    def of(cls, outcome: Outcome) -> _Stacked | None:
+        """That of an outcome, if it has one."""
+        if outcome.residual is None:
+            return None
+        delta = outcome.measurements[-1]
+        participation = delta.number("participation_ratio") or 1.0
+        return cls(outcome.residual, _delta_norm(delta), participation)
 
 
 def _delta_norm(delta: Measurement) -> float:
@@ -309,36 +291,30 @@ def _verified(subject: str, base: bool | None, tuned: bool | None) -> bool | Non
 
 def _spectrum_rows(pair: MatrixPair, outcome: Outcome) -> Iterator[dict[str, Cell]]:
     for measurement in outcome.measurements:
+        with np.errstate(over="ignore"):
+            sigma = measurement.sigma.astype(np.float32)  # infinite where float32 ends
         yield {
             "tensor": pair.tuned.info.name,
             **_place_columns(pair.place),
             "subject": measurement.subject,
-            "sigma": _in_single(measurement.sigma),
-            **{name: _with_nulls(numbers) for name, numbers in measurement.lists.items()},
+            "sigma": sigma,
+            **{
+                name: [null_if_undefined(float(number)) for number in numbers]
+                for name, numbers in measurement.lists.items()
+            },
         }
 
 
-def _in_single(sigma: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Infinite where float32 ends."""
-    with np.errstate(over="ignore"):
-        return sigma.astype(np.float32)
-
-
-def _with_nulls(numbers: NDArray[np.float64]) -> list[float | None]:
-    return [null_if_undefined(float(number)) for number in numbers]
-
-
-def _residual_rows(measured: Iterable[tuple[MatrixPair, _Kept]]) -> list[dict[str, Cell]]:
+def _residual_rows(stacked: Iterable[tuple[MatrixPair, _Stacked]]) -> list[dict[str, Cell]]:
     """The stacked deltas of every layer, and of all layers, of each component in each direction.
 
     Only matrices on a residual stream of the component's usual width are stacked.
     """
     stacks: defaultdict[tuple[str, Direction], list[tuple[MatrixPair, _Stacked]]]
     stacks = defaultdict(list)
-    for pair, kept in measured:
-        direction = direction_of(pair.place.module)
-        if direction is not None and kept.stacked is not None:
-            stacks[pair.place.component, direction].append((pair, kept.stacked))
+    for pair, delta in stacked:
+        if (direction := direction_of(pair.place.module)) is not None:
+            stacks[pair.place.component, direction].append((pair, delta))
     rows: list[dict[str, Cell]] = []
     for (component, direction), candidates in stacks.items():
         widths = [pair.cols if direction == "reading" else pair.rows for pair, _ in candidates]
@@ -351,13 +327,13 @@ def _residual_rows(measured: Iterable[tuple[MatrixPair, _Kept]]) -> list[dict[st
         layers = np.array(
             [-1 if pair.place.layer is None else pair.place.layer for pair, _ in members]
         )
-        norms = np.array([stacked.norm for _, stacked in members])
+        norms = np.array([delta.norm for _, delta in members])
         largest = float(norms.max())
         energies = (norms / (largest or 1.0)) ** 2  # in units that neither vanish nor overflow
-        participation = np.array([stacked.participation for _, stacked in members])
+        participation = np.array([delta.participation for _, delta in members])
         # The last bits must not depend on the machine's cores.
         with threadpool_limits(limits=1, user_api="blas"):
-            sketches = np.stack([stacked.sketch for _, stacked in members])
+            sketches = np.stack([delta.sketch for _, delta in members])
             cosines = overlaps(sketches, participation, width)
             left_out = overlaps_left_out(sketches, participation, width)
         for layer in (None, *sorted(set(layers[layers >= 0].tolist()))):
@@ -382,20 +358,13 @@ def _residual_rows(measured: Iterable[tuple[MatrixPair, _Kept]]) -> list[dict[st
     return rows
 
 
-def _tensor_rows(
-    pairs: Sequence[MatrixPair], skipped: Sequence[Skipped], kept: Mapping[str, _Kept]
-) -> Iterator[dict[str, Cell]]:
-    """Exactly one row per tensor and side, whatever number of matrices it holds."""
-    yield from _rows_of_side("base", pairs, skipped, kept)
-    yield from _rows_of_side("tuned", pairs, skipped, kept)
-
-
 def _rows_of_side(
     side: Side,
     pairs: Sequence[MatrixPair],
     skipped: Sequence[Skipped],
-    kept: Mapping[str, _Kept],
+    outcomes: Mapping[str, Outcome],
 ) -> Iterator[dict[str, Cell]]:
+    """Exactly one row for each tensor of a side, whatever number of matrices it holds."""
     held: defaultdict[str, list[MatrixPair | Skipped]] = defaultdict(list)
     for pair in pairs:
         for info in _infos(side, pair):
@@ -403,7 +372,7 @@ def _rows_of_side(
     for skip in skipped:
         if skip.side == side:
             held[skip.info.name].append(skip)
-    parts_of = partial(_parts_of, side, held=held, kept=kept)
+    parts_of = partial(_parts_of, side, held=held, outcomes=outcomes)
 
     def order(name: str) -> tuple[object, ...]:
         return (*_order(replace(_place_of(parts_of(name)), slot="")), name)
@@ -430,25 +399,25 @@ def _parts_of(
     name: str,
     *,
     held: Mapping[str, Sequence[MatrixPair | Skipped]],
-    kept: Mapping[str, _Kept],
+    outcomes: Mapping[str, Outcome],
 ) -> list[_Part]:
     """The matrices and vectors of a tensor. An embedding that is also the other side's tied head is
-    told by what it is itself.
+    described by what it is itself.
     """
-    every_part = [_part(side, holder, kept) for holder in held[name]]
+    every_part = [_part(side, holder, outcomes) for holder in held[name]]
     own_parts = [
         part for part in every_part if part.operand is None or part.operand.part.place == part.place
     ]
     return own_parts or every_part
 
 
-def _part(side: Side, holder: MatrixPair | Skipped, kept: Mapping[str, _Kept]) -> _Part:
+def _part(side: Side, holder: MatrixPair | Skipped, outcomes: Mapping[str, Outcome]) -> _Part:
     if isinstance(holder, Skipped):
-        outcome = _Kept(holder.status, holder.reason, holder.detail or None, None, None)
+        outcome = Outcome("", holder.status, holder.reason, holder.detail or None)
         return _Part(None, holder.place, outcome, math.prod(holder.info.shape))
     operand = holder.tuned if side == "tuned" else holder.base
     entries = holder.rows * holder.cols if holder.base is not None else 0
-    return _Part(operand, holder.place, kept[holder.key], entries)
+    return _Part(operand, holder.place, outcomes[holder.key], entries)
 
 
 def _tensor_row(side: Side, info: TensorInfo, parts: Sequence[_Part]) -> dict[str, Cell]:
@@ -479,7 +448,7 @@ class _Part:
 
     operand: Operand | None
     place: Place
-    outcome: _Kept
+    outcome: Outcome
     entries: int
 
     @property
@@ -495,7 +464,7 @@ class _Part:
         return self.outcome.status == "skipped" and self.outcome.reason in STRICT
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         """`experts.up 3 nonfinite`."""
         slot = self.place.slot if self.place.module == "bias" else ""
         expert = "" if self.place.expert is None else str(self.place.expert)
@@ -517,18 +486,20 @@ def _merged(parts: Sequence[_Part]) -> tuple[str, str | None, str | None]:
         status = next(s for s in ("measured", "identical", "skipped") if s in statuses)
     chosen = (missed or [part for part in parts if part.outcome.status == status])[0].outcome
     if missed and len(missed) < len(parts):
-        descriptions = [" ".join(filter(None, (part.told, part.outcome.detail))) for part in missed]
+        descriptions = [
+            " ".join(filter(None, (part.description, part.outcome.detail))) for part in missed
+        ]
         detail = f"{len(missed)} of {len(parts)} parts not measured: {_listed(descriptions)}"
     elif missed:
         detail = chosen.detail or ""
     else:
-        others = [part.told for part in parts if part.outcome.status != status]
+        others = [part.description for part in parts if part.outcome.status != status]
         detail = "; ".join(filter(None, (chosen.detail, _listed(others))))
     return status, chosen.reason, detail or None
 
 
 def _listed(descriptions: Sequence[str]) -> str:
-    """What is told of several parts, each once, the first few."""
+    """Descriptions of several parts, each once, the first few."""
     return several(list(dict.fromkeys(descriptions)), TOLD, "; ")
 
 
@@ -545,7 +516,7 @@ def _place_of(parts: Sequence[_Part]) -> Place:
     return Place(first.component, first.layer, first.module if len(modules) == 1 else fused)
 
 
-def _relative_norm(outcomes: Sequence[_Kept]) -> float | None:
+def _relative_norm(outcomes: Sequence[Outcome]) -> float | None:
     if any(outcome.delta_norm is None or outcome.base_norm is None for outcome in outcomes):
         return None
     base = math.hypot(*(outcome.base_norm or 0.0 for outcome in outcomes))

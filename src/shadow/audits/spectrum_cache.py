@@ -81,7 +81,7 @@ class SpectrumCache:
         """
         if min(shape_of(matrix)) <= EXACT_SIDE:
             return solve()
-        path = self._path(key(matrix, question))
+        path = self.path_of(key(matrix, question))
         known = _read(path, shape_of(matrix), question.vectors, norm)
         with self._lock:
             self.tally.asked += 1
@@ -94,13 +94,13 @@ class SpectrumCache:
         if solved.moved:  # not what the question's solver gives: another time it may not fail
             return solved
         with contextlib.suppress(OSError):  # a full disk, a folder that may not be written
-            self._write(path, solved)
+            self.write(path, solved)
         return solved
 
-    def _path(self, name: str) -> Path:
+    def path_of(self, name: str) -> Path:
         return self.folder / name[:2] / f"{name[2:]}.safetensors"
 
-    def _write(self, path: Path, solved: Spectrum) -> None:
+    def write(self, path: Path, solved: Spectrum) -> None:
         content = _to_bytes(solved)
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
@@ -155,10 +155,10 @@ def _to_bytes(solved: Spectrum) -> bytes:
     if solved.vectors is not None:
         arrays["vectors"] = np.ascontiguousarray(solved.vectors)
     content = bytes(save(arrays))
-    return _digest(content) + content
+    return digest_of(content) + content
 
 
-def _digest(content: bytes) -> bytes:
+def digest_of(content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=DIGEST).digest()
 
 
@@ -172,7 +172,7 @@ def _read(path: Path, shape: tuple[int, int], count: int, norm: float) -> Spectr
         if content is None:
             return None
         stated, content = content[:DIGEST], content[DIGEST:]
-        if _digest(content) != stated:
+        if digest_of(content) != stated:
             return None
         arrays = load(content)
         sigma, (floor, shift, place) = arrays["sigma"], arrays["numbers"].tolist()

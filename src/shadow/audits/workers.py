@@ -102,7 +102,12 @@ def measure_pairs(
     with threadpool_limits(limits=1, user_api="blas"), whole:
         try:
             measure = partial(
-                _outcome, base=base, tuned=tuned, method=method, remember=remember, offload=offload
+                outcome_of,
+                base=base,
+                tuned=tuned,
+                method=method,
+                remember=remember,
+                offload=offload,
             )
             yield from _run(base, tuned, work, measure, jobs, pool, fetching)
         finally:
@@ -212,7 +217,7 @@ def worker_memory(pairs: Sequence[MatrixPair]) -> int:
     return 3 * 8 * side**2 + 4 * 8 * BLOCK
 
 
-def _outcome(
+def outcome_of(
     pair: MatrixPair,
     base: Checkpoint,
     tuned: Checkpoint,
@@ -223,38 +228,33 @@ def _outcome(
     started = time.perf_counter()
     base_verified = _verified(pair.base, base) if pair.base else None
     tuned_verified = _verified(pair.tuned, tuned)
-    counting = _Counting(remember)
+    asked = solved = 0
+
+    def counted(
+        matrix: Matrix, question: Question, norm: float, solve: Callable[[], Spectrum]
+    ) -> Spectrum:
+        def solving() -> Spectrum:
+            nonlocal solved
+            solved += 1
+            return solve()
+
+        nonlocal asked
+        asked += 1
+        return remember(matrix, question, norm, solving)
+
     grams: Grams = ON_CPU
     made: Mapping[str, int] = {}
     if offload is not None:
         offloaded = Offloaded(offload, pair.tuned.info.name)
         grams, made = offloaded, offloaded.made
-    measured = _measured(pair, base, tuned, method, counting.remember, grams)
+    measured = _measured(pair, base, tuned, method, counted, grams)
     return replace(
         measured,
         verified=(base_verified, tuned_verified),
         seconds=time.perf_counter() - started,
-        cached=counting.asked - counting.solved,
+        cached=asked - solved,
         grams=dict(made),
     )
-
-
-class _Counting:
-    """How many spectra of one matrix pair were asked for, and how many of them had to be solved."""
-
-    def __init__(self, remember: Remember) -> None:
-        self._remember = remember
-        self.asked = self.solved = 0
-
-    def remember(
-        self, matrix: Matrix, question: Question, norm: float, solve: Callable[[], Spectrum]
-    ) -> Spectrum:
-        def solving() -> Spectrum:
-            self.solved += 1
-            return solve()
-
-        self.asked += 1
-        return self._remember(matrix, question, norm, solving)
 
 
 def _verified(operand: Operand, checkpoint: Checkpoint) -> bool | None:
@@ -271,7 +271,7 @@ def _measured(
     remember: Remember,
     grams: Grams,
 ) -> Outcome:
-    space = _own_workspace()
+    space = own_workspace()
     stored = pair.tuned.info.dtype
     if pair.base is None:
         only = _view(pair, pair.tuned, tuned)
@@ -282,7 +282,7 @@ def _measured(
         return Outcome(
             pair.key, "measured", reason="only_in_tuned", detail=pair.detail, measurements=(alone,)
         )
-    base_matrix, matrix = _views(pair, pair.base, base, tuned)
+    base_matrix, matrix = views(pair, pair.base, base, tuned)
     detail = pair.detail or None
     formats = pair.base.info.dtype, stored
     if isinstance(matrix, Updated):
@@ -337,7 +337,7 @@ def _measured(
     )
 
 
-def _own_workspace() -> Workspace:
+def own_workspace() -> Workspace:
     """The buffers of this thread."""
     if not hasattr(_LOCAL, "space"):
         _LOCAL.space = Workspace()
@@ -345,7 +345,7 @@ def _own_workspace() -> Workspace:
     return space
 
 
-def _views(
+def views(
     pair: MatrixPair, operand: Operand, base: Checkpoint, tuned: Checkpoint
 ) -> tuple[Matrix, Matrix]:
     """Both matrices of a pair, cut into the same dimensions."""

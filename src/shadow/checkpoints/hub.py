@@ -98,13 +98,15 @@ def pin(
     Raises ShadowError when there is no such repository or revision, when access is refused, when
     the Hub cannot be reached, and offline when the cache does not know the revision.
     """
+    access: str | None = None
     if offline or constants.HF_HUB_OFFLINE:
-        access = None
         commit = _cached_commit(repo, revision)
         listed = _cached_files(repo, commit)
     else:
         info = _model_info(repo, revision, say)
-        access = "private" if info.private else "gated" if info.gated else "open"
+        access = "gated" if info.gated else "open"
+        if info.private:
+            access = "private"
         commit = str(info.sha)
         listed = trying(lambda: _listed_files(repo, commit), say, repo=repo, revision=revision)
     if subfolder:

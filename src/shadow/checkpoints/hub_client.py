@@ -55,7 +55,7 @@ class _Before:
     added: Any  # the filter of warnings that was put before the others; None if there was one
 
 
-_answered = Event()  # set once any server has answered this process
+answered = Event()  # set once any server has answered this process
 
 
 def _taken_over() -> _Before:
@@ -122,7 +122,7 @@ def _before_request(request: Any) -> None:
 
 
 def _after_response(response: Any) -> None:
-    _answered.set()
+    answered.set()
     response.request.extensions[ANSWERED] = True
     if response.status_code in TRANSIENT:
         hf_raise_for_status(response)  # here, so that only `trying` decides about another try
@@ -159,13 +159,13 @@ def trying(
         if since_progress(state).attempt_number >= ATTEMPTS:
             return True
         waited = (state.seconds_since_start or 0.0) + state.upcoming_sleep
-        return waited > PATIENCE and not _answered.is_set() and is_unconnected(_fault(state))
+        return waited > PATIENCE and not answered.is_set() and is_unconnected(_fault(state))
 
     def wait(state: RetryCallState) -> float:
         asked = retry_after(_fault(state))
         return waits(since_progress(state)) if asked is None else asked
 
-    def tell(state: RetryCallState) -> None:
+    def announce(state: RetryCallState) -> None:
         if state.upcoming_sleep >= 3:
             seconds = f"{state.upcoming_sleep:.0f} s"
             say(f"the Hub {problem(_fault(state))}; trying again in {seconds}")
@@ -178,7 +178,7 @@ def trying(
         retry=retry_if_exception(is_transient),
         wait=wait,
         stop=given_up,
-        before_sleep=tell,
+        before_sleep=announce,
         sleep=sleep,
         reraise=True,
     )

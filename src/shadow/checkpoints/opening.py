@@ -313,7 +313,7 @@ def open_located(
     """Read the headers of a checkpoint of the Hub, from the cache or by requests for them.
 
     `.bin` files have no header: they are fetched whole, and unpacked into scratch where they must
-    be. report is told of their bytes as they come. Raises ShadowError for a file that cannot be
+    be. report gets their bytes as they come. Raises ShadowError for a file that cannot be
     had or trusted.
     """
     snapshot = located.snapshot

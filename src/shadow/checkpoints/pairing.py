@@ -418,7 +418,7 @@ def _adapter_operands(
         for module, (left, right, swap) in pairs.items()
     }
     parts = place_tensors(shapes | wholes, config)
-    # a base of Conv1D stores (in, out): told the shape as stored, the rules split it right
+    # a base of Conv1D stores (in, out): given the shape as stored, the rules split it right
     for name in shapes:
         if parts[name][0].transposed:
             shapes[name] = shapes[name][::-1]

@@ -83,7 +83,7 @@ def read_header(path: Path, shard: str) -> tuple[dict[str, TensorInfo], str]:
 def header_length(prefix: bytes, file_size: int, shard: str) -> int:
     """Bytes of the JSON header of a file of file_size bytes, of which prefix are the first 8.
 
-    shard: the file's name, for messages. Raises FileError where they tell no possible length.
+    shard: the file's name, for messages. Raises FileError where they are no possible length.
     """
     length = int.from_bytes(prefix[:8], "little")
     if len(prefix) < 8 or not 2 <= length <= min(MAX_HEADER, file_size - 8):

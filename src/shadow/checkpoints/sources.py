@@ -201,7 +201,7 @@ class Fetching:
     """Fetches sources, each in a thread of its own, and can be stopped.
 
     The threads are daemons: a download that does not answer must not hold up the end of the
-    process. note is told of every source before its first byte.
+    process. note gets every source before its first byte.
     """
 
     def __init__(

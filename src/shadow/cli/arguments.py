@@ -40,8 +40,7 @@ def selected(
 
     Raises UsageError where there is none.
     """
-    from shadow.targets import typed
-    from shadow.targets.families import given_pair
+    from shadow.targets.families import TWO, given_pair, pairs_of_references, under_name
     from shadow.targets.lists import select
     from shadow.targets.references import is_reference, parse_reference
 
@@ -55,12 +54,12 @@ def selected(
         given = [given_pair(parse_reference(base), parse_reference(tuned))]
     if name is not None:
         if not given and len(targets) == 2 and all(map(is_reference, targets)):
-            given = list(typed.pairs_of_references(targets, {}))
+            given = list(pairs_of_references(targets, {}))
             targets = []
         if not given or targets or listed or tags:
-            raise UsageError("--name is for one pair that is given by its checkpoints", typed.TWO)
+            raise UsageError("--name is for one pair that is given by its checkpoints", TWO)
         try:
-            given = [typed.under_name(given[0], name)]
+            given = [under_name(given[0], name)]
         except UsageError as error:
             raise UsageError(f"--name: {error.message}", error.hint) from error
     selection = select(

@@ -18,7 +18,7 @@ from shadow.reports.folders import meant, reports_below
 from shadow.storage import Store, as_given, located, parsed_options, url_of
 from shadow.text import counted
 
-SHARDS_TOLD = 100  # missing shards of a list that are told one by one
+SHARDS_TOLD = 100  # missing shards of a list that are named one by one
 
 if TYPE_CHECKING:
     from shadow.audits.list_index import Index, Row
@@ -127,7 +127,7 @@ def _not_there(
 ) -> list[Judgement]:
     """The faults of a list's folder: pairs without their report, and shards that are elsewhere.
 
-    there: the pairs whose reports are read. faulty: folders of reports whose fault was told.
+    there: the pairs whose reports are read. faulty: folders of reports whose fault is known.
     """
     judged = []
     for row in index.rows:
@@ -230,7 +230,7 @@ def rules_of(
 
 
 def at_fault(family: str, pair: str, error: ShadowError) -> Judgement:
-    """What came of a pair that has no report; its fault is told at once."""
+    """What came of a pair that has no report; its fault is said at once."""
     from shadow.claims.verdicts import Judgement
 
     console.complain(error)

@@ -75,7 +75,7 @@ def lineage(
 
     options = parsed_options(storage_options)
     families = load_families(registry)
-    named = [families[target] for target in targets if _is_family(target, families)]
+    named = [families[target] for target in targets if target in families]
     every = [
         folder
         for target in targets
@@ -105,16 +105,11 @@ def lineage(
         console.show(lineage_document(in_order))
 
 
-def _is_family(target: str, families: Mapping[str, Family]) -> bool:
-    """Is it a family of the registry? A folder of the same name is written with a slash."""
-    return target in families
-
-
 def _folders(
     target: str, families: Mapping[str, Family], *, output: Path, options: Options
 ) -> list[Path]:
     """The finished reports that an argument stands for."""
-    if _is_family(target, families):
+    if target in families:
         from shadow.files import safe_name
 
         folder = reports_here(output / safe_name(target), options)

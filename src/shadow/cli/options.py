@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -69,6 +70,15 @@ RULES = "Rules"
 STORAGE = "Storage at URLs"
 ENGINE = "Where it runs"
 
+
+def _in(panel: str) -> Any:
+    """What makes options of a group."""
+    return partial(typer.Option, rich_help_panel=panel)
+
+
+_choice, _measuring, _files = _in(CHOICE), _in(MEASURING), _in(FILES)
+_rules, _storage, _engine = _in(RULES), _in(STORAGE), _in(ENGINE)
+
 DEFAULT_OUTPUT = Path("reports")
 Targets = Annotated[
     list[str] | None,
@@ -84,56 +94,36 @@ Targets = Annotated[
 ]
 BaseReference = Annotated[
     str | None,
-    typer.Option(
-        help="Base checkpoint: ./DIR, /DIR, org/name, or org/name@revision.",
-        metavar="REF",
-        rich_help_panel=CHOICE,
-    ),
+    _choice(help="Base checkpoint: ./DIR, /DIR, org/name, or org/name@revision.", metavar="REF"),
 ]
 TunedReference = Annotated[
-    str | None,
-    typer.Option(
-        help="Checkpoint that was tuned from it, in the same form.",
-        metavar="REF",
-        rich_help_panel=CHOICE,
-    ),
+    str | None, _choice(help="Checkpoint that was tuned from it, in the same form.", metavar="REF")
 ]
 OwnName = Annotated[
     str | None,
-    typer.Option(
-        "--name",
+    _choice(
         help=(
             "Name for a pair of two checkpoints, as family:base..tuned. Its folder has this name."
         ),
         metavar="NAME",
-        rich_help_panel=CHOICE,
     ),
 ]
 ListFile = Annotated[
     str | None,
-    typer.Option(
+    _choice(
         "--list",
         help="File of targets: YAML, or one per line; - reads standard input. May be a URL.",
         metavar="FILE",
         callback=a_name,
-        rich_help_panel=CHOICE,
     ),
 ]
 Tag = Annotated[
     list[str] | None,
-    typer.Option(
-        help="Only families with this tag; repeat it for families with all of several tags.",
-        rich_help_panel=CHOICE,
-    ),
+    _choice(help="Only families with this tag; repeat it for families with all of several tags."),
 ]
 Shard = Annotated[
     str | None,
-    typer.Option(
-        "--shard",
-        help="Part of the list for this job: 2/4 is the second of four.",
-        metavar="I/N",
-        rich_help_panel=CHOICE,
-    ),
+    _choice(help="Part of the list for this job: 2/4 is the second of four.", metavar="I/N"),
 ]
 Output = Annotated[
     Path,
@@ -155,12 +145,10 @@ RunFolders = Annotated[
 ]
 StorageOptions = Annotated[
     str | None,
-    typer.Option(
-        "--storage-options",
+    _storage(
         help="Options for the driver of a URL: JSON, or a file with JSON.",
         envvar=OPTIONS,
         metavar="JSON|FILE",
-        rich_help_panel=STORAGE,
     ),
 ]
 Overwrite = Annotated[
@@ -173,15 +161,12 @@ Overwrite = Annotated[
 Registry = Annotated[
     Path | None,
     typer.Option(
-        "--registry",
-        help="Folder of your own family files.",
-        envvar="SHADOW_REGISTRY",
-        file_okay=False,
+        help="Folder of your own family files.", envvar="SHADOW_REGISTRY", file_okay=False
     ),
 ]
 
 
-Format = Annotated[Literal["table", "json"], typer.Option("--format", help="What to print.")]
+Format = Annotated[Literal["table", "json"], typer.Option(help="What to print.")]
 Json = Annotated[bool, typer.Option("--json", help="Short for --format json.")]
 Quiet = Annotated[
     bool,
@@ -205,108 +190,72 @@ Full = Annotated[bool, typer.Option("--full", help="Show every number and table 
 
 Component = Annotated[
     list[str] | None,
-    typer.Option(
-        help="Only this component; may be repeated.",
-        autocompletion=completion.components,
-        rich_help_panel=CHOICE,
-    ),
+    _choice(help="Only this component; may be repeated.", autocompletion=completion.components),
 ]
-Layer = Annotated[
-    list[str] | None,
-    typer.Option(help="Only these layers: 0, or 4-7; may be repeated.", rich_help_panel=CHOICE),
-]
+Layer = Annotated[list[str] | None, _choice(help="Only these layers: 0, or 4-7; may be repeated.")]
 Module = Annotated[
     list[str] | None,
-    typer.Option(
+    _choice(
         help="Only these modules: mlp.up, or attn.*; may be repeated.",
         autocompletion=completion.modules,
-        rich_help_panel=CHOICE,
     ),
 ]
-Precision = Annotated[
-    request.Precision,
-    typer.Option(help="How precisely to compute spectra.", rich_help_panel=MEASURING),
-]
+Precision = Annotated[request.Precision, _measuring(help="How precisely to compute spectra.")]
 Optimizer = Annotated[
     request.Optimizer | None,
-    typer.Option(
-        "--optimizer",
+    _measuring(
         help=(
             "Optimiser of the tuned model, if you know it: the label uses trainings with that one."
-        ),
-        rich_help_panel=MEASURING,
+        )
     ),
 ]
 Device = Annotated[
     str,
-    typer.Option(
-        "--device",
+    _measuring(
         help=(
             "Device for Gram matrices: cpu, cuda, a card such as cuda:1, or auto (a card if there"
             " is one)."
         ),
         metavar="DEVICE",
         autocompletion=completion.devices,
-        rich_help_panel=MEASURING,
     ),
 ]
 Jobs = Annotated[
     int | None,
-    typer.Option(
-        help="Number of worker threads; results do not depend on it.",
-        min=1,
-        max=1024,
-        rich_help_panel=MEASURING,
-    ),
+    _measuring(help="Number of worker threads; results do not depend on it.", min=1, max=1024),
 ]
 NoCache = Annotated[
     bool,
-    typer.Option(
+    _files(
         "--no-cache",
         help="Compute every spectrum again, and keep none for later.",
         envvar="SHADOW_NO_CACHE",
-        rich_help_panel=FILES,
     ),
 ]
 CacheFolder = Annotated[
     Path | None,
-    typer.Option(
-        "--cache-dir",
+    _files(
         help="Folder for cached spectra of checkpoints, 10 GB at most.",
         show_default="~/.cache/shadow/spectra",
         envvar="SHADOW_CACHE_DIR",
         metavar="DIR",
         file_okay=False,
         callback=on_this_machine,
-        rich_help_panel=FILES,
     ),
 ]
 Pickle = Annotated[
-    bool,
-    typer.Option(
-        "--allow-pickle", help="Read torch .bin files, in a child process.", rich_help_panel=FILES
-    ),
+    bool, _files("--allow-pickle", help="Read torch .bin files, in a child process.")
 ]
 Fetch = Annotated[
-    request.Fetch,
-    typer.Option(
-        "--fetch",
-        help="Download whole shards, or byte ranges, which cannot be verified.",
-        rich_help_panel=FILES,
-    ),
+    request.Fetch, _files(help="Download whole shards, or byte ranges, which cannot be verified.")
 ]
 MaxDisk = Annotated[
     str | None,
-    typer.Option(
-        "--max-disk",
-        help="Disk limit for downloads, such as 40GB; each shard is removed after use.",
-        rich_help_panel=FILES,
-    ),
+    _files(help="Disk limit for downloads, such as 40GB; each shard is removed after use."),
 ]
 Scores = Annotated[
     list[Path] | None,
     typer.Option(
-        "--scores",
         help=(
             "Benchmark scores that others measured: a CSV, results of lm-eval (JSON), or a folder"
             " of them; may be repeated. A file may be at a URL."
@@ -315,88 +264,68 @@ Scores = Annotated[
         callback=places,
     ),
 ]
-Offline = Annotated[
-    bool,
-    typer.Option(
-        "--offline", help="Use the Hub's cache only, without a network.", rich_help_panel=FILES
-    ),
-]
+Offline = Annotated[bool, _files("--offline", help="Use the Hub's cache only, without a network.")]
 Engine = Annotated[
     Literal["local", "ray"],
-    typer.Option(
-        "--engine",
-        help="Run pairs one after another in this process, or as tasks of Ray, several at a time.",
-        rich_help_panel=ENGINE,
+    _engine(
+        help="Run pairs one after another in this process, or as tasks of Ray, several at a time."
     ),
 ]
 Address = Annotated[
     str | None,
-    typer.Option(
-        "--address",
+    _engine(
         help="Ray cluster: auto, or HOST:PORT.",
         show_default="RAY_ADDRESS, or a Ray of this machine",
         metavar="ADDRESS",
-        rich_help_panel=ENGINE,
     ),
 ]
 CoresPerTask = Annotated[
     int | None,
-    typer.Option(
-        "--cpus-per-task",
+    _engine(
         help="Cores of each task of Ray.",
         min=1,
         max=1024,
         show_default="4, or all of the largest machine",
-        rich_help_panel=ENGINE,
     ),
 ]
 MemoryPerTask = Annotated[
     str,
-    typer.Option(
-        "--memory-per-task",
+    _engine(
         help="Memory of each task of Ray, such as 16GB; auto: the same share as of the cores.",
         metavar="SIZE",
-        rich_help_panel=ENGINE,
     ),
 ]
 Parts = Annotated[
     int | None,
-    typer.Option(
-        "--parts",
+    _engine(
         help="Measure each pair in this many parts; each part is then a task.",
         min=1,
         max=10_000,
         show_default="1; for a single pair on Ray, as many as run at a time",
-        rich_help_panel=ENGINE,
     ),
 ]
 FailOn = Annotated[
     list[str] | None,
-    typer.Option(
-        "--fail-on",
+    _rules(
         help=(
             "Exit with 4 if this is true of a figure, such as 'concentration > 0.5'; may be"
             " repeated."
         ),
         metavar="RULE",
-        rich_help_panel=RULES,
     ),
 ]
 PolicyFile = Annotated[
     Path | None,
-    typer.Option(
-        "--policy",
+    _rules(
         help="YAML file of named rules; may be a URL.",
         metavar="FILE",
         dir_okay=False,
         callback=a_place,
-        rich_help_panel=RULES,
     ),
 ]
 Against = Annotated[
     Path | None,
-    typer.Option(
-        "--against",
+    _rules(
         help=(
             "Accepted reports: exit with 4 if a figure lies outside its spread over layers there."
             " May be a URL."
@@ -404,25 +333,21 @@ Against = Annotated[
         metavar="RUN",
         file_okay=False,
         callback=a_place,
-        rich_help_panel=RULES,
     ),
 ]
 AllowMissing = Annotated[
     bool,
-    typer.Option(
+    _rules(
         "--allow-missing",
         help="Do not fail if a figure of --fail-on or a report of --against is missing.",
-        rich_help_panel=RULES,
     ),
 ]
 Junit = Annotated[
     Path | None,
-    typer.Option(
-        "--junit",
+    _rules(
         help="Write the result for each pair and rule as JUnit XML.",
         metavar="FILE",
         dir_okay=False,
         callback=on_this_machine,
-        rich_help_panel=RULES,
     ),
 ]

@@ -8,7 +8,6 @@ kinds below it.
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import hashlib
 import io
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from shadow.errors import ShadowError
-from shadow.files import read_start
+from shadow.files import read_given
 from shadow.storage import as_given
 from shadow.text import counted, nearest, several, short
 
@@ -172,24 +171,17 @@ def _refuse_many(count: int, file: Path | str) -> None:
         raise ShadowError(f"{file}: more than {MAX_SCORES:,} scores", hint)
 
 
-@contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Faults of the disk, and of a name that is too long or has a NUL, are one line."""
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ShadowError(f"{str(path)[:80]}: {reason}") from error
-
-
 def _files(paths: Iterable[Path]) -> Iterator[tuple[Path, bool]]:
     """Each file and whether it was found in a folder; folders in the order of names, without hidden
     files.
     """
     for path in paths:
-        with _reading(path):
+        try:
             is_folder = path.is_dir()
             files = sorted(file for file in path.rglob("*") if _is_scores(file, path))
+        except (OSError, ValueError) as error:  # also a name that is too long, or one with a NUL
+            reason = getattr(error, "strerror", None) or error
+            raise ShadowError(f"{str(path)[:80]}: {reason}") from error
         if not is_folder:
             yield path, False
             continue
@@ -213,15 +205,8 @@ def _bytes(path: Path) -> bytes:
     if path.suffix.lower() not in SUFFIXES:
         message = f"{str(path)[:80]}: scores are read from .csv and .json files"
         raise ShadowError(message, "rename it")
-    with _reading(path):
-        raw = read_start(path, MAX_FILE + 1)
-    if raw is None:
-        hint = "name a CSV, a JSON or a folder of them"
-        raise ShadowError(f"no such file: {str(path)[:200]}", hint)
-    if len(raw) > MAX_FILE:
-        hint = "it should hold scores, not samples"
-        raise ShadowError(f"{path}: larger than {MAX_FILE // 1_000_000} MB", hint)
-    return raw
+    hint = "name a CSV, a JSON or a folder of them"
+    return read_given(path, MAX_FILE, hint, "it should hold scores, not samples")
 
 
 def _text(path: Path, raw: bytes) -> str:

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from shadow.errors import ShadowError, UsageError
 from shadow.outputs.inline_html import inline_html
+from shadow.reports.provenance import report_metadata
 from shadow.storage import as_given
 from shadow.telling.document import Document, Headline, Paragraph
-from shadow.telling.reading import SummarisedReport, read_summary
+from shadow.telling.reading import SummarisedReport
 from shadow.telling.report import report_document
 from shadow.text import nearest, visible
 
@@ -92,8 +93,8 @@ class AuditReport(SummarisedReport):
     def _repr_html_(self) -> str:
         """What `shadow show` prints, for notebooks."""
         try:
-            summary, provenance = read_summary(self.folder)
-            document = report_document(summary, provenance, as_given(self.folder))
+            folder = as_given(self.folder)
+            document = report_document(self.summary, report_metadata(self.folder), folder)
         except ShadowError as error:
             document = Document([Headline(error.message), Paragraph(error.hint or "")])
         return inline_html(document.shown())

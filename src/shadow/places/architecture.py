@@ -41,7 +41,7 @@ class Place:
     layer: int | None  # number of the block, from 0; None outside the layers
     module: str  # from the closed list of `names.yaml`
     expert: int | None = None  # from 0
-    # tells apart what shares a module (norms, biases, other) and what must not be compared
+    # distinguishes what shares a module (norms, biases, other) and what must not be compared
     # although it does: the blocks of a second stack, rows in another order
     slot: str = ""
 

@@ -342,7 +342,7 @@ class Reading:
     in_block: bool
     rest: str  # the name behind the block, without the number of an expert
     module: str  # empty where no suffix matches
-    slot: str  # tells apart matrices of one module in one block
+    slot: str  # distinguishes matrices of one module in one block
 
 
 def numbered(name: str, rules: NameRules) -> tuple[str, int | None, int | None]:

@@ -39,7 +39,7 @@ from shadow.spectra.spectrum import (
 from shadow.spectra.subspace import SMALL_BLOCK, SUBSPACE, resolved, whitened
 
 SAMPLE = 1 << 18  # entries of a matrix that the share of rounding is counted from
-FEWEST = 64  # entries of a binade of these, below which it tells nothing
+FEWEST = 64  # entries of a binade of these, below which it says nothing
 
 Array = NDArray[np.float64]
 

@@ -33,7 +33,7 @@ Direction = Literal["reading", "writing"]
 
 WIDTH = 128  # 33 kB for each matrix
 SEED = 0
-LEFT_OUT = 8  # parts of the projection that are left out in turn, to tell the error
+LEFT_OUT = 8  # parts of the projection that are left out in turn, to estimate the error
 
 
 @lru_cache(maxsize=4)

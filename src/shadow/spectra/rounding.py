@@ -187,7 +187,7 @@ def undo(
     """What is known of the update between two stored matrices; their values decide the history.
 
     formats: stored dtypes. lines: (rows,) and (cols,) energies of tuned - base, unscaled. largest:
-    the largest absolute entry of base. Which format a side was rounded to is told by its values, as
+    the largest absolute entry of base. Which format a side was rounded to shows in its values, as
     an F32 file may hold BF16 numbers. floor_ratio: the column, of the coarser of the two formats;
     None counts entries whatever it is.
 

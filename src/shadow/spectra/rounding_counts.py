@@ -25,7 +25,7 @@ Indices = NDArray[np.intp]
 CLASSES = 16  # of rows and of columns
 # rows or columns that a class has at least: with fewer, their own noise is what is classed
 LINES_PER_CLASS = 8
-# of the base that are told apart, below its largest entry; smaller entries count to the last
+# of the base that are distinguished, below its largest entry; smaller entries count to the last
 BINADES = 24
 SAMPLE = 1 << 19  # entries that are counted, about, in a larger matrix
 LEVEL_BITS = 2  # bits of the significand that tell large |D| / ulp apart

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -42,22 +42,8 @@ def grid(deltas: pd.DataFrame, tensors: pd.DataFrame) -> list[GridRow]:
             _known(norm),
             _known(concentration),
         )
-    rules = name_rules()
-    components = {name: number for number, name in enumerate(rules.components)}
-    modules = {name: number for number, name in enumerate(rules.modules)}
-
-    def order(place: tuple[str, str]) -> tuple[int, int, str, str]:
-        """A report that somebody else wrote may hold any names: they come last."""
-        component, module = place
-        return (
-            components.get(component, len(components)),
-            modules.get(module, len(modules)),
-            component,
-            module,
-        )
-
     rows = []
-    for component, module in sorted(places, key=order):
+    for component, module in sorted(places, key=lambda place: order_of(*place)):
         cells = sorted(places[component, module].items())
         rows.append(
             GridRow(
@@ -69,6 +55,28 @@ def grid(deltas: pd.DataFrame, tensors: pd.DataFrame) -> list[GridRow]:
             )
         )
     return rows
+
+
+def order_of(component: str, module: str = "") -> tuple[int, int, str, str]:
+    """Where a component, or its module, stands in names.yaml; other names, which only another
+    version or a forged report has, come last.
+    """
+    components, modules = _numbered()
+    return (
+        components.get(component, len(components)),
+        modules.get(module, len(modules)),
+        component,
+        module,
+    )
+
+
+@cache
+def _numbered() -> tuple[dict[str, int], dict[str, int]]:
+    rules = name_rules()
+    return (
+        {name: number for number, name in enumerate(rules.components)},
+        {name: number for number, name in enumerate(rules.modules)},
+    )
 
 
 def _known(value: float) -> float | None:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shadow.places.groups import ATTENTION, MLP, UP
-from shadow.places.names import name_rules
 from shadow.reports.columns import SCHEMA
 from shadow.reports.metadata import ReportMetadata
 from shadow.summary.bootstrap import (
@@ -37,7 +36,7 @@ from shadow.summary.depth import (
     summed,
 )
 from shadow.summary.figures import MEDIANS, PairFigures
-from shadow.summary.grid import grid
+from shadow.summary.grid import grid, order_of
 from shadow.summary.layer_medians import (
     coherence,
     few_values,
@@ -104,8 +103,7 @@ def record_of(rows: Rows, metadata: ReportMetadata, lineage: float | None) -> Pa
     """
     tensors, deltas = rows.tensors, rows.deltas
     statuses = tensors["status"].value_counts()
-    blocks = _delta_blocks(rows, deltas)
-    tally = _overall(rows, blocks)
+    tally = _overall(rows)
     depth = _by_layer(rows)
     return PairRecord(
         schema=SCHEMA,
@@ -115,7 +113,7 @@ def record_of(rows: Rows, metadata: ReportMetadata, lineage: float | None) -> Pa
         tuned=metadata["tuned"],
         counts={status: int(statuses.get(status, 0)) for status in STATUSES},
         figures=_figures(rows, tally),
-        **vars(tally.bounds(blocks)),
+        **vars(tally.bounds()),
         resampling=INTERVALS,
         components=_by_component(rows),
         modules=_by_module(rows),
@@ -162,6 +160,7 @@ class _Tally:
         self.blocks = _blocks(rows.layers[self.chosen])
         self.figures: dict[str, float | int | None] = {}
         self.intervals: dict[str, Interval] = {}
+        self.drawn = self.blocks  # over which a row's intervals are
 
     def of(self, deltas: pd.DataFrame, values: Any = "energy") -> Sum:
         """The sum of a column, or of given values, over delta rows."""
@@ -182,7 +181,10 @@ class _Tally:
         self.add(name, partial(ratio, part, whole))
 
     def add_medians(self, rows: pd.DataFrame, blocks: Blocks, names: Mapping[str, str]) -> None:
-        """Medians over rows, each counted once: of columns, by the names of the figures."""
+        """Medians over rows in these blocks, each counted once: of columns, by the names of the
+        figures.
+        """
+        self.drawn = blocks
         medians = {name: median(floats(rows[column])) for name, column in names.items()}
         self.figures |= medians
         known = [name for name, figure in medians.items() if figure is not None]
@@ -197,9 +199,9 @@ class _Tally:
         self.figures |= other.figures
         self.intervals |= other.intervals
 
-    def bounds(self, blocks: Blocks) -> Intervals:
+    def bounds(self) -> Intervals:
         """What a row of the summary says of its intervals."""
-        any_of_them = interval(lambda counts: np.zeros(len(counts)), blocks)
+        any_of_them = interval(lambda counts: np.zeros(len(counts)), self.drawn)
         return Intervals(
             intervals={name: of_figure.bounds for name, of_figure in self.intervals.items()},
             layers=any_of_them.layers,
@@ -254,12 +256,12 @@ def _residual(rows: Rows, component: str | None) -> _Tally:
     return residual
 
 
-def _overall(rows: Rows, blocks: Blocks) -> _Tally:
+def _overall(rows: Rows) -> _Tally:
     """The figures of the pair that have intervals, in the order of these."""
     import pandas as pd
 
     deltas, tally = rows.deltas, _Tally(rows)
-    tally.add_medians(deltas, blocks, OF_COLUMNS)
+    tally.add_medians(deltas, _delta_blocks(rows, deltas), OF_COLUMNS)
     norms, bases = tally.of(deltas), tally.of(deltas, "base_energy")
     tally.add("relative_norm_overall", lambda counts: np.sqrt(ratio(norms, bases, counts)))
     zeros = tally.of(deltas, deltas["zero_share"] * deltas["parameters"])
@@ -355,10 +357,8 @@ def _by_component(rows: Rows) -> list[ComponentRow]:
         }
         if not group["was_compared"].any():
             counted |= {"energy": None, "energy_share": None}
-        bounds = tally.bounds(_delta_blocks(rows, deltas))
-        components.append(row_of(ComponentRow, tally.figures, counted, vars(bounds)))
-    known = name_rules().components
-    return sorted(components, key=lambda row: _place(known, row.component))
+        components.append(row_of(ComponentRow, tally.figures, counted, vars(tally.bounds())))
+    return sorted(components, key=lambda row: order_of(row.component))
 
 
 def _by_module(rows: Rows) -> list[ModuleRow]:
@@ -374,25 +374,8 @@ def _by_module(rows: Rows) -> list[ModuleRow]:
             "module": module,
             "parameters": int(group["parameters"].sum()),
         }
-        bounds = tally.bounds(_delta_blocks(rows, group))
-        modules.append(row_of(ModuleRow, tally.figures, counted, vars(bounds)))
-    rules = name_rules()
-    return sorted(
-        modules,
-        key=lambda row: (
-            _place(rules.components, row.component),
-            _place(rules.modules, row.module),
-        ),
-    )
-
-
-def _place(known: Sequence[str], name: str) -> tuple[int, str]:
-    """Where a name stands among those of names.yaml; what only another version or a forged report
-    has comes last.
-    """
-    if name not in known:
-        return len(known), name
-    return known.index(name), name
+        modules.append(row_of(ModuleRow, tally.figures, counted, vars(tally.bounds())))
+    return sorted(modules, key=lambda row: order_of(row.component, row.module))
 
 
 def _renumbered_experts(deltas: pd.DataFrame) -> list[ReportWarning]:

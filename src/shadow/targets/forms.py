@@ -270,6 +270,8 @@ class FamiliesForm(RootModel[dict[Name, FamilyForm]]):
 
 
 class TargetForm(Form):
+    """What to audit, by its name."""
+
     model_config = ConfigDict(json_schema_extra=_or(TARGET))
     CALLED = "an entry"
     WRITTEN = (
@@ -287,7 +289,9 @@ class TargetForm(Form):
         return {"target": text}
 
 
-class TwoForm(Form):
+class TwoCheckpointsForm(Form):
+    """A pair that the registry need not have."""
+
     CALLED, WRITTEN, ALSO = TargetForm.CALLED, TargetForm.WRITTEN, TargetForm.known()
 
     base: Ref
@@ -315,7 +319,7 @@ class TwoForm(Form):
 
 
 Entry = Annotated[
-    Annotated[TargetForm, Tag("(target)")] | Annotated[TwoForm, Tag("(two)")],
+    Annotated[TargetForm, Tag("(target)")] | Annotated[TwoCheckpointsForm, Tag("(two)")],
     Discriminator(
         lambda value: "(two)" if isinstance(value, dict) and "target" not in value else "(target)"
     ),
@@ -329,6 +333,8 @@ class ListForm(RootModel[Annotated[list[Entry], Field(max_length=MAX_ENTRIES)]])
 
 
 class PanelForm(Form):
+    """One figure of a recipe."""
+
     CALLED = "a panel"
 
     text: Prose
@@ -337,6 +343,8 @@ class PanelForm(Form):
 
 
 class RecipeForm(Form):
+    """What to audit and to draw; docs/reproduce.md says what each key is."""
+
     CALLED = "a recipe"
 
     title: Prose
@@ -348,6 +356,8 @@ class RecipeForm(Form):
 
 
 class RuleForm(Form):
+    """A condition on a figure; docs/ci.md says what each key is."""
+
     CALLED = "a rule"
     WRITTEN = "write `fail_on: language.mlp.up.concentration > 0.5` below it"
 
@@ -366,4 +376,4 @@ class RuleForm(Form):
 
 
 class PolicyForm(RootModel[Annotated[dict[Name, RuleForm], Field(min_length=1)]]):
-    pass
+    """Rules by their names."""

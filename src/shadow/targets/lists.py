@@ -28,14 +28,15 @@ from shadow.targets.families import (
     find_pairs,
     given_pair,
     load_families,
+    pairs_of_references,
+    under_name,
 )
 from shadow.targets.plain_yaml import KeyPath, plain_tree
 from shadow.targets.references import MAX_ENTRIES, ONE_A_LINE, is_reference, one_target
-from shadow.targets.typed import pairs_of_references, under_name
 from shadow.text import nearest, short
 
 if TYPE_CHECKING:
-    from shadow.targets.forms import TargetForm, TwoForm
+    from shadow.targets.forms import TargetForm, TwoCheckpointsForm
 
 # other names are told apart by how the list begins
 YAML = (".yaml", ".yml", ".json")
@@ -103,8 +104,8 @@ def select(
     """The pairs that targets, a list (a file, or `-` for standard input) and tags name; given are
     pairs as they are.
 
-    Targets may be checkpoints instead of families: two are a pair, one of the Hub is looked up
-    (shadow.targets.typed). Tags narrow what the rest names; without any name they choose from the
+    Targets may be checkpoints instead of families: two are a pair, one of the Hub is looked up in
+    the registry. Tags narrow what the rest names; without any name they choose from the
     whole registry. What several entries name is audited once. Raises UsageError for anything wrong
     with a list, a glob, a tag or a shard, and ShadowError for an exact target that the registry
     does not know.
@@ -316,7 +317,10 @@ def _yaml_entries(name: str, raw: bytes, folder: Path) -> list[ListEntry]:
 
 
 def entries_of(
-    forms: Sequence[TargetForm | TwoForm], lines: Mapping[KeyPath, int], file: str, at: KeyPath = ()
+    forms: Sequence[TargetForm | TwoCheckpointsForm],
+    lines: Mapping[KeyPath, int],
+    file: str,
+    at: KeyPath = (),
 ) -> list[ListEntry]:
     """The entries of the YAML list that stands at a path of a file."""
     from shadow.targets.forms import TargetForm

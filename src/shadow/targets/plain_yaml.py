@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from shadow.errors import ShadowError
-from shadow.files import read_start
+from shadow.files import read_given
 
 # libyaml's parser, where PyYAML was built with it: the 95 shipped families take 10 ms instead of 37
 FAST: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
@@ -36,15 +36,7 @@ def read_plain_file(file: Path, hint: str) -> tuple[Tree, dict[KeyPath, int]]:
     """`read_plain` of a file; a fault is a ShadowError that names file and line. hint: where the
     format is told.
     """
-    try:
-        raw = read_start(file, MAX_FILE + 1)
-        if raw is None:
-            fault = f"{file}: not a regular file" if file.exists() else f"no such file: {file}"
-            raise ShadowError(fault, hint)
-    except OSError as error:
-        raise ShadowError(f"{str(file)[:200]}: {error.strerror or error}") from error
-    if len(raw) > MAX_FILE:
-        raise ShadowError(f"{file}: larger than {MAX_FILE:,} bytes", "split it")
+    raw = read_given(file, MAX_FILE, hint, "split it")
     return plain_tree(raw, str(file), hint)
 
 

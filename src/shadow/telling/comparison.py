@@ -137,7 +137,8 @@ def _figures_apart(contrast: Contrast, p_values: bool) -> Table:
     from shadow.comparing.differences import FIGURES
     from shadow.summary.bootstrap import holm
 
-    titles = {figure.name: figure.title for figure in FIGURES}
+    # that they are medians says the title of the table
+    titles = {figure.name: figure.title.removeprefix("median ") for figure in FIGURES}
     levels = [figure.level for figure in contrast.figures if figure.level is not None]
     spread = f"spread, {100 * min(levels):.3g} %" if levels else "spread"
     adjusted = holm([figure.p_within_pair for figure in contrast.figures])
@@ -155,7 +156,7 @@ def _figures_apart(contrast: Contrast, p_values: bool) -> Table:
             lambda row: Quantity(row.difference, KINDS[row.scale]),
             None,
         ),
-        number(spread, _spread, None),
+        number(spread, _spread, None, rank=1),
     ]
     title = "Medians over matrices, and of paired differences"
     if p_values:

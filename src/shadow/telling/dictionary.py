@@ -2,35 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from shadow.claims.explanations import EXPLANATIONS
 from shadow.claims.gates import GATES
 from shadow.claims.reference import bases_of, reach
-from shadow.quantities import DASH, Quantity, bounds_text
+from shadow.quantities import DASH, bounds_text
 from shadow.reports.columns import SCHEMA, Column, Table, notation_of
 from shadow.reports.schema import RULES, is_later, null_cases
 from shadow.telling.document import (
     Block,
-    Cell,
     Document,
+    Field,
     FigureRow,
     Figures,
     Paragraph,
     Word,
+    named,
+    number,
+    table_of,
 )
-from shadow.telling.document import Column as Head
-from shadow.telling.document import Table as Shown
 from shadow.telling.finding import CODES, NOT_SHOWN
 from shadow.telling.words import LABELS, TOPICS
 
 if TYPE_CHECKING:
-    from shadow.claims.reference import Calibration
+    from shadow.claims.reference import Calibration, Trainings
     from shadow.comparing.published import Released
-    from shadow.reports.heads import Head as Explained
+    from shadow.reports.heads import Head
 
-PUBLISHED_FIGURES = ("mean_relative_norm", "mean_top20_energy", "oq_ratio")
+PUBLISHED_FIGURES = {
+    "relative norm": "mean_relative_norm",
+    "top-20 energy": "mean_top20_energy",
+    "o/q ratio": "oq_ratio",
+}
 
 
 def _texts(texts: Mapping[str, str], title: str = "") -> Figures:
@@ -41,15 +46,10 @@ def _quiet(text: str) -> Paragraph:
     return Paragraph(text, quiet=True)
 
 
-def _heads(*heads: str) -> list[Head]:
-    """Of a table of a text, then figures."""
-    return [Head(head, "figure" if place else "text") for place, head in enumerate(heads)]
-
-
 def columns_document(columns: Sequence[Column]) -> Document:
     """`explain` without a word: every column in one line."""
-    rows: list[Sequence[Cell]] = [[column.name, column.text] for column in columns]
-    return Document([Shown([Head("column", "name"), Head("meaning", "text")], rows)])
+    fields = [named("column", "name"), Field("meaning", "text", of="text")]
+    return Document([table_of(fields, columns)])
 
 
 def column_document(column: Column) -> Document:
@@ -77,41 +77,37 @@ def notation_document(columns: Sequence[Column]) -> Document | None:
     return Document([_quiet(text)]) if text else None
 
 
-def word_document(word: str, explained: Explained, column: Column | None) -> Document:
+def word_document(word: str, explained: Head, column: Column | None) -> Document:
     """`explain WORD`: what stands below a head of a table or beside a word, and its column."""
     more = [] if column is None else _column(column)
     return Document([Paragraph(explained.text, lead=word), *more])
 
 
+def _trained_with(trainings: Trainings) -> str:
+    return f"{trainings.short_side}, {trainings.optimizer or 'not given'}"
+
+
 def label_document(shipped: Calibration) -> Document:
     """`explain label`: the five words, the bounds behind them, and how often they err."""
-    bounds = _heads(
-        "short side, optimiser",
-        "narrow",
-        "broad",
-        "bases",
-        "concentrated above",
-        "distributed below",
-    )
-    trainings: list[Sequence[Cell]] = [
-        [
-            f"{one.short_side}, {one.optimizer or 'not given'}",
-            str(one.narrow),
-            str(one.broad),
-            str(bases_of(one.short_side, one.optimizer)),
-            Quantity(one.bounds["concentration"].concentrated, "thousandths"),
-            Quantity(one.bounds["concentration"].distributed, "thousandths"),
-        ]
-        for one in shipped.trainings
+    bounds = [
+        Field("short side, optimiser", "text", of=_trained_with),
+        number("narrow", "narrow", "count"),
+        number("broad", "broad", "count"),
+        number("bases", lambda one: bases_of(one.short_side, one.optimizer), "count"),
+        number(
+            "concentrated above",
+            lambda one: one.bounds["concentration"].concentrated,
+            "thousandths",
+        ),
+        number(
+            "distributed below", lambda one: one.bounds["concentration"].distributed, "thousandths"
+        ),
     ]
-    rates: list[Sequence[Cell]] = [
-        [
-            rate.what,
-            f"{rate.errors} of {rate.cases}",
-            f"{rate.affected} of {rate.bases}",
-            f"{rate.low:.2f} to {rate.high:.2f}",
-        ]
-        for rate in shipped.rates
+    rates = [
+        Field("how often it errs", "text", of="what"),
+        number("cases", lambda rate: f"{rate.errors} of {rate.cases}", None),
+        number("bases", lambda rate: f"{rate.affected} of {rate.bases}", None),
+        number("95 %, of bases", lambda rate: f"{rate.low:.2f} to {rate.high:.2f}", None),
     ]
     made = ", ".join(f"{name} {value}" for name, value in shipped.made.items())
     return Document(
@@ -121,8 +117,8 @@ def label_document(shipped: Calibration) -> Document:
             Paragraph(reach(shipped)),
             _quiet(TOPICS["label"]),
             _quiet(TOPICS["bounds"]),
-            Shown(bounds, trainings),
-            Shown(_heads("how often it errs", "cases", "bases", "95 %, of bases"), rates),
+            table_of(bounds, shipped.trainings),
+            table_of(rates, shipped.rates),
             _quiet(f"Trainings of shadow lab, in registry/reference: {made}"),
         ]
     )
@@ -166,15 +162,12 @@ def published_document(table: Sequence[Released]) -> Document:
     families: dict[str, list[Released]] = {}
     for pair in table:
         families.setdefault(family_of(pair.base, table), []).append(pair)
-    rows: list[Sequence[Cell]] = [
-        [
-            family.partition("/")[2],
-            str(len(pairs)),
-            *(_range(getattr(pair, name) for pair in pairs) for name in PUBLISHED_FIGURES),
-        ]
-        for family, pairs in sorted(families.items())
+    fields = [
+        Field("family of", "text", of=lambda item: item[0].partition("/")[2]),
+        number("pairs", lambda item: len(item[1]), "count"),
     ]
-    heads = _heads("family of", "pairs", "relative norm", "top-20 energy", "o/q ratio")
+    for head, name in PUBLISHED_FIGURES.items():
+        fields.append(number(head, lambda item, name=name: _range(item[1], name), None))
     source = f"Source: {SOURCE}; MIT, (c) 2026 Nikolay Yudin. In registry/reference/published.csv."
     about = f"figures of {len(table)} released pairs, measured by others"
     return Document(
@@ -182,42 +175,44 @@ def published_document(table: Sequence[Released]) -> Document:
             Paragraph(about, lead="published"),
             _texts(DEFINITIONS),
             _quiet(rule),
-            Shown(heads, rows),
+            table_of(fields, sorted(families.items())),
             _quiet(source),
         ]
     )
 
 
-def _range(values: Iterable[float | None]) -> str:
+def _range(pairs: Sequence[Released], name: str) -> str:
     """From the least to the largest that is known."""
-    known = [value for value in values if value is not None]
+    known = [value for pair in pairs if (value := getattr(pair, name)) is not None]
     return bounds_text((min(known), max(known)), "ratio") if known else DASH
 
 
 def schema_document(tables: Sequence[Table]) -> Document:
     """`schema` without a table: what each table is."""
-    heads = [Head("table", "name"), Head("columns"), Head("where", "text")]
-    heads.append(Head("one row is", "text"))
-    rows: list[Sequence[Cell]] = [
-        [table.name, str(len(table.columns)), table.file, table.row] for table in tables
+    fields = [
+        named("table", "name"),
+        number("columns", lambda table: len(table.columns), "count"),
+        Field("where", "text", of="file"),
+        Field("one row is", "text", of="row"),
     ]
     title = (
         f"Schema {SCHEMA}. `shadow schema TABLE` lists its columns, `shadow explain COLUMN` has"
         " formulas and sources."
     )
     rules = [Paragraph(f"- {rule}", quiet=True, close=True) for rule in RULES]
-    return Document([Shown(heads, rows), Paragraph(title), *rules])
+    return Document([table_of(fields, tables), Paragraph(title), *rules])
 
 
 def table_document(table: Table) -> Document:
     """`schema TABLE`: type, unit, meaning and null case of every column, most needed first."""
-    heads = [Head("column", "name"), Head("type", "text"), Head("meaning", "text")]
-    rows: list[Sequence[Cell]] = [
-        [column.name, column.type, _meaning(table, column)]
-        for column in sorted(table.columns, key=lambda one: one.name not in table.start_here)
+    fields = [
+        named("column", "name"),
+        Field("type", "text", of="type"),
+        Field("meaning", "text", of=lambda column: _meaning(table, column)),
     ]
+    rows = sorted(table.columns, key=lambda one: one.name not in table.start_here)
     about = f"{table.file}, schema {SCHEMA}; one row is {table.row}"
-    return Document([Paragraph(about, lead=table.name), Shown(heads, rows)])
+    return Document([Paragraph(about, lead=table.name), table_of(fields, rows)])
 
 
 def _meaning(table: Table, column: Column) -> Word:

@@ -122,7 +122,7 @@ class Table(Block):
 class Field(Column):
     """A column that tells what of a row stands in it."""
 
-    of: str | Callable[[Any], Cell] = ""
+    of: str | Callable[..., Any] = ""
     """An attribute of the row, or what makes the cell of it."""
     kind: Kind | None = None
     """Of a number; None of what is a cell already."""
@@ -133,12 +133,12 @@ class Field(Column):
         return found if self.kind is None else Quantity(found, self.kind)
 
 
-def named(head: str, of: str | Callable[[Any], Cell] = "", **more: Any) -> Field:
+def named(head: str, of: str | Callable[..., Cell] = "", **more: Any) -> Field:
     """A column of names; by default of the attribute that its head names."""
     return Field(head, "name", of=of or head, **more)
 
 
-def number(head: str, of: str | Callable[[Any], Cell], kind: Kind | None, rank: int = 0) -> Field:
+def number(head: str, of: str | Callable[..., Any], kind: Kind | None, rank: int = 0) -> Field:
     """A column of numbers."""
     return Field(head, rank=rank, of=of, kind=kind)
 

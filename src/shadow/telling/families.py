@@ -9,12 +9,15 @@ from shadow.telling.document import (
     Cell,
     Column,
     Document,
+    Field,
     FigureRow,
     Figures,
     Headline,
     Paragraph,
     Table,
     Word,
+    named,
+    table_of,
 )
 from shadow.text import counted
 
@@ -24,15 +27,15 @@ if TYPE_CHECKING:
 
 def families_document(families: Sequence[Family]) -> Document:
     """Many families, one a row: the pairs, which may stand after a colon, and the tags."""
-    columns = [Column("family", "name"), Column("pairs", "text")]
-    columns += [Column("last stage", "text", rank=1), Column("tags", "text")]
-    rows: list[Sequence[Cell]] = [
-        [family.name, _pairs(family.pairs), _last_stage(family), ", ".join(family.tags)]
-        for family in families
+    fields = [
+        named("family", "name"),
+        Field("pairs", "text", of=lambda family: _pairs(family.pairs)),
+        Field("last stage", "text", rank=1, of=_last_stage),
+        Field("tags", "text", of=lambda family: ", ".join(family.tags)),
     ]
     pairs = sum(len(family.pairs) for family in families)
     count = f"{counted(len(families), 'family', 'families')}, {counted(pairs, 'pair', 'pairs')}"
-    return Document([Table(columns, rows), Paragraph(count)])
+    return Document([table_of(fields, families), Paragraph(count)])
 
 
 def _pairs(pairs: Sequence[Pair]) -> Cell:

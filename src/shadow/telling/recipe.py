@@ -6,20 +6,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from shadow.quantities import Quantity
 from shadow.summary.by_layer import HEADS, PairByLayer, medians
 from shadow.targets.families import Pair
 from shadow.targets.recipes import Panel, Recipe
 from shadow.telling.document import (
     Block,
-    Cell,
-    Column,
     Document,
     Image,
     Note,
     Paragraph,
     Section,
     Table,
+    named,
+    number,
+    table_of,
 )
 
 ALONE = (
@@ -60,18 +60,19 @@ def _blocks(
 
 
 def _table(recipe: Recipe, panel: Panel, measured: Mapping[Pair, PairByLayer]) -> Table:
-    columns = [Column("pair", "name"), Column("figure", "name"), Column("layers", rank=2)]
-    columns += [Column("relative norm", rank=1), *map(Column, HEADS)]
-    rows = []
-    for pair in panel.pairs:
-        for metric in recipe.metrics:
-            cells: list[Cell] = [pair.full_name, metric]
-            if pair in measured:
-                figures = measured[pair].figures[metric]
-                cells += [Quantity(len(figures), "count")]
-                cells += [Quantity(measured[pair].relative_norm, "share")]
-                cells += [Quantity(value, "number") for value in medians(figures)]
-            else:
-                cells += [None] * (2 + len(HEADS))
-            rows.append(cells)
-    return Table(columns, rows)
+    rows = [(pair, measured.get(pair), metric) for pair in panel.pairs for metric in recipe.metrics]
+    fields = [
+        named("pair", lambda row: row[0].full_name),
+        named("figure", lambda row: row[2]),
+        number("layers", lambda row: row[1] and len(row[1].figures[row[2]]), "count", rank=2),
+        number("relative norm", lambda row: row[1] and row[1].relative_norm, "share", rank=1),
+    ]
+    for place, head in enumerate(HEADS):
+        fields.append(
+            number(
+                head,
+                lambda row, place=place: row[1] and medians(row[1].figures[row[2]])[place],
+                "number",
+            )
+        )
+    return table_of(fields, rows)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from shadow.quantities import Quantity, text_of
-from shadow.telling.document import Block, Cell, Column, Note, Paragraph, Table
+from shadow.quantities import bounds_text, text_of
+from shadow.telling.document import Block, Field, Note, Paragraph, named, number, table_of
 from shadow.text import several
 
 if TYPE_CHECKING:
@@ -54,29 +54,29 @@ def _group_gain(group: GroupGain, benchmarks: int) -> str:
     return f"{_gain(group)} over {benchmarks} benchmarks" if benchmarks > 1 else _gain(group)
 
 
+def _benchmark(row: Gain) -> str:
+    return f"{row.benchmark} (less is better)" if row.higher_is_better is False else row.benchmark
+
+
 def scores_blocks(summary: Summary, most: int = ROWS) -> Iterator[Block]:
     """Base, tuned and gain of each of the first benchmarks, where they come from and what is
     doubtful there.
     """
     shown = summary.scores[:most]
-    columns = [Column("benchmark", "name")]
-    optional = {"group": "group", "metric": "metric", "gain_stderr": "±"}
-    has = {name for name in optional if any(getattr(row, name) for row in shown)}
-    columns += [Column(name, "text") for name in ("group", "metric") if name in has]
-    columns += [Column(head) for head in ("base", "tuned", "gain")]
-    columns += [Column("±")] if "gain_stderr" in has else []
-    rows = []
-    for row in shown:
-        less = " (less is better)" if row.higher_is_better is False else ""
-        cells: list[Cell] = [f"{row.benchmark}{less}"]
-        cells += [getattr(row, name) or None for name in ("group", "metric") if name in has]
-        cells += [Quantity(row.base, "score"), Quantity(row.tuned, "score")]
-        cells.append(Quantity(row.gain, "gain"))
-        if "gain_stderr" in has:
-            cells.append(Quantity(row.gain_stderr, "ratio"))
-        rows.append(cells)
-    named = several([file.name for file in summary.score_files], 3)
-    yield Table(columns, rows, f"Scores, measured by others: {named}")
+    fields = [
+        named("benchmark", _benchmark),
+        Field("group", "text", of=lambda row: row.group or None),
+        Field("metric", "text", of=lambda row: row.metric or None),
+        number("base", "base", "score"),
+        number("tuned", "tuned", "score"),
+        number("gain", "gain", "gain"),
+        number("±", "gain_stderr", "ratio"),
+    ]
+    optional = {"group": "group", "metric": "metric", "±": "gain_stderr"}
+    absent = {head for head, of in optional.items() if not any(getattr(one, of) for one in shown)}
+    named_files = several([file.name for file in summary.score_files], 3)
+    title = f"Scores, measured by others: {named_files}"
+    yield table_of([field for field in fields if field.head not in absent], shown, title)
     yield from map(Note, summary.score_notes)
     if len(summary.scores) > most:
         yield Note(f"{len(summary.scores) - most} more benchmarks are in summary.json")
@@ -85,17 +85,17 @@ def scores_blocks(summary: Summary, most: int = ROWS) -> Iterator[Block]:
 def scored_set_blocks(scored: ScoredSet, *, p_values: bool = False) -> Iterator[Block]:
     """The reports with concentration and gains, then the correlations."""
     keys, gains = _gains_shown(scored)
-    columns = [Column("report", "name"), Column("conc.")]
-    columns += [Column(key, rank=max(0, at - COLUMNS + 1)) for at, key in enumerate(keys)]
-    rows: list[Sequence[Cell]] = [
-        [
-            f"{entry.label} {entry.pair}",
-            Quantity(entry.concentration, "fixed"),
-            *(Quantity(gains.get((entry.label, key)), "gain") for key in keys),
-        ]
-        for entry in scored.entries[:ROWS]
+    fields = [
+        named("report", lambda entry: f"{entry.label} {entry.pair}"),
+        number("conc.", "concentration", "fixed"),
     ]
-    yield Table(columns, rows, "Concentration, and gains in scores that others measured")
+    for place, key in enumerate(keys):
+        rank = max(0, place - COLUMNS + 1)
+        fields.append(
+            number(key, lambda entry, key=key: gains.get((entry.label, key)), "gain", rank)
+        )
+    title = "Concentration, and gains in scores that others measured"
+    yield table_of(fields, scored.entries[:ROWS], title)
     yield from map(Note, _left_out(scored))
     yield from _correlations(scored.correlations, p_values)
 
@@ -145,22 +145,25 @@ def _correlations(correlations: Sequence[Correlation], p_values: bool) -> Iterat
         text = f"No rank correlation of gain and concentration: {'; '.join(reasons[:NAMED])}"
         yield Paragraph(text, quiet=True)
         return
-    columns = [Column("gain in", "name")]
-    columns += [Column(head) for head in ("n", "bases", "rho", "95 % interval")]
-    columns += [Column("p")] if p_values else []
-    columns.append(Column("", "text"))
-    rows = []
-    for one in correlations[:ROWS]:
-        bounds = None
-        if one.low is not None and one.high is not None:
-            bounds = f"{one.low:+.2f} to {one.high:+.2f}"
-        cells: list[Cell] = [_what(one), str(one.n), str(one.bases)]
-        cells += [Quantity(one.rho, "correlation"), bounds]
-        cells += [Quantity(one.p, "number")] if p_values else []
-        rows.append([*cells, one.reason or ""])
-    yield Table(columns, rows, "Rank correlation of gain and concentration over these reports")
+    fields = [
+        named("gain in", _what),
+        number("n", "n", "count"),
+        number("bases", "bases", "count"),
+        number("rho", "rho", "correlation"),
+        number("95 % interval", _interval, None),
+        *([number("p", "p", "number")] if p_values else []),
+        Field("", "text", of=lambda one: one.reason or ""),
+    ]
+    title = "Rank correlation of gain and concentration over these reports"
+    yield table_of(fields, correlations[:ROWS], title)
     if len(correlations) > ROWS:
         yield Paragraph(f"{len(correlations) - ROWS} more are in --format json", quiet=True)
+
+
+def _interval(one: Correlation) -> str | None:
+    if one.low is None or one.high is None:
+        return None
+    return bounds_text((one.low, one.high), "correlation")
 
 
 def _what(correlation: Correlation) -> str:

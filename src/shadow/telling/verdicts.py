@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from shadow.claims.verdicts import first_code
-from shadow.quantities import Kind, Quantity, bounds_text
+from shadow.quantities import Kind, bounds_text
 from shadow.telling.document import (
     Block,
     Cell,
     Column,
     Document,
+    Field,
     FigureRow,
     Figures,
     Level,
@@ -20,10 +21,12 @@ from shadow.telling.document import (
     Section,
     Table,
     Word,
+    named,
+    number,
+    table_of,
 )
 
 if TYPE_CHECKING:
-    from shadow.claims.summary import Summary
     from shadow.claims.verdicts import Judgement, Verdict
 
 OUTCOMES = {"met": "FAILED", "missing": "not judged", "skipped": "skipped", "passed": "passed"}
@@ -74,28 +77,36 @@ def gate_document(judged: Sequence[Judgement]) -> Document:
 
 
 def _pairs(judged: Sequence[Judgement]) -> Table:
-    columns = [Column("family", "name"), Column("pair", "name"), Column("state", "text")]
-    columns += [Column("label", "text"), Column("conc."), Column("spread", rank=1)]
-    columns += [Column("norm"), Column("spread", rank=2)]
-    rows = []
-    for one in judged:
-        summary = one.summary
-        cells: list[Cell] = [one.family, one.pair]
-        if summary is None:
-            cells += [Word("failed", "fault"), *[None] * 5]
-        else:
-            label = summary.label_or_gates
-            cells += [STATES[one.code], label]
-            cells += _figure(summary, "concentration", "fixed")
-            cells += _figure(summary, "relative_norm_overall", "share")
-        rows.append(cells)
-    return Table(columns, rows)
+    fields = [
+        named("family"),
+        named("pair"),
+        Field("state", "text", of=_state),
+        Field("label", "text", of=_label),
+        *_figure("conc.", "concentration", "fixed", rank=1),
+        *_figure("norm", "relative_norm_overall", "share", rank=2),
+    ]
+    return table_of(fields, judged)
 
 
-def _figure(summary: Summary, name: str, kind: Kind) -> list[Cell]:
-    bounds = summary.intervals.get(name)
-    figure = Quantity(summary.figures[name], kind)
-    return [figure, bounds_text(bounds, kind) if bounds else None]
+def _state(one: Judgement) -> Word:
+    return Word("failed", "fault") if one.summary is None else STATES[one.code]
+
+
+def _label(one: Judgement) -> str | None:
+    return None if one.summary is None else one.summary.label_or_gates
+
+
+def _figure(head: str, name: str, kind: Kind, rank: int) -> list[Field]:
+    """A figure, and its spread over layers where there is room."""
+
+    def figure(one: Judgement) -> Cell:
+        return None if one.summary is None else getattr(one.summary.figures, name)
+
+    def spread(one: Judgement) -> Cell:
+        bounds = None if one.summary is None else one.summary.intervals.get(name)
+        return bounds_text(bounds, kind) if bounds else None
+
+    return [number(head, figure, kind), number("spread", spread, None, rank=rank)]
 
 
 def _cells(verdict: Verdict) -> list[Cell]:

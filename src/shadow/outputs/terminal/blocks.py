@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -19,8 +18,8 @@ from shadow.quantities import DASH, Quantity
 from shadow.telling.document import (
     Block,
     Cell,
-    Column,
     Document,
+    FigureRow,
     Figures,
     Headline,
     Level,
@@ -44,7 +43,9 @@ STYLES: Mapping[Level, str] = {
 }
 SPARK = 48  # layers a sparkline shows one by one; more are averaged in bins
 LONGEST_WORD = 32  # letters of a name that is not broken
-TEXT_ROOM = 30  # letters that a column of texts has at least before another column is shown
+TEXT_ROOM = 24  # letters that a column of texts has at least before another column is shown
+TEXT_LEAST = 16  # and before a name is broken
+HEAD_ROOM = 22  # and of a head that is not broken, such as the name of a benchmark
 GAP = 2  # letters between columns
 
 
@@ -67,8 +68,30 @@ class View:
 def _drawn(
     block: Block, options: ConsoleOptions, legends: dict[str, str]
 ) -> Iterator[RenderableType]:
-    """The lines of a block. legends takes what the heads of a table mean, as far as shown."""
+    """The lines of a block; none of what a terminal cannot show. legends takes what the heads of a
+    table mean, as far as shown.
+    """
     match block:
+        case Section():
+            title = Text(visible(block.title), "bold")
+            if block.name:
+                title.append("  ").append(visible(block.name), "bold cyan")
+            yield Rule(title, align="left", style="dim")
+        case Headline():
+            text = block.text.replace("→", "->") if options.ascii_only else block.text
+            yield Text(visible(text), STYLES[block.level] or "bold")
+        case Paragraph():
+            paragraph = Text(style="dim" if block.quiet else "")
+            if block.lead:
+                paragraph.append(visible(block.lead), "bold cyan").append("  ")
+            yield paragraph.append(visible(block.text))
+        case Note():
+            yield Padding(Text(visible(f"{block.word}: {block.text}"), "yellow"), (0, 0, 1, 0))
+        case Figures():
+            yield from _figures(block)
+        case Provenance():
+            rows = [FigureRow(name, Word(text, "quiet")) for name, text in block.rows]
+            yield from _figures(Figures(rows))
         case Table():
             yield from _table(block, options.max_width, legends)
         case Lines():
@@ -76,30 +99,6 @@ def _drawn(
         case Picture():
             yield Text(visible(block.title), "italic")
             yield HeatMap(block.rows)
-        case _:
-            yield from DRAWN[type(block)](block)
-
-
-def _section(block: Section) -> Iterator[RenderableType]:
-    title = Text(visible(block.title), "bold")
-    if block.name:
-        title.append("  ").append(visible(block.name), "bold cyan")
-    yield Rule(title, align="left", style="dim")
-
-
-def _headline(block: Headline) -> Iterator[RenderableType]:
-    yield Text(visible(block.text), STYLES[block.level] or "bold")
-
-
-def _paragraph(block: Paragraph) -> Iterator[RenderableType]:
-    text = Text(style="dim" if block.quiet else "")
-    if block.lead:
-        text.append(visible(block.lead), "bold cyan").append("  ")
-    yield text.append(visible(block.text))
-
-
-def _note(block: Note) -> Iterator[RenderableType]:
-    yield Padding(Text(visible(f"{block.word}: {block.text}"), "yellow"), (0, 0, 1, 0))
 
 
 def _figures(block: Figures) -> Iterator[RenderableType]:
@@ -117,23 +116,6 @@ def _figures(block: Figures) -> Iterator[RenderableType]:
     yield rows
 
 
-def _provenance(block: Provenance) -> Iterator[RenderableType]:
-    rows = RichTable.grid(padding=(0, 2))
-    for name, text in block.rows:
-        rows.add_row(Text(visible(name), "dim"), Text(visible(text), "dim", overflow="fold"))
-    yield rows
-
-
-DRAWN: Mapping[type[Block], Callable[[Any], Iterator[RenderableType]]] = {
-    Section: _section,
-    Headline: _headline,
-    Paragraph: _paragraph,
-    Note: _note,
-    Figures: _figures,
-    Provenance: _provenance,
-}
-
-
 def _cell(cell: Cell) -> Text:
     if isinstance(cell, Word):
         text = Text(visible(cell.text), STYLES[cell.level])
@@ -144,53 +126,53 @@ def _cell(cell: Cell) -> Text:
 def _table(block: Table, width: int, legends: dict[str, str]) -> Iterator[RenderableType]:
     """With as many columns as fit, those of the lowest rank first."""
     rows = [[_cell(cell) for cell in row] for row in block.rows]
-    widths = [
-        TEXT_ROOM
-        if column.role == "text"
-        else max(len(column.head), *(row[place].cell_len for row in rows), 0)
-        for place, column in enumerate(block.columns)
-    ]
+    widths = []
+    for place, column in enumerate(block.columns):
+        head = min(len(visible(column.head)), HEAD_ROOM)
+        widest = max([head, *(row[place].cell_len for row in rows)])
+        widths.append(min(widest, TEXT_ROOM) if column.role == "text" else widest)
     shown: list[int] = []
     for rank in sorted({column.rank for column in block.columns}):
         more = [place for place, column in enumerate(block.columns) if column.rank <= rank]
-        if shown and _together(widths, more) > width:
+        if shown and _together(widths[place] for place in more) > width:
             break
         shown = more
     columns = [block.columns[place] for place in shown]
     legends.update({column.head: column.legend for column in columns if column.legend})
-    cells = [[row[place] for place in shown] for row in rows]
-    yield from _headed(block.title, columns, cells, width)
-
-
-def _together(widths: Sequence[int], shown: Sequence[int]) -> int:
-    """Of a table of these columns, in letters; a space stands on either side."""
-    return sum(widths[place] for place in shown) + GAP * (len(shown) - 1) + 2
-
-
-def _headed(
-    title: str,
-    columns: Sequence[Column],
-    rows: Sequence[Sequence[Text]],
-    width: int,
-) -> Iterator[RenderableType]:
-    if title:
-        yield Text(visible(title), "italic")
+    if block.title:
+        yield Text(visible(block.title), "italic")
     table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    names = [place for place, column in enumerate(columns) if column.role == "name"]
-    for place, column in enumerate(columns):
-        words = [word for row in rows for word in row[place].plain.split()]
-        longest = min(max(map(len, words), default=0), LONGEST_WORD, width // 3)
+    names = [place for place in shown if block.columns[place].role == "name"]
+    # what is left for each name; a longer one is broken
+    others = _together(
+        min(widths[place], TEXT_LEAST) if block.columns[place].role == "text" else widths[place]
+        for place in shown
+        if place not in names
+    )
+    room = (width - others) // max(1, len(names)) - GAP
+    for place in shown:
+        column = block.columns[place]
+        longest = max((len(word) for row in rows for word in row[place].plain.split()), default=0)
+        is_figure = column.role == "figure"
+        has_long_head = is_figure and len(visible(column.head)) > HEAD_ROOM
+        is_whole = is_figure and not has_long_head  # half a number would be another
         table.add_column(
             Text(visible(column.head)),
-            justify="right" if column.role == "figure" else "left",
-            no_wrap=column.role == "figure",
-            overflow="fold",
-            min_width=longest if column.role == "name" else None,
+            justify="right" if is_figure else "left",
+            no_wrap=is_whole,
+            overflow="ellipsis" if is_whole else "fold",
+            max_width=widths[place] if has_long_head else None,
+            min_width=max(1, min(longest, LONGEST_WORD, room)) if place in names else None,
             style="cyan" if place in names[-1:] else None,
         )
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(row[place] for place in shown))
     yield table
+
+
+def _together(widths: Iterable[int]) -> int:
+    """Of columns side by side, in letters; a space stands on either side."""
+    return sum(width + GAP for width in widths) - GAP + 2
 
 
 def _lines(block: Lines, options: ConsoleOptions) -> Iterator[RenderableType]:
