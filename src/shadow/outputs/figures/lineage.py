@@ -100,8 +100,8 @@ def _draw_kept(axes: Axes, steps: Sequence[Step]) -> None:
     for place, step in enumerate(steps):
         if step.kept is None:
             axes.text(
-                place, 0.5, "not known", ha="center", va="center",
-                fontsize=5, color=GREY, rotation=90,
+                place, 0.5, "not known", ha="center", va="center", fontsize=5, color=GREY,
+                rotation=90,
             )  # fmt: skip
         else:
             axes.bar([place], [1.0], width=0.6, color=PALE, linewidth=0)
