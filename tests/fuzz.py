@@ -41,7 +41,7 @@ from shadow.comparing.scores import read_scores
 from shadow.errors import ShadowError
 from shadow.targets.families import load_families
 from shadow.targets.lists import read_list
-from shadow.telling.reading import read_measured
+from shadow.telling.baselines import read_measured
 
 SECONDS = 5.0  # of CPU for one file of a few KB: the slowest of them takes a tenth
 MEMORY = 2 << 30  # bytes beyond what is in use

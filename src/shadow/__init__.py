@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from shadow.errors import ShadowError, UsageError
     from shadow.outputs.notebook import AuditReport, AuditReports
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "AuditReport",

@@ -458,7 +458,7 @@ def judge(
     """
     from shadow.claims.rules import gather
     from shadow.claims.verdicts import judge_report
-    from shadow.telling.reading import read_measured
+    from shadow.telling.baselines import read_measured
 
     listed: Sequence[str] = ()
     policy = None

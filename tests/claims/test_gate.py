@@ -39,7 +39,7 @@ from shadow.claims.verdicts import (
     notes_on,
 )
 from shadow.errors import ShadowError
-from shadow.telling.reading import read_baselines, read_measured
+from shadow.telling.baselines import read_baselines, read_measured
 
 NOT_FIGURES = {"component", "module", "intervals", "layers", "interval_level", "no_interval"}
 

@@ -58,26 +58,12 @@ def toy(
     for index, where in enumerate(places(3)):
         name = ("=1+1", "'quoted", "-x", 'a,"b"\r\nc', "\ttab", "{plain}")[index % 6]
         hard = float(random.standard_normal() * 10.0 ** int(random.integers(-300, 300)))
-        rows.append(
-            delta(
-                0.1 + 0.05 * index,
-                where,
-                tensor=f"{name}{index}",
-                spikes=index,
-                sigma_scale=hard,
-                cosine=1 / 3,
-            )
-        )
+        numbers = {"spikes": index, "sigma_scale": hard, "cosine": 1 / 3}
+        rows.append(delta(0.1 + 0.05 * index, where, tensor=f"{name}{index}", **numbers))
     rows[0] |= {"null_edge": math.nan, "alpha": math.inf, "verified": True}
     rows[1] |= {"verified": False, "sigma_scale": -0.0, "nuclear_norm": 5e-324}
-    write(
-        folder,
-        rows,
-        family=family,
-        pair=pair,
-        label="not assessable",
-        gates=[{"name": "x", "figure": None}],
-    )
+    gates = [{"name": "x", "figure": None}]
+    write(folder, rows, family=family, pair=pair, label="not assessable", gates=gates)
     metadata = pq.read_schema(folder / "matrices.parquet").metadata
     matrices = pq.read_table(folder / "matrices.parquet").to_pylist()
     if spectra:
@@ -86,26 +72,13 @@ def toy(
             {name: row[name] for name in kept} | {"sigma": random.random(5).tolist()}
             for row in matrices
         ]
-        found[0] |= {
-            "sigma": [1.0, math.nan, 0.0],
-            "binade_entries": [0.5, 0.0, 0.5],
-            "binade_changed": [1.0, None, 0.5],
-        }
+        found[0] |= {"sigma": [1.0, math.nan, 0.0], "binade_entries": [0.5, 0.0, 0.5]}
+        found[0] |= {"binade_changed": [1.0, None, 0.5]}
         put(folder / "spectra.parquet", found, SPECTRA, metadata)
     if residual:
-        row = {
-            "component": "language",
-            "direction": "reading",
-            "width": 64,
-            "matrices": 2,
-            "energy": 0.1,
-        }
-        put(
-            folder / "residual.parquet",
-            [{**row, "layer": layer} for layer in (None, 0, 1)],
-            RESIDUAL,
-            metadata,
-        )
+        row = {"component": "language", "direction": "reading", "width": 64, "matrices": 2}
+        layers = [{**row, "energy": 0.1, "layer": layer} for layer in (None, 0, 1)]
+        put(folder / "residual.parquet", layers, RESIDUAL, metadata)
     return folder
 
 
@@ -333,18 +306,13 @@ def test_arrow_files_are_the_rows(exported, truth, name):
     assert table.schema.equals(arrow_schema(TABLES[name].exported))
     assert pyarrow.feather.read_table(path).equals(table)
     same(pl.read_ipc(path).to_dicts(), truth[name])
-    same(
-        frame_rows(pd.read_feather(path)),
-        truth[name],
-        [c.name for c in TABLES[name].exported if c.type == "float"],
-    )
+    floats = [column.name for column in TABLES[name].exported if column.type == "float"]
+    same(frame_rows(pd.read_feather(path)), truth[name], floats)
     about = json.loads(table.schema.metadata[b"shadow"])
     assert (about["schema"], about["table"], len(about["reports"])) == (1, name, len(HOSTILE))
     if name == "matrices":
-        assert (
-            b"ln(null_participation_ratio"
-            in table.schema.field("concentration").metadata[b"formula"]
-        )
+        formula = table.schema.field("concentration").metadata[b"formula"]
+        assert b"ln(null_participation_ratio" in formula
 
 
 # The partitioned dataset
@@ -381,15 +349,13 @@ def test_a_filter_reads_one_partition(exported, truth):
 
 def test_the_files_of_the_dataset_lie_in_it(exported):
     """TABLE/family=F/pair=P/part-0.parquet, five names deep, of plain letters; no column twice."""
-    paths = [
-        path.relative_to(exported["parquet"]) for path in exported["parquet"].rglob("*.parquet")
-    ]
+    top = exported["parquet"]
+    paths = [*top.rglob("*.parquet")]
     assert len(paths) == len(NAMES) * len(HOSTILE)
+    form = re.compile(r"\w+/family=[\w.~%-]+/pair=[\w.~%-]+/part-0\.parquet", re.ASCII)
     for path in paths:
-        assert re.fullmatch(
-            r"\w+/family=[\w.~%-]+/pair=[\w.~%-]+/part-0\.parquet", path.as_posix(), re.ASCII
-        )
-        assert not {"family", "pair"} & set(pq.read_schema(exported["parquet"] / path).names)
+        assert form.fullmatch(path.relative_to(top).as_posix())
+        assert not {"family", "pair"} & set(pq.read_schema(path).names)
 
 
 @given(st.text(min_size=1))
@@ -398,9 +364,8 @@ def test_a_partition_is_one_folder_whose_name_comes_back(text):
     try:
         found = partition("family", text)
     except ShadowError:
-        assert text == "__HIVE_DEFAULT_PARTITION__" or len(quote(text, safe="")) > 255 - len(
-            "family="
-        )
+        too_long = len(f"family={quote(text, safe='')}") > 255
+        assert text == "__HIVE_DEFAULT_PARTITION__" or too_long
         return
     assert re.fullmatch(r"family=[\w.~%-]+", found, re.ASCII)
     assert unquote(found.removeprefix("family=")) == text
@@ -435,24 +400,20 @@ def test_sqlite_has_the_rows_with_their_types(exported, truth, name):
     """Values as SQLite stores them: integers, reals, text, null; lists are JSON, flags 0 and 1."""
     with sqlite3.connect(exported["sqlite"]) as base:
         base.row_factory = sqlite3.Row
-        rows = [
-            dict(row)
-            for row in base.execute(f'SELECT * FROM "{name}" ORDER BY family, pair, ordinal')
-        ]
+        query = f'SELECT * FROM "{name}" ORDER BY family, pair, ordinal'
+        rows = [dict(row) for row in base.execute(query)]
     back = {"ints": json.loads, "floats": json.loads, "bool": bool}
     for row in rows:
         for column in TABLES[name].exported:
             if row[column.name] is not None:
                 row[column.name] = back.get(column.type, lambda value: value)(row[column.name])
     assert [row.pop("ordinal") for row in rows][:3] == [0, 1, 2]
+    # SQLite has no -0.0
     unsigned = [
-        {
-            key: 0.0 if value == 0.0 and isinstance(value, float) else value
-            for key, value in row.items()
-        }
+        {key: value + 0.0 if isinstance(value, float) else value for key, value in row.items()}
         for row in truth[name]
     ]
-    same(rows, unsigned)  # SQLite has no -0.0
+    same(rows, unsigned)
 
 
 @pytest.mark.parametrize("name", NAMES[1:])
@@ -462,28 +423,14 @@ def test_duckdb_has_the_rows_with_their_types(exported, truth, name):
         rows = base.sql(f'SELECT * FROM "{name}" ORDER BY family, pair, ordinal')
         heads = [column[0] for column in rows.description]
         found = [dict(zip(heads, row, strict=True)) for row in rows.fetchall()]
-        types = dict(
-            base.sql(
-                f"SELECT column_name, data_type FROM duckdb_columns() WHERE table_name = '{name}'"
-            ).fetchall()
-        )
-        bare = (
-            "SELECT count(*) FROM duckdb_columns() WHERE NOT internal AND comment IS NULL"
-            " AND table_name = ?"
-        )
-        assert base.execute(bare, [name]).fetchone() == (0,)
+        columns = "column_name, data_type, comment FROM duckdb_columns()"
+        about = base.execute(f"SELECT {columns} WHERE table_name = ?", [name]).fetchall()
+    assert all(comment for _, _, comment in about)
     same(found, truth[name])
-    sql = {
-        "string": "VARCHAR",
-        "int": "BIGINT",
-        "float": "DOUBLE",
-        "bool": "BOOLEAN",
-        "ints": "BIGINT[]",
-        "floats": "FLOAT[]",
-    }
-    assert {
-        column.name: sql[column.type] for column in TABLES[name].exported
-    }.items() <= types.items()
+    sql = {"string": "VARCHAR", "int": "BIGINT", "float": "DOUBLE", "bool": "BOOLEAN"}
+    sql |= {"ints": "BIGINT[]", "floats": "FLOAT[]"}
+    wanted = {(column.name, sql[column.type]) for column in TABLES[name].exported}
+    assert wanted <= {(column, kind) for column, kind, _ in about}
 
 
 @pytest.mark.parametrize("to", ["sqlite", "duckdb"])
@@ -507,15 +454,9 @@ def test_databases_have_keys_views_and_a_description(exported, truth, to):
                 " AND module = 'mlp.up'"
             )
             assert "matrices_by_place" in str(plan.fetchall())
-        with pytest.raises(fault):
-            base.execute(
-                "INSERT INTO matrices (family, pair, ordinal) SELECT family, pair, 0 FROM reports"
-                " LIMIT 1"
-            )
-        with pytest.raises(fault):
-            base.execute(
-                "INSERT INTO matrices (family, pair, ordinal) VALUES ('nobody', 'a..b', 0)"
-            )
+        for row in ("SELECT family, pair, 0 FROM reports LIMIT 1", "VALUES ('nobody', 'a..b', 0)"):
+            with pytest.raises(fault):
+                base.execute(f"INSERT INTO matrices (family, pair, ordinal) {row}")
         count = base.execute("SELECT count(*) FROM deltas").fetchone()[0]
         assert count == sum(row["subject"] == "delta" for row in truth["matrices"])
         described = base.execute(
@@ -545,11 +486,8 @@ def test_without_duckdb_the_hint_says_what_to_install(folders, tmp_path, monkeyp
 def test_the_files_of_the_dataset_folder_are_the_rows(exported, truth, name):
     """The Parquet file that the card names for a config has its rows."""
     folder = exported["hf-dataset-folder"]
-    (path,) = (
-        one["data_files"][0]["path"]
-        for one in front(folder)["configs"]
-        if one["config_name"] == name
-    )
+    (config,) = (one for one in front(folder)["configs"] if one["config_name"] == name)
+    path = config["data_files"][0]["path"]
     same(pq.read_table(folder / path).to_pylist(), truth[name])
 
 
@@ -568,9 +506,8 @@ def test_names_in_the_card_are_text(exported):
     text = (folder / "README.md").read_text(encoding="utf-8")
     assert text.replace("\n", "").isprintable()
     assert isinstance(front(folder)["pretty_name"], str)
-    assert [one["config_name"] for one in front(folder)["configs"] if one.get("default")] == [
-        "matrices"
-    ]
+    defaults = [one["config_name"] for one in front(folder)["configs"] if one.get("default")]
+    assert defaults == ["matrices"]
     rows = text.partition("## Reports")[2].partition("##")[0].strip().splitlines()[2:]
     assert len(rows) == len(HOSTILE)
     for row in rows:
@@ -585,13 +522,7 @@ def test_the_configs_of_another_export_are_others(exported, folders, tmp_path):
     """
 
     def configs(folder):
-        front = (
-            (folder / "README.md")
-            .read_text(encoding="utf-8")
-            .removeprefix("---\n")
-            .partition("\n---\n")[0]
-        )
-        return {row["config_name"]: row for row in yaml.safe_load(front)["configs"]}
+        return {row["config_name"]: row for row in front(folder)["configs"]}
 
     export(folders[:1], "hf-dataset-folder", tmp_path / "out")
     here, there = configs(tmp_path / "out"), configs(exported["hf-dataset-folder"])
@@ -636,6 +567,10 @@ def tree(folder):
     }
 
 
+def content(path):
+    return tree(path) if path.is_dir() else path.read_bytes()
+
+
 @pytest.mark.parametrize("to", chosen(FORMATS, ("parquet", "duckdb", "csv")))
 def test_an_export_replaces_its_own_and_nothing_else_changes(folders, runs, tmp_path, to):
     """Twice to one place: the second takes the first's. The reports are as before, nothing lies
@@ -646,16 +581,11 @@ def test_an_export_replaces_its_own_and_nothing_else_changes(folders, runs, tmp_
     for some in (folders[:2], folders):
         done = export(some, to, target)
         assert (done.reports, done.rows["matrices"]) == (len(some), 27 * len(some))
-    assert [
-        path.name for path in tmp_path.rglob("*") if path.parent.name in ("new", tmp_path.name)
-    ] == ["new", "out"]
+    assert [path.name for path in (*tmp_path.iterdir(), *target.parent.iterdir())] == ["new", "out"]
     assert tree(runs) == before
     if to != "duckdb":  # whose files hold random numbers
         export(folders, to, tmp_path / "again")
-        first, second = (
-            tree(p) if p.is_dir() else p.read_bytes() for p in (target, tmp_path / "again")
-        )
-        assert first == second
+        assert content(target) == content(tmp_path / "again")
 
 
 def test_an_export_to_another_format_is_not_replaced(folders, tmp_path):
@@ -762,15 +692,11 @@ def test_a_broken_report_leaves_the_former_export(folders, tmp_path, to):
     good, bad = (shutil.copytree(folders[0], tmp_path / name) for name in ("good", "bad"))
     rename(bad, pair="another")
     export([good], to, tmp_path / "out")
-    before = (
-        tree(tmp_path / "out") if (tmp_path / "out").is_dir() else (tmp_path / "out").read_bytes()
-    )
+    before = content(tmp_path / "out")
     (bad / "tensors.parquet").write_bytes((bad / "tensors.parquet").read_bytes()[:-9])
     with pytest.raises(ShadowError, match="cannot be read"):
         export([good, bad], to, tmp_path / "out")
-    assert (
-        tree(tmp_path / "out") if (tmp_path / "out").is_dir() else (tmp_path / "out").read_bytes()
-    ) == before
+    assert content(tmp_path / "out") == before
     assert {path.name for path in tmp_path.iterdir()} == {"good", "bad", "out"}
 
 
@@ -798,10 +724,8 @@ def test_a_disk_that_gives_out_leaves_nothing(shadow, runs, tmp_path, to):
 def test_some_tables_only(folders, tmp_path):
     """`--table` leaves the others out; the table of reports is always there."""
     done = export(folders, "csv", tmp_path / "out", ["residual"])
-    assert {path.name for path in (tmp_path / "out").glob("*.csv")} == {
-        "reports.csv",
-        "residual.csv",
-    }
+    files = {path.name for path in (tmp_path / "out").glob("*.csv")}
+    assert files == {"reports.csv", "residual.csv"}
     assert list(done.rows) == ["reports", "residual"]
     with pytest.raises(UsageError, match="no table 'weights'"):
         export(folders, "csv", tmp_path / "out", ["weights"])
@@ -819,17 +743,9 @@ def test_the_table_of_reports_says_how_each_was_made(exported, folders):
         told = json.loads(pq.read_schema(folder / "matrices.parquet").metadata[b"shadow"])
         row = rows[told["family"], told["pair"]]
         assert json.loads(row["metadata"]) == told
-        assert (row["base_repo"], row["base_fingerprint"], row["base_commit"]) == (
-            "./base",
-            "0" * 64,
-            None,
-        )
-        assert (row["precision"], row["nulls"], row["schema"], row["relation"]) == (
-            "default",
-            0,
-            1,
-            "tuned",
-        )
+        known = {"base_repo": "./base", "base_fingerprint": "0" * 64, "base_commit": None}
+        known |= {"precision": "default", "nulls": 0, "schema": 1, "relation": "tuned"}
+        assert {key: row[key] for key in known} == known
         assert (row["label"], json.loads(row["gates"])[0]["name"]) == ("not assessable", "x")
 
 
@@ -846,15 +762,10 @@ def test_metadata_without_sense_are_null_or_text(tmp_path):
     rename(folder, **odd)
     for to in FORMATS:
         export([folder], to, tmp_path / to)
-    (row,) = (
-        json.loads(line) for line in (tmp_path / "json" / "reports.jsonl").read_text().splitlines()
-    )
-    assert (row["nulls"], row["seed"], row["subspaces"], row["seconds"]) == (None, None, None, None)
-    assert (row["relation"], row["label"], row["family"]) == (
-        '["a"]',
-        '{"a": null}',
-        "half ? letter",
-    )
+    row = json.loads((tmp_path / "json" / "reports.jsonl").read_text())
+    known = {"nulls": None, "seed": None, "subspaces": None, "seconds": None}
+    known |= {"relation": '["a"]', "label": '{"a": null}', "family": "half ? letter"}
+    assert {key: row[key] for key in known} == known
 
 
 def test_two_reports_of_one_pair_are_refused(folders, tmp_path):
@@ -899,15 +810,9 @@ def test_wrong_usage_of_export(shadow, runs, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "no finished report" in shadow("export", "empty", "--to", "csv").assert_refused()
     assert "too long" in shadow("export", "x" * 5000, "--to", "csv").assert_refused().lower()
-    assert (
-        "too long"
-        in shadow("export", runs, "--to", "csv", "-o", "x" * 5000).assert_refused().lower()
-    )
-    assert (
-        "too long"
-        in shadow("export", runs, "--to", "csv", "-o", f"{'x' * 5000}/y").assert_refused().lower()
-    )
+    for output in ("x" * 5000, f"{'x' * 5000}/y"):
+        done = shadow("export", runs, "--to", "csv", "-o", output)
+        assert "too long" in done.assert_refused().lower()
     assert shadow("export", runs, "--to", "xlsx").code == 2
-    assert "no table" in shadow("export", runs, "--to", "csv", "--table", "x").assert_refused(
-        code=2
-    )
+    table = shadow("export", runs, "--to", "csv", "--table", "x")
+    assert "no table" in table.assert_refused(code=2)

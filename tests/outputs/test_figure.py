@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from functools import cache
 from io import BytesIO
 from itertools import combinations
 from pathlib import Path
@@ -42,27 +43,15 @@ SUFFIXES = chosen(("svg", "pdf", "png"), ("svg",))
 
 
 OF_EXPERTS = (
-    "experts.up",
-    "experts.down",
-    "experts.gate",
-    "router",
-    "attn.q",
-    "attn.k",
-    "attn.v",
-    "attn.o",
-)
+    *(f"experts.{name}" for name in ("up", "down", "gate")), "router",
+    *(f"attn.{name}" for name in "qkvo"),
+)  # fmt: skip
 
 
 def toy(
-    folder,
-    layers=6,
-    modules=MODULES,
-    experts=0,
-    spectra=True,
-    component="language",
-    shift=0.0,
+    folder, layers=6, modules=MODULES, experts=0, *, spectra=True, component="language", shift=0.0,
     **told,
-):
+):  # fmt: skip
     """A report of random numbers, with spectra whose delta has six singular values above 0.3 and
     some not resolved.
     """
@@ -78,14 +67,8 @@ def toy(
                 }
                 shifts = {"effective_rank_shift": float(random.standard_normal()), "null_edge": 0.3}
                 rows.append(delta(0.1 + shift + 0.4 * random.random(), where, **norms, **shifts))
-    rows.append(
-        delta(
-            0.6,
-            {**place(None, "embed"), "component": component},
-            effective_rank_shift=1.0,
-            null_edge=0.3,
-        )
-    )
+    embed = {**place(None, "embed"), "component": component}
+    rows.append(delta(0.6, embed, effective_rank_shift=1.0, null_edge=0.3))
     write(folder, rows, **told)
     if spectra:
         metadata = pq.read_schema(folder / "matrices.parquet").metadata
@@ -115,30 +98,39 @@ def two(tmp_path_factory):
     return [toy(top / "base..dpo", shift=0.2), toy(top / "base..sft")]
 
 
-def drawn(kind, folders, **choice):
-    """The figure as matplotlib's objects, laid out."""
-    choices = Choice(**choice)
+@cache
+def composed(kind, folders, choice):
+    """A figure of reports that no test changes, and what it says of its choice."""
     with styled():
-        figure, _ = compose(
-            kind, [read_source(folder, choices.component) for folder in folders], choices
-        )
+        return compose(kind, [read_source(folder, choice.component) for folder in folders], choice)
+
+
+@cache
+def laid_out(kind, folders, choice):
+    figure, _ = composed(kind, folders, choice)
+    with styled():
         FigureCanvasAgg(figure)
         figure.draw_without_rendering()
     return figure
 
 
+def drawn(kind, folders, **choice):
+    """The figure as matplotlib's objects, laid out."""
+    return laid_out(kind, tuple(folders), Choice(**choice))
+
+
 def notes(kind, folders, **choice):
     """What a figure says of its choice, without drawing it."""
-    choices = Choice(**choice)
-    with styled():
-        return compose(
-            kind, [read_source(folder, choices.component) for folder in folders], choices
-        )[1]
+    return composed(kind, tuple(folders), Choice(**choice))[1]
+
+
+def rows_of(folder, subject):
+    rows = pq.read_table(folder / "matrices.parquet").to_pylist()
+    return [row for row in rows if row["subject"] == subject]
 
 
 def deltas(folder):
-    rows = pq.read_table(folder / "matrices.parquet").to_pylist()
-    return [row for row in rows if row["subject"] == "delta"]
+    return rows_of(folder, "delta")
 
 
 def by_layer(rows, name, module=None):
@@ -167,11 +159,7 @@ def test_depth_shows_the_medians_of_the_files(run):
     rows = deltas(run)
     for module in MODULES:
         assert curves(top)[module] == pytest.approx(by_layer(rows, "effective_rank_shift", module))
-    base = [
-        row
-        for row in pq.read_table(run / "matrices.parquet").to_pylist()
-        if row["subject"] == "base"
-    ]
+    base = rows_of(run, "base")
     norms = {}
     for layer in range(6):
         own, of_base = (
@@ -477,21 +465,16 @@ def test_text_of_files_is_text(tmp_path, kind, suffix):
     """Mathematics, markup and control characters in every name are drawn as they are, and nothing
     is run.
     """
-    folder = toy(
-        tmp_path / "a", modules=("mlp.up", f"m{HOSTILE}"), family=HOSTILE, pair=f"_{HOSTILE}"
-    )
+    hostile = {"family": HOSTILE, "pair": f"_{HOSTILE}"}
+    folder = toy(tmp_path / "a", modules=("mlp.up", f"m{HOSTILE}"), **hostile)
     content, notes = draw(kind, [folder], suffix, Choice())
     assert notes
     if suffix == "svg":
         tree = ElementTree.fromstring(content)
         tags = {element.tag.rpartition("}")[2] for element in tree.iter()}
         assert "script" not in tags
-        links = [
-            value
-            for element in tree.iter()
-            for key, value in element.attrib.items()
-            if key.endswith("href")
-        ]
+        found = [item for element in tree.iter() for item in element.attrib.items()]
+        links = [value for key, value in found if key.endswith("href")]
         assert all(link.startswith(("#", "data:image/png;base64,")) for link in links)
     if kind == "depth":
         assert "$\\frac{1}{$" in texts(drawn(kind, [folder]))
@@ -577,14 +560,8 @@ def test_what_cannot_be_drawn_is_one_line(run, two, tmp_path, shadow):
     for arguments, words in (
         (("--kind", "depth", "-o", "x.gif"), "cannot draw to 'x.gif'"),
         (("--kind", "depth", "-o", "x.svg", "--metric", "weight"), "no metric 'weight'"),
-        (
-            ("--kind", "heatmap", "-o", "x.svg", "--layer", "1"),
-            "--layer does not apply to a heatmap",
-        ),
-        (
-            ("--kind", "modules", "-o", "x.svg", "--metric", "alpha"),
-            "--metric does not apply to a modules",
-        ),
+        (("--kind", "heatmap", "-o", "x.svg", "--layer", "1"), "--layer does not apply"),
+        (("--kind", "modules", "-o", "x.svg", "--metric", "alpha"), "--metric does not apply"),
         (("--kind", "depth", "-o", "x.svg", "--component", "visoin"), "no component"),
     ):
         assert words in shadow("figure", run, *arguments).assert_refused(code=2)
@@ -593,13 +570,7 @@ def test_what_cannot_be_drawn_is_one_line(run, two, tmp_path, shadow):
 
 def test_a_report_of_nothing_is_one_line(run, tmp_path):
     """All identical, no tensor at all, or nothing inside the layers."""
-    same = {
-        "tensor": "x",
-        "component": "language",
-        "layer": 0,
-        "module": "mlp.up",
-        "status": "identical",
-    }
+    same = {**place(0, "mlp.up"), "tensor": "x", "status": "identical"}
     with pytest.raises(ShadowError, match="no matrix changed"):
         draw("depth", [write(tmp_path / "a", [], extra_tensors=(same,))], "svg", Choice())
     with pytest.raises(ShadowError, match="without a tensor"):
@@ -644,10 +615,8 @@ def test_the_command_says_what_it_drew(shadow, run, tmp_path):
     done = shadow("figure", run, "--kind", "depth", "-o", "new/x.svg")
     assert done.assert_done() == ""
     assert "new/x.svg: effective_rank_shift of mlp.up, attn.q" in done.err
-    assert (
-        "no such folder"
-        in shadow("figure", "nowhere", "--kind", "depth", "-o", "y.svg").assert_refused()
-    )
+    nowhere = shadow("figure", "nowhere", "--kind", "depth", "-o", "y.svg")
+    assert "no such folder" in nowhere.assert_refused()
 
 
 def test_the_kinds_and_formats_of_the_command_are_the_modules():

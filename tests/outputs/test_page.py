@@ -40,7 +40,7 @@ from shadow.outputs.page.curves import (
     short,
     shortened,
 )
-from shadow.outputs.page.html import script_json
+from shadow.outputs.page.html import file_text, script_json
 from shadow.outputs.page.pair import read_pair, reference_distributions
 from shadow.quantities import portion_of, text_of
 from shadow.reports.columns import DELTA, SPECTRAL
@@ -137,34 +137,19 @@ def vision(tmp_path_factory):
     """A vision-language pair with a frozen tower, a projector without a base, and a tensor that was
     not measured.
     """
+    odd = {"tensor": "model.odd.weight", "reason": "nonfinite", "detail": "3 NaN"}
+    packed = {"tensor": "model.packed", "reason": "quantized", "detail": "gptq"}
     skipped = (
-        {
-            "tensor": "model.odd.weight",
-            "reason": "nonfinite",
-            "detail": "3 NaN",
-            "layer": 2,
-            "module": "attn.q",
-        },
-        {
-            "tensor": "model.packed",
-            "reason": "quantized",
-            "detail": "gptq",
-            "component": "vision",
-            "layer": 30,
-            "module": "mlp.up",
-        },
+        odd | {"layer": 2, "module": "attn.q"},
+        packed | {"component": "vision", "layer": 30, "module": "mlp.up"},
     )
     parts = (
         families.Part(families.SMALL, 4, outside=(("embed", (96, 64)),)),
         families.Part(families.SMALL, 3, "vision", identical=True),
         families.Part({}, 0, "projector", (("projector.0", (64, 64)),), base=False),
     )
-    return families.write_family(
-        tmp_path_factory.mktemp("vision") / "vlm" / "base..tuned",
-        parts,
-        family="vlm",
-        skipped=skipped,
-    )
+    folder = tmp_path_factory.mktemp("vision") / "vlm" / "base..tuned"
+    return families.write_family(folder, parts, family="vlm", skipped=skipped)
 
 
 # ---- the numbers
@@ -189,11 +174,8 @@ def test_every_value_of_the_heat_map_is_the_rows(small, subject):
             assert values[cell] == (
                 None if row[name] is None else pytest.approx(row[name], rel=1e-3, abs=1e-12)
             ), name
-        assert (data["rows"][cell], data["cols"][cell], data["tensor"][cell]) == (
-            row["rows"],
-            row["cols"],
-            row["tensor"],
-        )
+        for name in ("rows", "cols", "tensor"):
+            assert data[name][cell] == row[name]
 
 
 def test_the_shift_is_tuned_minus_base_before_rounding(small):
@@ -204,12 +186,8 @@ def test_the_shift_is_tuned_minus_base_before_rounding(small):
     shifts = [row for row in rows(small) if row["subject"] == "delta"]
     for row in shifts:
         cell = cells_of(data)[row["component"], row["module"], row["layer"]]
-        assert data["shift"]["effective_rank"][cell] == pytest.approx(
-            row["effective_rank_shift"], rel=1e-3
-        )
-        assert data["shift"]["stable_rank"][cell] == pytest.approx(
-            row["stable_rank_shift"], rel=1e-3
-        )
+        for name in ("effective_rank", "stable_rank"):
+            assert data["shift"][name][cell] == pytest.approx(row[f"{name}_shift"], rel=1e-3)
 
 
 def test_intervals_of_modules_are_those_of_the_summary(small):
@@ -261,10 +239,8 @@ def test_a_cell_of_experts_is_their_median_and_range(experts):
     deltas = [row for row in rows(experts) if row["subject"] == "delta"]
     for layer in range(3):
         cell = cells["language", "experts.up", layer]
-        own = sorted(
-            (r for r in deltas if (r["module"], r["layer"]) == ("experts.up", layer)),
-            key=lambda r: r["expert"],
-        )
+        own = [row for row in deltas if (row["module"], row["layer"]) == ("experts.up", layer)]
+        own.sort(key=lambda row: row["expert"])
         values = [row["concentration"] for row in own]
         assert data["matrices"][cell] == len(own) == 4
         assert data["values"]["delta"]["concentration"][cell] == pytest.approx(
@@ -274,13 +250,9 @@ def test_a_cell_of_experts_is_their_median_and_range(experts):
         assert [found["low"][cell], found["high"][cell]] == pytest.approx(
             [min(values), max(values)], rel=1e-3
         )
-        singles = [
-            value
-            for value, at in zip(
-                data["experts"]["values"]["concentration"], data["experts"]["cell"], strict=True
-            )
-            if at == cell
-        ]
+        single = data["experts"]
+        both = zip(single["values"]["concentration"], single["cell"], strict=True)
+        singles = [value for value, at in both if at == cell]
         assert singles == pytest.approx(values, rel=1e-3)
     attention = cells["language", "attn.q", 0]
     assert data["matrices"][attention] == 1
@@ -303,18 +275,13 @@ def test_what_has_no_delta_is_a_cell_with_its_state(vision):
     assert states["vision", "attn.q", 2] == ("identical", None)
     assert states["vision", "mlp.up", 30] == ("skipped", "quantized")
     assert states["projector", "projector.0", None] == ("alone", None)
-    assert states["language", "attn.q", 2] == (
-        "measured",
-        None,
-    )  # that another tensor of its place was skipped changes nothing
+    # that another tensor of its place was skipped changes nothing
+    assert states["language", "attn.q", 2] == ("measured", None)
     projector = cells["projector", "projector.0", None]
     assert data["values"]["delta"]["concentration"][projector] is None
     assert data["values"]["tuned"]["effective_rank"][projector] > 1
-    assert list(dict.fromkeys(component for component, _ in data["groups"])) == [
-        "language",
-        "vision",
-        "projector",
-    ]
+    components = dict.fromkeys(component for component, _ in data["groups"])
+    assert list(components) == ["language", "vision", "projector"]
 
 
 def test_every_measure_of_a_matrix_can_be_chosen_and_is_explained():
@@ -323,11 +290,9 @@ def test_every_measure_of_a_matrix_can_be_chosen_and_is_explained():
     drawn = [column for column in (*SPECTRAL, *DELTA) if column.type != "string"]
     assert set(texts) == {column.name for column in drawn}
     for column in drawn:
-        assert (texts[column.name]["text"], texts[column.name]["pitfalls"]) == (
-            column.text,
-            column.pitfalls,
-        )
-        assert texts[column.name]["delta"] is (column in DELTA)
+        text = texts[column.name]
+        assert (text["text"], text["pitfalls"]) == (column.text, column.pitfalls)
+        assert text["delta"] is (column in DELTA)
     assert texts["participation_ratio"]["under_null"] == "null_participation_ratio"
     assert texts["concentration"]["under_null"] == 0
 
@@ -539,19 +504,9 @@ def test_the_page_without_scripts_tells_what_matters(vision):
     )
     assert all(gate["reason"] in page.text for gate in summary["gates"])
     assert summary["label_reason"] in page.text
-    for text in (
-        "nonfinite",
-        "NaN or infinite entries",
-        "3 NaN",
-        "model.odd.weight",
-        "quantized",
-        "gptq",
-        "model.packed",
-    ):
-        assert text in page.text
-    assert "0" * 40 in page.text
-    assert "1" * 40 in page.text
-    for text in ("language", "vision", "projector", "attn.q", "mlp.down", "Side by side"):
+    skipped = ("nonfinite", "NaN or infinite entries", "3 NaN", "model.odd.weight", "quantized")
+    names = ("language", "vision", "projector", "attn.q", "mlp.down", "Side by side")
+    for text in (*skipped, "gptq", "model.packed", "0" * 40, "1" * 40, *names):
         assert text in page.text
 
 
@@ -568,12 +523,9 @@ def test_no_line_of_text_begins_with_a_per_cent_sign(vision):
 def test_ratios_stand_beside_those_of_the_parameters_and_the_spectra_come_second(vision):
     """Energy in proportion to the parameters is no finding; numbers are those of the terminal."""
     page, summary = Elements(page_of(vision.parent)), read_summary(vision)[0]
+    rows = [row for row in summary.modules if row.component == "language"]
     attention, mlp = (
-        sum(
-            row.parameters
-            for row in summary.modules
-            if row.component == "language" and row.module.startswith(kind)
-        )
+        sum(row.parameters for row in rows if row.module.startswith(kind))
         for kind in ("attn.", "mlp.")
     )
     assert f"that of their parameters {text_of(attention / mlp, 'ratio')}" in page.text
@@ -600,9 +552,8 @@ def test_figures_come_in_the_order_of_the_terminal_and_gates_have_a_section(visi
     assert all(gate.name in gates for gate in summary.gates)
     assert "failed" in gates
     f = summary.figures
-    share = str(portion_of(f["parameters_measured"], f["parameters"])).replace(
-        " ", "\N{NO-BREAK SPACE}"
-    )
+    share = str(portion_of(f["parameters_measured"], f["parameters"]))
+    share = share.replace(" ", "\N{NO-BREAK SPACE}")
     assert f"changed, {share} of the parameters" in " ".join(html.split(" "))
 
 
@@ -610,38 +561,26 @@ def test_text_of_a_report_never_becomes_markup(tmp_path):
     """A hostile name makes no element, no attribute and no end of a script; it is shown with
     controls made visible.
     """
-    folder = families.small(
-        tmp_path / "run" / "toy" / "base..tuned",
-        layers=3,
-        family=HOSTILE,
-        prefix=HOSTILE,
-        skipped=({"tensor": HOSTILE, "reason": "quantized", "detail": HOSTILE},),
-        scores=[gain(HOSTILE, 0.1, 0.2, group=HOSTILE, metric=HOSTILE)],
-        base={"repo": HOSTILE, "commit": None, "fingerprint": HOSTILE},
-        device=HOSTILE,
-    )
-    hostile, tame = (
-        Elements(page_of(tmp_path / "run")),
-        families.small(
-            tmp_path / "tame" / "toy" / "base..tuned",
-            layers=3,
-            skipped=({"tensor": "x", "reason": "quantized", "detail": "x"},),
-            scores=[gain("x", 0.1, 0.2, group="x", metric="x")],
-            base={"repo": "x", "commit": None, "fingerprint": "x"},
-            device="x",
-        ),
-    )
+
+    def page_with(run, text, **names):
+        options = {
+            "skipped": ({"tensor": text, "reason": "quantized", "detail": text},),
+            "scores": [gain(text, 0.1, 0.2, group=text, metric=text)],
+            "base": {"repo": text, "commit": None, "fingerprint": text},
+        }
+        folder = tmp_path / run / "toy" / "base..tuned"
+        families.small(folder, layers=3, device=text, **options, **names)
+        return Elements(page_of(tmp_path / run))
+
+    hostile, tame = page_with("run", HOSTILE, family=HOSTILE, prefix=HOSTILE), page_with("x", "x")
     shape = [(tag, sorted(attributes)) for tag, attributes in hostile.found]
-    assert shape == [
-        (tag, sorted(attributes)) for tag, attributes in Elements(page_of(tame.parents[1])).found
-    ]
+    assert shape == [(tag, sorted(attributes)) for tag, attributes in tame.found]
     assert hostile.text.count(SHOWN) >= 5
     assert all(char.isprintable() or char == "\n" for char in hostile.text)
     data = hostile.json("data-0")
     assert data["tensor"][0].startswith(SHOWN)
     assert data["name"] == f"{SHOWN} base..tuned"
     assert hostile.json("shared")["overview"][0]["gains"][1]["name"] == f"{SHOWN}, {SHOWN}"
-    assert folder.name == "base..tuned"
 
 
 @given(
@@ -662,26 +601,14 @@ def test_json_inside_a_script_element_cannot_end_it(value):
 
 def held(short_side, optimizer=None, nearest=()):
     """A pair's place among known trainings of a size, with an optimiser or any."""
-    return Position(
-        short_side,
-        optimizer,
-        narrow=2,
-        broad=1,
-        narrow_below=0.5,
-        broad_below=1.0,
-        nearest=list(nearest),
-    )
+    shares = {"narrow": 2, "broad": 1, "narrow_below": 0.5, "broad_below": 1.0}
+    return Position(short_side, optimizer, **shares, nearest=list(nearest))
 
 
 def training(short_side, optimizer, data, concentration):
     """A training of the reference, of which these alone matter here."""
-    return dataclasses.replace(
-        runs()[0],
-        short_side=short_side,
-        optimizer=optimizer,
-        data=data,
-        concentration=concentration,
-    )
+    run = {"short_side": short_side, "optimizer": optimizer, "data": data}
+    return dataclasses.replace(runs()[0], **run, concentration=concentration)
 
 
 def summarised(folder, **changes):
@@ -774,18 +701,11 @@ def test_scores_are_shown_as_given(tmp_path):
 def several(tmp_path_factory):
     run = tmp_path_factory.mktemp("several") / "run"
     for index, narrow in enumerate((0.1, 2.0, 0.8)):
-        families.small(
-            run / f"family-{index}" / "base..tuned",
-            family=f"family-{index}",
-            narrow=narrow,
-            seed=index,
-        )
-    families.small(
-        run / "unrelated" / "base..tuned",
-        family="unrelated",
-        narrow=2.0,
-        skipped=({"tensor": "packed", "reason": "quantized", "shape": [9999, 9999]},),
-    )
+        name = f"family-{index}"
+        families.small(run / name / "base..tuned", family=name, narrow=narrow, seed=index)
+    packed = {"tensor": "packed", "reason": "quantized", "shape": [9999, 9999]}
+    options = {"family": "unrelated", "narrow": 2.0, "skipped": (packed,)}
+    families.small(run / "unrelated" / "base..tuned", **options)
     return run
 
 
@@ -794,9 +714,7 @@ def test_pairs_are_ranked_by_concentration_and_those_that_fail_a_gate_come_last(
     page = Elements(page_of(several))
     ranked = page.json("shared")["overview"]
     medians = {
-        folder.parent.name: json.loads((folder / "summary.json").read_text())["figures"][
-            "concentration"
-        ]
+        folder.parent.name: read_summary(folder)[0].figures.concentration
         for folder in folders_in(several)
     }
     assert [row["name"].split()[0] for row in ranked[:-1]] == sorted(
@@ -816,9 +734,8 @@ def test_several_pairs_open_with_a_card_each(several, monkeypatch):
     folders = [path.parent for path in several.glob("*/*/summary.json")]
     assert cards.count('class="card"') == len(folders) == 4
     for folder in folders:
-        assert str(escape(read_summary(folder)[0].finding.headline)) in cards.replace(
-            "\N{NO-BREAK SPACE}", " "
-        )
+        headline = str(escape(read_summary(folder)[0].finding.headline))
+        assert headline in cards.replace("\N{NO-BREAK SPACE}", " ")
     monkeypatch.setattr(page, "MOST_CARDS", 3)
     assert b'class="card"' not in written(several)
 
@@ -916,9 +833,8 @@ def test_report_writes_a_page_and_says_so(small, tmp_path, shadow):
         done = shadow("report", run, "-o", tmp_path / "page.html")
         assert (done.code, done.out) == (0, "")
         assert "1 report in" in done.err
-    assert (
-        Elements((tmp_path / "page.html").read_bytes()).json("data-0")["name"] == "toy base..tuned"
-    )
+    page = Elements((tmp_path / "page.html").read_bytes())
+    assert page.json("data-0")["name"] == "toy base..tuned"
     assert list(tmp_path.iterdir()) == [tmp_path / "page.html"]
 
 
@@ -939,15 +855,8 @@ def test_report_refuses_what_it_cannot_do(small, tmp_path, shadow):
 
 
 def colours() -> dict[str, tuple[str, str]]:
-    css = (
-        Path(__file__).parents[2] / "src" / "shadow" / "outputs" / "page" / "page.css"
-    ).read_text()
-    return {
-        name: pair
-        for name, *pair in re.findall(
-            r"--([\w-]+): light-dark\((#[0-9a-f]{6}), (#[0-9a-f]{6})\)", css
-        )
-    }
+    both = r"--([\w-]+): light-dark\((#[0-9a-f]{6}), (#[0-9a-f]{6})\)"
+    return {name: pair for name, *pair in re.findall(both, file_text("page.css"))}
 
 
 def contrast(one: str, other: str) -> float:
@@ -986,7 +895,7 @@ def test_the_colour_scale_rises_evenly(theme):
 
 
 def test_pairs_know_what_they_are(small):
-    """A Told is frozen, and its failed gates are those of the summary."""
+    """A pair is frozen, and its failed gates are those of the summary."""
     pair = read_pair(SummarisedReport(small), "here", 0, 1)
     assert pair.failed == []
     with pytest.raises(dataclasses.FrozenInstanceError):

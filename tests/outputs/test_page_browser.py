@@ -34,6 +34,9 @@ HOSTILE = (
     "</script><img src=x onerror=alert(1)><b>&lt;b&gt; <a href='https://evil.invalid'>%{x}"
     " $\\alpha$</a>"
 )
+BACKGROUND = "getComputedStyle(document.documentElement).backgroundColor"
+TICK = "getComputedStyle(document.querySelector('[data-chart=heat] .ytick text')).fill"
+DARK = "rgb(18, 21, 25)"  # the page in the dark theme
 
 
 @pytest.fixture(scope="module")
@@ -67,19 +70,15 @@ def opened(chromium):
         context.set_default_timeout(PATIENCE)
         contexts.append(context)
         page = context.new_page()
-        page.on(
-            "console", lambda message: complaints.append(f"console {message.type}: {message.text}")
-        )
+
+        def asked(request):
+            if not request.url.startswith(("file:", "data:", "blob:")):
+                complaints.append(f"request: {request.url}")
+
+        page.on("console", lambda told: complaints.append(f"console {told.type}: {told.text}"))
         page.on("pageerror", lambda error: complaints.append(f"error: {error}"))
         page.on("dialog", lambda dialog: complaints.append(f"dialog: {dialog.message}"))
-        page.on(
-            "request",
-            lambda request: (
-                None
-                if request.url.startswith(("file:", "data:", "blob:"))
-                else complaints.append(f"request: {request.url}")
-            ),
-        )
+        page.on("request", asked)
         page.goto(f"file://{file}{fragment}")
         page.wait_for_selector("html[data-ready]")
         page.complaints = complaints
@@ -195,12 +194,8 @@ def test_one_family_is_drawn_in_both_themes(one, opened, theme):
     page = opened(one, theme)
     assert charts(page) == ["heat", "spectra", "depth", "concentration", "energy", "sides"]
     assert page.locator("[data-chart=heat] .xy text, [data-chart=heat] .ytick text").count() > 0
-    background = page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
-    assert background == {"light": "rgb(255, 255, 255)", "dark": "rgb(18, 21, 25)"}[theme]
-    tick = page.evaluate(
-        "getComputedStyle(document.querySelector('[data-chart=heat] .ytick text')).fill"
-    )
-    assert tick == {"light": "rgb(22, 25, 29)", "dark": "rgb(230, 233, 236)"}[theme]
+    assert page.evaluate(BACKGROUND) == {"light": "rgb(255, 255, 255)", "dark": DARK}[theme]
+    assert page.evaluate(TICK) == {"light": "rgb(22, 25, 29)", "dark": "rgb(230, 233, 236)"}[theme]
 
 
 @pytest.mark.parametrize("width", [400, 900, 1400])
@@ -223,10 +218,7 @@ def test_a_page_without_reports_opens(tmp_path, opened):
     expect(page.get_by_role("heading", name="No finished report")).to_be_visible()
     assert charts(page) == []
     page.get_by_role("radio", name="Dark").check()
-    assert (
-        page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
-        == "rgb(18, 21, 25)"
-    )
+    assert page.evaluate(BACKGROUND) == DARK
 
 
 def test_fifty_families_are_ranked_and_each_can_be_opened(fifty, opened):
@@ -317,13 +309,9 @@ def test_base_and_tuned_can_be_looked_at(one, opened):
     assert "effective_rank" in names
     assert "relative_norm" not in names
     page.locator("[data-control=metric]").select_option("effective_rank")
-    assert (
-        page.evaluate(
-            "document.querySelector('[data-chart=heat]').data.filter(one => one.yaxis ==="
-            " 'y3')[0].z[0][0]"
-        )
-        > 1
-    )
+    value = """document.querySelector('[data-chart=heat]').data
+        .filter(one => one.yaxis === 'y3')[0].z[0][0]"""
+    assert page.evaluate(value) > 1
 
 
 def test_a_click_on_a_cell_opens_its_spectrum(one, opened):
@@ -367,12 +355,7 @@ def test_the_theme_switch_recolours_the_charts(one, opened):
     page = opened(one)
     for name, text in (("Dark", "rgb(230, 233, 236)"), ("Auto", "rgb(22, 25, 29)")):
         page.get_by_role("radio", name=name).check()
-        assert (
-            page.evaluate(
-                "getComputedStyle(document.querySelector('[data-chart=heat] .ytick text')).fill"
-            )
-            == text
-        )
+        assert page.evaluate(TICK) == text
         assert page.evaluate("getComputedStyle(document.body).color") == text
 
 
@@ -388,12 +371,7 @@ def test_the_printed_page_is_light_and_as_wide_as_the_paper(one, opened, tmp_pat
     page.pdf(path=tmp_path / "page.pdf", format="A4")
     assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
     assert page.evaluate("window.printed") == ["rgb(22, 25, 29)", 660]
-    assert (
-        page.evaluate(
-            "getComputedStyle(document.querySelector('[data-chart=heat] .ytick text')).fill"
-        )
-        == "rgb(230, 233, 236)"
-    )
+    assert page.evaluate(TICK) == "rgb(230, 233, 236)"
 
 
 def test_the_printed_page_says_what_was_chosen(one, opened):
@@ -402,19 +380,14 @@ def test_the_printed_page_says_what_was_chosen(one, opened):
     """
     page = opened(one)
     page.locator("[data-control=depth-metric]").select_option("stable_rank")
-    assert (
-        page.locator("[data-chart=depth]")
-        .get_by_text("Shift of the stable rank: tuned − base")
-        .count()
-        == 1
-    )
+    title = page.locator("[data-chart=depth]").get_by_text("Shift of the stable rank: tuned − base")
+    assert title.count() == 1
     page.emulate_media(media="print")
     select = page.locator("[data-control=depth-metric]")
     assert select.is_visible()
     assert select.evaluate("one => getComputedStyle(one).borderTopWidth") == "0px"
-    assert page.locator("article .segmented b").locator("visible=true").all_text_contents() == [
-        "delta"
-    ]
+    chosen = page.locator("article .segmented b").locator("visible=true")
+    assert chosen.all_text_contents() == ["delta"]
     assert page.locator("details:visible, button:visible, .theme:visible").count() == 0
 
 
@@ -448,10 +421,8 @@ def test_a_pair_without_a_change_has_no_empty_lists(tmp_path, opened):
     families.write_family(tmp_path / "run" / "same" / "base..same", (part,), family="same")
     page = opened(written(tmp_path / "run"))
     assert charts(page) == []
-    assert (
-        page.locator("figcaption:visible, article select:visible, details.behind:visible").count()
-        == 0
-    )
+    unused = "figcaption:visible, article select:visible, details.behind:visible"
+    assert page.locator(unused).count() == 0
     assert page.get_by_text("There is nothing to draw.").locator("visible=true").count() == 5
     assert page.get_by_text("that no matrix of those compared has changed").count() == 1
 
@@ -528,12 +499,8 @@ def test_a_layer_number_of_millions_does_not_stop_the_page(tmp_path, opened):
         "Not drawn: 4 cells of layers from 1,000 on."
     )
     assert charts(page) == ["heat", "spectra", "depth", "concentration", "energy"]
-    assert page.evaluate("document.querySelector('[data-chart=energy]').data.at(-1).x") == [
-        0,
-        1,
-        2,
-        3,
-    ]
+    drawn = page.evaluate("document.querySelector('[data-chart=energy]').data.at(-1).x")
+    assert drawn == [0, 1, 2, 3]
 
 
 def test_no_button_of_a_chart_sends_it_anywhere(one, opened):
@@ -562,25 +529,15 @@ def test_the_policy_stops_what_would_be_fetched_or_run(one, chromium):
     page.on("console", lambda message: refused.append(message.text))
     page.goto(f"file://{one}")
     page.wait_for_selector("html[data-ready]", timeout=PATIENCE)
-    assert (
-        page.evaluate("fetch('https://example.invalid/').then(() => 'fetched', () => 'refused')")
-        == "refused"
-    )
-    assert (
-        page.evaluate(
-            """(() => { const made = document.createElement('script');
+    for attempt in (
+        "fetch('https://example.invalid/').then(() => 'fetched', () => 'refused')",
+        """(() => { const made = document.createElement('script');
         made.textContent = 'window.ran = 1';
-        document.body.append(made); return window.ran ?? 'refused'; })()"""
-        )
-        == "refused"
-    )
-    assert (
-        page.evaluate(
-            """(() => { const image = new Image(); return new Promise(done => {
+        document.body.append(made); return window.ran ?? 'refused'; })()""",
+        """(() => { const image = new Image(); return new Promise(done => {
         image.onload = () => done('loaded'); image.onerror = () => done('refused');
-        image.src = 'https://example.invalid/x.png'; }); })()"""
-        )
-        == "refused"
-    )
+        image.src = 'https://example.invalid/x.png'; }); })()""",
+    ):
+        assert page.evaluate(attempt) == "refused"
     assert sum("Content Security Policy" in text for text in refused) >= 3
     context.close()

@@ -115,7 +115,7 @@ def _each_once(
 
 def _judgement(folder: Path, rules: Sequence[Rule], baseline: Measured | None) -> Judgement:
     from shadow.claims.verdicts import judge_report
-    from shadow.telling.reading import read_measured
+    from shadow.telling.baselines import read_measured
 
     if baseline is not None and baseline.folder.resolve() == folder.resolve():
         raise ShadowError(f"{folder} is its own baseline", "name an earlier report with --against")
@@ -179,7 +179,7 @@ def judged_of(
     Of a report that was published the rows are fetched for rules; storage are the options for that.
     """
     from shadow.claims.verdicts import Judgement, judge_report
-    from shadow.telling.reading import read_measured
+    from shadow.telling.baselines import read_measured
 
     summary = result.summary
     seconds = result.provenance.get("seconds") if result.measured else 0.0
@@ -249,7 +249,7 @@ def baselines_of(
 
     Raises ShadowError where there is no such folder, or it holds no reports.
     """
-    from shadow.telling.reading import read_baselines
+    from shadow.telling.baselines import read_baselines
 
     if against is None:
         return {}

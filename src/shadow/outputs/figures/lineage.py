@@ -99,8 +99,10 @@ def _draw_sizes(axes: Axes, steps: Sequence[Step]) -> None:
 def _draw_kept(axes: Axes, steps: Sequence[Step]) -> None:
     for place, step in enumerate(steps):
         if step.kept is None:
-            small = {"ha": "center", "va": "center", "fontsize": 5, "color": GREY, "rotation": 90}
-            axes.text(place, 0.5, "not known", **small)
+            axes.text(
+                place, 0.5, "not known", ha="center", va="center", fontsize=5, color=GREY,
+                rotation=90,
+            )  # fmt: skip
         else:
             axes.bar([place], [1.0], width=0.6, color=PALE, linewidth=0)
             axes.bar([place], [step.kept], width=0.6, color=GREY, linewidth=0)

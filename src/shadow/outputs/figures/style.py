@@ -8,7 +8,7 @@ import logging
 import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any
 
 from shadow.extras import require
 from shadow.outputs.figures.source import Choice, FigureData, component_of, shown
@@ -24,33 +24,7 @@ BLACK, BLUE, RED, GREEN, ORANGE, PINK, SKY = (
     "#000000", "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9",
 )  # fmt: skip
 GREY, PALE = "#777777", "#d9d9d9"
-# a name, or an offset and the lengths of dashes and gaps, in line widths
-Dashes = str | tuple[int, tuple[float, ...]]
-
-
-class CurveStyle(TypedDict, total=False):
-    """How a curve looks, as matplotlib's `plot` takes it."""
-
-    color: str  # `#rrggbb`
-    linestyle: Dashes
-    marker: str
-    linewidth: float  # points, above 0
-    markersize: float  # points, above 0
-    markevery: tuple[int, int]  # the first point that has a marker, and every how many then
-    zorder: float  # higher is drawn later
-
-
-class LegendPlace(TypedDict, total=False):
-    """Where a legend stands, as matplotlib's `legend` takes it."""
-
-    ncols: int  # 1 or more
-    loc: Literal["lower left"]
-    bbox_to_anchor: tuple[float, float]  # in units of the axes
-    borderaxespad: float  # in units of the font size
-    columnspacing: float  # in units of the font size
-    handlelength: float  # in units of the font size
-
-
+CurveStyle = dict[str, Any]  # how a curve looks, as matplotlib's `plot` takes it
 CURVES: tuple[CurveStyle, ...] = (  # by colour, dashes and marker: each of them alone is enough
     {"color": BLACK, "linestyle": "-", "marker": "o"},
     {"color": RED, "linestyle": (0, (4, 1.5)), "marker": "s"},
@@ -188,7 +162,7 @@ def interval_text(sources: Sequence[FigureData]) -> str:
     return f" with their spread over layers ({shown_levels} %)"
 
 
-def legend_above(labels: Sequence[str]) -> LegendPlace:
+def legend_above(labels: Sequence[str]) -> dict[str, Any]:
     """Where a legend stands: above the axes, in as many columns as such names leave room for."""
     columns = max(1, min(4, 44 // (max(map(len, labels)) + 5)))
     return {

@@ -27,7 +27,7 @@ from shadow.files import PARTIAL, read_start, write_beside, writing
 from shadow.outputs.page.cells import metric_texts
 from shadow.outputs.page.html import environment, file_text, policy, script_json, scripts
 from shadow.outputs.page.pair import PairSection, read_pair
-from shadow.outputs.page.sections import Chart, LinkedTable, linked
+from shadow.outputs.page.sections import Chart, LinkedTable
 from shadow.quantities import Kind
 from shadow.reports.columns import NOTATION
 from shadow.summary.depth import LAYERS
@@ -144,9 +144,7 @@ def _chained(sections: Sequence[PairSection]) -> list[PairSection]:
 
 
 def page_bytes(
-    sections: Sequence[PairSection],
-    title: str,
-    missing: Sequence[Missing] = (),
+    sections: Sequence[PairSection], title: str, missing: Sequence[Missing] = ()
 ) -> bytes:
     """The page as UTF-8, with the pairs that are missing. Equal arguments give equal bytes."""
     ranked = sorted(sections, key=_rank)
@@ -186,7 +184,8 @@ def _lineage_blocks(found: Lineage, numbers: Mapping[str, int]) -> list[Block]:
         if isinstance(block, Table):
             chain = next(tables)
             steps = (*chain.steps, *chain.whole)
-            block = linked(block, [f"#pair-{numbers[step.folder]}" for step in steps])
+            links = [f"#pair-{numbers[step.folder]}" for step in steps]
+            block = LinkedTable(block.columns, block.rows, block.title, links=links)
         if not isinstance(block, Section):
             blocks.append(block)
     return blocks
@@ -215,7 +214,7 @@ def _ranking(ranked: Sequence[PairSection]) -> LinkedTable:
         Field("gates failed", "text", of=lambda section: ", ".join(section.failed)),
     ]
     links = [f"#pair-{section.number}" for section in ranked]
-    return linked(table_of(fields, ranked, "All pairs"), links)
+    return LinkedTable(fields, table_of(fields, ranked).rows, "All pairs", links=links)
 
 
 def _rank(section: PairSection) -> tuple[bool, float, str]:

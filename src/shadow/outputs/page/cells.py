@@ -73,33 +73,17 @@ def columns_of(subject: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*(name for name in FIRST if name in names), *names]))
 
 
-class MetricText(TypedDict):
-    """What `explain` says of a column, and how to draw it."""
-
-    text: str
-    formula: str
-    unit: str
-    range: str
-    null: str | None  # when it is missing
-    source: str
-    pitfalls: str
-    delta: bool  # have delta rows alone this column?
-    under_null: str | float | None  # what it would be with random signs: a column, or a number
-    signed: bool  # does its 0 divide?
+EXPLAINED = ("text", "formula", "unit", "range", "null", "source", "pitfalls")
 
 
-def metric_texts() -> dict[str, MetricText]:
-    """What `explain` says of every column that can be drawn, and how to draw it."""
+def metric_texts() -> dict[str, dict[str, object]]:
+    """What `explain` says of every column that can be drawn, and how to draw it: whether deltas
+    alone have it, what it would be with random signs, and whether its 0 divides.
+    """
     delta_only = {column.name for column in DELTA}
     return {
         column.name: {
-            "text": column.text,
-            "formula": column.formula,
-            "unit": column.unit,
-            "range": column.range,
-            "null": column.null,
-            "source": column.source,
-            "pitfalls": column.pitfalls,
+            **{name: getattr(column, name) for name in EXPLAINED},
             "delta": column.name in delta_only,
             "under_null": UNDER_NULL.get(column.name),
             "signed": column.name in SIGNED,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
 
 from markupsafe import Markup
 
@@ -26,28 +25,6 @@ from shadow.summary.depth import LAYERS
 from shadow.telling.document import Block, Headline
 from shadow.telling.reading import SummarisedReport, read_step
 from shadow.text import visible
-
-
-class DrawnGain(TypedDict):
-    """What a pair gained in a benchmark, or on average in a group of them, as charts have it."""
-
-    name: str
-    gain: float | int | None
-
-
-class Overview(TypedDict):
-    """What the charts of several pairs need of one. Numbers have four significant digits."""
-
-    pair: int  # its number on the page, from 0
-    name: str
-    failed: list[str]  # gates
-    label: str
-    concentration: float | int | None
-    interval: list[float | int | None] | None  # of the concentration over layers: low, high
-    relative_norm: float | int | None  # 0 or more
-    norm_interval: list[float | int | None] | None
-    matrices: float | int | None  # that changed
-    gains: list[DrawnGain]
 
 
 @dataclass(frozen=True)
@@ -79,8 +56,8 @@ class PairSection:
         """The gates that it does not pass, by name."""
         return [gate.name for gate in self.summary.failed_gates]
 
-    def overview(self) -> Overview:
-        """What the charts of several pairs need of this one."""
+    def overview(self) -> dict[str, object]:
+        """What the charts of several pairs need of this one; numbers have four digits."""
         figures, intervals = self.summary.figures, self.summary.intervals
         return {
             "pair": self.number,
@@ -88,30 +65,23 @@ class PairSection:
             "failed": self.failed,
             "label": self.summary.label,
             "concentration": short(figures.concentration),
-            "interval": _shorter(intervals.get("concentration")),
+            "interval": _rounded(intervals.get("concentration")),
             "relative_norm": short(figures.relative_norm_overall),
-            "norm_interval": _shorter(intervals.get("relative_norm_overall")),
+            "norm_interval": _rounded(intervals.get("relative_norm_overall")),
             "matrices": figures.matrices,
-            "gains": [
-                {"name": name, "gain": short(gain)}
-                for name, gain in self._gains()
-                if gain is not None
-            ],
+            "gains": [{"name": name, "gain": short(gain)} for name, gain in self._gains()],
         }
 
-    def _gains(self) -> list[tuple[str, float | None]]:
+    def _gains(self) -> list[tuple[str, float]]:
         """Gains in scores that others measured: means of groups, then single benchmarks."""
-        summary = self.summary
-        groups = [
+        gains = [
             (f"{row.group}, mean of its benchmarks", row.gain)
-            for row in summary.score_groups
+            for row in self.summary.score_groups
             if row.group
         ]
-        single = [
-            (", ".join(filter(None, (row.benchmark, row.metric))), row.gain)
-            for row in summary.scores
-        ]
-        return [*groups, *single]
+        for row in self.summary.scores:
+            gains.append((", ".join(filter(None, (row.benchmark, row.metric))), row.gain))
+        return [(name, gain) for name, gain in gains if gain is not None]
 
     @property
     def card(self) -> list[Block]:
@@ -143,7 +113,7 @@ def read_pair(
         "spectra": spectra,
         "overall": {
             "concentration": summary.figures.concentration,
-            "interval": _shorter(summary.intervals.get("concentration")),
+            "interval": _rounded(summary.intervals.get("concentration")),
         },
         "references": [
             {"name": name, "values": [short(value) for value in values]}
@@ -188,12 +158,6 @@ def reference_distributions(
         for data in ("narrow", "broad")
     }
     return {name: values for name, values in by_data.items() if values}
-
-
-def _shorter(bounds: tuple[float, float] | None) -> list[float | int | None] | None:
-    if bounds is None:
-        return None
-    return [short(bound) for bound in bounds]
 
 
 def _rounded(value: object) -> object:

@@ -11,15 +11,7 @@ import pyarrow as pa
 from shadow.claims.summary import Summary
 from shadow.reports.provenance import Provenance as Origin
 from shadow.telling.details import all_scores, components_table, gates_blocks, resampling_note
-from shadow.telling.document import (
-    Block,
-    Column,
-    Figures,
-    Note,
-    Paragraph,
-    Provenance,
-    Table,
-)
+from shadow.telling.document import Block, Column, Figures, Note, Paragraph, Provenance, Table
 from shadow.telling.report import report_document
 
 LISTED = 400  # skipped tensors of a page that are named one by one, or 40 of each pair
@@ -179,8 +171,3 @@ def origins(origin: Origin) -> list[tuple[str, str]]:
         ("started", origin.started),
     ]
     return [(name, text) for name, text in rows if text]
-
-
-def linked(table: Table, links: Sequence[str]) -> LinkedTable:
-    """The table with an address for each row."""
-    return LinkedTable(table.columns, table.rows, table.title, links=links)
