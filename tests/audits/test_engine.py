@@ -4,7 +4,6 @@ of the command.
 
 from __future__ import annotations
 
-import json
 import pickle
 import threading
 import time
@@ -15,7 +14,6 @@ import models
 import pytest
 import torch
 from hub import Hub
-from safetensors.torch import save_file
 
 from shadow.audits.engine import ROUNDS, Ended, Queue, Task
 from shadow.audits.journal import alone_at
@@ -286,19 +284,6 @@ def test_a_revision_is_looked_up_once_and_read_at_that_commit(tmp_path, pair, mo
 # disk
 
 
-def two_shards(folder: Path) -> Path:
-    """A checkpoint of two files of 262 kB."""
-    folder.mkdir()
-    weight_map = {}
-    for name, weight in models.matrices(len(folder.name), 2, 256).items():
-        weight_map[name] = f"model-{len(weight_map) + 1:05d}-of-00002.safetensors"
-        save_file({name: weight}, folder / weight_map[name])
-    index = {"metadata": {}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    (folder / "config.json").write_text("models.LLAMA")
-    return folder
-
-
 @pytest.mark.filterwarnings("ignore:The 'initial' parameter:DeprecationWarning")
 def test_tasks_that_share_a_machine_free_no_shards_unasked(tmp_path, pair, monkeypatch):
     """Room for one shard of two: an audit alone removes the first after use. One that shares the
@@ -314,7 +299,8 @@ def test_tasks_that_share_a_machine_free_no_shards_unasked(tmp_path, pair, monke
         template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         for side in ("base", "tuned"):
-            hub.add(f"org/{side}", two_shards(tmp_path / f"{side}s"))
+            weights = models.matrices(len(side), 2, 256)  # two files of 262 kB
+            hub.add(f"org/{side}", models.sharded(tmp_path / f"{side}s", weights, 2))
         one = replace(pair, base=Reference("org/base", False), tuned=Reference("org/tuned", False))
         monkeypatch.setattr(plan, "_free", lambda path: 1_000_000)
         said: list[str] = []
