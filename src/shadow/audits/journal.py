@@ -38,16 +38,12 @@ class Fetched:
 
     repo: str
     """`org/name`."""
-
     commit: str
     """40 hexadecimal digits."""
-
     path: str
     """The shard's path in the repository."""
-
     checksum: str | None
     """Its sha256; None where the Hub has none."""
-
     keep: bool
     """Was it to stay in the Hub's cache?"""
 

@@ -32,16 +32,12 @@ class Claim:
     code: str
     title: str
     """What people call it, in a few words, such as `merged adapter`."""
-
     meaning: str
     """What holds when the claim holds, in one sentence for `shadow explain`."""
-
     needs: tuple[str, ...] = ()
     """The figures that it is judged by, by their place in summary.json."""
-
     null: str = ""
     """What the figures would be if nothing were the matter; empty where there is no null."""
-
     error_rate: ErrorRate | None = None
     """None where it was not measured."""
 

@@ -16,7 +16,6 @@ class Sentence:
 
     code: str
     """One of shadow.telling.finding.CODES."""
-
     text: str
     figures: Mapping[str, Figure]
     """The figures whose numbers stand in it, in full, by their place in summary.json."""

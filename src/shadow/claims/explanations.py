@@ -96,7 +96,6 @@ class Explanation:
 
     code: str
     """One of EXPLANATIONS."""
-
     name: str
     answer: Word
     reason: str

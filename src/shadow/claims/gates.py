@@ -69,13 +69,10 @@ class Gate:
 
     name: str
     """One of GATES."""
-
     figure: float | None
     """What it is judged by; None where that is unknown."""
-
     threshold: float
     """What it must reach."""
-
     passed: bool
     reason: str
 

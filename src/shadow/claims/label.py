@@ -56,10 +56,8 @@ class Evidence:
     figure: float
     interval: tuple[float, float] | None
     """(low, high) over layers; None where it has none."""
-
     without: float | None
     """What it would be for noise of the same profile; None where that has no one value."""
-
     says: str
 
 
@@ -70,7 +68,6 @@ class Claims:
     measured: list[str]
     consistent_with: list[str]
     """What would explain it; never what did."""
-
     not_shown: list[str]
 
 
@@ -82,10 +79,8 @@ class Footprint:
     label_reason: str
     evidence: list[Evidence]
     """Empty where no concentration is known."""
-
     reference: Position | None
     """None where the reference has no matrices of about its size, or no concentration is known."""
-
     claims: Claims
 
 

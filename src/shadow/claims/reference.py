@@ -46,7 +46,6 @@ class Bound:
 
     concentrated: float
     """More concentrated than this it is so beyond every broad training of the reference."""
-
     distributed: float
     """Less concentrated than this it is so beyond every narrow one."""
 
@@ -57,17 +56,14 @@ class Trainings:
 
     short_side: int
     """The median smaller dimension of their matrices, 1 or more."""
-
     optimizer: str | None
     """One of OPTIMIZERS; None for any of them."""
-
     narrow: int
     broad: int
     norms: tuple[float, float]
     """The least and the greatest relative norm of theirs, medians over matrices: nothing is said of
     a pair outside.
     """
-
     bounds: Mapping[str, Bound]
 
 
@@ -83,11 +79,9 @@ class Rate:
     cases: int
     affected: int
     """Bases with any error, 0 or more."""
-
     bases: int
     low: float
     """The lower bound, at 95 %, of the share of bases with any error, 0 to 1."""
-
     high: float
 
 
@@ -97,10 +91,8 @@ class Calibration:
 
     version: int
     """Of calibration.json; raised when a bound changes its meaning."""
-
     made: Mapping[str, str | int]
     """Which lab run, versions and design it comes from, by name."""
-
     trainings: tuple[Trainings, ...]
     rates: tuple[Rate, ...]
 
@@ -152,30 +144,24 @@ class ReferenceRun:
 
     short_side: int
     """The smaller dimension of its matrices, the median, 1 or more."""
-
     optimizer: str
     treatment: str
     regime: str
     data: str
     """narrow, broad or other."""
-
     base: str
     seed: int
     relative_norm: float
     """The median over its matrices, 0 or more."""
-
     concentration: float
     """Below 0 flatter than the null, 0 as the null, 1 of rank one."""
-
     stable_rank: float
     top4_energy: float
     participation_share: float
     """The participation ratio over the null's, above 0."""
-
     spike_energy: float
     embedding_row_participation_ratio: float
     """How many equally changed tokens would have the same sum of squared shares, 1 or more."""
-
     attention_to_mlp: float
     """Energy of the update in attention over that in MLPs, 0 or more."""
 
@@ -201,10 +187,8 @@ class Position:
     broad: int
     narrow_below: float
     """The share of those on narrow data that are less concentrated, 0 to 1."""
-
     broad_below: float
     """The same of those on broad data."""
-
     nearest: list[NearTraining]
 
 

@@ -27,10 +27,8 @@ class Finding:
     `rounding` stands before `size`, and so do `vocabulary` and `left_out` if nothing changed or
     little was compared; of most pairs two to five.
     """
-
     other_explanations: list[Explanation]
     """What else it may be, in the order of EXPLANATIONS."""
-
     not_shown: list[str]
 
     @property
@@ -55,20 +53,15 @@ class Summary(PairRecord):
     evidence: list[Evidence]
     reference: Position | None
     """Where the pair lies among known trainings of about its size; None: there are none."""
-
     claims: Claims
     """What is measured, what would explain it, and what is not shown."""
-
     published: PublishedFigures
     """What others published of this pair, and its place among released ones."""
-
     finding: Finding
     scores: list[Gain] = field(default_factory=list)
     """What others measured, by benchmark; no figure rests on it. Empty where nobody gave any."""
-
     score_groups: list[GroupGain] = field(default_factory=list)
     """The means of the gains, one for each group of benchmarks."""
-
     score_files: list[ScoreFile] = field(default_factory=list)
     score_notes: list[str] = field(default_factory=list)
     """What was left out of the scores, or makes them doubtful."""

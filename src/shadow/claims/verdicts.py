@@ -58,11 +58,9 @@ class JudgedFigure:
 
     name: str
     """Its name, with component and module before it."""
-
     value: float | str | None
     bounds: tuple[float, float] | None = None
     """Its interval over layers; None where it has none."""
-
     why: str = ""
 
 
@@ -72,15 +70,12 @@ class RuleFigure:
 
     figure: str
     """Its name, with component and module before it."""
-
     value: float | str | None
     met: bool
     before: float | None = None
     """What the baseline has of it; None without one."""
-
     low: float | None = None
     """The lower bound of the baseline's interval."""
-
     high: float | None = None
 
 
@@ -93,7 +88,6 @@ class Verdict:
     """`met`: violated; `passed`; `missing` where there was nothing to judge; `skipped` where the
     rule allows that.
     """
-
     detail: str
     findings: tuple[RuleFigure, ...] = ()
 
@@ -123,14 +117,11 @@ class Judgement:
     summary: Summary | None = None
     seconds: float | None = None
     """How long its audit took, 0 or more; None where nothing was audited now."""
-
     verdicts: tuple[Verdict, ...] = ()
     notes: tuple[str, ...] = ()
     """What a person should know of the report and of the baseline."""
-
     fault: str | None = None
     """Why there is no report; None where there is one."""
-
     objections: tuple[str, ...] = ()
     """Reasons for skipping that `--strict` objects to."""
 
@@ -171,7 +162,6 @@ class Measured:
     source: Report
     label: str
     """What to call it: this report, or the baseline."""
-
     summary: Summary
 
     @property

@@ -67,11 +67,9 @@ class RankedReport:
 
     rank: int
     """1 is the most concentrated."""
-
     label: str
     concentration: float | None
     """Its median over the cells that every report has."""
-
     cells: int
     to_next: ComparisonVerdict | None
     """What the contrast with the next report says of it; None for the last."""
@@ -92,20 +90,15 @@ class Comparison:
     version: str
     margin: float
     """The least difference of concentration that counts, 0 to 1."""
-
     reports: list[ReportIdentity]
     """The reports, in the order in which they were named."""
-
     contrasts: list[Contrast]
     """Every two of them, those with the first report first."""
-
     ranking: list[RankedReport]
     """All by their median concentration over the matrices that every report has; empty for two."""
-
     claims: ComparisonClaims
     not_contrasted: str | None = None
     """Why a set of which the scores are correlated has no contrasts."""
-
     scores: ScoredSet | None = None
     """What others measured of the models; None where nobody gave any."""
 

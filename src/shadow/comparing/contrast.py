@@ -62,20 +62,15 @@ class MatchedCounts:
 
     matrices: int
     """Matrices of both, 1 or more."""
-
     in_layers: int
     """Those of them that lie in layers, and so have a vote."""
-
     cells: int
     """The same, the experts of one module and layer taken as one."""
-
     layers: int
     parameters: int
     """The entries of all of them."""
-
     share_of_first: float
     """The share of the first report's changed parameters that is compared, 0 to 1."""
-
     share_of_second: float
 
 
@@ -90,29 +85,22 @@ class Contrast:
     """How they are known to share the weights that relation says they share: by commit, content or
     spectra.
     """
-
     matched: MatchedCounts
     unmatched: list[UnmatchedMatrices]
     """What one of them has alone, by reason."""
-
     figures: list[Difference]
     """Every figure, concentration first."""
-
     modules: list[ModuleDifferences]
     layers: list[LayerDifferences]
     verdict: ComparisonVerdict
     """About the first report."""
-
     sentence: str
     consistent_with: list[str]
     """What would explain the verdict; never what did."""
-
     not_comparable: list[str]
     """Why no verdict can be defended; empty where one can."""
-
     warnings: list[str]
     """What makes the comparison doubtful, though not void."""
-
     rows: list[dict[str, Cell]]
     """The matched matrices, a row each, with the columns of `shadow.reports.columns.COMPARISON`."""
 

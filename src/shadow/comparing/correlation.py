@@ -71,29 +71,22 @@ class Correlation:
     group: str | None
     less: str | None
     """The group whose gain was subtracted; None where none was."""
-
     benchmark: str | None
     """The benchmark; None for the mean over those of a group."""
-
     metric: str | None
     """Its metric; None for a mean, or where the file names none."""
-
     benchmarks: int
     n: int
     """Reports that have both numbers, 0 or more."""
-
     bases: int
     """Bases that these rest on."""
-
     rho: float | None = None
     """Spearman's rank correlation, -1 to 1; None where `reason` says why."""
-
     low: float | None = None
     high: float | None = None
     level: float | None = None
     p: float | None = None
     """Two-sided, over orders of the gains, 0 to 1."""
-
     reason: str | None = None
     """Why there is no correlation, or no interval."""
 
@@ -106,10 +99,8 @@ class ScoredReport:
     pair: str
     base: str
     """What its base is known by: commit, fingerprint or name."""
-
     concentration: float | None
     """The median over its deltas; None where there is none."""
-
     scored: Scored
     left_out: str | None
     """Why it has no part in the correlations; None where it has."""

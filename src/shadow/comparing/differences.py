@@ -44,13 +44,10 @@ class ComparedFigure:
     title: str
     columns: tuple[str, ...]
     """The columns that it is made of: its value is the first, or the first over the second."""
-
     scale: Literal["difference", "log ratio"]
     """Two values differ by first - second, or by ln(first / second)."""
-
     direction: int
     """+1 where more of it is more concentrated, -1 where less of it is; 0: it does not vote."""
-
     margin: Literal["same", "power"] | None
     """For a margin M of concentration: `same` is M; `power` is M ln N with N the null participation
     ratio, because at an equal null a concentration M higher means N^M times fewer directions; None:
@@ -85,35 +82,26 @@ class Difference:
     figure: str
     scale: str
     """difference or log ratio: of difference, low, high and margin."""
-
     direction: int
     """+1 where more of it is more concentrated, -1 where less of it is; 0: it does not vote."""
-
     cells: int
     """Matrices, the experts of one module and layer taken as one (their median), 0 or more."""
-
     layers: int
     first: float | None
     """The median of the figure itself in the first report."""
-
     second: float | None
     difference: float | None
     low: float | None
     """The lower bound of its interval over layers; None where no_interval says why."""
-
     high: float | None
     level: float | None
     """The confidence that the interval may claim, 0 to 1."""
-
     no_interval: str | None
     """Why there is no interval; None where there is one."""
-
     p_within_pair: float | None
     """Two-sided, of sign flips by layer, 0 to 1; it says nothing of other runs."""
-
     margin: float | None
     """The least difference that counts, above 0; None for a figure that has none."""
-
     verdict: ComparisonVerdict | None
     """What this figure alone says; None for one that does not vote."""
 
@@ -151,7 +139,6 @@ class _Module:
     module: str
     matrices: int
     """Matrices that are compared, 1 or more."""
-
     concentration_first: float | None
     concentration_second: float | None
 

@@ -52,10 +52,8 @@ class Gain:
     metric: str | None
     unit: str
     """What the file states, else whether the scores exceed 1, else (less is better) the metric."""
-
     higher_is_better: bool | None
     """Which way is better; None where nobody says it."""
-
     base: float | None
     tuned: float | None
     gain: float | None
@@ -63,12 +61,10 @@ class Gain:
 
     None where a side has no score, or where nobody says which way is better.
     """
-
     base_stderr: float | None
     tuned_stderr: float | None
     gain_stderr: float | None
     """sqrt(base_stderr^2 + tuned_stderr^2); None without both."""
-
     base_model: str | None
     tuned_model: str | None
     base_file: str | None
@@ -83,17 +79,13 @@ class GroupGain:
 
     group: str | None
     """Its name; None for the benchmarks of no group."""
-
     benchmarks: int
     """Benchmarks of both sides, over which the mean is, 0 or more."""
-
     gain: float | None
     """The mean, in `unit`; None where `reason` says why."""
-
     gain_stderr: float | None
     unit: str | None
     """That of its benchmarks; None where they have different ones or there are none."""
-
     reason: str | None
     """Why they cannot be averaged; None where they can."""
 
@@ -114,7 +106,6 @@ class Scored:
 
     files: tuple[tuple[str, str], ...]
     """(name, sha256) of the files that they came from."""
-
     gains: tuple[Gain, ...]
     notes: tuple[str, ...]
     """What was left out, or makes them doubtful."""

@@ -51,7 +51,6 @@ class Group:
 
     name: str
     """attention, MLP, embedding, head, or another component."""
-
     energy_share: float
     parameter_share: float
 
@@ -66,34 +65,26 @@ class Joint:
 
     matrices: int
     """Matrices of both deltas, 0 or more."""
-
     left_out: int
     """Matrices that one of the two reports has alone, or in another shape, 0 or more."""
-
     cosine: float | None
     """Of the two deltas as stored, -1 to 1."""
-
     chance_cosine: float | None
     """The standard deviation of the cosine if all signs were random, 0 to 1."""
-
     chance_cosine_master: float | None
     """The mean cosine of unrelated updates, -1 to 1, if training went on from a master copy in more
     bits: both deltas share the rounding of the middle stage. Where training began from the stored
     stage, the mean is 0.
     """
-
     directions: int
     """The most leading singular directions of the old delta that are taken of each matrix."""
-
     inside_left: float | None
     """The share of the new delta's energy in these directions of the outputs, 0 to 1; None where no
     matrix has such directions.
     """
-
     inside_right: float | None
     chance_inside_left: float | None
     """What chance gives for inside_left, by the new delta's own rows, 0 to 1."""
-
     chance_inside_right: float | None
     """What chance gives for inside_right, by the new delta's own columns, 0 to 1."""
 
@@ -116,75 +107,54 @@ class Step:
     failed_gates: list[str]
     relative_norm: float | None
     """The norm of the change over that of the base, as stored, 0 or more."""
-
     relative_norm_unrounded: float | None
     """The same before storage; None where no_unrounded says why."""
-
     no_unrounded: str | None
     """Why the norms before storage are not known; None where they are."""
-
     norm: float | None
     """The norm of the change as stored, in units of the weights; None where nothing changed."""
-
     norm_unrounded: float | None
     """The same before storage; None where no_unrounded says why."""
-
     kept: float | None
     """The share of the stored change's energy that is the update's, 0 to 1."""
-
     zero_share: float | None
     """The share of unchanged entries in the matrices that changed, 0 to 1."""
-
     rounded_away: int
     """Matrices of which less than a quarter is the update's."""
-
     unexplained: int
     """Matrices whose rounding is not that of one training from the stored base."""
-
     groups: list[Group]
     """The groups of modules, the most energy first."""
-
     quarters: list[float] | None
     """Shares of the energy inside layers, by depth, 0 to 1; None below four layers."""
-
     equivalent_directions: float | None
     """As coherent as so many equally strong directions, 1 or more, before storage where that is
     known: the median over the matrices inside layers.
     """
-
     excess_purity: float | None
     """Purity less that of the null, -1 to 1, before storage where that is known: the median over
     the matrices inside layers.
     """
-
     coherent: int
     """Matrices inside layers that have equivalent_directions."""
-
     inside: int
     """Matrices inside layers that changed."""
-
     chosen: Chosen
     """What the audit was restricted to; empty where it was not."""
-
     above_short_side: int = 0
     """Matrices inside layers that are less coherent than a change along all their directions alike.
     Where they are half or more of what is known, equivalent_directions is None.
     """
-
     ratio: float | None = None
     """This step's norm over that of the step before, 0 or more. Norms are in units of the weights,
     since relative norms of two steps may have other bases.
     """
-
     ratio_of: str | None = None
     """Which norms ratio is of: unrounded, or stored."""
-
     no_ratio: str | None = None
     """Why there is no ratio; None where there is one."""
-
     joint: Joint | None = None
     """What this delta and the one before say of each other."""
-
     no_joint: str | None = None
     """Why there is no joint figure; None where there is one, or nobody asked."""
 
@@ -212,7 +182,6 @@ class Lineage:
 
     chains: list[Chain]
     """In the order of the steps, MOST_CHAINS at most; then those that end where they began."""
-
     notes: list[str]
     """What is to be said of their order: gaps, and what could not be told."""
 

@@ -77,7 +77,6 @@ class ComparedReport:
     provenance: Provenance
     matrices: pd.DataFrame
     """Columns READ of matrices.parquet, and those that were asked for besides."""
-
     tensors: pd.DataFrame
     """tensor, side, PLACE, status and reason of tensors.parquet."""
 
@@ -285,7 +284,6 @@ class UnmatchedMatrices:
 
     reason: str
     """Why, and in which report they are missing, such as `not in B`."""
-
     matrices: int
     examples: list[str]
     """The names of the first EXAMPLES of them."""

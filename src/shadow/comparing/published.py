@@ -71,19 +71,14 @@ class Released:
     tuned: str
     mean_relative_norm: float | None
     """Over the tensors of one name and shape, above 0."""
-
     mean_cosine: float | None
     """Over the same tensors, -1 to 1."""
-
     mean_top20_energy: float | None
     """Over those with two dimensions that changed, 0 to 1."""
-
     oq_ratio: float
     """The mean relative norm of attn.o over that of attn.q, above 0."""
-
     modules: int | None
     """How many tensors the means are over."""
-
     with_spectrum: int | None
 
 

@@ -31,14 +31,11 @@ class ScoredSide:
     role: Role
     repo: str
     """`org/name` (with a subfolder behind it), or an absolute folder."""
-
     is_folder: bool
     commit: str | None
     """The commit that was read; None for a folder, or where it is not known."""
-
     revision: str | None
     """What was asked for, where that is known."""
-
     stage: str
 
     @property

@@ -22,7 +22,6 @@ class StoredType:
 
     arrow: str
     """In Arrow; of one value, also of a list."""
-
     sqlite: str
     duckdb: str
     json: str

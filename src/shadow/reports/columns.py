@@ -37,28 +37,21 @@ class Column:
 
     name: str
     """As in the files; never changed once it is published."""
-
     type: Type
     """The kind of its values; `shadow.reports.column_types` has how each format stores it."""
-
     text: str
     """What it is, in a phrase."""
-
     _: KW_ONLY
 
     formula: str = ""
     """How it is computed, in the letters of NOTATION; of a word, what each of its values means."""
-
     unit: str = ""
     """Empty for a pure number."""
-
     range: str = ""
     null: str = ""
     """When it is null; empty means never."""
-
     source: str = ""
     """The publication or page that the definition comes from."""
-
     pitfalls: str = ""
     """What its values do not say, and how accurate they are."""
 
@@ -69,15 +62,12 @@ class Table:
 
     name: str
     """What `shadow schema` and exports call it."""
-
     file: str
     row: str
     """What one row of it is."""
-
     columns: tuple[Column, ...]
     first: frozenset[str] = frozenset()
     """The columns that every report of this schema has; the others were added later."""
-
     start_here: frozenset[str] = frozenset()
     """The columns that a reader needs first."""
 

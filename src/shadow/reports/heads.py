@@ -14,7 +14,6 @@ class Head:
 
     text: str
     """What stands below it."""
-
     column: str = ""
     """The column that has the same figure of one matrix or pair; empty where there is none."""
 

@@ -59,10 +59,8 @@ class CheckpointIdentity:
 
     repo: str
     """A repository of the Hub, or a folder as it was given; of a base per component all of them."""
-
     commit: str | None
     """The 40 hexadecimal digits of the commit; None for a folder."""
-
     fingerprint: str | None
     """A sha256 of the files' names, sizes, times, headers and a sample of weights; None where it is
     not told.
@@ -85,40 +83,30 @@ class Provenance:
     tuned: CheckpointIdentity
     relation: str | None
     """`tuned` where the second was trained from the first, `sibling` where neither was."""
-
     precision: str
     """How spectra were computed: default, exact or fast."""
-
     nulls: int | None
     """How many sign flips of each delta were drawn, 0 or more."""
-
     seed: int | None
     subspaces: bool | None
     spectra: bool | None
     optimizer: str | None
     """What the tuned side was trained with, as the user says; None where nobody said it."""
-
     components: tuple[str, ...]
     layers: tuple[int, ...]
     """The layers that were chosen, from 0; empty for all."""
-
     modules: tuple[str, ...]
     started: str | None
     """When the last run of the audit began, ISO 8601 with its time zone."""
-
     seconds: float | None
     """How long that run took, 0 or more."""
-
     compute_dtype: str | None
     device: str | None
     """What made Gram matrices: cpu, or cuda if it made any. `told["device_use"]` says how many."""
-
     asked_device: str
     """What `--device` asked for: cpu, also in reports from before it, or cuda."""
-
     libraries: Mapping[str, str] = field(hash=False)
     """The versions of the libraries that made the numbers, by name."""
-
     told: ReportMetadata = field(hash=False, repr=False)
     """The `shadow` key of the report's files as it stands there: what `as_json` returns."""
 

@@ -58,11 +58,9 @@ class Interval:
 
     bounds: tuple[float, float] | None
     """(low, high), in the unit of the figure; None where reason says why."""
-
     layers: int
     level: float | None
     """The probability that the interval may claim at most, up to LEVEL; None without bounds."""
-
     reason: str | None = None
     """Why there are no bounds; None where there are."""
 
@@ -79,14 +77,11 @@ class BoundsAlike:
     columns: list[int]
     low: NDArray[np.float64]
     """(columns,): the lower bound of each; NaN where there is no interval."""
-
     high: NDArray[np.float64]
     """(columns,): the upper bound of each; NaN where there is no interval."""
-
     layers: int
     level: float | None
     """What those that have bounds may claim, 0 to 1; None where none has any."""
-
     reason: str
     """Why the others have none."""
 
@@ -103,7 +98,6 @@ class Blocks:
 
     codes: NDArray[np.intp]
     """(n,): the number of each row's layer, from 0; -1 outside the layers."""
-
     strata: NDArray[np.intp]
     """(layers,): the number of each layer's component, from 0, in ascending order."""
 

@@ -27,12 +27,10 @@ class LayerFigure:
     layer: int
     measured: float
     """The median over the layer's matrices."""
-
     noise: float | None
     """The same of independent noise with the Frobenius norm of each delta; None of figures that
     none is known for.
     """
-
     rounding: float | None
     """The same of rounding alone: the norm over `floor_ratio`. None too if nothing was rounded."""
 
@@ -45,7 +43,6 @@ class PairByLayer:
     pair: str
     relative_norm: float
     """The median over the matrices."""
-
     figures: dict[str, tuple[LayerFigure, ...]]
     """By metric, in the order of the layers; empty where no matrix in a layer changed."""
 

@@ -67,7 +67,6 @@ class Sum:
 
     layers: Energies
     """(layers,): what of it is in each layer."""
-
     outside: float
     """What of it is outside the layers."""
 

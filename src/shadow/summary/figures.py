@@ -36,13 +36,11 @@ class Medians:
 
     relative_norm: float | None
     """0 or more; of a component: of all its matrices as one vector."""
-
     concentration: float | None
     participation_ratio: float | None
     null_participation_ratio: float | None
     participation_share: float | None
     """participation_ratio over the null's."""
-
     stable_rank: float | None
     effective_rank: float | None
     effective_rank_shift: float | None
@@ -59,16 +57,12 @@ class DepthFigures:
 
     depth_layers: int
     """Layers that were compared."""
-
     depth_entropy: float | None
     """0 one layer, 1 all alike."""
-
     depth_gini: float | None
     """0 all alike, towards 1 one layer."""
-
     effective_layers: float | None
     """1 to depth_layers."""
-
     attention_to_mlp: float | None
     """Ratio of energies."""
 
@@ -122,7 +116,6 @@ class LayerMedians:
     excess_purity_unrounded: float | None
     equivalent_directions: float | None
     """None where half of the matrices or more are above their short side."""
-
     spikes_sharp: float | None
     decay_cosine: float | None
     energy_share: float | None
@@ -133,17 +126,13 @@ class _Known:
     matrices: int
     known: int
     """Matrices of which it is known how much of what is stored is the update's."""
-
     unexplained: int
     """Matrices whose stored change is not what rounding leaves of an update."""
-
     rounded_away: int
     coherent: int
     """Matrices that have equivalent_directions."""
-
     judged: int
     """Matrices that are held against noise; the next two are of these."""
-
     beyond_noise: int
     flatter_than_noise: int
 
@@ -164,28 +153,22 @@ class InsideLayers(Named, LayerMedians, _Known):
     cosine: float | None
     above_short_side: int
     """Matrices less coherent than a change along all directions of their short side alike."""
-
     rank_least: float | None
     """Bounds of the rank of the update, medians."""
-
     rank_most: float | None
     levels_base_judged: int
     """Matrices of the base whose rows are long enough to count distinct values."""
-
     levels_base_few: int
     """Of these, matrices with the few values of a copy through 8 or 4 bits."""
-
     levels_tuned_judged: int
     levels_tuned_few: int
     in_two_formats: int
     in_8_bits: int
     short_side_least: int | None
     """How many directions a matrix has."""
-
     short_side_most: int | None
     alignment_left_excess: float | None
     """Median of the differences between alignment and its null."""
-
     alignment_right_excess: float | None
 
 

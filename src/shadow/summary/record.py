@@ -39,65 +39,49 @@ class PairRecord:
 
     schema: int
     """The number of the schema of the report's files."""
-
     family: str
     pair: str
     base: CheckpointSide
     tuned: CheckpointSide
     counts: Mapping[str, int]
     """Tensors of both sides by status: measured, identical, skipped."""
-
     figures: PairFigures
 
     intervals: Mapping[str, Bounds]
     """(low, high) over layers of figures that have any; None: no_interval says why."""
-
     layers: int
     interval_level: float | None
     """The probability that the intervals may claim, 0 to 1."""
-
     no_interval: str | None
     resampling: Mapping[str, str | float]
     """How the intervals were made."""
-
     components: list[ComponentRow]
     modules: list[ModuleRow]
     """A row for each module of a component that changed."""
-
     depth: list[LayerRow]
     """A row for each layer that was compared."""
-
     grid: list[GridRow]
     inside_layers: InsideLayers
 
     outside_layers: list[OutsideRow]
     """The same medians of embeddings, head and projectors."""
-
     coherence: list[CoherenceRow]
     """Of the modules inside layers."""
-
     quarters: list[QuarterRow]
     """Of the depth of each component of four layers or more."""
-
     unchanged: list[UnchangedRow]
     """Modules that are identical on both sides."""
-
     without_base: list[AloneRow]
     """The matrices without a base, by component."""
-
     vectors: VectorFigures
     """Of biases and norms."""
-
     vocabulary: list[VocabularyRow]
     """Embeddings and heads with more rows on one side."""
-
     uncompared: list[UncomparedRow]
     """What has no partner, another shape or no finite numbers."""
-
     recognised: Recognised
     skipped: list[SkippedRow]
     """A row for each reason, the most tensors first."""
-
     warnings: list[ReportWarning]
 
     @property

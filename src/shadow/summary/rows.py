@@ -55,10 +55,8 @@ class GridRow:
     module: str
     layers: list[int]
     """That have it, ascending."""
-
     relative_norm: list[float | None]
     """Of each layer, the median over its matrices; 0 where they are identical."""
-
     concentration: list[float | None]
     """The same; None where nothing changed or there is no null."""
 
@@ -82,7 +80,6 @@ class Energies:
 
     energy: float | None
     """Sum of squared Frobenius norms."""
-
     energy_share: float | None
     """Of the whole update, 0 to 1."""
 
@@ -93,11 +90,9 @@ class Intervals:
 
     intervals: Mapping[str, Bounds]
     """(low, high) by figure; None where layers do not suffice."""
-
     layers: int
     interval_level: float | None
     """The probability that they may claim, 0 to 1."""
-
     no_interval: str | None
 
 
@@ -106,7 +101,6 @@ class _Component:
     component: str
     tensors: int
     """Of the tuned side, with two dimensions or more."""
-
     identical: int
     matrices: int
 
@@ -146,26 +140,20 @@ class LayerRow:
     component: str
     layer: int
     """The layer, from 0."""
-
     matrices: int
     relative_norm: float | None
     """Of all of them as one vector."""
-
     energy: float | None
     """Sum of squared Frobenius norms."""
-
     energy_share: float | None
     """Of the component's layers, 0 to 1."""
-
     concentration: float | None
     effective_rank_shift: float | None
     spikes: float | None
     up_effective_rank_shift: float | None
     """Of the MLP up-projections; the median of several experts."""
-
     reading_participation_ratio: float | None
     """Directions of the residual stream."""
-
     writing_participation_ratio: float | None
     """Directions of the residual stream."""
 
@@ -179,17 +167,14 @@ class CoherenceRow:
     matrices: int
     coherent: int
     """Of these, matrices that have equivalent_directions."""
-
     equivalent_directions: float | None
     """Median; as coherent as so many equally strong directions, no count of directions. Matrices
     above their short side count as above it; None where they are half or more.
     """
-
     above_short_side: int = 0
     """Of these, matrices that are less coherent than a change along all directions of their short
     side alike, and have no equivalent_directions for that reason.
     """
-
     short_side: int | None = None
     """Of the largest, how many directions a matrix has."""
 
@@ -204,7 +189,6 @@ class QuarterRow:
     last_layer: int
     energy_share: float
     """Of the component's layers, 0 to 1."""
-
     parameter_share: float | None = None
     """Of their matrices that changed, 0 to 1; None in a report made before there was one."""
 
@@ -224,11 +208,9 @@ class VectorFigures:
 
     compared: int
     """That both sides have in one size."""
-
     changed: int
     relative_norm: float | None
     """Median over those that changed; None where none did, or all are 0 in the base."""
-
     relative_norm_of_all: float | None
     """Median over all that were compared, 0 of one that did not change."""
 
@@ -239,21 +221,16 @@ class UncomparedRow:
 
     reason: str
     """only_in_base, only_in_tuned, shape_differs or nonfinite, as in shadow.reasons."""
-
     side: str
     """The side that has them, or whose numbers are not finite: base, tuned or both."""
-
     component: str
     module: str | None
     """The module; None for whole layers."""
-
     layers: list[int]
     """Ascending; empty outside the layers."""
-
     tensors: int
     base_shape: list[int] | None
     """Of those whose shapes differ."""
-
     tuned_shape: list[int] | None
     """Of those whose shapes differ."""
 
@@ -278,7 +255,6 @@ class ReplacedRow:
     module: str
     layers: list[int]
     """Ascending; empty outside the layers."""
-
     matrices: int
 
 
@@ -289,10 +265,8 @@ class Replaced:
     matrices: int
     cosine_least: float
     """Of base and tuned, -1 to 1."""
-
     cosine_most: float
     """Of base and tuned, -1 to 1."""
-
     rows: list[ReplacedRow]
 
 
@@ -331,13 +305,10 @@ class Recognised:
 
     replaced: Replaced | None
     """None: there are no such matrices, or most are."""
-
     scaled: Scaled | None
     """None: the change is another."""
-
     zeroed: Zeroed | None
     """None: the change is another."""
-
     few_rows: list[FewRowsRow]
 
 
@@ -370,7 +341,6 @@ class OutsideRow(LayerMedians, _Outside):
 
     above_short_side: int = 0
     """Matrices above their short side, as in CoherenceRow."""
-
     short_side: int | None = None
     """Of the largest, how many directions a matrix has."""
 
@@ -381,17 +351,13 @@ class PublishedCheck:
 
     figure: str
     """Of shadow.comparing.published.DEFINITIONS."""
-
     published: float
     ours: float | None
     """None: reason."""
-
     tolerance: float
     """The difference up to which they agree."""
-
     agrees: bool | None
     """None: not compared."""
-
     reason: str | None
     """Why they are not of the same tensors."""
 
@@ -404,7 +370,6 @@ class PublishedPair:
     tuned: str
     agrees: bool | None
     """All figures that are compared; None: none is."""
-
     checks: list[PublishedCheck]
 
 
@@ -415,14 +380,11 @@ class PublishedPlace:
     value: float
     below: int
     """Families whose median is smaller."""
-
     families: int
     """All that it is ranked among, 1 or more."""
-
     pairs: int
     least: float
     """Median of a family."""
-
     most: float
 
 
@@ -433,14 +395,11 @@ class PublishedFigures:
     source: str
     pair: PublishedPair | None
     """None: others have not published it."""
-
     size: PublishedPlace | None
     """By mean_relative_norm."""
-
     no_size: str | None
     top20: PublishedPlace | None
     """By mean_top20_energy, among pairs of about its size."""
-
     no_top20: str | None
     within: float
     """The factor that is about its size."""

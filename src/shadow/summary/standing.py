@@ -34,33 +34,24 @@ class Standing:
 
     identical: int
     """Matrices of the larger side that are the same on both."""
-
     cosine: float | None
     """Of base and tuned, the median over matrices outside embeddings and heads, identical ones
     among them; None where none was compared.
     """
-
     compared: float
     """The share of the larger side's parameters that was compared, 0 to 1."""
-
     compared_percent: float
     """The same in per cent, with one decimal, rounded down: 100.0 is all of them."""
-
     is_part: bool
     """Whether a filter left something out."""
-
     rank: float | None
     """The rank that the median delta outside embeddings and heads has at most."""
-
     rank_share: float | None
     """What that is of its directions: the median over matrices, 0 to 1."""
-
     rank_ceiling: float | None
     """The largest rank of an adapter outside embeddings and heads."""
-
     unread: float
     """The share of the parameters whose format cannot be read as numbers, 0 to 1."""
-
     formats: list[str]
     """Pairs of formats of matrices that the two sides store differently, such as `BF16/F32`."""
 

@@ -46,16 +46,12 @@ class Rows:
     """The delta rows, with base_norm, energy, base_energy, participation_share, and at, the place
     of their layer in layers (-1 outside).
     """
-
     alone: pd.DataFrame
     """The rows of tuned matrices that have no base."""
-
     tensors: pd.DataFrame
     """All rows of tensors.parquet, with was_compared."""
-
     residual: pd.DataFrame
     """All rows of residual.parquet."""
-
     layers: pd.DataFrame
     """component and layer of every layer that was compared."""
 

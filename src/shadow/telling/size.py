@@ -104,16 +104,12 @@ class Part:
 
     name: str
     """What it is called in a sentence."""
-
     place: str
     """The place of its row in summary.json."""
-
     energy: float
     """Its share of the energy, 0 to 1."""
-
     size: float | None
     """Its share of the parameters, 0 to 1; None where it is not known."""
-
     outside: bool
     """Outside the layers: named where it holds more than its share."""
 
