@@ -69,8 +69,8 @@ class Operand:
     @property
     def infos(self) -> tuple[TensorInfo, ...]:
         """Every tensor that is read for this operand, the one it is named after first."""
-        further = self.scales, self.factor.info if self.factor else None
-        return (self.info, *(info for info in further if info is not None))
+        infos = (self.info,) if self.scales is None else (self.info, self.scales)
+        return infos if self.factor is None else (*infos, self.factor.info)
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,7 +343,8 @@ def _operands(
         if not scaled and (fault := _fault(info, checkpoint.tensors, packed)):
             unusable.append(Skipped(side, info, parts[name][0].place, *fault))
         else:
-            operands |= {part.place: Operand(info, part, *scaled) for part in parts[name]}
+            for part in parts[name]:
+                operands[part.place] = Operand(info, part, *scaled)
     return operands, unusable
 
 

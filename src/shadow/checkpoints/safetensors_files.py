@@ -176,11 +176,12 @@ def _entry(
         raise _untrusted(shard, f"{where} has no valid shape")
     if not _whole_numbers(ends) or len(ends) != 2 or not ends[0] <= ends[1] <= MAX_OFFSET:
         raise _untrusted(shard, f"{where} has no valid data_offsets")
+    start, end = data_start + ends[0], data_start + ends[1]
     bits = FLOATS[dtype].bits if dtype in FLOATS else INTEGERS.get(dtype)
-    if bits is not None and math.prod(shape) * bits != (ends[1] - ends[0]) * 8:
+    if bits is not None and math.prod(shape) * bits != (end - start) * 8:
         raise _untrusted(shard, f"{where}: dtype and shape do not fill its data_offsets")
-    start, end = (offsets.setdefault(data_start + at, data_start + at) for at in ends)
     own_shape = shapes.setdefault(tuple(shape), tuple(shape))
+    start, end = offsets.setdefault(start, start), offsets.setdefault(end, end)
     return TensorInfo(name, sys.intern(dtype), own_shape, shard, start, end)
 
 
