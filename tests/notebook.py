@@ -10,7 +10,8 @@ from pathlib import Path
 import nbclient
 import nbformat
 
-NOTEBOOK = Path(__file__).parents[1] / "docs" / "notebook.ipynb"
+ROOT = Path(__file__).parents[1]
+NOTEBOOK = ROOT / "docs" / "notebook.ipynb"
 
 
 def executed(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -25,6 +26,9 @@ def executed(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         ).execute()
     for cell in notebook.cells:
         cell.metadata = nbformat.NotebookNode()
+        for output in cell.get("outputs", ()):
+            for kind, shown in output.get("data", {}).items():
+                output["data"][kind] = shown.replace(str(ROOT), "...")  # the same everywhere
     notebook.metadata = nbformat.from_dict(
         {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
     )

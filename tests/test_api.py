@@ -928,7 +928,8 @@ def test_the_notebook_shows_what_its_cells_make(audited, tmp_path, monkeypatch, 
         shown, _ = shell.display_formatter.format(result)
         assert shown["text/plain"] == had["execute_result"].data["text/plain"]
         if isinstance(result, shadow.AuditReport):
-            assert shown["text/html"] == had["execute_result"].data["text/html"]
+            html = shown["text/html"].replace(str(ROOT), "...")  # as tests/notebook.py does
+            assert html == had["execute_result"].data["text/html"]
 
 
 def run_in(shell, source, capsys):
