@@ -28,7 +28,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from torch import Tensor
 
-from shadow.spectra.device import SAME_GRAM, TorchDevice, _Probe, device_memory, full_products
+from shadow.spectra.device import SAME_GRAM, Probe, TorchDevice, device_memory, full_products
 from shadow.spectra.spectrum import Workspace, gram, scaled_blocks, with_vectors
 from shadow.spectra.subspace import VECTORS
 
@@ -92,7 +92,7 @@ def row_of(rows: int, cols: int, card: TorchDevice, repeats: int) -> Iterator[st
             pass
 
     def checked() -> None:
-        probe = _Probe(side, wide)
+        probe = Probe(side, wide)
         for _ in probe.seen(blocks()):
             pass
         probe.residual(on_card)
