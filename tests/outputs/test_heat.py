@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from shadow.outputs.page.cards import small_pictures
+from shadow.outputs.page.cards import small_picture
 from shadow.outputs.terminal.heat import HeatMap
 from shadow.summary.grid import grid, picture
 from shadow.summary.rows import GridRow
@@ -105,7 +105,7 @@ def test_one_layer_or_nothing_that_moved_is_no_picture():
 
 def test_cards_have_a_rectangle_for_each_run_of_equal_cells():
     """Classes by the logarithm of the norm; without the module there is none; text is escaped."""
-    svg = small_pictures([row([0.01, 0.01, 0.08, None, 0.0]), row([0.08] * 5, "<b>")])
+    svg = small_picture([row([0.01, 0.01, 0.08, None, 0.0]), row([0.08] * 5, "<b>")])
     rects = re.findall(
         r'<rect class="([\w-]+)" x="(\d+)" y="(\d+)" width="(\d+)" height="1"/>', svg
     )
@@ -123,7 +123,7 @@ def test_cards_have_a_rectangle_for_each_run_of_equal_cells():
 def test_a_picture_of_many_layers_stays_small():
     """300 layers of seven modules: at most 40 cells a row, whose medians a step keeps."""
     norms = [0.01 * (1 + layer % 7) for layer in range(300)]
-    svg = small_pictures([row(norms, f"m{i}") for i in range(7)])
+    svg = small_picture([row(norms, f"m{i}") for i in range(7)])
     assert len(svg) < 25_000
     assert (
         max(
