@@ -214,9 +214,10 @@ class Store:
     def require_access(self) -> None:
         """Write a small file and remove it: refusals come before anything is measured."""
         self.require_writable()
-        name = f".shadow-{secrets.token_hex(8)}.tmp"
-        self.put(name, b"shadow")
-        self.remove([name])
+        with self._reaching() as (system, top):  # a refusal names the store, not the small file
+            path = f"{top}/.shadow-{secrets.token_hex(8)}.tmp"
+            system.pipe_file(path, b"shadow")
+            system.rm_file(path)
 
     def files(self) -> dict[str, Entry]:
         """Every file at or below, by its path from here; empty where there is none."""
