@@ -45,7 +45,7 @@ class Fetched:
     checksum: str | None
     """Its sha256; None where the Hub has none."""
     keep: bool
-    """Was it to stay in the Hub's cache?"""
+    """Whether it was to stay in the Hub's cache."""
 
 
 def _fetched(lines: Iterable[bytes]) -> list[Fetched]:

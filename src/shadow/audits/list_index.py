@@ -36,7 +36,7 @@ from shadow.files import (
     writing,
 )
 from shadow.reports.column_types import null_if_undefined
-from shadow.reports.columns import BATCH, SCHEMA
+from shadow.reports.columns import BATCH, HEADLINE, SCHEMA
 from shadow.reports.metadata import ReportMetadata
 from shadow.reports.parquet import arrow_schema, parquet_bytes
 from shadow.reports.provenance import METADATA_KEY
@@ -57,16 +57,6 @@ Content = TypeVar("Content")
 ADAPTERS: dict[type, Any] = {}  # pydantic's, made where a file is read
 STRICT = {"strict": True, "allow_inf_nan": False}  # its settings
 OF_THE_PAIR = ("position", "family", "pair", "relation", "folder", "base", "tuned")
-FIGURES = (  # of the summary, which a row has too
-    "relative_norm_overall",
-    "concentration",
-    "participation_ratio",
-    "null_participation_ratio",
-    "spikes",
-    "floor_ratio",
-    "effective_layers",
-    "attention_to_mlp",
-)
 
 
 @dataclass(frozen=True)
@@ -208,7 +198,7 @@ def done_row(
     """
 
     figures: dict[str, Any] = {
-        name: null_if_undefined(summary.figures.get(name)) for name in FIGURES
+        name: null_if_undefined(summary.figures.get(name)) for name in HEADLINE
     }
     matrices = summary.figures.matrices
     return Row(

@@ -187,7 +187,7 @@ class Lineage:
 
     @property
     def is_one(self) -> bool:
-        """Does any step follow another?"""
+        """Whether any step follows another."""
         return any(len(chain.steps) > 1 for chain in self.chains)
 
     def noting(self, notes: Sequence[str]) -> Lineage:
@@ -556,7 +556,7 @@ def _reaches(start: int, end: int, edges: Sequence[tuple[int, int]]) -> bool:
 
 
 def _has_detour(ends: tuple[int, int], edges: Sequence[tuple[int, int]]) -> bool:
-    """Is there another way from one to the other, over stages between them?"""
+    """Whether another way leads from one to the other, over stages between them."""
     return _reaches(*ends, [edge for edge in edges if edge != ends])
 
 

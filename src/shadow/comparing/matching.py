@@ -190,7 +190,7 @@ def _same(first: ComparedReport, side: Side, second: ComparedReport, other: Side
 
 
 def _is_hash(text: str | None, digits: int) -> bool:
-    """Is it a hexadecimal number of so many digits?"""
+    """Whether it is a hexadecimal number of so many digits."""
     return text is not None and re.fullmatch(f"[0-9a-f]{{{digits}}}", text) is not None
 
 

@@ -314,12 +314,12 @@ def _no_top20(deltas: pd.DataFrame) -> str | None:
 
 
 def _has_parts(deltas: pd.DataFrame) -> bool:
-    """Was any tensor cut into several matrices: a fused projection, a stack of experts?"""
+    """Whether a tensor was cut into several matrices: a fused projection, a stack of experts."""
     return bool(deltas["base_tensor"].duplicated().any())
 
 
 def _is_near(pair: Released, norm: float) -> bool:
-    """Is the published mean relative norm of a pair about as large?"""
+    """Whether the published mean relative norm of a pair is about as large."""
     if pair.mean_relative_norm is None:
         return False
     return norm / WITHIN <= pair.mean_relative_norm <= norm * WITHIN

@@ -190,7 +190,7 @@ def _several_models(models: Sequence[str], sides: Iterable[ScoredSide]) -> str:
 
 
 def is_named(given: ScoreFiles, sides: Sides) -> bool:
-    """Do the files name either side at all?"""
+    """Whether the files name either side at all."""
     return any(fit(model, commit, side) for model, commit in given.models for side in sides)
 
 

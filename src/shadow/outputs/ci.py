@@ -42,7 +42,7 @@ def sentences(judged: Sequence[Judgement]) -> list[str]:
 
 
 def is_without_baseline(judged: Sequence[Judgement]) -> bool:
-    """Was no figure compared with a baseline, although rules ask for that and allow its absence?"""
+    """Whether no figure was compared with a baseline that rules ask for and may lack."""
     moved = [
         verdict for one in judged for verdict in one.verdicts if verdict.rule.comparison == MOVED
     ]

@@ -53,7 +53,7 @@ def found_below(run: Path) -> list[Path]:
 
 
 def _is_report(folder: Path, names: Set[str]) -> bool:
-    """Does a folder with files of these names hold a report, whole or damaged?"""
+    """Whether a folder with files of these names holds a report, whole or damaged."""
     if FINISHED in names:
         return True
     if PARTIAL in names and (folder / PARTIAL / READY).is_dir():

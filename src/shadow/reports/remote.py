@@ -272,7 +272,7 @@ class _Claim:
         self._told = time.monotonic()
 
     def is_old(self) -> bool:
-        """Is it time for a sign of life?"""
+        """Whether it is time for a sign of life."""
         return time.monotonic() - self._told > SIGN
 
 

@@ -213,7 +213,7 @@ class Report:
 
 
 def _says(schema: pa.Schema, metadata: ReportMetadata) -> bool:
-    """Does a table tell the same of how it was made?"""
+    """Whether a table has the same metadata as the report."""
     try:
         return bool(metadata_in((schema.metadata or {})[METADATA_KEY]) == metadata)
     except (KeyError, ValueError, RecursionError):

@@ -30,7 +30,7 @@ def schema_json(tables: Iterable[Table], *, files: bool = False) -> dict[str, ob
 
 
 def is_later(table: Table, column: Column) -> bool:
-    """Was the column added after the first reports of this schema had been made?"""
+    """Whether the column was added after the first reports of this schema."""
     return bool(table.first) and column.name not in table.first
 
 

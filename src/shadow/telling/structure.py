@@ -104,7 +104,7 @@ def _coherence(draft: Draft) -> str:
 
 
 def _across_modules(draft: Draft, coherence: Sequence[CoherenceRow], *, told: bool) -> str:
-    """`; modules lie between 25 (attn.o) and 46 (attn.q)`; told: is the median of all a number?"""
+    """`; modules lie between 25 (attn.o) and 46 (attn.q)`; told: whether all have a median."""
     rows = [row for row in coherence if 2 * (row.coherent + row.above_short_side) >= row.matrices]
     rows = [row for row in rows if row.equivalent_directions or row.above_short_side]
 

@@ -186,7 +186,7 @@ def _sqlite_rows(name: str, part: TablePart) -> Iterator[tuple[Any, ...]]:
 
 
 def is_our_sqlite(path: Path) -> bool:
-    """Is it a database that an export wrote, without tables or views that somebody added?"""
+    """Whether an export wrote this database, and nobody added tables or views."""
     try:
         head = read_start(path, 100) or b""
         if not head.startswith(b"SQLite format 3\0"):
@@ -257,7 +257,7 @@ def _comments(names: Sequence[str]) -> Iterator[str]:
 
 
 def is_our_duckdb(path: Path) -> bool:
-    """Is it a database that an export wrote, without tables or views that somebody added?"""
+    """Whether an export wrote this database, and nobody added tables or views."""
     try:
         if (read_start(path, 12) or b"")[8:] != b"DUCK":
             return False
