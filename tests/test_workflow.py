@@ -113,7 +113,7 @@ def test_the_workflow_audits_accepts_and_fails_when_a_rule_is_met(tmp_path, work
     assert "An MLP moved along few directions." in annotation
     summary = runner.summary.read_text()
     assert "Exit code 4: a rule was violated." in summary
-    assert summary.count("❌ violated") == 1
+    assert summary.count("❌ FAILED") == 1
     junit = junitparser.JUnitXml.fromfile(str(runner.workspace / "shadow-junit.xml"))
     assert (junit.tests, junit.failures, junit.errors) == (12, 1, 0)
     assert list(runner.home.iterdir()) == [] or {path.name for path in runner.home.iterdir()} <= {
