@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from effort import every
-from hub import Hub
 from models import UP, matrices
 from runs import pair_of
 
@@ -55,9 +54,33 @@ def toys(tmp_path):
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A pair, and its report."""
+    folder = tmp_path_factory.mktemp("made")
+    pair = pair_of(models.toy(folder / "base", 0), models.toy(folder / "one", 1))
+    return pair, run_pair(pair, EVERYTHING, folder / "out")
+
+
 @pytest.fixture
-def pair(toys):
-    return pair_of(toys / "base", toys / "one")
+def pair(made):
+    return made[0]
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def first(made, out):
+    """The report of the pair, in the folder of a test."""
+    return copied_to(out, made[1])
+
+
+def copied_to(out, result):
+    folder = out / result.folder.relative_to(result.folder.parents[1])
+    return replace(result, folder=shutil.copytree(result.folder, folder))
 
 
 def files(folder):
@@ -76,50 +99,50 @@ def stored_metadata(folder):
 
 
 @pytest.mark.parametrize("name", ["matrices", "tensors", "residual", "spectra"])
-def test_a_report_that_lacks_a_table_is_measured_again(pair, toys, name):
+def test_a_report_that_lacks_a_table_is_measured_again(pair, first, out, name):
     """It is damaged, whatever the other files say; the audit says which one is missing."""
     said = []
-    folder = run_pair(pair, EVERYTHING, toys / "out").folder
+    folder = first.folder
     (folder / f"{name}.parquet").unlink()
-    done = run_pair(pair, EVERYTHING, toys / "out", Runtime(say=said.append))
+    done = run_pair(pair, EVERYTHING, out, Runtime(say=said.append))
     assert done.measured
     assert any(f"{name}.parquet is missing from this report" in line for line in said)
     assert len(stored_metadata(folder)) > 0
 
 
-def test_a_missing_summary_is_made_again_and_nothing_measured(pair, toys):
+def test_a_missing_summary_is_made_again_and_nothing_measured(pair, first, out):
     """All of it follows from the tables: readers make it for themselves, an audit the file."""
     said = []
-    folder = run_pair(pair, EVERYTHING, toys / "out").folder
+    folder = first.folder
     before = files(folder)
     told, _ = read_summary(folder)
     (folder / "summary.json").unlink()
     assert read_summary(folder)[0] == told
-    done = run_pair(pair, EVERYTHING, toys / "out", Runtime(say=said.append))
+    done = run_pair(pair, EVERYTHING, out, Runtime(say=said.append))
     assert done.measured == 0
     assert f"{folder}: summary.json was missing, and is made again from the tables" in said
     assert files(folder) == before
 
 
-def test_a_report_without_the_file_by_which_it_is_found_is_damaged(pair, toys):
+def test_a_report_without_the_file_by_which_it_is_found_is_damaged(pair, first, out):
     """It is found nevertheless, so that nothing below a folder is passed over in silence."""
-    folder = run_pair(pair, EVERYTHING, toys / "out").folder
+    folder = first.folder
     (folder / "matrices.parquet").unlink()
-    (toys / "out" / "mine").mkdir()
-    (toys / "out" / "mine" / "summary.json").write_text('{"schema": 1}')
-    pq.write_table(pa.table({"x": [1]}), toys / "out" / "mine" / "tensors.parquet")
-    assert found_below(toys / "out") == [folder]
+    (out / "mine").mkdir()
+    (out / "mine" / "summary.json").write_text('{"schema": 1}')
+    pq.write_table(pa.table({"x": [1]}), out / "mine" / "tensors.parquet")
+    assert found_below(out) == [folder]
     with pytest.raises(ShadowError, match=r"matrices.parquet is missing from this report"):
         read_summary(folder)
     for path in folder.glob("*.parquet"):
         path.unlink()
-    assert found_below(toys / "out") == [folder]  # summary.json says whose it is
+    assert found_below(out) == [folder]  # summary.json says whose it is
 
 
-def test_an_audit_that_was_stopped_is_no_damaged_report(pair, toys, monkeypatch):
+def test_an_audit_that_was_stopped_is_no_damaged_report(pair, first, tmp_path, out, monkeypatch):
     """Nothing but its work is there; a damaged report that is being audited is not finished."""
-    folder = run_pair(pair, EVERYTHING, toys / "out").folder
-    kept = toys / "kept"
+    folder = first.folder
+    kept = tmp_path / "kept"
     shutil.move(folder, kept)
 
     def stop(*_, **__):
@@ -128,31 +151,31 @@ def test_an_audit_that_was_stopped_is_no_damaged_report(pair, toys, monkeypatch)
     with monkeypatch.context() as patched:
         patched.setattr(shadow_run, "summarise", stop)
         with pytest.raises(KeyboardInterrupt):
-            run_pair(pair, EVERYTHING, toys / "out")
+            run_pair(pair, EVERYTHING, out)
     assert (folder / ".partial").is_dir()
-    assert found_below(toys / "out") == []
-    for above in (toys / "out", folder.parent):
+    assert found_below(out) == []
+    for above in (out, folder.parent):
         with pytest.raises(ShadowError, match="no finished report in it") as refused:
             read_summary(above)
         assert refused.value.hint is not None
         assert "it holds 1 unfinished audit: run the same command again" in refused.value.hint
         assert "shadow clean" in refused.value.hint
     shutil.copy(kept / "tensors.parquet", folder)
-    assert found_below(toys / "out") == [folder]
+    assert found_below(out) == [folder]
     with pytest.raises(ShadowError, match="no finished report in it") as refused:
         read_summary(folder)
     assert refused.value.hint is not None
     assert refused.value.hint.startswith("its audit is not finished: run the same command again")
 
 
-def test_a_new_report_that_only_has_to_be_moved_is_found(pair, toys):
+def test_a_new_report_that_only_has_to_be_moved_is_found(pair, first, out):
     """Killed before the first move: who looks for reports below finds it, and who reads moves."""
-    folder = run_pair(pair, EVERYTHING, toys / "out").folder
+    folder = first.folder
     ready = folder / ".partial" / READY
     ready.mkdir(parents=True)
     for name in files(folder):
         (folder / name).rename(ready / name)
-    assert found_below(toys / "out") == [folder]
+    assert found_below(out) == [folder]
     assert found_below(folder) == [folder]
     assert read_summary(folder)
     assert (folder / "matrices.parquet").is_file()
@@ -177,13 +200,12 @@ OTHER = {
 
 
 @pytest.mark.parametrize("change", OTHER)
-def test_other_settings_leave_a_finished_report(pair, toys, change):
+def test_other_settings_leave_a_finished_report(pair, first, out, change):
     """The fault names the option, both values, and what to do; not a byte of the report changes."""
     settings, told = OTHER[change]
-    first = run_pair(pair, EVERYTHING, toys / "out")
     before = files(first.folder)
     with pytest.raises(KeptError) as caught:
-        run_pair(pair, settings, toys / "out")
+        run_pair(pair, settings, out)
     assert caught.value.message == f"{first.folder}: the finished report there differs: {told}"
     assert caught.value.hint == "replace it with --overwrite, or choose another folder with -o"
     assert files(first.folder) == before
@@ -191,14 +213,13 @@ def test_other_settings_leave_a_finished_report(pair, toys, change):
 
 
 @pytest.mark.parametrize("change", every(4, OTHER))
-def test_overwrite_gives_the_report_of_a_fresh_folder(pair, toys, change):
+def test_overwrite_gives_the_report_of_a_fresh_folder(pair, first, tmp_path, out, change):
     """Every table and the summary are those of an audit that found nothing there; then nothing is
     measured again.
     """
     settings, _ = OTHER[change]
-    run_pair(pair, EVERYTHING, toys / "out")
-    done = run_pair(pair, settings, toys / "out", Runtime(overwrite=True))
-    fresh = run_pair(pair, settings, toys / "fresh")
+    done = run_pair(pair, settings, out, Runtime(overwrite=True))
+    fresh = run_pair(pair, settings, tmp_path / "fresh")
     assert done.measured == fresh.measured == 2
     assert files(done.folder).keys() == files(fresh.folder).keys()
     for name, content in files(done.folder).items():
@@ -207,12 +228,13 @@ def test_overwrite_gives_the_report_of_a_fresh_folder(pair, toys, change):
         else:
             assert content == files(fresh.folder)[name]
     before = files(done.folder)
-    assert run_pair(pair, settings, toys / "out", Runtime(overwrite=True)).measured == 0
+    assert run_pair(pair, settings, out, Runtime(overwrite=True)).measured == 0
     assert files(done.folder) == before
 
 
-def test_changed_files_and_another_checkpoint_leave_a_finished_report(pair, toys):
+def test_changed_files_and_another_checkpoint_leave_a_finished_report(toys):
     """A tuned folder that was written again, and another folder behind the same family and pair."""
+    pair = pair_of(toys / "base", toys / "one")
     first = run_pair(pair, EVERYTHING, toys / "out")
     before, had = files(first.folder), finished_metadata(first.folder)["tuned"]["fingerprint"]
     models.toy(toys / "one", 8)
@@ -232,24 +254,6 @@ def test_changed_files_and_another_checkpoint_leave_a_finished_report(pair, toys
     assert stored_metadata(first.folder)["tuned"]["fingerprint"] == now
 
 
-def test_another_commit_leaves_a_finished_report(toys, shadow):
-    """A branch of the Hub moved on: exit 1 with both commits; --overwrite takes the new one."""
-    with Hub() as hub:
-        first = hub.add("org/base", toys / "base"), hub.add("org/model", toys / "one")
-        env = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(toys / "home")}
-        command = ("audit", "--base", "org/base", "--tuned", "org/model")
-        shadow(*command, env=env).assert_done()
-        models.toy(toys / "one", 8)
-        second = hub.add("org/model", toys / "one")
-        refused = shadow(*command, env=env)
-        refused.assert_refused()
-        assert f"differs: commit of tuned {first[1][:12]}, now {second[:12]}\n" in refused.err
-        assert "--overwrite" in refused.err
-        shadow(*command, "--overwrite", env=env).assert_done()
-        (folder,) = toys.glob("reports/*/*")
-        assert finished_metadata(folder)["tuned"]["commit"] == second
-
-
 def with_metadata(folder, **told):
     """The report as if its metadata had said so."""
     for path in folder.glob("*.parquet"):
@@ -258,12 +262,11 @@ def with_metadata(folder, **told):
         pq.write_table(table.replace_schema_metadata({b"shadow": json.dumps(metadata)}), path)
 
 
-def test_another_version_alone_keeps_the_report(pair, toys):
+def test_another_version_alone_keeps_the_report(pair, first, out):
     """It is said which version measured it; --overwrite measures it with this version."""
-    first = run_pair(pair, EVERYTHING, toys / "out")
     with_metadata(first.folder, version="0.0.9")
     before, said = files(first.folder), []
-    kept = run_pair(pair, EVERYTHING, toys / "out", Runtime(say=said.append))
+    kept = run_pair(pair, EVERYTHING, out, Runtime(say=said.append))
     assert (kept.measured, said) == (
         0,
         ["nothing to measure: the report is already there; measured by shadow 0.0.9"],
@@ -271,31 +274,30 @@ def test_another_version_alone_keeps_the_report(pair, toys):
     assert kept.summary == first.summary
     assert files(first.folder) == before
     with pytest.raises(KeptError, match="--precision"):
-        run_pair(pair, OTHER["precision"][0], toys / "out")
-    assert run_pair(pair, EVERYTHING, toys / "out", Runtime(overwrite=True)).measured == 2
+        run_pair(pair, OTHER["precision"][0], out)
+    assert run_pair(pair, EVERYTHING, out, Runtime(overwrite=True)).measured == 2
     assert stored_metadata(first.folder)["version"] == first.provenance["version"]
 
 
-def test_a_setting_that_is_younger_than_the_report_is_what_it_was_without_it(pair, toys):
+def test_a_setting_that_is_younger_than_the_report_is_what_it_was_without_it(pair, out):
     """A report whose settings do not speak of subspaces and nulls is one of their defaults."""
-    first = run_pair(pair, Settings(Method(), Filter()), toys / "out")
+    first = run_pair(pair, Settings(Method(), Filter()), out)
     with_metadata(first.folder, version="0.0.9", settings={"method": {"precision": "default"}})
-    assert run_pair(pair, Settings(Method(), Filter()), toys / "out").measured == 0
+    assert run_pair(pair, Settings(Method(), Filter()), out).measured == 0
     with pytest.raises(KeptError, match=r"(?m)differs: --nulls 0, now 5$"):
-        run_pair(pair, Settings(Method(nulls=5), Filter()), toys / "out")
+        run_pair(pair, Settings(Method(nulls=5), Filter()), out)
 
 
-def test_another_schema_is_never_replaced_unasked(pair, toys):
+def test_another_schema_is_never_replaced_unasked(pair, first, out):
     """This version cannot read it, so it cannot be kept for the same: exit 1, and only --overwrite
     replaces it.
     """
-    first = run_pair(pair, EVERYTHING, toys / "out")
     with_metadata(first.folder, schema=2)
     before = files(first.folder)
     with pytest.raises(KeptError, match=r"(?m)differs: schema 2, now 1$"):
-        run_pair(pair, EVERYTHING, toys / "out")
+        run_pair(pair, EVERYTHING, out)
     assert files(first.folder) == before
-    assert run_pair(pair, EVERYTHING, toys / "out", Runtime(overwrite=True)).measured == 2
+    assert run_pair(pair, EVERYTHING, out, Runtime(overwrite=True)).measured == 2
 
 
 class StoppedError(Exception):
@@ -307,22 +309,19 @@ def stopping(progress):
         raise StoppedError
 
 
-def test_the_old_report_is_readable_until_the_new_one_is_complete(pair, toys):
+def test_the_old_report_is_readable_until_the_new_one_is_complete(pair, first, out):
     """Stopped in the middle of --overwrite: the old numbers are there; the same command goes on and
     replaces them.
     """
-    first = run_pair(pair, EVERYTHING, toys / "out")
     before = files(first.folder)
     with pytest.raises(StoppedError):
-        run_pair(
-            pair, OTHER["nulls"][0], toys / "out", Runtime(overwrite=True, show=stopping, jobs=1)
-        )
+        run_pair(pair, OTHER["nulls"][0], out, Runtime(overwrite=True, show=stopping, jobs=1))
     assert files(first.folder) == before
     assert read_summary(first.folder)[0] == first.summary
-    assert run_pair(pair, EVERYTHING, toys / "out").measured == 0, (
+    assert run_pair(pair, EVERYTHING, out).measured == 0, (
         "and it does not take the unfinished work away"
     )
-    done = run_pair(pair, OTHER["nulls"][0], toys / "out", Runtime(overwrite=True, jobs=1))
+    done = run_pair(pair, OTHER["nulls"][0], out, Runtime(overwrite=True, jobs=1))
     assert done.measured == 1
     assert finished_metadata(first.folder)["settings"]["method"]["nulls"] == 3
 
@@ -345,34 +344,34 @@ def killed_after(moves):
 
 
 @pytest.mark.parametrize("kills", every(3, range(6)))
-def test_killed_while_files_take_their_places_nothing_is_lost(pair, toys, monkeypatch, kills):
+def test_killed_while_files_take_their_places_nothing_is_lost(
+    pair, first, tmp_path, out, monkeypatch, kills
+):
     """Before any of the moves, and between any two: whoever reads the report completes it, and
     nothing is measured.
     """
-    run_pair(pair, EVERYTHING, toys / "out")
     settings = replace(OTHER["nulls"][0], spectra=False)
-    fresh = run_pair(pair, settings, toys / "fresh")
+    fresh = run_pair(pair, settings, tmp_path / "fresh")
     move = os.replace
     monkeypatch.setattr(os, "replace", killed_after(kills))
     try:
-        run_pair(pair, settings, toys / "out", Runtime(overwrite=True))
+        run_pair(pair, settings, out, Runtime(overwrite=True))
     except KeyboardInterrupt:
         assert kills < 4  # summary.json, tensors, residual and matrices move
     else:
         assert kills >= 4
     monkeypatch.setattr(os, "replace", move)
-    (folder,) = toys.glob("out/*/*")
+    (folder,) = out.glob("*/*")
     summary, metadata = read_summary(folder)
     assert metadata["settings"]["method"]["nulls"] == 3
     assert summary.figures == fresh.summary.figures
-    assert run_pair(pair, settings, toys / "out").measured == 0
+    assert run_pair(pair, settings, out).measured == 0
     assert files(folder).keys() == files(fresh.folder).keys()
     assert not (folder / ".partial").exists()
 
 
-def test_a_new_report_that_cannot_be_written_leaves_the_old_one(pair, toys, monkeypatch):
+def test_a_new_report_that_cannot_be_written_leaves_the_old_one(pair, first, out, monkeypatch):
     """A disk is full at the last file of a new report: the old one is whole, the work is kept."""
-    first = run_pair(pair, EVERYTHING, toys / "out")
     before, finish = files(first.folder), report_module.TableFile.finish
     written = []
 
@@ -384,24 +383,23 @@ def test_a_new_report_that_cannot_be_written_leaves_the_old_one(pair, toys, monk
 
     monkeypatch.setattr(report_module.TableFile, "finish", full)
     with pytest.raises(ShadowError, match="No space left"):
-        run_pair(pair, OTHER["nulls"][0], toys / "out", Runtime(overwrite=True))
+        run_pair(pair, OTHER["nulls"][0], out, Runtime(overwrite=True))
     assert files(first.folder) == before
     monkeypatch.undo()
-    assert run_pair(pair, OTHER["nulls"][0], toys / "out", Runtime(overwrite=True)).measured == 0, (
+    assert run_pair(pair, OTHER["nulls"][0], out, Runtime(overwrite=True)).measured == 0, (
         "only written"
     )
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_report_that_may_not_be_read_is_not_replaced(pair, toys):
+def test_a_report_that_may_not_be_read_is_not_replaced(pair, first, out):
     """It may be whole: what the system refuses is a fault, not a broken report."""
-    first = run_pair(pair, EVERYTHING, toys / "out")
     (first.folder / "matrices.parquet").chmod(0)
     with pytest.raises(ShadowError, match="not a report"):
-        run_pair(pair, EVERYTHING, toys / "out")
+        run_pair(pair, EVERYTHING, out)
 
 
-def test_an_audit_that_ended_meanwhile_is_not_replaced(pair, toys, monkeypatch):
+def test_an_audit_that_ended_meanwhile_is_not_replaced(pair, out, monkeypatch):
     """Two audits of one folder, of other settings: the one that comes second finds the report of
     the first.
     """
@@ -409,38 +407,41 @@ def test_an_audit_that_ended_meanwhile_is_not_replaced(pair, toys, monkeypatch):
 
     def slow(*arguments, **options):
         monkeypatch.setattr(shadow_run, "line_up", line_up)
-        run_pair(pair, EVERYTHING, toys / "out")
+        run_pair(pair, EVERYTHING, out)
         return line_up(*arguments, **options)
 
     monkeypatch.setattr(shadow_run, "line_up", slow)
     with pytest.raises(ShadowError, match="another audit has just ended there"):
-        run_pair(pair, OTHER["precision"][0], toys / "out")
-    (folder,) = toys.glob("out/*/*")
+        run_pair(pair, OTHER["precision"][0], out)
+    (folder,) = out.glob("*/*")
     assert finished_metadata(folder)["settings"]["method"]["precision"] == "default"
 
 
-def test_an_unfinished_audit_that_differs_starts_afresh_and_says_how(pair, toys):
+def test_an_unfinished_audit_that_differs_starts_afresh_and_says_how(pair, out):
     """Settings are named with both values; the optimiser, which changes no number, is not."""
     with pytest.raises(StoppedError):
-        run_pair(pair, EVERYTHING, toys / "out", Runtime(show=stopping, jobs=1))
+        run_pair(pair, EVERYTHING, out, Runtime(show=stopping, jobs=1))
     said = []
     with pytest.raises(StoppedError):
-        run_pair(
-            pair, OTHER["nulls"][0], toys / "out", Runtime(show=stopping, jobs=1, say=said.append)
-        )
+        run_pair(pair, OTHER["nulls"][0], out, Runtime(show=stopping, jobs=1, say=said.append))
     assert said == ["starting afresh: the unfinished audit there differs: --nulls 0, now 3"]
     told = replace(OTHER["nulls"][0], optimizer="adamw")
-    assert run_pair(pair, told, toys / "out", Runtime(jobs=1, say=said.append)).measured == 1
+    assert run_pair(pair, told, out, Runtime(jobs=1, say=said.append)).measured == 1
     assert said[1] == "resuming: 1 of 2 matrices already measured"
 
 
 # labels and scores
 
 
-@pytest.fixture
-def demo(tmp_path):
+@pytest.fixture(scope="module")
+def made_demo(tmp_path_factory):
     (pair,) = select(["demo:base..narrow"]).pairs
-    return pair, run_pair(pair, EVERYTHING, tmp_path / "out").folder
+    return pair, run_pair(pair, EVERYTHING, tmp_path_factory.mktemp("demo"))
+
+
+@pytest.fixture
+def demo(made_demo, out):
+    return made_demo[0], copied_to(out, made_demo[1]).folder
 
 
 def test_an_optimizer_renews_the_label_and_measures_nothing(demo, tmp_path):
@@ -620,22 +621,21 @@ ABSENT = {
 
 
 @pytest.mark.parametrize("absent", ABSENT)
-def test_what_the_model_does_not_have_is_wrong_usage(pair, toys, absent):
+def test_what_the_model_does_not_have_is_wrong_usage(pair, first, tmp_path, out, absent):
     """Before anything is measured, with what there is; a report stays, also with --overwrite."""
     chosen, told, hint = ABSENT[absent]
-    first = run_pair(pair, EVERYTHING, toys / "out")
     before = files(first.folder)
     for output, overwrite in (("out", False), ("out", True), ("new", False)):
         with pytest.raises(UsageError) as caught:
             run_pair(
                 pair,
                 replace(EVERYTHING, chosen=chosen),
-                toys / output,
+                tmp_path / output,
                 Runtime(overwrite=overwrite),
             )
-        assert (caught.value.message, caught.value.hint) == (f"{toys / 'one'}: {told}", hint)
+        assert (caught.value.message, caught.value.hint) == (f"{pair.tuned.repo}: {told}", hint)
     assert files(first.folder) == before
-    assert not (toys / "new").exists()
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("command", ["audit", "plan"])

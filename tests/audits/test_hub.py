@@ -748,11 +748,12 @@ def test_branches_tags_and_commits(run, hub, folders, tmp_path, small):
 
 def test_a_new_commit_is_measured_when_that_is_asked_for(run, hub, folders, tmp_path, small):
     """A branch that moved on is another checkpoint: the report stays, unless --overwrite."""
-    hub.add("org/model", folders["small-base"])
+    first = hub.add("org/model", folders["small-base"])
     command = ("audit", "--base", "org/small-base", "--tuned", "org/model", "-o", "out")
     run(*command).assert_done()
-    hub.add("org/model", folders["small-tuned"])
-    assert "the finished report there differs: commit of tuned" in run(*command).assert_refused()
+    second = hub.add("org/model", folders["small-tuned"])
+    differs = f"the finished report there differs: commit of tuned {first[:12]}, now {second[:12]}"
+    assert run(*command).assert_refused().endswith(differs)
     assert "measuring again" in run(*command, "--overwrite").err
     assert_equal(tmp_path / "out", small)
 

@@ -7,6 +7,7 @@ engine nor on the order.
 from __future__ import annotations
 
 import pickle
+import time
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Generator
@@ -76,6 +77,15 @@ class Engine(Protocol):
 
     def cancel(self) -> None:
         """Give up every task that has not ended."""
+
+
+def require_sight(is_there: Callable[[], bool], fault: str, hint: str = NOT_SHARED) -> None:
+    """Wait for what another machine has written. Raises ShadowError where it does not come."""
+    for _ in range(VISIBLE):
+        if is_there():
+            return
+        time.sleep(1)
+    raise ShadowError(fault, hint)
 
 
 def completed(

@@ -321,10 +321,11 @@ def _outcome_from_json(entry: dict[str, Any]) -> Outcome:
             precision=measurement["precision"],
             values=measurement["values"],
             sigma=_from_text(measurement["sigma"]),
-            lists={name: _from_text(text) for name, text in measurement.get("lists", {}).items()},
+            lists={name: _from_text(text) for name, text in measurement["lists"].items()},
         )
         for measurement in entry.pop("measurements")
     )
+    entry["status"] = sys.intern(entry["status"])  # one text for all outcomes
     base_verified, tuned_verified = entry.pop("verified")
     kept = entry.pop("residual")
     residual = None if kept is None else np.frombuffer(base64.b64decode(kept), dtype="<f4")

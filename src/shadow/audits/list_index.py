@@ -410,7 +410,7 @@ def _hold(path: Path, flags: int, at_end: contextlib.ExitStack) -> None:
     """Locks what is at a path until the end. Raises ShadowError where another process has it."""
     handle = os.open(path, flags, 0o666)
     at_end.callback(os.close, handle)
-    if lock(handle) == "another's" or not _is_still(path, handle):
+    if not is_held(path, handle):
         folder = path if path.is_dir() else path.parents[1]
         hint = (
             "wait for it; shards of one list each take a folder of their own, and `shadow merge`"
@@ -419,10 +419,12 @@ def _hold(path: Path, flags: int, at_end: contextlib.ExitStack) -> None:
         raise ShadowError(f"another list is being audited into {folder}", hint)
 
 
-def _is_still(path: Path, handle: int) -> bool:
-    """Whether an open file is the one at a path, which its owner may just have removed."""
+def is_held(path: Path, handle: int) -> bool:
+    """Lock an open file or folder. False where another process has the lock, or has just removed
+    what was at the path.
+    """
     try:
-        return os.path.samestat(path.stat(), os.fstat(handle))
+        return lock(handle) != "another's" and os.path.samestat(path.stat(), os.fstat(handle))
     except FileNotFoundError:
         return False
 

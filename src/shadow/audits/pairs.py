@@ -12,8 +12,6 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from shadow.audits.engine import (
-    NOT_SHARED,
-    VISIBLE,
     Ended,
     Engine,
     InProcess,
@@ -21,6 +19,7 @@ from shadow.audits.engine import (
     Watch,
     completed,
     portable,
+    require_sight,
 )
 from shadow.audits.pair import run_pair
 from shadow.audits.runtime import AuditResult, Progress, Runtime, Settings
@@ -244,14 +243,14 @@ def _seen_here(outcome: PairOutcome, output: Path) -> PairOutcome:
     if outcome.result is None or outcome.result.url is not None:
         return outcome
     folder = outcome.result.folder
-    for _ in range(VISIBLE):
-        if (folder / "summary.json").is_file():
-            return outcome
-        time.sleep(1)
-    fault = ShadowError(
-        f"{folder}: the report was written on another machine, and is not here", NOT_SHARED
-    )
-    return replace(outcome, state="failed", result=None, fault=fault)
+    try:
+        require_sight(
+            (folder / "summary.json").is_file,
+            f"{folder}: the report was written on another machine, and is not here",
+        )
+    except ShadowError as fault:
+        return replace(outcome, state="failed", result=None, fault=fault)
+    return outcome
 
 
 class _Meter:

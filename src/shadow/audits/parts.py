@@ -8,8 +8,8 @@ and writes the report that it would have written alone.
 from __future__ import annotations
 
 import hashlib
-import time
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -17,14 +17,15 @@ from functools import partial
 from itertools import accumulate, pairwise
 from pathlib import Path
 
-from shadow.audits.engine import NOT_SHARED, VISIBLE, Engine, Task, completed
+from shadow.audits.engine import NOT_SHARED, Engine, Task, completed, require_sight
 from shadow.audits.journal import JOURNAL, PARTS, Journal
 from shadow.audits.pair import measure_part
 from shadow.audits.runtime import AlignedPair, Asked, Progress, Runtime, Settings
 from shadow.audits.schedule import ShardKey, in_order, shards_of
 from shadow.audits.workers import cost
-from shadow.checkpoints.pairing import Filter, MatrixPair
-from shadow.errors import BusyError, ShadowError
+from shadow.checkpoints.opening import Checkpoint
+from shadow.checkpoints.pairing import Filter, MatrixPair, Side
+from shadow.errors import BusyError
 from shadow.files import PARTIAL
 from shadow.reports.provenance import Identity
 from shadow.targets.families import Pair
@@ -53,14 +54,11 @@ class Parts:
         if asked.settings.chosen != Filter():
             count = 1
         parts = cut(left, count, _sizes(left, lined))
-        twice = _twice(parts)
         if len(parts) > 1:
-            more = (
-                f", {counted(len(twice), 'shard', 'shards')} in more than one of them"
-                if twice
-                else ""
-            )
-            asked.runtime.say(f"measuring in {len(parts)} parts{more}")
+            told = f"measuring in {len(parts)} parts"
+            if twice := _shared_shards(parts):
+                told += f", {counted(twice, 'shard', 'shards')} in more than one of them"
+            asked.runtime.say(told)
         progress = _Sum(asked.runtime, lined, journal)
         commits = {**asked.runtime.commits, **_commits(asked.pair, lined)}
         runtime = replace(asked.runtime, commits=commits, elsewhere=None)
@@ -98,11 +96,9 @@ def _measured(
     of the pair, which holds that of the part too, does not come into sight.
     """
     journal = folder.parents[1] / JOURNAL
-    for _ in range(VISIBLE):
-        if journal.is_file():
-            return measure_part(pair, settings, identity, keys, folder, runtime)
-        time.sleep(1)
-    raise ShadowError(f"{folder.parents[2]}: another machine does not see this folder", NOT_SEEN)
+    fault = f"{folder.parents[2]}: another machine does not see this folder"
+    require_sight(journal.is_file, fault, NOT_SEEN)
+    return measure_part(pair, settings, identity, keys, folder, runtime)
 
 
 def _take_over(folder: Path, count: int, journal: Journal) -> None:
@@ -110,15 +106,14 @@ def _take_over(folder: Path, count: int, journal: Journal) -> None:
     written: perhaps after a moment. Raises ShadowError where they do not come.
     """
     wanted = len(journal.outcomes) + count
-    for _ in range(VISIBLE):
+
+    def is_taken_over() -> bool:
         if (folder / PARTIAL).is_dir():
             journal.take_over(folder)
-        if len(journal.outcomes) >= wanted:
-            return
-        time.sleep(1)
-    raise ShadowError(
-        f"{folder}: the part was measured on another machine, and is not here", NOT_SEEN
-    )
+        return len(journal.outcomes) >= wanted
+
+    fault = f"{folder}: the part was measured on another machine, and is not here"
+    require_sight(is_taken_over, fault, NOT_SEEN)
 
 
 def cut(
@@ -169,26 +164,23 @@ def _across(ordered: Sequence[MatrixPair], sizes: Mapping[ShardKey, int]) -> lis
 
 
 def _sizes(pairs: Sequence[MatrixPair], lined: AlignedPair) -> dict[ShardKey, int]:
-    """Bytes of tensors in each shard that is not in a folder."""
-    sizes: dict[ShardKey, int] = {}
-    for side, checkpoint in (("base", lined.base), ("tuned", lined.tuned)):
-        for info in checkpoint.tensors.values():
-            if info.shard in checkpoint.sources and not checkpoint.sources[info.shard].is_local:
-                shard: ShardKey = ("base" if side == "base" else "tuned", info.shard)
-                sizes[shard] = sizes.get(shard, 0) + info.end - info.start
+    """Bytes of tensors in each shard of these pairs that is not in a folder."""
     needed = {shard for pair in pairs for shard in shards_of(pair)}
-    return {shard: size for shard, size in sizes.items() if shard in needed}
+    sizes = Counter[ShardKey]()
+    sides: dict[Side, Checkpoint] = {"base": lined.base, "tuned": lined.tuned}
+    for side, checkpoint in sides.items():
+        for info in checkpoint.tensors.values():
+            shard = side, info.shard
+            if shard in needed and not checkpoint.sources[info.shard].is_local:
+                sizes[shard] += info.end - info.start
+    return sizes
 
 
-def _twice(parts: Sequence[Sequence[MatrixPair]]) -> set[ShardKey]:
-    """The shards that lie in more than one part."""
-    seen: set[ShardKey] = set()
-    twice: set[ShardKey] = set()
-    for part in parts:
-        shards = {shard for pair in part for shard in shards_of(pair)}
-        twice |= seen & shards
-        seen |= shards
-    return twice
+def _shared_shards(parts: Sequence[Sequence[MatrixPair]]) -> int:
+    """How many shards lie in more than one part."""
+    of_parts = ({shard for pair in part for shard in shards_of(pair)} for part in parts)
+    met = Counter(shard for shards in of_parts for shard in shards)
+    return sum(count > 1 for count in met.values())
 
 
 def _commits(pair: Pair, lined: AlignedPair) -> dict[Reference, str]:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from shadow.audits.finished import differences, named, notes_of_age
 from shadow.audits.journal import remove_journal_of
+from shadow.audits.list_index import is_held
 from shadow.audits.merging import Merged, merge, summary_of
 from shadow.audits.pair import run_pair, when_free
 from shadow.audits.runtime import AuditResult, Runtime, Settings
@@ -27,7 +28,6 @@ from shadow.comparing.scores import ScoreFiles
 from shadow.errors import BusyError, KeptError, ShadowError
 from shadow.files import (
     PARTIAL,
-    lock,
     nearest_folder,
     remove_empty,
     safe_name,
@@ -363,11 +363,7 @@ def _held(folder: Path) -> int | None:
             return None
         except FileNotFoundError:
             raise busy from None
-    try:
-        is_ours = lock(handle) != "another's" and os.path.samestat(os.fstat(handle), folder.stat())
-    except FileNotFoundError:
-        is_ours = False
-    if not is_ours:
+    if not is_held(folder, handle):
         os.close(handle)
         raise busy
     return handle

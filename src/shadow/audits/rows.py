@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -72,43 +72,50 @@ def write_tables(
         if spectra or name != "spectra"
     }
     scratch.mkdir(parents=True, exist_ok=True)
-    matrices = _Groups(MATRICES, scratch / "rows.arrow")
-    sigmas = _Groups(SPECTRA, scratch / "spectra.arrow")
-    tensors = _Groups(TENSORS, scratch / "tensor-rows.arrow")
-    light: dict[str, Outcome] = {}  # by key of a pair, without spectra
-    stacked: list[tuple[MatrixPair, _Stacked]] = []
-    norms = array("d")  # of the deltas
-    for pair in ordered:  # one at a time: the spectra of 60,000 matrices are gigabytes
-        outcome = outcomes[pair.key]
-        matrices.extend(_matrix_rows(pair, outcome, identity))
-        norms.extend(_delta_norm(delta) for delta in outcome.deltas)
-        if spectra:
-            sigmas.extend(_spectrum_rows(pair, outcome))
-        light[pair.key] = replace(outcome, measurements=(), residual=None)
-        if (of_pair := _Stacked.of(outcome)) is not None:
-            stacked.append((pair, of_pair))
-    largest = max(norms, default=0.0)
-    energy = math.fsum((norm / largest) ** 2 for norm in norms if largest)
-    if any(skip.reason == "filtered" for skip in skipped):
-        energy = 0.0  # that of the pair is not known
     for_summary = {name: _Spilled(scratch / f"{name}.arrow") for name in ("matrices", "tensors")}
 
     def write(name: str, group: pa.Table) -> None:
         files[name].write(group)
         for_summary[name].write(needed(name, group))
 
+    without_share = _Spilled(scratch / "rows.arrow")
+    matrices = _Groups(MATRICES, without_share.write)
+    tensors = _Groups(TENSORS, partial(write, "tensors"))
+    sigmas = _Groups(SPECTRA, files["spectra"].write) if spectra else None
+    light: dict[str, Outcome] = {}  # by key of a pair: what became of it, without numbers
+    stacked: list[tuple[MatrixPair, _Stacked]] = []
+    norms = array("d")  # of the deltas
+    for pair in ordered:  # one at a time: the spectra of 60,000 matrices are gigabytes
+        outcome = outcomes[pair.key]
+        matrices.extend(_matrix_rows(pair, outcome, identity))
+        norms.extend(_delta_norm(delta) for delta in outcome.deltas)
+        if sigmas is not None:
+            sigmas.extend(_spectrum_rows(pair, outcome))
+        # made anew: what was read from a journal has its own copy of each text
+        light[pair.key] = Outcome(
+            pair.key,
+            outcome.status,
+            outcome.reason,
+            outcome.detail,
+            outcome.delta_norm,
+            outcome.base_norm,
+        )
+        if (of_pair := _Stacked.of(outcome)) is not None:
+            stacked.append((pair, of_pair))
+    largest = max(norms, default=0.0)
+    energy = math.fsum((norm / largest) ** 2 for norm in norms if largest)
+    if any(skip.reason == "filtered" for skip in skipped):
+        energy = 0.0  # that of the pair is not known
     for side in ("base", "tuned"):
         for row in _rows_of_side(side, ordered, skipped, light):
             tensors.extend([row])
     residual = table_of(RESIDUAL, _residual_rows(stacked))
     files["residual"].write(residual)
     del ordered, light, stacked
-    for group in tensors.tables():
-        write("tensors", group)
-    for group in matrices.tables():
-        write("matrices", _with_energy_share(group, largest, energy))
-    for group in sigmas.tables():
-        files["spectra"].write(group)
+    for groups in filter(None, (tensors, matrices, sigmas)):
+        groups.close()
+    for group in without_share.table(MATRICES).to_batches():
+        write("matrices", _with_energy_share(pa.table(group), largest, energy))
     for file in files.values():
         file.close()
     return files, {
@@ -119,43 +126,39 @@ def write_tables(
 
 
 class _Groups:
-    """Rows, gathered in a file and read back as the row groups of a table, each column of which is
-    in one piece.
+    """Rows, written as the row groups of a table, each column of which is in one piece.
 
     As Python has them rows take ten times as much memory, so only the latest stay so.
     """
 
-    def __init__(self, columns: Sequence[Column], path: Path) -> None:
-        self._columns = columns
-        self._spilled = _Spilled(path)
+    def __init__(self, columns: Sequence[Column], write: Callable[[pa.Table], None]) -> None:
+        self._write = write
         self._latest: list[dict[str, Cell]] = []
-        self._sizes = [0]  # rows of each group
-        self._bytes = 0  # of the last one
+        self._columns = columns
+        self._group = self._none = arrow_schema(columns).empty_table()
 
     def extend(self, rows: Iterable[dict[str, Cell]]) -> None:
         """Add rows that belong together: they come into one group."""
         self._latest += rows
         if len(self._latest) >= CHUNK:
-            self._spill()
+            self._gather()
 
-    def _spill(self) -> None:
-        chunk = table_of(self._columns, self._latest)
+    def _gather(self) -> None:
+        latest = table_of(self._columns, self._latest)
+        self._group = pa.concat_tables([self._group, latest])
         self._latest = []
-        self._spilled.write(chunk)
-        self._sizes[-1] += chunk.num_rows
-        self._bytes += chunk.nbytes
-        if self._sizes[-1] >= GROUP or self._bytes >= GROUP_BYTES:
-            self._sizes.append(0)
-            self._bytes = 0
+        if self._group.num_rows >= GROUP or self._group.nbytes >= GROUP_BYTES:
+            self._end_group()
 
-    def tables(self) -> Iterator[pa.Table]:
-        """The row groups, one after another, when the last row has come."""
-        if self._latest:
-            self._spill()
-        rows, start = self._spilled.table(self._columns), 0
-        for size in filter(None, self._sizes):
-            yield rows.slice(start, size).combine_chunks()
-            start += size
+    def _end_group(self) -> None:
+        if self._group.num_rows:
+            self._write(self._group.combine_chunks())
+        self._group = self._none
+
+    def close(self) -> None:
+        """The last row has come."""
+        self._gather()
+        self._end_group()
 
 
 class _Spilled:
