@@ -126,7 +126,7 @@ def driver(folder: Path, parts: int) -> None:
         )
 
     few = run_pair(
-        pair("few"), settings, folder / "few-out", Runtime(elsewhere=Noting(InProcess(), 1))
+        pair("few"), settings, folder / "few-out", Runtime(elsewhere=Noting(InProcess(), 1).measure)
     )
     assert few.measured
     most, ended = {"started": _anonymous(), "measuring": 0, "writing": 0}, threading.Event()
@@ -145,7 +145,8 @@ def driver(folder: Path, parts: int) -> None:
     thread.start()
     started = time.monotonic()
     engine = Copied(known)
-    run_pair(pair("many"), settings, folder / "many-out", Runtime(elsewhere=Telling(engine, parts)))
+    runtime = Runtime(elsewhere=Telling(engine, parts).measure)
+    run_pair(pair("many"), settings, folder / "many-out", runtime)
     ended.set()
     thread.join()
     sys.stdout.write(json.dumps({**most, "seconds": time.monotonic() - started}))

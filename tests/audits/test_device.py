@@ -154,7 +154,7 @@ def test_a_device_that_is_always_wrong_is_left_after_three(fault, on, pair, by_c
     assert said[4:] == [f"Gram matrices: 0 on {CHOICE.name}, 12 on the CPU ({counts})"]
 
 
-@pytest.mark.parametrize("fault", [*WRONG, "memory", "launch"])
+@pytest.mark.parametrize("fault", ["another order", "NaN", "memory", "launch"])
 def test_a_matrix_that_fails_moves_alone(fault, on, pair, by_cpu, tmp_path):
     """Two in a row, one that is right, and two again: four moved, and the device is still used."""
     device = on(FakeDevice(fault, at=(2, 3, 5, 6)))
@@ -195,10 +195,10 @@ def test_what_takes_float64_stays_on_the_cpu(on, pair, toys, tmp_path):
 
 
 def test_the_pace_of_a_device_is_measured_with_it():
-    """Two synthetic pairs a worker, of three Grams each; the small ones are in float64."""
+    """Two synthetic pairs a worker, of three Grams each; the small one is in float64."""
     device = FakeDevice()
-    assert pace(Method(subspaces=False), 2, Offload(device, lambda line: None)) > 0
-    assert (device.calls, device.tests) == (2 * 3, 1)
+    assert pace(Method(subspaces=False), 1, Offload(device, lambda line: None)) > 0
+    assert (device.calls, device.tests) == (3, 1)
 
 
 def test_draws_of_the_null_and_subspaces_are_the_cpus(on, pair, tmp_path):
@@ -463,16 +463,15 @@ def test_a_card_that_is_not_there_is_wrong_usage_and_auto_takes_the_cpu(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
 def test_commands_say_that_there_is_no_card(shadow):
-    """Exit 2, a line and a hint, nothing written; `auto` is silent, `plan` takes the option too."""
+    """Exit 2, a line and a hint, nothing written; `auto` is the CPU then."""
     for command in ("audit", "plan"):
         refused = shadow(command, "demo", "--device", "cuda")
         assert refused.code == 2
         assert refused.err.startswith("error: --device cuda: torch")
         assert refused.err.count("\n") == 2
         assert shadow(command, "demo", "--device", "tpu").code == 2
-    silent = shadow("audit", "demo:base..narrow", "--device", "auto")
-    assert (silent.code, silent.err) == (0, "")
     planned = shadow("plan", "demo:base..narrow", "--device", "auto", "--json")
+    assert planned.err == ""
     assert json.loads(planned.out)[0]["device"] == "cpu"
 
 

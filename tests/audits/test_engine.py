@@ -119,9 +119,6 @@ class Elsewhere:
             work, runtime = pickle.loads(pickle.dumps((one.work, one.runtime())))
             yield Ended(one, pickle.loads(pickle.dumps(work(runtime))), None)
 
-    def cancel(self) -> None:
-        self.tasks.clear()
-
 
 def failing(pair, settings, output, runtime, *, scores):
     faults = {
@@ -156,7 +153,7 @@ def test_a_fault_that_cannot_be_pickled_travels_as_text():
     """An exception that holds a lock: its kind and words arrive."""
     fault = ValueError("odd")
     fault.lock = threading.Lock()
-    outcome = PairOutcome(local("x"), "failed", None, fault, began=False, seconds=0.0, moved=0)
+    outcome = PairOutcome(local("x"), "failed", fault=fault)
     arrived = pickle.loads(pickle.dumps(outcome))
     assert (type(arrived.fault), str(arrived.fault)) == (RuntimeError, "ValueError: odd")
 
@@ -168,7 +165,7 @@ def test_a_fault_that_travels_twice_has_one_traceback():
     except KeyError as error:
         error.add_note("while measuring")
         fault = error
-    outcome = PairOutcome(local("x"), "failed", None, fault, began=False, seconds=0.0, moved=0)
+    outcome = PairOutcome(local("x"), "failed", fault=fault)
     pickle.dumps(outcome)
     arrived = pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(outcome))))
     (note,) = arrived.fault.__notes__

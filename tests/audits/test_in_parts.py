@@ -139,7 +139,7 @@ def test_a_cut_goes_where_the_least_lies_on_both_sides(tmp_path):
 def test_the_report_is_that_of_one_process(tmp_path, pair, whole, count):
     """Every table and the summary, byte for byte of their data; nothing is left of the parts."""
     states: list[Progress] = []
-    runtime = Runtime(elsewhere=Parts(InProcess(), count), show=states.append)
+    runtime = Runtime(elsewhere=Parts(InProcess(), count).measure, show=states.append)
     parted = run_pair(pair, SETTINGS, tmp_path / "parted", runtime)
     assert written(parted.folder) == written(whole.folder)
     assert parted.measured == whole.measured == 24
@@ -272,9 +272,9 @@ def test_what_parts_had_measured_is_not_measured_again(tmp_path, pair, whole, co
     parts it has; the report is that of one process.
     """
     with pytest.raises(KeyboardInterrupt):
-        run_pair(pair, SETTINGS, tmp_path / "out", Runtime(elsewhere=Parts(Dying(), 3)))
+        run_pair(pair, SETTINGS, tmp_path / "out", Runtime(elsewhere=Parts(Dying(), 3).measure))
     said: list[str] = []
-    elsewhere = None if count is None else Parts(InProcess(), count)
+    elsewhere = None if count is None else Parts(InProcess(), count).measure
     again = run_pair(
         pair, SETTINGS, tmp_path / "out", Runtime(elsewhere=elsewhere, say=said.append)
     )
@@ -286,7 +286,7 @@ def test_what_parts_had_measured_is_not_measured_again(tmp_path, pair, whole, co
 def test_clean_removes_parts(tmp_path, pair):
     """`shadow clean` leaves nothing of an audit that was stopped in its second part."""
     with pytest.raises(KeyboardInterrupt):
-        run_pair(pair, SETTINGS, tmp_path / "out", Runtime(elsewhere=Parts(Dying(), 3)))
+        run_pair(pair, SETTINGS, tmp_path / "out", Runtime(elsewhere=Parts(Dying(), 3).measure))
     assert len(list(remove_unfinished(tmp_path / "out"))) == 1
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").rglob("*"))
 
@@ -303,7 +303,7 @@ class NotShared(InProcess):
 def test_a_part_that_is_not_seen_here_is_one_line(tmp_path, pair, monkeypatch):
     """No report, and a hint at the folder."""
     monkeypatch.setattr(engine_module, "VISIBLE", 1)
-    runtime = Runtime(elsewhere=Parts(NotShared(), 3))
+    runtime = Runtime(elsewhere=Parts(NotShared(), 3).measure)
     with pytest.raises(ShadowError, match="measured on another machine, and is not here") as caught:
         run_pair(pair, SETTINGS, tmp_path / "out", runtime)
     assert "network file" in caught.value.hint
@@ -323,7 +323,7 @@ def test_a_machine_that_does_not_see_the_folder_measures_nothing(tmp_path, pair,
 
     monkeypatch.setattr(engine_module, "VISIBLE", 1)
     with pytest.raises(ShadowError, match="another machine does not see this folder") as caught:
-        run_pair(pair, SETTINGS, tmp_path / "out", Runtime(elsewhere=Parts(OfItsOwn(), 3)))
+        run_pair(pair, SETTINGS, tmp_path / "out", Runtime(elsewhere=Parts(OfItsOwn(), 3).measure))
     assert "SHADOW_WORK_DIR" in caught.value.hint
     assert not (tmp_path / "of its own").exists()
     assert not list(tmp_path.glob("out/**/*.jsonl"))
@@ -346,7 +346,7 @@ def test_a_part_waits_for_a_process_that_is_still_ending(tmp_path, pair, whole):
         if "waiting" in text:
             held[0].close()
 
-    runtime = Runtime(elsewhere=Parts(Held(), 3), patience=60.0, say=say)
+    runtime = Runtime(elsewhere=Parts(Held(), 3).measure, patience=60.0, say=say)
     result = run_pair(pair, SETTINGS, tmp_path / "out", runtime)
     assert any(text.startswith("part 1 of 3: waiting: another audit is writing") for text in said)
     assert written(result.folder) == written(whole.folder)
@@ -364,7 +364,9 @@ def test_a_part_that_a_lost_machine_holds_is_tried_again(tmp_path, pair, whole):
                 yield Ended(task, None, BusyError("another audit is writing", "wait"))
             yield from super().as_completed(watch)
 
-    result = run_pair(pair, SETTINGS, tmp_path / "out", Runtime(elsewhere=Parts(Locked(), 3)))
+    result = run_pair(
+        pair, SETTINGS, tmp_path / "out", Runtime(elsewhere=Parts(Locked(), 3).measure)
+    )
     assert written(result.folder) == written(whole.folder)
 
 
@@ -380,10 +382,9 @@ def test_a_part_elsewhere_reads_the_same_files(tmp_path):
                 path.replace(tmp_path / "tuned" / path.name)
             yield from super().as_completed(watch)
 
+    runtime = Runtime(elsewhere=Parts(Changing(), 3).measure)
     with pytest.raises(ShadowError, match="not the same on another machine"):
-        run_pair(
-            pair_in(tmp_path), SETTINGS, tmp_path / "out", Runtime(elsewhere=Parts(Changing(), 3))
-        )
+        run_pair(pair_in(tmp_path), SETTINGS, tmp_path / "out", runtime)
     assert not list(tmp_path.glob("out/*/*/*.parquet"))
 
 
@@ -391,7 +392,9 @@ def test_a_filter_is_measured_in_one_part(tmp_path, pair):
     """What comes in byte ranges is decided over the whole pair."""
     chosen = Settings(Method(), Filter(layers=(0, 5)))
     whole = run_pair(pair, chosen, tmp_path / "whole")
-    parted = run_pair(pair, chosen, tmp_path / "parted", Runtime(elsewhere=Parts(InProcess(), 3)))
+    parted = run_pair(
+        pair, chosen, tmp_path / "parted", Runtime(elsewhere=Parts(InProcess(), 3).measure)
+    )
     assert written(parted.folder) == written(whole.folder)
 
 
@@ -434,7 +437,7 @@ def test_each_shard_is_fetched_once(tmp_path):
 # what it takes
 
 
-@pytest.mark.parametrize("count", [None, 1, 4])
+@pytest.mark.parametrize("count", [None, 4])
 @pytest.mark.parametrize("counters", [0, 600])
 def test_the_plan_counts_journals_rows_and_tables(tmp_path, monkeypatch, counters, count):
     """The most that the folder held when a part was taken over and when the tables were written: no
@@ -464,7 +467,7 @@ def test_the_plan_counts_journals_rows_and_tables(tmp_path, monkeypatch, counter
     planned = plan_pair(pair, SETTINGS, tmp_path / "out").disk_report
     with monkeypatch.context() as patched:
         patched.setattr(journal_module.shutil, "rmtree", lambda *a, **b: (note(), remove(*a, **b)))
-        elsewhere = None if count is None else Parts(InProcess(), count)
+        elsewhere = None if count is None else Parts(InProcess(), count).measure
         run_pair(pair, SETTINGS, tmp_path / "out", Runtime(elsewhere=elsewhere))
     assert planned / 2 < max(sizes) <= planned
 
@@ -538,12 +541,12 @@ def test_memory_grows_by_about_a_kilobyte_for_each_matrix(tmp_path, monkeypatch)
             super().measure(asked, lined, journal)
             note("measuring")
 
-    few = Runtime(elsewhere=Noting(InProcess(), 1))
+    few = Runtime(elsewhere=Noting(InProcess(), 1).measure)
     run_pair(mixture(tmp_path / "few", 1), settings, tmp_path / "out", few)
     # the first run makes what is kept for all others
     for number, experts in enumerate((16, 32, 32, 64, 64)):
         pair = mixture(tmp_path / str(number), experts, first=4 * number)
-        runtime = Runtime(elsewhere=Telling(Copying(known), 4))
+        runtime = Runtime(elsewhere=Telling(Copying(known), 4).measure)
         tracemalloc.start()
         before = tracemalloc.get_traced_memory()[0]
         run_pair(pair, settings, tmp_path / f"out-{number}", runtime)

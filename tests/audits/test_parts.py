@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from any_tensors import CONFIGS, COUNTS, PIECES, SHAPES, TYPES
-from effort import every
+from effort import every, examples
 from hypothesis import given, settings
 from safetensors.torch import load_file
 
@@ -122,7 +122,7 @@ def test_no_two_pairs_of_any_layout_share_a_key(kind):
     assert split >= 10, "fused biases and matrices were among them"
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(SHAPES, CONFIGS)
 def test_no_two_pairs_of_a_hostile_checkpoint_share_a_key(shapes, config):
     """Whatever the names, the shapes and the config."""

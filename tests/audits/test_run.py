@@ -30,10 +30,9 @@ from shadow.audits.pair import Runtime, Settings, line_up, run_pair
 from shadow.audits.plan import Access
 from shadow.checkpoints.opening import Located, Weights, open_folder
 from shadow.checkpoints.pairing import Filter
-from shadow.errors import KeptError, ShadowError
+from shadow.errors import ShadowError
 from shadow.reports.columns import IDENTITY, MATRICES, SPECTRA, SPECTRAL, TENSORS
 from shadow.spectra.delta import Method
-from shadow.targets.references import parse_reference
 
 EVERYTHING = Settings(Method(), Filter())
 
@@ -54,6 +53,12 @@ def llama(tmp_path_factory):
     folder = tmp_path_factory.mktemp("llama")
     base = models.saved("llama", folder / "base")
     return base, models.perturbed(base, folder / "tuned")
+
+
+@pytest.fixture(scope="module")
+def whole(llama, tmp_path_factory):
+    """The report of all of it."""
+    return run(*llama, tmp_path_factory.mktemp("whole"))
 
 
 def undone(kind, name, W, module):
@@ -102,10 +107,9 @@ def test_every_delta_of_a_family_is_numpys(kind, tmp_path):
             assert row["relative_norm"] == pytest.approx(float((t - b).norm() / b.norm()), rel=1e-6)
 
 
-def test_files_are_what_the_schema_says(llama, tmp_path):
+def test_files_are_what_the_schema_says(llama, whole):
     """Columns, order, provenance, one row per tensor and side, spectra that give the norms back."""
-    result = run(*llama, tmp_path)
-    found = tables(result.folder)
+    found = tables(whole.folder)
     for name, columns in (("matrices", MATRICES), ("tensors", TENSORS), ("spectra", SPECTRA)):
         assert found[name].column_names == [column.name for column in columns]
         metadata = json.loads(found[name].schema.metadata[b"shadow"])
@@ -126,7 +130,7 @@ def test_files_are_what_the_schema_says(llama, tmp_path):
     np.testing.assert_allclose(
         [np.linalg.norm(sigma) for sigma in spectra["sigma"]], norms, rtol=1e-6
     )
-    summary = json.loads((result.folder / "summary.json").read_text())
+    summary = json.loads((whole.folder / "summary.json").read_text())
     assert {
         "schema",
         "family",
@@ -147,14 +151,14 @@ def test_files_are_what_the_schema_says(llama, tmp_path):
         "not assessable",
     }
     assert sum(summary["counts"].values()) == len(tensors)
-    assert not (result.folder / ".partial").exists()
+    assert not (whole.folder / ".partial").exists()
 
 
-def test_parquet_holds_null_and_never_nan(llama, tmp_path):
+def test_parquet_holds_null_and_never_nan(whole):
     """A number that is not defined is null: no float column holds a NaN."""
     import pyarrow.compute as pc
 
-    for table in tables(run(*llama, tmp_path).folder).values():
+    for table in tables(whole.folder).values():
         for column in table.columns:
             if str(column.type) == "double":
                 assert not pc.any(pc.is_nan(column)).as_py()
@@ -175,20 +179,17 @@ def test_numbers_do_not_depend_on_jobs_or_shards(llama, tmp_path):
         )
     (split / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     (split / "config.json").write_text((llama[1] / "config.json").read_text())
-    sharded = tables(
-        run(llama[0], split, tmp_path / "s", settings=Settings(Method(), Filter())).folder
-    )
+    sharded = tables(run(llama[0], split, tmp_path / "s").folder)
     for name in ("matrices", "spectra"):
         assert one[name].equals(four[name])
         drop = [column for column in ("family", "pair") if column in one[name].column_names]
         assert one[name].drop_columns(drop).equals(sharded[name].drop_columns(drop))
 
 
-def test_a_filter_gives_the_same_rows_as_the_full_run(llama, tmp_path):
+def test_a_filter_gives_the_same_rows_as_the_full_run(llama, whole, tmp_path):
     """--layer 0 measures less, not otherwise; the rest is in tensors.parquet as filtered."""
-    full = run(*llama, tmp_path / "full")
-    part = run(*llama, tmp_path / "part", Settings(Method(), Filter(layers=(0,))))
-    rows = tables(full.folder)["matrices"].to_pandas().query("layer == 0").reset_index(drop=True)
+    part = run(*llama, tmp_path, Settings(Method(), Filter(layers=(0,))))
+    rows = tables(whole.folder)["matrices"].to_pandas().query("layer == 0").reset_index(drop=True)
     found = tables(part.folder)["matrices"].to_pandas()
     assert found.pop("energy_share").isna().all()  # of a whole that was not measured
     assert rows.pop("energy_share").sum() < 1
@@ -200,16 +201,12 @@ def test_a_filter_gives_the_same_rows_as_the_full_run(llama, tmp_path):
         .value_counts()
     )
     assert reasons["filtered"] > 0
-    assert len(tables(part.folder)["tensors"]) == len(tables(full.folder)["tensors"])
+    assert len(tables(part.folder)["tensors"]) == len(tables(whole.folder)["tensors"])
 
 
-def test_shares_of_energy_add_up_to_one(llama, tmp_path):
+def test_shares_of_energy_add_up_to_one(whole):
     """Over all deltas of a pair: norm(D)² over their sum."""
-    deltas = (
-        tables(run(*llama, tmp_path / "full").folder)["matrices"]
-        .to_pandas()
-        .query("subject == 'delta'")
-    )
+    deltas = tables(whole.folder)["matrices"].to_pandas().query("subject == 'delta'")
     squares = deltas["frobenius_norm"] ** 2
     assert deltas["energy_share"].tolist() == pytest.approx(
         (squares / squares.sum()).tolist(), rel=1e-12
@@ -229,10 +226,9 @@ def interrupted(after):
 
 
 def test_an_interrupted_audit_goes_on_without_measuring_anything_twice(
-    llama, tmp_path, monkeypatch
+    llama, whole, tmp_path, monkeypatch
 ):
     """What the journal holds is not measured again, and the result is that of one run."""
-    whole = tables(run(*llama, tmp_path / "whole").folder)
     with pytest.raises(StoppedError):
         run(*llama, tmp_path / "out", runtime=Runtime(show=interrupted(9), jobs=1))
     folder = next((tmp_path / "out").glob("*/*"))
@@ -248,8 +244,8 @@ def test_an_interrupted_audit_goes_on_without_measuring_anything_twice(
     journalled = [line for line in said if line.startswith("resuming: ")]
     assert len(journalled) == 1
     assert len(measured) == 21 - 9, "21 tensors, 9 of them done"
-    assert tables(result.folder)["matrices"].equals(whole["matrices"])
-    assert tables(result.folder)["spectra"].equals(whole["spectra"])
+    for name in ("matrices", "spectra"):
+        assert tables(result.folder)[name].equals(tables(whole.folder)[name])
     assert not (result.folder / ".partial").exists()
 
 
@@ -290,34 +286,6 @@ def test_a_changed_input_starts_afresh(change, llama, tmp_path):
     )
     assert states[0].done == 0
     assert not any("resuming" in line for line in said)
-
-
-def test_a_finished_audit_measures_nothing_and_says_so(llama, tmp_path):
-    """The second run reads the report; with --overwrite other settings replace it, as is told."""
-    first = run(*llama, tmp_path)
-    before = {path: path.stat().st_mtime_ns for path in first.folder.iterdir()}
-    said = []
-    second = run(*llama, tmp_path, runtime=Runtime(say=said.append))
-    assert (second.measured, said) == (0, ["nothing to measure: the report is already there"])
-    assert second.summary == first.summary
-    assert {path: path.stat().st_mtime_ns for path in first.folder.iterdir()} == before
-    other = Settings(Method("exact"), Filter(), spectra=False)
-    third = run(*llama, tmp_path, other, runtime=Runtime(say=said.append, overwrite=True))
-    assert third.measured == 16
-    assert said[-1].startswith(
-        "measuring again; the old report stays until that is done: --precision default"
-    )
-    assert not (third.folder / "spectra.parquet").exists()
-
-
-def test_the_report_of_another_pair_is_never_overwritten(llama, tmp_path):
-    """The same family and pair name with other checkpoints behind it is refused."""
-    from shadow.targets.families import Pair
-
-    base, tuned = (parse_reference(str(path)) for path in llama)
-    run_pair(Pair("fam", "base..x", base, tuned), EVERYTHING, tmp_path)
-    with pytest.raises(KeptError, match=f"differs: base {llama[0]}, now {llama[1]}"):
-        run_pair(Pair("fam", "base..x", tuned, base), EVERYTHING, tmp_path)
 
 
 def test_two_audits_into_one_folder_are_refused(llama, tmp_path):
@@ -470,35 +438,6 @@ def test_an_interrupt_loses_no_outcome_that_is_in_the_journal(tmp_path):
         assert bool(said) == bool(left[-1])
     assert left == there
     assert set(left) == {0, 1}
-
-
-def test_a_killed_audit_resumes(llama, tmp_path):
-    """SIGKILL in the middle: no report is there, and the next run goes on and equals an
-    uninterrupted one.
-    """
-    big = {f"model.layers.{i}.self_attn.q_proj.weight": torch.randn(400, 400) for i in range(24)}
-    base = models.write(tmp_path / "base", big)
-    tuned = models.write(
-        tmp_path / "tuned", {name: W + 0.01 * torch.randn_like(W) for name, W in big.items()}
-    )
-    child = Started(
-        "audit", "--base", base, "--tuned", tuned, "-o", "out", "--jobs", "1", cwd=tmp_path
-    )
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        journals = list(tmp_path.glob("out/*/*/.partial/journal.jsonl"))
-        if journals and journals[0].read_bytes().count(b"\n") >= 4:
-            break
-        time.sleep(0.01)
-    child.kill()
-    assert not list(tmp_path.glob("out/**/*.parquet"))
-    said = []
-    result = run(base, tuned, tmp_path / "out", runtime=Runtime(say=said.append))
-    assert said[0].startswith("resuming: ")
-    assert 0 < result.measured < 24
-    whole = run(base, tuned, tmp_path / "whole")
-    for name, table in tables(whole.folder).items():
-        assert table.equals(tables(result.folder)[name])
 
 
 def test_identical_nonfinite_and_grown_tensors_are_told(tmp_path):

@@ -53,11 +53,11 @@ def test_a_lineage_solves_each_stage_once_and_its_numbers_are_the_same(kept):
     last = stage(2, middle)
     for pair in ((base, middle), (middle, last)):
         same(measured(*pair, kept.remember), measured(*pair))
-    assert (kept.tally.asked, kept.tally.there) == (4, 1)
+    assert (kept.asked, kept.there) == (4, 1)
     again = SpectrumCache(kept.folder)
     for pair in ((base, middle), (middle, last)):
         same(measured(*pair, again.remember), measured(*pair))
-    assert (again.tally.asked, again.tally.there) == (4, 4)
+    assert (again.asked, again.there) == (4, 4)
 
 
 def test_the_key_is_of_the_content_as_it_was_cut_and_of_the_question():
@@ -123,7 +123,7 @@ def test_a_file_that_cannot_be_the_spectrum_is_solved_anew(fault, kept):
             _put(path, sigma[fault])
     again = SpectrumCache(kept.folder)
     same(measured(base, tuned, again.remember), measured(base, tuned))
-    assert again.tally.there == 0
+    assert again.there == 0
 
 
 def _put(path, sigma):
@@ -138,7 +138,7 @@ def test_small_matrices_are_not_kept(kept):
     """They are solved faster than a file is read."""
     small = torch.randn(40, 400).bfloat16()
     measured(small, (small.float() + 0.01).bfloat16(), kept.remember)
-    assert kept.tally.asked == 0
+    assert kept.asked == 0
     assert size_of(kept.folder) == 0
 
 
@@ -155,7 +155,7 @@ def test_the_folder_stays_within_its_bound_and_the_least_recently_used_go(tmp_pa
             os.utime(path, (path.stat().st_atime, path.stat().st_mtime - 100))
     again = SpectrumCache(kept.folder, kept.bound)
     measured(stage(4), stage(5), again.remember)
-    assert again.tally.there == 2
+    assert again.there == 2
     assert make_room(kept.folder, 0) == 0
     assert size_of(kept.folder) == 0
 

@@ -1333,7 +1333,7 @@ def test_a_folder_that_another_process_removes_at_its_end_is_taken(pair, store, 
         folder.rmdir()
         return lock(handle)
 
-    monkeypatch.setattr("shadow.audits.remote.lock", removed_meanwhile)
+    monkeypatch.setattr("shadow.audits.list_index.lock", removed_meanwhile)
     with pytest.raises(BusyError, match="another audit is writing to"):
         audited(pair, store)
 

@@ -90,15 +90,11 @@ def _side(side: Side, checkpoint: Checkpoint, plan: Plan) -> str:
 
 def of_source(source: Source) -> str:
     """A shard whose turn it is: what is downloaded of it, or that it is in the cache."""
-    if isinstance(source, ByteRanges):
-        part, name = "parts of ", source.file.path
-    else:
-        assert isinstance(source, WholeFile), "the others are not fetched"
-        part, name = "", source.file.path
+    assert isinstance(source, ByteRanges | WholeFile), "the others are not fetched"
+    part = "parts of " if isinstance(source, ByteRanges) else ""
     size = source.bytes_to_move()
-    return (
-        f"{part}{name}: {f'downloading {byte_size(size)}' if size else 'in the cache of the Hub'}"
-    )
+    how = f"downloading {byte_size(size)}" if size else "in the cache of the Hub"
+    return f"{part}{source.file.path}: {how}"
 
 
 def of_outcome(pair: MatrixPair, outcome: Outcome) -> str:

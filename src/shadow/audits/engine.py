@@ -75,9 +75,6 @@ class Engine(Protocol):
         then it is raised.
         """
 
-    def cancel(self) -> None:
-        """Give up every task that has not ended."""
-
 
 def require_sight(is_there: Callable[[], bool], fault: str, hint: str = NOT_SHARED) -> None:
     """Wait for what another machine has written. Raises ShadowError where it does not come."""
@@ -127,9 +124,6 @@ class InProcess:
             with watching as show:
                 ended = _carried_out(task, replace(runtime, show=show))
             yield ended
-
-    def cancel(self) -> None:
-        self._waiting.clear()
 
 
 def _carried_out(task: Task, runtime: Runtime) -> Ended:

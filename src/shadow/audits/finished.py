@@ -18,20 +18,9 @@ from shadow.comparing.kept_scores import kept_bytes, read_kept
 from shadow.errors import ShadowError
 from shadow.reports.atomic_replacement import KEPT, TABLES_OF_A_PAIR, replacing
 from shadow.reports.columns import SCHEMA
-from shadow.reports.metadata import (
-    SIDES,
-    CheckpointMetadata,
-    JudgedMetadata,
-    ReportMetadata,
-    Side,
-)
+from shadow.reports.metadata import SIDES, CheckpointMetadata, JudgedMetadata, ReportMetadata, Side
 from shadow.reports.parquet import rewritten
-from shadow.reports.provenance import (
-    Identity,
-    finished_metadata,
-    refuse_remains,
-    require_tables,
-)
+from shadow.reports.provenance import Identity, finished_metadata, refuse_remains, require_tables
 from shadow.reports.report import Report
 from shadow.reports.tables import absent_note
 from shadow.telling.reading import read_summary, summarise

@@ -122,23 +122,21 @@ def _measured(
     jobs: int | None,
     show: Show,
 ) -> list[JointValues | None]:
-    """The values of every match, in their order.
-
-    None where its entries are not finite or cut in other ways.
+    """The values of every match, the largest first; None where its entries are not finite or cut in
+    other ways.
     """
     workers = jobs or default_jobs([pair for pair, _ in matched], machine_limits())
-    order = sorted(range(len(matched)), key=lambda number: -cost(matched[number][0]))
-    values: list[JointValues | None] = [None] * len(matched)
+    largest_first = sorted(matched, key=lambda match: -cost(match[0]))
+    values: list[JointValues | None] = []
     measure = partial(_values, checkpoints)
     with (
         threadpool_limits(limits=1, user_api="blas"),
         ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool,
     ):
         try:
-            measured = pool.map(measure, (matched[number] for number in order))
-            for done, (number, value) in enumerate(zip(order, measured, strict=True), 1):
-                values[number] = value
-                show(done, len(matched))
+            for value in pool.map(measure, largest_first):
+                values.append(value)
+                show(len(values), len(matched))
         finally:
             pool.shutdown(cancel_futures=True)
     return values

@@ -136,9 +136,6 @@ class Kind:
         settings = {name: value for name, value in self.settings.items() if name != "optimizer"}
         return replace(self, settings=settings)
 
-    def as_json(self) -> dict[str, object]:
-        return {"schema": self.schema, "settings": self.settings}
-
 
 @dataclass(frozen=True)
 class Index:
@@ -171,7 +168,7 @@ class Index:
         return {
             "shadow": MARK,
             "version": self.version,
-            **self.kind.as_json(),
+            **vars(self.kind),
             "list": self.digest,
             "shards": list(self.shards),
             "counts": {state: sum(row.state == state for row in self.rows) for state in STATES},
@@ -374,9 +371,9 @@ def _index(content: _File) -> Index:
         number, of = map(int, shard.split("/"))
         if not 1 <= number <= of <= 1_000_000:
             raise ValueError
-    if content.schema != SCHEMA or len({row.key for row in content.pairs}) < len(content.pairs):
+    if content.schema != SCHEMA or not all(row.fits for row in content.pairs):
         raise ValueError
-    if not all(row.fits for row in content.pairs):
+    if len({row.key for row in content.pairs}) < len(content.pairs):
         raise ValueError
     kind = Kind(content.schema, content.settings)
     return Index(content.version, kind, content.list, shards=content.shards, rows=content.pairs)

@@ -349,7 +349,7 @@ def _measure(asked: Asked, lined: AlignedPair, journal: Journal) -> int:
         runtime.say(f"resuming: {resumed} of {matrices} matrices already measured")
     if plan is None:
         assert runtime.elsewhere is not None
-        runtime.elsewhere.measure(asked, lined, journal)
+        runtime.elsewhere(asked, lined, journal)
         return matrices - resumed
     by_key = {pair.key: pair for pair in lined.pairs}
     total = sum(map(cost, lined.pairs))
@@ -409,11 +409,10 @@ def _measure(asked: Asked, lined: AlignedPair, journal: Journal) -> int:
             )
             tell()
     runtime.detail(details.of_time(clock.seconds(), busy, jobs))
-    if kept is not None and kept.tally.there:
+    if kept is not None and kept.there:
         size = byte_size(size_of(kept.folder))
         runtime.say(
-            f"{kept.tally.there} of {kept.tally.asked} spectra came from the cache ({kept.folder},"
-            f" {size})"
+            f"{kept.there} of {kept.asked} spectra came from the cache ({kept.folder}, {size})"
         )
     if device is not None:
         runtime.say(in_words(device_use(asked.settings.device, journal.outcomes.values())))

@@ -48,13 +48,13 @@ class PairOutcome:
     """kept: a finished report that differs from what was asked for is there, and stays. stopped: by
     the user.
     """
-    result: AuditResult | None
-    fault: BaseException | None
+    result: AuditResult | None = None
+    fault: BaseException | None = None
     """A ShadowError, or a fault of shadow itself; None where it is done."""
-    began: bool
+    began: bool = False
     """Whether anything was measured or fetched, rather than only read."""
-    seconds: float
-    moved: int
+    seconds: float = 0.0
+    moved: int = 0
     """Bytes of weights that came over the network for it."""
 
     @property
@@ -230,9 +230,7 @@ def _audited(
 def _lost(pair: Pair, fault: BaseException) -> PairOutcome:
     """A pair that the engine has not brought to an end. What it took is not known."""
     state: State = "failed" if isinstance(fault, Exception) else "stopped"
-    return PairOutcome(
-        pair=pair, state=state, result=None, fault=fault, began=False, seconds=0.0, moved=0
-    )
+    return PairOutcome(pair, state, fault=fault)
 
 
 def _seen_here(outcome: PairOutcome, output: Path) -> PairOutcome:

@@ -66,9 +66,9 @@ def _performed(
         audit = partial(run_remote_pair, store=store)
     with _engine(request, runtime) as engine:
         if request.is_cut:
-            parts = Parts(engine or InProcess(), request.parts)
+            measure = Parts(engine or InProcess(), request.parts).measure
             # what a driver that was killed has left at work ends soon
-            runtime, engine = replace(runtime, elsewhere=parts, patience=PATIENCE), None
+            runtime, engine = replace(runtime, elsewhere=measure, patience=PATIENCE), None
         outcomes: Iterator[PairOutcome]
         if request.selection.is_list:
             from shadow.audits.list_audit import audit_list

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import gc
 import shutil
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from shadow.audits.schedule import Schedule, ShardKey, schedule, source_of
+from shadow.audits.schedule import Schedule, ShardKey, infos_of, schedule, source_of
 from shadow.checkpoints.opening import Checkpoint, Located
 from shadow.checkpoints.pairing import MatrixPair, Side
 from shadow.checkpoints.safetensors_files import TensorInfo
@@ -239,8 +239,7 @@ def _with_sources(
     """The checkpoint with byte ranges in place of whole shards where those move clearly less."""
     wanted = defaultdict[str, list[TensorInfo]](list)
     for pair in pairs:
-        operand = pair.base if side == "base" else pair.tuned
-        for info in operand.infos if operand is not None else ():
+        for info in infos_of(side, pair):
             wanted[info.shard].append(info)
     sources = dict(checkpoint.sources)
     for number, (shard, infos) in enumerate(sorted(wanted.items())):
@@ -283,25 +282,22 @@ def _is_ours(source: Source, ours: Collection[tuple[str, str, str]]) -> bool:
 
 def _sizes(
     sources: Mapping[ShardKey, Source], there: Collection[ShardKey]
-) -> tuple[dict[ShardKey, int], dict[ShardKey, int]]:
+) -> tuple[Counter[ShardKey], Counter[ShardKey]]:
     """The disk that each shard takes because of this audit: in the Hub's cache, and in scratch."""
-    whole = {
-        shard: source.file.size if shard in there else source.bytes_to_move()
-        for shard, source in sources.items()
-        if isinstance(source, WholeFile)
-    }
-    parts = {shard: source for shard, source in sources.items() if isinstance(source, ByteRanges)}
-    ranges = {shard: source.bytes_to_move() for shard, source in parts.items()}
-    return {**whole, **dict.fromkeys(ranges, 0)}, {**dict.fromkeys(whole, 0), **ranges}
+    whole, ranges = Counter[ShardKey](), Counter[ShardKey]()
+    for shard, source in sources.items():
+        if isinstance(source, ByteRanges):
+            ranges[shard] = source.bytes_to_move()
+        elif isinstance(source, WholeFile):
+            whole[shard] = source.file.size if shard in there else source.bytes_to_move()
+    return whole, ranges
 
 
 def _freeing(checkpoint: Checkpoint, ours: Collection[tuple[str, str, str]]) -> Checkpoint:
     """The checkpoint with shards that go at their last use, but those that were there before."""
     sources = dict(checkpoint.sources)
     for name, source in checkpoint.sources.items():
-        if not isinstance(source, WholeFile):
-            continue
-        if source.bytes_to_move() or _is_ours(source, ours):
+        if isinstance(source, WholeFile) and (source.bytes_to_move() or _is_ours(source, ours)):
             sources[name] = replace(source, keep=False)
     return replace(checkpoint, sources=sources)
 

@@ -15,7 +15,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -243,10 +243,7 @@ class RayEngine:
                 yield Ended(task, None, stop)
             raise
         finally:
-            self.cancel()
-
-    def cancel(self) -> None:
-        self._given_up()
+            self._given_up()
 
     def _given_up(self) -> list[Task]:
         """Cancel what runs, by force where it does not end; what was running."""
@@ -266,10 +263,10 @@ class RayEngine:
             self._running.pop(reference).begun.close()
         return tasks
 
-    def _slots(self, machines: Mapping[str, tuple[float, float]] | None = None) -> dict[str, int]:
-        """By machine: how many tasks it has room for. machines: as `_machines` has them."""
+    def _slots(self) -> dict[str, int]:
+        """By machine: how many tasks it has room for."""
         slots = {}
-        for machine, (cores, memory) in (_machines() if machines is None else machines).items():
+        for machine, (cores, memory) in _machines().items():
             room_for = int(cores // self._cores)
             if self._memory:
                 room_for = min(room_for, int(memory // self._memory))
@@ -279,9 +276,8 @@ class RayEngine:
 
     def _fill(self, watch: Watch | None) -> None:
         """Give Ray as many tasks as there is room for."""
-        machines = _machines()
-        slots = self._slots(machines)
-        if self.here not in machines:
+        slots = self._slots()
+        if self.here not in _machines():
             # Ray keeps the tasks then, and begins none of them any more.
             raise ShadowError(
                 "Ray has ended on the machine of this command",

@@ -26,22 +26,10 @@ from shadow.audits.sides import identity_of
 from shadow.claims.summary import Summary
 from shadow.comparing.scores import ScoreFiles
 from shadow.errors import BusyError, KeptError, ShadowError
-from shadow.files import (
-    PARTIAL,
-    nearest_folder,
-    remove_empty,
-    safe_name,
-    write_whole,
-    writing,
-)
+from shadow.files import PARTIAL, nearest_folder, remove_empty, safe_name, write_whole, writing
 from shadow.reports.atomic_replacement import FILES_OF_A_PAIR, FINISHED, KEPT
 from shadow.reports.metadata import ReportMetadata
-from shadow.reports.provenance import (
-    Identity,
-    check_schema,
-    finished_metadata,
-    require_tables,
-)
+from shadow.reports.provenance import Identity, check_schema, finished_metadata, require_tables
 from shadow.reports.remote import (
     MAX_JSON,
     OvertakenError,

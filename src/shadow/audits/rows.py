@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from shadow.audits.outcome import Outcome
+from shadow.audits.schedule import infos_of
 from shadow.checkpoints.pairing import MatrixPair, Operand, Side, Skipped
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.places.architecture import Place
@@ -370,7 +371,7 @@ def _rows_of_side(
     """Exactly one row for each tensor of a side, whatever number of matrices it holds."""
     held: defaultdict[str, list[MatrixPair | Skipped]] = defaultdict(list)
     for pair in pairs:
-        for info in _infos(side, pair):
+        for info in infos_of(side, pair):
             held[info.name].append(pair)
     for skip in skipped:
         if skip.side == side:
@@ -384,17 +385,11 @@ def _rows_of_side(
         yield _tensor_row(side, _info_of(side, name, held[name][-1]), parts_of(name))
 
 
-def _infos(side: Side, pair: MatrixPair) -> tuple[TensorInfo, ...]:
-    """The tensors of a pair's operand on this side; none where it has no base."""
-    operand = pair.base if side == "base" else pair.tuned
-    return () if operand is None else operand.infos
-
-
 def _info_of(side: Side, name: str, holder: MatrixPair | Skipped) -> TensorInfo:
     """A tensor, from a pair or a skip that it is of."""
     if isinstance(holder, Skipped):
         return holder.info
-    return next(info for info in _infos(side, holder) if info.name == name)
+    return next(info for info in infos_of(side, holder) if info.name == name)
 
 
 def _parts_of(

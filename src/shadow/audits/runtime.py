@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 from shadow.audits.devices import CPU, DeviceChoice
 from shadow.audits.journal import Journal
@@ -94,16 +93,6 @@ class AlignedPair:
     skipped: list[Skipped]
 
 
-class Measuring(Protocol):
-    """What measures a pair elsewhere."""
-
-    def measure(self, asked: Asked, lined: AlignedPair, journal: Journal) -> None:
-        """Measure what the journal does not hold yet, into the journal.
-
-        Raises what went wrong there.
-        """
-
-
 @dataclass(frozen=True)
 class Runtime:
     """How an audit runs, and who hears of it. No number and no file depends on it.
@@ -124,8 +113,10 @@ class Runtime:
     """Of references to the Hub: the commits to read, where those were looked up before."""
     patience: float = 0.0
     """Seconds to wait for another audit of the same pair before it is refused."""
-    elsewhere: Measuring | None = None
-    """Measures a pair instead of this process (see `shadow.audits.parts`)."""
+    elsewhere: Callable[[Asked, AlignedPair, Journal], None] | None = None
+    """Measures what the journal of a pair does not hold yet, into it, instead of this process (see
+    `shadow.audits.parts`). Raises what went wrong there.
+    """
     cache: Path | None = None
     say: Callable[[str], None] = tell_nobody
     """Gets one line for people now and then."""

@@ -13,10 +13,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from heapq import heappop, heappush
+from itertools import accumulate
 
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import MatrixPair, Side
+from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checkpoints.sources import Source
+from shadow.reports.metadata import SIDES
 
 ShardKey = tuple[Side, str]
 
@@ -56,7 +59,9 @@ class Schedule:
         leaving: list[
             tuple[int, int]
         ] = []  # (last step, bytes) of what has come, the first to go on top
-        for visit, reached in zip(self.visits, _reached(self.visits), strict=True):
+        # for each visit, the step that the work has certainly reached when its fetching begins
+        reached_steps = accumulate((visit.after for visit in self.visits), max)
+        for visit, reached in zip(self.visits, reached_steps, strict=True):
             size = sizes[visit.shard]
             held += 0 if visit.shard in there else size
             heappush(leaving, (visit.last, size))
@@ -78,15 +83,6 @@ class Schedule:
         return Schedule(
             self.steps, tuple(replace(visit, after=visit.first) for visit in self.visits)
         )
-
-
-def _reached(visits: Sequence[Visit]) -> list[int]:
-    """For each visit, the step that the work has certainly reached when its fetching begins."""
-    reached, furthest = [], 0
-    for visit in visits:
-        furthest = max(furthest, visit.after)
-        reached.append(furthest)
-    return reached
 
 
 def schedule(pairs: Sequence[MatrixPair], base: Checkpoint, tuned: Checkpoint) -> Schedule:
@@ -121,9 +117,14 @@ def schedule(pairs: Sequence[MatrixPair], base: Checkpoint, tuned: Checkpoint) -
 
 def shards_of(pair: MatrixPair) -> list[ShardKey]:
     """The shards that a pair's tensors are in."""
-    base: list[ShardKey] = [("base", info.shard) for info in pair.base.infos] if pair.base else []
-    tuned: list[ShardKey] = [("tuned", info.shard) for info in pair.tuned.infos]
-    return list(dict.fromkeys([*base, *tuned]))
+    used = ((side, info.shard) for side in SIDES for info in infos_of(side, pair))
+    return list(dict.fromkeys(used))
+
+
+def infos_of(side: Side, pair: MatrixPair) -> tuple[TensorInfo, ...]:
+    """The tensors of a pair on this side; none where it has no base."""
+    operand = pair.base if side == "base" else pair.tuned
+    return () if operand is None else operand.infos
 
 
 def source_of(base: Checkpoint, tuned: Checkpoint, shard: ShardKey) -> Source:

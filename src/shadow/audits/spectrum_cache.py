@@ -17,7 +17,6 @@ import os
 import secrets
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import get_args
@@ -47,26 +46,18 @@ FORMAT = 2  # of a file: raise it when the files change
 DIGEST = 32  # bytes of blake2b at the start of a file, of all that follows
 
 
-@dataclass
-class Tally:
-    """How many spectra were asked for, and how many of them were there."""
-
-    asked: int = 0
-    there: int = 0
-
-
 class SpectrumCache:
     """Solved spectra in a folder.
 
     Safe for several threads and processes; whatever goes wrong, a spectrum is solved.
 
-    tally: what this object was asked for.
+    asked: how many spectra this object was asked for; there: how many of them it had.
     """
 
     def __init__(self, folder: Path, bound: int = BOUND) -> None:
         self.folder = folder
         self.bound = bound
-        self.tally = Tally()
+        self.asked = self.there = 0
         self._lock = threading.Lock()
         self._size: int | None = None  # of the folder, as far as this process knows
         self._written = 0  # bytes since it looked
@@ -84,8 +75,8 @@ class SpectrumCache:
         path = self.path_of(key(matrix, question))
         known = _read(path, shape_of(matrix), question.vectors, norm)
         with self._lock:
-            self.tally.asked += 1
-            self.tally.there += known is not None
+            self.asked += 1
+            self.there += known is not None
         if known is not None:
             with contextlib.suppress(OSError):
                 os.utime(path)  # used last

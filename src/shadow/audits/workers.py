@@ -228,18 +228,18 @@ def outcome_of(
     started = time.perf_counter()
     base_verified = _verified(pair.base, base) if pair.base else None
     tuned_verified = _verified(pair.tuned, tuned)
-    asked = solved = 0
+    cached = 0
 
     def counted(
         matrix: Matrix, question: Question, norm: float, solve: Callable[[], Spectrum]
     ) -> Spectrum:
         def solving() -> Spectrum:
-            nonlocal solved
-            solved += 1
+            nonlocal cached
+            cached -= 1
             return solve()
 
-        nonlocal asked
-        asked += 1
+        nonlocal cached
+        cached += 1
         return remember(matrix, question, norm, solving)
 
     grams: Grams = ON_CPU
@@ -252,7 +252,7 @@ def outcome_of(
         measured,
         verified=(base_verified, tuned_verified),
         seconds=time.perf_counter() - started,
-        cached=asked - solved,
+        cached=cached,
         grams=dict(made),
     )
 
