@@ -19,8 +19,11 @@ from functools import lru_cache
 from statistics import fmean, median
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from shadow.files import registry_folder
 from shadow.quantities import text_of
+from shadow.summary.numbers import Floats, floats
 from shadow.summary.rows import PublishedCheck, PublishedFigures, PublishedPair, PublishedPlace
 from shadow.text import counted
 
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from shadow.reports.metadata import ReportMetadata
+    from shadow.summary.tables import Columns
 
 SOURCE = "modeldelta, github.com/nick-yudin/modeldelta, paper/final_table_paper.csv, 2026"
 SMALLEST = 1000  # entries of a tensor, below which modeldelta leaves it out
@@ -128,7 +132,7 @@ def family_of(repo: str, table: Iterable[Released]) -> str:
 
 
 def published_figures(
-    tensors: pd.DataFrame, deltas: pd.DataFrame, metadata: ReportMetadata, unrelated: bool
+    tensors: pd.DataFrame, deltas: Columns, metadata: ReportMetadata, unrelated: bool
 ) -> PublishedFigures:
     """What the published figures say of a report.
 
@@ -150,7 +154,7 @@ def published_figures(
         size = place("mean_relative_norm", norm, others)
         if no_top20 is None:
             near = [pair for pair in others if _is_near(pair, norm)]
-            top20 = place("mean_top20_energy", _mean(deltas["top20_energy"]), near)
+            top20 = place("mean_top20_energy", fmean(deltas["top20_energy"]), near)
             if top20 is None:
                 no_top20 = "no other family has a pair of about its size"
     pair = None
@@ -238,15 +242,12 @@ def mean_relative_norm(tensors: pd.DataFrame) -> float | None:
     return _mean_of_all(tensors["relative_norm"])
 
 
-def _mean_of_all(values: pd.Series) -> float | None:
+def _mean_of_all(values: pd.Series | Floats) -> float | None:
     """The mean; None where a value is missing, or where there is none."""
-    if values.empty or values.isna().any():
+    numbers = floats(values)
+    if not len(numbers) or np.isnan(numbers).any():
         return None
-    return _mean(values)
-
-
-def _mean(values: pd.Series) -> float:
-    return fmean(values.astype(float))
+    return fmean(numbers)
 
 
 def oq_ratio(tensors: pd.DataFrame) -> float | None:
@@ -267,14 +268,14 @@ def oq_ratio(tensors: pd.DataFrame) -> float | None:
     return above / below
 
 
-def mean_cosine(tensors: pd.DataFrame, deltas: pd.DataFrame) -> tuple[float, float] | None:
+def mean_cosine(tensors: pd.DataFrame, deltas: Columns) -> tuple[float, float] | None:
     """The least and the most that the mean cosine over tensors can be.
 
     A report has the cosine of every matrix that changed; a tensor that is identical has 1, and a
     vector whose relative norm is r at least sqrt(1 - r^2), from 1 on -1. None where a matrix is
     stored in parts.
     """
-    cosines = dict(zip(deltas["base_tensor"], deltas["cosine"].astype(float), strict=True))
+    cosines = dict(zip(deltas["base_tensor"], deltas["cosine"], strict=True))
     if tensors["relative_norm"].isna().any():
         return None
     least, most = [], []
@@ -297,25 +298,27 @@ def mean_cosine(tensors: pd.DataFrame, deltas: pd.DataFrame) -> tuple[float, flo
     return bounds
 
 
-def _no_top20(deltas: pd.DataFrame) -> str | None:
+def _no_top20(deltas: Columns) -> str | None:
     """Why the energy in 20 directions is not held against the table's; None where it is."""
-    if not deltas["top20_energy"].notna().any():
+    unknown = np.isnan(deltas["top20_energy"])
+    if unknown.all():
         return "top20_energy is not in the report, or nothing changed"
-    if deltas["top20_energy"].isna().any():
+    if unknown.any():
         return "a matrix has no top20_energy"
     if _has_parts(deltas):
         return "matrices that are stored as one were measured apart"
-    inside = deltas.loc[deltas["layer"].notna(), ["rows", "cols"]]
-    if inside.empty:
+    inside = deltas.inside
+    if not len(inside):
         return "no matrix inside a layer changed"
-    if inside.min(axis=1).median() < NARROWEST:
+    if np.median(np.fmin(inside["rows"], inside["cols"])) < NARROWEST:
         return f"its matrices are smaller than the {NARROWEST} of the smallest model there"
     return None
 
 
-def _has_parts(deltas: pd.DataFrame) -> bool:
+def _has_parts(deltas: Columns) -> bool:
     """Whether a tensor was cut into several matrices: a fused projection, a stack of experts."""
-    return bool(deltas["base_tensor"].duplicated().any())
+    names = deltas["base_tensor"].tolist()
+    return len(set(names)) < len(names)
 
 
 def _is_near(pair: Released, norm: float) -> bool:
@@ -346,13 +349,14 @@ def place(figure: str, value: float, others: Iterable[Released]) -> PublishedPla
 
 
 def _agreement(
-    published: Released, tensors: pd.DataFrame, deltas: pd.DataFrame, fault: str | None
+    published: Released, tensors: pd.DataFrame, deltas: Columns, fault: str | None
 ) -> PublishedPair:
     """Every published figure of a pair beside ours, where both are of the same tensors."""
     named = _of_one_name(tensors)
     whole = fault or _other_count(len(named), published.modules, "tensors of one name and shape")
     matrices = named[named["shape"].map(len) > 1]
-    changed = deltas[deltas["base_tensor"].isin(matrices["tensor"])]
+    names = set(matrices["tensor"])
+    changed = deltas.where([i for i, name in enumerate(deltas["base_tensor"]) if name in names])
     spectra = whole or _other_count(
         len(matrices), published.with_spectrum, "of them with two dimensions"
     )

@@ -9,6 +9,7 @@ the figure itself is that of a single draw with every layer once, and
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -52,12 +53,14 @@ def compared_layers(tensors: pd.DataFrame) -> pd.DataFrame:
     return layers.sort_values(["component", "layer"], ignore_index=True)
 
 
-def layer_of(layers: pd.DataFrame, rows: pd.DataFrame) -> NDArray[np.intp]:
-    """The place of each row's layer in layers, -1 outside them."""
+def layer_of(
+    layers: pd.DataFrame, components: Iterable[str], numbers: Iterable[float]
+) -> NDArray[np.intp]:
+    """The place in layers of the layer of each row, by its component and number, -1 outside."""
     known = {
         place: number for number, place in enumerate(layers.itertuples(index=False, name=None))
     }
-    places = zip(rows["component"], rows["layer"].astype(float), strict=True)
+    places = zip(components, numbers, strict=True)
     return np.array([known.get(place, -1) for place in places], dtype=np.intp)
 
 

@@ -29,11 +29,18 @@ def over(part: float, whole: float) -> float | None:
     return finite(part / whole) if whole else None
 
 
-def floats(values: pd.Series) -> Floats:
-    """A column as floats, NaN where it is null: arithmetic with pandas took a seventh of a summary
-    of few rows.
-    """
+def floats(values: pd.Series | NDArray[Any]) -> Floats:
+    """A column as floats, NaN where it is null."""
+    if isinstance(values, np.ndarray):
+        return np.asarray(values, dtype=np.float64)
     return values.to_numpy(dtype=np.float64, na_value=np.nan)
+
+
+def are(texts: pd.Series | NDArray[Any], text: str) -> NDArray[np.bool_]:
+    """Which texts are this one, however a column says that there is none."""
+    if isinstance(texts, np.ndarray):
+        return np.asarray(texts == text, dtype=np.bool_)
+    return (texts == text).to_numpy(dtype=bool, na_value=False)
 
 
 def median(values: Floats) -> float | None:
@@ -42,6 +49,6 @@ def median(values: Floats) -> float | None:
     return finite(np.median(known)) if len(known) else None
 
 
-def median_of(column: pd.Series) -> float | None:
+def median_of(column: pd.Series | NDArray[Any]) -> float | None:
     """The median of what a column has; None where it has nothing, or where it is not finite."""
     return median(floats(column))

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from shadow.summary.layer_medians import held_rank
-from shadow.summary.numbers import floats, median
+from shadow.summary.numbers import median
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from shadow.summary.tables import Columns
 
 # With norms that are equal, a cosine below 0.5 is a delta longer than the base itself: it tells of
 # the base's spectrum, not of a change. Fine-tunes have 0.9 and more, unrelated models of one shape
@@ -56,35 +58,30 @@ class Standing:
     """Pairs of formats of matrices that the two sides store differently, such as `BF16/F32`."""
 
 
-def standing_of(deltas: pd.DataFrame, tensors: pd.DataFrame) -> Standing:
+def standing_of(deltas: Columns, tensors: pd.DataFrame) -> Standing:
     """The standing of a pair, from the delta rows of matrices.parquet and all of
     tensors.parquet.
     """
     weights = _weights(tensors)
     total, compared = int(weights["size"].sum()), int(weights["compared"].sum())
     unread = weights[weights["reason"].isin(["unknown_dtype", "quantized"])]
-    inside = ~deltas["module"].isin(OUTSIDE)
-
-    def column(name: str) -> pd.Series:
-        return deltas.loc[inside, name]
-
-    rank = held_rank(column)
+    inside = deltas.where(~np.isin(deltas["module"], OUTSIDE))
+    rank = held_rank(inside.__getitem__)
     with np.errstate(all="ignore"):  # a forged report may hold infinities
-        share = rank / np.fmin(floats(column("rows")), floats(column("cols")))
-    ceilings = column("rank_ceiling").dropna()
-    cosines = floats(column("cosine"))
+        share = rank / np.fmin(inside["rows"], inside["cols"])
+    ceilings = inside["rank_ceiling"]
     same = np.ones(_identical(weights, OUTSIDE))
     return Standing(
         identical=_identical(weights),
-        cosine=median(np.concatenate([cosines, same])),
+        cosine=median(np.concatenate([inside["cosine"], same])),
         compared=compared / total if total else 0.0,
         compared_percent=1000 * compared // total / 10 if total else 0.0,
         is_part=bool((weights["reason"] == "filtered").any()),
         rank=median(rank),
         rank_share=median(share),
-        rank_ceiling=float(ceilings.max()) if len(ceilings) else None,
+        rank_ceiling=None if np.isnan(ceilings).all() else float(np.nanmax(ceilings)),
         unread=float(unread["size"].sum()) / max(1, total),
-        formats=sorted({str(dtype) for dtype in deltas["dtype"].dropna() if "/" in str(dtype)}),
+        formats=sorted({dtype for dtype in deltas["dtype"] if dtype and "/" in dtype}),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from shadow.summary.bootstrap import Blocks, blocks_of
 from shadow.summary.depth import compared_layers, has_compared, layer_of
 from shadow.summary.record import main_of
 
@@ -39,14 +41,65 @@ PIECE = 2_000  # rows
 
 
 @dataclass(frozen=True)
+class Columns:
+    """Columns of a table as arrays, of all its rows or of some: numbers and flags as floats, NaN
+    where they are null, texts as objects, None where they are.
+
+    Medians of a hundred groups of a few rows take a third of the time that they take pandas.
+    """
+
+    arrays: Mapping[str, NDArray[Any]]
+    """By name, of all rows of the table."""
+    rows: NDArray[np.intp] | None = None
+    """The numbers of the rows; None for all."""
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        whole = self.arrays[name]
+        return whole if self.rows is None else whole[self.rows]
+
+    def __len__(self) -> int:
+        return len(self.arrays["component"]) if self.rows is None else len(self.rows)
+
+    def where(self, chosen: NDArray[np.bool_ | np.intp] | Sequence[int]) -> Columns:
+        """The same of some of these rows, which a mask or their numbers choose."""
+        numbers = np.arange(len(self)) if self.rows is None else self.rows
+        return Columns(self.arrays, numbers[chosen])
+
+    def of(self, component: str | None) -> Columns:
+        """The rows of a component."""
+        return self.where(self["component"] == component)
+
+    def groups(self, *names: str) -> Iterator[tuple[tuple[str, ...], Columns]]:
+        """The rows that have the same texts in these columns, with the texts, in the order in which
+        they come first; without those that lack one.
+        """
+        places: dict[tuple[str, ...], list[int]] = {}
+        for number, key in enumerate(zip(*(self[name].tolist() for name in names), strict=True)):
+            if None not in key:
+                places.setdefault(key, []).append(number)
+        for key, numbers in places.items():
+            yield key, self.where(numbers)
+
+    @property
+    def inside(self) -> Columns:
+        """The rows that lie in a layer."""
+        return self.where(~np.isnan(self["layer"]))
+
+    @property
+    def outside(self) -> Columns:
+        """The rows that lie in no layer."""
+        return self.where(np.isnan(self["layer"]))
+
+
+@dataclass(frozen=True)
 class Rows:
     """The tables of a report as the figures need them."""
 
-    deltas: pd.DataFrame
+    deltas: Columns
     """The delta rows, with base_norm, energy, base_energy, participation_share, and at, the place
     of their layer in layers (-1 outside).
     """
-    alone: pd.DataFrame
+    alone: Columns
     """The rows of tuned matrices that have no base."""
     tensors: pd.DataFrame
     """All rows of tensors.parquet, with was_compared."""
@@ -54,6 +107,11 @@ class Rows:
     """All rows of residual.parquet."""
     layers: pd.DataFrame
     """component and layer of every layer that was compared."""
+
+    @cached_property
+    def blocks(self) -> Blocks:
+        """The blocks of layers."""
+        return blocks_of(self.layers["component"].tolist(), self.layers["layer"].to_numpy(float))
 
     @property
     def main(self) -> str | None:
@@ -94,6 +152,17 @@ def _each(table: pa.Table, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
         yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
 
+def columns_of(table: pa.Table) -> Columns:
+    """A table as figures need it, but for columns that are neither texts nor numbers."""
+    arrays: dict[str, NDArray[Any]] = {}
+    for name, values in zip(table.column_names, table.columns, strict=True):
+        if pa.types.is_string(values.type):
+            arrays[name] = _texts(values)
+        elif not pa.types.is_nested(values.type):
+            arrays[name] = values.cast(pa.float64()).to_numpy()
+    return Columns(arrays)
+
+
 def _frame(table: pa.Table) -> pd.DataFrame:
     """A table as figures need it, in which equal texts and equal shapes are one object: of 60,000
     matrices they take ten times as much otherwise.
@@ -117,7 +186,7 @@ def _frame(table: pa.Table) -> pd.DataFrame:
 
 
 def _texts(values: pa.ChunkedArray) -> NDArray[np.object_]:
-    """The texts of a column, None where it has none."""
+    """The texts of a column, None where it has none; equal ones are one object."""
     coded = values.combine_chunks().dictionary_encode()
     texts = np.array([*map(sys.intern, coded.dictionary.to_pylist()), None], dtype=object)
     return np.asarray(texts[coded.indices.fill_null(len(texts) - 1).to_numpy()])
@@ -136,18 +205,22 @@ def read_rows(tables: Mapping[str, pa.Table]) -> Rows:
     of_delta = pc.equal(matrices["subject"], "delta")
     # a filter copies, and in most reports there is nothing else
     only_deltas = pc.all(of_delta, skip_nulls=False).as_py()
-    deltas = _frame(matrices if only_deltas else matrices.filter(of_delta))
-    deltas = deltas.assign(
-        energy=deltas["frobenius_norm"] ** 2,
-        base_energy=deltas["base_norm"] ** 2,
-        participation_share=deltas["participation_ratio"] / deltas["null_participation_ratio"],
-    )
+    deltas = columns_of(matrices if only_deltas else matrices.filter(of_delta))
     tensors = _frame(needed("tensors", tables["tensors"]))
     tensors = tensors.assign(was_compared=has_compared(tensors))
     layers = compared_layers(tensors)
+    with np.errstate(all="ignore"):  # a forged report may hold infinities
+        made = {
+            "energy": deltas["frobenius_norm"] ** 2,
+            "base_energy": deltas["base_norm"] ** 2,
+            "participation_share": (
+                deltas["participation_ratio"] / deltas["null_participation_ratio"]
+            ),
+            "at": layer_of(layers, deltas["component"], deltas["layer"]),
+        }
     return Rows(
-        deltas=deltas.assign(at=layer_of(layers, deltas)),
-        alone=_frame(matrices.filter(pc.invert(of_delta))),
+        deltas=Columns({**deltas.arrays, **made}),
+        alone=columns_of(matrices.filter(pc.invert(of_delta))),
         tensors=tensors,
         residual=_frame(tables["residual"]),
         layers=layers,
