@@ -14,31 +14,24 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from shadow.places.names import name_rules
-from shadow.summary.numbers import median_of
+from shadow.summary.numbers import are, median_of
 from shadow.summary.rows import GridRow
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from shadow.summary.tables import Columns
 
-PLACE = ["component", "module", "layer"]
 FLAT = 1.05  # ratio of the largest to the least norm, up to which all cells are one
 
 
-def grid(deltas: Columns, tensors: pd.DataFrame) -> list[GridRow]:
+def grid(deltas: Columns, tensors: Columns) -> list[GridRow]:
     """A row for each module of a component that has layers, in the order of names.yaml; medians
     over experts.
 
     A matrix that is identical on both sides counts as not moved at all.
     """
-    same = tensors[
-        (tensors["side"] == "tuned") & (tensors["status"] == "identical") & tensors["layer"].notna()
-    ]
+    same = tensors.where(are(tensors["side"], "tuned") & are(tensors["status"], "identical")).inside
     places: dict[tuple[str, str], dict[int, tuple[float | None, float | None]]] = {}
-    for component, module, layer in (
-        same[PLACE].drop_duplicates().itertuples(index=False, name=None)
-    ):
+    for component, module, layer in same.each("component", "module", "layer"):
         places.setdefault((component, module), {})[int(layer)] = (0.0, None)
     for (component, module), group in deltas.inside.groups("component", "module"):
         of_layers = places.setdefault((component, module), {})

@@ -184,14 +184,13 @@ def _coherent(rows: Columns) -> dict[str, float | int | None]:
     return {"equivalent_directions": middle, "above_short_side": above}
 
 
-def unchanged_modules(tensors: pd.DataFrame) -> list[UnchangedRow]:
+def unchanged_modules(tensors: Columns) -> list[UnchangedRow]:
     """The modules of the tuned side of which every matrix that was compared is identical."""
-    are_matrices = (tensors["side"] == "tuned") & (tensors["shape"].map(len) > 1)
-    matrices = tensors.loc[are_matrices, ["component", "module", "status"]]
+    matrices = tensors.where(are(tensors["side"], "tuned") & tensors.are_matrices)
     return [
-        UnchangedRow(str(component), str(module), len(rows))
-        for (component, module), rows in matrices.groupby(["component", "module"], sort=False)
-        if (rows["status"] == "identical").all()
+        UnchangedRow(component, module, len(rows))
+        for (component, module), rows in matrices.groups("component", "module")
+        if are(rows["status"], "identical").all()
     ]
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -44,7 +45,7 @@ from shadow.summary.layer_medians import (
     outside_layers,
     unchanged_modules,
 )
-from shadow.summary.numbers import Floats, are, finite, floats, median, over
+from shadow.summary.numbers import Floats, are, finite, median, over
 from shadow.summary.recognised import recognised
 from shadow.summary.record import STATUSES, PairRecord
 from shadow.summary.rows import (
@@ -98,7 +99,7 @@ def record_of(rows: Rows, metadata: ReportMetadata, lineage: float | None) -> Pa
     two models.
     """
     tensors, deltas = rows.tensors, rows.deltas
-    statuses = tensors["status"].value_counts()
+    statuses = Counter(tensors["status"])
     tally = _overall(rows)
     depth = _by_layer(rows)
     return PairRecord(
@@ -107,7 +108,7 @@ def record_of(rows: Rows, metadata: ReportMetadata, lineage: float | None) -> Pa
         pair=metadata["pair"],
         base=metadata["base"],
         tuned=metadata["tuned"],
-        counts={status: int(statuses.get(status, 0)) for status in STATUSES},
+        counts={status: statuses[status] for status in STATUSES},
         figures=_figures(rows, tally),
         **vars(tally.bounds()),
         resampling=INTERVALS,
@@ -125,7 +126,7 @@ def record_of(rows: Rows, metadata: ReportMetadata, lineage: float | None) -> Pa
         vocabulary=vocabulary(tensors),
         uncompared=uncompared(tensors),
         recognised=recognised(deltas, lineage),
-        skipped=_skipped(rows),
+        skipped=_skipped(tensors),
         warnings=[
             *_renumbered_experts(deltas),
             *(ReportWarning("few_values", text) for text in few_values(deltas)),
@@ -146,7 +147,7 @@ class _Tally:
         self.every = len(rows.layers)
         self.chosen = np.ones(self.every, dtype=np.bool_)
         if component is not None:
-            self.chosen = (rows.layers["component"] == component).to_numpy()
+            self.chosen = np.array([one == component for one, _ in rows.layers], dtype=np.bool_)
         self.blocks = rows.blocks.where(self.chosen)
         self.figures: dict[str, float | int | None] = {}
         self.intervals: dict[str, Interval] = {}
@@ -225,11 +226,10 @@ def _depth(rows: Rows, component: str | None) -> _Tally:
     energies = depth.of(deltas).layers
     for name, statistic in UNEVENNESS.items():
         depth.add(name, partial(statistic, energies), unevenness=True)
-    compared = rows.tensors[rows.tensors["was_compared"]]
-    modules = compared.loc[compared["component"] == component, "module"]
+    compared = rows.tensors.where(rows.tensors["was_compared"]).of(component)
     attention, mlp = (deltas.where(_of_kind(deltas, kind)) for kind in (ATTENTION, MLP))
     depth.figures |= {"depth_layers": depth.blocks.layers, "attention_to_mlp": None}
-    if modules.str.startswith(ATTENTION).any() and modules.str.startswith(MLP).any():
+    if all(_of_kind(compared, kind).any() for kind in (ATTENTION, MLP)):
         depth.add_ratio("attention_to_mlp", depth.of(attention), depth.of(mlp))
     return depth
 
@@ -239,15 +239,14 @@ def _residual(rows: Rows, component: str | None) -> _Tally:
     of all layers.
     """
     residual = _Tally(rows)
-    stacked = rows.residual[rows.residual["component"] == component]
+    stacked = rows.residual.of(component)
     for direction in ("reading", "writing"):
-        stacks = stacked[stacked["direction"] == direction]
-        by_layer = stacks[stacks["layer"].notna()]
+        stacks = stacked.where(are(stacked["direction"], direction))
+        by_layer, whole = stacks.inside, stacks.outside["participation_ratio"]
         name = f"{direction}_participation_ratio"
-        blocks = blocks_of(by_layer["component"].tolist(), floats(by_layer["layer"]))
-        residual.add_medians({name: floats(by_layer["participation_ratio"])}, blocks)
-        whole = stacks.loc[stacks["layer"].isna(), "participation_ratio"]
-        residual.figures[f"{name}_stacked"] = finite(whole.max())
+        blocks = blocks_of(by_layer["component"].tolist(), by_layer["layer"])
+        residual.add_medians({name: by_layer["participation_ratio"]}, blocks)
+        residual.figures[f"{name}_stacked"] = finite(max(whole, default=None))
     return residual
 
 
@@ -261,7 +260,7 @@ def _overall(rows: Rows) -> _Tally:
     tally.add_ratio("zero_share", zeros, tally.of(deltas, "parameters"))
     spiked = np.where(deltas["spikes"] > 0, 1.0, 0.0)
     tally.add_ratio("spiked", tally.of(deltas, spiked), tally.of(deltas, np.ones(len(deltas))))
-    with_base = set(rows.tensors.loc[rows.tensors["was_compared"], "component"])
+    with_base = set(rows.tensors.where(rows.tensors["was_compared"])["component"])
     for component in ("vision", "projector"):
         name = f"{component}_to_language"
         tally.figures[name] = None
@@ -274,14 +273,11 @@ def _overall(rows: Rows) -> _Tally:
 
 def _figures(rows: Rows, tally: _Tally) -> PairFigures:
     tensors, deltas = rows.tensors, rows.deltas
-    read = ["side", "shape", "status", "reason", "compared"]
-    sides = [
-        of_side.assign(size=of_side["shape"].map(_size))
-        for _, of_side in tensors[read].groupby("side")
-    ]
+    tensors = tensors.added(size=_sizes(tensors))
+    sides = [tensors.where(are(tensors["side"], side)) for side in ("base", "tuned")]
     # of an adapter, that is the base
-    larger = max(sides, key=lambda of_side: int(of_side["size"].sum()))
-    sizes = larger.groupby("status")["size"].sum()
+    larger = max(sides, key=lambda of_side: sum(of_side["size"]))
+    sizes = {status: sum(larger["size"][are(larger["status"], status)]) for status in STATUSES}
     ceilings = _known(deltas["rank_ceiling"])
     concentrations = _known(deltas["concentration"])
     quartiles: Sequence[float | None] = (None, None)
@@ -293,11 +289,11 @@ def _figures(rows: Rows, tally: _Tally) -> PairFigures:
     counted = {
         "matrices": len(deltas),
         "short_side": median(np.fmin(inside["rows"], inside["cols"])),
-        "parameters": int(sizes.sum()),
+        "parameters": sum(sizes.values()),
         "parameters_measured": (
-            int(sizes.get("measured", 0)) + int(larger.loc[is_partial(larger), "compared"].sum())
+            sizes["measured"] + int(larger["compared"][is_partial(larger)].sum())
         ),
-        "parameters_identical": int(sizes.get("identical", 0)),
+        "parameters_identical": sizes["identical"],
         "relative_norm_overall": _whole_norm(deltas),
         "relative_norm_overall_unrounded": _unrounded_norm(deltas),
         "rank_ceiling": int(ceilings.max()) if len(ceilings) else None,
@@ -331,8 +327,8 @@ def _of_group(rows: Rows, group: Columns, *, with_norm: bool) -> _Tally:
     return tally
 
 
-def _size(shape: Iterable[int]) -> int:
-    return math.prod(int(size) for size in shape)
+def _sizes(tensors: Columns) -> NDArray[np.object_]:
+    return np.array([math.prod(shape) for shape in tensors["shape"]], dtype=object)
 
 
 def _by_component(rows: Rows) -> list[ComponentRow]:
@@ -341,17 +337,17 @@ def _by_component(rows: Rows) -> list[ComponentRow]:
 
     energy is null where nothing of it was compared, 0 where all of it is identical.
     """
-    matrices = rows.tensors[rows.tensors["shape"].map(len) > 1]
+    matrices = rows.tensors.where(are(rows.tensors["side"], "tuned") & rows.tensors.are_matrices)
     components = []
-    for component, group in matrices[matrices["side"] == "tuned"].groupby("component", sort=False):
-        deltas = rows.deltas.of(str(component))
+    for (component,), group in matrices.groups("component"):
+        deltas = rows.deltas.of(component)
         # its relative norm is that of all its matrices as one vector
         tally = _of_group(rows, deltas, with_norm=False)
-        tally.join(_depth(rows, str(component)))
+        tally.join(_depth(rows, component))
         counted = {
             "component": component,
             "tensors": len(group),
-            "identical": int((group["status"] == "identical").sum()),
+            "identical": int(are(group["status"], "identical").sum()),
             "relative_norm": _whole_norm(deltas),
         }
         if not group["was_compared"].any():
@@ -400,7 +396,7 @@ def _by_layer(rows: Rows) -> list[LayerRow]:
     MLP up-projections (of several experts, the median), the curve of arXiv:2604.07363. A layer that
     is identical has a relative norm of 0.
     """
-    deltas, layers = rows.deltas, list(rows.layers.itertuples(index=False, name=None))
+    deltas = rows.deltas
     at, up = deltas["at"], np.isin(deltas["module"], UP)
     numbers = {name: deltas[name] for name in (*BY_LAYER, "energy")}
     totals = {
@@ -408,16 +404,18 @@ def _by_layer(rows: Rows) -> list[LayerRow]:
         for (component,), group in deltas.inside.groups("component")
     }
     stacks = {
-        (row.component, row.layer, row.direction): row.participation_ratio
-        for row in rows.residual.itertuples()
+        tuple(key): ratio
+        for *key, ratio in rows.residual.each(
+            "component", "layer", "direction", "participation_ratio"
+        )
     }
     layer_rows = []
-    for place, (component, layer) in enumerate(layers):
+    for place, (component, layer) in enumerate(rows.layers):
         here = np.flatnonzero(at == place)
         energy, total = float(numbers["energy"][here].sum()), totals.get(component, 0.0)
         counted = {
             "component": component,
-            "layer": int(layer),
+            "layer": layer,
             "matrices": len(here),
             "relative_norm": _whole_norm(deltas.where(here)) if len(here) else 0.0,
             "energy": finite(energy),
@@ -479,20 +477,19 @@ def _without_base(alone: Columns) -> list[AloneRow]:
     return rows
 
 
-def _skipped(rows: Rows) -> list[SkippedRow]:
+def _skipped(tensors: Columns) -> list[SkippedRow]:
     """Counts by reason, with a few names and the first detail."""
-    tensors, found = rows.tensors, []
-    for reason, group in tensors[tensors["status"] == "skipped"].groupby("reason", sort=True):
-        details = group["detail"].dropna()
-        names = group["tensor"].drop_duplicates()
-        sides = group["side"].value_counts()
+    rows = []
+    skipped = tensors.where(are(tensors["status"], "skipped"))
+    for (reason,), group in sorted(skipped.groups("reason"), key=lambda one: one[0]):
+        sides = Counter(group["side"])
         row = SkippedRow(
-            reason=str(reason),
+            reason=reason,
             tensors=len(group),
-            base=int(sides.get("base", 0)),
-            tuned=int(sides.get("tuned", 0)),
-            examples=[str(name) for name in names[:EXAMPLES]],
-            detail=str(details.iloc[0]) if len(details) else None,
+            base=sides["base"],
+            tuned=sides["tuned"],
+            examples=list(dict.fromkeys(group["tensor"]))[:EXAMPLES],
+            detail=next((one for one in group["detail"] if one is not None), None),
         )
-        found.append(row)
-    return sorted(found, key=lambda row: -row.tensors)
+        rows.append(row)
+    return sorted(rows, key=lambda row: -row.tensors)

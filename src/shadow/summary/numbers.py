@@ -36,11 +36,14 @@ def floats(values: pd.Series | NDArray[Any]) -> Floats:
     return values.to_numpy(dtype=np.float64, na_value=np.nan)
 
 
-def are(texts: pd.Series | NDArray[Any], text: str) -> NDArray[np.bool_]:
-    """Which texts are this one, however a column says that there is none."""
-    if isinstance(texts, np.ndarray):
-        return np.asarray(texts == text, dtype=np.bool_)
-    return (texts == text).to_numpy(dtype=bool, na_value=False)
+def are(texts: pd.Series | NDArray[Any], *wanted: str) -> NDArray[np.bool_]:
+    """Which texts are one of these, however a column says that there is none."""
+    if not isinstance(texts, np.ndarray):
+        texts = np.array([one if isinstance(one, str) else None for one in texts], dtype=object)
+    found = np.zeros(len(texts), dtype=np.bool_)
+    for text in wanted:
+        found |= np.asarray(texts == text, dtype=np.bool_)
+    return found
 
 
 def median(values: Floats) -> float | None:

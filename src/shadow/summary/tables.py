@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,10 +16,6 @@ from numpy.typing import NDArray
 from shadow.summary.bootstrap import Blocks, blocks_of
 from shadow.summary.depth import compared_layers, has_compared, layer_of
 from shadow.summary.record import main_of
-
-if TYPE_CHECKING:
-    # takes half a second to import, and a summary that is believed needs none of it
-    import pandas as pd
 
 # columns of tensors on which no figure rests
 UNREAD = ("dtype", "shard", "expert")
@@ -58,12 +54,20 @@ class Columns:
         return whole if self.rows is None else whole[self.rows]
 
     def __len__(self) -> int:
-        return len(self.arrays["component"]) if self.rows is None else len(self.rows)
+        return len(next(iter(self.arrays.values())) if self.rows is None else self.rows)
 
     def where(self, chosen: NDArray[np.bool_ | np.intp] | Sequence[int]) -> Columns:
         """The same of some of these rows, which a mask or their numbers choose."""
         numbers = np.arange(len(self)) if self.rows is None else self.rows
         return Columns(self.arrays, numbers[chosen])
+
+    def added(self, **made: NDArray[Any]) -> Columns:
+        """These rows with more columns, or other values of a column."""
+        return Columns({**{name: self[name] for name in self.arrays}, **made})
+
+    def each(self, *names: str) -> Iterator[tuple[Any, ...]]:
+        """The values of some columns, row by row."""
+        return zip(*(self[name].tolist() for name in names), strict=True)
 
     def of(self, component: str | None) -> Columns:
         """The rows of a component."""
@@ -74,11 +78,16 @@ class Columns:
         they come first; without those that lack one.
         """
         places: dict[tuple[str, ...], list[int]] = {}
-        for number, key in enumerate(zip(*(self[name].tolist() for name in names), strict=True)):
+        for number, key in enumerate(self.each(*names)):
             if None not in key:
                 places.setdefault(key, []).append(number)
         for key, numbers in places.items():
             yield key, self.where(numbers)
+
+    @property
+    def are_matrices(self) -> NDArray[np.bool_]:
+        """Which tensors have more than one dimension."""
+        return np.array([len(shape) > 1 for shape in self["shape"]], dtype=np.bool_)
 
     @property
     def inside(self) -> Columns:
@@ -101,22 +110,22 @@ class Rows:
     """
     alone: Columns
     """The rows of tuned matrices that have no base."""
-    tensors: pd.DataFrame
+    tensors: Columns
     """All rows of tensors.parquet, with was_compared."""
-    residual: pd.DataFrame
+    residual: Columns
     """All rows of residual.parquet."""
-    layers: pd.DataFrame
-    """component and layer of every layer that was compared."""
+    layers: Sequence[tuple[str, int]]
+    """Component and number of every layer that was compared."""
 
     @cached_property
     def blocks(self) -> Blocks:
         """The blocks of layers."""
-        return blocks_of(self.layers["component"].tolist(), self.layers["layer"].to_numpy(float))
+        return blocks_of(*zip(*self.layers, strict=True)) if self.layers else blocks_of([], [])
 
     @property
     def main(self) -> str | None:
         """The component whose depth counts: language, or the one of most layers."""
-        return main_of(self.layers["component"].tolist())
+        return main_of([component for component, _ in self.layers])
 
 
 def needed(name: str, table: pa.Table) -> pa.Table:
@@ -153,36 +162,19 @@ def _each(table: pa.Table, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
 
 
 def columns_of(table: pa.Table) -> Columns:
-    """A table as figures need it, but for columns that are neither texts nor numbers."""
+    """A table as figures need it; equal texts and equal shapes are one object: of 60,000 matrices
+    they take ten times as much otherwise.
+    """
     arrays: dict[str, NDArray[Any]] = {}
     for name, values in zip(table.column_names, table.columns, strict=True):
-        if pa.types.is_string(values.type):
+        if name == "shape":
+            arrays[name] = np.empty(len(values), dtype=object)
+            arrays[name][:] = list(_shared(values))
+        elif pa.types.is_string(values.type):
             arrays[name] = _texts(values)
-        elif not pa.types.is_nested(values.type):
+        else:
             arrays[name] = values.cast(pa.float64()).to_numpy()
     return Columns(arrays)
-
-
-def _frame(table: pa.Table) -> pd.DataFrame:
-    """A table as figures need it, in which equal texts and equal shapes are one object: of 60,000
-    matrices they take ten times as much otherwise.
-
-    Small tables compare texts of Python in half the time.
-    """
-    import pandas as pd
-
-    texts = pd.StringDtype("python", na_value=np.nan)
-    columns: dict[str, Any] = {}
-    for name, values in zip(table.column_names, table.columns, strict=True):
-        if name == "shape":
-            columns[name] = pd.Series(list(_shared(values)), dtype=object)
-        elif pa.types.is_string(values.type):
-            columns[name] = pd.Series(_texts(values), dtype=texts)
-    numbers: pd.DataFrame = table.drop_columns([*columns]).to_pandas()
-    for place, name in enumerate(table.column_names):
-        if name in columns:
-            numbers.insert(place, name, columns.pop(name))
-    return numbers
 
 
 def _texts(values: pa.ChunkedArray) -> NDArray[np.object_]:
@@ -206,8 +198,8 @@ def read_rows(tables: Mapping[str, pa.Table]) -> Rows:
     # a filter copies, and in most reports there is nothing else
     only_deltas = pc.all(of_delta, skip_nulls=False).as_py()
     deltas = columns_of(matrices if only_deltas else matrices.filter(of_delta))
-    tensors = _frame(needed("tensors", tables["tensors"]))
-    tensors = tensors.assign(was_compared=has_compared(tensors))
+    tensors = columns_of(needed("tensors", tables["tensors"]))
+    tensors = tensors.added(was_compared=has_compared(tensors))
     layers = compared_layers(tensors)
     with np.errstate(all="ignore"):  # a forged report may hold infinities
         made = {
@@ -219,9 +211,9 @@ def read_rows(tables: Mapping[str, pa.Table]) -> Rows:
             "at": layer_of(layers, deltas["component"], deltas["layer"]),
         }
     return Rows(
-        deltas=Columns({**deltas.arrays, **made}),
+        deltas=deltas.added(**made),
         alone=columns_of(matrices.filter(pc.invert(of_delta))),
         tensors=tensors,
-        residual=_frame(tables["residual"]),
+        residual=columns_of(tables["residual"]),
         layers=layers,
     )
