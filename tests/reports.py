@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from shadow.reports.columns import MATRICES, RESIDUAL, TENSORS
 from shadow.reports.parquet import arrow_schema
-from shadow.summary.tables import Columns, columns_of
+from shadow.summary.columns import Columns, columns_of
 
 NULL = 64.0  # the null participation ratio of every matrix
 MODULES = ("attn.q", "attn.o", "mlp.up")

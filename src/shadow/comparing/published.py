@@ -29,7 +29,7 @@ from shadow.text import counted
 
 if TYPE_CHECKING:
     from shadow.reports.metadata import ReportMetadata
-    from shadow.summary.tables import Columns
+    from shadow.summary.columns import Columns
 
 SOURCE = "modeldelta, github.com/nick-yudin/modeldelta, paper/final_table_paper.csv, 2026"
 SMALLEST = 1000  # entries of a tensor, below which modeldelta leaves it out

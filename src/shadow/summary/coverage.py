@@ -15,7 +15,7 @@ from shadow.summary.numbers import are, median
 from shadow.summary.rows import UncomparedRow, VectorFigures, VocabularyRow
 
 if TYPE_CHECKING:
-    from shadow.summary.tables import Columns
+    from shadow.summary.columns import Columns
 
 ONE_SIDED = ("only_in_base", "only_in_tuned")
 UNCOMPARED = (*ONE_SIDED, "shape_differs", "nonfinite")  # reasons that a finding names

@@ -20,7 +20,7 @@ from shadow.summary.bootstrap import Counts
 from shadow.summary.numbers import are
 
 if TYPE_CHECKING:
-    from shadow.summary.tables import Columns
+    from shadow.summary.columns import Columns
 
 Energies = NDArray[np.float64]
 LAYERS = 1000  # numbers below which a chart has room: a tensor's name may claim any

@@ -18,7 +18,7 @@ from shadow.summary.numbers import are, median_of
 from shadow.summary.rows import GridRow
 
 if TYPE_CHECKING:
-    from shadow.summary.tables import Columns
+    from shadow.summary.columns import Columns
 
 FLAT = 1.05  # ratio of the largest to the least norm, up to which all cells are one
 

@@ -22,7 +22,7 @@ from shadow.summary.rows import CoherenceRow, OutsideRow, UnchangedRow, row_of
 if TYPE_CHECKING:
     import pandas as pd
 
-    from shadow.summary.tables import Columns
+    from shadow.summary.columns import Columns
 
 
 BESIDE = (  # medians of inside_layers beside LAYER_MEDIANS

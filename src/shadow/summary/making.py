@@ -25,6 +25,7 @@ from shadow.summary.bootstrap import (
     interval,
     intervals_of_medians,
 )
+from shadow.summary.columns import Columns
 from shadow.summary.coverage import uncompared, vector_figures, vocabulary
 from shadow.summary.depth import (
     Sum,
@@ -61,7 +62,7 @@ from shadow.summary.rows import (
     SkippedRow,
     row_of,
 )
-from shadow.summary.tables import Columns, Rows
+from shadow.summary.tables import Rows
 
 # cosines below which an expert is another one, and above which the rest is the same model
 TURNED, UNTURNED = 0.5, 0.9

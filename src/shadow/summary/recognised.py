@@ -19,7 +19,7 @@ from shadow.summary.rows import (
 )
 
 if TYPE_CHECKING:
-    from shadow.summary.tables import Columns
+    from shadow.summary.columns import Columns
 
 # cosines of base and tuned: below, another matrix stands there; the model's median has to be above
 OTHER, SAME_MODEL = 0.5, 0.9

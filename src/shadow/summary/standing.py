@@ -15,7 +15,7 @@ from shadow.summary.layer_medians import held_rank
 from shadow.summary.numbers import are, median
 
 if TYPE_CHECKING:
-    from shadow.summary.tables import Columns
+    from shadow.summary.columns import Columns
 
 # With norms that are equal, a cosine below 0.5 is a delta longer than the base itself: it tells of
 # the base's spectrum, not of a change. Fine-tunes have 0.9 and more, unrelated models of one shape
