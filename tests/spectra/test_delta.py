@@ -110,9 +110,7 @@ def test_reference_and_columns_agree_on_what_there_is():
     assert set(delta.values) == {column.name for column in (*SPECTRAL, *DELTA)} - whole_pair
 
 
-@pytest.mark.parametrize(
-    "shape", [(8, 8), (60, 90), (90, 60), (257, 300), (300, 700), (700, 300), (300, 340)]
-)
+@pytest.mark.parametrize("shape", [(8, 8), (60, 90), (90, 60), (257, 300), (400, 260)])
 def test_every_number_is_the_references_for_bf16(shape):
     """bf16 pairs, default tier: energies to 1e-6, effective rank to 2.6e-4 of float64 NumPy."""
     base, tuned = pair(shape)

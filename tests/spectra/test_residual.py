@@ -10,9 +10,6 @@ from measuring import measure_all
 from shadow.dtypes import FLOATS
 from shadow.places.groups import READING, WRITING
 from shadow.reports.columns import RESIDUAL
-from shadow.spectra.delta import (
-    corners,
-)
 from shadow.spectra.residual import (
     WIDTH,
     overlaps,
@@ -49,9 +46,8 @@ def deltas(width, shared, direction, lengths=(96, 200, 32, 96, 400), rank=20):
 def sketched(D, direction):
     matrix = torch.from_numpy(D)
     energy = (D.astype(float) ** 2).sum()
-    return sketch(
-        (matrix[index] for index in blocks(matrix)), corners(matrix), D.shape, energy, direction
-    )
+    indices, corners = zip(*blocks(matrix), strict=True)
+    return sketch((matrix[index] for index in indices), corners, D.shape, energy, direction)
 
 
 def estimated(Ds, width, direction):

@@ -207,8 +207,8 @@ def undo(
     if isinstance(sides.base, BlockScaled | Updated) or isinstance(sides.tuned, BlockScaled):
         return UNEXPLAINED
     names = (
-        coarser_grid(sides.base, formats[0], sides.dtype, sides.space, "base"),
-        coarser_grid(sides.tuned, formats[1], sides.dtype, sides.space, "tuned"),
+        coarser_grid(sides.base, formats[0], sides.dtype, sides.space),
+        coarser_grid(sides.tuned, formats[1], sides.dtype, sides.space),
     )
     of_base, grid = (FLOATS[name] for name in names)
     if grid.mantissa_bits > of_base.mantissa_bits and names[1] in ("F32", "F64"):
@@ -298,7 +298,7 @@ def _all_on(sides: Sides, of_base: str, of_tuned: str) -> bool:
     # otherwise its own grid would be this one
     if FLOATS[of_base].mantissa_bits > FLOATS[of_tuned].mantissa_bits:
         return False
-    return is_on_grid(sides.base, FLOATS[of_tuned], sides.dtype, sides.space, "base")
+    return is_on_grid(sides.base, FLOATS[of_tuned], sides.dtype, sides.space)
 
 
 def line_energies(sides: Sides) -> tuple[Floats, Floats]:
