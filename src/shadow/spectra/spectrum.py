@@ -92,6 +92,10 @@ class Spectrum:
         """The larger of rows and cols."""
         return max(self.rows, self.cols)
 
+    def above(self, edge: float) -> int:
+        """How many singular values lie above an edge."""
+        return int(np.count_nonzero(self.sigma > edge))
+
 
 @dataclass(frozen=True)
 class Question:

@@ -148,7 +148,7 @@ def marchenko_pastur(spectrum: Spectrum) -> Values:
     median = float(np.median(spectrum.sigma))
     scale = median / math.sqrt(n * marchenko_pastur_median(m / n))
     edge = scale * (math.sqrt(m) + math.sqrt(n))
-    return {"mp_edge": edge, "mp_outliers": int(np.count_nonzero(spectrum.sigma > edge))}
+    return {"mp_edge": edge, "mp_outliers": spectrum.above(edge)}
 
 
 @lru_cache(maxsize=4096)
