@@ -125,7 +125,7 @@ NEAR_THE_FLOOR = {  # a few large singular values stand over many small ones
 
 
 @pytest.mark.parametrize("mkl", [True, False])
-@pytest.mark.parametrize("shape", every(2, [(300, 320), (300, 2000), (2000, 300)]))
+@pytest.mark.parametrize("shape", every(2, [(300, 320), (300, 1200), (1200, 300)]))
 @pytest.mark.parametrize("kind", NEAR_THE_FLOOR)
 def test_the_effective_rank_is_right_to_what_its_tier_promises(kind, shape, mkl, monkeypatch):
     """Where much of the spectrum lies near the floor, `default` is within 2.6e-4 and `fast` within

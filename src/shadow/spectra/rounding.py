@@ -26,7 +26,7 @@ from shadow.spectra.lazy import BlockScaled, Rounded, Updated
 from shadow.spectra.measurement import Values
 from shadow.spectra.rounding_counts import Counts, Floats, coarser_grid, count, is_on_grid, steps
 from shadow.spectra.rounding_model import Fit, fit, mean_squares
-from shadow.spectra.spectrum import Sides
+from shadow.spectra.spectrum import Sides, blocks
 
 ROUNDED_AWAY = 0.25  # kept below which corrected figures are null
 # floor_ratio from which rounding has a hundredth of the energy, or two, whatever the history
@@ -305,14 +305,12 @@ def line_energies(sides: Sides) -> tuple[Floats, Floats]:
     """(rows,) and (cols,): energies of tuned - base in one pass, unscaled."""
     rows, cols = sides.shape
     r, c = torch.zeros(rows, dtype=torch.float64), torch.zeros(cols, dtype=torch.float64)
-    tall, start = rows > cols, 0
-    for b, t in sides.blocks():
+    for index, (row, col) in blocks(sides.tuned):
+        b, t = sides.read(index)
         squares = t.sub_(b).double().square_()
         height, width = squares.shape
-        row, col = (start, 0) if tall else (0, start)
         r[row : row + height] += squares.sum(1)
         c[col : col + width] += squares.sum(0)
-        start += height if tall else width
     return r.numpy(), c.numpy()
 
 
