@@ -115,7 +115,8 @@ class Offloaded(Grams):
     def __init__(self, offload: Offload, which: str) -> None:
         self._offload = offload
         self._which = which
-        self.solver = solver_of(offload.device)
+        # what the last bits of its Gram matrices depend on
+        self.solver = f"{offload.device.kind} {offload.device.name} {torch.version.cuda}"
         self.made = Counter[str]()
 
     def solved(
@@ -290,11 +291,6 @@ class Way:
 def device_memory(side: int, jobs: int) -> int:
     """Bytes that so many workers take at most, beside a driver's; side: of the largest Gram."""
     return jobs * (4 * side**2 + 2 * 4 * max(BLOCK, side) + LIBRARY)
-
-
-def solver_of(device: TorchDevice) -> str:
-    """What the last bits of its Gram matrices depend on."""
-    return f"{device.kind} {device.name} {torch.version.cuda}"
 
 
 def _to_highest() -> tuple[str, list[tuple[Any, str]]]:
