@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from effort import every, examples
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from shadow.spectra import spectrum as module
@@ -194,6 +194,8 @@ def test_scale_of_the_weights_changes_nothing_but_the_scale(exponent):
 
 @settings(max_examples=examples(40))
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 50), st.booleans())
+@example(40, 7, 50, True)
+@example(5, 60, 50, True)
 def test_blocks_and_tiles_cover_a_matrix_once_in_order(rows, cols, size, grouped):
     """Of any size and cut, in two and three dimensions: each begins where it says, in order."""
     shape = (rows, 3, cols) if grouped else (rows, cols)
