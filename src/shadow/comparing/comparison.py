@@ -15,7 +15,7 @@ import pandas as pd
 from shadow import __version__
 from shadow.comparing.contrast import Contrast, contrast
 from shadow.comparing.correlation import ScoredSet, score_reports
-from shadow.comparing.differences import OPPOSITE, ComparisonVerdict, number
+from shadow.comparing.differences import OPPOSITE, ComparisonVerdict
 from shadow.comparing.gains import MEASURED_BY_OTHERS
 from shadow.comparing.matching import (
     ComparedReport,
@@ -28,6 +28,7 @@ from shadow.comparing.scores import ScoreFiles
 from shadow.errors import ShadowError, UsageError
 from shadow.reports.column_types import Cell
 from shadow.reports.columns import COMPARISON
+from shadow.summary.numbers import finite
 from shadow.text import counted
 
 # of what `--format json` prints and of the files of `-o`; raised when a field changes its meaning
@@ -225,7 +226,7 @@ def _ranking(
     if len(reports) < 3:
         return []
     medians = _shared_cells(contrasts[: len(reports) - 1])
-    typical = {str(label): number(medians[label].median()) for label in medians}
+    typical = {str(label): finite(medians[label].median()) for label in medians}
     ordered = sorted(
         typical, key=lambda label: (typical[label] is None, -(typical[label] or 0.0), label)
     )

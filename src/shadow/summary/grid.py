@@ -8,10 +8,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from statistics import median
 from typing import TYPE_CHECKING
 
 from shadow.places.names import name_rules
+from shadow.summary.numbers import finite, median_of_known
 from shadow.summary.rows import GridRow
 
 if TYPE_CHECKING:
@@ -38,10 +38,8 @@ def grid(deltas: pd.DataFrame, tensors: pd.DataFrame) -> list[GridRow]:
         places.setdefault((component, module), {})[int(layer)] = (0.0, None)
     medians = inside.astype({"layer": "int64"}).groupby(PLACE, observed=True).median()
     for (component, module, layer), norm, concentration in medians.itertuples(name=None):
-        places.setdefault((component, module), {})[int(layer)] = (
-            _known(norm),
-            _known(concentration),
-        )
+        cell = (finite(norm), finite(concentration))
+        places.setdefault((component, module), {})[int(layer)] = cell
     rows = []
     for component, module in sorted(places, key=lambda place: order_of(*place)):
         cells = sorted(places[component, module].items())
@@ -77,10 +75,6 @@ def _numbered() -> tuple[dict[str, int], dict[str, int]]:
         {name: number for number, name in enumerate(rules.components)},
         {name: number for number, name in enumerate(rules.modules)},
     )
-
-
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)
 
 
 @dataclass(frozen=True)
@@ -140,15 +134,7 @@ def picture(rows: Sequence[GridRow], columns: int) -> Picture | None:
 def _binned(row: GridRow, bins: Sequence[Sequence[int]]) -> tuple[float | None, ...]:
     """The median over the layers of each bin that have the module."""
     known: Mapping[int, float | None] = dict(zip(row.layers, row.relative_norm, strict=True))
-    values = [
-        [value for layer in layers if (value := known.get(layer)) is not None] for layers in bins
-    ]
-    return tuple(map(_median, values))
-
-
-def _median(values: Sequence[float]) -> float | None:
-    """The median; None of no values."""
-    return median(values) if values else None
+    return tuple(median_of_known(map(known.get, layers)) for layers in bins)
 
 
 def by_component(rows: Sequence[GridRow]) -> dict[str, list[GridRow]]:
