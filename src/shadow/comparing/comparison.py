@@ -21,13 +21,14 @@ from shadow.comparing.matching import (
     ComparedReport,
     Relation,
     ReportIdentity,
-    read_report,
+    compared,
     relations,
 )
 from shadow.comparing.scores import ScoreFiles
 from shadow.errors import ShadowError, UsageError
 from shadow.reports.column_types import Cell
 from shadow.reports.columns import COMPARISON
+from shadow.reports.report import Report
 from shadow.summary.numbers import finite
 from shadow.text import counted
 
@@ -147,7 +148,7 @@ def compare(
     MAX_REPORTS are no fault: gains and concentrations of all are correlated, and matrices are not
     compared.
     """
-    reports = [read_report(folder, report_label(index)) for index, folder in enumerate(folders)]
+    reports = [compared(Report(folder), report_label(i)) for i, folder in enumerate(folders)]
     scored = score_reports(reports, scores)
     not_shown = list(CLAIMS["not_shown"])
     if scored is not None:

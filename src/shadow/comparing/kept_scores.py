@@ -10,8 +10,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from shadow.comparing.gains import NO_SCORES, Gain, Scored, ScoreFile
-from shadow.comparing.scores import LARGEST, MAX_FILE
+from shadow.comparing.gains import NO_SCORES, Gain, Scored
+from shadow.comparing.scores import LARGEST, MAX_FILE, ScoreFile
 from shadow.errors import ShadowError
 from shadow.files import read_start
 from shadow.reports.atomic_replacement import KEPT
@@ -81,4 +81,4 @@ def _scored(stored: dict[str, Any]) -> Scored:
             raise ValueError
     files = read(ScoreFile, stored["score_files"])
     notes = read(str, stored["score_notes"])
-    return Scored(tuple((file.name, file.sha256) for file in files), tuple(gains), tuple(notes))
+    return Scored(tuple(files), tuple(gains), tuple(notes))
