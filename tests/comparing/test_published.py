@@ -87,7 +87,7 @@ LEAST = (0.999 + 0.998 + 0.997 + math.sqrt(1 - 0.25)) / 4
 def row(**changed: object) -> Released:
     told = {
         "base": BASE, "tuned": TUNED, **MEANS, "mean_cosine": 0.9985, "modules": 8,
-        "with_spectrum": 6, **changed,
+        "modules_with_spectrum": 6, **changed,
     }  # fmt: skip
     return Released(**told)
 
@@ -202,7 +202,7 @@ def test_means_over_other_tensors_are_not_compared(table):
         == "9 tensors of one name and shape there, 8 here"
     )
     assert checks(found)["oq_ratio"].agrees  # of weights of the layers alone
-    table(row(with_spectrum=7))
+    table(row(modules_with_spectrum=7))
     found = published_figures(tensors(), deltas(), metadata(), unrelated=False)
     assert checks(found)["mean_relative_norm"].agrees
     assert checks(found)["mean_top20_energy"].agrees is None
