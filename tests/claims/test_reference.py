@@ -11,14 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import mannwhitneyu
 
-from calibration import (
-    DATA,
-    all_rates,
-    fit,
-    pretrained_rates,
-    pretrained_verdicts,
-    reference_csv,
-)
+from calibration import DATA, all_rates, fit, pretrained_rates, pretrained_verdicts, reference_csv
 from calibration import reference as reference_table
 from lab_page import page
 from shadow.claims import reference
