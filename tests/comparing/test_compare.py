@@ -494,35 +494,40 @@ def test_what_makes_a_comparison_doubtful_is_warned_of(tmp_path):
     them nothing.
     """
     plain = uniform(tmp_path / "plain", 0.3)
-    usual = {
-        "method": {"precision": "default", "nulls": 0, "seed": 0},
-        "chosen": {},
-        "relation": "tuned",
-    }
-    exact = {**usual, "method": {"precision": "exact", "nulls": 8, "seed": 0}}
 
     def warnings(name, metadata=None, **figures_of):
         rows = [delta(0.4, where, **figures_of) for where in places(6)]
-        return " | ".join(
-            one(compare([write(tmp_path / name, rows, **(metadata or {})), plain])).warnings
-        )
+        folder = write(tmp_path / name, rows, **(metadata or {}))
+        return " | ".join(one(compare([folder, plain])).warnings)
 
     assert warnings("same") == ""
-    assert "--precision exact in A, default in B" in warnings("precision", {"settings": exact})
-    assert "--nulls 8 in A, 0 in B; no figure here" in warnings("nulls", {"settings": exact})
-    assert "filtered differently" in warnings(
-        "filter", {"settings": {**usual, "chosen": {"layers": [0]}}}
-    )
-    assert "versions of shadow: A by 0.0.9" in warnings("version", {"version": "0.0.9"})
-    assert "siblings" in warnings("sibling", {"settings": {**usual, "relation": "sibling"}})
-    assert "18 matrices are stored in different dtypes: F32 in A, BF16 in B" in warnings(
-        "dtype", dtype="F32"
-    )
-    assert "18 matrices of A (ranges) came as byte ranges" in warnings("ranges", verified=False)
-    assert "the update of A (large) is 4 times as large" in warnings("large", relative_norm=0.2)
-    assert "the update of B (plain) is 5 times as large" in warnings("small", relative_norm=0.01)
     assert warnings("near", relative_norm=0.1) == ""
-    assert "perhaps a merged adapter" in warnings("merged", numerical_rank=16)
+    settings = {
+        "method": {"precision": "exact", "nulls": 8, "seed": 0},
+        "chosen": {"layers": [0]},
+        "relation": "sibling",
+    }
+    found = warnings(
+        "all",
+        {"settings": settings, "version": "0.0.9"},
+        dtype="F32",
+        verified=False,
+        relative_norm=0.2,
+        numerical_rank=16,
+    )
+    for words in (
+        "versions of shadow: A by 0.0.9",
+        "--precision exact in A, default in B",
+        "--nulls 8 in A, 0 in B; no figure here",
+        "filtered differently",
+        "siblings",
+        "18 matrices are stored in different dtypes: F32 in A, BF16 in B",
+        "18 matrices of A (all) came as byte ranges",
+        "the update of A (all) is 4 times as large",
+        "perhaps a merged adapter",
+    ):
+        assert words in found
+    assert "the update of B (plain) is 5 times as large" in warnings("small", relative_norm=0.01)
     adapter = warnings("adapter", numerical_rank=16, rank_ceiling=16, floor_ratio=None)
     assert "merged adapter" not in adapter  # the comparison says that it is one
     replaced = [
@@ -550,7 +555,7 @@ def test_simulated_runs_of_one_regime_never_pass_the_margin(tmp_path):
     """
     rng = np.random.default_rng(7)
     excluded = 0
-    for pair in range(12):
+    for pair in range(6):
         folders = [
             uniform(
                 tmp_path / f"{pair}{side}",
@@ -562,7 +567,7 @@ def test_simulated_runs_of_one_regime_never_pass_the_margin(tmp_path):
         found = one(compare(folders))
         assert found.verdict in ("not distinguished", "different, below the margin")
         excluded += figures(found)["concentration"].points != 0
-    assert excluded <= 3  # of 12 at 5 %: more than 3 has a chance of 0.2 %
+    assert excluded <= 2  # of 6 at 5 %: more than 2 has a chance of 0.2 %
 
 
 # The command

@@ -191,9 +191,7 @@ class Measured:
         """Where the report has what a rule names, in the order of the summary."""
         if name.component is None:
             return [()]
-        if name.module is None:
-            return [at for at in self._rows if len(at) == 1 and name.covers(at[0], None)]
-        return [at for at in self._rows if len(at) == 2 and name.covers(*at)]
+        return [at for at in self._rows if at and name.covers(at[0], at[1] if at[1:] else None)]
 
     def changed(self, at: Scope) -> int:
         """How many deltas of a place have been measured."""
@@ -201,7 +199,7 @@ class Measured:
 
     def with_intervals(self, at: Scope) -> list[str]:
         """The figures of a place that intervals are made of."""
-        return list(self._rows[at].intervals) if at in self._rows else []
+        return list(self._rows[at].intervals)
 
     def figure(self, at: Scope, metric: str) -> JudgedFigure:
         """The summary's figure of that name, else the median over the delta rows of the place."""
