@@ -852,21 +852,3 @@ def test_experts_count_each(tmp_path):
     ]
     folder = reports.write(tmp_path / "a", rows)
     assert verdict(folder, "language.experts.up.concentration == 0.2").outcome == "met"
-
-
-def test_what_a_relative_norm_is_of_a_pair_a_component_and_overall(demo):
-    """docs/ci.md: the median matrix; all matrices of the component; all of the pair. By NumPy from
-    the rows.
-    """
-    rows = pd.read_parquet(demo["narrow"] / "matrices.parquet")
-    norms = {
-        side: rows.loc[rows["subject"] == side, "frobenius_norm"].to_numpy()
-        for side in ("base", "delta")
-    }
-    whole = np.sqrt((norms["delta"] ** 2).sum() / (norms["base"] ** 2).sum())
-    now = read_measured(demo["narrow"])
-    assert now.figure((), "relative_norm").value == pytest.approx(
-        np.median(norms["delta"] / norms["base"])
-    )
-    assert now.figure((), "relative_norm_overall").value == pytest.approx(whole)
-    assert now.figure(("language",), "relative_norm").value == pytest.approx(whole)

@@ -547,20 +547,11 @@ def test_what_cannot_be_told_is_one_line(tmp_path, arguments, code, message):
 def test_names_of_files_are_text(tmp_path):
     """Control characters and markup in names of reports come out visible."""
     nasty = "\x1b[31m[bold]x::error::"
-    write(
-        tmp_path / "r" / "one",
-        [delta(0.3, place(0, "mlp.up"), frobenius_norm=0.1, parameters=1)],
-        base=commit(f"org/{nasty}", 1),
-        tuned=commit("org/b", 2),
-        pair=f"{nasty}..b",
-    )
-    write(
-        tmp_path / "r" / "two",
-        [delta(0.3, place(0, "mlp.up"), frobenius_norm=0.1, parameters=1)],
-        base=commit("org/b", 2),
-        tuned=commit(f"org/{nasty}", 3),
-        pair=f"b..{nasty}",
-    )
+    stages = [(nasty, 1), ("b", 2), (nasty, 3)]
+    row = delta(0.3, place(0, "mlp.up"), frobenius_norm=0.1, parameters=1)
+    for folder, ((start, first), (end, second)) in zip("ab", pairwise(stages), strict=True):
+        base, tuned = commit(f"org/{start}", first), commit(f"org/{end}", second)
+        write(tmp_path / "r" / folder, [row], base=base, tuned=tuned, pair=f"{start}..{end}")
     done = shadow("lineage", "r", cwd=tmp_path, width=120)
     assert done.code == 0, done.err
     assert "\x1b[31m" not in done.out

@@ -55,6 +55,7 @@ def test_figures_are_those_of_the_rows(folder):
         *(row["frobenius_norm"] for row in base)
     )
     assert figures["relative_norm_overall"] == pytest.approx(whole)
+    assert [row["relative_norm"] for row in summary["components"]] == [pytest.approx(whole)]
     for row in summary["modules"]:
         own = [delta["concentration"] for delta in deltas if delta["module"] == row["module"]]
         assert (row["matrices"], row["concentration"]) == (

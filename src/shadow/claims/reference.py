@@ -13,7 +13,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Literal
 
 from shadow.files import registry_folder
@@ -124,16 +124,10 @@ def choose(
     Those with its optimiser where there are enough of them for bounds, else those with any; the
     nearest in size. None where none is near.
     """
-    if short_side is None:
-        return None
-
-    def octaves(candidate: Trainings) -> float:
-        return abs(math.log2(short_side / candidate.short_side))
-
-    near = [candidate for candidate in trainings if octaves(candidate) <= NEAR]
+    near = [candidate for candidate in trainings if _octaves(short_side, candidate) <= NEAR]
     alike = [candidate for candidate in near if candidate.optimizer == optimizer]
     of_any = [candidate for candidate in near if candidate.optimizer is None]
-    return min(alike or of_any, key=octaves, default=None)
+    return min(alike or of_any, key=partial(_octaves, short_side), default=None)
 
 
 @dataclass(frozen=True)
@@ -216,10 +210,15 @@ def choose_runs(
     short_side: float | None, optimizer: str, table: Sequence[ReferenceRun]
 ) -> list[ReferenceRun]:
     """The trainings of a table like `runs()` with an optimiser, of matrices of about this size."""
-    if short_side is None:
-        return []
     alike = (run for run in table if run.optimizer == optimizer)
-    return [run for run in alike if abs(math.log2(short_side / run.short_side)) <= NEAR]
+    return [run for run in alike if _octaves(short_side, run) <= NEAR]
+
+
+def _octaves(short_side: float | None, other: Trainings | ReferenceRun) -> float:
+    """How far two sizes are apart; infinite where one is unknown."""
+    if short_side is None:
+        return math.inf
+    return abs(math.log2(short_side / other.short_side))
 
 
 def bases_of(short_side: int, optimizer: str | None, data: str | None = None) -> int:

@@ -298,17 +298,14 @@ def _gain(
     chosen = min(common or base.keys() | tuned.keys(), key=_preference)
     before, other = base.get(chosen), tuned.get(chosen)
     rows = [row for row in (before, other) if row is not None]
-    either = rows[-1]
+    groups, unit, higher = (
+        _agree(rows[0], rows[-1], key) for key in ("group", "unit", "higher_is_better")
+    )
     if before and other:
-        groups, unit, higher = (
-            _agree(before, other, key) for key in ("group", "unit", "higher_is_better")
-        )
         _refuse_units(before, other, higher=higher, above_one=above_one)
-    else:
-        groups, unit, higher = either.group, either.unit, either.higher_is_better
     if group and groups and group != groups:
         raise ShadowError(
-            f"{benchmark[:80]!r} is in the groups {group} and {groups} ({either.where})",
+            f"{benchmark[:80]!r} is in the groups {group} and {groups} ({rows[-1].where})",
             "make them agree",
         )
     gain = error = None

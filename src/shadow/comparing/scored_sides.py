@@ -63,9 +63,7 @@ def sides_of(metadata: ReportMetadata, pair: Pair | None = None) -> Sides:
 
 
 def _reported(role: Role, metadata: CheckpointMetadata, stage: str) -> ScoredSide:
-    commit = metadata.get("commit")
-    if not isinstance(commit, str):
-        commit = None
+    commit = metadata["commit"]
     is_folder = commit is None and Path(metadata["repo"]).is_absolute()
     return ScoredSide(
         role=role,
