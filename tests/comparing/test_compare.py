@@ -624,34 +624,29 @@ def test_a_base_stored_elsewhere_is_known_by_its_spectra(demo_reports, shadow, t
     )
 
 
-@pytest.mark.parametrize("width", [80, 120])
 @pytest.mark.parametrize("count", [2, 3])
-def test_output_fits_the_terminal(shadow, demo_reports, width, count):
-    """No line is longer than the terminal, nothing is cut off, stderr is empty."""
-    runs = [
-        demo_reports / "base..narrow",
-        demo_reports / "base..broad",
-        demo_reports / "base..narrow",
-    ][:count]
-    done = shadow("compare", *runs, env={"COLUMNS": str(width)})
-    text = done.assert_done()
-    assert max(map(len, text.splitlines())) <= width
-    assert "…" not in text
-    assert done.err == ""
-    for word in (
-        "more concentrated",
-        "spread, 87.5 %",
-        "PR / null PR",
-        "x 0.83",
-        "+0.065",
-        "not shown",
-        "only 4 layers",
-        "rel. norm",
-        "x 1.18",  # the margin of ratios, in a column or in the title
-    ):
-        assert word in text
-    assert ("By depth" in text) == ("mlp.down" in text) == (count == 2)
-    assert ("against the next" in text) == (count == 3)
+def test_output_fits_the_terminal(demo_reports, count):
+    """No line is longer than the terminal, nothing is cut off."""
+    pairs = ("base..narrow", "base..broad", "base..narrow")[:count]
+    document = comparison_document(compare([demo_reports / pair for pair in pairs]))
+    for width in (80, 120):
+        text = drawn(document, width)
+        assert max(map(len, text.splitlines())) <= width
+        assert "…" not in text
+        for word in (
+            "more concentrated",
+            "spread, 87.5 %",
+            "PR / null PR",
+            "x 0.83",
+            "+0.065",
+            "not shown",
+            "only 4 layers",
+            "rel. norm",
+            "x 1.18",  # the margin of ratios, in a column or in the title
+        ):
+            assert word in text
+        assert ("By depth" in text) == ("mlp.down" in text) == (count == 2)
+        assert ("against the next" in text) == (count == 3)
 
 
 def test_a_verdict_stays_on_its_line_where_ratios_have_three_decimals(tmp_path):
