@@ -16,7 +16,6 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from shadow.comparing.gains import Gain, Scored, group_gain, join
@@ -362,7 +361,9 @@ def spearman(values: Floats, other: Floats) -> float:
 
 def _ranks(values: Floats) -> Integers:
     """Twice the mean ranks, less their mean: whole numbers, so that sums of products are exact."""
-    return np.asarray(2 * pd.Series(values).rank() - len(values) - 1, np.int64)
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    doubled = (2 * np.cumsum(counts) - counts + 1)[inverse]
+    return np.asarray(doubled - len(values) - 1, np.int64)
 
 
 def interval(rho: float, n: int) -> tuple[float | None, float | None]:
