@@ -54,3 +54,17 @@ def shadow(tmp_path):
         return run_shadow(*arguments, cwd=tmp_path, **more)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def demo_reports(tmp_path_factory):
+    """The folder of the reports base..narrow and base..broad of the demo, to be read alone."""
+    from shadow.audits.pair import Settings, run_pair
+    from shadow.checkpoints.pairing import Filter
+    from shadow.spectra.delta import Method
+    from shadow.targets.families import find_pairs, load_families
+
+    out = tmp_path_factory.mktemp("demo")
+    for pair in find_pairs("demo", load_families(None)):
+        run_pair(pair, Settings(Method(), Filter()), out)
+    return out / "demo"

@@ -8,13 +8,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from statistics import median
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from shadow.places.names import name_rules
-from shadow.summary.numbers import are, median_of
+from shadow.summary.numbers import are, median_of, median_of_known
 from shadow.summary.rows import GridRow
 
 if TYPE_CHECKING:
@@ -135,15 +134,7 @@ def picture(rows: Sequence[GridRow], columns: int) -> Picture | None:
 def _binned(row: GridRow, bins: Sequence[Sequence[int]]) -> tuple[float | None, ...]:
     """The median over the layers of each bin that have the module."""
     known: Mapping[int, float | None] = dict(zip(row.layers, row.relative_norm, strict=True))
-    values = [
-        [value for layer in layers if (value := known.get(layer)) is not None] for layers in bins
-    ]
-    return tuple(map(_median, values))
-
-
-def _median(values: Sequence[float]) -> float | None:
-    """The median; None of no values."""
-    return median(values) if values else None
+    return tuple(median_of_known(map(known.get, layers)) for layers in bins)
 
 
 def by_component(rows: Sequence[GridRow]) -> dict[str, list[GridRow]]:
