@@ -226,15 +226,14 @@ def _contrasts(runs: pd.DataFrame, scale: str) -> str:
 
 
 def _says(difference: Estimate) -> str:
-    if not difference.bases:
+    if difference.value is None:
         return "-"
-    if difference.low is None:
+    if difference.low is None or difference.high is None:
         return "one base: no interval"
-    if difference.within(MARGIN):
+    if difference.low > -MARGIN and difference.high < MARGIN:
         return "within: no difference that counts"
-    if difference.excludes_zero and abs(difference.value or 0) >= MARGIN:
-        return "beyond"
-    return "undecided"
+    excludes_zero = difference.low > 0 or difference.high < 0
+    return "beyond" if excludes_zero and abs(difference.value) >= MARGIN else "undecided"
 
 
 def _separation(runs: pd.DataFrame, scale: str) -> str:

@@ -11,7 +11,7 @@ import typer
 from shadow.audits import request
 from shadow.cli import completion
 from shadow.errors import UsageError
-from shadow.storage import OPTIONS, Store, located, unsupported, url_of
+from shadow.storage import OPTIONS, located, unsupported, url_of
 from shadow.text import redacted_url
 
 
@@ -30,36 +30,29 @@ def on_this_machine(path: Path | None) -> Path | None:
 
 def a_place(path: Path | None) -> Path | None:
     """A callback of options that also take URLs: refuses at once those that are not supported."""
-    if path is not None:
-        place = located(path)
-        if isinstance(place, Path):
-            return place
-        _require_lasting(place)
+    return None if path is None else _lasting(path)
+
+
+def _lasting(path: Path) -> Path:
+    """Refuses what would be gone with the process of the command; Python may use it."""
+    place = located(path)
+    if isinstance(place, Path):
+        return place
+    if place.scheme.protocol == "memory":
+        raise unsupported(place.url, "memory")
     return path
-
-
-def _require_lasting(store: Store) -> None:
-    """Refuse what would be gone with the process of the command; Python may use it."""
-    if store.scheme.protocol == "memory":
-        raise unsupported(store.url, "memory")
 
 
 def places(paths: list[Path] | None) -> list[Path] | None:
     """The same for options and arguments that may be repeated."""
-    if paths is None:
-        return None
-    return [path for path in map(a_place, paths) if path is not None]
+    return None if paths is None else [_lasting(path) for path in paths]
 
 
 def a_name(text: str | None) -> str | None:
     """The same for a list, which may be standard input."""
     if text is None or url_of(text) is None:
         return text
-    place = located(text)
-    if isinstance(place, Path):
-        return str(place)
-    _require_lasting(place)
-    return text
+    return str(_lasting(Path(text)))
 
 
 # Groups of options in the help
