@@ -39,6 +39,7 @@ from calibration import (
 )
 from contrasts import Control, doses, separations, storage, treatments
 from margins import gap_words, margin_words
+from page_table import table
 from shadow import __version__
 from shadow.claims.reference import Rate
 from shadow.comparing.comparison import MARGIN
@@ -58,7 +59,6 @@ from shadow.lab.estimates import (
 from shadow.lab.figure import COLOURS, draw_bases, draw_paths, side_by_side
 from shadow.lab.results import collect, write
 from shadow.lab.tasks import World
-from shadow.lab.view import table
 from shadow.text import and_list, counted
 
 if TYPE_CHECKING:

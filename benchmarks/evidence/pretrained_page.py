@@ -28,6 +28,7 @@ import typer
 from calibration import all_rates, calibration_json, pretrained_verdicts, reference
 from contrasts import matched
 from laws import FIGURES, NARROW, FigureLaw, WidthFigure, laws, wrong_sides
+from page_table import table
 from shadow.claims.reference import Word, choose, word
 from shadow.claims.reference import calibration as shipped
 from shadow.lab import results
@@ -36,7 +37,6 @@ from shadow.lab.estimates import final, formatted, main_runs
 from shadow.lab.figure import COLOURS, side_by_side
 from shadow.lab.pretrained import PACKAGE, STORED, VERSION, WIDTH, as_runs
 from shadow.lab.texts import INVENTED, QUESTIONS, SOURCES
-from shadow.lab.view import table
 from shadow.text import and_list
 from width_page import in_differences
 

@@ -57,12 +57,11 @@ def lab_run(
     as_json = json or format == "json"
     require("lab")
     from shadow.lab.run import run
-    from shadow.lab.view import terminal
 
     with console.continuable(), console.steps(f"lab {preset}") as update:
         done = run(preset, output, jobs=jobs, show=update)
     if as_json:
         console.show_json({"preset": preset, "runs": done.rows, "folder": str(output)})
     else:
-        console.display(terminal(done.view))
+        console.show(done.document)
     console.say(f"tables, page and figure in {output}/: {', '.join(done.files)}")
