@@ -11,7 +11,7 @@ import typer
 from shadow.audits import request
 from shadow.cli import completion
 from shadow.errors import UsageError
-from shadow.storage import OPTIONS, located, unsupported, url_of
+from shadow.storage import OPTIONS, Store, located, unsupported, url_of
 from shadow.text import redacted_url
 
 
@@ -30,29 +30,33 @@ def on_this_machine(path: Path | None) -> Path | None:
 
 def a_place(path: Path | None) -> Path | None:
     """A callback of options that also take URLs: refuses at once those that are not supported."""
-    return None if path is None else _lasting(path)
+    return None if path is None else _supported(path)
 
 
-def _lasting(path: Path) -> Path:
-    """Refuses what would be gone with the process of the command; Python may use it."""
+def _supported(path: Path) -> Path:
     place = located(path)
     if isinstance(place, Path):
         return place
-    if place.scheme.protocol == "memory":
-        raise unsupported(place.url, "memory")
+    require_lasting(place)
     return path
+
+
+def require_lasting(store: Store) -> None:
+    """Refuse what would be gone with the process of the command; Python may use it."""
+    if store.scheme.protocol == "memory":
+        raise unsupported(store.url, "memory")
 
 
 def places(paths: list[Path] | None) -> list[Path] | None:
     """The same for options and arguments that may be repeated."""
-    return None if paths is None else [_lasting(path) for path in paths]
+    return None if paths is None else [_supported(path) for path in paths]
 
 
 def a_name(text: str | None) -> str | None:
     """The same for a list, which may be standard input."""
     if text is None or url_of(text) is None:
         return text
-    return str(_lasting(Path(text)))
+    return str(_supported(Path(text)))
 
 
 # Groups of options in the help

@@ -1,4 +1,4 @@
-"""What a person who ran the lab wants to see first, as a document for the terminal and for a page."""
+"""What a person who ran the lab wants to see first, as a document for terminal and page."""
 
 from __future__ import annotations
 
