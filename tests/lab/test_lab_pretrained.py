@@ -329,6 +329,7 @@ def test_a_difference_at_equal_norm_is_that_of_the_paths():
     assert pretrained_page.difference_at_norm(main, figure) == pytest.approx(0.1)
 
 
+@pytest.mark.generated
 def test_the_published_page_is_made_of_the_published_tables_alone():
     """docs/pretrained.md holds no other number."""
     docs = Path(__file__).parents[2] / "docs"
