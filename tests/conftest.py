@@ -51,6 +51,14 @@ def _same_numbers(request):
         own.bit_generator.state = type(own.bit_generator)(0).state
 
 
+@pytest.fixture(scope="session")
+def demo_reports(tmp_path_factory):
+    """The folder that `shadow audit demo` wrote; who changes anything in it takes a copy."""
+    folder = tmp_path_factory.mktemp("demo")
+    run_shadow("audit", "demo", "-o", "reports", cwd=folder).assert_done()
+    return folder / "reports"
+
+
 @pytest.fixture
 def shadow(tmp_path):
     """Runs a `shadow` command in tmp_path."""
