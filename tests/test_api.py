@@ -225,7 +225,13 @@ def test_checkpoints_are_named_as_base_and_tuned(tmp_path):
         report.spectrum(report.deltas["tensor"].iloc[0])
 
 
-def test_two_checkpoints_may_be_given_by_position(tmp_path, monkeypatch):
+@pytest.fixture
+def known_pace(monkeypatch):
+    """How fast this machine is, which a plan otherwise measures for a second."""
+    monkeypatch.setattr("shadow.audits.pair_plan.pace", lambda method, jobs, offload: 1e10)
+
+
+def test_two_checkpoints_may_be_given_by_position(known_pace, tmp_path, monkeypatch):
     """The same pair as with base= and tuned=, by text or by Path, of `audit` and of `plan`."""
     monkeypatch.chdir(ROOT)
     base, tuned = "./registry/demo/base", Path("registry/demo/narrow")
@@ -764,10 +770,8 @@ def test_pairs_are_those_of_the_registry():
     assert 0 < len(shadow.pairs(tags=["stages"])) < len(shadow.pairs())
 
 
-def test_a_plan_measures_nothing(tmp_path, monkeypatch):
+def test_a_plan_measures_nothing(known_pace, tmp_path):
     """A plan for each pair, and no folder."""
-    # otherwise it is measured for a second
-    monkeypatch.setattr("shadow.audits.pair_plan.pace", lambda method, jobs, offload: 1e10)
     (told,) = shadow.plan("demo:base..narrow", output=tmp_path / "out")
     assert told.pair == "base..narrow"
     assert not (tmp_path / "out").exists()
@@ -880,7 +884,9 @@ EXAMPLES = re.findall(
 
 
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
-def test_the_examples_of_the_page_run_as_they_stand(number, audited, tmp_path, monkeypatch, capsys):
+def test_the_examples_of_the_page_run_as_they_stand(
+    number, audited, known_pace, tmp_path, monkeypatch, capsys
+):
     """Each on its own, with the demo's reports where the page has them."""
     assert len(EXAMPLES) == 7
     (tmp_path / "reports").symlink_to(audited[0].folder.parents[1])

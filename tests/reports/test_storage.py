@@ -1079,8 +1079,10 @@ def test_a_missing_baseline_at_a_url(there, store):
     assert "there is no folder memory://bucket/gone" in err
 
 
-def test_the_python_api_takes_urls(pair, tmp_path):
+def test_the_python_api_takes_urls(pair, tmp_path, monkeypatch):
     """A report at a URL has the tables of one in a folder."""
+    # which a plan measures for a second
+    monkeypatch.setattr("shadow.audits.pair_plan.pace", lambda method, jobs, offload: 1e10)
     there, here = (
         package.audit(pair, output=output, subspaces=False)
         for output in ("memory://bucket/api", tmp_path / "here")
