@@ -884,9 +884,7 @@ EXAMPLES = re.findall(
 
 
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
-def test_the_examples_of_the_page_run_as_they_stand(
-    number, audited, known_pace, tmp_path, monkeypatch, capsys
-):
+def test_the_examples_of_the_page_run_as_they_stand(number, audited, tmp_path, monkeypatch, capsys):
     """Each on its own, with the demo's reports where the page has them."""
     assert len(EXAMPLES) == 7
     (tmp_path / "reports").symlink_to(audited[0].folder.parents[1])
