@@ -181,7 +181,7 @@ def _bar(console: Console, *columns: ProgressColumn, width: int | None = None) -
     )
 
 
-class _Pace(ProgressColumn):
+class _Rate(ProgressColumn):
     """Matrices a second, and the time left by operations, not by count: sizes differ a lot."""
 
     def render(self, task: Task) -> Text:
@@ -222,7 +222,7 @@ class _Bytes(ProgressColumn):
 def _matrix_bar(console: Console) -> tuple[Bar, Callable[[str], Update]]:
     """The bar of one pair, and what begins a pair in it."""
     bytes_column = _Bytes()
-    bar = _bar(console, _Pace(), bytes_column)
+    bar = _bar(console, _Rate(), bytes_column)
 
     def begin(title: str) -> Update:
         for old in bar.task_ids:

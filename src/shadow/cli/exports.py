@@ -25,14 +25,7 @@ def report(
     run: option.RunFolders,
     output: Annotated[
         Path,
-        typer.Option(
-            "-o",
-            "--output",
-            help="The page, one file.",
-            metavar="FILE",
-            dir_okay=False,
-            callback=option.on_this_machine,
-        ),
+        option.written(help="The page, one file.", metavar="FILE", dir_okay=False),
     ] = Path("report.html"),
     storage_options: option.StorageOptions = None,
 ) -> None:
@@ -67,14 +60,7 @@ def figure(
     kind: Annotated[FigureKind, typer.Option(help="What to draw.")],
     output: Annotated[
         Path,
-        typer.Option(
-            "-o",
-            "--output",
-            help="File to draw to: .svg, .pdf or .png.",
-            metavar="FILE",
-            dir_okay=False,
-            callback=option.on_this_machine,
-        ),
+        option.written(help="File to draw to: .svg, .pdf or .png.", metavar="FILE", dir_okay=False),
     ],
     component: Annotated[
         str | None, typer.Option(help="Component to draw.", show_default="language")
@@ -148,13 +134,10 @@ def export(
     to: Annotated[ExportFormat, typer.Option("--to", help="The format.")],
     output: Annotated[
         Path | None,
-        typer.Option(
-            "-o",
-            "--output",
+        option.written(
             help="File or folder to write.",
             metavar="PATH",
             show_default="RUN-csv and so on, here",
-            callback=option.on_this_machine,
         ),
     ] = None,
     table: Annotated[

@@ -76,6 +76,9 @@ def _in(panel: str) -> Any:
 _choice, _measuring, _files = _in(CHOICE), _in(MEASURING), _in(FILES)
 _rules, _storage, _engine = _in(RULES), _in(STORAGE), _in(ENGINE)
 
+written: Any = partial(typer.Option, "-o", "--output", callback=on_this_machine)
+"""An option for what a command writes on this machine."""
+
 DEFAULT_OUTPUT = Path("reports")
 Targets = Annotated[
     list[str] | None,

@@ -121,13 +121,10 @@ def compare(
     ] = False,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "-o",
-            "--output",
+        option.written(
             help="Parquet file for the compared rows, one for each matrix.",
             metavar="FILE",
             dir_okay=False,
-            callback=option.on_this_machine,
         ),
     ] = None,
     storage_options: option.StorageOptions = None,
