@@ -24,8 +24,7 @@ FigureKind = Literal["depth", "spectrum", "heatmap", "modules", "lineage"]
 def report(
     run: option.RunFolders,
     output: Annotated[
-        Path,
-        option.written(help="The page, one file.", metavar="FILE", dir_okay=False),
+        Path, option.written(help="The page, one file.", metavar="FILE", dir_okay=False)
     ] = Path("report.html"),
     storage_options: option.StorageOptions = None,
 ) -> None:
@@ -108,8 +107,7 @@ def figure(
     for name, kinds in OPTIONS.items():
         if given[name] not in (None, []) and kind not in kinds:
             raise UsageError(
-                f"--{name} does not apply to a {kind}",
-                f"it is for --kind {' and '.join(kinds)}",
+                f"--{name} does not apply to a {kind}", f"it is for --kind {' and '.join(kinds)}"
             )
     if component is not None:
         from shadow.places.names import check_component
@@ -135,9 +133,7 @@ def export(
     output: Annotated[
         Path | None,
         option.written(
-            help="File or folder to write.",
-            metavar="PATH",
-            show_default="RUN-csv and so on, here",
+            help="File or folder to write.", metavar="PATH", show_default="RUN-csv and so on, here"
         ),
     ] = None,
     table: Annotated[

@@ -31,8 +31,7 @@ def lab_run(
         ),
     ] = "quick",
     output: Annotated[
-        Path,
-        option.written(help="Folder for tables, page and figure.", file_okay=False),
+        Path, option.written(help="Folder for tables, page and figure.", file_okay=False)
     ] = Path("lab"),
     jobs: Annotated[
         int, typer.Option(help="Number of processes; results do not depend on it.", min=1, max=256)

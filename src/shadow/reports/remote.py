@@ -23,12 +23,7 @@ from pathlib import Path
 
 from shadow.errors import ShadowError
 from shadow.files import safe_name, write_beside, writing
-from shadow.reports.atomic_replacement import (
-    FILES_OF_A_PAIR,
-    FINISHED,
-    KEPT,
-    TABLES_OF_A_PAIR,
-)
+from shadow.reports.atomic_replacement import FILES_OF_A_PAIR, FINISHED, KEPT, TABLES_OF_A_PAIR
 from shadow.reports.metadata import ReportMetadata
 from shadow.reports.parquet import MAGIC, TAIL
 from shadow.reports.provenance import finished_metadata
