@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import signal
@@ -16,6 +17,7 @@ os.environ.setdefault("SHADOW_NO_CACHE", "1")
 
 import effort  # noqa: F401
 import pytest
+import typer.main
 from command import Run, run_shadow
 
 pytest.register_assert_rewrite("hub_pairs")  # before a test imports it
@@ -23,6 +25,9 @@ pytest.register_assert_rewrite("hub_pairs")  # before a test imports it
 # A process in the background inherits that interrupts are ignored; commands under test must not.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+
+# Commands are built from their signatures once, not for every command line that a test tries.
+typer.main.get_command = functools.cache(typer.main.get_command)
 
 # Nothing that a test writes must outlive the machine: to wait for the disk six times a report takes
 # half a minute.
@@ -44,6 +49,14 @@ def _same_numbers(request):
     """A test draws the same numbers whichever ran before it in its process."""
     if own := getattr(request.module, "RNG", None):
         own.bit_generator.state = type(own.bit_generator)(0).state
+
+
+@pytest.fixture(scope="session")
+def demo_reports(tmp_path_factory):
+    """The folder that `shadow audit demo` wrote; who changes anything in it takes a copy."""
+    folder = tmp_path_factory.mktemp("demo")
+    run_shadow("audit", "demo", "-o", "reports", cwd=folder).assert_done()
+    return folder / "reports"
 
 
 @pytest.fixture
