@@ -51,14 +51,6 @@ def _same_numbers(request):
         own.bit_generator.state = type(own.bit_generator)(0).state
 
 
-@pytest.fixture(scope="session")
-def demo_reports(tmp_path_factory):
-    """The folder that `shadow audit demo` wrote; who changes anything in it takes a copy."""
-    folder = tmp_path_factory.mktemp("demo")
-    run_shadow("audit", "demo", "-o", "reports", cwd=folder).assert_done()
-    return folder / "reports"
-
-
 @pytest.fixture
 def shadow(tmp_path):
     """Runs a `shadow` command in tmp_path."""
@@ -72,12 +64,6 @@ def shadow(tmp_path):
 @pytest.fixture(scope="session")
 def demo_reports(tmp_path_factory):
     """The folder of the reports base..narrow and base..broad of the demo, to be read alone."""
-    from shadow.audits.pair import Settings, run_pair
-    from shadow.checkpoints.pairing import Filter
-    from shadow.spectra.delta import Method
-    from shadow.targets.families import find_pairs, load_families
-
-    out = tmp_path_factory.mktemp("demo")
-    for pair in find_pairs("demo", load_families(None)):
-        run_pair(pair, Settings(Method(), Filter()), out)
-    return out / "demo"
+    folder = tmp_path_factory.mktemp("demo")
+    run_shadow("audit", "demo", "-o", "reports", cwd=folder).assert_done()
+    return folder / "reports" / "demo"

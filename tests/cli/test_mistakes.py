@@ -53,7 +53,7 @@ MISTAKES = {
 def place(demo_reports, tmp_path_factory):
     """A folder with reports, an empty folder and lists with faults."""
     place = tmp_path_factory.mktemp("place")
-    shutil.copytree(demo_reports, place / "reports")
+    shutil.copytree(demo_reports.parent, place / "reports")
     (place / "empty").mkdir()
     (place / "one.yaml").write_text("- ./x\n")
     (place / "broken.yaml").write_text("- {base: ./a tuned: ./b}\n")

@@ -18,7 +18,7 @@ def test_quiet_leaves_notes_out_and_keeps_errors(shadow, demo_reports, tmp_path)
     """A second run has a note, a missing baseline another; rules have a count, a fault its line;
     stdout is the same.
     """
-    shutil.copytree(demo_reports, tmp_path / "out")
+    shutil.copytree(demo_reports.parent, tmp_path / "out")
     loud = shadow(*PAIR, "--against", "none", "--allow-missing")
     assert "already there" in loud.err
     assert "no baseline" in loud.err
@@ -38,7 +38,7 @@ def test_quiet_leaves_notes_out_and_keeps_errors(shadow, demo_reports, tmp_path)
 
 def test_gate_has_quiet_too(shadow, demo_reports, tmp_path):
     """As `audit` with that option: no notes on stderr, but failed rules, their count, warning."""
-    shutil.copytree(demo_reports, tmp_path / "out")
+    shutil.copytree(demo_reports.parent, tmp_path / "out")
     rules = (
         "gate",
         "out/demo/base..narrow",

@@ -36,7 +36,7 @@ LATER = (
 @pytest.fixture
 def demo(demo_reports):
     """The report of one pair of the demo."""
-    return demo_reports / "demo" / "base..narrow"
+    return demo_reports / "base..narrow"
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from shadow.reports.report import Report
 from shadow.spectra.noise import noise_effective_rank, shift_by_noise
 from shadow.summary.layer_medians import ranked
-from shadow.summary.numbers import median_of_known
+from shadow.summary.picture import median_of_known
 
 HEADS = ("measured", "noise alone", "rounding alone")  # of what medians returns
 

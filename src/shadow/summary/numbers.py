@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,12 +50,6 @@ def median(values: Floats) -> float | None:
     """The median of what is not NaN; None where nothing is, or where it is not finite."""
     known = values[~np.isnan(values)]
     return finite(np.median(known)) if len(known) else None
-
-
-def median_of_known(values: Iterable[float | None]) -> float | None:
-    """The median of what is not None; None where nothing is left."""
-    known = [value for value in values if value is not None]
-    return statistics.median(known) if known else None
 
 
 def median_of(column: pd.Series | NDArray[Any]) -> float | None:
