@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from shadow.claims.summary import summary_from_json
 from shadow.comparing.gains import Gain, Scored
 from shadow.comparing.kept_scores import kept_bytes
+from shadow.comparing.scores import ScoreFile
 from shadow.reports.atomic_replacement import KEPT
 from shadow.reports.columns import MATRICES, RESIDUAL, SPECTRA, TENSORS
 from shadow.reports.parquet import arrow_schema
@@ -247,7 +248,7 @@ def write_family(
     assert summary_from_json(json.loads(json.dumps(summary))) == made
     (folder / "summary.json").write_bytes(summary_bytes(summary))
     if scores:
-        scored = Scored((("scores.csv", "0" * 64),), tuple(scores), ())
+        scored = Scored((ScoreFile("scores.csv", "0" * 64),), tuple(scores), ())
         (folder / KEPT).write_bytes(kept_bytes(scored, told))
     return folder
 
