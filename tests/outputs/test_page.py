@@ -38,7 +38,6 @@ from shadow.outputs.page.curves import (
     kept_ranks,
     points_for,
     short,
-    shortened,
 )
 from shadow.outputs.page.html import file_text, script_json
 from shadow.outputs.page.pair import read_pair, reference_distributions
@@ -328,25 +327,6 @@ def test_pages_of_many_curves_have_fewer_points_each():
     assert points_for(3 * 198) == MOST
     assert points_for(50 * 3 * 198) == FEWEST
     assert FEWEST < points_for(6000) < MOST
-
-
-@given(
-    st.lists(
-        st.one_of(
-            st.floats(),
-            st.builds(
-                lambda digits, power: digits * 10.0**power,
-                st.integers(-(10**5), 10**5),
-                st.integers(-25, 25),
-            ),
-        )
-    )
-)
-def test_many_numbers_are_shortened_as_one_is(values):
-    """Rounded at once or one by one, ties and limits too: the same numbers of the same types."""
-    many = [*values, *range(FEWEST)]
-    assert list(map(repr, shortened(values))) == [repr(short(value)) for value in values]
-    assert list(map(repr, shortened(many))) == [repr(short(float(value))) for value in many]
 
 
 @given(st.floats(allow_nan=True, allow_infinity=True))

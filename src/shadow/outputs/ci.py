@@ -191,12 +191,12 @@ def junit(judged: Sequence[Judgement]) -> bytes:
         _audit_case(suite, judgement)
         for verdict in judgement.verdicts:
             _rule_case(suite, judgement, verdict)
-        _count(suite, suite)
+        _count(suite)
     return _document(root)
 
 
 def _document(root: ET.Element) -> bytes:
-    _count(root, root)
+    _count(root)
     del root.attrib["skipped"]  # only suites have it
     ET.indent(root)
     return b'<?xml version="1.0" encoding="UTF-8"?>\n' + bytes(ET.tostring(root)) + b"\n"
@@ -218,7 +218,7 @@ def begin_junit(path: Path, command: str) -> None:
         message=f"`shadow {command}` did not finish: its output says why",
         kind="not finished",
     )
-    _count(suite, suite)
+    _count(suite)
     _write_junit(path, _document(root))
 
 
@@ -253,14 +253,14 @@ def _write_junit(path: Path, text: bytes) -> None:
         ) from error
 
 
-def _count(element: ET.Element, over: ET.Element) -> None:
+def _count(element: ET.Element) -> None:
     for name, tag in (
         ("tests", "testcase"),
         ("failures", "failure"),
         ("errors", "error"),
         ("skipped", "skipped"),
     ):
-        element.set(name, str(sum(1 for _ in over.iter(tag))))
+        element.set(name, str(sum(1 for _ in element.iter(tag))))
 
 
 def _audit_case(suite: ET.Element, judgement: Judgement) -> None:

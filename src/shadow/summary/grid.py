@@ -9,15 +9,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from shadow.places.names import name_rules
-from shadow.summary.rows import GridRow
+from shadow.summary.rows import GridRow, LayerRow
 
 if TYPE_CHECKING:
     import pandas as pd
 
 PLACE = ["component", "module", "layer"]
+Row = TypeVar("Row", GridRow, LayerRow)
 FLAT = 1.05  # ratio of the largest to the least norm, up to which all cells are one
 
 
@@ -151,9 +152,9 @@ def _median(values: Sequence[float]) -> float | None:
     return median(values) if values else None
 
 
-def by_component(rows: Sequence[GridRow]) -> dict[str, list[GridRow]]:
+def by_component(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """The rows of each component, in their order."""
-    grouped: dict[str, list[GridRow]] = {}
+    grouped: dict[str, list[Row]] = {}
     for row in rows:
         grouped.setdefault(row.component, []).append(row)
     return grouped
