@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import subprocess
@@ -14,7 +13,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import get_args
 
-import matplotlib as mpl
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -249,6 +247,8 @@ def test_the_heatmap_is_the_grid_of_medians(run):
     """Rows are modules in the order of names.yaml, columns layers; negative cells have a minus."""
     figure = drawn("heatmap", [run], metric="effective_rank_shift")
     axes = figure.axes[0]
+    # which gets lighter all the way, also in grey
+    assert axes.collections[0].get_cmap().name == "cividis"
     names = [label.get_text() for label in axes.get_yticklabels()]
     assert names == ["attn.q", "attn.o", "mlp.gate", "mlp.up"]
     wanted = [list(by_layer(deltas(run), "effective_rank_shift", name).values()) for name in names]
@@ -425,12 +425,6 @@ def test_curves_are_told_apart_without_colour():
     """Dashes and markers are all different, so that a grey print can be read."""
     for name in ("linestyle", "marker", "color"):
         assert len({str(curve[name]) for curve in CURVES}) == len(CURVES)
-
-
-def test_the_map_gets_lighter_all_the_way():
-    """In grey, a higher value of the heatmap is a lighter cell."""
-    colours = mpl.colormaps["cividis"](np.linspace(0, 1, 64))[:, :3]
-    assert np.all(np.diff(colours @ [0.2126, 0.7152, 0.0722]) > 0)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -639,4 +633,3 @@ def test_the_kinds_and_formats_of_the_command_are_the_modules():
 
     assert get_args(FigureKind) == KINDS
     assert get_args(ExportFormat) == tuple(FORMATS)
-    assert json.dumps([*KINDS])

@@ -37,6 +37,7 @@ from shadow.telling.document import (
     named,
     number,
     table_of,
+    worded,
 )
 from shadow.telling.scores import scores_blocks, scores_line
 from shadow.telling.size import of_what, parameter_ratio
@@ -389,7 +390,7 @@ COMPONENT_FIGURES = (
     number("rel. norm", "relative_norm", "share"),
     number("energy", "energy_share", "share"),
     number("conc.", "concentration", "fixed"),
-    number("spread", _spread, None, rank=1),
+    number("spread", _spread, rank=1),
     number("spikes", "spikes", "number"),
 )
 
@@ -414,14 +415,12 @@ def module_table(modules: Sequence[ModuleRow], coherent: Mapping[tuple[str, str]
         number("n", "matrices", "count"),
         number("rel. norm", "relative_norm", "share"),
         number("conc.", "concentration", "fixed"),
-        number("spread", _spread, None, rank=4),
+        number("spread", _spread, rank=4),
         number("PR", "participation_ratio", "number", rank=1),
         number("null PR", "null_participation_ratio", "number", rank=2),
         number("spikes", "spikes", "number", rank=3),
         number("energy", "energy_share", "share", rank=5),
-        number(
-            "as coherent as", lambda row: coherent.get((row.component, row.module)), None, rank=6
-        ),
+        number("as coherent as", lambda row: coherent.get((row.component, row.module)), rank=6),
         number("shift", "effective_rank_shift", "thousandths", rank=7),
         number("spike energy", "spike_energy", "fixed", rank=8),
         number("stable rank", "stable_rank", "number", rank=9),
@@ -498,8 +497,8 @@ def skipped_table(rows: Iterable[SkippedRow], when: When = "always") -> Table:
 
     fields = [
         named("reason"),
-        number("n", lambda row: f"{row.base} + {row.tuned}", None),
-        Field("what", "text", of=what),
+        number("n", lambda row: f"{row.base} + {row.tuned}"),
+        worded("what", what),
     ]
     title = "Not measured, tensors of base + tuned"
     return table_of(fields, rows, title, when=when, about="skipped")

@@ -31,7 +31,7 @@ from shadow.outputs.page.sections import Chart, LinkedTable
 from shadow.quantities import Kind
 from shadow.reports.columns import NOTATION
 from shadow.summary.depth import LAYERS
-from shadow.telling.document import Block, Cell, Field, Section, Table, named, number, table_of
+from shadow.telling.document import Block, Cell, Section, Table, named, number, table_of, worded
 from shadow.telling.lineage import lineage_document
 from shadow.telling.reading import SummarisedReport
 from shadow.telling.report import quantity
@@ -66,9 +66,9 @@ class Written:
 CONTINUES = "the same command continues from there"
 MISSING = (
     named("pair", "where"),
-    Field("state", "text", of="state"),
-    Field("why", "text", of="why"),
-    Field("what to do", "text", of="hint"),
+    worded("state"),
+    worded("why"),
+    worded("what to do", "hint"),
 )
 
 
@@ -197,15 +197,15 @@ def _ranking(ranked: Sequence[PairSection]) -> LinkedTable:
         return lambda section: quantity(section.summary, name, kind)
 
     fields = [
-        number("rank", lambda section: places.get(section.number), None),
+        number("rank", lambda section: places.get(section.number)),
         named("pair", "name"),
-        number("concentration", figure("concentration", "fixed"), None),
-        number("relative norm", figure("relative_norm_overall", "share"), None),
-        number("PR", figure("participation_ratio", "number"), None),
-        number("null PR", figure("null_participation_ratio", "number"), None),
-        number("spikes", figure("spikes", "number"), None),
-        Field("label", "text", of=lambda one: one.summary.label if one.summary.has_label else ""),
-        Field("gates failed", "text", of=lambda section: ", ".join(section.failed)),
+        number("concentration", figure("concentration", "fixed")),
+        number("relative norm", figure("relative_norm_overall", "share")),
+        number("PR", figure("participation_ratio", "number")),
+        number("null PR", figure("null_participation_ratio", "number")),
+        number("spikes", figure("spikes", "number")),
+        worded("label", lambda one: one.summary.label if one.summary.has_label else ""),
+        worded("gates failed", lambda section: ", ".join(section.failed)),
     ]
     links = [f"#pair-{section.number}" for section in ranked]
     return LinkedTable(fields, table_of(fields, ranked).rows, "All pairs", links=links)

@@ -321,7 +321,11 @@ def _by_cell(
     cell without rows.
     """
     reduced = np.full((cells, values.shape[1]), np.nan)
-    for place in np.unique(cell):
+    filled = np.unique(cell)
+    if len(filled) == len(cell):  # one each, as in a dense model
+        reduced[cell] = values
+        return reduced
+    for place in filled:
         reduced[place] = reduce(values[cell == place])
     return reduced
 
