@@ -7,14 +7,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shadow.reports.columns import MATRICES, RESIDUAL, TENSORS
 from shadow.reports.parquet import arrow_schema
+from shadow.summary.columns import Columns, columns_of
 
 NULL = 64.0  # the null participation ratio of every matrix
 MODULES = ("attn.q", "attn.o", "mlp.up")
+
+
+def columns(frame: pd.DataFrame) -> Columns:
+    """Rows as a summary reads those of a table."""
+    types = {one.name: one.type for one in (*arrow_schema(TENSORS), *arrow_schema(MATRICES))}
+    arrays = {}
+    for name, values in frame.items():
+        known = [None if one is pd.NA or one != one else one for one in values]  # NaN is not itself
+        arrays[name] = pa.chunked_array([pa.array(known, type=types[name])])
+    return columns_of(pa.table(arrays))
 
 
 def place(

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from command import run_shadow
+from reports import columns
 from scipy.stats import spearmanr
 
 from shadow.comparing.published import (
@@ -84,6 +85,10 @@ MEANS = {  # by hand, over the eight tensors of 1,000 entries or more; six of th
 LEAST = (0.999 + 0.998 + 0.997 + math.sqrt(1 - 0.25)) / 4
 
 
+def found_in(tensors, deltas, metadata, unrelated=False):
+    return published_figures(columns(tensors), columns(deltas), metadata, unrelated)
+
+
 def row(**changed: object) -> Released:
     told = {
         "base": BASE, "tuned": TUNED, **MEANS, "mean_cosine": 0.9985, "modules": 8,
@@ -144,8 +149,11 @@ def test_a_published_pair_agrees_figure_by_figure(table):
     is not in them.
     """
     table(row())
-    found = published_figures(
-        tensors(), deltas(), metadata(BASE.upper(), TUNED.lower()), unrelated=False
+    found = found_in(
+        tensors(),
+        deltas(),
+        metadata(BASE.upper(), TUNED.lower()),
+        unrelated=False,
     )
     assert found.pair.agrees
     for figure, value in MEANS.items():
@@ -169,7 +177,11 @@ def test_cosines_are_compared_where_vectors_hardly_moved(table):
     wrong = mean - 0.0012
     for published, agrees in ((mean, True), (wrong, False)):
         table(row(mean_relative_norm=0.025, mean_cosine=published))
-        found = published_figures(tensors(norms=norms), deltas(), metadata(), unrelated=False)
+        found = found_in(
+            tensors(norms=norms),
+            deltas(),
+            metadata(),
+        )
         assert checks(found)["mean_cosine"].agrees is agrees
         assert found.pair.agrees is agrees
         assert checks(found)["mean_cosine"].ours == pytest.approx(mean, abs=1.3e-5)
@@ -180,7 +192,11 @@ def test_a_figure_that_differs_by_more_than_a_thousandth_does_not_agree(table, f
     """1.0009 times a figure agrees, 1.0012 times does not, and the sentence says which differs."""
     for factor, agrees in ((1.0009, True), (1.0012, False)):
         table(row(**{figure: value * factor}))
-        found = published_figures(tensors(), deltas(), metadata(), unrelated=False)
+        found = found_in(
+            tensors(),
+            deltas(),
+            metadata(),
+        )
         assert (checks(found)[figure].agrees, found.pair.agrees) == (agrees, agrees)
     assert "they differ in" in context_sentence(found)[0]
 
@@ -189,25 +205,29 @@ def test_small_figures_agree_up_to_the_last_digit_that_is_published(table):
     """.000420 may stand for .0004204."""
     norms = dict.fromkeys(NORMS, 0.0004204)
     table(row(mean_relative_norm=0.00042, oq_ratio=1.0))
-    found = published_figures(tensors(norms=norms), deltas(), metadata(), unrelated=False)
+    found = found_in(
+        tensors(norms=norms),
+        deltas(),
+        metadata(),
+    )
     assert checks(found)["mean_relative_norm"].agrees
 
 
 def test_means_over_other_tensors_are_not_compared(table):
     """Another number of tensors, a filter, a tensor not read: no agreement, and the reason."""
     table(row(modules=9))
-    found = published_figures(tensors(), deltas(), metadata(), unrelated=False)
+    found = found_in(tensors(), deltas(), metadata())
     assert (
         checks(found)["mean_relative_norm"].reason
         == "9 tensors of one name and shape there, 8 here"
     )
     assert checks(found)["oq_ratio"].agrees  # of weights of the layers alone
     table(row(with_spectrum=7))
-    found = published_figures(tensors(), deltas(), metadata(), unrelated=False)
+    found = found_in(tensors(), deltas(), metadata())
     assert checks(found)["mean_relative_norm"].agrees
     assert checks(found)["mean_top20_energy"].agrees is None
     filtered = metadata(chosen={"components": [], "layers": [0], "modules": []})
-    found = published_figures(tensors(), deltas(), filtered, unrelated=False)
+    found = found_in(tensors(), deltas(), filtered)
     assert found.pair.agrees is None
     assert {check.agrees for check in found.pair.checks} == {None}
     assert found.size is None
@@ -215,7 +235,7 @@ def test_means_over_other_tensors_are_not_compared(table):
     assert context_sentence(found) is None
     unread = tensors()
     unread.loc[0, ["status", "reason"]] = ["skipped", "nonfinite"]
-    found = published_figures(unread, deltas(), metadata(), unrelated=False)
+    found = found_in(unread, deltas(), metadata())
     assert found.no_size == "1 tensors could not be measured"
 
 
@@ -225,12 +245,12 @@ def test_fused_projections_have_an_o_over_qkv_and_no_top_20(table):
     parts = deltas()
     parts["base_tensor"] = parts["base_tensor"].str.replace("up", "q")
     table(row())
-    found = published_figures(fused, parts, metadata(), unrelated=False)
+    found = found_in(fused, parts, metadata())
     assert checks(found)["oq_ratio"].ours == pytest.approx(1.5)
     assert "measured here apart" in checks(found)["mean_top20_energy"].reason
     assert checks(found)["mean_relative_norm"].agrees
     table(row(base="Other/Base", tuned="Other/Chat"))
-    found = published_figures(fused, parts, metadata(), unrelated=False)
+    found = found_in(fused, parts, metadata())
     assert found.size is not None
     assert found.top20 is None
     assert "measured apart" in found.no_top20
@@ -247,7 +267,11 @@ def test_a_place_is_a_rank_among_families_without_its_own(table):
         row(base=BASE, tuned="Org/Middle", mean_relative_norm=0.1),
         row(base="Org/Middle", tuned="Org/End", mean_relative_norm=0.1),
     )
-    found = published_figures(tensors(), deltas(), metadata("org/middle", "x/y"), unrelated=False)
+    found = found_in(
+        tensors(),
+        deltas(),
+        metadata("org/middle", "x/y"),
+    )
     assert found.pair is None
     size, top20 = found.size, found.top20
     assert (size.value, size.below, size.families, size.pairs) == (pytest.approx(0.1475), 1, 3, 5)
@@ -278,7 +302,11 @@ def test_an_adapter_and_the_same_adapter_merged_have_one_mean():
     merged.loc[still, "status"] = "identical"
     adapter = merged.assign(relative_norm=merged["relative_norm"].mask(still))
     places = [
-        published_figures(rows, deltas(), metadata("a", "b"), unrelated=False).size
+        found_in(
+            rows,
+            deltas(),
+            metadata("a", "b"),
+        ).size
         for rows in (merged, adapter)
     ]
     assert places[0] == places[1]
@@ -309,7 +337,7 @@ def test_no_place_where_there_is_no_training_between_the_sides(rows, settings, u
     """Siblings, unrelated models, models without a tensor in common and copies have no rank."""
     if rows["relative_norm"].eq(7.0).all():
         rows = rows.assign(compared=1)
-    found = published_figures(rows, deltas(), metadata(**settings), unrelated)
+    found = found_in(rows, deltas(), metadata(**settings), unrelated)
     assert found.size is None
     assert found.top20 is None
     assert reason in found.no_size
@@ -319,7 +347,11 @@ def test_no_place_where_there_is_no_training_between_the_sides(rows, settings, u
 
 def test_narrow_matrices_have_a_size_and_no_top_20():
     """20 directions are a third of a matrix of 64: no released model is that narrow."""
-    found = published_figures(tensors(), deltas(rows=64), metadata(), unrelated=False)
+    found = found_in(
+        tensors(),
+        deltas(rows=64),
+        metadata(),
+    )
     assert found.size is not None
     assert str(NARROWEST) in found.no_top20
     text, _ = context_sentence(found)

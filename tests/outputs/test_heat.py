@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from reports import columns
 from rich.console import Console
 
 from shadow.outputs.page.cards import small_picture
@@ -53,7 +54,7 @@ def test_the_grid_is_medians_by_place_and_zero_where_nothing_changed():
         ],
         columns=["component", "module", "layer", "side", "status"],
     ).astype({"layer": "Int64"})
-    assert grid(deltas, tensors) == [
+    assert grid(columns(deltas), columns(tensors)) == [
         GridRow("language", "attn.q", [0, 1], [0.0, 0.5], [None, 0.7]),
         GridRow("language", "experts.up", [0], [pytest.approx(0.2)], [pytest.approx(0.2)]),
     ]

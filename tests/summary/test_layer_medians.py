@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 import pytest
+from reports import columns
 
 from shadow.summary.figures import LAYER_MEDIANS
 from shadow.summary.layer_medians import (
@@ -49,7 +50,7 @@ def test_an_embedding_moves_no_median():
             "energy_share": 0.9,
         },
     )
-    inside = inside_layers(found)
+    inside = inside_layers(columns(found))
     assert inside["kept"] == pytest.approx(0.6)
     assert (inside["spikes"], inside["spike_energy"]) == (4.0, None)
     assert [inside[name] for name in ("matrices", "known", "rounded_away", "coherent")] == [
@@ -59,7 +60,7 @@ def test_an_embedding_moves_no_median():
         1,
     ]
     assert (inside["alignment_left_excess"], inside["alignment_right_excess"]) == (0.25, None)
-    (outside,) = outside_layers(found)
+    (outside,) = outside_layers(columns(found))
     assert (outside.module, outside.kept, outside.energy_share) == ("embed", 0.01, 0.9)
     assert (outside.matrices, outside.poolers) == (1, 0)
 
@@ -83,7 +84,7 @@ def coherent(*values, **figures):
 
 def test_matrices_above_their_short_side_are_not_left_out_of_the_median():
     """1 / X of 20, 30, 50, 100 and 300 has the median 50; of those with a value alone it is 30."""
-    inside = inside_layers(coherent(20.0, 100.0, 50.0, 300.0, 30.0))
+    inside = inside_layers(columns(coherent(20.0, 100.0, 50.0, 300.0, 30.0)))
     assert (inside["equivalent_directions"], inside["coherent"]) == (50.0, 3)
     assert inside["above_short_side"] == 2
 
@@ -91,14 +92,14 @@ def test_matrices_above_their_short_side_are_not_left_out_of_the_median():
 def test_a_median_above_the_short_side_is_null_and_told():
     """Of 20, 100 and 300 the middle one is above 64: the median is not 20."""
     found = coherent(20.0, 100.0, 300.0)
-    assert inside_layers(found)["equivalent_directions"] is None
-    (module,) = coherence(found)
+    assert inside_layers(columns(found))["equivalent_directions"] is None
+    (module,) = coherence(columns(found))
     assert (module.equivalent_directions, module.coherent) == (None, 1)
     assert (module.above_short_side, module.short_side) == (2, 64)
-    (outside,) = outside_layers(found.assign(layer=None))
+    (outside,) = outside_layers(columns(found.assign(layer=None)))
     assert (outside.equivalent_directions, outside.above_short_side) == (None, 2)
     # half and half: the upper one of the two in the middle is unknown
-    assert inside_layers(coherent(20.0, 100.0))["equivalent_directions"] is None
+    assert inside_layers(columns(coherent(20.0, 100.0)))["equivalent_directions"] is None
 
 
 def test_what_is_above_a_short_side_may_be_below_others():
@@ -108,7 +109,7 @@ def test_what_is_above_a_short_side_may_be_below_others():
     wide, narrow = coherent(100.0, 50.0, 40.0, rows=128), coherent(20.0, 18.0, rows=16)
     wide["equivalent_directions"] = [100.0, 50.0, 40.0]
     narrow["equivalent_directions"] = [None, None]
-    inside = inside_layers(pd.concat([wide, narrow], ignore_index=True))
+    inside = inside_layers(columns(pd.concat([wide, narrow], ignore_index=True)))
     assert (inside["equivalent_directions"], inside["above_short_side"]) == (40.0, 2)
 
 
@@ -124,7 +125,7 @@ def test_what_is_above_a_short_side_may_be_below_others():
 def test_directions_that_are_unknown_are_left_out_of_the_median(why):
     """Null for another reason than its value says nothing of the value."""
     known, unknown = coherent(20.0, 30.0, 40.0), coherent(300.0, 300.0, **why)
-    inside = inside_layers(pd.concat([known, unknown], ignore_index=True))
+    inside = inside_layers(columns(pd.concat([known, unknown], ignore_index=True)))
     assert (inside["equivalent_directions"], inside["above_short_side"]) == (30.0, 0)
 
 
@@ -139,15 +140,17 @@ def test_directions_that_are_unknown_are_left_out_of_the_median(why):
 )
 def test_a_known_excess_purity_tells_that_directions_are_above(how):
     """As an audit decides it: of the update where that is known, else of what is stored."""
-    assert inside_layers(coherent(300.0, **how))["above_short_side"] == 1
+    assert inside_layers(columns(coherent(300.0, **how)))["above_short_side"] == 1
 
 
 def test_what_is_unknown_is_counted():
     """Refused and rounded away matrices are told by number, and their figures are null."""
     found = inside_layers(
-        rows(
-            {"layer": 0, "module": "mlp.up", "kept_reason": "rounding_unexplained"},
-            {"layer": 0, "module": "mlp.down", "kept": 0.1, "kept_reason": "rounded_away"},
+        columns(
+            rows(
+                {"layer": 0, "module": "mlp.up", "kept_reason": "rounding_unexplained"},
+                {"layer": 0, "module": "mlp.down", "kept": 0.1, "kept_reason": "rounded_away"},
+            )
         )
     )
     assert [found[name] for name in ("known", "unexplained", "rounded_away")] == [0, 1, 1]
@@ -156,16 +159,14 @@ def test_what_is_unknown_is_counted():
 
 def test_a_side_that_went_through_fewer_bits_is_named():
     """Rows of 1,024: int8 leaves 0.14 of values, int4 0.012, BF16 0.69; rows of 64 say nothing."""
-    shares = {"base": 0.69, "tuned": 0.14}
-    found = few_values(
-        rows(*({"cols": 1024, **{f"levels_{s}": v for s, v in shares.items()}} for _ in range(3)))
-    )
-    assert [text.split(", and")[0] for text in found] == [
+
+    def few(cols, base, tuned):
+        one = {"cols": cols, "levels_base": base, "levels_tuned": tuned}
+        return [text.split(", and")[0] for text in few_values(columns(rows(one, one, one)))]
+
+    assert few(1024, 0.69, 0.14) == [
         "3 of 3 matrices of tuned have as few distinct values in a row as a copy that went through"
         " 8 bits or was pruned"
     ]
-    assert (
-        "4 bits" in few_values(rows({"cols": 1024, "levels_base": 0.012, "levels_tuned": 0.7}))[0]
-    )
-    assert few_values(rows({"cols": 64, "levels_base": 0.1, "levels_tuned": 0.1})) == []
-    assert few_values(rows({"cols": 1024, "levels_base": None, "levels_tuned": None})) == []
+    assert "4 bits" in few(1024, 0.012, 0.7)[0]
+    assert few(64, 0.1, 0.1) == few(1024, None, None) == []

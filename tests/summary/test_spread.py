@@ -4,9 +4,12 @@ they are for.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pandas as pd
 import pytest
+from reports import columns
 
 from shadow.summary.bootstrap import draws
 from shadow.summary.depth import (
@@ -91,10 +94,9 @@ def test_frozen_layers_are_layers_and_norms_do_not_make_one():
         ],
         columns=["component", "layer", "module", "status", "reason"],
     ).assign(compared=pd.NA)
-    layers = compared_layers(tensors)
-    assert layers.to_numpy().tolist() == [["language", 0], ["language", 1]]
-    deltas = pd.DataFrame({"component": ["language"] * 3, "layer": [1, 1, None]})
-    at = layer_of(layers, deltas)
+    layers = compared_layers(columns(tensors))
+    assert layers == [("language", 0), ("language", 1)]
+    at = layer_of(layers, ["language"] * 3, [1.0, 1.0, math.nan])
     assert at.tolist() == [1, 1, -1]
     found = summed(at, np.array([2.0, 3.0, 9.0]), len(layers))
     assert (found.layers.tolist(), found.outside) == ([0.0, 5.0], 9.0)

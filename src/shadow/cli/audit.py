@@ -135,8 +135,6 @@ def audit(
     from shadow.audits.plan import uncollected
 
     with uncollected():
-        import pandas  # noqa: F401 - the summary needs it
-
         from shadow.audits.perform import perform
         from shadow.audits.runtime import tell_nobody
         from shadow.comparing.score_files import scores_of_pairs

@@ -19,15 +19,17 @@ from functools import lru_cache
 from statistics import fmean, median
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from shadow.files import registry_folder
 from shadow.quantities import text_of
+from shadow.summary.numbers import Floats, are
 from shadow.summary.rows import PublishedCheck, PublishedFigures, PublishedPair, PublishedPlace
 from shadow.text import counted
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from shadow.reports.metadata import ReportMetadata
+    from shadow.summary.columns import Columns
 
 SOURCE = "modeldelta, github.com/nick-yudin/modeldelta, paper/final_table_paper.csv, 2026"
 SMALLEST = 1000  # entries of a tensor, below which modeldelta leaves it out
@@ -128,7 +130,7 @@ def family_of(repo: str, table: Iterable[Released]) -> str:
 
 
 def published_figures(
-    tensors: pd.DataFrame, deltas: pd.DataFrame, metadata: ReportMetadata, unrelated: bool
+    tensors: Columns, deltas: Columns, metadata: ReportMetadata, unrelated: bool
 ) -> PublishedFigures:
     """What the published figures say of a report.
 
@@ -150,7 +152,7 @@ def published_figures(
         size = place("mean_relative_norm", norm, others)
         if no_top20 is None:
             near = [pair for pair in others if _is_near(pair, norm)]
-            top20 = place("mean_top20_energy", _mean(deltas["top20_energy"]), near)
+            top20 = place("mean_top20_energy", fmean(deltas["top20_energy"]), near)
             if top20 is None:
                 no_top20 = "no other family has a pair of about its size"
     pair = None
@@ -173,12 +175,12 @@ def find(table: Iterable[Released], base: str, tuned: str) -> Released | None:
     return next((pair for pair in table if (pair.base.lower(), pair.tuned.lower()) == names), None)
 
 
-def _not_whole(tensors: pd.DataFrame, metadata: ReportMetadata) -> str | None:
+def _not_whole(tensors: Columns, metadata: ReportMetadata) -> str | None:
     """Why means over a report's tensors are not those of the whole pair; None where they are."""
     chosen = metadata["settings"].get("chosen") or {}
     if any(chosen.get(name) for name in ("components", "layers", "modules")):
         return "only a part of the pair was audited"
-    missing = tensors["reason"].isin(list(UNKNOWN)) & (tensors["status"] == "skipped")
+    missing = are(tensors["reason"], *UNKNOWN) & are(tensors["status"], "skipped")
     if not missing.any():
         return None
     return f"{int(missing.sum())} tensors could not be measured"
@@ -192,73 +194,65 @@ def _no_pair(metadata: ReportMetadata, unrelated: bool) -> str | None:
     return None
 
 
-def _no_norm(paired: pd.DataFrame) -> str | None:
-    if paired.empty:
+def _no_norm(paired: Columns) -> str | None:
+    if not len(paired):
         return f"no tensor of {SMALLEST:,} entries or more has a partner"
     if not (paired["relative_norm"] > 0).any():
         return "nothing changed"
     return None
 
 
-def _paired(tensors: pd.DataFrame) -> pd.DataFrame:
+def _paired(tensors: Columns) -> Columns:
     """The base's large tensors that were compared whole, whatever their partner is called.
 
     What an adapter leaves alone has no relative norm in the report, and did not move: with it an
     adapter and the same adapter merged have one mean.
     """
-    base = tensors[tensors["side"] == "base"]
-    still = (base["status"] == "identical") & base["relative_norm"].isna()
-    base = base.assign(relative_norm=base["relative_norm"].astype(float).mask(still, 0.0))
-    base = base[base["relative_norm"].notna()]
-    sizes = base["shape"].map(_entries)
-    return base[(sizes >= SMALLEST) & (base["compared"] == sizes)]
+    base = tensors.where(are(tensors["side"], "base"))
+    norms = base["relative_norm"]
+    norms = np.where(are(base["status"], "identical") & np.isnan(norms), 0.0, norms)
+    sizes = np.array([math.prod(shape) for shape in base["shape"]], dtype=object)
+    whole = ~np.isnan(norms) & (sizes >= SMALLEST) & (base["compared"] == sizes)
+    return base.added(relative_norm=norms).where(whole.astype(np.bool_))
 
 
-def _entries(shape: Iterable[int]) -> int:
-    return math.prod(int(size) for size in shape)
-
-
-def _of_one_name(tensors: pd.DataFrame) -> pd.DataFrame:
+def _of_one_name(tensors: Columns) -> Columns:
     """The tensors that both sides have under one name and in one shape, of SMALLEST entries or
     more: modeldelta's.
     """
-    base, tuned = (tensors[tensors["side"] == side] for side in ("base", "tuned"))
-    shapes = {
-        name: tuple(shape) for name, shape in zip(tuned["tensor"], tuned["shape"], strict=True)
-    }
-    keep = [
-        shapes.get(name) == tuple(shape) and _entries(shape) >= SMALLEST
-        for name, shape in zip(base["tensor"], base["shape"], strict=True)
-    ]
-    return base[keep]
+    base, tuned = (tensors.where(are(tensors["side"], side)) for side in ("base", "tuned"))
+    shapes = dict(tuned.each("tensor", "shape"))
+    places = enumerate(base.each("tensor", "shape"))
+    return base.where(
+        [
+            at
+            for at, (name, shape) in places
+            if shapes.get(name) == shape and math.prod(shape) >= SMALLEST
+        ]
+    )
 
 
-def mean_relative_norm(tensors: pd.DataFrame) -> float | None:
+def mean_relative_norm(tensors: Columns) -> float | None:
     """The mean over tensors; null where one has none, as of a base that is 0."""
     return _mean_of_all(tensors["relative_norm"])
 
 
-def _mean_of_all(values: pd.Series) -> float | None:
+def _mean_of_all(values: Floats) -> float | None:
     """The mean; None where a value is missing, or where there is none."""
-    if values.empty or values.isna().any():
+    if not len(values) or np.isnan(values).any():
         return None
-    return _mean(values)
+    return fmean(values)
 
 
-def _mean(values: pd.Series) -> float:
-    return fmean(values.astype(float))
-
-
-def oq_ratio(tensors: pd.DataFrame) -> float | None:
+def oq_ratio(tensors: Columns) -> float | None:
     """Mean over layers of the relative norm of attn.o over that of attn.q, weights alone; null
     where either is absent.
 
     Of a fused attn.qkv where that is stored, as modeldelta has it.
     """
-    weights = tensors[(tensors["component"] == "language") & tensors["layer"].notna()]
-    weights = weights[weights["shape"].map(len) > 1]
+    weights = tensors.where(tensors.are_matrices).of("language").inside
     above, query, fused = (
-        mean_relative_norm(weights[weights["module"] == module])
+        mean_relative_norm(weights.where(are(weights["module"], module)))
         for module in ("attn.o", "attn.q", "attn.qkv")
     )
     below = query if query is not None else fused
@@ -267,20 +261,18 @@ def oq_ratio(tensors: pd.DataFrame) -> float | None:
     return above / below
 
 
-def mean_cosine(tensors: pd.DataFrame, deltas: pd.DataFrame) -> tuple[float, float] | None:
+def mean_cosine(tensors: Columns, deltas: Columns) -> tuple[float, float] | None:
     """The least and the most that the mean cosine over tensors can be.
 
     A report has the cosine of every matrix that changed; a tensor that is identical has 1, and a
     vector whose relative norm is r at least sqrt(1 - r^2), from 1 on -1. None where a matrix is
     stored in parts.
     """
-    cosines = dict(zip(deltas["base_tensor"], deltas["cosine"].astype(float), strict=True))
-    if tensors["relative_norm"].isna().any():
+    cosines = dict(deltas.each("base_tensor", "cosine"))
+    if np.isnan(tensors["relative_norm"]).any():
         return None
     least, most = [], []
-    for name, shape, norm in zip(
-        tensors["tensor"], tensors["shape"], tensors["relative_norm"], strict=True
-    ):
+    for name, shape, norm in tensors.each("tensor", "shape", "relative_norm"):
         if norm > 0 and len(shape) > 1:
             cosine = cosines.get(name, math.nan)
             least.append(cosine)
@@ -297,25 +289,27 @@ def mean_cosine(tensors: pd.DataFrame, deltas: pd.DataFrame) -> tuple[float, flo
     return bounds
 
 
-def _no_top20(deltas: pd.DataFrame) -> str | None:
+def _no_top20(deltas: Columns) -> str | None:
     """Why the energy in 20 directions is not held against the table's; None where it is."""
-    if not deltas["top20_energy"].notna().any():
+    unknown = np.isnan(deltas["top20_energy"])
+    if unknown.all():
         return "top20_energy is not in the report, or nothing changed"
-    if deltas["top20_energy"].isna().any():
+    if unknown.any():
         return "a matrix has no top20_energy"
     if _has_parts(deltas):
         return "matrices that are stored as one were measured apart"
-    inside = deltas.loc[deltas["layer"].notna(), ["rows", "cols"]]
-    if inside.empty:
+    inside = deltas.inside
+    if not len(inside):
         return "no matrix inside a layer changed"
-    if inside.min(axis=1).median() < NARROWEST:
+    if np.median(np.fmin(inside["rows"], inside["cols"])) < NARROWEST:
         return f"its matrices are smaller than the {NARROWEST} of the smallest model there"
     return None
 
 
-def _has_parts(deltas: pd.DataFrame) -> bool:
+def _has_parts(deltas: Columns) -> bool:
     """Whether a tensor was cut into several matrices: a fused projection, a stack of experts."""
-    return bool(deltas["base_tensor"].duplicated().any())
+    names = deltas["base_tensor"].tolist()
+    return len(set(names)) < len(names)
 
 
 def _is_near(pair: Released, norm: float) -> bool:
@@ -346,13 +340,14 @@ def place(figure: str, value: float, others: Iterable[Released]) -> PublishedPla
 
 
 def _agreement(
-    published: Released, tensors: pd.DataFrame, deltas: pd.DataFrame, fault: str | None
+    published: Released, tensors: Columns, deltas: Columns, fault: str | None
 ) -> PublishedPair:
     """Every published figure of a pair beside ours, where both are of the same tensors."""
     named = _of_one_name(tensors)
     whole = fault or _other_count(len(named), published.modules, "tensors of one name and shape")
-    matrices = named[named["shape"].map(len) > 1]
-    changed = deltas[deltas["base_tensor"].isin(matrices["tensor"])]
+    matrices = named.where(named.are_matrices)
+    names = set(matrices["tensor"])
+    changed = deltas.where([i for i, name in enumerate(deltas["base_tensor"]) if name in names])
     spectra = whole or _other_count(
         len(matrices), published.with_spectrum, "of them with two dimensions"
     )

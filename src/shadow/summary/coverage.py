@@ -6,15 +6,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from shadow.reasons import FROM_ZERO
-from shadow.summary.numbers import finite
+from shadow.summary.numbers import are, median
 from shadow.summary.rows import UncomparedRow, VectorFigures, VocabularyRow
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from shadow.summary.columns import Columns
 
 ONE_SIDED = ("only_in_base", "only_in_tuned")
 UNCOMPARED = (*ONE_SIDED, "shape_differs", "nonfinite")  # reasons that a finding names
@@ -23,43 +24,40 @@ SHAPES = re.compile(r"base \(([\d, ]+)\), tuned \(([\d, ]+)\)")  # a detail of s
 BROKEN = re.compile(r"in the (base and the tuned|base|tuned) tensor")  # of nonfinite
 
 
-def vector_figures(tensors: pd.DataFrame) -> VectorFigures:
+def vector_figures(tensors: Columns) -> VectorFigures:
     """How many vectors were compared, and how far those moved that did.
 
     One that is 0 in the base has no relative norm, and its detail says where it moved.
     """
-    rows = tensors[
-        (tensors["side"] == "tuned")
-        & (tensors["reason"] == "not_a_matrix")
-        & (tensors["compared"].fillna(0) > 0)
-    ]
-    norms = rows["relative_norm"].astype(float)
-    moved = (norms > 0) | (rows["detail"] == FROM_ZERO)
-    median = norms[norms > 0].median()
-    known = norms.fillna(0.0).median()
+    rows = tensors.where(
+        are(tensors["side"], "tuned")
+        & are(tensors["reason"], "not_a_matrix")
+        & (tensors["compared"] > 0)
+    )
+    norms = rows["relative_norm"]
     return VectorFigures(
         compared=len(rows),
-        changed=int(moved.sum()),
-        relative_norm=finite(median),
-        relative_norm_of_all=finite(known),
+        changed=int(((norms > 0) | are(rows["detail"], FROM_ZERO)).sum()),
+        relative_norm=median(norms[norms > 0]),
+        relative_norm_of_all=median(np.nan_to_num(norms, nan=0.0, posinf=np.inf)),
     )
 
 
-def vocabulary(tensors: pd.DataFrame) -> list[VocabularyRow]:
+def vocabulary(tensors: Columns) -> list[VocabularyRow]:
     """Embeddings and heads that have more rows on one side, of which the common ones were
     compared.
     """
-    rows = tensors[
-        tensors["module"].isin(GROWING) & tensors["status"].isin(["measured", "identical"])
-    ]
+    rows = tensors.where(
+        are(tensors["module"], *GROWING) & are(tensors["status"], "measured", "identical")
+    )
     sides: dict[tuple[str, str], dict[str, int]] = {}
     partial: set[tuple[str, str]] = set()
-    for component, module, side, shape, compared in _each(
-        rows, "component", "module", "side", "shape", "compared"
+    for component, module, side, shape, compared in rows.each(
+        "component", "module", "side", "shape", "compared"
     ):
         if len(shape) != 2 or not compared > 0:  # also not where it is unknown
             continue
-        place = (str(component), str(module))
+        place = (component, module)
         count = int(shape[0])
         if compared < math.prod(shape):
             partial.add(place)
@@ -72,21 +70,21 @@ def vocabulary(tensors: pd.DataFrame) -> list[VocabularyRow]:
     ]
 
 
-def uncompared(tensors: pd.DataFrame) -> list[UncomparedRow]:
+def uncompared(tensors: Columns) -> list[UncomparedRow]:
     """What has no partner, another shape or no finite numbers: whole layers, otherwise modules."""
-    rows = tensors[(tensors["status"] == "skipped") & tensors["reason"].isin(UNCOMPARED)]
+    rows = tensors.where(are(tensors["status"], "skipped") & are(tensors["reason"], *UNCOMPARED))
     # tensors of both sides have the same reason and detail; one side tells of both
-    rows = rows[(rows["side"] == "tuned") | (rows["reason"] == "only_in_base")]
-    if rows.empty:
+    rows = rows.where(are(rows["side"], "tuned") | are(rows["reason"], "only_in_base"))
+    if not len(rows):
         return []
     absent = {reason: _absent_layers(tensors, reason) for reason in ONE_SIDED}
     groups: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for reason, component, module, layer, detail in _each(
-        rows, "reason", "component", "module", "layer", "detail"
+    for reason, component, module, layer, detail in rows.each(
+        "reason", "component", "module", "layer", "detail"
     ):
-        number = None if layer is None or layer != layer else int(layer)  # NaN is not itself
+        number = None if math.isnan(layer) else int(layer)
         named = None if (component, number) in absent.get(reason, ()) else str(module)
-        told = detail if isinstance(detail, str) else ""
+        told = detail or ""
         base_shape, tuned_shape = _shapes(told) if reason == "shape_differs" else (None, None)
         side = _side(reason, told)
         key = (reason, side, component, named, number is None, base_shape, tuned_shape)
@@ -109,13 +107,16 @@ def uncompared(tensors: pd.DataFrame) -> list[UncomparedRow]:
     ]
 
 
-def _absent_layers(tensors: pd.DataFrame, reason: str) -> set[tuple[str, int]]:
+def _absent_layers(tensors: Columns, reason: str) -> set[tuple[str, int]]:
     """The layers of which a side has every tensor, and the other none."""
     side = reason.removeprefix("only_in_")
-    inside = tensors[(tensors["side"] == side) & tensors["layer"].notna()]
-    alone = (inside["reason"] == reason) & (inside["status"] == "skipped")
-    whole = alone.groupby([inside["component"], inside["layer"]]).all()
-    return {(str(component), int(layer)) for component, layer in whole[whole].index}
+    inside = tensors.where(are(tensors["side"], side)).inside
+    shared = inside.where(~(are(inside["reason"], reason) & are(inside["status"], "skipped")))
+    every, present = (
+        {(component, int(layer)) for component, layer in rows.each("component", "layer")}
+        for rows in (inside, shared)
+    )
+    return every - present
 
 
 def _shapes(detail: str) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
@@ -135,7 +136,3 @@ def _side(reason: str, detail: str) -> str:
     if reason == "nonfinite" and (match := BROKEN.search(detail)):
         return "both" if " and " in match[1] else match[1]
     return "both"
-
-
-def _each(rows: pd.DataFrame, *names: str) -> Iterable[tuple[Any, ...]]:
-    return zip(*(rows[name] for name in names), strict=True)

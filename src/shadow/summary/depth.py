@@ -9,6 +9,7 @@ the figure itself is that of a single draw with every layer once, and
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,48 +17,42 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shadow.summary.bootstrap import Counts
+from shadow.summary.numbers import are
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from shadow.summary.columns import Columns
 
 Energies = NDArray[np.float64]
 LAYERS = 1000  # numbers below which a chart has room: a tensor's name may claim any
 
 
-def has_compared(tensors: pd.DataFrame) -> pd.Series[bool]:
+def has_compared(tensors: Columns) -> NDArray[np.bool_]:
     """The tensors of which a matrix was compared with a partner; some of their parts are enough."""
-    whole = tensors["status"].isin(["measured", "identical"]) & (
-        tensors["reason"] != "only_in_tuned"
-    )
-    return whole | is_partial(tensors)
+    whole = are(tensors["status"], "measured", "identical")
+    return (whole & ~are(tensors["reason"], "only_in_tuned")) | is_partial(tensors)
 
 
-def is_partial(tensors: pd.DataFrame) -> pd.Series[bool]:
+def is_partial(tensors: Columns) -> NDArray[np.bool_]:
     """The tensors that count as skipped, although some of the matrices in them were compared."""
-    return (
-        (tensors["status"] == "skipped")
-        & (tensors["reason"] != "not_a_matrix")
-        & (tensors["compared"] > 0)
-    )
+    are_skipped = are(tensors["status"], "skipped") & ~are(tensors["reason"], "not_a_matrix")
+    return np.asarray(are_skipped & (tensors["compared"] > 0))
 
 
-def compared_layers(tensors: pd.DataFrame) -> pd.DataFrame:
-    """The (component, layer) of every layer of which a matrix was compared, also where all of them
-    are identical.
+def compared_layers(tensors: Columns) -> list[tuple[str, int]]:
+    """The component and number of every layer of which a matrix was compared, also where all of
+    them are identical.
     """
-    inside = tensors[
-        has_compared(tensors) & tensors["layer"].notna() & ~tensors["module"].isin(["norm", "bias"])
-    ]
-    layers = inside[["component", "layer"]].drop_duplicates().astype({"layer": int})
-    return layers.sort_values(["component", "layer"], ignore_index=True)
+    matrices = tensors.where(has_compared(tensors) & ~are(tensors["module"], "norm", "bias"))
+    layers = matrices.inside.each("component", "layer")
+    return sorted({(component, int(layer)) for component, layer in layers})
 
 
-def layer_of(layers: pd.DataFrame, rows: pd.DataFrame) -> NDArray[np.intp]:
-    """The place of each row's layer in layers, -1 outside them."""
-    known = {
-        place: number for number, place in enumerate(layers.itertuples(index=False, name=None))
-    }
-    places = zip(rows["component"], rows["layer"].astype(float), strict=True)
+def layer_of(
+    layers: Sequence[tuple[str, int]], components: Iterable[str], numbers: Iterable[float]
+) -> NDArray[np.intp]:
+    """The place in layers of the layer of each row, by its component and number, -1 outside."""
+    known: dict[tuple[str, float], int] = {place: at for at, place in enumerate(layers)}
+    places = zip(components, numbers, strict=True)
     return np.array([known.get(place, -1) for place in places], dtype=np.intp)
 
 

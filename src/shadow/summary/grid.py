@@ -11,38 +11,37 @@ from functools import cache, cached_property
 from statistics import median
 from typing import TYPE_CHECKING, TypeVar
 
+import numpy as np
+
 from shadow.places.names import name_rules
+from shadow.summary.numbers import are, median_of
 from shadow.summary.rows import GridRow, LayerRow
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from shadow.summary.columns import Columns
 
-PLACE = ["component", "module", "layer"]
 Row = TypeVar("Row", GridRow, LayerRow)
 FLAT = 1.05  # ratio of the largest to the least norm, up to which all cells are one
 
 
-def grid(deltas: pd.DataFrame, tensors: pd.DataFrame) -> list[GridRow]:
+def grid(deltas: Columns, tensors: Columns) -> list[GridRow]:
     """A row for each module of a component that has layers, in the order of names.yaml; medians
     over experts.
 
     A matrix that is identical on both sides counts as not moved at all.
     """
-    inside = deltas.loc[deltas["layer"].notna(), [*PLACE, "relative_norm", "concentration"]]
-    same = tensors[
-        (tensors["side"] == "tuned") & (tensors["status"] == "identical") & tensors["layer"].notna()
-    ]
+    same = tensors.where(are(tensors["side"], "tuned") & are(tensors["status"], "identical")).inside
     places: dict[tuple[str, str], dict[int, tuple[float | None, float | None]]] = {}
-    for component, module, layer in (
-        same[PLACE].drop_duplicates().itertuples(index=False, name=None)
-    ):
+    for component, module, layer in same.each("component", "module", "layer"):
         places.setdefault((component, module), {})[int(layer)] = (0.0, None)
-    medians = inside.astype({"layer": "int64"}).groupby(PLACE, observed=True).median()
-    for (component, module, layer), norm, concentration in medians.itertuples(name=None):
-        places.setdefault((component, module), {})[int(layer)] = (
-            _known(norm),
-            _known(concentration),
-        )
+    for (component, module), group in deltas.inside.groups("component", "module"):
+        of_layers = places.setdefault((component, module), {})
+        for layer in np.unique(group["layer"]).tolist():
+            here = group.where(group["layer"] == layer)
+            of_layers[int(layer)] = (
+                median_of(here["relative_norm"]),
+                median_of(here["concentration"]),
+            )
     rows = []
     for component, module in sorted(places, key=lambda place: order_of(*place)):
         cells = sorted(places[component, module].items())
@@ -78,10 +77,6 @@ def _numbered() -> tuple[dict[str, int], dict[str, int]]:
         {name: number for number, name in enumerate(rules.components)},
         {name: number for number, name in enumerate(rules.modules)},
     )
-
-
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)
 
 
 @dataclass(frozen=True)

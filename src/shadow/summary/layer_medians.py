@@ -6,8 +6,9 @@ matrices, or a sum, tells of it and of them at once.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +16,13 @@ from numpy.typing import NDArray
 from shadow.spectra.levels import round_trip
 from shadow.spectra.purity import LEAST_KEPT, NOISE, UNTOUCHED
 from shadow.summary.figures import LAYER_MEDIANS, InsideLayers
-from shadow.summary.numbers import floats, median, median_of
+from shadow.summary.numbers import are, floats, median
 from shadow.summary.rows import CoherenceRow, OutsideRow, UnchangedRow, row_of
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from shadow.summary.columns import Columns
 
 
 BESIDE = (  # medians of inside_layers beside LAYER_MEDIANS
@@ -27,45 +30,40 @@ BESIDE = (  # medians of inside_layers beside LAYER_MEDIANS
     "alignment_left_null",
     "alignment_right", "alignment_right_null", "cosine",
 )  # fmt: skip
-DIRECTIONS_FROM = (  # columns that the median of equivalent_directions rests on
-    "equivalent_directions", "kept", "kept_reason", "excess_purity", "excess_purity_unrounded",
-    "floor_ratio", "rank_ceiling", "rows", "cols",
-)  # fmt: skip
+POOLER = re.compile(r"\bpooler\b")
 SHORTEST = 256  # entries of a row, below which distinct values tell nothing
 TOPS = (1, 4, 16, 20, 64)  # directions whose share of the energy is known
 NEARLY_KEPT = 0.002  # how far a share of the energy may be from kept where nothing was rounded away
 LOW = 0.25  # of the short side: what counts as low rank
 OF_ROUNDING = 0.1  # and how much further for what was, times kept (1 - kept)
+# gives a column of some rows by its name
+Column = Callable[[str], "pd.Series | NDArray[Any]"]
 
 
-def inside_layers(deltas: pd.DataFrame) -> InsideLayers:
+def inside_layers(deltas: Columns) -> InsideLayers:
     """Counts of matrices and of what is known of them; medians."""
-    within = deltas["layer"].notna()
-
-    def inside(name: str) -> pd.Series:
-        """One column: all at once would be a second copy of nearly every row."""
-        return deltas.loc[within, name]
-
-    reason, z = inside("kept_reason"), inside("purity_z")
+    inside = deltas.inside
+    reason, z = inside["kept_reason"], inside["purity_z"]
+    formats = inside["dtype"]
     figures = {
-        "matrices": int(within.sum()),
-        "known": int((inside("kept").notna() & reason.isna()).sum()),
-        "unexplained": int((reason == "rounding_unexplained").sum()),
-        "rounded_away": int((reason == "rounded_away").sum()),
-        "coherent": int(inside("equivalent_directions").notna().sum()),
-        "judged": int(z.notna().sum()),
+        "matrices": len(inside),
+        "known": int((~np.isnan(inside["kept"]) & (reason == None)).sum()),  # noqa: E711
+        "unexplained": int(are(reason, "rounding_unexplained").sum()),
+        "rounded_away": int(are(reason, "rounded_away").sum()),
+        "coherent": _count(inside["equivalent_directions"]),
+        "judged": _count(z),
         "beyond_noise": int((z > NOISE).sum()),
         "flatter_than_noise": int((z < -NOISE).sum()),
-        **{name: median_of(inside(name)) for name in (*LAYER_MEDIANS, *BESIDE)},
+        **{name: median(inside[name]) for name in (*LAYER_MEDIANS, *BESIDE)},
         **_coherent(inside),
         **_ranks(inside),
-        **_few(deltas.loc[within, ["cols", "levels_base", "levels_tuned"]]),
-        "in_two_formats": int(inside("dtype").astype("string").str.contains("/").sum()),
-        "in_8_bits": int(inside("dtype").astype("string").str.contains("F8").sum()),
-        **_short_sides(deltas.loc[within, ["rows", "cols"]]),
+        **_few(inside),
+        "in_two_formats": sum("/" in one for one in formats if one),
+        "in_8_bits": sum("F8" in one for one in formats if one),
+        **_short_sides(inside),
         **{
-            f"alignment_{side}_excess": median_of(
-                inside(f"alignment_{side}") - inside(f"alignment_{side}_null")
+            f"alignment_{side}_excess": median(
+                inside[f"alignment_{side}"] - inside[f"alignment_{side}_null"]
             )
             for side in ("left", "right")
         },
@@ -73,9 +71,8 @@ def inside_layers(deltas: pd.DataFrame) -> InsideLayers:
     return row_of(InsideLayers, figures)
 
 
-def outside_layers(deltas: pd.DataFrame) -> list[OutsideRow]:
+def outside_layers(deltas: Columns) -> list[OutsideRow]:
     """The same medians of each module outside the layers: embeddings, head, projectors."""
-    outside = deltas[deltas["layer"].isna()]
     return [
         row_of(
             OutsideRow,
@@ -83,40 +80,42 @@ def outside_layers(deltas: pd.DataFrame) -> list[OutsideRow]:
                 "component": component,
                 "module": module,
                 "matrices": len(rows),
-                "poolers": int(rows["tensor"].astype("string").str.contains(r"\bpooler\b").sum()),
+                "poolers": sum(POOLER.search(name) is not None for name in rows["tensor"] if name),
             },
-            {name: median_of(rows[name]) for name in LAYER_MEDIANS},
-            _coherent(rows.__getitem__),
-            {"short_side": _short_sides(rows[["rows", "cols"]])["short_side_most"]},
+            {name: median(rows[name]) for name in LAYER_MEDIANS},
+            _coherent(rows),
+            {"short_side": _short_sides(rows)["short_side_most"]},
         )
-        for (component, module), rows in outside.groupby(["component", "module"], sort=False)
+        for (component, module), rows in deltas.outside.groups("component", "module")
     ]
 
 
-def coherence(deltas: pd.DataFrame) -> list[CoherenceRow]:
+def coherence(deltas: Columns) -> list[CoherenceRow]:
     """How coherent each module inside layers is."""
-    read = ["component", "module", *DIRECTIONS_FROM]
     return [
         row_of(
             CoherenceRow,
             {
-                "component": str(component),
-                "module": str(module),
+                "component": component,
+                "module": module,
                 "matrices": len(rows),
-                "coherent": int(rows["equivalent_directions"].notna().sum()),
-                "short_side": _short_sides(rows[["rows", "cols"]])["short_side_most"],
+                "coherent": _count(rows["equivalent_directions"]),
+                "short_side": _short_sides(rows)["short_side_most"],
             },
-            _coherent(rows.__getitem__),
+            _coherent(rows),
         )
-        for (component, module), rows in deltas.loc[deltas["layer"].notna(), read].groupby(
-            ["component", "module"], sort=False
-        )
+        for (component, module), rows in deltas.inside.groups("component", "module")
     ]
 
 
-def median_directions(column: Callable[[str], pd.Series]) -> tuple[float | None, int]:
+def _count(values: NDArray[np.float64]) -> int:
+    """How many are known."""
+    return int((~np.isnan(values)).sum())
+
+
+def median_directions(column: Column) -> tuple[float | None, int]:
     """The median of equivalent_directions over rows, of which column gives those of
-    DIRECTIONS_FROM by name; and how many of them are above their short side.
+    a matrix by name; and how many of them are above their short side.
 
     None where half of those that are known or more are above, or nothing is known of any.
     """
@@ -127,7 +126,7 @@ def median_directions(column: Callable[[str], pd.Series]) -> tuple[float | None,
 
 
 @np.errstate(all="ignore")
-def directions(column: Callable[[str], pd.Series]) -> NDArray[np.float64]:
+def directions(column: Column) -> NDArray[np.float64]:
     """equivalent_directions of each row as a median needs it: 1 / X too where it is null because
     that is above the short side, infinite for a matrix that is as flat as noise or flatter, NaN
     where it is unknown.
@@ -153,7 +152,7 @@ def ranked(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 @np.errstate(all="ignore")  # a forged report may hold infinities
-def above_short_side(column: Callable[[str], pd.Series]) -> NDArray[np.bool_]:
+def above_short_side(column: Column) -> NDArray[np.bool_]:
     """Which rows have no equivalent_directions because they are less coherent than a change along
     all directions of their short side alike; of others that have none it is unknown.
     """
@@ -165,7 +164,7 @@ def above_short_side(column: Callable[[str], pd.Series]) -> NDArray[np.bool_]:
 
 
 @np.errstate(all="ignore")
-def _known_purity(column: Callable[[str], pd.Series]) -> NDArray[np.float64]:
+def _known_purity(column: Column) -> NDArray[np.float64]:
     """X of each row's update; NaN where storage hides it."""
     kept, stored, undone, floor = (
         floats(column(name))
@@ -173,44 +172,44 @@ def _known_purity(column: Callable[[str], pd.Series]) -> NDArray[np.float64]:
     )
     # as an audit decides it; an adapter in a report from before kept was added has no reason
     as_stored = (
-        _are(column("kept_reason"), "nothing_rounded")
-        | column("rank_ceiling").notna().to_numpy()
+        are(column("kept_reason"), "nothing_rounded")
+        | ~np.isnan(floats(column("rank_ceiling")))
         | (floor >= UNTOUCHED)
     )
     return np.where(np.isnan(kept) & as_stored, stored, undone)
 
 
-def _coherent(column: Callable[[str], pd.Series]) -> dict[str, float | int | None]:
-    median, above = median_directions(column)
-    return {"equivalent_directions": median, "above_short_side": above}
+def _coherent(rows: Columns) -> dict[str, float | int | None]:
+    middle, above = median_directions(rows.__getitem__)
+    return {"equivalent_directions": middle, "above_short_side": above}
 
 
-def unchanged_modules(tensors: pd.DataFrame) -> list[UnchangedRow]:
+def unchanged_modules(tensors: Columns) -> list[UnchangedRow]:
     """The modules of the tuned side of which every matrix that was compared is identical."""
-    are_matrices = (tensors["side"] == "tuned") & (tensors["shape"].map(len) > 1)
-    matrices = tensors.loc[are_matrices, ["component", "module", "status"]]
+    matrices = tensors.where(are(tensors["side"], "tuned") & tensors.are_matrices)
     return [
-        UnchangedRow(str(component), str(module), len(rows))
-        for (component, module), rows in matrices.groupby(["component", "module"], sort=False)
-        if (rows["status"] == "identical").all()
+        UnchangedRow(component, module, len(rows))
+        for (component, module), rows in matrices.groups("component", "module")
+        if are(rows["status"], "identical").all()
     ]
 
 
-def _short_sides(inside: pd.DataFrame) -> dict[str, int | None]:
+def _short_sides(inside: Columns) -> dict[str, int | None]:
     """The least and the largest number of directions that a matrix has."""
-    sides = inside.min(axis=1).dropna()
-    if sides.empty:
+    sides = np.fmin(inside["rows"], inside["cols"])
+    sides = sides[~np.isnan(sides)]
+    if not len(sides):
         return {"short_side_least": None, "short_side_most": None}
     return {"short_side_least": int(sides.min()), "short_side_most": int(sides.max())}
 
 
-def _ranks(inside: Callable[[str], pd.Series]) -> dict[str, float | None]:
+def _ranks(inside: Columns) -> dict[str, float | None]:
     """Medians of the bounds of the updates' ranks."""
-    least, most = rank_bounds(inside)
+    least, most = rank_bounds(inside.__getitem__)
     return {"rank_least": median(least), "rank_most": median(most)}
 
 
-def held_rank(column: Callable[[str], pd.Series]) -> NDArray[np.float64]:
+def held_rank(column: Column) -> NDArray[np.float64]:
     """The rank that each delta has at most: that of its adapter, numerical_rank or, where it is
     low, rank_most.
 
@@ -226,7 +225,7 @@ def held_rank(column: Callable[[str], pd.Series]) -> NDArray[np.float64]:
 
 @np.errstate(all="ignore")  # a forged report may hold infinities
 def rank_bounds(
-    inside: Callable[[str], pd.Series],
+    inside: Column,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Bounds of the rank of each update, from how much of the stored delta its first directions
     hold: rank_least and rank_most.
@@ -239,8 +238,8 @@ def rank_bounds(
     LEAST_KEPT or of another difference.
     """
     kept, rows, cols = (floats(inside(name)) for name in ("kept", "rows", "cols"))
-    kept = np.where(_are(inside("kept_reason"), "nothing_rounded"), 1.0, kept)
-    of_another = _are(inside("kept_history"), "base_rounded")
+    kept = np.where(are(inside("kept_reason"), "nothing_rounded"), 1.0, kept)
+    of_another = are(inside("kept_history"), "base_rounded")
     kept = np.where(of_another | ~(kept >= LEAST_KEPT), np.nan, kept)
     lost, short = 1.0 - kept, np.minimum(rows, cols)
     slack = NEARLY_KEPT + OF_ROUNDING * kept * lost
@@ -259,13 +258,7 @@ def rank_bounds(
     return least, most
 
 
-def _are(texts: pd.Series, text: str) -> NDArray[np.bool_]:
-    """Which texts are this one, however a frame says that there is none."""
-    same: NDArray[np.bool_] = (texts == text).to_numpy(dtype=bool, na_value=False)
-    return same
-
-
-def few_values(deltas: pd.DataFrame) -> list[str]:
+def few_values(deltas: Columns) -> list[str]:
     """A sentence for each side of which most matrices have so few distinct values that it went
     through fewer bits.
     """
@@ -283,14 +276,15 @@ def few_values(deltas: pd.DataFrame) -> list[str]:
     return told
 
 
-def _bits(deltas: pd.DataFrame, side: str) -> list[str | None]:
+def _bits(deltas: Columns, side: str) -> list[str | None]:
     """What a side's matrices went through, by their distinct values; short rows are left out."""
-    rows = deltas[deltas[f"levels_{side}"].notna() & (deltas["cols"] >= SHORTEST)]
-    pairs = zip(rows[f"levels_{side}"].astype(float), rows["cols"], strict=True)
+    levels, cols = deltas[f"levels_{side}"], deltas["cols"]
+    judged = ~np.isnan(levels) & (cols >= SHORTEST)
+    pairs = zip(levels[judged].tolist(), cols[judged].tolist(), strict=True)
     return [round_trip(share, int(cols)) for share, cols in pairs]
 
 
-def _few(inside: pd.DataFrame) -> dict[str, int]:
+def _few(inside: Columns) -> dict[str, int]:
     """How many matrices of each side have the distinct values of a copy through 8 or 4 bits, of how
     many.
     """

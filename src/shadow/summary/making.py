@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shadow.places.groups import ATTENTION, MLP, UP
 from shadow.reports.columns import SCHEMA
@@ -24,6 +25,7 @@ from shadow.summary.bootstrap import (
     interval,
     intervals_of_medians,
 )
+from shadow.summary.columns import Columns
 from shadow.summary.coverage import uncompared, vector_figures, vocabulary
 from shadow.summary.depth import (
     Sum,
@@ -44,7 +46,7 @@ from shadow.summary.layer_medians import (
     outside_layers,
     unchanged_modules,
 )
-from shadow.summary.numbers import finite, floats, median, over
+from shadow.summary.numbers import Floats, are, finite, median, over
 from shadow.summary.recognised import recognised
 from shadow.summary.record import STATUSES, PairRecord
 from shadow.summary.rows import (
@@ -62,15 +64,11 @@ from shadow.summary.rows import (
 )
 from shadow.summary.tables import Rows
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 # cosines below which an expert is another one, and above which the rest is the same model
 TURNED, UNTURNED = 0.5, 0.9
 QUARTERS = 4  # of the depth
 EXAMPLES = 3  # tensors named for each reason
 TOGETHER = 1 << 18  # numbers whose medians get their intervals at once: 2 MB
-OF_COLUMNS = {name: name for name in MEDIANS}  # figures that are medians of columns
 UNEVENNESS = {
     "depth_entropy": depth_entropy,
     "depth_gini": depth_gini,
@@ -102,7 +100,7 @@ def record_of(rows: Rows, metadata: ReportMetadata, lineage: float | None) -> Pa
     two models.
     """
     tensors, deltas = rows.tensors, rows.deltas
-    statuses = tensors["status"].value_counts()
+    statuses = Counter(tensors["status"])
     tally = _overall(rows)
     depth = _by_layer(rows)
     return PairRecord(
@@ -111,7 +109,7 @@ def record_of(rows: Rows, metadata: ReportMetadata, lineage: float | None) -> Pa
         pair=metadata["pair"],
         base=metadata["base"],
         tuned=metadata["tuned"],
-        counts={status: int(statuses.get(status, 0)) for status in STATUSES},
+        counts={status: statuses[status] for status in STATUSES},
         figures=_figures(rows, tally),
         **vars(tally.bounds()),
         resampling=INTERVALS,
@@ -137,15 +135,9 @@ def record_of(rows: Rows, metadata: ReportMetadata, lineage: float | None) -> Pa
     )
 
 
-def _blocks(rows: pd.DataFrame) -> Blocks:
-    return blocks_of(
-        rows["component"].tolist(), rows["layer"].to_numpy(dtype=np.float64, na_value=np.nan)
-    )
-
-
-def _delta_blocks(rows: Rows, deltas: pd.DataFrame) -> Blocks:
-    """`_blocks` of some of the delta rows, without looking every layer up again."""
-    whole = Blocks(deltas["at"].to_numpy(), _blocks(rows.layers).strata)
+def _delta_blocks(rows: Rows, deltas: Columns) -> Blocks:
+    """The blocks of some of the delta rows, without looking every layer up again."""
+    whole = Blocks(deltas["at"], rows.blocks.strata)
     return whole.where(np.ones(len(deltas), dtype=np.bool_))
 
 
@@ -156,17 +148,17 @@ class _Tally:
         self.every = len(rows.layers)
         self.chosen = np.ones(self.every, dtype=np.bool_)
         if component is not None:
-            self.chosen = (rows.layers["component"] == component).to_numpy()
-        self.blocks = _blocks(rows.layers[self.chosen])
+            self.chosen = np.array([one == component for one, _ in rows.layers], dtype=np.bool_)
+        self.blocks = rows.blocks.where(self.chosen)
         self.figures: dict[str, float | int | None] = {}
         self.intervals: dict[str, Interval] = {}
         self.drawn = self.blocks  # over which a row's intervals are
 
-    def of(self, deltas: pd.DataFrame, values: Any = "energy") -> Sum:
+    def of(self, deltas: Columns, values: str | Floats = "energy") -> Sum:
         """The sum of a column, or of given values, over delta rows."""
         if isinstance(values, str):
             values = deltas[values]
-        sums = summed(deltas["at"].to_numpy(), values.to_numpy(dtype=np.float64), self.every)
+        sums = summed(deltas["at"], values, self.every)
         return Sum(sums.layers[self.chosen], sums.outside)
 
     def add(self, name: str, statistic: Statistic, *, unevenness: bool = False) -> None:
@@ -180,18 +172,16 @@ class _Tally:
         """The ratio of two sums; null over nothing."""
         self.add(name, partial(ratio, part, whole))
 
-    def add_medians(self, rows: pd.DataFrame, blocks: Blocks, names: Mapping[str, str]) -> None:
-        """Medians over rows in these blocks, each counted once: of columns, by the names of the
-        figures.
-        """
+    def add_medians(self, values: Mapping[str, Floats], blocks: Blocks) -> None:
+        """Medians over rows in these blocks, each counted once, by the names of the figures."""
         self.drawn = blocks
-        medians = {name: median(floats(rows[column])) for name, column in names.items()}
+        medians = {name: median(of_rows) for name, of_rows in values.items()}
         self.figures |= medians
         known = [name for name, figure in medians.items() if figure is not None]
-        at_once = max(1, TOGETHER // max(1, len(rows)))
+        at_once = max(1, TOGETHER // max(1, len(blocks.codes)))
         for start in range(0, len(known), at_once):
             some = known[start : start + at_once]
-            columns = np.stack([floats(rows[names[name]]) for name in some], axis=1)
+            columns = np.stack([values[name] for name in some], axis=1)
             self.intervals |= zip(some, intervals_of_medians(columns, blocks), strict=True)
 
     def join(self, other: _Tally) -> None:
@@ -210,16 +200,22 @@ class _Tally:
         )
 
 
-def _whole_norm(rows: pd.DataFrame) -> float | None:
+def _whole_norm(rows: Columns) -> float | None:
     """sqrt(sum norm(D)²) / sqrt(sum norm(W_base)²): the relative norm of all rows as one vector."""
     return over(math.hypot(*rows["frobenius_norm"]), math.hypot(*rows["base_norm"]))
 
 
-def _unrounded_norm(deltas: pd.DataFrame) -> float | None:
+def _unrounded_norm(deltas: Columns) -> float | None:
     """relative_norm_overall of the updates before storage; None unless known of every matrix."""
-    stored = deltas["relative_norm"].where(deltas["kept_reason"] == "nothing_rounded")
-    norms = deltas["relative_norm_unrounded"].fillna(stored).astype(float)
-    return over(math.hypot(*(norms * deltas["base_norm"])), math.hypot(*deltas["base_norm"]))
+    norms, bases = deltas["relative_norm_unrounded"], deltas["base_norm"]
+    as_stored = np.isnan(norms) & are(deltas["kept_reason"], "nothing_rounded")
+    norms = np.where(as_stored, deltas["relative_norm"], norms)
+    return over(math.hypot(*(norms * bases)), math.hypot(*bases))
+
+
+def _of_kind(deltas: Columns, kind: tuple[str, ...]) -> NDArray[np.bool_]:
+    """Which rows are of modules whose names start so."""
+    return np.array([module.startswith(kind) for module in deltas["module"]], dtype=np.bool_)
 
 
 def _depth(rows: Rows, component: str | None) -> _Tally:
@@ -227,15 +223,14 @@ def _depth(rows: Rows, component: str | None) -> _Tally:
     attention and MLP.
     """
     depth = _Tally(rows, component or "")
-    deltas = rows.deltas[rows.deltas["component"] == component]
+    deltas = rows.deltas.of(component)
     energies = depth.of(deltas).layers
     for name, statistic in UNEVENNESS.items():
         depth.add(name, partial(statistic, energies), unevenness=True)
-    compared = rows.tensors[rows.tensors["was_compared"]]
-    modules = compared.loc[compared["component"] == component, "module"]
-    attention, mlp = (deltas[deltas["module"].str.startswith(kind)] for kind in (ATTENTION, MLP))
+    compared = rows.tensors.where(rows.tensors["was_compared"]).of(component)
+    attention, mlp = (deltas.where(_of_kind(deltas, kind)) for kind in (ATTENTION, MLP))
     depth.figures |= {"depth_layers": depth.blocks.layers, "attention_to_mlp": None}
-    if modules.str.startswith(ATTENTION).any() and modules.str.startswith(MLP).any():
+    if all(_of_kind(compared, kind).any() for kind in (ATTENTION, MLP)):
         depth.add_ratio("attention_to_mlp", depth.of(attention), depth.of(mlp))
     return depth
 
@@ -245,37 +240,33 @@ def _residual(rows: Rows, component: str | None) -> _Tally:
     of all layers.
     """
     residual = _Tally(rows)
-    stacked = rows.residual[rows.residual["component"] == component]
+    stacked = rows.residual.of(component)
     for direction in ("reading", "writing"):
-        stacks = stacked[stacked["direction"] == direction]
-        by_layer = stacks[stacks["layer"].notna()]
+        stacks = stacked.where(are(stacked["direction"], direction))
+        by_layer, whole = stacks.inside, stacks.outside["participation_ratio"]
         name = f"{direction}_participation_ratio"
-        residual.add_medians(by_layer, _blocks(by_layer), {name: "participation_ratio"})
-        whole = stacks.loc[stacks["layer"].isna(), "participation_ratio"]
-        residual.figures[f"{name}_stacked"] = finite(whole.max())
+        blocks = blocks_of(by_layer["component"].tolist(), by_layer["layer"])
+        residual.add_medians({name: by_layer["participation_ratio"]}, blocks)
+        residual.figures[f"{name}_stacked"] = finite(max(whole, default=None))
     return residual
 
 
 def _overall(rows: Rows) -> _Tally:
     """The figures of the pair that have intervals, in the order of these."""
-    import pandas as pd
-
     deltas, tally = rows.deltas, _Tally(rows)
-    tally.add_medians(deltas, _delta_blocks(rows, deltas), OF_COLUMNS)
+    tally.add_medians({name: deltas[name] for name in MEDIANS}, _delta_blocks(rows, deltas))
     norms, bases = tally.of(deltas), tally.of(deltas, "base_energy")
     tally.add("relative_norm_overall", lambda counts: np.sqrt(ratio(norms, bases, counts)))
     zeros = tally.of(deltas, deltas["zero_share"] * deltas["parameters"])
     tally.add_ratio("zero_share", zeros, tally.of(deltas, "parameters"))
-    ones = pd.Series(1.0, index=deltas.index)
-    spiked = ones.where(deltas["spikes"] > 0, 0.0)
-    tally.add_ratio("spiked", tally.of(deltas, spiked), tally.of(deltas, ones))
-    with_base = set(rows.tensors.loc[rows.tensors["was_compared"], "component"])
+    spiked = np.where(deltas["spikes"] > 0, 1.0, 0.0)
+    tally.add_ratio("spiked", tally.of(deltas, spiked), tally.of(deltas, np.ones(len(deltas))))
+    with_base = set(rows.tensors.where(rows.tensors["was_compared"])["component"])
     for component in ("vision", "projector"):
         name = f"{component}_to_language"
         tally.figures[name] = None
         if {component, "language"} <= with_base:
-            sums = [tally.of(deltas[deltas["component"] == of]) for of in (component, "language")]
-            tally.add_ratio(name, *sums)
+            tally.add_ratio(name, *(tally.of(deltas.of(one)) for one in (component, "language")))
     tally.join(_depth(rows, rows.main))
     tally.join(_residual(rows, rows.main))
     return tally
@@ -283,57 +274,62 @@ def _overall(rows: Rows) -> _Tally:
 
 def _figures(rows: Rows, tally: _Tally) -> PairFigures:
     tensors, deltas = rows.tensors, rows.deltas
-    read = ["side", "shape", "status", "reason", "compared"]
-    sides = [
-        of_side.assign(size=of_side["shape"].map(_size))
-        for _, of_side in tensors[read].groupby("side")
-    ]
+    tensors = tensors.added(size=_sizes(tensors))
+    sides = [tensors.where(are(tensors["side"], side)) for side in ("base", "tuned")]
     # of an adapter, that is the base
-    larger = max(sides, key=lambda of_side: int(of_side["size"].sum()))
-    sizes = larger.groupby("status")["size"].sum()
-    ceilings = deltas["rank_ceiling"].dropna()
-    quartiles = deltas["concentration"].quantile([0.25, 0.75])
-    embedding = deltas[(deltas["module"] == "embed") & (deltas["component"] == rows.main)].head(1)
-    inside = deltas.loc[deltas["layer"].notna(), ["rows", "cols"]]
+    larger = max(sides, key=lambda of_side: sum(of_side["size"]))
+    sizes = {status: sum(larger["size"][are(larger["status"], status)]) for status in STATUSES}
+    ceilings = _known(deltas["rank_ceiling"])
+    concentrations = _known(deltas["concentration"])
+    quartiles: Sequence[float | None] = (None, None)
+    if len(concentrations):
+        quartiles = np.percentile(concentrations, [25, 75]).tolist()
+    embeddings = deltas.where((deltas["module"] == "embed") & (deltas["component"] == rows.main))
+    embedding = embeddings.where([0] if len(embeddings) else [])
+    inside = deltas.inside
     counted = {
         "matrices": len(deltas),
-        "short_side": finite(inside.min(axis=1).median()),
-        "parameters": int(sizes.sum()),
+        "short_side": median(np.fmin(inside["rows"], inside["cols"])),
+        "parameters": sum(sizes.values()),
         "parameters_measured": (
-            int(sizes.get("measured", 0)) + int(larger.loc[is_partial(larger), "compared"].sum())
+            sizes["measured"] + int(larger["compared"][is_partial(larger)].sum())
         ),
-        "parameters_identical": int(sizes.get("identical", 0)),
+        "parameters_identical": sizes["identical"],
         "relative_norm_overall": _whole_norm(deltas),
         "relative_norm_overall_unrounded": _unrounded_norm(deltas),
         "rank_ceiling": int(ceilings.max()) if len(ceilings) else None,
-        "unverified": int((deltas["verified"] == False).sum()),  # noqa: E712 - null is not False
-        "concentration_q25": finite(quartiles[0.25]),
-        "concentration_q75": finite(quartiles[0.75]),
-        "embedding_row_participation_ratio": finite(embedding["row_participation_ratio"].max()),
-        "embedding_rows_changed": finite(embedding["rows_changed"].max()),
+        "unverified": int((deltas["verified"] == 0).sum()),
+        "concentration_q25": finite(quartiles[0]),
+        "concentration_q75": finite(quartiles[1]),
+        "embedding_row_participation_ratio": median(embedding["row_participation_ratio"]),
+        "embedding_rows_changed": median(embedding["rows_changed"]),
     }
     return row_of(PairFigures, tally.figures, counted)
 
 
-def _of_group(rows: Rows, group: pd.DataFrame, *, with_norm: bool) -> _Tally:
+def _known(values: Floats) -> Floats:
+    return values[~np.isnan(values)]
+
+
+def _of_group(rows: Rows, group: Columns, *, with_norm: bool) -> _Tally:
     """The medians of some of the delta rows, and their shares. with_norm: whether the interval of
     the relative norm is that of its median.
     """
     tally = _Tally(rows)
-    tally.add_medians(group, _delta_blocks(rows, group), OF_COLUMNS)
+    tally.add_medians({name: group[name] for name in MEDIANS}, _delta_blocks(rows, group))
     if not with_norm:
         tally.intervals.pop("relative_norm", None)
     tally.add_ratio("energy_share", tally.of(group), tally.of(rows.deltas))
     tally.figures |= {
-        "energy": finite(group["energy"].sum()),
+        "energy": finite(np.nansum(group["energy"])),
         "parameter_share": _parameter_share(group, rows),
         "matrices": len(group),
     }
     return tally
 
 
-def _size(shape: Iterable[int]) -> int:
-    return math.prod(int(size) for size in shape)
+def _sizes(tensors: Columns) -> NDArray[np.object_]:
+    return np.array([math.prod(shape) for shape in tensors["shape"]], dtype=object)
 
 
 def _by_component(rows: Rows) -> list[ComponentRow]:
@@ -342,17 +338,17 @@ def _by_component(rows: Rows) -> list[ComponentRow]:
 
     energy is null where nothing of it was compared, 0 where all of it is identical.
     """
-    matrices = rows.tensors[rows.tensors["shape"].map(len) > 1]
+    matrices = rows.tensors.where(are(rows.tensors["side"], "tuned") & rows.tensors.are_matrices)
     components = []
-    for component, group in matrices[matrices["side"] == "tuned"].groupby("component", sort=False):
-        deltas = rows.deltas[rows.deltas["component"] == component]
+    for (component,), group in matrices.groups("component"):
+        deltas = rows.deltas.of(component)
         # its relative norm is that of all its matrices as one vector
         tally = _of_group(rows, deltas, with_norm=False)
-        tally.join(_depth(rows, str(component)))
+        tally.join(_depth(rows, component))
         counted = {
             "component": component,
             "tensors": len(group),
-            "identical": int((group["status"] == "identical").sum()),
+            "identical": int(are(group["status"], "identical").sum()),
             "relative_norm": _whole_norm(deltas),
         }
         if not group["was_compared"].any():
@@ -364,10 +360,7 @@ def _by_component(rows: Rows) -> list[ComponentRow]:
 def _by_module(rows: Rows) -> list[ModuleRow]:
     """Medians and the share of the energy by component and module, in the order of names.yaml."""
     modules = []
-    place = ["component", "module"]
-    # groups of all columns at once would come from a second copy of them
-    for (component, module), named in rows.deltas[place].groupby(place, sort=False):
-        group = rows.deltas.loc[named.index]
+    for (component, module), group in rows.deltas.groups("component", "module"):
         tally = _of_group(rows, group, with_norm=True)
         counted = {
             "component": component,
@@ -378,16 +371,16 @@ def _by_module(rows: Rows) -> list[ModuleRow]:
     return sorted(modules, key=lambda row: order_of(row.component, row.module))
 
 
-def _renumbered_experts(deltas: pd.DataFrame) -> list[ReportWarning]:
+def _renumbered_experts(deltas: Columns) -> list[ReportWarning]:
     """Experts pair by their numbers. If the matrices around them hardly turned and they did, the
     numbers changed.
     """
-    is_expert = deltas["module"].str.startswith("experts.")
-    others = deltas[~is_expert & deltas["layer"].notna()]["cosine"].median()
-    turned = deltas[is_expert & (deltas["cosine"] < TURNED)]
-    if turned.empty or not others > UNTURNED:
+    is_expert = _of_kind(deltas, ("experts.",))
+    others = median(deltas.where(~is_expert).inside["cosine"])
+    turned = deltas.where(is_expert & (deltas["cosine"] < TURNED))
+    if not len(turned) or others is None or not others > UNTURNED:
         return []
-    layers = turned["layer"].nunique()
+    layers = len(set(turned.inside["layer"]))
     text = (
         f"{len(turned)} expert matrices in {layers} layers have little in common with the base's of"
         f" the same number (cosine below {TURNED}) while the other matrices are close to theirs:"
@@ -404,24 +397,28 @@ def _by_layer(rows: Rows) -> list[LayerRow]:
     MLP up-projections (of several experts, the median), the curve of arXiv:2604.07363. A layer that
     is identical has a relative norm of 0.
     """
-    deltas, layers = rows.deltas, list(rows.layers.itertuples(index=False, name=None))
-    at, up = deltas["at"].to_numpy(), deltas["module"].isin(UP).to_numpy()
-    numbers = {name: floats(deltas[name]) for name in (*BY_LAYER, "energy")}
-    inside = deltas.loc[deltas["layer"].notna(), ["component", "energy"]]
-    totals = inside.groupby("component")["energy"].sum()
+    deltas = rows.deltas
+    at, up = deltas["at"], np.isin(deltas["module"], UP)
+    numbers = {name: deltas[name] for name in (*BY_LAYER, "energy")}
+    totals = {
+        component: float(np.nansum(group["energy"]))
+        for (component,), group in deltas.inside.groups("component")
+    }
     stacks = {
-        (row.component, row.layer, row.direction): row.participation_ratio
-        for row in rows.residual.itertuples()
+        tuple(key): ratio
+        for *key, ratio in rows.residual.each(
+            "component", "layer", "direction", "participation_ratio"
+        )
     }
     layer_rows = []
-    for place, (component, layer) in enumerate(layers):
+    for place, (component, layer) in enumerate(rows.layers):
         here = np.flatnonzero(at == place)
-        energy, total = float(numbers["energy"][here].sum()), float(totals.get(component, 0.0))
+        energy, total = float(numbers["energy"][here].sum()), totals.get(component, 0.0)
         counted = {
             "component": component,
-            "layer": int(layer),
+            "layer": layer,
             "matrices": len(here),
-            "relative_norm": _whole_norm(deltas.iloc[here]) if len(here) else 0.0,
+            "relative_norm": _whole_norm(deltas.where(here)) if len(here) else 0.0,
             "energy": finite(energy),
             "energy_share": over(energy, total),
             "up_effective_rank_shift": median(numbers["effective_rank_shift"][here[up[here]]]),
@@ -437,14 +434,18 @@ def _by_layer(rows: Rows) -> list[LayerRow]:
     return layer_rows
 
 
-def _parameter_share(group: pd.DataFrame, rows: Rows) -> float | None:
+def _parameter_share(group: Columns, rows: Rows) -> float | None:
     return over(int(group["parameters"].sum()), int(rows.deltas["parameters"].sum()))
 
 
-def _quarters(depth: Sequence[LayerRow], deltas: pd.DataFrame) -> list[QuarterRow]:
+def _quarters(depth: Sequence[LayerRow], deltas: Columns) -> list[QuarterRow]:
     """The shares of each quarter of a component's layers in their energy and their parameters."""
     quarters = []
-    sizes = deltas.groupby(["component", "layer"])["parameters"].sum().to_dict()
+    sizes: dict[tuple[str, float], float] = {}
+    for component, layer, size in zip(
+        *(deltas[name].tolist() for name in ("component", "layer", "parameters")), strict=True
+    ):
+        sizes[component, layer] = sizes.get((component, layer), 0) + size
     for component in dict.fromkeys(row.component for row in depth):
         layers = [row for row in depth if row.component == component]
         if len(layers) < QUARTERS or any(row.energy_share is None for row in layers):
@@ -469,28 +470,27 @@ def _quarters(depth: Sequence[LayerRow], deltas: pd.DataFrame) -> list[QuarterRo
     return quarters
 
 
-def _without_base(alone: pd.DataFrame) -> list[AloneRow]:
+def _without_base(alone: Columns) -> list[AloneRow]:
     rows = []
-    for component, group in alone.groupby("component", sort=False):
-        medians = {name: finite(group[name].median()) for name in ALONE}
+    for (component,), group in alone.groups("component"):
+        medians = {name: median(group[name]) for name in ALONE}
         rows.append(row_of(AloneRow, {"component": component, "matrices": len(group)}, medians))
     return rows
 
 
-def _skipped(tensors: pd.DataFrame) -> list[SkippedRow]:
+def _skipped(tensors: Columns) -> list[SkippedRow]:
     """Counts by reason, with a few names and the first detail."""
     rows = []
-    for reason, group in tensors[tensors["status"] == "skipped"].groupby("reason", sort=True):
-        details = group["detail"].dropna()
-        names = group["tensor"].drop_duplicates()
-        sides = group["side"].value_counts()
+    skipped = tensors.where(are(tensors["status"], "skipped"))
+    for (reason,), group in sorted(skipped.groups("reason"), key=lambda one: one[0]):
+        sides = Counter(group["side"])
         row = SkippedRow(
-            reason=str(reason),
+            reason=reason,
             tensors=len(group),
-            base=int(sides.get("base", 0)),
-            tuned=int(sides.get("tuned", 0)),
-            examples=[str(name) for name in names[:EXAMPLES]],
-            detail=str(details.iloc[0]) if len(details) else None,
+            base=sides["base"],
+            tuned=sides["tuned"],
+            examples=list(dict.fromkeys(group["tensor"]))[:EXAMPLES],
+            detail=next((one for one in group["detail"] if one is not None), None),
         )
         rows.append(row)
     return sorted(rows, key=lambda row: -row.tensors)

@@ -29,11 +29,21 @@ def over(part: float, whole: float) -> float | None:
     return finite(part / whole) if whole else None
 
 
-def floats(values: pd.Series) -> Floats:
-    """A column as floats, NaN where it is null: arithmetic with pandas took a seventh of a summary
-    of few rows.
-    """
+def floats(values: pd.Series | NDArray[Any]) -> Floats:
+    """A column as floats, NaN where it is null."""
+    if isinstance(values, np.ndarray):
+        return np.asarray(values, dtype=np.float64)
     return values.to_numpy(dtype=np.float64, na_value=np.nan)
+
+
+def are(texts: pd.Series | NDArray[Any], *wanted: str) -> NDArray[np.bool_]:
+    """Which texts are one of these, however a column says that there is none."""
+    if not isinstance(texts, np.ndarray):
+        texts = np.array([one if isinstance(one, str) else None for one in texts], dtype=object)
+    found = np.zeros(len(texts), dtype=np.bool_)
+    for text in wanted:
+        found |= np.asarray(texts == text, dtype=np.bool_)
+    return found
 
 
 def median(values: Floats) -> float | None:
@@ -42,6 +52,6 @@ def median(values: Floats) -> float | None:
     return finite(np.median(known)) if len(known) else None
 
 
-def median_of(column: pd.Series) -> float | None:
+def median_of(column: pd.Series | NDArray[Any]) -> float | None:
     """The median of what a column has; None where it has nothing, or where it is not finite."""
     return median(floats(column))

@@ -6,6 +6,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from shadow.summary.numbers import median
 from shadow.summary.rows import (
     FewRowsRow,
     Recognised,
@@ -16,7 +19,7 @@ from shadow.summary.rows import (
 )
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from shadow.summary.columns import Columns
 
 # cosines of base and tuned: below, another matrix stands there; the model's median has to be above
 OTHER, SAME_MODEL = 0.5, 0.9
@@ -28,7 +31,7 @@ MANY_ROWS = 100  # rows from which a few are few
 SOME_KEPT = 0.01  # share of entries that are the same, without which nothing was set to 0 alone
 
 
-def recognised(deltas: pd.DataFrame, lineage: float | None) -> Recognised:
+def recognised(deltas: Columns, lineage: float | None) -> Recognised:
     """What the delta rows show beyond doubt. lineage: the median cosine of the two models."""
     scale = _scaled(deltas)
     return Recognised(
@@ -39,74 +42,70 @@ def recognised(deltas: pd.DataFrame, lineage: float | None) -> Recognised:
     )
 
 
-def _replaced(deltas: pd.DataFrame, lineage: float | None) -> Replaced | None:
+def _replaced(deltas: Columns, lineage: float | None) -> Replaced | None:
     """Matrices that have little in common with the base's while the others are close to it.
 
     One with the opposite sign is the base's all the same.
     """
     if lineage is None or lineage < SAME_MODEL:
         return None
-    other = deltas[deltas["cosine"].astype(float).abs() < OTHER]
-    if other.empty:
+    other = deltas.where(np.abs(deltas["cosine"]) < OTHER)
+    if not len(other):
         return None
     rows = [
         ReplacedRow(
-            component=str(component),
-            module=str(module),
-            layers=sorted({int(layer) for layer in group["layer"].dropna()}),
+            component=component,
+            module=module,
+            layers=sorted({int(layer) for layer in group.inside["layer"]}),
             matrices=len(group),
         )
-        for (component, module), group in other.groupby(["component", "module"], sort=False)
+        for (component, module), group in other.groups("component", "module")
     ]
-    cosines = other["cosine"].astype(float)
     return Replaced(
         matrices=len(other),
-        cosine_least=float(cosines.min()),
-        cosine_most=float(cosines.max()),
+        cosine_least=float(other["cosine"].min()),
+        cosine_most=float(other["cosine"].max()),
         rows=rows,
     )
 
 
-def _scaled(deltas: pd.DataFrame) -> Scaled | None:
+def _scaled(deltas: Columns) -> Scaled | None:
     """The one factor that every changed matrix is its base times, if there is one: the delta then
     is the base times (factor - 1), and their cosine 1 or -1.
     """
-    cosine, norm = (deltas[name].astype(float) for name in ("decay_cosine", "relative_norm"))
-    if len(deltas) < 2 or not (cosine.abs() >= 1.0 - EXACT).all():
+    cosine, norm = deltas["decay_cosine"], deltas["relative_norm"]
+    if len(deltas) < 2 or not (np.abs(cosine) >= 1.0 - EXACT).all():
         return None
     offsets = norm * cosine.round()
-    middle = float(offsets.median())
-    if not middle or not (offsets - middle).abs().max() <= UNEVEN * abs(middle):
+    middle = median(offsets)
+    if not middle or not np.nanmax(np.abs(offsets - middle)) <= UNEVEN * abs(middle):
         return None
     return Scaled(matrices=len(deltas), factor=1.0 + middle)
 
 
-def _zeroed(deltas: pd.DataFrame) -> Zeroed | None:
+def _zeroed(deltas: Columns) -> Zeroed | None:
     """Entries that became 0 while all others stayed: the delta is then minus a part of the base, so
     that its cosine with the base is minus its relative norm.
 
     A base without some of its singular directions has that too, but there no entry stays the same.
     """
-    cosine, norm, same = (
-        deltas[name].astype(float) for name in ("decay_cosine", "relative_norm", "zero_share")
-    )
-    if len(deltas) < 2 or not ((cosine + norm).abs() <= EXACT * norm).all():
+    cosine, norm, same = (deltas[name] for name in ("decay_cosine", "relative_norm", "zero_share"))
+    if len(deltas) < 2 or not (np.abs(cosine + norm) <= EXACT * norm).all():
         return None
-    if not same.between(SOME_KEPT, 1.0).all():
+    if not ((same >= SOME_KEPT) & (same <= 1.0)).all():
         return None
-    return Zeroed(matrices=len(deltas), share=1.0 - float(same.median()))
+    return Zeroed(matrices=len(deltas), share=1.0 - float(np.median(same)))
 
 
-def _few_rows(deltas: pd.DataFrame) -> list[FewRowsRow]:
+def _few_rows(deltas: Columns) -> list[FewRowsRow]:
     """Embeddings of which only a few rows, those of tokens, changed."""
-    rows = deltas[
+    rows = deltas.where(
         (deltas["module"] == "embed")
         & (deltas["rows"] >= MANY_ROWS)
-        & (deltas["rows_changed"].astype(float) <= FEW_ROWS)
-    ]
+        & (deltas["rows_changed"] <= FEW_ROWS)
+    )
+    names = ("component", "module", "rows_changed", "rows")
     return [
-        FewRowsRow(str(component), str(module), round(float(share) * int(count)), int(count))
-        for component, module, share, count in zip(
-            rows["component"], rows["module"], rows["rows_changed"], rows["rows"], strict=True
-        )
+        FewRowsRow(component, module, round(share * int(count)), int(count))
+        for component, module, share, count in zip(*(rows[name] for name in names), strict=True)
     ]

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from shadow.summary.layer_medians import held_rank
-from shadow.summary.numbers import floats, median
+from shadow.summary.numbers import are, median
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from shadow.summary.columns import Columns
 
 # With norms that are equal, a cosine below 0.5 is a delta longer than the base itself: it tells of
 # the base's spectrum, not of a change. Fine-tunes have 0.9 and more, unrelated models of one shape
@@ -24,8 +24,6 @@ LINEAGE = 0.5
 ROUNDING = 2.0  # floor_ratio: a copy rounded once has 1
 FULL_RANK = 0.5  # of the directions of a matrix; an adapter of rank 16 in 896 has 0.02
 OUTSIDE = ("embed", "head", "position")  # modules that unrelated models may share
-# columns of tensors.parquet that are read here
-READ = ["side", "module", "shape", "status", "reason", "detail", "relative_norm", "compared"]
 
 
 @dataclass(frozen=True)
@@ -56,65 +54,62 @@ class Standing:
     """Pairs of formats of matrices that the two sides store differently, such as `BF16/F32`."""
 
 
-def standing_of(deltas: pd.DataFrame, tensors: pd.DataFrame) -> Standing:
+def standing_of(deltas: Columns, tensors: Columns) -> Standing:
     """The standing of a pair, from the delta rows of matrices.parquet and all of
     tensors.parquet.
     """
     weights = _weights(tensors)
-    total, compared = int(weights["size"].sum()), int(weights["compared"].sum())
-    unread = weights[weights["reason"].isin(["unknown_dtype", "quantized"])]
-    inside = ~deltas["module"].isin(OUTSIDE)
-
-    def column(name: str) -> pd.Series:
-        return deltas.loc[inside, name]
-
-    rank = held_rank(column)
+    total, compared = sum(weights["size"]), int(sum(weights["compared"]))
+    unread = weights["size"][are(weights["reason"], "unknown_dtype", "quantized")]
+    inside = deltas.where(~are(deltas["module"], *OUTSIDE))
+    rank = held_rank(inside.__getitem__)
     with np.errstate(all="ignore"):  # a forged report may hold infinities
-        share = rank / np.fmin(floats(column("rows")), floats(column("cols")))
-    ceilings = column("rank_ceiling").dropna()
-    cosines = floats(column("cosine"))
+        share = rank / np.fmin(inside["rows"], inside["cols"])
+    ceilings = inside["rank_ceiling"]
     same = np.ones(_identical(weights, OUTSIDE))
     return Standing(
         identical=_identical(weights),
-        cosine=median(np.concatenate([cosines, same])),
+        cosine=median(np.concatenate([inside["cosine"], same])),
         compared=compared / total if total else 0.0,
         compared_percent=1000 * compared // total / 10 if total else 0.0,
-        is_part=bool((weights["reason"] == "filtered").any()),
+        is_part=bool(are(weights["reason"], "filtered").any()),
         rank=median(rank),
         rank_share=median(share),
-        rank_ceiling=float(ceilings.max()) if len(ceilings) else None,
-        unread=float(unread["size"].sum()) / max(1, total),
-        formats=sorted({str(dtype) for dtype in deltas["dtype"].dropna() if "/" in str(dtype)}),
+        rank_ceiling=None if np.isnan(ceilings).all() else float(np.nanmax(ceilings)),
+        unread=float(sum(unread)) / max(1, total),
+        formats=sorted({dtype for dtype in deltas["dtype"] if dtype and "/" in dtype}),
     )
 
 
-def _weights(tensors: pd.DataFrame) -> pd.DataFrame:
-    """The tensors of the side with more parameters that count as its weights, with their compared
-    parameters.
+def _weights(tensors: Columns) -> Columns:
+    """The tensors of the side with more parameters that count as its weights, with size and their
+    compared parameters.
 
     Left out are a tied head, which is its embedding, integers, and what a checkpoint holds beside
-    the component that it is the base of. Columns are READ and size.
+    the component that it is the base of.
     """
-    sized = tensors[READ].assign(
-        size=[math.prod(int(n) for n in shape) for shape in tensors["shape"]]
-    )
+    sizes = np.array([math.prod(shape) for shape in tensors["shape"]], dtype=object)
     # a filter of the user's has no detail
-    elsewhere = (sized["reason"] == "filtered") & sized["detail"].notna()
-    sized = sized[~(sized["reason"].isin(["tied", "not_float"]) | elsewhere)]
-    totals = sized.groupby("side")["size"].sum()
-    side = "tuned" if totals.get("tuned", 0) >= totals.get("base", 0) else "base"
-    rows = sized[sized["side"] == side]
+    has_detail = np.array([detail is not None for detail in tensors["detail"]], dtype=np.bool_)
+    elsewhere = are(tensors["reason"], "filtered") & has_detail
+    weights = tensors.added(size=sizes).where(
+        ~(are(tensors["reason"], "tied", "not_float") | elsewhere)
+    )
+    sides = {side: weights.where(are(weights["side"], side)) for side in ("base", "tuned")}
+    rows = max(sides["tuned"], sides["base"], key=lambda of_side: sum(of_side["size"]))
     # a report made before `compared` was added says it by the status of whole tensors alone
-    measured = (rows["status"] == "measured") & (rows["reason"] != "only_in_tuned")
-    vectors = (rows["reason"] == "not_a_matrix") & rows["relative_norm"].notna()
-    paired = (rows["status"] == "identical") | measured | vectors
-    return rows.assign(compared=rows["compared"].fillna(rows["size"].where(paired, 0)))
+    measured = are(rows["status"], "measured") & ~are(rows["reason"], "only_in_tuned")
+    vectors = are(rows["reason"], "not_a_matrix") & ~np.isnan(rows["relative_norm"])
+    paired = are(rows["status"], "identical") | measured | vectors
+    by_status = np.where(paired, rows["size"], 0)
+    unknown = np.isnan(rows["compared"])
+    return rows.added(compared=np.where(unknown, by_status, rows["compared"]))
 
 
-def _identical(weights: pd.DataFrame, apart: Sequence[str] = ()) -> int:
+def _identical(weights: Columns, apart: Sequence[str] = ()) -> int:
     """How many matrices are identical on both sides, but for modules that are left apart."""
-    same = weights[
-        (weights["status"] == "identical") & ~weights["module"].isin((*apart, "norm", "bias"))
-    ]
-    stacks = [int(shape[0]) if len(shape) == 3 else 1 for shape in same["shape"] if len(shape) > 1]
+    same = weights.where(
+        are(weights["status"], "identical") & ~are(weights["module"], *apart, "norm", "bias")
+    )
+    stacks = [shape[0] if len(shape) == 3 else 1 for shape in same["shape"] if len(shape) > 1]
     return sum(stacks)

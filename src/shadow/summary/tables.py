@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
+from shadow.summary.bootstrap import Blocks, blocks_of
+from shadow.summary.columns import Columns, columns_of
 from shadow.summary.depth import compared_layers, has_compared, layer_of
 from shadow.summary.record import main_of
-
-if TYPE_CHECKING:
-    # takes half a second to import, and a summary that is believed needs none of it
-    import pandas as pd
 
 # columns of tensors on which no figure rests
 UNREAD = ("dtype", "shard", "expert")
@@ -42,23 +39,28 @@ PIECE = 2_000  # rows
 class Rows:
     """The tables of a report as the figures need them."""
 
-    deltas: pd.DataFrame
+    deltas: Columns
     """The delta rows, with base_norm, energy, base_energy, participation_share, and at, the place
     of their layer in layers (-1 outside).
     """
-    alone: pd.DataFrame
+    alone: Columns
     """The rows of tuned matrices that have no base."""
-    tensors: pd.DataFrame
+    tensors: Columns
     """All rows of tensors.parquet, with was_compared."""
-    residual: pd.DataFrame
+    residual: Columns
     """All rows of residual.parquet."""
-    layers: pd.DataFrame
-    """component and layer of every layer that was compared."""
+    layers: Sequence[tuple[str, int]]
+    """Component and number of every layer that was compared."""
+
+    @cached_property
+    def blocks(self) -> Blocks:
+        """The blocks of layers."""
+        return blocks_of(*zip(*self.layers, strict=True)) if self.layers else blocks_of([], [])
 
     @property
     def main(self) -> str | None:
         """The component whose depth counts: language, or the one of most layers."""
-        return main_of(self.layers["component"].tolist())
+        return main_of([component for component, _ in self.layers])
 
 
 def needed(name: str, table: pa.Table) -> pa.Table:
@@ -94,61 +96,28 @@ def _each(table: pa.Table, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
         yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
 
-def _frame(table: pa.Table) -> pd.DataFrame:
-    """A table as figures need it, in which equal texts and equal shapes are one object: of 60,000
-    matrices they take ten times as much otherwise.
-
-    Small tables compare texts of Python in half the time.
-    """
-    import pandas as pd
-
-    texts = pd.StringDtype("python", na_value=np.nan)
-    columns: dict[str, Any] = {}
-    for name, values in zip(table.column_names, table.columns, strict=True):
-        if name == "shape":
-            columns[name] = pd.Series(list(_shared(values)), dtype=object)
-        elif pa.types.is_string(values.type):
-            columns[name] = pd.Series(_texts(values), dtype=texts)
-    numbers: pd.DataFrame = table.drop_columns([*columns]).to_pandas()
-    for place, name in enumerate(table.column_names):
-        if name in columns:
-            numbers.insert(place, name, columns.pop(name))
-    return numbers
-
-
-def _texts(values: pa.ChunkedArray) -> NDArray[np.object_]:
-    """The texts of a column, None where it has none."""
-    coded = values.combine_chunks().dictionary_encode()
-    texts = np.array([*map(sys.intern, coded.dictionary.to_pylist()), None], dtype=object)
-    return np.asarray(texts[coded.indices.fill_null(len(texts) - 1).to_numpy()])
-
-
-def _shared(shapes: pa.ChunkedArray) -> Iterator[tuple[int, ...]]:
-    known: dict[tuple[int, ...], tuple[int, ...]] = {}
-    for chunk in shapes.chunks:
-        for shape in chunk:
-            sizes = tuple(shape.as_py())
-            yield known.setdefault(sizes, sizes)
-
-
 def read_rows(tables: Mapping[str, pa.Table]) -> Rows:
     matrices = needed("matrices", tables["matrices"])
     of_delta = pc.equal(matrices["subject"], "delta")
     # a filter copies, and in most reports there is nothing else
     only_deltas = pc.all(of_delta, skip_nulls=False).as_py()
-    deltas = _frame(matrices if only_deltas else matrices.filter(of_delta))
-    deltas = deltas.assign(
-        energy=deltas["frobenius_norm"] ** 2,
-        base_energy=deltas["base_norm"] ** 2,
-        participation_share=deltas["participation_ratio"] / deltas["null_participation_ratio"],
-    )
-    tensors = _frame(needed("tensors", tables["tensors"]))
-    tensors = tensors.assign(was_compared=has_compared(tensors))
+    deltas = columns_of(matrices if only_deltas else matrices.filter(of_delta))
+    tensors = columns_of(needed("tensors", tables["tensors"]))
+    tensors = tensors.added(was_compared=has_compared(tensors))
     layers = compared_layers(tensors)
+    with np.errstate(all="ignore"):  # a forged report may hold infinities
+        made = {
+            "energy": deltas["frobenius_norm"] ** 2,
+            "base_energy": deltas["base_norm"] ** 2,
+            "participation_share": (
+                deltas["participation_ratio"] / deltas["null_participation_ratio"]
+            ),
+            "at": layer_of(layers, deltas["component"], deltas["layer"]),
+        }
     return Rows(
-        deltas=deltas.assign(at=layer_of(layers, deltas)),
-        alone=_frame(matrices.filter(pc.invert(of_delta))),
+        deltas=deltas.added(**made),
+        alone=columns_of(matrices.filter(pc.invert(of_delta))),
         tensors=tensors,
-        residual=_frame(tables["residual"]),
+        residual=columns_of(tables["residual"]),
         layers=layers,
     )
