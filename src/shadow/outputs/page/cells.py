@@ -8,18 +8,19 @@ tables of a few rows, where a frame costs more than its numbers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from typing import TypedDict
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from shadow.outputs.page.curves import Key, Listed, short, shortened
 from shadow.reports.columns import DELTA, SPECTRAL
 from shadow.summary.bootstrap import blocks_of, intervals_of_medians
+from shadow.summary.columns import Columns
 from shadow.summary.depth import LAYERS
 from shadow.summary.figures import MEDIANS
 from shadow.summary.grid import order_of
@@ -104,69 +105,24 @@ class Cell:
     """Why it was skipped, in words of tensors.parquet; None where it was not."""
 
 
-@dataclass(frozen=True)
-class Matrices:
-    """The rows of matrices.parquet: their places, and their numbers as they are asked for."""
-
-    table: pa.Table
-
-    @cached_property
-    def places(self) -> list[Key]:
-        """The place of each row."""
-        return places(self.table)
-
-    @cached_property
-    def subjects(self) -> list[str]:
-        """The subject of each row: base, tuned or delta."""
-        return list(self.table["subject"].to_pylist())
-
-    @cached_property
-    def tensors(self) -> list[str | None]:
-        """The tensor of each row."""
-        return list(self.table["tensor"].to_pylist())
-
-    def numbers(self, name: str) -> Numbers:
-        """A column, NaN where it is null."""
-        return self._numbers[:, self._place[name]]
-
-    def columns(self, names: Sequence[str]) -> Numbers:
-        """(rows, columns)"""
-        return self._numbers[:, [self._place[name] for name in names]]
-
-    def of(self, subject: str) -> NDArray[np.intp]:
-        """Where its rows are."""
-        return np.flatnonzero([known == subject for known in self.subjects])
-
-    @cached_property
-    def _place(self) -> dict[str, int]:
-        """Where each column of numbers is in _numbers."""
-        names = [
-            field.name
-            for field in self.table.schema
-            if pa.types.is_integer(field.type) or pa.types.is_floating(field.type)
-        ]
-        return {name: place for place, name in enumerate(names)}
-
-    @cached_property
-    def _numbers(self) -> Numbers:
-        """(rows, columns of numbers), NaN where they are null: all at once, as one column after the
-        other takes longer than what is done with it.
-        """
-        batches = self.table.select(list(self._place)).to_batches()
-        parts = [batch.to_tensor(null_to_nan=True).to_numpy() for batch in batches]
-        return np.concatenate([np.empty((0, len(self._place))), *parts])
-
-
-def places(table: pa.Table) -> list[Key]:
+def places(rows: Columns) -> list[Key]:
     """The place of each row."""
-    return list(zip(*(table[name].to_pylist() for name in PLACE), strict=True))
+    return [
+        (component, None if math.isnan(layer) else int(layer), module)
+        for component, layer, module in rows.each(*PLACE)
+    ]
 
 
-def cells_of(matrices: Matrices, tensors: pa.Table) -> list[Cell]:
+def numbers(rows: Columns, names: Sequence[str]) -> Numbers:
+    """(rows, names)"""
+    return np.stack([rows[name] for name in names], axis=1)
+
+
+def cells_of(matrices: Columns, tensors: Columns) -> list[Cell]:
     """One for each place that has a matrix, in the order of reports, layers ascending."""
     cells = _measured(matrices)
-    others = (tensors[name].to_pylist() for name in ("side", "status", "reason"))
-    for place, side, status, reason in zip(places(tensors), *others, strict=True):
+    others = tensors.each("side", "status", "reason")
+    for place, (side, status, reason) in zip(places(tensors), others, strict=True):
         unmeasured = side == "tuned" and status in ("identical", "skipped")
         if (
             unmeasured
@@ -182,22 +138,18 @@ def cells_of(matrices: Matrices, tensors: pa.Table) -> list[Cell]:
     return sorted(cells.values(), key=order)
 
 
-def _measured(matrices: Matrices) -> dict[Key, Cell]:
+def _measured(matrices: Columns) -> dict[Key, Cell]:
     """The cells that have a spectrum, by place."""
-    pairs = zip(matrices.places, matrices.subjects, strict=True)
-    with_delta = {place for place, subject in pairs if subject == "delta"}
+    with_delta = set(places(matrices.where(matrices["subject"] == "delta")))
     return {
         place: Cell(place, "measured" if place in with_delta else "alone", None)
-        for place in matrices.places
+        for place in places(matrices)
     }
 
 
 # What a column says of a module: median, its interval over layers, over how many layers, and the
 # interval's level.
 ModuleFigure = list[float | int | list[float | int | None] | None]
-
-
-ByColumn = dict[str, dict[str, list[ModuleFigure | None]]]
 
 
 class Range(TypedDict):
@@ -230,37 +182,42 @@ class DrawnCells(TypedDict):
     values: dict[str, dict[str, Listed]]  # medians, by subject and column
     shift: dict[str, Listed]  # tuned - base, by column
     ranges: dict[str, Range]  # by column
-    modules: ByColumn  # by subject and column, a value for each group
+    # by subject and column, a value for each group
+    modules: dict[str, dict[str, list[ModuleFigure | None]]]
     experts: Experts  # empty where there are none
 
 
-def drawn_cells(matrices: Matrices, cells: Sequence[Cell], pairs: int) -> DrawnCells:
+def drawn_cells(matrices: Columns, cells: Sequence[Cell], pairs: int) -> DrawnCells:
     """Places, values, ranges, intervals by module and experts of a report that shares a page with
     pairs - 1 others.
     """
     number = {cell.place: index for index, cell in enumerate(cells)}
-    cell = np.array([number[place] for place in matrices.places], dtype=np.intp)
+    cell = np.array([number[place] for place in places(matrices)], dtype=np.intp)
     groups = list(dict.fromkeys((of_place.place[0], of_place.place[2]) for of_place in cells))
     index = {group: number for number, group in enumerate(groups)}
     first = np.full(len(cells), -1)  # row of each cell, -1 where it has none
     first[cell[::-1]] = np.arange(len(cell))[::-1]
-    tensors = [*map(_visible, matrices.tensors), None]
+    group = [index[of_place.place[0], of_place.place[2]] for of_place in cells]
+    tensors = [*map(_visible, matrices["tensor"]), None]
     parts = {subject: _part(matrices, cell, subject) for subject in SUBJECTS}
     sizes = [np.bincount(part.cell, minlength=len(cells)) for part in parts.values()]
     return {
         "groups": [[visible(component), visible(module)] for component, module in groups],
-        "group": [index[drawn.place[0], drawn.place[2]] for drawn in cells],
+        "group": group,
         "layer": [drawn.place[1] for drawn in cells],
         "state": [drawn.state for drawn in cells],
         "reason": [_visible(drawn.reason) for drawn in cells],
         "matrices": np.max(sizes, axis=0).tolist(),
         "tensor": [tensors[row] for row in first.tolist()],
-        "rows": shortened(np.append(matrices.numbers("rows"), np.nan)[first]),
-        "cols": shortened(np.append(matrices.numbers("cols"), np.nan)[first]),
+        "rows": shortened(np.append(matrices["rows"], np.nan)[first]),
+        "cols": shortened(np.append(matrices["cols"], np.nan)[first]),
         "values": {subject: _medians(part, len(cells)) for subject, part in parts.items()},
         "shift": _shifts(matrices, parts, len(cells)),
         "ranges": _ranges(parts["delta"], len(cells)),
-        "modules": _by_group(matrices, parts, index),
+        "modules": {
+            subject: _by_module(part, np.array(group)[part.cell], matrices["layer"], len(groups))
+            for subject, part in parts.items()
+        },
         "experts": _experts(matrices, cell, EXPERT_VALUES // pairs),
     }
 
@@ -282,12 +239,13 @@ class _Part:
     ranked: Numbers  # the same for medians: infinite where a value is null because it is too large
 
 
-def _part(matrices: Matrices, cell: NDArray[np.intp], subject: str) -> _Part:
-    rows = matrices.of(subject)
-    names, values = _present(columns_of(subject), matrices.columns(columns_of(subject))[rows])
+def _part(matrices: Columns, cell: NDArray[np.intp], subject: str) -> _Part:
+    rows = np.flatnonzero(matrices["subject"] == subject)
+    own = matrices.where(rows)
+    names, values = _present(columns_of(subject), numbers(own, columns_of(subject)))
     ranked = values.copy()
     if subject == "delta" and "equivalent_directions" in names:
-        above = above_short_side(lambda name: matrices.table[name].to_pandas())[rows]
+        above = above_short_side(own.__getitem__)
         ranked[above, names.index("equivalent_directions")] = np.inf
     return _Part(rows=rows, cell=cell[rows], names=names, values=values, ranked=ranked)
 
@@ -340,13 +298,13 @@ def _medians(part: _Part, cells: int) -> dict[str, Listed]:
     return _listed(part.names, _by_cell(part.ranked, part.cell, cells))
 
 
-def _shifts(matrices: Matrices, parts: Mapping[str, _Part], cells: int) -> dict[str, Listed]:
+def _shifts(matrices: Columns, parts: Mapping[str, _Part], cells: int) -> dict[str, Listed]:
     """tuned - base of every spectral column by cell, from unrounded rows; of several the median."""
     names = [column.name for column in SPECTRAL]
-    experts = matrices.table["expert"].to_pylist()
+    experts = np.nan_to_num(matrices["expert"], nan=-1.0).tolist()
     base, tuned = (
         {
-            (cell, matrices.tensors[row], experts[row]): row
+            (cell, matrices["tensor"][row], experts[row]): row
             for row, cell in zip(part.rows.tolist(), part.cell.tolist(), strict=True)
         }
         for part in (parts["base"], parts["tuned"])
@@ -354,7 +312,7 @@ def _shifts(matrices: Matrices, parts: Mapping[str, _Part], cells: int) -> dict[
     both = [key for key in tuned if key in base]
     if not both:
         return {}
-    values = matrices.columns(names)
+    values = numbers(matrices, names)
     shifts = values[[tuned[key] for key in both]] - values[[base[key] for key in both]]
     names, shifts = _present(names, shifts)
     return _listed(names, _by_cell(shifts, np.array([cell for cell, _, _ in both]), cells))
@@ -373,26 +331,19 @@ def _ranges(deltas: _Part, cells: int) -> dict[str, Range]:
     return {name: {"low": low[name], "high": high[name]} for name in names}
 
 
-def _by_group(
-    matrices: Matrices, parts: Mapping[str, _Part], index: Mapping[tuple[str, str], int]
-) -> ByColumn:
-    """The median of every column over a module's matrices, its interval, and over how many layers.
-
-    By subject and column.
+def _by_module(
+    part: _Part, group: NDArray[np.intp], layers: Numbers, groups: int
+) -> dict[str, list[ModuleFigure | None]]:
+    """The median of every column over a module's matrices, its interval, and over how many layers:
+    a value for each group. group: of each row of part; layers: of all rows.
     """
-    figures: ByColumn = {}
-    layers = matrices.numbers("layer")
-    for subject, part in parts.items():
-        of_subject = figures[subject] = {name: [None] * len(index) for name in part.names}
-        rows_of: dict[tuple[str, str], list[int]] = {}
-        for number, row in enumerate(part.rows.tolist()):
-            component, _, module = matrices.places[row]
-            rows_of.setdefault((component, module), []).append(number)
-        for group, numbers in rows_of.items():
-            names, values = _present(part.names, part.ranked[numbers])
-            found = _module_figures(values, layers[part.rows[numbers]])
-            for name, figure in zip(names, found, strict=True):
-                of_subject[name][index[group]] = figure
+    figures: dict[str, list[ModuleFigure | None]] = {name: [None] * groups for name in part.names}
+    for number in np.unique(group).tolist():
+        own = group == number
+        names, values = _present(part.names, part.ranked[own])
+        found = _module_figures(values, layers[part.rows[own]])
+        for name, figure in zip(names, found, strict=True):
+            figures[name][number] = figure
     return figures
 
 
@@ -406,16 +357,16 @@ def _module_figures(values: Numbers, layers: Numbers) -> list[ModuleFigure | Non
     return figures
 
 
-def _experts(matrices: Matrices, cell: NDArray[np.intp], most: int) -> Experts:
+def _experts(matrices: Columns, cell: NDArray[np.intp], most: int) -> Experts:
     """The single experts of every cell that has several, in as many columns as have room."""
-    experts, layers = matrices.numbers("expert"), matrices.numbers("layer")
-    rows = matrices.of("delta")
+    experts, layers = matrices["expert"], matrices["layer"]
+    rows = np.flatnonzero(matrices["subject"] == "delta")
     rows = rows[(experts[rows] < EXPERTS) & (np.isnan(layers[rows]) | (layers[rows] < LAYERS))]
     if not len(rows):
         return {}
     known = columns_of("delta")
     wanted = [name for name in dict.fromkeys([*FIRST, *MEDIANS, *known]) if name in known]
-    names, values = _present(wanted, matrices.columns(wanted)[rows])
+    names, values = _present(wanted, numbers(matrices.where(rows), wanted))
     names = names[: most // len(rows)]
     if not names:
         return {}
