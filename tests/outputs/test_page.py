@@ -31,14 +31,7 @@ from shadow.errors import ShadowError
 from shadow.outputs import page
 from shadow.outputs.page import page_bytes, write_page
 from shadow.outputs.page.cells import columns_of, metric_texts
-from shadow.outputs.page.curves import (
-    FEWEST,
-    LEADING,
-    MOST,
-    kept_ranks,
-    points_for,
-    short,
-)
+from shadow.outputs.page.curves import FEWEST, LEADING, MOST, kept_ranks, points_for, short
 from shadow.outputs.page.html import file_text, script_json
 from shadow.outputs.page.pair import read_pair, reference_distributions
 from shadow.quantities import portion_of, text_of

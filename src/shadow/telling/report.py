@@ -129,10 +129,7 @@ def _blocks(
 
 
 def answers_table(
-    title: str,
-    heads: Sequence[str],
-    answers: Iterable[tuple[str, Word, str]],
-    **more: Any,
+    title: str, heads: Sequence[str], answers: Iterable[tuple[str, Word, str]], **more: Any
 ) -> Table:
     """Claims, what came of each, and why."""
     columns = [Column(heads[0], "name"), Column(heads[1], "text"), Column(heads[2], "text")]

@@ -64,12 +64,7 @@ class Written:
 
 
 CONTINUES = "the same command continues from there"
-MISSING = (
-    named("pair", "where"),
-    worded("state"),
-    worded("why"),
-    worded("what to do", "hint"),
-)
+MISSING = (named("pair", "where"), worded("state"), worded("why"), worded("what to do", "hint"))
 
 
 def write_page(
