@@ -249,7 +249,7 @@ class RayEngine:
         self._given_up()
 
     def _given_up(self) -> list[Task]:
-        """Cancel what runs, by force where it does not end; what was running."""
+        """Cancel what runs; what was running."""
         import ray
 
         self._queue.clear()
@@ -258,9 +258,10 @@ class RayEngine:
         if running:
             for reference in running:
                 ray.cancel(reference, force=False)
-            _, left = ray.wait(running, num_returns=len(running), timeout=GRACE)
-            for reference in left:  # a process deep in a solver or a download; its journal is safe
-                ray.cancel(reference, force=True)
+            # A process deep in a solver ends when that returns, or when this one has ended. Never
+            # by force: a task that ends while it is cancelled a second time takes Ray's driver with
+            # it ("Tried to complete task that was not pending", Ray 2.60).
+            ray.wait(running, num_returns=len(running), timeout=GRACE)
             self._relay(GRACE)
         for reference in running:
             self._running.pop(reference).begun.close()
