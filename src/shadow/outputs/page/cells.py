@@ -114,7 +114,7 @@ def places(rows: Columns) -> list[Key]:
 
 
 def numbers(rows: Columns, names: Sequence[str]) -> Numbers:
-    """(rows, names)"""
+    """Some columns beside each other: (rows, names)."""
     return np.stack([rows[name] for name in names], axis=1)
 
 
