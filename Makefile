@@ -54,7 +54,7 @@ check: setup  ## lint (JavaScript too), format, types, imports, generated pages
 	$(BIN)/python -c "from shadow.outputs.page.html import scripts; print(scripts()['page'])" > build/page.js
 	$(BIN)/oxlint --no-ignore --config .oxlintrc.json build/page.js src/shadow/outputs/page/scripts/theme.js
 	$(BIN)/python tests/readme.py --check
-	$(BIN)/python -m pytest -q -m generated tests/claims/test_planted.py tests/claims/test_reference.py
+	$(BIN)/python -m pytest -q -m generated tests/claims tests/lab
 
 format: setup
 	$(BIN)/ruff check --fix .

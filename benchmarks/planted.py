@@ -404,7 +404,9 @@ def bounds(statistic: Statistic, layers: int) -> dict[str, tuple[float, float]]:
         "expanded": (tail, tail),
         "expanded BCa": corrected_tails(statistic, values, layers, tail),
     }
-    return {kind: cut(values, own) for kind, own in tails.items()}
+    once = np.ones(len(values), np.int64)
+    ends = {kind: cut(values[None], once, own) for kind, own in tails.items()}
+    return {kind: (float(low[0]), float(high[0])) for kind, (low, high) in ends.items()}
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ from shadow.spectra import rounding, rounding_counts, rounding_model
 from shadow.spectra.delta import Means, Method, extent, measure_pair
 from shadow.spectra.edge import levels, sharp_edge
 from shadow.spectra.levels import round_trip
-from shadow.spectra.purity import NOISE, budget, dominated, purity_z
+from shadow.spectra.purity import NOISE, dominated, purity_z
 from shadow.spectra.spectrum import Sides, Workspace
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "rounding.md"
@@ -485,9 +485,8 @@ def purity_part(sides: Sequence[int]) -> str:
             r, c, E = (D**2).sum(1), (D**2).sum(0), float((D**2).sum())
             null = E**2 / float((r**2).sum() + (c**2).sum() - (D**4).sum())
             real = 1 / (purity(D) + 1 / null)
-            parts = budget(real, null, side, side)
             concentrations.append(f"{math.log(null / real) / math.log(null):.2f}")
-            sizes.append(f"{1 / parts.coherence:.3g}")
+            sizes.append(f"{1 / (1 / real - 1 / null):.3g}")
         end = f"{limit:g}" if math.isfinite(limit) else "grows"
         rows.append([name, " / ".join(concentrations), " / ".join(sizes), end])
     at = " / ".join(map(str, sides))

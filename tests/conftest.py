@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import signal
@@ -16,6 +17,7 @@ os.environ.setdefault("SHADOW_NO_CACHE", "1")
 
 import effort  # noqa: F401
 import pytest
+import typer.main
 from command import Run, run_shadow
 
 pytest.register_assert_rewrite("hub_pairs")  # before a test imports it
@@ -23,6 +25,9 @@ pytest.register_assert_rewrite("hub_pairs")  # before a test imports it
 # A process in the background inherits that interrupts are ignored; commands under test must not.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+
+# Commands are built from their signatures once, not for every command line that a test tries.
+typer.main.get_command = functools.cache(typer.main.get_command)
 
 # Nothing that a test writes must outlive the machine: to wait for the disk six times a report takes
 # half a minute.
@@ -54,3 +59,11 @@ def shadow(tmp_path):
         return run_shadow(*arguments, cwd=tmp_path, **more)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def demo_reports(tmp_path_factory):
+    """The folder of the reports base..narrow and base..broad of the demo, to be read alone."""
+    folder = tmp_path_factory.mktemp("demo")
+    run_shadow("audit", "demo", "-o", "reports", cwd=folder).assert_done()
+    return folder / "reports" / "demo"

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from shadow.claims.summary import summary_from_json
 from shadow.comparing.gains import Gain, Scored
 from shadow.comparing.kept_scores import kept_bytes
+from shadow.comparing.scores import ScoreFile
 from shadow.reports.atomic_replacement import KEPT
 from shadow.reports.columns import MATRICES, RESIDUAL, SPECTRA, TENSORS
 from shadow.reports.parquet import arrow_schema
@@ -255,7 +256,7 @@ def write_family(
     paths = {name: folder / f"{name}.parquet" for name in tables}
     _write_tables(folder, tables, {**told, SEAL: seal(summary, paths, told)})
     if scores:
-        scored = Scored((("scores.csv", "0" * 64),), tuple(scores), ())
+        scored = Scored((ScoreFile("scores.csv", "0" * 64),), tuple(scores), ())
         (folder / KEPT).write_bytes(kept_bytes(scored, told))
     return folder
 

@@ -361,8 +361,11 @@ def attempt(target: Target, content: bytes) -> bool:
     return taken
 
 
-def fuzz(target: Target, seconds: float, number: int) -> tuple[int, int]:
-    """Try files for so many seconds; how many were read, and how many of them taken."""
+def fuzz(target: Target, seconds: float, number: int, most: int = ROUND) -> tuple[int, int]:
+    """Try files for so many seconds; how many were read, and how many of them taken.
+
+    most: files that are made from one seed.
+    """
     tried, taken, end = 0, 0, time.monotonic() + seconds
     # then the clock no longer counts: a counterexample is tried again while it is shrunk
     found = False
@@ -370,7 +373,7 @@ def fuzz(target: Target, seconds: float, number: int) -> tuple[int, int]:
     while time.monotonic() < end:
 
         @seed(number)
-        @SETTINGS
+        @settings(SETTINGS, max_examples=most)
         @given(target.content)
         def once(content: bytes) -> None:
             nonlocal tried, taken, found

@@ -106,18 +106,30 @@ FAMILIES = {
 }
 
 
-def saved(kind: str, folder: Path, seed: int = 0, **options) -> Path:
-    """A tiny model of a kind or family, built from its config, saved by transformers."""
+def built(kind: str, seed: int = 0):
+    """A tiny model of a kind or family, built by transformers from its config."""
     import transformers
 
     transformers.logging.disable_progress_bar()
     auto, name, sizes = FAMILIES.get(kind) or ("AutoModelForCausalLM", *KINDS[kind])
     torch.manual_seed(seed)
-    model = getattr(transformers, auto).from_config(
+    return getattr(transformers, auto).from_config(
         getattr(transformers, name)(**copy.deepcopy(sizes))
     )
-    model.save_pretrained(folder, **options)
+
+
+def saved(kind: str, folder: Path, seed: int = 0) -> Path:
+    """The same, saved by transformers."""
+    built(kind, seed).save_pretrained(folder)
     return folder
+
+
+def saved_twice(kind: str, folder: Path) -> tuple[Path, Path]:
+    """One model in the layout of its files, and in the one that transformers has in memory."""
+    model, file, memory = built(kind), folder / "file", folder / "memory"
+    model.save_pretrained(file)
+    model.save_pretrained(memory, save_original_format=False)
+    return file, memory
 
 
 def differences(base: Checkpoint, tuned: Checkpoint, apart: Collection[str] = ()) -> list[str]:

@@ -19,10 +19,7 @@ def executed(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     with tempfile.TemporaryDirectory() as folder:
         # one output for each stream, however the machine cuts it
         nbclient.NotebookClient(
-            notebook,
-            timeout=300,
-            coalesce_streams=True,
-            resources={"metadata": {"path": folder}},
+            notebook, timeout=300, coalesce_streams=True, resources={"metadata": {"path": folder}}
         ).execute()
     for cell in notebook.cells:
         cell.metadata = nbformat.NotebookNode()

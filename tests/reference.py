@@ -157,20 +157,21 @@ def sharp_edge(r, c):
     E = r.sum()
     a, b = r[r > 0], c[c > 0] / E
 
-    def square(x):
-        t = -x / a.max()
-        target = (a * t / (1 + a * t)).sum()
-        low, high = -200.0, 36.0  # of ln(y / (1 - y)), s = -y / max b
-        for _ in range(100):
+    def squares(x):
+        t = -x[:, None] / a.max()
+        target = (a * t / (1 + a * t)).sum(1, keepdims=True)
+        low, high = np.full_like(t, -200), np.full_like(t, 36)  # of ln(y / (1 - y)), s = -y / max b
+        for _ in range(70):
             middle = (low + high) / 2
             s = -1 / (1 + np.exp(-middle)) / b.max()
-            low, high = (middle, high) if (b * s / (1 + b * s)).sum() > target else (low, middle)
-        return -(b / (1 + b * s)).sum() / t
+            above = (b * s / (1 + b * s)).sum(1, keepdims=True) > target
+            low, high = np.where(above, middle, low), np.where(above, high, middle)
+        return -(b / (1 + b * s)).sum(1) / t[:, 0]
 
     lows, highs = -20.0, 20.0
     for _ in range(8):
         grid = np.linspace(lows, highs, 21)
-        found = [square(1 / (1 + np.exp(-g))) for g in grid]
+        found = squares(1 / (1 + np.exp(-grid)))
         best = int(np.argmin(found))
         lows, highs = grid[max(0, best - 1)], grid[min(20, best + 1)]
     return np.sqrt(min(found)) * (1 + min(len(r), len(c)) ** (-2 / 3))

@@ -222,7 +222,8 @@ def run_all() -> Iterator[tuple[str, bool, list[Done]]]:
                 yield run.name, run.measured, done
                 if run.name == "help":
                     for name in helped(still_runs, entry, Path(talk), done[0].out):
-                        one = still_runs.words(f"help-{'-'.join(name)}", *name, "--help")
+                        line = f"{' '.join(name)} --help"
+                        one = still_runs.words(f"help-{'-'.join(name)}", line)
                         done, before = run_one(entry, one, Path(talk), before, hashes)
                         yield one.name, False, done
         finally:

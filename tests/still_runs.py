@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -55,7 +56,7 @@ class Run:
 
     name: str
     arguments: tuple[str, ...]
-    columns: tuple[int, ...] = (120, 80)
+    columns: tuple[int, ...]
     environment: dict[str, str] = field(default_factory=dict)
     before: Callable[[Path], None] | None = None
     file_size: int | None = None
@@ -425,6 +426,13 @@ def make_older(here: Path) -> None:
         pq.write_table(table.replace_schema_metadata({b"shadow": json.dumps(told).encode()}), path)
 
 
+def make_older_again(here: Path) -> None:
+    """The older report once more: the audit before has renewed the first."""
+    shutil.rmtree(here / "older")
+    make_older(here)
+    (here / "older").rename(here / "older-again")
+
+
 def make_other_schema(here: Path) -> None:
     """A report of a schema that is newer than this version's."""
     target = here / "newer" / "toy" / "base..one"
@@ -479,41 +487,38 @@ def make_same(here: Path) -> None:
 
 # commands
 
-PAIR = ("--base", "./base", "--tuned", "./one")
-REGISTRY = ("--registry", "registry")
 ONE, TWO = "out/toy/base..one", "out/toy/base..two"
 NARROW, BROAD = "taught/taught/base..narrow", "taught/taught/base..broad"
-RELATIVE = "language.relative_norm > 0.001"
-NEVER = "language.relative_norm > 1000"
+RELATIVE = "'language.relative_norm > 0.001'"
+NEVER = "'language.relative_norm > 1000'"
 
 
-def audit(name: str, *arguments: str, **more) -> Run:
-    return Run(f"audit-{name}", ("audit", "--jobs", "1", *arguments), **more)
+def command(name: str, line: str, *columns: int, **more) -> Run:
+    """A run of a command as it is typed, at some widths of the terminal."""
+    return Run(name, tuple(shlex.split(line)), columns or (120, 80), **more)
 
 
-def given(name: str, base: str, tuned: str, *arguments: str, **more) -> Run:
-    return audit(
-        name, "--base", f"./{base}", "--tuned", f"./{tuned}", "-o", "given", *arguments, **more
-    )
+def audit(name: str, line: str, *columns: int, **more) -> Run:
+    return command(f"audit-{name}", f"audit --jobs 1 {line}", *columns, **more)
+
+
+def given(name: str, base: str, tuned: str, line: str = "", *columns: int, **more) -> Run:
+    line = f"--base ./{base} --tuned ./{tuned} -o given {line}"
+    return audit(name, line, *columns, **more)
+
+
+def words(name: str, line: str, *columns: int, **more) -> Run:
+    """A command whose output holds no measured number."""
+    return command(name, line, *columns, measured=False, **more)
 
 
 AUDITS = (
-    audit("family", "toy", *REGISTRY, "-o", "out"),
-    audit("chain", "toy-chain", *REGISTRY, "-o", "chain", "--nulls", "3", "--seed", "7"),
-    audit("components", "toy-seeing", *REGISTRY, "-o", "seeing"),
-    audit(
-        "taught",
-        "taught",
-        *REGISTRY,
-        "-o",
-        "taught",
-        "--scores",
-        "scores.csv",
-        "--optimizer",
-        "adamw",
-    ),
-    audit("json", "toy:base..one", *REGISTRY, "-o", "json", "--format", "json"),
-    audit("workers", "toy:base..two", *REGISTRY, "-o", "workers", "--jobs", "3"),
+    audit("family", "toy --registry registry -o out"),
+    audit("chain", "toy-chain --registry registry -o chain --nulls 3 --seed 7"),
+    audit("components", "toy-seeing --registry registry -o seeing"),
+    audit("taught", "taught --registry registry -o taught --scores scores.csv --optimizer adamw"),
+    audit("json", "toy:base..one --registry registry -o json --format json"),
+    audit("workers", "toy:base..two --registry registry -o workers --jobs 3"),
     given("adapter", "base", "adapter"),
     given("fp8", "wide", "fp8"),
     given("gptq", "wide", "gptq", "--strict"),
@@ -525,314 +530,179 @@ AUDITS = (
     given("odd", "odd", "odd-tuned", "--strict"),
     given("odd-name", "odd", "odd-name"),
     given("identical", "base", "base", "--strict"),
-    given("exact", "base", "two", "--precision", "exact", "--no-spectra", "-o", "exact"),
-    given("fast", "base", "two", "--precision", "fast", "--no-subspaces", "-o", "fast"),
-    given("filtered", "base", "one", "--layer", "1", "--module", "mlp.*", "-o", "filtered"),
-    given(
-        "other-filter", "base", "one", "--layer", "0", "--component", "language", "-o", "filtered"
-    ),
-    given("other-pair", "base", "one", "-o", "there"),
+    given("exact", "base", "two", "--precision exact --no-spectra -o exact"),
+    given("fast", "base", "two", "--precision fast --no-subspaces -o fast"),
+    given("filtered", "base", "one", "--layer 1 --module 'mlp.*' -o filtered"),
+    given("other-filter", "base", "one", "--layer 0 --component language -o filtered"),
+    given("other-pair", "base", "one", "-o there"),
     given("pickle-refused", "pickled", "unpickled"),
-    given("pickle", "pickled", "unpickled", "--allow-pickle", columns=(120,)),
+    given("pickle", "pickled", "unpickled", "--allow-pickle", 120),
     given("gone", "base", "gone"),
     given("cut", "base", "cut"),
     given("other-adapter", "base", "other-adapter"),
     given("adapter-as-base", "adapter", "base"),
-    given("no-layer", "base", "one", "--layer", "9"),
-    given("no-module", "base", "one", "--module", "mlp.upp"),
-    given("no-component", "base", "one", "--component", "visoin"),
-    given("bad-layer", "base", "one", "--layer", "4-2"),
-    given("bad-size", "base", "one", "--max-disk", "much"),
-    audit("one-side", "--base", "./base"),
-    audit("nothing"),
-    audit("not-folder", "--base", "base", "--tuned", "./one", "--offline"),
-    audit("no-family", "toyy", *REGISTRY),
-    audit("no-pair", "toy:base..onee", *REGISTRY),
-    audit("bad-registry", "toy", "--registry", "bad-registry"),
-    audit("no-option", "--presicion", "exact"),
+    given("no-layer", "base", "one", "--layer 9"),
+    given("no-module", "base", "one", "--module mlp.upp"),
+    given("no-component", "base", "one", "--component visoin"),
+    given("bad-layer", "base", "one", "--layer 4-2"),
+    given("bad-size", "base", "one", "--max-disk much"),
+    audit("one-side", "--base ./base"),
+    audit("nothing", ""),
+    audit("not-folder", "--base base --tuned ./one --offline"),
+    audit("no-family", "toyy --registry registry"),
+    audit("no-pair", "toy:base..onee --registry registry"),
+    audit("bad-registry", "toy --registry bad-registry"),
+    audit("no-option", "--presicion exact"),
     audit(
         "gate-met",
-        "toy:base..one",
-        *REGISTRY,
-        "-o",
-        "out",
-        "--fail-on",
-        RELATIVE,
-        "--junit",
-        "audit.xml",
+        f"toy:base..one --registry registry -o out --fail-on {RELATIVE} --junit audit.xml",
     ),
     audit(
         "gate-fault",
-        "toy:base..one",
-        *REGISTRY,
-        "-o",
-        "out",
-        "--fail-on",
-        "vision.relative_norm > 1",
+        "toy:base..one --registry registry -o out --fail-on 'vision.relative_norm > 1'",
     ),
-    audit("list", "--list", "list.yaml", *REGISTRY, "-o", "listed"),
-    audit(
-        "list-json",
-        "--list",
-        "list.txt",
-        *REGISTRY,
-        "-o",
-        "listed-json",
-        "--format",
-        "json",
-        columns=(120,),
-    ),
+    audit("list", "--list list.yaml --registry registry -o listed"),
+    audit("list-json", "--list list.txt --registry registry -o listed-json --format json", 120),
     audit(
         "list-gate",
-        "toy-b*",
-        *REGISTRY,
-        "-o",
-        "listed",
-        "--fail-on",
-        RELATIVE,
-        "--junit",
-        "list.xml",
-        columns=(80,),
+        f"'toy-b*' --registry registry -o listed --fail-on {RELATIVE} --junit list.xml",
+        80,
     ),
-    audit(
-        "shard-1",
-        "--list",
-        "list.txt",
-        *REGISTRY,
-        "-o",
-        "shard-1",
-        "--shard",
-        "1/2",
-        columns=(120,),
-    ),
-    audit(
-        "shard-2",
-        "--list",
-        "list.txt",
-        *REGISTRY,
-        "-o",
-        "shard-2",
-        "--shard",
-        "2/2",
-        columns=(120,),
-    ),
-    audit("tag", "--tag", "toy", *REGISTRY, "-o", "listed", columns=(80,)),
-    audit("list-gone", "--list", "none.yaml", *REGISTRY),
+    audit("shard-1", "--list list.txt --registry registry -o shard-1 --shard 1/2", 120),
+    audit("shard-2", "--list list.txt --registry registry -o shard-2 --shard 2/2", 120),
+    audit("tag", "--tag toy --registry registry -o listed", 80),
+    audit("list-gone", "--list none.yaml --registry registry"),
     # A limit on the size of files stops it amid a line of its journal, as a full disk would.
-    given("stopped", "base", "two", "-o", "stopped", file_size=60_000, columns=(120,)),
-    Run("show-unfinished", ("show", "stopped"), before=keep_stopped),
-    given(
-        "stopped-older",
-        "base",
-        "two",
-        "-o",
-        "stopped-older",
-        before=make_journal_older,
-        columns=(120,),
-    ),
-    given("resumed", "base", "two", "-o", "stopped"),
-    Run("clean", ("clean", "-o", "stopped-removed")),
-    Run("clean-gone", ("clean", "-o", "nowhere")),
+    given("stopped", "base", "two", "-o stopped", 120, file_size=60_000),
+    command("show-unfinished", "show stopped", before=keep_stopped),
+    given("stopped-older", "base", "two", "-o stopped-older", 120, before=make_journal_older),
+    given("resumed", "base", "two", "-o stopped"),
+    command("clean", "clean -o stopped-removed"),
+    command("clean-gone", "clean -o nowhere"),
 )
 REPORTS = (
-    Run("show", ("show", ONE)),
-    Run("show-several", ("show", "chain"), (120,)),
-    Run("show-list", ("show", "listed-json"), (80,)),
-    Run("show-json", ("show", "out", "--format", "json"), (120,)),
-    Run("show-scores", ("show", "taught", "--scores", "scores.csv")),
-    Run("show-older", ("show", "older"), before=make_older),
-    Run("show-newer", ("show", "newer"), before=make_other_schema),
-    Run("show-broken", ("show", "broken"), before=make_broken),
-    Run("show-hostile", ("show", "hostile"), before=make_hostile),
-    Run("show-gone", ("show", "nowhere")),
-    audit("older", "toy:base..one", *REGISTRY, "-o", "older", columns=(120,)),
-    Run("older-again", ("show", "older-again"), before=lambda here: make_older_again(here)),
-    Run("compare", ("compare", ONE, TWO, "-o", "rows.parquet")),
-    Run("compare-json", ("compare", ONE, TWO, "--format", "json"), (120,)),
-    Run("compare-three", ("compare", ONE, TWO, "workers", "--margin", "0.2")),
-    Run("compare-older", ("compare", "older-again", TWO)),
-    Run("compare-bases", ("compare", "given/fp8", ONE)),
-    Run(
-        "compare-other-bases",
-        ("compare", "chain/toy-chain/one..three", ONE, "--allow-different-base"),
+    command("show", f"show {ONE}"),
+    command("show-several", "show chain", 120),
+    command("show-list", "show listed-json", 80),
+    command("show-json", "show out --format json", 120),
+    command("show-scores", "show taught --scores scores.csv"),
+    command("show-older", "show older", before=make_older),
+    command("show-newer", "show newer", before=make_other_schema),
+    command("show-broken", "show broken", before=make_broken),
+    command("show-hostile", "show hostile", before=make_hostile),
+    command("show-gone", "show nowhere"),
+    audit("older", "toy:base..one --registry registry -o older", 120),
+    command("older-again", "show older-again", before=make_older_again),
+    command("compare", f"compare {ONE} {TWO} -o rows.parquet"),
+    command("compare-json", f"compare {ONE} {TWO} --format json", 120),
+    command("compare-three", f"compare {ONE} {TWO} workers --margin 0.2"),
+    command("compare-older", f"compare older-again {TWO}"),
+    command("compare-bases", f"compare given/fp8 {ONE}"),
+    command(
+        "compare-other-bases", f"compare chain/toy-chain/one..three {ONE} --allow-different-base"
     ),
-    Run("compare-scores", ("compare", "taught", "--scores", "scores.csv")),
-    Run("compare-one", ("compare", ONE)),
-    Run("compare-margin", ("compare", ONE, TWO, "--margin", "7")),
-    audit("chained", "--base", "./one", "--tuned", "./two", "-o", "chained", columns=(120,)),
-    Run("lineage", ("lineage", "chain", "chained")),
-    Run(
+    command("compare-scores", "compare taught --scores scores.csv"),
+    command("compare-one", f"compare {ONE}"),
+    command("compare-margin", f"compare {ONE} {TWO} --margin 7"),
+    audit("chained", "--base ./one --tuned ./two -o chained", 120),
+    command("lineage", "lineage chain chained"),
+    command(
         "lineage-family",
-        ("lineage", "toy-chain", *REGISTRY, "-o", "chain", "--no-joint", "--format", "json"),
-        (120,),
+        "lineage toy-chain --registry registry -o chain --no-joint --format json",
+        120,
     ),
-    Run("lineage-none", ("lineage", "toy-broken", *REGISTRY, "-o", "chain")),
-    Run("gate-met", ("gate", ONE, "--fail-on", RELATIVE, "--junit", "gate.xml")),
-    Run("gate-not-met", ("gate", "out", "--fail-on", NEVER)),
-    Run("gate-json", ("gate", ONE, "--fail-on", RELATIVE, "--format", "json"), (120,)),
-    Run("gate-policy", ("gate", ONE, "--policy", "plain-policy.yaml")),
-    Run("gate-baseline", ("gate", NARROW, "--against", BROAD, "--junit", "moved.xml")),
-    Run("gate-same", ("gate", NARROW, "--against", "same"), before=make_same),
-    Run("gate-no-interval", ("gate", ONE, "--against", "json")),
-    Run("gate-policy-baseline", ("gate", NARROW, "--against", BROAD, "--policy", "policy.yaml")),
-    Run("gate-needs-baseline", ("gate", ONE, "--policy", "policy.yaml")),
-    Run("gate-own-baseline", ("gate", ONE, "--against", ONE)),
-    Run(
-        "gate-github", ("gate", ONE, "--fail-on", RELATIVE), environment={"GITHUB_ACTIONS": "true"}
+    command("lineage-none", "lineage toy-broken --registry registry -o chain"),
+    command("gate-met", f"gate {ONE} --fail-on {RELATIVE} --junit gate.xml"),
+    command("gate-not-met", f"gate out --fail-on {NEVER}"),
+    command("gate-json", f"gate {ONE} --fail-on {RELATIVE} --format json", 120),
+    command("gate-policy", f"gate {ONE} --policy plain-policy.yaml"),
+    command("gate-baseline", f"gate {NARROW} --against {BROAD} --junit moved.xml"),
+    command("gate-same", f"gate {NARROW} --against same", before=make_same),
+    command("gate-no-interval", f"gate {ONE} --against json"),
+    command("gate-policy-baseline", f"gate {NARROW} --against {BROAD} --policy policy.yaml"),
+    command("gate-needs-baseline", f"gate {ONE} --policy policy.yaml"),
+    command("gate-own-baseline", f"gate {ONE} --against {ONE}"),
+    command(
+        "gate-github", f"gate {ONE} --fail-on {RELATIVE}", environment={"GITHUB_ACTIONS": "true"}
     ),
-    Run(
-        "gate-hostile",
-        ("gate", "hostile", "--fail-on", RELATIVE),
-        environment={"GITHUB_ACTIONS": "true"},
+    command(
+        "gate-hostile", f"gate hostile --fail-on {RELATIVE}", environment={"GITHUB_ACTIONS": "true"}
     ),
-    Run(
+    command(
         "gate-step",
-        ("gate", "listed-json", "--fail-on", RELATIVE, "--junit", "listed.xml"),
-        (80,),
+        f"gate listed-json --fail-on {RELATIVE} --junit listed.xml",
+        80,
         environment={"GITHUB_STEP_SUMMARY": "step.md"},
     ),
-    Run("gate-older", ("gate", "older-again", "--fail-on", RELATIVE)),
-    Run("gate-label", ("gate", "taught", "--fail-on", "label == narrow")),
-    Run("gate-bad-policy", ("gate", ONE, "--policy", "bad-policy.yaml")),
-    Run("gate-bad-rule", ("gate", ONE, "--fail-on", "language.relativ_norm > 1")),
-    Run("gate-no-rule", ("gate", ONE)),
-    Run("merge", ("merge", "merged", "shard-1", "shard-2")),
-    Run("merge-settings", ("merge", "mixed", "exact", "fast")),
+    command("gate-older", f"gate older-again --fail-on {RELATIVE}"),
+    command("gate-label", "gate taught --fail-on 'label == narrow'"),
+    command("gate-bad-policy", f"gate {ONE} --policy bad-policy.yaml"),
+    command("gate-bad-rule", f"gate {ONE} --fail-on 'language.relativ_norm > 1'"),
+    command("gate-no-rule", f"gate {ONE}"),
+    command("merge", "merge merged shard-1 shard-2"),
+    command("merge-settings", "merge mixed exact fast"),
 )
 EXPORTS = ("csv", "json", "arrow", "parquet", "duckdb", "sqlite", "hf-dataset-folder")
 OUTPUTS = (
-    *(Run(f"export-{form}", ("export", ONE, "--to", form), (120,)) for form in EXPORTS),
-    Run(
-        "export-several",
-        ("export", "taught", "--to", "csv", "-o", "several", "--table", "matrices"),
-    ),
-    Run(
-        "export-hostile",
-        ("export", "hostile", "--to", "csv", "-o", "hostile-csv", "--table", "matrices"), (120,),
-    ),
-    Run("export-older", ("export", "older-again", "--to", "json", "-o", "older-json"), (120,)),
-    Run("export-no-table", ("export", ONE, "--to", "csv", "--table", "matrix")),
-    Run("export-over", ("export", ONE, "--to", "csv", "-o", "registry")),
-    Run("report", ("report", "out", "-o", "page.html"), (120,)),
-    Run("report-several", ("report", "chain", "-o", "chain.html"), (120,)),
-    Run("report-hostile", ("report", "hostile", "-o", "hostile.html"), (120,)),
-    Run("report-older", ("report", "older-again", "-o", "older.html"), (120,)),
-    Run("report-none", ("report", "registry", "-o", "none.html"), (120,)),
+    *(command(f"export-{form}", f"export {ONE} --to {form}", 120) for form in EXPORTS),
+    command("export-several", "export taught --to csv -o several --table matrices"),
+    command("export-hostile", "export hostile --to csv -o hostile-csv --table matrices", 120),
+    command("export-older", "export older-again --to json -o older-json", 120),
+    command("export-no-table", f"export {ONE} --to csv --table matrix"),
+    command("export-over", f"export {ONE} --to csv -o registry"),
+    command("report", "report out -o page.html", 120),
+    command("report-several", "report chain -o chain.html", 120),
+    command("report-hostile", "report hostile -o hostile.html", 120),
+    command("report-older", "report older-again -o older.html", 120),
+    command("report-none", "report registry -o none.html", 120),
     *(
-        Run(f"figure-{kind}", ("figure", ONE, "--kind", kind, "-o", f"{kind}.svg"), (120,))
+        command(f"figure-{kind}", f"figure {ONE} --kind {kind} -o {kind}.svg", 120)
         for kind in ("depth", "spectrum", "heatmap", "modules")
     ),
-    Run("figure-lineage", ("figure", "chain", "--kind", "lineage", "-o", "lineage.svg"), (120,)),
-    Run(
-        "figure-several", ("figure", "out", "--kind", "depth", "-o", "several.svg", "--width", "6"),
-        (120,),
+    command("figure-lineage", "figure chain --kind lineage -o lineage.svg", 120),
+    command("figure-several", "figure out --kind depth -o several.svg --width 6", 120),
+    command("figure-metric", f"figure {ONE} --kind heatmap -o m.svg --metric stable_rank", 120),
+    command(
+        "figure-expert", "figure given/stacked --kind spectrum -o e.svg --expert 1 --layer 0", 120
     ),
-    Run(
-        "figure-metric",
-        ("figure", ONE, "--kind", "heatmap", "-o", "m.svg", "--metric", "stable_rank"), (120,),
-    ),
-    Run(
-        "figure-expert",
-        (
-            "figure", "given/stacked", "--kind", "spectrum", "-o", "e.svg", "--expert", "1",
-            "--layer", "0",
-        ),
-        (120,),
-    ),
-    Run(
-        "figure-png", ("figure", ONE, "--kind", "modules", "-o", "modules.png", "--no-title"),
-        (120,),
-    ),
-    Run("figure-pdf", ("figure", ONE, "--kind", "modules", "-o", "modules.pdf"), (120,)),
-    Run(
-        "figure-no-metric",
-        ("figure", ONE, "--kind", "heatmap", "-o", "m.svg", "--metric", "stable_rang"), (120,),
-    ),
-    Run(
-        "figure-wrong-option", ("figure", ONE, "--kind", "heatmap", "-o", "m.svg", "--expert", "1"),
-        (120,),
-    ),
-    Run("figure-no-suffix", ("figure", ONE, "--kind", "heatmap", "-o", "m.gif"), (120,)),
-)  # fmt: skip
-
-
-def words(name: str, *arguments: str, **more) -> Run:
-    """A command whose output holds no measured number."""
-    return Run(name, arguments, measured=False, **more)
-
-
+    command("figure-png", f"figure {ONE} --kind modules -o modules.png --no-title", 120),
+    command("figure-pdf", f"figure {ONE} --kind modules -o modules.pdf", 120),
+    command("figure-no-metric", f"figure {ONE} --kind heatmap -o m.svg --metric stable_rang", 120),
+    command("figure-wrong-option", f"figure {ONE} --kind heatmap -o m.svg --expert 1", 120),
+    command("figure-no-suffix", f"figure {ONE} --kind heatmap -o m.gif", 120),
+)
 LOOKUPS = (
-    # each measures for a second how fast this machine is
-    words("plan", "plan", "toy-broken", "--jobs", "2", *REGISTRY),
-    words(
-        "plan-json",
-        "plan",
-        "toy-seeing",
-        "--jobs",
-        "2",
-        *REGISTRY,
-        "--format",
-        "json",
-        columns=(120,),
-    ),
-    words(
-        "plan-list",
-        "plan",
-        "--list",
-        "list.txt",
-        "--jobs",
-        "2",
-        *REGISTRY,
-        "--shard",
-        "2/2",
-        columns=(120,),
-    ),
-    words("plan-pickle", "plan", "--base", "./pickled", "--tuned", "./unpickled", "--jobs", "2"),
-    words(
-        "plan-layer",
-        "plan",
-        "--base",
-        "./odd",
-        "--tuned",
-        "./odd-tuned",
-        "--jobs",
-        "2",
-        "--layer",
-        "0",
-        columns=(120,),
-    ),
+    # each plan measures for a second how fast this machine is
+    words("plan", "plan toy-broken --jobs 2 --registry registry"),
+    words("plan-json", "plan toy-seeing --jobs 2 --registry registry --format json", 120),
+    words("plan-list", "plan --list list.txt --jobs 2 --registry registry --shard 2/2", 120),
+    words("plan-pickle", "plan --base ./pickled --tuned ./unpickled --jobs 2"),
+    words("plan-layer", "plan --base ./odd --tuned ./odd-tuned --jobs 2 --layer 0", 120),
     words("families", "families"),
-    words("families-one", "families", "toy-chain", *REGISTRY),
-    words("families-components", "families", "toy-seeing", *REGISTRY),
-    words("families-word", "families", "olmo"),
-    words("families-tag", "families", "--tag", "taught", *REGISTRY),
-    words("families-component", "families", "--component", "audio"),
-    words("families-json", "families", "toy-seeing", *REGISTRY, "--format", "json", columns=(120,)),
-    words("families-environment", "families", "toy", environment={"SHADOW_REGISTRY": "registry"}),
-    words("families-schema", "families", "--schema", columns=(120,)),
-    words("families-none", "families", "qwenn"),
+    words("families-one", "families toy-chain --registry registry"),
+    words("families-components", "families toy-seeing --registry registry"),
+    words("families-word", "families olmo"),
+    words("families-tag", "families --tag taught --registry registry"),
+    words("families-component", "families --component audio"),
+    words("families-json", "families toy-seeing --registry registry --format json", 120),
+    words("families-environment", "families toy", environment={"SHADOW_REGISTRY": "registry"}),
+    words("families-schema", "families --schema", 120),
+    words("families-none", "families qwenn"),
     words("explain", "explain"),
-    words("explain-column", "explain", "effective_rank"),
-    words("explain-figure", "explain", "spiked"),
-    words("explain-label", "explain", "label"),
-    words("explain-published", "explain", "published"),
-    words("explain-none", "explain", "effective_rang"),
+    words("explain-column", "explain effective_rank"),
+    words("explain-figure", "explain spiked"),
+    words("explain-label", "explain label"),
+    words("explain-published", "explain published"),
+    words("explain-none", "explain effective_rang"),
     words("schema", "schema"),
-    words("schema-table", "schema", "matrices"),
-    words("schema-json", "schema", "--format", "json", columns=(120,)),
-    words("schema-none", "schema", "matrix"),
+    words("schema-table", "schema matrices"),
+    words("schema-json", "schema --format json", 120),
+    words("schema-none", "schema matrix"),
     words("version", "--version"),
-    words("bare"),
+    words("bare", ""),
     words("no-command", "adit"),
     words("help", "--help"),
 )
-
-
-def make_older_again(here: Path) -> None:
-    """The older report once more: the audit before has renewed the first."""
-    shutil.rmtree(here / "older")
-    make_older(here)
-    (here / "older").rename(here / "older-again")
 
 
 def command_names(help_text: str) -> list[str]:

@@ -24,10 +24,12 @@ import picture
 import pytest
 import readme
 import tutorial
+import typer.main
 import yaml
 from hub import Hub
 from markdown_it import MarkdownIt
 
+from shadow.cli.commands import app
 from shadow.outputs.exports import FORMATS
 from shadow.targets.families import load_families
 from shadow.targets.lists import read_list
@@ -132,7 +134,7 @@ def test_anchors_are_those_of_github():
 def test_every_command_that_is_shown_exists(file):
     """Commands, options and numbers of arguments are taken by the command line; nothing is run."""
     for words in shown(file):
-        command = dict(pages.commands())["shadow"]
+        command = typer.main.get_command(app)
         while getattr(command, "commands", None):
             command, words = command.commands[words[0]], words[1:]
         command.make_context(command.name, words)

@@ -13,11 +13,11 @@ import pretrained_page
 from calibration import pretrained_verdicts
 from lab_page import rates_table
 from margins import margin_table, margin_words, reliance_words, seed_words, treatment_words
+from page_table import table
 from shadow.claims.reference import calibration, reach
 from shadow.lab.design import SCALES
 from shadow.lab.estimates import contrast, estimate, main_runs
 from shadow.lab.results import read
-from shadow.lab.view import table
 from shadow.text import counted
 
 FOLDER = Path(__file__).parents[2] / "docs" / "lab"

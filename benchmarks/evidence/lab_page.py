@@ -39,6 +39,7 @@ from calibration import (
 )
 from contrasts import Control, doses, separations, storage, treatments
 from margins import gap_words, margin_words
+from page_table import table
 from shadow import __version__
 from shadow.claims.reference import Rate
 from shadow.comparing.comparison import MARGIN
@@ -58,7 +59,6 @@ from shadow.lab.estimates import (
 from shadow.lab.figure import COLOURS, draw_bases, draw_paths, side_by_side
 from shadow.lab.results import collect, write
 from shadow.lab.tasks import World
-from shadow.lab.view import table
 from shadow.text import and_list, counted
 
 if TYPE_CHECKING:
@@ -226,15 +226,14 @@ def _contrasts(runs: pd.DataFrame, scale: str) -> str:
 
 
 def _says(difference: Estimate) -> str:
-    if not difference.bases:
+    if difference.value is None:
         return "-"
-    if difference.low is None:
+    if difference.low is None or difference.high is None:
         return "one base: no interval"
-    if difference.within(MARGIN):
+    if difference.low > -MARGIN and difference.high < MARGIN:
         return "within: no difference that counts"
-    if difference.excludes_zero and abs(difference.value or 0) >= MARGIN:
-        return "beyond"
-    return "undecided"
+    excludes_zero = difference.low > 0 or difference.high < 0
+    return "beyond" if excludes_zero and abs(difference.value) >= MARGIN else "undecided"
 
 
 def _separation(runs: pd.DataFrame, scale: str) -> str:

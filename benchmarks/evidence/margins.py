@@ -10,9 +10,9 @@ import pandas as pd
 
 from calibration import CONCENTRATED
 from contrasts import Control, treatments
+from page_table import table
 from shadow.comparing.comparison import MARGIN
 from shadow.lab.design import TREATMENTS
-from shadow.lab.view import table
 from shadow.text import and_list
 
 SEEDS = "two seeds of the same data"

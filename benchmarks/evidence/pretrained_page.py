@@ -28,21 +28,28 @@ import typer
 from calibration import all_rates, calibration_json, pretrained_verdicts, reference
 from contrasts import matched
 from laws import FIGURES, NARROW, FigureLaw, WidthFigure, laws, wrong_sides
+from page_table import table
 from shadow.claims.reference import Word, choose, word
 from shadow.claims.reference import calibration as shipped
 from shadow.lab import results
 from shadow.lab.design import MAIN
 from shadow.lab.estimates import final, formatted, main_runs
 from shadow.lab.figure import COLOURS, side_by_side
-from shadow.lab.pretrained import PACKAGE, STORED, TEXTS, VERSION, WIDTH, as_runs
+from shadow.lab.pretrained import PACKAGE, STORED, VERSION, WIDTH, as_runs
 from shadow.lab.texts import INVENTED, QUESTIONS, SOURCES
-from shadow.lab.view import table
 from shadow.text import and_list
 from width_page import in_differences
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = ROOT / "docs" / "lab"
 DRAWN = ("concentration", "ln equivalent directions", "ln token coverage")
+TEXTS = {
+    "A": "the original mixture of six sources, continued",
+    "B": "questions and answers in one form, made of one source",
+    "C": "all six sources alike",
+    "D": "A, a fifth of it from a pool seen ten times",
+    "N": "an invented language: text that is new to the model",
+}
 OTHERS = {"N": "#cc79a7", "adamw/3": "#e69f00", "lora": "#56b4e9"}
 LABELS: tuple[Word, ...] = ("concentrated", "mixed", "distributed")
 CONTRASTS = {

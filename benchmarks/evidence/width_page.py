@@ -18,12 +18,12 @@ import pandas as pd
 import typer
 
 from laws import WARM, FigureLaw, counted, dropped, laws
+from page_table import table
 from shadow.lab.design import MAIN, PROBES, SCALES, WIDTHS, presets
 from shadow.lab.estimates import NO_ESTIMATE, estimate, final, formatted
 from shadow.lab.experiment import record
 from shadow.lab.figure import COLOURS, side_by_side
 from shadow.lab.results import collect
-from shadow.lab.view import table
 from shadow.text import and_list
 
 ROOT = Path(__file__).parents[2]

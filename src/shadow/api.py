@@ -27,7 +27,7 @@ from shadow.audits.request import (
 )
 from shadow.errors import ShadowError, UsageError
 from shadow.outputs.notebook import AuditReport, AuditReports
-from shadow.reports.folders import one_report, reports_at, reports_below, reports_of
+from shadow.reports.folders import one_report, reports_below, reports_of
 from shadow.reports.remote import fetched
 from shadow.reports.report import Report
 from shadow.storage import Store, located
@@ -417,12 +417,8 @@ def compare(
             f"a margin of {margin:g} is out of range", "give a number from 0 to 1, such as 0.05"
         )
     files = _paths(scores, storage_options)
-    reports = (first, *others)
-    if files:
-        every = [folder for report in reports for folder in _folders(report, storage_options)]
-        folders = list(dict.fromkeys(every))
-    else:
-        folders = reports_of([_at(report, storage_options) for report in reports])
+    runs = [_at(report, storage_options) for report in (first, *others)]
+    folders = reports_of(runs, once=bool(files))
     comparison.check_count(len(folders), scored=bool(files))
     return comparison.compare(
         folders,
@@ -460,14 +456,8 @@ def judge(
     from shadow.claims.verdicts import judge_report
     from shadow.telling.baselines import read_measured
 
-    listed: Sequence[str] = ()
-    policy = None
-    if isinstance(rules, str):
-        listed = [rules]
-    elif isinstance(rules, PathLike):
-        policy = Path(rules)
-    else:
-        listed = list(rules)
+    policy = Path(rules) if isinstance(rules, PathLike) else None
+    listed = () if isinstance(rules, PathLike) else _words(rules)
     gathered = gather(listed, policy, against=against is not None, allow_missing=allow_missing)
     if not gathered:
         raise UsageError(
@@ -475,8 +465,9 @@ def judge(
         )
     baseline: Measured | None = None
     if against is not None:
-        baseline = read_measured(_folder(against, storage_options), "the baseline")
-    return judge_report(gathered, read_measured(_folder(report, storage_options)), baseline)
+        baseline = read_measured(one_report(_at(against, storage_options)), "the baseline")
+    now = read_measured(one_report(_at(report, storage_options)))
+    return judge_report(gathered, now, baseline)
 
 
 def export(
@@ -506,12 +497,9 @@ def export(
     if to not in exports.FORMATS:
         raise UsageError(f"no format {to!r}", f"one of {', '.join(exports.FORMATS)}")
     listed = [reports] if isinstance(reports, Report | str | PathLike) else reports
-    folders: list[Path] = []
-    for report in listed:
-        if isinstance(report, Report):
-            folders.append(report.folder)
-        else:
-            folders += reports_below(_here(report, storage_options))
+    folders = [
+        folder for report in listed for folder in reports_below(_at(report, storage_options))
+    ]
     return exports.export(folders, to, Path(path), tables=tables)
 
 
@@ -599,19 +587,6 @@ def _at(report: Report | Place, options: Mapping[str, Any] | None) -> Path:
     if isinstance(report, Report):
         return report.folder
     return _here(report, options)
-
-
-def _folders(report: Report | Place, options: Mapping[str, Any] | None) -> list[Path]:
-    """The folder of a report, else those of all reports below a folder."""
-    if isinstance(report, Report):
-        return [report.folder]
-    return reports_at(_here(report, options))
-
-
-def _folder(report: Report | Place, options: Mapping[str, Any] | None) -> Path:
-    if isinstance(report, Report):
-        return report.folder
-    return one_report(_here(report, options))
 
 
 def _words(words: Sequence[str]) -> list[str]:

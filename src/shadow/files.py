@@ -46,14 +46,9 @@ def _remove_leftovers(parent: Path) -> None:
                 if NAME.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)
             ]
         for aside in leftovers:
-            _remove_leftover(aside)
-
-
-def _remove_leftover(aside: Path) -> None:
-    lock = _locked(aside)
-    if lock is not None:
-        _clear(aside)
-        os.close(lock)
+            if (held := _locked(aside)) is not None:
+                _clear(aside)
+                os.close(held)
 
 
 def _clear(aside: Path) -> None:

@@ -46,7 +46,7 @@ from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.checkpoints.pairing import Filter
 from shadow.claims.verdicts import first_code
 from shadow.cli import console
-from shadow.cli.bars import ListPace
+from shadow.cli.bars import Pace
 from shadow.cli.commands import app
 from shadow.errors import ShadowError
 from shadow.reports.columns import BATCH, HEADLINE
@@ -823,7 +823,7 @@ def test_progress_of_a_list_is_two_bars(monkeypatch):
                     show(Progress(5, 10, 50, 100))
             time.sleep(0.2)
         text = file.getvalue()
-        assert ("1/3" in text and "5/10" in text and "left" in text) == terminal
+        assert ("2/3" in text and "5/10" in text and "left" in text) == terminal
         assert ("\\x1b]0;b\\x07:y" in text) == terminal
         assert text == "" or terminal
         assert "\x1b]0;b" not in text
@@ -833,20 +833,27 @@ def test_time_left_counts_only_what_was_measured():
     """Ten pairs, of which three reports were read: the time is that of a measured pair times what
     is left.
     """
+    from shadow.audits.runtime import Progress
+
     now = 0.0
-    pace = ListPace(10, lambda: now)
-    pace.begin()
-    assert pace.left(0.0) is None, "nothing can be said yet"
-    pace = ListPace(10, lambda: now)
-    for _ in range(4):  # read at once, no progress told
-        now += 0.01
-        pace.begin()
-    for share in (0.5, 1.0):
+    pace = Pace(10, lambda: now)
+    pace.begin("first")
+    assert pace.left() == "", "nothing can be said yet"
+    pace.end("first")
+    for name in "bc":  # read at once, no progress told
         now += 10
-        assert pace.left(share) == pytest.approx(20 * (7 - share), rel=0.01)
-    pace.begin()
+        pace.begin(name)
+        pace.end(name)
+    pace.begin("measured")
+    for done, left in ((50, "2:10"), (100, "2:00")):
+        now += 10
+        pace.update("measured", Progress(1, 2, done, 100))
+        assert pace.left() == f"{left} left"
+    pace.end("measured")
+    pace.begin("next")
     now += 10
-    assert pace.left(0.5) == pytest.approx(20 * 5.5, rel=0.01)
+    pace.update("next", Progress(1, 2, 50, 100))
+    assert pace.left() == "1:50 left"
 
 
 def test_an_audit_of_a_list_tells_its_bars(toys):

@@ -22,7 +22,7 @@ from shadow.audits.pairs import PairOutcome, Pins, audit_pairs, near_of
 from shadow.audits.plan import Access
 from shadow.audits.ray_engine import too_large
 from shadow.checkpoints.pairing import Filter
-from shadow.cli.bars import Fleet
+from shadow.cli.bars import Pace
 from shadow.errors import BusyError, KeptError, ShadowError, UsageError
 from shadow.spectra.delta import Method
 from shadow.targets.families import Pair, given_pair
@@ -369,18 +369,18 @@ def test_progress_of_tasks_side_by_side():
     20 seconds each.
     """
     now = [0.0]
-    fleet = Fleet(4, clock=lambda: now[0])
+    pace = Pace(4, clock=lambda: now[0])
     for name in ("a", "b", "c"):
-        fleet.begin(name)
-    fleet.end("c")  # its report was there
+        pace.begin(name)
+    pace.end("c")  # its report was there
     now[0] = 10.0
-    fleet.update(
+    pace.update(
         "a",
         Progress(done=1, total=2, cost_done=5, cost_total=10, moved=1_000_000, to_move=2_000_000),
     )
-    assert (fleet.ended, fleet.in_words()) == (1, "2 at work, 1.0 MB fetched, 0:50 left")
-    fleet.end("a")
-    assert fleet.ended == 2
+    assert (pace.ended, pace.in_words()) == (1, "2 at work, 1.0 MB fetched, 0:50 left")
+    pace.end("a")
+    assert pace.ended == 2
 
 
 def test_an_engine_is_told_of_a_fault_that_is_no_ones():

@@ -11,7 +11,7 @@ import pytest
 from shadow.audits.pair import Progress, Runtime, Settings, run_pair
 from shadow.audits.pairs import audit_pairs
 from shadow.checkpoints.pairing import Filter
-from shadow.comparing.scores import ScoreFiles
+from shadow.comparing.scores import ScoreFile, ScoreFiles
 from shadow.errors import KeptError, ShadowError
 from shadow.spectra.delta import Method
 from shadow.targets.families import Pair
@@ -112,7 +112,7 @@ def test_who_is_told_of_a_pair_hears_nothing_of_another(numbered):
 
 def test_each_pair_gets_its_own_scores():
     """Those of the pairs that have any, and None elsewhere."""
-    given = ScoreFiles(files=(("scores.csv", "0" * 64),))
+    given = ScoreFiles(files=(ScoreFile("scores.csv", "0" * 64),))
     seen = []
 
     def audit(pair, settings, output, runtime, *, scores):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import models
 import pandas as pd
@@ -14,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from shadow.audits.pair import Settings, run_pair
 from shadow.checkpoints.adapters import read_adapter
-from shadow.checkpoints.pairing import Filter
+from shadow.checkpoints.opening import open_folder
+from shadow.checkpoints.pairing import Filter, pair_checkpoints
 from shadow.errors import ShadowError
 from shadow.spectra.delta import Method
 from shadow.targets.families import given_pair
@@ -74,6 +76,10 @@ def run(base, tuned, output):
     return result, *(
         pd.read_parquet(result.folder / f"{name}.parquet") for name in ("matrices", "tensors")
     )
+
+
+def paired(base, tuned):
+    return pair_checkpoints(open_folder(str(base)), open_folder(str(tuned)), Filter())
 
 
 @pytest.mark.parametrize("kind", chosen(KINDS, ("patterns", "Conv1D, fused")))
@@ -186,17 +192,13 @@ def test_factors_that_do_not_fit_have_a_reason(tmp_path):
         f"{prefix}.0.self_attn.q_proj.lora_magnitude_vector": torch.randn(8),
     }
     write_adapter(tmp_path / "adapter", name, torch.randn(8, 2), torch.randn(2, 6), more=more)
-    _, matrices, tensors = run(tmp_path / "base", tmp_path / "adapter", tmp_path / "out")
-    assert len(matrices) == 3
-    reasons = (
-        tensors[tensors["side"] == "tuned"]
-        .groupby("reason", dropna=False)["tensor"]
-        .count()
-        .to_dict()
-    )
-    assert {str(reason): count for reason, count in reasons.items()} == {
-        "nan": 2, "only_in_tuned": 2, "shape_differs": 2, "adapter": 3,
-    }  # fmt: skip
+    pairs, skipped = paired(tmp_path / "base", tmp_path / "adapter")
+    assert [info.name for info in pairs[0].tuned.infos] == [
+        f"base_model.model.{name}.lora_{which}.weight" for which in "BA"
+    ]
+    assert len(pairs) == 1
+    reasons = Counter(skip.reason for skip in skipped if skip.side == "tuned")
+    assert reasons == {"only_in_tuned": 2, "shape_differs": 2, "adapter": 3}
 
 
 @pytest.mark.parametrize(
@@ -287,9 +289,8 @@ def test_scales_that_do_not_fit_leave_the_weight_quantized(scales, tmp_path):
     models.write(tmp_path / "base", {name: torch.randn(200, 160), **norm}, models.LLAMA)
     raw = torch.randn(200, 160).to(torch.float8_e4m3fn)
     models.write(tmp_path / "tuned", {name: raw, f"{name}_scale_inv": scales, **norm}, models.LLAMA)
-    _, matrices, tensors = run(tmp_path / "base", tmp_path / "tuned", tmp_path / "out")
-    tuned = tensors[(tensors["side"] == "tuned") & tensors["tensor"].str.startswith(name)]
-    assert len(tuned) == 2
-    assert set(tuned["status"]) == {"skipped"}
-    assert (tuned.set_index("tensor").loc[name, "reason"]) == "quantized"
-    assert not (matrices["tensor"] == name).any()
+    pairs, skipped = paired(tmp_path / "base", tmp_path / "tuned")
+    assert {pair.tuned.info.name for pair in pairs} == set(norm)
+    reasons = {skip.info.name: skip.reason for skip in skipped if skip.side == "tuned"}
+    assert reasons.keys() == {name, f"{name}_scale_inv"}
+    assert reasons[name] == "quantized"

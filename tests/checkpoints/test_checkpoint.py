@@ -282,14 +282,6 @@ def test_a_folder_that_is_no_checkpoint_is_refused_with_the_reason(sharded, faul
     assert caught.value.hint
 
 
-def test_without_the_flag_the_hint_names_it(tmp_path):
-    """A folder of pickles alone: the hint says --allow-pickle."""
-    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
-    with pytest.raises(ShadowError) as caught:
-        open_folder(str(tmp_path))
-    assert "--allow-pickle" in caught.value.hint
-
-
 @pytest.mark.parametrize("name", [INDEX, "config.json"])
 def test_a_json_file_of_millions_of_values_is_refused_unparsed(sharded, monkeypatch, name):
     """6 MB of empty lists would become 200 MB of objects: refused by a count of commas before."""

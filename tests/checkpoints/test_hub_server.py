@@ -146,7 +146,7 @@ found = [[path, str(Path(path).resolve())] for path in paths]
     assert {r.origin: r.authorized for r in hub.requests} == {"hub": True, "cdn": False}
 
 
-def test_listing(hub, tmp_path):
+def test_listing_and_revisions(hub, folder, tmp_path):
     hub.page_size = 3
     code = """
 api = hf.HfApi()
@@ -158,7 +158,7 @@ def tell(entries):
     ]
 files = [e for e in api.list_repo_tree("org/model") if isinstance(e, hf.RepoFile)]
 info = hf.model_info("org/model", files_metadata=True)
-found = {
+listed = {
     "all": tell(api.list_repo_tree("org/model", recursive=True)),
     "top": tell(api.list_repo_tree("org/model")),
     "sub": tell(api.list_repo_tree("org/model", "sub", revision="main")),
@@ -168,30 +168,12 @@ found = {
     "none": fault(lambda: list(api.list_repo_tree("org/model", "none"))),
 }
 """
-    found = client(hub, tmp_path, code)
-    config = ["config.json", len(CONFIG), None]
-    model = [MODEL, len(WEIGHTS), [SHA256, len(WEIGHTS)]]
-    optimizer = ["sub/optimizer.bin", 1000, [hashlib.sha256(WEIGHTS[:1000]).hexdigest(), 1000]]
-    note = ["sub/a note.txt", 5, None]
-    assert found["all"] == [config, model, "sub", note, optimizer]
-    assert found["top"] == [config, model, "sub"]
-    assert found["sub"] == [note, optimizer]
-    assert found["some"] == [config]
-    assert found["ids"]["config.json"] == GIT
-    assert found["ids"][MODEL] not in (GIT, SHA256)  # that of the pointer
-    sizes = [entry[:2] for entry in (config, model, note, optimizer)]
-    assert found["info"] == [hub.commit("org/model"), False, False, sizes]
-    assert found["none"] == ["RemoteEntryNotFoundError", 404]
-    assert len([r for r in hub.requests if "recursive=true" in r.path]) == 2
-
-
-def test_revisions(hub, folder, tmp_path):
     commit = hub.commit("org/model")
-    code = f"""
+    code += f"""
 resolve = lambda revision: hf.resolve_revision("org/model", revision=revision).resolved
 def get(name, revision):
     return Path(hf.hf_hub_download("org/model", name, revision=revision)).read_bytes().decode()
-found = {{
+found = listed | {{
     "names": [
         resolve(None), resolve("main"), resolve("v1"), resolve("refs/pr/1"),
         hf.model_info("org/model", revision="{commit}").sha,
@@ -208,6 +190,20 @@ found = {{
 }}
 """
     found = client(hub, tmp_path, code)
+    config = ["config.json", len(CONFIG), None]
+    model = [MODEL, len(WEIGHTS), [SHA256, len(WEIGHTS)]]
+    optimizer = ["sub/optimizer.bin", 1000, [hashlib.sha256(WEIGHTS[:1000]).hexdigest(), 1000]]
+    note = ["sub/a note.txt", 5, None]
+    assert found["all"] == [config, model, "sub", note, optimizer]
+    assert found["top"] == [config, model, "sub"]
+    assert found["sub"] == [note, optimizer]
+    assert found["some"] == [config]
+    assert found["ids"]["config.json"] == GIT
+    assert found["ids"][MODEL] not in (GIT, SHA256)  # that of the pointer
+    sizes = [entry[:2] for entry in (config, model, note, optimizer)]
+    assert found["info"] == [hub.commit("org/model"), False, False, sizes]
+    assert found["none"] == ["RemoteEntryNotFoundError", 404]
+    assert len([r for r in hub.requests if "recursive=true" in r.path]) == 2
     tag = hub.commit("org/model", "v1")
     assert found["names"] == [commit, commit, tag, tag, commit]
     assert found["missing"] == [["RevisionNotFoundError", 404]] * 3 + [

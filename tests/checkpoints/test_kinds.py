@@ -270,7 +270,9 @@ def test_every_matrix_of_a_family_is_placed_and_its_delta_is_numpys(kind, tmp_pa
     base = models.saved(kind, tmp_path / "base")
     tuned = models.perturbed(base, tmp_path / "tuned")
     pair = given_pair(parse_reference(str(base)), parse_reference(str(tuned)))
-    result = run_pair(pair, Settings(Method(), Filter(), spectra=False), tmp_path / "out")
+    result = run_pair(
+        pair, Settings(Method(subspaces=False), Filter(), spectra=False), tmp_path / "out"
+    )
     deltas = (
         pq.read_table(result.folder / "matrices.parquet").to_pandas().query("subject == 'delta'")
     )
@@ -343,8 +345,7 @@ def test_a_family_pairs_with_itself_in_the_layout_that_transformers_has_in_memor
     as they are in memory, the same weights line up with the file's, bit for bit: whatever is in the
     one is in the other.
     """
-    file = open_folder(str(models.saved(kind, tmp_path / "file")))
-    memory = open_folder(str(models.saved(kind, tmp_path / "memory", save_original_format=False)))
+    file, memory = (open_folder(str(side)) for side in models.saved_twice(kind, tmp_path))
     for base, tuned in ((file, memory), (memory, file)):
         assert not models.differences(base, tuned, NOT_ONE.get(kind, set()))
 

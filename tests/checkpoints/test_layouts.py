@@ -306,11 +306,10 @@ LLAVA = (
 @pytest.mark.parametrize("kind", ["llava", "llava_next", "llava_onevision"])
 def test_the_layouts_of_llava_are_one_model(kind, tmp_path):
     """As first released, converted, as transformers 5 has it; with and without the prefix."""
-    folder = models.saved(kind, tmp_path / "file")
-    file, config = load_file(folder / "model.safetensors"), {"model_type": kind}
-    memory = load_file(
-        models.saved(kind, tmp_path / "memory", save_original_format=False) / "model.safetensors"
+    file, memory = (
+        load_file(side / "model.safetensors") for side in models.saved_twice(kind, tmp_path)
     )
+    config = {"model_type": kind}
     original = renamed(file, *LLAVA, (r"^image_newline", "model.image_newline"))
     towered = renamed(file, (r"^vision_tower\.", "vision_tower.vision_model."))
     for i, other in enumerate((memory, original, towered)):

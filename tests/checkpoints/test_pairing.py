@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import models
 import pytest
-import torch
 from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shadow.checkpoints.opening import Checkpoint, open_folder
+from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import Filter, pair_checkpoints
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.errors import ShadowError
@@ -224,15 +222,3 @@ def test_every_tensor_of_both_sides_is_in_a_pair_or_skipped(base, tuned, tie_bas
         for pair in pairs
         if pair.is_matrix
     )
-
-
-@pytest.mark.parametrize("kind", models.KINDS)
-def test_a_saved_model_pairs_with_its_perturbed_copy_completely(kind, tmp_path):
-    """For every family: each tensor has its partner, nothing is skipped in pairing."""
-    base = models.saved(kind, tmp_path / "base")
-    tuned = models.perturbed(base, tmp_path / "tuned")
-    pairs, skipped = pair_checkpoints(open_folder(str(base)), open_folder(str(tuned)), Filter())
-    assert skipped == []
-    assert all(pair.base.info.name == pair.tuned.info.name for pair in pairs)
-    assert {pair.tuned.info.name for pair in pairs} == set(open_folder(str(tuned)).tensors)
-    assert torch.tensor([pair.is_matrix for pair in pairs]).sum() >= 13

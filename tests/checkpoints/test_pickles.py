@@ -358,8 +358,9 @@ def test_a_scratch_folder_that_cannot_be_made_is_a_fault(tmp_path):
 
 
 def test_without_the_flag_no_child_is_started(tmp_path, monkeypatch):
-    """Without allow_pickle the file is not opened by anyone."""
+    """Without allow_pickle the file is not opened by anyone, and the hint names the option."""
     monkeypatch.setattr("subprocess.run", lambda *a, **k: pytest.fail("a child was started"))
     (tmp_path / "pytorch_model.bin").write_bytes(saved({UP: random(2, 2)}))
-    with pytest.raises(ShadowError, match=r"only torch \.bin files"):
+    with pytest.raises(ShadowError, match=r"only torch \.bin files") as caught:
         open_folder(str(tmp_path), scratch=tmp_path / "scratch")
+    assert "--allow-pickle" in caught.value.hint

@@ -11,14 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import mannwhitneyu
 
-from calibration import (
-    DATA,
-    all_rates,
-    fit,
-    pretrained_rates,
-    pretrained_verdicts,
-    reference_csv,
-)
+from calibration import DATA, all_rates, fit, pretrained_rates, pretrained_verdicts, reference_csv
 from calibration import reference as reference_table
 from lab_page import page
 from shadow.claims import reference
@@ -70,9 +63,9 @@ def test_the_reference_is_that_of_the_tables(tables: dict[str, pd.DataFrame]) ->
     ) == reference_csv(trainings)
     shipped = calibration()
     again = pd.DataFrame(reference.runs())
-    assert list(shipped.trainings) == fit(again) == fit(trainings)
+    assert shipped.trainings == fit(again) == fit(trainings)
     compared = pd.read_parquet(ROOT / "docs" / "lab" / "pretrained-comparisons.parquet")
-    assert list(shipped.rates) == all_rates(tables, compared)
+    assert shipped.rates == all_rates(tables, compared)
 
 
 def test_the_rates_of_the_pretrained_decoder_do_not_depend_on_which_run_comes_first() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
+from command import run_shadow
 
 DEMO = Path(__file__).parents[2] / "registry" / "demo"
 BASE, TUNED = DEMO / "base", DEMO / "narrow"
@@ -48,12 +50,10 @@ MISTAKES = {
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A folder with the reports of a pair, an empty folder and lists with faults."""
-    from command import run_shadow
-
+def place(demo_reports, tmp_path_factory):
+    """A folder with reports, an empty folder and lists with faults."""
     place = tmp_path_factory.mktemp("place")
-    run_shadow("audit", "demo:base..narrow", cwd=place).assert_done()
+    shutil.copytree(demo_reports.parent, place / "reports")
     (place / "empty").mkdir()
     (place / "one.yaml").write_text("- ./x\n")
     (place / "broken.yaml").write_text("- {base: ./a tuned: ./b}\n")
@@ -64,8 +64,6 @@ def place(tmp_path_factory):
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_answered_in_one_line_and_a_hint(place, mistake):
     """The exit code of the documentation, no traceback, nothing on stdout."""
-    from command import run_shadow
-
     arguments, code, message, hint = MISTAKES[mistake]
     done = run_shadow(*arguments, cwd=place)
     assert (done.code, done.out) == (code, "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 
 import pytest
 from rich.console import Console
@@ -13,11 +14,11 @@ from shadow.cli import console
 PAIR = ("audit", "demo:base..narrow", "-o", "out")
 
 
-def test_quiet_leaves_notes_out_and_keeps_errors(shadow, tmp_path):
+def test_quiet_leaves_notes_out_and_keeps_errors(shadow, demo_reports, tmp_path):
     """A second run has a note, a missing baseline another; rules have a count, a fault its line;
     stdout is the same.
     """
-    shadow(*PAIR).assert_done()
+    shutil.copytree(demo_reports.parent, tmp_path / "out")
     loud = shadow(*PAIR, "--against", "none", "--allow-missing")
     assert "already there" in loud.err
     assert "no baseline" in loud.err
@@ -35,10 +36,18 @@ def test_quiet_leaves_notes_out_and_keeps_errors(shadow, tmp_path):
     assert failed.err.startswith("error: ")
 
 
-def test_gate_has_quiet_too(shadow, tmp_path):
+def test_gate_has_quiet_too(shadow, demo_reports, tmp_path):
     """As `audit` with that option: no notes on stderr, but failed rules, their count, warning."""
-    shadow(*PAIR).assert_done()
-    rules = ("gate", "out", "--against", "none", "--allow-missing", "--fail-on", "spikes > 1")
+    shutil.copytree(demo_reports.parent, tmp_path / "out")
+    rules = (
+        "gate",
+        "out/demo/base..narrow",
+        "--against",
+        "none",
+        "--allow-missing",
+        "--fail-on",
+        "spikes > 1",
+    )
     loud, quiet = shadow(*rules), shadow(*rules, "-q")
     assert loud.code == quiet.code == 4
     assert loud.err == f"no baseline: there is no folder none\n{quiet.err}"

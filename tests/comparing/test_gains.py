@@ -31,8 +31,8 @@ from shadow.targets.families import Pair
 from shadow.targets.references import ComponentBase, Reference
 
 COMMIT, OTHER = "abcdef1" + "0" * 33, "1" * 40
-HUB = ScoredSide("tuned", "org/tuned", False, COMMIT, "v1.1", "family:sft")
-FOLDER = ScoredSide("base", "/models/base", True, None, None, "family:base")
+HUB = ScoredSide("tuned", "org/tuned", "family:sft", commit=COMMIT, revision="v1.1")
+FOLDER = ScoredSide("base", "/models/base", "family:base", is_folder=True)
 METADATA = {
     "family": "family", "pair": "base..sft",
     "base": {"repo": "org/base", "commit": OTHER, "fingerprint": "f" * 64},
@@ -134,7 +134,7 @@ def test_a_name_of_both_sides_is_refused(tmp_path):
     hint says how.
     """
     same = [
-        ScoredSide(role, "org/x", False, commit, None, f"f:{role}")
+        ScoredSide(role, "org/x", f"f:{role}", commit=commit)
         for role, commit in (("base", OTHER), ("tuned", COMMIT))
     ]
     with pytest.raises(ShadowError, match="'org/x' may be either side") as caught:
@@ -143,7 +143,7 @@ def test_a_name_of_both_sides_is_refused(tmp_path):
     told = csv_of(tmp_path, f"org/x@{OTHER[:9]},a,0.1\norg/x@{COMMIT},a,0.4")
     assert gains(join(told, tuple(same)))["a"].gain == 0.3
     folders = [
-        ScoredSide(role, f"/{role}/final", True, None, None, f"f:{role}")
+        ScoredSide(role, f"/{role}/final", f"f:{role}", is_folder=True)
         for role in ("base", "tuned")
     ]
     with pytest.raises(ShadowError, match="'final' may be either side"):
@@ -230,7 +230,7 @@ def test_a_gain_is_the_exact_difference_of_what_was_written(base, tuned, higher)
         Score(model, "x", None, score, None, None, "points", higher, "f", 2)
         for model, score in (("org/base", base), ("org/tuned", tuned))
     )
-    (gain,) = join(ScoreFiles((("f", ""),), rows), SIDES).gains
+    (gain,) = join(ScoreFiles((), rows), SIDES).gains
     exact = Fraction(repr(tuned)) - Fraction(repr(base))
     assert gain.gain == float(exact if higher else -exact)
 

@@ -92,7 +92,7 @@ def found_in(tensors, deltas, metadata, unrelated=False):
 def row(**changed: object) -> Released:
     told = {
         "base": BASE, "tuned": TUNED, **MEANS, "mean_cosine": 0.9985, "modules": 8,
-        "with_spectrum": 6, **changed,
+        "modules_with_spectrum": 6, **changed,
     }  # fmt: skip
     return Released(**told)
 
@@ -222,7 +222,7 @@ def test_means_over_other_tensors_are_not_compared(table):
         == "9 tensors of one name and shape there, 8 here"
     )
     assert checks(found)["oq_ratio"].agrees  # of weights of the layers alone
-    table(row(with_spectrum=7))
+    table(row(modules_with_spectrum=7))
     found = found_in(tensors(), deltas(), metadata())
     assert checks(found)["mean_relative_norm"].agrees
     assert checks(found)["mean_top20_energy"].agrees is None
@@ -358,13 +358,11 @@ def test_narrow_matrices_have_a_size_and_no_top_20():
     assert "20 directions" not in text
 
 
-def test_an_audit_tells_the_place_of_the_demo(tmp_path):
+def test_an_audit_tells_the_place_of_the_demo(demo_reports):
     """summary.json has the mean over tensors of 1,000 entries that NumPy finds, and is read back as
     it was written.
     """
-    done = run_shadow("audit", "demo:base..narrow", "-o", tmp_path, cwd=tmp_path)
-    assert done.code == 0, done.err
-    folder = tmp_path / "demo" / "base..narrow"
+    folder = demo_reports / "base..narrow"
     summary, _ = read_summary(folder)
     rows = pd.read_parquet(folder / "tensors.parquet")
     rows = rows[(rows["side"] == "base") & (rows["shape"].map(np.prod) >= 1000)]

@@ -27,9 +27,10 @@ from shadow.comparing.correlation import (
 )
 from shadow.comparing.gains import Scored, join
 from shadow.comparing.kept_scores import kept_bytes
-from shadow.comparing.matching import read_report
+from shadow.comparing.matching import compared
 from shadow.comparing.scored_sides import sides_of
 from shadow.comparing.scores import read_scores
+from shadow.reports.report import Report
 
 FEW_VALUES = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=3, max_size=7)
 
@@ -216,7 +217,7 @@ def test_reports_are_ranked_by_their_median_concentration(tmp_path):
         tmp_path / "y", 0.9, settings={"method": {"precision": "default"}, "relation": "sibling"}
     )
     reports = [
-        read_report(folder, report_label(i))
+        compared(Report(folder), report_label(i))
         for i, folder in enumerate([*folders, failed, sibling, folders[0]])
     ]
     found = score_reports(reports, read_scores([scores]))
@@ -236,7 +237,7 @@ def test_reports_are_ranked_by_their_median_concentration(tmp_path):
 def test_kept_scores_are_taken_and_given_ones_go_first(tmp_path):
     """Beside every report lie its scores; without any there is nothing to show."""
     folders, scores = scored_reports(tmp_path, [0.2, 0.3, 0.4, 0.5], [0.1, 0.2, 0.3, 0.4])
-    reports = [read_report(folder, report_label(i)) for i, folder in enumerate(folders)]
+    reports = [compared(Report(folder), report_label(i)) for i, folder in enumerate(folders)]
     assert score_reports(reports, None) is None
     for report in reports:
         kept = join(read_scores([scores]), sides_of(report.metadata))

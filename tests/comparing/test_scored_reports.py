@@ -18,7 +18,8 @@ from scores import gain, harness, scored_reports, write
 from view import drawn
 
 from shadow.comparing.comparison import MAX_REPORTS, compare
-from shadow.comparing.gains import Scored
+from shadow.comparing.gains import Scored, join
+from shadow.comparing.scored_sides import sides_of
 from shadow.comparing.scores import read_scores
 from shadow.errors import ShadowError
 from shadow.files import PARTIAL
@@ -31,24 +32,10 @@ DEMO = Path(__file__).parents[2] / "registry" / "demo"
 SCORE_KEYS = ("scores", "score_groups", "score_files", "score_notes")
 
 
-@pytest.fixture(scope="module")
-def audited(tmp_path_factory):
-    """The demo's two pairs, audited without scores."""
-    from shadow.audits.pair import Settings, run_pair
-    from shadow.checkpoints.pairing import Filter
-    from shadow.spectra.delta import Method
-    from shadow.targets.families import find_pairs, load_families
-
-    out = tmp_path_factory.mktemp("demo")
-    for pair in find_pairs("demo", load_families(None)):
-        run_pair(pair, Settings(Method(), Filter()), out)
-    return out
-
-
 @pytest.fixture
-def reports(audited, tmp_path):
-    """A copy of these reports, in the folder where the commands run."""
-    shutil.copytree(audited, tmp_path / "reports")
+def reports(demo_reports, tmp_path):
+    """A copy of the demo's reports, in the folder where the commands run."""
+    shutil.copytree(demo_reports, tmp_path / "reports" / "demo")
     write(tmp_path / "scores.csv", demo_scores())
     return tmp_path / "reports" / "demo"
 
@@ -68,9 +55,10 @@ def tables(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.glob("*.parquet")}
 
 
-def test_the_demos_narrow_model_gained_what_it_was_trained_on(shadow, tmp_path):
+def test_the_demos_narrow_model_gained_what_it_was_trained_on(shadow, demo_reports, tmp_path):
     """Its accuracies of training.json: +0.105 on its own probe, less on the others; the line says
-    so beside 0.33.
+    so beside 0.33. Every row of every table, and every key of the summary but those of scores, is
+    as it is without them.
     """
     write(tmp_path / "scores.csv", demo_scores())
     text = shadow(
@@ -81,44 +69,28 @@ def test_the_demos_narrow_model_gained_what_it_was_trained_on(shadow, tmp_path):
         " concentration 0.33"
     )
     assert line in re.sub(r"\s+", " ", text)
-    assert "Scores, measured by others: scores.csv" in text
     full = shadow("show", "reports", "--full", env={"COLUMNS": "120"}).assert_done()
     assert "others measured them" in re.sub(r"\s+", " ", full)
-    summary = told(tmp_path / "reports/demo/base..narrow")
+    plain, scored = demo_reports / "base..narrow", tmp_path / "reports/demo/base..narrow"
+    for name in ("matrices", "tensors", "residual", "spectra"):
+        one, other = (pq.read_table(folder / f"{name}.parquet") for folder in (plain, scored))
+        assert one.equals(other)
+    assert without_scores(told(scored)) == without_scores(told(plain))
+    assert [told(plain)[key] for key in SCORE_KEYS] == [[], [], [], []]
+    assert not (plain / "scores.json").exists()
+    summary = told(scored)
+    assert all(summary[key] for key in SCORE_KEYS[:3])
     models = json.loads((DEMO / "training.json").read_text())["models"]
     for row in summary["scores"]:
         own = [models[side]["accuracies"][row["benchmark"]] for side in ("base", "narrow")]
         assert [row["base"], row["tuned"]] == own
         assert row["gain"] == pytest.approx(own[1] - own[0])
         assert row["group"] == PROBES[row["benchmark"]]
-    assert [row["benchmark"] for row in summary["scores"]] == [
-        "narrow",
-        "original",
-        "broad",
-        "held_out",
-    ]
+    names = [row["benchmark"] for row in summary["scores"]]
+    assert names == ["narrow", "original", "broad", "held_out"]
     held = summary["score_groups"][2]
-    assert (held["group"], held["benchmarks"], held["gain"]) == (
-        "held-out",
-        2,
-        pytest.approx(-0.115),
-    )
-
-
-def test_numbers_are_the_same_with_scores_and_without(shadow, audited, tmp_path):
-    """Every row of every table, and every key of the summary but those of scores."""
-    write(tmp_path / "scores.csv", demo_scores())
-    shadow("audit", "demo", "--scores", "scores.csv", "-o", "with").assert_done()
-    for pair in ("base..narrow", "base..broad"):
-        plain, scored = audited / "demo" / pair, tmp_path / "with/demo" / pair
-        for name in ("matrices", "tensors", "residual", "spectra"):
-            assert pq.read_table(plain / f"{name}.parquet").equals(
-                pq.read_table(scored / f"{name}.parquet")
-            )
-        assert without_scores(told(scored)) == without_scores(told(plain))
-        assert [told(plain)[key] for key in SCORE_KEYS] == [[], [], [], []]
-        assert all(told(scored)[key] for key in SCORE_KEYS[:3])
-        assert not (plain / "scores.json").exists()
+    assert (held["group"], held["benchmarks"]) == ("held-out", 2)
+    assert held["gain"] == pytest.approx(-0.115)
 
 
 def test_a_finished_report_gets_scores_without_being_measured_again(reports, shadow):
@@ -213,7 +185,7 @@ def test_scores_of_neither_side_stop_an_audit_before_it_starts(shadow, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"scores.csv"}
 
 
-def test_one_side_alone_is_a_note_and_other_pairs_go_on(shadow, tmp_path):
+def test_one_side_alone_is_a_note_and_other_pairs_go_on(reports, shadow, tmp_path):
     """Of two pairs one has no scores; the other lacks the base; a third model is nobody's."""
     write(
         tmp_path / "scores.csv",
@@ -379,7 +351,7 @@ LONG = "leaderboard_math_counting_and_probability_hard_with_a_name_that_never_se
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_tables_fit_and_names_drive_no_terminal(audited, tmp_path, width):
+def test_tables_fit_and_names_drive_no_terminal(demo_reports, tmp_path, width):
     """Long and hostile names of models, benchmarks, groups and metrics: folded, shown as text,
     nothing cut off.
     """
@@ -389,10 +361,7 @@ def test_tables_fit_and_names_drive_no_terminal(audited, tmp_path, width):
         rows += [f"demo:{side},{HOSTILE},{score},{HOSTILE},{HOSTILE},"]
         rows += [f"demo:{side},bench-{i},{score},,acc,0.5" for i in range(30)]
     scores = read_scores([write(tmp_path / "s" / f"{'long-' * 20}scores.csv", "\n".join(rows))])
-    from shadow.comparing.gains import join
-    from shadow.comparing.scored_sides import sides_of
-
-    folder = audited / "demo" / "base..narrow"
+    folder = demo_reports / "base..narrow"
     summary, provenance = read_summary(folder)
     scored = summary.with_scores(join(scores, sides_of(provenance)))
     text = drawn(report_document(scored, provenance, folder).shown(), width)
@@ -401,7 +370,7 @@ def test_tables_fit_and_names_drive_no_terminal(audited, tmp_path, width):
     assert "…" not in text
     for words in ("\\x1b[31m", "[bold]", "+4.62", "12 more benchmarks are in summary.json", "1.8"):
         assert words in text
-    found = compare([folder, audited / "demo" / "base..broad"], scores=scores)
+    found = compare([folder, demo_reports / "base..broad"], scores=scores)
     text = drawn(comparison_document(found), width)
     assert max(map(len, text.splitlines())) <= width
     assert text.replace("\n", "").isprintable()

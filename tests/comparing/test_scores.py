@@ -16,7 +16,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scores import harness, write
 
-from shadow.comparing.scores import COLUMNS, HARNESS, MAX_TEXT, Score, ScoreFiles, read_scores
+from shadow.comparing.scores import (
+    COLUMNS,
+    HARNESS,
+    MAX_TEXT,
+    Score,
+    ScoreFile,
+    ScoreFiles,
+    read_scores,
+)
 from shadow.errors import ShadowError
 
 
@@ -406,7 +414,7 @@ def test_the_digest_is_that_of_the_file(tmp_path):
     """So a report says which file its scores are of."""
     path = write(tmp_path / "scores.csv", HEAD + "x,y,1\n")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    assert read_scores([path]).files == ((str(path), digest),)
+    assert read_scores([path]).files == (ScoreFile(str(path), digest),)
 
 
 def test_the_needed_columns_are_known_columns():

@@ -2,17 +2,17 @@
 another way.
 """
 
-import io
 import itertools
 import math
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 from scipy.stats import ttest_1samp
 
 import calibration
@@ -25,7 +25,9 @@ from shadow.lab.design import PROBES
 from shadow.lab.estimates import OUTCOME, Estimate, final, over_bases
 from shadow.lab.figure import figure
 from shadow.lab.results import read, write
-from shadow.lab.view import View, markdown, terminal, view
+from shadow.lab.view import lab_document, sections, warning_of
+from shadow.outputs.markdown import markdown
+from shadow.telling.document import FigureRow, Headline, Image, Section
 
 SHARES = (0.1, 0.3, 1.0)
 
@@ -76,7 +78,6 @@ def test_one_base_has_no_interval() -> None:
     """And none has no mean; what is not finite does not count."""
     assert over_bases([0.3, float("nan")]) == Estimate(0.3, None, None, 1)
     assert over_bases([]) == Estimate(None, None, None, 0)
-    assert not over_bases([0.3]).within(1.0)
 
 
 def test_a_contrast_is_the_mean_over_bases() -> None:
@@ -340,40 +341,36 @@ def test_labels_are_told_with_those_that_no_norm_allows() -> None:
 
 
 def test_a_lab_that_learned_nothing_says_so_first() -> None:
-    """In the terminal and in what is written; with one base there is no interval to announce."""
+    """On the page and on the terminal, which says it in the colour of a warning."""
     runs = made(bases=1)
     answers = [name for name in runs if name.startswith(("right_", "base_"))]
-    nothing = view("smoke", runs.assign(**dict.fromkeys(answers, 0.0)))
-    some, several = view("quick", runs), view("quick", made())
-    assert nothing.warning == "smoke: nothing was learned; the figures mean nothing"
-    assert shown(nothing).startswith(nothing.warning)
-    assert f"**{nothing.warning}**" in markdown(nothing, "smoke", "lab.svg")
-    assert some.warning == ""
-    assert [one.over for one in some.sections] == ["one base, so no interval"]
-    assert [one.over for one in several.sections] == ["mean over bases and 95 % interval"]
+    warning = warning_of(runs.assign(**dict.fromkeys(answers, 0.0)))
+    assert warning == "nothing was learned; the figures mean nothing"
+    assert warning_of(runs) == ""
+    found = lab_document("smoke", "lab.svg", list(shown_of(runs)), warning)
+    assert [type(block) for block in found.blocks[:3]] == [Section, Headline, Image]
+    assert f"**smoke: {warning}**" in markdown(found)
 
 
-def test_the_terminal_and_the_page_tell_the_same() -> None:
-    """Norm, concentration and gains of A to D, then the differences, each a mean over bases."""
-    found = view("quick", made())
-    (section,) = found.sections
-    assert [row[0] for row in section.rows] == [
+def test_norm_concentration_and_gains_are_shown_and_then_the_differences() -> None:
+    """Of A to D, each a mean over bases; with one base there is no interval to announce."""
+    section, table, figures = shown_of(made())
+    assert section.title == "small decoders, 3 bases: concentration, and answers gained"
+    assert [column.head for column in table.columns[1:]] == [
+        "rel. norm", "conc.", "narrow", "broad", "held out",
+    ]  # fmt: skip
+    assert [row[0] for row in table.rows] == [
         "A  original", "B  benchmark-aligned", "C  coverage-expanding", "D  repetition",
     ]  # fmt: skip
-    assert section.heads[1:] == ("rel. norm", "conc.", "narrow", "broad", "held out")
-    assert section.rows[1][1:] == ["0.021", "0.503", "+0.100", "+0.100", "+0.100"]
-    assert section.differences[0] == "B - C  +0.065 (+0.065 to +0.065)"
-    for text in (shown(found), markdown(found, "quick", "lab.svg")):
-        assert section.title in text
-        assert all(line in text for line in section.differences)
-        assert all(cell in text for row in section.rows for cell in row)
+    assert table.rows[1][1:] == ["0.021", "0.503", "+0.100", "+0.100", "+0.100"]
+    assert figures.title == "concentration, mean over bases and 95 % interval"
+    assert figures.rows[0] == FigureRow("B - C", "+0.065 (+0.065 to +0.065)")
+    *_, alone = shown_of(made(bases=1))
+    assert alone.title == "concentration, one base, so no interval"
 
 
-def shown(found: View) -> str:
-    console = Console(width=80, file=io.StringIO())
-    console.print(terminal(found))
-    written: str = console.file.getvalue()  # type: ignore[attr-defined]
-    return written
+def shown_of(runs: pd.DataFrame) -> Iterator[Any]:
+    return sections(runs, "answers gained", ("narrow", "broad", "held_out"))
 
 
 def test_tables_come_back_as_they_were_written(tmp_path: Path) -> None:

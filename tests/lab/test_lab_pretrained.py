@@ -35,7 +35,7 @@ from shadow.lab.pretrained import (
 )
 from shadow.lab.run import Finished
 from shadow.lab.texts import INVENTED, QUESTIONS, SOURCES
-from shadow.lab.view import View
+from shadow.telling.document import Document
 
 NAMES = (*SOURCES, QUESTIONS, INVENTED)
 
@@ -329,6 +329,7 @@ def test_a_difference_at_equal_norm_is_that_of_the_paths():
     assert pretrained_page.difference_at_norm(main, figure) == pytest.approx(0.1)
 
 
+@pytest.mark.generated
 def test_the_published_page_is_made_of_the_published_tables_alone():
     """docs/pretrained.md holds no other number."""
     docs = Path(__file__).parents[2] / "docs"
@@ -342,7 +343,7 @@ def test_the_published_page_is_made_of_the_published_tables_alone():
 @pytest.mark.parametrize("wanted", [["--format", "json"], ["--json"]])
 def test_the_command_tells_the_preset_and_its_rows_as_json(tmp_path, monkeypatch, wanted):
     """As for other presets; what the trainings say is made up."""
-    done = Finished(View("", []), 3, [])
+    done = Finished(Document([]), 3, [])
     monkeypatch.setattr("shadow.lab.run.run", lambda preset, out, **_: done)
     asked = ["lab", "run", "--preset", "pretrained", "-o", str(tmp_path), *wanted]
     told = json.loads(CliRunner().invoke(app, asked).stdout)

@@ -143,6 +143,7 @@ def test_a_width_that_a_figure_lacks_is_a_dash_in_its_column():
     assert "| planted | - | 0 of 32 | 0 of 32 | 0 of 32 |" in told
 
 
+@pytest.mark.generated
 def test_the_published_page_is_made_from_the_published_table():
     """docs/width.md holds no other number."""
     docs = Path(__file__).parents[2] / "docs"

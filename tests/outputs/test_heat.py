@@ -13,7 +13,8 @@ from rich.console import Console
 
 from shadow.outputs.page.cards import small_picture
 from shadow.outputs.terminal.heat import HeatMap
-from shadow.summary.grid import grid, picture
+from shadow.summary.grid import grid
+from shadow.summary.picture import picture
 from shadow.summary.rows import GridRow
 
 

@@ -33,20 +33,16 @@ LATER = (
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    """A folder in which one pair of the demo was audited into out/."""
-    folder = tmp_path_factory.mktemp("demo")
-    run_shadow("audit", "demo:base..narrow", "-o", "out", cwd=folder).assert_done()
-    return folder
+@pytest.fixture
+def demo(demo_reports):
+    """The report of one pair of the demo."""
+    return demo_reports / "base..narrow"
 
 
 @pytest.fixture
 def run(demo, tmp_path):
-    """A copy of its report."""
-    return shutil.copytree(
-        demo / "out" / "demo" / "base..narrow", tmp_path / "out" / "demo" / "base..narrow"
-    )
+    """A copy of it."""
+    return shutil.copytree(demo, tmp_path / "out" / "demo" / "base..narrow")
 
 
 def rewrite(folder, change=lambda table: table, **told):
@@ -79,15 +75,14 @@ def test_the_schema_is_that_of_the_files(demo, shadow):
         name: json.loads(shadow("schema", name, "--format", "json").assert_done())
         for name in STORED
     }
-    folder = demo / "out" / "demo" / "base..narrow"
     names = {
         "int64": pa.int64(), "double": pa.float64(), "string": pa.string(), "bool": pa.bool_(),
         "list<int64>": pa.list_(pa.int64()), "list<float>": pa.list_(pa.float32()),
     }  # fmt: skip
-    assert {path.stem for path in folder.glob("*.parquet")} == set(STORED)
+    assert {path.stem for path in demo.glob("*.parquet")} == set(STORED)
     for name in STORED:
         table = told[name]["tables"][name]
-        found = pq.read_schema(folder / table["file"])
+        found = pq.read_schema(demo / table["file"])
         assert [(column["name"], names[column["arrow"]]) for column in table["columns"]] == [
             (field.name, field.type) for field in found
         ]
@@ -126,9 +121,7 @@ def test_undefined_is_null():
 
 def test_columns_that_say_never_null_never_are(demo):
     """In an audit, a column without a null case holds no null in the rows that it is for."""
-    matrices = pq.read_table(
-        demo / "out" / "demo" / "base..narrow" / "matrices.parquet"
-    ).to_pylist()
+    matrices = pq.read_table(demo / "matrices.parquet").to_pylist()
     for column in MATRICES:
         rows = [row for row in matrices if column not in DELTA or row["subject"] == "delta"]
         if not column.null:
@@ -157,10 +150,10 @@ def test_the_first_columns_stay_and_the_later_ones_are_known():
     assert not set(LATER) & TABLES["matrices"].first
 
 
-def test_the_schema_has_every_key_of_the_json_files(demo, shadow, tmp_path):
+def test_the_schema_has_every_key_of_the_json_files(demo, shadow):
     """Every key of summary.json and index.json, and every figure that is no matrix column."""
     told = json.loads(shadow("schema", "--format", "json").assert_done())
-    summary = json.loads((demo / "out" / "demo" / "base..narrow" / "summary.json").read_text())
+    summary = json.loads((demo / "summary.json").read_text())
     assert list(told["files"]["summary.json"]) == list(summary)
     listed = {column["name"] for column in told["tables"]["summary"]["columns"]}
     columns = {column.name for column in MATRICES}
@@ -174,7 +167,7 @@ def test_the_schema_has_every_key_of_the_json_files(demo, shadow, tmp_path):
 # Reports that were made before
 
 
-def test_an_older_report_of_this_schema_is_shown_with_a_note(run, demo, shadow, tmp_path):
+def test_an_older_report_of_this_schema_is_shown_with_a_note(run, shadow):
     """What it lacks is null and named in a warning; all others are those of the whole report."""
     whole = json.loads((run / "summary.json").read_text())
     made_before(run)

@@ -20,8 +20,8 @@ import models
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-import torch
 from fsspec.implementations.memory import MemoryFileSystem
+from runs import pair_of
 
 import shadow as package
 from shadow import storage
@@ -48,14 +48,11 @@ from shadow.reports.remote import (
 from shadow.reports.report import Report
 from shadow.spectra.delta import Method
 from shadow.storage import Store, located, parsed_options, url_of, work_folder
-from shadow.targets.families import given_pair
 from shadow.targets.lists import select
-from shadow.targets.references import parse_reference
 from shadow.telling.reading import read_summary
 
 PLAIN = Settings(Method(subspaces=False), Filter())
 FIRST = Settings(Method(subspaces=False), Filter(layers=(0,)))
-UP = "model.layers.{}.mlp.up_proj.weight"
 SECRET = "hunter2hunter2"
 TABLES = ["matrices", "tensors", "residual", "spectra"]
 
@@ -70,14 +67,40 @@ def _empty(monkeypatch, tmp_path):
     monkeypatch.setenv("SHADOW_WORK_DIR", str(tmp_path / "work"))
 
 
-@pytest.fixture
-def pair(tmp_path):
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
     """Two toy checkpoints of two layers."""
-    for seed, name in enumerate(("base", "tuned")):
-        generator = torch.Generator().manual_seed(seed)
-        tensors = {UP.format(layer): torch.randn(8, 8, generator=generator) for layer in range(2)}
-        models.write(tmp_path / name, tensors, models.LLAMA)
-    return given_pair(*(parse_reference(str(tmp_path / name)) for name in ("base", "tuned")))
+    folder = tmp_path_factory.mktemp("pair")
+    return pair_of(*(models.toy(folder / name, n) for n, name in enumerate(("base", "tuned"))))
+
+
+@pytest.fixture(scope="module")
+def scores(pair, tmp_path_factory):
+    """What others measured of the pair."""
+    path = tmp_path_factory.mktemp("scores") / "scores.csv"
+    path.write_text(f"model,benchmark,score\n{pair.base},mmlu,0.5\n{pair.tuned},mmlu,0.6\n")
+    return read_scores([path])
+
+
+@pytest.fixture(scope="module")
+def finished(pair, scores, tmp_path_factory):
+    """Finished reports of the pair: two that differ, and the first with scores."""
+    folder = tmp_path_factory.mktemp("finished")
+    asked = {"first": (PLAIN, None), "second": (FIRST, None), "scored": (PLAIN, scores)}
+    return {
+        name: run_pair(pair, settings, folder / name, scores=joined).folder
+        for name, (settings, joined) in asked.items()
+    }
+
+
+@pytest.fixture
+def there(pair, store, finished):
+    """Publishes one of them as an audit would, which takes half a second more."""
+
+    def publish_there(which="first", place=store):
+        publish(finished[which], at(pair, place), token="earlier", replaces=None)
+
+    return publish_there
 
 
 @pytest.fixture
@@ -164,9 +187,9 @@ def test_a_report_at_a_url_is_the_one_of_a_folder(pair, store, target, tmp_path)
     assert not work_folder(store).exists()
 
 
-def test_the_same_audit_again_reads_no_table(pair, store, monkeypatch):
+def test_the_same_audit_again_reads_no_table(pair, store, monkeypatch, there):
     """Nothing is measured and nothing fetched: of tables only the footers are read."""
-    audited(pair, store)
+    there()
     monkeypatch.setattr(Store, "fetch", lambda *_: pytest.fail("fetched"))
     monkeypatch.setattr("shadow.audits.remote.run_pair", lambda *_, **__: pytest.fail("measured"))
     ends = []
@@ -179,16 +202,16 @@ def test_the_same_audit_again_reads_no_table(pair, store, monkeypatch):
     assert max(ends) <= remote.USUAL_FOOTER
 
 
-def test_a_footer_that_is_longer_than_usual_is_read_whole(pair, store, target, monkeypatch):
+def test_a_footer_that_is_longer_than_usual_is_read_whole(target, monkeypatch, there):
     """The provenance is that of the whole file."""
-    audited(pair, store)
+    there()
     usual = published_metadata(target)
     monkeypatch.setattr(remote, "USUAL_FOOTER", 100)
     assert published_metadata(target) == usual == finished_metadata(fetched(target))
 
 
-def test_another_report_at_the_url_stays_without_overwrite(pair, store, target):
-    audited(pair, store)
+def test_another_report_at_the_url_stays_without_overwrite(pair, store, target, there):
+    there()
     with pytest.raises(
         KeptError,
         match=r"memory://bucket/reports/\S+: the finished report there differs: --layer all",
@@ -201,16 +224,16 @@ def test_another_report_at_the_url_stays_without_overwrite(pair, store, target):
     assert whole(fetched(target)) == [0]
 
 
-def test_an_optimizer_renews_the_label_without_measuring(pair, store, target):
-    audited(pair, store)
+def test_an_optimizer_renews_the_label_without_measuring(pair, store, target, there):
+    there()
     result, _ = audited(pair, store, replace(PLAIN, optimizer="adamw"))
     assert result.measured == 0
     assert published_metadata(target)["settings"]["optimizer"] == "adamw"
     assert not work_folder(store).exists()
 
 
-def test_a_table_that_the_new_report_lacks_is_removed(pair, store, target):
-    audited(pair, store)
+def test_a_table_that_the_new_report_lacks_is_removed(pair, store, target, there):
+    there()
     audited(pair, store, replace(PLAIN, spectra=False), overwrite=True)
     assert "spectra.parquet" not in target.files()
 
@@ -245,7 +268,7 @@ EVERY_WRITE = range(1, 13)  # more than there are
     [pytest.param((2, 7), id="some"), pytest.param(EVERY_WRITE, id="all", marks=pytest.mark.slow)],
 )
 def test_an_upload_that_fails_anywhere_loses_nothing(
-    pair, store, target, monkeypatch, replacing, numbers
+    pair, store, target, monkeypatch, replacing, numbers, there
 ):
     """Whichever write fails, the report is here, and the same call publishes it unmeasured."""
     folder = work_folder(store) / pair.family / pair.name
@@ -253,7 +276,7 @@ def test_an_upload_that_fails_anywhere_loses_nothing(
     for number in numbers:
         MemoryFileSystem.store.clear()
         if replacing:
-            audited(pair, store, FIRST)
+            there("second")
         caught = None
         with monkeypatch.context() as patched:
             Fault(patched, number)
@@ -276,27 +299,21 @@ def test_an_upload_that_fails_anywhere_loses_nothing(
     assert failed == (len(numbers) if len(numbers) == 2 else 7 + replacing)
 
 
-def scored(pair, store, tmp_path, **options):
-    csv = tmp_path / "scores.csv"
-    rows = f"{pair.base},mmlu,0.5\n{pair.tuned},mmlu,0.6\n"
-    csv.write_text(f"model,benchmark,score\n{rows}")
-    return run_remote_pair(
-        pair, PLAIN, work_folder(store), Runtime(**options), store=store, scores=read_scores([csv])
-    )
-
-
 def test_scores_whose_upload_failed_are_uploaded_by_the_same_command(
-    pair, store, target, tmp_path, monkeypatch
+    pair, store, target, there, scores, monkeypatch
 ):
     """The report at the URL has the same tables, and no table tells of scores. A command without
     scores leaves them here and says so.
     """
-    audited(pair, store)
-    fails_to_upload(monkeypatch, 1, scored, pair, store, tmp_path)
+    there()
+    with_scores = partial(
+        run_remote_pair, pair, PLAIN, work_folder(store), store=store, scores=scores
+    )
+    fails_to_upload(monkeypatch, 1, with_scores)
     folder = work_folder(store) / pair.family / pair.name
     _, said = audited(pair, store)
     assert f"a report with other scores, which was not uploaded, stays in {folder}" in said
-    result = scored(pair, store, tmp_path)
+    result = with_scores()
     assert [gain.benchmark for gain in result.summary.scores] == ["mmlu"]
     for name in ("summary.json", "scores.json"):
         assert b"mmlu" in target.read(name, 10**7)
@@ -342,17 +359,9 @@ def test_a_file_that_arrived_in_part_does_not_complete_a_report(pair, store, tar
 # Two writers
 
 
-def reports_of(pair, tmp_path):
-    """Two finished reports of one pair that differ."""
-    return [
-        run_pair(pair, settings, tmp_path / str(number)).folder
-        for number, settings in enumerate((PLAIN, FIRST))
-    ]
-
-
-def test_a_second_writer_waits_or_gives_way(pair, target, tmp_path, monkeypatch):
+def test_a_second_writer_waits_or_gives_way(target, monkeypatch, finished):
     """Between any two writes of the first it may begin: the report is the first's alone."""
-    first, second = reports_of(pair, tmp_path)
+    first, second = finished["first"], finished["second"]
     refused = []
     inside = threading.Event()
 
@@ -376,9 +385,9 @@ def test_a_second_writer_waits_or_gives_way(pair, target, tmp_path, monkeypatch)
     assert whole(fetched(target)) == []
 
 
-def test_of_many_writers_at_once_one_publishes(pair, target, tmp_path):
+def test_of_many_writers_at_once_one_publishes(target, finished):
     """Eight threads with two different reports: one wins, the others are told, none is mixed."""
-    folders = reports_of(pair, tmp_path) * 4
+    folders = [finished["first"], finished["second"]] * 4
     barrier = threading.Barrier(len(folders))
     outcomes = []
 
@@ -402,10 +411,10 @@ def test_of_many_writers_at_once_one_publishes(pair, target, tmp_path):
 
 
 def test_who_was_slower_with_the_same_report_takes_that_of_the_faster(
-    pair, store, target, tmp_path, monkeypatch
+    pair, store, target, monkeypatch, finished
 ):
     """While this one measures, another publishes: its report stays, and is the result."""
-    faster = run_pair(pair, PLAIN, tmp_path / "faster").folder
+    faster = finished["first"]
 
     def slow(*arguments, **more):
         result = run_pair(*arguments, **more)
@@ -428,10 +437,10 @@ def claim(store, token, age):
     ("token", "age", "goes_on"), [("me", 10, True), ("you", 10, False), ("you", 4000, True)]
 )
 def test_a_claim_is_taken_over_by_its_owner_or_when_nobody_lives(
-    pair, target, tmp_path, token, age, goes_on
+    target, token, age, goes_on, finished
 ):
     """Our own after a kill, and anybody's after an hour without a sign of life."""
-    folder, _ = reports_of(pair, tmp_path)
+    folder = finished["first"]
     claim(target, token, age)
     if goes_on:
         publish(folder, target, token="me", replaces=None)
@@ -472,10 +481,10 @@ def test_a_task_outlasts_a_writer_that_was_lost(pair, store, target):
     ],
 )
 def test_a_claim_that_tells_no_time_is_as_old_as_its_file(
-    pair, store, target, tmp_path, monkeypatch, claimed
+    store, target, monkeypatch, claimed, finished
 ):
     """It holds for an hour by the store's clock; without one the hint says how to remove it."""
-    folder, _ = reports_of(pair, tmp_path)
+    folder = finished["first"]
     target.put(CLAIM, claimed)
     with pytest.raises(ShadowError, match="another audit is writing there") as raised:
         publish(folder, target, token="me", replaces=None)
@@ -493,9 +502,9 @@ def test_a_claim_that_tells_no_time_is_as_old_as_its_file(
     assert whole(fetched(target)) == []
 
 
-def test_a_writer_whose_claim_was_taken_over_does_not_finish(pair, target, tmp_path, monkeypatch):
+def test_a_writer_whose_claim_was_taken_over_does_not_finish(target, monkeypatch, finished):
     """Before the file that completes a report it looks whether it still may."""
-    folder, _ = reports_of(pair, tmp_path)
+    folder = finished["first"]
     put = Store.put_file
 
     def put_and_lose(self, path, name):
@@ -512,11 +521,9 @@ def test_a_writer_whose_claim_was_taken_over_does_not_finish(pair, target, tmp_p
 # Reading
 
 
-def test_a_report_that_is_replaced_while_it_is_read_is_read_again(
-    pair, target, monkeypatch, tmp_path
-):
+def test_a_report_that_is_replaced_while_it_is_read_is_read_again(target, monkeypatch, finished):
     """The copy holds the files of one moment."""
-    first, second = reports_of(pair, tmp_path)
+    first, second = finished["first"], finished["second"]
     publish(first, target, token="1", replaces=None)
     fetch = Store.fetch
     calls = []
@@ -539,8 +546,8 @@ def test_a_report_that_is_replaced_while_it_is_read_is_read_again(
     assert len(calls) == 2
 
 
-def test_a_file_that_comes_in_part_is_told(pair, store, target, monkeypatch):
-    audited(pair, store)
+def test_a_file_that_comes_in_part_is_told(target, monkeypatch, there):
+    there()
     get = MemoryFileSystem.get_file
 
     def cut(system, path, target, **more):
@@ -553,9 +560,9 @@ def test_a_file_that_comes_in_part_is_told(pair, store, target, monkeypatch):
         fetched(target)
 
 
-def test_only_files_of_reports_with_safe_names_are_fetched(pair, store, target):
+def test_only_files_of_reports_with_safe_names_are_fetched(pair, store, target, there):
     """What else lies at the URL stays there, whatever it is called."""
-    audited(pair, store)
+    there()
     content = {name: target.read(name, 10**9) for name in target.files()}
     for name, bytes_of in content.items():
         for folder in (
@@ -575,25 +582,23 @@ def test_only_files_of_reports_with_safe_names_are_fetched(pair, store, target):
     assert found == sorted(f"{pair.family}/{pair.name}/{name}" for name in content)
 
 
-def test_a_file_larger_than_any_of_its_kind_is_refused(pair, store, target, monkeypatch):
-    audited(pair, store)
+def test_a_file_larger_than_any_of_its_kind_is_refused(target, monkeypatch, there):
+    there()
     monkeypatch.setattr(remote, "MAX_JSON", 1000)
     with pytest.raises(ShadowError, match="larger than any file of a report"):
         fetched(target)
 
 
-def test_reports_that_do_not_fit_the_disk_are_refused_with_numbers(
-    pair, store, target, monkeypatch
-):
-    audited(pair, store)
+def test_reports_that_do_not_fit_the_disk_are_refused_with_numbers(target, monkeypatch, there):
+    there()
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10})())
     with pytest.raises(ShadowError, match="to fetch, and 10 bytes are free"):
         fetched(target)
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"x" * 100, b"PAR1" + b"\xff" * 20 + b"PAR1"])
-def test_a_broken_report_at_a_url_is_measured_again(pair, store, target, content):
-    audited(pair, store)
+def test_a_broken_report_at_a_url_is_measured_again(pair, store, target, content, there):
+    there()
     target.put("matrices.parquet", content)
     with pytest.raises(ShadowError, match=r"matrices.parquet cannot be read"):
         published_metadata(target)
@@ -604,9 +609,9 @@ def test_a_broken_report_at_a_url_is_measured_again(pair, store, target, content
 
 
 @pytest.mark.parametrize("name", ["spectra.parquet", "tensors.parquet", "matrices.parquet"])
-def test_a_report_at_a_url_that_lacks_a_table_is_measured_again(pair, store, target, name):
+def test_a_report_at_a_url_that_lacks_a_table_is_measured_again(pair, store, target, name, there):
     """The command says which one; nothing is asked of the tables that are there."""
-    audited(pair, store)
+    there()
     target.remove([name])
     result, said = audited(pair, store)
     assert result.measured == 2
@@ -617,9 +622,9 @@ def test_a_report_at_a_url_that_lacks_a_table_is_measured_again(pair, store, tar
 
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("table", ["tensors", "matrices"])
-def test_a_broken_table_at_a_url_is_measured_again(pair, store, target, tmp_path, table, overwrite):
+def test_a_broken_table_at_a_url_is_measured_again(pair, store, target, table, overwrite, there):
     """As in a folder; the scores stay."""
-    scored(pair, store, tmp_path)
+    there("scored")
     target.put(f"{table}.parquet", b"")
     result, said = audited(pair, store, overwrite=overwrite)
     assert result.measured == 2
@@ -630,9 +635,9 @@ def test_a_broken_table_at_a_url_is_measured_again(pair, store, target, tmp_path
 
 
 def test_a_report_that_waits_here_replaces_a_broken_one_unmeasured(
-    pair, store, target, monkeypatch
+    pair, store, target, monkeypatch, there
 ):
-    audited(pair, store, FIRST)
+    there("second")
     fails_to_upload(monkeypatch, 1, audited, pair, store, overwrite=True)
     target.put("matrices.parquet", b"")
     result, said = audited(pair, store)
@@ -642,10 +647,10 @@ def test_a_report_that_waits_here_replaces_a_broken_one_unmeasured(
 
 
 def test_a_store_that_fails_while_a_report_is_read_does_not_replace_it(
-    pair, store, target, monkeypatch
+    pair, store, target, monkeypatch, there
 ):
     """What cannot be read now may be whole."""
-    audited(pair, store)
+    there()
     there = target.files()
     reads = []
     read_end = Store.read_end
@@ -670,10 +675,7 @@ def test_a_store_that_fails_while_a_report_is_read_does_not_replace_it(
 def toys(tmp_path):
     """A registry of a family with two pairs, one of which has no tuned side."""
     for seed, name in enumerate(("base", "one")):
-        generator = torch.Generator().manual_seed(seed)
-        models.write(
-            tmp_path / name, {UP.format(0): torch.randn(8, 8, generator=generator)}, models.LLAMA
-        )
+        models.toy(tmp_path / name, seed, layers=1)
     (tmp_path / "toys.yaml").write_text(
         f"toy:\n  base: {tmp_path}/base\n  one: {tmp_path}/one\n  gone: {tmp_path}/gone\n"
     )
@@ -741,9 +743,9 @@ def test_an_index_that_cannot_be_written_meanwhile_does_not_end_the_list(toys, s
     assert len(read_index(fetched(store)).rows) == 2
 
 
-def test_merging_from_and_into_urls(toys, pair, store, tmp_path):
+def test_merging_from_and_into_urls(toys, pair, store, tmp_path, there):
     """As merging folders: the reports of both, and the index of both."""
-    audited(pair, store.at("one"))
+    there(place=store.at("one"))
     listed(toys, store.at("two"))
     merged = merge_remote(store.at("all"), [fetched(store.at("one")), fetched(store.at("two"))])
     assert merged.copied == 2
@@ -754,9 +756,9 @@ def test_merging_from_and_into_urls(toys, pair, store, tmp_path):
     assert (again.copied, again.there) == (0, 2)
 
 
-def test_a_report_of_another_schema_is_not_merged(pair, store):
+def test_a_report_of_another_schema_is_not_merged(pair, store, there):
     """Nothing but its schema is known of it."""
-    audited(pair, store.at("one"))
+    there(place=store.at("one"))
     one = at(pair, store.at("one"))
     table = pq.read_table(io.BytesIO(one.read("matrices.parquet", 10**7)))
     sink = io.BytesIO()
@@ -797,12 +799,12 @@ class Traffic:
         return {path for path in self.came if path.endswith(suffixes)}
 
 
-def test_a_merge_within_a_store_fetches_no_table(toys, pair, store, tmp_path, monkeypatch):
+def test_a_merge_within_a_store_fetches_no_table(toys, pair, store, tmp_path, monkeypatch, there):
     """Of each table only its end comes here, the store copies the rest, and what it copied are the
     very files; a merge into a folder has the same index.
     """
     monkeypatch.setattr(remote, "USUAL_FOOTER", 100)  # so that a footer is less than a small table
-    audited(pair, store.at("one"))
+    there(place=store.at("one"))
     listed(toys, store.at("two"))
     local = merge(tmp_path / "all", [fetched(store.at("one")), fetched(store.at("two"))])
     traffic = Traffic(monkeypatch)
@@ -818,10 +820,10 @@ def test_a_merge_within_a_store_fetches_no_table(toys, pair, store, tmp_path, mo
     assert whole(fetched(at(pair, store.at("all")))) == []
 
 
-def test_a_merge_reads_only_ends_of_tables(pair, store, monkeypatch):
+def test_a_merge_reads_only_ends_of_tables(store, monkeypatch, there):
     """Fewer bytes of each table than it has."""
     monkeypatch.setattr(remote, "USUAL_FOOTER", 100)
-    audited(pair, store.at("one"))
+    there(place=store.at("one"))
     traffic = Traffic(monkeypatch)
     merge_remote(store.at("all"), [store.at("one")])
     sizes = {
@@ -838,9 +840,9 @@ def test_a_merge_reads_only_ends_of_tables(pair, store, monkeypatch):
     )
 
 
-def test_two_reports_of_a_pair_are_compared_whole(pair, store, tmp_path, monkeypatch):
+def test_two_reports_of_a_pair_are_compared_whole(pair, store, tmp_path, monkeypatch, there):
     """Equal ones are one report; two that differ are refused and nothing is copied."""
-    audited(pair, store.at("one"))
+    there(place=store.at("one"))
     monkeypatch.setenv("SHADOW_WORK_DIR", str(tmp_path / "elsewhere"))
     audited(pair, store.at("two"))
     merged = merge_remote(store.at("all"), [store.at("one"), store.at("two")])
@@ -857,9 +859,11 @@ def test_two_reports_of_a_pair_are_compared_whole(pair, store, tmp_path, monkeyp
     assert not store.at("more").files()
 
 
-def test_reports_are_copied_by_way_of_this_machine_where_the_store_cannot(pair, store, monkeypatch):
+def test_reports_are_copied_by_way_of_this_machine_where_the_store_cannot(
+    pair, store, monkeypatch, there
+):
     """As from one store to another: the same files."""
-    audited(pair, store.at("one"))
+    there(place=store.at("one"))
     monkeypatch.setattr(Store, "copy", lambda *_: False)
     merge_remote(store.at("all"), [store.at("one")])
     there, here = (
@@ -869,9 +873,9 @@ def test_reports_are_copied_by_way_of_this_machine_where_the_store_cannot(pair, 
     assert there == here != {}
 
 
-def test_a_report_that_changes_while_it_is_copied_is_not_merged(pair, store, monkeypatch):
+def test_a_report_that_changes_while_it_is_copied_is_not_merged(store, monkeypatch, there):
     """No half report: the one by which it is found is not there."""
-    audited(pair, store.at("one"))
+    there(place=store.at("one"))
     copy = Store.copy
 
     def replaced(self, name, target):
@@ -941,7 +945,7 @@ def command(*words):
     with redirect_stdout(out), redirect_stderr(err), pytest.MonkeyPatch.context() as patched:
         patched.setattr("sys.argv", ["shadow", *map(str, words)])
         # elsewhere it is refused, as it ends with the command
-        patched.setattr("shadow.cli.options._require_lasting", lambda store: None)
+        patched.setattr("shadow.cli.options.require_lasting", lambda store: None)
         code = commands.run()
     return code, out.getvalue(), err.getvalue()
 
@@ -955,43 +959,26 @@ def demo(tmp_path, monkeypatch):
     return out
 
 
+DEMO = "memory://bucket/demo"
+NARROW = f"{DEMO}/demo/base..narrow"
+RULE = ("--fail-on", "language.mlp.up.alpha > 100")
 COMMANDS = [
-    ("show", "memory://bucket/demo"),
-    (
-        "gate",
-        "memory://bucket/demo",
-        "--fail-on",
-        "language.mlp.up.alpha > 100",
-        "--against",
-        "memory://bucket/demo",
-    ),
-    ("lineage", "demo", "-o", "memory://bucket/demo", "--json"),
-    ("export", "memory://bucket/demo", "--to", "csv", "-o", "tables"),
+    ("show", DEMO),
+    ("gate", DEMO, *RULE, "--against", DEMO),
+    ("lineage", "demo", "-o", DEMO, "--json"),
+    ("export", DEMO, "--to", "csv", "-o", "tables"),
 ]
 MORE_COMMANDS = [
-    ("show", "memory://bucket/demo/demo/base..narrow", "--json"),
-    ("compare", "memory://bucket/demo/demo/base..narrow", "memory://bucket/demo/demo/base..broad"),
-    (
-        "compare",
-        "memory://bucket/demo/demo/base..narrow",
-        "memory://bucket/demo/demo/base..broad",
-        "--json",
-    ),
-    ("lineage", "memory://bucket/demo"),
-    ("report", "memory://bucket/demo", "-o", "page.html"),
-    ("figure", "memory://bucket/demo/demo/base..narrow", "--kind", "depth", "-o", "depth.svg"),
-    ("plan", "demo", "-o", "memory://bucket/demo"),
-    ("merge", "memory://bucket/demo"),
-    ("clean", "-o", "memory://bucket/demo"),
-    (
-        "audit",
-        "demo",
-        "-o",
-        "memory://bucket/demo",
-        "--no-subspaces",
-        "--fail-on",
-        "language.mlp.up.alpha > 100",
-    ),
+    ("show", NARROW, "--json"),
+    ("compare", NARROW, f"{DEMO}/demo/base..broad"),
+    ("compare", NARROW, f"{DEMO}/demo/base..broad", "--json"),
+    ("lineage", DEMO),
+    ("report", DEMO, "-o", "page.html"),
+    ("figure", NARROW, "--kind", "depth", "-o", "depth.svg"),
+    ("plan", "demo", "-o", DEMO),
+    ("merge", DEMO),
+    ("clean", "-o", DEMO),
+    ("audit", "demo", "-o", DEMO, "--no-subspaces", *RULE),
 ]
 
 
@@ -1020,51 +1007,53 @@ def test_every_command_takes_urls_and_names_no_copy(demo, tmp_path, commands):
     assert "memory://bucket/demo/demo/base..narrow/" in command("show", "memory://bucket/demo")[1]
 
 
-def test_lists_policies_and_scores_may_be_urls(demo, tmp_path):
+def scores_at(path, pair, benchmark):
+    """A file of scores in the memory."""
+    rows = f"{pair.tuned},{benchmark},0.5\n{pair.base},{benchmark},0.4\n"
+    MemoryFileSystem().pipe_file(path, f"model,benchmark,score\n{rows}".encode())
+
+
+def test_lists_policies_and_scores_may_be_urls(pair):
     """A report says which scores joined it by their URL."""
     system = MemoryFileSystem()
-    system.pipe_file("/bucket/in/list.txt", b"demo:base..narrow\n")
-    system.pipe_file("/bucket/in/policy.yaml", b"narrow:\n  fail_on: concentration > 0.01\n")
-    csv = "model,benchmark,metric,score\n"
-    csv += f"{package.pairs('demo:base..narrow')[0].tuned},mmlu,acc,0.5\n"
-    csv += f"{package.pairs('demo:base..narrow')[0].base},mmlu,acc,0.4\n"
-    system.pipe_file("/bucket/in/scores.csv", csv.encode())
+    entry = f"- {{base: {pair.base}, tuned: {pair.tuned}, name: toy:base..tuned}}\n"
+    system.pipe_file("/bucket/in/list.yaml", entry.encode())
+    system.pipe_file("/bucket/in/policy.yaml", b"far:\n  fail_on: relative_norm > 0.01\n")
+    scores_at("/bucket/in/scores.csv", pair, "mmlu")
     code, out, err = command(
-        "audit", "--list", "memory://bucket/in/list.txt", "-o", "memory://bucket/listed",
+        "audit", "--list", "memory://bucket/in/list.yaml", "-o", "memory://bucket/listed",
         "--no-subspaces", "--policy", "memory://bucket/in/policy.yaml", "--scores",
         "memory://bucket/in/scores.csv",
     )  # fmt: skip
     assert code == 4, err
-    assert "base..narrow" in out
-    kept = located("memory://bucket/listed/demo/base..narrow").read("scores.json", 10**6).decode()
+    assert "base..tuned" in out
+    kept = located("memory://bucket/listed/toy/base..tuned").read("scores.json", 10**6).decode()
     assert "memory://bucket/in/scores.csv" in kept
     assert storage.scratch_folder().name not in kept
 
 
-def test_scores_may_be_a_folder_at_a_url(demo, tmp_path, monkeypatch):
+def test_scores_may_be_a_folder_at_a_url(pair, tmp_path, monkeypatch):
     """All of its CSV and JSON files and no others, in the command and in Python; too many or too
     large ones are refused before they are fetched.
     """
-    system = MemoryFileSystem()
-    pair = package.pairs("demo:base..narrow")[0]
     for name, benchmark in (("a.csv", "mmlu"), ("more/b.csv", "arc"), (".hidden/c.csv", "gsm8k")):
-        rows = f"{pair.tuned},{benchmark},0.5\n{pair.base},{benchmark},0.4\n"
-        system.pipe_file(f"/bucket/in/{name}", f"model,benchmark,score\n{rows}".encode())
-    system.pipe_file("/bucket/in/readme.txt", b"no scores")
-    words = ("demo:base..narrow", "-o", "memory://bucket/scored", "--no-subspaces")
+        scores_at(f"/bucket/in/{name}", pair, benchmark)
+    MemoryFileSystem().pipe_file("/bucket/in/readme.txt", b"no scores")
+    place = located("memory://bucket/scored")
+    words = (pair.base, pair.tuned, "-o", place, "--no-subspaces")
     code, _, err = command("audit", *words, "--scores", "memory://bucket/in")
     assert code == 0, err
-    kept = located("memory://bucket/scored/demo/base..narrow").read("scores.json", 10**6).decode()
+    kept = at(pair, place).read("scores.json", 10**6).decode()
     assert "memory://bucket/in/more/b.csv" in kept
     assert ("mmlu" in kept, "arc" in kept, "gsm8k" in kept) == (True, True, False)
-    report = package.audit(words[0], output=tmp_path / "py", scores="memory://bucket/in")
+    report = package.audit(pair, output=tmp_path / "py", scores="memory://bucket/in")
     assert {gain.benchmark for gain in report.summary.scores} == {"mmlu", "arc"}
     monkeypatch.setattr("shadow.comparing.score_files.MAX_FILES", 1)
     with pytest.raises(ShadowError, match="more than 1 files"):
-        package.audit(words[0], output=tmp_path / "x", scores="memory://bucket/in")
+        package.audit(pair, output=tmp_path / "x", scores="memory://bucket/in")
     monkeypatch.setattr("shadow.comparing.score_files.MAX_FILE", 10)
     with pytest.raises(ShadowError, match="larger than 10 bytes"):
-        package.audit(words[0], output=tmp_path / "x", scores="memory://bucket/in/a.csv")
+        package.audit(pair, output=tmp_path / "x", scores="memory://bucket/in/a.csv")
 
 
 def test_a_fault_in_a_list_at_a_url_names_the_url_and_the_line(tmp_path, monkeypatch):
@@ -1079,8 +1068,9 @@ def test_a_fault_in_a_list_at_a_url_names_the_url_and_the_line(tmp_path, monkeyp
     assert err.startswith("error: memory://bucket/in/gone.txt: no such file")
 
 
-def test_a_missing_baseline_at_a_url(demo):
-    words = ("gate", "memory://bucket/demo", "--against", "memory://bucket/gone")
+def test_a_missing_baseline_at_a_url(there, store):
+    there()
+    words = ("gate", store, "--against", "memory://bucket/gone")
     code, _, err = command(*words)
     assert code == 1
     assert "no such folder: memory://bucket/gone" in err
@@ -1089,20 +1079,22 @@ def test_a_missing_baseline_at_a_url(demo):
     assert "there is no folder memory://bucket/gone" in err
 
 
-def test_the_python_api_takes_urls(tmp_path, monkeypatch):
+def test_the_python_api_takes_urls(pair, tmp_path, monkeypatch):
     """A report at a URL has the tables of one in a folder."""
-    there = package.audit(
-        "demo:base..narrow", output="memory://bucket/api", subspaces=False, layers=[0]
+    # which a plan measures for a second
+    monkeypatch.setattr("shadow.audits.pair_plan.pace", lambda method, jobs, offload: 1e10)
+    there, here = (
+        package.audit(pair, output=output, subspaces=False)
+        for output in ("memory://bucket/api", tmp_path / "here")
     )
-    here = package.audit("demo:base..narrow", output=tmp_path / "here", subspaces=False, layers=[0])
-    assert there.matrices.drop(columns="precision").equals(here.matrices.drop(columns="precision"))
-    assert "memory://bucket/api/demo/base..narrow" in repr(there)
+    assert there.matrices.equals(here.matrices)
+    assert f"memory://bucket/api/{pair.family}/{pair.name}" in repr(there)
     read = package.read("memory://bucket/api")
     assert read.provenance.as_json() == there.provenance.as_json()
     assert read.spectrum(read.deltas["tensor"][0]).size
     assert package.judge("memory://bucket/api", "concentration > 0.9").code == 0
     package.export("memory://bucket/api", "csv", tmp_path / "tables")
-    assert package.plan("demo:base..narrow", output="memory://bucket/api")
+    assert package.plan(pair, output="memory://bucket/api")
 
 
 # URLs and options
@@ -1339,10 +1331,10 @@ def test_a_folder_that_another_process_removes_at_its_end_is_taken(pair, store, 
 
 
 def test_a_report_of_other_settings_that_waits_here_is_not_removed(
-    pair, store, target, monkeypatch
+    pair, store, target, monkeypatch, there
 ):
     """After a failed upload the same report is asked for again: the one that waits stays."""
-    audited(pair, store)
+    there()
     fails_to_upload(monkeypatch, 1, audited, pair, store, FIRST, overwrite=True)
     folder = work_folder(store) / pair.family / pair.name
     result, said = audited(pair, store)

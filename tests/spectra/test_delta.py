@@ -110,9 +110,7 @@ def test_reference_and_columns_agree_on_what_there_is():
     assert set(delta.values) == {column.name for column in (*SPECTRAL, *DELTA)} - whole_pair
 
 
-@pytest.mark.parametrize(
-    "shape", [(8, 8), (60, 90), (90, 60), (257, 300), (300, 700), (700, 300), (300, 340)]
-)
+@pytest.mark.parametrize("shape", [(8, 8), (60, 90), (90, 60), (257, 300), (400, 260)])
 def test_every_number_is_the_references_for_bf16(shape):
     """bf16 pairs, default tier: energies to 1e-6, effective rank to 2.6e-4 of float64 NumPy."""
     base, tuned = pair(shape)
@@ -128,7 +126,7 @@ def test_every_number_is_the_references_for_bf16(shape):
 )  # fmt: skip
 def test_every_number_is_the_references_for_other_dtypes(dtypes):
     """All stored formats, also two that differ; F32 and F64 in float64 throughout."""
-    base, tuned = pair((60, 300), dtypes, size=0.3)
+    base, tuned = pair((60, 130), dtypes, size=0.3)
     found = measure(base, tuned, dtypes)
     assert_like_reference(found, base, tuned, dtypes, 1e-6)
 
@@ -170,23 +168,12 @@ def test_rotation_transposition_and_scale_change_nothing_else(seed, rows, cols, 
     )[2]
     weights = {c.name: 2.0**exponent for c in (*SPECTRAL, *DELTA) if c.unit == "weights"}
     entrywise = {
-        "null_participation_ratio",
-        "concentration",
-        "null_edge",
-        "spikes",
-        "spike_energy",
-        "floor_ratio",
-    }
-    entrywise |= {
-        "row_participation_ratio",
-        "col_participation_ratio",
-        "rows_changed",
-        "kept_history",
-        "kept",
-    }
-    entrywise |= {"relative_norm_unrounded", "excess_purity", "purity_z", "excess_purity_unrounded"}
-    entrywise |= {"equivalent_directions", "null_edge_sharp", "spikes_sharp", "alignment_left_null"}
-    entrywise |= {"alignment_right_null", "levels_base", "levels_tuned"}
+        "null_participation_ratio", "concentration", "null_edge", "spikes", "spike_energy",
+        "floor_ratio", "row_participation_ratio", "col_participation_ratio", "rows_changed",
+        "kept_history", "kept", "relative_norm_unrounded", "excess_purity", "purity_z",
+        "excess_purity_unrounded", "equivalent_directions", "null_edge_sharp", "spikes_sharp",
+        "alignment_left_null", "alignment_right_null", "levels_base", "levels_tuned",
+    }  # fmt: skip
     by_rows = {"levels_base", "levels_tuned"}  # of rows, which are columns in the transposed
     flipped["row_participation_ratio"], flipped["col_participation_ratio"] = (
         flipped["col_participation_ratio"],

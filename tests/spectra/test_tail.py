@@ -107,15 +107,7 @@ def test_hill_by_hand():
     assert hill(of([4]))["alpha_hill"] is None
 
 
-@pytest.mark.parametrize("ratio", [1.0, 0.7, 0.25, 0.01, 896 / 151936])
-def test_marchenko_pastur_median_is_that_of_the_density(ratio):
-    """Root finding in t equals the trapezium rule on the density in lambda."""
-    assert marchenko_pastur_median(ratio) == pytest.approx(
-        reference.marchenko_pastur_median(ratio), rel=2e-5
-    )
-
-
-@pytest.mark.parametrize("ratio", [1e-6, 1e-3, 0.1, 0.7, 0.999, 1.0])
+@pytest.mark.parametrize("ratio", [1e-6, 1e-3, 896 / 151936, 0.1, 0.25, 0.7, 0.999, 1.0])
 def test_half_of_the_marchenko_pastur_law_is_below_its_median(ratio):
     """The density in t, summed up by quadrature to the median that has a closed form."""
     median = marchenko_pastur_median(ratio)
@@ -145,16 +137,9 @@ def test_marchenko_pastur_edge_of_noise_is_its_largest_singular_value(shape):
     assert spiked["mp_outliers"] == found["mp_outliers"] + 1
 
 
-def test_marchenko_pastur_needs_a_resolved_median():
-    """A spectrum that is half 0 has no bulk."""
-    assert set(marchenko_pastur(of([3, 1, 0, 0, 0])).values()) == {None}
-
-
-def test_marchenko_pastur_needs_both_values_in_the_middle():
-    """Of an even number the median is a mean of two: where the smaller is not resolved it is no
-    median. Of five, four or six values the middle is found by sorting.
-    """
-    assert set(marchenko_pastur(of([4, 2, 0, 0])).values()) == {None}
-    assert set(marchenko_pastur(of([5, 4, 2, 0, 0, 0])).values()) == {None}
-    assert marchenko_pastur(of([5, 4, 2, 0, 0]))["mp_edge"] > 0
-    assert marchenko_pastur(of([5, 4, 2, 1, 0, 0]))["mp_edge"] > 0
+@pytest.mark.parametrize("sigma", [[3, 1, 0, 0, 0], [4, 2, 0, 0], [5, 4, 2, 0, 0, 0]])
+def test_marchenko_pastur_needs_a_resolved_median(sigma):
+    """Of an even number the median is a mean of two, of which neither may be unresolved."""
+    assert set(marchenko_pastur(of(sigma)).values()) == {None}
+    more = sigma.index(0)
+    assert marchenko_pastur(of([*sigma[:more], 1, 1, *sigma[more:]]))["mp_edge"] > 0

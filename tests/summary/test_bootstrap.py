@@ -145,12 +145,16 @@ def test_the_interval_is_numpys_over_the_same_draws():
     assert (own.bounds, own.level) == ((found[out], found[DRAWS - 1 - out]), 0.95)
 
 
-def test_what_is_cut_off_leaves_values():
-    """20 and 10 % of ten: two below, one above; shares that leave nothing leave the last one."""
-    values = np.arange(10.0)[::-1]
-    assert cut(values, (0.2, 0.1)) == (2, 8)
-    assert cut(values, (0.19, 0.0)) == (1, 9)
-    assert cut(values, (0.0, 1.0)) == (0, 0)
+@pytest.mark.parametrize(
+    ("tails", "ends"), [((0.2, 0.1), (2, 8)), ((0.19, 0.0), (1, 9)), ((0.0, 1.0), (0, 0))]
+)
+def test_what_is_cut_off_leaves_values(tails, ends):
+    """20 and 10 % of ten: two below, one above; shares that leave nothing leave the last one. A
+    draw that is repeated counts as often.
+    """
+    values = np.arange(10.0)[None, ::-1]
+    assert cut(values, np.ones(10, int), tails) == ends
+    assert cut(np.unique(values // 2)[None], np.full(5, 2), tails) == tuple(x // 2 for x in ends)
 
 
 @pytest.mark.parametrize("layers", [16, 40])

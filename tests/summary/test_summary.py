@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -31,22 +32,18 @@ def shadow(*arguments, **variables) -> Run:
     return run_shadow(*arguments, cwd=Path.cwd(), env=env, bare=True)
 
 
-@pytest.fixture(scope="module")
-def audited(tmp_path_factory):
-    """The demo's narrow pair, audited through the command line."""
-    out = tmp_path_factory.mktemp("out")
-    done = shadow("audit", "demo:base..narrow", "-o", out)
-    assert done.code == 0, done.err
-    return out / "demo" / "base..narrow", done
+@pytest.fixture(scope="session")
+def folder(demo_reports):
+    """The report of the demo's narrow pair."""
+    return demo_reports / "base..narrow"
 
 
 def rows(folder, name="matrices"):
     return pq.read_table(folder / f"{name}.parquet").to_pylist()
 
 
-def test_figures_are_those_of_the_rows(audited):
+def test_figures_are_those_of_the_rows(folder):
     """Medians and whole-model norms, recomputed from the Parquet rows by plain Python."""
-    folder, _ = audited
     summary = json.loads((folder / "summary.json").read_text())
     deltas = [row for row in rows(folder) if row["subject"] == "delta"]
     base = [row for row in rows(folder) if row["subject"] == "base"]
@@ -58,6 +55,7 @@ def test_figures_are_those_of_the_rows(audited):
         *(row["frobenius_norm"] for row in base)
     )
     assert figures["relative_norm_overall"] == pytest.approx(whole)
+    assert [row["relative_norm"] for row in summary["components"]] == [pytest.approx(whole)]
     for row in summary["modules"]:
         own = [delta["concentration"] for delta in deltas if delta["module"] == row["module"]]
         assert (row["matrices"], row["concentration"]) == (
@@ -77,27 +75,26 @@ def test_figures_are_those_of_the_rows(audited):
         assert count == sum(row["status"] == status for row in tensors)
 
 
-def test_the_overall_norm_is_that_of_the_weights(audited):
+def test_the_overall_norm_is_that_of_the_weights(folder):
     """The relative norm over all matrices is that of the checkpoints' matrices as one vector."""
     base, tuned = (load_file(DEMO / side / "model.safetensors") for side in ("base", "narrow"))
     names = [name for name, tensor in base.items() if tensor.ndim == 2]
     delta = torch.cat([(tuned[name].double() - base[name].double()).flatten() for name in names])
     whole = torch.cat([base[name].double().flatten() for name in names])
-    figures = json.loads((audited[0] / "summary.json").read_text())["figures"]
+    figures = json.loads((folder / "summary.json").read_text())["figures"]
     assert figures["relative_norm_overall"] == pytest.approx(
         float(delta.norm() / whole.norm()), rel=1e-6
     )
 
 
-def test_narrow_data_left_a_more_concentrated_delta_than_broad_data(tmp_path):
+def test_narrow_data_left_a_more_concentrated_delta_than_broad_data(demo_reports):
     """The demo's two pairs, matrix by matrix inside the layers: what they were trained to show, in
     27 of 28.
     """
-    assert shadow("audit", "demo", "-o", tmp_path).code == 0
     found = {
         pair: {
             row["tensor"]: row["concentration"]
-            for row in rows(tmp_path / "demo" / f"base..{pair}")
+            for row in rows(demo_reports / f"base..{pair}")
             if row["subject"] == "delta" and row["layer"] is not None
         }
         for pair in ("narrow", "broad")
@@ -108,29 +105,30 @@ def test_narrow_data_left_a_more_concentrated_delta_than_broad_data(tmp_path):
     assert sum(difference > 0 for difference in differences) >= 26
 
 
-def test_show_prints_what_audit_printed(audited):
+def test_show_prints_what_audit_printed(tmp_path):
     """`show` reads the files and prints the same; `--format json` is summary.json."""
-    folder, done = audited
-    assert shadow("show", folder).out == done.out
-    assert json.loads(shadow("show", folder.parent.parent, "--format", "json").out) == [
+    done = shadow("audit", "demo:base..narrow", "-o", tmp_path)
+    folder = tmp_path / "demo" / "base..narrow"
+    assert shadow("show", folder).out == done.assert_done()
+    assert json.loads(shadow("show", tmp_path, "--format", "json").out) == [
         json.loads((folder / "summary.json").read_text())
     ]
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_output_fits_the_terminal_and_is_plain_when_piped(audited, width):
+def test_output_fits_the_terminal_and_is_plain_when_piped(folder, width):
     """No line exceeds the terminal, nothing is cut, no escape reaches a pipe, talk is on stderr."""
-    short = shadow("show", audited[0], COLUMNS=str(width)).out.splitlines()
+    short = shadow("show", folder, COLUMNS=str(width)).out.splitlines()
     assert max(map(len, short)) <= width
     assert not any("…" in line or "\x1b" in line for line in short)
-    done = shadow("show", audited[0], "--full", COLUMNS=str(width))
+    done = shadow("show", folder, "--full", COLUMNS=str(width))
     lines = done.out.splitlines()
     assert len(lines) > len(short)
     assert max(map(len, lines)) <= width
     assert "\x1b" not in done.out
     assert "…" not in done.out
     assert done.err == ""
-    told = json.loads((audited[0] / "summary.json").read_text())
+    told = json.loads((folder / "summary.json").read_text())
     low, high = told["intervals"]["concentration"]
     median = (
         f"{told['figures']['concentration']:.2f} ({low:.2f} to {high:.2f}) median concentration"
@@ -143,16 +141,15 @@ def test_output_fits_the_terminal_and_is_plain_when_piped(audited, width):
     ("spikes", "said"),
     [(1.0, "1 singular value stands out with"), (2, "2 singular values stand out with")],
 )
-def test_one_singular_value_stands_out(audited, spikes, said):
+def test_one_singular_value_stands_out(folder, spikes, said):
     """The noun and the verb agree with the median."""
-    summary, _ = read_summary(audited[0])
+    summary, _ = read_summary(folder)
     figures = replace(summary.figures, spikes=spikes)
-    assert said in shown(summary, audited[0], full=True, figures=figures)
+    assert said in shown(summary, folder, full=True, figures=figures)
 
 
-def test_medians_say_which_matrices_they_are_over_where_the_finding_has_others(audited):
+def test_medians_say_which_matrices_they_are_over_where_the_finding_has_others(folder):
     """28 of the 30 matrices lie inside layers: 2 directions of these stand out, 1.5 of all."""
-    folder = audited[0]
     summary, _ = read_summary(folder)
     assert (
         "1.5 singular values stand out with 26 % of the energy, medians over all 30 matrices."
@@ -169,22 +166,22 @@ def shown(summary, folder, **changes):
     return " ".join(drawn(document.shown(full=full)).split())
 
 
-def test_the_short_summary_says_what_came_of_gates_and_label(audited):
+def test_the_short_summary_says_what_came_of_gates_and_label(folder):
     """The label of a pair that has one, why another has none, and the gates that failed."""
-    summary = read_summary(audited[0])[0]
+    summary = read_summary(folder)[0]
     assert f"gates all 6 passed; label: {summary.label}, by the lab's trainings" in shown(
-        summary, audited[0]
+        summary, folder
     )
-    none = shown(summary, audited[0], reference=None, label="not assessable")
+    none = shown(summary, folder, reference=None, label="not assessable")
     assert "gates all 6 passed; no label: no known training of this size" in none
     assert "not assessable" not in none
     failed = [replace(summary.gates[0], passed=False), *summary.gates[1:]]
-    assert f"gates failed {summary.gates[0].name}" in shown(summary, audited[0], gates=failed)
+    assert f"gates failed {summary.gates[0].name}" in shown(summary, folder, gates=failed)
 
 
-def test_the_table_of_pairs_has_a_dash_where_the_label_does_not_reach(audited):
+def test_the_table_of_pairs_has_a_dash_where_the_label_does_not_reach(folder):
     """The label of a pair that has one, and the gates of one that failed some."""
-    summary = read_summary(audited[0])[0]
+    summary = read_summary(folder)[0]
     none = replace(summary, reference=None, label="not assessable")
     stopped = replace(none, gates=[replace(summary.gates[0], passed=False), *summary.gates[1:]])
     judged = [Judgement("f", "a..b", summary=one) for one in (summary, none, stopped)]
@@ -195,9 +192,8 @@ def test_the_table_of_pairs_has_a_dash_where_the_label_does_not_reach(audited):
     ]  # fmt: skip
 
 
-def test_the_next_command_can_be_typed_as_it_stands(audited):
+def test_the_next_command_can_be_typed_as_it_stands(folder):
     """With the folder of the report, as it was named."""
-    folder = audited[0]
     out = run_shadow("show", folder.name, cwd=folder.parent).assert_done()
     lines = [line.split(maxsplit=1) for line in out.splitlines()]
     typed = next(
@@ -207,31 +203,31 @@ def test_the_next_command_can_be_typed_as_it_stands(audited):
     run_shadow(*typed.split()[1:], cwd=folder.parent).assert_done()
 
 
-def test_layers_that_hardly_differ_have_no_chart(audited):
+def test_layers_that_hardly_differ_have_no_chart(folder):
     """A chart from the least to the largest value would make a trend of 1.00 % and 1.01 %."""
-    summary = read_summary(audited[0])[0]
+    summary = read_summary(folder)[0]
     alike = [
         replace(row, relative_norm=0.01 + 1e-4 * (at % 2)) for at, row in enumerate(summary.depth)
     ]
-    assert "rel. norm flat 1.0 %" in shown(summary, audited[0], depth=alike, full=True)
+    assert "rel. norm flat 1.0 %" in shown(summary, folder, depth=alike, full=True)
     still = [
         replace(row, up_effective_rank_shift=0.001 * (-1) ** at)
         for at, row in enumerate(summary.depth)
     ]
-    assert "MLP up shift flat -0.001 to 0.001" in shown(summary, audited[0], depth=still, full=True)
+    assert "MLP up shift flat -0.001 to 0.001" in shown(summary, folder, depth=still, full=True)
     apart = [replace(row, relative_norm=0.01 * (1 + at)) for at, row in enumerate(summary.depth)]
-    assert "rel. norm flat" not in shown(summary, audited[0], depth=apart, full=True)
+    assert "rel. norm flat" not in shown(summary, folder, depth=apart, full=True)
 
 
-def test_colour_is_for_terminals_that_want_it(audited):
+def test_colour_is_for_terminals_that_want_it(folder):
     """Forced colour gives escapes, NO_COLOR takes the colours away again."""
-    assert "\x1b[36m" in shadow("show", audited[0], FORCE_COLOR="1").out
-    assert "\x1b[36m" not in shadow("show", audited[0], FORCE_COLOR="1", NO_COLOR="1").out
+    assert "\x1b[36m" in shadow("show", folder, FORCE_COLOR="1").out
+    assert "\x1b[36m" not in shadow("show", folder, FORCE_COLOR="1", NO_COLOR="1").out
 
 
-def test_a_terminal_without_unicode_gets_ascii_bars(audited):
+def test_a_terminal_without_unicode_gets_ascii_bars(folder):
     """Sparklines and rules have an ASCII form."""
-    done = shadow("show", audited[0], PYTHONIOENCODING="ascii")
+    done = shadow("show", folder, PYTHONIOENCODING="ascii")
     assert done.code == 0
     assert done.out.isascii()
     assert "?" not in done.out
@@ -351,8 +347,9 @@ def test_a_family_ends_with_the_table_of_its_pairs(tmp_path):
     assert "\npairs " not in alone.assert_done()
 
 
-def test_no_output_begins_or_ends_with_a_blank_line(tmp_path):
+def test_no_output_begins_or_ends_with_a_blank_line(demo_reports, tmp_path):
     """Nor has it two in a row. One parts a view, which begins with a line, from the one before."""
+    shutil.copytree(demo_reports, tmp_path / "out" / "demo")
     audit = shadow("audit", "demo", "-o", tmp_path / "out", "--fail-on", "concentration > 1")
     outputs = {"audit": audit.assert_done()}
     pair = tmp_path / "out" / "demo" / "base..narrow"

@@ -27,11 +27,9 @@ def load(tmp_path, text: str | bytes):
     """The families of a registry of one file, without the shipped ones."""
     raw = text if isinstance(text, bytes) else text.encode()
     (tmp_path / "r.yaml").write_bytes(raw)
-    return {
-        name: family
-        for name, family in load_families(tmp_path).items()
-        if family.file.startswith(str(tmp_path))
-    }
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("shadow.targets.families.registry_folder", lambda: tmp_path / "none")
+        return load_families(tmp_path)
 
 
 HUB = partial(Reference, is_folder=False)
@@ -322,8 +320,9 @@ def test_a_name_in_two_files_is_refused(tmp_path):
 
 def test_a_shipped_name_cannot_be_taken(tmp_path):
     """A registry of one's own never silently changes what `demo` means."""
+    (tmp_path / "r.yaml").write_text(GOOD.replace("fam", "demo"))
     with pytest.raises(ShadowError, match="'demo' is already in"):
-        load(tmp_path, GOOD.replace("fam", "demo"))
+        load_families(tmp_path)
 
 
 def test_a_folder_called_like_a_file_or_nothing_is_refused(tmp_path):

@@ -137,12 +137,13 @@ def test_a_recipe_names_pairs_as_a_list_does(tmp_path):
     """Targets, globs, and pairs of checkpoints under a name; folders are relative to the file."""
     text = GOOD.replace("[demo]", "['demo:*', {name: 'my:base..tuned', base: ./b, tuned: org/t}]")
     found = read_recipe(recipe(tmp_path, text))
-    assert [pair.full_name for pair in found.pairs] == [
+    (panel,) = found.panels
+    assert [pair.full_name for pair in panel.pairs] == [
         "demo:base..narrow",
         "demo:base..broad",
         "my:base..tuned",
     ]
-    assert found.pairs[2].base.repo == str(tmp_path / "b")
+    assert panel.pairs[2].base.repo == str(tmp_path / "b")
     assert (found.name, found.modules, found.metrics) == ("own", ("mlp.up",), ("effective_rank",))
 
 
@@ -219,7 +220,8 @@ def layouts(tmp_path: Path) -> dict[str, Path]:
     }
     repos = dict.fromkeys(
         side.repo
-        for pair in read_recipe("benchmark-shadows").pairs
+        for panel in read_recipe("benchmark-shadows").panels
+        for pair in panel.pairs
         for side in (pair.base, pair.tuned)
     )
     found = {}

@@ -270,7 +270,8 @@ def test_scores_are_not_sealed(report, again, tmp_path):
     not believed.
     """
     metadata = report_metadata(report)
-    scored = families.Scored((("scores.csv", "0" * 64),), (families.gain("mmlu", 0.5, 0.6),), ())
+    file = families.ScoreFile("scores.csv", "0" * 64)
+    scored = families.Scored((file,), (families.gain("mmlu", 0.5, 0.6),), ())
     (report / families.KEPT).write_bytes(families.kept_bytes(scored, metadata))
     found, _ = read_summary(report)
     (report / "summary.json").write_bytes(summary_file.summary_bytes(found.as_json()))

@@ -13,7 +13,7 @@ import torch
 from shadow.audits.outcome import Outcome
 from shadow.errors import UsageError
 from shadow.reports.metadata import DeviceMetadata
-from shadow.spectra.device import Device, TorchDevice
+from shadow.spectra.device import TorchDevice
 
 WORDS = "cpu, auto, cuda, or one card such as cuda:1"
 
@@ -79,7 +79,7 @@ def _name_of_card(place: str) -> str:
         raise UsageError(f"the card cannot be used: {reason[:120]}", "use --device cpu") from error
 
 
-def open_device(choice: DeviceChoice) -> Device | None:
+def open_device(choice: DeviceChoice) -> TorchDevice | None:
     """What makes the Gram matrices; None for the CPU."""
     return None if choice.kind == "cpu" else TorchDevice(choice.place)
 

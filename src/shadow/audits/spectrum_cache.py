@@ -123,7 +123,7 @@ def key(matrix: Matrix, question: Question) -> str:
     """The name of a spectrum: hex sha256 of the matrix, the question and what answers it."""
     what = f"{FORMAT} {_solver()} {question} {tuple(matrix.shape)} {_kind(matrix)}\n"
     digest = hashlib.sha256(what.encode())
-    for index in blocks(matrix):
+    for index, _ in blocks(matrix):
         part = matrix[index].contiguous()
         digest.update(part.view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -29,7 +29,7 @@ from huggingface_hub.utils import (
 )
 from huggingface_hub.utils import tqdm as hf_tqdm
 
-from shadow.checkpoints.hub_client import Say, own_client, trying
+from shadow.checkpoints.hub_client import NEVER, Say, own_client, trying
 from shadow.checkpoints.hub_faults import (
     CIRCLE,
     FAILURES,
@@ -212,7 +212,7 @@ def fetch_whole(
     *,
     say: Say,
     report: OnBytes = lambda count: None,
-    stop: Event | None = None,
+    stop: Event = NEVER,
 ) -> tuple[Path, bool]:
     """A file in the cache, fetched if it is not there, and whether a checksum is known of it.
 
@@ -246,7 +246,7 @@ def _download(
     *,
     force: bool,
     report: OnBytes,
-    stop: Event | None,
+    stop: Event,
     say: Say,
 ) -> Path:
     if snapshot.offline:
@@ -267,7 +267,7 @@ def _download(
 
             def update(self, n: float | None = 1) -> None:
                 nonlocal counted
-                if stop is not None and stop.is_set():
+                if stop.is_set():
                     if get_ident() == thread:
                         raise StoppedError
                     return
@@ -295,7 +295,7 @@ def _download(
     return Path(_trying_file(attempt, snapshot, file, say, stop))
 
 
-def _is_damaged(path: Path, file: RemoteFile, stop: Event | None) -> bool:
+def _is_damaged(path: Path, file: RemoteFile, stop: Event) -> bool:
     """Whether the file is not what its checksum says; False where no checksum is known."""
     if file.checksum is None:
         return False
@@ -308,7 +308,7 @@ def _is_damaged(path: Path, file: RemoteFile, stop: Event | None) -> bool:
             digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
         with path.open("rb") as content:
             while block := content.read(CHUNK):
-                if stop is not None and stop.is_set():
+                if stop.is_set():
                     raise StoppedError
                 digest.update(block)
     except OSError as error:
@@ -379,7 +379,7 @@ def use_own_blobs() -> None:
 
 @own_client()
 def read_start(
-    snapshot: Snapshot, file: RemoteFile, count: int, *, say: Say, stopped: Event | None = None
+    snapshot: Snapshot, file: RemoteFile, count: int, *, say: Say, stopped: Event = NEVER
 ) -> tuple[bytes, bool]:
     """The first count bytes of a file, or all it has, and whether the server honours ranges.
 
@@ -421,7 +421,7 @@ def copy_range(
     *,
     say: Say,
     report: OnBytes = lambda count: None,
-    stopped: Event | None = None,
+    stopped: Event = NEVER,
 ) -> None:
     """Bytes start to stop (exclusive) of a file, in order, going on after a connection was cut.
 
@@ -438,7 +438,7 @@ def copy_range(
                     f"{snapshot.repo}: the server ignores requests for byte ranges"
                 )
             for chunk in chunks:
-                if stopped is not None and stopped.is_set():
+                if stopped.is_set():
                     raise StoppedError
                 if position + len(chunk) > stop:
                     raise RangeIgnoredError(f"{snapshot.repo}: more bytes came than asked for")
@@ -456,7 +456,7 @@ def _trying_file(
     snapshot: Snapshot,
     file: RemoteFile,
     say: Say,
-    stop: Event | None,
+    stop: Event,
     progress: Callable[[], int] = lambda: 0,
 ) -> T:
     """`trying` about a file of a commit."""

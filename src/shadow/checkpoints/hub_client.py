@@ -55,6 +55,7 @@ class _Before:
     added: Any  # the filter of warnings that was put before the others; None if there was one
 
 
+NEVER = Event()  # which nobody sets: what cannot be stopped
 answered = Event()  # set once any server has answered this process
 
 
@@ -135,7 +136,7 @@ def trying(
     repo: str,
     revision: str | None,
     path: str | None = None,
-    stop: Event | None = None,
+    stop: Event = NEVER,
     progress: Callable[[], int] = lambda: 0,
 ) -> T:
     """attempt(), again after transient faults; then a ShadowError about what was asked for.
@@ -144,7 +145,6 @@ def trying(
     Where no connection has ever been made, PATIENCE ends them. Raises StoppedError when stop is set
     meanwhile.
     """
-    stop = stop or Event()
     waits = wait_exponential(multiplier=WAITS[0], max=WAITS[1]) + wait_random(0, WAITS[0])
     last = [0, progress()]  # the try before the last progress, and how far that was
 

@@ -453,8 +453,8 @@ def _choose_weights(
     adapter = None
     if ADAPTER_CONFIG in names:
         adapter = read_adapter(where, read(ADAPTER_CONFIG))
-        safetensors = [name for name in ("adapter_model.safetensors",) if name in names]
-        bins = [name for name in ("adapter_model.bin",) if name in names]
+        safetensors = sorted(names & {"adapter_model.safetensors"})
+        bins = sorted(names & {"adapter_model.bin"})
         if not safetensors and not bins:
             raise FileError(
                 f"an {ADAPTER_CONFIG} without adapter_model.safetensors",

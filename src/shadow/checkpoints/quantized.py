@@ -47,7 +47,8 @@ def packed_modules(
             )
         rank = known[piece]
         if rank is not None and (
-            not rules.packed[rank].integers or _integers(info, tensors.get(f"{owner}.weight"))
+            not rules.packed[rank].integers
+            or INTEGERS.keys() & {info.dtype, tensors.get(f"{owner}.weight", info).dtype}
         ):
             ranks[owner] = min(rank, ranks.get(owner, rank))
         elif info.dtype in PACKING and piece == "weight":
@@ -59,10 +60,6 @@ def packed_modules(
         named_so = [owner for owner, name in formats.items() if said in name.split(" or ")]
         formats |= dict.fromkeys(named_so, said)
     return unnamed | formats
-
-
-def _integers(*infos: TensorInfo | None) -> bool:
-    return any(info is not None and info.dtype in INTEGERS for info in infos)
 
 
 def _said_format(config: Mapping[str, object]) -> str | None:

@@ -11,7 +11,8 @@ from shadow.claims.explanations import Explanation
 from shadow.claims.gates import Gate, failed
 from shadow.claims.label import Claims, Evidence, Label
 from shadow.claims.reference import Position
-from shadow.comparing.gains import MEASURED_BY_OTHERS, Gain, GroupGain, Scored, ScoreFile
+from shadow.comparing.gains import MEASURED_BY_OTHERS, Gain, GroupGain, Scored
+from shadow.comparing.scores import ScoreFile
 from shadow.places.groups import ATTENTION, MLP
 from shadow.summary.record import STATUSES, PairRecord
 from shadow.summary.rows import PublishedFigures, ReportWarning, WarningCode, read_as
@@ -130,7 +131,7 @@ class Summary(PairRecord):
             claims=replace(self.claims, not_shown=list(not_shown)),
             scores=list(scored.gains),
             score_groups=scored.groups,
-            score_files=scored.named_files,
+            score_files=list(scored.files),
             score_notes=list(scored.notes),
         )
 

@@ -18,7 +18,6 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -164,11 +163,6 @@ class Measured:
     """What to call it: this report, or the baseline."""
     summary: Summary
 
-    @property
-    def folder(self) -> Path:
-        """Where the report lies."""
-        return self.source.folder
-
     @cached_property
     def report(self) -> ComparedReport:
         """Its rows, with every column that a rule may name."""
@@ -197,9 +191,7 @@ class Measured:
         """Where the report has what a rule names, in the order of the summary."""
         if name.component is None:
             return [()]
-        if name.module is None:
-            return [at for at in self._rows if len(at) == 1 and name.covers(at[0], None)]
-        return [at for at in self._rows if len(at) == 2 and name.covers(*at)]
+        return [at for at in self._rows if at and name.covers(at[0], at[1] if at[1:] else None)]
 
     def changed(self, at: Scope) -> int:
         """How many deltas of a place have been measured."""
@@ -207,7 +199,7 @@ class Measured:
 
     def with_intervals(self, at: Scope) -> list[str]:
         """The figures of a place that intervals are made of."""
-        return list(self._rows[at].intervals) if at in self._rows else []
+        return list(self._rows[at].intervals)
 
     def figure(self, at: Scope, metric: str) -> JudgedFigure:
         """The summary's figure of that name, else the median over the delta rows of the place."""
@@ -318,47 +310,45 @@ def judge(
     rules: Sequence[Rule], now: Measured, baseline: Measured | None = None
 ) -> tuple[Verdict, ...]:
     """What comes of every rule. Without a baseline, rules on what moved are missing."""
-    verdicts = []
-    for rule in rules:
-        if rule.comparison == MOVED:
-            verdicts.append(_moved(rule, now, baseline))
-        else:
-            verdicts.append(_threshold(rule, now))
-    return tuple(verdicts)
+    return tuple(
+        _moved(rule, now, baseline) if rule.comparison == MOVED else _threshold(rule, now)
+        for rule in rules
+    )
 
 
 def _threshold(rule: Rule, now: Measured) -> Verdict:
     places = now.places(rule.figure)
-    figures = [now.figure(at, rule.figure.metric) for at in places]
-    there = [at for at, figure in zip(places, figures, strict=True) if figure.value is not None]
-    known = [(figure.name, figure.value) for figure in figures if figure.value is not None]
-    if not known and not any(now.changed(at) for at in places):
+    figures = {at: now.figure(at, rule.figure.metric) for at in places}
+    findings = {
+        at: RuleFigure(figure.name, value, rule.holds(value))
+        for at, figure in figures.items()
+        if (value := figure.value) is not None
+    }
+    if not findings and not any(map(now.changed, places)):
         return _missing(rule, now.why_absent(rule.figure))
-    if not known:
-        fault = f"{several([figure.name for figure in figures], NAMED)} is null"
+    if not findings:
+        fault = f"{several([figure.name for figure in figures.values()], NAMED)} is null"
         if when := NULLS.get(rule.figure.metric):
             fault += f" (null when: {when})"
         return _missing(rule, fault)
-    findings = tuple(RuleFigure(name, value, rule.holds(value)) for name, value in known)
     _, _, condition = rule.condition.partition(" ")
-    nulls = ""
-    if len(known) < len(figures):
-        nulls = f"; {len(figures) - len(known)} more are null"
-    violating = [(at, figure) for at, figure in zip(there, findings, strict=True) if figure.met]
+    violating = {at: finding for at, finding in findings.items() if finding.met}
+    texts = [
+        (finding.figure, _text(finding.value, rule.holds))
+        for finding in (violating or findings).values()
+    ]
     if violating:
-        medians = _medians(rule.figure, now, [at for at, _ in violating])
-        met = [f"{figure.figure} is {_text(figure.value, rule.holds)}" for _, figure in violating]
-        detail = f"{several(met, NAMED)} ({condition}){medians}{nulls}"
-        return Verdict(rule=rule, outcome="met", detail=detail, findings=findings)
-    medians = _medians(rule.figure, now, there)
-    texts = [_text(value, rule.holds) for _, value in sorted(known, key=lambda item: item[1])]
-    if len(known) == 1:
-        detail = f"{known[0][0]} is {texts[0]} (not {condition})"
+        detail = f"{several([f'{name} is {text}' for name, text in texts], NAMED)} ({condition})"
+    elif len(texts) == 1:
+        detail = f"{texts[0][0]} is {texts[0][1]} (not {condition})"
     else:
-        detail = f"{len(known)} figures are {texts[0]} to {texts[-1]} (none {condition})"
-    return Verdict(
-        rule=rule, outcome="passed", detail=f"{detail}{medians}{nulls}", findings=findings
-    )
+        ordered = sorted(findings.values(), key=lambda finding: float(finding.value or 0.0))
+        least, most = (_text(ordered[end].value, rule.holds) for end in (0, -1))
+        detail = f"{len(texts)} figures are {least} to {most} (none {condition})"
+    detail += _medians(rule.figure, now, list(violating or findings))
+    if len(findings) < len(figures):
+        detail += f"; {len(figures) - len(findings)} more are null"
+    return Verdict(rule, "met" if violating else "passed", detail, tuple(findings.values()))
 
 
 def is_median(figure: Metric) -> bool:
@@ -401,8 +391,7 @@ def _moved(rule: Rule, now: Measured, baseline: Measured | None) -> Verdict:
                 left["null in the baseline"].append(before.name)
                 continue
             if before.bounds is None:
-                why = f"no spread over layers in the baseline: {before.why}"
-                left[why].append(before.name)
+                left[f"no spread over layers in the baseline: {before.why}"].append(before.name)
                 continue
             low, high = before.bounds
             value = now.figure(at, name).value
@@ -413,7 +402,7 @@ def _moved(rule: Rule, now: Measured, baseline: Measured | None) -> Verdict:
                     figure=before.name,
                     value=value,
                     met=outside,
-                    before=_number(before.value),
+                    before=None if isinstance(before.value, str) else before.value,
                     low=low,
                     high=high,
                 )
@@ -427,26 +416,12 @@ def _moved(rule: Rule, now: Measured, baseline: Measured | None) -> Verdict:
     findings.sort(key=_distance, reverse=True)
     moved = [_move(finding) for finding in sorted(findings, key=_is_aside) if finding.met]
     if moved:
-        return Verdict(
-            rule=rule,
-            outcome="met",
-            detail=f"{several(moved, NAMED)}{rest}",
-            findings=tuple(findings),
-        )
-    what = f"{findings[0].figure} is inside its spread over layers"
-    if len(findings) > 1:
-        what = f"{len(findings)} figures are inside their spread over layers"
-    return Verdict(
-        rule=rule,
-        outcome="passed",
-        detail=f"{what} in the baseline{rest}",
-        findings=tuple(findings),
-    )
-
-
-def _number(value: float | str | None) -> float | None:
-    """A figure that is a number; None for a label."""
-    return None if isinstance(value, str) else value
+        detail = several(moved, NAMED)
+    elif len(findings) == 1:
+        detail = f"{findings[0].figure} is inside its spread over layers in the baseline"
+    else:
+        detail = f"{len(findings)} figures are inside their spread over layers in the baseline"
+    return Verdict(rule, "met" if moved else "passed", f"{detail}{rest}", tuple(findings))
 
 
 def _missing(rule: Rule, why: str) -> Verdict:

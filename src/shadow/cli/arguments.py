@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from shadow.audits.request import Fetch, Files
 from shadow.errors import ShadowError, UsageError
 from shadow.storage import fetched_file, located, url_of
+from shadow.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,8 +77,7 @@ def say_left_out(selection: Selection, say: Callable[[str], None]) -> None:
     for name in selection.passed_over:
         say(f"{name} has no pair to compare: `shadow families {name}` says why")
     if not selection.own:
-        count = len(selection.pairs)
-        pairs = f"{count} {'pair' if count == 1 else 'pairs'}"
+        pairs = counted(len(selection.pairs), "pair", "pairs")
         say(f"nothing to audit in shard {selection.shard}: the list has {pairs}")
 
 

@@ -54,23 +54,25 @@ def of_list(console: Console, total: int) -> Iterator[Watch]:
     Yields what begins the next pair, by its title.
     """
     bar, begin_pair = _matrix_bar(console)
-    pace = ListPace(total)
+    pace = Pace(total)
     overall = _bar(console, TextColumn("{task.fields[left]}", style="cyan"))
     task = overall.add_task("pairs", total=total, left="")
 
     @contextlib.contextmanager
     def begin(title: str) -> Iterator[Update]:
-        overall.update(task, completed=pace.begun)
-        pace.begin()
+        pace.begin(title)
         update_pair = begin_pair(title)
 
         def update(state: Progress) -> None:
             update_pair(state)
-            share = state.cost_done / state.cost_total if state.cost_total else 1.0
-            left = pace.left(share)
-            overall.update(task, left="" if left is None else f"{duration(left)} left")
+            pace.update(title, state)
+            overall.update(task, left=pace.left())
 
-        yield update
+        try:
+            yield update
+        finally:
+            pace.end(title)
+            overall.update(task, completed=pace.ended)
 
     with Live(Group(overall, bar), console=console, transient=True):
         yield begin
@@ -83,21 +85,21 @@ def side_by_side(console: Console, total: int) -> Iterator[Watch]:
     Yields what begins a task, by its name.
     """
     bar = _bar(console, TextColumn("{task.fields[more]}", style="cyan"))
-    fleet = Fleet(total)
+    pace = Pace(total)
     task = bar.add_task("pairs", total=total, more="")
 
     @contextlib.contextmanager
     def begin(title: str) -> Iterator[Update]:
         def update(state: Progress) -> None:
-            fleet.update(title, state)
-            bar.update(task, more=fleet.in_words())
+            pace.update(title, state)
+            bar.update(task, more=pace.in_words())
 
-        fleet.begin(title)
+        pace.begin(title)
         try:
             yield update
         finally:
-            fleet.end(title)
-            bar.update(task, completed=fleet.ended, more=fleet.in_words())
+            pace.end(title)
+            bar.update(task, completed=pace.ended, more=pace.in_words())
 
     with bar:
         yield begin
@@ -116,8 +118,10 @@ def of_steps(console: Console, title: str) -> Iterator[Callable[[int, int, str],
         yield update
 
 
-class Fleet:
-    """Tasks that run side by side: all of them in one line."""
+class Pace:
+    """How far several pairs are, one after another or side by side, and the time that they still
+    take, by those of this run that were really measured.
+    """
 
     def __init__(self, total: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.total = total
@@ -125,73 +129,45 @@ class Fleet:
         self._clock = clock
         self._started = clock()
         self._running: dict[str, Progress | None] = {}
-        self._measured = 0  # tasks that ended and were not only read
+        self._measured = 0  # that ended and were not only read
         self._moved = 0  # bytes, of those that ended
 
     def begin(self, title: str) -> None:
-        """A task begins."""
+        """A pair begins. What was only read before the first one is measured takes no time."""
+        if not self._measured and not any(self._running.values()):
+            self._started = self._clock()
         self._running[title] = None
 
     def update(self, title: str, state: Progress) -> None:
-        """How far a task is, if it has begun and not ended."""
+        """How far a pair is, if it has begun and not ended."""
         if title in self._running:
             self._running[title] = state
 
     def end(self, title: str) -> None:
-        """A task ends."""
+        """A pair ends. One without progress was only read, and does not count."""
         state = self._running.pop(title, None)
         self.ended = min(self.ended + 1, self.total)
         if state is not None:
             self._measured += 1
             self._moved += state.moved
 
-    def in_words(self) -> str:
-        """`4 at work, 1.2 GB fetched, 3 min left`."""
-        states = [state for state in self._running.values() if state is not None]
-        parts = [f"{len(self._running)} at work"]
-        moved = self._moved + sum(state.moved for state in states)
-        if moved:
-            parts.append(f"{byte_size(moved)} fetched")
-        done = self._measured + sum(
-            state.cost_done / state.cost_total for state in states if state.cost_total
-        )
-        left = self.total - self.ended - done + self._measured
-        if done >= 0.01:
-            seconds = (self._clock() - self._started) / done * max(left, 0.0)
-            parts.append(f"{duration(seconds)} left")
-        return ", ".join(parts)
-
-
-class ListPace:
-    """The time that a list still takes, by the pairs of this run that were really measured."""
-
-    def __init__(self, total: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self.total = total
-        self.begun = 0
-        self._clock = clock
-        self._started = clock()
-        self._spent = 0.0  # seconds, on the measured pairs before this one
-        self._measured = 0  # how many these are
-        self._share = 0.0  # of this pair, how much is done
-
-    def begin(self) -> None:
-        """The next pair begins. One without progress was only read, and does not count."""
-        now = self._clock()
-        if self._share:
-            self._spent += now - self._started
-            self._measured += 1
-        self.begun += 1
-        self._started = now
-        self._share = 0.0
-
-    def left(self, share: float) -> float | None:
-        """Seconds left when this share of the current pair is done, 0 to 1; None if unknown yet."""
-        self._share = max(share, 1e-9)
-        measured = self._measured + share
+    def left(self) -> str:
+        """`3:20 left`; empty while nothing can be said."""
+        shares = [state.cost_done / (state.cost_total or 1) for state in self._at_work()]
+        measured = self._measured + sum(shares)
         if measured < 0.01:
-            return None
-        elapsed = self._spent + self._clock() - self._started
-        return elapsed / measured * (self.total - self.begun + 1 - share)
+            return ""
+        seconds = (self._clock() - self._started) / measured
+        return f"{duration(seconds * max(self.total - self.ended - sum(shares), 0.0))} left"
+
+    def in_words(self) -> str:
+        """`4 at work, 1.2 GB fetched, 3:20 left`."""
+        moved = self._moved + sum(state.moved for state in self._at_work())
+        fetched = f"{byte_size(moved)} fetched" if moved else ""
+        return ", ".join(filter(None, (f"{len(self._running)} at work", fetched, self.left())))
+
+    def _at_work(self) -> list[Progress]:
+        return [state for state in self._running.values() if state is not None]
 
 
 def _bar(console: Console, *columns: ProgressColumn, width: int | None = None) -> Bar:
@@ -205,7 +181,7 @@ def _bar(console: Console, *columns: ProgressColumn, width: int | None = None) -
     )
 
 
-class _Pace(ProgressColumn):
+class _Rate(ProgressColumn):
     """Matrices a second, and the time left by operations, not by count: sizes differ a lot."""
 
     def render(self, task: Task) -> Text:
@@ -246,7 +222,7 @@ class _Bytes(ProgressColumn):
 def _matrix_bar(console: Console) -> tuple[Bar, Callable[[str], Update]]:
     """The bar of one pair, and what begins a pair in it."""
     bytes_column = _Bytes()
-    bar = _bar(console, _Pace(), bytes_column)
+    bar = _bar(console, _Rate(), bytes_column)
 
     def begin(title: str) -> Update:
         for old in bar.task_ids:

@@ -128,12 +128,9 @@ def run() -> int:
     except typer.Abort:  # stdin ended where something was asked for
         console.complain(ShadowError("stopped"))
         return 1
-    except UsageError as error:
-        console.complain(error)
-        return 2
     except ShadowError as error:
         console.complain(error)
-        return 1
+        return 2 if isinstance(error, UsageError) else 1
     except BrokenPipeError:  # the reader (`| head`) has gone
         console.give_up()
         return 1

@@ -24,15 +24,7 @@ FigureKind = Literal["depth", "spectrum", "heatmap", "modules", "lineage"]
 def report(
     run: option.RunFolders,
     output: Annotated[
-        Path,
-        typer.Option(
-            "-o",
-            "--output",
-            help="The page, one file.",
-            metavar="FILE",
-            dir_okay=False,
-            callback=option.on_this_machine,
-        ),
+        Path, option.written(help="The page, one file.", metavar="FILE", dir_okay=False)
     ] = Path("report.html"),
     storage_options: option.StorageOptions = None,
 ) -> None:
@@ -67,14 +59,7 @@ def figure(
     kind: Annotated[FigureKind, typer.Option(help="What to draw.")],
     output: Annotated[
         Path,
-        typer.Option(
-            "-o",
-            "--output",
-            help="File to draw to: .svg, .pdf or .png.",
-            metavar="FILE",
-            dir_okay=False,
-            callback=option.on_this_machine,
-        ),
+        option.written(help="File to draw to: .svg, .pdf or .png.", metavar="FILE", dir_okay=False),
     ],
     component: Annotated[
         str | None, typer.Option(help="Component to draw.", show_default="language")
@@ -122,8 +107,7 @@ def figure(
     for name, kinds in OPTIONS.items():
         if given[name] not in (None, []) and kind not in kinds:
             raise UsageError(
-                f"--{name} does not apply to a {kind}",
-                f"it is for --kind {' and '.join(kinds)}",
+                f"--{name} does not apply to a {kind}", f"it is for --kind {' and '.join(kinds)}"
             )
     if component is not None:
         from shadow.places.names import check_component
@@ -148,13 +132,8 @@ def export(
     to: Annotated[ExportFormat, typer.Option("--to", help="The format.")],
     output: Annotated[
         Path | None,
-        typer.Option(
-            "-o",
-            "--output",
-            help="File or folder to write.",
-            metavar="PATH",
-            show_default="RUN-csv and so on, here",
-            callback=option.on_this_machine,
+        option.written(
+            help="File or folder to write.", metavar="PATH", show_default="RUN-csv and so on, here"
         ),
     ] = None,
     table: Annotated[

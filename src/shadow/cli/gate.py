@@ -117,7 +117,7 @@ def _judgement(folder: Path, rules: Sequence[Rule], baseline: Measured | None) -
     from shadow.claims.verdicts import judge_report
     from shadow.telling.baselines import read_measured
 
-    if baseline is not None and baseline.folder.resolve() == folder.resolve():
+    if baseline is not None and baseline.source.folder.resolve() == folder.resolve():
         raise ShadowError(f"{folder} is its own baseline", "name an earlier report with --against")
     return judge_report(rules, read_measured(folder), baseline)
 

@@ -31,14 +31,7 @@ def lab_run(
         ),
     ] = "quick",
     output: Annotated[
-        Path,
-        typer.Option(
-            "-o",
-            "--output",
-            help="Folder for tables, page and figure.",
-            file_okay=False,
-            callback=option.on_this_machine,
-        ),
+        Path, option.written(help="Folder for tables, page and figure.", file_okay=False)
     ] = Path("lab"),
     jobs: Annotated[
         int, typer.Option(help="Number of processes; results do not depend on it.", min=1, max=256)
@@ -57,12 +50,11 @@ def lab_run(
     as_json = json or format == "json"
     require("lab")
     from shadow.lab.run import run
-    from shadow.lab.view import terminal
 
     with console.continuable(), console.steps(f"lab {preset}") as update:
         done = run(preset, output, jobs=jobs, show=update)
     if as_json:
         console.show_json({"preset": preset, "runs": done.rows, "folder": str(output)})
     else:
-        console.display(terminal(done.view))
+        console.show(done.document)
     console.say(f"tables, page and figure in {output}/: {', '.join(done.files)}")

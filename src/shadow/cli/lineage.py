@@ -13,6 +13,7 @@ from shadow.cli import console
 from shadow.cli import options as option
 from shadow.cli.arguments import Options, reports_here
 from shadow.errors import ShadowError
+from shadow.files import safe_name
 from shadow.reports.folders import found_below, reports_at
 from shadow.storage import parsed_options, url_of
 from shadow.text import nearest
@@ -109,40 +110,24 @@ def _folders(
     target: str, families: Mapping[str, Family], *, output: Path, options: Options
 ) -> list[Path]:
     """The finished reports that an argument stands for."""
-    if target in families:
-        from shadow.files import safe_name
-
+    if target not in families:
+        path = reports_here(Path(target), options)
+        if os.path.lexists(path):
+            return reports_at(path)
+    if "/" not in target:  # a family, which no registry need have: one of a list, or of `--name`
         folder = reports_here(output / safe_name(target), options)
-        reports: list[Path] = []
-        if folder.is_dir():
-            reports = found_below(folder)
-        if not reports:
-            where = url_of(output) or output
-            raise ShadowError(
-                f"no finished report of {target} below {where}",
-                f"shadow audit {target}, or name -o",
-            )
-        return reports
-    path = reports_here(Path(target), options)
-    if not os.path.lexists(path) and (own := _own_family(target, output, options)):
-        return own
-    if not os.path.lexists(path):
-        hint = nearest(target, families) or "name a folder that `shadow audit` made"
-        name, _, pair = target.partition(":")
-        if pair and name in families:
-            hint = f"name the family {name}"
-        raise ShadowError(f"no family and no folder {target[:80]!r}", hint)
-    return reports_at(path)
-
-
-def _own_family(target: str, output: Path, options: Options) -> list[Path]:
-    """The reports of a family that no registry has: one of a list, or of `--name`."""
-    from shadow.files import safe_name
-
-    if "/" in target:
-        return []
-    folder = reports_here(output / safe_name(target), options)
-    return found_below(folder) if folder.is_dir() else []
+        if folder.is_dir() and (reports := found_below(folder)):
+            return reports
+    if target in families:
+        raise ShadowError(
+            f"no finished report of {target} below {url_of(output) or output}",
+            f"shadow audit {target}, or name -o",
+        )
+    hint = nearest(target, families) or "name a folder that `shadow audit` made"
+    name, _, pair = target.partition(":")
+    if pair and name in families:
+        hint = f"name the family {name}"
+    raise ShadowError(f"no family and no folder {target[:80]!r}", hint)
 
 
 def _held(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -127,7 +127,7 @@ def explain(
     if not found and all(single):
         found = [one for documents in single for one in documents]
     if not found:
-        known = [*columns, *HEADS, *TOPICS, *other_words(), *terms()]
+        known = [*columns, *HEADS, *completion.TOPICS, *other_words(), *terms()]
         hint = _with_words_of(word, known) or nearest(word, known, VERY_LIKE)
         hint = hint or "`shadow explain` lists columns and words"
         raise UsageError(f"no column or word {word!r}", hint)
@@ -158,8 +158,8 @@ def _explained(word: str, columns: Mapping[str, Column]) -> list[tuple[Document,
     from shadow.telling.dictionary import column_document, word_document
     from shadow.telling.words import other_words
 
-    if word in TOPICS:
-        return [(TOPICS[word](), None)]
+    if word in completion.TOPICS:
+        return [(_topic(word), None)]
     name = word if word in columns else "_".join(word.split()).lower()
     column = columns.get(name)
     found: list[tuple[Document, Column | None]] = []
@@ -179,35 +179,17 @@ def _explained(word: str, columns: Mapping[str, Column]) -> list[tuple[Document,
     return found
 
 
-def _label() -> Document:
+def _topic(word: str) -> Document:
+    """What stands for one of the topics."""
     from shadow.claims.reference import calibration
-    from shadow.telling.dictionary import label_document
-
-    return label_document(calibration())
-
-
-def _finding() -> Document:
-    from shadow.telling.dictionary import finding_document
-
-    return finding_document()
-
-
-def _published() -> Document:
     from shadow.comparing.published import released
-    from shadow.telling.dictionary import published_document
+    from shadow.telling import dictionary
 
-    return published_document(released())
-
-
-def _gates() -> Document:
-    from shadow.telling.dictionary import gates_document
-
-    return gates_document()
-
-
-TOPICS: Mapping[str, Callable[[], Document]] = dict(
-    zip(completion.TOPICS, (_label, _finding, _published, _gates), strict=True)
-)
+    if word == "label":
+        return dictionary.label_document(calibration())
+    if word == "published":
+        return dictionary.published_document(released())
+    return dictionary.gates_document() if word == "gates" else dictionary.finding_document()
 
 
 def schema(

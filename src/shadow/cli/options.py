@@ -30,15 +30,18 @@ def on_this_machine(path: Path | None) -> Path | None:
 
 def a_place(path: Path | None) -> Path | None:
     """A callback of options that also take URLs: refuses at once those that are not supported."""
-    if path is not None:
-        place = located(path)
-        if isinstance(place, Path):
-            return place
-        _require_lasting(place)
+    return None if path is None else _supported(path)
+
+
+def _supported(path: Path) -> Path:
+    place = located(path)
+    if isinstance(place, Path):
+        return place
+    require_lasting(place)
     return path
 
 
-def _require_lasting(store: Store) -> None:
+def require_lasting(store: Store) -> None:
     """Refuse what would be gone with the process of the command; Python may use it."""
     if store.scheme.protocol == "memory":
         raise unsupported(store.url, "memory")
@@ -46,20 +49,14 @@ def _require_lasting(store: Store) -> None:
 
 def places(paths: list[Path] | None) -> list[Path] | None:
     """The same for options and arguments that may be repeated."""
-    if paths is None:
-        return None
-    return [path for path in map(a_place, paths) if path is not None]
+    return None if paths is None else [_supported(path) for path in paths]
 
 
 def a_name(text: str | None) -> str | None:
     """The same for a list, which may be standard input."""
     if text is None or url_of(text) is None:
         return text
-    place = located(text)
-    if isinstance(place, Path):
-        return str(place)
-    _require_lasting(place)
-    return text
+    return str(_supported(Path(text)))
 
 
 # Groups of options in the help
@@ -78,6 +75,9 @@ def _in(panel: str) -> Any:
 
 _choice, _measuring, _files = _in(CHOICE), _in(MEASURING), _in(FILES)
 _rules, _storage, _engine = _in(RULES), _in(STORAGE), _in(ENGINE)
+
+written: Any = partial(typer.Option, "-o", "--output", callback=on_this_machine)
+"""An option for what a command writes on this machine."""
 
 DEFAULT_OUTPUT = Path("reports")
 Targets = Annotated[

@@ -11,7 +11,7 @@ from shadow.cli import console
 from shadow.cli import options as option
 from shadow.cli.arguments import reports_here, scores_here
 from shadow.errors import ShadowError, UsageError
-from shadow.reports.folders import reports_at, reports_below, reports_of
+from shadow.reports.folders import reports_below, reports_of
 from shadow.storage import Store, as_given, located, parsed_options, work_folder
 from shadow.text import counted, several
 
@@ -121,13 +121,10 @@ def compare(
     ] = False,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "-o",
-            "--output",
+        option.written(
             help="Parquet file for the compared rows, one for each matrix.",
             metavar="FILE",
             dir_okay=False,
-            callback=option.on_this_machine,
         ),
     ] = None,
     storage_options: option.StorageOptions = None,
@@ -152,11 +149,7 @@ def compare(
 
     options = parsed_options(storage_options)
     runs = [reports_here(run, options) for run in runs]
-    if scores:
-        every = [folder for run in runs for folder in reports_at(run)]
-        folders = list(dict.fromkeys(every))
-    else:
-        folders = reports_of(runs)
+    folders = reports_of(runs, once=bool(scores))
     comparing.check_count(len(folders), scored=bool(scores))
     if not 0 <= margin <= 1:
         raise UsageError(

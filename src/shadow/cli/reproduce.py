@@ -32,12 +32,9 @@ def reproduce(
     ],
     output: Annotated[
         Path | None,
-        typer.Option(
-            "-o",
-            "--output",
+        option.written(
             help="Folder for page, figures and reports; by default the recipe's name.",
             file_okay=False,
-            callback=option.on_this_machine,
         ),
     ] = None,
     panel: Annotated[

@@ -15,19 +15,21 @@ import pandas as pd
 from shadow import __version__
 from shadow.comparing.contrast import Contrast, contrast
 from shadow.comparing.correlation import ScoredSet, score_reports
-from shadow.comparing.differences import OPPOSITE, ComparisonVerdict, number
+from shadow.comparing.differences import OPPOSITE, ComparisonVerdict
 from shadow.comparing.gains import MEASURED_BY_OTHERS
 from shadow.comparing.matching import (
     ComparedReport,
     Relation,
     ReportIdentity,
-    read_report,
+    compared,
     relations,
 )
 from shadow.comparing.scores import ScoreFiles
 from shadow.errors import ShadowError, UsageError
 from shadow.reports.column_types import Cell
 from shadow.reports.columns import COMPARISON
+from shadow.reports.report import Report
+from shadow.summary.numbers import finite
 from shadow.text import counted
 
 # of what `--format json` prints and of the files of `-o`; raised when a field changes its meaning
@@ -146,7 +148,7 @@ def compare(
     MAX_REPORTS are no fault: gains and concentrations of all are correlated, and matrices are not
     compared.
     """
-    reports = [read_report(folder, report_label(index)) for index, folder in enumerate(folders)]
+    reports = [compared(Report(folder), report_label(i)) for i, folder in enumerate(folders)]
     scored = score_reports(reports, scores)
     not_shown = list(CLAIMS["not_shown"])
     if scored is not None:
@@ -225,7 +227,7 @@ def _ranking(
     if len(reports) < 3:
         return []
     medians = _shared_cells(contrasts[: len(reports) - 1])
-    typical = {str(label): number(medians[label].median()) for label in medians}
+    typical = {str(label): finite(medians[label].median()) for label in medians}
     ordered = sorted(
         typical, key=lambda label: (typical[label] is None, -(typical[label] or 0.0), label)
     )

@@ -184,7 +184,7 @@ def _kept(report: ComparedReport) -> Scored:
 
 
 def _identity(side: CheckpointMetadata) -> str:
-    return str(side.get("commit") or side.get("fingerprint") or side["repo"])
+    return side["commit"] or side["fingerprint"] or side["repo"]
 
 
 def _left_out(metadata: ReportMetadata, concentration: float, before: str | None) -> str | None:
@@ -210,10 +210,9 @@ def scored_set(entries: Sequence[ScoredReport]) -> ScoredSet:
     taking = [entry for entry in entries if entry.left_out is None]
     groups = (gain.group for entry in taking for gain in entry.scored.gains)
     names = list(dict.fromkeys(group for group in groups if group is not None))
-    correlations = [_of_group(name, taking) for name in names]
+    correlations = [_of_groups([name], taking) for name in names]
     if len(names) == 2:
-        first, second = names
-        correlations.append(_of_difference(first, second, taking))
+        correlations.append(_of_groups(names, taking))
     keys = dict.fromkeys(
         (gain.benchmark, gain.metric) for entry in taking for gain in entry.scored.gains
     )
@@ -250,33 +249,29 @@ def _of_benchmark(
     )
 
 
-def _of_group(name: str, entries: Sequence[ScoredReport]) -> Correlation:
-    """Over the benchmarks of the group that every report with any of them has: means over others do
-    not compare.
-    """
-    known = _common(name, entries)
-    values, count, reason = _means(name, known)
-    return _correlation(values, entries, reason=reason, group=name, benchmarks=count)
+def _of_groups(names: Sequence[str], entries: Sequence[ScoredReport]) -> Correlation:
+    """The gain of one group, or of the first of two less that of the second: their ratio would have
+    no meaning where the second is about 0.
 
-
-def _of_difference(name: str, less: str, entries: Sequence[ScoredReport]) -> Correlation:
-    """The gain of one group less that of the other: their ratio would have no meaning where the
-    other is about 0.
+    Over the benchmarks of a group that every report with any of them has: means over others do not
+    compare.
     """
-    with_first, with_second = _common(name, entries), _common(less, entries)
-    labels = [label for label in with_first if label in with_second]
-    of_first = {label: with_first[label] for label in labels}
-    of_second = {label: gains for label, gains in with_second.items() if label in of_first}
-    (first, count, reason), (second, more, why) = _means(name, of_first), _means(less, of_second)
-    units = _units({label: [*of_first[label], *of_second[label]] for label in labels})
-    values = {label: first[label] - second[label] for label in labels}
+    common = [_common(name, entries) for name in names]
+    labels = [label for label in common[0] if label in common[-1]]
+    known = [{label: gains[label] for label in labels} for gains in common]
+    means = [_means(name, gains) for name, gains in zip(names, known, strict=True)]
+    reasons = [reason for _, _, reason in means]
+    reasons.append(_units({label: [*known[0][label], *known[-1][label]] for label in labels}))
+    values = means[0][0]
+    if len(names) > 1:
+        values = {label: value - means[1][0][label] for label, value in values.items()}
     return _correlation(
         values,
         entries,
-        reason=reason or why or units,
-        group=name,
-        less=less,
-        benchmarks=count + more,
+        reason=next(filter(None, reasons), None),
+        group=names[0],
+        less=names[1] if len(names) > 1 else None,
+        benchmarks=sum(count for _, count, _ in means),
     )
 
 

@@ -7,8 +7,6 @@ where a row has a figure's difference alone, calls that X.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,8 +14,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from shadow.places.names import name_rules
 from shadow.summary.bootstrap import blocks_of, interval_of_median, sign_flip_p
+from shadow.summary.grid import order_of
+from shadow.summary.numbers import finite
 
 ComparisonVerdict = Literal[
     "more concentrated",
@@ -215,10 +214,10 @@ def difference(figure: ComparedFigure, cells: pd.DataFrame, margin: float) -> Di
     blocks = blocks_of(known["component"].tolist(), known["layer"].to_numpy(np.float64))
     interval = interval_of_median(known[column], blocks)
     low, high = interval.bounds or (None, None)
-    apart = number(known[column].median())
+    apart = finite(known[column].median())
     asked = None
     if figure.margin == "power":
-        asked = number(margin * known["null"].median())
+        asked = finite(margin * known["null"].median())
     elif figure.margin == "same":
         asked = margin
     return Difference(
@@ -227,8 +226,8 @@ def difference(figure: ComparedFigure, cells: pd.DataFrame, margin: float) -> Di
         direction=figure.direction,
         cells=len(known),
         layers=by_layer.ngroups,
-        first=number(known[f"{figure.name}_first"].median()),
-        second=number(known[f"{figure.name}_second"].median()),
+        first=finite(known[f"{figure.name}_first"].median()),
+        second=finite(known[f"{figure.name}_second"].median()),
         difference=apart,
         low=low,
         high=high,
@@ -261,11 +260,6 @@ def _figure_verdict(
     return "less concentrated"
 
 
-def number(value: float) -> float | None:
-    """Null instead of NaN or infinity."""
-    return float(value) if math.isfinite(value) else None
-
-
 def by_module(matched: pd.DataFrame) -> list[ModuleDifferences]:
     """Medians of the differences over all matrices, in the order of names.yaml."""
     rows = [
@@ -273,17 +267,13 @@ def by_module(matched: pd.DataFrame) -> list[ModuleDifferences]:
             component=str(component),
             module=str(module),
             matrices=len(group),
-            concentration_first=number(group["concentration_first"].median()),
-            concentration_second=number(group["concentration_second"].median()),
+            concentration_first=finite(group["concentration_first"].median()),
+            concentration_second=finite(group["concentration_second"].median()),
             **_medians(group),
         )
         for (component, module), group in matched.groupby(["component", "module"])
     ]
-    rules = name_rules()
-    return sorted(
-        rows,
-        key=lambda row: (_rank(row.component, rules.components), _rank(row.module, rules.modules)),
-    )
+    return sorted(rows, key=lambda row: order_of(row.component, row.module))
 
 
 def by_layer(cells: pd.DataFrame) -> list[LayerDifferences]:
@@ -297,16 +287,9 @@ def by_layer(cells: pd.DataFrame) -> list[LayerDifferences]:
         )
         for (component, _), group in cells.groupby(["component", "layer"])
     ]
-    return sorted(rows, key=lambda row: (_rank(row.component, name_rules().components), row.layer))
+    return sorted(rows, key=lambda row: (order_of(row.component), row.layer))
 
 
 def _medians(rows: pd.DataFrame) -> dict[str, float | None]:
     """The fields of Differences."""
-    return {figure.name: number(rows[f"{figure.name}_difference"].median()) for figure in FIGURES}
-
-
-def _rank(name: str, known: Sequence[str]) -> tuple[int, str]:
-    """Sorts as known has it; a word that this version does not know comes last."""
-    if name not in known:
-        return len(known), name
-    return known.index(name), ""
+    return {figure.name: finite(rows[f"{figure.name}_difference"].median()) for figure in FIGURES}

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from shadow.comparing.scored_sides import (
     BY_NAME,
@@ -24,23 +24,17 @@ from shadow.comparing.scores import (
     PREFERRED,
     QUESTIONS,
     Score,
+    ScoreFile,
     ScoreFiles,
 )
 from shadow.errors import ShadowError
 from shadow.text import VERY_LIKE, closest, counted, several
-
-if TYPE_CHECKING:
-    pass
-
 
 MEASURED_BY_OTHERS = (
     "whether the scores hold: others measured them, and they are repeated here as they were given"
 )
 # units that a file does not state: a share, or a percentage perhaps
 UP_TO_ONE, ABOVE_ONE = "at most 1", "above 1"
-
-
-# Gains
 
 
 @dataclass(frozen=True)
@@ -91,21 +85,11 @@ class GroupGain:
 
 
 @dataclass(frozen=True)
-class ScoreFile:
-    """A file that scores came from."""
-
-    name: str
-
-    sha256: str
-    """64 hexadecimal digits: of its content."""
-
-
-@dataclass(frozen=True)
 class Scored:
     """What the scores say of a pair."""
 
-    files: tuple[tuple[str, str], ...]
-    """(name, sha256) of the files that they came from."""
+    files: tuple[ScoreFile, ...]
+    """Those that they came from."""
     gains: tuple[Gain, ...]
     notes: tuple[str, ...]
     """What was left out, or makes them doubtful."""
@@ -120,17 +104,12 @@ class Scored:
             for name in ordered
         ]
 
-    @property
-    def named_files(self) -> list[ScoreFile]:
-        """The files, as a summary has them."""
-        return [ScoreFile(name, digest) for name, digest in self.files]
-
     def as_json(self) -> dict[str, Any]:
         """The keys that summary.json has of scores."""
         return {
             "scores": [asdict(gain) for gain in self.gains],
             "score_groups": [asdict(group) for group in self.groups],
-            "score_files": [asdict(file) for file in self.named_files],
+            "score_files": [asdict(file) for file in self.files],
             "score_notes": list(self.notes),
         }
 
@@ -319,17 +298,14 @@ def _gain(
     chosen = min(common or base.keys() | tuned.keys(), key=_preference)
     before, other = base.get(chosen), tuned.get(chosen)
     rows = [row for row in (before, other) if row is not None]
-    either = rows[-1]
+    groups, unit, higher = (
+        _agree(rows[0], rows[-1], key) for key in ("group", "unit", "higher_is_better")
+    )
     if before and other:
-        groups, unit, higher = (
-            _agree(before, other, key) for key in ("group", "unit", "higher_is_better")
-        )
         _refuse_units(before, other, higher=higher, above_one=above_one)
-    else:
-        groups, unit, higher = either.group, either.unit, either.higher_is_better
     if group and groups and group != groups:
         raise ShadowError(
-            f"{benchmark[:80]!r} is in the groups {group} and {groups} ({either.where})",
+            f"{benchmark[:80]!r} is in the groups {group} and {groups} ({rows[-1].where})",
             "make them agree",
         )
     gain = error = None

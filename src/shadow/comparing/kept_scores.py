@@ -6,20 +6,27 @@ summary.json shows it, and no other file of the report knows of it.
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from shadow.comparing.gains import NO_SCORES, Gain, Scored, ScoreFile
-from shadow.comparing.scores import LARGEST, MAX_FILE
+from shadow.comparing.gains import NO_SCORES, Gain, Scored
+from shadow.comparing.scores import LARGEST, MAX_FILE, ScoreFile
 from shadow.errors import ShadowError
 from shadow.files import read_start
 from shadow.reports.atomic_replacement import KEPT
 from shadow.reports.metadata import SIDES, ReportMetadata
 
-Row = TypeVar("Row")
 KEPT_SCHEMA = 1  # of that file
-_FIELDS = {field.name for field in fields(Gain)}
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """The keys of that file that are read here."""
+
+    scores: list[Gain]
+    score_files: list[ScoreFile]
+    score_notes: list[str]
 
 
 def kept_bytes(scored: Scored, metadata: ReportMetadata) -> bytes:
@@ -67,18 +74,10 @@ def _scored(stored: dict[str, Any]) -> Scored:
     """The scores in JSON, every value of its type. Raises KeyError, TypeError or ValueError."""
     from pydantic import TypeAdapter
 
-    def read(kind: type[Row], rows: object) -> list[Row]:
-        # in JSON's own words a row may be a mapping, and a float a whole number
-        return TypeAdapter(list[kind]).validate_json(json.dumps(rows), strict=True)  # type: ignore[valid-type]
-
-    gains = read(
-        Gain,
-        [{name: row[name] for name in row if name in _FIELDS} for row in stored["scores"]],
-    )
-    for gain in gains:
+    # in JSON's own words a row may be a mapping, and a float a whole number
+    kept = TypeAdapter(_Kept).validate_json(json.dumps(stored), strict=True)
+    for gain in kept.scores:
         numbers = (value for value in vars(gain).values() if isinstance(value, float))
         if not all(abs(value) <= 2 * LARGEST for value in numbers):
             raise ValueError
-    files = read(ScoreFile, stored["score_files"])
-    notes = read(str, stored["score_notes"])
-    return Scored(tuple((file.name, file.sha256) for file in files), tuple(gains), tuple(notes))
+    return Scored(tuple(kept.score_files), tuple(kept.scores), tuple(kept.score_notes))

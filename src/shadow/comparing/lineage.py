@@ -15,12 +15,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 from shadow.places.groups import ATTENTION, MLP
-from shadow.reports.provenance import Provenance
 from shadow.reports.report import Report
 from shadow.storage import as_given
+from shadow.summary.numbers import over
 from shadow.summary.record import PairRecord
 from shadow.summary.rows import CheckpointSide
 
@@ -33,16 +33,7 @@ MOST_REPORTS = 200  # of one lineage
 MOST_CHAINS = 40  # that are told
 # of the parameters: less of them with a known update, and the whole update's norm is not known
 KNOWN = 0.9
-QUARTERS = 4
 SUFFIX = re.compile(r"-[0-9a-f]{8}$")  # of the name of a pair that was given by two references
-
-
-class Chosen(TypedDict, total=False):
-    """What an audit was restricted to; without a key where it was not."""
-
-    components: list[str]
-    layers: list[int]  # from 0
-    modules: list[str]
 
 
 @dataclass(frozen=True)
@@ -139,8 +130,10 @@ class Step:
     """Matrices inside layers that have equivalent_directions."""
     inside: int
     """Matrices inside layers that changed."""
-    chosen: Chosen
-    """What the audit was restricted to; empty where it was not."""
+    chosen: Mapping[str, list[Any]]
+    """The components, layers and modules that the audit was restricted to; without a key where it
+    was not.
+    """
     above_short_side: int = 0
     """Matrices inside layers that are less coherent than a change along all their directions alike.
     Where they are half or more of what is known, equivalent_directions is None.
@@ -210,17 +203,16 @@ def step_of(
     if provenance.relation == "sibling":
         return None
     start, end = _stages_of(summary.pair)
+    main = summary.main_component
+    quarters = [row.energy_share for row in summary.quarters if row.component == main]
     inside = summary.inside_layers
     purity = inside.excess_purity_unrounded
     if purity is None:
         purity = inside.excess_purity
-    if where is None:
-        where = as_given(report.folder)
-    norms = _norms(report.matrices)
     return Step(
         family=summary.family,
         pair=summary.pair,
-        folder=where,
+        folder=as_given(report.folder) if where is None else where,
         base=summary.base,
         tuned=summary.tuned,
         start=start,
@@ -228,34 +220,21 @@ def step_of(
         matrices=summary.figures.matrices,
         failed_gates=failed_gates,
         relative_norm=summary.figures.relative_norm_overall,
-        relative_norm_unrounded=norms.relative_unrounded,
-        no_unrounded=norms.no_unrounded,
-        norm=norms.stored,
-        norm_unrounded=norms.unrounded,
-        kept=norms.kept,
-        rounded_away=norms.rounded_away,
-        unexplained=norms.unexplained,
+        **_norms(report.matrices),
         zero_share=summary.figures.zero_share,
         groups=_groups(summary),
-        quarters=_quarters(summary),
+        quarters=quarters or None,
         equivalent_directions=inside.equivalent_directions,
         excess_purity=purity,
         coherent=inside.coherent,
         inside=inside.matrices,
-        chosen=_chosen(provenance),
+        chosen={
+            name: list(kept)
+            for name in ("components", "layers", "modules")
+            if (kept := getattr(provenance, name))
+        },
         above_short_side=inside.above_short_side,
     )
-
-
-def _chosen(provenance: Provenance) -> Chosen:
-    chosen: Chosen = {}
-    if provenance.components:
-        chosen["components"] = list(provenance.components)
-    if provenance.layers:
-        chosen["layers"] = list(provenance.layers)
-    if provenance.modules:
-        chosen["modules"] = list(provenance.modules)
-    return chosen
 
 
 def _stages_of(pair: str) -> tuple[str, str]:
@@ -264,23 +243,10 @@ def _stages_of(pair: str) -> tuple[str, str]:
     return start, end
 
 
-@dataclass(frozen=True)
-class _Norms:
-    """Norms of the change as one vector, as stored and unrounded, and how much of it is the
-    update's: see Step.
+def _norms(matrices: pd.DataFrame) -> dict[str, Any]:
+    """The fields of Step on norms of the change as one vector, as stored and unrounded, and on how
+    much of it is the update's.
     """
-
-    stored: float | None
-    unrounded: float | None
-    relative_unrounded: float | None
-    no_unrounded: str | None
-    kept: float | None
-    rounded_away: int
-    unexplained: int
-
-
-def _norms(matrices: pd.DataFrame) -> _Norms:
-    """See `_Norms`."""
     keys = ["component", "layer", "tensor", "module", "expert"]
     bases = matrices.loc[matrices["subject"] == "base", [*keys, "frobenius_norm"]]
     rows = matrices[matrices["subject"] == "delta"].merge(
@@ -290,17 +256,16 @@ def _norms(matrices: pd.DataFrame) -> _Norms:
     rounded_away = int((reasons == "rounded_away").sum())
     unexplained = int((reasons == "rounding_unexplained").sum())
     stored, base = rows["frobenius_norm"].astype(float), rows["base_norm"].astype(float)
-    whole = math.hypot(*stored) if len(rows) else None
     # of what was not rounded, the stored change is the update
     update = (rows["relative_norm_unrounded"].astype(float) * base).where(
         reasons != "nothing_rounded", stored
     )
     kept = rows["kept"].astype(float).where(reasons != "nothing_rounded", 1.0)
     known = update.notna() & base.notna()
-    share = _share(rows.loc[known, "parameters"].sum(), rows["parameters"].sum())
+    share = over(rows.loc[known, "parameters"].sum(), rows["parameters"].sum())
     relative = unrounded = no_unrounded = None
     if share is not None and share >= KNOWN:
-        relative = _share(math.hypot(*update[known]), math.hypot(*base[known]))
+        relative = over(math.hypot(*update[known]), math.hypot(*base[known]))
     if relative is None:
         no_unrounded = _no_unrounded(len(rows), rounded_away, unexplained)
     else:
@@ -308,20 +273,16 @@ def _norms(matrices: pd.DataFrame) -> _Norms:
     energies = (stored**2)[kept.notna()]
     kept_of_all = None
     if kept.notna().any() and energies.sum() >= KNOWN * (stored**2).sum():
-        kept_of_all = _share((kept[kept.notna()] * energies).sum(), energies.sum())
-    return _Norms(
-        stored=whole,
-        unrounded=unrounded,
-        relative_unrounded=relative,
-        no_unrounded=no_unrounded,
-        kept=kept_of_all,
-        rounded_away=rounded_away,
-        unexplained=unexplained,
-    )
-
-
-def _share(part: float, whole: float) -> float | None:
-    return float(part / whole) if whole > 0 else None
+        kept_of_all = over((kept[kept.notna()] * energies).sum(), energies.sum())
+    return {
+        "relative_norm_unrounded": relative,
+        "no_unrounded": no_unrounded,
+        "norm": math.hypot(*stored) if len(rows) else None,
+        "norm_unrounded": unrounded,
+        "kept": kept_of_all,
+        "rounded_away": rounded_away,
+        "unexplained": unexplained,
+    }
 
 
 def _no_unrounded(matrices: int, rounded_away: int, unexplained: int) -> str:
@@ -364,23 +325,6 @@ def _group(module: str) -> str:
     if module == "embed":
         return "embedding"
     return module
-
-
-def _quarters(summary: PairRecord) -> list[float] | None:
-    """Shares of the energy of the main component's layers, in quarters of its depth."""
-    main = summary.main_component
-    energies = [
-        row.energy or 0.0
-        for row in sorted(summary.depth, key=lambda row: row.layer)
-        if row.component == main
-    ]
-    total = math.fsum(energies)
-    if len(energies) < QUARTERS or not total:
-        return None
-    quarters: list[list[float]] = [[] for _ in range(QUARTERS)]
-    for number, energy in enumerate(energies):
-        quarters[QUARTERS * number // len(energies)].append(energy)
-    return [math.fsum(quarter) / total for quarter in quarters]
 
 
 # -------------------------------------------------------------------------------------------- order
@@ -597,11 +541,8 @@ def _chain(
     every: Sequence[tuple[int, int]],
 ) -> Chain:
     between = list(pairwise(path))
-    steps: list[Step] = []
-    before: Step | None = None
-    for ends in between:
-        before = _beside(edges[ends], before)
-        steps.append(before)
+    each = [edges[ends] for ends in between]
+    steps = [_beside(step, before) for step, before in zip(each, [None, *each], strict=False)]
     whole = [edges[ends] for ends in every if ends not in between and set(ends) <= set(path)]
     return Chain([names[node] for node in path], steps, whole)
 

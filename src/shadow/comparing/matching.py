@@ -110,16 +110,11 @@ class ComparedReport:
         )
 
 
-def read_report(folder: Path, label: str, more: Sequence[str] = ()) -> ComparedReport:
+def compared(report: Report, label: str, more: Sequence[str] = ()) -> ComparedReport:
     """The rows of a finished report, with more columns of matrices.parquet where asked for.
 
     Raises ShadowError for a report that is broken or of another schema.
     """
-    return compared(Report(folder), label, more)
-
-
-def compared(report: Report, label: str, more: Sequence[str] = ()) -> ComparedReport:
-    """`read_report` of a report that is open already."""
     return ComparedReport(
         label=label,
         folder=report.folder,
@@ -226,20 +221,14 @@ def settings_apart(first: ComparedReport, second: ComparedReport) -> Iterator[st
     if left.version != right.version:
         versions = f"{first.label} by {left.version}, {second.label} by {right.version}"
         yield f"made by different versions of shadow: {versions}"
-    differ = "measured with different settings"
-    if left.precision != right.precision:
-        yield (
-            f"{differ}: --precision {left.precision} in {first.label}, {right.precision} in"
-            f" {second.label}"
-        )
-    if left.nulls != right.nulls:
-        nulls = f"--nulls {left.nulls} in {first.label}, {right.nulls} in {second.label}"
-        yield f"{differ}: {nulls}; no figure here rests on it"
-    if left.asked_device != right.asked_device:
-        yield (
-            f"{differ}: --device {left.asked_device} in {first.label}, {right.asked_device} in"
-            f" {second.label}"
-        )
+    for option, one, other, so in (
+        ("--precision", left.precision, right.precision, ""),
+        ("--nulls", left.nulls, right.nulls, "; no figure here rests on it"),
+        ("--device", left.asked_device, right.asked_device, ""),
+    ):
+        if one != other:
+            values = f"{one} in {first.label}, {other} in {second.label}"
+            yield f"measured with different settings: {option} {values}{so}"
     chosen = [(report.components, report.layers, report.modules) for report in (left, right)]
     if chosen[0] != chosen[1]:
         yield (

@@ -11,7 +11,6 @@ percentile. Models of one vendor that differ in size are families of their own, 
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from statistics import fmean, median
 from typing import TYPE_CHECKING
 
 import numpy as np
+from pyarrow.csv import read_csv
 
 from shadow.files import registry_folder
 from shadow.quantities import text_of
@@ -81,35 +81,14 @@ class Released:
     """The mean relative norm of attn.o over that of attn.q, above 0."""
     modules: int | None
     """How many tensors the means are over."""
-    with_spectrum: int | None
+    modules_with_spectrum: int | None
 
 
 @lru_cache
 def released() -> tuple[Released, ...]:
     """The shipped table, in its order."""
-    path = registry_folder() / "reference" / "published.csv"
-    with path.open(encoding="utf-8", newline="") as file:
-        return tuple(
-            Released(
-                base=row["base"],
-                tuned=row["tuned"],
-                mean_relative_norm=_float(row["mean_relative_norm"]),
-                mean_cosine=_float(row["mean_cosine"]),
-                mean_top20_energy=_float(row["mean_top20_energy"]),
-                oq_ratio=float(row["oq_ratio"]),
-                modules=_int(row["modules"]),
-                with_spectrum=_int(row["modules_with_spectrum"]),
-            )
-            for row in csv.DictReader(file)
-        )
-
-
-def _float(text: str) -> float | None:
-    return float(text) if text else None
-
-
-def _int(text: str) -> int | None:
-    return int(text) if text else None
+    rows = read_csv(registry_folder() / "reference" / "published.csv").to_pylist()
+    return tuple(Released(**row) for row in rows)
 
 
 def family_of(repo: str, table: Iterable[Released]) -> str:
@@ -349,7 +328,7 @@ def _agreement(
     names = set(matrices["tensor"])
     changed = deltas.where([i for i, name in enumerate(deltas["base_tensor"]) if name in names])
     spectra = whole or _other_count(
-        len(matrices), published.with_spectrum, "of them with two dimensions"
+        len(matrices), published.modules_with_spectrum, "of them with two dimensions"
     )
     if spectra is None and _has_parts(changed):
         spectra = "stored there as one, measured here apart: fused projections or stacked experts"

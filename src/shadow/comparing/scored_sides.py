@@ -31,12 +31,12 @@ class ScoredSide:
     role: Role
     repo: str
     """`org/name` (with a subfolder behind it), or an absolute folder."""
-    is_folder: bool
-    commit: str | None
-    """The commit that was read; None for a folder, or where it is not known."""
-    revision: str | None
-    """What was asked for, where that is known."""
     stage: str
+    is_folder: bool = False
+    commit: str | None = None
+    """The commit that was read; None for a folder, or where it is not known."""
+    revision: str | None = None
+    """What was asked for, where that is known."""
 
     @property
     def names(self) -> tuple[str, str]:
@@ -63,17 +63,14 @@ def sides_of(metadata: ReportMetadata, pair: Pair | None = None) -> Sides:
 
 
 def _reported(role: Role, metadata: CheckpointMetadata, stage: str) -> ScoredSide:
-    commit = metadata.get("commit")
-    if not isinstance(commit, str):
-        commit = None
+    commit = metadata["commit"]
     is_folder = commit is None and Path(metadata["repo"]).is_absolute()
     return ScoredSide(
         role=role,
         repo=metadata["repo"],
+        stage=stage,
         is_folder=is_folder,
         commit=commit,
-        revision=None,
-        stage=stage,
     )
 
 
@@ -87,19 +84,16 @@ def _asked(role: Role, reference: Reference | ComponentBase, stage: str) -> Scor
     from shadow.targets.references import ComponentBase
 
     if isinstance(reference, ComponentBase):  # it has no name but its stage
-        return ScoredSide(
-            role=role, repo="", is_folder=False, commit=None, revision=None, stage=stage
-        )
+        return ScoredSide(role=role, repo="", stage=stage)
     repo = reference.repo
     if reference.subfolder:
         repo = f"{repo}/{reference.subfolder}"
     return ScoredSide(
         role=role,
         repo=repo,
-        is_folder=reference.is_folder,
-        commit=None,
-        revision=reference.revision,
         stage=stage,
+        is_folder=reference.is_folder,
+        revision=reference.revision,
     )
 
 

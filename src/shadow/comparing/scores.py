@@ -112,11 +112,19 @@ class Score:
 
 
 @dataclass(frozen=True)
+class ScoreFile:
+    """A file that scores came from."""
+
+    name: str
+    sha256: str
+    """64 hexadecimal digits: of its content."""
+
+
+@dataclass(frozen=True)
 class ScoreFiles:
     """All that was read."""
 
-    files: tuple[tuple[str, str], ...] = ()
-    """(name, sha256) of each file."""
+    files: tuple[ScoreFile, ...] = ()
     rows: tuple[Score, ...] = ()
     """MAX_SCORES at most, in the order of the files."""
     groups: Mapping[str, str] = field(default_factory=dict)
@@ -132,14 +140,14 @@ class ScoreFiles:
     @property
     def name(self) -> str:
         """The files for a message: `scores.csv`, `a.json and 3 more`."""
-        return several([name for name, _ in self.files], 1) or "no file"
+        return several([file.name for file in self.files], 1) or "no file"
 
 
 def read_scores(paths: Iterable[Path]) -> ScoreFiles:
     """The scores of files and folders. Raises ShadowError, naming file and line, for what cannot be
     understood.
     """
-    files: list[tuple[str, str]] = []
+    files: list[ScoreFile] = []
     rows: list[Score] = []
     groups: dict[str, str] = {}
     notes: list[str] = []
@@ -156,7 +164,7 @@ def read_scores(paths: Iterable[Path]) -> ScoreFiles:
                 continue
             scores, more_notes = _read_harness(as_given(path), data)
             notes += more_notes
-        files.append((as_given(path), hashlib.sha256(raw).hexdigest()))
+        files.append(ScoreFile(as_given(path), hashlib.sha256(raw).hexdigest()))
         rows += scores
         _refuse_many(len(rows), path)
     if not rows:

@@ -32,17 +32,6 @@ class Estimate:
     high: float | None
     bases: int
 
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether both bounds lie on one side of 0; False without bounds."""
-        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
-
-    def within(self, margin: float) -> bool:
-        """Whether the whole interval lies within the margin of 0, as good as no difference."""
-        if self.low is None or self.high is None:
-            return False
-        return -margin < self.low and self.high < margin
-
 
 NO_ESTIMATE = Estimate(value=None, low=None, high=None, bases=0)
 

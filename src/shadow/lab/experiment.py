@@ -38,17 +38,7 @@ from shadow.audits.perform import perform as audit
 from shadow.audits.request import AuditRequest, Files
 from shadow.comparing.comparison import compare
 from shadow.errors import ShadowError
-from shadow.lab.design import (
-    PROBES,
-    REGIMES,
-    SCALES,
-    SHARES,
-    TREATMENTS,
-    Base,
-    Preset,
-    Run,
-    other,
-)
+from shadow.lab.design import PROBES, REGIMES, SCALES, SHARES, TREATMENTS, Base, Preset, Run, other
 from shadow.lab.tasks import Sample, partly_repeated
 from shadow.lab.training import accuracy, load, new_model, save, train
 from shadow.reports.column_types import null_if_undefined

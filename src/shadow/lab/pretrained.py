@@ -70,13 +70,6 @@ MIXTURES: Mapping[Data, Mapping[str, float]] = {
     "D": ORIGINAL,
     "N": {INVENTED: 1.0},
 }
-TEXTS: Mapping[Data, str] = {
-    "A": "the original mixture of six sources, continued",
-    "B": "questions and answers in one form, made of one source",
-    "C": "all six sources alike",
-    "D": "A, a fifth of it from a pool seen ten times",
-    "N": "an invented language: text that is new to the model",
-}
 NAMES: Mapping[str, str] = {
     "A": "original mixture", "B": "narrow", "C": "broad", "D": "repetition", "N": "new language",
 }  # fmt: skip

@@ -11,14 +11,16 @@ from shadow.lab.experiment import Show, unseen
 from shadow.lab.figure import figure
 from shadow.lab.results import collect, write
 from shadow.lab.texts import INVENTED, QUESTIONS
-from shadow.lab.view import View, markdown, sections, view
+from shadow.lab.view import lab_document, sections, warning_of
+from shadow.outputs.markdown import markdown
+from shadow.telling.document import Document
 
 
 @dataclass(frozen=True)
 class Finished:
     """A preset whose runs are all there, and what it wrote into its folder."""
 
-    view: View
+    document: Document
     rows: int
     """Rows of its first table."""
     files: list[str]
@@ -36,7 +38,7 @@ def run(preset: str, out: Path, *, jobs: int, show: Show = unseen) -> Finished:
         states = pretrained.perform(out, ingredients, jobs=jobs, show=show)["pretrained"]
         runs, rows = pretrained.as_runs(states, "F32"), len(states)
         texts, change = ("sources", QUESTIONS, INVENTED), "change of the held-out loss"
-        shown = View("", list(sections(runs, change, texts, "held_out", pretrained.NAMES)))
+        scales, warning = sections(runs, change, texts, "held_out", pretrained.NAMES), ""
         files = ["pretrained.parquet", "pretrained.md", "pretrained.svg"]
     else:
         chosen = presets()[preset]
@@ -44,9 +46,11 @@ def run(preset: str, out: Path, *, jobs: int, show: Show = unseen) -> Finished:
         tables = collect(chosen, out)
         write(tables, out)
         runs = tables["runs"]
-        shown, rows = view(preset, runs), len(runs)
+        scales = sections(runs, "answers gained", ("narrow", "broad", "held_out"))
+        rows, warning = len(runs), warning_of(runs)
         files = ["runs.parquet", "comparisons.parquet", "lab.md", "lab.svg"]
     page, picture = files[-2:]
     figure(runs, out / picture)
-    (out / page).write_text(markdown(shown, preset, picture), encoding="utf-8")
-    return Finished(shown, rows, files)
+    document = lab_document(preset, picture, list(scales), warning)
+    (out / page).write_text(markdown(document, level=1), encoding="utf-8")
+    return Finished(document, rows, files)

@@ -12,8 +12,8 @@ from markupsafe import Markup
 
 from shadow.outputs.cividis import colour
 from shadow.quantities import DASH, share
-from shadow.summary.grid import Picture as Cells
-from shadow.summary.grid import picture
+from shadow.summary.picture import Picture as Cells
+from shadow.summary.picture import picture
 from shadow.telling.document import (
     Block,
     Cell,

@@ -93,14 +93,15 @@ def reports_at(run: Path) -> list[Path]:
         ) from error
 
 
-def reports_of(runs: Sequence[Path]) -> list[Path]:
+def reports_of(runs: Sequence[Path], *, once: bool = False) -> list[Path]:
     """The reports that several paths stand for, in their order.
 
-    A report that is named twice is there twice, unless one of the paths holds several reports.
+    A report that is named twice is there twice, unless once is set or one of the paths holds
+    several reports.
     """
     found = [reports_at(run) for run in runs]
     every = [folder for folders in found for folder in folders]
-    if all(len(folders) == 1 for folders in found):
+    if not once and all(len(folders) == 1 for folders in found):
         return every
     return list(dict.fromkeys(every))
 

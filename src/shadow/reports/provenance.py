@@ -68,7 +68,7 @@ class CheckpointIdentity:
 
     def as_json(self) -> dict[str, str | None]:
         """As the files of a report have it."""
-        return {"repo": self.repo, "commit": self.commit, "fingerprint": self.fingerprint}
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class Provenance:
             layers=_all_that_are(int, chosen.get("layers")),
             modules=_all_that_are(str, chosen.get("modules")),
             started=_if_is(str, metadata.get("started")),
-            seconds=_seconds(metadata.get("seconds")),
+            seconds=None if (seconds := metadata.get("seconds")) is None else float(seconds),
             compute_dtype=_if_is(str, metadata.get("compute_dtype")),
             device=_if_is(str, metadata.get("device")),
             asked_device=_if_is(str, settings.get("device")) or "cpu",
@@ -168,12 +168,6 @@ def _all_that_are(kind: type[Value], values: object) -> tuple[Value, ...]:
     if not isinstance(values, list):
         return ()
     return tuple(value for value in values if type(value) is kind)
-
-
-def _seconds(value: float | None) -> float | None:
-    if value is None:
-        return None
-    return float(value)
 
 
 def finished_metadata(folder: Path) -> ReportMetadata | None:

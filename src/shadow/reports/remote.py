@@ -23,8 +23,9 @@ from pathlib import Path
 
 from shadow.errors import ShadowError
 from shadow.files import safe_name, write_beside, writing
-from shadow.reports.atomic_replacement import FILES_OF_A_PAIR, FINISHED, KEPT
+from shadow.reports.atomic_replacement import FILES_OF_A_PAIR, FINISHED, KEPT, TABLES_OF_A_PAIR
 from shadow.reports.metadata import ReportMetadata
+from shadow.reports.parquet import MAGIC, TAIL
 from shadow.reports.provenance import finished_metadata
 from shadow.storage import AT_ONCE, Entry, Store, place_for
 from shadow.text import byte_size
@@ -46,8 +47,6 @@ MAX_JSON = 64_000_000  # bytes
 MAX_TABLE = 64_000_000_000  # bytes; spectra of the largest released model have 1 GB
 MAX_FOOTER = 64_000_000  # bytes
 USUAL_FOOTER = 65_536  # bytes; most are smaller
-MAGIC = b"PAR1"
-TAIL = 8  # bytes behind a footer: its length, and MAGIC
 
 Say = Callable[[str], None]
 
@@ -164,10 +163,8 @@ def published_metadata(store: Store) -> ReportMetadata | None:
 
     Raises ShadowError for a report that cannot be read.
     """
-    with _outlined(store, (FINISHED,), ()) as folder:
-        if folder is None:
-            return None
-        return finished_metadata(folder)
+    with outlined(store, (FINISHED,), ()) as folder:
+        return None if folder is None else finished_metadata(folder)
 
 
 def standing(store: Store) -> tuple[ReportMetadata | None, str]:
@@ -185,21 +182,16 @@ def standing(store: Store) -> tuple[ReportMetadata | None, str]:
 
 
 @contextlib.contextmanager
-def outlined(store: Store) -> Iterator[Path | None]:
+def outlined(
+    store: Store,
+    tables: Collection[str] = tuple(f"{name}.parquet" for name in TABLES_OF_A_PAIR),
+    texts: Collection[str] = (SUMMARY, KEPT),
+) -> Iterator[Path | None]:
     """A folder with what is small of the report at a URL; None where there is no report.
 
     Its JSON files are whole. Of its tables there are the footers alone, which tell provenance and
     columns; no row can be read.
     """
-    tables = [name for name in FILES_OF_A_PAIR if name.endswith(".parquet")]
-    with _outlined(store, tables, (SUMMARY, KEPT)) as folder:
-        yield folder
-
-
-@contextlib.contextmanager
-def _outlined(
-    store: Store, tables: Collection[str], texts: Collection[str]
-) -> Iterator[Path | None]:
     there = _chosen(store, store.files(), spectra=True)
     if not {FINISHED, SUMMARY} <= there.keys():
         yield None
@@ -292,7 +284,8 @@ def publish(
     or may be taken for killed, rather than for a minute? Raises ShadowError where another writer is
     at it or has been, and when the store fails; the folder stays as it is.
     """
-    sizes = {name: (folder / name).stat().st_size for name in _in_order(folder)}
+    there = [name for name in FILES_OF_A_PAIR if (folder / name).is_file()]
+    sizes = {name: (folder / name).stat().st_size for name in there}
     if FINISHED not in sizes:
         raise ShadowError(f"{folder}: no finished report in it")
 
@@ -351,11 +344,6 @@ def _publish(
             if name == FINISHED or claim.is_old():
                 claim.check()
             put(name)
-
-
-def _in_order(folder: Path) -> list[str]:
-    """The files of a report, the one by which it is found last."""
-    return [name for name in FILES_OF_A_PAIR if (folder / name).is_file()]
 
 
 def _require_whole(store: Store, files: Mapping[str, int]) -> None:

@@ -200,16 +200,6 @@ def _exponent_bits(
     return (np.float32, np.int32), 0x7F800000
 
 
-def corners(matrix: Matrix) -> Iterator[tuple[int, int]]:
-    """The first (row, column) of each block, in the order of `blocks`."""
-    rows_each = matrix.shape[1] if matrix.ndim == 3 else 1
-    for index in blocks(matrix):
-        yield (
-            (index[0].start or 0) * rows_each,
-            (index[-1].start or 0) if len(index) == matrix.ndim else 0,
-        )
-
-
 def delta_blocks(sides: Sides, scale: float, dtype: torch.dtype) -> Iterator[Tensor]:
     """The blocks of scale * (tuned - base) in dtype, in the order of `blocks`."""
     for b, t in replace(sides, dtype=dtype).blocks():
@@ -271,7 +261,7 @@ def measure_pair(
             method.nulls,
             f"{method.seed}\t{key}",
             read,
-            list(corners(tuned)),
+            [corner for _, corner in blocks(tuned)],
             scale,
             means.grams,
         ),
@@ -332,7 +322,8 @@ def _delta_spectrum(
         return delta, None
     if sketches:
         return delta, sketches[-1]
-    return delta, sketch(read(sides.dtype), corners(sides.tuned), shape, profile.energy, direction)
+    corners = [corner for _, corner in blocks(sides.tuned)]
+    return delta, sketch(read(sides.dtype), corners, shape, profile.energy, direction)
 
 
 def _purity(of_delta: Values, undone: Undone, sides: Sides, means: Means) -> Values:

@@ -21,7 +21,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -54,25 +54,6 @@ SAID: dict[Fault, str] = {
 }
 
 
-class Device(Protocol):
-    """What multiplies a matrix with its transpose in float32."""
-
-    kind: str  # such as cuda, as reports have it
-    name: str  # the maker's name for it
-
-    def gram(self, matrix_blocks: Iterator[Tensor], side: int, wide: bool) -> Tensor:
-        """As `shadow.spectra.spectrum.gram`, float32 and whole; RuntimeError if it cannot."""
-        ...
-
-    def self_test(self) -> str | None:
-        """What is wrong with its Gram matrices; None where nothing is."""
-        ...
-
-    def free_memory(self) -> int | None:
-        """Bytes; None where the device does not say."""
-        ...
-
-
 class Offload:
     """What the workers of one audit share: the device, and whether it is still used.
 
@@ -80,7 +61,7 @@ class Offload:
     nothing does, None while the device is used.
     """
 
-    def __init__(self, device: Device, say: Callable[[str], None]) -> None:
+    def __init__(self, device: TorchDevice, say: Callable[[str], None]) -> None:
         self.device = device
         self.on_cpu: str | None = None
         self._say = say
@@ -134,7 +115,8 @@ class Offloaded(Grams):
     def __init__(self, offload: Offload, which: str) -> None:
         self._offload = offload
         self._which = which
-        self.solver = solver_of(offload.device)
+        # what the last bits of its Gram matrices depend on
+        self.solver = f"{offload.device.kind} {offload.device.name} {torch.version.cuda}"
         self.made = Counter[str]()
 
     def solved(
@@ -234,12 +216,13 @@ class TorchDevice:
     def __init__(self, place: str) -> None:
         """place: as torch calls it, such as cuda:0."""
         self.place = torch.device(place)
-        self.kind = self.place.type
+        self.kind = self.place.type  # such as cuda, as reports have it
+        # the maker's name for it
         self.name = torch.cuda.get_device_name(self.place) if self.kind == "cuda" else self.kind
         self._of_thread = threading.local()
 
     def gram(self, matrix_blocks: Iterator[Tensor], side: int, wide: bool) -> Tensor:
-        """As `Device.gram` says."""
+        """As `shadow.spectra.spectrum.gram`, float32 and whole; RuntimeError if it cannot."""
         if not hasattr(self._of_thread, "way"):
             self._of_thread.way = Way(self.place)
         way: Way = self._of_thread.way
@@ -308,11 +291,6 @@ class Way:
 def device_memory(side: int, jobs: int) -> int:
     """Bytes that so many workers take at most, beside a driver's; side: of the largest Gram."""
     return jobs * (4 * side**2 + 2 * 4 * max(BLOCK, side) + LIBRARY)
-
-
-def solver_of(device: Device) -> str:
-    """What the last bits of its Gram matrices depend on."""
-    return f"{device.kind} {device.name} {torch.version.cuda}"
 
 
 def _to_highest() -> tuple[str, list[tuple[Any, str]]]:

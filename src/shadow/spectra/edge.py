@@ -137,7 +137,7 @@ def sharp_edge_values(delta: Spectrum, rows: Floats, cols: Floats, scale: float)
     rows, cols: energies of scale * D. It assumes a separable profile: noise in blocks passes it.
     """
     edge = sharp_edge(rows, cols) * (1.0 + min(delta.rows, delta.cols) ** (-2 / 3)) / scale
-    return {"null_edge_sharp": edge, "spikes_sharp": int(np.count_nonzero(delta.sigma > edge))}
+    return {"null_edge_sharp": edge, "spikes_sharp": delta.above(edge)}
 
 
 def decay_cosine(product: float, delta_norm: float, base_norm: float) -> float | None:

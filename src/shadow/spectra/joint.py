@@ -27,6 +27,7 @@ from shadow.spectra.delta import delta_blocks, working_dtype
 from shadow.spectra.lazy import BlockScaled, Matrix, Updated
 from shadow.spectra.rounding_counts import coarser_grid
 from shadow.spectra.spectrum import (
+    Corner,
     Sides,
     Spectrum,
     Workspace,
@@ -102,19 +103,15 @@ class _Sums:
     cols: Array
 
 
-def _triples(
-    pairs: Pairs, space: Workspace
-) -> Iterator[tuple[tuple[int, int], Tensor, Tensor, Tensor]]:
-    """((row, column) of its first entry, the middle, D1 and D2) of every block, in float64."""
+def _triples(pairs: Pairs, space: Workspace) -> Iterator[tuple[Corner, Tensor, Tensor, Tensor]]:
+    """(where it begins, the middle, D1 and D2) of every block, in float64."""
     (first, middle), (again, last) = pairs
-    row = col = 0
-    for index in blocks(middle, SMALL_BLOCK):
+    for index, corner in blocks(middle, SMALL_BLOCK):
         a = read_block(first, index, "base", torch.float64, space)
         b = read_block(middle, index, "tuned", torch.float64, space)
         d2 = read_block(last, index, "last", torch.float64, space)
         d2.sub_(read_block(again, index, "work", torch.float64, space))
-        yield (row, col), b, torch.sub(b, a, out=a), d2
-        row, col = (row, col + b.shape[1]) if len(index) == middle.ndim else (row + b.shape[0], col)
+        yield corner, b, torch.sub(b, a, out=a), d2
 
 
 def _sums(pairs: Pairs, grid: FloatFormat | None, space: Workspace) -> _Sums:
@@ -148,7 +145,7 @@ def _grid(middle: Matrix, formats: tuple[str, str, str], space: Workspace) -> Fl
     """The format whose rounding both deltas share; None for a middle that was not rounded so."""
     if isinstance(middle, BlockScaled | Updated):
         return None
-    return FLOATS[coarser_grid(middle, formats[1], working_dtype(formats[1]), space, "tuned")]
+    return FLOATS[coarser_grid(middle, formats[1], working_dtype(formats[1]), space)]
 
 
 def shared_rounding(middle: Array, d1: Array, d2: Array, grid: FloatFormat) -> Shared:

@@ -38,22 +38,14 @@ def noise_effective_rank(rows: int, cols: int) -> float:
     return short * math.exp(math.log(mean) - float(weights @ (sigma * np.log(sigma))) / mean)
 
 
-def shift_by_noise(
-    sigma: NDArray[np.float64], rows: int, cols: int, norm: float, seed: int = 0
-) -> float:
+def shift_by_noise(sigma: NDArray[np.float64], rows: int, cols: int, norm: float) -> float:
     """How much independent noise of a Frobenius norm changes a rows x cols matrix's effective rank.
 
-    Args:
-        sigma: The singular values of the matrix, (min(rows, cols),), descending.
-        rows: Outputs.
-        cols: Inputs.
-        norm: That of the noise, >= 0.
-        seed: Of the draws.
-
-    Returns: The mean difference of effective ranks, signed, in directions. Of a matrix with more
-        than REDUCED singular values a smaller one of the same proportion is drawn, whose values are
-        quantiles of these, and its difference is scaled up; on spectra of trained layers that is
-        right to 5 % (docs/reproduce.md).
+    sigma: the singular values of the matrix, (min(rows, cols),), descending. Returns the mean
+    difference of effective ranks, signed, in directions. Of a matrix with more than REDUCED
+    singular values a smaller one of the same proportion is drawn, whose values are quantiles of
+    these, and its difference is scaled up; on spectra of trained layers that is right to 5 %
+    (docs/reproduce.md).
     """
     short = len(sigma)
     if norm == 0 or short == 0 or sigma[0] == 0:
@@ -65,7 +57,7 @@ def shift_by_noise(
     # a singular value meets noise of energy s² (rows + cols): the same in the smaller one
     variance = norm**2 / (rows * cols) * (rows + cols) / (size + long)
     before = _effective_rank(values)
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     shifts = []
     for _ in range(DRAWS):
         drawn = generator.standard_normal((size, long)) * math.sqrt(variance)

@@ -60,7 +60,7 @@ def null_values(delta: Spectrum, profile: Profile, participation_ratio: float | 
         "null_participation_ratio": null,
         "concentration": concentration,
         "null_edge": edge,
-        "spikes": _above(delta, edge),
+        "spikes": delta.above(edge),
         "spike_energy": _share_above(delta, edge),
     }
 
@@ -81,10 +81,6 @@ def coverage_values(profile: Profile) -> Values:
 
 def _participation(energies: NDArray[np.float64]) -> float:
     return float(energies.sum() ** 2 / (energies**2).sum())
-
-
-def _above(delta: Spectrum, edge: float) -> int:
-    return int(np.count_nonzero(delta.sigma > edge))
 
 
 def _share_above(delta: Spectrum, edge: float) -> float | None:
@@ -126,7 +122,7 @@ def sampled_values(
         null = spectrum(flipped, shape, delta.norm, scale, delta.precision, False, grams=grams)
         largest = max(largest, float(null.sigma[0]))
         fourth += float(((null.sigma / delta.norm) ** 4).sum()) / draws
-    return dict(zip(names, (largest, _above(delta, largest), 1.0 / fourth), strict=True))
+    return dict(zip(names, (largest, delta.above(largest), 1.0 / fourth), strict=True))
 
 
 def sign_flips(

@@ -8,8 +8,6 @@ whose second term vanishes as the matrix grows, while concentration goes to 1.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from shadow.spectra.measurement import Values
 
 NOISE = 5.0  # purity_z up to which X may be noise
@@ -22,24 +20,6 @@ ENOUGH_KEPT = 0.75  # from here on that error is below 12 %
 # share of the energy of the leading direction from which there is little else, and X / kept² holds
 # again
 ALONE = 0.8
-
-
-@dataclass(frozen=True)
-class Budget:
-    """1 / participation_ratio as a sum of three parts."""
-
-    size: float  # of a flat profile of the shape, above 0
-    profile: float  # what uneven rows and columns add; below 0 for a very sparse delta
-    coherence: float  # X: what the entries do together
-
-
-def budget(
-    participation_ratio: float, null_participation_ratio: float, rows: int, cols: int
-) -> Budget:
-    """size = (m + n - 1) / (m n), profile = 1 / null_participation_ratio - size, and X."""
-    size = (rows + cols - 1) / (rows * cols)
-    null = 1.0 / null_participation_ratio
-    return Budget(size, null - size, 1.0 / participation_ratio - null)
 
 
 def purity_z(

@@ -18,7 +18,6 @@ Experts of a mixture are left out: there are too many, and each sees few tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -105,9 +104,9 @@ def overlaps(
     the deltas. Estimated as the ratio of unbiased estimates from one projection, whose errors
     cancel where directions are shared.
     """
-    entries = _Entries.of(min(width, WIDTH))
+    k = min(width, WIDTH)
     wide = sketches.astype(np.float64)
-    cosines = _cosines((wide * entries.weights) @ wide.T, entries.k, participation, width)
+    cosines = _cosines((wide * _weights(k)) @ wide.T, k, participation, width)
     return np.clip(cosines, 0.0, 1.0)
 
 
@@ -122,14 +121,14 @@ def overlaps_left_out(
     """
     if width <= WIDTH:
         return []
-    entries = _Entries.of(WIDTH)
-    wide = sketches.astype(np.float64)
+    weights, wide = _weights(WIDTH), sketches.astype(np.float64)
+    row_part, col_part = (side * LEFT_OUT // WIDTH for side in np.triu_indices(WIDTH))
     touched = np.zeros((LEFT_OUT, len(wide), len(wide)))
     whole = np.zeros((len(wide), len(wide)))
     for first in range(LEFT_OUT):
         for second in range(first, LEFT_OUT):
-            columns = np.flatnonzero((entries.first == first) & (entries.second == second))
-            products = (wide[:, columns] * entries.weights[columns]) @ wide[:, columns].T
+            columns = np.flatnonzero((row_part == first) & (col_part == second))
+            products = (wide[:, columns] * weights[columns]) @ wide[:, columns].T
             whole += products
             for group in {first, second}:
                 touched[group] += products
@@ -137,20 +136,10 @@ def overlaps_left_out(
     return [_cosines(whole - part, k, participation, width) for part in touched]
 
 
-@dataclass(frozen=True)
-class _Entries:
-    """For each entry of a sketch of k columns: a weight, and the eighths of its row and column."""
-
-    k: int
-    weights: NDArray[np.float64]
-    first: NDArray[np.intp]
-    second: NDArray[np.intp]
-
-    @classmethod
-    def of(cls, k: int) -> _Entries:
-        rows, cols = np.triu_indices(k)
-        weights = np.where(rows == cols, 1.0, 2.0)
-        return cls(k, weights, rows * LEFT_OUT // k, cols * LEFT_OUT // k)
+def _weights(k: int) -> NDArray[np.float64]:
+    """How often each entry of a sketch of k columns stands in the whole matrix."""
+    rows, cols = np.triu_indices(k)
+    return np.where(rows == cols, 1.0, 2.0)
 
 
 def _cosines(
@@ -172,9 +161,15 @@ def stacked_participation(
     cosines: NDArray[np.float64], energies: NDArray[np.float64], participation: NDArray[np.float64]
 ) -> float:
     """(tr G)² / ||G||_F² of the stacked deltas, from each one's overlaps, energy and own ratio."""
+    return 1.0 / _inverse_participation(cosines, energies, participation)
+
+
+def _inverse_participation(
+    cosines: NDArray[np.float64], energies: NDArray[np.float64], participation: NDArray[np.float64]
+) -> float:
     share = energies / energies.sum()
     norms = share / np.sqrt(participation)  # of each delta's own G
-    return float(1.0 / (norms @ cosines @ norms))
+    return float(norms @ cosines @ norms)
 
 
 def stacked_stderr(
@@ -191,8 +186,8 @@ def stacked_stderr(
     """
     if not left_out:
         return 0.0
-    share = energies / energies.sum()
-    norms = share / np.sqrt(participation)
-    inverse = np.array([norms @ cosines @ norms for cosines in left_out])
+    inverse = np.array(
+        [_inverse_participation(cosines, energies, participation) for cosines in left_out]
+    )
     spread = ((inverse - inverse.mean()) ** 2).sum()
     return float(found**2 * np.sqrt((len(inverse) - 1) / len(inverse) * spread))

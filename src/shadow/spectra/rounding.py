@@ -26,7 +26,7 @@ from shadow.spectra.lazy import BlockScaled, Rounded, Updated
 from shadow.spectra.measurement import Values
 from shadow.spectra.rounding_counts import Counts, Floats, coarser_grid, count, is_on_grid, steps
 from shadow.spectra.rounding_model import Fit, fit, mean_squares
-from shadow.spectra.spectrum import Sides
+from shadow.spectra.spectrum import Sides, blocks
 
 ROUNDED_AWAY = 0.25  # kept below which corrected figures are null
 # floor_ratio from which rounding has a hundredth of the energy, or two, whatever the history
@@ -207,8 +207,8 @@ def undo(
     if isinstance(sides.base, BlockScaled | Updated) or isinstance(sides.tuned, BlockScaled):
         return UNEXPLAINED
     names = (
-        coarser_grid(sides.base, formats[0], sides.dtype, sides.space, "base"),
-        coarser_grid(sides.tuned, formats[1], sides.dtype, sides.space, "tuned"),
+        coarser_grid(sides.base, formats[0], sides.dtype, sides.space),
+        coarser_grid(sides.tuned, formats[1], sides.dtype, sides.space),
     )
     of_base, grid = (FLOATS[name] for name in names)
     if grid.mantissa_bits > of_base.mantissa_bits and names[1] in ("F32", "F64"):
@@ -298,21 +298,19 @@ def _all_on(sides: Sides, of_base: str, of_tuned: str) -> bool:
     # otherwise its own grid would be this one
     if FLOATS[of_base].mantissa_bits > FLOATS[of_tuned].mantissa_bits:
         return False
-    return is_on_grid(sides.base, FLOATS[of_tuned], sides.dtype, sides.space, "base")
+    return is_on_grid(sides.base, FLOATS[of_tuned], sides.dtype, sides.space)
 
 
 def line_energies(sides: Sides) -> tuple[Floats, Floats]:
     """(rows,) and (cols,): energies of tuned - base in one pass, unscaled."""
     rows, cols = sides.shape
     r, c = torch.zeros(rows, dtype=torch.float64), torch.zeros(cols, dtype=torch.float64)
-    tall, start = rows > cols, 0
-    for b, t in sides.blocks():
+    for index, (row, col) in blocks(sides.tuned):
+        b, t = sides.read(index)
         squares = t.sub_(b).double().square_()
         height, width = squares.shape
-        row, col = (start, 0) if tall else (0, start)
         r[row : row + height] += squares.sum(1)
         c[col : col + width] += squares.sum(0)
-        start += height if tall else width
     return r.numpy(), c.numpy()
 
 

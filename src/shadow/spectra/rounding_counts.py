@@ -17,7 +17,7 @@ from torch import Tensor
 
 from shadow.dtypes import FLOATS, FloatFormat
 from shadow.spectra.lazy import Matrix
-from shadow.spectra.spectrum import Sides, Workspace, blocks, read_block
+from shadow.spectra.spectrum import Sides, Workspace, blocks, read_block, shape_of
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
@@ -32,21 +32,17 @@ LEVEL_BITS = 2  # bits of the significand that tell large |D| / ulp apart
 LEVEL_OCTAVES = 24  # |D| / ulp from 2^23 on is one level
 
 
-def is_on_grid(
-    matrix: Matrix, stored: FloatFormat, working: torch.dtype, space: Workspace, name: str
-) -> bool:
+def is_on_grid(matrix: Matrix, stored: FloatFormat, working: torch.dtype, space: Workspace) -> bool:
     """Whether all values of a matrix have an exact form in a stored format."""
-    for index in blocks(matrix):
-        block = read_block(matrix, index, name, working, space)
+    for index, _ in blocks(matrix):
+        block = read_block(matrix, index, "tuned", working, space)
         narrow = block.to(getattr(torch, stored.torch_name))
         if not (narrow.to(block.dtype) == block).all():
             return False
     return True
 
 
-def coarser_grid(
-    matrix: Matrix, dtype: str, working: torch.dtype, space: Workspace, name: str
-) -> str:
+def coarser_grid(matrix: Matrix, dtype: str, working: torch.dtype, space: Workspace) -> str:
     """The coarsest of BF16, F16, F32 and its stored dtype on whose grid a matrix's values lie.
 
     A format whose grid does not hold the values is out after the first block, as a rule. 8-bit
@@ -54,7 +50,7 @@ def coarser_grid(
     """
     for candidate in ("BF16", "F16", "F32"):
         coarser = FLOATS[candidate].mantissa_bits < FLOATS[dtype].mantissa_bits
-        if coarser and is_on_grid(matrix, FLOATS[candidate], working, space, name):
+        if coarser and is_on_grid(matrix, FLOATS[candidate], working, space):
             return candidate
     return dtype
 
@@ -191,10 +187,10 @@ def count(
     # below the smallest normal number the ulp stays what it is
     deepest = max(1 - BINADES, grid.min_exponent - top)
     away, toward, highest = 0, 0, 0
-    start, axis = 0, 0 if tall else 1
+    axis = 0 if tall else 1
     places = []
-    for index in blocks(tuned):
-        length = tuned[index].shape[:-1].numel() if tall else tuned[index].shape[-1]
+    for index, corner in blocks(tuned):
+        start, length = corner[axis], shape_of(tuned[index])[axis]
         first, last = np.searchsorted(lines, (start, start + length))
         chosen = lines[first:last]
         if len(chosen):
@@ -215,7 +211,6 @@ def count(
             place += rows[:, None]
             place += cols
             places.append(torch.from_numpy(place).view(-1))
-        start += length
     size = kinds[0] * kinds[1] * BINADES * raw_levels
     counted = torch.bincount(torch.cat(places), minlength=size)
     by_raw = counted.numpy().reshape(*kinds, BINADES, raw_levels)
@@ -263,27 +258,19 @@ def _binades_and_levels(
     np.abs(d, out=d)
     with np.errstate(over="ignore"):
         d *= math.ldexp(1.0, -top)  # so that no power of two below leaves float32's range
+    integer, significand, mask, bias = "i4", 23, 0xFF, 127
     if b.dtype == np.float64:
-        exponent = b.view(np.int64)
-        exponent >>= 52
-        exponent &= 0x7FF
-        exponent -= 1023 + top
-        np.clip(exponent, deepest, 0, out=exponent)
-        binade = exponent.astype(np.int32)
-        np.subtract(grid.mantissa_bits + 1023, exponent, out=exponent)
-        exponent <<= 52
-        with np.errstate(over="ignore"):  # infinity is of the highest level
-            ulps = (d * exponent.view(np.float64)).astype(np.float32)
-    else:
-        binade = b.view(np.int32)
-        binade >>= 23
-        binade &= 0xFF
-        binade -= 127 + top
-        np.clip(binade, deepest, 0, out=binade)
-        steps_up = np.subtract(grid.mantissa_bits + 127, binade)
-        steps_up <<= 23
-        with np.errstate(over="ignore"):
-            ulps = np.multiply(d, steps_up.view(np.float32), out=d)
+        integer, significand, mask, bias = "i8", 52, 0x7FF, 1023
+    exponent = b.view(integer)
+    exponent >>= significand
+    exponent &= mask
+    exponent -= bias + top
+    np.clip(exponent, deepest, 0, out=exponent)
+    steps_up = np.subtract(grid.mantissa_bits + bias, exponent)
+    steps_up <<= significand
+    with np.errstate(over="ignore"):  # infinity is of the highest level
+        ulps = np.multiply(d, steps_up.view(d.dtype), out=d).astype(np.float32, copy=False)
+    binade = exponent.astype(np.int32, copy=False)
     changed = ulps > 0
     level = ulps.view(np.int32)
     level >>= 23 - LEVEL_BITS

@@ -25,6 +25,7 @@ BIN_OCTAVE = 4  # bins of the shape in a factor of two
 SHAPE_FROM, SHAPE_TO = -7, 7
 RATIO_FROM, RATIO_TO = -10, 40  # log2 of s / ulp that tables of moments reach
 COARSE_TO = 10  # the same of tables of chances: finer steps are too rare to matter to a shape
+ITERATIONS = 30  # of expectation-maximisation in each round
 TINY = 1e-30  # a chance above 0, in float32
 
 
@@ -137,7 +138,7 @@ class Fit:
     energy: Floats  # (BINADES,): expected energy of D
 
 
-def fit(counts: Counts, model: Model = "stored", rounds: int = 3, iterations: int = 30) -> Fit:
+def fit(counts: Counts, model: Model = "stored", rounds: int = 3) -> Fit:
     """Scales and shape in turn, from a half-normal shape: `rounds` times, or scales alone at 0."""
     entries = counts.by_cell
     stored = counts.energies
@@ -145,7 +146,7 @@ def fit(counts: Counts, model: Model = "stored", rounds: int = 3, iterations: in
     shape = half_normal()
     scales = _solve(entries, stored, known, shape)
     for _ in range(rounds):
-        shape = _improve(counts, scales, known, shape, iterations)
+        shape = _improve(counts, scales, known, shape)
         scales = _solve(entries, stored, known, shape)
     return _fitted(counts, entries, stored, known, shape, scales)
 
@@ -184,9 +185,7 @@ def _active(counts: Counts, scales: Floats) -> tuple[Indices, Indices, Floats]:
     return found // width, found % width, table[found].astype(np.float64)
 
 
-def _improve(
-    counts: Counts, scales: Floats, known: Tables, shape: Floats, iterations: int
-) -> Floats:
+def _improve(counts: Counts, scales: Floats, known: Tables, shape: Floats) -> Floats:
     """Steps of expectation-maximisation of the shape."""
     ratio, level, number = _active(counts, scales)
     if len(number) == 0:
@@ -194,7 +193,7 @@ def _improve(
     chance = known.chance[ratio, level]
     share = (number / number.sum()).astype(np.float32)
     single = shape.astype(np.float32)
-    for _ in range(iterations):
+    for _ in range(ITERATIONS):
         single *= (share / np.maximum(chance @ single, TINY)) @ chance
     return single.astype(np.float64) / float(single.sum(dtype=np.float64))
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shadow.spectra.device import SAME_GRAM, Device, TorchDevice, full_products
+from shadow.spectra.device import SAME_GRAM, TorchDevice, full_products
 from shadow.spectra.spectrum import UNIT, Workspace, eigenvalues, gram, scaled_blocks
 
 # One short side is that of the rows, the other that of the columns.
@@ -29,7 +29,7 @@ SPECTRA: dict[str, Callable[[int], NDArray[np.float64]]] = {
 }
 
 
-def fault_of(device: Device) -> str | None:
+def fault_of(device: TorchDevice) -> str | None:
     """What is wrong with the Gram matrices of a device, None where nothing is."""
     with full_products():
         for rows, cols in SHAPES:
@@ -52,7 +52,7 @@ def matrix_of(kind: str, rows: int, cols: int) -> torch.Tensor:
     return torch.from_numpy(noise.astype(np.float32))
 
 
-def _fault(device: Device, matrix: torch.Tensor) -> str | None:
+def _fault(device: TorchDevice, matrix: torch.Tensor) -> str | None:
     rows, cols = matrix.shape
     side, wide = min(rows, cols), rows <= cols
 

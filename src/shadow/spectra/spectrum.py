@@ -15,9 +15,9 @@ is reported.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from inspect import signature
 from pathlib import Path
 
@@ -92,6 +92,10 @@ class Spectrum:
         """The larger of rows and cols."""
         return max(self.rows, self.cols)
 
+    def above(self, edge: float) -> int:
+        """How many singular values lie above an edge."""
+        return int(np.count_nonzero(self.sigma > edge))
+
 
 @dataclass(frozen=True)
 class Question:
@@ -136,11 +140,15 @@ def shape_of(matrix: Matrix) -> tuple[int, int]:
     return matrix.shape[:-1].numel(), matrix.shape[-1]
 
 
-def blocks(matrix: Matrix, size: int | None = None) -> Iterator[tuple[slice, ...]]:
+Index = tuple[slice, ...]  # of as many dimensions as the matrix has, or of the first alone
+Corner = tuple[int, int]  # the (row, column) where a block begins
+
+
+def blocks(matrix: Matrix, size: int | None = None) -> Iterator[tuple[Index, Corner]]:
     """Indices that cut a matrix along its long side into blocks of about size elements, in order.
 
-    How it is cut depends on the shape alone, so that sums come out the same whatever runs beside
-    them.
+    With each the (row, column) where it begins. How it is cut depends on the shape alone, so that
+    sums come out the same whatever runs beside them.
     """
     rows, cols = shape_of(matrix)
     size = BLOCK if size is None else size
@@ -149,14 +157,15 @@ def blocks(matrix: Matrix, size: int | None = None) -> Iterator[tuple[slice, ...
     if rows <= cols:
         step = max(1, size // rows)
         for start in range(0, cols, step):
-            yield (slice(None),) * (matrix.ndim - 1) + (slice(start, start + step),)
+            yield (slice(None),) * (matrix.ndim - 1) + (slice(start, start + step),), (0, start)
     else:
-        step = max(1, size // matrix.shape[1:].numel())
+        each = rows // matrix.shape[0]  # rows, of a group where there are some
+        step = max(1, size // (each * cols))
         for start in range(0, matrix.shape[0], step):
-            yield (slice(start, start + step),)
+            yield (slice(start, start + step),), (start * each, 0)
 
 
-def tiles(matrix: Matrix) -> Iterator[tuple[tuple[slice, ...], tuple[int, int]]]:
+def tiles(matrix: Matrix) -> Iterator[tuple[Index, Corner]]:
     """Indices of tiles for work entry by entry, and the (row, column) where each begins.
 
     In order, row by row: a tile is at most WIDEST columns wide and about TILE elements large, so
@@ -175,7 +184,7 @@ def tiles(matrix: Matrix) -> Iterator[tuple[tuple[slice, ...], tuple[int, int]]]
 
 
 def read_block(
-    matrix: Matrix, index: tuple[slice, ...], name: str, dtype: torch.dtype, space: Workspace
+    matrix: Matrix, index: Index, name: str, dtype: torch.dtype, space: Workspace
 ) -> Tensor:
     """One block as a contiguous (rows, cols) tensor of dtype, in a buffer of the workspace."""
     part = matrix[index]
@@ -197,14 +206,14 @@ class Sides:
     def shape(self) -> tuple[int, int]:
         return shape_of(self.tuned)
 
-    def read(self, index: tuple[slice, ...]) -> tuple[Tensor, Tensor]:
+    def read(self, index: Index) -> tuple[Tensor, Tensor]:
         """One block of base and of tuned, each in its buffer."""
         b = read_block(self.base, index, "base", self.dtype, self.space)
         return b, read_block(self.tuned, index, "tuned", self.dtype, self.space)
 
     def blocks(self, size: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Every block of base and of tuned, in the order of `blocks`."""
-        return (self.read(index) for index in blocks(self.tuned, size))
+        return (self.read(index) for index, _ in blocks(self.tuned, size))
 
 
 def power_of_two_scale(largest: float) -> float:
@@ -223,7 +232,7 @@ def scaled_blocks(
     matrix: Matrix, scale: float, dtype: torch.dtype, space: Workspace
 ) -> Iterator[Tensor]:
     """The blocks of scale * matrix, in the order of `blocks`, as (rows, cols) tensors of dtype."""
-    for index in blocks(matrix):
+    for index, _ in blocks(matrix):
         block = read_block(matrix, index, "tuned", dtype, space)
         yield block if scale == 1.0 else block.mul_(scale)
 
@@ -252,10 +261,10 @@ def gram(matrix_blocks: Iterator[Tensor], side: int, wide: bool, dtype: torch.dt
     """
     total = torch.zeros((side, side), dtype=dtype)
     product: Tensor | None = None
-    update = rank_k_updates()
+    routine = blas()
     for block in matrix_blocks:
-        if update is not None:
-            update[dtype](total.numpy(), block.contiguous().numpy(), wide)
+        if routine is not None:
+            _add_product(routine, total.numpy(), block.contiguous().numpy(), wide)
         else:  # NumPy does half the work too, but mirrors the half and needs another sum
             x = block if wide else block.T
             product = torch.empty_like(total) if product is None else product
@@ -264,35 +273,29 @@ def gram(matrix_blocks: Iterator[Tensor], side: int, wide: bool, dtype: torch.dt
     return total
 
 
-Update = Callable[[NDArray[np.floating], NDArray[np.floating], bool], None]
-
-
 @cache
-def rank_k_updates() -> dict[torch.dtype, Update] | None:
-    """By dtype, what adds W Wᵀ (wide) or Wᵀ W to the lower triangle of a matrix: BLAS's `?syrk`.
-
-    Both matrices are C-contiguous. None where SciPy's BLAS has other integers than C's int.
-    """
-    syrk = routines(cython_blas, {"ssyrk": 10, "dsyrk": 10})
-    if syrk is None:
-        return None
-    return {
-        torch.float32: partial(_rank_k_update, syrk["ssyrk"], np.float32(1.0)),
-        torch.float64: partial(_rank_k_update, syrk["dsyrk"], np.float64(1.0)),
-    }
+def blas() -> dict[str, Routine] | None:
+    """BLAS's `?syrk` and `?symm`; None where SciPy's BLAS has other integers than C's int."""
+    return routines(cython_blas, {"ssyrk": 10, "dsyrk": 10, "ssymm": 12, "dsymm": 12})
 
 
-def _rank_k_update(
-    syrk: Routine,
-    one: np.floating,
+LETTER = {np.dtype(np.float32): "s", np.dtype(np.float64): "d"}  # of a routine's name
+
+
+def _add_product(
+    routine: Mapping[str, Routine],
     total: NDArray[np.floating],
     block: NDArray[np.floating],
     wide: bool,
 ) -> None:
-    """In Fortran's order rows are columns, so the lower triangle is the upper one there."""
-    side, width = len(total), block.shape[1]
-    depth = block.size // side
-    syrk(b"U", b"T" if wide else b"N", side, depth, one, block, width, one, total, side)
+    """Add W Wᵀ (wide) or Wᵀ W to a lower triangle; both matrices are C-contiguous.
+
+    In Fortran's order rows are columns, so the lower triangle is the upper one there.
+    """
+    side, width, one = len(total), block.shape[1], total.dtype.type(1.0)
+    form, depth = b"T" if wide else b"N", block.size // side
+    syrk = routine[f"{LETTER[total.dtype]}syrk"]
+    syrk(b"U", form, side, depth, one, block, width, one, total, side)
 
 
 def symmetric_product(lower: Tensor, few: NDArray[np.floating]) -> NDArray[np.floating]:
@@ -303,24 +306,16 @@ def symmetric_product(lower: Tensor, few: NDArray[np.floating]) -> NDArray[np.fl
     side, count = few.shape
     matrix = lower.numpy()
     rows = np.ascontiguousarray(few.T, dtype=matrix.dtype)
-    symm = symmetric_products()
-    if symm is None:
+    routine = blas()
+    if routine is None:
         triangle = np.tril(matrix)
         return np.asarray(triangle @ rows.T + np.tril(matrix, -1).T @ rows.T)
     out = np.empty_like(rows)
     one, zero = matrix.dtype.type(1.0), matrix.dtype.type(0.0)
-    # in Fortran's order rows are columns, so the lower triangle is the upper one there
-    symm[lower.dtype](b"L", b"U", side, count, one, matrix, side, rows, side, zero, out, side)
+    # as in `_add_product`, the lower triangle is the upper one there
+    symm = routine[f"{LETTER[matrix.dtype]}symm"]
+    symm(b"L", b"U", side, count, one, matrix, side, rows, side, zero, out, side)
     return out.T
-
-
-@cache
-def symmetric_products() -> dict[torch.dtype, Routine] | None:
-    """BLAS's `?symm` by dtype; None where SciPy's BLAS has other integers than C's int."""
-    symm = routines(cython_blas, {"ssymm": 12, "dsymm": 12})
-    if symm is None:
-        return None
-    return {torch.float32: symm["ssymm"], torch.float64: symm["dsymm"]}
 
 
 def eigenvalues(lower: Tensor) -> NDArray[np.float64]:

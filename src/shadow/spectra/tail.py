@@ -72,30 +72,19 @@ def _nearest(
     above the distance of the most promising one are compared at all values: a tenth of them in a
     spectrum that decays.
     """
-    bounds = _bounds(logs, starts, sums)
-    (reached,) = _distances(logs, starts[[np.argmin(bounds)]])
+    last = len(logs) - 1
+    few = np.append(np.arange(0, last, STRIDE), last)
+    bounds = np.concatenate(
+        [
+            _distances(logs, starts[some], few, sums[some])
+            for some in _chunks(np.arange(len(starts)), len(few))
+        ]
+    )
+    (reached,) = _at_all_values(logs, starts[[np.argmin(bounds)]])
     starts = starts[bounds <= reached * (1.0 + BOUND_ERROR)]
-    distances = np.concatenate([_distances(logs, some) for some in _chunks(starts, len(logs))])
+    distances = np.concatenate([_at_all_values(logs, some) for some in _chunks(starts, len(logs))])
     best = int(np.argmin(distances))
     return int(starts[best]), float(distances[best])
-
-
-def _bounds(
-    logs: NDArray[np.float64], starts: NDArray[np.int64], sums: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Lower bounds of `_distances`: the same at every STRIDE-th value and at the largest."""
-    places = np.append(np.arange(0, len(logs) - 1, STRIDE), len(logs) - 1)
-    bounds = np.empty(len(starts))
-    for some in _chunks(np.arange(len(starts)), len(places)):
-        count = (len(logs) - starts[some])[:, None]
-        above = np.maximum(logs[places] - logs[starts[some]][:, None], 0.0)
-        fitted = 1.0 - np.exp(above * (-count / sums[some][:, None]))
-        found = np.maximum(places - starts[some][:, None], 0) / count
-        difference = fitted - found
-        bounds[some] = np.maximum(
-            difference.max(axis=1), 1.0 / count[:, 0] - difference.min(axis=1)
-        )
-    return bounds
 
 
 def _chunks(starts: NDArray[np.int64], width: int) -> list[NDArray[np.int64]]:
@@ -103,20 +92,29 @@ def _chunks(starts: NDArray[np.int64], width: int) -> list[NDArray[np.int64]]:
     return [starts[i : i + step] for i in range(0, len(starts), step)]
 
 
-def _distances(logs: NDArray[np.float64], starts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Two-sided KS distance of each candidate's tail, logs[start:], from its fitted power law.
+def _at_all_values(logs: NDArray[np.float64], starts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Two-sided KS distance of each candidate's tail, logs[start:], from its fitted power law."""
+    return _distances(logs, starts, np.arange(starts[0], len(logs)))
+
+
+def _distances(
+    logs: NDArray[np.float64],
+    starts: NDArray[np.int64],
+    places: NDArray[np.int64],
+    sums: NDArray[np.float64] | None = None,
+) -> NDArray[np.float64]:
+    """The largest distance of each candidate at the values in these places.
 
     With d = F_fit - F just below each value, the distance is max(max d, 1 / n - min d); d = 0 at
-    the candidate itself, so entries below it may count as 0 too.
+    the candidate itself, so entries below it may count as 0 too. sums: of ln(lambda / xmin) of each
+    candidate; None where the places have all of its tail.
     """
-    base = int(starts[0])
-    logs, starts = logs[base:], starts - base
     count = (len(logs) - starts)[:, None]
-    above = logs[None, :] - logs[starts][:, None]  # ln(lambda_j / xmin_i)
+    above = logs[places] - logs[starts][:, None]  # ln(lambda_j / xmin_i)
     np.maximum(above, 0.0, out=above)
-    above *= -count / above.sum(axis=1, keepdims=True)
+    above *= -count / (above.sum(axis=1, keepdims=True) if sums is None else sums[:, None])
     difference = np.subtract(1.0, np.exp(above, out=above), out=above)
-    difference -= np.maximum(np.arange(len(logs))[None, :] - starts[:, None], 0) / count
+    difference -= np.maximum(places - starts[:, None], 0) / count
     result: NDArray[np.float64] = np.maximum(
         difference.max(axis=1), 1.0 / count[:, 0] - difference.min(axis=1)
     )
@@ -150,7 +148,7 @@ def marchenko_pastur(spectrum: Spectrum) -> Values:
     median = float(np.median(spectrum.sigma))
     scale = median / math.sqrt(n * marchenko_pastur_median(m / n))
     edge = scale * (math.sqrt(m) + math.sqrt(n))
-    return {"mp_edge": edge, "mp_outliers": int(np.count_nonzero(spectrum.sigma > edge))}
+    return {"mp_edge": edge, "mp_outliers": spectrum.above(edge)}
 
 
 @lru_cache(maxsize=4096)

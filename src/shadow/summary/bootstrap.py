@@ -59,7 +59,7 @@ class Interval:
     bounds: tuple[float, float] | None
     """(low, high), in the unit of the figure; None where reason says why."""
     layers: int
-    level: float | None
+    level: float | None = None
     """The probability that the interval may claim at most, up to LEVEL; None without bounds."""
     reason: str | None = None
     """Why there are no bounds; None where there are."""
@@ -88,7 +88,7 @@ class BoundsAlike:
     def interval(self, low: float, high: float) -> Interval:
         """One of them by its bounds."""
         if math.isnan(low):
-            return Interval(bounds=None, layers=self.layers, level=None, reason=self.reason)
+            return Interval(bounds=None, layers=self.layers, reason=self.reason)
         return Interval((low, high), self.layers, self.level)
 
 
@@ -204,7 +204,7 @@ def _bounds_of_known(
         part = slice(start, start + together)
         values = medians(columns[:, part], blocks.codes, counts)
         defined = np.all(np.isfinite(values), axis=1)
-        first, last = cut_each(values, times, tail)
+        first, last = cut(values, times, (tail, tail))
         low[part] = np.where(defined, first, np.nan)
         high[part] = np.where(defined, last, np.nan)
     return BoundsAlike(
@@ -220,17 +220,16 @@ def interval(statistic: Statistic, blocks: Blocks, *, unevenness: bool = False) 
     n = blocks.free
     fewest = UNEVEN if unevenness else FEWEST
     if n < fewest:
-        return Interval(
-            bounds=None, layers=blocks.layers, level=None, reason=_too_few(blocks, fewest)
-        )
+        return Interval(bounds=None, layers=blocks.layers, reason=_too_few(blocks, fewest))
     values = statistic(draws(blocks.sizes))
     if not np.isfinite(values).all():
-        return Interval(bounds=None, layers=blocks.layers, level=None, reason=UNDEFINED)
+        return Interval(bounds=None, layers=blocks.layers, reason=UNDEFINED)
     tail = expanded_tail(n)
     tails = (tail, tail)
     if unevenness:
         tails = corrected_tails(statistic, values, n=blocks.layers, tail=tail)
-    return Interval(cut(values, tails), blocks.layers, _level(n))
+    low, high = cut(values[None], np.ones(len(values), np.int64), tails)
+    return Interval((float(low[0]), float(high[0])), blocks.layers, _level(n))
 
 
 def _level(n: int) -> float:
@@ -246,31 +245,23 @@ def _too_few(blocks: Blocks, fewest: int) -> str:
     return f"only {counted(layers, 'layer', 'layers')}{among}, it takes {fewest + components - 1}"
 
 
-def cut(values: NDArray[np.float64], tails: tuple[float, float]) -> tuple[float, float]:
-    """The least and the largest of values without the given share at each end, rounded down.
+def cut(
+    values: NDArray[np.float64], times: NDArray[np.int64], tails: tuple[float, float]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The least and the largest of every row of (rows, draws) without the given share at each end,
+    rounded down.
 
     No value between two is made up, so that -values has the same bounds to the last bit, negated.
-    """
-    ordered, most = np.sort(values), len(values) - 1
-    below, above = (min(int(tail * len(values)), most) for tail in tails)
-    return float(ordered[below]), float(ordered[most - above])
-
-
-def cut_each(
-    values: NDArray[np.float64], times: NDArray[np.int64], tail: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """`cut` at both ends of every row of (rows, draws).
-
     times (draws,): how often each draw is repeated.
     """
     most = int(times.sum()) - 1
-    below = min(int(tail * (most + 1)), most)
+    below, above = (min(int(tail * (most + 1)), most) for tail in tails)
     if len(times) > most:  # every draw once: a third of the time
-        parted = np.partition(values, (below, most - below), axis=1)
-        return parted[:, below], parted[:, most - below]
+        parted = np.partition(values, (below, most - above), axis=1)
+        return parted[:, below], parted[:, most - above]
     order = np.argsort(values, axis=1)
     upto = np.cumsum(times[order], axis=1)
-    ends = [(upto <= rank).sum(axis=1, keepdims=True) for rank in (below, most - below)]
+    ends = [(upto <= rank).sum(axis=1, keepdims=True) for rank in (below, most - above)]
     low, high = (
         np.take_along_axis(values, np.take_along_axis(order, end, axis=1), axis=1)[:, 0]
         for end in ends

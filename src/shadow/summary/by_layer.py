@@ -5,9 +5,8 @@ leave there.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import median
 
 import numpy as np
 import pandas as pd
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from shadow.reports.report import Report
 from shadow.spectra.noise import noise_effective_rank, shift_by_noise
 from shadow.summary.layer_medians import ranked
+from shadow.summary.picture import median_of_known
 
 HEADS = ("measured", "noise alone", "rounding alone")  # of what medians returns
 
@@ -106,17 +106,11 @@ def _layers(
             LayerFigure(
                 layer=int(str(layer)),
                 measured=measured,
-                noise=_median_of_known(noise),
-                rounding=_median_of_known(rounding),
+                noise=median_of_known(noise),
+                rounding=median_of_known(rounding),
             )
         )
     return figures
-
-
-def _median_of_known(values: Iterable[float | None]) -> float | None:
-    """The median of what is not None; None where nothing is left."""
-    known = [value for value in values if value is not None]
-    return median(known) if known else None
 
 
 def _rank_of_noise(
@@ -144,7 +138,7 @@ PREDICTED: dict[
 def medians(layers: Sequence[LayerFigure]) -> tuple[float | None, float | None, float | None]:
     """Measured, by noise alone, by rounding alone: medians over layers; None without any."""
     return (
-        _median_of_known(figure.measured for figure in layers),
-        _median_of_known(figure.noise for figure in layers),
-        _median_of_known(figure.rounding for figure in layers),
+        median_of_known(figure.measured for figure in layers),
+        median_of_known(figure.noise for figure in layers),
+        median_of_known(figure.rounding for figure in layers),
     )

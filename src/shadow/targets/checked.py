@@ -15,10 +15,12 @@ from typing import Any, ClassVar, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, model_validator
 
 from shadow.errors import ShadowError
-from shadow.targets.plain_yaml import KeyPath, Tree, read_plain_file
+from shadow.files import read_given
+from shadow.targets.plain_yaml import KeyPath, Tree, plain_tree
 from shadow.text import nearest, short
 
 Model = TypeVar("Model", bound=BaseModel)
+MAX_FILE = 1_000_000  # bytes
 
 WORDS = {  # by pydantic's name of a fault: what is wrong, and what to write
     "string_type": ("{what} is not text", "put it in quotes"),
@@ -113,7 +115,7 @@ def read_form(
     hint: where nothing better is known. noun: what the keys at the top of the file name. Raises
     ShadowError.
     """
-    tree, lines = read_plain_file(file, hint)
+    tree, lines = plain_tree(read_given(file, MAX_FILE, hint, "split it"), str(file), hint)
     folder = file.absolute().parent
     form = checked(
         model, {} if tree == "" else tree, lines, str(file), hint=hint, folder=folder, noun=noun

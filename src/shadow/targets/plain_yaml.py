@@ -7,18 +7,15 @@ events, not from its nodes, so that nothing is built before it was found harmles
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from shadow.errors import ShadowError
-from shadow.files import read_given
 
 # libyaml's parser, where PyYAML was built with it: the 95 shipped families take 10 ms instead of 37
 FAST: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 MAX_DEPTH = 16  # the deepest registry file needs 5
-MAX_FILE = 1_000_000  # bytes
 
 Tree = dict[str, "Tree"] | list["Tree"] | str
 KeyPath = tuple[str | int, ...]  # keys and list indices from the top of the file
@@ -32,16 +29,10 @@ class NotPlainError(Exception):
         self.message, self.line = message, line
 
 
-def read_plain_file(file: Path, hint: str) -> tuple[Tree, dict[KeyPath, int]]:
-    """`read_plain` of a file; a fault is a ShadowError that names file and line. hint: where the
-    format is told.
-    """
-    raw = read_given(file, MAX_FILE, hint, "split it")
-    return plain_tree(raw, str(file), hint)
-
-
 def plain_tree(raw: bytes, file: str, hint: str) -> tuple[Tree, dict[KeyPath, int]]:
-    """`read_plain` of what a file holds; a fault is a ShadowError that names file and line."""
+    """`read_plain` of what a file holds; a fault is a ShadowError that names file and line. hint:
+    where the format is told.
+    """
     try:
         return read_plain(raw)
     except NotPlainError as error:

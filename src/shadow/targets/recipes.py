@@ -58,11 +58,6 @@ class Recipe:
     panels: tuple[Panel, ...]
     """The figures, 1 to 20."""
 
-    @property
-    def pairs(self) -> tuple[Pair, ...]:
-        """The pairs of all panels, each once."""
-        return tuple(dict.fromkeys(pair for panel in self.panels for pair in panel.pairs))
-
     def only(self, names: Collection[str]) -> tuple[Panel, ...]:
         """The panels of these names; all without any. Raises UsageError for a name that is none."""
         known = [panel.name for panel in self.panels]

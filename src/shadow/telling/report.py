@@ -13,7 +13,7 @@ from shadow.claims.reference import bases_of
 from shadow.comparing.gains import MEASURED_BY_OTHERS
 from shadow.quantities import DASH, Kind, Quantity, bounds_text, portion_of, text_of
 from shadow.reasons import STRICT, meaning
-from shadow.summary.grid import by_component, picture
+from shadow.summary.picture import by_component, picture
 from shadow.summary.rows import CoherenceRow, OutsideRow
 from shadow.telling.document import (
     Block,

@@ -8,7 +8,7 @@ from itertools import groupby
 from markupsafe import Markup
 
 from shadow.quantities import share
-from shadow.summary.grid import Picture, picture
+from shadow.summary.picture import Picture, picture
 from shadow.summary.rows import GridRow
 
 COLUMNS = 40

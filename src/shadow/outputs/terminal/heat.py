@@ -11,7 +11,7 @@ from rich.text import Text
 
 from shadow.outputs.cividis import LEVELS, colour
 from shadow.quantities import share
-from shadow.summary.grid import Picture, picture
+from shadow.summary.picture import Picture, picture
 from shadow.summary.rows import GridRow
 
 SHADES, ASCII_SHADES = "░▒▓█", ".:+#"
