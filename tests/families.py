@@ -21,8 +21,9 @@ from shadow.comparing.scores import ScoreFile
 from shadow.reports.atomic_replacement import KEPT
 from shadow.reports.columns import MATRICES, RESIDUAL, SPECTRA, TENSORS
 from shadow.reports.parquet import arrow_schema
+from shadow.reports.provenance import METADATA_KEY
 from shadow.telling.reading import summarise
-from shadow.telling.summary_file import summary_bytes
+from shadow.telling.summary_file import SEAL, seal, summary_bytes
 
 DENSE = {  # Qwen2.5-7B: (rows, cols)
     "attn.q": (3584, 3584),
@@ -107,6 +108,13 @@ def figures(
         name: float(value) if isinstance(value, np.floating) else value
         for name, value in found.items()
     }
+
+
+def _write_tables(folder: Path, tables: dict[str, pa.Table], told: dict[str, Any]) -> None:
+    metadata = {METADATA_KEY: json.dumps(told).encode()}
+    for name, table in tables.items():
+        path = folder / f"{name}.parquet"
+        pq.write_table(table.replace_schema_metadata(metadata), path, compression="zstd")
 
 
 def write_family(
@@ -230,23 +238,23 @@ def write_family(
     }
     folder.mkdir(parents=True, exist_ok=True)
     tables = {
-        name: pa.Table.from_pylist(rows, schema=arrow_schema(columns)).replace_schema_metadata(
-            {b"shadow": json.dumps(told).encode()}
-        )
+        name: pa.Table.from_pylist(rows, schema=arrow_schema(columns))
         for name, columns, rows in (
             ("matrices", MATRICES, matrices),
             ("tensors", TENSORS, tensors),
             ("residual", RESIDUAL, []),
             ("spectra", SPECTRA, curves),
         )
+        if name != "spectra" or spectra
     }
-    for name, table in tables.items():
-        if name != "spectra" or spectra:
-            pq.write_table(table, folder / f"{name}.parquet", compression="zstd")
+    _write_tables(folder, tables, told)
     made = summarise(tables, told)
     summary = made.as_json()
     assert summary_from_json(json.loads(json.dumps(summary))) == made
     (folder / "summary.json").write_bytes(summary_bytes(summary))
+    # sealed as an audit's, so that readers need not make it again
+    paths = {name: folder / f"{name}.parquet" for name in tables}
+    _write_tables(folder, tables, {**told, SEAL: seal(summary, paths, told)})
     if scores:
         scored = Scored((ScoreFile("scores.csv", "0" * 64),), tuple(scores), ())
         (folder / KEPT).write_bytes(kept_bytes(scored, told))

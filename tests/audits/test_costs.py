@@ -21,11 +21,12 @@ from shadow.checkpoints.opening import checked_weight_map
 from shadow.checkpoints.pairing import Filter
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checkpoints.sources import ByteRanges
-from shadow.outputs.page.cells import Matrices, cells_of, drawn_cells
+from shadow.outputs.page.cells import cells_of, drawn_cells
 from shadow.places.architecture import place_tensors
 from shadow.places.names import name_rules
 from shadow.reports.report import Report
 from shadow.spectra.delta import Method
+from shadow.summary.columns import columns_of
 from shadow.targets.families import Pair
 from shadow.targets.references import Reference
 
@@ -193,10 +194,10 @@ def test_a_small_report_takes_few_steps_on_a_page(tmp_path):
     """
     folder = uniform(tmp_path / "x", 0.3, layers=4)
     report = Report(folder)
-    rows = Matrices(report.table("matrices"))
+    rows, tensors = (columns_of(report.table(name)) for name in ("matrices", "tensors"))
 
     def draw():
-        return drawn_cells(rows, cells_of(rows, report.table("tensors")), pairs=300)
+        return drawn_cells(rows, cells_of(rows, tensors), pairs=300)
 
     assert draw()["modules"]["delta"]["concentration"][0] == [0.3, [0.3, 0.3], 4, 0.875]
     assert steps(draw) < 100_000

@@ -15,6 +15,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
+from reports import uniform
 
 from shadow.claims.rules import parse_rule, read_policy
 from shadow.claims.verdicts import Judgement, Verdict
@@ -190,31 +191,6 @@ def test_the_summary_of_a_step_is_its_tables_whatever_the_names(judged):
     assert sum(line.startswith("- ") for line in text.splitlines()) == sum(lists)
 
 
-def test_rules_of_several_pairs_are_counted_as_checks():
-    """The same two rules on three pairs are six checks; pairs with other rules have no product."""
-    pair = (
-        Verdict(parse_rule("spikes > 1"), "passed", ""),
-        Verdict(parse_rule("spikes > 2"), "met", ""),
-    )
-    judged = [Judgement("f", name, verdicts=pair) for name in "abc"]
-    assert counts(judged) == "3 of 6 checks passed (2 rules x 3 pairs), 3 FAILED"
-    assert (
-        counts([*judged, Judgement("f", "d", verdicts=pair[:1])])
-        == "4 of 7 checks passed, 3 FAILED"
-    )
-    assert counts([*judged[:1], Judgement("f", "d", fault="no")]) == "1 rule passed, 1 FAILED"
-
-
-def test_warnings_alone_fail_nothing():
-    """Violated or without a figure: 0 failed, and so many warnings, as the exit code 0 has it."""
-    judged = [
-        made("f", name, "one", "", "", outcome, "warning")
-        for name, outcome in (("a", "met"), ("b", "missing"))
-    ]
-    assert counts(judged[:1]) == "0 rules passed, 0 failed, 1 warning"
-    assert counts(judged) == "0 of 2 checks passed (1 rule x 2 pairs), 0 failed, 2 warnings"
-
-
 @pytest.mark.parametrize("limit", [5_000, 100_000])
 def test_the_summary_stays_below_what_github_takes(limit):
     """What does not fit is counted, in each table, and the tables stay tables."""
@@ -338,8 +314,10 @@ def test_json_stays_the_same_json_without_commands(value):
     assert commands(written.getvalue()) == []
 
 
-@pytest.mark.parametrize("variables", [{}, {"FORCE_COLOR": "1"}, {"COLUMNS": "40"}])
-@pytest.mark.parametrize("format", ["table", "json"])
+@pytest.mark.parametrize(
+    ("format", "variables"),
+    [("table", {"FORCE_COLOR": "1"}), ("table", {"COLUMNS": "40"}), ("json", {})],
+)
 def test_names_of_tensors_command_nothing(shadow, tmp_path, variables, format):
     """A checkpoint with commands for names, in GitHub Actions: the only commands are those of the
     rule that was met.
@@ -392,20 +370,25 @@ def test_the_summary_is_appended_and_the_junit_file_is_whole(shadow, tmp_path):
     assert [[case.name for case in suite] for suite in xml] == [["audit", "spikes > 99"]]
 
 
-def test_a_summary_that_cannot_be_written_is_said_and_fails_nothing(shadow, tmp_path):
-    """The audit is what was asked for."""
-    done = shadow(
-        "audit", "demo:base..narrow", "-o", "out", env={"GITHUB_STEP_SUMMARY": str(tmp_path)}
-    )
+def judged_with(shadow, tmp_path, summary):
+    """A gate that passes, with that file for the summary of the step."""
+    uniform(tmp_path / "out", 0.3)
+    env = {"GITHUB_STEP_SUMMARY": str(summary)}
+    done = shadow("gate", "out", "--fail-on", "concentration > 0.9", env=env)
     done.assert_done()
+    return done
+
+
+def test_a_summary_that_cannot_be_written_is_said_and_fails_nothing(shadow, tmp_path):
+    """The verdict is what was asked for."""
+    done = judged_with(shadow, tmp_path, tmp_path)
     assert "no summary of the step: cannot write" in done.err
 
 
 def test_a_summary_without_room_is_left_alone(shadow, tmp_path):
     """GitHub drops the whole summary of a step that is longer than a mebibyte."""
     (tmp_path / "summary.md").write_bytes(b"x" * 999_000)
-    env = {"GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md")}
-    shadow("audit", "demo:base..narrow", "-o", "out", env=env).assert_done()
+    judged_with(shadow, tmp_path, tmp_path / "summary.md")
     assert (tmp_path / "summary.md").stat().st_size == 999_000
 
 
@@ -439,26 +422,21 @@ def test_no_passing_junit_file_of_an_earlier_run_outlasts_an_error(
     )
 
 
-def test_other_xml_is_no_junit_file(shadow, tmp_path):
-    """A slip of the path must not cost a file of another program that begins as XML does."""
-    text = '<?xml version="1.0"?>\n<project>precious</project>\n'
+@pytest.mark.parametrize(
+    "text", ["precious", '<?xml version="1.0"?>\n<project>precious</project>\n']
+)
+def test_a_junit_file_takes_no_other_files_place(shadow, tmp_path, text):
+    """A slip of the path must not cost a file, also one of another program that begins as XML does;
+    it is told before anything is measured.
+    """
     (tmp_path / "pom.xml").write_text(text)
     done = shadow("audit", "demo:base..narrow", "-o", "out", "--junit", "pom.xml")
     assert "already exists and is not a JUnit file" in done.assert_refused()
     assert (tmp_path / "pom.xml").read_text() == text
-
-
-def test_a_junit_file_takes_no_other_files_place(shadow, tmp_path):
-    """A slip of the path must not cost a file; it is told before anything is measured."""
-    (tmp_path / "weights").write_bytes(b"precious")
-    done = shadow("audit", "demo:base..narrow", "-o", "out", "--junit", "weights")
-    assert "is not a JUnit file" in done.assert_refused()
-    assert (tmp_path / "weights").read_bytes() == b"precious"
-    assert not (tmp_path / "out").exists()
-    (tmp_path / "file").write_text("")
-    done = shadow("audit", "demo:base..narrow", "-o", "out", "--junit", "file/junit.xml")
+    done = shadow("audit", "demo:base..narrow", "-o", "out", "--junit", "pom.xml/junit.xml")
     assert done.code == 1
-    assert "cannot write file/junit.xml" in done.err
+    assert "cannot write pom.xml/junit.xml" in done.err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_fault_is_in_every_format(shadow, tmp_path):
@@ -477,13 +455,49 @@ def test_a_fault_is_in_every_format(shadow, tmp_path):
     ]
 
 
-def test_the_last_line_counts_the_rules():
-    """What passed, failed or could not be judged, and which only warn; nothing without rules."""
-    judged = [
-        made("f", "a", "one", "", "", outcome="passed"),
-        made("f", "b", "two", "", ""),
-        made("f", "c", "three", "", "", severity="warning"),
-        made("f", "d", "four", "", "", outcome="missing"),
-    ]
-    assert counts(judged) == "1 of 4 checks passed, 1 FAILED, 1 not judged, 1 warning"
-    assert counts([Judgement("f", "a")]) == ""
+def pair(name, *outcomes, warns=()):
+    """What came of the rules of a pair; those in warns only warn."""
+    return Judgement(
+        "f",
+        name,
+        verdicts=tuple(
+            Verdict(
+                parse_rule(f"spikes > {at}", severity="warning" if at in warns else "error"),
+                outcome,
+                "",
+            )
+            for at, outcome in enumerate(outcomes)
+        ),
+    )
+
+
+TWO = ("passed", "met")
+
+
+@pytest.mark.parametrize(
+    ("judged", "text"),
+    [
+        ([pair("a")], ""),
+        (
+            [pair(name, *TWO) for name in "abc"],
+            "3 of 6 checks passed (2 rules x 3 pairs), 3 FAILED",
+        ),
+        ([*(pair(name, *TWO) for name in "abc"), pair("d", "passed")],
+         "4 of 7 checks passed, 3 FAILED"),
+        ([pair("a", *TWO), Judgement("f", "d", fault="no")], "1 rule passed, 1 FAILED"),
+        ([pair("a", "met", warns=[0])], "0 rules passed, 0 failed, 1 warning"),
+        (
+            [pair("a", "met", warns=[0]), pair("b", "missing", warns=[0])],
+            "0 of 2 checks passed (1 rule x 2 pairs), 0 failed, 2 warnings",
+        ),
+        (
+            [pair("a", "passed", "met", "met", "missing", "skipped", warns=[2])],
+            "1 rule passed, 1 FAILED, 1 not judged, 1 warning, 1 skipped",
+        ),
+    ],
+)  # fmt: skip
+def test_the_last_line_counts_the_rules(judged, text):
+    """What passed, failed or could not be judged, and which only warn, as the exit code has it; of
+    several pairs with the same rules their product; nothing without rules.
+    """
+    assert counts(judged) == text

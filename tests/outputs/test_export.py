@@ -578,13 +578,13 @@ def test_an_export_replaces_its_own_and_nothing_else_changes(folders, runs, tmp_
     """
     before = tree(runs)
     target = tmp_path / "new" / "out"
-    for some in (folders[:2], folders):
+    for some in (folders[:1], folders[:2]):
         done = export(some, to, target)
         assert (done.reports, done.rows["matrices"]) == (len(some), 27 * len(some))
     assert [path.name for path in (*tmp_path.iterdir(), *target.parent.iterdir())] == ["new", "out"]
     assert tree(runs) == before
     if to != "duckdb":  # whose files hold random numbers
-        export(folders, to, tmp_path / "again")
+        export(folders[:2], to, tmp_path / "again")
         assert content(target) == content(tmp_path / "again")
 
 
@@ -796,11 +796,11 @@ def test_the_command_writes_beside_itself_and_says_what(shadow, runs, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [f"{runs.name}.sqlite"]
 
 
-def test_an_export_inside_run_is_no_report(runs, folders, tmp_path):
-    """Written into the folder of the reports, none of the formats is taken for one of them."""
+def test_an_export_inside_run_is_no_report(runs, exported, tmp_path):
+    """In the folder of the reports, none of the formats is taken for one of them."""
     top = shutil.copytree(runs, tmp_path / "runs")
-    for to in FORMATS:
-        export(folders, to, top / f"in-{to}")
+    for to, path in exported.items():
+        (shutil.copytree if path.is_dir() else shutil.copy)(path, top / f"in-{to}")
     assert len(reports_below(top)) == len(HOSTILE)
 
 

@@ -8,6 +8,7 @@ import json
 import math
 import re
 from dataclasses import replace
+from functools import cache
 from itertools import chain
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import reports
 import torch
+import view
 from command import run_shadow
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
@@ -66,8 +68,15 @@ def model(layers=4, **figures):
     return [row(layer, module, **figures) for layer in range(layers) for module in reports.MODULES]
 
 
+MADE = {}
+
+
 def summary_of(folder, deltas, **more):
-    return read_summary(reports.write(folder / "base..tuned", deltas, **more))[0]
+    """Of equal reports one is written and summarised."""
+    key = repr((deltas, more))
+    if key not in MADE:
+        MADE[key] = read_summary(reports.write(folder / "base..tuned", deltas, **more))[0]
+    return MADE[key]
 
 
 def told(folder, deltas, **more):
@@ -167,73 +176,79 @@ UNKNOWN |= {"relative_norm_unrounded": None, "equivalent_directions": None}
 RANK_8 = {"rank_90": 8, "rank_95": 8, "rank_99": 8, "numerical_rank": 64}
 RANK_8 |= {f"top{k}_energy": min(1.0, k / 8) * 0.9995 for k in TOPS}
 
+
+def report(deltas, **more):
+    """What a report is of."""
+    return deltas, more
+
+
 MUST = {  # by code: what a report has to be of for the sentence to stand there
-    "identical": lambda at: told(at, [], extra_tensors=same()),
-    "nonfinite": lambda at: told(at, model(), extra_tensors=BROKEN),
-    "vocabulary": lambda at: told(at, model(), extra_tensors=grown(591, 551)),
-    "left_out": lambda at: told(at, model(), extra_tensors=alone(1)),
-    "only_vectors": lambda at: told(at, [], extra_tensors=(*same(), *vectors([0.1, 0.2]))),
-    "vectors": lambda at: told(at, model(), extra_tensors=vectors([0.9, 0.9, 0.9])),
-    "replaced": lambda at: told(at, with_swapped()),
-    "scaled": lambda at: told(at, model(**SCALED)),
-    "zeroed": lambda at: told(at, model(**PRUNED)),
-    "few_rows": lambda at: told(at, [*model(), row(None, "embed", rows=600, rows_changed=1 / 600)]),
-    "unrelated": lambda at: told(at, model(cosine=0.01, relative_norm=1.4)),
-    "hardly_related": lambda at: told(at, model(cosine=0.3)),
-    "part_asked_for": lambda at: told(
-        at, model(), settings={**SETTINGS, "chosen": {"layers": [0]}}, extra_tensors=alone(12)
+    "identical": report([], extra_tensors=same()),
+    "nonfinite": report(model(), extra_tensors=BROKEN),
+    "vocabulary": report(model(), extra_tensors=grown(591, 551)),
+    "left_out": report(model(), extra_tensors=alone(1)),
+    "only_vectors": report([], extra_tensors=(*same(), *vectors([0.1, 0.2]))),
+    "vectors": report(model(), extra_tensors=vectors([0.9, 0.9, 0.9])),
+    "replaced": report(with_swapped()),
+    "scaled": report(model(**SCALED)),
+    "zeroed": report(model(**PRUNED)),
+    "few_rows": report([*model(), row(None, "embed", rows=600, rows_changed=1 / 600)]),
+    "unrelated": report(model(cosine=0.01, relative_norm=1.4)),
+    "hardly_related": report(model(cosine=0.3)),
+    "part_asked_for": report(
+        model(), settings={**SETTINGS, "chosen": {"layers": [0]}}, extra_tensors=alone(12)
     ),
-    "part_shared": lambda at: told(at, model(), extra_tensors=alone(12)),
-    "unread_formats": lambda at: told(
-        at, model(), extra_tensors=tuple({**one, "reason": "quantized"} for one in alone(1))
+    "part_shared": report(model(), extra_tensors=alone(12)),
+    "unread_formats": report(
+        model(), extra_tensors=tuple({**one, "reason": "quantized"} for one in alone(1))
     ),
-    "size": lambda at: told(at, model()),
-    "coherent": lambda at: told(at, model()),
-    "standing_out": lambda at: told(at, model(spikes=1, spike_energy=0.1)),
-    "low_rank": lambda at: told(at, model(**RANK_8)),
-    "flat": lambda at: told(at, model(purity_z=-20.0)),
-    "noise": lambda at: told(at, model(purity_z=0.5)),
-    "mixed": lambda at: told(at, [*model(3, purity_z=0.5), *model(4)[9:]]),
-    "concentration": lambda at: told(at, model(purity_z=None)),
-    "few_values": lambda at: told(at, model(levels_tuned=LEVELS["int8"], **WIDE)),
-    "beyond_rounding": lambda at: told(at, [*model(**ROUNDED), row(4, "attn.q")]),
-    "rounded_away": lambda at: told(at, model(**ROUNDED)),
-    "rounding": lambda at: told(at, model(**{**ROUNDED, "floor_ratio": 1.0})),
-    "unexplained": lambda at: told(at, model(**UNKNOWN)),
-    "kept": lambda at: told(at, model(kept=0.5, floor_ratio=0.8)),
-    "siblings": lambda at: told(at, model(), settings={**SETTINGS, "relation": "sibling"}),
+    "size": report(model()),
+    "coherent": report(model()),
+    "standing_out": report(model(spikes=1, spike_energy=0.1)),
+    "low_rank": report(model(**RANK_8)),
+    "flat": report(model(purity_z=-20.0)),
+    "noise": report(model(purity_z=0.5)),
+    "mixed": report([*model(3, purity_z=0.5), *model(4)[9:]]),
+    "concentration": report(model(purity_z=None)),
+    "few_values": report(model(levels_tuned=LEVELS["int8"], **WIDE)),
+    "beyond_rounding": report([*model(**ROUNDED), row(4, "attn.q")]),
+    "rounded_away": report(model(**ROUNDED)),
+    "rounding": report(model(**{**ROUNDED, "floor_ratio": 1.0})),
+    "unexplained": report(model(**UNKNOWN)),
+    "kept": report(model(kept=0.5, floor_ratio=0.8)),
+    "siblings": report(model(), settings={**SETTINGS, "relation": "sibling"}),
 }
 MUST_NOT = {  # a near miss of the same code
-    "identical": lambda at: told(at, model(1), extra_tensors=same()),
-    "nonfinite": lambda at: told(at, model(), extra_tensors=alone(1)),
-    "vocabulary": lambda at: told(at, model(), extra_tensors=grown(591, 591)),
-    "left_out": lambda at: told(at, model(), extra_tensors=BROKEN),
-    "only_vectors": lambda at: told(at, [], extra_tensors=(*same(), *vectors([]))),
-    "vectors": lambda at: told(at, model(), extra_tensors=vectors([0.9])),
-    "replaced": lambda at: told(at, with_swapped(0.6)),
-    "scaled": lambda at: told(at, [*model(**SCALED), row(4, "mlp.up", decay_cosine=0.99)]),
-    "zeroed": lambda at: told(at, model(**{**PRUNED, "zero_share": 0.0})),
-    "few_rows": lambda at: told(at, [*model(), row(None, "embed", rows=600, rows_changed=0.06)]),
-    "unrelated": lambda at: told(at, model(cosine=0.3)),
-    "hardly_related": lambda at: told(at, model(cosine=0.6)),
-    "part_asked_for": lambda at: told(at, model(), extra_tensors=alone(12)),
-    "part_shared": lambda at: told(at, model(), extra_tensors=alone(1)),
-    "unread_formats": lambda at: told(at, model(), extra_tensors=alone(1)),
-    "size": lambda at: told(at, [], extra_tensors=same()),
-    "coherent": lambda at: told(at, model(purity_z=4.9)),
-    "standing_out": lambda at: told(at, model(spikes=9, spike_energy=0.099)),
-    "low_rank": lambda at: told(at, model(**{**RANK_8, **{f"top{k}_energy": 0.98 for k in TOPS}})),
-    "flat": lambda at: told(at, model(purity_z=-4.9)),
-    "noise": lambda at: told(at, model(purity_z=5.1)),
-    "mixed": lambda at: told(at, [*model(3), *model(4, purity_z=0.5)[9:]]),
-    "concentration": lambda at: told(at, model()),
-    "few_values": lambda at: told(at, model(levels_tuned=LEVELS["bf16"], **WIDE)),
-    "beyond_rounding": lambda at: told(at, model(**ROUNDED)),
-    "rounded_away": lambda at: told(at, model(kept=0.3, floor_ratio=0.3)),
-    "rounding": lambda at: told(at, model(**{**ROUNDED, "floor_ratio": 0.5})),
-    "unexplained": lambda at: told(at, model(**{**UNKNOWN, "floor_ratio": 5.0})),
-    "kept": lambda at: told(at, model(kept=0.95)),
-    "siblings": lambda at: told(at, model()),
+    "identical": report(model(1), extra_tensors=same()),
+    "nonfinite": report(model(), extra_tensors=alone(1)),
+    "vocabulary": report(model(), extra_tensors=grown(591, 591)),
+    "left_out": report(model(), extra_tensors=BROKEN),
+    "only_vectors": report([], extra_tensors=(*same(), *vectors([]))),
+    "vectors": report(model(), extra_tensors=vectors([0.9])),
+    "replaced": report(with_swapped(0.6)),
+    "scaled": report([*model(**SCALED), row(4, "mlp.up", decay_cosine=0.99)]),
+    "zeroed": report(model(**{**PRUNED, "zero_share": 0.0})),
+    "few_rows": report([*model(), row(None, "embed", rows=600, rows_changed=0.06)]),
+    "unrelated": report(model(cosine=0.3)),
+    "hardly_related": report(model(cosine=0.6)),
+    "part_asked_for": report(model(), extra_tensors=alone(12)),
+    "part_shared": report(model(), extra_tensors=alone(1)),
+    "unread_formats": report(model(), extra_tensors=alone(1)),
+    "size": report([], extra_tensors=same()),
+    "coherent": report(model(purity_z=4.9)),
+    "standing_out": report(model(spikes=9, spike_energy=0.099)),
+    "low_rank": report(model(**{**RANK_8, **{f"top{k}_energy": 0.98 for k in TOPS}})),
+    "flat": report(model(purity_z=-4.9)),
+    "noise": report(model(purity_z=5.1)),
+    "mixed": report([*model(3), *model(4, purity_z=0.5)[9:]]),
+    "concentration": report(model()),
+    "few_values": report(model(levels_tuned=LEVELS["bf16"], **WIDE)),
+    "beyond_rounding": report(model(**ROUNDED)),
+    "rounded_away": report(model(kept=0.3, floor_ratio=0.3)),
+    "rounding": report(model(**{**ROUNDED, "floor_ratio": 0.5})),
+    "unexplained": report(model(**{**UNKNOWN, "floor_ratio": 5.0})),
+    "kept": report(model(kept=0.95)),
+    "siblings": report(model()),
 }
 
 
@@ -245,11 +260,30 @@ def sentence(found, code):
     return next(one.text for one in found.sentences if one.code == code)
 
 
+def says(at, code, deltas, *texts, without=(), **more):
+    """The sentence of a report has these texts, and none of those."""
+    text = sentence(told(at / f"{len(MADE)}", deltas, **more), code)
+    assert [one for one in texts if one not in text] == [], text
+    assert [one for one in without if one in text] == [], text
+
+
+@pytest.fixture
+def must(tmp_path):
+    """The summary of the report that needs a sentence, by its code."""
+
+    def summary(code):
+        deltas, more = MUST[code]
+        return summary_of(tmp_path / code, deltas, **more)
+
+    return summary
+
+
 @pytest.mark.parametrize("code", MUST)
-def test_a_sentence_stands_where_it_is_true_and_only_there(tmp_path, code):
+def test_a_sentence_stands_where_it_is_true_and_only_there(must, tmp_path, code):
     """Of each code a report that needs the sentence, and a near miss that must not have it."""
-    assert code in codes(MUST[code](tmp_path / "must"))
-    assert code not in codes(MUST_NOT[code](tmp_path / "not"))
+    assert code in codes(must(code).finding)
+    deltas, more = MUST_NOT[code]
+    assert code not in codes(told(tmp_path, deltas, **more))
 
 
 def test_every_code_has_a_case_and_a_text():
@@ -388,9 +422,9 @@ def test_where_nothing_was_compared_nothing_is_said(tmp_path):
     assert (found.other_explanations, found.not_shown) == ([], list(NOT_SHOWN))
 
 
-def test_gates_come_first_and_unrelated_models_have_no_structure(tmp_path):
+def test_gates_come_first_and_unrelated_models_have_no_structure(must):
     """A cosine near 0: two unrelated models, the size of their difference, no word of an update."""
-    found = MUST["unrelated"](tmp_path)
+    found = must("unrelated").finding
     assert codes(found) == ["unrelated", "size"]
     assert found.sentences[0].text.startswith("These are two unrelated models of one shape")
     assert "The difference is" in found.text
@@ -400,9 +434,9 @@ def test_gates_come_first_and_unrelated_models_have_no_structure(tmp_path):
 @pytest.mark.parametrize(
     "code", ["hardly_related", "part_shared", "part_asked_for", "unread_formats"]
 )
-def test_a_failed_gate_is_the_first_sentence(tmp_path, code):
+def test_a_failed_gate_is_the_first_sentence(must, code):
     """What limits the rest is read before it."""
-    assert codes(MUST[code](tmp_path))[0] == code
+    assert codes(must(code).finding)[0] == code
 
 
 @pytest.mark.parametrize(
@@ -414,18 +448,18 @@ def test_a_failed_gate_is_the_first_sentence(tmp_path, code):
         ("base..narrow", None),
     ],
 )
-def test_a_stage_is_told_where_its_name_says_what_it_is(tmp_path, pair, text):
+def test_a_stage_is_told_where_its_name_says_what_it_is(must, pair, text):
     """Names of stages come from family files; those that say nothing are left out."""
-    summary = replace(summary_of(tmp_path, model()), pair=pair)
+    summary = replace(must("size"), pair=pair)
     found = finding(summary, SETTINGS)
     assert ("stage" in codes(found)) == (text is not None)
     if text:
         assert sentence(found, "stage").endswith(text)
 
 
-def test_what_is_known_of_published_pairs_is_the_last_sentence(tmp_path):
+def test_what_is_known_of_published_pairs_is_the_last_sentence(must):
     """Where a pair lies among published ones stands last; without a place there is no sentence."""
-    summary = summary_of(tmp_path, model())
+    summary = must("size")
     size = PublishedPlace(value=0.05, below=2, families=20, pairs=45, least=0.01, most=0.2)
     published = replace(summary.published, pair=None, size=size)
     assert codes(finding(replace(summary, published=published), SETTINGS))[-1] == "published"
@@ -463,16 +497,13 @@ HEADLINES = {
 }
 
 
-@pytest.mark.parametrize("code", HEADLINES)
-def test_the_headline_says_it_in_a_line(tmp_path, code):
-    """What, how far, along how many directions and where: what the sentences below it say."""
-    assert MUST[code](tmp_path).headline == HEADLINES[code]
-
-
 @pytest.mark.parametrize("code", MUST)
-def test_every_finding_has_a_headline(tmp_path, code):
-    """One short line, whatever the pair; it comes first where a finding is printed."""
-    found = MUST[code](tmp_path)
+def test_the_headline_says_it_in_a_line(must, code):
+    """What, how far, along how many directions and where: what the sentences below it say. One
+    short line, whatever the pair; it comes first where a finding is printed.
+    """
+    found = must(code).finding
+    assert found.headline == HEADLINES.get(code, found.headline)
     assert len(found.headline.splitlines()) == 1
     assert len(found.headline) < 100
     assert found.headline.endswith(".")
@@ -536,10 +567,16 @@ def test_a_merged_adapter_in_a_rounded_copy_is_no_copy(tmp_path):
     assert answers(found)["quantised_copy"].answer != "fits"
 
 
-def test_a_label_that_says_something_leads_the_headline(shadow, tmp_path):
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """The summaries of the demo's pairs, by pair."""
+    found = shadow.audit("demo", output=tmp_path_factory.mktemp("demo"))
+    return {one.summary.pair: one.summary for one in found}
+
+
+def test_a_label_that_says_something_leads_the_headline(demo):
     """Of the demo's pairs one is labelled concentrated; mixed is no answer, and not told."""
-    told = json.loads(shadow("audit", "demo", "-o", "out", "--json").assert_done())
-    headlines = {one["pair"]: one["finding"]["headline"] for one in told}
+    headlines = {pair: summary.finding.headline for pair, summary in demo.items()}
     assert headlines["base..narrow"].startswith("Concentrated: changed by 8.0 %, as coherent as")
     assert headlines["base..broad"].startswith("Changed by 6.4 %, as coherent as")
 
@@ -548,47 +585,42 @@ def test_a_label_that_says_something_leads_the_headline(shadow, tmp_path):
 
 
 def test_a_head_of_more_than_its_share_is_named_with_both_shares(tmp_path):
-    """46 % of the energy with a thirteenth of the parameters; with its share it is a module like
-    any other.
+    """46 % of the energy with a thirteenth of the parameters; 12 %, where the layers have 88 %; of
+    its share alone nothing is said.
     """
-    assert "the head (46 %, with 7.7 % of the parameters)" in sentence(
-        told(tmp_path / "a", with_head(0.46)), "size"
-    )
-    assert "head" not in sentence(told(tmp_path / "b", with_head(1 / 13)), "size")
+    most = "the head (46 %, with 7.7 % of the parameters)"
+    says(tmp_path, "size", with_head(0.46), most)
+    says(tmp_path, "size", with_head(0.12), "The head holds 12 %, with 7.7 % of the parameters.")
+    says(tmp_path, "size", with_head(1 / 13), without=["head"])
 
 
 def test_a_pooler_is_not_called_the_head(tmp_path):
     """Its module is head, and it predicts nothing; beside a head that predicts, it is the head."""
     body, (head,) = with_head(0.46)[:-1], with_head(0.46)[-1:]
     pooler = {**head, "tensor": "bert.pooler.dense.weight"}
-    text = sentence(told(tmp_path / "a", [*body, pooler]), "size")
-    assert "the pooling head (46 %, with 7.7 % of the parameters)" in text
-    text = sentence(told(tmp_path / "c", [*body, {**pooler, "relative_norm": 0.9}]), "size")
-    assert "the pooling head moved furthest: 90 %" in text
+    share = "the pooling head (46 %, with 7.7 % of the parameters)"
+    says(tmp_path, "size", [*body, pooler], share)
+    further = [*body, {**pooler, "relative_norm": 0.9}]
+    says(tmp_path, "size", further, "the pooling head moved furthest: 90 %")
     both = [*body, pooler, {**head, "tensor": "cls.predictions.decoder.weight"}]
-    assert "pooling" not in sentence(told(tmp_path / "b", both), "size")
+    says(tmp_path, "size", both, without=["pooling"])
 
 
 def test_a_change_in_proportion_to_the_parameters_names_no_place(tmp_path):
     """Embeddings of twelve parts of 24 in both; and with 3 of 5 of the energy, they are named."""
     energy, size = 12 * 0.05**2, 12 * 64 * 96
-    even = [*model(), row(None, "embed", parameters=size, frobenius_norm=math.sqrt(energy))]
-    text = sentence(told(tmp_path / "a", even), "size")
-    assert (
+
+    def with_embeddings(times):
+        norm = math.sqrt(times * energy)
+        return [*model(), row(None, "embed", parameters=size, frobenius_norm=norm)]
+
+    even = (
         "It is spread about in proportion to the parameters: the embeddings, 50 % of them, have"
-        " 50 % of it." in text
+        " 50 % of it."
     )
-    assert "Most of it" not in text
-    more = [*model(), row(None, "embed", parameters=size, frobenius_norm=math.sqrt(1.5 * energy))]
-    text = sentence(told(tmp_path / "b", more), "size")
-    assert "Most of it is in the embeddings (60 %, with 50 % of the parameters)." in text
-
-
-def test_a_head_that_is_not_among_the_largest_is_named_all_the_same(tmp_path):
-    """12 % with 7.7 % of the parameters, where the layers have 88 %."""
-    assert "The head holds 12 %, with 7.7 % of the parameters." in sentence(
-        told(tmp_path, with_head(0.12)), "size"
-    )
+    more = "Most of it is in the embeddings (60 %, with 50 % of the parameters)."
+    says(tmp_path, "size", with_embeddings(1), even, without=["Most of it"])
+    says(tmp_path, "size", with_embeddings(1.5), more)
 
 
 def still(layers=4):
@@ -598,7 +630,7 @@ def still(layers=4):
     ]
 
 
-def without(deltas, tensors):
+def frozen(deltas, tensors):
     """Of these tensors, those that no delta is of."""
     changed = {(one["layer"], one["module"]) for one in deltas}
     return tuple(one for one in tensors if (one["layer"], one["module"]) not in changed)
@@ -606,30 +638,27 @@ def without(deltas, tensors):
 
 def test_the_layers_that_hold_nearly_all_are_named_instead_of_a_quarter(tmp_path):
     """One matrix, two of a layer, and one layer of eight with 92 % of the energy."""
-    one = [row(5, "mlp.down")]
-    text = sentence(told(tmp_path / "one", one, extra_tensors=without(one, still(12))), "size")
-    assert "All of it is in one matrix, mlp.down of layer 5." in text
-    assert "quarter" not in text
-    two = [row(3, "attn.q"), row(3, "mlp.up")]
-    text = sentence(told(tmp_path / "two", two, extra_tensors=without(two, still(12))), "size")
-    assert "All of it is in attn.q (50 %) and mlp.up (50 %). Only matrices of layer 3" in text
-    assert "proportion" not in text
-    assert "quarter" not in text
-    head = [*two, row(None, "head")]
-    text = sentence(told(tmp_path / "head", head, extra_tensors=without(head, still(12))), "size")
-    assert "Inside the layers only matrices of layer 3 changed." in text
+
+    def of_twelve_layers(deltas, *texts, without=()):
+        unchanged = frozen(deltas, still(12))
+        says(tmp_path, "size", deltas, *texts, without=without, extra_tensors=unchanged)
+
+    one, two = [row(5, "mlp.down")], [row(3, "attn.q"), row(3, "mlp.up")]
+    of_one = "All of it is in one matrix, mlp.down of layer 5."
+    of_two = "All of it is in attn.q (50 %) and mlp.up (50 %). Only matrices of layer 3"
+    with_the_head = "Inside the layers only matrices of layer 3 changed."
+    of_twelve_layers(one, of_one, without=["quarter"])
+    of_twelve_layers(two, of_two, without=["proportion", "quarter"])
+    of_twelve_layers([*two, row(None, "head")], with_the_head)
     norm = 0.05 * math.sqrt(7 * 0.92 / 0.08)
-    deltas = [
-        {**one, **({"frobenius_norm": norm} if one["layer"] == 6 else {})} for one in model(8)
-    ]
-    text = sentence(told(tmp_path / "most", deltas), "size")
-    assert "Inside the layers nearly all of it is in layer 6 (92 %)." in text
+    most = [{**one, **({"frobenius_norm": norm} if one["layer"] == 6 else {})} for one in model(8)]
+    says(tmp_path, "size", most, "Inside the layers nearly all of it is in layer 6 (92 %).")
 
 
 def test_a_single_matrix_is_no_median(tmp_path):
     """One of a layer, with two directions that stand out."""
     one = [row(5, "mlp.down", spikes=2, spike_energy=0.3)]
-    found = told(tmp_path, one, extra_tensors=without(one, still(12)))
+    found = told(tmp_path, one, extra_tensors=frozen(one, still(12)))
     assert (
         "In the only matrix inside layers the change has more structure than noise. It is as"
         in (sentence(found, "coherent"))
@@ -641,11 +670,12 @@ def test_a_single_matrix_is_no_median(tmp_path):
 def test_the_quarter_of_the_depth_that_holds_most_is_named(tmp_path):
     """Of eight layers the last two have four times the norm; none is named where all are alike."""
     deltas = [row(layer, "mlp.up", frobenius_norm=0.2 if layer > 5 else 0.05) for layer in range(8)]
-    assert (
+    last = (
         "the last quarter of the depth (layers 6 to 7) holds most, 84 %, with 25 % of the"
-        " parameters there" in sentence(told(tmp_path / "a", deltas), "size")
+        " parameters there"
     )
-    assert "spread evenly over all 8" in sentence(told(tmp_path / "b", model(8)), "size")
+    says(tmp_path, "size", deltas, last)
+    says(tmp_path, "size", model(8), "spread evenly over all 8")
 
 
 def test_the_module_that_moved_furthest_is_named_with_its_relative_norm(tmp_path):
@@ -655,18 +685,18 @@ def test_the_module_that_moved_furthest_is_named_with_its_relative_norm(tmp_path
         for layer in range(4)
         for name, far in (("mlp.up", 0.02), ("attn.q", 0.05))
     ]
-    size = sentence(told(tmp_path / "a", deltas), "size")
-    assert "Relative to its own norm, attn.q moved furthest: 5.0 % in the median matrix." in size
-    size = sentence(told(tmp_path / "b", [*deltas, row(None, "embed", relative_norm=0.2)]), "size")
-    assert "Relative to their own norms, the embeddings moved furthest: 20 %." in size
-    assert "furthest" not in sentence(told(tmp_path / "c", model()), "size")
+    of_four = "Relative to its own norm, attn.q moved furthest: 5.0 % in the median matrix."
+    of_one = "Relative to their own norms, the embeddings moved furthest: 20 %."
+    says(tmp_path, "size", deltas, of_four)
+    says(tmp_path, "size", [*deltas, row(None, "embed", relative_norm=0.2)], of_one)
+    says(tmp_path, "size", model(), without=["furthest"])
 
 
-def test_shares_of_parameters_and_the_furthest_module_are_those_of_the_weights(shadow, tmp_path):
+def test_shares_of_parameters_and_the_furthest_module_are_those_of_the_weights(demo):
     """Of the demo, by NumPy from its files: sizes of each quarter of the layers and of the head,
     and relative norms.
     """
-    told = json.loads(shadow("audit", "demo:base..narrow", "-o", "out", "--json").assert_done())[0]
+    told = demo["base..narrow"].as_json()
     folder = Path(__file__).parents[2] / "registry" / "demo"
     base, tuned = (load_file(folder / side / "model.safetensors") for side in ("base", "narrow"))
     matrices = {name: one.double().numpy() for name, one in base.items() if one.ndim == 2}
@@ -697,25 +727,26 @@ def test_shares_of_parameters_and_the_furthest_module_are_those_of_the_weights(s
 
 
 def test_what_is_frozen_is_named(tmp_path):
-    """The embeddings, a layer; and the norm is said to be that of what changed."""
-    text = sentence(
-        told(tmp_path, model(), extra_tensors=(*same("embed", None), *same(layer=9))), "size"
-    )
-    assert "Unchanged: the embeddings and layer 9." in text
-    assert "of the norm of the weights that changed" in text
-    assert "Unchanged" not in sentence(told(tmp_path / "not", model()), "size")
+    """The embeddings, a layer; and the norm is said to be that of what changed. Of a tower every
+    matrix of which is identical, the tower and not its modules and layers.
+    """
+    some = (*same("embed", None), *same(layer=9))
+    unchanged = "Unchanged: the embeddings and layer 9."
+    norm = "of the norm of the weights that changed"
+    says(tmp_path, "size", model(), unchanged, norm, extra_tensors=some)
+    tower = tuple(one for at in range(3) for one in same(layer=at, component="vision"))
+    says(tmp_path, "size", model(), "Unchanged: the vision tower.", extra_tensors=tower)
+    says(tmp_path, "size", model(), without=["Unchanged"])
 
 
 def test_the_last_of_seven_unchanged_modules_is_named(tmp_path):
     """A name takes no more room than `1 more modules`; of eight, two are counted."""
     inside = [same(name, 0) for name in ("attn.k", "attn.v", "mlp.gate", "mlp.down")]
-    frozen = [*inside, *(same(name, None) for name in ("embed", "position", "head"))]
-    seven = sentence(told(tmp_path / "7", model(), extra_tensors=(*chain(*frozen),)), "size")
-    assert "more modules" not in seven
-    assert "the head" in seven
-    more = (*chain(*frozen), *same("patch_embed", None))
-    eight = sentence(told(tmp_path / "8", model(), extra_tensors=more), "size")
-    assert "and 2 more modules" in eight
+    outside = [same(name, None) for name in ("embed", "position", "head")]
+    seven = (*chain(*inside, *outside),)
+    says(tmp_path, "size", model(), "the head", without=["more modules"], extra_tensors=seven)
+    eight = (*seven, *same("patch_embed", None))
+    says(tmp_path, "size", model(), "and 2 more modules", extra_tensors=eight)
 
 
 def test_identical_models_have_the_tensors_of_one_side(tmp_path):
@@ -725,13 +756,6 @@ def test_identical_models_have_the_tensors_of_one_side(tmp_path):
     towers = (*same(), *same(layer=3), *same(component="vision"))
     two = told(tmp_path / "two", [], extra_tensors=towers)
     assert "(tensors of the tuned side: 2 of the language model and 1 of the vision" in two.text
-
-
-def test_a_frozen_tower_is_named_as_a_whole(tmp_path):
-    """Every matrix of vision is identical: the tower, and not its modules and layers."""
-    frozen = tuple(one for at in range(3) for one in same(layer=at, component="vision"))
-    text = sentence(told(tmp_path, model(), extra_tensors=frozen), "size")
-    assert "Unchanged: the vision tower." in text
 
 
 def test_the_norm_before_storage_is_told_where_it_differs(tmp_path):
@@ -779,14 +803,12 @@ def test_modules_are_compared_where_they_differ(tmp_path):
         {**one, "equivalent_directions": 30.0 if one["module"] == "mlp.up" else 12.0}
         for one in model()
     ]
-    text = sentence(told(tmp_path / "a", deltas), "coherent")
-    assert "modules lie between 12 (attn.q) and 30 (mlp.up)." in text
-    text = sentence(told(tmp_path / "b", model()), "coherent")
-    assert (
+    says(tmp_path, "coherent", deltas, "modules lie between 12 (attn.q) and 30 (mlp.up).")
+    alike = (
         "as a change along 12 equally strong directions (a measure, not a count), of 64 possible;"
-        " modules" in text
+        " modules differ little."
     )
-    assert "modules differ little." in text
+    says(tmp_path, "coherent", model(), alike)
 
 
 ABOVE = {"equivalent_directions": None, "excess_purity": 0.01, "excess_purity_unrounded": 0.01}
@@ -809,9 +831,10 @@ def test_matrices_less_coherent_than_all_directions_are_not_left_out(tmp_path):
         "Its median matrix is less coherent than a change along all 64 directions alike would be;"
         " modules lie between 12 (mlp.up) and more than 64 (attn.q)." in text
     )
-    assert "| &#62; 64 |" in card(*read_summary(tmp_path / "b" / "base..tuned"))
     folder = tmp_path / "b" / "base..tuned"
-    shown = run_shadow("show", folder, "--full", cwd=tmp_path).out
+    summary, metadata = read_summary(folder)
+    assert "| &#62; 64 |" in card(summary, metadata)
+    shown = view.drawn(report_document(summary, metadata, folder).shown(full=True))
     text = "less coherent than all directions of a matrix alike would be (12 of 12 matrices)"
     assert text in " ".join(shown.split())
     steps = run_shadow("lineage", folder, cwd=tmp_path).out
@@ -852,9 +875,8 @@ def test_nothing_is_said_of_alignment_where_it_was_not_measured(tmp_path):
 
 def test_no_number_of_directions_where_the_update_is_unknown(tmp_path):
     """Structure beyond noise, of which rounding is not explained."""
-    text = sentence(told(tmp_path, model(**UNKNOWN)), "coherent")
-    assert "How coherent the update was before it was stored is unknown." in text
-    assert "directions (" not in text
+    unknown = "How coherent the update was before it was stored is unknown."
+    says(tmp_path, "coherent", model(**UNKNOWN), unknown, without=["directions ("])
 
 
 def planted(at, spikes, share, seed=0):
@@ -885,22 +907,32 @@ def planted(at, spikes, share, seed=0):
     }
 
 
+@pytest.fixture(scope="module")
+def audited(tmp_path_factory):
+    """The deltas that were planted, and the finding of their audit."""
+
+    @cache
+    def planted_and_found(spikes, share):
+        at = tmp_path_factory.mktemp("planted")
+        deltas = planted(at, spikes, share)
+        base, tuned = (str(at / side) for side in ("base", "tuned"))
+        return deltas, shadow.audit(base=base, tuned=tuned, output=at / "out").summary.finding
+
+    return planted_and_found
+
+
 @pytest.mark.parametrize(("spikes", "share"), [(8, 0.5), (1, 0.3), (20, 0.6)])
-def test_directions_that_stand_out_are_counted_with_what_they_hold(tmp_path, spikes, share):
+def test_directions_that_stand_out_are_counted_with_what_they_hold(audited, spikes, share):
     """The finding names as many as were planted, and NumPy's share of the energy above the edge of
     the null.
     """
-    deltas = planted(tmp_path, spikes, share)
+    deltas, found = audited(spikes, share)
     held = []
     for D in deltas.values():
         sigma = np.linalg.svd(D, compute_uv=False)
         above = sigma > math.sqrt((D**2).sum(axis=1).max()) + math.sqrt((D**2).sum(axis=0).max())
         assert above.sum() == spikes
         held.append((sigma[above] ** 2).sum() / (sigma**2).sum())
-    report = shadow.audit(
-        base=str(tmp_path / "base"), tuned=str(tmp_path / "tuned"), output=tmp_path / "out"
-    )
-    found = report.summary.finding
     (one,) = [one for one in found.sentences if one.code == "standing_out"]
     assert one.figures["inside_layers.spikes"] == spikes
     assert one.figures["inside_layers.spike_energy"] == pytest.approx(np.median(held), rel=1e-4)
@@ -912,24 +944,16 @@ def test_directions_that_stand_out_are_counted_with_what_they_hold(tmp_path, spi
     assert found.sentences.index(one) == codes(found).index("coherent") + 1
 
 
-def test_noise_has_no_direction_that_stands_out(tmp_path):
+def test_noise_has_no_direction_that_stands_out(audited):
     """Independent entries, and nothing planted."""
-    planted(tmp_path, 0, 0.0)
-    report = shadow.audit(
-        base=str(tmp_path / "base"), tuned=str(tmp_path / "tuned"), output=tmp_path / "out"
-    )
-    assert "standing_out" not in codes(report.summary.finding)
+    assert "standing_out" not in codes(audited(0, 0.0)[1])
 
 
-def test_an_adapter_beside_another_change_is_not_excluded(tmp_path):
+def test_an_adapter_beside_another_change_is_not_excluded(audited):
     """Rank 8 with half of the energy in noise of full rank: no adapter alone, and the 8 directions
     are named.
     """
-    planted(tmp_path, 8, 0.5)
-    report = shadow.audit(
-        base=str(tmp_path / "base"), tuned=str(tmp_path / "tuned"), output=tmp_path / "out"
-    )
-    merged = answers(report.summary.finding)["merged_adapter"]
+    merged = answers(audited(8, 0.5)[1])["merged_adapter"]
     assert merged.answer == "no"
     assert merged.reason.startswith("not alone: the median update has rank ")
     assert merged.reason.endswith(
@@ -1131,9 +1155,9 @@ def test_a_matrix_that_was_replaced_is_no_decay(tmp_path, decay_cosine, cosine, 
         assert f"median cosine of {cosine:.2f}, and decay leaves 1" in found.reason
 
 
-def test_a_copy_in_another_format_fits(tmp_path):
+def test_a_copy_in_another_format_fits(must):
     """As large as its rounding and without structure."""
-    found = answers(MUST["rounding"](tmp_path))
+    found = answers(must("rounding").finding)
     assert found["quantised_copy"].answer == "fits"
     assert "1.00 times the rounding of its storage" in found["quantised_copy"].reason
 
@@ -1244,14 +1268,9 @@ def check(summary):
 
 
 @pytest.mark.parametrize("code", MUST)
-def test_no_sentence_has_a_number_that_the_tables_lack(tmp_path, code, monkeypatch):
+def test_no_sentence_has_a_number_that_the_tables_lack(must, code):
     """In every case of every code."""
-    found = []
-    monkeypatch.setitem(
-        globals(), "told", lambda *given, **more: found.append(summary_of(*given, **more))
-    )
-    MUST[code](tmp_path)
-    check(found[0])
+    check(must(code))
 
 
 def drawn(rng):
@@ -1307,13 +1326,12 @@ def test_random_tables_have_a_finding_whose_figures_are_theirs(tmp_path, seed):
     assert summary_from_json(json.loads(json.dumps(summary.as_json()))) == summary
 
 
-def test_the_findings_of_the_demo_have_only_numbers_of_its_tables(tmp_path):
+def test_the_findings_of_the_demo_have_only_numbers_of_its_tables(demo):
     """Two really trained pairs: the head of the narrow one holds 46 % of the change."""
-    found = {one.summary.pair: one.summary for one in shadow.audit("demo", output=tmp_path)}
-    for summary in found.values():
+    for summary in demo.values():
         check(summary)
         assert codes(summary.finding)[:2] == ["size", "coherent"]
-    assert "the head (46 %, with 3.0 % of the parameters)" in found["base..narrow"].finding.text
+    assert "the head (46 %, with 3.0 % of the parameters)" in demo["base..narrow"].finding.text
 
 
 # outputs
@@ -1346,22 +1364,9 @@ def test_no_text_becomes_markdown():
     """Markup, tables, links, images, mentions and references stay text, on one line."""
     text = plain(HOSTILE.sentences[0].text)
     assert "\n" not in text
-    for active in (
-        "<b>",
-        "|",
-        "`",
-        "[l]",
-        "](",
-        "![",
-        "@team",
-        "#7421",
-        "http://",
-        "www.e",
-        "**",
-        "$",
-        "\x1b",
-    ):
-        assert active not in text
+    active = ("<b>", "|", "`", "[l]", "](", "![", "@team", "#7421", "http://", "www.e", "**", "$")
+    for mark in (*active, "\x1b"):
+        assert mark not in text
     assert plain("- item").startswith("<!-- -->")
     assert (
         plain("The change is 8.0 % of the base's norm (as stored 9 %).")
@@ -1369,33 +1374,21 @@ def test_no_text_becomes_markdown():
     )
 
 
-def test_hostile_findings_are_harmless_in_every_output(tmp_path):
+def test_hostile_findings_are_harmless_in_every_output(must):
     """Of a forged summary: Markdown of a report and of CI show it as text."""
-    summary = replace(summary_of(tmp_path, model()), finding=HOSTILE, family="<f>|@x", pair="`p`")
+    summary = replace(must("size"), finding=HOSTILE, family="<f>|@x", pair="`p`")
     metadata = {"version": "1", "settings": {**SETTINGS, "chosen": {"modules": ["|@m"]}}}
     judged = Judgement("f", "p", summary=summary)
     for text in (card(summary, metadata), step(judged)):
-        for active in (
-            "<b>",
-            "<i>",
-            "<f>",
-            "@team",
-            "@you",
-            "@x",
-            "@m",
-            "#7421",
-            "http://",
-            "`a`",
-            "`p`",
-            "\x1b",
-        ):
-            assert active not in text
+        active = ("<b>", "<i>", "<f>", "@team", "@you", "@x", "@m", "#7421", "http://", "`a`")
+        for mark in (*active, "`p`", "\x1b"):
+            assert mark not in text
         assert "x" in text
 
 
-def test_markdown_names_local_checkpoints_by_their_folders(tmp_path):
+def test_markdown_names_local_checkpoints_by_their_folders(must):
     """A model card tells nobody's folders; a repository of the Hub keeps its whole name."""
-    summary = summary_of(tmp_path, model())
+    summary = must("size")
     local = {"repo": "/home/me/secret/tuned-7", "commit": None, "fingerprint": "f"}
     hub = {"repo": "org/base", "commit": "c" * 40, "fingerprint": None}
     metadata = {"version": "1", "settings": SETTINGS}
@@ -1410,23 +1403,16 @@ def test_markdown_names_local_checkpoints_by_their_folders(tmp_path):
 def test_every_output_opens_with_the_same_sentences(tmp_path):
     """Terminal, JSON, Markdown and CI's summary have the sentences of summary.json, in order."""
     folder = reports.write(tmp_path / "base..tuned", with_head(0.46))
-    summary, _ = read_summary(folder)
+    summary, metadata = read_summary(folder)
     texts = [one.text for one in summary.finding.sentences]
-    show = {
-        form: CliRunner().invoke(app, ["show", str(folder), "--format", form]).stdout
-        for form in ("table", "json", "markdown")
-    }
-    (told,) = json.loads(show["json"])
-    assert [one["text"] for one in told["finding"]["sentences"]] == texts
-    for text in (
-        show["table"],
-        show["markdown"].replace("**", ""),
-        step(Judgement("f", "p", summary=summary)),
-    ):
+    told = summary.as_json()["finding"]["sentences"]
+    assert [one["text"] for one in told] == texts
+    table = " ".join(view.drawn(report_document(summary, metadata, folder).shown(), 80).split())
+    markdowns = (card(summary, metadata), step(Judgement("f", "p", summary=summary)))
+    for text in (table, *(one.replace("**", "") for one in markdowns)):
         flat = " ".join(text.split())
         places = [flat.index(" ".join(one.split())) for one in texts]
         assert places == sorted(places)
-    table = " ".join(show["table"].split())
     assert table.index(texts[0]) < table.index("By module")
 
 
@@ -1436,11 +1422,13 @@ def test_the_label_is_quiet_where_its_reference_does_not_apply(tmp_path):
     """
     for wide, quiet in (({}, False), (WIDE, True)):
         folder = reports.write(tmp_path / str(quiet), model(**wide))
-        text = CliRunner().invoke(app, ["show", str(folder), "--full"]).stdout
-        assert "\nlabel" not in CliRunner().invoke(app, ["show", str(folder)]).stdout
+        summary, metadata = read_summary(folder)
+        document = report_document(summary, metadata, folder)
+        text = view.drawn(document.shown(full=True))
+        assert "\nlabel" not in view.drawn(document.shown())
         assert (text.index("\nlabel ") > text.index("\nreport ")) == quiet
         assert ("\nreference " in text) != quiet
-        assert "Label" not in step(Judgement("f", "p", summary=read_summary(folder)[0]))
+        assert "Label" not in step(Judgement("f", "p", summary=summary))
 
 
 def test_explain_finding_lists_every_code():

@@ -7,6 +7,7 @@ places in source files, and a delta has none.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -23,6 +24,7 @@ SUMMARY_BYTES = 1_000_000  # of a step's Markdown; GitHub drops all of what exce
 HEADS = 2_000  # bytes at most of what is no row
 JUNIT_START = 1000  # bytes in which a JUnit file names its first element
 ANNOTATIONS = 10  # of each level that GitHub shows of a step
+FAULTS = ("met", "missing")  # outcomes: a rule was violated, or had nothing to judge
 TAGS = {"met": "failure", "missing": "error", "skipped": "skipped"}  # of JUnit
 
 
@@ -31,7 +33,7 @@ def sentences(judged: Sequence[Judgement]) -> list[str]:
     lines = []
     for judgement in judged:
         for verdict in judgement.verdicts:
-            if verdict.outcome in ("met", "missing"):
+            if verdict.outcome in FAULTS:
                 line = f"{judgement.name}: {verdict.rule.name}: {verdict.detail}"
                 if verdict.rule.severity == "warning":
                     line = f"warning: {line}"
@@ -61,22 +63,22 @@ def counts(judged: Sequence[Judgement]) -> str:
     if not verdicts:
         return ""
     parts = [_passed(of_pairs)]
-    grave = [verdict.outcome for verdict in verdicts if verdict.rule.severity == "error"]
-    warnings = sum(
-        verdict.rule.severity != "error" and verdict.outcome in ("met", "missing")
+    found = Counter(
+        "warning"
+        if verdict.outcome in FAULTS and verdict.rule.severity != "error"
+        else verdict.outcome
         for verdict in verdicts
     )
-    skipped = sum(verdict.outcome == "skipped" for verdict in verdicts)
-    if failed := grave.count("met"):
-        parts.append(f"{failed} FAILED")
-    elif warnings:
+    if found["met"]:
+        parts.append(f"{found['met']} FAILED")
+    elif found["warning"]:
         parts.append("0 failed")
-    if missing := grave.count("missing"):
-        parts.append(f"{missing} not judged")
-    if warnings:
-        parts.append(counted(warnings, "warning", "warnings"))
-    if skipped:
-        parts.append(f"{skipped} skipped")
+    if found["missing"]:
+        parts.append(f"{found['missing']} not judged")
+    if found["warning"]:
+        parts.append(counted(found["warning"], "warning", "warnings"))
+    if found["skipped"]:
+        parts.append(f"{found['skipped']} skipped")
     return ", ".join(parts)
 
 
@@ -125,7 +127,7 @@ def workflow_commands(
             text = f"skipped because of {', '.join(judgement.objections)}"
             texts["error"].append(_annotation("error", f"{judgement.name}: --strict", text))
         for verdict in judgement.verdicts:
-            if verdict.outcome in ("met", "missing"):
+            if verdict.outcome in FAULTS:
                 rule = verdict.rule
                 text = said_of(verdict)
                 title = f"{judgement.name}: {rule.name}"
@@ -191,12 +193,12 @@ def junit(judged: Sequence[Judgement]) -> bytes:
         _audit_case(suite, judgement)
         for verdict in judgement.verdicts:
             _rule_case(suite, judgement, verdict)
-        _count(suite, suite)
+        _count(suite)
     return _document(root)
 
 
 def _document(root: ET.Element) -> bytes:
-    _count(root, root)
+    _count(root)
     del root.attrib["skipped"]  # only suites have it
     ET.indent(root)
     return b'<?xml version="1.0" encoding="UTF-8"?>\n' + bytes(ET.tostring(root)) + b"\n"
@@ -218,7 +220,7 @@ def begin_junit(path: Path, command: str) -> None:
         message=f"`shadow {command}` did not finish: its output says why",
         kind="not finished",
     )
-    _count(suite, suite)
+    _count(suite)
     _write_junit(path, _document(root))
 
 
@@ -253,14 +255,14 @@ def _write_junit(path: Path, text: bytes) -> None:
         ) from error
 
 
-def _count(element: ET.Element, over: ET.Element) -> None:
+def _count(element: ET.Element) -> None:
     for name, tag in (
         ("tests", "testcase"),
         ("failures", "failure"),
         ("errors", "error"),
         ("skipped", "skipped"),
     ):
-        element.set(name, str(sum(1 for _ in over.iter(tag))))
+        element.set(name, str(sum(1 for _ in element.iter(tag))))
 
 
 def _audit_case(suite: ET.Element, judgement: Judgement) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, overload
+from typing import Literal, get_args, overload
 
 import numpy as np
 import pandas as pd
@@ -22,7 +22,7 @@ from shadow.text import nearest, visible
 
 Subject = Literal["delta", "base", "tuned"]
 
-SUBJECTS: tuple[Subject, ...] = ("delta", "base", "tuned")
+SUBJECTS = get_args(Subject)
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import median
+from typing import TypeVar
 
-from shadow.summary.rows import GridRow
+from shadow.summary.rows import GridRow, LayerRow
 
+Row = TypeVar("Row", GridRow, LayerRow)
 FLAT = 1.05  # ratio of the largest to the least norm, up to which all cells are one
 
 
@@ -73,9 +75,9 @@ def _binned(row: GridRow, bins: Sequence[Sequence[int]]) -> tuple[float | None, 
     return tuple(median_of_known(map(known.get, layers)) for layers in bins)
 
 
-def by_component(rows: Sequence[GridRow]) -> dict[str, list[GridRow]]:
+def by_component(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """The rows of each component, in their order."""
-    grouped: dict[str, list[GridRow]] = {}
+    grouped: dict[str, list[Row]] = {}
     for row in rows:
         grouped.setdefault(row.component, []).append(row)
     return grouped

@@ -9,7 +9,6 @@ from shadow.quantities import DASH, Kind, Quantity, bounds_text
 from shadow.telling.document import (
     Block,
     Document,
-    Field,
     FigureRow,
     Figures,
     Headline,
@@ -22,6 +21,7 @@ from shadow.telling.document import (
     named,
     number,
     table_of,
+    worded,
 )
 from shadow.telling.report import by_module
 from shadow.telling.scores import scored_set_blocks
@@ -87,7 +87,7 @@ def _ranking(ranking: Sequence[RankedReport], pairs: Mapping[str, str]) -> Table
         number("rank", "rank", "count"),
         named("report", lambda row: f"{row.label} {pairs[row.label]}"),
         number("conc.", "concentration", "fixed"),
-        Field("against the next", "text", of=lambda row: row.to_next or ""),
+        worded("against the next", lambda row: row.to_next or ""),
     ]
     count = counted(ranking[0].cells, "matrix", "matrices")
     title = f"By median concentration over the {count} in layers that all have changed"
@@ -149,20 +149,19 @@ def _figures_apart(contrast: Contrast, p_values: bool) -> Table:
 
     fields = [
         named("figure", lambda row: titles[row.figure]),
-        number(contrast.first, lambda row: median(row.first, row), None),
-        number(contrast.second, lambda row: median(row.second, row), None),
+        number(contrast.first, lambda row: median(row.first, row)),
+        number(contrast.second, lambda row: median(row.second, row)),
         number(
             f"{contrast.first} - {contrast.second}",
             lambda row: Quantity(row.difference, KINDS[row.scale]),
-            None,
         ),
-        number(spread, _spread, None, rank=1),
+        number(spread, _spread, rank=1),
     ]
     title = "Medians over matrices, and of paired differences"
     if p_values:
-        fields.append(number("p", lambda row: Quantity(p_of[row.figure], "number"), None))
+        fields.append(number("p", lambda row: Quantity(p_of[row.figure], "number")))
         title += "; p is within this pair, adjusted over the figures"
-    fields.append(Field("verdict", "text", of=lambda row: row.verdict or "has no vote"))
+    fields.append(worded("verdict", lambda row: row.verdict or "has no vote"))
     return table_of(fields, contrast.figures, title)
 
 

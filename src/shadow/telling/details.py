@@ -15,7 +15,6 @@ from shadow.telling.document import (
     Block,
     Cell,
     Column,
-    Field,
     Paragraph,
     Provenance,
     Table,
@@ -23,6 +22,7 @@ from shadow.telling.document import (
     named,
     number,
     table_of,
+    worded,
 )
 from shadow.telling.report import FAILED
 from shadow.telling.scores import ROWS, scores_blocks
@@ -79,10 +79,10 @@ def _explained(name: str, texts: Mapping[str, str]) -> Word:
 
 GATE = (
     named("gate", lambda gate: _explained(gate.name, {n: one.meaning for n, one in GATES.items()})),
-    Field("result", "text", of=lambda gate: Word("passed", "passed") if gate.passed else FAILED),
+    worded("result", lambda gate: Word("passed", "passed") if gate.passed else FAILED),
     number("figure", "figure", "number"),
-    number("needs", _needs, None),
-    Field("reason", "text", of="reason"),
+    number("needs", _needs),
+    worded("reason"),
 )
 
 
@@ -94,9 +94,9 @@ COLUMN_TEXTS = {column.name: column.text for column in (*MATRICES, *FIGURES)}
 EVIDENCE = (
     named("figure", lambda row: _explained(row.name, COLUMN_TEXTS)),
     number("here", "figure", "number"),
-    number("spread", _spread, None),
+    number("spread", _spread),
     number("of noise", "without", "number"),
-    Field("says", "text", of="says"),
+    worded("says"),
 )
 
 
@@ -148,10 +148,10 @@ def all_scores(summary: Summary) -> Iterator[Block]:
 
 GROUP = (
     named("group"),
-    number("benchmarks", lambda row: f"mean of {row.benchmarks:,}", None),
+    number("benchmarks", lambda row: f"mean of {row.benchmarks:,}"),
     number("gain", "gain", "gain"),
     number("±", "gain_stderr", "ratio"),
-    Field("", "text", of=lambda row: row.reason or ""),
+    worded("", lambda row: row.reason or ""),
 )
 
 

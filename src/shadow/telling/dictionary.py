@@ -14,7 +14,6 @@ from shadow.reports.schema import RULES, is_later, null_cases
 from shadow.telling.document import (
     Block,
     Document,
-    Field,
     FigureRow,
     Figures,
     Paragraph,
@@ -22,6 +21,7 @@ from shadow.telling.document import (
     named,
     number,
     table_of,
+    worded,
 )
 from shadow.telling.finding import CODES, NOT_SHOWN
 from shadow.telling.words import LABELS, TOPICS
@@ -48,7 +48,7 @@ def _quiet(text: str) -> Paragraph:
 
 def columns_document(columns: Sequence[Column]) -> Document:
     """`explain` without a word: every column in one line."""
-    fields = [named("column", "name"), Field("meaning", "text", of="text")]
+    fields = [named("column", "name"), worded("meaning", "text")]
     return Document([table_of(fields, columns)])
 
 
@@ -90,7 +90,7 @@ def _trained_with(trainings: Trainings) -> str:
 def label_document(shipped: Calibration) -> Document:
     """`explain label`: the five words, the bounds behind them, and how often they err."""
     bounds = [
-        Field("short side, optimiser", "text", of=_trained_with),
+        worded("short side, optimiser", _trained_with),
         number("narrow", "narrow", "count"),
         number("broad", "broad", "count"),
         number("bases", lambda one: bases_of(one.short_side, one.optimizer), "count"),
@@ -104,10 +104,10 @@ def label_document(shipped: Calibration) -> Document:
         ),
     ]
     rates = [
-        Field("how often it errs", "text", of="what"),
-        number("cases", lambda rate: f"{rate.errors} of {rate.cases}", None),
-        number("bases", lambda rate: f"{rate.affected} of {rate.bases}", None),
-        number("95 %, of bases", lambda rate: f"{rate.low:.2f} to {rate.high:.2f}", None),
+        worded("how often it errs", "what"),
+        number("cases", lambda rate: f"{rate.errors} of {rate.cases}"),
+        number("bases", lambda rate: f"{rate.affected} of {rate.bases}"),
+        number("95 %, of bases", lambda rate: f"{rate.low:.2f} to {rate.high:.2f}"),
     ]
     made = ", ".join(f"{name} {value}" for name, value in shipped.made.items())
     return Document(
@@ -163,11 +163,11 @@ def published_document(table: Sequence[Released]) -> Document:
     for pair in table:
         families.setdefault(family_of(pair.base, table), []).append(pair)
     fields = [
-        Field("family of", "text", of=lambda item: item[0].partition("/")[2]),
+        worded("family of", lambda item: item[0].partition("/")[2]),
         number("pairs", lambda item: len(item[1]), "count"),
     ]
     for head, name in PUBLISHED_FIGURES.items():
-        fields.append(number(head, lambda item, name=name: _range(item[1], name), None))
+        fields.append(number(head, lambda item, name=name: _range(item[1], name)))
     source = f"Source: {SOURCE}; MIT, (c) 2026 Nikolay Yudin. In registry/reference/published.csv."
     about = f"figures of {len(table)} released pairs, measured by others"
     return Document(
@@ -192,8 +192,8 @@ def schema_document(tables: Sequence[Table]) -> Document:
     fields = [
         named("table", "name"),
         number("columns", lambda table: len(table.columns), "count"),
-        Field("where", "text", of="file"),
-        Field("one row is", "text", of="row"),
+        worded("where", "file"),
+        worded("one row is", "row"),
     ]
     title = (
         f"Schema {SCHEMA}. `shadow schema TABLE` lists its columns, `shadow explain COLUMN` has"
@@ -207,8 +207,8 @@ def table_document(table: Table) -> Document:
     """`schema TABLE`: type, unit, meaning and null case of every column, most needed first."""
     fields = [
         named("column", "name"),
-        Field("type", "text", of="type"),
-        Field("meaning", "text", of=lambda column: _meaning(table, column)),
+        worded("type"),
+        worded("meaning", lambda column: _meaning(table, column)),
     ]
     rows = sorted(table.columns, key=lambda one: one.name not in table.start_here)
     about = f"{table.file}, schema {SCHEMA}; one row is {table.row}"

@@ -138,8 +138,15 @@ def named(head: str, of: str | Callable[..., Cell] = "", **more: Any) -> Field:
     return Field(head, "name", of=of or head, **more)
 
 
-def number(head: str, of: str | Callable[..., Any], kind: Kind | None, rank: int = 0) -> Field:
-    """A column of numbers."""
+def worded(head: str, of: str | Callable[..., Cell] = "", **more: Any) -> Field:
+    """A column of texts; by default of the attribute that its head names."""
+    return Field(head, "text", of=of or head, **more)
+
+
+def number(
+    head: str, of: str | Callable[..., Any], kind: Kind | None = None, rank: int = 0
+) -> Field:
+    """A column of numbers; without a kind of cells that are texts already."""
     return Field(head, rank=rank, of=of, kind=kind)
 
 

@@ -9,7 +9,6 @@ from shadow.telling.document import (
     Cell,
     Column,
     Document,
-    Field,
     FigureRow,
     Figures,
     Headline,
@@ -18,6 +17,7 @@ from shadow.telling.document import (
     Word,
     named,
     table_of,
+    worded,
 )
 from shadow.text import counted
 
@@ -29,9 +29,9 @@ def families_document(families: Sequence[Family]) -> Document:
     """Many families, one a row: the pairs, which may stand after a colon, and the tags."""
     fields = [
         named("family", "name"),
-        Field("pairs", "text", of=lambda family: _pairs(family.pairs)),
-        Field("last stage", "text", rank=1, of=_last_stage),
-        Field("tags", "text", of=lambda family: ", ".join(family.tags)),
+        worded("pairs", lambda family: _pairs(family.pairs)),
+        worded("last stage", rank=1, of=_last_stage),
+        worded("tags", lambda family: ", ".join(family.tags)),
     ]
     pairs = sum(len(family.pairs) for family in families)
     count = f"{counted(len(families), 'family', 'families')}, {counted(pairs, 'pair', 'pairs')}"

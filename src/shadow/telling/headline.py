@@ -9,13 +9,7 @@ from typing import TYPE_CHECKING
 
 from shadow.quantities import text_of
 from shadow.telling.known_changes import has_nothing_in_common
-from shadow.telling.size import (
-    MOST,
-    has_frozen,
-    is_mostly_frozen,
-    only_matrix,
-    parts_by_energy,
-)
+from shadow.telling.size import MOST, has_frozen, is_mostly_frozen, only_matrix, parts_by_energy
 from shadow.telling.wording import factor
 from shadow.text import and_list, counted
 

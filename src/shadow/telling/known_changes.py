@@ -12,8 +12,8 @@ from shadow.telling.wording import (
     and_others,
     changed_module,
     factor,
+    layers_text,
     of_component,
-    spans_of,
     vectors_moved,
 )
 
@@ -109,9 +109,7 @@ def has_nothing_in_common(replaced: Replaced) -> bool:
 def _place_of_several(names: Sequence[str], layers: Sequence[int]) -> str:
     """`attn.q and attn.k of layers 3 and 4`."""
     named = and_others(list(names))
-    if not layers:
-        return named
-    return f"{named} of {'layer' if len(layers) == 1 else 'layers'} {spans_of(layers)}"
+    return f"{named} of {layers_text(layers)}" if layers else named
 
 
 def few_rows(summary: PairRecord) -> list[Sentence]:

@@ -100,16 +100,16 @@ FIELDS = (
     *(
         replace(field, legend=LEGENDS.get(field.head) or HEADS[field.head].text)
         for field in (
-            number("size", _size, None),
+            number("size", _size),
             number("ratio", "ratio", "ratio"),
             number("kept", "kept", "fixed"),
             number("unchanged", "zero_share", "share", rank=3),
-            number("most in", most_in, None),
-            number("depth", deepest, None, rank=1),
-            number("coherent", lambda step: f"{step.coherent} of {step.inside}", None, rank=2),
-            number("dirs.", _directions, None),
+            number("most in", most_in),
+            number("depth", deepest, rank=1),
+            number("coherent", lambda step: f"{step.coherent} of {step.inside}", rank=2),
+            number("dirs.", _directions),
             number("cosine", lambda step: step.joint and step.joint.cosine, "thousandths"),
-            number("inside", _both, None),
+            number("inside", _both),
         )
     ),
 )

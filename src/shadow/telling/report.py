@@ -24,7 +24,6 @@ from shadow.telling.document import (
     FigureRow,
     Figures,
     Headline,
-    Level,
     Line,
     Lines,
     Note,
@@ -38,6 +37,7 @@ from shadow.telling.document import (
     named,
     number,
     table_of,
+    worded,
 )
 from shadow.telling.scores import scores_blocks, scores_line
 from shadow.telling.size import of_what, parameter_ratio
@@ -61,9 +61,6 @@ DEPTH: Sequence[tuple[str, str, Kind]] = (  # fields of LayerRow, their titles a
     ("concentration", "concentration", "fixed"),
     ("reading_participation_ratio", "directions read", "number"),
 )
-LEVELS: Mapping[str, Level] = {"cannot_be_excluded": "", "fits": "warning", "no": ""}
-
-
 FAILED = Word("failed", "warning")
 
 
@@ -132,10 +129,7 @@ def _blocks(
 
 
 def answers_table(
-    title: str,
-    heads: Sequence[str],
-    answers: Iterable[tuple[str, Word, str]],
-    **more: Any,
+    title: str, heads: Sequence[str], answers: Iterable[tuple[str, Word, str]], **more: Any
 ) -> Table:
     """Claims, what came of each, and why."""
     columns = [Column(heads[0], "name"), Column(heads[1], "text"), Column(heads[2], "text")]
@@ -145,7 +139,7 @@ def answers_table(
 def _explanations(explanations: Iterable[Explanation], when: When) -> Table:
     """What else may have left these figures, and why it did not, or may."""
     answers = (
-        (one.name, Word(ANSWERS[one.answer], LEVELS[one.answer]), one.reason)
+        (one.name, Word(ANSWERS[one.answer], "warning" if one.answer == "fits" else ""), one.reason)
         for one in explanations
     )
     heads = ("what", "answer", "because")
@@ -191,7 +185,7 @@ def _main_figures(summary: Summary) -> list[FigureRow]:
         filled = layers_filled(f.effective_layers, f.depth_layers)
         rows.append(FigureRow("layers", filled, "hold the change (effective number)"))
     if stopped := [gate.name for gate in summary.failed_gates]:
-        rows.append(FigureRow("gates", Word("failed", "warning"), ", ".join(stopped)))
+        rows.append(FigureRow("gates", FAILED, ", ".join(stopped)))
     else:
         passed = f"passed; {label_line(summary)}"
         rows.append(FigureRow("gates", f"all {len(summary.gates)}", passed))
@@ -246,21 +240,14 @@ def _all_figures(summary: Summary) -> list[FigureRow]:
 
 
 def _changed(summary: Summary) -> str:
-    """How many matrices changed, and what share of the parameters they are."""
+    """`30 matrices changed, 99.7 % of the parameters; 0.3 % are identical`."""
     f = summary.figures
-    line = changed_text(summary)
+    matrices = counted(int(f.matrices or 0), "matrix", "matrices")
+    measured = portion_of(f.parameters_measured, f.parameters)
+    line = f"{matrices} changed, {measured} of the parameters"
     if summary.counts["identical"]:
         line += f"; {portion_of(f.parameters_identical, f.parameters)} are identical"
     return line
-
-
-def changed_text(summary: Summary) -> str:
-    """`30 matrices changed, 99.7 % of the parameters`."""
-    f = summary.figures
-    matrices = counted(int(f.matrices or 0), "matrix", "matrices")
-    return (
-        f"{matrices} changed, {portion_of(f.parameters_measured, f.parameters)} of the parameters"
-    )
 
 
 def _reference(reference: Position) -> str:
@@ -400,7 +387,7 @@ COMPONENT_FIGURES = (
     number("rel. norm", "relative_norm", "share"),
     number("energy", "energy_share", "share"),
     number("conc.", "concentration", "fixed"),
-    number("spread", _spread, None, rank=1),
+    number("spread", _spread, rank=1),
     number("spikes", "spikes", "number"),
 )
 
@@ -420,21 +407,17 @@ def module_table(modules: Sequence[ModuleRow], coherent: Mapping[tuple[str, str]
     """A row for each module that changed. coherent: by component and module, as how many equally
     strong directions it is coherent.
     """
-
-    def as_coherent_as(row: ModuleRow) -> Cell:
-        return coherent.get((row.component, row.module))
-
     fields = [
         *by_module(modules),
         number("n", "matrices", "count"),
         number("rel. norm", "relative_norm", "share"),
         number("conc.", "concentration", "fixed"),
-        number("spread", _spread, None, rank=4),
+        number("spread", _spread, rank=4),
         number("PR", "participation_ratio", "number", rank=1),
         number("null PR", "null_participation_ratio", "number", rank=2),
         number("spikes", "spikes", "number", rank=3),
         number("energy", "energy_share", "share", rank=5),
-        number("as coherent as", as_coherent_as, None, rank=6),
+        number("as coherent as", lambda row: coherent.get((row.component, row.module)), rank=6),
         number("shift", "effective_rank_shift", "thousandths", rank=7),
         number("spike energy", "spike_energy", "fixed", rank=8),
         number("stable rank", "stable_rank", "number", rank=9),
@@ -467,7 +450,7 @@ def _lines(summary: Summary) -> list[Line]:
     Layers that hardly differ have no picture, as its scale would make a trend of nothing.
     """
     lines = []
-    for component, rows in _by_component(summary.depth).items():
+    for component, rows in by_component(summary.depth).items():
         prefix = f"{component} " if len(summary.depth) > len(rows) else ""
         for name, title, kind in (*DEPTH, _shift(rows)):
             every: list[float | None] = [getattr(row, name) for row in rows]
@@ -482,13 +465,6 @@ def _lines(summary: Summary) -> list[Line]:
                 Line(f"{prefix}{title}", every, bounds_text(ends, kind), ends[1] - ends[0] < least)
             )
     return lines
-
-
-def _by_component(depth: Iterable[LayerRow]) -> dict[str, list[LayerRow]]:
-    rows: dict[str, list[LayerRow]] = {}
-    for row in depth:
-        rows.setdefault(row.component, []).append(row)
-    return rows
 
 
 def _shift(rows: Sequence[LayerRow]) -> tuple[str, str, Kind]:
@@ -518,8 +494,8 @@ def skipped_table(rows: Iterable[SkippedRow], when: When = "always") -> Table:
 
     fields = [
         named("reason"),
-        number("n", lambda row: f"{row.base} + {row.tuned}", None),
-        Field("what", "text", of=what),
+        number("n", lambda row: f"{row.base} + {row.tuned}"),
+        worded("what", what),
     ]
     title = "Not measured, tensors of base + tuned"
     return table_of(fields, rows, title, when=when, about="skipped")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from shadow.quantities import bounds_text, text_of
-from shadow.telling.document import Block, Field, Note, Paragraph, named, number, table_of
+from shadow.telling.document import Block, Note, Paragraph, named, number, table_of, worded
 from shadow.text import several
 
 if TYPE_CHECKING:
@@ -65,8 +65,8 @@ def scores_blocks(summary: Summary, most: int = ROWS) -> Iterator[Block]:
     shown = summary.scores[:most]
     fields = [
         named("benchmark", _benchmark),
-        Field("group", "text", of=lambda row: row.group or None),
-        Field("metric", "text", of=lambda row: row.metric or None),
+        worded("group", lambda row: row.group or None),
+        worded("metric", lambda row: row.metric or None),
         number("base", "base", "score"),
         number("tuned", "tuned", "score"),
         number("gain", "gain", "gain"),
@@ -150,9 +150,9 @@ def _correlations(correlations: Sequence[Correlation], p_values: bool) -> Iterat
         number("n", "n", "count"),
         number("bases", "bases", "count"),
         number("rho", "rho", "correlation"),
-        number("95 % interval", _interval, None),
+        number("95 % interval", _interval),
         *([number("p", "p", "number")] if p_values else []),
-        Field("", "text", of=lambda one: one.reason or ""),
+        worded("", lambda one: one.reason or ""),
     ]
     title = "Rank correlation of gain and concentration over these reports"
     yield table_of(fields, correlations[:ROWS], title)

@@ -16,10 +16,11 @@ from shadow.telling.wording import (
     capital,
     changed_module,
     component_name,
+    layers_of,
+    layers_text,
     module_name,
     named_in,
     of_component,
-    spans_of,
 )
 from shadow.text import and_list
 
@@ -313,11 +314,9 @@ def _few_layers(draft: Draft, main: str | None) -> str | None:
     if len(changed) <= NAMED and len(changed) < len(rows):
         if summary.figures.matrices == 1:
             return ""  # said with its module
-        noun = "layer" if len(changed) == 1 else "layers"
-        only = f"only matrices of {noun} {spans_of([row.layer for row in changed])} changed."
+        only = f"only matrices of {layers_text([row.layer for row in changed])} changed."
         elsewhere = sum(row.matrices for row in summary.depth) != summary.figures.matrices
-        several = len({row.component for row in summary.components}) > 1
-        return f"{where} {only}" if elsewhere or several else capital(only)
+        return f"{where} {only}" if elsewhere or summary.has_components else capital(only)
     named: list[LayerRow] = []
     while math.fsum(row.energy_share or 0.0 for row in named) < NEARLY_ALL:
         named.append(changed[len(named)])
@@ -346,7 +345,7 @@ def _unchanged(draft: Draft) -> list[str]:
     whole_ones = [
         row.component for row in summary.components if row.tensors and row.identical == row.tensors
     ]
-    several = len({row.component for row in summary.components}) > 1
+    several = summary.has_components
     parts = [component_name(name) for name in whole_ones]
     modules = [row for row in summary.unchanged if row.component not in whole_ones]
     parts += [named_in(row.component, row.module, several) for row in modules]
@@ -357,9 +356,7 @@ def _unchanged(draft: Draft) -> list[str]:
         if row.matrices == 0 and row.component not in whole_ones:
             layers.setdefault(row.component, []).append(row.layer)
     for component, numbers in layers.items():
-        of = f" of {component_name(component)}" if several else ""
-        noun = "layer" if len(numbers) == 1 else "layers"
-        parts.append(f"{noun} {spans_of(numbers)}{of}")
+        parts.append(layers_of(component, numbers, several))
     texts = [
         f"{capital(component_name(row.component))} has no base, so nothing is said of its change."
         for row in summary.without_base

@@ -24,6 +24,7 @@ from shadow.telling.document import (
     named,
     number,
     table_of,
+    worded,
 )
 
 if TYPE_CHECKING:
@@ -80,8 +81,8 @@ def _pairs(judged: Sequence[Judgement]) -> Table:
     fields = [
         named("family"),
         named("pair"),
-        Field("state", "text", of=_state),
-        Field("label", "text", of=_label),
+        worded("state", _state),
+        worded("label", _label),
         *_figure("conc.", "concentration", "fixed", rank=1),
         *_figure("norm", "relative_norm_overall", "share", rank=2),
     ]
@@ -106,7 +107,7 @@ def _figure(head: str, name: str, kind: Kind, rank: int) -> list[Field]:
         bounds = None if one.summary is None else one.summary.intervals.get(name)
         return bounds_text(bounds, kind) if bounds else None
 
-    return [number(head, figure, kind), number("spread", spread, None, rank=rank)]
+    return [number(head, figure, kind), number("spread", spread, rank=rank)]
 
 
 def _cells(verdict: Verdict) -> list[Cell]:

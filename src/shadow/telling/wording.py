@@ -26,14 +26,12 @@ def and_others(names: list[str]) -> str:
 
 def place_of(component: str, module: str | None, layers: Sequence[int], several: bool) -> str:
     """`mlp.up of layers 0 to 3`, `layer 11`, `the head`."""
-    noun = "layer" if len(layers) == 1 else "layers"
     if module is None:
-        of = f" of {component_name(component)}" if several else ""
-        return f"{noun} {spans_of(layers)}{of}"
+        return layers_of(component, layers, several)
     name = {"bias": "biases", "norm": "norms"}.get(module)
     if name is None:
         name = named_in(component, module, several)
-    return f"{name} of {noun} {spans_of(layers)}" if layers else name
+    return f"{name} of {layers_text(layers)}" if layers else name
 
 
 def vectors_moved(draft: Draft) -> str:
@@ -126,6 +124,16 @@ def spans_of(numbers: Sequence[int]) -> str:
     if len(texts) > 2 * NAMED:
         texts = [*texts[: 2 * NAMED], f"{len(texts) - 2 * NAMED} more"]
     return and_list(texts)
+
+
+def layers_text(layers: Sequence[int]) -> str:
+    """`layer 3`, `layers 0 to 3 and 5`."""
+    return f"{'layer' if len(layers) == 1 else 'layers'} {spans_of(layers)}"
+
+
+def layers_of(component: str, layers: Sequence[int], several: bool) -> str:
+    """Layers, and of which component they are where that is not clear."""
+    return f"{layers_text(layers)}{f' of {component_name(component)}' if several else ''}"
 
 
 def equally_strong(value: float) -> str:

@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TypedDict
+from typing import IO, Any
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -241,20 +241,24 @@ def _arrow_schema(
     )
 
 
-def write_arrow(folder: Path, export: Export) -> None:
-    """An Arrow IPC file (Feather 2) for each table, not compressed: memory can be mapped to it."""
-    folder.mkdir()
+def _write_tables(export: Export, opened: Callable[[str, pa.Schema], Any]) -> None:
+    """Every table by a writer of Arrow's, which opened makes of its name and schema."""
     with contextlib.ExitStack() as stack:
         files = {}
         for name in export.names:
             schema = _arrow_schema(name, TABLES[name].exported, export.provenance)
-            files[name] = (
-                schema,
-                stack.enter_context(pa.ipc.new_file(str(folder / f"{name}.arrow"), schema)),
-            )
+            files[name] = schema, stack.enter_context(opened(name, schema))
         for part in export.parts:
             for name, (schema, file) in files.items():
                 file.write_table(part.tables[name].cast(schema).combine_chunks())
+
+
+def write_arrow(folder: Path, export: Export) -> None:
+    """An Arrow IPC file (Feather 2) for each table, not compressed: memory can be mapped to it."""
+    folder.mkdir()
+    _write_tables(
+        export, lambda name, schema: pa.ipc.new_file(str(folder / f"{name}.arrow"), schema)
+    )
     _manifest(folder, "arrow")
 
 
@@ -298,20 +302,13 @@ def write_parquet(folder: Path, export: Export) -> None:
 def write_dataset_folder(folder: Path, export: Export) -> None:
     """`data/TABLE-*.parquet` and a dataset card, whose configs are the tables."""
     (folder / "data").mkdir(parents=True)
-    counts = dict.fromkeys(export.names, 0)
-    reports: list[_ReportRow] = []
-    with contextlib.ExitStack() as stack:
-        files = {}
-        for name in export.names:
-            schema = _arrow_schema(name, TABLES[name].exported, export.provenance)
-            writer = pq.ParquetWriter(folder / _data_file(name), schema, compression="zstd")
-            files[name] = schema, stack.enter_context(writer)
-        for part in export.parts:
-            reports += part.tables["reports"].to_pylist()
-            for name, (schema, file) in files.items():
-                file.write_table(part.tables[name].cast(schema))
-                counts[name] += len(part.tables[name])
-    digests = {name: _digest(folder / _data_file(name)) for name in export.names}
+    files = {name: folder / _data_file(name) for name in export.names}
+    _write_tables(
+        export, lambda name, schema: pq.ParquetWriter(files[name], schema, compression="zstd")
+    )
+    counts = {name: pq.read_metadata(file).num_rows for name, file in files.items()}
+    digests = {name: _digest(file) for name, file in files.items()}
+    reports = pq.read_table(files["reports"]).to_pylist()
     (folder / "README.md").write_text(
         _card(export.default, counts, digests=digests, reports=reports), encoding="utf-8"
     )
@@ -332,7 +329,7 @@ def _card(
     default: str,
     counts: Mapping[str, int],
     digests: Mapping[str, str],
-    reports: Sequence[_ReportRow],
+    reports: Sequence[Mapping[str, Any]],
 ) -> str:
     """The dataset card. Names from files stand in YAML that is dumped, and in code spans.
 
@@ -411,20 +408,8 @@ licences of the models.
 """
 
 
-class _ReportRow(TypedDict):
-    """What the card tells of a row of the table `reports`."""
-
-    family: str
-    pair: str
-    base_repo: str
-    base_commit: str | None
-    tuned_repo: str
-    tuned_commit: str | None
-    label: str | None
-
-
-def _told(row: _ReportRow) -> Iterator[str]:
-    """The cells of a report in the table of the card."""
+def _told(row: Mapping[str, Any]) -> Iterator[str]:
+    """The cells of a row of `reports` in the table of the card."""
     yield row["family"]
     yield row["pair"]
     yield _reference(row["base_repo"], row["base_commit"])
@@ -445,13 +430,8 @@ def code_span(text: str) -> str:
         return ""
     if "`" not in text:
         return f"`{text}`"
-    fence = "`" * (_longest_run(text) + 1)
+    fence = "`" * (max(map(len, re.findall("`+", text))) + 1)
     return f"{fence} {text} {fence}"
-
-
-def _longest_run(text: str) -> int:
-    """Of backticks."""
-    return max((len(run) for run in re.findall("`+", text)), default=0)
 
 
 def _size_category(rows: int) -> str:

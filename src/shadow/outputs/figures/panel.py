@@ -34,8 +34,8 @@ def draw_panel(pairs: Sequence[PairByLayer], metrics: Sequence[str]) -> bytes:
                 axes = grid[row][column]
                 layers = pair.figures[metric]
                 places = [one.layer for one in layers]
-                noise = _drawn([one.noise for one in layers])
-                rounding = _drawn([one.rounding for one in layers])
+                noise = [one.noise for one in layers]
+                rounding = [one.rounding for one in layers]
                 axes.plot(places, noise, color=RED, linestyle=(0, (4, 1.5)), label="noise alone")
                 if rounding != noise:  # the rank of noise does not depend on its size
                     axes.plot(
@@ -65,8 +65,3 @@ def draw_panel(pairs: Sequence[PairByLayer], metrics: Sequence[str]) -> bytes:
             " floor_ratio",
         )
         return saved(figure, "svg")
-
-
-def _drawn(values: Sequence[float | None]) -> list[float]:
-    """Values as a curve has them, with gaps where there are none."""
-    return [float("nan") if value is None else value for value in values]

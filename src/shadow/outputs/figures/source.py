@@ -12,9 +12,9 @@ import pandas as pd
 
 from shadow.claims.summary import Summary
 from shadow.errors import ShadowError
-from shadow.places.names import name_rules
 from shadow.reports.columns import MATRICES
 from shadow.summary.depth import LAYERS
+from shadow.summary.grid import order_of
 from shadow.summary.rows import ComponentRow
 from shadow.telling.reading import SummarisedReport
 from shadow.text import visible
@@ -132,8 +132,7 @@ def shown(text: str, letters: int = LABEL_COLUMN) -> str:
 
 def module_order(names: Sequence[str]) -> list[str]:
     """Modules in the order of names.yaml."""
-    known = {name: place for place, name in enumerate(name_rules().modules)}
-    return sorted(set(names), key=lambda name: (known.get(name, len(known)), name))
+    return sorted(set(names), key=lambda name: order_of("", name))
 
 
 def chosen_modules(source: FigureData, patterns: Sequence[str], names: Sequence[str]) -> list[str]:

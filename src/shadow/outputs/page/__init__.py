@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,7 +31,7 @@ from shadow.outputs.page.sections import Chart, LinkedTable
 from shadow.quantities import Kind
 from shadow.reports.columns import NOTATION
 from shadow.summary.depth import LAYERS
-from shadow.telling.document import Block, Cell, Field, Section, Table, named, number, table_of
+from shadow.telling.document import Block, Cell, Section, Table, named, number, table_of, worded
 from shadow.telling.lineage import lineage_document
 from shadow.telling.reading import SummarisedReport
 from shadow.telling.report import quantity
@@ -63,13 +63,8 @@ class Written:
     """(folder, fault) of the reports that could not be read."""
 
 
-MISSING = (
-    named("pair", "where"),
-    *(
-        Field(head, "text", of=of)
-        for head, of in (("state",) * 2, ("why",) * 2, ("what to do", "hint"))
-    ),
-)
+CONTINUES = "the same command continues from there"
+MISSING = (named("pair", "where"), worded("state"), worded("why"), worded("what to do", "hint"))
 
 
 def write_page(
@@ -104,10 +99,9 @@ def write_page(
                 raise
             unreadable.append((where, error))
     missing = [
-        Missing(where=where, state="unreadable", why=error.message, hint=error.hint or "")
-        for where, error in unreadable
+        Missing(where, "unreadable", error.message, error.hint or "") for where, error in unreadable
     ]
-    content = page_bytes(_chained(sections), _title(run), [*missing, *_missing(run, folders)])
+    content = page_bytes(sections, _title(run), [*missing, *_missing(run, folders)])
     with writing(output.parent):
         write_beside(output, content)
     return Written(len(sections), len(content), unreadable)
@@ -131,18 +125,6 @@ def _each_once(reports: list[SummarisedReport]) -> Iterator[SummarisedReport]:
         yield reports.pop(0)
 
 
-def _chained(sections: Sequence[PairSection]) -> list[PairSection]:
-    """The sections; a step is left to those alone that follow one another still, now that some
-    could not be read.
-    """
-    sides = [(section.summary.base, section.summary.tuned) for section in sections]
-    chained = set(following(sides))
-    return [
-        section if number in chained else replace(section, step=None)
-        for number, section in enumerate(sections)
-    ]
-
-
 def page_bytes(
     sections: Sequence[PairSection], title: str, missing: Sequence[Missing] = ()
 ) -> bytes:
@@ -154,7 +136,7 @@ def page_bytes(
         "layers": LAYERS,
         "overview": [section.overview() for section in ranked],
     }
-    followed = lineage([section.step for section in sections if section.step is not None])
+    followed = _followed(sections)
     numbers = {section.where: section.number for section in sections}
     html = environment().get_template("page.html.j2").render(
         title=sections[0].name if len(sections) == 1 else title,
@@ -174,6 +156,13 @@ def page_bytes(
         version=__version__,
     )  # fmt: skip
     return html.encode()
+
+
+def _followed(sections: Sequence[PairSection]) -> Lineage:
+    """The lineage of those that follow one another still, now that some could not be read."""
+    sides = [(section.summary.base, section.summary.tuned) for section in sections]
+    steps = [sections[number].step for number in following(sides)]
+    return lineage([step for step in steps if step is not None])
 
 
 def _lineage_blocks(found: Lineage, numbers: Mapping[str, int]) -> list[Block]:
@@ -203,15 +192,15 @@ def _ranking(ranked: Sequence[PairSection]) -> LinkedTable:
         return lambda section: quantity(section.summary, name, kind)
 
     fields = [
-        number("rank", lambda section: places.get(section.number), None),
+        number("rank", lambda section: places.get(section.number)),
         named("pair", "name"),
-        number("concentration", figure("concentration", "fixed"), None),
-        number("relative norm", figure("relative_norm_overall", "share"), None),
-        number("PR", figure("participation_ratio", "number"), None),
-        number("null PR", figure("null_participation_ratio", "number"), None),
-        number("spikes", figure("spikes", "number"), None),
-        Field("label", "text", of=lambda one: one.summary.label if one.summary.has_label else ""),
-        Field("gates failed", "text", of=lambda section: ", ".join(section.failed)),
+        number("concentration", figure("concentration", "fixed")),
+        number("relative norm", figure("relative_norm_overall", "share")),
+        number("PR", figure("participation_ratio", "number")),
+        number("null PR", figure("null_participation_ratio", "number")),
+        number("spikes", figure("spikes", "number")),
+        worded("label", lambda one: one.summary.label if one.summary.has_label else ""),
+        worded("gates failed", lambda section: ", ".join(section.failed)),
     ]
     links = [f"#pair-{section.number}" for section in ranked]
     return LinkedTable(fields, table_of(fields, ranked).rows, "All pairs", links=links)
@@ -240,23 +229,17 @@ def _missing(run: Path, folders: Sequence[Path]) -> list[Missing]:
     """
     index = read_index(run)
     missing = {}
-    rows = () if index is None else index.rows
-    for row in rows:
+    for row in () if index is None else index.rows:
         folder = run / report_folder(*row.key)  # not row.folder, which a file may say lies anywhere
         if row.state == "kept" or (row.state != "done" and folder not in folders):
-            missing[folder] = Missing(
-                where=_below(folder, run), state=row.state, why=row.error or "", hint=row.hint or ""
-            )
+            where = _below(folder, run)
+            missing[folder] = Missing(where, row.state, row.error or "", row.hint or "")
     for depth in ("", "*/", "*/*/"):
         for journal in sorted(run.glob(f"{depth}{PARTIAL}/{JOURNAL}")):
             folder = journal.parent.parent
-            if folder not in folders and folder not in missing:
-                missing[folder] = Missing(
-                    where=_below(folder, run),
-                    state="unfinished",
-                    why="",
-                    hint="the same command continues from there",
-                )
+            if folder not in folders:
+                unfinished = Missing(_below(folder, run), "unfinished", "", CONTINUES)
+                missing.setdefault(folder, unfinished)
     return list(missing.values())
 
 

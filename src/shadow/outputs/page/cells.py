@@ -8,21 +8,22 @@ tables of a few rows, where a frame costs more than its numbers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from typing import TypedDict
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from shadow.outputs.page.curves import Key, shortened
-from shadow.places.names import name_rules
+from shadow.outputs.page.curves import Key, Listed, short, shortened
 from shadow.reports.columns import DELTA, SPECTRAL
-from shadow.summary.bootstrap import blocks_of, bounds_of_medians
+from shadow.summary.bootstrap import blocks_of, intervals_of_medians
+from shadow.summary.columns import Columns
 from shadow.summary.depth import LAYERS
 from shadow.summary.figures import MEDIANS
+from shadow.summary.grid import order_of
 from shadow.summary.layer_medians import above_short_side
 from shadow.text import visible
 
@@ -60,7 +61,6 @@ EXPERTS = 10_000  # as spread.LAYERS
 EXPERT_VALUES = 250_000  # numbers of single experts on a page, about 1.5 MB
 
 Numbers = NDArray[np.float64]
-Listed = list[float | int | None]
 
 
 @cache
@@ -105,75 +105,24 @@ class Cell:
     """Why it was skipped, in words of tensors.parquet; None where it was not."""
 
 
-@dataclass(frozen=True)
-class Matrices:
-    """The rows of matrices.parquet: their places, and their numbers as they are asked for."""
-
-    table: pa.Table
-
-    @cached_property
-    def places(self) -> list[Key]:
-        """The place of each row."""
-        return places(self.table)
-
-    @cached_property
-    def subjects(self) -> list[str]:
-        """The subject of each row: base, tuned or delta."""
-        return list(self.table["subject"].to_pylist())
-
-    @property
-    def names(self) -> set[str]:
-        """Its columns."""
-        return set(self.table.column_names)
-
-    @cached_property
-    def tensors(self) -> list[str | None]:
-        """The tensor of each row."""
-        return list(self.table["tensor"].to_pylist())
-
-    def numbers(self, name: str) -> Numbers:
-        """A column, NaN where it is null."""
-        return self._numbers[:, self._place[name]]
-
-    def columns(self, names: Sequence[str]) -> Numbers:
-        """(rows, columns)"""
-        return self._numbers[:, [self._place[name] for name in names]]
-
-    def of(self, subject: str) -> NDArray[np.intp]:
-        """Where its rows are."""
-        return np.flatnonzero([known == subject for known in self.subjects])
-
-    @cached_property
-    def _place(self) -> dict[str, int]:
-        """Where each column of numbers is in _numbers."""
-        names = [
-            field.name
-            for field in self.table.schema
-            if pa.types.is_integer(field.type) or pa.types.is_floating(field.type)
-        ]
-        return {name: place for place, name in enumerate(names)}
-
-    @cached_property
-    def _numbers(self) -> Numbers:
-        """(rows, columns of numbers), NaN where they are null: all at once, as one column after the
-        other takes longer than what is done with it.
-        """
-        batches = self.table.select(list(self._place)).to_batches()
-        parts = [batch.to_tensor(null_to_nan=True).to_numpy() for batch in batches]
-        return np.concatenate([np.empty((0, len(self._place))), *parts])
-
-
-def places(table: pa.Table) -> list[Key]:
+def places(rows: Columns) -> list[Key]:
     """The place of each row."""
-    return list(zip(*(table[name].to_pylist() for name in PLACE), strict=True))
+    return [
+        (component, None if math.isnan(layer) else int(layer), module)
+        for component, layer, module in rows.each(*PLACE)
+    ]
 
 
-def cells_of(matrices: Matrices, tensors: pa.Table) -> list[Cell]:
+def numbers(rows: Columns, names: Sequence[str]) -> Numbers:
+    """Some columns beside each other: (rows, names)."""
+    return np.stack([rows[name] for name in names], axis=1)
+
+
+def cells_of(matrices: Columns, tensors: Columns) -> list[Cell]:
     """One for each place that has a matrix, in the order of reports, layers ascending."""
-    rules = name_rules()
     cells = _measured(matrices)
-    others = (tensors[name].to_pylist() for name in ("side", "status", "reason"))
-    for place, side, status, reason in zip(places(tensors), *others, strict=True):
+    others = tensors.each("side", "status", "reason")
+    for place, (side, status, reason) in zip(places(tensors), others, strict=True):
         unmeasured = side == "tuned" and status in ("identical", "skipped")
         if (
             unmeasured
@@ -181,26 +130,21 @@ def cells_of(matrices: Matrices, tensors: pa.Table) -> list[Cell]:
             and reason not in ("not_a_matrix", "not_float")
         ):
             cells.setdefault(place, Cell(place, status, reason))
-    known = {name: number for number, name in enumerate((*rules.components, *rules.modules))}
 
-    def order(cell: Cell) -> tuple[int, int, int]:
+    def order(cell: Cell) -> tuple[tuple[int, int, str, str], int]:
         component, layer, module = cell.place
-        if layer is None:
-            layer = -1
-        return known.get(component, 999), known.get(module, 999), layer
+        return order_of(component, module), -1 if layer is None else layer
 
     return sorted(cells.values(), key=order)
 
 
-def _measured(matrices: Matrices) -> dict[Key, Cell]:
+def _measured(matrices: Columns) -> dict[Key, Cell]:
     """The cells that have a spectrum, by place."""
-    with_delta = {
-        place
-        for place, subject in zip(matrices.places, matrices.subjects, strict=True)
-        if subject == "delta"
+    with_delta = set(places(matrices.where(matrices["subject"] == "delta")))
+    return {
+        place: Cell(place, "measured" if place in with_delta else "alone", None)
+        for place in places(matrices)
     }
-    cells = {place: Cell(place, "alone", None) for place in matrices.places}
-    return cells | {place: Cell(place, "measured", None) for place in with_delta}
 
 
 # What a column says of a module: median, its interval over layers, over how many layers, and the
@@ -215,7 +159,7 @@ class Range(TypedDict):
     high: Listed
 
 
-class Experts(TypedDict):
+class Experts(TypedDict, total=False):
     """The single experts of cells that have several."""
 
     cell: list[int]  # of each expert matrix
@@ -238,42 +182,42 @@ class DrawnCells(TypedDict):
     values: dict[str, dict[str, Listed]]  # medians, by subject and column
     shift: dict[str, Listed]  # tuned - base, by column
     ranges: dict[str, Range]  # by column
-    modules: dict[
-        str, dict[str, list[ModuleFigure | None]]
-    ]  # by subject and column, a value for each group
-    experts: Experts | dict[str, Listed]  # empty where there are none
+    # by subject and column, a value for each group
+    modules: dict[str, dict[str, list[ModuleFigure | None]]]
+    experts: Experts  # empty where there are none
 
 
-def drawn_cells(matrices: Matrices, cells: Sequence[Cell], pairs: int) -> DrawnCells:
+def drawn_cells(matrices: Columns, cells: Sequence[Cell], pairs: int) -> DrawnCells:
     """Places, values, ranges, intervals by module and experts of a report that shares a page with
     pairs - 1 others.
     """
     number = {cell.place: index for index, cell in enumerate(cells)}
-    cell = np.array([number[place] for place in matrices.places], dtype=np.intp)
+    cell = np.array([number[place] for place in places(matrices)], dtype=np.intp)
     groups = list(dict.fromkeys((of_place.place[0], of_place.place[2]) for of_place in cells))
     index = {group: number for number, group in enumerate(groups)}
     first = np.full(len(cells), -1)  # row of each cell, -1 where it has none
     first[cell[::-1]] = np.arange(len(cell))[::-1]
-    held: list[set[str]] = [set() for _ in cells]
-    for number_of, subject in zip(cell.tolist(), matrices.subjects, strict=True):
-        held[number_of].add(subject)
-    sizes = np.bincount(cell, minlength=len(cells)).tolist()
-    tensors = [*map(_visible, matrices.tensors), None]
+    group = [index[of_place.place[0], of_place.place[2]] for of_place in cells]
+    tensors = [*map(_visible, matrices["tensor"]), None]
     parts = {subject: _part(matrices, cell, subject) for subject in SUBJECTS}
+    sizes = [np.bincount(part.cell, minlength=len(cells)) for part in parts.values()]
     return {
         "groups": [[visible(component), visible(module)] for component, module in groups],
-        "group": [index[drawn.place[0], drawn.place[2]] for drawn in cells],
+        "group": group,
         "layer": [drawn.place[1] for drawn in cells],
         "state": [drawn.state for drawn in cells],
         "reason": [_visible(drawn.reason) for drawn in cells],
-        "matrices": [size // max(1, len(there)) for size, there in zip(sizes, held, strict=True)],
+        "matrices": np.max(sizes, axis=0).tolist(),
         "tensor": [tensors[row] for row in first.tolist()],
-        "rows": shortened(np.append(matrices.numbers("rows"), np.nan)[first]),
-        "cols": shortened(np.append(matrices.numbers("cols"), np.nan)[first]),
+        "rows": shortened(np.append(matrices["rows"], np.nan)[first]),
+        "cols": shortened(np.append(matrices["cols"], np.nan)[first]),
         "values": {subject: _medians(part, len(cells)) for subject, part in parts.items()},
         "shift": _shifts(matrices, parts, len(cells)),
         "ranges": _ranges(parts["delta"], len(cells)),
-        "modules": _by_group(matrices, parts, index),
+        "modules": {
+            subject: _by_module(part, np.array(group)[part.cell], matrices["layer"], len(groups))
+            for subject, part in parts.items()
+        },
         "experts": _experts(matrices, cell, EXPERT_VALUES // pairs),
     }
 
@@ -295,23 +239,20 @@ class _Part:
     ranked: Numbers  # the same for medians: infinite where a value is null because it is too large
 
 
-def _part(matrices: Matrices, cell: NDArray[np.intp], subject: str) -> _Part:
-    rows = matrices.of(subject)
-    names, values = _present(columns_of(subject), matrices.columns(columns_of(subject))[rows])
-    ranked = values
+def _part(matrices: Columns, cell: NDArray[np.intp], subject: str) -> _Part:
+    rows = np.flatnonzero(matrices["subject"] == subject)
+    own = matrices.where(rows)
+    names, values = _present(columns_of(subject), numbers(own, columns_of(subject)))
+    ranked = values.copy()
     if subject == "delta" and "equivalent_directions" in names:
-        above = above_short_side(lambda name: matrices.table[name].to_pandas())[rows]
-        if above.any():
-            ranked = values.copy()
-            ranked[above, names.index("equivalent_directions")] = np.inf
+        above = above_short_side(own.__getitem__)
+        ranked[above, names.index("equivalent_directions")] = np.inf
     return _Part(rows=rows, cell=cell[rows], names=names, values=values, ranked=ranked)
 
 
 def _present(names: Sequence[str], values: Numbers) -> tuple[list[str], Numbers]:
     """The columns of (rows, names) that have any value."""
     there = np.flatnonzero(~np.isnan(values).all(axis=0))
-    if len(there) == len(names):
-        return list(names), values
     return [names[place] for place in there.tolist()], values[:, there]
 
 
@@ -338,19 +279,18 @@ def _by_cell(
     cell without rows.
     """
     reduced = np.full((cells, values.shape[1]), np.nan)
-    order = np.argsort(cell, kind="stable")
-    filled, starts, sizes = np.unique(cell[order], return_index=True, return_counts=True)
-    single = sizes == 1
-    reduced[filled[single]] = values[order[starts[single]]]
-    for place, start, size in zip(filled[~single], starts[~single], sizes[~single], strict=True):
-        reduced[place] = reduce(values[order[start : start + size]])
+    filled = np.unique(cell)
+    if len(filled) == len(cell):  # one each, as in a dense model
+        reduced[cell] = values
+        return reduced
+    for place in filled:
+        reduced[place] = reduce(values[cell == place])
     return reduced
 
 
 def _listed(names: Sequence[str], values: Numbers) -> dict[str, Listed]:
     """(rows, names) as lists by name."""
-    rows, numbers = len(values), shortened(values.T.ravel())
-    return {name: numbers[place * rows : (place + 1) * rows] for place, name in enumerate(names)}
+    return {name: shortened(column) for name, column in zip(names, values.T, strict=True)}
 
 
 def _medians(part: _Part, cells: int) -> dict[str, Listed]:
@@ -358,29 +298,24 @@ def _medians(part: _Part, cells: int) -> dict[str, Listed]:
     return _listed(part.names, _by_cell(part.ranked, part.cell, cells))
 
 
-def _shifts(matrices: Matrices, parts: Mapping[str, _Part], cells: int) -> dict[str, Listed]:
+def _shifts(matrices: Columns, parts: Mapping[str, _Part], cells: int) -> dict[str, Listed]:
     """tuned - base of every spectral column by cell, from unrounded rows; of several the median."""
     names = [column.name for column in SPECTRAL]
-    experts = matrices.table["expert"].to_pylist()
+    experts = np.nan_to_num(matrices["expert"], nan=-1.0).tolist()
     base, tuned = (
         {
-            (cell, matrices.tensors[row], experts[row]): row
-            for row, cell in reversed(_rows_of(parts[subject]))
+            (cell, matrices["tensor"][row], experts[row]): row
+            for row, cell in zip(part.rows.tolist(), part.cell.tolist(), strict=True)
         }
-        for subject in ("base", "tuned")
+        for part in (parts["base"], parts["tuned"])
     )
     both = [key for key in tuned if key in base]
     if not both:
         return {}
-    values = matrices.columns(names)
+    values = numbers(matrices, names)
     shifts = values[[tuned[key] for key in both]] - values[[base[key] for key in both]]
     names, shifts = _present(names, shifts)
     return _listed(names, _by_cell(shifts, np.array([cell for cell, _, _ in both]), cells))
-
-
-def _rows_of(part: _Part) -> list[tuple[int, int]]:
-    """(row, cell) of each row of a subject."""
-    return list(zip(part.rows.tolist(), part.cell.tolist(), strict=True))
 
 
 def _ranges(deltas: _Part, cells: int) -> dict[str, Range]:
@@ -396,72 +331,42 @@ def _ranges(deltas: _Part, cells: int) -> dict[str, Range]:
     return {name: {"low": low[name], "high": high[name]} for name in names}
 
 
-@dataclass(frozen=True)
-class _Group:
-    """The matrices of a module that are of one subject: where its figures go, and their values."""
-
-    lists: list[list[ModuleFigure | None]]  # of each column that has any value here
-    place: int  # in these lists
-    values: Numbers  # (rows, columns)
-
-
-def _by_group(
-    matrices: Matrices, parts: Mapping[str, _Part], index: Mapping[tuple[str, str], int]
-) -> dict[str, dict[str, list[ModuleFigure | None]]]:
-    """The median of every column over a module's matrices, its interval, and over how many layers.
-
-    By subject and column. Modules whose matrices lie in the same layers are resampled at once.
+def _by_module(
+    part: _Part, group: NDArray[np.intp], layers: Numbers, groups: int
+) -> dict[str, list[ModuleFigure | None]]:
+    """The median of every column over a module's matrices, its interval, and over how many layers:
+    a value for each group. group: of each row of part; layers: of all rows.
     """
-    figures: dict[str, dict[str, list[ModuleFigure | None]]] = {
-        subject: {name: [None] * len(index) for name in part.names}
-        for subject, part in parts.items()
-    }
-    layers = matrices.numbers("layer")
-    alike: dict[bytes, list[_Group]] = {}
-    for subject, part in parts.items():
-        rows_of: dict[tuple[str, str], list[int]] = {}
-        for number, row in enumerate(part.rows.tolist()):
-            component, _, module = matrices.places[row]
-            rows_of.setdefault((component, module), []).append(number)
-        for module_of, numbers in rows_of.items():
-            names, values = _present(part.names, part.ranked[numbers])
-            group = _Group([figures[subject][name] for name in names], index[module_of], values)
-            alike.setdefault(layers[part.rows[numbers]].tobytes(), []).append(group)
-    for key, groups in alike.items():
-        _tell(groups, np.frombuffer(key))
+    figures: dict[str, list[ModuleFigure | None]] = {name: [None] * groups for name in part.names}
+    for number in np.unique(group).tolist():
+        own = group == number
+        names, values = _present(part.names, part.ranked[own])
+        found = _module_figures(values, layers[part.rows[own]])
+        for name, figure in zip(names, found, strict=True):
+            figures[name][number] = figure
     return figures
 
 
-def _tell(groups: Sequence[_Group], layers: Numbers) -> None:
-    """Put [median, interval, layers, level] of every column of every group into its list."""
-    values = np.concatenate([group.values for group in groups], axis=1)
-    medians = shortened(_median(values))
-    aims = [(figures, group.place) for group in groups for figures in group.lists]
-    for alike in bounds_of_medians(values, blocks_of([""] * len(layers), layers)):
-        bounds = zip(alike.columns, shortened(alike.low), shortened(alike.high), strict=True)
-        for column, low, high in bounds:
-            figures, place = aims[column]
-            if medians[column] is None:
-                continue
-            if low is None:
-                figures[place] = [medians[column], None, alike.layers, None]
-            else:
-                figures[place] = [medians[column], [low, high], alike.layers, alike.level]
+def _module_figures(values: Numbers, layers: Numbers) -> list[ModuleFigure | None]:
+    """Of each column of the (rows, columns) of a module; None where its median is infinite."""
+    figures: list[ModuleFigure | None] = []
+    intervals = intervals_of_medians(values, blocks_of([""] * len(layers), layers))
+    for median, found in zip(shortened(_median(values)), intervals, strict=True):
+        bounds = None if found.bounds is None else [short(bound) for bound in found.bounds]
+        figures.append(None if median is None else [median, bounds, found.layers, found.level])
+    return figures
 
 
-def _experts(matrices: Matrices, cell: NDArray[np.intp], most: int) -> Experts | dict[str, Listed]:
+def _experts(matrices: Columns, cell: NDArray[np.intp], most: int) -> Experts:
     """The single experts of every cell that has several, in as many columns as have room."""
-    experts, layers = matrices.numbers("expert"), matrices.numbers("layer")
-    rows = matrices.of("delta")
+    experts, layers = matrices["expert"], matrices["layer"]
+    rows = np.flatnonzero(matrices["subject"] == "delta")
     rows = rows[(experts[rows] < EXPERTS) & (np.isnan(layers[rows]) | (layers[rows] < LAYERS))]
     if not len(rows):
         return {}
-    wanted = [
-        name
-        for name in dict.fromkeys([*FIRST, *MEDIANS, *columns_of("delta")])
-        if name in matrices.names
-    ]
-    names, values = _present(wanted, matrices.columns(wanted)[rows])
+    known = columns_of("delta")
+    wanted = [name for name in dict.fromkeys([*FIRST, *MEDIANS, *known]) if name in known]
+    names, values = _present(wanted, numbers(matrices.where(rows), wanted))
     names = names[: most // len(rows)]
     if not names:
         return {}

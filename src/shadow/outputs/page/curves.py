@@ -24,14 +24,9 @@ BAND = (0.1, 0.9)  # quantiles over matrices that share a place, such as the exp
 POINTS = 400_000  # of all curves of a page, about 2.4 MB
 MOST, FEWEST = 112, 32  # of one curve
 
-EXACT = 18  # powers of ten up to it are exact
-POWERS = 10.0 ** np.arange(EXACT + 1)
-LARGE = 1e14  # from ten times this on whole numbers are no longer written as such
-TIE = 1e-6  # how near the middle of two roundings is left to decimal arithmetic
-
 Key = tuple[str, int | None, str]  # component, layer, module
 Sigma = NDArray[np.float32]
-Numbers = list[float | int | None]
+Listed = list[float | int | None]
 Subject = Literal["base", "tuned", "delta"]
 Line = Literal["base", "tuned", "delta", "low", "high", "spikes"]
 
@@ -64,43 +59,20 @@ def short(value: float | None) -> float | int | None:
     """A number of four significant digits, as many as a drawing shows; null if not finite."""
     if value is None or isinstance(value, int):
         return value
-    number = float(value)
-    if not math.isfinite(number):
+    if not math.isfinite(value):
         return None
-    rounded = float(f"{number:.4g}")
-    if abs(rounded) < 1e15 and rounded.is_integer():
-        return int(rounded)  # one byte shorter
-    if math.isfinite(rounded):
-        return rounded
-    return number
+    rounded = float(f"{value:.4g}")
+    if math.isinf(rounded):  # the largest number there is
+        return value
+    return int(rounded) if rounded.is_integer() and abs(rounded) < 1e15 else rounded
 
 
-def shortened(values: ArrayLike) -> list[float | int | None]:
-    """`short` of each; many are rounded at once where that is safe: large pages have millions."""
-    numbers = np.asarray(values, dtype=np.float64)
-    if len(numbers) < FEWEST:
-        return [short(number) for number in numbers.tolist()]
-    sizes = np.abs(numbers)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        # of ten, which leaves four digits before the point
-        power = 3.0 - np.floor(np.log10(sizes))
-        safe = (power <= EXACT) & (sizes < LARGE)
-        places = np.where(safe, power, 0.0).astype(np.intp)
-        up, down = POWERS[np.maximum(places, 0)], POWERS[np.maximum(-places, 0)]
-        scaled = numbers * up / down
-        safe &= np.abs(scaled - np.floor(scaled) - 0.5) > TIE
-    rounded = np.where(safe, np.rint(scaled) / up * down, 0.0)
-    whole = rounded == np.rint(rounded)
-    shown = rounded.astype(object)
-    shown[whole] = rounded[whole].astype(np.int64)  # zeros among them
-    unknown = ~np.isfinite(numbers)
-    shown[unknown] = None
-    for place in np.flatnonzero(~safe & ~unknown & (numbers != 0)).tolist():
-        shown[place] = short(numbers.item(place))
-    return cast(Numbers, shown.tolist())
+def shortened(values: ArrayLike) -> Listed:
+    """`short` of each."""
+    return [short(number) for number in np.asarray(values, dtype=np.float64).tolist()]
 
 
-def logarithmic(values: ArrayLike) -> list[float | int | None]:
+def logarithmic(values: ArrayLike) -> Listed:
     """Values for a log axis, which has no 0: an unresolved singular value becomes null."""
     return [value or None for value in shortened(values)]
 
@@ -119,12 +91,12 @@ class Curve(TypedDict, total=False):
 
     size: int  # how many singular values each matrix has
     matrices: int  # in the cell
-    base: Numbers
-    tuned: Numbers
-    delta: Numbers
-    low: Numbers  # of several deltas: the quantiles of BAND
-    high: Numbers
-    spikes: Numbers  # of a single delta: those above its null edge, MARKED at most
+    base: Listed
+    tuned: Listed
+    delta: Listed
+    low: Listed  # of several deltas: the quantiles of BAND
+    high: Listed
+    spikes: Listed  # of a single delta: those above its null edge, MARKED at most
 
 
 class Curves(TypedDict):
@@ -174,18 +146,14 @@ def _rows(report: Report) -> Iterator[tuple[Key, Subject, Sigma]]:
 
 
 def _curves(stacks: Mapping[int, _Stack]) -> dict[str, Curve]:
-    """The curves of all cells. Their numbers are shortened at once: a curve has few of them."""
+    """The curves of all cells."""
     curves: dict[str, Curve] = {}
-    lines: list[tuple[Curve, Line, NDArray[np.floating]]] = []
     for cell, stack in sorted(stacks.items()):
-        curve = Curve(size=stack.size, matrices=max(map(len, stack.rows.values())))
-        curves[str(cell)] = curve
-        lines += [(curve, name, values) for name, values in _lines(stack)]
-    if not lines:
-        return curves
-    numbers = iter(logarithmic(np.concatenate([values for _, _, values in lines])))
-    for curve, name, values in lines:
-        curve[name] = list(itertools.islice(numbers, len(values)))
+        curve = curves[str(cell)] = Curve(
+            size=stack.size, matrices=max(map(len, stack.rows.values()))
+        )
+        for name, values in _lines(stack):
+            curve[name] = logarithmic(values)
     return curves
 
 

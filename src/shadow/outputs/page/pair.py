@@ -11,7 +11,7 @@ from markupsafe import Markup
 from shadow.claims.reference import OPTIMIZERS, Position, ReferenceRun, runs
 from shadow.claims.summary import Summary
 from shadow.comparing.lineage import Step
-from shadow.outputs.page.cells import Matrices, cells_of, drawn_cells
+from shadow.outputs.page.cells import cells_of, drawn_cells, places
 from shadow.outputs.page.curves import points_for, short, thinned_spectra
 from shadow.outputs.page.html import script_json
 from shadow.outputs.page.sections import (
@@ -21,6 +21,7 @@ from shadow.outputs.page.sections import (
     sections_of,
     skipped_rows,
 )
+from shadow.summary.columns import columns_of
 from shadow.summary.depth import LAYERS
 from shadow.telling.document import Block, Headline
 from shadow.telling.reading import SummarisedReport, read_step
@@ -98,11 +99,11 @@ def read_pair(
     Raises ShadowError when it cannot be read.
     """
     summary = report.summary
-    rows, tensors = Matrices(report.table("matrices")), report.table("tensors")
-    cells = cells_of(rows, tensors)
-    nulls = zip(rows.places, rows.subjects, rows.numbers("null_edge").tolist(), strict=True)
-    edges = {place: edge for place, subject, edge in nulls if subject == "delta" and edge > 0}
-    curves = len(set(zip(rows.places, rows.subjects, strict=True)))
+    rows, tensors = columns_of(report.table("matrices")), report.table("tensors")
+    cells = cells_of(rows, columns_of(tensors))
+    deltas = rows.where((rows["subject"] == "delta") & (rows["null_edge"] > 0))
+    edges = dict(zip(places(deltas), deltas["null_edge"].tolist(), strict=True))
+    curves = len(set(zip(places(rows), rows["subject"], strict=True)))
     place = {cell.place: index for index, cell in enumerate(cells)}
     spectra = thinned_spectra(report, place, edges=edges, points=points_for(curves * pairs))
     known = reference_distributions(summary.reference, runs())

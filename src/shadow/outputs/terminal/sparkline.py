@@ -36,10 +36,9 @@ def sparkline(values: Sequence[float | None], width: int, bars: str = BARS) -> s
 
 
 def _bins(values: Sequence[float | None], width: int) -> list[Sequence[float | None]]:
-    """One for each value, or so many equal ones where there are more values."""
+    """So many equal ones; one for each value where there are fewer values."""
     count = len(values)
-    if count <= width:
-        return [[value] for value in values]
+    width = min(width, count)
     edges = [place * count // width for place in range(width + 1)]
     return [values[start:end] for start, end in pairwise(edges)]
 
