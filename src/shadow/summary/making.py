@@ -46,7 +46,7 @@ from shadow.summary.layer_medians import (
     outside_layers,
     unchanged_modules,
 )
-from shadow.summary.numbers import Floats, are, finite, median, over
+from shadow.summary.numbers import Floats, are, finite, median, over, total_of
 from shadow.summary.recognised import recognised
 from shadow.summary.record import STATUSES, PairRecord
 from shadow.summary.rows import (
@@ -401,7 +401,7 @@ def _by_layer(rows: Rows) -> list[LayerRow]:
     at, up = deltas["at"], np.isin(deltas["module"], UP)
     numbers = {name: deltas[name] for name in (*BY_LAYER, "energy")}
     totals = {
-        component: float(np.nansum(group["energy"]))
+        component: total_of(_known(group["energy"]))
         for (component,), group in deltas.inside.groups("component")
     }
     stacks = {

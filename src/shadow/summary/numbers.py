@@ -46,6 +46,14 @@ def are(texts: pd.Series | NDArray[Any], *wanted: str) -> NDArray[np.bool_]:
     return found
 
 
+def total_of(values: Floats) -> float:
+    """The sum, correctly rounded; infinite where no float is that large."""
+    try:
+        return math.fsum(values)
+    except OverflowError:
+        return math.inf
+
+
 def median(values: Floats) -> float | None:
     """The median of what is not NaN; None where nothing is, or where it is not finite."""
     known = values[~np.isnan(values)]
