@@ -49,9 +49,7 @@ class FaultError(ValueError):
 class Form(BaseModel):
     """A mapping of known keys; a text may stand for it."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     CALLED: ClassVar[str]  # what such an entry is, for a message
     WRITTEN: ClassVar[str | None] = None  # how it is written, for a hint
     ALSO: ClassVar[tuple[str, ...]] = ()  # keys of other entries that a misspelt one may mean

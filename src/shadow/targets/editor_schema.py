@@ -7,6 +7,9 @@ They never refuse what the readers take. The readers refuse more: what a file re
 
 from __future__ import annotations
 
+import ast
+import inspect
+from itertools import pairwise
 from typing import Any
 
 from pydantic import BaseModel
@@ -39,6 +42,17 @@ class _Draft7(GenerateJsonSchema):
             described.pop("default", None)
         return described
 
+    def model_schema(self, schema: Any) -> Schema:
+        self._form: type[BaseModel] = schema["cls"]
+        return super().model_schema(schema)
+
+    def model_fields_schema(self, schema: Any) -> Schema:
+        form = self._form  # a model within it is another
+        made = super().model_fields_schema(schema)
+        for field, text in _described(form).items():
+            made["properties"][form.model_fields[field].alias or field]["description"] = text
+        return made
+
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
 
@@ -58,3 +72,20 @@ def _schema(model: type[BaseModel]) -> Schema:
     definitions = schema.pop("$defs")
     kinds = [schema.pop("type"), "null"]  # a file may be empty
     return {"$schema": _Draft7.schema_dialect, **schema, "type": kinds, "definitions": definitions}
+
+
+def _described(form: type[BaseModel]) -> dict[str, str]:
+    """The texts below the fields of a model. pydantic would look for them whenever it is imported,
+    a fifth of a second in every command that reads a family.
+    """
+    (body,) = ast.parse(inspect.getsource(form)).body
+    assert isinstance(body, ast.ClassDef)
+    return {
+        field.target.id: inspect.cleandoc(below.value.value)
+        for field, below in pairwise(body.body)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(below, ast.Expr)
+        and isinstance(below.value, ast.Constant)
+        and isinstance(below.value.value, str)
+    }
