@@ -279,12 +279,13 @@ def _by_cell(
     cell without rows.
     """
     reduced = np.full((cells, values.shape[1]), np.nan)
-    filled = np.unique(cell)
+    order = np.argsort(cell, kind="stable")
+    filled, starts = np.unique(cell[order], return_index=True)
     if len(filled) == len(cell):  # one each, as in a dense model
         reduced[cell] = values
         return reduced
-    for place in filled:
-        reduced[place] = reduce(values[cell == place])
+    for place, rows in zip(filled, np.split(order, starts)[1:], strict=True):
+        reduced[place] = reduce(values[rows])
     return reduced
 
 
