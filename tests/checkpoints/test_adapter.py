@@ -189,6 +189,8 @@ def test_factors_that_do_not_fit_have_a_reason(tmp_path):
         f"{prefix}.0.self_attn.k_proj.lora_B.weight": torch.randn(8, 2),
         f"{prefix}.0.self_attn.v_proj.lora_A.weight": torch.randn(2, 5),
         f"{prefix}.0.self_attn.v_proj.lora_B.weight": torch.randn(8, 3),
+        f"{prefix}.0.self_attn.o_proj.lora_A.weight": torch.randn(3, 5),
+        f"{prefix}.0.self_attn.o_proj.lora_B.weight": torch.randn(8, 2),
         f"{prefix}.0.self_attn.q_proj.lora_magnitude_vector": torch.randn(8),
     }
     write_adapter(tmp_path / "adapter", name, torch.randn(8, 2), torch.randn(2, 6), more=more)
@@ -198,7 +200,7 @@ def test_factors_that_do_not_fit_have_a_reason(tmp_path):
     ]
     assert len(pairs) == 1
     reasons = Counter(skip.reason for skip in skipped if skip.side == "tuned")
-    assert reasons == {"only_in_tuned": 2, "shape_differs": 2, "adapter": 3}
+    assert reasons == {"only_in_tuned": 2, "shape_differs": 2, "adapter": 5}
 
 
 @pytest.mark.parametrize(
