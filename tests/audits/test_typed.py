@@ -123,6 +123,7 @@ def test_a_pair_has_the_name_that_it_is_given(shadow, tmp_path):
     for arguments, words in (
         (("plan", "demo", "--name", "mine:a..b"), "--name is for one pair"),
         (("plan", "./one", "./two", "--name", "mine"), "is not a pair name"),
+        (("plan", "./one", "./two", "--name", "mine:one"), "is not a pair name"),
         (("plan", "./one", "./two", "--name", "../up:a..b"), "is not a pair name"),
     ):
         assert words in shadow(*arguments).assert_refused(2)
