@@ -523,7 +523,8 @@ def sampled(tmp_path: Path) -> Iterator[list[int]]:
 
     def sample() -> None:
         while not done.wait(0.002):
-            found.append(sum(blobs(tmp_path).values()))
+            with contextlib.suppress(FileNotFoundError):  # a folder went while it was listed
+                found.append(sum(blobs(tmp_path).values()))
 
     thread = threading.Thread(target=sample)
     thread.start()
