@@ -156,10 +156,17 @@ def downloads(hub: Hub) -> Counter[str]:
     return Counter(request.filename for request in asked if request.range is None)
 
 
+def found_below(folder: Path, pattern: str) -> list[Path]:
+    """Also while a command makes and removes folders there."""
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            return list(folder.rglob(pattern))
+
+
 def blobs(tmp_path: Path) -> dict[Path, int]:
     """The large files in the cache and their sizes, running downloads included."""
     found = {}
-    for path in (tmp_path / "home").rglob("blobs/*"):
+    for path in found_below(tmp_path / "home", "blobs/*"):
         with contextlib.suppress(FileNotFoundError):
             found[path] = path.stat().st_size
     return {path: size for path, size in found.items() if size > 5000}
@@ -401,14 +408,14 @@ def test_a_hub_that_stores_in_xet(run, hub, folders, tmp_path, wanted):
 
 def outcomes(tmp_path: Path) -> int:
     """How many results the journal of the running audit holds."""
-    journals = list((tmp_path / "out").rglob("journal.jsonl"))
+    journals = found_below(tmp_path / "out", "journal.jsonl")
     return sum(
         line.startswith('{"key"') for path in journals for line in path.read_text().splitlines()
     )
 
 
 def incomplete(tmp_path: Path) -> list[Path]:
-    return list((tmp_path / "home").rglob("*.incomplete"))
+    return found_below(tmp_path / "home", "*.incomplete")
 
 
 def assert_goes_on(done: Run, hub: Hub, tmp_path: Path, wanted: dict[str, pd.DataFrame]) -> None:
@@ -523,8 +530,7 @@ def sampled(tmp_path: Path) -> Iterator[list[int]]:
 
     def sample() -> None:
         while not done.wait(0.002):
-            with contextlib.suppress(FileNotFoundError):  # a folder went while it was listed
-                found.append(sum(blobs(tmp_path).values()))
+            found.append(sum(blobs(tmp_path).values()))
 
     thread = threading.Thread(target=sample)
     thread.start()
