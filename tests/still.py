@@ -641,25 +641,31 @@ def json_leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, "~" if loose else value
 
 
-def digest_of(values: Sequence[Any], more: Any = None) -> str:
-    """A hash of values in order, whose floats count as floats, and then the floats' sum, weighted
-    by where they stand.
+WIDEST, MOST_TOLD = 40, 3  # letters of a value that is told, and values
 
-    So a change of a name, a whole number, a null, the number of rows or their order changes the
-    hash or the sum.
+
+def digest_of(values: Sequence[Any], more: Any = None) -> str:
+    """What the values are: of floats how many and their sum, weighted by where they stand; of
+    others each and how often, or how many there are. A hash of the order, where that is not told.
+
+    So a change of a name, a whole number, a null, the number of rows or their order changes it.
     """
     floats = [one for one in values if isinstance(one, float) and math.isfinite(one)]
     kinds = [
         "float" if isinstance(one, float) and math.isfinite(one) else masked(repr(one))
         for one in values
     ]
-    told = f"#{short_hash([kinds, more])}"
-    if not floats:
-        return told
-    weighted = sum(abs(one) * (1 + place / len(floats)) for place, one in enumerate(floats)) / len(
-        floats
-    )
-    return f"{told} {six_digits(weighted)}"
+    others = Counter(kind for kind in kinds if kind != "float")
+    told = [f"{count} {kind if len(kind) <= WIDEST else 'long'}" for kind, count in others.items()]
+    if len(others) > MOST_TOLD:
+        told = [f"{others.total()}, {len(others)} different"]
+    if floats:
+        places = enumerate(floats)
+        weighted = sum(abs(one) * (1 + place / len(floats)) for place, one in places) / len(floats)
+        told.append(f"{len(floats)} floats {six_digits(weighted)}")
+    if len(set(kinds)) > 1 or any(len(kind) > WIDEST for kind in kinds) or more:
+        told.append(f"#{short_hash([kinds, more])}")
+    return ", ".join(told)
 
 
 def golden_file(name: str, content: bytes) -> str:
