@@ -28,7 +28,7 @@ LONG_OF_FAST := $(addprefix tests/,outputs/test_figure.py audits/test_in_parts.p
 	reports/test_schema.py audits/test_run.py lab/test_lab_pretrained.py lab/test_lab_widths.py)
 FAST_IN_ORDER := --no-loadscope-reorder $(LONG_OF_FAST) $(filter-out $(LONG_OF_FAST),$(wildcard tests/test_*.py tests/*/test_*.py))
 
-test: setup  ## the fast tests: under three minutes on two cores
+test: setup  ## the fast tests: two to five minutes on two cores
 	$(TESTS) $(FAST_IN_ORDER)
 
 LONG := $(addprefix tests/,test_still.py lab/test_lab.py test_docs.py audits/test_hub.py audits/test_run.py \
