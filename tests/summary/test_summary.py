@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import models
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -20,7 +21,7 @@ from view import drawn
 
 from shadow.claims.verdicts import Judgement
 from shadow.outputs.terminal.sparkline import sparkline
-from shadow.telling.reading import read_summary
+from shadow.telling.reading import read_summary, summarise
 from shadow.telling.report import layers_filled, report_document
 from shadow.telling.verdicts import pairs_document
 
@@ -378,3 +379,28 @@ def test_no_output_begins_or_ends_with_a_blank_line(demo_reports, tmp_path):
         titles = [at for at in heads if lines[at].startswith(("demo  ", "pairs "))]
         assert len(titles) >= 2
         assert [lines[at - 1] for at in titles[1:]] == [""] * (len(titles) - 1), name
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "value"),
+    [
+        ("tensors", "compared", 2**60 + 1),  # beyond the whole numbers that a float holds
+        ("tensors", "layer", 2**62 + 1),
+        ("matrices", "parameters", 2**60 + 1),
+        ("tensors", "shape", [2**62] * 20),  # beyond every float
+        ("matrices", "module", None),
+        ("tensors", "side", None),
+    ],
+)
+def test_a_forged_table_has_a_summary(folder, table, column, value):
+    """Figures of it mean nothing; what counts is that its reader gets no traceback."""
+    tables = {
+        name: pq.read_table(folder / f"{name}.parquet")
+        for name in ("matrices", "tensors", "residual")
+    }
+    metadata = json.loads(tables["matrices"].schema.metadata[b"shadow"])
+    forged = tables[table]
+    at = forged.schema.get_field_index(column)
+    values = pa.array([value] * len(forged), forged.schema.field(at).type)
+    tables[table] = forged.set_column(at, forged.schema.field(at), values)
+    assert summarise(tables, metadata).figures.matrices == 30

@@ -190,8 +190,7 @@ def _paired(tensors: Columns) -> Columns:
     base = tensors.where(are(tensors["side"], "base"))
     norms = base["relative_norm"]
     norms = np.where(are(base["status"], "identical") & np.isnan(norms), 0.0, norms)
-    sizes = np.array([math.prod(shape) for shape in base["shape"]], dtype=object)
-    whole = ~np.isnan(norms) & (sizes >= SMALLEST) & (base["compared"] == sizes)
+    whole = ~np.isnan(norms) & (base.sizes >= SMALLEST) & (base["compared"] == base.sizes)
     return base.added(relative_norm=norms).where(whole.astype(np.bool_))
 
 

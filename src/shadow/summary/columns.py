@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+
+MOST = 2**63 - 1  # entries of a tensor
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,13 @@ class Columns:
             yield key, self.where(numbers)
 
     @property
+    def sizes(self) -> NDArray[np.object_]:
+        """How many entries each tensor has, as whole numbers of Python; of a forged shape no more
+        than MOST.
+        """
+        return np.array([min(math.prod(shape), MOST) for shape in self["shape"]], dtype=object)
+
+    @property
     def are_matrices(self) -> NDArray[np.bool_]:
         """Which tensors have more than one dimension."""
         return np.array([len(shape) > 1 for shape in self["shape"]], dtype=np.bool_)
@@ -88,7 +98,7 @@ def columns_of(table: pa.Table) -> Columns:
         elif pa.types.is_string(values.type):
             arrays[name] = _texts(values)
         else:
-            arrays[name] = values.cast(pa.float64()).to_numpy()
+            arrays[name] = values.cast(pa.float64(), safe=False).to_numpy()
     return Columns(arrays)
 
 

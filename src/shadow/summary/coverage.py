@@ -39,7 +39,7 @@ def vector_figures(tensors: Columns) -> VectorFigures:
         compared=len(rows),
         changed=int(((norms > 0) | are(rows["detail"], FROM_ZERO)).sum()),
         relative_norm=median(norms[norms > 0]),
-        relative_norm_of_all=median(np.nan_to_num(norms, nan=0.0, posinf=np.inf)),
+        relative_norm_of_all=median(np.where(np.isnan(norms), 0.0, norms)),
     )
 
 

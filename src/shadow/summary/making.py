@@ -215,7 +215,7 @@ def _unrounded_norm(deltas: Columns) -> float | None:
 
 def _of_kind(deltas: Columns, kind: tuple[str, ...]) -> NDArray[np.bool_]:
     """Which rows are of modules whose names start so."""
-    return np.array([module.startswith(kind) for module in deltas["module"]], dtype=np.bool_)
+    return np.array([(name or "").startswith(kind) for name in deltas["module"]], dtype=np.bool_)
 
 
 def _depth(rows: Rows, component: str | None) -> _Tally:
@@ -274,7 +274,7 @@ def _overall(rows: Rows) -> _Tally:
 
 def _figures(rows: Rows, tally: _Tally) -> PairFigures:
     tensors, deltas = rows.tensors, rows.deltas
-    tensors = tensors.added(size=_sizes(tensors))
+    tensors = tensors.added(size=tensors.sizes)
     sides = [tensors.where(are(tensors["side"], side)) for side in ("base", "tuned")]
     # of an adapter, that is the base
     larger = max(sides, key=lambda of_side: sum(of_side["size"]))
@@ -326,10 +326,6 @@ def _of_group(rows: Rows, group: Columns, *, with_norm: bool) -> _Tally:
         "matrices": len(group),
     }
     return tally
-
-
-def _sizes(tensors: Columns) -> NDArray[np.object_]:
-    return np.array([math.prod(shape) for shape in tensors["shape"]], dtype=object)
 
 
 def _by_component(rows: Rows) -> list[ComponentRow]:

@@ -4,7 +4,6 @@ how far what is stored is the change. The gates judge it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -88,11 +87,10 @@ def _weights(tensors: Columns) -> Columns:
     Left out are a tied head, which is its embedding, integers, and what a checkpoint holds beside
     the component that it is the base of.
     """
-    sizes = np.array([math.prod(shape) for shape in tensors["shape"]], dtype=object)
     # a filter of the user's has no detail
     has_detail = np.array([detail is not None for detail in tensors["detail"]], dtype=np.bool_)
     elsewhere = are(tensors["reason"], "filtered") & has_detail
-    weights = tensors.added(size=sizes).where(
+    weights = tensors.added(size=tensors.sizes).where(
         ~(are(tensors["reason"], "tied", "not_float") | elsewhere)
     )
     sides = {side: weights.where(are(weights["side"], side)) for side in ("base", "tuned")}
