@@ -15,7 +15,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -264,10 +264,10 @@ class RayEngine:
             self._running.pop(reference).begun.close()
         return tasks
 
-    def _slots(self) -> dict[str, int]:
-        """By machine: how many tasks it has room for."""
+    def _slots(self, machines: Mapping[str, tuple[float, float]] | None = None) -> dict[str, int]:
+        """By machine: how many tasks it has room for. machines: as `_machines` has them."""
         slots = {}
-        for machine, (cores, memory) in _machines().items():
+        for machine, (cores, memory) in (_machines() if machines is None else machines).items():
             room_for = int(cores // self._cores)
             if self._memory:
                 room_for = min(room_for, int(memory // self._memory))
@@ -277,8 +277,9 @@ class RayEngine:
 
     def _fill(self, watch: Watch | None) -> None:
         """Give Ray as many tasks as there is room for."""
-        slots = self._slots()
-        if self.here not in _machines():
+        machines = _machines()
+        slots = self._slots(machines)
+        if self.here not in machines:
             # Ray keeps the tasks then, and begins none of them any more.
             raise ShadowError(
                 "Ray has ended on the machine of this command",
