@@ -868,3 +868,13 @@ def test_the_colour_scale_rises_evenly(theme):
     steps = [contrast(found[f"scale-{index}"], found["page"]) for index in range(6)]
     assert steps == sorted(steps)
     assert min(np.diff(np.log(steps))) > 0.1
+
+
+def test_a_forged_report_without_modules_has_a_page(demo_reports, shadow, tmp_path):
+    folder = shutil.copytree(demo_reports / "base..broad", tmp_path / "forged")
+    (folder / "summary.json").unlink()
+    table = pq.read_table(folder / "matrices.parquet")
+    at = table.schema.get_field_index("module")
+    words = pa.array([(None, "else", "attn.q")[row % 3] for row in range(len(table))], pa.string())
+    pq.write_table(table.set_column(at, table.schema.field(at), words), folder / "matrices.parquet")
+    shadow("report", "forged", "-o", "page.html").assert_done()

@@ -20,7 +20,7 @@ class Columns:
     """Columns of a table as arrays, of all its rows or of some: numbers and flags as floats, NaN
     where they are null, texts as objects, None where they are.
 
-    Medians of a hundred groups of a few rows take a third of the time that they take pandas.
+    Data frames took six times as long for the summary of a small report.
     """
 
     arrays: Mapping[str, NDArray[Any]]

@@ -75,8 +75,8 @@ def _schema(model: type[BaseModel]) -> Schema:
 
 
 def _described(form: type[BaseModel]) -> dict[str, str]:
-    """The texts below the fields of a model. pydantic would look for them whenever it is imported,
-    a fifth of a second in every command that reads a family.
+    """The texts below the fields of a model. pydantic would look for them at every import, among
+    all modules that are loaded.
     """
     (body,) = ast.parse(inspect.getsource(form)).body
     assert isinstance(body, ast.ClassDef)

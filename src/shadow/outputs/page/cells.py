@@ -106,9 +106,9 @@ class Cell:
 
 
 def places(rows: Columns) -> list[Key]:
-    """The place of each row."""
+    """The place of each row; a word that only a forged report lacks is empty."""
     return [
-        (component, None if math.isnan(layer) else int(layer), module)
+        (component or "", None if math.isnan(layer) else int(layer), module or "")
         for component, layer, module in rows.each(*PLACE)
     ]
 
