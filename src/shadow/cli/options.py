@@ -56,7 +56,8 @@ def a_name(text: str | None) -> str | None:
     """The same for a list, which may be standard input."""
     if text is None or url_of(text) is None:
         return text
-    return str(_supported(Path(text)))
+    place = _supported(Path(text))
+    return str(place) if url_of(place) is None else text  # a path has one slash of `s3://`
 
 
 # Groups of options in the help
