@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,10 @@ class Outcome:
     measurements: tuple[Measurement, ...] = ()
     """Three of a measured matrix pair (base, tuned, delta), one of a matrix without a base, none
     otherwise.
+    """
+    cast: Literal["tuned", "base", "neither"] | None = None
+    """Which side is the other cast to its format, in every entry; None where they are equal, or
+    were not compared.
     """
     verified: tuple[bool | None, bool | None] = (None, None)
     """Whether the bytes of base and tuned side agree with a checksum of the Hub; None: a folder."""

@@ -100,6 +100,7 @@ def write_tables(
             outcome.detail,
             outcome.delta_norm,
             outcome.base_norm,
+            cast=outcome.cast,
         )
         if (of_pair := _Stacked.of(outcome)) is not None:
             stacked.append((pair, of_pair))
@@ -434,7 +435,16 @@ def _tensor_row(side: Side, info: TensorInfo, parts: Sequence[_Part]) -> dict[st
         "relative_norm": _relative_norm([part.outcome for part in parts]),
         # scales and the factors of an update have fewer entries than the matrix that they make
         "compared": min(compared, math.prod(info.shape)),
+        "cast": _cast([part.outcome.cast for part in parts]),
     }
+
+
+def _cast(of_parts: Sequence[str | None]) -> str | None:
+    """What all parts of a tensor that changed are; of several kinds, neither."""
+    changed = {cast for cast in of_parts if cast is not None}
+    if len(changed) > 1:
+        return "neither"
+    return changed.pop() if changed else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,7 @@ from shadow.spectra.delta import (
     working_dtype,
 )
 from shadow.spectra.device import Offload, Offloaded, full_products
+from shadow.spectra.history import cast
 from shadow.spectra.lazy import BlockScaled, Matrix, Updated
 from shadow.spectra.spectrum import (
     BLOCK,
@@ -289,9 +290,10 @@ def _measured(
         formats = pair.base.info.dtype, "F64"  # nothing of the sum is rounded to what is stored
         factor = pair.tuned.factor
         detail = f"a low-rank update: its rank is at most {factor.rank}" if factor else detail
-    size = extent(Sides(base_matrix, matrix, working_dtype(*formats), space))
+    sides = Sides(base_matrix, matrix, working_dtype(*formats), space)
+    size = extent(sides)
     if not size.finite:
-        sides = [
+        broken = [
             side
             for side, value in (("base", size.base), ("tuned", size.tuned))
             if not Extent(value, 0, 0).finite
@@ -300,7 +302,7 @@ def _measured(
             pair.key,
             "skipped",
             reason="nonfinite",
-            detail=f"in the {' and the '.join(sides)} tensor",
+            detail=f"in the {' and the '.join(broken)} tensor",
         )
     if not pair.is_matrix:
         delta_norm, base_norm = _vector_norms(base_matrix[:,], matrix[:,], size)
@@ -312,6 +314,7 @@ def _measured(
             detail=FROM_ZERO if from_zero else detail,
             delta_norm=delta_norm,
             base_norm=base_norm,
+            cast=(cast(sides, formats) or "neither") if size.delta else None,
         )
     if size.delta == 0:
         differ = pair.tuned.factor is None and pair.base.info.dtype != stored
@@ -332,6 +335,7 @@ def _measured(
         detail=detail,
         delta_norm=norms["delta"] or 0.0,
         base_norm=norms["base"],
+        cast=cast(sides, formats) or "neither",
         measurements=tuple(measurements),
         residual=residual,
     )

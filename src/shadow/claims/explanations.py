@@ -9,10 +9,9 @@ from typing import Literal
 from shadow.claims.answer import Answer, Claim, Figure, Outcome, table
 from shadow.claims.draft import Draft, all_of
 from shadow.claims.recognised import (
+    CLEAR,
     LIKE_NOISE,
-    ONE_ROUNDING,
     USUAL_RANK,
-    beyond_rounding,
     few_bits,
     few_of,
     has_other_norm_unrounded,
@@ -22,6 +21,7 @@ from shadow.claims.recognised import (
 )
 from shadow.claims.reference import choose_runs, runs
 from shadow.quantities import text_of
+from shadow.summary.layer_medians import LOW
 from shadow.summary.record import PairRecord
 from shadow.text import counted
 
@@ -36,6 +36,7 @@ ANSWERS: Mapping[Word, str] = {
     "fits": "fits",
     "cannot_be_excluded": "cannot be excluded",
 }
+STRUCTURED = 0.1  # concentration above which a change is not the rounding of a copy alone
 HIGH = 0.5  # of the short side: more than any adapter of that width has
 # relative norms: below, of most preference and RL stages; above, of no short run
 SMALL, LARGE = 2e-3, 0.1
@@ -46,9 +47,9 @@ POINTS_ALIKE, POINTS_ELSEWHERE = 0.9, 0.5
 EXPLANATIONS = table(
     Claim(
         "merged_adapter",
-        "merged adapter",
+        "low-rank adapter",
         "the change is an adapter of low rank, stored as one or merged into the base",
-        needs=("figures.rank_ceiling", "inside_layers.rank_least", "inside_layers.rank_most"),
+        needs=("figures.rank_ceiling", "inside_layers.rank_most", "inside_layers.rest_rank"),
         null="a rank of all directions",
     ),
     Claim(
@@ -60,14 +61,16 @@ EXPLANATIONS = table(
     Claim(
         "quantised_copy",
         "copy through fewer bits",
-        "the tuned side, or the base, went through fewer bits, and the change is that rounding",
-        needs=("inside_layers.levels_tuned_few", "figures.floor_ratio"),
+        "the tuned side went through fewer bits, and the change is that rounding",
+        needs=("inside_layers.levels_tuned_few", "figures.concentration"),
         null="no matrix with few distinct values in a row",
     ),
     Claim(
         "merge",
         "merge of models",
         "the tuned side is a mean of several models",
+        needs=("inside_layers.even_many", "inside_layers.even_some", "inside_layers.even_judged"),
+        null="half of the changed entries with an even last bit",
     ),
     Claim(
         "short_run",
@@ -84,7 +87,7 @@ EXPLANATIONS = table(
         "weight_decay",
         "weight decay",
         "the weights shrank, as decay makes them",
-        needs=("inside_layers.decay_cosine", "inside_layers.cosine"),
+        needs=("inside_layers.decay_cosine_unrounded", "inside_layers.cosine"),
         null="a decay_cosine of 0",
     ),
 )
@@ -125,6 +128,16 @@ def explanations(record: PairRecord) -> list[Answer]:
 
 
 def _merge(draft: Draft) -> tuple[Outcome, str]:
+    inside = draft.summary.inside_layers
+    judged, many, some = inside.even_judged, inside.even_many, inside.even_some
+    if judged and 2 * (many + some) >= judged:
+        draft.inside("even_judged")
+        draft.inside("even_many")
+        draft.inside("even_some")
+        which = f"in {all_of(many + some, judged)} more changed entries have an even last bit than"
+        if 2 * many >= judged:
+            return "holds", f"{which} one rounding leaves: halves were rounded, as in a mean"
+        return "cannot_be_told", f"{which} not: a mean, or a merge computed in 16 bits"
     reason = "the mean of several models differs from a base as a single model would"
     return "cannot_be_told", reason
 
@@ -147,7 +160,16 @@ def _merged_adapter(draft: Draft) -> tuple[Outcome, str]:
     directions = draft.directions()
     if is_low_rank(draft.summary):
         rank = draft.write(most, "inside_layers.rank_most", "count")
-        return "holds", f"the median update has rank {rank} at most, of {directions}"
+        text = f"the median update has rank {rank}, of {directions}, beside what rounding leaves"
+        return "holds", text
+    rest = inside.rest_rank or 0
+    like_noise = 2 * inside.rest_known >= inside.matrices
+    if like_noise and 1 <= rest <= min(USUAL_RANK, LOW * side):
+        number = draft.write(rest, "inside_layers.rest_rank", "count")
+        return "cannot_be_told", (
+            f"{number} of {directions} directions stand out of a rest that is like noise, which a"
+            " coarser rounding may have left"
+        )
     rank = draft.write(least, "inside_layers.rank_least", "count")
     if least <= min(USUAL_RANK, HIGH * side):
         return "cannot_be_told", f"only a rank below {rank} of {directions} is excluded"
@@ -192,31 +214,17 @@ def _quantised(draft: Draft) -> tuple[Outcome, str]:
     if through == "format":
         return "holds", f"a side of {all_of(inside.in_8_bits, inside.matrices)} is stored in 8 bits"
     if through is not None:
-        return "holds", _with_few_values(record, through)
-    floor = record.figures.floor_ratio
-    low, high = ONE_ROUNDING
-    if (
-        floor is not None
-        and low <= floor <= high
-        and 2 * inside.beyond_noise < inside.judged
-        and not beyond_rounding(record)
-    ):
-        size = draft.write(floor, "figures.floor_ratio", "fixed")
-        return "holds", f"the change is {size} times the rounding of its storage, as of a copy"
-    if not inside.levels_tuned_judged:
-        return "cannot_be_told", "its rows are too short for their values to show it"
-    draft.inside("levels_tuned_few")
-    draft.inside("levels_tuned_judged")
-    return "does_not_hold", _with_few_values(record, "tuned")
-
-
-def _with_few_values(record: PairRecord, side: str) -> str:
-    few, judged = few_of(record, side)
-    have = "has" if judged == 1 else "have"
-    return (
-        f"{few:,} of {counted(judged, 'matrix', 'matrices')} of the {side} side {have} few distinct"
-        " values in a row"
-    )
+        few, judged = few_of(record, "tuned")
+        have = "has" if judged == 1 else "have"
+        return "holds", (
+            f"{few:,} of {counted(judged, 'matrix', 'matrices')} of the tuned side {have} few"
+            " distinct values in a row"
+        )
+    concentration = record.figures.concentration
+    if concentration is not None and concentration > STRUCTURED:
+        size = draft.write(concentration, "figures.concentration", "fixed")
+        return "does_not_hold", f"concentration is {size}, and such a rounding leaves about 0"
+    return "cannot_be_told", "a rounding in blocks or by column leaves the values of a row distinct"
 
 
 def _short_run(draft: Draft) -> tuple[Outcome, str]:
@@ -235,10 +243,15 @@ def _short_run(draft: Draft) -> tuple[Outcome, str]:
 
 
 def _weight_decay(draft: Draft) -> tuple[Outcome, str]:
-    value, alike = (draft.summary.inside_layers[name] for name in ("decay_cosine", "cosine"))
+    inside, floor = draft.summary.inside_layers, draft.summary.figures.floor_ratio
+    name, alike = "decay_cosine_unrounded", inside.cosine
+    if inside[name] is None:  # of a report made before 0.2.0, or of an unknown update
+        name = "decay_cosine"
+    value = inside[name]
     if value is None:
         return "cannot_be_told", "the report does not say whether the weights shrank"
-    if is_lost(draft.summary):
+    rounded = floor is not None and floor < CLEAR
+    if is_lost(draft.summary) or (rounded and name == "decay_cosine"):
         reason = "decay of less than half a step of the format leaves no trace"
         return "cannot_be_told", reason
     if value < STILL and alike is not None and alike < POINTS_ELSEWHERE:
@@ -247,7 +260,7 @@ def _weight_decay(draft: Draft) -> tuple[Outcome, str]:
             f"base and tuned have a median cosine of {of_sides}, and decay leaves 1: replaced,"
             " exchanged or negated matrices also change against the weights"
         )
-    cosine = draft.write(value, "inside_layers.decay_cosine", "fixed")
+    cosine = draft.write(value, f"inside_layers.{name}", "fixed")
     if value >= STILL:
         return "does_not_hold", (
             f"the change does not point against the weights (median cosine {cosine}, of decay alone"

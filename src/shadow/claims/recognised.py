@@ -15,6 +15,7 @@ CLEAR = 4.0  # floor_ratio from which an unknown rounding hardly matters
 USUAL_RANK = 256  # of adapters
 ONE_ROUNDING = (0.9, 1.1)  # floor_ratio of a copy that was rounded once
 LIKE_NOISE = 0.03  # concentration within which a pair is like noise
+AS_INSIDE = 2.0  # times the norm inside layers: what else changed by more is not only rounded
 BY_CHANCE = 0.03  # of the matrices of a rounded copy: more do not pass for changed
 STANDING_OUT = 0.1  # of the energy of the median matrix, from which its spikes count
 DIFFERENT = 0.05  # how far the norm before storage has to be from the stored one to matter
@@ -22,9 +23,15 @@ RECOGNISED = table(
     Claim(
         "copy",
         "rounded copy",
-        "what is stored is as large as one rounding, and little of it is known to be more",
-        needs=("figures.floor_ratio", "inside_layers.rounded_away", "inside_layers.matrices"),
-        null="a floor_ratio of 1",
+        "every tensor that changed is the other side's, stored in another format",
+        needs=("recognised.casts.tensors", "recognised.casts.beside"),
+        null="a tensor with an entry that is no cast of the other side's",
+    ),
+    Claim(
+        "mostly_copy",
+        "rounded copy with changes",
+        "most tensors that changed are the other side's, stored in another format; some are not",
+        needs=("recognised.casts.tensors", "recognised.casts.beside"),
     ),
     Claim(
         "scaled",
@@ -45,6 +52,13 @@ RECOGNISED = table(
         needs=("recognised.replaced.matrices", "recognised.replaced.cosine_most"),
     ),
     Claim(
+        "scaled_lines",
+        "scaled rows or columns",
+        "factors for rows, or for columns, explain most of the change of some matrices",
+        needs=("recognised.scaled_lines.matrices", "recognised.scaled_lines.share"),
+        null="a share of about one over the length of a row or column",
+    ),
+    Claim(
         "few_rows",
         "few tokens",
         "only a few rows of an embedding changed",
@@ -56,21 +70,24 @@ RECOGNISED = table(
 def recognised(record: PairRecord) -> list[Answer]:
     """The answer to each of RECOGNISED, in their order."""
     found = record.recognised
-    draft = Draft(record)
-    copy = is_copy(record) and draft.overall("floor_ratio") is not None
     rows = {
         f"recognised.few_rows.{row.component}.{row.module}.changed": row.changed
         for row in found.few_rows
     }
     held: dict[str, Mapping[str, Figure]] = {}  # of the claims that hold: their figures
-    if copy:
-        held["copy"] = draft.figures
+    if is_copy(record) or is_mostly_copy(record):
+        held["copy" if is_copy(record) else "mostly_copy"] = _of_casts(record)
     if found.scaled is not None:
         held["scaled"] = {"recognised.scaled.factor": found.scaled.factor}
     if found.zeroed is not None:
         held["zeroed"] = {"recognised.zeroed.share": found.zeroed.share}
     if found.replaced is not None:
         held["replaced"] = {"recognised.replaced.matrices": found.replaced.matrices}
+    if found.scaled_lines is not None:
+        held["scaled_lines"] = {
+            "recognised.scaled_lines.matrices": found.scaled_lines.matrices,
+            "recognised.scaled_lines.share": found.scaled_lines.share,
+        }
     if rows:
         held["few_rows"] = rows
     return [_answer(claim, held.get(code)) for code, claim in RECOGNISED.items()]
@@ -83,12 +100,45 @@ def _answer(claim: Claim, figures: Mapping[str, Figure] | None) -> Answer:
     return Answer(claim.code, "holds", claim.meaning, figures)
 
 
+def _of_casts(record: PairRecord) -> dict[str, Figure]:
+    casts = record.recognised.casts
+    if casts is None:  # of a report made before 0.2.0
+        return {"figures.floor_ratio": record.figures.floor_ratio or 0.0}
+    return {
+        "recognised.casts.tensors": casts.tensors,
+        "recognised.casts.beside": casts.beside,
+    }
+
+
 def is_copy(record: PairRecord) -> bool:
-    """Whether what is stored is as large as one rounding, and hides whatever else there may be."""
+    """Whether every tensor that changed is the other side's in another format.
+
+    Of a report that does not say which are, whether every change is as large as one rounding.
+    """
+    casts = record.recognised.casts
+    if casts is not None:
+        return casts.tensors > 0 and not casts.beside
     inside, floor = record.inside_layers, record.figures.floor_ratio
     if not inside.matrices or floor is None or 2 * inside.rounded_away < inside.matrices:
         return False
-    return ONE_ROUNDING[0] <= floor <= ONE_ROUNDING[1] and not beyond_rounding(record)
+    inside_norm = inside.relative_norm or 0.0
+    others = [row.relative_norm or 0.0 for row in record.outside_layers]
+    others.append(record.vectors.relative_norm or 0.0)
+    as_large = all(norm <= AS_INSIDE * inside_norm for norm in others)
+    one = ONE_ROUNDING[0] <= floor <= ONE_ROUNDING[1]
+    return one and as_large and not beyond_rounding(record) and not record.recognised.few_rows
+
+
+def is_mostly_copy(record: PairRecord) -> bool:
+    """Whether most tensors that changed are the other side's in another format, but not all."""
+    casts = record.recognised.casts
+    return casts is not None and 0 < casts.beside <= casts.tensors
+
+
+def is_scaled_by_lines(record: PairRecord) -> bool:
+    """Whether factors for rows or columns are the change of most matrices."""
+    lines = record.recognised.scaled_lines
+    return lines is not None and 2 * lines.matrices >= record.figures.matrices
 
 
 def beyond_rounding(record: PairRecord) -> int:
@@ -112,10 +162,10 @@ def is_lost(record: PairRecord) -> bool:
 
 def is_low_rank(record: PairRecord) -> bool:
     """Whether the median update has a rank that adapters have, and few of its directions."""
-    most, side = record.inside_layers.rank_most, record.figures.short_side
-    if most is None or side is None:
+    inside, side = record.inside_layers, record.figures.short_side
+    if inside.rank_most is None or side is None or 2 * inside.rank_known < inside.matrices:
         return False
-    return most <= min(USUAL_RANK, LOW * side)
+    return inside.rank_most <= min(USUAL_RANK, LOW * side)
 
 
 def stands_out(record: PairRecord) -> bool:
@@ -134,22 +184,28 @@ def has_other_norm_unrounded(record: PairRecord) -> bool:
 
 
 def few_bits(draft: Draft) -> str | None:
-    """Through which few bits most matrices went: those of the `tuned` side, else of the `base`, as
-    their few distinct values in a row show; `format` where a side is stored in 8 bits; None where
-    nothing shows any. The counts are noted in the draft.
+    """Through which few bits most matrices of the tuned side went: `tuned` as few distinct values
+    in a row show, `format` where a side is stored in 8 bits; None where nothing shows any. The
+    counts are noted in the draft.
     """
     inside = draft.summary.inside_layers
-    for side in ("tuned", "base"):
-        few, judged = few_of(draft.summary, side)
-        if few and 2 * few > judged:
-            draft.inside(f"levels_{side}_few")
-            draft.inside(f"levels_{side}_judged")
-            return side
+    if has_few_values(draft, "tuned"):
+        return "tuned"
     if inside.in_8_bits and 2 * inside.in_8_bits > inside.matrices:
         draft.inside("in_8_bits")
         draft.inside("matrices")
         return "format"
     return None
+
+
+def has_few_values(draft: Draft, side: str) -> bool:
+    """Whether most matrices of a side have few distinct values in a row; the counts are noted."""
+    few, judged = few_of(draft.summary, side)
+    if not few or 2 * few <= judged:
+        return False
+    draft.inside(f"levels_{side}_few")
+    draft.inside(f"levels_{side}_judged")
+    return True
 
 
 def few_of(record: PairRecord, side: str) -> tuple[int, int]:

@@ -21,13 +21,15 @@ from torch import Tensor
 
 from shadow.dtypes import FLOATS, FloatFormat
 from shadow.spectra.edge import decay_cosine, sharp_edge_values, stored_levels
+from shadow.spectra.history import even_bits, even_values
 from shadow.spectra.lazy import BlockScaled, Matrix, Rounded, Updated
 from shadow.spectra.measurement import Measurement, Precision, Values
 from shadow.spectra.null import Profile, coverage_values, null_values, sampled_values
 from shadow.spectra.purity import purity_values
 from shadow.spectra.rank import condition_number, norms, ranks, top_energies
 from shadow.spectra.residual import Direction, on_short_side, sketch, sketch_of_gram
-from shadow.spectra.rounding import Undone, undo
+from shadow.spectra.rest import noise_like_rest, rest_values
+from shadow.spectra.rounding import Undone, decay_unrounded, undo, without_means
 from shadow.spectra.rounding import values as undone_values
 from shadow.spectra.spectrum import (
     ON_CPU,
@@ -136,6 +138,10 @@ class Sums:
     ulps: float  # of squared ulps, as `sums` defines them, > 0
     zeros: int  # entries in which both sides agree
     scale: float  # the power of two that entries were multiplied by
+    ulp_rows: NDArray[np.float64]  # (rows,): the same sums of squared ulps, by row
+    ulp_cols: NDArray[np.float64]  # (cols,): and by column
+    row_scaling: float  # share of D's energy that scales rows of W_base, 0 to 1
+    col_scaling: float  # the same of columns
 
 
 def sums(sides: Sides, stored: FloatFormat, size: Extent) -> Sums:
@@ -146,16 +152,20 @@ def sums(sides: Sides, stored: FloatFormat, size: Extent) -> Sums:
     bits, exponent_mask = _exponent_bits(sides.dtype)
     smallest_normal = np.array(math.ldexp(scale, stored.min_exponent), bits[0]).view(bits[1])
     r, c, reached = np.zeros(rows), np.zeros(cols), np.zeros(rows, dtype=bool)
+    along_rows, base_rows, ulp_rows = np.zeros(rows), np.zeros(rows), np.zeros(rows)
+    along_cols, base_cols, ulp_cols = np.zeros(cols), np.zeros(cols), np.zeros(cols)
     totals = dict.fromkeys(("base", "tuned", "along", "ulps", "fourth"), 0.0)
     different = 0
     for index, (row, col) in tiles(sides.tuned):
         b, t = (side.numpy() for side in sides.read(index))
         d = sides.space.take("work", b.shape, sides.dtype).numpy()
+        product = sides.space.take("product", b.shape, sides.dtype).numpy()
         differs = sides.space.take("differs", b.shape, torch.bool).numpy()
         if scale != 1.0:
             b *= scale
             t *= scale
-        totals["base"] += _products(b, b)
+        squares = np.vecdot(b, b)
+        totals["base"] += float(squares.sum(dtype=np.float64))
         totals["tuned"] += _products(t, t)
         np.subtract(t, b, out=d)
         np.not_equal(d, 0, out=differs)
@@ -164,23 +174,47 @@ def sums(sides: Sides, stored: FloatFormat, size: Extent) -> Sums:
         reached[in_rows] |= differs.any(axis=1)
         if delta_scale != 1.0:
             d *= delta_scale
-        totals["along"] += _products(b, d)
+        along = np.vecdot(b, d)
+        totals["along"] += float(along.sum(dtype=np.float64))
+        along_rows[in_rows] += along
+        base_rows[in_rows] += squares
+        down = np.ones(len(d), d.dtype)
+        along_cols[in_cols] += down @ np.multiply(b, d, out=product)
+        base_cols[in_cols] += down @ np.square(b, out=product)
         # The exponents of numbers >= 0 are in the order of their bits.
         b_bits, t_bits = b.view(bits[1]), t.view(bits[1])
         b_bits &= exponent_mask
         t_bits &= exponent_mask
         np.maximum(b_bits, t_bits, out=b_bits)
         np.maximum(b_bits, smallest_normal, out=b_bits)
-        totals["ulps"] += _products(b, b)
+        squares = np.vecdot(b, b)
+        totals["ulps"] += float(squares.sum(dtype=np.float64))
+        ulp_rows[in_rows] += squares
+        ulp_cols[in_cols] += down @ np.square(b, out=product)
         r[in_rows] += np.vecdot(d, d)
         np.square(d, out=d)
-        c[in_cols] += np.ones(len(d), d.dtype) @ d
+        c[in_cols] += down @ d
         totals["fourth"] += _products(d, d)
     fourth = totals.pop("fourth")
     totals["ulps"] *= math.ldexp(1.0, -2 * stored.mantissa_bits)
     zeros = rows * cols - different
     profile = Profile(r, c, fourth, scale * delta_scale, int(np.count_nonzero(reached)))
-    return Sums(profile, **totals, zeros=zeros, scale=scale)
+    return Sums(
+        profile,
+        **totals,
+        zeros=zeros,
+        scale=scale,
+        ulp_rows=ulp_rows,
+        ulp_cols=ulp_cols,
+        row_scaling=_scaling(along_rows, base_rows, profile.energy),
+        col_scaling=_scaling(along_cols, base_cols, profile.energy),
+    )
+
+
+def _scaling(along: NDArray[np.float64], base: NDArray[np.float64], energy: float) -> float:
+    """sum_i <D_i, W_i>² / ||W_i||² / E over lines i, in [0, 1]."""
+    shares = np.divide(along**2, base, out=np.zeros_like(base), where=base > 0)
+    return min(1.0, float(shares.sum()) / energy)
 
 
 def _products(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
@@ -272,8 +306,21 @@ def measure_pair(
     with np.errstate(over="ignore"):
         lines = (profile.rows / scale / scale, profile.cols / scale / scale)
     undone = undo(sides, formats, lines, size.base, values["floor_ratio"])
+    even = even_bits(sides, undone.grid) if undone.grid else None
+    undone = without_means(undone, even, values["relative_norm"])
+    values |= _floor(values["floor_ratio"], undone, coarser)
     values |= undone_values(undone, math.sqrt(total.base) / total.scale)
+    values |= decay_unrounded(undone, values, math.sqrt(profile.energy) / scale)
     values |= _purity(values, undone, sides, means)
+    values |= {"row_scaling": total.row_scaling, "col_scaling": total.col_scaling}
+    values |= rest_values(
+        None
+        if isinstance(tuned, Updated)
+        else noise_like_rest(delta, total.ulp_rows, total.ulp_cols),
+        undone.noise,
+        sides.shape,
+    )
+    values |= even_values(even)
     about_kept = {
         "kept_reason": undone.reason,
         "kept_history": undone.history,
@@ -287,6 +334,19 @@ def measure_pair(
         Measurement("delta", delta.precision, {**values, **about_kept}, delta.sigma, lists),
         kept_sketch,
     )
+
+
+def _floor(floor: float | None, undone: Undone, coarser: FloatFormat) -> Values:
+    """floor_ratio by the format that rounded: of a tuned side in more bits than the base that is
+    its own, and nothing rounded what was trained from the stored base in F32.
+    """
+    if undone.history == "nothing_rounded":
+        return {"floor_ratio": None}
+    trained_from_stored = undone.history in ("stored_base", "base_rounded")
+    if floor is None or undone.grid is None or not trained_from_stored:
+        return {"floor_ratio": floor}
+    finer = max(0, undone.grid.mantissa_bits - coarser.mantissa_bits)
+    return {"floor_ratio": math.ldexp(floor, finer)}
 
 
 def _delta_spectrum(

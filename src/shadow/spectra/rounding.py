@@ -22,6 +22,8 @@ import numpy as np
 import torch
 
 from shadow.dtypes import FLOATS, FloatFormat
+from shadow.spectra.history import base_slope
+from shadow.spectra.last_bits import EvenBits
 from shadow.spectra.lazy import BlockScaled, Rounded, Updated
 from shadow.spectra.measurement import Values
 from shadow.spectra.rounding_counts import Counts, Floats, coarser_grid, count, is_on_grid, steps
@@ -38,9 +40,13 @@ TAILED = 4.0
 REACHED = 0.125  # of the root mean square: |d| below it counts as not reached
 # (away - toward) / changed x (1 - kept): decay, whose steps rounding takes away first
 LOPSIDED = 0.05
+# of changes by fewer than eight ulps, how many are by an even number: twice a stored update has all
+FEW_ULPS, DOUBLED = 8, 0.9
 FEWEST = 200  # changed entries that were counted, below which nothing can be held against the model
 # energies below it, or above its inverse, have parts that vanish in float64, or overflow
 LEAST = 1e-250
+# how near a slope of the base's rounding has to be to 0 or 1, and its standard error at most
+SURE = 0.1
 # standard errors from which tuned - round(base) goes with what rounding took from the base
 SLOPE_Z = 5.0
 
@@ -54,8 +60,10 @@ class Binades:
     expected: Floats  # (k,): the same by the fitted storage model
 
 
-History = Literal["stored_base", "base_rounded", "base_kept", "far_above", "nothing_rounded"]
-Reason = Literal["nothing_rounded", "rounding_unexplained", "rounded_away"]
+History = Literal[
+    "stored_base", "base_rounded", "base_kept", "original_base", "far_above", "nothing_rounded"
+]
+Reason = Literal["nothing_rounded", "rounding_unexplained", "rounded_away", "few_changed"]
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,11 @@ class Undone:
     alternative: float | None = None
     fourth: float | None = None  # mean y⁴ over squared mean y² of the shape, 1 or more
     lopsided: float | None = None  # (away - toward) / changed, -1 to 1
+    gain: float = 1.0  # <D, W_base> over <d, W_base>
+    # kept if two roundings lie behind D, as behind two stored stages taken as one
+    kept_least: float | None = None
+    # share of the stored energy that is no multiple of the update by cell, 0 to 1
+    noise: float | None = None
     of_rounded_base: bool = False  # whether kept and norm are of tuned - round(base)
     grid: FloatFormat | None = None  # of the tuned side
     binades: Binades | None = None
@@ -84,6 +97,7 @@ class Undone:
 
 NOTHING_ROUNDED = Undone("nothing_rounded", None, "nothing_rounded")
 UNEXPLAINED = Undone(None, None, "rounding_unexplained")
+FEW_CHANGED = Undone(None, None, "few_changed")
 
 
 def changes_by_binade(counts: Counts, fitted: Fit) -> Binades:
@@ -103,11 +117,15 @@ def kept_share(fitted: Fit) -> float:
     C = a² sum d² it carries over as ||M Mᵀ||_F, M the roots of C, and not as sum C. The two are the
     same where C is a product of rows and columns.
     """
-    with np.errstate(divide="ignore", invalid="ignore"):
-        coherent = np.where(fitted.update > 0, fitted.product**2 / fitted.update, 0.0)
-    after = _paired(coherent) / float(fitted.stored.sum())
+    after = _paired(coherent_energies(fitted)) / float(fitted.stored.sum())
     before = _paired(fitted.update) / float(fitted.update.sum())
     return min(1.0, after / before)
+
+
+def coherent_energies(fitted: Fit) -> Floats:
+    """By cell: the energy of a d, a = sum D d / sum d²."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(fitted.update > 0, fitted.product**2 / fitted.update, 0.0)
 
 
 def _paired(energies: Floats) -> float:
@@ -141,6 +159,8 @@ def undo_counts(counts: Counts, energy: float, history: History) -> Undone:
     """
     changed = counts.away + counts.toward
     if changed < FEWEST:
+        return FEW_CHANGED
+    if _steps_of_two(counts) > DOUBLED:
         return UNEXPLAINED
     fitted, between = fit(counts), fit(counts, "dithered", rounds=1)
     kept = kept_share(fitted)
@@ -169,8 +189,26 @@ def undo_counts(counts: Counts, energy: float, history: History) -> Undone:
         reason=_reason(kept),
         norm=norm,
         zeros=1.0 - float(fit(counts, rounds=0).changed.sum()) / entries,
+        gain=_gain(counts, fitted),
+        kept_least=min(kept, kept_between),
+        noise=1.0 - float(coherent_energies(fitted).sum() / fitted.stored.sum()),
         of_rounded_base=history == "base_rounded",
     )
+
+
+def _steps_of_two(counts: Counts) -> float:
+    """Of the entries that changed by few ulps: the share that changed by an even number of them."""
+    few = counts.entries[..., 1:FEW_ULPS].sum(axis=(0, 1, 2))
+    return float(few[1::2].sum()) / max(1.0, float(few.sum()))
+
+
+def _gain(counts: Counts, fitted: Fit) -> float:
+    """What of a change along the weights is stored: the mean of the gains of the binades by the
+    energy of the base in them, about that of entries which are even within each.
+    """
+    energy = counts.by_binade[0] * steps() ** 2
+    known = np.isfinite(fitted.gains) & (energy > 0)
+    return float(fitted.gains[known] @ energy[known] / energy.sum())
 
 
 def _reason(kept: float) -> Reason | None:
@@ -191,7 +229,10 @@ def undo(
     an F32 file may hold BF16 numbers. floor_ratio: the column, of the coarser of the two formats;
     None counts entries whatever it is.
 
-    - an adapter, or a tuned side of F32 or F64 values over a base of fewer bits: nothing_rounded;
+    - an adapter: nothing_rounded;
+    - a tuned side of F32 or F64 values over a base of fewer bits: nothing_rounded where D has
+      nothing of what rounding took from the base, original_base where it has all of that, so that
+      kept = 1 - 1 / floor_ratio²;
     - floor_ratio >= CLEAR: far_above, kept = 1 - 1 / floor_ratio²; there is no count of zeros;
     - all base values on the tuned side's grid: stored_base, the storage model of tuned - base;
     - else base_rounded, if tuned - round(base) has nothing of what rounding took from the base, and
@@ -211,9 +252,9 @@ def undo(
         coarser_grid(sides.tuned, formats[1], sides.dtype, sides.space),
     )
     of_base, grid = (FLOATS[name] for name in names)
-    if grid.mantissa_bits > of_base.mantissa_bits and names[1] in ("F32", "F64"):
-        return NOTHING_ROUNDED
     energy = float(lines[0].sum())
+    if grid.mantissa_bits > of_base.mantissa_bits and names[1] in ("F32", "F64"):
+        return _in_more_bits(sides, of_base, lines[0], largest, floor_ratio)
     coarser = min(FLOATS[name].mantissa_bits for name in formats)
     if not 0.0 < energy < math.inf:
         return UNEXPLAINED
@@ -223,6 +264,25 @@ def undo(
         return UNEXPLAINED
     undone = _counted(sides, names, lines, largest)
     return replace(undone, grid=grid)
+
+
+def _in_more_bits(
+    sides: Sides, of_base: FloatFormat, rows: Floats, largest: float, floor_ratio: float | None
+) -> Undone:
+    """The history of a tuned side in more bits than the base: trained from the stored base, and
+    nothing was rounded, or from what the base was before it was stored.
+    """
+    energy = float(rows.sum())
+    if floor_ratio is None or floor_ratio >= CLEAR or not LEAST < energy < 1.0 / LEAST:
+        return NOTHING_ROUNDED
+    found = base_slope(sides, of_base, rows, largest)
+    if found is None or found.stderr > SURE:
+        return UNEXPLAINED
+    if abs(found.slope - 1.0) <= SURE + 2 * found.stderr:
+        kept = max(0.0, 1.0 - 1.0 / floor_ratio**2)
+        norm = math.sqrt(kept * energy)
+        return Undone("original_base", kept, _reason(kept), norm, noise=1.0 - kept)
+    return NOTHING_ROUNDED if abs(found.slope) <= SURE + 2 * found.stderr else UNEXPLAINED
 
 
 def _counted(
@@ -278,7 +338,7 @@ def base_kept(energy: float, error: float) -> Undone:
     energy: of D; error: sum of ulp² / 12.
     """
     kept = max(0.0, 1.0 - error / energy)
-    return Undone("base_kept", kept, _reason(kept), math.sqrt(kept * energy))
+    return Undone("base_kept", kept, _reason(kept), math.sqrt(kept * energy), noise=1.0 - kept)
 
 
 def _even_error(counts: Counts) -> float:
@@ -287,8 +347,9 @@ def _even_error(counts: Counts) -> float:
 
 
 def _far_above(energy: float, error: float) -> Undone:
-    """The verdict where D is so much larger than its rounding that no history matters."""
-    return Undone("far_above", 1.0 - error / energy, None, math.sqrt(energy - error))
+    """The verdict where D is so much larger than its rounding that one rounding hardly matters."""
+    noise = error / energy
+    return Undone("far_above", 1.0 - noise, None, math.sqrt(energy - error), noise=noise)
 
 
 def _all_on(sides: Sides, of_base: str, of_tuned: str) -> bool:
@@ -314,11 +375,37 @@ def line_energies(sides: Sides) -> tuple[Floats, Floats]:
     return r.numpy(), c.numpy()
 
 
+def without_means(undone: Undone, even: EvenBits | None, relative_norm: float | None) -> Undone:
+    """The verdict where last bits say that halves were rounded, as in a mean of stored models: then
+    one rounding does not explain the changes.
+    """
+    if even is None or relative_norm is None or undone.kept is None:
+        return undone
+    if not even.rounded_halves(relative_norm):
+        return undone
+    return replace(UNEXPLAINED, misfit=undone.misfit, grid=undone.grid, binades=undone.binades)
+
+
+def decay_unrounded(undone: Undone, of_delta: Values, norm: float) -> Values:
+    """decay_cosine_unrounded = <d, W_base> / (||d|| ||W_base||), from that of D and its norm: what
+    rounding leaves of a change along the weights is known by binade. None where the update is not.
+    """
+    name, stored = "decay_cosine_unrounded", of_delta["decay_cosine"]
+    if undone.reason == "nothing_rounded" or stored is None:
+        return {name: stored}
+    if undone.reason is not None or not undone.norm:
+        return {name: None}
+    return {name: max(-1.0, min(1.0, stored * norm / (undone.gain * undone.norm)))}
+
+
 def values(undone: Undone, base_norm: float) -> Values:
-    """kept, relative_norm_unrounded, zero_share_expected; the last two None without enough kept."""
+    """kept, kept_least, relative_norm_unrounded, zero_share_expected; the last two None without
+    enough kept.
+    """
     known = undone.kept is not None and undone.reason is None
     return {
         "kept": undone.kept,
+        "kept_least": undone.kept if undone.kept_least is None else undone.kept_least,
         "relative_norm_unrounded": (
             undone.norm / base_norm if known and undone.norm and base_norm > 0 else None
         ),

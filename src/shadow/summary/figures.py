@@ -100,6 +100,10 @@ class PairFigures(Named, DepthFigures, _Shares, Medians, _Size):
     writing_participation_ratio_stacked: float | None
     embedding_row_participation_ratio: float | None
     embedding_rows_changed: float | None
+    relative_norm_overall_unrounded_least: float | None = None
+    """relative_norm_overall_unrounded if two roundings lie behind the change."""
+    unrounded_share: float | None = None
+    """The share of the stored energy in matrices whose norm before storage is known, 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -170,6 +174,25 @@ class InsideLayers(Named, LayerMedians, _Known):
     alignment_left_excess: float | None
     """Median of the differences between alignment and its null."""
     alignment_right_excess: float | None
+    kept_least: float | None = None
+    """Median of kept if two roundings lie behind the change."""
+    equivalent_directions_least: float | None = None
+    """The same of equivalent_directions; None where they are."""
+    decay_cosine_unrounded: float | None = None
+    rank_known: int = 0
+    """Matrices the rank of whose update is known."""
+    rest_rank: float | None = None
+    """Directions that stand out of a rest that is like noise: median over matrices that have it."""
+    rest_known: int = 0
+    """Matrices that have such a rest."""
+    even_judged: int = 0
+    """Matrices with enough changed entries for their last bits to be judged."""
+    even_many: int = 0
+    """Of these, matrices with so many even last bits that halves were rounded, as in a mean."""
+    even_some: int = 0
+    """Of these, matrices with more even last bits than one rounding leaves, but fewer than that."""
+    few_changed: int = 0
+    """Matrices of which fewer than 200 entries changed."""
 
 
 MEDIANS = tuple(field.name for field in fields(Medians))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shadow.spectra.last_bits import FEWEST_BITS, MANY_EVEN, NOT_ADDED, EvenBits
 from shadow.spectra.levels import round_trip
 from shadow.spectra.purity import LEAST_KEPT, NOISE, UNTOUCHED
 from shadow.summary.figures import LAYER_MEDIANS, InsideLayers
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 
 BESIDE = (  # medians of inside_layers beside LAYER_MEDIANS
+    "decay_cosine_unrounded", "kept_least",
     "purity_z", "numerical_rank", "rank_90", "spikes", "spike_energy", "alignment_left",
     "alignment_left_null",
     "alignment_right", "alignment_right_null", "cosine",
@@ -36,6 +38,7 @@ TOPS = (1, 4, 16, 20, 64)  # directions whose share of the energy is known
 NEARLY_KEPT = 0.002  # how far a share of the energy may be from kept where nothing was rounded away
 LOW = 0.25  # of the short side: what counts as low rank
 OF_ROUNDING = 0.1  # and how much further for what was, times kept (1 - kept)
+AS_ROUNDING = 1.15  # rest_over_rounding up to which the rest is what rounding leaves
 # gives a column of some rows by its name
 Column = Callable[[str], "pd.Series | NDArray[Any]"]
 
@@ -56,7 +59,10 @@ def inside_layers(deltas: Columns) -> InsideLayers:
         "flatter_than_noise": int((z < -NOISE).sum()),
         **{name: median(inside[name]) for name in (*LAYER_MEDIANS, *BESIDE)},
         **_coherent(inside),
+        **_if_rounded_twice(inside),
         **_ranks(inside),
+        **_even(inside),
+        "few_changed": int(are(reason, "few_changed").sum()),
         **_few(inside),
         "in_two_formats": sum("/" in one for one in formats if one),
         "in_8_bits": sum("F8" in one for one in formats if one),
@@ -203,10 +209,38 @@ def _short_sides(inside: Columns) -> dict[str, int | None]:
     return {"short_side_least": int(sides.min()), "short_side_most": int(sides.max())}
 
 
-def _ranks(inside: Columns) -> dict[str, float | None]:
-    """Medians of the bounds of the updates' ranks."""
+def _ranks(inside: Columns) -> dict[str, float | int | None]:
+    """Medians of the bounds of the updates' ranks; how many ranks are known, and how many changes
+    have a rest that is like noise.
+    """
     least, most = rank_bounds(inside.__getitem__)
-    return {"rank_least": median(least), "rank_most": median(most)}
+    return {
+        "rank_least": median(least),
+        "rank_most": median(most),
+        "rank_known": int(_is_of_rank(inside.__getitem__).sum()),
+        "rest_rank": median(inside["rest_rank"]),
+        "rest_known": _count(inside["rest_rank"]),
+    }
+
+
+@np.errstate(all="ignore")
+def _if_rounded_twice(inside: Columns) -> dict[str, float | None]:
+    """The median of equivalent_directions if two roundings lie behind what is stored."""
+    fewer = (inside["kept_least"] / inside["kept"]) ** 2
+    known = inside["equivalent_directions"] * np.where(np.isnan(fewer), 1.0, fewer)
+    return {"equivalent_directions_least": median(known)}
+
+
+def _even(inside: Columns) -> dict[str, int]:
+    """How many matrices have more even last bits than one rounding leaves, of how many."""
+    judged = many = some = 0
+    for share, entries, norm in inside.each("even_share", "even_entries", "relative_norm"):
+        if entries >= FEWEST_BITS and norm <= NOT_ADDED:
+            judged += 1
+            if EvenBits(share, entries).rounded_halves(norm):
+                many += share > MANY_EVEN
+                some += share <= MANY_EVEN
+    return {"even_judged": judged, "even_many": many, "even_some": some}
 
 
 def held_rank(column: Column) -> NDArray[np.float64]:
@@ -232,10 +266,9 @@ def rank_bounds(
 
     With K = kept, the first k directions hold K + (1 - K) k / m or more if the update has rank k or
     less: rank_least is one more than the largest k of TOPS that do not, or rank_90, rank_95,
-    rank_99 where K is above that share. Where its directions stand out of the rounding they hold K
-    + (1 - K) k (1/m + 1/n) + (1 - K)^2 k^2 / (m n K) or more (Benaych-Georges & Nadakuditi 2012):
-    rank_most is the least k of TOPS that do, or numerical_rank. NaN where K is unknown, below
-    LEAST_KEPT or of another difference.
+    rank_99 where K is above that share.
+    rank_most is rest_rank where the rest is what rounding leaves, else numerical_rank. NaN where K
+    is unknown, below LEAST_KEPT or of another difference.
     """
     kept, rows, cols = (floats(inside(name)) for name in ("kept", "rows", "cols"))
     kept = np.where(are(inside("kept_reason"), "nothing_rounded"), 1.0, kept)
@@ -250,12 +283,17 @@ def rank_bounds(
         least = np.where(above, floats(inside(f"rank_{percent}")), least)
     for k in sorted(TOPS, reverse=True):
         energy = floats(inside(f"top{k}_energy"))
-        of_low_rank = (
-            kept + lost * k * (1 / rows + 1 / cols) + (lost * k) ** 2 / (rows * cols * kept)
-        )
-        most = np.where(energy >= of_low_rank - slack, np.minimum(most, k), most)
         least = np.where(energy < kept + lost * k / short - slack, np.maximum(least, k + 1), least)
-    return least, most
+    is_known = _is_of_rank(inside)
+    most = np.where(is_known, np.fmin(most, floats(inside("rest_rank"))), most)
+    return np.where(is_known, np.fmin(least, most), least), most
+
+
+@np.errstate(all="ignore")
+def _is_of_rank(inside: Column) -> NDArray[np.bool_]:
+    """Which deltas have rest_rank directions and beyond them what rounding leaves, or less."""
+    known: NDArray[np.bool_] = floats(inside("rest_over_rounding")) <= AS_ROUNDING
+    return known
 
 
 def few_values(deltas: Columns) -> list[str]:

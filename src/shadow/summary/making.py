@@ -67,6 +67,7 @@ from shadow.summary.tables import Rows
 # cosines below which an expert is another one, and above which the rest is the same model
 TURNED, UNTURNED = 0.5, 0.9
 QUARTERS = 4  # of the depth
+MOSTLY_KNOWN = 0.5  # of the stored energy: in matrices of which the update's norm is known
 EXAMPLES = 3  # tensors named for each reason
 TOGETHER = 1 << 18  # numbers whose medians get their intervals at once: 2 MB
 UNEVENNESS = {
@@ -126,7 +127,7 @@ def record_of(rows: Rows, metadata: ReportMetadata, lineage: float | None) -> Pa
         vectors=vector_figures(tensors),
         vocabulary=vocabulary(tensors),
         uncompared=uncompared(tensors),
-        recognised=recognised(deltas, lineage),
+        recognised=recognised(deltas, tensors, lineage),
         skipped=_skipped(tensors),
         warnings=[
             *_renumbered_experts(deltas),
@@ -205,12 +206,29 @@ def _whole_norm(rows: Columns) -> float | None:
     return over(math.hypot(*rows["frobenius_norm"]), math.hypot(*rows["base_norm"]))
 
 
-def _unrounded_norm(deltas: Columns) -> float | None:
-    """relative_norm_overall of the updates before storage; None unless known of every matrix."""
-    norms, bases = deltas["relative_norm_unrounded"], deltas["base_norm"]
+@np.errstate(all="ignore")  # a forged report may hold infinities
+def _unrounded(deltas: Columns) -> dict[str, float | None]:
+    """The relative norm of the updates before storage, as one vector, and the same if two roundings
+    lie behind them: over the matrices of which it is known, if these have most of the energy.
+    """
+    names = (
+        "relative_norm_overall_unrounded", "relative_norm_overall_unrounded_least",
+        "unrounded_share",
+    )  # fmt: skip
+    norms, bases, energy = (
+        deltas[name] for name in ("relative_norm_unrounded", "base_norm", "energy")
+    )
     as_stored = np.isnan(norms) & are(deltas["kept_reason"], "nothing_rounded")
     norms = np.where(as_stored, deltas["relative_norm"], norms)
-    return over(math.hypot(*(norms * bases)), math.hypot(*bases))
+    least = np.fmin(norms, norms * np.sqrt(deltas["kept_least"] / deltas["kept"]))
+    known = ~np.isnan(norms)
+    share = over(float(energy[known].sum()), float(energy.sum()))
+    if share is None or share < MOSTLY_KNOWN:
+        return {**dict.fromkeys(names), "unrounded_share": share}
+    norms, least, bases = norms[known], least[known], bases[known]
+    of = math.hypot(*bases)
+    figures = over(math.hypot(*(norms * bases)), of), over(math.hypot(*(least * bases)), of), share
+    return dict(zip(names, figures, strict=True))
 
 
 def _of_kind(deltas: Columns, kind: tuple[str, ...]) -> NDArray[np.bool_]:
@@ -296,7 +314,7 @@ def _figures(rows: Rows, tally: _Tally) -> PairFigures:
         ),
         "parameters_identical": sizes["identical"],
         "relative_norm_overall": _whole_norm(deltas),
-        "relative_norm_overall_unrounded": _unrounded_norm(deltas),
+        **_unrounded(deltas),
         "rank_ceiling": int(ceilings.max()) if len(ceilings) else None,
         "unverified": int((deltas["verified"] == 0).sum()),
         "concentration_q25": finite(quartiles[0]),

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from shadow.summary.numbers import median
+from shadow.summary.numbers import are, finite, median
 from shadow.summary.rows import (
+    Casts,
+    ChangedRow,
     FewRowsRow,
     Recognised,
     Replaced,
     ReplacedRow,
     Scaled,
+    ScaledLines,
     Zeroed,
 )
 
@@ -28,17 +31,22 @@ EXACT = 1e-6
 UNEVEN = 0.01  # how far factors may be apart, of how far they are from 1
 FEW_ROWS = 0.05  # of the rows
 MANY_ROWS = 100  # rows from which a few are few
+MOST = 0.5  # of a change that factors for its rows or columns explain, from which it is a scaling
 SOME_KEPT = 0.01  # share of entries that are the same, without which nothing was set to 0 alone
 
 
-def recognised(deltas: Columns, lineage: float | None) -> Recognised:
-    """What the delta rows show beyond doubt. lineage: the median cosine of the two models."""
+def recognised(deltas: Columns, tensors: Columns, lineage: float | None) -> Recognised:
+    """What the delta rows and the tensors show beyond doubt. lineage: the median cosine of the two
+    models.
+    """
     scale = _scaled(deltas)
     return Recognised(
         replaced=_replaced(deltas, lineage),
         scaled=scale,
         zeroed=None if scale is not None else _zeroed(deltas),
         few_rows=_few_rows(deltas),
+        casts=_casts(tensors),
+        scaled_lines=None if scale is not None else _scaled_lines(deltas),
     )
 
 
@@ -109,3 +117,54 @@ def _few_rows(deltas: Columns) -> list[FewRowsRow]:
         FewRowsRow(component, module, round(share * int(count)), int(count))
         for component, module, share, count in zip(*(rows[name] for name in names), strict=True)
     ]
+
+
+def _casts(tensors: Columns) -> Casts | None:
+    """The tensors of the tuned side that are the base's in another format, and those that are not.
+
+    A report that does not say which are casts has changed matrices without a word of it.
+    """
+    tuned = tensors.where(are(tensors["side"], "tuned"))
+    casts = are(tuned["cast"], "tuned", "base")
+    others = tuned.where(are(tuned["cast"], "neither"))
+    unknown = (tuned["relative_norm"] > 0) & (tuned["cast"] == None)  # noqa: E711
+    if unknown.any():
+        return None
+    rows = [
+        ChangedRow(
+            component=component,
+            module=module,
+            layers=sorted({int(layer) for layer in group.inside["layer"]}),
+            tensors=len(group),
+            relative_norm=finite(np.nanmax(group["relative_norm"]))
+            if (~np.isnan(group["relative_norm"])).any()
+            else None,
+        )
+        for (component, module), group in others.groups("component", "module")
+    ]
+    return Casts(
+        tensors=int(casts.sum()),
+        of_base=int(are(tuned["cast"], "base").sum()),
+        beside=len(others),
+        rows=rows,
+    )
+
+
+def _scaled_lines(deltas: Columns) -> ScaledLines | None:
+    """Matrices of which factors for rows, or for columns, explain most of the change; what one
+    factor for all explains, as weight decay does, is not of these.
+    """
+    by_row, by_col, cosine = (
+        deltas[name] for name in ("row_scaling", "col_scaling", "decay_cosine")
+    )
+    one_factor = np.nan_to_num(cosine) ** 2
+    share = np.fmax(by_row, by_col) - one_factor
+    found = share >= MOST
+    if not found.any():
+        return None
+    rows = by_row[found] >= by_col[found]
+    return ScaledLines(
+        matrices=int(found.sum()),
+        by_row=int(rows.sum()),
+        share=float(np.median(np.fmax(by_row, by_col)[found])),
+    )

@@ -300,6 +300,44 @@ class FewRowsRow:
 
 
 @dataclass(frozen=True)
+class ChangedRow:
+    """Tensors of one module that changed by more than a cast."""
+
+    component: str
+    module: str
+    layers: list[int]
+    """Ascending; empty outside the layers."""
+    tensors: int
+    relative_norm: float | None
+    """The largest of them; None where it is known of none."""
+
+
+@dataclass(frozen=True)
+class Casts:
+    """Tensors of the tuned side that are the base's in another format, of those that changed."""
+
+    tensors: int
+    """One side is the other cast to its format, in every entry."""
+    of_base: int
+    """Of these, tensors of which the base is the side that was cast."""
+    beside: int
+    """Tensors that changed by more, vectors among them."""
+    rows: list[ChangedRow]
+    """Those that changed by more."""
+
+
+@dataclass(frozen=True)
+class ScaledLines:
+    """Matrices whose change multiplies rows or columns of the base by factors of their own."""
+
+    matrices: int
+    by_row: int
+    """Of these, matrices whose rows were scaled; the others' columns were."""
+    share: float
+    """Of the energy of their deltas that the factors explain: median, 0 to 1."""
+
+
+@dataclass(frozen=True)
 class Recognised:
     """Changes that the figures show beyond doubt."""
 
@@ -310,6 +348,10 @@ class Recognised:
     zeroed: Zeroed | None
     """None: the change is another."""
     few_rows: list[FewRowsRow]
+    casts: Casts | None = None
+    """None in a report made before 0.2.0."""
+    scaled_lines: ScaledLines | None = None
+    """None: there are no such matrices."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What names and families say of the pair."""
+"""What the names of a pair say of it."""
 
 from __future__ import annotations
 
@@ -34,6 +34,4 @@ def context(summary: PairRecord, relation: object) -> list[Sentence]:
     if last not in KINDS:
         return []
     after = f" after {KINDS[first]}" if first in KINDS else ""
-    return [
-        Sentence("stage", f"According to its family file, this stage is {KINDS[last]}{after}.", {})
-    ]
+    return [Sentence("stage", f"By its name, this stage is {KINDS[last]}{after}.", {})]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from shadow.claims.draft import Sentence
 from shadow.claims.explanations import Explanation, as_explanation, explanations
+from shadow.claims.recognised import is_copy, is_mostly_copy, is_scaled_by_lines
 from shadow.claims.summary import Finding
 from shadow.comparing.published import context_sentence
 from shadow.reports.columns import read_words
@@ -56,10 +57,14 @@ def finding(summary: Summary, settings: SettingsMetadata) -> Finding:
     else:
         sentences += [*known_changes(summary), size_and_place(summary, apart=relation == "sibling")]
         sentences += [*few_rows(summary), *vectors(summary), *later]
-        if summary.recognised.scaled is None:  # otherwise its structure is the base's own
+        copied = is_copy(summary) or is_mostly_copy(summary)
+        # a factor leaves the base's own structure, a copy that of rounding
+        if not (copied or summary.recognised.scaled or is_scaled_by_lines(summary)):
             sentences += structure(summary)
-        sentences += [*storage(summary, gates), *context(summary, relation)]
-        others = [as_explanation(answer) for answer in explanations(summary)]
+        if not copied:
+            sentences += storage(summary, gates)
+            others = [as_explanation(answer) for answer in explanations(summary)]
+        sentences += context(summary, relation)
     if (published := context_sentence(summary.published)) is not None:
         text, figures = published
         sentences.append(Sentence("published", text, figures))

@@ -7,10 +7,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from shadow.claims.draft import Draft
+from shadow.claims.recognised import has_other_norm_unrounded, is_copy, is_scaled_by_lines
 from shadow.quantities import text_of
-from shadow.telling.known_changes import has_nothing_in_common
-from shadow.telling.size import MOST, has_frozen, is_mostly_frozen, only_matrix, parts_by_energy
-from shadow.telling.wording import factor
+from shadow.telling.known_changes import beside_a_copy, has_nothing_in_common
+from shadow.telling.size import (
+    ALIKE,
+    MOST,
+    has_frozen,
+    is_mostly_frozen,
+    only_matrix,
+    parts_by_energy,
+    unrounded_norm,
+)
+from shadow.telling.wording import directions_text, factor
 from shadow.text import and_list, counted
 
 if TYPE_CHECKING:
@@ -30,10 +40,10 @@ ALONE = {
 # what the change is, by the sentence that says it; the first that stands
 KINDS = {
     "zeroed": "as entries were set to 0",
-    "few_values": "as of a copy in few bits",
     "rounded_away": "mostly rounded away by its storage",
     "rounding": "about as large as the rounding of its storage",
     "flat": "flatter than noise",
+    "few_values": "as of a copy in few bits",
     "noise": "like noise",
     "mixed": "in part with more structure than noise",
 }
@@ -56,8 +66,14 @@ def headline(summary: Summary, sentences: Sequence[Sentence]) -> str:
     if (scaled := summary.recognised.scaled) is not None:
         which = f"{scaled.matrices} of the" if has_frozen(summary) else "The"
         return f"{which} base's matrices times {factor(scaled.factor)}."
-    if next(iter(texts)) == "rounding":
-        return "As far as can be told, a copy of the base that was only rounded."
+    if is_copy(summary):
+        if summary.recognised.casts is None:  # of a report made before 0.2.0
+            return "As far as can be told, a copy of the base that was only rounded."
+        return "A copy of the base that was only rounded."
+    if "mostly_copy" in texts:
+        return f"A rounded copy of the base, but for {beside_a_copy(summary)}."
+    if is_scaled_by_lines(summary):
+        return f"{_size(summary, texts)}, by factors for rows or columns of the base."
     said = [_size(summary, texts), _kind(summary, texts), _place(summary)]
     text = ", ".join(part for part in said if part)
     if summary.has_label and summary.label in SAYING:
@@ -69,11 +85,12 @@ def _size(summary: Summary, codes: Container[str]) -> str:
     norm = summary.figures.relative_norm_overall
     if "siblings" in codes:
         return "Different" if norm is None else f"Different by {text_of(norm, 'share')}"
-    unrounded = summary.figures.relative_norm_overall_unrounded
-    if unrounded is not None:
-        norm = unrounded
     what, how = ("A part changed", ", by") if has_frozen(summary) else ("Changed", " by")
-    return what if norm is None else f"{what}{how} {text_of(norm, 'share')}"
+    if norm is None:
+        return what
+    if has_other_norm_unrounded(summary):
+        return f"{what}{how} {unrounded_norm(Draft(summary))}"
+    return f"{what}{how} {text_of(norm, 'share')}"
 
 
 def _kind(summary: Summary, codes: Container[str]) -> str:
@@ -87,17 +104,19 @@ def _kind(summary: Summary, codes: Container[str]) -> str:
         if code in codes:
             return text
     if "low_rank" in codes:
-        rank = summary.figures.rank_ceiling or inside.rank_most
-        return f"of rank {rank:,.0f} at most"
+        if summary.figures.rank_ceiling is not None:
+            return f"of rank {summary.figures.rank_ceiling:,} at most"
+        return f"of rank {inside.rank_most:,.0f}"
     if "coherent" not in codes:
         return ""
     value = inside.equivalent_directions
     least, most = (inside.get(f"short_side_{end}") for end in ("least", "most"))
     if value is None or least is None or most is None:
         return "with more structure than noise"
+    text = f"as coherent as {directions_text(summary)}"
     if least < most:  # 61 of 32 to 64 says nothing
-        return f"as coherent as {text_of(value, 'about')} directions"
-    return f"as coherent as {text_of(value, 'about')} of {most:,.0f} directions"
+        return f"{text} directions"
+    return f"{text} of {most:,.0f} directions"
 
 
 def _place(summary: Summary) -> str:
@@ -113,6 +132,9 @@ def _place(summary: Summary) -> str:
         return "spread over all modules"
     for count in range(1, AT_MOST + 1):
         named = parts[:count]
+        rest = parts[count:]
+        if rest and rest[0].energy > ALIKE * named[-1].energy:
+            continue  # what is as large is named too
         if sum(part.energy for part in named) >= MOST:
             return f"most of it in {and_list([part.name for part in named])}"
     return ""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from shadow.claims.draft import Draft, Sentence
 from shadow.claims.recognised import recognised
+from shadow.quantities import text_of
 from shadow.summary.record import PairRecord
 from shadow.summary.rows import Replaced
 from shadow.telling.wording import (
@@ -14,6 +15,7 @@ from shadow.telling.wording import (
     factor,
     layers_text,
     of_component,
+    place_of,
     vectors_moved,
 )
 
@@ -30,21 +32,75 @@ def known_changes(summary: PairRecord) -> list[Sentence]:
 
 
 def _copy(summary: PairRecord) -> list[Sentence]:
-    draft = Draft(summary)
-    size = draft.write(summary.figures.floor_ratio or 0.0, "figures.floor_ratio", "fixed")
-    inside = summary.inside_layers
-    if 2 * inside.in_two_formats > inside.matrices:
-        text = (
-            "These are the base's weights in another format, as far as can be told: the difference"
-            f" is {size} times the rounding of that format, as in a copy that was only stored in"
-            " it."
-        )
-    else:
+    draft, casts = Draft(summary), summary.recognised.casts
+    if casts is None:  # of a report made before 0.2.0
+        size = draft.write(summary.figures.floor_ratio or 0.0, "figures.floor_ratio", "fixed")
         text = (
             f"The difference is {size} times the rounding of its storage, as in a copy that was"
-            " only rounded once."
+            " only rounded."
         )
+        return [draft.sentence("rounding", text)]
+    count = draft.write(casts.tensors, "recognised.casts.tensors", "count")
+    every = "The only tensor" if count == "1" else f"All {count} tensors"
+    text = f"{every} that changed {'is' if count == '1' else 'are'} {_cast_to(draft)}."
     return [draft.sentence("rounding", text)]
+
+
+def _cast_to(draft: Draft) -> str:
+    """What tensors that were cast are: which side is the other's in another format."""
+    casts = draft.summary.recognised.casts
+    if casts is not None and casts.of_base == casts.tensors:
+        draft.figures["recognised.casts.of_base"] = casts.of_base
+        return "what the base was rounded from: the base is the tuned side in another format"
+    return "the base's in another format, equal but for rounding"
+
+
+def _mostly_copy(summary: PairRecord) -> list[Sentence]:
+    """What is no copy comes first."""
+    casts = summary.recognised.casts
+    if casts is None:
+        return []
+    draft = Draft(summary)
+    beside = draft.write(casts.beside, "recognised.casts.beside", "count")
+    count = draft.write(casts.tensors, "recognised.casts.tensors", "count")
+    noun = "tensor" if beside == "1" else "tensors"
+    text = (
+        f"{beside} {noun} changed by more than rounding: {beside_a_copy(summary)}. The other"
+        f" {count} that changed are {_cast_to(draft)}."
+    )
+    return [draft.sentence("mostly_copy", text)]
+
+
+def beside_a_copy(summary: PairRecord) -> str:
+    """`the head by 10 % and norms of layers 0 to 3 by 30 %`: what changed by more than a cast."""
+    casts, several = summary.recognised.casts, summary.has_components
+    named = []
+    for row in sorted(casts.rows if casts else [], key=lambda row: -(row.relative_norm or 0.0)):
+        name = place_of(row.component, row.module, row.layers, several)
+        if row.relative_norm is not None:
+            most = " at most" if row.tensors > 1 else ""
+            name = f"{name} by {text_of(row.relative_norm, 'share')}{most}"
+        named.append(name)
+    return and_others(named)
+
+
+def _scaled_lines(summary: PairRecord) -> list[Sentence]:
+    lines = summary.recognised.scaled_lines
+    if lines is None:
+        return []
+    draft = Draft(summary)
+    place = "recognised.scaled_lines"
+    count = draft.write(lines.matrices, f"{place}.matrices", "count")
+    share = draft.write(lines.share, f"{place}.share", "share")
+    noun = "matrix" if count == "1" else "matrices"
+    what = "rows or columns"
+    if lines.by_row in (0, lines.matrices):
+        what = "columns" if not lines.by_row else "rows"
+    text = (
+        f"In {count} {noun} {what} of the base were multiplied by factors, which explain {share} of"
+        " the change in the median, as gains of norms that are folded in and (IA)3 do."
+    )
+    return [draft.sentence("scaled_lines", text)]
 
 
 def _scaled(summary: PairRecord) -> list[Sentence]:
@@ -136,6 +192,8 @@ def vectors(summary: PairRecord) -> list[Sentence]:
 
 SENTENCES: Mapping[str, Callable[[PairRecord], list[Sentence]]] = {
     "copy": _copy,
+    "mostly_copy": _mostly_copy,
+    "scaled_lines": _scaled_lines,
     "scaled": _scaled,
     "zeroed": _zeroed,
     "replaced": _replaced,

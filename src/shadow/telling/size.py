@@ -24,6 +24,8 @@ from shadow.telling.wording import (
 )
 from shadow.text import and_list
 
+NORM_MATTERS = 0.9  # of a norm: what two roundings would leave of it, below which that is said
+NEARLY_KNOWN = 0.99  # share of the energy from which the norm before storage is that of all
 CLEARLY_MOST = 0.55  # of the energy in one quarter of the depth
 MOST = 0.5  # of the energy: modules are named until they hold so much, but no more than NAMED
 NEARLY_ALL = 0.9  # of the energy inside layers
@@ -61,8 +63,24 @@ def _norm(draft: Draft, apart: bool) -> str:
         if 2 * inside.rounded_away >= max(1, inside.matrices):
             return f"As stored, the {what} is {text} {of}."
         return f"The {what} is {text} {of}."
-    before = draft.write(unrounded, "figures.relative_norm_overall_unrounded", "share")
-    return f"Before it was stored, the change was {before} {of} (as stored {text})."
+    before = unrounded_norm(draft)
+    share = draft.summary.figures.unrounded_share
+    where = ""
+    if share is not None and share < NEARLY_KNOWN:
+        part = draft.write(share, "figures.unrounded_share", "share")
+        where = f", in matrices with {part} of what is stored"
+    return f"Before it was stored, the change was {before} {of} (as stored {text}){where}."
+
+
+def unrounded_norm(draft: Draft) -> str:
+    """`0.075 %`, or `0.052 to 0.075 %` where two roundings may lie behind it and would matter."""
+    place, figures = "figures.relative_norm_overall_unrounded", draft.summary.figures
+    norm, least = figures[place.partition(".")[2]], figures.relative_norm_overall_unrounded_least
+    text = draft.write(norm or 0.0, place, "share")
+    if norm is None or least is None or least >= NORM_MATTERS * norm:
+        return text
+    low = draft.write(least, f"{place}_least", "share")
+    return f"{low.removesuffix(' %')} to {text}"
 
 
 def of_what(summary: PairRecord) -> str:

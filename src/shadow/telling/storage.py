@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from shadow.claims.draft import Draft, Sentence, all_of
-from shadow.claims.recognised import CLEAR, beyond_rounding, few_bits, few_of, is_copy
+from shadow.claims.recognised import CLEAR, beyond_rounding, few_bits, few_of, has_few_values
 from shadow.quantities import text_of
 from shadow.telling.wording import equally_strong
 from shadow.text import and_list
@@ -27,8 +27,6 @@ def storage(summary: PairRecord, gates: Mapping[str, Gate]) -> list[Sentence]:
     sentences = _few_values(summary)
     if not judged or floor is None:
         return sentences
-    if is_copy(summary):
-        return sentences  # which the first sentence says
     if 2 * rounded >= judged and beyond_rounding(summary):
         return [*sentences, _partly_rounded_away(draft)]
     if 2 * rounded >= judged:
@@ -43,9 +41,8 @@ def storage(summary: PairRecord, gates: Mapping[str, Gate]) -> list[Sentence]:
         draft.inside("unexplained")
         draft.write(judged, "inside_layers.matrices", str)
         text = (
-            f"In {all_of(unexplained, judged)} inside layers, what is stored is not what rounding"
-            " leaves of an update (a copy in more bits may have been kept between stages), so what"
-            " was lost is unknown."
+            f"In {all_of(unexplained, judged)} inside layers, one rounding of an update does not"
+            f" explain what is stored ({_what_may_explain(summary)}), so what was lost is unknown."
         )
         if not gates["rounding"].passed:
             size = draft.write(floor, "figures.floor_ratio", "ratio")
@@ -60,12 +57,17 @@ def storage(summary: PairRecord, gates: Mapping[str, Gate]) -> list[Sentence]:
         return [*sentences, draft.sentence("kept", text)]
     if not gates["rounding"].passed:
         size = draft.write(floor, "figures.floor_ratio", "ratio")
-        text = (
-            f"The stored change is only {size} times the rounding of its storage, and may be"
-            " nothing else."
-        )
+        text = f"The stored change is only {size} times the rounding of its storage."
         return [*sentences, draft.sentence("rounding", text)]
     return sentences
+
+
+def _what_may_explain(summary: PairRecord) -> str:
+    """What leaves changes that one rounding does not."""
+    inside = summary.inside_layers
+    if inside.even_judged and 2 * inside.even_many >= inside.even_judged:
+        return "halves were rounded, as in a mean of stored models"
+    return "a mean of models, rounding at every step or a copy kept in more bits may"
 
 
 def _partly_rounded_away(draft: Draft) -> Sentence:
@@ -79,7 +81,8 @@ def _partly_rounded_away(draft: Draft) -> Sentence:
         known.append(f"{text_of(norm, 'share')} of their norm")
     if directions := inside.equivalent_directions:
         draft.inside("equivalent_directions")
-        known.append(f"as coherent as a change along {equally_strong(directions)}")
+        number = text_of(directions, "about")
+        known.append(f"as coherent as a change along {equally_strong(number)}")
     if known:
         text += f", in the median {and_list(known)}"
     text += ". In most others less than a quarter of what is stored can be the update's."
@@ -88,9 +91,17 @@ def _partly_rounded_away(draft: Draft) -> Sentence:
 
 def _few_values(summary: PairRecord) -> list[Sentence]:
     draft, inside = Draft(summary), summary.inside_layers
+    sentences = []
+    of_base = Draft(summary)
+    if has_few_values(of_base, "base"):
+        text = (
+            f"The base looks dequantised from 4 to 8 bits, by few distinct values in the rows of"
+            f" {all_of(*few_of(summary, 'base'))} inside layers."
+        )
+        sentences = [of_base.sentence("base_few_values", text)]
     through = few_bits(draft)
     if through is None:
-        return []
+        return sentences
     if through == "format":
         text = (
             f"In {all_of(inside.in_8_bits, inside.matrices)} inside layers a side is stored in 8"
@@ -98,8 +109,8 @@ def _few_values(summary: PairRecord) -> list[Sentence]:
         )
     else:
         text = (
-            f"In {all_of(*few_of(summary, through))} inside layers the {through} side has as few"
+            f"In {all_of(*few_of(summary, 'tuned'))} inside layers the tuned side has as few"
             " distinct values in a row as a copy through 8 or 4 bits, so the change may be the"
             " rounding of that copy."
         )
-    return [draft.sentence("few_values", text)]
+    return [*sentences, draft.sentence("few_values", text)]

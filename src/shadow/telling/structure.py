@@ -10,7 +10,7 @@ from shadow.claims.recognised import LIKE_NOISE, is_low_rank, stands_out
 from shadow.quantities import text_of
 from shadow.summary.record import PairRecord
 from shadow.summary.rows import CoherenceRow
-from shadow.telling.wording import equally_strong, named_in
+from shadow.telling.wording import directions_text, equally_strong, named_in
 from shadow.text import and_list
 
 APART = 2.0  # ratio of the most and the least coherent module from which they are named
@@ -98,7 +98,7 @@ def _coherence(draft: Draft) -> str:
     else:
         draft.write(value, "inside_layers.equivalent_directions", "about")
         of = f", of {directions} possible" if directions else ""
-        along = equally_strong(value)
+        along = equally_strong(directions_text(summary))
         text = f"{what} is as coherent as a change along {along} (a measure, not a count){of}"
     return f"{text}{_across_modules(draft, summary.coherence, told=value is not None)}."
 
@@ -202,12 +202,16 @@ def _low_rank(draft: Draft) -> Sentence:
         rank = draft.write(ceiling, "figures.rank_ceiling", "count")
         text = f"It is an adapter: no matrix changes along more than {rank} of {of} directions."
         return draft.sentence("low_rank", text, _alignment(draft))
-    most, rank_90 = draft.inside("rank_most") or 0, draft.summary.inside_layers.rank_90
-    rank = text_of(most, "count")
-    first = f"{rank} of {of} directions hold"
-    if rank_90 is not None and rank_90 < most:
-        some = draft.write(rank_90, "inside_layers.rank_90", "count")
-        first = f"{some} of {of} directions hold 90 % of what is stored, and {rank} hold"
-    text = f"It has low rank: in the median matrix {first} all but what rounding leaves."
-    text = text.replace(f" 1 of {of} directions hold ", f" 1 of {of} directions holds ")
+    inside = draft.summary.inside_layers
+    rank = draft.write(inside.rank_most or 0, "inside_layers.rank_most", "count")
+    verb = "holds" if rank == "1" else "hold"
+    where = "the median matrix"
+    if inside.rank_known < inside.matrices:
+        some = draft.write(inside.rank_known, "inside_layers.rank_known", "count")
+        where = f"the median of {some} of {inside.matrices:,} matrices"
+        draft.figures["inside_layers.matrices"] = inside.matrices
+    text = (
+        f"It has low rank: in {where} {rank} of {of} directions {verb} all of it but what rounding"
+        " leaves."
+    )
     return draft.sentence("low_rank", text, _alignment(draft))

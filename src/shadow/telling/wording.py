@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from shadow.summary.rows import ModuleRow
 
 NAMED = 3
+MATTERS = 0.8  # of a figure: what two roundings would leave of it, below which that is said
 
 
 def and_others(names: list[str]) -> str:
@@ -136,8 +137,16 @@ def layers_of(component: str, layers: Sequence[int], several: bool) -> str:
     return f"{layers_text(layers)}{f' of {component_name(component)}' if several else ''}"
 
 
-def equally_strong(value: float) -> str:
+def equally_strong(number: str) -> str:
     """`33 equally strong directions`."""
-    if text_of(value, "about") == "1":
-        return "1 direction"
-    return f"{text_of(value, 'about')} equally strong directions"
+    return "1 direction" if number == "1" else f"{number} equally strong directions"
+
+
+def directions_text(summary: PairRecord) -> str:
+    """`33`, or `20 to 33` where two roundings may lie behind what is stored and would matter."""
+    inside = summary.inside_layers
+    value, least = inside.equivalent_directions or 0.0, inside.equivalent_directions_least
+    text = text_of(value, "about")
+    if least is None or least >= MATTERS * value:
+        return text
+    return f"{text_of(least, 'about')} to {text}"
