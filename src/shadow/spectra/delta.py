@@ -29,7 +29,13 @@ from shadow.spectra.purity import purity_values
 from shadow.spectra.rank import condition_number, norms, ranks, top_energies
 from shadow.spectra.residual import Direction, on_short_side, sketch, sketch_of_gram
 from shadow.spectra.rest import noise_like_rest, rest_values
-from shadow.spectra.rounding import Undone, decay_unrounded, undo, without_means
+from shadow.spectra.rounding import (
+    Undone,
+    decay_unrounded,
+    rounding_share,
+    undo,
+    without_means,
+)
 from shadow.spectra.rounding import values as undone_values
 from shadow.spectra.spectrum import (
     ON_CPU,
@@ -317,7 +323,7 @@ def measure_pair(
         None
         if isinstance(tuned, Updated)
         else noise_like_rest(delta, total.ulp_rows, total.ulp_cols),
-        undone.noise,
+        rounding_share(undone, values["floor_ratio"]),
         sides.shape,
     )
     values |= even_values(even)

@@ -45,6 +45,7 @@ FEW_ULPS, DOUBLED = 8, 0.9
 FEWEST = 200  # changed entries that were counted, below which nothing can be held against the model
 # energies below it, or above its inverse, have parts that vanish in float64, or overflow
 LEAST = 1e-250
+ERROR = 0.006  # of a share of the energy from counts
 # how near a slope of the base's rounding has to be to 0 or 1, and its standard error at most
 SURE = 0.1
 # standard errors from which tuned - round(base) goes with what rounding took from the base
@@ -384,6 +385,15 @@ def without_means(undone: Undone, even: EvenBits | None, relative_norm: float | 
     if not even.rounded_halves(relative_norm):
         return undone
     return replace(UNEXPLAINED, misfit=undone.misfit, grid=undone.grid, binades=undone.binades)
+
+
+def rounding_share(undone: Undone, floor_ratio: float | None) -> float | None:
+    """The share of the stored energy that rounding left: what the counts say, which is up to ERROR
+    too low where little was rounded, and at most ulp² / 12 an entry. None where it is unknown.
+    """
+    if undone.noise is None or not floor_ratio:
+        return None
+    return min(undone.noise + ERROR, 1.0 / floor_ratio**2)
 
 
 def decay_unrounded(undone: Undone, of_delta: Values, norm: float) -> Values:

@@ -38,7 +38,9 @@ TOPS = (1, 4, 16, 20, 64)  # directions whose share of the energy is known
 NEARLY_KEPT = 0.002  # how far a share of the energy may be from kept where nothing was rounded away
 LOW = 0.25  # of the short side: what counts as low rank
 OF_ROUNDING = 0.1  # and how much further for what was, times kept (1 - kept)
-AS_ROUNDING = 1.15  # rest_over_rounding up to which the rest is what rounding leaves
+# How far rest_over_rounding may be above 1: by so much of the update's energy, no more than the
+# second, where that is more than what is left is known to.
+HIDDEN, AS_ROUNDING, EXACT = 0.02, 0.15, 0.05
 # gives a column of some rows by its name
 Column = Callable[[str], "pd.Series | NDArray[Any]"]
 
@@ -292,7 +294,11 @@ def rank_bounds(
 @np.errstate(all="ignore")
 def _is_of_rank(inside: Column) -> NDArray[np.bool_]:
     """Which deltas have rest_rank directions and beyond them what rounding leaves, or less."""
-    known: NDArray[np.bool_] = floats(inside("rest_over_rounding")) <= AS_ROUNDING
+    kept = floats(inside("kept"))
+    hidden = HIDDEN * kept / (1.0 - kept)  # of the rounding, if it is HIDDEN of the update
+    hidden = np.where(np.isnan(kept), AS_ROUNDING, hidden)
+    over = floats(inside("rest_over_rounding")) - 1.0
+    known: NDArray[np.bool_] = (hidden >= EXACT) & (over <= np.fmin(hidden, AS_ROUNDING))
     return known
 
 
