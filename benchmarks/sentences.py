@@ -121,7 +121,7 @@ def _places(case: Case) -> str:
 def expected(case: Case) -> list[str]:
     """What a finding should say: by what was done, and by what storage left of an update."""
     found, truth = list(case.made.told), case.truth
-    if not case.made.update or not truth.inside or case.made.told:
+    if not case.made.update or not truth.inside or case.made.told or case.made.also is not None:
         return found
     share = min(truth.kept())
     beyond, flatter = truth.beyond_noise()
@@ -132,7 +132,7 @@ def expected(case: Case) -> list[str]:
     elif 2 * beyond > len(truth.inside) and share > 0.3:
         found.append("1/X")
     stored = truth.stored_norm()
-    if share > 0.3 and not near(stored, truth.norm(), 0.05):
+    if share > 0.3 and not near(stored, truth.norm(), 0.1):
         found.append("norm before storage")
     return found
 
