@@ -1,0 +1,546 @@
+"""Pairs of made-up weights and of a history that is known: what was done, both sides as they are
+stored, and what is true of the change before anything was rounded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+
+import findings
+import numpy as np
+import torch
+from findings import Array, Weights, generator, learned, made_up
+
+BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
+Stored = dict[str, torch.Tensor]
+Shapes = Mapping[str, tuple[int, ...]]
+WIDTH, MLP, TOKENS, LAYERS = 256, 384, 384, 4
+SIZES = (3e-4, 8e-4, 2e-3, 6e-3, 2e-2)  # relative norms
+# what is done to weights: True, False, or None where the history does not decide it
+Ways = Mapping[str, bool | None]
+WAYS: Ways = {
+    "merged_adapter": False,
+    "orthogonalised_optimiser": False,
+    "quantised_copy": False,
+    "merge": False,
+    "short_run": None,
+    "novel_data": None,
+    "weight_decay": False,
+}
+UNTRAINED = {"short_run": False, "novel_data": False}
+
+
+@dataclass(frozen=True)
+class Made:
+    """Both sides of a pair as stored, and what is true of them."""
+
+    base: Stored
+    tuned: Stored
+    update: Weights | None
+    """What was added, before any storage, by name; what has none is absent. None: no update."""
+    ways: Ways = field(default_factory=dict)
+    """What differs from WAYS."""
+    told: tuple[str, ...] = ()
+    """What a finding should say: names of MEANINGS in sentences.py."""
+    few_bits: tuple[str, ...] = ()
+    """The sides that went through 8 or 4 bits."""
+    rounded: str = "once"
+    """`once`, `master` (a copy in more bits was kept), `every step`, `mean`, `no`."""
+    apart: bool = False
+    """Two unrelated models."""
+    scaled: bool = False
+    """By rows or columns: (IA)3, folded gains."""
+    also: Weights | None = None
+    """Another update that figures may be of: what is stored, where steps were rounded."""
+    rotated: bool = False
+    """By an adapter that is not of low rank."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A pair: its name, the kind that it is counted with, what was done, and how to make it."""
+
+    name: str
+    kind: str
+    done: str
+    make: Callable[[], Made]
+    config: str = "llama"
+    label: str | None = None
+    """The name that is given to the pair."""
+
+
+# -------------------------------------------------------------------------------- weights
+
+
+def shapes(
+    layers: int = LAYERS, width: int = WIDTH, mlp: int = MLP, tokens: int = TOKENS
+) -> dict[str, tuple[int, ...]]:
+    """A decoder with two matrices in its MLP, and norms."""
+    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (tokens, width)}
+    for at in range(layers):
+        layer = f"model.layers.{at}"
+        found |= {f"{layer}.self_attn.{one}_proj.weight": (width, width) for one in "qkvo"}
+        found |= {
+            f"{layer}.mlp.up_proj.weight": (mlp, width),
+            f"{layer}.mlp.down_proj.weight": (width, mlp),
+            f"{layer}.input_layernorm.weight": (width,),
+            f"{layer}.post_attention_layernorm.weight": (width,),
+        }
+    return found | {"model.norm.weight": (width,), "lm_head.weight": (tokens, width)}
+
+
+SMALL = shapes(width=128, mlp=256, tokens=256)
+DEEP = shapes(layers=6, width=128, mlp=256, tokens=256)
+MANY = shapes(layers=23, width=64, mlp=96, tokens=128)
+WIDE: Shapes = {f"model.layers.{at}.self_attn.q_proj.weight": (768, 768) for at in range(3)}
+SEVEN: Shapes = {name: one for name, one in findings.decoder(2).items() if ".layers." in name}
+VISION: Shapes = findings.vision_language()
+
+
+def weights(of: Shapes, seed: int = 0) -> Weights:
+    return {
+        name: made_up(name, *shape, seed)
+        if len(shape) == 2
+        else 1 + 0.1 * generator("vector", seed, name).standard_normal(shape)
+        for name, shape in of.items()
+    }
+
+
+def narrow(values: Mapping[str, Array], dtype: torch.dtype) -> Stored:
+    return {name: torch.from_numpy(np.array(W)).to(dtype) for name, W in values.items()}
+
+
+def wide(stored: Stored) -> Weights:
+    return {name: W.double().numpy() for name, W in stored.items()}
+
+
+def as_stored(values: Mapping[str, Array], dtype: torch.dtype = BF16) -> Weights:
+    return wide(narrow(values, dtype))
+
+
+def base_of(of: Shapes | None = None, dtype: torch.dtype = BF16) -> Weights:
+    return as_stored(weights(of or shapes()), dtype)
+
+
+def matrices(base: Weights) -> list[str]:
+    return [name for name, W in base.items() if W.ndim == 2]
+
+
+def inside(base: Weights) -> list[str]:
+    return [name for name in matrices(base) if ".layers." in name]
+
+
+def plus(base: Weights, update: Weights) -> Weights:
+    return {name: W + update[name] if name in update else W for name, W in base.items()}
+
+
+def stored_pair(
+    base: Weights, update: Weights, dtypes: tuple[torch.dtype, torch.dtype] = (BF16, BF16), **rest
+) -> Made:
+    """A base as stored, and the same with an update."""
+    return Made(narrow(base, dtypes[0]), narrow(plus(base, update), dtypes[1]), update, **rest)
+
+
+# -------------------------------------------------------------------------------- updates
+
+
+def tune(base: Weights, size: float, names: Iterable[str] | None = None, seed: int = 0) -> Weights:
+    """The update of findings.py: half of its energy in 64 directions, half noise."""
+    return {
+        name: learned(name, base[name], size, seed)
+        for name in (matrices(base) if names is None else names)
+    }
+
+
+@cache
+def factors(name: str, shape: tuple[int, int], rank: int, seed: int = 0) -> tuple[Array, Array]:
+    rng = generator("factors", seed, name, rank)
+    left, right = (np.linalg.qr(rng.standard_normal((side, rank)))[0] for side in shape)
+    return left, right
+
+
+def scaled_to(D: Array, W: Array, size: float) -> Array:
+    return D * (size * float(np.linalg.norm(W)) / float(np.linalg.norm(D)))
+
+
+def adapter(base: Weights, rank: int, size: float) -> Weights:
+    """B A of that rank on every matrix of the layers."""
+    found = {}
+    for name in inside(base):
+        rng = generator("adapter", name, rank)
+        rows, cols = base[name].shape
+        D = rng.standard_normal((rows, rank)) @ rng.standard_normal((rank, cols))
+        found[name] = scaled_to(D, base[name], size)
+    return found
+
+
+def fast(base: Weights, size: float) -> Weights:
+    """Full rank with a fast spectrum: 99 % of the energy in about 31 to 55 directions of 128."""
+    found = {}
+    for at, name in enumerate(matrices(base)):
+        most = 31 + (at * 7) % 25
+        rank = min(base[name].shape)
+        left, right = factors(name, base[name].shape, rank)
+        sigma = np.exp(-np.arange(rank) * math.log(100) / 2 / most)
+        found[name] = scaled_to((left * sigma) @ right.T, base[name], size)
+    return found
+
+
+def with_dense_rest(base: Weights, size: float) -> Weights:
+    """95 % of the energy in 16 directions, the rest in all."""
+    found = {}
+    for name in matrices(base):
+        left, right = factors(name, base[name].shape, 16)
+        N = generator("rest", name).standard_normal(base[name].shape)
+        D = math.sqrt(0.95 / 16) * left @ right.T + math.sqrt(0.05) * N / np.linalg.norm(N)
+        found[name] = scaled_to(D, base[name], size)
+    return found
+
+
+def decayed(base: Weights, size: float, cosine: float) -> Weights:
+    """An update that points against the weights by that cosine."""
+    found = {}
+    for name in matrices(base):
+        W = base[name]
+        D = learned(name, W, 1.0) / np.linalg.norm(W)
+        unit = W / np.linalg.norm(W)
+        D = D - (D * unit).sum() * unit
+        across = math.sqrt(1 - cosine**2) * D / np.linalg.norm(D)
+        found[name] = scaled_to(across + cosine * unit, W, size)
+    return found
+
+
+# -------------------------------------------------------------------------------- few bits
+
+NF4 = np.array(
+    [
+        -1.0, -0.6961928, -0.5250731, -0.3949175, -0.2844414, -0.1847734, -0.0910500, 0.0,
+        0.0795803, 0.1609302, 0.2461123, 0.3379152, 0.4407098, 0.5626170, 0.7229568, 1.0,
+    ]
+)  # fmt: skip
+BITS = ("Q8_0", "Q4_0", "NF4", "int8 by row", "int8 by column", "FP8")
+
+
+def quantised(W: Array, how: str) -> Array:
+    """A matrix through few bits, as float values again."""
+    if how == "FP8":
+        scale = np.abs(W).max() / 448
+        return torch.from_numpy(W / scale).to(torch.float8_e4m3fn).double().numpy() * scale
+    if how.startswith("int8"):
+        scale = np.abs(W).max(1 if how.endswith("row") else 0, keepdims=True) / 127
+        return np.rint(W / scale) * scale
+    blocks = W.reshape(-1, 64 if how == "NF4" else 32)
+    most = np.abs(blocks).max(1, keepdims=True)
+    if how == "NF4":
+        nearest = np.abs(blocks[:, :, None] / most[:, :, None] - NF4).argmin(2)
+        return (NF4[nearest] * most).reshape(W.shape)
+    if how == "Q8_0":
+        scale = (most / 127).astype(np.float16).astype(np.float64)
+        return (np.rint(blocks / scale) * scale).reshape(W.shape)
+    signed = np.take_along_axis(blocks, np.abs(blocks).argmax(1)[:, None], 1)
+    scale = (signed / -8).astype(np.float16).astype(np.float64)
+    return (np.clip(np.rint(blocks / scale), -8, 7) * scale).reshape(W.shape)
+
+
+def through(base: Weights, how: str) -> Weights:
+    """Every matrix through few bits; vectors as they are."""
+    return {name: quantised(W, how) if W.ndim == 2 else W for name, W in base.items()}
+
+
+# -------------------------------------------------------------------------------- casts
+
+CASTS = {
+    "F32 to BF16": (F32, F32, BF16),  # the base's values are of the first
+    "F16 to BF16": (F16, F16, BF16),
+    "BF16 to F16": (BF16, BF16, F16),
+    "BF16 to F32": (BF16, BF16, F32),
+}
+BESIDE = (
+    "head trained by 10 %",
+    "one matrix trained by 10 %",
+    "one matrix replaced by noise",
+    "all norms moved by 30 %",
+    "five embedding rows times 1.5",
+)
+ONE = "model.layers.1.mlp.up_proj.weight"
+
+
+def changed(base: Weights, what: str) -> Weights:
+    if what.startswith("head"):
+        return tune(base, 0.1, ["lm_head.weight"])
+    if what.startswith("one matrix trained"):
+        return tune(base, 0.1, [ONE])
+    if what.startswith("one matrix replaced"):
+        return {ONE: made_up(ONE, *base[ONE].shape, 9) - base[ONE]}
+    if what.startswith("all norms"):
+        return {
+            name: scaled_to(generator("moved", name).standard_normal(W.shape), W, 0.3)
+            for name, W in base.items()
+            if W.ndim == 1
+        }
+    if what.startswith("five"):
+        D = np.zeros_like(base["model.embed_tokens.weight"])
+        D[10:15] = 0.5 * base["model.embed_tokens.weight"][10:15]
+        return {"model.embed_tokens.weight": D}
+    return tune(base, 0.2, inside(base)[5::35][:4])  # four of many
+
+
+def cast(which: str, what: str | None = None, of: Shapes | None = None) -> Made:
+    """A copy in another format, and what was changed beside it."""
+    grid, one, other = CASTS[which]
+    base = base_of(of, grid)
+    update = changed(base, what) if what else {}
+    same = which == "BF16 to F32"
+    told: tuple[str, ...] = ("same",) if same else ("copy",)
+    if what:
+        told = ("beside",)
+    ways = {**UNTRAINED, "quantised_copy": not (what or same)}
+    if what:
+        ways |= {"short_run": None, "novel_data": None}
+    return stored_pair(base, update, (one, other), told=told, ways=ways)
+
+
+# -------------------------------------------------------------------------------- histories
+
+
+def dequantised(how: str, what: str, size: float) -> Made:
+    """A base that went through few bits, and what was made of it."""
+    base = through(base_of(), how)
+    few = ("base", "tuned") if what == "copy" else ("base",)
+    if what == "copy":
+        copied = as_stored(base, F32)
+        return stored_pair(
+            copied, {}, (F32, BF16), few_bits=few, told=("copy", "dequantised"),
+            ways={**UNTRAINED, "quantised_copy": True},
+        )  # fmt: skip
+    base = as_stored(base)
+    if what == "adapter":
+        return stored_pair(
+            base, adapter(base, 16, size), few_bits=few, told=("dequantised", "low_rank"),
+            ways={"merged_adapter": True},
+        )  # fmt: skip
+    return stored_pair(base, tune(base, size), few_bits=few, told=("dequantised",))
+
+
+def few_bit_copy(how: str) -> Made:
+    base = base_of()
+    tuned = through(base, how)
+    return Made(
+        narrow(base, BF16), narrow(tuned, BF16), {}, ways={**UNTRAINED, "quantised_copy": True},
+        few_bits=("tuned",), told=("few bits",),
+    )  # fmt: skip
+
+
+def lora(rank: int, size: float, into: str | None = None) -> Made:
+    base = base_of()
+    update = adapter(base, rank, size)
+    if into is None:
+        return stored_pair(base, update, ways={"merged_adapter": True}, told=("low_rank",))
+    tuned = plus(through(base, into), update)
+    whole = {name: tuned[name] - base[name] for name in matrices(base)}
+    return Made(
+        narrow(base, BF16), narrow(tuned, BF16), whole, few_bits=("tuned",),
+        ways={"merged_adapter": True, "quantised_copy": True},
+    )  # fmt: skip
+
+
+def rotated(size: float) -> Made:
+    """OFT: blocks of 32 rows turned by an orthogonal matrix each."""
+    base = base_of()
+    update = {}
+    for name in inside(base):
+        W = base[name]
+        blocks = []
+        for at in range(0, len(W), 32):
+            S = generator("turn", name, at).standard_normal((32, 32))
+            S = (S - S.T) * (size / math.sqrt(2 * 32))
+            R = np.linalg.solve(np.eye(32) + S / 2, np.eye(32) - S / 2)  # Cayley
+            blocks.append(R @ W[at : at + 32])
+        update[name] = np.concatenate(blocks) - W
+    return stored_pair(base, update, rotated=True)
+
+
+def scaled_lines(size: float, what: str) -> Made:
+    """(IA)3: rows of k and v and inputs of down times a factor each. Folded: the gains of norms
+    multiplied into the inputs of the next matrices, and 1 in their place.
+    """
+    base = base_of()
+    update = {}
+    for name, W in base.items():
+        layer = name.split(".")[2] if ".layers." in name else ""
+        if what == "ia3":
+            lines = {".k_proj": (len(W), 1), ".v_proj": (len(W), 1), ".down_proj": (1, len(W.T))}
+            for module, shape in lines.items():
+                if module in name:
+                    drawn = generator("factor", name).standard_normal(shape)
+                    update[name] = size * drawn * W
+            continue
+        norm = None
+        if any(f".{one}_proj" in name for one in "qkv"):
+            norm = "input_layernorm"
+        elif ".up_proj" in name:
+            norm = "post_attention_layernorm"
+        if norm:
+            update[name] = W * (base[f"model.layers.{layer}.{norm}.weight"] - 1)
+        elif name.endswith("layernorm.weight"):
+            update[name] = 1 - W
+    rest = {"rotated": True} if what == "ia3" else {"ways": UNTRAINED}
+    return stored_pair(base, update, scaled=True, told=("scaled lines",), **rest)
+
+
+def merged(what: str, size: float) -> Made:
+    """Means, extrapolations and stages of tunes that were stored before."""
+    base = base_of()
+    D = [tune(base, size, seed=seed) for seed in range(1, 5)]
+    return merge_of(what, base, D)
+
+
+def merge_of(what: str, base: Weights, D: list[Weights]) -> Made:
+    stored = [as_stored(plus(base, one)) for one in D]
+
+    def of(*parts: float) -> tuple[Weights, Weights]:
+        """What these parts of the stored tunes make, the base having the rest; the float update."""
+        return (
+            {
+                n: base[n] + sum(p * (s[n] - base[n]) for p, s in zip(parts, stored, strict=False))
+                for n in base
+            },
+            {n: sum(p * d[n] for p, d in zip(parts, D, strict=False)) for n in D[0]},
+        )
+
+    ways: Ways = {"merge": True}
+    rounded = "mean"
+    if what == "mean of two":
+        tuned, update = of(0.5, 0.5)
+    elif what == "mean of four":
+        tuned, update = of(0.25, 0.25, 0.25, 0.25)
+    elif what == "halfway":
+        tuned, update = of(0.5)
+    elif what == ".3 and .7":
+        tuned, update = of(0.3, 0.7)
+    elif what == "twice the delta":
+        tuned, update = of(2.0)
+        ways, rounded = {}, "sum"
+    elif what == "two stages":  # the second is trained from the first as it is stored
+        tuned, update = plus(stored[0], D[1]), {n: D[0][n] + D[1][n] for n in D[0]}
+        ways, rounded = {}, "sum"
+    else:  # a BF16 delta added in BF16, as merging tools do
+        delta = as_stored({n: D[0][n] for n in D[0]})
+        tuned, update = plus(base, delta), D[0]
+        ways, rounded = {"merge": None}, "once"
+    return Made(narrow(base, BF16), narrow(tuned, BF16), update, ways=ways, rounded=rounded)
+
+
+MERGES = (
+    "mean of two", "mean of four", "halfway", ".3 and .7", "twice the delta", "two stages",
+    "BF16 delta added",
+)  # fmt: skip
+
+
+def few_known(count: int, size: float) -> Made:
+    """Of 14 matrices all but `count` differ by a master copy that was kept."""
+    full = weights(SEVEN)
+    base = as_stored(full)
+    names = list(base)
+    known = [names[at] for at in np.linspace(1, len(names) - 2, count).astype(int)]
+    update = tune(base, size)
+    tuned = {n: (base[n] if n in known else full[n]) + update[n] for n in names}
+    return Made(narrow(base, BF16), narrow(tuned, BF16), update, rounded="master")
+
+
+def every_scaled(by: float) -> Made:
+    base = base_of()
+    update = {n: (by - 1) * base[n] for n in base}
+    return stored_pair(base, update, told=("scaled",), ways={"weight_decay": None})
+
+
+def pruned() -> Made:
+    base = base_of()
+    update = {n: np.where(np.abs(base[n]) < 0.006, -base[n], 0.0) for n in inside(base)}
+    return stored_pair(base, update, told=("zeroed",), ways=UNTRAINED)
+
+
+def renumbered(base: Weights, order: list[int], fill: Weights | None = None) -> Weights:
+    """Layers in another order; -1 takes that of `fill`."""
+    found = {n: W for n, W in base.items() if ".layers." not in n}
+    for at, source in enumerate(order):
+        for name, W in (fill if source < 0 and fill else base).items():
+            if f".layers.{max(source, 0)}." in name:
+                found[name.replace(f".layers.{max(source, 0)}.", f".layers.{at}.")] = W
+    return found
+
+
+def other(what: str) -> Made:
+    """No training of the base: layers, signs and orders, or another model."""
+    base = base_of(DEEP)
+    tuned = base
+    if what == "layer dropped":
+        tuned = renumbered(base, [0, 1, 3, 4, 5])
+    elif what == "layer inserted":
+        tuned = renumbered(base, [0, 1, -1, 2, 3, 4, 5], as_stored(weights(DEEP, 5)))
+    elif what == "three layers negated":
+        lower = tuple(f".layers.{at}." for at in (1, 3, 4))
+        tuned = {
+            n: -W if any(one in n for one in lower) and W.ndim == 2 else W for n, W in base.items()
+        }
+    elif what in ("neurons permuted", "columns permuted"):
+        tuned = permuted(base, what)
+    elif what == "unrelated":
+        tuned = weights(DEEP, 1)
+    told = {"neurons permuted": "permuted", "columns permuted": "permuted"}.get(what, what)
+    return Made(
+        narrow(base, BF16), narrow(tuned, BF16), None, told=(told,), apart=what == "unrelated",
+        ways=UNTRAINED,
+    )  # fmt: skip
+
+
+def permuted(base: Weights, what: str) -> Weights:
+    """The neurons of each MLP in another order, or the axes of the residual stream."""
+    found = {}
+    for name, W in base.items():
+        if what == "neurons permuted":
+            layer = name.split(".")[2] if ".layers." in name else ""
+            order = generator("order", layer).permutation(256)
+            found[name] = W
+            if ".up_proj" in name:
+                found[name] = W[order]
+            elif ".down_proj" in name:
+                found[name] = W[:, order]
+            continue
+        order = generator("order").permutation(128)
+        if W.ndim == 1 or ".o_proj" in name or ".down_proj" in name:
+            found[name] = W[order]
+        else:
+            found[name] = W[:, order]
+    return found
+
+
+def part(what: str) -> Made:
+    """Only a part of the model changed."""
+    vlm = what.startswith("vision")
+    base = base_of(VISION if vlm else SMALL)
+    if what == "nothing":
+        return stored_pair(base, {}, told=("same",), ways=UNTRAINED)
+    if what == "vectors alone":
+        return stored_pair(base, changed(base, "all norms"), told=("only vectors",))
+    if what == "two modules":
+        update = {}
+        for share, module in ((0.508, ".up_proj"), (0.492, ".down_proj")):
+            for name in [n for n in base if module in n]:
+                size = math.sqrt(share) / np.linalg.norm(base[name])
+                update[name] = learned(name, base[name], size)
+        return stored_pair(base, update)
+    if what == "vision, frozen tower":
+        return stored_pair(base, tune(base, 1e-2, [n for n in base if "vision_tower" not in n]))
+    names = [n for n in base if "lm_head" in n]
+    if what == "vision, one of two layers":
+        names = [n for n in base if ".layers.2." in n and "language" in n]
+    return stored_pair(base, tune(base, 5e-2, names))
+
+
+def decay(cosine: float, size: float) -> Made:
+    base = base_of()
+    return stored_pair(base, decayed(base, size, cosine), ways={"weight_decay": True})

@@ -1,0 +1,485 @@
+"""What a finding says of a pair, sentence by sentence, held against the truth: a function for each
+code, which yields whether a statement holds (None: the truth does not decide it), and what is true.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+# threads of matrices this small only wait for each other
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import torch
+from histories import WAYS, Pair
+from safetensors.torch import save_file
+from truths import Truth, place_of
+
+import shadow
+from shadow.targets.families import given_pair
+from shadow.targets.references import parse_reference
+
+STORED, BEFORE, COHERENT, KEPT = 0.01, 0.12, 0.25, 0.1  # how far a figure may be from the truth
+FIGURE = 0.02  # and any other
+Word = Literal["true", "absent", "false", "not judged"]
+# whether a statement holds, None where the truth does not decide it; and what is true
+Judged = Iterator[tuple[bool | None, str]]
+
+
+class Case:
+    """A pair, its truth, and what its report says."""
+
+    def __init__(self, pair: Pair, folder: Path) -> None:
+        self.pair, self.made = pair, pair.make()
+        self.truth = Truth(self.made)
+        sides = [save(folder / side, one, pair.config) for side, one in self._sides()]
+        target = given_pair(*(parse_reference(str(one)) for one in sides))
+        if pair.label:
+            family, _, name = pair.label.partition(":")
+            target = replace(target, family=family, name=name)
+        self.report = shadow.audit(target, output=folder / "reports", overwrite=True, jobs=1)
+        self.summary = self.report.summary
+        self.finding = self.summary.finding
+        self.codes = [one.code for one in self.finding.sentences]
+        deltas = self.report.deltas
+        self.rows = deltas[deltas["tensor"].isin(self.truth.inside)] if len(deltas) else deltas
+
+    def _sides(self) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+        yield "base", self.made.base
+        yield "tuned", self.made.tuned
+
+    @property
+    def text(self) -> str:
+        """Headline and sentences, without what is said of other models."""
+        said = [one.text for one in self.finding.sentences if one.code != "published"]
+        return " ".join([self.finding.headline, *said])
+
+    def known(self, column: str) -> list[str]:
+        """The matrices inside layers of which the report knows 1/X or another figure."""
+        rows = self.rows
+        if not len(rows):
+            return []
+        there = rows[column].notna()
+        if column == "equivalent_directions":
+            there |= rows["excess_purity_unrounded"].notna() | (rows["floor_ratio"] >= 4)
+            there |= rows["kept_reason"] == "nothing_rounded"
+        return list(rows["tensor"][there])
+
+
+def save(folder: Path, tensors: Mapping[str, torch.Tensor], config: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {n: one.contiguous().clone() for n, one in tensors.items()}, folder / "model.safetensors"
+    )
+    (folder / "config.json").write_text(json.dumps({"model_type": config}))
+    return folder
+
+
+# ---------------------------------------------------------------------------- figures
+
+
+def near(value: float, truths: Iterable[float], within: float) -> bool:
+    return any(abs(value - truth) <= within * max(truth, 1e-12) for truth in truths)
+
+
+def written(truths: Iterable[float]) -> str:
+    return " or ".join(f"{one:.3g}" for one in truths)
+
+
+def figures_of(figures: Mapping[str, float], name: str) -> list[float]:
+    """The figure of that name, or the ends of its range (`name_least`, `name_low`, ...)."""
+    return [value for place, value in figures.items() if place.startswith(name)]
+
+
+def size_in(text: str) -> tuple[float, float] | None:
+    """The percentage after `by` of a headline, and half a unit of its last digit."""
+    found = re.search(r"\bby ([\d,]*\.?\d+)(?: to [\d.]+)? %", text)
+    if found is None:
+        return None
+    digits = found[1].replace(",", "")
+    return float(digits) / 100, 0.005 * 10.0 ** -len(digits.partition(".")[2])
+
+
+def judged_directions(case: Case, values: list[float], names: list[str], what: str) -> Judged:
+    """1/X, or a range of it, of these matrices."""
+    truths = case.truth.directions(names)
+    if not truths:
+        if not case.made.update and case.made.update is not None:
+            yield False, f"{what}: there is no update"
+        return
+    if len(values) > 1:
+        holds = any(min(values) * 0.95 <= one <= max(values) * 1.05 for one in truths)
+    else:
+        holds = any(near(value, truths, COHERENT) for value in values)
+    yield holds, f"1/X of {what} is {written(truths)}"
+
+
+def judged_before(case: Case, values: list[float]) -> Judged:
+    """The norm before storage."""
+    if case.made.update is None:
+        return
+    truths = case.truth.norm()
+    if len(values) > 1:
+        holds = any(min(values) * 0.95 <= one <= max(values) * 1.05 for one in truths)
+    else:
+        holds = near(values[0], truths, BEFORE)
+    yield holds, f"before storage the update was {written(100 * one for one in truths)} %"
+
+
+# ---------------------------------------------------------------------------- sentences
+
+
+def size(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
+    truth = case.truth
+    if before := figures_of(figures, "figures.relative_norm_overall_unrounded"):
+        yield from judged_before(case, before)
+    stored = figures.get("figures.relative_norm_overall")
+    if stored is not None:
+        told = f"as stored the change is {100 * truth.stored_norm():.3g} %"
+        yield abs(stored - truth.stored_norm()) <= STORED * truth.stored_norm(), told
+    for place, value in figures.items():
+        parts = place.split(".")
+        if parts[-1] == "energy_share" and parts[0] in ("modules", "components"):
+            share = truth.energy_share(_names_at(case, parts))
+            yield abs(value - share) <= FIGURE, f"{'.'.join(parts[1:-1])} holds {100 * share:.3g} %"
+    places = {place_of(name)[:2] for name in truth.changed}
+    if "All of it is in" in text and not re.search("All of it is in .*%", text):
+        yield len(places) == 1, f"changed are {sorted(places)}"
+    if found := re.search(r"nly matrices of layers? ([\d, toand]+?) changed", text):
+        layers = {at for name in truth.inside if (at := place_of(name)[2]) is not None}
+        yield _numbers(found[1]) == layers, f"layers {sorted(layers)} changed"
+    if "Unchanged:" in text:
+        yield from unchanged(case)
+
+
+def _names_at(case: Case, parts: list[str]) -> list[str]:
+    """The matrices of `modules.language.mlp.up.…` or `components.vision.…`."""
+    module = ".".join(parts[2:-1])
+    return [
+        name
+        for name in case.truth.changed
+        if place_of(name)[0] == parts[1] and module in ("", place_of(name)[1])
+    ]
+
+
+def _numbers(text: str) -> set[int]:
+    found: set[int] = set()
+    for one in re.findall(r"(\d+)(?: to (\d+))?", text):
+        found |= set(range(int(one[0]), int(one[1] or one[0]) + 1))
+    return found
+
+
+def unchanged(case: Case) -> Judged:
+    """Components, modules and layers that the report calls unchanged."""
+    summary, truth = case.summary, case.truth
+    whole = [row.component for row in summary.components if row.identical == row.tensors]
+    for name in truth.difference:
+        component, module, layer = place_of(name)
+        said = component in whole
+        said |= any((row.component, row.module) == (component, module) for row in summary.unchanged)
+        said |= any(
+            (row.component, row.layer) == (component, layer) and row.matrices == 0
+            for row in summary.depth
+        )
+        if said:
+            yield False, f"{name} changed"
+            return
+    yield True, ""
+
+
+def coherent(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
+    beyond, _ = case.truth.beyond_noise(3.0)
+    if case.made.update:
+        total = len(case.truth.inside)
+        yield 2 * beyond >= total, f"{beyond} of {total} updates have more structure than noise"
+    elif case.made.update is not None and not case.made.few_bits:
+        yield False, "there is no update"
+    if values := figures_of(figures, "inside_layers.equivalent_directions"):
+        names = case.known("equivalent_directions")
+        yield from of_few(case, names, text)
+        yield from judged_directions(case, values, names, "the median matrix")
+    for place, value in figures.items():
+        if place.startswith("coherence.") and place.endswith("equivalent_directions"):
+            _, component, *module, _ = place.split(".")
+            names = [
+                name
+                for name in case.known("equivalent_directions")
+                if place_of(name)[:2] == (component, ".".join(module))
+            ]
+            yield from judged_directions(case, [value], names, ".".join(module))
+
+
+def of_few(case: Case, names: list[str], text: str) -> Judged:
+    """A median of fewer than half of the matrices that does not say so."""
+    if 2 * len(names) < len(case.truth.inside) and not re.search(r"\b\d+ of (the )?\d+ m", text):
+        yield False, f"it is known of {len(names)} of {len(case.truth.inside)} matrices"
+
+
+def standing_out(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
+    names = case.known("spikes")
+    yield from of_few(case, names, text)
+    energy = figures.get("inside_layers.spike_energy")
+    if energy is not None and case.made.update == {}:
+        yield False, "there is no update"
+
+
+def low_rank(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
+    told = figures_of(figures, "inside_layers.rank_most")
+    true = case.truth.rank(case.truth.inside)
+    if not told or case.made.update is None:
+        return
+    if true is None:
+        yield False, "there is no update"
+        return
+    yield true <= max(told), f"the update needs {true:.0f} directions for 99.9 % of its energy"
+
+
+def noise(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
+    if case.made.update is None:
+        return
+    beyond, _ = case.truth.beyond_noise()
+    if case.made.scaled:
+        yield False, "rows or columns were scaled by a factor each"
+    yield (
+        2 * beyond < max(1, len(case.truth.inside)),
+        f"{beyond} of {len(case.truth.inside)} updates have more structure than noise",
+    )
+
+
+def flat(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
+    if not case.made.update:
+        return
+    _, flatter = case.truth.beyond_noise()
+    yield (
+        2 * flatter >= len(case.truth.inside),
+        f"{flatter} of {len(case.truth.inside)} updates are flatter than noise",
+    )
+
+
+def kept(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
+    value = figures.get("inside_layers.kept")
+    if value is None or case.made.update is None:
+        return
+    truths = list(case.truth.kept(case.known("kept")))
+    if case.made.also is not None:
+        truths.append(1.0)  # what is stored is what was trained
+    holds = any(abs(value - one) <= KEPT for one in truths)
+    yield holds, f"{written(100 * one for one in truths)} % are the update's"
+
+
+def rounded_away(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
+    if case.made.update is None:
+        return
+    true = min(case.truth.kept())
+    yield true <= 0.25 + KEPT, f"{100 * true:.2g} % of what is stored are the update's"
+
+
+def rounding(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
+    """A copy that was only rounded, or `may be nothing else`."""
+    if says_copy(case, text):
+        yield copied(case)
+        return
+    true = min(case.truth.kept())
+    if case.made.update:
+        yield true < 0.75, f"{100 * true:.2g} % of what is stored are the update's"
+    floor, value = case.truth.floor_ratio(), figures.get("figures.floor_ratio")
+    if floor is not None and value is not None:
+        yield near(value, [floor], 0.15), f"it is {floor:.2g} times the rounding of its values"
+
+
+def says_copy(case: Case, text: str) -> bool:
+    return "as in a copy" in text or "only rounded" in text or "another format" in text
+
+
+def copied(case: Case) -> tuple[bool, str]:
+    """Whether the tuned side is the base and nothing else, but for a rounding."""
+    update = case.made.update
+    if update is None:
+        return False, "it is no copy"
+    if changed := [name for name, D in update.items() if D.any()]:
+        return False, f"{len(changed)} tensors changed by more, such as {changed[0]}"
+    return case.made.few_bits != ("tuned",), "it went through few bits"
+
+
+def unexplained(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
+    rounded = case.made.rounded
+    if "more bits" in text:
+        yield rounded == "master", f"no copy in more bits was kept (rounded: {rounded})"
+    else:
+        yield rounded not in ("once", "no"), "it is what one rounding left of an update"
+
+
+def few_values(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
+    if "in_8_bits" in str(figures):
+        yield False, "no side is stored in 8 bits"
+        return
+    side = "tuned" if any("levels_tuned" in place for place in figures) else "base"
+    yield side in case.made.few_bits, f"through few bits went: {case.made.few_bits or 'none'}"
+    if "rounding of that copy" in text or "may be the rounding" in text:
+        way = way_of(case, "quantised_copy")
+        if way is not None:
+            yield way, "the change is another than the rounding of a copy"
+
+
+def unrelated(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
+    yield case.made.apart, f"done was: {case.pair.done}"
+
+
+def identical(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
+    truth = case.truth
+    if text.startswith("The weights are the same"):
+        yield not truth.difference, f"{len(truth.difference)} tensors changed"
+    yield not truth.changed, f"{len(truth.changed)} matrices changed"
+
+
+def vectors(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
+    own = [one for one in case.truth.difference if one not in case.truth.changed]
+    if "vectors.changed" in figures:
+        yield figures["vectors.changed"] == len(own), f"{len(own)} vectors changed"
+
+
+def only_vectors(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
+    yield not case.truth.changed, f"{len(case.truth.changed)} matrices changed"
+    yield from vectors(case, text, figures)
+
+
+def scaled(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
+    yield "scaled" in case.made.told, "the base was not multiplied by one factor"
+
+
+def zeroed(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
+    yield "zeroed" in case.made.told, "entries were not only set to 0"
+
+
+def replaced(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
+    what = {"one matrix replaced by noise", "permuted", "three layers negated"}
+    what |= {"layer dropped", "layer inserted"}
+    holds = bool(what & {*case.made.told, case.pair.name.partition(", ")[2]})
+    yield holds, "no matrix was replaced, exchanged or reordered"
+
+
+def few_rows(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
+    for place, value in figures.items():
+        if place.endswith(".changed"):
+            module = ".".join(place.split(".")[3:-1])
+            names = [one for one in case.truth.changed if place_of(one)[1] == module]
+            rows = sum(int(case.truth.difference[one].any(1).sum()) for one in names)
+            yield value == rows, f"{rows} rows changed"
+
+
+def stage(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
+    yield "family file" not in text, "there is no family file"
+
+
+SENTENCES: Mapping[str, Callable[[Case, str, Mapping[str, float]], Judged]] = {
+    "size": size, "coherent": coherent, "standing_out": standing_out, "low_rank": low_rank,
+    "noise": noise, "mixed": noise, "flat": flat, "kept": kept, "rounded_away": rounded_away,
+    "rounding": rounding, "copy": rounding, "unexplained": unexplained, "few_values": few_values,
+    "unrelated": unrelated, "hardly_related": unrelated, "identical": identical,
+    "vectors": vectors, "only_vectors": only_vectors, "scaled": scaled, "zeroed": zeroed,
+    "replaced": replaced, "few_rows": few_rows, "stage": stage,
+}  # fmt: skip
+# what the truth of these pairs does not decide
+UNDECIDED = (
+    "published", "concentration", "beyond_rounding", "left_out", "part_shared", "vocabulary",
+    "siblings",
+)  # fmt: skip
+
+
+# ---------------------------------------------------------------------------- headline
+
+
+def headline(case: Case) -> Judged:
+    text, truth, made = case.finding.headline, case.truth, case.made
+    if "unrelated" in text:
+        yield made.apart, f"done was: {case.pair.done}"
+    if "only rounded" in text or "copy of the base" in text:
+        yield copied(case)
+    if "The weights are the same" in text:
+        yield not truth.difference, f"{len(truth.difference)} tensors changed"
+    way = way_of(case, "quantised_copy")
+    if "few bits" in text and "base" not in text and way is not None:
+        yield way, "the change is another than the rounding of a copy in few bits"
+    if "rounded away" in text:
+        yield from rounded_away(case, text, {})
+    if "about as large as the rounding" in text:
+        yield from rounding(case, text, {})
+    if "flatter than noise" in text:
+        yield from flat(case, text, {})
+    if "like noise" in text or "in part with more structure" in text:
+        yield from noise(case, text, {})
+    if found := re.search(r"rank ([\d,]+) at most", text):
+        told = float(found[1].replace(",", ""))
+        yield from low_rank(case, text, {"inside_layers.rank_most": told})
+    if found := re.search(r"as coherent as ([\d,.]+)(?: to ([\d,.]+))?", text):
+        values = [float(one.rstrip(".").replace(",", "")) for one in found.groups() if one]
+        names = case.known("equivalent_directions")
+        yield from judged_directions(case, values, names, "the median matrix")
+    if (told := size_in(text)) is not None:
+        yield from _headline_size(case, *told)
+    yield from _headline_place(case, text)
+
+
+def _headline_size(case: Case, value: float, half: float) -> Judged:
+    stored = case.truth.stored_norm()
+    unrounded = case.summary.figures.relative_norm_overall_unrounded
+    if abs(value - stored) <= STORED * stored + half:
+        yield True, ""
+    elif unrounded is None or case.made.update is None:
+        yield False, f"as stored the change is {100 * stored:.3g} %"
+    else:
+        truths = case.truth.norm()
+        holds = any(abs(value - one) <= BEFORE * one + half for one in truths)
+        before = written(100 * one for one in truths)
+        yield holds, f"the change is {100 * stored:.3g} % as stored, {before} % before"
+
+
+def _headline_place(case: Case, text: str) -> Judged:
+    """Of equals none is named alone."""
+    found = re.search(r"most of it in ([\w.]+)\.", text)
+    if found is None:
+        return
+    shares = sorted(
+        (case.truth.energy_share(_names_at(case, ["modules", *one, ""])), one[1])
+        for one in {place_of(name)[:2] for name in case.truth.changed}
+    )
+    if len(shares) > 1:
+        (second, other), (first, name) = shares[-2:]
+        told = f"{name} has {100 * first:.1f} %, {other} {100 * second:.1f} %"
+        yield second < 0.9 * first, told
+
+
+# ---------------------------------------------------------------------------- explanations
+
+
+def way_of(case: Case, code: str) -> bool | None:
+    """Whether this was done; None where the history does not decide it."""
+    way = {**WAYS, **case.made.ways}.get(code)
+    if code != "weight_decay" or case.made.update is None or not case.made.update:
+        return way
+    cosine = case.truth.decay_cosine()
+    if cosine is None or way is None:
+        return None
+    if way:
+        return True if cosine < -0.1 else None
+    return False if cosine > -0.1 else None
+
+
+def explanation(case: Case, code: str, name: str, answer: str) -> tuple[Word, str]:
+    way = way_of(case, code)
+    if code == "merged_adapter" and case.made.rotated:
+        way = "low-rank" not in name and "low rank" not in name
+    if way is None:
+        return "not judged", ""
+    if answer == "cannot_be_excluded":
+        return "absent", ""
+    done = f"done was: {case.pair.done}"
+    if code == "weight_decay" and (cosine := case.truth.decay_cosine()) is not None:
+        done = f"the decay cosine of the update is {cosine:.2f}"
+    return ("true" if (answer == "fits") == way else "false"), done

@@ -1,0 +1,345 @@
+"""Every sentence about pairs of known history, judged: true, absent or false.
+
+    python benchmarks/sentences.py              # writes docs/sentences.md; trains models first
+    python benchmarks/sentences.py --quick      # the planted pairs alone, printed
+    python benchmarks/sentences.py --only NAME  # one pair and all that is said of it, printed
+    python benchmarks/sentences.py --keep DIR   # and keeps checkpoints and reports
+
+histories.py, trainings.py and known_pairs.py make the pairs, truths.py says what is true of each,
+judging.py holds sentences against it. What was trained is kept in a folder: a run that was cut off
+goes on from there.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+import tempfile
+import textwrap
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import typer
+from histories import WAYS, Pair
+from judging import (
+    BEFORE,
+    COHERENT,
+    KEPT,
+    SENTENCES,
+    STORED,
+    UNDECIDED,
+    Case,
+    Judged,
+    explanation,
+    headline,
+    near,
+    says_copy,
+    size_in,
+    written,
+)
+from known_pairs import planted, trained_pairs
+from truths import place_of
+
+from shadow.outputs.markdown import plain
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "sentences.md"
+COMMAND = "python benchmarks/sentences.py"
+CACHE = Path(tempfile.gettempdir()) / "shadow-sentences"
+Word = Literal["true", "absent", "false", "not judged"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One sentence or answer of a finding, and whether it is true."""
+
+    pair: str
+    kind: str
+    code: str
+    words: str
+    word: Word
+    truth: str
+
+
+# ---------------------------------------------------------------------------- what is missing
+
+
+def _has(pattern: str) -> Callable[[Case], bool]:
+    return lambda case: re.search(pattern, case.text, re.IGNORECASE) is not None
+
+
+def _code(*codes: str) -> Callable[[Case], bool]:
+    return lambda case: any(one in case.codes for one in codes)
+
+
+def _fits(code: str) -> Callable[[Case], bool]:
+    return lambda case: any(
+        (one.code, one.answer) == (code, "fits") for one in case.finding.other_explanations
+    )
+
+
+def _names_what_changed(case: Case) -> bool:
+    """Whether it says, other than as a part that has its share, which tensors are no copy."""
+    text = re.sub(r"It is spread about[^.]*(\.\w+[^.]*)*\. ", "", case.text)
+    words = {"head": "the head", "embed": "embeddings", "norm": "norms"}
+    modules = {place_of(name)[1] for name in case.made.update or {}}
+    return any(words.get(module, module) in text for module in modules)
+
+
+MEANINGS: Mapping[str, Callable[[Case], bool]] = {
+    "copy": _has("only rounded|a copy of the base|only stored in it"),
+    "same": _code("identical"),
+    "beside": _names_what_changed,
+    "dequantised": _has("dequantised"),
+    "few bits": lambda case: _code("few_values")(case) or _fits("quantised_copy")(case),
+    "low_rank": lambda case: _code("low_rank")(case) or _fits("merged_adapter")(case),
+    "scaled": _code("scaled"),
+    "zeroed": _code("zeroed"),
+    "scaled lines": _has(r"(row|column)s?\b[^.]*\b(factor|scaled|times)"),
+    "only vectors": _code("only_vectors"),
+    "unrelated": _code("unrelated"),
+    "layer dropped": _has("shift|dropped|renumber|another place"),
+    "layer inserted": _has("shift|inserted|renumber|another place"),
+    "three layers negated": _has("negat"),
+    "permuted": _has("permut|reorder|another order"),
+    "1/X": lambda case: "equivalent_directions" in _places(case),
+    "norm before storage": lambda case: "overall_unrounded" in _places(case),
+    "rounded away": _code("rounded_away", "beyond_rounding", "rounding"),
+    "flatter than noise": _code("flat"),
+}
+
+
+def _places(case: Case) -> str:
+    return " ".join(place for one in case.finding.sentences for place in one.figures)
+
+
+def expected(case: Case) -> list[str]:
+    """What a finding should say: by what was done, and by what storage left of an update."""
+    found, truth = list(case.made.told), case.truth
+    if not case.made.update or not truth.inside or case.made.told or case.made.also is not None:
+        return found
+    share = min(truth.kept())
+    beyond, flatter = truth.beyond_noise()
+    if share < 0.2:
+        return [*found, "rounded away"]
+    if 2 * flatter > len(truth.inside):
+        found.append("flatter than noise")
+    elif 2 * beyond > len(truth.inside) and share > 0.3:
+        found.append("1/X")
+    stored = truth.stored_norm()
+    if share > 0.3 and not near(stored, truth.norm(), 0.1):
+        found.append("norm before storage")
+    return found
+
+
+# ---------------------------------------------------------------------------- contradictions
+
+
+def contradictions(case: Case) -> Iterator[str]:
+    """Sentences of one finding that cannot both be true."""
+    summary, codes = case.summary, case.codes
+    texts = {one.code: one.text for one in case.finding.sentences}
+    answers = {one.code: one.answer for one in case.finding.other_explanations}
+    kept_share = summary.inside_layers.kept
+    rounding_gate = next(gate for gate in summary.gates if gate.name == "rounding")
+    mostly = "mostly rounding" in rounding_gate.reason or "nothing else" in texts.get(
+        "rounding", ""
+    )
+    if mostly and kept_share is not None and kept_share >= 0.5:
+        yield f"'mostly rounding', and {100 * kept_share:.0f} % are the update's"
+    told, first = size_in(case.finding.headline), texts.get("size", "")
+    numbers = re.findall(r"([\d.]+) %", first)[:1]
+    numbers += re.findall(r"as stored,? ([\d.]+) %", first)
+    if told and numbers and not any(abs(float(n) / 100 - told[0]) < 1e-9 for n in numbers):
+        yield f"headline {100 * told[0]:g} %, sentence {' or '.join(numbers)} %"
+    if "rounding" in codes and says_copy(case, texts["rounding"]) and "Before it was" in first:
+        yield "a copy that was only rounded, and an update before storage"
+    for one, other in (("noise", "coherent"), ("noise", "low_rank"), ("identical", "size")):
+        if one in codes and other in codes:
+            yield f"{one} and {other}"
+    if "low_rank" in codes and answers.get("merged_adapter") == "no":
+        yield "low rank, and no merged adapter"
+    if "few_values" in codes and answers.get("quantised_copy") == "no":
+        yield "few values, and no copy through fewer bits"
+
+
+# ---------------------------------------------------------------------------- all of a pair
+
+
+def verdicts(case: Case) -> Iterator[Verdict]:
+    """Of the headline, every sentence, every answer, what is missing, and contradictions."""
+
+    def made(code: str, words: str, word: Word, truth: str) -> Verdict:
+        return Verdict(case.pair.name, case.pair.kind, code, words, word, truth)
+
+    def of(code: str, words: str, found: Judged) -> Verdict:
+        judged = list(found)
+        wrong = [truth for holds, truth in judged if holds is False]
+        word: Word = "not judged"
+        if wrong:
+            word = "false"
+        elif any(holds for holds, _ in judged):
+            word = "true"
+        return made(code, words, word, "; ".join(dict.fromkeys(wrong)))
+
+    yield of("headline", case.finding.headline, headline(case))
+    for one in case.finding.sentences:
+        if one.code in SENTENCES:
+            yield of(one.code, one.text, SENTENCES[one.code](case, one.text, one.figures))
+        else:
+            yield made(one.code, one.text, "not judged", "")
+    for each in case.finding.other_explanations:
+        word, truth = explanation(case, each.code, each.name, each.answer)
+        words = f"{each.name}: {each.answer.replace('_', ' ')}, as {each.reason}"
+        yield made(each.code, words, word, truth if word == "false" else "")
+    for name in expected(case):
+        if not MEANINGS[name](case):
+            yield made(f"missing: {name}", "", "absent", "")
+    for text in contradictions(case):
+        yield made("contradiction", text, "false", "one of the two")
+
+
+# ---------------------------------------------------------------------------- the page
+
+HEAD = f"""# Sentences
+
+Every sentence and answer of findings about pairs whose history is known, judged **true**, \
+**absent** or **false**. `{COMMAND}` makes this page: it makes each pair anew, audits it, and \
+holds what the finding says against what was done, and against the update before it was stored. \
+Planted pairs are of made-up weights, trained ones of a decoder of bytes (width 128, four layers) \
+on a base of its own. `{COMMAND} --only NAME` prints one pair.
+
+- An answer *fits* is false where it is not what was done, *no* where it is. \
+*Cannot be excluded* counts as absent.
+- The norm as stored may be {STORED:.0%} off, that before storage {BEFORE:.0%}, the number of \
+equally strong directions {COHERENT:.0%} (median over the same matrices), the update's share of \
+the stored energy {KEPT:g}. A range has to cover the truth.
+- *Rank r* is false where the update before storage needs more directions for 99.9 % of its energy.
+- A copy is one only if every tensor is, vectors, head and embeddings included. A change is that \
+of a copy in few bits only if that side went through few bits and no other change stands beside it.
+- *Like noise* is false where rows or columns were scaled by a factor each, and where storage left \
+an update more than five standard deviations of structure. *Unrelated* is false for all but \
+unrelated models.
+- *Unchanged* is false if a tensor of the part changed. *Nothing but rounding* is false where \
+three quarters of what is stored are the update's.
+- A median is false if it is of fewer than half of the matrices and does not say so. A part that \
+is named alone as that of most is false if another has nine tenths of it.
+- Two sentences of one finding that contradict each other count as one false.
+- What should be said of such a pair and is not counts as absent.
+- What the truth does not decide is not judged: places among published models, data, alignment.
+"""
+
+
+def page(found: list[Verdict], pairs: int) -> str:
+    kinds: dict[str, list[Verdict]] = {}
+    for one in found:
+        kinds.setdefault(one.kind, []).append(one)
+    rows = [["kind of pair", "pairs", "true", "absent", "false", "not judged"], ["---"] * 6]
+    for kind, own in [*kinds.items(), ("**all**", found)]:
+        counts = Counter(one.word for one in own)
+        names = len({one.pair for one in own})
+        numbers = [counts[word] for word in ("true", "absent", "false", "not judged")]
+        rows.append([kind, str(names), *map(str, numbers)])
+    parts = [HEAD, *("| " + " | ".join(row) + " |" for row in rows)]
+    ruleless = Counter(
+        one.code
+        for one in found
+        if one.word == "not judged" and one.code not in (*SENTENCES, *UNDECIDED, *WAYS, "headline")
+    )
+    if ruleless:
+        told = ", ".join(f"`{code}` ({count})" for code, count in ruleless.items())
+        parts += ["", f"No rule judges these sentences: {told}."]
+    missing = Counter(one.code for one in found if one.word == "absent")
+    told = ", ".join(f"{code} {count}" for code, count in missing.most_common())
+    parts += ["", f"Absent: {told}." if told else "Nothing is absent."]
+    parts += ["", "## False", ""]
+    if not any(one.word == "false" for one in found):
+        parts.append("None.")
+    for kind, own in kinds.items():
+        wrong = [one for one in own if one.word == "false"]
+        if wrong:
+            parts += [f"### {kind.capitalize()}", "", *map(line, wrong), ""]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def line(one: Verdict) -> str:
+    words = plain(textwrap.shorten(one.words, 320))
+    return f"- **{plain(one.pair)}**, {one.code}: {words} *True: {plain(one.truth)}.*"
+
+
+def all_pairs(cache: Path, quick: bool) -> list[Pair]:
+    return [*planted(), *([] if quick else trained_pairs(cache))]
+
+
+def judged_pair(pair: Pair, root: Path, keep: bool) -> list[Verdict]:
+    folder = root / re.sub(r"[^\w.]+", "-", pair.name).strip("-.")
+    try:
+        return list(verdicts(Case(pair, folder)))
+    finally:
+        if not keep:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def printed(pair: Pair, root: Path) -> str:
+    """One pair, and all that is said of it."""
+    case = Case(pair, root)
+    lines = [f"{pair.name}: {pair.done}", ""]
+    for one in verdicts(case):
+        truth = f"  <- {one.truth}" if one.truth else ""
+        lines.append(f"{one.word.upper():11} {one.code}: {one.words}{truth}")
+    truth = case.truth
+    if case.made.update:
+        lines += [
+            "",
+            f"true: norm {written(truth.norm())}, stored {truth.stored_norm():.3g},"
+            f" kept {written(truth.kept())}, 1/X {written(truth.directions(truth.inside))},"
+            f" rank {truth.rank(truth.inside)}, decay cosine {truth.decay_cosine()},"
+            f" beyond noise and flatter {truth.beyond_noise()} of {len(truth.inside)}",
+        ]
+    return "\n".join(lines)
+
+
+def main(
+    quick: Annotated[bool, typer.Option(help="The planted pairs alone, printed.")] = False,
+    only: Annotated[str | None, typer.Option(help="Print the pair of this name.")] = None,
+    keep: Annotated[Path | None, typer.Option(help="Folder for checkpoints and reports.")] = None,
+    cache: Annotated[Path, typer.Option(help="Folder of what was trained.")] = CACHE,
+    kind: Annotated[str | None, typer.Option(help="Only kinds with this in their name.")] = None,
+) -> None:
+    """Make the pairs, audit and judge them, and write docs/sentences.md."""
+    torch.set_num_threads(1)
+    root = keep or Path(tempfile.mkdtemp())
+    pairs = all_pairs(cache, quick)
+    try:
+        if only is not None:
+            chosen = [pair for pair in pairs if pair.name == only]
+            if not chosen:
+                raise typer.BadParameter(f"no pair {only!r}; there are: {[p.name for p in pairs]}")
+            print(printed(chosen[0], root / "pair"))
+            return
+        found: list[Verdict] = []
+        start = time.process_time()
+        for pair in pairs:
+            if kind is None or kind in pair.kind:
+                own = judged_pair(pair, root, keep is not None)
+                wrong = sum(one.word == "false" for one in own)
+                print(f"{pair.name}: {wrong} false", file=sys.stderr, flush=True)
+                found += own
+        print(f"{time.process_time() - start:.0f} CPU s", file=sys.stderr)
+    finally:
+        if keep is None:
+            shutil.rmtree(root)
+    text = page(found, len(pairs))
+    if quick or kind is not None:
+        print(text)
+    else:
+        DOCUMENT.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,87 @@
+"""The truth that sentences are judged by is the truth, and every pair has a name and known rules."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import histories
+import judging
+import known_pairs
+import sentences
+from truths import Truth
+
+from shadow.claims.explanations import EXPLANATIONS
+from shadow.telling.finding import CODES
+
+NAME = "model.layers.0.self_attn.q_proj.weight"
+PAIRS = {pair.name: pair for pair in known_pairs.planted()}
+
+
+def test_names_are_unique_and_every_code_has_its_place(tmp_path):
+    pairs = [*PAIRS.values(), *known_pairs.trained_pairs(tmp_path)]
+    assert len({pair.name for pair in pairs}) == len(pairs)
+    assert set(histories.WAYS) <= set(EXPLANATIONS)
+    assert not set(judging.SENTENCES) & set(judging.UNDECIDED)
+
+
+@pytest.mark.parametrize("rank", [4, 16])
+def test_truth_is_that_of_the_update_before_storage(rank):
+    rng = np.random.default_rng(0)
+    base = histories.as_stored({NAME: 0.02 * rng.standard_normal((256, 256))})
+    left, right = histories.factors(NAME, (256, 256), rank)
+    norm = float(np.linalg.norm(base[NAME]))
+    update = {NAME: 3e-3 * norm * left @ right.T / np.sqrt(rank)}
+    truth = Truth(histories.stored_pair(base, update))
+    assert truth.rank([NAME]) == rank
+    assert truth.norm() == pytest.approx([3e-3])
+    flat = (256 + 256 - 1) / 256**2  # one over the null's, for even rows and columns
+    assert truth.directions([NAME]) == pytest.approx([1 / (1 / rank - flat)], rel=0.1)
+    (whole, in_classes) = truth.kept()
+    stored = truth.stored_norm()
+    assert 0.7 < whole < (3e-3 / stored) ** 2  # small entries are lost more often than kept
+    assert whole <= in_classes + 1e-9
+    assert truth.floor_ratio() == pytest.approx(stored / 1.68e-3, rel=0.1)
+
+
+def test_a_copy_with_one_changed_tensor_is_none():
+    made = PAIRS["F32 to BF16, all norms moved by 30 %"].make()
+    assert set(made.update or {}) == {name for name, one in made.base.items() if one.ndim == 1}
+    assert all(torch.equal(made.tuned[n], one.bfloat16()) for n, one in made.base.items()
+               if n not in (made.update or {}))  # fmt: skip
+
+
+@pytest.mark.parametrize("how", histories.BITS)
+def test_few_bits_have_few_levels(how):
+    """Values over the scale of their block, row, column or matrix are whole, or of the 16."""
+    W = histories.made_up(NAME, 64, 128, 0)
+    back = histories.quantised(W, how)
+    assert back.shape == W.shape
+    levels = {"Q8_0": 255, "int8 by row": 255, "int8 by column": 255, "FP8": 256}.get(how, 16)
+    blocks = {
+        "Q8_0": back.reshape(-1, 32), "Q4_0": back.reshape(-1, 32), "NF4": back.reshape(-1, 64),
+        "int8 by column": back.T, "FP8": back.reshape(1, -1),
+    }.get(how, back)  # fmt: skip
+    assert max(len(np.unique(block)) for block in blocks) <= levels
+    error = np.linalg.norm(back - W) / np.linalg.norm(W)
+    assert 1e-3 < error < (0.12 if levels == 16 else 0.03)
+
+
+def test_a_judge_of_numbers_and_places(tmp_path):
+    """A named size, a place of two equals and a rank are held against the truth."""
+    assert sentences.size_in("Changed by 0.71 %, like noise.") == pytest.approx((0.0071, 5e-5))
+    case = judging.Case(PAIRS["two modules"], tmp_path)
+    assert case.truth.energy_share([n for n in case.truth.changed if "up_proj" in n]) == (
+        pytest.approx(0.508, abs=0.01)
+    )
+    judged = {one.code: one for one in sentences.verdicts(case)}
+    assert judged["size"].word == "true"
+    assert judged["quantised_copy"].word != "false"
+    wrong = list(judging.low_rank(case, "", {"inside_layers.rank_most": 16}))
+    assert [holds for holds, _ in wrong] == [False]
+    assert set(CODES) >= {one.code for one in case.finding.sentences}
