@@ -179,7 +179,7 @@ def _rounding(record: PairRecord) -> Answer:
     times = f"{figure:.2g}" if figure < 100 else f"{figure:,.0f}"
     reason = f"the change is {times} times the rounding of its storage"
     if figure < ROUNDING:
-        reason += ": it is mostly rounding"
+        reason = reason.replace("is", "is only", 1)
     return _answer("rounding", figure, passed=figure >= ROUNDING, reason=reason)
 
 

@@ -27,7 +27,7 @@ from shadow.spectra.last_bits import EvenBits
 from shadow.spectra.lazy import BlockScaled, Rounded, Updated
 from shadow.spectra.measurement import Values
 from shadow.spectra.rounding_counts import Counts, Floats, coarser_grid, count, is_on_grid, steps
-from shadow.spectra.rounding_model import Fit, fit, mean_squares
+from shadow.spectra.rounding_model import Fit, fit, fit_twice, mean_squares
 from shadow.spectra.spectrum import Sides, blocks
 
 ROUNDED_AWAY = 0.25  # kept below which corrected figures are null
@@ -87,8 +87,10 @@ class Undone:
     fourth: float | None = None  # mean y⁴ over squared mean y² of the shape, 1 or more
     lopsided: float | None = None  # (away - toward) / changed, -1 to 1
     gain: float = 1.0  # <D, W_base> over <d, W_base>
-    # kept if two roundings lie behind D, as behind two stored stages taken as one
+    # kept and norm if two roundings lie behind D, as behind two stored stages taken as one; None
+    # where one value covers that
     kept_least: float | None = None
+    norm_least: float | None = None
     # share of the stored energy that is no multiple of the update by cell, 0 to 1
     noise: float | None = None
     of_rounded_base: bool = False  # whether kept and norm are of tuned - round(base)
@@ -183,6 +185,7 @@ def undo_counts(counts: Counts, energy: float, history: History) -> Undone:
     tailed = fourth > TAILED and kept < 1 - 2 * ALTERNATIVE
     if wrong > MISFIT or ambiguous or tailed or abs(lopsided) * (1 - kept) > LOPSIDED:
         return unexplained
+    twice = fit_twice(counts, fitted)
     return replace(
         unexplained,
         history=history,
@@ -191,7 +194,8 @@ def undo_counts(counts: Counts, energy: float, history: History) -> Undone:
         norm=norm,
         zeros=1.0 - float(fit(counts, rounds=0).changed.sum()) / entries,
         gain=_gain(counts, fitted),
-        kept_least=min(kept, kept_between),
+        kept_least=min(kept, kept_share(twice)),
+        norm_least=min(norm, math.sqrt(energy * float(twice.update.sum() / twice.stored.sum()))),
         noise=1.0 - float(coherent_energies(fitted).sum() / fitted.stored.sum()),
         of_rounded_base=history == "base_rounded",
     )
@@ -409,15 +413,19 @@ def decay_unrounded(undone: Undone, of_delta: Values, norm: float) -> Values:
 
 
 def values(undone: Undone, base_norm: float) -> Values:
-    """kept, kept_least, relative_norm_unrounded, zero_share_expected; the last two None without
-    enough kept.
+    """kept, relative_norm_unrounded, both if two roundings lie behind D, and zero_share_expected;
+    norms None without enough kept.
     """
     known = undone.kept is not None and undone.reason is None
+    least = undone.norm if undone.norm_least is None else undone.norm_least
     return {
         "kept": undone.kept,
         "kept_least": undone.kept if undone.kept_least is None else undone.kept_least,
         "relative_norm_unrounded": (
             undone.norm / base_norm if known and undone.norm and base_norm > 0 else None
+        ),
+        "relative_norm_unrounded_least": (
+            least / base_norm if known and least and base_norm > 0 else None
         ),
         "zero_share_expected": undone.zeros if undone.kept is not None else None,
     }

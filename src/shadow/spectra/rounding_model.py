@@ -8,7 +8,7 @@ with heavy tails, of rank one, or with most entries 0 have shapes that are far f
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
 
@@ -151,6 +151,16 @@ def fit(counts: Counts, model: Model = "stored", rounds: int = 3) -> Fit:
         shape = _improve(counts, scales, known, shape)
         scales = _solve(entries, stored, known, shape)
     return _fitted(counts, entries, stored, known, shape, scales)
+
+
+def fit_twice(counts: Counts, once: Fit) -> Fit:
+    """The scales of two updates of equal size that were rounded one after the other, and make the
+    counts together; of the shape of a fit of one. Sums are of both.
+    """
+    known = tables("stored")
+    scales = _solve(counts.by_cell, once.stored / 2, known, once.shape)
+    half = _fitted(counts, counts.by_cell, once.stored / 2, known, once.shape, scales)
+    return replace(half, update=2 * half.update, product=2 * half.product, stored=once.stored)
 
 
 def _ratio_index(scale_steps: Floats) -> Floats:

@@ -215,12 +215,15 @@ def _unrounded(deltas: Columns) -> dict[str, float | None]:
         "relative_norm_overall_unrounded", "relative_norm_overall_unrounded_least",
         "unrounded_share",
     )  # fmt: skip
-    norms, bases, energy = (
-        deltas[name] for name in ("relative_norm_unrounded", "base_norm", "energy")
-    )
+    norms, least, bases, energy = (
+        deltas[name]
+        for name in (
+            "relative_norm_unrounded", "relative_norm_unrounded_least", "base_norm", "energy",
+        )
+    )  # fmt: skip
     as_stored = np.isnan(norms) & are(deltas["kept_reason"], "nothing_rounded")
     norms = np.where(as_stored, deltas["relative_norm"], norms)
-    least = np.fmin(norms, norms * np.sqrt(deltas["kept_least"] / deltas["kept"]))
+    least = np.fmin(norms, least)
     known = ~np.isnan(norms)
     share = over(float(energy[known].sum()), float(energy.sum()))
     if share is None or share < MOSTLY_KNOWN:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from shadow.claims.draft import Draft, Sentence, all_of
 from shadow.claims.recognised import CLEAR, beyond_rounding, few_bits, few_of, has_few_values
 from shadow.quantities import text_of
-from shadow.telling.wording import equally_strong
+from shadow.telling.wording import MATTERS, equally_strong
 from shadow.text import and_list
 
 if TYPE_CHECKING:
@@ -50,6 +50,9 @@ def storage(summary: PairRecord, gates: Mapping[str, Gate]) -> list[Sentence]:
         return [*sentences, draft.sentence("unexplained", text)]
     if kept is not None and kept < WELL_KEPT:
         text = draft.write(kept, "inside_layers.kept", "share")
+        if inside.kept_least is not None and inside.kept_least < MATTERS * kept:
+            low = draft.write(inside.kept_least, "inside_layers.kept_least", "share")
+            text = f"{low.removesuffix(' %')} to {text}"
         text = (
             f"Inside layers only {text} of the energy of what is stored is the update's; the rest"
             " is rounding."

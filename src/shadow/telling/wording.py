@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from shadow.summary.rows import ModuleRow
 
 NAMED = 3
-MATTERS = 0.8  # of a figure: what two roundings would leave of it, below which that is said
+MATTERS = 0.9  # of a share or norm: what two roundings would leave, below which that is said
 
 
 def and_others(names: list[str]) -> str:
