@@ -177,9 +177,8 @@ def _rounding(record: PairRecord) -> Answer:
     if figure is None:
         return _answer("rounding", None, passed=True, reason="storage did not round the change")
     times = f"{figure:.2g}" if figure < 100 else f"{figure:,.0f}"
-    reason = f"the change is {times} times the rounding of its storage"
-    if figure < ROUNDING:
-        reason = reason.replace("is", "is only", 1)
+    only = "only " if figure < ROUNDING else ""
+    reason = f"the change is {only}{times} times the rounding of its storage"
     return _answer("rounding", figure, passed=figure >= ROUNDING, reason=reason)
 
 

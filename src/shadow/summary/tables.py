@@ -30,14 +30,9 @@ READ = (
     *("row_participation_ratio", "rows_changed", "kept", "kept_reason", "kept_history"),
     *("relative_norm_unrounded", "excess_purity", "purity_z", "excess_purity_unrounded"),
     *("equivalent_directions", "decay_cosine", "levels_base", "levels_tuned", "energy_share"),
-    *(
-        "kept_least",
-        "relative_norm_unrounded_least",
-        "decay_cosine_unrounded",
-        "row_scaling",
-        "col_scaling",
-    ),
-    *("rest_rank", "rest_energy", "rest_over_rounding", "even_share", "even_entries"),
+    *("kept_least", "relative_norm_unrounded_least", "decay_cosine_unrounded"),
+    *("row_scaling", "col_scaling", "rest_rank", "rest_energy", "rest_over_rounding"),
+    *("even_share", "even_entries"),
 )
 KEY = ("component", "tensor", "module", "layer", "expert")  # of a matrix, whatever its subject
 PIECE = 2_000  # rows

@@ -12,6 +12,7 @@ from shadow.places.groups import ATTENTION, MLP
 from shadow.summary.record import PairRecord
 from shadow.summary.rows import LayerRow, QuarterRow
 from shadow.telling.wording import (
+    MATTERS,
     NAMED,
     capital,
     changed_module,
@@ -24,7 +25,6 @@ from shadow.telling.wording import (
 )
 from shadow.text import and_list
 
-NORM_MATTERS = 0.9  # of a norm: what two roundings would leave of it, below which that is said
 NEARLY_KNOWN = 0.99  # share of the energy from which the norm before storage is that of all
 CLEARLY_MOST = 0.55  # of the energy in one quarter of the depth
 MOST = 0.5  # of the energy: modules are named until they hold so much, but no more than NAMED
@@ -77,7 +77,7 @@ def unrounded_norm(draft: Draft) -> str:
     place, figures = "figures.relative_norm_overall_unrounded", draft.summary.figures
     norm, least = figures[place.partition(".")[2]], figures.relative_norm_overall_unrounded_least
     text = draft.write(norm or 0.0, place, "share")
-    if norm is None or least is None or least >= NORM_MATTERS * norm:
+    if norm is None or least is None or least >= MATTERS * norm:
         return text
     low = draft.write(least, f"{place}_least", "share")
     return f"{low.removesuffix(' %')} to {text}"
