@@ -188,8 +188,9 @@ def few_bits(draft: Draft) -> str | None:
     in a row show, `format` where a side is stored in 8 bits; None where nothing shows any. The
     counts are noted in the draft.
     """
-    inside = draft.summary.inside_layers
-    if has_few_values(draft, "tuned"):
+    record, inside = draft.summary, draft.summary.inside_layers
+    of_base = has_few_values(Draft(record), "base")  # whose values the tuned side may have
+    if record.recognised.zeroed is None and not of_base and has_few_values(draft, "tuned"):
         return "tuned"
     if inside.in_8_bits and 2 * inside.in_8_bits > inside.matrices:
         draft.inside("in_8_bits")

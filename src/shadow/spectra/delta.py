@@ -322,7 +322,8 @@ def measure_pair(
     values |= rest_values(
         None
         if isinstance(tuned, Updated)
-        else noise_like_rest(delta, total.ulp_rows, total.ulp_cols),
+        else noise_like_rest(delta, total.ulp_rows, total.ulp_cols)
+        or noise_like_rest(delta, profile.rows, profile.cols),
         rounding_share(undone, values["floor_ratio"]),
         sides.shape,
     )

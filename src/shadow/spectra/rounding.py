@@ -45,6 +45,8 @@ FEW_ULPS, DOUBLED = 8, 0.9
 FEWEST = 200  # changed entries that were counted, below which nothing can be held against the model
 # energies below it, or above its inverse, have parts that vanish in float64, or overflow
 LEAST = 1e-250
+# kept below which a mean of unequal weights may have had the stored norm
+MOSTLY_LOST = 0.5
 ERROR = 0.006  # of a share of the energy from counts
 # how near a slope of the base's rounding has to be to 0 or 1, and its standard error at most
 SURE = 0.1
@@ -186,6 +188,9 @@ def undo_counts(counts: Counts, energy: float, history: History) -> Undone:
     if wrong > MISFIT or ambiguous or tailed or abs(lopsided) * (1 - kept) > LOPSIDED:
         return unexplained
     twice = fit_twice(counts, fitted)
+    norm_least = min(norm, math.sqrt(energy * float(twice.update.sum() / twice.stored.sum())))
+    if kept < MOSTLY_LOST:
+        norm_least = min(norm_least, math.sqrt(energy))
     return replace(
         unexplained,
         history=history,
@@ -195,7 +200,7 @@ def undo_counts(counts: Counts, energy: float, history: History) -> Undone:
         zeros=1.0 - float(fit(counts, rounds=0).changed.sum()) / entries,
         gain=_gain(counts, fitted),
         kept_least=min(kept, kept_share(twice)),
-        norm_least=min(norm, math.sqrt(energy * float(twice.update.sum() / twice.stored.sum()))),
+        norm_least=norm_least,
         noise=1.0 - float(coherent_energies(fitted).sum() / fitted.stored.sum()),
         of_rounded_base=history == "base_rounded",
     )

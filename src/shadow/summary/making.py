@@ -209,29 +209,31 @@ def _whole_norm(rows: Columns) -> float | None:
 @np.errstate(all="ignore")  # a forged report may hold infinities
 def _unrounded(deltas: Columns) -> dict[str, float | None]:
     """The relative norm of the updates before storage, as one vector, and the same if two roundings
-    lie behind them: over the matrices of which it is known, if these have most of the energy.
+    lie behind them: what it is over what is stored in the matrices of which it is known, if these
+    have most of the energy.
     """
-    names = (
-        "relative_norm_overall_unrounded", "relative_norm_overall_unrounded_least",
-        "unrounded_share",
-    )  # fmt: skip
-    norms, least, bases, energy = (
-        deltas[name]
-        for name in (
-            "relative_norm_unrounded", "relative_norm_unrounded_least", "base_norm", "energy",
+    name = "relative_norm_overall_unrounded"
+    norms, least, bases, stored = (
+        deltas[column]
+        for column in (
+            "relative_norm_unrounded", "relative_norm_unrounded_least", "base_norm",
+            "frobenius_norm",
         )
     )  # fmt: skip
     as_stored = np.isnan(norms) & are(deltas["kept_reason"], "nothing_rounded")
     norms = np.where(as_stored, deltas["relative_norm"], norms)
-    least = np.fmin(norms, least)
     known = ~np.isnan(norms)
-    share = over(float(energy[known].sum()), float(energy.sum()))
+    of_known, overall = math.hypot(*stored[known]), math.hypot(*stored)
+    share = over(of_known**2, overall**2)
     if share is None or share < MOSTLY_KNOWN:
-        return {**dict.fromkeys(names), "unrounded_share": share}
-    norms, least, bases = norms[known], least[known], bases[known]
-    of = math.hypot(*bases)
-    figures = over(math.hypot(*(norms * bases)), of), over(math.hypot(*(least * bases)), of), share
-    return dict(zip(names, figures, strict=True))
+        return {name: None, f"{name}_least": None, "unrounded_share": share}
+    unit = over(overall, of_known * math.hypot(*bases)) or math.nan
+    updates, fewer = (math.hypot(*(of * bases)[known]) for of in (norms, np.fmin(norms, least)))
+    return {
+        name: finite(unit * updates),
+        f"{name}_least": finite(unit * fewer),
+        "unrounded_share": share,
+    }
 
 
 def _of_kind(deltas: Columns, kind: tuple[str, ...]) -> NDArray[np.bool_]:
