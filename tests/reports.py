@@ -20,12 +20,14 @@ MODULES = ("attn.q", "attn.o", "mlp.up")
 
 
 def columns(frame: pd.DataFrame) -> Columns:
-    """Rows as a summary reads those of a table."""
+    """Rows as a summary reads those of a table; a column that is not given is null."""
     types = {one.name: one.type for one in (*arrow_schema(TENSORS), *arrow_schema(MATRICES))}
     arrays = {}
     for name, values in frame.items():
         known = [None if one is pd.NA or one != one else one for one in values]  # NaN is not itself
         arrays[name] = pa.chunked_array([pa.array(known, type=types[name])])
+    for name in types.keys() - arrays.keys() - {"shape"}:
+        arrays[name] = pa.chunked_array([pa.nulls(len(frame), type=types[name])])
     return columns_of(pa.table(arrays))
 
 
@@ -115,6 +117,8 @@ def write(
                     "side": side,
                     "shape": [64, 96],
                     "status": "measured",
+                    "cast": row.get("cast", "neither"),
+                    "relative_norm": row.get("relative_norm"),
                 }
             )
     tensors += [{"side": "base", "shape": [64, 96], **row} for row in extra_tensors]

@@ -387,7 +387,9 @@ def test_values_are_columns():
     known = rounding.Undone("stored_base", 0.5, None, 2.0, 0.7)
     assert rounding.values(known, 8.0) == {
         "kept": 0.5,
+        "kept_least": 0.5,
         "relative_norm_unrounded": 0.25,
+        "relative_norm_unrounded_least": 0.25,
         "zero_share_expected": 0.7,
     }
     refused = rounding.Undone(None, None, "rounding_unexplained")

@@ -36,7 +36,8 @@ ANSWERS: Mapping[Word, str] = {
     "fits": "fits",
     "cannot_be_excluded": "cannot be excluded",
 }
-STRUCTURED = 0.1  # concentration above which a change is not the rounding of a copy alone
+IN_8_BITS = 0.003  # relative norm, below what a rounding to 8 bits or fewer leaves
+STRUCTURED = 0.05  # concentration above which a change is not the rounding of a copy alone
 HIGH = 0.5  # of the short side: more than any adapter of that width has
 # relative norms: below, of most preference and RL stages; above, of no short run
 SMALL, LARGE = 2e-3, 0.1
@@ -62,7 +63,11 @@ EXPLANATIONS = table(
         "quantised_copy",
         "copy through fewer bits",
         "the tuned side went through fewer bits, and the change is that rounding",
-        needs=("inside_layers.levels_tuned_few", "figures.concentration"),
+        needs=(
+            "inside_layers.levels_tuned_few",
+            "figures.concentration",
+            "inside_layers.relative_norm",
+        ),
         null="no matrix with few distinct values in a row",
     ),
     Claim(
@@ -160,16 +165,18 @@ def _merged_adapter(draft: Draft) -> tuple[Outcome, str]:
     directions = draft.directions()
     if is_low_rank(draft.summary):
         rank = draft.write(most, "inside_layers.rank_most", "count")
-        text = f"the median update has rank {rank}, of {directions}, beside what rounding leaves"
-        return "holds", text
-    rest = inside.rest_rank or 0
-    like_noise = 2 * inside.rest_known >= inside.matrices
-    if like_noise and 1 <= rest <= min(USUAL_RANK, LOW * side):
+        return "holds", f"the median update has rank {rank} at most, of {directions}"
+    rest = inside.rest_rank
+    most_have = 2 * inside.rest_known >= inside.matrices and (inside.rest_norm or 0) >= IN_8_BITS
+    if most_have and rest is not None and rest <= min(USUAL_RANK, LOW * side):
         number = draft.write(rest, "inside_layers.rest_rank", "count")
-        return "cannot_be_told", (
-            f"{number} of {directions} directions stand out of a rest that is like noise, which a"
-            " coarser rounding may have left"
-        )
+        text = "the change is like noise, which a coarser rounding beside one may have left"
+        if rest:
+            text = (
+                f"{number} of {directions} directions stand out of a rest that is like noise, which"
+                " a coarser rounding may have left"
+            )
+        return "cannot_be_told", text
     rank = draft.write(least, "inside_layers.rank_least", "count")
     if least <= min(USUAL_RANK, HIGH * side):
         return "cannot_be_told", f"only a rank below {rank} of {directions} is excluded"
@@ -224,6 +231,10 @@ def _quantised(draft: Draft) -> tuple[Outcome, str]:
     if concentration is not None and concentration > STRUCTURED:
         size = draft.write(concentration, "figures.concentration", "fixed")
         return "does_not_hold", f"concentration is {size}, and such a rounding leaves about 0"
+    norm = draft.inside("relative_norm")
+    if norm is not None and norm < IN_8_BITS:
+        size = text_of(norm, "share")
+        return "does_not_hold", f"the median change is {size}, and 8 bits leave 0.3 % or more"
     return "cannot_be_told", "a rounding in blocks or by column leaves the values of a row distinct"
 
 

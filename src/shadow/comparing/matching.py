@@ -38,6 +38,7 @@ COMPARED = (
 RANKED = (  # with rows, cols, rank_ceiling and numerical_rank: what bounds the rank of a delta
     "kept", "kept_reason", "kept_history", "rank_90", "rank_95", "rank_99",
     "top1_energy", "top4_energy", "top16_energy", "top20_energy", "top64_energy",
+    "rest_rank", "rest_over_rounding",
 )  # fmt: skip
 READ = tuple(
     dict.fromkeys((

@@ -320,9 +320,7 @@ def measure_pair(
     values |= _purity(values, undone, sides, means)
     values |= {"row_scaling": total.row_scaling, "col_scaling": total.col_scaling}
     values |= rest_values(
-        None
-        if isinstance(tuned, Updated)
-        else noise_like_rest(delta, total.ulp_rows, total.ulp_cols)
+        noise_like_rest(delta, total.ulp_rows, total.ulp_cols)
         or noise_like_rest(delta, profile.rows, profile.cols),
         rounding_share(undone, values["floor_ratio"]),
         sides.shape,

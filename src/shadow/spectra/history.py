@@ -113,11 +113,7 @@ def base_slope(sides: Sides, grid: FloatFormat, rows: Floats, largest: float) ->
     used = (number > 0) & (bin_of < width - 1)
     if not used.any():
         return None
-    number, energy, squares = (
-        number[used],
-        energy[used] / number[used],
-        squares[used] / number[used],
-    )
+    number, energy, squares = number[used], energy[used], squares[used]
     lowest = np.exp2(top - 1 - bin_of[used] // PER_OCTAVE)
     ulps = np.square(np.maximum(lowest, 2.0**grid.min_exponent) * 2.0**-grid.mantissa_bits) / 12
     levels = np.eye(kinds)[of_class[used]]

@@ -183,6 +183,8 @@ class InsideLayers(Named, LayerMedians, _Known):
     """Matrices the rank of whose update is known."""
     rest_rank: float | None = None
     """Directions that stand out of a rest that is like noise: median over matrices that have it."""
+    rest_norm: float | None = None
+    """How large that rest is, relative to the base: median."""
     rest_known: int = 0
     """Matrices that have such a rest."""
     even_judged: int = 0

@@ -221,6 +221,7 @@ def _ranks(inside: Columns) -> dict[str, float | int | None]:
         "rank_most": median(most),
         "rank_known": int(_is_of_rank(inside.__getitem__).sum()),
         "rest_rank": median(inside["rest_rank"]),
+        "rest_norm": median(inside["relative_norm"] * np.sqrt(inside["rest_energy"])),
         "rest_known": _count(inside["rest_rank"]),
     }
 

@@ -67,7 +67,7 @@ from shadow.summary.tables import Rows
 # cosines below which an expert is another one, and above which the rest is the same model
 TURNED, UNTURNED = 0.5, 0.9
 QUARTERS = 4  # of the depth
-MOSTLY_KNOWN = 0.5  # of the stored energy: in matrices of which the update's norm is known
+MOSTLY_KNOWN = 0.9  # of the stored energy: in matrices of which the update's norm is known
 EXAMPLES = 3  # tensors named for each reason
 TOGETHER = 1 << 18  # numbers whose medians get their intervals at once: 2 MB
 UNEVENNESS = {

@@ -15,11 +15,13 @@ from shadow.telling.size import (
     ALIKE,
     MOST,
     has_frozen,
+    is_as_stored,
     is_mostly_frozen,
     only_matrix,
     parts_by_energy,
     unrounded_norm,
 )
+from shadow.telling.structure import knows_coherence
 from shadow.telling.wording import directions_text, factor
 from shadow.text import and_list, counted
 
@@ -71,7 +73,7 @@ def headline(summary: Summary, sentences: Sequence[Sentence]) -> str:
             return "As far as can be told, a copy of the base that was only rounded."
         return "A copy of the base that was only rounded."
     if "mostly_copy" in texts:
-        return f"A rounded copy of the base, but for {beside_a_copy(summary)}."
+        return f"A rounded copy of the base, but for {beside_a_copy(Draft(summary))}."
     if is_scaled_by_lines(summary):
         return f"{_size(summary, texts)}, by factors for rows or columns of the base."
     said = [_size(summary, texts), _kind(summary, texts), _place(summary)]
@@ -90,7 +92,8 @@ def _size(summary: Summary, codes: Container[str]) -> str:
         return what
     if has_other_norm_unrounded(summary):
         return f"{what}{how} {unrounded_norm(Draft(summary))}"
-    return f"{what}{how} {text_of(norm, 'share')}"
+    stored = " as stored" if is_as_stored(summary) else ""
+    return f"{what}{how} {text_of(norm, 'share')}{stored}"
 
 
 def _kind(summary: Summary, codes: Container[str]) -> str:
@@ -101,15 +104,14 @@ def _kind(summary: Summary, codes: Container[str]) -> str:
     if "beyond_rounding" in codes:
         return f"more than rounding in {inside.known:,} of {inside.matrices:,} matrices"
     for code, text in KINDS.items():
-        if code in codes:
+        if code in codes and not (code == "few_values" and "coherent" in codes):
             return text
     if "low_rank" in codes:
-        if summary.figures.rank_ceiling is not None:
-            return f"of rank {summary.figures.rank_ceiling:,} at most"
-        return f"of rank {inside.rank_most:,.0f}"
+        rank = summary.figures.rank_ceiling or inside.rank_most
+        return f"of rank {rank:,.0f} at most"
     if "coherent" not in codes:
         return ""
-    value = inside.equivalent_directions
+    value = inside.equivalent_directions if knows_coherence(summary) else None
     least, most = (inside.get(f"short_side_{end}") for end in ("least", "most"))
     if value is None or least is None or most is None:
         return "with more structure than noise"
@@ -135,6 +137,8 @@ def _place(summary: Summary) -> str:
         rest = parts[count:]
         if rest and rest[0].energy > ALIKE * named[-1].energy:
             continue  # what is as large is named too
+        if not rest:
+            return f"all of it in {and_list([part.name for part in named])}"
         if sum(part.energy for part in named) >= MOST:
             return f"most of it in {and_list([part.name for part in named])}"
     return ""

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 from shadow.claims.draft import Draft, Sentence
 from shadow.claims.recognised import recognised
-from shadow.quantities import text_of
 from shadow.summary.record import PairRecord
 from shadow.summary.rows import Replaced
 from shadow.telling.wording import (
@@ -65,21 +64,23 @@ def _mostly_copy(summary: PairRecord) -> list[Sentence]:
     count = draft.write(casts.tensors, "recognised.casts.tensors", "count")
     noun = "tensor" if beside == "1" else "tensors"
     text = (
-        f"{beside} {noun} changed by more than rounding: {beside_a_copy(summary)}. The other"
+        f"{beside} {noun} changed by more than rounding: {beside_a_copy(draft)}. The other"
         f" {count} that changed are {_cast_to(draft)}."
     )
     return [draft.sentence("mostly_copy", text)]
 
 
-def beside_a_copy(summary: PairRecord) -> str:
+def beside_a_copy(draft: Draft) -> str:
     """`the head by 10 % and norms of layers 0 to 3 by 30 %`: what changed by more than a cast."""
-    casts, several = summary.recognised.casts, summary.has_components
+    casts, several = draft.summary.recognised.casts, draft.summary.has_components
     named = []
-    for row in sorted(casts.rows if casts else [], key=lambda row: -(row.relative_norm or 0.0)):
+    rows = list(enumerate(casts.rows if casts else []))
+    for at, row in sorted(rows, key=lambda one: -(one[1].relative_norm or 0.0)):
         name = place_of(row.component, row.module, row.layers, several)
         if row.relative_norm is not None:
             most = " at most" if row.tensors > 1 else ""
-            name = f"{name} by {text_of(row.relative_norm, 'share')}{most}"
+            place = f"recognised.casts.rows.{at}.relative_norm"
+            name = f"{name} by {draft.write(row.relative_norm, place, 'share')}{most}"
         named.append(name)
     return and_others(named)
 

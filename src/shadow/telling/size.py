@@ -7,7 +7,7 @@ import statistics
 from dataclasses import dataclass
 
 from shadow.claims.draft import Draft, Sentence
-from shadow.claims.recognised import has_other_norm_unrounded
+from shadow.claims.recognised import has_other_norm_unrounded, is_lost
 from shadow.places.groups import ATTENTION, MLP
 from shadow.summary.record import PairRecord
 from shadow.summary.rows import LayerRow, QuarterRow
@@ -59,8 +59,7 @@ def _norm(draft: Draft, apart: bool) -> str:
     text = draft.write(stored, "figures.relative_norm_overall", "share")
     unrounded = draft.summary.figures.relative_norm_overall_unrounded
     if unrounded is None or not has_other_norm_unrounded(draft.summary) or apart:
-        inside = draft.summary.inside_layers
-        if 2 * inside.rounded_away >= max(1, inside.matrices):
+        if is_as_stored(draft.summary):
             return f"As stored, the {what} is {text} {of}."
         return f"The {what} is {text} {of}."
     before = unrounded_norm(draft)
@@ -70,6 +69,11 @@ def _norm(draft: Draft, apart: bool) -> str:
         part = draft.write(share, "figures.unrounded_share", "share")
         where = f", in matrices with {part} of what is stored"
     return f"Before it was stored, the change was {before} {of} (as stored {text}){where}."
+
+
+def is_as_stored(summary: PairRecord) -> bool:
+    """Whether what rounding took, or added, is unknown and may matter."""
+    return summary.figures.relative_norm_overall_unrounded is None and is_lost(summary)
 
 
 def unrounded_norm(draft: Draft) -> str:

@@ -70,7 +70,7 @@ def _what_may_explain(summary: PairRecord) -> str:
     inside = summary.inside_layers
     if inside.even_judged and 2 * inside.even_many >= inside.even_judged:
         return "halves were rounded, as in a mean of stored models"
-    return "a mean of models, rounding at every step or a copy kept in more bits may"
+    return "decay, a mean of models, rounding at every step or a copy kept in more bits may"
 
 
 def _partly_rounded_away(draft: Draft) -> Sentence:

@@ -79,13 +79,18 @@ def _by_concentration(draft: Draft) -> list[Sentence]:
     return [draft.sentence("concentration", text.replace("-0.00", "0.00"))]
 
 
+def knows_coherence(summary: PairRecord) -> bool:
+    """Whether it is known of half of the matrices or more how coherent their updates are."""
+    inside = summary.inside_layers
+    return 2 * (inside.coherent + inside.above_short_side) >= inside.judged
+
+
 def _coherence(draft: Draft) -> str:
     """As coherent as how many equally strong directions, and how that compares across modules."""
     inside, summary = draft.summary.inside_layers, draft.summary
-    judged, coherent = inside.judged, inside.coherent
-    above = inside.above_short_side
-    value, directions = inside.equivalent_directions, draft.directions()
-    if 2 * (coherent + above) < judged or (value is None and not above):
+    above, value = inside.above_short_side, inside.equivalent_directions
+    directions = draft.directions()
+    if not knows_coherence(summary) or (value is None and not above):
         return "How coherent the update was before it was stored is unknown."
     what = "It" if inside.matrices == 1 else "Its median matrix"
     if value is None:

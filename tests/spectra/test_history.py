@@ -1,0 +1,173 @@
+"""What stored values say of their history, against planted histories and naive counts."""
+
+import numpy as np
+import pytest
+import torch
+
+from shadow.dtypes import FLOATS
+from shadow.spectra.delta import Means, Method, extent, measure_pair, working_dtype
+from shadow.spectra.history import base_slope, cast, even_bits
+from shadow.spectra.last_bits import EvenBits
+from shadow.spectra.spectrum import Sides, Workspace
+
+BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
+NAMES = {BF16: "BF16", F16: "F16", F32: "F32"}
+SHAPE = (192, 320)
+
+
+def drawn(seed: int, scale: float = 0.02) -> torch.Tensor:
+    rng = np.random.default_rng(seed)
+    return torch.from_numpy(scale * rng.standard_normal(SHAPE))
+
+
+def sides_of(base: torch.Tensor, tuned: torch.Tensor) -> tuple[Sides, tuple[str, str]]:
+    formats = NAMES[base.dtype], NAMES[tuned.dtype]
+    return Sides(base, tuned, working_dtype(*formats), Workspace()), formats
+
+
+def columns(base: torch.Tensor, tuned: torch.Tensor) -> dict[str, float | str | None]:
+    """The delta's columns of matrices.parquet."""
+    sides, formats = sides_of(base, tuned)
+    means = Means(Method(), Workspace())
+    return dict(measure_pair(base, tuned, formats, extent(sides), means, "key").delta.values)
+
+
+@pytest.mark.parametrize(
+    ("base", "tuned", "side"),
+    [(F32, BF16, "tuned"), (BF16, F32, "base"), (F32, F16, "tuned"), (F16, BF16, "tuned")],
+)
+def test_a_side_that_is_the_other_in_another_format_is_a_cast(
+    base: torch.dtype, tuned: torch.dtype, side: str
+) -> None:
+    original = drawn(0)
+    finer = original.to(F32)
+    sides = {
+        "tuned": (finer.to(base), finer.to(base).to(tuned)),
+        "base": (finer.to(base), finer.to(tuned)),
+    }[side]
+    assert cast(*sides_of(*sides)) == side
+
+
+def test_one_entry_of_its_own_makes_a_side_no_cast() -> None:
+    base = drawn(0).to(F32)
+    tuned = base.to(BF16)
+    tuned[100, 200] *= 1.5
+    assert cast(*sides_of(base, tuned)) is None
+    # a file in F32 may hold the values of BF16
+    assert cast(*sides_of(base, base.to(BF16).to(F32))) == "tuned"
+
+
+def test_means_of_stored_models_have_even_last_bits() -> None:
+    base = drawn(0).to(BF16)
+    tunes = [(base.double() + drawn(seed, 6e-5)).to(BF16) for seed in (1, 2)]
+    mean = ((tunes[0].double() + tunes[1].double()) / 2).to(BF16)
+    found = even_bits(sides_of(base, mean)[0], FLOATS["BF16"])
+    bits = mean.view(torch.int16).numpy()
+    changed = (mean != base).numpy()
+    assert found is not None
+    assert found == EvenBits(float((bits[changed] % 2 == 0).mean()), int(changed.sum()))
+    assert found.share > 0.6
+    assert found.rounded_halves(0.003)
+    once = even_bits(sides_of(base, tunes[0])[0], FLOATS["BF16"])
+    assert once is not None
+    assert not once.rounded_halves(0.003)
+    assert columns(base, mean)["kept_reason"] == "rounding_unexplained"
+    assert columns(base, tunes[0])["kept_reason"] is None
+
+
+@pytest.mark.parametrize("uneven", [False, True])
+@pytest.mark.parametrize("size", [2e-5, 6e-5])
+def test_the_side_that_was_rounded_shows_in_the_size_of_changes_by_binade(
+    size: float, uneven: bool
+) -> None:
+    original, d = drawn(0).to(F32), drawn(1, size)
+    if uneven:
+        d *= torch.linspace(0.3, 1.7, SHAPE[0])[:, None]
+    stored = original.to(BF16)
+    before, after = (original.double() + d).to(F32), (stored.double() + d).to(F32)
+    for tuned, slope, history in (
+        (before, 1.0, "original_base"),
+        (after, 0.0, "nothing_rounded"),
+    ):
+        sides, _ = sides_of(stored, tuned)
+        rows = ((tuned.double() - stored.double()) ** 2).sum(1).numpy()
+        found = base_slope(sides, FLOATS["BF16"], rows, float(stored.abs().max()))
+        assert found is not None
+        assert found.slope == pytest.approx(slope, abs=0.05 + 3 * found.stderr)
+        values = columns(stored, tuned)
+        if history == "nothing_rounded":
+            assert values["kept_reason"] == history
+            assert values["floor_ratio"] is None
+            continue
+        error = (original.double() - stored.double()).pow(2).sum()
+        kept = 1 - float(error / (tuned.double() - stored.double()).pow(2).sum())
+        assert values["kept_history"] == history
+        assert values["kept"] == pytest.approx(kept, abs=0.03)
+
+
+def test_a_finer_tuned_side_is_held_against_its_own_rounding() -> None:
+    base, d = drawn(0).to(BF16), drawn(1, 2e-5)
+    tuned = (base.double() + d).to(F16)
+    values = columns(base, tuned)
+    ulps = torch.exp2(torch.frexp(tuned.double())[1] - 1.0 - 10)
+    floor = torch.linalg.norm(tuned.double() - base.double()) / torch.linalg.norm(ulps) * 12**0.5
+    assert values["floor_ratio"] == pytest.approx(float(floor), rel=0.03)
+    assert values["kept"] == pytest.approx(1.0, abs=0.1)
+
+
+@pytest.mark.parametrize("cosine", [0.0, -0.2, -0.45])
+@pytest.mark.parametrize("size", [3e-5, 1e-4])
+def test_decay_is_known_before_storage(cosine: float, size: float) -> None:
+    base = drawn(0).to(BF16)
+    W = base.double()
+    noise = drawn(1, size)
+    noise -= (noise * W).sum() / (W * W).sum() * W
+    along = -W * torch.linalg.norm(noise) / torch.linalg.norm(W)
+    d = noise * (1 - cosine**2) ** 0.5 + along * abs(cosine)
+    values = columns(base, (W + d).to(BF16))
+    if values["kept_reason"] == "rounding_unexplained":  # changes that go with the signs of W
+        assert values["decay_cosine_unrounded"] is None
+        assert cosine < -0.3
+        return
+    assert values["decay_cosine_unrounded"] == pytest.approx(cosine, abs=0.03)
+
+
+def test_two_steps_of_the_grid_are_no_rounding() -> None:
+    base = drawn(0).to(BF16)
+    once = (base.double() + drawn(1, 3e-5)).to(BF16).double() - base.double()
+    twice = base.double() + 2 * once
+    assert columns(base, twice.to(BF16))["kept_reason"] == "rounding_unexplained"
+
+
+def test_few_changed_entries_have_a_reason_of_their_own() -> None:
+    base = drawn(0).to(BF16)
+    tuned = base.clone()
+    tuned[:5, :20] *= 1.02
+    assert columns(base, tuned)["kept_reason"] == "few_changed"
+
+
+def test_two_stored_stages_lie_between_the_values_of_one_rounding_and_of_two() -> None:
+    base = drawn(0).to(BF16)
+    first, second = drawn(1, 4e-5), drawn(2, 4e-5)
+    middle = (base.double() + first).to(BF16)
+    values = columns(base, (middle.double() + second).to(BF16))
+    true = float(torch.linalg.norm(first + second) / torch.linalg.norm(base.double()))
+    low, high = values["relative_norm_unrounded_least"], values["relative_norm_unrounded"]
+    assert isinstance(low, float)
+    assert isinstance(high, float)
+    assert 0.95 * low <= true <= 1.05 * high
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_scaled_rows_and_columns_are_told_by_the_share_that_factors_explain(axis: int) -> None:
+    base = drawn(0).to(F32)
+    factors = torch.from_numpy(1 + 0.05 * np.random.default_rng(2).standard_normal(SHAPE[axis]))
+    tuned = (base.double() * (factors[:, None] if axis == 0 else factors)).to(F32)
+    values = columns(base, tuned)
+    D, W = tuned.double().numpy() - base.double().numpy(), base.double().numpy()
+    for of, name in ((0, "row_scaling"), (1, "col_scaling")):
+        along = (D * W).sum(1 - of) ** 2 / (W * W).sum(1 - of)
+        assert values[name] == pytest.approx(along.sum() / (D * D).sum(), rel=1e-5)
+    assert values[("row_scaling", "col_scaling")[axis]] == pytest.approx(1.0, abs=1e-3)
+    ordinary = columns(base, (base.double() + drawn(3, 1e-4)).to(F32))
+    assert ordinary["row_scaling"] == pytest.approx(1 / SHAPE[1], rel=0.5)
