@@ -66,6 +66,8 @@ class Case:
         if not len(rows):
             return []
         there = rows[column].notna()
+        if column == "kept":
+            there |= rows["kept_reason"] == "nothing_rounded"
         if column == "equivalent_directions":
             there |= rows["excess_purity_unrounded"].notna() | (rows["floor_ratio"] >= 4)
             there |= rows["kept_reason"] == "nothing_rounded"
@@ -143,6 +145,10 @@ def size(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
     if stored is not None:
         told = f"as stored the change is {100 * truth.stored_norm():.3g} %"
         yield abs(stored - truth.stored_norm()) <= STORED * truth.stored_norm(), told
+        if case.made.update and not before and "s stored" not in text:
+            norms = truth.norm()
+            told = f"before storage the update was {written(100 * one for one in norms)} %"
+            yield near(stored, norms, BEFORE), f"it is not said to be as stored; {told}"
     for place, value in figures.items():
         parts = place.split(".")
         if parts[-1] == "energy_share" and parts[0] in ("modules", "components"):
@@ -237,6 +243,7 @@ def low_rank(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
     if true is None:
         yield False, "there is no update"
         return
+    yield from of_few(case, case.known("kept"), text)
     yield true <= max(told), f"the update needs {true:.0f} directions for 99.9 % of its energy"
 
 
@@ -420,6 +427,7 @@ def headline(case: Case) -> Judged:
     if found := re.search(r"as coherent as ([\d,.]+)(?: to ([\d,.]+))?", text):
         values = [float(one.rstrip(".").replace(",", "")) for one in found.groups() if one]
         names = case.known("equivalent_directions")
+        yield from of_few(case, names, text)
         yield from judged_directions(case, values, names, "the median matrix")
     if (told := size_in(text)) is not None:
         yield from _headline_size(case, *told)
@@ -442,7 +450,7 @@ def _headline_size(case: Case, value: float, half: float) -> Judged:
 
 def _headline_place(case: Case, text: str) -> Judged:
     """Of equals none is named alone."""
-    found = re.search(r"most of it in ([\w.]+)\.", text)
+    found = re.search(r"most of it in (?:the )?([\w.]+)\.$", text)
     if found is None:
         return
     shares = sorted(

@@ -12,6 +12,8 @@ goes on from there.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import shutil
 import sys
@@ -19,8 +21,8 @@ import tempfile
 import textwrap
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -46,6 +48,7 @@ from judging import (
 from known_pairs import planted, trained_pairs
 from truths import place_of
 
+import shadow
 from shadow.outputs.markdown import plain
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "sentences.md"
@@ -162,6 +165,11 @@ def contradictions(case: Case) -> Iterator[str]:
     for one, other in (("noise", "coherent"), ("noise", "low_rank"), ("identical", "size")):
         if one in codes and other in codes:
             yield f"{one} and {other}"
+    if (
+        "as coherent as" in case.finding.headline
+        and "update was before it was stored is unknown" in (texts.get("coherent", ""))
+    ):
+        yield "as coherent as so many directions, and it is unknown how coherent"
     if "low_rank" in codes and answers.get("merged_adapter") == "no":
         yield "low rank, and no merged adapter"
     if "few_values" in codes and answers.get("quantised_copy") == "no":
@@ -216,9 +224,10 @@ on a base of its own. `{COMMAND} --only NAME` prints one pair.
 
 - An answer *fits* is false where it is not what was done, *no* where it is. \
 *Cannot be excluded* counts as absent.
-- The norm as stored may be {STORED:.0%} off, that before storage {BEFORE:.0%}, the number of \
-equally strong directions {COHERENT:.0%} (median over the same matrices), the update's share of \
-the stored energy {KEPT:g}. A range has to cover the truth.
+- The norm as stored may be {STORED:.0%} off, that before storage {BEFORE:.0%}, and so may one \
+that is not said to be as stored; the number of equally strong directions {COHERENT:.0%} (median \
+over the same matrices), the update's share of the stored energy {KEPT:g}. A range has to cover \
+the truth.
 - *Rank r* is false where the update before storage needs more directions for 99.9 % of its energy.
 - A copy is one only if every tensor is, vectors, head and embeddings included. A change is that \
 of a copy in few bits only if that side went through few bits and no other change stands beside it.
@@ -235,7 +244,7 @@ is named alone as that of most is false if another has nine tenths of it.
 """
 
 
-def page(found: list[Verdict], pairs: int) -> str:
+def page(found: list[Verdict]) -> str:
     kinds: dict[str, list[Verdict]] = {}
     for one in found:
         kinds.setdefault(one.kind, []).append(one)
@@ -270,6 +279,39 @@ def page(found: list[Verdict], pairs: int) -> str:
 def line(one: Verdict) -> str:
     words = plain(textwrap.shorten(one.words, 320))
     return f"- **{plain(one.pair)}**, {one.code}: {words} *True: {plain(one.truth)}.*"
+
+
+def method() -> str:
+    """A digest of the package and of these scripts: what a verdict rests on."""
+    here = Path(__file__).parent
+    names = ("histories", "trainings", "known_pairs", "truths", "judging", "sentences", "findings")
+    files = [
+        *sorted(Path(shadow.__file__).parent.rglob("*.py")),
+        *(here / f"{n}.py" for n in names),
+    ]
+    files += sorted(Path(shadow.__file__).parent.rglob("*.yaml"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
+def all_verdicts(
+    pairs: Iterable[Pair], root: Path, cache: Path, *, keep: bool
+) -> Iterator[Verdict]:
+    """Of every pair; those that this version of everything has judged are read from the folder."""
+    cache.mkdir(parents=True, exist_ok=True)
+    path = cache / f"verdicts-{method()}.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    there = {name: own for name, own in map(json.loads, lines)}
+    with path.open("a", encoding="utf-8") as file:
+        for pair in pairs:
+            if pair.name not in there or keep:
+                own = [asdict(one) for one in judged_pair(pair, root, keep)]
+                file.write(json.dumps([pair.name, own]) + "\n")
+                file.flush()
+                there[pair.name] = own
+            found = [Verdict(**one) for one in there[pair.name]]
+            wrong = sum(one.word == "false" for one in found)
+            print(f"{pair.name}: {wrong} false", file=sys.stderr, flush=True)
+            yield from found
 
 
 def all_pairs(cache: Path, quick: bool) -> list[Pair]:
@@ -322,19 +364,14 @@ def main(
                 raise typer.BadParameter(f"no pair {only!r}; there are: {[p.name for p in pairs]}")
             print(printed(chosen[0], root / "pair"))
             return
-        found: list[Verdict] = []
         start = time.process_time()
-        for pair in pairs:
-            if kind is None or kind in pair.kind:
-                own = judged_pair(pair, root, keep is not None)
-                wrong = sum(one.word == "false" for one in own)
-                print(f"{pair.name}: {wrong} false", file=sys.stderr, flush=True)
-                found += own
+        chosen = [pair for pair in pairs if kind is None or kind in pair.kind]
+        found = list(all_verdicts(chosen, root, cache, keep=keep is not None))
         print(f"{time.process_time() - start:.0f} CPU s", file=sys.stderr)
     finally:
         if keep is None:
             shutil.rmtree(root)
-    text = page(found, len(pairs))
+    text = page(found)
     if quick or kind is not None:
         print(text)
     else:

@@ -1,4 +1,4 @@
-"""The truth that sentences are judged by is the truth, and every pair has a name and known rules."""
+"""The truth that sentences are judged by is the truth, and every pair has a name of its own."""
 
 from __future__ import annotations
 
