@@ -165,10 +165,8 @@ def contradictions(case: Case) -> Iterator[str]:
     for one, other in (("noise", "coherent"), ("noise", "low_rank"), ("identical", "size")):
         if one in codes and other in codes:
             yield f"{one} and {other}"
-    if (
-        "as coherent as" in case.finding.headline
-        and "update was before it was stored is unknown" in (texts.get("coherent", ""))
-    ):
+    unknown = "before it was stored is unknown" in texts.get("coherent", "")
+    if "as coherent as" in case.finding.headline and unknown:
         yield "as coherent as so many directions, and it is unknown how coherent"
     if "low_rank" in codes and answers.get("merged_adapter") == "no":
         yield "low rank, and no merged adapter"
@@ -283,13 +281,10 @@ def line(one: Verdict) -> str:
 
 def method() -> str:
     """A digest of the package and of these scripts: what a verdict rests on."""
-    here = Path(__file__).parent
+    here, package = Path(__file__).parent, Path(shadow.__file__).parent
     names = ("histories", "trainings", "known_pairs", "truths", "judging", "sentences", "findings")
-    files = [
-        *sorted(Path(shadow.__file__).parent.rglob("*.py")),
-        *(here / f"{n}.py" for n in names),
-    ]
-    files += sorted(Path(shadow.__file__).parent.rglob("*.yaml"))
+    files = [*sorted(package.rglob("*.py")), *sorted(package.rglob("*.yaml"))]
+    files += [here / f"{name}.py" for name in names]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
@@ -300,7 +295,7 @@ def all_verdicts(
     cache.mkdir(parents=True, exist_ok=True)
     path = cache / f"verdicts-{method()}.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    there = {name: own for name, own in map(json.loads, lines)}
+    there: dict[str, list[dict[str, str]]] = dict(json.loads(line) for line in lines)
     with path.open("a", encoding="utf-8") as file:
         for pair in pairs:
             if pair.name not in there or keep:
