@@ -99,13 +99,15 @@ def figures_of(figures: Mapping[str, float], name: str) -> list[float]:
     return [value for place, value in figures.items() if place.startswith(name)]
 
 
-def size_in(text: str) -> tuple[float, float] | None:
-    """The percentage after `by` of a headline, and half a unit of its last digit."""
-    found = re.search(r"\bby ([\d,]*\.?\d+)(?: to [\d.]+)? %", text)
+def size_in(text: str) -> tuple[float, float, float] | None:
+    """The percentage after `by` of a headline, or the ends of its range, and half a unit of the
+    last digit.
+    """
+    found = re.search(r"\bby ([\d,]*\.?\d+)(?: to ([\d,]*\.?\d+))? %", text)
     if found is None:
         return None
-    digits = found[1].replace(",", "")
-    return float(digits) / 100, 0.005 * 10.0 ** -len(digits.partition(".")[2])
+    low, high = (one.replace(",", "") for one in (found[1], found[2] or found[1]))
+    return float(low) / 100, float(high) / 100, 0.005 * 10.0 ** -len(low.partition(".")[2])
 
 
 def judged_directions(case: Case, values: list[float], names: list[str], what: str) -> Judged:
@@ -276,6 +278,8 @@ def kept(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
     truths = list(case.truth.kept(case.known("kept")))
     if case.made.also is not None:
         truths.append(1.0)  # what is stored is what was trained
+    if (other := case.truth.kept_of_rounded()) is not None:
+        truths.append(other)
     holds = any(abs(value - one) <= KEPT for one in truths)
     yield holds, f"{written(100 * one for one in truths)} % are the update's"
 
@@ -290,7 +294,7 @@ def rounded_away(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
 def rounding(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
     """A copy that was only rounded, or `may be nothing else`."""
     if says_copy(case, text):
-        yield copied(case)
+        yield copied(case, text)
         return
     true = min(case.truth.kept())
     if case.made.update:
@@ -304,9 +308,13 @@ def says_copy(case: Case, text: str) -> bool:
     return "as in a copy" in text or "only rounded" in text or "another format" in text
 
 
-def copied(case: Case) -> tuple[bool, str]:
-    """Whether the tuned side is the base and nothing else, but for a rounding."""
+def copied(case: Case, text: str = "") -> tuple[bool, str]:
+    """Whether the tuned side is the base and nothing else, but for a rounding; where the text names
+    exceptions, whether there are any.
+    """
     update = case.made.update
+    if re.search(r"\b(but for|all but|except|besides?|other than|apart from)\b", text):
+        return bool(update), "nothing else changed"
     if update is None:
         return False, "it is no copy"
     if changed := [name for name, D in update.items() if D.any()]:
@@ -392,6 +400,31 @@ SENTENCES: Mapping[str, Callable[[Case, str, Mapping[str, float]], Judged]] = {
     "vectors": vectors, "only_vectors": only_vectors, "scaled": scaled, "zeroed": zeroed,
     "replaced": replaced, "few_rows": few_rows, "stage": stage,
 }  # fmt: skip
+# what sentences of other codes say, by their words, and whether it is so
+WORDS: Mapping[str, Callable[[Case], bool]] = {
+    r"dequantised": lambda case: "base" in case.made.few_bits,
+    r"negat": lambda case: "three layers negated" in case.made.told,
+    r"permut|another order|reorder": lambda case: "permuted" in case.made.told,
+    r"layers?\b.*(shift|renumber|insert|dropped|left out)": lambda case: bool(
+        {"layer dropped", "layer inserted"} & set(case.made.told)
+    ),
+    r"\bmean of|merged? of|averag": lambda case: (
+        case.made.rounded == "mean" or "BF16 delta" in case.pair.name
+    ),
+    r"(rows?|columns?|lines?)\b.*\b(factor|scaled|times)": lambda case: case.made.scaled,
+    r"rotat": lambda case: case.made.rotated and not case.made.scaled,
+    r"every step": lambda case: case.made.rounded == "every step",
+    r"only rounded|a copy of": lambda case: copied(case, case.text)[0],
+}
+
+
+def by_words(case: Case, text: str) -> Judged:
+    """What can be told of a sentence that has no rule."""
+    for pattern, holds in WORDS.items():
+        if re.search(pattern, text, re.IGNORECASE):
+            yield holds(case), f"done was: {case.pair.done}"
+
+
 # what the truth of these pairs does not decide
 UNDECIDED = (
     "published", "concentration", "beyond_rounding", "left_out", "part_shared", "vocabulary",
@@ -407,7 +440,7 @@ def headline(case: Case) -> Judged:
     if "unrelated" in text:
         yield made.apart, f"done was: {case.pair.done}"
     if "only rounded" in text or "copy of the base" in text:
-        yield copied(case)
+        yield copied(case, text)
     if "The weights are the same" in text:
         yield not truth.difference, f"{len(truth.difference)} tensors changed"
     way = way_of(case, "quantised_copy")
@@ -434,16 +467,18 @@ def headline(case: Case) -> Judged:
     yield from _headline_place(case, text)
 
 
-def _headline_size(case: Case, value: float, half: float) -> Judged:
+def _headline_size(case: Case, low: float, high: float, half: float) -> Judged:
     stored = case.truth.stored_norm()
     unrounded = case.summary.figures.relative_norm_overall_unrounded
-    if abs(value - stored) <= STORED * stored + half:
+    if (1 - STORED) * low - half <= stored <= (1 + STORED) * high + half:
         yield True, ""
     elif unrounded is None or case.made.update is None:
         yield False, f"as stored the change is {100 * stored:.3g} %"
     else:
         truths = case.truth.norm()
-        holds = any(abs(value - one) <= BEFORE * one + half for one in truths)
+        holds = any(
+            (1 - BEFORE) * one - half <= high and low <= (1 + BEFORE) * one + half for one in truths
+        )
         before = written(100 * one for one in truths)
         yield holds, f"the change is {100 * stored:.3g} % as stored, {before} % before"
 

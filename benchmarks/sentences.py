@@ -38,6 +38,7 @@ from judging import (
     UNDECIDED,
     Case,
     Judged,
+    by_words,
     explanation,
     headline,
     near,
@@ -156,10 +157,13 @@ def contradictions(case: Case) -> Iterator[str]:
     if mostly and kept_share is not None and kept_share >= 0.5:
         yield f"'mostly rounding', and {100 * kept_share:.0f} % are the update's"
     told, first = size_in(case.finding.headline), texts.get("size", "")
-    numbers = re.findall(r"([\d.]+) %", first)[:1]
-    numbers += re.findall(r"as stored,? ([\d.]+) %", first)
-    if told and numbers and not any(abs(float(n) / 100 - told[0]) < 1e-9 for n in numbers):
-        yield f"headline {100 * told[0]:g} %, sentence {' or '.join(numbers)} %"
+    numbers = re.findall(r"[\d,]*\.?\d+", first.split(". ")[0])
+    if (
+        told
+        and numbers
+        and not any(abs(float(n.replace(",", "")) / 100 - told[0]) < 1e-9 for n in numbers)
+    ):
+        yield f"headline {100 * told[0]:.2g} %, sentence {' or '.join(numbers)} %"
     if "rounding" in codes and says_copy(case, texts["rounding"]) and "Before it was" in first:
         yield "a copy that was only rounded, and an update before storage"
     for one, other in (("noise", "coherent"), ("noise", "low_rank"), ("identical", "size")):
@@ -197,8 +201,10 @@ def verdicts(case: Case) -> Iterator[Verdict]:
     for one in case.finding.sentences:
         if one.code in SENTENCES:
             yield of(one.code, one.text, SENTENCES[one.code](case, one.text, one.figures))
-        else:
+        elif one.code in UNDECIDED:
             yield made(one.code, one.text, "not judged", "")
+        else:
+            yield of(one.code, one.text, by_words(case, one.text))
     for each in case.finding.other_explanations:
         word, truth = explanation(case, each.code, each.name, each.answer)
         words = f"{each.name}: {each.answer.replace('_', ' ')}, as {each.reason}"

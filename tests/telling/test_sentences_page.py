@@ -74,7 +74,8 @@ def test_few_bits_have_few_levels(how):
 
 def test_a_judge_of_numbers_and_places(tmp_path):
     """A named size, a place of two equals and a rank are held against the truth."""
-    assert sentences.size_in("Changed by 0.71 %, like noise.") == pytest.approx((0.0071, 5e-5))
+    found = sentences.size_in("Changed by 0.71 to 0.8 %, like noise.")
+    assert found == pytest.approx((0.0071, 0.008, 5e-5))
     case = judging.Case(PAIRS["two modules"], tmp_path)
     assert case.truth.energy_share([n for n in case.truth.changed if "up_proj" in n]) == (
         pytest.approx(0.508, abs=0.01)
