@@ -217,7 +217,10 @@ def coherent(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
         yield 2 * beyond >= total, f"{beyond} of {total} updates have more structure than noise"
     elif case.made.update is not None and not case.made.few_bits:
         yield False, "there is no update"
-    if values := figures_of(figures, "inside_layers.equivalent_directions"):
+    values = figures_of(figures, "inside_layers.equivalent_directions")
+    if values and (found := re.search(r"along ([\d,.]+) to ([\d,.]+) equally", text)):
+        values = [float(one.replace(",", "")) for one in found.groups()]
+    if values:
         names = case.known("equivalent_directions")
         yield from of_few(case, names, text)
         yield from judged_directions(case, values, names, "the median matrix")
