@@ -134,13 +134,12 @@ def judged_before(case: Case, values: list[float], text: str) -> Judged:
     """The norm before storage, of all that changed or of the matrices that it is known of."""
     if case.made.update is None:
         return
-    names = None
-    if "in matrices with" in text:
+    truths = case.truth.norm()
+    if "in matrices with" in text:  # of all, or of these
         deltas = case.report.deltas
         known = deltas["relative_norm_unrounded"].notna()
         known |= deltas["kept_reason"] == "nothing_rounded"
-        names = list(deltas["tensor"][known])
-    truths = case.truth.norm(names)
+        truths += case.truth.norm(list(deltas["tensor"][known]))
     told = f"before storage the update was {written(100 * one for one in truths)} %"
     yield held(values, truths, BEFORE), told
 
