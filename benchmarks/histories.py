@@ -200,6 +200,16 @@ def with_dense_rest(base: Weights, size: float) -> Weights:
     return found
 
 
+def few_strong(base: Weights, size: float) -> Weights:
+    """Half of the energy in four directions, half noise."""
+    found = {}
+    for name in matrices(base):
+        left, right = factors(name, base[name].shape, 4)
+        N = generator("noise", name).standard_normal(base[name].shape)
+        found[name] = scaled_to(left @ right.T / 2 + N / np.linalg.norm(N), base[name], size)
+    return found
+
+
 def decayed(base: Weights, size: float, cosine: float) -> Weights:
     """An update that points against the weights by that cosine."""
     found = {}
@@ -440,15 +450,17 @@ MERGES = (
 )  # fmt: skip
 
 
-def few_known(count: int, size: float) -> Made:
+def few_known(count: int, size: float, rank: int = 0) -> Made:
     """Of 14 matrices all but `count` differ by a master copy that was kept."""
     full = weights(SEVEN)
     base = as_stored(full)
     names = list(base)
     known = [names[at] for at in np.linspace(1, len(names) - 2, count).astype(int)]
-    update = tune(base, size)
+    update = adapter(base, rank, size) if rank else few_strong(base, size)
+    ways: Ways = {"merged_adapter": True} if rank else {}
     tuned = {n: (base[n] if n in known else full[n]) + update[n] for n in names}
-    return Made(narrow(base, BF16), narrow(tuned, BF16), update, rounded="master")
+    told = ("norm before storage",) if 2 * count > len(names) else ()
+    return Made(narrow(base, BF16), narrow(tuned, BF16), update, ways, rounded="master", told=told)
 
 
 def every_scaled(by: float) -> Made:

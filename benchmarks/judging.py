@@ -28,8 +28,10 @@ from shadow.targets.references import parse_reference
 STORED, BEFORE, COHERENT, KEPT = 0.01, 0.12, 0.25, 0.1  # how far a figure may be from the truth
 FIGURE = 0.02  # and any other
 Word = Literal["true", "absent", "false", "not judged"]
-# whether a statement holds, None where the truth does not decide it; and what is true
-Judged = Iterator[tuple[bool | None, str]]
+WIDE = 3.0  # times its lower end, above which a range says nothing
+# whether a statement holds, None where the truth does not decide it, `absent` where its range is
+# too wide to say anything; and what is true
+Judged = Iterator[tuple[bool | Literal["absent"] | None, str]]
 
 
 class Case:
@@ -66,6 +68,8 @@ class Case:
         if not len(rows):
             return []
         there = rows[column].notna()
+        if column == "kept":
+            there |= rows["kept_reason"] == "nothing_rounded"
         if column == "equivalent_directions":
             there |= rows["excess_purity_unrounded"].notna() | (rows["floor_ratio"] >= 4)
             there |= rows["kept_reason"] == "nothing_rounded"
@@ -93,17 +97,26 @@ def written(truths: Iterable[float]) -> str:
 
 
 def figures_of(figures: Mapping[str, float], name: str) -> list[float]:
-    """The figure of that name, or the ends of its range (`name_least`, `name_low`, ...)."""
-    return [value for place, value in figures.items() if place.startswith(name)]
+    """The figure of that name, or both ends of its range, as `name_least` is the other."""
+    return sorted(value for place, value in figures.items() if place.startswith(name))
 
 
-def size_in(text: str) -> tuple[float, float] | None:
-    """The percentage after `by` of a headline, and half a unit of its last digit."""
-    found = re.search(r"\bby ([\d,]*\.?\d+)(?: to [\d.]+)? %", text)
+def held(values: list[float], truths: Iterable[float], within: float) -> bool | Literal["absent"]:
+    """Whether a value, or a range widened by the tolerance on either side, has the truth."""
+    low, high = min(values), max(values)
+    holds = any((1 - within) * one <= high and low <= (1 + within) * one for one in truths)
+    return "absent" if holds and high > WIDE * low else holds
+
+
+def size_in(text: str) -> tuple[float, float, float] | None:
+    """The percentage after `by` of a headline, or the ends of its range, and half a unit of the
+    last digit.
+    """
+    found = re.search(r"\bby ([\d,]*\.?\d+)(?: to ([\d,]*\.?\d+))? %", text)
     if found is None:
         return None
-    digits = found[1].replace(",", "")
-    return float(digits) / 100, 0.005 * 10.0 ** -len(digits.partition(".")[2])
+    low, high = (one.replace(",", "") for one in (found[1], found[2] or found[1]))
+    return float(low) / 100, float(high) / 100, 0.005 * 10.0 ** -len(low.partition(".")[2])
 
 
 def judged_directions(case: Case, values: list[float], names: list[str], what: str) -> Judged:
@@ -113,23 +126,22 @@ def judged_directions(case: Case, values: list[float], names: list[str], what: s
         if not case.made.update and case.made.update is not None:
             yield False, f"{what}: there is no update"
         return
-    if len(values) > 1:
-        holds = any(min(values) * 0.95 <= one <= max(values) * 1.05 for one in truths)
-    else:
-        holds = any(near(value, truths, COHERENT) for value in values)
+    holds = held(values, truths, COHERENT)
     yield holds, f"1/X of {what} is {written(truths)}"
 
 
-def judged_before(case: Case, values: list[float]) -> Judged:
-    """The norm before storage."""
+def judged_before(case: Case, values: list[float], text: str) -> Judged:
+    """The norm before storage, of all that changed or of the matrices that it is known of."""
     if case.made.update is None:
         return
     truths = case.truth.norm()
-    if len(values) > 1:
-        holds = any(min(values) * 0.95 <= one <= max(values) * 1.05 for one in truths)
-    else:
-        holds = near(values[0], truths, BEFORE)
-    yield holds, f"before storage the update was {written(100 * one for one in truths)} %"
+    if "in matrices with" in text:  # of all, or of these
+        deltas = case.report.deltas
+        known = deltas["relative_norm_unrounded"].notna()
+        known |= deltas["kept_reason"] == "nothing_rounded"
+        truths += case.truth.norm(list(deltas["tensor"][known]))
+    told = f"before storage the update was {written(100 * one for one in truths)} %"
+    yield held(values, truths, BEFORE), told
 
 
 # ---------------------------------------------------------------------------- sentences
@@ -138,11 +150,15 @@ def judged_before(case: Case, values: list[float]) -> Judged:
 def size(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
     truth = case.truth
     if before := figures_of(figures, "figures.relative_norm_overall_unrounded"):
-        yield from judged_before(case, before)
+        yield from judged_before(case, before, text)
     stored = figures.get("figures.relative_norm_overall")
     if stored is not None:
         told = f"as stored the change is {100 * truth.stored_norm():.3g} %"
         yield abs(stored - truth.stored_norm()) <= STORED * truth.stored_norm(), told
+        norms = truth.norm()
+        if any(norms) and not before and "s stored" not in text:
+            told = f"before storage the update was {written(100 * one for one in norms)} %"
+            yield near(stored, norms, BEFORE), f"it is not said to be as stored; {told}"
     for place, value in figures.items():
         parts = place.split(".")
         if parts[-1] == "energy_share" and parts[0] in ("modules", "components"):
@@ -200,7 +216,10 @@ def coherent(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
         yield 2 * beyond >= total, f"{beyond} of {total} updates have more structure than noise"
     elif case.made.update is not None and not case.made.few_bits:
         yield False, "there is no update"
-    if values := figures_of(figures, "inside_layers.equivalent_directions"):
+    values = figures_of(figures, "inside_layers.equivalent_directions")
+    if values and (found := re.search(r"along ([\d,.]+) to ([\d,.]+) equally", text)):
+        values = [float(one.replace(",", "")) for one in found.groups()]
+    if values:
         names = case.known("equivalent_directions")
         yield from of_few(case, names, text)
         yield from judged_directions(case, values, names, "the median matrix")
@@ -237,6 +256,7 @@ def low_rank(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
     if true is None:
         yield False, "there is no update"
         return
+    yield from of_few(case, case.known("kept"), text)
     yield true <= max(told), f"the update needs {true:.0f} directions for 99.9 % of its energy"
 
 
@@ -263,13 +283,17 @@ def flat(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
 
 
 def kept(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
-    value = figures.get("inside_layers.kept")
-    if value is None or case.made.update is None:
+    values = figures_of(figures, "inside_layers.kept")
+    if not values or case.made.update is None:
         return
     truths = list(case.truth.kept(case.known("kept")))
     if case.made.also is not None:
         truths.append(1.0)  # what is stored is what was trained
-    holds = any(abs(value - one) <= KEPT for one in truths)
+    if (other := case.truth.kept_of_rounded()) is not None:
+        truths.append(other)
+    holds = any(min(values) - KEPT <= one <= max(values) + KEPT for one in truths)
+    if holds and max(values) > WIDE * min(values):
+        holds = "absent"
     yield holds, f"{written(100 * one for one in truths)} % are the update's"
 
 
@@ -283,7 +307,7 @@ def rounded_away(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
 def rounding(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
     """A copy that was only rounded, or `may be nothing else`."""
     if says_copy(case, text):
-        yield copied(case)
+        yield copied(case, text)
         return
     true = min(case.truth.kept())
     if case.made.update:
@@ -297,9 +321,13 @@ def says_copy(case: Case, text: str) -> bool:
     return "as in a copy" in text or "only rounded" in text or "another format" in text
 
 
-def copied(case: Case) -> tuple[bool, str]:
-    """Whether the tuned side is the base and nothing else, but for a rounding."""
+def copied(case: Case, text: str = "") -> tuple[bool, str]:
+    """Whether the tuned side is the base and nothing else, but for a rounding; where the text names
+    exceptions, whether there are any.
+    """
     update = case.made.update
+    if re.search(r"\b(but for (?!rounding)|all but|except|besides?|other than|apart from)", text):
+        return bool(update), "nothing else changed"
     if update is None:
         return False, "it is no copy"
     if changed := [name for name, D in update.items() if D.any()]:
@@ -308,11 +336,17 @@ def copied(case: Case) -> tuple[bool, str]:
 
 
 def unexplained(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
+    """What one rounding does not explain: of a list of causes, any may be what was done."""
     rounded = case.made.rounded
-    if "more bits" in text:
-        yield rounded == "master", f"no copy in more bits was kept (rounded: {rounded})"
+    told = f"no such thing was done (rounded: {rounded})"
+    if any(one.dtype == torch.float32 for one in case.made.base.values()) and rounded == "once":
+        rounded = "master"  # the base's own, in more bits
+    if "halves were rounded" in text:
+        yield rounded == "mean", told
+    elif "more bits" in text and "every step" not in text:
+        yield rounded == "master", told
     else:
-        yield rounded not in ("once", "no"), "it is what one rounding left of an update"
+        yield rounded not in ("once", "no"), told
 
 
 def few_values(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
@@ -325,6 +359,29 @@ def few_values(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
         way = way_of(case, "quantised_copy")
         if way is not None:
             yield way, "the change is another than the rounding of a copy"
+
+
+def base_few_values(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
+    yield "base" in case.made.few_bits, f"through few bits went: {case.made.few_bits or 'none'}"
+
+
+def mostly_copy(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
+    """Some tensors changed by more, and all others only by a cast."""
+    update = case.made.update
+    if update is None:
+        yield False, "it is no copy"
+        return
+    beside = [name for name in case.truth.difference if name in update and update[name].any()]
+    cast = len(case.truth.difference) - len(beside)
+    yield bool(beside) and cast > 0, f"{len(beside)} tensors changed by more, {cast} by a cast"
+    if "recognised.casts.beside" in figures:
+        told = figures["recognised.casts.beside"]
+        yield told == len(beside), f"{len(beside)} tensors changed by more"
+
+
+def scaled_lines(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
+    scaled = case.made.scaled or case.pair.name.endswith("rows times 1.5")
+    yield scaled, "rows and columns were not multiplied by factors"
 
 
 def unrelated(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
@@ -383,8 +440,36 @@ SENTENCES: Mapping[str, Callable[[Case, str, Mapping[str, float]], Judged]] = {
     "rounding": rounding, "copy": rounding, "unexplained": unexplained, "few_values": few_values,
     "unrelated": unrelated, "hardly_related": unrelated, "identical": identical,
     "vectors": vectors, "only_vectors": only_vectors, "scaled": scaled, "zeroed": zeroed,
+    "base_few_values": base_few_values,
+    "mostly_copy": mostly_copy,
+    "scaled_lines": scaled_lines,
     "replaced": replaced, "few_rows": few_rows, "stage": stage,
 }  # fmt: skip
+# what sentences of other codes say, by their words, and whether it is so
+WORDS: Mapping[str, Callable[[Case], bool]] = {
+    r"dequantised": lambda case: "base" in case.made.few_bits,
+    r"negat": lambda case: "three layers negated" in case.made.told,
+    r"permut|another order|reorder": lambda case: "permuted" in case.made.told,
+    r"layers?\b.*(shift|renumber|insert|dropped|left out)": lambda case: bool(
+        {"layer dropped", "layer inserted"} & set(case.made.told)
+    ),
+    r"\bmean of|merged? of|averag": lambda case: (
+        case.made.rounded == "mean" or "BF16 delta" in case.pair.name
+    ),
+    r"(rows?|columns?|lines?)\b.*\b(factor|scaled|times)": lambda case: case.made.scaled,
+    r"rotat": lambda case: case.made.rotated and not case.made.scaled,
+    r"every step": lambda case: case.made.rounded == "every step",
+    r"only rounded|a copy of": lambda case: copied(case, case.text)[0],
+}
+
+
+def by_words(case: Case, text: str) -> Judged:
+    """What can be told of a sentence that has no rule."""
+    for pattern, holds in WORDS.items():
+        if re.search(pattern, text, re.IGNORECASE):
+            yield holds(case), f"done was: {case.pair.done}"
+
+
 # what the truth of these pairs does not decide
 UNDECIDED = (
     "published", "concentration", "beyond_rounding", "left_out", "part_shared", "vocabulary",
@@ -399,8 +484,10 @@ def headline(case: Case) -> Judged:
     text, truth, made = case.finding.headline, case.truth, case.made
     if "unrelated" in text:
         yield made.apart, f"done was: {case.pair.done}"
-    if "only rounded" in text or "copy of the base" in text:
-        yield copied(case)
+    if "copy of the base" in text:
+        yield copied(case, text)
+    if "factors for rows or columns" in text:
+        yield from scaled_lines(case, text, {})
     if "The weights are the same" in text:
         yield not truth.difference, f"{len(truth.difference)} tensors changed"
     way = way_of(case, "quantised_copy")
@@ -414,35 +501,37 @@ def headline(case: Case) -> Judged:
         yield from flat(case, text, {})
     if "like noise" in text or "in part with more structure" in text:
         yield from noise(case, text, {})
-    if found := re.search(r"rank ([\d,]+) at most", text):
+    if found := re.search(r"\bof rank ([\d,]+)", text):
         told = float(found[1].replace(",", ""))
         yield from low_rank(case, text, {"inside_layers.rank_most": told})
     if found := re.search(r"as coherent as ([\d,.]+)(?: to ([\d,.]+))?", text):
         values = [float(one.rstrip(".").replace(",", "")) for one in found.groups() if one]
         names = case.known("equivalent_directions")
+        yield from of_few(case, names, text)
         yield from judged_directions(case, values, names, "the median matrix")
-    if (told := size_in(text)) is not None:
+    told = size_in(text)
+    if told is not None and "copy of the base" not in text:
         yield from _headline_size(case, *told)
     yield from _headline_place(case, text)
 
 
-def _headline_size(case: Case, value: float, half: float) -> Judged:
+def _headline_size(case: Case, low: float, high: float, half: float) -> Judged:
     stored = case.truth.stored_norm()
     unrounded = case.summary.figures.relative_norm_overall_unrounded
-    if abs(value - stored) <= STORED * stored + half:
+    if low == high and (1 - STORED) * low - half <= stored <= (1 + STORED) * high + half:
         yield True, ""
     elif unrounded is None or case.made.update is None:
         yield False, f"as stored the change is {100 * stored:.3g} %"
     else:
         truths = case.truth.norm()
-        holds = any(abs(value - one) <= BEFORE * one + half for one in truths)
         before = written(100 * one for one in truths)
-        yield holds, f"the change is {100 * stored:.3g} % as stored, {before} % before"
+        told = f"the change is {100 * stored:.3g} % as stored, {before} % before"
+        yield held([low - half, high + half], truths, BEFORE), told
 
 
 def _headline_place(case: Case, text: str) -> Judged:
     """Of equals none is named alone."""
-    found = re.search(r"most of it in ([\w.]+)\.", text)
+    found = re.search(r"most of it in (?:the )?([\w.]+)\.$", text)
     if found is None:
         return
     shares = sorted(

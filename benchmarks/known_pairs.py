@@ -141,10 +141,12 @@ def _planted() -> Iterator[Pair | tuple[str, str, str, Callable[[], Made]]]:
             )  # fmt: skip
     yield "times .99", "decay", "all weights times .99", partial(every_scaled, 0.99)
     yield "pruned", "other changes", "the entries below .006 set to 0", pruned
-    for count, size in ((2, 1e-3), (13, 7.5e-4)):
+    for count, size, rank in ((2, 1.8e-3, 0), (2, 1.8e-3, 4), (13, 7.5e-4, 0), (13, 7.5e-4, 4)):
+        of_rank = f", rank {rank}" if rank else ""
         yield (
-            f"{count} of 14 known", "other changes",
-            f"{14 - count} of 14 matrices from a master copy", partial(few_known, count, size),
+            f"{count} of 14 known{of_rank}", "other changes",
+            f"{14 - count} of 14 matrices from a master copy{of_rank}",
+            partial(few_known, count, size, rank),
         )  # fmt: skip
     for what in (
         "layer dropped", "layer inserted", "three layers negated", "neurons permuted",

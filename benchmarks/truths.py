@@ -152,21 +152,44 @@ class Truth:
                 known.append(float((D * W).sum() / np.linalg.norm(D) / np.linalg.norm(W)))
         return median(known) if known else None
 
-    def floor_ratio(self) -> float | None:
-        """The stored change over one rounding to the coarsest grid on which the tuned side lies;
-        median inside layers.
+    def kept_of_rounded(self) -> float | None:
+        """The same share of the tuned side less the base rounded to its format, where the base is
+        in another: what `kept` is of where training began there.
         """
         known = []
         for name in self.inside:
-            tuned = torch.from_numpy(self.tuned[name])
-            for dtype in (torch.bfloat16, torch.float16, torch.float32):
-                if torch.equal(tuned.to(dtype).double(), tuned):
-                    break
-            digits, least = DIGITS[dtype]
+            D, dtype = self.update_of(name), self.made.tuned[name].dtype
+            if D is None or self.made.base[name].dtype == dtype:
+                return None
+            S = self.tuned[name] - self.made.base[name].to(dtype).double().numpy()
+            both = float((D**2).sum() * (S**2).sum())
+            known.append(float((D * S).sum()) ** 2 / both if both else 0.0)
+        return median(known) if known else None
+
+    def floor_ratio(self) -> float | None:
+        """The stored change over one rounding, median inside layers: to the coarsest grid on which
+        the tuned side lies, or the base where that was rounded for storage. None where nothing was.
+        """
+        if self.made.rounded == "no":
+            return None
+        known = []
+        for name in self.inside:
+            digits, least = _grid(self.tuned[name])
+            if self.made.rounded == "master":
+                digits, least = min((digits, least), _grid(self.base[name]))
             exponent = np.maximum(np.frexp(np.abs(self.base[name]))[1] - 1, least)
             floor = math.sqrt(float((4.0 ** (exponent - digits + 1)).sum()) / 12)
             known.append(float(np.linalg.norm(self.difference[name])) / floor)
         return median(known) if known else None
+
+
+def _grid(W: Array) -> tuple[int, int]:
+    """Digits and least exponent of the coarsest format that holds all values."""
+    values = torch.from_numpy(W)
+    for dtype, grid in DIGITS.items():
+        if torch.equal(values.to(dtype).double(), values):
+            return grid
+    return 53, -1022
 
 
 def _over(update: Mapping[str, Array], base: Weights, names: list[str]) -> float:

@@ -1,4 +1,4 @@
-"""The truth that sentences are judged by is the truth, and every pair has a name and known rules."""
+"""The truth that sentences are judged by is the truth, and every pair has a name of its own."""
 
 from __future__ import annotations
 
@@ -74,7 +74,8 @@ def test_few_bits_have_few_levels(how):
 
 def test_a_judge_of_numbers_and_places(tmp_path):
     """A named size, a place of two equals and a rank are held against the truth."""
-    assert sentences.size_in("Changed by 0.71 %, like noise.") == pytest.approx((0.0071, 5e-5))
+    found = sentences.size_in("Changed by 0.71 to 0.8 %, like noise.")
+    assert found == pytest.approx((0.0071, 0.008, 5e-5))
     case = judging.Case(PAIRS["two modules"], tmp_path)
     assert case.truth.energy_share([n for n in case.truth.changed if "up_proj" in n]) == (
         pytest.approx(0.508, abs=0.01)
@@ -85,3 +86,21 @@ def test_a_judge_of_numbers_and_places(tmp_path):
     wrong = list(judging.low_rank(case, "", {"inside_layers.rank_most": 16}))
     assert [holds for holds, _ in wrong] == [False]
     assert set(CODES) >= {one.code for one in case.finding.sentences}
+
+
+@pytest.mark.parametrize(
+    ("values", "holds"),
+    [([100.0], True), ([70.0], False), ([110.0, 150.0], True), ([130.0, 150.0], False),
+     ([40.0, 130.0], "absent"), ([40.0, 60.0], False)],
+)  # fmt: skip
+def test_a_range_is_widened_by_the_tolerance_and_a_wide_one_says_nothing(values, holds):
+    assert judging.held(values, [100.0], 0.25) == holds
+
+
+def test_words_of_new_sentences_are_understood():
+    """Exceptions of a copy, ranges of a headline."""
+    found = judging.size_in("A part changed, by 0.031 to 0.080 %, of rank 8.")
+    assert found == pytest.approx((0.00031, 0.0008, 5e-6))
+    assert judging.size_in("The weights are the same.") is None
+    figures = {"inside_layers.kept": 0.7, "inside_layers.kept_least": 0.6}
+    assert judging.figures_of(figures, "inside_layers.kept") == [0.6, 0.7]
