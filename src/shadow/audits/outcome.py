@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shadow.reasons import Status
-from shadow.spectra.measurement import Measurement
+from shadow.spectra.measurement import Measurement, Order
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class Outcome:
     """Three of a measured matrix pair (base, tuned, delta), one of a matrix without a base, none
     otherwise.
     """
+    reordered: Order | None = None
+    """What of the tuned matrix is the base's in another order (see `shadow.spectra.reordering`)."""
     verified: tuple[bool | None, bool | None] = (None, None)
     """Whether the bytes of base and tuned side agree with a checksum of the Hub; None: a folder."""
     residual: NDArray[np.float32] | None = None

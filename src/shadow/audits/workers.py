@@ -42,6 +42,7 @@ from shadow.spectra.delta import (
 )
 from shadow.spectra.device import Offload, Offloaded, full_products
 from shadow.spectra.lazy import BlockScaled, Matrix, Updated
+from shadow.spectra.reordering import FAR, reordered
 from shadow.spectra.spectrum import (
     BLOCK,
     ON_CPU,
@@ -326,6 +327,9 @@ def _measured(
     norms = {
         measurement.subject: measurement.number("frobenius_norm") for measurement in measurements
     }
+    cosine, order = measurements[-1].number("cosine"), None
+    if cosine is not None and abs(cosine) < FAR:
+        order = reordered(Sides(base_matrix, matrix, working_dtype(*formats), space))
     return Outcome(
         pair.key,
         "measured",
@@ -333,6 +337,7 @@ def _measured(
         delta_norm=norms["delta"] or 0.0,
         base_norm=norms["base"],
         measurements=tuple(measurements),
+        reordered=order,
         residual=residual,
     )
 

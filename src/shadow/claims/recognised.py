@@ -10,6 +10,7 @@ from shadow.claims.answer import Answer, Claim, Figure, table
 from shadow.claims.draft import Draft
 from shadow.summary.layer_medians import LOW
 from shadow.summary.record import PairRecord
+from shadow.summary.rows import Rearranged
 
 CLEAR = 4.0  # floor_ratio from which an unknown rounding hardly matters
 USUAL_RANK = 256  # of adapters
@@ -18,6 +19,7 @@ LIKE_NOISE = 0.03  # concentration within which a pair is like noise
 BY_CHANCE = 0.03  # of the matrices of a rounded copy: more do not pass for changed
 STANDING_OUT = 0.1  # of the energy of the median matrix, from which its spikes count
 DIFFERENT = 0.05  # how far the norm before storage has to be from the stored one to matter
+MANY = 0.25  # of the changed matrices in layers: an order of neurons changes 3 of 7
 RECOGNISED = table(
     Claim(
         "copy",
@@ -50,6 +52,28 @@ RECOGNISED = table(
         "only a few rows of an embedding changed",
         needs=("recognised.few_rows",),
     ),
+    Claim(
+        "layers_moved",
+        "moved layers",
+        "layers are other layers of the base by their content, as after some were dropped or"
+        " inserted",
+        needs=("recognised.rearranged.moved.layers",),
+        null="none of unrelated models",
+    ),
+    Claim(
+        "negated",
+        "negated matrices",
+        "matrices are the base's with the opposite sign, up to some training",
+        needs=("recognised.rearranged.negated.matrices",),
+        null="none of unrelated models",
+    ),
+    Claim(
+        "reordered",
+        "reordered neurons",
+        "matrices are the base's with their rows or columns in another order, up to some training",
+        needs=("recognised.rearranged.reordered.matrices",),
+        null="none of unrelated models",
+    ),
 )
 
 
@@ -73,7 +97,31 @@ def recognised(record: PairRecord) -> list[Answer]:
         held["replaced"] = {"recognised.replaced.matrices": found.replaced.matrices}
     if rows:
         held["few_rows"] = rows
+    held |= _rearranged(found.rearranged)
     return [_answer(claim, held.get(code)) for code, claim in RECOGNISED.items()]
+
+
+def _rearranged(found: Rearranged | None) -> dict[str, Mapping[str, Figure]]:
+    """The claims that hold of the base's own matrices elsewhere, with their figures."""
+    held: dict[str, Mapping[str, Figure]] = {}
+    if found is None:
+        return held
+    if found.moved is not None:
+        held["layers_moved"] = {"recognised.rearranged.moved.layers": found.moved.layers}
+    for code, kind in (("negated", found.negated), ("reordered", found.reordered)):
+        if kind is not None:
+            held[code] = {f"recognised.rearranged.{code}.matrices": kind.matrices}
+    return held
+
+
+def is_rearranged(record: PairRecord) -> bool:
+    """Whether comparison place by place shows no change: layers have moved, or so many of the changed
+    matrices are the base's own, negated or in another order.
+    """
+    found = record.recognised.rearranged
+    if found is None:
+        return False
+    return found.moved is not None or 0 < MANY * found.changed <= found.matrices
 
 
 def _answer(claim: Claim, figures: Mapping[str, Figure] | None) -> Answer:

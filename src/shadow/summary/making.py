@@ -126,7 +126,7 @@ def record_of(rows: Rows, metadata: ReportMetadata, lineage: float | None) -> Pa
         vectors=vector_figures(tensors),
         vocabulary=vocabulary(tensors),
         uncompared=uncompared(tensors),
-        recognised=recognised(deltas, lineage),
+        recognised=recognised(deltas, tensors, lineage),
         skipped=_skipped(tensors),
         warnings=[
             *_renumbered_experts(deltas),

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from shadow.summary.numbers import median
+from shadow.summary.rearranged import by_module, contents_of
 from shadow.summary.rows import (
     FewRowsRow,
     Recognised,
     Replaced,
-    ReplacedRow,
     Scaled,
     Zeroed,
 )
@@ -31,14 +31,18 @@ MANY_ROWS = 100  # rows from which a few are few
 SOME_KEPT = 0.01  # share of entries that are the same, without which nothing was set to 0 alone
 
 
-def recognised(deltas: Columns, lineage: float | None) -> Recognised:
-    """What the delta rows show beyond doubt. lineage: the median cosine of the two models."""
+def recognised(deltas: Columns, tensors: Columns, lineage: float | None) -> Recognised:
+    """What the delta rows, and what was found of tensors elsewhere, show beyond doubt. lineage: the
+    median cosine of the two models.
+    """
     scale = _scaled(deltas)
+    contents = contents_of(deltas, tensors)
     return Recognised(
-        replaced=_replaced(deltas, lineage),
+        replaced=_replaced(deltas.where(~contents.anywhere), lineage),
         scaled=scale,
         zeroed=None if scale is not None else _zeroed(deltas),
         few_rows=_few_rows(deltas),
+        rearranged=None if scale is not None else contents.rearranged,
     )
 
 
@@ -52,20 +56,11 @@ def _replaced(deltas: Columns, lineage: float | None) -> Replaced | None:
     other = deltas.where(np.abs(deltas["cosine"]) < OTHER)
     if not len(other):
         return None
-    rows = [
-        ReplacedRow(
-            component=component,
-            module=module,
-            layers=sorted({int(layer) for layer in group.inside["layer"]}),
-            matrices=len(group),
-        )
-        for (component, module), group in other.groups("component", "module")
-    ]
     return Replaced(
         matrices=len(other),
         cosine_least=float(other["cosine"].min()),
         cosine_most=float(other["cosine"].max()),
-        rows=rows,
+        rows=by_module(other),
     )
 
 

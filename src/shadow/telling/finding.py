@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from shadow.claims.draft import Sentence
 from shadow.claims.explanations import Explanation, as_explanation, explanations
+from shadow.claims.recognised import is_rearranged
 from shadow.claims.summary import Finding
 from shadow.comparing.published import context_sentence
 from shadow.reports.columns import read_words
@@ -51,7 +52,8 @@ def finding(summary: Summary, settings: SettingsMetadata) -> Finding:
         return Finding(headline(summary, first), first, [], list(NOT_SHOWN))
     sentences = list(first)
     others: list[Explanation] = []
-    if any(sentence.code == "unrelated" for sentence in first):
+    unrelated = any(sentence.code == "unrelated" for sentence in first)
+    if unrelated or is_rearranged(summary):  # the difference is no change
         sentences += [size_and_place(summary, apart=True, alike=False), *later]
     else:
         sentences += [*known_changes(summary), size_and_place(summary, apart=relation == "sibling")]
