@@ -40,6 +40,9 @@ def places(layers: int, modules: tuple[str, ...] = MODULES) -> list[dict[str, An
     return [place(layer, module) for layer in range(layers) for module in modules]
 
 
+CONTENT = ("content_of", "content_how")  # where the content of a tuned tensor is in the base
+
+
 def shaped_by(concentration: float) -> dict[str, float]:
     """The figures of a delta of a concentration, all of which say the same."""
     ratio = NULL ** (1 - concentration)
@@ -115,6 +118,7 @@ def write(
                     "side": side,
                     "shape": [64, 96],
                     "status": "measured",
+                    **{key: row.get(key) for key in CONTENT if side == "tuned"},
                 }
             )
     tensors += [{"side": "base", "shape": [64, 96], **row} for row in extra_tensors]

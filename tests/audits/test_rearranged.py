@@ -44,6 +44,7 @@ TUNED: dict[str, Callable[[], Weights]] = {
     "inserted": lambda: inserted(BASE, 2, seed=4),
     "repeated": lambda: repeated(BASE),
     "negated": lambda: tuned(negated(BASE, (0, 2, 4)), 0.02, seed=5),
+    "times -2": lambda: {name: -2 * matrix for name, matrix in BASE.items()},
     "one negated": lambda: tuned(negated(BASE, (3,), ("mlp.up_proj",)), 0.02, seed=5),
     "neurons": lambda: tuned(permuted(BASE, seed=6), 0.05, seed=7),
     "unrelated": lambda: BASE | OTHER,
@@ -65,13 +66,12 @@ def audited(tmp_path_factory):
     return cache(run)
 
 
+LATER = "By their content layers 2 to 4 are the base's layers 3 to 5: its layer 2 is missing."
 # of each case its headline, and each first sentence by code
 SAID = {
     "dropped": (
         "The base without its layer 2.",
-        {
-            "layers_moved": "By their content layers 2 to 4 are the base's layers 3 to 5: its layer 2 is missing."
-        },
+        {"layers_moved": LATER},
     ),
     "the last but one": (
         "The base without its layer 4.",
@@ -79,14 +79,14 @@ SAID = {
     ),
     "dropped and trained": (
         "The base without its layer 2.",
-        {
-            "layers_moved": "By their content layers 2 to 4 are the base's layers 3 to 5: its layer 2 is missing."
-        },
+        {"layers_moved": LATER},
     ),
     "inserted": (
         "The base with layer 2 new.",
         {
-            "layers_moved": "By their content layers 3 to 6 are the base's layers 2 to 5: layer 2 is new."
+            "layers_moved": (
+                "By their content layers 3 to 6 are the base's layers 2 to 5: layer 2 is new."
+            )
         },
     ),
     "repeated": (
@@ -96,6 +96,13 @@ SAID = {
     "negated": (
         "The base with 21 matrices negated.",
         {"negated": "21 matrices are the base's with the opposite sign, up to some training:"},
+    ),
+    "times -2": (
+        "The base with 43 matrices negated.",
+        {
+            "negated": "43 matrices are the base's with the opposite sign, up to some training:",
+            "scaled": "Every matrix is the base's times -2.000; nothing else changed in it.",
+        },
     ),
     "one negated": (
         "Changed by 34 %, with 1 matrix negated, most of it in mlp.up.",
@@ -123,7 +130,7 @@ def test_what_is_the_bases_is_named_and_what_is_not_stays_unrelated(case, audite
     for code, text in sentences.items():
         assert texts[code].startswith(text)
     known = {"unrelated", "hardly_related", "layers_moved", "negated", "reordered", "replaced"}
-    assert known & texts.keys() == sentences.keys()
+    assert known & texts.keys() == sentences.keys() - {"scaled"}
     lineage = {gate.name: gate for gate in done.summary.gates}["lineage"]
     assert lineage.passed == (case == "one negated")
     assert ("not its descendant" in lineage.reason) == (case == "unrelated")
@@ -149,7 +156,7 @@ def test_the_tables_name_the_content(audited):
     hows = {row["tensor"].split(".", 3)[-1]: row["content_how"] for row in rows
             if row["side"] == "tuned" and row["layer"] == 3}  # fmt: skip
     assert hows == {
-        **dict.fromkeys((f"{module}.weight" for module in MODULES)),
+        **dict.fromkeys(f"{module}.weight" for module in MODULES),
         "mlp.gate_proj.weight": "rows in another order",
         "mlp.up_proj.weight": "rows in another order",
         "mlp.down_proj.weight": "columns in another order",

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from shadow.claims.answer import Answer, Claim, Figure, table
+from shadow.claims.answer import Answer, Claim, ErrorRate, Figure, table
 from shadow.claims.draft import Draft
 from shadow.summary.layer_medians import LOW
 from shadow.summary.record import PairRecord
@@ -20,6 +20,13 @@ BY_CHANCE = 0.03  # of the matrices of a rounded copy: more do not pass for chan
 STANDING_OUT = 0.1  # of the energy of the median matrix, from which its spikes count
 DIFFERENT = 0.05  # how far the norm before storage has to be from the stored one to matter
 MANY = 0.25  # of the changed matrices in layers: an order of neurons changes 3 of 7
+PLANTED = ErrorRate(
+    0,
+    240,
+    "benchmarks/rearranged.py: decoders of 4 to 8 layers and widths of 32 to 128; 40 pairs each"
+    " with a layer dropped, one inserted, layers negated and neurons permuted, each up to 10 % of"
+    " noise, and 40 trained and 40 unrelated pairs",
+)
 RECOGNISED = table(
     Claim(
         "copy",
@@ -59,6 +66,7 @@ RECOGNISED = table(
         " inserted",
         needs=("recognised.rearranged.moved.layers",),
         null="none of unrelated models",
+        error_rate=PLANTED,
     ),
     Claim(
         "negated",
@@ -66,6 +74,7 @@ RECOGNISED = table(
         "matrices are the base's with the opposite sign, up to some training",
         needs=("recognised.rearranged.negated.matrices",),
         null="none of unrelated models",
+        error_rate=PLANTED,
     ),
     Claim(
         "reordered",
@@ -73,6 +82,7 @@ RECOGNISED = table(
         "matrices are the base's with their rows or columns in another order, up to some training",
         needs=("recognised.rearranged.reordered.matrices",),
         null="none of unrelated models",
+        error_rate=PLANTED,
     ),
 )
 
@@ -115,8 +125,8 @@ def _rearranged(found: Rearranged | None) -> dict[str, Mapping[str, Figure]]:
 
 
 def is_rearranged(record: PairRecord) -> bool:
-    """Whether comparison place by place shows no change: layers have moved, or so many of the changed
-    matrices are the base's own, negated or in another order.
+    """Whether a comparison place by place shows no change: layers have moved, or MANY of the
+    changed matrices are the base's own, negated or in another order.
     """
     found = record.recognised.rearranged
     if found is None:

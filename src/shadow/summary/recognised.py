@@ -42,7 +42,7 @@ def recognised(deltas: Columns, tensors: Columns, lineage: float | None) -> Reco
         scaled=scale,
         zeroed=None if scale is not None else _zeroed(deltas),
         few_rows=_few_rows(deltas),
-        rearranged=None if scale is not None else contents.rearranged,
+        rearranged=contents.rearranged,
     )
 
 

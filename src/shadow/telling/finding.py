@@ -54,6 +54,8 @@ def finding(summary: Summary, settings: SettingsMetadata) -> Finding:
     others: list[Explanation] = []
     unrelated = any(sentence.code == "unrelated" for sentence in first)
     if unrelated or is_rearranged(summary):  # the difference is no change
+        if summary.recognised.scaled is not None:  # by a factor below 0
+            sentences += known_changes(summary)
         sentences += [size_and_place(summary, apart=True, alike=False), *later]
     else:
         sentences += [*known_changes(summary), size_and_place(summary, apart=relation == "sibling")]

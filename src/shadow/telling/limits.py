@@ -192,7 +192,7 @@ def _identical(draft: Draft) -> str:
 
 
 def _relation(summary: PairRecord, lineage: Gate) -> list[Sentence]:
-    if is_rearranged(summary) or summary.recognised.scaled is not None:
+    if is_rearranged(summary):
         return rearranged(summary)
     return [*_distance(lineage), *rearranged(summary)]
 

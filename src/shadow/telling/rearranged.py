@@ -23,12 +23,11 @@ def rearranged(summary: PairRecord) -> list[Sentence]:
         return []
     sentences = []
     if found.moved is not None:
-        draft = Draft(summary)
         text = (
-            f"{_moved(draft, found.moved)}. The figures compare layers of the same number, so"
+            f"{_moved(summary, found.moved)}. The figures compare layers of the same number, so"
             " those of moved layers are not of a change."
         )
-        sentences.append(draft.sentence("layers_moved", text))
+        sentences.append(Sentence("layers_moved", text, {}))
     if found.negated is not None:
         sentences.append(_modules(summary, "negated", found.negated, "with the opposite sign"))
     if found.reordered is not None:
@@ -37,10 +36,9 @@ def rearranged(summary: PairRecord) -> list[Sentence]:
     return sentences
 
 
-def _moved(draft: Draft, moved: MovedLayers) -> str:
+def _moved(summary: PairRecord, moved: MovedLayers) -> str:
     """`By their content layers 3 to 9 are the base's layers 4 to 10: its layer 3 is missing`."""
-    several = draft.summary.has_components
-    draft.write(moved.layers, f"{PLACE}.moved.layers", "count")
+    several = summary.has_components
     told = [
         f"{layers_of(row.component, _span(row.first_layer, row), several)} {_are(row)} the base's"
         f" {layers_text(_span(row.base_first, row))}"
