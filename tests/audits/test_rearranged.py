@@ -15,7 +15,9 @@ import torch
 from rearranging import MODULES, Weights, dropped, inserted, negated, permuted, tuned, weights
 from runs import contents, pair_of
 
+from shadow.audits.engine import InProcess
 from shadow.audits.pair import run_pair
+from shadow.audits.parts import Parts
 from shadow.audits.runtime import Runtime, Settings
 from shadow.checkpoints.pairing import Filter
 from shadow.spectra.delta import Method
@@ -165,10 +167,15 @@ def test_the_tables_name_the_content(audited):
 
 
 @pytest.mark.parametrize("case", ["dropped", "neurons"])
-def test_workers_change_nothing(case, audited, tmp_path):
-    """The same bytes with one worker as with three."""
-    one, three = (audited(case, Runtime(jobs=jobs), f"of {jobs}") for jobs in (1, 3))
-    assert contents(one.folder.parents[1]) == contents(three.folder.parents[1])
+def test_workers_and_parts_change_nothing(case, audited):
+    """The same bytes with one worker, with three, and in three parts."""
+    in_parts = Runtime(elsewhere=Parts(InProcess(), 3).measure)
+    ways = {"one": Runtime(jobs=1), "three": Runtime(jobs=3), "parts": in_parts}
+    found = [
+        contents(audited(case, runtime, f"{way} {case}").folder.parents[1])
+        for way, runtime in ways.items()
+    ]
+    assert found[0] == found[1] == found[2]
 
 
 def test_an_ordinary_pair_is_not_looked_at(tmp_path, monkeypatch):
