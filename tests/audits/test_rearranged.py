@@ -11,7 +11,6 @@ from functools import cache
 import models
 import pyarrow.parquet as pq
 import pytest
-import torch
 from rearranging import MODULES, Weights, dropped, inserted, negated, permuted, tuned, weights
 from runs import contents, pair_of
 
@@ -193,14 +192,3 @@ def test_an_ordinary_pair_is_not_looked_at(tmp_path, monkeypatch):
     assert done.summary.recognised.rearranged is None
     written = json.loads((done.folder / "summary.json").read_text())
     assert written["recognised"]["rearranged"] is None
-
-
-def test_signs_are_not_taken_for_another_order():
-    """Of matrices of signs all rows have one energy: no order is read from it."""
-    from shadow.spectra.reordering import reordered
-    from shadow.spectra.spectrum import Sides, Workspace
-
-    generator = torch.Generator().manual_seed(0)
-    one, other = torch.randn(2, 64, 96, generator=generator).sign()
-    assert reordered(Sides(one, other, torch.float32, Workspace())) is None
-    assert reordered(Sides(one, one.roll(17, 0), torch.float32, Workspace())) == "rows"

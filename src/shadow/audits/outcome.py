@@ -29,12 +29,12 @@ class Outcome:
     """Three of a measured matrix pair (base, tuned, delta), one of a matrix without a base, none
     otherwise.
     """
-    reordered: Order | None = None
-    """What of the tuned matrix is the base's in another order (see `shadow.spectra.reordering`)."""
     verified: tuple[bool | None, bool | None] = (None, None)
     """Whether the bytes of base and tuned side agree with a checksum of the Hub; None: a folder."""
     residual: NDArray[np.float32] | None = None
     """The delta's Gram on the side of the residual stream (see `shadow.spectra.residual`)."""
+    reordered: Order | None = None
+    """What of the tuned matrix is the base's in another order (see `shadow.spectra.reordering`)."""
     seconds: float = field(default=0.0, compare=False)
     """Of one worker."""
     cached: int = field(default=0, compare=False)

@@ -271,35 +271,6 @@ class Replaced:
 
 
 @dataclass(frozen=True)
-class Scaled:
-    """Every changed matrix is its base times one factor."""
-
-    matrices: int
-    factor: float
-    """What the base was multiplied by."""
-
-
-@dataclass(frozen=True)
-class Zeroed:
-    """In every changed matrix some entries became 0, and all others stayed."""
-
-    matrices: int
-    share: float
-    """Of the entries, those that became 0: median over matrices, 0 to 1."""
-
-
-@dataclass(frozen=True)
-class FewRowsRow:
-    """An embedding of which only a few rows changed."""
-
-    component: str
-    module: str
-    changed: int
-    rows: int
-    """All that were compared."""
-
-
-@dataclass(frozen=True)
 class RearrangedModules:
     """Matrices that are the base's with the opposite sign, or in another order of rows or columns,
     up to some training.
@@ -358,6 +329,35 @@ class Rearranged:
     moved: MovedLayers | None
     negated: RearrangedModules | None
     reordered: RearrangedModules | None
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """Every changed matrix is its base times one factor."""
+
+    matrices: int
+    factor: float
+    """What the base was multiplied by."""
+
+
+@dataclass(frozen=True)
+class Zeroed:
+    """In every changed matrix some entries became 0, and all others stayed."""
+
+    matrices: int
+    share: float
+    """Of the entries, those that became 0: median over matrices, 0 to 1."""
+
+
+@dataclass(frozen=True)
+class FewRowsRow:
+    """An embedding of which only a few rows changed."""
+
+    component: str
+    module: str
+    changed: int
+    rows: int
+    """All that were compared."""
 
 
 @dataclass(frozen=True)
