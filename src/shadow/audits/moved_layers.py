@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
@@ -18,6 +19,7 @@ from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import Side, Skipped
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checkpoints.sources import ByteRanges, Source, WholeFile
+from shadow.errors import ShadowError
 from shadow.places.architecture import Place
 
 KINDS = 2  # kinds of tensors that are read, as one of attention and one of the MLP
@@ -42,7 +44,7 @@ class _Kind:
 
 
 _Layers = Mapping[_Kind, Mapping[int, TensorInfo]]
-_Samples = Mapping[str, Tensor | None]  # by name of a tensor
+_Samples = Mapping[str, Tensor]  # by name of a tensor
 
 
 def moved_layers(
@@ -136,7 +138,7 @@ def _chosen(
 
 
 def _content(
-    sample: Tensor | None, layer: int, base: Mapping[int, TensorInfo], samples: _Samples
+    sample: Tensor, layer: int, base: Mapping[int, TensorInfo], samples: _Samples
 ) -> TensorInfo | None:
     """The base's tensor with this content; of several, that of the nearest layer."""
     likenesses = [
@@ -147,10 +149,10 @@ def _content(
     return min(likenesses, key=lambda found: found[:2])[2] if likenesses else None
 
 
-def _alike(first: Tensor | None, second: Tensor | None) -> bool:
-    if first is None or second is None or not (first.norm() * second.norm()).isfinite():
-        return False
-    return bool(first @ second > LIKE * first.norm() * second.norm())
+def _alike(first: Tensor, second: Tensor) -> bool:
+    """Whether their cosine is LIKE or more; of what is 0 or not finite it is not."""
+    size = first.norm() * second.norm()
+    return bool(size.isfinite() and first @ second > LIKE * size)
 
 
 def _agreed(
@@ -175,22 +177,17 @@ def _read(
     scratch: Path,
     say: Say,
 ) -> _Samples:
-    """The first entries of tensors, float64, by name; None of what is on the Hub while nothing may
-    be fetched from there.
-    """
+    """The first entries of tensors, float64, by name."""
     of_shard: defaultdict[str, dict[str, TensorInfo]] = defaultdict(dict)
     for layers in wanted:
         for info in layers.values():
             of_shard[info.shard][info.name] = info
-    samples: dict[str, Tensor | None] = {}
+    samples: dict[str, Tensor] = {}
     for shard, infos in sorted(of_shard.items()):
         source = checkpoint.sources[shard]
         heads = {name: _head(info) for name, info in infos.items()}
-        reader = _reader(source, checkpoint, list(heads.values()), scratch / f"{side}-layers.part")
-        if reader is None:
-            samples |= dict.fromkeys(infos)
-            continue
-        reader.fetch(say=say, report=lambda count: None, stop=Event())
+        path = scratch / f"{side}-layers.part"
+        reader = _fetched(source, list(heads.values()), path, say, ranges=checkpoint.ranges)
         try:
             samples |= {name: _sample(reader.tensor(head)) for name, head in heads.items()}
         finally:
@@ -211,18 +208,23 @@ def _sample(head: Tensor) -> Tensor:
     return head[:, : SAMPLE // len(head)].double().reshape(-1)
 
 
-def _reader(
-    source: Source, checkpoint: Checkpoint, heads: Sequence[TensorInfo], path: Path
-) -> Source | None:
+def _fetched(
+    source: Source, heads: Sequence[TensorInfo], path: Path, say: Say, *, ranges: bool
+) -> Source:
     """What reads a few rows of a shard: not more of it than that, where the server allows."""
     if not isinstance(source, WholeFile):
-        return source
+        return _having_fetched(source, say)
     from shadow.checkpoints.hub import cached
 
     if (there := cached(source.snapshot, source.file)) is not None:
         return replace(source, path=there)  # what was measured has been checked
-    if source.snapshot.offline:
-        return None
-    if not checkpoint.ranges:
-        return replace(source, keep=False)
-    return ByteRanges(source.snapshot, source.file, wanted=tuple(heads), path=path)
+    if ranges and not source.snapshot.offline:
+        with suppress(ShadowError):  # of a server that ignores them
+            part = ByteRanges(source.snapshot, source.file, wanted=tuple(heads), path=path)
+            return _having_fetched(part, say)
+    return _having_fetched(replace(source, keep=source.snapshot.offline), say)
+
+
+def _having_fetched(source: Source, say: Say) -> Source:
+    source.fetch(say=say, report=lambda count: None, stop=Event())
+    return source
