@@ -10,17 +10,20 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from shadow.audits.runtime import AlignedPair
-from shadow.checkpoints.hub_client import Say
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import Side, Skipped
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checkpoints.sources import ByteRanges, Source, WholeFile
 from shadow.errors import ShadowError
 from shadow.places.architecture import Place
+
+if TYPE_CHECKING:
+    from shadow.checkpoints.hub_client import Say  # which imports the client of the Hub
 
 KINDS = 2  # kinds of tensors that are read, as one of attention and one of the MLP
 ROWS = 16  # of each tensor, its first ones as stored
