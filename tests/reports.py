@@ -42,6 +42,9 @@ def places(layers: int, modules: tuple[str, ...] = MODULES) -> list[dict[str, An
     return [place(layer, module) for layer in range(layers) for module in modules]
 
 
+CONTENT = ("content_of", "content_how")  # where the content of a tuned tensor is in the base
+
+
 def shaped_by(concentration: float) -> dict[str, float]:
     """The figures of a delta of a concentration, all of which say the same."""
     ratio = NULL ** (1 - concentration)
@@ -119,6 +122,7 @@ def write(
                     "status": "measured",
                     "cast": row.get("cast", "neither"),
                     "relative_norm": row.get("relative_norm"),
+                    **{key: row.get(key) for key in CONTENT if side == "tuned"},
                 }
             )
     tensors += [{"side": "base", "shape": [64, 96], **row} for row in extra_tensors]

@@ -8,21 +8,27 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import models
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import rearranging
 from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reports import MODULES, NULL, delta, identity, place, places, uniform, write
+from runs import pair_of
 from view import drawn
 
+from shadow.audits.pair import Settings, run_pair
+from shadow.checkpoints.pairing import Filter
 from shadow.cli.reports import compare as command
 from shadow.comparing.comparison import MARGIN, Comparison, compare
 from shadow.comparing.differences import FIGURES
 from shadow.errors import ShadowError
 from shadow.reports.columns import COMPARISON
+from shadow.spectra.delta import Method
 from shadow.telling.comparison import comparison_document, modules_apart
 
 DEMO = Path(__file__).parents[2] / "registry" / "demo"
@@ -547,6 +553,21 @@ def test_what_is_not_shown_is_said(tmp_path):
     (contrast,) = told["contrasts"]
     assert "narrower data" in contrast["consistent_with"][0]
     assert not any("contaminat" in text or "benchmark" in text for text in json.dumps(told).split())
+
+
+def test_a_change_and_the_same_at_other_rows_are_not_called_one_change(tmp_path):
+    """Rolled by 17 rows a delta has the same spectrum: what the figures cannot see is said."""
+    base = rearranging.weights(0, layers=5)
+    deltas = {name: 0.01 * matrix for name, matrix in rearranging.weights(1, layers=5).items()}
+    before, asked = models.write(tmp_path / "base", base), Settings(Method(), Filter())
+    folders = []
+    for side, rows in (("one", 0), ("other", 17)):
+        tuned = {name: matrix + deltas[name].roll(rows, 0) for name, matrix in base.items()}
+        after = models.write(tmp_path / side, tuned)
+        folders.append(run_pair(pair_of(before, after), asked, tmp_path / "out").folder)
+    found = one(compare(folders))
+    assert found.verdict == "not distinguished"
+    assert "this does not make them the same change" in found.sentence
 
 
 def test_simulated_runs_of_one_regime_never_pass_the_margin(tmp_path):

@@ -148,6 +148,13 @@ def with_swapped(cosine=0.02):
     return [*model(), *[row(at, "attn.v", cosine=cosine) for at in (2, 3)]]
 
 
+def elsewhere(how="same", content="layers.3.mlp.up"):
+    """Twelve matrices, and one that has nothing in common with its partner, nor with any other
+    where how is None.
+    """
+    return [*model(), row(2, "mlp.gate", cosine=0.01, content_of=content, content_how=how)]
+
+
 BROKEN = skipped("nonfinite", "mlp.up", 2, "in the tuned tensor")
 SCALED = {"decay_cosine": 1.0, "relative_norm": 0.01}
 PRUNED = {"decay_cosine": -0.12, "relative_norm": 0.12, "zero_share": 0.7}
@@ -199,6 +206,9 @@ MUST = {  # by code: what a report has to be of for the sentence to stand there
     "few_rows": report([*model(), row(None, "embed", rows=600, rows_changed=1 / 600)]),
     "unrelated": report(model(cosine=0.01, relative_norm=1.4)),
     "hardly_related": report(model(cosine=0.3)),
+    "layers_moved": report(elsewhere()),
+    "negated": report(with_swapped(-0.99)),
+    "reordered": report(elsewhere("rows in another order", "layers.2.mlp.gate")),
     "part_asked_for": report(
         model(), settings={**SETTINGS, "chosen": {"layers": [0]}}, extra_tensors=alone(12)
     ),
@@ -238,6 +248,9 @@ MUST_NOT = {  # a near miss of the same code
     "few_rows": report([*model(), row(None, "embed", rows=600, rows_changed=0.06)]),
     "unrelated": report(model(cosine=0.3)),
     "hardly_related": report(model(cosine=0.6)),
+    "layers_moved": report(elsewhere(content="layers.9.mlp.up")),  # which there is none of
+    "negated": report(with_swapped(-0.7)),
+    "reordered": report(elsewhere(None)),
     "part_asked_for": report(model(), extra_tensors=alone(12)),
     "part_shared": report(model(), extra_tensors=alone(1)),
     "unread_formats": report(model(), extra_tensors=alone(1)),
@@ -1194,7 +1207,7 @@ def test_another_explanation_is_answered_by_its_figure(tmp_path, code, answer, f
 def test_a_matrix_that_was_replaced_is_no_decay(tmp_path, decay_cosine, cosine, answer):
     """It changes against the base as well, but decay leaves base and tuned parallel."""
     # a head that changed little: unrelated models have no explanations
-    related = [row(None, "other") for _ in range(20)]
+    related = [row(None, "other") for _ in range(40)]
     deltas = [*model(decay_cosine=decay_cosine, cosine=cosine), *related]
     found = answers(told(tmp_path, deltas))["weight_decay"]
     assert found.answer == answer
@@ -1270,8 +1283,11 @@ def tables(summary):
             found |= {f"{place}.{at}": size for at, size in enumerate(one[name] or [])}
     for at, one in enumerate((told["recognised"]["casts"] or {}).get("rows", [])):
         found[f"recognised.casts.rows.{at}.relative_norm"] = one["relative_norm"]
-    for key in ("replaced", "scaled", "zeroed", "casts", "scaled_lines"):
-        of_key = told["recognised"][key] or {}
+    named = ("rearranged.negated", "rearranged.reordered", "casts", "scaled_lines")
+    for key in ("replaced", "scaled", "zeroed", *named):
+        of_key = told["recognised"]
+        for name in key.split("."):
+            of_key = of_key.get(name) or {}
         found |= {f"recognised.{key}.{name}": value for name, value in of_key.items()}
     for one in told["recognised"]["few_rows"]:
         place = f"recognised.few_rows.{one['component']}.{one['module']}"

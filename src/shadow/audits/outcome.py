@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shadow.reasons import Status
-from shadow.spectra.measurement import Measurement
+from shadow.spectra.measurement import Measurement, Order
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ class Outcome:
     """Whether the bytes of base and tuned side agree with a checksum of the Hub; None: a folder."""
     residual: NDArray[np.float32] | None = None
     """The delta's Gram on the side of the residual stream (see `shadow.spectra.residual`)."""
+    reordered: Order | None = None
+    """What of the tuned matrix is the base's in another order (see `shadow.spectra.reordering`)."""
     seconds: float = field(default=0.0, compare=False)
     """Of one worker."""
     cached: int = field(default=0, compare=False)

@@ -32,6 +32,7 @@ from shadow.audits.finished import (
 )
 from shadow.audits.journal import Fetched, Journal
 from shadow.audits.machine_limits import machine_limits
+from shadow.audits.moved_layers import moved_layers
 from shadow.audits.outcome import Outcome
 from shadow.audits.plan import Plan, make_plan
 from shadow.audits.rows import write_tables
@@ -221,6 +222,7 @@ def run_asked(asked: Asked) -> AuditResult:
                 lined.skipped,
                 journal.outcomes,
                 spectra=settings.spectra,
+                moved=partial(moved_layers, lined, scratch=asked.scratch, say=runtime.say),
             )
             del lined  # the headers: the summary takes as much again
             plain = summarise(tables, wanted.as_json())

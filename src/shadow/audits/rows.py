@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from shadow.reports.columns import MATRICES, RESIDUAL, SPECTRA, TENSORS, Column
 from shadow.reports.parquet import TableFile, arrow_schema, table_of
 from shadow.reports.provenance import Identity
 from shadow.spectra.measurement import Measurement
+from shadow.spectra.reordering import FAR
 from shadow.spectra.residual import (
     overlaps,
     overlaps_left_out,
@@ -54,12 +55,15 @@ def write_tables(
     outcomes: Mapping[str, Outcome],
     *,
     spectra: bool,
+    moved: Callable[[Collection[str]], Mapping[str, str]],
 ) -> tuple[dict[str, TableFile], dict[str, pa.Table]]:
     """Write the tables of a finished audit into a folder: their files by name, closed and without
     metadata; and what a summary needs of them (see `shadow.summary.tables.needed`), which lies in
     files of scratch, not in memory.
 
-    Rows have a fixed order. An outcome is asked for once, and let go when its rows are made.
+    Rows have a fixed order. An outcome is asked for once, and let go when its rows are made. moved:
+    what of the pairs that have nothing in common, which it gets the keys of, is another layer of
+    the base (see `shadow.audits.moved_layers`).
     """
     ordered = sorted(pairs, key=lambda pair: (_order(pair.place), pair.tuned.info.name))
     files = {
@@ -86,10 +90,13 @@ def write_tables(
     light: dict[str, Outcome] = {}  # by key of a pair: what became of it, without numbers
     stacked: list[tuple[MatrixPair, _Stacked]] = []
     norms = array("d")  # of the deltas
+    far: set[str] = set()  # keys of the pairs that have nothing in common
     for pair in ordered:  # one at a time: the spectra of 60,000 matrices are gigabytes
         outcome = outcomes[pair.key]
         matrices.extend(_matrix_rows(pair, outcome, identity))
         norms.extend(_delta_norm(delta) for delta in outcome.deltas)
+        if outcome.reordered is None and any(map(_is_far, outcome.deltas)):
+            far.add(pair.key)
         if sigmas is not None:
             sigmas.extend(_spectrum_rows(pair, outcome))
         # made anew: what was read from a journal has its own copy of each text
@@ -101,6 +108,7 @@ def write_tables(
             outcome.delta_norm,
             outcome.base_norm,
             cast=outcome.cast,
+            reordered=outcome.reordered,
         )
         if (of_pair := _Stacked.of(outcome)) is not None:
             stacked.append((pair, of_pair))
@@ -108,8 +116,9 @@ def write_tables(
     energy = math.fsum((norm / largest) ** 2 for norm in norms if largest)
     if any(skip.reason == "filtered" for skip in skipped):
         energy = 0.0  # that of the pair is not known
+    contents = _contents(ordered, light, moved(far))
     for side in ("base", "tuned"):
-        for row in _rows_of_side(side, ordered, skipped, light):
+        for row in _rows_of_side(side, ordered, skipped, light, contents):
             tensors.extend([row])
     residual = table_of(RESIDUAL, _residual_rows(stacked))
     files["residual"].write(residual)
@@ -218,6 +227,32 @@ class _Stacked:
         delta = outcome.measurements[-1]
         participation = delta.number("participation_ratio") or 1.0
         return cls(outcome.residual, _delta_norm(delta), participation)
+
+
+def _is_far(delta: Measurement) -> bool:
+    """Whether two matrices have little in common; one with the opposite sign is the base's."""
+    cosine = delta.number("cosine")
+    return cosine is not None and abs(cosine) < FAR
+
+
+Content = tuple[str, str]  # the base's tensor that a tuned one has the content of, and how
+
+
+def _contents(
+    pairs: Sequence[MatrixPair], outcomes: Mapping[str, Outcome], moved: Mapping[str, str]
+) -> dict[str, Content]:
+    """By the name of a tuned tensor: where its content is in the base, if not at its place.
+
+    Of a tensor of several matrices only where it is alike for all that have another order.
+    """
+    found: defaultdict[str, set[Content]] = defaultdict(set)
+    for pair in pairs:
+        order = outcomes[pair.key].reordered
+        if order is not None and pair.base is not None:
+            how = f"{order} in another order"
+            found[pair.tuned.info.name].add((pair.base.info.name, how))
+    alike = {name: contents.pop() for name, contents in found.items() if len(contents) == 1}
+    return alike | {name: (base, "same") for name, base in moved.items()}
 
 
 def _delta_norm(delta: Measurement) -> float:
@@ -368,6 +403,7 @@ def _rows_of_side(
     pairs: Sequence[MatrixPair],
     skipped: Sequence[Skipped],
     outcomes: Mapping[str, Outcome],
+    contents: Mapping[str, Content],
 ) -> Iterator[dict[str, Cell]]:
     """Exactly one row for each tensor of a side, whatever number of matrices it holds."""
     held: defaultdict[str, list[MatrixPair | Skipped]] = defaultdict(list)
@@ -383,7 +419,8 @@ def _rows_of_side(
         return (*_order(replace(_place_of(parts_of(name)), slot="")), name)
 
     for name in sorted(held, key=order):
-        yield _tensor_row(side, _info_of(side, name, held[name][-1]), parts_of(name))
+        content = contents.get(name) if side == "tuned" else None
+        yield _tensor_row(side, _info_of(side, name, held[name][-1]), parts_of(name), content)
 
 
 def _info_of(side: Side, name: str, holder: MatrixPair | Skipped) -> TensorInfo:
@@ -419,8 +456,11 @@ def _part(side: Side, holder: MatrixPair | Skipped, outcomes: Mapping[str, Outco
     return _Part(operand, holder.place, outcomes[holder.key], entries)
 
 
-def _tensor_row(side: Side, info: TensorInfo, parts: Sequence[_Part]) -> dict[str, Cell]:
+def _tensor_row(
+    side: Side, info: TensorInfo, parts: Sequence[_Part], content: Content | None
+) -> dict[str, Cell]:
     status, reason, detail = _merged(parts)
+    content_of, content_how = content or (None, None)
     compared = sum(part.entries for part in parts if part.is_compared)
     return {
         "tensor": info.name,
@@ -436,6 +476,8 @@ def _tensor_row(side: Side, info: TensorInfo, parts: Sequence[_Part]) -> dict[st
         # scales and the factors of an update have fewer entries than the matrix that they make
         "compared": min(compared, math.prod(info.shape)),
         "cast": _cast([part.outcome.cast for part in parts]),
+        "content_of": content_of,
+        "content_how": content_how,
     }
 
 

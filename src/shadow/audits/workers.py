@@ -43,6 +43,7 @@ from shadow.spectra.delta import (
 from shadow.spectra.device import Offload, Offloaded, full_products
 from shadow.spectra.history import cast
 from shadow.spectra.lazy import BlockScaled, Matrix, Updated
+from shadow.spectra.reordering import FAR, reordered
 from shadow.spectra.spectrum import (
     BLOCK,
     ON_CPU,
@@ -329,6 +330,9 @@ def _measured(
     norms = {
         measurement.subject: measurement.number("frobenius_norm") for measurement in measurements
     }
+    cosine, order = measurements[-1].number("cosine"), None
+    if cosine is not None and abs(cosine) < FAR:
+        order = reordered(Sides(base_matrix, matrix, working_dtype(*formats), space))
     return Outcome(
         pair.key,
         "measured",
@@ -337,6 +341,7 @@ def _measured(
         base_norm=norms["base"],
         cast=cast(sides, formats) or "neither",
         measurements=tuple(measurements),
+        reordered=order,
         residual=residual,
     )
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shadow.claims.answer import Answer, Claim, table
+from shadow.claims.recognised import is_rearranged
 from shadow.summary.record import PairRecord
 from shadow.summary.rows import VectorFigures
 from shadow.summary.standing import FULL_RANK, LINEAGE, ROUNDING, Standing
@@ -36,7 +37,7 @@ GATES = table(
         "lineage",
         "the tuned model comes from the base",
         "the median cosine of base and tuned matrices outside embeddings and heads is at least"
-        f" {LINEAGE:g}",
+        f" {LINEAGE:g}, and its matrices are where the base's are",
         null="0 for unrelated models of one shape",
     ),
     Claim(
@@ -147,11 +148,16 @@ def _lineage(record: PairRecord, standing: Standing) -> Answer:
     if cosine is None:
         reason = "no matrix outside embeddings and heads was compared"
         return _answer("lineage", None, passed=False, reason=reason)
-    passed = cosine >= LINEAGE
+    passed = cosine >= LINEAGE and not is_rearranged(record)
     if record.figures.rank_ceiling is not None:
         reason = (
             "an adapter fits any base of its shape, so it is unknown whether it was made for"
             " this one"
+        )
+    elif is_rearranged(record):
+        reason = (
+            "the tuned weights are the base's in other layers, negated or in another order, so"
+            f" their difference is no change (median cosine {cosine:.3f})"
         )
     elif passed:
         reason = f"the tuned weights point where the base's do (median cosine {cosine:.3f})"

@@ -56,6 +56,12 @@ FAR_NORMS = 3.0
 MOST = 0.9  # share of a report's measured parameters that should be compared
 
 
+UNSEEN = (
+    "this does not make them the same change: the figures tell how concentrated each is, not where"
+    " it points"
+)
+
+
 @dataclass(frozen=True)
 class MatchedCounts:
     """What two reports are compared over."""
@@ -319,7 +325,8 @@ def _sentence(
             " regime can differ as much"
         )
     if verdict == "not distinguished":
-        return f"{both} are not distinguished: {_why_not_distinguished(concentration, size)}"
+        why = _why_not_distinguished(concentration, size)
+        return f"{both} are not distinguished: {why}; {UNSEEN}"
     if concentration.verdict in ("more concentrated", "less concentrated"):
         same, other = pointing[way] or "none", pointing[-way] or "none"
         return (

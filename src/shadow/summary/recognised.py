@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from shadow.summary.numbers import are, finite, median
+from shadow.summary.rearranged import by_module, contents_of
 from shadow.summary.rows import (
     Casts,
     ChangedRow,
     FewRowsRow,
     Recognised,
     Replaced,
-    ReplacedRow,
     Scaled,
     ScaledLines,
     Zeroed,
@@ -36,17 +36,19 @@ SOME_KEPT = 0.01  # share of entries that are the same, without which nothing wa
 
 
 def recognised(deltas: Columns, tensors: Columns, lineage: float | None) -> Recognised:
-    """What the delta rows and the tensors show beyond doubt. lineage: the median cosine of the two
-    models.
+    """What the delta rows, the tensors, and what was found of them elsewhere, show beyond doubt.
+    lineage: the median cosine of the two models.
     """
     scale = _scaled(deltas)
+    contents = contents_of(deltas, tensors)
     return Recognised(
-        replaced=_replaced(deltas, lineage),
+        replaced=_replaced(deltas.where(~contents.anywhere), lineage),
         scaled=scale,
         zeroed=None if scale is not None else _zeroed(deltas),
         few_rows=_few_rows(deltas),
         casts=_casts(tensors),
         scaled_lines=None if scale is not None else _scaled_lines(deltas),
+        rearranged=contents.rearranged,
     )
 
 
@@ -60,20 +62,11 @@ def _replaced(deltas: Columns, lineage: float | None) -> Replaced | None:
     other = deltas.where(np.abs(deltas["cosine"]) < OTHER)
     if not len(other):
         return None
-    rows = [
-        ReplacedRow(
-            component=component,
-            module=module,
-            layers=sorted({int(layer) for layer in group.inside["layer"]}),
-            matrices=len(group),
-        )
-        for (component, module), group in other.groups("component", "module")
-    ]
     return Replaced(
         matrices=len(other),
         cosine_least=float(other["cosine"].min()),
         cosine_most=float(other["cosine"].max()),
-        rows=rows,
+        rows=by_module(other),
     )
 
 

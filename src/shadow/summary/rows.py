@@ -271,6 +271,67 @@ class Replaced:
 
 
 @dataclass(frozen=True)
+class RearrangedModules:
+    """Matrices that are the base's with the opposite sign, or in another order of rows or columns,
+    up to some training.
+    """
+
+    matrices: int
+    rows: list[ReplacedRow]
+
+
+@dataclass(frozen=True)
+class MovedRow:
+    """Layers that follow each other, and are as many other ones of the base that do."""
+
+    component: str
+    first_layer: int
+    """Of the tuned model, from 0."""
+    last_layer: int
+    base_first: int
+    """The layer of the base that first_layer is."""
+
+    @property
+    def offset(self) -> int:
+        """How much larger the numbers are in the base."""
+        return self.base_first - self.first_layer
+
+
+@dataclass(frozen=True)
+class LayersRow:
+    """Some layers of a component."""
+
+    component: str
+    layers: list[int]
+    """Ascending."""
+
+
+@dataclass(frozen=True)
+class MovedLayers:
+    """Layers that are other layers of the base by their content, up to some training."""
+
+    layers: int
+    rows: list[MovedRow]
+    missing: list[LayersRow]
+    """Layers of the base that no layer of the tuned model is."""
+    new: list[LayersRow]
+    """Layers of the tuned model that are no layer of the base."""
+
+
+@dataclass(frozen=True)
+class Rearranged:
+    """The base's own matrices where comparison place by place does not find them."""
+
+    matrices: int
+    """That are so, outside embeddings, heads and positions."""
+    changed: int
+    """Of these, so or not."""
+    moved: MovedLayers | None
+    negated: RearrangedModules | None
+    reordered: RearrangedModules | None
+
+
+@dataclass(frozen=True)
 class Scaled:
     """Every changed matrix is its base times one factor."""
 
@@ -352,6 +413,8 @@ class Recognised:
     """None in a report made before 0.2.0."""
     scaled_lines: ScaledLines | None = None
     """None: there are no such matrices."""
+    rearranged: Rearranged | None = None
+    """None: there are no such matrices, or the report is older."""
 
 
 @dataclass(frozen=True)

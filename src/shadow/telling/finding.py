@@ -14,7 +14,12 @@ from typing import TYPE_CHECKING
 
 from shadow.claims.draft import Sentence
 from shadow.claims.explanations import Explanation, as_explanation, explanations
-from shadow.claims.recognised import is_copy, is_mostly_copy, is_scaled_by_lines
+from shadow.claims.recognised import (
+    is_copy,
+    is_mostly_copy,
+    is_rearranged,
+    is_scaled_by_lines,
+)
 from shadow.claims.summary import Finding
 from shadow.comparing.published import context_sentence
 from shadow.reports.columns import read_words
@@ -52,7 +57,10 @@ def finding(summary: Summary, settings: SettingsMetadata) -> Finding:
         return Finding(headline(summary, first), first, [], list(NOT_SHOWN))
     sentences = list(first)
     others: list[Explanation] = []
-    if any(sentence.code == "unrelated" for sentence in first):
+    unrelated = any(sentence.code == "unrelated" for sentence in first)
+    if unrelated or is_rearranged(summary):  # the difference is no change
+        if summary.recognised.scaled is not None:  # by a factor below 0
+            sentences += known_changes(summary)
         sentences += [size_and_place(summary, apart=True, alike=False), *later]
     else:
         sentences += [*known_changes(summary), size_and_place(summary, apart=relation == "sibling")]

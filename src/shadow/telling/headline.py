@@ -8,9 +8,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from shadow.claims.draft import Draft
-from shadow.claims.recognised import has_other_norm_unrounded, is_copy, is_scaled_by_lines
+from shadow.claims.recognised import (
+    has_other_norm_unrounded,
+    is_copy,
+    is_rearranged,
+    is_scaled_by_lines,
+)
 from shadow.quantities import text_of
 from shadow.telling.known_changes import beside_a_copy, has_nothing_in_common
+from shadow.telling.rearranged import rearranged_headline, rearranged_kind
 from shadow.telling.size import (
     ALIKE,
     MOST,
@@ -59,6 +65,8 @@ def headline(summary: Summary, sentences: Sequence[Sentence]) -> str:
     for code, text in ALONE.items():
         if code in texts:
             return text
+    if is_rearranged(summary):
+        return rearranged_headline(summary)
     if "only_vectors" in texts:
         if texts.keys() == {"only_vectors", "identical"}:
             return "Only biases and norms changed."
@@ -101,6 +109,8 @@ def _kind(summary: Summary, codes: Container[str]) -> str:
     if replaced is not None and has_nothing_in_common(replaced):
         count = counted(replaced.matrices, "matrix", "matrices")
         return f"with {count} replaced or exchanged"
+    if kind := rearranged_kind(summary):
+        return kind
     if "beyond_rounding" in codes:
         return f"more than rounding in {inside.known:,} of {inside.matrices:,} matrices"
     for code, text in KINDS.items():

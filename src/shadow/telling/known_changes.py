@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 from shadow.claims.draft import Draft, Sentence
 from shadow.claims.recognised import recognised
 from shadow.summary.record import PairRecord
 from shadow.summary.rows import Replaced
-from shadow.telling.wording import (
-    and_others,
-    changed_module,
-    factor,
-    layers_text,
-    of_component,
-    place_of,
-    vectors_moved,
-)
+from shadow.telling.wording import and_others, factor, place_of, places_of, vectors_moved
 
 VECTORS_FURTHER = 3.0  # median relative norm of vectors over that of the matrices as a whole
 NOTHING_IN_COMMON = 0.1  # a cosine below which two matrices have nothing in common
@@ -137,13 +129,7 @@ def _replaced(summary: PairRecord) -> list[Sentence]:
     count = draft.write(replaced.matrices, "recognised.replaced.matrices", "count")
     low = draft.write(replaced.cosine_least, "recognised.replaced.cosine_least", "fixed")
     high = draft.write(replaced.cosine_most, "recognised.replaced.cosine_most", "fixed")
-    several = summary.has_components
-    layers: dict[tuple[int, ...], list[str]] = {}
-    for row in replaced.rows:
-        name = changed_module(summary, row)
-        name = of_component(name, row.component) if several else name
-        layers.setdefault(tuple(row.layers), []).append(name)
-    places = and_others([_place_of_several(names, at) for at, names in layers.items()])
+    places = places_of(summary, replaced.rows)
     one = replaced.matrices == 1
     noun, have = ("matrix", "has") if one else ("matrices", "have")
     cosines = f"cosine {low}" if low == high else f"cosines {low} to {high}"
@@ -161,12 +147,6 @@ def _replaced(summary: PairRecord) -> list[Sentence]:
 def has_nothing_in_common(replaced: Replaced) -> bool:
     """Whether the cosine is so near 0 that no training can have left it."""
     return max(abs(replaced.cosine_least), abs(replaced.cosine_most)) < NOTHING_IN_COMMON
-
-
-def _place_of_several(names: Sequence[str], layers: Sequence[int]) -> str:
-    """`attn.q and attn.k of layers 3 and 4`."""
-    named = and_others(list(names))
-    return f"{named} of {layers_text(layers)}" if layers else named
 
 
 def few_rows(summary: PairRecord) -> list[Sentence]:

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 from shadow.claims.answer import Figure
 from shadow.claims.draft import Draft, Sentence
+from shadow.claims.recognised import is_rearranged
 from shadow.quantities import text_of
 from shadow.summary.rows import UncomparedRow, VocabularyRow
+from shadow.telling.rearranged import rearranged
 from shadow.telling.wording import (
     NAMED,
     and_others,
@@ -39,7 +41,7 @@ def limits(summary: PairRecord, gates: Mapping[str, Gate], filtered: bool) -> li
         if broken:
             text = f"Nothing was compared: no matrix {of} has a partner, or finite numbers."
         return [*broken, Sentence("nothing_compared", text, {})]
-    sentences = [*broken, *_relation(lineage)]
+    sentences = [*broken, *_relation(summary, lineage)]
     if filtered or not changed.passed or not paired.passed:
         sentences += _part(paired, filtered)
     sentences += _unread(formats)
@@ -121,13 +123,20 @@ def _vocabulary(summary: PairRecord) -> list[Sentence]:
 def _left_out(summary: PairRecord) -> list[Sentence]:
     """What has no partner, or another shape."""
     texts = []
-    for reason, where in (
-        ("only_in_base", "only in the base"),
-        ("only_in_tuned", "only in the tuned model"),
+    found = summary.recognised.rearranged
+    for reason, here, there in (
+        ("only_in_base", "the base", "the tuned model"),
+        ("only_in_tuned", "the tuned model", "the base"),
     ):
         rows = [row for row in summary.uncompared if row.reason == reason]
+        whole = [row for row in rows if row.module is None]
+        if (
+            whole and found is not None and found.moved is not None
+        ):  # they may be there all the same
+            texts.append(f"{_places_of(summary, whole)} ({there} has none of that number)")
+            rows = [row for row in rows if row.module is not None]
         if rows:
-            texts.append(f"{_places_of(summary, rows)} ({where})")
+            texts.append(f"{_places_of(summary, rows)} (only in {here})")
     figures: dict[str, Figure] = {}
     shapes: dict[str, list[UncomparedRow]] = {}
     for row in summary.uncompared:
@@ -182,7 +191,13 @@ def _identical(draft: Draft) -> str:
     return f" (tensors of the tuned side: {and_list(of)})" if of else ""
 
 
-def _relation(lineage: Gate) -> list[Sentence]:
+def _relation(summary: PairRecord, lineage: Gate) -> list[Sentence]:
+    if is_rearranged(summary):
+        return rearranged(summary)
+    return [*_distance(lineage), *rearranged(summary)]
+
+
+def _distance(lineage: Gate) -> list[Sentence]:
     if lineage.passed or lineage.figure is None:
         return []
     figures = {"gates.lineage.figure": lineage.figure}

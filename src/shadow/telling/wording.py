@@ -35,6 +35,21 @@ def place_of(component: str, module: str | None, layers: Sequence[int], several:
     return f"{name} of {layers_text(layers)}" if layers else name
 
 
+def places_of(summary: PairRecord, rows: Sequence[ReplacedRow]) -> str:
+    """`attn.q and attn.k of layers 3 and 4, and the head`: modules of the same layers together."""
+    several = summary.has_components
+    layers: dict[tuple[int, ...], list[str]] = {}
+    for row in rows:
+        name = changed_module(summary, row)
+        name = of_component(name, row.component) if several else name
+        layers.setdefault(tuple(row.layers), []).append(name)
+    named = [
+        f"{and_others(names)} of {layers_text(at)}" if at else and_others(names)
+        for at, names in layers.items()
+    ]
+    return and_others(named)
+
+
 def vectors_moved(draft: Draft) -> str:
     """`128 of 128 biases and norms moved, by 13 % of their own norm in the median`."""
     vectors = draft.summary.vectors
