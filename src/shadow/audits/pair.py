@@ -214,7 +214,7 @@ def run_asked(asked: Asked) -> AuditResult:
         run = _run_metadata(settings, clock, journal.outcomes.values())
         with replacing(folder) as staged:
             files, tables = write_tables(
-                staged.folder,
+                staged.path,
                 asked.scratch,
                 wanted,
                 lined.pairs,

@@ -46,7 +46,7 @@ TOLD = 8  # parts of a tensor that its detail names one by one
 
 
 def write_tables(
-    folder: Path,
+    path_of: Callable[[str], Path],
     scratch: Path,
     identity: Identity,
     pairs: Sequence[MatrixPair],
@@ -55,15 +55,15 @@ def write_tables(
     *,
     spectra: bool,
 ) -> tuple[dict[str, TableFile], dict[str, pa.Table]]:
-    """Write the tables of a finished audit into a folder: their files by name, closed and without
-    metadata; and what a summary needs of them (see `shadow.summary.tables.needed`), which lies in
-    files of scratch, not in memory.
+    """Write the tables of a finished audit, each to the path of its file's name: their files by
+    name, closed and without metadata; and what a summary needs of them (see
+    `shadow.summary.tables.needed`), which lies in files of scratch, not in memory.
 
     Rows have a fixed order. An outcome is asked for once, and let go when its rows are made.
     """
     ordered = sorted(pairs, key=lambda pair: (_order(pair.place), pair.tuned.info.name))
     files = {
-        name: TableFile(folder / f"{name}.parquet", arrow_schema(columns))
+        name: TableFile(path_of(f"{name}.parquet"), arrow_schema(columns))
         for name, columns in (
             ("spectra", SPECTRA),
             ("tensors", TENSORS),
