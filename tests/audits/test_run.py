@@ -561,6 +561,7 @@ def test_workers_are_as_many_as_cores_or_as_fit_the_memory():
     fewer workers.
     """
     from shadow.audits.machine_limits import MachineLimits
+    from shadow.audits.memory import default_jobs, lacking
     from shadow.checkpoints.pairing import MatrixPair, Operand
     from shadow.checkpoints.safetensors_files import TensorInfo
     from shadow.places.architecture import Part, Place
@@ -569,7 +570,12 @@ def test_workers_are_as_many_as_cores_or_as_fit_the_memory():
     tuned = Operand(TensorInfo("w", "BF16", (8192, 28672), "s", 0, 0), Part(place))
     pair = MatrixPair(place, None, tuned, 8192, 28672, True)
     for memory, jobs in ((64 << 30, 16), (4 << 30, 2), (1 << 20, 1)):
-        assert audit_module.default_jobs([pair], MachineLimits(16, "", memory, "")) == jobs
+        machine = MachineLimits(16, "", memory, "the machine")
+        assert default_jobs([pair], machine) == jobs
+        fault = lacking([pair], machine)
+        assert (fault is None) == (memory > 1 << 30)
+    assert fault is not None
+    assert fault.message == "w: 8,192 x 28,672 needs 1.7 GB of memory, 1.0 MB are free"
 
 
 def test_changes_by_binade_are_kept_beside_the_spectrum_of_a_delta(tmp_path):
@@ -645,3 +651,24 @@ def test_weights_whose_squares_leave_float64_are_audited(tmp_path, exponent):
         np.testing.assert_allclose(far[name], near[name], rtol=1e-9)
     assert set(far["kept_reason"]) == {"rounding_unexplained"}
     assert near["kept_reason"].isna().all()
+
+
+def test_a_matrix_that_does_not_fit_the_memory_is_refused_before_it_is_measured(tmp_path, llama):
+    """One line with its name and both sizes; nothing is left behind, and the plan says it too."""
+    from shadow.audits import pair_plan
+    from shadow.audits.machine_limits import MachineLimits
+
+    machine = MachineLimits(2, "the machine", 300_000, "the control group /small")
+    told = (
+        "lm_head.weight: 128 x 64 needs 638.0 kB of memory, 300.0 kB are free (the"
+        " control group /small)"
+    )
+    with pytest.raises(ShadowError) as caught:
+        run(*llama, tmp_path / "out", runtime=Runtime(limits=machine))
+    assert caught.value.message == told
+    assert not (tmp_path / "out").exists() or not any((tmp_path / "out").rglob("*.*"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pair_plan, "machine_limits", lambda: machine)
+        planned = pair_plan.plan_pair(pair_of(*llama), EVERYTHING, tmp_path / "out")
+    assert (planned.problem, planned.hint) == (told, caught.value.hint)
+    assert (planned.jobs, planned.as_json()["problem"]) == (1, told)

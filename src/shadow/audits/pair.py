@@ -32,6 +32,7 @@ from shadow.audits.finished import (
 )
 from shadow.audits.journal import Fetched, Journal
 from shadow.audits.machine_limits import machine_limits
+from shadow.audits.memory import default_jobs, lacking
 from shadow.audits.outcome import Outcome
 from shadow.audits.plan import Plan, make_plan
 from shadow.audits.rows import write_tables
@@ -46,7 +47,7 @@ from shadow.audits.sides import (
     side_of,
 )
 from shadow.audits.spectrum_cache import SpectrumCache
-from shadow.audits.workers import cost, default_jobs, measure_pairs
+from shadow.audits.workers import cost, measure_pairs
 from shadow.checkpoints.pairing import Filter
 from shadow.checkpoints.sources import Fetching, Source, WholeFile
 from shadow.claims.summary import Summary
@@ -382,7 +383,10 @@ def _measure(asked: Asked, lined: AlignedPair, journal: Journal) -> int:
     fetching = Fetching(runtime.say, report, note)
     kept = None if runtime.cache is None else SpectrumCache(runtime.cache)
     remember = solve_anew if kept is None else kept.remember
-    jobs = runtime.jobs or default_jobs(lined.pairs, runtime.limits or machine_limits())
+    machine = runtime.limits or machine_limits()
+    if fault := lacking(lined.pairs, machine):
+        raise fault
+    jobs = runtime.jobs or default_jobs(lined.pairs, machine)
     for line in details.of_plan(plan, lined.skipped, jobs=jobs, cache=runtime.cache):
         runtime.detail(line)
     clock, busy = _Clock(), 0.0

@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from threadpoolctl import threadpool_limits
 
-from shadow.audits.machine_limits import MachineLimits
 from shadow.audits.outcome import Outcome
 from shadow.audits.schedule import Schedule, ShardKey, source_of
 from shadow.checkpoints.opening import Checkpoint
@@ -43,7 +42,6 @@ from shadow.spectra.delta import (
 from shadow.spectra.device import Offload, Offloaded, full_products
 from shadow.spectra.lazy import BlockScaled, Matrix, Updated
 from shadow.spectra.spectrum import (
-    BLOCK,
     ON_CPU,
     Grams,
     Question,
@@ -202,20 +200,9 @@ def pace(method: Method, jobs: int, offload: Offload | None = None) -> float:
         return jobs * (1024 * 1024 * 4096 + 4 * 1024**3) / (time.perf_counter() - started)
 
 
-def default_jobs(pairs: Sequence[MatrixPair], machine: MachineLimits) -> int:
-    """As many workers as there are cores, or as fit the free memory if that is fewer."""
-    return max(1, min(machine.cores, machine.memory // worker_memory(pairs)))
-
-
 def largest_side(pairs: Sequence[MatrixPair]) -> int:
     """The side of the largest Gram matrix."""
     return max((min(pair.rows, pair.cols) for pair in pairs if pair.is_matrix), default=1)
-
-
-def worker_memory(pairs: Sequence[MatrixPair]) -> int:
-    """Bytes that one worker takes at most: a Gram, the solver's copies of it, block buffers."""
-    side = largest_side(pairs)
-    return 3 * 8 * side**2 + 4 * 8 * BLOCK
 
 
 def outcome_of(

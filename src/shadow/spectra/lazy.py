@@ -13,8 +13,8 @@ from torch import Tensor
 
 from shadow.dtypes import FloatFormat
 
-# entries of a factor of an update that are decomposed at a time: 64 MiB in float64
-FACTOR_BLOCK = 1 << 23
+# entries of a factor of an update that are decomposed at a time: 32 MiB in float64
+FACTOR_BLOCK = 1 << 22
 
 
 class _LikeAnother:

@@ -38,7 +38,8 @@ SEED = 0
 LEFT_OUT = 8  # parts of the projection that are left out in turn, to estimate the error
 WHOLE = 1 << 15  # width up to which the projection is kept: 17 MB in float32
 PIECE = 1 << 13  # rows of a wider one that are in memory at a time: 8 MiB in float64
-_DRAWING = threading.Lock()  # one worker at a time: a QR takes five times what it returns
+QR = 4  # times what a QR decomposition returns is taken while it is made, measured
+_DRAWING = threading.Lock()  # one worker draws at a time
 
 
 def projection(width: int, dtype: np.dtype[Any]) -> NDArray[np.floating]:
@@ -82,18 +83,16 @@ def _root(width: int) -> NDArray[np.float64]:
     return np.asarray(np.linalg.inv(np.linalg.cholesky(total).T))
 
 
-def projection_memory(width: int, *, long_side: bool) -> int:
-    """Bytes that the projections of a stream of that width take at most, in all dtypes.
-
-    long_side: whether a matrix has the stream on its long side, so that the projection of a wide
-    one is not needed whole.
+def projection_memory(width: int, *, short_side: bool) -> tuple[int, int]:
+    """Bytes that the projection of a stream of that width takes at most in a process, in all
+    dtypes, and in a worker. short_side: where a matrix has the stream.
     """
+    kept, pieces = (4 + 8) * WIDTH * width, 3 * 8 * WIDTH * PIECE
     if width <= WIDTH:
-        return 0
-    if width > WHOLE:
-        whole = 0 if long_side else (4 + 8) * WIDTH * width
-        return whole + 3 * 8 * PIECE * WIDTH
-    return (4 + 8 + 5 * 8) * WIDTH * width
+        return 0, 0
+    if width <= WHOLE:
+        return kept + QR * 8 * WIDTH * width, 0
+    return (kept + pieces, 0) if short_side else (0, pieces)
 
 
 def sketch(

@@ -363,7 +363,7 @@ def _leading(whole: Tensor, values: NDArray[np.float64], count: int) -> NDArray[
 
     Products with a float32 matrix are in float32: their rounding turns the vectors no more than
     that of the Gram matrix has done. Lanczos can miss a copy of a multiple eigenvalue, or not
-    converge: then all vectors are computed.
+    converge: then the matrix, which is overwritten, is reduced to tridiagonal form.
     """
     # imported here: most audits have no side that large, and the import takes 20 ms
     from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
@@ -384,8 +384,7 @@ def _leading(whole: Tensor, values: NDArray[np.float64], count: int) -> NDArray[
             return np.ascontiguousarray(vectors[:, ::-1])
     except ArpackError:
         pass
-    every: NDArray[np.float64] = torch.linalg.eigh(whole.double()).eigenvectors.numpy()
-    return np.ascontiguousarray(every[:, ::-1][:, :count])
+    return eigensystem(whole.double().numpy(), count)[1]
 
 
 Read = Callable[[torch.dtype], Iterator[Tensor]]
