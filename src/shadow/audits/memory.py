@@ -22,7 +22,7 @@ BUFFERS = 64
 # bytes for each entry of the Gram matrix: it, and the solver's copies of it in float64
 GRAM = 3 * 8
 # bytes for each row and column: energies, their classes, and lines drawn at random
-LINE = 80
+LINE = 64
 
 
 def matrix_memory(pair: MatrixPair) -> int:
