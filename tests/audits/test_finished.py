@@ -26,9 +26,11 @@ from shadow.audits.merging import merge
 from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.checkpoints.pairing import Filter
 from shadow.errors import KeptError, ShadowError, UsageError
+from shadow.reports import atomic_replacement
 from shadow.reports import parquet as report_module
-from shadow.reports.atomic_replacement import READY
+from shadow.reports.atomic_replacement import READY, WAITING
 from shadow.reports.folders import found_below
+from shadow.reports.parquet import TableFile
 from shadow.reports.provenance import finished_metadata
 from shadow.spectra.delta import Method
 from shadow.targets.families import given_pair
@@ -168,17 +170,54 @@ def test_an_audit_that_was_stopped_is_no_damaged_report(pair, first, tmp_path, o
     assert refused.value.hint.startswith("its audit is not finished: run the same command again")
 
 
-def test_a_new_report_that_only_has_to_be_moved_is_found(pair, first, out):
+@pytest.mark.parametrize("behind", [WAITING, ""], ids=["now", "before 0.2.0"])
+def test_a_new_report_that_only_has_to_be_moved_is_found(pair, first, out, behind):
     """Killed before the first move: who looks for reports below finds it, and who reads moves."""
     folder = first.folder
     ready = folder / ".partial" / READY
     ready.mkdir(parents=True)
     for name in files(folder):
-        (folder / name).rename(ready / name)
+        (folder / name).rename(ready / f"{name}{behind}")
     assert found_below(out) == [folder]
     assert found_below(folder) == [folder]
     assert read_summary(folder)
     assert (folder / "matrices.parquet").is_file()
+
+
+@pytest.mark.parametrize("stopped", ["while it is written", "before the first move"])
+def test_nothing_unfinished_has_the_name_of_a_file_of_a_report(
+    pair, tmp_path, monkeypatch, stopped
+):
+    """While tables are written, and where a kill leaves them: who looks for `*.parquet` or for
+    `summary.json` finds reports alone.
+    """
+    out, seen = tmp_path / "out", []
+
+    def names():
+        seen.append([path for path in out.rglob("*") if path.suffix in (".parquet", ".json")])
+
+    def finish(self, metadata):
+        names()
+        if stopped == "while it is written":
+            raise KeyboardInterrupt
+        finished(self, metadata)
+
+    def killed(folder):
+        if (folder / ".partial" / READY).is_dir():
+            names()
+            raise KeyboardInterrupt
+
+    finished = TableFile.finish
+    with monkeypatch.context() as patched:
+        patched.setattr(TableFile, "finish", finish)
+        patched.setattr(atomic_replacement, "put_in_place", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_pair(pair, EVERYTHING, out)
+    names()
+    assert len(seen) > 1
+    assert not any(seen)
+    done = run_pair(pair, EVERYTHING, out)
+    assert found_below(out) == [done.folder]
 
 
 OTHER = {

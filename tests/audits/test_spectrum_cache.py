@@ -106,7 +106,7 @@ def test_a_file_that_cannot_be_the_spectrum_is_solved_anew(fault, kept):
             arrays = load(content[DIGEST:])
             del arrays["vectors"]
             content = save(arrays)
-            path.write_bytes(digest_of(content) + content)
+            path.write_bytes(digest_of(path.parent.name + path.stem, content) + content)
         elif fault == "another number":  # an infinite floor
             arrays = load(content[DIGEST:])
             arrays["numbers"][0] = np.inf
@@ -130,8 +130,25 @@ def _put(path, sigma):
     from shadow.audits.spectrum_cache import _to_bytes
 
     path.write_bytes(
-        _to_bytes(Spectrum(sigma, *SHAPE, 1.0, 0.0, "default", np.zeros((len(sigma), 64))))
+        _to_bytes(
+            path.parent.name + path.stem,
+            Spectrum(sigma, *SHAPE, 1.0, 0.0, "default", np.zeros((len(sigma), 64))),
+        )
     )
+
+
+def test_a_spectrum_under_the_key_of_another_is_not_believed(kept):
+    """Files of two matrices of one shape and nearly one norm, in each other's place."""
+    base = stage(0)
+    tuned = (base.float() + 0.01 * stage(1).float()).bfloat16()
+    measured(base, tuned, kept.remember)
+    first, second = kept.folder.glob("*/*.safetensors")
+    contents = first.read_bytes(), second.read_bytes()
+    second.write_bytes(contents[0])
+    first.write_bytes(contents[1])
+    again = SpectrumCache(kept.folder)
+    same(measured(base, tuned, again.remember), measured(base, tuned))
+    assert (again.asked, again.there) == (2, 0)
 
 
 def test_small_matrices_are_not_kept(kept):
@@ -165,8 +182,7 @@ def test_several_processes_share_the_bound(tmp_path):
     processes = [SpectrumCache(tmp_path, bound=100_000) for _ in range(4)]
     for number in range(120):
         writer = processes[number % 4]
-        path = writer.path_of(f"{number:064x}"[::-1])
-        writer.write(path, Spectrum(np.ones(300), 300, 300, 1.0, 0.0, "exact"))
+        writer.write(f"{number:064x}"[::-1], Spectrum(np.ones(300), 300, 300, 1.0, 0.0, "exact"))
         assert size_of(tmp_path) <= 1.25 * 100_000
 
 

@@ -514,3 +514,56 @@ def test_a_split_that_the_shapes_contradict_is_not_made(name, shape, config, mod
     assert [part.place.module for part in parts] == (
         [f"attn.{module}" for module in modules] or ["attn.qkv"]
     )
+
+
+WIDTHS = [  # shapes of qkv_proj and of o_proj, config, rows of q, k and v
+    ((64, 32), (32, 32), {}, (32, 16, 16)),
+    ((96, 32), (32, 48), {"model_type": "phi3", "hidden_size": 32}, (48, 24, 24)),
+    ((96, 32), (32, 32), {}, (32, 32, 32)),
+    ((64, 32), (32, 32), {"model_type": "phi3", "head_dim": 8}, (32, 16, 16)),
+    # heads that the config names have the last word
+    ((64, 32), (32, 32), {"num_attention_heads": 4, "hidden_size": 32}, None),
+    # what cannot be: k wider than q, an odd rest, q no multiple of k, another hidden size, no rest
+    ((96, 32), (32, 24), {}, None),
+    ((63, 32), (32, 32), {}, None),
+    ((72, 32), (32, 32), {}, None),
+    ((64, 32), (40, 32), {}, None),
+    ((32, 32), (32, 32), {}, None),
+    ((64, 32), None, {}, None),
+]
+
+
+@pytest.mark.parametrize(("shape", "output", "config", "rows"), WIDTHS)
+def test_a_fused_projection_without_head_counts_is_divided_by_the_width_of_the_output(
+    shape, output, config, rows
+):
+    """What o_proj reads is what the queries' heads make: q has as many rows, k and v share the
+    rest; a bias is divided as its matrix.
+    """
+    shapes = {f"{LAYER}qkv_proj.weight": shape, f"{LAYER}qkv_proj.bias": shape[:1]}
+    shapes |= {f"{LAYER}o_proj.weight": output} if output else {}
+    found = place_tensors(shapes, config)
+    for kind, slots in (("weight", "module"), ("bias", "slot")):
+        parts = found[f"{LAYER}qkv_proj.{kind}"]
+        divided = [(getattr(part.place, slots), part.rows) for part in parts]
+        if rows is None:
+            assert kind == "bias" or divided == [("attn.qkv", None)]
+            continue
+        q, k, v = rows
+        assert divided == [
+            ("attn.q", (0, q)), ("attn.k", (q, q + k)), ("attn.v", (q + k, q + k + v)),
+        ]  # fmt: skip
+
+
+def test_blocks_of_several_widths_are_divided_each_by_its_own():
+    """As in OpenELM, whose config has a list of head counts."""
+    shapes = {}
+    for block, (q, k) in enumerate(((32, 8), (48, 16))):
+        name = f"model.layers.{block}.self_attn"
+        shapes |= {f"{name}.qkv_proj.weight": (q + 2 * k, 32), f"{name}.o_proj.weight": (32, q)}
+    found = place_tensors(shapes, {})
+    rows = [
+        [part.rows for part in found[f"model.layers.{block}.self_attn.qkv_proj.weight"]]
+        for block in (0, 1)
+    ]
+    assert rows == [[(0, 32), (32, 40), (40, 48)], [(0, 48), (48, 64), (64, 80)]]

@@ -181,3 +181,17 @@ def test_levels_look_at_rows_spread_over_the_matrix():
     assert len(rows) == 64
     assert rows[0] == 0
     assert (np.diff(rows) >= 3).all()
+
+
+@pytest.mark.parametrize("piece", [7, 1 << 20])
+def test_energies_are_grouped_in_pieces_as_they_are_whole(piece, monkeypatch):
+    """Values and how often each occurs are NumPy's of all at once, zeros and tiny ones too."""
+    monkeypatch.setattr(edge, "PIECE", piece)
+    energies = np.random.default_rng(0).gamma(0.05, size=2_000)
+    energies[::9] = 0.0
+    positive = energies[energies > 0]
+    place = np.floor(np.log(positive / positive.max()) / edge.SAME)
+    _, of_value, times = np.unique(place, return_inverse=True, return_counts=True)
+    values, counts = edge._grouped(energies)
+    assert (counts == times).all()
+    np.testing.assert_allclose(values, np.bincount(of_value, weights=positive) / times, rtol=1e-12)

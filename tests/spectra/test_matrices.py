@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from measuring import measure
 
+from shadow.spectra import lazy
 from shadow.spectra.lazy import BlockScaled, Updated
 from shadow.spectra.spectrum import blocks
 
@@ -45,6 +48,29 @@ def test_every_entry_of_a_scaled_matrix_has_its_blocks_scale(
     np.testing.assert_array_equal(
         matrix[slice(None), slice(left, left + 5)].numpy(), expected[:, left : left + 5]
     )
+
+
+@given(SIZES, st.integers(1, 5), SIZES, st.data())
+def test_a_scaled_matrix_whose_rows_are_grouped_has_the_same_entries(each, groups, cols, data):
+    """As the parts of a fused projection are grouped: any groups, rows and columns of it."""
+    matrix, expected = scaled(groups * each, cols, (3, 4), 2)
+    grouped, whole = replace(matrix, groups=groups), expected.reshape(groups, each, cols)
+    assert (tuple(grouped.shape), grouped.ndim, grouped.numel()) == (whole.shape, 3, whole.size)
+    cut = tuple(
+        slice(start := data.draw(st.integers(0, size - 1)), start + 4) for size in whole.shape
+    )
+    for index in (cut, cut[:2], cut[:1]):
+        np.testing.assert_array_equal(grouped[index].numpy(), whole[index])
+
+
+def test_a_tall_factor_is_decomposed_in_parts(monkeypatch):
+    """Singular values are those of the whole."""
+    left = torch.randn(500, 3, generator=generator())
+    right = torch.randn(3, 400, generator=generator(1))
+    update = Updated(torch.zeros(500, 400), left, right, 2.0)
+    whole = update.singular_values()
+    monkeypatch.setattr(lazy, "FACTOR_BLOCK", 300)
+    np.testing.assert_allclose(update.singular_values(), whole, rtol=1e-12)
 
 
 @settings(deadline=None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from measuring import measure_all
 from shadow.dtypes import FLOATS
 from shadow.places.groups import READING, WRITING
 from shadow.reports.columns import RESIDUAL
+from shadow.spectra import residual
 from shadow.spectra.residual import (
     WIDTH,
     overlaps,
@@ -122,6 +125,37 @@ def test_blocks_along_either_side_give_one_sketch(monkeypatch):
         P = projection(shape[1] if direction == "reading" else shape[0], np.dtype(float))
         x = (D if direction == "reading" else D.T).astype(float) @ P
         expected = (x.T @ x / (D.astype(float) ** 2).sum())[np.triu_indices(WIDTH)]
+        assert np.abs(sketched(D, direction) - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+@pytest.fixture
+def narrow(monkeypatch):
+    """Streams from 200 on are wide, and their projection is drawn in three pieces or more."""
+    monkeypatch.setattr(residual, "WHOLE", 200)
+    monkeypatch.setattr(residual, "PIECE", 100)
+    for cached in (residual._drawn_whole, residual._root):
+        monkeypatch.setattr(residual, cached.__name__, lru_cache(cached.__wrapped__))
+
+
+def test_the_projection_of_a_wide_stream_is_that_of_a_narrow_one_but_for_signs(narrow):
+    """QR of the same random numbers makes the same orthonormal columns, of either sign."""
+    P = projection(300, np.dtype(float))
+    by_qr = np.linalg.qr(np.random.default_rng([residual.SEED, 300]).standard_normal((300, WIDTH)))
+    np.testing.assert_allclose(np.abs(P.T @ by_qr[0]), np.eye(WIDTH), atol=1e-13)
+
+
+@pytest.mark.parametrize("direction", ["reading", "writing"])
+@pytest.mark.parametrize("shape", [(90, 300), (300, 90), (400, 300), (300, 400), (300, 300)])
+def test_the_sketch_on_a_wide_stream_is_that_of_the_whole_projection(
+    narrow, shape, direction, monkeypatch
+):
+    """Drawn piece by piece on the long side, within and across blocks, whole on the short one."""
+    D = RNG.standard_normal(shape).astype(np.float32)
+    P = projection(shape[1] if direction == "reading" else shape[0], np.dtype(float))
+    x = (D if direction == "reading" else D.T).astype(float) @ P
+    expected = (x.T @ x / (D.astype(float) ** 2).sum())[np.triu_indices(x.shape[1])]
+    for block in (1 << 21, 20_000, 9_000):
+        monkeypatch.setattr("shadow.spectra.spectrum.BLOCK", block)
         assert np.abs(sketched(D, direction) - expected).max() < 1e-5 * np.abs(expected).max()
 
 

@@ -158,7 +158,7 @@ def with_new_label(
     with alone_at(folder), replacing(folder) as staged:
         if had != now:
             files = {
-                name: rewritten(folder / f"{name}.parquet", staged.folder / f"{name}.parquet")
+                name: rewritten(folder / f"{name}.parquet", staged.path(f"{name}.parquet"))
                 for name in TABLES_OF_A_PAIR
                 if (folder / f"{name}.parquet").is_file()
             }

@@ -19,10 +19,11 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from shadow.audits.machine_limits import machine_limits
+from shadow.audits.memory import default_jobs
 from shadow.audits.plan import Access
 from shadow.audits.runtime import Runtime
 from shadow.audits.sides import client_for, find_checkpoint, open_found
-from shadow.audits.workers import cost, default_jobs, own_workspace, views
+from shadow.audits.workers import cost, own_workspace, views
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import Filter, MatrixPair, pair_checkpoints
 from shadow.comparing.lineage import Joint

@@ -32,6 +32,7 @@ from shadow.audits.finished import (
 )
 from shadow.audits.journal import Fetched, Journal
 from shadow.audits.machine_limits import machine_limits
+from shadow.audits.memory import default_jobs, lacking
 from shadow.audits.moved_layers import moved_layers
 from shadow.audits.outcome import Outcome
 from shadow.audits.plan import Plan, make_plan
@@ -47,7 +48,7 @@ from shadow.audits.sides import (
     side_of,
 )
 from shadow.audits.spectrum_cache import SpectrumCache
-from shadow.audits.workers import cost, default_jobs, measure_pairs
+from shadow.audits.workers import cost, measure_pairs
 from shadow.checkpoints.pairing import Filter
 from shadow.checkpoints.sources import Fetching, Source, WholeFile
 from shadow.claims.summary import Summary
@@ -215,7 +216,7 @@ def run_asked(asked: Asked) -> AuditResult:
         run = _run_metadata(settings, clock, journal.outcomes.values())
         with replacing(folder) as staged:
             files, tables = write_tables(
-                staged.folder,
+                staged.path,
                 asked.scratch,
                 wanted,
                 lined.pairs,
@@ -384,7 +385,10 @@ def _measure(asked: Asked, lined: AlignedPair, journal: Journal) -> int:
     fetching = Fetching(runtime.say, report, note)
     kept = None if runtime.cache is None else SpectrumCache(runtime.cache)
     remember = solve_anew if kept is None else kept.remember
-    jobs = runtime.jobs or default_jobs(lined.pairs, runtime.limits or machine_limits())
+    machine = runtime.limits or machine_limits()
+    if fault := lacking(lined.pairs, machine):
+        raise fault
+    jobs = runtime.jobs or default_jobs(lined.pairs, machine)
     for line in details.of_plan(plan, lined.skipped, jobs=jobs, cache=runtime.cache):
         runtime.detail(line)
     clock, busy = _Clock(), 0.0

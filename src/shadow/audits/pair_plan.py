@@ -11,11 +11,12 @@ from typing import Any
 
 from shadow.audits.devices import open_device
 from shadow.audits.machine_limits import machine_limits
+from shadow.audits.memory import default_jobs, lacking, shared_memory, worker_memory
 from shadow.audits.plan import make_plan
 from shadow.audits.runtime import Runtime, Settings
 from shadow.audits.schedule import source_of
 from shadow.audits.sides import client_for, find_sides, line_up, pickled_part, references_of
-from shadow.audits.workers import cost, default_jobs, largest_side, pace, worker_memory
+from shadow.audits.workers import cost, largest_side, pace
 from shadow.checkpoints.opening import Checkpoint, Config, Found
 from shadow.checkpoints.pairing import Filter, MatrixPair, Skipped
 from shadow.checkpoints.sources import ByteRanges
@@ -28,7 +29,6 @@ from shadow.summary.rows import SkippedRow
 from shadow.targets.families import Pair
 from shadow.text import byte_size
 
-PROCESS = 400_000_000  # bytes of memory of Python, torch and pandas before any matrix, measured
 EXAMPLES = 3  # tensors named for each reason
 TELLING = (  # keys of config.json that tell architectures apart
     "model_type",
@@ -112,7 +112,7 @@ class PairPlan:
     """
     disk_free: int
     problem: str | None
-    """Why the disk does not suffice; None where it does."""
+    """Why disk or memory do not suffice; None where they do."""
     jobs: int
     cores: int
     """Cores that this process may use."""
@@ -130,10 +130,12 @@ class PairPlan:
     device_memory: int | None
     """At most, beside what the driver takes; None for the CPU."""
     device_memory_free: int | None
+    hint: str | None = None
+    """What to do about the problem."""
 
     def as_json(self) -> dict[str, Any]:
         """What `shadow plan --format json` prints."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "hint"}
 
 
 def plan_pair(
@@ -170,6 +172,9 @@ def plan_pair(
         jobs = runtime.jobs or default_jobs(lined.pairs, machine)
         device = open_device(settings.device)
         offload = None if device is None else Offload(device, runtime.say)
+        fault = lacking(lined.pairs, machine)
+        if plan.problem:
+            fault = ShadowError(plan.problem, plan.hint)
         seconds = sum(map(cost, matrices)) / pace(settings.method, jobs, offload)
         return PairPlan(
             family=pair.family,
@@ -188,13 +193,14 @@ def plan_pair(
             disk_peak=plan.peak,
             disk_report=plan.report,
             disk_free=plan.free,
-            problem=plan.problem,
+            problem=fault.message if fault else None,
+            hint=fault.hint if fault else None,
             jobs=jobs,
             cores=machine.cores,
             cores_by=machine.cores_by,
             memory_free=machine.memory,
             memory_by=machine.memory_by,
-            memory=PROCESS + jobs * worker_memory(lined.pairs),
+            memory=shared_memory(lined.pairs) + jobs * worker_memory(lined.pairs),
             seconds=round(seconds, 1),
             device=settings.device.kind,
             device_name=settings.device.name,

@@ -47,7 +47,7 @@ TOLD = 8  # parts of a tensor that its detail names one by one
 
 
 def write_tables(
-    folder: Path,
+    path_of: Callable[[str], Path],
     scratch: Path,
     identity: Identity,
     pairs: Sequence[MatrixPair],
@@ -57,9 +57,9 @@ def write_tables(
     spectra: bool,
     moved: Callable[[Collection[str]], Mapping[str, str]],
 ) -> tuple[dict[str, TableFile], dict[str, pa.Table]]:
-    """Write the tables of a finished audit into a folder: their files by name, closed and without
-    metadata; and what a summary needs of them (see `shadow.summary.tables.needed`), which lies in
-    files of scratch, not in memory.
+    """Write the tables of a finished audit, each to the path of its file's name: their files by
+    name, closed and without metadata; and what a summary needs of them (see
+    `shadow.summary.tables.needed`), which lies in files of scratch, not in memory.
 
     Rows have a fixed order. An outcome is asked for once, and let go when its rows are made. moved:
     what of the pairs that have nothing in common, which it gets the keys of, is another layer of
@@ -67,7 +67,7 @@ def write_tables(
     """
     ordered = sorted(pairs, key=lambda pair: (_order(pair.place), pair.tuned.info.name))
     files = {
-        name: TableFile(folder / f"{name}.parquet", arrow_schema(columns))
+        name: TableFile(path_of(f"{name}.parquet"), arrow_schema(columns))
         for name, columns in (
             ("spectra", SPECTRA),
             ("tensors", TENSORS),

@@ -42,8 +42,8 @@ ROOM_MADE = 0.9  # of the bound: what stays when the least recently used have go
 # believed
 SAME_NORM = 1e-3
 PRECISIONS = get_args(Precision)
-FORMAT = 2  # of a file: raise it when the files change
-DIGEST = 32  # bytes of blake2b at the start of a file, of all that follows
+FORMAT = 3  # of a file: raise it when the files change
+DIGEST = 32  # bytes of blake2b at the start of a file, of its key and of all that follows
 
 
 class SpectrumCache:
@@ -72,27 +72,29 @@ class SpectrumCache:
         """
         if min(shape_of(matrix)) <= EXACT_SIDE:
             return solve()
-        path = self.path_of(key(matrix, question))
-        known = _read(path, shape_of(matrix), question.vectors, norm)
+        name = key(matrix, question)
+        known = _read(self.path_of(name), name, shape_of(matrix), question.vectors, norm)
         with self._lock:
             self.asked += 1
             self.there += known is not None
         if known is not None:
             with contextlib.suppress(OSError):
-                os.utime(path)  # used last
+                os.utime(self.path_of(name))  # used last
             return known
         solved = solve()
         if solved.moved:  # not what the question's solver gives: another time it may not fail
             return solved
         with contextlib.suppress(OSError):  # a full disk, a folder that may not be written
-            self.write(path, solved)
+            self.write(name, solved)
         return solved
 
     def path_of(self, name: str) -> Path:
+        """Where the spectrum of this key is kept."""
         return self.folder / name[:2] / f"{name[2:]}.safetensors"
 
-    def write(self, path: Path, solved: Spectrum) -> None:
-        content = _to_bytes(solved)
+    def write(self, name: str, solved: Spectrum) -> None:
+        """Keep the spectrum of a key. Raises OSError."""
+        path, content = self.path_of(name), _to_bytes(name, solved)
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
         try:
@@ -138,7 +140,7 @@ def _solver() -> str:
     return f"{code.hexdigest()} {libraries} {processor} {mkl_is_at_home()}"
 
 
-def _to_bytes(solved: Spectrum) -> bytes:
+def _to_bytes(name: str, solved: Spectrum) -> bytes:
     numbers = np.array(
         [solved.floor, solved.shift, PRECISIONS.index(solved.precision)], dtype=np.float64
     )
@@ -146,24 +148,27 @@ def _to_bytes(solved: Spectrum) -> bytes:
     if solved.vectors is not None:
         arrays["vectors"] = np.ascontiguousarray(solved.vectors)
     content = bytes(save(arrays))
-    return digest_of(content) + content
+    return digest_of(name, content) + content
 
 
-def digest_of(content: bytes) -> bytes:
-    return hashlib.blake2b(content, digest_size=DIGEST).digest()
+def digest_of(name: str, content: bytes) -> bytes:
+    """The start of the file of a key: a file under another key is not believed."""
+    return hashlib.blake2b(content, digest_size=DIGEST, key=bytes.fromhex(name)).digest()
 
 
-def _read(path: Path, shape: tuple[int, int], count: int, norm: float) -> Spectrum | None:
+def _read(
+    path: Path, name: str, shape: tuple[int, int], count: int, norm: float
+) -> Spectrum | None:
     """A spectrum that was kept, with so many vectors.
 
-    None where there is none, none of that shape and norm, or not what was written.
+    None where there is none, none of that shape and norm, or not what was written under this key.
     """
     try:
         content = read_start(path, path.stat().st_size)
         if content is None:
             return None
         stated, content = content[:DIGEST], content[DIGEST:]
-        if digest_of(content) != stated:
+        if digest_of(name, content) != stated:
             return None
         arrays = load(content)
         sigma, (floor, shift, place) = arrays["sigma"], arrays["numbers"].tolist()

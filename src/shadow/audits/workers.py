@@ -7,6 +7,7 @@ report written.
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from bisect import bisect_right
@@ -20,13 +21,11 @@ from typing import Any
 import torch
 from threadpoolctl import threadpool_limits
 
-from shadow.audits.machine_limits import MachineLimits
 from shadow.audits.outcome import Outcome
 from shadow.audits.schedule import Schedule, ShardKey, source_of
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import MatrixPair, Operand
 from shadow.checkpoints.sources import Fetching
-from shadow.places.architecture import aligned
 from shadow.places.groups import direction_of
 from shadow.reasons import FROM_ZERO
 from shadow.spectra.delta import (
@@ -45,7 +44,6 @@ from shadow.spectra.history import cast
 from shadow.spectra.lazy import BlockScaled, Matrix, Updated
 from shadow.spectra.reordering import FAR, reordered
 from shadow.spectra.spectrum import (
-    BLOCK,
     ON_CPU,
     Grams,
     Question,
@@ -53,6 +51,7 @@ from shadow.spectra.spectrum import (
     Sides,
     Spectrum,
     Workspace,
+    blocks,
     solve_anew,
 )
 
@@ -203,20 +202,9 @@ def pace(method: Method, jobs: int, offload: Offload | None = None) -> float:
         return jobs * (1024 * 1024 * 4096 + 4 * 1024**3) / (time.perf_counter() - started)
 
 
-def default_jobs(pairs: Sequence[MatrixPair], machine: MachineLimits) -> int:
-    """As many workers as there are cores, or as fit the free memory if that is fewer."""
-    return max(1, min(machine.cores, machine.memory // worker_memory(pairs)))
-
-
 def largest_side(pairs: Sequence[MatrixPair]) -> int:
     """The side of the largest Gram matrix."""
     return max((min(pair.rows, pair.cols) for pair in pairs if pair.is_matrix), default=1)
-
-
-def worker_memory(pairs: Sequence[MatrixPair]) -> int:
-    """Bytes that one worker takes at most: a Gram, the solver's copies of it, block buffers."""
-    side = largest_side(pairs)
-    return 3 * 8 * side**2 + 4 * 8 * BLOCK
 
 
 def outcome_of(
@@ -306,7 +294,7 @@ def _measured(
             detail=f"in the {' and the '.join(broken)} tensor",
         )
     if not pair.is_matrix:
-        delta_norm, base_norm = _vector_norms(base_matrix[:,], matrix[:,], size)
+        delta_norm, base_norm = _vector_norms(base_matrix, matrix, size)
         from_zero = delta_norm > 0 and base_norm == 0
         return Outcome(
             pair.key,
@@ -362,25 +350,29 @@ def views(
     factor = pair.tuned.factor
     if factor is None:
         matrix = _view(pair, pair.tuned, tuned)
-        if base_matrix.ndim == matrix.ndim:
-            return base_matrix, matrix
-        return aligned(_dense(base_matrix), _dense(matrix))
+        if base_matrix.ndim < matrix.ndim:
+            base_matrix = _cut(base_matrix, matrix.shape)
+        elif base_matrix.ndim > matrix.ndim:
+            matrix = _cut(matrix, base_matrix.shape)
+        return base_matrix, matrix
     left, right = tuned.tensor(pair.tuned.info), tuned.tensor(factor.info)
     if factor.transposed:
         left, right = left.T, right.T
     left = pair.tuned.part.view(left)
-    plain = base_matrix
-    if left.ndim != 2 or not isinstance(base_matrix, BlockScaled):
-        plain = _dense(base_matrix)
-    if isinstance(plain, torch.Tensor) and plain.ndim < left.ndim:
-        plain = plain.reshape(*left.shape[:-1], pair.cols)
-    return plain, Updated(
-        plain, left.reshape(*plain.shape[:-1], factor.rank), right, factor.scaling
-    )
+    if base_matrix.ndim < left.ndim:
+        base_matrix = _cut(base_matrix, torch.Size((*left.shape[:-1], pair.cols)))
+    left = left.reshape(*base_matrix.shape[:-1], factor.rank)
+    return base_matrix, Updated(base_matrix, left, right, factor.scaling)
 
 
-def _dense(matrix: Matrix) -> torch.Tensor:
-    return matrix if isinstance(matrix, torch.Tensor) else matrix[:,]
+def _cut(matrix: torch.Tensor | BlockScaled, shape: torch.Size) -> torch.Tensor | BlockScaled:
+    """A (rows, cols) matrix with its rows in groups, as another is: (groups, rows / groups, cols).
+
+    No entry is copied.
+    """
+    if isinstance(matrix, BlockScaled):
+        return replace(matrix, groups=shape[0])
+    return matrix.reshape(shape)
 
 
 def _view(pair: MatrixPair, operand: Operand, checkpoint: Checkpoint) -> torch.Tensor | BlockScaled:
@@ -399,10 +391,14 @@ def _view(pair: MatrixPair, operand: Operand, checkpoint: Checkpoint) -> torch.T
     return matrix[: pair.rows] if matrix.ndim == 2 else matrix
 
 
-def _vector_norms(base: torch.Tensor, tuned: torch.Tensor, size: Extent) -> tuple[float, float]:
+def _vector_norms(base: Matrix, tuned: Matrix, size: Extent) -> tuple[float, float]:
     """Norms of delta and base of two vectors, in units of the larger largest entry so that squares
     are safe.
     """
     unit = max(size.base, size.tuned) or 1.0
-    b, t = base.double() / unit, tuned.double() / unit
-    return float(torch.linalg.vector_norm(t - b)) * unit, float(torch.linalg.vector_norm(b)) * unit
+    of_delta, of_base = [], []
+    for index, _ in blocks(tuned):
+        b, t = base[index].double() / unit, tuned[index].double() / unit
+        of_base.append(float(torch.linalg.vector_norm(b)))
+        of_delta.append(float(torch.linalg.vector_norm(t.sub_(b))))
+    return math.hypot(*of_delta) * unit, math.hypot(*of_base) * unit

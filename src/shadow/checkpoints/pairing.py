@@ -138,7 +138,7 @@ def pair_checkpoints(
     outcomes: list[MatrixPair | list[Skipped]] = []
     skipped = list(base_unusable)
     if tuned.adapter:
-        tuned_operands, tuned_unusable = _adapter_operands(tuned, tuned.adapter, base.config)
+        tuned_operands, tuned_unusable = _adapter_operands(tuned, tuned.adapter, base)
         skipped += tuned_unusable
     else:
         tuned_operands, tuned_unusable = _operands("tuned", tuned, tuned.config or base.config)
@@ -409,21 +409,22 @@ def _block_scales(
 
 
 def _adapter_operands(
-    checkpoint: Checkpoint, adapter: Adapter, config: Config
+    checkpoint: Checkpoint, adapter: Adapter, base: Checkpoint
 ) -> tuple[dict[Place, Operand], list[Skipped]]:
     """The low-rank updates of an adapter, the modules it holds whole, and what is not usable."""
+    of_base = {name: info.shape for name, info in base.tensors.items()}
     pairs, whole, unusable = adapter_factors(checkpoint.tensors)
     wholes = {name: info.shape for name, info in whole.items()}
     shapes: dict[str, tuple[int, ...]] = {
         f"{module}.weight": product_shape(left, right, transposed=swap)
         for module, (left, right, swap) in pairs.items()
     }
-    parts = place_tensors(shapes | wholes, config)
+    parts = place_tensors(shapes | wholes, base.config, of_base)
     # a base of Conv1D stores (in, out): given the shape as stored, the rules split it right
     for name in shapes:
         if parts[name][0].transposed:
             shapes[name] = shapes[name][::-1]
-    parts = place_tensors(shapes | wholes, config)
+    parts = place_tensors(shapes | wholes, base.config, of_base)
     operands: dict[Place, Operand] = {}
     skipped: list[Skipped] = []
     for module, (left, right, swap) in pairs.items():

@@ -63,8 +63,7 @@ def plan(
         jobs=jobs,
     )
     from shadow.audits.document import plan_document
-    from shadow.audits.perform import access_of, planner
-    from shadow.audits.plan import disk_hint
+    from shadow.audits.perform import planner
 
     plan_of = planner(request, console.say)
     say_left_out(selection, console.say)
@@ -85,8 +84,7 @@ def plan(
             if not as_json:
                 console.show(plan_document(planned))
             if planned.problem:
-                hint = disk_hint(planned.disk_peak, access_of(request.files))
-                fault = ShadowError(planned.problem, hint)
+                fault = ShadowError(planned.problem, planned.hint)
         if fault is not None:
             faults.append(fault)
             console.complain(fault if is_alone else of_pair(fault, pair))

@@ -11,6 +11,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from shadow.places.names import (
@@ -100,20 +101,15 @@ class Part:
         return grouped[:, start:stop]
 
 
-def aligned(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Two views of equal (rows, cols), with the rows of one grouped as the other's are."""
-    if first.ndim > second.ndim:
-        return first, second.reshape(first.shape)
-    return first.reshape(second.shape), second
-
-
 def place_tensors(
-    shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, object]
+    shapes: Mapping[str, tuple[int, ...]],
+    config: Mapping[str, object],
+    base: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
 ) -> dict[str, tuple[Part, ...]]:
     """The matrices in every tensor of a checkpoint, at least one each, by tensor name.
 
-    Two tensors that would land on one place both fall back to their own names, so that neither is
-    lost.
+    base: of an adapter, the shapes of the tensors of its base. Two tensors that would land on one
+    place both fall back to their own names, so that neither is lost.
     """
     rules = name_rules()
     named = {name: numbered(name, rules) for name in shapes}
@@ -126,13 +122,16 @@ def place_tensors(
     upright = _upright_stacks(
         facts, ((readings[text], block, shapes[name]) for name, (text, block, _) in named.items())
     )
-    splitter = _Splitter(facts, upright)
-    recipes: dict[tuple[str, tuple[int, ...], bool], tuple[_Recipe, ...]] = {}
+    of_base = {name: numbered(name, rules) for name in base}
+    outputs = _attention_outputs(facts, of_base | named, {**base, **shapes})
+    recipes: dict[tuple[object, ...], tuple[_Recipe, ...]] = {}
     parts: dict[str, tuple[Part, ...]] = {}
     for name, (text, block, expert) in named.items():
-        key = text, shapes[name], expert is None
         reading = readings[text]
+        output = outputs.get((reading.component, reading.stack, block))
+        key = text, shapes[name], expert is None, output
         if key not in recipes:
+            splitter = _Splitter(facts, upright, output)
             recipes[key] = tuple(splitter.recipes(reading, shapes[name], alone=expert is None))
         layer, stack = layers.number(reading, block)
         if reading.stack:
@@ -262,6 +261,33 @@ def _upright(shapes: Mapping[str, tuple[int, ...]], hidden: int | None) -> bool 
     return None
 
 
+def _attention_outputs(
+    facts: Facts,
+    named: Mapping[str, tuple[str, int | None, int | None]],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> dict[tuple[str, str, int | None], tuple[int, int]]:
+    """The shape of attn.o, (hidden size, rows of all query heads), by component, stack and block.
+
+    Only of blocks that have one such matrix. named: what `numbered` says of each name.
+    """
+    readings: dict[str, Reading] = {}
+    found: dict[tuple[str, str, int | None], set[tuple[int, int]]] = {}
+    for name, (text, block, _) in named.items():
+        shape = shapes[name]
+        if len(shape) != 2 or block is None:
+            continue
+        reading = readings.get(text) or readings.setdefault(text, read(text, facts))
+        if (reading.module, reading.slot) == ("attn.o", "") and _holds_weights(reading.rest):
+            key = reading.component, reading.stack, block
+            found.setdefault(key, set()).add((shape[0], shape[1]))
+    return {key: outputs.pop() for key, outputs in found.items() if len(outputs) == 1}
+
+
+def _holds_weights(rest: str) -> bool:
+    """Whether a name is that of weights as they are, not of integers that hold several each."""
+    return rest.endswith(".weight") or weight_stem(rest) == rest
+
+
 @dataclass(frozen=True)
 class _Recipe:
     """A part of any tensor of one name and shape, whatever its block: see Place and Part."""
@@ -276,11 +302,21 @@ class _Recipe:
 
 
 class _Splitter:
-    """The parts of each tensor; upright: whether the stacks of experts are (experts, out, in)."""
+    """The parts of each tensor of a block.
 
-    def __init__(self, facts: Facts, upright: Mapping[tuple[str, str], bool]) -> None:
+    upright: whether the stacks of experts are (experts, out, in); output: the shape of the block's
+    attn.o, if it has one.
+    """
+
+    def __init__(
+        self,
+        facts: Facts,
+        upright: Mapping[tuple[str, str], bool],
+        output: tuple[int, int] | None,
+    ) -> None:
         self._facts = facts
         self._upright = upright
+        self._output = output
 
     def recipes(
         self, reading: Reading, shape: tuple[int, ...], *, alone: bool
@@ -331,8 +367,7 @@ class _Splitter:
         whole = _Recipe(reading.module, reading.slot, transposed=transposed, experts=experts)
         size = Part(Place("", None, ""), transposed=transposed, experts=experts).shape(shape)
         parts = None
-        # integers that hold several weights each are not split
-        if rest.endswith(".weight") or weight_stem(rest) == rest:
+        if _holds_weights(rest):
             parts = self._split(whole, component, rest, size)
         parts = parts or (whole,)
         if not experts:
@@ -366,6 +401,9 @@ class _Splitter:
         if not into:
             return None
         shares = [self._number(share, component) for share in said]
+        by_heads = "heads" in said
+        if by_heads and shares[0] == 0 and order.groups == 1:
+            shares, by_heads = self._by_output(rows, cols), False
         groups = rows // len(into)
         if order.groups != "each":
             groups = self._number(order.groups, component)
@@ -376,7 +414,7 @@ class _Splitter:
             return None
         if order.square and cols is not None and rows != len(into) * cols:
             return None
-        if "heads" in said and rows // total != self._head_size(rows // total, component):
+        if by_heads and rows // total != self._head_size(rows // total, component):
             return None
         parts, start = [], 0
         for (module, slot), share in zip(into, shares, strict=True):
@@ -391,6 +429,15 @@ class _Splitter:
         if isinstance(number, int):
             return number
         return self._facts.count(number, component) or 0
+
+    def _by_output(self, rows: int, cols: int | None) -> list[int]:
+        """The rows of q, k and v of a fused tensor, as the columns of attn.o are the rows of q;
+        zeros where that cannot be.
+        """
+        hidden, q = self._output or (0, 0)
+        k = (rows - q) // 2
+        fits = q > 0 and k > 0 and q + 2 * k == rows and q % k == 0 and cols in (None, hidden)
+        return [q, k, k] if fits else [0, 0, 0]
 
     def _head_size(self, rows: int, component: str) -> int:
         """The rows of a head by the config, to check its head counts; rows where it has none."""

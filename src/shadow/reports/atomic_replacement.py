@@ -14,7 +14,8 @@ from shadow.files import PARTIAL, write_through, writing
 KEPT = "scores.json"
 # in PARTIAL: files of a report that are all written, and only have to be moved to their places
 READY = "ready"
-
+# behind the name of a file that is not at its place yet: nothing in PARTIAL is to look finished
+WAITING = ".new"
 
 FINISHED = "matrices.parquet"  # a report is there if this file is
 TABLES_OF_A_PAIR = ("spectra", "tensors", "residual", "matrices")
@@ -26,13 +27,16 @@ class Staged:
     """Where the new files of a report lie until all of them are written."""
 
     folder: Path
-    """Of files that the block writes itself, which must be on the disk when it ends. What is no
-    file of a report must be gone by then.
-    """
+
+    def path(self, name: str) -> Path:
+        """Where the block writes the file of that name itself, which must be on the disk when it
+        ends.
+        """
+        return self.folder / f"{name}{WAITING}"
 
     def put(self, name: str, content: bytes) -> None:
         """Write a file; empty content removes the one of that name from the report."""
-        write_through(self.folder / name, content)
+        write_through(self.path(name), content)
 
 
 @contextlib.contextmanager
@@ -67,13 +71,14 @@ def put_in_place(folder: Path) -> None:
         return
     try:
         for name in FILES_OF_A_PAIR:
-            # not one of them, or another process was faster
-            with contextlib.suppress(FileNotFoundError):
-                if (ready / name).stat().st_size:
-                    (ready / name).replace(folder / name)
-                else:
-                    (folder / name).unlink(missing_ok=True)
-                    (ready / name).unlink()
+            for waiting in (ready / f"{name}{WAITING}", ready / name):  # the latter before 0.2.0
+                # not one of them, or another process was faster
+                with contextlib.suppress(FileNotFoundError):
+                    if waiting.stat().st_size:
+                        waiting.replace(folder / name)
+                    else:
+                        (folder / name).unlink(missing_ok=True)
+                        waiting.unlink()
     except OSError as error:
         message = f"{folder}: its new report is written, but cannot take the old one's place"
         raise ShadowError(

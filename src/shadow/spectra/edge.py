@@ -25,6 +25,8 @@ Floats = NDArray[np.float64]
 
 # energies within this ratio count as one: moves the edge by less, and bounds the work of long sides
 SAME = 0.002
+PIECE = 1 << 20  # energies that are grouped at a time
+TINIEST = math.ulp(0.0)  # a ratio of energies below it counts as it
 LOGITS = (-60.0, 34.0)  # between which -s lies; above them 1 + s is lost to rounding
 SEARCHED, LEVEL = 25.0, 1e-7  # largest |logit| of -t, and a slope by them that counts as none
 SAME_LOGIT, STEPS = 1e-10, 200  # a step that counts as none, and how many are taken at most
@@ -125,10 +127,19 @@ def _where(weights: Floats, b: Floats, target: float, start: float) -> tuple[flo
 
 def _grouped(energies: Floats) -> tuple[Floats, Floats]:
     """Values and how often each occurs: means of energies within a ratio of SAME, without zeros."""
-    positive = energies[energies > 0]
-    place = np.floor(np.log(positive / positive.max()) / SAME).astype(np.int64)
-    _, of_value, times = np.unique(place, return_inverse=True, return_counts=True)
-    return np.bincount(of_value, weights=positive) / times, times.astype(np.float64)
+    largest = float(energies.max())
+    least = float(np.min(energies, where=energies > 0, initial=largest))
+    bins = 2 - math.floor(math.log(max(least / largest, TINIEST)) / SAME)
+    sums, times = np.zeros(bins), np.zeros(bins)
+    for start in range(0, len(energies), PIECE):
+        part = energies[start : start + PIECE]
+        part = part[part > 0]
+        logs = np.log(np.maximum(part / largest, TINIEST))
+        place = bins - 1 + np.floor(logs / SAME).astype(np.int64)
+        sums += np.bincount(place, weights=part, minlength=bins)
+        times += np.bincount(place, minlength=bins)
+    found = times > 0
+    return sums[found] / times[found], times[found]
 
 
 def sharp_edge_values(delta: Spectrum, rows: Floats, cols: Floats, scale: float) -> Values:

@@ -16,7 +16,7 @@ from shadow.spectra.last_bits import EvenBits
 from shadow.spectra.lazy import BlockScaled, Updated
 from shadow.spectra.measurement import Values
 from shadow.spectra.rounding_counts import Floats, classes
-from shadow.spectra.spectrum import Sides, blocks, tiles
+from shadow.spectra.spectrum import SMALL_BLOCK, Sides, blocks, tiles
 
 Cast = Literal["tuned", "base"]
 
@@ -46,7 +46,7 @@ def cast(sides: Sides, formats: tuple[str, str]) -> Cast | None:
 def _all_cast(sides: Sides, side: str, to: FloatFormat) -> bool:
     """Whether one side is the other cast to a format, in every entry."""
     narrow: torch.dtype = getattr(torch, to.torch_name)
-    for b, t in sides.blocks():
+    for b, t in sides.blocks(SMALL_BLOCK):
         source, found = (b, t) if side == "tuned" else (t, b)
         if not torch.equal(source.to(narrow).to(sides.dtype), found):
             return False
@@ -98,7 +98,7 @@ def base_slope(sides: Sides, grid: FloatFormat, rows: Floats, largest: float) ->
     top = math.frexp(largest)[1]
     width = OCTAVES * PER_OCTAVE
     number, energy, squares = (np.zeros(kinds * width) for _ in range(3))
-    for index, (row, _) in blocks(sides.tuned):
+    for index, (row, _) in blocks(sides.tuned, SMALL_BLOCK):
         b, t = (side.double().numpy() for side in sides.read(index))
         size = np.abs(b)
         with np.errstate(divide="ignore"):

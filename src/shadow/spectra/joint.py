@@ -27,6 +27,7 @@ from shadow.spectra.delta import delta_blocks, working_dtype
 from shadow.spectra.lazy import BlockScaled, Matrix, Updated
 from shadow.spectra.rounding_counts import coarser_grid
 from shadow.spectra.spectrum import (
+    SMALL_BLOCK,
     Corner,
     Sides,
     Spectrum,
@@ -37,7 +38,7 @@ from shadow.spectra.spectrum import (
     shape_of,
     spectrum,
 )
-from shadow.spectra.subspace import SMALL_BLOCK, SUBSPACE, resolved, whitened
+from shadow.spectra.subspace import SUBSPACE, resolved, whitened
 
 SAMPLE = 1 << 18  # entries of a matrix that the share of rounding is counted from
 FEWEST = 64  # entries of a binade of these, below which it says nothing

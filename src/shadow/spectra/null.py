@@ -117,7 +117,7 @@ def sampled_values(
         def flipped(dtype: torch.dtype, seed: bytes = seed) -> Iterator[Tensor]:
             for corner, block in zip(corners, read(dtype), strict=True):
                 flips = sign_flips(seed, corner, (block.shape[0], block.shape[1]), shape[1])
-                yield block.mul_(1 - 2 * torch.from_numpy(flips).to(dtype))
+                yield block.mul_(torch.from_numpy(flips).to(dtype).mul_(-2).add_(1))
 
         null = spectrum(flipped, shape, delta.norm, scale, delta.precision, False, grams=grams)
         largest = max(largest, float(null.sigma[0]))

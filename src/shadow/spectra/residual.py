@@ -12,12 +12,15 @@ kept as Pᵀ G P with one random projection P of WIDTH columns for all: residual
 width are exact, wider ones have an error of 1 % where the deltas share all or nothing, and of up to
 9 % (standard deviation) for steep spectra half of which is shared. It costs 1-2 % of the audit of a
 2048 x 8192 matrix, 6-9 % at 896 x 4864; twice the width would cost twice that for 0.7 of the error.
+Of a stream wider than WHOLE the projection is never whole in memory: it is drawn anew, block by
+block, for each matrix that has it on its long side.
 Experts of a mixture are left out: there are too many, and each sees few tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -33,15 +36,63 @@ Direction = Literal["reading", "writing"]
 WIDTH = 128  # 33 kB for each matrix
 SEED = 0
 LEFT_OUT = 8  # parts of the projection that are left out in turn, to estimate the error
+WHOLE = 1 << 15  # width up to which the projection is kept: 17 MB in float32
+PIECE = 1 << 13  # rows of a wider one that are in memory at a time: 8 MiB in float64
+QR = 4  # times what a QR decomposition returns is taken while it is made, measured
+_DRAWING = threading.Lock()  # one worker draws at a time
 
 
-@lru_cache(maxsize=4)
 def projection(width: int, dtype: np.dtype[Any]) -> NDArray[np.floating]:
     """P, (width, min(width, WIDTH)): random orthonormal columns, or the identity up to WIDTH."""
     if width <= WIDTH:
         return np.eye(width, dtype=dtype)
+    with _DRAWING:
+        return _drawn_whole(width, dtype)
+
+
+@lru_cache(maxsize=4)
+def _drawn_whole(width: int, dtype: np.dtype[Any]) -> NDArray[np.floating]:
+    if width > WHOLE:
+        out = np.empty((width, WIDTH), dtype)
+        pieces = _pieces(width)
+        for start in range(0, width, PIECE):
+            out[start : start + PIECE] = pieces(min(PIECE, width - start))
+        return out
     normal = np.random.default_rng([SEED, width]).standard_normal((width, WIDTH))
     return np.asarray(np.linalg.qr(normal)[0], dtype=dtype)
+
+
+def _pieces(width: int) -> Callable[[int], NDArray[np.float64]]:
+    """What draws the next so many rows of the projection of a stream wider than WHOLE.
+
+    P = N R⁻¹, N the normal numbers and RᵀR = NᵀN: as orthonormal as by QR, since N is far from
+    singular.
+    """
+    root = _root(width)
+    rng = np.random.default_rng([SEED, width])
+    return lambda count: rng.standard_normal((count, WIDTH)) @ root
+
+
+@lru_cache(maxsize=4)
+def _root(width: int) -> NDArray[np.float64]:
+    """R⁻¹ of `_pieces`, (WIDTH, WIDTH)."""
+    rng, total = np.random.default_rng([SEED, width]), np.zeros((WIDTH, WIDTH))
+    for start in range(0, width, PIECE):
+        normal = rng.standard_normal((min(PIECE, width - start), WIDTH))
+        total += normal.T @ normal
+    return np.asarray(np.linalg.inv(np.linalg.cholesky(total).T))
+
+
+def projection_memory(width: int, *, short_side: bool) -> tuple[int, int]:
+    """Bytes that the projection of a stream of that width takes at most in a process, in all
+    dtypes, and in a worker. short_side: where a matrix has the stream.
+    """
+    kept, pieces = (4 + 8) * WIDTH * width, 3 * 8 * WIDTH * PIECE
+    if width <= WIDTH:
+        return 0, 0
+    if width <= WHOLE:
+        return kept + QR * 8 * WIDTH * width, 0
+    return (kept + pieces, 0) if short_side else (0, pieces)
 
 
 def sketch(
@@ -60,17 +111,38 @@ def sketch(
     width = shape[1] if reads else shape[0]
     total = np.zeros((min(width, WIDTH),) * 2)
     gathered: NDArray[np.floating] | None = None  # D P, where D is cut along the residual side
+    drawn = None
+    if width > WHOLE and not on_short_side(shape, direction):
+        drawn = _pieces(width)
     for corner, block in zip(corners, blocks, strict=True):
         entries = block.numpy()
         x, first = (entries, corner[1]) if reads else (entries.T, corner[0])
-        part = x @ projection(width, entries.dtype)[first : first + x.shape[1]]
-        if x.shape[1] == width:
-            total += part.T @ part
-        else:
-            gathered = part if gathered is None else gathered + part
+        for part in _products(x, first, width, drawn):
+            if drawn is None and x.shape[1] == width:
+                total += part.T @ part
+            elif gathered is None:
+                gathered = part
+            else:
+                gathered += part
     if gathered is not None:
         total += gathered.T @ gathered
     return _packed(total, energy)
+
+
+def _products(
+    x: NDArray[np.floating],
+    first: int,
+    width: int,
+    drawn: Callable[[int], NDArray[np.float64]] | None,
+) -> Iterator[NDArray[np.floating]]:
+    """x P, x the columns of D from `first` on; in parts that add up to it where P is drawn."""
+    count = x.shape[1]
+    if drawn is None:
+        yield x @ projection(width, x.dtype)[first : first + count]
+        return
+    for start in range(0, count, PIECE):
+        some = x[:, start : start + PIECE]
+        yield some @ drawn(some.shape[1]).astype(x.dtype)
 
 
 def sketch_of_gram(

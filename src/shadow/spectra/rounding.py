@@ -28,7 +28,7 @@ from shadow.spectra.lazy import BlockScaled, Rounded, Updated
 from shadow.spectra.measurement import Values
 from shadow.spectra.rounding_counts import Counts, Floats, coarser_grid, count, is_on_grid, steps
 from shadow.spectra.rounding_model import Fit, fit, fit_twice, mean_squares
-from shadow.spectra.spectrum import Sides, blocks
+from shadow.spectra.spectrum import SMALL_BLOCK, Sides, blocks
 
 ROUNDED_AWAY = 0.25  # kept below which corrected figures are null
 # floor_ratio from which rounding has a hundredth of the energy, or two, whatever the history
@@ -327,7 +327,7 @@ def slope_z(sides: Sides, grid: FloatFormat) -> float:
     round(base + d) holds the remainder: the slope is 1 for a large d, and above 0 for any.
     """
     product, squares, remainders, entries = 0.0, 0.0, 0.0, 0
-    for b, t in sides.blocks():
+    for b, t in sides.blocks(SMALL_BLOCK):
         rounded = b.to(getattr(torch, grid.torch_name)).to(sides.dtype)
         ulp = torch.ldexp(
             torch.ones_like(b), torch.frexp(rounded).exponent - 1 - grid.mantissa_bits

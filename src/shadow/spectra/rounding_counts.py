@@ -143,7 +143,8 @@ def classes(energies: Floats) -> Indices:
         return np.zeros(len(energies), dtype=np.intp)
     edges = positive[[len(positive) * i // count for i in range(count)]]
     above = np.searchsorted(edges, energies, side="right")
-    return np.unique(above, return_inverse=True)[1]
+    occur = np.bincount(above) > 0
+    return np.take(np.cumsum(occur) - 1, above)
 
 
 def sampled_lines(of_class: Indices, length: int) -> tuple[Indices, Floats]:
@@ -156,12 +157,10 @@ def sampled_lines(of_class: Indices, length: int) -> tuple[Indices, Floats]:
     share = max(1, SAMPLE // length // len(sizes))
     if sizes.sum() * length <= SAMPLE:
         return np.arange(len(of_class)), np.ones(len(sizes))
-    rng = np.random.default_rng(0)
-    order = rng.permutation(len(of_class))
-    order = order[np.argsort(of_class[order], kind="stable")]
-    place = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    taken = order[place < share]
-    return np.sort(taken), sizes / np.minimum(sizes, share)
+    order = np.random.default_rng(0).permutation(len(of_class))
+    in_order = of_class[order]
+    taken = [order[np.flatnonzero(in_order == kind)[:share]] for kind in range(len(sizes))]
+    return np.sort(np.concatenate(taken)), sizes / np.minimum(sizes, share)
 
 
 def count(

@@ -35,6 +35,8 @@ from shadow.spectra.tridiagonal import eigensystem
 # Elements of a block: 8 MiB in float32. Larger ones leave the caches, smaller ones starve the
 # product.
 BLOCK = 1 << 21
+# Of a block of which several copies are needed at once: three of float64 are 12 MiB.
+SMALL_BLOCK = 1 << 19
 # Elements of a tile: 1 MiB in float32. Passes that only sum take 0.4 of the time that they take by
 # blocks. Its columns at most: a sum of so many squares in float32 is right to 1e-6.
 TILE = 1 << 18
@@ -161,8 +163,14 @@ def blocks(matrix: Matrix, size: int | None = None) -> Iterator[tuple[Index, Cor
     else:
         each = rows // matrix.shape[0]  # rows, of a group where there are some
         step = max(1, size // (each * cols))
+        within = max(1, min(each, size // cols))  # of a group that is larger than a block
         for start in range(0, matrix.shape[0], step):
-            yield (slice(start, start + step),), (start * each, 0)
+            if matrix.ndim == 2 or step > 1 or within == each:
+                yield (slice(start, start + step),), (start * each, 0)
+                continue
+            for row in range(0, each, within):
+                index = slice(start, start + 1), slice(row, row + within)
+                yield index, (start * each + row, 0)
 
 
 def tiles(matrix: Matrix) -> Iterator[tuple[Index, Corner]]:
@@ -355,7 +363,7 @@ def _leading(whole: Tensor, values: NDArray[np.float64], count: int) -> NDArray[
 
     Products with a float32 matrix are in float32: their rounding turns the vectors no more than
     that of the Gram matrix has done. Lanczos can miss a copy of a multiple eigenvalue, or not
-    converge: then all vectors are computed.
+    converge: then the matrix, which is overwritten, is reduced to tridiagonal form.
     """
     # imported here: most audits have no side that large, and the import takes 20 ms
     from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
@@ -376,8 +384,7 @@ def _leading(whole: Tensor, values: NDArray[np.float64], count: int) -> NDArray[
             return np.ascontiguousarray(vectors[:, ::-1])
     except ArpackError:
         pass
-    every: NDArray[np.float64] = torch.linalg.eigh(whole.double()).eigenvectors.numpy()
-    return np.ascontiguousarray(every[:, ::-1][:, :count])
+    return eigensystem(whole.double().numpy(), count)[1]
 
 
 Read = Callable[[torch.dtype], Iterator[Tensor]]

@@ -20,10 +20,8 @@ from scipy.linalg import solve_triangular
 
 from shadow.spectra.measurement import Values
 from shadow.spectra.null import Profile
-from shadow.spectra.spectrum import Sides, Spectrum
+from shadow.spectra.spectrum import SMALL_BLOCK, Sides, Spectrum
 
-# Elements: three blocks of float64 are 12 MiB. Larger ones leave the caches.
-SMALL_BLOCK = 1 << 19
 SUBSPACE = 16  # dimension of the subspaces that are compared, at most the short side
 INTRUDERS = 10  # leading left vectors of the tuned side that may be intruders
 # Leading vectors of either side that are needed. A tuned side needs SUBSPACE of them; as many as of

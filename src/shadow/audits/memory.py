@@ -1,0 +1,75 @@
+"""The memory that an audit takes beside file caches, from shapes alone; how many workers fit it.
+
+What is counted is at most what was seen in `benchmarks/memory.py`, over thirteen shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from shadow.audits.machine_limits import MachineLimits
+from shadow.checkpoints.pairing import MatrixPair
+from shadow.errors import ShadowError
+from shadow.places.groups import direction_of
+from shadow.spectra.lazy import FACTOR_BLOCK
+from shadow.spectra.residual import on_short_side, projection_memory
+from shadow.spectra.spectrum import BLOCK
+from shadow.text import byte_size
+
+PROCESS = 400_000_000  # bytes of memory of Python, torch and pandas before any matrix, measured
+# bytes for each entry of a block: both sides in float32 and in float64, and what is made of them
+BUFFERS = 64
+# bytes for each entry of the Gram matrix: it, and the solver's copies of it in float64
+GRAM = 3 * 8
+# bytes for each row and column: energies, their classes, and lines drawn at random
+LINE = 64
+
+
+def matrix_memory(pair: MatrixPair) -> int:
+    """Bytes that a worker takes at most for a pair."""
+    blocks = BUFFERS * min(BLOCK, pair.rows * pair.cols)
+    if not pair.is_matrix:
+        return blocks
+    shape, side = (pair.rows, pair.cols), min(pair.rows, pair.cols)
+    factors = 0
+    if pair.tuned.factor is not None:  # a part of one, and two copies of it
+        factors = 3 * 8 * min(FACTOR_BLOCK, pair.tuned.factor.rank * max(shape))
+    lines = LINE * (pair.rows + pair.cols)
+    return max(blocks, factors) + _projection(pair)[1] + GRAM * side**2 + lines
+
+
+def _projection(pair: MatrixPair) -> tuple[int, int]:
+    """Bytes that the projection for a pair takes in a process, and in a worker."""
+    shape, direction = (pair.rows, pair.cols), direction_of(pair.place.module)
+    if direction is None or not pair.is_matrix:
+        return 0, 0
+    width = pair.cols if direction == "reading" else pair.rows
+    return projection_memory(width, short_side=on_short_side(shape, direction))
+
+
+def worker_memory(pairs: Iterable[MatrixPair]) -> int:
+    """Bytes that one worker takes at most: blocks of a matrix and one Gram, whatever the shape."""
+    return max(map(matrix_memory, pairs), default=0)
+
+
+def shared_memory(pairs: Iterable[MatrixPair]) -> int:
+    """Bytes that the process and the projections that all workers share take at most."""
+    return PROCESS + max((_projection(pair)[0] for pair in pairs), default=0)
+
+
+def default_jobs(pairs: Sequence[MatrixPair], machine: MachineLimits) -> int:
+    """As many workers as there are cores, or as fit the free memory if that is fewer."""
+    return max(1, min(machine.cores, machine.memory // max(1, worker_memory(pairs))))
+
+
+def lacking(pairs: Sequence[MatrixPair], machine: MachineLimits) -> ShadowError | None:
+    """The fault of a matrix that does not fit the free memory, even with one worker."""
+    largest = max(pairs, key=matrix_memory, default=None)
+    if largest is None or matrix_memory(largest) <= machine.memory:
+        return None
+    by = "" if machine.memory_by == "the machine" else f" ({machine.memory_by})"
+    return ShadowError(
+        f"{largest.tuned.info.name}: {largest.rows:,} x {largest.cols:,} needs"
+        f" {byte_size(matrix_memory(largest))} of memory, {byte_size(machine.memory)} are free{by}",
+        "free some memory, use a larger machine, or leave the matrix out (--layer, --module)",
+    )
