@@ -153,7 +153,7 @@ CASES = {  # the gates that fail, the label, a part of its reason
     ),
     "frozen": (["changed"], "not assessable", "nothing changed"),
     "int8": ([], "indeterminate", "looks like noise of the same profile"),
-    "bf16": (["rounding"], "not assessable", "mostly rounding"),
+    "bf16": (["rounding"], "not assessable", "times the rounding of its storage"),
     "adapter": (
         ["rank"],
         "not assessable",

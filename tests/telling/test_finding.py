@@ -513,7 +513,8 @@ HEADLINES = {
         "Changed by 5.0 %, as coherent as 12 of 1,024 directions, spread over all modules."
     ),
     "beyond_rounding": (
-        "Changed by 2.6 %, more than rounding in 1 of 13 matrices, spread over all modules."
+        "Changed by 2.6 % as stored, more than rounding in 1 of 13 matrices, spread over all"
+        " modules."
     ),
     "identical": "The weights are the same.",
     "unrelated": "Two unrelated models of one shape.",
@@ -527,7 +528,7 @@ HEADLINES = {
         "Changed by 5.0 %, as coherent as 12 of 1,024 directions, spread over all modules."
     ),
     "rounded_away": (
-        "Changed by 2.7 %, mostly rounded away by its storage, spread over all modules."
+        "Changed by 2.7 % as stored, mostly rounded away by its storage, spread over all modules."
     ),
     "siblings": "Different by 2.7 %, as coherent as 12 of 64 directions, spread over all modules.",
 }
@@ -829,7 +830,7 @@ def test_the_norm_before_storage_is_that_of_all_matrices_as_one_vector(tmp_path)
     figures = summary_of(tmp_path / "a", deltas).figures
     assert figures["relative_norm_overall_unrounded"] == pytest.approx(expected)
     assert figures["unrounded_share"] == 1.0
-    deltas[0]["relative_norm_unrounded"] = None
+    deltas[0] |= {"relative_norm_unrounded": None, "frobenius_norm": 0.01}
     figures = summary_of(tmp_path / "b", deltas).figures
     stored = [one["frobenius_norm"] for one in deltas]
     of_known = math.hypot(*(0.01 * (at + 1) * size for at, size in enumerate(sizes) if at))
@@ -1007,9 +1008,27 @@ def test_an_adapter_beside_another_change_is_not_excluded(audited):
     are named.
     """
     merged = answers(audited(8, 0.5)[1])["merged_adapter"]
+    assert merged.answer == "no"
+    assert merged.reason.startswith("not alone: the median update has rank ")
+    assert merged.reason.endswith(
+        "with another change beside it, an adapter may have left the 8 that stand out"
+    )
+    assert merged.figures["inside_layers.spikes"] == 8
+
+
+@pytest.mark.parametrize(
+    ("rank", "text"),
+    [
+        (8, "8 of 64 directions stand out of a rest that is like noise, which a coarser rounding"),
+        (0, "the change is like noise, which a coarser rounding beside one may have left"),
+    ],
+)
+def test_a_rest_as_large_as_8_bits_leave_may_hide_an_adapter(tmp_path, rank, text):
+    """A merge onto weights that were dequantised holds their rounding."""
+    figures = {"rest_rank": rank, "rest_energy": 0.5, "relative_norm": 0.09}
+    merged = answers(told(tmp_path, model(**figures)))["merged_adapter"]
     assert merged.answer == "cannot_be_excluded"
-    assert merged.reason.startswith("8 of 256 directions stand out of a rest that is like noise")
-    assert merged.figures["inside_layers.rest_rank"] == 8
+    assert merged.reason.startswith(text)
 
 
 def test_an_adapter_is_called_one(tmp_path):

@@ -8,7 +8,7 @@ import copy
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +23,7 @@ from shadow.claims.summary import summary_from_json
 from shadow.reports.provenance import METADATA_KEY, report_metadata
 from shadow.reports.report import Report
 from shadow.spectra.delta import Method
+from shadow.summary.figures import PairFigures
 from shadow.summary.rows import read_as
 from shadow.targets.families import Pair
 from shadow.targets.references import Reference
@@ -104,6 +105,10 @@ def test_a_summary_as_it_was_made_is_taken_as_it_stands(report, again):
     assert json.loads(json.dumps(found.as_json())) == {key: told[key] for key in found.as_json()}
 
 
+# figures that were added since the first release, which its summaries lack
+ADDED = {one.name for one in fields(PairFigures) if one.default is not MISSING}
+
+
 def test_no_key_of_a_summary_may_lack_or_be_too_many(report):
     """Of the summary itself, of its figures, of a side and of a row of every list: the fields say
     which there are.
@@ -119,7 +124,7 @@ def test_no_key_of_a_summary_may_lack_or_be_too_many(report):
     assert {"components", "modules", "depth", "gates", "evidence"} <= parts.keys()
     assert summary_from_json(sealed).as_json().keys() >= sealed.keys()
     for part in parts.values():
-        for key in part(sealed):
+        for key in part(sealed).keys() - ADDED:
             told = json.loads(json.dumps(sealed))
             del part(told)[key]
             with pytest.raises(TypeError):
