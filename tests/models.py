@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import Filter, pair_checkpoints
-from shadow.places.architecture import aligned
 
 UP = "model.layers.{}.mlp.up_proj.weight"
 LLAMA = {"model_type": "llama"}
@@ -143,9 +142,11 @@ def differences(base: Checkpoint, tuned: Checkpoint, apart: Collection[str] = ()
             found.append(f"{pair.tuned.info.name} has no base")
             continue
         sides = ((pair.base, base), (pair.tuned, tuned))
-        views = [operand.part.view(side.tensor(operand.info)) for operand, side in sides]
-        views = [view[: pair.rows] if view.ndim == 2 and pair.is_matrix else view for view in views]
-        one, other = aligned(*views) if pair.is_matrix else (view.flatten() for view in views)
+        whole = [operand.part.view(side.tensor(operand.info).whole()) for operand, side in sides]
+        one, other = (
+            (view[: pair.rows] if view.ndim == 2 and pair.is_matrix else view).flatten()
+            for view in whole
+        )
         if not torch.equal(one, other):
             found.append(
                 f"{pair.base.info.name} differs from {pair.tuned.info.name} as {pair.place}"

@@ -210,6 +210,7 @@ def run_asked(asked: Asked) -> AuditResult:
         measured = _measure(asked, lined, journal)
         if scored is None:
             scored = kept_scores(folder, wanted, runtime.say)
+        sources = [*lined.base.sources.values(), *lined.tuned.sources.values()]
         writing = _Clock()
         run = _run_metadata(settings, clock, journal.outcomes.values())
         with replacing(folder) as staged:
@@ -225,6 +226,8 @@ def run_asked(asked: Asked) -> AuditResult:
             del lined  # the headers: the summary takes as much again
             plain = summarise(tables, wanted.as_json())
             summary, metadata = _finish(staged, files, plain, wanted, run=run, scored=scored)
+            for source in sources:
+                source.require_unchanged()
         runtime.detail(
             f"time: {took(opened)} to read headers, {took(writing.seconds())} to write the report"
         )

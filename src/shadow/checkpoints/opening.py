@@ -20,6 +20,8 @@ from shadow.checkpoints.safetensors_files import (
     TensorInfo,
     has_too_many_values,
     header_length,
+    header_of,
+    held_shard,
     parse_header,
     read_header,
     usable_name,
@@ -32,10 +34,10 @@ from shadow.text import several
 if TYPE_CHECKING:
     from threading import Event
 
-    from torch import Tensor
-
+    from shadow.checkpoints.held_files import HeldFile
     from shadow.checkpoints.hub import OnBytes, Snapshot
     from shadow.checkpoints.hub_client import Say
+    from shadow.checkpoints.stored_tensors import StoredTensor
 
 MAX_JSON = 64_000_000  # bytes; the largest real index (Kimi-K2, 1.16 M tensors) has under half
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -67,8 +69,8 @@ class Checkpoint:
     adapter: Adapter | None = None  # scales the tensors of a LoRA adapter
     parts: tuple[tuple[str, Checkpoint], ...] = ()  # by component, of a base that was put together
 
-    def tensor(self, info: TensorInfo) -> Tensor:
-        """The tensor (info.shape) as a view of the mapped shard; ShadowError if that is gone."""
+    def tensor(self, info: TensorInfo) -> StoredTensor:
+        """The tensor (info.shape), whose parts are read on demand; ShadowError if it is gone."""
         return self.sources[info.shard].tensor(info)
 
 
@@ -253,12 +255,13 @@ def _open_folder(reference: str, *, allow_pickle: bool, scratch: Path | None) ->
         path = root / shard
         if not path.is_file():
             raise ShadowError(f"{reference}: shard {shard} is missing", "is the download complete?")
-        (header, text), data = _read_shard(path, shard, scratch)
+        file = held_shard(path, shard)
+        (header, text), data = _read_shard(file, shard, scratch)
         headers.append(header)
-        sources[shard] = LocalFile(data)
-        status = path.stat()
-        digest.update(json.dumps([shard, status.st_size, status.st_mtime_ns, text]).encode())
+        sources[shard] = LocalFile(data.path, data)
+        digest.update(json.dumps([shard, file.size, file.modified, text]).encode())
         digest.update(_sample(data, header.values()))
+        file.require_unchanged()
     digest.update(json.dumps(config, sort_keys=True).encode())
     if weights.adapter:
         digest.update(repr(weights.adapter).encode())
@@ -375,8 +378,8 @@ def _open_pickled(
     source.fetch(say=say, report=report, stop=stop)
     assert source.path is not None, "fetched"
     with naming(snapshot.name):
-        (header, _), data = _read_shard(source.path, shard, scratch)
-    return header, replace(source, unpacked=data), False
+        (header, _), data = _read_shard(held_shard(source.path, shard), shard, scratch)
+    return header, replace(source, unpacked=data.path), False
 
 
 def _joined(headers: Iterable[Mapping[str, TensorInfo]], weights: Weights) -> dict[str, TensorInfo]:
@@ -399,15 +402,15 @@ def _joined(headers: Iterable[Mapping[str, TensorInfo]], weights: Weights) -> di
     return tensors
 
 
-def _read_shard(path: Path, shard: str, scratch: Path | None) -> tuple[Header, Path]:
+def _read_shard(file: HeldFile, shard: str, scratch: Path | None) -> tuple[Header, HeldFile]:
     """The header of a local file, and the file that its offsets refer to."""
-    if path.suffix == ".safetensors" or shard.endswith(".safetensors"):
-        return read_header(path, shard), path
+    if shard.endswith(".safetensors"):
+        return header_of(file, shard), file
     from shadow.checkpoints.pickles import layout
 
     if scratch is None:
         raise ShadowError(f"{shard}: no place to unpack it", "give an output folder")
-    tensors, data = layout(path, shard, scratch)
+    tensors, data = layout(file.path, shard, scratch)
     # a tied head is the same bytes under a second name
     first_names: dict[tuple[object, ...], str] = {}
     for name, info in tensors.items():
@@ -419,22 +422,23 @@ def _read_shard(path: Path, shard: str, scratch: Path | None) -> tuple[Header, P
     text = json.dumps(
         [[info.name, info.dtype, info.shape, info.start] for info in tensors.values()]
     )
-    return (tensors, text), data
+    return (tensors, text), file if data == file.path else held_shard(data, shard)
 
 
-def _sample(data: Path, tensors: Collection[TensorInfo]) -> bytes:
+def _sample(data: HeldFile, tensors: Collection[TensorInfo]) -> bytes:
     """A few bytes from the middle of up to SAMPLED tensors of a file, spread evenly.
 
     Two checkpoints of one shape that came out of one archive may have the same names, sizes, times
     and headers, and differ in their weights alone.
     """
     step = math.ceil(len(tensors) / SAMPLED) or 1
-    with data.open("rb", buffering=0) as file:
-        parts = []
-        for info in islice(tensors, 0, None, step):
-            file.seek((info.start + info.end) // 2)
-            parts.append(file.read(min(SAMPLED_BYTES, info.end - info.start)))
-    return b"".join(parts)
+    sample = bytearray()
+    for info in islice(tensors, 0, None, step):
+        middle = (info.start + info.end) // 2
+        part = bytearray(min(SAMPLED_BYTES, info.end - info.start, data.size - middle))
+        data.read(middle, memoryview(part))
+        sample += part
+    return bytes(sample)
 
 
 def _choose_weights(

@@ -100,13 +100,6 @@ class Part:
         return grouped[:, start:stop]
 
 
-def aligned(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Two views of equal (rows, cols), with the rows of one grouped as the other's are."""
-    if first.ndim > second.ndim:
-        return first, second.reshape(first.shape)
-    return first.reshape(second.shape), second
-
-
 def place_tensors(
     shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, object]
 ) -> dict[str, tuple[Part, ...]]:

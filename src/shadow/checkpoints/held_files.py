@@ -1,0 +1,109 @@
+"""Files that are held open while they are read, and known again.
+
+A shard is one file from its header to the end of an audit. Files are read, not mapped: a mapped
+file that is cut short meanwhile kills the process (SIGBUS), and here it is a short read.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from shadow.errors import ShadowError
+from shadow.files import open_regular
+
+WHEN_QUIET = "run the same command again when nothing writes to it any more"
+
+
+@dataclass(frozen=True, eq=False)
+class HeldFile:
+    """A regular file, open for reading until this object goes. Several threads may read it."""
+
+    path: Path
+    file: IO[bytes] = field(repr=False)
+    size: int  # bytes, when it was opened
+    modified: int  # when its content last changed by then, in ns
+    standing: tuple[int, ...]  # what tells whether it changes
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def read(self, start: int, into: memoryview) -> None:
+        """Fill a buffer of bytes from the file, beginning at byte start.
+
+        Raises ShadowError where the file has no such bytes any more, or they cannot be read.
+        """
+        try:
+            done = 0
+            while done < len(into):
+                count = self._read_some(start + done, into[done:])
+                if not count:
+                    raise self.changed("it was cut short")
+                done += count
+        except OSError as error:
+            raise ShadowError(
+                f"{self.path}: it cannot be read: {error.strerror or error}",
+                "run the same command again: it continues from here",
+            ) from error
+
+    def _read_some(self, start: int, into: memoryview) -> int:
+        if hasattr(os, "preadv"):
+            return os.preadv(self.file.fileno(), [into], start)
+        with self._lock:  # systems that know no reading from a place
+            self.file.seek(start)
+            return self.file.readinto(into)  # type: ignore[attr-defined, no-any-return]
+
+    def require_unchanged(self) -> None:
+        """Raises ShadowError where another file, or another content, is at the path now."""
+        try:
+            now = os.stat(self.path)  # noqa: PTH116 - once for every matrix
+        except OSError as error:
+            raise self.changed("it was taken away") from error
+        standing = _standing(now)
+        if standing[:2] != self.standing[:2]:
+            raise self.changed("another file is in its place")
+        if standing != self.standing:
+            raise self.changed("it was written to")
+
+    def changed(self, how: str) -> ShadowError:
+        """What is told of a file that is no longer what it was."""
+        return ShadowError(
+            f"{self.path} is not what it was when the audit began: {how}", WHEN_QUIET
+        )
+
+
+def hold(path: Path) -> HeldFile | None:
+    """Open a file to be held; None where it is not regular. Raises OSError."""
+    try:
+        file = open_regular(path)
+    except OSError as error:
+        if error.errno != errno.EMFILE or not _may_hold_more():
+            raise
+        file = open_regular(path)
+    if file is None:
+        return None
+    status = os.fstat(file.fileno())
+    return HeldFile(path, file, status.st_size, status.st_mtime_ns, _standing(status))
+
+
+def _standing(status: os.stat_result) -> tuple[int, ...]:
+    """What changes with a file: device, inode, size, and the times of its content and of its inode.
+
+    Copying with `cp -p` over a file may leave all but the last as they were.
+    """
+    inode_time = 0 if os.name == "nt" else status.st_ctime_ns  # there it is when it was made
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, inode_time
+
+
+def _may_hold_more() -> bool:
+    """Whether the limit on open files could be raised as far as a process may."""
+    try:
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (ImportError, OSError, ValueError):
+        return False
+    return soft != hard
