@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -16,6 +17,7 @@ from typing import IO
 from shadow.errors import ShadowError
 from shadow.files import open_regular
 
+CAN_READ_FROM = hasattr(os, "preadv")  # a place, and leave that of the file as it is
 WHEN_QUIET = "run the same command again when nothing writes to it any more"
 
 
@@ -31,17 +33,24 @@ class HeldFile:
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def read(self, start: int, into: memoryview) -> None:
-        """Fill a buffer of bytes from the file, beginning at byte start.
+        """Fill a buffer of bytes from the file, beginning at byte start. Raises as read_runs."""
+        self.read_runs((start,), into)
+
+    def read_runs(self, starts: Sequence[int], into: memoryview) -> None:
+        """Fill a buffer with runs of equal length, one after another, from where each begins.
 
         Raises ShadowError where the file has no such bytes any more, or they cannot be read.
         """
+        width = len(into) // max(1, len(starts))
         try:
-            done = 0
-            while done < len(into):
-                count = self._read_some(start + done, into[done:])
-                if not count:
-                    raise self.changed("it was cut short")
-                done += count
+            for number, start in enumerate(starts):
+                run = into[number * width : (number + 1) * width]
+                done = self._read_some(start, run)
+                while done < width:  # a system may give less than it is asked for
+                    more = self._read_some(start + done, run[done:])
+                    if not more:
+                        raise self.changed("it was cut short")
+                    done += more
         except OSError as error:
             raise ShadowError(
                 f"{self.path}: it cannot be read: {error.strerror or error}",
@@ -49,9 +58,9 @@ class HeldFile:
             ) from error
 
     def _read_some(self, start: int, into: memoryview) -> int:
-        if hasattr(os, "preadv"):
-            return os.preadv(self.file.fileno(), [into], start)
-        with self._lock:  # systems that know no reading from a place
+        if CAN_READ_FROM:
+            return os.preadv(self.file.fileno(), (into,), start)
+        with self._lock:
             self.file.seek(start)
             return self.file.readinto(into)  # type: ignore[attr-defined, no-any-return]
 

@@ -6,18 +6,28 @@ lies, beside the file. Whatever rearranges a tensor's dimensions rearranges the 
 
 from __future__ import annotations
 
+import contextlib
+import math
+import mmap
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from shadow.checkpoints.held_files import HeldFile
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.dtypes import FLOATS
 
-# bytes that are read ahead, and kept: a smaller matrix is read once, and of a larger one columns
-# come in wide stripes
-WINDOW = 16 << 20
+# Bytes up to which a tensor is read once and kept: the largest matrices of models of 8B parameters.
+# Reading a matrix anew for every pass takes 0.2 s a GB where its parts are whole rows, and 0.4 s
+# where they are columns (benchmarks/reading.py).
+WHOLE = 128 << 20
+# bytes that are read at once of a larger one whose columns are asked for: in narrower stripes each
+# request brings less than it costs
+STRIPE = 32 << 20
+HUGE = 4 << 20  # bytes from which memory is asked for in huge pages
 HOLES = 2  # a part is read with what lies between its elements where that is at most so many times
 
 Span = tuple[int, int]  # of one dimension: (start, stop)
@@ -35,6 +45,8 @@ class StoredTensor:
         self._file = file
         self._start = start
         self._view = view
+        self._strides = view.stride()  # in elements
+        self._room: Tensor | None = None  # what is read lies in it
         self._kept: tuple[list[Span], Tensor] | None = None
 
     @property
@@ -60,66 +72,87 @@ class StoredTensor:
         return rearrange(self.whole())
 
     def whole(self) -> Tensor:
-        """All of it, in memory."""
-        return self[()].clone()
+        """All of it, in memory of its own."""
+        whole = self[()]
+        self._kept = self._room = None
+        return whole
 
     def __getitem__(self, index: tuple[slice, ...]) -> Tensor:
         """A part. Raises ShadowError where the file no longer has it."""
-        wanted = [
-            part.indices(size)[:2]
-            for part, size in zip(
-                [*index, *[slice(None)] * (self.ndim - len(index))], self.shape, strict=True
-            )
-        ]
+        cut = [*index, *[slice(None)] * (self.ndim - len(index))]
+        wanted = [part.indices(size)[:2] for part, size in zip(cut, self.shape, strict=True)]
         if self._kept is None or not _holds(self._kept[0], wanted):
-            self._kept = None  # so that its memory serves for the next
             spans = self._widened(wanted)
-            self._kept = spans, self._read(self._view[_slices(spans)])
+            self._kept = None  # its memory serves for the next
+            self._kept = spans, self._read(spans)
         spans, kept = self._kept
-        return kept[_slices([(a - s, b - s) for (a, b), (s, _) in zip(wanted, spans, strict=True)])]
+        if spans == wanted:
+            return kept
+        inside = zip(wanted, spans, strict=True)
+        return kept[tuple(slice(start - at, stop - at) for (start, stop), (at, _) in inside)]
 
     def _widened(self, wanted: list[Span]) -> list[Span]:
         """What is read where a part is wanted: small tensors whole, of large ones more columns."""
-        sizes, itemsize = self.shape, self.dtype.itemsize
-        if self.numel() * itemsize <= WINDOW:
-            return [(0, size) for size in sizes]
-        strides = self._view.stride()
-        inner = min(range(self.ndim), key=strides.__getitem__)
+        itemsize = self.dtype.itemsize
+        if self.numel() * itemsize <= WHOLE:
+            return [(0, size) for size in self.shape]
+        inner = min(range(self.ndim), key=self._strides.__getitem__)
         start, stop = wanted[inner]
-        lines = max(1, _count(wanted) // max(1, stop - start)) * itemsize
+        lines = math.prod(
+            max(0, end - begin) for place, (begin, end) in enumerate(wanted) if place != inner
+        )
+        width = STRIPE // max(1, lines * itemsize)
         wider = list(wanted)
-        wider[inner] = start, min(sizes[inner], max(stop, start + WINDOW // lines))
+        wider[inner] = start, min(self.shape[inner], max(stop, start + width))
         return wider
 
-    def _read(self, part: Tensor) -> Tensor:
-        """A part of the view, with its bytes: in one request where there are few holes, otherwise
-        run by run.
-        """
-        if part.numel() == 0:
-            return torch.empty(part.shape, dtype=part.dtype)
-        reach = 1 + sum((n - 1) * s for n, s in zip(part.shape, part.stride(), strict=True))
-        order = sorted(range(part.ndim), key=part.stride().__getitem__, reverse=True)
-        in_order = part.permute(order)
-        run, outer = _runs(in_order)
-        if reach <= HOLES * part.numel() or run == 1:
-            flat = torch.empty(reach, dtype=part.dtype)
-            self._fill(flat, [int(part.storage_offset())], reach)
-            return flat.as_strided(part.shape, part.stride())
-        firsts = torch.tensor([int(part.storage_offset())])
-        for size, stride in zip(in_order.shape[:outer], in_order.stride()[:outer], strict=True):
-            firsts = (firsts[:, None] + torch.arange(size) * stride).reshape(-1)
-        flat = torch.empty(part.numel(), dtype=part.dtype)
-        self._fill(flat, firsts.tolist(), run)
-        back = sorted(range(part.ndim), key=order.__getitem__)
-        return flat.view(in_order.shape).permute(back)
+    def _read(self, spans: list[Span]) -> Tensor:
+        """A part: in one request where it has few holes, otherwise run by run."""
+        shape, strides = [max(0, stop - start) for start, stop in spans], self._strides
+        count = math.prod(shape)
+        if count == 0:
+            return torch.empty(shape, dtype=self.dtype)
+        first = int(self._view.storage_offset())
+        first += sum(start * by for (start, _), by in zip(spans, strides, strict=True))
+        reach = 1 + sum((size - 1) * by for size, by in zip(shape, strides, strict=True))
+        order = sorted(range(self.ndim), key=strides.__getitem__, reverse=True)
+        outer, run = list(order), 1  # dimensions that count runs; elements of a run
+        while outer and (strides[outer[-1]] == run or shape[outer[-1]] == 1):
+            run *= shape[outer.pop()]
+        if reach <= HOLES * count or run == 1:
+            flat = self._filled([first], reach)
+            return flat.as_strided(shape, strides)
+        starts = np.array([first])
+        for place in outer:
+            starts = np.add.outer(starts, np.arange(shape[place]) * strides[place]).ravel()
+        flat = self._filled(starts, run)
+        back = sorted(range(self.ndim), key=order.__getitem__)
+        return flat.view([shape[place] for place in order]).permute(back)
 
-    def _fill(self, flat: Tensor, firsts: Sequence[int], run: int) -> None:
-        """Read runs of elements, one after another, from where each begins in the tensor."""
-        room, width = flat.view(torch.uint8).numpy().data, run * flat.dtype.itemsize
-        place = 0
-        for first in firsts:
-            self._file.read(self._start + first * flat.dtype.itemsize, room[place : place + width])
-            place += width
+    def _filled(self, firsts: Sequence[int] | NDArray[np.int64], run: int) -> Tensor:
+        """Runs of elements, one after another, from where each begins in the tensor."""
+        count, itemsize = len(firsts) * run, self.dtype.itemsize
+        if self._room is None or self._room.numel() < count:
+            self._room = None  # before the next is there
+            self._room = _room(count, self.dtype)
+        flat = self._room[:count]
+        starts = (np.asarray(firsts) * itemsize + self._start).tolist()
+        self._file.read_runs(starts, flat.view(torch.uint8).numpy().data)
+        return flat
+
+
+def _room(count: int, dtype: torch.dtype) -> Tensor:
+    """Memory for so many elements; much of it in huge pages, where a system has them.
+
+    Its first use takes a third of the time then (benchmarks/reading.py).
+    """
+    size = count * dtype.itemsize
+    if size < HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty(count, dtype=dtype)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a kernel without them
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype)
 
 
 def stored_tensor(file: HeldFile, info: TensorInfo) -> StoredTensor:
@@ -131,28 +164,6 @@ def stored_tensor(file: HeldFile, info: TensorInfo) -> StoredTensor:
     return StoredTensor(file, info.start, reach.as_strided(info.shape, info.strides))
 
 
-def _slices(spans: Sequence[Span]) -> tuple[slice, ...]:
-    return tuple(slice(start, stop) for start, stop in spans)
-
-
-def _count(spans: Sequence[Span]) -> int:
-    count = 1
-    for start, stop in spans:
-        count *= max(0, stop - start)
-    return count
-
-
 def _holds(kept: Sequence[Span], wanted: Sequence[Span]) -> bool:
     """Whether all that is wanted is kept."""
     return all(a <= start and stop <= b for (a, b), (start, stop) in zip(kept, wanted, strict=True))
-
-
-def _runs(part: Tensor) -> tuple[int, int]:
-    """Elements that lie one after another in a part whose strides descend, and how many of its
-    dimensions count such runs.
-    """
-    run, outer = 1, part.ndim
-    while outer and (part.stride(outer - 1) == run or part.shape[outer - 1] == 1):
-        run *= part.shape[outer - 1]
-        outer -= 1
-    return run, outer
