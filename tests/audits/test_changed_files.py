@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import models
+import pyarrow.parquet as pq
 import pytest
-from runs import pair_of
+from runs import pair_of, report_contents
+from safetensors.torch import load_file, save_file
 
 from shadow.audits import pair as pair_module
 from shadow.audits import workers
 from shadow.audits.pair import Settings, run_pair
+from shadow.checkpoints.opening import open_folder
 from shadow.checkpoints.pairing import Filter
-from shadow.errors import ShadowError
+from shadow.errors import KeptError, ShadowError
 from shadow.spectra.delta import Method
 
 SETTINGS = Settings(Method(subspaces=False), Filter())
@@ -153,3 +158,43 @@ def test_a_file_cut_short_under_way_does_not_end_a_list(tmp_path):
     assert "Traceback" not in done.stderr
     assert "is not what it was when the audit began" in done.stderr
     assert len(list((tmp_path / "out").rglob("matrices.parquet"))) == 1
+
+
+def test_other_weights_of_the_same_time_are_no_report_that_is_there(tmp_path, pair):
+    """Two folders out of one archive share names, sizes, times and headers: what was measured of
+    one is not told of the other.
+    """
+    file = tmp_path / "one" / FILE
+    os.utime(file, (1e9, 1e9))
+    run_pair(pair, SETTINGS, tmp_path / "out")
+    tensors = load_file(file)
+    tensors[models.UP.format(1)][0] *= 2
+    save_file(tensors, file)
+    os.utime(file, (1e9, 1e9))
+    with pytest.raises(KeptError, match="files of tuned, by their hash"):
+        run_pair(pair, SETTINGS, tmp_path / "out")
+
+
+def test_the_report_of_an_earlier_version_is_there(tmp_path, pair):
+    """Its fingerprints rest on a smaller sample of the same files: nothing is measured again, and
+    it is left as it is. A label and scores are made anew without measuring.
+    """
+    first = run_pair(pair, SETTINGS, tmp_path / "out")
+    formers = {
+        side: {**first.provenance[side], "fingerprint": open_folder(str(tmp_path / name)).former}
+        for side, name in (("base", "base"), ("tuned", "one"))
+    }
+    for path in first.folder.glob("*.parquet"):
+        table = pq.read_table(path)
+        told = json.loads(table.schema.metadata[b"shadow"]) | formers
+        pq.write_table(table.replace_schema_metadata({"shadow": json.dumps(told)}), path)
+    before = report_contents(first.folder)
+    again = run_pair(pair, SETTINGS, tmp_path / "out")
+    assert again.measured == 0
+    assert report_contents(first.folder) == before
+    labelled = run_pair(pair, replace(SETTINGS, optimizer="muon"), tmp_path / "out")
+    assert labelled.measured == 0
+    assert {side: labelled.provenance[side] for side in formers} == formers
+    models.toy(tmp_path / "one", 5, size=SIZE)
+    with pytest.raises(KeptError, match="files of tuned, by their hash"):
+        run_pair(pair, SETTINGS, tmp_path / "out")

@@ -37,6 +37,7 @@ from shadow.audits.plan import Plan, make_plan
 from shadow.audits.rows import write_tables
 from shadow.audits.runtime import AlignedPair, Asked, AuditResult, Progress, Runtime, Settings
 from shadow.audits.sides import (
+    as_reported,
     client_for,
     find_sides,
     identity,
@@ -179,11 +180,12 @@ def run_asked(asked: Asked) -> AuditResult:
     wanted = identity(pair, settings, base, tuned)
     scored = None if asked.scores is None else _scored(asked.scores, wanted, pair)
     there, broken = finished(folder)
-    other = [] if there is None else differences(there, wanted)
+    known = wanted if there is None else as_reported(wanted, there, base, tuned)
+    other = [] if there is None else differences(there, known)
     if there is not None and not other:
-        done, broken = already_done(folder, there, wanted, runtime)
+        done, broken = already_done(folder, there, known, runtime)
         if done is not None:
-            return with_new_label(done, wanted, scored, runtime.say)
+            return with_new_label(done, known, scored, runtime.say)
     # where that fetches no weights, a filter that the model has nothing of is refused before a
     # report that is in the way
     is_cheap = not pickled_part(base) and not pickled_part(tuned)
@@ -209,7 +211,7 @@ def run_asked(asked: Asked) -> AuditResult:
         journal.take_over_parts()
         measured = _measure(asked, lined, journal)
         if scored is None:
-            scored = kept_scores(folder, wanted, runtime.say)
+            scored = kept_scores(folder, known, runtime.say)
         sources = [*lined.base.sources.values(), *lined.tuned.sources.values()]
         writing = _Clock()
         run = _run_metadata(settings, clock, journal.outcomes.values())

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from shadow.checkpoints.adapters import CONFIG as ADAPTER_CONFIG
 from shadow.checkpoints.adapters import Adapter, read_adapter
+from shadow.checkpoints.fingerprints import Fingerprint
 from shadow.checkpoints.safetensors_files import (
     TensorInfo,
     has_too_many_values,
@@ -48,8 +47,6 @@ OWNER = (
     "the file on the Hub is like this: tell its owner, or name another revision (org/name@revision)"
 )
 CONNECTIONS = 8  # headers read at a time
-# of a local file, in its fingerprint
-SAMPLED, SAMPLED_BYTES = 256, 64
 
 Config = Mapping[str, object]  # a JSON object as it was read: any value may be anything
 Header = tuple[dict[str, TensorInfo], str]  # tensors by name, and the text for fingerprints
@@ -68,6 +65,7 @@ class Checkpoint:
     ranges: bool = False  # parts of a shard may be asked for
     adapter: Adapter | None = None  # scales the tensors of a LoRA adapter
     parts: tuple[tuple[str, Checkpoint], ...] = ()  # by component, of a base that was put together
+    former: str | None = None  # the fingerprint that earlier versions gave a folder
 
     def tensor(self, info: TensorInfo) -> StoredTensor:
         """The tensor (info.shape), whose parts are read on demand; ShadowError if it is gone."""
@@ -102,6 +100,11 @@ class Located:
     def commit(self) -> str:
         """The 40 hexadecimal digits of the commit."""
         return self.snapshot.commit
+
+    @property
+    def former(self) -> None:
+        """Of the Hub's files, versions differ in nothing."""
+        return
 
     @property
     def access(self) -> str | None:
@@ -141,14 +144,21 @@ class Assembled:
     @property
     def fingerprint(self) -> str:
         """A sha256 that changes when that of any part does."""
-        fingerprints = self._said([part.fingerprint for _, part in self.parts])
-        return hashlib.sha256(fingerprints.encode()).hexdigest()
+        return self._digest([part.fingerprint for _, part in self.parts])
+
+    @property
+    def former(self) -> str:
+        """The fingerprint that earlier versions gave it."""
+        return self._digest([part.former or part.fingerprint for _, part in self.parts])
 
     @property
     def access(self) -> str | None:
         """Who may read all parts: `private` before `gated` before `open`; None for folders."""
         of_parts = {part.access for _, part in self.parts if isinstance(part, Located)}
         return next((access for access in ("private", "gated", "open") if access in of_parts), None)
+
+    def _digest(self, fingerprints: Iterable[str]) -> str:
+        return hashlib.sha256(self._said(fingerprints).encode()).hexdigest()
 
     def _said(self, texts: Iterable[str]) -> str:
         return " ".join(f"{name}={text}" for (name, _), text in zip(self.parts, texts, strict=True))
@@ -246,7 +256,7 @@ def _open_folder(reference: str, *, allow_pickle: bool, scratch: Path | None) ->
     config = read(CONFIG) if (root / CONFIG).exists() else {}
     headers: list[dict[str, TensorInfo]] = []
     sources: dict[str, Source] = {}
-    digest = hashlib.sha256()
+    fingerprint = Fingerprint()
     for shard in weights.shards:
         if not usable_name(shard):
             raise ShadowError(
@@ -259,16 +269,16 @@ def _open_folder(reference: str, *, allow_pickle: bool, scratch: Path | None) ->
         (header, text), data = _read_shard(file, shard, scratch)
         headers.append(header)
         sources[shard] = LocalFile(data.path, data)
-        digest.update(json.dumps([shard, file.size, file.modified, text]).encode())
-        digest.update(_sample(data, header.values()))
+        fingerprint.add_shard(shard, file, text, data, header.values())
         file.require_unchanged()
-    digest.update(json.dumps(config, sort_keys=True).encode())
+    fingerprint.add(json.dumps(config, sort_keys=True))
     if weights.adapter:
-        digest.update(repr(weights.adapter).encode())
+        fingerprint.add(repr(weights.adapter))
     return Checkpoint(
         reference=reference,
         commit=None,
-        fingerprint=digest.hexdigest(),
+        fingerprint=fingerprint.now,
+        former=fingerprint.former,
         config=config,
         tensors=_joined(headers, weights),
         sources=sources,
@@ -423,22 +433,6 @@ def _read_shard(file: HeldFile, shard: str, scratch: Path | None) -> tuple[Heade
         [[info.name, info.dtype, info.shape, info.start] for info in tensors.values()]
     )
     return (tensors, text), file if data == file.path else held_shard(data, shard)
-
-
-def _sample(data: HeldFile, tensors: Collection[TensorInfo]) -> bytes:
-    """A few bytes from the middle of up to SAMPLED tensors of a file, spread evenly.
-
-    Two checkpoints of one shape that came out of one archive may have the same names, sizes, times
-    and headers, and differ in their weights alone.
-    """
-    step = math.ceil(len(tensors) / SAMPLED) or 1
-    sample = bytearray()
-    for info in islice(tensors, 0, None, step):
-        middle = (info.start + info.end) // 2
-        part = bytearray(min(SAMPLED_BYTES, info.end - info.start, data.size - middle))
-        data.read(middle, memoryview(part))
-        sample += part
-    return bytes(sample)
 
 
 def _choose_weights(
