@@ -11,8 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Collection
-from itertools import islice
+import operator
+from collections.abc import Collection, Sequence
+from itertools import repeat
 
 from shadow.checkpoints.held_files import HeldFile
 from shadow.checkpoints.safetensors_files import TensorInfo
@@ -41,11 +42,11 @@ class Fingerprint:
     ) -> None:
         """Add a file of weights. header: its text; data: the file that tensors lie in."""
         self.add(json.dumps([name, file.size, file.modified, header]))
-        self._former.update(_former_sample(data, tensors))
-        pieces = _pieces(tensors)
-        data.announce(pieces)
-        for piece in pieces:
-            self._now.update(_read(data, *piece))
+        # no more of Python than this for a tensor, of which there may be a million
+        starts = [info.start for info in tensors]
+        sizes = list(map(operator.sub, [info.end for info in tensors], starts))
+        self._former.update(_former_sample(data, starts, sizes))
+        self._now.update(_sample(data, starts, sizes))
 
     def add(self, text: str) -> None:
         """Add what is known from elsewhere, as the config is."""
@@ -63,31 +64,24 @@ class Fingerprint:
         return self._former.hexdigest()
 
 
-def places(start: int, end: int) -> list[tuple[int, int]]:
-    """(start, bytes) of what is read of a tensor that lies from start to end in a file."""
-    size = end - start
+def places(start: int, size: int) -> list[tuple[int, int]]:
+    """(start, bytes) of what is read of a tensor of size bytes, from its first to its last."""
     if size <= SHORT:
-        return [(start, size)] if size else []
+        return [(start, size)]
     count = max(2, math.ceil(size / EVERY))
-    # from the first to the last bytes
     return [(start + (size - PIECE) * place // (count - 1), PIECE) for place in range(count)]
 
 
-def _pieces(tensors: Collection[TensorInfo]) -> list[tuple[int, int]]:
-    """The same of several, in the order of the file; what two share is read once."""
-    found = {place for info in tensors for place in places(info.start, info.end)}
-    return sorted(found)
+def _sample(data: HeldFile, starts: Sequence[int], sizes: Sequence[int]) -> bytes:
+    """A sample of every tensor, in the order of the file; what two share is read once."""
+    pieces = sorted(set(zip(starts, sizes, strict=True)))
+    if max(sizes, default=0) > SHORT:
+        pieces = [place for piece in pieces for place in places(*piece)]
+    return data.sample(*zip(*pieces, strict=True)) if pieces else b""
 
 
-def _former_sample(data: HeldFile, tensors: Collection[TensorInfo]) -> bytes:
-    step = math.ceil(len(tensors) / FORMER_TENSORS) or 1
-    return b"".join(
-        _read(data, (info.start + info.end) // 2, min(FORMER_BYTES, info.end - info.start))
-        for info in islice(tensors, 0, None, step)
-    )
-
-
-def _read(data: HeldFile, start: int, size: int) -> bytes:
-    part = bytearray(max(0, min(size, data.size - start)))
-    data.read(start, memoryview(part))
-    return bytes(part)
+def _former_sample(data: HeldFile, starts: Sequence[int], sizes: Sequence[int]) -> bytes:
+    step = math.ceil(len(starts) / FORMER_TENSORS) or 1
+    some = sizes[::step]
+    middles = map(operator.add, starts[::step], map(operator.rshift, some, repeat(1)))
+    return data.sample(list(middles), list(map(min, some, repeat(FORMER_BYTES))))

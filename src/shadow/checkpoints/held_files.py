@@ -6,17 +6,16 @@ file that is cut short meanwhile kills the process (SIGBUS), and here it is a sh
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import threading
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
-from typing import IO
 
 from shadow.errors import ShadowError
-from shadow.files import open_regular
 
 CAN_READ_FROM = hasattr(os, "preadv")  # a place, and leave that of the file as it is
 WHEN_QUIET = "run the same command again when nothing writes to it any more"
@@ -27,11 +26,14 @@ class HeldFile:
     """A regular file, open for reading until this object goes. Several threads may read it."""
 
     path: Path
-    file: IO[bytes] = field(repr=False)
+    handle: int = field(repr=False)  # of the system, this object's own
     size: int  # bytes, when it was opened
     modified: int  # when its content last changed by then, in ns
     standing: tuple[int, ...]  # what tells whether it changes
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def __del__(self) -> None:
+        os.close(self.handle)
 
     def read(self, start: int, into: memoryview) -> None:
         """Fill a buffer of bytes from the file, beginning at byte start. Raises as read_runs."""
@@ -53,24 +55,43 @@ class HeldFile:
                         raise self.changed("it was cut short")
                     done += more
         except OSError as error:
-            raise ShadowError(
-                f"{self.path}: it cannot be read: {error.strerror or error}",
-                "run the same command again: it continues from here",
-            ) from error
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: OSError) -> ShadowError:
+        return ShadowError(
+            f"{self.path}: it cannot be read: {error.strerror or error}",
+            "run the same command again: it continues from here",
+        )
 
     def _read_some(self, start: int, into: memoryview) -> int:
         if CAN_READ_FROM:
-            return os.preadv(self.file.fileno(), (into,), start)
+            return os.preadv(self.handle, (into,), start)
         with self._lock:
-            self.file.seek(start)
-            return self.file.readinto(into)  # type: ignore[attr-defined, no-any-return]
+            os.lseek(self.handle, start, os.SEEK_SET)
+            found = os.read(self.handle, len(into))
+        into[: len(found)] = found
+        return len(found)
 
-    def announce(self, pieces: Sequence[tuple[int, int]]) -> None:
-        """Tell the system which (start, bytes) are read next: it then reads many at a time."""
-        if hasattr(os, "posix_fadvise"):
-            with contextlib.suppress(OSError):
-                for start, size in pieces:
-                    os.posix_fadvise(self.file.fileno(), start, size, os.POSIX_FADV_WILLNEED)
+    def sample(self, starts: Sequence[int], sizes: Sequence[int]) -> bytes:
+        """The bytes of many small pieces, one after another; fewer where the file ends before.
+
+        The system is told of all of them first, so that a disk reads many at a time. Raises
+        ShadowError where they cannot be read.
+        """
+        handle = repeat(self.handle)
+        try:  # there may be a million, so that no loop of Python's goes over them
+            if hasattr(os, "posix_fadvise"):
+                soon = repeat(os.POSIX_FADV_WILLNEED)
+                deque(map(os.posix_fadvise, handle, starts, sizes, soon), 0)
+            if CAN_READ_FROM:
+                return b"".join(map(os.pread, handle, sizes, starts))
+            return b"".join(map(self._piece, starts, sizes))
+        except OSError as error:
+            raise self._unreadable(error) from error
+
+    def _piece(self, start: int, size: int) -> bytes:
+        piece = bytearray(size)
+        return bytes(piece[: self._read_some(start, memoryview(piece))])
 
     def require_unchanged(self) -> None:
         """Raises ShadowError where another file, or another content, is at the path now."""
@@ -93,16 +114,17 @@ class HeldFile:
 
 def hold(path: Path) -> HeldFile | None:
     """Open a file to be held; None where it is not regular. Raises OSError."""
+    if not path.is_file():  # opening a FIFO would wait
+        return None
+    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0)
     try:
-        file = open_regular(path)
+        handle = os.open(path, flags)
     except OSError as error:
         if error.errno != errno.EMFILE or not _may_hold_more():
             raise
-        file = open_regular(path)
-    if file is None:
-        return None
-    status = os.fstat(file.fileno())
-    return HeldFile(path, file, status.st_size, status.st_mtime_ns, _standing(status))
+        handle = os.open(path, flags)
+    status = os.fstat(handle)
+    return HeldFile(path, handle, status.st_size, status.st_mtime_ns, _standing(status))
 
 
 def _standing(status: os.stat_result) -> tuple[int, ...]:
