@@ -26,7 +26,8 @@ from shadow.audits.schedule import Schedule, ShardKey, source_of
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import MatrixPair, Operand
 from shadow.checkpoints.sources import Fetching, Source
-from shadow.checkpoints.stored_tensors import StoredTensor
+from shadow.checkpoints.stored_tensors import StoredTensor, kept_memory
+from shadow.dtypes import FLOATS
 from shadow.places.groups import direction_of
 from shadow.reasons import FROM_ZERO
 from shadow.spectra.delta import (
@@ -214,9 +215,18 @@ def largest_side(pairs: Sequence[MatrixPair]) -> int:
 
 
 def worker_memory(pairs: Sequence[MatrixPair]) -> int:
-    """Bytes that one worker takes at most: a Gram, the solver's copies of it, block buffers."""
+    """Bytes that one worker takes at most: a Gram, the solver's copies of it, block buffers, and
+    what is kept of both sides.
+    """
     side = largest_side(pairs)
-    return 3 * 8 * side**2 + 4 * 8 * BLOCK
+    return 3 * 8 * side**2 + 4 * 8 * BLOCK + max(map(_kept, pairs), default=0)
+
+
+def _kept(pair: MatrixPair) -> int:
+    """Bytes that are kept of both sides of a pair while they are read."""
+    sides = [pair.tuned] if pair.base is None else [pair.base, pair.tuned]
+    bits = [FLOATS[side.info.dtype].bits for side in sides]
+    return sum(kept_memory(pair.rows * pair.cols * each // 8) for each in bits)
 
 
 def outcome_of(

@@ -27,6 +27,7 @@ WHOLE = 128 << 20
 # bytes that are read at once of a larger one whose columns are asked for: in narrower stripes each
 # request brings less than it costs
 STRIPE = 32 << 20
+AHEAD = 2 << 20  # bytes that are read at once where rows are asked for; they stay in the caches
 HUGE = 4 << 20  # bytes from which memory is asked for in huge pages
 HOLES = 2  # a part is read with what lies between its elements where that is at most so many times
 
@@ -104,6 +105,13 @@ class StoredTensor:
         width = STRIPE // max(1, lines * itemsize)
         wider = list(wanted)
         wider[inner] = start, min(self.shape[inner], max(stop, start + width))
+        outer = max(range(self.ndim), key=self._strides.__getitem__)
+        start, stop = wider[outer]
+        if all(
+            span == (0, self.shape[place]) for place, span in enumerate(wider) if place != outer
+        ):
+            line = self.numel() // self.shape[outer] * itemsize
+            wider[outer] = start, min(self.shape[outer], max(stop, start + AHEAD // line))
         return wider
 
     def _read(self, spans: list[Span]) -> Tensor:
@@ -139,6 +147,11 @@ class StoredTensor:
         starts = (np.asarray(firsts) * itemsize + self._start).tolist()
         self._file.read_runs(starts, flat.view(torch.uint8).numpy().data)
         return flat
+
+
+def kept_memory(size: int) -> int:
+    """Bytes of memory that a tensor of size bytes takes at most while it is read."""
+    return size if size <= WHOLE else STRIPE
 
 
 def _room(count: int, dtype: torch.dtype) -> Tensor:

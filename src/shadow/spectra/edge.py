@@ -173,5 +173,5 @@ def stored_levels(matrix: Matrix, stored: str) -> float | None:
         group, place = divmod(row, each)
         groups = (slice(group, group + 1),) if matrix.ndim == 3 else ()
         part = matrix[(*groups, slice(place, place + 1), slice(LEVELS_OF))]
-        rows.append(part.reshape(1, -1).float())
+        rows.append(part.reshape(1, -1).to(torch.float32, copy=True))
     return levels(torch.cat(rows))
