@@ -216,17 +216,12 @@ def largest_side(pairs: Sequence[MatrixPair]) -> int:
 
 def worker_memory(pairs: Sequence[MatrixPair]) -> int:
     """Bytes that one worker takes at most: a Gram, the solver's copies of it, block buffers, and
-    what is kept of both sides.
+    what is kept of both sides, each stored as the tuned one is.
     """
-    side = largest_side(pairs)
-    return 3 * 8 * side**2 + 4 * 8 * BLOCK + max(map(_kept, pairs), default=0)
-
-
-def _kept(pair: MatrixPair) -> int:
-    """Bytes that are kept of both sides of a pair while they are read."""
-    sides = [pair.tuned] if pair.base is None else [pair.base, pair.tuned]
-    bits = [FLOATS[side.info.dtype].bits for side in sides]
-    return sum(kept_memory(pair.rows * pair.cols * each // 8) for each in bits)
+    shapes = {(pair.is_matrix, pair.rows, pair.cols, pair.tuned.info.dtype) for pair in pairs}
+    side = max((min(rows, cols) for matrix, rows, cols, _ in shapes if matrix), default=1)
+    sizes = (rows * cols * FLOATS[dtype].bits // 8 for _, rows, cols, dtype in shapes)
+    return 3 * 8 * side**2 + 4 * 8 * BLOCK + 2 * max(map(kept_memory, sizes), default=0)
 
 
 def outcome_of(
