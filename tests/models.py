@@ -142,7 +142,7 @@ def differences(base: Checkpoint, tuned: Checkpoint, apart: Collection[str] = ()
             found.append(f"{pair.tuned.info.name} has no base")
             continue
         sides = ((pair.base, base), (pair.tuned, tuned))
-        views = [operand.part.view(side.tensor(operand.info)) for operand, side in sides]
+        views = [operand.part.view(side.tensor(operand.info).whole()) for operand, side in sides]
         views = [view[: pair.rows] if view.ndim == 2 and pair.is_matrix else view for view in views]
         one, other = (view.flatten() for view in views)
         if not torch.equal(one, other):

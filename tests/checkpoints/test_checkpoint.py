@@ -41,7 +41,7 @@ def sharded(tmp_path):
 
 
 def values(checkpoint):
-    return {name: checkpoint.tensor(info) for name, info in checkpoint.tensors.items()}
+    return {name: checkpoint.tensor(info).whole() for name, info in checkpoint.tensors.items()}
 
 
 def assert_holds_both(checkpoint):
@@ -152,6 +152,24 @@ def test_the_fingerprint_changes_with_the_files(sharded, change):
         moved = status.st_mtime_ns + (1_000_000_000 if change == "time" else 0)
         os.utime(sharded / first, ns=(moved, moved))
     assert open_folder(str(sharded)).fingerprint != before
+
+
+@pytest.mark.parametrize("place", [0, 3, -1])
+@pytest.mark.parametrize("name", ["w0", "w299", "large", "norm"])
+def test_a_sample_of_every_tensor_is_in_the_fingerprint(tmp_path, name, place):
+    """Out of one archive, of one shape: a row at the start, in between or at the end of any tensor
+    tells two folders apart, also behind the first 256 tensors.
+    """
+    tensors = {f"w{number}": torch.zeros(8, 8) for number in range(300)}
+    tensors |= {"large": torch.zeros(4, 1 << 20), "norm": torch.zeros(8)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    os.utime(tmp_path / "model.safetensors", (1e9, 1e9))
+    before = open_folder(str(tmp_path))
+    tensors[name][place] += 1
+    save_file(tensors, tmp_path / "model.safetensors")
+    os.utime(tmp_path / "model.safetensors", (1e9, 1e9))
+    after = open_folder(str(tmp_path))
+    assert after.fingerprint != before.fingerprint
 
 
 def missing_folder(folder):

@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from shadow.checkpoints.safetensors_files import map_tensor, read_header
+from shadow.checkpoints.safetensors_files import read_header
+from shadow.checkpoints.sources import LocalFile
 from shadow.dtypes import FLOATS, INTEGERS
 from shadow.errors import ShadowError
 
@@ -278,7 +279,7 @@ def test_an_unknown_dtype_is_named_and_the_rest_goes_on(tmp_path):
         safetensors.deserialize(content)
     found = parse(tmp_path, content)
     assert found["new"].dtype == "F4_E9"
-    assert map_tensor(tmp_path / "x.safetensors", found["old"]).tolist() == [1.0, 1.0]
+    assert LocalFile(tmp_path / "x.safetensors").tensor(found["old"]).whole().tolist() == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -292,7 +293,7 @@ def test_values_are_those_of_the_library(tmp_path, dtype):
     path = tmp_path / "x.safetensors"
     save_file({"first": stored[:3].clone(), "w": stored}, path)
     info = read_header(path, path.name)[0]["w"]
-    mine, theirs = map_tensor(path, info), load_file(path)["w"]
+    mine, theirs = LocalFile(path).tensor(info).whole(), load_file(path)["w"]
     assert (info.dtype, mine.dtype, mine.shape) == (dtype, theirs.dtype, theirs.shape)
     assert torch.equal(mine.view(torch.uint8), theirs.view(torch.uint8))
 
@@ -306,29 +307,31 @@ def test_a_tensor_at_an_odd_offset_has_its_values(tmp_path, shift):
         "w": entry("F64", (3, 5), (shift, shift + 120)),
     }
     found = parse(tmp_path, file_bytes(header, bytes(shift) + wanted.tobytes()))
-    assert (map_tensor(tmp_path / "x.safetensors", found["w"]).numpy() == wanted).all()
+    assert (
+        LocalFile(tmp_path / "x.safetensors").tensor(found["w"]).whole().numpy() == wanted
+    ).all()
 
 
 @pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0, 2), (0, 2**40)])
-def test_a_tensor_without_elements_is_mapped(tmp_path, shape):
+def test_a_tensor_without_elements_is_read(tmp_path, shape):
     """A tensor of no elements has its shape and no bytes."""
     found = parse(tmp_path, file_bytes({"w": entry(shape=shape, offsets=(0, 0))}))
-    assert map_tensor(tmp_path / "x.safetensors", found["w"]).shape == shape
+    assert LocalFile(tmp_path / "x.safetensors").tensor(found["w"]).whole().shape == shape
 
 
 @pytest.mark.parametrize("shape", [(0, 2**48, 2**48), (2**48, 2**40, 0)])
-def test_an_empty_tensor_with_huge_dimensions_is_refused_or_mapped(tmp_path, shape):
+def test_an_empty_tensor_with_huge_dimensions_is_refused_or_read(tmp_path, shape):
     """Dimensions whose product overflows behind a 0 do no harm: ShadowError, or no elements."""
     try:
         found = parse(tmp_path, file_bytes({"w": entry(shape=shape, offsets=(0, 0))}))
-        assert map_tensor(tmp_path / "x.safetensors", found["w"]).numel() == 0
+        assert LocalFile(tmp_path / "x.safetensors").tensor(found["w"]).numel() == 0
     except ShadowError as refused:
         assert "shape" in refused.message  # noqa: PT017
 
 
-def test_writing_to_a_mapped_tensor_leaves_the_file_alone(tmp_path):
-    """The mapping is private: not even a bug could change a checkpoint."""
+def test_writing_to_a_tensor_leaves_the_file_alone(tmp_path):
+    """Tensors are read into memory: not even a bug could change a checkpoint."""
     content = file_bytes({"w": entry()}, bytes(8))
     found = parse(tmp_path, content)
-    map_tensor(tmp_path / "x.safetensors", found["w"]).fill_(7)
+    LocalFile(tmp_path / "x.safetensors").tensor(found["w"])[:,].fill_(7)
     assert (tmp_path / "x.safetensors").read_bytes() == content

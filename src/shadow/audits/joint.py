@@ -93,7 +93,7 @@ def _opened(
     side: CheckpointSide, reference: Reference, runtime: Runtime, scratch: Path
 ) -> Checkpoint:
     found = find_checkpoint(reference, runtime, scratch)
-    if side["fingerprint"] is not None and found.fingerprint != side["fingerprint"]:
+    if side["fingerprint"] not in (None, found.fingerprint, found.former):
         raise ShadowError(f"{side['repo']} is not what it was when it was audited")
     return open_found(found, runtime, scratch)
 

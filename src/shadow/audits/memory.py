@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 
 from shadow.audits.machine_limits import MachineLimits
 from shadow.checkpoints.pairing import MatrixPair
+from shadow.checkpoints.stored_tensors import kept_memory
+from shadow.dtypes import FLOATS
 from shadow.errors import ShadowError
 from shadow.places.groups import direction_of
 from shadow.spectra.lazy import FACTOR_BLOCK
@@ -21,8 +23,8 @@ PROCESS = 400_000_000  # bytes of memory of Python, torch and pandas before any 
 BUFFERS = 64
 # bytes for each entry of the Gram matrix: it, and the solver's copies of it in float64
 GRAM = 3 * 8
-# bytes for each row and column: energies, their classes, and lines drawn at random
-LINE = 64
+# bytes for each row and column: energies, products, their classes, and lines drawn at random
+LINE = 88
 
 
 def matrix_memory(pair: MatrixPair) -> int:
@@ -35,7 +37,9 @@ def matrix_memory(pair: MatrixPair) -> int:
     if pair.tuned.factor is not None:  # a part of one, and two copies of it
         factors = 3 * 8 * min(FACTOR_BLOCK, pair.tuned.factor.rank * max(shape))
     lines = LINE * (pair.rows + pair.cols)
-    return max(blocks, factors) + _projection(pair)[1] + GRAM * side**2 + lines
+    # of both sides, each stored as the tuned one is
+    kept = 2 * kept_memory(pair.rows * pair.cols * FLOATS[pair.tuned.info.dtype].bits // 8)
+    return max(blocks, factors) + _projection(pair)[1] + GRAM * side**2 + lines + kept
 
 
 def _projection(pair: MatrixPair) -> tuple[int, int]:

@@ -192,7 +192,7 @@ def _read(
         path = scratch / f"{side}-layers.part"
         reader = _fetched(source, list(heads.values()), path, say, ranges=checkpoint.ranges)
         try:
-            samples |= {name: _sample(reader.tensor(head)) for name, head in heads.items()}
+            samples |= {name: _sample(reader.tensor(head).whole()) for name, head in heads.items()}
         finally:
             reader.free()
     return samples

@@ -39,6 +39,7 @@ from shadow.audits.plan import Plan, make_plan
 from shadow.audits.rows import write_tables
 from shadow.audits.runtime import AlignedPair, Asked, AuditResult, Progress, Runtime, Settings
 from shadow.audits.sides import (
+    as_reported,
     client_for,
     find_sides,
     identity,
@@ -181,11 +182,12 @@ def run_asked(asked: Asked) -> AuditResult:
     wanted = identity(pair, settings, base, tuned)
     scored = None if asked.scores is None else _scored(asked.scores, wanted, pair)
     there, broken = finished(folder)
-    other = [] if there is None else differences(there, wanted)
+    known = wanted if there is None else as_reported(wanted, there, base, tuned)
+    other = [] if there is None else differences(there, known)
     if there is not None and not other:
-        done, broken = already_done(folder, there, wanted, runtime)
+        done, broken = already_done(folder, there, known, runtime)
         if done is not None:
-            return with_new_label(done, wanted, scored, runtime.say)
+            return with_new_label(done, known, scored, runtime.say)
     # where that fetches no weights, a filter that the model has nothing of is refused before a
     # report that is in the way
     is_cheap = not pickled_part(base) and not pickled_part(tuned)
@@ -211,7 +213,8 @@ def run_asked(asked: Asked) -> AuditResult:
         journal.take_over_parts()
         measured = _measure(asked, lined, journal)
         if scored is None:
-            scored = kept_scores(folder, wanted, runtime.say)
+            scored = kept_scores(folder, known, runtime.say)
+        sources = [*lined.base.sources.values(), *lined.tuned.sources.values()]
         writing = _Clock()
         run = _run_metadata(settings, clock, journal.outcomes.values())
         with replacing(folder) as staged:
@@ -228,6 +231,8 @@ def run_asked(asked: Asked) -> AuditResult:
             del lined  # the headers: the summary takes as much again
             plain = summarise(tables, wanted.as_json())
             summary, metadata = _finish(staged, files, plain, wanted, run=run, scored=scored)
+            for source in sources:
+                source.require_unchanged()
         runtime.detail(
             f"time: {took(opened)} to read headers, {took(writing.seconds())} to write the report"
         )

@@ -11,7 +11,7 @@ import hashlib
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -75,7 +75,7 @@ def run_remote_pair(
     with _alone(folder, output, runtime):
         there, broken = standing(target)
         if there is not None:
-            asked = identity_of(pair, settings, runtime)
+            asked = identity_of(pair, settings, runtime, there)
             done, broken = _already_there(
                 target, folder, there, asked, runtime, rescored=scores is not None
             )
@@ -96,8 +96,13 @@ def run_remote_pair(
             try:
                 _publish(folder, target, there, runtime)
             except OvertakenError:
-                asked = identity_of(pair, settings, runtime)
-                other = _other(target, folder, asked, runtime, rescored=scores is not None)
+                other = _other(
+                    target,
+                    folder,
+                    partial(identity_of, pair, settings, runtime),
+                    runtime,
+                    rescored=scores is not None,
+                )
                 if other is None:
                     raise
                 return other
@@ -106,11 +111,16 @@ def run_remote_pair(
 
 
 def _other(
-    target: Store, folder: Path, asked: Identity, runtime: Runtime, *, rescored: bool
+    target: Store,
+    folder: Path,
+    asked_of: Callable[[ReportMetadata], Identity],
+    runtime: Runtime,
+    *,
+    rescored: bool,
 ) -> AuditResult | None:
     """The report that another process was faster with; None where it is not what was asked for."""
     there, _ = standing(target)
-    if there is None or differences(there, asked):
+    if there is None or differences(there, asked := asked_of(there)):
         return None
     runtime.say("another audit of the pair was faster: its report stays")
     done, _ = _already_there(

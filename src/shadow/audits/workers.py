@@ -25,7 +25,8 @@ from shadow.audits.outcome import Outcome
 from shadow.audits.schedule import Schedule, ShardKey, source_of
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import MatrixPair, Operand
-from shadow.checkpoints.sources import Fetching
+from shadow.checkpoints.sources import Fetching, Source
+from shadow.checkpoints.stored_tensors import StoredTensor
 from shadow.places.groups import direction_of
 from shadow.reasons import FROM_ZERO
 from shadow.spectra.delta import (
@@ -54,6 +55,8 @@ from shadow.spectra.spectrum import (
     blocks,
     solve_anew,
 )
+
+Cut = torch.Tensor | StoredTensor | BlockScaled  # one side of a pair as it is stored
 
 _LOCAL = threading.local()
 _ONE_AT_A_TIME = threading.RLock()  # numbers of threads are of the whole process
@@ -237,7 +240,11 @@ def outcome_of(
     if offload is not None:
         offloaded = Offloaded(offload, pair.tuned.info.name)
         grams, made = offloaded, offloaded.made
-    measured = _measured(pair, base, tuned, method, counted, grams)
+    try:
+        measured = _measured(pair, base, tuned, method, counted, grams)
+    finally:  # whatever came of bytes that were written meanwhile, this is what is told
+        for source in _sources(pair, base, tuned):
+            source.require_unchanged()
     return replace(
         measured,
         verified=(base_verified, tuned_verified),
@@ -245,6 +252,12 @@ def outcome_of(
         cached=cached,
         grams=dict(made),
     )
+
+
+def _sources(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> list[Source]:
+    """The shards that a pair lies in."""
+    sides = [(pair.tuned, tuned)] if pair.base is None else [(pair.base, base), (pair.tuned, tuned)]
+    return [side.sources[info.shard] for operand, side in sides for info in operand.infos]
 
 
 def _verified(operand: Operand, checkpoint: Checkpoint) -> bool | None:
@@ -355,7 +368,7 @@ def views(
         elif base_matrix.ndim > matrix.ndim:
             matrix = _cut(matrix, base_matrix.shape)
         return base_matrix, matrix
-    left, right = tuned.tensor(pair.tuned.info), tuned.tensor(factor.info)
+    left, right = tuned.tensor(pair.tuned.info).whole(), tuned.tensor(factor.info).whole()
     if factor.transposed:
         left, right = left.T, right.T
     left = pair.tuned.part.view(left)
@@ -365,30 +378,37 @@ def views(
     return base_matrix, Updated(base_matrix, left, right, factor.scaling)
 
 
-def _cut(matrix: torch.Tensor | BlockScaled, shape: torch.Size) -> torch.Tensor | BlockScaled:
+def _cut(matrix: Cut, shape: torch.Size) -> Cut:
     """A (rows, cols) matrix with its rows in groups, as another is: (groups, rows / groups, cols).
 
     No entry is copied.
     """
     if isinstance(matrix, BlockScaled):
         return replace(matrix, groups=shape[0])
+    if isinstance(matrix, StoredTensor):
+        return matrix.seen(lambda tensor: tensor.reshape(shape))
     return matrix.reshape(shape)
 
 
-def _view(pair: MatrixPair, operand: Operand, checkpoint: Checkpoint) -> torch.Tensor | BlockScaled:
-    tensor, part = checkpoint.tensor(operand.info), operand.part
+def _view(pair: MatrixPair, operand: Operand, checkpoint: Checkpoint) -> Cut:
+    stored, part = checkpoint.tensor(operand.info), operand.part
     if operand.scales is not None:
-        scales = checkpoint.tensor(operand.scales)
+        scales, expert = checkpoint.tensor(operand.scales).whole(), part.place.expert
         if part.experts:
-            tensor, scales = tensor[part.place.expert], scales[part.place.expert]
-        start, stop = part.rows or (0, tensor.shape[0])
-        return BlockScaled(
-            tensor[start : min(stop, start + pair.rows)], scales, operand.block, start
-        )
-    matrix = part.view(tensor)
-    if not pair.is_matrix:
-        return matrix.reshape(pair.rows, pair.cols)
-    return matrix[: pair.rows] if matrix.ndim == 2 else matrix
+            assert expert is not None
+            scales = scales[expert]
+        start, stop = part.rows or (0, stored.shape[-2])
+        cut = slice(start, min(stop, start + pair.rows))
+        raw = stored.seen(lambda tensor: tensor[expert, cut] if part.experts else tensor[cut])
+        return BlockScaled(raw, scales, operand.block, start)
+
+    def seen(tensor: torch.Tensor) -> torch.Tensor:
+        matrix = part.view(tensor)
+        if not pair.is_matrix:
+            return matrix.reshape(pair.rows, pair.cols)
+        return matrix[: pair.rows] if matrix.ndim == 2 else matrix
+
+    return stored.seen(seen)
 
 
 def _vector_norms(base: Matrix, tuned: Matrix, size: Extent) -> tuple[float, float]:

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from shadow.checkpoints.adapters import CONFIG as ADAPTER_CONFIG
 from shadow.checkpoints.adapters import Adapter, read_adapter
+from shadow.checkpoints.fingerprints import Fingerprint
 from shadow.checkpoints.safetensors_files import (
     TensorInfo,
     has_too_many_values,
     header_length,
+    header_of,
+    held_shard,
     parse_header,
     read_header,
     usable_name,
@@ -32,10 +33,10 @@ from shadow.text import several
 if TYPE_CHECKING:
     from threading import Event
 
-    from torch import Tensor
-
+    from shadow.checkpoints.held_files import HeldFile
     from shadow.checkpoints.hub import OnBytes, Snapshot
     from shadow.checkpoints.hub_client import Say
+    from shadow.checkpoints.stored_tensors import StoredTensor
 
 MAX_JSON = 64_000_000  # bytes; the largest real index (Kimi-K2, 1.16 M tensors) has under half
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -46,8 +47,6 @@ OWNER = (
     "the file on the Hub is like this: tell its owner, or name another revision (org/name@revision)"
 )
 CONNECTIONS = 8  # headers read at a time
-# of a local file, in its fingerprint
-SAMPLED, SAMPLED_BYTES = 256, 64
 
 Config = Mapping[str, object]  # a JSON object as it was read: any value may be anything
 Header = tuple[dict[str, TensorInfo], str]  # tensors by name, and the text for fingerprints
@@ -66,9 +65,10 @@ class Checkpoint:
     ranges: bool = False  # parts of a shard may be asked for
     adapter: Adapter | None = None  # scales the tensors of a LoRA adapter
     parts: tuple[tuple[str, Checkpoint], ...] = ()  # by component, of a base that was put together
+    former: str | None = None  # the fingerprint that earlier versions gave a folder
 
-    def tensor(self, info: TensorInfo) -> Tensor:
-        """The tensor (info.shape) as a view of the mapped shard; ShadowError if that is gone."""
+    def tensor(self, info: TensorInfo) -> StoredTensor:
+        """The tensor (info.shape), whose parts are read on demand; ShadowError if it is gone."""
         return self.sources[info.shard].tensor(info)
 
 
@@ -100,6 +100,11 @@ class Located:
     def commit(self) -> str:
         """The 40 hexadecimal digits of the commit."""
         return self.snapshot.commit
+
+    @property
+    def former(self) -> None:
+        """Of the Hub's files, versions differ in nothing."""
+        return
 
     @property
     def access(self) -> str | None:
@@ -139,14 +144,21 @@ class Assembled:
     @property
     def fingerprint(self) -> str:
         """A sha256 that changes when that of any part does."""
-        fingerprints = self._said([part.fingerprint for _, part in self.parts])
-        return hashlib.sha256(fingerprints.encode()).hexdigest()
+        return self._digest([part.fingerprint for _, part in self.parts])
+
+    @property
+    def former(self) -> str:
+        """The fingerprint that earlier versions gave it."""
+        return self._digest([part.former or part.fingerprint for _, part in self.parts])
 
     @property
     def access(self) -> str | None:
         """Who may read all parts: `private` before `gated` before `open`; None for folders."""
         of_parts = {part.access for _, part in self.parts if isinstance(part, Located)}
         return next((access for access in ("private", "gated", "open") if access in of_parts), None)
+
+    def _digest(self, fingerprints: Iterable[str]) -> str:
+        return hashlib.sha256(self._said(fingerprints).encode()).hexdigest()
 
     def _said(self, texts: Iterable[str]) -> str:
         return " ".join(f"{name}={text}" for (name, _), text in zip(self.parts, texts, strict=True))
@@ -244,7 +256,7 @@ def _open_folder(reference: str, *, allow_pickle: bool, scratch: Path | None) ->
     config = read(CONFIG) if (root / CONFIG).exists() else {}
     headers: list[dict[str, TensorInfo]] = []
     sources: dict[str, Source] = {}
-    digest = hashlib.sha256()
+    fingerprint = Fingerprint()
     for shard in weights.shards:
         if not usable_name(shard):
             raise ShadowError(
@@ -253,19 +265,20 @@ def _open_folder(reference: str, *, allow_pickle: bool, scratch: Path | None) ->
         path = root / shard
         if not path.is_file():
             raise ShadowError(f"{reference}: shard {shard} is missing", "is the download complete?")
-        (header, text), data = _read_shard(path, shard, scratch)
+        file = held_shard(path, shard)
+        (header, text), data = _read_shard(file, shard, scratch)
         headers.append(header)
-        sources[shard] = LocalFile(data)
-        status = path.stat()
-        digest.update(json.dumps([shard, status.st_size, status.st_mtime_ns, text]).encode())
-        digest.update(_sample(data, header.values()))
-    digest.update(json.dumps(config, sort_keys=True).encode())
+        sources[shard] = LocalFile(data.path, data)
+        fingerprint.add_shard(shard, file, text, data, header.values())
+        file.require_unchanged()
+    fingerprint.add(json.dumps(config, sort_keys=True))
     if weights.adapter:
-        digest.update(repr(weights.adapter).encode())
+        fingerprint.add(repr(weights.adapter))
     return Checkpoint(
         reference=reference,
         commit=None,
-        fingerprint=digest.hexdigest(),
+        fingerprint=fingerprint.now,
+        former=fingerprint.former,
         config=config,
         tensors=_joined(headers, weights),
         sources=sources,
@@ -375,8 +388,8 @@ def _open_pickled(
     source.fetch(say=say, report=report, stop=stop)
     assert source.path is not None, "fetched"
     with naming(snapshot.name):
-        (header, _), data = _read_shard(source.path, shard, scratch)
-    return header, replace(source, unpacked=data), False
+        (header, _), data = _read_shard(held_shard(source.path, shard), shard, scratch)
+    return header, replace(source, unpacked=data.path), False
 
 
 def _joined(headers: Iterable[Mapping[str, TensorInfo]], weights: Weights) -> dict[str, TensorInfo]:
@@ -399,15 +412,15 @@ def _joined(headers: Iterable[Mapping[str, TensorInfo]], weights: Weights) -> di
     return tensors
 
 
-def _read_shard(path: Path, shard: str, scratch: Path | None) -> tuple[Header, Path]:
+def _read_shard(file: HeldFile, shard: str, scratch: Path | None) -> tuple[Header, HeldFile]:
     """The header of a local file, and the file that its offsets refer to."""
-    if path.suffix == ".safetensors" or shard.endswith(".safetensors"):
-        return read_header(path, shard), path
+    if shard.endswith(".safetensors"):
+        return header_of(file, shard), file
     from shadow.checkpoints.pickles import layout
 
     if scratch is None:
         raise ShadowError(f"{shard}: no place to unpack it", "give an output folder")
-    tensors, data = layout(path, shard, scratch)
+    tensors, data = layout(file.path, shard, scratch)
     # a tied head is the same bytes under a second name
     first_names: dict[tuple[object, ...], str] = {}
     for name, info in tensors.items():
@@ -419,22 +432,7 @@ def _read_shard(path: Path, shard: str, scratch: Path | None) -> tuple[Header, P
     text = json.dumps(
         [[info.name, info.dtype, info.shape, info.start] for info in tensors.values()]
     )
-    return (tensors, text), data
-
-
-def _sample(data: Path, tensors: Collection[TensorInfo]) -> bytes:
-    """A few bytes from the middle of up to SAMPLED tensors of a file, spread evenly.
-
-    Two checkpoints of one shape that came out of one archive may have the same names, sizes, times
-    and headers, and differ in their weights alone.
-    """
-    step = math.ceil(len(tensors) / SAMPLED) or 1
-    with data.open("rb", buffering=0) as file:
-        parts = []
-        for info in islice(tensors, 0, None, step):
-            file.seek((info.start + info.end) // 2)
-            parts.append(file.read(min(SAMPLED_BYTES, info.end - info.start)))
-    return b"".join(parts)
+    return (tensors, text), file if data == file.path else held_shard(data, shard)
 
 
 def _choose_weights(

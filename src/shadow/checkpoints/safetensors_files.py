@@ -1,28 +1,24 @@
-"""safetensors files: the header, checked as hostile input, and tensors as views of the mapped file.
+"""safetensors files: the header, checked as hostile input.
 
 The format (https://huggingface.co/docs/safetensors): 8 bytes of little-endian header length, a JSON
 header `{name: {"dtype", "shape", "data_offsets"}}`, then the data without holes. The `safetensors`
-reader refuses a whole file for one unknown dtype and copies every slice; an audit needs neither, so
-the header is read here.
+reader refuses a whole file for one unknown dtype, and maps the file: cut short meanwhile, it would
+end the process. An audit needs neither, so the header is read here, and weights by
+`stored_tensors`.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import mmap
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import Any, TypeGuard
 
+from shadow.checkpoints.held_files import HeldFile, hold
 from shadow.dtypes import FLOATS, INTEGERS
 from shadow.errors import FileError
-from shadow.files import open_regular
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 # Tensors of one file. Real ones have up to 19,107 (all of Qwen3-30B-A3B), shards of Kimi-K2 18,700.
@@ -65,22 +61,32 @@ def read_header(path: Path, shard: str) -> tuple[dict[str, TensorInfo], str]:
     format says, offsets that overlap, leave holes, or disagree with dtype and shape. An unknown
     dtype is no such fault.
     """
+    return header_of(held_shard(path, shard), shard)
+
+
+def held_shard(path: Path, shard: str) -> HeldFile:
+    """The file, held open. shard: its name, for messages. Raises FileError."""
     try:
-        size = path.stat().st_size
-        file = open_regular(path)
-        if file is None:
-            raise FileError(f"{shard}: not a regular file")
-        with file:
-            length = header_length(file.read(8), size, shard)
-            raw = file.read(length)
+        file = hold(path)
     except OSError as error:
         raise FileError(
             f"{shard}: {error.strerror or error}", "is the download complete?"
         ) from error
-    return parse_header(raw, size, shard)
+    if file is None:
+        raise FileError(f"{shard}: not a regular file")
+    return file
 
 
-def header_length(prefix: bytes, file_size: int, shard: str) -> int:
+def header_of(file: HeldFile, shard: str) -> tuple[dict[str, TensorInfo], str]:
+    """The same of a file that is held open."""
+    prefix = bytearray(min(8, file.size))
+    file.read(0, memoryview(prefix))
+    raw = bytearray(header_length(prefix, file.size, shard))
+    file.read(8, memoryview(raw))
+    return parse_header(bytes(raw), file.size, shard)
+
+
+def header_length(prefix: bytes | bytearray, file_size: int, shard: str) -> int:
     """Bytes of the JSON header of a file of file_size bytes, of which prefix are the first 8.
 
     shard: the file's name, for messages. Raises FileError where they are no possible length.
@@ -113,7 +119,7 @@ def _untrusted(shard: str, reason: str) -> FileError:
     return FileError(f"{shard}: not a valid safetensors file: {reason}", "fetch the file again")
 
 
-def _what_it_is(prefix: bytes) -> str | None:
+def _what_it_is(prefix: bytes | bytearray) -> str | None:
     """What a file is that begins so and is no safetensors file; None where it is not known."""
     if prefix.startswith(b"version "):
         return "it is a Git-LFS pointer, not the file itself (run `git lfs pull`)"
@@ -213,27 +219,3 @@ def _check_layout(
     if position != file_size:
         verb = "cut short" if position > file_size else "longer than its header says"
         raise _untrusted(shard, f"{verb} ({position:,} bytes promised, {file_size:,} there)")
-
-
-def map_tensor(path: Path, info: TensorInfo) -> Tensor:
-    """The tensor (info.shape) as a view of the mapped file: no bytes are read before they are used.
-
-    The mapping is private (copy on write) since torch wants writable memory; nothing writes to it,
-    so its pages stay file-backed and count as cache, not as memory in use. Raises OSError or
-    ValueError where the file is no longer there, or shorter.
-    """
-    import torch
-
-    dtype: torch.dtype = getattr(torch, FLOATS[info.dtype].torch_name)
-    if info.parameters == 0:
-        return torch.empty(info.shape, dtype=dtype)
-    with path.open("rb") as file:
-        page = info.start - info.start % mmap.ALLOCATIONGRANULARITY
-        mapped = mmap.mmap(file.fileno(), info.end - page, access=mmap.ACCESS_COPY, offset=page)
-    data = torch.frombuffer(mapped, dtype=torch.uint8, offset=info.start - page)
-    if info.start % dtype.itemsize:  # legal in the format, though no known writer does it
-        data = data.clone()
-    flat = data.view(dtype)
-    if info.strides is None:
-        return flat.view(info.shape)
-    return flat.as_strided(info.shape, info.strides)

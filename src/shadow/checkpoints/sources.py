@@ -17,15 +17,15 @@ from pathlib import Path, PurePosixPath
 from threading import Event, Thread
 from typing import TYPE_CHECKING, TypeVar
 
-from shadow.checkpoints.safetensors_files import TensorInfo, map_tensor, read_header
+from shadow.checkpoints.held_files import HeldFile, hold
+from shadow.checkpoints.safetensors_files import TensorInfo, header_of, held_shard
 from shadow.errors import ShadowError, naming
 from shadow.files import writing
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from shadow.checkpoints.hub import OnBytes, RemoteFile, Snapshot
     from shadow.checkpoints.hub_client import Say
+    from shadow.checkpoints.stored_tensors import StoredTensor
 
 NEIGHBOUR = 1 << 18  # bytes; such a gap costs less than another request (20 ms at 100 Mbit/s)
 FULL = "free some space, or choose another folder with -o"
@@ -40,6 +40,7 @@ class Source:
 
     is_local = True  # there is nothing to fetch, and nothing to free
     path: Path | None  # where the bytes lie; None before they are here
+    held: HeldFile | None = None  # the file at path, open; None where it is opened when it is read
     verified: bool | None = None  # whether fetch checked the Hub's checksum; None for a folder
 
     def bytes_to_move(self) -> int:
@@ -49,17 +50,13 @@ class Source:
     def fetch(self, *, say: Say, report: OnBytes, stop: Event) -> None:
         """Bring the bytes and check them. Raises ShadowError; StoppedError once stop is set."""
 
-    def tensor(self, info: TensorInfo) -> Tensor:
-        """A tensor of the shard, as a view of the mapped file, which has been fetched."""
+    def tensor(self, info: TensorInfo) -> StoredTensor:
+        """A tensor of the shard, which has been fetched. Raises ShadowError where that is gone."""
         assert self.path is not None, "fetched before it is read"
-        try:
-            return map_tensor(self.path, info)
-        # another program, or another audit under --max-disk, took it away or cut it
-        except (OSError, ValueError) as error:
-            raise ShadowError(
-                f"{self.path} is not what it was when the audit began ({type(error).__name__})",
-                "run the same command again: it continues from here",
-            ) from error
+        return _tensor_of(self.held or _held_again(self.path), info)
+
+    def require_unchanged(self) -> None:
+        """Raises ShadowError where a file of the user's is no longer the one that is read."""
 
     def free(self) -> None:
         """Give back the disk that fetch took."""
@@ -70,6 +67,37 @@ class LocalFile(Source):
     """A shard in a folder."""
 
     path: Path
+    held: HeldFile | None = field(default=None, repr=False, compare=False)
+
+    def require_unchanged(self) -> None:
+        if self.held is not None:
+            self.held.require_unchanged()
+
+
+def _held_again(path: Path) -> HeldFile:
+    """A file of the Hub's cache or of this audit, which another program may have taken away."""
+    try:
+        file = hold(path)
+    except OSError as error:
+        raise _gone(path, error.strerror or str(error)) from error
+    if file is None:
+        raise _gone(path, "it is no file")
+    return file
+
+
+def _gone(path: Path, why: str) -> ShadowError:
+    return ShadowError(
+        f"{path} is not what it was when the audit began: {why}",
+        "run the same command again: it continues from here",
+    )
+
+
+def _tensor_of(file: HeldFile, info: TensorInfo) -> StoredTensor:
+    from shadow.checkpoints.stored_tensors import stored_tensor
+
+    if file.size < info.end:
+        raise file.changed("it was cut short")
+    return stored_tensor(file, info)
 
 
 def digest_of(header: str) -> str:
@@ -89,6 +117,7 @@ class WholeFile(Source):
     unpacked: Path | None = None  # what the offsets of a `.bin` of the old format refer to
     verified: bool | None = None
     path: Path | None = field(default=None, repr=False)
+    held: HeldFile | None = field(default=None, repr=False)
     is_local = False
 
     @property
@@ -115,8 +144,10 @@ class WholeFile(Source):
             self.snapshot, self.file, say=say, report=report, stop=stop
         )
         if self.header is not None:
+            shard = PurePosixPath(self.file.path).name
             with naming(self.snapshot.name):
-                _, text = read_header(path, PurePosixPath(self.file.path).name)
+                self.held = held_shard(path, shard)
+                _, text = header_of(self.held, shard)
             if digest_of(text) != self.header:
                 raise ShadowError(
                     f"{self.snapshot.repo}: {self.file.path} has another header than was read"
@@ -126,13 +157,13 @@ class WholeFile(Source):
                 )
         self.path = path
 
-    def tensor(self, info: TensorInfo) -> Tensor:
+    def tensor(self, info: TensorInfo) -> StoredTensor:
         return LocalFile(self.unpacked).tensor(info) if self.unpacked else super().tensor(info)
 
     def free(self) -> None:
         if not self.keep:
             self.discard()
-        self.path = None
+        self.path = self.held = None
 
     def discard(self) -> None:
         """Remove the shard from the Hub's cache."""
@@ -152,6 +183,7 @@ class ByteRanges(Source):
     verified: bool | None = False  # no checksum covers byte ranges
     # by the start of a tensor in the shard: how many bytes further it lies in the file
     shifts: dict[int, int] = field(default_factory=dict, repr=False)
+    held: HeldFile | None = field(default=None, repr=False)
     is_local = False
 
     def bytes_to_move(self) -> int:
@@ -187,12 +219,14 @@ class ByteRanges(Source):
                 )
             with writing(self.path.parent, FULL):
                 file.flush()
+        self.held = _held_again(self.path)
 
-    def tensor(self, info: TensorInfo) -> Tensor:
+    def tensor(self, info: TensorInfo) -> StoredTensor:
         shift = self.shifts.get(info.start, 0)  # an empty tensor has no bytes anywhere
         return super().tensor(replace(info, start=info.start + shift, end=info.end + shift))
 
     def free(self) -> None:
+        self.held = None
         with contextlib.suppress(OSError):
             self.path.unlink()
 

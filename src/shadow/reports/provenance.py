@@ -62,8 +62,8 @@ class CheckpointIdentity:
     commit: str | None
     """The 40 hexadecimal digits of the commit; None for a folder."""
     fingerprint: str | None
-    """A sha256 of the files' names, sizes, times, headers and a sample of weights; None where it is
-    not told.
+    """A sha256 of the files' names, sizes, times and headers and of a sample of every tensor; None
+    where it is not told.
     """
 
     def as_json(self) -> dict[str, str | None]:

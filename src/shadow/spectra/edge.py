@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shadow.dtypes import FLOATS
-from shadow.spectra.lazy import Matrix
+from shadow.spectra.lazy import BlockScaled, Matrix, Rounded, Updated
 from shadow.spectra.levels import LEVELS_OF
 from shadow.spectra.measurement import Values
-from shadow.spectra.spectrum import Spectrum
+from shadow.spectra.spectrum import Spectrum, shape_of
 
 Floats = NDArray[np.float64]
 
@@ -177,9 +177,12 @@ def stored_levels(matrix: Matrix, stored: str) -> float | None:
 
     F32 and F64 are looked at in float32.
     """
-    if not isinstance(matrix, Tensor) or FLOATS[stored].bits <= 8:
+    if isinstance(matrix, BlockScaled | Updated | Rounded) or FLOATS[stored].bits <= 8:
         return None
-    grouped = matrix if matrix.ndim == 3 else matrix[None]
-    each = grouped.shape[1]
-    rows = torch.from_numpy(levels_rows(grouped.shape[0] * each))
-    return levels(grouped[:, :, :LEVELS_OF][rows // each, rows % each])
+    each, rows = matrix.shape[-2], []
+    for row in levels_rows(shape_of(matrix)[0]).tolist():
+        group, place = divmod(row, each)
+        groups = (slice(group, group + 1),) if matrix.ndim == 3 else ()
+        part = matrix[(*groups, slice(place, place + 1), slice(LEVELS_OF))]
+        rows.append(part.reshape(1, -1).to(torch.float32, copy=True))
+    return levels(torch.cat(rows))

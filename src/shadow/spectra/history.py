@@ -9,7 +9,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from shadow.dtypes import FLOATS, FloatFormat
 from shadow.spectra.last_bits import EvenBits
@@ -60,7 +59,7 @@ def even_bits(sides: Sides, grid: FloatFormat) -> EvenBits | None:
     that differ, and is then rounded to the even one. None where nothing changed in the blocks that
     were looked at, or the tuned side lies on no grid of fewer bits than float32.
     """
-    if grid.bits != 16 or not isinstance(sides.tuned, Tensor):
+    if grid.bits != 16 or isinstance(sides.tuned, Updated | BlockScaled):
         return None
     narrow: torch.dtype = getattr(torch, grid.torch_name)
     step = max(1, sides.tuned.numel() // LOOKED_AT)

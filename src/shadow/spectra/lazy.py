@@ -1,12 +1,13 @@
-"""Matrices not stored as they are: scaled 8-bit floats, base plus low-rank update, a rounded one.
+"""Matrices that are no tensor in memory: stored in a file, scaled 8-bit floats, base plus low-rank
+update, a rounded one.
 
-All are read block by block like a tensor of a mapped file, by `matrix[index]`; none is ever formed
-whole.
+All are read block by block, by `matrix[index]`; none is ever formed whole.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,6 +16,26 @@ from shadow.dtypes import FloatFormat
 
 # entries of a factor of an update that are decomposed at a time: 32 MiB in float64
 FACTOR_BLOCK = 1 << 22
+
+
+class Stored(Protocol):
+    """A matrix in a file, (rows, cols) or grouped, of which the parts that are asked for are read.
+
+    A part is used before the next is asked for, and left as it is.
+    """
+
+    @property
+    def shape(self) -> torch.Size: ...
+
+    @property
+    def ndim(self) -> int: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def numel(self) -> int: ...
+
+    def __getitem__(self, index: tuple[slice, ...]) -> Tensor: ...
 
 
 class _LikeAnother:
@@ -45,14 +66,14 @@ class BlockScaled(_LikeAnother):
     as (groups, rows / groups, cols).
     """
 
-    raw: Tensor  # (rows, cols), 8-bit floats
+    raw: Tensor | Stored  # (rows, cols), 8-bit floats
     scales: Tensor  # one for each block
     block: tuple[int, int]  # rows and columns that share one scale
     first_row: int = 0  # of the stored tensor
     groups: int = 0  # 0 where it is seen as (rows, cols)
 
     @property
-    def _like(self) -> Tensor:
+    def _like(self) -> Tensor | Stored:
         return self.raw
 
     @property
@@ -86,7 +107,7 @@ class BlockScaled(_LikeAnother):
 class Updated(_LikeAnother):
     """base + scaling * left @ right, in float64: a base with its LoRA update."""
 
-    base: Tensor | BlockScaled  # (rows, cols), or (groups, rows / groups, cols)
+    base: Tensor | Stored | BlockScaled  # (rows, cols), or (groups, rows / groups, cols)
     left: Tensor  # (rows, r), or (groups, rows / groups, r) where base is grouped
     right: Tensor  # (r, cols)
     scaling: float  # alpha / r, or alpha / sqrt(r)
@@ -140,7 +161,7 @@ class Rounded(_LikeAnother):
         return self.matrix[index].to(getattr(torch, self.grid.torch_name))
 
 
-Matrix = Tensor | BlockScaled | Updated | Rounded
+Matrix = Tensor | Stored | BlockScaled | Updated | Rounded
 
 
 def _spans(index: tuple[slice, ...], shape: torch.Size) -> list[tuple[int, int]]:

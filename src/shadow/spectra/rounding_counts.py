@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from shadow.dtypes import FLOATS, FloatFormat
 from shadow.spectra.lazy import Matrix
-from shadow.spectra.spectrum import Sides, Workspace, blocks, read_block, shape_of
+from shadow.spectra.spectrum import Sides, Workspace, blocks, read_block
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
@@ -188,9 +189,11 @@ def count(
     away, toward, highest = 0, 0, 0
     axis = 0 if tall else 1
     places = []
-    for index, corner in blocks(tuned):
-        start, length = corner[axis], shape_of(tuned[index])[axis]
-        first, last = np.searchsorted(lines, (start, start + length))
+    starts = [corner[axis] for _, corner in blocks(tuned)]
+    for (index, _), (start, stop) in zip(
+        blocks(tuned), pairwise([*starts, shape[axis]]), strict=True
+    ):
+        first, last = np.searchsorted(lines, (start, stop))
         chosen = lines[first:last]
         if len(chosen):
             within = torch.from_numpy(chosen - start)
@@ -243,11 +246,11 @@ def _by_level(by_raw: NDArray[np.int64], highest: int) -> Floats:
 
 
 def _lines(part: Tensor, chosen: Tensor, axis: int, dtype: torch.dtype) -> Tensor:
-    """Some rows or columns of a block, as (rows, cols) of dtype."""
+    """Some rows or columns of a block, as (rows, cols) of dtype, in memory of their own."""
     lines = part.reshape(-1, part.shape[-1])
     if len(chosen) < lines.shape[axis]:
         lines = lines.index_select(axis, chosen)
-    return lines.to(dtype).contiguous()
+    return lines.to(dtype, copy=True, memory_format=torch.contiguous_format)
 
 
 def _binades_and_levels(

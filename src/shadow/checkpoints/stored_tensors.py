@@ -1,0 +1,182 @@
+"""Tensors that lie in files, of which the parts that are asked for are read, each in few requests.
+
+Such a tensor is a view without bytes (of torch's device `meta`), which says where each element
+lies, beside the file. Whatever rearranges a tensor's dimensions rearranges the view.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import mmap
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shadow.checkpoints.held_files import HeldFile
+from shadow.checkpoints.safetensors_files import TensorInfo
+from shadow.dtypes import FLOATS
+
+# Bytes up to which a tensor is read once and kept: the largest matrices of models of 8B parameters.
+# Reading a matrix anew for every pass takes 0.2 s a GB where its parts are whole rows, and 0.4 s
+# where they are columns (benchmarks/reading.py).
+WHOLE = 128 << 20
+# bytes that are read at once of a larger one whose columns are asked for: in narrower stripes each
+# request brings less than it costs
+STRIPE = 32 << 20
+AHEAD = 2 << 20  # bytes that are read at once where rows are asked for; they stay in the caches
+HUGE = 4 << 20  # bytes from which memory is asked for in huge pages
+HOLES = 2  # a part is read with what lies between its elements where that is at most so many times
+
+Span = tuple[int, int]  # of one dimension: (start, stop)
+
+
+class StoredTensor:
+    """A tensor of a file, or a rearranged part of one, read by `tensor[slices]`. For one thread.
+
+    What an index returns must be used before the next one, and left as it is: it may be a part of
+    what is kept.
+    """
+
+    def __init__(self, file: HeldFile, start: int, view: Tensor) -> None:
+        """start: of the tensor, in bytes. view: of device `meta`, its offset counted from start."""
+        self._file = file
+        self._start = start
+        self._view = view
+        self._strides = view.stride()  # in elements
+        self._room: Tensor | None = None  # what is read lies in it
+        self._kept: tuple[list[Span], Tensor] | None = None
+
+    @property
+    def shape(self) -> torch.Size:
+        return self._view.shape
+
+    @property
+    def ndim(self) -> int:
+        return self._view.ndim
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._view.dtype
+
+    def numel(self) -> int:
+        return self._view.numel()
+
+    def seen(self, rearrange: Callable[[Tensor], Tensor]) -> StoredTensor | Tensor:
+        """The same bytes as another view; the rearranged tensor itself where that is no view."""
+        view = rearrange(self._view)
+        if view.untyped_storage()._cdata == self._view.untyped_storage()._cdata:
+            return StoredTensor(self._file, self._start, view)
+        return rearrange(self.whole())
+
+    def whole(self) -> Tensor:
+        """All of it, in memory of its own."""
+        whole = self[()]
+        self._kept = self._room = None
+        return whole
+
+    def __getitem__(self, index: tuple[slice, ...]) -> Tensor:
+        """A part. Raises ShadowError where the file no longer has it."""
+        cut = [*index, *[slice(None)] * (self.ndim - len(index))]
+        wanted = [part.indices(size)[:2] for part, size in zip(cut, self.shape, strict=True)]
+        if self._kept is None or not _holds(self._kept[0], wanted):
+            spans = self._widened(wanted)
+            self._kept = None  # its memory serves for the next
+            self._kept = spans, self._read(spans)
+        spans, kept = self._kept
+        if spans == wanted:
+            return kept
+        inside = zip(wanted, spans, strict=True)
+        return kept[tuple(slice(start - at, stop - at) for (start, stop), (at, _) in inside)]
+
+    def _widened(self, wanted: list[Span]) -> list[Span]:
+        """What is read where a part is wanted: small tensors whole, of large ones more columns."""
+        itemsize = self.dtype.itemsize
+        if self.numel() * itemsize <= WHOLE:
+            return [(0, size) for size in self.shape]
+        inner = min(range(self.ndim), key=self._strides.__getitem__)
+        start, stop = wanted[inner]
+        lines = math.prod(
+            max(0, end - begin) for place, (begin, end) in enumerate(wanted) if place != inner
+        )
+        width = STRIPE // max(1, lines * itemsize)
+        wider = list(wanted)
+        wider[inner] = start, min(self.shape[inner], max(stop, start + width))
+        outer = max(range(self.ndim), key=self._strides.__getitem__)
+        start, stop = wider[outer]
+        if all(
+            span == (0, self.shape[place]) for place, span in enumerate(wider) if place != outer
+        ):
+            line = self.numel() // self.shape[outer] * itemsize
+            wider[outer] = start, min(self.shape[outer], max(stop, start + AHEAD // line))
+        return wider
+
+    def _read(self, spans: list[Span]) -> Tensor:
+        """A part: in one request where it has few holes, otherwise run by run."""
+        shape, strides = [max(0, stop - start) for start, stop in spans], self._strides
+        count = math.prod(shape)
+        if count == 0:
+            return torch.empty(shape, dtype=self.dtype)
+        first = int(self._view.storage_offset())
+        first += sum(start * by for (start, _), by in zip(spans, strides, strict=True))
+        reach = 1 + sum((size - 1) * by for size, by in zip(shape, strides, strict=True))
+        order = sorted(range(self.ndim), key=strides.__getitem__, reverse=True)
+        outer, run = list(order), 1  # dimensions that count runs; elements of a run
+        while outer and (strides[outer[-1]] == run or shape[outer[-1]] == 1):
+            run *= shape[outer.pop()]
+        if reach <= HOLES * count or run == 1:
+            flat = self._filled([first], reach)
+            return flat.as_strided(shape, strides)
+        starts = np.array([first])
+        for place in outer:
+            starts = np.add.outer(starts, np.arange(shape[place]) * strides[place]).ravel()
+        flat = self._filled(starts, run)
+        back = sorted(range(self.ndim), key=order.__getitem__)
+        return flat.view([shape[place] for place in order]).permute(back)
+
+    def _filled(self, firsts: Sequence[int] | NDArray[np.int64], run: int) -> Tensor:
+        """Runs of elements, one after another, from where each begins in the tensor."""
+        count, itemsize = len(firsts) * run, self.dtype.itemsize
+        if self._room is None or self._room.numel() < count:
+            self._room = None  # before the next is there
+            self._room = _room(count, self.dtype)
+        flat = self._room[:count]
+        starts = (np.asarray(firsts) * itemsize + self._start).tolist()
+        self._file.read_runs(starts, flat.view(torch.uint8).numpy().data)
+        return flat
+
+
+def kept_memory(size: int) -> int:
+    """Bytes of memory that a tensor of size bytes takes at most while it is read."""
+    return size if size <= WHOLE else STRIPE
+
+
+def _room(count: int, dtype: torch.dtype) -> Tensor:
+    """Memory for so many elements; much of it in huge pages, where a system has them.
+
+    Its first use takes a third of the time then (benchmarks/reading.py).
+    """
+    size = count * dtype.itemsize
+    if size < HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty(count, dtype=dtype)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a kernel without them
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype)
+
+
+def stored_tensor(file: HeldFile, info: TensorInfo) -> StoredTensor:
+    """The tensor of a file that an entry of its header names. Nothing is read before it is used."""
+    dtype: torch.dtype = getattr(torch, FLOATS[info.dtype].torch_name)
+    if info.strides is None or info.parameters == 0:
+        return StoredTensor(file, info.start, torch.empty(info.shape, dtype=dtype, device="meta"))
+    reach = torch.empty((info.end - info.start) // dtype.itemsize, dtype=dtype, device="meta")
+    return StoredTensor(file, info.start, reach.as_strided(info.shape, info.strides))
+
+
+def _holds(kept: Sequence[Span], wanted: Sequence[Span]) -> bool:
+    """Whether all that is wanted is kept."""
+    return all(a <= start and stop <= b for (a, b), (start, stop) in zip(kept, wanted, strict=True))

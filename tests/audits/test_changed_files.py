@@ -1,0 +1,200 @@
+"""Files of a checkpoint that change while it is audited: one line, and never a mixed report."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import models
+import pyarrow.parquet as pq
+import pytest
+from runs import pair_of, report_contents
+from safetensors.torch import load_file, save_file
+
+from shadow.audits import pair as pair_module
+from shadow.audits import workers
+from shadow.audits.pair import Settings, run_pair
+from shadow.checkpoints.opening import open_folder
+from shadow.checkpoints.pairing import Filter
+from shadow.errors import KeptError, ShadowError
+from shadow.spectra.delta import Method
+
+SETTINGS = Settings(Method(subspaces=False), Filter())
+FILE = "model.safetensors"
+SIZE = 64  # of a matrix, so that a file has several pages
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """A base and a model tuned from it, and beside them another one of the same layout."""
+    models.toy(tmp_path / "other", 2, size=SIZE)
+    return pair_of(
+        models.toy(tmp_path / "base", 0, size=SIZE), models.toy(tmp_path / "one", 1, size=SIZE)
+    )
+
+
+def replaced(tmp_path):
+    """Another file under the same name, as `mv` and most programs that save a file do it."""
+    os.replace(tmp_path / "other" / FILE, tmp_path / "one" / FILE)  # noqa: PTH105
+
+
+def copied_over(tmp_path):
+    """`cp -p`: the same inode, size and time of the content."""
+    mine = tmp_path / "one" / FILE
+    times = mine.stat()
+    mine.write_bytes((tmp_path / "other" / FILE).read_bytes())
+    os.utime(mine, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def cut(tmp_path):
+    os.truncate(tmp_path / "one" / FILE, 4096)
+
+
+def emptied(tmp_path):
+    """Zeros where weights were."""
+    with (tmp_path / "one" / FILE).open("r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(size // 4)
+        file.write(bytes(size - size // 4))
+
+
+def removed(tmp_path):
+    (tmp_path / "one" / FILE).unlink()
+
+
+CHANGES = {
+    replaced: "another file is in its place",
+    copied_over: "it was written to",
+    cut: "it was",  # cut short, or written to: by what is read first
+    emptied: "it was written to",
+    removed: "it was taken away",
+}
+
+
+def changing(monkeypatch, where, name, change):
+    """Make a change before the function of that name is called for the second time."""
+    calls, before = [], getattr(where, name)
+
+    def changed(*arguments, **more):
+        calls.append(name)
+        if len(calls) == 2:
+            change()
+        return before(*arguments, **more)
+
+    monkeypatch.setattr(where, name, changed)
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+@pytest.mark.parametrize("when", ["extent", "measure_pair"])
+def test_a_file_that_changes_while_it_is_read_is_refused(pair, tmp_path, monkeypatch, change, when):
+    """Between two matrices, and in the middle of one: the fault is told, and no report is left."""
+    changing(monkeypatch, workers, when, lambda: change(tmp_path))
+    with pytest.raises(ShadowError, match=CHANGES[change]) as refused:
+        run_pair(pair, SETTINGS, tmp_path / "out", pair_module.Runtime(jobs=1))
+    assert f"{tmp_path / 'one' / FILE} is not what it was" in refused.value.message
+    assert "\n" not in refused.value.message
+    assert refused.value.hint
+    assert not list((tmp_path / "out").rglob("*.parquet"))
+
+
+@pytest.mark.parametrize("change", [replaced, emptied, removed], ids=lambda change: change.__name__)
+def test_a_file_that_changes_before_the_report_is_placed_is_refused(
+    pair, tmp_path, monkeypatch, change
+):
+    """When every matrix is measured; the next run starts afresh and gives the report of the files
+    as they are then.
+    """
+    before = pair_module.write_tables
+
+    def late(*arguments, **more):
+        change(tmp_path)
+        return before(*arguments, **more)
+
+    monkeypatch.setattr(pair_module, "write_tables", late)
+    with pytest.raises(ShadowError, match=CHANGES[change]):
+        run_pair(pair, SETTINGS, tmp_path / "out")
+    monkeypatch.setattr(pair_module, "write_tables", before)
+    assert not list((tmp_path / "out").rglob("*.parquet"))
+    if change is replaced:
+        said = []
+        again = run_pair(pair, SETTINGS, tmp_path / "out", pair_module.Runtime(say=said.append))
+        assert again.measured == 2
+        assert any("starting afresh" in line and "files of tuned" in line for line in said)
+
+
+CUTTING = """
+import os, runpy, sys
+from shadow.audits import workers
+
+extent, left = workers.extent, [sys.argv.pop(1)]
+
+def cutting(sides):
+    if left:
+        os.truncate(left.pop(), 4096)
+    return extent(sides)
+
+workers.extent = cutting
+runpy.run_module("shadow", run_name="__main__")
+"""
+
+
+def test_a_file_cut_short_under_way_does_not_end_a_list(tmp_path):
+    """The pair fails with one line and exit 1, and those after it are audited: no SIGBUS."""
+    for number, name in enumerate("abc"):
+        models.toy(tmp_path / name, number, size=SIZE)
+    (tmp_path / "pairs.yaml").write_text("- {base: ./a, tuned: ./b}\n- {base: ./a, tuned: ./c}\n")
+    audit = ["audit", "--list", "pairs.yaml", "-o", "out", "--jobs", "1", "--no-cache"]
+    done = subprocess.run(
+        [sys.executable, "-c", CUTTING, tmp_path / "b" / FILE, *audit],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "is not what it was when the audit began" in done.stderr
+    assert len(list((tmp_path / "out").rglob("matrices.parquet"))) == 1
+
+
+def test_other_weights_of_the_same_time_are_no_report_that_is_there(tmp_path, pair):
+    """Two folders out of one archive share names, sizes, times and headers: what was measured of
+    one is not told of the other.
+    """
+    file = tmp_path / "one" / FILE
+    os.utime(file, (1e9, 1e9))
+    run_pair(pair, SETTINGS, tmp_path / "out")
+    tensors = load_file(file)
+    tensors[models.UP.format(1)][0] *= 2
+    save_file(tensors, file)
+    os.utime(file, (1e9, 1e9))
+    with pytest.raises(KeptError, match="files of tuned, by their hash"):
+        run_pair(pair, SETTINGS, tmp_path / "out")
+
+
+def test_the_report_of_an_earlier_version_is_there(tmp_path, pair):
+    """Its fingerprints rest on a smaller sample of the same files: nothing is measured again, and
+    it is left as it is. A label and scores are made anew without measuring.
+    """
+    first = run_pair(pair, SETTINGS, tmp_path / "out")
+    formers = {
+        side: {**first.provenance[side], "fingerprint": open_folder(str(tmp_path / name)).former}
+        for side, name in (("base", "base"), ("tuned", "one"))
+    }
+    for path in first.folder.glob("*.parquet"):
+        table = pq.read_table(path)
+        told = json.loads(table.schema.metadata[b"shadow"]) | formers
+        pq.write_table(table.replace_schema_metadata({"shadow": json.dumps(told)}), path)
+    before = report_contents(first.folder)
+    again = run_pair(pair, SETTINGS, tmp_path / "out")
+    assert again.measured == 0
+    assert report_contents(first.folder) == before
+    labelled = run_pair(pair, replace(SETTINGS, optimizer="muon"), tmp_path / "out")
+    assert labelled.measured == 0
+    assert {side: labelled.provenance[side] for side in formers} == formers
+    models.toy(tmp_path / "one", 5, size=SIZE)
+    with pytest.raises(KeptError, match="files of tuned, by their hash"):
+        run_pair(pair, SETTINGS, tmp_path / "out")
