@@ -14,7 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import IO, Literal
 
-from shadow.errors import ShadowError
+from shadow.errors import ShadowError, UsageError
 
 NAME = re.compile(r"\.shadow-[0-9a-f]{16}\.tmp")
 # inside: what stood in the result's place, under its own name, while the new one takes it
@@ -199,6 +199,15 @@ def remove_empty(folder: Path, top: Path) -> None:
             with contextlib.suppress(FileNotFoundError):
                 folder.rmdir()
             folder = folder.parent
+
+
+def require_utf8(folder: Path) -> None:
+    """Raises UsageError where the name is not UTF-8: no table can be written or read there."""
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        hint = "rename it, or choose another folder"
+        raise UsageError(f"the name of the folder is not UTF-8: {folder}", hint) from None
 
 
 def nearest_folder(path: Path) -> Path:
