@@ -253,7 +253,12 @@ def write_whole(path: Path, content: bytes) -> None:
     """A file of a report or of an index that is there whole or not at all."""
     aside = path.parent / PARTIAL / f"{path.stem}.tmp"
     aside.parent.mkdir(parents=True, exist_ok=True)
-    _write_by_way_of(aside, path, content)
+    try:
+        _write_by_way_of(aside, path, content)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise
 
 
 def write_beside(path: Path, content: bytes) -> None:
