@@ -96,7 +96,7 @@ def copied(report: Path, target: Path) -> None:
                 write_whole(target / name, (report / name).read_bytes())
     except BaseException:
         with contextlib.suppress(OSError):
-            for name in names if FINISHED not in os.listdir(target) else ():
+            for name in () if (target / FINISHED).exists() else names:
                 (target / name).unlink(missing_ok=True)
         raise
     finally:
