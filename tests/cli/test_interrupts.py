@@ -58,8 +58,16 @@ def in_a_child(code: str, *arguments: object, cwd: Path) -> tuple[int, str, str]
         ("signal.raise_signal(signal.SIGINT); print('on')", False, 130, "", "stopped\n"),
         ("import toy; signal.pause()", False, 130, "imported\n", "stopped\n"),
         ("import toy; return 3", True, 3, "imported\n", ""),
+        (
+            "type('X', (), {'__del__': lambda x: signal.raise_signal(signal.SIGINT)})();"
+            " signal.pause()",
+            False,
+            130,
+            "",
+            "stopped\n",
+        ),
     ],
-    ids=["at work", "an import ends first", "interrupts are ignored"],
+    ids=["at work", "an import ends first", "interrupts are ignored", "where nothing may rise"],
 )
 def test_one_line_and_exit_code_130(tmp_path, body, ignored, code, out, err):
     """An interrupt in an import, as of a native library, waits until the import has ended."""

@@ -5,6 +5,7 @@ has ended.
 from __future__ import annotations
 
 import _thread
+import atexit
 import os
 import signal
 import sys
@@ -40,17 +41,24 @@ def hold_during_imports(outermost: CodeType) -> None:
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         return
 
+    command, tell = _thread.get_ident(), sys.unraisablehook
+
     def on_interrupt(number: int, frame: FrameType | None) -> None:
         if not _is_importing(frame, outermost):
             _held.clear()
             raise KeyboardInterrupt
         if _held:
             os._exit(stop(STOPPED))
-        _held.append(None)
-        # not threading.Thread, whose locks the interrupted code may hold
-        _thread.start_new_thread(_ask_again, (_thread.get_ident(),))
+        _hold(command)
+
+    def on_unraisable(fault: sys.UnraisableHookArgs) -> None:
+        if isinstance(fault.exc_value, KeyboardInterrupt):
+            _hold(command)  # code that may not raise, as of an extension, would have swallowed it
+        else:
+            tell(fault)
 
     signal.signal(signal.SIGINT, on_interrupt)
+    sys.unraisablehook = on_unraisable
 
 
 def _is_importing(frame: FrameType | None, outermost: CodeType) -> bool:
@@ -60,6 +68,13 @@ def _is_importing(frame: FrameType | None, outermost: CodeType) -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+def _hold(command: int) -> None:
+    """Hold an interrupt of a thread."""
+    _held.append(None)
+    # not threading.Thread, whose locks the interrupted code may hold
+    _thread.start_new_thread(_ask_again, (command,))
 
 
 def _ask_again(command: int) -> None:
@@ -96,6 +111,8 @@ def stop(line: str) -> int:
     sys.stderr.write(line + "\n")
     if not ignored:
         signal.signal(signal.SIGINT, lambda number, frame: os._exit(INTERRUPTED))
+        # when the last thread has ended, Python would give the signal its own meaning again
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
     return INTERRUPTED
 
 
