@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -37,7 +39,9 @@ class Server:
     requests: list[Request] = field(default_factory=list)
     got: int = 0  # bytes that clients read
     fault: Callable[[Request], str | None] = lambda _: None
-    """Of a request: `500`, `403`, `404`, `cut` (half of the body is read), `wait`; None: answer."""
+    """Of a request: `500`, `403`, `404`, `cut` (half of the body is read), `reset` (and half of the
+    answer is sent), `wait`; None: answer.
+    """
 
     def env(self, **more: str | None) -> dict[str, str | None]:
         """The usual variables of a client."""
@@ -80,6 +84,14 @@ def s3_server() -> Iterator[Server]:
         if fault == "cut":
             environ["wsgi.input"].read(size // 2)
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+            raise ConnectionError
+        if fault == "reset":
+            connection = environ["werkzeug.socket"]
+            environ["wsgi.input"].read(size // 2)
+            if request.method == "GET":
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\nPAR1")
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            os.close(connection.detach())
             raise ConnectionError
         if fault == "wait":
             time.sleep(WAIT)

@@ -14,7 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import IO, Literal
 
-from shadow.errors import ShadowError
+from shadow.errors import ShadowError, UsageError
 
 NAME = re.compile(r"\.shadow-[0-9a-f]{16}\.tmp")
 # inside: what stood in the result's place, under its own name, while the new one takes it
@@ -201,6 +201,15 @@ def remove_empty(folder: Path, top: Path) -> None:
             folder = folder.parent
 
 
+def require_utf8(folder: Path) -> None:
+    """Raises UsageError where the name is not UTF-8: no table can be written or read there."""
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        hint = "rename it, or choose another folder"
+        raise UsageError(f"the name of the folder is not UTF-8: {folder}", hint) from None
+
+
 def nearest_folder(path: Path) -> Path:
     """The absolute path if a folder is there, else the nearest one above it that is."""
     path = path.absolute()
@@ -244,7 +253,12 @@ def write_whole(path: Path, content: bytes) -> None:
     """A file of a report or of an index that is there whole or not at all."""
     aside = path.parent / PARTIAL / f"{path.stem}.tmp"
     aside.parent.mkdir(parents=True, exist_ok=True)
-    _write_by_way_of(aside, path, content)
+    try:
+        _write_by_way_of(aside, path, content)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise
 
 
 def write_beside(path: Path, content: bytes) -> None:

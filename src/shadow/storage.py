@@ -417,7 +417,10 @@ def driver(protocol: str, options: str, _: int) -> Any:
     given = json.loads(options)
     defaults = DEFAULTS.get(protocol, {})
     merged = {key: {**value, **given.get(key, {})} for key, value in defaults.items()}
-    return fsspec.filesystem(protocol, **{**given, **merged}, use_listings_cache=False)
+    system = fsspec.filesystem(protocol, **{**given, **merged}, use_listings_cache=False)
+    if system.async_impl:  # else asyncio prints what befell a connection that nobody waits for
+        system.loop.set_exception_handler(lambda loop, context: None)
+    return system
 
 
 # packages that take part in the work of a driver

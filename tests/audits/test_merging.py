@@ -4,6 +4,7 @@ refused whole.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ import reports
 from effort import chosen, every
 from typer.testing import CliRunner
 
+from shadow import files as shadow_files
 from shadow.audits import merging
 from shadow.audits.list_index import (
     INDEX,
@@ -495,6 +497,38 @@ def test_a_merge_that_is_killed_leaves_no_half_report_and_goes_on(
     merge(tmp_path / "out", shards)
     assert files(tmp_path / "out") == whole
     assert not list((tmp_path / "out").rglob(".partial"))
+
+
+@pytest.mark.parametrize("there", [0, 1, 4, 13])
+def test_a_merge_on_a_full_disk_leaves_whole_reports_and_nothing_else(
+    shards, tmp_path, monkeypatch, there
+):
+    """The disk is full after so many files; what was written of the next one stayed, and `clean`
+    passed over it.
+    """
+    merge(tmp_path / "whole", shards)
+    whole, left = files(tmp_path / "whole"), there
+
+    def full(path, content):
+        nonlocal left
+        path.write_bytes(content if left else content[:9])
+        if not left:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        left -= 1
+
+    write = shadow_files.write_through
+    monkeypatch.setattr(shadow_files, "write_through", full)
+    with pytest.raises(ShadowError, match="No space left"):
+        merge(tmp_path / "out", shards)
+    monkeypatch.setattr(shadow_files, "write_through", write)
+    found = files(tmp_path / "out") if (tmp_path / "out").exists() else {}
+    assert found.items() <= whole.items()
+    of_reports = {name.rpartition("/")[0] for name in found if name.count("/") == 2}
+    assert len(of_reports) == min(there // 4, 3)
+    assert all(f"{folder}/matrices.parquet" in found for folder in of_reports)
+    assert not list(tmp_path.glob("out/**/.partial"))
+    merge(tmp_path / "out", shards)
+    assert files(tmp_path / "out") == whole
 
 
 def test_hostile_names_stay_in_the_folder(tmp_path):

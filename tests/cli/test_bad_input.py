@@ -710,3 +710,17 @@ def test_a_foreign_report_is_refused_or_measured_again(shadow, folders, tmp_path
     shadow("show", "out").assert_refused()
     done = shadow(*PAIR)
     done.assert_refused() if done.code else done.assert_done()
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="all names are UTF-8 there")
+def test_a_folder_whose_name_is_not_utf8_is_told_before_anything_is_measured(
+    shadow, folders, tmp_path
+):
+    """No table can be written or read there: it ended in a traceback, when all was measured."""
+    odd = os.fsdecode(b"odd\xff")
+    done = shadow(*PAIR[:-1], odd)
+    assert done.assert_refused(2) == "error: the name of the folder is not UTF-8: odd\\xdcff"
+    assert not (tmp_path / odd).exists()
+    shadow(*PAIR).assert_done()
+    (tmp_path / "out").rename(tmp_path / odd)
+    assert "not UTF-8" in shadow("show", odd).assert_refused(2)

@@ -72,6 +72,8 @@ def test_other_shells_take_a_pair_as_one_word():
             ["null_participation_ratio", "null_participation_ratio_sampled"],
         ),
         ("shadow explain con", ["conc.", "concentration", "condition_number"]),
+        ("shadow explain zer", ["zeroed", "zero_share"]),
+        ("shadow explain merged", ["merged_adapter"]),
         ("shadow schema matr", ["matrices"]),
         ("shadow audi", ["audit"]),
         ("shadow audit --fetch sh", ["shards"]),

@@ -8,6 +8,9 @@ import pytest
 from reports import uniform
 from typer.testing import CliRunner
 
+from shadow.claims.explanations import EXPLANATIONS
+from shadow.claims.gates import GATES
+from shadow.claims.recognised import RECOGNISED
 from shadow.cli.commands import app
 from shadow.comparing.comparison import compare
 from shadow.comparing.differences import FIGURES
@@ -113,6 +116,9 @@ def test_a_misspelt_head_answers_with_the_nearest():
         (["X"], "excess_purity "),
         (["1/X"], "equivalent_directions "),
         (["A"], "letter and pair of a report"),
+        (["pruned", "base"], "what figures show beyond doubt: in every matrix that changed some"),
+        (["zeroed"], "zeroed `pruned base`, what figures show beyond doubt: in every matrix"),
+        (["merged_adapter"], "merged_adapter `merged adapter`, another explanation of the same"),
         (["nats"], "natural logarithm"),
         (["AUC"], "0.5 tells nothing"),
         (["left", "out"], "for the reason"),
@@ -169,6 +175,21 @@ def test_a_text_of_a_column_stands_by_itself():
 def test_several_words_find_the_name_that_holds_them(words):
     """In any order; what is merely spelt like them is no answer."""
     assert explained(*words).exception.hint == "did you mean 'null_edge_sharp'?"
+
+
+def test_every_claim_is_explained_by_its_title_and_by_its_code():
+    """Titles are on the screen, codes in summary.json."""
+    titled = [*EXPLANATIONS.values(), *RECOGNISED.values()]
+    words = [*GATES, *(word for claim in titled for word in (claim.code, claim.title))]
+    assert [word for word in words if explained(word).exit_code] == []
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("zerod", "zeroed"), ("merged_adaptor", "merged_adapter")]
+)
+def test_a_misspelt_code_answers_with_the_nearest(typed, meant):
+    """Exit 2, as for a column."""
+    assert meant in explained(typed).exception.hint
 
 
 @pytest.mark.parametrize("word", ["pandas", "banana", "weather", "qwertz"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -57,8 +58,16 @@ def in_a_child(code: str, *arguments: object, cwd: Path) -> tuple[int, str, str]
         ("signal.raise_signal(signal.SIGINT); print('on')", False, 130, "", "stopped\n"),
         ("import toy; signal.pause()", False, 130, "imported\n", "stopped\n"),
         ("import toy; return 3", True, 3, "imported\n", ""),
+        (
+            "type('X', (), {'__del__': lambda x: signal.raise_signal(signal.SIGINT)})();"
+            " signal.pause()",
+            False,
+            130,
+            "",
+            "stopped\n",
+        ),
     ],
-    ids=["at work", "an import ends first", "interrupts are ignored"],
+    ids=["at work", "an import ends first", "interrupts are ignored", "where nothing may rise"],
 )
 def test_one_line_and_exit_code_130(tmp_path, body, ignored, code, out, err):
     """An interrupt in an import, as of a native library, waits until the import has ended."""
@@ -69,28 +78,40 @@ def test_one_line_and_exit_code_130(tmp_path, body, ignored, code, out, err):
     assert found == (code, out, err)
 
 
-def test_python_ends_without_a_traceback(tmp_path):
-    """When the command has ended, an interrupt ends the process by the signal."""
-    code = STUB.format("return 0", False).replace("main()", "try: main()\nfinally: toy()")
-    code = f"import atexit\ndef toy(): signal.raise_signal(signal.SIGINT)\n{code}"
-    assert in_a_child(code, cwd=tmp_path) == (-2, "", "")
-
-
 @pytest.mark.parametrize(
-    ("module", "says"),
+    ("body", "ends"),
     [
-        ("typer", "stopped\n"),
-        pytest.param(
-            "torch", "stopped; run the same command again to continue\n", marks=pytest.mark.slow
-        ),
+        ("return 0", (-2, "", "")),
+        ("signal.raise_signal(signal.SIGINT)", (130, "", "stopped\n")),
     ],
+    ids=["by the signal", "by its code, where it was told already"],
 )
-def test_imports_are_whole_before_the_command_stops(tmp_path, module, says):
-    """Those at the start of the command, and the native ones of an audit."""
+def test_python_ends_without_a_traceback(tmp_path, body, ends):
+    """When the command has ended, an interrupt ends the process at once."""
+    code = STUB.format(body, False).replace("main()", "try: main()\nfinally: toy()")
+    code = f"import atexit\ndef toy(): signal.raise_signal(signal.SIGINT)\n{code}"
+    assert in_a_child(code, cwd=tmp_path) == ends
+
+
+def test_a_second_interrupt_does_not_wait_for_an_import(tmp_path):
+    """An import may take long, as one of torch from a slow disk."""
+    twice = (
+        "import signal\nfor _ in range(2): signal.raise_signal(signal.SIGINT)\nprint('imported')\n"
+    )
+    (tmp_path / "toy.py").write_text(twice)
+    found = in_a_child(STUB.format("import toy; signal.pause()", False), cwd=tmp_path)
+    assert found == (130, "", "stopped\n")
+
+
+@pytest.mark.parametrize("module", ["typer", pytest.param("torch", marks=pytest.mark.slow)])
+def test_imports_are_whole_before_the_command_stops(tmp_path, module):
+    """Those at the start of the command, and the native ones of an audit, which has nothing yet
+    that could be continued.
+    """
     found = in_a_child(
         INTERRUPTED.replace("sys.argv[1]", repr(module)), "audit", "demo", cwd=tmp_path
     )
-    assert found == (130, "True\n", says)
+    assert found == (130, "True\n", "stopped\n")
 
 
 def test_every_command_is_interrupted_alike(monkeypatch):
@@ -103,3 +124,15 @@ def test_every_command_is_interrupted_alike(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["shadow", "families", "demo"])
     with pytest.raises(KeyboardInterrupt):
         commands.run()
+
+
+def test_the_module_ends_as_the_command_does(tmp_path):
+    """Also where the interrupt rises through a text that is evaluated."""
+    body = "eval('signal.raise_signal(signal.SIGINT)')"
+    code = STUB.format(body, False).replace("from shadow.cli import main\nmain()\n", "")
+    (tmp_path / "sitecustomize.py").write_text(code)
+    done = subprocess.run(
+        [sys.executable, "-m", "shadow"], capture_output=True, text=True, check=False, timeout=60,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (130, "stopped\n")

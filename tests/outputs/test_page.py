@@ -739,6 +739,21 @@ def test_the_only_report_must_be_readable(tmp_path, shadow):
     assert not (tmp_path / "report.html").exists()
 
 
+@pytest.mark.parametrize(
+    "forged",
+    [lambda text: [text], lambda text: f"{text}\xff".encode("latin-1")],
+    ids=["lists", "no UTF-8"],
+)
+def test_spectra_of_another_type_are_refused(tmp_path, shadow, forged):
+    """As every reader of the table refuses them; the page read columns as they are."""
+    folder = families.small(tmp_path / "toy" / "base..tuned", layers=1)
+    table = pq.read_table(folder / "spectra.parquet")
+    place = table.schema.get_field_index("subject")
+    subjects = pa.array(list(map(forged, table["subject"].to_pylist())))
+    pq.write_table(table.set_column(place, "subject", subjects), folder / "spectra.parquet")
+    assert "spectra.parquet cannot be read" in shadow("report", folder).assert_refused()
+
+
 def test_files_of_different_audits_are_refused(small, tmp_path):
     """Spectra whose metadata are another audit's are not drawn beside these rows."""
     folder = tmp_path / "base..tuned"

@@ -328,3 +328,25 @@ def test_a_report_that_vanishes_while_it_is_read(server, url, run, tmp_path):
     target.remove(["tensors.parquet"])
     with pytest.raises(ShadowError, match="no such bucket or file"):
         target.fetch(sizes, tmp_path)
+
+
+def test_what_befalls_an_abandoned_connection_is_not_printed(tmp_path):
+    """As after a reset: asyncio printed a traceback beside the line that tells of it."""
+    code = (
+        "from shadow.storage import driver\n"
+        "fault = {'message': 'Fatal error on transport', 'exception': ConnectionResetError()}\n"
+        "driver('s3', '{}', 0).loop.call_exception_handler(fault)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_connection_that_is_reset_is_one_line(server, run, url):
+    """In the middle of an answer, whenever one is asked for."""
+    run("audit", "demo:base..narrow", "-o", url, *QUICK).assert_done()
+    server.fault = lambda request: (
+        "reset" if request.method == "GET" and request.path.endswith("tensors.parquet") else None
+    )
+    assert f"{url}/{PAIR}/tensors.parquet: " in run("show", url).assert_refused(1)

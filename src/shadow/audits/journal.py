@@ -18,7 +18,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shadow.audits.outcome import Outcome
+from shadow.audits.outcome import Outcome, is_sound
 from shadow.errors import BusyError, ShadowError
 from shadow.files import PARTIAL, lock, remove_empty, writing
 from shadow.reports.atomic_replacement import put_in_place
@@ -141,7 +141,10 @@ class Journal:
                         self.other = entry
                     return 0
                 if number > 0 and "fetched" not in entry:
-                    self._outcomes.put(_outcome_from_json(entry).key, good)
+                    outcome = _outcome_from_json(entry)
+                    if not is_sound(outcome):
+                        break
+                    self._outcomes.put(outcome.key, good)
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 break  # cut in the middle of a line
             good += len(line)

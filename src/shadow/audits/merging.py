@@ -31,7 +31,7 @@ from shadow.audits.list_index import (
 from shadow.claims.summary import Summary
 from shadow.comparing.matching import SPECTRA
 from shadow.errors import ShadowError
-from shadow.files import PARTIAL, write_whole, writing
+from shadow.files import PARTIAL, nearest_folder, remove_empty, write_whole, writing
 from shadow.reports.atomic_replacement import FINISHED, KEPT
 from shadow.reports.columns import IDENTITY
 from shadow.reports.metadata import ReportMetadata
@@ -85,13 +85,22 @@ def summary_of(folder: Path) -> Summary:
 
 
 def copied(report: Path, target: Path) -> None:
-    """Copy a report's files, each whole or not at all; with the last one the report is there."""
-    with writing(target):
-        target.mkdir(parents=True, exist_ok=True)
-        for name in _files(report):
-            write_whole(target / name, (report / name).read_bytes())
+    """Copy a report's files, each whole or not at all; with the last one the report is there. A
+    copy that fails leaves none of them.
+    """
+    names, there = _files(report), nearest_folder(target)
+    try:
+        with writing(target):
+            target.mkdir(parents=True, exist_ok=True)
+            for name in names:
+                write_whole(target / name, (report / name).read_bytes())
+    except BaseException:
         with contextlib.suppress(OSError):
-            (target / PARTIAL).rmdir()
+            for name in () if (target / FINISHED).exists() else names:
+                (target / name).unlink(missing_ok=True)
+        raise
+    finally:
+        remove_empty((target / PARTIAL).absolute(), there)
 
 
 def merge(

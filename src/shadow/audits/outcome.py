@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shadow.reasons import Status
-from shadow.spectra.measurement import Measurement, Order
+from shadow.reasons import REASONS, Status
+from shadow.reports.columns import MATRICES, SPECTRA, Type
+from shadow.spectra.measurement import Cast, Measurement, Order, Precision
+
+SUBJECTS: dict[Status, tuple[tuple[str, ...], ...]] = {  # of the measurements of an outcome
+    "measured": (("base", "tuned", "delta"), ("tuned",)),
+    "identical": ((),),
+    "skipped": ((),),
+}
+CELLS: dict[str, Type] = {column.name: column.type for column in MATRICES}
+LISTS = {column.name for column in SPECTRA if column.type == "floats"}
+NEEDED = "frobenius_norm", "participation_ratio"  # of each measurement, which a report weighs with
 
 
 @dataclass(frozen=True)
@@ -30,7 +41,7 @@ class Outcome:
     """Three of a measured matrix pair (base, tuned, delta), one of a matrix without a base, none
     otherwise.
     """
-    cast: Literal["tuned", "base", "neither"] | None = None
+    cast: Cast | Literal["neither"] | None = None
     """Which side is the other cast to its format, in every entry; None where they are equal, or
     were not compared.
     """
@@ -53,3 +64,63 @@ class Outcome:
         return tuple(
             measurement for measurement in self.measurements if measurement.subject == "delta"
         )
+
+
+def is_sound(outcome: Outcome) -> bool:
+    """Whether each part of an outcome has the type that rows are made of; of one that was read from
+    a file, which may come from anywhere.
+    """
+    reason = outcome.reason
+    return (
+        outcome.status in get_args(Status)
+        and tuple(part.subject for part in outcome.measurements) in SUBJECTS[outcome.status]
+        and (reason is None or (isinstance(reason, str) and reason in REASONS))
+        and isinstance(outcome.key, str)
+        and _fit("string", outcome.key, outcome.detail)
+        and None not in (outcome.seconds, outcome.cached)
+        and _fit("float", outcome.delta_norm, outcome.base_norm, outcome.seconds)
+        and _fit("bool", *outcome.verified)
+        and (outcome.residual is None or outcome.deltas != ())
+        and outcome.cast in (None, *get_args(Cast), "neither")
+        and outcome.reordered in (None, *get_args(Order))
+        and isinstance(outcome.grams, Mapping)
+        and None not in outcome.grams.values()
+        and _fit("int", outcome.cached, *outcome.grams.values())
+        and all(map(_is_sound, outcome.measurements))
+    )
+
+
+def _is_sound(measurement: Measurement) -> bool:
+    values = measurement.values
+    return (
+        measurement.precision in get_args(Precision)
+        and isinstance(values, Mapping)
+        and all(name in values for name in NEEDED)
+        and values.keys() <= CELLS.keys()
+        and all(_fit(CELLS[name], value) for name, value in values.items())
+        and measurement.lists.keys() <= LISTS
+    )
+
+
+def _fit(kind: Type, *values: object) -> bool:
+    """Whether a column of a type can hold each of the values; null is held by all."""
+    return all(value is None or _fits(kind, value) for value in values)
+
+
+def _fits(kind: Type, value: object) -> bool:
+    if isinstance(value, str):
+        return kind == "string" and _is_unicode(value)
+    if isinstance(value, bool):
+        return kind == "bool"
+    if isinstance(value, int):
+        return kind in ("int", "float") and abs(value) < 1 << 63
+    return kind == "float" and isinstance(value, float) and math.isfinite(value)
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text holds no half of a surrogate pair, which no table can."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -21,6 +21,7 @@ from shadow.audits.request import AuditRequest, Fetch, Files, Measuring, Optimiz
 from shadow.audits.runtime import AuditResult, Progress, Runtime, Settings, tell_nobody
 from shadow.checkpoints.choosing import filter_of
 from shadow.errors import UsageError
+from shadow.files import require_utf8
 from shadow.spectra.delta import Method
 from shadow.storage import Store, work_folder
 from shadow.targets.families import Pair
@@ -51,6 +52,8 @@ def perform(
     runtime = replace(_runtime(request, say), detail=detail, show=show)
     if isinstance(request.output, Store):
         request.output.require_access()
+    else:
+        require_utf8(request.output)
     return _performed(request, settings, runtime, watch)
 
 

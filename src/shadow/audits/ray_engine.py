@@ -20,6 +20,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
+from types import ModuleType
 from typing import Any
 
 from shadow import __version__
@@ -101,14 +102,17 @@ def _connect(address: str) -> None:
     if address not in ("local", "auto"):
         _require_somebody_at(address)
     own: dict[str, Any] = {}
+    where: AbstractContextManager[None] = contextlib.nullcontext()
     if address == "local":
         own = {
             "num_cpus": machine_limits().cores,
             "include_dashboard": False,
             "object_store_memory": STORE,
         }
+        _require_token()
+        where = _on_loopback()
     try:
-        with _without_talk():
+        with _without_talk(), where:
             ray.init(
                 address=address,
                 log_to_driver=False,
@@ -148,24 +152,50 @@ def _no_address(address: str) -> UsageError:
     )
 
 
-@contextlib.contextmanager
-def _without_talk() -> Iterator[None]:
+def _require_token() -> None:
+    """A Ray that is started here carries out what who has its token asks for, and nobody else; not
+    every version asks for one by itself. Whoever set the mode decides.
+    """
+    if "RAY_AUTH_MODE" in os.environ:
+        return
+    os.environ["RAY_AUTH_MODE"] = "token"  # also of the processes that Ray starts
+    with contextlib.suppress(ImportError, AttributeError):  # of a version without tokens
+        from ray._raylet import Config  # type: ignore[attr-defined]
+
+        Config.initialize("")  # which has read the environment when Ray was imported
+
+
+def _on_loopback() -> AbstractContextManager[None]:
+    """A Ray that is started meanwhile listens on the loopback address alone, and not on all of the
+    machine; on Linux Ray takes another address even where it is asked for this one.
+    """
+    from ray._private import ray_constants
+
+    return _replaced(ray_constants, "ENABLE_RAY_CLUSTER", False)
+
+
+def _without_talk() -> AbstractContextManager[None]:
     """Ray prints what befalls its workers on stdout, which is for data.
 
     What matters of it is said here.
     """
     from ray._private import worker
 
-    name = "listen_error_messages"
-    before = getattr(worker, name, None)
+    return _replaced(worker, "listen_error_messages", _listen_to_nothing)
+
+
+@contextlib.contextmanager
+def _replaced(module: ModuleType, name: str, value: object) -> Iterator[None]:
+    """Something of a module has another value; nothing happens where this version lacks it."""
+    before = getattr(module, name, None)
     if before is None:
         yield
         return
-    setattr(worker, name, _listen_to_nothing)
+    setattr(module, name, value)
     try:
         yield
     finally:
-        setattr(worker, name, before)
+        setattr(module, name, before)
 
 
 def _listen_to_nothing(*_: object) -> None:

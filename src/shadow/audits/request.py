@@ -5,13 +5,14 @@ Imports nothing that computes. `shadow.audits.perform` carries it out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from shadow.storage import Store
+from shadow.files import safe_name
+from shadow.storage import Store, work_folder
 from shadow.text import bytes_of
 
 if TYPE_CHECKING:
@@ -117,6 +118,16 @@ class AuditRequest:
     """How many parts each pair is measured in; None: whole, or a single pair on Ray in as many as
     run at a time.
     """
+
+    def folders(self) -> Iterator[Path]:
+        """Where its pairs are audited, each in a folder that is there as soon as it holds anything;
+        of a URL all of them in one.
+        """
+        if isinstance(self.output, Store):
+            yield work_folder(self.output)
+            return
+        for pair in self.selection.own:
+            yield self.output / safe_name(pair.family) / safe_name(pair.name)
 
     @property
     def is_alone(self) -> bool:

@@ -13,20 +13,16 @@ def main() -> None:
     exit code 130.
     """
     try:
-        from shadow.cli.interrupts import hold_during_imports, raise_held
+        from shadow.cli.interrupts import end_silently, hold_during_imports, raise_held
 
         hold_during_imports(main.__code__)
         from shadow.cli.commands import run
 
         raise_held()
         code = run()
+        end_silently()  # the results are written: what is left is the end of Python
     except KeyboardInterrupt:
-        from shadow.cli.interrupts import tell
+        from shadow.cli.interrupts import STOPPED, stop
 
-        code = tell("stopped")
-    finally:
-        # the results are written, or the command was stopped: what is left is the end of Python
-        from shadow.cli.interrupts import end_silently
-
-        end_silently()
+        code = stop(STOPPED)
     raise SystemExit(code)

@@ -190,7 +190,7 @@ def audit(
         hidden=quiet,
         several=ray is not None and not request.is_cut,
     )
-    with console.continuable(), bars as watch:
+    with console.continuable(request.folders()), bars as watch:
         detail = console.say if verbose else tell_nobody
         outcomes = perform(request, say=say, detail=detail, watch=watch)
         if selection.is_list:

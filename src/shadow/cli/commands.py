@@ -13,7 +13,7 @@ import typer
 from shadow import __version__
 from shadow.cli import audit, console, exports, gate, lab, lineage, lookup, plan, reports, reproduce
 from shadow.cli.examples import epilog_of
-from shadow.cli.interrupts import INTERRUPTED, Unfinished
+from shadow.cli.interrupts import INTERRUPTED, STOPPED, Unfinished, stop
 from shadow.cli.usage import Commands, WrongUsage, as_usage_error
 from shadow.errors import ShadowError, UsageError
 
@@ -118,8 +118,7 @@ def run() -> int:
         if code == INTERRUPTED:  # so typer answers a KeyboardInterrupt
             raise KeyboardInterrupt
     except Unfinished:
-        console.say("stopped; run the same command again to continue")
-        return INTERRUPTED
+        return stop(f"{STOPPED}; run the same command again to continue")
     except WrongUsage as fault:
         wrong = as_usage_error(fault)
         if wrong is not None:

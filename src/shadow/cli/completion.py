@@ -17,6 +17,7 @@ from shadow.errors import ShadowError
 
 # what `shadow explain` knows besides columns and heads
 TOPICS = ("label", "finding", "published", "gates")
+ENOUGH = 3  # letters of a word
 
 
 def targets(ctx: typer.Context, incomplete: str) -> list[str]:
@@ -60,12 +61,18 @@ def components(incomplete: str) -> list[str]:
 
 
 def words(incomplete: str) -> list[str]:
-    """What `shadow explain` knows and is one word."""
+    """What `shadow explain` knows and is one word; codes of claims, labels and the like when enough
+    of it is typed, as they bring NumPy.
+    """
     from shadow.reports.columns import TABLES
     from shadow.reports.heads import HEADS
 
-    columns = [column.name for table in TABLES.values() for column in table.columns]
-    return _begun([word for word in (*columns, *HEADS, *TOPICS) if " " not in word], incomplete)
+    known = [*(column.name for table in TABLES.values() for column in table.columns), *HEADS]
+    if len(incomplete) >= ENOUGH:
+        from shadow.telling.words import other_words
+
+        known += other_words()
+    return _begun([word for word in (*known, *TOPICS) if " " not in word], incomplete)
 
 
 def devices(incomplete: str) -> list[str]:

@@ -8,7 +8,8 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, RenderableType
@@ -115,12 +116,16 @@ def complain(error: ShadowError) -> None:
 
 
 @contextlib.contextmanager
-def continuable() -> Iterator[None]:
-    """An interrupt of the work of a block leaves it to the same command to continue."""
+def continuable(folders: Iterable[Path]) -> Iterator[None]:
+    """An interrupt of the work of a block leaves it to the same command to continue, where it made
+    any of its folders: there is none as long as nothing is kept.
+    """
     try:
         yield
     except KeyboardInterrupt:
-        raise Unfinished from None
+        if any(folder.is_dir() for folder in folders):
+            raise Unfinished from None
+        raise
 
 
 def _print(console: Console, renderable: RenderableType) -> None:

@@ -5,12 +5,15 @@ has ended.
 from __future__ import annotations
 
 import _thread
+import atexit
+import os
 import signal
 import sys
 import time
 from types import CodeType, FrameType
 
 INTERRUPTED = 130  # the exit code
+STOPPED = "stopped"
 HOLD = 0.02  # seconds after which a held interrupt asks again whether the import has ended
 IMPORTING = "<frozen importlib._bootstrap>"  # the file of the frames of an import
 
@@ -22,11 +25,13 @@ class Unfinished(BaseException):
     """
 
 
-_held = False  # an interrupt that has not been raised yet
+# An interrupt that has not been raised yet, or nothing: of two threads only one can take it out.
+_held: list[None] = []
 
 
 def hold_during_imports(outermost: CodeType) -> None:
-    """From now on an interrupt that falls into an import is raised when that import has ended.
+    """From now on an interrupt that falls into an import is raised when that import has ended; a
+    second one meanwhile ends the process at once.
 
     Native libraries such as torch and pyarrow abort the process, with a core dump, where a
     KeyboardInterrupt rises through their initialisation. outermost: the function that runs the
@@ -36,17 +41,24 @@ def hold_during_imports(outermost: CodeType) -> None:
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         return
 
+    command, tell = _thread.get_ident(), sys.unraisablehook
+
     def on_interrupt(number: int, frame: FrameType | None) -> None:
-        global _held
         if not _is_importing(frame, outermost):
-            _held = False
+            _held.clear()
             raise KeyboardInterrupt
-        if not _held:
-            _held = True
-            # not threading.Thread, whose locks the interrupted code may hold
-            _thread.start_new_thread(_ask_again, (_thread.get_ident(),))
+        if _held:
+            os._exit(stop(STOPPED))
+        _hold(command)
+
+    def on_unraisable(fault: sys.UnraisableHookArgs) -> None:
+        if isinstance(fault.exc_value, KeyboardInterrupt):
+            _hold(command)  # code that may not raise, as of an extension, would have swallowed it
+        else:
+            tell(fault)
 
     signal.signal(signal.SIGINT, on_interrupt)
+    sys.unraisablehook = on_unraisable
 
 
 def _is_importing(frame: FrameType | None, outermost: CodeType) -> bool:
@@ -58,28 +70,49 @@ def _is_importing(frame: FrameType | None, outermost: CodeType) -> bool:
     return False
 
 
+def _hold(command: int) -> None:
+    """Hold an interrupt of a thread."""
+    _held.append(None)
+    # not threading.Thread, whose locks the interrupted code may hold
+    _thread.start_new_thread(_ask_again, (command,))
+
+
 def _ask_again(command: int) -> None:
-    global _held
     time.sleep(HOLD)
-    if _held:
-        _held = False
-        if sys.platform == "win32":
-            signal.raise_signal(signal.SIGINT)
-        else:  # the thread of the command, which may wait in the system, and not this one
-            signal.pthread_kill(command, signal.SIGINT)
+    if not _taken():
+        return
+    if sys.platform == "win32":
+        signal.raise_signal(signal.SIGINT)
+    else:  # the thread of the command, which may wait in the system, and not this one
+        signal.pthread_kill(command, signal.SIGINT)
+
+
+def _taken() -> bool:
+    """Whether an interrupt was held, which is now the caller's to raise."""
+    try:
+        _held.pop()
+    except IndexError:
+        return False
+    return True
 
 
 def raise_held() -> None:
     """Raise an interrupt that an import has held, without waiting until it asks again."""
-    global _held
-    if _held:
-        _held = False
+    if _taken():
         raise KeyboardInterrupt
 
 
-def tell(line: str) -> int:
-    """Write a line to stderr, which needs no other module; returns the exit code."""
+def stop(line: str) -> int:
+    """Say in a line on stderr that the command was stopped, which needs no other module; returns
+    the exit code. From now on an interrupt ends the process with that code, and says nothing.
+    """
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.stderr.write(line + "\n")
+    if not ignored:
+        signal.signal(signal.SIGINT, lambda number, frame: os._exit(INTERRUPTED))
+        # when the last thread has ended, Python would give the signal its own meaning again
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
     return INTERRUPTED
 
 

@@ -51,7 +51,7 @@ def lab_run(
     require("lab")
     from shadow.lab.run import run
 
-    with console.continuable(), console.steps(f"lab {preset}") as update:
+    with console.continuable([output]), console.steps(f"lab {preset}") as update:
         done = run(preset, output, jobs=jobs, show=update)
     if as_json:
         console.show_json({"preset": preset, "runs": done.rows, "folder": str(output)})

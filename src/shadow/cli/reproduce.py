@@ -146,7 +146,7 @@ def _audit(
     measured: dict[Pair, PairByLayer] = {}
     faults: dict[Pair, str] = {}
     bars = console.pairs_progress(len(request.selection.own), is_list=False)
-    with console.continuable(), bars as watch:
+    with console.continuable(request.folders()), bars as watch:
         for outcome in perform(request, say=console.say, watch=watch):
             try:
                 report = Report(outcome.finished().folder)

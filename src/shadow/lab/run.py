@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from shadow.files import require_utf8
 from shadow.lab import experiment, pretrained
 from shadow.lab.design import presets
 from shadow.lab.experiment import Show, unseen
@@ -29,9 +30,10 @@ class Finished:
 def run(preset: str, out: Path, *, jobs: int, show: Show = unseen) -> Finished:
     """Train and audit what out lacks of a preset; write its tables, a page and a figure into it.
 
-    Raises ShadowError as `experiment.perform` does, and where what `pretrained` is made of cannot
-    be fetched.
+    Raises ShadowError as `experiment.perform` does, where what `pretrained` is made of cannot be
+    fetched, and where the name of out is not UTF-8.
     """
+    require_utf8(out)
     if preset == "pretrained":
         out.mkdir(parents=True, exist_ok=True)
         ingredients = pretrained.fetch_ingredients(out)

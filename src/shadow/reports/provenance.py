@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from shadow import __version__
 from shadow.errors import ShadowError
-from shadow.files import PARTIAL
+from shadow.files import PARTIAL, require_utf8
 from shadow.reports.atomic_replacement import FINISHED, TABLES_OF_A_PAIR, put_in_place
 from shadow.reports.columns import SCHEMA, TABLES
 from shadow.reports.metadata import CheckpointMetadata, ReportMetadata, SettingsMetadata
@@ -181,6 +181,7 @@ def finished_metadata(folder: Path) -> ReportMetadata | None:
     path = folder / FINISHED
     if not path.is_file():
         return None
+    require_utf8(folder)
     try:
         schema = pq.read_schema(path)
     except (OSError, pa.ArrowException) as error:

@@ -161,9 +161,11 @@ class Report:
         """
         if not self.has_spectra:
             return
+        columns = [column for column in TABLES["spectra"].columns if column.name in names]
         with telling_faults(self._path("spectra")):
             file = self._checked("spectra")
-            yield from file.iter_batches(BATCH, columns=list(names), use_threads=False)
+            for batch in file.iter_batches(BATCH, columns=list(names), use_threads=False):
+                yield from conformed(pa.table(batch), columns, names).to_batches()
 
     def spectra_where(self, condition: pc.Expression) -> pa.Table:
         """The singular values of the rows that meet a condition, as Arrow has them; without rows

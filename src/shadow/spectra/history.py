@@ -5,7 +5,7 @@ base that was rounded only to be stored.
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,11 +13,9 @@ import torch
 from shadow.dtypes import FLOATS, FloatFormat
 from shadow.spectra.last_bits import EvenBits
 from shadow.spectra.lazy import BlockScaled, Updated
-from shadow.spectra.measurement import Values
+from shadow.spectra.measurement import Cast, Values
 from shadow.spectra.rounding_counts import Floats, classes
 from shadow.spectra.spectrum import SMALL_BLOCK, Sides, blocks, tiles
-
-Cast = Literal["tuned", "base"]
 
 LOOKED_AT = 1 << 18  # entries in which last bits are looked at, about
 PER_OCTAVE = 4  # bins of |W_base| in a factor of two

@@ -43,6 +43,9 @@ def other_words() -> Mapping[str, Head]:
         claim.title: f"what figures show beyond doubt: {claim.meaning}"
         for claim in RECOGNISED.values()
     }
+    # a gate is known by its code already; what has the code of a claim as its own name comes first
+    codes = {claim.code: claim.title for claim in (*EXPLANATIONS.values(), *RECOGNISED.values())}
+    texts = {code: f"`{title}`, {texts[title]}" for code, title in codes.items()} | texts
     return {
         **{word: Head(text) for word, text in texts.items()},
         **dict.fromkeys(name_rules().modules, _MODULE),

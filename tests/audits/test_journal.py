@@ -1,0 +1,112 @@
+"""What an unfinished audit left: a line of the journal counts if rows can be made of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import models
+import pyarrow.parquet as pq
+import pytest
+import torch
+from effort import chosen
+from runs import pair_of
+
+from shadow.audits.pair import Runtime, Settings, run_pair
+from shadow.checkpoints.pairing import Filter
+from shadow.spectra.delta import Method
+
+SETTINGS = Settings(Method(), Filter())
+UP = "model.layers.0.mlp.up_proj.weight"
+NORM = "model.layers.0.input_layernorm.weight"
+GONE = object()
+
+FAULTS = [
+    ((), None),
+    (("key",), [1]),
+    (("status",), "else"),
+    (("status",), ["measured"]),
+    (("reason",), ["tied"]),
+    (("reason",), "no word of ours"),
+    (("detail",), True),
+    (("detail",), "\ud800"),
+    (("delta_norm",), "x"),
+    (("base_norm",), 10**400),
+    (("base_norm",), float("inf")),
+    (("seconds",), None),
+    (("cached",), 1.5),
+    (("grams",), [1]),
+    (("grams",), {"cpu": "x"}),
+    (("verified", 0), 7),
+    (("measurements",), []),
+    (("measurements", 0, "subject"), ["base"]),
+    (("measurements", 1, "subject"), "delta"),
+    (("measurements", 0, "precision"), True),
+    (("measurements", 0, "values"), None),
+    (("measurements", 0, "values", "frobenius_norm"), GONE),
+    (("measurements", 0, "values", "frobenius_norm"), "x"),
+    (("measurements", 2, "values", "kept_history"), 1),
+    (("measurements", 2, "values", "numerical_rank"), 1.5),
+    (("measurements", 2, "values", "numerical_rank"), 10**400),
+    (("measurements", 2, "values", "of another version"), 1.0),
+    (("measurements", 2, "lists"), {"sigma of something": ""}),
+]
+
+
+class StoppedError(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def unfinished(tmp_path_factory):
+    """A pair of a matrix and a vector, and a folder with all of its outcomes in a journal."""
+    folder = tmp_path_factory.mktemp("unfinished")
+    base = {UP: torch.eye(8, 6), NORM: torch.ones(6)}
+    sides = (
+        models.write(folder / "base", base),
+        models.write(
+            folder / "tuned",
+            {name: W + torch.arange(W.numel()).view(W.shape) for name, W in base.items()},
+        ),
+    )
+
+    def show(progress):
+        if progress.done == progress.total:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        run_pair(pair_of(*sides), SETTINGS, folder / "out", Runtime(show=show, jobs=1))
+    return pair_of(*sides), folder / "out"
+
+
+def changed(entry, path, value):
+    """An entry with another value somewhere, or without what is there."""
+    if not path:
+        return value
+    inner = entry
+    for step in path[:-1]:
+        inner = inner[step]
+    if value is GONE:
+        del inner[path[-1]]
+    else:
+        inner[path[-1]] = value
+    return entry
+
+
+@pytest.mark.parametrize("fault", chosen(FAULTS, (FAULTS[5], FAULTS[6], FAULTS[17], FAULTS[22])))
+def test_a_line_of_wrong_types_is_measured_again(unfinished, tmp_path, fault):
+    """It ended in a traceback, when all else was measured; the line of the vector stands first."""
+    pair, there = unfinished
+    shutil.copytree(there, tmp_path / "out")
+    journal = next(tmp_path.glob("out/*/*/.partial/journal.jsonl"))
+    first, *lines = journal.read_text(encoding="utf-8").splitlines()
+    matrix, vector = sorted(map(json.loads, lines), key=lambda entry: entry["status"])
+    assert (matrix["status"], vector["status"]) == ("measured", "skipped")
+    lines = first, json.dumps(vector), json.dumps(changed(matrix, *fault)), ""
+    journal.write_text("\n".join(lines), encoding="utf-8")
+    states = []
+    result = run_pair(pair, SETTINGS, tmp_path / "out", Runtime(show=states.append, jobs=1))
+    assert states[0].done == 1
+    assert result.measured == 1
+    names = pq.read_table(result.folder / "matrices.parquet")["subject"].to_pylist()
+    assert names == ["base", "tuned", "delta"]
