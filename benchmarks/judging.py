@@ -345,8 +345,8 @@ def unexplained(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
         yield rounded == "mean", told
     elif "more bits" in text and "every step" not in text:
         yield rounded == "master", told
-    else:
-        yield rounded not in ("once", "no"), told
+    else:  # decay is among the causes that the sentence names
+        yield rounded not in ("once", "no") or bool(case.made.ways.get("weight_decay")), told
 
 
 def few_values(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
@@ -407,7 +407,8 @@ def only_vectors(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
 
 
 def scaled(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
-    yield "scaled" in case.made.told, "the base was not multiplied by one factor"
+    by_factor = {"scaled", "three layers negated"} & set(case.made.told)
+    yield bool(by_factor), "the base was not multiplied by one factor"
 
 
 def zeroed(case: Case, text: str, figures: Mapping[str, float]) -> Judged:

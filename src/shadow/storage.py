@@ -418,8 +418,10 @@ def driver(protocol: str, options: str, _: int) -> Any:
     defaults = DEFAULTS.get(protocol, {})
     merged = {key: {**value, **given.get(key, {})} for key, value in defaults.items()}
     system = fsspec.filesystem(protocol, **{**given, **merged}, use_listings_cache=False)
-    if system.async_impl:  # else asyncio prints what befell a connection that nobody waits for
-        system.loop.set_exception_handler(lambda loop, context: None)
+    # asyncio prints what befell a connection that nobody waits for
+    if system.async_impl:
+        with contextlib.suppress(AttributeError):  # of an option `loop` that is none
+            system.loop.set_exception_handler(lambda loop, context: None)
     return system
 
 

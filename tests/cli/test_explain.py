@@ -118,7 +118,7 @@ def test_a_misspelt_head_answers_with_the_nearest():
         (["A"], "letter and pair of a report"),
         (["pruned", "base"], "what figures show beyond doubt: in every matrix that changed some"),
         (["zeroed"], "zeroed `pruned base`, what figures show beyond doubt: in every matrix"),
-        (["merged_adapter"], "merged_adapter `merged adapter`, another explanation of the same"),
+        (["merged_adapter"], "merged_adapter `low-rank adapter`, another explanation of the same"),
         (["nats"], "natural logarithm"),
         (["AUC"], "0.5 tells nothing"),
         (["left", "out"], "for the reason"),

@@ -445,7 +445,7 @@ def test_what_voids_a_verdict(tmp_path):
             "rank_ceiling": 4,
             "floor_ratio": None,
         },
-        "mostly rounding (1.1 times": {"floor_ratio": 1.1},
+        "is only 1.1 times what storage alone would leave": {"floor_ratio": 1.1},
         "little in common (median cosine 0.01)": {"cosine": 0.01},
     }
     for number, (words, figures_of) in enumerate(faults.items()):
@@ -471,7 +471,7 @@ def test_what_voids_a_verdict(tmp_path):
 
 # an exact product of rank 4 added in F32: half of its 64 directions are counted, all of rounding
 RANK_4 = {"kept": None, "kept_reason": "nothing_rounded", "numerical_rank": 40}
-RANK_4 |= {"rank_90": 3, "rank_95": 4, "rank_99": 4}
+RANK_4 |= {"rank_90": 3, "rank_95": 4, "rank_99": 4, "rest_rank": 4, "rest_over_rounding": 0.0}
 RANK_4 |= {f"top{k}_energy": min(k, 4) / 4 for k in (1, 4, 16, 20, 64)}
 
 

@@ -51,6 +51,16 @@ def _projection(pair: MatrixPair) -> tuple[int, int]:
     return projection_memory(width, short_side=on_short_side(shape, direction))
 
 
+def kinds(pairs: Iterable[MatrixPair]) -> list[MatrixPair]:
+    """The first of the pairs that take the same memory: of thousands of experts one."""
+    found: dict[tuple[object, ...], MatrixPair] = {}
+    for pair in pairs:
+        rank = pair.tuned.factor and pair.tuned.factor.rank
+        kind = (pair.rows, pair.cols, pair.is_matrix, pair.tuned.info.dtype, pair.place.module)
+        found.setdefault((*kind, rank), pair)
+    return list(found.values())
+
+
 def worker_memory(pairs: Iterable[MatrixPair]) -> int:
     """Bytes that one worker takes at most: blocks of a matrix and one Gram, whatever the shape."""
     return max(map(matrix_memory, pairs), default=0)

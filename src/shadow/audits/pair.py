@@ -32,7 +32,7 @@ from shadow.audits.finished import (
 )
 from shadow.audits.journal import Fetched, Journal
 from shadow.audits.machine_limits import machine_limits
-from shadow.audits.memory import default_jobs, lacking
+from shadow.audits.memory import default_jobs, kinds, lacking
 from shadow.audits.moved_layers import moved_layers
 from shadow.audits.outcome import Outcome
 from shadow.audits.plan import Plan, make_plan
@@ -391,9 +391,10 @@ def _measure(asked: Asked, lined: AlignedPair, journal: Journal) -> int:
     kept = None if runtime.cache is None else SpectrumCache(runtime.cache)
     remember = solve_anew if kept is None else kept.remember
     machine = runtime.limits or machine_limits()
-    if fault := lacking(lined.pairs, machine):
+    of_memory = kinds(lined.pairs)
+    if fault := lacking(of_memory, machine):
         raise fault
-    jobs = runtime.jobs or default_jobs(lined.pairs, machine)
+    jobs = runtime.jobs or default_jobs(of_memory, machine)
     for line in details.of_plan(plan, lined.skipped, jobs=jobs, cache=runtime.cache):
         runtime.detail(line)
     clock, busy = _Clock(), 0.0

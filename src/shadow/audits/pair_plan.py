@@ -11,7 +11,7 @@ from typing import Any
 
 from shadow.audits.devices import open_device
 from shadow.audits.machine_limits import machine_limits
-from shadow.audits.memory import default_jobs, lacking, shared_memory, worker_memory
+from shadow.audits.memory import default_jobs, kinds, lacking, shared_memory, worker_memory
 from shadow.audits.plan import make_plan
 from shadow.audits.runtime import Runtime, Settings
 from shadow.audits.schedule import source_of
@@ -169,10 +169,11 @@ def plan_pair(
         matrices = [one for one in lined.pairs if one.is_matrix]
         sources = [source_of(plan.base, plan.tuned, visit.shard) for visit in plan.work.visits]
         machine = machine_limits()
-        jobs = runtime.jobs or default_jobs(lined.pairs, machine)
+        of_memory = kinds(lined.pairs)
+        jobs = runtime.jobs or default_jobs(of_memory, machine)
         device = open_device(settings.device)
         offload = None if device is None else Offload(device, runtime.say)
-        fault = lacking(lined.pairs, machine)
+        fault = lacking(of_memory, machine)
         if plan.problem:
             fault = ShadowError(plan.problem, plan.hint)
         seconds = sum(map(cost, matrices)) / pace(settings.method, jobs, offload)
@@ -200,7 +201,7 @@ def plan_pair(
             cores_by=machine.cores_by,
             memory_free=machine.memory,
             memory_by=machine.memory_by,
-            memory=shared_memory(lined.pairs) + jobs * worker_memory(lined.pairs),
+            memory=shared_memory(of_memory) + jobs * worker_memory(of_memory),
             seconds=round(seconds, 1),
             device=settings.device.kind,
             device_name=settings.device.name,

@@ -236,8 +236,8 @@ def _not_comparable(
             )
         if floor < ROUNDING:
             reasons.append(
-                f"the delta of {report.name} is mostly rounding ({floor:.1f} times what storage"
-                " alone would leave)"
+                f"the delta of {report.name} is only {floor:.1f} times what storage alone would"
+                " leave"
             )
     return reasons
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from shadow.spectra.measurement import Values
 
 NOISE = 5.0  # purity_z up to which X may be noise
-# floor_ratio from which rounding raises 1 / X of the stored delta by 15 % at most, as a rule
+# floor_ratio from which one rounding raises 1 / X of the stored delta by about 15 % at most
 UNTOUCHED = 4.0
 LEAST_KEPT = 0.25  # below it, rounding has taken too much to undo
 # share of X that the leading direction has by itself, from which X / kept² may be far off

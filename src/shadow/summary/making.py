@@ -224,7 +224,7 @@ def _unrounded(deltas: Columns) -> dict[str, float | None]:
     norms = np.where(as_stored, deltas["relative_norm"], norms)
     known = ~np.isnan(norms)
     of_known, overall = math.hypot(*stored[known]), math.hypot(*stored)
-    share = over(of_known**2, overall**2)
+    share = (of_known / overall) ** 2 if 0 < overall < math.inf else None
     if share is None or share < MOSTLY_KNOWN:
         return {name: None, f"{name}_least": None, "unrounded_share": share}
     unit = over(overall, of_known * math.hypot(*bases)) or math.nan

@@ -7,7 +7,7 @@ import statistics
 from dataclasses import dataclass
 
 from shadow.claims.draft import Draft, Sentence
-from shadow.claims.recognised import has_other_norm_unrounded, is_lost
+from shadow.claims.recognised import CLEAR, has_other_norm_unrounded, is_lost
 from shadow.places.groups import ATTENTION, MLP
 from shadow.summary.record import PairRecord
 from shadow.summary.rows import LayerRow, QuarterRow
@@ -73,7 +73,9 @@ def _norm(draft: Draft, apart: bool) -> str:
 
 def is_as_stored(summary: PairRecord) -> bool:
     """Whether what rounding took, or added, is unknown and may matter."""
-    return summary.figures.relative_norm_overall_unrounded is None and is_lost(summary)
+    figures = summary.figures
+    near = figures.floor_ratio is not None and figures.floor_ratio < CLEAR
+    return figures.relative_norm_overall_unrounded is None and (near or is_lost(summary))
 
 
 def unrounded_norm(draft: Draft) -> str:
