@@ -240,7 +240,7 @@ MUST_NOT = {  # a near miss of the same code
     "only_vectors": report([], extra_tensors=(*same(), *vectors([]))),
     "vectors": report(model(), extra_tensors=vectors([0.9])),
     "mostly_copy": report(model(cast="tuned", **ROUNDED)),
-    "scaled_lines": report(model(row_scaling=0.9, col_scaling=0.9, decay_cosine=-0.9)),
+    "scaled_lines": report(model(cast="tuned", row_scaling=0.9, col_scaling=0.1, **ROUNDED)),
     "base_few_values": report(model(levels_base=LEVELS["bf16"], **WIDE)),
     "replaced": report(with_swapped(0.6)),
     "scaled": report([*model(**SCALED), row(4, "mlp.up", decay_cosine=0.99)]),
@@ -304,6 +304,12 @@ def test_a_sentence_stands_where_it_is_true_and_only_there(must, tmp_path, code)
     assert code in codes(must(code).finding)
     deltas, more = MUST_NOT[code]
     assert code not in codes(told(tmp_path, deltas, **more))
+
+
+def test_one_factor_for_all_scales_no_rows(tmp_path):
+    """What decay explains, factors for rows and columns explain as well."""
+    decayed = model(row_scaling=0.9, col_scaling=0.9, decay_cosine=-0.9)
+    assert "scaled_lines" not in codes(told(tmp_path, decayed))
 
 
 def test_every_code_has_a_case_and_a_text():

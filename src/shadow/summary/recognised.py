@@ -151,7 +151,9 @@ def _scaled_lines(deltas: Columns) -> ScaledLines | None:
         deltas[name] for name in ("row_scaling", "col_scaling", "decay_cosine")
     )
     one_factor = np.nan_to_num(cosine) ** 2
-    share = np.fmax(by_row, by_col) - one_factor
+    # a factor explains 1 / n of what it has nothing to do with, n the entries of its line
+    by_chance = np.where(by_row >= by_col, 1.0 / deltas["cols"], 1.0 / deltas["rows"])
+    share = np.fmax(by_row, by_col) - one_factor - by_chance
     found = share >= MOST
     if not found.any():
         return None
