@@ -55,9 +55,12 @@ from trainings import RUNS, SEEDS, trained
 from truths import place_of
 
 import shadow
+from shadow.claims.explanations import EXPLANATIONS
+from shadow.claims.recognised import RECOGNISED
 from shadow.outputs.markdown import plain
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "sentences.md"
+RATES = Path(shadow.__file__).parent / "claims" / "error_rates.json"
 COMMAND = "python benchmarks/sentences.py"
 CACHE = Path(tempfile.gettempdir()) / "shadow-sentences"
 Word = Literal["true", "absent", "false", "not judged"]
@@ -275,6 +278,8 @@ def page(found: list[Verdict]) -> str:
     missing = Counter(one.code for one in found if one.word == "absent")
     told = ", ".join(f"{code} {count}" for code, count in missing.most_common())
     parts += ["", f"Absent: {told}." if told else "Nothing is absent."]
+    rates = [f"{code} {wrong} of {of}" for code, (wrong, of) in error_rates(found).items()]
+    parts += ["", f"False by claim: {', '.join(rates)}."]
     parts += ["", "## False", ""]
     if not any(one.word == "false" for one in found):
         parts.append("None.")
@@ -283,6 +288,21 @@ def page(found: list[Verdict]) -> str:
         if wrong:
             parts += [f"### {kind.capitalize()}", "", *map(line, wrong), ""]
     return "\n".join(parts).rstrip() + "\n"
+
+
+def error_rates(found: list[Verdict]) -> dict[str, tuple[int, int]]:
+    """By claim: how many of its answers and sentences were false, of those that truth decides."""
+    rates = {}
+    for code in (*RECOGNISED, *EXPLANATIONS):
+        own = [one.word for one in found if _claim(one) == code]
+        if decided := own.count("true") + own.count("false"):
+            rates[code] = (own.count("false"), decided)
+    return rates
+
+
+def _claim(one: Verdict) -> str:
+    """The claim that a verdict is of; the sentence of a copy has the code of another one too."""
+    return "copy" if one.code == "rounding" and "in another format" in one.words else one.code
 
 
 def line(one: Verdict) -> str:
@@ -408,6 +428,8 @@ def main(
         print(text)
     else:
         DOCUMENT.write_text(text, encoding="utf-8")
+        rates = {"where": "docs/sentences.md", "answers": error_rates(found)}
+        RATES.write_text(json.dumps(rates, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from shadow.reports.columns import DELTA, FIGURES, RESIDUAL, SCORES, SPECTRAL
 
 ROOT = Path(__file__).parents[1]
 CLAIMS = {"Gates": GATES, "What is recognised": RECOGNISED, "Other explanations": EXPLANATIONS}
-CLAIM_HEADS = ("code", "claim", "holds if", "judged by", "null")
+CLAIM_HEADS = ("code", "claim", "holds if", "judged by", "null", "wrong")
 DIAGNOSTICS = (*SPECTRAL, *DELTA, *RESIDUAL, *FIGURES, *SCORES)
 
 
@@ -80,10 +80,12 @@ def claims() -> str:
     """Every claim of the tables, one table each, as Markdown."""
     out = []
     for title, entries in CLAIMS.items():
-        out += [f"## {title}", "", f"| {' | '.join(CLAIM_HEADS)} |", "|---|---|---|---|---|"]
+        out += [f"## {title}", "", f"| {' | '.join(CLAIM_HEADS)} |", "|---|---|---|---|---|---|"]
         for claim in entries.values():
             needs = ", ".join(f"`{name}`" for name in claim.needs)
-            cells = (f"`{claim.code}`", claim.title, claim.meaning, needs, claim.null)
+            rate = claim.error_rate
+            wrong = "" if rate is None else f"{rate.wrong} of {rate.of}"
+            cells = (f"`{claim.code}`", claim.title, claim.meaning, needs, claim.null, wrong)
             out.append(f"| {' | '.join(map(cell, cells))} |")
         out.append("")
     return "\n".join(out).strip()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import sentences
 from truths import Truth
 
 from shadow.claims.explanations import EXPLANATIONS
+from shadow.claims.recognised import RECOGNISED
 from shadow.telling.finding import CODES
 
 NAME = "model.layers.0.self_attn.q_proj.weight"
@@ -104,3 +106,17 @@ def test_words_of_new_sentences_are_understood():
     assert judging.size_in("The weights are the same.") is None
     figures = {"inside_layers.kept": 0.7, "inside_layers.kept_least": 0.6}
     assert judging.figures_of(figures, "inside_layers.kept") == [0.6, 0.7]
+
+
+def test_the_error_rates_of_claims_are_those_of_the_page():
+    """One run writes both, and a claim that the pairs decide has its rate."""
+    text = sentences.DOCUMENT.read_text(encoding="utf-8").partition("False by claim: ")[2]
+    told = dict(re.findall(r"(\w+) (\d+ of \d+)", text))
+    claims = {**RECOGNISED, **EXPLANATIONS}
+    rates = {
+        code: f"{claim.error_rate.wrong} of {claim.error_rate.of}"
+        for code, claim in claims.items()
+        if claim.error_rate is not None and claim.error_rate.where == "docs/sentences.md"
+    }
+    assert rates == told
+    assert {"copy", "merged_adapter", "quantised_copy", "weight_decay"} <= told.keys()

@@ -40,7 +40,7 @@ LOW = 0.25  # of the short side: what counts as low rank
 OF_ROUNDING = 0.1  # and how much further for what was, times kept (1 - kept)
 # How far rest_over_rounding may be above 1: by so much of the update's energy, no more than the
 # second, where that is more than what is left is known to.
-HIDDEN, AS_ROUNDING, EXACT = 0.02, 0.15, 0.05
+HIDDEN, AS_ROUNDING, EXACT = 0.03, 0.15, 0.05
 # gives a column of some rows by its name
 Column = Callable[[str], "pd.Series | NDArray[Any]"]
 
