@@ -344,7 +344,9 @@ class Entry:
     @property
     def verdict(self) -> str:
         if self.kept is None:
-            return "refused" if self.reason == "rounding_unexplained" else "unchanged"
+            return (
+                "refused" if self.reason in ("rounding_unexplained", "few_changed") else "unchanged"
+            )
         if self.reason == "rounded_away":
             return "away"
         assert self.norm_error is not None
