@@ -549,7 +549,8 @@ def test_memory_is_what_the_plan_says_whatever_the_shape(tmp_path, name, shape, 
     command = [sys.executable, "-c", code, *folders]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     planned, peak = map(int, done.stdout.split())
-    assert peak < planned < 650_000_000
+    kept = 2 * min(math.prod(shape) * dtype.itemsize, 1 << 27)  # what is read of both sides
+    assert peak < planned < 650_000_000 + kept
 
 
 def test_progress_starts_at_what_is_done_and_ends_at_the_total(llama, tmp_path):

@@ -29,16 +29,16 @@ LINE = 88
 
 def matrix_memory(pair: MatrixPair) -> int:
     """Bytes that a worker takes at most for a pair."""
+    # of both sides, each stored as the tuned one is
+    kept = 2 * kept_memory(pair.rows * pair.cols * FLOATS[pair.tuned.info.dtype].bits // 8)
     blocks = BUFFERS * min(BLOCK, pair.rows * pair.cols)
     if not pair.is_matrix:
-        return blocks
+        return blocks + kept
     shape, side = (pair.rows, pair.cols), min(pair.rows, pair.cols)
     factors = 0
     if pair.tuned.factor is not None:  # a part of one, and two copies of it
         factors = 3 * 8 * min(FACTOR_BLOCK, pair.tuned.factor.rank * max(shape))
     lines = LINE * (pair.rows + pair.cols)
-    # of both sides, each stored as the tuned one is
-    kept = 2 * kept_memory(pair.rows * pair.cols * FLOATS[pair.tuned.info.dtype].bits // 8)
     return max(blocks, factors) + _projection(pair)[1] + GRAM * side**2 + lines + kept
 
 

@@ -214,7 +214,7 @@ def is_lost(record: PairRecord) -> bool:
     inside, floor = record.inside_layers, record.figures.floor_ratio
     unknown = inside.rounded_away
     if floor is None or floor < CLEAR:
-        unknown += inside.unexplained
+        unknown += inside.unexplained + inside.few_changed
     return 2 * unknown >= max(1, inside.matrices)
 
 

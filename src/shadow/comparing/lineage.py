@@ -254,7 +254,8 @@ def _norms(matrices: pd.DataFrame) -> dict[str, Any]:
     )
     reasons = rows["kept_reason"].fillna("")
     rounded_away = int((reasons == "rounded_away").sum())
-    unexplained = int((reasons == "rounding_unexplained").sum())
+    # of an update that changed few entries as little is known
+    unexplained = int(reasons.isin(["rounding_unexplained", "few_changed"]).sum())
     stored, base = rows["frobenius_norm"].astype(float), rows["base_norm"].astype(float)
     # of what was not rounded, the stored change is the update
     update = (rows["relative_norm_unrounded"].astype(float) * base).where(

@@ -15,6 +15,9 @@ from shadow.spectra.spectrum import Sides, blocks
 FAR = 0.5  # |cosine| of base and tuned matrix, below which another order is looked for
 SAMPLED = 32  # rows and columns of the tuned matrix that are looked for in the base
 FEW = 16  # rows or columns below which chance finds likenesses
+# rows or columns above which none is looked for: neurons are fewer, and products with the sampled
+# ones would take more memory than blocks do
+LONGEST = 1 << 17
 # |cosine| of a row and its likeness: after noise of a tenth of its norm it is 0.995. A row with two
 # likenesses says nothing.
 LIKE, UNLIKE = 0.9, 0.8
@@ -31,7 +34,7 @@ def reordered(sides: Sides) -> Order | None:
     matrix twice.
     """
     rows, cols = sides.shape
-    if min(rows, cols) < FEW:
+    if min(rows, cols) < FEW or max(rows, cols) > LONGEST:
         return None
     sampled = _Sampled.of(sides)
     of_rows = torch.zeros(len(sampled.row_numbers), rows)
@@ -111,11 +114,15 @@ def _are_moved(products: Tensor, base: Tensor, tuned: Tensor, numbers: Tensor) -
     products: (sampled, rows) of tuned and base rows; base, tuned: the energies of all rows; numbers
     of the sampled ones. What is 0 is like nothing.
     """
-    energies = tuned[numbers, None] * base[None, :]
-    cosines = (products.double().square() / energies.clamp_min(1e-300)).sqrt()
-    best = cosines.topk(2, dim=1)
-    found = (best.values[:, 0] >= LIKE) & (best.values[:, 1] <= UNLIKE)
-    at, sampled = best.indices[found, 0], int((tuned[numbers] > 0).sum())
+    values, places = [], []
+    for number, product in zip(numbers, products, strict=True):  # one at a time, for memory
+        energies = (tuned[number] * base).clamp_min(1e-300)
+        best = (product.double().square() / energies).sqrt().topk(2)
+        values.append(best.values)
+        places.append(best.indices[0])
+    nearest = torch.stack(values)
+    found = (nearest[:, 0] >= LIKE) & (nearest[:, 1] <= UNLIKE)
+    at, sampled = torch.stack(places)[found], int((tuned[numbers] > 0).sum())
     if len(at) < max(FEW, MOST * sampled) or len(set(at.tolist())) < len(at):
         return False
     return bool(2 * (at != numbers[found]).sum() > len(at))
