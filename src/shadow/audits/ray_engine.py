@@ -53,6 +53,7 @@ OUTSIDE = (
     " whether Ray runs"
 )
 BUSY = "try again when the machine is less busy, or leave out --engine ray"
+AUTH_MODE = "RAY_AUTH_MODE"
 STORE = 200_000_000  # bytes of Ray's object store on this machine: results are small
 
 
@@ -68,22 +69,24 @@ def ray_engine(request: Ray, runtime: Runtime) -> Iterator[RayEngine]:
         hint = "submit the command to the cluster: ray job submit -- shadow audit ... --engine ray"
         raise UsageError("a run over a Ray client would end with its connection", hint)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read by the processes that Ray starts
+    before = os.environ.get(AUTH_MODE)
     import ray
 
     ours = not ray.is_initialized()
     if not ours:
         _require_same(request.address)
-    if ours:
-        if address == "local":
-            runtime.say("starting Ray on this machine")
-        _connect(address)
+    if ours and address == "local":
+        runtime.say("starting Ray on this machine")
     try:
+        if ours:
+            _connect(address)
         engine = RayEngine(request, runtime)
         runtime.say(f"Ray: {engine.described()}")
         yield engine
     finally:
         if ours:
             ray.shutdown()
+            _set_auth_mode(before)
 
 
 def _require_same(address: str | None) -> None:
@@ -156,9 +159,18 @@ def _require_token() -> None:
     """A Ray that is started here carries out what who has its token asks for, and nobody else; not
     every version asks for one by itself. Whoever set the mode decides.
     """
-    if "RAY_AUTH_MODE" in os.environ:
+    if AUTH_MODE not in os.environ:
+        _set_auth_mode("token")
+
+
+def _set_auth_mode(mode: str | None) -> None:
+    """Of this process, and of those that Ray starts; None as if nobody had set it."""
+    if os.environ.get(AUTH_MODE) == mode:
         return
-    os.environ["RAY_AUTH_MODE"] = "token"  # also of the processes that Ray starts
+    if mode is None:
+        del os.environ[AUTH_MODE]
+    else:
+        os.environ[AUTH_MODE] = mode
     with contextlib.suppress(ImportError, AttributeError):  # of a version without tokens
         from ray._raylet import Config  # type: ignore[attr-defined]
 
