@@ -346,28 +346,6 @@ def test_a_task_that_is_too_large_is_one_line(command, machines):
     assert err.splitlines()[0] == "error: a task wants 3 cores, the largest machine has 1"
 
 
-@pytest.mark.parametrize("first", ["", "import ray; "], ids=["imported here", "imported before"])
-def test_a_ray_of_this_machine_is_nobody_elses(first, tmp_path):
-    """It listens on the loopback address alone, and asks for a token."""
-    code = f"""
-{first}import ipaddress, os, sys
-from shadow.audits.ray_engine import ray_engine
-from shadow.audits.request import Ray
-from shadow.audits.runtime import Runtime
-with ray_engine(Ray(), Runtime()):
-    import ray
-    host = ray.get_runtime_context().gcs_address.rpartition(":")[0]
-    mode = ray.get(ray.remote(lambda: os.environ["RAY_AUTH_MODE"]).remote())
-    print(ipaddress.ip_address(host.strip("[]")).is_loopback, mode)
-"""
-    variables = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_MODE"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=variables, cwd=tmp_path, capture_output=True, text=True,
-        timeout=SECONDS, check=False,
-    )  # fmt: skip
-    assert (done.returncode, done.stdout) == (0, "True token\n"), done.stderr
-
-
 def test_an_address_where_nobody_answers_is_one_line(command):
     """Exit code 1, no traceback."""
     _, err = command("audit", "demo", "--engine", "ray", "--address", "127.0.0.1:1", code=1)

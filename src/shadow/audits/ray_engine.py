@@ -20,7 +20,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
-from types import ModuleType
 from typing import Any
 
 from shadow import __version__
@@ -53,7 +52,6 @@ OUTSIDE = (
     " whether Ray runs"
 )
 BUSY = "try again when the machine is less busy, or leave out --engine ray"
-AUTH_MODE = "RAY_AUTH_MODE"
 STORE = 200_000_000  # bytes of Ray's object store on this machine: results are small
 
 
@@ -69,24 +67,22 @@ def ray_engine(request: Ray, runtime: Runtime) -> Iterator[RayEngine]:
         hint = "submit the command to the cluster: ray job submit -- shadow audit ... --engine ray"
         raise UsageError("a run over a Ray client would end with its connection", hint)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read by the processes that Ray starts
-    before = os.environ.get(AUTH_MODE)
     import ray
 
     ours = not ray.is_initialized()
     if not ours:
         _require_same(request.address)
-    if ours and address == "local":
-        runtime.say("starting Ray on this machine")
+    if ours:
+        if address == "local":
+            runtime.say("starting Ray on this machine")
+        _connect(address)
     try:
-        if ours:
-            _connect(address)
         engine = RayEngine(request, runtime)
         runtime.say(f"Ray: {engine.described()}")
         yield engine
     finally:
         if ours:
             ray.shutdown()
-            _set_auth_mode(before)
 
 
 def _require_same(address: str | None) -> None:
@@ -105,17 +101,14 @@ def _connect(address: str) -> None:
     if address not in ("local", "auto"):
         _require_somebody_at(address)
     own: dict[str, Any] = {}
-    where: AbstractContextManager[None] = contextlib.nullcontext()
     if address == "local":
         own = {
             "num_cpus": machine_limits().cores,
             "include_dashboard": False,
             "object_store_memory": STORE,
         }
-        _require_token()
-        where = _on_loopback()
     try:
-        with _without_talk(), where:
+        with _without_talk():
             ray.init(
                 address=address,
                 log_to_driver=False,
@@ -155,59 +148,24 @@ def _no_address(address: str) -> UsageError:
     )
 
 
-def _require_token() -> None:
-    """A Ray that is started here carries out what who has its token asks for, and nobody else; not
-    every version asks for one by itself. Whoever set the mode decides.
-    """
-    if AUTH_MODE not in os.environ:
-        _set_auth_mode("token")
-
-
-def _set_auth_mode(mode: str | None) -> None:
-    """Of this process, and of those that Ray starts; None as if nobody had set it."""
-    if os.environ.get(AUTH_MODE) == mode:
-        return
-    if mode is None:
-        del os.environ[AUTH_MODE]
-    else:
-        os.environ[AUTH_MODE] = mode
-    with contextlib.suppress(ImportError, AttributeError):  # of a version without tokens
-        from ray._raylet import Config  # type: ignore[attr-defined]
-
-        Config.initialize("")  # which has read the environment when Ray was imported
-
-
-def _on_loopback() -> AbstractContextManager[None]:
-    """A Ray that is started meanwhile listens on the loopback address alone, and not on all of the
-    machine; on Linux Ray takes another address even where it is asked for this one.
-    """
-    from ray._private import ray_constants
-
-    return _replaced(ray_constants, "ENABLE_RAY_CLUSTER", False)
-
-
-def _without_talk() -> AbstractContextManager[None]:
+@contextlib.contextmanager
+def _without_talk() -> Iterator[None]:
     """Ray prints what befalls its workers on stdout, which is for data.
 
     What matters of it is said here.
     """
     from ray._private import worker
 
-    return _replaced(worker, "listen_error_messages", _listen_to_nothing)
-
-
-@contextlib.contextmanager
-def _replaced(module: ModuleType, name: str, value: object) -> Iterator[None]:
-    """Something of a module has another value; nothing happens where this version lacks it."""
-    before = getattr(module, name, None)
+    name = "listen_error_messages"
+    before = getattr(worker, name, None)
     if before is None:
         yield
         return
-    setattr(module, name, value)
+    setattr(worker, name, _listen_to_nothing)
     try:
         yield
     finally:
-        setattr(module, name, before)
+        setattr(worker, name, before)
 
 
 def _listen_to_nothing(*_: object) -> None:
