@@ -1,6 +1,6 @@
 """The memory that an audit takes beside file caches, from shapes alone; how many workers fit it.
 
-What is counted is at most what was seen in `benchmarks/memory.py`, over thirteen shapes.
+What is counted is at least what `benchmarks/memory.py` sees, over thirteen shapes.
 """
 
 from __future__ import annotations

@@ -222,7 +222,7 @@ def _fetched(
     if (there := cached(source.snapshot, source.file)) is not None:
         return replace(source, path=there)  # what was measured has been checked
     if ranges and not source.snapshot.offline:
-        with suppress(ShadowError):  # of a server that ignores them
+        with suppress(ShadowError):  # whatever ranges lack, fetching the whole shard tells
             part = ByteRanges(source.snapshot, source.file, wanted=tuple(heads), path=path)
             return _having_fetched(part, say)
     return _having_fetched(replace(source, keep=source.snapshot.offline), say)

@@ -14,9 +14,7 @@ from shadow.summary.rows import Rearranged
 
 CLEAR = 4.0  # floor_ratio from which an unknown rounding hardly matters
 USUAL_RANK = 256  # of adapters
-ONE_ROUNDING = (0.9, 1.1)  # floor_ratio of a copy that was rounded once
 LIKE_NOISE = 0.03  # concentration within which a pair is like noise
-AS_INSIDE = 2.0  # times the norm inside layers: what else changed by more is not only rounded
 BY_CHANCE = 0.03  # of the matrices of a rounded copy: more do not pass for changed
 STANDING_OUT = 0.1  # of the energy of the median matrix, from which its spikes count
 DIFFERENT = 0.05  # how far the norm before storage has to be from the stored one to matter
@@ -160,8 +158,7 @@ def _answer(claim: Claim, figures: Mapping[str, Figure] | None) -> Answer:
 
 def _of_casts(record: PairRecord) -> dict[str, Figure]:
     casts = record.recognised.casts
-    if casts is None:  # of a report made before 0.2.0
-        return {"figures.floor_ratio": record.figures.floor_ratio or 0.0}
+    assert casts is not None
     return {
         "recognised.casts.tensors": casts.tensors,
         "recognised.casts.beside": casts.beside,
@@ -169,22 +166,11 @@ def _of_casts(record: PairRecord) -> dict[str, Figure]:
 
 
 def is_copy(record: PairRecord) -> bool:
-    """Whether every tensor that changed is the other side's in another format.
-
-    Of a report that does not say which are, whether every change is as large as one rounding.
+    """Whether every tensor that changed is the other side's in another format; unknown, so no, of a
+    report made before 0.2.0.
     """
     casts = record.recognised.casts
-    if casts is not None:
-        return casts.tensors > 0 and not casts.beside
-    inside, floor = record.inside_layers, record.figures.floor_ratio
-    if not inside.matrices or floor is None or 2 * inside.rounded_away < inside.matrices:
-        return False
-    inside_norm = inside.relative_norm or 0.0
-    others = [row.relative_norm or 0.0 for row in record.outside_layers]
-    others.append(record.vectors.relative_norm or 0.0)
-    as_large = all(norm <= AS_INSIDE * inside_norm for norm in others)
-    one = ONE_ROUNDING[0] <= floor <= ONE_ROUNDING[1]
-    return one and as_large and not beyond_rounding(record) and not record.recognised.few_rows
+    return casts is not None and casts.tensors > 0 and not casts.beside
 
 
 def is_mostly_copy(record: PairRecord) -> bool:

@@ -17,6 +17,7 @@ from shadow.spectra.measurement import Cast, Values
 from shadow.spectra.rounding_counts import Floats, classes
 from shadow.spectra.spectrum import SMALL_BLOCK, Sides, blocks, tiles
 
+AS_ROUNDING = 0.5  # of the energy that rounding leaves on average
 LOOKED_AT = 1 << 18  # entries in which last bits are looked at, about
 PER_OCTAVE = 4  # bins of |W_base| in a factor of two
 OCTAVES = 24  # below the largest entry that are told apart; the last bin has all smaller ones
@@ -28,15 +29,19 @@ def cast(sides: Sides, formats: tuple[str, str]) -> Cast | None:
 
     formats: stored dtypes. An F32 file may hold the values of a coarser format, so casts to those
     are tried too. The first entry that is another ends a search, so that this costs a block of
-    ordinary pairs.
+    ordinary pairs. A tuned side in more bits that moved less than half an ulp everywhere, as norms
+    may, has a base that equals its cast: `base` needs a difference as large as rounding leaves.
     """
     if isinstance(sides.tuned, Updated | BlockScaled) or isinstance(sides.base, BlockScaled):
         return None
     for side, stored in zip(("tuned", "base"), reversed(formats), strict=True):
         for name in dict.fromkeys((stored, "BF16", "F16", "F32")):
             narrower = FLOATS[name].bits < FLOATS[stored].bits
-            if (name == stored or narrower) and _all_cast(sides, side, FLOATS[name]):
-                return "tuned" if side == "tuned" else "base"
+            if not (name == stored or narrower) or not _all_cast(sides, side, FLOATS[name]):
+                continue
+            if side == "tuned":
+                return "tuned"
+            return "base" if _is_as_large_as_rounding(sides, FLOATS[name]) else None
     return None
 
 
@@ -48,6 +53,19 @@ def _all_cast(sides: Sides, side: str, to: FloatFormat) -> bool:
         if not torch.equal(source.to(narrow).to(sides.dtype), found):
             return False
     return True
+
+
+def _is_as_large_as_rounding(sides: Sides, to: FloatFormat) -> bool:
+    """Whether D has at least half of the energy that rounding to a format leaves on average,
+    ulp² / 12 an entry.
+    """
+    energy, rounding = 0.0, 0.0
+    for b, t in sides.blocks(SMALL_BLOCK):
+        exponents = (torch.frexp(b).exponent - 1).clamp_min(to.min_exponent) - to.mantissa_bits
+        ulps = torch.ldexp(torch.ones_like(b), exponents)
+        rounding += float(ulps.square_().sum(dtype=torch.float64)) / 12
+        energy += float(t.sub_(b).square_().sum(dtype=torch.float64))
+    return energy >= AS_ROUNDING * rounding
 
 
 def even_bits(sides: Sides, grid: FloatFormat) -> EvenBits | None:

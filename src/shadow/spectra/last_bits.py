@@ -12,7 +12,7 @@ NOT_ADDED = 0.03
 # shares of even last bits: above the first, one rounding did not leave them; above the second,
 # halves were rounded
 SOME_EVEN, MANY_EVEN = 0.53, 0.6
-EVEN_Z = 6.0  # standard errors; 432 trainings that were rounded once had 2.8 at most
+EVEN_Z = 6.0  # standard errors
 FEWEST_BITS = 200  # changed entries, below which their last bits are not judged
 
 

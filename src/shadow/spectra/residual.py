@@ -38,7 +38,7 @@ SEED = 0
 LEFT_OUT = 8  # parts of the projection that are left out in turn, to estimate the error
 WHOLE = 1 << 15  # width up to which the projection is kept: 17 MB in float32
 PIECE = 1 << 13  # rows of a wider one that are in memory at a time: 8 MiB in float64
-QR = 4  # times what a QR decomposition returns is taken while it is made, measured
+QR = 4  # times what a QR decomposition returns may be taken while it is made: an estimate
 _DRAWING = threading.Lock()  # one worker draws at a time
 
 

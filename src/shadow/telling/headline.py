@@ -15,7 +15,7 @@ from shadow.claims.recognised import (
     is_scaled_by_lines,
 )
 from shadow.quantities import text_of
-from shadow.telling.known_changes import beside_a_copy, has_nothing_in_common
+from shadow.telling.known_changes import beside_a_copy, has_nothing_in_common, is_of_base
 from shadow.telling.rearranged import rearranged_headline, rearranged_kind
 from shadow.telling.size import (
     ALIKE,
@@ -77,11 +77,12 @@ def headline(summary: Summary, sentences: Sequence[Sentence]) -> str:
         which = f"{scaled.matrices} of the" if has_frozen(summary) else "The"
         return f"{which} base's matrices times {factor(scaled.factor)}."
     if is_copy(summary):
-        if summary.recognised.casts is None:  # of a report made before 0.2.0
-            return "As far as can be told, a copy of the base that was only rounded."
+        if is_of_base(summary):
+            return "The base is a copy of the tuned model that was only rounded."
         return "A copy of the base that was only rounded."
     if "mostly_copy" in texts:
-        return f"A rounded copy of the base, but for {beside_a_copy(Draft(summary))}."
+        copy = "The base is a rounded copy" if is_of_base(summary) else "A rounded copy of the base"
+        return f"{copy}, but for {beside_a_copy(Draft(summary))}."
     if is_scaled_by_lines(summary):
         return f"{_size(summary, texts)}, by factors for rows or columns of the base."
     said = [_size(summary, texts), _kind(summary, texts), _place(summary)]

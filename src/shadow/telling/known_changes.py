@@ -26,23 +26,24 @@ def known_changes(summary: PairRecord) -> list[Sentence]:
 
 def _copy(summary: PairRecord) -> list[Sentence]:
     draft, casts = Draft(summary), summary.recognised.casts
-    if casts is None:  # of a report made before 0.2.0
-        size = draft.write(summary.figures.floor_ratio or 0.0, "figures.floor_ratio", "fixed")
-        text = (
-            f"The difference is {size} times the rounding of its storage, as in a copy that was"
-            " only rounded."
-        )
-        return [draft.sentence("rounding", text)]
+    if casts is None:
+        return []
     count = draft.write(casts.tensors, "recognised.casts.tensors", "count")
     every = "The only tensor" if count == "1" else f"All {count} tensors"
     text = f"{every} that changed {'is' if count == '1' else 'are'} {_cast_to(draft)}."
     return [draft.sentence("rounding", text)]
 
 
+def is_of_base(summary: PairRecord) -> bool:
+    """Whether the base is the side that was cast, in every tensor that was."""
+    casts = summary.recognised.casts
+    return casts is not None and casts.of_base == casts.tensors > 0
+
+
 def _cast_to(draft: Draft) -> str:
     """What tensors that were cast are: which side is the other's in another format."""
     casts = draft.summary.recognised.casts
-    if casts is not None and casts.of_base == casts.tensors:
+    if casts is not None and is_of_base(draft.summary):
         draft.figures["recognised.casts.of_base"] = casts.of_base
         return "what the base was rounded from: the base is the tuned side in another format"
     return "the base's in another format, equal but for rounding"
