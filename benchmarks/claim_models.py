@@ -161,7 +161,7 @@ def _of_onnx(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
             (kind,) = (bytes(one).decode() for key, one in node if key == 4)
             (called,) = (bytes(one).decode() for key, one in node if key == 3)
             if kind == "MatMul":
-                modules |= {one: called for one in inputs}
+                modules |= dict.fromkeys(inputs, called)
     for name, tensor in constants.items():
         if name.startswith("backbone."):
             yield name.removeprefix("backbone."), tensor

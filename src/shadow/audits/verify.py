@@ -9,6 +9,7 @@ from pathlib import Path
 
 from shadow.audits.runtime import Runtime
 from shadow.audits.sides import client_for
+from shadow.audits.verify_mixture import verify_mixture
 from shadow.audits.verify_same import verify_same
 from shadow.claims.verify.table import FORMS, VERIFY
 from shadow.claims.verify.verification import Verification
@@ -57,6 +58,9 @@ Check = Callable[[Question, Runtime, Path], Verification]
 CHECKS: Mapping[str, Check] = {
     "same": lambda asked, runtime, scratch: verify_same(
         asked.of, asked.checkpoints, runtime, scratch
+    ),
+    "mixture": lambda asked, runtime, scratch: verify_mixture(
+        asked.of, asked.checkpoints[0], asked.checkpoints[1:], asked.base, runtime, scratch
     ),
 }
 
