@@ -9,6 +9,7 @@ from pathlib import Path
 
 from shadow.audits.runtime import Runtime
 from shadow.audits.sides import client_for
+from shadow.audits.verify_merged import verify_merged
 from shadow.audits.verify_same import verify_same
 from shadow.claims.verify.table import FORMS, VERIFY
 from shadow.claims.verify.verification import Verification
@@ -56,6 +57,9 @@ Check = Callable[[Question, Runtime, Path], Verification]
 
 CHECKS: Mapping[str, Check] = {
     "same": lambda asked, runtime, scratch: verify_same(
+        asked.of, asked.checkpoints, runtime, scratch
+    ),
+    "merged": lambda asked, runtime, scratch: verify_merged(
         asked.of, asked.checkpoints, runtime, scratch
     ),
 }
