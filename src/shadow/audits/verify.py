@@ -9,6 +9,7 @@ from pathlib import Path
 
 from shadow.audits.runtime import Runtime
 from shadow.audits.sides import client_for
+from shadow.audits.verify_merged import verify_merged
 from shadow.audits.verify_mixture import verify_mixture
 from shadow.audits.verify_same import verify_same
 from shadow.claims.verify.table import FORMS, VERIFY
@@ -61,6 +62,9 @@ CHECKS: Mapping[str, Check] = {
     ),
     "mixture": lambda asked, runtime, scratch: verify_mixture(
         asked.of, asked.checkpoints[0], asked.checkpoints[1:], asked.base, runtime, scratch
+    ),
+    "merged": lambda asked, runtime, scratch: verify_merged(
+        asked.of, asked.checkpoints, runtime, scratch
     ),
 }
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from shadow.claims.answer import table
+from shadow.claims.verify.merged import MERGED
 from shadow.claims.verify.mixture import MIXTURE
 from shadow.claims.verify.same import SAME
 
@@ -29,8 +30,9 @@ class Form:
         return " ".join(self.checkpoints) + ("..." if self.repeats else "")
 
 
-VERIFY = table(SAME, MIXTURE)
+VERIFY = table(SAME, MERGED, MIXTURE)
 FORMS: Mapping[str, Form] = {
     "same": Form(("A", "B")),
+    "merged": Form(("BASE", "ADAPTER", "MERGED")),
     "mixture": Form(("TUNED", "A", "B"), repeats=True, options=("base",)),
 }
