@@ -249,23 +249,27 @@ def _judged(shown: _Shown, outcomes: Iterable[PairOutcome]) -> tuple[list[Judgem
     for outcome in outcomes:
         family, name = outcome.pair.family, outcome.pair.name
         try:
-            judged[outcome.pair] = _judgement(shown, outcome.finished())
+            judged[outcome.pair] = _judgement(shown, outcome.finished(), outcome.seconds)
         except ShadowError as error:  # one failing pair does not stop the others
             if isinstance(error, UsageError) and request.is_alone:
                 raise
             wrong += isinstance(error, UsageError)
             fault = error if request.is_alone else of_pair(error, outcome.pair)
-            judged[outcome.pair] = at_fault(family, name, fault)
+            judged[outcome.pair] = at_fault(
+                family, name, fault, seconds=outcome.seconds, kept=outcome.state == "kept"
+            )
         except Exception as bug:
             if not request.selection.is_list or outcome.error is None:
                 raise
             shown.bugs.append(bug)
-            judged[outcome.pair] = Judgement(family, name, fault=outcome.error.message)
+            judged[outcome.pair] = Judgement(
+                family, name, seconds=outcome.seconds, fault=outcome.error.message
+            )
     pairs = request.selection.own
     return [judged[pair] for pair in pairs if pair in judged], 0 < wrong == len(pairs)
 
 
-def _judgement(shown: _Shown, result: AuditResult) -> Judgement:
+def _judgement(shown: _Shown, result: AuditResult, seconds: float) -> Judgement:
     """What came of one report; outside of a list both are shown at once."""
     from shadow.telling.report import report_document
     from shadow.telling.verdicts import rules_document
@@ -275,7 +279,14 @@ def _judgement(shown: _Shown, result: AuditResult) -> Judgement:
         document = report_document(summary, result.provenance, result.place)
         console.show(document.shown(full=shown.full))
     baseline = shown.baselines.get((summary.family, summary.pair))
-    judgement = judged_of(result, shown.rules, baseline, strict=shown.strict, storage=shown.storage)
+    judgement = judged_of(
+        result,
+        shown.rules,
+        baseline,
+        seconds=seconds,
+        strict=shown.strict,
+        storage=shown.storage,
+    )
     if shown.shows_each and shown.rules:
         console.show(rules_document(judgement))
     return judgement

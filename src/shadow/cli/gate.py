@@ -171,10 +171,12 @@ def judged_of(
     rules: Sequence[Rule],
     baseline: Measured | None,
     *,
+    seconds: float,
     strict: bool,
     storage: Options,
 ) -> Judgement:
-    """What came of an audit; strict: it objects to what was skipped and should not be.
+    """What came of an audit. seconds: what it took; strict: it objects to what was skipped and
+    should not be.
 
     Of a report that was published the rows are fetched for rules; storage are the options for that.
     """
@@ -182,7 +184,6 @@ def judged_of(
     from shadow.telling.baselines import read_measured
 
     summary = result.summary
-    seconds = result.provenance.get("seconds") if result.measured else 0.0
     objections: tuple[str, ...] = ()
     if strict:
         objections = tuple(sorted(result.should_not_have_skipped))
@@ -229,12 +230,22 @@ def rules_of(
     )
 
 
-def at_fault(family: str, pair: str, error: ShadowError) -> Judgement:
-    """What came of a pair that has no report; its fault is said at once."""
+def at_fault(
+    family: str,
+    pair: str,
+    error: ShadowError,
+    *,
+    seconds: float | None = None,
+    kept: bool = False,
+) -> Judgement:
+    """What came of a pair that has no report, or whose finished report was kept; its fault is said
+    at once.
+    """
     from shadow.claims.verdicts import Judgement
 
     console.complain(error)
-    return Judgement(family, pair, fault=as_given(error.message))
+    fault = as_given(error.message)
+    return Judgement(family, pair, seconds=seconds, fault=fault, kept=kept)
 
 
 def baselines_of(
