@@ -189,7 +189,11 @@ def test_no_submodule_has_the_name_of_a_function():
 
 
 def test_what_is_offered_is_there():
-    """Every name of __all__ and of dir is found, and another one is an AttributeError."""
+    """Every name of __all__ and of dir is found, and another one is an AttributeError; none that
+    was ever offered is gone.
+    """
+    offered = {"AuditReport", "AuditReports", "Files", "Nulls", "Ray", "ShadowError", "UsageError"}
+    assert offered | set(FUNCTIONS) <= set(shadow.__all__)
     assert dir(shadow) == sorted(shadow.__all__)
     assert all(getattr(shadow, name) for name in shadow.__all__)
     with pytest.raises(AttributeError, match="no attribute 'adit'"):

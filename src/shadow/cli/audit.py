@@ -6,7 +6,7 @@ import gc
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -97,7 +97,7 @@ def audit(
     against: option.Against = None,
     allow_missing: option.AllowMissing = False,
     junit: option.Junit = None,
-    format: option.Format = "table",
+    format: option.PairsFormat = "table",
     json: option.Json = False,
     full: option.Full = False,
     quiet: option.Quiet = False,
@@ -181,7 +181,7 @@ def audit(
         ),
         options,
         strict=strict,
-        as_json=json or format == "json",
+        format="json" if json else format,
         full=full,
     )
     bars = console.pairs_progress(
@@ -228,7 +228,7 @@ class _Shown:
     """By family and pair: the earlier reports that figures must not have moved from."""
     storage: Options
     strict: bool
-    as_json: bool
+    format: Literal["table", "json", "jsonl"]
     full: bool
     bugs: list[Exception] = field(default_factory=list)
     """Faults of shadow itself, which do not stop a list."""
@@ -236,7 +236,7 @@ class _Shown:
     @property
     def shows_each(self) -> bool:
         """Whether every report is shown when it is finished."""
-        return not self.as_json and not self.request.selection.is_list
+        return self.format == "table" and not self.request.selection.is_list
 
 
 def _judged(shown: _Shown, outcomes: Iterable[PairOutcome]) -> tuple[list[Judgement], bool]:
@@ -298,8 +298,8 @@ def _show(shown: _Shown, judged: Sequence[Judgement]) -> None:
 
     request = shown.request
     if not request.selection.is_list:
-        if shown.as_json:
-            console.show_json(_summaries(judged))
+        if shown.format != "table":
+            console.show_pairs(_summaries(judged), shown.format)
         elif not request.is_alone:
             console.show(pairs_document(judged))
         return
@@ -309,8 +309,8 @@ def _show(shown: _Shown, judged: Sequence[Judgement]) -> None:
     output = request.output
     index = read_index(work_folder(output) if isinstance(output, Store) else output)
     assert index is not None
-    if shown.as_json:
-        console.show_json({**index.as_json(), "reports": _summaries(judged)})
+    if shown.format != "table":
+        console.show_pairs(_summaries(judged), shown.format, index.as_json())
         return
     console.show(list_document(index))
     for judgement in judged:

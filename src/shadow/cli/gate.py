@@ -42,7 +42,7 @@ def gate(
     allow_missing: option.AllowMissing = False,
     junit: option.Junit = None,
     storage_options: option.StorageOptions = None,
-    format: option.Format = "table",
+    format: option.PairsFormat = "table",
     json: option.Json = False,
     quiet: option.Quiet = False,
 ) -> None:
@@ -55,7 +55,8 @@ def gate(
     rule was violated.
     """
     begin(junit, "gate")
-    as_json = json or format == "json"
+    if json:
+        format = "json"
     options = parsed_options(storage_options)
     rules = rules_of(fail_on, policy, against, allow_missing=allow_missing, options=options)
     if not rules:
@@ -94,10 +95,10 @@ def gate(
         except ShadowError as error:
             judged.append(at_fault(*name, error))
             continue
-        if not as_json:
+        if format == "table":
             console.show(rules_document(judged[-1], titled=True))
-    if as_json:
-        console.show_json([judgement.as_json() for judgement in judged])
+    if format != "table":
+        console.show_pairs([judgement.as_json() for judgement in judged], format)
     finish(judged, junit, against=against)
 
 

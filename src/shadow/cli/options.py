@@ -168,6 +168,10 @@ Registry = Annotated[
 
 
 Format = Annotated[Literal["table", "json"], typer.Option(help="What to print.")]
+PairsFormat = Annotated[
+    Literal["table", "json", "jsonl"],
+    typer.Option(help="What to print; jsonl: JSON, one pair a line."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Short for --format json.")]
 Quiet = Annotated[
     bool,
