@@ -103,6 +103,7 @@ def audit(
     quiet: option.Quiet = False,
     verbose: option.Verbose = False,
     registry: option.Registry = None,
+    help_all: option.HelpAll = False,
 ) -> None:
     """Measure pairs of checkpoints and write their reports.
 
@@ -234,9 +235,14 @@ class _Shown:
     """Faults of shadow itself, which do not stop a list."""
 
     @property
+    def as_json(self) -> bool:
+        """Whether JSON is printed, of all pairs at the end."""
+        return self.format != "table"
+
+    @property
     def shows_each(self) -> bool:
         """Whether every report is shown when it is finished."""
-        return self.format == "table" and not self.request.selection.is_list
+        return not self.as_json and not self.request.selection.is_list
 
 
 def _judged(shown: _Shown, outcomes: Iterable[PairOutcome]) -> tuple[list[Judgement], bool]:
@@ -298,8 +304,8 @@ def _show(shown: _Shown, judged: Sequence[Judgement]) -> None:
 
     request = shown.request
     if not request.selection.is_list:
-        if shown.format != "table":
-            console.show_pairs(_summaries(judged), shown.format)
+        if shown.as_json:
+            console.show_json_pairs(_summaries(judged), shown.format)
         elif not request.is_alone:
             console.show(pairs_document(judged))
         return
@@ -309,8 +315,8 @@ def _show(shown: _Shown, judged: Sequence[Judgement]) -> None:
     output = request.output
     index = read_index(work_folder(output) if isinstance(output, Store) else output)
     assert index is not None
-    if shown.format != "table":
-        console.show_pairs(_summaries(judged), shown.format, index.as_json())
+    if shown.as_json:
+        console.show_json_pairs(_summaries(judged), shown.format, index.as_json())
         return
     console.show(list_document(index))
     for judgement in judged:

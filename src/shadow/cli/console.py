@@ -70,7 +70,9 @@ def show_json(value: Any) -> None:
     _print_json(value, indent=2)
 
 
-def show_pairs(pairs: Sequence[Any], format: str, index: Mapping[str, Any] | None = None) -> None:
+def show_json_pairs(
+    pairs: Sequence[Any], format: str, index: Mapping[str, Any] | None = None
+) -> None:
     """Pairs as JSON: an array, or an object with the index of their list; as `jsonl` a line each,
     without the index.
     """

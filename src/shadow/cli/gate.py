@@ -45,6 +45,7 @@ def gate(
     format: option.PairsFormat = "table",
     json: option.Json = False,
     quiet: option.Quiet = False,
+    help_all: option.HelpAll = False,
 ) -> None:
     """Check finished reports against rules and a baseline, for CI, as `audit` does with the same
     options.
@@ -98,7 +99,7 @@ def gate(
         if format == "table":
             console.show(rules_document(judged[-1], titled=True))
     if format != "table":
-        console.show_pairs([judgement.as_json() for judgement in judged], format)
+        console.show_json_pairs([judgement.as_json() for judgement in judged], format)
     finish(judged, junit, against=against)
 
 

@@ -35,6 +35,7 @@ def plan(
     format: option.PairsFormat = "table",
     json: option.Json = False,
     registry: option.Registry = None,
+    help_all: option.HelpAll = False,
 ) -> None:
     """Show what an audit would measure, download and need. Only headers are read.
 
@@ -90,7 +91,7 @@ def plan(
             faults.append(fault)
             console.complain(fault if is_alone else of_pair(fault, pair))
     if format != "table":
-        console.show_pairs([planned.as_json() for planned in plans], format)
+        console.show_json_pairs([planned.as_json() for planned in plans], format)
     if faults:
         wrong = sum(isinstance(fault, UsageError) for fault in faults)
         raise typer.Exit(2 if wrong == len(selection.own) else 1)

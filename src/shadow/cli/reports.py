@@ -25,9 +25,10 @@ def show(
         typer.Option(
             "--format",
             help=(
-                "What to print; jsonl: JSON, one pair a line; markdown: for a model card or a pull"
-                " request."
+                "Print a table, json, jsonl or markdown. jsonl is JSON, one pair a line;"
+                " markdown is for a model card or a pull request."
             ),
+            metavar="FORMAT",
         ),
     ] = "table",
     json: option.Json = False,
@@ -69,7 +70,7 @@ def show(
         ]
     if format in ("json", "jsonl"):
         summaries = [summary.as_json() for summary, _, _ in reports]
-        console.show_pairs(summaries, format, None if index is None else index.as_json())
+        console.show_json_pairs(summaries, format, None if index is None else index.as_json())
         return
     if format == "markdown":
         from shadow.outputs.markdown import markdown
@@ -131,6 +132,7 @@ def compare(
     storage_options: option.StorageOptions = None,
     format: option.Format = "table",
     json: option.Json = False,
+    help_all: option.HelpAll = False,
 ) -> None:
     """Compare whose delta is more concentrated: two models tuned from one base, or two stages of
     one lineage.
