@@ -1,4 +1,4 @@
-"""What is released: a wheel, and an sdist from which one can be built, run where nothing else is."""
+"""A wheel and an sdist, as they are released, run where nothing but what they need is."""
 
 from __future__ import annotations
 
