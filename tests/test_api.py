@@ -62,7 +62,7 @@ import contextlib, io, sys
 
 import shadow
 
-HEAVY = {"torch", "pandas", "numpy", "scipy", "rich", "matplotlib", "plotly"}
+HEAVY = {"torch", "pandas", "numpy", "scipy", "rich", "matplotlib"}
 
 
 def loaded():
@@ -91,7 +91,7 @@ def test_importing_loads_nothing_heavy_and_reading_loads_no_torch(narrow):
     """
     imported, shown, report, read = in_a_child(LAZY, narrow.folder).splitlines()
     assert imported == "[]"
-    assert not {"torch", "pandas", "scipy", "matplotlib", "plotly"} & set(ast.literal_eval(shown))
+    assert not {"torch", "pandas", "scipy", "matplotlib"} & set(ast.literal_eval(shown))
     assert report.startswith("demo:base..narrow: ")
     assert set(ast.literal_eval(read)) - {"numpy", "rich", "scipy"} == {"pandas"}
 
@@ -120,7 +120,7 @@ finally:
 UNNEEDED = {  # by the audit of one pair of this machine
     "shadow.audits.list_audit", "shadow.audits.list_index", "shadow.audits.merging",
     "shadow.audits.ray_engine", "shadow.audits.remote", "shadow.comparing.comparison",
-    "huggingface_hub", "matplotlib", "plotly", "pyarrow.dataset", "scipy.optimize",
+    "huggingface_hub", "matplotlib", "pyarrow.dataset", "scipy.optimize",
     "scipy.sparse", "scipy.stats", "transformers",
 }  # fmt: skip
 

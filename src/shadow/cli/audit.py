@@ -15,6 +15,7 @@ from shadow.cli import console
 from shadow.cli import options as option
 from shadow.cli.arguments import Options, files_of, of_pair, say_left_out, scores_here, selected
 from shadow.cli.gate import at_fault, baselines_of, begin, finish, judged_of, rules_of
+from shadow.cli.screens import SIDE_BY_SIDE, show_headlines, show_pair, show_pairs
 from shadow.errors import ShadowError, UsageError
 from shadow.storage import Store, located, parsed_options, work_folder
 
@@ -184,6 +185,7 @@ def audit(
         strict=strict,
         format="json" if json else format,
         full=full,
+        quiet=quiet,
     )
     bars = console.pairs_progress(
         len(selection.own),
@@ -231,6 +233,7 @@ class _Shown:
     strict: bool
     format: Literal["table", "json", "jsonl"]
     full: bool
+    quiet: bool
     bugs: list[Exception] = field(default_factory=list)
     """Faults of shadow itself, which do not stop a list."""
 
@@ -241,8 +244,8 @@ class _Shown:
 
     @property
     def shows_each(self) -> bool:
-        """Whether every report is shown when it is finished."""
-        return not self.as_json and not self.request.selection.is_list
+        """Whether a report is shown when it is finished."""
+        return not (self.as_json or self.quiet or self.request.selection.is_list)
 
 
 def _judged(shown: _Shown, outcomes: Iterable[PairOutcome]) -> tuple[list[Judgement], bool]:
@@ -277,13 +280,11 @@ def _judged(shown: _Shown, outcomes: Iterable[PairOutcome]) -> tuple[list[Judgem
 
 def _judgement(shown: _Shown, result: AuditResult, seconds: float) -> Judgement:
     """What came of one report; outside of a list both are shown at once."""
-    from shadow.telling.report import report_document
     from shadow.telling.verdicts import rules_document
 
-    summary = result.summary
+    summary, pairs = result.summary, len(shown.request.selection.own)
     if shown.shows_each:
-        document = report_document(summary, result.provenance, result.place)
-        console.show(document.shown(full=shown.full))
+        show_pair(summary, result.provenance, result.place, of=pairs, full=shown.full)
     baseline = shown.baselines.get((summary.family, summary.pair))
     judgement = judged_of(
         result,
@@ -293,24 +294,27 @@ def _judgement(shown: _Shown, result: AuditResult, seconds: float) -> Judgement:
         strict=shown.strict,
         storage=shown.storage,
     )
-    if shown.shows_each and shown.rules:
-        console.show(rules_document(judgement))
+    if shown.shows_each:
+        titled = pairs > SIDE_BY_SIDE and not shown.full
+        console.show(rules_document(judgement, titled=titled, full=shown.full))
     return judgement
 
 
 def _show(shown: _Shown, judged: Sequence[Judgement]) -> None:
     """At the end: of several pairs how they stand, and all that is given as JSON."""
-    from shadow.telling.verdicts import pairs_document, rules_document
-
     request = shown.request
+    if shown.quiet and not shown.as_json:
+        show_headlines(one.summary for one in judged if one.summary is not None)
+        return
     if not request.selection.is_list:
         if shown.as_json:
             console.show_json_pairs(_summaries(judged), shown.format)
         elif not request.is_alone:
-            console.show(pairs_document(judged))
+            show_pairs(judged, str(request.output), full=shown.full)
         return
     from shadow.audits.document import list_document
     from shadow.audits.list_index import read_index
+    from shadow.telling.verdicts import rules_document
 
     output = request.output
     index = read_index(work_folder(output) if isinstance(output, Store) else output)
@@ -320,8 +324,7 @@ def _show(shown: _Shown, judged: Sequence[Judgement]) -> None:
         return
     console.show(list_document(index))
     for judgement in judged:
-        if judgement.verdicts:
-            console.show(rules_document(judgement, titled=True))
+        console.show(rules_document(judgement, titled=True, full=shown.full))
 
 
 def _summaries(judged: Sequence[Judgement]) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from shadow.storage import as_given
 from shadow.text import inert, redacted, visible
 
 if TYPE_CHECKING:
-    from shadow.cli.bars import Watch
+    from shadow.cli.pace import Watch
     from shadow.telling.document import Document
 
 out = Console(highlight=False, emoji=False)
@@ -172,12 +172,16 @@ def pairs_progress(
     total: int, *, is_list: bool, hidden: bool = False, several: bool = False
 ) -> contextlib.AbstractContextManager[Watch]:
     """Bars on stderr, while somebody watches: of a list for all of it and for the current pair,
-    otherwise for each pair while it is audited.
+    otherwise for each pair while it is audited. Elsewhere a line every half minute.
 
-    several: pairs are audited several at a time, and have one bar together. hidden: no bar at all.
+    several: pairs are audited several at a time, and have one bar together. hidden: nothing.
     """
-    if hidden or not is_watched(err):
+    if hidden:
         return contextlib.nullcontext(_no_bar)
+    if not is_watched(err):
+        from shadow.cli import pace
+
+        return pace.in_lines(total, say)
     from shadow.cli import bars
 
     if several:
@@ -186,7 +190,7 @@ def pairs_progress(
 
 
 def _no_bar(title: str) -> contextlib.AbstractContextManager[Callable[[Any], None]]:
-    """A bar that nobody sees."""
+    """Progress that nobody sees."""
     return contextlib.nullcontext(lambda state: None)
 
 
