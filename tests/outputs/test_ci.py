@@ -278,6 +278,18 @@ def test_junitparser_reads_it(tmp_path):
     assert next(iter(xml)).time == 1.25
 
 
+def test_junit_has_every_figure_of_a_verdict():
+    """Its message is the line that a terminal shows; what that leaves out is in the output."""
+    rule = parse_rule("concentration > 0.5")
+    said = Verdict(rule, "met", "a, b and 9 more", in_full="a, b, c")
+    (case,) = ElementTree.fromstring(junit([Judgement("f", "p", verdicts=(said,))])).iterfind(
+        "testsuite/testcase[failure]"
+    )
+    assert case.find("failure").get("message") == "a, b and 9 more"
+    assert "a, b, c" in case.findtext("system-out")
+    assert said.as_json()["in_full"] == "a, b, c"
+
+
 # All that is printed
 
 
