@@ -302,6 +302,8 @@ def _rule_case(suite: ET.Element, judgement: Judgement, verdict: Verdict) -> Non
         lines.append(f"warning: {verdict.detail}")
     else:
         _said(case, TAGS[verdict.outcome], message=verdict.detail, kind=verdict.rule.condition)
+    if verdict.in_full:
+        lines.append(verdict.in_full)
     if verdict.outcome == "met" and verdict.rule.message:
         lines.append(verdict.rule.message)
     if lines:
