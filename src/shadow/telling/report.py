@@ -39,6 +39,7 @@ from shadow.telling.document import (
     table_of,
     worded,
 )
+from shadow.telling.files import files_blocks
 from shadow.telling.scores import scores_blocks, scores_line
 from shadow.telling.size import of_what, parameter_ratio
 from shadow.text import counted, several
@@ -121,6 +122,7 @@ def _blocks(
         # what is only vectors or filtered is no news
         missed = any(row.reason in STRICT for row in summary.skipped)
         yield skipped_table(summary.skipped, when="always" if missed else "full")
+    yield from files_blocks(summary)
     if summary.finding.other_explanations:
         yield _explanations(summary.finding.other_explanations, when)
     yield Provenance(_origin(summary, provenance, folder), when=when, about="provenance")

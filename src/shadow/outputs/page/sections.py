@@ -66,6 +66,7 @@ TITLES: Mapping[str, tuple[str, str]] = {
     "modules": ("Modules", "By module"),
     "scores": ("Scores", "Scores"),
     "skipped": ("Not measured", "Not measured"),
+    "files": ("Files", "Files beside the weights"),
     "provenance": ("Provenance", "Provenance"),
 }
 
@@ -105,6 +106,8 @@ def sections_of(
     }
     if len(summary.components) > 1:
         content["components"] = [components_table(summary.components), Chart("sides")]
+    if "files" in blocks:
+        content["files"] = blocks["files"]
     if summary.scores:
         content["scores"] = all_scores(summary)
     return [
