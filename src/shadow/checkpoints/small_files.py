@@ -34,7 +34,7 @@ FIRST = (  # keys that are named before others
     "tie_word_embeddings", "sliding_window", "max_position_embeddings", "hidden_act",
     "quantization_config", "bos_token_id", "eos_token_id", "pad_token_id",
 )  # fmt: skip
-SPECIAL = re.compile(r"(\w+_token|additional_special_tokens|extra_special_tokens)")
+SPECIAL = re.compile(r"((?!add_)\w+_token|additional_special_tokens|extra_special_tokens)")
 PIECES = ("normalizer", "pre_tokenizer", "post_processor", "decoder", "truncation", "padding")
 
 
