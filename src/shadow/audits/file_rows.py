@@ -47,6 +47,15 @@ TEMPLATE = "chat_template"
 ALIKE = "only layout differs, or keys such as dtype and transformers_version"
 
 
+# the row of a side of which not all files are known
+EVERY: Mapping[str, Cell] = {
+    "path": "*",
+    "state": "unknown",
+    "kind": "other",
+    "detail": "not all files of this side are known, as without the network",
+}
+
+
 @dataclass(frozen=True)
 class _Told:
     """What is known of a file beside its name: the cells of its rows."""
@@ -76,6 +85,9 @@ def file_rows(
         rows += _Sides(other, listing, "" if name == own else f"{name}/", say).rows()
     for name, listing in parts.items():
         rows += _Sides(listing, None, f"{name}/", say).rows()
+    for side, listings in (("base", first), ("tuned", second)):
+        if not all(listing.is_complete for _, listing in listings):
+            rows.append({**EVERY, "side": side})
     return sorted(rows, key=lambda row: (str(row["path"]), str(row["side"])))
 
 
