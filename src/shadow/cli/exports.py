@@ -146,7 +146,7 @@ def export(
     table: Annotated[
         list[str] | None,
         typer.Option(
-            help="Only this table: matrices, tensors, residual, spectra; may be repeated."
+            help="Only this table: matrices, tensors, residual, files, spectra; may be repeated."
         ),
     ] = None,
     storage_options: option.StorageOptions = None,
