@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from shadow.claims.answer import table
 from shadow.claims.verify.merged import MERGED
 from shadow.claims.verify.same import SAME
+from shadow.claims.verify.stored import STORED
+from shadow.claims.verify.trained import TRAINED
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,10 @@ class Form:
         return " ".join(self.checkpoints) + ("..." if self.repeats else "")
 
 
-VERIFY = table(SAME, MERGED)
+VERIFY = table(SAME, MERGED, TRAINED, STORED)
 FORMS: Mapping[str, Form] = {
     "same": Form(("A", "B")),
     "merged": Form(("BASE", "ADAPTER", "MERGED")),
+    "trained": Form(("BASE", "TUNED"), options=("moved", "frozen"), needs=("moved", "frozen")),
+    "stored": Form(("FULL", "STORED"), options=("base",)),
 }
