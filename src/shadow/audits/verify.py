@@ -12,6 +12,8 @@ from shadow.audits.sides import client_for
 from shadow.audits.verify_merged import verify_merged
 from shadow.audits.verify_mixture import verify_mixture
 from shadow.audits.verify_same import verify_same
+from shadow.audits.verify_stored import verify_stored
+from shadow.audits.verify_trained import verify_trained
 from shadow.claims.verify.table import FORMS, VERIFY
 from shadow.claims.verify.verification import Verification
 from shadow.errors import UsageError
@@ -62,6 +64,12 @@ CHECKS: Mapping[str, Check] = {
     ),
     "mixture": lambda asked, runtime, scratch: verify_mixture(
         asked.of, asked.checkpoints[0], asked.checkpoints[1:], asked.base, runtime, scratch
+    ),
+    "stored": lambda asked, runtime, scratch: verify_stored(
+        asked.of, asked.checkpoints, asked.base, runtime, scratch
+    ),
+    "trained": lambda asked, runtime, scratch: verify_trained(
+        asked.of, asked.checkpoints, asked.moved, asked.frozen, runtime, scratch
     ),
     "merged": lambda asked, runtime, scratch: verify_merged(
         asked.of, asked.checkpoints, runtime, scratch

@@ -40,6 +40,24 @@ def verify(
             metavar="CHECKPOINT",
         ),
     ] = None,
+    moved: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Of trained: what should have moved: language.layers.0-7; may be repeated.",
+            metavar="PATTERN",
+        ),
+    ] = None,
+    frozen: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Of trained: what should be equal to the base; may be repeated.",
+            metavar="PATTERN",
+        ),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(help="Of stored: the model that FULL was trained from.", metavar="REF"),
+    ] = None,
     listed: Annotated[
         Path | None,
         typer.Option(
@@ -63,7 +81,8 @@ def verify(
 ) -> None:
     """Check a claim about checkpoints: it holds, does not hold, or cannot be told.
 
-    Claims: same A B.
+    Claims: same A B; merged BASE ADAPTER MERGED; trained BASE TUNED --moved PATTERN --frozen
+    PATTERN; stored FULL STORED [--base BASE].
 
     Exit codes: 0 holds; 4 does not hold; 5 cannot be told; 1 failed; 2 wrong usage. Of several
     claims the first of 1, 4, 5, 0.
@@ -73,8 +92,8 @@ def verify(
         allow_pickle=allow_pickle, offline=offline, fetch=fetch, max_disk=max_disk, no_cache=True
     )
     if listed is None:
-        asked = [_question(claim, checkpoints or [])]
-    elif claim is not None:
+        asked = [_question(claim, checkpoints or [], moved or [], frozen or [], base)]
+    elif claim or moved or frozen or base:
         raise UsageError("--claims and a claim do not go together", "leave one of them out")
     else:
         asked = _listed(listed, storage_options)
@@ -103,7 +122,13 @@ def verify(
         raise typer.Exit(code)
 
 
-def _question(claim: str | None, checkpoints: Sequence[str]) -> Question:
+def _question(
+    claim: str | None,
+    checkpoints: Sequence[str],
+    moved: Sequence[str],
+    frozen: Sequence[str],
+    base: str | None,
+) -> Question:
     from shadow.audits.verify import question
     from shadow.claims.verify.table import FORMS
     from shadow.targets.references import parse_reference
@@ -111,7 +136,13 @@ def _question(claim: str | None, checkpoints: Sequence[str]) -> Question:
     if claim is None:
         hint = f"one of {', '.join(FORMS)}, such as: shadow verify same ./A ./B"
         raise UsageError("no claim to check", hint)
-    return question(claim, [parse_reference(text) for text in checkpoints])
+    return question(
+        claim,
+        [parse_reference(text) for text in checkpoints],
+        moved=moved,
+        frozen=frozen,
+        base=None if base is None else parse_reference(base),
+    )
 
 
 def _listed(file: Path, storage_options: str | None) -> list[Question]:

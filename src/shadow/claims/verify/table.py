@@ -9,6 +9,8 @@ from shadow.claims.answer import table
 from shadow.claims.verify.merged import MERGED
 from shadow.claims.verify.mixture import MIXTURE
 from shadow.claims.verify.same import SAME
+from shadow.claims.verify.stored import STORED
+from shadow.claims.verify.trained import TRAINED
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,11 @@ class Form:
         return " ".join(self.checkpoints) + ("..." if self.repeats else "")
 
 
-VERIFY = table(SAME, MERGED, MIXTURE)
+VERIFY = table(SAME, MERGED, TRAINED, STORED, MIXTURE)
 FORMS: Mapping[str, Form] = {
     "same": Form(("A", "B")),
     "merged": Form(("BASE", "ADAPTER", "MERGED")),
+    "trained": Form(("BASE", "TUNED"), options=("moved", "frozen"), needs=("moved", "frozen")),
+    "stored": Form(("FULL", "STORED"), options=("base",)),
     "mixture": Form(("TUNED", "A", "B"), repeats=True, options=("base",)),
 }
