@@ -261,7 +261,7 @@ def slerp(t: float, first: State, second: State, stored: str) -> State:
     found = {}
     for name, values in first.items():
         a, b = values.double(), second[name].double()
-        cosine = float((a * b).sum() / (a.norm() * b.norm() + 1e-8))
+        cosine = float((a * b).sum() / (a.norm() * b.norm()).clamp_min(1e-30))
         if abs(cosine) > 0.9995:
             found[name] = (1 - t) * a + t * b
             continue

@@ -252,7 +252,7 @@ def _merged() -> Iterator[Plant]:
     yield from _each("merged", "near base", FALSE, merge(start=near))
     yield from _each("merged", "other base", FALSE, merge(start=other))
     yield from _each("merged", "onto NF4", FALSE, merge(start=quantised("NF4")), "NF4")
-    yield from _each("merged", "onto int8", FALSE, merge(start=quantised("int8")), "int8")
+    yield from _each("merged", "onto int8", FALSE, merge(start=quantised("int8")), "INT8|int8")
 
     def entry(at: Work, state: State, base: State) -> State:
         return do.one_entry(state, do.adapted(state)[-1], at.rng)
@@ -274,7 +274,7 @@ def _merged() -> Iterator[Plant]:
     swap = merge(after=lambda at, state, base: do.swapped(state, 0 if at.model.name == "x" else 1))
     yield from _each("merged", "q and k swapped", FALSE, swap, r"q_proj|query")
     yield from _each(
-        "merged", "below rounding", OPEN, merge(size=1e-9), "below the rounding|within the rounding",
+        "merged", "below rounding", OPEN, merge(size=1e-12), "below the rounding|within the rounding",
         formats=("F16", "BF16"),
     )  # fmt: skip
 

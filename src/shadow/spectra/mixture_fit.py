@@ -161,7 +161,7 @@ def fit(tensors: Sequence[Mixed], sides: int, has_base: bool) -> Fit | Misfit:
     """The simplest mixture that every entry agrees with, or what speaks against any."""
     methods: list[Method] = ["task"] if has_base else ["average", "sum"]
     if spherical := not has_base and sides == 2:
-        methods.append("slerp")
+        methods.insert(1, "slerp")
     turned = angles(tensors) if spherical else {}
     few: dict[str, int] = {}
     groupings: tuple[Per, ...] = ("model", "layer", "module")

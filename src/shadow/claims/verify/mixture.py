@@ -9,7 +9,7 @@ from typing import Literal
 from shadow.claims.answer import Answer, Claim, Figure
 from shadow.claims.verify.scanned import Apart
 from shadow.claims.verify.verification import Against, largest_first
-from shadow.quantities import share, text_of
+from shadow.quantities import share
 from shadow.text import counted, several
 
 MIXTURE = Claim(
@@ -153,7 +153,7 @@ def _sum(weights: Sequence[Weight]) -> str:
 
 
 def _number(value: float) -> str:
-    return text_of(round(value, 4) or 0.0, "number")
+    return f"{round(value, 4) or 0.0:.3g}"
 
 
 def _rounding(measured: Mixture, found: Found) -> str:
@@ -168,7 +168,7 @@ def _unknown(found: Found) -> str:
         if weight.high - weight.low <= WIDE:
             continue
         if not (abs(weight.low) < 1e3 and abs(weight.high) < 1e3):
-            return f"nothing limits the weight of {letter}, as its delta is one of another"
+            return f"nothing limits the weight of {letter}, as some of the models are equal"
         return (
             f"the weight of {letter} lies between {_number(weight.low)} and"
             f" {_number(weight.high)}, as the models are too much alike"
