@@ -182,3 +182,40 @@ def test_the_command_needs_a_pattern_that_names_something(tmp_path):
         "- {claim: trained, of: [./a, ./b], frozen: [norm]}\n"
     )
     run_shadow("verify", "--claims", "claims.yaml", cwd=tmp_path).assert_done(4)
+
+
+def test_a_base_for_each_component(tmp_path):
+    """A model that was put together: language and tower moved or not, the projector has no base."""
+    generator = torch.Generator().manual_seed(0)
+    language = based(layers=2)
+    tower = {
+        f"vision_model.encoder.layers.{layer}.mlp.fc1.weight": torch.randn(
+            32, 16, generator=generator
+        )
+        for layer in range(2)
+    }
+    whole = {f"language_model.{name}": one + 0.01 for name, one in language.items()}
+    whole |= {f"vision_tower.{name}": one.clone() for name, one in tower.items()}
+    whole["multi_modal_projector.linear_1.weight"] = torch.randn(32, 16, generator=generator)
+    config = {"model_type": "llava", "text_config": models.LLAMA}
+    models.write(tmp_path / "lm", language, models.LLAMA)
+    models.write(tmp_path / "tower", tower, {"model_type": "clip_vision_model"})
+    models.write(tmp_path / "llava", whole, config)
+    base = {"language": tmp_path / "lm", "vision": tmp_path / "tower"}
+    ask = ("trained", base, tmp_path / "llava")
+    assert shadow.verify(*ask, moved="language", frozen="vision").holds is True
+    found = shadow.verify(*ask, moved="vision", frozen="language")
+    assert found.holds is False
+    assert len(found.against) == len(language) + len(tower)
+    assert shadow.verify(*ask, moved=["language", "projector"]).holds is None
+    typed = ["verify", "trained", "language=./lm,vision=./tower", "./llava"]
+    run_shadow(*typed, "--moved", "language", cwd=tmp_path).assert_done()
+    (tmp_path / "claims.yaml").write_text(
+        "- {claim: trained, of: [{language: ./lm, vision: ./tower}, ./llava], frozen: [vision]}\n"
+    )
+    run_shadow("verify", "--claims", "claims.yaml", cwd=tmp_path).assert_done()
+    for wrong in ("langage=./lm", "language=./lm,language=./tower", "language=lm"):
+        run_shadow(
+            "verify", "trained", wrong, "./llava", "--moved", "*", cwd=tmp_path
+        ).assert_refused(2)
+    run_shadow("verify", "same", "language=./lm", "./llava", cwd=tmp_path).assert_refused(2)

@@ -14,10 +14,10 @@ from shadow.audits.verify_mixture import verify_mixture
 from shadow.audits.verify_same import verify_same
 from shadow.audits.verify_stored import verify_stored
 from shadow.audits.verify_trained import verify_trained
-from shadow.claims.verify.table import FORMS, VERIFY
+from shadow.claims.verify.table import FORMS, VERIFY, Form
 from shadow.claims.verify.verification import Verification
 from shadow.errors import UsageError
-from shadow.targets.references import Reference
+from shadow.targets.references import AnyReference, ComponentBase, Reference
 from shadow.text import nearest
 
 
@@ -27,10 +27,10 @@ class Question:
 
     claim: str
     """One of FORMS."""
-    checkpoints: tuple[Reference, ...]
+    checkpoints: tuple[AnyReference, ...]
     moved: tuple[str, ...] = ()
     frozen: tuple[str, ...] = ()
-    base: Reference | None = None
+    base: AnyReference | None = None
 
     @property
     def of(self) -> dict[str, str]:
@@ -52,7 +52,8 @@ class Question:
     @property
     def references(self) -> list[Reference]:
         """Every checkpoint that it reads."""
-        return [*self.checkpoints, *([self.base] if self.base else [])]
+        sides = [*self.checkpoints, *([self.base] if self.base else [])]
+        return [part for side in sides for _, part in side.parts]
 
 
 Check = Callable[[Question, Runtime, Path], Verification]
@@ -79,11 +80,11 @@ CHECKS: Mapping[str, Check] = {
 
 def question(
     claim: str,
-    checkpoints: Sequence[Reference],
+    checkpoints: Sequence[AnyReference],
     *,
     moved: Sequence[str] = (),
     frozen: Sequence[str] = (),
-    base: Reference | None = None,
+    base: AnyReference | None = None,
 ) -> Question:
     """The question that these words ask.
 
@@ -106,6 +107,7 @@ def question(
     if form.needs and not any(given[option] for option in form.needs):
         needed = " or ".join(f"--{option} PATTERN" for option in form.needs)
         raise UsageError(f"{claim} needs {needed}", usage)
+    _require_alone(form, checkpoints)
     return Question(
         claim,
         tuple(checkpoints),
@@ -113,6 +115,15 @@ def question(
         tuple(frozen),
         base,
     )
+
+
+def _require_alone(form: Form, checkpoints: Sequence[AnyReference]) -> None:
+    """Raises UsageError where another side than a base is put together of several checkpoints."""
+    for number, side in enumerate(checkpoints):
+        name = form.checkpoints[min(number, len(form.checkpoints) - 1)]
+        if isinstance(side, ComponentBase) and name != "BASE":
+            where = "BASE" if "BASE" in form.checkpoints else "--base"
+            raise UsageError(f"{name} is one checkpoint", f"only {where} has one by component")
 
 
 def verify(asked: Question, runtime: Runtime) -> Verification:

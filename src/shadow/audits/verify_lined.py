@@ -12,13 +12,20 @@ from shadow.audits.runtime import AlignedPair, Runtime
 from shadow.audits.scan import in_words, scanned, sides_of
 from shadow.audits.sides import find_checkpoint, open_found
 from shadow.checkpoints.opening import Checkpoint, Found, sharing
-from shadow.checkpoints.pairing import Filter, MatrixPair, Operand, Skipped, pair_checkpoints
+from shadow.checkpoints.pairing import (
+    NO_BASE,
+    Filter,
+    MatrixPair,
+    Operand,
+    Skipped,
+    pair_checkpoints,
+)
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.claims.verify.scanned import Apart, Scanned
 from shadow.errors import UsageError
 from shadow.places.architecture import Part, Place
 from shadow.spectra.entries import differing_bytes
-from shadow.targets.references import Reference
+from shadow.targets.references import AnyReference
 from shadow.text import counted, short
 
 # bytes that are compared as they are: any pattern of 8 bits is one of this format's values
@@ -41,10 +48,12 @@ class Lined:
     """What cannot be read."""
     notes: tuple[str, ...]
     """How names differ, where they do."""
+    places: Mapping[str, set[Place]]
+    """Of every tensor, by its name."""
 
 
 def found_all(
-    references: Mapping[str, Reference], runtime: Runtime, scratch: Path
+    references: Mapping[str, AnyReference], runtime: Runtime, scratch: Path
 ) -> dict[str, Found]:
     """The checkpoints that are named, by what answers call them."""
     return {
@@ -68,7 +77,7 @@ def line_up_all(first: Checkpoint, second: Checkpoint, names: Names) -> Lined:
     first, second = plain(first), plain(second)
     second, prefix = _without_prefix(second, first)
     longer = names[1]
-    if not prefix:
+    if not prefix and not first.parts:
         first, prefix = _without_prefix(first, second)
         longer = names[0]
     notes = []
@@ -77,13 +86,15 @@ def line_up_all(first: Checkpoint, second: Checkpoint, names: Names) -> Lined:
         notes.append(f"names in {longer} begin with {short(prefix)} where those in {other} do not")
     second = sharing(second, first)
     pairs, skipped = pair_checkpoints(first, second, Filter(), may_differ=True)
-    lined, lone, unread = _sorted_out(pairs, skipped, names)
+    lined, lone, unread = _sorted_out(pairs, skipped, names, is_whole=not first.parts)
     named = [(pair.base, pair.tuned) for pair in lined]
     renamed = sum(base is not None and base.info.name != tuned.info.name for base, tuned in named)
     if renamed:
         tensors = counted(renamed, "tensor has", "tensors have")
         notes.append(f"{tensors} another name or packing in {names[1]}")
-    return Lined(AlignedPair(first, second, lined, []), lone, unread, tuple(notes))
+    return Lined(
+        AlignedPair(first, second, lined, []), lone, unread, tuple(notes), _places(pairs, skipped)
+    )
 
 
 def plain(checkpoint: Checkpoint) -> Checkpoint:
@@ -121,12 +132,19 @@ def _without_prefix(checkpoint: Checkpoint, other: Checkpoint) -> tuple[Checkpoi
 
 
 def _sorted_out(
-    pairs: Sequence[MatrixPair], skipped: Sequence[Skipped], names: Names
+    pairs: Sequence[MatrixPair], skipped: Sequence[Skipped], names: Names, *, is_whole: bool
 ) -> tuple[list[MatrixPair], list[Apart], list[Apart]]:
-    """Every tensor of both in a pair, or in what only one of them has, or in what is not read."""
+    """Every tensor of both in a pair, or in what only one of them has, or in what is not read.
+
+    is_whole: whether the first is one checkpoint. Otherwise a component may have none in it.
+    """
     lone: list[Apart] = []
+    unread: list[Apart] = []
     lined: list[MatrixPair] = []
     for pair in pairs:
+        if pair.base is None and not is_whole:
+            unread.append(_apart(pair.tuned.info, "tuned", pair.detail))
+            continue
         if pair.base is None:
             lone.append(_apart(pair.tuned.info, "tuned", f"only in {names[1]}"))
             continue
@@ -135,8 +153,8 @@ def _sorted_out(
             lone.append(_grown(pair, names))
     by_name: dict[str, dict[str, Skipped]] = {}
     for tensor in skipped:
-        by_name.setdefault(tensor.info.name, {})[tensor.side] = tensor
-    unread: list[Apart] = []
+        if tensor.reason != "filtered":  # of a part of the base that stands for another component
+            by_name.setdefault(tensor.info.name, {})[tensor.side] = tensor
     unpacked = {
         _role(tensor.place)
         for of_name in by_name.values()
@@ -152,6 +170,8 @@ def _sorted_out(
             if tensor.reason == "tied" and (head := _head_pair(tensor, pairs, skipped)):
                 if head.key not in {pair.key for pair in lined}:
                     lined.append(head)
+            elif not is_whole and tensor.detail.startswith(NO_BASE.format("")):
+                unread.append(_apart(tensor.info, tensor.side, tensor.detail))
             elif _is_unread(tensor) or (
                 tensor.reason in ("only_in_base", "only_in_tuned")
                 and _role(tensor.place) in unpacked
@@ -161,6 +181,19 @@ def _sorted_out(
             else:
                 lone.append(_apart(tensor.info, tensor.side, _why(tensor, names)))
     return lined, sorted(set(lone), key=_order), sorted(set(unread), key=_order)
+
+
+def _places(pairs: Sequence[MatrixPair], skipped: Sequence[Skipped]) -> dict[str, set[Place]]:
+    """The places of every tensor, by its name; not of what stands for another component."""
+    places: dict[str, set[Place]] = {}
+    for pair in pairs:
+        for operand in (pair.base, pair.tuned):
+            if operand is not None:
+                places.setdefault(operand.info.name, set()).add(pair.place)
+    for tensor in skipped:
+        if tensor.reason != "filtered":
+            places.setdefault(tensor.info.name, set()).add(tensor.place)
+    return places
 
 
 def _order(one: Apart) -> tuple[str, str, str]:

@@ -24,7 +24,7 @@ from shadow.claims.verify.verification import Verification
 from shadow.errors import ShadowError, UsageError
 from shadow.places.architecture import Place
 from shadow.spectra.merging import MergeFit, Update, merge_fit
-from shadow.targets.references import Reference
+from shadow.targets.references import AnyReference
 
 MAGNITUDE = re.compile(r"(?P<module>.+)\.lora_magnitude_vector(?:\.\w+)*")
 NAMES = ("the base", "the merged model")
@@ -72,7 +72,10 @@ def _is_module(key: str, name: str) -> bool:
 
 
 def verify_merged(
-    of: Mapping[str, str], references: Sequence[Reference], runtime: Runtime, scratch: Path
+    of: Mapping[str, str],
+    references: Sequence[AnyReference],
+    runtime: Runtime,
+    scratch: Path,
 ) -> Verification:
     """Whether a model is a base with an adapter merged into it."""
     names = ("BASE", "ADAPTER", "MERGED")

@@ -20,13 +20,16 @@ from shadow.claims.verify.verification import Verification
 from shadow.errors import UsageError
 from shadow.spectra.entries import mark
 from shadow.spectra.reordering import FAR, reordered
-from shadow.targets.references import Reference
+from shadow.targets.references import AnyReference
 
 MOST_FAR = 64  # tensors that differ in all, of which another order or place is looked for
 
 
 def verify_same(
-    of: Mapping[str, str], references: Sequence[Reference], runtime: Runtime, scratch: Path
+    of: Mapping[str, str],
+    references: Sequence[AnyReference],
+    runtime: Runtime,
+    scratch: Path,
 ) -> Verification:
     """Whether two checkpoints hold equal tensors."""
     found = found_all(dict(zip("AB", references, strict=True)), runtime, scratch)

@@ -17,15 +17,15 @@ from shadow.claims.verify.stored import Copied, Copy, stored
 from shadow.claims.verify.verification import Verification
 from shadow.places.architecture import Place
 from shadow.spectra.kept import kept_of
-from shadow.targets.references import Reference
+from shadow.targets.references import AnyReference
 
 Bases = Mapping[Place, MatrixPair]
 
 
 def verify_stored(
     of: Mapping[str, str],
-    references: Sequence[Reference],
-    base: Reference | None,
+    references: Sequence[AnyReference],
+    base: AnyReference | None,
     runtime: Runtime,
     scratch: Path,
 ) -> Verification:

@@ -16,15 +16,15 @@ from shadow.claims.verify.trained import Cell, Moved, Training, trained
 from shadow.claims.verify.verification import Verification
 from shadow.dtypes import FLOATS
 from shadow.errors import UsageError
-from shadow.places.architecture import Place, place_tensors
+from shadow.places.architecture import Place
 from shadow.places.names import name_rules
 from shadow.spectra.entries import by_binade
-from shadow.targets.references import Reference
+from shadow.targets.references import AnyReference
 
 
 def verify_trained(
     of: Mapping[str, str],
-    references: Sequence[Reference],
+    references: Sequence[AnyReference],
     moved: Sequence[str],
     frozen: Sequence[str],
     runtime: Runtime,
@@ -42,7 +42,7 @@ def verify_trained(
     base, tuned = opened_models(found, runtime, scratch)
     lined = line_up_all(base, tuned, ("the base", "the tuned model"))
     pair = lined.pair
-    places = _places(pair.base) | _places(pair.tuned)
+    places = lined.places
     for _, pattern in patterns:
         every = {place for of_name in places.values() for place in of_name}
         if not any(pattern.covers(place) for place in every):
@@ -81,13 +81,6 @@ def verify_trained(
 def _should(place: Place, patterns: Sequence[tuple[str, Pattern]]) -> str:
     """`move`, `stay`, or empty where no pattern names the place."""
     return next((should for should, pattern in patterns if pattern.covers(place)), "")
-
-
-def _places(checkpoint: Checkpoint) -> dict[str, set[Place]]:
-    """The places of every tensor, by its name."""
-    shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
-    parts = place_tensors(shapes, checkpoint.config)
-    return {name: {part.place for part in of_name} for name, of_name in parts.items()}
 
 
 def _there(places: set[Place]) -> str:
