@@ -173,8 +173,8 @@ def _merged_adapter(draft: Draft) -> tuple[Outcome, str]:
         text = "the change looks like noise, and a coarser rounding may hide an adapter in it"
         if rest:
             text = (
-                f"{number} of {directions} directions {'stands' if rest == 1 else 'stand'} out, and a"
-                " coarser rounding may have left the rest, which looks like noise"
+                f"{number} of {directions} directions {'stands' if rest == 1 else 'stand'} out, and"
+                " a coarser rounding may have left the rest, which looks like noise"
             )
         return "cannot_be_told", text
     rank = draft.write(least, "inside_layers.rank_least", "count")

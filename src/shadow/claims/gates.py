@@ -36,8 +36,8 @@ GATES = table(
     Claim(
         "lineage",
         "the tuned model comes from the base",
-        "base and tuned matrices are similar (their median cosine outside embeddings and heads is at"
-        f" least {LINEAGE:g}), and no layers, signs or neurons are rearranged",
+        "base and tuned matrices are similar (their median cosine outside embeddings and heads is"
+        f" at least {LINEAGE:g}), and no layers, signs or neurons are rearranged",
         null="a cosine of 0, as between unrelated models of one shape",
     ),
     Claim(
@@ -162,8 +162,8 @@ def _lineage(record: PairRecord, standing: Standing) -> Answer:
         reason = f"base and tuned weights are similar (median cosine {cosine:.2f})"
     else:
         reason = (
-            f"base and tuned weights have little in common (median cosine {cosine:.2f}): they do not"
-            " look like a base and a model tuned from it"
+            f"base and tuned weights have little in common (median cosine {cosine:.2f}): they do"
+            " not look like a base and a model tuned from it"
         )
     return _answer("lineage", cosine, passed=passed, reason=reason)
 

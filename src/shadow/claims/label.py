@@ -43,7 +43,7 @@ CONSISTENT = {  # with a failed gate, by its name
     "changed": "a copy of the base",
     "lineage": "two models that were trained independently",
     "paired": "two models that share a part, or an audit of a part",
-    "rounding": "a copy of the base in another format, or a change too small for the storage format",
+    "rounding": "a copy of the base in another format, or a change too small for its format",
     "rank": "a low-rank adapter, merged or not",
 }
 

@@ -417,8 +417,9 @@ def _warn_of_coverage(
         )
     if concentration.level is not None and concentration.level < LEVEL:
         yield (
-            f"with only {concentration.layers} layers a spread covers {100 * concentration.level:.2g}"
-            f" % at most, and p is {2.0 ** (1 - concentration.layers):.2g} at least"
+            f"with only {concentration.layers} layers a spread covers at most"
+            f" {100 * concentration.level:.2g} %, and p is at least"
+            f" {2.0 ** (1 - concentration.layers):.2g}"
         )
 
 
@@ -458,16 +459,16 @@ def _warn_of_deltas(
     if concentration.verdict in OPPOSITE and beyond:
         sizes = and_list([f"{name} ({against[name]:+.3f})" for name in beyond])
         yield (
-            "outside the layers, which do not count for the verdict, concentration differs the other"
-            f" way: {sizes}"
+            "outside the layers, which do not count for the verdict, concentration differs the"
+            f" other way: {sizes}"
         )
     for side, report in zip(SIDES, (first, second), strict=True):
         cosines = matched.groupby("module")[f"cosine_{side}"].median()
         if turned := sorted(cosines.index[cosines < LINEAGE]):
             has = "has" if len(turned) == 1 else "have"
             yield (
-                f"{and_list(turned)} of {report.name} {has} little in common with the base's: it may"
-                " have been replaced or renumbered"
+                f"{and_list(turned)} of {report.name} {has} little in common with the base's, as"
+                " after a replacement or renumbering"
             )
 
 

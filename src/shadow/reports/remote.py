@@ -385,7 +385,8 @@ def _took_over(claim: _Claim, say: Say) -> bool:
     if age is None or age < STALE:
         return False
     say(
-        f"{claim.store}: continuing where another audit stopped writing {int(age // 60)} minutes ago"
+        f"{claim.store}: continuing where another audit stopped writing {int(age // 60)} minutes"
+        " ago"
     )
     claim.store.put(CLAIM, claim.content())
     claim.check()

@@ -141,8 +141,8 @@ def chance_text(before: Step, step: Step) -> str:
     master = joint.chance_cosine_master
     if master is not None and master < -NO_CHANCE:
         parts.append(
-            f"down to {text_of(master, 'fixed')} if training continued from a copy of {step.start} in more"
-            " bits than it is stored in, since both steps share its rounding"
+            f"down to {text_of(master, 'fixed')} if training continued from a copy of {step.start}"
+            " in more bits than it is stored in, since both steps share its rounding"
         )
     factor = shrinking(step, before)
     if factor is not None and factor < 1 - NO_CHANCE:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from shadow.quantities import bounds_text, text_of
 from shadow.telling.document import Block, Note, Paragraph, named, number, table_of, worded
-from shadow.text import several
+from shadow.text import counted, several
 
 if TYPE_CHECKING:
     from shadow.claims.summary import Summary
