@@ -134,7 +134,7 @@ def measure_part(
                 if side_of(found) != wanted:
                     hint = "every machine must see the same files under the same name"
                     raise ShadowError(
-                        f"{found.reference}: it is not the same on another machine", hint
+                        f"{found.reference}: another machine has other files under this name", hint
                     )
             lined = line_up(base, tuned, settings.chosen, runtime, scratch=asked.scratch)
             summed = summed_with(lined, unfiltered=settings.chosen == Filter())
