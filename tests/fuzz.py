@@ -254,7 +254,7 @@ def targets(top: Path) -> Mapping[str, Target]:
     )
     tables = {
         name: pq.read_table(whole / f"{name}.parquet")
-        for name in ("matrices", "tensors", "residual")
+        for name in ("matrices", "tensors", "residual", "files")
     }
     told = json.loads(tables["matrices"].schema.metadata[b"shadow"])
     kept = {

@@ -20,6 +20,7 @@ import torch
 from shadow.audits import details
 from shadow.audits.cache_folder import size_of
 from shadow.audits.devices import CPU, device_use, in_words, open_device
+from shadow.audits.file_rows import file_rows
 from shadow.audits.finished import (
     already_done,
     differences,
@@ -174,6 +175,7 @@ def when_free(work: Callable[[], Made], runtime: Runtime) -> Made:
 
 def run_asked(asked: Asked) -> AuditResult:
     pair, settings, runtime, folder = asked.pair, asked.settings, asked.runtime, asked.folder
+    output = folder.parent.parent
     opening = _Clock()
     base, tuned = find_sides(pair, runtime, asked.scratch)
     runtime.detail(details.of_found("base", base))
@@ -194,13 +196,14 @@ def run_asked(asked: Asked) -> AuditResult:
     lined = None
     if not other or runtime.overwrite or (settings.chosen != Filter() and is_cheap):
         lined = line_up(base, tuned, settings.chosen, runtime, scratch=asked.scratch)
-    del base, tuned  # their headers are in lined, where equal ones are one
     if lined is None or (other and not runtime.overwrite):
         message = f"{folder}: the finished report there differs: {named(other)}"
         raise KeptError(message, "replace it with --overwrite, or choose another folder with -o")
     if other or broken:
         reason = named(other) or broken
         runtime.say(f"measuring again; the old report stays until that is done: {reason}")
+    repository = file_rows(base, tuned, runtime.say, skipped=(folder, folder.parent, output))
+    del base, tuned  # their headers are in lined, where equal ones are one
     opened = opening.seconds()
     clock = _Clock()
     journal = Journal(folder, wanted)
@@ -226,6 +229,7 @@ def run_asked(asked: Asked) -> AuditResult:
                 lined.skipped,
                 journal.outcomes,
                 spectra=settings.spectra,
+                repository=repository,
                 moved=partial(moved_layers, lined, scratch=asked.scratch, say=runtime.say),
             )
             del lined  # the headers: the summary takes as much again

@@ -24,7 +24,7 @@ from shadow.places.groups import Direction, direction_of
 from shadow.places.names import name_rules
 from shadow.reasons import STRICT
 from shadow.reports.column_types import Cell, null_if_undefined
-from shadow.reports.columns import MATRICES, RESIDUAL, SPECTRA, TENSORS, Column
+from shadow.reports.columns import FILES, MATRICES, RESIDUAL, SPECTRA, TENSORS, Column
 from shadow.reports.parquet import TableFile, arrow_schema, table_of
 from shadow.reports.provenance import Identity
 from shadow.spectra.measurement import Measurement
@@ -55,15 +55,16 @@ def write_tables(
     outcomes: Mapping[str, Outcome],
     *,
     spectra: bool,
+    repository: Sequence[Mapping[str, Cell]],
     moved: Callable[[Collection[str]], Mapping[str, str]],
 ) -> tuple[dict[str, TableFile], dict[str, pa.Table]]:
     """Write the tables of a finished audit, each to the path of its file's name: their files by
     name, closed and without metadata; and what a summary needs of them (see
     `shadow.summary.tables.needed`), which lies in files of scratch, not in memory.
 
-    Rows have a fixed order. An outcome is asked for once, and let go when its rows are made. moved:
-    what of the pairs that have nothing in common, which it gets the keys of, is another layer of
-    the base (see `shadow.audits.moved_layers`).
+    repository: the rows of files.parquet. Rows have a fixed order. An outcome is asked for once,
+    and let go when its rows are made. moved: what of the pairs that have nothing in common, which
+    it gets the keys of, is another layer of the base (see `shadow.audits.moved_layers`).
     """
     ordered = sorted(pairs, key=lambda pair: (_order(pair.place), pair.tuned.info.name))
     files = {
@@ -72,6 +73,7 @@ def write_tables(
             ("spectra", SPECTRA),
             ("tensors", TENSORS),
             ("residual", RESIDUAL),
+            ("files", FILES),
             ("matrices", MATRICES),
         )
         if spectra or name != "spectra"
@@ -122,6 +124,8 @@ def write_tables(
             tensors.extend([row])
     residual = table_of(RESIDUAL, _residual_rows(stacked))
     files["residual"].write(residual)
+    listed = table_of(FILES, repository)
+    files["files"].write(listed)
     del ordered, light, stacked
     for groups in filter(None, (tensors, matrices, sigmas)):
         groups.close()
@@ -133,6 +137,7 @@ def write_tables(
         "matrices": for_summary["matrices"].table(MATRICES),
         "tensors": for_summary["tensors"].table(TENSORS),
         "residual": residual,
+        "files": listed,
     }
 
 

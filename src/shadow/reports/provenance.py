@@ -219,9 +219,9 @@ def unreadable(path: Path, error: Exception) -> ShadowError:
 def require_tables(folder: Path, metadata: ReportMetadata, *, spectra: bool) -> None:
     """Refuse a finished report that lacks a table which its metadata say was written.
 
-    The first reports have no residual.parquet, and no seal that names it. spectra: must singular
-    values be there too, if the audit wrote them? A copy for a reader of other tables leaves them
-    out. Raises ShadowError.
+    Older reports have no residual.parquet or files.parquet, and no seal that names them. spectra:
+    must singular values be there too, if the audit wrote them? A copy for a reader of other tables
+    leaves them out. Raises ShadowError.
     """
     for name in TABLES_OF_A_PAIR:
         is_due = name in _tables_written(metadata) and (spectra or name != "spectra")

@@ -38,6 +38,7 @@ from shadow.summary.depth import (
     summed,
 )
 from shadow.summary.figures import MEDIANS, PairFigures
+from shadow.summary.files import files_record
 from shadow.summary.grid import grid, order_of
 from shadow.summary.layer_medians import (
     coherence,
@@ -133,6 +134,7 @@ def record_of(rows: Rows, metadata: ReportMetadata, lineage: float | None) -> Pa
             *_renumbered_experts(deltas),
             *(ReportWarning("few_values", text) for text in few_values(deltas)),
         ],
+        files=files_record(rows.files),
     )
 
 

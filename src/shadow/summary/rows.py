@@ -479,6 +479,31 @@ class PublishedPair:
 
 
 @dataclass(frozen=True)
+class FileRow:
+    """A file that is not the same on both sides."""
+
+    path: str
+    kind: str
+    state: str
+    """changed, added, removed or unknown."""
+    differs: list[str]
+    """What differs in it, in words: keys of a config, `chat_template`, `vocabulary`."""
+    detail: str | None
+
+
+@dataclass(frozen=True)
+class FilesRecord:
+    """The files of both sides. One that both have counts once."""
+
+    counts: Mapping[str, int]
+    """Files by state: changed, added, removed, unknown, same."""
+    kinds: Mapping[str, Mapping[str, int]]
+    """The same counts by kind."""
+    rows: list[FileRow]
+    """Files that are not the same, those first in which something differs; at most 40."""
+
+
+@dataclass(frozen=True)
 class PublishedPlace:
     """The rank of a figure among other families, each with the median of its pairs."""
 
