@@ -85,10 +85,13 @@ def map_of_demo() -> str:
     return "\n".join([*rows, text[text.index("\nlayer ") :].strip().splitlines()[0]])
 
 
+ANSWER = (
+    r"^(?:holds|does not hold|cannot be told)(?:.|\n(?=\S))*"  # of `verify`, up to a blank line
+)
 QUESTIONS = {  # what people ask: the commands, and the line of their output that answers
     "What did training change, and where?": ("shadow audit ./base ./tuned", r"^\S.*[.]$"),
     "Is my bf16 copy what I meant?": ("shadow audit ./full ./copy", r"^\S.*[.]$"),
-    "Is it the same model?": ("shadow audit ./tuned ./download", r"^\S.*[.]$"),
+    "Is it the same model?": ("shadow verify same ./copy ./download", ANSWER),
     "Is this fine-tune as broad as that one?": (
         "shadow compare reports/demo/base..narrow reports/demo/base..broad",
         r"^(A .*):.*$",
@@ -101,23 +104,24 @@ def questions() -> str:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         demo = README.parent / "registry" / "demo"
-        for name, stage in {"base": "base", "tuned": "narrow", "download": "narrow"}.items():
+        for name, stage in {"base": "base", "tuned": "narrow"}.items():
             shutil.copytree(demo / stage, Path(folder) / name)
         random = torch.Generator().manual_seed(0)
         full = {
             name: values.float() * (1 + 1e-3 * torch.randn(values.shape, generator=random))
             for name, values in load_file(demo / "narrow" / "model.safetensors").items()
         }
-        for name, dtype in {"full": torch.float32, "copy": torch.bfloat16}.items():
+        copies = {"full": full, "copy": {name: one.bfloat16() for name, one in full.items()}}
+        copies["download"] = {name: one.bfloat16().float() for name, one in full.items()}
+        for name, tensors in copies.items():
             shutil.copytree(demo / "narrow", Path(folder) / name)
-            stored = {tensor: values.to(dtype) for tensor, values in full.items()}
-            save_file(stored, Path(folder) / name / "model.safetensors", {"format": "pt"})
+            save_file(tensors, Path(folder) / name / "model.safetensors", {"format": "pt"})
         shadow("audit", "demo", "-o", "reports", cwd=folder)
         for question, (command, answer) in QUESTIONS.items():
             printed = shadow(*shlex.split(command)[1:], cwd=folder)
             found = re.search(answer, printed, re.MULTILINE)
             assert found is not None, printed
-            line = found[found.lastindex or 0]
+            line = " ".join(found[found.lastindex or 0].split())
             rows.append(f"| {question} | `{command}` | {line} |")
     return "\n".join(["| you ask | you type | it answers |", "|---|---|---|", *rows])
 
