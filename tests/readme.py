@@ -85,9 +85,7 @@ def map_of_demo() -> str:
     return "\n".join([*rows, text[text.index("\nlayer ") :].strip().splitlines()[0]])
 
 
-ANSWER = (
-    r"^(?:holds|does not hold|cannot be told)(?:.|\n(?=\S))*"  # of `verify`, up to a blank line
-)
+ANSWER = r"^(?:holds|does not hold|cannot be told)(?:.|\n(?=\S))*"  # to a blank line
 QUESTIONS = {  # what people ask: the commands, and the line of their output that answers
     "What did training change, and where?": ("shadow audit ./base ./tuned", r"^\S.*[.]$"),
     "Is my bf16 copy what I meant?": ("shadow audit ./full ./copy", r"^\S.*[.]$"),
