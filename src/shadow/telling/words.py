@@ -46,6 +46,8 @@ def other_words() -> Mapping[str, Head]:
     # a gate is known by its code already; what has the code of a claim as its own name comes first
     codes = {claim.code: claim.title for claim in (*EXPLANATIONS.values(), *RECOGNISED.values())}
     texts = {code: f"`{title}`, {texts[title]}" for code, title in codes.items()} | texts
+    sentences = _WORDS["sentences"].items()
+    texts = {code: f"a sentence of the finding: {text}" for code, text in sentences} | texts
     return {
         **{word: Head(text) for word, text in texts.items()},
         **dict.fromkeys(name_rules().modules, _MODULE),
