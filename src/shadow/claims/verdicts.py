@@ -115,12 +115,14 @@ class Judgement:
     pair: str
     summary: Summary | None = None
     seconds: float | None = None
-    """How long its audit took, 0 or more; None where nothing was audited now."""
+    """How long the command worked on it, 0 or more; None where nothing was to be audited."""
     verdicts: tuple[Verdict, ...] = ()
     notes: tuple[str, ...] = ()
     """What a person should know of the report and of the baseline."""
     fault: str | None = None
     """Why there is no report; None where there is one."""
+    kept: bool = False
+    """Whether a finished report was left as it is, because what was asked for differs from it."""
     objections: tuple[str, ...] = ()
     """Reasons for skipping that `--strict` objects to."""
 

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +67,24 @@ def show(document: Document) -> None:
 
 def show_json(value: Any) -> None:
     """Data for machines, on stdout: exactly JSON, never wrapped or coloured."""
-    text = json.dumps(value, indent=2, allow_nan=False)
+    _print_json(value, indent=2)
+
+
+def show_json_pairs(
+    pairs: Sequence[Any], format: str, index: Mapping[str, Any] | None = None
+) -> None:
+    """Pairs as JSON: an array, or an object with the index of their list; as `jsonl` a line each,
+    without the index.
+    """
+    if format == "jsonl":
+        for pair in pairs:
+            _print_json(pair)
+    else:
+        show_json(pairs if index is None else {**index, "reports": pairs})
+
+
+def _print_json(value: Any, indent: int | None = None) -> None:
+    text = json.dumps(value, indent=indent, allow_nan=False)
     print(text.replace("##", "#\\u0023"))  # only strings hold it: see inert
 
 

@@ -22,9 +22,14 @@ def show(
     scores: option.Scores = None,
     storage_options: option.StorageOptions = None,
     format: Annotated[
-        Literal["table", "json", "markdown"],
+        Literal["table", "json", "jsonl", "markdown"],
         typer.Option(
-            "--format", help="What to print; markdown: for a model card or a pull request."
+            "--format",
+            help=(
+                "Print a table, json, jsonl or markdown. jsonl is JSON, one pair a line;"
+                " markdown is for a model card or a pull request."
+            ),
+            metavar="FORMAT",
         ),
     ] = "table",
     json: option.Json = False,
@@ -63,12 +68,9 @@ def show(
             (summary.with_scores(join(given, of_report) or NO_SCORES), provenance, folder)
             for (summary, provenance, folder), of_report in zip(reports, sides, strict=True)
         ]
-    if format == "json":
+    if format in ("json", "jsonl"):
         summaries = [summary.as_json() for summary, _, _ in reports]
-        if index is None:
-            console.show_json(summaries)
-        else:
-            console.show_json({**index.as_json(), "reports": summaries})
+        console.show_json_pairs(summaries, format, None if index is None else index.as_json())
         return
     if format == "markdown":
         from shadow.outputs.markdown import markdown
@@ -131,6 +133,7 @@ def compare(
     storage_options: option.StorageOptions = None,
     format: option.Format = "table",
     json: option.Json = False,
+    help_all: option.HelpAll = False,
 ) -> None:
     """Compare whose delta is more concentrated: two models tuned from one base, or two stages of
     one lineage.

@@ -180,8 +180,9 @@ def _in_workspace(file: str | None, line: int | None, workspace: Path | None) ->
 def junit(judged: Sequence[Judgement]) -> bytes:
     """JUnit XML: a suite for each pair, in it a case for the audit and one for each rule.
 
-    A rule that was violated is a failure, one with nothing to judge an error; rules that are but
-    warnings pass, and say so in their output, since JUnit has no warnings. Tensors that were
+    A pair without its report and a rule that was violated are failures, a rule with nothing to
+    judge is an error; rules that are but warnings pass, and say so in their output, since JUnit has
+    no warnings. Tensors that were
     skipped are told in the output of the audit's case: as cases of their own they would be
     thousands, and most are vectors.
     """
@@ -268,7 +269,7 @@ def _count(element: ET.Element) -> None:
 def _audit_case(suite: ET.Element, judgement: Judgement) -> None:
     case = _case(suite, judgement, name="audit", seconds=judgement.seconds or 0.0)
     if judgement.fault is not None:
-        _said(case, "error", message=judgement.fault, kind="not audited")
+        _said(case, "failure", message=judgement.fault, kind="not audited")
     if judgement.objections:
         _said(
             case,

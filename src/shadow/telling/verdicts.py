@@ -106,7 +106,9 @@ def _pairs(judged: Sequence[Judgement]) -> Table:
 
 
 def _state(one: Judgement) -> Word:
-    return Word("failed", "fault") if one.summary is None else STATES[one.code]
+    if one.summary is not None:
+        return STATES[one.code]
+    return Word("kept", "warning") if one.kept else Word("failed", "fault")  # as a list has it
 
 
 def _found(one: Judgement) -> str | None:

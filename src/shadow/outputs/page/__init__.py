@@ -1,10 +1,10 @@
 """Reports -> one self-contained web page: no network, light and dark, printable.
 
-The charts are Plotly's: plotly.min.js comes from its Python package and is written into the page
-whole. What a reader needs without scripts (headline, claims, tables) is plain HTML. Text from files
-is escaped by who reads it: Jinja for HTML, `script_json` for data inside a script element, and our
-scripts for Plotly, which takes some tags and entities in text for markup. A policy in the page lets
-nothing be fetched, whatever is in it.
+The charts are Plotly's: its distribution for charts on two axes lies in this package and stands in
+the page compressed. What a reader needs without scripts (headline, claims, tables) is plain HTML.
+Text from files is escaped by who reads it: Jinja for HTML, `script_json` for data inside a script
+element, and our scripts for Plotly, which takes some tags and entities in text for markup. A policy
+in the page lets nothing be fetched, whatever is in it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,14 @@ from shadow.comparing.lineage import Lineage, following, lineage
 from shadow.errors import ShadowError
 from shadow.files import PARTIAL, read_start, write_beside, writing
 from shadow.outputs.page.cells import metric_texts
-from shadow.outputs.page.html import environment, file_text, policy, script_json, scripts
+from shadow.outputs.page.html import (
+    environment,
+    file_text,
+    library,
+    policy,
+    script_json,
+    scripts,
+)
 from shadow.outputs.page.pair import PairSection, read_pair
 from shadow.outputs.page.sections import Chart, LinkedTable
 from shadow.quantities import Kind
@@ -148,7 +155,8 @@ def page_bytes(
         shared=script_json(shared),
         style=Markup(file_text("page.css")),  # noqa: S704 - a file of ours
         scripts=scripts(),
-        policy=policy(scripts().values()),
+        library=library(),
+        policy=policy([*scripts().values(), library().text]),
         generator=Markup(f'{GENERATOR}{__version__}">'),  # noqa: S704 - text of ours
         most_cards=MOST_CARDS,
         chart=Chart,
