@@ -48,6 +48,8 @@ def other_words() -> Mapping[str, Head]:
         code: f"a claim of `shadow verify {code} {FORMS[code].usage}`: {claim.meaning}"
         for code, claim in VERIFY.items()
     }
+    sentences = _WORDS["sentences"].items()
+    texts = {code: f"a sentence of the finding: {text}" for code, text in sentences} | texts
     return {
         **{word: Head(text) for word, text in texts.items()},
         **dict.fromkeys(name_rules().modules, _MODULE),
