@@ -309,8 +309,8 @@ FailOn = Annotated[
     list[str] | None,
     _rules(
         help=(
-            "Exit with 4 if this is true of a figure, such as 'concentration > 0.5'; may be"
-            " repeated."
+            "Exit with 4 if this is true, such as 'concentration > 0.5' or 'language.embed"
+            " changed'; may be repeated."
         ),
         metavar="RULE",
     ),
