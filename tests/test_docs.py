@@ -29,8 +29,10 @@ import yaml
 from hub import Hub
 from markdown_it import MarkdownIt
 
+from shadow import __version__
 from shadow.cli.commands import app
 from shadow.outputs.exports import FORMATS
+from shadow.reports.columns import SCHEMA as NUMBER
 from shadow.targets.families import load_families
 from shadow.targets.lists import read_list
 
@@ -224,6 +226,15 @@ def test_counts_of_the_pages_are_those_of_the_code():
     assert f"lists {families} families" in readme.README.read_text(encoding="utf-8")
     kinds = f"{len(models.FAMILIES | models.KINDS)} kinds of models"
     assert kinds in (ROOT / "docs" / "registry.md").read_text(encoding="utf-8")
+
+
+def test_the_page_of_promises_has_the_number_of_the_schema():
+    """Number, versions and exit codes are those of the code and of the page of commands."""
+    text = (ROOT / "docs" / "promises.md").read_text(encoding="utf-8")
+    assert f"the number **{NUMBER}**" in text
+    assert ".".join(__version__.split(".")[:2]) in text
+    codes = re.findall(r"(?m)^\| (\d+) \|", (ROOT / "docs" / "cli.md").read_text(encoding="utf-8"))
+    assert f"| {', '.join(codes[:-1])} and {codes[-1]}, with their meaning |" in text
 
 
 @pytest.mark.parametrize("file", picture.FILES, ids=lambda file: file.stem)

@@ -29,6 +29,7 @@ from shadow.claims.rules import (
     parse_rule,
 )
 from shadow.claims.verdicts import (
+    FIRST,
     Judgement,
     Verdict,
     first_code,
@@ -322,6 +323,9 @@ def test_the_largest_move_is_told_first(demo):
         one.figure for one in sorted(moved, key=distance, reverse=True)
     ]
     assert f"and {len(moved) - 5} more" in found.detail
+    assert re.findall(r"(\w+) is [\d.]+, was", found.in_full) == [
+        one.figure for one in sorted(moved, key=lambda one: one.figure not in FIRST)
+    ]
     told = re.findall(r"(\w+) is [\d.]+, was", found.detail)
     assert told[:2] == ["relative_norm_overall", "concentration"]
     others = [one.figure for one in moved if one.figure not in (*told[:2], "relative_norm")]
@@ -350,7 +354,7 @@ def test_few_layers_are_said_and_are_no_pass(tmp_path):
     some = reports.write(tmp_path / "some", rows)
     found = verdict(some, "*", some)
     assert found.outcome == "passed"
-    assert "not judged are depth_entropy, depth_gini, effective_layers" in found.detail
+    assert "not judged: depth_entropy, depth_gini, effective_layers" in found.detail
     assert "6 layers are too few for it" in found.detail
     assert "null in the baseline" in verdict(some, "vision_to_language", some).detail
 

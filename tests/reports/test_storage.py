@@ -8,6 +8,7 @@ import os
 import pickle
 import socket
 import threading
+import time
 import traceback
 from collections import Counter
 from contextlib import redirect_stderr, redirect_stdout
@@ -1418,6 +1419,47 @@ def test_a_store_that_never_answers_is_given_up(url, driver, options, monkeypatc
         with pytest.raises(ShadowError, match=f"^{url}: no usable answer within 1 s") as raised:
             located(url, given).files()
     assert raised.value.hint.startswith("check the network, the endpoint and --storage-options (or")
+
+
+@pytest.mark.parametrize(
+    ("url", "driver", "options"),
+    [
+        ("s3://bucket/x", "s3fs", {"endpoint_url": "http://{}", "key": "a", "secret": SECRET}),
+        ("gs://bucket/x", "gcsfs", {"endpoint_url": "http://{}"}),
+        ("az://bucket/x", "adlfs", {"account_name": "a", "account_host": "{}", "anon": True}),
+    ],
+)
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "nobody.invalid"])
+def test_a_server_that_takes_no_connection_is_reported_in_seconds(
+    url, driver, options, address, monkeypatch
+):
+    """Drivers try for half a minute, and Google's also asks for credentials elsewhere."""
+    pytest.importorskip(driver)
+    monkeypatch.setattr(storage, "CONNECTED", 0.5)
+    given = json.loads(json.dumps(options).replace("{}", address))
+    began = time.monotonic()
+    host = address.partition(":")[0]
+    with pytest.raises(ShadowError, match=f"^{url}: {host} cannot be reached") as raised:
+        located(url, given).files()
+    assert time.monotonic() - began < 4
+    assert raised.value.hint.startswith("check the network and the endpoint")
+
+
+def test_a_server_that_begins_to_listen_meanwhile_is_reached(monkeypatch):
+    """One refused connection is no reason to give up."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    listening = []
+
+    def listen():
+        time.sleep(0.6)
+        listening.append(socket.create_server(("127.0.0.1", port)))
+
+    starting = threading.Thread(target=listen)
+    starting.start()
+    assert storage._unconnected("127.0.0.1", port) is None
+    starting.join()
+    listening[0].close()
 
 
 def test_an_endpoint_without_a_scheme_is_wrong_usage(monkeypatch):

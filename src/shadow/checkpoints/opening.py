@@ -42,6 +42,8 @@ MAX_JSON = 64_000_000  # bytes; the largest real index (Kimi-K2, 1.16 M tensors)
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 CONFIG = "config.json"
 PICKLES = "only torch .bin files, which are pickles"
+GGUF = "shadow does not read GGUF files"
+GGUF_HINT = "name the model in safetensors files from which the GGUF file was made"
 PICKLES_HINT = "--allow-pickle reads them in a child process that loads tensors only"
 OWNER = (
     "the file on the Hub is like this: tell its owner, or name another revision (org/name@revision)"
@@ -239,6 +241,8 @@ def open_folder(
 
 def _open_folder(reference: str, *, allow_pickle: bool, scratch: Path | None) -> Checkpoint:
     root = Path(reference)
+    if root.is_file() and root.suffix == ".gguf":
+        raise ShadowError(f"{reference}: {GGUF}", GGUF_HINT)
     if root.is_file():
         raise ShadowError(
             f"{reference} is a file, and a checkpoint is a folder", f"name {root.parent}"
@@ -464,8 +468,7 @@ def _choose_weights(
     if safetensors:
         return Weights(tuple(safetensors), {}, pickled=False, adapter=adapter)
     if not bins and any(name.endswith(".gguf") for name in names):
-        message = f"{where}: GGUF files only, whose weights are packed integers"
-        raise ShadowError(message, "use the model that they were made of")
+        raise ShadowError(f"{where}: {GGUF}", GGUF_HINT)
     if not bins and INDEXES[1] not in names:
         raise ShadowError(f"{where}: no safetensors files in it", _instead_of_weights(names))
     if not allow_pickle:

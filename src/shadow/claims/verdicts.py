@@ -60,6 +60,7 @@ WHOLE_OF_MODULE = {"energy_share"}
 # are named before others that moved further
 FIRST = ("relative_norm_overall", "relative_norm", "concentration")
 NAMED = 5  # figures that a sentence names one by one
+ALL = 1_000_000
 # The same report made on another machine may differ by this much, relative:
 # shadow.comparing.matching measured 5e-7.
 NOISE = 1e-6
@@ -108,7 +109,10 @@ class Verdict:
     rule allows that.
     """
     detail: str
+    """What was found, in a line: of many figures the first NAMED."""
     findings: tuple[RuleFigure, ...] = ()
+    in_full: str = ""
+    """The same with every figure; empty where the line has all."""
 
     @property
     def code(self) -> int:
@@ -124,7 +128,13 @@ class Verdict:
             for key in ("name", "condition", "severity", "message", "file", "line")
         }
         figures = [asdict(figure) for figure in self.findings]
-        return {**rule, "outcome": self.outcome, "detail": self.detail, "figures": figures}
+        return {
+            **rule,
+            "outcome": self.outcome,
+            "detail": self.detail,
+            "in_full": self.in_full or self.detail,
+            "figures": figures,
+        }
 
 
 @dataclass(frozen=True)
@@ -135,12 +145,14 @@ class Judgement:
     pair: str
     summary: Summary | None = None
     seconds: float | None = None
-    """How long its audit took, 0 or more; None where nothing was audited now."""
+    """How long the command worked on it, 0 or more; None where nothing was to be audited."""
     verdicts: tuple[Verdict, ...] = ()
     notes: tuple[str, ...] = ()
     """What a person should know of the report and of the baseline."""
     fault: str | None = None
     """Why there is no report; None where there is one."""
+    kept: bool = False
+    """Whether a finished report was left as it is, because what was asked for differs from it."""
     objections: tuple[str, ...] = ()
     """Reasons for skipping that `--strict` objects to."""
 
@@ -450,29 +462,30 @@ def _threshold(rule: Rule, now: Measured) -> Verdict:
         zero = RuleFigure(str(rule.figure), 0.0, rule.holds(0.0))
         detail = f"{rule.figure} is 0, as all that it names is identical"
         return Verdict(rule, "met" if zero.met else "passed", detail, (zero,))
+    nulls = [figure.name for figure in figures.values() if figure.value is None]
     if not findings:
-        fault = f"{several([figure.name for figure in figures.values()], NAMED)} is null"
-        if when := NULLS.get(rule.figure.metric):
-            fault += f" (null when: {when})"
-        return _missing(rule, fault)
+        when = NULLS.get(rule.figure.metric)
+        why = f"null (null when: {when})" if when else "null"
+        return _missing(rule, lambda shown: f"{several(nulls, shown)} is {why}")
     _, _, condition = rule.condition.partition(" ")
     violating = {at: finding for at, finding in findings.items() if finding.met}
+    medians = _medians(rule.figure, now, list(violating or findings))
     texts = [
-        (finding.figure, _text(finding.value, rule.holds))
+        f"{finding.figure} is {_text(finding.value, rule.holds)}"
         for finding in (violating or findings).values()
     ]
-    if violating:
-        detail = f"{several([f'{name} is {text}' for name, text in texts], NAMED)} ({condition})"
-    elif len(texts) == 1:
-        detail = f"{texts[0][0]} is {texts[0][1]} (not {condition})"
-    else:
+
+    def said(shown: int) -> str:
+        rest = f"{medians}; null: {several(nulls, shown)}" if nulls else medians
+        if violating:
+            return f"{several(texts, shown)} ({condition}){rest}"
+        if len(texts) == 1 or shown == ALL:
+            return f"{several(texts, shown)} (not {condition}){rest}"
         ordered = sorted(findings.values(), key=lambda finding: float(finding.value or 0.0))
         least, most = (_text(ordered[end].value, rule.holds) for end in (0, -1))
-        detail = f"{len(texts)} figures are {least} to {most} (none {condition})"
-    detail += _medians(rule.figure, now, list(violating or findings))
-    if len(findings) < len(figures):
-        detail += f"; {len(figures) - len(findings)} more are null"
-    return Verdict(rule, "met" if violating else "passed", detail, tuple(findings.values()))
+        return f"{len(texts)} figures are {least} to {most} (none {condition}){rest}"
+
+    return _verdict(rule, "met" if violating else "passed", said, tuple(findings.values()))
 
 
 def is_median(figure: Metric) -> bool:
@@ -534,26 +547,39 @@ def _moved(rule: Rule, now: Measured, baseline: Measured | None) -> Verdict:
                     high=high,
                 )
             )
-    unjudged = [f"{several(figures, NAMED)} ({why})" for why, figures in left.items()]
+
+    def unjudged(shown: int) -> str:
+        return "; ".join(f"{several(figures, shown)} ({why})" for why, figures in left.items())
+
     if not findings:
-        return _missing(
-            rule, "; ".join(unjudged) or f"in the baseline, {baseline.why_absent(rule.figure)}"
-        )
-    rest = "".join(f"; not judged are {figures}" for figures in unjudged)
+        absent = None if left else f"in the baseline, {baseline.why_absent(rule.figure)}"
+        return _missing(rule, absent or unjudged)
     findings.sort(key=_distance, reverse=True)
     moved = [_move(finding) for finding in sorted(findings, key=_is_aside) if finding.met]
-    if moved:
-        detail = several(moved, NAMED)
-    elif len(findings) == 1:
-        detail = f"{findings[0].figure} is inside its spread over layers in the baseline"
-    else:
-        detail = f"{len(findings)} figures are inside their spread over layers in the baseline"
-    return Verdict(rule, "met" if moved else "passed", f"{detail}{rest}", tuple(findings))
+    inside = f"{len(findings)} figures are inside their spread over layers in the baseline"
+    if len(findings) == 1:
+        inside = f"{findings[0].figure} is inside its spread over layers in the baseline"
+
+    def said(shown: int) -> str:
+        found = several(moved, shown) if moved else inside
+        return f"{found}; not judged: {unjudged(shown)}" if left else found
+
+    return _verdict(rule, "met" if moved else "passed", said, tuple(findings))
 
 
-def _missing(rule: Rule, why: str) -> Verdict:
-    outcome: Verdicts = "skipped" if rule.allow_missing else "missing"
-    return Verdict(rule, outcome, f"nothing to judge: {why}")
+def _missing(rule: Rule, why: str | Callable[[int], str]) -> Verdict:
+    def said(shown: int) -> str:
+        return f"nothing to judge: {why if isinstance(why, str) else why(shown)}"
+
+    return _verdict(rule, "skipped" if rule.allow_missing else "missing", said)
+
+
+def _verdict(
+    rule: Rule, outcome: Verdicts, said: Callable[[int], str], findings: tuple[RuleFigure, ...] = ()
+) -> Verdict:
+    """said: what was found, with so many figures by name."""
+    line, in_full = said(NAMED), said(ALL)
+    return Verdict(rule, outcome, line, findings, in_full if in_full != line else "")
 
 
 def _distance(finding: RuleFigure) -> float:

@@ -56,11 +56,16 @@ def report(
 
 def figure(
     run: option.RunFolders,
-    kind: Annotated[FigureKind, typer.Option(help="What to draw.")],
+    kind: Annotated[FigureKind, typer.Option(help="What to draw.")] = "modules",
     output: Annotated[
-        Path,
-        option.written(help="File to draw to: .svg, .pdf or .png.", metavar="FILE", dir_okay=False),
-    ],
+        Path | None,
+        option.written(
+            help="File to draw to: .svg, .pdf or .png.",
+            metavar="FILE",
+            dir_okay=False,
+            show_default="KIND.svg, here",
+        ),
+    ] = None,
     component: Annotated[
         str | None, typer.Option(help="Component to draw.", show_default="language")
     ] = None,
@@ -123,8 +128,10 @@ def figure(
         title=title,
     )
     folders = reports_below(reports_here(run, parsed_options(storage_options), spectra=True))
+    output = output or Path(f"{kind}.svg")
     for note in write_figure(kind, folders, output, choice=choice):
         console.say(f"{output}: {note}")
+    console.say(f"wrote {output}")
 
 
 def export(

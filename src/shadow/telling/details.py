@@ -24,8 +24,8 @@ from shadow.telling.document import (
     table_of,
     worded,
 )
-from shadow.telling.report import FAILED
 from shadow.telling.scores import ROWS, scores_blocks
+from shadow.telling.screen import FAILED
 
 if TYPE_CHECKING:
     from shadow.claims.label import Evidence

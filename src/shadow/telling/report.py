@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from shadow.claims.explanations import ANSWERS
 from shadow.claims.reference import bases_of
 from shadow.comparing.gains import MEASURED_BY_OTHERS
 from shadow.quantities import DASH, Kind, Quantity, bounds_text, portion_of, text_of
-from shadow.reasons import STRICT, meaning
+from shadow.reasons import meaning
 from shadow.summary.picture import by_component, picture
 from shadow.summary.rows import CoherenceRow, OutsideRow
 from shadow.telling.document import (
@@ -41,6 +42,7 @@ from shadow.telling.document import (
 )
 from shadow.telling.files import files_blocks
 from shadow.telling.scores import scores_blocks, scores_line
+from shadow.telling.screen import FAILED, answer_rows, figure_rows
 from shadow.telling.size import of_what, parameter_ratio
 from shadow.text import counted, several
 
@@ -54,7 +56,6 @@ if TYPE_CHECKING:
 SHIFTED = 1e-4  # of the short side: the same for shifts of the effective rank, which lie about 0
 UNEVEN_BY = 0.05  # of the largest absolute value: by how much layers differ that have a chart
 FAR = 100  # times the rounding of storage above which the exact factor tells nothing more
-ALL = 0.95  # share of the layers from which a change is said to fill all of them
 FOLDER_OF_A_PART = re.compile(r"(?<==)/.*?(?= [a-z]+=|$)")  # `language=org/name vision=/a/tower`
 DEPTH: Sequence[tuple[str, str, Kind]] = (  # fields of LayerRow, their titles and kinds
     ("relative_norm", "rel. norm", "share"),
@@ -62,7 +63,6 @@ DEPTH: Sequence[tuple[str, str, Kind]] = (  # fields of LayerRow, their titles a
     ("concentration", "concentration", "fixed"),
     ("reading_participation_ratio", "directions read", "number"),
 )
-FAILED = Word("failed", "warning")
 
 
 def report_document(
@@ -74,6 +74,19 @@ def report_document(
     names no folder of this machine, and has the other explanations whatever is asked for.
     """
     return Document([*_blocks(summary, provenance, folder)])
+
+
+def beside_another(document: Document) -> Document:
+    """The short screen of a pair that stands beside another one: its figures in a line."""
+    blocks = []
+    for block in document.blocks:
+        if block.about in ("sides", "more"):
+            continue
+        if isinstance(block, Figures) and block.about == "finding":
+            figures = ", ".join(f"{row.name} {row.value or DASH}" for row in block.rows)
+            block = Paragraph(figures)
+        blocks.append(block if isinstance(block, Section) else replace(block, close=True))
+    return Document(blocks)
 
 
 def _blocks(
@@ -89,29 +102,32 @@ def _blocks(
             code=sentence.code,
             figures=sentence.figures,
             close=place > 0,
+            when="full",
             about="finding",
         )
     yield Figures(_all_figures(summary), when="full", about="finding")
-    if summary.figures.matrices:
-        yield Figures(_main_figures(summary), when="brief", about="finding")
+    if rows := figure_rows(summary):
+        yield Figures(rows, close=True, when="brief", about="finding")
+    if answers := answer_rows(summary):
+        yield Figures(answers, close=True, when="brief", about="answers")
     for warning in summary.warnings:
         yield Note(warning.text, "warning", about="finding")
     if summary.scores:
-        yield Figures([FigureRow("scores", scores_line(summary))], when="brief")
         yield from scores_blocks(summary)
     if summary.failed_gates:
         failed = ((gate.name, FAILED, gate.reason) for gate in summary.failed_gates)
-        yield answers_table("Failed gates", ("gate", "answer", "because"), failed)
-    for component, cells in by_component(summary.grid).items():
+        yield answers_table("Failed gates", ("gate", "answer", "because"), failed, when="full")
+    components = by_component(summary.grid)
+    for component, cells in components.items():
         if picture(cells, 1) is not None:
-            of = f" of {component}" if len(by_component(summary.grid)) > 1 else ""
-            yield Picture(
-                f"How far each module{of} moved, relative norm by layer", cells, about="picture"
-            )
+            name = component if len(components) > 1 else ""
+            of = f" of {component}" if name else ""
+            title = f"Relative norm of each module{of} by layer"
+            yield Picture(title, cells, name=name, about="picture")
     if len(summary.components) > 1:
         yield component_table(summary.components)
     if summary.modules:
-        yield module_table(summary.modules, _coherent(summary))
+        yield module_table(summary.modules, _coherent(summary), when="full")
     if lines := _lines(summary):
         first, last = summary.depth[0].layer, max(row.layer for row in summary.depth)
         yield Lines(f"By depth, layer {first} to {last}", lines, when="full", about="depth")
@@ -119,15 +135,13 @@ def _blocks(
         title = "Without a base: the weights' own spectra"
         yield table_of(WITHOUT_BASE, summary.without_base, title, when="full", about="modules")
     if summary.skipped:
-        # what is only vectors or filtered is no news
-        missed = any(row.reason in STRICT for row in summary.skipped)
-        yield skipped_table(summary.skipped, when="always" if missed else "full")
+        yield skipped_table(summary.skipped, when="full")
     yield from files_blocks(summary)
     if summary.finding.other_explanations:
         yield _explanations(summary.finding.other_explanations, when)
     yield Provenance(_origin(summary, provenance, folder), when=when, about="provenance")
     if folder is not None:
-        yield Provenance(_next_steps(folder), when="brief")
+        yield Provenance([("more", _more(folder))], close=True, when="brief", about="more")
 
 
 def answers_table(
@@ -170,48 +184,6 @@ def quantity(summary: Summary, name: str, kind: Kind) -> Quantity:
     """A figure with its interval."""
     low, high = summary.intervals.get(name) or (None, None)
     return Quantity(summary.figures[name], kind, low, high)
-
-
-def _main_figures(summary: Summary) -> list[FigureRow]:
-    """How much, how coherent, where: each with its scale."""
-    f, unrounded = summary.figures, summary.inside_layers.relative_norm_unrounded
-    norm = Quantity(f.relative_norm_overall, "share")
-    rows = [FigureRow("relative norm", norm, of_what(summary))]
-    if unrounded is not None and f.floor_ratio is not None and f.floor_ratio < FAR:
-        without = "without the rounding of storage"
-        rows.append(FigureRow("inside layers", Quantity(unrounded, "share"), without))
-    if f.concentration is not None:
-        scale = "0 is noise of the same profile, 1 is rank one"
-        rows.append(FigureRow("concentration", Quantity(f.concentration, "fixed"), scale))
-    if f.effective_layers is not None:
-        filled = layers_filled(f.effective_layers, f.depth_layers)
-        rows.append(FigureRow("layers", filled, "hold the change (effective number)"))
-    if stopped := [gate.name for gate in summary.failed_gates]:
-        rows.append(FigureRow("gates", FAILED, ", ".join(stopped)))
-    else:
-        passed = f"passed; {label_line(summary)}"
-        rows.append(FigureRow("gates", f"all {len(summary.gates)}", passed))
-    return rows
-
-
-def layers_filled(effective: float | int | None, layers: float | int | None) -> str:
-    """`all 28`, or `19 of 28`; a dash where either is unknown."""
-    if effective is None or not layers:
-        return DASH
-    if effective >= ALL * layers:
-        return f"all {layers:,.0f}"
-    return f"{effective:.0f} of {layers:,.0f}"
-
-
-def label_line(summary: Summary) -> str:
-    """The label of a pair that passed every gate, in few words; why it has none."""
-    if summary.has_label:
-        return f"label: {summary.label}, by the lab's trainings"
-    if summary.reference is not None:
-        return "no label: known trainings are of decoders"
-    if summary.figures.concentration is None:
-        return "no label: no matrix is large enough to compare with its null"
-    return "no label: no known training of this size"
 
 
 def _all_figures(summary: Summary) -> list[FigureRow]:
@@ -405,7 +377,9 @@ def by_module(rows: Sequence[Any]) -> list[Field]:
     return [named("component"), named("module")][len(components) < 2 :]
 
 
-def module_table(modules: Sequence[ModuleRow], coherent: Mapping[tuple[str, str], Cell]) -> Table:
+def module_table(
+    modules: Sequence[ModuleRow], coherent: Mapping[tuple[str, str], Cell], when: When = "always"
+) -> Table:
     """A row for each module that changed. coherent: by component and module, as how many equally
     strong directions it is coherent.
     """
@@ -425,7 +399,7 @@ def module_table(modules: Sequence[ModuleRow], coherent: Mapping[tuple[str, str]
         number("stable rank", "stable_rank", "number", rank=9),
         number("eff. rank", "effective_rank", "number", rank=10),
     ]
-    return table_of(fields, modules, "By module, medians over matrices", about="modules")
+    return table_of(fields, modules, "By module, medians over matrices", when=when, about="modules")
 
 
 def _coherent(summary: Summary) -> dict[tuple[str, str], Cell]:
@@ -503,14 +477,9 @@ def skipped_table(rows: Iterable[SkippedRow], when: When = "always") -> Table:
     return table_of(fields, rows, title, when=when, about="skipped")
 
 
-def _next_steps(folder: Path | str) -> list[tuple[str, str]]:
-    typed = shlex.quote(str(folder))
-    return [
-        ("report", f"{folder}/"),
-        ("more", f"shadow show {typed} --full"),
-        ("page", f"shadow report {typed}"),
-        ("words", "shadow explain WORD"),
-    ]
+def _more(folder: Path | str) -> str:
+    """Where the rest is."""
+    return f"shadow show {shlex.quote(str(folder))} --full; page: shadow report"
 
 
 def _origin(

@@ -364,7 +364,22 @@ def _place_of_quarter(row: QuarterRow, figure: str = "energy_share") -> str:
 
 
 def _unchanged(draft: Draft) -> list[str]:
-    """What is frozen: whole components, then modules, then layers; and what has no base."""
+    """What is frozen, and what has no base."""
+    parts = unchanged_parts(draft)
+    frozen = [f"Unchanged: {and_list(parts)}."] if parts else []
+    return [*frozen, *(f"{text}." for text in without_base(draft.summary))]
+
+
+def without_base(summary: PairRecord) -> list[str]:
+    """What has no base, a text for each component."""
+    return [
+        f"{capital(component_name(row.component))} has no base, so its change is unknown"
+        for row in summary.without_base
+    ]
+
+
+def unchanged_parts(draft: Draft) -> list[str]:
+    """What is frozen, by name: whole components, then modules, then layers."""
     summary = draft.summary
     whole_ones = [
         row.component for row in summary.components if row.tensors and row.identical == row.tensors
@@ -381,10 +396,4 @@ def _unchanged(draft: Draft) -> list[str]:
             layers.setdefault(row.component, []).append(row.layer)
     for component, numbers in layers.items():
         parts.append(layers_of(component, numbers, several))
-    texts = [
-        f"{capital(component_name(row.component))} has no base, so nothing is said of its change."
-        for row in summary.without_base
-    ]
-    if parts:
-        texts.insert(0, f"Unchanged: {and_list(parts)}.")
-    return texts
+    return parts
