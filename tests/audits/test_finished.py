@@ -101,7 +101,7 @@ def stored_metadata(folder):
     return found[0]
 
 
-@pytest.mark.parametrize("name", ["matrices", "tensors", "residual", "spectra"])
+@pytest.mark.parametrize("name", ["matrices", "tensors", "residual", "files", "spectra"])
 def test_a_report_that_lacks_a_table_is_measured_again(pair, first, out, name):
     """It is damaged, whatever the other files say; the audit says which one is missing."""
     said = []

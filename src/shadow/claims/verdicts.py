@@ -23,7 +23,6 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from shadow.claims.files import files_answer
 from shadow.claims.rules import (
     COLUMNS,
     FAILS,
@@ -40,6 +39,7 @@ from shadow.claims.rules import (
 )
 from shadow.claims.states import TENSORS, file_states, states
 from shadow.claims.summary import Summary
+from shadow.claims.verify.files import files
 from shadow.comparing.matching import ComparedReport, compared, relate, settings_apart
 from shadow.reports.columns import DELTA, FIGURES, SPECTRAL
 from shadow.reports.report import Report
@@ -262,7 +262,7 @@ class Measured:
                 return None, gate.reason
             return HOLDS if gate.passed else FAILS, gate.reason
         if claim.metric == FILES:
-            told = files_answer(self.source.table("files").to_pylist())
+            told, _ = files(self.source.table("files").to_pylist())
             return {"holds": HOLDS, "does_not_hold": FAILS}.get(told.outcome), told.reason
         found = self.states(Metric("*", None, ""))
         apart = [f"{name} is {state}" for name, state in found.items() if state != UNCHANGED]
