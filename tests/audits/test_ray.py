@@ -393,7 +393,7 @@ def test_an_address_where_nobody_answers_is_one_line(command):
             None,
             Exception("The current node timed out during startup.\nThis could happen because"),
             "Ray did not start on this machine: The current node timed out during startup.",
-            "try again when the machine is less busy, or leave out --engine ray",
+            "run it again when the machine is less busy, or without --engine ray",
         ),
         (  # told with both versions
             "auto",

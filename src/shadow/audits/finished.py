@@ -202,7 +202,7 @@ def say_afresh(other: ReportMetadata | None, wanted: Identity, say: Callable[[st
     except (KeyError, TypeError, AttributeError):  # its first line is broken
         differing = []
     say(
-        "starting afresh: the unfinished audit there differs:"
+        "starting again: the unfinished audit there differs:"
         f" {named(differing) or 'in its first line'}"
     )
 

@@ -52,6 +52,7 @@ from shadow.audits.sides import (
 )
 from shadow.audits.spectrum_cache import SpectrumCache
 from shadow.audits.workers import cost, measure_pairs
+from shadow.checkpoints.listing import listings_of
 from shadow.checkpoints.pairing import Filter
 from shadow.checkpoints.sources import Fetching, Source, WholeFile
 from shadow.claims.summary import Summary
@@ -134,7 +135,7 @@ def measure_part(
                 if side_of(found) != wanted:
                     hint = "every machine must see the same files under the same name"
                     raise ShadowError(
-                        f"{found.reference}: it is not the same on another machine", hint
+                        f"{found.reference}: another machine has other files under this name", hint
                     )
             lined = line_up(base, tuned, settings.chosen, runtime, scratch=asked.scratch)
             summed = summed_with(lined, unfiltered=settings.chosen == Filter())
@@ -177,7 +178,6 @@ def when_free(work: Callable[[], Made], runtime: Runtime) -> Made:
 
 def run_asked(asked: Asked) -> AuditResult:
     pair, settings, runtime, folder = asked.pair, asked.settings, asked.runtime, asked.folder
-    output = folder.parent.parent
     opening = _Clock()
     base, tuned = find_sides(pair, runtime, asked.scratch)
     runtime.detail(details.of_found("base", base))
@@ -204,7 +204,9 @@ def run_asked(asked: Asked) -> AuditResult:
     if other or broken:
         reason = named(other) or broken
         runtime.say(f"measuring again; the old report stays until that is done: {reason}")
-    repository = file_rows(base, tuned, runtime.say, skipped=(folder, folder.parent, output))
+    ours = folder, folder.parent, folder.parent.parent
+    listings = listings_of(base, ours), listings_of(tuned, ours)
+    repository = file_rows(*listings, runtime.say)
     del base, tuned  # their headers are in lined, where equal ones are one
     opened = opening.seconds()
     clock = _Clock()

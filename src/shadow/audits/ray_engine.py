@@ -45,14 +45,14 @@ EMPTY_TOLD = 5.0  # seconds without any machine, after which a line says so
 EMPTY_ENDS = 600.0  # after which the run ends; a cluster that is replaced is there again by then
 TOLD_EVERY = 0.5  # seconds between two messages on the progress of a task
 NOBODY = (
-    "is it running? `ray status` on that machine says so; without --address a Ray of this machine"
-    " is started"
+    "check with `ray status` on that machine that Ray runs; without --address, Ray is started on"
+    " this machine"
 )
 OUTSIDE = (
     "run the command on a machine of the cluster, as by `ray job submit`; `ray status` there says"
     " whether Ray runs"
 )
-BUSY = "try again when the machine is less busy, or leave out --engine ray"
+BUSY = "run it again when the machine is less busy, or without --engine ray"
 AUTH_MODE = "RAY_AUTH_MODE"
 STORE = 200_000_000  # bytes of Ray's object store on this machine: results are small
 
@@ -124,7 +124,9 @@ def _connect(address: str) -> None:
             raise ShadowError(f"Ray did not start on this machine: {said}", BUSY) from error
         if said.startswith("Version mismatch"):  # which are in the lines that follow
             versions = " ".join(str(error).split()).partition(": ")[2]
-            hint = "use the versions of the cluster on this machine, or submit the command to it"
+            hint = (
+                "install the versions of the cluster on this machine, or submit the command to it"
+            )
             raise ShadowError(f"another version of Ray or Python: {versions}", hint) from error
         raise ShadowError(f"no Ray at {address}: {said}", OUTSIDE) from error
 

@@ -20,7 +20,7 @@ from shadow.errors import ShadowError
 
 CAN_READ_FROM = hasattr(os, "preadv")  # a place, and leave that of the file as it is
 BLOCK = 1 << 18  # bytes that are read at once for a checksum: they stay in the caches
-WHEN_QUIET = "run the same command again when nothing writes to it any more"
+WHEN_QUIET = "run the same command again when no program writes to it"
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +114,7 @@ class HeldFile:
         try:
             now = os.stat(self.path)  # noqa: PTH116 - once for every matrix
         except OSError as error:
-            raise self.changed("it was taken away") from error
+            raise self.changed("it was removed") from error
         standing = _standing(now)
         if standing[:2] != self.standing[:2]:
             raise self.changed("another file is in its place")
@@ -123,9 +123,7 @@ class HeldFile:
 
     def changed(self, how: str) -> ShadowError:
         """What is told of a file that is no longer what it was."""
-        return ShadowError(
-            f"{self.path} is not what it was when the audit began: {how}", WHEN_QUIET
-        )
+        return ShadowError(f"{self.path} changed during the audit: {how}", WHEN_QUIET)
 
 
 def hold(path: Path) -> HeldFile | None:

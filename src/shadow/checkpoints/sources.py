@@ -107,7 +107,7 @@ def _held_again(path: Path) -> HeldFile:
 
 def _gone(path: Path, why: str) -> ShadowError:
     return ShadowError(
-        f"{path} is not what it was when the audit began: {why}",
+        f"{path} changed during the audit: {why}",
         "run the same command again: it continues from here",
     )
 

@@ -234,7 +234,7 @@ def _spectra_apart(
     """
     matched = match(first.subject(side), second.subject(other), by_base=False)
     if matched.empty:
-        return "they have no matrix of one place and shape in common"
+        return "they share no matrix of the same place and shape"
     apart = np.zeros(len(matched), bool)
     for name, tolerance in SPECTRA.items():
         left, right = (matched[f"{name}_{which}"].to_numpy() for which in ("first", "second"))

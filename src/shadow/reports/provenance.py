@@ -165,7 +165,7 @@ def _checkpoint(side: CheckpointMetadata) -> CheckpointIdentity:
 
 
 def _if_is(kind: type[Value], value: object) -> Value | None:
-    """The value if it is of exactly this type: True is no number here."""
+    """The value if it is of exactly this type: True is not a number here."""
     if type(value) is kind:
         return value
     return None
@@ -209,7 +209,8 @@ def finished_metadata(folder: Path) -> ReportMetadata | None:
 def missing(folder: Path, name: str) -> ShadowError:
     """What is told of a report that lacks one of its files."""
     return ShadowError(
-        f"{folder}: {name} is missing from this report (was it copied completely?)", AGAIN
+        f"{folder}: {name} is missing from this report (it may not have been copied completely)",
+        AGAIN,
     )
 
 

@@ -148,6 +148,7 @@ def page_bytes(
         "overview": [section.overview() for section in ranked],
     }
     followed = _followed(sections)
+    with_cards = 1 < len(sections) <= MOST_CARDS
     numbers = {section.where: section.number for section in sections}
     html = environment().get_template("page.html.j2").render(
         title=sections[0].name if len(sections) == 1 else title,
@@ -162,8 +163,10 @@ def page_bytes(
         library=library(),
         policy=policy([*scripts().values(), library().text]),
         generator=Markup(f'{GENERATOR}{__version__}">'),  # noqa: S704 - text of ours
-        with_cards=1 < len(sections) <= MOST_CARDS,
-        card_scale=shared_scale(rows for pair in ranked for rows in pair.pictures),
+        with_cards=with_cards,
+        card_scale=shared_scale(rows for pair in ranked for rows in pair.pictures)
+        if with_cards
+        else None,
         with_scatter=len(sections) >= FEWEST_POINTS,
         chart=Chart,
         notation=NOTATION,
