@@ -150,7 +150,9 @@ def scored_demo() -> str:
             str(file), file.name
         )
     line = text[text.index("\nscores ") : text.index("\n\n", text.index("\nscores "))]
-    table = text[text.index("Scores, measured") : text.index("attn.q", text.index("Scores, measured"))]
+    table = text[
+        text.index("Scores, measured") : text.index("attn.q", text.index("Scores, measured"))
+    ]
     return f"{line.strip()}\n\n{table.strip()}"
 
 
