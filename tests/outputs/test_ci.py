@@ -185,7 +185,7 @@ def test_the_summary_of_a_step_is_its_tables_whatever_the_names(judged):
     text = markdown(gate_document(judged))
     found = tables(text)
     assert [len(table) - 1 for table in found] == [len(judged), len(judged)][: 2 if judged else 1]
-    for table, width in zip(found, (8, 4), strict=False):
+    for table, width in zip(found, (9, 4), strict=False):
         assert {len(row) for row in table} == {width}
     lists = [len(one.notes) + (one.fault is not None) for one in judged]
     assert sum(line.startswith("- ") for line in text.splitlines()) == sum(lists)
@@ -363,7 +363,7 @@ def test_names_of_tensors_command_nothing(shadow, tmp_path, variables, format):
         )
         models.write(tmp_path / side, {up: weights, **extra})
     command = ("audit", "--base", "./base", "--tuned", "./tuned", "--strict", "--format", format,
-               "--fail-on", "matrices > 0")  # fmt: skip
+               "--full", "--fail-on", "matrices > 0")  # fmt: skip
     env = {
         "PATH": "/usr/bin:/bin",
         "GITHUB_ACTIONS": "true",
