@@ -307,6 +307,18 @@ def test_a_pair_that_failed_is_a_failure_that_took_its_own_time(shadow, tmp_path
         assert seconds > 0
 
 
+def test_junit_has_every_figure_of_a_verdict():
+    """Its message is the line that a terminal shows; what that leaves out is in the output."""
+    rule = parse_rule("concentration > 0.5")
+    said = Verdict(rule, "met", "a, b and 9 more", in_full="a, b, c")
+    (case,) = ElementTree.fromstring(junit([Judgement("f", "p", verdicts=(said,))])).iterfind(
+        "testsuite/testcase[failure]"
+    )
+    assert case.find("failure").get("message") == "a, b and 9 more"
+    assert "a, b, c" in case.findtext("system-out")
+    assert said.as_json()["in_full"] == "a, b, c"
+
+
 # All that is printed
 
 
@@ -362,8 +374,8 @@ def test_names_of_tensors_command_nothing(shadow, tmp_path, variables, format):
             else {names[0]: torch.ones(2)}
         )
         models.write(tmp_path / side, {up: weights, **extra})
-    command = ("audit", "--base", "./base", "--tuned", "./tuned", "--strict", "--format", format,
-               "--full", "--fail-on", "matrices > 0")  # fmt: skip
+    command = ("audit", "./base", "./tuned", "--strict", "--format", format, "--full",
+               "--fail-on", "matrices > 0")  # fmt: skip
     env = {
         "PATH": "/usr/bin:/bin",
         "GITHUB_ACTIONS": "true",

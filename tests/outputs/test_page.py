@@ -255,7 +255,7 @@ def test_a_cell_of_experts_is_their_median_and_range(experts):
 def test_single_experts_take_no_more_room_than_a_page_has(experts, monkeypatch):
     """With room for two numbers of every expert, two metrics are kept, the headline ones."""
     monkeypatch.setattr("shadow.outputs.page.cells.EXPERT_VALUES", 2 * 3 * 4 * 3)
-    assert list(measured(experts)["experts"]["values"]) == ["concentration", "relative_norm"]
+    assert list(measured(experts)["experts"]["values"]) == ["relative_norm", "concentration"]
     monkeypatch.setattr("shadow.outputs.page.cells.EXPERT_VALUES", 3)
     assert measured(experts)["experts"] == {}
 
@@ -504,7 +504,7 @@ def test_no_line_of_text_begins_with_a_per_cent_sign(vision):
     shown = re.sub(r"<[^>]*>", "", re.sub(r"(?s)<script.*?</script>", "", body))
     assert re.search("\\d\N{NO-BREAK SPACE}%", shown)
     finding = body[body.index('class="headline"') : body.index('class="figures"')]
-    assert not re.search(r"\d %", finding)
+    assert not re.search(r"\d %", re.sub(r"<[^>]*>", "", finding))
 
 
 def test_ratios_stand_beside_those_of_the_parameters_and_the_spectra_come_second(vision):
@@ -728,6 +728,34 @@ def test_several_pairs_open_with_a_card_each(several, monkeypatch):
     pair = read_pair(SummarisedReport(folders[0]), "here", 0, 4)
     assert b'class="card"' in page_bytes([pair] * 3, "t")
     assert b'class="card"' not in page_bytes([pair] * 4, "t")
+
+
+def test_cards_name_their_rows_and_share_a_scale(several):
+    """A picture for each component that moved, each row with its module; one line of colours for
+    all cards, from the least to the largest norm of all pairs.
+    """
+    html = page_of(several).decode()
+    cards = html[html.index('id="pairs"') : html.index('id="overview"')]
+    summaries = [read_summary(path.parent)[0] for path in several.glob("*/*/summary.json")]
+    named = re.findall(r"<li>([^<]*)</li>", cards)
+    assert named == ["attn.q", "attn.o", "mlp.up", "mlp.down"] * len(summaries)
+    norms = [norm for one in summaries for row in one.grid for norm in row.relative_norm if norm]
+    (scale,) = re.findall('<p class="scale">(.*?)</p>', cards)
+    ends = [
+        text_of(norm, "share").replace(" ", "\N{NO-BREAK SPACE}")
+        for norm in (min(norms), max(norms))
+    ]
+    assert re.findall("[\\d.]+\N{NO-BREAK SPACE}%", scale) == ends
+
+
+def test_a_scatter_begins_with_eight_pairs(small):
+    """Fewer points say less than the table; the ranking is there from two on."""
+    pair = read_pair(SummarisedReport(small), "here", 0, 8)
+    charts = {
+        count: re.findall(rb'data-chart="(ranking|scatter)"', page_bytes([pair] * count, "t"))
+        for count in (1, 7, 8)
+    }
+    assert charts == {1: [], 7: [b"ranking"], 8: [b"ranking", b"scatter"]}
 
 
 def test_a_report_that_cannot_be_read_is_named_on_the_page(several, tmp_path, shadow):

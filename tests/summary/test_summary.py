@@ -398,7 +398,7 @@ def test_a_forged_table_has_a_summary(folder, table, column, value):
     """Figures of it mean nothing; what counts is that its reader gets no traceback."""
     tables = {
         name: pq.read_table(folder / f"{name}.parquet")
-        for name in ("matrices", "tensors", "residual")
+        for name in ("matrices", "tensors", "residual", "files")
     }
     metadata = json.loads(tables["matrices"].schema.metadata[b"shadow"])
     forged = tables[table]

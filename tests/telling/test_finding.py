@@ -313,8 +313,8 @@ def test_one_factor_for_all_scales_no_rows(tmp_path):
 
 
 def test_every_code_has_a_case_and_a_text():
-    """nothing_compared, stage and published have tests of their own."""
-    assert set(MUST) | {"nothing_compared", "stage", "published"} == set(CODES)
+    """nothing_compared, stage, files and published have tests of their own."""
+    assert set(MUST) | {"nothing_compared", "stage", "files", "published"} == set(CODES)
     assert set(MUST) == set(MUST_NOT)
 
 

@@ -23,7 +23,7 @@ from shadow.telling.document import (
     table_of,
 )
 from shadow.telling.report import skipped_table
-from shadow.text import byte_size, counted, duration, several, took
+from shadow.text import about_time, byte_size, counted, several, took
 
 if TYPE_CHECKING:
     from shadow.audits.list_index import Index, Row
@@ -170,9 +170,8 @@ def _costs(plan: PairPlan) -> dict[str, str]:
             f" memory; {byte_size(plan.device_memory_free)} are free"
         )
     rows["cores"] = f"{plan.cores}{_limited(plan.cores_by)}"
-    time = "under a second" if plan.seconds < 1 else f"about {duration(plan.seconds)}"
-    rows["time"] = f"{time} of computing on this machine"
+    rows["time"] = f"{about_time(plan.seconds)} of computing on this machine"
     if plan.bytes_to_move:
-        download = duration(plan.bytes_to_move / DOWNLOAD)
-        rows["time"] += f"; the download takes {download} at 100 Mbit/s"
+        download = about_time(plan.bytes_to_move / DOWNLOAD)
+        rows["time"] += f"; {download} of download at 100 Mbit/s"
     return rows

@@ -11,7 +11,19 @@ from typing import Annotated
 import typer
 
 from shadow import __version__
-from shadow.cli import audit, console, exports, gate, lab, lineage, lookup, plan, reports, reproduce
+from shadow.cli import (
+    audit,
+    console,
+    exports,
+    gate,
+    lab,
+    lineage,
+    lookup,
+    plan,
+    reports,
+    reproduce,
+    verify,
+)
 from shadow.cli.examples import epilog_of
 from shadow.cli.interrupts import INTERRUPTED, STOPPED, Unfinished, stop
 from shadow.cli.usage import Command, Commands, WrongUsage, as_usage_error
@@ -55,7 +67,7 @@ def _shadow(
 
 
 GROUPS = {
-    "Measure": (audit.audit, plan.plan, reproduce.reproduce),
+    "Measure": (audit.audit, plan.plan, verify.verify, reproduce.reproduce),
     "Read reports": (
         reports.show,
         exports.report,

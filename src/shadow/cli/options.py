@@ -194,7 +194,12 @@ Json = Annotated[bool, typer.Option("--json", help="Short for --format json.")]
 Quiet = Annotated[
     bool,
     typer.Option(
-        "-q", "--quiet", help="On stderr, print only errors, failed rules and their count."
+        "-q",
+        "--quiet",
+        help=(
+            "Print less: of an audit a headline for each pair; on stderr only errors, failed rules"
+            " and their count."
+        ),
     ),
 ]
 Verbose = Annotated[

@@ -40,6 +40,7 @@ from shadow.telling.document import (
     table_of,
     worded,
 )
+from shadow.telling.files import files_blocks
 from shadow.telling.scores import scores_blocks, scores_line
 from shadow.telling.screen import FAILED, answer_rows, faults, figure_rows
 from shadow.text import several
@@ -136,6 +137,7 @@ def _blocks(
         yield table_of(WITHOUT_BASE, summary.without_base, title, when="full", about="modules")
     if summary.skipped:
         yield skipped_table(summary.skipped, when="full")
+    yield from files_blocks(summary)
     if summary.finding.other_explanations:
         yield _explanations(summary.finding.other_explanations, when)
     yield Provenance(_origin(summary, provenance, folder), when=when, about="provenance")

@@ -24,6 +24,7 @@ from shadow.claims.label import MARGIN
 from shadow.comparing.lineage import Lineage, following, lineage
 from shadow.errors import ShadowError
 from shadow.files import PARTIAL, read_start, write_beside, writing
+from shadow.outputs.page.cards import shared_scale
 from shadow.outputs.page.cells import metric_texts
 from shadow.outputs.page.html import (
     environment,
@@ -38,6 +39,7 @@ from shadow.outputs.page.sections import Chart, LinkedTable
 from shadow.quantities import Kind
 from shadow.reports.columns import NOTATION
 from shadow.summary.depth import LAYERS
+from shadow.summary.rows import checkpoint_side
 from shadow.telling.all_figures import quantity
 from shadow.telling.document import Block, Cell, Section, Table, named, number, table_of, worded
 from shadow.telling.lineage import lineage_document
@@ -46,6 +48,7 @@ from shadow.telling.reading import SummarisedReport
 GENERATOR = '<meta name="generator" content="shadow '  # how a page of ours is known
 TOP = 2000  # bytes within which it stands
 MOST_CARDS = 50  # pairs; more are in the table alone
+FEWEST_POINTS = 8  # pairs; a scatter of fewer says less than their table
 
 
 class Missing(NamedTuple):
@@ -122,7 +125,8 @@ def _in_chains(reports: Sequence[SummarisedReport]) -> set[Path]:
             metadata = report.provenance.told
         except ShadowError:  # told when the report itself is read
             continue
-        known.append((report.folder, (metadata["base"], metadata["tuned"])))
+        sides = checkpoint_side(metadata["base"]), checkpoint_side(metadata["tuned"])
+        known.append((report.folder, sides))
     return {known[number][0] for number in following([sides for _, sides in known])}
 
 
@@ -144,6 +148,7 @@ def page_bytes(
         "overview": [section.overview() for section in ranked],
     }
     followed = _followed(sections)
+    with_cards = 1 < len(sections) <= MOST_CARDS
     numbers = {section.where: section.number for section in sections}
     html = environment().get_template("page.html.j2").render(
         title=sections[0].name if len(sections) == 1 else title,
@@ -158,7 +163,11 @@ def page_bytes(
         library=library(),
         policy=policy([*scripts().values(), library().text]),
         generator=Markup(f'{GENERATOR}{__version__}">'),  # noqa: S704 - text of ours
-        most_cards=MOST_CARDS,
+        with_cards=with_cards,
+        card_scale=shared_scale(rows for pair in ranked for rows in pair.pictures)
+        if with_cards
+        else None,
+        with_scatter=len(sections) >= FEWEST_POINTS,
         chart=Chart,
         notation=NOTATION,
         version=__version__,
@@ -208,10 +217,11 @@ def _ranking(ranked: Sequence[PairSection]) -> LinkedTable:
         number("null PR", figure("null_participation_ratio", "number")),
         number("spikes", figure("spikes", "number")),
         worded("label", lambda one: one.summary.label if one.summary.has_label else ""),
-        worded("gates failed", lambda section: ", ".join(section.failed)),
     ]
+    if any(section.failed for section in ranked):
+        fields.append(worded("gates failed", lambda section: ", ".join(section.failed)))
     links = [f"#pair-{section.number}" for section in ranked]
-    return LinkedTable(fields, table_of(fields, ranked).rows, "All pairs", links=links)
+    return LinkedTable(fields, table_of(fields, ranked).rows, links=links)
 
 
 def _rank(section: PairSection) -> tuple[bool, float, str]:

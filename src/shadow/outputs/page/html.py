@@ -16,7 +16,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from shadow.outputs.page.cards import small_picture
+from shadow.outputs.page.cards import drawn_picture, scale_line
 from shadow.quantities import DASH, Quantity
 from shadow.telling.document import Cell
 from shadow.text import visible
@@ -158,5 +158,5 @@ def environment() -> jinja2.Environment:
         finalize=_finalized,
     )
     jinja.filters["cell"] = cell_text
-    jinja.globals |= {"kind_of": kind_of, "small_picture": small_picture}
+    jinja.globals |= {"kind_of": kind_of, "drawn_picture": drawn_picture, "scale_line": scale_line}
     return jinja
