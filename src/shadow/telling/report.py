@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from shadow.reports.metadata import ReportMetadata
     from shadow.summary.rows import ComponentRow, LayerRow, ModuleRow, SkippedRow
 
+ONE_LINE = 74  # letters of the line that says where the rest is, beside its name
 SHIFTED = 1e-4  # of the short side: the same for shifts of the effective rank, which lie about 0
 UNEVEN_BY = 0.05  # of the largest absolute value: by how much layers differ that have a chart
 FOLDER_OF_A_PART = re.compile(r"(?<==)/.*?(?= [a-z]+=|$)")  # `language=org/name vision=/a/tower`
@@ -311,7 +312,9 @@ def skipped_table(rows: Iterable[SkippedRow], when: When = "always") -> Table:
 
 def _more(folder: Path | str) -> str:
     """Where the rest is."""
-    return f"shadow show {shlex.quote(str(folder))} --full  # page: shadow report"
+    typed = f"shadow show {shlex.quote(str(folder))} --full"
+    page = "  # page: shadow report"
+    return typed + page if len(typed + page) <= ONE_LINE else typed
 
 
 def _origin(

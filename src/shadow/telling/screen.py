@@ -44,6 +44,7 @@ NOTED_BY: Mapping[str, str] = {
     "left_out": "left out",
     "vectors": "vectors",
     "siblings": "siblings",
+    "files": "files",
 }
 # gates that are no fault of a pair of which a sentence says what it is
 EXPLAINED_BY: Mapping[str, Sequence[str]] = {
