@@ -424,7 +424,7 @@ def test_a_pair_without_a_change_has_no_empty_lists(tmp_path, opened):
     unused = "figcaption:visible, article select:visible, details.behind:visible"
     assert page.locator(unused).count() == 0
     assert page.get_by_text("There is nothing to draw.").locator("visible=true").count() == 5
-    assert page.get_by_text("that no matrix of those compared has changed").count() == 1
+    assert page.get_by_text("that no matrix changed, of those that were compared").count() == 1
 
 
 def test_every_control_and_chart_has_a_name(one, opened):
