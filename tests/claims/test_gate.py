@@ -810,7 +810,7 @@ def test_an_audit_into_the_baselines_own_folder_is_held_against_what_was_there(
     assert "relative_norm_overall is 0.08, was 0.0645" in done.err
     again = shadow(*arguments)
     assert again.code == 0
-    assert "the baseline is this very report" in again.out
+    assert "the baseline is this report itself" in again.out
 
 
 def test_a_report_is_not_its_own_baseline(shadow, demo):
