@@ -782,7 +782,7 @@ def test_an_audit_into_the_baselines_own_folder_is_held_against_what_was_there(
     folder = tmp_path / "reports" / "demo" / "base..narrow"
     shutil.copytree(demo["broad"], folder)
     # the broad pair's figures under the narrow pair's name
-    for name in ("matrices", "tensors", "residual"):
+    for name in ("matrices", "tensors", "residual", "files"):
         table = pq.read_table(folder / f"{name}.parquet")
         metadata = json.loads(table.schema.metadata[b"shadow"]) | {
             "pair": "base..narrow",

@@ -22,6 +22,7 @@ from reports import delta, identity, place, write
 from safetensors.torch import save_file
 
 from shadow.comparing.lineage import MOST_CHAINS, Step, lineage, shrinking
+from shadow.comparing.one_checkpoint import numbered
 from shadow.dtypes import FLOATS
 from shadow.errors import ShadowError
 from shadow.lab import training
@@ -273,6 +274,27 @@ def test_equal_files_are_one_stage_under_any_name(step, steps):
     found = lineage([steps[0], step("copy..dpo", copy, STAGES[2])])
     assert len(found.chains) == 1
     assert len(found.chains[0].steps) == 2
+
+
+def test_contents_decide_over_fingerprints(step, steps):
+    """A copy of sft with another fingerprint is sft; other weights under its fingerprint are not,
+    and a report that tells no content goes by the fingerprint.
+    """
+    sft = {"repo": "/a/sft", "commit": None, "fingerprint": f"{2:064x}", "content": f"{7:064x}"}
+    copy = {**sft, "repo": "/b/sft", "fingerprint": f"{8:064x}"}
+    changed = {**sft, "repo": "/c/sft", "content": f"{9:064x}"}
+    older = {**sft, "content": None}
+    first = step("base..sft", STAGES[0], sft)
+
+    def stages(start):
+        found = lineage([first, step("sft..x", start, STAGES[2])])
+        return [chain.stages for chain in found.chains]
+
+    assert stages(copy) == stages(older) == [["base", "sft", "x"]]
+    assert len(stages(changed)) == 2
+    assert numbered([sft, copy, changed, older, STAGES[0]]) == [0, 0, 1, 2, 3]
+    assert numbered([sft, older, copy]) == [0, 0, 0]
+    assert numbered([changed, older]) == [0, 0]
 
 
 def test_what_has_no_order_is_told(step, steps):

@@ -56,8 +56,9 @@ def rewrite(folder, change=lambda table: table, **told):
 
 
 def made_before(folder):
-    """What schema 1 would first have written: no later columns, no residual.parquet, no seal."""
+    """What schema 1 would first have written: no later columns and tables, no seal."""
     (folder / "residual.parquet").unlink()
+    (folder / "files.parquet").unlink()
     rewrite(
         folder,
         lambda table: table.drop_columns([name for name in LATER if name in table.column_names]),

@@ -55,7 +55,7 @@ from shadow.telling.reading import read_summary
 PLAIN = Settings(Method(subspaces=False), Filter())
 FIRST = Settings(Method(subspaces=False), Filter(layers=(0,)))
 SECRET = "hunter2hunter2"
-TABLES = ["matrices", "tensors", "residual", "spectra"]
+TABLES = ["matrices", "tensors", "residual", "files", "spectra"]
 
 
 @pytest.fixture(autouse=True)
@@ -249,14 +249,14 @@ def test_no_reader_ever_sees_half_a_report(pair, store, target, monkeypatch):
 
     Fault(monkeypatch, look=look)
     audited(pair, store)
-    assert len(seen) == 8  # the claim, six files, the claim's end
+    assert len(seen) == 9  # the claim, seven files, the claim's end
     assert seen[-2:] == [[], []]  # the last file and the claim's end
     assert all(one is None for one in seen[:-2])
     seen.clear()
     audited(pair, store, FIRST, overwrite=True)
     assert seen[0] == []  # the claim
     assert seen[-2:] == [[0], [0]]
-    assert len(seen) == 9  # also matrices.parquet of before, which goes first
+    assert len(seen) == 10  # also matrices.parquet of before, which goes first
     assert all(one is None for one in seen[1:-2])
 
 
@@ -813,7 +813,7 @@ def test_a_merge_within_a_store_fetches_no_table(toys, pair, store, tmp_path, mo
     assert merged.index == local.index == read_index(fetched(store.at("all")))
     system = MemoryFileSystem()
     copied = [path for path in traffic.copied if path.endswith(".parquet")]
-    assert len(copied) == 8
+    assert len(copied) == 10
     for path in copied:
         target = path.replace("/one/", "/all/").replace("/two/", "/all/")
         assert system.cat_file(target) == system.cat_file(path)
@@ -831,7 +831,7 @@ def test_a_merge_reads_only_ends_of_tables(store, monkeypatch, there):
         f"/bucket/reports/one/{name}": entry.size for name, entry in store.at("one").files().items()
     }
     tables = traffic.of(".parquet")
-    assert len({path for path in tables if "/one/" in path}) == 4
+    assert len({path for path in tables if "/one/" in path}) == 5
     spectra = next(path for path in tables if path.endswith("spectra.parquet") and "/one/" in path)
     assert traffic.came[spectra] < sizes[spectra]
     assert all(

@@ -48,10 +48,10 @@ LIST = (
     named("family"),
     named("pair"),
     Field("state", "text", of=lambda row: Word(row.state, STATES[row.state])),
+    number("norm", "relative_norm_overall", "share"),
+    number("conc.", "concentration", "fixed"),
     # as on the page: the label says nothing of the pair
     Field("label", "text", of=lambda row: None if row.label == NO_LABEL else row.label or None),
-    number("conc.", "concentration", "fixed"),
-    number("norm", "relative_norm_overall", "share"),
     number("time", "seconds", "seconds"),
 )
 
@@ -73,14 +73,11 @@ def _totals(index: Index) -> list[tuple[str, str]]:
     counts = Counter[str](row.state for row in index.rows)
     pairs = f"{len(index.rows):,}"
     states = ", ".join(f"{counts[state]:,} {state}" for state in STATES if counts[state])
-    rows = {"pairs": f"{pairs}: {states}" if states else pairs}
-    if any(row.label == NO_LABEL for row in index.rows):
-        why = "- where a gate failed or no known training is of this size: `shadow show REPORT`"
-        rows["label"] = why
-    rows["took"] = took(sum(row.seconds or 0.0 for row in index.rows))
-    moved = sum(row.bytes or 0 for row in index.rows)
-    if moved:
-        rows["took"] += f", {byte_size(moved)} fetched"
+    seconds = took(sum(row.seconds or 0.0 for row in index.rows))
+    parts = [f"{pairs}: {states}" if states else pairs, f"took {seconds}"]
+    if moved := sum(row.bytes or 0 for row in index.rows):
+        parts.append(f"{byte_size(moved)} fetched")
+    rows = {"pairs": "; ".join(parts), "more": "shadow show DIR/FAMILY/PAIR"}
     if missing := index.missing_shards:
         rows["shards"] = f"{several(index.shards)} of the list; not here: {several(missing)}"
     return list(rows.items())

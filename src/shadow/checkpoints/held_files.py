@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import zlib
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from pathlib import Path
 from shadow.errors import ShadowError
 
 CAN_READ_FROM = hasattr(os, "preadv")  # a place, and leave that of the file as it is
+BLOCK = 1 << 18  # bytes that are read at once for a checksum: they stay in the caches
 WHEN_QUIET = "run the same command again when no program writes to it"
 
 
@@ -56,6 +58,20 @@ class HeldFile:
                     done += more
         except OSError as error:
             raise self._unreadable(error) from error
+
+    def checksum(self, start: int, stop: int) -> str:
+        """CRC-32 and Adler-32 of the bytes from start to stop, as 16 hexadecimal digits.
+
+        Both together take 0.7 s a GB, SHA-256 or BLAKE2b 1.6 to 2.7 (benchmarks/reading.py). They
+        tell apart what differs by chance, not what somebody made to look alike. Raises as read.
+        """
+        crc, adler = zlib.crc32(b""), zlib.adler32(b"")
+        block = memoryview(bytearray(min(BLOCK, stop - start)))
+        for at in range(start, stop, BLOCK):
+            part = block[: min(BLOCK, stop - at)]
+            self.read(at, part)
+            crc, adler = zlib.crc32(part, crc), zlib.adler32(part, adler)
+        return f"{crc:08x}{adler:08x}"
 
     def _unreadable(self, error: OSError) -> ShadowError:
         return ShadowError(

@@ -16,15 +16,30 @@ import fnmatch
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from shadow.claims.rules import COLUMNS, LABEL, MOVED, OF_THE_PAIR, Metric, Rule
+from shadow.claims.rules import (
+    COLUMNS,
+    FAILS,
+    FILES,
+    GATE,
+    HOLDS,
+    LABEL,
+    MOVED,
+    OF_THE_PAIR,
+    STATES,
+    UNCHANGED,
+    Metric,
+    Rule,
+)
+from shadow.claims.states import TENSORS, file_states, states
 from shadow.claims.summary import Summary
+from shadow.claims.verify.files import files
 from shadow.comparing.matching import ComparedReport, compared, relate, settings_apart
 from shadow.reports.columns import DELTA, FIGURES, SPECTRAL
 from shadow.reports.report import Report
@@ -49,6 +64,11 @@ ALL = 1_000_000
 # The same report made on another machine may differ by this much, relative:
 # shadow.comparing.matching measured 5e-7.
 NOISE = 1e-6
+# figures that are 0 where all that a rule names is identical
+NORMS = (
+    *("relative_norm", "relative_norm_overall", "relative_spectral", "frobenius_norm"),
+    *("spectral_norm", "nuclear_norm"),
+)
 NULLS = {column.name: column.null for column in (*SPECTRAL, *DELTA, *FIGURES)}
 
 
@@ -125,12 +145,14 @@ class Judgement:
     pair: str
     summary: Summary | None = None
     seconds: float | None = None
-    """How long its audit took, 0 or more; None where nothing was audited now."""
+    """How long the command worked on it, 0 or more; None where nothing was to be audited."""
     verdicts: tuple[Verdict, ...] = ()
     notes: tuple[str, ...] = ()
     """What a person should know of the report and of the baseline."""
     fault: str | None = None
     """Why there is no report; None where there is one."""
+    kept: bool = False
+    """Whether a finished report was left as it is, because what was asked for differs from it."""
     objections: tuple[str, ...] = ()
     """Reasons for skipping that `--strict` objects to."""
 
@@ -203,17 +225,67 @@ class Measured:
             return [()]
         return [at for at in self._rows if at and name.covers(at[0], at[1] if at[1:] else None)]
 
-    def changed(self, at: Scope) -> int:
-        """How many deltas of a place have been measured."""
+    def changed(self, at: Scope, layers: tuple[int, int] | None = None) -> int:
+        """How many deltas of a place have been measured, in these layers or in all."""
+        if layers is not None:
+            return len(self._deltas_of(at, layers))
         return int(self._figures(at)["matrices"])
+
+    @cached_property
+    def _tensors(self) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = self.source.table("tensors").select(TENSORS).to_pylist()
+        return rows
+
+    def states(self, figure: Metric) -> dict[str, str | None]:
+        """What is known of each place, or of each file, that a rule names: see
+        `shadow.claims.states`.
+        """
+        if figure.component == FILES:
+            if self.summary.files is None:
+                return {}
+            return file_states(figure, self.source.table("files").to_pylist())
+        deltas = self.deltas[["component", "module", "layer"]].astype(object)
+        places = deltas.where(deltas.notna(), None).itertuples(index=False, name=None)
+        return states(figure, self._tensors, set(places))
+
+    def is_identical(self, figure: Metric) -> bool:
+        """Whether all matrices that a rule names were compared and none changed."""
+        matrices = [row for row in self._tensors if row["reason"] != "not_a_matrix"]
+        found = states(figure, matrices, set())
+        return bool(found) and set(found.values()) == {UNCHANGED}
+
+    def answer(self, claim: Metric) -> tuple[str | None, str]:
+        """Whether a gate or a claim holds, None where it cannot be told, and the reason."""
+        if claim.component == GATE:
+            gate = next(gate for gate in self.summary.gates if gate.name == claim.metric)
+            if gate.figure is None and not gate.passed:
+                return None, gate.reason
+            return HOLDS if gate.passed else FAILS, gate.reason
+        if claim.metric == FILES:
+            told, _ = files(self.source.table("files").to_pylist())
+            return {"holds": HOLDS, "does_not_hold": FAILS}.get(told.outcome), told.reason
+        found = self.states(Metric("*", None, ""))
+        apart = [f"{name} is {state}" for name, state in found.items() if state != UNCHANGED]
+        if any(state not in (UNCHANGED, None) for state in found.values()):
+            return FAILS, several(apart, NAMED)
+        if None in found.values():
+            unknown = [name for name, state in found.items() if state is None]
+            return None, f"not all of {several(unknown, NAMED)} was compared"
+        return (HOLDS, "nothing changed") if found else (None, "nothing was compared")
 
     def with_intervals(self, at: Scope) -> list[str]:
         """The figures of a place that intervals are made of."""
         return list(self._rows[at].intervals)
 
-    def figure(self, at: Scope, metric: str) -> JudgedFigure:
-        """The summary's figure of that name, else the median over the delta rows of the place."""
+    def figure(self, at: Scope, metric: str, layers: tuple[int, int] | None = None) -> JudgedFigure:
+        """The summary's figure of that name, else the median over the delta rows of the place; in
+        some layers the latter.
+        """
         name = ".".join((*at, metric))
+        if layers is not None:
+            component, module = at[0] if at else None, at[1] if len(at) > 1 else None
+            name = str(Metric(component, module, metric, layers))
+            return self._median(name, at, metric, layers)
         row = self._rows.get(at)
         if row is None:
             return JudgedFigure(name, None)
@@ -225,10 +297,20 @@ class Measured:
             why = row.no_interval or f"{row.layers} layers are too few for it"
         return JudgedFigure(name, figures[metric], row.intervals.get(metric), why)
 
-    def _median(self, name: str, at: Scope, metric: str) -> JudgedFigure:
+    def _deltas_of(self, at: Scope, layers: tuple[int, int] | None) -> pd.DataFrame:
+        """The delta rows of a place, in these layers or in all."""
         rows = self.deltas
         for key, wanted in zip(("component", "module"), at, strict=False):
             rows = rows[rows[key] == wanted]
+        if layers is not None:
+            numbers = floats(rows["layer"])
+            rows = rows[(numbers >= layers[0]) & (numbers <= layers[1])]
+        return rows
+
+    def _median(
+        self, name: str, at: Scope, metric: str, layers: tuple[int, int] | None = None
+    ) -> JudgedFigure:
+        rows = self._deltas_of(at, layers)
         values = floats(rows[metric])
         middle = median(values)
         if metric == "equivalent_directions":
@@ -241,6 +323,10 @@ class Measured:
 
     def why_absent(self, name: Metric) -> str:
         """Why the report has no delta of what a rule names."""
+        if name.component == FILES:
+            return "the report lists no files: it was made before they were"
+        if name.layers is not None:
+            return f"the report has no changed matrix of {replace(name, metric='')}"
         if name.component is None:
             return next(gate.reason for gate in self.summary.gates if gate.name == "changed")
         tensors = self.report.tensors
@@ -320,22 +406,62 @@ def judge(
     rules: Sequence[Rule], now: Measured, baseline: Measured | None = None
 ) -> tuple[Verdict, ...]:
     """What comes of every rule. Without a baseline, rules on what moved are missing."""
-    return tuple(
-        _moved(rule, now, baseline) if rule.comparison == MOVED else _threshold(rule, now)
-        for rule in rules
+    return tuple(_judged(rule, now, baseline) for rule in rules)
+
+
+def _judged(rule: Rule, now: Measured, baseline: Measured | None) -> Verdict:
+    if rule.comparison == MOVED:
+        return _moved(rule, now, baseline)
+    if rule.comparison in (HOLDS, FAILS):
+        return _claimed(rule, now)
+    return _in_state(rule, now) if rule.comparison in STATES else _threshold(rule, now)
+
+
+def _claimed(rule: Rule, now: Measured) -> Verdict:
+    """A gate, or a claim on what the report has."""
+    answer, reason = now.answer(rule.figure)
+    if answer is None:
+        return _missing(rule, f"{rule.figure} cannot be told: {reason}")
+    finding = RuleFigure(str(rule.figure), answer, rule.holds(answer))
+    detail = f"{rule.figure} {answer}: {reason}"
+    return Verdict(rule, "met" if finding.met else "passed", detail, (finding,))
+
+
+def _in_state(rule: Rule, now: Measured) -> Verdict:
+    """Places or files that changed or did not: one that is not known is no pass."""
+    found = now.states(rule.figure)
+    if not found:
+        return _missing(rule, now.why_absent(rule.figure))
+    findings = tuple(
+        RuleFigure(name, state, rule.holds(state))
+        for name, state in found.items()
+        if state is not None
     )
+    violating = [f"{one.figure} is {one.value}" for one in findings if one.met]
+    if violating:
+        return Verdict(rule, "met", several(violating, NAMED), findings)
+    unknown = [name for name, state in found.items() if state is None]
+    if unknown:
+        return _missing(rule, f"not all of {several(unknown, NAMED)} was compared")
+    texts = list(dict.fromkeys(f"is {one.value}" for one in findings))
+    noun = findings[0].figure if len(findings) == 1 else f"each of {len(findings)}"
+    return Verdict(rule, "passed", f"{noun} {' or '.join(texts)}", findings)
 
 
 def _threshold(rule: Rule, now: Measured) -> Verdict:
     places = now.places(rule.figure)
-    figures = {at: now.figure(at, rule.figure.metric) for at in places}
+    figures = {at: now.figure(at, rule.figure.metric, rule.figure.layers) for at in places}
     findings = {
         at: RuleFigure(figure.name, value, rule.holds(value))
         for at, figure in figures.items()
         if (value := figure.value) is not None
     }
-    if not findings and not any(map(now.changed, places)):
-        return _missing(rule, now.why_absent(rule.figure))
+    if not findings and not any(now.changed(at, rule.figure.layers) for at in places):
+        if rule.figure.metric not in NORMS or not now.is_identical(rule.figure):
+            return _missing(rule, now.why_absent(rule.figure))
+        zero = RuleFigure(str(rule.figure), 0.0, rule.holds(0.0))
+        detail = f"{rule.figure} is 0, as all that it names is identical"
+        return Verdict(rule, "met" if zero.met else "passed", detail, (zero,))
     nulls = [figure.name for figure in figures.values() if figure.value is None]
     if not findings:
         when = NULLS.get(rule.figure.metric)
@@ -366,6 +492,8 @@ def is_median(figure: Metric) -> bool:
     """Whether a figure is the median over the matrices of its place, and not a sum, a share or a
     norm of all of them.
     """
+    if figure.layers is not None:
+        return True
     if figure.component is None:
         whole = WHOLE_OF_PAIR
     elif figure.module is None:
@@ -381,8 +509,9 @@ def _medians(figure: Metric, now: Measured, places: Sequence[Scope]) -> str:
         return ""
     if len(places) > 1:
         return ", each the median over its matrices"
-    if figure.module is not None:
-        return f", the median over {counted(now.changed(places[0]), 'matrix', 'matrices')}"
+    if figure.module is not None or figure.layers is not None:
+        count = now.changed(places[0], figure.layers)
+        return f", the median over {counted(count, 'matrix', 'matrices')}"
     return ", the median over matrices"
 
 

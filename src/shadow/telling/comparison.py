@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from shadow.comparing.contrast import Contrast
     from shadow.comparing.differences import Difference
 
-KNOWN_BY = {"commit": "its commit", "content": "its fingerprint", "spectra": "its measured spectra"}
+KNOWN_BY = {"commit": "its commit", "content": "its content", "spectra": "its measured spectra"}
 KINDS: Mapping[str, Kind] = {"difference": "difference", "log ratio": "log_ratio"}
 MODULE_FIGURES: Mapping[str, tuple[str, Kind]] = {  # columns of the table by module: head, kind
     "concentration": ("conc.", "difference"),

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from shadow.claims.explanations import EXPLANATIONS
 from shadow.claims.gates import GATES
 from shadow.claims.recognised import RECOGNISED
+from shadow.claims.verify.table import FORMS, VERIFY
 from shadow.places.names import name_rules
 from shadow.reasons import REASONS
 from shadow.reports.columns import read_words
@@ -43,6 +44,12 @@ def other_words() -> Mapping[str, Head]:
     # a gate is known by its code already; what has the code of a claim as its own name comes first
     codes = {claim.code: claim.title for claim in (*EXPLANATIONS.values(), *RECOGNISED.values())}
     texts = {code: f"`{title}`, {texts[title]}" for code, title in codes.items()} | texts
+    texts |= {
+        code: f"a claim of `shadow verify {code} {FORMS[code].usage}`: {claim.meaning}"
+        for code, claim in VERIFY.items()
+    }
+    sentences = _WORDS["sentences"].items()
+    texts = {code: f"a sentence of the finding: {text}" for code, text in sentences} | texts
     return {
         **{word: Head(text) for word, text in texts.items()},
         **dict.fromkeys(name_rules().modules, _MODULE),
