@@ -15,12 +15,18 @@ import typer.main
 from shadow.claims.explanations import EXPLANATIONS
 from shadow.claims.gates import GATES
 from shadow.claims.recognised import RECOGNISED
+from shadow.claims.verify.table import VERIFY
 from shadow.cli.commands import app
 from shadow.cli.examples import EXAMPLES
 from shadow.reports.columns import DELTA, FIGURES, RESIDUAL, SCORES, SPECTRAL
 
 ROOT = Path(__file__).parents[1]
-CLAIMS = {"Gates": GATES, "What is recognised": RECOGNISED, "Other explanations": EXPLANATIONS}
+CLAIMS = {
+    "Gates": GATES,
+    "What is recognised": RECOGNISED,
+    "Other explanations": EXPLANATIONS,
+    "What `shadow verify` checks": VERIFY,
+}
 CLAIM_HEADS = ("code", "claim", "holds if", "judged by", "null", "wrong")
 DIAGNOSTICS = (*SPECTRAL, *DELTA, *RESIDUAL, *FIGURES, *SCORES)
 

@@ -17,7 +17,7 @@ TYPE_CHECKING = False  # as type checkers know it, without the milliseconds of `
 if TYPE_CHECKING:
     from typing import Any
 
-    from shadow.api import audit, compare, export, judge, pairs, plan, read, read_all
+    from shadow.api import audit, compare, export, judge, pairs, plan, read, read_all, verify
     from shadow.audits.request import Files, Nulls, Ray
     from shadow.errors import ShadowError, UsageError
     from shadow.outputs.notebook import AuditReport, AuditReports
@@ -41,6 +41,7 @@ __all__ = [
     "plan",
     "read",
     "read_all",
+    "verify",
 ]
 
 # Where names are defined that are not of shadow.api. No submodule has one of the names: importing

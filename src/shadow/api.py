@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from shadow.audits.pair_plan import PairPlan
     from shadow.audits.runtime import Progress
     from shadow.claims.verdicts import Judgement, Measured
+    from shadow.claims.verify.verification import Verification
     from shadow.comparing.comparison import Comparison
     from shadow.outputs.exports import ExportResult
 
@@ -470,6 +471,59 @@ def judge(
     return judge_report(gathered, now, baseline)
 
 
+def verify(
+    claim: str,
+    /,
+    *checkpoints: Place,
+    moved: str | Sequence[str] = (),
+    frozen: str | Sequence[str] = (),
+    base: Place | None = None,
+    files: Files = Files(),  # noqa: B008 - frozen
+    jobs: int | None = None,
+    say: Callable[[str], None] | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Verification:
+    """Check a claim about checkpoints, entry by entry: it holds, does not hold, or cannot be told.
+
+    `shadow.verify("same", "./a", "./b").holds` is True, False, or None.
+
+    Args:
+        claim: Such as `same`; `shadow verify --help` lists them.
+        checkpoints: What it is asked of, in the order of the command: folders, or
+            `org/name[@revision]` on the Hub.
+        moved: Of `trained`: what should have changed, such as `language.layers.0-7`.
+        frozen: Of `trained`: what should be equal.
+        base: Of `stored`: the model that the full one was trained from.
+        files: Where checkpoints come from, such as `shadow.Files(offline=True)`.
+        jobs: How many tensors are compared at a time; None: as many as there are cores, or as fit
+            the memory.
+        say: Gets a line of text now and then.
+        progress: Gets how far it is, after every tensor.
+
+    Raises:
+        UsageError: Where a claim is not known, or is not asked of these.
+        ShadowError: Where a checkpoint cannot be read.
+    """
+    from shadow.audits.perform import access_of
+    from shadow.audits.runtime import Runtime
+    from shadow.audits.verify import question
+    from shadow.audits.verify import verify as check
+    from shadow.audits.workers import single_threads
+
+    asked = question(
+        claim,
+        [_reference(one) for one in checkpoints],
+        moved=_words(moved),
+        frozen=_words(frozen),
+        base=None if base is None else _reference(base),
+    )
+    runtime = Runtime(
+        jobs=jobs, access=access_of(files), say=say or _ignore, show=progress or _ignore
+    )
+    with single_threads():
+        return check(asked, runtime)
+
+
 def export(
     reports: Report | Place | Sequence[Report | Place],
     to: Format,
@@ -486,7 +540,7 @@ def export(
         to: csv, json, arrow, parquet, duckdb, sqlite or hf-dataset-folder.
         path: The file or folder to write. Only an export to the same format that nobody has
             touched is replaced.
-        tables: Only these: matrices, tensors, residual, spectra.
+        tables: Only these: matrices, tensors, residual, files, spectra.
         storage_options: Options of the driver of URLs, as fsspec takes them.
 
     Raises:

@@ -46,8 +46,8 @@ from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.checkpoints.pairing import Filter
 from shadow.claims.verdicts import first_code
 from shadow.cli import console
-from shadow.cli.bars import Pace
 from shadow.cli.commands import app
+from shadow.cli.pace import Pace
 from shadow.errors import ShadowError
 from shadow.reports.columns import BATCH, HEADLINE
 from shadow.spectra.delta import Method

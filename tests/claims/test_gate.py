@@ -29,6 +29,7 @@ from shadow.claims.rules import (
     parse_rule,
 )
 from shadow.claims.verdicts import (
+    FIRST,
     Judgement,
     Verdict,
     first_code,
@@ -322,6 +323,9 @@ def test_the_largest_move_is_told_first(demo):
         one.figure for one in sorted(moved, key=distance, reverse=True)
     ]
     assert f"and {len(moved) - 5} more" in found.detail
+    assert re.findall(r"(\w+) is [\d.]+, was", found.in_full) == [
+        one.figure for one in sorted(moved, key=lambda one: one.figure not in FIRST)
+    ]
     told = re.findall(r"(\w+) is [\d.]+, was", found.detail)
     assert told[:2] == ["relative_norm_overall", "concentration"]
     others = [one.figure for one in moved if one.figure not in (*told[:2], "relative_norm")]
@@ -350,7 +354,7 @@ def test_few_layers_are_said_and_are_no_pass(tmp_path):
     some = reports.write(tmp_path / "some", rows)
     found = verdict(some, "*", some)
     assert found.outcome == "passed"
-    assert "not judged are depth_entropy, depth_gini, effective_layers" in found.detail
+    assert "not judged: depth_entropy, depth_gini, effective_layers" in found.detail
     assert "6 layers are too few for it" in found.detail
     assert "null in the baseline" in verdict(some, "vision_to_language", some).detail
 
@@ -488,8 +492,14 @@ def test_audit_and_gate_say_the_same(shadow):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("matrices", "matrices.parquet is missing from this report (was it copied completely?)"),
-        ("tensors", "tensors.parquet is missing from this report (was it copied completely?)"),
+        (
+            "matrices",
+            "matrices.parquet is missing from this report (it may not have been copied completely)",
+        ),
+        (
+            "tensors",
+            "tensors.parquet is missing from this report (it may not have been copied completely)",
+        ),
     ],
 )
 def test_a_damaged_report_does_not_pass(shadow, tmp_path, name, words):
@@ -772,7 +782,7 @@ def test_an_audit_into_the_baselines_own_folder_is_held_against_what_was_there(
     folder = tmp_path / "reports" / "demo" / "base..narrow"
     shutil.copytree(demo["broad"], folder)
     # the broad pair's figures under the narrow pair's name
-    for name in ("matrices", "tensors", "residual"):
+    for name in ("matrices", "tensors", "residual", "files"):
         table = pq.read_table(folder / f"{name}.parquet")
         metadata = json.loads(table.schema.metadata[b"shadow"]) | {
             "pair": "base..narrow",

@@ -15,7 +15,7 @@ from shadow.errors import ShadowError
 from shadow.places.groups import direction_of
 from shadow.spectra.lazy import FACTOR_BLOCK
 from shadow.spectra.residual import on_short_side, projection_memory
-from shadow.spectra.spectrum import BLOCK
+from shadow.spectra.spectrum import BLOCK, TILE
 from shadow.text import byte_size
 
 PROCESS = 400_000_000  # bytes of memory of Python, torch and pandas before any matrix, measured
@@ -87,3 +87,12 @@ def lacking(pairs: Sequence[MatrixPair], machine: MachineLimits) -> ShadowError 
         f" {byte_size(matrix_memory(largest))} of memory, {byte_size(machine.memory)} are free{by}",
         "free some memory, use a larger machine, or leave the matrix out (--layer, --module)",
     )
+
+
+def scan_jobs(pairs: Sequence[MatrixPair], machine: MachineLimits) -> int:
+    """Workers of a scan, which keeps both sides of a pair and tiles of them: as many as there are
+    cores, or as fit the free memory.
+    """
+    largest = max((pair.rows * pair.cols for pair in pairs), default=0)
+    each = 2 * kept_memory(8 * largest) + BUFFERS * TILE
+    return max(1, min(machine.cores, machine.memory // each))

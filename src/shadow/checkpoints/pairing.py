@@ -125,13 +125,13 @@ class Filter:
 
 
 def pair_checkpoints(
-    base: Checkpoint, tuned: Checkpoint, chosen: Filter
+    base: Checkpoint, tuned: Checkpoint, chosen: Filter, *, may_differ: bool = False
 ) -> tuple[list[MatrixPair], list[Skipped]]:
     """Line up two checkpoints by place, then by shape.
 
     Every tensor of either side is in some pair or has at least one Skipped. Raises ShadowError when
-    nothing at all pairs, as then the two are not a base and a model tuned from it, and UsageError
-    when they have nothing of what was chosen.
+    nothing at all pairs, as then the two are not a base and a model tuned from it (may_differ: it
+    is no fault), and UsageError when they have nothing of what was chosen.
     """
     base_operands, base_unusable = _base_operands(base, base.config or tuned.config)
     base_is_closed = not base_operands
@@ -171,14 +171,15 @@ def pair_checkpoints(
             ]
         else:
             skipped += _skips("base", operand, place, reason="only_in_base")
-    if not any(isinstance(outcome, MatrixPair) and outcome.base for outcome in outcomes):
+    meet = any(isinstance(outcome, MatrixPair) and outcome.base for outcome in outcomes)
+    if not meet and not may_differ:
         if not tuned_operands and tuned_unusable:
             raise _closed(tuned.reference, tuned_unusable)
         if base_is_closed and base_unusable:
             raise _closed(base.reference, base_unusable)
         raise ShadowError(
-            f"{base.reference} and {tuned.reference} share no tensor of one place and shape",
-            "are they a base and a model tuned from it?",
+            f"{base.reference} and {tuned.reference} share no tensor of the same place and shape",
+            "check that these are a base and a model tuned from it",
         )
     lined = [outcome for outcome in outcomes if isinstance(outcome, MatrixPair)]
     apart = [tensor for outcome in outcomes if isinstance(outcome, list) for tensor in outcome]

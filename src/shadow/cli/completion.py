@@ -80,6 +80,13 @@ def devices(incomplete: str) -> list[str]:
     return _begun(("cpu", "auto", "cuda"), incomplete)
 
 
+def verify_claims(incomplete: str) -> list[str]:
+    """Claims of `shadow verify`."""
+    from shadow.claims.verify.table import FORMS
+
+    return _begun(FORMS, incomplete)
+
+
 def tables(incomplete: str) -> list[str]:
     """Tables of a report."""
     from shadow.reports.columns import TABLES

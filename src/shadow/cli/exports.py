@@ -22,7 +22,7 @@ FigureKind = Literal["depth", "spectrum", "heatmap", "modules", "lineage"]
 
 
 def report(
-    run: option.RunFolders,
+    run: option.RunFolders = option.DEFAULT_OUTPUT,
     output: Annotated[
         Path, option.written(help="The page, one file.", metavar="FILE", dir_okay=False)
     ] = Path("report.html"),
@@ -146,7 +146,7 @@ def export(
     table: Annotated[
         list[str] | None,
         typer.Option(
-            help="Only this table: matrices, tensors, residual, spectra; may be repeated."
+            help="Only this table: matrices, tensors, residual, files, spectra; may be repeated."
         ),
     ] = None,
     storage_options: option.StorageOptions = None,

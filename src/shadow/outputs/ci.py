@@ -14,10 +14,12 @@ from xml.etree import ElementTree as ET
 
 from shadow.claims.rules import MOVED
 from shadow.claims.verdicts import Judgement, Verdict
+from shadow.claims.verify.verification import IN_WORDS, FailedVerification, Verification
 from shadow.errors import ShadowError
 from shadow.files import read_start, write_beside
 from shadow.outputs.markdown import markdown
 from shadow.telling.verdicts import gate_document, said_of
+from shadow.telling.verification import asked
 from shadow.text import counted, visible
 
 SUMMARY_BYTES = 1_000_000  # of a step's Markdown; GitHub drops all of what exceeds 1,048,576
@@ -180,8 +182,9 @@ def _in_workspace(file: str | None, line: int | None, workspace: Path | None) ->
 def junit(judged: Sequence[Judgement]) -> bytes:
     """JUnit XML: a suite for each pair, in it a case for the audit and one for each rule.
 
-    A rule that was violated is a failure, one with nothing to judge an error; rules that are but
-    warnings pass, and say so in their output, since JUnit has no warnings. Tensors that were
+    A pair without its report and a rule that was violated are failures, a rule with nothing to
+    judge is an error; rules that are but warnings pass, and say so in their output, since JUnit has
+    no warnings. Tensors that were
     skipped are told in the output of the audit's case: as cases of their own they would be
     thousands, and most are vectors.
     """
@@ -229,6 +232,28 @@ def write_junit(path: Path, judged: Sequence[Judgement]) -> None:
     _write_junit(path, junit(judged))
 
 
+def write_claims(path: Path, found: Sequence[Verification | FailedVerification]) -> None:
+    """What came of claims: a case each. One that does not hold is a failure, one that cannot be
+    told is skipped, and a fault is an error. Raises ShadowError.
+    """
+    root = ET.Element("testsuites", name="shadow")
+    suite = ET.SubElement(root, "testsuite", name="shadow verify")
+    for one in found:
+        names = {"classname": "shadow verify", "name": visible(asked(one))}
+        case = ET.SubElement(suite, "testcase", names, time="0.000")
+        if isinstance(one, FailedVerification):
+            _said(case, "error", message=one.fault, kind="fault")
+        elif one.outcome == "does_not_hold":
+            _said(case, "failure", message=one.reason, kind=one.claim)
+        elif one.outcome == "cannot_be_told":
+            _said(case, "skipped", message=one.reason, kind=one.claim)
+        if isinstance(one, Verification):
+            lines = [f"{IN_WORDS[one.outcome]}: {one.reason}"]
+            _output(case, [*lines, *(f"{item.name}: {item.what}" for item in one.against[:100])])
+    _count(suite)
+    _write_junit(path, _document(root))
+
+
 def _check_junit(path: Path) -> None:
     """Refuse to write over what is no JUnit file. Raises ShadowError."""
     hint = "choose another file with --junit"
@@ -268,7 +293,7 @@ def _count(element: ET.Element) -> None:
 def _audit_case(suite: ET.Element, judgement: Judgement) -> None:
     case = _case(suite, judgement, name="audit", seconds=judgement.seconds or 0.0)
     if judgement.fault is not None:
-        _said(case, "error", message=judgement.fault, kind="not audited")
+        _said(case, "failure", message=judgement.fault, kind="not audited")
     if judgement.objections:
         _said(
             case,
@@ -301,6 +326,8 @@ def _rule_case(suite: ET.Element, judgement: Judgement, verdict: Verdict) -> Non
         lines.append(f"warning: {verdict.detail}")
     else:
         _said(case, TAGS[verdict.outcome], message=verdict.detail, kind=verdict.rule.condition)
+    if verdict.in_full:
+        lines.append(verdict.in_full)
     if verdict.outcome == "met" and verdict.rule.message:
         lines.append(verdict.rule.message)
     if lines:

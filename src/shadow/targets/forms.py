@@ -377,3 +377,27 @@ class RuleForm(Form):
 
 class PolicyForm(RootModel[Annotated[dict[Name, RuleForm], Field(min_length=1)]]):
     """Rules by their names."""
+
+
+class ClaimForm(Form):
+    """A claim for `shadow verify`; docs/verify.md says what each is asked of."""
+
+    CALLED = "a claim"
+    WRITTEN = "write `same ./a ./b`, or {claim: same, of: [./a, ./b]}"
+
+    claim: Word
+    of: list[Ref] = Field(min_length=1, max_length=100)
+    moved: list[Word] = Field(default=[])
+    frozen: list[Word] = Field(default=[])
+    base: Ref | None = None
+
+    @classmethod
+    def of_text(cls, text: str) -> object:
+        claim, *of = text.split()
+        return {"claim": claim, "of": of}
+
+
+class ClaimsForm(
+    RootModel[Annotated[list[ClaimForm], Field(min_length=1, max_length=MAX_ENTRIES)]]
+):
+    """Claims, one after another."""

@@ -122,6 +122,22 @@ def parse_reference(text: str, folder: Path | None = None) -> Reference:
     return Reference(repo=repo, is_folder=False, revision=revision or None)
 
 
+def typed_reference(text: str) -> Reference:
+    """What a person typed for a checkpoint. Raises UsageError, before any request, for `org/name`
+    where a checkpoint lies in a folder of that name.
+    """
+    reference = parse_reference(text)
+    if not reference.is_folder and "@" not in text and _holds_checkpoint(Path(text)):
+        hint = f"write ./{text} for the folder, or {text}@main for the model on the Hub"
+        raise UsageError(f"{text} is a folder here, and a name on the Hub", hint)
+    return reference
+
+
+def _holds_checkpoint(folder: Path) -> bool:
+    """Whether a folder has files that only checkpoints have."""
+    return any(any(folder.glob(name)) for name in ("*.safetensors", "config.json", "*.bin"))
+
+
 def as_folder(text: str, folder: Path | None = None) -> str | None:
     """How to write a folder of this name (relative to folder, or to here), where there is one."""
     if not text:

@@ -39,6 +39,7 @@ from shadow.outputs.page.sections import Chart, LinkedTable
 from shadow.quantities import Kind
 from shadow.reports.columns import NOTATION
 from shadow.summary.depth import LAYERS
+from shadow.summary.rows import checkpoint_side
 from shadow.telling.document import Block, Cell, Section, Table, named, number, table_of, worded
 from shadow.telling.lineage import lineage_document
 from shadow.telling.reading import SummarisedReport
@@ -124,7 +125,8 @@ def _in_chains(reports: Sequence[SummarisedReport]) -> set[Path]:
             metadata = report.provenance.told
         except ShadowError:  # told when the report itself is read
             continue
-        known.append((report.folder, (metadata["base"], metadata["tuned"])))
+        sides = checkpoint_side(metadata["base"]), checkpoint_side(metadata["tuned"])
+        known.append((report.folder, sides))
     return {known[number][0] for number in following([sides for _, sides in known])}
 
 

@@ -93,6 +93,7 @@ TITLES: Mapping[str, tuple[str, str]] = {
     "modules": ("Modules", "By module"),
     "scores": ("Scores", "Scores"),
     "skipped": ("Not measured", "Not measured"),
+    "files": ("Files", "Files beside the weights"),
     "provenance": ("Provenance", "Provenance"),
 }
 
@@ -142,6 +143,8 @@ def sections_of(
         }
     if len(summary.components) > 1:
         content["components"] = [Beside([components_table(summary.components)], [Chart("sides")])]
+    if "files" in blocks:
+        content["files"] = blocks["files"]
     if summary.scores:
         content["scores"] = all_scores(summary)
     halves = {name for both in BESIDE for name in both}

@@ -1,0 +1,132 @@
+"""One pass over the entries of two checkpoints that line up -> a row for each pair of tensors.
+
+Weights come as they do to an audit: in the same order, through the same sources, with the same
+workers. No spectrum is solved. What is made of a pair is for its caller to say.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+from threading import Event
+from typing import TypeVar
+
+from shadow.audits.machine_limits import machine_limits
+from shadow.audits.memory import scan_jobs
+from shadow.audits.plan import make_plan
+from shadow.audits.runtime import AlignedPair, Progress, Runtime
+from shadow.audits.workers import in_workers, own_workspace, sources_of, views
+from shadow.checkpoints.opening import Checkpoint
+from shadow.checkpoints.pairing import MatrixPair
+from shadow.checkpoints.sources import Fetching
+from shadow.claims.verify.scanned import Scanned
+from shadow.places.architecture import Place
+from shadow.spectra.delta import working_dtype
+from shadow.spectra.entries import compared
+from shadow.spectra.spectrum import Sides
+
+Row = TypeVar("Row")
+Measure = Callable[[MatrixPair, Checkpoint, Checkpoint], Row]
+"""What is made of a pair, whose sources are at hand."""
+
+
+def scan(
+    lined: AlignedPair, measure: Measure[Row], runtime: Runtime, scratch: Path
+) -> Generator[Row, None, None]:
+    """What `measure` makes of every pair, in order of completion. The rows do not depend on jobs.
+
+    Raises ShadowError where weights cannot be had, or are written to meanwhile.
+    """
+    plan = make_plan(
+        lined.base,
+        lined.tuned,
+        lined.pairs,
+        runtime.access,
+        skipped=0,
+        filtered=True,
+        folder=scratch,
+        scratch=scratch,
+    )
+    plan.require_disk()
+    total, moved, done = len(lined.pairs), 0, 0
+
+    def tell() -> None:
+        runtime.show(
+            Progress(
+                done=done,
+                total=total,
+                cost_done=done,
+                cost_total=max(1, total),
+                moved=moved,
+                to_move=plan.to_move,
+            )
+        )
+
+    def report(count: int) -> None:
+        nonlocal moved
+        moved += count
+        tell()
+
+    def measured(pair: MatrixPair) -> Row:
+        try:
+            return measure(pair, plan.base, plan.tuned)
+        finally:  # whatever came of bytes that were written meanwhile, this is what is told
+            for source in sources_of(pair, plan.base, plan.tuned):
+                source.require_unchanged()
+
+    jobs = runtime.jobs or scan_jobs(lined.pairs, runtime.limits or machine_limits())
+    fetching = Fetching(runtime.say, report)
+    rows = in_workers(plan.base, plan.tuned, plan.work, measured, jobs, fetching)
+    with contextlib.closing(rows):
+        for row in rows:
+            done += 1
+            tell()
+            yield row
+
+
+def sides_of(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> Sides:
+    """Both sides of a pair that has a base, read in the dtype that their formats need."""
+    assert pair.base is not None, "lined up"
+    first, second = views(pair, pair.base, base, tuned)
+    dtype = working_dtype(pair.base.info.dtype, pair.tuned.info.dtype)
+    return Sides(first, second, dtype, own_workspace())
+
+
+def scanned(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> Scanned:
+    """The row of a pair that has a base."""
+    assert pair.base is not None, "lined up"
+    formats = pair.base.info.dtype, pair.tuned.info.dtype
+    found = compared(sides_of(pair, base, tuned), formats)
+    return Scanned(
+        place=in_words(pair.place),
+        base=pair.base.info.name,
+        tuned=pair.tuned.info.name,
+        formats=formats,
+        entries=found.entries,
+        changed=found.changed,
+        base_energy=found.base,
+        tuned_energy=found.tuned,
+        delta_energy=found.delta,
+        inner=found.inner,
+        finite=found.finite,
+        rounded=found.rounded,
+    )
+
+
+def in_words(place: Place) -> str:
+    """`language.layers.0.attn.q`, as rules write places; an expert follows its module."""
+    parts = [place.component]
+    if place.layer is not None:
+        parts.append(f"layers.{place.layer}")
+    parts.append(place.module)
+    if place.expert is not None:
+        parts.append(str(place.expert))
+    return ".".join(parts)
+
+
+def fetch_all(checkpoints: Sequence[Checkpoint], runtime: Runtime) -> None:
+    """Fetch every shard of small checkpoints, such as adapters, before a scan."""
+    for checkpoint in checkpoints:
+        for source in checkpoint.sources.values():
+            source.fetch(say=runtime.say, report=lambda count: None, stop=Event())

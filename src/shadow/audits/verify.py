@@ -1,0 +1,111 @@
+"""`shadow verify`: a claim about checkpoints, measured in passes over entries -> its answer."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from shadow.audits.runtime import Runtime
+from shadow.audits.sides import client_for
+from shadow.audits.verify_files import verify_files
+from shadow.audits.verify_same import verify_same
+from shadow.claims.verify.table import FORMS, VERIFY
+from shadow.claims.verify.verification import Verification
+from shadow.errors import UsageError
+from shadow.targets.references import Reference
+from shadow.text import nearest
+
+
+@dataclass(frozen=True)
+class Question:
+    """A claim that is to be checked."""
+
+    claim: str
+    """One of FORMS."""
+    checkpoints: tuple[Reference, ...]
+    moved: tuple[str, ...] = ()
+    frozen: tuple[str, ...] = ()
+    base: Reference | None = None
+
+    @property
+    def of(self) -> dict[str, str]:
+        """What it is asked of, by the names in usage."""
+        form = FORMS[self.claim]
+        names = list(form.checkpoints)
+        more = len(self.checkpoints) - len(names)
+        names += [f"{names[-1]} {number}" for number in range(2, 2 + more)]
+        told = {
+            name: str(reference) for name, reference in zip(names, self.checkpoints, strict=True)
+        }
+        if self.base is not None:
+            told["--base"] = str(self.base)
+        for option, patterns in (("--moved", self.moved), ("--frozen", self.frozen)):
+            if patterns:
+                told[option] = ", ".join(patterns)
+        return told
+
+    @property
+    def references(self) -> list[Reference]:
+        """Every checkpoint that it reads."""
+        return [*self.checkpoints, *([self.base] if self.base else [])]
+
+
+Check = Callable[[Question, Runtime, Path], Verification]
+"""Measures what a claim needs, and asks it. The folder is for what lies there meanwhile."""
+
+CHECKS: Mapping[str, Check] = {
+    "same": lambda asked, runtime, scratch: verify_same(
+        asked.of, asked.checkpoints, runtime, scratch
+    ),
+    "files": lambda asked, runtime, scratch: verify_files(asked.of, asked.checkpoints, runtime),
+}
+
+
+def question(
+    claim: str,
+    checkpoints: Sequence[Reference],
+    *,
+    moved: Sequence[str] = (),
+    frozen: Sequence[str] = (),
+    base: Reference | None = None,
+) -> Question:
+    """The question that these words ask.
+
+    Raises UsageError for a claim that is not known, and for what it is not asked of.
+    """
+    form = FORMS.get(claim)
+    if form is None:
+        hint = nearest(claim, FORMS) or f"one of {', '.join(FORMS)}"
+        raise UsageError(f"no claim {claim[:40]!r}", hint)
+    usage = f"write: shadow verify {claim} {form.usage}"
+    least = len(form.checkpoints)
+    if len(checkpoints) < least or (len(checkpoints) > least and not form.repeats):
+        wanted = f"{least} or more checkpoints" if form.repeats else f"{least} checkpoints"
+        raise UsageError(f"{claim} needs {wanted}, and {len(checkpoints)} are given", usage)
+    given = {"moved": bool(moved), "frozen": bool(frozen), "base": base is not None}
+    for option, is_given in given.items():
+        if is_given and option not in form.options:
+            known = [name for name, other in FORMS.items() if option in other.options]
+            raise UsageError(f"{claim} has no --{option}", f"{' and '.join(known)} has it")
+    if form.needs and not any(given[option] for option in form.needs):
+        needed = " or ".join(f"--{option} PATTERN" for option in form.needs)
+        raise UsageError(f"{claim} needs {needed}", usage)
+    return Question(
+        claim,
+        tuple(checkpoints),
+        tuple(moved),
+        tuple(frozen),
+        base,
+    )
+
+
+def verify(asked: Question, runtime: Runtime) -> Verification:
+    """Check a claim. Raises ShadowError where a checkpoint cannot be read."""
+    assert asked.claim in VERIFY, "of `question`"
+    with (
+        tempfile.TemporaryDirectory(prefix="shadow-verify-") as scratch,
+        client_for(asked.references),
+    ):
+        return CHECKS[asked.claim](asked, runtime, Path(scratch))

@@ -1,0 +1,133 @@
+"""`same A B`: whether two checkpoints hold equal tensors, whatever names, files and dtypes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from shadow.claims.answer import Answer, Claim, Figure
+from shadow.claims.verify.scanned import Apart, Scanned, relative_norm
+from shadow.claims.verify.verification import Against, largest_first
+from shadow.quantities import share
+from shadow.text import counted, several
+
+SAME = Claim(
+    "same",
+    "the same model",
+    "every tensor of either checkpoint has an equal one in the other, whatever names, shards,"
+    " order, packing and dtypes; a cast that is exact in every entry changes nothing",
+    null="one entry that differs, or one tensor more",
+)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What a scan found of two checkpoints, called A and B."""
+
+    rows: Sequence[Scanned]
+    lone: Sequence[Apart]
+    """Tensors that only one of them has."""
+    unread: Sequence[Apart]
+    """Tensors whose values are not known."""
+
+
+def same(found: Compared) -> tuple[Answer, tuple[Against, ...]]:
+    """The answer, and the tensors that differ."""
+    differ = [row for row in found.rows if row.changed]
+    figures: dict[str, Figure] = {
+        "tensors": len(found.rows),
+        "tensors_differ": len(differ),
+        "tensors_only_in_a": sum(one.side == "base" for one in found.lone),
+        "tensors_only_in_b": sum(one.side == "tuned" for one in found.lone),
+        "tensors_not_read": len(found.unread),
+        "entries": sum(row.entries for row in found.rows),
+        "entries_differ": sum(row.changed for row in differ),
+    }
+    far = relative_norm(found.rows)
+    if differ and far is not None:
+        figures["relative_norm"] = far
+    against = [Against(one.tensor, one.what) for one in found.lone]
+    against += [Against(row.tuned, _difference(row), row.relative) for row in differ]
+    if differ or found.lone:
+        reason = "; ".join(_differences(found, differ, far))
+        return Answer("same", "does_not_hold", reason, figures), largest_first(against)
+    if found.unread:
+        reason = f"{_equal(found.rows)}, but {_unread(found.unread)}"
+        unread = largest_first([Against(one.tensor, one.what) for one in found.unread])
+        return Answer("same", "cannot_be_told", reason, figures), unread
+    if not found.rows:
+        return Answer("same", "cannot_be_told", "there is nothing to compare", figures), ()
+    return Answer("same", "holds", f"{_equal(found.rows)}{_casts(found.rows)}", figures), ()
+
+
+def _equal(rows: Sequence[Scanned]) -> str:
+    if len(rows) == 1:
+        return "the only tensor is equal"
+    if len(rows) == 2:
+        return "both tensors are equal"
+    return f"all {len(rows):,} tensors are equal"
+
+
+def _casts(rows: Sequence[Scanned]) -> str:
+    """`, after a cast BF16 -> F32 that is exact in every entry`; empty where dtypes are equal."""
+    casts = {row.formats: None for row in rows if row.formats[0] != row.formats[1]}
+    if not casts:
+        return ""
+    named = several([f"{old} -> {new}" for old, new in sorted(casts)], 3)
+    return f", after a cast {named} that is exact in every entry"
+
+
+def _differences(found: Compared, differ: Sequence[Scanned], far: float | None) -> list[str]:
+    """What is wrong, the most telling first."""
+    texts = []
+    if differ:
+        texts.append(_rounded(found.rows, differ, far) or _values(found.rows, differ, far))
+    elif found.rows:
+        texts.append(f"{_equal(found.rows)} that both have")
+    for side, name in (("base", "A"), ("tuned", "B")):
+        lone = [one for one in found.lone if one.side == side]
+        if lone:
+            tensors = counted(len(lone), "tensor", "tensors")
+            texts.append(f"{tensors} only in {name}")
+    if found.unread:
+        texts.append(_unread(found.unread))
+    return texts
+
+
+def _rounded(rows: Sequence[Scanned], differ: Sequence[Scanned], far: float | None) -> str | None:
+    """`B is A rounded to BF16`, where every tensor that differs is; otherwise None."""
+    casts = {row.rounded for row in differ}
+    cast = casts.pop() if len(casts) == 1 else None
+    if cast is None:
+        return None
+    side, name = cast
+    which = "B is A" if side == "tuned" else "A is B"
+    size = "" if far is None else f", the error is {share(far)} of the norm"
+    return f"{which} rounded to {name}: {_of(differ, rows)} differ{size}"
+
+
+def _values(rows: Sequence[Scanned], differ: Sequence[Scanned], far: float | None) -> str:
+    entries = sum(row.changed for row in differ)
+    where = f"in {counted(entries, 'entry', 'entries')}"
+    size = "" if far is None else f", by {share(far)} of the norm"
+    verb = "differs" if len(differ) == 1 else "differ"
+    return f"{_of(differ, rows)} {verb}, {where}{size}"
+
+
+def _of(some: Sequence[Scanned], rows: Sequence[Scanned]) -> str:
+    return f"{len(some):,} of {counted(len(rows), 'tensor', 'tensors')}"
+
+
+def _unread(unread: Sequence[Apart]) -> str:
+    tensors = counted(len(unread), "tensor is", "tensors are")
+    return f"{tensors} not compared: {unread[0].what}"
+
+
+def _difference(row: Scanned) -> str:
+    text = f"{row.changed:,} of {row.entries:,} entries differ"
+    if row.rounded is not None:
+        side, name = row.rounded
+        text += f": {'B is A' if side == 'tuned' else 'A is B'} rounded to {name}"
+    elif not row.finite:
+        text += "; some are not finite"
+    return f"{text}; {row.remark}" if row.remark else text

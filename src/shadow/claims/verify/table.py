@@ -1,0 +1,33 @@
+"""The claims that `shadow verify` checks, and what each is asked of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from shadow.claims.answer import table
+from shadow.claims.verify.files import FILES
+from shadow.claims.verify.same import SAME
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a claim is asked of."""
+
+    checkpoints: tuple[str, ...]
+    """Their names, in order, as in usage: `BASE`, `TUNED`."""
+    repeats: bool = False
+    """Whether the last may be given several times."""
+    options: tuple[str, ...] = ()
+    """Which of `moved`, `frozen` and `base` it takes."""
+    needs: tuple[str, ...] = ()
+    """Options of which one must be given."""
+
+    @property
+    def usage(self) -> str:
+        """`BASE TUNED`, `TUNED CANDIDATE...`."""
+        return " ".join(self.checkpoints) + ("..." if self.repeats else "")
+
+
+VERIFY = table(SAME, FILES)
+FORMS: Mapping[str, Form] = {"same": Form(("A", "B")), "files": Form(("A", "B"))}

@@ -1,0 +1,163 @@
+"""`shadow verify`: a claim about checkpoints, checked entry by entry."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from shadow.cli import completion, console
+from shadow.cli import options as option
+from shadow.cli.arguments import file_here, files_of
+from shadow.cli.gate import begin
+from shadow.errors import ShadowError, UsageError
+from shadow.storage import as_given, parsed_options
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from shadow.audits.runtime import Progress, Runtime
+    from shadow.audits.verify import Question
+    from shadow.claims.verify.verification import FailedVerification, Verification
+
+
+def verify(
+    claim: Annotated[
+        str | None,
+        typer.Argument(
+            help="Claim to check: see above.",
+            metavar="CLAIM",
+            autocompletion=completion.verify_claims,
+        ),
+    ] = None,
+    checkpoints: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Checkpoint or adapter: ./DIR, /DIR, org/name, or org/name@revision.",
+            metavar="CHECKPOINT",
+        ),
+    ] = None,
+    listed: Annotated[
+        Path | None,
+        typer.Option(
+            "--claims",
+            help="YAML file of claims to check, instead of one; may be a URL.",
+            metavar="FILE",
+            dir_okay=False,
+            callback=option.a_place,
+        ),
+    ] = None,
+    junit: option.Junit = None,
+    storage_options: option.StorageOptions = None,
+    jobs: option.Jobs = None,
+    allow_pickle: option.Pickle = False,
+    fetch: option.Fetch = "auto",
+    max_disk: option.MaxDisk = None,
+    offline: option.Offline = False,
+    format: option.Format = "table",
+    json: option.Json = False,
+    quiet: option.Quiet = False,
+) -> None:
+    """Check a claim about checkpoints: it holds, does not hold, or cannot be told.
+
+    Claims: same A B; files A B.
+
+    Exit codes: 0 holds; 4 does not hold; 5 cannot be told; 1 failed; 2 wrong usage. Of several
+    claims the first of 1, 4, 5, 0.
+    """
+    begin(junit, "verify")
+    files = files_of(
+        allow_pickle=allow_pickle, offline=offline, fetch=fetch, max_disk=max_disk, no_cache=True
+    )
+    if listed is None:
+        asked = [_question(claim, checkpoints or [])]
+    elif claim is not None:
+        raise UsageError("--claims and a claim do not go together", "leave one of them out")
+    else:
+        asked = _listed(listed, storage_options)
+    from shadow.audits.perform import access_of
+    from shadow.audits.runtime import Runtime
+    from shadow.claims.verify.verification import Verification, first_code
+    from shadow.outputs.ci import write_claims
+    from shadow.telling.verification import verification_document, verifications_document
+
+    say = console.say_nothing if quiet else console.say
+    runtime = Runtime(jobs=jobs, access=access_of(files), say=say)
+    is_alone = listed is None
+    found = [_checked(one, runtime, is_alone=is_alone, quiet=quiet) for one in asked]
+    if json or format == "json":
+        every = [one.as_json() for one in found]
+        console.show_json(every[0] if is_alone else every)
+    else:
+        for one in found:
+            if isinstance(one, Verification):
+                console.show(verification_document(one))
+        if not is_alone:
+            console.show(verifications_document(found))
+    if junit is not None:
+        write_claims(junit, found)
+    if code := first_code({one.exit_code for one in found}):
+        raise typer.Exit(code)
+
+
+def _question(claim: str | None, checkpoints: Sequence[str]) -> Question:
+    from shadow.audits.verify import question
+    from shadow.claims.verify.table import FORMS
+    from shadow.targets.references import parse_reference
+
+    if claim is None:
+        hint = f"one of {', '.join(FORMS)}, such as: shadow verify same ./A ./B"
+        raise UsageError("no claim to check", hint)
+    return question(claim, [parse_reference(text) for text in checkpoints])
+
+
+def _listed(file: Path, storage_options: str | None) -> list[Question]:
+    """The claims of a file. Raises ShadowError, with the line of one that makes no sense."""
+    from shadow.audits.verify import question
+    from shadow.targets.checked import read_form
+    from shadow.targets.forms import ClaimsForm
+
+    here = file_here(file, parsed_options(storage_options))
+    hint = "docs/verify.md describes it: a list such as `- same ./a ./b`"
+    form, lines = read_form(ClaimsForm, here, hint=hint)
+    asked = []
+    for number, entry in enumerate(form.root):
+        try:
+            one = question(
+                entry.claim,
+                entry.of,
+                moved=entry.moved,
+                frozen=entry.frozen,
+                base=entry.base,
+            )
+        except UsageError as error:
+            where = f"{file}:{lines[number,]}"
+            raise UsageError(f"{where}: {error.message}", error.hint) from error
+        asked.append(one)
+    return asked
+
+
+def _checked(
+    asked: Question, runtime: Runtime, *, is_alone: bool, quiet: bool
+) -> Verification | FailedVerification:
+    """What came of a claim; of one among several also its fault, which is said at once."""
+    from shadow.audits.verify import verify as check
+    from shadow.claims.verify.verification import FailedVerification
+
+    hidden = contextlib.nullcontext(None) if quiet else console.steps("verify")
+    try:
+        with hidden as update:
+
+            def show(state: Progress) -> None:
+                if update is not None:
+                    update(state.done, state.total, asked.claim)
+
+            return check(asked, replace(runtime, show=show))
+    except ShadowError as error:
+        if is_alone:
+            raise
+        console.complain(error)
+        return FailedVerification(asked.claim, asked.of, as_given(error.message))
