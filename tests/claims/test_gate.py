@@ -492,8 +492,14 @@ def test_audit_and_gate_say_the_same(shadow):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("matrices", "matrices.parquet is missing from this report (was it copied completely?)"),
-        ("tensors", "tensors.parquet is missing from this report (was it copied completely?)"),
+        (
+            "matrices",
+            "matrices.parquet is missing from this report (it may not have been copied completely)",
+        ),
+        (
+            "tensors",
+            "tensors.parquet is missing from this report (it may not have been copied completely)",
+        ),
     ],
 )
 def test_a_damaged_report_does_not_pass(shadow, tmp_path, name, words):
@@ -776,7 +782,7 @@ def test_an_audit_into_the_baselines_own_folder_is_held_against_what_was_there(
     folder = tmp_path / "reports" / "demo" / "base..narrow"
     shutil.copytree(demo["broad"], folder)
     # the broad pair's figures under the narrow pair's name
-    for name in ("matrices", "tensors", "residual"):
+    for name in ("matrices", "tensors", "residual", "files"):
         table = pq.read_table(folder / f"{name}.parquet")
         metadata = json.loads(table.schema.metadata[b"shadow"]) | {
             "pair": "base..narrow",

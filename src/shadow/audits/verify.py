@@ -9,6 +9,7 @@ from pathlib import Path
 
 from shadow.audits.runtime import Runtime
 from shadow.audits.sides import client_for
+from shadow.audits.verify_files import verify_files
 from shadow.audits.verify_same import verify_same
 from shadow.claims.verify.table import FORMS, VERIFY
 from shadow.claims.verify.verification import Verification
@@ -58,6 +59,7 @@ CHECKS: Mapping[str, Check] = {
     "same": lambda asked, runtime, scratch: verify_same(
         asked.of, asked.checkpoints, runtime, scratch
     ),
+    "files": lambda asked, runtime, scratch: verify_files(asked.of, asked.checkpoints, runtime),
 }
 
 

@@ -46,14 +46,10 @@ class Read:
         return self.tuned - self.first
 
 
-def read(
-    tuned: Matrix, base: Matrix | None, sides: Sequence[Matrix]
-) -> Iterator[Read]:
+def read(tuned: Matrix, base: Matrix | None, sides: Sequence[Matrix]) -> Iterator[Read]:
     """Target and terms, tile by tile. All matrices have one shape."""
     for index, _ in tiles(tuned):
-        w, *a = (
-            matrix[index].double().reshape(-1).numpy().copy() for matrix in (tuned, *sides)
-        )
+        w, *a = (matrix[index].double().reshape(-1).numpy().copy() for matrix in (tuned, *sides))
         if base is None:
             yield Read(w, a[0], np.stack([a[0], *(other - a[0] for other in a[1:])]))
         else:
@@ -198,16 +194,16 @@ def remainder(parts: Iterator[Read], theta: Floats, stored: str, has_base: bool)
         beyond_steps += int((np.abs(left) > of_steps).sum())
         worst = max(worst, float(share.max(initial=0)))
         chosen = extremes(part.terms, left, most)
-        rows.append(np.stack([*part.terms[:, chosen], left[chosen], most[chosen], of_steps[chosen]]))
+        rows.append(
+            np.stack([*part.terms[:, chosen], left[chosen], most[chosen], of_steps[chosen]])
+        )
     return Remainder(
         entries, energy, expected, expected_steps, beyond, beyond_steps, slack, worst,
         np.concatenate(rows, 1).T,
     )  # fmt: skip
 
 
-def extremes(
-    terms: Floats, left: Floats, most: Floats, count: int = EXTREMES
-) -> NDArray[np.int64]:
+def extremes(terms: Floats, left: Floats, most: Floats, count: int = EXTREMES) -> NDArray[np.int64]:
     """The entries that stop the weights first: those with most left, and along each of a few
     directions, either way; so many of each. terms: (terms, entries).
     """
@@ -281,9 +277,7 @@ def _program(slopes: Floats, left: Floats, most: Floats, by_sum: bool) -> tuple[
     return found.x[:count] / scale, float(found.fun)
 
 
-def interval(
-    slopes: Floats, left: Floats, most: Floats, of: Floats
-) -> tuple[float, float]:
+def interval(slopes: Floats, left: Floats, most: Floats, of: Floats) -> tuple[float, float]:
     """How far down and up the sum of parameters times `of` may go within the bounds of these
     entries; infinite where nothing stops it.
     """

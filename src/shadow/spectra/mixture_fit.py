@@ -319,9 +319,7 @@ class _Search:
         return center + low, center + high
 
 
-def _told(
-    form: Form, per: Per, searches: Mapping[object, _Search], in_steps: bool
-) -> Fit | None:
+def _told(form: Form, per: Per, searches: Mapping[object, _Search], in_steps: bool) -> Fit | None:
     """The mixture; None where one group in a few has weights of its own."""
     ends = [search.ends(in_steps) for search in searches.values()]
     if per != "model":
