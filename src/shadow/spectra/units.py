@@ -2,8 +2,9 @@
 
 A hidden unit is a row of the up-projection and of the gate, and a column of the down-projection.
 Training treats units alike, so of two models that were initialised apart, any order of the units of
-one is as likely as any other beside the other. The sum of the cosines of unit i of both is then one draw from its values over all orders
-(cf. Zhu et al. 2025, Independence tests for language models), whatever the weights look like.
+one is as likely as any other beside the other. The sum of the cosines of unit i of both is then one
+draw from its values over all orders (cf. Zhu et al. 2025, Independence tests for language models),
+whatever the weights look like.
 """
 
 from __future__ import annotations
