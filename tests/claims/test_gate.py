@@ -492,8 +492,14 @@ def test_audit_and_gate_say_the_same(shadow):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("matrices", "matrices.parquet is missing from this report (was it copied completely?)"),
-        ("tensors", "tensors.parquet is missing from this report (was it copied completely?)"),
+        (
+            "matrices",
+            "matrices.parquet is missing from this report (it may not have been copied completely)",
+        ),
+        (
+            "tensors",
+            "tensors.parquet is missing from this report (it may not have been copied completely)",
+        ),
     ],
 )
 def test_a_damaged_report_does_not_pass(shadow, tmp_path, name, words):

@@ -618,7 +618,7 @@ def test_the_demos_narrow_model_is_more_concentrated_than_its_broad_one(demo_rep
 
 
 @pytest.mark.slow
-def test_a_base_stored_elsewhere_is_known_by_its_spectra(demo_reports, shadow, tmp_path):
+def test_a_base_stored_elsewhere_is_known_by_its_content(demo_reports, shadow, tmp_path):
     """A copy of the base has another fingerprint; the demo's narrow model as a base is another one,
     and refused.
     """
@@ -636,9 +636,9 @@ def test_a_base_stored_elsewhere_is_known_by_its_spectra(demo_reports, shadow, t
         (contrast,) = json.loads(done.assert_done())["contrasts"]
         return contrast["relation"], contrast["verified"]
 
-    assert relation(demo_reports / "base..narrow", "again") == ("one base", "spectra")
-    assert relation(demo_reports / "base..broad", "again") == ("the same pair", "spectra")
-    assert relation(demo_reports / "base..narrow", "step") == ("consecutive stages", "spectra")
+    assert relation(demo_reports / "base..narrow", "again") == ("one base", "content")
+    assert relation(demo_reports / "base..broad", "again") == ("the same pair", "content")
+    assert relation(demo_reports / "base..narrow", "step") == ("consecutive stages", "content")
     assert (
         "different bases"
         in shadow("compare", demo_reports / "base..narrow", "other").assert_refused()

@@ -22,7 +22,7 @@ from view import drawn
 from shadow.claims.verdicts import Judgement
 from shadow.outputs.terminal.sparkline import sparkline
 from shadow.telling.reading import read_summary, summarise
-from shadow.telling.report import layers_filled, report_document
+from shadow.telling.report import report_document
 from shadow.telling.verdicts import pairs_document
 
 DEMO = Path(__file__).parents[2] / "registry" / "demo"
@@ -276,13 +276,6 @@ def test_a_frozen_model_says_so(tmp_path):
     assert "99.7 % are identical" in done.out
     short = shadow("show", next(tmp_path.glob("*/*")))
     assert "\n\n\n\n" not in short.out  # a blank line ends the table of gates; no empty one follows
-
-
-def test_layers_that_hold_nearly_all_of_it_are_all():
-    """But for a twentieth."""
-    assert [layers_filled(*pair) for pair in ((3.94, 4), (19.4, 28), (None, 28))] == [
-        "all 4", "19 of 28", "-"
-    ]  # fmt: skip
 
 
 def test_sparkline_levels_and_bins():

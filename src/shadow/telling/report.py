@@ -42,9 +42,9 @@ from shadow.telling.document import (
 )
 from shadow.telling.files import files_blocks
 from shadow.telling.scores import scores_blocks, scores_line
-from shadow.telling.screen import FAILED, answer_rows, figure_rows
+from shadow.telling.screen import FAILED, answer_rows, faults, figure_rows
 from shadow.telling.size import of_what, parameter_ratio
-from shadow.text import counted, several
+from shadow.text import and_list, counted, several
 
 if TYPE_CHECKING:
     from shadow.claims.explanations import Explanation
@@ -71,7 +71,8 @@ def report_document(
     """What is told of one pair.
 
     folder: where the report lies. None: what is told is read elsewhere, as in a model card: it
-    names no folder of this machine, and has the other explanations whatever is asked for.
+    names no folder of this machine, and has sentences, modules and other explanations whatever
+    is asked for.
     """
     return Document([*_blocks(summary, provenance, folder)])
 
@@ -102,20 +103,20 @@ def _blocks(
             code=sentence.code,
             figures=sentence.figures,
             close=place > 0,
-            when="full",
+            when=when,
             about="finding",
         )
     yield Figures(_all_figures(summary), when="full", about="finding")
     if rows := figure_rows(summary):
         yield Figures(rows, close=True, when="brief", about="finding")
-    if answers := answer_rows(summary):
+    if folder is not None and (answers := answer_rows(summary)):  # the sentences have them
         yield Figures(answers, close=True, when="brief", about="answers")
     for warning in summary.warnings:
         yield Note(warning.text, "warning", about="finding")
     if summary.scores:
         yield from scores_blocks(summary)
-    if summary.failed_gates:
-        failed = ((gate.name, FAILED, gate.reason) for gate in summary.failed_gates)
+    if stopped := faults(summary):
+        failed = ((gate.name, FAILED, gate.reason) for gate in stopped)
         yield answers_table("Failed gates", ("gate", "answer", "because"), failed, when="full")
     components = by_component(summary.grid)
     for component, cells in components.items():
@@ -127,7 +128,7 @@ def _blocks(
     if len(summary.components) > 1:
         yield component_table(summary.components)
     if summary.modules:
-        yield module_table(summary.modules, _coherent(summary), when="full")
+        yield module_table(summary.modules, _coherent(summary), when=when)
     if lines := _lines(summary):
         first, last = summary.depth[0].layer, max(row.layer for row in summary.depth)
         yield Lines(f"By depth, layer {first} to {last}", lines, when="full", about="depth")
@@ -202,10 +203,13 @@ def _all_figures(summary: Summary) -> list[FigureRow]:
     if summary.scores:
         rows["scores"] = scores_line(summary)
     figures = [FigureRow(name, text) for name, text in rows.items() if text]
-    if stopped := [gate.name for gate in summary.failed_gates]:
-        outcome: Cell = Word(f"{', '.join(stopped)} failed, see below", "warning")
-    else:
-        outcome = f"all {len(summary.gates)} passed"
+    outcome: Cell = f"all {len(summary.gates)} passed"
+    if stopped := [gate.name for gate in faults(summary)]:
+        outcome = Word(f"{', '.join(stopped)} failed, see below", "warning")
+    elif others := [gate.name for gate in summary.failed_gates]:
+        outcome = f"{and_list(others)} {'does' if len(others) == 1 else 'do'} not apply"
+        if passed := len(summary.gates) - len(others):
+            outcome = f"{passed} passed; {outcome}"
     figures.append(FigureRow("gates", outcome))
     if summary.reference and summary.has_label:
         figures.append(FigureRow("label", f"{summary.label}: {summary.label_reason}"))
@@ -255,18 +259,18 @@ def _concentration(summary: Summary) -> str:
     if f.concentration is None:
         return "no matrix is large enough to compare with its null"
     text = (
-        f"{quantity(summary, 'concentration', 'fixed')} median concentration; 0 is noise of the"
-        " same profile, 1 is rank one. PR, the effective number of directions, is"
-        f" {quantity(summary, 'participation_ratio', 'number')}, that of its sign-flip null"
-        f" {text_of(f.null_participation_ratio, 'number')}; {text_of(f.spikes, 'number')}"
-        f" singular {'value stands' if f.spikes == 1 else 'values stand'} out"
+        f"{quantity(summary, 'concentration', 'fixed')} in the median matrix (0 is noise, 1 is a"
+        f" single direction); PR is {quantity(summary, 'participation_ratio', 'ratio')}, with"
+        f" random signs {text_of(f.null_participation_ratio, 'ratio')};"
+        f" {text_of(f.spikes, 'number')} singular"
+        f" {'value stands' if f.spikes == 1 else 'values stand'} out"
     )
     if f.spikes:
         text += f" with {text_of(f.spike_energy, 'share')} of the energy"
     # medians of the finding are over those inside layers
     if f.matrices != summary.inside_layers.matrices:
-        text += f", medians over all {text_of(f.matrices, 'count')} matrices"
-    return f"{text}."
+        text += f"; medians over all {text_of(f.matrices, 'count')} matrices"
+    return text
 
 
 def _inside_layers(summary: Summary) -> str:
@@ -275,7 +279,7 @@ def _inside_layers(summary: Summary) -> str:
     parts = []
     if inside.kept is not None:
         kept = text_of(inside.kept, "share")
-        parts.append(f"{kept} of what is stored is the update's, the rest rounding")
+        parts.append(f"{kept} of the stored change is the update, the rest is rounding")
     if inside.relative_norm_unrounded is not None:
         norm = text_of(inside.relative_norm_unrounded, "share")
         parts.append(f"its norm is {norm} of the base's")
@@ -283,9 +287,9 @@ def _inside_layers(summary: Summary) -> str:
     of = f"{known:,} of {text_of(inside.matrices, 'count')} matrices"
     if inside.equivalent_directions is not None:
         directions = text_of(inside.equivalent_directions, "about")
-        parts.append(f"as coherent as {directions} equally strong directions ({of})")
+        parts.append(f"spread as over {directions} equally strong directions ({of})")
     elif inside.above_short_side:
-        parts.append(f"less coherent than all directions of a matrix alike would be ({of})")
+        parts.append(f"less concentrated than all directions of a matrix alike ({of})")
     for name, text in (
         ("unexplained", "with a rounding that storage does not explain"),
         ("rounded_away", "rounded away"),
@@ -300,8 +304,8 @@ def _where(summary: Summary) -> str:
     f = summary.figures
     parts = []
     if f.effective_layers is not None and f.depth_entropy is not None:
-        layers = quantity(summary, "effective_layers", "number")
-        parts.append(f"the energy fills {layers} of {text_of(f.depth_layers, 'count')} layers")
+        layers = quantity(summary, "effective_layers", "ratio")
+        parts.append(f"as even as over {layers} of {text_of(f.depth_layers, 'count')} layers")
     for name, title in (
         ("attention_to_mlp", "attention : MLP"),
         ("vision_to_language", "vision : language"),
@@ -311,7 +315,7 @@ def _where(summary: Summary) -> str:
             text = f"{title} is {quantity(summary, name, 'ratio')}"
             sizes = parameter_ratio(summary, name)
             if sizes is not None:
-                text += f", that of their parameters {text_of(sizes, 'ratio')}"
+                text += f", of their parameters {text_of(sizes, 'ratio')}"
             parts.append(text)
     return "; ".join(parts)
 
@@ -319,14 +323,16 @@ def _where(summary: Summary) -> str:
 def _directions(summary: Summary) -> str:
     """How many directions of the residual stream a layer's change is about."""
     parts = [
-        f"{quantity(summary, name, 'about')} in matrices that {verb} the residual stream"
+        f"{quantity(summary, name, 'about')} in matrices that {verb} it"
         for verb, name in (
             ("read", "reading_participation_ratio"),
-            ("write to", "writing_participation_ratio"),
+            ("write", "writing_participation_ratio"),
         )
         if summary.figures[name] is not None
     ]
-    return f"effective number in the median layer: {', '.join(parts)}" if parts else ""
+    if not parts:
+        return ""
+    return f"of the residual stream, effective number in the median layer: {', '.join(parts)}"
 
 
 def _tokens(summary: Summary) -> str:
@@ -335,7 +341,7 @@ def _tokens(summary: Summary) -> str:
         return ""
     return (
         f"{text_of(f.embedding_rows_changed, 'share')} of the embeddings changed; participation"
-        f" ratio {text_of(f.embedding_row_participation_ratio, 'number')} tokens"
+        f" ratio {text_of(f.embedding_row_participation_ratio, 'ratio')} tokens"
     )
 
 
@@ -380,8 +386,8 @@ def by_module(rows: Sequence[Any]) -> list[Field]:
 def module_table(
     modules: Sequence[ModuleRow], coherent: Mapping[tuple[str, str], Cell], when: When = "always"
 ) -> Table:
-    """A row for each module that changed. coherent: by component and module, as how many equally
-    strong directions it is coherent.
+    """A row for each module that changed. coherent: by component and module, over how many equally
+    strong directions it is spread.
     """
     fields = [
         *by_module(modules),
@@ -389,22 +395,22 @@ def module_table(
         number("rel. norm", "relative_norm", "share"),
         number("conc.", "concentration", "fixed"),
         number("spread", _spread, rank=4),
-        number("PR", "participation_ratio", "number", rank=1),
-        number("null PR", "null_participation_ratio", "number", rank=2),
+        number("PR", "participation_ratio", "ratio", rank=1),
+        number("null PR", "null_participation_ratio", "ratio", rank=2),
         number("spikes", "spikes", "number", rank=3),
         number("energy", "energy_share", "share", rank=5),
-        number("as coherent as", lambda row: coherent.get((row.component, row.module)), rank=6),
+        number("spread over", lambda row: coherent.get((row.component, row.module)), rank=6),
         number("shift", "effective_rank_shift", "thousandths", rank=7),
         number("spike energy", "spike_energy", "fixed", rank=8),
-        number("stable rank", "stable_rank", "number", rank=9),
-        number("eff. rank", "effective_rank", "number", rank=10),
+        number("stable rank", "stable_rank", "ratio", rank=9),
+        number("eff. rank", "effective_rank", "ratio", rank=10),
     ]
     return table_of(fields, modules, "By module, medians over matrices", when=when, about="modules")
 
 
 def _coherent(summary: Summary) -> dict[tuple[str, str], Cell]:
-    """By component and module: as how many equally strong directions it is coherent, `> 256` where
-    less than all of a matrix would be.
+    """By component and module: over how many equally strong directions it is spread, `> 256` where
+    less concentrated than all of a matrix would be.
     """
     cells: dict[tuple[str, str], Cell] = {}
     rows: list[OutsideRow | CoherenceRow] = [*summary.outside_layers, *summary.coherence]
@@ -453,9 +459,9 @@ def _shift(rows: Sequence[LayerRow]) -> tuple[str, str, Kind]:
 WITHOUT_BASE = (
     named("component"),
     number("n", "matrices", "count"),
-    number("stable rank", "stable_rank", "number"),
-    number("eff. rank", "effective_rank", "number"),
-    number("PR", "participation_ratio", "number"),
+    number("stable rank", "stable_rank", "ratio"),
+    number("eff. rank", "effective_rank", "ratio"),
+    number("PR", "participation_ratio", "ratio"),
 )
 
 

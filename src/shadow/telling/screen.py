@@ -17,13 +17,14 @@ from shadow.quantities import Quantity, text_of
 from shadow.reasons import STRICT, meaning
 from shadow.telling.document import FigureRow, Word
 from shadow.telling.scores import scores_line
-from shadow.telling.size import of_what, unchanged_parts, without_base
+from shadow.telling.size import is_outside, of_what, unchanged_parts, without_base
 from shadow.text import and_list, counted
 
 if TYPE_CHECKING:
     from shadow.claims.gates import Gate
     from shadow.claims.summary import Summary
 
+MOST_OUTSIDE = 3  # modules outside the layers whose norms are named
 FAILED, FOUND, NOTED = Word("failed", "warning"), Word("found"), Word("note", "quiet")
 # what is found, by the sentence that says it: its name on the screen
 FOUND_BY: Mapping[str, str] = {
@@ -60,8 +61,9 @@ def figure_rows(summary: Summary) -> list[FigureRow]:
         if figures.concentration is None:
             scale = "no matrix is large enough to be compared with noise"
         rows.append(FigureRow("concentration", Quantity(figures.concentration, "fixed"), scale))
-        entries = "of the entries of the median matrix"
-        rows.append(FigureRow("unchanged", Quantity(figures.zero_share, "share"), entries))
+        if figures.rank_ceiling is None:  # an adapter stores no entries of the matrix
+            entries = "of the entries of the median matrix"
+            rows.append(FigureRow("unchanged", Quantity(figures.zero_share, "share"), entries))
     if summary.scores:
         rows.append(FigureRow("scores", scores_line(summary)))
     return rows
@@ -69,14 +71,14 @@ def figure_rows(summary: Summary) -> list[FigureRow]:
 
 def _outside(summary: Summary) -> str:
     """` (embed 3.4 %, head 18 %)`: what the picture of the layers does not show."""
-    several = summary.has_components
     told = [
-        f"{f'{row.component} ' if several else ''}{row.module}"
-        f" {text_of(row.relative_norm, 'share')}"
+        f"{row.module} {text_of(row.relative_norm, 'share')}"
         for row in summary.modules
-        if row.relative_norm is not None and row.module in ("embed", "head")
+        if row.relative_norm is not None
+        and row.component in (summary.main_component, "projector")
+        and is_outside(row.module)
     ]
-    return f" ({', '.join(told)})" if told else ""
+    return f" ({', '.join(told[:MOST_OUTSIDE])})" if told else ""
 
 
 def answer_rows(summary: Summary) -> list[FigureRow]:
