@@ -194,6 +194,12 @@ steady:
   allow_missing: true
 word:
   fail_on: label == concentrated
+frozen:
+  fail_on: language.embed.layers.0-7 unchanged
+files:
+  fail_on: files.config.rope_* changed
+claim:
+  fail_on: not gate.lineage
 """
 CSV = (
     b"model,benchmark,score,group,metric,unit\n"

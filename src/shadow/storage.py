@@ -285,7 +285,7 @@ class Store:
                 system.get_file(path, str(target))
             if target.stat().st_size != sizes[name]:
                 raise ShadowError(
-                    f"{self.at(name)}: only a part of it came", "run the same command again"
+                    f"{self.at(name)}: only a part of it arrived", "run the same command again"
                 )
 
         with ThreadPoolExecutor(AT_ONCE) as pool:

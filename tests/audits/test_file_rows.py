@@ -45,9 +45,13 @@ def sides(tmp_path):
     return base, tmp_path / "tuned"
 
 
+def rows_of(base, tuned, skipped=()):
+    return file_rows(listings_of(base, skipped), listings_of(tuned, skipped), print)
+
+
 def told(base: Path, tuned: Path, **more) -> dict[str, dict]:
     """The row of each file, of the tuned side where it has the file."""
-    rows = file_rows(open_folder(str(base)), open_folder(str(tuned)), print, **more)
+    rows = rows_of(open_folder(str(base)), open_folder(str(tuned)), **more)
     return {row["path"]: row for row in sorted(rows, key=lambda row: row["side"])}
 
 
@@ -195,9 +199,9 @@ def test_a_hostile_file_is_a_row_with_a_detail(sides, name, kind):
                 opened = open_folder(str(one)), open_folder(str(other))
                 for side, content in kept:
                     (side / name).write_bytes(content)
-                rows = file_rows(*opened, print)
+                rows = rows_of(*opened)
             else:
-                rows = file_rows(open_folder(str(one)), open_folder(str(other)), print)
+                rows = rows_of(open_folder(str(one)), open_folder(str(other)))
             (row,) = (row for row in rows if row["path"] == name and row["side"] == "tuned")
             assert row["state"] == "changed"
             assert len(row["detail"]) <= 500
@@ -267,7 +271,7 @@ def test_a_base_for_each_component_is_matched_by_its_language(tmp_path, sides):
     assembled = Assembled(
         (("language", open_folder(str(base))), ("vision", open_folder(str(tower))))
     )
-    rows = file_rows(assembled, open_folder(str(tuned)), print)
+    rows = rows_of(assembled, open_folder(str(tuned)))
     found = {(row["path"], row["side"]): (row["state"], row["differs"]) for row in rows}
     assert found["config.json", "tuned"] == ("changed", "rope_theta")
     assert found["vision/config.json", "base"] == ("unknown", None)
@@ -403,3 +407,25 @@ def listed(output: Path) -> dict[str, tuple]:
         row["path"]: (row["state"], row["differs"], row["sha256"] if row["differs"] else None)
         for row in rows
     }
+
+
+def test_verify_files(sides, shadow):
+    """Holds, does not hold, cannot be told; without any weights, and with exit codes."""
+    base, tuned = sides
+    put(base, config__json={"rope_theta": 1}, README__md="a")
+    put(tuned, config__json={"rope_theta": 1.0}, README__md="b")
+    for folder in sides:
+        (folder / "model.safetensors").unlink()
+    done = shadow("verify", "files", base, tuned)
+    assert done.code == 0
+    assert "1 file says the same" in done.out
+    put(tuned, config__json={"rope_theta": 2}, x__py="")
+    done = shadow("verify", "files", base, tuned)
+    assert done.code == 4
+    assert "rope_theta 1 -> 2" in done.out
+    os.mkfifo(base / "vocab.json")
+    os.mkfifo(tuned / "vocab.json")
+    put(tuned, config__json={"rope_theta": 1})
+    (tuned / "x.py").unlink()
+    assert shadow("verify", "files", base, tuned).code == 5
+    assert shadow("verify", "files", base, tuned / "gone").code == 1

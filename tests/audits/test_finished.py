@@ -101,7 +101,7 @@ def stored_metadata(folder):
     return found[0]
 
 
-@pytest.mark.parametrize("name", ["matrices", "tensors", "residual", "spectra"])
+@pytest.mark.parametrize("name", ["matrices", "tensors", "residual", "files", "spectra"])
 def test_a_report_that_lacks_a_table_is_measured_again(pair, first, out, name):
     """It is damaged, whatever the other files say; the audit says which one is missing."""
     said = []
@@ -464,7 +464,7 @@ def test_an_unfinished_audit_that_differs_starts_afresh_and_says_how(pair, out):
     said = []
     with pytest.raises(StoppedError):
         run_pair(pair, OTHER["nulls"][0], out, Runtime(show=stopping, jobs=1, say=said.append))
-    assert said == ["starting afresh: the unfinished audit there differs: --nulls 0, now 3"]
+    assert said == ["starting again: the unfinished audit there differs: --nulls 0, now 3"]
     told = replace(OTHER["nulls"][0], optimizer="adamw")
     assert run_pair(pair, told, out, Runtime(jobs=1, say=said.append)).measured == 1
     assert said[1] == "resuming: 1 of 2 matrices already measured"

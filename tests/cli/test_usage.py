@@ -10,6 +10,7 @@ from typing import get_args
 
 import pytest
 import typer.main
+from reports import uniform
 from typer.testing import CliRunner
 
 from shadow.cli import commands
@@ -125,6 +126,18 @@ def test_help_has_groups():
     panels = Counter(one.rich_help_panel for one in audit.params)
     assert {CHOICE, MEASURING, FILES, RULES} < set(panels)
     assert max(panels.values()) < 13
+
+
+@pytest.mark.parametrize("command", ["show", "report"])
+def test_without_a_run_the_reports_of_this_folder_are_meant(shadow, command, tmp_path, monkeypatch):
+    """Those that `audit` writes without -o; where there are none, that folder is named."""
+    monkeypatch.chdir(tmp_path)
+    code, out, err = shadow(command)
+    assert (code, out, err.splitlines()[0]) == (1, "", "error: no such folder: reports")
+    uniform(tmp_path / "reports", 0.3)
+    code, out, err = shadow(command)
+    assert code == 0, err
+    assert "toy" in out if command == "show" else "1 report in report.html" in err
 
 
 SCREEN = 45  # lines

@@ -730,6 +730,34 @@ def test_several_pairs_open_with_a_card_each(several, monkeypatch):
     assert b'class="card"' not in page_bytes([pair] * 4, "t")
 
 
+def test_cards_name_their_rows_and_share_a_scale(several):
+    """A picture for each component that moved, each row with its module; one line of colours for
+    all cards, from the least to the largest norm of all pairs.
+    """
+    html = page_of(several).decode()
+    cards = html[html.index('id="pairs"') : html.index('id="overview"')]
+    summaries = [read_summary(path.parent)[0] for path in several.glob("*/*/summary.json")]
+    named = re.findall(r"<li>([^<]*)</li>", cards)
+    assert named == ["attn.q", "attn.o", "mlp.up", "mlp.down"] * len(summaries)
+    norms = [norm for one in summaries for row in one.grid for norm in row.relative_norm if norm]
+    (scale,) = re.findall('<p class="scale">(.*?)</p>', cards)
+    ends = [
+        text_of(norm, "share").replace(" ", "\N{NO-BREAK SPACE}")
+        for norm in (min(norms), max(norms))
+    ]
+    assert re.findall("[\\d.]+\N{NO-BREAK SPACE}%", scale) == ends
+
+
+def test_a_scatter_begins_with_eight_pairs(small):
+    """Fewer points say less than the table; the ranking is there from two on."""
+    pair = read_pair(SummarisedReport(small), "here", 0, 8)
+    charts = {
+        count: re.findall(rb'data-chart="(ranking|scatter)"', page_bytes([pair] * count, "t"))
+        for count in (1, 7, 8)
+    }
+    assert charts == {1: [], 7: [b"ranking"], 8: [b"ranking", b"scatter"]}
+
+
 def test_a_report_that_cannot_be_read_is_named_on_the_page(several, tmp_path, shadow):
     """The others are shown, the command says what is wrong and exits with 1."""
     run = tmp_path / "run"

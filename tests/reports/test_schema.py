@@ -174,7 +174,7 @@ def test_an_older_report_of_this_schema_is_shown_with_a_note(run, shadow):
     made_before(run)
     (told,) = json.loads(shadow("show", "out", "--format", "json").assert_done())
     (warning,) = told["warnings"]
-    assert warning.startswith("made before these columns were added, which are null here: ")
+    assert warning.startswith("made before these columns existed, so they are null here: ")
     assert "rank_ceiling" in warning
     gone = {name for name, value in told["figures"].items() if value != whole["figures"][name]}
     assert gone == {

@@ -557,7 +557,7 @@ def test_a_file_that_comes_in_part_is_told(target, monkeypatch, there):
             file.truncate(10)
 
     monkeypatch.setattr(MemoryFileSystem, "get_file", cut)
-    with pytest.raises(ShadowError, match="only a part of it came"):
+    with pytest.raises(ShadowError, match="only a part of it arrived"):
         fetched(target)
 
 

@@ -11,7 +11,6 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Literal
 
 from shadow.checkpoints.listing import (
@@ -19,10 +18,8 @@ from shadow.checkpoints.listing import (
     StoredFile,
     differ_in_sample,
     git_checksum,
-    listings_of,
     read_small,
 )
-from shadow.checkpoints.opening import Found
 from shadow.checkpoints.small_files import (
     TEMPLATES,
     can_look_into,
@@ -65,16 +62,19 @@ class _Told:
     detail: str = ""
 
 
+# the parts of a side, by component; "" for its only one
+Listings = Sequence[tuple[str, Listing]]
+
+
 def file_rows(
-    base: Found, tuned: Found, say: Callable[[str], None], skipped: Sequence[Path] = ()
+    first: Listings, second: Listings, say: Callable[[str], None]
 ) -> list[dict[str, Cell]]:
-    """The rows of files.parquet, by path and side. skipped: folders that are passed over.
+    """The rows of files.parquet, by path and side, of a base (first) and a tuned side (second).
 
     Of a base for each component, the files of the language component (or of the first) have their
     own names and are matched; those of others are named behind their component, and have no match
     unless the tuned side is made of components too. Whatever a file holds, no fault is raised.
     """
-    first, second = listings_of(base, skipped), listings_of(tuned, skipped)
     main = next((name for name, _ in first if name == "language"), first[0][0])
     own = next((name for name, _ in second if name == "language"), second[0][0])
     rows: list[dict[str, Cell]] = []

@@ -401,7 +401,7 @@ def _require_room(target: Path, report: Path) -> None:
     with writing(target):
         for folder in (target.parent, target):
             if os.path.lexists(folder) and not folder.is_dir():
-                raise ShadowError(f"{folder} is no folder", "merge into another folder")
+                raise ShadowError(f"{folder} is not a folder", "merge into another folder")
         if (target / PARTIAL / JOURNAL).exists():
             hint = "finish it, or `shadow clean -o` its folder"
             raise ShadowError(f"{target}: an audit into it is not finished", hint)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from shadow.audits.runtime import Runtime
 from shadow.audits.sides import client_for
+from shadow.audits.verify_base import verify_base
+from shadow.audits.verify_files import verify_files
 from shadow.audits.verify_merged import verify_merged
 from shadow.audits.verify_mixture import verify_mixture
 from shadow.audits.verify_same import verify_same
@@ -75,6 +77,10 @@ CHECKS: Mapping[str, Check] = {
     "merged": lambda asked, runtime, scratch: verify_merged(
         asked.of, asked.checkpoints, runtime, scratch
     ),
+    "base": lambda asked, runtime, scratch: verify_base(
+        asked.of, asked.checkpoints, runtime, scratch
+    ),
+    "files": lambda asked, runtime, scratch: verify_files(asked.of, asked.checkpoints, runtime),
 }
 
 

@@ -7,14 +7,16 @@ checksums, and a small file is fetched only when somebody asks for its bytes.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
+from shadow.checkpoints.adapters import CONFIG as ADAPTER_CONFIG
 from shadow.checkpoints.opening import Assembled, Checkpoint, Found, Located
 from shadow.errors import ShadowError
 from shadow.files import read_start
@@ -81,12 +83,16 @@ class Listing:
     files: Mapping[str, StoredFile]
     is_complete: bool
     """Whether a file that is not listed is not there."""
-    read_from: frozenset[str]
-    """The files that hold its weights."""
-    is_adapter: bool
+    read_from: frozenset[str] = frozenset()
+    """The files that its weights are read from, as far as that is known."""
     folder: Path | None = None
     """Of a folder; None of a repository."""
     snapshot: Snapshot | None = field(default=None, repr=False)
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether it is an adapter, which leaves its base's files in use."""
+        return ADAPTER_CONFIG in self.files
 
 
 def kind_of(path: str) -> FileKind:
@@ -108,34 +114,32 @@ def listings_of(found: Found, skipped: Sequence[Path] = ()) -> list[tuple[str, L
 
 def _listing(part: Checkpoint | Located, skipped: Sequence[Path]) -> Listing:
     if isinstance(part, Located):
-        listed = sorted(part.snapshot.files.items())
-        files = {
-            _text(path): StoredFile(_text(path), file.size, file.checksum)
-            for path, file in listed[:MAX_FILES]
-        }
-        return Listing(
-            files,
-            is_complete=not part.snapshot.offline and len(listed) <= MAX_FILES,
-            read_from=frozenset(part.weights.shards),
-            is_adapter=part.weights.adapter is not None,
-            snapshot=part.snapshot,
-        )
-    root = Path(part.reference)
+        found = listing_of_snapshot(part.snapshot)
+        return replace(found, read_from=frozenset(part.weights.shards))
+    found = listing_of_folder(Path(part.reference), skipped)
+    return replace(found, read_from=frozenset(part.sources))
+
+
+def listing_of_snapshot(snapshot: Snapshot) -> Listing:
+    """The files of a commit of the Hub; offline those that the cache has."""
+    listed = sorted(snapshot.files.items())
+    files = {
+        _text(path): StoredFile(_text(path), file.size, file.checksum)
+        for path, file in listed[:MAX_FILES]
+    }
+    is_complete = not snapshot.offline and len(listed) <= MAX_FILES
+    return Listing(files, is_complete, snapshot=snapshot)
+
+
+def listing_of_folder(root: Path, skipped: Sequence[Path] = ()) -> Listing:
+    """The files below a folder, but for those of hidden folders and of skipped ones."""
     files, left = {}, ALL_SMALL
     walk = _walk(root, {path.resolve() for path in skipped})
-    for path in walk:
-        if len(files) == MAX_FILES:
-            break
+    for path in itertools.islice(walk, MAX_FILES):
         file = _stored(root, path, min(left, SMALL))
-        left -= file.size or 0 if file.checksum else 0
+        left -= (file.size or 0) if file.checksum else 0
         files[file.path] = file
-    return Listing(
-        dict(sorted(files.items())),
-        is_complete=next(walk, None) is None and len(files) < MAX_FILES,
-        read_from=frozenset(part.sources),
-        is_adapter=part.adapter is not None,
-        folder=root,
-    )
+    return Listing(dict(sorted(files.items())), next(walk, None) is None, folder=root)
 
 
 def _walk(root: Path, skipped: set[Path]) -> Iterator[str]:

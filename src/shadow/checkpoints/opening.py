@@ -236,7 +236,7 @@ def open_folder(
             return _open_folder(reference, allow_pickle=allow_pickle, scratch=scratch, dora=dora)
     except OSError as error:
         raise ShadowError(
-            f"{reference}: {error.strerror or error}", "is it a readable folder?"
+            f"{reference}: {error.strerror or error}", "check that the folder can be read"
         ) from error
 
 
@@ -267,11 +267,13 @@ def _open_folder(
     for shard in weights.shards:
         if not usable_name(shard):
             raise ShadowError(
-                f"{reference}: a file name that is not text: {shard!r}", "rename the file"
+                f"{reference}: the name of a file is not UTF-8: {shard!r}", "rename the file"
             )
         path = root / shard
         if not path.is_file():
-            raise ShadowError(f"{reference}: shard {shard} is missing", "is the download complete?")
+            raise ShadowError(
+                f"{reference}: shard {shard} is missing", "check that the download is complete"
+            )
         file = held_shard(path, shard)
         (header, text), data = _read_shard(file, shard, scratch)
         headers.append(header)
@@ -415,7 +417,7 @@ def _joined(headers: Iterable[Mapping[str, TensorInfo]], weights: Weights) -> di
             problem = f"the index puts it in {shard}, which has no such tensor"
             tensors[name] = TensorInfo(name, "unknown", (), shard, 0, 0, problem=problem)
     if not tensors:
-        raise FileError("its weight files hold no tensors", "is this the right folder?")
+        raise FileError("its weight files hold no tensors", "check that this is the right folder")
     return tensors
 
 
@@ -468,7 +470,7 @@ def _choose_weights(
         if not safetensors and not bins:
             raise FileError(
                 f"an {ADAPTER_CONFIG} without adapter_model.safetensors",
-                "is the download complete?",
+                "check that the download is complete",
             )
     else:
         safetensors = sorted(name for name in names if name.endswith(".safetensors"))

@@ -84,7 +84,7 @@ OF_NORMS = {  # two figures that are easily taken for each other
 SUCH_AS = "such as language.mlp.up.concentration"
 SUCH_PLACE = "such as language.embed or layers.0-7"
 SUCH = "language.mlp.up.concentration > 0.5"
-QUOTE = "put the whole rule in quotes, since to a shell > and < are files"
+QUOTE = "put the whole rule in quotes: without them the shell takes > and < for files"
 HINT = f"write a figure, a comparison and a number, such as '{SUCH}'"
 
 
@@ -275,7 +275,7 @@ def _refuse_text(text: str, what: str, hint: str) -> None:
         if _is_figure(figure.strip()) or not _is_figure(named):
             continue
         hint = f"did you mean '{f'{named} {rest}'.strip()}'?{OF_NORMS.get(named, '')}"
-        raise UsageError(f"{figure.strip()!r} is a column heading, not a figure", hint)
+        raise UsageError(f"{figure.strip()!r} is the head of a table, not a figure", hint)
 
 
 def _is_figure(text: str) -> bool:
@@ -334,7 +334,15 @@ def parse_figure(text: str, *, many: bool = False) -> Metric:
             hint = f"did you mean '*.{text}' or 'language.{text}'?"
             raise UsageError(f"{text!r} names no component", hint)
         modules = nearest_modules(place)
-        if modules and not closest(component, rules.components) and not is_of_layers(component):
+        if component in ("gate", "gates"):
+            hint = "write gate.lineage or not gate.lineage; `shadow explain gates` lists the gates"
+            raise UsageError(f"{text!r} is not a figure", hint)
+        if (
+            modules
+            and _known(metric, (*COLUMNS, *OF_A_MODULE))
+            and not closest(component, rules.components)
+            and not is_of_layers(component)
+        ):
             hint = f"did you mean 'language.{modules}.{metric}'?"
             raise UsageError(f"no component {component!r}", hint)
         hint = f"one of {', '.join(rules.components)}"
@@ -348,8 +356,8 @@ def parse_figure(text: str, *, many: bool = False) -> Metric:
     if not _known(metric, known):
         _refuse("metric", metric, closest(metric, known), "`shadow explain` lists them")
     if metric not in known and not many:
-        hint = "only component and module may hold * and ?"
-        raise UsageError(f"{text!r}: a rule has one metric", hint)
+        hint = "use * and ? in the component and the module only"
+        raise UsageError(f"{text!r} names more than one metric", hint)
     return Metric(component or None, module or None, metric, layers)
 
 

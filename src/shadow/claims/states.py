@@ -11,8 +11,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from shadow.claims.files import EVERY
 from shadow.claims.rules import CHANGED, UNCHANGED, Metric
+from shadow.claims.verify.files import EVERY
 from shadow.reasons import FROM_ZERO
 
 State = str | None  # None: not known

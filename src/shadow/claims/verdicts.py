@@ -23,7 +23,6 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from shadow.claims.files import files_answer
 from shadow.claims.rules import (
     COLUMNS,
     FAILS,
@@ -40,6 +39,7 @@ from shadow.claims.rules import (
 )
 from shadow.claims.states import TENSORS, file_states, states
 from shadow.claims.summary import Summary
+from shadow.claims.verify.files import files
 from shadow.comparing.matching import ComparedReport, compared, relate, settings_apart
 from shadow.reports.columns import DELTA, FIGURES, SPECTRAL
 from shadow.reports.report import Report
@@ -262,7 +262,7 @@ class Measured:
                 return None, gate.reason
             return HOLDS if gate.passed else FAILS, gate.reason
         if claim.metric == FILES:
-            told = files_answer(self.source.table("files").to_pylist())
+            told, _ = files(self.source.table("files").to_pylist())
             return {"holds": HOLDS, "does_not_hold": FAILS}.get(told.outcome), told.reason
         found = self.states(Metric("*", None, ""))
         apart = [f"{name} is {state}" for name, state in found.items() if state != UNCHANGED]
@@ -292,7 +292,7 @@ class Measured:
         figures = self._figures(at)
         if metric not in figures:
             return self._median(name, at, metric)
-        why = "it has none"
+        why = "it has no spread"
         if metric in row.intervals:
             why = row.no_interval or f"{row.layers} layers are too few for it"
         return JudgedFigure(name, figures[metric], row.intervals.get(metric), why)
@@ -343,7 +343,7 @@ class Measured:
             return f"{what} is identical to the base's"
         reasons = set(of_scope.loc[of_scope["status"] == "skipped", "reason"].dropna())
         if not reasons:
-            return f"{what} has no base to differ from"
+            return f"{what} has no base"
         return f"{what} was not measured ({', '.join(sorted(reasons))})"
 
 
@@ -351,7 +351,7 @@ def notes_on(baseline: Measured, now: Measured) -> list[str]:
     """What makes a baseline another thing than the same audit before."""
     before, after = baseline.report, now.report
     if before.metadata == after.metadata:
-        return ["the baseline is this very report: nothing can have moved"]
+        return ["the baseline is this report itself, so nothing can have moved"]
     notes = []
     which, this = (f"{side.provenance.family}:{side.provenance.pair}" for side in (before, after))
     if which != this:
@@ -604,20 +604,21 @@ def _move(finding: RuleFigure) -> str:
     """`spiked is 0.5, was 1 (0.9 to 1)`."""
     low, high = finding.low or 0.0, finding.high or 0.0
 
-    def inside(value: Any) -> bool:
-        return bool(low <= value <= high)
+    def inside(value: Any) -> bool:  # of the bounds as they are written
+        return bool(float(f"{low:.3g}") <= value <= float(f"{high:.3g}"))
 
     value = "null"
     if finding.value is not None:
         value = _text(finding.value, inside)
-    return f"{finding.figure} is {value}, was {finding.before:.4g} ({low:.4g} to {high:.4g})"
+    return f"{finding.figure} is {value}, was {finding.before:.3g} ({low:.3g} to {high:.3g})"
 
 
 def _text(value: float | str | None, holds: Callable[[Any], bool]) -> str:
     """A figure with as many digits as it takes to see whether it holds."""
     if not isinstance(value, float | int):
         return f'"{value}"'
-    short = f"{value:.4g}"
-    if holds(float(short)) == holds(value):
-        return short
+    for digits in range(2, 17):
+        short = f"{value:.{digits}g}"
+        if holds(float(short)) == holds(value):
+            return short
     return repr(value)

@@ -22,7 +22,7 @@ FigureKind = Literal["depth", "spectrum", "heatmap", "modules", "lineage"]
 
 
 def report(
-    run: option.RunFolders,
+    run: option.RunFolders = option.DEFAULT_OUTPUT,
     output: Annotated[
         Path, option.written(help="The page, one file.", metavar="FILE", dir_okay=False)
     ] = Path("report.html"),

@@ -18,7 +18,7 @@ from shadow.text import counted, several
 
 
 def show(
-    run: option.RunFolders,
+    run: option.RunFolders = option.DEFAULT_OUTPUT,
     scores: option.Scores = None,
     storage_options: option.StorageOptions = None,
     format: Annotated[

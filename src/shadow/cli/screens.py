@@ -34,7 +34,8 @@ def show_pairs(judged: Sequence[Judgement], folder: Path | str, *, full: bool) -
     """How several pairs stand; how many they are and where the rest is."""
     from shadow.telling.verdicts import pairs_document
 
-    has_table = full or len(judged) > SIDE_BY_SIDE
+    all_seen = len(judged) <= SIDE_BY_SIDE and all(one.summary is not None for one in judged)
+    has_table = full or not all_seen
     console.show(pairs_document(judged, as_given(folder), has_table=has_table))
 
 

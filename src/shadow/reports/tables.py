@@ -168,13 +168,13 @@ def telling_faults(path: Path) -> Iterator[None]:
 def check_rows(path: Path, count: int) -> None:
     """Refuse a file of more rows than any model has."""
     if count > MAX_ROWS:
-        raise ShadowError(f"{path}: {count} rows", "is it a report of `shadow audit`?")
+        raise ShadowError(f"{path}: {count} rows", "name a report that `shadow audit` made")
 
 
 def absent_note(missing: Sequence[str]) -> str:
     """What a person is told of a report that lacks these."""
     names = several(missing, MANY)
     return (
-        f"made before these columns were added, which are null here: {names}; `shadow audit"
+        f"made before these columns existed, so they are null here: {names}; `shadow audit"
         " --overwrite` gives them"
     )

@@ -61,6 +61,7 @@ from shadow.summary.rows import (
     QuarterRow,
     ReportWarning,
     SkippedRow,
+    checkpoint_side,
     row_of,
 )
 from shadow.summary.tables import Rows
@@ -109,8 +110,8 @@ def record_of(rows: Rows, metadata: ReportMetadata, lineage: float | None) -> Pa
         schema=SCHEMA,
         family=metadata["family"],
         pair=metadata["pair"],
-        base=metadata["base"],
-        tuned=metadata["tuned"],
+        base=checkpoint_side(metadata["base"]),
+        tuned=checkpoint_side(metadata["tuned"]),
         counts={status: statuses[status] for status in STATUSES},
         figures=_figures(rows, tally),
         **vars(tally.bounds()),

@@ -25,6 +25,7 @@ from typing import (
     is_typeddict,
 )
 
+from shadow.reports.metadata import CheckpointMetadata
 from shadow.summary.figures import DepthFigures, LayerMedians, Medians
 
 Bounds = tuple[float, float] | None
@@ -37,6 +38,17 @@ class CheckpointSide(TypedDict):
     repo: str  # its name on the Hub, or its folder
     commit: str | None  # that was read; None for a folder
     fingerprint: str | None  # a hash of its files
+    content: str | None  # a hash of all its tensors; None where not all were read
+
+
+def checkpoint_side(side: CheckpointMetadata) -> CheckpointSide:
+    """One side of a report, by its metadata."""
+    return {
+        "repo": side["repo"],
+        "commit": side["commit"],
+        "fingerprint": side["fingerprint"],
+        "content": side.get("content"),
+    }
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,17 @@ from shadow.claims.recognised import RECOGNISED, is_copy, is_mostly_copy, is_rea
 from shadow.quantities import Quantity, text_of
 from shadow.reasons import STRICT, meaning
 from shadow.telling.document import FigureRow, Word
-from shadow.telling.scores import scores_line
-from shadow.telling.size import of_what, unchanged_parts, without_base
+from shadow.telling.size import is_outside, of_what, unchanged_parts, without_base
 from shadow.text import and_list, counted
 
 if TYPE_CHECKING:
     from shadow.claims.gates import Gate
     from shadow.claims.summary import Summary
 
+CONCENTRATION = "0 is noise, 1 is a single direction"
+NO_CONCENTRATION = "no matrix is large enough to be compared with noise"
+ENTRIES = "of the entries of the median matrix"
+MOST_OUTSIDE = 3  # modules outside the layers whose norms are named
 FAILED, FOUND, NOTED = Word("failed", "warning"), Word("found"), Word("note", "quiet")
 # what is found, by the sentence that says it: its name on the screen
 FOUND_BY: Mapping[str, str] = {
@@ -41,6 +44,7 @@ NOTED_BY: Mapping[str, str] = {
     "left_out": "left out",
     "vectors": "vectors",
     "siblings": "siblings",
+    "files": "files",
 }
 # gates that are no fault of a pair of which a sentence says what it is
 EXPLAINED_BY: Mapping[str, Sequence[str]] = {
@@ -56,27 +60,25 @@ def figure_rows(summary: Summary) -> list[FigureRow]:
     if figures.matrices:
         norm = Quantity(figures.relative_norm_overall, "share")
         rows.append(FigureRow("relative norm", norm, f"{of_what(summary)}{_outside(summary)}"))
-        scale = "0 is noise, 1 is a single direction"
+        scale = CONCENTRATION
         if figures.concentration is None:
-            scale = "no matrix is large enough to be compared with noise"
+            scale = NO_CONCENTRATION
         rows.append(FigureRow("concentration", Quantity(figures.concentration, "fixed"), scale))
-        entries = "of the entries of the median matrix"
-        rows.append(FigureRow("unchanged", Quantity(figures.zero_share, "share"), entries))
-    if summary.scores:
-        rows.append(FigureRow("scores", scores_line(summary)))
+        if figures.rank_ceiling is None:  # an adapter stores no entries of the matrix
+            rows.append(FigureRow("unchanged", Quantity(figures.zero_share, "share"), ENTRIES))
     return rows
 
 
 def _outside(summary: Summary) -> str:
     """` (embed 3.4 %, head 18 %)`: what the picture of the layers does not show."""
-    several = summary.has_components
     told = [
-        f"{f'{row.component} ' if several else ''}{row.module}"
-        f" {text_of(row.relative_norm, 'share')}"
+        f"{row.module} {text_of(row.relative_norm, 'share')}"
         for row in summary.modules
-        if row.relative_norm is not None and row.module in ("embed", "head")
+        if row.relative_norm is not None
+        and row.component in (summary.main_component, "projector")
+        and is_outside(row.module)
     ]
-    return f" ({', '.join(told)})" if told else ""
+    return f" ({', '.join(told[:MOST_OUTSIDE])})" if told else ""
 
 
 def answer_rows(summary: Summary) -> list[FigureRow]:

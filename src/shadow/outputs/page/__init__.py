@@ -39,10 +39,11 @@ from shadow.outputs.page.sections import Chart, LinkedTable
 from shadow.quantities import Kind
 from shadow.reports.columns import NOTATION
 from shadow.summary.depth import LAYERS
+from shadow.summary.rows import checkpoint_side
+from shadow.telling.all_figures import quantity
 from shadow.telling.document import Block, Cell, Section, Table, named, number, table_of, worded
 from shadow.telling.lineage import lineage_document
 from shadow.telling.reading import SummarisedReport
-from shadow.telling.report import quantity
 
 GENERATOR = '<meta name="generator" content="shadow '  # how a page of ours is known
 TOP = 2000  # bytes within which it stands
@@ -124,7 +125,8 @@ def _in_chains(reports: Sequence[SummarisedReport]) -> set[Path]:
             metadata = report.provenance.told
         except ShadowError:  # told when the report itself is read
             continue
-        known.append((report.folder, (metadata["base"], metadata["tuned"])))
+        sides = checkpoint_side(metadata["base"]), checkpoint_side(metadata["tuned"])
+        known.append((report.folder, sides))
     return {known[number][0] for number in following([sides for _, sides in known])}
 
 
@@ -146,6 +148,7 @@ def page_bytes(
         "overview": [section.overview() for section in ranked],
     }
     followed = _followed(sections)
+    with_cards = 1 < len(sections) <= MOST_CARDS
     numbers = {section.where: section.number for section in sections}
     html = environment().get_template("page.html.j2").render(
         title=sections[0].name if len(sections) == 1 else title,
@@ -160,8 +163,10 @@ def page_bytes(
         library=library(),
         policy=policy([*scripts().values(), library().text]),
         generator=Markup(f'{GENERATOR}{__version__}">'),  # noqa: S704 - text of ours
-        with_cards=1 < len(sections) <= MOST_CARDS,
-        card_scale=shared_scale(rows for pair in ranked for rows in pair.pictures),
+        with_cards=with_cards,
+        card_scale=shared_scale(rows for pair in ranked for rows in pair.pictures)
+        if with_cards
+        else None,
         with_scatter=len(sections) >= FEWEST_POINTS,
         chart=Chart,
         notation=NOTATION,
@@ -208,8 +213,8 @@ def _ranking(ranked: Sequence[PairSection]) -> LinkedTable:
         named("pair", "name"),
         number("concentration", figure("concentration", "fixed")),
         number("relative norm", figure("relative_norm_overall", "share")),
-        number("PR", figure("participation_ratio", "number")),
-        number("null PR", figure("null_participation_ratio", "number")),
+        number("PR", figure("participation_ratio", "ratio")),
+        number("null PR", figure("null_participation_ratio", "ratio")),
         number("spikes", figure("spikes", "number")),
         worded("label", lambda one: one.summary.label if one.summary.has_label else ""),
     ]

@@ -86,29 +86,26 @@ def _has_unmoved(drawings: Iterable[Picture]) -> bool:
 
 
 def _svg(component: str, drawing: Picture, scale: Scale) -> Markup:
-    """Cells of one unit each, equal neighbours as one; classes are colours of the page."""
+    """Cells of one unit each: a path for each colour of the page, equal neighbours as one."""
     label = (
         f"{component}: relative norm of {', '.join(drawing.modules)} by layer {drawing.first} to"
         f" {drawing.last}, {share(drawing.least)} to {share(drawing.largest)}"
     )
-    rects = []
+    lines: dict[str, str] = {}  # by colour
     for row, cells in enumerate(drawing.cells):
         column = 0
-        for level, several in groupby(_class(value, scale) for value in cells):
+        for colour, several in groupby(_class(value, scale) for value in cells):
             width = len(list(several))
-            if level:
-                rects.append(
-                    Markup('<rect class="{}" x="{}" y="{}.04" width="{}" height=".92"/>').format(
-                        level, column, row, width
-                    )
-                )
+            if colour:
+                run = f"M{column} {row}.04h{width}v.92h-{width}z"
+                lines[colour] = lines.get(colour, "") + run
             column += width
-    size = Markup('<svg role="img" aria-label="{}" viewBox="0 0 {} {}" preserveAspectRatio="none">')
-    return (
-        size.format(visible(label), len(drawing.cells[0]), len(drawing.cells))
-        + Markup("").join(rects)
-        + Markup("</svg>")
+    paths = Markup("").join(
+        Markup('<path class="{}" d="{}"/>').format(*line) for line in sorted(lines.items())
     )
+    return Markup(
+        '<svg role="img" aria-label="{}" viewBox="0 0 {} {}" preserveAspectRatio="none">{}</svg>'
+    ).format(visible(label), len(drawing.cells[0]), len(drawing.cells), paths)
 
 
 def _class(value: float | None, scale: Scale) -> str:

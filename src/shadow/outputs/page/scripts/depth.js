@@ -117,7 +117,7 @@ Object.assign(Pair.prototype, {
     );
     fill(
       this.behind("depth"),
-      ["layer", "module", "base", "tuned", "shift", "delta"],
+      ["layer", "module", ["base", metric], ["tuned", metric], "shift", ["delta", metric]],
       cells.map((
         cell,
       ) => [
@@ -183,7 +183,7 @@ Object.assign(Pair.prototype, {
     );
     fill(
       this.behind("sides"),
-      ["component", "layer", title(metric)],
+      ["component", "layer", [title(metric), metric]],
       this.data.depth.map((row) => [row.component, row.layer, row[metric]]),
     );
   },

@@ -262,7 +262,8 @@ Object.assign(Pair.prototype, {
         anchor: `y${suffix}`,
         rangemode: "tozero",
         ticksuffix: " %",
-        nticks: 6,
+        nticks: width(div) < 480 ? 4 : 6,
+        tickangle: 0,
         title: index === groups.length - 1 ? "share of the update's energy" : "",
       });
       annotations.push(heading(text, high, { yshift: 4 }));
@@ -318,7 +319,7 @@ Object.assign(Pair.prototype, {
     }
     made.annotations = annotations;
     draw(div, traces, made, `Share of the update's energy by ${several ? "component, " : ""}module and layer`);
-    fill(this.behind("energy"), ["what", "share of the energy", "from", "to", "share of the changed parameters"], [
+    fill(this.behind("energy"), ["what", ["share of the energy", "energy_share"], ["from", "energy_share"], ["to", "energy_share"], ["share of the changed parameters", "energy_share"]], [
       ...groups.flatMap(([, rows]) =>
         rows.map((
           row,

@@ -194,7 +194,7 @@ Object.assign(Pair.prototype, {
     div.panels = panels;
     fill(
       this.behind("heat"),
-      ["component", "layer", "module", title(metric), "matrices", "state"],
+      ["component", "layer", "module", [title(metric), metric], "matrices", "state"],
       drawn.map((
         cell,
       ) => [
@@ -298,7 +298,7 @@ Object.assign(Pair.prototype, {
     );
     fill(
       this.behind("experts"),
-      ["layer", "expert", title(metric)],
+      ["layer", "expert", [title(metric), metric]],
       places.map((place) => [this.data.layer[place.cell], place.expert, place.value]),
     );
   },

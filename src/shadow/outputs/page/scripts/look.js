@@ -46,7 +46,7 @@ const fixed = (value) => value.toFixed(2).replace(/^-(?=0\.00$)/, "").replace("-
 const figure = (metric, value, digits = 2) =>
   value !== null && shared.metrics[metric]?.share ? `${number(100 * value, digits)} %` : number(value, digits);
 const percent = (value) => (value === null || value === undefined ? "–" : `${number(100 * value)} %`);
-const range = (pair, metric) => (pair ? `${figure(metric, pair[0])} to ${figure(metric, pair[1])}` : null);
+const range = ([low, high], metric) => `${figure(metric, low).replace(" %", "")} to ${figure(metric, high)}`;
 
 function element(name, attributes = {}, ...children) {
   const made = document.createElement(name);
@@ -166,22 +166,20 @@ const heading = (text, y, more = {}) => ({
   ...more,
 });
 
-function fill(details, head, rows) {
+/** Rows behind a chart. A head is a text, or a text and the metric whose values stand below it. */
+function fill(details, heads, rows) {
   if (!details || !details.open) return;
-  const cells = (row, name) =>
-    row.map((cell) =>
-      element(
-        name,
-        typeof cell === "number" || cell === null ? { class: "n" } : {},
-        typeof cell === "number" || cell === null ? number(cell) : String(cell),
-      )
-    );
+  const columns = heads.map((head) => (Array.isArray(head) ? head : [head]));
+  const cell = (value, column) =>
+    typeof value === "number" || value === null
+      ? element("td", { class: "n" }, figure(columns[column][1], value))
+      : element("td", {}, String(value));
   details.querySelector(".scroll").replaceChildren(
     element(
       "table",
       {},
-      element("thead", {}, element("tr", {}, ...head.map((text) => element("th", { scope: "col" }, text)))),
-      element("tbody", {}, ...rows.map((row) => element("tr", {}, ...cells(row, "td")))),
+      element("thead", {}, element("tr", {}, ...columns.map(([text]) => element("th", { scope: "col" }, text)))),
+      element("tbody", {}, ...rows.map((row) => element("tr", {}, ...row.map(cell)))),
     ),
   );
 }

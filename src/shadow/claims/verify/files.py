@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shadow.claims.answer import Answer, Claim, Figure
+from shadow.claims.verify.verification import Against
 from shadow.text import counted, several
 
 FILES = Claim(
@@ -20,8 +21,8 @@ EVERY = "*"  # the path of a row that says that not all files of a side are know
 NAMED = 5  # files that a reason names
 
 
-def files_answer(rows: Sequence[Mapping[str, Any]]) -> Answer:
-    """The answer, with counts of the files that matter by state."""
+def files(rows: Sequence[Mapping[str, Any]]) -> tuple[Answer, tuple[Against, ...]]:
+    """The answer, with counts of the files that matter, and the files that differ."""
     told = [row for row in rows if row["side"] == "tuned" or row["state"] == "removed"]
     matter = [row for row in told if row["kind"] in KINDS]
     differ = [row for row in matter if row["differs"] and row["state"] != "unknown"]
@@ -35,17 +36,25 @@ def files_answer(rows: Sequence[Mapping[str, Any]]) -> Answer:
         "files_differ": len(differ),
         "files_unknown": len(unknown),
     }
+    against = tuple(Against(row["path"], what(row)) for row in differ)
     if differ:
-        named = [f"{row['path']} ({what(row)})" for row in differ]
-        return Answer("files", "does_not_hold", f"different: {several(named, NAMED)}", figures)
+        named = [f"{row['path']} ({_short(row)})" for row in differ]
+        return Answer("files", "does_not_hold", several(named, NAMED), figures), against
     if unknown:
         named = [row["path"] if row["path"] != EVERY else row["detail"] for row in unknown]
         reason = f"not compared: {several(list(dict.fromkeys(named)), NAMED)}"
-        return Answer("files", "cannot_be_told", reason, figures)
+        return Answer("files", "cannot_be_told", reason, figures), ()
     if not rows:
-        return Answer("files", "cannot_be_told", "no files are listed", figures)
+        return Answer("files", "cannot_be_told", "no files are listed", figures), ()
     reason = f"{counted(len(matter), 'file says', 'files say')} the same"
-    return Answer("files", "holds", reason, figures)
+    return Answer("files", "holds", reason, figures), ()
+
+
+def _short(row: Mapping[str, Any]) -> str:
+    """`rope_theta, vocab_size`, or `added`."""
+    if row["state"] != "changed":
+        return str(row["state"])
+    return several(str(row["differs"]).split(), 3)
 
 
 def what(row: Mapping[str, Any]) -> str:
