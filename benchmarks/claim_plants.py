@@ -6,6 +6,7 @@ A plant is a kind of claim on a model in a format. Its weights are drawn from th
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,8 +16,8 @@ from typing import Any
 import claim_faults as do
 import numpy as np
 import torch
-from claim_faults import DTYPES, cast, layer_of, named, updated
-from claim_models import NAMES, Model, State, made, model, real, written
+from claim_faults import cast, layer_of, named, updated
+from claim_models import NAMES, Model, State, model, real, written
 from findings import generator
 
 from shadow.claims.answer import Outcome
@@ -31,7 +32,7 @@ FORMATS = ("F32", "F16", "BF16")
 class Asked:
     """A claim as it is typed."""
 
-    checkpoints: tuple[Path, ...]
+    checkpoints: tuple[Path | str, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
     """`base`, `moved`, `frozen`."""
 
@@ -271,7 +272,7 @@ def _merged() -> Iterator[Plant]:
     yield from _each("merged", "one entry changed", FALSE, merge(after=entry), "entries")
     yield from _each("merged", "norm changed beside", FALSE, merge(after=beside), "[nN]orm")
     yield from _each("merged", "noise of the same size", FALSE, merge(after=noise))
-    swap = merge(after=lambda at, state, base: do.swapped(state, 0 if at.model.name == "x" else 1))
+    swap = merge(after=lambda at, state, base: do.swapped(state))
     yield from _each("merged", "q and k swapped", FALSE, swap, r"q_proj|query")
     yield from _each(
         "merged", "below rounding", OPEN, merge(size=1e-12), "below the rounding|within the rounding",
@@ -318,6 +319,36 @@ def _trained() -> Iterator[Plant]:
     yield from _each("trained", "stuck norms", FALSE, stuck, "[nN]orm", formats=("BF16", "F16"))
     rounded = train(lambda at, state: cast(cast(state, "BF16"), "F32"))
     yield from _each("trained", "frozen was rounded", FALSE, rounded, "differ", formats=("F32",))
+
+    def by_component(change: Callable[[Work, State], State]) -> Callable[[Work], Asked]:
+        def make(at: Work) -> Asked:
+            parts = []
+            for component, prefix in (("language", "language_model."), ("vision", "vision_tower.")):
+                own = {
+                    name.removeprefix(prefix): one
+                    for name, one in at.base.items()
+                    if name.startswith(prefix)
+                }
+                config = at.model.config[
+                    {"language": "text_config"}.get(component, "vision_config")
+                ]
+                parts.append(f"{component}={written(at.folder / component, own, config)}")
+            names = [name for name in at.base if name.startswith("language_model.")]
+            tuned = change(at, cast(updated(at.base, 2e-2, at.rng, names), at.stored))
+            options = {"moved": ("language",), "frozen": ("vision",)}
+            return Asked((",".join(parts), at.put("tuned", tuned)), options)
+
+        return make
+
+    def tower(at: Work, state: State) -> State:
+        name = next(name for name in state if re.search(r"vision.*fc1\.weight$", name))
+        return do.one_entry(state, name, at.rng, 1)
+
+    for stored in FORMATS:
+        whole, leaky = by_component(lambda at, state: state), by_component(tower)
+        kind = "base per component"
+        yield Plant("trained", kind, "llava", stored, TRUE, whole)
+        yield Plant("trained", f"{kind}, tower moved", "llava", stored, FALSE, leaky, r"fc1")
     turned = train(lambda at, state: do.reordered_heads(at.model, state, 0))
     yield from _each("trained", "frozen q and k permuted", FALSE, turned, r"q_proj|query")
 
@@ -549,6 +580,3 @@ def _mixture() -> Iterator[Plant]:
     yield from _each("mixture", "a copy of A", FALSE, copied, "no part of B")
     same = mix(lambda at, base, sides: average(at, base, sides), alike=True)
     yield from _each("mixture", "A is B", OPEN, same, "weight")
-
-
-__all__ = ["DTYPES", "OPEN", "TRUE", "FALSE", "Asked", "Plant", "Work", "made", "plants", "work"]
