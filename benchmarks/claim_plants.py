@@ -32,7 +32,7 @@ FORMATS = ("F32", "F16", "BF16")
 class Asked:
     """A claim as it is typed."""
 
-    checkpoints: tuple[Path | str, ...]
+    checkpoints: tuple[Path | Mapping[str, Path], ...]
     options: Mapping[str, Any] = field(default_factory=dict)
     """`base`, `moved`, `frozen`."""
 
@@ -227,6 +227,9 @@ def _merged() -> Iterator[Plant]:
     def in_layer(value: float, which: int = 1) -> Callable[[Work, str], float]:
         return lambda at, name: value if layer_of(name) == which else 1.0
 
+    def always(value: float, at: Work, name: str) -> float:
+        return value
+
     yield from _each("merged", "in float32", TRUE, merge())
     yield from _each("merged", "in 16 bits", TRUE, merge(narrow=True), formats=("F16", "BF16"))
     yield from _each("merged", "rsLoRA", TRUE, merge(stabilised=True))
@@ -234,8 +237,7 @@ def _merged() -> Iterator[Plant]:
         ("not applied", 0.0, "not applied"), ("half the scale", 0.5, "half"),
         ("twice the scale", 2.0, "twice"), ("0.7 of the scale", 0.7, "scale"),
     ):  # fmt: skip
-        every: Callable[[Work, str], float] = lambda at, name, value=value: value  # type: ignore[misc]
-        yield from _each("merged", kind, FALSE, merge(every), said)
+        yield from _each("merged", kind, FALSE, merge(partial(always, value)), said)
     skipped = merge(in_layer(0.0))
     yield from _each("merged", "skipped layer", FALSE, skipped, r"not applied[\s\S]*layers?\.1\.")
     double = merge(in_layer(2.0))
@@ -274,10 +276,9 @@ def _merged() -> Iterator[Plant]:
     yield from _each("merged", "noise of the same size", FALSE, merge(after=noise))
     swap = merge(after=lambda at, state, base: do.swapped(state))
     yield from _each("merged", "q and k swapped", FALSE, swap, r"q_proj|query")
-    yield from _each(
-        "merged", "below rounding", OPEN, merge(size=1e-12), "below the rounding|within the rounding",
-        formats=("F16", "BF16"),
-    )  # fmt: skip
+    said = "below the rounding|within the rounding"
+    narrow = ("F16", "BF16")
+    yield from _each("merged", "below rounding", OPEN, merge(size=1e-12), said, formats=narrow)
 
 
 # --------------------------------------------------------------------------------- trained
@@ -322,7 +323,7 @@ def _trained() -> Iterator[Plant]:
 
     def by_component(change: Callable[[Work, State], State]) -> Callable[[Work], Asked]:
         def make(at: Work) -> Asked:
-            parts = []
+            parts = {}
             for component, prefix in (("language", "language_model."), ("vision", "vision_tower.")):
                 own = {
                     name.removeprefix(prefix): one
@@ -332,11 +333,11 @@ def _trained() -> Iterator[Plant]:
                 config = at.model.config[
                     {"language": "text_config"}.get(component, "vision_config")
                 ]
-                parts.append(f"{component}={written(at.folder / component, own, config)}")
+                parts[component] = written(at.folder / component, own, config)
             names = [name for name in at.base if name.startswith("language_model.")]
             tuned = change(at, cast(updated(at.base, 2e-2, at.rng, names), at.stored))
             options = {"moved": ("language",), "frozen": ("vision",)}
-            return Asked((",".join(parts), at.put("tuned", tuned)), options)
+            return Asked((parts, at.put("tuned", tuned)), options)
 
         return make
 

@@ -119,7 +119,7 @@ def method() -> str:
 
 
 def bounds(wrong: int, of: int, level: float = 0.95) -> tuple[float, float]:
-    """The exact interval of a share (Clopper and Pearson 1934); one-sided where nothing is wrong."""
+    """The exact interval of a share (Clopper and Pearson 1934); one-sided of none or all."""
     tail = (1 - level) / 2 if 0 < wrong < of else 1 - level
     low = 0.0 if wrong == 0 else float(beta.ppf(tail, wrong, of - wrong + 1))
     high = 1.0 if wrong == of else float(beta.ppf(1 - tail, wrong + 1, of - wrong))
@@ -140,7 +140,7 @@ def rows(found: Sequence[Judged]) -> list[list[str]]:
 
 
 def counts(some: Sequence[Judged]) -> list[str]:
-    """How many: all, right, falsely holds, falsely does not, refused, and of these with a reason."""
+    """How many: all, right, with the cause named, falsely holds, falsely does not, refused."""
     right = sum(one.is_right for one in some)
     holds = sum(one.outcome == "holds" and not one.is_right for one in some)
     denied = sum(one.outcome == "does_not_hold" and not one.is_right for one in some)
@@ -170,7 +170,8 @@ def told(found: Sequence[Judged]) -> str:
     lines = [
         f"`python benchmarks/claims.py` plants {len(found)} claims on six models and asks each"
         " once, with a seed that nothing was developed with. Real are SmolLM2-135M, a BERT and a"
-        " DINOv2-small, cut to a few layers; a Llama, a mixture of experts and a LLaVA are made up.",
+        " DINOv2-small, cut to a few layers. A Llama, a mixture of experts and a LLaVA are made"
+        " up.",
         "",
         f"- Falsely *holds*: {false} of {len(could_hold)} that do not hold or cannot be told"
         f" ({interval(false, len(could_hold))}).",
