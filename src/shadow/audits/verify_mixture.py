@@ -25,7 +25,7 @@ from shadow.checkpoints.pairing import Filter, MatrixPair, Skipped, pair_checkpo
 from shadow.claims.verify.mixture import Found, Mixture, NotFound, Weight, mixture
 from shadow.claims.verify.scanned import Apart
 from shadow.claims.verify.verification import Verification
-from shadow.errors import UsageError
+from shadow.errors import ShadowError, UsageError
 from shadow.spectra.lazy import Matrix
 from shadow.spectra.masks import Masked, masked
 from shadow.spectra.mixture import Read, products, read
@@ -70,6 +70,14 @@ def verify_mixture(
     for checkpoint in opened:
         for source in checkpoint.sources.values():
             source.require_unchanged()
+    lone += [
+        Apart(one.name, "tuned", one.sums.entries, "some entries are not finite")
+        for one in tensors
+        if not one.sums.finite
+    ]
+    tensors = [one for one in tensors if one.sums.finite]
+    if not tensors:
+        raise ShadowError(f"{target.reference}: no tensor is finite in all of these models")
     found = _found(tensors, len(sides), has_base=base is not None)
     formats = sorted({one.stored for one in tensors})
     measured = Mixture(len(tensors), formats, base is not None, found, lone, unread)
