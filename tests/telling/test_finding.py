@@ -891,8 +891,8 @@ def test_matrices_less_coherent_than_all_directions_are_not_left_out(tmp_path):
     [
         (
             {"alignment_right": 2.1},
-            "It follows the base's leading inputs: they hold 2.1 times an even share of it, and would"
-            " hold 1.0 with random signs.",
+            "It follows the base's leading inputs: they hold 2.1 times an even share of it, and"
+            " would hold 1.0 with random signs.",
         ),
         (
             {"alignment_left": 0.5},
