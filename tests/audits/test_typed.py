@@ -112,7 +112,9 @@ def test_a_checkpoint_typed_without_its_dot_is_refused_at_once(shadow, tmp_path)
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
     for arguments in (("org/toy", "org/toy-sft"), ("--base", "org/toy-sft", "--tuned", "org/toy")):
-        said = shadow("audit", *arguments, HF_ENDPOINT="http://127.0.0.1:9").assert_refused(2)
+        said = shadow(
+            "audit", *arguments, env={"HF_ENDPOINT": "http://127.0.0.1:9"}
+        ).assert_refused(2)
         assert "error: org/toy is a folder here, and a name on the Hub\n" in said
         hint = "write ./org/toy for the folder, or org/toy@main for the model on the Hub"
         assert said.endswith(f"hint:  {hint}\n")
