@@ -9,6 +9,7 @@ from pathlib import Path
 
 from shadow.audits.runtime import Runtime
 from shadow.audits.sides import client_for
+from shadow.audits.verify_base import verify_base
 from shadow.audits.verify_files import verify_files
 from shadow.audits.verify_same import verify_same
 from shadow.claims.verify.table import FORMS, VERIFY
@@ -57,6 +58,9 @@ Check = Callable[[Question, Runtime, Path], Verification]
 
 CHECKS: Mapping[str, Check] = {
     "same": lambda asked, runtime, scratch: verify_same(
+        asked.of, asked.checkpoints, runtime, scratch
+    ),
+    "base": lambda asked, runtime, scratch: verify_base(
         asked.of, asked.checkpoints, runtime, scratch
     ),
     "files": lambda asked, runtime, scratch: verify_files(asked.of, asked.checkpoints, runtime),

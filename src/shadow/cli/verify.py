@@ -63,7 +63,7 @@ def verify(
 ) -> None:
     """Check a claim about checkpoints: it holds, does not hold, or cannot be told.
 
-    Claims: same A B; files A B.
+    Claims: same A B; base TUNED CANDIDATE...; files A B.
 
     Exit codes: 0 holds; 4 does not hold; 5 cannot be told; 1 failed; 2 wrong usage. Of several
     claims the first of 1, 4, 5, 0.

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from shadow.claims.answer import table
+from shadow.claims.verify.base import BASE
 from shadow.claims.verify.files import FILES
 from shadow.claims.verify.same import SAME
 
@@ -29,5 +30,9 @@ class Form:
         return " ".join(self.checkpoints) + ("..." if self.repeats else "")
 
 
-VERIFY = table(SAME, FILES)
-FORMS: Mapping[str, Form] = {"same": Form(("A", "B")), "files": Form(("A", "B"))}
+VERIFY = table(SAME, BASE, FILES)
+FORMS: Mapping[str, Form] = {
+    "same": Form(("A", "B")),
+    "base": Form(("TUNED", "CANDIDATE"), repeats=True),
+    "files": Form(("A", "B")),
+}

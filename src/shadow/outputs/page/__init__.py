@@ -213,8 +213,8 @@ def _ranking(ranked: Sequence[PairSection]) -> LinkedTable:
         named("pair", "name"),
         number("concentration", figure("concentration", "fixed")),
         number("relative norm", figure("relative_norm_overall", "share")),
-        number("PR", figure("participation_ratio", "number")),
-        number("null PR", figure("null_participation_ratio", "number")),
+        number("PR", figure("participation_ratio", "ratio")),
+        number("null PR", figure("null_participation_ratio", "ratio")),
         number("spikes", figure("spikes", "number")),
         worded("label", lambda one: one.summary.label if one.summary.has_label else ""),
     ]
