@@ -524,8 +524,8 @@ def test_ratios_stand_beside_those_of_the_parameters_and_the_spectra_come_second
 
 
 def test_figures_come_in_the_order_of_the_terminal_and_gates_have_a_section(vision):
-    """Norm, concentration, what is unchanged, then all of them; what is in the navigation is there, and the reverse. A
-    share of the parameters has the decimals of the terminal.
+    """Norm, concentration, what is unchanged, then all of them; what is in the navigation is there,
+    and the reverse. A share of the parameters has the decimals of the terminal.
     """
     html = page_of(vision.parent).decode()
     figures = html[html.index('class="figures"') : html.index("<dt>changed")]
