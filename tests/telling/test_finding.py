@@ -379,7 +379,7 @@ def test_where_vectors_alone_moved_the_weights_are_not_the_same(tmp_path):
     changed = summary.gates[0]
     assert (changed.name, changed.passed, changed.figure) == ("changed", False, 0)
     assert "3 of 4 biases and norms did" in changed.reason
-    assert summary.claims.consistent_with == ["a training of biases and norms alone (BitFit)"]
+    assert summary.claims.consistent_with == ["training of biases and norms only (BitFit)"]
 
 
 def test_an_audit_counts_the_vectors_that_moved_away_from_0(shadow, tmp_path):
