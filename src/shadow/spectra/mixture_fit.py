@@ -9,7 +9,6 @@ linear program over the entries that stop them), and every entry is asked again.
 from __future__ import annotations
 
 import math
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
