@@ -27,13 +27,20 @@ from shadow.audits.request import (
 )
 from shadow.errors import ShadowError, UsageError
 from shadow.outputs.notebook import AuditReport, AuditReports
+from shadow.places.names import check_component
 from shadow.reports.folders import one_report, reports_below, reports_of
 from shadow.reports.remote import fetched
 from shadow.reports.report import Report
 from shadow.storage import Store, located
 from shadow.targets.families import Pair, given_pair
 from shadow.targets.lists import Selection, select
-from shadow.targets.references import Reference, is_reference, parse_reference
+from shadow.targets.references import (
+    AnyReference,
+    ComponentBase,
+    Reference,
+    is_reference,
+    parse_reference,
+)
 from shadow.text import several
 
 if TYPE_CHECKING:
@@ -474,10 +481,10 @@ def judge(
 def verify(
     claim: str,
     /,
-    *checkpoints: Place,
+    *checkpoints: Place | Mapping[str, Place],
     moved: str | Sequence[str] = (),
     frozen: str | Sequence[str] = (),
-    base: Place | None = None,
+    base: Place | Mapping[str, Place] | None = None,
     files: Files = Files(),  # noqa: B008 - frozen
     jobs: int | None = None,
     say: Callable[[str], None] | None = None,
@@ -490,7 +497,7 @@ def verify(
     Args:
         claim: Such as `same`; `shadow verify --help` lists them.
         checkpoints: What it is asked of, in the order of the command: folders, or
-            `org/name[@revision]` on the Hub.
+            `org/name[@revision]` on the Hub; for a base also a mapping of components to such.
         moved: Of `trained`: what should have changed, such as `language.layers.0-7`.
         frozen: Of `trained`: what should be equal.
         base: Of `stored`: the model that the full one was trained from.
@@ -512,10 +519,10 @@ def verify(
 
     asked = question(
         claim,
-        [_reference(one) for one in checkpoints],
+        [_side(one) for one in checkpoints],
         moved=_words(moved),
         frozen=_words(frozen),
-        base=None if base is None else _reference(base),
+        base=None if base is None else _side(base),
     )
     runtime = Runtime(
         jobs=jobs, access=access_of(files), say=say or _ignore, show=progress or _ignore
@@ -612,6 +619,15 @@ def _reference(place: Place) -> Reference:
     if isinstance(place, str):
         return parse_reference(place)
     return parse_reference(str(Path(place).expanduser().absolute()))
+
+
+def _side(place: Place | Mapping[str, Place]) -> AnyReference:
+    """A checkpoint, or one for each component."""
+    if not isinstance(place, Mapping):
+        return _reference(place)
+    for component in place:
+        check_component(component)
+    return ComponentBase(tuple((component, _reference(one)) for component, one in place.items()))
 
 
 def _path(place: Place | None) -> Path | None:

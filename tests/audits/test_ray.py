@@ -404,7 +404,7 @@ def test_an_address_where_nobody_answers_is_one_line(command):
             ),
             "another version of Ray or Python: The cluster was started with: Ray: 2.9.0 Python:"
             " 3.10.1 This process on node 10.0.0.2 was started with: Ray: 2.60.0 Python: 3.11.7",
-            "use the versions of the cluster on this machine",
+            "install the versions of the cluster on this machine",
         ),
         (  # Ray, which looks for itself on this machine for a minute, says no more than this
             "auto",

@@ -139,7 +139,7 @@ def test_a_rule_on_what_moved_has_no_layers():
             "did you mean 'language.mlp.*.concentration'?"),
         ("language.layer.x.concentration > 0.5", "no module 'layer.x'", "layers.0-7"),
         ("layers.7-3.concentration > 0.5", "layers 7 to 3 are none", "such as 0-7"),
-        ("layers.0-7.energy > 0", "heading", "layers.0-7.energy_share"),
+        ("layers.0-7.energy > 0", "head of a table", "layers.0-7.energy_share"),
         ("layers.0-7.spiked > 0", "no metric 'spiked'", "did you mean 'spikes'?"),
         ("language.embed added", "only files are added", "files.code added"),
         ("embed unchanged", "names no component", "'language.embed'"),
@@ -153,8 +153,8 @@ def test_a_rule_on_what_moved_has_no_layers():
         ("verify.same > 0", "no component 'verify'", ""),
         ("language.mlp.up.concentratoin > 0.5", "no metric", "did you mean 'concentration'?"),
         ("mlp.up.concentration > 0.5", "names no component", "'language.mlp.up.concentration'"),
-        ("language.mlp.up.* > 0.5", "has one metric", "only component and module"),
-        ("* > 0.5", "has one metric", "only component and module"),
+        ("language.mlp.up.* > 0.5", "names more than one metric", "in the component and the module only"),
+        ("* > 0.5", "names more than one metric", "in the component and the module only"),
         ("language..concentration > 0.5", "not the name of a figure", "such as"),
         (".concentration > 0.5", "not the name of a figure", "such as"),
         ("language.[a-z]*.concentration > 0.5", "not the name of a figure", "such as"),
@@ -432,7 +432,7 @@ def test_the_head_of_a_table_is_answered_with_the_rule_that_was_meant(text, mean
     """Words as they stand on the screen: the hint can be typed, and is a rule."""
     with pytest.raises(UsageError) as caught:
         parse_rule(text)
-    assert caught.value.message.endswith("is a column heading, not a figure")
+    assert caught.value.message.endswith("is the head of a table, not a figure")
     assert f"did you mean '{meant}'?" in caught.value.hint
     assert ("median over matrices" in caught.value.hint) == meant.startswith("relative_norm")
     assert parse_rule(meant)
@@ -451,3 +451,12 @@ def test_a_rule_on_what_moved_says_which_figures():
 def test_a_figure_that_ends_like_a_head_is_a_figure(text):
     """`energy` is a head and a figure of a component."""
     assert parse_rule(text).condition == text
+
+
+@pytest.mark.parametrize("text", ["gates.failed > 0", "gate.lineage == 1"])
+def test_a_gate_in_a_rule_gets_no_hint_that_names_no_figure(text):
+    """`language.mlp.gate.failed` is none; the hint says where the gates are explained."""
+    with pytest.raises(UsageError) as caught:
+        parse_rule(text)
+    assert "`shadow explain gates`" in caught.value.hint
+    assert "did you mean" not in caught.value.hint

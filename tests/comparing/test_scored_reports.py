@@ -323,7 +323,7 @@ def test_more_reports_than_can_be_compared_are_correlated(tmp_path):
     assert 0 < found.scores.correlations[0].p < 1
     text = drawn(comparison_document(found), 80)
     assert "Rank correlation of gain and concentration" in text
-    assert "reports that --format json has besides: 1" in text
+    assert "1 more report is in --format json" in text
     with pytest.raises(ShadowError, match="no side of any pair is among its models"):
         compare(
             folders,

@@ -796,7 +796,7 @@ def test_the_command_writes_beside_itself_and_says_what(shadow, runs, tmp_path):
     done = shadow("export", runs, "--to", "sqlite")
     assert done.assert_done() == ""
     assert f"{runs.name}.sqlite: a SQLite database; rows: 6 reports, 162 matrices" in done.err
-    assert "1 of 6 reports were made before these columns were added" in done.err
+    assert "1 of 6 reports were made before these columns existed" in done.err
     assert [path.name for path in tmp_path.iterdir()] == [f"{runs.name}.sqlite"]
 
 

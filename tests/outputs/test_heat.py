@@ -68,8 +68,25 @@ def test_without_colours_cells_are_shades_and_what_did_not_move_is_a_dot():
     lines = drawn([row([0.01, 0.02, 0.04, 0.08]), row([0.0, None, 0.08], "attn.q")])
     assert lines[0] == "mlp.up        ░░▒▒▓▓██"
     assert lines[1].rstrip() == "attn.q        ·   ██"
-    assert lines[2] == "layer         0      3"
-    assert lines[3].split() == ["1.0", "%", "░▒▓█", "8.0", "%", "·", "did", "not", "move"]
+    assert lines[2] == "layer         0      3   relative norm 1.0 % ░▒▓█ 8.0 %  · unchanged"
+    assert len(lines) == 3
+
+
+@pytest.mark.parametrize(
+    ("layers", "width", "cell", "last"),
+    [(12, 80, 2, "layer         0                     11   relative norm 1.0 % ░▒▓█ 8.0 %"),
+     (19, 80, 1, "layer         0               18   relative norm 1.0 % ░▒▓█ 8.0 %"),
+     (32, 80, 2, f"layer         0{'relative norm 1.0 % ░▒▓█ 8.0 %':^61}31"),
+     (40, 120, 2, f"layer         0{'relative norm 1.0 % ░▒▓█ 8.0 %':^77}39"),
+     (12, 40, 2, f"{'':14}relative norm 1.0 % ░▒▓█ 8.0 %")],
+)  # fmt: skip
+def test_the_scale_stands_where_the_axis_leaves_room(layers, width, cell, last):
+    """Between the numbers of the layers, beside them, or below them: the picture has one line more
+    than modules wherever that fits.
+    """
+    lines = drawn([row([0.01 + 0.07 * at / (layers - 1) for at in range(layers)])], width)
+    assert len(lines[0].rstrip()) == 14 + cell * layers
+    assert [" ".join(lines[-1].split()), len(lines)] == [" ".join(last.split()), 3 - (width > 40)]
 
 
 def test_more_layers_than_columns_are_binned_and_every_line_fits():
@@ -85,7 +102,7 @@ def test_a_flat_profile_says_flat():
     """Norms within a twentieth of one another are not told apart."""
     lines = drawn([row([0.0200, 0.0204, 0.0202])])
     assert "██████" in lines[0]
-    assert "flat: 2.0 % everywhere" in lines[-1]
+    assert "relative norm 2.0 % everywhere" in lines[-1]
 
 
 def test_colours_are_those_of_the_scale_and_shades_are_left_out():

@@ -436,6 +436,19 @@ def test_depth_profiles_follow_metric_and_module(one, opened):
     assert page.evaluate("document.querySelector('[data-chart=depth]').data.length") == 4
 
 
+def test_a_chart_can_be_saved_as_svg(one, opened, tmp_path):
+    """By its button, which a pointer brings up: a file with the names of the modules."""
+    page = opened(one)
+    page.locator("[data-chart=heat]").hover()
+    with page.expect_download() as download:
+        page.locator("[data-chart=heat] .modebar-btn").first.click()
+    assert download.value.suggested_filename == "shadow-heat.svg"
+    download.value.save_as(tmp_path / "heat.svg")
+    text = (tmp_path / "heat.svg").read_text()
+    assert text.startswith("<svg")
+    assert all(f">{module}</text>" in text for module in ("attn.q", "mlp.down"))
+
+
 def test_the_theme_switch_recolours_the_charts(one, opened):
     """Dark on request where the system is light; the charts follow, and Auto goes back."""
     page = opened(one)

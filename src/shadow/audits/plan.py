@@ -74,6 +74,8 @@ class Access:
     """Whether no other task of the run uses this machine's cache of the Hub. Otherwise nothing is
     removed from it unasked: another task may be reading it.
     """
+    dora: bool = False
+    """Whether a DoRA adapter may be opened: what reads it must read its norms too."""
 
 
 @dataclass(frozen=True)

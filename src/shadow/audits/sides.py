@@ -129,14 +129,16 @@ def find_checkpoint(reference: Reference | ComponentBase, runtime: Runtime, scra
 def _find(reference: Reference, runtime: Runtime, scratch: Path) -> Checkpoint | Located:
     access, say = runtime.access, runtime.say
     if reference.is_folder:
-        return open_folder(reference.repo, allow_pickle=access.allow_pickle, scratch=scratch)
+        return open_folder(
+            reference.repo, allow_pickle=access.allow_pickle, scratch=scratch, dora=access.dora
+        )
     from shadow.checkpoints.hub import pin
 
     if (how := as_folder(reference.repo)) and not access.offline:
         say(f"{reference.repo} is taken for a model on the Hub; {how}")
     revision = runtime.commits.get(reference, reference.revision)
     snapshot = pin(reference.repo, revision, reference.subfolder, offline=access.offline, say=say)
-    return locate(snapshot, allow_pickle=access.allow_pickle, say=say)
+    return locate(snapshot, allow_pickle=access.allow_pickle, say=say, dora=access.dora)
 
 
 def pickled_part(found: Found) -> Located | None:

@@ -11,11 +11,14 @@ from shadow.audits.runtime import Runtime
 from shadow.audits.sides import client_for
 from shadow.audits.verify_base import verify_base
 from shadow.audits.verify_files import verify_files
+from shadow.audits.verify_merged import verify_merged
 from shadow.audits.verify_same import verify_same
-from shadow.claims.verify.table import FORMS, VERIFY
+from shadow.audits.verify_stored import verify_stored
+from shadow.audits.verify_trained import verify_trained
+from shadow.claims.verify.table import FORMS, VERIFY, Form
 from shadow.claims.verify.verification import Verification
 from shadow.errors import UsageError
-from shadow.targets.references import Reference
+from shadow.targets.references import AnyReference, ComponentBase, Reference
 from shadow.text import nearest
 
 
@@ -25,10 +28,10 @@ class Question:
 
     claim: str
     """One of FORMS."""
-    checkpoints: tuple[Reference, ...]
+    checkpoints: tuple[AnyReference, ...]
     moved: tuple[str, ...] = ()
     frozen: tuple[str, ...] = ()
-    base: Reference | None = None
+    base: AnyReference | None = None
 
     @property
     def of(self) -> dict[str, str]:
@@ -48,9 +51,15 @@ class Question:
         return told
 
     @property
+    def models(self) -> list[Reference]:
+        """The checkpoints, where the claim has none by component."""
+        return [side for side in self.checkpoints if isinstance(side, Reference)]
+
+    @property
     def references(self) -> list[Reference]:
         """Every checkpoint that it reads."""
-        return [*self.checkpoints, *([self.base] if self.base else [])]
+        sides = [*self.checkpoints, *([self.base] if self.base else [])]
+        return [part for side in sides for _, part in side.parts]
 
 
 Check = Callable[[Question, Runtime, Path], Verification]
@@ -60,20 +69,27 @@ CHECKS: Mapping[str, Check] = {
     "same": lambda asked, runtime, scratch: verify_same(
         asked.of, asked.checkpoints, runtime, scratch
     ),
-    "base": lambda asked, runtime, scratch: verify_base(
+    "merged": lambda asked, runtime, scratch: verify_merged(
         asked.of, asked.checkpoints, runtime, scratch
     ),
-    "files": lambda asked, runtime, scratch: verify_files(asked.of, asked.checkpoints, runtime),
+    "trained": lambda asked, runtime, scratch: verify_trained(
+        asked.of, asked.checkpoints, asked.moved, asked.frozen, runtime, scratch
+    ),
+    "stored": lambda asked, runtime, scratch: verify_stored(
+        asked.of, asked.checkpoints, asked.base, runtime, scratch
+    ),
+    "base": lambda asked, runtime, scratch: verify_base(asked.of, asked.models, runtime, scratch),
+    "files": lambda asked, runtime, scratch: verify_files(asked.of, asked.models, runtime),
 }
 
 
 def question(
     claim: str,
-    checkpoints: Sequence[Reference],
+    checkpoints: Sequence[AnyReference],
     *,
     moved: Sequence[str] = (),
     frozen: Sequence[str] = (),
-    base: Reference | None = None,
+    base: AnyReference | None = None,
 ) -> Question:
     """The question that these words ask.
 
@@ -96,6 +112,7 @@ def question(
     if form.needs and not any(given[option] for option in form.needs):
         needed = " or ".join(f"--{option} PATTERN" for option in form.needs)
         raise UsageError(f"{claim} needs {needed}", usage)
+    _require_alone(form, checkpoints)
     return Question(
         claim,
         tuple(checkpoints),
@@ -103,6 +120,15 @@ def question(
         tuple(frozen),
         base,
     )
+
+
+def _require_alone(form: Form, checkpoints: Sequence[AnyReference]) -> None:
+    """Raises UsageError where another side than a base is put together of several checkpoints."""
+    for number, side in enumerate(checkpoints):
+        name = form.checkpoints[min(number, len(form.checkpoints) - 1)]
+        if isinstance(side, ComponentBase) and name != "BASE":
+            where = "BASE" if "BASE" in form.checkpoints else "--base"
+            raise UsageError(f"{name} is one checkpoint", f"only {where} has one by component")
 
 
 def verify(asked: Question, runtime: Runtime) -> Verification:

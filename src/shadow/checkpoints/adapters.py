@@ -40,6 +40,7 @@ class Adapter:
     alpha: float  # above 0, at most MAX_ALPHA
     alpha_pattern: Mapping[str, float]  # by the name of a module, or its end
     rank_stabilised: bool  # alpha is divided by the square root of the rank
+    dora: bool = False  # rows of base plus update are given the norms that the adapter holds
 
     def scaling(self, module: str, rank: int) -> float:
         """What B @ A of a module is multiplied by."""
@@ -50,15 +51,18 @@ class Adapter:
         return self.alpha / divisor
 
 
-def read_adapter(where: str, config: Mapping[str, object]) -> Adapter:
-    """The adapter of an adapter_config.json (of where). Raises ShadowError unless a plain LoRA."""
+def read_adapter(where: str, config: Mapping[str, object], *, dora: bool = False) -> Adapter:
+    """The adapter of an adapter_config.json (of where). Raises ShadowError unless a plain LoRA.
+
+    dora: DoRA will do as well, for those who read its norms.
+    """
     kind = config.get("peft_type")
     if kind != "LORA":
         raise ShadowError(
             f"{where}: an adapter of type {str(kind)[:40]!r}; only LORA is read",
             "merge it into its base",
         )
-    if config.get("use_dora"):
+    if config.get("use_dora") and not dora:
         raise ShadowError(
             f"{where}: a DoRA adapter, whose delta is not low-rank",
             "merge it into its base, and audit the result",
@@ -80,6 +84,7 @@ def read_adapter(where: str, config: Mapping[str, object]) -> Adapter:
         alpha=_alpha(where, config.get("lora_alpha")),
         alpha_pattern={name: _alpha(where, alpha) for name, alpha in patterns.items()},
         rank_stabilised=config.get("use_rslora") is True,
+        dora=bool(config.get("use_dora")),
     )
 
 

@@ -223,23 +223,26 @@ def _in_folder(folder: str, checkpoint: Checkpoint) -> Checkpoint:
 
 
 def open_folder(
-    reference: str, *, allow_pickle: bool = False, scratch: Path | None = None
+    reference: str, *, allow_pickle: bool = False, scratch: Path | None = None, dora: bool = False
 ) -> Checkpoint:
     """The checkpoint in a local folder: safetensors first, torch `.bin` only with allow_pickle.
 
-    scratch is a folder for raw copies of `.bin` files of the old format. Raises ShadowError with
-    one line and a hint for every way in which a folder is not a trustworthy checkpoint.
+    scratch is a folder for raw copies of `.bin` files of the old format. dora: as of
+    `read_adapter`. Raises ShadowError with one line and a hint for every way in which a folder is
+    not a trustworthy checkpoint.
     """
     try:
         with naming(reference):
-            return _open_folder(reference, allow_pickle=allow_pickle, scratch=scratch)
+            return _open_folder(reference, allow_pickle=allow_pickle, scratch=scratch, dora=dora)
     except OSError as error:
         raise ShadowError(
             f"{reference}: {error.strerror or error}", "check that the folder can be read"
         ) from error
 
 
-def _open_folder(reference: str, *, allow_pickle: bool, scratch: Path | None) -> Checkpoint:
+def _open_folder(
+    reference: str, *, allow_pickle: bool, scratch: Path | None, dora: bool
+) -> Checkpoint:
     root = Path(reference)
     if root.is_file() and root.suffix == ".gguf":
         raise ShadowError(f"{reference}: {GGUF}", GGUF_HINT)
@@ -256,7 +259,7 @@ def _open_folder(reference: str, *, allow_pickle: bool, scratch: Path | None) ->
     def read(name: str) -> Config:
         return _read_json(root / name, name)
 
-    weights = _choose_weights(reference, names, read, allow_pickle=allow_pickle)
+    weights = _choose_weights(reference, names, read, allow_pickle=allow_pickle, dora=dora)
     config = read(CONFIG) if (root / CONFIG).exists() else {}
     headers: list[dict[str, TensorInfo]] = []
     sources: dict[str, Source] = {}
@@ -292,7 +295,7 @@ def _open_folder(reference: str, *, allow_pickle: bool, scratch: Path | None) ->
     )
 
 
-def locate(snapshot: Snapshot, *, allow_pickle: bool, say: Say) -> Located:
+def locate(snapshot: Snapshot, *, allow_pickle: bool, say: Say, dora: bool = False) -> Located:
     """Find the weight files of a commit of the Hub. Reads the config and the index, no shard.
 
     Raises ShadowError when there are none that may be read, or one that the index names is missing.
@@ -311,7 +314,7 @@ def locate(snapshot: Snapshot, *, allow_pickle: bool, say: Say) -> Located:
             "run once without --offline",
         )
     with naming(snapshot.name, OWNER):
-        weights = _choose_weights(snapshot.name, names, read, allow_pickle=allow_pickle)
+        weights = _choose_weights(snapshot.name, names, read, allow_pickle=allow_pickle, dora=dora)
         config = read(CONFIG) if CONFIG in names else {}
     missing = [shard for shard in weights.shards if shard not in snapshot.files]
     if missing:
@@ -442,7 +445,12 @@ def _read_shard(file: HeldFile, shard: str, scratch: Path | None) -> tuple[Heade
 
 
 def _choose_weights(
-    where: str, names: set[str], read: Callable[[str], Config], *, allow_pickle: bool
+    where: str,
+    names: set[str],
+    read: Callable[[str], Config],
+    *,
+    allow_pickle: bool,
+    dora: bool,
 ) -> Weights:
     """The weight files: an index's, `model.safetensors`, an adapter's, safetensors, or `.bin`."""
 
@@ -456,7 +464,7 @@ def _choose_weights(
         return Weights(("model.safetensors",), {}, pickled=False)
     adapter = None
     if ADAPTER_CONFIG in names:
-        adapter = read_adapter(where, read(ADAPTER_CONFIG))
+        adapter = read_adapter(where, read(ADAPTER_CONFIG), dora=dora)
         safetensors = sorted(names & {"adapter_model.safetensors"})
         bins = sorted(names & {"adapter_model.bin"})
         if not safetensors and not bins:

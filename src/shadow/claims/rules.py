@@ -335,7 +335,7 @@ def parse_figure(text: str, *, many: bool = False) -> Metric:
             raise UsageError(f"{text!r} names no component", hint)
         modules = nearest_modules(place)
         if component in ("gate", "gates"):
-            hint = "write a figure, such as concentration; `shadow explain gates` lists the gates"
+            hint = "write gate.lineage or not gate.lineage; `shadow explain gates` lists the gates"
             raise UsageError(f"{text!r} is not a figure", hint)
         if (
             modules

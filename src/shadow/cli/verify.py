@@ -40,6 +40,24 @@ def verify(
             metavar="CHECKPOINT",
         ),
     ] = None,
+    moved: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Of trained: what should have moved: language.layers.0-7; may be repeated.",
+            metavar="PATTERN",
+        ),
+    ] = None,
+    frozen: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Of trained: what should be equal to the base; may be repeated.",
+            metavar="PATTERN",
+        ),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(help="Of stored: the model that FULL was trained from.", metavar="REF"),
+    ] = None,
     listed: Annotated[
         Path | None,
         typer.Option(
@@ -51,10 +69,8 @@ def verify(
         ),
     ] = None,
     junit: option.Junit = None,
-    storage_options: option.StorageOptions = None,
     jobs: option.Jobs = None,
     allow_pickle: option.Pickle = False,
-    fetch: option.Fetch = "auto",
     max_disk: option.MaxDisk = None,
     offline: option.Offline = False,
     format: option.Format = "table",
@@ -63,21 +79,22 @@ def verify(
 ) -> None:
     """Check a claim about checkpoints: it holds, does not hold, or cannot be told.
 
-    Claims: same A B; base TUNED CANDIDATE...; files A B.
+    Claims: same A B; merged BASE ADAPTER MERGED; trained BASE TUNED --moved PATTERN --frozen
+    PATTERN; stored FULL STORED [--base BASE]; base TUNED CANDIDATE...; files A B.
 
     Exit codes: 0 holds; 4 does not hold; 5 cannot be told; 1 failed; 2 wrong usage. Of several
     claims the first of 1, 4, 5, 0.
     """
     begin(junit, "verify")
     files = files_of(
-        allow_pickle=allow_pickle, offline=offline, fetch=fetch, max_disk=max_disk, no_cache=True
+        allow_pickle=allow_pickle, offline=offline, fetch="auto", max_disk=max_disk, no_cache=True
     )
     if listed is None:
-        asked = [_question(claim, checkpoints or [])]
-    elif claim is not None:
+        asked = [_question(claim, checkpoints or [], moved or [], frozen or [], base)]
+    elif claim or moved or frozen or base:
         raise UsageError("--claims and a claim do not go together", "leave one of them out")
     else:
-        asked = _listed(listed, storage_options)
+        asked = _listed(listed)
     from shadow.audits.perform import access_of
     from shadow.audits.runtime import Runtime
     from shadow.claims.verify.verification import Verification, first_code
@@ -103,24 +120,36 @@ def verify(
         raise typer.Exit(code)
 
 
-def _question(claim: str | None, checkpoints: Sequence[str]) -> Question:
+def _question(
+    claim: str | None,
+    checkpoints: Sequence[str],
+    moved: Sequence[str],
+    frozen: Sequence[str],
+    base: str | None,
+) -> Question:
     from shadow.audits.verify import question
     from shadow.claims.verify.table import FORMS
-    from shadow.targets.references import parse_reference
+    from shadow.targets.references import parse_checkpoint
 
     if claim is None:
         hint = f"one of {', '.join(FORMS)}, such as: shadow verify same ./A ./B"
         raise UsageError("no claim to check", hint)
-    return question(claim, [parse_reference(text) for text in checkpoints])
+    return question(
+        claim,
+        [parse_checkpoint(text) for text in checkpoints],
+        moved=moved,
+        frozen=frozen,
+        base=None if base is None else parse_checkpoint(base),
+    )
 
 
-def _listed(file: Path, storage_options: str | None) -> list[Question]:
+def _listed(file: Path) -> list[Question]:
     """The claims of a file. Raises ShadowError, with the line of one that makes no sense."""
     from shadow.audits.verify import question
     from shadow.targets.checked import read_form
     from shadow.targets.forms import ClaimsForm
 
-    here = file_here(file, parsed_options(storage_options))
+    here = file_here(file, parsed_options(None))
     hint = "docs/verify.md describes it: a list such as `- same ./a ./b`"
     form, lines = read_form(ClaimsForm, here, hint=hint)
     asked = []

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shadow.dtypes import FLOATS
+from shadow.dtypes import FLOATS, FloatFormat
 from shadow.spectra.lazy import BlockScaled, Matrix, Updated
 from shadow.spectra.spectrum import Sides, shape_of, tiles
 
@@ -23,6 +23,7 @@ from shadow.spectra.spectrum import Sides, shape_of, tiles
 SAFE = 1e-26, 1e36
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 CASTS = ("BF16", "F16", "F32", "F8_E4M3", "F8_E5M2")
+HIGHEST = 128  # exponent of a base beyond which binades are not told apart
 MARKS = 1 << 14  # weights of a mark, which repeat
 
 
@@ -139,6 +140,38 @@ def differing_bytes(sides: Sides) -> int:
         b, t = (side[index].view(torch.uint8).numpy() for side in (sides.base, sides.tuned))
         changed += int(np.count_nonzero(np.not_equal(b, t)))
     return changed
+
+
+def by_binade(sides: Sides, grid: FloatFormat) -> list[tuple[float, int, int, float]]:
+    """Of the entries whose base lies between two powers of two, from small to large: half a unit in
+    the last place of a format there, how many there are, how many changed, and the sum of squares
+    of the differences. Zeros are with the smallest.
+    """
+    lowest = grid.min_exponent
+    entries, changed, energy = (
+        torch.zeros(HIGHEST - lowest + 1, dtype=torch.float64) for _ in range(3)
+    )
+    for index, _ in tiles(sides.tuned):
+        b = _read(sides, sides.base[index], "base").view(-1)
+        t = _read(sides, sides.tuned[index], "tuned").view(-1)
+        binades = (torch.frexp(b).exponent - 1).clamp_(lowest, HIGHEST).masked_fill_(b == 0, lowest)
+        cells = (binades - lowest).long()
+        entries += torch.bincount(cells, minlength=len(entries))
+        t.sub_(b)
+        where = t.nonzero().view(-1)
+        if len(where):
+            away = t[where].double()
+            changed += torch.bincount(cells[where], minlength=len(entries))
+            energy += torch.bincount(cells[where], away * away, minlength=len(entries))
+    return [
+        (
+            2.0 ** (cell + lowest - grid.mantissa_bits - 1),
+            int(entries[cell]),
+            int(changed[cell]),
+            float(energy[cell]),
+        )
+        for cell in entries.nonzero().view(-1).tolist()
+    ]
 
 
 def _read(sides: Sides, part: Tensor, name: str) -> Tensor:

@@ -17,11 +17,13 @@ from pydantic import (
     RootModel,
     StringConstraints,
     Tag,
+    ValidationInfo,
     WithJsonSchema,
     field_validator,
     model_validator,
 )
 
+from shadow.errors import ShadowError
 from shadow.places.names import name_rules
 from shadow.targets.checked import FaultError, Form, by
 from shadow.targets.plain_yaml import Tree
@@ -29,9 +31,11 @@ from shadow.targets.references import (
     MAX_ENTRIES,
     MAX_TARGET,
     NAME,
+    ComponentBase,
     Reference,
     one_target,
     pair_name,
+    parse_checkpoint,
     parse_reference,
 )
 from shadow.text import VERY_LIKE, closest, nearest, short
@@ -379,6 +383,23 @@ class PolicyForm(RootModel[Annotated[dict[Name, RuleForm], Field(min_length=1)]]
     """Rules by their names."""
 
 
+def _side(value: object, folder: Path | None) -> object:
+    """A checkpoint of a claim: a text, or a mapping of components to texts."""
+    if isinstance(value, dict) and all(isinstance(one, str) for one in value.values()):
+        value = ",".join(f"{component}={one}" for component, one in value.items())
+    return parse_checkpoint(value, folder) if isinstance(value, str) else value
+
+
+def _as_side(value: Any, info: ValidationInfo) -> Any:
+    try:
+        return _side(value, info.context)
+    except ShadowError as error:
+        raise FaultError(error.message, error.hint) from error
+
+
+Side = Annotated[Reference | ComponentBase, BeforeValidator(_as_side)]
+
+
 class ClaimForm(Form):
     """A claim for `shadow verify`; docs/verify.md says what each is asked of."""
 
@@ -386,10 +407,10 @@ class ClaimForm(Form):
     WRITTEN = "write `same ./a ./b`, or {claim: same, of: [./a, ./b]}"
 
     claim: Word
-    of: list[Ref] = Field(min_length=1, max_length=100)
+    of: list[Side] = Field(min_length=1, max_length=100)
     moved: list[Word] = Field(default=[])
     frozen: list[Word] = Field(default=[])
-    base: Ref | None = None
+    base: Side | None = None
 
     @classmethod
     def of_text(cls, text: str) -> object:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from shadow.errors import UsageError
+from shadow.places.names import check_component
 from shadow.text import short
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")  # of a family, a stage, a tag, a rule
@@ -56,9 +58,15 @@ class ComponentBase:
     parts: tuple[tuple[str, Reference], ...]
     """Each component and where it came from, in the file's order. The others have no base."""
 
+    def __str__(self) -> str:
+        return ",".join(f"{component}={part}" for component, part in self.parts)
+
     def as_json(self) -> dict[str, object]:
         """For machines: the checkpoint of each component."""
         return {component: part.as_json() for component, part in self.parts}
+
+
+AnyReference = Reference | ComponentBase
 
 
 def is_reference(target: str) -> bool:
@@ -136,6 +144,25 @@ def typed_reference(text: str) -> Reference:
 def _holds_checkpoint(folder: Path) -> bool:
     """Whether a folder has files that only checkpoints have."""
     return any(any(folder.glob(name)) for name in ("*.safetensors", "config.json", "*.bin"))
+
+
+def parse_checkpoint(text: str, folder: Path | None = None) -> AnyReference:
+    """A reference, or one for each component: `language=./lm,vision=org/tower`.
+
+    Without a folder that it is relative to, it was typed. Raises UsageError.
+    """
+    parse = typed_reference if folder is None else partial(parse_reference, folder=folder)
+    if not re.match(r"[a-z]+=", text):
+        return parse(text)
+    parts: dict[str, Reference] = {}
+    for part in text.split(","):
+        component, equals, reference = part.partition("=")
+        if not equals or component in parts:
+            hint = "write language=./LM,vision=org/tower, each component once"
+            raise UsageError(f"{short(part)} is not the checkpoint of a component", hint)
+        check_component(component)
+        parts[component] = parse(reference)
+    return ComponentBase(tuple(parts.items()))
 
 
 def as_folder(text: str, folder: Path | None = None) -> str | None:

@@ -101,8 +101,8 @@ def _contrast(contrast: Contrast, p_values: bool) -> Iterator[Block]:
         relation += f", known by {KNOWN_BY[contrast.verified]}"
     matched = contrast.matched
     layers = counted(matched.layers, "layer", "layers")
-    over = f"{counted(matched.matrices, 'matrix', 'matrices')} of both reports"
-    over += f"; the verdict rests on {matched.in_layers:,} in {layers}"
+    over = f"{counted(matched.matrices, 'matrix', 'matrices')} of both"
+    over += f"; the {matched.in_layers:,} in {layers} decide"
     rows = [FigureRow("relation", relation), FigureRow("over", over)]
     rows += [
         FigureRow("left out", f"{row.matrices:,} {row.reason}, such as {row.examples[0]}")

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shadow.claims.explanations import ANSWERS
-from shadow.claims.reference import bases_of
 from shadow.comparing.gains import MEASURED_BY_OTHERS
-from shadow.quantities import DASH, Kind, Quantity, bounds_text, portion_of, text_of
+from shadow.quantities import DASH, Kind, Quantity, bounds_text, text_of
 from shadow.reasons import meaning
 from shadow.summary.picture import by_component, picture
 from shadow.summary.rows import CoherenceRow, OutsideRow
+from shadow.telling.all_figures import all_figures, standing_rows
 from shadow.telling.document import (
     Block,
     Cell,
@@ -43,19 +43,17 @@ from shadow.telling.document import (
 from shadow.telling.files import files_blocks
 from shadow.telling.scores import scores_blocks, scores_line
 from shadow.telling.screen import FAILED, answer_rows, faults, figure_rows
-from shadow.telling.size import of_what, parameter_ratio
-from shadow.text import and_list, counted, several
+from shadow.text import several
 
 if TYPE_CHECKING:
     from shadow.claims.explanations import Explanation
-    from shadow.claims.reference import Position
     from shadow.claims.summary import Summary
     from shadow.reports.metadata import ReportMetadata
     from shadow.summary.rows import ComponentRow, LayerRow, ModuleRow, SkippedRow
 
+ONE_LINE = 74  # letters of the line that says where the rest is, beside its name
 SHIFTED = 1e-4  # of the short side: the same for shifts of the effective rank, which lie about 0
 UNEVEN_BY = 0.05  # of the largest absolute value: by how much layers differ that have a chart
-FAR = 100  # times the rounding of storage above which the exact factor tells nothing more
 FOLDER_OF_A_PART = re.compile(r"(?<==)/.*?(?= [a-z]+=|$)")  # `language=org/name vision=/a/tower`
 DEPTH: Sequence[tuple[str, str, Kind]] = (  # fields of LayerRow, their titles and kinds
     ("relative_norm", "rel. norm", "share"),
@@ -106,9 +104,12 @@ def _blocks(
             when=when,
             about="finding",
         )
-    yield Figures(_all_figures(summary), when="full", about="finding")
+    yield Figures(all_figures(summary), when="full", about="finding")
+    yield Figures(standing_rows(summary), close=True, when="full", about="finding")
     if rows := figure_rows(summary):
         yield Figures(rows, close=True, when="brief", about="finding")
+    if summary.scores:
+        yield Figures([FigureRow("scores", scores_line(summary))], close=True, about="finding")
     if folder is not None and (answers := answer_rows(summary)):  # the sentences have them
         yield Figures(answers, close=True, when="brief", about="answers")
     for warning in summary.warnings:
@@ -179,180 +180,6 @@ def _public(repo: str) -> str:
     if Path(repo).is_absolute():
         return Path(repo).name
     return FOLDER_OF_A_PART.sub(lambda match: Path(match[0]).name, repo)
-
-
-def quantity(summary: Summary, name: str, kind: Kind) -> Quantity:
-    """A figure with its interval."""
-    low, high = summary.intervals.get(name) or (None, None)
-    return Quantity(summary.figures[name], kind, low, high)
-
-
-def _all_figures(summary: Summary) -> list[FigureRow]:
-    """What changed, how much, how concentrated, where; gates, and a label where it has one."""
-    rows = {"what": _changed(summary)}
-    if summary.figures.matrices:
-        rows |= {
-            "how much": _size(summary),
-            "how concentrated": _concentration(summary),
-            "inside layers": _inside_layers(summary),
-            "where": _where(summary),
-            "directions": _directions(summary),
-            "tokens": _tokens(summary),
-            "spread" if summary.no_interval else "in brackets": _about_intervals(summary),
-        }
-    if summary.scores:
-        rows["scores"] = scores_line(summary)
-    figures = [FigureRow(name, text) for name, text in rows.items() if text]
-    outcome: Cell = f"all {len(summary.gates)} passed"
-    if stopped := [gate.name for gate in faults(summary)]:
-        outcome = Word(f"{', '.join(stopped)} failed, see below", "warning")
-    elif others := [gate.name for gate in summary.failed_gates]:
-        outcome = f"{and_list(others)} {'does' if len(others) == 1 else 'do'} not apply"
-        if passed := len(summary.gates) - len(others):
-            outcome = f"{passed} passed; {outcome}"
-    figures.append(FigureRow("gates", outcome))
-    if summary.reference and summary.has_label:
-        figures.append(FigureRow("label", f"{summary.label}: {summary.label_reason}"))
-        figures.append(FigureRow("reference", _reference(summary.reference)))
-    return figures
-
-
-def _changed(summary: Summary) -> str:
-    """`30 matrices changed, 99.7 % of the parameters; 0.3 % are identical`."""
-    f = summary.figures
-    matrices = counted(int(f.matrices or 0), "matrix", "matrices")
-    measured = portion_of(f.parameters_measured, f.parameters)
-    line = f"{matrices} changed, {measured} of the parameters"
-    if summary.counts["identical"]:
-        line += f"; {portion_of(f.parameters_identical, f.parameters)} are identical"
-    return line
-
-
-def _reference(reference: Position) -> str:
-    """Where the concentration lies among known trainings."""
-    optimizer = reference.optimizer or "any optimiser"
-    bases = counted(bases_of(reference.short_side, reference.optimizer), "base", "bases")
-    line = (
-        f"above {100 * reference.narrow_below:.0f} % of {reference.narrow} trainings on narrow data"
-        f" and {100 * reference.broad_below:.0f} % of {reference.broad} on broad data, with"
-        f" {optimizer}, of tiny decoders on {bases}"
-    )
-    if reference.nearest:
-        nearest = reference.nearest[0]
-        line += f"; nearest: {nearest.regime}, {text_of(nearest.concentration, 'fixed')}"
-    return line
-
-
-def _size(summary: Summary) -> str:
-    norm = quantity(summary, "relative_norm_overall", "share")
-    size = f"the delta's norm is {norm} {of_what(summary)}"
-    floor_ratio = summary.figures.floor_ratio
-    if floor_ratio is None:
-        return size
-    if floor_ratio < FAR:
-        return f"{size}, {text_of(floor_ratio, 'ratio')} x the rounding of its storage"
-    return f"{size}, far above the rounding of its storage"
-
-
-def _concentration(summary: Summary) -> str:
-    f = summary.figures
-    if f.concentration is None:
-        return "no matrix is large enough to compare with its null"
-    text = (
-        f"{quantity(summary, 'concentration', 'fixed')} in the median matrix (0 is noise, 1 is a"
-        f" single direction); PR is {quantity(summary, 'participation_ratio', 'ratio')}, with"
-        f" random signs {text_of(f.null_participation_ratio, 'ratio')};"
-        f" {text_of(f.spikes, 'number')} singular"
-        f" {'value stands' if f.spikes == 1 else 'values stand'} out"
-    )
-    if f.spikes:
-        text += f" with {text_of(f.spike_energy, 'share')} of the energy"
-    # medians of the finding are over those inside layers
-    if f.matrices != summary.inside_layers.matrices:
-        text += f"; medians over all {text_of(f.matrices, 'count')} matrices"
-    return text
-
-
-def _inside_layers(summary: Summary) -> str:
-    """What is known of the update before it was stored, the median over matrices inside layers."""
-    inside = summary.inside_layers
-    parts = []
-    if inside.kept is not None:
-        kept = text_of(inside.kept, "share")
-        parts.append(f"{kept} of the stored change is the update, the rest is rounding")
-    if inside.relative_norm_unrounded is not None:
-        norm = text_of(inside.relative_norm_unrounded, "share")
-        parts.append(f"its norm is {norm} of the base's")
-    known = (inside.coherent or 0) + (inside.above_short_side or 0)
-    of = f"{known:,} of {text_of(inside.matrices, 'count')} matrices"
-    if inside.equivalent_directions is not None:
-        directions = text_of(inside.equivalent_directions, "about")
-        parts.append(f"spread as over {directions} equally strong directions ({of})")
-    elif inside.above_short_side:
-        parts.append(f"less concentrated than all directions of a matrix alike ({of})")
-    for name, text in (
-        ("unexplained", "with a rounding that storage does not explain"),
-        ("rounded_away", "rounded away"),
-    ):
-        if inside[name]:
-            parts.append(f"{text_of(inside[name], 'count')} {text}")
-    return "; ".join(parts)
-
-
-def _where(summary: Summary) -> str:
-    """How evenly the update lies over layers, and over attention and MLP, or over components."""
-    f = summary.figures
-    parts = []
-    if f.effective_layers is not None and f.depth_entropy is not None:
-        layers = quantity(summary, "effective_layers", "ratio")
-        parts.append(f"as even as over {layers} of {text_of(f.depth_layers, 'count')} layers")
-    for name, title in (
-        ("attention_to_mlp", "attention : MLP"),
-        ("vision_to_language", "vision : language"),
-        ("projector_to_language", "projector : language"),
-    ):
-        if f[name] is not None:
-            text = f"{title} is {quantity(summary, name, 'ratio')}"
-            sizes = parameter_ratio(summary, name)
-            if sizes is not None:
-                text += f", of their parameters {text_of(sizes, 'ratio')}"
-            parts.append(text)
-    return "; ".join(parts)
-
-
-def _directions(summary: Summary) -> str:
-    """How many directions of the residual stream a layer's change is about."""
-    parts = [
-        f"{quantity(summary, name, 'about')} in matrices that {verb} it"
-        for verb, name in (
-            ("read", "reading_participation_ratio"),
-            ("write", "writing_participation_ratio"),
-        )
-        if summary.figures[name] is not None
-    ]
-    if not parts:
-        return ""
-    return f"of the residual stream, effective number in the median layer: {', '.join(parts)}"
-
-
-def _tokens(summary: Summary) -> str:
-    f = summary.figures
-    if f.embedding_rows_changed is None:
-        return ""
-    return (
-        f"{text_of(f.embedding_rows_changed, 'share')} of the embeddings changed; participation"
-        f" ratio {text_of(f.embedding_row_participation_ratio, 'ratio')} tokens"
-    )
-
-
-def _about_intervals(summary: Summary) -> str:
-    if summary.no_interval:
-        return f"none over layers: {summary.no_interval}"
-    level = 100 * (summary.interval_level or 0)
-    return (
-        f"the spread over {summary.layers} layers ({level:.3g} %), which says nothing of other runs"
-        " or seeds"
-    )
 
 
 def _spread(row: ComponentRow | ModuleRow) -> str | None:
@@ -485,7 +312,9 @@ def skipped_table(rows: Iterable[SkippedRow], when: When = "always") -> Table:
 
 def _more(folder: Path | str) -> str:
     """Where the rest is."""
-    return f"shadow show {shlex.quote(str(folder))} --full; page: shadow report"
+    typed = f"shadow show {shlex.quote(str(folder))} --full"
+    page = "  # page: shadow report"
+    return typed + page if len(typed + page) <= ONE_LINE else typed
 
 
 def _origin(

@@ -16,7 +16,6 @@ from shadow.claims.recognised import RECOGNISED, is_copy, is_mostly_copy, is_rea
 from shadow.quantities import Quantity, text_of
 from shadow.reasons import STRICT, meaning
 from shadow.telling.document import FigureRow, Word
-from shadow.telling.scores import scores_line
 from shadow.telling.size import is_outside, of_what, unchanged_parts, without_base
 from shadow.text import and_list, counted
 
@@ -24,6 +23,9 @@ if TYPE_CHECKING:
     from shadow.claims.gates import Gate
     from shadow.claims.summary import Summary
 
+CONCENTRATION = "0 is noise, 1 is a single direction"
+NO_CONCENTRATION = "no matrix is large enough to be compared with noise"
+ENTRIES = "of the entries of the median matrix"
 MOST_OUTSIDE = 3  # modules outside the layers whose norms are named
 FAILED, FOUND, NOTED = Word("failed", "warning"), Word("found"), Word("note", "quiet")
 # what is found, by the sentence that says it: its name on the screen
@@ -42,6 +44,7 @@ NOTED_BY: Mapping[str, str] = {
     "left_out": "left out",
     "vectors": "vectors",
     "siblings": "siblings",
+    "files": "files",
 }
 # gates that are no fault of a pair of which a sentence says what it is
 EXPLAINED_BY: Mapping[str, Sequence[str]] = {
@@ -57,15 +60,12 @@ def figure_rows(summary: Summary) -> list[FigureRow]:
     if figures.matrices:
         norm = Quantity(figures.relative_norm_overall, "share")
         rows.append(FigureRow("relative norm", norm, f"{of_what(summary)}{_outside(summary)}"))
-        scale = "0 is noise, 1 is a single direction"
+        scale = CONCENTRATION
         if figures.concentration is None:
-            scale = "no matrix is large enough to be compared with noise"
+            scale = NO_CONCENTRATION
         rows.append(FigureRow("concentration", Quantity(figures.concentration, "fixed"), scale))
         if figures.rank_ceiling is None:  # an adapter stores no entries of the matrix
-            entries = "of the entries of the median matrix"
-            rows.append(FigureRow("unchanged", Quantity(figures.zero_share, "share"), entries))
-    if summary.scores:
-        rows.append(FigureRow("scores", scores_line(summary)))
+            rows.append(FigureRow("unchanged", Quantity(figures.zero_share, "share"), ENTRIES))
     return rows
 
 

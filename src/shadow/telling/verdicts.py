@@ -56,7 +56,7 @@ def pairs_document(judged: Sequence[Judgement], folder: str, *, has_table: bool 
     """How several pairs stand, a row each, and how many there are, unless all are shown by
     themselves; and where the rest is. folder: of their reports.
     """
-    more = ("more", f"shadow show {shlex.quote(folder)} --full; page: shadow report")
+    more = ("more", f"shadow show {shlex.quote(folder)} --full  # page: shadow report")
     if not has_table:
         return Document([Provenance([more])])
     counts = Counter[str](_state(one).text for one in judged)
@@ -71,8 +71,8 @@ def rules_document(judged: Judgement, *, titled: bool = False, full: bool = True
     head: list[Block] = [Section(judged.family, judged.pair)] if titled else []
     chosen = [one for one in judged.verdicts if full or one.outcome in ("met", "missing")]
     table = [Table(RULES, [_cells(verdict) for verdict in chosen], "Rules")] if chosen else []
-    notes = [*map(Note, judged.notes)] if full else []
-    return Document([*head, *table, *notes] if table or notes else [])
+    told = [*table, *map(Note, judged.notes)]
+    return Document([*head, *told] if told else [])
 
 
 def gate_document(judged: Sequence[Judgement]) -> Document:

@@ -40,10 +40,10 @@ from shadow.quantities import Kind
 from shadow.reports.columns import NOTATION
 from shadow.summary.depth import LAYERS
 from shadow.summary.rows import checkpoint_side
+from shadow.telling.all_figures import quantity
 from shadow.telling.document import Block, Cell, Section, Table, named, number, table_of, worded
 from shadow.telling.lineage import lineage_document
 from shadow.telling.reading import SummarisedReport
-from shadow.telling.report import quantity
 
 GENERATOR = '<meta name="generator" content="shadow '  # how a page of ours is known
 TOP = 2000  # bytes within which it stands
@@ -213,8 +213,8 @@ def _ranking(ranked: Sequence[PairSection]) -> LinkedTable:
         named("pair", "name"),
         number("concentration", figure("concentration", "fixed")),
         number("relative norm", figure("relative_norm_overall", "share")),
-        number("PR", figure("participation_ratio", "number")),
-        number("null PR", figure("null_participation_ratio", "number")),
+        number("PR", figure("participation_ratio", "ratio")),
+        number("null PR", figure("null_participation_ratio", "ratio")),
         number("spikes", figure("spikes", "number")),
         worded("label", lambda one: one.summary.label if one.summary.has_label else ""),
     ]

@@ -22,6 +22,7 @@ from shadow.telling.document import (
     Table,
 )
 from shadow.telling.report import report_document
+from shadow.telling.screen import faults
 
 LISTED = 400  # skipped tensors of a page that are named one by one, or 40 of each pair
 TENSOR = ("tensor", "side", "component", "shape", "dtype", "reason", "detail")
@@ -148,7 +149,7 @@ def sections_of(
     if summary.scores:
         content["scores"] = all_scores(summary)
     halves = {name for both in BESIDE for name in both}
-    if summary.failed_gates:  # what failed is shown, and needs the width
+    if faults(summary):  # what failed is shown, and needs the width
         halves -= {"claims", "gates"}
     return [
         PageSection(name, *titles, blocks=[*content[name]], is_half=name in halves)
@@ -188,7 +189,7 @@ def _gates(summary: Summary) -> Iterator[Block]:
     for number, block in enumerate(gates_blocks(summary)):
         if isinstance(block, Table):
             is_gates = number == 0
-            is_open = is_gates and bool(summary.failed_gates)
+            is_open = is_gates and bool(faults(summary))
             title = block.title
             if is_gates and not summary.failed_gates:
                 title = f"All {len(summary.gates)} gates passed"

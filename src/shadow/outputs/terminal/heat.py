@@ -57,7 +57,7 @@ def _axis(ends: tuple[str, str], columns: int, scale: Text, room: int) -> tuple[
 
     def axis(width: int, between: Text) -> Text:
         gap = max(1, columns * width - len(first) - len(last) - len(between))
-        text = Text(f"{'layer':<{LABEL}}{first}{' ' * (gap // 2)}", "dim")
+        text = Text().append(f"{'layer':<{LABEL}}{first}{' ' * (gap // 2)}", "dim")
         return text.append_text(between).append(f"{' ' * (gap - gap // 2)}{last}", "dim")
 
     widths = [width for width in range(WIDEST, 0, -1) if columns * width <= room] or [1]
@@ -67,7 +67,8 @@ def _axis(ends: tuple[str, str], columns: int, scale: Text, room: int) -> tuple[
         if columns * width + APART + len(scale) <= room:
             line = axis(width, Text())
             return [line.append(" " * APART).append_text(scale)], width
-    return [axis(widths[0], Text()), Text(" " * LABEL).append_text(scale)], widths[0]
+    indent = " " * (LABEL if len(scale) <= room else 0)
+    return [axis(widths[0], Text()), Text(indent).append_text(scale)], widths[0]
 
 
 def _cell(

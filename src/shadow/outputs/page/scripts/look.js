@@ -46,7 +46,7 @@ const fixed = (value) => value.toFixed(2).replace(/^-(?=0\.00$)/, "").replace("-
 const figure = (metric, value, digits = 2) =>
   value !== null && shared.metrics[metric]?.share ? `${number(100 * value, digits)} %` : number(value, digits);
 const percent = (value) => (value === null || value === undefined ? "–" : `${number(100 * value)} %`);
-const range = (pair, metric) => (pair ? `${figure(metric, pair[0])} to ${figure(metric, pair[1])}` : null);
+const range = ([low, high], metric) => `${figure(metric, low).replace(" %", "")} to ${figure(metric, high)}`;
 
 function element(name, attributes = {}, ...children) {
   const made = document.createElement(name);

@@ -1,0 +1,300 @@
+"""Two checkpoints with every tensor of both accounted for: in a pair, alone, or not read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+from shadow.audits.runtime import AlignedPair, Runtime
+from shadow.audits.scan import in_words, scanned, sides_of
+from shadow.audits.sides import find_checkpoint, open_found
+from shadow.checkpoints.opening import Checkpoint, Found, sharing
+from shadow.checkpoints.pairing import (
+    NO_BASE,
+    Filter,
+    MatrixPair,
+    Operand,
+    Skipped,
+    pair_checkpoints,
+)
+from shadow.checkpoints.safetensors_files import TensorInfo
+from shadow.claims.verify.scanned import Apart, Scanned
+from shadow.errors import UsageError
+from shadow.places.architecture import Part, Place
+from shadow.spectra.entries import differing_bytes
+from shadow.targets.references import AnyReference
+from shadow.text import counted, short
+
+# bytes that are compared as they are: any pattern of 8 bits is one of this format's values
+RAW = "F8_E5M2"
+BYTES = "compared byte by byte"
+LOOKED_AT = 64  # names from which a prefix is guessed
+
+Names = tuple[str, str]
+"""What both checkpoints are called in answers, such as A and B."""
+
+
+@dataclass(frozen=True)
+class Lined:
+    """Two open checkpoints, every tensor of which is in one of these."""
+
+    pair: AlignedPair
+    lone: list[Apart]
+    """What only one of them has."""
+    unread: list[Apart]
+    """What cannot be read."""
+    notes: tuple[str, ...]
+    """How names differ, where they do."""
+    places: Mapping[str, set[Place]]
+    """Of every tensor, by its name."""
+
+
+def found_all(
+    references: Mapping[str, AnyReference], runtime: Runtime, scratch: Path
+) -> dict[str, Found]:
+    """The checkpoints that are named, by what answers call them."""
+    return {
+        name: find_checkpoint(reference, runtime, scratch / name)
+        for name, reference in references.items()
+    }
+
+
+def opened_models(found: Mapping[str, Found], runtime: Runtime, scratch: Path) -> list[Checkpoint]:
+    """The same, open. Raises UsageError for an adapter among them."""
+    opened = [open_found(one, runtime, scratch / name) for name, one in found.items()]
+    for name, checkpoint in zip(found, opened, strict=True):
+        if checkpoint.adapter:
+            hint = "`shadow verify merged BASE ADAPTER MERGED` checks a merge"
+            raise UsageError(f"{name}: {checkpoint.reference} is an adapter, not a model", hint)
+    return opened
+
+
+def line_up_all(first: Checkpoint, second: Checkpoint, names: Names) -> Lined:
+    """Pair every tensor of two checkpoints; those that share their bytes with another as well."""
+    first, second = plain(first), plain(second)
+    second, prefix = _without_prefix(second, first)
+    longer = names[1]
+    if not prefix and not first.parts:
+        first, prefix = _without_prefix(first, second)
+        longer = names[0]
+    notes = []
+    if prefix:
+        other = names[0] if longer == names[1] else names[1]
+        notes.append(f"names in {longer} begin with {short(prefix)} where those in {other} do not")
+    second = sharing(second, first)
+    pairs, skipped = pair_checkpoints(first, second, Filter(), may_differ=True)
+    lined, lone, unread = _sorted_out(pairs, skipped, names, is_whole=not first.parts)
+    named = [(pair.base, pair.tuned) for pair in lined]
+    renamed = sum(base is not None and base.info.name != tuned.info.name for base, tuned in named)
+    if renamed:
+        tensors = counted(renamed, "tensor has", "tensors have")
+        notes.append(f"{tensors} another name or packing in {names[1]}")
+    return Lined(
+        AlignedPair(first, second, lined, []), lone, unread, tuple(notes), _places(pairs, skipped)
+    )
+
+
+def plain(checkpoint: Checkpoint) -> Checkpoint:
+    """A checkpoint whose tensors are all compared, those that share their bytes included."""
+    tensors = {name: replace(info, alias_of=None) for name, info in checkpoint.tensors.items()}
+    return replace(checkpoint, tensors=tensors, adapter=None)
+
+
+def _without_prefix(checkpoint: Checkpoint, other: Checkpoint) -> tuple[Checkpoint, str]:
+    """The checkpoint without what most of its names have before a name of the other's; and that.
+
+    An exporter that wraps a model twice writes such names. Places are read from names, so that they
+    would not be found.
+    """
+    names = [name for name in checkpoint.tensors if name not in other.tensors]
+    if 2 * len(names) < len(checkpoint.tensors):
+        return checkpoint, ""
+    prefixes = Counter[str]()
+    for name in islice(names, LOOKED_AT):
+        parts = name.split(".")
+        for cut in range(1, len(parts)):
+            if ".".join(parts[cut:]) in other.tensors:
+                prefixes[".".join(parts[:cut]) + "."] += 1
+    for prefix, _ in prefixes.most_common(1):
+        bare = {name: name.removeprefix(prefix) for name in names if name.startswith(prefix)}
+        if 2 * sum(name in other.tensors for name in bare.values()) <= len(names):
+            continue
+        tensors = {
+            bare.get(name, name): replace(info, name=bare.get(name, name))
+            for name, info in checkpoint.tensors.items()
+        }
+        if len(tensors) == len(checkpoint.tensors):
+            return replace(checkpoint, tensors=tensors), prefix
+    return checkpoint, ""
+
+
+def _sorted_out(
+    pairs: Sequence[MatrixPair], skipped: Sequence[Skipped], names: Names, *, is_whole: bool
+) -> tuple[list[MatrixPair], list[Apart], list[Apart]]:
+    """Every tensor of both in a pair, or in what only one of them has, or in what is not read.
+
+    is_whole: whether the first is one checkpoint. Otherwise a component may have none in it.
+    """
+    lone: list[Apart] = []
+    unread: list[Apart] = []
+    lined: list[MatrixPair] = []
+    for pair in pairs:
+        if pair.base is None and not is_whole:
+            unread.append(_apart(pair.tuned.info, "tuned", pair.detail))
+            continue
+        if pair.base is None:
+            lone.append(_apart(pair.tuned.info, "tuned", f"only in {names[1]}"))
+            continue
+        lined.append(pair)
+        if pair.detail:
+            lone.append(_grown(pair, names))
+    by_name: dict[str, dict[str, Skipped]] = {}
+    for tensor in skipped:
+        if tensor.reason != "filtered":  # of a part of the base that stands for another component
+            by_name.setdefault(tensor.info.name, {})[tensor.side] = tensor
+    unpacked = {
+        _role(tensor.place)
+        for of_name in by_name.values()
+        for tensor in of_name.values()
+        if tensor.reason == "quantized" and len(of_name) == 1
+    }
+    for of_name in by_name.values():
+        base, tuned = of_name.get("base"), of_name.get("tuned")
+        if base and tuned and (alike := _named_alike(base, tuned)):
+            lined.append(alike)
+            continue
+        for tensor in of_name.values():
+            if tensor.reason == "tied" and (head := _head_pair(tensor, pairs, skipped)):
+                if head.key not in {pair.key for pair in lined}:
+                    lined.append(head)
+            elif not is_whole and tensor.detail.startswith(NO_BASE.format("")):
+                unread.append(_apart(tensor.info, tensor.side, tensor.detail))
+            elif _is_unread(tensor) or (
+                tensor.reason in ("only_in_base", "only_in_tuned")
+                and _role(tensor.place) in unpacked
+            ):
+                what = tensor.detail or "the other side is not read"
+                unread.append(_apart(tensor.info, tensor.side, what))
+            else:
+                lone.append(_apart(tensor.info, tensor.side, _why(tensor, names)))
+    return lined, sorted(set(lone), key=_order), sorted(set(unread), key=_order)
+
+
+def _places(pairs: Sequence[MatrixPair], skipped: Sequence[Skipped]) -> dict[str, set[Place]]:
+    """The places of every tensor, by its name; not of what stands for another component."""
+    places: dict[str, set[Place]] = {}
+    for pair in pairs:
+        for operand in (pair.base, pair.tuned):
+            if operand is not None:
+                places.setdefault(operand.info.name, set()).add(pair.place)
+    for tensor in skipped:
+        if tensor.reason != "filtered":
+            places.setdefault(tensor.info.name, set()).add(tensor.place)
+    return places
+
+
+def _order(one: Apart) -> tuple[str, str, str]:
+    return one.tensor, one.side, one.what
+
+
+def _apart(info: TensorInfo, side: str, what: str) -> Apart:
+    return Apart(info.name, side, info.parameters, what)
+
+
+def _grown(pair: MatrixPair, names: Names) -> Apart:
+    """The rows that only one side has of a vocabulary."""
+    assert pair.base is not None, "lined up"
+    more = pair.tuned.shape[0] - pair.base.shape[0]
+    side, name, operand = (
+        ("tuned", names[1], pair.tuned) if more > 0 else ("base", names[0], pair.base)
+    )
+    rows = counted(abs(more), "row", "rows")
+    return Apart(operand.info.name, side, abs(more) * pair.cols, f"{rows} only in {name}")
+
+
+def _role(place: Place) -> tuple[object, ...]:
+    return place.component, place.layer, place.module, place.expert
+
+
+def _is_unread(tensor: Skipped) -> bool:
+    return tensor.reason in ("quantized", "unknown_dtype", "unreadable")
+
+
+def _why(tensor: Skipped, names: Names) -> str:
+    """What is wrong with a tensor that has no partner."""
+    if tensor.reason == "shape_differs":
+        return tensor.detail.replace("base ", f"{names[0]} ").replace("tuned ", f"{names[1]} ")
+    return f"only in {names[0] if tensor.side == 'base' else names[1]}"
+
+
+def _named_alike(base: Skipped, tuned: Skipped) -> MatrixPair | None:
+    """Two tensors of one name and shape whose places say nothing: floats entry by entry, all else
+    byte by byte where the dtypes are equal.
+    """
+    first, second = base.info, tuned.info
+    if first.problem or second.problem or first.shape != second.shape:
+        return None
+    if {base.reason, tuned.reason} & {"shape_differs", "tied"}:
+        return None
+    place = replace(tuned.place, module="other", slot=f"\0{second.name}")
+    if {base.reason, tuned.reason} == {"only_in_base", "only_in_tuned"}:
+        one, other = Operand(first, Part(place)), Operand(second, Part(place))
+        return MatrixPair(place, one, other, 1, first.parameters, is_matrix=False)
+    size = first.end - first.start
+    if first.dtype != second.dtype or size != second.end - second.start:
+        return None
+    if first.strides or second.strides:
+        return None
+    one, other = (
+        Operand(replace(info, dtype=RAW, shape=(size,)), Part(place)) for info in (first, second)
+    )
+    return MatrixPair(place, one, other, 1, size, is_matrix=False, detail=BYTES)
+
+
+def _head_pair(
+    head: Skipped, pairs: Sequence[MatrixPair], skipped: Sequence[Skipped]
+) -> MatrixPair | None:
+    """A head that is stored although its config ties it to the embedding, beside the other side's:
+    its head, or its embedding.
+    """
+    known = {pair.place.module: pair for pair in reversed(pairs) if pair.place.layer is None}
+    partner = known.get("head") or known.get("embed")
+    if partner is None or partner.base is None:
+        return None
+    mine = Operand(head.info, Part(head.place))
+    other = partner.base if head.side == "tuned" else partner.tuned
+    stored = [one for one in skipped if one.reason == "tied" and one.side != head.side]
+    if stored:
+        other = Operand(stored[0].info, Part(head.place))
+    if mine.shape != other.shape:
+        return None
+    base, tuned = (other, mine) if head.side == "tuned" else (mine, other)
+    rows, cols = mine.shape
+    place = replace(head.place, slot=f"\0{head.info.name}")
+    return MatrixPair(place, base, tuned, rows=rows, cols=cols, is_matrix=True)
+
+
+def row_of(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> Scanned:
+    """The row of a pair; of bytes without norms."""
+    assert pair.base is not None, "lined up"
+    if pair.detail != BYTES:
+        return scanned(pair, base, tuned)
+    sides = sides_of(pair, base, tuned)
+    stored = base.tensors[pair.base.info.name].dtype, tuned.tensors[pair.tuned.info.name].dtype
+    return Scanned(
+        place=in_words(pair.place),
+        base=pair.base.info.name,
+        tuned=pair.tuned.info.name,
+        formats=stored,
+        entries=pair.cols,
+        changed=differing_bytes(sides),
+        base_energy=0.0,
+        tuned_energy=0.0,
+        delta_energy=0.0,
+        inner=0.0,
+        finite=True,
+        remark=BYTES,
+    )

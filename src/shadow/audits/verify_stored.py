@@ -1,0 +1,110 @@
+"""What the claim `stored` needs measured: a full model beside a copy, and beside its base."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from shadow.audits.runtime import Runtime
+from shadow.audits.scan import fetch_all, in_words, scan
+from shadow.audits.verify_lined import BYTES, found_all, line_up_all, opened_models, plain, row_of
+from shadow.audits.workers import views
+from shadow.checkpoints.opening import Checkpoint
+from shadow.checkpoints.pairing import Filter, MatrixPair, pair_checkpoints
+from shadow.claims.verify.scanned import Apart
+from shadow.claims.verify.stored import Copied, Copy, stored
+from shadow.claims.verify.verification import Verification
+from shadow.places.architecture import Place
+from shadow.spectra.kept import kept_of
+from shadow.targets.references import AnyReference
+
+Bases = Mapping[Place, MatrixPair]
+
+
+def verify_stored(
+    of: Mapping[str, str],
+    references: Sequence[AnyReference],
+    base: AnyReference | None,
+    runtime: Runtime,
+    scratch: Path,
+) -> Verification:
+    """Whether a copy is the full model rounded, and what it kept of the update from a base."""
+    named = dict(zip(("FULL", "STORED"), references, strict=True))
+    if base is not None:
+        named["BASE"] = base
+    found = found_all(named, runtime, scratch)
+    full, copy, *more = opened_models(found, runtime, scratch)
+    lined = line_up_all(full, copy, ("the full model", "the copy"))
+    bases: Bases = {}
+    before = plain(more[0]) if more else None
+    unread = list(lined.unread)
+    if before is not None:
+        fetch_all([before], runtime)
+        pairs, _ = pair_checkpoints(before, lined.pair.base, Filter(), may_differ=True)
+        bases = {pair.place: pair for pair in pairs if pair.base is not None}
+    rows: list[Copied] = []
+    for row in scan(
+        lined.pair,
+        lambda pair, a, b: _copied(pair, a, b, before, bases),
+        runtime,
+        scratch / "scan",
+    ):
+        if before is not None and row.update is None and row.finite and row.full:
+            what = "the base has no such tensor"
+            unread.append(Apart(row.tensor, "base", row.entries, what))
+        rows.append(row)
+    rows.sort(key=lambda row: (row.tensor, row.place))
+    unread.sort(key=lambda one: one.tensor)
+    answer, against, notes = stored(Copy(rows, lined.lone, unread, before is not None))
+    return Verification("stored", of, answer, against, (*lined.notes, *notes))
+
+
+def _copied(
+    pair: MatrixPair,
+    full: Checkpoint,
+    copy: Checkpoint,
+    before: Checkpoint | None,
+    bases: Bases,
+) -> Copied:
+    assert pair.base is not None, "lined up"
+    place = in_words(pair.place)
+    module = f"{pair.place.component}.{pair.place.module}"
+    if pair.detail == BYTES:
+        row = row_of(pair, full, copy)
+        return Copied(
+            place,
+            module,
+            row.tuned,
+            row.formats[1],
+            row.entries,
+            row.changed,
+            0.0,
+            0.0,
+            finite=True,
+        )
+    first, second = views(pair, pair.base, full, copy)
+    third = None
+    mine = bases.get(pair.place)
+    size = pair.rows, pair.cols
+    if before and mine and mine.base and (mine.rows, mine.cols) == size:
+        third, _ = views(replace(mine, tuned=pair.base), mine.base, before, full)
+        if third.shape != second.shape:
+            third = None
+    found = kept_of(first, second, third, pair.tuned.info.dtype)
+    return Copied(
+        place,
+        module,
+        pair.tuned.info.name,
+        found.grid,
+        found.entries,
+        found.off,
+        found.full,
+        found.error,
+        finite=found.finite,
+        update=found.update,
+        stored_update=found.stored_update,
+        inner=found.inner,
+        unchanged=found.unchanged,
+        unchanged_expected=found.unchanged_expected,
+    )

@@ -1,0 +1,112 @@
+"""What the claim `trained` needs measured: which tensors moved, and what the grid let them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from shadow.audits.runtime import Runtime
+from shadow.audits.scan import scan, sides_of
+from shadow.audits.verify_lined import BYTES, found_all, line_up_all, opened_models, row_of
+from shadow.checkpoints.opening import Checkpoint
+from shadow.checkpoints.pairing import MatrixPair
+from shadow.claims.verify.patterns import Pattern, parse_pattern
+from shadow.claims.verify.scanned import Apart, Scanned
+from shadow.claims.verify.trained import Cell, Moved, Training, trained
+from shadow.claims.verify.verification import Verification
+from shadow.dtypes import FLOATS
+from shadow.errors import UsageError
+from shadow.places.architecture import Place
+from shadow.places.names import name_rules
+from shadow.spectra.entries import by_binade
+from shadow.targets.references import AnyReference
+
+
+def verify_trained(
+    of: Mapping[str, str],
+    references: Sequence[AnyReference],
+    moved: Sequence[str],
+    frozen: Sequence[str],
+    runtime: Runtime,
+    scratch: Path,
+) -> Verification:
+    """Whether what should have moved did, and what should be frozen is equal.
+
+    What both name should be frozen.
+    """
+    patterns = [
+        *(("stay", parse_pattern(text)) for text in frozen),
+        *(("move", parse_pattern(text)) for text in moved),
+    ]
+    found = found_all(dict(zip(("BASE", "TUNED"), references, strict=True)), runtime, scratch)
+    base, tuned = opened_models(found, runtime, scratch)
+    lined = line_up_all(base, tuned, ("the base", "the tuned model"))
+    pair = lined.pair
+    places = lined.places
+    for _, pattern in patterns:
+        every = {place for of_name in places.values() for place in of_name}
+        if not any(pattern.covers(place) for place in every):
+            raise UsageError(f"no tensor lies at {pattern.text}", f"there are {_there(every)}")
+
+    def measured(one: MatrixPair, a: Checkpoint, b: Checkpoint) -> tuple[MatrixPair, Moved]:
+        row = row_of(one, a, b)
+        should = _should(one.place, patterns)
+        return one, Moved(row, _module(one.place), should, _cells(one, row, should, a, b))
+
+    rows = [row for _, row in sorted(
+        scan(pair, measured, runtime, scratch / "scan"), key=lambda item: item[0].key
+    )]  # fmt: skip
+    judged = [row for row in rows if row.should]
+    beside = [row for row in rows if not row.should]
+
+    def named(apart: Sequence[Apart]) -> list[Apart]:
+        return [
+            one
+            for one in apart
+            if any(_should(place, patterns) for place in places.get(one.tensor, ()))
+        ]
+
+    answer, against, notes = trained(
+        Training(
+            judged,
+            named(lined.lone),
+            named(lined.unread),
+            len(beside),
+            sum(row.has_moved for row in beside),
+        )
+    )
+    return Verification("trained", of, answer, against, (*lined.notes, *notes))
+
+
+def _should(place: Place, patterns: Sequence[tuple[str, Pattern]]) -> str:
+    """`move`, `stay`, or empty where no pattern names the place."""
+    return next((should for should, pattern in patterns if pattern.covers(place)), "")
+
+
+def _there(places: set[Place]) -> str:
+    """The components, layers and modules that a model has, in words."""
+    rules = name_rules()
+    modules = {place.module for place in places}
+    components = {place.component for place in places}
+    layers = {place.layer for place in places if place.layer is not None}
+    text = ", ".join(name for name in rules.components if name in components)
+    if layers:
+        text += f"; layers.{min(layers)}-{max(layers)}"
+    return f"{text}; {', '.join(name for name in rules.modules if name in modules)}"
+
+
+def _module(place: Place) -> str:
+    return f"{place.component}.{place.module}"
+
+
+def _cells(
+    pair: MatrixPair, row: Scanned, should: str, base: Checkpoint, tuned: Checkpoint
+) -> tuple[Cell, ...]:
+    """The entries of a tensor that should have moved, by the size of the base's."""
+    if should != "move" or pair.detail == BYTES or not row.finite:
+        return ()
+    first, second = (FLOATS[name].bits for name in row.formats)
+    if first > second:  # what the cast to fewer bits moved is no step
+        return ()
+    found = by_binade(sides_of(pair, base, tuned), FLOATS[pair.tuned.info.dtype])
+    return tuple(Cell(*cell) for cell in found)

@@ -1,0 +1,91 @@
+"""What a copy of a matrix in fewer bits kept of it, and of its change from a base."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from shadow.dtypes import FLOATS
+from shadow.spectra.lazy import Matrix
+from shadow.spectra.spectrum import shape_of, tiles
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Sums over the entries of a matrix, its copy, and its base, in float64."""
+
+    grid: str
+    """The format to which the copy's values are rounded: its dtype, or one of fewer bits."""
+    entries: int
+    off: int
+    """Entries of the copy that are not the matrix's rounded to that format."""
+    full: float
+    error: float
+    finite: bool
+    update: float | None
+    stored_update: float | None
+    inner: float | None
+    unchanged: int | None
+    unchanged_expected: int | None
+
+
+def kept_of(full: Matrix, copy: Matrix, base: Matrix | None, stored: str) -> Kept:
+    """Compare a copy with the matrix that it is of, and with its base. stored: its dtype."""
+    grids = [stored, *(name for name in ("BF16", "F16") if FLOATS[stored].bits > 16)]
+    off, expected = dict.fromkeys(grids, 0), dict.fromkeys(grids, 0)
+    unchanged = 0
+    finite = True
+    sums: list[list[float]] = [[] for _ in range(5)]
+    for index, _ in tiles(copy):
+        raw, c = full[index], copy[index].double()
+        f = raw.double()
+        rounded = {name: raw.to(_torch(name)).double() for name in grids}
+        for name, values in rounded.items():
+            off[name] += int(((values != c) & ~(values.isnan() & c.isnan())).sum())
+        if not (bool(f.isfinite().all()) and bool(c.isfinite().all())):
+            finite = False
+            continue
+        sums[0].append(_square(f))
+        sums[1].append(_square(c - f))
+        if base is None:
+            continue
+        b = base[index].double()
+        if not bool(b.isfinite().all()):
+            finite = False
+            continue
+        u, v = f - b, c - b
+        sums[2].append(_square(u))
+        sums[3].append(_square(v))
+        sums[4].append(float((u * v).sum()))
+        unchanged += int((c == b).sum())
+        for name, values in rounded.items():
+            expected[name] += int((values == b).sum())
+    rows, cols = shape_of(copy)
+    totals = [math.fsum(each) for each in sums]
+    has_base = base is not None
+    grid = min(grids, key=lambda name: off[name])
+    return Kept(
+        grid=grid,
+        entries=rows * cols,
+        off=off[grid],
+        full=totals[0],
+        error=totals[1],
+        finite=finite,
+        update=totals[2] if has_base else None,
+        stored_update=totals[3] if has_base else None,
+        inner=totals[4] if has_base else None,
+        unchanged=unchanged if has_base else None,
+        unchanged_expected=expected[grid] if has_base else None,
+    )
+
+
+def _torch(name: str) -> torch.dtype:
+    found: torch.dtype = getattr(torch, FLOATS[name].torch_name)
+    return found
+
+
+def _square(values: Tensor) -> float:
+    return float((values * values).sum())

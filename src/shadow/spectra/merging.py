@@ -1,0 +1,267 @@
+"""Whether a matrix is a base plus a scaled low-rank update, entry by entry within what rounding may
+do.
+
+A merge that is computed in float32 or wider and stored once is within half a unit in the last
+place of W_base + scale * left @ right, and within the rounding of its own arithmetic. One that is
+computed in 16 bits also rounds the update. Other scales, and bases that were quantised and
+dequantised, are tried beside the one that is claimed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from shadow.dtypes import FLOATS, FloatFormat
+from shadow.spectra.lazy import Matrix
+
+ROWS = 1 << 18  # entries of a block, about: a dozen copies of it in float64
+SCALES = (0.0, 0.5, 1.0, 2.0)  # of the claimed one, which are tried
+QUANTISED = ("NF4", "FP4", "INT8")
+BLOCK = 64  # entries that share one scale in bitsandbytes' 4-bit formats
+# bitsandbytes' levels (Dettmers et al. 2023, appendix E; functional.py)
+NF4 = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
+    -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
+    0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
+    0.7229568362236023, 1.0,
+)  # fmt: skip
+FP4 = (
+    -1.0, -0.6666666667, -0.5, -0.3333333333, -0.25, -0.1666666667, -0.005208333333, 0.0,
+    0.005208333333, 0.1666666667, 0.25, 0.3333333333, 0.5, 0.6666666667, 1.0,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Update:
+    """scale * left @ right, and of DoRA the norms that the rows of base plus update are given."""
+
+    left: Tensor  # (rows, r)
+    right: Tensor  # (r, cols)
+    scale: float
+    magnitude: Tensor | None = None  # (rows,)
+    stored: str = "F32"  # the dtype of the factors
+
+
+@dataclass(frozen=True)
+class MergeFit:
+    """How a matrix stands to base plus update.
+
+    By scale, one of SCALES: how many entries are beyond the bound. wide: of arithmetic in float32
+    or wider; narrow: in the stored format.
+    """
+
+    entries: int
+    wide: dict[float, int]
+    narrow: dict[float, int]
+    update: float  # sums of squares: of the update,
+    moved: float  # of merged - base,
+    residual: float  # and of merged - (base + update)
+    inner: float  # <merged - base, update>
+    base: float
+    visible: int  # entries that the update changes when base plus update is stored
+    finite: bool
+    onto_rounded: bool  # whether the base was first rounded to the stored format, so that it fits
+    quantised: tuple[str, float] | None = None  # the copy of the base that fits best, and residual²
+
+
+def merge_fit(
+    base: Matrix, merged: Matrix, update: Update, formats: tuple[str, str], *, upright: bool
+) -> MergeFit:
+    """Compare a matrix with base plus update.
+
+    formats: stored dtypes of base and merged. upright: whether rows are as they are stored, which
+    blocks of quantised copies need.
+    """
+    fit = _fit(base, merged, update, formats, rounded=False)
+    grid = FLOATS[formats[1]]
+    if not fit.wide[1.0] or not fit.finite:
+        return fit
+    if FLOATS[formats[0]].bits > FLOATS[formats[1]].bits:
+        other = _fit(base, merged, update, formats, rounded=True)
+        if not other.wide[1.0] or (fit.narrow[1.0] and not other.narrow[1.0]):
+            return other
+    if fit.narrow[1.0] and upright:
+        return _with_quantised(base, merged, update, fit, grid)
+    return fit
+
+
+@dataclass
+class _Sums:
+    wide: list[int]
+    narrow: list[int]
+    energies: list[list[float]]
+    visible: int = 0
+    finite: bool = True
+
+
+def _fit(
+    base: Matrix, merged: Matrix, update: Update, formats: tuple[str, str], *, rounded: bool
+) -> MergeFit:
+    grid = FLOATS[formats[1]]
+    sums = _Sums([0] * len(SCALES), [0] * len(SCALES), [[] for _ in range(5)])
+    entries = 0
+    for rows, (b, m) in row_blocks(base, merged):
+        entries += m.numel()
+        if rounded:
+            b = b.to(_torch(grid)).double()
+        if not (bool(b.isfinite().all()) and bool(m.isfinite().all())):
+            sums.finite = False
+            continue
+        _add(sums, b, m, update, rows, grid)
+    found = [math.fsum(each) for each in sums.energies]
+    return MergeFit(
+        entries=entries,
+        wide=dict(zip(SCALES, sums.wide, strict=True)),
+        narrow=dict(zip(SCALES, sums.narrow, strict=True)),
+        update=found[0],
+        moved=found[1],
+        residual=found[2],
+        inner=found[3],
+        base=found[4],
+        visible=sums.visible,
+        finite=sums.finite,
+        onto_rounded=rounded,
+    )
+
+
+def _add(sums: _Sums, b: Tensor, m: Tensor, update: Update, rows: slice, grid: FloatFormat) -> None:
+    left, right = update.left[rows].double(), update.right.double()
+    delta = (left @ right).mul_(update.scale)
+    sizes = (left.abs() @ right.abs()).mul_(abs(update.scale))
+    mine = half_ulp(m, grid)
+    rank = right.shape[0]
+    wide_unit = 2.0**-24
+    more = _of_narrow(left, right, delta, sizes, update, grid) if grid.bits <= 16 else None
+    moved = m - b
+    for number, scale in enumerate(SCALES):
+        target, growth = _target(b, delta, scale, update, rows)
+        half = torch.maximum(mine, half_ulp(target, grid))
+        away = (m - target).abs_()
+        sized = sizes * scale
+        # each product and each sum of float32 is right to half a unit
+        slack = (sized * (rank + 4) + 4 * (b.abs() + delta.abs() * scale)) * growth * wide_unit
+        if update.magnitude is not None:
+            slack += target.abs() * (2 * math.sqrt(m.shape[1]) + 8) * wide_unit
+        bound = half + slack
+        sums.wide[number] += int((away > bound).sum())
+        if more is not None:
+            bound += more * scale * growth
+            if update.magnitude is not None:
+                bound += 4 * target.abs() * 2.0 ** -(grid.mantissa_bits + 1)
+        sums.narrow[number] += int((away > bound).sum())
+        if scale == 1.0:
+            change = target - b
+            stored = target.to(_torch(grid)) != b.to(_torch(grid))
+            sums.visible += int(stored.sum())
+            for at, value in enumerate(
+                (
+                    (change * change).sum(),
+                    (moved * moved).sum(),
+                    (away * away).sum(),
+                    (moved * change).sum(),
+                    (b * b).sum(),
+                )
+            ):
+                sums.energies[at].append(float(value))
+
+
+def _of_narrow(
+    left: Tensor, right: Tensor, delta: Tensor, sizes: Tensor, update: Update, grid: FloatFormat
+) -> Tensor:
+    """What rounding an update to a stored format may move it by: the factors if they have more
+    bits, their product, and the scaled product. Of the sum that follows the last is no part.
+    """
+    scale = abs(update.scale)
+    reach = delta.abs() * (1 + 2.0**-6)  # a rounded number may lie in the binade above
+    found = half_ulp(reach, grid)
+    if scale:
+        found += half_ulp(reach / scale, grid) * scale
+    if FLOATS[update.stored].bits > grid.bits:
+        found += 2.0**-grid.mantissa_bits * sizes
+        least = 2.0 ** (grid.min_exponent - grid.mantissa_bits - 1) * scale
+        found += least * (left.abs().sum(1, keepdim=True) + right.abs().sum(0))
+    return found
+
+
+def _target(
+    b: Tensor, delta: Tensor, scale: float, update: Update, rows: slice
+) -> tuple[Tensor, Tensor | float]:
+    """Base plus so much of the update, and by what its entries are multiplied afterwards."""
+    target = torch.add(b, delta, alpha=scale)
+    if update.magnitude is None or scale == 0.0:
+        return target, 1.0
+    growth = update.magnitude[rows].double() / torch.linalg.vector_norm(target, dim=1)
+    growth = growth.nan_to_num(1.0, 1.0, 1.0)[:, None]
+    return target * growth, growth.abs()
+
+
+def half_ulp(values: Tensor, grid: FloatFormat) -> Tensor:
+    """Half a unit in the last place of a stored format, at each value, in float64."""
+    exponents = (torch.frexp(values).exponent - 1).clamp_min_(grid.min_exponent)
+    exponents.masked_fill_(values == 0, grid.min_exponent)
+    return torch.ldexp(torch.ones_like(values), exponents - grid.mantissa_bits - 1)
+
+
+def row_blocks(base: Matrix, merged: Matrix) -> Iterator[tuple[slice, tuple[Tensor, Tensor]]]:
+    """Whole rows of both in float64, as (rows, cols), and which rows they are."""
+    each = merged.shape[1] if merged.ndim == 3 else 1
+    step = max(1, ROWS // max(1, each * merged.shape[-1]))
+    for start in range(0, merged.shape[0], step):
+        index = (slice(start, start + step),)
+        m = merged[index].double().reshape(-1, merged.shape[-1])
+        b = base[index].double().reshape(-1, merged.shape[-1])
+        yield slice(start * each, start * each + len(m)), (b, m)
+
+
+def _torch(grid: FloatFormat) -> torch.dtype:
+    found: torch.dtype = getattr(torch, grid.torch_name)
+    return found
+
+
+def _with_quantised(
+    base: Matrix, merged: Matrix, update: Update, fit: MergeFit, grid: FloatFormat
+) -> MergeFit:
+    """The fit with the quantised copy of the base that comes nearest to the merged matrix.
+
+    A copy is dequantised to the format in which the merged matrix is stored.
+    """
+    energies: dict[str, list[float]] = {name: [] for name in QUANTISED}
+    for rows, (b, m) in row_blocks(base, merged):
+        delta = (update.left[rows].double() @ update.right.double()).mul_(update.scale)
+        for name in QUANTISED:
+            copy = quantised(b, name)
+            if copy is None:
+                energies.pop(name, None)
+            elif name in energies:
+                copy = copy.to(_torch(grid)).double()
+                target, _ = _target(copy, delta, 1.0, update, rows)
+                energies[name].append(float((m - target).square().sum()))
+    found = {name: math.fsum(each) for name, each in energies.items()}
+    if not found:
+        return fit
+    best = min(found, key=lambda name: found[name])
+    return MergeFit(**{**vars(fit), "quantised": (best, found[best])})
+
+
+def quantised(matrix: Tensor, name: str) -> Tensor | None:
+    """A (rows, cols) matrix after a way through bitsandbytes' 4-bit or 8-bit format, as its
+    dequantised values; None where rows are no whole number of blocks.
+
+    NF4 and FP4: 64 entries in a row share their largest absolute value; INT8: a row does.
+    """
+    if name == "INT8":
+        scale = matrix.abs().amax(1, keepdim=True) / 127
+        return torch.round(matrix / scale).nan_to_num_() * scale
+    if matrix.shape[1] % BLOCK:
+        return None
+    levels = torch.tensor(NF4 if name == "NF4" else FP4, dtype=torch.float64)
+    blocks = matrix.reshape(-1, BLOCK)
+    scale = blocks.abs().amax(1, keepdim=True)
+    middles = (levels[1:] + levels[:-1]) / 2
+    codes = torch.bucketize((blocks / scale).nan_to_num_(), middles)
+    return (levels[codes] * scale).reshape(matrix.shape)

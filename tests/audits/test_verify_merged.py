@@ -1,0 +1,340 @@
+"""`shadow verify merged`: base plus adapter within the rounding of storage, and what else it is."""
+
+from __future__ import annotations
+
+import json
+
+import models
+import numpy as np
+import pytest
+import torch
+from command import run_shadow
+from safetensors.torch import load_file, save_file
+
+import shadow
+from shadow.dtypes import FLOATS
+from shadow.spectra.merging import half_ulp, quantised
+
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+Q = "model.layers.{}.self_attn.q_proj.weight"
+UP = "model.layers.{}.mlp.up_proj.weight"
+RANK, ALPHA = 4, 8
+
+
+def based(dtype, size=64, seed=0, norm=0.02):
+    """The weights of a toy with two adapted matrices a layer, and others beside."""
+    generator = torch.Generator().manual_seed(seed)
+    names = [Q.format(0), Q.format(1), UP.format(0), UP.format(1)]
+    names += ["model.embed_tokens.weight"]
+    tensors = {name: norm * torch.randn(size, size, generator=generator) for name in names}
+    tensors["model.norm.weight"] = torch.ones(size)
+    return {name: one.to(dtype) for name, one in tensors.items()}
+
+
+def factors(size=64, seed=1, strength=0.05, dtype=torch.float32):
+    """(B, A) by the name of a matrix."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name.format(layer): (
+            (strength * torch.randn(size, RANK, generator=generator)).to(dtype),
+            (strength * torch.randn(RANK, size, generator=generator)).to(dtype),
+        )
+        for name in (Q, UP)
+        for layer in (0, 1)
+    }
+
+
+def adapter(folder, pairs, extra=None, **config):
+    """An adapter's files."""
+    folder.mkdir(parents=True)
+    tensors = dict(extra or {})
+    for name, (b, a) in pairs.items():
+        module = f"base_model.model.{name.removesuffix('.weight')}"
+        tensors |= {f"{module}.lora_B.weight": b, f"{module}.lora_A.weight": a}
+    save_file(
+        {name: tensor.contiguous() for name, tensor in tensors.items()},
+        folder / "adapter_model.safetensors",
+    )
+    told = {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, **config}
+    (folder / "adapter_config.json").write_text(json.dumps(told))
+    return folder
+
+
+def merge(base, pairs, dtype, scale=ALPHA / RANK, only=None, arithmetic=torch.float64):
+    """Base plus update, computed in a dtype and stored in one, by plain torch."""
+    done = {name: one.clone().to(dtype) for name, one in base.items()}
+    for name, (b, a) in pairs.items():
+        if only is None or name in only:
+            delta = (b.to(arithmetic) @ a.to(arithmetic)) * scale
+            done[name] = (base[name].to(arithmetic) + delta).to(dtype)
+    return done
+
+
+def told(tmp_path, base, pairs, merged, **config):
+    """The answer about three checkpoints of these tensors."""
+    where = tmp_path / str(len(list(tmp_path.iterdir())) if tmp_path.exists() else 0)
+    models.write(where / "base", base, models.LLAMA)
+    models.write(where / "merged", merged, models.LLAMA)
+    adapter(where / "adapter", pairs, **config)
+    return shadow.verify("merged", where / "base", where / "adapter", where / "merged")
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_a_merge_holds_in_every_format_and_each_deviation_is_named(tmp_path, dtype):
+    """Merged once in float64 or float32 it holds; not applied, twice, half, skipped it does not."""
+    base, pairs = based(dtype), factors()
+    for arithmetic in (torch.float64, torch.float32):
+        found = told(tmp_path, base, pairs, merge(base, pairs, dtype, arithmetic=arithmetic))
+        assert found.holds is True, found
+        assert "in float32 or wider" in found.reason
+        assert "at scale 2" in found.reason
+    cases = {
+        0.0: "the adapter is not applied in all 4 matrices",
+        1.0: "merged at half its scale in all 4 matrices",
+        4.0: "merged twice in all 4 matrices",
+        3.0: "merged at 1.5 times its scale in all 4 matrices",
+        -2.0: "merged at -1.0 times its scale in all 4 matrices",
+    }
+    for scale, reason in cases.items():
+        found = told(tmp_path, base, pairs, merge(base, pairs, dtype, scale))
+        assert found.holds is False
+        assert found.reason == reason
+        assert found.figures["scale_found"] == pytest.approx(scale / 2, abs=0.02)
+    skipped = merge(base, pairs, dtype, only=[Q.format(0), UP.format(0), UP.format(1)])
+    found = told(tmp_path, base, pairs, skipped)
+    assert found.reason == "the adapter is not applied in 1 of 4 matrices"
+    assert [one.name for one in found.against] == [Q.format(1)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_one_entry_or_another_adapter_does_not_hold(tmp_path, dtype):
+    """One entry a few units off is found; noise as large as the update is not the update."""
+    base, pairs = based(dtype), factors()
+    good = merge(base, pairs, dtype)
+    one = {name: tensor.clone() for name, tensor in good.items()}
+    name = UP.format(1)
+    one[name].view({2: torch.int16, 4: torch.int32}[dtype.itemsize])[5, 7] += 3
+    if dtype == torch.float32:  # beyond the rounding of float32 products
+        one[name][5, 7] += 1e-6
+    found = told(tmp_path, base, pairs, one)
+    assert found.holds is False
+    assert [item.name for item in found.against] == [name]
+    assert found.against[0].what == "1 of 4,096 entries are not base plus update"
+    other = told(tmp_path, base, pairs, merge(base, factors(seed=9), dtype))
+    assert other.holds is False
+    update = {n: ((b @ a) * 2).double().numpy() for n, (b, a) in pairs.items()}
+    wrong = merge(base, factors(seed=9), dtype)
+    residual = sum(
+        np.linalg.norm(wrong[n].double().numpy() - base[n].double().numpy() - update[n]) ** 2
+        for n in pairs
+    )
+    size = sum(np.linalg.norm(one) ** 2 for one in update.values())
+    assert other.figures["error_over_update"] == pytest.approx((residual / size) ** 0.5, rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["F16", "BF16"])
+def test_a_merge_that_is_computed_in_16_bits_holds_and_says_so(tmp_path, dtype):
+    """The product, the scaled product and the sum are each rounded, as in peft on 16-bit models."""
+    base, pairs = based(dtype), factors(dtype=dtype)
+    done = dict(base)
+    for name, (b, a) in pairs.items():
+        done[name] = base[name] + (b @ a) * torch.tensor(1.7, dtype=dtype)
+    found = told(tmp_path, base, pairs, done, lora_alpha=float(torch.tensor(1.7, dtype=dtype)) * 4)
+    assert found.holds is True, found
+    name = {torch.float16: "F16", torch.bfloat16: "BF16"}[dtype]
+    assert found.reason.endswith(f"computed in {name}")
+    wide = factors()  # float32 factors that are cast before
+    for name, (b, a) in wide.items():
+        done[name] = base[name] + (b.to(dtype) @ a.to(dtype)) * 2
+    assert told(tmp_path, base, wide, done).holds is True
+
+
+def test_an_f32_base_that_was_rounded_before_the_merge_is_noted(tmp_path):
+    """Two roundings, of the base and of the sum: it holds, with a note."""
+    base, pairs = based(torch.float32), factors()
+    found = told(tmp_path, base, pairs, merge(base, pairs, torch.bfloat16))
+    assert found.holds is True
+    assert not found.notes
+    rounded = {name: one.bfloat16().float() for name, one in base.items()}
+    found = told(tmp_path, base, pairs, merge(rounded, pairs, torch.bfloat16))
+    assert found.holds is True
+    assert "the base was rounded to the format of the merged model" in found.notes[0]
+
+
+@pytest.mark.parametrize("name", ["NF4", "FP4", "INT8"])
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_a_merge_onto_a_dequantised_base_is_named(tmp_path, dtype, name):
+    """The residual is that of the quantisation: many times the update where that is small."""
+    base, pairs = based(dtype), factors(strength=0.01)
+    copy = {
+        key: quantised(one.double(), name).to(dtype) if one.ndim == 2 and key in pairs else one
+        for key, one in base.items()
+    }
+    found = told(tmp_path, base, pairs, merge(copy, pairs, dtype))
+    assert found.holds is False
+    assert f"merged onto an {name} copy of the base in all 4 matrices: error" in found.reason
+    if name != "INT8":
+        assert found.figures["error_over_update"] > 2
+
+
+def test_an_update_below_the_rounding_cannot_be_told(tmp_path):
+    """Merged or not, the file would be the same."""
+    base, pairs = based(torch.bfloat16), factors(strength=1e-6)
+    found = told(tmp_path, base, pairs, merge(base, pairs, torch.bfloat16))
+    assert found.holds is None
+    assert "below the rounding of storage in every entry" in found.reason
+    some = {name: (b * (1e6 if "layers.0" in name else 1), a) for name, (b, a) in pairs.items()}
+    found = told(tmp_path, base, some, merge(base, some, torch.bfloat16))
+    assert found.holds is True
+    assert found.notes == ("in 2 matrices the update is below the rounding of storage everywhere",)
+
+
+def test_scales_of_rslora_and_patterns_are_the_adapters_own(tmp_path):
+    """alpha / sqrt(r), and an alpha for one module."""
+    base, pairs = based(torch.float32), factors()
+    good = merge(base, pairs, torch.float32, ALPHA / RANK**0.5)
+    assert told(tmp_path, base, pairs, good, use_rslora=True).holds is True
+    found = told(tmp_path, base, pairs, good)
+    assert found.reason == "merged twice in all 4 matrices"  # sqrt(4)
+    pattern = {"layers.1.self_attn.q_proj": 32}
+    done = merge(base, pairs, torch.float32)
+    done[Q.format(1)] = merge(base, pairs, torch.float32, 8.0)[Q.format(1)]
+    assert told(tmp_path, base, pairs, done, alpha_pattern=pattern).holds is True
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_dora_gives_rows_their_norms(tmp_path, dtype):
+    """m * (W + sBA) / |W + sBA| by rows; plain addition does not hold."""
+    base, pairs = based(dtype), factors()
+    generator = torch.Generator().manual_seed(5)
+    extra, done = {}, {name: one.clone() for name, one in base.items()}
+    for name, (b, a) in pairs.items():
+        whole = base[name].double() + 2 * (b.double() @ a.double())
+        norms = whole.norm(dim=1)
+        m = (norms * (1 + 0.1 * torch.rand(len(norms), generator=generator))).float()
+        module = f"base_model.model.{name.removesuffix('.weight')}"
+        extra[f"{module}.lora_magnitude_vector"] = m
+        done[name] = (whole * (m.double() / norms)[:, None]).to(dtype)
+    kind = {"use_dora": True, "extra": extra}
+    assert told(tmp_path, base, pairs, done, **kind).holds is True
+    assert told(tmp_path, base, pairs, merge(base, pairs, dtype), **kind).holds is False
+
+
+def test_what_stands_beside_the_adapter_must_be_the_bases(tmp_path):
+    """A norm that moved, a lost tensor, one more, more rows, and modules that are held whole."""
+    base, pairs = based(torch.float32), factors()
+    good = merge(base, pairs, torch.float32)
+    norm = good | {"model.norm.weight": good["model.norm.weight"] * 1.01}
+    found = told(tmp_path, base, pairs, norm)
+    assert found.reason == "1 tensor beside the adapter differs from the base"
+    lost = {name: one for name, one in good.items() if "norm" not in name}
+    assert "only in the base" in told(tmp_path, base, pairs, lost).reason
+    more = good | {"model.layers.0.self_attn.q_proj.bias": torch.zeros(64)}
+    assert "only in the merged model" in told(tmp_path, base, pairs, more).reason
+    embed = "model.embed_tokens.weight"
+    grown = good | {embed: torch.cat([good[embed], torch.zeros(2, 64)])}
+    assert "only in the merged model" in told(tmp_path, base, pairs, grown).reason
+    held = {"base_model.model.model.embed_tokens.modules_to_save.weight": grown[embed] + 1}
+    whole = grown | {embed: grown[embed] + 1}
+    assert told(tmp_path, base, pairs, whole, extra=held).holds is True
+    assert told(tmp_path, base, pairs, grown, extra=held).holds is False
+
+
+def test_a_head_that_was_tied_may_go_with_its_embedding(tmp_path):
+    """An update of the embedding, and a head that is stored beside it."""
+    base = {name: one for name, one in based(torch.float32).items() if "q_proj" in name}
+    embed = "model.embed_tokens.weight"
+    base[embed] = 0.02 * torch.randn(32, 64)
+    a, b = 0.05 * torch.randn(RANK, 32), 0.05 * torch.randn(64, RANK)
+    module = "base_model.model.model.embed_tokens"
+    extra = {f"{module}.lora_embedding_A": a, f"{module}.lora_embedding_B": b}
+    moved = (base[embed].double() + 2 * (b.double() @ a.double()).T).float()
+    tied = {**models.LLAMA, "tie_word_embeddings": True}
+    for number, head in enumerate((moved, base[embed], moved + 1)):
+        where = tmp_path / str(number)
+        models.write(where / "base", base, tied)
+        models.write(
+            where / "merged",
+            base | {embed: moved, "lm_head.weight": head.clone()},
+            {**models.LLAMA, "tie_word_embeddings": False},
+        )
+        adapter(where / "adapter", {}, extra)
+        found = shadow.verify("merged", *(where / one for one in ("base", "adapter", "merged")))
+        assert found.holds is (number < 2), found
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neox", "phi3"])
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_what_peft_merges_holds(tmp_path, kind, dtype):
+    """Fused and transposed projections, on models in each format; twice merged it does not."""
+    import peft
+    import transformers
+
+    modules = {
+        "llama": ["q_proj", "down_proj"],
+        "gpt2": ["c_attn", "c_fc"],
+        "gpt_neox": ["query_key_value", "dense_h_to_4h"],
+        "phi3": ["qkv_proj", "gate_up_proj"],
+    }[kind]
+    base = models.saved(kind, tmp_path / "wide")
+    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
+    model.save_pretrained(tmp_path / "base")
+    config = peft.LoraConfig(
+        r=4, lora_alpha=8, task_type="CAUSAL_LM", target_modules=modules,
+        fan_in_fan_out=kind == "gpt2",
+    )  # fmt: skip
+    tuned = peft.get_peft_model(model, config)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            if "lora_" in name:
+                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    tuned.save_pretrained(tmp_path / "adapter")
+    tuned.merge_and_unload().save_pretrained(tmp_path / "merged")
+    asked = [tmp_path / one for one in ("base", "adapter", "merged")]
+    assert shadow.verify("merged", *asked).holds is True
+    tensors = load_file(tmp_path / "merged" / "model.safetensors")
+    before = load_file(tmp_path / "base" / "model.safetensors")
+    twice = {
+        name: (2 * one.double() - before[name].double()).to(dtype) for name, one in tensors.items()
+    }
+    config = json.loads((tmp_path / "merged" / "config.json").read_text())
+    models.write(tmp_path / "merged", twice, config)
+    found = shadow.verify("merged", *asked)
+    assert found.holds is False
+    assert "merged twice" in found.reason
+    assert shadow.verify("merged", asked[0], asked[1], asked[0]).holds is False
+
+
+def test_half_a_unit_in_the_last_place_is_the_formats():
+    """Against the distance of neighbours in torch, subnormal numbers and zero included."""
+    for name, dtype in DTYPES.items():
+        smallest = 2.0 ** (FLOATS[name].min_exponent - FLOATS[name].mantissa_bits)
+        values = torch.tensor([0.0, smallest, 1.0, -1.5, 0.02, 300.0, 2.0**-14], dtype=dtype)
+        whole = {2: torch.int16, 4: torch.int32}[dtype.itemsize]
+        up = (values.view(whole) + 1).view(dtype).double()
+        expected = (up - values.double()).abs() / 2
+        assert torch.equal(half_ulp(values.double(), FLOATS[name]), expected)
+
+
+def test_wrong_usage_and_hostile_files_are_one_line(tmp_path):
+    """A model for the adapter, an adapter for a model, and factors that are cut."""
+    base, pairs = based(torch.float32), factors()
+    models.write(tmp_path / "base", base, models.LLAMA)
+    adapter(tmp_path / "adapter", pairs)
+    for order, code in ((("base", "base", "base"), 2), (("base", "adapter", "adapter"), 2)):
+        arguments = [f"./{one}" for one in order]
+        run_shadow("verify", "merged", *arguments, cwd=tmp_path).assert_refused(code)
+    adapter(tmp_path / "dora", pairs, use_dora=True)
+    run_shadow("verify", "merged", "./base", "./dora", "./base", cwd=tmp_path).assert_refused()
+    broken = dict(pairs)
+    broken[Q.format(0)] = (torch.full((64, RANK), float("nan")), pairs[Q.format(0)][1])
+    adapter(tmp_path / "nan", broken)
+    found = run_shadow("verify", "merged", "./base", "./nan", "./base", cwd=tmp_path)
+    assert found.code == 4
+    assert "Traceback" not in found.err
+    short = {name: (b[:8], a) for name, (b, a) in pairs.items()}
+    adapter(tmp_path / "short", short)
+    found = run_shadow("verify", "merged", "./base", "./short", "./base", cwd=tmp_path)
+    assert found.code in (1, 4, 5)
+    assert "Traceback" not in found.err

@@ -1,0 +1,135 @@
+"""`shadow verify stored`: what a copy in fewer bits kept of a model and of its update."""
+
+from __future__ import annotations
+
+import json
+
+import models
+import numpy as np
+import pytest
+import torch
+from command import run_shadow
+
+import shadow
+from shadow.spectra.merging import quantised
+
+NARROW = {"F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def full_and_base(step, dtype=torch.bfloat16, size=64):
+    """A full model in F32 that moved by a step from a base."""
+    generator = torch.Generator().manual_seed(0)
+    names = [models.UP.format(layer) for layer in range(2)] + ["model.embed_tokens.weight"]
+    base = {name: 0.02 * torch.randn(size, size, generator=generator) for name in names}
+    base = {name: one.to(dtype) for name, one in base.items()}
+    full = {
+        name: one.float() + step * torch.randn(one.shape, generator=generator)
+        for name, one in base.items()
+    }
+    return full, base
+
+
+def told(tmp_path, full, copy, base=None):
+    number = len(list(tmp_path.iterdir()))
+    sides = {"full": full, "copy": copy, **({"base": base} if base else {})}
+    where = {
+        name: models.write(tmp_path / f"{number}{name}", tensors, models.LLAMA)
+        for name, tensors in sides.items()
+    }
+    return shadow.verify("stored", where["full"], where["copy"], base=where.get("base"))
+
+
+@pytest.mark.parametrize("name", NARROW)
+@pytest.mark.parametrize("back", [False, True], ids=["as it is", "in F32"])
+def test_a_rounded_copy_holds_and_its_error_is_that_of_numpy(tmp_path, name, back):
+    """Also where the rounded values are stored in F32; one entry off does not hold."""
+    full, _ = full_and_base(1e-3)
+    copy = {key: one.to(NARROW[name]) for key, one in full.items()}
+    if back:
+        copy = {key: one.float() for key, one in copy.items()}
+    found = told(tmp_path, full, copy)
+    assert found.holds is True, found
+    assert f"rounded to {name}" in found.reason
+    pairs = [(full[key].double().numpy(), copy[key].double().numpy()) for key in full]
+    error = sum(np.linalg.norm(c - f) ** 2 for f, c in pairs)
+    norm = sum(np.linalg.norm(f) ** 2 for f, _ in pairs)
+    assert found.figures["relative_error"] == pytest.approx((error / norm) ** 0.5, rel=1e-9)
+    key = models.UP.format(1)
+    copy[key][3, 3] *= 1.02
+    found = told(tmp_path, full, copy)
+    assert found.holds is False
+    assert [one.name for one in found.against] == [key]
+    assert found.figures["entries_off"] == 1
+
+
+@pytest.mark.parametrize(("step", "holds"), [(1e-3, True), (1e-6, False), (3e-5, False)])
+def test_the_kept_share_of_an_update_is_the_squared_cosine(tmp_path, step, holds):
+    """A large step survives BF16, a small one does not; all figures are NumPy's."""
+    full, base = full_and_base(step)
+    copy = {key: one.bfloat16() for key, one in full.items()}
+    found = told(tmp_path, full, copy, base)
+    assert found.holds is holds, found
+    whole = [
+        np.concatenate([one[key].double().numpy().ravel() for key in full])
+        for one in (full, copy, base)
+    ]
+    u, v = whole[0] - whole[2], whole[1] - whole[2]
+    figures = found.figures
+    cosine = u @ v / np.linalg.norm(u) / np.linalg.norm(v)
+    assert figures["update_kept"] == pytest.approx(cosine**2, rel=1e-9)
+    error = np.linalg.norm(whole[1] - whole[0]) / np.linalg.norm(u)
+    assert figures["error_over_update"] == pytest.approx(error, rel=1e-9)
+    assert figures["unchanged_share"] == pytest.approx((v == 0).mean())
+    assert figures["unchanged_expected"] == figures["unchanged_share"]
+
+
+def test_more_entries_are_unchanged_than_rounding_leaves(tmp_path):
+    """Half of the update was thrown away before it was stored."""
+    full, base = full_and_base(1e-3)
+    copy = {key: one.bfloat16() for key, one in full.items()}
+    for key, one in copy.items():
+        one[::2] = base[key][::2]
+    found = told(tmp_path, full, copy, base)
+    assert found.holds is False
+    assert found.figures["unchanged_share"] > 0.5 > 0.2 > found.figures["unchanged_expected"]
+    assert found.figures["update_kept"] == pytest.approx(0.5, abs=0.05)
+
+
+def test_a_copy_through_int8_is_no_rounded_copy(tmp_path):
+    """What went through fewer bits than its dtype has does not hold, and its error is said."""
+    full, base = full_and_base(1e-4)
+    copy = {key: quantised(one.double(), "INT8").bfloat16() for key, one in full.items()}
+    found = told(tmp_path, full, copy, base)
+    assert found.holds is False
+    assert "not the full model's rounded to BF16" in found.reason
+    assert "of the update's energy" in found.reason
+
+
+def test_without_an_update_nothing_can_be_kept(tmp_path):
+    """A full model that is its base: cannot be told. A base of other tensors too."""
+    full, _ = full_and_base(1e-3)
+    copy = {key: one.bfloat16() for key, one in full.items()}
+    found = told(tmp_path, full, copy, full)
+    assert found.holds is None
+    assert "no update" in found.reason
+    less = {key: one for key, one in full.items() if "embed" not in key}
+    found = told(tmp_path, full, copy, {key: 0.99 * one for key, one in less.items()})
+    assert found.holds is None
+    assert "the base has no such tensor" in found.reason
+
+
+def test_the_command_takes_a_base(tmp_path):
+    """`--base` is for stored alone."""
+    full, base = full_and_base(1e-6)
+    for name, one in (("full", full), ("base", base)):
+        models.write(tmp_path / name, one, models.LLAMA)
+    models.write(
+        tmp_path / "copy", {key: one.bfloat16() for key, one in full.items()}, models.LLAMA
+    )
+    ask = ["verify", "stored", "./full", "./copy"]
+    run_shadow(*ask, cwd=tmp_path).assert_done()
+    found = run_shadow(*ask, "--base", "./base", "--json", cwd=tmp_path)
+    told = json.loads(found.assert_done(4))
+    assert told["of"]["--base"].endswith("/base")
+    (tmp_path / "claims.yaml").write_text("- {claim: stored, of: [./full, ./copy], base: ./base}\n")
+    run_shadow("verify", "--claims", "claims.yaml", cwd=tmp_path).assert_done(4)

@@ -1,0 +1,221 @@
+"""`shadow verify trained`: what should have moved did, and what should be frozen is equal."""
+
+from __future__ import annotations
+
+import json
+
+import models
+import numpy as np
+import pytest
+import torch
+from command import run_shadow
+
+import shadow
+from shadow.claims.verify.patterns import parse_pattern
+from shadow.errors import UsageError
+from shadow.places.architecture import Place
+
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def based(dtype=torch.float32, layers=4, size=32):
+    """A toy with matrices, norms and an embedding."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = {}
+    for layer in range(layers):
+        for part in ("self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj"):
+            one = 0.02 * torch.randn(size, size, generator=generator)
+            tensors[f"model.layers.{layer}.{part}.weight"] = one
+        tensors[f"model.layers.{layer}.input_layernorm.weight"] = torch.ones(size)
+    tensors["model.embed_tokens.weight"] = 0.02 * torch.randn(64, size, generator=generator)
+    tensors["model.norm.weight"] = torch.ones(size)
+    return {name: one.to(dtype) for name, one in tensors.items()}
+
+
+def moved(base, which, step=1e-3, seed=1):
+    """The tensors with a step of one size in those that are chosen."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: (one.double() + step * torch.randn(one.shape, generator=generator)).to(one.dtype)
+        if which(name)
+        else one.clone()
+        for name, one in base.items()
+    }
+
+
+def told(tmp_path, base, tuned, **patterns):
+    number = len(list(tmp_path.iterdir()))
+    a = models.write(tmp_path / f"{number}a", base, models.LLAMA)
+    b = models.write(tmp_path / f"{number}b", tuned, models.LLAMA)
+    return shadow.verify("trained", a, b, **patterns)
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_what_moved_and_what_is_frozen(tmp_path, dtype):
+    """Layers 2 and 3 moved, all else did not; each way round, and with one entry changed."""
+    base = based(dtype)
+    upper = ("layers.2.", "layers.3.")
+    tuned = moved(base, lambda name: "_proj" in name and any(one in name for one in upper))
+    frozen = ["layers.0-1", "embed", "norm"]
+    found = told(tmp_path, base, tuned, moved="layers.2-3", frozen=frozen)
+    assert found.holds is True, found
+    assert "all 6 tensors that should have moved did" in found.reason
+    found = told(tmp_path, base, tuned, moved=["layers.1-3"], frozen=["norm"])
+    assert found.holds is False
+    assert found.reason == "3 of 9 tensors that should have moved did not"
+    assert {one.name.split(".")[2] for one in found.against} == {"1"}
+    found = told(tmp_path, base, tuned, frozen="language")
+    assert found.reason == "6 of 18 tensors that should be frozen differ"
+    one = {name: tensor.clone() for name, tensor in base.items()}
+    whole = {2: torch.int16, 4: torch.int32}[dtype.itemsize]
+    one["model.embed_tokens.weight"].view(whole)[7, 7] += 1
+    found = told(tmp_path, base, one, frozen="*")
+    assert found.holds is False
+    assert [item.name for item in found.against] == ["model.embed_tokens.weight"]
+    assert "1 of 2,048 entries differ" in found.against[0].what
+
+
+def test_390_tensors_that_an_optimiser_froze(tmp_path):
+    """All should have moved; the sharded optimiser kept all but every third where it was."""
+    base = based(layers=130, size=4)
+    names = [name for name in base if "layers" in name]
+    some = set(names[::4])
+    tuned = moved(base, lambda name: name in some)
+    found = told(tmp_path, base, tuned, moved="language.layers.*")
+    assert found.holds is False
+    assert found.reason == "390 of 520 tensors that should have moved did not"
+    assert len(found.against) == 390
+
+
+def test_norms_that_bf16_holds_at_one_are_told_from_others(tmp_path):
+    """Their step is below half a unit of BF16, which is 0.0039 above 1; that of F32 is not."""
+    base = based(torch.bfloat16)
+    tuned = moved(base, lambda name: True, step=1e-4)
+    found = told(tmp_path, base, tuned, moved="*")
+    assert found.holds is False
+    assert {one.name for one in found.against} == {name for name in base if "norm" in name}
+    (text,) = {one.what for one in found.against}
+    assert "half a unit of BF16 is 0.0039 or more there, the typical step is" in text
+    assert "language.norm 100 %" in found.notes[0]
+    pairs = [(base[n].double().numpy(), tuned[n].double().numpy()) for n in base]
+    stuck = 0
+    for b, t in pairs:
+        half = 2.0 ** (np.floor(np.log2(np.abs(b))) - 8)
+        stuck += int(((b == t) & (half > found.figures["typical_step"])).sum())
+    assert found.figures["entries_stuck"] == stuck
+    assert found.figures["typical_step"] == pytest.approx(1e-4, rel=0.1)
+    wide = based(torch.float32)
+    found = told(tmp_path, wide, moved(wide, lambda name: True, step=1e-4), moved="*")
+    assert found.holds is True
+    assert found.figures["entries_stuck"] == 0
+
+
+def test_a_cast_is_no_step_and_no_frozen_tensor(tmp_path):
+    """An F32 base that was only rounded to BF16 did not move, and is not equal."""
+    base = based()
+    tuned = {name: one.bfloat16() for name, one in base.items()}
+    found = told(tmp_path, base, tuned, moved="embed")
+    assert found.holds is False
+    assert found.against[0].what == "it is the base's rounded to BF16"
+    assert told(tmp_path, base, tuned, frozen="embed").holds is False
+    assert told(tmp_path, base, tuned, frozen="norm").holds is True  # ones have an exact form
+
+
+def test_lost_tensors_and_those_that_are_not_read(tmp_path):
+    """A frozen tensor that is gone does not hold; one that no pattern names does not matter."""
+    base = based()
+    tuned = moved(base, lambda name: "layers" in name)
+    del tuned["model.norm.weight"]
+    assert told(tmp_path, base, tuned, moved="layers.*", frozen="embed").holds is True
+    found = told(tmp_path, base, tuned, moved="layers.*", frozen="norm")
+    assert found.holds is False
+    assert "model.norm.weight" in {one.name for one in found.against}
+
+
+def test_what_both_patterns_name_is_frozen(tmp_path):
+    """`--moved language --frozen embed`: all but the embedding."""
+    base = based()
+    tuned = moved(base, lambda name: "embed" not in name)
+    assert told(tmp_path, base, tuned, moved="language", frozen="embed").holds is True
+    assert told(tmp_path, base, tuned, moved="language").holds is False
+
+
+def test_patterns_are_component_layers_and_module():
+    """Each of the three may be left out; a word that no model has is refused with the nearest."""
+    q3 = Place("language", 3, "attn.q")
+    embed, tower = Place("language", None, "embed"), Place("vision", 3, "attn.q")
+    cases = {
+        "language": (True, True, False),
+        "layers.3": (True, False, True),
+        "language.layers.0-3.attn.*": (True, False, False),
+        "layers.4-7": (False, False, False),
+        "layers.*": (True, False, True),
+        "attn.q": (True, False, True),
+        "*.embed": (False, True, False),
+        "embed": (False, True, False),
+        "*": (True, True, True),
+        "vision.layers.3.attn.q": (False, False, True),
+    }
+    for text, expected in cases.items():
+        pattern = parse_pattern(text)
+        assert tuple(map(pattern.covers, (q3, embed, tower))) == expected, text
+    for wrong in ("attn.qq", "langage.embed", "layers.7-3", "", "a b", "x" * 300, "layers.3.foo"):
+        with pytest.raises(UsageError) as caught:
+            parse_pattern(wrong)
+        assert caught.value.hint
+
+
+def test_the_command_needs_a_pattern_that_names_something(tmp_path):
+    """Exit 2 without one, with one that no tensor is at, and with options of other claims."""
+    base = based()
+    models.write(tmp_path / "a", base, models.LLAMA)
+    models.write(tmp_path / "b", moved(base, lambda name: True), models.LLAMA)
+    ask = ["verify", "trained", "./a", "./b"]
+    done = run_shadow(*ask, "--moved", "language", "--json", cwd=tmp_path).assert_done()
+    assert json.loads(done)["of"]["--moved"] == "language"
+    run_shadow(*ask, "--frozen", "norm", cwd=tmp_path).assert_done(4)
+    for wrong in ([], ["--moved", "vision"], ["--moved", "nrom"], ["--base", "./a"]):
+        run_shadow(*ask, *wrong, cwd=tmp_path).assert_refused(2)
+    run_shadow("verify", "same", "./a", "./b", "--moved", "*", cwd=tmp_path).assert_refused(2)
+    (tmp_path / "claims.yaml").write_text(
+        "- {claim: trained, of: [./a, ./b], moved: [language]}\n"
+        "- {claim: trained, of: [./a, ./b], frozen: [norm]}\n"
+    )
+    run_shadow("verify", "--claims", "claims.yaml", cwd=tmp_path).assert_done(4)
+
+
+def test_a_base_for_each_component(tmp_path):
+    """A model that was put together: language and tower moved or not, the projector has no base."""
+    generator = torch.Generator().manual_seed(0)
+    language = based(layers=2)
+    tower = {
+        f"vision_model.encoder.layers.{layer}.mlp.fc1.weight": torch.randn(
+            32, 16, generator=generator
+        )
+        for layer in range(2)
+    }
+    whole = {f"language_model.{name}": one + 0.01 for name, one in language.items()}
+    whole |= {f"vision_tower.{name}": one.clone() for name, one in tower.items()}
+    whole["multi_modal_projector.linear_1.weight"] = torch.randn(32, 16, generator=generator)
+    config = {"model_type": "llava", "text_config": models.LLAMA}
+    models.write(tmp_path / "lm", language, models.LLAMA)
+    models.write(tmp_path / "tower", tower, {"model_type": "clip_vision_model"})
+    models.write(tmp_path / "llava", whole, config)
+    base = {"language": tmp_path / "lm", "vision": tmp_path / "tower"}
+    ask = ("trained", base, tmp_path / "llava")
+    assert shadow.verify(*ask, moved="language", frozen="vision").holds is True
+    found = shadow.verify(*ask, moved="vision", frozen="language")
+    assert found.holds is False
+    assert len(found.against) == len(language) + len(tower)
+    assert shadow.verify(*ask, moved=["language", "projector"]).holds is None
+    typed = ["verify", "trained", "language=./lm,vision=./tower", "./llava"]
+    run_shadow(*typed, "--moved", "language", cwd=tmp_path).assert_done()
+    (tmp_path / "claims.yaml").write_text(
+        "- {claim: trained, of: [{language: ./lm, vision: ./tower}, ./llava], frozen: [vision]}\n"
+    )
+    run_shadow("verify", "--claims", "claims.yaml", cwd=tmp_path).assert_done()
+    for wrong in ("langage=./lm", "language=./lm,language=./tower", "language=lm"):
+        run_shadow(
+            "verify", "trained", wrong, "./llava", "--moved", "*", cwd=tmp_path
+        ).assert_refused(2)
+    run_shadow("verify", "same", "language=./lm", "./llava", cwd=tmp_path).assert_refused(2)
