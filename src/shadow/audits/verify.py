@@ -52,6 +52,11 @@ class Question:
         return told
 
     @property
+    def models(self) -> list[Reference]:
+        """The checkpoints, where the claim has none by component."""
+        return [side for side in self.checkpoints if isinstance(side, Reference)]
+
+    @property
     def references(self) -> list[Reference]:
         """Every checkpoint that it reads."""
         sides = [*self.checkpoints, *([self.base] if self.base else [])]
@@ -65,22 +70,20 @@ CHECKS: Mapping[str, Check] = {
     "same": lambda asked, runtime, scratch: verify_same(
         asked.of, asked.checkpoints, runtime, scratch
     ),
-    "mixture": lambda asked, runtime, scratch: verify_mixture(
-        asked.of, asked.checkpoints[0], asked.checkpoints[1:], asked.base, runtime, scratch
-    ),
-    "stored": lambda asked, runtime, scratch: verify_stored(
-        asked.of, asked.checkpoints, asked.base, runtime, scratch
+    "merged": lambda asked, runtime, scratch: verify_merged(
+        asked.of, asked.checkpoints, runtime, scratch
     ),
     "trained": lambda asked, runtime, scratch: verify_trained(
         asked.of, asked.checkpoints, asked.moved, asked.frozen, runtime, scratch
     ),
-    "merged": lambda asked, runtime, scratch: verify_merged(
-        asked.of, asked.checkpoints, runtime, scratch
+    "stored": lambda asked, runtime, scratch: verify_stored(
+        asked.of, asked.checkpoints, asked.base, runtime, scratch
     ),
-    "base": lambda asked, runtime, scratch: verify_base(
-        asked.of, asked.checkpoints, runtime, scratch
+    "base": lambda asked, runtime, scratch: verify_base(asked.of, asked.models, runtime, scratch),
+    "mixture": lambda asked, runtime, scratch: verify_mixture(
+        asked.of, asked.checkpoints, asked.base, runtime, scratch
     ),
-    "files": lambda asked, runtime, scratch: verify_files(asked.of, asked.checkpoints, runtime),
+    "files": lambda asked, runtime, scratch: verify_files(asked.of, asked.models, runtime),
 }
 
 

@@ -30,7 +30,7 @@ from shadow.spectra.lazy import Matrix
 from shadow.spectra.masks import Masked, masked
 from shadow.spectra.mixture import Read, products, read
 from shadow.spectra.mixture_fit import Fit, Misfit, Mixed, fit
-from shadow.targets.references import Reference
+from shadow.targets.references import AnyReference
 
 # of tensors without a partner: a head or embedding that its config ties to another is no loss
 NO_LOSS = ("tied", "not_float")
@@ -39,14 +39,14 @@ UNREAD = ("quantized", "unknown_dtype", "unreadable", "shape_differs")
 
 def verify_mixture(
     of: Mapping[str, str],
-    tuned: Reference,
-    sides: Sequence[Reference],
-    base: Reference | None,
+    checkpoints: Sequence[AnyReference],
+    base: AnyReference | None,
     runtime: Runtime,
     scratch: Path,
 ) -> Verification:
-    """Whether a model is a merge of others."""
-    references = [tuned, *sides, *([base] if base else [])]
+    """Whether the first of the checkpoints is a merge of the others."""
+    sides = checkpoints[1:]
+    references = [*checkpoints, *([base] if base else [])]
     opened = [
         open_found(
             find_checkpoint(one, runtime, scratch / f"{number}"), runtime, scratch / f"{number}"

@@ -56,7 +56,10 @@ def verify(
     ] = None,
     base: Annotated[
         str | None,
-        typer.Option(help="Of stored: the model that FULL was trained from.", metavar="REF"),
+        typer.Option(
+            help="Of stored and mixture: the model that FULL, or A and B, were trained from.",
+            metavar="REF",
+        ),
     ] = None,
     listed: Annotated[
         Path | None,
@@ -76,6 +79,7 @@ def verify(
     format: option.Format = "table",
     json: option.Json = False,
     quiet: option.Quiet = False,
+    help_all: option.HelpAll = False,
 ) -> None:
     """Check a claim about checkpoints: it holds, does not hold, or cannot be told.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from shadow.errors import UsageError
@@ -148,10 +149,11 @@ def _holds_checkpoint(folder: Path) -> bool:
 def parse_checkpoint(text: str, folder: Path | None = None) -> AnyReference:
     """A reference, or one for each component: `language=./lm,vision=org/tower`.
 
-    Raises UsageError.
+    Without a folder that it is relative to, it was typed. Raises UsageError.
     """
+    parse = typed_reference if folder is None else partial(parse_reference, folder=folder)
     if not re.match(r"[a-z]+=", text):
-        return parse_reference(text, folder)
+        return parse(text)
     parts: dict[str, Reference] = {}
     for part in text.split(","):
         component, equals, reference = part.partition("=")
@@ -159,7 +161,7 @@ def parse_checkpoint(text: str, folder: Path | None = None) -> AnyReference:
             hint = "write language=./LM,vision=org/tower, each component once"
             raise UsageError(f"{short(part)} is not the checkpoint of a component", hint)
         check_component(component)
-        parts[component] = parse_reference(reference, folder)
+        parts[component] = parse(reference)
     return ComponentBase(tuple(parts.items()))
 
 
