@@ -57,7 +57,7 @@ def verify(
     base: Annotated[
         str | None,
         typer.Option(
-            help="Of stored and mixture: the model that FULL, or A and B, were trained from.",
+            help="Of stored, mixture: what FULL, or A and B, were trained from.",
             metavar="REF",
         ),
     ] = None,
