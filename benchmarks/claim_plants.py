@@ -278,7 +278,10 @@ def _merged() -> Iterator[Plant]:
     yield from _each("merged", "q and k swapped", FALSE, swap, r"q_proj|query")
     said = "below the rounding|within the rounding"
     narrow = ("F16", "BF16")
-    yield from _each("merged", "below rounding", OPEN, merge(size=1e-12), said, formats=narrow)
+    # SmolLM2 has entries of exactly 0, where any update shows
+    unseen = tuple(name for name in NAMES if name != "smollm2")
+    hidden = merge(size=1e-12)
+    yield from _each("merged", "below rounding", OPEN, hidden, said, unseen, narrow)
 
 
 # --------------------------------------------------------------------------------- trained

@@ -196,7 +196,8 @@ def interval(count: int, of: int) -> str:
     if not of:
         return "none were asked"
     low, high = bounds(count, of)
-    return f"{100 * low:.2g} to {100 * high:.3g} %"
+    ends = [f"{100 * end:.2g}" if end < 0.995 else "100" for end in (low, high)]
+    return f"{ends[0]} to {ends[1]} %"
 
 
 def rates(found: Sequence[Judged]) -> dict[str, object]:
