@@ -153,13 +153,8 @@ def test_a_rule_on_what_moved_has_no_layers():
         ("verify.same > 0", "no component 'verify'", ""),
         ("language.mlp.up.concentratoin > 0.5", "no metric", "did you mean 'concentration'?"),
         ("mlp.up.concentration > 0.5", "names no component", "'language.mlp.up.concentration'"),
-<<<<<<< HEAD
-        ("language.mlp.up.* > 0.5", "names more than one metric", "in the component and the"),
-        ("* > 0.5", "names more than one metric", "in the component and the module only"),
-=======
         ("language.mlp.up.* > 0.5", "names more than one metric", "the component and the module"),
         ("* > 0.5", "names more than one metric", "the component and the module"),
->>>>>>> main
         ("language..concentration > 0.5", "not the name of a figure", "such as"),
         (".concentration > 0.5", "not the name of a figure", "such as"),
         ("language.[a-z]*.concentration > 0.5", "not the name of a figure", "such as"),
