@@ -135,7 +135,7 @@ def judged_before(case: Case, values: list[float], text: str) -> Judged:
     if case.made.update is None:
         return
     truths = case.truth.norm()
-    if "in matrices with" in text:  # of all, or of these
+    if "; known for " in text:  # of all, or of these
         deltas = case.report.deltas
         known = deltas["relative_norm_unrounded"].notna()
         known |= deltas["kept_reason"] == "nothing_rounded"
@@ -165,7 +165,7 @@ def size(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
             share = truth.energy_share(_names_at(case, parts))
             yield abs(value - share) <= FIGURE, f"{'.'.join(parts[1:-1])} holds {100 * share:.3g} %"
     places = {place_of(name)[:2] for name in truth.changed}
-    if "All of it is in" in text and not re.search("All of it is in .*%", text):
+    if "all of it in" in text and not re.search(r"all of it in [\w., ]+ \(\d", text):
         yield len(places) == 1, f"changed are {sorted(places)}"
     if found := re.search(r"nly matrices of layers? ([\d, toand]+?) changed", text):
         layers = {at for name in truth.inside if (at := place_of(name)[2]) is not None}
@@ -492,20 +492,20 @@ def headline(case: Case) -> Judged:
     if "The weights are the same" in text:
         yield not truth.difference, f"{len(truth.difference)} tensors changed"
     way = way_of(case, "quantised_copy")
-    if "few bits" in text and "base" not in text and way is not None:
+    if "copy in 8 or 4 bits" in text and way is not None:
         yield way, "the change is another than the rounding of a copy in few bits"
     if "rounded away" in text:
         yield from rounded_away(case, text, {})
-    if "about as large as the rounding" in text:
+    if "about as large as its rounding" in text:
         yield from rounding(case, text, {})
     if "flatter than noise" in text:
         yield from flat(case, text, {})
-    if "like noise" in text or "in part with more structure" in text:
+    if "like noise" in text or "partly with more structure" in text:
         yield from noise(case, text, {})
     if found := re.search(r"\bof rank ([\d,]+)", text):
         told = float(found[1].replace(",", ""))
         yield from low_rank(case, text, {"inside_layers.rank_most": told})
-    if found := re.search(r"as coherent as ([\d,.]+)(?: to ([\d,.]+))?", text):
+    if found := re.search(r"spread over ([\d,.]+)(?: to ([\d,.]+))? directions", text):
         values = [float(one.rstrip(".").replace(",", "")) for one in found.groups() if one]
         names = case.known("equivalent_directions")
         yield from of_few(case, names, text)

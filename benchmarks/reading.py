@@ -1,5 +1,5 @@
-"""What does it cost to read weights from a file instead of mapping it, and to sample them for a
-fingerprint? CPU seconds for each GB.
+"""What does it cost to read weights from a file instead of mapping it, to sample them for a
+fingerprint, and to sum up all bytes? CPU seconds for each GB.
 
 Matrices of the shapes of released models are read tile by tile and block by block, as an audit does
 it several times: as tensors of a mapped file, and as `shadow.checkpoints.stored_tensors` reads
@@ -9,6 +9,7 @@ counts. A mapped file that is cut short meanwhile would end the process.
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 import os
 import tempfile
@@ -108,6 +109,16 @@ def main(
                 open_folder(str(place))
                 walls.append(time.perf_counter() - began)
             console.print(f"opened, {where}: {1e3 * min(walls) / size:.0f} ms a GB")
+        file = LocalFile(path).located(next(iter(header.values())))[0]
+        content = path.read_bytes()
+        ways: dict[str, Callable[[], object]] = {
+            "read, CRC-32 and Adler-32": lambda: file.checksum(0, file.size),
+            "SHA-256 in memory": lambda: hashlib.sha256(content),
+            "BLAKE2b in memory": lambda: hashlib.blake2b(content),
+        }
+        for name, way in ways.items():
+            took = min(seconds(way) for _ in range(rounds))
+            console.print(f"all bytes, {name}: {took / size:.2f} CPU s a GB")
 
 
 if __name__ == "__main__":

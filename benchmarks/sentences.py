@@ -98,7 +98,7 @@ def _fits(code: str) -> Callable[[Case], bool]:
 
 def _names_what_changed(case: Case) -> bool:
     """Whether it says, other than as a part that has its share, which tensors are no copy."""
-    text = re.sub(r"It is spread about[^.]*(\.\w+[^.]*)*\. ", "", case.text)
+    text = re.sub(r"spread over the modules in proportion to their size \([^)]*\)", "", case.text)
     words = {"head": "the head", "embed": "embeddings", "norm": "norms"}
     modules = {place_of(name)[1] for name in case.made.update or {}}
     return any(words.get(module, module) in text for module in modules)
@@ -170,14 +170,14 @@ def contradictions(case: Case) -> Iterator[str]:
         numbers = re.findall(r"[\d,]*\.?\d+", first.split(". ")[0])
         if not any(abs(float(one.replace(",", "")) / 100 - told[0]) < 1e-9 for one in numbers):
             yield f"headline {100 * told[0]:.2g} %, sentence {' or '.join(numbers)} %"
-    if "rounding" in codes and says_copy(case, texts["rounding"]) and "Before it was" in first:
+    if "rounding" in codes and says_copy(case, texts["rounding"]) and "Before storage" in first:
         yield "a copy that was only rounded, and an update before storage"
     for one, other in (("noise", "coherent"), ("noise", "low_rank"), ("identical", "size")):
         if one in codes and other in codes:
             yield f"{one} and {other}"
-    unknown = "before it was stored is unknown" in texts.get("coherent", "")
-    if "as coherent as" in case.finding.headline and unknown:
-        yield "as coherent as so many directions, and it is unknown how coherent"
+    unknown = "before storage is unknown" in texts.get("coherent", "")
+    if "directions" in case.finding.headline and unknown:
+        yield "spread over so many directions, and it is unknown how concentrated"
     if "low_rank" in codes and answers.get("merged_adapter") == "no":
         yield "low rank, and no merged adapter"
     if "few_values" in codes and answers.get("quantised_copy") == "no":

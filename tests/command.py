@@ -30,7 +30,7 @@ import shadow.audits.list_audit, shadow.comparing.score_files, shadow.audits.doc
 import shadow.telling.families, shadow.telling.lineage, shadow.targets.forms
 import shadow.outputs.page, shadow.outputs.figures
 import encodings.utf_8_sig, pyarrow.vendored.version, scipy.special  # from within functions
-import jinja2, plotly.offline, matplotlib.figure, matplotlib.backends.backend_svg
+import jinja2, matplotlib.figure, matplotlib.backends.backend_svg
 import matplotlib.layout_engine, matplotlib.ticker
 shadow.places.names.name_rules()
 shadow.telling.summary_file.maker()

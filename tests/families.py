@@ -19,7 +19,7 @@ from shadow.comparing.gains import Gain, Scored
 from shadow.comparing.kept_scores import kept_bytes
 from shadow.comparing.scores import ScoreFile
 from shadow.reports.atomic_replacement import KEPT
-from shadow.reports.columns import MATRICES, RESIDUAL, SPECTRA, TENSORS
+from shadow.reports.columns import FILES, MATRICES, RESIDUAL, SPECTRA, TENSORS
 from shadow.reports.parquet import arrow_schema
 from shadow.reports.provenance import METADATA_KEY
 from shadow.telling.reading import summarise
@@ -243,6 +243,7 @@ def write_family(
             ("matrices", MATRICES, matrices),
             ("tensors", TENSORS, tensors),
             ("residual", RESIDUAL, []),
+            ("files", FILES, []),
             ("spectra", SPECTRA, curves),
         )
         if name != "spectra" or spectra

@@ -194,6 +194,12 @@ steady:
   allow_missing: true
 word:
   fail_on: label == concentrated
+frozen:
+  fail_on: language.embed.layers.0-7 unchanged
+files:
+  fail_on: files.config.rope_* changed
+claim:
+  fail_on: not gate.lineage
 """
 CSV = (
     b"model,benchmark,score,group,metric,unit\n"
@@ -254,7 +260,7 @@ def targets(top: Path) -> Mapping[str, Target]:
     )
     tables = {
         name: pq.read_table(whole / f"{name}.parquet")
-        for name in ("matrices", "tensors", "residual")
+        for name in ("matrices", "tensors", "residual", "files")
     }
     told = json.loads(tables["matrices"].schema.metadata[b"shadow"])
     kept = {

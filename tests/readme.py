@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,6 +23,8 @@ import chains
 import pages
 import pandas as pd
 import picture
+import torch
+from safetensors.torch import load_file, save_file
 
 from shadow.comparing.scores import COLUMNS
 from shadow.outputs.exports import FORMATS
@@ -51,16 +55,20 @@ if "PYTHONPATH" in os.environ:  # the checkout to describe, where it is not the 
     ENVIRONMENT["PYTHONPATH"] = os.environ["PYTHONPATH"]
 
 
-def shadow(*arguments: str | Path) -> str:
-    """What the command prints on stdout, at 80 columns without colour."""
+def shadow(*arguments: str | Path, cwd: str | Path | None = None, code: int = 0) -> str:
+    """What the command prints on stdout, at 80 columns without colour.
+
+    cwd: the folder it is in. code: its exit code.
+    """
     path = str(SHADOW.parent) + ":/usr/bin:/bin"
     child = subprocess.run(
         [SHADOW, *arguments],
         capture_output=True,
         encoding="utf-8",
-        check=True,
         env={**ENVIRONMENT, "PATH": path},
+        cwd=cwd,
     )
+    assert child.returncode == code, child.stderr
     return "\n".join(line.rstrip() for line in child.stdout.splitlines()).strip("\n")
 
 
@@ -71,6 +79,57 @@ def audited_demo() -> str:
     text = re.sub(r"(?m)^(base|tuned)  .*/demo/(\w+)$", r"\1   .../registry/demo/\2", text)
     text = text.replace(folder, "reports")
     return re.sub(r", [\d.]+ s$", ", 0.3 s", text, flags=re.MULTILINE)
+
+
+def map_of_demo() -> str:
+    """The picture of modules by layers of the demo's narrow pair, as a person sees it."""
+    text = audited_demo()
+    rows = [line for line in text.splitlines() if re.match(r"[a-z.]+ +[░▒▓█]{2,}", line)]
+    return "\n".join([*rows, text[text.index("\nlayer ") :].strip().splitlines()[0]])
+
+
+ANSWER = r"^(?:holds|does not hold|cannot be told)(?:.|\n(?=\S))*"  # to a blank line
+QUESTIONS = {  # what people ask: a command, its exit code, and the words of its output that answer
+    "What did training change, and where?": ("shadow audit ./base ./tuned", 0, r"^\S.*[.]$"),
+    "Did my freeze, merge or bf16 copy do what I meant?": (
+        "shadow verify trained ./base ./tuned --frozen embed",
+        4,
+        ANSWER,
+    ),
+    "Is it the same model?": ("shadow verify same ./copy ./download", 0, ANSWER),
+    "Is this fine-tune as broad as that one?": (
+        "shadow compare reports/demo/base..narrow reports/demo/base..broad",
+        0,
+        r"^(A .*):.*$",
+    ),
+}
+
+
+def questions() -> str:
+    """A Markdown table of the questions that people bring, the command for each and its answer."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        demo = README.parent / "registry" / "demo"
+        for name, stage in {"base": "base", "tuned": "narrow"}.items():
+            shutil.copytree(demo / stage, Path(folder) / name)
+        random = torch.Generator().manual_seed(0)
+        full = {
+            name: values.float() * (1 + 1e-3 * torch.randn(values.shape, generator=random))
+            for name, values in load_file(demo / "narrow" / "model.safetensors").items()
+        }
+        copies = {"full": full, "copy": {name: one.bfloat16() for name, one in full.items()}}
+        copies["download"] = {name: one.bfloat16().float() for name, one in full.items()}
+        for name, tensors in copies.items():
+            shutil.copytree(demo / "narrow", Path(folder) / name)
+            save_file(tensors, Path(folder) / name / "model.safetensors", {"format": "pt"})
+        shadow("audit", "demo", "-o", "reports", cwd=folder)
+        for question, (command, code, answer) in QUESTIONS.items():
+            printed = shadow(*shlex.split(command)[1:], cwd=folder, code=code)
+            found = re.search(answer, printed, re.MULTILINE)
+            assert found is not None, printed
+            line = " ".join(found[found.lastindex or 0].split())
+            rows.append(f"| {question} | `{command}` | {line} |")
+    return "\n".join(["| you ask | you type | it answers |", "|---|---|---|", *rows])
 
 
 def compared_demo() -> str:
@@ -150,7 +209,9 @@ def scored_demo() -> str:
             str(file), file.name
         )
     line = text[text.index("\nscores ") : text.index("\n\n", text.index("\nscores "))]
-    table = text[text.index("Scores, measured") : text.index("How far each")]
+    table = text[
+        text.index("Scores, measured") : text.index("attn.q", text.index("Scores, measured"))
+    ]
     return f"{line.strip()}\n\n{table.strip()}"
 
 
@@ -223,6 +284,8 @@ def schema_document() -> str:
 
 BLOCKS: dict[str, Callable[[], str]] = {  # every generated part by name
     "demo": lambda: fenced(audited_demo()),
+    "questions": questions,
+    "map": lambda: fenced(map_of_demo()),
     "compare": lambda: fenced(compared_demo()),
     "lineage": lambda: fenced(planted_lineage()),
     "commands": pages.command_line,

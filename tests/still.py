@@ -61,7 +61,7 @@ MASKED = re.compile(  # keys of JSON, and columns; files count as keys where the
 )
 # imported once, before the forks
 LIBRARIES = (
-    "huggingface_hub", "matplotlib.figure", "pandas", "plotly.offline", "pyarrow.feather",
+    "huggingface_hub", "matplotlib.figure", "pandas", "pyarrow.feather",
     "pyarrow.pandas_compat", "pyarrow.parquet", "safetensors.torch", "scipy.sparse.linalg",
     "scipy.stats", "torch",
 )  # fmt: skip

@@ -411,12 +411,13 @@ NEWEST = (
 
 
 def make_older(here: Path) -> None:
-    """A report of a version that had neither the newest columns nor the table of residuals, nor a
-    seal of these.
+    """A report of a version that had neither the newest columns nor the tables of residuals and
+    files, nor a seal of these.
     """
     target = here / "older" / "toy" / "base..one"
     shutil.copytree(here / "out" / "toy" / "base..one", target)
     (target / "residual.parquet").unlink()
+    (target / "files.parquet").unlink()
     for path in target.glob("*.parquet"):
         table = pq.read_table(path)
         told = json.loads(table.schema.metadata[b"shadow"])

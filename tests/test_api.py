@@ -62,7 +62,7 @@ import contextlib, io, sys
 
 import shadow
 
-HEAVY = {"torch", "pandas", "numpy", "scipy", "rich", "matplotlib", "plotly"}
+HEAVY = {"torch", "pandas", "numpy", "scipy", "rich", "matplotlib"}
 
 
 def loaded():
@@ -91,7 +91,7 @@ def test_importing_loads_nothing_heavy_and_reading_loads_no_torch(narrow):
     """
     imported, shown, report, read = in_a_child(LAZY, narrow.folder).splitlines()
     assert imported == "[]"
-    assert not {"torch", "pandas", "scipy", "matplotlib", "plotly"} & set(ast.literal_eval(shown))
+    assert not {"torch", "pandas", "scipy", "matplotlib"} & set(ast.literal_eval(shown))
     assert report.startswith("demo:base..narrow: ")
     assert set(ast.literal_eval(read)) - {"numpy", "rich", "scipy"} == {"pandas"}
 
@@ -120,7 +120,7 @@ finally:
 UNNEEDED = {  # by the audit of one pair of this machine
     "shadow.audits.list_audit", "shadow.audits.list_index", "shadow.audits.merging",
     "shadow.audits.ray_engine", "shadow.audits.remote", "shadow.comparing.comparison",
-    "huggingface_hub", "matplotlib", "plotly", "pyarrow.dataset", "scipy.optimize",
+    "huggingface_hub", "matplotlib", "pyarrow.dataset", "scipy.optimize",
     "scipy.sparse", "scipy.stats", "transformers",
 }  # fmt: skip
 
@@ -189,7 +189,11 @@ def test_no_submodule_has_the_name_of_a_function():
 
 
 def test_what_is_offered_is_there():
-    """Every name of __all__ and of dir is found, and another one is an AttributeError."""
+    """Every name of __all__ and of dir is found, and another one is an AttributeError; none that
+    was ever offered is gone.
+    """
+    offered = {"AuditReport", "AuditReports", "Files", "Nulls", "Ray", "ShadowError", "UsageError"}
+    assert offered | set(FUNCTIONS) <= set(shadow.__all__)
     assert dir(shadow) == sorted(shadow.__all__)
     assert all(getattr(shadow, name) for name in shadow.__all__)
     with pytest.raises(AttributeError, match="no attribute 'adit'"):
@@ -383,7 +387,7 @@ def test_tables_have_one_convention_for_what_is_missing(tmp_path):
         "float": "float64",
         "ints": "object",
     }
-    for name in ("matrices", "tensors", "residual"):
+    for name in ("matrices", "tensors", "residual", "files"):
         frame = getattr(report, name)
         assert {column.name: kinds[column.type] for column in TABLES[name].columns} == {
             column: str(dtype) for column, dtype in frame.dtypes.items()
@@ -447,7 +451,7 @@ def test_a_page_reads_each_file_of_a_report_once(audited, read_files):
     assert len(report.deltas) == report.summary.figures["matrices"]
     tables = [name for name in read_files if name.endswith(".parquet")]
     assert sorted(tables) == [
-        f"{name}.parquet" for name in ("matrices", "residual", "spectra", "tensors")
+        f"{name}.parquet" for name in ("files", "matrices", "residual", "spectra", "tensors")
     ]
 
 
@@ -774,6 +778,7 @@ def test_a_plan_measures_nothing(known_pace, tmp_path):
     """A plan for each pair, and no folder."""
     (told,) = shadow.plan("demo:base..narrow", output=tmp_path / "out")
     assert told.pair == "base..narrow"
+    assert told.seconds > 0  # also of matrices that take no time to speak of
     assert not (tmp_path / "out").exists()
 
 

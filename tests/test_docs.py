@@ -29,8 +29,10 @@ import yaml
 from hub import Hub
 from markdown_it import MarkdownIt
 
+from shadow import __version__
 from shadow.cli.commands import app
 from shadow.outputs.exports import FORMATS
+from shadow.reports.columns import SCHEMA as NUMBER
 from shadow.targets.families import load_families
 from shadow.targets.lists import read_list
 
@@ -127,7 +129,7 @@ def test_anchors_are_those_of_github():
     """Code and punctuation in a heading, and the words between."""
     found = anchors(ROOT / "docs" / "compare.md")
     assert {"compare-reports", "correlations-over-a-set-of-families"} <= set(found)
-    assert {"how-to-read-the-result", "cite"} <= set(anchors(readme.README))
+    assert {"what-it-does-not-tell-you", "cite"} <= set(anchors(readme.README))
 
 
 @pytest.mark.parametrize("file", PAGES, ids=named)
@@ -171,7 +173,7 @@ def test_every_command_that_is_shown_runs(file, audited, shadow):
     """
     demo = ROOT / "registry" / "demo"
     here = {"./Qwen2.5-0.5B": demo / "base", "./Qwen2.5-0.5B-Instruct": demo / "narrow"}
-    here |= {"./base": demo / "base", "./tuned": demo / "narrow"}
+    here |= {"./base": demo / "base", "./tuned": demo / "narrow", "./other": demo / "broad"}
     with Hub() as hub:
         for base, tuned in (
             ("Qwen/Qwen2.5-7B", "Qwen/Qwen2.5-7B-Instruct"),
@@ -189,14 +191,55 @@ def test_every_command_that_is_shown_runs(file, audited, shadow):
         assert json.loads(summary.read_text())["figures"]["matrices"] == 30
 
 
+WORDS = 900
+
+
+def prose(text):
+    """The words of a page outside of code blocks, tables, pictures and marks."""
+    text = re.sub(r"(?s)```.*?```|<picture>.*?</picture>|<!--.*?-->", "", text)
+    return [word for line in text.splitlines() if line[:1] != "|" for word in line.split()]
+
+
 def test_the_readme_is_read_in_one_go():
-    """At most 150 lines, and one sentence before the picture."""
+    """At most 900 words of prose; one sentence, the four questions, the picture and the line that
+    installs stand before any heading, on a screen.
+    """
     text = readme.README.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 150
+    assert WORDS / 2 < len(prose(text)) <= WORDS
     title, sentence, rest = text.split("\n\n", 2)
     assert title == "# shadow"
     assert re.fullmatch(r"[^.]+\.", sentence)
-    assert rest.startswith("<picture>")
+    assert rest.startswith("<!-- questions -->")
+    screen = rest.partition("\n## ")[0]
+    assert len(screen.splitlines()) <= 30
+    assert [name for name in ("questions", "map") if readme.part(screen, name)] == [
+        "questions", "map",
+    ]  # fmt: skip
+    assert len(readme.part(screen, "questions").splitlines()) == 2 + len(readme.QUESTIONS) == 6
+    assert len(readme.part(screen, "map").splitlines()) == 2 + 8
+    assert "$ pip install ." in screen
+
+
+def test_words_of_code_and_tables_are_no_prose():
+    """The count above can fail: of this page four words are prose."""
+    page = "# One two\n\n| a b | c |\n|---|---|\n\nthree\n\n```text\nd e f\n```\n<!-- g -->"
+    assert prose(page) == ["#", "One", "two", "three"]
+
+
+@pytest.mark.slow
+def test_the_gate_of_the_readme_fails_for_the_right_pair(tmp_path, shadow):
+    """Its list and its command as they stand: exit code 4, because of the narrow pair alone."""
+    for name, stage in {"base": "base", "tuned": "narrow", "other": "broad"}.items():
+        shutil.copytree(ROOT / "registry" / "demo" / stage, tmp_path / name)
+    (told,) = blocks(readme.README, "yaml")
+    (tmp_path / re.match(r"# ([\w.]+):", told)[1]).write_text(told)
+    (words,) = (words for words in shown(readme.README) if "--fail-on" in words)
+    done = shadow(*words)
+    assert done.code == 4, done.err
+    assert re.findall(r"(?m)^(mine:\S+): concentration > 0.3: ", done.err) == ["mine:base..a"]
+    junit = ElementTree.parse(tmp_path / "junit.xml").getroot()
+    failures = {suite.get("name"): suite.get("failures") for suite in junit}
+    assert failures == {"mine:base..a": "1", "mine:base..b": "0"}
 
 
 def test_files_that_contributing_names_are_there():
@@ -224,6 +267,15 @@ def test_counts_of_the_pages_are_those_of_the_code():
     assert f"lists {families} families" in readme.README.read_text(encoding="utf-8")
     kinds = f"{len(models.FAMILIES | models.KINDS)} kinds of models"
     assert kinds in (ROOT / "docs" / "registry.md").read_text(encoding="utf-8")
+
+
+def test_the_page_of_promises_has_the_number_of_the_schema():
+    """Number, versions and exit codes are those of the code and of the page of commands."""
+    text = (ROOT / "docs" / "promises.md").read_text(encoding="utf-8")
+    assert f"the number **{NUMBER}**" in text
+    assert ".".join(__version__.split(".")[:2]) in text
+    codes = re.findall(r"(?m)^\| (\d+) \|", (ROOT / "docs" / "cli.md").read_text(encoding="utf-8"))
+    assert f"| {', '.join(codes[:-1])} and {codes[-1]}, with their meaning |" in text
 
 
 @pytest.mark.parametrize("file", picture.FILES, ids=lambda file: file.stem)
@@ -261,13 +313,14 @@ def test_black_on_white_has_the_greatest_contrast():
 
 @pytest.mark.slow
 def test_what_follows_make_demo_runs_where_nothing_is_on_the_path(tmp_path):
-    """The README's first block in a fresh shell: what `make demo` runs once it has installed, then
+    """The README's block in a fresh shell: what `make demo` runs once it has installed, then
     each line below.
     """
     bin = Path(sys.executable).parent
     if not (bin / "activate").is_file():
         pytest.skip("this Python is not of a virtual environment")
-    first, *others = blocks(readme.README, "console")[0].splitlines()
+    (block,) = (text for text in blocks(readme.README, "console") if "$ make demo" in text)
+    first, *others = block.splitlines()
     recipe = (
         (ROOT / "Makefile")
         .read_text(encoding="utf-8")

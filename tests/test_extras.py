@@ -10,7 +10,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
+import shadow
 from shadow import __version__
 from shadow.extras import EXTRAS
 
@@ -84,7 +86,7 @@ def without_extras(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("words", BASIC, ids=lambda words: words[0])
 def test_auditing_and_reading_reports_needs_no_extra(without_extras, words):
-    """Without transformers, matplotlib, plotly, Jinja and DuckDB: exit 0, with output."""
+    """Without transformers, matplotlib, Jinja and DuckDB: exit 0, with output."""
     folder, found = without_extras
     code, out, err = found[words]
     assert code == 0, err
@@ -119,6 +121,19 @@ def test_extras_are_those_of_the_package():
     assert not names(PROJECT["dependencies"]) & {
         name for packages in EXTRAS.values() for name in packages
     }
+
+
+def test_the_version_is_one_everywhere():
+    """Of the package, of its metadata as built, the citation and the newest section of changes; the
+    workflow's is in test_workflow.py.
+    """
+    assert PROJECT["dynamic"] == ["version"]
+    built = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]
+    assert (ROOT / built["version"]["path"]).samefile(shadow.__file__)
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert cited["version"] == __version__
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.findall(r"(?m)^## \[([\d.]+)\]", changes)[0] == __version__
 
 
 def test_both_scripts_are_one_command():

@@ -26,7 +26,7 @@ ROOMS = sorted(file.parent for file in SOURCE.rglob("__init__.py"))
 # modules come in.
 CHILD = """
 import importlib, json, logging, os, signal, sys, threading, warnings
-import huggingface_hub, jinja2, matplotlib.figure, numpy, pandas, plotly.offline, pyarrow.parquet
+import huggingface_hub, jinja2, matplotlib.figure, numpy, pandas, pyarrow.parquet
 import rich.console, safetensors, scipy.linalg, scipy.optimize, scipy.sparse.linalg, threadpoolctl
 import torch, transformers, typer, yaml
 from huggingface_hub import constants

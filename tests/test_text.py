@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from shadow.text import (
     VERY_LIKE,
+    about_time,
     and_more,
     bytes_of,
     closest,
@@ -134,3 +135,20 @@ def test_a_password_in_quotes_may_have_spaces():
 def test_what_holds_no_account_stays(text):
     """Ports, revisions, access points of S3, and the words around a URL."""
     assert redacted(text) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0.0, "under a second"),
+        (1.2, "about 1 second"),
+        (59.4, "about 59 seconds"),
+        (59.6, "about 1 minute"),
+        (3600, "about 60 minutes"),
+        (5400, "about 1.5 hours"),
+        (360_000, "about 100 hours"),
+    ],
+)
+def test_a_time_that_is_estimated_has_two_digits_and_a_unit(seconds: float, said: str) -> None:
+    """Never `0:04`, which may be minutes or hours."""
+    assert about_time(seconds) == said

@@ -69,4 +69,5 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "reliance": lambda: reliance_words(read(FOLDER)),
     "reach": lambda: reach(calibration()),
     "pretrained": pretrained,
+    "strongest": lambda: pretrained_page.strongest(pretrained_page.read(FOLDER)),
 }

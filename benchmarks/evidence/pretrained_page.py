@@ -284,6 +284,40 @@ Breadth, as the mean change of the held-out loss over the six sources, in nats a
 better): {lost}."""
 
 
+def strongest(runs: PretrainedRuns) -> str:
+    """What narrow, new and repeated data did to concentration, in two sentences for a stranger."""
+    concentration = next(one for one in FIGURES if one.name == "concentration")
+    last = final(as_runs(runs.states, "F32"))
+    level, spread = _means(last, concentration), _spread(last, concentration)
+    stored = [
+        difference_at_norm(main_states(runs.states, one), concentration) for one in ("F32", "BF16")
+    ]
+    assert spread is not None
+    assert None not in stored
+    at_norm, in_bf16 = stored
+    wrong, pairs = _wrong_of_narrow(pretrained_verdicts(runs.compared))
+    return (
+        f"On a real pretrained decoder of 135M parameters, narrow data raised concentration by"
+        f" {level['B'] - level['C']:.3f} over broad data ({at_norm:.3f} at equal norm,"
+        f" {in_bf16:.3f} after storage in bf16), where seeds differ by {spread:.4f}, and"
+        f" `shadow compare` was wrong in {wrong or 'none'} of {pairs} pairs of narrow and broader"
+        f" data. New text raised it more ({level['N'] - level['A']:.2f}) and repetition a little"
+        f" ({level['D'] - level['A']:.3f}), so `shadow` does not identify benchmark training."
+    )
+
+
+def _wrong_of_narrow(verdicts: pd.DataFrame) -> tuple[int, int]:
+    """Of the pairs of B with A, C or D: how many were not told right in F32 or in BF16; all."""
+    sides = verdicts["regime_first"] + verdicts["regime_second"]
+    right = sides.map(
+        {"AB": "less concentrated"} | dict.fromkeys(("BC", "BD"), "more concentrated")
+    )
+    own = verdicts[right.notna()]
+    pair = ["regime_first", "seed_first", "regime_second", "seed_second"]
+    wrong = (own["verdict"] != right[right.notna()]).groupby([own[one] for one in pair]).any()
+    return int(wrong.sum()), len(wrong)
+
+
 def _means(runs: pd.DataFrame, figure: WidthFigure) -> dict[str, float]:
     """The means of a figure over the runs of each kind."""
     valued = runs.assign(value=figure.value(runs))

@@ -547,7 +547,7 @@ def export(
         to: csv, json, arrow, parquet, duckdb, sqlite or hf-dataset-folder.
         path: The file or folder to write. Only an export to the same format that nobody has
             touched is replaced.
-        tables: Only these: matrices, tensors, residual, spectra.
+        tables: Only these: matrices, tensors, residual, files, spectra.
         storage_options: Options of the driver of URLs, as fsspec takes them.
 
     Raises:

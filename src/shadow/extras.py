@@ -13,7 +13,7 @@ EXTRAS = {  # extra: the packages it brings, as in pyproject.toml
     "gs": ("gcsfs",),
     "lab": ("gguf", "matplotlib", "transformers"),
     "ray": ("ray",),
-    "report": ("jinja2", "plotly"),
+    "report": ("jinja2",),
     "s3": ("s3fs",),
 }
 

@@ -17,20 +17,20 @@ class Reason:
 
 
 REASONS = {
-    "only_in_base": Reason("no partner in the tuned model", strict=True),
-    "only_in_tuned": Reason("no partner in the base model", strict=True),
-    "tied": Reason("a head tied to its embedding, measured there"),
-    "shape_differs": Reason("shapes differ", strict=True),
-    "not_a_matrix": Reason("vectors: only their relative norm is taken"),
+    "only_in_base": Reason("not in the tuned model", strict=True),
+    "only_in_tuned": Reason("not in the base", strict=True),
+    "tied": Reason("a head tied to the embedding, which is measured"),
+    "shape_differs": Reason("of another shape in the base than in the tuned model", strict=True),
+    "not_a_matrix": Reason("vectors, of which only the relative norm is measured"),
     "not_float": Reason("integers"),
-    "quantized": Reason("packed or scaled weights", strict=True),
-    "unknown_dtype": Reason("a dtype this version does not know", strict=True),
+    "quantized": Reason("packed weights, or weights with separate scales", strict=True),
+    "unknown_dtype": Reason("of a dtype that this version does not know", strict=True),
     "nonfinite": Reason("NaN or infinite entries", strict=True),
     "filtered": Reason(
         "left out by --layer, --module or --component, or part of a component with another base"
     ),
-    "adapter": Reason("parts of an adapter that are not applied"),
-    "unreadable": Reason("listed in the index, but in no shard", strict=True),
+    "adapter": Reason("tensors of an adapter that are not applied"),
+    "unreadable": Reason("listed in the index but missing from every shard", strict=True),
 }
 # the detail of a vector that has no relative norm, as its base is 0, and moved all the same
 FROM_ZERO = "0 in the base, and not in the tuned model"

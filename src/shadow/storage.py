@@ -16,7 +16,9 @@ import logging
 import os
 import re
 import secrets
+import socket
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -26,7 +28,8 @@ from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, quote_plus, unquote
+from urllib.parse import quote, quote_plus, unquote, urlsplit
+from urllib.request import getproxies
 
 from shadow.errors import ShadowError, UsageError
 from shadow.extras import require
@@ -64,6 +67,7 @@ MOMENT = 2.0  # seconds in which a file that is being created appears
 AT_ONCE = 8  # files that are fetched at a time
 # Seconds for the first answer of a store. Drivers try for minutes, some also for credentials.
 FIRST_ANSWER = 30.0
+CONNECTED = 5.0  # seconds in which its server takes a connection: drivers try far longer
 # Drivers retry 5xx and broken connections themselves. Those of S3 would wait a minute to connect,
 # many times over.
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
@@ -281,7 +285,7 @@ class Store:
                 system.get_file(path, str(target))
             if target.stat().st_size != sizes[name]:
                 raise ShadowError(
-                    f"{self.at(name)}: only a part of it came", "run the same command again"
+                    f"{self.at(name)}: only a part of it arrived", "run the same command again"
                 )
 
         with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -348,14 +352,20 @@ class Store:
 
     def _require_answer(self) -> None:
         """Raises ShadowError where the store does not answer, and whatever the driver raises."""
+        asked = os.getpid(), json.dumps(self.options, sort_keys=True), self.url.split("/")[2]
+        if self.scheme.protocol == "gs" and asked not in _answered and "token" not in self.options:
+            self._require_connection()  # before its driver looks for a token, for long
         system, bucket = self._system(), self._path().partition("/")[0]
-        asked = os.getpid(), json.dumps(self.options, sort_keys=True), bucket
         if not system.async_impl or asked in _answered:
             return
         from fsspec.asyn import sync
 
         try:
-            sync(system.loop, system._info, bucket, timeout=FIRST_ANSWER)
+            try:
+                sync(system.loop, system._info, bucket, timeout=CONNECTED / 5)
+            except TimeoutError:
+                self._require_connection()
+                sync(system.loop, system._info, bucket, timeout=FIRST_ANSWER)
         except TimeoutError:
             of_driver = f" (or {self.scheme.credentials})" if self.scheme.credentials else ""
             raise ShadowError(
@@ -363,9 +373,39 @@ class Store:
                 f"check the network, the endpoint and --storage-options{of_driver}",
             ) from None
         except Exception as error:
-            if _is_unreached(error):
+            if isinstance(error, ShadowError) or _is_unreached(error):
                 raise
         _answered.add(asked)
+
+    def _require_connection(self) -> None:
+        """Raises ShadowError where the store's server takes no connection; not behind a proxy."""
+        parts = urlsplit(self._endpoint() or "")
+        if not parts.hostname or getproxies() or "prox" in json.dumps(self.options).lower():
+            return
+        port = parts.port or (80 if parts.scheme == "http" else 443)
+        if (fault := _unconnected(parts.hostname, port)) is not None:
+            raise ShadowError(
+                f"{self}: {parts.hostname} cannot be reached ({fault})",
+                "check the network and the endpoint, and run the same command again",
+            )
+
+    def _endpoint(self) -> str | None:
+        """The server's address as the driver has it; None where an option is wrong."""
+        with contextlib.suppress(Exception):
+            if self.scheme.protocol == "gs" and not os.environ.get("GOOGLE_CLOUD_UNIVERSE_DOMAIN"):
+                given = self.options.get("endpoint_url") or os.environ.get("STORAGE_EMULATOR_HOST")
+                if given and given != "default":
+                    return given if "://" in given else f"http://{given}"
+                return "https://storage.googleapis.com"
+            system = self._system()
+            if self.scheme.protocol == "abfs":
+                return str(system.service_client.url)
+            if self.scheme.protocol == "s3":
+                from fsspec.asyn import sync
+
+                client = sync(system.loop, system.set_session, timeout=FIRST_ANSWER)
+                return str(client.meta.endpoint_url)
+        return None
 
     def _path(self, name: str = "") -> str:
         path: str = self._system()._strip_protocol(
@@ -391,6 +431,28 @@ class Store:
             if fault is None:
                 raise
             raise fault from None  # the driver's own may hold a signed URL
+
+
+def _unconnected(host: str, port: int) -> str | None:
+    """Why a server takes no connection within CONNECTED seconds; None where it takes one."""
+    until = time.monotonic() + CONNECTED
+    faults, ended = ["no answer"], threading.Event()
+
+    def connect() -> None:
+        while time.monotonic() < until:
+            try:
+                socket.create_connection((host, port), timeout=CONNECTED).close()
+                faults.clear()
+                break
+            except (OSError, ValueError, OverflowError) as error:
+                faults[:] = [getattr(error, "strerror", None) or str(error)]
+            time.sleep(CONNECTED / 10)
+        ended.set()
+
+    # in a thread, as nothing else ends a name server's silence
+    threading.Thread(target=connect, daemon=True).start()
+    ended.wait(CONNECTED + 1.0)
+    return faults[0] if faults else None
 
 
 def _entry(info: Mapping[str, Any]) -> Entry:

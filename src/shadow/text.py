@@ -47,6 +47,18 @@ def took(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 60 else duration(seconds)
 
 
+def about_time(seconds: float) -> str:
+    """An estimate: `under a second`, `about 7 seconds`, `about 4 minutes`, `about 2.5 hours`."""
+    if seconds < 1:
+        return "under a second"
+    if seconds < 59.5:
+        return f"about {counted(round(seconds), 'second', 'seconds')}"
+    if seconds < 5370:
+        return f"about {counted(round(seconds / 60), 'minute', 'minutes')}"
+    hours = seconds / 3600
+    return f"about {hours:.1f} hours" if hours < 9.95 else f"about {hours:,.0f} hours"
+
+
 def byte_size(count: int) -> str:
     """`1.5 GB`: thousands, not 1,024s, as disks are sold and as the Hub shows sizes."""
     return decimal(count)

@@ -46,8 +46,8 @@ from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.checkpoints.pairing import Filter
 from shadow.claims.verdicts import first_code
 from shadow.cli import console
-from shadow.cli.bars import Pace
 from shadow.cli.commands import app
+from shadow.cli.pace import Pace
 from shadow.errors import ShadowError
 from shadow.reports.columns import BATCH, HEADLINE
 from shadow.spectra.delta import Method
@@ -739,9 +739,9 @@ def test_the_table_fits_the_terminal(width):
     )
     assert "pairs  3: 1 done, 1 failed, 1 pending" in text
     (head,) = [line for line in lines if "conc." in line]
-    assert head.split() == ["#", "family", "pair", "state", "label", "conc.", "norm", "time"]
-    assert "not assessable" not in text  # a dash, and what it stands for below
-    assert "label  - where a gate failed or no known training is of this size" in text
+    assert head.split() == ["#", "family", "pair", "state", "norm", "conc.", "label", "time"]
+    assert "not assessable" not in text  # a dash
+    assert "more   shadow show DIR/FAMILY/PAIR" in text
     assert "offline" in text.replace("\n", "")
     assert "run once without --offline" in " ".join(text.split())
 

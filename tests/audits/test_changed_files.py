@@ -70,7 +70,7 @@ CHANGES = {
     copied_over: "it was written to",
     cut: "it was",  # cut short, or written to: by what is read first
     emptied: "it was written to",
-    removed: "it was taken away",
+    removed: "it was removed",
 }
 
 
@@ -94,7 +94,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(pair, tmp_path, monkeyp
     changing(monkeypatch, workers, when, lambda: change(tmp_path))
     with pytest.raises(ShadowError, match=CHANGES[change]) as refused:
         run_pair(pair, SETTINGS, tmp_path / "out", pair_module.Runtime(jobs=1))
-    assert f"{tmp_path / 'one' / FILE} is not what it was" in refused.value.message
+    assert f"{tmp_path / 'one' / FILE} changed during the audit" in refused.value.message
     assert "\n" not in refused.value.message
     assert refused.value.hint
     assert not list((tmp_path / "out").rglob("*.parquet"))
@@ -122,7 +122,7 @@ def test_a_file_that_changes_before_the_report_is_placed_is_refused(
         said = []
         again = run_pair(pair, SETTINGS, tmp_path / "out", pair_module.Runtime(say=said.append))
         assert again.measured == 2
-        assert any("starting afresh" in line and "files of tuned" in line for line in said)
+        assert any("starting again" in line and "files of tuned" in line for line in said)
 
 
 CUTTING = """
@@ -156,7 +156,7 @@ def test_a_file_cut_short_under_way_does_not_end_a_list(tmp_path):
     )
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
-    assert "is not what it was when the audit began" in done.stderr
+    assert "changed during the audit" in done.stderr
     assert len(list((tmp_path / "out").rglob("matrices.parquet"))) == 1
 
 

@@ -236,7 +236,7 @@ def test_an_unfinished_audit_continues_on_its_device_alone(on, pair, by_cpu, tmp
     with pytest.raises(StoppedError):
         audited(pair, tmp_path / "other", Runtime(jobs=1, show=stopping), ON_CPU)
     _, _, said = audited(pair, tmp_path / "other")
-    assert said[0] == "starting afresh: the unfinished audit there differs: --device cpu, now fake"
+    assert said[0] == "starting again: the unfinished audit there differs: --device cpu, now fake"
 
 
 def test_a_finished_report_of_another_device_stays(on, pair, tmp_path):

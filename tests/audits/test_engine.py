@@ -22,7 +22,7 @@ from shadow.audits.pairs import PairOutcome, Pins, audit_pairs, near_of
 from shadow.audits.plan import Access
 from shadow.audits.ray_engine import too_large
 from shadow.checkpoints.pairing import Filter
-from shadow.cli.bars import Pace
+from shadow.cli.pace import Pace
 from shadow.errors import BusyError, KeptError, ShadowError, UsageError
 from shadow.spectra.delta import Method
 from shadow.targets.families import Pair, given_pair

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -95,12 +96,12 @@ def stored_metadata(folder):
         json.loads(pq.read_schema(path).metadata[b"shadow"])
         for path in sorted(folder.glob("*.parquet"))
     ]
-    assert len(found) == 4
+    assert len(found) == 5
     assert all(one == found[0] for one in found)
     return found[0]
 
 
-@pytest.mark.parametrize("name", ["matrices", "tensors", "residual", "spectra"])
+@pytest.mark.parametrize("name", ["matrices", "tensors", "residual", "files", "spectra"])
 def test_a_report_that_lacks_a_table_is_measured_again(pair, first, out, name):
     """It is damaged, whatever the other files say; the audit says which one is missing."""
     said = []
@@ -382,7 +383,7 @@ def killed_after(moves):
     return killed
 
 
-@pytest.mark.parametrize("kills", every(3, range(6)))
+@pytest.mark.parametrize("kills", every(3, range(7)))
 def test_killed_while_files_take_their_places_nothing_is_lost(
     pair, first, tmp_path, out, monkeypatch, kills
 ):
@@ -396,9 +397,9 @@ def test_killed_while_files_take_their_places_nothing_is_lost(
     try:
         run_pair(pair, settings, out, Runtime(overwrite=True))
     except KeyboardInterrupt:
-        assert kills < 4  # summary.json, tensors, residual and matrices move
+        assert kills < 5  # summary.json, tensors, residual, files and matrices move
     else:
-        assert kills >= 4
+        assert kills >= 5
     monkeypatch.setattr(os, "replace", move)
     (folder,) = out.glob("*/*")
     summary, metadata = read_summary(folder)
@@ -463,7 +464,7 @@ def test_an_unfinished_audit_that_differs_starts_afresh_and_says_how(pair, out):
     said = []
     with pytest.raises(StoppedError):
         run_pair(pair, OTHER["nulls"][0], out, Runtime(show=stopping, jobs=1, say=said.append))
-    assert said == ["starting afresh: the unfinished audit there differs: --nulls 0, now 3"]
+    assert said == ["starting again: the unfinished audit there differs: --nulls 0, now 3"]
     told = replace(OTHER["nulls"][0], optimizer="adamw")
     assert run_pair(pair, told, out, Runtime(jobs=1, say=said.append)).measured == 1
     assert said[1] == "resuming: 1 of 2 matrices already measured"
@@ -536,13 +537,13 @@ def test_scores_and_an_optimizer_together_leave_one_report(demo, tmp_path, shado
     assert "x gain +0.3" in text, "kept when only the label is renewed"
 
 
-@pytest.mark.parametrize("kills", every(3, range(6)))
+@pytest.mark.parametrize("kills", every(3, range(7)))
 def test_killed_while_a_label_is_renewed_the_report_stays_one(demo, tmp_path, monkeypatch, kills):
     """All of its files have the new label for whoever reads it, or none has."""
     pair, folder = demo
     move = os.replace
     monkeypatch.setattr(os, "replace", killed_after(kills))
-    with pytest.raises(KeyboardInterrupt) if kills < 5 else monkeypatch.context():
+    with pytest.raises(KeyboardInterrupt) if kills < 6 else monkeypatch.context():
         run_pair(pair, replace(EVERYTHING, optimizer="adamw"), tmp_path / "out")
     monkeypatch.setattr(os, "replace", move)
     summary, metadata = read_summary(folder)
@@ -596,6 +597,11 @@ def test_a_list_goes_on_and_says_which_pairs_it_left(toys, shadow):
     assert "kept" in shadow("show", "out").assert_done()
     shadow("report", "out", "-o", "page.html").assert_done()
     assert "now default" in (toys / "page.html").read_text()
+    by_name = ("audit", "toy-a", "toy-b", "--registry", ".", "-o", "out", "--no-subspaces")
+    named = shadow(*by_name, env={"GITHUB_STEP_SUMMARY": str(toys / "step.md")})
+    for shown in (named.assert_done(1), (toys / "step.md").read_text()):
+        rows = [line for line in shown.splitlines() if re.search(r"toy-[ab]\b.*\bbase\b", line)]
+        assert re.findall(r"\b(kept|done)\b", "\n".join(rows)) == ["kept", "done"]
     shadow(
         "audit", "toy-*", "--registry", ".", "-o", "out", "--no-subspaces", "--overwrite"
     ).assert_done()

@@ -1166,7 +1166,7 @@ def test_a_server_that_sends_other_ranges(run, hub, tmp_path, small):
     ids=str,
 )
 def test_redirects_that_lead_nowhere(run, hub, place, action):
-    """In a circle, or to what is no web address: one line, at once."""
+    """In a circle, or to what is not a web address: one line, at once."""
     where = {**PLACES[place], "origin": None}
     hub.fail(action=action, times=None, **where)
     began = time.monotonic()
@@ -1297,7 +1297,9 @@ def test_an_address_that_is_no_hub(run, hub, tmp_path):
     """A web page, an address without a scheme, nonsense: what is wrong with HF_ENDPOINT."""
     edit(hub, "*", lambda answer: answer.become(200, {"Content-Type": "text/html"}, HTML))
     told(
-        run(*SMALL, "-o", "out", seconds=10), "does not answer like a Hub", "is HF_ENDPOINT a Hub?"
+        run(*SMALL, "-o", "out", seconds=10),
+        "does not answer like a Hub",
+        "check that HF_ENDPOINT is a Hub",
     )
     for endpoint in ("127.0.0.1:9", "ftp://127.0.0.1", "http://[", "http://a b"):
         told(run(*SMALL, "-o", "out", HF_ENDPOINT=endpoint, seconds=10), "HF_ENDPOINT")
@@ -1398,7 +1400,7 @@ def test_files_that_change_under_way(tmp_path):
     remote.path = tmp_path / "gone"
     (tmp_path / "cut").write_bytes(bytes(3))
     for source in (remote, LocalFile(tmp_path / "gone"), LocalFile(tmp_path / "cut")):
-        with pytest.raises(ShadowError, match="is not what it was"):
+        with pytest.raises(ShadowError, match="changed during the audit"):
             source.tensor(TensorInfo("a", "F32", (1,), MODEL, 0, 4))
 
 

@@ -169,7 +169,7 @@ def test_both_versions_at_once(tmp_path):
 
 
 def test_a_group_outside_of_what_is_mounted_and_text_that_makes_no_sense(tmp_path):
-    """Then the top of the tree counts, and what is no number is no limit: nothing fails."""
+    """Then the top of the tree counts, and what is not a number is no limit: nothing fails."""
     root = system(
         tmp_path,
         cgroup="0::/../elsewhere\nnonsense\n",

@@ -461,7 +461,7 @@ def test_what_is_where_a_report_goes_is_never_overwritten(shards, tmp_path, what
     assert after == before
 
 
-@pytest.mark.parametrize("copies", chosen(range(14), (5, 12)))
+@pytest.mark.parametrize("copies", chosen(range(16), (5, 14)))
 def test_a_merge_that_is_killed_leaves_no_half_report_and_goes_on(
     shards, tmp_path, monkeypatch, copies
 ):
@@ -481,7 +481,7 @@ def test_a_merge_that_is_killed_leaves_no_half_report_and_goes_on(
         write(path, content)
 
     monkeypatch.setattr(merging, "write_whole", stopping)
-    if copies < 12:
+    if copies < 14:
         with pytest.raises(KeyboardInterrupt):
             merge(tmp_path / "out", shards)
     else:
@@ -535,7 +535,7 @@ def test_hostile_names_stay_in_the_folder(tmp_path):
     """Whatever a report calls itself, its copy lies two folders below OUT."""
     source = written(tmp_path / "s", "x", "y")
     for family, pair in (("../../up", "../x"), ("", ".."), ("/etc", "a\0b\x1b[31m")):
-        for name in ("matrices", "tensors", "residual"):
+        for name in ("matrices", "tensors", "residual", "files"):
             table = pq.read_table(source / f"{name}.parquet")
             told = json.loads(table.schema.metadata[b"shadow"]) | {"family": family, "pair": pair}
             pq.write_table(

@@ -346,6 +346,40 @@ def test_a_task_that_is_too_large_is_one_line(command, machines):
     assert err.splitlines()[0] == "error: a task wants 3 cores, the largest machine has 1"
 
 
+def test_a_ray_of_this_machine_is_nobody_elses(command):
+    """All its processes listen on the loopback address alone and ask for a token; nothing of that
+    stays in this process.
+    """
+    script = """
+def listening():
+    addresses = {}
+    for family in ("tcp", "tcp6"):
+        for line in Path("/proc/net", family).read_text().splitlines()[1:]:
+            _, local, _, state, *more = line.split()
+            if state == "0A":
+                addresses[f"socket:[{more[5]}]"] = local.partition(":")[0]
+    found = []
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            address = addresses.get(os.readlink(link))
+            if address and b"OF_THIS_TEST=1" in (link.parents[1] / "environ").read_bytes():
+                found.append(address)
+        except OSError:
+            continue
+    return found
+before = dict(os.environ)
+with ray_engine.ray_engine(Ray("local"), Runtime()):
+    mode = ray.get(ray.remote(lambda: os.environ["RAY_AUTH_MODE"]).remote())
+    found = listening()
+    here = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+    print(mode, len(found) > 3, set(found) - here)
+print({name for name in os.environ if os.environ[name] != before.get(name)})
+"""
+    variables = {**command.variables, "OF_THIS_TEST": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    printed = in_python(replace(command, variables=variables), script)
+    assert printed.splitlines() == ["token True set()", "set()"]
+
+
 def test_an_address_where_nobody_answers_is_one_line(command):
     """Exit code 1, no traceback."""
     _, err = command("audit", "demo", "--engine", "ray", "--address", "127.0.0.1:1", code=1)
@@ -359,7 +393,7 @@ def test_an_address_where_nobody_answers_is_one_line(command):
             None,
             Exception("The current node timed out during startup.\nThis could happen because"),
             "Ray did not start on this machine: The current node timed out during startup.",
-            "try again when the machine is less busy, or leave out --engine ray",
+            "run it again when the machine is less busy, or without --engine ray",
         ),
         (  # told with both versions
             "auto",
@@ -370,7 +404,7 @@ def test_an_address_where_nobody_answers_is_one_line(command):
             ),
             "another version of Ray or Python: The cluster was started with: Ray: 2.9.0 Python:"
             " 3.10.1 This process on node 10.0.0.2 was started with: Ray: 2.60.0 Python: 3.11.7",
-            "use the versions of the cluster on this machine",
+            "install the versions of the cluster on this machine",
         ),
         (  # Ray, which looks for itself on this machine for a minute, says no more than this
             "auto",

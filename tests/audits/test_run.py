@@ -117,7 +117,7 @@ def test_files_are_what_the_schema_says(llama, whole):
             "version", "schema", "family", "pair", "base", "tuned", "settings", "seed",
             "compute_dtype", "device", "libraries", "started", "seconds",
         } <= metadata.keys()  # fmt: skip
-        assert metadata["base"].keys() == {"repo", "commit", "fingerprint"}
+        assert metadata["base"].keys() == {"repo", "commit", "fingerprint", "content"}
     never = [column.name for column in (*IDENTITY, *SPECTRAL) if not column.null]
     assert not found["matrices"].select(never).to_pandas().isna().any().any()
     tensors = found["tensors"].to_pandas()

@@ -11,7 +11,7 @@ from shadow.audits.sides import find_checkpoint
 from shadow.errors import ShadowError, UsageError
 from shadow.targets.families import given_pair
 from shadow.targets.lists import select
-from shadow.targets.references import parse_reference
+from shadow.targets.references import parse_reference, typed_reference
 
 FAMILIES = """
 toy:
@@ -104,6 +104,20 @@ def test_a_folder_of_the_name_of_a_model_is_told_of_before_the_first_request(tmp
         with pytest.raises(ShadowError) as caught:
             find_checkpoint(parse_reference(name), Runtime(say=said.append), tmp_path)
         assert caught.value.message == words
+
+
+def test_a_checkpoint_typed_without_its_dot_is_refused_at_once(shadow, tmp_path):
+    """No request is made; the hint has both ways to write it. A revision makes it a model."""
+    folder = tmp_path / "org" / "toy"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    for arguments in (("org/toy", "org/toy-sft"), ("--base", "org/toy-sft", "--tuned", "org/toy")):
+        said = shadow("audit", *arguments, HF_ENDPOINT="http://127.0.0.1:9").assert_refused(2)
+        assert "error: org/toy is a folder here, and a name on the Hub\n" in said
+        hint = "write ./org/toy for the folder, or org/toy@main for the model on the Hub"
+        assert said.endswith(f"hint:  {hint}\n")
+    assert typed_reference("org/toy@main").revision == "main"
+    assert not parse_reference("org/toy").is_folder  # of a list or a registry
 
 
 def test_a_pair_has_the_name_that_it_is_given(shadow, tmp_path):

@@ -288,6 +288,17 @@ FAULTS = {
 }
 
 
+def test_a_gguf_file_and_its_folder_are_refused_in_one_line(tmp_path):
+    """The same for both: nobody is sent from the file to the folder, to be refused again."""
+    file = tmp_path / "model-Q4_K_M.gguf"
+    file.write_bytes(b"GGUF")
+    for reference in (file, tmp_path):
+        with pytest.raises(ShadowError) as caught:
+            open_folder(str(reference))
+        assert caught.value.message == f"{reference}: shadow does not read GGUF files"
+        assert "name the model in safetensors files" in caught.value.hint
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_folder_that_is_no_checkpoint_is_refused_with_the_reason(sharded, fault):
     """Each fault of a folder is one ShadowError: a line that names both, and a hint."""

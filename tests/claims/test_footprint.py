@@ -143,9 +143,9 @@ CASES = {  # the gates that fail, the label, a part of its reason
     "another size": (
         [],
         "not assessable",
-        "of another size; two models tuned from one base can be compared",
+        "`shadow compare` compares two models tuned from one base",
     ),
-    "unrelated": (["lineage"], "not assessable", "little in common with the base's"),
+    "unrelated": (["lineage"], "not assessable", "base and tuned weights have little in common"),
     "another depth": (
         ["lineage", "paired"],
         "not assessable",
@@ -153,16 +153,16 @@ CASES = {  # the gates that fail, the label, a part of its reason
     ),
     "frozen": (["changed"], "not assessable", "nothing changed"),
     "int8": ([], "indeterminate", "looks like noise of the same profile"),
-    "bf16": (["rounding"], "not assessable", "times the rounding of its storage"),
+    "bf16": (["rounding"], "not assessable", "times as large as rounding alone would make it"),
     "adapter": (
         ["rank"],
         "not assessable",
-        "by design: how concentrated it is says little of the training;",
+        "Its concentration therefore says little about the training;",
     ),
     "merged": (
         ["rank"],
         "not assessable",
-        "at most, as a merged adapter has: how concentrated it is says",
+        "at most, like a merged adapter. Its concentration therefore says",
     ),
 }
 
@@ -188,7 +188,7 @@ def test_each_gate_stops_what_it_is_for_and_each_pair_gets_its_word(case, audite
     assert again.as_json() == done.summary.as_json()
     assert written == json.loads(json.dumps(done.summary.as_json()))
     files = {path.stem: path for path in done.folder.glob("*.parquet")}
-    assert files.keys() == {"matrices", "residual", "spectra", "tensors"}
+    assert files.keys() == {"files", "matrices", "residual", "spectra", "tensors"}
     for path in files.values():
         metadata = json.loads(pq.read_schema(path).metadata[b"shadow"])
         assert (metadata["label"], metadata["label_reason"]) == (label, written["label_reason"])
@@ -232,4 +232,4 @@ def test_an_audit_of_a_part_is_not_one_of_the_model(places, tmp_path):
     gate = gates_of(audit(places["fine-tune"], tmp_path, Filter(layers=(0,))))["paired"]
     assert not gate.passed
     assert gate.figure < 0.5
-    assert "a part was asked for" in gate.reason
+    assert "a filter left out the rest" in gate.reason

@@ -29,6 +29,7 @@ from shadow.claims.rules import (
     parse_rule,
 )
 from shadow.claims.verdicts import (
+    FIRST,
     Judgement,
     Verdict,
     first_code,
@@ -183,7 +184,7 @@ PACKED = {"component": "audio", "layer": 0, "module": "mlp.up", "tensor": "a", "
         ("vision.*.concentration > 0.5", "vision.* is identical to the base's"),
         (
             "projector.projector.0.concentration > 0.5",
-            "projector.projector.0 has no base to differ from",
+            "projector.projector.0 has no base",
         ),
         ("audio.mlp.*.concentration > 0.5", "audio.mlp.* was not measured (quantized)"),
         (
@@ -281,7 +282,7 @@ def test_a_figure_moved_when_it_left_the_interval_of_the_baseline(tmp_path):
         assert (found.outcome, middle) == (outcome, middle)
         (finding,) = found.findings
         assert (finding.before, finding.low, finding.high) == (pytest.approx(0.4), low, high)
-    assert found.detail == f"concentration is {middle:.4g}, was 0.4 ({low:.4g} to {high:.4g})"
+    assert found.detail == f"concentration is {middle:.2g}, was 0.4 ({low:.3g} to {high:.3g})"
 
 
 def test_the_same_report_has_not_moved(demo):
@@ -322,6 +323,9 @@ def test_the_largest_move_is_told_first(demo):
         one.figure for one in sorted(moved, key=distance, reverse=True)
     ]
     assert f"and {len(moved) - 5} more" in found.detail
+    assert re.findall(r"(\w+) is [\d.]+, was", found.in_full) == [
+        one.figure for one in sorted(moved, key=lambda one: one.figure not in FIRST)
+    ]
     told = re.findall(r"(\w+) is [\d.]+, was", found.detail)
     assert told[:2] == ["relative_norm_overall", "concentration"]
     others = [one.figure for one in moved if one.figure not in (*told[:2], "relative_norm")]
@@ -350,7 +354,7 @@ def test_few_layers_are_said_and_are_no_pass(tmp_path):
     some = reports.write(tmp_path / "some", rows)
     found = verdict(some, "*", some)
     assert found.outcome == "passed"
-    assert "not judged are depth_entropy, depth_gini, effective_layers" in found.detail
+    assert "not judged: depth_entropy, depth_gini, effective_layers" in found.detail
     assert "6 layers are too few for it" in found.detail
     assert "null in the baseline" in verdict(some, "vision_to_language", some).detail
 
@@ -443,7 +447,7 @@ def test_other_settings_versions_and_bases_are_said(tmp_path):
     assert "filtered differently" in notes
     another = read_measured(reports.uniform(tmp_path / "d" / "x..z", 0.4), "the baseline")
     assert "the baseline is of another pair: toy:x..z" in notes_on(another, now)
-    assert notes_on(now, now) == ["the baseline is this very report: nothing can have moved"]
+    assert notes_on(now, now) == ["the baseline is this report itself, so nothing can have moved"]
     assert judge_report(
         gather([], None, against=True, allow_missing=False), now, same
     ).notes == tuple(notes_on(same, now))
@@ -488,8 +492,14 @@ def test_audit_and_gate_say_the_same(shadow):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("matrices", "matrices.parquet is missing from this report (was it copied completely?)"),
-        ("tensors", "tensors.parquet is missing from this report (was it copied completely?)"),
+        (
+            "matrices",
+            "matrices.parquet is missing from this report (it may not have been copied completely)",
+        ),
+        (
+            "tensors",
+            "tensors.parquet is missing from this report (it may not have been copied completely)",
+        ),
     ],
 )
 def test_a_damaged_report_does_not_pass(shadow, tmp_path, name, words):
@@ -532,7 +542,7 @@ def test_a_list_is_judged_pair_by_pair(shadow):
     assert told == {"base..narrow": 4, "base..broad": 0}
     (line,) = [line for line in done.err.splitlines() if "::" in line]
     assert line.startswith(
-        "::error title=demo%3Abase..narrow%3A concentration > 0.3::concentration is 0.3335"
+        "::error title=demo%3Abase..narrow%3A concentration > 0.3::concentration is 0.33 (> 0.3)"
     )
     assert "\x1b[2K" not in done.err
 
@@ -548,7 +558,7 @@ def test_the_terminal_shows_every_rule(shadow, demo, tmp_path):
         "rule: fails if",  # what passed does not hold: its condition alone reads the other way
         "FAILED",
         "narrow-up",
-        "language.mlp.up.concentration is 0.3944 (> 0.3)",
+        "language.mlp.up.concentration is 0.39 (> 0.3)",
         "Look at the data.",
         "FAILED (warning)",
     ):
@@ -697,7 +707,7 @@ def test_exit_codes_of_audit(shadow):
     )  # fmt: skip
     assert done.code == 1
     assert "no such folder" in done.err
-    assert "concentration > 0.3: concentration is 0.3335" in done.err
+    assert "concentration > 0.3: concentration is 0.33 (> 0.3)" in done.err
     assert (
         shadow("audit", "demo:base..narrow", "-o", "out", "--fail-on", "concentration > 0.3").code
         == 4
@@ -711,7 +721,7 @@ def test_a_broken_report_outranks_a_rule_that_was_met(shadow, demo, tmp_path):
     (tmp_path / "reports" / "bad" / "tensors.parquet").write_bytes(b"no")
     done = shadow("gate", "reports", "--fail-on", "concentration > 0.3")
     assert done.code == 1
-    assert "concentration is 0.3335" in done.err
+    assert "concentration is 0.33 (> 0.3)" in done.err
     assert "tensors.parquet" in done.err
 
 
@@ -772,7 +782,7 @@ def test_an_audit_into_the_baselines_own_folder_is_held_against_what_was_there(
     folder = tmp_path / "reports" / "demo" / "base..narrow"
     shutil.copytree(demo["broad"], folder)
     # the broad pair's figures under the narrow pair's name
-    for name in ("matrices", "tensors", "residual"):
+    for name in ("matrices", "tensors", "residual", "files"):
         table = pq.read_table(folder / f"{name}.parquet")
         metadata = json.loads(table.schema.metadata[b"shadow"]) | {
             "pair": "base..narrow",
@@ -797,10 +807,10 @@ def test_an_audit_into_the_baselines_own_folder_is_held_against_what_was_there(
     )
     done = shadow(*arguments)
     assert done.code == 4, done.err
-    assert "relative_norm_overall is 0.08, was 0.06449" in done.err
+    assert "relative_norm_overall is 0.08, was 0.0645" in done.err
     again = shadow(*arguments)
     assert again.code == 0
-    assert "the baseline is this very report" in again.out
+    assert "the baseline is this report itself" in again.out
 
 
 def test_a_report_is_not_its_own_baseline(shadow, demo):

@@ -182,9 +182,10 @@ def test_words_are_opposite_for_nobody(figures: dict[str, float]) -> None:
     if own and -own not in sides.values():
         expected = "concentrated" if own > 0 else "distributed"
     assert found == expected
-    assert f"{figures['concentration']:.3f}" in reason
+    assert f"{figures['concentration']:.2f}" in reason
     objecting = bool(own) and sides[TOKENS] == -own
-    assert (f"token coverage of {figures[TOKENS]:.3g}" in reason) == objecting
+    assert (f"token coverage of {figures[TOKENS]:.2g}" in reason) == objecting
+    assert ("outside the range of the" in reason) == (bool(own) and -own in sides.values())
 
 
 def test_a_pair_is_held_against_its_size_or_none() -> None:
@@ -244,8 +245,8 @@ def test_the_label_goes_gates_noise_reference() -> None:
     ("components", "part"),
     [
         ({"language"}, "higher than in all"),
-        ({"language", "vision"}, "text decoders alone"),
-        ({"vision"}, "text decoders alone"),
+        ({"language", "vision"}, "only has trainings of text decoders"),
+        ({"vision"}, "only has trainings of text decoders"),
     ],
 )
 def test_only_text_decoders_have_a_word(components: set[str], part: str) -> None:

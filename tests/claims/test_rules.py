@@ -18,6 +18,7 @@ from shadow.claims.rules import (
     OF_A_COMPONENT,
     OF_A_MODULE,
     OF_THE_PAIR,
+    STATES,
     Metric,
     gather,
     parse_moved,
@@ -47,6 +48,10 @@ OPERATORS = {
         ("label == concentrated", Metric(None, None, "label"), "concentrated"),
         ('label != "not assessable"', Metric(None, None, "label"), "not assessable"),
         ("label=='mixed'", Metric(None, None, "label"), "mixed"),
+        ("layers.0-7.relative_norm > 0", Metric(None, None, "relative_norm", (0, 7)), 0.0),
+        ("layer.3.relative_norm > 0", Metric(None, None, "relative_norm", (3, 3)), 0.0),
+        ("*.mlp.*.layers.0-1.spikes>1", Metric("*", "mlp.*", "spikes", (0, 1)), 1.0),
+        ("vision.layers.2.attn.q.spikes>1", Metric("vision", "attn.q", "spikes", (2, 2)), 1.0),
     ],
 )  # fmt: skip
 def test_a_rule_is_a_figure_a_comparison_and_a_number(text, figure, threshold):
@@ -64,6 +69,40 @@ def test_a_rule_is_a_figure_a_comparison_and_a_number(text, figure, threshold):
 def test_a_comparison_is_that_of_numbers(sign, value):
     """Every comparison is Python's own, equality among them."""
     assert parse_rule(f"concentration {sign} 0.5").holds(value) is OPERATORS[sign](value, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "figure", "comparison"),
+    [
+        ("language.embed unchanged", Metric("language", "embed", ""), "unchanged"),
+        ("* \t changed ", Metric("*", None, ""), "changed"),
+        ("layers.0-7 unchanged", Metric(None, None, "", (0, 7)), "unchanged"),
+        ("vision.attn.q.layers.3 changed", Metric("vision", "attn.q", "", (3, 3)), "changed"),
+        ("files.chat_template changed", Metric("files", "chat_template", ""), "changed"),
+        ("files.code added", Metric("files", "code", ""), "added"),
+        ("files.config.rope_* changed", Metric("files", "config.rope_*", ""), "changed"),
+        ("gate.lineage", Metric("gate", None, "lineage"), "holds"),
+        (" not  gate.lineage ", Metric("gate", None, "lineage"), "does not hold"),
+        ("not verify.same", Metric("verify", None, "same"), "does not hold"),
+        ("verify.files", Metric("verify", None, "files"), "holds"),
+    ],
+)
+def test_a_rule_without_a_number_names_places_files_or_a_claim(text, figure, comparison):
+    """What is read back of its condition is the same rule, which is called so without a name."""
+    rule = parse_rule(text)
+    assert (rule.figure, rule.comparison, rule.threshold) == (figure, comparison, None)
+    again = parse_rule(rule.condition)
+    assert (again.figure, again.comparison) == (figure, comparison)
+    assert rule.name == rule.condition == again.name
+    assert rule.holds(comparison)
+    assert not rule.holds("")
+    assert parse_rule(text, name="mine").name == "mine"
+
+
+def test_a_rule_on_what_moved_has_no_layers():
+    """Baselines have no spread of some layers."""
+    with pytest.raises(UsageError, match="has no layers"):
+        parse_moved("language.layers.0-3.concentration")
 
 
 @pytest.mark.parametrize(
@@ -98,12 +137,24 @@ def test_a_comparison_is_that_of_numbers(sign, value):
         (
             "mlpp.*.concentration > 0.5", "no component 'mlpp'",
             "did you mean 'language.mlp.*.concentration'?"),
-        ("language.layer.3.concentration > 0.5", "no module 'layer.3'", "`audit --layer 3`"),
-        ("layer.3.concentration > 0.5", "no component 'layer'", "`audit --layer 3`"),
+        ("language.layer.x.concentration > 0.5", "no module 'layer.x'", "layers.0-7"),
+        ("layers.7-3.concentration > 0.5", "layers 7 to 3 are none", "such as 0-7"),
+        ("layers.0-7.energy > 0", "heading", "layers.0-7.energy_share"),
+        ("layers.0-7.spiked > 0", "no metric 'spiked'", "did you mean 'spikes'?"),
+        ("language.embed added", "only files are added", "files.code added"),
+        ("embed unchanged", "names no component", "'language.embed'"),
+        ("langauge changed", "no component 'langauge'", "did you mean 'language'?"),
+        ("files.codes added", "no kind of files 'codes'", "did you mean 'code'?"),
+        ("files. changed", "names no files", "files.chat_template"),
+        ("gate.lineag", "no gate 'lineag'", "did you mean 'lineage'?"),
+        ("gate.x", "no gate 'x'", "gate.lineage"),
+        ("not verify.merged", "no claim 'merged'", "`shadow verify`"),
+        ("not language.embed changed", "is not a rule", "such as"),
+        ("verify.same > 0", "no component 'verify'", ""),
         ("language.mlp.up.concentratoin > 0.5", "no metric", "did you mean 'concentration'?"),
         ("mlp.up.concentration > 0.5", "names no component", "'language.mlp.up.concentration'"),
-        ("language.mlp.up.* > 0.5", "has one metric", "only component and module"),
-        ("* > 0.5", "has one metric", "only component and module"),
+        ("language.mlp.up.* > 0.5", "names more than one metric", "in the component and the module only"),
+        ("* > 0.5", "names more than one metric", "in the component and the module only"),
         ("language..concentration > 0.5", "not the name of a figure", "such as"),
         (".concentration > 0.5", "not the name of a figure", "such as"),
         ("language.[a-z]*.concentration > 0.5", "not the name of a figure", "such as"),
@@ -174,13 +225,26 @@ def test_what_is_written_is_what_is_read(component, module, index, sign, number,
 @given(
     st.text()
     | st.text(alphabet="language.mlp.up*?<>=! 0123456789e+-")
+    | st.builds(
+        "{}.layers.{} {}".format, st.text(), st.text("0123456789-"), st.sampled_from(STATES)
+    )
+    | st.builds(
+        "{}{}.{}".format,
+        st.sampled_from(["not ", ""]),
+        st.sampled_from(["gate", "verify", "files"]),
+        st.text(),
+    )
     | st.builds("{} {} {}".format, st.text(), st.sampled_from(list(OPERATORS)), st.text())
 )
 def test_any_text_is_a_rule_or_one_error(text):
     """No text makes anything but a rule with a finite threshold, or a UsageError."""
     with contextlib.suppress(UsageError):
         rule = parse_rule(text)
-        assert isinstance(rule.threshold, str) or math.isfinite(rule.threshold)
+        if rule.comparison in STATES:
+            assert rule.threshold is None
+            assert parse_rule(rule.condition).figure == rule.figure
+        else:
+            assert isinstance(rule.threshold, str) or math.isfinite(rule.threshold)
 
 
 # Policy files
@@ -368,7 +432,7 @@ def test_the_head_of_a_table_is_answered_with_the_rule_that_was_meant(text, mean
     """Words as they stand on the screen: the hint can be typed, and is a rule."""
     with pytest.raises(UsageError) as caught:
         parse_rule(text)
-    assert caught.value.message.endswith("is a column heading, not a figure")
+    assert caught.value.message.endswith("is the head of a table, not a figure")
     assert f"did you mean '{meant}'?" in caught.value.hint
     assert ("median over matrices" in caught.value.hint) == meant.startswith("relative_norm")
     assert parse_rule(meant)
@@ -387,3 +451,12 @@ def test_a_rule_on_what_moved_says_which_figures():
 def test_a_figure_that_ends_like_a_head_is_a_figure(text):
     """`energy` is a head and a figure of a component."""
     assert parse_rule(text).condition == text
+
+
+@pytest.mark.parametrize("text", ["gates.failed > 0", "gate.lineage == 1"])
+def test_a_gate_in_a_rule_gets_no_hint_that_names_no_figure(text):
+    """`language.mlp.gate.failed` is none; the hint says where the gates are explained."""
+    with pytest.raises(UsageError) as caught:
+        parse_rule(text)
+    assert "`shadow explain gates`" in caught.value.hint
+    assert "did you mean" not in caught.value.hint

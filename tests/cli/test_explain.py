@@ -105,7 +105,7 @@ def test_a_misspelt_head_answers_with_the_nearest():
         (["kept"], "share of the stored delta's energy"),  # the column of that name
         (["FAILED"], "its condition is true"),
         (["rounding"], "a gate: it passes when"),
-        (["profile"], "how large the rows and the columns"),
+        (["profile"], "the sizes of the rows and columns"),
         (["update"], "what training did to the weights"),
         (["lab"], "small models that were trained on known data"),
         (["Delta"], "the difference tuned − base"),
@@ -116,11 +116,11 @@ def test_a_misspelt_head_answers_with_the_nearest():
         (["X"], "excess_purity "),
         (["1/X"], "equivalent_directions "),
         (["A"], "letter and pair of a report"),
-        (["pruned", "base"], "what figures show beyond doubt: in every matrix that changed some"),
-        (["zeroed"], "zeroed `pruned base`, what figures show beyond doubt: in every matrix"),
+        (["pruned", "base"], "the figures show beyond doubt: in every changed matrix, some"),
+        (["zeroed"], "zeroed `pruned base`, a change that the figures show beyond doubt:"),
         (["merged_adapter"], "merged_adapter `low-rank adapter`, another explanation of the same"),
         (["nats"], "natural logarithm"),
-        (["AUC"], "0.5 tells nothing"),
+        (["AUC"], "At 0.5 it does not separate them"),
         (["left", "out"], "for the reason"),
         (["Other", "explanations"], "cannot be excluded"),
         (["PR"], "effective number of directions"),
@@ -129,8 +129,18 @@ def test_a_misspelt_head_answers_with_the_nearest():
         (["attention", ":", "MLP"], "ratio of parameters"),
         (["null edge"], "sqrt(max r_i) + sqrt(max c_j)"),
         (["participation", "share"], "participation_ratio / null_participation_ratio"),
-        (["not_a_matrix"], "vectors: only their relative norm"),
+        (["not_a_matrix"], "vectors, of which only the relative norm"),
         (["short or slow training"], "another explanation"),
+        (["adapter"], "a low-rank update"),
+        (["lora"], "a low-rank update"),
+        (["rank"], "how many directions a matrix has"),
+        (["rank"], "a gate: it passes when"),
+        (["dequantised"], "few distinct values"),
+        (["gates.failed"], "gates in summary.json a list, a row for each gate"),
+        (["gates.failed"], "Of a gate: its condition does not hold"),
+        (["inside_layers.kept"], "share of the stored delta's energy"),
+        (["WORD"], "type one that is on the screen"),
+        (["RUN"], "`shadow show reports`"),
     ],
 )
 def test_other_words_of_the_screens_are_explained(words, told):
@@ -145,7 +155,7 @@ def test_other_words_of_the_screens_are_explained(words, told):
 def test_several_words_are_explained_one_after_another():
     """Where they are no phrase; of several of which one is unknown none is explained."""
     text = explained("spikes", "delta").stdout
-    assert "singular values above null_edge" in text
+    assert "singular values are above null_edge" in text
     assert "the difference tuned − base" in text
     assert explained("spikes", "qwertz").exit_code != 0
 
@@ -195,7 +205,7 @@ def test_a_misspelt_code_answers_with_the_nearest(typed, meant):
 @pytest.mark.parametrize("word", ["pandas", "banana", "weather", "qwertz"])
 def test_a_word_that_is_unlike_all_others_gets_no_guess(word):
     """What is alike by chance, as `profile` and `failed`, helps nobody."""
-    assert explained(word).exception.hint == "`shadow explain` lists columns and words"
+    assert explained(word).exception.hint == "`shadow explain` lists every column"
 
 
 def test_the_column_comes_before_another_meaning():

@@ -10,13 +10,15 @@ from rich.console import Console
 
 from shadow.audits.pair import Progress
 from shadow.cli import console
+from shadow.cli.pace import in_lines
 
+HEADLINE = "Concentrated: changed by 8.0 %, spread over 14 directions of 64."
 PAIR = ("audit", "demo:base..narrow", "-o", "out")
 
 
 def test_quiet_leaves_notes_out_and_keeps_errors(shadow, demo_reports, tmp_path):
     """A second run has a note, a missing baseline another; rules have a count, a fault its line;
-    stdout is the same.
+    stdout has the headline of the pair alone.
     """
     shutil.copytree(demo_reports.parent, tmp_path / "out")
     loud = shadow(*PAIR, "--against", "none", "--allow-missing")
@@ -26,13 +28,19 @@ def test_quiet_leaves_notes_out_and_keeps_errors(shadow, demo_reports, tmp_path)
     assert (quiet.code, quiet.err, quiet.out) == (
         0,
         "0 rules passed, 1 skipped\nWARNING: no baseline: nothing was compared with none\n",
-        loud.out,
+        f"demo:base..narrow: {HEADLINE}\n",
     )
+    assert HEADLINE in loud.out
     assert loud.err.endswith(quiet.err)
     assert shadow(*PAIR, "--quiet").err == ""
     assert shadow(*PAIR, "-q", "--fail-on", "concentration > 2").err == "1 rule passed\n"
+    both = shadow("audit", "demo", "-o", "out", "-q").assert_done().splitlines()
+    assert [line.partition(": ")[0] for line in both] == ["demo:base..narrow", "demo:base..broad"]
+    json_of = [shadow(*PAIR, "--json", *more).assert_done() for more in ((), ("-q",))]
+    assert json_of[0] == json_of[1]
     failed = shadow(*PAIR, "-q", "--precision", "exact")
     assert failed.code == 1
+    assert failed.out == ""
     assert failed.err.startswith("error: ")
 
 
@@ -72,3 +80,31 @@ def test_quiet_has_no_progress_in_a_terminal(monkeypatch, is_list, hidden):
     ):
         update(Progress(done=1, total=2, cost_done=1, cost_total=2))
     assert bool(written.getvalue()) != hidden
+
+
+def test_without_a_terminal_progress_is_a_line_every_half_minute():
+    """Share done, matrices, rate and time left, of what this run measures itself: 40 of 100 in 20
+    seconds leave 2 a second and half a minute for the rest.
+    """
+    now, said = [0.0], []
+    with in_lines(1, said.append, clock=lambda: now[0]) as watch, watch("demo:base..narrow") as at:
+        at(Progress(done=0, total=100, cost_done=0, cost_total=100))
+        for seconds, done in ((20, 40), (31, 62), (45, 90), (61, 100)):
+            now[0] = seconds
+            at(Progress(done=done, total=100, cost_done=done, cost_total=100))
+    assert said == [
+        "demo:base..narrow: 62 % done, 62 of 100 matrices, 2/s, 0:19 left",
+        "demo:base..narrow: 100 % done, 100 of 100 matrices, 1.6/s, 0:00 left",
+    ]
+
+
+def test_of_a_list_the_line_counts_pairs():
+    """One of three is done, the second half: an hour and a half is left."""
+    now, said = [0.0], []
+    with in_lines(3, said.append, clock=lambda: now[0]) as watch:
+        for title, share in (("a", 100), ("b", 50)):
+            with watch(title) as at:
+                at(Progress(done=0, total=100, cost_done=0, cost_total=100))
+                now[0] += 36 * share
+                at(Progress(done=share, total=100, cost_done=share, cost_total=100))
+    assert said[-1].endswith("30:00 left, 1 of 3 pairs done, 1:30:00 left")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections import Counter
@@ -9,11 +10,12 @@ from typing import get_args
 
 import pytest
 import typer.main
+from reports import uniform
 from typer.testing import CliRunner
 
 from shadow.cli import commands
 from shadow.cli.commands import GROUPS, app
-from shadow.cli.examples import EXAMPLES
+from shadow.cli.examples import EVERYDAY, EXAMPLES
 from shadow.cli.lab import Preset
 from shadow.cli.options import CHOICE, FILES, MEASURING, RULES
 
@@ -124,6 +126,40 @@ def test_help_has_groups():
     panels = Counter(one.rich_help_panel for one in audit.params)
     assert {CHOICE, MEASURING, FILES, RULES} < set(panels)
     assert max(panels.values()) < 13
+
+
+@pytest.mark.parametrize("command", ["show", "report"])
+def test_without_a_run_the_reports_of_this_folder_are_meant(shadow, command, tmp_path, monkeypatch):
+    """Those that `audit` writes without -o; where there are none, that folder is named."""
+    monkeypatch.chdir(tmp_path)
+    code, out, err = shadow(command)
+    assert (code, out, err.splitlines()[0]) == (1, "", "error: no such folder: reports")
+    uniform(tmp_path / "reports", 0.3)
+    code, out, err = shadow(command)
+    assert code == 0, err
+    assert "toy" in out if command == "show" else "1 report in report.html" in err
+
+
+SCREEN = 45  # lines
+
+
+@pytest.mark.parametrize("command", EVERYDAY)
+def test_help_fits_a_screen_and_leads_to_all_options(command):
+    """At 80 columns: what is needed every day, in the order of the table; `--help-all` has every
+    option, in panels, also where an argument is missing.
+    """
+    known = typer.main.get_command(app).commands[command]
+    of_name = {one.name: max(one.opts, key=len) for one in known.params}
+    short, whole = (
+        CliRunner().invoke(app, [command, word], env={"COLUMNS": "80"}).stdout
+        for word in ("--help", "--help-all")
+    )
+    assert len(short.strip().splitlines()) <= SCREEN
+    shown = [of_name[name] for name in EVERYDAY[command] if of_name[name].startswith("--")]
+    assert re.findall(r"(?m)^│ (?:\*  |   )?(--[\w-]+)", short) == [*shown, "--help-all", "--help"]
+    every = [name for name in of_name.values() if name.startswith("--")]
+    assert set(re.findall(r"(?m)^│ (?:\*  |   )?(--[\w-]+)", whole)) == {*every, "--help"}
+    assert "<bool>" not in short + whole, "a flag takes no value"
 
 
 def test_the_help_of_the_lab_has_its_presets_as_whole_words():

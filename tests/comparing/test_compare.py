@@ -339,7 +339,7 @@ def test_figures_that_disagree_are_mixed_evidence(tmp_path):
     others = against("others", stable_rank=1.0, top4_energy=0.9)
     assert others.verdict == "mixed evidence"
     assert (
-        "concentration is not distinguished, but by stable rank and top-4 energy A is more"
+        "concentration is not distinguished, but A is more concentrated by stable rank and top-4"
         in others.sentence
     )
 
@@ -445,7 +445,7 @@ def test_what_voids_a_verdict(tmp_path):
             "rank_ceiling": 4,
             "floor_ratio": None,
         },
-        "is only 1.1 times what storage alone would leave": {"floor_ratio": 1.1},
+        "is only 1.1 times as large as rounding alone would make it": {"floor_ratio": 1.1},
         "little in common (median cosine 0.01)": {"cosine": 0.01},
     }
     for number, (words, figures_of) in enumerate(faults.items()):
@@ -527,10 +527,10 @@ def test_what_makes_a_comparison_doubtful_is_warned_of(tmp_path):
         "--nulls 8 in A, 0 in B; no figure here",
         "filtered differently",
         "siblings",
-        "18 matrices are stored in different dtypes: F32 in A, BF16 in B",
+        "dtypes differ in 18 matrices: F32 in A, BF16 in B",
         "18 matrices of A (all) came as byte ranges",
         "the update of A (all) is 4 times as large",
-        "perhaps a merged adapter",
+        "like a merged adapter",
     ):
         assert words in found
     assert "the update of B (plain) is 5 times as large" in warnings("small", relative_norm=0.01)
@@ -541,7 +541,7 @@ def test_what_makes_a_comparison_doubtful_is_warned_of(tmp_path):
         for where in places(6)
     ]
     found = one(compare([write(tmp_path / "replaced", replaced), plain]))
-    assert any("mlp.up of A (replaced): little in common" in text for text in found.warnings)
+    assert any("mlp.up of A (replaced) has little in common" in text for text in found.warnings)
     assert found.verdict == "more concentrated"
 
 
@@ -567,7 +567,7 @@ def test_a_change_and_the_same_at_other_rows_are_not_called_one_change(tmp_path)
         folders.append(run_pair(pair_of(before, after), asked, tmp_path / "out").folder)
     found = one(compare(folders))
     assert found.verdict == "not distinguished"
-    assert "this does not make them the same change" in found.sentence
+    assert "not whether both are the same change" in found.sentence
 
 
 def test_simulated_runs_of_one_regime_never_pass_the_margin(tmp_path):
@@ -618,7 +618,7 @@ def test_the_demos_narrow_model_is_more_concentrated_than_its_broad_one(demo_rep
 
 
 @pytest.mark.slow
-def test_a_base_stored_elsewhere_is_known_by_its_spectra(demo_reports, shadow, tmp_path):
+def test_a_base_stored_elsewhere_is_known_by_its_content(demo_reports, shadow, tmp_path):
     """A copy of the base has another fingerprint; the demo's narrow model as a base is another one,
     and refused.
     """
@@ -636,9 +636,9 @@ def test_a_base_stored_elsewhere_is_known_by_its_spectra(demo_reports, shadow, t
         (contrast,) = json.loads(done.assert_done())["contrasts"]
         return contrast["relation"], contrast["verified"]
 
-    assert relation(demo_reports / "base..narrow", "again") == ("one base", "spectra")
-    assert relation(demo_reports / "base..broad", "again") == ("the same pair", "spectra")
-    assert relation(demo_reports / "base..narrow", "step") == ("consecutive stages", "spectra")
+    assert relation(demo_reports / "base..narrow", "again") == ("one base", "content")
+    assert relation(demo_reports / "base..broad", "again") == ("the same pair", "content")
+    assert relation(demo_reports / "base..narrow", "step") == ("consecutive stages", "content")
     assert (
         "different bases"
         in shadow("compare", demo_reports / "base..narrow", "other").assert_refused()
@@ -714,7 +714,7 @@ def test_components_and_experts_fit_too(tmp_path, width):
     text = drawn(comparison_document(compare(folders)), width)
     assert max(map(len, text.splitlines())) <= width
     assert "…" not in text
-    assert "1,032 matrices of both; 1,032 of them in 72 layers vote" in text
+    assert "1,032 matrices of both; the 1,032 in 72 layers decide" in text
     for word in ("vision     mlp.down", "experts.gate  1,008", "vision top-4", "+0.327"):
         assert word in text
 
@@ -856,7 +856,7 @@ FAULTS = {
     ),
     "no deltas": (
         lambda folder: rewrite(folder, with_column("subject", "x")),
-        "no matrix of one place",
+        "no matrix of the same place",
     ),
     "one row many times": (
         lambda folder: rewrite(folder, lambda t: pa.concat_tables([t, t])),

@@ -344,7 +344,7 @@ def test_one_metric_of_both_sides_is_taken(tmp_path):
     assert (found["arc"].others, found["only"].others) == (["acc"], [])
     assert (found["only"].gain, found["none"].gain, found["open"].gain) == (0.1, None, None)
     assert "no metric of both sides, so no gain: none" in joined.notes
-    assert "nobody says whether more is better, so no gain: open" in joined.notes
+    assert "higher_is_better is not known, so no gain: open" in joined.notes
     assert any(
         "arc: acc_norm, gsm8k: exact_match,strict-match, sum: rouge1" in note
         for note in joined.notes

@@ -22,6 +22,7 @@ from reports import delta, identity, place, write
 from safetensors.torch import save_file
 
 from shadow.comparing.lineage import MOST_CHAINS, Step, lineage, shrinking
+from shadow.comparing.one_checkpoint import numbered
 from shadow.dtypes import FLOATS
 from shadow.errors import ShadowError
 from shadow.lab import training
@@ -275,6 +276,27 @@ def test_equal_files_are_one_stage_under_any_name(step, steps):
     assert len(found.chains[0].steps) == 2
 
 
+def test_contents_decide_over_fingerprints(step, steps):
+    """A copy of sft with another fingerprint is sft; other weights under its fingerprint are not,
+    and a report that tells no content goes by the fingerprint.
+    """
+    sft = {"repo": "/a/sft", "commit": None, "fingerprint": f"{2:064x}", "content": f"{7:064x}"}
+    copy = {**sft, "repo": "/b/sft", "fingerprint": f"{8:064x}"}
+    changed = {**sft, "repo": "/c/sft", "content": f"{9:064x}"}
+    older = {**sft, "content": None}
+    first = step("base..sft", STAGES[0], sft)
+
+    def stages(start):
+        found = lineage([first, step("sft..x", start, STAGES[2])])
+        return [chain.stages for chain in found.chains]
+
+    assert stages(copy) == stages(older) == [["base", "sft", "x"]]
+    assert len(stages(changed)) == 2
+    assert numbered([sft, copy, changed, older, STAGES[0]]) == [0, 0, 1, 2, 3]
+    assert numbered([sft, older, copy]) == [0, 0, 0]
+    assert numbered([changed, older]) == [0, 0]
+
+
 def test_what_has_no_order_is_told(step, steps):
     """A circle, a second report of a pair, a step to the same files, a stage of two origins."""
     circle = step("dpo..base", STAGES[2], STAGES[0])
@@ -492,7 +514,7 @@ def test_checkpoints_that_are_gone_or_changed_leave_the_joint_figures_out(plante
     assert second()["joint"] is not None
     assert second("--no-joint")["no_joint"] == "left out by --no-joint"
     chains.save(work / "dpo", stages["rl"], torch.bfloat16)
-    assert second()["no_joint"].endswith("dpo is not what it was when it was audited")
+    assert second()["no_joint"].endswith("dpo has changed since it was audited")
     (work / "dpo" / "model.safetensors").unlink()
     assert second()["joint"] is None
     assert second()["ratio"] is not None

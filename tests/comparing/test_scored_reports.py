@@ -72,7 +72,7 @@ def test_the_demos_narrow_model_gained_what_it_was_trained_on(shadow, demo_repor
     full = shadow("show", "reports", "--full", env={"COLUMNS": "120"}).assert_done()
     assert "others measured them" in re.sub(r"\s+", " ", full)
     plain, scored = demo_reports / "base..narrow", tmp_path / "reports/demo/base..narrow"
-    for name in ("matrices", "tensors", "residual", "spectra"):
+    for name in ("matrices", "tensors", "residual", "files", "spectra"):
         one, other = (pq.read_table(folder / f"{name}.parquet") for folder in (plain, scored))
         assert one.equals(other)
     assert without_scores(told(scored)) == without_scores(told(plain))
@@ -323,7 +323,7 @@ def test_more_reports_than_can_be_compared_are_correlated(tmp_path):
     assert 0 < found.scores.correlations[0].p < 1
     text = drawn(comparison_document(found), 80)
     assert "Rank correlation of gain and concentration" in text
-    assert "reports that --format json has besides: 1" in text
+    assert "1 more report is in --format json" in text
     with pytest.raises(ShadowError, match="no side of any pair is among its models"):
         compare(
             folders,

@@ -185,7 +185,7 @@ def test_the_summary_of_a_step_is_its_tables_whatever_the_names(judged):
     text = markdown(gate_document(judged))
     found = tables(text)
     assert [len(table) - 1 for table in found] == [len(judged), len(judged)][: 2 if judged else 1]
-    for table, width in zip(found, (8, 4), strict=False):
+    for table, width in zip(found, (9, 4), strict=False):
         assert {len(row) for row in table} == {width}
     lists = [len(one.notes) + (one.fault is not None) for one in judged]
     assert sum(line.startswith("- ") for line in text.splitlines()) == sum(lists)
@@ -222,10 +222,11 @@ def test_any_names_make_xml_that_says_the_same(judged):
         audit, case = suite.findall("testcase")
         (verdict,) = one.verdicts
         assert (audit.get("name"), case.get("name")) == ("audit", visible(verdict.rule.name))
-        assert [fault.get("message") for fault in audit.findall("error")] == (
-            [] if one.fault is None else [visible(one.fault)]
-        )
-        assert len(audit.findall("failure")) == bool(one.objections)
+        assert not audit.findall("error")
+        said = [] if one.fault is None else [visible(one.fault)]
+        if one.objections:
+            said.append(visible(f"skipped because of {', '.join(one.objections)}"))
+        assert [fault.get("message") for fault in audit.findall("failure")] == said
         grave = verdict.rule.severity == "error"
         tags = {
             "met": ["failure"] if grave else [],
@@ -255,12 +256,12 @@ def test_junitparser_reads_it(tmp_path):
         made("f", "b", "missing", None, "detail", "missing"),
         made("f", "c", "skipped", None, "detail", "skipped"),
         made("f", "d", "warned", "message", "detail", severity="warning"),
-        Judgement("f", "e", fault="no such folder"),
+        Judgement("f", "e", fault="no such folder", seconds=0.5),
         Judgement("f", "g", objections=("quantized",)),
     ]
     (tmp_path / "junit.xml").write_bytes(junit(judged))
     xml = junitparser.JUnitXml.fromfile(str(tmp_path / "junit.xml"))
-    assert (xml.tests, xml.failures, xml.errors) == (10, 2, 2)
+    assert (xml.tests, xml.failures, xml.errors) == (10, 3, 1)
     results = {
         (suite.name, case.name): [type(one).__name__ for one in case.result]
         for suite in xml
@@ -270,12 +271,52 @@ def test_junitparser_reads_it(tmp_path):
         ("f:a", "met"): ["Failure"],
         ("f:b", "missing"): ["Error"],
         ("f:c", "skipped"): ["Skipped"],
-        ("f:e", "audit"): ["Error"],
+        ("f:e", "audit"): ["Failure"],
         ("f:g", "audit"): ["Failure"],
     }
     (warned,) = [case for suite in xml for case in suite if case.name == "warned"]
     assert warned.system_out == "warning: detail\nmessage"
-    assert next(iter(xml)).time == 1.25
+    assert [suite.time for suite in xml] == [1.25, 0, 0, 0, 0.5, 0]
+
+
+def test_a_pair_that_failed_is_a_failure_that_took_its_own_time(shadow, tmp_path):
+    """Of a family whose second pair cannot be read: one failure of two cases, no error; times are
+    those of index.json, to a millisecond.
+    """
+    models.toy(tmp_path / "base", 0)
+    models.toy(tmp_path / "good", 1)
+    models.toy(tmp_path / "cut", 2)
+    weights = next((tmp_path / "cut").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1])
+    (tmp_path / "list.yaml").write_text(
+        "- {base: ./base, tuned: ./good, name: 'toy:base..good'}\n"
+        "- {base: ./base, tuned: ./cut, name: 'toy:base..cut'}\n"
+    )
+    done = shadow("audit", "--list", "list.yaml", "-o", "out", "--junit", "junit.xml")
+    assert done.code == 1
+    xml = junitparser.JUnitXml.fromfile(str(tmp_path / "junit.xml"))
+    assert (xml.tests, xml.failures, xml.errors) == (2, 1, 0)
+    index = json.loads((tmp_path / "out" / "index.json").read_text())["pairs"]
+    assert [(suite.name, suite.failures) for suite in xml] == [
+        ("toy:base..good", 0),
+        ("toy:base..cut", 1),
+    ]
+    for suite, row in zip(xml, index, strict=True):
+        ((case,), seconds) = (suite, row["seconds"])
+        assert suite.time == case.time == pytest.approx(seconds, abs=1e-3)
+        assert seconds > 0
+
+
+def test_junit_has_every_figure_of_a_verdict():
+    """Its message is the line that a terminal shows; what that leaves out is in the output."""
+    rule = parse_rule("concentration > 0.5")
+    said = Verdict(rule, "met", "a, b and 9 more", in_full="a, b, c")
+    (case,) = ElementTree.fromstring(junit([Judgement("f", "p", verdicts=(said,))])).iterfind(
+        "testsuite/testcase[failure]"
+    )
+    assert case.find("failure").get("message") == "a, b and 9 more"
+    assert "a, b, c" in case.findtext("system-out")
+    assert said.as_json()["in_full"] == "a, b, c"
 
 
 # All that is printed
@@ -333,7 +374,7 @@ def test_names_of_tensors_command_nothing(shadow, tmp_path, variables, format):
             else {names[0]: torch.ones(2)}
         )
         models.write(tmp_path / side, {up: weights, **extra})
-    command = ("audit", "--base", "./base", "--tuned", "./tuned", "--strict", "--format", format,
+    command = ("audit", "./base", "./tuned", "--strict", "--format", format, "--full",
                "--fail-on", "matrices > 0")  # fmt: skip
     env = {
         "PATH": "/usr/bin:/bin",

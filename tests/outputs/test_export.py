@@ -31,12 +31,12 @@ from shadow.errors import ShadowError, UsageError
 from shadow.files import placing
 from shadow.outputs.exports import FORMATS, export
 from shadow.outputs.exports.formats import MANIFEST, code_span, neutral, partition
-from shadow.reports.columns import REPORTS, RESIDUAL, SPECTRA, TABLES
+from shadow.reports.columns import FILES, REPORTS, RESIDUAL, SPECTRA, TABLES
 from shadow.reports.folders import reports_below
 from shadow.reports.parquet import arrow_schema
 from shadow.reports.report import Report
 
-NAMES = ("reports", "matrices", "tensors", "residual", "spectra")
+NAMES = ("reports", "matrices", "tensors", "residual", "files", "spectra")
 FOLDERS = ("csv", "json", "arrow", "parquet", "hf-dataset-folder")
 # (family, pair): formulas, SQL, paths, partitions, YAML, Markdown, HTML, control characters
 HOSTILE = (
@@ -79,6 +79,9 @@ def toy(
         row = {"component": "language", "direction": "reading", "width": 64, "matrices": 2}
         layers = [{**row, "energy": 0.1, "layer": layer} for layer in (None, 0, 1)]
         put(folder / "residual.parquet", layers, RESIDUAL, metadata)
+    listed = {"side": "tuned", "state": "changed", "kind": "config", "bytes": 2**62}
+    named = [{"path": row["tensor"], **listed, "detail": f"=1 {family}"} for row in matrices[:3]]
+    put(folder / "files.parquet", named, FILES, metadata)
     return folder
 
 
@@ -99,6 +102,7 @@ def runs(tmp_path_factory):
         folder = top / f"f{seed // 2}" / f"p{seed}"
         toy(folder, family, pair, seed, spectra=seed != 3, residual=seed != 3)
         if seed == 3:
+            (folder / "files.parquet").unlink()
             (folder / "residual.parquet").unlink()  # as the first reports were
     return top
 
@@ -792,7 +796,7 @@ def test_the_command_writes_beside_itself_and_says_what(shadow, runs, tmp_path):
     done = shadow("export", runs, "--to", "sqlite")
     assert done.assert_done() == ""
     assert f"{runs.name}.sqlite: a SQLite database; rows: 6 reports, 162 matrices" in done.err
-    assert "1 of 6 reports were made before these columns were added" in done.err
+    assert "1 of 6 reports were made before these columns existed" in done.err
     assert [path.name for path in tmp_path.iterdir()] == [f"{runs.name}.sqlite"]
 
 

@@ -197,6 +197,33 @@ def test_the_mark_beside_depth_is_the_summary(run):
     assert "with their spread over layers (95 %)" in texts(drawn("depth", [run]))
 
 
+def test_all_modules_together_have_a_mark_of_their_own(run, two):
+    """The curves of one report's lower panels look like none of a module above; those of several
+    reports look like the report's above.
+    """
+    top, middle, bottom = drawn("depth", [run]).axes[:3]
+    of_modules = {line.get_marker() for line in top.lines if len(line.get_xdata()) > 2}
+    together = [
+        line for axes in (middle, bottom) for line in axes.lines if len(line.get_xdata()) > 2
+    ]
+    assert len(together) == 2
+    assert not of_modules & {line.get_marker() for line in together}
+    assert not {style["color"] for style in CURVES} & {line.get_color() for line in together}
+    assert "all modules, open" in texts(drawn("depth", [run]))
+    top, middle = drawn("depth", two).axes[:2]
+    assert [line.get_marker() for line in middle.lines] == ["o", "s"]
+
+
+def test_the_axis_of_a_lineage_has_numbers_and_no_empty_decade(demo_reports):
+    """It ends less than twice beyond the sizes of the steps, and a number of it is shown."""
+    axes = laid_out("lineage", [demo_reports / "base..broad"]).axes[0]
+    low, high = axes.get_ylim()
+    (size,) = (line.get_ydata()[0] for line in axes.lines if line.get_marker() == "o")
+    assert size / 2 < low < size < high < 2 * size
+    shown_numbers = [label for label in axes.get_yticklabels() if label not in unseen(axes.yaxis)]
+    assert {label.get_text() for label in shown_numbers} == {"0.05", "0.1"}
+
+
 def test_depth_of_two_reports_has_a_curve_each(two):
     """The up-projections of both pairs, under their names."""
     top = drawn("depth", two).axes[0]
@@ -622,8 +649,19 @@ def test_the_command_says_what_it_drew(shadow, run, tmp_path):
     done = shadow("figure", run, "--kind", "depth", "-o", "new/x.svg")
     assert done.assert_done() == ""
     assert "new/x.svg: effective_rank_shift of mlp.up, attn.q" in done.err
+    assert done.err.endswith("wrote new/x.svg\n")
     nowhere = shadow("figure", "nowhere", "--kind", "depth", "-o", "y.svg")
     assert "no such folder" in nowhere.assert_refused()
+
+
+def test_a_figure_without_a_kind_is_of_modules_and_lies_here(shadow, run, tmp_path):
+    """In modules.svg; with a kind alone, in a file of its name."""
+    done = shadow("figure", run)
+    assert done.assert_done() == ""
+    assert done.err.endswith("wrote modules.svg\n")
+    assert (tmp_path / "modules.svg").read_bytes() == once("modules", run, "svg")
+    assert "wrote heatmap.svg" in shadow("figure", run, "--kind", "heatmap").err
+    assert {path.name for path in tmp_path.iterdir()} == {"modules.svg", "heatmap.svg"}
 
 
 def test_the_kinds_and_formats_of_the_command_are_the_modules():

@@ -11,7 +11,7 @@ import pytest
 from reports import columns
 from rich.console import Console
 
-from shadow.outputs.page.cards import small_picture
+from shadow.outputs.page.cards import Scale, drawn_picture, shared_scale
 from shadow.outputs.terminal.heat import HeatMap
 from shadow.summary.grid import grid
 from shadow.summary.picture import picture
@@ -68,8 +68,25 @@ def test_without_colours_cells_are_shades_and_what_did_not_move_is_a_dot():
     lines = drawn([row([0.01, 0.02, 0.04, 0.08]), row([0.0, None, 0.08], "attn.q")])
     assert lines[0] == "mlp.up        ░░▒▒▓▓██"
     assert lines[1].rstrip() == "attn.q        ·   ██"
-    assert lines[2] == "layer         0      3"
-    assert lines[3].split() == ["1.0", "%", "░▒▓█", "8.0", "%", "·", "did", "not", "move"]
+    assert lines[2] == "layer         0      3   relative norm 1.0 % ░▒▓█ 8.0 %  · unchanged"
+    assert len(lines) == 3
+
+
+@pytest.mark.parametrize(
+    ("layers", "width", "cell", "last"),
+    [(12, 80, 2, "layer         0                     11   relative norm 1.0 % ░▒▓█ 8.0 %"),
+     (19, 80, 1, "layer         0               18   relative norm 1.0 % ░▒▓█ 8.0 %"),
+     (32, 80, 2, f"layer         0{'relative norm 1.0 % ░▒▓█ 8.0 %':^61}31"),
+     (40, 120, 2, f"layer         0{'relative norm 1.0 % ░▒▓█ 8.0 %':^77}39"),
+     (12, 40, 2, f"{'':14}relative norm 1.0 % ░▒▓█ 8.0 %")],
+)  # fmt: skip
+def test_the_scale_stands_where_the_axis_leaves_room(layers, width, cell, last):
+    """Between the numbers of the layers, beside them, or below them: the picture has one line more
+    than modules wherever that fits.
+    """
+    lines = drawn([row([0.01 + 0.07 * at / (layers - 1) for at in range(layers)])], width)
+    assert len(lines[0].rstrip()) == 14 + cell * layers
+    assert [" ".join(lines[-1].split()), len(lines)] == [" ".join(last.split()), 3 - (width > 40)]
 
 
 def test_more_layers_than_columns_are_binned_and_every_line_fits():
@@ -85,7 +102,7 @@ def test_a_flat_profile_says_flat():
     """Norms within a twentieth of one another are not told apart."""
     lines = drawn([row([0.0200, 0.0204, 0.0202])])
     assert "██████" in lines[0]
-    assert "flat: 2.0 % everywhere" in lines[-1]
+    assert "relative norm 2.0 % everywhere" in lines[-1]
 
 
 def test_colours_are_those_of_the_scale_and_shades_are_left_out():
@@ -105,31 +122,44 @@ def test_one_layer_or_nothing_that_moved_is_no_picture():
     assert picture([row([0.0, 0.0])], 80) is None
 
 
+def runs(svg) -> dict[str, list[tuple[int, ...]]]:
+    """By class of colour: column, row and width of each run of equal cells."""
+    run = re.compile(r"M(\d+) (\d+)\.04h(\d+)v\.92h-\3z")
+    return {
+        colour: [tuple(map(int, found)) for found in run.findall(line)]
+        for colour, line in re.findall(r'<path class="([\w-]+)" d="([^"]*)"/>', svg)
+    }
+
+
 def test_cards_have_a_rectangle_for_each_run_of_equal_cells():
     """Classes by the logarithm of the norm; without the module there is none; text is escaped."""
-    svg = small_picture([row([0.01, 0.01, 0.08, None, 0.0]), row([0.08] * 5, "<b>")])
-    rects = re.findall(
-        r'<rect class="([\w-]+)" x="(\d+)" y="(\d+)" width="(\d+)" height="1"/>', svg
-    )
-    assert rects == [
-        ("heat-0", "0", "0", "2"),
-        ("heat-5", "2", "0", "1"),
-        ("unmoved", "4", "0", "1"),
-        ("heat-5", "0", "1", "5"),
-    ]
+    svg = drawn_picture([row([0.01, 0.01, 0.08, None, 0.0]), row([0.08] * 5, "<b>")])
+    assert runs(svg) == {
+        "heat-0": [(0, 0, 2)], "heat-5": [(2, 0, 1), (0, 1, 5)], "unmoved": [(4, 0, 1)]
+    }  # fmt: skip
     assert 'viewBox="0 0 5 2"' in svg
     assert "<b>" not in svg
     assert "1.0 % to 8.0 %" in svg
+    assert "<li>&lt;b&gt;</li>" in svg
+    assert svg.count("did not move") == 1
+
+
+def test_cards_share_one_scale():
+    """A norm has the same colour on every card: the scale reaches from the least to the largest of
+    all of them, by its logarithm.
+    """
+    small, large = [row([0.001, 0.01])], [row([0.01, 1.0, 0.0])]
+    scale, unmoved = shared_scale([small, large, [row([0.0, 0.0])]])
+    assert (scale, unmoved) == (Scale(0.001, 1.0), True)
+    classes = [list(runs(drawn_picture(one, scale))) for one in (small, large)]
+    assert classes == [["heat-0", "heat-2"], ["heat-2", "heat-5", "unmoved"]]
+    assert 'class="scale"' not in drawn_picture(small, scale)
+    assert shared_scale([[row([0.0, 0.0])]]) is None
 
 
 def test_a_picture_of_many_layers_stays_small():
     """300 layers of seven modules: at most 40 cells a row, whose medians a step keeps."""
     norms = [0.01 * (1 + layer % 7) for layer in range(300)]
-    svg = small_picture([row(norms, f"m{i}") for i in range(7)])
-    assert len(svg) < 25_000
-    assert (
-        max(
-            int(x) + int(width) for x, width in re.findall(r' x="(\d+)" y="\d+" width="(\d+)"', svg)
-        )
-        == 40
-    )
+    svg = drawn_picture([row(norms, f"m{i}") for i in range(7)])
+    assert len(svg) < 8_000
+    assert max(column + width for found in runs(svg).values() for column, _, width in found) == 40

@@ -6,15 +6,18 @@ import contextlib
 import os
 import re
 import shutil
+from io import BytesIO
 from pathlib import Path
 
 import families
 import pyarrow.parquet as pq
 import pytest
 from families import gain
+from PIL import Image, ImageColor
 from playwright.sync_api import expect, sync_playwright
 
 from shadow.outputs.page import write_page
+from shadow.quantities import share
 
 CHROMIUM = os.environ.get("CHROMIUM") or next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -241,6 +244,86 @@ def test_fifty_families_are_ranked_and_each_can_be_opened(fifty, opened):
     expect(third.locator("article:visible h2").first).to_have_text("family-03 base..tuned")
 
 
+def box(page, selector: str) -> dict:
+    """Where an element is in the window, in pixels."""
+    return page.locator(selector).first.bounding_box()
+
+
+@pytest.mark.parametrize("wide", [True, False], ids=["screen", "telephone"])
+def test_the_finding_stands_beside_its_picture_and_charts_in_two_columns(one, opened, wide):
+    """Where there is room; on a telephone they stand below each other."""
+    page = opened(one, width=1280 if wide else 390)
+    for left, right in (
+        ("article .headline", "article .picture"),
+        ("#spectra-0", "#depth-0"),
+        ("#concentration-0", "#energy-0"),
+    ):
+        first, second = box(page, left), box(page, right)
+        assert (second["x"] > first["x"] + first["width"] / 2) is wide, right
+        assert (abs(second["y"] - first["y"]) < 20) is wide, right
+    assert box(page, "article .picture")["width"] > (400 if wide else 300)
+
+
+def test_the_page_has_one_family_of_type_with_figures_of_one_width(one, opened):
+    """Headings, figures and charts are set in that of the text; digits stand below each other."""
+    page = opened(one)
+    for selector in ("h1", "h2", ".headline", ".sentence", ".figures dd", "table", ".cells li"):
+        style = page.locator(f"{selector} >> nth=0").evaluate(
+            """one => { const own = getComputedStyle(one), body = getComputedStyle(document.body);
+            return [own.fontFamily === body.fontFamily, own.fontVariantNumeric]; }"""
+        )
+        assert style == [True, "tabular-nums"], selector
+
+
+def test_the_list_of_pairs_stays_in_the_window(fifty, opened):
+    """At its top, however far one reads; what is jumped to lies below it and the contents."""
+    page = opened(fifty)
+    page.evaluate("scrollTo(0, document.documentElement.scrollHeight)")
+    assert box(page, ".picker")["y"] == 0
+    page.get_by_role("button", name="Next").click()
+    assert box(page, ".picker")["y"] == 0
+    page.locator("article:visible nav.contents a", has_text="Spectra").click()
+    heading = box(page, "article:visible section[id^=spectra] h2")
+    contents = box(page, "article:visible nav.contents")
+    assert contents["y"] == pytest.approx(box(page, ".picker")["height"], abs=1)
+    assert contents["y"] + contents["height"] <= heading["y"] < 200
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_table_that_scrolls_shows_it(one, opened, theme):
+    """On a telephone its right edge is shaded, until one has scrolled there: then its left is."""
+    page = opened(one, theme, width=390, touch=True)
+    table = page.locator("#modules-0 .scroll").first
+    assert table.evaluate("one => one.scrollWidth > one.clientWidth")
+
+    def shaded() -> list[bool]:
+        """Whether the last row of pixels differs from the page at the left and the right end."""
+        image = Image.open(BytesIO(table.screenshot())).convert("RGB")
+        plain = ImageColor.getrgb({"light": "#ffffff", "dark": "#121519"}[theme])
+        last = image.height - 2
+        ends = (image.getpixel((x, last)) for x in (1, image.width - 2))
+        return [max(abs(a - b) for a, b in zip(end, plain, strict=True)) > 12 for end in ends]
+
+    assert shaded() == [False, True]
+    table.evaluate("one => { one.scrollLeft = one.scrollWidth; }")
+    assert shaded() == [True, False]
+
+
+def test_numbers_behind_a_chart_have_two_digits(one, opened):
+    """A relative norm as per cent, a concentration as a number; matrices are counted."""
+    page = opened(one)
+    page.get_by_text("Table of this chart").first.click()
+    cells = page.locator("details.behind[data-table=heat] tbody tr td:nth-child(4)")
+    expect(cells.first).to_be_visible()
+    norms = [text for text in cells.all_text_contents() if text != "–"]
+    assert norms
+    assert all(re.fullmatch(r"\d\d %|\d\.\d %|0\.\d\d %", text) for text in norms)
+    page.locator("[data-control=metric]").select_option("concentration")
+    expect(cells.first).not_to_contain_text("%")
+    values = [text for text in cells.all_text_contents() if text != "–"]
+    assert all(re.fullmatch(r"−?0\.0*\d\d", text) for text in values), values
+
+
 # ---- it answers
 
 
@@ -250,9 +333,12 @@ def test_pointing_at_a_cell_tells_value_null_and_interval(one, opened):
     row = deltas(one)["mlp.up", 5]
     point_at(page, "mlp.up", 5)
     label = page.locator("[data-chart=heat] .hovertext")
+    assert f"relative norm {share(row['relative_norm'])}" in label.text_content()
+    page.locator("[data-control=metric]").select_option("concentration")
+    point_at(page, "mlp.up", 5)
+    expect(label).to_contain_text(f"concentration {row['concentration']:#.2g}")
     text = label.text_content()
     assert "layer 5 · mlp.up" in text
-    assert f"concentration {row['concentration']:.4g}" in text
     assert "under the null 0" in text
     assert re.search(
         r"median of mlp\.up [\d.]+ \([\d.]+ to [\d.]+, 95 % spread over 8 layers\)", text
@@ -262,7 +348,7 @@ def test_pointing_at_a_cell_tells_value_null_and_interval(one, opened):
     point_at(page, "attn.q", 2)
     null = deltas(one)["attn.q", 2]["null_participation_ratio"]
     expect(label).to_contain_text("participation ratio")
-    expect(label).to_contain_text(f"under the null {null:.4g}")
+    expect(label).to_contain_text(f"under the null {null:.0f}")
 
 
 def test_a_frozen_cell_says_that_it_is_identical(one, opened):
@@ -278,7 +364,7 @@ def test_the_metric_is_switched_from_the_keyboard(one, opened):
     """Tab reaches the list, a key chooses, and chart, words and table follow."""
     page = opened(one)
     found = deltas(one)
-    assert heat(page)["mlp.up 3"] == pytest.approx(found["mlp.up", 3]["concentration"], rel=1e-3)
+    assert heat(page)["mlp.up 3"] == pytest.approx(found["mlp.up", 3]["relative_norm"], rel=1e-3)
     select = page.locator("[data-control=metric]")
     page.locator("nav.contents a").last.focus()
     for _ in range(3):
@@ -287,15 +373,15 @@ def test_the_metric_is_switched_from_the_keyboard(one, opened):
             break
     assert select.evaluate("one => one === document.activeElement")
     page.keyboard.press("ArrowDown")
-    assert select.input_value() == "relative_norm"
-    expect(page.locator("[data-text=metric]")).to_contain_text("relative norm: ")
+    assert select.input_value() == "concentration"
+    expect(page.locator("[data-text=metric]")).to_contain_text("concentration: ")
     for (module, layer), row in found.items():
         assert heat(page)[f"{module} {'out' if layer is None else layer}"] == pytest.approx(
-            row["relative_norm"], rel=1e-3
+            row["concentration"], rel=1e-3
         )
     page.get_by_text("Table of this chart").first.click()
     table = page.locator("details.behind[data-table=heat] table")
-    expect(table.locator("th").nth(3)).to_have_text("relative norm")
+    expect(table.locator("th").nth(3)).to_have_text("concentration")
     expect(table.locator("tbody tr")).to_have_count(4 * 8 + 1 + 4 * 5 + 1)
 
 
@@ -348,6 +434,19 @@ def test_depth_profiles_follow_metric_and_module(one, opened):
         )
     page.locator("[data-control=depth-module]").select_option("mlp.up")
     assert page.evaluate("document.querySelector('[data-chart=depth]').data.length") == 4
+
+
+def test_a_chart_can_be_saved_as_svg(one, opened, tmp_path):
+    """By its button, which a pointer brings up: a file with the names of the modules."""
+    page = opened(one)
+    page.locator("[data-chart=heat]").hover()
+    with page.expect_download() as download:
+        page.locator("[data-chart=heat] .modebar-btn").first.click()
+    assert download.value.suggested_filename == "shadow-heat.svg"
+    download.value.save_as(tmp_path / "heat.svg")
+    text = (tmp_path / "heat.svg").read_text()
+    assert text.startswith("<svg")
+    assert all(f">{module}</text>" in text for module in ("attn.q", "mlp.down"))
 
 
 def test_the_theme_switch_recolours_the_charts(one, opened):
@@ -414,17 +513,17 @@ def test_nothing_stands_over_a_chart_on_a_touch_screen(one, opened):
 
 
 def test_a_pair_without_a_change_has_no_empty_lists(tmp_path, opened):
-    """Each section says that there is nothing to draw; captions and controls of charts that are not
-    there are gone.
-    """
+    """There are no charts and no sections for them, which the contents do not name either."""
     part = families.Part(families.SMALL, 3, identical=True)
     families.write_family(tmp_path / "run" / "same" / "base..same", (part,), family="same")
     page = opened(written(tmp_path / "run"))
     assert charts(page) == []
     unused = "figcaption:visible, article select:visible, details.behind:visible"
     assert page.locator(unused).count() == 0
-    assert page.get_by_text("There is nothing to draw.").locator("visible=true").count() == 5
-    assert page.get_by_text("that no matrix of those compared has changed").count() == 1
+    assert page.get_by_text("There is nothing to draw.").locator("visible=true").count() == 0
+    assert page.locator("nav.contents a").all_text_contents() == [
+        "Finding", "Other explanations", "Gates and label", "Not measured", "Provenance"
+    ]  # fmt: skip
 
 
 def test_every_control_and_chart_has_a_name(one, opened):
@@ -482,7 +581,7 @@ def test_hostile_names_stay_text(tmp_path, opened):
     assert [
         link for link in links if link is not None and not re.fullmatch("#[a-z]+(-[0-9]+)?", link)
     ] == []
-    assert page.locator("script").count() == 3 + 1 + 2
+    assert page.locator("script").count() == 2 + 2 + 1 + 2  # ours, the library twice, data
 
 
 def test_a_layer_number_of_millions_does_not_stop_the_page(tmp_path, opened):

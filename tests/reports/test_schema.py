@@ -56,8 +56,9 @@ def rewrite(folder, change=lambda table: table, **told):
 
 
 def made_before(folder):
-    """What schema 1 would first have written: no later columns, no residual.parquet, no seal."""
+    """What schema 1 would first have written: no later columns and tables, no seal."""
     (folder / "residual.parquet").unlink()
+    (folder / "files.parquet").unlink()
     rewrite(
         folder,
         lambda table: table.drop_columns([name for name in LATER if name in table.column_names]),
@@ -173,7 +174,7 @@ def test_an_older_report_of_this_schema_is_shown_with_a_note(run, shadow):
     made_before(run)
     (told,) = json.loads(shadow("show", "out", "--format", "json").assert_done())
     (warning,) = told["warnings"]
-    assert warning.startswith("made before these columns were added, which are null here: ")
+    assert warning.startswith("made before these columns existed, so they are null here: ")
     assert "rank_ceiling" in warning
     gone = {name for name, value in told["figures"].items() if value != whole["figures"][name]}
     assert gone == {

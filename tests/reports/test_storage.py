@@ -8,6 +8,7 @@ import os
 import pickle
 import socket
 import threading
+import time
 import traceback
 from collections import Counter
 from contextlib import redirect_stderr, redirect_stdout
@@ -54,7 +55,7 @@ from shadow.telling.reading import read_summary
 PLAIN = Settings(Method(subspaces=False), Filter())
 FIRST = Settings(Method(subspaces=False), Filter(layers=(0,)))
 SECRET = "hunter2hunter2"
-TABLES = ["matrices", "tensors", "residual", "spectra"]
+TABLES = ["matrices", "tensors", "residual", "files", "spectra"]
 
 
 @pytest.fixture(autouse=True)
@@ -248,14 +249,14 @@ def test_no_reader_ever_sees_half_a_report(pair, store, target, monkeypatch):
 
     Fault(monkeypatch, look=look)
     audited(pair, store)
-    assert len(seen) == 8  # the claim, six files, the claim's end
+    assert len(seen) == 9  # the claim, seven files, the claim's end
     assert seen[-2:] == [[], []]  # the last file and the claim's end
     assert all(one is None for one in seen[:-2])
     seen.clear()
     audited(pair, store, FIRST, overwrite=True)
     assert seen[0] == []  # the claim
     assert seen[-2:] == [[0], [0]]
-    assert len(seen) == 9  # also matrices.parquet of before, which goes first
+    assert len(seen) == 10  # also matrices.parquet of before, which goes first
     assert all(one is None for one in seen[1:-2])
 
 
@@ -556,7 +557,7 @@ def test_a_file_that_comes_in_part_is_told(target, monkeypatch, there):
             file.truncate(10)
 
     monkeypatch.setattr(MemoryFileSystem, "get_file", cut)
-    with pytest.raises(ShadowError, match="only a part of it came"):
+    with pytest.raises(ShadowError, match="only a part of it arrived"):
         fetched(target)
 
 
@@ -812,7 +813,7 @@ def test_a_merge_within_a_store_fetches_no_table(toys, pair, store, tmp_path, mo
     assert merged.index == local.index == read_index(fetched(store.at("all")))
     system = MemoryFileSystem()
     copied = [path for path in traffic.copied if path.endswith(".parquet")]
-    assert len(copied) == 8
+    assert len(copied) == 10
     for path in copied:
         target = path.replace("/one/", "/all/").replace("/two/", "/all/")
         assert system.cat_file(target) == system.cat_file(path)
@@ -830,7 +831,7 @@ def test_a_merge_reads_only_ends_of_tables(store, monkeypatch, there):
         f"/bucket/reports/one/{name}": entry.size for name, entry in store.at("one").files().items()
     }
     tables = traffic.of(".parquet")
-    assert len({path for path in tables if "/one/" in path}) == 4
+    assert len({path for path in tables if "/one/" in path}) == 5
     spectra = next(path for path in tables if path.endswith("spectra.parquet") and "/one/" in path)
     assert traffic.came[spectra] < sizes[spectra]
     assert all(
@@ -1418,6 +1419,47 @@ def test_a_store_that_never_answers_is_given_up(url, driver, options, monkeypatc
         with pytest.raises(ShadowError, match=f"^{url}: no usable answer within 1 s") as raised:
             located(url, given).files()
     assert raised.value.hint.startswith("check the network, the endpoint and --storage-options (or")
+
+
+@pytest.mark.parametrize(
+    ("url", "driver", "options"),
+    [
+        ("s3://bucket/x", "s3fs", {"endpoint_url": "http://{}", "key": "a", "secret": SECRET}),
+        ("gs://bucket/x", "gcsfs", {"endpoint_url": "http://{}"}),
+        ("az://bucket/x", "adlfs", {"account_name": "a", "account_host": "{}", "anon": True}),
+    ],
+)
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "nobody.invalid"])
+def test_a_server_that_takes_no_connection_is_reported_in_seconds(
+    url, driver, options, address, monkeypatch
+):
+    """Drivers try for half a minute, and Google's also asks for credentials elsewhere."""
+    pytest.importorskip(driver)
+    monkeypatch.setattr(storage, "CONNECTED", 0.5)
+    given = json.loads(json.dumps(options).replace("{}", address))
+    began = time.monotonic()
+    host = address.partition(":")[0]
+    with pytest.raises(ShadowError, match=f"^{url}: {host} cannot be reached") as raised:
+        located(url, given).files()
+    assert time.monotonic() - began < 4
+    assert raised.value.hint.startswith("check the network and the endpoint")
+
+
+def test_a_server_that_begins_to_listen_meanwhile_is_reached(monkeypatch):
+    """One refused connection is no reason to give up."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    listening = []
+
+    def listen():
+        time.sleep(0.6)
+        listening.append(socket.create_server(("127.0.0.1", port)))
+
+    starting = threading.Thread(target=listen)
+    starting.start()
+    assert storage._unconnected("127.0.0.1", port) is None
+    starting.join()
+    listening[0].close()
 
 
 def test_an_endpoint_without_a_scheme_is_wrong_usage(monkeypatch):

@@ -56,7 +56,7 @@ def test_files_come_whole_and_go_whole(held, store, tmp_path):
     store.put_file(tmp_path / "table", "r/table.parquet")
     store.fetch({"r/table.parquet": 1000}, tmp_path / "back")
     assert (tmp_path / "back" / "r" / "table.parquet").read_bytes() == b"t" * 1000
-    with pytest.raises(ShadowError, match="only a part of it came"):
+    with pytest.raises(ShadowError, match="only a part of it arrived"):
         store.fetch({"r/table.parquet": 1001}, tmp_path / "again")
 
 

@@ -91,7 +91,7 @@ def whole(server, url):
         return None
     _, metadata = read_summary(folder)
     report = Report(folder)
-    for name in ("matrices", "tensors", "residual", "spectra"):
+    for name in ("matrices", "tensors", "residual", "files", "spectra"):
         assert report.table(name) is not None  # whole, and of the audit that the report is of
         assert json.loads(report.parquet(name).schema_arrow.metadata[b"shadow"]) == metadata
     return metadata["settings"]["chosen"]["layers"]

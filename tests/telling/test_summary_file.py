@@ -106,7 +106,7 @@ def test_a_summary_as_it_was_made_is_taken_as_it_stands(report, again):
 
 
 # figures that were added since the first release, which its summaries lack
-ADDED = {one.name for one in fields(PairFigures) if one.default is not MISSING}
+ADDED = {one.name for one in fields(PairFigures) if one.default is not MISSING} | {"files"}
 
 
 def test_no_key_of_a_summary_may_lack_or_be_too_many(report):
@@ -170,7 +170,7 @@ def test_a_summary_of_another_seal_is_made_again(report, again, what):
     """Of another version or code, of other tables, of none; and where the report is no longer of
     what was sealed.
     """
-    for name in ("matrices", "tensors", "residual"):
+    for name in ("matrices", "tensors", "residual", "files"):
         rewrite(report / f"{name}.parquet", metadata=OTHERS[what])
     read_summary(report)
     assert again == [report]
@@ -180,7 +180,7 @@ def test_a_table_that_was_only_written_again_is_the_same(report, again):
     """With the same columns and rows, and in metadata what does not belong to it: the time of
     another run.
     """
-    for name in ("matrices", "tensors", "residual"):
+    for name in ("matrices", "tensors", "residual", "files"):
         rewrite(
             report / f"{name}.parquet",
             metadata=lambda told: told.update(started="2026-01-01", seconds=1.0),
@@ -249,7 +249,7 @@ def test_who_seals_it_again_can_say_anything_but_not_of_another_shape(report, ag
         told = json.loads((report / "summary.json").read_text())
         metadata = report_metadata(report)
         sealed = metadata["seal"] | {"summary": summary_file.summary_digest(told, metadata)}
-        for name in ("matrices", "tensors", "residual"):
+        for name in ("matrices", "tensors", "residual", "files"):
             rewrite(report / f"{name}.parquet", metadata=lambda at: at.update(seal=sealed))
 
     forge(lambda told: told.update(label_reason="forged"))

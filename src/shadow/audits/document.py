@@ -23,7 +23,7 @@ from shadow.telling.document import (
     table_of,
 )
 from shadow.telling.report import skipped_table
-from shadow.text import byte_size, counted, duration, several, took
+from shadow.text import about_time, byte_size, counted, several, took
 
 if TYPE_CHECKING:
     from shadow.audits.list_index import Index, Row
@@ -48,10 +48,10 @@ LIST = (
     named("family"),
     named("pair"),
     Field("state", "text", of=lambda row: Word(row.state, STATES[row.state])),
+    number("norm", "relative_norm_overall", "share"),
+    number("conc.", "concentration", "fixed"),
     # as on the page: the label says nothing of the pair
     Field("label", "text", of=lambda row: None if row.label == NO_LABEL else row.label or None),
-    number("conc.", "concentration", "fixed"),
-    number("norm", "relative_norm_overall", "share"),
     number("time", "seconds", "seconds"),
 )
 
@@ -73,14 +73,11 @@ def _totals(index: Index) -> list[tuple[str, str]]:
     counts = Counter[str](row.state for row in index.rows)
     pairs = f"{len(index.rows):,}"
     states = ", ".join(f"{counts[state]:,} {state}" for state in STATES if counts[state])
-    rows = {"pairs": f"{pairs}: {states}" if states else pairs}
-    if any(row.label == NO_LABEL for row in index.rows):
-        why = "- where a gate failed or no known training is of this size: `shadow show REPORT`"
-        rows["label"] = why
-    rows["took"] = took(sum(row.seconds or 0.0 for row in index.rows))
-    moved = sum(row.bytes or 0 for row in index.rows)
-    if moved:
-        rows["took"] += f", {byte_size(moved)} fetched"
+    seconds = took(sum(row.seconds or 0.0 for row in index.rows))
+    parts = [f"{pairs}: {states}" if states else pairs, f"took {seconds}"]
+    if moved := sum(row.bytes or 0 for row in index.rows):
+        parts.append(f"{byte_size(moved)} fetched")
+    rows = {"pairs": "; ".join(parts), "more": "shadow show DIR/FAMILY/PAIR"}
     if missing := index.missing_shards:
         rows["shards"] = f"{several(index.shards)} of the list; not here: {several(missing)}"
     return list(rows.items())
@@ -173,9 +170,8 @@ def _costs(plan: PairPlan) -> dict[str, str]:
             f" memory; {byte_size(plan.device_memory_free)} are free"
         )
     rows["cores"] = f"{plan.cores}{_limited(plan.cores_by)}"
-    time = "under a second" if plan.seconds < 1 else f"about {duration(plan.seconds)}"
-    rows["time"] = f"{time} of computing on this machine"
+    rows["time"] = f"{about_time(plan.seconds)} of computing on this machine"
     if plan.bytes_to_move:
-        download = duration(plan.bytes_to_move / DOWNLOAD)
-        rows["time"] += f"; the download takes {download} at 100 Mbit/s"
+        download = about_time(plan.bytes_to_move / DOWNLOAD)
+        rows["time"] += f"; {download} of download at 100 Mbit/s"
     return rows

@@ -110,10 +110,8 @@ def already_done(
         return None, error.message
     remove_journal_of(folder, identity)
     if not (folder / SUMMARY).is_file():
-        # the keys of both sides are in the order of a new report
-        again = replace(summary, base=identity.base, tuned=identity.tuned)
         with alone_at(folder), replacing(folder) as staged:
-            staged.put(SUMMARY, summary_bytes(again.as_json()))
+            staged.put(SUMMARY, summary_bytes(summary.as_json()))
         runtime.say(f"{folder}: {SUMMARY} was missing, and is made again from the tables")
     runtime.say("; ".join(["nothing to measure: the report is already there", *notes]))
     return AuditResult(folder, summary, measured=0, provenance=metadata), ""
@@ -146,10 +144,8 @@ def with_new_label(
             f" {now or 'not given'}"
         )
         metadata = {**metadata, "settings": {**metadata["settings"], "optimizer": now}}
-    # the keys of both sides are in the order of a new report
-    as_new: ReportMetadata = {**metadata, "base": identity.base, "tuned": identity.tuned}
     report = Report(folder)
-    plain = summarise({name: report.table(name) for name in SUMMARISED}, as_new)
+    plain = summarise({name: report.table(name) for name in SUMMARISED}, metadata)
     if report.absent:
         plain = plain.with_warning("older_report", absent_note(report.absent))
     metadata = {**metadata, **verdict_metadata(plain)}
@@ -168,8 +164,7 @@ def with_new_label(
             for file in files.values():
                 file.finish(metadata)
         staged.put(SUMMARY, summary_bytes(summary.as_json()))
-        as_new = {**metadata, "base": identity.base, "tuned": identity.tuned}
-        staged.put(KEPT, kept_bytes(given, as_new) if given.gains else b"")
+        staged.put(KEPT, kept_bytes(given, metadata) if given.gains else b"")
     return replace(done, summary=summary, provenance=metadata)
 
 
@@ -207,7 +202,7 @@ def say_afresh(other: ReportMetadata | None, wanted: Identity, say: Callable[[st
     except (KeyError, TypeError, AttributeError):  # its first line is broken
         differing = []
     say(
-        "starting afresh: the unfinished audit there differs:"
+        "starting again: the unfinished audit there differs:"
         f" {named(differing) or 'in its first line'}"
     )
 

@@ -94,7 +94,7 @@ def _opened(
 ) -> Checkpoint:
     found = find_checkpoint(reference, runtime, scratch)
     if side["fingerprint"] not in (None, found.fingerprint, found.former):
-        raise ShadowError(f"{side['repo']} is not what it was when it was audited")
+        raise ShadowError(f"{side['repo']} has changed since it was audited")
     return open_found(found, runtime, scratch)
 
 

@@ -45,6 +45,10 @@ from shadow.telling.reading import read_summary
 CLOSE = {**SPECTRA, "null_participation_ratio": 5e-6, "relative_norm": 1e-6}
 
 
+# The listing of the Hub may be known to one machine and not to another; no number rests on it.
+LISTED = "files.parquet"
+
+
 @dataclass(frozen=True)
 class Merged:
     """What became of a merge."""
@@ -268,13 +272,8 @@ def _difference(first: _Finished, other: _Finished) -> tuple[str | None, bool]:
     if difference:
         return difference, False
     rounded = False
-    for name in sorted(
-        {
-            name
-            for name in (*_files(first.folder), *_files(other.folder))
-            if name.endswith(".parquet")
-        }
-    ):
+    names = {*_files(first.folder), *_files(other.folder)} - {LISTED}
+    for name in sorted(name for name in names if name.endswith(".parquet")):
         files = [report.folder / name for report in (first, other)]
         if not all(file.is_file() for file in files):
             return f"only one has {name}", False
@@ -402,7 +401,7 @@ def _require_room(target: Path, report: Path) -> None:
     with writing(target):
         for folder in (target.parent, target):
             if os.path.lexists(folder) and not folder.is_dir():
-                raise ShadowError(f"{folder} is no folder", "merge into another folder")
+                raise ShadowError(f"{folder} is not a folder", "merge into another folder")
         if (target / PARTIAL / JOURNAL).exists():
             hint = "finish it, or `shadow clean -o` its folder"
             raise ShadowError(f"{target}: an audit into it is not finished", hint)

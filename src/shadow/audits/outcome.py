@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from shadow.reasons import REASONS, Status
 from shadow.reports.columns import MATRICES, SPECTRA, Type
+from shadow.reports.metadata import SIDES
 from shadow.spectra.measurement import Cast, Measurement, Order, Precision
 
 SUBJECTS: dict[Status, tuple[tuple[str, ...], ...]] = {  # of the measurements of an outcome
@@ -55,6 +57,8 @@ class Outcome:
     """Of one worker."""
     cached: int = field(default=0, compare=False)
     """Spectra that were read from the cache, 0 to 2."""
+    checksums: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """By side and name: of tensors that were summed up with it (see `shadow.audits.contents`)."""
     grams: Mapping[str, int] = field(default_factory=dict)
     """How many Gram matrices were made where, `cuda` or `cpu: REASON`; empty without a device."""
 
@@ -86,7 +90,21 @@ def is_sound(outcome: Outcome) -> bool:
         and isinstance(outcome.grams, Mapping)
         and None not in outcome.grams.values()
         and _fit("int", outcome.cached, *outcome.grams.values())
+        and _are_checksums(outcome.checksums)
         and all(map(_is_sound, outcome.measurements))
+    )
+
+
+def _are_checksums(by_side: object) -> bool:
+    return (
+        isinstance(by_side, Mapping)
+        and by_side.keys() <= set(SIDES)
+        and all(isinstance(by_name, Mapping) for by_name in by_side.values())
+        and all(
+            isinstance(checksum, str) and re.fullmatch("[0-9a-f]{16}", checksum)
+            for by_name in by_side.values()
+            for checksum in by_name.values()
+        )
     )
 
 

@@ -19,7 +19,9 @@ import torch
 
 from shadow.audits import details
 from shadow.audits.cache_folder import size_of
+from shadow.audits.contents import Summed, summed_with, with_contents
 from shadow.audits.devices import CPU, device_use, in_words, open_device
+from shadow.audits.file_rows import file_rows
 from shadow.audits.finished import (
     already_done,
     differences,
@@ -50,6 +52,7 @@ from shadow.audits.sides import (
 )
 from shadow.audits.spectrum_cache import SpectrumCache
 from shadow.audits.workers import cost, measure_pairs
+from shadow.checkpoints.listing import listings_of
 from shadow.checkpoints.pairing import Filter
 from shadow.checkpoints.sources import Fetching, Source, WholeFile
 from shadow.claims.summary import Summary
@@ -132,14 +135,15 @@ def measure_part(
                 if side_of(found) != wanted:
                     hint = "every machine must see the same files under the same name"
                     raise ShadowError(
-                        f"{found.reference}: it is not the same on another machine", hint
+                        f"{found.reference}: another machine has other files under this name", hint
                     )
             lined = line_up(base, tuned, settings.chosen, runtime, scratch=asked.scratch)
+            summed = summed_with(lined, unfiltered=settings.chosen == Filter())
             journal = when_free(partial(Journal, folder, identity), runtime)
             of_part = frozenset(keys)
             part = replace(lined, pairs=[one for one in lined.pairs if one.key in of_part])
             try:
-                _measure(asked, part, journal)
+                _measure(asked, part, journal, summed)
             finally:
                 journal.close()
             return folder
@@ -194,13 +198,16 @@ def run_asked(asked: Asked) -> AuditResult:
     lined = None
     if not other or runtime.overwrite or (settings.chosen != Filter() and is_cheap):
         lined = line_up(base, tuned, settings.chosen, runtime, scratch=asked.scratch)
-    del base, tuned  # their headers are in lined, where equal ones are one
     if lined is None or (other and not runtime.overwrite):
         message = f"{folder}: the finished report there differs: {named(other)}"
         raise KeptError(message, "replace it with --overwrite, or choose another folder with -o")
     if other or broken:
         reason = named(other) or broken
         runtime.say(f"measuring again; the old report stays until that is done: {reason}")
+    ours = folder, folder.parent, folder.parent.parent
+    listings = listings_of(base, ours), listings_of(tuned, ours)
+    repository = file_rows(*listings, runtime.say)
+    del base, tuned  # their headers are in lined, where equal ones are one
     opened = opening.seconds()
     clock = _Clock()
     journal = Journal(folder, wanted)
@@ -211,14 +218,15 @@ def run_asked(asked: Asked) -> AuditResult:
             )
         say_afresh(journal.other, wanted, runtime.say)
         journal.take_over_parts()
-        measured = _measure(asked, lined, journal)
+        summed = summed_with(lined, unfiltered=settings.chosen == Filter())
+        measured = _measure(asked, lined, journal, summed)
         if scored is None:
             scored = kept_scores(folder, known, runtime.say)
         sources = [*lined.base.sources.values(), *lined.tuned.sources.values()]
         writing = _Clock()
         run = _run_metadata(settings, clock, journal.outcomes.values())
         with replacing(folder) as staged:
-            files, tables = write_tables(
+            files, tables, contents = write_tables(
                 staged.path,
                 asked.scratch,
                 wanted,
@@ -226,11 +234,13 @@ def run_asked(asked: Asked) -> AuditResult:
                 lined.skipped,
                 journal.outcomes,
                 spectra=settings.spectra,
+                repository=repository,
                 moved=partial(moved_layers, lined, scratch=asked.scratch, say=runtime.say),
             )
             del lined  # the headers: the summary takes as much again
-            plain = summarise(tables, wanted.as_json())
-            summary, metadata = _finish(staged, files, plain, wanted, run=run, scored=scored)
+            told = with_contents(wanted.as_json(), contents)
+            plain = summarise(tables, told)
+            summary, metadata = _finish(staged, files, plain, told, run=run, scored=scored)
             for source in sources:
                 source.require_unchanged()
         runtime.detail(
@@ -273,22 +283,22 @@ def _finish(
     staged: Staged,
     files: Mapping[str, TableFile],
     plain: Summary,
-    wanted: Identity,
+    told: ReportMetadata,
     *,
     run: RunMetadata,
     scored: Scored,
 ) -> tuple[Summary, ReportMetadata]:
     """Give the closed tables of a report their metadata, and write its other files.
 
-    plain: the summary without scores.
+    plain: the summary without scores. told: what the report is of.
     """
     summary = plain.with_scores(scored)
     paths = {name: file.path for name, file in files.items()}
     metadata: ReportMetadata = {
-        **wanted.as_json(),
+        **told,
         **run,
         **verdict_metadata(plain),
-        "seal": seal(plain.as_json(), paths, wanted.as_json()),
+        "seal": seal(plain.as_json(), paths, told),
     }
     for name in TABLES_OF_A_PAIR:
         if name in files:
@@ -296,7 +306,7 @@ def _finish(
         else:
             staged.put(f"{name}.parquet", b"")
     staged.put(SUMMARY, summary_bytes(summary.as_json()))
-    staged.put(KEPT, kept_bytes(scored, wanted.as_json()) if scored.gains else b"")
+    staged.put(KEPT, kept_bytes(scored, told) if scored.gains else b"")
     return summary, metadata
 
 
@@ -347,8 +357,11 @@ def _remove_leftovers(fetched: Sequence[Fetched]) -> None:
             remove_leftovers(shard.repo, shard.checksum)
 
 
-def _measure(asked: Asked, lined: AlignedPair, journal: Journal) -> int:
-    """Measure what the journal does not hold yet, into the journal; returns how many matrices."""
+def _measure(asked: Asked, lined: AlignedPair, journal: Journal, summed: Summed) -> int:
+    """Measure what the journal does not hold yet, into the journal; returns how many matrices.
+
+    summed: the tensors whose bytes are summed up with each pair.
+    """
     runtime = asked.runtime
     plan = _planned(asked, lined, journal) if runtime.elsewhere is None else None
     matrices = sum(pair.is_matrix for pair in lined.pairs)
@@ -408,6 +421,7 @@ def _measure(asked: Asked, lined: AlignedPair, journal: Journal) -> int:
         fetching=fetching,
         remember=remember,
         offload=None if device is None else Offload(device, runtime.say),
+        summed=summed,
     )
     # What has not begun is given up as soon as anything goes wrong.
     with contextlib.closing(outcomes):

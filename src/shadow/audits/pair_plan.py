@@ -29,6 +29,7 @@ from shadow.summary.rows import SkippedRow
 from shadow.targets.families import Pair
 from shadow.text import byte_size
 
+SHORTEST = 0.01  # seconds that any audit takes: less is no estimate
 EXAMPLES = 3  # tensors named for each reason
 TELLING = (  # keys of config.json that tell architectures apart
     "model_type",
@@ -123,7 +124,7 @@ class PairPlan:
     """What limits it, in words."""
     memory: int
     seconds: float
-    """Of computing on this machine."""
+    """Of computing on this machine, 0.01 or more."""
     device: str
     """cpu, or the kind of device that makes Gram matrices."""
     device_name: str | None
@@ -202,7 +203,7 @@ def plan_pair(
             memory_free=machine.memory,
             memory_by=machine.memory_by,
             memory=shared_memory(of_memory) + jobs * worker_memory(of_memory),
-            seconds=round(seconds, 1),
+            seconds=max(float(f"{seconds:.2g}"), SHORTEST),
             device=settings.device.kind,
             device_name=settings.device.name,
             device_memory=None if device is None else device_memory(largest_side(matrices), jobs),

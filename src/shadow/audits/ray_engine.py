@@ -20,6 +20,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
+from types import ModuleType
 from typing import Any
 
 from shadow import __version__
@@ -44,14 +45,15 @@ EMPTY_TOLD = 5.0  # seconds without any machine, after which a line says so
 EMPTY_ENDS = 600.0  # after which the run ends; a cluster that is replaced is there again by then
 TOLD_EVERY = 0.5  # seconds between two messages on the progress of a task
 NOBODY = (
-    "is it running? `ray status` on that machine says so; without --address a Ray of this machine"
-    " is started"
+    "check with `ray status` on that machine that Ray runs; without --address, Ray is started on"
+    " this machine"
 )
 OUTSIDE = (
     "run the command on a machine of the cluster, as by `ray job submit`; `ray status` there says"
     " whether Ray runs"
 )
-BUSY = "try again when the machine is less busy, or leave out --engine ray"
+BUSY = "run it again when the machine is less busy, or without --engine ray"
+AUTH_MODE = "RAY_AUTH_MODE"
 STORE = 200_000_000  # bytes of Ray's object store on this machine: results are small
 
 
@@ -69,20 +71,18 @@ def ray_engine(request: Ray, runtime: Runtime) -> Iterator[RayEngine]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read by the processes that Ray starts
     import ray
 
-    ours = not ray.is_initialized()
-    if not ours:
-        _require_same(request.address)
-    if ours:
-        if address == "local":
-            runtime.say("starting Ray on this machine")
-        _connect(address)
-    try:
+    with contextlib.ExitStack() as stack:
+        if ray.is_initialized():
+            _require_same(request.address)
+        else:
+            if address == "local":
+                runtime.say("starting Ray on this machine")
+                stack.enter_context(_asking_for_a_token())
+            _connect(address)
+            stack.callback(ray.shutdown)
         engine = RayEngine(request, runtime)
         runtime.say(f"Ray: {engine.described()}")
         yield engine
-    finally:
-        if ours:
-            ray.shutdown()
 
 
 def _require_same(address: str | None) -> None:
@@ -101,14 +101,16 @@ def _connect(address: str) -> None:
     if address not in ("local", "auto"):
         _require_somebody_at(address)
     own: dict[str, Any] = {}
+    where: AbstractContextManager[None] = contextlib.nullcontext()
     if address == "local":
+        where = _on_loopback()
         own = {
             "num_cpus": machine_limits().cores,
             "include_dashboard": False,
             "object_store_memory": STORE,
         }
     try:
-        with _without_talk():
+        with _without_talk(), where:
             ray.init(
                 address=address,
                 log_to_driver=False,
@@ -122,7 +124,9 @@ def _connect(address: str) -> None:
             raise ShadowError(f"Ray did not start on this machine: {said}", BUSY) from error
         if said.startswith("Version mismatch"):  # which are in the lines that follow
             versions = " ".join(str(error).split()).partition(": ")[2]
-            hint = "use the versions of the cluster on this machine, or submit the command to it"
+            hint = (
+                "install the versions of the cluster on this machine, or submit the command to it"
+            )
             raise ShadowError(f"another version of Ray or Python: {versions}", hint) from error
         raise ShadowError(f"no Ray at {address}: {said}", OUTSIDE) from error
 
@@ -149,23 +153,67 @@ def _no_address(address: str) -> UsageError:
 
 
 @contextlib.contextmanager
-def _without_talk() -> Iterator[None]:
+def _asking_for_a_token() -> Iterator[None]:
+    """A Ray that is started meanwhile carries out nothing without its token.
+
+    Not every version asks for one by itself. Whoever has set the mode decides. Otherwise nothing of
+    it stays, whether set here or by Ray: the next Ray of this process may be one without a token.
+    """
+    if AUTH_MODE in os.environ:
+        yield
+        return
+    _set_auth_mode("token")
+    try:
+        yield
+    finally:
+        _set_auth_mode(None)
+
+
+def _set_auth_mode(mode: str | None) -> None:
+    """For this process and those that Ray starts; None as if nobody had set it."""
+    if mode is None:
+        os.environ.pop(AUTH_MODE, None)
+    else:
+        os.environ[AUTH_MODE] = mode
+    with contextlib.suppress(ImportError, AttributeError):  # a version without tokens
+        from ray._raylet import Config  # type: ignore[attr-defined]
+
+        Config.initialize("")  # it has read the environment when Ray was imported
+
+
+def _on_loopback() -> AbstractContextManager[None]:
+    """A Ray that is started meanwhile listens on the loopback address alone.
+
+    On Linux Ray takes the machine's address even where it is asked for this one, and listens on all
+    addresses then. On Windows and macOS it takes this one, unless it may be part of a cluster.
+    """
+    from ray._private import ray_constants
+
+    return _replaced(ray_constants, "ENABLE_RAY_CLUSTER", False)
+
+
+def _without_talk() -> AbstractContextManager[None]:
     """Ray prints what befalls its workers on stdout, which is for data.
 
     What matters of it is said here.
     """
     from ray._private import worker
 
-    name = "listen_error_messages"
-    before = getattr(worker, name, None)
+    return _replaced(worker, "listen_error_messages", _listen_to_nothing)
+
+
+@contextlib.contextmanager
+def _replaced(module: ModuleType, name: str, value: object) -> Iterator[None]:
+    """Something of a module has another value; nothing happens where this version lacks it."""
+    before = getattr(module, name, None)
     if before is None:
         yield
         return
-    setattr(worker, name, _listen_to_nothing)
+    setattr(module, name, value)
     try:
         yield
     finally:
-        setattr(worker, name, before)
+        setattr(module, name, before)
 
 
 def _listen_to_nothing(*_: object) -> None:

@@ -15,6 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from shadow.audits.contents import content_of
 from shadow.audits.outcome import Outcome
 from shadow.audits.schedule import infos_of
 from shadow.checkpoints.pairing import MatrixPair, Operand, Side, Skipped
@@ -24,7 +25,8 @@ from shadow.places.groups import Direction, direction_of
 from shadow.places.names import name_rules
 from shadow.reasons import STRICT
 from shadow.reports.column_types import Cell, null_if_undefined
-from shadow.reports.columns import MATRICES, RESIDUAL, SPECTRA, TENSORS, Column
+from shadow.reports.columns import FILES, MATRICES, RESIDUAL, SPECTRA, TENSORS, Column
+from shadow.reports.metadata import SIDES
 from shadow.reports.parquet import TableFile, arrow_schema, table_of
 from shadow.reports.provenance import Identity
 from shadow.spectra.measurement import Measurement
@@ -55,15 +57,17 @@ def write_tables(
     outcomes: Mapping[str, Outcome],
     *,
     spectra: bool,
+    repository: Sequence[Mapping[str, Cell]],
     moved: Callable[[Collection[str]], Mapping[str, str]],
-) -> tuple[dict[str, TableFile], dict[str, pa.Table]]:
+) -> tuple[dict[str, TableFile], dict[str, pa.Table], dict[Side, str | None]]:
     """Write the tables of a finished audit, each to the path of its file's name: their files by
     name, closed and without metadata; and what a summary needs of them (see
-    `shadow.summary.tables.needed`), which lies in files of scratch, not in memory.
+    `shadow.summary.tables.needed`), which lies in files of scratch, not in memory; and the digest
+    of each side (see `shadow.audits.contents.content_of`).
 
-    Rows have a fixed order. An outcome is asked for once, and let go when its rows are made. moved:
-    what of the pairs that have nothing in common, which it gets the keys of, is another layer of
-    the base (see `shadow.audits.moved_layers`).
+    repository: the rows of files.parquet. Rows have a fixed order. An outcome is asked for once,
+    and let go when its rows are made. moved: what of the pairs that have nothing in common, which
+    it gets the keys of, is another layer of the base (see `shadow.audits.moved_layers`).
     """
     ordered = sorted(pairs, key=lambda pair: (_order(pair.place), pair.tuned.info.name))
     files = {
@@ -72,6 +76,7 @@ def write_tables(
             ("spectra", SPECTRA),
             ("tensors", TENSORS),
             ("residual", RESIDUAL),
+            ("files", FILES),
             ("matrices", MATRICES),
         )
         if spectra or name != "spectra"
@@ -90,6 +95,7 @@ def write_tables(
     light: dict[str, Outcome] = {}  # by key of a pair: what became of it, without numbers
     stacked: list[tuple[MatrixPair, _Stacked]] = []
     norms = array("d")  # of the deltas
+    checksums: dict[Side, dict[str, str]] = {side: {} for side in SIDES}  # by name of a tensor
     far: set[str] = set()  # keys of the pairs that have nothing in common
     for pair in ordered:  # one at a time: the spectra of 60,000 matrices are gigabytes
         outcome = outcomes[pair.key]
@@ -99,6 +105,8 @@ def write_tables(
             far.add(pair.key)
         if sigmas is not None:
             sigmas.extend(_spectrum_rows(pair, outcome))
+        for side in SIDES:
+            checksums[side].update(outcome.checksums.get(side, {}))
         # made anew: what was read from a journal has its own copy of each text
         light[pair.key] = Outcome(
             pair.key,
@@ -117,23 +125,36 @@ def write_tables(
     if any(skip.reason == "filtered" for skip in skipped):
         energy = 0.0  # that of the pair is not known
     contents = _contents(ordered, light, moved(far))
-    for side in ("base", "tuned"):
-        for row in _rows_of_side(side, ordered, skipped, light, contents):
+
+    def written(rows: Iterator[dict[str, Cell]]) -> Iterator[dict[str, Cell]]:
+        for row in rows:
             tensors.extend([row])
+            yield row
+
+    digests = {
+        side: content_of(
+            written(_rows_of_side(side, ordered, skipped, light, contents, checksums[side]))
+        )
+        for side in SIDES
+    }
     residual = table_of(RESIDUAL, _residual_rows(stacked))
     files["residual"].write(residual)
-    del ordered, light, stacked
+    listed = table_of(FILES, repository)
+    files["files"].write(listed)
+    del ordered, light, stacked, checksums
     for groups in filter(None, (tensors, matrices, sigmas)):
         groups.close()
     for group in without_share.table(MATRICES).to_batches():
         write("matrices", _with_energy_share(pa.table(group), largest, energy))
     for file in files.values():
         file.close()
-    return files, {
+    of_summary = {
         "matrices": for_summary["matrices"].table(MATRICES),
         "tensors": for_summary["tensors"].table(TENSORS),
         "residual": residual,
+        "files": listed,
     }
+    return files, of_summary, digests
 
 
 class _Groups:
@@ -404,6 +425,7 @@ def _rows_of_side(
     skipped: Sequence[Skipped],
     outcomes: Mapping[str, Outcome],
     contents: Mapping[str, Content],
+    checksums: Mapping[str, str],
 ) -> Iterator[dict[str, Cell]]:
     """Exactly one row for each tensor of a side, whatever number of matrices it holds."""
     held: defaultdict[str, list[MatrixPair | Skipped]] = defaultdict(list)
@@ -420,7 +442,10 @@ def _rows_of_side(
 
     for name in sorted(held, key=order):
         content = contents.get(name) if side == "tuned" else None
-        yield _tensor_row(side, _info_of(side, name, held[name][-1]), parts_of(name), content)
+        yield {
+            **_tensor_row(side, _info_of(side, name, held[name][-1]), parts_of(name), content),
+            "checksum": checksums.get(name),
+        }
 
 
 def _info_of(side: Side, name: str, holder: MatrixPair | Skipped) -> TensorInfo:

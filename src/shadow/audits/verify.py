@@ -9,6 +9,8 @@ from pathlib import Path
 
 from shadow.audits.runtime import Runtime
 from shadow.audits.sides import client_for
+from shadow.audits.verify_base import verify_base
+from shadow.audits.verify_files import verify_files
 from shadow.audits.verify_merged import verify_merged
 from shadow.audits.verify_same import verify_same
 from shadow.audits.verify_stored import verify_stored
@@ -49,6 +51,11 @@ class Question:
         return told
 
     @property
+    def models(self) -> list[Reference]:
+        """The checkpoints, where the claim has none by component."""
+        return [side for side in self.checkpoints if isinstance(side, Reference)]
+
+    @property
     def references(self) -> list[Reference]:
         """Every checkpoint that it reads."""
         sides = [*self.checkpoints, *([self.base] if self.base else [])]
@@ -62,15 +69,17 @@ CHECKS: Mapping[str, Check] = {
     "same": lambda asked, runtime, scratch: verify_same(
         asked.of, asked.checkpoints, runtime, scratch
     ),
-    "stored": lambda asked, runtime, scratch: verify_stored(
-        asked.of, asked.checkpoints, asked.base, runtime, scratch
+    "merged": lambda asked, runtime, scratch: verify_merged(
+        asked.of, asked.checkpoints, runtime, scratch
     ),
     "trained": lambda asked, runtime, scratch: verify_trained(
         asked.of, asked.checkpoints, asked.moved, asked.frozen, runtime, scratch
     ),
-    "merged": lambda asked, runtime, scratch: verify_merged(
-        asked.of, asked.checkpoints, runtime, scratch
+    "stored": lambda asked, runtime, scratch: verify_stored(
+        asked.of, asked.checkpoints, asked.base, runtime, scratch
     ),
+    "base": lambda asked, runtime, scratch: verify_base(asked.of, asked.models, runtime, scratch),
+    "files": lambda asked, runtime, scratch: verify_files(asked.of, asked.models, runtime),
 }
 
 

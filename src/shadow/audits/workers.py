@@ -16,15 +16,18 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
 from threadpoolctl import threadpool_limits
 
+from shadow.audits.contents import Summed
 from shadow.audits.outcome import Outcome
 from shadow.audits.schedule import Schedule, ShardKey, source_of
 from shadow.checkpoints.opening import Checkpoint
-from shadow.checkpoints.pairing import MatrixPair, Operand
+from shadow.checkpoints.pairing import MatrixPair, Operand, Side
+from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checkpoints.sources import Fetching, Source
 from shadow.checkpoints.stored_tensors import StoredTensor
 from shadow.places.groups import direction_of
@@ -60,6 +63,7 @@ Made = TypeVar("Made")
 Cut = torch.Tensor | StoredTensor | BlockScaled  # one side of a pair as it is stored
 
 _LOCAL = threading.local()
+NOTHING: Summed = MappingProxyType({})
 _ONE_AT_A_TIME = threading.RLock()  # numbers of threads are of the whole process
 
 
@@ -89,6 +93,7 @@ def measure_pairs(
     fetching: Fetching,
     remember: Remember = solve_anew,
     offload: Offload | None = None,
+    summed: Summed = NOTHING,
 ) -> Generator[Outcome, None, None]:
     """Measure every pair of a schedule in `jobs` threads; outcomes in order of completion.
 
@@ -96,10 +101,17 @@ def measure_pairs(
     largest pairs come first. The numbers do not depend on jobs: each matrix is one thread's work
     with one BLAS thread. Each source is freed when its last outcome has been taken. remember: how
     the spectrum of one side is had. offload: the device that makes Gram matrices, if not the CPU.
+    summed: the tensors whose bytes are summed up with each pair.
     Closing the generator gives up what has not begun, a running download included.
     """
     measure = partial(
-        outcome_of, base=base, tuned=tuned, method=method, remember=remember, offload=offload
+        outcome_of,
+        base=base,
+        tuned=tuned,
+        method=method,
+        remember=remember,
+        offload=offload,
+        summed=summed,
     )
     whole = contextlib.nullcontext() if offload is None else full_products()
     with whole:
@@ -229,6 +241,7 @@ def outcome_of(
     method: Method,
     remember: Remember,
     offload: Offload | None,
+    summed: Summed,
 ) -> Outcome:
     started = time.perf_counter()
     base_verified = _verified(pair.base, base) if pair.base else None
@@ -254,6 +267,7 @@ def outcome_of(
         grams, made = offloaded, offloaded.made
     try:
         measured = _measured(pair, base, tuned, method, counted, grams)
+        checksums = _checksums(summed.get(pair.key, ()), base, tuned)
     finally:  # whatever came of bytes that were written meanwhile, this is what is told
         for source in sources_of(pair, base, tuned):
             source.require_unchanged()
@@ -262,8 +276,21 @@ def outcome_of(
         verified=(base_verified, tuned_verified),
         seconds=time.perf_counter() - started,
         cached=cached,
+        checksums=checksums,
         grams=dict(made),
     )
+
+
+def _checksums(
+    tensors: Sequence[tuple[Side, TensorInfo]], base: Checkpoint, tuned: Checkpoint
+) -> dict[str, dict[str, str]]:
+    """By side and name; without those that were not fetched."""
+    found: dict[str, dict[str, str]] = {}
+    for side, info in tensors:
+        checksum = source_of(base, tuned, (side, info.shard)).checksum(info)
+        if checksum is not None:
+            found.setdefault(side, {})[info.name] = checksum
+    return found
 
 
 def sources_of(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> list[Source]:

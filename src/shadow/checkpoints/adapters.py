@@ -77,7 +77,7 @@ def read_adapter(where: str, config: Mapping[str, object], *, dora: bool = False
     patterns = config.get("alpha_pattern") or {}
     if not isinstance(patterns, dict) or not all(PLAIN.fullmatch(name) for name in patterns):
         raise ShadowError(
-            f"{where}: alpha_pattern has keys that are no module names",
+            f"{where}: alpha_pattern has keys that are not module names",
             "merge it into its base first",
         )
     return Adapter(

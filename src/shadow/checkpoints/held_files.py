@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import zlib
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,8 @@ from pathlib import Path
 from shadow.errors import ShadowError
 
 CAN_READ_FROM = hasattr(os, "preadv")  # a place, and leave that of the file as it is
-WHEN_QUIET = "run the same command again when nothing writes to it any more"
+BLOCK = 1 << 18  # bytes that are read at once for a checksum: they stay in the caches
+WHEN_QUIET = "run the same command again when no program writes to it"
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +58,20 @@ class HeldFile:
                     done += more
         except OSError as error:
             raise self._unreadable(error) from error
+
+    def checksum(self, start: int, stop: int) -> str:
+        """CRC-32 and Adler-32 of the bytes from start to stop, as 16 hexadecimal digits.
+
+        Both together take 0.7 s a GB, SHA-256 or BLAKE2b 1.6 to 2.7 (benchmarks/reading.py). They
+        tell apart what differs by chance, not what somebody made to look alike. Raises as read.
+        """
+        crc, adler = zlib.crc32(b""), zlib.adler32(b"")
+        block = memoryview(bytearray(min(BLOCK, stop - start)))
+        for at in range(start, stop, BLOCK):
+            part = block[: min(BLOCK, stop - at)]
+            self.read(at, part)
+            crc, adler = zlib.crc32(part, crc), zlib.adler32(part, adler)
+        return f"{crc:08x}{adler:08x}"
 
     def _unreadable(self, error: OSError) -> ShadowError:
         return ShadowError(
@@ -98,7 +114,7 @@ class HeldFile:
         try:
             now = os.stat(self.path)  # noqa: PTH116 - once for every matrix
         except OSError as error:
-            raise self.changed("it was taken away") from error
+            raise self.changed("it was removed") from error
         standing = _standing(now)
         if standing[:2] != self.standing[:2]:
             raise self.changed("another file is in its place")
@@ -107,9 +123,7 @@ class HeldFile:
 
     def changed(self, how: str) -> ShadowError:
         """What is told of a file that is no longer what it was."""
-        return ShadowError(
-            f"{self.path} is not what it was when the audit began: {how}", WHEN_QUIET
-        )
+        return ShadowError(f"{self.path} changed during the audit: {how}", WHEN_QUIET)
 
 
 def hold(path: Path) -> HeldFile | None:

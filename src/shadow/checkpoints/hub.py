@@ -132,7 +132,7 @@ def _model_info(repo: str, revision: str | None, say: Say) -> hf.ModelInfo:
         lambda: hf.HfApi().model_info(repo, revision=revision), say, repo=repo, revision=revision
     )
     if not COMMIT.fullmatch(str(info.sha)):
-        raise ShadowError(f"{repo}: the Hub names no commit for it", NO_HUB)
+        raise ShadowError(f"{repo}: the Hub has no commit for it", NO_HUB)
     with contextlib.suppress(Exception):  # notes in the cache what the revision is, for --offline
         hf.resolve_revision(repo, revision=revision)
     return info
@@ -170,7 +170,7 @@ def _cached_commit(repo: str, revision: str | None) -> str:
         what = f"{repo}@{revision}" if revision else repo
         raise ShadowError(f"{what} is {OFFLINE}", as_folder(repo) or ONLINE) from error
     if not COMMIT.fullmatch(commit):
-        raise ShadowError(f"{repo}: the cache names no commit for it", "run once without --offline")
+        raise ShadowError(f"{repo}: the cache has no commit for it", "run once without --offline")
     return commit
 
 
@@ -312,7 +312,9 @@ def _is_damaged(path: Path, file: RemoteFile, stop: Event) -> bool:
                     raise StoppedError
                 digest.update(block)
     except OSError as error:
-        raise ShadowError(f"{path}: {error.strerror or error}", "is the cache readable?") from error
+        raise ShadowError(
+            f"{path}: {error.strerror or error}", "check that the cache can be read"
+        ) from error
     return digest.hexdigest() != expected
 
 
@@ -441,7 +443,9 @@ def copy_range(
                 if stopped.is_set():
                     raise StoppedError
                 if position + len(chunk) > stop:
-                    raise RangeIgnoredError(f"{snapshot.repo}: more bytes came than asked for")
+                    raise RangeIgnoredError(
+                        f"{snapshot.repo}: the server sent more bytes than requested"
+                    )
                 write(chunk)
                 report(len(chunk))
                 position += len(chunk)

@@ -36,7 +36,7 @@ ATTEMPTS = 6  # in a row without a byte of progress
 MAX_WAIT = 300.0  # seconds that a server may ask to wait; for more, the command is given back
 ANSWERED = "shadow.answered"  # noted with a request once its answer has begun
 
-NO_HUB = "is HF_ENDPOINT a Hub?"
+NO_HUB = "check that HF_ENDPOINT is a Hub"
 AGAIN = "run the same command again: it continues from here"
 OFFLINE = "not in the cache, and this run is offline"
 Words = tuple[str, str]  # a message and a hint, both templates
@@ -58,12 +58,12 @@ OF_TYPE: tuple[tuple[type[Exception], Words], ...] = (
     (errors.HFValidationError, ("{repo!r} cannot be the name of a repository", "write org/name")),
 )
 CIRCLE: Words = ("{what} is redirected in a circle", NO_HUB)
-NO_ADDRESS: Words = ("{what} is redirected to something that is no web address", NO_HUB)
+NO_ADDRESS: Words = ("{what} is redirected to something that is not a web address", NO_HUB)
 OF_NAME = dict.fromkeys(CIRCLES, CIRCLE) | dict.fromkeys(NOWHERE, NO_ADDRESS)
 OF_STATUS: dict[int, Words] = {
-    401: ("{what}: the Hub requires a valid login (401)", "{token}; is it still valid?"),
+    401: ("{what}: the Hub requires a valid login (401)", "{token}; check that it is still valid"),
     403: ("{what}: the Hub refuses access (403)", "see {address}; {token}"),
-    429: ("{what}: the Hub says that there were too many requests (429)", "{wait}"),
+    429: ("{what}: too many requests to the Hub (429)", "{wait}"),
 }
 
 
@@ -165,7 +165,7 @@ def problem(error: BaseException) -> str:
     cause = _cause(error)
     status = _status(cause)
     if status == 429:
-        return "says that there were too many requests (429)"
+        return "received too many requests (429)"
     if status is not None:
         return f"answers {status}"
     return "sends files cut short" if _came_short(cause) else "cannot be reached"
@@ -226,7 +226,7 @@ def require_usable_settings() -> None:
     """Refuse an address and a token that no request can have, before the HTTP library does it."""
     if not re.fullmatch(r"https?://[!-~]+", constants.ENDPOINT):
         raise ShadowError(
-            f"{constants.ENDPOINT} is no web address", "HF_ENDPOINT must begin with https://"
+            f"{constants.ENDPOINT} is not a web address", "HF_ENDPOINT must begin with https://"
         )
     try:
         token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()

@@ -42,6 +42,8 @@ MAX_JSON = 64_000_000  # bytes; the largest real index (Kimi-K2, 1.16 M tensors)
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 CONFIG = "config.json"
 PICKLES = "only torch .bin files, which are pickles"
+GGUF = "shadow does not read GGUF files"
+GGUF_HINT = "name the model in safetensors files from which the GGUF file was made"
 PICKLES_HINT = "--allow-pickle reads them in a child process that loads tensors only"
 OWNER = (
     "the file on the Hub is like this: tell its owner, or name another revision (org/name@revision)"
@@ -234,7 +236,7 @@ def open_folder(
             return _open_folder(reference, allow_pickle=allow_pickle, scratch=scratch, dora=dora)
     except OSError as error:
         raise ShadowError(
-            f"{reference}: {error.strerror or error}", "is it a readable folder?"
+            f"{reference}: {error.strerror or error}", "check that the folder can be read"
         ) from error
 
 
@@ -242,6 +244,8 @@ def _open_folder(
     reference: str, *, allow_pickle: bool, scratch: Path | None, dora: bool
 ) -> Checkpoint:
     root = Path(reference)
+    if root.is_file() and root.suffix == ".gguf":
+        raise ShadowError(f"{reference}: {GGUF}", GGUF_HINT)
     if root.is_file():
         raise ShadowError(
             f"{reference} is a file, and a checkpoint is a folder", f"name {root.parent}"
@@ -263,11 +267,13 @@ def _open_folder(
     for shard in weights.shards:
         if not usable_name(shard):
             raise ShadowError(
-                f"{reference}: a file name that is not text: {shard!r}", "rename the file"
+                f"{reference}: the name of a file is not UTF-8: {shard!r}", "rename the file"
             )
         path = root / shard
         if not path.is_file():
-            raise ShadowError(f"{reference}: shard {shard} is missing", "is the download complete?")
+            raise ShadowError(
+                f"{reference}: shard {shard} is missing", "check that the download is complete"
+            )
         file = held_shard(path, shard)
         (header, text), data = _read_shard(file, shard, scratch)
         headers.append(header)
@@ -411,7 +417,7 @@ def _joined(headers: Iterable[Mapping[str, TensorInfo]], weights: Weights) -> di
             problem = f"the index puts it in {shard}, which has no such tensor"
             tensors[name] = TensorInfo(name, "unknown", (), shard, 0, 0, problem=problem)
     if not tensors:
-        raise FileError("its weight files hold no tensors", "is this the right folder?")
+        raise FileError("its weight files hold no tensors", "check that this is the right folder")
     return tensors
 
 
@@ -464,7 +470,7 @@ def _choose_weights(
         if not safetensors and not bins:
             raise FileError(
                 f"an {ADAPTER_CONFIG} without adapter_model.safetensors",
-                "is the download complete?",
+                "check that the download is complete",
             )
     else:
         safetensors = sorted(name for name in names if name.endswith(".safetensors"))
@@ -472,8 +478,7 @@ def _choose_weights(
     if safetensors:
         return Weights(tuple(safetensors), {}, pickled=False, adapter=adapter)
     if not bins and any(name.endswith(".gguf") for name in names):
-        message = f"{where}: GGUF files only, whose weights are packed integers"
-        raise ShadowError(message, "use the model that they were made of")
+        raise ShadowError(f"{where}: {GGUF}", GGUF_HINT)
     if not bins and INDEXES[1] not in names:
         raise ShadowError(f"{where}: no safetensors files in it", _instead_of_weights(names))
     if not allow_pickle:

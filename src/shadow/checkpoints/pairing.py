@@ -178,8 +178,8 @@ def pair_checkpoints(
         if base_is_closed and base_unusable:
             raise _closed(base.reference, base_unusable)
         raise ShadowError(
-            f"{base.reference} and {tuned.reference} share no tensor of one place and shape",
-            "are they a base and a model tuned from it?",
+            f"{base.reference} and {tuned.reference} share no tensor of the same place and shape",
+            "check that these are a base and a model tuned from it",
         )
     lined = [outcome for outcome in outcomes if isinstance(outcome, MatrixPair)]
     apart = [tensor for outcome in outcomes if isinstance(outcome, list) for tensor in outcome]

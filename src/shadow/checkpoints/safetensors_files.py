@@ -70,7 +70,7 @@ def held_shard(path: Path, shard: str) -> HeldFile:
         file = hold(path)
     except OSError as error:
         raise FileError(
-            f"{shard}: {error.strerror or error}", "is the download complete?"
+            f"{shard}: {error.strerror or error}", "check that the download is complete"
         ) from error
     if file is None:
         raise FileError(f"{shard}: not a regular file")

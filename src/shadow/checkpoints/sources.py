@@ -50,10 +50,30 @@ class Source:
     def fetch(self, *, say: Say, report: OnBytes, stop: Event) -> None:
         """Bring the bytes and check them. Raises ShadowError; StoppedError once stop is set."""
 
-    def tensor(self, info: TensorInfo) -> StoredTensor:
-        """A tensor of the shard, which has been fetched. Raises ShadowError where that is gone."""
+    def located(self, info: TensorInfo) -> tuple[HeldFile, TensorInfo]:
+        """A file with a tensor of the shard, which has been fetched, and where in it that lies.
+
+        Raises ShadowError where it is gone.
+        """
         assert self.path is not None, "fetched before it is read"
-        return _tensor_of(self.held or _held_again(self.path), info)
+        file = self.held or _held_again(self.path)
+        if file.size < info.end:
+            raise file.changed("it was cut short")
+        return file, info
+
+    def tensor(self, info: TensorInfo) -> StoredTensor:
+        """A tensor of the shard. Raises as located."""
+        from shadow.checkpoints.stored_tensors import stored_tensor
+
+        return stored_tensor(*self.located(info))
+
+    def checksum(self, info: TensorInfo) -> str | None:
+        """That of a tensor's bytes (see `HeldFile.checksum`); None where it was not fetched.
+
+        Raises as located.
+        """
+        file, there = self.located(info)
+        return file.checksum(there.start, there.end)
 
     def require_unchanged(self) -> None:
         """Raises ShadowError where a file of the user's is no longer the one that is read."""
@@ -87,17 +107,9 @@ def _held_again(path: Path) -> HeldFile:
 
 def _gone(path: Path, why: str) -> ShadowError:
     return ShadowError(
-        f"{path} is not what it was when the audit began: {why}",
+        f"{path} changed during the audit: {why}",
         "run the same command again: it continues from here",
     )
-
-
-def _tensor_of(file: HeldFile, info: TensorInfo) -> StoredTensor:
-    from shadow.checkpoints.stored_tensors import stored_tensor
-
-    if file.size < info.end:
-        raise file.changed("it was cut short")
-    return stored_tensor(file, info)
 
 
 def digest_of(header: str) -> str:
@@ -157,8 +169,8 @@ class WholeFile(Source):
                 )
         self.path = path
 
-    def tensor(self, info: TensorInfo) -> StoredTensor:
-        return LocalFile(self.unpacked).tensor(info) if self.unpacked else super().tensor(info)
+    def located(self, info: TensorInfo) -> tuple[HeldFile, TensorInfo]:
+        return LocalFile(self.unpacked).located(info) if self.unpacked else super().located(info)
 
     def free(self) -> None:
         if not self.keep:
@@ -221,9 +233,13 @@ class ByteRanges(Source):
                 file.flush()
         self.held = _held_again(self.path)
 
-    def tensor(self, info: TensorInfo) -> StoredTensor:
+    def located(self, info: TensorInfo) -> tuple[HeldFile, TensorInfo]:
         shift = self.shifts.get(info.start, 0)  # an empty tensor has no bytes anywhere
-        return super().tensor(replace(info, start=info.start + shift, end=info.end + shift))
+        return super().located(replace(info, start=info.start + shift, end=info.end + shift))
+
+    def checksum(self, info: TensorInfo) -> str | None:
+        was_fetched = info.start in self.shifts or info.start == info.end
+        return super().checksum(info) if was_fetched else None
 
     def free(self) -> None:
         self.held = None

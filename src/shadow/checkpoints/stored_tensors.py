@@ -49,6 +49,7 @@ class StoredTensor:
         self._strides = view.stride()  # in elements
         self._room: Tensor | None = None  # what is read lies in it
         self._kept: tuple[list[Span], Tensor] | None = None
+        self._all: Tensor | None = None  # what is kept, where that is all of it
 
     @property
     def shape(self) -> torch.Size:
@@ -75,17 +76,21 @@ class StoredTensor:
     def whole(self) -> Tensor:
         """All of it, in memory of its own."""
         whole = self[()]
-        self._kept = self._room = None
+        self._kept = self._all = self._room = None
         return whole
 
     def __getitem__(self, index: tuple[slice, ...]) -> Tensor:
         """A part. Raises ShadowError where the file no longer has it."""
+        if self._all is not None:  # of a small tensor every time but the first
+            return self._all[index]
         cut = [*index, *[slice(None)] * (self.ndim - len(index))]
         wanted = [part.indices(size)[:2] for part, size in zip(cut, self.shape, strict=True)]
         if self._kept is None or not _holds(self._kept[0], wanted):
             spans = self._widened(wanted)
             self._kept = None  # its memory serves for the next
             self._kept = spans, self._read(spans)
+            if spans == [(0, size) for size in self.shape]:
+                self._all = self._kept[1]
         spans, kept = self._kept
         if spans == wanted:
             return kept

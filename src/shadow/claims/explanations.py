@@ -49,49 +49,49 @@ EXPLANATIONS = table(
     Claim(
         "merged_adapter",
         "low-rank adapter",
-        "the change is an adapter of low rank, stored as one or merged into the base",
+        "the change is a low-rank adapter, stored as one or merged into the base",
         needs=("figures.rank_ceiling", "inside_layers.rank_most", "inside_layers.rest_rank"),
-        null="a rank of all directions",
+        null="full rank",
     ),
     Claim(
         "orthogonalised_optimiser",
         "orthogonalised optimiser",
-        "an optimiser that makes its updates orthogonal, as Muon does, made the change",
+        "an optimiser with orthogonal updates, such as Muon, made the change",
         needs=("inside_layers.flatter_than_noise", "figures.concentration"),
     ),
     Claim(
         "quantised_copy",
-        "copy through fewer bits",
-        "the tuned side went through fewer bits, and the change is that rounding",
+        "quantised copy",
+        "the tuned model is the base after a round trip through 8 bits or fewer",
         needs=(
             "inside_layers.levels_tuned_few",
             "figures.concentration",
             "inside_layers.relative_norm",
         ),
-        null="no matrix with few distinct values in a row",
+        null="many distinct values in the rows of every matrix",
     ),
     Claim(
         "merge",
         "merge of models",
-        "the tuned side is a mean of several models",
+        "the tuned model is the mean of several models",
         needs=("inside_layers.even_many", "inside_layers.even_some", "inside_layers.even_judged"),
-        null="half of the changed entries with an even last bit",
+        null="an even last bit in half of the changed entries",
     ),
     Claim(
         "short_run",
         "short or slow training",
-        "the training had few steps, or small ones",
+        "the training had few steps or small ones",
         needs=("figures.relative_norm_overall", "figures.relative_norm_overall_unrounded"),
     ),
     Claim(
         "novel_data",
         "novel data",
-        "the data were new to the base, rather than narrow",
+        "the training data were new to the base rather than narrow",
     ),
     Claim(
         "weight_decay",
         "weight decay",
-        "the weights shrank, as decay makes them",
+        "weight decay shrank the weights",
         needs=("inside_layers.decay_cosine_unrounded", "inside_layers.cosine"),
         null="a decay_cosine of 0",
     ),
@@ -139,16 +139,16 @@ def _merge(draft: Draft) -> tuple[Outcome, str]:
         draft.inside("even_judged")
         draft.inside("even_many")
         draft.inside("even_some")
-        which = f"in {all_of(many + some, judged)} more changed entries have an even last bit than"
+        which = f"in {all_of(many + some, judged)}, more changed entries have an even last bit than"
         if 2 * many >= judged:
-            return "holds", f"{which} one rounding leaves: halves were rounded, as in a mean"
-        return "cannot_be_told", f"{which} not: a mean, or a merge computed in 16 bits"
-    reason = "the mean of several models differs from a base as a single model would"
+            return "holds", f"{which} one rounding leaves, as after averaging"
+        return "cannot_be_told", f"{which} not, as after averaging or a merge computed in 16 bits"
+    reason = "a mean of models can differ from a base as a single model does"
     return "cannot_be_told", reason
 
 
 def _novel_data(draft: Draft) -> tuple[Outcome, str]:
-    reason = "data that are new to the base leave the same kind of change as narrow data"
+    reason = "data new to the base leave the same kind of change as narrow data"
     return "cannot_be_told", reason
 
 
@@ -156,39 +156,37 @@ def _merged_adapter(draft: Draft) -> tuple[Outcome, str]:
     figures, inside = draft.summary.figures, draft.summary.inside_layers
     if figures.rank_ceiling is not None:
         rank = draft.write(figures.rank_ceiling, "figures.rank_ceiling", "count")
-        return "holds", f"the tuned side is an adapter, of rank {rank} at most"
+        return "holds", f"the tuned side is an adapter of rank {rank} at most"
     side, least, most = figures.short_side, inside.rank_least, inside.rank_most
     if side is None or least is None or most is None:
         return "cannot_be_told", "the rank of the update is unknown"
     if least <= 1 and not is_low_rank(draft.summary):
-        return "cannot_be_told", "its rank cannot be told"
+        return "cannot_be_told", "the rank of the update is unknown"
     directions = draft.directions()
     if is_low_rank(draft.summary):
         rank = draft.write(most, "inside_layers.rank_most", "count")
-        return "holds", f"the median update has rank {rank} at most, of {directions}"
+        return "holds", f"the median update has rank {rank} at most, of {directions} possible"
     rest = inside.rest_rank
     most_have = 2 * inside.rest_known >= inside.matrices and (inside.rest_norm or 0) >= IN_8_BITS
     if most_have and rest is not None and rest <= min(USUAL_RANK, LOW * side):
         number = draft.write(rest, "inside_layers.rest_rank", "count")
-        text = "the change is like noise, which a coarser rounding beside one may have left"
+        text = "the change looks like noise, and a coarser rounding may hide an adapter in it"
         if rest:
             text = (
-                f"{number} of {directions} directions stand out of a rest that is like noise, which"
-                " a coarser rounding may have left"
+                f"{number} of {directions} directions {'stands' if rest == 1 else 'stand'} out, and"
+                " a coarser rounding may have left the rest, which looks like noise"
             )
         return "cannot_be_told", text
     rank = draft.write(least, "inside_layers.rank_least", "count")
     if least <= min(USUAL_RANK, HIGH * side):
-        return "cannot_be_told", f"only a rank below {rank} of {directions} is excluded"
-    reason = f"the median update has rank {rank} or more, of {directions}"
+        return "cannot_be_told", f"only ranks below {rank}, of {directions} possible, are excluded"
+    reason = f"the median update has rank {rank} or more, of {directions} possible"
     if stands_out(draft.summary):
         spikes = text_of(draft.inside("spikes"), "about")
         what = "the direction that stands out"
         if spikes != "1":
-            what = f"the {spikes} that stand out"
-        reason = (
-            f"not alone: {reason}; with another change beside it, an adapter may have left {what}"
-        )
+            what = f"the {spikes} directions that stand out"
+        reason = f"{reason}; beside another change, an adapter may have left {what}"
     return "does_not_hold", reason
 
 
@@ -206,36 +204,41 @@ def _orthogonalised(draft: Draft) -> tuple[Outcome, str]:
         if figures.concentration > most + LIKE_NOISE:
             size = draft.write(figures.concentration, "figures.concentration", "fixed")
             return "does_not_hold", (
-                f"concentration is {size}, and at most {most:.2f} in {len(known)} trainings of the"
-                f" lab with Muon on {counted(bases, 'base', 'bases')}"
+                f"concentration is {size}, and at most {most:.2f} in the lab's"
+                f" {len(known)} trainings with Muon ({counted(bases, 'base', 'bases')})"
             )
-    compared = "the lab has no such training of this size"
+    compared = "the lab has no training with Muon of this size"
     if known:
-        compared = "the lab's trainings with Muon are like it"
-    return "cannot_be_told", f"many such steps can add up to structure, and {compared}"
+        compared = "the lab's trainings with Muon look similar"
+    return "cannot_be_told", f"many orthogonal updates can add up to structure, and {compared}"
 
 
 def _quantised(draft: Draft) -> tuple[Outcome, str]:
     record, inside = draft.summary, draft.summary.inside_layers
     through = few_bits(draft)
     if through == "format":
-        return "holds", f"a side of {all_of(inside.in_8_bits, inside.matrices)} is stored in 8 bits"
+        stored = "is stored" if inside.matrices == 1 else "are stored"
+        which = all_of(inside.in_8_bits, inside.matrices)
+        return "holds", f"{which} {stored} in 8 bits on one side"
     if through is not None:
         few, judged = few_of(record, "tuned")
         have = "has" if judged == 1 else "have"
         return "holds", (
-            f"{few:,} of {counted(judged, 'matrix', 'matrices')} of the tuned side {have} few"
-            " distinct values in a row"
+            f"{few:,} of {counted(judged, 'matrix', 'matrices')} of the tuned model {have} few"
+            " distinct values in each row"
         )
     concentration = record.figures.concentration
     if concentration is not None and concentration > STRUCTURED:
         size = draft.write(concentration, "figures.concentration", "fixed")
-        return "does_not_hold", f"concentration is {size}, and such a rounding leaves about 0"
+        return "does_not_hold", f"concentration is {size}, and rounding leaves about 0"
     norm = draft.inside("relative_norm")
     if norm is not None and norm < IN_8_BITS:
         size = text_of(norm, "share")
-        return "does_not_hold", f"the median change is {size}, and 8 bits leave 0.3 % or more"
-    return "cannot_be_told", "a rounding in blocks or by column leaves the values of a row distinct"
+        return (
+            "does_not_hold",
+            f"the median change is {size}, and rounding to 8 bits leaves 0.3 % or more",
+        )
+    return "cannot_be_told", "rounding in blocks or by column does not show in the values of a row"
 
 
 def _short_run(draft: Draft) -> tuple[Outcome, str]:
@@ -250,7 +253,7 @@ def _short_run(draft: Draft) -> tuple[Outcome, str]:
         return "holds", f"the change is only {size} of the base's norm"
     if value > LARGE:
         return "does_not_hold", f"the change is {size} of the base's norm"
-    return "cannot_be_told", f"a change of {size} may be few large steps or many small ones"
+    return "cannot_be_told", f"few large steps or many small ones can make a change of {size}"
 
 
 def _weight_decay(draft: Draft) -> tuple[Outcome, str]:
@@ -263,26 +266,26 @@ def _weight_decay(draft: Draft) -> tuple[Outcome, str]:
         return "cannot_be_told", "the report does not say whether the weights shrank"
     rounded = floor is not None and floor < CLEAR
     if is_lost(draft.summary) or (rounded and name == "decay_cosine"):
-        reason = "decay of less than half a step of the format leaves no trace"
+        reason = "rounding hides decay of less than half a step of the storage format"
         return "cannot_be_told", reason
     if value < STILL and alike is not None and alike < POINTS_ELSEWHERE:
         of_sides = draft.write(alike, "inside_layers.cosine", "fixed")
         return "does_not_hold", (
-            f"base and tuned have a median cosine of {of_sides}, and decay leaves 1: replaced,"
-            " exchanged or negated matrices also change against the weights"
+            f"base and tuned have a median cosine of {of_sides}, and decay leaves 1: replaced or"
+            " negated matrices point against the weights too"
         )
     cosine = draft.write(value, f"inside_layers.{name}", "fixed")
     if value >= STILL:
         return "does_not_hold", (
-            f"the change does not point against the weights (median cosine {cosine}, of decay alone"
-            " -1)"
+            f"the change does not point against the weights (median cosine {cosine}; decay alone"
+            " gives -1)"
         )
     if alike is None:  # although the change has a direction: the tuned side has none
         draft.figures.clear()
         return "does_not_hold", "the tuned weights are 0"
     if value <= SHRINKS and alike >= POINTS_ALIKE:
         return "holds", f"the change points against the weights (median cosine {cosine})"
-    reason = f"a part of the change points against the weights (median cosine {cosine})"
+    reason = f"part of the change points against the weights (median cosine {cosine})"
     return "cannot_be_told", reason
 
 

@@ -29,38 +29,38 @@ GATES = table(
     Claim(
         "changed",
         "a matrix changed",
-        "some matrix changed; biases and norms do not count",
+        "at least one matrix changed; biases and norms do not count",
         needs=("figures.matrices",),
         null="0",
     ),
     Claim(
         "lineage",
         "the tuned model comes from the base",
-        "the median cosine of base and tuned matrices outside embeddings and heads is at least"
-        f" {LINEAGE:g}, and its matrices are where the base's are",
-        null="0 for unrelated models of one shape",
+        "base and tuned matrices are similar (their median cosine outside embeddings and heads is"
+        f" at least {LINEAGE:g}), and no layers, signs or neurons are rearranged",
+        null="a cosine of 0, as between unrelated models of one shape",
     ),
     Claim(
         "paired",
         "the two are states of one model",
-        f"at least {100 * PAIRED:.0f} % of the larger side's parameters were compared; what an"
-        " adapter leaves alone counts, what a filter leaves out does not",
+        f"at least {100 * PAIRED:.0f} % of the larger side's parameters were compared. What an"
+        " adapter leaves unchanged counts as compared; what a filter leaves out does not",
     ),
     Claim(
         "rounding",
         "the change is more than rounding",
-        f"the median `floor_ratio` is at least {ROUNDING:g}, or nothing was rounded",
+        f"the median `floor_ratio` is at least {ROUNDING:g}, or storage rounded nothing",
         needs=("figures.floor_ratio",),
-        null="1 for a copy that was rounded once",
+        null="a floor_ratio of 1, as of a copy that was rounded once",
     ),
     Claim(
         "rank",
         "the change has full rank",
-        f"the median delta has {100 * FULL_RANK:.0f} % of its directions or more, by an adapter's"
-        " rank, by `numerical_rank`, and by how many hold all but rounding where these are few;"
-        " what rounding took too much of may pass",
+        f"the median delta has at least {100 * FULL_RANK:.0f} % of the directions that its shape"
+        " allows. The rank of an adapter counts, and so does `numerical_rank`; directions that hold"
+        " no more than rounding do not. A low-rank change that rounding mostly hides may pass",
     ),
-    Claim("formats", "every format is read", "no tensor is packed or of an unknown format"),
+    Claim("formats", "every format is read", "no tensor is in a packed or an unknown format"),
 )
 
 
@@ -124,23 +124,22 @@ def _changed(record: PairRecord, standing: Standing) -> Answer:
     count = record.figures.matrices
     if not count and not standing.identical:
         return _answer("changed", None, passed=False, reason="no matrix was compared")
-    reason = "nothing changed: every matrix that was compared is identical"
     if count:
         reason = f"{counted(count, 'matrix', 'matrices')} changed"
     elif record.vectors.changed:
-        reason = (
-            f"no matrix changed: {_moved(record.vectors)} moved, and every matrix that was compared"
-            " is identical"
-        )
+        reason = f"no matrix changed, but {_changed_vectors(record.vectors)} did"
+    elif record.vectors.compared:
+        reason = "nothing changed: all matrices, biases and norms that were compared are identical"
+    else:
+        reason = "nothing changed: all matrices that were compared are identical"
     return _answer("changed", count, passed=count > 0, reason=reason)
 
 
-def _moved(vectors: VectorFigures) -> str:
-    """`3 of 128 vectors (biases and norms)`."""
-    if vectors.changed == vectors.compared == 1:
-        return "the only vector (a bias or norm)"
-    noun = "vector" if vectors.compared == 1 else "vectors"
-    return f"{vectors.changed:,} of {vectors.compared:,} {noun} (biases and norms)"
+def _changed_vectors(vectors: VectorFigures) -> str:
+    """`3 of 128 biases and norms`."""
+    if vectors.compared == 1:
+        return "the only bias or norm"
+    return f"{vectors.changed:,} of {vectors.compared:,} biases and norms"
 
 
 def _lineage(record: PairRecord, standing: Standing) -> Answer:
@@ -151,20 +150,20 @@ def _lineage(record: PairRecord, standing: Standing) -> Answer:
     passed = cosine >= LINEAGE and not is_rearranged(record)
     if record.figures.rank_ceiling is not None:
         reason = (
-            "an adapter fits any base of its shape, so it is unknown whether it was made for"
-            " this one"
+            "an adapter fits any base of its shape, so nothing shows whether it was trained on this"
+            " one"
         )
     elif is_rearranged(record):
         reason = (
-            "the tuned weights are the base's in other layers, negated or in another order, so"
-            f" their difference is no change (median cosine {cosine:.3f})"
+            "layers, signs or neurons of the base are rearranged, so the difference is not an"
+            f" update (median cosine {cosine:.2f})"
         )
     elif passed:
-        reason = f"the tuned weights point where the base's do (median cosine {cosine:.3f})"
+        reason = f"base and tuned weights are similar (median cosine {cosine:.2f})"
     else:
         reason = (
-            f"the tuned weights have little in common with the base's (median cosine {cosine:.3f}):"
-            " not its descendant"
+            f"base and tuned weights have little in common (median cosine {cosine:.2f}): they do"
+            " not look like a base and a model tuned from it"
         )
     return _answer("lineage", cosine, passed=passed, reason=reason)
 
@@ -173,8 +172,8 @@ def _paired(standing: Standing) -> Answer:
     passed = standing.compared >= PAIRED
     reason = f"{standing.compared_percent:.1f} % of the larger side's parameters were compared"
     if not passed:
-        asked = ": a part was asked for"
-        reason += asked if standing.is_part else ": these are not two states of one model"
+        filtered = ": a filter left out the rest"
+        reason += filtered if standing.is_part else ": these are not two states of one model"
     return _answer("paired", standing.compared, passed=passed, reason=reason)
 
 
@@ -184,7 +183,7 @@ def _rounding(record: PairRecord) -> Answer:
         return _answer("rounding", None, passed=True, reason="storage did not round the change")
     times = f"{figure:.2g}" if figure < 100 else f"{figure:,.0f}"
     only = "only " if figure < ROUNDING else ""
-    reason = f"the change is {only}{times} times the rounding of its storage"
+    reason = f"the change is {only}{times} times as large as rounding alone would make it"
     return _answer("rounding", figure, passed=figure >= ROUNDING, reason=reason)
 
 
@@ -192,19 +191,20 @@ def _rank(standing: Standing) -> Answer:
     """The share of its directions that a delta has at all: what an adapter of low rank bounds."""
     share = standing.rank_share
     if share is None:
-        return _answer("rank", None, passed=True, reason="no rank ceiling")
+        return _answer("rank", None, passed=True, reason="the rank of no delta is known")
     if share >= FULL_RANK:
         reason = (
-            f"the median delta has {100 * share:.0f} % of its directions, those of rounding"
-            " included"
+            f"the median delta has {100 * share:.0f} % of the directions that its shape allows,"
+            " rounding included"
         )
     else:
-        what = f"the median delta has rank {standing.rank:.0f} at most, as a merged adapter has"
+        what = f"the median delta has rank {standing.rank:.0f} at most, like a merged adapter"
         if standing.rank_ceiling:
             ceiling = standing.rank_ceiling
-            what = f"an adapter's rank {ceiling:.0f} bounds the spectrum of every delta by design"
+            what = f"the adapter limits every delta to rank {ceiling:.0f}"
         reason = (
-            f"{what}: how concentrated it is says little of the training; norms and places hold"
+            f"{what}. Its concentration therefore says little about the training; norms and"
+            " locations are still valid"
         )
     return _answer("rank", share, passed=share >= FULL_RANK, reason=reason)
 
@@ -212,12 +212,12 @@ def _rank(standing: Standing) -> Answer:
 def _formats(standing: Standing) -> Answer:
     share = standing.unread
     if share:
-        reason = f"{100 * share:.1f} % of the parameters are stored in a format that is not read"
+        reason = f"{100 * share:.1f} % of the parameters are in a format that shadow does not read"
     elif standing.formats:
         reason = (
-            "the sides are stored in different formats"
-            f" ({', '.join(standing.formats)[:60]}): the change contains a rounding"
+            "base and tuned are stored in different formats"
+            f" ({', '.join(standing.formats)[:60]}), so the change includes rounding"
         )
     else:
-        reason = "both sides are stored in one known format"
+        reason = "base and tuned are stored in the same formats"
     return _answer("formats", share, passed=not share, reason=reason)

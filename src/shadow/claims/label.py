@@ -14,6 +14,7 @@ from typing import Literal
 
 from shadow.claims.gates import Gate, failed
 from shadow.claims.reference import (
+    COMPARE,
     Calibration,
     Position,
     Trainings,
@@ -23,7 +24,7 @@ from shadow.claims.reference import (
     runs,
     word,
 )
-from shadow.summary.figures import PairFigures
+from shadow.summary.figures import ALSO_MOVED_BY, PairFigures
 from shadow.summary.record import PairRecord
 
 Label = Literal["concentrated", "distributed", "mixed", "indeterminate", "not assessable"]
@@ -33,17 +34,16 @@ Label = Literal["concentrated", "distributed", "mixed", "indeterminate", "not as
 # counts is another margin, of comparison.py.
 MARGIN = 0.03
 SPIKED = 0.05  # the share of matrices with a spike up to which there are none to speak of
-MUON = "an optimiser that makes its updates orthogonal (Muon)"
+MUON = "an optimiser with orthogonal updates (Muon)"
 NOT_SHOWN = (
-    "what data the model was trained on: optimiser, adapters, learning rate and novelty of the data"
-    " move these figures as much as narrowness does",
+    f"which data the model was trained on: {ALSO_MOVED_BY}",
     "what the model can or cannot do",
 )
 CONSISTENT = {  # with a failed gate, by its name
     "changed": "a copy of the base",
-    "lineage": "two models that were trained apart",
-    "paired": "models that share a part, or an audit of a part",
-    "rounding": "a copy of the base in another format, or a change too small for its storage",
+    "lineage": "two models that were trained independently",
+    "paired": "two models that share a part, or an audit of a part",
+    "rounding": "a copy of the base in another format, or a change too small for its format",
     "rank": "a low-rank adapter, merged or not",
 }
 
@@ -89,7 +89,7 @@ def footprint(record: PairRecord, gates: Sequence[Gate], optimizer: str | None =
     figures = record.figures
     concentration = figures.concentration
     shipped = calibration()
-    trainings, unlike = None, "the reference has trainings of text decoders alone"
+    trainings, unlike = None, "the reference only has trainings of text decoders"
     if {row.component for row in record.modules} <= {"language"}:
         trainings = choose(shipped.trainings, figures.short_side, optimizer)
         unlike = _unlike(shipped)
@@ -128,31 +128,28 @@ def label(
     if abs(concentration) <= MARGIN and spiked <= SPIKED:
         return (
             "indeterminate",
-            "the change looks like noise of the same profile: nothing tells it from rounding",
+            "the change looks like noise of the same profile, as rounding does",
         )
     if trainings is None:
         return (
             "not assessable",
-            f"every gate passed, but {unlike}; two models tuned from one base can be compared",
+            f"every gate passed, but {unlike}. {COMPARE}",
         )
     return word(figures, trainings)
 
 
 def _unlike(shipped: Calibration) -> str:
     """Why there are no trainings to hold a pair against."""
-    sides = " and ".join(str(side) for side in shipped.short_sides)
-    return (
-        f"the reference of known trainings has matrices of {sides} on the short side, and these are"
-        " of another size"
-    )
+    sides = " or ".join(str(side) for side in shipped.short_sides)
+    return f"the reference only has trainings of matrices with a short side of about {sides}"
 
 
 def _of_concentration(value: float, figures: PairFigures) -> str:
     if value > MARGIN:
-        return "fewer directions than noise of the same profile has"
+        return "fewer directions than noise of the same profile"
     if value < -MARGIN:
         return "flatter than noise"
-    return "as many directions as noise of the same profile has"
+    return "as many directions as noise of the same profile"
 
 
 # by name: the value of noise of the same profile, and what a value says
@@ -160,16 +157,21 @@ EVIDENCE: Mapping[str, tuple[float | None, Callable[[float, PairFigures], str]]]
     "concentration": (0.0, _of_concentration),
     "participation_share": (
         1.0,
-        lambda x, _: f"its participation ratio is {100 * x:.0f} % of that of its null",
+        lambda x, _: f"the participation ratio is {100 * x:.0f} % of the null's",
     ),
-    "spike_energy": (0.0, lambda x, _: f"{100 * x:.0f} % of the energy stands out of the null"),
+    "spike_energy": (
+        0.0,
+        lambda x, _: f"{100 * x:.0f} % of the energy is above the edge of the null",
+    ),
     "spiked": (
         0.0,
-        lambda x, _: f"{100 * x:.0f} % of the matrices have a direction that stands out",
+        lambda x, _: (
+            f"{100 * x:.0f} % of the matrices have a singular value above the edge of the null"
+        ),
     ),
     "effective_layers": (
         None,
-        lambda x, of: f"the energy fills {x:.1f} of {of.depth_layers} layers",
+        lambda x, of: f"the energy is spread over {x:.1f} of {of.depth_layers} layers",
     ),
     "embedding_rows_changed": (
         None,
@@ -197,13 +199,12 @@ def _measured(record: PairRecord, gates: Sequence[Gate]) -> list[str]:
     """What was measured: of matrices that changed, or of some that were compared and did not."""
     if record.figures.matrices:
         return [
-            "spectra of base, tuned and delta of every matrix, and how they differ from a sign-flip"
-            " null",
-            "where the update lies, over layers and modules",
+            "the spectra of base, tuned and delta of every matrix, compared with the null",
+            "where the update lies, by layer and module",
         ]
     if any(gate.name == "changed" and gate.figure is None for gate in gates):
         return []
-    return ["that no matrix of those compared has changed"]
+    return ["that no matrix changed, of those that were compared"]
 
 
 def _consistent_with(record: PairRecord, gates: Sequence[Gate], given: Label) -> list[str]:
@@ -211,7 +212,7 @@ def _consistent_with(record: PairRecord, gates: Sequence[Gate], given: Label) ->
         if stopped[0].name == "changed" and stopped[0].figure is None:
             return []  # nothing was compared
         if stopped[0].name == "changed" and record.vectors.changed:
-            return ["a training of biases and norms alone (BitFit)"]
+            return ["training of biases and norms only (BitFit)"]
         return [CONSISTENT[gate.name] for gate in stopped if gate.name in CONSISTENT][:1]
     concentration = record.figures.concentration
     if concentration is None:

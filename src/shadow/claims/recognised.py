@@ -30,26 +30,26 @@ RECOGNISED = table(
     Claim(
         "copy",
         "rounded copy",
-        "every tensor that changed is the other side's, stored in another format",
+        "every changed tensor is the other side's tensor in another format",
         needs=("recognised.casts.tensors", "recognised.casts.beside"),
-        null="a tensor with an entry that is no cast of the other side's",
+        null="at least one entry that is not the other side's in another format",
     ),
     Claim(
         "mostly_copy",
         "rounded copy with changes",
-        "most tensors that changed are the other side's, stored in another format; some are not",
+        "most changed tensors are the other side's tensors in another format; some are not",
         needs=("recognised.casts.tensors", "recognised.casts.beside"),
     ),
     Claim(
         "scaled",
         "scaled base",
-        "every matrix that changed is the base's times one factor",
+        "every changed matrix is the base's times one factor",
         needs=("recognised.scaled.matrices", "recognised.scaled.factor"),
     ),
     Claim(
         "zeroed",
         "pruned base",
-        "in every matrix that changed some entries became 0, and all others stayed",
+        "in every changed matrix, some entries became 0 and all others stayed the same",
         needs=("recognised.zeroed.matrices", "recognised.zeroed.share"),
     ),
     Claim(
@@ -61,9 +61,9 @@ RECOGNISED = table(
     Claim(
         "scaled_lines",
         "scaled rows or columns",
-        "factors for rows, or for columns, explain most of the change of some matrices",
+        "one factor for each row, or each column, explains most of the change of some matrices",
         needs=("recognised.scaled_lines.matrices", "recognised.scaled_lines.share"),
-        null="a share of about one over the length of a row or column",
+        null="a share of about 1 / the length of a row or column",
     ),
     Claim(
         "few_rows",
@@ -74,26 +74,26 @@ RECOGNISED = table(
     Claim(
         "layers_moved",
         "moved layers",
-        "layers are other layers of the base by their content, as after some were dropped or"
+        "layers have the content of other layers of the base, as after layers were dropped or"
         " inserted",
         needs=("recognised.rearranged.moved.layers",),
-        null="none of unrelated models",
+        null="not found between unrelated models",
         error_rate=PLANTED,
     ),
     Claim(
         "negated",
         "negated matrices",
-        "matrices are the base's with the opposite sign, up to some training",
+        "matrices are the base's with the opposite sign, apart from some training",
         needs=("recognised.rearranged.negated.matrices",),
-        null="none of unrelated models",
+        null="not found between unrelated models",
         error_rate=PLANTED,
     ),
     Claim(
         "reordered",
         "reordered neurons",
-        "matrices are the base's with their rows or columns in another order, up to some training",
+        "matrices are the base's with rows or columns in another order, apart from some training",
         needs=("recognised.rearranged.reordered.matrices",),
-        null="none of unrelated models",
+        null="not found between unrelated models",
         error_rate=PLANTED,
     ),
 )

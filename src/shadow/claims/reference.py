@@ -35,6 +35,7 @@ AXIS_NAMES: Mapping[str, str] = {
 }
 # of log2 of the median short side: how far matrices of the reference may be from a pair's
 NEAR = 0.5
+COMPARE = "`shadow compare` compares two models tuned from one base"
 OPTIMIZERS = ("adamw", "sgd", "muon")  # of full rank, that the reference has
 
 Word = Literal["concentrated", "distributed", "mixed", "not assessable"]
@@ -109,9 +110,9 @@ def reach(shipped: Calibration) -> str:
     low = min(trainings.norms[0] for trainings in shipped.trainings)
     high = max(trainings.norms[1] for trainings in shipped.trainings)
     return (
-        f"Labels reach full-rank updates of text decoders whose matrices are {least:.0f} to"
-        f" {most:.0f} wide on the short side, with relative norms of {low:.2g} to {high:.2g}:"
-        " nearly all released models are larger, and get none."
+        "Labels are for full-rank updates of text decoders whose matrices have a short side of"
+        f" {least:.0f} to {most:.0f}, with relative norms of {low:.2g} to {high:.2g}. Nearly all"
+        " released models are larger and get no label."
     )
 
 
@@ -263,26 +264,25 @@ def word(figures: Mapping[str, float | None], trainings: Trainings) -> tuple[Wor
     low, high = trainings.norms
     if norm is None or not low <= norm <= high:
         return "not assessable", _outside(norm, trainings)
-    whose = f"with {trainings.optimizer or 'any optimiser'}"
-    against = f"trainings of the reference ({whose}, {trainings.short_side} wide)"
     bound = trainings.bounds["concentration"]
     first = points("concentration", value, bound)
     if not first:
         bases = _resting(bases_of(trainings.short_side, trainings.optimizer))
         return (
             "mixed",
-            f"concentration {value:.3f} lies where narrow and broad {against} both lie "
-            f"({bound.distributed:.3f} to {bound.concentrated:.3f}, {bases})",
+            f"concentration {value:.2f} is between {bound.distributed:.2f} and"
+            f" {bound.concentrated:.2f}, where narrow and broad trainings of the reference overlap"
+            f" ({_whose(trainings)}, {bases})",
         )
-    label, beyond = _beyond(first, trainings, against=against, bound=bound)
-    reason = f"concentration {value:.3f} is {beyond}"
+    label, beyond = _beyond(first, trainings, bound=bound)
+    reason = f"concentration {value:.2f} is {beyond}"
     objecting = _objecting(first, figures, trainings)
     if not objecting:
         return label, reason
     data = "narrow" if first > 0 else "broad"
-    lie = "lies" if len(objecting) == 1 else "lie"
-    where = f"where no {data} training of the reference does"
-    return "mixed", f"{' and '.join(objecting)} {lie} {where}, though {reason}"
+    are = "is" if len(objecting) == 1 else "are"
+    where = f"outside the range of the {data} trainings of the reference"
+    return "mixed", f"{' and '.join(objecting)} {are} {where}, although {reason}"
 
 
 def _outside(norm: float | None, trainings: Trainings) -> str:
@@ -290,8 +290,8 @@ def _outside(norm: float | None, trainings: Trainings) -> str:
     low, high = trainings.norms
     size = "unknown" if norm is None else f"{norm:.2g}"
     return (
-        f"every gate passed, but the reference has trainings of relative norms from {low:.2g} to"
-        f" {high:.2g}, and this one is {size}; two models tuned from one base can be compared"
+        f"every gate passed, but the reference has relative norms from {low:.2g} to {high:.2g}, and"
+        f" this one is {size}. {COMPARE}"
     )
 
 
@@ -303,11 +303,11 @@ def _objecting(way: int, figures: Mapping[str, float | None], trainings: Trainin
     for name, bound in trainings.bounds.items():
         figure = figures.get(name)
         if name != "concentration" and figure is not None and points(name, figure, bound) == -way:
-            found.append(f"{AXIS_NAMES[name]} of {figure:.3g}")
+            found.append(f"{AXIS_NAMES[name]} of {figure:.2g}")
     return found
 
 
-def _beyond(way: int, trainings: Trainings, against: str, bound: Bound) -> tuple[Word, str]:
+def _beyond(way: int, trainings: Trainings, bound: Bound) -> tuple[Word, str]:
     """The label beyond a bound, and beyond how many trainings that is: way is +1 where more
     concentrated, else -1.
     """
@@ -317,14 +317,21 @@ def _beyond(way: int, trainings: Trainings, against: str, bound: Bound) -> tuple
         label = "concentrated"
         data, count, than, limit = "broad", trainings.broad, "higher", bound.concentrated
     bases = _resting(bases_of(trainings.short_side, trainings.optimizer, data))
-    return label, f"{than} than in all {count} {data} {against} (bound {limit:.3f}, {bases})"
+    return label, (
+        f"{than} than in all {count} {data} trainings of the reference ({_whose(trainings)}, bound"
+        f" {limit:.2f}, {bases})"
+    )
+
+
+def _whose(trainings: Trainings) -> str:
+    return f"{trainings.optimizer or 'any optimiser'}, short side {trainings.short_side}"
 
 
 def _resting(bases: int) -> str:
     """What a bound that no training of so many exchangeable bases passes promises of a new one."""
     if bases < 2:
-        return "on one base, which promises nothing of another"
-    return f"on {bases} bases: about 1 new base in {bases + 1} would exceed it by chance"
+        return "one base, which says nothing about another"
+    return f"{bases} bases, so about 1 new base in {bases + 1} exceeds it by chance"
 
 
 def position(concentration: float, trainings: Trainings, table: Sequence[ReferenceRun]) -> Position:

@@ -1,9 +1,15 @@
 """What `--fail-on` and policy files say -> Rule. Parsed, never evaluated.
 
-    figure := [component "."] [module "."] metric
+    place  := [component "."] [module "."] ["layers." first ["-" last] "."]
+    figure := place metric
     rule   := figure ("<" | "<=" | ">" | ">=" | "==" | "!=") number  |  "label" ("==" | "!=") word
+            | place ("changed" | "unchanged")
+            | "files." kind ["." word] ("changed" | "unchanged" | "added" | "removed")
+            | ["not"] ("gate" | "verify") "." claim
 
-Figures are `language.mlp.up.concentration`, `vision.energy_share` and `spiked`, for example.
+Figures are `language.mlp.up.concentration`, `vision.energy_share` and `spiked`, for example; places
+are `language.embed` and `layers.0-7`, without the last dot. A rule says what must not be: one on a
+claim is violated when the claim holds, with `not` when it does not.
 
 Component and module may hold * and ?. A word that this version does not know is a UsageError with
 the nearest known one, whatever the report holds.
@@ -37,6 +43,19 @@ COMPARISONS: Mapping[str, Callable[[Any, Any], bool]] = {
     "==": operator.eq,
     "!=": operator.ne,
 }
+CHANGED, UNCHANGED = "changed", "unchanged"
+OF_PLACES = (CHANGED, UNCHANGED)
+OF_FILES = (CHANGED, UNCHANGED, "added", "removed")
+HOLDS, FAILS = "holds", "does not hold"
+STATES = (*OF_FILES, HOLDS, FAILS)  # comparisons that need no number
+FILES, GATE, VERIFY = "files", "gate", "verify"  # what stands before the name of these
+# kinds of files, and what is known inside them, that stand behind FILES
+OF_REPOSITORIES = (
+    *("config", "generation", "chat_template", "tokenizer", "code", "pickle", "weights", "index"),
+    *("document", "other", "vocabulary", "merges", "special_tokens"),
+)
+# claims about checkpoints that figures of a report answer; others need `shadow verify`
+OF_REPORTS = ("same", "files")
 MOVED = "moved"  # the comparison of a rule that holds a figure against its interval in a baseline
 LABEL = "label"
 LABELS: tuple[str, ...] = get_args(Label)
@@ -48,6 +67,9 @@ OF_BOTH = ("participation_share", "matrices", "energy", "energy_share", "paramet
 OF_A_MODULE = (*OF_BOTH, "parameters")
 OF_A_COMPONENT = (*OF_BOTH, "tensors", "identical", *DEPTH)
 OF_THE_PAIR = tuple(column.name for column in (*FIGURES, *COUNTS))
+STATE = re.compile(r"\s*(\S+)\s+(changed|unchanged|added|removed)\s*")
+CLAIM = re.compile(r"\s*(?:(not)\s+)?(gate|verify)\.(\S+)\s*")
+LAYERS = re.compile(r"(?:^|(?<=\.))layers?\.(\d{1,6})(?:-(\d{1,6}))?(?:\.|$)")
 EXPRESSION = re.compile(r"\s*([^\s<>=!]+)\s*([<>=!]+)\s*(.*?)\s*", re.DOTALL)
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 LONGEST = 200  # characters of an expression
@@ -60,8 +82,9 @@ OF_NORMS = {  # two figures that are easily taken for each other
     ),
 }
 SUCH_AS = "such as language.mlp.up.concentration"
+SUCH_PLACE = "such as language.embed or layers.0-7"
 SUCH = "language.mlp.up.concentration > 0.5"
-QUOTE = "put the whole rule in quotes, since to a shell > and < are files"
+QUOTE = "put the whole rule in quotes: without them the shell takes > and < for files"
 HINT = f"write a figure, a comparison and a number, such as '{SUCH}'"
 
 
@@ -74,10 +97,17 @@ class Metric:
     module: str | None
     """May hold * and ?; None for a figure of the pair or of components."""
     metric: str
-    """Of a rule on what moved, it may hold * and ?."""
+    """Of a rule on what moved, it may hold * and ?. Empty where a place is meant and no figure."""
+    layers: tuple[int, int] | None = None
+    """The first and the last layer that is meant, from 0; None for all, and for what lies outside.
+    """
 
     def __str__(self) -> str:
-        return ".".join(filter(None, (self.component, self.module, self.metric)))
+        layers = None
+        if self.layers is not None:
+            first, last = self.layers
+            layers = f"layers.{first}" if first == last else f"layers.{first}-{last}"
+        return ".".join(filter(None, (self.component, self.module, layers, self.metric)))
 
     def covers(self, component: str, module: str | None) -> bool:
         """Whether a component, or a module of one, is among those that are meant."""
@@ -96,9 +126,9 @@ class Rule:
     """Its name in a policy file, or what was typed."""
     figure: Metric
     comparison: str
-    """One of COMPARISONS, or MOVED."""
+    """One of COMPARISONS or of STATES, or MOVED."""
     threshold: float | str | None
-    """In the unit of the figures, or a label; None for MOVED."""
+    """In the unit of the figures, or a label; None for MOVED and for STATES."""
     severity: Severity = "error"
     message: str | None = None
     """What a person should know when it is violated."""
@@ -115,10 +145,16 @@ class Rule:
         if self.comparison == MOVED:
             what = "any figure" if str(self.figure) == "*" else self.figure
             return f"{what} outside the baseline's spread over layers"
+        if self.comparison in (HOLDS, FAILS):
+            return f"not {self.figure}" if self.comparison == FAILS else str(self.figure)
+        if self.comparison in STATES:
+            return f"{self.figure} {self.comparison}"
         return f"{self.figure} {self.comparison} {_written(self.threshold)}"
 
     def holds(self, value: float | str) -> bool:
         """Whether the comparison holds of a value, so that it violates the rule; never of MOVED."""
+        if self.comparison in STATES:
+            return value == self.comparison
         return COMPARISONS[self.comparison](value, self.threshold)
 
 
@@ -135,6 +171,9 @@ def parse_rule(text: str, **more: Any) -> Rule:
     more: further fields of the rule. Raises UsageError.
     """
     _refuse_text(text, "a rule", HINT)
+    if (found := _parse_state(text)) is not None:
+        rule = Rule("", *found, threshold=None)
+        return replace(rule, **{"name": rule.condition, **more})
     match = EXPRESSION.fullmatch(text)
     if not match:
         hint = f"{QUOTE}: '{text.strip()} > 0.5'" if _is_figure(text.strip()) else HINT
@@ -148,6 +187,64 @@ def parse_rule(text: str, **more: Any) -> Rule:
     threshold = _label(text, comparison, wanted) if name.metric == LABEL else _number(text, wanted)
     named = {"name": f"{name} {comparison} {_written(threshold)}", **more}
     return Rule(**named, figure=name, comparison=comparison, threshold=threshold)
+
+
+def _parse_state(text: str) -> tuple[Metric, str] | None:
+    """The place, the files or the claim that a rule without a number names, and its comparison;
+    None of another rule. Raises UsageError.
+    """
+    if match := CLAIM.fullmatch(text):
+        negated, which, name = match.groups()
+        _require_claim(which, name)
+        return Metric(which, None, name), FAILS if negated else HOLDS
+    if not (match := STATE.fullmatch(text)):
+        return None
+    place, state = match.groups()
+    if place.partition(".")[0] == FILES:
+        return _parse_files(place), state
+    if state not in OF_PLACES:
+        hint = f"write `changed` or `unchanged`, or name files: `files.code {state}`"
+        raise UsageError(f"{text.strip()!r}: only files are {state}", hint)
+    return parse_place(place), state
+
+
+def _require_claim(which: str, name: str) -> None:
+    """Raises UsageError unless there is a gate, or a claim on reports, of this name."""
+    from shadow.claims.gates import GATES
+
+    known = tuple(GATES) if which == GATE else OF_REPORTS
+    if name in known:
+        return
+    hint = nearest(name, known) or f"one of {', '.join(f'{which}.{one}' for one in known)}"
+    if which == VERIFY and not closest(name, known):
+        hint = f"{hint}; `shadow verify` checks claims that need more than a report"
+    raise UsageError(f"no {'gate' if which == GATE else 'claim'} {name[:40]!r}", hint)
+
+
+def _parse_files(text: str) -> Metric:
+    """`files.config.rope_theta` -> Metric."""
+    _, _, rest = text.partition(".")
+    kind, _, word = rest.partition(".")
+    if not re.fullmatch(r"[A-Za-z0-9_.*?-]+", rest) or not kind:
+        raise UsageError(f"{text[:80]!r} names no files", "such as files.chat_template")
+    if not _known(kind, OF_REPOSITORIES):
+        _refuse("kind of files", kind, closest(kind, OF_REPOSITORIES), one_of(OF_REPOSITORIES))
+    return Metric(FILES, f"{kind}.{word}" if word else kind, "")
+
+
+def one_of(words: Sequence[str]) -> str:
+    """`one of a, b, c`."""
+    return f"one of {', '.join(words)}"
+
+
+def parse_place(text: str) -> Metric:
+    """`language.embed`, `layers.0-7`, `vision` -> Metric without a metric. Raises UsageError."""
+    end = f".{COLUMNS[0]}"
+    try:
+        return replace(parse_figure(f"{text}{end}"), metric="")
+    except UsageError as error:
+        hint = (error.hint or "").replace(end, "")
+        raise UsageError(error.message.replace(end, ""), hint or SUCH_PLACE) from None
 
 
 def parse_moved(text: str, **more: Any) -> Rule:
@@ -178,7 +275,7 @@ def _refuse_text(text: str, what: str, hint: str) -> None:
         if _is_figure(figure.strip()) or not _is_figure(named):
             continue
         hint = f"did you mean '{f'{named} {rest}'.strip()}'?{OF_NORMS.get(named, '')}"
-        raise UsageError(f"{figure.strip()!r} is a column heading, not a figure", hint)
+        raise UsageError(f"{figure.strip()!r} is the head of a table, not a figure", hint)
 
 
 def _is_figure(text: str) -> bool:
@@ -211,10 +308,22 @@ def _label(text: str, comparison: str, wanted: str) -> str:
 
 
 def parse_figure(text: str, *, many: bool = False) -> Metric:
-    """`language.mlp.up.concentration` -> Metric. many: the metric may hold * and ? too.
+    """`language.mlp.up.concentration` -> Metric. many: the metric may hold * and ? too, and no
+    layers are named.
 
     Raises UsageError for what no report of this version can have.
     """
+    layers = None
+    if match := LAYERS.search(text):
+        if many:
+            raise UsageError(
+                f"{text[:80]!r}: a rule on what moved has no layers", "leave the layers out"
+            )
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise UsageError(f"{text[:80]!r}: layers {first} to {last} are none", "such as 0-7")
+        layers = first, last
+        text = text[: match.start()] + text[match.end() :]
     if not re.fullmatch(r"[A-Za-z0-9_.*?]+", text) or "" in text.split("."):
         raise UsageError(f"{text[:80]!r} is not the name of a figure", SUCH_AS)
     place, _, metric = text.rpartition(".")
@@ -225,7 +334,15 @@ def parse_figure(text: str, *, many: bool = False) -> Metric:
             hint = f"did you mean '*.{text}' or 'language.{text}'?"
             raise UsageError(f"{text!r} names no component", hint)
         modules = nearest_modules(place)
-        if modules and not closest(component, rules.components) and not is_of_layers(component):
+        if component in ("gate", "gates"):
+            hint = "write gate.lineage or not gate.lineage; `shadow explain gates` lists the gates"
+            raise UsageError(f"{text!r} is not a figure", hint)
+        if (
+            modules
+            and _known(metric, (*COLUMNS, *OF_A_MODULE))
+            and not closest(component, rules.components)
+            and not is_of_layers(component)
+        ):
             hint = f"did you mean 'language.{modules}.{metric}'?"
             raise UsageError(f"no component {component!r}", hint)
         hint = f"one of {', '.join(rules.components)}"
@@ -234,12 +351,14 @@ def parse_figure(text: str, *, many: bool = False) -> Metric:
         _refuse("module", module, nearest_modules(module), "such as mlp.up or attn.*")
     own = OF_A_MODULE if module else OF_A_COMPONENT if component else OF_THE_PAIR
     known = (*COLUMNS, *own, *([] if component or many else [LABEL]))
+    if layers is not None:
+        known = COLUMNS  # a sum or a share of some layers is in no report
     if not _known(metric, known):
         _refuse("metric", metric, closest(metric, known), "`shadow explain` lists them")
     if metric not in known and not many:
-        hint = "only component and module may hold * and ?"
-        raise UsageError(f"{text!r}: a rule has one metric", hint)
-    return Metric(component or None, module or None, metric)
+        hint = "use * and ? in the component and the module only"
+        raise UsageError(f"{text!r} names more than one metric", hint)
+    return Metric(component or None, module or None, metric, layers)
 
 
 def _known(pattern: str, words: Sequence[str]) -> bool:
@@ -252,10 +371,7 @@ def _refuse(what: str, word: str, close: str | None, hint: str) -> NoReturn:
     if close:
         hint = f"did you mean {close!r}?"
     if is_of_layers(word):
-        hint = (
-            "a rule has no layers: it judges what was measured; `audit --layer 3` measures layer 3"
-            " alone"
-        )
+        hint = "write the layers as numbers: layers.3 or layers.0-7"
     raise UsageError(f"no {what} {word!r}", hint)
 
 

@@ -16,15 +16,30 @@ import fnmatch
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from shadow.claims.rules import COLUMNS, LABEL, MOVED, OF_THE_PAIR, Metric, Rule
+from shadow.claims.rules import (
+    COLUMNS,
+    FAILS,
+    FILES,
+    GATE,
+    HOLDS,
+    LABEL,
+    MOVED,
+    OF_THE_PAIR,
+    STATES,
+    UNCHANGED,
+    Metric,
+    Rule,
+)
+from shadow.claims.states import TENSORS, file_states, states
 from shadow.claims.summary import Summary
+from shadow.claims.verify.files import files
 from shadow.comparing.matching import ComparedReport, compared, relate, settings_apart
 from shadow.reports.columns import DELTA, FIGURES, SPECTRAL
 from shadow.reports.report import Report
@@ -45,9 +60,15 @@ WHOLE_OF_MODULE = {"energy_share"}
 # are named before others that moved further
 FIRST = ("relative_norm_overall", "relative_norm", "concentration")
 NAMED = 5  # figures that a sentence names one by one
+ALL = 1_000_000
 # The same report made on another machine may differ by this much, relative:
 # shadow.comparing.matching measured 5e-7.
 NOISE = 1e-6
+# figures that are 0 where all that a rule names is identical
+NORMS = (
+    *("relative_norm", "relative_norm_overall", "relative_spectral", "frobenius_norm"),
+    *("spectral_norm", "nuclear_norm"),
+)
 NULLS = {column.name: column.null for column in (*SPECTRAL, *DELTA, *FIGURES)}
 
 
@@ -88,7 +109,10 @@ class Verdict:
     rule allows that.
     """
     detail: str
+    """What was found, in a line: of many figures the first NAMED."""
     findings: tuple[RuleFigure, ...] = ()
+    in_full: str = ""
+    """The same with every figure; empty where the line has all."""
 
     @property
     def code(self) -> int:
@@ -104,7 +128,13 @@ class Verdict:
             for key in ("name", "condition", "severity", "message", "file", "line")
         }
         figures = [asdict(figure) for figure in self.findings]
-        return {**rule, "outcome": self.outcome, "detail": self.detail, "figures": figures}
+        return {
+            **rule,
+            "outcome": self.outcome,
+            "detail": self.detail,
+            "in_full": self.in_full or self.detail,
+            "figures": figures,
+        }
 
 
 @dataclass(frozen=True)
@@ -115,12 +145,14 @@ class Judgement:
     pair: str
     summary: Summary | None = None
     seconds: float | None = None
-    """How long its audit took, 0 or more; None where nothing was audited now."""
+    """How long the command worked on it, 0 or more; None where nothing was to be audited."""
     verdicts: tuple[Verdict, ...] = ()
     notes: tuple[str, ...] = ()
     """What a person should know of the report and of the baseline."""
     fault: str | None = None
     """Why there is no report; None where there is one."""
+    kept: bool = False
+    """Whether a finished report was left as it is, because what was asked for differs from it."""
     objections: tuple[str, ...] = ()
     """Reasons for skipping that `--strict` objects to."""
 
@@ -193,32 +225,92 @@ class Measured:
             return [()]
         return [at for at in self._rows if at and name.covers(at[0], at[1] if at[1:] else None)]
 
-    def changed(self, at: Scope) -> int:
-        """How many deltas of a place have been measured."""
+    def changed(self, at: Scope, layers: tuple[int, int] | None = None) -> int:
+        """How many deltas of a place have been measured, in these layers or in all."""
+        if layers is not None:
+            return len(self._deltas_of(at, layers))
         return int(self._figures(at)["matrices"])
+
+    @cached_property
+    def _tensors(self) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = self.source.table("tensors").select(TENSORS).to_pylist()
+        return rows
+
+    def states(self, figure: Metric) -> dict[str, str | None]:
+        """What is known of each place, or of each file, that a rule names: see
+        `shadow.claims.states`.
+        """
+        if figure.component == FILES:
+            if self.summary.files is None:
+                return {}
+            return file_states(figure, self.source.table("files").to_pylist())
+        deltas = self.deltas[["component", "module", "layer"]].astype(object)
+        places = deltas.where(deltas.notna(), None).itertuples(index=False, name=None)
+        return states(figure, self._tensors, set(places))
+
+    def is_identical(self, figure: Metric) -> bool:
+        """Whether all matrices that a rule names were compared and none changed."""
+        matrices = [row for row in self._tensors if row["reason"] != "not_a_matrix"]
+        found = states(figure, matrices, set())
+        return bool(found) and set(found.values()) == {UNCHANGED}
+
+    def answer(self, claim: Metric) -> tuple[str | None, str]:
+        """Whether a gate or a claim holds, None where it cannot be told, and the reason."""
+        if claim.component == GATE:
+            gate = next(gate for gate in self.summary.gates if gate.name == claim.metric)
+            if gate.figure is None and not gate.passed:
+                return None, gate.reason
+            return HOLDS if gate.passed else FAILS, gate.reason
+        if claim.metric == FILES:
+            told, _ = files(self.source.table("files").to_pylist())
+            return {"holds": HOLDS, "does_not_hold": FAILS}.get(told.outcome), told.reason
+        found = self.states(Metric("*", None, ""))
+        apart = [f"{name} is {state}" for name, state in found.items() if state != UNCHANGED]
+        if any(state not in (UNCHANGED, None) for state in found.values()):
+            return FAILS, several(apart, NAMED)
+        if None in found.values():
+            unknown = [name for name, state in found.items() if state is None]
+            return None, f"not all of {several(unknown, NAMED)} was compared"
+        return (HOLDS, "nothing changed") if found else (None, "nothing was compared")
 
     def with_intervals(self, at: Scope) -> list[str]:
         """The figures of a place that intervals are made of."""
         return list(self._rows[at].intervals)
 
-    def figure(self, at: Scope, metric: str) -> JudgedFigure:
-        """The summary's figure of that name, else the median over the delta rows of the place."""
+    def figure(self, at: Scope, metric: str, layers: tuple[int, int] | None = None) -> JudgedFigure:
+        """The summary's figure of that name, else the median over the delta rows of the place; in
+        some layers the latter.
+        """
         name = ".".join((*at, metric))
+        if layers is not None:
+            component, module = at[0] if at else None, at[1] if len(at) > 1 else None
+            name = str(Metric(component, module, metric, layers))
+            return self._median(name, at, metric, layers)
         row = self._rows.get(at)
         if row is None:
             return JudgedFigure(name, None)
         figures = self._figures(at)
         if metric not in figures:
             return self._median(name, at, metric)
-        why = "it has none"
+        why = "it has no spread"
         if metric in row.intervals:
             why = row.no_interval or f"{row.layers} layers are too few for it"
         return JudgedFigure(name, figures[metric], row.intervals.get(metric), why)
 
-    def _median(self, name: str, at: Scope, metric: str) -> JudgedFigure:
+    def _deltas_of(self, at: Scope, layers: tuple[int, int] | None) -> pd.DataFrame:
+        """The delta rows of a place, in these layers or in all."""
         rows = self.deltas
         for key, wanted in zip(("component", "module"), at, strict=False):
             rows = rows[rows[key] == wanted]
+        if layers is not None:
+            numbers = floats(rows["layer"])
+            rows = rows[(numbers >= layers[0]) & (numbers <= layers[1])]
+        return rows
+
+    def _median(
+        self, name: str, at: Scope, metric: str, layers: tuple[int, int] | None = None
+    ) -> JudgedFigure:
+        rows = self._deltas_of(at, layers)
         values = floats(rows[metric])
         middle = median(values)
         if metric == "equivalent_directions":
@@ -231,6 +323,10 @@ class Measured:
 
     def why_absent(self, name: Metric) -> str:
         """Why the report has no delta of what a rule names."""
+        if name.component == FILES:
+            return "the report lists no files: it was made before they were"
+        if name.layers is not None:
+            return f"the report has no changed matrix of {replace(name, metric='')}"
         if name.component is None:
             return next(gate.reason for gate in self.summary.gates if gate.name == "changed")
         tensors = self.report.tensors
@@ -247,7 +343,7 @@ class Measured:
             return f"{what} is identical to the base's"
         reasons = set(of_scope.loc[of_scope["status"] == "skipped", "reason"].dropna())
         if not reasons:
-            return f"{what} has no base to differ from"
+            return f"{what} has no base"
         return f"{what} was not measured ({', '.join(sorted(reasons))})"
 
 
@@ -255,7 +351,7 @@ def notes_on(baseline: Measured, now: Measured) -> list[str]:
     """What makes a baseline another thing than the same audit before."""
     before, after = baseline.report, now.report
     if before.metadata == after.metadata:
-        return ["the baseline is this very report: nothing can have moved"]
+        return ["the baseline is this report itself, so nothing can have moved"]
     notes = []
     which, this = (f"{side.provenance.family}:{side.provenance.pair}" for side in (before, after))
     if which != this:
@@ -310,51 +406,94 @@ def judge(
     rules: Sequence[Rule], now: Measured, baseline: Measured | None = None
 ) -> tuple[Verdict, ...]:
     """What comes of every rule. Without a baseline, rules on what moved are missing."""
-    return tuple(
-        _moved(rule, now, baseline) if rule.comparison == MOVED else _threshold(rule, now)
-        for rule in rules
+    return tuple(_judged(rule, now, baseline) for rule in rules)
+
+
+def _judged(rule: Rule, now: Measured, baseline: Measured | None) -> Verdict:
+    if rule.comparison == MOVED:
+        return _moved(rule, now, baseline)
+    if rule.comparison in (HOLDS, FAILS):
+        return _claimed(rule, now)
+    return _in_state(rule, now) if rule.comparison in STATES else _threshold(rule, now)
+
+
+def _claimed(rule: Rule, now: Measured) -> Verdict:
+    """A gate, or a claim on what the report has."""
+    answer, reason = now.answer(rule.figure)
+    if answer is None:
+        return _missing(rule, f"{rule.figure} cannot be told: {reason}")
+    finding = RuleFigure(str(rule.figure), answer, rule.holds(answer))
+    detail = f"{rule.figure} {answer}: {reason}"
+    return Verdict(rule, "met" if finding.met else "passed", detail, (finding,))
+
+
+def _in_state(rule: Rule, now: Measured) -> Verdict:
+    """Places or files that changed or did not: one that is not known is no pass."""
+    found = now.states(rule.figure)
+    if not found:
+        return _missing(rule, now.why_absent(rule.figure))
+    findings = tuple(
+        RuleFigure(name, state, rule.holds(state))
+        for name, state in found.items()
+        if state is not None
     )
+    violating = [f"{one.figure} is {one.value}" for one in findings if one.met]
+    if violating:
+        return Verdict(rule, "met", several(violating, NAMED), findings)
+    unknown = [name for name, state in found.items() if state is None]
+    if unknown:
+        return _missing(rule, f"not all of {several(unknown, NAMED)} was compared")
+    texts = list(dict.fromkeys(f"is {one.value}" for one in findings))
+    noun = findings[0].figure if len(findings) == 1 else f"each of {len(findings)}"
+    return Verdict(rule, "passed", f"{noun} {' or '.join(texts)}", findings)
 
 
 def _threshold(rule: Rule, now: Measured) -> Verdict:
     places = now.places(rule.figure)
-    figures = {at: now.figure(at, rule.figure.metric) for at in places}
+    figures = {at: now.figure(at, rule.figure.metric, rule.figure.layers) for at in places}
     findings = {
         at: RuleFigure(figure.name, value, rule.holds(value))
         for at, figure in figures.items()
         if (value := figure.value) is not None
     }
-    if not findings and not any(map(now.changed, places)):
-        return _missing(rule, now.why_absent(rule.figure))
+    if not findings and not any(now.changed(at, rule.figure.layers) for at in places):
+        if rule.figure.metric not in NORMS or not now.is_identical(rule.figure):
+            return _missing(rule, now.why_absent(rule.figure))
+        zero = RuleFigure(str(rule.figure), 0.0, rule.holds(0.0))
+        detail = f"{rule.figure} is 0, as all that it names is identical"
+        return Verdict(rule, "met" if zero.met else "passed", detail, (zero,))
+    nulls = [figure.name for figure in figures.values() if figure.value is None]
     if not findings:
-        fault = f"{several([figure.name for figure in figures.values()], NAMED)} is null"
-        if when := NULLS.get(rule.figure.metric):
-            fault += f" (null when: {when})"
-        return _missing(rule, fault)
+        when = NULLS.get(rule.figure.metric)
+        why = f"null (null when: {when})" if when else "null"
+        return _missing(rule, lambda shown: f"{several(nulls, shown)} is {why}")
     _, _, condition = rule.condition.partition(" ")
     violating = {at: finding for at, finding in findings.items() if finding.met}
+    medians = _medians(rule.figure, now, list(violating or findings))
     texts = [
-        (finding.figure, _text(finding.value, rule.holds))
+        f"{finding.figure} is {_text(finding.value, rule.holds)}"
         for finding in (violating or findings).values()
     ]
-    if violating:
-        detail = f"{several([f'{name} is {text}' for name, text in texts], NAMED)} ({condition})"
-    elif len(texts) == 1:
-        detail = f"{texts[0][0]} is {texts[0][1]} (not {condition})"
-    else:
+
+    def said(shown: int) -> str:
+        rest = f"{medians}; null: {several(nulls, shown)}" if nulls else medians
+        if violating:
+            return f"{several(texts, shown)} ({condition}){rest}"
+        if len(texts) == 1 or shown == ALL:
+            return f"{several(texts, shown)} (not {condition}){rest}"
         ordered = sorted(findings.values(), key=lambda finding: float(finding.value or 0.0))
         least, most = (_text(ordered[end].value, rule.holds) for end in (0, -1))
-        detail = f"{len(texts)} figures are {least} to {most} (none {condition})"
-    detail += _medians(rule.figure, now, list(violating or findings))
-    if len(findings) < len(figures):
-        detail += f"; {len(figures) - len(findings)} more are null"
-    return Verdict(rule, "met" if violating else "passed", detail, tuple(findings.values()))
+        return f"{len(texts)} figures are {least} to {most} (none {condition}){rest}"
+
+    return _verdict(rule, "met" if violating else "passed", said, tuple(findings.values()))
 
 
 def is_median(figure: Metric) -> bool:
     """Whether a figure is the median over the matrices of its place, and not a sum, a share or a
     norm of all of them.
     """
+    if figure.layers is not None:
+        return True
     if figure.component is None:
         whole = WHOLE_OF_PAIR
     elif figure.module is None:
@@ -370,8 +509,9 @@ def _medians(figure: Metric, now: Measured, places: Sequence[Scope]) -> str:
         return ""
     if len(places) > 1:
         return ", each the median over its matrices"
-    if figure.module is not None:
-        return f", the median over {counted(now.changed(places[0]), 'matrix', 'matrices')}"
+    if figure.module is not None or figure.layers is not None:
+        count = now.changed(places[0], figure.layers)
+        return f", the median over {counted(count, 'matrix', 'matrices')}"
     return ", the median over matrices"
 
 
@@ -407,26 +547,39 @@ def _moved(rule: Rule, now: Measured, baseline: Measured | None) -> Verdict:
                     high=high,
                 )
             )
-    unjudged = [f"{several(figures, NAMED)} ({why})" for why, figures in left.items()]
+
+    def unjudged(shown: int) -> str:
+        return "; ".join(f"{several(figures, shown)} ({why})" for why, figures in left.items())
+
     if not findings:
-        return _missing(
-            rule, "; ".join(unjudged) or f"in the baseline, {baseline.why_absent(rule.figure)}"
-        )
-    rest = "".join(f"; not judged are {figures}" for figures in unjudged)
+        absent = None if left else f"in the baseline, {baseline.why_absent(rule.figure)}"
+        return _missing(rule, absent or unjudged)
     findings.sort(key=_distance, reverse=True)
     moved = [_move(finding) for finding in sorted(findings, key=_is_aside) if finding.met]
-    if moved:
-        detail = several(moved, NAMED)
-    elif len(findings) == 1:
-        detail = f"{findings[0].figure} is inside its spread over layers in the baseline"
-    else:
-        detail = f"{len(findings)} figures are inside their spread over layers in the baseline"
-    return Verdict(rule, "met" if moved else "passed", f"{detail}{rest}", tuple(findings))
+    inside = f"{len(findings)} figures are inside their spread over layers in the baseline"
+    if len(findings) == 1:
+        inside = f"{findings[0].figure} is inside its spread over layers in the baseline"
+
+    def said(shown: int) -> str:
+        found = several(moved, shown) if moved else inside
+        return f"{found}; not judged: {unjudged(shown)}" if left else found
+
+    return _verdict(rule, "met" if moved else "passed", said, tuple(findings))
 
 
-def _missing(rule: Rule, why: str) -> Verdict:
-    outcome: Verdicts = "skipped" if rule.allow_missing else "missing"
-    return Verdict(rule, outcome, f"nothing to judge: {why}")
+def _missing(rule: Rule, why: str | Callable[[int], str]) -> Verdict:
+    def said(shown: int) -> str:
+        return f"nothing to judge: {why if isinstance(why, str) else why(shown)}"
+
+    return _verdict(rule, "skipped" if rule.allow_missing else "missing", said)
+
+
+def _verdict(
+    rule: Rule, outcome: Verdicts, said: Callable[[int], str], findings: tuple[RuleFigure, ...] = ()
+) -> Verdict:
+    """said: what was found, with so many figures by name."""
+    line, in_full = said(NAMED), said(ALL)
+    return Verdict(rule, outcome, line, findings, in_full if in_full != line else "")
 
 
 def _distance(finding: RuleFigure) -> float:
@@ -451,20 +604,21 @@ def _move(finding: RuleFigure) -> str:
     """`spiked is 0.5, was 1 (0.9 to 1)`."""
     low, high = finding.low or 0.0, finding.high or 0.0
 
-    def inside(value: Any) -> bool:
-        return bool(low <= value <= high)
+    def inside(value: Any) -> bool:  # of the bounds as they are written
+        return bool(float(f"{low:.3g}") <= value <= float(f"{high:.3g}"))
 
     value = "null"
     if finding.value is not None:
         value = _text(finding.value, inside)
-    return f"{finding.figure} is {value}, was {finding.before:.4g} ({low:.4g} to {high:.4g})"
+    return f"{finding.figure} is {value}, was {finding.before:.3g} ({low:.3g} to {high:.3g})"
 
 
 def _text(value: float | str | None, holds: Callable[[Any], bool]) -> str:
     """A figure with as many digits as it takes to see whether it holds."""
     if not isinstance(value, float | int):
         return f'"{value}"'
-    short = f"{value:.4g}"
-    if holds(float(short)) == holds(value):
-        return short
+    for digits in range(2, 17):
+        short = f"{value:.{digits}g}"
+        if holds(float(short)) == holds(value):
+            return short
     return repr(value)

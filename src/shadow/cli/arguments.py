@@ -43,7 +43,7 @@ def selected(
     """
     from shadow.targets.families import TWO, given_pair, pairs_of_references, under_name
     from shadow.targets.lists import select
-    from shadow.targets.references import is_reference, parse_reference
+    from shadow.targets.references import is_reference, typed_reference
 
     if (base is None) != (tuned is None):
         raise UsageError("--base and --tuned go together", "name both checkpoints, or a family")
@@ -52,7 +52,7 @@ def selected(
     targets = targets or []
     given: list[Pair] = []
     if base is not None and tuned is not None:
-        given = [given_pair(parse_reference(base), parse_reference(tuned))]
+        given = [given_pair(typed_reference(base), typed_reference(tuned))]
     if name is not None:
         if not given and len(targets) == 2 and all(map(is_reference, targets)):
             given = list(pairs_of_references(targets, {}))

@@ -6,7 +6,7 @@ import gc
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -15,6 +15,7 @@ from shadow.cli import console
 from shadow.cli import options as option
 from shadow.cli.arguments import Options, files_of, of_pair, say_left_out, scores_here, selected
 from shadow.cli.gate import at_fault, baselines_of, begin, finish, judged_of, rules_of
+from shadow.cli.screens import SIDE_BY_SIDE, show_headlines, show_pair, show_pairs
 from shadow.errors import ShadowError, UsageError
 from shadow.storage import Store, located, parsed_options, work_folder
 
@@ -97,12 +98,13 @@ def audit(
     against: option.Against = None,
     allow_missing: option.AllowMissing = False,
     junit: option.Junit = None,
-    format: option.Format = "table",
+    format: option.PairsFormat = "table",
     json: option.Json = False,
     full: option.Full = False,
     quiet: option.Quiet = False,
     verbose: option.Verbose = False,
     registry: option.Registry = None,
+    help_all: option.HelpAll = False,
 ) -> None:
     """Measure pairs of checkpoints and write their reports.
 
@@ -181,8 +183,9 @@ def audit(
         ),
         options,
         strict=strict,
-        as_json=json or format == "json",
+        format="json" if json else format,
         full=full,
+        quiet=quiet,
     )
     bars = console.pairs_progress(
         len(selection.own),
@@ -228,15 +231,21 @@ class _Shown:
     """By family and pair: the earlier reports that figures must not have moved from."""
     storage: Options
     strict: bool
-    as_json: bool
+    format: Literal["table", "json", "jsonl"]
     full: bool
+    quiet: bool
     bugs: list[Exception] = field(default_factory=list)
     """Faults of shadow itself, which do not stop a list."""
 
     @property
+    def as_json(self) -> bool:
+        """Whether JSON is printed, of all pairs at the end."""
+        return self.format != "table"
+
+    @property
     def shows_each(self) -> bool:
-        """Whether every report is shown when it is finished."""
-        return not self.as_json and not self.request.selection.is_list
+        """Whether a report is shown when it is finished."""
+        return not (self.as_json or self.quiet or self.request.selection.is_list)
 
 
 def _judged(shown: _Shown, outcomes: Iterable[PairOutcome]) -> tuple[list[Judgement], bool]:
@@ -249,62 +258,73 @@ def _judged(shown: _Shown, outcomes: Iterable[PairOutcome]) -> tuple[list[Judgem
     for outcome in outcomes:
         family, name = outcome.pair.family, outcome.pair.name
         try:
-            judged[outcome.pair] = _judgement(shown, outcome.finished())
+            judged[outcome.pair] = _judgement(shown, outcome.finished(), outcome.seconds)
         except ShadowError as error:  # one failing pair does not stop the others
             if isinstance(error, UsageError) and request.is_alone:
                 raise
             wrong += isinstance(error, UsageError)
             fault = error if request.is_alone else of_pair(error, outcome.pair)
-            judged[outcome.pair] = at_fault(family, name, fault)
+            judged[outcome.pair] = at_fault(
+                family, name, fault, seconds=outcome.seconds, kept=outcome.state == "kept"
+            )
         except Exception as bug:
             if not request.selection.is_list or outcome.error is None:
                 raise
             shown.bugs.append(bug)
-            judged[outcome.pair] = Judgement(family, name, fault=outcome.error.message)
+            judged[outcome.pair] = Judgement(
+                family, name, seconds=outcome.seconds, fault=outcome.error.message
+            )
     pairs = request.selection.own
     return [judged[pair] for pair in pairs if pair in judged], 0 < wrong == len(pairs)
 
 
-def _judgement(shown: _Shown, result: AuditResult) -> Judgement:
+def _judgement(shown: _Shown, result: AuditResult, seconds: float) -> Judgement:
     """What came of one report; outside of a list both are shown at once."""
-    from shadow.telling.report import report_document
     from shadow.telling.verdicts import rules_document
 
-    summary = result.summary
+    summary, pairs = result.summary, len(shown.request.selection.own)
     if shown.shows_each:
-        document = report_document(summary, result.provenance, result.place)
-        console.show(document.shown(full=shown.full))
+        show_pair(summary, result.provenance, result.place, of=pairs, full=shown.full)
     baseline = shown.baselines.get((summary.family, summary.pair))
-    judgement = judged_of(result, shown.rules, baseline, strict=shown.strict, storage=shown.storage)
-    if shown.shows_each and shown.rules:
-        console.show(rules_document(judgement))
+    judgement = judged_of(
+        result,
+        shown.rules,
+        baseline,
+        seconds=seconds,
+        strict=shown.strict,
+        storage=shown.storage,
+    )
+    if shown.shows_each:
+        titled = pairs > SIDE_BY_SIDE and not shown.full
+        console.show(rules_document(judgement, titled=titled, full=shown.full))
     return judgement
 
 
 def _show(shown: _Shown, judged: Sequence[Judgement]) -> None:
     """At the end: of several pairs how they stand, and all that is given as JSON."""
-    from shadow.telling.verdicts import pairs_document, rules_document
-
     request = shown.request
+    if shown.quiet and not shown.as_json:
+        show_headlines(one.summary for one in judged if one.summary is not None)
+        return
     if not request.selection.is_list:
         if shown.as_json:
-            console.show_json(_summaries(judged))
+            console.show_json_pairs(_summaries(judged), shown.format)
         elif not request.is_alone:
-            console.show(pairs_document(judged))
+            show_pairs(judged, str(request.output), full=shown.full)
         return
     from shadow.audits.document import list_document
     from shadow.audits.list_index import read_index
+    from shadow.telling.verdicts import rules_document
 
     output = request.output
     index = read_index(work_folder(output) if isinstance(output, Store) else output)
     assert index is not None
     if shown.as_json:
-        console.show_json({**index.as_json(), "reports": _summaries(judged)})
+        console.show_json_pairs(_summaries(judged), shown.format, index.as_json())
         return
     console.show(list_document(index))
     for judgement in judged:
-        if judgement.verdicts:
-            console.show(rules_document(judgement, titled=True))
+        console.show(rules_document(judgement, titled=True, full=shown.full))
 
 
 def _summaries(judged: Sequence[Judgement]) -> list[dict[str, Any]]:

@@ -25,13 +25,11 @@ from rich.progress import (
 from rich.progress import Progress as Bar
 from rich.text import Text
 
+from shadow.cli.pace import Pace, Update, Watch
 from shadow.text import byte_size, duration, visible
 
 if TYPE_CHECKING:
     from shadow.audits.runtime import Progress
-
-Update = Callable[["Progress"], None]
-Watch = Callable[[str], contextlib.AbstractContextManager[Update]]
 
 
 @contextlib.contextmanager
@@ -116,58 +114,6 @@ def of_steps(console: Console, title: str) -> Iterator[Callable[[int, int, str],
             bar.update(task, completed=done, total=total, description=escape(visible(text)))
 
         yield update
-
-
-class Pace:
-    """How far several pairs are, one after another or side by side, and the time that they still
-    take, by those of this run that were really measured.
-    """
-
-    def __init__(self, total: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self.total = total
-        self.ended = 0
-        self._clock = clock
-        self._started = clock()
-        self._running: dict[str, Progress | None] = {}
-        self._measured = 0  # that ended and were not only read
-        self._moved = 0  # bytes, of those that ended
-
-    def begin(self, title: str) -> None:
-        """A pair begins. What was only read before the first one is measured takes no time."""
-        if not self._measured and not any(self._running.values()):
-            self._started = self._clock()
-        self._running[title] = None
-
-    def update(self, title: str, state: Progress) -> None:
-        """How far a pair is, if it has begun and not ended."""
-        if title in self._running:
-            self._running[title] = state
-
-    def end(self, title: str) -> None:
-        """A pair ends. One without progress was only read, and does not count."""
-        state = self._running.pop(title, None)
-        self.ended = min(self.ended + 1, self.total)
-        if state is not None:
-            self._measured += 1
-            self._moved += state.moved
-
-    def left(self) -> str:
-        """`3:20 left`; empty while nothing can be said."""
-        shares = [state.cost_done / (state.cost_total or 1) for state in self._at_work()]
-        measured = self._measured + sum(shares)
-        if measured < 0.01:
-            return ""
-        seconds = (self._clock() - self._started) / measured
-        return f"{duration(seconds * max(self.total - self.ended - sum(shares), 0.0))} left"
-
-    def in_words(self) -> str:
-        """`4 at work, 1.2 GB fetched, 3:20 left`."""
-        moved = self._moved + sum(state.moved for state in self._at_work())
-        fetched = f"{byte_size(moved)} fetched" if moved else ""
-        return ", ".join(filter(None, (f"{len(self._running)} at work", fetched, self.left())))
-
-    def _at_work(self) -> list[Progress]:
-        return [state for state in self._running.values() if state is not None]
 
 
 def _bar(console: Console, *columns: ProgressColumn, width: int | None = None) -> Bar:

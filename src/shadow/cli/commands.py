@@ -26,7 +26,7 @@ from shadow.cli import (
 )
 from shadow.cli.examples import epilog_of
 from shadow.cli.interrupts import INTERRUPTED, STOPPED, Unfinished, stop
-from shadow.cli.usage import Commands, WrongUsage, as_usage_error
+from shadow.cli.usage import Command, Commands, WrongUsage, as_usage_error
 from shadow.errors import ShadowError, UsageError
 
 app = typer.Typer(
@@ -90,9 +90,12 @@ def _help(command: Callable[..., None]) -> str:
 for _group, _members in GROUPS.items():
     for _command in _members:
         app.command(
-            help=_help(_command), rich_help_panel=_group, epilog=epilog_of(_command.__name__)
+            cls=Command,
+            help=_help(_command),
+            rich_help_panel=_group,
+            epilog=epilog_of(_command.__name__),
         )(_command)
-_lab.command("run", help=_help(lab.lab_run))(lab.lab_run)
+_lab.command("run", cls=Command, help=_help(lab.lab_run))(lab.lab_run)
 
 
 # Objects made before Python looks for cycles among them. At its own 700 the imports of torch and

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from shadow.storage import as_given
 from shadow.text import inert, redacted, visible
 
 if TYPE_CHECKING:
-    from shadow.cli.bars import Watch
+    from shadow.cli.pace import Watch
     from shadow.telling.document import Document
 
 out = Console(highlight=False, emoji=False)
@@ -67,7 +67,24 @@ def show(document: Document) -> None:
 
 def show_json(value: Any) -> None:
     """Data for machines, on stdout: exactly JSON, never wrapped or coloured."""
-    text = json.dumps(value, indent=2, allow_nan=False)
+    _print_json(value, indent=2)
+
+
+def show_json_pairs(
+    pairs: Sequence[Any], format: str, index: Mapping[str, Any] | None = None
+) -> None:
+    """Pairs as JSON: an array, or an object with the index of their list; as `jsonl` a line each,
+    without the index.
+    """
+    if format == "jsonl":
+        for pair in pairs:
+            _print_json(pair)
+    else:
+        show_json(pairs if index is None else {**index, "reports": pairs})
+
+
+def _print_json(value: Any, indent: int | None = None) -> None:
+    text = json.dumps(value, indent=indent, allow_nan=False)
     print(text.replace("##", "#\\u0023"))  # only strings hold it: see inert
 
 
@@ -155,12 +172,16 @@ def pairs_progress(
     total: int, *, is_list: bool, hidden: bool = False, several: bool = False
 ) -> contextlib.AbstractContextManager[Watch]:
     """Bars on stderr, while somebody watches: of a list for all of it and for the current pair,
-    otherwise for each pair while it is audited.
+    otherwise for each pair while it is audited. Elsewhere a line every half minute.
 
-    several: pairs are audited several at a time, and have one bar together. hidden: no bar at all.
+    several: pairs are audited several at a time, and have one bar together. hidden: nothing.
     """
-    if hidden or not is_watched(err):
+    if hidden:
         return contextlib.nullcontext(_no_bar)
+    if not is_watched(err):
+        from shadow.cli import pace
+
+        return pace.in_lines(total, say)
     from shadow.cli import bars
 
     if several:
@@ -169,7 +190,7 @@ def pairs_progress(
 
 
 def _no_bar(title: str) -> contextlib.AbstractContextManager[Callable[[Any], None]]:
-    """A bar that nobody sees."""
+    """Progress that nobody sees."""
     return contextlib.nullcontext(lambda state: None)
 
 

@@ -1,4 +1,4 @@
-"""Examples of the main commands, which end their help."""
+"""What the help of the main commands begins with and ends with: everyday options, and examples."""
 
 from __future__ import annotations
 
@@ -32,6 +32,23 @@ EXAMPLES = {
         "shadow export reports --to parquet --table matrices",
     ),
 }  # fmt: skip
+
+EVERYDAY = {
+    "audit": (
+        "targets", "output", "name", "listed", "layer", "module", "overwrite", "fail_on", "against",
+        "junit", "format", "json", "full", "quiet", "verbose",
+    ),
+    "plan": ("targets", "listed", "layer", "module", "fetch", "max_disk", "format", "json"),
+    "reproduce": ("recipe", "output", "panel", "plan", "overwrite", "format", "json"),
+    "compare": ("runs", "margin", "scores", "output", "format", "json"),
+    "gate": (
+        "runs", "fail_on", "policy", "against", "allow_missing", "junit", "format", "json", "quiet",
+    ),
+    "lineage": ("targets", "output", "joint", "format", "json"),
+}  # fmt: skip
+"""Parameters that `--help` shows, by command; `--help-all` shows the others too. The help of other
+commands shows all that they have.
+"""
 
 
 def epilog_of(command: str) -> str | None:

@@ -22,7 +22,7 @@ FigureKind = Literal["depth", "spectrum", "heatmap", "modules", "lineage"]
 
 
 def report(
-    run: option.RunFolders,
+    run: option.RunFolders = option.DEFAULT_OUTPUT,
     output: Annotated[
         Path, option.written(help="The page, one file.", metavar="FILE", dir_okay=False)
     ] = Path("report.html"),
@@ -56,11 +56,16 @@ def report(
 
 def figure(
     run: option.RunFolders,
-    kind: Annotated[FigureKind, typer.Option(help="What to draw.")],
+    kind: Annotated[FigureKind, typer.Option(help="What to draw.")] = "modules",
     output: Annotated[
-        Path,
-        option.written(help="File to draw to: .svg, .pdf or .png.", metavar="FILE", dir_okay=False),
-    ],
+        Path | None,
+        option.written(
+            help="File to draw to: .svg, .pdf or .png.",
+            metavar="FILE",
+            dir_okay=False,
+            show_default="KIND.svg, here",
+        ),
+    ] = None,
     component: Annotated[
         str | None, typer.Option(help="Component to draw.", show_default="language")
     ] = None,
@@ -123,8 +128,10 @@ def figure(
         title=title,
     )
     folders = reports_below(reports_here(run, parsed_options(storage_options), spectra=True))
+    output = output or Path(f"{kind}.svg")
     for note in write_figure(kind, folders, output, choice=choice):
         console.say(f"{output}: {note}")
+    console.say(f"wrote {output}")
 
 
 def export(
@@ -139,7 +146,7 @@ def export(
     table: Annotated[
         list[str] | None,
         typer.Option(
-            help="Only this table: matrices, tensors, residual, spectra; may be repeated."
+            help="Only this table: matrices, tensors, residual, files, spectra; may be repeated."
         ),
     ] = None,
     storage_options: option.StorageOptions = None,

@@ -42,9 +42,10 @@ def gate(
     allow_missing: option.AllowMissing = False,
     junit: option.Junit = None,
     storage_options: option.StorageOptions = None,
-    format: option.Format = "table",
+    format: option.PairsFormat = "table",
     json: option.Json = False,
     quiet: option.Quiet = False,
+    help_all: option.HelpAll = False,
 ) -> None:
     """Check finished reports against rules and a baseline, for CI, as `audit` does with the same
     options.
@@ -55,7 +56,8 @@ def gate(
     rule was violated.
     """
     begin(junit, "gate")
-    as_json = json or format == "json"
+    if json:
+        format = "json"
     options = parsed_options(storage_options)
     rules = rules_of(fail_on, policy, against, allow_missing=allow_missing, options=options)
     if not rules:
@@ -94,10 +96,10 @@ def gate(
         except ShadowError as error:
             judged.append(at_fault(*name, error))
             continue
-        if not as_json:
+        if format == "table":
             console.show(rules_document(judged[-1], titled=True))
-    if as_json:
-        console.show_json([judgement.as_json() for judgement in judged])
+    if format != "table":
+        console.show_json_pairs([judgement.as_json() for judgement in judged], format)
     finish(judged, junit, against=against)
 
 
@@ -171,10 +173,12 @@ def judged_of(
     rules: Sequence[Rule],
     baseline: Measured | None,
     *,
+    seconds: float,
     strict: bool,
     storage: Options,
 ) -> Judgement:
-    """What came of an audit; strict: it objects to what was skipped and should not be.
+    """What came of an audit. seconds: what it took; strict: it objects to what was skipped and
+    should not be.
 
     Of a report that was published the rows are fetched for rules; storage are the options for that.
     """
@@ -182,7 +186,6 @@ def judged_of(
     from shadow.telling.baselines import read_measured
 
     summary = result.summary
-    seconds = result.provenance.get("seconds") if result.measured else 0.0
     objections: tuple[str, ...] = ()
     if strict:
         objections = tuple(sorted(result.should_not_have_skipped))
@@ -229,12 +232,22 @@ def rules_of(
     )
 
 
-def at_fault(family: str, pair: str, error: ShadowError) -> Judgement:
-    """What came of a pair that has no report; its fault is said at once."""
+def at_fault(
+    family: str,
+    pair: str,
+    error: ShadowError,
+    *,
+    seconds: float | None = None,
+    kept: bool = False,
+) -> Judgement:
+    """What came of a pair that has no report, or whose finished report was kept; its fault is said
+    at once.
+    """
     from shadow.claims.verdicts import Judgement
 
     console.complain(error)
-    return Judgement(family, pair, fault=as_given(error.message))
+    fault = as_given(error.message)
+    return Judgement(family, pair, seconds=seconds, fault=fault, kept=kept)
 
 
 def baselines_of(

@@ -129,7 +129,7 @@ def explain(
     if not found:
         known = [*columns, *HEADS, *completion.TOPICS, *other_words(), *terms()]
         hint = _with_words_of(word, known) or nearest(word, known, VERY_LIKE)
-        hint = hint or "`shadow explain` lists columns and words"
+        hint = hint or "`shadow explain` lists every column"
         raise UsageError(f"no column or word {word!r}", hint)
     for document, _ in found:
         console.show(document)
@@ -151,10 +151,12 @@ def _explained(word: str, columns: Mapping[str, Column]) -> list[tuple[Document,
     """All that a word stands for, the most specific first: topic, head of a table, column, other;
     each with the column that it shows.
 
-    A space stands for an underscore in the name of a column. Empty where the word is not known.
+    A space stands for an underscore in the name of a column, and a name with points for a figure
+    of summary.json. Empty where the word is not known.
     """
     from shadow.reports.glossary import meaning_of
     from shadow.reports.heads import Head, head_of
+    from shadow.reports.schema import FILES
     from shadow.telling.dictionary import column_document, word_document
     from shadow.telling.words import other_words
 
@@ -168,14 +170,19 @@ def _explained(word: str, columns: Mapping[str, Column]) -> list[tuple[Document,
         found.append((word_document(word, head, of_head), of_head))
         if column is not None and head.column != name:
             found.append((column_document(column), column))
-        return found
-    if column is not None:
+    elif column is not None:
         found.append((column_document(column), column))
-    if (other := other_words().get(word.lower())) is not None:
+    other = other_words().get(word.lower())
+    if other is not None and (head is None or not other.column):
         of_other = None if other.column == name else columns.get(other.column)
         found.append((word_document(word, other, of_other), of_other))
-    if not found and (text := meaning_of(word)) is not None:
-        found.append((word_document(word, Head(text), None), None))
+    text = meaning_of(word)
+    if text is not None and not any(shown for _, shown in found):
+        found.insert(0, (word_document(word, Head(text), None), None))
+    key, point, rest = word.partition(".")
+    if not found and point and (of_key := FILES["summary.json"].get(key)) is not None:
+        found.append((word_document(f"{key} in summary.json", Head(of_key), None), None))
+        found += _explained(rest.rpartition(".")[2], columns)
     return found
 
 

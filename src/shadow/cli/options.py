@@ -10,6 +10,7 @@ import typer
 
 from shadow.audits import request
 from shadow.cli import completion
+from shadow.cli.usage import show_all
 from shadow.errors import UsageError
 from shadow.storage import OPTIONS, Store, located, unsupported, url_of
 from shadow.text import redacted_url
@@ -85,9 +86,9 @@ Targets = Annotated[
     list[str] | None,
     typer.Argument(
         help=(
-            "Families of the registry, `family` or `family:from..to`, or a glob such as 'qwen2.5-*'"
-            " in quotes. Or two checkpoints, BASE TUNED: folders as ./DIR, org/name on the Hub. Or"
-            " one org/name of the registry."
+            "Two checkpoints, BASE TUNED: each ./DIR, or org/name on the Hub. Or names of the"
+            " registry: a family, one pair of it as family:from..to, a glob such as 'qwen2.5-*' in"
+            " quotes, or one org/name."
         ),
         metavar="TARGET",
         autocompletion=completion.targets,
@@ -103,9 +104,7 @@ TunedReference = Annotated[
 OwnName = Annotated[
     str | None,
     _choice(
-        help=(
-            "Name for a pair of two checkpoints, as family:base..tuned. Its folder has this name."
-        ),
+        help=("Name of two checkpoints: family:base..tuned. Their report has this folder."),
         metavar="NAME",
     ),
 ]
@@ -132,6 +131,7 @@ Output = Annotated[
         "-o",
         "--output",
         help="Folder for reports; may be a URL.",
+        metavar="DIR",
         file_okay=False,
         callback=a_place,
     ),
@@ -156,7 +156,10 @@ Overwrite = Annotated[
     bool,
     typer.Option(
         "--overwrite",
-        help="Replace finished reports whose settings, files, commits or version differ.",
+        help=(
+            "Replace finished reports that differ. Otherwise those of other settings, files or"
+            " commits are kept, with exit code 1, and those of another version with 0."
+        ),
     ),
 ]
 Registry = Annotated[
@@ -167,12 +170,36 @@ Registry = Annotated[
 ]
 
 
-Format = Annotated[Literal["table", "json"], typer.Option(help="What to print.")]
+HelpAll = Annotated[
+    bool,
+    typer.Option(
+        "--help-all",
+        help="Show every option, by what it is for.",
+        callback=show_all,
+        is_eager=True,
+        expose_value=False,
+    ),
+]
+Format = Annotated[
+    Literal["table", "json"], typer.Option(help="Print a table or json.", metavar="FORMAT")
+]
+PairsFormat = Annotated[
+    Literal["table", "json", "jsonl"],
+    typer.Option(
+        help="Print a table, json or jsonl. jsonl is JSON, one pair a line.",
+        metavar="FORMAT",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Short for --format json.")]
 Quiet = Annotated[
     bool,
     typer.Option(
-        "-q", "--quiet", help="On stderr, print only errors, failed rules and their count."
+        "-q",
+        "--quiet",
+        help=(
+            "Print less: of an audit a headline for each pair; on stderr only errors, failed rules"
+            " and their count."
+        ),
     ),
 ]
 Verbose = Annotated[
@@ -181,8 +208,8 @@ Verbose = Annotated[
         "-v",
         "--verbose",
         help=(
-            "Also tell on stderr where each side comes from, each matrix as it is measured, and"
-            " where the time went."
+            "Print more on stderr. It has the source of each side, each matrix as it is measured,"
+            " and where the time went."
         ),
     ),
 ]
@@ -193,11 +220,15 @@ Component = Annotated[
     list[str] | None,
     _choice(help="Only this component; may be repeated.", autocompletion=completion.components),
 ]
-Layer = Annotated[list[str] | None, _choice(help="Only these layers: 0, or 4-7; may be repeated.")]
+Layer = Annotated[
+    list[str] | None,
+    _choice(help="Only these layers: 0, or 4-7; may be repeated.", metavar="LAYERS"),
+]
 Module = Annotated[
     list[str] | None,
     _choice(
         help="Only these modules: mlp.up, or attn.*; may be repeated.",
+        metavar="MODULE",
         autocompletion=completion.modules,
     ),
 ]
@@ -308,10 +339,7 @@ Parts = Annotated[
 FailOn = Annotated[
     list[str] | None,
     _rules(
-        help=(
-            "Exit with 4 if this is true of a figure, such as 'concentration > 0.5'; may be"
-            " repeated."
-        ),
+        help=("Exit with 4 if true, as 'concentration > 0.5'; may be repeated."),
         metavar="RULE",
     ),
 ]
@@ -328,8 +356,8 @@ Against = Annotated[
     Path | None,
     _rules(
         help=(
-            "Accepted reports: exit with 4 if a figure lies outside its spread over layers there."
-            " May be a URL."
+            "Exit with 4 if a figure moved from these accepted reports. It moved if it lies outside"
+            " the spread over layers that it has there. May be a URL."
         ),
         metavar="RUN",
         file_okay=False,
@@ -346,7 +374,7 @@ AllowMissing = Annotated[
 Junit = Annotated[
     Path | None,
     _rules(
-        help="Write the result for each pair and rule as JUnit XML.",
+        help="Write results as JUnit XML; a suite for each pair, a case for each rule.",
         metavar="FILE",
         dir_okay=False,
         callback=on_this_machine,

@@ -32,9 +32,10 @@ def plan(
     fetch: option.Fetch = "auto",
     max_disk: option.MaxDisk = None,
     offline: option.Offline = False,
-    format: option.Format = "table",
+    format: option.PairsFormat = "table",
     json: option.Json = False,
     registry: option.Registry = None,
+    help_all: option.HelpAll = False,
 ) -> None:
     """Show what an audit would measure, download and need. Only headers are read.
 
@@ -67,7 +68,8 @@ def plan(
 
     plan_of = planner(request, console.say)
     say_left_out(selection, console.say)
-    as_json = json or format == "json"
+    if json:
+        format = "json"
     is_alone = len(selection.own) == 1
     plans = []
     faults: list[ShadowError] = []
@@ -81,15 +83,15 @@ def plan(
             fault = error
         else:
             plans.append(planned)
-            if not as_json:
+            if format == "table":
                 console.show(plan_document(planned))
             if planned.problem:
                 fault = ShadowError(planned.problem, planned.hint)
         if fault is not None:
             faults.append(fault)
             console.complain(fault if is_alone else of_pair(fault, pair))
-    if as_json:
-        console.show_json([planned.as_json() for planned in plans])
+    if format != "table":
+        console.show_json_pairs([planned.as_json() for planned in plans], format)
     if faults:
         wrong = sum(isinstance(fault, UsageError) for fault in faults)
         raise typer.Exit(2 if wrong == len(selection.own) else 1)

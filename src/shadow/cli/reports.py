@@ -10,20 +10,26 @@ import typer
 from shadow.cli import console
 from shadow.cli import options as option
 from shadow.cli.arguments import reports_here, scores_here
+from shadow.cli.screens import show_pair, show_pairs
 from shadow.errors import ShadowError, UsageError
 from shadow.reports.folders import reports_below, reports_of
-from shadow.storage import Store, as_given, located, parsed_options, work_folder
+from shadow.storage import Store, located, parsed_options, work_folder
 from shadow.text import counted, several
 
 
 def show(
-    run: option.RunFolders,
+    run: option.RunFolders = option.DEFAULT_OUTPUT,
     scores: option.Scores = None,
     storage_options: option.StorageOptions = None,
     format: Annotated[
-        Literal["table", "json", "markdown"],
+        Literal["table", "json", "jsonl", "markdown"],
         typer.Option(
-            "--format", help="What to print; markdown: for a model card or a pull request."
+            "--format",
+            help=(
+                "Print a table, json, jsonl or markdown. jsonl is JSON, one pair a line;"
+                " markdown is for a model card or a pull request."
+            ),
+            metavar="FORMAT",
         ),
     ] = "table",
     json: option.Json = False,
@@ -36,7 +42,6 @@ def show(
     """
     from shadow.audits.list_index import read_index
     from shadow.telling.reading import read_summary
-    from shadow.telling.report import report_document
 
     if json:
         format = "json"
@@ -63,31 +68,29 @@ def show(
             (summary.with_scores(join(given, of_report) or NO_SCORES), provenance, folder)
             for (summary, provenance, folder), of_report in zip(reports, sides, strict=True)
         ]
-    if format == "json":
+    if format in ("json", "jsonl"):
         summaries = [summary.as_json() for summary, _, _ in reports]
-        if index is None:
-            console.show_json(summaries)
-        else:
-            console.show_json({**index.as_json(), "reports": summaries})
+        console.show_json_pairs(summaries, format, None if index is None else index.as_json())
         return
     if format == "markdown":
         from shadow.outputs.markdown import markdown
+        from shadow.telling.report import report_document
 
         documents = [report_document(summary, provenance) for summary, provenance, _ in reports]
         texts = [markdown(document.shown(full=full), level=3) for document in documents]
         console.show_text("\n".join(texts))
         return
+    if index is not None and not full:  # a line a pair is there already
+        return
     for summary, provenance, folder in reports:
-        document = report_document(summary, provenance, as_given(folder))
-        console.show(document.shown(full=full))
+        show_pair(summary, provenance, folder, of=len(reports), full=full)
     if index is None and len(reports) > 1:
         from shadow.claims.verdicts import Judgement
-        from shadow.telling.verdicts import pairs_document
 
         done = [
             Judgement(summary.family, summary.pair, summary=summary) for summary, _, _ in reports
         ]
-        console.show(pairs_document(done))
+        show_pairs(done, run, full=full)
 
 
 def compare(
@@ -130,6 +133,7 @@ def compare(
     storage_options: option.StorageOptions = None,
     format: option.Format = "table",
     json: option.Json = False,
+    help_all: option.HelpAll = False,
 ) -> None:
     """Compare whose delta is more concentrated: two models tuned from one base, or two stages of
     one lineage.

@@ -54,6 +54,7 @@ def reproduce(
     format: option.Format = "table",
     json: option.Json = False,
     registry: option.Registry = None,
+    help_all: option.HelpAll = False,
 ) -> None:
     """Audit the pairs of a recipe, and draw its figures beside what noise alone would give.
 

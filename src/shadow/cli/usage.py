@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
+from shadow.cli.examples import EVERYDAY
 from shadow.errors import UsageError
 from shadow.text import nearest
 
@@ -17,6 +20,7 @@ NOT_A_CHOICE = re.compile(
     r"(?:Value error, )?(?P<word>'.*') is not one of (?P<choices>'.*')\.?", re.DOTALL
 )
 BOUND = re.compile(r"should be (?P<side>greater|less) than or equal to (?P<number>[\d.]+)")
+EVERY = "shadow.every-option"  # of a context: whether help shows all options
 OF_ONE_RUN = ("show", "report", "export", "figure")  # commands that take one report or folder
 
 
@@ -31,6 +35,56 @@ class Commands(TyperGroup):
                 f"no command {name[:80]!r}", nearest(name, self.commands) or _help_of(ctx)
             )
         return super().resolve_command(ctx, args)
+
+
+class Command(TyperCommand):
+    """A command whose help fits a screen: the options of every day, and with `--help-all` all."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """As typer does it, of the parameters that are asked for, and without a type of flags."""
+        everyday = () if ctx.meta.get(EVERY) else EVERYDAY.get(self.name or "", ())
+        shown = copy.copy(self)
+        shown.params = [copy.copy(one) for one in self.params]
+        for one in shown.params:
+            if getattr(one, "is_flag", False):
+                one.metavar = ""
+        if everyday:
+            shown.params = _everyday(shown.params, everyday)
+            first, *others = (self.help or "").split("\n\n")
+            codes = [text for text in others if text.startswith("Exit codes: ")]
+            shown.help = "\n\n".join([first, *codes])
+        super(Command, shown).format_help(ctx, formatter)
+
+    def get_help_option(self, ctx: Any) -> Any:
+        """`--help`, a flag as the others."""
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.metavar = ""
+        return option
+
+
+def _everyday(parameters: Iterable[Any], names: Sequence[str]) -> list[Any]:
+    """Those of these names, in their order, in one panel, and each option in a line or two."""
+    found = {one.name: one for one in parameters}
+    chosen = [found[name] for name in (*names, "help_all")]
+    for one in chosen:
+        one.rich_help_panel = None
+        if one.param_type_name == "option":
+            one.help = _first_clause(one.help)
+    return chosen
+
+
+def _first_clause(text: str) -> str:
+    """The text of an option up to its first semicolon or full stop, for a line of its own."""
+    return f"{re.split(r'; |[.] |[.]$', text)[0]}."
+
+
+def show_all(context: typer.Context, wanted: bool) -> None:
+    """The callback of `--help-all`."""
+    if wanted:
+        context.meta[EVERY] = True
+        print(context.get_help())
+        raise typer.Exit
 
 
 def as_usage_error(fault: Any) -> UsageError | None:

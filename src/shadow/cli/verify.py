@@ -80,7 +80,7 @@ def verify(
     """Check a claim about checkpoints: it holds, does not hold, or cannot be told.
 
     Claims: same A B; merged BASE ADAPTER MERGED; trained BASE TUNED --moved PATTERN --frozen
-    PATTERN; stored FULL STORED [--base BASE].
+    PATTERN; stored FULL STORED [--base BASE]; base TUNED CANDIDATE...; files A B.
 
     Exit codes: 0 holds; 4 does not hold; 5 cannot be told; 1 failed; 2 wrong usage. Of several
     claims the first of 1, 4, 5, 0.

@@ -29,6 +29,7 @@ from shadow.errors import ShadowError, UsageError
 from shadow.reports.column_types import Cell
 from shadow.reports.columns import COMPARISON
 from shadow.reports.report import Report
+from shadow.summary.figures import ALSO_MOVED_BY
 from shadow.summary.numbers import finite
 from shadow.text import counted
 
@@ -50,14 +51,8 @@ MAX_SCORED = 200  # reports of which scores are correlated
 CLAIMS: ComparisonClaims = {
     "measured": ["differences of the spectra of two deltas, paired over the same matrices"],
     "not_shown": [
-        (
-            "whether two more runs would differ: the spread is over layers of these runs, not over"
-            " training runs"
-        ),
-        (
-            "why they differ: optimiser, adapters, learning rate and novelty of the data move these"
-            " figures as much as narrowness does"
-        ),
+        "whether two other runs would differ: the spread is over layers, not over training runs",
+        f"why they differ: {ALSO_MOVED_BY}",
         "what the models can or cannot do",
     ],
 }

@@ -44,7 +44,7 @@ from shadow.reports.columns import COMPARISON
 from shadow.summary.bootstrap import LEVEL
 from shadow.summary.layer_medians import LOW, held_rank, rank_bounds
 from shadow.summary.standing import FULL_RANK, LINEAGE, ROUNDING
-from shadow.text import and_list
+from shadow.text import and_list, counted
 
 MIN_AGREEING = 2  # of the four figures that vote beside concentration
 
@@ -56,10 +56,7 @@ FAR_NORMS = 3.0
 MOST = 0.9  # share of a report's measured parameters that should be compared
 
 
-UNSEEN = (
-    "this does not make them the same change: the figures tell how concentrated each is, not where"
-    " it points"
-)
+UNSEEN = "the figures show how concentrated each change is, not whether both are the same change"
 
 
 @dataclass(frozen=True)
@@ -224,8 +221,9 @@ def _not_comparable(
             for ranks, bound in zip(ceilings, held, strict=True)
         ]
         reasons.append(
-            f"{first.name} is {kinds[0]} and {second.name} {kinds[1]} (in {apart.sum()} matrices),"
-            " and the rank that an update may have decides how many directions hold it"
+            f"{first.name} is {kinds[0]} and {second.name} {kinds[1]} (in"
+            f" {counted(int(apart.sum()), 'matrix', 'matrices')}), and the rank of an update limits"
+            " its directions"
         )
     for side, report in zip(SIDES, (first, second), strict=True):
         cosine, floor = voting[f"cosine_{side}"].median(), voting[f"floor_ratio_{side}"].median()
@@ -236,8 +234,8 @@ def _not_comparable(
             )
         if floor < ROUNDING:
             reasons.append(
-                f"the delta of {report.name} is only {floor:.1f} times what storage alone would"
-                " leave"
+                f"the delta of {report.name} is only {floor:.2g} times as large as rounding alone"
+                " would make it"
             )
     return reasons
 
@@ -319,10 +317,9 @@ def _sentence(
         return text
     both = f"{first.name} and {second.name}{whose}"
     if verdict == "different, below the margin":
-        least = f"less than the margin of {concentration.margin:g}"
         return (
-            f"{both} differ, below the margin: concentration by {size}, {least}; two runs of one"
-            " regime can differ as much"
+            f"{both} differ by less than the margin: concentration by {size}, with a margin of"
+            f" {concentration.margin:g}; two runs of one regime can differ as much"
         )
     if verdict == "not distinguished":
         why = _why_not_distinguished(concentration, size)
@@ -330,14 +327,14 @@ def _sentence(
     if concentration.verdict in ("more concentrated", "less concentrated"):
         same, other = pointing[way] or "none", pointing[-way] or "none"
         return (
-            f"mixed evidence: by concentration {than}{whose} ({size}), but of the other four"
-            f" figures {same} point the same way and {other} the other way"
+            f"mixed evidence: by concentration {than}{whose} ({size}); of the other four figures"
+            f" {same} point the same way and {other} the other way"
         )
     more, less = pointing[1] or "none", pointing[-1] or "none"
     what = "below the margin" if way else "not distinguished"
     return (
-        f"mixed evidence on {both}: the difference in concentration is {what}, but by {more}"
-        f" {first.label} is more concentrated, and by {less} {second.label}"
+        f"mixed evidence on {both}: the difference in concentration is {what}, but"
+        f" {first.label} is more concentrated by {more}, and {second.label} by {less}"
     )
 
 
@@ -356,7 +353,7 @@ def _why_not_distinguished(concentration: Difference, size: str) -> str:
         return "no matrix in a layer has a concentration in both"
     if concentration.no_interval:
         return concentration.no_interval
-    return f"0 lies in the interval of the difference in concentration ({size})"
+    return f"the spread of the difference in concentration ({size}) includes 0"
 
 
 def _consistent_with(
@@ -367,11 +364,11 @@ def _consistent_with(
     if more_concentrated is not None:
         name = more_concentrated.name
         return [
-            f"narrower data, data newer to its base or heavy repetition behind {name}",
-            "another optimiser or learning rate, or an adapter that was merged, on either side",
+            f"narrower data, data newer to the base or heavy repetition in {name}",
+            "another optimiser or learning rate, or a merged adapter, on either side",
         ]
     if verdict in ("different, below the margin", "not distinguished"):
-        return ["two runs of one regime", "regimes that differ by less than the margin can show"]
+        return ["two runs of one regime", "regimes that differ by less than the margin"]
     return []
 
 
@@ -382,8 +379,8 @@ def _warn_of_relation(
         yield f"the bases differ ({how}), so the difference may come from them"
     elif relation in ("consecutive stages", "one lineage"):
         yield (
-            "these are steps of one lineage and start from different weights, the later step where"
-            " the earlier ended"
+            "these are steps of one lineage: they start from different weights, as each starts"
+            " where the step before ended"
         )
     elif relation == "the same pair":
         yield "both reports are of the same pair of checkpoints"
@@ -408,21 +405,21 @@ def _warn_of_coverage(
     for side, report in zip(SIDES, (first, second), strict=True):
         if unverified := int((~matched[f"verified_{side}"]).sum()):
             yield (
-                f"{unverified} matrices of {report.name} came as byte ranges, which no checksum"
-                " covers"
+                f"{counted(unverified, 'matrix', 'matrices')} of {report.name} came as byte"
+                " ranges, which no checksum covers"
             )
     dtypes = [matched[f"dtype_{side}"].fillna("") for side in SIDES]
     if (apart := dtypes[0] != dtypes[1]).any():
         left, right = (" and ".join(sorted(set(names[apart]))[:3]) for names in dtypes)
         yield (
-            f"{apart.sum()} matrices are stored in different dtypes: {left} in {first.label},"
-            f" {right} in {second.label}"
+            f"dtypes differ in {counted(int(apart.sum()), 'matrix', 'matrices')}: {left} in"
+            f" {first.label}, {right} in {second.label}"
         )
     if concentration.level is not None and concentration.level < LEVEL:
         yield (
-            f"only {concentration.layers} layers: no spread over them covers more than"
-            f" {100 * concentration.level:.3g} %, and p cannot be below"
-            f" {2.0 ** (1 - concentration.layers):.3g}"
+            f"with only {concentration.layers} layers a spread covers at most"
+            f" {100 * concentration.level:.2g} %, and p is at least"
+            f" {2.0 ** (1 - concentration.layers):.2g}"
         )
 
 
@@ -452,7 +449,7 @@ def _warn_of_deltas(
         yield (
             f"only the deltas of {low.name} are of low rank (in the median matrix"
             f" {pd.Series(held[lower]).median():.0f} at most, {100 * min(shares):.2g} % of what is"
-            " possible): perhaps a merged adapter"
+            " possible), like a merged adapter"
         )
     outside = (
         matched[matched["layer"].isna()].groupby("module")["concentration_difference"].median()
@@ -462,15 +459,16 @@ def _warn_of_deltas(
     if concentration.verdict in OPPOSITE and beyond:
         sizes = and_list([f"{name} ({against[name]:+.3f})" for name in beyond])
         yield (
-            "outside the layers, which have no vote, it is the other way round: concentration of"
-            f" {sizes}"
+            "outside the layers, which do not count for the verdict, concentration differs the"
+            f" other way: {sizes}"
         )
     for side, report in zip(SIDES, (first, second), strict=True):
         cosines = matched.groupby("module")[f"cosine_{side}"].median()
         if turned := sorted(cosines.index[cosines < LINEAGE]):
+            has = "has" if len(turned) == 1 else "have"
             yield (
-                f"{and_list(turned)} of {report.name}: little in common with the base's; replaced,"
-                " or renumbered?"
+                f"{and_list(turned)} of {report.name} {has} little in common with the base's, as"
+                " after a replacement or renumbering"
             )
 
 

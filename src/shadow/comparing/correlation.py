@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from shadow.comparing.gains import Gain, Scored, group_gain, join
 from shadow.comparing.kept_scores import read_kept
+from shadow.comparing.one_checkpoint import numbered
 from shadow.comparing.scored_sides import neither, sides_of
 from shadow.comparing.scores import ScoreFiles
 from shadow.errors import ShadowError
@@ -98,7 +99,7 @@ class ScoredReport:
     label: str
     pair: str
     base: str
-    """What its base is known by: commit, fingerprint or name."""
+    """What its base is known by: content, commit, fingerprint or name. Equal for equal bases."""
     concentration: float | None
     """The median over its deltas; None where there is none."""
     scored: Scored
@@ -153,19 +154,21 @@ def score_reports(reports: Sequence[ComparedReport], given: ScoreFiles | None) -
         named = [join(given, sides_of(report.metadata)) for report in reports]
         if not any(named):
             raise neither(given, [sides_of(report.metadata) for report in reports])
-    first_with: dict[str, str] = {}
+    sides = numbered([report.metadata[side] for report in reports for side in SIDES])
+    names: dict[int, str] = {}  # of bases
+    first_with: dict[tuple[int, int], str] = {}
     entries = []
-    for report, scored in zip(reports, named, strict=True):
+    pairs = zip(sides[::2], sides[1::2], strict=True)
+    for report, scored, pair in zip(reports, named, pairs, strict=True):
         deltas = report.subject("delta")
         middle = float(deltas["concentration"].median()) if len(deltas) else math.nan
-        sides = [_identity(report.metadata[side]) for side in SIDES]
-        earlier = first_with.get(" ".join(sides))
-        first_with.setdefault(" ".join(sides), report.label)
+        earlier = first_with.get(pair)
+        first_with.setdefault(pair, report.label)
         entries.append(
             ScoredReport(
                 label=report.label,
                 pair=f"{report.metadata['family']}:{report.metadata['pair']}",
-                base=sides[0],
+                base=names.setdefault(pair[0], _identity(report.metadata["base"])),
                 concentration=null_if_undefined(middle),
                 scored=scored or _kept(report),
                 left_out=_left_out(report.metadata, middle, earlier),
@@ -184,7 +187,7 @@ def _kept(report: ComparedReport) -> Scored:
 
 
 def _identity(side: CheckpointMetadata) -> str:
-    return side["commit"] or side["fingerprint"] or side["repo"]
+    return side.get("content") or side["commit"] or side["fingerprint"] or side["repo"]
 
 
 def _left_out(metadata: ReportMetadata, concentration: float, before: str | None) -> str | None:

@@ -428,7 +428,7 @@ def _doubts(
     if no_metric := [gain.benchmark for gain in gains if gain.benchmark in two_metrics]:
         notes.append(f"no metric of both sides, so no gain: {_few(no_metric)}")
     if unclear := [gain.benchmark for gain in both if gain.higher_is_better is None]:
-        notes.append(f"nobody says whether more is better, so no gain: {_few(unclear)}")
+        notes.append(f"higher_is_better is not known, so no gain: {_few(unclear)}")
     if chosen := [f"{gain.benchmark}: {gain.metric}" for gain in both if gain.others]:
         notes.append(
             f"of several metrics one was taken ({_few(chosen)}); acc_norm comes before acc, acc"

@@ -15,7 +15,7 @@ from shadow.comparing.scores import LARGEST, MAX_FILE, ScoreFile
 from shadow.errors import ShadowError
 from shadow.files import read_start
 from shadow.reports.atomic_replacement import KEPT
-from shadow.reports.metadata import SIDES, ReportMetadata
+from shadow.reports.metadata import SIDES, CheckpointMetadata, ReportMetadata
 
 KEPT_SCHEMA = 1  # of that file
 
@@ -35,11 +35,20 @@ def kept_bytes(scored: Scored, metadata: ReportMetadata) -> bytes:
         "schema": KEPT_SCHEMA,
         "family": metadata["family"],
         "pair": metadata["pair"],
-        "base": metadata["base"],
-        "tuned": metadata["tuned"],
+        "base": _named(metadata["base"]),
+        "tuned": _named(metadata["tuned"]),
         **scored.as_json(),
     }
     return json.dumps(kept, indent=2, allow_nan=False).encode() + b"\n"
+
+
+def _named(side: CheckpointMetadata) -> dict[str, str | None]:
+    """Which checkpoint a side is: what every report says of it."""
+    return {
+        "repo": side["repo"],
+        "commit": side["commit"],
+        "fingerprint": side["fingerprint"],
+    }
 
 
 def read_kept(folder: Path, metadata: ReportMetadata) -> Scored:
@@ -60,7 +69,7 @@ def read_kept(folder: Path, metadata: ReportMetadata) -> Scored:
                 f"{path}: scores of schema {schema!r}, this version reads {KEPT_SCHEMA}", hint
             )
         scored = _scored(stored)
-        same = all(stored[side] == metadata[side] for side in SIDES)
+        same = all(_named(stored[side]) == _named(metadata[side]) for side in SIDES)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ShadowError(
             f"{path}: not scores kept by shadow ({type(error).__name__})", hint

@@ -2,10 +2,11 @@
 before.
 
 A report says which checkpoint is its base and which its tuned side: by commit on the Hub, by
-fingerprint everywhere. Two reports follow one another where the tuned side of one is the base of
-the other, by these and not by name: another commit of a repository is another checkpoint. Reports
-that pass over stages (base..instruct beside base..sft and sft..instruct) are no steps; they stand
-below the chain that they span. Stages of one base need no reference: they have one set of shapes.
+content or fingerprint everywhere. Two reports follow one another where the tuned side of one is the
+base of the other, by these and not by name: another commit of a repository is another checkpoint.
+Reports that pass over stages (base..instruct beside base..sft and sft..instruct) are no steps; they
+stand below the chain that they span. Stages of one base need no reference: they have one set of
+shapes.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from shadow.comparing.one_checkpoint import numbered
 from shadow.places.groups import ATTENTION, MLP
 from shadow.reports.report import Report
 from shadow.storage import as_given
@@ -355,7 +357,7 @@ def lineage(steps: Sequence[Step], stages: Mapping[str, str] | None = None) -> L
     in lower case.
     """
     notes: list[str] = []
-    nodes = _nodes(steps)
+    nodes = _numbered_pairs([(step.base, step.tuned) for step in steps])
     edges: dict[tuple[int, int], Step] = {}
     for step, ends in zip(steps, nodes, strict=True):
         if ends[0] == ends[1]:
@@ -390,55 +392,24 @@ def lineage(steps: Sequence[Step], stages: Mapping[str, str] | None = None) -> L
     return Lineage(chains, notes)
 
 
-def _keys(side: CheckpointSide) -> list[tuple[str, ...]]:
-    """What a checkpoint is known by: equal in one of these, equal."""
-    stack: list[tuple[str, ...]] = []
-    if side["fingerprint"]:
-        stack.append(("files", side["fingerprint"]))
-    if side["commit"]:
-        stack.append(("commit", side["repo"].lower(), side["commit"]))
-    return stack or [("name", side["repo"])]
-
-
 def following(sides: Sequence[tuple[CheckpointSide, CheckpointSide]]) -> list[int]:
     """Which of several pairs, (base, tuned) each, are in a chain of two or more: as a step, or as
     the whole of some.
     """
-    begun = {key for base, _ in sides for key in _keys(base)}
-    ended = {key for _, tuned in sides for key in _keys(tuned)}
-    steps = [
-        (base, tuned)
-        for base, tuned in sides
-        if not ended.isdisjoint(_keys(base)) or not begun.isdisjoint(_keys(tuned))
-    ]
-    stages = {key for pair in steps for side in pair for key in _keys(side)}
-    return [
-        number
-        for number, (base, tuned) in enumerate(sides)
-        if not stages.isdisjoint(_keys(base)) and not stages.isdisjoint(_keys(tuned))
-    ]
+    pairs = _numbered_pairs(sides)
+    begun, ended = {base for base, _ in pairs}, {tuned for _, tuned in pairs}
+    stages = {
+        side for base, tuned in pairs if base in ended or tuned in begun for side in (base, tuned)
+    }
+    return [number for number, pair in enumerate(pairs) if stages.issuperset(pair)]
 
 
-def _nodes(steps: Iterable[Step]) -> list[tuple[int, int]]:
-    """A number for both checkpoints of each step, equal for equal checkpoints."""
-    parent: dict[tuple[str, ...], tuple[str, ...]] = {}
-
-    def top(key: tuple[str, ...]) -> tuple[str, ...]:
-        parent.setdefault(key, key)
-        while parent[key] != key:
-            key = parent[key]
-        return key
-
-    sides = [(step.base, step.tuned) for step in steps]
-    for pair in sides:
-        for side in pair:
-            first, *others = _keys(side)
-            for other in others:
-                parent[top(other)] = top(first)
-    tops = [(top(_keys(base)[0]), top(_keys(tuned)[0])) for base, tuned in sides]
-    distinct = dict.fromkeys(key for pair in tops for key in pair)
-    numbers = {key: number for number, key in enumerate(distinct)}
-    return [(numbers[first], numbers[second]) for first, second in tops]
+def _numbered_pairs(
+    sides: Sequence[tuple[CheckpointSide, CheckpointSide]],
+) -> list[tuple[int, int]]:
+    """A number for both checkpoints of each pair, equal for equal checkpoints."""
+    numbers = numbered([side for pair in sides for side in pair])
+    return list(zip(numbers[::2], numbers[1::2], strict=True))
 
 
 def _names(edges: Mapping[tuple[int, int], Step], stages: Mapping[str, str]) -> dict[int, str]:

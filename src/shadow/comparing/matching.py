@@ -47,6 +47,7 @@ READ = tuple(
         *COMPARED, *SPECTRA, *RANKED,
     ))
 )  # fmt: skip
+TOLD = ["tensor", "dtype", "shape", "checksum"]  # of a tensor, wherever it lies
 EXAMPLES = 3  # tensors named for each reason
 
 
@@ -79,7 +80,7 @@ class ComparedReport:
     matrices: pd.DataFrame
     """Columns READ of matrices.parquet, and those that were asked for besides."""
     tensors: pd.DataFrame
-    """tensor, side, PLACE, status and reason of tensors.parquet."""
+    """tensor, side, shape, dtype, PLACE, status, reason and checksum of tensors.parquet."""
 
     @property
     def metadata(self) -> ReportMetadata:
@@ -121,7 +122,10 @@ def compared(report: Report, label: str, more: Sequence[str] = ()) -> ComparedRe
         folder=report.folder,
         provenance=report.provenance,
         matrices=report.columns("matrices", (*READ, *more)),
-        tensors=report.columns("tensors", ("tensor", "side", *PLACE, "status", "reason")),
+        tensors=report.columns(
+            "tensors",
+            ("tensor", "side", "shape", "dtype", *PLACE, "status", "reason", "checksum"),
+        ),
     )
 
 
@@ -147,8 +151,8 @@ def relations(
 def relate(first: ComparedReport, second: ComparedReport) -> tuple[Relation, str | None]:
     """Do two reports start from one base, or one where the other ends? And how is that known?
 
-    By commit, by content (fingerprints), else by the measured spectra of the checkpoint that they
-    should share.
+    By commit, by content (digests, or fingerprints), else by the measured spectra of the checkpoint
+    that they should share.
     """
     base = _same(first, "base", second=second, other="base")
     if base:
@@ -160,15 +164,15 @@ def relate(first: ComparedReport, second: ComparedReport) -> tuple[Relation, str
     )
     if step:
         return "consecutive stages", step
-    apart = _spectra_apart(first, "base", second=second, other="base")
+    apart = _apart(first, "base", second=second, other="base")
     if apart is None:
-        tuned = _spectra_apart(first, "tuned", second=second, other="tuned")
+        tuned = _apart(first, "tuned", second=second, other="tuned")
         if tuned is None:
             return "the same pair", "spectra"
         return "one base", "spectra"
     if None in (
-        _spectra_apart(first, "tuned", second=second, other="base"),
-        _spectra_apart(first, "base", second=second, other="tuned"),
+        _apart(first, "tuned", second=second, other="base"),
+        _apart(first, "base", second=second, other="tuned"),
     ):
         return "consecutive stages", "spectra"
     return "different bases", apart
@@ -180,8 +184,10 @@ def _same(first: ComparedReport, side: Side, second: ComparedReport, other: Side
     # a commit may hold several checkpoints
     if _is_hash(left.commit, 40) and left.commit == right.commit and left.repo == right.repo:
         return "commit"
+    if left.content and right.content:
+        return "content" if left.content == right.content else None
     if _is_hash(left.fingerprint, 64) and left.fingerprint == right.fingerprint:
-        return "content"
+        return "content" if _bytes_apart(first, side, second, other) is None else None
     return None
 
 
@@ -194,15 +200,41 @@ def _checkpoint(report: ComparedReport, side: Side) -> CheckpointIdentity:
     return report.provenance.base if side == "base" else report.provenance.tuned
 
 
+def _apart(first: ComparedReport, side: Side, second: ComparedReport, other: Side) -> str | None:
+    """What tells two checkpoints apart; None when every matrix of both looks the same."""
+    by_bytes = _bytes_apart(first, side, second, other)
+    return by_bytes or _spectra_apart(first, side, second=second, other=other)
+
+
+def _bytes_apart(
+    first: ComparedReport, side: Side, second: ComparedReport, other: Side
+) -> str | None:
+    """What tells two checkpoints apart by the checksums of tensors that are alike but for those."""
+    left, right = (
+        {
+            (name, dtype, *shape): checksum
+            for name, dtype, shape, checksum in tensors[TOLD].itertuples(index=False)
+            if isinstance(checksum, str)
+        }
+        for tensors in (
+            first.tensors[first.tensors["side"] == side],
+            second.tensors[second.tensors["side"] == other],
+        )
+    )
+    both = left.keys() & right.keys()
+    differ = sum(left[key] != right[key] for key in both)
+    return f"the bytes of {differ} of {len(both)} tensors differ" if differ else None
+
+
 def _spectra_apart(
-    first: ComparedReport, side: str, second: ComparedReport, other: str
+    first: ComparedReport, side: Side, second: ComparedReport, other: Side
 ) -> str | None:
     """What tells two checkpoints apart by their measured spectra; None when every matrix of both
     looks the same.
     """
     matched = match(first.subject(side), second.subject(other), by_base=False)
     if matched.empty:
-        return "they have no matrix of one place and shape in common"
+        return "they share no matrix of the same place and shape"
     apart = np.zeros(len(matched), bool)
     for name, tolerance in SPECTRA.items():
         left, right = (matched[f"{name}_{which}"].to_numpy() for which in ("first", "second"))

@@ -323,7 +323,7 @@ def _number(text: str, what: str, where: str) -> float:
             hint = "write a point before the decimals"
         elif text.lower().lstrip("+-") in NO_NUMBERS:
             hint = UNMEASURED
-        raise ShadowError(f"{where}: {what} {short(text)} is no number", hint)
+        raise ShadowError(f"{where}: {what} {short(text)} is not a number", hint)
     value = float(text)
     if abs(value) > LARGEST:
         raise ShadowError(f"{where}: {what} {short(text)} is too large", f"at most {LARGEST:g}")
@@ -347,7 +347,7 @@ def _json(path: Path, raw: bytes) -> Any:
         return json.loads(_text(path, raw))
     except (ValueError, RecursionError) as error:  # NaN is read, as the harness writes it
         message = f"{path}: not JSON ({type(error).__name__})"
-        raise ShadowError(message, "is the file complete?") from error
+        raise ShadowError(message, "check that the file is complete") from error
 
 
 def _read_harness(file: str, data: Any) -> tuple[list[Score], list[str]]:

@@ -182,8 +182,9 @@ def _in_workspace(file: str | None, line: int | None, workspace: Path | None) ->
 def junit(judged: Sequence[Judgement]) -> bytes:
     """JUnit XML: a suite for each pair, in it a case for the audit and one for each rule.
 
-    A rule that was violated is a failure, one with nothing to judge an error; rules that are but
-    warnings pass, and say so in their output, since JUnit has no warnings. Tensors that were
+    A pair without its report and a rule that was violated are failures, a rule with nothing to
+    judge is an error; rules that are but warnings pass, and say so in their output, since JUnit has
+    no warnings. Tensors that were
     skipped are told in the output of the audit's case: as cases of their own they would be
     thousands, and most are vectors.
     """
@@ -292,7 +293,7 @@ def _count(element: ET.Element) -> None:
 def _audit_case(suite: ET.Element, judgement: Judgement) -> None:
     case = _case(suite, judgement, name="audit", seconds=judgement.seconds or 0.0)
     if judgement.fault is not None:
-        _said(case, "error", message=judgement.fault, kind="not audited")
+        _said(case, "failure", message=judgement.fault, kind="not audited")
     if judgement.objections:
         _said(
             case,
@@ -325,6 +326,8 @@ def _rule_case(suite: ET.Element, judgement: Judgement, verdict: Verdict) -> Non
         lines.append(f"warning: {verdict.detail}")
     else:
         _said(case, TAGS[verdict.outcome], message=verdict.detail, kind=verdict.rule.condition)
+    if verdict.in_full:
+        lines.append(verdict.in_full)
     if verdict.outcome == "met" and verdict.rule.message:
         lines.append(verdict.rule.message)
     if lines:

@@ -18,7 +18,7 @@ READY = "ready"
 WAITING = ".new"
 
 FINISHED = "matrices.parquet"  # a report is there if this file is
-TABLES_OF_A_PAIR = ("spectra", "tensors", "residual", "matrices")
+TABLES_OF_A_PAIR = ("spectra", "tensors", "residual", "files", "matrices")
 FILES_OF_A_PAIR = ("summary.json", KEPT, *(f"{name}.parquet" for name in TABLES_OF_A_PAIR))
 
 

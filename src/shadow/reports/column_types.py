@@ -56,7 +56,7 @@ def null_if_undefined(value: float | int | str | None) -> float | int | str | No
 
 
 def null_if_undefined(value: float | int | str | None) -> float | int | str | None:
-    """Null instead of NaN or infinity: a number that overflowed is no number."""
+    """Null instead of NaN or infinity: a number that overflowed is not a number."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

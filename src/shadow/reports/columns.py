@@ -85,12 +85,14 @@ def _group(name: str) -> tuple[Column, ...]:
 IDENTITY, SPECTRAL, DELTA = (_group(name) for name in ("identity", "spectral", "delta"))
 MATRICES = (*IDENTITY, *SPECTRAL, *DELTA)
 TENSORS, RESIDUAL, SPECTRA = (_group(name) for name in ("tensors", "residual", "spectra"))
+FILES = _group("files")
 BATCH, REPORTS, COMPARISON = (_group(name) for name in ("batch", "reports", "comparison"))
 COUNTS, FIGURES, SCORES = (_group(name) for name in ("counts", "figures", "scores"))
 _COLUMNS = {
     "matrices": MATRICES,
     "tensors": TENSORS,
     "residual": RESIDUAL,
+    "files": FILES,
     "spectra": SPECTRA,
     "batch": BATCH,
     "reports": REPORTS,

@@ -18,6 +18,7 @@ class CheckpointMetadata(TypedDict):
     repo: str
     commit: str | None  # None for a folder
     fingerprint: str | None
+    content: NotRequired[str | None]  # a sha256; None where not all of it was read
 
 
 class MethodMetadata(TypedDict):

@@ -65,6 +65,10 @@ class CheckpointIdentity:
     """A sha256 of the files' names, sizes, times and headers and of a sample of every tensor; None
     where it is not told.
     """
+    content: str | None = None
+    """A sha256 of the names, formats, shapes and checksums of all tensors, equal for equal weights
+    in any files; None where one was not read, and in reports made before 0.2.0.
+    """
 
     def as_json(self) -> dict[str, str | None]:
         """As the files of a report have it."""
@@ -153,12 +157,15 @@ class Provenance:
 
 def _checkpoint(side: CheckpointMetadata) -> CheckpointIdentity:
     return CheckpointIdentity(
-        repo=side["repo"], commit=side["commit"], fingerprint=side["fingerprint"]
+        repo=side["repo"],
+        commit=side["commit"],
+        fingerprint=side["fingerprint"],
+        content=side.get("content"),
     )
 
 
 def _if_is(kind: type[Value], value: object) -> Value | None:
-    """The value if it is of exactly this type: True is no number here."""
+    """The value if it is of exactly this type: True is not a number here."""
     if type(value) is kind:
         return value
     return None
@@ -202,7 +209,8 @@ def finished_metadata(folder: Path) -> ReportMetadata | None:
 def missing(folder: Path, name: str) -> ShadowError:
     """What is told of a report that lacks one of its files."""
     return ShadowError(
-        f"{folder}: {name} is missing from this report (was it copied completely?)", AGAIN
+        f"{folder}: {name} is missing from this report (it may not have been copied completely)",
+        AGAIN,
     )
 
 
@@ -219,9 +227,9 @@ def unreadable(path: Path, error: Exception) -> ShadowError:
 def require_tables(folder: Path, metadata: ReportMetadata, *, spectra: bool) -> None:
     """Refuse a finished report that lacks a table which its metadata say was written.
 
-    The first reports have no residual.parquet, and no seal that names it. spectra: must singular
-    values be there too, if the audit wrote them? A copy for a reader of other tables leaves them
-    out. Raises ShadowError.
+    Older reports have no residual.parquet or files.parquet, and no seal that names them. spectra:
+    must singular values be there too, if the audit wrote them? A copy for a reader of other tables
+    leaves them out. Raises ShadowError.
     """
     for name in TABLES_OF_A_PAIR:
         is_due = name in _tables_written(metadata) and (spectra or name != "spectra")
@@ -287,7 +295,8 @@ def _check_metadata(metadata: Any) -> None:
     texts = [metadata[key] for key in ("version", "family", "pair")]
     texts += [metadata[side]["repo"] for side in ("base", "tuned")]
     texts.append(settings["method"]["precision"])
-    maybe = [metadata[side][key] for side in ("base", "tuned") for key in ("commit", "fingerprint")]
+    keys = "commit", "fingerprint", "content"
+    maybe = [{"content": None, **metadata[side]}[key] for side in ("base", "tuned") for key in keys]
     texts += [text for text in maybe if text is not None]
     if not all(isinstance(text, str) for text in texts):
         raise TypeError

@@ -384,7 +384,10 @@ def _took_over(claim: _Claim, say: Say) -> bool:
         return True
     if age is None or age < STALE:
         return False
-    say(f"{claim.store}: going on where another audit stopped writing {int(age // 60)} minutes ago")
+    say(
+        f"{claim.store}: continuing where another audit stopped writing {int(age // 60)} minutes"
+        " ago"
+    )
     claim.store.put(CLAIM, claim.content())
     claim.check()
     return True

@@ -84,6 +84,11 @@ class Report:
         return frame_of(self.table("residual"))
 
     @cached_property
+    def files(self) -> pd.DataFrame:
+        """A row for each file of either side: `shadow schema files`; empty in older reports."""
+        return frame_of(self.table("files"))
+
+    @cached_property
     def spectra(self) -> pd.DataFrame:
         """The singular values of each matrix and subject; empty in a report of `--no-spectra`.
 

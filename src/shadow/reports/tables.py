@@ -24,8 +24,8 @@ from shadow.reports.parquet import arrow_schema
 from shadow.reports.provenance import missing, unreadable
 from shadow.text import several
 
-STORED = ("matrices", "tensors", "residual", "spectra")  # tables of a pair's folder
-LATER = ("residual",)  # tables that the first reports lack
+STORED = ("matrices", "tensors", "residual", "files", "spectra")  # tables of a pair's folder
+LATER = ("residual", "files")  # tables that older reports lack
 OPTIONAL = ("spectra",)  # left out by --no-spectra
 MAX_ROWS = 5_000_000  # of a file; the largest released mixture of experts has 140,000 matrices
 FEW_ROWS = 2_000  # up to which columns are read one by one: handing them to threads takes as long
@@ -168,13 +168,13 @@ def telling_faults(path: Path) -> Iterator[None]:
 def check_rows(path: Path, count: int) -> None:
     """Refuse a file of more rows than any model has."""
     if count > MAX_ROWS:
-        raise ShadowError(f"{path}: {count} rows", "is it a report of `shadow audit`?")
+        raise ShadowError(f"{path}: {count} rows", "name a report that `shadow audit` made")
 
 
 def absent_note(missing: Sequence[str]) -> str:
     """What a person is told of a report that lacks these."""
     names = several(missing, MANY)
     return (
-        f"made before these columns were added, which are null here: {names}; `shadow audit"
+        f"made before these columns existed, so they are null here: {names}; `shadow audit"
         " --overwrite` gives them"
     )

@@ -10,6 +10,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 
 Value = float | int | None
+ALSO_MOVED_BY = (  # a part of a sentence on what the figures do not show
+    "the optimiser, adapters, the learning rate and data new to the base move these figures as much"
+    " as narrow data do"
+)
 
 
 class Named(Mapping[str, Value]):

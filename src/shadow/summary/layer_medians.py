@@ -149,7 +149,7 @@ def directions(column: Column) -> NDArray[np.float64]:
 
 def ranked(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
     """The rows with that column as a median needs it that is shown beside others: infinite where
-    equivalent_directions is above the short side. Medians may be infinite, which is no number to
+    equivalent_directions is above the short side. Medians may be infinite, which is not a number to
     show.
     """
     if metric != "equivalent_directions":

@@ -38,6 +38,7 @@ from shadow.summary.depth import (
     summed,
 )
 from shadow.summary.figures import MEDIANS, PairFigures
+from shadow.summary.files import files_record
 from shadow.summary.grid import grid, order_of
 from shadow.summary.layer_medians import (
     coherence,
@@ -60,6 +61,7 @@ from shadow.summary.rows import (
     QuarterRow,
     ReportWarning,
     SkippedRow,
+    checkpoint_side,
     row_of,
 )
 from shadow.summary.tables import Rows
@@ -108,8 +110,8 @@ def record_of(rows: Rows, metadata: ReportMetadata, lineage: float | None) -> Pa
         schema=SCHEMA,
         family=metadata["family"],
         pair=metadata["pair"],
-        base=metadata["base"],
-        tuned=metadata["tuned"],
+        base=checkpoint_side(metadata["base"]),
+        tuned=checkpoint_side(metadata["tuned"]),
         counts={status: statuses[status] for status in STATUSES},
         figures=_figures(rows, tally),
         **vars(tally.bounds()),
@@ -133,6 +135,7 @@ def record_of(rows: Rows, metadata: ReportMetadata, lineage: float | None) -> Pa
             *_renumbered_experts(deltas),
             *(ReportWarning("few_values", text) for text in few_values(deltas)),
         ],
+        files=files_record(rows.files),
     )
 
 

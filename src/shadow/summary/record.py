@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from shadow.summary.figures import InsideLayers, PairFigures
 from shadow.summary.rows import (
@@ -12,6 +12,7 @@ from shadow.summary.rows import (
     CheckpointSide,
     CoherenceRow,
     ComponentRow,
+    FilesRecord,
     GridRow,
     LayerRow,
     ModuleRow,
@@ -83,6 +84,8 @@ class PairRecord:
     skipped: list[SkippedRow]
     """A row for each reason, the most tensors first."""
     warnings: list[ReportWarning]
+    files: FilesRecord | None = field(default=None, kw_only=True)
+    """The files of both repositories or folders; None of a report that did not list them."""
 
     @property
     def main_component(self) -> str | None:

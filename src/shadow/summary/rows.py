@@ -25,6 +25,7 @@ from typing import (
     is_typeddict,
 )
 
+from shadow.reports.metadata import CheckpointMetadata
 from shadow.summary.figures import DepthFigures, LayerMedians, Medians
 
 Bounds = tuple[float, float] | None
@@ -37,6 +38,17 @@ class CheckpointSide(TypedDict):
     repo: str  # its name on the Hub, or its folder
     commit: str | None  # that was read; None for a folder
     fingerprint: str | None  # a hash of its files
+    content: str | None  # a hash of all its tensors; None where not all were read
+
+
+def checkpoint_side(side: CheckpointMetadata) -> CheckpointSide:
+    """One side of a report, by its metadata."""
+    return {
+        "repo": side["repo"],
+        "commit": side["commit"],
+        "fingerprint": side["fingerprint"],
+        "content": side.get("content"),
+    }
 
 
 @dataclass(frozen=True)
@@ -476,6 +488,31 @@ class PublishedPair:
     agrees: bool | None
     """All figures that are compared; None: none is."""
     checks: list[PublishedCheck]
+
+
+@dataclass(frozen=True)
+class FileRow:
+    """A file that is not the same on both sides."""
+
+    path: str
+    kind: str
+    state: str
+    """changed, added, removed or unknown."""
+    differs: list[str]
+    """What differs in it, in words: keys of a config, `chat_template`, `vocabulary`."""
+    detail: str | None
+
+
+@dataclass(frozen=True)
+class FilesRecord:
+    """The files of both sides. One that both have counts once."""
+
+    counts: Mapping[str, int]
+    """Files by state: changed, added, removed, unknown, same."""
+    kinds: Mapping[str, Mapping[str, int]]
+    """The same counts by kind."""
+    rows: list[FileRow]
+    """Files that are not the same, those first in which something differs; at most 40."""
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,8 @@ class Rows:
     """All rows of tensors.parquet, with was_compared."""
     residual: Columns
     """All rows of residual.parquet."""
+    files: list[dict[str, Any]]
+    """All rows of files.parquet; none where it is not given."""
     layers: Sequence[tuple[str, int]]
     """Component and number of every layer that was compared."""
 
@@ -122,5 +124,6 @@ def read_rows(tables: Mapping[str, pa.Table]) -> Rows:
         alone=columns_of(matrices.filter(pc.invert(of_delta))),
         tensors=tensors,
         residual=columns_of(tables["residual"]),
+        files=tables["files"].to_pylist() if "files" in tables else [],
         layers=layers,
     )

@@ -23,7 +23,7 @@ from shadow.targets.references import (
     as_folder,
     is_reference,
     pair_name,
-    parse_reference,
+    typed_reference,
 )
 from shadow.text import nearest, several, short
 
@@ -223,7 +223,7 @@ def pairs_of_references(targets: Sequence[str], families: Mapping[str, Family]) 
     if len(targets) > 2:
         hint = f"{TWO}; several pairs go into a --list"
         raise UsageError(f"{len(targets)} checkpoints: a pair has two", hint)
-    references = [parse_reference(target) for target in targets]
+    references = [typed_reference(target) for target in targets]
     if len(references) == 2:
         return (given_pair(*references),)
     if references[0].is_folder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from shadow.errors import UsageError
@@ -129,13 +130,30 @@ def parse_reference(text: str, folder: Path | None = None) -> Reference:
     return Reference(repo=repo, is_folder=False, revision=revision or None)
 
 
+def typed_reference(text: str) -> Reference:
+    """What a person typed for a checkpoint. Raises UsageError, before any request, for `org/name`
+    where a checkpoint lies in a folder of that name.
+    """
+    reference = parse_reference(text)
+    if not reference.is_folder and "@" not in text and _holds_checkpoint(Path(text)):
+        hint = f"write ./{text} for the folder, or {text}@main for the model on the Hub"
+        raise UsageError(f"{text} is a folder here, and a name on the Hub", hint)
+    return reference
+
+
+def _holds_checkpoint(folder: Path) -> bool:
+    """Whether a folder has files that only checkpoints have."""
+    return any(any(folder.glob(name)) for name in ("*.safetensors", "config.json", "*.bin"))
+
+
 def parse_checkpoint(text: str, folder: Path | None = None) -> AnyReference:
     """A reference, or one for each component: `language=./lm,vision=org/tower`.
 
-    Raises UsageError.
+    Without a folder that it is relative to, it was typed. Raises UsageError.
     """
+    parse = typed_reference if folder is None else partial(parse_reference, folder=folder)
     if not re.match(r"[a-z]+=", text):
-        return parse_reference(text, folder)
+        return parse(text)
     parts: dict[str, Reference] = {}
     for part in text.split(","):
         component, equals, reference = part.partition("=")
@@ -143,7 +161,7 @@ def parse_checkpoint(text: str, folder: Path | None = None) -> AnyReference:
             hint = "write language=./LM,vision=org/tower, each component once"
             raise UsageError(f"{short(part)} is not the checkpoint of a component", hint)
         check_component(component)
-        parts[component] = parse_reference(reference, folder)
+        parts[component] = parse(reference)
     return ComponentBase(tuple(parts.items()))
 
 

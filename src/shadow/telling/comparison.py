@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from shadow.comparing.contrast import Contrast
     from shadow.comparing.differences import Difference
 
-KNOWN_BY = {"commit": "its commit", "content": "its fingerprint", "spectra": "its measured spectra"}
+KNOWN_BY = {"commit": "its commit", "content": "its content", "spectra": "its measured spectra"}
 KINDS: Mapping[str, Kind] = {"difference": "difference", "log ratio": "log_ratio"}
 MODULE_FIGURES: Mapping[str, tuple[str, Kind]] = {  # columns of the table by module: head, kind
     "concentration": ("conc.", "difference"),
@@ -100,11 +100,12 @@ def _contrast(contrast: Contrast, p_values: bool) -> Iterator[Block]:
     if contrast.verified:
         relation += f", known by {KNOWN_BY[contrast.verified]}"
     matched = contrast.matched
-    votes = f"{matched.in_layers:,} of them in {counted(matched.layers, 'layer', 'layers')} vote"
-    over = f"{counted(matched.matrices, 'matrix', 'matrices')} of both; {votes}"
+    layers = counted(matched.layers, "layer", "layers")
+    over = f"{counted(matched.matrices, 'matrix', 'matrices')} of both"
+    over += f"; the {matched.in_layers:,} in {layers} decide"
     rows = [FigureRow("relation", relation), FigureRow("over", over)]
     rows += [
-        FigureRow("left out", f"{row.matrices:,} {row.reason}, e.g. {row.examples[0]}")
+        FigureRow("left out", f"{row.matrices:,} {row.reason}, such as {row.examples[0]}")
         for row in contrast.unmatched
     ]
     if margins := _margins(contrast):
@@ -161,7 +162,7 @@ def _figures_apart(contrast: Contrast, p_values: bool) -> Table:
     if p_values:
         fields.append(number("p", lambda row: Quantity(p_of[row.figure], "number")))
         title += "; p is within this pair, adjusted over the figures"
-    fields.append(worded("verdict", lambda row: row.verdict or "has no vote"))
+    fields.append(worded("verdict", lambda row: row.verdict or "not in the verdict"))
     return table_of(fields, contrast.figures, title)
 
 

@@ -15,6 +15,7 @@ from shadow.telling.document import (
     Block,
     Cell,
     Column,
+    Field,
     Paragraph,
     Provenance,
     Table,
@@ -24,8 +25,8 @@ from shadow.telling.document import (
     table_of,
     worded,
 )
-from shadow.telling.report import FAILED
 from shadow.telling.scores import ROWS, scores_blocks
+from shadow.telling.screen import FAILED, faults
 
 if TYPE_CHECKING:
     from shadow.claims.label import Evidence
@@ -54,7 +55,7 @@ COMPONENT_FIGURES: Sequence[tuple[str, str, Kind]] = (
 def gates_blocks(summary: Summary) -> Iterator[Block]:
     """Every gate with its figure, the label or why there is none, and what speaks for it."""
     title = "Gates: what must hold for the figures to be those of a training"
-    yield table_of(GATE, summary.gates, title)
+    yield table_of(_gate_fields(summary), summary.gates, title)
     if summary.reference and summary.has_label:
         label = f"Label by comparison with the lab: {summary.label_reason}."
         yield Paragraph(label, lead=summary.label.capitalize())
@@ -77,13 +78,23 @@ def _explained(name: str, texts: Mapping[str, str]) -> Word:
     return Word(name.replace("_", " "), aside=texts.get(name, ""))
 
 
-GATE = (
-    named("gate", lambda gate: _explained(gate.name, {n: one.meaning for n, one in GATES.items()})),
-    worded("result", lambda gate: Word("passed", "passed") if gate.passed else FAILED),
-    number("figure", "figure", "number"),
-    number("needs", _needs),
-    worded("reason"),
-)
+def _gate_fields(summary: Summary) -> Sequence[Field]:
+    """Columns of the table of gates; what an adapter or a copy fails by being one is no fault."""
+    meanings = {name: gate.meaning for name, gate in GATES.items()}
+    wrong = {gate.name for gate in faults(summary)}
+
+    def result(gate: Gate) -> Word:
+        if gate.passed:
+            return Word("passed", "passed")
+        return FAILED if gate.name in wrong else Word("does not apply", "quiet")
+
+    return (
+        named("gate", lambda gate: _explained(gate.name, meanings)),
+        worded("result", result),
+        number("figure", "figure", "number"),
+        number("needs", _needs),
+        worded("reason"),
+    )
 
 
 def _spread(row: Evidence) -> str | None:

@@ -112,7 +112,9 @@ def label_document(shipped: Calibration) -> Document:
     made = ", ".join(f"{name} {value}" for name, value in shipped.made.items())
     return Document(
         [
-            Paragraph("what may be said of one pair, gates first", lead="label"),
+            Paragraph(
+                "one of five words for the spectrum of a pair that passes every gate", lead="label"
+            ),
             _texts(LABELS),
             Paragraph(reach(shipped)),
             _quiet(TOPICS["label"]),
@@ -129,7 +131,7 @@ def finding_document() -> Document:
     others = {code: f"{claim.title}: {claim.meaning}" for code, claim in EXPLANATIONS.items()}
     return Document(
         [
-            Paragraph("the answer of a report, in words", lead="finding"),
+            Paragraph("what a report says about its pair, in words", lead="finding"),
             Paragraph(TOPICS["finding"]),
             _texts(CODES, "Sentences, in their order"),
             _texts(others, "Other explanations"),
@@ -151,13 +153,13 @@ def published_document(table: Sequence[Released]) -> Document:
     from shadow.comparing.published import DEFINITIONS, SOURCE, TOLERANCE, WITHIN, family_of
 
     rule = (
-        "One of these pairs: each figure is compared with yours and agrees within"
-        f" {100 * TOLERANCE:g} % (a cosine within {TOLERANCE:g}). A figure of other tensors is not"
-        " compared. Which commits were read is not published. Any other pair gets its rank among"
-        " the families, without its own: by mean_relative_norm among all, by mean_top20_energy"
-        f" among those with pairs within a factor of {WITHIN:g} of its size, since this energy"
-        " falls with the size. A family is every model that comes from one base; its value is the"
-        " median of its pairs. A rank is no verdict."
+        "If your pair is one of these, each of its figures is compared with the published one:"
+        f" both agree within {100 * TOLERANCE:g} % (cosines within {TOLERANCE:g}). Figures over"
+        " other tensors are not compared, and the published commits are unknown. Any other pair"
+        " gets its rank among the other families: by mean_relative_norm among all, and by"
+        f" mean_top20_energy among families with pairs within a factor of {WITHIN:g} of its size,"
+        " since this energy falls with the size. A family is all models of one base; its value is"
+        " the median of its pairs. A rank is no verdict."
     )
     families: dict[str, list[Released]] = {}
     for pair in table:

@@ -185,6 +185,8 @@ class Picture(Block):
 
     title: str
     rows: Sequence[GridRow]
+    name: str = ""
+    """The component, where there are several."""
 
 
 @dataclass(frozen=True)

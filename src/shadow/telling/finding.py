@@ -24,6 +24,7 @@ from shadow.claims.summary import Finding
 from shadow.comparing.published import context_sentence
 from shadow.reports.columns import read_words
 from shadow.telling.context import context
+from shadow.telling.files import files_sentences
 from shadow.telling.headline import headline
 from shadow.telling.known_changes import few_rows, known_changes, vectors
 from shadow.telling.limits import comes_first, limits, not_compared
@@ -54,7 +55,8 @@ def finding(summary: Summary, settings: SettingsMetadata) -> Finding:
     first = limits(summary, gates, filtered)
     later = [] if comes_first(gates) else not_compared(summary, filtered)
     if any(sentence.code in ("nothing_compared", "identical") for sentence in first):
-        return Finding(headline(summary, first), first, [], list(NOT_SHOWN))
+        told = [*first, *files_sentences(summary)]
+        return Finding(headline(summary, first), told, [], list(NOT_SHOWN))
     sentences = list(first)
     others: list[Explanation] = []
     unrelated = any(sentence.code == "unrelated" for sentence in first)
@@ -73,6 +75,7 @@ def finding(summary: Summary, settings: SettingsMetadata) -> Finding:
             sentences += storage(summary, gates)
             others = [as_explanation(answer) for answer in explanations(summary)]
         sentences += context(summary, relation)
+    sentences += files_sentences(summary)
     if (published := context_sentence(summary.published)) is not None:
         text, figures = published
         sentences.append(Sentence("published", text, figures))

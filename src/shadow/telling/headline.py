@@ -47,18 +47,18 @@ ALONE = {
 }
 # what the change is, by the sentence that says it; the first that stands
 KINDS = {
-    "zeroed": "as entries were set to 0",
-    "rounded_away": "mostly rounded away by its storage",
-    "rounding": "about as large as the rounding of its storage",
+    "zeroed": "by setting entries to 0",
+    "rounded_away": "mostly rounded away by storage",
+    "rounding": "about as large as its rounding",
     "flat": "flatter than noise",
-    "few_values": "as of a copy in few bits",
+    "few_values": "like the rounding of a copy in 8 or 4 bits",
     "noise": "like noise",
-    "mixed": "in part with more structure than noise",
+    "mixed": "partly with more structure than noise",
 }
 
 
 def headline(summary: Summary, sentences: Sequence[Sentence]) -> str:
-    """One line of up to about 90 characters: `Changed by 8.0 %, as coherent as 14 of 64 directions,
+    """One line of up to about 90 characters: `Changed by 8.0 %, spread over 14 directions of 64,
     most of it in the head and mlp.gate.`
     """
     texts = {sentence.code: sentence.text for sentence in sentences}
@@ -78,8 +78,8 @@ def headline(summary: Summary, sentences: Sequence[Sentence]) -> str:
         return f"{which} base's matrices times {factor(scaled.factor)}."
     if is_copy(summary):
         if is_of_base(summary):
-            return "The base is a copy of the tuned model that was only rounded."
-        return "A copy of the base that was only rounded."
+            return "The base is a copy of the tuned model, only rounded."
+        return "A copy of the base, only rounded."
     if "mostly_copy" in texts:
         copy = "The base is a rounded copy" if is_of_base(summary) else "A rounded copy of the base"
         return f"{copy}, but for {beside_a_copy(Draft(summary))}."
@@ -119,17 +119,19 @@ def _kind(summary: Summary, codes: Container[str]) -> str:
             return text
     if "low_rank" in codes:
         rank = summary.figures.rank_ceiling or inside.rank_most
-        return f"of rank {rank:,.0f} at most"
+        return f"of rank {rank:,.0f} or less"
     if "coherent" not in codes:
         return ""
     value = inside.equivalent_directions if knows_coherence(summary) else None
     least, most = (inside.get(f"short_side_{end}") for end in ("least", "most"))
     if value is None or least is None or most is None:
         return "with more structure than noise"
-    text = f"as coherent as {directions_text(summary)}"
-    if least < most:  # 61 of 32 to 64 says nothing
-        return f"{text} directions"
-    return f"{text} of {most:,.0f} directions"
+    number = directions_text(summary)
+    text = f"spread over {number} directions"
+    if number == "1":
+        text = "along a single direction"
+    # 61 of 32 to 64 says nothing
+    return text if least < most else f"{text} of {most:,.0f}"
 
 
 def _place(summary: Summary) -> str:
@@ -142,7 +144,7 @@ def _place(summary: Summary) -> str:
     if len(parts) == 1:
         return f"all of it in {only_matrix(summary) or parts[0].name}"
     if all(part.in_proportion for part in parts) and not is_mostly_frozen(summary):
-        return "spread over all modules"
+        return "in all modules alike"
     for count in range(1, AT_MOST + 1):
         named = parts[:count]
         rest = parts[count:]

@@ -29,8 +29,8 @@ def _copy(summary: PairRecord) -> list[Sentence]:
     if casts is None:
         return []
     count = draft.write(casts.tensors, "recognised.casts.tensors", "count")
-    every = "The only tensor" if count == "1" else f"All {count} tensors"
-    text = f"{every} that changed {'is' if count == '1' else 'are'} {_cast_to(draft)}."
+    every = "the only tensor" if count == "1" else f"all {count} tensors"
+    text = f"In {every} that changed, {_cast_to(draft)}."
     return [draft.sentence("rounding", text)]
 
 
@@ -45,8 +45,8 @@ def _cast_to(draft: Draft) -> str:
     casts = draft.summary.recognised.casts
     if casts is not None and is_of_base(draft.summary):
         draft.figures["recognised.casts.of_base"] = casts.of_base
-        return "what the base was rounded from: the base is the tuned side in another format"
-    return "the base's in another format, equal but for rounding"
+        return "the base is the tuned side in another format, equal but for rounding"
+    return "the tuned side is the base in another format, equal but for rounding"
 
 
 def _mostly_copy(summary: PairRecord) -> list[Sentence]:
@@ -59,8 +59,8 @@ def _mostly_copy(summary: PairRecord) -> list[Sentence]:
     count = draft.write(casts.tensors, "recognised.casts.tensors", "count")
     noun = "tensor" if beside == "1" else "tensors"
     text = (
-        f"{beside} {noun} changed by more than rounding: {beside_a_copy(draft)}. The other"
-        f" {count} that changed are {_cast_to(draft)}."
+        f"{beside} {noun} changed by more than rounding: {beside_a_copy(draft)}. In the other"
+        f" {count} that changed, {_cast_to(draft)}."
     )
     return [draft.sentence("mostly_copy", text)]
 
@@ -93,8 +93,8 @@ def _scaled_lines(summary: PairRecord) -> list[Sentence]:
     if lines.by_row in (0, lines.matrices):
         what = "columns" if not lines.by_row else "rows"
     text = (
-        f"In {count} {noun} {what} of the base were multiplied by factors, which explain {share} of"
-        " the change in the median, as gains of norms that are folded in and (IA)3 do."
+        f"In {count} {noun}, {what} of the base were multiplied by factors, as by (IA)3 or by norms"
+        f" folded into weights. They explain {share} of the change in the median."
     )
     return [draft.sentence("scaled_lines", text)]
 
@@ -117,9 +117,12 @@ def _zeroed(summary: PairRecord) -> list[Sentence]:
     draft = Draft(summary)
     count = draft.write(zeroed.matrices, "recognised.zeroed.matrices", "count")
     share = draft.write(zeroed.share, "recognised.zeroed.share", "share")
+    matrices = "the only matrix that changed"
+    if zeroed.matrices != 1:
+        matrices = f"the {count} matrices that changed"
     text = (
-        f"Entries were set to 0, and no other entry changed: in the {count} matrices that changed,"
-        f" {share} of the entries in the median, as pruning does."
+        f"Entries were set to 0, as by pruning, and no other entry changed: {share} of the entries"
+        f" in the median of {matrices}."
     )
     return [draft.sentence("zeroed", text)]
 
@@ -159,7 +162,7 @@ def few_rows(summary: PairRecord) -> list[Sentence]:
         place = f"recognised.few_rows.{row.component}.{row.module}"
         changed = draft.write(row.changed, f"{place}.changed", "count")
         rows = draft.write(row.rows, f"{place}.rows", "count")
-        text = f"Of the embeddings only {changed} of {rows} rows changed."
+        text = f"Only {changed} of {rows} rows of the embeddings changed."
         sentences.append(draft.sentence("few_rows", text))
     return sentences
 
@@ -170,7 +173,7 @@ def vectors(summary: PairRecord) -> list[Sentence]:
     if norm is None or matrices is None or norm < VECTORS_FURTHER * matrices:
         return []
     draft = Draft(summary)
-    text = f"Vectors moved further than matrices: {vectors_moved(draft)}."
+    text = f"Vectors changed more than matrices: {vectors_moved(draft)}."
     return [draft.sentence("vectors", text)]
 
 

@@ -36,10 +36,10 @@ def limits(summary: PairRecord, gates: Mapping[str, Gate], filtered: bool) -> li
     )
     broken = _nonfinite(summary)
     if changed.figure is None:
-        of = "of what was asked for" if filtered else "of the two"
-        text = f"Nothing was compared: no matrix {of} has a partner."
+        of = " that was asked for" if filtered else ""
+        text = f"Nothing was compared: no matrix{of} has a partner on the other side."
         if broken:
-            text = f"Nothing was compared: no matrix {of} has a partner, or finite numbers."
+            text = f"Nothing was compared: no matrix{of} has a partner and finite numbers."
         return [*broken, Sentence("nothing_compared", text, {})]
     sentences = [*broken, *_relation(summary, lineage)]
     if filtered or not changed.passed or not paired.passed:
@@ -51,13 +51,13 @@ def limits(summary: PairRecord, gates: Mapping[str, Gate], filtered: bool) -> li
         return sentences
     sentences = [sentence for sentence in sentences if sentence.code != "unrelated"]
     draft = Draft(summary)
-    text = "The weights are the same: every matrix that was compared is identical"
+    text = "The weights are the same"
     if only_vectors := _only_vectors(summary):
-        text = "Every matrix that was compared is identical"
+        text = "Every matrix that was compared is the same"
     elif filtered:
-        text = "What was asked for is the same: every matrix of it that was compared is identical"
+        text = "What was asked for is the same"
     elif sentences:  # each says of something that it was not compared
-        text = "What could be compared is the same: every matrix of it is identical"
+        text = "What could be compared is the same"
     identical = draft.sentence("identical", f"{text}{_identical(draft)}.")
     return [*sentences, *only_vectors, identical]
 
@@ -83,7 +83,7 @@ def _nonfinite(summary: PairRecord) -> list[Sentence]:
     )
     holds = "they hold" if who == "Both models are" else "it holds"
     text = f"{who} broken: {holds} NaN or infinite entries in {_places_of(summary, rows)}."
-    return [Sentence("nonfinite", f"{text} What holds them was not compared.", {})]
+    return [Sentence("nonfinite", f"{text} These tensors were not compared.", {})]
 
 
 def _places_of(summary: PairRecord, rows: Sequence[UncomparedRow]) -> str:
@@ -113,8 +113,7 @@ def _vocabulary(summary: PairRecord) -> list[Sentence]:
         names = and_list([module_name(row.module) for row in rows])
         verb = "has" if names == "the head" else "have"
         text = (
-            f"{change}: {names} {verb} {size}, the base's {before}. Only rows that both have are"
-            " compared."
+            f"{change}: {names} {verb} {size}, the base's {before}. Only common rows are compared."
         )
         sentences.append(draft.sentence("vocabulary", text))
     return sentences
@@ -174,21 +173,22 @@ def _only_vectors(summary: PairRecord) -> list[Sentence]:
 
 
 def _identical(draft: Draft) -> str:
-    """` (30 tensors of the tuned side)`: those of one side, as the other has the same once more; by
-    component where there are several.
+    """`: 30 weight tensors and 9 biases and norms are identical`: those of one side, as the other
+    has the same once more; by component where there are several.
     """
     rows = [row for row in draft.summary.components if row.identical]
-    counts = [
-        draft.write(row.identical, f"components.{row.component}.identical", "count") for row in rows
-    ]
-    if len(rows) == 1:
-        noun = "tensor" if rows[0].identical == 1 else "tensors"
-        return f" ({counts[0]} {noun} of the tuned side)"
-    of = [
-        f"{count} of {component_name(row.component)}"
-        for count, row in zip(counts, rows, strict=True)
-    ]
-    return f" (tensors of the tuned side: {and_list(of)})" if of else ""
+    names = []
+    for at, row in enumerate(rows):
+        count = draft.write(row.identical, f"components.{row.component}.identical", "count")
+        noun = "" if at else (" weight tensor" if row.identical == 1 else " weight tensors")
+        of = f" of {component_name(row.component)}" if len(rows) > 1 else ""
+        names.append(f"{count}{noun}{of}")
+    vectors = draft.summary.vectors
+    if vectors.compared and not vectors.changed:
+        compared = draft.write(vectors.compared, "vectors.compared", "count")
+        names.append(f"{compared} {'bias or norm' if compared == '1' else 'biases and norms'}")
+    is_one = len(names) == 1 and names[0].startswith("1 ")
+    return f": {and_list(names)} {'is' if is_one else 'are'} identical" if names else ""
 
 
 def _relation(summary: PairRecord, lineage: Gate) -> list[Sentence]:
@@ -206,14 +206,14 @@ def _distance(lineage: Gate) -> list[Sentence]:
         return [
             Sentence(
                 "unrelated",
-                f"These are two unrelated models of one shape ({cosine}, where a model and its base"
-                " have nearly 1).",
+                f"These are two unrelated models of one shape ({cosine}; a model and its base have"
+                " nearly 1).",
                 figures,
             )
         ]
     text = (
-        f"These have less in common than a model and its base do ({cosine}), so read what follows"
-        " with care."
+        f"The two have less in common than a model and its base usually do ({cosine}). Read the"
+        " figures with care."
     )
     return [Sentence("hardly_related", text, figures)]
 
@@ -225,13 +225,12 @@ def _part(paired: Gate, filtered: bool) -> list[Sentence]:
     part = _not_all(paired.figure)
     if filtered:
         text = (
-            f"Only a part of the model was asked for, {part} of the parameters. What follows is"
-            " about this part."
+            f"Only a part of the model was asked for, with {part} of the parameters. The figures"
+            " are of that part."
         )
         return [Sentence("part_asked_for", text, figures)]
     text = (
-        f"The two share only {part} of the larger model's parameters. What follows is about this"
-        " part."
+        f"The two share only {part} of the larger model's parameters. The figures are of that part."
     )
     return [Sentence("part_shared", text, figures)]
 
@@ -246,7 +245,7 @@ def _unread(formats: Gate) -> list[Sentence]:
     if formats.passed or formats.figure is None:
         return []
     text = (
-        f"{text_of(formats.figure, 'share')} of the parameters are stored in a format that is not"
-        " read, and are left out."
+        f"{text_of(formats.figure, 'share')} of the parameters are left out: `shadow` cannot read"
+        " their format."
     )
     return [Sentence("unread_formats", text, {"gates.formats.figure": formats.figure})]

@@ -31,12 +31,12 @@ SHORT = {"attention": "attn", "embedding": "embed"}
 PLACES = ("1st", "2nd", "3rd", "4th")
 NO_CHANCE = 0.005  # a mean cosine nearer to 0 is not told
 LEGENDS = {  # of heads that mean something else in other tables
-    "kept": "share of the stored delta's energy that is the update's; the rest is rounding",
-    "depth": "the quarter of the layers that holds most, and its share",
+    "kept": "share of the stored delta's energy that comes from the update; the rest is rounding",
+    "depth": "the quarter of the layers that holds most of the change, and its share",
     "coherent": "matrices inside layers for which dirs. is known",
     "dirs.": (
-        "as coherent as so many equally strong directions, in the median matrix; >all: less"
-        " coherent than all its directions alike would be"
+        "how many equally strong directions would be as coherent as the change, in the median"
+        " matrix; >all: more than the matrix has"
     ),
     "cosine": "with the delta of the step before",
 }
@@ -121,7 +121,7 @@ def _notes(chain: Chain) -> Iterator[Paragraph]:
     for step in (*chain.steps, *chain.whole):
         if "lineage" in step.failed_gates:
             reasons.append(
-                (step, "base and tuned have little in common: a long training, or unrelated models")
+                (step, "base and tuned have little in common: unrelated, or tuned for very long")
             )
         if step.no_unrounded is not None and step.matrices:
             reasons.append((step, f"size as stored: {step.no_unrounded}"))
@@ -141,15 +141,15 @@ def chance_text(before: Step, step: Step) -> str:
     master = joint.chance_cosine_master
     if master is not None and master < -NO_CHANCE:
         parts.append(
-            f"down to {text_of(master, 'fixed')} if training continued from a copy in more bits"
-            f" than {step.start} is stored in, as both steps share its rounding"
+            f"down to {text_of(master, 'fixed')} if training continued from a copy of {step.start}"
+            " in more bits than it is stored in, since both steps share its rounding"
         )
     factor = shrinking(step, before)
     if factor is not None and factor < 1 - NO_CHANCE:
-        parts.append(f"rounding has multiplied it by {text_of(factor, 'fixed')} to 1")
+        parts.append(f"rounding multiplied it by a factor from {text_of(factor, 'fixed')} to 1")
     if joint.chance_inside_left is not None:
         inside = _inside(joint.chance_inside_left, joint.chance_inside_right)
-        parts.append(f"inside by chance {inside}")
+        parts.append(f"by chance inside is {inside}")
     if joint.left_out:
         parts.append(
             f"without {counted(joint.left_out, 'matrix', 'matrices')} that only one of the"

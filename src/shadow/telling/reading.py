@@ -27,8 +27,8 @@ from shadow.telling.summary_file import SUMMARISED, believed
 
 
 def summarise(tables: Mapping[str, pa.Table], metadata: ReportMetadata) -> Summary:
-    """The summary of the tables matrices, tensors and residual, or of what is `needed` of them;
-    metadata is what Identity has.
+    """The summary of the tables matrices, tensors, residual and files, or of what is `needed` of
+    them; metadata is what Identity has.
     """
     rows = read_rows(tables)
     standing = standing_of(rows.deltas, rows.tensors)

@@ -25,19 +25,19 @@ def rearranged(summary: PairRecord) -> list[Sentence]:
     if found.moved is not None:
         text = (
             f"{_moved(summary, found.moved)}. The figures compare layers of the same number, so"
-            " those of moved layers are not of a change."
+            " those of moved layers describe no change."
         )
         sentences.append(Sentence("layers_moved", text, {}))
     if found.negated is not None:
         sentences.append(_modules(summary, "negated", found.negated, "with the opposite sign"))
     if found.reordered is not None:
-        how = "with their rows or columns in another order, as where neurons were permuted"
+        how = "with rows or columns in another order, as after neurons were permuted"
         sentences.append(_modules(summary, "reordered", found.reordered, how))
     return sentences
 
 
 def _moved(summary: PairRecord, moved: MovedLayers) -> str:
-    """`By their content layers 3 to 9 are the base's layers 4 to 10: its layer 3 is missing`."""
+    """`By their content, layers 3 to 9 are the base's layers 4 to 10: its layer 3 is missing`."""
     several = summary.has_components
     told = [
         f"{layers_of(row.component, _span(row.first_layer, row), several)} {_are(row)} the base's"
@@ -48,7 +48,7 @@ def _moved(summary: PairRecord, moved: MovedLayers) -> str:
         told.append(f"{counted(more, 'stretch', 'stretches')} more of layers have moved")
     ends = [f"its {text} missing" for text in _with_verb(moved.missing, several)]
     ends += [f"{text} new" for text in _with_verb(moved.new, several)]
-    return f"By their content {and_list(told)}{': ' if ends else ''}{and_list(ends)}"
+    return f"By their content, {and_list(told)}{': ' if ends else ''}{and_list(ends)}"
 
 
 def _span(first: int, row: MovedRow) -> range:
@@ -73,7 +73,7 @@ def _modules(summary: PairRecord, code: str, found: RearrangedModules, how: str)
     noun = "matrix is" if found.matrices == 1 else "matrices are"
     text = f"{count} {noun} the base's {how}, up to some training:"
     text += f" {places_of(summary, found.rows)}."
-    text += " The figures compare entry by entry, so those of such matrices are not of a change."
+    text += " The figures compare entry by entry, so those of these matrices describe no change."
     return draft.sentence(code, text)
 
 

@@ -23,8 +23,8 @@ from shadow.telling.document import (
 )
 
 ALONE = (
-    "Every figure is a median over the layers; alone: what noise of the delta's norm, or the"
-    " rounding of the stored weights, would give."
+    "Every figure is a median over the layers. *Alone* is the figure of noise with the norm of the"
+    " delta, or of the rounding of the stored weights."
 )
 
 
@@ -45,7 +45,7 @@ def _blocks(
     faults: Mapping[Pair, str],
 ) -> Iterator[Block]:
     yield Section(recipe.title)
-    yield Paragraph(f"Of {recipe.source}, by the recipe {recipe.name}.")
+    yield Paragraph(f"A claim of {recipe.source}, checked by the recipe {recipe.name}.")
     yield Paragraph(ALONE)
     for panel in panels:
         yield Section(panel.name)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shadow.claims.explanations import ANSWERS
-from shadow.claims.reference import bases_of
 from shadow.comparing.gains import MEASURED_BY_OTHERS
-from shadow.quantities import DASH, Kind, Quantity, bounds_text, portion_of, text_of
-from shadow.reasons import STRICT, meaning
+from shadow.quantities import DASH, Kind, Quantity, bounds_text, text_of
+from shadow.reasons import meaning
 from shadow.summary.picture import by_component, picture
 from shadow.summary.rows import CoherenceRow, OutsideRow
+from shadow.telling.all_figures import all_figures, standing_rows
 from shadow.telling.document import (
     Block,
     Cell,
@@ -39,21 +40,20 @@ from shadow.telling.document import (
     table_of,
     worded,
 )
+from shadow.telling.files import files_blocks
 from shadow.telling.scores import scores_blocks, scores_line
-from shadow.telling.size import of_what, parameter_ratio
-from shadow.text import counted, several
+from shadow.telling.screen import FAILED, answer_rows, faults, figure_rows
+from shadow.text import several
 
 if TYPE_CHECKING:
     from shadow.claims.explanations import Explanation
-    from shadow.claims.reference import Position
     from shadow.claims.summary import Summary
     from shadow.reports.metadata import ReportMetadata
     from shadow.summary.rows import ComponentRow, LayerRow, ModuleRow, SkippedRow
 
+ONE_LINE = 74  # letters of the line that says where the rest is, beside its name
 SHIFTED = 1e-4  # of the short side: the same for shifts of the effective rank, which lie about 0
 UNEVEN_BY = 0.05  # of the largest absolute value: by how much layers differ that have a chart
-FAR = 100  # times the rounding of storage above which the exact factor tells nothing more
-ALL = 0.95  # share of the layers from which a change is said to fill all of them
 FOLDER_OF_A_PART = re.compile(r"(?<==)/.*?(?= [a-z]+=|$)")  # `language=org/name vision=/a/tower`
 DEPTH: Sequence[tuple[str, str, Kind]] = (  # fields of LayerRow, their titles and kinds
     ("relative_norm", "rel. norm", "share"),
@@ -61,7 +61,6 @@ DEPTH: Sequence[tuple[str, str, Kind]] = (  # fields of LayerRow, their titles a
     ("concentration", "concentration", "fixed"),
     ("reading_participation_ratio", "directions read", "number"),
 )
-FAILED = Word("failed", "warning")
 
 
 def report_document(
@@ -70,9 +69,23 @@ def report_document(
     """What is told of one pair.
 
     folder: where the report lies. None: what is told is read elsewhere, as in a model card: it
-    names no folder of this machine, and has the other explanations whatever is asked for.
+    names no folder of this machine, and has sentences, modules and other explanations whatever
+    is asked for.
     """
     return Document([*_blocks(summary, provenance, folder)])
+
+
+def beside_another(document: Document) -> Document:
+    """The short screen of a pair that stands beside another one: its figures in a line."""
+    blocks = []
+    for block in document.blocks:
+        if block.about in ("sides", "more"):
+            continue
+        if isinstance(block, Figures) and block.about == "finding":
+            figures = ", ".join(f"{row.name} {row.value or DASH}" for row in block.rows)
+            block = Paragraph(figures)
+        blocks.append(block if isinstance(block, Section) else replace(block, close=True))
+    return Document(blocks)
 
 
 def _blocks(
@@ -88,29 +101,35 @@ def _blocks(
             code=sentence.code,
             figures=sentence.figures,
             close=place > 0,
+            when=when,
             about="finding",
         )
-    yield Figures(_all_figures(summary), when="full", about="finding")
-    if summary.figures.matrices:
-        yield Figures(_main_figures(summary), when="brief", about="finding")
+    yield Figures(all_figures(summary), when="full", about="finding")
+    yield Figures(standing_rows(summary), close=True, when="full", about="finding")
+    if rows := figure_rows(summary):
+        yield Figures(rows, close=True, when="brief", about="finding")
+    if summary.scores:
+        yield Figures([FigureRow("scores", scores_line(summary))], close=True, about="finding")
+    if folder is not None and (answers := answer_rows(summary)):  # the sentences have them
+        yield Figures(answers, close=True, when="brief", about="answers")
     for warning in summary.warnings:
         yield Note(warning.text, "warning", about="finding")
     if summary.scores:
-        yield Figures([FigureRow("scores", scores_line(summary))], when="brief")
         yield from scores_blocks(summary)
-    if summary.failed_gates:
-        failed = ((gate.name, FAILED, gate.reason) for gate in summary.failed_gates)
-        yield answers_table("Failed gates", ("gate", "answer", "because"), failed)
-    for component, cells in by_component(summary.grid).items():
+    if stopped := faults(summary):
+        failed = ((gate.name, FAILED, gate.reason) for gate in stopped)
+        yield answers_table("Failed gates", ("gate", "answer", "because"), failed, when="full")
+    components = by_component(summary.grid)
+    for component, cells in components.items():
         if picture(cells, 1) is not None:
-            of = f" of {component}" if len(by_component(summary.grid)) > 1 else ""
-            yield Picture(
-                f"How far each module{of} moved, relative norm by layer", cells, about="picture"
-            )
+            name = component if len(components) > 1 else ""
+            of = f" of {component}" if name else ""
+            title = f"Relative norm of each module{of} by layer"
+            yield Picture(title, cells, name=name, about="picture")
     if len(summary.components) > 1:
         yield component_table(summary.components)
     if summary.modules:
-        yield module_table(summary.modules, _coherent(summary))
+        yield module_table(summary.modules, _coherent(summary), when=when)
     if lines := _lines(summary):
         first, last = summary.depth[0].layer, max(row.layer for row in summary.depth)
         yield Lines(f"By depth, layer {first} to {last}", lines, when="full", about="depth")
@@ -118,14 +137,13 @@ def _blocks(
         title = "Without a base: the weights' own spectra"
         yield table_of(WITHOUT_BASE, summary.without_base, title, when="full", about="modules")
     if summary.skipped:
-        # what is only vectors or filtered is no news
-        missed = any(row.reason in STRICT for row in summary.skipped)
-        yield skipped_table(summary.skipped, when="always" if missed else "full")
+        yield skipped_table(summary.skipped, when="full")
+    yield from files_blocks(summary)
     if summary.finding.other_explanations:
         yield _explanations(summary.finding.other_explanations, when)
     yield Provenance(_origin(summary, provenance, folder), when=when, about="provenance")
     if folder is not None:
-        yield Provenance(_next_steps(folder), when="brief")
+        yield Provenance([("more", _more(folder))], close=True, when="brief", about="more")
 
 
 def answers_table(
@@ -164,217 +182,6 @@ def _public(repo: str) -> str:
     return FOLDER_OF_A_PART.sub(lambda match: Path(match[0]).name, repo)
 
 
-def quantity(summary: Summary, name: str, kind: Kind) -> Quantity:
-    """A figure with its interval."""
-    low, high = summary.intervals.get(name) or (None, None)
-    return Quantity(summary.figures[name], kind, low, high)
-
-
-def _main_figures(summary: Summary) -> list[FigureRow]:
-    """How much, how coherent, where: each with its scale."""
-    f, unrounded = summary.figures, summary.inside_layers.relative_norm_unrounded
-    norm = Quantity(f.relative_norm_overall, "share")
-    rows = [FigureRow("relative norm", norm, of_what(summary))]
-    if unrounded is not None and f.floor_ratio is not None and f.floor_ratio < FAR:
-        without = "without the rounding of storage"
-        rows.append(FigureRow("inside layers", Quantity(unrounded, "share"), without))
-    if f.concentration is not None:
-        scale = "0 is noise of the same profile, 1 is rank one"
-        rows.append(FigureRow("concentration", Quantity(f.concentration, "fixed"), scale))
-    if f.effective_layers is not None:
-        filled = layers_filled(f.effective_layers, f.depth_layers)
-        rows.append(FigureRow("layers", filled, "hold the change (effective number)"))
-    if stopped := [gate.name for gate in summary.failed_gates]:
-        rows.append(FigureRow("gates", FAILED, ", ".join(stopped)))
-    else:
-        passed = f"passed; {label_line(summary)}"
-        rows.append(FigureRow("gates", f"all {len(summary.gates)}", passed))
-    return rows
-
-
-def layers_filled(effective: float | int | None, layers: float | int | None) -> str:
-    """`all 28`, or `19 of 28`; a dash where either is unknown."""
-    if effective is None or not layers:
-        return DASH
-    if effective >= ALL * layers:
-        return f"all {layers:,.0f}"
-    return f"{effective:.0f} of {layers:,.0f}"
-
-
-def label_line(summary: Summary) -> str:
-    """The label of a pair that passed every gate, in few words; why it has none."""
-    if summary.has_label:
-        return f"label: {summary.label}, by the lab's trainings"
-    if summary.reference is not None:
-        return "no label: known trainings are of decoders"
-    if summary.figures.concentration is None:
-        return "no label: no matrix is large enough to compare with its null"
-    return "no label: no known training of this size"
-
-
-def _all_figures(summary: Summary) -> list[FigureRow]:
-    """What changed, how much, how concentrated, where; gates, and a label where it has one."""
-    rows = {"what": _changed(summary)}
-    if summary.figures.matrices:
-        rows |= {
-            "how much": _size(summary),
-            "how concentrated": _concentration(summary),
-            "inside layers": _inside_layers(summary),
-            "where": _where(summary),
-            "directions": _directions(summary),
-            "tokens": _tokens(summary),
-            "spread" if summary.no_interval else "in brackets": _about_intervals(summary),
-        }
-    if summary.scores:
-        rows["scores"] = scores_line(summary)
-    figures = [FigureRow(name, text) for name, text in rows.items() if text]
-    if stopped := [gate.name for gate in summary.failed_gates]:
-        outcome: Cell = Word(f"{', '.join(stopped)} failed, see below", "warning")
-    else:
-        outcome = f"all {len(summary.gates)} passed"
-    figures.append(FigureRow("gates", outcome))
-    if summary.reference and summary.has_label:
-        figures.append(FigureRow("label", f"{summary.label}: {summary.label_reason}"))
-        figures.append(FigureRow("reference", _reference(summary.reference)))
-    return figures
-
-
-def _changed(summary: Summary) -> str:
-    """`30 matrices changed, 99.7 % of the parameters; 0.3 % are identical`."""
-    f = summary.figures
-    matrices = counted(int(f.matrices or 0), "matrix", "matrices")
-    measured = portion_of(f.parameters_measured, f.parameters)
-    line = f"{matrices} changed, {measured} of the parameters"
-    if summary.counts["identical"]:
-        line += f"; {portion_of(f.parameters_identical, f.parameters)} are identical"
-    return line
-
-
-def _reference(reference: Position) -> str:
-    """Where the concentration lies among known trainings."""
-    optimizer = reference.optimizer or "any optimiser"
-    bases = counted(bases_of(reference.short_side, reference.optimizer), "base", "bases")
-    line = (
-        f"above {100 * reference.narrow_below:.0f} % of {reference.narrow} trainings on narrow data"
-        f" and {100 * reference.broad_below:.0f} % of {reference.broad} on broad data, with"
-        f" {optimizer}, of tiny decoders on {bases}"
-    )
-    if reference.nearest:
-        nearest = reference.nearest[0]
-        line += f"; nearest: {nearest.regime}, {text_of(nearest.concentration, 'fixed')}"
-    return line
-
-
-def _size(summary: Summary) -> str:
-    norm = quantity(summary, "relative_norm_overall", "share")
-    size = f"the delta's norm is {norm} {of_what(summary)}"
-    floor_ratio = summary.figures.floor_ratio
-    if floor_ratio is None:
-        return size
-    if floor_ratio < FAR:
-        return f"{size}, {text_of(floor_ratio, 'ratio')} x the rounding of its storage"
-    return f"{size}, far above the rounding of its storage"
-
-
-def _concentration(summary: Summary) -> str:
-    f = summary.figures
-    if f.concentration is None:
-        return "no matrix is large enough to compare with its null"
-    text = (
-        f"{quantity(summary, 'concentration', 'fixed')} median concentration; 0 is noise of the"
-        " same profile, 1 is rank one. PR, the effective number of directions, is"
-        f" {quantity(summary, 'participation_ratio', 'number')}, that of its sign-flip null"
-        f" {text_of(f.null_participation_ratio, 'number')}; {text_of(f.spikes, 'number')}"
-        f" singular {'value stands' if f.spikes == 1 else 'values stand'} out"
-    )
-    if f.spikes:
-        text += f" with {text_of(f.spike_energy, 'share')} of the energy"
-    # medians of the finding are over those inside layers
-    if f.matrices != summary.inside_layers.matrices:
-        text += f", medians over all {text_of(f.matrices, 'count')} matrices"
-    return f"{text}."
-
-
-def _inside_layers(summary: Summary) -> str:
-    """What is known of the update before it was stored, the median over matrices inside layers."""
-    inside = summary.inside_layers
-    parts = []
-    if inside.kept is not None:
-        kept = text_of(inside.kept, "share")
-        parts.append(f"{kept} of what is stored is the update's, the rest rounding")
-    if inside.relative_norm_unrounded is not None:
-        norm = text_of(inside.relative_norm_unrounded, "share")
-        parts.append(f"its norm is {norm} of the base's")
-    known = (inside.coherent or 0) + (inside.above_short_side or 0)
-    of = f"{known:,} of {text_of(inside.matrices, 'count')} matrices"
-    if inside.equivalent_directions is not None:
-        directions = text_of(inside.equivalent_directions, "about")
-        parts.append(f"as coherent as {directions} equally strong directions ({of})")
-    elif inside.above_short_side:
-        parts.append(f"less coherent than all directions of a matrix alike would be ({of})")
-    for name, text in (
-        ("unexplained", "with a rounding that storage does not explain"),
-        ("rounded_away", "rounded away"),
-    ):
-        if inside[name]:
-            parts.append(f"{text_of(inside[name], 'count')} {text}")
-    return "; ".join(parts)
-
-
-def _where(summary: Summary) -> str:
-    """How evenly the update lies over layers, and over attention and MLP, or over components."""
-    f = summary.figures
-    parts = []
-    if f.effective_layers is not None and f.depth_entropy is not None:
-        layers = quantity(summary, "effective_layers", "number")
-        parts.append(f"the energy fills {layers} of {text_of(f.depth_layers, 'count')} layers")
-    for name, title in (
-        ("attention_to_mlp", "attention : MLP"),
-        ("vision_to_language", "vision : language"),
-        ("projector_to_language", "projector : language"),
-    ):
-        if f[name] is not None:
-            text = f"{title} is {quantity(summary, name, 'ratio')}"
-            sizes = parameter_ratio(summary, name)
-            if sizes is not None:
-                text += f", that of their parameters {text_of(sizes, 'ratio')}"
-            parts.append(text)
-    return "; ".join(parts)
-
-
-def _directions(summary: Summary) -> str:
-    """How many directions of the residual stream a layer's change is about."""
-    parts = [
-        f"{quantity(summary, name, 'about')} in matrices that {verb} the residual stream"
-        for verb, name in (
-            ("read", "reading_participation_ratio"),
-            ("write to", "writing_participation_ratio"),
-        )
-        if summary.figures[name] is not None
-    ]
-    return f"effective number in the median layer: {', '.join(parts)}" if parts else ""
-
-
-def _tokens(summary: Summary) -> str:
-    f = summary.figures
-    if f.embedding_rows_changed is None:
-        return ""
-    return (
-        f"{text_of(f.embedding_rows_changed, 'share')} of the embeddings changed; participation"
-        f" ratio {text_of(f.embedding_row_participation_ratio, 'number')} tokens"
-    )
-
-
-def _about_intervals(summary: Summary) -> str:
-    if summary.no_interval:
-        return f"none over layers: {summary.no_interval}"
-    level = 100 * (summary.interval_level or 0)
-    return (
-        f"the spread over {summary.layers} layers ({level:.3g} %), which says nothing of other runs"
-        " or seeds"
-    )
-
-
 def _spread(row: ComponentRow | ModuleRow) -> str | None:
     bounds = row.intervals.get("concentration")
     return bounds_text(bounds, "fixed") if bounds else None
@@ -403,9 +210,11 @@ def by_module(rows: Sequence[Any]) -> list[Field]:
     return [named("component"), named("module")][len(components) < 2 :]
 
 
-def module_table(modules: Sequence[ModuleRow], coherent: Mapping[tuple[str, str], Cell]) -> Table:
-    """A row for each module that changed. coherent: by component and module, as how many equally
-    strong directions it is coherent.
+def module_table(
+    modules: Sequence[ModuleRow], coherent: Mapping[tuple[str, str], Cell], when: When = "always"
+) -> Table:
+    """A row for each module that changed. coherent: by component and module, over how many equally
+    strong directions it is spread.
     """
     fields = [
         *by_module(modules),
@@ -413,22 +222,22 @@ def module_table(modules: Sequence[ModuleRow], coherent: Mapping[tuple[str, str]
         number("rel. norm", "relative_norm", "share"),
         number("conc.", "concentration", "fixed"),
         number("spread", _spread, rank=4),
-        number("PR", "participation_ratio", "number", rank=1),
-        number("null PR", "null_participation_ratio", "number", rank=2),
+        number("PR", "participation_ratio", "ratio", rank=1),
+        number("null PR", "null_participation_ratio", "ratio", rank=2),
         number("spikes", "spikes", "number", rank=3),
         number("energy", "energy_share", "share", rank=5),
-        number("as coherent as", lambda row: coherent.get((row.component, row.module)), rank=6),
+        number("spread over", lambda row: coherent.get((row.component, row.module)), rank=6),
         number("shift", "effective_rank_shift", "thousandths", rank=7),
         number("spike energy", "spike_energy", "fixed", rank=8),
-        number("stable rank", "stable_rank", "number", rank=9),
-        number("eff. rank", "effective_rank", "number", rank=10),
+        number("stable rank", "stable_rank", "ratio", rank=9),
+        number("eff. rank", "effective_rank", "ratio", rank=10),
     ]
-    return table_of(fields, modules, "By module, medians over matrices", about="modules")
+    return table_of(fields, modules, "By module, medians over matrices", when=when, about="modules")
 
 
 def _coherent(summary: Summary) -> dict[tuple[str, str], Cell]:
-    """By component and module: as how many equally strong directions it is coherent, `> 256` where
-    less than all of a matrix would be.
+    """By component and module: over how many equally strong directions it is spread, `> 256` where
+    less concentrated than all of a matrix would be.
     """
     cells: dict[tuple[str, str], Cell] = {}
     rows: list[OutsideRow | CoherenceRow] = [*summary.outside_layers, *summary.coherence]
@@ -477,9 +286,9 @@ def _shift(rows: Sequence[LayerRow]) -> tuple[str, str, Kind]:
 WITHOUT_BASE = (
     named("component"),
     number("n", "matrices", "count"),
-    number("stable rank", "stable_rank", "number"),
-    number("eff. rank", "effective_rank", "number"),
-    number("PR", "participation_ratio", "number"),
+    number("stable rank", "stable_rank", "ratio"),
+    number("eff. rank", "effective_rank", "ratio"),
+    number("PR", "participation_ratio", "ratio"),
 )
 
 
@@ -501,14 +310,11 @@ def skipped_table(rows: Iterable[SkippedRow], when: When = "always") -> Table:
     return table_of(fields, rows, title, when=when, about="skipped")
 
 
-def _next_steps(folder: Path | str) -> list[tuple[str, str]]:
-    typed = shlex.quote(str(folder))
-    return [
-        ("report", f"{folder}/"),
-        ("more", f"shadow show {typed} --full"),
-        ("page", f"shadow report {typed}"),
-        ("words", "shadow explain WORD"),
-    ]
+def _more(folder: Path | str) -> str:
+    """Where the rest is."""
+    typed = f"shadow show {shlex.quote(str(folder))} --full"
+    page = "  # page: shadow report"
+    return typed + page if len(typed + page) <= ONE_LINE else typed
 
 
 def _origin(

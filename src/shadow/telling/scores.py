@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from shadow.quantities import bounds_text, text_of
 from shadow.telling.document import Block, Note, Paragraph, named, number, table_of, worded
-from shadow.text import several
+from shadow.text import counted, several
 
 if TYPE_CHECKING:
     from shadow.claims.summary import Summary
@@ -127,7 +127,7 @@ def _left_out(scored: ScoredSet) -> Iterable[str]:
             reasons.setdefault("no scores", []).append(entry.label)
     hidden = len(scored.entries) - ROWS
     if hidden > 0:
-        yield f"reports that --format json has besides: {hidden}"
+        yield f"{counted(hidden, 'more report is', 'more reports are')} in --format json"
     for why, labels in reasons.items():
         yield f"left out of the correlations: {', '.join(labels)} ({why})"
     notes = dict.fromkeys(
@@ -135,7 +135,7 @@ def _left_out(scored: ScoredSet) -> Iterable[str]:
     )
     yield from list(notes)[:ROWS]
     if len(notes) > ROWS:
-        yield f"{len(notes) - ROWS} more notes on scores are in --format json"
+        yield f"{counted(len(notes) - ROWS, 'more note', 'more notes')} on scores in --format json"
 
 
 def _correlations(correlations: Sequence[Correlation], p_values: bool) -> Iterator[Block]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from dataclasses import dataclass
 
 from shadow.claims.draft import Draft, Sentence
@@ -21,7 +20,6 @@ from shadow.telling.wording import (
     layers_text,
     module_name,
     named_in,
-    of_component,
 )
 from shadow.text import and_list
 
@@ -34,7 +32,6 @@ ALIKE = 0.9  # of the last that was named, from which the next is named too
 OUTSIDE = ("embed", "head", "position", "patch_embed", "projector")
 MORE = 1.25  # times its share of the parameters, from which a part outside layers is named
 WORTH_NAMING = 0.05  # of the energy
-FURTHER = 1.25  # relative norm of a module over that of the median module, from which it is named
 EVEN = 0.28  # of the energy in a quarter of the depth, below which none is named
 # energy over its share of the parameters, or the reverse, up to which a part has its share
 IN_PROPORTION = 1.1
@@ -43,32 +40,33 @@ IN_PROPORTION = 1.1
 def size_and_place(summary: PairRecord, apart: bool, alike: bool = True) -> Sentence:
     """apart: the two are no base and tuned; alike: where the difference lies says something."""
     draft = Draft(summary)
-    moved = "" if apart else _moved(draft)
-    parts = [_norm(draft, apart)]
-    if alike:
-        parts += [_modules(draft), moved, _depth(draft), *_unchanged(draft)]
-    return draft.sentence("size", *parts)
+    norm = _norm(draft, apart)
+    if not alike:
+        return draft.sentence("size", f"{norm}.")
+    place, more = _modules(draft)
+    first = f"{norm}, {place}." if place else f"{norm}."
+    return draft.sentence("size", first, more, _depth(draft), *_unchanged(draft))
 
 
 def _norm(draft: Draft, apart: bool) -> str:
     what = "difference" if apart else "change"
     stored = draft.summary.figures.relative_norm_overall
     if stored is None:
-        return f"The size of the {what} cannot be stated, because the base's matrices are 0."
+        return f"The size of the {what} is unknown, because the base's matrices are 0"
     of = of_what(draft.summary)
     text = draft.write(stored, "figures.relative_norm_overall", "share")
     unrounded = draft.summary.figures.relative_norm_overall_unrounded
     if unrounded is None or not has_other_norm_unrounded(draft.summary) or apart:
         if is_as_stored(draft.summary):
-            return f"As stored, the {what} is {text} {of}."
-        return f"The {what} is {text} {of}."
+            return f"As stored, the {what} is {text} {of}"
+        return f"The {what} is {text} {of}"
     before = unrounded_norm(draft)
     share = draft.summary.figures.unrounded_share
     where = ""
     if share is not None and share < NEARLY_KNOWN:
         part = draft.write(share, "figures.unrounded_share", "share")
-        where = f", in matrices with {part} of what is stored"
-    return f"Before it was stored, the change was {before} {of} (as stored {text}){where}."
+        where = f"; known for {part} of it"
+    return f"Before storage, the change was {before} {of} ({text} as stored{where})"
 
 
 def is_as_stored(summary: PairRecord) -> bool:
@@ -173,7 +171,7 @@ def parts_by_energy(summary: PairRecord) -> list[Part]:
             place=f"modules.{row.component}.{row.module}",
             energy=row.energy_share,
             size=row.parameter_share,
-            outside=_is_outside(row.module),
+            outside=is_outside(row.module),
         )
         for row in summary.modules
         if row.component == main and row.energy_share is not None
@@ -202,19 +200,20 @@ def main_component(summary: PairRecord) -> str | None:
     return max(changed, key=lambda row: row.matrices).component
 
 
-def _is_outside(module: str) -> bool:
+def is_outside(module: str) -> bool:
+    """Whether a module lies outside the layers."""
     return module.partition(".")[0] in OUTSIDE
 
 
-def _modules(draft: Draft) -> str:
-    """The parts of most energy, until they hold MOST of it; then those outside layers of more than
-    their share.
+def _modules(draft: Draft) -> tuple[str, str]:
+    """The parts of most energy, until they hold MOST of it, as the end of a sentence; and a
+    sentence of those outside layers of more than their share.
     """
     parts = parts_by_energy(draft.summary)
     if not parts:
-        return ""
+        return "", ""
     if len(parts) == 1:
-        return f"All of it is in {only_matrix(draft.summary) or parts[0].name}."
+        return f"all of it in {only_matrix(draft.summary) or parts[0].name}", ""
     named: list[Part] = []
     for part in parts[:NAMED]:
         if sum(share.energy for share in named) < MOST or part.energy > ALIKE * named[-1].energy:
@@ -223,21 +222,19 @@ def _modules(draft: Draft) -> str:
     if is_mostly_frozen(draft.summary):  # the rest has no proportion of the model to be told by
         if len(named) == len(parts):
             names = and_list([f"{part.name} ({part.told(draft)})" for part in named])
-            return f"All of it is in {names}."
+            return f"all of it in {names}", ""
     elif all(part.in_proportion for part in parts):
-        return _in_proportion(draft, parts[0])
+        return _in_proportion(draft, parts[0]), ""
     names = and_list(
         [f"{part.name} ({part.told(draft, sized=part is named[0])})" for part in named]
     )
-    first = f"Most of it is in {names}." if most else f"The largest shares are in {names}."
+    first = f"most of it in {names}" if most else f"with the largest shares in {names}"
     rest = [
         f"{part.name} {_verb(part.name)} {part.told(draft)}"
         for part in parts
         if part.holds_more and part not in named
     ]
-    if not rest:
-        return first
-    return f"{first} {capital(and_list(rest))}."
+    return first, f"{capital(and_list(rest))}." if rest else ""
 
 
 def only_matrix(summary: PairRecord) -> str | None:
@@ -259,33 +256,10 @@ def _in_proportion(draft: Draft, largest: Part) -> str:
     """Every part has its share, so that none is to be named but as an example."""
     size = draft.write(largest.size or 0.0, f"{largest.place}.parameter_share", "share")
     energy = draft.write(largest.energy, f"{largest.place}.energy_share", "share")
-    name = largest.name
-    verb = "have" if name.endswith("embeddings") or name.startswith("matrices") else "has"
     return (
-        f"It is spread about in proportion to the parameters: {name}, {size} of them, {verb}"
-        f" {energy} of it."
+        f"spread over the modules in proportion to their size ({largest.name}: {size} of the"
+        f" parameters, {energy} of the change)"
     )
-
-
-def _moved(draft: Draft) -> str:
-    """The module that moved furthest relative to its own norm.
-
-    It need not hold much of the change.
-    """
-    rows = [row for row in draft.summary.modules if row.relative_norm is not None]
-    if len(rows) < 2:
-        return ""
-    most = max(rows, key=lambda row: row.relative_norm or 0.0)
-    norm = most.relative_norm or 0.0
-    if norm < FURTHER * statistics.median(row.relative_norm or 0.0 for row in rows):
-        return ""
-    name = changed_module(draft.summary, most)
-    if len({row.component for row in rows}) > 1:
-        name = of_component(name, most.component)
-    far = draft.write(norm, f"modules.{most.component}.{most.module}.relative_norm", "share")
-    own = "their own norms" if name.endswith("embeddings") else "its own norm"
-    matrix = " in the median matrix" if most.matrices > 1 else ""
-    return f"Relative to {own}, {name} moved furthest: {far}{matrix}."
 
 
 def _verb(name: str) -> str:
@@ -303,23 +277,29 @@ def _depth(draft: Draft) -> str:
     # numbers in names that nothing is known of need not be those of blocks in order
     if not rows or main == "other":
         return ""
-    where = "Inside the layers" if main == "language" else f"Inside {component_name(str(main))}"
+    where = _inside(main)
     most = max(rows, key=lambda row: row.energy_share)
     if most.energy_share < EVEN:
         for row in rows:
             draft.write(row.energy_share, _place_of_quarter(row), "share")
         layers = draft.write(draft.summary.figures.depth_layers, "figures.depth_layers", "count")
-        return f"{where} it is spread evenly over all {layers}."
+        return f"{where}, it is spread evenly over all {layers}."
     text = draft.write(most.energy_share, _place_of_quarter(most), "share")
-    which = ("first", "second", "third", "last")[most.quarter - 1]
     first, last = most.first_layer, most.last_layer
-    span = f"layer {first}" if first == last else f"layers {first} to {last}"
-    much = "most" if most.energy_share > CLEARLY_MOST else "the largest part"
-    if most.parameter_share is not None:
-        place = _place_of_quarter(most, "parameter_share")
-        share = draft.write(most.parameter_share, place, "share")
-        text += f", with {share} of the parameters there"
-    return f"{where} the {which} quarter of the depth ({span}) holds {much}, {text}."
+    span = f"layer {first} holds" if first == last else f"layers {first} to {last} hold"
+    if first < last and len({row.last_layer - row.first_layer for row in rows}) == 1:
+        which = ("first", "second", "third", "last")[most.quarter - 1]
+        span = f"the {which} quarter (layers {first} to {last}) holds"
+    much = "most of it, " if most.energy_share > CLEARLY_MOST else ""
+    holds = f"{where}, {span} {much}{text}{'' if much else ' of it'}"
+    if most.parameter_share is None:
+        return f"{holds}."
+    share = draft.write(most.parameter_share, _place_of_quarter(most, "parameter_share"), "share")
+    return f"{holds}, with {share} of the parameters."
+
+
+def _inside(main: str | None) -> str:
+    return "Inside the layers" if main == "language" else f"Inside {component_name(str(main))}"
 
 
 def _few_layers(draft: Draft, main: str | None) -> str | None:
@@ -334,13 +314,13 @@ def _few_layers(draft: Draft, main: str | None) -> str | None:
     )
     if not changed:
         return None
-    where = "Inside the layers" if main == "language" else f"Inside {component_name(str(main))}"
+    where = _inside(main)
     if len(changed) <= NAMED and len(changed) < len(rows):
         if summary.figures.matrices == 1:
             return ""  # said with its module
         only = f"only matrices of {layers_text([row.layer for row in changed])} changed."
         elsewhere = sum(row.matrices for row in summary.depth) != summary.figures.matrices
-        return f"{where} {only}" if elsewhere or summary.has_components else capital(only)
+        return f"{where}, {only}" if elsewhere or summary.has_components else capital(only)
     named: list[LayerRow] = []
     while math.fsum(row.energy_share or 0.0 for row in named) < NEARLY_ALL:
         named.append(changed[len(named)])
@@ -356,7 +336,7 @@ def _few_layers(draft: Draft, main: str | None) -> str | None:
             for row in sorted(named, key=lambda row: row.layer)
         ]
     )
-    return f"{where} nearly all of it is in {names}."
+    return f"{where}, nearly all of it is in {names}."
 
 
 def _place_of_quarter(row: QuarterRow, figure: str = "energy_share") -> str:
@@ -364,7 +344,22 @@ def _place_of_quarter(row: QuarterRow, figure: str = "energy_share") -> str:
 
 
 def _unchanged(draft: Draft) -> list[str]:
-    """What is frozen: whole components, then modules, then layers; and what has no base."""
+    """What is frozen, and what has no base."""
+    parts = unchanged_parts(draft)
+    frozen = [f"Unchanged: {and_list(parts)}."] if parts else []
+    return [*frozen, *(f"{text}." for text in without_base(draft.summary))]
+
+
+def without_base(summary: PairRecord) -> list[str]:
+    """What has no base, a text for each component."""
+    return [
+        f"{capital(component_name(row.component))} has no base, so its change is unknown"
+        for row in summary.without_base
+    ]
+
+
+def unchanged_parts(draft: Draft) -> list[str]:
+    """What is frozen, by name: whole components, then modules, then layers."""
     summary = draft.summary
     whole_ones = [
         row.component for row in summary.components if row.tensors and row.identical == row.tensors
@@ -381,10 +376,4 @@ def _unchanged(draft: Draft) -> list[str]:
             layers.setdefault(row.component, []).append(row.layer)
     for component, numbers in layers.items():
         parts.append(layers_of(component, numbers, several))
-    texts = [
-        f"{capital(component_name(row.component))} has no base, so nothing is said of its change."
-        for row in summary.without_base
-    ]
-    if parts:
-        texts.insert(0, f"Unchanged: {and_list(parts)}.")
-    return texts
+    return parts

@@ -33,16 +33,16 @@ def storage(summary: PairRecord, gates: Mapping[str, Gate]) -> list[Sentence]:
         many = draft.write(rounded, "inside_layers.rounded_away", lambda _: all_of(rounded, judged))
         draft.write(judged, "inside_layers.matrices", str)
         text = (
-            f"Storage rounded most of it away: in {many} inside layers less than a quarter of what"
-            " is stored is the update's, so that its size and structure are unknown."
+            f"Storage rounded most of it away: in {many} inside the layers, less than a quarter of"
+            " the stored change is the update. Its size and structure are unknown."
         )
         return [*sentences, draft.sentence("rounded_away", text)]
     if 2 * unexplained >= judged and floor < CLEAR and not sentences:
         draft.inside("unexplained")
         draft.write(judged, "inside_layers.matrices", str)
         text = (
-            f"In {all_of(unexplained, judged)} inside layers, one rounding of an update does not"
-            f" explain what is stored ({_what_may_explain(summary)}), so what was lost is unknown."
+            f"In {all_of(unexplained, judged)} inside the layers, one rounding does not explain"
+            f" what is stored, so what storage took is unknown. {_what_may_explain(summary)}."
         )
         if not gates["rounding"].passed:
             size = draft.write(floor, "figures.floor_ratio", "ratio")
@@ -54,7 +54,7 @@ def storage(summary: PairRecord, gates: Mapping[str, Gate]) -> list[Sentence]:
             low = draft.write(inside.kept_least, "inside_layers.kept_least", "share")
             text = f"{low.removesuffix(' %')} to {text}"
         text = (
-            f"Inside layers only {text} of the energy of what is stored is the update's; the rest"
+            f"Inside the layers, {text} of the energy of the stored change is the update; the rest"
             " is rounding."
         )
         return [*sentences, draft.sentence("kept", text)]
@@ -69,8 +69,11 @@ def _what_may_explain(summary: PairRecord) -> str:
     """What leaves changes that one rounding does not."""
     inside = summary.inside_layers
     if inside.even_judged and 2 * inside.even_many >= inside.even_judged:
-        return "halves were rounded, as in a mean of stored models"
-    return "decay, a mean of models, rounding at every step or a copy kept in more bits may"
+        return "Exact halves were rounded, as in a mean of stored models"
+    return (
+        "Weight decay, a mean of models, rounding at every step or a copy in more bits may have"
+        " left it"
+    )
 
 
 def _partly_rounded_away(draft: Draft) -> Sentence:
@@ -78,17 +81,17 @@ def _partly_rounded_away(draft: Draft) -> Sentence:
     inside = draft.summary.inside_layers
     matrices = draft.write(inside.matrices, "inside_layers.matrices", str)
     some = draft.write(beyond_rounding(draft.summary), "inside_layers.known", str)
-    text = f"In {some} of {matrices} matrices inside layers the change is more than rounding"
+    text = f"In {some} of {matrices} matrices inside the layers, the change is more than rounding"
     known = []
     if norm := draft.inside("relative_norm_unrounded"):
         known.append(f"{text_of(norm, 'share')} of their norm")
     if directions := inside.equivalent_directions:
         draft.inside("equivalent_directions")
         number = text_of(directions, "about")
-        known.append(f"as coherent as a change along {equally_strong(number)}")
+        known.append(f"along {equally_strong(number)}")
     if known:
-        text += f", in the median {and_list(known)}"
-    text += ". In most others less than a quarter of what is stored can be the update's."
+        text += f": in the median {and_list(known)}"
+    text += ". In most others, less than a quarter of the stored change can be the update."
     return draft.sentence("beyond_rounding", text)
 
 
@@ -98,8 +101,8 @@ def _few_values(summary: PairRecord) -> list[Sentence]:
     of_base = Draft(summary)
     if has_few_values(of_base, "base"):
         text = (
-            f"The base looks dequantised from 4 to 8 bits, by few distinct values in the rows of"
-            f" {all_of(*few_of(summary, 'base'))} inside layers."
+            "The base looks dequantised from 4 to 8 bits: rows of"
+            f" {all_of(*few_of(summary, 'base'))} inside the layers have few distinct values."
         )
         sentences = [of_base.sentence("base_few_values", text)]
     through = few_bits(draft)
@@ -107,13 +110,13 @@ def _few_values(summary: PairRecord) -> list[Sentence]:
         return sentences
     if through == "format":
         text = (
-            f"In {all_of(inside.in_8_bits, inside.matrices)} inside layers a side is stored in 8"
-            " bits, so the change may be the rounding of that format."
+            f"In {all_of(inside.in_8_bits, inside.matrices)} inside the layers, a side is stored in"
+            " 8 bits, so the change may be the rounding of that format."
         )
     else:
         text = (
-            f"In {all_of(*few_of(summary, 'tuned'))} inside layers the tuned side has as few"
-            " distinct values in a row as a copy through 8 or 4 bits, so the change may be the"
-            " rounding of that copy."
+            f"In {all_of(*few_of(summary, 'tuned'))} inside the layers, rows of the tuned side have"
+            " as few distinct values as a copy in 8 or 4 bits, so the change may be the rounding of"
+            " that copy."
         )
     return [*sentences, draft.sentence("few_values", text)]

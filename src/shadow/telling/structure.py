@@ -33,33 +33,33 @@ def structure(summary: PairRecord) -> list[Sentence]:
         many = draft.write(
             flatter, "inside_layers.flatter_than_noise", lambda _: all_of(flatter, judged)
         )
-        text = f"In {many} inside layers the change is flatter than noise: "
-        text += "spread over more directions than random changes are."
+        text = f"In {many} inside the layers, the change is flatter than noise: "
+        text += "it is spread over more directions than random changes are."
         return [draft.sentence("flat", text)]
     if is_low_rank(summary):
         return [_low_rank(draft)]
     many = draft.write(beyond, "inside_layers.beyond_noise", lambda _: all_of(beyond, judged))
     if 2 * beyond >= judged:
-        text = f"In {many} inside layers the change has more structure than noise."
+        text = f"In {many} inside the layers, the change has more structure than noise"
         return [
-            draft.sentence("coherent", text, _coherence(draft), _alignment(draft)),
+            draft.sentence("coherent", f"{text}{_coherence(draft)}", _alignment(draft)),
             *_standing_out(summary),
         ]
     if 10 * (beyond + flatter) >= judged:
         text = (
-            f"In {many} inside layers the change has more structure than noise; in most, nothing"
-            " tells it from noise."
+            f"In {many} inside the layers, the change has more structure than noise. In most, it"
+            " looks like noise."
         )
         return [draft.sentence("mixed", text)]
     if not beyond:
-        which = "no matrix inside layers has"
+        which = "no matrix inside the layers has"
     elif beyond == 1:
-        which = f"{many} inside layers has"
+        which = f"{many} inside the layers has"
     else:
-        which = f"{many} inside layers have"
+        which = f"{many} inside the layers have"
     text = (
-        f"Nothing tells it from noise: {which} more structure than random changes of the same rows"
-        " and columns."
+        f"It looks like noise: {which} more structure than random changes of the same rows and"
+        " columns."
     )
     return [draft.sentence("noise", text)]
 
@@ -75,7 +75,7 @@ def _by_concentration(draft: Draft) -> list[Sentence]:
         says = "fewer directions than noise"
     else:
         says = "flatter than noise"
-    text = f"The median concentration is {value:.2f}, where noise has 0 and rank one 1: {says}."
+    text = f"The median concentration is {value:.2f} (0 is noise, 1 a single direction): {says}."
     return [draft.sentence("concentration", text.replace("-0.00", "0.00"))]
 
 
@@ -86,30 +86,30 @@ def knows_coherence(summary: PairRecord) -> bool:
 
 
 def _coherence(draft: Draft) -> str:
-    """As coherent as how many equally strong directions, and how that compares across modules."""
+    """The end of a sentence and the next: how many equally strong directions would be as coherent,
+    and how modules compare.
+    """
     inside, summary = draft.summary.inside_layers, draft.summary
     above, value = inside.above_short_side, inside.equivalent_directions
     directions = draft.directions()
     if not knows_coherence(summary) or (value is None and not above):
-        return "How coherent the update was before it was stored is unknown."
-    what = "It" if inside.matrices == 1 else "Its median matrix"
+        return ". How concentrated the update was before storage is unknown."
+    across = _across_modules(draft, summary.coherence)
     if value is None:
         if not directions:
-            return ""
-        along = f"all {directions} directions alike"
+            return "."
+        what = f"{directions} equally strong directions"
         if directions == "1":
-            along = "its only direction"
-        text = f"{what} is less coherent than a change along {along} would be"
-    else:
-        draft.write(value, "inside_layers.equivalent_directions", "about")
-        of = f", of {directions} possible" if directions else ""
-        along = equally_strong(directions_text(summary))
-        text = f"{what} is as coherent as a change along {along} (a measure, not a count){of}"
-    return f"{text}{_across_modules(draft, summary.coherence, told=value is not None)}."
+            what = "its only direction"
+        return f", but less than {what} would have{across}."
+    draft.write(value, "inside_layers.equivalent_directions", "about")
+    of = f" of {directions}" if directions else ""
+    where = "" if inside.matrices == 1 else " in the median"
+    return f",{where} as along {equally_strong(directions_text(summary))}{of}{across}."
 
 
-def _across_modules(draft: Draft, coherence: Sequence[CoherenceRow], *, told: bool) -> str:
-    """`; modules lie between 25 (attn.o) and 46 (attn.q)`; told: whether all have a median."""
+def _across_modules(draft: Draft, coherence: Sequence[CoherenceRow]) -> str:
+    """` (25 in attn.o, 46 in attn.q)`, the ends of all modules, where they differ clearly."""
     rows = [row for row in coherence if 2 * (row.coherent + row.above_short_side) >= row.matrices]
     rows = [row for row in rows if row.equivalent_directions or row.above_short_side]
 
@@ -129,7 +129,7 @@ def _across_modules(draft: Draft, coherence: Sequence[CoherenceRow], *, told: bo
         return ""
     least, most = min(rows, key=size), max(rows, key=size)
     if size(most) < APART * size(least):
-        return "; modules differ little" if told else ""
+        return ""
     several = len({row.component for row in rows}) > 1
     ends = []
     for row in (least, most):
@@ -140,8 +140,8 @@ def _across_modules(draft: Draft, coherence: Sequence[CoherenceRow], *, told: bo
             number = draft.write(row.equivalent_directions, place, "about")
         elif row.short_side is not None:
             draft.figures[f"{place}.short_side"] = row.short_side
-        ends.append(f"{number} ({named_in(row.component, row.module, several)})")
-    return f"; modules lie between {ends[0]} and {ends[1]}"
+        ends.append(f"{number} in {named_in(row.component, row.module, several)}")
+    return f" ({', '.join(ends)})"
 
 
 def _standing_out(summary: PairRecord) -> list[Sentence]:
@@ -151,9 +151,9 @@ def _standing_out(summary: PairRecord) -> list[Sentence]:
     draft = Draft(summary)
     spikes, energy = draft.inside("spikes") or 0, draft.inside("spike_energy") or 0.0
     number, directions = text_of(spikes, "about"), draft.directions()
-    noun, verbs = "directions", "stand out from noise and hold"
+    noun, verbs = "directions", "stand out from noise, with"
     if number == "1":
-        noun, verbs = "direction", "stands out from noise and holds"
+        noun, verbs = "direction", "stands out from noise, with"
     if directions:
         noun = f"of {directions} directions"
     where = "In the median matrix"
@@ -161,8 +161,8 @@ def _standing_out(summary: PairRecord) -> list[Sentence]:
         where = "In the only matrix"
     # figures of all matrices, such as those of the page, then say another number
     if summary.inside_layers.matrices != summary.figures.matrices:
-        where += " inside layers"
-    text = f"{where} {number} {noun} {verbs} {text_of(energy, 'share')} of its change."
+        where += " inside the layers"
+    text = f"{where}, {number} {noun} {verbs} {text_of(energy, 'share')} of its change."
     return [draft.sentence("standing_out", text)]
 
 
@@ -188,7 +188,7 @@ def _alignment(draft: Draft) -> str:
     if not follows:
         verb, sides = "avoids", avoids
     if not sides:
-        return "The change neither follows nor avoids the base's leading directions."
+        return ""
     alone = and_list(list(dict.fromkeys(f"{null:.1f}" for _, _, null in sides)))
     if len(sides) == 1:
         ((what, value, _),) = sides
@@ -196,8 +196,8 @@ def _alignment(draft: Draft) -> str:
     else:
         which = "leading directions"
         share = and_list([f"{value:.1f} ({what})" for what, value, _ in sides])
-    text = f"The change {verb} the base's {which}, which hold {share} times an even share of it"
-    return f"{text}; the sizes of its rows and columns alone would make that {alone}."
+    text = f"It {verb} the base's {which}: they hold {share} times an even share of it"
+    return f"{text}, and would hold {alone} with random signs."
 
 
 def _low_rank(draft: Draft) -> Sentence:
@@ -205,7 +205,7 @@ def _low_rank(draft: Draft) -> Sentence:
     ceiling = draft.summary.figures.rank_ceiling
     if ceiling is not None:
         rank = draft.write(ceiling, "figures.rank_ceiling", "count")
-        text = f"It is an adapter: no matrix changes along more than {rank} of {of} directions."
+        text = f"It is an adapter: no matrix changed along more than {rank} of {of} directions."
         return draft.sentence("low_rank", text, _alignment(draft))
     inside = draft.summary.inside_layers
     rank = draft.write(inside.rank_most or 0, "inside_layers.rank_most", "count")
@@ -215,8 +215,5 @@ def _low_rank(draft: Draft) -> Sentence:
         some = draft.write(inside.rank_known, "inside_layers.rank_known", "count")
         where = f"the median of {some} of {inside.matrices:,} matrices"
         draft.figures["inside_layers.matrices"] = inside.matrices
-    text = (
-        f"It has low rank: in {where} {rank} of {of} directions {verb} all of it but what rounding"
-        " leaves."
-    )
+    text = f"It has low rank: in {where}, {rank} of {of} directions {verb} all of it but rounding."
     return draft.sentence("low_rank", text, _alignment(draft))

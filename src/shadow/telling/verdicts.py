@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -18,6 +20,7 @@ from shadow.telling.document import (
     Level,
     Note,
     Paragraph,
+    Provenance,
     Section,
     Table,
     Word,
@@ -26,6 +29,7 @@ from shadow.telling.document import (
     table_of,
     worded,
 )
+from shadow.telling.screen import standing
 
 if TYPE_CHECKING:
     from shadow.claims.verdicts import Judgement, Verdict
@@ -48,16 +52,27 @@ CODES = {
 }
 
 
-def pairs_document(judged: Sequence[Judgement]) -> Document:
-    """How the pairs of a family stand, after their reports: those may be screens apart."""
-    return Document([Section("pairs"), _pairs(judged)])
+def pairs_document(judged: Sequence[Judgement], folder: str, *, has_table: bool = True) -> Document:
+    """How several pairs stand, a row each, and how many there are, unless all are shown by
+    themselves; and where the rest is. folder: of their reports.
+    """
+    more = ("more", f"shadow show {shlex.quote(folder)} --full  # page: shadow report")
+    if not has_table:
+        return Document([Provenance([more])])
+    counts = Counter[str](_state(one).text for one in judged)
+    states = ", ".join(f"{count:,} {state}" for state, count in counts.items())
+    return Document([_pairs(judged), Provenance([("pairs", f"{len(judged):,}: {states}"), more])])
 
 
-def rules_document(judged: Judgement, *, titled: bool = False) -> Document:
-    """What came of the rules of one pair. titled: with its name above, if nothing else has it."""
+def rules_document(judged: Judgement, *, titled: bool = False, full: bool = True) -> Document:
+    """What came of the rules of one pair. titled: with its name above, if nothing else has it.
+    full: rules that passed or were skipped too; otherwise it may be empty.
+    """
     head: list[Block] = [Section(judged.family, judged.pair)] if titled else []
-    rows = [_cells(verdict) for verdict in judged.verdicts]
-    return Document([*head, Table(RULES, rows, "Rules"), *map(Note, judged.notes)])
+    chosen = [one for one in judged.verdicts if full or one.outcome in ("met", "missing")]
+    table = [Table(RULES, [_cells(verdict) for verdict in chosen], "Rules")] if chosen else []
+    told = [*table, *map(Note, judged.notes)]
+    return Document([*head, *told] if told else [])
 
 
 def gate_document(judged: Sequence[Judgement]) -> Document:
@@ -82,19 +97,22 @@ def _pairs(judged: Sequence[Judgement]) -> Table:
         named("family"),
         named("pair"),
         worded("state", _state),
-        worded("label", _label),
-        *_figure("conc.", "concentration", "fixed", rank=1),
-        *_figure("norm", "relative_norm_overall", "share", rank=2),
+        *_figure("norm", "relative_norm_overall", "share", rank=3),
+        *_figure("conc.", "concentration", "fixed", rank=2),
+        *_figure("unchanged", "zero_share", "share", rank=1)[:1],
+        worded("found", _found),
     ]
     return table_of(fields, judged)
 
 
 def _state(one: Judgement) -> Word:
-    return Word("failed", "fault") if one.summary is None else STATES[one.code]
+    if one.summary is not None:
+        return STATES[one.code]
+    return Word("kept", "warning") if one.kept else Word("failed", "fault")  # as a list has it
 
 
-def _label(one: Judgement) -> str | None:
-    return None if one.summary is None else one.summary.label_or_gates
+def _found(one: Judgement) -> str | None:
+    return None if one.summary is None else standing(one.summary)
 
 
 def _figure(head: str, name: str, kind: Kind, rank: int) -> list[Field]:

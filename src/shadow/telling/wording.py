@@ -51,15 +51,15 @@ def places_of(summary: PairRecord, rows: Sequence[ReplacedRow]) -> str:
 
 
 def vectors_moved(draft: Draft) -> str:
-    """`128 of 128 biases and norms moved, by 13 % of their own norm in the median`."""
+    """`128 of 128 biases and norms changed, by 13 % of their norm in the median`."""
     vectors = draft.summary.vectors
     changed = draft.write(vectors.changed, "vectors.changed", "count")
     compared = draft.write(vectors.compared, "vectors.compared", "count")
-    text = f"{changed} of {compared} biases and norms moved"
+    text = f"{changed} of {compared} biases and norms changed"
     if vectors.relative_norm is None:
         return f"{text}, which are 0 in the base"
     norm = draft.write(vectors.relative_norm, "vectors.relative_norm", "share")
-    return f"{text}, by {norm} of their own norm in the median"
+    return f"{text}, by {norm} of their norm in the median"
 
 
 def factor(value: float) -> str:

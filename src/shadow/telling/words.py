@@ -25,23 +25,20 @@ _MODULE = Head("a module: what role a matrix has in the model, by the name of it
 def other_words() -> Mapping[str, Head]:
     """By what stands on the screen, in small letters: what it means."""
     texts = {
-        word: f"a label: {text}. `shadow explain label` has the bounds"
+        word: f"a label: {text}. `shadow explain label` lists the bounds"
         for word, text in LABELS.items()
     }
-    texts |= {
-        name: f"a reason for which a tensor is not measured: {one.text}"
-        for name, one in REASONS.items()
-    }
+    texts |= {name: f"a reason for skipping tensors: {one.text}" for name, one in REASONS.items()}
     texts |= {name: f"a gate: it passes when {gate.meaning}" for name, gate in GATES.items()}
     texts |= {
         claim.title: (
             f"another explanation of the same figures: {claim.meaning}."
-            " `shadow explain finding` says how it is answered"
+            " `shadow explain finding` describes the answers"
         )
         for claim in EXPLANATIONS.values()
     }
     texts |= {
-        claim.title: f"what figures show beyond doubt: {claim.meaning}"
+        claim.title: f"a change that the figures show beyond doubt: {claim.meaning}"
         for claim in RECOGNISED.values()
     }
     # a gate is known by its code already; what has the code of a claim as its own name comes first
@@ -51,6 +48,8 @@ def other_words() -> Mapping[str, Head]:
         code: f"a claim of `shadow verify {code} {FORMS[code].usage}`: {claim.meaning}"
         for code, claim in VERIFY.items()
     }
+    sentences = _WORDS["sentences"].items()
+    texts = {code: f"a sentence of the finding: {text}" for code, text in sentences} | texts
     return {
         **{word: Head(text) for word, text in texts.items()},
         **dict.fromkeys(name_rules().modules, _MODULE),

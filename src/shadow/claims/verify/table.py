@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from shadow.claims.answer import table
+from shadow.claims.verify.base import BASE
+from shadow.claims.verify.files import FILES
 from shadow.claims.verify.merged import MERGED
 from shadow.claims.verify.same import SAME
 from shadow.claims.verify.stored import STORED
@@ -31,10 +33,12 @@ class Form:
         return " ".join(self.checkpoints) + ("..." if self.repeats else "")
 
 
-VERIFY = table(SAME, MERGED, TRAINED, STORED)
+VERIFY = table(SAME, MERGED, TRAINED, STORED, BASE, FILES)
 FORMS: Mapping[str, Form] = {
     "same": Form(("A", "B")),
     "merged": Form(("BASE", "ADAPTER", "MERGED")),
     "trained": Form(("BASE", "TUNED"), options=("moved", "frozen"), needs=("moved", "frozen")),
     "stored": Form(("FULL", "STORED"), options=("base",)),
+    "base": Form(("TUNED", "CANDIDATE"), repeats=True),
+    "files": Form(("A", "B")),
 }

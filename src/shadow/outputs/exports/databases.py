@@ -50,6 +50,7 @@ DESCRIBED = (
 INDEXES = {
     "matrices": ("component", "module", "layer", "subject"),
     "tensors": ("tensor", "side"),
+    "files": ("path", "side"),
     "spectra": ("tensor", "subject"),
 }
 VIEWS = {"deltas": ("matrices", "subject = 'delta'", "the rows of matrices that are deltas")}

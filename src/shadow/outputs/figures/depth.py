@@ -19,6 +19,7 @@ from shadow.outputs.figures.source import (
     shown,
 )
 from shadow.outputs.figures.style import (
+    ALL,
     CURVES,
     GREY,
     CurveStyle,
@@ -69,7 +70,7 @@ def draw_depth(figure: Figure, sources: list[FigureData], choice: Choice) -> lis
     top.set_ylabel(label)
     top.legend(**legend_above(modules if alone else names_of(sources)))
     for place, source in enumerate(sources):
-        style = CURVES[place]
+        style = ALL if alone else CURVES[place]
         depth = source.depth
         middle.plot(
             depth["layer"],
@@ -83,10 +84,9 @@ def draw_depth(figure: Figure, sources: list[FigureData], choice: Choice) -> lis
     bottom.axhline(0, color=GREY, linewidth=0.5)
     bottom.set_ylabel("concentration")
     bottom.set_xlabel("layer")
-    quartiles = "; grey: quartiles in a layer" if alone else ""
     annotate(
         figure,
-        f"lower panels: all modules{quartiles}",
+        "lower panels: all modules" + (", open; grey: quartiles in a layer" if alone else ""),
         f"right: median of all{interval_text(sources)}",
     )
     whole_numbers(bottom.xaxis)
@@ -162,4 +162,5 @@ def _draw_concentration(
         [1.02 + 0.025 * place], [value], yerr=spread(value, bounds), clip_on=False,
         transform=axes.get_yaxis_transform(), capsize=1.5, elinewidth=0.9,
         color=style["color"], marker=style["marker"], linestyle="none",
+        markerfacecolor=style.get("markerfacecolor"),
     )  # fmt: skip

@@ -34,6 +34,7 @@ GROUPS = {  # colour and hatch: each of them alone is enough
     "head": ("#D55E00", "xxxx"),
 }
 OTHER = ("#cccccc", "----")
+ROOM = 1.7  # by how much the axis of sizes goes beyond them: it has a number in any case
 LETTERS = 44  # of all names of steps together that stand side by side
 
 
@@ -88,11 +89,9 @@ def _draw_sizes(axes: Axes, steps: Sequence[Step]) -> None:
         axes.plot([place], [size], "o", color=BLACK, markerfacecolor=fill, markersize=4)
     if np.isfinite(sizes).any():
         axes.set_yscale("log")
-        axes.set_ylim(
-            10 ** np.floor(np.log10(np.nanmin(sizes))),
-            10 ** np.ceil(np.log10(np.nanmax(sizes) * 1.01)),
-        )
-        plain_numbers(axes.yaxis)
+        least, largest = np.nanmin(sizes) / ROOM, np.nanmax(sizes) * ROOM
+        axes.set_ylim(least, largest)
+        plain_numbers(axes.yaxis, float(np.log10(largest / least)))
     axes.set_ylabel("relative norm")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,7 @@ BLACK, BLUE, RED, GREEN, ORANGE, PINK, SKY = (
     "#000000", "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9",
 )  # fmt: skip
 GREY, PALE = "#777777", "#d9d9d9"
+FEW_DECADES = 1.7  # of an axis; more have room for powers of ten alone
 CurveStyle = dict[str, Any]  # how a curve looks, as matplotlib's `plot` takes it
 CURVES: tuple[CurveStyle, ...] = (  # by colour, dashes and marker: each of them alone is enough
     {"color": BLACK, "linestyle": "-", "marker": "o"},
@@ -34,6 +36,11 @@ CURVES: tuple[CurveStyle, ...] = (  # by colour, dashes and marker: each of them
     {"color": ORANGE, "linestyle": (0, (7, 2)), "marker": "P"},
     {"color": SKY, "linestyle": (0, (3, 1, 1, 1, 1, 1)), "marker": "X"},
 )
+# all modules together, beside curves of single ones
+ALL: CurveStyle = {
+    "color": "#444444", "linestyle": "-", "marker": "h", "markerfacecolor": "white",
+    "markersize": 4.2, "markeredgewidth": 0.8,
+}  # fmt: skip
 SUBJECTS: dict[str, CurveStyle] = {
     "base": {"color": "#aaaaaa", "linewidth": 2.4},
     "tuned": {"color": BLACK, "linewidth": 0.8, "linestyle": "--"},
@@ -98,10 +105,14 @@ def whole_numbers(axis: Axis) -> None:
     axis.set_major_locator(MaxNLocator(integer=True))
 
 
-def plain_numbers(axis: Axis) -> None:
-    """Numbers of a logarithmic axis as they are said, at powers of ten."""
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+def plain_numbers(axis: Axis, decades: float = math.inf) -> None:
+    """Numbers of a logarithmic axis as they are said: at powers of ten, and at twice and five times
+    these where it has few decades.
+    """
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+    if decades < FEW_DECADES:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 

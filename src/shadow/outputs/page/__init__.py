@@ -1,10 +1,10 @@
 """Reports -> one self-contained web page: no network, light and dark, printable.
 
-The charts are Plotly's: plotly.min.js comes from its Python package and is written into the page
-whole. What a reader needs without scripts (headline, claims, tables) is plain HTML. Text from files
-is escaped by who reads it: Jinja for HTML, `script_json` for data inside a script element, and our
-scripts for Plotly, which takes some tags and entities in text for markup. A policy in the page lets
-nothing be fetched, whatever is in it.
+The charts are Plotly's: its distribution for charts on two axes lies in this package and stands in
+the page compressed. What a reader needs without scripts (headline, claims, tables) is plain HTML.
+Text from files is escaped by who reads it: Jinja for HTML, `script_json` for data inside a script
+element, and our scripts for Plotly, which takes some tags and entities in text for markup. A policy
+in the page lets nothing be fetched, whatever is in it.
 """
 
 from __future__ import annotations
@@ -24,21 +24,31 @@ from shadow.claims.label import MARGIN
 from shadow.comparing.lineage import Lineage, following, lineage
 from shadow.errors import ShadowError
 from shadow.files import PARTIAL, read_start, write_beside, writing
+from shadow.outputs.page.cards import shared_scale
 from shadow.outputs.page.cells import metric_texts
-from shadow.outputs.page.html import environment, file_text, policy, script_json, scripts
+from shadow.outputs.page.html import (
+    environment,
+    file_text,
+    library,
+    policy,
+    script_json,
+    scripts,
+)
 from shadow.outputs.page.pair import PairSection, read_pair
 from shadow.outputs.page.sections import Chart, LinkedTable
 from shadow.quantities import Kind
 from shadow.reports.columns import NOTATION
 from shadow.summary.depth import LAYERS
+from shadow.summary.rows import checkpoint_side
+from shadow.telling.all_figures import quantity
 from shadow.telling.document import Block, Cell, Section, Table, named, number, table_of, worded
 from shadow.telling.lineage import lineage_document
 from shadow.telling.reading import SummarisedReport
-from shadow.telling.report import quantity
 
 GENERATOR = '<meta name="generator" content="shadow '  # how a page of ours is known
 TOP = 2000  # bytes within which it stands
 MOST_CARDS = 50  # pairs; more are in the table alone
+FEWEST_POINTS = 8  # pairs; a scatter of fewer says less than their table
 
 
 class Missing(NamedTuple):
@@ -115,7 +125,8 @@ def _in_chains(reports: Sequence[SummarisedReport]) -> set[Path]:
             metadata = report.provenance.told
         except ShadowError:  # told when the report itself is read
             continue
-        known.append((report.folder, (metadata["base"], metadata["tuned"])))
+        sides = checkpoint_side(metadata["base"]), checkpoint_side(metadata["tuned"])
+        known.append((report.folder, sides))
     return {known[number][0] for number in following([sides for _, sides in known])}
 
 
@@ -137,6 +148,7 @@ def page_bytes(
         "overview": [section.overview() for section in ranked],
     }
     followed = _followed(sections)
+    with_cards = 1 < len(sections) <= MOST_CARDS
     numbers = {section.where: section.number for section in sections}
     html = environment().get_template("page.html.j2").render(
         title=sections[0].name if len(sections) == 1 else title,
@@ -148,9 +160,14 @@ def page_bytes(
         shared=script_json(shared),
         style=Markup(file_text("page.css")),  # noqa: S704 - a file of ours
         scripts=scripts(),
-        policy=policy(scripts().values()),
+        library=library(),
+        policy=policy([*scripts().values(), library().text]),
         generator=Markup(f'{GENERATOR}{__version__}">'),  # noqa: S704 - text of ours
-        most_cards=MOST_CARDS,
+        with_cards=with_cards,
+        card_scale=shared_scale(rows for pair in ranked for rows in pair.pictures)
+        if with_cards
+        else None,
+        with_scatter=len(sections) >= FEWEST_POINTS,
         chart=Chart,
         notation=NOTATION,
         version=__version__,
@@ -196,14 +213,15 @@ def _ranking(ranked: Sequence[PairSection]) -> LinkedTable:
         named("pair", "name"),
         number("concentration", figure("concentration", "fixed")),
         number("relative norm", figure("relative_norm_overall", "share")),
-        number("PR", figure("participation_ratio", "number")),
-        number("null PR", figure("null_participation_ratio", "number")),
+        number("PR", figure("participation_ratio", "ratio")),
+        number("null PR", figure("null_participation_ratio", "ratio")),
         number("spikes", figure("spikes", "number")),
         worded("label", lambda one: one.summary.label if one.summary.has_label else ""),
-        worded("gates failed", lambda section: ", ".join(section.failed)),
     ]
+    if any(section.failed for section in ranked):
+        fields.append(worded("gates failed", lambda section: ", ".join(section.failed)))
     links = [f"#pair-{section.number}" for section in ranked]
-    return LinkedTable(fields, table_of(fields, ranked).rows, "All pairs", links=links)
+    return LinkedTable(fields, table_of(fields, ranked).rows, links=links)
 
 
 def _rank(section: PairSection) -> tuple[bool, float, str]:

@@ -1,59 +1,115 @@
-"""The small picture on the card of a pair: where it moved."""
+"""The pictures of where a pair moved: beside its finding, and small on its card."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from itertools import groupby
+from typing import NamedTuple
 
 from markupsafe import Markup
 
 from shadow.quantities import share
-from shadow.summary.picture import Picture, picture
+from shadow.summary.picture import FLAT, Picture, picture
 from shadow.summary.rows import GridRow
+from shadow.text import visible
 
 COLUMNS = 40
 LEVELS = 6  # colours of the page's scale
 
 
-def small_picture(rows: Sequence[GridRow]) -> Markup:
-    """An SVG of one component's modules by layers; classes stand for the colours of the page."""
+class Scale(NamedTuple):
+    """The norms between which colours lie, by their logarithm."""
+
+    least: float
+    """Above 0."""
+    largest: float
+
+    def level(self, value: float) -> int:
+        """The colour of a norm above 0: from 0 to LEVELS - 1, which all have if they are flat."""
+        if self.largest <= FLAT * self.least:
+            return LEVELS - 1
+        place = math.log(value / self.least) / math.log(self.largest / self.least)
+        return min(LEVELS - 1, int(place * LEVELS))
+
+
+def drawn_picture(rows: Sequence[GridRow], scale: Scale | None = None) -> Markup:
+    """The modules of one component by layers, with the names of the modules.
+
+    scale: that of several pictures; without one the picture has a scale of its own, and shows it.
+    """
     drawing = picture(rows, COLUMNS)
-    return Markup("") if drawing is None else _svg(rows[0].component, drawing)
+    if drawing is None:
+        return Markup("")
+    own = Scale(drawing.least, drawing.largest)
+    names = Markup("").join(
+        Markup("<li>{}</li>").format(visible(module)) for module in drawing.modules
+    )
+    picture_of = Markup('<div class="cells"><ol>{}</ol><div>{}</div></div>').format(
+        names, _svg(rows[0].component, drawing, scale or own)
+    )
+    if scale is not None:
+        return picture_of
+    layers = f"layers {drawing.first} to {drawing.last}"
+    return picture_of + scale_line(own, layers, unmoved=_has_unmoved([drawing]))
 
 
-def _svg(component: str, drawing: Picture) -> Markup:
-    """Cells of one unit each, equal neighbours as one."""
+def shared_scale(pictures: Iterable[Sequence[GridRow]]) -> tuple[Scale, bool] | None:
+    """The scale of several pictures, and whether something in them did not move; None where nothing
+    moved.
+    """
+    drawings = [one for rows in pictures if (one := picture(rows, COLUMNS)) is not None]
+    if not drawings:
+        return None
+    scale = Scale(min(one.least for one in drawings), max(one.largest for one in drawings))
+    return scale, _has_unmoved(drawings)
+
+
+def scale_line(scale: Scale, note: str, *, unmoved: bool) -> Markup:
+    """The colours of a scale between its ends, and what else there is to say of it."""
+    colours = Markup("").join(
+        Markup('<i class="heat-{}"></i>').format(level) for level in range(LEVELS)
+    )
+    rest = Markup(' <i class="unmoved"></i> did not move') if unmoved else Markup("")
+    return Markup('<p class="scale">{} <span>{}</span> {}{} · {}</p>').format(
+        _unbroken(share(scale.least)), colours, _unbroken(share(scale.largest)), rest, note
+    )
+
+
+def _unbroken(text: str) -> str:
+    """A number and its sign, between which no line ends."""
+    return text.replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def _has_unmoved(drawings: Iterable[Picture]) -> bool:
+    return any(value == 0 for one in drawings for cells in one.cells for value in cells)
+
+
+def _svg(component: str, drawing: Picture, scale: Scale) -> Markup:
+    """Cells of one unit each: a path for each colour of the page, equal neighbours as one."""
     label = (
         f"{component}: relative norm of {', '.join(drawing.modules)} by layer {drawing.first} to"
         f" {drawing.last}, {share(drawing.least)} to {share(drawing.largest)}"
     )
-    rects = []
+    lines: dict[str, str] = {}  # by colour
     for row, cells in enumerate(drawing.cells):
         column = 0
-        for level, several in groupby(_class(value, drawing) for value in cells):
+        for colour, several in groupby(_class(value, scale) for value in cells):
             width = len(list(several))
-            if level:
-                rects.append(
-                    Markup('<rect class="{}" x="{}" y="{}" width="{}" height="1"/>').format(
-                        level, column, row, width
-                    )
-                )
+            if colour:
+                run = f"M{column} {row}.04h{width}v.92h-{width}z"
+                lines[colour] = lines.get(colour, "") + run
             column += width
-    size = Markup(
-        '<svg class="small-heat" role="img" aria-label="{}" viewBox="0 0 {} {}"'
-        ' preserveAspectRatio="none">'
+    paths = Markup("").join(
+        Markup('<path class="{}" d="{}"/>').format(*line) for line in sorted(lines.items())
     )
-    return (
-        size.format(label, len(drawing.cells[0]), len(drawing.cells))
-        + Markup("").join(rects)
-        + Markup("</svg>")
-    )
+    return Markup(
+        '<svg role="img" aria-label="{}" viewBox="0 0 {} {}" preserveAspectRatio="none">{}</svg>'
+    ).format(visible(label), len(drawing.cells[0]), len(drawing.cells), paths)
 
 
-def _class(value: float | None, drawing: Picture) -> str:
+def _class(value: float | None, scale: Scale) -> str:
     """The class of a cell; empty where the module is in none of its layers."""
     if value is None:
         return ""
-    if value == 0:
-        return "unmoved"
-    return f"heat-{min(LEVELS - 1, int(drawing.level(value) * LEVELS))}"
+    return f"heat-{scale.level(value)}" if value else "unmoved"

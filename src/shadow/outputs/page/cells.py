@@ -30,8 +30,8 @@ from shadow.text import visible
 PLACE = ("component", "layer", "module")
 SUBJECTS = ("delta", "base", "tuned")
 FIRST = (
-    "concentration",
     "relative_norm",
+    "concentration",
     "participation_ratio",
     "effective_rank_shift",
     "stable_rank",
@@ -56,6 +56,24 @@ SIGNED = (
     "excess_purity_unrounded",
     "decay_cosine",
 )
+# columns that read as per cent
+SHARES = (
+    "relative_norm",
+    "relative_norm_unrounded",
+    "relative_norm_unrounded_least",
+    "zero_share",
+    "zero_share_expected",
+    "spike_energy",
+    "energy_share",
+    "rows_changed",
+    "kept",
+    "kept_least",
+    "top1_energy",
+    "top4_energy",
+    "top16_energy",
+    "top20_energy",
+    "top64_energy",
+)
 DRAWN = tuple(column for column in DELTA if column.type in ("int", "float"))  # not words
 EXPERTS = 10_000  # as spread.LAYERS
 EXPERT_VALUES = 250_000  # numbers of single experts on a page, about 1.5 MB
@@ -78,7 +96,8 @@ EXPLAINED = ("text", "formula", "unit", "range", "null", "source", "pitfalls")
 
 def metric_texts() -> dict[str, dict[str, object]]:
     """What `explain` says of every column that can be drawn, and how to draw it: whether deltas
-    alone have it, what it would be with random signs, and whether its 0 divides.
+    alone have it, what it would be with random signs, whether its 0 divides, and whether it is
+    shown as per cent.
     """
     delta_only = {column.name for column in DELTA}
     return {
@@ -87,6 +106,7 @@ def metric_texts() -> dict[str, dict[str, object]]:
             "delta": column.name in delta_only,
             "under_null": UNDER_NULL.get(column.name),
             "signed": column.name in SIGNED,
+            "share": column.name in SHARES,
         }
         for column in (*DRAWN, *SPECTRAL)
     }

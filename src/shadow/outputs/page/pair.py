@@ -23,7 +23,8 @@ from shadow.outputs.page.sections import (
 )
 from shadow.summary.columns import columns_of
 from shadow.summary.depth import LAYERS
-from shadow.telling.document import Block, Headline
+from shadow.summary.rows import GridRow
+from shadow.telling.document import Block, Headline, Picture
 from shadow.telling.reading import SummarisedReport, read_step
 from shadow.text import visible
 
@@ -85,10 +86,15 @@ class PairSection:
         return [(name, gain) for name, gain in gains if gain is not None]
 
     @property
-    def card(self) -> list[Block]:
-        """Its headline, and a small picture of where it moved."""
-        headlines = [one for one in self.blocks["finding"] if isinstance(one, Headline)]
-        return [*headlines, *self.blocks.get("picture", ())]
+    def headlines(self) -> list[Block]:
+        """What its card says."""
+        return [one for one in self.blocks["finding"] if isinstance(one, Headline)]
+
+    @property
+    def pictures(self) -> list[Sequence[GridRow]]:
+        """How far the modules of each component moved, for its card."""
+        blocks = self.blocks.get("picture", ())
+        return [block.rows for block in blocks if isinstance(block, Picture)]
 
 
 def read_pair(
@@ -131,7 +137,9 @@ def read_pair(
         where=where,
         summary=summary,
         blocks=blocks,
-        sections=sections_of(summary, blocks, report.provenance, skipped),
+        sections=sections_of(
+            summary, blocks, report.provenance, skipped, has_spectra=len(rows["subject"]) > 0
+        ),
         data=script_json(drawn),
         step=read_step(report, where) if with_step else None,
     )

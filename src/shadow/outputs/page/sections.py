@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,8 +11,18 @@ import pyarrow as pa
 from shadow.claims.summary import Summary
 from shadow.reports.provenance import Provenance as Origin
 from shadow.telling.details import all_scores, components_table, gates_blocks, resampling_note
-from shadow.telling.document import Block, Column, Figures, Note, Paragraph, Provenance, Table
+from shadow.telling.document import (
+    Block,
+    Column,
+    Figures,
+    Lines,
+    Note,
+    Paragraph,
+    Provenance,
+    Table,
+)
 from shadow.telling.report import report_document
+from shadow.telling.screen import faults
 
 LISTED = 400  # skipped tensors of a page that are named one by one, or 40 of each pair
 TENSOR = ("tensor", "side", "component", "shape", "dtype", "reason", "detail")
@@ -34,6 +44,15 @@ class Fold(Block):
 
     title: str
     blocks: Sequence[Block]
+    is_open: bool = False
+
+
+@dataclass(frozen=True)
+class Beside(Block):
+    """Blocks beside others, where there is room."""
+
+    left: Sequence[Block]
+    right: Sequence[Block]
 
 
 @dataclass(frozen=True)
@@ -51,8 +70,17 @@ class PageSection:
     contents: str
     title: str
     blocks: Sequence[Block]
+    is_half: bool = False
+    """Whether it stands beside the one before or after it, where there is room."""
 
 
+# Neighbours, of which both are there or none
+BESIDE = (
+    ("claims", "gates"),
+    ("spectra", "depth"),
+    ("concentration", "energy"),
+    ("skipped", "provenance"),
+)
 TITLES: Mapping[str, tuple[str, str]] = {
     "headline": ("Finding", ""),
     "heat": ("Heat map", "Layer by module"),
@@ -66,6 +94,7 @@ TITLES: Mapping[str, tuple[str, str]] = {
     "modules": ("Modules", "By module"),
     "scores": ("Scores", "Scores"),
     "skipped": ("Not measured", "Not measured"),
+    "files": ("Files", "Files beside the weights"),
     "provenance": ("Provenance", "Provenance"),
 }
 
@@ -83,42 +112,90 @@ def sections_of(
     blocks: Mapping[str, Sequence[Block]],
     origin: Origin,
     skipped: Sequence[Sequence[str]],
+    *,
+    has_spectra: bool,
 ) -> list[PageSection]:
-    """The sections of a pair that have anything in them."""
-    answers = blocks.get("claims", ())
+    """The sections of a pair that have anything in them.
+
+    has_spectra: whether any matrix was measured. If none was, there are no charts.
+    """
+    answers = [_untitled(block, TITLES["claims"][1]) for block in blocks.get("claims", ())]
     content: dict[str, Iterable[Block]] = {
-        "headline": sorted(blocks["finding"], key=_rank),
-        "heat": [Chart("heat"), Chart("experts")],
+        "headline": _finding(blocks),
         "claims": answers or [Paragraph("No other explanation applies.", quiet=True)],
-        "gates": gates_blocks(summary),
-        "spectra": [Chart("spectra")],
-        "depth": [Chart("depth"), *blocks.get("depth", ())],
-        "concentration": [Chart("concentration")],
-        "energy": [Chart("energy")],
-        "modules": blocks.get("modules", [Paragraph("Nothing changed.")]),
+        "gates": _gates(summary),
         "skipped": [*blocks.get("skipped", ()), *_skipped(summary, skipped)],
         "provenance": [
             *blocks["provenance"],
-            resampling_note(summary),
-            Provenance(origins(origin)),
+            Fold(
+                "Checkpoints, settings and method",
+                [Provenance(origins(origin)), resampling_note(summary)],
+            ),
         ],
     }
+    if has_spectra:
+        content |= {
+            "heat": [Chart("heat"), Chart("experts")],
+            "spectra": [Chart("spectra")],
+            "depth": [Chart("depth"), *map(_folded, blocks.get("depth", ()))],
+            "concentration": [Chart("concentration")],
+            "energy": [Chart("energy")],
+            "modules": blocks.get("modules", [Paragraph("Nothing changed.")]),
+        }
     if len(summary.components) > 1:
-        content["components"] = [components_table(summary.components), Chart("sides")]
+        content["components"] = [Beside([components_table(summary.components)], [Chart("sides")])]
+    if "files" in blocks:
+        content["files"] = blocks["files"]
     if summary.scores:
         content["scores"] = all_scores(summary)
+    halves = {name for both in BESIDE for name in both}
+    if faults(summary):  # what failed is shown, and needs the width
+        halves -= {"claims", "gates"}
     return [
-        PageSection(name, *titles, blocks=[*content[name]])
+        PageSection(name, *titles, blocks=[*content[name]], is_half=name in halves)
         for name, titles in TITLES.items()
         if name in content
     ]
 
 
-def _rank(block: Block) -> int:
-    """Warnings stand above figures, and the main figures above all of them."""
-    if isinstance(block, Figures):
-        return 2 + (block.when == "full")
-    return int(isinstance(block, Note))
+def _finding(blocks: Mapping[str, Sequence[Block]]) -> list[Block]:
+    """What was found beside its picture, the main figures below, and all figures on request."""
+    said = [block for block in blocks["finding"] if not isinstance(block, Figures)]
+    said.sort(key=lambda block: isinstance(block, Note))
+    pictures = blocks.get("picture", ())
+    figures = [block for block in blocks["finding"] if isinstance(block, Figures)]
+    return [
+        *([Beside(said, pictures)] if pictures else said),
+        *(block for block in figures if block.when != "full"),
+        *(Fold("All figures", [block]) for block in figures if block.when == "full"),
+    ]
+
+
+def _untitled(block: Block, title: str) -> Block:
+    """A table without its title where that stands above it already."""
+    if isinstance(block, Table) and block.title == title:
+        return replace(block, title="")
+    return block
+
+
+def _folded(block: Block) -> Block:
+    if isinstance(block, Lines):
+        return Fold(block.title, [replace(block, title="")])
+    return block
+
+
+def _gates(summary: Summary) -> Iterator[Block]:
+    """Tables are shown on request, that of the gates at once where one failed."""
+    for number, block in enumerate(gates_blocks(summary)):
+        if isinstance(block, Table):
+            is_gates = number == 0
+            is_open = is_gates and bool(faults(summary))
+            title = block.title
+            if is_gates and not summary.failed_gates:
+                title = f"All {len(summary.gates)} gates passed"
+            yield Fold(title, [_untitled(block, block.title)], is_open=is_open)
+        else:
+            yield block
 
 
 def _skipped(summary: Summary, rows: Sequence[Sequence[str]]) -> list[Block]:

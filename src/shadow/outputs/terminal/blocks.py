@@ -97,7 +97,8 @@ def _drawn(
         case Lines():
             yield from _lines(block, options)
         case Picture():
-            yield Text(visible(block.title), "italic")
+            if block.name:
+                yield Text(visible(block.name), "italic")
             yield HeatMap(block.rows)
 
 

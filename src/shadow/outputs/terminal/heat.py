@@ -18,6 +18,7 @@ SHADES, ASCII_SHADES = "░▒▓█", ".:+#"
 UNMOVED, ABSENT = "·", " "
 LABEL = 14  # columns of the names of modules
 WIDEST = 2  # columns of a cell, where there is room
+APART = 3  # columns between an axis and the scale
 
 
 @dataclass(frozen=True)
@@ -35,18 +36,39 @@ class HeatMap:
         drawn = picture(self.rows, room)
         assert drawn is not None
         columns = len(drawn.cells[0])
-        width = max(1, min(WIDEST, room // columns))
         shades = ASCII_SHADES if options.ascii_only else SHADES
         coloured = console.color_system is not None and not console.no_color
+        scale = _scale(drawn, shades, coloured=coloured)
+        ends = str(drawn.first), str(drawn.last)
+        axis, width = _axis(ends, columns, scale, room)
         for module, cells in zip(drawn.modules, drawn.cells, strict=True):
             text = Text(f"{module:<{LABEL}}"[:LABEL], "cyan")
             for value in cells:
                 text.append(*_cell(value, drawn, width=width, shades=shades, coloured=coloured))
             yield text
-        first, last = str(drawn.first), str(drawn.last)
-        gap = max(1, columns * width - len(first) - len(last))
-        yield Text(f"{'layer':<{LABEL}}{first}{' ' * gap}{last}", "dim")
-        yield _legend(drawn, shades, coloured=coloured)
+        yield from axis
+
+
+def _axis(ends: tuple[str, str], columns: int, scale: Text, room: int) -> tuple[list[Text], int]:
+    """The numbers of the first and the last layer below their cells, with the scale: between them
+    or beside them, and below them where neither has room. And how wide a cell is.
+    """
+    first, last = ends
+
+    def axis(width: int, between: Text) -> Text:
+        gap = max(1, columns * width - len(first) - len(last) - len(between))
+        text = Text().append(f"{'layer':<{LABEL}}{first}{' ' * (gap // 2)}", "dim")
+        return text.append_text(between).append(f"{' ' * (gap - gap // 2)}{last}", "dim")
+
+    widths = [width for width in range(WIDEST, 0, -1) if columns * width <= room] or [1]
+    for width in widths:
+        if columns * width >= len(scale) + len(first) + len(last) + 2 * APART:
+            return [axis(width, scale)], width
+        if columns * width + APART + len(scale) <= room:
+            line = axis(width, Text())
+            return [line.append(" " * APART).append_text(scale)], width
+    indent = " " * (LABEL if len(scale) <= room else 0)
+    return [axis(widths[0], Text()), Text(indent).append_text(scale)], widths[0]
 
 
 def _cell(
@@ -63,13 +85,13 @@ def _cell(
     return shades[min(len(shades) - 1, int(level * len(shades)))] * width, None
 
 
-def _legend(drawn: Picture, shades: str, *, coloured: bool) -> Text:
-    """The scale from the least to the largest norm."""
-    text = Text(" " * LABEL)
+def _scale(drawn: Picture, shades: str, *, coloured: bool) -> Text:
+    """What is drawn, from the least to the largest norm."""
+    text = Text()
     if drawn.is_flat:
-        text.append(f"flat: {share(drawn.largest)} everywhere", "dim")
+        text.append(f"relative norm {share(drawn.largest)} everywhere", "dim")
     else:
-        text.append(f"{share(drawn.least)} ", "dim")
+        text.append(f"relative norm {share(drawn.least)} ", "dim")
         for step in range(LEVELS):
             if coloured:
                 text.append(" ", Style(bgcolor=colour(step / (LEVELS - 1))))
@@ -77,5 +99,5 @@ def _legend(drawn: Picture, shades: str, *, coloured: bool) -> Text:
                 text.append(shades[step // (LEVELS // len(shades))])
         text.append(f" {share(drawn.largest)}", "dim")
     if any(value == 0 for row in drawn.cells for value in row):
-        text.append(f"   {UNMOVED} did not move", "dim")
+        text.append(f"  {UNMOVED} unchanged", "dim")
     return text

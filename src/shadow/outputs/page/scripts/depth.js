@@ -49,7 +49,7 @@ Object.assign(Pair.prototype, {
         "solid",
       ]]],
     ].filter(([, series]) => series.some(([, get]) => cells.some((cell) => get(cell) !== null)));
-    const traces = [], annotations = [], PANEL = 190, GAP = 44, BOTTOM = 44;
+    const traces = [], annotations = [], PANEL = 112, GAP = 38, BOTTOM = 40;
     const legend = 24 * Math.ceil((modules.length * 92) / width(div)), TOP = 34 + legend;
     const height = panels.length * (PANEL + GAP) - GAP;
     const made = layout(div, height + TOP + BOTTOM, {
@@ -84,7 +84,7 @@ Object.assign(Pair.prototype, {
             hovertext: own.map((cell) =>
               lines(
                 `<b>layer ${cell.layer} · ${safe(module)}</b>`,
-                `${title(metric)}, ${name} <b>${number(get(cell))}</b>`,
+                `${title(metric)}, ${name} <b>${figure(metric, get(cell))}</b>`,
                 cell.matrices > 1 ? `median of ${cell.matrices} matrices` : null,
               )
             ),
@@ -117,7 +117,7 @@ Object.assign(Pair.prototype, {
     );
     fill(
       this.behind("depth"),
-      ["layer", "module", "base", "tuned", "shift", "delta"],
+      ["layer", "module", ["base", metric], ["tuned", metric], "shift", ["delta", metric]],
       cells.map((
         cell,
       ) => [
@@ -132,8 +132,6 @@ Object.assign(Pair.prototype, {
   },
 
   fillSides() {
-    const select = this.control("sides-metric");
-    if (!select) return;
     const names = [
       "concentration",
       "relative_norm",
@@ -144,14 +142,13 @@ Object.assign(Pair.prototype, {
       "writing_participation_ratio",
     ];
     options(
-      select,
+      this.control("sides-metric"),
       names.filter((name) => this.data.depth.some((row) => row[name] !== null)).map((name) => [name, title(name)]),
     );
   },
 
   sides() {
     const div = this.chart("sides");
-    if (!div) return;
     const metric = this.control("sides-metric").value;
     const components = [...new Set(this.data.depth.map((row) => row.component))];
     div.hidden = !metric;
@@ -169,14 +166,14 @@ Object.assign(Pair.prototype, {
         marker: { size: 5, color: componentHue(component), symbol: SYMBOLS[place % SYMBOLS.length] },
         hoverinfo: "text",
         hovertext: own.map((row) =>
-          lines(`<b>${safe(component)} · layer ${row.layer}</b>`, `${title(metric)} ${number(row[metric])}`)
+          lines(`<b>${safe(component)} · layer ${row.layer}</b>`, `${title(metric)} ${figure(metric, row[metric])}`)
         ),
       };
     });
     draw(
       div,
       traces,
-      layout(div, 300, {
+      layout(div, 260, {
         showlegend: true,
         margin: { l: 10, r: 12, t: 34, b: 44 },
         xaxis: axis({ title: "relative depth", zeroline: false, range: [-0.03, 1.03] }),
@@ -186,7 +183,7 @@ Object.assign(Pair.prototype, {
     );
     fill(
       this.behind("sides"),
-      ["component", "layer", title(metric)],
+      ["component", "layer", [title(metric), metric]],
       this.data.depth.map((row) => [row.component, row.layer, row[metric]]),
     );
   },

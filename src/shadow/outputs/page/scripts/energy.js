@@ -128,7 +128,7 @@ Object.assign(Pair.prototype, {
     draw(
       div,
       traces,
-      layout(div, rows.length * 30 + 86, {
+      layout(div, rows.length * 24 + 80, {
         shapes,
         annotations,
         margin: { l: 10, r: 16, t: 30, b: 44 },
@@ -189,7 +189,7 @@ Object.assign(Pair.prototype, {
       ...(several && components.length ? [["By component", components]] : []),
       ["By module", bars(modules, (row) => (several ? `${row.component} ${row.module}` : row.module))],
     ];
-    const ROW = 24, GAP = 78, DEPTH = 170, TOP = 26, BOTTOM = 44;
+    const ROW = 20, GAP = 72, DEPTH = 120, TOP = 26, BOTTOM = 40;
     const depths = [...new Set(this.data.depth.map((row) => row.component))].filter((name) =>
       this.data.depth.some((row) => row.component === name && row.energy_share !== null)
     );
@@ -262,7 +262,8 @@ Object.assign(Pair.prototype, {
         anchor: `y${suffix}`,
         rangemode: "tozero",
         ticksuffix: " %",
-        nticks: 6,
+        nticks: width(div) < 480 ? 4 : 6,
+        tickangle: 0,
         title: index === groups.length - 1 ? "share of the update's energy" : "",
       });
       annotations.push(heading(text, high, { yshift: 4 }));
@@ -318,7 +319,7 @@ Object.assign(Pair.prototype, {
     }
     made.annotations = annotations;
     draw(div, traces, made, `Share of the update's energy by ${several ? "component, " : ""}module and layer`);
-    fill(this.behind("energy"), ["what", "share of the energy", "from", "to", "share of the changed parameters"], [
+    fill(this.behind("energy"), ["what", ["share of the energy", "energy_share"], ["from", "energy_share"], ["to", "energy_share"], ["share of the changed parameters", "energy_share"]], [
       ...groups.flatMap(([, rows]) =>
         rows.map((
           row,

@@ -3,7 +3,7 @@ Object.assign(Pair.prototype, {
   fillMetrics() {
     const select = this.control("metric");
     const names = Object.keys(this.data.values[this.subject] ?? {});
-    options(select, metricOptions(names), select.value || "concentration");
+    options(select, metricOptions(names), select.value || "relative_norm");
   },
 
   /** What the cell says when pointed at: value, null, interval, and where the matrix is. */
@@ -18,23 +18,23 @@ Object.assign(Pair.prototype, {
     }
     const told = value === null
       ? `${title(metric)}: no value${about.null ? `, ${safe(about.null)}` : ""}`
-      : `${title(metric)} <b>${number(value)}</b>`;
+      : `${title(metric)} <b>${figure(metric, value)}</b>`;
     const ranges = this.subject === "delta" ? this.data.ranges[metric] : undefined;
     const spread = ranges && ranges.low[cell.index] !== null
-      ? `${number(ranges.low[cell.index])} to ${number(ranges.high[cell.index])}`
+      ? range([ranges.low[cell.index], ranges.high[cell.index]], metric)
       : null;
     let without = null;
     if (this.subject === "delta" && about.under_null !== null) {
       const expected = typeof about.under_null === "string" ? this.value(cell, about.under_null) : about.under_null;
       const bound = metric === "spectral_norm" ? "null edge" : "under the null";
-      if (expected !== null) without = `${bound} ${number(expected)}`;
+      if (expected !== null) without = `${bound} ${figure(metric, expected)}`;
     }
     const module = this.data.modules[this.subject]?.[metric]?.[cell.group];
     const interval = !module
       ? null
-      : `median of ${safe(cell.module)} ${number(module[0])}${
+      : `median of ${safe(cell.module)} ${figure(metric, module[0])}${
         module[1]
-          ? ` (${range(module[1])}, ${number(100 * module[3])} % spread over ${module[2]} layers)`
+          ? ` (${range(module[1], metric)}, ${number(100 * module[3])} % spread over ${module[2]} layers)`
           : ", no spread over layers"
       }`;
     const several = cell.matrices > 1 ? `median of ${cell.matrices} matrices${spread ? `, ${spread}` : ""}` : null;
@@ -58,7 +58,7 @@ Object.assign(Pair.prototype, {
     const found = scale(drawn.map((cell) => this.value(cell, metric)), metric);
     explain(text, metric, found.log);
     if (drawn.length < this.cells.length) {
-      text.append(` Not drawn: ${this.cells.length - drawn.length} cells of layers from ${number(shared.layers)} on.`);
+      text.append(`Not drawn: ${this.cells.length - drawn.length} cells of layers from ${number(shared.layers)} on.`);
     }
     const map = (value) => (value === null ? null : found.log ? Math.log10(value) : value);
     const panels = this.components.map((component) => ({
@@ -66,7 +66,7 @@ Object.assign(Pair.prototype, {
       cells: drawn.filter((cell) => cell.component === component),
     }))
       .filter((panel) => panel.cells.length);
-    const ROW = 23, GAP = panels.length > 1 ? 52 : 0, TOP = panels.length > 1 ? 66 : 42, BOTTOM = 44;
+    const ROW = 20, GAP = panels.length > 1 ? 52 : 0, TOP = panels.length > 1 ? 66 : 42, BOTTOM = 44;
     let height = 0;
     for (const panel of panels) {
       panel.modules = [...new Set(panel.cells.map((cell) => cell.module))];
@@ -177,8 +177,8 @@ Object.assign(Pair.prototype, {
       this.value(a, metric) - this.value(b, metric)
     );
     const ends = known.length
-      ? `, from ${number(this.value(known[0], metric))} (${this.where(known[0])}) to ${
-        number(this.value(known.at(-1), metric))
+      ? `, from ${figure(metric, this.value(known[0], metric))} (${this.where(known[0])}) to ${
+        figure(metric, this.value(known.at(-1), metric))
       } (${this.where(known.at(-1))})`
       : "";
     draw(
@@ -194,7 +194,7 @@ Object.assign(Pair.prototype, {
     div.panels = panels;
     fill(
       this.behind("heat"),
-      ["component", "layer", "module", title(metric), "matrices", "state"],
+      ["component", "layer", "module", [title(metric), metric], "matrices", "state"],
       drawn.map((
         cell,
       ) => [
@@ -233,7 +233,7 @@ Object.assign(Pair.prototype, {
     options(
       this.control("expert-metric"),
       Object.keys(experts.values).map((name) => [name, title(name)]),
-      "concentration",
+      "relative_norm",
     );
   },
 
@@ -263,7 +263,7 @@ Object.assign(Pair.prototype, {
         layer,
       ) => (value === null ? "" : lines(
         `<b>layer ${layer} · expert ${expert}</b>`,
-        `${title(metric)} <b>${number(found.log ? 10 ** value : value)}</b>`,
+        `${title(metric)} <b>${figure(metric, found.log ? 10 ** value : value)}</b>`,
       )))
     );
     const ticks = layerTicks(layers, width(div) - 80);
@@ -298,7 +298,7 @@ Object.assign(Pair.prototype, {
     );
     fill(
       this.behind("experts"),
-      ["layer", "expert", title(metric)],
+      ["layer", "expert", [title(metric), metric]],
       places.map((place) => [this.data.layer[place.cell], place.expert, place.value]),
     );
   },

@@ -26,17 +26,27 @@ const clipped = (text, length) => {
 };
 const lines = (...parts) => parts.filter((part) => part !== null && part !== "").join("<br>");
 
-/** A number for people; the data have four digits, so that fewer would round twice. */
-function number(value, digits = 4) {
+/** A number for people: two digits, more where it would look like 1 without being it; whole ones as they are. */
+function number(value, digits = 2) {
   if (value === null || value === undefined) return "–";
   const size = Math.abs(value);
   if (Number.isInteger(value) && size < 1e7) return value.toLocaleString("en").replace("-", "−");
-  if (size < 1e-3 || size >= 1e7) return value.toExponential(digits - 1).replace("-", "−");
-  return String(Number(value.toPrecision(digits))).replace(/^-/, "−");
+  if (size < 1e-3 || size >= 1e7) return value.toExponential(digits - 1).replaceAll("-", "−");
+  while (digits < 4 && Number(size.toPrecision(digits)) === 1) digits += 1;
+  const rounded = value.toPrecision(digits);
+  return (rounded.includes("e") ? Number(rounded).toLocaleString("en") : rounded).replace("-", "−");
+}
+/** Values of a metric in as many digits as tell them from one another, two at least. */
+function figures(metric, values) {
+  const texts = (digits) => values.map((value) => figure(metric, value, digits));
+  return [2, 3, 4, 5].map(texts).find((all) => new Set(all).size === new Set(values).size) ?? texts(5);
 }
 const fixed = (value) => value.toFixed(2).replace(/^-(?=0\.00$)/, "").replace("-", "−");
+/** A value of a metric: a share as per cent. */
+const figure = (metric, value, digits = 2) =>
+  value !== null && shared.metrics[metric]?.share ? `${number(100 * value, digits)} %` : number(value, digits);
 const percent = (value) => (value === null || value === undefined ? "–" : `${number(100 * value)} %`);
-const range = (pair) => (pair ? `${number(pair[0])} to ${number(pair[1])}` : null);
+const range = ([low, high], metric) => `${figure(metric, low).replace(" %", "")} to ${figure(metric, high)}`;
 
 function element(name, attributes = {}, ...children) {
   const made = document.createElement(name);
@@ -73,7 +83,7 @@ function colour(name) {
   return computed.get(name);
 }
 const faded = (name, opacity) => colour(name).replace(/^rgba?\(([^,]+,[^,]+,[^,)]+).*$/, `rgba($1, ${opacity})`);
-const sans = () => getComputedStyle(document.body).fontFamily;
+const family = () => getComputedStyle(document.body).fontFamily;
 const ramp = (names) => names.map((name, index) => [index / (names.length - 1), colour(name)]);
 const sequential = () => ramp(["scale-0", "scale-1", "scale-2", "scale-3", "scale-4", "scale-5"]);
 const diverging = () => ramp(["below-2", "below-1", "zero", "above-1", "above-2"]);
@@ -111,12 +121,12 @@ function layout(div, height, more) {
     margin: { l: 10, r: 12, t: 10, b: 10 },
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
-    font: { family: sans(), size: 12, color: colour("soft") },
+    font: { family: family(), size: 12, color: colour("soft") },
     hoverlabel: {
       bgcolor: colour("raised"),
       bordercolor: colour("strong"),
       align: "left",
-      font: { family: sans(), size: 12.5, color: colour("text") },
+      font: { family: family(), size: 12.5, color: colour("text") },
     },
     modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("soft"), activecolor: colour("text") },
     legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { color: colour("text") } },
@@ -156,22 +166,20 @@ const heading = (text, y, more = {}) => ({
   ...more,
 });
 
-function fill(details, head, rows) {
+/** Rows behind a chart. A head is a text, or a text and the metric whose values stand below it. */
+function fill(details, heads, rows) {
   if (!details || !details.open) return;
-  const cells = (row, name) =>
-    row.map((cell) =>
-      element(
-        name,
-        typeof cell === "number" || cell === null ? { class: "n" } : {},
-        typeof cell === "number" || cell === null ? number(cell) : String(cell),
-      )
-    );
+  const columns = heads.map((head) => (Array.isArray(head) ? head : [head]));
+  const cell = (value, column) =>
+    typeof value === "number" || value === null
+      ? element("td", { class: "n" }, figure(columns[column][1], value))
+      : element("td", {}, String(value));
   details.querySelector(".scroll").replaceChildren(
     element(
       "table",
       {},
-      element("thead", {}, element("tr", {}, ...head.map((text) => element("th", { scope: "col" }, text)))),
-      element("tbody", {}, ...rows.map((row) => element("tr", {}, ...cells(row, "td")))),
+      element("thead", {}, element("tr", {}, ...columns.map(([text]) => element("th", { scope: "col" }, text)))),
+      element("tbody", {}, ...rows.map((row) => element("tr", {}, ...row.map(cell)))),
     ),
   );
 }
@@ -193,20 +201,24 @@ function explain(node, metric, log) {
     about.null && `no value when: ${about.null}`,
     about.source,
   ].filter(Boolean).join("; ");
-  node.replaceChildren(
-    element("b", {}, title(metric)),
-    `: ${about.text}. `,
+  const more = node.querySelector("details") ?? element("details", {}, element("summary", {}, "Definition"), element("p"));
+  more.lastChild.replaceChildren(
     about.formula ? element("code", {}, about.formula) : "",
     facts ? ` (${facts}). ` : " ",
     about.pitfalls,
-    log ? " Colours are on a logarithmic scale." : "",
+  );
+  node.replaceChildren(
+    element("b", {}, title(metric)),
+    `: ${about.text}. `,
+    log ? "Colours are on a logarithmic scale. " : "",
+    more,
   );
 }
 
 /** The range of a colour axis: a single outlier must not flatten the rest, so the ends are quantiles where they are far apart. */
 function scale(values, metric) {
   const sorted = values.filter((value) => value !== null).sort((a, b) => a - b);
-  if (!sorted.length) return { low: 0, high: 1, scale: sequential(), log: false };
+  if (!sorted.length) return { metric, low: 0, high: 1, scale: sequential(), log: false };
   const at = (share) => sorted[Math.min(sorted.length - 1, Math.floor(share * sorted.length))];
   const log = sorted[0] > 0 && at(0.98) / at(0.02) > 100;
   let [low, high] = [sorted[0], sorted.at(-1)];
@@ -217,17 +229,18 @@ function scale(values, metric) {
   }
   if (shared.metrics[metric].signed && low < 0) {
     const most = Math.max(-low, high);
-    return { low: -most, high: most, scale: diverging(), log };
+    return { metric, low: -most, high: most, scale: diverging(), log };
   }
   if (metric === "concentration") low = Math.min(low, 0);
   if (high === low) high = low + (Math.abs(low) || 1) * 1e-3;
-  return { low, high, scale: sequential(), log, cut: [low > sorted[0], high < sorted.at(-1)] };
+  return { metric, low, high, scale: sequential(), log, cut: [low > sorted[0], high < sorted.at(-1)] };
 }
 
 function coloraxis(found, div) {
   const map = found.log ? Math.log10 : (value) => value;
   const [low, high] = [map(found.low), map(found.high)];
   const values = [0, 0.5, 1].map((share) => low + share * (high - low));
+  const texts = figures(found.metric, values.map((value) => found.log ? 10 ** value : value));
   const [under, over] = found.cut ?? [false, false];
   return {
     cmin: low,
@@ -249,9 +262,7 @@ function coloraxis(found, div) {
       ticks: "",
       tickvals: values,
       tickfont: { size: 11.5 },
-      ticktext: values.map((value, index) =>
-        `${index === 0 && under ? "≤ " : index === 2 && over ? "≥ " : ""}${number(found.log ? 10 ** value : value, 3)}`
-      ),
+      ticktext: texts.map((text, index) => `${index === 0 && under ? "≤ " : index === 2 && over ? "≥ " : ""}${text}`),
     },
   };
 }

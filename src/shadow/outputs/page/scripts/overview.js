@@ -1,9 +1,11 @@
 // Several pairs: ranking and scatters.
+const LABELLED = 60; // pairs; ranks of more would lie on one another
 class Overview {
   constructor(root, open) {
     this.root = root;
     this.open = open;
-    this.rows = shared.overview;
+    // in the order of the table; a pair that fails a gate has no rank
+    this.rows = shared.overview.map((row, place) => ({ ...row, rank: row.failed.length ? "" : String(place + 1) }));
     const benchmarks = [...new Set(this.rows.flatMap((row) => row.gains.map((gain) => gain.name)))];
     const part = root.querySelector('[data-part="scores"]');
     part.hidden = !benchmarks.length;
@@ -24,7 +26,7 @@ class Overview {
   told(row) {
     return [
       `<b>${safe(row.name)}</b>`,
-      `concentration ${number(row.concentration)}${row.interval ? ` (${range(row.interval)})` : ""}`,
+      `concentration ${number(row.concentration)}${row.interval ? ` (${range(row.interval, "concentration")})` : ""}`,
       `relative norm ${percent(row.relative_norm)}`,
       row.failed.length ? `failed: ${safe(row.failed.join(", "))}` : null,
     ];
@@ -110,18 +112,16 @@ class Overview {
   }
 
   points(div, rows, x, y, more) {
-    const labelled = rows.length <= 16 && width(div) > 600;
-    const middle = Math.sqrt(Math.max(...rows.map(x)) * Math.min(...rows.map(x))); // of an axis of positive values
     return [{
       type: "scatter",
-      mode: labelled ? "markers+text" : "markers",
+      mode: rows.length <= LABELLED ? "markers+text" : "markers",
       x: rows.map(x),
       y: rows.map(y),
       marker: this.marker(rows, 9),
       hoverinfo: "text",
       cliponaxis: false,
-      text: labelled ? rows.map((row) => safe(clipped(row.name, 30))) : undefined,
-      textposition: rows.map((row) => x(row) > middle ? "middle left" : "middle right"),
+      text: rows.map((row) => row.rank),
+      textposition: "middle right",
       textfont: { size: 11, color: colour("soft") },
       ...more,
     }];
@@ -129,6 +129,7 @@ class Overview {
 
   scatter() {
     const div = this.chart("scatter");
+    if (!div) return; // too few pairs
     const rows = this.rows.filter((row) => row.concentration !== null && row.relative_norm > 0);
     div.hidden = !rows.length;
     if (!rows.length) return;
@@ -141,7 +142,7 @@ class Overview {
     draw(
       div,
       traces,
-      layout(div, 420, {
+      layout(div, 340, {
         margin: { l: 10, r: 16, t: 16, b: 44 },
         xaxis: axis({
           type: "log",
@@ -149,7 +150,7 @@ class Overview {
           zeroline: false,
           range: span.map(Math.log10),
           tickvals: ticks,
-          ticktext: ticks.map((value) => `${number(Number(value.toPrecision(1)))} %`),
+          ticktext: ticks.map((value) => `${Number(value.toPrecision(1))} %`),
         }),
         yaxis: axis({ title: "concentration", rangemode: "tozero" }),
       }),
@@ -172,7 +173,7 @@ class Overview {
     draw(
       div,
       traces,
-      layout(div, 380, {
+      layout(div, 320, {
         margin: { l: 10, r: 16, t: 16, b: 44 },
         xaxis: axis({ title: "concentration", zeroline: false }),
         yaxis: axis({ title: `gain in ${safe(clipped(benchmark, 40))}`, zeroline: true }),

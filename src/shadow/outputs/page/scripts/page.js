@@ -1,15 +1,24 @@
 // The page: which pair is open, the theme, the paper.
+const root = document.documentElement;
 const articles = [...document.querySelectorAll("article[data-pair]")];
-const picker = document.getElementById("picker");
 const overviewRoot = document.getElementById("overview");
+const picker = document.getElementById("picker");
 let current = null, overview = null;
 
-function open(number, move) {
+/** The pair that the address names, which may be a section of it. */
+const wanted = () => /^#[a-z]+-(\d+)$/.exec(location.hash)?.[1];
+
+function show(number) {
   const article = articles.find((one) => one.dataset.pair === String(number));
+  if (article) for (const one of articles) one.hidden = one !== article;
+  return article;
+}
+
+function open(number, move) {
+  const article = show(number);
   if (!article) return;
   if (current?.root !== article) {
     current?.erase();
-    for (const one of articles) one.hidden = one !== article;
     current = new Pair(article);
     current.draw();
     if (picker) picker.value = String(number);
@@ -17,33 +26,13 @@ function open(number, move) {
   if (move) article.scrollIntoView({ block: "start" });
 }
 
-/** The pair that the address names, which may be a section of it. */
-const wanted = () => /^#[a-z]+-(\d+)$/.exec(location.hash)?.[1];
-
 function redraw() {
   computed.clear();
   overview?.draw();
   current?.draw();
 }
 
-if (overviewRoot) {
-  overview = new Overview(overviewRoot, open);
-  overview.draw();
-  picker.addEventListener("change", () => open(picker.value, false));
-  for (const button of document.querySelectorAll("[data-step]")) {
-    button.addEventListener("click", () => {
-      const next = picker.selectedIndex + Number(button.dataset.step);
-      if (next >= 0 && next < picker.options.length) open(picker.options[next].value, false);
-    });
-  }
-}
-if (articles.length) {
-  open(wanted() ?? picker?.value ?? articles[0].dataset.pair, Boolean(wanted()));
-  addEventListener("hashchange", () => wanted() && open(wanted(), false));
-}
-
 // theme: what the reader chose, or the system's
-const root = document.documentElement;
 for (const radio of document.querySelectorAll('input[name="theme"]')) {
   radio.checked = radio.value === (root.dataset.theme ?? "auto");
   radio.addEventListener("change", () => {
@@ -75,4 +64,24 @@ addEventListener("resize", () => {
   overview?.draw();
   current?.draw();
 });
+
+if (articles.length) {
+  const first = wanted() ?? picker?.value ?? articles[0].dataset.pair;
+  show(first); // its text can be read before the charts are there
+  await runLibrary();
+  if (overviewRoot) {
+    overview = new Overview(overviewRoot, open);
+    overview.draw();
+    picker.addEventListener("change", () => open(picker.value, false));
+    for (const button of document.querySelectorAll("[data-step]")) {
+      button.addEventListener("click", () => {
+        const next = picker.selectedIndex + Number(button.dataset.step);
+        if (next >= 0 && next < picker.options.length) open(picker.options[next].value, false);
+      });
+    }
+  }
+  open(first, false);
+  if (wanted()) document.getElementById(location.hash.slice(1))?.scrollIntoView({ block: "start" });
+  addEventListener("hashchange", () => wanted() && open(wanted(), false));
+}
 root.dataset.ready = "";

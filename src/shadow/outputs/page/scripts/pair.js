@@ -22,8 +22,15 @@ class Pair {
     });
     this.components = [...new Set(this.cells.map((cell) => cell.component))];
     this.subject = "delta";
-    this.parts = ["heat", "experts", "depth", "spectra", "concentration", "energy", "sides"];
-    this.connect();
+    this.parts = ["heat", "experts", "depth", "spectra", "concentration", "energy", "sides"].filter((name) =>
+      this.chart(name)
+    );
+    if (this.chart("heat")) this.connect();
+    if (this.chart("sides")) this.fillSides();
+    this.control("sides-metric")?.addEventListener("change", () => this.sides());
+    for (const details of this.root.querySelectorAll("details.behind")) {
+      details.addEventListener("toggle", () => details.open && this[details.dataset.table]());
+    }
   }
 
   control(name) {
@@ -80,20 +87,15 @@ class Pair {
       this.spectra();
     });
     on("spectrum-module", "spectra");
-    on("sides-metric", "sides");
-    for (const details of this.root.querySelectorAll("details.behind")) {
-      details.addEventListener("toggle", () => details.open && this[details.dataset.table]());
-    }
     this.fillDepth();
     this.fillExperts();
     this.fillSpectrum(-1);
-    this.fillSides();
   }
 
   draw() {
     for (const part of this.parts) this[part]();
   }
   erase() {
-    for (const part of this.parts) if (this.chart(part)) Plotly.purge(this.chart(part));
+    for (const part of this.parts) Plotly.purge(this.chart(part));
   }
 }

@@ -133,7 +133,7 @@ Object.assign(Pair.prototype, {
     draw(
       div,
       traces,
-      layout(div, Math.min(460, Math.max(340, width(div) * 0.5)), {
+      layout(div, printing ? 300 : 400, {
         showlegend: true,
         margin: { l: 10, r: 12, t: width(div) < 520 ? 70 : 44, b: 44 },
         xaxis: axis({

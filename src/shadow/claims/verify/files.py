@@ -1,0 +1,64 @@
+"""`files A B`: whether the files beside the weights say the same, by rows of files.parquet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from shadow.claims.answer import Answer, Claim, Figure
+from shadow.claims.verify.verification import Against
+from shadow.text import counted, several
+
+FILES = Claim(
+    "files",
+    "the same files beside the weights",
+    "config, generation config, chat template, tokenizer and code of both sides say the same, and"
+    " the second has no pickle that the first lacks; documents and files of weights do not count",
+    null="one key, token or line of code that differs",
+)
+KINDS = ("config", "generation", "chat_template", "tokenizer", "code", "pickle")
+EVERY = "*"  # the path of a row that says that not all files of a side are known
+NAMED = 5  # files that a reason names
+
+
+def files(rows: Sequence[Mapping[str, Any]]) -> tuple[Answer, tuple[Against, ...]]:
+    """The answer, with counts of the files that matter, and the files that differ."""
+    told = [row for row in rows if row["side"] == "tuned" or row["state"] == "removed"]
+    matter = [row for row in told if row["kind"] in KINDS]
+    differ = [row for row in matter if row["differs"] and row["state"] != "unknown"]
+    unknown = [
+        row
+        for row in rows
+        if row["state"] == "unknown" and (row["kind"] in KINDS or row["path"] == EVERY)
+    ]
+    figures: dict[str, Figure] = {
+        "files": len(matter),
+        "files_differ": len(differ),
+        "files_unknown": len(unknown),
+    }
+    against = tuple(Against(row["path"], what(row)) for row in differ)
+    if differ:
+        named = [f"{row['path']} ({_short(row)})" for row in differ]
+        return Answer("files", "does_not_hold", several(named, NAMED), figures), against
+    if unknown:
+        named = [row["path"] if row["path"] != EVERY else row["detail"] for row in unknown]
+        reason = f"not compared: {several(list(dict.fromkeys(named)), NAMED)}"
+        return Answer("files", "cannot_be_told", reason, figures), ()
+    if not rows:
+        return Answer("files", "cannot_be_told", "no files are listed", figures), ()
+    reason = f"{counted(len(matter), 'file says', 'files say')} the same"
+    return Answer("files", "holds", reason, figures), ()
+
+
+def _short(row: Mapping[str, Any]) -> str:
+    """`rope_theta, vocab_size`, or `added`."""
+    if row["state"] != "changed":
+        return str(row["state"])
+    return several(str(row["differs"]).split(), 3)
+
+
+def what(row: Mapping[str, Any]) -> str:
+    """What is wrong with a file that differs, in words."""
+    if row["state"] != "changed":
+        return str(row["state"])
+    return str(row["detail"] or "changed")

@@ -1,0 +1,302 @@
+"""A matrix as a linear combination of others: sums of products, what rounding may leave of it, and
+which weights stay within that in every entry.
+
+With W the tuned matrix, A_1 ... A_k what it may be mixed of and B a base, the target is W - F and
+its terms X are differences too, so that nothing cancels in a product:
+
+    with a base      F = B,    X = A_i - B                          weights w_i = theta_i
+    without one      F = A_1,  X = A_1, A_2 - A_1, ..., A_k - A_1   w_1 = 1 + theta_1 - rest
+
+All is float64. A matrix is read tile by tile.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shadow.dtypes import FLOATS
+from shadow.spectra.lazy import Matrix
+from shadow.spectra.spectrum import tiles
+
+Floats = NDArray[np.float64]
+UNIT = 2.0**-24  # of float32, in which merges are computed at least
+EXTREMES = 6  # entries that are kept of a tile for each direction in which weights may move
+ACTIVE = 40  # entries for each direction that a linear program starts with, and that are added
+SOLVED = 12  # linear programs until all entries that were kept are in it
+EXPONENT = np.int64(0x7FF0000000000000)  # of the bits of a float64
+
+
+@dataclass(frozen=True)
+class Read:
+    """A tile of all matrices, each as float64 (entries,)."""
+
+    tuned: Floats
+    first: Floats
+    terms: Floats
+    """X, (terms, entries)."""
+
+    @property
+    def target(self) -> Floats:
+        """W - F."""
+        return self.tuned - self.first
+
+
+def read(tuned: Matrix, base: Matrix | None, sides: Sequence[Matrix]) -> Iterator[Read]:
+    """Target and terms, tile by tile. All matrices have one shape."""
+    for index, _ in tiles(tuned):
+        w, *a = (matrix[index].double().reshape(-1).numpy().copy() for matrix in (tuned, *sides))
+        if base is None:
+            yield Read(w, a[0], np.stack([a[0], *(other - a[0] for other in a[1:])]))
+        else:
+            b = base[index].double().reshape(-1).numpy().copy()
+            yield Read(w, b, np.stack([one - b for one in a]))
+
+
+def weights_of(theta: Floats, has_base: bool) -> Floats:
+    """The weight of each side."""
+    if has_base:
+        return theta
+    return np.concatenate([[1 + theta[0] - theta[1:].sum()], theta[1:]])
+
+
+@dataclass(frozen=True)
+class Products:
+    """Sums over the entries of one matrix."""
+
+    entries: int
+    gram: Floats
+    """X Xᵀ, (terms, terms)."""
+    cross: Floats
+    """X times the target, (terms,)."""
+    energy: float
+    """Of the target: the sum of its squares."""
+    whole: float
+    """Of the tuned matrix."""
+    rounding: float
+    """The most energy that one rounding to the stored format may leave."""
+    finite: bool
+
+    def rest(self, theta: Floats) -> float:
+        """The energy that these weights leave, 0 or more."""
+        return max(0.0, float(self.energy - 2 * theta @ self.cross + theta @ self.gram @ theta))
+
+    @property
+    def doubt(self) -> float:
+        """How far `rest` may be off: the rounding of float64 in sums that cancel."""
+        return 1e-12 * (self.energy + float(np.trace(self.gram)))
+
+
+def products(parts: Iterator[Read], stored: str) -> Products:
+    """The sums of a matrix. stored: the format of the tuned one."""
+    entries, energy, whole, rounding = 0, 0.0, 0.0, 0.0
+    gram: Floats | float = 0.0
+    cross: Floats | float = 0.0
+    for part in parts:
+        target = part.target
+        entries += len(target)
+        gram = gram + part.terms @ part.terms.T
+        cross = cross + part.terms @ target
+        energy += float(target @ target)
+        whole += float(part.tuned @ part.tuned)
+        most = once(part, np.ones(len(part.terms)), stored)
+        rounding += float(most @ most)
+    sums = np.array([energy, whole, *np.ravel(gram), *np.ravel(cross)])
+    return Products(
+        entries, np.asarray(gram), np.asarray(cross), energy, whole, rounding,
+        bool(np.isfinite(sums).all()),
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------- rounding
+
+
+def ulp(values: Floats, stored: str) -> Floats:
+    """The unit in the last place of each value in a format."""
+    form = FLOATS[stored]
+    powers: Floats = (values.view(np.int64) & EXPONENT).view(np.float64)  # 2^floor(log2 |value|)
+    least = 2.0 ** max(form.min_exponent, -1022)
+    return np.maximum(powers, least) * 2.0**-form.mantissa_bits
+
+
+def once(part: Read, theta: Floats, stored: str) -> Floats:
+    """The most that is left of each entry where the sum was made in float32 and then stored."""
+    unit = UNIT if FLOATS[stored].bits <= 32 else 2.0**-53
+    size: Floats = np.abs(part.first) + np.abs(theta) @ np.abs(part.terms)
+    return 0.5 * ulp(part.tuned, stored) + unit * (len(theta) + 2) * size
+
+
+def steps(part: Read, theta: Floats, stored: str, has_base: bool) -> Floats:
+    """The half units in the last place of what is rounded on the way where every step is made in
+    the stored format: (steps, entries).
+    """
+    weights = weights_of(theta, has_base)
+    if has_base:
+        summands = weights[:, None] * part.terms
+        each = [
+            *(ulp(one, stored) for one in summands),
+            *(np.abs(weight) * ulp(term, stored)
+              for weight, term in zip(weights, part.terms, strict=True)),
+        ]  # fmt: skip
+        partial = ulp(np.abs(summands).sum(0), stored)
+    else:
+        sides = np.concatenate([part.first[None], part.first + part.terms[1:]])
+        each = [ulp(one, stored) for one in weights[:, None] * sides]
+        partial = ulp(part.tuned, stored)
+    return 0.5 * np.stack([*each, *[partial] * (len(weights) - 1)])
+
+
+@dataclass(frozen=True)
+class Remainder:
+    """What weights leave of a matrix, beside what rounding may."""
+
+    entries: int
+    energy: float
+    expected: float
+    """The energy of errors that are even over the unit in the last place."""
+    expected_steps: float
+    """The same where every step was rounded."""
+    beyond: int
+    """Entries with more left than one rounding leaves."""
+    beyond_steps: int
+    slack: float
+    """How many entries steps could take beyond one rounding: the sum of their share of its bound,
+    1 at most.
+    """
+    worst: float
+    """The most that is left, over what one rounding leaves at most."""
+    rows: Floats
+    """Entries by which weights are bounded: their terms, what is left, and both bounds."""
+
+
+def remainder(parts: Iterator[Read], theta: Floats, stored: str, has_base: bool) -> Remainder:
+    """What theta leaves."""
+    entries = beyond = beyond_steps = 0
+    energy = expected = expected_steps = slack = worst = 0.0
+    rows = []
+    for part in parts:
+        left = part.target - theta @ part.terms
+        most = once(part, theta, stored)
+        on_the_way = steps(part, theta, stored, has_base)
+        of_steps = most + on_the_way.sum(0)
+        slack += float(np.minimum(on_the_way.sum(0) / most, 1).sum())
+        entries += len(left)
+        energy += float(left @ left)
+        single = float(most @ most) / 3
+        expected += single
+        expected_steps += single + float((on_the_way**2).sum()) / 3
+        share = np.abs(left) / most
+        beyond += int((share > 1).sum())
+        beyond_steps += int((np.abs(left) > of_steps).sum())
+        worst = max(worst, float(share.max(initial=0)))
+        chosen = extremes(part.terms, left, most)
+        rows.append(
+            np.stack([*part.terms[:, chosen], left[chosen], most[chosen], of_steps[chosen]])
+        )
+    return Remainder(
+        entries, energy, expected, expected_steps, beyond, beyond_steps, slack, worst,
+        np.concatenate(rows, 1).T,
+    )  # fmt: skip
+
+
+def extremes(terms: Floats, left: Floats, most: Floats, count: int = EXTREMES) -> NDArray[np.int64]:
+    """The entries that stop the weights first: those with most left, and along each of a few
+    directions, either way; so many of each. terms: (terms, entries).
+    """
+    scaled = terms / most
+    directions = [*np.eye(len(terms)), *np.linalg.eigh(scaled @ scaled.T)[1].T]
+    found = [_largest(np.abs(left) / most, count)]
+    for direction in directions:
+        slope = direction @ scaled
+        for way in (1, -1):
+            # a step s along the direction leaves (left - s slope) / most, which may reach 1
+            room = 1 + way * np.sign(slope) * left / most
+            found.append(_largest(np.abs(slope) / np.maximum(room, 1e-3), count))
+    return np.unique(np.concatenate(found))
+
+
+def _largest(values: Floats, count: int) -> NDArray[np.int64]:
+    if len(values) <= count:
+        return np.arange(len(values))
+    return np.argpartition(values, -count)[-count:]
+
+
+# ------------------------------------------------------------------------------- weights
+
+
+def least_squares(gram: Floats, cross: Floats) -> Floats:
+    """The parameters of least squares; of those that fit alike the smallest."""
+    scale = np.sqrt(np.maximum(np.diag(gram), 1e-300))
+    found = np.linalg.lstsq(gram / np.outer(scale, scale), cross / scale, rcond=1e-11)[0]
+    return np.asarray(found / scale)
+
+
+def within(
+    slopes: Floats, left: Floats, most: Floats, *, by_sum: bool = False
+) -> tuple[Floats, float]:
+    """The change of parameters that keeps |left - slopes change| / most smallest where it is
+    largest, and how large it then is: above 1, no parameters stay within the bounds.
+
+    by_sum: the change that keeps the sum of what is beyond the bounds smallest, and that sum; a few
+    wrong entries then move nothing. A linear program over the entries that matter: others are added
+    while they are further off.
+    """
+    count = slopes.shape[1]
+    change, reached = np.zeros(count), 0.0
+    chosen = extremes(slopes.T, left, most, ACTIVE)
+    for _ in range(SOLVED):
+        change, reached = _program(slopes[chosen], left[chosen], most[chosen], by_sum)
+        share = np.abs(left - slopes @ change) / most
+        limit = 1 + 1e-9 if by_sum else max(reached, 1.0) * (1 + 1e-9)
+        further = np.setdiff1d(np.flatnonzero(share > limit), chosen)
+        if not len(further) or not math.isfinite(reached):
+            break
+        worst = further[_largest(share[further], ACTIVE)]
+        chosen = np.concatenate([chosen, worst])
+    return change, reached
+
+
+def _program(slopes: Floats, left: Floats, most: Floats, by_sum: bool) -> tuple[Floats, float]:
+    from scipy import sparse
+    from scipy.optimize import linprog
+
+    scaled, scale = _scaled(slopes, most)
+    rows, count = scaled.shape
+    slack = sparse.eye(rows) if by_sum else np.ones((rows, 1))
+    above = sparse.bmat([[scaled, -slack], [-scaled, -slack]], format="csr")
+    limits = np.concatenate([left / most, -left / most]) + (1.0 if by_sum else 0.0)
+    cost = [0.0] * count + [1.0] * slack.shape[1]
+    free = [(None, None)] * count + [(0, None)] * slack.shape[1]
+    found = linprog(cost, above, limits, bounds=free, method="highs")
+    if found.x is None:
+        return np.zeros(count), math.inf
+    return found.x[:count] / scale, float(found.fun)
+
+
+def interval(slopes: Floats, left: Floats, most: Floats, of: Floats) -> tuple[float, float]:
+    """How far down and up the sum of parameters times `of` may go within the bounds of these
+    entries; infinite where nothing stops it.
+    """
+    from scipy.optimize import linprog
+
+    scaled, scale = _scaled(slopes, most)
+    above = np.concatenate([scaled, -scaled])
+    limits = np.concatenate([1 + left / most, 1 - left / most]).clip(0)
+    ends = []
+    for way in (1.0, -1.0):
+        found = linprog(
+            way * of / scale, above, limits, bounds=[(None, None)] * len(scale), method="highs"
+        )
+        ends.append(-way * math.inf if found.x is None else way * float(found.fun))
+    return ends[0], ends[1]
+
+
+def _scaled(slopes: Floats, most: Floats) -> tuple[Floats, Floats]:
+    by_bound = slopes / most[:, None]
+    scale = np.abs(by_bound).max(0)
+    scale[scale == 0] = 1.0
+    return by_bound / scale, scale

@@ -1,0 +1,372 @@
+"""Which linear mixture a model is, if any: the same weights in every tensor, by layer, by layer and
+kind of module, or spherical interpolation (SLERP) between two.
+
+Weights come from sums of products first. Whether they hold is then asked of every entry: what is
+left of it may be no more than rounding. Where it is more, the weights move to where it is least (a
+linear program over the entries that stop them), and every entry is asked again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from shadow.dtypes import FLOATS
+from shadow.spectra.mixture import (
+    ACTIVE,
+    Floats,
+    Products,
+    Read,
+    Remainder,
+    extremes,
+    interval,
+    least_squares,
+    remainder,
+    weights_of,
+    within,
+)
+
+Method = Literal["average", "sum", "task", "slerp"]
+Per = Literal["model", "layer", "module"]
+ROUNDS = 6  # sweeps in which weights are sought that stay within the bounds
+PARALLEL = 0.9995  # cosine above which mergekit's SLERP is a plain average
+STEPS_SHARE = 0.05  # of the entries that rounded steps could take beyond one rounding, at least
+STEPS_ENERGY = 1.3  # the energy of what is left over what rounded steps leave, at most
+ENOUGH = 2_000  # entries of a tensor that shares and energies are asked of
+FEW = 1e-3  # a share of entries that no other weights explain
+ALIKE = 1 / 3  # groups that need weights of their own, of all groups, at least
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """A tensor, or a part of one, that is to be explained."""
+
+    name: str
+    layer: int | None
+    kind: str
+    """`attn`, `mlp` or another word for modules that one weight is given for."""
+    tensor: str
+    """The stored tensor that it is a part of: SLERP has one angle for all of it."""
+    stored: str
+    """The format of the tuned one."""
+    parts: Callable[[], Iterator[Read]]
+    sums: Products
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A mixture that every entry agrees with."""
+
+    method: Method
+    per: Per
+    t: Sequence[float]
+    """Of SLERP, by group."""
+    weights: Sequence[Floats]
+    """By group, of each side; of SLERP of each tensor."""
+    low: Floats
+    """The ends between which the weight of each side may lie: of the group that bounds it best."""
+    high: Floats
+    in_steps: bool
+    """Whether every step was rounded to the stored format."""
+    rests: Mapping[str, Remainder]
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """No mixture: what the weights that most tensors agree with leave."""
+
+    weights: Floats
+    apart: Mapping[str, float]
+    """By tensor that does not agree: the norm of what is left over that of the tensor."""
+    entries: Mapping[str, int]
+    """Of tensors in which only a few entries do not agree: how many."""
+    rest: float
+    """The norm of all that is left over that of the change that was to be explained."""
+
+
+# ---------------------------------------------------------------------------------- forms
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a method makes of its parameters."""
+
+    method: Method
+    sides: int
+    has_base: bool
+    angles: Mapping[str, float]
+    """By tensor: between the two sides, for SLERP."""
+
+    @property
+    def size(self) -> int:
+        """How many parameters there are."""
+        return {"average": self.sides - 1, "slerp": 1}.get(self.method, self.sides)
+
+    def theta(self, tensor: str, parameters: Floats) -> Floats:
+        """The coefficients of the terms."""
+        if self.method == "average":
+            return np.concatenate([[0.0], parameters])
+        if self.method == "slerp":
+            first, second = _slerp(float(parameters[0]), self.angles[tensor])
+            return np.array([first + second - 1, second])
+        return parameters
+
+    def slopes(self, tensor: str, parameters: Floats) -> Floats:
+        """d theta / d parameters, (terms, parameters)."""
+        if self.method == "slerp":
+            step = 1e-6
+            ends = [self.theta(tensor, parameters + way * step) for way in (1, -1)]
+            return np.asarray((ends[0] - ends[1]) / (2 * step))[:, None]
+        full = np.eye(self.sides)
+        return full[:, 1:] if self.method == "average" else full
+
+    @property
+    def of_theta(self) -> Floats:
+        """d weights / d theta, (sides, terms)."""
+        found = np.eye(self.sides)
+        if not self.has_base:
+            found[0] = [1.0, *[-1.0] * (self.sides - 1)]
+        return found
+
+
+def _slerp(t: float, angle: float) -> tuple[float, float]:
+    """The weights of both sides; of nearly parallel ones those of a plain average."""
+    if abs(math.cos(angle)) > PARALLEL or math.sin(angle) == 0:
+        return 1 - t, t
+    return math.sin((1 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)
+
+
+def angles(tensors: Sequence[Mixed]) -> dict[str, float]:
+    """Between two sides, of every stored tensor, from the sums of its parts."""
+    grams: dict[str, Floats] = {}
+    for one in tensors:
+        grams[one.tensor] = grams.get(one.tensor, np.zeros((2, 2))) + one.sums.gram
+    found = {}
+    for name, gram in grams.items():
+        first, inner = gram[0, 0], gram[0, 0] + gram[0, 1]
+        second = gram[0, 0] + 2 * gram[0, 1] + gram[1, 1]
+        cosine = inner / math.sqrt(first * second) if first > 0 and second > 0 else 1.0
+        found[name] = math.acos(max(-1.0, min(1.0, cosine)))
+    return found
+
+
+# ---------------------------------------------------------------------------------- fitting
+
+
+def fit(tensors: Sequence[Mixed], sides: int, has_base: bool) -> Fit | Misfit:
+    """The simplest mixture that every entry agrees with, or what speaks against any."""
+    methods: list[Method] = ["task"] if has_base else ["average", "sum"]
+    if spherical := not has_base and sides == 2:
+        methods.append("slerp")
+    turned = angles(tensors) if spherical else {}
+    few: dict[str, int] = {}
+    groupings: tuple[Per, ...] = ("model", "layer", "module")
+    for per in groupings:
+        for method in methods:
+            form = Form(method, sides, has_base, turned)
+            found = _fitted(tensors, form, per)
+            if isinstance(found, Fit):
+                return found
+            if found is not None and per == "model":
+                few = found
+                break  # other weights do not explain a few entries
+        if few:
+            break
+    return _misfit(tensors, Form(methods[0], sides, has_base, turned), few)
+
+
+def _group(one: Mixed, per: Per) -> object:
+    if per == "model":
+        return "model"
+    if one.layer is None:
+        return one.name
+    return one.layer if per == "layer" else (one.layer, one.kind)
+
+
+def _fitted(tensors: Sequence[Mixed], form: Form, per: Per) -> Fit | dict[str, int] | None:
+    """A mixture; or how many entries disagree with one, by tensor, where they are few; or None."""
+    groups: dict[object, list[Mixed]] = {}
+    for one in tensors:
+        groups.setdefault(_group(one, per), []).append(one)
+    start = {key: _start(members, form) for key, members in groups.items()}
+    # what sums of products rule out needs no second look
+    pairs = [(one, form.theta(one.tensor, start[key])) for key in groups for one in groups[key]]
+    if any(one.sums.rest(theta) > _most(one, form, theta) for one, theta in pairs):
+        return None
+    searches = {key: _Search(members, form, start[key]) for key, members in groups.items()}
+    if all(search.settle(in_steps=False) for search in searches.values()):
+        return _told(form, per, searches, in_steps=False)
+    if all(FLOATS[one.stored].bits <= 16 for one in tensors) and all(
+        search.settle(in_steps=True) for search in searches.values()
+    ):
+        rests = {name: rest for search in searches.values() for name, rest in search.rests.items()}
+        if _rounded_on_the_way(rests):
+            return _told(form, per, searches, in_steps=True)
+    return searches["model"].few() if per == "model" else None
+
+
+def _most(one: Mixed, form: Form, theta: Floats) -> float:
+    """The most energy that rounding at every step leaves, and the error of its sum."""
+    weights = np.abs(weights_of(theta, form.has_base))
+    steps = max(1.0, STEPS_ENERGY * (2 * form.sides) / 3) if FLOATS[one.stored].bits <= 16 else 1.0
+    return steps * max(1.0, float(weights.max())) ** 2 * one.sums.rounding + one.sums.doubt
+
+
+def _rounded_on_the_way(rests: Mapping[str, Remainder]) -> bool:
+    """Whether what is left is that of rounding at every step: about as many entries are beyond one
+    rounding as such steps take there, in most tensors, and no energy is more.
+    """
+    large = [one for one in rests.values() if one.entries >= ENOUGH and one.energy > 0]
+    if not large or any(one.energy > STEPS_ENERGY * one.expected_steps for one in large):
+        return False
+    many = sum(one.beyond > STEPS_SHARE * one.slack for one in large)
+    return 2 * many > len(large)
+
+
+def _start(members: Sequence[Mixed], form: Form) -> Floats:
+    """Least squares over a group, each tensor weighted by its rounding."""
+    parameters = np.full(form.size, 0.5 if form.method == "slerp" else 0.0)
+    for _ in range(8 if form.method == "slerp" else 1):
+        gram = np.zeros((form.size, form.size))
+        cross = np.zeros(form.size)
+        for one in members:
+            weight = one.sums.entries / max(one.sums.rounding, 1e-300)
+            theta, slopes = form.theta(one.tensor, parameters), form.slopes(one.tensor, parameters)
+            gram += weight * slopes.T @ one.sums.gram @ slopes
+            cross += weight * slopes.T @ (one.sums.cross - one.sums.gram @ theta)
+        parameters = parameters + least_squares(gram, cross)
+    return parameters
+
+
+class _Search:
+    """Parameters of a group, and the entries that bound them."""
+
+    def __init__(self, members: Sequence[Mixed], form: Form, start: Floats) -> None:
+        self.members, self.form, self.parameters = members, form, start
+        self.rests: dict[str, Remainder] = {}
+        self._rows: list[tuple[str, Floats, Floats, Floats]] = []
+        """Of a tensor, of entries: terms, target, and both bounds."""
+
+    def sweep(self) -> None:
+        """Ask every entry."""
+        for one in self.members:
+            theta = self.form.theta(one.tensor, self.parameters)
+            rest = remainder(one.parts(), theta, one.stored, self.form.has_base)
+            self.rests[one.name] = rest
+            count = len(theta)
+            terms, left = rest.rows[:, :count], rest.rows[:, count]
+            self._rows.append((one.tensor, terms, left + terms @ theta, rest.rows[:, count + 1 :]))
+
+    def bounds(self, in_steps: bool) -> tuple[Floats, Floats, Floats]:
+        """(slopes, left, most) of every entry that was kept, at the parameters of now."""
+        slopes, left, most = [], [], []
+        for tensor, terms, target, limits in self._rows:
+            slopes.append(terms @ self.form.slopes(tensor, self.parameters))
+            left.append(target - terms @ self.form.theta(tensor, self.parameters))
+            most.append(limits[:, 1 if in_steps else 0])
+        return np.concatenate(slopes), np.concatenate(left), np.concatenate(most)
+
+    def settle(self, in_steps: bool) -> bool:
+        """Whether parameters are found that every entry agrees with."""
+        for number in range(ROUNDS):
+            if number or not self.rests:
+                self.sweep()
+            beyond = (one.beyond_steps if in_steps else one.beyond for one in self.rests.values())
+            if not any(beyond):
+                return True
+            change, most = within(*self.bounds(in_steps))
+            is_linear = self.form.method != "slerp"
+            if (most > 1 + 1e-9 and is_linear) or not np.any(change):
+                return False
+            self.parameters = self.parameters + change
+        return False
+
+    def few(self) -> dict[str, int] | None:
+        """By tensor, how many entries disagree with parameters that nearly all agree with."""
+        for _ in range(2):
+            change, _ = within(*self.bounds(in_steps=False), by_sum=True)
+            self.parameters = self.parameters + change
+            self.sweep()
+        beyond = {name: rest.beyond for name, rest in self.rests.items() if rest.beyond}
+        entries = sum(rest.entries for rest in self.rests.values())
+        return beyond if 0 < sum(beyond.values()) <= max(2, FEW * entries) else None
+
+    def weights(self) -> list[Floats]:
+        """By side: of the group, of SLERP of each of its tensors."""
+        names = [one.tensor for one in self.members]
+        chosen = names if self.form.method == "slerp" else names[:1]
+        return [
+            weights_of(self.form.theta(name, self.parameters), self.form.has_base)
+            for name in chosen
+        ]
+
+    def ends(self, in_steps: bool) -> tuple[Floats, Floats]:
+        """How far down and up the weight of each side may go."""
+        center = self.weights()[0]
+        jacobian = self.form.slopes(self.members[0].tensor, self.parameters)
+        slopes, left, most = self.bounds(in_steps)
+        first = extremes(slopes.T, left, most, ACTIVE)
+        found = [
+            interval(slopes[first], left[first], most[first], row @ jacobian)
+            for row in self.form.of_theta
+        ]
+        low, high = np.array(found).T
+        return center + low, center + high
+
+
+def _told(form: Form, per: Per, searches: Mapping[object, _Search], in_steps: bool) -> Fit | None:
+    """The mixture; None where one group in a few has weights of its own."""
+    ends = [search.ends(in_steps) for search in searches.values()]
+    if per != "model":
+        usual = np.median([search.parameters for search in searches.values()], 0)
+        sides = [weights_of(form.theta(one.members[0].tensor, usual), form.has_base)
+                 for one in searches.values()]  # fmt: skip
+        own = [
+            bool(((side < low - 1e-3) | (side > high + 1e-3)).any())
+            for side, (low, high) in zip(sides, ends, strict=True)
+        ]
+        if sum(own) < max(2, ALIKE * len(own)):
+            return None
+    width = np.array([high - low for low, high in ends])
+    best = width.argmin(0)
+    every = range(form.sides)
+    return Fit(
+        method=form.method,
+        per=per,
+        t=[float(one.parameters[0]) for one in searches.values()] if form.method == "slerp" else [],
+        weights=[one for search in searches.values() for one in search.weights()],
+        low=np.array([ends[best[side]][0][side] for side in every]),
+        high=np.array([ends[best[side]][1][side] for side in every]),
+        in_steps=in_steps,
+        rests={name: rest for search in searches.values() for name, rest in search.rests.items()},
+    )
+
+
+def _misfit(tensors: Sequence[Mixed], form: Form, few: Mapping[str, int]) -> Misfit:
+    """What weights that most tensors agree with leave of each."""
+    own = [_start([one], form) for one in tensors]
+    size = [one.sums.entries for one in tensors]
+    usual = np.array([_weighted_median(column, size) for column in np.array(own).T])
+    apart: dict[str, float] = {}
+    left = 0.0
+    for one in tensors:
+        theta = form.theta(one.tensor, usual)
+        rest = one.sums.rest(theta)
+        left += rest
+        if one.name not in few and rest > _most(one, form, theta) and one.sums.whole:
+            apart[one.name] = math.sqrt(rest / one.sums.whole)
+    change = math.fsum(one.sums.energy for one in tensors)
+    return Misfit(
+        weights_of(form.theta(tensors[0].tensor, usual), form.has_base), apart, few,
+        math.sqrt(left / change) if change else 0.0,
+    )  # fmt: skip
+
+
+def _weighted_median(values: Floats, sizes: Sequence[int]) -> float:
+    order = np.argsort(values, kind="stable")
+    reached = np.cumsum(np.asarray(sizes, float)[order])
+    return float(values[order][np.searchsorted(reached, reached[-1] / 2)])

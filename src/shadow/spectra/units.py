@@ -1,0 +1,82 @@
+"""Whether two MLPs have their hidden units in common: a test that is exact under permutation.
+
+A hidden unit is a row of the up-projection and of the gate, and a column of the down-projection.
+Training treats units alike, so of two models that were initialised apart, any order of the units of
+one is as likely as any other beside the other. The sum of the cosines of unit i of both is then one
+draw from its values over all orders (cf. Zhu et al. 2025, Independence tests for language models),
+whatever the weights look like.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Rows = NDArray[np.float64]  # (units, width)
+AT_ONCE = 4_096  # orders that are drawn at a time
+
+
+def unit_cosines(first: Rows, second: Rows | NDArray[np.float32]) -> NDArray[np.float64]:
+    """The cosine of each unit of one (rows) with each of the other (columns); 0 for a row of 0."""
+    norms = np.outer(*(np.linalg.norm(rows, axis=1) for rows in (first, second)))
+    inner = np.matmul(first.astype(second.dtype), second.T)
+    cosines: NDArray[np.float64] = inner / np.where(norms > 0, norms, 1.0)
+    return cosines
+
+
+def matched(
+    cosines: Sequence[NDArray[np.float64]], seed: int = 0, draws: int = 9_999
+) -> tuple[float, float]:
+    """(p, z) of the cosines on the diagonals, over orders of the columns of each square matrix.
+
+    p: the probability of so large a sum if all orders are equally likely, at least 1 / (draws + 1);
+    uniform on multiples of that for independent models. z: the sum in its standard deviations over
+    all orders (Hoeffding 1951). Matrices that are flat count nothing; without any p is 1.
+    """
+    scaled = [one for one in map(_scaled, cosines) if one is not None]
+    if not scaled:
+        return 1.0, 0.0
+    observed = math.fsum(float(np.trace(one)) for one in scaled)
+    generator = np.random.default_rng(seed)
+    at_least = 0
+    slack = 1e-9 * (1.0 + abs(observed))  # an order that gives the same sum counts
+    for start in range(0, draws, AT_ONCE):
+        count = min(AT_ONCE, draws - start)
+        sums = np.zeros(count)
+        for one in scaled:
+            order = np.argsort(generator.random((count, len(one)), dtype=np.float32), axis=1)
+            sums += one[np.arange(len(one)), order].sum(axis=1)
+        at_least += int((sums >= observed - slack).sum())
+    return (1 + at_least) / (draws + 1), observed / math.sqrt(len(scaled))
+
+
+def _scaled(cosines: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """The matrix without its row and column means, scaled so that its sum over a random order has
+    variance 1; None where all orders have one sum.
+    """
+    apart = cosines - cosines.mean(axis=0) - cosines.mean(axis=1, keepdims=True) + cosines.mean()
+    deviation = math.sqrt(float((apart**2).sum()) / max(1, len(apart) - 1))
+    return apart / deviation if deviation > 1e-12 * len(apart) else None
+
+
+def at_best(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+    """How well units match in any order: the median cosine of `second` where `first` is largest in
+    each row. Both are cosines of the same units, of two matrices, so that one checks the other.
+    """
+    best = first.argmax(axis=1)
+    return float(np.median(second[np.arange(len(best)), best]))
+
+
+def corner(at: Rows, one: Rows, other: Rows) -> float | None:
+    """The cosine of the angle at a model between the ways to two others; None where a way has no
+    length. 0 if two models left it independently, or one lies behind it; 1/2 among three that left
+    a fourth one equally far.
+    """
+    ways = one - at, other - at
+    lengths = [float(np.linalg.norm(way)) for way in ways]
+    if not all(lengths):
+        return None
+    return float((ways[0] * ways[1]).sum() / (lengths[0] * lengths[1]))

@@ -1,0 +1,160 @@
+"""Every figure of a pair with its interval, for `--full` and the page: what the sentences of the
+finding do not say already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from shadow.claims.reference import bases_of
+from shadow.quantities import Kind, Quantity, portion_of, text_of
+from shadow.telling.document import Cell, FigureRow, Word
+from shadow.telling.screen import CONCENTRATION, ENTRIES, NO_CONCENTRATION, faults
+from shadow.telling.size import of_what, parameter_ratio
+from shadow.text import and_list, counted
+
+if TYPE_CHECKING:
+    from shadow.claims.reference import Position
+    from shadow.claims.summary import Summary
+
+FAR = 100  # times the rounding of storage above which the exact factor tells nothing more
+RATIOS = (
+    ("attention_to_mlp", "attention : MLP"),
+    ("vision_to_language", "vision : language"),
+    ("projector_to_language", "projector : language"),
+)
+STREAM = (
+    ("reading_participation_ratio", "read"),
+    ("writing_participation_ratio", "written"),
+)
+
+
+def all_figures(summary: Summary) -> list[FigureRow]:
+    """What changed, how much, how concentrated, where."""
+    if not summary.figures.matrices:
+        return [_changed(summary)]
+    return [_changed(summary), *_size(summary), *_concentration(summary), *_where(summary)]
+
+
+def standing_rows(summary: Summary) -> list[FigureRow]:
+    """What the bounds in brackets are; gates, and a label where the pair has one."""
+    rows = []
+    if summary.figures.matrices:
+        rows.append(FigureRow("spread", _spread(summary)))
+        # medians of the finding are over those inside layers
+        if summary.figures.matrices != summary.inside_layers.matrices:
+            count = text_of(summary.figures.matrices, "count")
+            rows.append(FigureRow("medians", f"over all {count} matrices, if not said otherwise"))
+    rows.append(FigureRow("gates", _gates(summary)))
+    if summary.reference and summary.has_label:
+        rows.append(FigureRow("label", f"{summary.label}: {summary.label_reason}"))
+        rows.append(FigureRow("reference", _reference(summary.reference)))
+    return rows
+
+
+def _changed(summary: Summary) -> FigureRow:
+    """`30 matrices`, `99.7 % of the parameters; 0.3 % are identical`."""
+    f = summary.figures
+    of = f"{portion_of(f.parameters_measured, f.parameters)} of the parameters"
+    if summary.counts["identical"]:
+        of += f"; {portion_of(f.parameters_identical, f.parameters)} are identical"
+    return FigureRow("changed", counted(int(f.matrices or 0), "matrix", "matrices"), of)
+
+
+def quantity(summary: Summary, name: str, kind: Kind) -> Quantity:
+    """A figure with its interval."""
+    low, high = summary.intervals.get(name) or (None, None)
+    return Quantity(summary.figures[name], kind, low, high)
+
+
+def _size(summary: Summary) -> Iterator[FigureRow]:
+    f, inside = summary.figures, summary.inside_layers
+    yield FigureRow(
+        "relative norm", quantity(summary, "relative_norm_overall", "share"), of_what(summary)
+    )
+    if f.floor_ratio is not None:
+        ratio: Cell = Quantity(f.floor_ratio, "ratio")
+        if f.floor_ratio >= FAR:
+            ratio = f"above {FAR}"
+        yield FigureRow("x rounding", ratio, "times the rounding of its storage")
+    if inside.relative_norm_unrounded is not None:
+        norm = Quantity(inside.relative_norm_unrounded, "share")
+        yield FigureRow("inside layers", norm, "before storage, in the median matrix")
+    if inside.kept is not None:
+        of = "of the energy of the stored change, in layers"
+        yield FigureRow("update", Quantity(inside.kept, "share"), of)
+    if f.rank_ceiling is None:
+        yield FigureRow("unchanged", Quantity(f.zero_share, "share"), ENTRIES)
+
+
+def _concentration(summary: Summary) -> Iterator[FigureRow]:
+    f = summary.figures
+    if f.concentration is None:
+        yield FigureRow("concentration", None, NO_CONCENTRATION)
+        return
+    yield FigureRow("concentration", quantity(summary, "concentration", "fixed"), CONCENTRATION)
+    null = f"directions; {text_of(f.null_participation_ratio, 'ratio')} with random signs"
+    yield FigureRow("PR", quantity(summary, "participation_ratio", "ratio"), null)
+    stand = f"{'stands' if f.spikes == 1 else 'stand'} out of noise"
+    if f.spikes:
+        stand += f", with {text_of(f.spike_energy, 'share')} of the energy"
+    yield FigureRow("spikes", Quantity(f.spikes, "number"), stand)
+
+
+def _where(summary: Summary) -> Iterator[FigureRow]:
+    """How evenly the change lies over layers, over attention and MLP, over components and tokens,
+    and over the residual stream.
+    """
+    f = summary.figures
+    if f.effective_layers is not None and f.depth_entropy is not None:
+        of = f"of {text_of(f.depth_layers, 'count')}, effective number"
+        yield FigureRow("layers", quantity(summary, "effective_layers", "ratio"), of)
+    for name, title in RATIOS:
+        if f[name] is not None:
+            sizes = parameter_ratio(summary, name)
+            of = "" if sizes is None else f"of their parameters {text_of(sizes, 'ratio')}"
+            yield FigureRow(title, quantity(summary, name, "ratio"), of)
+    for name, verb in STREAM:
+        if f[name] is not None:
+            remark = f"directions {verb}, in the median layer"
+            yield FigureRow("residual stream", quantity(summary, name, "about"), remark)
+    if f.embedding_rows_changed is not None:
+        changed = text_of(f.embedding_rows_changed, "share")
+        tokens = Quantity(f.embedding_row_participation_ratio, "ratio")
+        yield FigureRow("tokens", tokens, f"effective number; {changed} of the rows changed")
+
+
+def _spread(summary: Summary) -> str:
+    """What the bounds in brackets are."""
+    if summary.no_interval:
+        return f"none over layers: {summary.no_interval}"
+    level = 100 * (summary.interval_level or 0)
+    over = f"over {summary.layers} layers ({level:.2g} %), in brackets"
+    return f"{over}; it says nothing of other runs or seeds"
+
+
+def _gates(summary: Summary) -> Cell:
+    if stopped := [gate.name for gate in faults(summary)]:
+        return Word(f"{', '.join(stopped)} failed, see below", "warning")
+    others = [gate.name for gate in summary.failed_gates]
+    if not others:
+        return f"all {len(summary.gates)} passed"
+    text = f"{and_list(others)} {'does' if len(others) == 1 else 'do'} not apply"
+    passed = len(summary.gates) - len(others)
+    return f"{passed} passed; {text}" if passed else text
+
+
+def _reference(reference: Position) -> str:
+    """Where the concentration lies among known trainings."""
+    optimizer = reference.optimizer or "any optimiser"
+    bases = counted(bases_of(reference.short_side, reference.optimizer), "base", "bases")
+    line = (
+        f"above {100 * reference.narrow_below:.0f} % of {reference.narrow} trainings on narrow data"
+        f" and {100 * reference.broad_below:.0f} % of {reference.broad} on broad data, with"
+        f" {optimizer}, of tiny decoders on {bases}"
+    )
+    if reference.nearest:
+        nearest = reference.nearest[0]
+        line += f"; nearest: {nearest.regime}, {text_of(nearest.concentration, 'fixed')}"
+    return line

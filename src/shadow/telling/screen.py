@@ -1,0 +1,148 @@
+"""What the short screen of a pair has beside headline and picture: three figures, and the answers
+that matter. Pure.
+
+An answer matters where a gate failed, where something was found that no training leaves, or where
+not all was compared. A pair of which all is as expected has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from shadow.claims.draft import Draft
+from shadow.claims.explanations import EXPLANATIONS
+from shadow.claims.recognised import RECOGNISED, is_copy, is_mostly_copy, is_rearranged
+from shadow.quantities import Quantity, text_of
+from shadow.reasons import STRICT, meaning
+from shadow.telling.document import FigureRow, Word
+from shadow.telling.size import is_outside, of_what, unchanged_parts, without_base
+from shadow.text import and_list, counted
+
+if TYPE_CHECKING:
+    from shadow.claims.gates import Gate
+    from shadow.claims.summary import Summary
+
+CONCENTRATION = "0 is noise, 1 is a single direction"
+NO_CONCENTRATION = "no matrix is large enough to be compared with noise"
+ENTRIES = "of the entries of the median matrix"
+MOST_OUTSIDE = 3  # modules outside the layers whose norms are named
+FAILED, FOUND, NOTED = Word("failed", "warning"), Word("found"), Word("note", "quiet")
+# what is found, by the sentence that says it: its name on the screen
+FOUND_BY: Mapping[str, str] = {
+    "identical": "identical",
+    "only_vectors": "only vectors",
+    **{code: claim.title for code, claim in RECOGNISED.items() if code != "copy"},
+    "low_rank": EXPLANATIONS["merged_adapter"].title,
+    "base_few_values": "few bits",
+    "few_values": "few bits",
+}
+# what else a reader has to know before any figure, by the sentence that says it
+NOTED_BY: Mapping[str, str] = {
+    "part_asked_for": "a part",
+    "vocabulary": "vocabulary",
+    "left_out": "left out",
+    "vectors": "vectors",
+    "siblings": "siblings",
+    "files": "files",
+}
+# gates that are no fault of a pair of which a sentence says what it is
+EXPLAINED_BY: Mapping[str, Sequence[str]] = {
+    "changed": ("identical", "only_vectors"),
+    "rank": ("low_rank",),
+    "paired": ("part_asked_for",),
+}
+
+
+def figure_rows(summary: Summary) -> list[FigureRow]:
+    """How far the weights moved, how concentrated the change is, what storage left unchanged."""
+    figures, rows = summary.figures, list[FigureRow]()
+    if figures.matrices:
+        norm = Quantity(figures.relative_norm_overall, "share")
+        rows.append(FigureRow("relative norm", norm, f"{of_what(summary)}{_outside(summary)}"))
+        scale = CONCENTRATION
+        if figures.concentration is None:
+            scale = NO_CONCENTRATION
+        rows.append(FigureRow("concentration", Quantity(figures.concentration, "fixed"), scale))
+        if figures.rank_ceiling is None:  # an adapter stores no entries of the matrix
+            rows.append(FigureRow("unchanged", Quantity(figures.zero_share, "share"), ENTRIES))
+    return rows
+
+
+def _outside(summary: Summary) -> str:
+    """` (embed 3.4 %, head 18 %)`: what the picture of the layers does not show."""
+    told = [
+        f"{row.module} {text_of(row.relative_norm, 'share')}"
+        for row in summary.modules
+        if row.relative_norm is not None
+        and row.component in (summary.main_component, "projector")
+        and is_outside(row.module)
+    ]
+    return f" ({', '.join(told[:MOST_OUTSIDE])})" if told else ""
+
+
+def answer_rows(summary: Summary) -> list[FigureRow]:
+    """A row for each gate that failed, each thing that was found, each limit: its name, which of
+    the three it is, and what was found.
+    """
+    failed = [FigureRow(gate.name, FAILED, gate.reason) for gate in faults(summary)]
+    rows = [*failed, *_of_sentences(summary)]
+    frozen = unchanged_parts(Draft(summary))
+    if frozen and summary.figures.matrices:
+        rows.append(FigureRow("frozen", FOUND, and_list(frozen)))
+    rows += [FigureRow("no base", NOTED, text) for text in without_base(summary)]
+    for row in summary.skipped:
+        if row.reason in STRICT and not _is_told(summary, row.reason):
+            tensors = counted(row.tensors, "tensor", "tensors")
+            example = f", such as {row.examples[0]}" if row.examples else ""
+            text = f"{tensors}: {meaning(row.reason)}{example}"
+            rows.append(FigureRow(row.reason, Word("skipped", "warning"), text))
+    return rows
+
+
+def faults(summary: Summary) -> list[Gate]:
+    """The gates that failed, without those that a copy, an adapter or an identical model fails by
+    being one.
+    """
+    codes = {sentence.code for sentence in summary.finding.sentences}
+    explained = {name for name, why in EXPLAINED_BY.items() if codes.intersection(why)}
+    if is_copy(summary) or is_mostly_copy(summary):
+        explained.add("rounding")
+    if "identical" in codes:  # nothing of which more could be said
+        explained |= {"lineage", "rounding", "rank"}
+    if is_rearranged(summary):
+        explained.add("lineage")
+    return [gate for gate in summary.failed_gates if gate.name not in explained]
+
+
+def _of_sentences(summary: Summary) -> Iterator[FigureRow]:
+    for sentence in summary.finding.sentences:
+        code = sentence.code
+        if code == "nonfinite":
+            yield FigureRow("nonfinite", FAILED, sentence.text)
+        elif code == "rounding" and is_copy(summary):
+            yield FigureRow(RECOGNISED["copy"].title, FOUND, sentence.text)
+        elif code in FOUND_BY:
+            yield FigureRow(FOUND_BY[code], FOUND, sentence.text)
+        elif code in NOTED_BY:
+            yield FigureRow(NOTED_BY[code], NOTED, sentence.text)
+
+
+def _is_told(summary: Summary, reason: str) -> bool:
+    """Whether a sentence says of tensors that were skipped for this reason all that there is."""
+    codes = {sentence.code for sentence in summary.finding.sentences}
+    if reason == "nonfinite":
+        return "nonfinite" in codes
+    return "left_out" in codes and any(row.reason == reason for row in summary.uncompared)
+
+
+def standing(summary: Summary) -> str | None:
+    """What there is to say of a pair in a table of pairs: gates that failed, what was found,
+    otherwise its label where that applies; None where nothing is.
+    """
+    if failed := faults(summary):
+        return f"failed: {', '.join(gate.name for gate in failed)}"
+    found = [row.name for row in answer_rows(summary) if row.value == FOUND]
+    if found:
+        return ", ".join(dict.fromkeys(found))
+    return summary.label if summary.has_label else None

@@ -1,0 +1,198 @@
+"""Checksums of tensors, and the digest of all of a side: what tells checkpoints apart."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import zlib
+from pathlib import Path
+
+import models
+import pyarrow.parquet as pq
+import pytest
+import torch
+from runs import pair_of, report_contents
+from safetensors.torch import load_file
+
+from shadow.audits import pair as pair_module
+from shadow.audits.pair import Runtime, Settings, run_pair
+from shadow.checkpoints.opening import open_folder
+from shadow.checkpoints.pairing import Filter
+from shadow.comparing.comparison import compare
+from shadow.errors import ShadowError
+from shadow.spectra.delta import Method
+
+SETTINGS = Settings(Method(subspaces=False), Filter())
+FORMATS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int64: "I64", torch.bool: "BOOL"}
+
+
+def tensors(seed: int) -> dict[str, torch.Tensor]:
+    """Matrices of two layers, one fused, with vectors, a large embedding and buffers."""
+    generator = torch.Generator().manual_seed(seed)
+    found = models.matrices(seed, size=16)
+    found |= {
+        "model.embed_tokens.weight": torch.randn(400, 64, generator=generator),
+        "model.layers.0.self_attn.qkv_proj.weight": torch.randn(48, 16, generator=generator),
+        "model.layers.0.input_layernorm.weight": torch.randn(16, generator=generator).bfloat16(),
+        "model.position_ids": torch.arange(5),
+        "model.mask": torch.ones(4, 4, dtype=torch.bool),
+        "model.empty": torch.zeros(0, 3),
+    }
+    return found
+
+
+HEADS = {**models.LLAMA, "num_attention_heads": 4, "num_key_value_heads": 4, "hidden_size": 16}
+
+
+@pytest.fixture
+def folders(tmp_path):
+    base = models.write(tmp_path / "base", tensors(0), HEADS)
+    return base, models.write(tmp_path / "tuned", tensors(1), HEADS)
+
+
+def raw(tensor: torch.Tensor) -> bytes:
+    return tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def audited(base: Path, tuned: Path, output: Path, settings=SETTINGS, **runtime) -> Path:
+    return run_pair(pair_of(base, tuned), settings, output, Runtime(**runtime)).folder
+
+
+def rows(report: Path, side: str = "base") -> dict[str, dict]:
+    table = pq.read_table(report / "tensors.parquet").to_pylist()
+    return {row["tensor"]: row for row in table if row["side"] == side}
+
+
+def content(report: Path, side: str = "base") -> str | None:
+    told = json.loads(pq.read_schema(report / "matrices.parquet").metadata[b"shadow"])
+    assert json.loads((report / "summary.json").read_text())[side] == told[side]
+    return told[side]["content"]
+
+
+def test_every_tensor_has_the_checksum_of_its_bytes(folders, tmp_path):
+    """By zlib over the whole file's tensors, also of buffers and of a tensor of three matrices; the
+    digest of a side is that of its names, formats, shapes and checksums.
+    """
+    report = audited(*folders, tmp_path / "out")
+    for side, folder in zip(("base", "tuned"), folders, strict=True):
+        stored = load_file(folder / "model.safetensors")
+        wanted = {
+            name: f"{zlib.crc32(raw(tensor)):08x}{zlib.adler32(raw(tensor)):08x}"
+            for name, tensor in stored.items()
+        }
+        assert {name: row["checksum"] for name, row in rows(report, side).items()} == wanted
+        lines = [
+            json.dumps([name, FORMATS[tensor.dtype], list(tensor.shape), wanted[name]])
+            for name, tensor in sorted(stored.items())
+        ]
+        assert content(report, side) == hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_an_interrupted_audit_has_the_checksums_of_one_in_one_piece(
+    folders, tmp_path, monkeypatch, jobs
+):
+    """With any number of workers, whichever pairs were measured before."""
+    whole = report_contents(audited(*folders, tmp_path / "whole", jobs=2))
+    before, outcomes = pair_module.measure_pairs, []
+
+    def stopped(*arguments, **more):
+        for outcome in before(*arguments, **more):
+            if len(outcomes) == 3:
+                raise KeyboardInterrupt
+            outcomes.append(outcome)
+            yield outcome
+
+    monkeypatch.setattr(pair_module, "measure_pairs", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        audited(*folders, tmp_path / "out", jobs=jobs)
+    monkeypatch.setattr(pair_module, "measure_pairs", before)
+    said: list[str] = []
+    report = audited(*folders, tmp_path / "out", jobs=jobs, say=said.append)
+    assert any("resuming" in line for line in said)
+    assert report_contents(report) == whole
+
+
+def test_the_content_is_that_of_the_weights_in_any_files(folders, tmp_path):
+    """A copy at another time and in three shards has another fingerprint and the same content."""
+    base, tuned = folders
+    shards = models.sharded(tmp_path / "shards", load_file(base / "model.safetensors"), 3)
+    shutil.copy(base / "config.json", shards)
+    one, other = audited(base, tuned, tmp_path / "one"), audited(shards, tuned, tmp_path / "other")
+    assert open_folder(str(base)).fingerprint != open_folder(str(shards)).fingerprint
+    assert content(one) == content(other) is not None
+    (contrast,) = compare([one, other]).contrasts
+    assert (contrast.relation, contrast.verified) == ("the same pair", "content")
+
+
+def test_what_is_left_out_has_no_checksum_and_the_side_no_content(folders, tmp_path):
+    """A filter leaves tensors unread; those that are read have the checksums of a whole audit."""
+    chosen = Settings(Method(subspaces=False), Filter(layers=(0,)))
+    part = audited(*folders, tmp_path / "part", chosen)
+    every = rows(audited(*folders, tmp_path / "whole"))
+    found = {name: row["checksum"] for name, row in rows(part).items()}
+    read = {name for name in found if name.startswith("model.layers.0.")}
+    assert content(part) is None
+    assert found == {name: every[name]["checksum"] if name in read else None for name in found}
+    assert len(read) == 3
+
+
+def changed_unseen(folder: Path, copy: Path) -> None:
+    """A copy of which an entry of the embedding is another one, where no sample is taken, with all
+    that the fingerprint sees as it was.
+    """
+    shutil.copytree(folder, copy)
+    file = copy / "model.safetensors"
+    info = open_folder(str(copy)).tensors["model.embed_tokens.weight"]
+    with file.open("r+b") as handle:
+        handle.seek(info.start + 20_000)
+        handle.write(b"\x01\x02\x03\x3f")
+    times = (folder / "model.safetensors").stat()
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert open_folder(str(copy)).fingerprint == open_folder(str(folder)).fingerprint
+
+
+@pytest.mark.parametrize("chosen", [Filter(), Filter(modules=("embed",))], ids=["all", "some"])
+def test_one_fingerprint_of_two_checkpoints_does_not_make_them_one(folders, tmp_path, chosen):
+    """Their bytes tell them apart, where both audits read them: the bases are two."""
+    base, tuned = folders
+    changed_unseen(base, tmp_path / "changed" / "base")
+    settings = Settings(Method(subspaces=False), chosen)
+    one = audited(base, tuned, tmp_path / "one", settings)
+    other = audited(tmp_path / "changed" / "base", tuned, tmp_path / "other", settings)
+    with pytest.raises(ShadowError, match="different bases: the bytes of 1 of"):
+        compare([one, other])
+
+
+def test_a_model_whose_vectors_alone_differ_is_another_one(folders, tmp_path):
+    """Its matrices have the spectra of the base, and its bytes say that it is not."""
+    base, tuned = folders
+    stored = load_file(base / "model.safetensors")
+    stored["model.layers.0.input_layernorm.weight"] *= 2
+    norms = models.write(tmp_path / "norms", stored, HEADS)
+    one, other = audited(base, tuned, tmp_path / "one"), audited(norms, tuned, tmp_path / "other")
+    with pytest.raises(ShadowError, match="different bases: the bytes of 1 of 8 tensors differ"):
+        compare([one, other])
+
+
+def test_what_an_adapter_leaves_alone_is_not_read(tmp_path):
+    """The base has no content then: nothing of it was read but what the adapter changes."""
+    base = models.toy(tmp_path / "base", 0, size=16)
+    name = models.UP.format(0).removesuffix(".weight")
+    adapter = models.write(
+        tmp_path / "adapter",
+        {
+            f"base_model.model.{name}.lora_A.weight": torch.randn(2, 16),
+            f"base_model.model.{name}.lora_B.weight": torch.randn(16, 2),
+        },
+    )
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["up_proj"]}
+    (adapter / "model.safetensors").rename(adapter / "adapter_model.safetensors")
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    report = audited(base, adapter, tmp_path / "out")
+    found = {name: row["checksum"] is None for name, row in rows(report).items()}
+    assert found == {models.UP.format(0): False, models.UP.format(1): True}
+    assert content(report) is None
+    assert content(report, "tuned")

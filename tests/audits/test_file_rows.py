@@ -1,0 +1,431 @@
+"""files.parquet: every file of both sides, what became of it, and what differs inside it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import models
+import pyarrow.parquet as pq
+import pytest
+from runs import pair_of
+
+from shadow.audits.file_rows import file_rows
+from shadow.audits.pair import Runtime, Settings, run_pair
+from shadow.checkpoints.listing import kind_of, listings_of
+from shadow.checkpoints.opening import Assembled, open_folder
+from shadow.checkpoints.pairing import Filter
+from shadow.outputs.markdown import markdown
+from shadow.reports.report import Report
+from shadow.spectra.delta import Method
+from shadow.telling.reading import SummarisedReport
+from shadow.telling.report import report_document
+
+pytest_plugins = "hub_pairs"
+
+
+def put(folder: Path, **files: object) -> None:
+    """Writes files by name, `__` for a dot; what is neither bytes nor text as JSON."""
+    for name, content in files.items():
+        if not isinstance(content, bytes | str):
+            content = json.dumps(content)
+        data = content.encode() if isinstance(content, str) else content
+        (folder / name.replace("__", ".")).write_bytes(data)
+
+
+@pytest.fixture
+def sides(tmp_path):
+    """Two folders of one model."""
+    base = models.toy(tmp_path / "base", 0)
+    (base / "config.json").unlink(missing_ok=True)
+    shutil.copytree(base, tmp_path / "tuned")
+    return base, tmp_path / "tuned"
+
+
+def rows_of(base, tuned, skipped=()):
+    return file_rows(listings_of(base, skipped), listings_of(tuned, skipped), print)
+
+
+def told(base: Path, tuned: Path, **more) -> dict[str, dict]:
+    """The row of each file, of the tuned side where it has the file."""
+    rows = rows_of(open_folder(str(base)), open_folder(str(tuned)), **more)
+    return {row["path"]: row for row in sorted(rows, key=lambda row: row["side"])}
+
+
+def test_every_file_of_both_folders_has_a_row(sides):
+    """State, kind, size and sha256 of each; hidden folders and the folder of the report are left
+    out.
+    """
+    base, tuned = sides
+    put(base, README__md="a", LICENSE="x", gone__txt="")
+    put(tuned, README__md="b", LICENSE="x", modeling_new__py="import os", extra__bin=b"\x80")
+    for folder in (".git", "reports"):
+        (tuned / folder).mkdir()
+        put(tuned / folder, config="hidden")
+    (tuned / "onnx").mkdir()
+    put(tuned / "onnx", model__onnx="w")
+    rows = told(base, tuned, skipped=[tuned / "reports"])
+    assert {path: (row["state"], row["kind"]) for path, row in rows.items()} == {
+        "model.safetensors": ("same", "weights"),
+        "README.md": ("changed", "document"),
+        "LICENSE": ("same", "document"),
+        "gone.txt": ("removed", "other"),
+        "modeling_new.py": ("added", "code"),
+        "extra.bin": ("added", "pickle"),
+        "onnx/model.onnx": ("added", "weights"),
+    }
+    assert rows["README.md"]["sha256"] == hashlib.sha256(b"b").hexdigest()
+    assert rows["LICENSE"]["bytes"] == 1
+    assert rows["modeling_new.py"]["differs"] == "code"
+    assert rows["extra.bin"]["differs"] == "pickle"
+
+
+def vocab(tokens):
+    return {"model": {"vocab": tokens}}
+
+
+def merges(pairs):
+    return {"model": {"merges": pairs}}
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after", "differs"),
+    [
+        ("config.json", {"rope_theta": 1e4, "x": 1}, {"rope_theta": 1e6, "x": 1.0}, "rope_theta"),
+        ("config.json", {"rms_norm_eps": 1e-6}, {"rms_norm_eps": 1e-5}, "rms_norm_eps"),
+        ("config.json", {"auto_map": {"A": "m.A"}}, {"auto_map": {"A": "n.A"}}, "auto_map"),
+        ("config.json", {"vocab_size": 9}, {"text_config": {"vocab_size": 8}}, "vocab_size"),
+        ("config.json", {"a_config": {"n": 1}}, {"a_config": {"n": 2}}, "a_config.n"),
+        ("config.json", {"use": 1}, {"use": True}, "use"),
+        ("config.json", {"a, b": 1}, {}, "other_keys"),
+        # one RoPE, written in both ways, and keys that change nothing
+        ("config.json", {"rope_theta": 1e6}, {"rope_parameters": {"rope_theta": 1e6}}, None),
+        ("config.json", {"torch_dtype": "a", "y": None}, {"dtype": "b"}, None),
+        ("generation_config.json", {"temperature": 1}, {"temperature": 0.6}, "temperature"),
+        ("special_tokens_map.json", {"eos_token": "a"}, {"eos_token": {"content": "a"}}, None),
+        ("special_tokens_map.json", {"eos_token": "a"}, {"eos_token": "b"}, "special_tokens"),
+        ("tokenizer_config.json", {"add_bos_token": True}, {}, "add_bos_token"),
+        ("tokenizer_config.json", {"chat_template": "a"}, {"chat_template": "b"}, "chat_template"),
+        ("tokenizer.json", vocab({"a": 0}), vocab({"a": 1}), "vocabulary"),
+        ("tokenizer.json", vocab([["a", -1]]), vocab([]), "vocabulary"),
+        ("tokenizer.json", merges(["a b"]), merges([["a", "b"]]), None),
+        ("tokenizer.json", merges(["a b"]), merges(["b a"]), "merges"),
+        ("tokenizer.json", {"added_tokens": [{"id": 1, "content": "x"}]}, {}, "special_tokens"),
+        ("tokenizer.json", {"normalizer": None}, {"normalizer": {"type": "NFC"}}, "normalizer"),
+        ("vocab.json", {"a": 0}, {"a": 0, "b": 1}, "vocabulary"),
+        ("merges.txt", "#version: 0.2\na b", "a b", None),
+        ("merges.txt", "a b\n", "b a\n", "merges"),
+        ("vocab.txt", "a\nb", "a\nc", "vocabulary"),
+        ("tokenizer.model", b"a", b"b", "tokenizer"),
+        ("chat_template.jinja", "a", "b", "chat_template"),
+        ("modeling_x.py", "a", "b", "code"),
+        ("training_args.bin", b"a", b"b", None),
+        ("README.md", "a", "b", None),
+    ],
+)  # fmt: skip
+def test_what_matters_in_small_files_is_named(sides, name, before, after, differs):
+    """By a word in `differs`, with both values in the detail; nothing where nothing matters."""
+    base, tuned = sides
+    put(base, **{name: before})
+    put(tuned, **{name: after})
+    row = told(base, tuned)[name]
+    assert row["state"] == "changed"
+    assert row["differs"] == differs
+    if differs == "rope_theta":
+        assert row["detail"] == "rope_theta 10000.0 -> 1000000.0"
+
+
+def test_a_chat_template_is_one_wherever_it_lies(sides):
+    """Moved from the tokenizer's config to a file of its own it is the same; changed or lost on the
+    way it is not.
+    """
+    base, tuned = sides
+    put(base, tokenizer_config__json={"chat_template": "{{ x }}"})
+    put(tuned, tokenizer_config__json={}, chat_template__jinja="{{ x }}")
+    rows = told(base, tuned)
+    assert [row["differs"] for row in rows.values()] == [None] * 3
+    put(tuned, chat_template__jinja="{{ y }}")
+    assert told(base, tuned)["chat_template.jinja"]["differs"] == "chat_template"
+    (tuned / "chat_template.jinja").unlink()
+    row = told(base, tuned)["tokenizer_config.json"]
+    assert (row["differs"], row["detail"]) == ("chat_template", "chat template removed")
+    put(base, chat_template__jinja="{{ z }}")
+    put(base, tokenizer_config__json={"a": 1})
+    put(tuned, tokenizer_config__json={"a": 1})
+    row = told(base, tuned)["chat_template.jinja"]
+    assert (row["state"], row["differs"]) == ("removed", "chat_template")
+
+
+HOSTILE = {
+    "deep": b"[" * 100_000,
+    "deep object": b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
+    "nested": b'{"a":' + b"[" * 900 + b"]" * 900 + b"}",
+    "twice": b'{"a": 1, "a": 2}',
+    "nan": b'{"a": NaN}',
+    "infinite": b'{"a": -Infinity}',
+    "list": b"[]",
+    "cut": b'{"a": ',
+    "empty": b"",
+    "utf-16": '{"a": "\u00e9"}'.encode("utf-16"),
+    "latin": b'{"a": "\xe9"}',
+    "number": b'{"a": ' + b"9" * 5_000 + b"}",
+    "surrogate": b'{"a": "\\ud800", "\\udfff": 1}',
+    "control": b'{"\\u001b[31m": "\\u0000\\u202e"}',
+    "long": b'{"a": "' + b"x" * 1_000_000 + b'"}',
+    "many": b'{"a": [' + b"0," * 3_000_000 + b"0]}",
+    "types": b'{"model": 1, "added_tokens": {"a": []}, "chat_template": 5, "text_config": [],'
+    b' "rope_parameters": "x", "added_tokens_decoder": 3, "eos_token": [[{}]]}',
+    "types inside": b'{"model": {"vocab": 5, "merges": {"a": 1}}, "added_tokens": [1, {"id": []}],'
+    b' "chat_template": [{"name": 1}], "rope_parameters": {"rope_theta": {}}}',
+}
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_hostile_file_is_a_row_with_a_detail(sides, name, kind):
+    """On either side, also against itself with a space behind; its text is visible on one line."""
+    base, tuned = sides
+    for first, second in ((b'{"b": 1}', HOSTILE[kind]), (HOSTILE[kind], HOSTILE[kind] + b" ")):
+        put(base, **{name: first})
+        put(tuned, **{name: second})
+        for one, other in ((base, tuned), (tuned, base)):
+            if name == "config.json":  # which opening a folder reads too, and refuses
+                kept = [(side, (side / name).read_bytes()) for side in sides]
+                (base / name).unlink()
+                (tuned / name).unlink()
+                opened = open_folder(str(one)), open_folder(str(other))
+                for side, content in kept:
+                    (side / name).write_bytes(content)
+                rows = rows_of(*opened)
+            else:
+                rows = rows_of(open_folder(str(one)), open_folder(str(other)))
+            (row,) = (row for row in rows if row["path"] == name and row["side"] == "tuned")
+            assert row["state"] == "changed"
+            assert len(row["detail"]) <= 500
+            assert row["detail"].isprintable()
+            json.dumps(row).encode()
+
+
+def test_hostile_names_and_things_that_are_no_files(sides):
+    """A FIFO is not opened, a link to a folder not followed, a name that is no text escaped."""
+    base, tuned = sides
+    os.mkfifo(tuned / "config.json.pipe")
+    (tuned / "again").symlink_to(tuned)
+    (tuned / "broken").symlink_to("nowhere")
+    (tuned / "\x1b[31m.py").write_text("")
+    Path(os.fsdecode(os.fsencode(tuned) + b"/\xff\xfe.txt")).write_text("")
+    rows = told(base, tuned)
+    assert rows["config.json.pipe"]["detail"] == "not a regular file"
+    assert rows["config.json.pipe"]["bytes"] is None
+    assert rows["broken"]["detail"].startswith("cannot be read")
+    assert "\\x1b[31m.py" in rows
+    assert "again" not in rows
+    assert any("udcff" in path for path in rows)
+    for path in rows:
+        assert path.isprintable()
+
+
+def test_large_files_of_folders_are_told_apart_by_a_sample(sides, monkeypatch):
+    """Another size or another sample is a change; the same sample proves nothing; one file is the
+    same.
+    """
+    base, tuned = sides
+    monkeypatch.setattr("shadow.checkpoints.listing.SMALL", 1_000)
+    monkeypatch.setattr("shadow.checkpoints.listing.SAMPLE", 10)
+    put(base, a__gguf=b"a" * 9_000, b__gguf=b"b" * 9_000, c__gguf=b"c" * 9_000)
+    put(tuned, a__gguf=b"a" * 9_000, b__gguf=b"x" * 9_000, c__gguf=b"c" * 9_001)
+    os.link(base / "a.gguf", base / "linked.gguf")
+    os.link(base / "a.gguf", tuned / "linked.gguf")
+    rows = told(base, tuned)
+    states = {path: row["state"] for path, row in rows.items() if path.endswith("gguf")}
+    assert states == {
+        "a.gguf": "unknown", "b.gguf": "changed", "c.gguf": "changed", "linked.gguf": "same",
+    }  # fmt: skip
+    assert rows["a.gguf"]["sha256"] is None
+
+
+def test_of_a_folder_without_end_nothing_is_called_removed(sides, monkeypatch):
+    """Where not all files are listed, those that lack are unknown."""
+    base, tuned = sides
+    put(base, only__txt="")
+    put(tuned, **{f"{number}.txt": "" for number in range(9)})
+    monkeypatch.setattr("shadow.checkpoints.listing.MAX_FILES", 5)
+    assert not listings_of(open_folder(str(tuned)))[0][1].is_complete
+    rows = told(base, tuned)
+    assert rows["only.txt"]["state"] == "unknown"
+    assert rows["0.txt"]["state"] == "added"
+
+
+def test_a_base_for_each_component_is_matched_by_its_language(tmp_path, sides):
+    """Files of the language base have their own names; those of the tower are behind its name and
+    have no match.
+    """
+    base, tuned = sides
+    tower = models.toy(tmp_path / "tower", 3)
+    put(base, config__json={"rope_theta": 1})
+    put(tower, config__json={"hidden": 1})
+    put(tuned, config__json={"text_config": {"rope_theta": 2}})
+    assembled = Assembled(
+        (("language", open_folder(str(base))), ("vision", open_folder(str(tower))))
+    )
+    rows = rows_of(assembled, open_folder(str(tuned)))
+    found = {(row["path"], row["side"]): (row["state"], row["differs"]) for row in rows}
+    assert found["config.json", "tuned"] == ("changed", "rope_theta")
+    assert found["vision/config.json", "base"] == ("unknown", None)
+    assert found["vision/model.safetensors", "base"] == ("unknown", None)
+    assert found["config.json", "base"] == ("changed", None)
+
+
+def test_an_adapter_removes_nothing(tmp_path, sides):
+    """What the base has and the adapter has not stays in use."""
+    base, _ = sides
+    put(base, config__json={}, tokenizer_config__json={"a": 1})
+    adapter = models.write(tmp_path / "adapter", {"base_model.model.x.lora_A.weight": _small()})
+    (adapter / "model.safetensors").rename(adapter / "adapter_model.safetensors")
+    (adapter / "config.json").unlink(missing_ok=True)
+    put(adapter, adapter_config__json={"peft_type": "LORA", "r": 2, "lora_alpha": 2})
+    put(adapter, tokenizer_config__json={"a": 2})
+    rows = told(base, adapter)
+    assert rows["config.json"]["state"] == rows["model.safetensors"]["state"] == "unknown"
+    assert rows["tokenizer_config.json"]["differs"] == "a"
+    assert rows["adapter_model.safetensors"]["state"] == "added"
+
+
+def _small():
+    import torch
+
+    return torch.ones(2, 4)
+
+
+def test_a_report_says_what_differs(sides, tmp_path):
+    """In its finding, in Markdown and in `Report.files`; the same bytes again and again."""
+    base, tuned = sides
+    put(base, config__json={"rope_theta": 1e4}, tokenizer_config__json={"chat_template": "a"})
+    put(tuned, config__json={"rope_theta": 1e6}, tokenizer_config__json={"chat_template": "b"})
+    for name in ("one", "two"):
+        run_pair(pair_of(base, tuned), Settings(Method(), Filter()), tmp_path / name)
+    first, second = (next((tmp_path / name).rglob("files.parquet")) for name in ("one", "two"))
+    assert pq.read_table(first).equals(pq.read_table(second))
+    report = SummarisedReport(first.parent)
+    sentence = report.summary.finding.sentences[-1]
+    assert (sentence.code, sentence.text) == (
+        "files", "Beside the weights, the chat template and rope_theta differ.",
+    )  # fmt: skip
+    assert report.summary.finding.headline == "The weights are the same."
+    text = markdown(report_document(report.summary, report.provenance.told).shown(full=True))
+    assert "10000.0" in text
+    assert set(Report(first.parent).files["state"]) == {"same", "changed"}
+    assert report.summary.files.counts == {
+        "changed": 2, "added": 0, "removed": 0, "unknown": 0, "same": 1,
+    }  # fmt: skip
+
+
+def test_a_report_without_files_is_already_there(sides, tmp_path):
+    """As versions before left it: nothing is measured, and its summary says nothing of files."""
+    base, tuned = sides
+    pair, settings = pair_of(base, tuned), Settings(Method(), Filter())
+    done = run_pair(pair, settings, tmp_path / "out")
+    (done.folder / "files.parquet").unlink()
+    for path in done.folder.glob("*.parquet"):
+        table = pq.read_table(path)
+        metadata = json.loads(table.schema.metadata[b"shadow"])
+        del metadata["seal"]
+        told = {b"shadow": json.dumps(metadata).encode()}
+        pq.write_table(table.replace_schema_metadata(told), path)
+    lines: list[str] = []
+    again = run_pair(pair, settings, tmp_path / "out", Runtime(say=lines.append))
+    assert again.measured == 0
+    assert any("already there" in line for line in lines)
+    assert again.summary.files is None
+    assert len(Report(done.folder).files) == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("model-00001-of-00002.safetensors", "weights"), ("model.safetensors.index.json", "index"),
+        ("pytorch_model.bin", "pickle"), ("preprocessor_config.json", "config"),
+        ("adapter_config.json", "config"), ("generation_config.json", "generation"),
+        ("a/b/chat.jinja", "chat_template"), ("spiece.model", "tokenizer"), ("x.py", "code"),
+        ("LICENSE.txt", "document"), ("README.md", "document"), (".gitattributes", "other"),
+        ("optimizer.PT", "pickle"),
+    ],
+)  # fmt: skip
+def test_kinds(path, kind):
+    """A file's kind follows from its name alone."""
+    assert kind_of(path) == kind
+
+
+def test_of_the_hub_only_small_files_that_differ_are_fetched(run, hub, tmp_path):
+    """Equal checksums need no download, nor do documents; offline, with a cache that lacks files,
+    nothing is called removed; a folder is matched with the Hub's checksums.
+    """
+    base, tuned = models.toy(tmp_path / "a", 0), models.toy(tmp_path / "b", 1)
+    for folder in (base, tuned):
+        put(folder, tokenizer__json={"model": {"vocab": {"a": 0}}}, README__md=folder.name)
+    put(base, config__json={"rope_theta": 1}, only__txt="x", generation_config__json={"t": 1})
+    put(tuned, config__json={"rope_theta": 2}, generation_config__json={"t": 2})
+    hub.add("org/a", base)
+    hub.add("org/b", tuned)
+    pair = ("audit", "--base", "org/a", "--tuned", "org/b")
+    run(*pair, "-o", "out").assert_done()
+    asked = {
+        request.path.rsplit("/", 1)[-1] for request in hub.requests if "resolve" in request.path
+    }
+    assert {"config.json", "generation_config.json"} <= asked
+    assert not {"tokenizer.json", "README.md", "only.txt"} & asked
+    rows = listed(tmp_path / "out")
+    assert rows["config.json"][:2] == ("changed", "rope_theta")
+    assert rows["generation_config.json"][:2] == ("changed", "t")
+    assert rows["tokenizer.json"] == ("same", None, None)
+    assert rows["README.md"] == ("changed", None, None)
+    assert rows["only.txt"][0] == "removed"
+
+    run(*pair, "-o", "off", "--offline").assert_done()
+    offline = listed(tmp_path / "off")
+    assert "only.txt" not in offline
+    assert {state for state, _, _ in offline.values()} <= {"changed", "same", "unknown"}
+    assert offline["config.json"][:2] == ("changed", "rope_theta")
+
+    run("audit", "--base", str(base), "--tuned", "org/b", "-o", "mixed").assert_done()
+    mixed = listed(tmp_path / "mixed")
+    assert {path: row[:2] for path, row in mixed.items()} == {
+        path: row[:2] for path, row in rows.items()
+    }
+
+
+def listed(output: Path) -> dict[str, tuple]:
+    """State, what differs and sha256 of each file, of the tuned side where it has the file; sha256
+    only where none was fetched.
+    """
+    (path,) = output.rglob("files.parquet")
+    rows = sorted(pq.read_table(path).to_pylist(), key=lambda row: row["side"])
+    return {
+        row["path"]: (row["state"], row["differs"], row["sha256"] if row["differs"] else None)
+        for row in rows
+    }
+
+
+def test_verify_files(sides, shadow):
+    """Holds, does not hold, cannot be told; without any weights, and with exit codes."""
+    base, tuned = sides
+    put(base, config__json={"rope_theta": 1}, README__md="a")
+    put(tuned, config__json={"rope_theta": 1.0}, README__md="b")
+    for folder in sides:
+        (folder / "model.safetensors").unlink()
+    done = shadow("verify", "files", base, tuned)
+    assert done.code == 0
+    assert "1 file says the same" in done.out
+    put(tuned, config__json={"rope_theta": 2}, x__py="")
+    done = shadow("verify", "files", base, tuned)
+    assert done.code == 4
+    assert "rope_theta 1 -> 2" in done.out
+    os.mkfifo(base / "vocab.json")
+    os.mkfifo(tuned / "vocab.json")
+    put(tuned, config__json={"rope_theta": 1})
+    (tuned / "x.py").unlink()
+    assert shadow("verify", "files", base, tuned).code == 5
+    assert shadow("verify", "files", base, tuned / "gone").code == 1

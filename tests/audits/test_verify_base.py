@@ -1,0 +1,146 @@
+"""`shadow verify base`: which candidate a model is related to."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import models
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import shadow
+from shadow.claims.verify.base import Candidate, base
+from shadow.errors import UsageError
+
+DEMO = Path(__file__).parents[2] / "registry" / "demo"
+
+
+def changed(source: Path, target: Path, change) -> Path:
+    """A copy of a checkpoint, with its tensors changed by name."""
+    tensors = load_file(source / "model.safetensors")
+    made = {name: change(name, one).contiguous() for name, one in tensors.items()}
+    return models.write(target, made, json.loads((source / "config.json").read_text()))
+
+
+def apart(target: Path, seed: int) -> Path:
+    """A model of the demo's shapes that was initialised on its own."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def drawn(name, one):
+        return (one.float().std() * torch.randn(one.shape, generator=generator)).to(one.dtype)
+
+    return changed(DEMO / "base", target, drawn)
+
+
+def test_siblings_come_from_the_base_and_not_from_each_other():
+    """Both models of the demo name the base among each other, in any order of candidates."""
+    for one, other in (("narrow", "broad"), ("broad", "narrow")):
+        for candidates in (("base", other), (other, "base")):
+            found = shadow.verify("base", DEMO / one, *(DEMO / name for name in candidates))
+            assert found.holds is True
+            assert "demo/base is the nearest relative" in found.reason
+            assert found.figures["p"] <= 1e-3 / 2
+            assert [against.name.endswith(other) for against in found.against] == [True]
+    alone = shadow.verify("base", DEMO / "narrow", DEMO / "broad")
+    assert alone.holds is True
+    assert "which was trained from which is not told" in alone.reason
+
+
+def test_between_two_models_the_base_abstains():
+    """Neither of the two lies on the way to the other: the model does."""
+    found = shadow.verify("base", DEMO / "base", DEMO / "narrow", DEMO / "broad")
+    assert found.holds is None
+    assert "lies between" in found.reason
+
+
+def test_models_that_were_initialised_apart_are_none(tmp_path):
+    """Also beside one that is related, which is named."""
+    others = [apart(tmp_path / str(seed), seed) for seed in range(3)]
+    found = shadow.verify("base", DEMO / "narrow", *others)
+    assert found.holds is False
+    assert found.figures["related"] == 0
+    found = shadow.verify("base", DEMO / "narrow", *others, DEMO / "base")
+    assert found.holds is True
+    assert found.figures["related"] == 1
+
+
+def test_three_siblings_name_no_base(tmp_path):
+    """Their common origin is not among the candidates."""
+    made = [models.perturbed(DEMO / "base", tmp_path / str(n), 0.1, n) for n in range(3)]
+    found = shadow.verify("base", *made)
+    assert found.holds is None
+    assert "siblings" in found.reason
+    found = shadow.verify("base", *made, DEMO / "base")
+    assert "demo/base is the nearest" in found.reason
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_quantised_copy_is_a_relative(tmp_path, bits):
+    """Of int8 or int4 by rows, stored as floats again; beside the original, that is nearer."""
+
+    def quantised(name, one):
+        if one.ndim < 2:
+            return one
+        step = one.float().abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)
+        return ((one.float() / step).round() * step).to(one.dtype)
+
+    copy = changed(DEMO / "base", tmp_path / "copy", quantised)
+    assert shadow.verify("base", DEMO / "narrow", copy).holds is True
+    found = shadow.verify("base", DEMO / "narrow", copy, DEMO / "base")
+    assert "demo/base is the nearest relative" in found.reason
+    assert "demo/base is the nearest" in shadow.verify("base", copy, DEMO / "base").reason
+
+
+def test_units_in_another_order_are_found(tmp_path):
+    """The rows of up and gate, and the columns of down, permuted in every layer."""
+    generator = torch.Generator().manual_seed(0)
+    orders: dict[str, torch.Tensor] = {}
+
+    def permuted(name, one):
+        if "mlp" not in name:
+            return one
+        layer = name.split(".mlp.")[0]
+        units = max(one.shape)
+        order = orders.setdefault(layer, torch.randperm(units, generator=generator))
+        return one[:, order] if "down" in name else one[order]
+
+    copy = changed(DEMO / "narrow", tmp_path / "permuted", permuted)
+    found = shadow.verify("base", copy, DEMO / "base")
+    assert found.holds is True
+    assert "in another order" in found.reason
+
+
+def test_equal_candidates_and_other_sizes_are_not_told(tmp_path):
+    """Two equal candidates, one of another width, and an adapter."""
+    found = shadow.verify("base", DEMO / "narrow", DEMO / "base", DEMO / "base")
+    assert found.holds is None
+    assert "cannot be told apart" in found.reason
+    small = models.toy(tmp_path / "small", 0)
+    found = shadow.verify("base", DEMO / "narrow", small)
+    assert found.holds is None
+    assert "no MLP of the same size" in found.reason
+    with pytest.raises(UsageError):
+        shadow.verify("base", DEMO / "narrow")
+
+
+def test_many_candidates_need_a_smaller_p():
+    """The level is shared: p = 5e-4 is a relative of one candidate, and of ten it is none."""
+    one = Candidate("a", 5e-4, distance=0.1)
+    others = [Candidate(f"b{n}", 0.5, reordered=0.1) for n in range(9)]
+    assert base([one], {})[0].outcome == "holds"
+    assert base([replace(one, reordered=0.1), *others], {})[0].outcome == "does_not_hold"
+    assert base([one, *others], {})[0].outcome == "cannot_be_told"
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "bert", "phi3", "qwen2_moe"])
+def test_other_architectures(tmp_path, kind):
+    """An MLP without a gate, fused gate and up, experts: a copy with noise is a relative, another
+    model is none.
+    """
+    model, other = models.saved(kind, tmp_path / "a", 0), models.saved(kind, tmp_path / "b", 1)
+    near = models.perturbed(model, tmp_path / "c", 0.1)
+    assert shadow.verify("base", near, model, other).holds is True
+    assert shadow.verify("base", near, other).holds is False
