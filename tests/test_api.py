@@ -708,14 +708,16 @@ def test_a_repr_has_no_label_out_of_its_reach_but_the_gates_that_failed(narrow, 
         assert "not assessable" not in repr(narrow) + narrow._repr_html_()
 
 
-def test_a_notebook_shows_headline_modules_and_heat_map(narrow):
-    """A row for each module, a cell with its norm for each layer and module; no script, no link."""
+def test_a_notebook_shows_headline_figures_and_heat_map(narrow):
+    """What the terminal shows, and a cell with its norm for each layer and module; no script, no
+    link.
+    """
     html = narrow._repr_html_()
     shown = Tags(html)
     assert not shown.open
     assert narrow.summary.finding.headline in shown.text
-    heads = [tag for tag, _ in shown.tags if tag == "th"]
-    assert len(heads) == 14
+    for name in ("relative norm", "concentration", "unchanged"):
+        assert name in shown.text
     for row in narrow.summary.grid:
         for layer, norm in zip(row.layers, row.relative_norm, strict=True):
             assert f"layer {layer}, {row.module}: {text_of(norm, 'share')}" in shown.text

@@ -562,7 +562,9 @@ def test_an_empty_shard_is_no_fault(toys, shadow):
         empty.err
         == f"nothing to audit in shard {1 if empty is done else 2}/2: the list has 1 pair\n"
     )
-    assert ["pairs", "0"] in [line.split() for line in empty.assert_done().splitlines()]
+    assert ["pairs", "0;", "took"] in [
+        line.split()[:3] for line in empty.assert_done().splitlines()
+    ]
     assert json.loads((toys / output / "index.json").read_text())["pairs"] == []
     assert table_rows(toys / output) == []
     shadow("show", output).assert_done()
@@ -771,11 +773,14 @@ def test_hostile_names_and_errors_are_text(tmp_path, width):
 
 
 def test_show_tells_the_list_first_and_then_its_reports(toys, shadow):
-    """The table, then what `show` always told; of a list without a report the table alone; piped at
-    80 columns.
+    """The table alone, and with --full the reports below it; of a list without a report the table
+    alone; piped at 80 columns.
     """
     shadow("audit", "toy-a", "toy-bad*", "--registry", ".", "-o", "out").assert_done(1)
-    plain = shadow("show", "out", env={"COLUMNS": None}).assert_done()
+    short = shadow("show", "out", env={"COLUMNS": None}).assert_done()
+    plain = shadow("show", "out", "--full", env={"COLUMNS": None}).assert_done()
+    assert plain.startswith(short)
+    assert "base  " not in short
     table, first, *rest = plain.split("──\n")[0:1] + plain.split("\ntoy-a  base..")
     assert table.startswith("list ─")
     assert len([first, *rest]) == 3

@@ -111,11 +111,11 @@ def test_a_checkpoint_typed_without_its_dot_is_refused_at_once(shadow, tmp_path)
     folder = tmp_path / "org" / "toy"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
+    hint = "write ./org/toy for the folder, or org/toy@main for the model on the Hub"
     for arguments in (("org/toy", "org/toy-sft"), ("--base", "org/toy-sft", "--tuned", "org/toy")):
-        said = shadow("audit", *arguments, HF_ENDPOINT="http://127.0.0.1:9").assert_refused(2)
-        assert "error: org/toy is a folder here, and a name on the Hub\n" in said
-        hint = "write ./org/toy for the folder, or org/toy@main for the model on the Hub"
-        assert said.endswith(f"hint:  {hint}\n")
+        done = shadow("audit", *arguments, env={"HF_ENDPOINT": "http://127.0.0.1:9"})
+        assert done.assert_refused(2) == "error: org/toy is a folder here, and a name on the Hub"
+        assert done.err.endswith(f"hint:  {hint}\n")
     assert typed_reference("org/toy@main").revision == "main"
     assert not parse_reference("org/toy").is_folder  # of a list or a registry
 

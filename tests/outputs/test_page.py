@@ -515,22 +515,22 @@ def test_ratios_stand_beside_those_of_the_parameters_and_the_spectra_come_second
         sum(row.parameters for row in rows if row.module.startswith(kind))
         for kind in ("attn.", "mlp.")
     )
-    assert f"that of their parameters {text_of(attention / mlp, 'ratio')}" in page.text
-    null = text_of(summary.figures["null_participation_ratio"], "number")
-    assert f"that of its sign-flip null {null}" in page.text
+    assert f"of their parameters {text_of(attention / mlp, 'ratio')}" in page.text
+    null = text_of(summary.figures["null_participation_ratio"], "ratio")
+    assert f"{null} with random signs" in page.text
     sections = [told["id"] for tag, told in page.found if tag == "section" and "id" in told]
     order = [name.rpartition("-")[0] for name in sections]
     assert order.index("heat") < order.index("spectra") < order.index("depth")
 
 
 def test_figures_come_in_the_order_of_the_terminal_and_gates_have_a_section(vision):
-    """Norm, concentration, layers, gates; what is in the navigation is there, and the reverse. A
-    share of the parameters has the decimals of the terminal.
+    """Norm, concentration, what is unchanged, then all of them; what is in the navigation is there,
+    and the reverse. A share of the parameters has the decimals of the terminal.
     """
     html = page_of(vision.parent).decode()
-    figures = html[html.index('class="figures"') : html.index('class="facts"><dt>what')]
-    titles = [name for name in re.findall(r"<dt>([^<]*)</dt>", figures) if name != "Inside layers"]
-    assert titles == ["Relative norm", "Concentration", "Layers", "Gates"]
+    figures = html[html.index('class="figures"') : html.index("<dt>changed")]
+    titles = re.findall(r"<dt>([^<]*)</dt>", figures)
+    assert titles == ["Relative norm", "Concentration", "Unchanged"]
     page, summary = Elements(html.encode()), read_summary(vision)[0]
     sections = [told["id"] for tag, told in page.found if tag == "section" and "id" in told]
     links = [told["href"][1:] for tag, told in page.found if tag == "a" and "href" in told]
@@ -541,7 +541,7 @@ def test_figures_come_in_the_order_of_the_terminal_and_gates_have_a_section(visi
     f = summary.figures
     share = str(portion_of(f["parameters_measured"], f["parameters"]))
     share = share.replace(" ", "\N{NO-BREAK SPACE}")
-    assert f"changed, {share} of the parameters" in " ".join(html.split(" "))
+    assert f"{share} of the parameters" in " ".join(html.split(" "))
 
 
 def test_text_of_a_report_never_becomes_markup(tmp_path):
@@ -655,7 +655,7 @@ def test_figures_that_are_null_have_no_interval(small):
     figures = dataclasses.replace(summary.figures, concentration=None)
     without = summarised(small, figures=figures, intervals={}, modules=modules)
     found = [read_pair(without, "here", number, 2) for number in range(2)]
-    assert "no matrix is large enough to compare with its null" in (
+    assert "no matrix is large enough to be compared with noise" in (
         Elements(page_bytes(found, "t")).text
     )
 

@@ -44,6 +44,10 @@ EVERYDAY = {
     "gate": (
         "runs", "fail_on", "policy", "against", "allow_missing", "junit", "format", "json", "quiet",
     ),
+    "verify": (
+        "claim", "checkpoints", "moved", "frozen", "base", "listed", "junit", "format", "json",
+        "quiet",
+    ),
     "lineage": ("targets", "output", "joint", "format", "json"),
 }  # fmt: skip
 """Parameters that `--help` shows, by command; `--help-all` shows the others too. The help of other

@@ -51,8 +51,8 @@ class Command(TyperCommand):
         if everyday:
             shown.params = _everyday(shown.params, everyday)
             first, *others = (self.help or "").split("\n\n")
-            codes = [text for text in others if text.startswith("Exit codes: ")]
-            shown.help = "\n\n".join([first, *codes])
+            needed = [text for text in others if text.startswith(("Claims: ", "Exit codes: "))]
+            shown.help = "\n\n".join([first, *needed])
         super(Command, shown).format_help(ctx, formatter)
 
     def get_help_option(self, ctx: Any) -> Any:

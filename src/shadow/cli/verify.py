@@ -76,6 +76,7 @@ def verify(
     format: option.Format = "table",
     json: option.Json = False,
     quiet: option.Quiet = False,
+    help_all: option.HelpAll = False,
 ) -> None:
     """Check a claim about checkpoints: it holds, does not hold, or cannot be told.
 

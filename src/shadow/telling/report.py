@@ -105,7 +105,7 @@ def _blocks(
             about="finding",
         )
     yield Figures(all_figures(summary), when="full", about="finding")
-    yield Figures(standing_rows(summary), close=True, when="full", about="finding")
+    yield Figures(standing_rows(summary), close=True, when="full", about="gates")
     if rows := figure_rows(summary):
         yield Figures(rows, close=True, when="brief", about="finding")
     if summary.scores:

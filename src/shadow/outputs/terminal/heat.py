@@ -9,7 +9,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.style import Style
 from rich.text import Text
 
-from shadow.outputs.cividis import LEVELS, colour
+from shadow.outputs.cividis import colour
 from shadow.quantities import share
 from shadow.summary.picture import Picture, picture
 from shadow.summary.rows import GridRow
@@ -18,6 +18,7 @@ SHADES, ASCII_SHADES = "░▒▓█", ".:+#"
 UNMOVED, ABSENT = "·", " "
 LABEL = 14  # columns of the names of modules
 WIDEST = 2  # columns of a cell, where there is room
+STEPS = 6  # colours of the scale
 APART = 3  # columns between an axis and the scale
 
 
@@ -92,11 +93,11 @@ def _scale(drawn: Picture, shades: str, *, coloured: bool) -> Text:
         text.append(f"relative norm {share(drawn.largest)} everywhere", "dim")
     else:
         text.append(f"relative norm {share(drawn.least)} ", "dim")
-        for step in range(LEVELS):
-            if coloured:
-                text.append(" ", Style(bgcolor=colour(step / (LEVELS - 1))))
-            elif step % (LEVELS // len(shades)) == 0:
-                text.append(shades[step // (LEVELS // len(shades))])
+        if coloured:
+            for step in range(STEPS):
+                text.append(" ", Style(bgcolor=colour(step / (STEPS - 1))))
+        else:
+            text.append(shades)
         text.append(f" {share(drawn.largest)}", "dim")
     if any(value == 0 for row in drawn.cells for value in row):
         text.append(f"  {UNMOVED} unchanged", "dim")
