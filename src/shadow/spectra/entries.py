@@ -148,30 +148,34 @@ def by_binade(sides: Sides, grid: FloatFormat) -> list[tuple[float, int, int, fl
     of the differences. Zeros are with the smallest.
     """
     lowest = grid.min_exponent
-    entries, changed, energy = (
-        torch.zeros(HIGHEST - lowest + 1, dtype=torch.float64) for _ in range(3)
-    )
+    count = HIGHEST - lowest + 1
+    entries, changed, energy = np.zeros(count), np.zeros(count), np.zeros(count)
     for index, _ in tiles(sides.tuned):
         b = _read(sides, sides.base[index], "base").view(-1)
         t = _read(sides, sides.tuned[index], "tuned").view(-1)
-        binades = (torch.frexp(b).exponent - 1).clamp_(lowest, HIGHEST).masked_fill_(b == 0, lowest)
-        cells = (binades - lowest).long()
-        entries += torch.bincount(cells, minlength=len(entries))
-        t.sub_(b)
-        where = t.nonzero().view(-1)
-        if len(where):
-            away = t[where].double()
-            changed += torch.bincount(cells[where], minlength=len(entries))
-            energy += torch.bincount(cells[where], away * away, minlength=len(entries))
+        cells = _exponents(b).clamp_(lowest, HIGHEST).sub_(lowest).numpy()
+        away = t.sub_(b).numpy()
+        entries += np.bincount(cells, minlength=count)
+        changed += np.bincount(cells, away != 0, minlength=count)
+        energy += np.bincount(cells, np.square(away, dtype=np.float64), minlength=count)
     return [
         (
-            2.0 ** (cell + lowest - grid.mantissa_bits - 1),
+            2.0 ** (int(cell) + lowest - grid.mantissa_bits - 1),
             int(entries[cell]),
             int(changed[cell]),
             float(energy[cell]),
         )
-        for cell in entries.nonzero().view(-1).tolist()
+        for cell in np.flatnonzero(entries)
     ]
+
+
+def _exponents(values: Tensor) -> Tensor:
+    """floor(log2 |x|) of each number of float32 or float64, from its bits; int64. Far below the
+    smallest normal number of a format of 16 bits for zeros.
+    """
+    if values.dtype == torch.float32:
+        return ((values.view(torch.int32) >> 23) & 0xFF).long().sub_(127)
+    return ((values.view(torch.int64) >> 52) & 0x7FF).sub_(1023)
 
 
 def _read(sides: Sides, part: Tensor, name: str) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,29 +41,27 @@ def kept_of(full: Matrix, copy: Matrix, base: Matrix | None, stored: str) -> Kep
     finite = True
     sums: list[list[float]] = [[] for _ in range(5)]
     for index, _ in tiles(copy):
-        raw, c = full[index], copy[index].double()
-        f = raw.double()
-        rounded = {name: raw.to(_torch(name)).double() for name in grids}
+        raw, c = full[index], _flat(copy[index])
+        f = _flat(raw)
+        rounded = {name: _flat(raw.to(_torch(name))) for name in grids}
         for name, values in rounded.items():
-            off[name] += int(((values != c) & ~(values.isnan() & c.isnan())).sum())
-        if not (bool(f.isfinite().all()) and bool(c.isfinite().all())):
+            off[name] += _differing(values, c)
+        b = None if base is None else _flat(base[index])
+        norm, error = _square(f), _square(c - f)
+        if not (math.isfinite(norm + error) and (b is None or math.isfinite(_square(b)))):
             finite = False
             continue
-        sums[0].append(_square(f))
-        sums[1].append(_square(c - f))
-        if base is None:
-            continue
-        b = base[index].double()
-        if not bool(b.isfinite().all()):
-            finite = False
+        sums[0].append(norm)
+        sums[1].append(error)
+        if b is None:
             continue
         u, v = f - b, c - b
         sums[2].append(_square(u))
         sums[3].append(_square(v))
-        sums[4].append(float((u * v).sum()))
-        unchanged += int((c == b).sum())
+        sums[4].append(float(torch.dot(u, v)))
+        unchanged += c.numel() - _differing(c, b)
         for name, values in rounded.items():
-            expected[name] += int((values == b).sum())
+            expected[name] += c.numel() - _differing(values, b)
     rows, cols = shape_of(copy)
     totals = [math.fsum(each) for each in sums]
     has_base = base is not None
@@ -87,5 +86,18 @@ def _torch(name: str) -> torch.dtype:
     return found
 
 
+def _flat(part: Tensor) -> Tensor:
+    return part.double().reshape(-1)
+
+
+def _differing(one: Tensor, other: Tensor) -> int:
+    """Entries that differ; NaN beside NaN does not."""
+    differ = np.not_equal(one.numpy(), other.numpy())
+    count = int(np.count_nonzero(differ))
+    if count and not math.isfinite(float(one.sum())):
+        return int((torch.from_numpy(differ) & ~(one.isnan() & other.isnan())).sum())
+    return count
+
+
 def _square(values: Tensor) -> float:
-    return float((values * values).sum())
+    return float(torch.dot(values, values))

@@ -12,14 +12,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from shadow.dtypes import FLOATS, FloatFormat
 from shadow.spectra.lazy import Matrix
 
-ROWS = 1 << 18  # entries of a block, about: a dozen copies of it in float64
+ROWS = 1 << 15  # entries of a block, about: a dozen copies of it in float64 stay in the caches
+EXPONENT = 0x7FF << 52  # the bits of a float64 that are its power of two
 SCALES = (0.0, 0.5, 1.0, 2.0)  # of the claimed one, which are tried
 QUANTISED = ("NF4", "FP4", "INT8")
 BLOCK = 64  # entries that share one scale in bitsandbytes' 4-bit formats
@@ -51,8 +54,9 @@ class Update:
 class MergeFit:
     """How a matrix stands to base plus update.
 
-    By scale, one of SCALES: how many entries are beyond the bound. wide: of arithmetic in float32
-    or wider; narrow: in the stored format.
+    By scale, one of SCALES: how many entries are beyond the bound, of other scales than 1 up to
+    the first block that has some. wide: of arithmetic in float32 or wider; narrow: in the stored
+    format.
     """
 
     entries: int
@@ -63,6 +67,7 @@ class MergeFit:
     residual: float  # and of merged - (base + update)
     inner: float  # <merged - base, update>
     base: float
+    rounding: float  # what storage leaves on average, ulp² / 12 an entry
     visible: int  # entries that the update changes when base plus update is stored
     finite: bool
     onto_rounded: bool  # whether the base was first rounded to the stored format, so that it fits
@@ -103,7 +108,7 @@ def _fit(
     base: Matrix, merged: Matrix, update: Update, formats: tuple[str, str], *, rounded: bool
 ) -> MergeFit:
     grid = FLOATS[formats[1]]
-    sums = _Sums([0] * len(SCALES), [0] * len(SCALES), [[] for _ in range(5)])
+    sums = _Sums([0] * len(SCALES), [0] * len(SCALES), [[] for _ in range(6)])
     entries = 0
     for rows, (b, m) in row_blocks(base, merged):
         entries += m.numel()
@@ -123,6 +128,7 @@ def _fit(
         residual=found[2],
         inner=found[3],
         base=found[4],
+        rounding=found[5],
         visible=sums.visible,
         finite=sums.finite,
         onto_rounded=rounded,
@@ -132,42 +138,80 @@ def _fit(
 def _add(sums: _Sums, b: Tensor, m: Tensor, update: Update, rows: slice, grid: FloatFormat) -> None:
     left, right = update.left[rows].double(), update.right.double()
     delta = (left @ right).mul_(update.scale)
-    sizes = (left.abs() @ right.abs()).mul_(abs(update.scale))
-    mine = half_ulp(m, grid)
-    rank = right.shape[0]
-    wide_unit = 2.0**-24
-    more = _of_narrow(left, right, delta, sizes, update, grid) if grid.bits <= 16 else None
+    bounds = _Bounds(left, right, delta, update, grid, half_ulp(m, grid))
     moved = m - b
     for number, scale in enumerate(SCALES):
+        # of other scales it counts only whether every entry fits
+        if scale != 1.0 and sums.narrow[number]:
+            continue
         target, growth = _target(b, delta, scale, update, rows)
-        half = torch.maximum(mine, half_ulp(target, grid))
         away = (m - target).abs_()
-        sized = sizes * scale
-        # each product and each sum of float32 is right to half a unit
-        slack = (sized * (rank + 4) + 4 * (b.abs() + delta.abs() * scale)) * growth * wide_unit
-        if update.magnitude is not None:
-            slack += target.abs() * (2 * math.sqrt(m.shape[1]) + 8) * wide_unit
-        bound = half + slack
-        sums.wide[number] += int((away > bound).sum())
-        if more is not None:
-            bound += more * scale * growth
-            if update.magnitude is not None:
-                bound += 4 * target.abs() * 2.0 ** -(grid.mantissa_bits + 1)
-        sums.narrow[number] += int((away > bound).sum())
+        wide, narrow = bounds.beyond(b, target, away, scale, growth)
+        sums.wide[number] += wide
+        sums.narrow[number] += narrow
         if scale == 1.0:
             change = target - b
-            stored = target.to(_torch(grid)) != b.to(_torch(grid))
-            sums.visible += int(stored.sum())
-            for at, value in enumerate(
-                (
-                    (change * change).sum(),
-                    (moved * moved).sum(),
-                    (away * away).sum(),
-                    (moved * change).sum(),
-                    (b * b).sum(),
-                )
-            ):
-                sums.energies[at].append(float(value))
+            stored = np.not_equal(_bits(target, grid), _bits(b, grid))
+            sums.visible += int(np.count_nonzero(stored))
+            pairs = (change, change), (moved, moved), (away, away), (moved, change), (b, b)
+            half = bounds.half.view(-1)
+            found = [float(torch.dot(one.view(-1), other.view(-1))) for one, other in pairs]
+            found.append(float(torch.dot(half, half)) / 3)
+            if not all(map(math.isfinite, found)):  # NaN is beyond no bound
+                sums.finite = False
+                return
+            for each, value in zip(sums.energies, found, strict=True):
+                each.append(value)
+
+
+def _bits(values: Tensor, grid: FloatFormat) -> Any:
+    """Values as they are stored; those of 16 bits as whole numbers, which NumPy knows."""
+    narrow = values.to(_torch(grid))
+    return (narrow.view(torch.int16) if grid.bits == 16 else narrow).numpy()
+
+
+@dataclass
+class _Bounds:
+    """What a merge may be away from base plus update in a block. What is dear is made only where an
+    entry is further away than what is cheap.
+    """
+
+    left: Tensor
+    right: Tensor
+    delta: Tensor
+    update: Update
+    grid: FloatFormat
+    half: Tensor  # a unit in the last place at the merged entries
+    _sizes: Tensor | None = None
+    _more: Tensor | None = None
+
+    def beyond(
+        self, b: Tensor, target: Tensor, away: Tensor, scale: float, growth: Tensor | float
+    ) -> tuple[int, int]:
+        """Entries that are further away than a merge in float32 or wider, or in 16 bits, leaves."""
+        bound = torch.maximum(self.half, half_ulp(target, self.grid))
+        if not bool((away > bound).any()):
+            return 0, 0
+        if self._sizes is None:
+            self._sizes = (self.left.abs() @ self.right.abs()).mul_(abs(self.update.scale))
+        # each product and each sum of float32 is right to half a unit
+        rank, unit = self.right.shape[0], 2.0**-24
+        summed = 4 * (b.abs() + self.delta.abs() * scale)
+        bound += (self._sizes * (scale * (rank + 4)) + summed) * growth * unit
+        has_norms = self.update.magnitude is not None
+        if has_norms:
+            bound += target.abs() * ((2 * math.sqrt(b.shape[1]) + 8) * unit)
+        wide = int((away > bound).sum())
+        if not wide or self.grid.bits > 16:
+            return wide, wide
+        if self._more is None:
+            self._more = _of_narrow(
+                self.left, self.right, self.delta, self._sizes, self.update, self.grid
+            )
+        bound += self._more * scale * growth
+        if has_norms:
+            bound += target.abs() * (4 * 2.0 ** -(self.grid.mantissa_bits + 1))
+        return wide, int((away > bound).sum())
 
 
 def _of_narrow(
@@ -201,10 +245,9 @@ def _target(
 
 
 def half_ulp(values: Tensor, grid: FloatFormat) -> Tensor:
-    """Half a unit in the last place of a stored format, at each value, in float64."""
-    exponents = (torch.frexp(values).exponent - 1).clamp_min_(grid.min_exponent)
-    exponents.masked_fill_(values == 0, grid.min_exponent)
-    return torch.ldexp(torch.ones_like(values), exponents - grid.mantissa_bits - 1)
+    """Half a unit in the last place of a stored format, at each float64 value."""
+    binades = (values.view(torch.int64) & EXPONENT).view(torch.float64)
+    return binades.clamp_min_(2.0**grid.min_exponent).mul_(2.0 ** -(grid.mantissa_bits + 1))
 
 
 def row_blocks(base: Matrix, merged: Matrix) -> Iterator[tuple[slice, tuple[Tensor, Tensor]]]:
@@ -213,8 +256,8 @@ def row_blocks(base: Matrix, merged: Matrix) -> Iterator[tuple[slice, tuple[Tens
     step = max(1, ROWS // max(1, each * merged.shape[-1]))
     for start in range(0, merged.shape[0], step):
         index = (slice(start, start + step),)
-        m = merged[index].double().reshape(-1, merged.shape[-1])
-        b = base[index].double().reshape(-1, merged.shape[-1])
+        m = merged[index].double().contiguous().view(-1, merged.shape[-1])
+        b = base[index].double().contiguous().view(-1, merged.shape[-1])
         yield slice(start * each, start * each + len(m)), (b, m)
 
 
