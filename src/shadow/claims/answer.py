@@ -57,8 +57,8 @@ class Answer:
 
 
 def table(*claims: Claim) -> dict[str, Claim]:
-    """Claims by their codes, in their order, with the error rates that benchmarks/sentences.py
-    measured.
+    """Claims by their codes, in their order, with the error rates that benchmarks/sentences.py and
+    benchmarks/claims.py measured.
     """
     return {
         claim.code: replace(claim, error_rate=claim.error_rate or _measured().get(claim.code))
@@ -68,7 +68,9 @@ def table(*claims: Claim) -> dict[str, Claim]:
 
 @cache
 def _measured() -> Mapping[str, ErrorRate]:
-    told = json.loads(Path(__file__).with_name("error_rates.json").read_text(encoding="utf-8"))
-    return {
-        code: ErrorRate(wrong, of, told["where"]) for code, (wrong, of) in told["answers"].items()
-    }
+    found = {}
+    for name in ("error_rates.json", "verify_error_rates.json"):
+        told = json.loads(Path(__file__).with_name(name).read_text(encoding="utf-8"))
+        for code, (wrong, of) in told["answers"].items():
+            found[code] = ErrorRate(wrong, of, told["where"])
+    return found

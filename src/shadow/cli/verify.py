@@ -56,7 +56,10 @@ def verify(
     ] = None,
     base: Annotated[
         str | None,
-        typer.Option(help="Of stored: the model that FULL was trained from.", metavar="REF"),
+        typer.Option(
+            help="Of stored and mixture: the model that FULL, or A and B, were trained from.",
+            metavar="REF",
+        ),
     ] = None,
     listed: Annotated[
         Path | None,
@@ -81,7 +84,8 @@ def verify(
     """Check a claim about checkpoints: it holds, does not hold, or cannot be told.
 
     Claims: same A B; merged BASE ADAPTER MERGED; trained BASE TUNED --moved PATTERN --frozen
-    PATTERN; stored FULL STORED [--base BASE]; base TUNED CANDIDATE...; files A B.
+    PATTERN; stored FULL STORED [--base BASE]; base TUNED CANDIDATE...; mixture TUNED A B...
+    [--base BASE]; files A B.
 
     Exit codes: 0 holds; 4 does not hold; 5 cannot be told; 1 failed; 2 wrong usage. Of several
     claims the first of 1, 4, 5, 0.

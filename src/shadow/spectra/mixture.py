@@ -120,7 +120,8 @@ def ulp(values: Floats, stored: str) -> Floats:
     form = FLOATS[stored]
     powers: Floats = (values.view(np.int64) & EXPONENT).view(np.float64)  # 2^floor(log2 |value|)
     least = 2.0 ** max(form.min_exponent, -1022)
-    return np.maximum(powers, least) * 2.0**-form.mantissa_bits
+    found: Floats = np.maximum(powers, least) * 2.0**-form.mantissa_bits
+    return found
 
 
 def once(part: Read, theta: Floats, stored: str) -> Floats:
@@ -266,8 +267,9 @@ def _program(slopes: Floats, left: Floats, most: Floats, by_sum: bool) -> tuple[
 
     scaled, scale = _scaled(slopes, most)
     rows, count = scaled.shape
-    slack = sparse.eye(rows) if by_sum else np.ones((rows, 1))
-    above = sparse.bmat([[scaled, -slack], [-scaled, -slack]], format="csr")
+    slack = sparse.eye(rows) if by_sum else sparse.csr_array(np.ones((rows, 1)))
+    dense = sparse.csr_array(scaled)
+    above = sparse.block_array([[dense, -slack], [-dense, -slack]], format="csr")
     limits = np.concatenate([left / most, -left / most]) + (1.0 if by_sum else 0.0)
     cost = [0.0] * count + [1.0] * slack.shape[1]
     free = [(None, None)] * count + [(0, None)] * slack.shape[1]

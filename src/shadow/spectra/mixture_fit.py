@@ -34,7 +34,7 @@ Method = Literal["average", "sum", "task", "slerp"]
 Per = Literal["model", "layer", "module"]
 ROUNDS = 6  # sweeps in which weights are sought that stay within the bounds
 PARALLEL = 0.9995  # cosine above which mergekit's SLERP is a plain average
-STEPS_SHARE = 0.05  # of the entries that rounded steps could take beyond one rounding, at least
+STEPS_SHARE = 0.005  # of the entries that rounded steps could take beyond one rounding, at least
 STEPS_ENERGY = 1.3  # the energy of what is left over what rounded steps leave, at most
 ENOUGH = 2_000  # entries of a tensor that shares and energies are asked of
 FEW = 1e-3  # a share of entries that no other weights explain
@@ -161,12 +161,12 @@ def fit(tensors: Sequence[Mixed], sides: int, has_base: bool) -> Fit | Misfit:
     """The simplest mixture that every entry agrees with, or what speaks against any."""
     methods: list[Method] = ["task"] if has_base else ["average", "sum"]
     if spherical := not has_base and sides == 2:
-        methods.append("slerp")
+        methods.insert(1, "slerp")
     turned = angles(tensors) if spherical else {}
     few: dict[str, int] = {}
     groupings: tuple[Per, ...] = ("model", "layer", "module")
     for per in groupings:
-        for method in methods:
+        for method in methods if per == "model" else [one for one in methods if one != "sum"]:
             form = Form(method, sides, has_base, turned)
             found = _fitted(tensors, form, per)
             if isinstance(found, Fit):
@@ -198,7 +198,9 @@ def _fitted(tensors: Sequence[Mixed], form: Form, per: Per) -> Fit | dict[str, i
     if any(one.sums.rest(theta) > _most(one, form, theta) for one, theta in pairs):
         return None
     searches = {key: _Search(members, form, start[key]) for key, members in groups.items()}
-    if all(search.settle(in_steps=False) for search in searches.values()):
+    if all(one.sums.rest(theta) <= _most(one, form, theta, steps=1.0) for one, theta in pairs) and (
+        all(search.settle(in_steps=False) for search in searches.values())
+    ):
         return _told(form, per, searches, in_steps=False)
     if all(FLOATS[one.stored].bits <= 16 for one in tensors) and all(
         search.settle(in_steps=True) for search in searches.values()
@@ -209,10 +211,12 @@ def _fitted(tensors: Sequence[Mixed], form: Form, per: Per) -> Fit | dict[str, i
     return searches["model"].few() if per == "model" else None
 
 
-def _most(one: Mixed, form: Form, theta: Floats) -> float:
-    """The most energy that rounding at every step leaves, and the error of its sum."""
+def _most(one: Mixed, form: Form, theta: Floats, steps: float | None = None) -> float:
+    """The most energy that rounding leaves, by default at every step, and the error of its sum."""
     weights = np.abs(weights_of(theta, form.has_base))
-    steps = max(1.0, STEPS_ENERGY * (2 * form.sides) / 3) if FLOATS[one.stored].bits <= 16 else 1.0
+    if steps is None:
+        narrow = FLOATS[one.stored].bits <= 16
+        steps = max(1.0, STEPS_ENERGY * (2 * form.sides) / 3) if narrow else 1.0
     return steps * max(1.0, float(weights.max())) ** 2 * one.sums.rounding + one.sums.doubt
 
 
@@ -223,8 +227,8 @@ def _rounded_on_the_way(rests: Mapping[str, Remainder]) -> bool:
     large = [one for one in rests.values() if one.entries >= ENOUGH and one.energy > 0]
     if not large or any(one.energy > STEPS_ENERGY * one.expected_steps for one in large):
         return False
-    many = sum(one.beyond > STEPS_SHARE * one.slack for one in large)
-    return 2 * many > len(large)
+    beyond, slack = (sum(getattr(one, name) for one in large) for name in ("beyond", "slack"))
+    return beyond > STEPS_SHARE * slack and 2 * sum(one.beyond > 0 for one in large) > len(large)
 
 
 def _start(members: Sequence[Mixed], form: Form) -> Floats:

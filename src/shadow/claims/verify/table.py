@@ -9,6 +9,7 @@ from shadow.claims.answer import table
 from shadow.claims.verify.base import BASE
 from shadow.claims.verify.files import FILES
 from shadow.claims.verify.merged import MERGED
+from shadow.claims.verify.mixture import MIXTURE
 from shadow.claims.verify.same import SAME
 from shadow.claims.verify.stored import STORED
 from shadow.claims.verify.trained import TRAINED
@@ -33,12 +34,13 @@ class Form:
         return " ".join(self.checkpoints) + ("..." if self.repeats else "")
 
 
-VERIFY = table(SAME, MERGED, TRAINED, STORED, BASE, FILES)
+VERIFY = table(SAME, MERGED, TRAINED, STORED, BASE, MIXTURE, FILES)
 FORMS: Mapping[str, Form] = {
     "same": Form(("A", "B")),
     "merged": Form(("BASE", "ADAPTER", "MERGED")),
     "trained": Form(("BASE", "TUNED"), options=("moved", "frozen"), needs=("moved", "frozen")),
     "stored": Form(("FULL", "STORED"), options=("base",)),
     "base": Form(("TUNED", "CANDIDATE"), repeats=True),
+    "mixture": Form(("TUNED", "A", "B"), repeats=True, options=("base",)),
     "files": Form(("A", "B")),
 }

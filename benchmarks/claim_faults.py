@@ -1,0 +1,305 @@
+"""What is done to the weights of a checkpoint, on purpose or by mistake: casts, updates, adapters,
+quantised copies, names, packing, merges of models.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from claim_models import Model, State, permuted
+
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+ROLE = re.compile(
+    r"layers?\.\d+\..*(?:_proj|query|key|value|dense|fc1|fc2)\.weight$"
+)  # matrices that adapters change
+NF4 = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
+    -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
+    0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
+    0.7229568362236023, 1.0,
+)  # fmt: skip
+
+
+def cast(state: Mapping[str, torch.Tensor], stored: str) -> State:
+    """The same in a format."""
+    return {name: values.to(DTYPES[stored]) for name, values in state.items()}
+
+
+def layer_of(name: str) -> int | None:
+    found = re.search(r"(?:^|\.)layers?\.(\d+)\.", name)
+    return int(found[1]) if found else None
+
+
+def adapted(state: Mapping[str, torch.Tensor]) -> list[str]:
+    """The matrices that an adapter changes; of a model of several components the language's."""
+    names = [name for name in state if ROLE.search(name) and state[name].ndim == 2]
+    language = [name for name in names if name.startswith("language_model.")]
+    return language or names
+
+
+def named(state: Mapping[str, torch.Tensor], which: str, layer: int = 1) -> str:
+    """q, k or a norm of a layer; the last of several components' is not the language's."""
+    endings = {
+        "q": r"(?:q_proj|query)\.weight$", "k": r"(?:k_proj|key)\.weight$",
+        "norm": r"(?:norm\w*|LayerNorm)\.weight$", "v": r"(?:v_proj|value)\.weight$",
+    }  # fmt: skip
+    return next(
+        name for name in state if layer_of(name) == layer and re.search(endings[which], name)
+    )
+
+
+def scale_of(values: torch.Tensor) -> float:
+    """The root mean square, or 1e-3 where all are 0."""
+    return float(values.float().square().mean().sqrt()) or 1e-3
+
+
+def updated(
+    state: Mapping[str, torch.Tensor],
+    size: float,
+    rng: np.random.Generator,
+    names: Sequence[str] | None = None,
+) -> State:
+    """A training's update of a relative size, in float32: half of the energy in few directions."""
+    found = {name: values.float().clone() for name, values in state.items()}
+    for name in names if names is not None else state:
+        values = found[name]
+        step = rng.standard_normal(tuple(values.shape))
+        if values.ndim == 2 and min(values.shape) > 8:
+            rows, cols = values.shape
+            left, right = rng.standard_normal((rows, 6)), rng.standard_normal((6, cols))
+            step = (step + left @ right / math.sqrt(6)) / math.sqrt(2)
+        found[name] = values + torch.from_numpy(step).float() * (size * scale_of(values))
+    return found
+
+
+def one_entry(state: State, name: str, rng: np.random.Generator, units: int = 40) -> State:
+    """One entry of a tensor changed, by so many units in the last place of its format."""
+    found = dict(state)
+    values = found[name].clone()
+    flat = values.view(-1)
+    large = torch.topk(flat.float().abs(), max(1, len(flat) // 4)).indices
+    at = int(large[int(rng.integers(len(large)))])
+    flat[at] = flat[at].float() * (1 + units * torch.finfo(values.dtype).eps)
+    found[name] = values
+    return found
+
+
+def rounding_noise(state: State, rng: np.random.Generator, names: Sequence[str]) -> State:
+    """A third of the entries one unit in the last place further off."""
+    found = dict(state)
+    for name in names:
+        values = found[name].float()
+        away = torch.from_numpy(rng.integers(-1, 2, tuple(values.shape))).float()
+        found[name] = (values * (1 + away * torch.finfo(state[name].dtype).eps)).to(
+            state[name].dtype
+        )
+    return found
+
+
+def swapped(state: State, layer: int = 1) -> State:
+    """q and k of a layer exchanged; where their shapes differ, the rows that both have."""
+    q, k = named(state, "q", layer), named(state, "k", layer)
+    rows = min(len(state[q]), len(state[k]))
+    first, second = state[q].clone(), state[k].clone()
+    first[:rows], second[:rows] = state[k][:rows], state[q][:rows]
+    return {**state, q: first, k: second}
+
+
+def reordered_heads(model: Model, state: State, layer: int = 1) -> State:
+    """q and k of a layer in the order of rotary halves that another library has."""
+    config = model.config.get("text_config", model.config)
+    heads = config["num_attention_heads"]
+    kv = config.get("num_key_value_heads", heads)
+    q, k = named(state, "q", layer), named(state, "k", layer)
+    found = {q: permuted(state[q], heads), k: permuted(state[k], kv)}
+    return {**state, **{name: values.contiguous() for name, values in found.items()}}
+
+
+def packed_experts(state: State) -> State:
+    """The experts of a layer in one tensor each, as newer libraries write them."""
+    found = {name: values for name, values in state.items() if ".experts." not in name}
+    layers = sorted({layer_of(name) for name in state if ".experts." in name}, key=str)
+    for layer in layers:
+        mlp = f"model.layers.{layer}.mlp.experts"
+        count = sum(name.startswith(mlp) and "down_proj" in name for name in state)
+        each = {
+            one: [state[f"{mlp}.{expert}.{one}_proj.weight"] for expert in range(count)]
+            for one in ("gate", "up", "down")
+        }
+        both = [torch.cat(pair) for pair in zip(each["gate"], each["up"], strict=True)]
+        found[f"{mlp}.gate_up_proj"] = torch.stack(both)
+        found[f"{mlp}.down_proj"] = torch.stack(each["down"])
+    return found
+
+
+def fused(state: State) -> State:
+    """q, k and v in one tensor, and gate and up, as Phi-3 has them."""
+    found = dict(state)
+    for name in list(state):
+        if name.endswith("q_proj.weight"):
+            stem = name.removesuffix("q_proj.weight")
+            parts = [found.pop(f"{stem}{one}_proj.weight") for one in "qkv"]
+            found[f"{stem}qkv_proj.weight"] = torch.cat(parts)
+        elif name.endswith("mlp.gate_proj.weight"):
+            stem = name.removesuffix("gate_proj.weight")
+            parts = [found.pop(f"{stem}{one}_proj.weight") for one in ("gate", "up")]
+            found[f"{stem}gate_up_proj.weight"] = torch.cat(parts)
+    return found
+
+
+# -------------------------------------------------------------------------------- adapters
+
+Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]
+RANK, ALPHA = 4, 8
+
+
+def factors(
+    state: Mapping[str, torch.Tensor], size: float, rng: np.random.Generator, scale: float
+) -> Factors:
+    """(B, A) of every adapted matrix, float32; scale B A has this size relative to the matrix."""
+    found = {}
+    for name in adapted(state):
+        rows, cols = state[name].shape
+        b = torch.from_numpy(rng.standard_normal((rows, RANK))).float()
+        a = torch.from_numpy(rng.standard_normal((RANK, cols))).float() / math.sqrt(RANK)
+        found[name] = (b * (size * scale_of(state[name]) / scale), a)
+    return found
+
+
+def merge(
+    state: State,
+    of: Factors,
+    scale: float,
+    stored: str,
+    how: Callable[[str], float] = lambda name: 1.0,
+    narrow: bool = False,
+) -> State:
+    """The adapter merged, times `how` of each matrix. narrow: computed in the stored format."""
+    found = dict(state)
+    for name, (b, a) in of.items():
+        if narrow:
+            kind = DTYPES[stored]
+            update = (b.to(kind) @ a.to(kind)) * scale
+            found[name] = state[name].to(kind) + update * how(name)
+        else:
+            found[name] = state[name].float() + how(name) * scale * (b @ a)
+    return cast(found, stored)
+
+
+def adapter_files(of: Factors, rank_stabilised: bool) -> tuple[State, dict[str, object]]:
+    """Tensors and config of the adapter."""
+    tensors = {}
+    for name, (b, a) in of.items():
+        module = f"base_model.model.{name.removesuffix('.weight')}"
+        tensors |= {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}
+    config = {
+        "peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, "use_rslora": rank_stabilised,
+        "target_modules": sorted({name.split(".")[-2] for name in of}),
+    }  # fmt: skip
+    return tensors, config
+
+
+def through(state: State, names: Sequence[str], bits: str) -> State:
+    """Matrices quantised and dequantised: NF4 in blocks of 64, or int8 by row."""
+    found = dict(state)
+    for name in names:
+        values = state[name].float()
+        if bits == "int8":
+            top = values.abs().amax(1, keepdim=True).clamp_min(1e-12) / 127
+            back = (values / top).round() * top
+        else:
+            blocks = values.reshape(-1, 64)
+            top = blocks.abs().amax(1, keepdim=True).clamp_min(1e-12)
+            levels = torch.tensor(NF4)
+            nearest = (blocks / top)[..., None].sub(levels).abs().argmin(-1)
+            back = (levels[nearest] * top).reshape(values.shape)
+        found[name] = back.to(state[name].dtype)
+    return found
+
+
+# -------------------------------------------------------------------------------- merges
+
+
+def linear(
+    weights: Sequence[float] | Callable[[str], Sequence[float]],
+    sides: Sequence[State],
+    stored: str,
+    base: State | None = None,
+) -> State:
+    """A weighted sum of models, or of their deltas to a base, made in float32."""
+    found = {}
+    for name in sides[0]:
+        each = weights(name) if callable(weights) else weights
+        if base is None:
+            total = sum(w * one[name].float() for w, one in zip(each, sides, strict=True))
+        else:
+            start = base[name].float()
+            total = start + sum(
+                w * (one[name].float() - start) for w, one in zip(each, sides, strict=True)
+            )
+        found[name] = total
+    return cast(found, stored)  # type: ignore[arg-type]
+
+
+def linear_in_steps(weights: Sequence[float], sides: Sequence[State]) -> State:
+    """The same, every step in the format of the models."""
+    found = {}
+    for name, first in sides[0].items():
+        total = torch.zeros_like(first)
+        for weight, one in zip(weights, sides, strict=True):
+            total = total + torch.tensor(weight).to(first.dtype) * one[name]
+        found[name] = total
+    return found
+
+
+def slerp(t: float, first: State, second: State, stored: str) -> State:
+    """Spherical interpolation of every tensor, as mergekit does it."""
+    found = {}
+    for name, values in first.items():
+        a, b = values.double(), second[name].double()
+        cosine = float((a * b).sum() / (a.norm() * b.norm()).clamp_min(1e-30))
+        if abs(cosine) > 0.9995:
+            found[name] = (1 - t) * a + t * b
+            continue
+        angle = math.acos(cosine)
+        found[name] = (math.sin((1 - t) * angle) * a + math.sin(t * angle) * b) / math.sin(angle)
+    return cast(found, stored)
+
+
+def ties(base: State, sides: Sequence[State], density: float, factor: float, stored: str) -> State:
+    """Trim, elect a sign, average what has it (Yadav et al. 2023)."""
+    found = {}
+    for name, start in base.items():
+        deltas = torch.stack([(one[name].float() - start.float()).reshape(-1) for one in sides])
+        keep = max(1, int(density * deltas.shape[1]))
+        mask = torch.zeros_like(deltas)
+        mask.scatter_(1, deltas.abs().topk(keep, 1).indices, 1.0)
+        kept = deltas * mask
+        sign = kept.sum(0).sign()
+        agree = (kept.sign() == sign) & (mask > 0) & (sign != 0)
+        mean = (kept * agree).sum(0) / agree.sum(0).clamp_min(1)
+        found[name] = start.float() + factor * mean.reshape(start.shape)
+    return cast(found, stored)
+
+
+def dare(
+    base: State,
+    sides: Sequence[State],
+    weights: Sequence[float],
+    dropped: float,
+    rng: np.random.Generator,
+    stored: str,
+) -> State:
+    """Drop entries of deltas at random and divide the rest by the share kept (Yu et al. 2024)."""
+    found = {}
+    for name, start in base.items():
+        total = start.float()
+        for weight, one in zip(weights, sides, strict=True):
+            mask = torch.from_numpy(rng.random(tuple(start.shape)) >= dropped).float()
+            total = total + weight / (1 - dropped) * mask * (one[name].float() - start.float())
+        found[name] = total
+    return cast(found, stored)

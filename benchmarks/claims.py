@@ -1,0 +1,246 @@
+"""Claims of known truth, planted on six models, and how often `shadow verify` is right about them.
+
+    python benchmarks/claims.py                    # the final seed; writes docs/verify.md and rates
+    python benchmarks/claims.py --seed 1           # another seed, printed: to develop with
+    python benchmarks/claims.py --seed 1 --only merged        # plants with this in their name
+    python benchmarks/claims.py --seed 1 --only NAME --show   # and all that is said of them
+
+claim_models.py has the models, claim_faults.py what is done to them, claim_plants.py the claims. A
+run that was cut off goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # small matrices only wait for each other
+
+import hashlib
+import json
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from claim_models import CACHE
+from claim_plants import OPEN, Plant, plants, work
+from scipy.stats import beta
+
+import shadow
+from shadow.errors import ShadowError
+
+FINAL = 20261128  # asked once, after all was developed with others
+PAGE = Path(__file__).parents[1] / "docs" / "verify.md"
+RATES = Path(shadow.__file__).parent / "claims" / "verify_error_rates.json"
+MARKS = "<!-- error rates -->", "<!-- /error rates -->"
+WHERE = "docs/verify.md"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What came of a plant."""
+
+    name: str
+    claim: str
+    kind: str
+    truth: str
+    outcome: str
+    """A word of an answer, or `fault`."""
+    is_named: bool
+    """Whether the answer names the fault that was planted, or why it cannot be told."""
+    reason: str
+    seconds: float
+
+    @property
+    def is_right(self) -> bool:
+        return self.outcome == self.truth
+
+
+def judged(plant: Plant, seed: int, folder: Path) -> Judged:
+    """Make the checkpoints, and ask."""
+    started = time.process_time()
+    try:
+        asked = plant.make(work(plant, folder, seed))
+        found = shadow.verify(
+            plant.claim,
+            *asked.checkpoints,
+            **{name: value for name, value in asked.options.items() if value},
+            jobs=1,
+        )
+        outcome, against = found.outcome, found.against
+        reason = found.reason
+        told = "\n".join([reason, *(f"{one.name}: {one.what}" for one in against), *found.notes])
+    except ShadowError as error:
+        outcome, reason, told = "fault", error.message, error.message
+    return Judged(
+        plant.name, plant.claim, plant.kind, plant.truth, outcome,
+        re.search(plant.names, told) is not None, reason, time.process_time() - started,
+    )  # fmt: skip
+
+
+def all_judged(chosen: Sequence[Plant], seed: int, cache: Path) -> Iterator[Judged]:
+    """Of every plant; those that this version of everything has judged are read from a file."""
+    cache.mkdir(parents=True, exist_ok=True)
+    path = cache / f"judged-{seed}-{method()}.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    there = {one["name"]: Judged(**one) for one in map(json.loads, lines)}
+    for number, plant in enumerate(chosen):
+        if plant.name not in there:
+            folder = Path(tempfile.mkdtemp(dir=cache))
+            try:
+                found = judged(plant, seed, folder)
+            finally:
+                shutil.rmtree(folder)
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(found)) + "\n")
+            there[plant.name] = found
+            if not found.is_right or not found.is_named:
+                print(wrong(found), file=sys.stderr, flush=True)
+        if (number + 1) % 25 == 0:
+            print(f"{number + 1} of {len(chosen)}", file=sys.stderr, flush=True)
+        yield there[plant.name]
+
+
+def method() -> str:
+    """A digest of the package and of these scripts: what an answer rests on."""
+    files = sorted(Path(shadow.__file__).parent.rglob("*.py"))
+    files += sorted(Path(__file__).parent.glob("claim*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
+# ------------------------------------------------------------------------------------- page
+
+
+def bounds(wrong: int, of: int, level: float = 0.95) -> tuple[float, float]:
+    """The exact interval of a share (Clopper and Pearson 1934); one-sided of none or all."""
+    tail = (1 - level) / 2 if 0 < wrong < of else 1 - level
+    low = 0.0 if wrong == 0 else float(beta.ppf(tail, wrong, of - wrong + 1))
+    high = 1.0 if wrong == of else float(beta.ppf(1 - tail, wrong + 1, of - wrong))
+    return low, high
+
+
+def rows(found: Sequence[Judged]) -> list[list[str]]:
+    """The table: a row for each kind of a claim, and one for each claim."""
+    table = []
+    for claim in dict.fromkeys(one.claim for one in found):
+        own = [one for one in found if one.claim == claim]
+        kinds = list(dict.fromkeys((one.kind, one.truth) for one in own))
+        for kind, truth in kinds:
+            some = [one for one in own if (one.kind, one.truth) == (kind, truth)]
+            table.append([f"`{claim}`", kind, truth.replace("_", " "), *counts(some)])
+        table.append([f"`{claim}`", "**all**", "", *counts(own)])
+    return table
+
+
+def counts(some: Sequence[Judged]) -> list[str]:
+    """How many: all, right, with the cause named, falsely holds, falsely does not, refused."""
+    right = sum(one.is_right for one in some)
+    holds = sum(one.outcome == "holds" and not one.is_right for one in some)
+    denied = sum(one.outcome == "does_not_hold" and not one.is_right for one in some)
+    refused = [one for one in some if one.outcome in (OPEN, "fault") and not one.is_right]
+    named = sum(one.is_named for one in some if one.is_right)
+    told = str(len(refused))
+    if refused:
+        told += f" ({sum(one.is_named for one in refused)} with the right reason)"
+    return [str(len(some)), str(right), str(named), str(holds), str(denied), told]
+
+
+HEAD = [
+    "claim", "planted", "true answer", "claims", "right", "named the cause", "falsely 'holds'",
+    "falsely 'does not hold'", "refused",
+]  # fmt: skip
+
+
+def told(found: Sequence[Judged]) -> str:
+    """The generated section of the page."""
+    decidable = [one for one in found if one.truth != OPEN]
+    undecidable = [one for one in found if one.truth == OPEN]
+    could_hold = [one for one in found if one.truth != "holds"]
+    false = sum(one.outcome == "holds" for one in could_hold)
+    right = sum(one.is_right for one in decidable)
+    refused = sum(one.outcome in (OPEN, "fault") for one in decidable)
+    noticed = sum(one.is_right for one in undecidable)
+    lines = [
+        f"`python benchmarks/claims.py` plants {len(found)} claims on six models and asks each"
+        " once, with a seed that nothing was developed with. Real are SmolLM2-135M, a BERT and a"
+        " DINOv2-small, cut to a few layers. A Llama, a mixture of experts and a LLaVA are made"
+        " up.",
+        "",
+        f"- Falsely *holds*: {false} of {len(could_hold)} that do not hold or cannot be told"
+        f" ({interval(false, len(could_hold))}).",
+        f"- Right: {right} of {len(decidable)} that can be decided"
+        f" ({interval(right, len(decidable))}).",
+        f"- Refused, though it can be decided: {refused} of {len(decidable)}"
+        f" ({interval(refused, len(decidable))}).",
+        f"- Refused, as it should be: {noticed} of {len(undecidable)} that cannot be decided"
+        f" ({interval(noticed, len(undecidable))}).",
+        "",
+        "Intervals are exact binomial ones of 95 % (Clopper and Pearson), one-sided where a count"
+        " is none or all. *Named the cause*: the answer names the tensor, the factor or the fault"
+        " that was planted, or the weights of a merge.",
+        "",
+    ]
+    table = [HEAD, ["---"] * len(HEAD), *rows(found)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in table)])
+
+
+def interval(count: int, of: int) -> str:
+    """`0 to 1.2 %`."""
+    if not of:
+        return "none were asked"
+    low, high = bounds(count, of)
+    return f"{100 * low:.2g} to {100 * high:.3g} %"
+
+
+def rates(found: Sequence[Judged]) -> dict[str, object]:
+    """What `shadow explain` quotes: by claim, how many answers were wrong, of how many."""
+    answers = {}
+    for claim in dict.fromkeys(one.claim for one in found):
+        decided = [
+            one for one in found if one.claim == claim and one.outcome in ("holds", "does_not_hold")
+        ]
+        answers[claim] = [sum(not one.is_right for one in decided), len(decided)]
+    return {"where": WHERE, "answers": answers}
+
+
+def wrong(one: Judged) -> str:
+    """A line about an answer that is wrong or names nothing."""
+    word = "unnamed" if one.is_right else one.outcome
+    return f"{one.name}: true: {one.truth}, answered: {word}: {one.reason[:200]}"
+
+
+def main(
+    seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = FINAL,
+    only: Annotated[str | None, typer.Option(help="Plants with this in their name.")] = None,
+    show: Annotated[bool, typer.Option(help="Print what is said of every plant.")] = False,
+    cache: Annotated[Path, typer.Option(help="Folder of models and of answers.")] = CACHE,
+) -> None:
+    """Plant the claims, ask them, and write the table."""
+    torch.set_num_threads(1)
+    started = time.process_time()
+    chosen = [one for one in plants() if only is None or only in one.name]
+    found = list(all_judged(chosen, seed, cache))
+    if show:
+        for one in found:
+            print(f"{one.name}: {one.outcome} ({one.seconds:.1f} s): {one.reason}")
+    print(f"{time.process_time() - started:.0f} s of CPU time", file=sys.stderr)
+    section = told(found)
+    if seed != FINAL or only is not None:
+        print(section)
+        return
+    text = PAGE.read_text(encoding="utf-8")
+    before, rest = text.split(MARKS[0])
+    after = rest.split(MARKS[1])[1]
+    PAGE.write_text(f"{before}{MARKS[0]}\n{section}\n{MARKS[1]}{after}", encoding="utf-8")
+    RATES.write_text(json.dumps(rates(found), indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,222 @@
+"""What the claim `mixture` needs measured: a model beside those that it may be mixed of.
+
+All shards are at hand at once, as the same tensor of every model is read tile by tile together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from threadpoolctl import threadpool_limits
+
+from shadow.audits.machine_limits import machine_limits
+from shadow.audits.memory import default_jobs
+from shadow.audits.runtime import Progress, Runtime
+from shadow.audits.scan import fetch_all
+from shadow.audits.sides import find_checkpoint, open_found
+from shadow.audits.workers import views
+from shadow.checkpoints.opening import Checkpoint
+from shadow.checkpoints.pairing import Filter, MatrixPair, Skipped, pair_checkpoints
+from shadow.claims.verify.mixture import Found, Mixture, NotFound, Weight, mixture
+from shadow.claims.verify.scanned import Apart
+from shadow.claims.verify.verification import Verification
+from shadow.errors import ShadowError, UsageError
+from shadow.spectra.lazy import Matrix
+from shadow.spectra.masks import Masked, masked
+from shadow.spectra.mixture import Read, products, read
+from shadow.spectra.mixture_fit import Fit, Misfit, Mixed, fit
+from shadow.targets.references import AnyReference
+
+# of tensors without a partner: a head or embedding that its config ties to another is no loss
+NO_LOSS = ("tied", "not_float")
+UNREAD = ("quantized", "unknown_dtype", "unreadable", "shape_differs")
+
+
+def verify_mixture(
+    of: Mapping[str, str],
+    checkpoints: Sequence[AnyReference],
+    base: AnyReference | None,
+    runtime: Runtime,
+    scratch: Path,
+) -> Verification:
+    """Whether the first of the checkpoints is a merge of the others."""
+    sides = checkpoints[1:]
+    references = [*checkpoints, *([base] if base else [])]
+    opened = [
+        open_found(
+            find_checkpoint(one, runtime, scratch / f"{number}"), runtime, scratch / f"{number}"
+        )
+        for number, one in enumerate(references)
+    ]
+    for one in opened:
+        if one.adapter:
+            raise UsageError(
+                f"{one.reference} is an adapter, and a merge is of models",
+                "`shadow verify merged BASE ADAPTER MERGED` checks one that was merged",
+            )
+    target, *others = opened
+    paired = [pair_checkpoints(other, target, Filter()) for other in others]
+    lone, unread = _apart([skipped for _, skipped in paired])
+    by_key = [{pair.key: pair for pair in pairs if pair.base is not None} for pairs, _ in paired]
+    common = [key for key in by_key[0] if all(key in of_other for of_other in by_key)]
+    fetch_all(opened, runtime)
+    lines = [[of_other[key] for of_other in by_key] for key in common]
+    tensors = _tensors(lines, target, others, has_base=base is not None, runtime=runtime)
+    for checkpoint in opened:
+        for source in checkpoint.sources.values():
+            source.require_unchanged()
+    lone += [
+        Apart(one.name, "tuned", one.sums.entries, "some entries are not finite")
+        for one in tensors
+        if not one.sums.finite
+    ]
+    tensors = [one for one in tensors if one.sums.finite]
+    if not tensors:
+        raise ShadowError(f"{target.reference}: no tensor is finite in all of these models")
+    found = _found(tensors, len(sides), has_base=base is not None)
+    formats = sorted({one.stored for one in tensors})
+    measured = Mixture(len(tensors), formats, base is not None, found, lone, unread)
+    answer, against = mixture(measured)
+    return Verification("mixture", of, answer, against)
+
+
+def _apart(skipped: Sequence[Sequence[Skipped]]) -> tuple[list[Apart], list[Apart]]:
+    """Tensors that not all models have, and those that are not read."""
+    lone: dict[str, Apart] = {}
+    unread: dict[str, Apart] = {}
+    for of_side in skipped:
+        for one in of_side:
+            if one.reason in NO_LOSS:
+                continue
+            apart = Apart(
+                one.info.name, one.side, one.info.parameters,
+                one.detail or ("only in TUNED" if one.side == "tuned" else "not in TUNED"),
+            )  # fmt: skip
+            (unread if one.reason in UNREAD else lone)[one.info.name] = apart
+    return list(lone.values()), list(unread.values())
+
+
+def _tensors(
+    lines: Sequence[Sequence[MatrixPair]],
+    target: Checkpoint,
+    others: Sequence[Checkpoint],
+    *,
+    has_base: bool,
+    runtime: Runtime,
+) -> list[Mixed]:
+    """Every tensor with its sums of products."""
+    jobs = runtime.jobs or default_jobs(
+        [line[0] for line in lines], runtime.limits or machine_limits()
+    )
+    measure = partial(_mixed, target=target, others=others, has_base=has_base)
+    found: list[Mixed] = []
+    with (
+        threadpool_limits(limits=1, user_api="blas"),
+        ThreadPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+    ):
+        for one in pool.map(measure, lines):
+            found.append(one)
+            runtime.show(
+                Progress(
+                    done=len(found),
+                    total=len(lines),
+                    cost_done=len(found),
+                    cost_total=len(lines),
+                )
+            )
+    return found
+
+
+def _mixed(
+    line: Sequence[MatrixPair], target: Checkpoint, others: Sequence[Checkpoint], *, has_base: bool
+) -> Mixed:
+    first = line[0]
+    parts = partial(_parts, line, target, others, has_base)
+    stored = first.tuned.info.dtype
+    place = first.place
+    kind = place.module.partition(".")[0]
+    name = first.tuned.info.name
+    if first.tuned.part.place.expert is not None and str(place.expert) not in name:
+        name = f"{name}[{place.expert}]"
+    if sum(char == "." for char in place.module) and place.module.endswith(("gate", "up")):
+        name = name if place.module.rpartition(".")[2] in name else f"{name} ({place.module})"
+    return Mixed(
+        f"{name}",
+        place.layer,
+        kind,
+        first.tuned.info.name,
+        stored,
+        parts,
+        products(parts(), stored),
+    )
+
+
+def _parts(
+    line: Sequence[MatrixPair], target: Checkpoint, others: Sequence[Checkpoint], has_base: bool
+) -> Iterator[Read]:
+    """The tiles of a tensor of every model, of one shape."""
+    found: list[Matrix] = []
+    tuned: Matrix | None = None
+    for pair, other in zip(line, others, strict=True):
+        assert pair.base is not None, "paired"
+        one, tuned = views(pair, pair.base, other, target)
+        found.append(one)
+    assert tuned is not None, "there are others"
+    shapes = {tuple(matrix.shape) for matrix in (tuned, *found)}
+    if len(shapes) > 1:  # rows in groups on one side only
+        rows = min(pair.rows for pair in line)
+        whole = [
+            matrix[(slice(None),)].reshape(-1, line[0].cols)[:rows] for matrix in (tuned, *found)
+        ]
+        tuned, found = whole[0], [*whole[1:]]
+    sides, base = (found[:-1], found[-1]) if has_base else (found, None)
+    return read(tuned, base, sides)
+
+
+def _found(tensors: Sequence[Mixed], sides: int, *, has_base: bool) -> Found | NotFound:
+    """What the claim judges."""
+    linear = fit(tensors, sides, has_base)
+    if isinstance(linear, Fit):
+        return _linear(linear)
+    if has_base and (dropped := masked(tensors, sides)):
+        return _dropped(dropped)
+    return _not_found(linear)
+
+
+def _linear(found: Fit) -> Found:
+    weights = np.array(found.weights)
+    sides = weights.shape[1]
+    return Found(
+        method=found.method,
+        per=found.per,
+        weights=[
+            Weight(
+                least=float(weights[:, side].min()),
+                most=float(weights[:, side].max()),
+                low=float(found.low[side]),
+                high=float(found.high[side]),
+            )
+            for side in range(sides)
+        ],
+        t=found.t,
+        in_steps=found.in_steps,
+    )
+
+
+def _dropped(found: Masked) -> Found:
+    if found.method == "ties":
+        return Found("ties", "model", [], kept=found.kept, factor=found.factors[0])
+    weights = [
+        Weight(value, value, value, value)
+        for value in (factor * kept for factor, kept in zip(found.factors, found.kept, strict=True))
+    ]
+    return Found("dare", "model", weights, kept=found.kept)
+
+
+def _not_found(found: Misfit) -> NotFound:
+    return NotFound(list(found.weights), found.rest, found.apart, found.entries)

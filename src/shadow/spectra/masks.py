@@ -1,0 +1,211 @@
+"""Mixtures of which entries were dropped: TIES and DARE, known by their masks and factors.
+
+Both add a part of each delta D_i = A_i - B to a base. TIES (Yadav et al. 2023) keeps the largest
+entries of each delta, elects a sign for every entry and averages the deltas that have it. DARE (Yu
+et al. 2024) drops entries at random and divides the others by the share that it keeps. Either is
+made anew from masks and factors and must agree with every entry within the rounding of storage.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shadow.spectra.mixture import UNIT, Floats, Read, once
+from shadow.spectra.mixture_fit import Mixed
+
+MOST_SIDES = 4  # subsets of the sides are tried for each entry
+CLEAR = 4.0  # an entry says whether it was dropped if its delta is so many bounds
+LEAST = 500  # entries that must say so, of each side
+SAMPLE = 400_000  # entries that factors are read from
+DROPPED = 0.02, 0.98  # shares between which entries were dropped
+
+
+@dataclass(frozen=True)
+class Masked:
+    """A mixture of masked deltas that every entry agrees with."""
+
+    method: str
+    """`ties` or `dare`."""
+    kept: Sequence[float]
+    """The share of entries that is kept: of TIES one number, of DARE one for each side."""
+    factors: Sequence[float]
+    """What kept deltas are multiplied by: of TIES one number, of DARE one for each side."""
+    entries: int
+    """That say whether they were dropped."""
+
+
+def masked(tensors: Sequence[Mixed], sides: int) -> Masked | None:
+    """The mixture of masked deltas that this is; None where it is none."""
+    if sides > MOST_SIDES or not all(one.sums.finite for one in tensors):
+        return None
+    return _ties(tensors, sides) or _dare(tensors, sides)
+
+
+def _whole(one: Mixed) -> Read:
+    """All entries of a tensor."""
+    parts = list(one.parts())
+    return Read(
+        np.concatenate([part.tuned for part in parts]),
+        np.concatenate([part.first for part in parts]),
+        np.concatenate([part.terms for part in parts], 1),
+    )
+
+
+def _subsets(sides: int) -> Iterator[NDArray[np.bool_]]:
+    for chosen in product((False, True), repeat=sides):
+        yield np.array(chosen)
+
+
+# ---------------------------------------------------------------------------------- TIES
+
+
+def _ties(tensors: Sequence[Mixed], sides: int) -> Masked | None:
+    """Trimmed by size to one share, signs elected, the mean of what agrees times one factor."""
+    shares = [_share_kept(_whole(one), one.stored) for one in tensors if one.sums.entries >= LEAST]
+    known = [share for share in shares if share is not None]
+    if not known:
+        return None
+    share = max(known)
+    if abs(share - round(share, 2)) < 0.003:
+        share = round(share, 2)
+    if not DROPPED[0] < share < DROPPED[1]:
+        return None
+    low, high = 0.0, math.inf  # between which the factor lies: what stops it is an entry's bound
+    for one in tensors:
+        whole = _whole(one)
+        keeps, drops = list(_trimmed(whole.first, whole.terms, share))[:: (1 << sides) - 1]
+        sure = (keeps == drops) & (keeps != 0)
+        if sure.any():
+            merged, most = keeps[sure], once(whole, np.ones(sides), one.stored)[sure]
+            ends = (whole.target[sure] + most * np.array([[-1.0], [1.0]])) / merged
+            low, high = max(low, float(ends.min(0).max())), min(high, float(ends.max(0).min()))
+    if not low <= high < math.inf:
+        return None
+    factor, clear = (low + high) / 2, 0
+    for one in tensors:
+        whole = _whole(one)
+        most = once(whole, np.full(sides, factor), one.stored)
+        fits = np.zeros(len(most), bool)
+        for merged in _trimmed(whole.first, whole.terms, share):
+            fits |= np.abs(whole.target - factor * merged) <= most
+        if not fits.all():
+            return None
+        clear += int((np.abs(factor * whole.terms).max(0) > CLEAR * most).sum())
+    return Masked("ties", [share], [factor], clear) if clear >= LEAST else None
+
+
+def _share_kept(whole: Read, stored: str) -> float | None:
+    """The share of entries by size, of either side, outside which nothing changed."""
+    moved = np.abs(whole.target) > once(whole, np.ones(len(whole.terms)), stored)
+    if not moved.any() or moved.all():
+        return None
+    count = len(moved)
+    best = np.full(count, count)
+    for delta in np.abs(whole.terms):
+        larger = count - np.searchsorted(np.sort(delta), delta, "right")
+        best = np.minimum(best, larger + 1)
+    return float(best[moved].max()) / count
+
+
+def _trimmed(first: Floats, deltas: Floats, share: float) -> Iterator[Floats]:
+    """The elected mean of the trimmed deltas; of entries as large as the smallest that is kept,
+    once for each way to keep or drop them.
+    """
+    count = deltas.shape[1]
+    keep = max(1, int(share * count))
+    size = np.abs(deltas)
+    limits = np.partition(size, count - keep, axis=1)[:, count - keep]
+    near = 1e-6 * limits + UNIT * np.abs(first).max()
+    tied = (np.abs(size - limits[:, None]) <= near[:, None]) & (limits[:, None] > 0)
+    for also in _subsets(len(deltas)):
+        kept = ((size > limits[:, None]) & ~tied) | (tied & ~also[:, None])
+        each = np.where(kept, deltas, 0.0)
+        sign = np.sign(each.sum(0))
+        agree = (np.sign(each) == sign) & kept & (sign != 0)
+        yield (each * agree).sum(0) / np.maximum(agree.sum(0), 1)
+
+
+# ---------------------------------------------------------------------------------- DARE
+
+
+def _dare(tensors: Sequence[Mixed], sides: int) -> Masked | None:
+    """Dropped at random, the rest times a factor for each side."""
+    factors = _factors(tensors, sides)
+    if factors is None:
+        return None
+    for _ in range(2):
+        gram, cross = np.zeros((sides, sides)), np.zeros(sides)
+        for one in tensors:
+            for part in one.parts():
+                chosen, _, most = _nearest(part, factors, one.stored)
+                terms = part.terms * chosen / most
+                gram += terms @ terms.T
+                cross += terms @ (part.target / most)
+        if np.linalg.matrix_rank(gram) < sides:
+            return None
+        factors = np.asarray(np.linalg.solve(gram, cross), np.float64)
+    kept, clear = np.zeros(sides), np.zeros(sides)
+    size_kept, size = np.zeros(sides), np.zeros(sides)
+    for one in tensors:
+        for part in one.parts():
+            chosen, left, most = _nearest(part, factors, one.stored)
+            if not (left <= most * (1 + 1e-9)).all():
+                return None
+            says = np.abs(factors[:, None] * part.terms) > CLEAR * most
+            kept += (says & chosen).sum(1)
+            clear += says.sum(1)
+            size_kept += (np.abs(part.terms) * (says & chosen)).sum(1)
+            size += (np.abs(part.terms) * says).sum(1)
+    if (clear < LEAST).any() or (kept == 0).any():
+        return None
+    share = kept / clear
+    # what is dropped at random is as large as what is kept
+    at_random = np.abs(size_kept / kept / (size / clear) - 1) < 0.1 + 3 / np.sqrt(kept)
+    if not at_random.all() or not ((share > DROPPED[0]) & (share < DROPPED[1])).any():
+        return None
+    return Masked("dare", share.tolist(), factors.tolist(), int(clear.min()))
+
+
+def _factors(tensors: Sequence[Mixed], sides: int) -> Floats | None:
+    """The factor of each side, where only that side was kept: the commonest ratio of the change to
+    its delta.
+    """
+    largest = max(tensors, key=lambda one: one.sums.entries)
+    whole = _whole(largest)
+    most = once(whole, np.ones(sides), largest.stored)
+    found = []
+    for delta in whole.terms:
+        precise = np.abs(delta) / most
+        chosen = np.flatnonzero(precise > max(2 * CLEAR, np.quantile(precise, 0.6)))[:SAMPLE]
+        moved = chosen[np.abs(whole.target[chosen]) > most[chosen]]
+        if len(moved) < LEAST / 5:
+            return None
+        ratios = np.sort(whole.target[moved] / delta[moved])
+        found.append(_commonest(ratios, max(1e-4, 2 * float(np.median(1 / precise[moved])))))
+    return np.array(found)
+
+
+def _commonest(ordered: Floats, width: float) -> float:
+    """The median of the window of this width, relative to where it lies, with most numbers."""
+    ends = np.searchsorted(ordered, ordered + width * np.maximum(np.abs(ordered), 0.1), "right")
+    at = int(np.argmax(ends - np.arange(len(ordered))))
+    return float(np.median(ordered[at : ends[at]]))
+
+
+def _nearest(part: Read, factors: Floats, stored: str) -> tuple[NDArray[np.bool_], Floats, Floats]:
+    """The sides that were kept of each entry, as leaves least of it; that, and the bound."""
+    most = once(part, np.abs(factors), stored)
+    best = np.full(len(most), math.inf)
+    chosen = np.zeros(part.terms.shape, bool)
+    for subset in _subsets(len(factors)):
+        left = np.abs(part.target - (factors * subset) @ part.terms)
+        closer = left < best
+        best = np.where(closer, left, best)
+        chosen[:, closer] = subset[:, None]
+    return chosen, best, most

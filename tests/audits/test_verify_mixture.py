@@ -1,0 +1,147 @@
+"""`shadow verify mixture`: merges of checkpoints, and what is none."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from command import run_shadow
+from safetensors.torch import save_file
+
+import shadow
+
+Q = "model.layers.{}.self_attn.q_proj.weight"
+UP = "model.layers.{}.mlp.up_proj.weight"
+
+
+def model(seed, start=None, size=1.0):
+    """Four matrices and a norm; with a start, a training from it."""
+    generator = torch.Generator().manual_seed(seed)
+    found = {}
+    for name in [one.format(layer) for layer in (0, 1) for one in (Q, UP)]:
+        step = 0.02 * size * torch.randn(64, 64, generator=generator)
+        found[name] = step if start is None else start[name].float() + step
+    norm = torch.ones(64) if start is None else start["model.norm.weight"].float()
+    found["model.norm.weight"] = norm + 0.01 * torch.randn(64, generator=generator)
+    return cast(found)
+
+
+def cast(state):
+    return {name: one.bfloat16() for name, one in state.items()}
+
+
+def put(folder, state, **config):
+    folder.mkdir(parents=True)
+    save_file({name: one.contiguous() for name, one in state.items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", **config}))
+    return folder
+
+
+@pytest.fixture
+def sides(tmp_path):
+    """A base and two models that were tuned from it, and their folders."""
+    base = model(0)
+    states = [base, model(1, base, 0.2), model(2, base, 0.2)]
+    return states, [put(tmp_path / name, one) for name, one in zip("bxy", states, strict=True)]
+
+
+def merge(states, weights, base=None):
+    start = {name: 0 if base is None else one.float() for name, one in states[0].items()}
+    start = start if base is None else {name: one.float() for name, one in base.items()}
+    return cast(
+        {
+            name: start[name]
+            + sum(
+                w * (one[name].float() - start[name])
+                for w, one in zip(weights, states, strict=True)
+            )
+            for name in states[0]
+        }
+    )
+
+
+def test_a_merge_holds_with_its_weights(sides, tmp_path):
+    """An average, and task arithmetic on the base, with the weights as figures."""
+    (base, a, b), (of_base, of_a, of_b) = sides
+    found = shadow.verify("mixture", put(tmp_path / "m", merge([a, b], (0.3, 0.7))), of_a, of_b)
+    assert found.holds
+    assert "0.3 A + 0.7 B in every tensor" in found.reason
+    assert found.figures["weight_a_low"] <= 0.3 + 1e-6
+    assert found.figures["weight_a_high"] >= 0.3 - 1e-6
+    tuned = put(tmp_path / "t", merge([a, b], (0.6, 0.8), base))
+    found = shadow.verify("mixture", tuned, of_a, of_b, base=of_base)
+    assert found.holds
+    assert "base + 0.6 A + 0.8 B" in found.reason
+
+
+def test_names_and_packing_do_not_matter(sides, tmp_path):
+    """A merge whose names have another prefix is lined up by places."""
+    (_, a, b), (_, of_a, of_b) = sides
+    merged = merge([a, b], (0.5, 0.5))
+    renamed = {name.removeprefix("model."): one for name, one in merged.items()}
+    assert shadow.verify("mixture", put(tmp_path / "m", renamed), of_a, of_b).holds
+
+
+def test_one_tensor_of_another_speaks_against_it(sides, tmp_path):
+    """And is named; the weights of the others are told."""
+    (_, a, b), (_, of_a, of_b) = sides
+    merged = {**merge([a, b], (0.3, 0.7)), Q.format(1): a[Q.format(1)]}
+    found = shadow.verify("mixture", put(tmp_path / "m", merged), of_a, of_b)
+    assert found.outcome == "does_not_hold"
+    assert [one.name for one in found.against] == [Q.format(1)]
+    assert "0.3 A + 0.7 B" in found.reason
+
+
+def test_a_copy_has_no_part_of_the_other(sides, tmp_path):
+    """Weight 0 is no part."""
+    (_, a, _), (_, of_a, of_b) = sides
+    found = shadow.verify("mixture", put(tmp_path / "m", a), of_a, of_b)
+    assert found.outcome == "does_not_hold"
+    assert "no part of B" in found.reason
+
+
+def test_equal_models_cannot_be_told_apart(sides, tmp_path):
+    """The weights of two copies are open."""
+    (_, a, _), (_, of_a, _) = sides
+    found = shadow.verify("mixture", put(tmp_path / "m", a), of_a, put(tmp_path / "again", a))
+    assert found.outcome == "cannot_be_told"
+    assert "weight" in found.reason
+
+
+def test_a_tensor_that_only_the_merge_has_speaks_against_it(sides, tmp_path):
+    """It comes from none of them."""
+    (_, a, b), (_, of_a, of_b) = sides
+    merged = {**merge([a, b], (0.5, 0.5)), "lm_head.weight": a[Q.format(0)].clone()}
+    found = shadow.verify("mixture", put(tmp_path / "m", merged), of_a, of_b)
+    assert found.outcome == "does_not_hold"
+    assert found.against[0].name == "lm_head.weight"
+
+
+def test_values_that_are_not_finite_end_in_an_answer(sides, tmp_path):
+    """No warning, no traceback: it does not hold."""
+    (_, a, b), (_, of_a, of_b) = sides
+    merged = merge([a, b], (0.5, 0.5))
+    merged[Q.format(0)][0, 0] = torch.nan
+    done = run_shadow("verify", "mixture", put(tmp_path / "m", merged), of_a, of_b, cwd=tmp_path)
+    assert done.code == 4
+    assert "Traceback" not in done.err
+    assert "Warning" not in done.err
+
+
+def test_an_adapter_is_refused_with_a_hint(sides, tmp_path):
+    """A merge is of models."""
+    _, (of_base, of_a, _) = sides
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    module = "base_model.model.model.layers.0.self_attn.q_proj"
+    pair = {
+        f"{module}.lora_A.weight": torch.ones(2, 64),
+        f"{module}.lora_B.weight": torch.ones(64, 2),
+    }
+    save_file(pair, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    done = run_shadow("verify", "mixture", of_base, of_a, folder, cwd=tmp_path)
+    done.assert_refused(2)
+    assert "merged" in done.err

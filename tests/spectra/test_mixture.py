@@ -1,0 +1,220 @@
+"""Mixtures of matrices: sums, bounds of rounding, weights and masks, against naive NumPy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from shadow.dtypes import FLOATS
+from shadow.spectra.masks import masked
+from shadow.spectra.mixture import interval, products, read, remainder, ulp, within
+from shadow.spectra.mixture_fit import Fit, Misfit, Mixed, fit
+
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+SHAPES = {f"layers.{layer}.{kind}": (48, 64) for layer in range(4) for kind in ("attn", "mlp")}
+
+
+def based(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return {name: 0.02 * torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
+
+
+def tuned(base, size, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: one.float() + size * 0.02 * torch.randn(one.shape, generator=generator)
+        for name, one in base.items()
+    }
+
+
+def cast(state, stored):
+    return {name: one.to(DTYPES[stored]) for name, one in state.items()}
+
+
+def tensors(target, sides, stored, base=None):
+    found = []
+    for name, one in target.items():
+
+        def parts(name=name, one=one):
+            return read(one, base and base[name], [side[name] for side in sides])
+
+        layer, kind = name.split(".")[1:]
+        sums = products(parts(), stored)
+        found.append(Mixed(name, int(layer), kind, name, stored, parts, sums))
+    return found
+
+
+def mixed(weights, sides, stored, base=None):
+    """The merge in float32, stored."""
+    found = {}
+    for name in sides[0]:
+        start = 0 if base is None else base[name].float()
+        each = weights(name) if callable(weights) else weights
+        found[name] = start + sum(
+            w * (one[name].float() - start) for w, one in zip(each, sides, strict=True)
+        )
+    return cast(found, stored)
+
+
+@pytest.mark.parametrize("stored", DTYPES)
+def test_units_in_the_last_place_are_numpys(stored):
+    """2^floor(log2 |w|) over the mantissa, and constant below the smallest normal number."""
+    values = torch.tensor([1.0, -1.5, 0.75, 3e-5, 1e-7, 255.0, -0.0], dtype=torch.float64)
+    form = FLOATS[stored]
+    exponents = np.floor(np.log2(np.maximum(np.abs(values.numpy()), 2.0**form.min_exponent)))
+    assert ulp(values.numpy(), stored) == pytest.approx(2.0 ** (exponents - form.mantissa_bits))
+
+
+@pytest.mark.parametrize("with_base", [False, True])
+def test_sums_are_those_of_whole_matrices(with_base):
+    """Gram, products with the target and what weights leave, against NumPy in float64."""
+    base = cast(based(), "BF16")
+    sides = [cast(tuned(base, 0.3, seed), "BF16") for seed in (1, 2)]
+    target = mixed((0.3, 0.6), sides, "BF16", base if with_base else None)
+    one = tensors(target, sides, "BF16", base if with_base else None)[0]
+    w, b, a1, a2 = (state[one.name].double().numpy().ravel() for state in (target, base, *sides))
+    terms = np.stack([a1 - b, a2 - b] if with_base else [a1, a2 - a1])
+    left = w - (b if with_base else a1)
+    assert one.sums.gram == pytest.approx(terms @ terms.T)
+    assert one.sums.cross == pytest.approx(terms @ left)
+    theta = np.array([0.3, 0.6]) if with_base else np.array([-0.1, 0.6])
+    rest = left - theta @ terms
+    assert one.sums.rest(theta) == pytest.approx(rest @ rest, rel=1e-6)
+    found = remainder(one.parts(), theta, "BF16", with_base)
+    assert found.energy == pytest.approx(rest @ rest)
+    half = 0.5 * ulp(w, "BF16")
+    assert (np.abs(rest) <= half * (1 + 1e-3)).all()
+    assert found.beyond == 0
+    assert found.expected == pytest.approx((half**2).sum() / 3, rel=1e-2)
+
+
+@pytest.mark.parametrize("size", [0.01, 0.3])
+@pytest.mark.parametrize("stored", DTYPES)
+def test_weights_of_merges_are_found(stored, size):
+    """Averages of two and three, and task arithmetic, also where deltas are a few units in the last
+    place, of which least squares alone makes other weights.
+    """
+    base = cast(based(), stored)
+    sides = [cast(tuned(base, size, seed), stored) for seed in (1, 2, 3)]
+    for weights, count, start in (
+        ((0.3, 0.7), 2, None), ((0.2, 0.5, 0.3), 3, None), ((0.6, 0.8), 2, base),
+    ):  # fmt: skip
+        target = mixed(weights, sides[:count], stored, start)
+        found = fit(tensors(target, sides[:count], stored, start), count, start is not None)
+        assert isinstance(found, Fit)
+        assert found.per == "model"
+        assert found.weights[0] == pytest.approx(weights, abs=2e-3)
+        inside = (found.low <= np.array(weights) + 1e-6) & (np.array(weights) - 1e-6 <= found.high)
+        assert inside.all()
+
+
+def test_steps_in_16_bits_are_known_from_one_rounding():
+    """Every product and sum rounded to BF16 leaves more than one rounding, and is a merge too."""
+    base = based()
+    a, b = (cast(tuned(base, 0.3, seed), "BF16") for seed in (1, 2))
+    half = torch.tensor(0.3).bfloat16(), torch.tensor(0.7).bfloat16()
+    target = {name: half[0] * a[name] + half[1] * b[name] for name in a}
+    found = fit(tensors(target, [a, b], "BF16"), 2, has_base=False)
+    assert isinstance(found, Fit)
+    assert found.in_steps
+
+
+def test_weights_by_layer_are_said_to_be_by_layer():
+    """Each layer with a weight of its own, as mergekit's gradients give them."""
+    base = based()
+    sides = [cast(tuned(base, 0.3, seed), "BF16") for seed in (1, 2)]
+
+    def weights(name):
+        t = 0.2 + 0.2 * int(name.split(".")[1])
+        return 1 - t, t
+
+    found = fit(tensors(mixed(weights, sides, "BF16"), sides, "BF16"), 2, has_base=False)
+    assert isinstance(found, Fit)
+    assert found.per == "layer"
+    assert [w[1] for w in found.weights] == pytest.approx([0.2, 0.4, 0.6, 0.8], abs=1e-3)
+
+
+def test_spherical_interpolation_has_its_t():
+    """Weights sin((1 - t) angle) / sin(angle) of each tensor are one t."""
+    a, b = based(1), based(2)
+    b = {name: 0.5 * a[name] + one for name, one in b.items()}
+    b["layers.0.mlp"] = a["layers.0.mlp"] + 0.4 * b["layers.0.mlp"]  # another angle
+    target = {}
+    for name in a:
+        x, y = a[name].double(), b[name].double()
+        angle = torch.arccos((x * y).sum() / (x.norm() * y.norm()))
+        ends = torch.sin(0.7 * angle), torch.sin(0.3 * angle)
+        target[name] = ((ends[0] * x + ends[1] * y) / torch.sin(angle)).float()
+    found = fit(tensors(target, [a, b], "F32"), 2, has_base=False)
+    assert isinstance(found, Fit)
+    assert found.method == "slerp"
+    assert found.t == pytest.approx([0.3], abs=1e-6)
+
+
+@pytest.mark.parametrize("stored", DTYPES)
+def test_what_is_no_merge_is_none(stored):
+    """One tensor of another, one entry, a training afterwards, and a sibling."""
+    base = cast(based(), stored)
+    a, b, other = (cast(tuned(base, 0.3, seed), stored) for seed in (1, 2, 3))
+    merge = mixed((0.3, 0.7), [a, b], stored)
+    name = "layers.1.mlp"
+    changed = merge[name].clone()
+    changed[3, 4] = 1.1 * changed[3, 4] + 1e-3
+    for target, named in (
+        ({**merge, name: other[name]}, {name}), ({**merge, name: b[name]}, {name}),
+        ({**merge, name: changed}, {name}), (cast(tuned(merge, 0.1, 5), stored), set(merge)),
+        (other, set(merge)),
+    ):  # fmt: skip
+        found = fit(tensors(target, [a, b], stored), 2, has_base=False)
+        assert isinstance(found, Misfit)
+        assert named <= {*found.apart, *found.entries}
+
+
+def test_equal_models_leave_weights_open():
+    """Any weights with one sum fit, so nothing limits each of them."""
+    a = cast(tuned(based(), 0.3, 1), "BF16")
+    found = fit(tensors(a, [a, a], "BF16"), 2, has_base=False)
+    assert isinstance(found, Fit)
+    assert (found.high - found.low > 1).all()
+
+
+@pytest.mark.parametrize("stored", DTYPES)
+def test_trimmed_and_dropped_deltas_are_known_by_their_masks(stored):
+    """TIES keeps the largest fifth; DARE drops six tenths at random; a plain merge does neither."""
+    base = cast(based(), stored)
+    sides = [cast(tuned(base, 0.3, seed), stored) for seed in (1, 2)]
+    rng = np.random.default_rng(0)
+    trimmed, dropped = {}, {}
+    for name, start in base.items():
+        d = np.stack([(one[name].double() - start.double()).numpy().ravel() for one in sides])
+        keep = int(0.2 * d.shape[1])
+        kept = np.where(np.abs(d) >= np.sort(np.abs(d), 1)[:, -keep, None], d, 0)
+        agree = np.sign(kept) == np.sign(kept.sum(0))
+        mean = (kept * agree).sum(0) / np.maximum((agree & (kept != 0)).sum(0), 1)
+        masks = rng.random(d.shape) >= 0.6
+        for found, change in ((trimmed, mean), (dropped, (d * masks).sum(0) * 0.5 / 0.4)):
+            whole = start.double() + torch.from_numpy(change).view(start.shape)
+            found[name] = whole.to(DTYPES[stored])
+    ties = masked(tensors(trimmed, sides, stored, base), 2)
+    assert ties is not None
+    assert (ties.method, ties.kept, ties.factors) == ("ties", [0.2], pytest.approx([1], rel=1e-3))
+    dare = masked(tensors(dropped, sides, stored, base), 2)
+    assert dare is not None
+    assert (dare.method, dare.factors) == ("dare", pytest.approx([1.25, 1.25], rel=1e-3))
+    assert dare.kept == pytest.approx([0.4, 0.4], abs=0.02)
+    for plain in (mixed((0.5, 0.5), sides, stored, base), sides[0], base):
+        assert masked(tensors(plain, sides, stored, base), 2) is None
+
+
+def test_bounds_of_one_weight_are_an_intersection():
+    """With one parameter, the program's ends are the largest lower and the smallest upper bound."""
+    rng = np.random.default_rng(1)
+    x, most = rng.standard_normal(500), 0.01 * rng.random(500) + 1e-3
+    left = 0.4 * x + most * rng.uniform(-1, 1, 500)
+    ends = np.sort((left + np.array([[-1], [1]]) * most) / x, 0)
+    low, high = interval(x[:, None], left - 0.4 * x, most, np.ones(1))
+    assert (0.4 + low, 0.4 + high) == pytest.approx((ends[0].max(), ends[1].min()))
+    change, most_left = within(x[:, None], left, most)
+    assert most_left <= 1
+    assert (np.abs(left - change * x) <= most * (1 + 1e-6)).all()
