@@ -177,6 +177,33 @@ def test_a_merge_onto_a_dequantised_base_is_named(tmp_path, dtype, name):
         assert found.figures["error_over_update"] > 2
 
 
+def test_another_scale_is_named_where_rounding_leaves_as_much(tmp_path):
+    """A small update in BF16 at 0.7 of its scale; one entry off is no other scale."""
+    base, pairs = based(torch.bfloat16), factors(strength=0.005)
+    size = sum(float(((b @ a) * 2).square().sum()) for b, a in pairs.values())
+    norm = sum(float(base[name].float().square().sum()) for name in pairs)
+    assert (size / norm) ** 0.5 < 0.01
+    found = told(tmp_path, base, pairs, merge(base, pairs, torch.bfloat16, 1.4))
+    assert "times its scale in all 4 matrices" in found.reason
+    assert found.figures["scale_found"] == pytest.approx(0.7, abs=0.05)
+    good = merge(base, pairs, torch.bfloat16)
+    good[UP.format(1)][5, 7] += 0.001
+    found = told(tmp_path, base, pairs, good)
+    assert "not base plus update in 1 of 4 matrices" in found.reason
+
+
+def test_scales_of_nf4_that_were_quantised_themselves_are_no_other_copy(tmp_path):
+    """bitsandbytes' nested quantisation moves the scale of each block by up to a percent."""
+    base, pairs = based(torch.bfloat16), factors(strength=0.01)
+    generator = torch.Generator().manual_seed(3)
+    copy = dict(base)
+    for key in pairs:
+        off = 1 + 0.01 * (torch.rand(64, 1, generator=generator) - 0.5)  # a block a row
+        copy[key] = (quantised(base[key].double(), "NF4") * off).bfloat16()
+    found = told(tmp_path, base, pairs, merge(copy, pairs, torch.bfloat16))
+    assert "merged onto an NF4 copy of the base in all 4 matrices" in found.reason
+
+
 def test_an_update_below_the_rounding_cannot_be_told(tmp_path):
     """Merged or not, the file would be the same."""
     base, pairs = based(torch.bfloat16), factors(strength=1e-6)
@@ -328,11 +355,14 @@ def test_wrong_usage_and_hostile_files_are_one_line(tmp_path):
     adapter(tmp_path / "dora", pairs, use_dora=True)
     run_shadow("verify", "merged", "./base", "./dora", "./base", cwd=tmp_path).assert_refused()
     broken = dict(pairs)
-    broken[Q.format(0)] = (torch.full((64, RANK), float("nan")), pairs[Q.format(0)][1])
-    adapter(tmp_path / "nan", broken)
-    found = run_shadow("verify", "merged", "./base", "./nan", "./base", cwd=tmp_path)
-    assert found.code == 4
-    assert "Traceback" not in found.err
+    for number, value in enumerate((float("nan"), float("inf"), 1e300)):
+        b = torch.full((64, RANK), value, dtype=torch.float64)
+        broken[Q.format(0)] = b, pairs[Q.format(0)][1]
+        adapter(tmp_path / f"nan{number}", broken)
+        models.write(tmp_path / f"m{number}", merge(base, pairs, torch.float32), models.LLAMA)
+        ask = ["merged", "./base", f"./nan{number}", f"./m{number}", "--json"]
+        found = json.loads(run_shadow("verify", *ask, cwd=tmp_path).assert_done(4))
+        assert [one["name"] for one in found["against"]] == [Q.format(0)]
     short = {name: (b[:8], a) for name, (b, a) in pairs.items()}
     adapter(tmp_path / "short", short)
     found = run_shadow("verify", "merged", "./base", "./short", "./base", cwd=tmp_path)

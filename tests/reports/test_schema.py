@@ -184,7 +184,7 @@ def test_an_older_report_of_this_schema_is_shown_with_a_note(run, shadow):
     }  # fmt: skip
     assert all(told["figures"][name] is None for name in gone)
     assert told["modules"] == whole["modules"]
-    assert "made before these columns were added" in " ".join(
+    assert "made before these columns existed" in " ".join(
         shadow("show", "out").assert_done().split()
     )
 
@@ -197,7 +197,7 @@ def test_an_older_report_is_compared_exported_and_drawn(run, shadow, tmp_path):
     assert told["contrasts"][0]["figures"][0]["difference"] == 0
     done = shadow("export", "out", "--to", "json")
     done.assert_done()
-    assert "1 of 1 reports were made before these columns were added" in done.err
+    assert "1 of 1 reports were made before these columns existed" in done.err
     rows = [
         json.loads(line)
         for line in (tmp_path / "out-json" / "matrices.jsonl").read_text().splitlines()
@@ -214,7 +214,7 @@ def test_an_older_report_is_measured_again_when_that_is_asked_for(run, shadow, t
     kept = shadow("audit", "demo:base..narrow", "-o", "out")
     kept.assert_done()
     assert (
-        "nothing to measure: the report is already there; made before these columns were added"
+        "nothing to measure: the report is already there; made before these columns existed"
         in kept.err
     )
     assert "--overwrite" in kept.err

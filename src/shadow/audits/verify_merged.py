@@ -17,7 +17,7 @@ from shadow.audits.verify_lined import found_all, line_up_all, opened_models, pl
 from shadow.audits.workers import views
 from shadow.checkpoints.adapters import PREFIX
 from shadow.checkpoints.opening import Checkpoint
-from shadow.checkpoints.pairing import Filter, MatrixPair, Operand, pair_checkpoints
+from shadow.checkpoints.pairing import Filter, MatrixPair, Operand, Skipped, pair_checkpoints
 from shadow.claims.verify.merged import Merge, Module, merged
 from shadow.claims.verify.scanned import Apart, Scanned
 from shadow.claims.verify.verification import Verification
@@ -140,7 +140,7 @@ def _adapter(opened: Checkpoint, base: Checkpoint) -> _Adapter:
     alone = replace(opened, tensors=tensors)
     pairs, skipped = pair_checkpoints(base, alone, Filter(), may_differ=True)
     unread = [
-        Apart(one.info.name, "adapter", one.info.parameters, one.detail or str(one.reason))
+        Apart(one.info.name, "adapter", one.info.parameters, _why(one))
         for one in skipped
         if one.side == "tuned"
     ]
@@ -153,6 +153,13 @@ def _adapter(opened: Checkpoint, base: Checkpoint) -> _Adapter:
         magnitudes,
         unread,
     )
+
+
+def _why(one: Skipped) -> str:
+    """Why a tensor of the adapter is of no update."""
+    if one.reason == "only_in_tuned":
+        return "the base has no such module"
+    return one.detail or str(one.reason)
 
 
 def _holds_rows(one: Apart, pairs: Sequence[MatrixPair], adapter: _Adapter) -> bool:
@@ -197,6 +204,7 @@ def _module(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, update: Updat
         moved=fit.moved,
         residual=fit.residual,
         inner=fit.inner,
+        rounding=fit.rounding,
         visible=fit.visible,
         finite=fit.finite,
         onto_rounded=fit.onto_rounded,

@@ -67,6 +67,7 @@ class MergeFit:
     residual: float  # and of merged - (base + update)
     inner: float  # <merged - base, update>
     base: float
+    rounding: float  # what storage leaves on average, ulp² / 12 an entry
     visible: int  # entries that the update changes when base plus update is stored
     finite: bool
     onto_rounded: bool  # whether the base was first rounded to the stored format, so that it fits
@@ -107,7 +108,7 @@ def _fit(
     base: Matrix, merged: Matrix, update: Update, formats: tuple[str, str], *, rounded: bool
 ) -> MergeFit:
     grid = FLOATS[formats[1]]
-    sums = _Sums([0] * len(SCALES), [0] * len(SCALES), [[] for _ in range(5)])
+    sums = _Sums([0] * len(SCALES), [0] * len(SCALES), [[] for _ in range(6)])
     entries = 0
     for rows, (b, m) in row_blocks(base, merged):
         entries += m.numel()
@@ -127,6 +128,7 @@ def _fit(
         residual=found[2],
         inner=found[3],
         base=found[4],
+        rounding=found[5],
         visible=sums.visible,
         finite=sums.finite,
         onto_rounded=rounded,
@@ -152,8 +154,14 @@ def _add(sums: _Sums, b: Tensor, m: Tensor, update: Update, rows: slice, grid: F
             stored = np.not_equal(_bits(target, grid), _bits(b, grid))
             sums.visible += int(np.count_nonzero(stored))
             pairs = (change, change), (moved, moved), (away, away), (moved, change), (b, b)
-            for each, (one, other) in zip(sums.energies, pairs, strict=True):
-                each.append(float(torch.dot(one.view(-1), other.view(-1))))
+            half = bounds.half.view(-1)
+            found = [float(torch.dot(one.view(-1), other.view(-1))) for one, other in pairs]
+            found.append(float(torch.dot(half, half)) / 3)
+            if not all(map(math.isfinite, found)):  # NaN is beyond no bound
+                sums.finite = False
+                return
+            for each, value in zip(sums.energies, found, strict=True):
+                each.append(value)
 
 
 def _bits(values: Tensor, grid: FloatFormat) -> Any:

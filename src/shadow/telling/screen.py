@@ -140,9 +140,9 @@ def standing(summary: Summary) -> str | None:
     """What there is to say of a pair in a table of pairs: gates that failed, what was found,
     otherwise its label where that applies; None where nothing is.
     """
-    if failed := faults(summary):
-        return f"failed: {', '.join(gate.name for gate in failed)}"
-    found = [row.name for row in answer_rows(summary) if row.value == FOUND]
-    if found:
+    rows = answer_rows(summary)
+    if failed := [row.name for row in rows if row.value == FAILED]:
+        return f"failed: {', '.join(dict.fromkeys(failed))}"
+    if found := [row.name for row in rows if row.value == FOUND]:
         return ", ".join(dict.fromkeys(found))
     return summary.label if summary.has_label else None

@@ -99,7 +99,7 @@ def _pairs(judged: Sequence[Judgement]) -> Table:
         worded("state", _state),
         *_figure("norm", "relative_norm_overall", "share", rank=3),
         *_figure("conc.", "concentration", "fixed", rank=2),
-        *_figure("unchanged", "zero_share", "share", rank=1)[:1],
+        number("unchanged", _unchanged, "share", rank=1),
         worded("found", _found),
     ]
     return table_of(fields, judged)
@@ -109,6 +109,10 @@ def _state(one: Judgement) -> Word:
     if one.summary is not None:
         return STATES[one.code]
     return Word("kept", "warning") if one.kept else Word("failed", "fault")  # as a list has it
+
+
+def _unchanged(one: Judgement) -> float | None:
+    return None if one.summary is None else one.summary.figures.zero_share
 
 
 def _found(one: Judgement) -> str | None:

@@ -30,7 +30,8 @@ LEVELS: Mapping[Outcome, Level] = {
     "cannot_be_told": "warning",
 }
 AGAINST = [Column("what speaks against it", "name"), Column("how", "text")]
-AGAINST.append(Column("of the norm"))
+LEGEND = "the norm of the difference over that of the base; of merged and stored, of the update"
+AGAINST.append(Column("size", legend=LEGEND))
 CLAIMS = [Column("claim", "name"), Column("outcome", "text"), Column("why", "text")]
 
 

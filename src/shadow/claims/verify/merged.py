@@ -24,6 +24,7 @@ MERGED = Claim(
 # a residual that has another cause a copy adds its own error
 LEFT = 0.5
 NEAR = 0.06  # the same of another scale
+ROUNDINGS = 3  # energies of rounding that another scale may leave: of base, update and sum
 CLOSE = 0.02  # how near to half, twice or nothing a scale by least squares is called so
 SCALES = {0.0: "not applied", 0.5: "merged at half its scale", 2.0: "merged twice"}
 
@@ -48,6 +49,8 @@ class Module:
     residual: float
     inner: float
     """<merged - base, update>."""
+    rounding: float
+    """The energy that rounding to the merged model's format leaves on average."""
     visible: int
     """Entries that the update changes when the sum is stored."""
     finite: bool
@@ -92,6 +95,19 @@ class Module:
         return name if left < LEFT * self.residual else None
 
     @property
+    def other_scale(self) -> float | None:
+        """The scale by least squares, where it explains most of the residual, and leaves what
+        rounding does; None where it does not.
+        """
+        found = self.scale
+        if found is None:
+            return None
+        explained = self.update * (1 - found) ** 2
+        left = self.residual - explained
+        fits = left < NEAR * self.residual + ROUNDINGS * self.rounding
+        return found if fits and explained > LEFT * self.residual else None
+
+    @property
     def verdict(self) -> str:
         """What is wrong with it, in words; empty where it fits."""
         if not self.finite:
@@ -103,9 +119,8 @@ class Module:
                 return words
         if self.onto is not None:
             return f"merged onto an {self.onto} copy of the base"
-        found = self.scale
-        residual = self.residual - (self.update * (1 - found) ** 2 if found is not None else 0.0)
-        if found is not None and residual < NEAR * self.residual:
+        found = self.other_scale
+        if found is not None:
             for near, words in SCALES.items():
                 if abs(found - near) < CLOSE:
                     return words

@@ -185,8 +185,8 @@ def _by_module(tensors: Sequence[Copied]) -> list[tuple[str, float, float]]:
 def _lost(tensors: Sequence[Copied]) -> list[Against]:
     """The modules that kept too little of the update."""
     return [
-        Against(name, f"{share(max(0.0, some))} of the update's energy is kept")
-        for name, some, _ in _by_module(tensors)
+        Against(name, f"{share(max(0.0, some))} of the update's energy is kept", error)
+        for name, some, error in _by_module(tensors)
         if some < KEPT
     ]
 

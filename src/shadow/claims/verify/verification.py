@@ -25,7 +25,9 @@ class Against:
     what: str
     """What is wrong with it."""
     size: float | None = None
-    """How large that is, as a share of the norm; None where it has no size."""
+    """The norm of the difference over that of the base; of `merged`, and of modules in `stored`,
+    over that of the update. None where it has no size.
+    """
 
 
 @dataclass(frozen=True)
