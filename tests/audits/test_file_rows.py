@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import models
 import pyarrow.parquet as pq
@@ -21,6 +22,8 @@ from shadow.checkpoints.pairing import Filter
 from shadow.outputs.markdown import markdown
 from shadow.reports.report import Report
 from shadow.spectra.delta import Method
+from shadow.summary.rows import FileRow, FilesRecord
+from shadow.telling.files import files_sentences
 from shadow.telling.reading import SummarisedReport
 from shadow.telling.report import report_document
 
@@ -292,6 +295,15 @@ def test_an_adapter_removes_nothing(tmp_path, sides):
     assert rows["config.json"]["state"] == rows["model.safetensors"]["state"] == "unknown"
     assert rows["tokenizer_config.json"]["differs"] == "a"
     assert rows["adapter_model.safetensors"]["state"] == "added"
+
+
+def test_the_config_of_an_adapter_is_no_news():
+    """Every adapter has one; a tokenizer that it brings is told."""
+    config = FileRow("adapter_config.json", "config", "added", ["config"], None)
+    tokenizer = FileRow("tokenizer.json", "tokenizer", "added", ["tokenizer"], None)
+    record = FilesRecord({}, {}, [config, tokenizer])
+    (sentence,) = files_sentences(SimpleNamespace(files=record))
+    assert sentence.text == "Beside the weights, the tokenizer was added."
 
 
 def _small():

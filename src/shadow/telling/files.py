@@ -38,6 +38,7 @@ WEIGHTS = ("weights", "index")  # kinds that the table leaves out: their tensors
 # words that are named before others: what changes what a model is given, or runs code
 FIRST = ("code", "pickle", "auto_map", "chat_template", "vocabulary", "merges", "special_tokens")
 TITLE = "Files beside the weights"
+OF_ADAPTERS = "adapter_config.json"  # that an adapter has one is no news
 
 
 def files_sentences(summary: Summary) -> list[Sentence]:
@@ -56,7 +57,8 @@ def files_sentences(summary: Summary) -> list[Sentence]:
 
 def _words(rows: list[FileRow], state: str) -> list[str]:
     """What differs in the files of a state, each word once, those of FIRST first."""
-    words = dict.fromkeys(word for row in rows if row.state == state for word in row.differs)
+    told = [row for row in rows if row.state == state and not row.path.endswith(OF_ADAPTERS)]
+    words = dict.fromkeys(word for row in told for word in row.differs)
     return sorted(words, key=lambda word: FIRST.index(word) if word in FIRST else len(FIRST))
 
 
