@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from shadow.claims.answer import Claim
 from shadow.claims.explanations import EXPLANATIONS
 from shadow.claims.gates import GATES
 from shadow.claims.recognised import RECOGNISED
 from shadow.claims.verify.table import FORMS, VERIFY
 from shadow.places.names import name_rules
+from shadow.quantities import share
 from shadow.reasons import REASONS
 from shadow.reports.columns import read_words
 from shadow.reports.heads import Head
@@ -46,6 +48,7 @@ def other_words() -> Mapping[str, Head]:
     texts = {code: f"`{title}`, {texts[title]}" for code, title in codes.items()} | texts
     texts |= {
         code: f"a claim of `shadow verify {code} {FORMS[code].usage}`: {claim.meaning}"
+        f"{_error_rate(claim)}"
         for code, claim in VERIFY.items()
     }
     sentences = _WORDS["sentences"].items()
@@ -55,3 +58,14 @@ def other_words() -> Mapping[str, Head]:
         **dict.fromkeys(name_rules().modules, _MODULE),
         **_OF_SCREENS,
     }
+
+
+def _error_rate(claim: Claim) -> str:
+    """How often its answers were wrong; of none the exact bound of 95 %. Empty where unknown."""
+    rate = claim.error_rate
+    if rate is None:
+        return ""
+    bound = ""
+    if not rate.wrong:
+        bound = f" (below {share(1 - 0.05 ** (1 / rate.of))} with 95 % confidence)"
+    return f". Of {rate.of} answers to planted claims {rate.wrong} are wrong{bound}: {rate.where}"

@@ -1,0 +1,45 @@
+"""The error rates of docs/verify.md: their bounds, and that page, file and `explain` agree."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import claims
+
+from shadow.claims.verify.table import VERIFY
+from shadow.telling.words import other_words
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_bounds_are_exact():
+    """0 of n: 1 - 0.05^(1/n); n of n: 0.05^(1/n); 1 of 10: the interval of the literature."""
+    assert claims.bounds(0, 150) == (0.0, pytest.approx(1 - 0.05 ** (1 / 150)))
+    assert claims.bounds(20, 20) == (pytest.approx(0.05 ** (1 / 20)), 1.0)
+    assert claims.bounds(1, 10) == (pytest.approx(0.0025286, rel=1e-4), pytest.approx(0.445016))
+
+
+def test_the_plants_are_those_of_the_page():
+    """At least 300, all claims, and as many of each kind as the page says."""
+    text = (ROOT / "docs" / "verify.md").read_text(encoding="utf-8")
+    plants = claims.plants()
+    assert len(plants) >= 300
+    assert {one.claim for one in plants} == set(VERIFY)
+    for claim in VERIFY:
+        count = sum(one.claim == claim for one in plants)
+        assert f"| `{claim}` | **all** |  | {count} |" in text
+
+
+def test_the_file_of_rates_is_what_explain_quotes():
+    """Every claim that is checked has a rate, of as many answers as the file says."""
+    path = ROOT / "src" / "shadow" / "claims" / "verify_error_rates.json"
+    told = json.loads(path.read_text(encoding="utf-8"))["answers"]
+    assert set(told) == set(VERIFY)
+    for code, (wrong, of) in told.items():
+        assert (VERIFY[code].error_rate.wrong, VERIFY[code].error_rate.of) == (wrong, of)
+        assert f"Of {of} answers to planted claims {wrong} are wrong" in other_words()[code].text
