@@ -1030,7 +1030,7 @@ def test_a_long_ban_ends_at_once_with_the_number(run, hub, place):
     begun = time.monotonic()
     done = run(*SMALL, "-o", "out", seconds=20)
     assert time.monotonic() - begun < 40
-    assert said(done, "too many requests (429)", "wait 9999 s")
+    assert said(done, "too many requests to the Hub (429)", "wait 9999 s")
 
 
 def said(done: Run, *words: str) -> bool:

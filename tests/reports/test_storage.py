@@ -1005,7 +1005,8 @@ def test_every_command_takes_urls_and_names_no_copy(demo, tmp_path, commands):
     ]
     assert len(written) >= 2
     assert not [path for path in written if scratch.encode() in path.read_bytes()]
-    assert "memory://bucket/demo/demo/base..narrow/" in command("show", "memory://bucket/demo")[1]
+    one = "memory://bucket/demo/demo/base..narrow"
+    assert f"show {one} --full" in command("show", one)[1]
 
 
 def scores_at(path, pair, benchmark):

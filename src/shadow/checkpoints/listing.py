@@ -134,7 +134,7 @@ def listing_of_snapshot(snapshot: Snapshot) -> Listing:
 def listing_of_folder(root: Path, skipped: Sequence[Path] = ()) -> Listing:
     """The files below a folder, but for those of hidden folders and of skipped ones."""
     files, left = {}, ALL_SMALL
-    walk = _walk(root, {path.resolve() for path in skipped})
+    walk = _walk(root, {os.path.realpath(path) for path in skipped})
     for path in itertools.islice(walk, MAX_FILES):
         file = _stored(root, path, min(left, SMALL))
         left -= (file.size or 0) if file.checksum else 0
@@ -142,7 +142,7 @@ def listing_of_folder(root: Path, skipped: Sequence[Path] = ()) -> Listing:
     return Listing(dict(sorted(files.items())), next(walk, None) is None, folder=root)
 
 
-def _walk(root: Path, skipped: set[Path]) -> Iterator[str]:
+def _walk(root: Path, skipped: set[str]) -> Iterator[str]:
     """The files below a folder in a fixed order; hidden folders and links to folders are left
     out.
     """
@@ -151,7 +151,7 @@ def _walk(root: Path, skipped: set[Path]) -> Iterator[str]:
         folders[:] = sorted(
             name
             for name in folders
-            if not name.startswith(".") and (here / name).resolve() not in skipped
+            if not name.startswith(".") and os.path.realpath(here / name) not in skipped
         )
         for name in sorted(names):
             yield os.path.relpath(here / name, root)
