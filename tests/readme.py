@@ -7,6 +7,7 @@ fails when it drifts.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -15,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -105,12 +106,14 @@ QUESTIONS = {  # what people ask: a command, its exit code, and the words of its
 }
 
 
-def questions() -> str:
-    """A Markdown table of the questions that people bring, the command for each and its answer."""
-    rows = []
+@contextlib.contextmanager
+def checkpoints() -> Iterator[str]:
+    """A folder with the demo's models: base, tuned (narrow), other (broad); full, tuned in float32,
+    its copy in BF16, and download, that copy widened to float32 again.
+    """
+    demo = README.parent / "registry" / "demo"
     with tempfile.TemporaryDirectory() as folder:
-        demo = README.parent / "registry" / "demo"
-        for name, stage in {"base": "base", "tuned": "narrow"}.items():
+        for name, stage in {"base": "base", "tuned": "narrow", "other": "broad"}.items():
             shutil.copytree(demo / stage, Path(folder) / name)
         random = torch.Generator().manual_seed(0)
         full = {
@@ -122,14 +125,44 @@ def questions() -> str:
         for name, tensors in copies.items():
             shutil.copytree(demo / "narrow", Path(folder) / name)
             save_file(tensors, Path(folder) / name / "model.safetensors", {"format": "pt"})
+        yield folder
+
+
+def answer(command: str, code: int, words: str, folder: str) -> str:
+    """The words of what a command prints that answer, on one line. code: its exit code."""
+    printed = shadow(*shlex.split(command)[1:], cwd=folder, code=code)
+    found = re.search(words, printed, re.MULTILINE)
+    assert found is not None, printed
+    return " ".join(found[found.lastindex or 0].split()).replace(f"{folder}/", "./")
+
+
+def questions() -> str:
+    """A Markdown table of the questions that people bring, the command for each and its answer."""
+    rows = []
+    with checkpoints() as folder:
         shadow("audit", "demo", "-o", "reports", cwd=folder)
-        for question, (command, code, answer) in QUESTIONS.items():
-            printed = shadow(*shlex.split(command)[1:], cwd=folder, code=code)
-            found = re.search(answer, printed, re.MULTILINE)
-            assert found is not None, printed
-            line = " ".join(found[found.lastindex or 0].split())
+        for question, (command, code, words) in QUESTIONS.items():
+            line = answer(command, code, words, folder)
             rows.append(f"| {question} | `{command}` | {line} |")
     return "\n".join(["| you ask | you type | it answers |", "|---|---|---|", *rows])
+
+
+CHECKS = {  # a claim and its exit code
+    "shadow verify same ./copy ./download": 0,
+    "shadow verify same ./full ./copy": 4,
+    "shadow verify trained ./base ./tuned --moved 'language.layers.*.mlp.*'": 0,
+    "shadow verify trained ./base ./tuned --frozen embed": 4,
+    "shadow verify stored ./full ./copy --base ./base": 0,
+    "shadow verify base ./tuned ./base ./other": 0,
+    "shadow verify files ./base ./tuned": 0,
+}
+
+
+def answers() -> str:
+    """Claims about the demo's models, each with its answer."""
+    with checkpoints() as folder:
+        told = [f"$ {one}\n{answer(one, code, ANSWER, folder)}" for one, code in CHECKS.items()]
+    return fenced("\n".join(told))
 
 
 def compared_demo() -> str:
@@ -298,6 +331,7 @@ BLOCKS: dict[str, Callable[[], str]] = {  # every generated part by name
     "claims": pages.claims,
     **PARTS,
     "demo-scores": lambda: f"```csv\n{demo_scores()}\n```",
+    "answers": answers,
     "scored": lambda: fenced(scored_demo()),
     "score-columns": score_columns,
     "formats": formats,
