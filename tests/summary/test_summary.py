@@ -206,7 +206,7 @@ def test_the_next_command_can_be_typed_as_it_stands(folder):
     typed = next(
         rest for first, rest in (line for line in lines if len(line) == 2) if first == "more"
     ).strip()
-    assert typed == f"shadow show {folder.name} --full  # page: shadow report"
+    assert typed == f"shadow show {folder.name} --full  # page: shadow report {folder.name}"
     run_shadow(*typed.partition("#")[0].split()[1:], cwd=folder.parent).assert_done()
 
 

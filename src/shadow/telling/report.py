@@ -143,7 +143,7 @@ def _blocks(
         yield _explanations(summary.finding.other_explanations, when)
     yield Provenance(_origin(summary, provenance, folder), when=when, about="provenance")
     if folder is not None:
-        yield Provenance([("more", _more(folder))], close=True, when="brief", about="more")
+        yield Provenance([("more", where_more(folder))], close=True, when="brief", about="more")
 
 
 def answers_table(
@@ -310,10 +310,13 @@ def skipped_table(rows: Iterable[SkippedRow], when: When = "always") -> Table:
     return table_of(fields, rows, title, when=when, about="skipped")
 
 
-def _more(folder: Path | str) -> str:
-    """Where the rest is."""
-    typed = f"shadow show {shlex.quote(str(folder))} --full"
+def where_more(folder: Path | str) -> str:
+    """Where the rest is. `shadow report` alone makes the page of ./reports."""
+    name = shlex.quote(str(folder))
+    typed = f"shadow show {name} --full"
     page = "  # page: shadow report"
+    if Path(folder).parts[:1] != ("reports",):
+        page += f" {name}"
     return typed + page if len(typed + page) <= ONE_LINE else typed
 
 

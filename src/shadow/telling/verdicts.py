@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -29,6 +28,7 @@ from shadow.telling.document import (
     table_of,
     worded,
 )
+from shadow.telling.report import where_more
 from shadow.telling.screen import standing
 
 if TYPE_CHECKING:
@@ -56,12 +56,12 @@ def pairs_document(judged: Sequence[Judgement], folder: str, *, has_table: bool 
     """How several pairs stand, a row each, and how many there are, unless all are shown by
     themselves; and where the rest is. folder: of their reports.
     """
-    more = ("more", f"shadow show {shlex.quote(folder)} --full  # page: shadow report")
+    rest = ("more", where_more(folder))
     if not has_table:
-        return Document([Provenance([more])])
+        return Document([Provenance([rest])])
     counts = Counter[str](_state(one).text for one in judged)
     states = ", ".join(f"{count:,} {state}" for state, count in counts.items())
-    return Document([_pairs(judged), Provenance([("pairs", f"{len(judged):,}: {states}"), more])])
+    return Document([_pairs(judged), Provenance([("pairs", f"{len(judged):,}: {states}"), rest])])
 
 
 def rules_document(judged: Judgement, *, titled: bool = False, full: bool = True) -> Document:
