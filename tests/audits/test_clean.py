@@ -95,12 +95,12 @@ def test_files_that_were_about_to_take_their_places_get_them(tmp_path, pair, mon
     names = ("summary.json", "matrices.parquet")
     with atomic_replacement.replacing(folder) as staged:
         for name in names:
-            staged.put(name, b"new")
+            staged.put(name, b"the one after")
         monkeypatch.setattr(atomic_replacement, "put_in_place", lambda folder: None)  # killed
-    assert b"new" not in (folder / "summary.json").read_bytes()
+    assert b"the one after" not in (folder / "summary.json").read_bytes()
     (folder / PARTIAL / JOURNAL).touch()
     assert [cleaned for cleaned, _ in remove_unfinished(tmp_path / "out")] == [folder]
-    assert [(folder / name).read_bytes() for name in names] == [b"new"] * 2
+    assert [(folder / name).read_bytes() for name in names] == [b"the one after"] * 2
     assert not (folder / PARTIAL).exists()
 
 

@@ -524,7 +524,7 @@ def test_a_merge_on_a_full_disk_leaves_whole_reports_and_nothing_else(
     found = files(tmp_path / "out") if (tmp_path / "out").exists() else {}
     assert found.items() <= whole.items()
     of_reports = {name.rpartition("/")[0] for name in found if name.count("/") == 2}
-    assert len(of_reports) == min(there // 4, 3)
+    assert len(of_reports) == min(there // 5, 3)
     assert all(f"{folder}/matrices.parquet" in found for folder in of_reports)
     assert not list(tmp_path.glob("out/**/.partial"))
     merge(tmp_path / "out", shards)

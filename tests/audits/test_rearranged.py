@@ -67,7 +67,7 @@ def audited(tmp_path_factory):
     return cache(run)
 
 
-LATER = "By their content layers 2 to 4 are the base's layers 3 to 5: its layer 2 is missing."
+LATER = "By their content, layers 2 to 4 are the base's layers 3 to 5: its layer 2 is missing."
 # of each case its headline, and each first sentence by code
 SAID = {
     "dropped": (
@@ -76,7 +76,7 @@ SAID = {
     ),
     "the last but one": (
         "The base without its layer 4.",
-        {"layers_moved": "By their content layer 4 is the base's layer 5: its layer 4 is missing."},
+        {"layers_moved": "By their content, layer 4 is the base's layer 5: its layer 4 "},
     ),
     "dropped and trained": (
         "The base without its layer 2.",
@@ -86,13 +86,13 @@ SAID = {
         "The base with layer 2 new.",
         {
             "layers_moved": (
-                "By their content layers 3 to 6 are the base's layers 2 to 5: layer 2 is new."
+                "By their content, layers 3 to 6 are the base's layers 2 to 5: layer 2 is new."
             )
         },
     ),
     "repeated": (
         "The base with its layers in other places.",
-        {"layers_moved": "By their content layers 4 to 7 are the base's layers 2 to 5."},
+        {"layers_moved": "By their content, layers 4 to 7 are the base's layers 2 to 5."},
     ),
     "negated": (
         "The base with 21 matrices negated.",
@@ -111,7 +111,7 @@ SAID = {
     ),
     "neurons": (
         "The base with 18 matrices in another order.",
-        {"reordered": "18 matrices are the base's with their rows or columns in another order,"},
+        {"reordered": "18 matrices are the base's with rows or columns in another order,"},
     ),
     "unrelated": (
         "Two unrelated models of one shape.",

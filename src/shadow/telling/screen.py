@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from shadow.claims.draft import Draft
-from shadow.claims.explanations import EXPLANATIONS
 from shadow.claims.recognised import RECOGNISED, is_copy, is_mostly_copy, is_rearranged
 from shadow.quantities import Quantity, text_of
 from shadow.reasons import STRICT, meaning
@@ -33,7 +32,7 @@ FOUND_BY: Mapping[str, str] = {
     "identical": "identical",
     "only_vectors": "only vectors",
     **{code: claim.title for code, claim in RECOGNISED.items() if code != "copy"},
-    "low_rank": EXPLANATIONS["merged_adapter"].title,
+    "low_rank": "low rank",
     "base_few_values": "few bits",
     "few_values": "few bits",
 }
