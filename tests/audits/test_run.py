@@ -529,7 +529,8 @@ def test_memory_is_what_the_plan_says_whatever_the_shape(tmp_path, name, shape, 
     code = (
         "import sys, threading, time, shadow.audits.pair as r\n"
         "from shadow.spectra.delta import Method; from shadow.checkpoints.pairing import Filter\n"
-        "from shadow.targets.families import given_pair, parse_reference as p\n"
+        "from shadow.targets.families import given_pair\n"
+        "from shadow.targets.references import parse_reference as p\n"
         "from shadow.audits.pair_plan import plan_pair; from pathlib import Path\n"
         "def anon(): return next(int(l.split()[1]) for l in open('/proc/self/status')"
         " if l.startswith('RssAnon'))\n"

@@ -101,7 +101,7 @@ def test_an_audit_into_a_bucket_is_read_from_it(server, run, url):
     """By the usual variables of the environment; again, it measures and writes nothing."""
     words = ("audit", "demo:base..narrow", "-o", url, *QUICK)
     out = run(*words).assert_done()
-    assert f"{url}/{PAIR}/" in out
+    assert f"{url}/{PAIR} " in out
     assert sorted(store_of(server, url).files()) == [f"{PAIR}/{name}" for name in FILES]
     assert f"{url}/{PAIR}/" in run("show", url).assert_done()
     server.requests.clear()
