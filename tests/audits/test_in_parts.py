@@ -557,4 +557,4 @@ def test_memory_grows_by_about_a_kilobyte_for_each_matrix(tmp_path, monkeypatch)
         for phase, (_, first, second, third, fourth) in most.items()
     }
     assert grown["measuring"] < 1_050, grown
-    assert grown["writing"] < 1_300, grown
+    assert grown["writing"] < 1_600, grown  # of it 200 are checksums

@@ -28,6 +28,7 @@ from shadow.telling.reading import read_summary
 pytestmark = pytest.mark.slow
 PAIR = "demo/base..narrow"
 FILES = [
+    "files.parquet",
     "matrices.parquet",
     "residual.parquet",
     "spectra.parquet",
@@ -103,7 +104,7 @@ def test_an_audit_into_a_bucket_is_read_from_it(server, run, url):
     out = run(*words).assert_done()
     assert f"{url}/{PAIR} " in out
     assert sorted(store_of(server, url).files()) == [f"{PAIR}/{name}" for name in FILES]
-    assert f"{url}/{PAIR}/" in run("show", url).assert_done()
+    assert f"{url}/{PAIR} " in run("show", url).assert_done()
     server.requests.clear()
     again = run(*words)
     again.assert_done()
