@@ -297,7 +297,7 @@ def test_an_upload_that_fails_anywhere_loses_nothing(
         assert whole(fetched(target)) == []
         assert not folder.exists()
     # the claim's end alone is no fault
-    assert failed == (len(numbers) if len(numbers) == 2 else 7 + replacing)
+    assert failed == (len(numbers) if len(numbers) == 2 else 8 + replacing)
 
 
 def test_scores_whose_upload_failed_are_uploaded_by_the_same_command(
