@@ -34,7 +34,7 @@ SAYS = {
     "A small stage": (
         ["size", "coherent", "kept"],
         ["short_run"],
-        ["Before it was stored, the change was 0.050 to 0.070 %"],
+        ["Before storage, the change was 0.050 to 0.070 %"],
     ),
     "A stage that is rounded away": (["size", "rounded_away"], ["short_run"], []),
     "Vision and language, frozen tower": (STRUCTURED, [], ["projector (97 %", "the vision tower."]),
