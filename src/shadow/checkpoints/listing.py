@@ -231,6 +231,6 @@ def differ_in_sample(first: Listing, second: Listing, path: str) -> bool | None:
                 other.seek(place)
                 if one.read(SAMPLE) != other.read(SAMPLE):
                     return True
-    except OSError:
-        pass
+    except OSError:  # what cannot be read is not known
+        return None
     return None

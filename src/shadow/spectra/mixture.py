@@ -168,8 +168,6 @@ class Remainder:
     """How many entries steps could take beyond one rounding: the sum of their share of its bound,
     1 at most.
     """
-    worst: float
-    """The most that is left, over what one rounding leaves at most."""
     rows: Floats
     """Entries by which weights are bounded: their terms, what is left, and both bounds."""
 
@@ -177,7 +175,7 @@ class Remainder:
 def remainder(parts: Iterator[Read], theta: Floats, stored: str, has_base: bool) -> Remainder:
     """What theta leaves."""
     entries = beyond = beyond_steps = 0
-    energy = expected = expected_steps = slack = worst = 0.0
+    energy = expected = expected_steps = slack = 0.0
     rows = []
     for part in parts:
         left = part.target - theta @ part.terms
@@ -190,16 +188,14 @@ def remainder(parts: Iterator[Read], theta: Floats, stored: str, has_base: bool)
         single = float(most @ most) / 3
         expected += single
         expected_steps += single + float((on_the_way**2).sum()) / 3
-        share = np.abs(left) / most
-        beyond += int((share > 1).sum())
+        beyond += int((np.abs(left) > most).sum())
         beyond_steps += int((np.abs(left) > of_steps).sum())
-        worst = max(worst, float(share.max(initial=0)))
         chosen = extremes(part.terms, left, most)
         rows.append(
             np.stack([*part.terms[:, chosen], left[chosen], most[chosen], of_steps[chosen]])
         )
     return Remainder(
-        entries, energy, expected, expected_steps, beyond, beyond_steps, slack, worst,
+        entries, energy, expected, expected_steps, beyond, beyond_steps, slack,
         np.concatenate(rows, 1).T,
     )  # fmt: skip
 

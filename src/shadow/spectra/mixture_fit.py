@@ -227,7 +227,7 @@ def _rounded_on_the_way(rests: Mapping[str, Remainder]) -> bool:
     large = [one for one in rests.values() if one.entries >= ENOUGH and one.energy > 0]
     if not large or any(one.energy > STEPS_ENERGY * one.expected_steps for one in large):
         return False
-    beyond, slack = (sum(getattr(one, name) for one in large) for name in ("beyond", "slack"))
+    beyond, slack = sum(one.beyond for one in large), math.fsum(one.slack for one in large)
     return beyond > STEPS_SHARE * slack and 2 * sum(one.beyond > 0 for one in large) > len(large)
 
 
