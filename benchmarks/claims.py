@@ -169,7 +169,8 @@ def told(found: Sequence[Judged]) -> str:
     noticed = sum(one.is_right for one in undecidable)
     lines = [
         f"`python benchmarks/claims.py` plants {len(found)} claims on six models and asks each"
-        " once, with a seed that nothing was developed with. Real are SmolLM2-135M, a BERT and a"
+        " once, but for the kind above, with a seed that nothing was developed with. Real are"
+        " SmolLM2-135M, a BERT and a"
         " DINOv2-small, cut to a few layers. A Llama, a mixture of experts and a LLaVA are made"
         " up.",
         "",

@@ -12,6 +12,7 @@ from shadow.text import byte_size, took
 Kind = Literal[
     "count",  # a whole number of things: 1,234
     "share",  # 1 is all, two significant digits: 8.0 %
+    "fraction",  # as a share, where nearly all is not all: 8.0 %, 99.7 %
     "portion",  # 1 is all, one decimal, where nearly all is not all: 99.7 %
     "number",  # three significant digits; whole and half numbers as they are
     "score",  # four significant digits
@@ -83,6 +84,16 @@ def share(value: float) -> str:
     return f"{percents:#.2g} %"
 
 
+def _fraction(value: float) -> str:
+    """As a share. Nearly all is not all: from 99 % on rounded down, `99.7 %`."""
+    return share(value) if value < 0.99 or value >= 1 else f"{math.floor(1000 * value) / 10:.1f} %"
+
+
+def _portion(value: float) -> str:
+    """`41.3 %`. Nearly all is not all: `99.9 %`."""
+    return f"{min(100 * value, 99.9) if value < 1 else 100 * value:.1f} %"
+
+
 def about(value: float) -> str:
     """A number of directions, two significant digits: `10`, `57`, `1,200`."""
     if value < 100:
@@ -125,7 +136,8 @@ def _gain(value: float) -> str:
 FORMS: Mapping[Kind, Callable[[float], str]] = {
     "count": lambda value: f"{value:,.0f}",
     "share": share,
-    "portion": lambda value: f"{100 * value:.1f} %",
+    "fraction": _fraction,
+    "portion": _portion,
     "number": _number,
     "score": lambda value: _number(value, 4),
     "about": about,

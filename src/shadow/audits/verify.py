@@ -107,7 +107,7 @@ def question(
     least = len(form.checkpoints)
     if len(checkpoints) < least or (len(checkpoints) > least and not form.repeats):
         wanted = f"{least} or more checkpoints" if form.repeats else f"{least} checkpoints"
-        raise UsageError(f"{claim} needs {wanted}, and {len(checkpoints)} are given", usage)
+        raise UsageError(f"{claim} needs {wanted}, and got {len(checkpoints)}", usage)
     given = {"moved": bool(moved), "frozen": bool(frozen), "base": base is not None}
     for option, is_given in given.items():
         if is_given and option not in form.options:

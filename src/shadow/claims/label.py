@@ -124,7 +124,8 @@ def label(
         return "not assessable", "; ".join(stopped)
     concentration, spiked = figures["concentration"], figures["spiked"]
     if concentration is None or spiked is None:
-        return "not assessable", "no matrix is large enough to compare with its null"
+        why = "random signs, too, would leave fewer than 2 directions in every matrix"
+        return "not assessable", why
     if abs(concentration) <= MARGIN and spiked <= SPIKED:
         return (
             "indeterminate",

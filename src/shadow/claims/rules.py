@@ -85,7 +85,10 @@ SUCH_AS = "such as language.mlp.up.concentration"
 SUCH_PLACE = "such as language.embed or layers.0-7"
 SUCH = "language.mlp.up.concentration > 0.5"
 QUOTE = "put the whole rule in quotes: without them the shell takes > and < for files"
-HINT = f"write a figure, a comparison and a number, such as '{SUCH}'"
+HINT = (
+    f"write a figure, a comparison and a number, such as '{SUCH}', or a place and `changed` or"
+    " `unchanged`, such as 'language.embed changed'"
+)
 
 
 @dataclass(frozen=True)

@@ -197,8 +197,8 @@ Quiet = Annotated[
         "-q",
         "--quiet",
         help=(
-            "Print less: of an audit a headline for each pair; on stderr only errors, failed rules"
-            " and their count."
+            "Print less: one headline per audited pair, and only errors, failed rules and their"
+            " count on stderr."
         ),
     ),
 ]

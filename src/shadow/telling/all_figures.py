@@ -85,7 +85,7 @@ def _size(summary: Summary) -> Iterator[FigureRow]:
         of = "of the energy of the stored change, in layers"
         yield FigureRow("update", Quantity(inside.kept, "share"), of)
     if f.rank_ceiling is None:
-        yield FigureRow("unchanged", Quantity(f.zero_share, "share"), ENTRIES)
+        yield FigureRow("unchanged", Quantity(f.zero_share, "fraction"), ENTRIES)
 
 
 def _concentration(summary: Summary) -> Iterator[FigureRow]:

@@ -144,7 +144,7 @@ def _place(summary: Summary) -> str:
     if len(parts) == 1:
         return f"all of it in {only_matrix(summary) or parts[0].name}"
     if all(part.in_proportion for part in parts) and not is_mostly_frozen(summary):
-        return "in all modules alike"
+        return f"in all modules {'that changed ' if has_frozen(summary) else ''}alike"
     for count in range(1, AT_MOST + 1):
         named = parts[:count]
         rest = parts[count:]

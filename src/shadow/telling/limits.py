@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -83,7 +82,8 @@ def _nonfinite(summary: PairRecord) -> list[Sentence]:
     )
     holds = "they hold" if who == "Both models are" else "it holds"
     text = f"{who} broken: {holds} NaN or infinite entries in {_places_of(summary, rows)}."
-    return [Sentence("nonfinite", f"{text} These tensors were not compared.", {})]
+    those = "This tensor was" if sum(row.tensors for row in rows) == 1 else "These tensors were"
+    return [Sentence("nonfinite", f"{text} {those} not compared.", {})]
 
 
 def _places_of(summary: PairRecord, rows: Sequence[UncomparedRow]) -> str:
@@ -222,7 +222,7 @@ def _part(paired: Gate, filtered: bool) -> list[Sentence]:
     if paired.figure is None or paired.figure >= 1.0:
         return []
     figures = {"gates.paired.figure": paired.figure}
-    part = _not_all(paired.figure)
+    part = text_of(paired.figure, "fraction")
     if filtered:
         text = (
             f"Only a part of the model was asked for, with {part} of the parameters. The figures"
@@ -233,12 +233,6 @@ def _part(paired: Gate, filtered: bool) -> list[Sentence]:
         f"The two share only {part} of the larger model's parameters. The figures are of that part."
     )
     return [Sentence("part_shared", text, figures)]
-
-
-def _not_all(share: float) -> str:
-    """A share below 1, rounded down: `92 %`, and from 99 % on `99.7 %`, as 100 % would be all."""
-    share = math.floor(1000 * share) / 1000
-    return f"{100 * share:.1f} %" if share >= 0.99 else text_of(share, "share")
 
 
 def _unread(formats: Gate) -> list[Sentence]:

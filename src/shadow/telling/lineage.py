@@ -103,7 +103,7 @@ FIELDS = (
             number("size", _size),
             number("ratio", "ratio", "ratio"),
             number("kept", "kept", "fixed"),
-            number("unchanged", "zero_share", "share", rank=3),
+            number("unchanged", "zero_share", "fraction", rank=3),
             number("most in", most_in),
             number("depth", deepest, rank=1),
             number("coherent", lambda step: f"{step.coherent} of {step.inside}", rank=2),

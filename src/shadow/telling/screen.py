@@ -23,13 +23,12 @@ if TYPE_CHECKING:
     from shadow.claims.summary import Summary
 
 CONCENTRATION = "0 is noise, 1 is a single direction"
-NO_CONCENTRATION = "no matrix is large enough to be compared with noise"
+NO_CONCENTRATION = "unknown: random signs, too, would leave fewer than 2 directions"
 ENTRIES = "of the entries of the median matrix"
 MOST_OUTSIDE = 3  # modules outside the layers whose norms are named
 FAILED, FOUND, NOTED = Word("failed", "warning"), Word("found"), Word("note", "quiet")
 # what is found, by the sentence that says it: its name on the screen
 FOUND_BY: Mapping[str, str] = {
-    "identical": "identical",
     "only_vectors": "only vectors",
     **{code: claim.title for code, claim in RECOGNISED.items() if code != "copy"},
     "low_rank": "low rank",
@@ -64,7 +63,7 @@ def figure_rows(summary: Summary) -> list[FigureRow]:
             scale = NO_CONCENTRATION
         rows.append(FigureRow("concentration", Quantity(figures.concentration, "fixed"), scale))
         if figures.rank_ceiling is None:  # an adapter stores no entries of the matrix
-            rows.append(FigureRow("unchanged", Quantity(figures.zero_share, "share"), ENTRIES))
+            rows.append(FigureRow("unchanged", Quantity(figures.zero_share, "fraction"), ENTRIES))
     return rows
 
 
@@ -115,12 +114,16 @@ def faults(summary: Summary) -> list[Gate]:
 
 
 def _of_sentences(summary: Summary) -> Iterator[FigureRow]:
+    codes = {sentence.code for sentence in summary.finding.sentences}
     for sentence in summary.finding.sentences:
         code = sentence.code
         if code == "nonfinite":
             yield FigureRow("nonfinite", FAILED, sentence.text)
         elif code == "rounding" and is_copy(summary):
             yield FigureRow(RECOGNISED["copy"].title, FOUND, sentence.text)
+        elif code == "identical":  # the headline says the first half
+            if "only_vectors" not in codes:
+                yield FigureRow(code, FOUND, sentence.text.partition(": ")[2] or sentence.text)
         elif code in FOUND_BY:
             yield FigureRow(FOUND_BY[code], FOUND, sentence.text)
         elif code in NOTED_BY:
@@ -143,5 +146,6 @@ def standing(summary: Summary) -> str | None:
     if failed := [row.name for row in rows if row.value == FAILED]:
         return f"failed: {', '.join(dict.fromkeys(failed))}"
     if found := [row.name for row in rows if row.value == FOUND]:
-        return ", ".join(dict.fromkeys(found))
+        files = ["files"] if any(one.code == "files" for one in summary.finding.sentences) else []
+        return ", ".join(dict.fromkeys([*found, *files]))
     return summary.label if summary.has_label else None

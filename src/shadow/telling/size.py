@@ -256,9 +256,10 @@ def _in_proportion(draft: Draft, largest: Part) -> str:
     """Every part has its share, so that none is to be named but as an example."""
     size = draft.write(largest.size or 0.0, f"{largest.place}.parameter_share", "share")
     energy = draft.write(largest.energy, f"{largest.place}.energy_share", "share")
+    changed = " that changed" if has_frozen(draft.summary) else ""
     return (
-        f"spread over the modules in proportion to their size ({largest.name}: {size} of the"
-        f" parameters, {energy} of the change)"
+        f"spread over the modules{changed} in proportion to their size ({largest.name}: {size} of"
+        f" the parameters, {energy} of the change)"
     )
 
 

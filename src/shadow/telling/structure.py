@@ -211,6 +211,8 @@ def _low_rank(draft: Draft) -> Sentence:
     rank = draft.write(inside.rank_most or 0, "inside_layers.rank_most", "count")
     verb = "holds" if rank == "1" else "hold"
     where = "the median matrix"
+    if inside.matrices == 1:
+        where = "the only matrix that changed"
     if inside.rank_known < inside.matrices:
         some = draft.write(inside.rank_known, "inside_layers.rank_known", "count")
         where = f"the median of {some} of {inside.matrices:,} matrices"

@@ -99,7 +99,7 @@ def _pairs(judged: Sequence[Judgement]) -> Table:
         worded("state", _state),
         *_figure("norm", "relative_norm_overall", "share", rank=3),
         *_figure("conc.", "concentration", "fixed", rank=2),
-        number("unchanged", _unchanged, "share", rank=1),
+        number("unchanged", _unchanged, "fraction", rank=1),
         worded("found", _found),
     ]
     return table_of(fields, judged)

@@ -21,7 +21,6 @@ from shadow.telling.document import (
     Table,
     Word,
 )
-from shadow.text import counted
 
 SHOWN = 8  # of what speaks against a claim
 LEVELS: Mapping[Outcome, Level] = {
@@ -51,7 +50,7 @@ def verification_document(found: Verification) -> Document:
         columns = AGAINST if any(one.size is not None for one in found.against) else AGAINST[:2]
         blocks.append(Table(columns, [row[: len(columns)] for row in rows]))
     if (hidden := len(found.against) - SHOWN) > 0:
-        blocks.append(Note(f"{counted(hidden, 'more is', 'more are')} in --json"))
+        blocks.append(Note(f"--json has {hidden:,} more"))
     blocks += [Note(text) for text in found.notes]
     return Document(blocks)
 

@@ -113,7 +113,7 @@ def _doubt(
 
 
 def _of(one: Candidate, is_related: bool) -> str:
-    """`units match (p 1e-05), cosine 0.997, 8.0 % away`."""
+    """`units match (p 1e-05), cosine 0.997, 8.0 % away in the units that were sampled`."""
     if one.p is None:
         return f"not compared: {one.why}"
     if not is_related:
@@ -121,4 +121,5 @@ def _of(one: Candidate, is_related: bool) -> str:
     if one.reordered is not None and one.reordered >= REORDERED:
         return f"its units in another order (cosine {one.reordered:.2f} at the best match)"
     far = share(one.distance)
-    return f"units match (p {one.p:.1g}), cosine {one.cosine:.3f}, {far} away"
+    where = "in the units that were sampled"
+    return f"units match (p {one.p:.1g}), cosine {one.cosine:.3f}, {far} away {where}"

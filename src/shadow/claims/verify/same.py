@@ -102,14 +102,14 @@ def _rounded(rows: Sequence[Scanned], differ: Sequence[Scanned], far: float | No
         return None
     side, name = cast
     which = "B is A" if side == "tuned" else "A is B"
-    size = "" if far is None else f", the error is {share(far)} of the norm"
+    size = "" if far is None else f", the error is {share(far)} of the norm of all tensors"
     return f"{which} rounded to {name}: {_of(differ, rows)} differ{size}"
 
 
 def _values(rows: Sequence[Scanned], differ: Sequence[Scanned], far: float | None) -> str:
     entries = sum(row.changed for row in differ)
     where = f"in {counted(entries, 'entry', 'entries')}"
-    size = "" if far is None else f", by {share(far)} of the norm"
+    size = "" if far is None else f", by {share(far)} of the norm of all tensors"
     verb = "differs" if len(differ) == 1 else "differ"
     return f"{_of(differ, rows)} {verb}, {where}{size}"
 

@@ -147,7 +147,7 @@ def _said(found: Copy, figures: dict[str, Figure]) -> list[str]:
     if "update_kept" in figures:
         texts.append(f"it keeps {share(max(0.0, figures['update_kept']))} of the update's energy")
     elif "relative_error" in figures:
-        texts.append(f"error {share(figures['relative_error'])} of the norm")
+        texts.append(f"error {share(figures['relative_error'])} of the norm of all tensors")
     return texts
 
 

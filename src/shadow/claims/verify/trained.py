@@ -168,14 +168,15 @@ def _stuck(should: Sequence[Moved], step: float | None, figures: dict[str, Figur
         counts[1] += one.row.entries
     worst = sorted(modules.items(), key=lambda item: (-item[1][0] / max(1, item[1][1]), item[0]))
     named = ", ".join(f"{name} {share(some / of)}" for name, (some, of) in worst[:3] if some)
-    return [f"{text}; most in {named}"]
+    return [f"{text}; by module: {named}"]
 
 
 def _beside(found: Training) -> list[str]:
     if not found.beside:
         return []
     tensors = counted(found.beside, "tensor", "tensors")
-    return [f"no pattern names {tensors}, of which {found.beside_moved:,} moved"]
+    moved = f"{found.beside_moved:,}" if found.beside_moved else "none"
+    return [f"no pattern names {tensors}; {moved} of them moved"]
 
 
 def _stayed(one: Moved, step: float | None) -> str:
