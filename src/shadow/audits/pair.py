@@ -449,6 +449,7 @@ COMPUTE_DTYPES = {  # by precision
     "default": "float32 Gram, float64 eigenvalues",
     "exact": "float64 Gram, float64 eigenvalues",
     "fast": "float32 Gram, float32 eigenvalues",
+    "sketch": "float32 products with few vectors, float64 sums",
 }
 
 

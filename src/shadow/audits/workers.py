@@ -320,7 +320,8 @@ def _measured(
         largest = largest_entry(only, working_dtype(stored), space)
         if not Extent(0.0, largest, 0.0).finite:
             return Outcome(pair.key, "skipped", reason="nonfinite", detail="in the tuned tensor")
-        alone = measure_alone(only, stored, largest, Means(method, space, remember, grams))
+        means = Means(method, space, remember, grams)
+        alone = measure_alone(only, stored, largest, means, pair.key)
         return Outcome(
             pair.key, "measured", reason="only_in_tuned", detail=pair.detail, measurements=(alone,)
         )

@@ -20,11 +20,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shadow.dtypes import FLOATS, FloatFormat
-from shadow.spectra.edge import decay_cosine, sharp_edge_values, stored_levels
+from shadow.spectra.edge import (
+    decay_cosine,
+    sharp_edge_values,
+    sharp_null_edge,
+    stored_levels,
+)
 from shadow.spectra.history import even_bits, even_values
+from shadow.spectra.krylov import Estimate
 from shadow.spectra.lazy import BlockScaled, Matrix, Rounded, Updated
 from shadow.spectra.measurement import Measurement, Precision, Values
-from shadow.spectra.null import Profile, coverage_values, null_values, sampled_values
+from shadow.spectra.null import (
+    Profile,
+    closed_null,
+    coverage_values,
+    null_values,
+    sampled_values,
+)
 from shadow.spectra.purity import purity_values
 from shadow.spectra.rank import condition_number, norms, ranks, top_energies
 from shadow.spectra.residual import Direction, on_short_side, sketch, sketch_of_gram
@@ -37,6 +49,18 @@ from shadow.spectra.rounding import (
     without_means,
 )
 from shadow.spectra.rounding import values as undone_values
+from shadow.spectra.sketched import (
+    SMALLEST,
+    base_tuned_delta,
+    effective_rank_shift,
+    leading_directions,
+    one_alone,
+    ratio_of,
+    sketched_delta,
+    sketches,
+    weight_values,
+    with_errors,
+)
 from shadow.spectra.spectrum import (
     ON_CPU,
     Grams,
@@ -267,48 +291,18 @@ def measure_pair(
         # scales move the 8-bit steps to where the weights are: no weight lies below the smallest
         # normal number
         coarser = replace(coarser, min_exponent=FLOATS["F32"].min_exponent)
-    method = means.method
     sides = Sides(base, tuned, working_dtype(*formats), means.space)
     total = sums(sides, coarser, size)
     profile, scale = total.profile, total.profile.scale
-    vectors = VECTORS if method.subspaces else 0
-    base_spectrum, tuned_spectrum = (
-        _weight_spectrum(matrix, math.sqrt(energy) / total.scale, largest, stored, means, vectors)
-        for matrix, energy, largest, stored in (
-            (base, total.base, size.base, formats[0]),
-            (tuned, total.tuned, size.tuned, formats[1]),
-        )
-    )
-    read = partial(delta_blocks, sides, scale)
-    delta, kept_sketch = _delta_spectrum(sides, read, profile, means, direction)
-    base_values, tuned_values, values = (
-        spectrum_values(side) for side in (base_spectrum, tuned_spectrum, delta)
-    )
-    values |= {
-        "condition_number": None,  # a delta's smallest sigma says nothing
-        **_relations(base_spectrum, tuned_spectrum, delta, total),
+    made = _by_spectra(sides, total, formats, size, means, key, direction)
+    values = {
+        **made.values,
         **({"floor_ratio": None} if isinstance(tuned, Updated) else {}),  # nothing has been rounded
-        **_shifts(base_values, tuned_values),
-        **null_values(delta, profile, values["participation_ratio"]),
         **coverage_values(profile),
-        **sharp_edge_values(delta, profile.rows, profile.cols, scale),
-        **top_energies(delta, (20,)),
         "decay_cosine": decay_cosine(total.along, math.sqrt(profile.energy), math.sqrt(total.base)),
         "levels_base": stored_levels(base, formats[0]),
         "levels_tuned": stored_levels(tuned, formats[1]),
-        **sampled_values(
-            delta,
-            method.nulls,
-            f"{method.seed}\t{key}",
-            read,
-            [corner for _, corner in blocks(tuned)],
-            scale,
-            means.grams,
-        ),
-        **NO_SUBSPACES,
     }
-    if method.subspaces:
-        values |= subspace_values(base_spectrum, tuned_spectrum, delta, sides, profile)
     with np.errstate(over="ignore"):
         lines = (profile.rows / scale / scale, profile.cols / scale / scale)
     undone = undo(sides, formats, lines, size.base, values["floor_ratio"])
@@ -317,14 +311,14 @@ def measure_pair(
     values |= _floor(values["floor_ratio"], undone, coarser)
     values |= undone_values(undone, math.sqrt(total.base) / total.scale)
     values |= decay_unrounded(undone, values, math.sqrt(profile.energy) / scale)
-    values |= _purity(values, undone, sides, means)
+    values |= _purity(values, undone, sides, means, key)
     values |= {"row_scaling": total.row_scaling, "col_scaling": total.col_scaling}
-    values |= rest_values(
-        noise_like_rest(delta, total.ulp_rows, total.ulp_cols)
-        or noise_like_rest(delta, profile.rows, profile.cols),
-        rounding_share(undone, values["floor_ratio"]),
-        sides.shape,
+    beyond = made.delta and (
+        noise_like_rest(made.delta, total.ulp_rows, total.ulp_cols)
+        or noise_like_rest(made.delta, profile.rows, profile.cols)
     )
+    rounded = rounding_share(undone, values["floor_ratio"])
+    values |= rest_values(beyond or None, rounded, sides.shape)
     values |= even_values(even)
     about_kept = {
         "kept_reason": undone.reason,
@@ -333,11 +327,139 @@ def measure_pair(
     }
     binades = vars(undone.binades) if undone.binades else {}
     lists = {f"binade_{name}": numbers for name, numbers in binades.items()}
-    return Measured(
-        Measurement("base", base_spectrum.precision, base_values, base_spectrum.sigma),
-        Measurement("tuned", tuned_spectrum.precision, tuned_values, tuned_spectrum.sigma),
-        Measurement("delta", delta.precision, {**values, **about_kept}, delta.sigma, lists),
+    delta = Measurement("delta", made.precision, {**values, **about_kept}, made.sigma, lists)
+    return Measured(made.base, made.tuned, delta, made.sketch)
+
+
+class _Figured(NamedTuple):
+    """What singular values say of a pair."""
+
+    base: Measurement
+    tuned: Measurement
+    values: Values  # of the delta
+    precision: Precision  # of the delta, as it was used
+    sigma: NDArray[np.float64]  # of the delta; none of them in `sketch`
+    sketch: NDArray[np.float32] | None
+    delta: Spectrum | None  # None in `sketch`
+
+
+def _by_spectra(
+    sides: Sides,
+    total: Sums,
+    formats: tuple[str, str],
+    size: Extent,
+    means: Means,
+    key: str,
+    direction: Direction | None,
+) -> _Figured:
+    """The columns that rest on singular values, from all of them or, in `sketch`, by estimates."""
+    means = _tier(means, sides.shape, total.base, total.tuned)
+    if means.method.precision == "sketch":
+        return _by_sketches(sides, total, means, key, direction)
+    method, profile, scale = means.method, total.profile, total.profile.scale
+    vectors = VECTORS if method.subspaces else 0
+    base, tuned = (
+        _weight_spectrum(matrix, math.sqrt(energy) / total.scale, largest, stored, means, vectors)
+        for matrix, energy, largest, stored in (
+            (sides.base, total.base, size.base, formats[0]),
+            (sides.tuned, total.tuned, size.tuned, formats[1]),
+        )
+    )
+    read = partial(delta_blocks, sides, scale)
+    delta, kept_sketch = _delta_spectrum(sides, read, profile, means, direction)
+    base_values, tuned_values, values = map(spectrum_values, (base, tuned, delta))
+    values |= {
+        "condition_number": None,  # a delta's smallest sigma says nothing
+        **_sizes(delta.norm, base.norm, total, sides.shape),
+        **_relations(base, tuned, delta),
+        **_shifts(base_values, tuned_values),
+        **null_values(delta, profile, values["participation_ratio"]),
+        **sharp_edge_values(delta, profile.rows, profile.cols, scale),
+        **top_energies(delta, (20,)),
+        **sampled_values(
+            delta,
+            method.nulls,
+            f"{method.seed}\t{key}",
+            read,
+            [corner for _, corner in blocks(sides.tuned)],
+            scale,
+            means.grams,
+        ),
+        **NO_SUBSPACES,
+    }
+    if method.subspaces:
+        values |= subspace_values(base, tuned, delta, sides, profile)
+    return _Figured(
+        Measurement("base", base.precision, base_values, base.sigma),
+        Measurement("tuned", tuned.precision, tuned_values, tuned.sigma),
+        values,
+        delta.precision,
+        delta.sigma,
         kept_sketch,
+        delta,
+    )
+
+
+def _tier(means: Means, shape: tuple[int, int], *energies: float) -> Means:
+    """The tier of a matrix: `default` instead of `sketch` where that costs no more, or where a side
+    is 0.
+    """
+    if means.method.precision != "sketch" or (min(shape) > SMALLEST and min(energies) > 0):
+        return means
+    return replace(means, method=replace(means.method, precision="default"))
+
+
+def _by_sketches(
+    sides: Sides, total: Sums, means: Means, key: str, direction: Direction | None
+) -> _Figured:
+    """By products with few vectors; the delta of an adapter, from its factors, has all values."""
+    profile, scale = total.profile, total.profile.scale
+    scales = [total.scale, total.scale, scale]
+    energies = total.base, total.tuned, profile.energy
+    norms = [math.sqrt(of) / by for of, by in zip(energies, scales, strict=True)]
+    adapted = sides.tuned if isinstance(sides.tuned, Updated) else None
+    count = 2 if adapted else 3
+    read = base_tuned_delta(sides, scales[:count])
+    base, tuned, *deltas = sketches(read, sides.shape, scales[:count], norms[:count], key)
+    kept_sketch, spectrum_of_delta = None, None
+    if adapted:
+        spectrum_of_delta = _update_spectrum(adapted, norms[2])
+        values = spectrum_values(spectrum_of_delta)
+        values |= {
+            **null_values(spectrum_of_delta, profile, values["participation_ratio"]),
+            **sharp_edge_values(spectrum_of_delta, profile.rows, profile.cols, scale),
+            **top_energies(spectrum_of_delta, (20,)),
+        }
+        strongest = Estimate(float(spectrum_of_delta.sigma[0]), 0.0)
+    else:
+        null, edge = closed_null(profile)
+        sharp = sharp_null_edge(profile.rows, profile.cols, scale)
+        values = sketched_delta(deltas[0], null, edge, sharp)
+        strongest = deltas[0].sigma(0)
+    values |= {
+        "condition_number": None,
+        **_sizes(norms[2], norms[0], total, sides.shape),
+        **ratio_of(strongest, base.sigma(0), "relative_spectral"),
+        **effective_rank_shift(base, tuned),
+        **NO_SUBSPACES,
+    }
+    if means.method.subspaces:
+        before, after = (leading_directions(side, sides.shape) for side in (base, tuned))
+        of_delta = Spectrum(np.zeros(0), *sides.shape, norms[2], 0.0, "sketch")
+        values |= subspace_values(before, after, of_delta, sides, profile)
+    if direction is not None:
+        corners = [corner for _, corner in blocks(sides.tuned)]
+        parts = delta_blocks(sides, scale, sides.dtype)
+        kept_sketch = sketch(parts, corners, sides.shape, profile.energy, direction)
+    nothing = np.zeros(0)
+    return _Figured(
+        Measurement("base", "sketch", weight_values(base), nothing),
+        Measurement("tuned", "sketch", weight_values(tuned), nothing),
+        values,
+        spectrum_of_delta.precision if spectrum_of_delta else "sketch",
+        spectrum_of_delta.sigma if spectrum_of_delta else nothing,
+        kept_sketch,
+        spectrum_of_delta,
     )
 
 
@@ -391,43 +513,63 @@ def _delta_spectrum(
     return delta, sketch(read(sides.dtype), corners, shape, profile.energy, direction)
 
 
-def _purity(of_delta: Values, undone: Undone, sides: Sides, means: Means) -> Values:
+def _purity(of_delta: Values, undone: Undone, sides: Sides, means: Means, key: str) -> Values:
     """excess_purity and purity_z of the stored delta, and what is known of the update's purity.
 
     Where the base was rounded before training, excess_purity_unrounded and equivalent_directions
     are of tuned - round(base), which has a spectrum of its own.
     """
-    of_stored = purity_values(of_delta, sides.shape, undone.kept, undone.reason)
+    of_stored = with_errors(
+        purity_values(of_delta, sides.shape, undone.kept, undone.reason), of_delta, undone.kept
+    )
     if not undone.of_rounded_base:
         return of_stored
     assert undone.grid is not None
-    from_rounded = _difference(replace(sides, base=Rounded(sides.base, undone.grid)), means)
+    rounded = replace(sides, base=Rounded(sides.base, undone.grid))
+    from_rounded = _difference(rounded, means, key)
     if not from_rounded:
         of_update: Values = dict.fromkeys(of_stored)
     else:
-        of_update = purity_values(from_rounded, sides.shape, undone.kept, undone.reason)
-    return of_update | {name: of_stored[name] for name in ("excess_purity", "purity_z")}
+        of_update = with_errors(
+            purity_values(from_rounded, sides.shape, undone.kept, undone.reason),
+            from_rounded,
+            undone.kept,
+        )
+    stored = ("excess_purity", "purity_z", "excess_purity_error")
+    return of_update | {name: of_stored[name] for name in stored if name in of_stored}
 
 
-def _difference(sides: Sides, means: Means) -> Values:
+def _difference(sides: Sides, means: Means, key: str) -> Values:
     """The columns of tuned - base that purity is made from; empty where the two are the same."""
     size = extent(sides)
     if size.delta == 0:
         return {}
     total = sums(sides, FLOATS["F32"], size)
-    read = partial(delta_blocks, sides, total.profile.scale)
-    delta, _ = _delta_spectrum(sides, read, total.profile, means, None)
+    profile, covered = total.profile, coverage_values(total.profile)
+    read = partial(delta_blocks, sides, profile.scale)
+    means = _tier(means, sides.shape)
+    if means.method.precision == "sketch":
+        norm = math.sqrt(profile.energy) / profile.scale
+        alone = one_alone(partial(read, sides.dtype), sides.space)
+        (one,) = sketches(alone, sides.shape, (profile.scale,), (norm,), key)
+        return sketched_delta(one, *closed_null(profile), None) | covered
+    delta, _ = _delta_spectrum(sides, read, profile, means, None)
     values = spectrum_values(delta)
-    return {
-        **values,
-        **null_values(delta, total.profile, values["participation_ratio"]),
-        **coverage_values(total.profile),
-    }
+    return {**values, **null_values(delta, profile, values["participation_ratio"]), **covered}
 
 
-def measure_alone(matrix: Matrix, stored: str, largest: float, means: Means) -> Measurement:
-    """The numbers of a matrix that has no base at all (a projector)."""
+def measure_alone(
+    matrix: Matrix, stored: str, largest: float, means: Means, key: str
+) -> Measurement:
+    """The numbers of a matrix that has no base at all (a projector); key as in `measure_pair`."""
     norm = frobenius_norm(matrix, largest, working_dtype(stored), means.space)
+    shape = shape_of(matrix)
+    means = _tier(means, shape, norm)
+    if means.method.precision == "sketch":
+        scale = power_of_two_scale(largest)
+        read = partial(scaled_blocks, matrix, scale, working_dtype(stored), means.space)
+        (one,) = sketches(one_alone(read, means.space), shape, (scale,), (norm,), key)
+        return Measurement("tuned", "sketch", weight_values(one), np.zeros(0))
     found = _weight_spectrum(matrix, norm, largest, stored, means)
     return Measurement("tuned", found.precision, spectrum_values(found), found.sigma)
 
@@ -477,20 +619,26 @@ def spectrum_values(spectrum: Spectrum) -> Values:
     }
 
 
-def _relations(base: Spectrum, tuned: Spectrum, delta: Spectrum, total: Sums) -> Values:
-    """Sizes, direction and rounding of the delta relative to the base, and shifts of sigmas."""
+def _relations(base: Spectrum, tuned: Spectrum, delta: Spectrum) -> Values:
+    """The largest singular values, and how those of both sides compare."""
     both = (base.sigma > 0) & (tuned.sigma > 0)
     ratios = tuned.sigma[both] / base.sigma[both]
     quartiles = [float(x) for x in np.percentile(ratios, [25, 50, 75])] if len(ratios) else None
-    rounding = math.sqrt(total.ulps / 12.0) / total.scale
     return {
-        "relative_norm": _ratio(delta.norm, base.norm),
         "relative_spectral": _ratio(float(delta.sigma[0]), float(base.sigma[0])),
-        "cosine": _cosine(total),
-        "zero_share": total.zeros / (delta.rows * delta.cols),
-        "floor_ratio": _ratio(delta.norm, rounding),
         "sigma_scale": quartiles[1] if quartiles else None,
         "sigma_scale_iqr": quartiles[2] - quartiles[0] if quartiles else None,
+    }
+
+
+def _sizes(delta: float, base: float, total: Sums, shape: tuple[int, int]) -> Values:
+    """Size, direction and rounding of the delta relative to the base, from both norms and sums."""
+    rounding = math.sqrt(total.ulps / 12.0) / total.scale
+    return {
+        "relative_norm": _ratio(delta, base),
+        "cosine": _cosine(total),
+        "zero_share": total.zeros / (shape[0] * shape[1]),
+        "floor_ratio": _ratio(delta, rounding),
     }
 
 
