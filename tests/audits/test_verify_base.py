@@ -144,3 +144,26 @@ def test_other_architectures(tmp_path, kind):
     near = models.perturbed(model, tmp_path / "c", 0.1)
     assert shadow.verify("base", near, model, other).holds is True
     assert shadow.verify("base", near, other).holds is False
+
+
+def test_weights_with_a_mean_are_no_other_order(tmp_path):
+    """All units of weights that are above 0 on average point one way, whatever the model."""
+    generator = torch.Generator().manual_seed(7)
+
+    def drawn(name, one):
+        return (torch.rand(one.shape, generator=generator) + 0.2).to(one.dtype)
+
+    one = changed(DEMO / "base", tmp_path / "one", drawn)
+    other = changed(DEMO / "base", tmp_path / "other", drawn)
+    found = shadow.verify("base", one, other)
+    assert found.holds is False, found
+
+    def permuted(name, tensor):
+        if "mlp" not in name:
+            return tensor
+        order = torch.arange(max(tensor.shape)).flip(0)
+        return tensor[:, order] if "down" in name else tensor[order]
+
+    found = shadow.verify("base", changed(one, tmp_path / "permuted", permuted), one)
+    assert found.holds is True
+    assert "in another order" in found.reason

@@ -167,8 +167,15 @@ def _candidate(name: str, sampled: Sequence[_Sampled], candidates: int) -> Candi
 
 
 def _reordered(sampled: Sequence[_Sampled]) -> float | None:
-    """How well units match in any order, by two matrices of one place; None where it has no two."""
-    cosines = [unit_cosines(one.model, one.whole) for one in sampled if one.whole is not None]
+    """How well units match in any order, by two matrices of one place; None where it has no two.
+
+    What all units of a matrix have in common, such as a mean above 0, is no match.
+    """
+    cosines = [
+        unit_cosines(one.model - one.model.mean(axis=0), one.whole - one.whole.mean(axis=0))
+        for one in sampled
+        if one.whole is not None
+    ]
     return at_best(*cosines[:2]) if len(cosines) > 1 else None
 
 
