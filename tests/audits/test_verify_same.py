@@ -319,3 +319,41 @@ def test_names_from_files_are_harmless_on_a_terminal(tmp_path):
     assert found.code in (1, 4)
     assert "\x1b[2J" not in found.out + found.err
     assert "\n::error" not in found.out + found.err
+
+
+def lora(folder, tensors, **config):
+    """An adapter's files."""
+    folder.mkdir(parents=True)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    told = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, **config}
+    (folder / "adapter_config.json").write_text(json.dumps(told))
+    return folder
+
+
+@pytest.mark.parametrize("linked", [False, True], ids=["copies", "the same file"])
+def test_adapters_of_other_scales_are_not_the_same(tmp_path, linked):
+    """Equal factors with another alpha are another update; another way to write a scale is not."""
+    module = "base_model.model.model.layers.{}.self_attn.q_proj"
+    tensors = {}
+    for layer in range(2):
+        tensors[f"{module.format(layer)}.lora_A.weight"] = torch.ones(4, 8)
+        tensors[f"{module.format(layer)}.lora_B.weight"] = torch.ones(8, 4)
+    a = lora(tmp_path / "a", tensors)
+    cases = [
+        ({"lora_alpha": 64}, 2),
+        ({"use_rslora": True}, 2),
+        ({"alpha_pattern": {"layers.1.self_attn.q_proj": 16}}, 1),
+        ({"use_rslora": True, "lora_alpha": 4}, 0),
+        ({"lora_dropout": 0.5}, 0),
+    ]
+    for number, (config, apart) in enumerate(cases):
+        b = lora(tmp_path / f"b{number}", tensors, **config)
+        if linked:
+            (b / "adapter_model.safetensors").unlink()
+            (b / "adapter_model.safetensors").hardlink_to(a / "adapter_model.safetensors")
+        found = shadow.verify("same", a, b)
+        assert found.holds is (apart == 0), (config, found)
+        assert len(found.against) == apart
+        if apart:
+            assert "scale" in found.reason
+            assert "layers.1.self_attn.q_proj" in found.against[-1].name

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from shadow.claims.answer import Answer, Claim, Figure
 from shadow.claims.verify.scanned import Apart, Scanned, relative_norm
 from shadow.claims.verify.verification import Against, largest_first
-from shadow.quantities import share
+from shadow.quantities import share, text_of
 from shadow.text import counted, several
 
 SAME = Claim(
@@ -29,6 +29,8 @@ class Compared:
     """Tensors that only one of them has."""
     unread: Sequence[Apart]
     """Tensors whose values are not known."""
+    scales: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """By module, what two adapters multiply their updates by, where that differs."""
 
 
 def same(found: Compared) -> tuple[Answer, tuple[Against, ...]]:
@@ -47,8 +49,12 @@ def same(found: Compared) -> tuple[Answer, tuple[Against, ...]]:
     if differ and far is not None:
         figures["relative_norm"] = far
     against = [Against(one.tensor, one.what) for one in found.lone]
+    against += [
+        Against(module, f"its update is scaled by {_number(one)} in A, {_number(other)} in B")
+        for module, (one, other) in found.scales.items()
+    ]
     against += [Against(row.tuned, _difference(row), row.relative) for row in differ]
-    if differ or found.lone:
+    if differ or found.lone or found.scales:
         reason = "; ".join(_differences(found, differ, far))
         return Answer("same", "does_not_hold", reason, figures), largest_first(against)
     if found.unread:
@@ -84,6 +90,9 @@ def _differences(found: Compared, differ: Sequence[Scanned], far: float | None) 
         texts.append(_rounded(found.rows, differ, far) or _values(found.rows, differ, far))
     elif found.rows:
         texts.append(f"{_equal(found.rows)} that both have")
+    if found.scales:
+        updates = counted(len(found.scales), "update", "updates")
+        texts.append(f"the adapters scale {updates} differently")
     for side, name in (("base", "A"), ("tuned", "B")):
         lone = [one for one in found.lone if one.side == side]
         if lone:
@@ -116,6 +125,10 @@ def _values(rows: Sequence[Scanned], differ: Sequence[Scanned], far: float | Non
 
 def _of(some: Sequence[Scanned], rows: Sequence[Scanned]) -> str:
     return f"{len(some):,} of {counted(len(rows), 'tensor', 'tensors')}"
+
+
+def _number(scale: float) -> str:
+    return text_of(scale, "number")
 
 
 def _unread(unread: Sequence[Apart]) -> str:
