@@ -368,3 +368,24 @@ def test_wrong_usage_and_hostile_files_are_one_line(tmp_path):
     found = run_shadow("verify", "merged", "./base", "./short", "./base", cwd=tmp_path)
     assert found.code in (1, 4, 5)
     assert "Traceback" not in found.err
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_an_adapter_that_only_holds_modules_whole(tmp_path, dtype):
+    """It holds where the merged model has them; where they are the base's, nothing can be told."""
+    base = based(dtype)
+    embed = "model.embed_tokens.weight"
+    saved = base[embed].float() + 0.01
+    extra = {"base_model.model.model.embed_tokens.modules_to_save.weight": saved}
+    merged = base | {embed: saved.to(dtype)}
+    found = told(tmp_path, base, {}, merged, extra=extra)
+    assert found.holds is True, found
+    assert found.reason == "the only tensor that the adapter holds whole is in the merged model"
+    assert told(tmp_path, base, {}, base, extra=extra).holds is False
+    kept = {name: base[embed].float() for name in extra}
+    found = told(tmp_path, base, {}, base, extra=kept)
+    assert found.holds is None, found
+    both = told(tmp_path, base, factors(), merge(merged, factors(), dtype), extra=extra)
+    assert both.holds is True
+    assert "in every entry of 4 matrices, within the rounding of" in both.reason
+    assert "; the only tensor that the adapter holds whole is in the merged model" in both.reason

@@ -66,6 +66,15 @@ class _Adapter:
         return Update(left[: pair.rows], right, factor.scaling, magnitude, mine.tuned.info.dtype)
 
 
+@dataclass(frozen=True)
+class _Whole:
+    """A tensor that the adapter holds whole, which stands in the base's place."""
+
+    row: Scanned
+    moved: bool
+    """Whether the merged model's differs from the base's."""
+
+
 def _is_module(key: str, name: str) -> bool:
     """Whether a module of the adapter is the base's of that name, which may have a prefix more."""
     return key == name or key.endswith(f".{name}") or name.endswith(f".{key}")
@@ -99,8 +108,10 @@ def verify_merged(
     modules = sorted(
         (row for row in rows if isinstance(row, Module)), key=lambda row: (row.tensor, row.place)
     )
+    whole = [row for row in rows if isinstance(row, _Whole)]
     others = sorted(
-        (row for row in rows if isinstance(row, Scanned)), key=lambda row: (row.tuned, row.place)
+        [*(row for row in rows if isinstance(row, Scanned)), *(one.row for one in whole)],
+        key=lambda row: (row.tuned, row.place),
     )
     absent = [
         pair.tuned.info.name
@@ -117,6 +128,7 @@ def verify_merged(
             [*lined.unread, *adapter.unread],
             sorted(set(absent)),
             scales.pop() if len(scales) == 1 else None,
+            [one.moved for one in whole],
         )
     )
     return Verification("merged", of, answer, against, (*lined.notes, *notes))
@@ -174,11 +186,11 @@ def _holds_rows(one: Apart, pairs: Sequence[MatrixPair], adapter: _Adapter) -> b
 
 def _measured(
     pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, adapter: _Adapter
-) -> Module | Scanned:
+) -> Module | Scanned | _Whole:
     if pair.place in adapter.updates and pair.is_matrix:
         return _module(pair, base, tuned, adapter.update(pair))
     if (whole := adapter.whole.get(pair.place)) is not None:
-        return _of_whole(pair, whole.tuned, tuned, adapter)
+        return _of_whole(pair, whole.tuned, base, tuned, adapter)
     row = row_of(pair, base, tuned)
     if row.changed and pair.place == HEAD and EMBED in adapter.updates and pair.base is not None:
         embed = adapter.updates[EMBED]
@@ -219,13 +231,17 @@ def _fit(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, update: Update) 
     return merge_fit(first, second, update, formats, upright=not pair.base.part.transposed)
 
 
-def _of_whole(pair: MatrixPair, mine: Operand, tuned: Checkpoint, adapter: _Adapter) -> Scanned:
+def _of_whole(
+    pair: MatrixPair, mine: Operand, base: Checkpoint, tuned: Checkpoint, adapter: _Adapter
+) -> _Whole:
     """A tensor that the adapter holds whole, beside the merged model's."""
     rows, cols = (pair.rows, pair.cols)
     if mine.shape == pair.tuned.shape and pair.is_matrix:
         rows, cols = mine.shape
     beside = replace(pair, base=mine, rows=rows, cols=cols)
-    return row_of(beside, plain(adapter.checkpoint), tuned)
+    assert pair.base is not None, "lined up"
+    moved = pair.base.shape != pair.tuned.shape or row_of(pair, base, tuned).changed > 0
+    return _Whole(row_of(beside, plain(adapter.checkpoint), tuned), moved)
 
 
 def _with_copy(row: Scanned, pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> Scanned:

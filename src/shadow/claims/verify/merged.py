@@ -145,6 +145,8 @@ class Merge:
     """Modules of the adapter that base or merged model lacks."""
     scale: float | None
     """Of the adapter, where all its modules share one."""
+    whole: Sequence[bool] = ()
+    """Of every tensor that the adapter holds whole, whether it differs from the base's."""
 
 
 def merged(found: Merge) -> tuple[Answer, tuple[Against, ...], tuple[str, ...]]:
@@ -168,12 +170,20 @@ def merged(found: Merge) -> tuple[Answer, tuple[Against, ...], tuple[str, ...]]:
     ]
     if why := _doubt(found, unsure):
         return Answer("merged", "cannot_be_told", why, figures), largest_first(doubts), notes
-    reason = (
-        f"base plus update{_at(found.scale)} in every entry of"
-        f" {counted(len(found.modules), 'matrix', 'matrices')}, within the rounding of"
-        f" {_format(found.modules)}; {_arithmetic(found.modules)}"
-    )
-    return Answer("merged", "holds", reason, figures), (), notes
+    texts = []
+    if found.modules:
+        texts += [
+            f"base plus update{_at(found.scale)} in every entry of"
+            f" {counted(len(found.modules), 'matrix', 'matrices')}, within the rounding of"
+            f" {_format(found.modules)}",
+            _arithmetic(found.modules),
+        ]
+    if found.whole:
+        count = len(found.whole)
+        every = "the only tensor" if count == 1 else f"all {count:,} tensors"
+        verb = "is" if count == 1 else "are"
+        texts.append(f"{every} that the adapter holds whole {verb} in the merged model")
+    return Answer("merged", "holds", "; ".join(texts), figures), (), notes
 
 
 def _is_kept(row: Scanned) -> bool:
@@ -259,8 +269,13 @@ def _doubt(found: Merge, unsure: Sequence[Module]) -> str | None:
     if found.absent:
         modules = counted(len(found.absent), "module", "modules")
         return f"{modules} of the adapter have no matrix in base or merged model"
-    if not found.modules and not any(row.changed for row in found.others):
+    if not found.modules and not found.whole:
         return "the adapter updates no matrix"
+    if not found.modules and not any(found.whole):
+        return (
+            "what the adapter holds whole is equal to the base's: merged or not, the model is the"
+            " same"
+        )
     if found.modules and not any(module.visible for module in found.modules):
         return (
             "the update is below the rounding of storage in every entry: merged or not, the model"
