@@ -239,7 +239,7 @@ def _named_alike(base: Skipped, tuned: Skipped) -> MatrixPair | None:
         return None
     if {base.reason, tuned.reason} & {"shape_differs", "tied"}:
         return None
-    place = replace(tuned.place, module="other", slot=f"\0{second.name}")
+    place = replace(tuned.place, slot=f"\0{second.name}")
     if {base.reason, tuned.reason} == {"only_in_base", "only_in_tuned"}:
         one, other = Operand(first, Part(place)), Operand(second, Part(place))
         return MatrixPair(place, one, other, 1, first.parameters, is_matrix=False)

@@ -48,8 +48,13 @@ class Moved:
 
     @property
     def is_cast(self) -> bool:
-        """Whether the tuned tensor is the base's in another format, and no more."""
-        return self.row.rounded == ("tuned", self.row.formats[1])
+        """Whether the tuned tensor is the base's rounded to a format, and no more."""
+        return self.row.rounded is not None and self.row.rounded[0] == "tuned"
+
+    @property
+    def rounded_to(self) -> str:
+        """The format to which a cast rounded the base's values; it may be stored in a wider one."""
+        return self.row.rounded[1] if self.row.rounded else ""
 
     @property
     def has_moved(self) -> bool:
@@ -105,6 +110,9 @@ def trained(found: Training) -> tuple[Answer, tuple[Against, ...], tuple[str, ..
         texts.append(f"{_all(should)} that should have moved did")
     if frozen:
         texts.append(f"{_all(frozen)} that should be frozen {_are(frozen)} equal in every entry")
+    if not texts:
+        reason = "no tensor that the patterns name was compared"
+        return Answer("trained", "cannot_be_told", reason, figures), (), tuple(notes)
     return Answer("trained", "holds", "; ".join(texts), figures), (), tuple(notes)
 
 
@@ -156,7 +164,7 @@ def _stuck(should: Sequence[Moved], step: float | None, figures: dict[str, Figur
     if not total:
         return []
     entries = sum(one.row.entries for one in should)
-    formats = " and ".join(sorted({one.row.formats[1] for one in should}))
+    formats = " and ".join(sorted({one.row.formats[1] for one in should if one.cells}))
     text = (
         f"{share(total / entries)} of the entries that should have moved did not, where half a unit"
         f" of {formats} is above the typical step of {step:.2g}"
@@ -181,7 +189,7 @@ def _beside(found: Training) -> list[str]:
 
 def _stayed(one: Moved, step: float | None) -> str:
     if one.row.changed:
-        return f"it is the base's rounded to {one.row.formats[1]}"
+        return f"it is the base's rounded to {one.rounded_to}"
     text = "it is equal to the base's in every entry"
     if step is not None and _too_coarse(one, step) == one.row.entries:
         least = min(cell.half_ulp for cell in one.cells)
@@ -192,7 +200,7 @@ def _stayed(one: Moved, step: float | None) -> str:
 
 def _leaked(one: Moved) -> str:
     text = f"{one.row.changed:,} of {one.row.entries:,} entries differ"
-    return f"{text}: it is the base's rounded to {one.row.formats[1]}" if one.is_cast else text
+    return f"{text}: it is the base's rounded to {one.rounded_to}" if one.is_cast else text
 
 
 def _of(some: Sequence[Moved], every: Sequence[Moved]) -> str:
