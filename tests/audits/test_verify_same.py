@@ -357,3 +357,24 @@ def test_adapters_of_other_scales_are_not_the_same(tmp_path, linked):
         if apart:
             assert "scale" in found.reason
             assert "layers.1.self_attn.q_proj" in found.against[-1].name
+
+
+@pytest.mark.parametrize("entry", ["3", "''", "same"])
+def test_an_entry_that_is_no_claim_says_how_one_is_written(tmp_path, entry):
+    """In one line with its number, and a hint."""
+    (tmp_path / "claims.yaml").write_text(f"- {entry}\n")
+    done = run_shadow("verify", "--claims", "claims.yaml", cwd=tmp_path)
+    done.assert_refused()
+    assert "claims.yaml:1: " in done.err
+    assert "is no claim with checkpoints" in done.err
+    assert "write `same ./a ./b`" in done.err
+
+
+def test_hints_name_what_the_claim_takes(tmp_path):
+    """Usage has its options; a base by component only where there is a base."""
+    done = run_shadow("verify", "trained", "./a", "./b", cwd=tmp_path)
+    assert "trained BASE TUNED --moved PATTERN --frozen PATTERN" in done.err
+    done = run_shadow("verify", "same", "language=./a", "./b", cwd=tmp_path)
+    assert "--base" not in done.err
+    done = run_shadow("verify", "same", "./a", "./b", "--base", "./c", cwd=tmp_path)
+    assert "stored and mixture have it" in done.err

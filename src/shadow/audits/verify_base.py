@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 
 from shadow.audits.runtime import AlignedPair, Runtime
 from shadow.audits.scan import scan, sides_of
-from shadow.audits.sides import find_checkpoint, open_found
+from shadow.audits.verify_lined import found_all, opened_models
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import Filter, MatrixPair, pair_checkpoints
 from shadow.claims.verify.base import ALPHA, Candidate, base
 from shadow.claims.verify.verification import Verification
-from shadow.errors import UsageError
 from shadow.spectra.spectrum import Sides, tiles
 from shadow.spectra.units import Rows, at_best, corner, matched, unit_cosines
 from shadow.targets.references import Reference
@@ -49,14 +48,14 @@ def verify_base(
     of: Mapping[str, str], references: Sequence[Reference], runtime: Runtime, scratch: Path
 ) -> Verification:
     """Which candidate the first model is related to. Raises UsageError for an adapter."""
-    model = _opened(references[0], runtime, scratch / "model")
+    named = dict(zip(of, references, strict=True))
+    model, *opened = opened_models(found_all(named, runtime, scratch), runtime, scratch)
     candidates: list[Candidate] = []
     rows: list[dict[tuple[Group, str], _Sampled]] = []
-    for number, reference in enumerate(references[1:]):
-        folder = scratch / str(number)
-        sampled = _sampled(model, _opened(reference, runtime, folder), runtime, folder / "scan")
+    for number, (reference, one) in enumerate(zip(references[1:], opened, strict=True)):
+        sampled = _sampled(model, one, runtime, scratch / f"scan {number}")
         rows.append({(one.group, one.module): one for one in sampled})
-        candidates.append(_candidate(str(reference), sampled, len(references) - 1))
+        candidates.append(_candidate(str(reference), sampled, len(opened)))
     corners = {
         (here, there): _corner(rows[here], rows[there])
         for here, there in itertools.permutations(range(len(rows)), 2)
@@ -64,16 +63,6 @@ def verify_base(
     }
     answer, against = base(candidates, corners)
     return Verification("base", of, answer, against)
-
-
-def _opened(reference: Reference, runtime: Runtime, scratch: Path) -> Checkpoint:
-    found = open_found(find_checkpoint(reference, runtime, scratch), runtime, scratch)
-    if found.adapter:
-        raise UsageError(
-            f"{found.reference} is an adapter, which has no units of its own",
-            "name a whole model; adapter_config.json names the base of an adapter",
-        )
-    return found
 
 
 def _sampled(

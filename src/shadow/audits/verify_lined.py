@@ -8,6 +8,9 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from shadow.audits.runtime import AlignedPair, Runtime
 from shadow.audits.scan import in_words, scanned, sides_of
 from shadow.audits.sides import find_checkpoint, open_found
@@ -67,7 +70,7 @@ def opened_models(found: Mapping[str, Found], runtime: Runtime, scratch: Path) -
     opened = [open_found(one, runtime, scratch / name) for name, one in found.items()]
     for name, checkpoint in zip(found, opened, strict=True):
         if checkpoint.adapter:
-            hint = "`shadow verify merged BASE ADAPTER MERGED` checks a merge"
+            hint = "name a whole model; `shadow verify merged BASE ADAPTER MERGED` checks a merge"
             raise UsageError(f"{name}: {checkpoint.reference} is an adapter, not a model", hint)
     return opened
 
@@ -252,6 +255,14 @@ def _named_alike(base: Skipped, tuned: Skipped) -> MatrixPair | None:
         Operand(replace(info, dtype=RAW, shape=(size,)), Part(place)) for info in (first, second)
     )
     return MatrixPair(place, one, other, 1, size, is_matrix=False, detail=BYTES)
+
+
+def stored_bytes(checkpoint: Checkpoint, info: TensorInfo) -> Tensor | None:
+    """The bytes of a tensor; None where they cannot be read as they are."""
+    if info.problem or info.strides:
+        return None
+    size = info.end - info.start
+    return checkpoint.tensor(replace(info, dtype=RAW, shape=(size,))).whole().view(torch.uint8)
 
 
 def _head_pair(

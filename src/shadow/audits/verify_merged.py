@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from shadow.audits.runtime import Runtime
-from shadow.audits.scan import fetch_all, in_words, scan
+from shadow.audits.scan import fetch_all, in_words, require_unchanged, scan
 from shadow.audits.sides import open_found
 from shadow.audits.verify_lined import found_all, line_up_all, opened_models, plain, row_of
 from shadow.audits.workers import views
@@ -96,7 +96,7 @@ def verify_merged(
     if opened.adapter is None:
         hint = f"name a folder with adapter_config.json; in order: {' '.join(names)}"
         raise UsageError(f"ADAPTER: {opened.reference} is a model, not an adapter", hint)
-    fetch_all([opened], runtime)
+    runtime = fetch_all([opened], runtime)
     lined = line_up_all(base, tuned, NAMES)
     adapter = _adapter(opened, lined.pair.base)
     places = {pair.place for pair in lined.pair.pairs}
@@ -105,6 +105,7 @@ def verify_merged(
             lined.pair, lambda pair, a, b: _measured(pair, a, b, adapter), runtime, scratch / "scan"
         )
     )
+    require_unchanged([opened])
     modules = sorted(
         (row for row in rows if isinstance(row, Module)), key=lambda row: (row.tensor, row.place)
     )

@@ -61,8 +61,9 @@ def _same_files(first: Found, second: Found) -> str | None:
         alike = digests[0] == digests[1] and all(digests[0])
         if alike and first.weights.adapter == second.weights.adapter:
             return "the weight files have equal checksums"
-    is_open = isinstance(first, Checkpoint) and isinstance(second, Checkpoint)
-    if is_open and first.adapter == second.adapter:
+    if not (isinstance(first, Checkpoint) and isinstance(second, Checkpoint)):
+        return None
+    if first.adapter == second.adapter:
         files = [
             {
                 (source.held.standing[:2] if source.held else str(source.path))

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from shadow.audits.runtime import Runtime
-from shadow.audits.scan import fetch_all, in_words, scan
+from shadow.audits.scan import fetch_all, in_words, require_unchanged, scan
 from shadow.audits.verify_lined import BYTES, found_all, line_up_all, opened_models, plain, row_of
 from shadow.audits.workers import views
 from shadow.checkpoints.opening import Checkpoint
@@ -40,7 +40,7 @@ def verify_stored(
     before = plain(more[0]) if more else None
     unread = list(lined.unread)
     if before is not None:
-        fetch_all([before], runtime)
+        runtime = fetch_all([before], runtime)
         pairs, _ = pair_checkpoints(before, lined.pair.base, Filter(), may_differ=True)
         bases = {pair.place: pair for pair in pairs if pair.base is not None}
     rows: list[Copied] = []
@@ -54,6 +54,7 @@ def verify_stored(
             what = "the base has no such tensor"
             unread.append(Apart(row.tensor, "base", row.entries, what))
         rows.append(row)
+    require_unchanged(more)
     rows.sort(key=lambda row: (row.tensor, row.place))
     unread.sort(key=lambda one: one.tensor)
     answer, against, notes = stored(Copy(rows, lined.lone, unread, before is not None))
