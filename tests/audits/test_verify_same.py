@@ -378,3 +378,62 @@ def test_hints_name_what_the_claim_takes(tmp_path):
     assert "--base" not in done.err
     done = run_shadow("verify", "same", "./a", "./b", "--base", "./c", cwd=tmp_path)
     assert "stored and mixture have it" in done.err
+
+
+def test_an_integer_weight_beside_a_float_cannot_be_told(tmp_path):
+    """Also where no config says how it was quantised."""
+    name = "model.layers.0.mlp.up_proj.weight"
+    rest = {"model.norm.weight": torch.ones(8)}
+    a = models.write(tmp_path / "a", {name: torch.ones(8, 8), **rest}, models.LLAMA)
+    whole = torch.ones(8, 8, dtype=torch.int8)
+    b = models.write(tmp_path / "b", {name: whole, **rest}, models.LLAMA)
+    for sides in ((a, b), (b, a)):
+        found = shadow.verify("same", *sides)
+        assert found.holds is None, found
+        found = shadow.verify("trained", *sides, frozen="mlp.up")
+        assert found.holds is None, found
+
+
+def test_a_size_is_only_given_where_it_is_known(tmp_path):
+    """Not of tensors with NaN, and not of those that are compared byte by byte."""
+    name, norm = "model.layers.0.mlp.up_proj.weight", "model.norm.weight"
+    sides = {name: torch.ones(8, 8), norm: torch.ones(8)}
+    a = models.write(tmp_path / "a", sides, models.LLAMA)
+    with_nan = {**sides, norm: torch.tensor([torch.nan, *[1.0] * 7])}
+    found = shadow.verify("same", a, models.write(tmp_path / "b", with_nan, models.LLAMA))
+    assert found.reason == "1 of 2 tensors differs, in 1 entry"
+    packed = {**sides, "model.steps": torch.tensor([1])}
+    c = models.write(tmp_path / "c", packed, models.LLAMA)
+    packed = {**sides, "model.steps": torch.tensor([2])}
+    found = shadow.verify("same", c, models.write(tmp_path / "d", packed, models.LLAMA))
+    assert found.reason == "1 of 3 tensors differs, in 1 entry"
+    assert "relative_norm" not in found.figures
+
+
+def test_a_head_that_only_one_config_ties_is_said_to_be_tied(tmp_path):
+    """The embeddings are equal: it is the head that differs."""
+    embed = torch.randn(16, 8, generator=torch.Generator().manual_seed(0))
+    sides = {"model.embed_tokens.weight": embed, "lm_head.weight": embed + 1}
+    a = models.write(tmp_path / "a", sides, models.LLAMA)
+    del sides["lm_head.weight"]
+    tied = models.LLAMA | {"tie_word_embeddings": True}
+    b = models.write(tmp_path / "b", sides, tied)
+    found = shadow.verify("same", a, b)
+    assert found.holds is False
+    assert "as the head of the second, which its config ties to the embedding" in str(found.against)
+    found = shadow.verify("same", b, a)
+    assert "as the head of the first" in str(found.against)
+
+
+def test_rows_of_a_grown_vocabulary_are_no_tensors(tmp_path):
+    """They are counted as rows, by every claim that compares tensors."""
+    sides = {"model.embed_tokens.weight": torch.ones(16, 8), "model.norm.weight": torch.ones(8)}
+    a = models.write(tmp_path / "a", sides, models.LLAMA)
+    grown = {**sides, "model.embed_tokens.weight": torch.ones(18, 8)}
+    b = models.write(tmp_path / "b", grown, models.LLAMA)
+    found = shadow.verify("same", a, b)
+    assert found.reason == "both tensors are equal that both have; 2 rows only in B, of 1 tensor"
+    assert found.figures["tensors_only_in_b"] == 0
+    found = shadow.verify("trained", a, b, frozen="embed")
+    assert found.reason == "2 rows only in the tuned model, of 1 tensor"
+    assert "2 rows only in the copy" in shadow.verify("stored", a, b).reason

@@ -270,3 +270,12 @@ def test_a_cast_that_is_stored_in_the_wider_format_is_no_step(tmp_path):
     assert {one.what for one in found.against} == {"it is the base's rounded to BF16"}
     found = told(tmp_path, base, tuned, frozen="embed")
     assert found.against[0].what.endswith("it is the base's rounded to BF16")
+
+
+def test_an_empty_tensor_has_no_entry_that_could_move(tmp_path):
+    """It is left out; alone it is nothing to judge."""
+    base = {**based(), "model.layers.0.self_attn.v_proj.weight": torch.zeros(0, 32)}
+    tuned = moved(base, lambda name: True)
+    assert told(tmp_path, base, tuned, moved="layers.*").holds is True
+    found = told(tmp_path, base, tuned, moved="attn.v")
+    assert found.holds is None, found

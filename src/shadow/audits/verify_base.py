@@ -44,6 +44,9 @@ class _Sampled:
     """Every unit of the candidate's, of the first place alone."""
 
 
+_Rows = Mapping[tuple[Group, str], _Sampled]
+
+
 def verify_base(
     of: Mapping[str, str], references: Sequence[Reference], runtime: Runtime, scratch: Path
 ) -> Verification:
@@ -57,9 +60,9 @@ def verify_base(
         rows.append({(one.group, one.module): one for one in sampled})
         candidates.append(_candidate(str(reference), sampled, len(opened)))
     corners = {
-        (here, there): _corner(rows[here], rows[there])
+        (here, there): _corner(rows[here], rows[there], both)
         for here, there in itertools.permutations(range(len(rows)), 2)
-        if rows[here] and rows[there]
+        if (both := _common(rows[here], rows[there]))
     }
     answer, against = base(candidates, corners)
     return Verification("base", of, answer, against)
@@ -168,17 +171,19 @@ def _reordered(sampled: Sequence[_Sampled]) -> float | None:
     return at_best(*cosines[:2]) if len(cosines) > 1 else None
 
 
-def _corner(
-    here: Mapping[tuple[Group, str], _Sampled], there: Mapping[tuple[Group, str], _Sampled]
-) -> float | None:
-    """The cosine of the angle at a candidate between the model and another candidate."""
-    both = [
+def _common(here: _Rows, there: _Rows) -> list[tuple[Group, str]]:
+    """The matrices that were sampled of two candidates, of one size."""
+    return [
         key
         for key in here
         if key in there and here[key].candidate.shape == there[key].candidate.shape
     ]
-    if not both:
-        return None
+
+
+def _corner(here: _Rows, there: _Rows, both: Sequence[tuple[Group, str]]) -> float | None:
+    """The cosine of the angle at a candidate between the model and another candidate; None where
+    two of the three are equal.
+    """
     at, model, other = (
         np.concatenate([one.ravel() for one in rows])
         for rows in (

@@ -34,6 +34,7 @@ from shadow.text import counted, short
 # bytes that are compared as they are: any pattern of 8 bits is one of this format's values
 RAW = "F8_E5M2"
 BYTES = "compared byte by byte"
+BLOCK_SCALED = "8-bit floats with scales of blocks, whose rounding is not predicted"
 LOOKED_AT = 64  # names from which a prefix is guessed
 
 Names = tuple[str, str]
@@ -162,7 +163,8 @@ def _sorted_out(
         _role(tensor.place)
         for of_name in by_name.values()
         for tensor in of_name.values()
-        if tensor.reason == "quantized" and len(of_name) == 1
+        if tensor.reason == "quantized"
+        and (len(of_name) == 1 or any(one.reason != "quantized" for one in of_name.values()))
     }
     for of_name in by_name.values():
         base, tuned = of_name.get("base"), of_name.get("tuned")
@@ -204,7 +206,7 @@ def _order(one: Apart) -> tuple[str, str, str]:
 
 
 def _apart(info: TensorInfo, side: str, what: str) -> Apart:
-    return Apart(info.name, side, info.parameters, what)
+    return Apart(info.name, side, what)
 
 
 def _grown(pair: MatrixPair, names: Names) -> Apart:
@@ -215,7 +217,7 @@ def _grown(pair: MatrixPair, names: Names) -> Apart:
         ("tuned", names[1], pair.tuned) if more > 0 else ("base", names[0], pair.base)
     )
     rows = counted(abs(more), "row", "rows")
-    return Apart(operand.info.name, side, abs(more) * pair.cols, f"{rows} only in {name}")
+    return Apart(operand.info.name, side, f"{rows} only in {name}", is_rows=True)
 
 
 def _role(place: Place) -> tuple[object, ...]:
@@ -292,7 +294,12 @@ def row_of(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> Scanned:
     """The row of a pair; of bytes without norms."""
     assert pair.base is not None, "lined up"
     if pair.detail != BYTES:
-        return scanned(pair, base, tuned)
+        row = scanned(pair, base, tuned)
+        is_tied = [one.part.place.module == "embed" != pair.place.module
+                   for one in (pair.base, pair.tuned)]  # fmt: skip
+        side = "second" if is_tied[1] else "first"
+        remark = f"as the head of the {side}, which its config ties to the embedding"
+        return replace(row, remark=remark) if any(is_tied) else row
     sides = sides_of(pair, base, tuned)
     stored = base.tensors[pair.base.info.name].dtype, tuned.tensors[pair.tuned.info.name].dtype
     return Scanned(

@@ -13,7 +13,14 @@ from torch import Tensor
 from shadow.audits.runtime import Runtime
 from shadow.audits.scan import fetch_all, in_words, require_unchanged, scan
 from shadow.audits.sides import open_found
-from shadow.audits.verify_lined import found_all, line_up_all, opened_models, plain, row_of
+from shadow.audits.verify_lined import (
+    BLOCK_SCALED,
+    found_all,
+    line_up_all,
+    opened_models,
+    plain,
+    row_of,
+)
 from shadow.audits.workers import views
 from shadow.checkpoints.adapters import PREFIX
 from shadow.checkpoints.opening import Checkpoint
@@ -106,6 +113,7 @@ def verify_merged(
         )
     )
     require_unchanged([opened])
+    unread = [row for row in rows if isinstance(row, Apart)]
     modules = sorted(
         (row for row in rows if isinstance(row, Module)), key=lambda row: (row.tensor, row.place)
     )
@@ -126,7 +134,7 @@ def verify_merged(
             modules,
             others,
             lone,
-            [*lined.unread, *adapter.unread],
+            [*lined.unread, *adapter.unread, *sorted(unread, key=lambda one: one.tensor)],
             sorted(set(absent)),
             scales.pop() if len(scales) == 1 else None,
             [one.moved for one in whole],
@@ -152,11 +160,7 @@ def _adapter(opened: Checkpoint, base: Checkpoint) -> _Adapter:
             )
     alone = replace(opened, tensors=tensors)
     pairs, skipped = pair_checkpoints(base, alone, Filter(), may_differ=True)
-    unread = [
-        Apart(one.info.name, "adapter", one.info.parameters, _why(one))
-        for one in skipped
-        if one.side == "tuned"
-    ]
+    unread = [Apart(one.info.name, "adapter", _why(one)) for one in skipped if one.side == "tuned"]
     with_base = [pair for pair in pairs if pair.base is not None]
     return _Adapter(
         opened,
@@ -187,12 +191,16 @@ def _holds_rows(one: Apart, pairs: Sequence[MatrixPair], adapter: _Adapter) -> b
 
 def _measured(
     pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, adapter: _Adapter
-) -> Module | Scanned | _Whole:
+) -> Module | Scanned | _Whole | Apart:
+    if pair.place in adapter.updates and pair.tuned.scales is not None:
+        return Apart(pair.tuned.info.name, "tuned", BLOCK_SCALED)
     if pair.place in adapter.updates and pair.is_matrix:
         return _module(pair, base, tuned, adapter.update(pair))
     if (whole := adapter.whole.get(pair.place)) is not None:
         return _of_whole(pair, whole.tuned, base, tuned, adapter)
     row = row_of(pair, base, tuned)
+    if row.changed and pair.tuned.scales is not None:
+        return Apart(row.tuned, "tuned", BLOCK_SCALED)
     if row.changed and pair.place == HEAD and EMBED in adapter.updates and pair.base is not None:
         embed = adapter.updates[EMBED]
         if embed.base is not None and embed.base.info.name == pair.base.info.name:
@@ -214,7 +222,6 @@ def _module(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, update: Updat
         wide=fit.wide,
         narrow=fit.narrow,
         update=fit.update,
-        moved=fit.moved,
         residual=fit.residual,
         inner=fit.inner,
         rounding=fit.rounding,

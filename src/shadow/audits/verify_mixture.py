@@ -71,7 +71,7 @@ def verify_mixture(
     lines = [[of_other[key] for of_other in by_key] for key in common]
     tensors = _tensors(lines, target, others, has_base=base is not None, runtime=runtime)
     off += [
-        Apart(one.name, "tuned", one.sums.entries, "some entries are not finite")
+        Apart(one.name, "tuned", "some entries are not finite")
         for one in tensors
         if not one.sums.finite
     ]
@@ -109,7 +109,7 @@ def _whole_numbers(
     mine = [one for one in numbers[0] if one.side == "tuned"]
     theirs = [[one for one in of_side if one.side == "base"] for of_side in numbers]
     for one in mine:
-        apart = partial(Apart, one.info.name, "tuned", one.info.parameters)
+        apart = partial(Apart, one.info.name, "tuned")
         partners = [
             next((each for each in of_other if _is_alike(one, each)), None) for of_other in theirs
         ]
@@ -131,7 +131,7 @@ def _whole_numbers(
     for of_other in theirs:
         for one in of_other:
             if not any(_is_alike(one, each) for each in mine):
-                lone.append(Apart(one.info.name, "base", one.info.parameters, "not in TUNED"))
+                lone.append(Apart(one.info.name, "base", "not in TUNED"))
     return off
 
 
@@ -154,7 +154,7 @@ def _apart(skipped: Sequence[Sequence[Skipped]]) -> tuple[list[Apart], list[Apar
             if one.reason in NO_LOSS:
                 continue
             apart = Apart(
-                one.info.name, one.side, one.info.parameters,
+                one.info.name, one.side,
                 one.detail or ("not in every model" if one.side == "tuned" else "not in TUNED"),
             )  # fmt: skip
             (unread if one.reason in UNREAD else lone)[one.info.name] = apart

@@ -8,7 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from shadow.claims.answer import Answer, Claim, Figure
-from shadow.claims.verify.scanned import Apart, Scanned
+from shadow.claims.verify.scanned import (
+    Apart,
+    Scanned,
+    all_tensors,
+    apart_in_words,
+    are,
+    not_compared,
+)
 from shadow.claims.verify.verification import Against, largest_first
 from shadow.quantities import text_of
 from shadow.text import counted
@@ -44,8 +51,7 @@ class Module:
     narrow: Mapping[float, int]
     """The same of a merge in the format of the merged model."""
     update: float
-    """The energy of the update; those below of merged - base, and merged - (base + update)."""
-    moved: float
+    """The energy of the update; that below of merged - (base + update)."""
     residual: float
     inner: float
     """<merged - base, update>."""
@@ -180,9 +186,8 @@ def merged(found: Merge) -> tuple[Answer, tuple[Against, ...], tuple[str, ...]]:
         ]
     if found.whole:
         count = len(found.whole)
-        every = "the only tensor" if count == 1 else f"all {count:,} tensors"
-        verb = "is" if count == 1 else "are"
-        texts.append(f"{every} that the adapter holds whole {verb} in the merged model")
+        every = f"{all_tensors(count)} that the adapter holds whole"
+        texts.append(f"{every} {are(count)} in the merged model")
     return Answer("merged", "holds", "; ".join(texts), figures), (), notes
 
 
@@ -213,18 +218,17 @@ def _figures(found: Merge, wrong: Sequence[Module], other: Sequence[Scanned]) ->
 def _faults(found: Merge, wrong: Sequence[Module], other: Sequence[Scanned]) -> list[str]:
     texts = []
     verdicts = Counter(_kind(module) for module in wrong)
-    for verdict, count in verdicts.most_common(3):
+    for verdict, _ in verdicts.most_common(3):
         some = [module for module in wrong if _kind(module) == verdict]
         texts.append(_fault(verdict, some, len(found.modules)))
-        assert count == len(some)
     if other:
         texts.append(
             f"{counted(len(other), 'tensor', 'tensors')} beside the adapter"
             f" {'differs' if len(other) == 1 else 'differ'} from the base"
         )
     for side, name in (("base", "base"), ("tuned", "merged model")):
-        if lone := [one for one in found.lone if one.side == side]:
-            texts.append(f"{counted(len(lone), 'tensor', 'tensors')} only in the {name}")
+        lone = [one for one in found.lone if one.side == side]
+        texts += apart_in_words(lone, f"only in the {name}")
     return texts
 
 
@@ -251,8 +255,6 @@ def _fault(kind: str, some: Sequence[Module], of: int) -> str:
         return f"merged at {text_of(scale, 'ratio')} times its scale in {where}"
     if kind in SCALES.values():
         return f"{kind} in {where}"
-    if kind.startswith("merged onto"):
-        return f"{kind} in {where}: {size}"
     return f"{kind} in {where}: {size}"
 
 
@@ -264,8 +266,7 @@ def _changed(row: Scanned) -> str:
 def _doubt(found: Merge, unsure: Sequence[Module]) -> str | None:
     """Why it cannot be told; None where it can."""
     if found.unread:
-        tensors = counted(len(found.unread), "tensor is", "tensors are")
-        return f"{tensors} not compared: {found.unread[0].what}"
+        return not_compared(found.unread)
     if found.absent:
         modules = counted(len(found.absent), "module", "modules")
         return f"{modules} of the adapter have no matrix in base or merged model"
