@@ -158,7 +158,7 @@ class Rounded(_LikeAnother):
         return self.matrix
 
     def __getitem__(self, index: tuple[slice, ...]) -> Tensor:
-        return self.matrix[index].to(getattr(torch, self.grid.torch_name))
+        return self.matrix[index].to(torch_dtype(self.grid))
 
 
 Matrix = Tensor | Stored | BlockScaled | Updated | Rounded
@@ -168,3 +168,9 @@ def _spans(index: tuple[slice, ...], shape: torch.Size) -> list[tuple[int, int]]
     """(start, stop) of what an index of `blocks` takes in each dimension."""
     slices = [*index, *(slice(None),) * (len(shape) - len(index))]
     return [part.indices(size)[:2] for part, size in zip(slices, shape, strict=True)]
+
+
+def torch_dtype(grid: FloatFormat) -> torch.dtype:
+    """The dtype of torch whose numbers a stored format has."""
+    found: torch.dtype = getattr(torch, grid.torch_name)
+    return found
