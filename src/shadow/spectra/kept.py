@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shadow.dtypes import FLOATS
+from shadow.dtypes import float_format
 from shadow.spectra.lazy import Matrix
 from shadow.spectra.spectrum import shape_of, tiles
 
@@ -35,7 +35,7 @@ class Kept:
 
 def kept_of(full: Matrix, copy: Matrix, base: Matrix | None, stored: str) -> Kept:
     """Compare a copy with the matrix that it is of, and with its base. stored: its dtype."""
-    grids = [stored, *(name for name in ("BF16", "F16") if FLOATS[stored].bits > 16)]
+    grids = [stored, *(name for name in ("BF16", "F16") if float_format(stored).bits > 16)]
     off, expected = dict.fromkeys(grids, 0), dict.fromkeys(grids, 0)
     unchanged = 0
     finite = True
@@ -82,7 +82,7 @@ def kept_of(full: Matrix, copy: Matrix, base: Matrix | None, stored: str) -> Kep
 
 
 def _torch(name: str) -> torch.dtype:
-    found: torch.dtype = getattr(torch, FLOATS[name].torch_name)
+    found: torch.dtype = getattr(torch, float_format(name).torch_name)
     return found
 
 
