@@ -254,7 +254,8 @@ def _named_alike(base: Skipped, tuned: Skipped) -> MatrixPair | None:
     if first.strides or second.strides:
         return None
     one, other = (
-        Operand(replace(info, dtype=RAW, shape=(size,)), Part(place)) for info in (first, second)
+        Operand(replace(info, dtype=RAW, shape=(size,), packing=None), Part(place))
+        for info in (first, second)
     )
     return MatrixPair(place, one, other, 1, size, is_matrix=False, detail=BYTES)
 

@@ -192,14 +192,14 @@ def _holds_rows(one: Apart, pairs: Sequence[MatrixPair], adapter: _Adapter) -> b
 def _measured(
     pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, adapter: _Adapter
 ) -> Module | Scanned | _Whole | Apart:
-    if pair.place in adapter.updates and pair.tuned.scales is not None:
+    if pair.place in adapter.updates and pair.tuned.info.packing is not None:
         return Apart(pair.tuned.info.name, "tuned", BLOCK_SCALED)
     if pair.place in adapter.updates and pair.is_matrix:
         return _module(pair, base, tuned, adapter.update(pair))
     if (whole := adapter.whole.get(pair.place)) is not None:
         return _of_whole(pair, whole.tuned, base, tuned, adapter)
     row = row_of(pair, base, tuned)
-    if row.changed and pair.tuned.scales is not None:
+    if row.changed and pair.tuned.info.packing is not None:
         return Apart(row.tuned, "tuned", BLOCK_SCALED)
     if row.changed and pair.place == HEAD and EMBED in adapter.updates and pair.base is not None:
         embed = adapter.updates[EMBED]

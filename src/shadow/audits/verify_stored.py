@@ -51,7 +51,9 @@ def verify_stored(
         runtime = fetch_all([before], runtime)
         pairs, _ = pair_checkpoints(before, lined.pair.base, Filter(), may_differ=True)
         bases = {pair.place: pair for pair in pairs if pair.base is not None}
-    scaled = {pair.tuned.info.name for pair in lined.pair.pairs if pair.tuned.scales is not None}
+    scaled = {
+        pair.tuned.info.name for pair in lined.pair.pairs if pair.tuned.info.packing is not None
+    }
     rows: list[Copied] = []
     for row in scan(
         lined.pair,

@@ -26,6 +26,7 @@ from shadow.audits.contents import Summed
 from shadow.audits.outcome import Outcome
 from shadow.audits.schedule import Schedule, ShardKey, source_of
 from shadow.checkpoints.opening import Checkpoint
+from shadow.checkpoints.packed_tensors import PackedTensor
 from shadow.checkpoints.pairing import MatrixPair, Operand, Side
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checkpoints.sources import Fetching, Source
@@ -45,7 +46,7 @@ from shadow.spectra.delta import (
 )
 from shadow.spectra.device import Offload, Offloaded, full_products
 from shadow.spectra.history import cast
-from shadow.spectra.lazy import BlockScaled, Matrix, Updated
+from shadow.spectra.lazy import Matrix, Updated
 from shadow.spectra.reordering import FAR, reordered
 from shadow.spectra.spectrum import (
     ON_CPU,
@@ -60,7 +61,7 @@ from shadow.spectra.spectrum import (
 )
 
 Made = TypeVar("Made")
-Cut = torch.Tensor | StoredTensor | BlockScaled  # one side of a pair as it is stored
+Cut = torch.Tensor | StoredTensor | PackedTensor  # one side of a pair as it is stored
 
 _LOCAL = threading.local()
 NOTHING: Summed = MappingProxyType({})
@@ -422,24 +423,13 @@ def _cut(matrix: Cut, shape: torch.Size) -> Cut:
 
     No entry is copied.
     """
-    if isinstance(matrix, BlockScaled):
-        return replace(matrix, groups=shape[0])
-    if isinstance(matrix, StoredTensor):
+    if isinstance(matrix, StoredTensor | PackedTensor):
         return matrix.seen(lambda tensor: tensor.reshape(shape))
     return matrix.reshape(shape)
 
 
 def _view(pair: MatrixPair, operand: Operand, checkpoint: Checkpoint) -> Cut:
     stored, part = checkpoint.tensor(operand.info), operand.part
-    if operand.scales is not None:
-        scales, expert = checkpoint.tensor(operand.scales).whole(), part.place.expert
-        if part.experts:
-            assert expert is not None
-            scales = scales[expert]
-        start, stop = part.rows or (0, stored.shape[-2])
-        cut = slice(start, min(stop, start + pair.rows))
-        raw = stored.seen(lambda tensor: tensor[expert, cut] if part.experts else tensor[cut])
-        return BlockScaled(raw, scales, operand.block, start)
 
     def seen(tensor: torch.Tensor) -> torch.Tensor:
         matrix = part.view(tensor)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from shadow.dtypes import FLOATS, FloatFormat
-from shadow.spectra.lazy import BlockScaled, Matrix, Updated
+from shadow.spectra.lazy import Matrix, Quantised, Updated
 from shadow.spectra.spectrum import Sides, shape_of, tiles
 
 # squares of float32 that neither vanish nor overflow; a tile beyond them is summed in float64
@@ -195,7 +195,7 @@ def _casts(sides: Sides, formats: tuple[str, str]) -> list[tuple[str, str]]:
     """The casts that may have made one side of the other: to its own format, or to one of fewer
     bits whose values it holds.
     """
-    if any(isinstance(side, Updated | BlockScaled) for side in (sides.base, sides.tuned)):
+    if any(isinstance(side, Updated | Quantised) for side in (sides.base, sides.tuned)):
         return []
     found = []
     for side, stored, other in (("tuned", formats[1], formats[0]), ("base", *formats)):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shadow.dtypes import FLOATS
+from shadow.dtypes import float_format
 from shadow.spectra.lazy import Matrix, torch_dtype
 from shadow.spectra.spectrum import shape_of, tiles
 
@@ -35,7 +35,7 @@ class Kept:
 
 def kept_of(full: Matrix, copy: Matrix, base: Matrix | None, stored: str) -> Kept:
     """Compare a copy with the matrix that it is of, and with its base. stored: its dtype."""
-    grids = [stored, *(name for name in ("BF16", "F16") if FLOATS[stored].bits > 16)]
+    grids = [stored, *(name for name in ("BF16", "F16") if float_format(stored).bits > 16)]
     off, expected = dict.fromkeys(grids, 0), dict.fromkeys(grids, 0)
     unchanged = 0
     finite = True
@@ -43,7 +43,7 @@ def kept_of(full: Matrix, copy: Matrix, base: Matrix | None, stored: str) -> Kep
     for index, _ in tiles(copy):
         raw, c = full[index], _flat(copy[index])
         f = _flat(raw)
-        rounded = {name: _flat(raw.to(torch_dtype(FLOATS[name]))) for name in grids}
+        rounded = {name: _flat(raw.to(torch_dtype(float_format(name)))) for name in grids}
         for name, values in rounded.items():
             off[name] += _differing(values, c) + _saturated(f, values, c, name)
         b = None if base is None else _flat(base[index])
@@ -85,7 +85,7 @@ def _saturated(full: Tensor, rounded: Tensor, copy: Tensor, name: str) -> int:
     """Entries of a copy that are as a cast leaves them, of numbers that the format cannot hold:
     those beyond its largest by more than half a unit in the last place.
     """
-    form, largest = FLOATS[name], torch.finfo(torch_dtype(FLOATS[name])).max
+    form, largest = float_format(name), torch.finfo(torch_dtype(float_format(name))).max
     limit = largest + 2.0 ** (math.frexp(largest)[1] - 2 - form.mantissa_bits)
     if form.bits >= 64 or not len(full) or float(full.abs().max()) <= limit:
         return 0

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shadow.dtypes import FLOATS, FloatFormat
+from shadow.dtypes import FloatFormat, float_format
 from shadow.spectra.entries import INTEGERS
 from shadow.spectra.lazy import Matrix, torch_dtype
 
@@ -82,10 +82,10 @@ def merge_fit(
     blocks of quantised copies need.
     """
     fit = _fit(base, merged, update, formats, rounded=False)
-    grid = FLOATS[formats[1]]
+    grid = float_format(formats[1])
     if not fit.wide[1.0] or not fit.finite:
         return fit
-    if FLOATS[formats[0]].bits > FLOATS[formats[1]].bits:
+    if float_format(formats[0]).bits > float_format(formats[1]).bits:
         other = _fit(base, merged, update, formats, rounded=True)
         if not other.wide[1.0] or (fit.narrow[1.0] and not other.narrow[1.0]):
             return other
@@ -106,7 +106,7 @@ class _Sums:
 def _fit(
     base: Matrix, merged: Matrix, update: Update, formats: tuple[str, str], *, rounded: bool
 ) -> MergeFit:
-    grid = FLOATS[formats[1]]
+    grid = float_format(formats[1])
     sums = _Sums([0] * len(SCALES), [0] * len(SCALES), [[] for _ in range(4)])
     entries = 0
     for rows, (b, m) in row_blocks(base, merged):
@@ -221,7 +221,7 @@ def _of_narrow(
     found = half_ulp(reach, grid)
     if scale:
         found += half_ulp(reach / scale, grid) * scale
-    if FLOATS[update.stored].bits > grid.bits:
+    if float_format(update.stored).bits > grid.bits:
         found += 2.0**-grid.mantissa_bits * sizes
         least = 2.0 ** (grid.min_exponent - grid.mantissa_bits - 1) * scale
         found += least * (left.abs().sum(1, keepdim=True) + right.abs().sum(0))
