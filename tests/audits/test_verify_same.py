@@ -432,8 +432,24 @@ def test_rows_of_a_grown_vocabulary_are_no_tensors(tmp_path):
     grown = {**sides, "model.embed_tokens.weight": torch.ones(18, 8)}
     b = models.write(tmp_path / "b", grown, models.LLAMA)
     found = shadow.verify("same", a, b)
-    assert found.reason == "both tensors are equal that both have; 2 rows only in B, of 1 tensor"
+    assert found.reason == "both tensors that both have are equal; 2 rows only in B, of 1 tensor"
     assert found.figures["tensors_only_in_b"] == 0
     found = shadow.verify("trained", a, b, frozen="embed")
     assert found.reason == "2 rows only in the tuned model, of 1 tensor"
     assert "2 rows only in the copy" in shadow.verify("stored", a, b).reason
+
+
+def test_dora_adapters_are_compared_with_their_norms(tmp_path):
+    """An adapter whose norms are not used is another one."""
+    module = "base_model.model.model.layers.0.self_attn.q_proj"
+    tensors = {f"{module}.lora_A.weight": torch.ones(4, 8),
+               f"{module}.lora_B.weight": torch.ones(8, 4),
+               f"{module}.lora_magnitude_vector": torch.ones(8)}  # fmt: skip
+    a = lora(tmp_path / "a", tensors, use_dora=True)
+    assert shadow.verify("same", a, lora(tmp_path / "b", tensors, use_dora=True)).holds is True
+    found = shadow.verify("same", a, lora(tmp_path / "c", tensors))
+    assert found.holds is False
+    assert found.reason.endswith("only A is a DoRA adapter")
+    other = {**tensors, f"{module}.lora_magnitude_vector": torch.full((8,), 1.5)}
+    found = shadow.verify("same", a, lora(tmp_path / "d", other, use_dora=True))
+    assert [one.name for one in found.against] == [f"{module}.lora_magnitude_vector"]

@@ -310,10 +310,5 @@ def row_of(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> Scanned:
         formats=stored,
         entries=pair.cols,
         changed=differing_bytes(sides),
-        base_energy=0.0,
-        tuned_energy=0.0,
-        delta_energy=0.0,
-        inner=0.0,
-        finite=True,
         remark=BYTES,
     )

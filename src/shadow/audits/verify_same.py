@@ -34,6 +34,7 @@ def verify_same(
     scratch: Path,
 ) -> Verification:
     """Whether two checkpoints hold equal tensors."""
+    runtime = replace(runtime, access=replace(runtime.access, dora=True))
     found = found_all(dict(zip("AB", references, strict=True)), runtime, scratch)
     if why := _same_files(*found.values()):
         return Verification("same", of, Answer("same", "holds", why, {}))
@@ -46,8 +47,11 @@ def verify_same(
     compared.sort(key=lambda item: item[0].key)
     moved = _moved(compared, lined.pair) if _is_local(lined.pair) else {}
     rows = [replace(row, remark=moved.get(pair.key, row.remark)) for pair, row in compared]
+    with_norms = [name for name, one in zip("AB", (first, second), strict=True)
+                  if one.adapter and one.adapter.dora]  # fmt: skip
+    dora = with_norms[0] if len(with_norms) == 1 else ""
     scales = _scales(first, second)
-    answer, against = same(Compared(rows, lined.lone, lined.unread, scales))
+    answer, against = same(Compared(rows, lined.lone, lined.unread, scales, dora))
     return Verification("same", of, answer, against, lined.notes)
 
 

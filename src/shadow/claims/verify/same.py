@@ -40,6 +40,8 @@ class Compared:
     """Tensors whose values are not known."""
     scales: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """By module, what two adapters multiply their updates by, where that differs."""
+    dora: str = ""
+    """Which of two adapters is the only one that gives rows their norms, A or B."""
 
 
 def same(found: Compared) -> tuple[Answer, tuple[Against, ...]]:
@@ -64,8 +66,10 @@ def same(found: Compared) -> tuple[Answer, tuple[Against, ...]]:
         Against(module, f"its update is scaled by {_number(one)} in A, {_number(other)} in B")
         for module, (one, other) in found.scales.items()
     ]
+    if found.dora:
+        against.append(Against("adapter_config.json", f"use_dora only in {found.dora}"))
     against += [Against(row.tuned, _difference(row), row.relative) for row in differ]
-    if differ or found.lone or found.scales:
+    if differ or found.lone or found.scales or found.dora:
         reason = "; ".join(_differences(found, differ, far))
         return Answer("same", "does_not_hold", reason, figures), largest_first(against)
     if found.unread:
@@ -97,10 +101,13 @@ def _differences(found: Compared, differ: Sequence[Scanned], far: float | None) 
     if differ:
         texts.append(_rounded(found.rows, differ, far) or _values(found.rows, differ, far))
     elif found.rows:
-        texts.append(f"{_equal(found.rows)} that both have")
+        count = len(found.rows)
+        texts.append(f"{all_tensors(count)} that both have {are(count)} equal")
     if found.scales:
         updates = counted(len(found.scales), "update", "updates")
         texts.append(f"the adapters scale {updates} differently")
+    if found.dora:
+        texts.append(f"only {found.dora} is a DoRA adapter")
     for side, name in (("base", "A"), ("tuned", "B")):
         lone = [one for one in found.lone if one.side == side]
         texts += apart_in_words(lone, f"only in {name}")

@@ -28,12 +28,13 @@ class Scanned:
     entries: int
     changed: int
     """Entries whose values differ."""
-    base_energy: float
-    tuned_energy: float
-    delta_energy: float
-    inner: float
+    base_energy: float = 0.0
+    """Of bytes there are no energies."""
+    tuned_energy: float = 0.0
+    delta_energy: float = 0.0
+    inner: float = 0.0
     """The inner product of both."""
-    finite: bool
+    finite: bool = True
     """Whether every entry of both is; otherwise energies are those of some entries."""
     rounded: tuple[str, str] | None = None
     """(`base` or `tuned`, a format) where that side is the other rounded to it, in every entry."""
