@@ -35,6 +35,15 @@ class Stored(Protocol):
 
     def numel(self) -> int: ...
 
+    @property
+    def is_flat(self) -> bool:
+        """Whether its entries lie in the file in order, without gaps."""
+        ...
+
+    def fill(self, first: int, into: memoryview) -> None:
+        """Read the bytes of entries, in order from that one on, of a flat matrix, and no others."""
+        ...
+
     def __getitem__(self, index: tuple[slice, ...]) -> Tensor: ...
 
 
