@@ -110,7 +110,7 @@ def scanned(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> Scanned:
         base_energy=found.base,
         tuned_energy=found.tuned,
         delta_energy=found.delta,
-        inner=found.inner,
+        inner=found.base + found.along,
         finite=found.finite,
         rounded=found.rounded,
     )

@@ -18,7 +18,7 @@ from shadow.dtypes import FloatFormat
 FACTOR_BLOCK = 1 << 22
 
 
-class Stored(Protocol):
+class _InFile(Protocol):
     """A matrix in a file, (rows, cols) or grouped, of which the parts that are asked for are read.
 
     A part is used before the next is asked for, and left as it is.
@@ -38,8 +38,21 @@ class Stored(Protocol):
     def __getitem__(self, index: tuple[slice, ...]) -> Tensor: ...
 
 
+class Stored(_InFile, Protocol):
+    """A matrix whose numbers lie in a file as they are."""
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether its entries lie in the file in order, without gaps."""
+        ...
+
+    def fill(self, first: int, into: memoryview) -> None:
+        """Read the bytes of entries, in order from that one on, of a flat matrix, and no others."""
+        ...
+
+
 @runtime_checkable
-class Quantised(Stored, Protocol):
+class Quantised(_InFile, Protocol):
     """A quantised matrix of a file, decoded to float32 part by part. Its numbers lie on the grid of
     its format, which is none of floats.
     """
