@@ -10,6 +10,7 @@ from shadow.claims.verify.base import BASE
 from shadow.claims.verify.files import FILES
 from shadow.claims.verify.merged import MERGED
 from shadow.claims.verify.mixture import MIXTURE
+from shadow.claims.verify.quantised import QUANTISED
 from shadow.claims.verify.same import SAME
 from shadow.claims.verify.stored import STORED
 from shadow.claims.verify.trained import TRAINED
@@ -34,7 +35,7 @@ class Form:
         return " ".join(self.checkpoints) + ("..." if self.repeats else "")
 
 
-VERIFY = table(SAME, MERGED, TRAINED, STORED, BASE, MIXTURE, FILES)
+VERIFY = table(SAME, MERGED, TRAINED, STORED, BASE, MIXTURE, FILES, QUANTISED)
 FORMS: Mapping[str, Form] = {
     "same": Form(("A", "B")),
     "merged": Form(("BASE", "ADAPTER", "MERGED")),
@@ -43,4 +44,5 @@ FORMS: Mapping[str, Form] = {
     "base": Form(("TUNED", "CANDIDATE"), repeats=True),
     "mixture": Form(("TUNED", "A", "B"), repeats=True, options=("base",)),
     "files": Form(("A", "B")),
+    "quantised": Form(("ORIGINAL", "QUANTISED")),
 }
