@@ -9,7 +9,7 @@ measured).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
@@ -19,8 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shadow.dtypes import FLOATS, FloatFormat
+from shadow.dtypes import FLOATS, FloatFormat, float_format
 from shadow.spectra.edge import (
+    cosine,
     decay_cosine,
     sharp_edge_values,
     sharp_null_edge,
@@ -28,8 +29,8 @@ from shadow.spectra.edge import (
 )
 from shadow.spectra.history import even_bits, even_values
 from shadow.spectra.krylov import Estimate
-from shadow.spectra.lazy import BlockScaled, Matrix, Rounded, Updated
-from shadow.spectra.measurement import Measurement, Precision, Values
+from shadow.spectra.lazy import Matrix, Quantised, Rounded, Updated
+from shadow.spectra.measurement import Measurement, Precision, Subject, Subjects, Values, norm_alone
 from shadow.spectra.null import (
     Profile,
     closed_null,
@@ -51,9 +52,10 @@ from shadow.spectra.rounding import (
 from shadow.spectra.rounding import values as undone_values
 from shadow.spectra.sketched import (
     SMALLEST,
-    base_tuned_delta,
+    Sketch,
     effective_rank_shift,
     leading_directions,
+    of_pair,
     one_alone,
     ratio_of,
     sketched_delta,
@@ -93,7 +95,8 @@ class Method:
     precision: Precision = "default"  # of Gram matrices and eigenvalues
     nulls: int = 0  # draws of the sampled null; 0 leaves its columns null
     seed: int = 0  # of these draws
-    subspaces: bool = True  # whether singular vectors are compared too
+    subspaces: bool = True  # whether singular vectors are compared too; only of all subjects
+    subjects: Subjects = "all"
 
 
 @dataclass(frozen=True)
@@ -130,8 +133,14 @@ class Extent:
 
 
 def working_dtype(*formats: str) -> torch.dtype:
-    """float64 as soon as a stored format has more bits than a float32 difference keeps."""
-    return torch.float64 if any(FLOATS[name].bits > 16 for name in formats) else torch.float32
+    """float64 as soon as a stored format has more bits than a float32 difference keeps. A quantised
+    matrix is decoded to float32.
+    """
+    return (
+        torch.float64
+        if any(name in FLOATS and FLOATS[name].bits > 16 for name in formats)
+        else torch.float32
+    )
 
 
 def extent(sides: Sides) -> Extent:
@@ -286,18 +295,20 @@ def measure_pair(
     size what `extent` found (finite, and a delta that is not 0), key names the matrix for the
     sampled null. direction: how the matrix meets the residual stream; None, and there is no sketch.
     """
-    coarser = min((FLOATS[name] for name in formats), key=lambda stored: stored.mantissa_bits)
-    if isinstance(base, BlockScaled) or isinstance(tuned, BlockScaled):
-        # scales move the 8-bit steps to where the weights are: no weight lies below the smallest
+    coarser = min((float_format(name) for name in formats), key=lambda stored: stored.mantissa_bits)
+    if isinstance(base, Quantised) or isinstance(tuned, Quantised):
+        # scales move 8-bit steps to where the weights are: no weight lies below the smallest
         # normal number
         coarser = replace(coarser, min_exponent=FLOATS["F32"].min_exponent)
+    # nothing of an update has been rounded; a quantised format has other steps than floats
+    without_floor = isinstance(tuned, Updated) or not FLOATS.keys() >= set(formats)
     sides = Sides(base, tuned, working_dtype(*formats), means.space)
     total = sums(sides, coarser, size)
     profile, scale = total.profile, total.profile.scale
     made = _by_spectra(sides, total, formats, size, means, key, direction)
     values = {
         **made.values,
-        **({"floor_ratio": None} if isinstance(tuned, Updated) else {}),  # nothing has been rounded
+        **({"floor_ratio": None} if without_floor else {}),
         **coverage_values(profile),
         "decay_cosine": decay_cosine(total.along, math.sqrt(profile.energy), math.sqrt(total.base)),
         "levels_base": stored_levels(base, formats[0]),
@@ -358,21 +369,29 @@ def _by_spectra(
         return _by_sketches(sides, total, means, key, direction)
     method, profile, scale = means.method, total.profile, total.profile.scale
     vectors = VECTORS if method.subspaces else 0
-    base, tuned = (
-        _weight_spectrum(matrix, math.sqrt(energy) / total.scale, largest, stored, means, vectors)
-        for matrix, energy, largest, stored in (
-            (sides.base, total.base, size.base, formats[0]),
-            (sides.tuned, total.tuned, size.tuned, formats[1]),
-        )
-    )
+    weights: list[Measurement] = []
+    spectra: list[Spectrum] = []
+    subject: Subject
+    for subject, matrix, energy, largest, stored in (
+        ("base", sides.base, total.base, size.base, formats[0]),
+        ("tuned", sides.tuned, total.tuned, size.tuned, formats[1]),
+    ):
+        norm = math.sqrt(energy) / total.scale
+        if method.subjects != "all":
+            weights.append(norm_alone(subject, norm))
+            continue
+        found = _weight_spectrum(matrix, norm, largest, stored, means, vectors)
+        spectra.append(found)
+        of_weights = spectrum_values(found)
+        weights.append(Measurement(subject, found.precision, of_weights, found.sigma))
     read = partial(delta_blocks, sides, scale)
     delta, kept_sketch = _delta_spectrum(sides, read, profile, means, direction)
-    base_values, tuned_values, values = map(spectrum_values, (base, tuned, delta))
+    values = spectrum_values(delta)
     values |= {
         "condition_number": None,  # a delta's smallest sigma says nothing
-        **_sizes(delta.norm, base.norm, total, sides.shape),
-        **_relations(base, tuned, delta),
-        **_shifts(base_values, tuned_values),
+        **_sizes(delta.norm, weights[0].number("frobenius_norm"), total, sides.shape),
+        **_of_spectra(spectra, delta),
+        **_shifts(*weights),
         **null_values(delta, profile, values["participation_ratio"]),
         **sharp_edge_values(delta, profile.rows, profile.cols, scale),
         **top_energies(delta, (20,)),
@@ -387,11 +406,11 @@ def _by_spectra(
         ),
         **NO_SUBSPACES,
     }
-    if method.subspaces:
-        values |= subspace_values(base, tuned, delta, sides, profile)
+    if method.subspaces and spectra:
+        values |= subspace_values(spectra[0], spectra[1], delta, sides, profile)
     return _Figured(
-        Measurement("base", base.precision, base_values, base.sigma),
-        Measurement("tuned", tuned.precision, tuned_values, tuned.sigma),
+        weights[0],
+        weights[1],
         values,
         delta.precision,
         delta.sigma,
@@ -414,52 +433,64 @@ def _by_sketches(
 ) -> _Figured:
     """By products with few vectors; the delta of an adapter, from its factors, has all values."""
     profile, scale = total.profile, total.profile.scale
-    scales = [total.scale, total.scale, scale]
-    energies = total.base, total.tuned, profile.energy
-    norms = [math.sqrt(of) / by for of, by in zip(energies, scales, strict=True)]
+    subjects: tuple[Subject, ...] = ("base", "tuned", "delta")
+    made: dict[Subject, Sketch] = {}
+    scales = dict(zip(subjects, (total.scale, total.scale, scale), strict=True))
+    energies = dict(zip(subjects, (total.base, total.tuned, profile.energy), strict=True))
+    norms = {subject: math.sqrt(energies[subject]) / scales[subject] for subject in subjects}
     adapted = sides.tuned if isinstance(sides.tuned, Updated) else None
-    count = 2 if adapted else 3
-    read = base_tuned_delta(sides, scales[:count])
-    base, tuned, *deltas = sketches(read, sides.shape, scales[:count], norms[:count], key)
-    kept_sketch, spectrum_of_delta = None, None
-    if adapted:
-        spectrum_of_delta = _update_spectrum(adapted, norms[2])
-        values = spectrum_values(spectrum_of_delta)
+    asked: dict[Subject, float] = {
+        name: by
+        for name, by in scales.items()
+        if (adapted is None if name == "delta" else means.method.subjects == "all")
+    }
+    if asked:
+        sizes = {name: (by, norms[name]) for name, by in asked.items()}
+        made = sketches(of_pair(sides, asked), sides.shape, sizes, key)
+    kept_sketch, whole, nothing = None, None, np.zeros(0)
+    if adapted is not None:
+        whole = _update_spectrum(adapted, norms["delta"])
+        values = spectrum_values(whole)
         values |= {
-            **null_values(spectrum_of_delta, profile, values["participation_ratio"]),
-            **sharp_edge_values(spectrum_of_delta, profile.rows, profile.cols, scale),
-            **top_energies(spectrum_of_delta, (20,)),
+            **null_values(whole, profile, values["participation_ratio"]),
+            **sharp_edge_values(whole, profile.rows, profile.cols, scale),
+            **top_energies(whole, (20,)),
         }
-        strongest = Estimate(float(spectrum_of_delta.sigma[0]), 0.0)
+        strongest = Estimate(float(whole.sigma[0]), 0.0)
     else:
-        null, edge = closed_null(profile)
         sharp = sharp_null_edge(profile.rows, profile.cols, scale)
-        values = sketched_delta(deltas[0], null, edge, sharp)
-        strongest = deltas[0].sigma(0)
+        values = sketched_delta(made["delta"], *closed_null(profile), sharp)
+        strongest = made["delta"].sigma(0)
     values |= {
         "condition_number": None,
-        **_sizes(norms[2], norms[0], total, sides.shape),
-        **ratio_of(strongest, base.sigma(0), "relative_spectral"),
-        **effective_rank_shift(base, tuned),
+        **_sizes(norms["delta"], norms["base"], total, sides.shape),
         **NO_SUBSPACES,
     }
-    if means.method.subspaces:
-        before, after = (leading_directions(side, sides.shape) for side in (base, tuned))
-        of_delta = Spectrum(np.zeros(0), *sides.shape, norms[2], 0.0, "sketch")
-        values |= subspace_values(before, after, of_delta, sides, profile)
+    weights = [norm_alone(subject, norms[subject]) for subject in subjects[:2]]
+    if "base" in made:
+        base, tuned = made["base"], made["tuned"]
+        weights = [
+            Measurement("base", "sketch", weight_values(base), nothing),
+            Measurement("tuned", "sketch", weight_values(tuned), nothing),
+        ]
+        values |= ratio_of(strongest, base.sigma(0), "relative_spectral")
+        values |= effective_rank_shift(base, tuned)
+        if means.method.subspaces:
+            before, after = (leading_directions(side, sides.shape) for side in (base, tuned))
+            of_delta = Spectrum(nothing, *sides.shape, norms["delta"], 0.0, "sketch")
+            values |= subspace_values(before, after, of_delta, sides, profile)
     if direction is not None:
         corners = [corner for _, corner in blocks(sides.tuned)]
         parts = delta_blocks(sides, scale, sides.dtype)
         kept_sketch = sketch(parts, corners, sides.shape, profile.energy, direction)
-    nothing = np.zeros(0)
     return _Figured(
-        Measurement("base", "sketch", weight_values(base), nothing),
-        Measurement("tuned", "sketch", weight_values(tuned), nothing),
+        weights[0],
+        weights[1],
         values,
-        spectrum_of_delta.precision if spectrum_of_delta else "sketch",
-        spectrum_of_delta.sigma if spectrum_of_delta else nothing,
+        whole.precision if whole else "sketch",
+        whole.sigma if whole else nothing,
         kept_sketch,
-        spectrum_of_delta,
+        whole,
     )
 
 
@@ -551,8 +582,8 @@ def _difference(sides: Sides, means: Means, key: str) -> Values:
     if means.method.precision == "sketch":
         norm = math.sqrt(profile.energy) / profile.scale
         alone = one_alone(partial(read, sides.dtype), sides.space)
-        (one,) = sketches(alone, sides.shape, (profile.scale,), (norm,), key)
-        return sketched_delta(one, *closed_null(profile), None) | covered
+        made = sketches(alone, sides.shape, {"delta": (profile.scale, norm)}, key)
+        return sketched_delta(made["delta"], *closed_null(profile), None) | covered
     delta, _ = _delta_spectrum(sides, read, profile, means, None)
     values = spectrum_values(delta)
     return {**values, **null_values(delta, profile, values["participation_ratio"]), **covered}
@@ -563,13 +594,15 @@ def measure_alone(
 ) -> Measurement:
     """The numbers of a matrix that has no base at all (a projector); key as in `measure_pair`."""
     norm = frobenius_norm(matrix, largest, working_dtype(stored), means.space)
+    if means.method.subjects != "all":
+        return norm_alone("tuned", norm)
     shape = shape_of(matrix)
     means = _tier(means, shape, norm)
     if means.method.precision == "sketch":
         scale = power_of_two_scale(largest)
         read = partial(scaled_blocks, matrix, scale, working_dtype(stored), means.space)
-        (one,) = sketches(one_alone(read, means.space), shape, (scale,), (norm,), key)
-        return Measurement("tuned", "sketch", weight_values(one), np.zeros(0))
+        made = sketches(one_alone(read, means.space), shape, {"tuned": (scale, norm)}, key)
+        return Measurement("tuned", "sketch", weight_values(made["tuned"]), np.zeros(0))
     found = _weight_spectrum(matrix, norm, largest, stored, means)
     return Measurement("tuned", found.precision, spectrum_values(found), found.sigma)
 
@@ -619,23 +652,29 @@ def spectrum_values(spectrum: Spectrum) -> Values:
     }
 
 
-def _relations(base: Spectrum, tuned: Spectrum, delta: Spectrum) -> Values:
-    """The largest singular values, and how those of both sides compare."""
-    both = (base.sigma > 0) & (tuned.sigma > 0)
-    ratios = tuned.sigma[both] / base.sigma[both]
+def _of_spectra(weights: Sequence[Spectrum], delta: Spectrum) -> Values:
+    """The delta's largest sigma relative to the base's, and the scale of sigmas; None where the
+    spectra of base and tuned are not measured.
+    """
+    names = ("relative_spectral", "sigma_scale", "sigma_scale_iqr")
+    if not weights:
+        return dict.fromkeys(names)
+    base, tuned = (side.sigma for side in weights)
+    both = (base > 0) & (tuned > 0)
+    ratios = tuned[both] / base[both]
     quartiles = [float(x) for x in np.percentile(ratios, [25, 50, 75])] if len(ratios) else None
     return {
-        "relative_spectral": _ratio(float(delta.sigma[0]), float(base.sigma[0])),
+        "relative_spectral": _ratio(float(delta.sigma[0]), float(base[0])),
         "sigma_scale": quartiles[1] if quartiles else None,
         "sigma_scale_iqr": quartiles[2] - quartiles[0] if quartiles else None,
     }
 
 
-def _sizes(delta: float, base: float, total: Sums, shape: tuple[int, int]) -> Values:
+def _sizes(delta: float, base: float | None, total: Sums, shape: tuple[int, int]) -> Values:
     """Size, direction and rounding of the delta relative to the base, from both norms and sums."""
     rounding = math.sqrt(total.ulps / 12.0) / total.scale
     return {
-        "relative_norm": _ratio(delta, base),
+        "relative_norm": _ratio(delta, base or 0.0),
         "cosine": _cosine(total),
         "zero_share": total.zeros / (shape[0] * shape[1]),
         "floor_ratio": _ratio(delta, rounding),
@@ -643,29 +682,27 @@ def _sizes(delta: float, base: float, total: Sums, shape: tuple[int, int]) -> Va
 
 
 def _cosine(total: Sums) -> float | None:
-    """<W_base, W_tuned> / (norm norm), from the delta: 1 - cosine is right to 1e-7 relative_norm².
-
-    1 - cos = (|D|² - (|t| - |b|)²) / (2 |b| |t|), and |t| - |b| = (2 <b, D> + |D|²) / (|t| + |b|).
-    Summed from products of base and tuned in float32, 1 - cosine was 22 % off at a relative norm of
-    1e-3.
-    """
-    base, tuned = math.sqrt(total.base), math.sqrt(total.tuned)
-    if base == 0 or tuned == 0:
-        return None
+    """<W_base, W_tuned> / (norm norm)."""
     of_delta = total.profile.scale / total.scale
-    energy, along = total.profile.energy / of_delta**2, total.along / of_delta
-    longer = (2.0 * along + energy) / (tuned + base)
-    distance = (energy - longer**2) / (2.0 * base * tuned)
-    return max(-1.0, min(1.0, 1.0 - distance))
+    return cosine(
+        math.sqrt(total.base),
+        math.sqrt(total.tuned),
+        total.profile.energy / of_delta**2,
+        total.along / of_delta,
+    )
 
 
 def _ratio(numerator: float, denominator: float) -> float | None:
     return numerator / denominator if denominator > 0 else None
 
 
-def _shifts(base: Values, tuned: Values) -> Values:
+def _shifts(base: Measurement, tuned: Measurement) -> Values:
+    """None where the spectra of base and tuned are not measured."""
+
     def shift(name: str) -> float | None:
-        before, after = base[name], tuned[name]
+        if base.precision is None:
+            return None
+        before, after = base.number(name), tuned.number(name)
         return None if before is None or after is None else after - before
 
     return {

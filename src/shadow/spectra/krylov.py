@@ -42,8 +42,6 @@ BOUNDED = 64  # eigenvalues that are bounded from above
 Array = NDArray[np.float64]
 # nodes >= 0, descending, and by column of the frame their weights (nodes, WIDTH)
 Rule = tuple[Array, Array]
-    Array, Array
-]  # nodes >= 0, descending, and by column of the frame weights (nodes, WIDTH)
 # G_i V_i of several matrices at once, float64 (m, WIDTH), from float32 (m, WIDTH)
 Products = Callable[[Sequence[NDArray[np.float32]]], Sequence[Array]]
 

@@ -7,7 +7,7 @@ is left out, but for effective ranks, which always stand with theirs.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,7 +26,7 @@ from shadow.spectra.krylov import (
     nuclear,
     square_trace,
 )
-from shadow.spectra.measurement import Values
+from shadow.spectra.measurement import Subject, Values
 from shadow.spectra.purity import NOISE
 from shadow.spectra.spectrum import Sides, Spectrum, Workspace
 from shadow.spectra.subspace import SUBSPACE
@@ -65,16 +65,12 @@ Reading = Callable[[], Iterator[Sequence[Tensor]]]
 
 
 def sketches(
-    read: Reading,
-    shape: tuple[int, int],
-    scales: Sequence[float],
-    norms: Sequence[float],
-    key: str,
-) -> list[Sketch]:
+    read: Reading, shape: tuple[int, int], sizes: Mapping[Subject, tuple[float, float]], key: str
+) -> dict[Subject, Sketch]:
     """Matrices of one shape by the same passes over their blocks.
 
-    key seeds the frame that they share, so that errors of shifts cancel. scales, norms: of each,
-    the power of two that its blocks were multiplied by, and its Frobenius norm in weights.
+    key seeds the frame that they share, so that errors of shifts cancel. sizes: of each, the power
+    of two that its blocks are multiplied by, and its Frobenius norm in weights.
     """
     wide = shape[0] <= shape[1]
 
@@ -87,20 +83,23 @@ def sketches(
                 total += (x @ v).T.matmul(x).T.numpy()
         return made
 
-    energies = [(norm * scale) ** 2 for norm, scale in zip(norms, scales, strict=True)]
+    energies = [(norm * scale) ** 2 for scale, norm in sizes.values()]
     spaces = krylov_spaces(products, frame(key, min(shape)), energies)
-    return [Sketch(*of) for of in zip(spaces, scales, norms, strict=True)]
+    found = zip(spaces, sizes.values(), strict=True)
+    made = (Sketch(space, scale, norm) for space, (scale, norm) in found)
+    return dict(zip(sizes, made, strict=True))
 
 
-def base_tuned_delta(sides: Sides, scales: Sequence[float]) -> Reading:
-    """Both sides and tuned - base, which is formed in the dtype of sides."""
+def of_pair(sides: Sides, scales: Mapping[Subject, float]) -> Reading:
+    """Those of base, tuned and tuned - base that have a scale; the last in the dtype of sides."""
 
     def read() -> Iterator[list[Tensor]]:
         space = sides.space
         for b, t in sides.blocks(BLOCK):
-            d = torch.sub(t, b, out=space.take("work", b.shape, sides.dtype))
-            three = zip(("base", "tuned", "delta"), (b, t, d), scales, strict=True)
-            yield [_single(x, scale, name, space) for name, x, scale in three]
+            parts = {"base": b, "tuned": t}
+            if "delta" in scales:
+                parts["delta"] = torch.sub(t, b, out=space.take("work", b.shape, sides.dtype))
+            yield [_single(parts[name], by, name, space) for name, by in scales.items()]
 
     return read
 
