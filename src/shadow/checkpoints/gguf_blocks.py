@@ -9,8 +9,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shadow.checkpoints.packed_tensors import Cols, Rows, take
+from shadow.checkpoints.packed_tensors import (
+    Cols,
+    DecodedTensor,
+    Moved,
+    PackedTensor,
+    Read,
+    Rows,
+    take,
+)
+from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checkpoints.stored_tensors import StoredTensor
+from shadow.dtypes import FLOATS
 
 Bytes = NDArray[np.uint8]
 Order = Callable[[Rows], Rows]
@@ -91,3 +101,18 @@ def pairs_of(heads: int, rows: int) -> Order:
         return (head * half + place) * 2 + second
 
     return stored
+
+
+def gguf_tensor(info: TensorInfo, read: Read) -> DecodedTensor:
+    """A tensor of a GGUF file that is not stored as it is. Facts of its packing: heads whose rows
+    are stored in pairs, or 0; and what was added to its numbers. read opens what lies in files.
+    """
+    assert info.packing is not None
+    raw, (heads, added) = read(info.packing.raw), info.packing.facts
+    order = pairs_of(heads, raw.shape[0])
+    if info.dtype in FLOATS:
+        view = torch.empty(info.shape, dtype=raw.dtype, device="meta")
+        return DecodedTensor(info.dtype, Moved(raw, order, added), view, raw.shape[1])
+    blocks, is_turned = Blocks(raw, info.dtype, order), info.strides is not None
+    view = torch.empty(info.shape[::-1] if is_turned else info.shape, device="meta")
+    return PackedTensor(info.dtype, blocks, view.T if is_turned else view, blocks.width)

@@ -19,6 +19,7 @@ from shadow.checkpoints.safetensors_files import Packing, TensorInfo
 from shadow.dtypes import FLOATS, INTEGERS
 from shadow.errors import FileError
 
+KIND = "gguf"  # of packings
 # Architectures whose rotary embeddings turn neighbouring rows in llama.cpp, and halves of a head in
 # transformers: the converter permutes q and k.
 PAIRED = frozenset({
@@ -213,7 +214,7 @@ def _packing(info: TensorInfo, heads: int, added: int) -> Packing:
         raw = replace(info, shape=(rows, cols))
     else:
         raw = replace(info, dtype="U8", shape=(rows, (info.end - info.start) // max(1, rows)))
-    return Packing("gguf", raw, facts=(heads, added))
+    return Packing(KIND, raw, facts=(heads, added))
 
 
 def _paired_heads(

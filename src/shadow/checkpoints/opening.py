@@ -17,6 +17,7 @@ from shadow.checkpoints.adapters import Adapter, read_adapter
 from shadow.checkpoints.fingerprints import Fingerprint
 from shadow.checkpoints.gguf_files import SUFFIX as GGUF
 from shadow.checkpoints.gguf_files import GgufHeader, chosen_files, gguf_header_of, read_gguf
+from shadow.checkpoints.gguf_models import KIND as GGUF_KIND
 from shadow.checkpoints.gguf_models import model_of
 from shadow.checkpoints.safetensors_files import (
     TensorInfo,
@@ -77,6 +78,10 @@ class Checkpoint:
         """The tensor (info.shape), whose parts are read on demand; ShadowError if it is gone."""
         if info.packing is None:
             return self._stored(info)
+        if info.packing.kind == GGUF_KIND:
+            from shadow.checkpoints.gguf_blocks import gguf_tensor
+
+            return gguf_tensor(info, self._stored)
         from shadow.checkpoints.packed_tensors import packed_tensor
 
         return packed_tensor(info, self._stored)

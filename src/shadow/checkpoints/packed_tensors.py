@@ -16,7 +16,6 @@ from torch import Tensor
 
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checkpoints.stored_tensors import STRIPE, WHOLE, StoredTensor
-from shadow.dtypes import FLOATS
 
 Rows = NDArray[np.intp]  # numbers of rows; those of all leading dimensions are counted through
 Cols = tuple[int, int]  # (start, stop)
@@ -189,7 +188,6 @@ class Moved:
         self._raw = raw
         self._order = order
         self._added = added
-        self.dtype = raw.dtype
 
     def values(self, rows: Rows, cols: Cols) -> Tensor:
         found = take(self._raw, self._order(rows), cols)
@@ -239,31 +237,13 @@ def _block_scaled(info: TensorInfo, read: Read) -> tuple[Decoder, int]:
     return BlockScaled(raw, scales.reshape(-1, scales.shape[-1]), (high, wide), rows), cols
 
 
-def _gguf(info: TensorInfo, read: Read) -> tuple[Decoder, int]:
-    """facts: heads whose rows are stored in pairs, or 0; and what was added to the numbers."""
-    from shadow.checkpoints.gguf_blocks import Blocks, pairs_of
-
-    assert info.packing is not None
-    raw, (heads, added) = read(info.packing.raw), info.packing.facts
-    order = pairs_of(heads, raw.shape[0])
-    if info.dtype in FLOATS:
-        return Moved(raw, order, added), raw.shape[1]
-    blocks = Blocks(raw, info.dtype, order)
-    return blocks, blocks.width
-
-
 DECODERS: dict[str, Callable[[TensorInfo, Read], tuple[Decoder, int]]] = {
-    "block-scaled": _block_scaled,
-    "gguf": _gguf,
+    "block-scaled": _block_scaled
 }
 
 
-def packed_tensor(info: TensorInfo, read: Read) -> DecodedTensor:
-    """The tensor of an entry with a packing; read opens what lies in files."""
+def packed_tensor(info: TensorInfo, read: Read) -> PackedTensor:
+    """The quantised tensor of an entry with a packing; read opens what lies in files."""
     assert info.packing is not None
     decoder, width = DECODERS[info.packing.kind](info, read)
-    if isinstance(decoder, Moved):
-        view = torch.empty(info.shape, dtype=decoder.dtype, device="meta")
-        return DecodedTensor(info.dtype, decoder, view, width)
-    view = torch.empty(info.shape if info.strides is None else info.shape[::-1], device="meta")
-    return PackedTensor(info.dtype, decoder, view if info.strides is None else view.T, width)
+    return PackedTensor(info.dtype, decoder, torch.empty(info.shape, device="meta"), width)
