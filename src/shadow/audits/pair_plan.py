@@ -205,8 +205,7 @@ def plan_pair(
             cores_by=machine.cores_by,
             memory_free=machine.memory,
             memory_by=machine.memory_by,
-            memory=shared_memory([] if subjects == "none" else of_memory)
-            + jobs * worker_memory(of_memory, subjects),
+            memory=shared + jobs * worker_memory(of_memory, subjects),
             seconds=max(float(f"{seconds:.2g}"), SHORTEST),
             device=settings.device.kind,
             device_name=settings.device.name,
