@@ -26,7 +26,7 @@ from shadow.audits.contents import Summed
 from shadow.audits.outcome import Outcome
 from shadow.audits.schedule import Schedule, ShardKey, source_of
 from shadow.checkpoints.opening import Checkpoint
-from shadow.checkpoints.packed_tensors import PackedTensor
+from shadow.checkpoints.packed_tensors import DecodedTensor
 from shadow.checkpoints.pairing import MatrixPair, Operand, Side
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checkpoints.sources import Fetching, Source
@@ -48,8 +48,8 @@ from shadow.spectra.device import Offload, Offloaded, full_products
 from shadow.spectra.entries import compared, norm_values
 from shadow.spectra.history import cast
 from shadow.spectra.lazy import Matrix, Updated
-from shadow.spectra.measurement import Subjects
 from shadow.spectra.reordering import FAR, reordered
+from shadow.spectra.sketched import SMALLEST
 from shadow.spectra.spectrum import (
     ON_CPU,
     Grams,
@@ -63,10 +63,12 @@ from shadow.spectra.spectrum import (
 )
 
 Made = TypeVar("Made")
-Cut = torch.Tensor | StoredTensor | PackedTensor  # one side of a pair as it is stored
+Cut = torch.Tensor | StoredTensor | DecodedTensor  # one side of a pair as it is stored
 
 PASSES = 32  # over a matrix, whose time says how fast norms are measured
 _LOCAL = threading.local()
+USUAL = Method()
+SKETCHED = 1000  # operations for each entry; measured from sides of 896 to 3584
 NOTHING: Summed = MappingProxyType({})
 _ONE_AT_A_TIME = threading.RLock()  # numbers of threads are of the whole process
 
@@ -199,13 +201,15 @@ def _largest_first(pairs: Sequence[MatrixPair]) -> list[MatrixPair]:
     return sorted(pairs, key=lambda pair: (-cost(pair), pair.key))
 
 
-def cost(pair: MatrixPair, subjects: Subjects = "all") -> int:
-    """Roughly the floating-point operations for one subject: a Gram and its eigenvalues; or the
-    entries where norms alone are measured.
+def cost(pair: MatrixPair, method: Method = USUAL) -> int:
+    """Roughly the floating-point operations for one subject: a Gram and its eigenvalues, or the
+    products of a sketch; or the entries where norms alone are measured.
     """
-    if subjects == "none":
+    if method.subjects == "none":
         return pair.rows * pair.cols
     side = min(pair.rows, pair.cols)
+    if method.precision == "sketch" and side > SMALLEST:
+        return SKETCHED * pair.rows * pair.cols
     return side * pair.rows * pair.cols + 4 * side**3
 
 
@@ -240,6 +244,8 @@ def pace(method: Method, jobs: int, offload: Offload | None = None) -> float:
         started = time.perf_counter()
         list(pool.map(measure, [1024] * jobs))
         work = 1024 * 1024 * 4096 + 4 * 1024**3
+        if method.precision == "sketch":
+            work = SKETCHED * 1024 * 4096
         if method.subjects == "none":
             work = PASSES * 1024 * 4096
         return jobs * work / (time.perf_counter() - started)
@@ -476,7 +482,7 @@ def _cut(matrix: Cut, shape: torch.Size) -> Cut:
 
     No entry is copied.
     """
-    if isinstance(matrix, StoredTensor | PackedTensor):
+    if isinstance(matrix, StoredTensor | DecodedTensor):
         return matrix.seen(lambda tensor: tensor.reshape(shape))
     return matrix.reshape(shape)
 

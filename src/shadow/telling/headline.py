@@ -87,6 +87,8 @@ def headline(summary: Summary, sentences: Sequence[Sentence]) -> str:
         return f"{_size(summary, texts)}, by factors for rows or columns of the base."
     said = [_size(summary, texts), _kind(summary, texts), _place(summary)]
     text = ", ".join(part for part in said if part)
+    if summary.tier == "norms":
+        text = f"{text}; no spectra were measured"
     if summary.has_label and summary.label in SAYING:
         return f"{summary.label.capitalize()}: {text[:1].lower()}{text[1:]}."
     return f"{text}."
@@ -127,7 +129,8 @@ def _kind(summary: Summary, codes: Container[str]) -> str:
     if value is None or least is None or most is None:
         return "with more structure than noise"
     number = directions_text(summary)
-    text = f"spread over {number} directions"
+    about = "about " if summary.estimated else ""
+    text = f"spread over {about}{number} directions"
     if number == "1":
         text = "along a single direction"
     # 61 of 32 to 64 says nothing
