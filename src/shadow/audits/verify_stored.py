@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from shadow.audits.quantisers import agreement
 from shadow.audits.runtime import Runtime
 from shadow.audits.scan import fetch_all, in_words, scan
 from shadow.audits.verify_lined import BYTES, found_all, line_up_all, opened_models, plain, row_of
@@ -15,8 +16,12 @@ from shadow.checkpoints.pairing import Filter, MatrixPair, pair_checkpoints
 from shadow.claims.verify.scanned import Apart
 from shadow.claims.verify.stored import Copied, Copy, stored
 from shadow.claims.verify.verification import Verification
+from shadow.dtypes import FLOATS
 from shadow.places.architecture import Place
+from shadow.spectra.format_noise import format_noise
 from shadow.spectra.kept import kept_of
+from shadow.spectra.lazy import Quantised
+from shadow.spectra.levels import is_beyond
 from shadow.targets.references import AnyReference
 
 Bases = Mapping[Place, MatrixPair]
@@ -53,6 +58,9 @@ def verify_stored(
         if before is not None and row.update is None and row.finite and row.full:
             what = "the base has no such tensor"
             unread.append(Apart(row.tensor, "base", row.entries, what))
+        if not row.is_predicted:
+            what = f"what {row.grid} makes of an original is not known"
+            unread.append(Apart(row.tensor, "tuned", row.entries, what))
         rows.append(row)
     rows.sort(key=lambda row: (row.tensor, row.place))
     unread.sort(key=lambda one: one.tensor)
@@ -91,7 +99,16 @@ def _copied(
         third, _ = views(replace(mine, tuned=pair.base), mine.base, before, full)
         if third.shape != second.shape:
             third = None
-    found = kept_of(first, second, third, pair.tuned.info.dtype)
+    grid = pair.tuned.info.dtype
+    found = kept_of(first, second, third, grid if grid in FLOATS else "F32")
+    is_predicted = True
+    if isinstance(second, Quantised) and grid not in FLOATS:
+        noise = format_noise(first, second, agreement(grid))
+        exact = noise.requantised == noise.entries
+        is_predicted = exact or noise.made is not None
+        beyond = is_beyond(grid, noise.outside, noise.entries, noise.furthest) and not exact
+        # what rounding leaves unchanged is known of floats alone
+        found = replace(found, grid=grid, off=noise.outside if beyond else 0, unchanged=None)
     return Copied(
         place,
         module,
@@ -102,6 +119,7 @@ def _copied(
         found.full,
         found.error,
         finite=found.finite,
+        is_predicted=is_predicted,
         update=found.update,
         stored_update=found.stored_update,
         inner=found.inner,

@@ -24,6 +24,7 @@ from threadpoolctl import threadpool_limits
 
 from shadow.audits.contents import Summed
 from shadow.audits.outcome import Outcome
+from shadow.audits.quantisers import agreement
 from shadow.audits.schedule import Schedule, ShardKey, source_of
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.packed_tensors import PackedTensor
@@ -31,6 +32,7 @@ from shadow.checkpoints.pairing import MatrixPair, Operand, Side
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checkpoints.sources import Fetching, Source
 from shadow.checkpoints.stored_tensors import StoredTensor
+from shadow.dtypes import FLOATS
 from shadow.places.groups import direction_of
 from shadow.reasons import FROM_ZERO
 from shadow.spectra.delta import (
@@ -45,8 +47,10 @@ from shadow.spectra.delta import (
     working_dtype,
 )
 from shadow.spectra.device import Offload, Offloaded, full_products
+from shadow.spectra.format_noise import format_noise
 from shadow.spectra.history import cast
-from shadow.spectra.lazy import Matrix, Updated
+from shadow.spectra.lazy import Matrix, Quantised, Updated
+from shadow.spectra.measurement import Cast, Measurement
 from shadow.spectra.reordering import FAR, reordered
 from shadow.spectra.spectrum import (
     ON_CPU,
@@ -380,11 +384,28 @@ def _measured(
         detail=detail,
         delta_norm=norms["delta"] or 0.0,
         base_norm=norms["base"],
-        cast=cast(sides, formats) or "neither",
+        cast=_copied(sides, formats, measurements[-1]) or cast(sides, formats) or "neither",
         measurements=tuple(measurements),
         reordered=order,
         residual=residual,
     )
+
+
+def _copied(sides: Sides, formats: tuple[str, str], delta: Measurement) -> Cast | None:
+    """Which side is the other in a quantised format, with the error of the format and no more."""
+    if (formats[0] in FLOATS) == (formats[1] in FLOATS):
+        return None
+    side: Cast = "base" if formats[1] in FLOATS else "tuned"
+    is_copy = bool(delta.values["format_copy"])
+    if delta.values["format_copy"] is None:  # a codebook: what its quantiser makes is known
+        copy, original = (
+            getattr(sides, one) for one in (side, "tuned" if side == "base" else "base")
+        )
+        agree = agreement(formats[side == "tuned"])
+        if agree is not None and isinstance(copy, Quantised):
+            found = format_noise(original, copy, agree)
+            is_copy = found.requantised == found.entries
+    return side if is_copy else None
 
 
 def own_workspace() -> Workspace:

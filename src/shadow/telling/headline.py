@@ -15,7 +15,13 @@ from shadow.claims.recognised import (
     is_scaled_by_lines,
 )
 from shadow.quantities import text_of
-from shadow.telling.known_changes import beside_a_copy, has_nothing_in_common, is_of_base
+from shadow.telling.known_changes import (
+    beside_a_copy,
+    format_error,
+    has_nothing_in_common,
+    is_of_base,
+    quantised_formats,
+)
 from shadow.telling.rearranged import rearranged_headline, rearranged_kind
 from shadow.telling.size import (
     ALIKE,
@@ -76,6 +82,11 @@ def headline(summary: Summary, sentences: Sequence[Sentence]) -> str:
     if (scaled := summary.recognised.scaled) is not None:
         which = f"{scaled.matrices} of the" if has_frozen(summary) else "The"
         return f"{which} base's matrices times {factor(scaled.factor)}."
+    if is_copy(summary) and (made := format_error(Draft(summary))):
+        of = "tuned model" if is_of_base(summary) else "base"
+        who = "The base is a" if is_of_base(summary) else "A"
+        what = f"{quantised_formats(summary)} copy of the {of}"
+        return f"{who} {what}: error {made}, nothing beyond it."
     if is_copy(summary):
         if is_of_base(summary):
             return "The base is a copy of the tuned model, only rounded."
