@@ -82,15 +82,12 @@ def headline(summary: Summary, sentences: Sequence[Sentence]) -> str:
     if (scaled := summary.recognised.scaled) is not None:
         which = f"{scaled.matrices} of the" if has_frozen(summary) else "The"
         return f"{which} base's matrices times {factor(scaled.factor)}."
-    if is_copy(summary) and (made := format_error(Draft(summary))):
-        of = "tuned model" if is_of_base(summary) else "base"
-        who = "The base is a" if is_of_base(summary) else "A"
-        what = f"{quantised_formats(summary)} copy of the {of}"
-        return f"{who} {what}: error {made}, nothing beyond it."
     if is_copy(summary):
-        if is_of_base(summary):
-            return "The base is a copy of the tuned model, only rounded."
-        return "A copy of the base, only rounded."
+        of, who = ("tuned model", "The base is a") if is_of_base(summary) else ("base", "A")
+        what = f"{quantised_formats(summary)} copy of the {of}".lstrip()
+        if made := format_error(Draft(summary)):
+            return f"{who} {what}: error {made}, nothing beyond it."
+        return f"{who} {what}, only rounded."
     if "mostly_copy" in texts:
         copy = "The base is a rounded copy" if is_of_base(summary) else "A rounded copy of the base"
         return f"{copy}, but for {beside_a_copy(Draft(summary))}."
