@@ -70,8 +70,8 @@ def storage(summary: PairRecord, gates: Mapping[str, Gate]) -> list[Sentence]:
 def _kept_of_quantised(draft: Draft) -> Sentence:
     """The range of what is the update's, where a side is quantised."""
     inside = draft.summary.inside_layers
-    low = draft.write(inside.kept_low, "inside_layers.kept_low", "share")
-    high = draft.write(inside.kept_high, "inside_layers.kept_high", "share")
+    low = draft.write(inside.kept_low or 0.0, "inside_layers.kept_low", "share")
+    high = draft.write(inside.kept_high or 0.0, "inside_layers.kept_high", "share")
     text = (
         f"A side is quantised: inside the layers, {low.removesuffix(' %')} to {high} of the energy"
         " of the stored change is the update, the rest is the error of the format."
