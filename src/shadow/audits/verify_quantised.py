@@ -83,7 +83,7 @@ def _compared(
         sums = compared(sides, (pair.base.info.dtype, stored))
         row = replace(
             row, format=kept.grid, is_float=True, outside=kept.off, original=kept.full,
-            copy=sums.tuned, error=kept.error, inner=sums.inner, finite=kept.finite,
+            copy=sums.tuned, error=kept.error, inner=sums.base + sums.along, finite=kept.finite,
         )  # fmt: skip
     if not (row.finite and pair.is_matrix and row.is_far):
         return row, None
