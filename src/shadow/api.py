@@ -402,6 +402,9 @@ def compare(
     margin: float = 0.05,
     allow_different_base: bool = False,
     scores: Place | Sequence[Place] = (),
+    joint: bool = False,
+    jobs: int | None = None,
+    allow_pickle: bool = False,
     storage_options: Mapping[str, Any] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Comparison:
@@ -416,6 +419,10 @@ def compare(
         allow_different_base: Also compare deltas from different bases.
         scores: Benchmark scores that others measured: a CSV, results of lm-eval (JSON), a folder
             of them, or a list of such.
+        joint: Also compare where two deltas of one base point, which reads the checkpoints: they
+            must be in folders or in the Hub's cache.
+        jobs: Of joint: how many matrices are measured at a time; None: as many as fit.
+        allow_pickle: Of joint: also read pickled checkpoints, in a process of their own.
         storage_options: Options of the driver of URLs, as fsspec takes them.
         say: Gets a line of text on what the scores lack.
 
@@ -430,16 +437,21 @@ def compare(
         raise UsageError(
             f"a margin of {margin:g} is out of range", "give a number from 0 to 1, such as 0.05"
         )
-    files = _paths(scores, storage_options)
+    given = _paths(scores, storage_options)
     runs = [_at(report, storage_options) for report in (first, *others)]
-    folders = reports_of(runs, once=bool(files))
-    comparison.check_count(len(folders), scored=bool(files))
-    return comparison.compare(
+    folders = reports_of(runs, once=bool(given))
+    comparison.check_count(len(folders), scored=bool(given))
+    compared = comparison.compare(
         folders,
         margin=margin,
         allow_different_base=allow_different_base,
-        scores=scores_of_reports(files, folders, say or _ignore),
+        scores=scores_of_reports(given, folders, say or _ignore),
     )
+    if not joint:
+        return compared
+    from shadow.audits.joint import with_directions
+
+    return with_directions(compared, jobs=jobs, allow_pickle=allow_pickle, say=say or _ignore)
 
 
 def judge(

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from shadow.audits.machine_limits import MachineLimits
 from shadow.checkpoints.pairing import MatrixPair
 from shadow.checkpoints.stored_tensors import kept_memory
-from shadow.dtypes import FLOATS
+from shadow.dtypes import float_format
 from shadow.errors import ShadowError
 from shadow.places.groups import direction_of
 from shadow.spectra.entries import PART
@@ -31,8 +31,7 @@ LINE = 88
 
 def matrix_memory(pair: MatrixPair, subjects: Subjects = "all") -> int:
     """Bytes that a worker takes at most for a pair, of which these spectra are measured."""
-    # of both sides, each stored as the tuned one is
-    kept = 2 * kept_memory(pair.rows * pair.cols * FLOATS[pair.tuned.info.dtype].bits // 8)
+    kept = 2 * _kept(pair)
     blocks = BUFFERS * min(BLOCK, pair.rows * pair.cols)
     if subjects == "none" and pair.tuned.factor is None:
         return BUFFERS * PART + kept
@@ -44,6 +43,16 @@ def matrix_memory(pair: MatrixPair, subjects: Subjects = "all") -> int:
         factors = 3 * 8 * min(FACTOR_BLOCK, pair.tuned.factor.rank * max(shape))
     lines = LINE * (pair.rows + pair.cols)
     return max(blocks, factors) + _projection(pair)[1] + GRAM * side**2 + lines + kept
+
+
+def _kept(pair: MatrixPair) -> int:
+    """Bytes that a worker keeps of one side, which counts as stored like the larger."""
+    infos = [pair.tuned.info, *([pair.base.info] if pair.base else [])]
+    numbers = max(float_format(info.dtype).bits for info in infos) // 8 * pair.rows * pair.cols
+    # of a quantised side also the bytes that its numbers are decoded from
+    return kept_memory(numbers) + max(
+        kept_memory(info.end - info.start) if info.packing else 0 for info in infos
+    )
 
 
 def _projection(pair: MatrixPair) -> tuple[int, int]:

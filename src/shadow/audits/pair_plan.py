@@ -232,7 +232,7 @@ def _side(found: Found, checkpoint: Checkpoint) -> PlannedSide:
         shards=len(checkpoint.sources),
         bytes=sum(info.end - info.start for info in infos),
         dtypes=sorted({info.dtype for info in infos}),
-        parameters=sum(info.parameters for info in infos if info.dtype in FLOATS),
+        parameters=sum(info.parameters for info in infos if info.packing or info.dtype in FLOATS),
     )
 
 

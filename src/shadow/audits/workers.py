@@ -24,12 +24,15 @@ from threadpoolctl import threadpool_limits
 
 from shadow.audits.contents import Summed
 from shadow.audits.outcome import Outcome
+from shadow.audits.quantisers import agreement
 from shadow.audits.schedule import Schedule, ShardKey, source_of
 from shadow.checkpoints.opening import Checkpoint
+from shadow.checkpoints.packed_tensors import DecodedTensor
 from shadow.checkpoints.pairing import MatrixPair, Operand, Side
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checkpoints.sources import Fetching, Source
 from shadow.checkpoints.stored_tensors import StoredTensor
+from shadow.dtypes import FLOATS
 from shadow.places.groups import direction_of
 from shadow.reasons import FROM_ZERO
 from shadow.spectra.delta import (
@@ -45,9 +48,11 @@ from shadow.spectra.delta import (
 )
 from shadow.spectra.device import Offload, Offloaded, full_products
 from shadow.spectra.entries import compared, norm_values
+from shadow.spectra.format_noise import format_noise
 from shadow.spectra.history import cast
-from shadow.spectra.lazy import BlockScaled, Matrix, Updated
-from shadow.spectra.measurement import Subjects
+from shadow.spectra.lazy import Matrix, Quantised, Updated
+from shadow.spectra.levels import is_beyond
+from shadow.spectra.measurement import Cast, Measurement, Subjects
 from shadow.spectra.reordering import FAR, reordered
 from shadow.spectra.spectrum import (
     ON_CPU,
@@ -62,7 +67,7 @@ from shadow.spectra.spectrum import (
 )
 
 Made = TypeVar("Made")
-Cut = torch.Tensor | StoredTensor | BlockScaled  # one side of a pair as it is stored
+Cut = torch.Tensor | StoredTensor | DecodedTensor  # one side of a pair as it is stored
 
 PASSES = 32  # over a matrix, whose time says how fast norms are measured
 _LOCAL = threading.local()
@@ -385,11 +390,31 @@ def _measured(
         detail=detail,
         delta_norm=norms["delta"] or 0.0,
         base_norm=norms["base"],
-        cast=cast(sides, formats) or "neither",
+        cast=_copied(sides, formats, measurements[-1]) or cast(sides, formats) or "neither",
         measurements=tuple(measurements),
         reordered=order,
         residual=residual,
     )
+
+
+def _copied(sides: Sides, formats: tuple[str, str], delta: Measurement) -> Cast | None:
+    """Which side is the other in a quantised format, with the error of the format and no more."""
+    if (formats[0] in FLOATS) == (formats[1] in FLOATS):
+        return None
+    side: Cast = "base" if formats[1] in FLOATS else "tuned"
+    is_copy = delta.values.get("format_copy")
+    if is_copy is None:  # of a codebook it is known what its quantiser makes
+        copy, original = sides.tuned, sides.base
+        if side == "base":
+            copy, original = original, copy
+        stored = formats[side == "tuned"]
+        if not isinstance(copy, Quantised):
+            return None
+        found = format_noise(original, copy, agreement(stored))
+        is_copy = found.requantised == found.entries
+        if found.made is not None and not is_copy:
+            is_copy = not is_beyond(stored, found.outside, found.entries, found.furthest)
+    return side if is_copy else None
 
 
 def _broken(key: str, size: Extent) -> Outcome:
@@ -432,7 +457,9 @@ def _norms(
         detail=detail,
         delta_norm=math.sqrt(found.delta),
         base_norm=base_norm,
-        cast=(cast(sides, formats) if found.rounded else None) or "neither",
+        cast=_copied(sides, formats, measurements[-1])
+        or (cast(sides, formats) if found.rounded else None)
+        or "neither",
         measurements=measurements,
         reordered=order,
     )
@@ -474,24 +501,13 @@ def _cut(matrix: Cut, shape: torch.Size) -> Cut:
 
     No entry is copied.
     """
-    if isinstance(matrix, BlockScaled):
-        return replace(matrix, groups=shape[0])
-    if isinstance(matrix, StoredTensor):
+    if isinstance(matrix, StoredTensor | DecodedTensor):
         return matrix.seen(lambda tensor: tensor.reshape(shape))
     return matrix.reshape(shape)
 
 
 def _view(pair: MatrixPair, operand: Operand, checkpoint: Checkpoint) -> Cut:
     stored, part = checkpoint.tensor(operand.info), operand.part
-    if operand.scales is not None:
-        scales, expert = checkpoint.tensor(operand.scales).whole(), part.place.expert
-        if part.experts:
-            assert expert is not None
-            scales = scales[expert]
-        start, stop = part.rows or (0, stored.shape[-2])
-        cut = slice(start, min(stop, start + pair.rows))
-        raw = stored.seen(lambda tensor: tensor[expert, cut] if part.experts else tensor[cut])
-        return BlockScaled(raw, scales, operand.block, start)
 
     def seen(tensor: torch.Tensor) -> torch.Tensor:
         matrix = part.view(tensor)

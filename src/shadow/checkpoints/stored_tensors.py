@@ -18,7 +18,7 @@ from torch import Tensor
 
 from shadow.checkpoints.held_files import HeldFile
 from shadow.checkpoints.safetensors_files import TensorInfo
-from shadow.dtypes import FLOATS
+from shadow.dtypes import torch_name
 
 # Bytes up to which a tensor is read once and kept: the largest matrices of models of 8B parameters.
 # Reading a matrix anew for every pass takes 0.2 s a GB where its parts are whole rows, and 0.4 s
@@ -189,7 +189,7 @@ def _room(count: int, dtype: torch.dtype) -> Tensor:
 
 def stored_tensor(file: HeldFile, info: TensorInfo) -> StoredTensor:
     """The tensor of a file that an entry of its header names. Nothing is read before it is used."""
-    dtype: torch.dtype = getattr(torch, FLOATS[info.dtype].torch_name)
+    dtype: torch.dtype = getattr(torch, torch_name(info.dtype))
     if info.strides is None or info.parameters == 0:
         return StoredTensor(file, info.start, torch.empty(info.shape, dtype=dtype, device="meta"))
     reach = torch.empty((info.end - info.start) // dtype.itemsize, dtype=dtype, device="meta")

@@ -144,9 +144,9 @@ class Provenance:
             subjects=_if_is(str, method.get("subjects")) or "all",
             spectra=_if_is(bool, settings.get("spectra")),
             optimizer=_if_is(str, settings.get("optimizer")),
-            components=_all_that_are(str, chosen.get("components")),
-            layers=_all_that_are(int, chosen.get("layers")),
-            modules=_all_that_are(str, chosen.get("modules")),
+            components=all_that_are(str, chosen.get("components")),
+            layers=all_that_are(int, chosen.get("layers")),
+            modules=all_that_are(str, chosen.get("modules")),
             started=_if_is(str, metadata.get("started")),
             seconds=None if (seconds := metadata.get("seconds")) is None else float(seconds),
             compute_dtype=_if_is(str, metadata.get("compute_dtype")),
@@ -175,7 +175,7 @@ def _if_is(kind: type[Value], value: object) -> Value | None:
     return None
 
 
-def _all_that_are(kind: type[Value], values: object) -> tuple[Value, ...]:
+def all_that_are(kind: type[Value], values: object) -> tuple[Value, ...]:
     if not isinstance(values, list):
         return ()
     return tuple(value for value in values if type(value) is kind)

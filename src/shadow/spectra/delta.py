@@ -19,10 +19,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shadow.dtypes import FLOATS, FloatFormat
+from shadow.dtypes import FLOATS, FloatFormat, float_format
 from shadow.spectra.edge import cosine, decay_cosine, sharp_edge_values, stored_levels
+from shadow.spectra.format_noise import COLUMNS as FORMAT_COLUMNS
+from shadow.spectra.format_noise import format_values
 from shadow.spectra.history import even_bits, even_values
-from shadow.spectra.lazy import BlockScaled, Matrix, Rounded, Updated
+from shadow.spectra.lazy import Matrix, Quantised, Rounded, Updated
 from shadow.spectra.measurement import Measurement, Precision, Subject, Subjects, Values, norm_alone
 from shadow.spectra.null import Profile, coverage_values, null_values, sampled_values
 from shadow.spectra.purity import purity_values
@@ -107,8 +109,14 @@ class Extent:
 
 
 def working_dtype(*formats: str) -> torch.dtype:
-    """float64 as soon as a stored format has more bits than a float32 difference keeps."""
-    return torch.float64 if any(FLOATS[name].bits > 16 for name in formats) else torch.float32
+    """float64 as soon as a stored format has more bits than a float32 difference keeps. A quantised
+    matrix is decoded to float32.
+    """
+    return (
+        torch.float64
+        if any(name in FLOATS and FLOATS[name].bits > 16 for name in formats)
+        else torch.float32
+    )
 
 
 def extent(sides: Sides) -> Extent:
@@ -263,9 +271,9 @@ def measure_pair(
     size what `extent` found (finite, and a delta that is not 0), key names the matrix for the
     sampled null. direction: how the matrix meets the residual stream; None, and there is no sketch.
     """
-    coarser = min((FLOATS[name] for name in formats), key=lambda stored: stored.mantissa_bits)
-    if isinstance(base, BlockScaled) or isinstance(tuned, BlockScaled):
-        # scales move the 8-bit steps to where the weights are: no weight lies below the smallest
+    coarser = min((float_format(name) for name in formats), key=lambda stored: stored.mantissa_bits)
+    if isinstance(base, Quantised) or isinstance(tuned, Quantised):
+        # scales move 8-bit steps to where the weights are: no weight lies below the smallest
         # normal number
         coarser = replace(coarser, min_exponent=FLOATS["F32"].min_exponent)
     method = means.method
@@ -296,6 +304,8 @@ def measure_pair(
         **_relations(weights[0].number("frobenius_norm"), delta, total),
         **_of_spectra(spectra, delta),
         **({"floor_ratio": None} if isinstance(tuned, Updated) else {}),  # nothing has been rounded
+        **dict.fromkeys(FORMAT_COLUMNS),
+        **format_values(sides, formats, profile.energy / scale**2),
         **_shifts(*weights),
         **null_values(delta, profile, values["participation_ratio"]),
         **coverage_values(profile),

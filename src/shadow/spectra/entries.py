@@ -20,7 +20,7 @@ from torch import Tensor
 
 from shadow.dtypes import FLOATS, FloatFormat
 from shadow.spectra.edge import cosine, decay_cosine
-from shadow.spectra.lazy import BlockScaled, Matrix, Rounded, Stored, Updated
+from shadow.spectra.lazy import Matrix, Quantised, Stored, Updated
 from shadow.spectra.measurement import Measurement, Values, norm_alone
 from shadow.spectra.spectrum import Sides, shape_of, tiles
 
@@ -192,7 +192,7 @@ def norm_values(found: Entries) -> tuple[Measurement, ...]:
 
 def _is_flat(side: Matrix) -> TypeGuard[Stored]:
     """Whether all entries lie in a file in order, without gaps."""
-    return not isinstance(side, Tensor | BlockScaled | Updated | Rounded) and side.is_flat
+    return isinstance(side, Stored) and side.is_flat
 
 
 def _flat_parts(sides: Sides, flat: Sequence[Stored]) -> Iterator[_Part]:
@@ -270,7 +270,7 @@ def _casts(sides: Sides, formats: tuple[str, str]) -> list[tuple[str, str]]:
     """The casts that may have made one side of the other: to its own format, or to one of fewer
     bits whose values it holds.
     """
-    if any(isinstance(side, Updated | BlockScaled) for side in (sides.base, sides.tuned)):
+    if any(isinstance(side, Updated | Quantised) for side in (sides.base, sides.tuned)):
         return []
     found = []
     for side, stored, other in (("tuned", formats[1], formats[0]), ("base", *formats)):
