@@ -21,6 +21,7 @@ from shadow.summary.rows import (
     Recognised,
     ReportWarning,
     SkippedRow,
+    UnchangedExpertsRow,
     UnchangedRow,
     UncomparedRow,
     VectorFigures,
@@ -84,6 +85,8 @@ class PairRecord:
     skipped: list[SkippedRow]
     """A row for each reason, the most tensors first."""
     warnings: list[ReportWarning]
+    unchanged_experts: list[UnchangedExpertsRow] = field(default_factory=list, kw_only=True)
+    """Components of which some tensors of experts are identical, and others not."""
     files: FilesRecord | None = field(default=None, kw_only=True)
     """The files of both repositories or folders; None of a report that did not list them."""
 
