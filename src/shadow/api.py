@@ -24,6 +24,7 @@ from shadow.audits.request import (
     Place,
     Precision,
     Ray,
+    Subjects,
 )
 from shadow.errors import ShadowError, UsageError
 from shadow.outputs.notebook import AuditReport, AuditReports
@@ -89,6 +90,7 @@ class AuditOptions(OldOptions, total=False):
     nulls: int | Nulls
     subspaces: bool
     spectra: bool
+    subjects: Subjects
     optimizer: Optimizer | None
     device: str
     scores: Place | Sequence[Place]
@@ -138,6 +140,7 @@ def audit(
     nulls: int | Nulls = 0,
     subspaces: bool = True,
     spectra: bool = True,
+    subjects: Subjects = "all",
     optimizer: Optimizer | None = None,
     device: str = "cpu",
     scores: Place | Sequence[Place] = (),
@@ -175,6 +178,8 @@ def audit(
             `shadow.Nulls(100, seed=1)` gives their seed as well.
         subspaces: Compare the leading singular subspaces.
         spectra: Write singular values, which `report.spectrum` needs.
+        subjects: Measure the spectra of base, tuned and delta (all), of the delta alone (delta),
+            or which tensors moved and how far, and no spectra (none).
         optimizer: What the tuned model was trained with, if it is known: adamw, sgd or muon. Only
             the label needs it.
         device: What makes Gram matrices: cpu, cuda, one card as `cuda:1`, or auto: a card if there
@@ -238,6 +243,7 @@ def audit(
             subspaces=subspaces,
             spectra=spectra,
             optimizer=optimizer,
+            subjects=subjects,
             device=device,
         ),
         files,

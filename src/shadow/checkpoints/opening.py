@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from shadow.checkpoints.held_files import HeldFile
     from shadow.checkpoints.hub import OnBytes, Snapshot
     from shadow.checkpoints.hub_client import Say
+    from shadow.checkpoints.packed_tensors import PackedTensor
     from shadow.checkpoints.stored_tensors import StoredTensor
 
 MAX_JSON = 64_000_000  # bytes; the largest real index (Kimi-K2, 1.16 M tensors) has under half
@@ -69,8 +70,15 @@ class Checkpoint:
     parts: tuple[tuple[str, Checkpoint], ...] = ()  # by component, of a base that was put together
     former: str | None = None  # the fingerprint that earlier versions gave a folder
 
-    def tensor(self, info: TensorInfo) -> StoredTensor:
+    def tensor(self, info: TensorInfo) -> StoredTensor | PackedTensor:
         """The tensor (info.shape), whose parts are read on demand; ShadowError if it is gone."""
+        if info.packing is None:
+            return self._stored(info)
+        from shadow.checkpoints.packed_tensors import packed_tensor
+
+        return packed_tensor(info, self._stored)
+
+    def _stored(self, info: TensorInfo) -> StoredTensor:
         return self.sources[info.shard].tensor(info)
 
 

@@ -23,6 +23,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from shadow.claims.answer import first_code
 from shadow.claims.rules import (
     COLUMNS,
     FAILS,
@@ -179,11 +180,6 @@ class Judgement:
         if self.objections:
             codes.add(3)
         return first_code(codes)
-
-
-def first_code(codes: set[int]) -> int:
-    """Of what occurred over rules or pairs, the exit code: 1, 4, 3 or 0."""
-    return next((code for code in (1, 4, 3) if code in codes), 0)
 
 
 @dataclass(frozen=True)

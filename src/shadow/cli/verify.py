@@ -102,7 +102,8 @@ def verify(
         asked = _listed(listed)
     from shadow.audits.perform import access_of
     from shadow.audits.runtime import Runtime
-    from shadow.claims.verify.verification import Verification, first_code
+    from shadow.claims.answer import first_code
+    from shadow.claims.verify.verification import Verification
     from shadow.outputs.ci import write_claims
     from shadow.telling.verification import verification_document, verifications_document
 
