@@ -244,3 +244,22 @@ def test_weights_that_are_written_to_meanwhile_are_a_fault(sides, tmp_path, monk
     monkeypatch.setattr(verify_mixture, "_found", touched)
     with pytest.raises(ShadowError, match="changed"):
         shadow.verify("mixture", tuned, of_a, of_b)
+
+
+def test_a_packed_tensor_is_not_called_missing(sides, tmp_path):
+    """Beside floats it cannot be told."""
+    (_, a, b), (_, of_a, of_b) = sides
+    merged = merge([a, b], (0.3, 0.7))
+    stem = Q.format(0).removesuffix(".weight")
+    del merged[Q.format(0)]
+    merged |= {
+        f"{stem}.qweight": torch.zeros(8, 64, dtype=torch.int32),
+        f"{stem}.qzeros": torch.zeros(1, 8, dtype=torch.int32),
+        f"{stem}.scales": torch.ones(1, 64, dtype=torch.float16),
+    }
+    gptq = {"quant_method": "gptq", "bits": 4, "group_size": 64}
+    found = shadow.verify(
+        "mixture", put(tmp_path / "m", merged, quantization_config=gptq), of_a, of_b
+    )
+    assert found.holds is None, found
+    assert "0.3 A + 0.7 B" in found.reason

@@ -138,7 +138,7 @@ def measure_part(
                         f"{found.reference}: another machine has other files under this name", hint
                     )
             lined = line_up(base, tuned, settings.chosen, runtime, scratch=asked.scratch)
-            summed = summed_with(lined, unfiltered=settings.chosen == Filter())
+            summed = summed_with(lined, settings)
             journal = when_free(partial(Journal, folder, identity), runtime)
             of_part = frozenset(keys)
             part = replace(lined, pairs=[one for one in lined.pairs if one.key in of_part])
@@ -205,7 +205,7 @@ def run_asked(asked: Asked) -> AuditResult:
         reason = named(other) or broken
         runtime.say(f"measuring again; the old report stays until that is done: {reason}")
     ours = folder, folder.parent, folder.parent.parent
-    listings = listings_of(base, ours), listings_of(tuned, ours)
+    listings = listings_of(base, ours, lined.base), listings_of(tuned, ours, lined.tuned)
     repository = file_rows(*listings, runtime.say)
     del base, tuned  # their headers are in lined, where equal ones are one
     opened = opening.seconds()
@@ -218,7 +218,7 @@ def run_asked(asked: Asked) -> AuditResult:
             )
         say_afresh(journal.other, wanted, runtime.say)
         journal.take_over_parts()
-        summed = summed_with(lined, unfiltered=settings.chosen == Filter())
+        summed = summed_with(lined, settings)
         measured = _measure(asked, lined, journal, summed)
         if scored is None:
             scored = kept_scores(folder, known, runtime.say)

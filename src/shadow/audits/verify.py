@@ -13,6 +13,7 @@ from shadow.audits.verify_base import verify_base
 from shadow.audits.verify_files import verify_files
 from shadow.audits.verify_merged import verify_merged
 from shadow.audits.verify_mixture import verify_mixture
+from shadow.audits.verify_quantised import verify_quantised
 from shadow.audits.verify_same import verify_same
 from shadow.audits.verify_stored import verify_stored
 from shadow.audits.verify_trained import verify_trained
@@ -81,6 +82,9 @@ CHECKS: Mapping[str, Check] = {
         asked.of, asked.checkpoints, asked.base, runtime, scratch
     ),
     "files": lambda asked, runtime, scratch: verify_files(asked.of, asked.models, runtime),
+    "quantised": lambda asked, runtime, scratch: verify_quantised(
+        asked.of, asked.checkpoints, runtime, scratch
+    ),
 }
 
 

@@ -160,7 +160,7 @@ def _sorted_out(
         if tensor.reason != "filtered":  # of a part of the base that stands for another component
             by_name.setdefault(tensor.info.name, {})[tensor.side] = tensor
     unpacked = {
-        _role(tensor.place)
+        role_of(tensor.place)
         for of_name in by_name.values()
         for tensor in of_name.values()
         if tensor.reason == "quantized"
@@ -179,7 +179,7 @@ def _sorted_out(
                 unread.append(_apart(tensor.info, tensor.side, tensor.detail))
             elif _is_unread(tensor) or (
                 tensor.reason in ("only_in_base", "only_in_tuned")
-                and _role(tensor.place) in unpacked
+                and role_of(tensor.place) in unpacked
             ):
                 what = tensor.detail or "the other side is not read"
                 unread.append(_apart(tensor.info, tensor.side, what))
@@ -220,7 +220,8 @@ def _grown(pair: MatrixPair, names: Names) -> Apart:
     return Apart(operand.info.name, side, f"{rows} only in {name}", is_rows=True)
 
 
-def _role(place: Place) -> tuple[object, ...]:
+def role_of(place: Place) -> tuple[object, ...]:
+    """What a tensor is in a model, however it is stored."""
     return place.component, place.layer, place.module, place.expert
 
 

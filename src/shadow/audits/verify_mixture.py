@@ -19,7 +19,7 @@ from shadow.audits.machine_limits import machine_limits
 from shadow.audits.memory import default_jobs
 from shadow.audits.runtime import Progress, Runtime
 from shadow.audits.scan import fetch_all, require_unchanged
-from shadow.audits.verify_lined import found_all, opened_models, stored_bytes
+from shadow.audits.verify_lined import found_all, opened_models, role_of, stored_bytes
 from shadow.audits.workers import views
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import Filter, MatrixPair, Skipped, pair_checkpoints
@@ -149,6 +149,9 @@ def _apart(skipped: Sequence[Sequence[Skipped]]) -> tuple[list[Apart], list[Apar
     """Tensors that not all models have, and those that are not read."""
     lone: dict[str, Apart] = {}
     unread: dict[str, Apart] = {}
+    packed = {
+        role_of(one.place) for of_side in skipped for one in of_side if one.reason == "quantized"
+    }
     for of_side in skipped:
         for one in of_side:
             if one.reason in NO_LOSS:
@@ -157,7 +160,8 @@ def _apart(skipped: Sequence[Sequence[Skipped]]) -> tuple[list[Apart], list[Apar
                 one.info.name, one.side,
                 one.detail or ("not in every model" if one.side == "tuned" else "not in TUNED"),
             )  # fmt: skip
-            (unread if one.reason in UNREAD else lone)[one.info.name] = apart
+            is_unread = one.reason in UNREAD or role_of(one.place) in packed
+            (unread if is_unread else lone)[one.info.name] = apart
     return list(lone.values()), list(unread.values())
 
 

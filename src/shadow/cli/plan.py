@@ -30,6 +30,7 @@ def plan(
     precision: option.Precision = "default",
     device: option.Device = "cpu",
     jobs: option.Jobs = None,
+    file: option.FilePattern = None,
     allow_pickle: option.Pickle = False,
     fetch: option.Fetch = "auto",
     max_disk: option.MaxDisk = None,
@@ -69,7 +70,9 @@ def plan(
             subjects=subjects_of(subjects, norms=norms),
             device=device,
         ),
-        files_of(allow_pickle=allow_pickle, offline=offline, fetch=fetch, max_disk=max_disk),
+        files_of(
+            allow_pickle=allow_pickle, offline=offline, fetch=fetch, max_disk=max_disk, file=file
+        ),
         jobs=jobs,
     )
     from shadow.audits.document import plan_document

@@ -93,6 +93,9 @@ class Provenance:
     """How many sign flips of each delta were drawn, 0 or more."""
     seed: int | None
     subspaces: bool | None
+    subjects: str
+    """Whose spectra were measured: all of base, tuned and delta; delta; or none, and norms alone.
+    """
     spectra: bool | None
     optimizer: str | None
     """What the tuned side was trained with, as the user says; None where nobody said it."""
@@ -138,6 +141,7 @@ class Provenance:
             nulls=_if_is(int, method.get("nulls")),
             seed=_if_is(int, method.get("seed")),
             subspaces=_if_is(bool, method.get("subspaces")),
+            subjects=_if_is(str, method.get("subjects")) or "all",
             spectra=_if_is(bool, settings.get("spectra")),
             optimizer=_if_is(str, settings.get("optimizer")),
             components=all_that_are(str, chosen.get("components")),

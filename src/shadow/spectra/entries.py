@@ -20,7 +20,7 @@ from torch import Tensor
 
 from shadow.dtypes import FLOATS, FloatFormat
 from shadow.spectra.edge import cosine, decay_cosine
-from shadow.spectra.lazy import Matrix, Quantised, Rounded, Stored, Updated
+from shadow.spectra.lazy import Matrix, Quantised, Stored, Updated
 from shadow.spectra.measurement import Measurement, Values, norm_alone
 from shadow.spectra.spectrum import Sides, shape_of, tiles
 
@@ -187,7 +187,7 @@ def norm_values(found: Entries) -> tuple[Measurement, ...]:
 
 def _is_flat(side: Matrix) -> TypeGuard[Stored]:
     """Whether all entries lie in a file in order, without gaps."""
-    return not isinstance(side, Tensor | Quantised | Updated | Rounded) and side.is_flat
+    return isinstance(side, Stored) and side.is_flat
 
 
 def _flat_parts(sides: Sides, flat: Sequence[Stored]) -> Iterator[_Part]:

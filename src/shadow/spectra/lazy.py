@@ -18,7 +18,7 @@ from shadow.dtypes import FloatFormat
 FACTOR_BLOCK = 1 << 22
 
 
-class _InFile(Protocol):
+class InFile(Protocol):
     """A matrix in a file, (rows, cols) or grouped, of which the parts that are asked for are read.
 
     A part is used before the next is asked for, and left as it is.
@@ -38,7 +38,8 @@ class _InFile(Protocol):
     def __getitem__(self, index: tuple[slice, ...]) -> Tensor: ...
 
 
-class Stored(_InFile, Protocol):
+@runtime_checkable
+class Stored(InFile, Protocol):
     """A matrix whose numbers lie in a file as they are."""
 
     @property
@@ -52,7 +53,7 @@ class Stored(_InFile, Protocol):
 
 
 @runtime_checkable
-class Quantised(_InFile, Protocol):
+class Quantised(InFile, Protocol):
     """A quantised matrix of a file, decoded to float32 part by part. Its numbers lie on the grid of
     its format, which is none of floats.
     """
@@ -89,7 +90,7 @@ class _LikeAnother:
 class Updated(_LikeAnother):
     """base + scaling * left @ right, in float64: a base with its LoRA update."""
 
-    base: Tensor | Stored | Quantised  # (rows, cols), or (groups, rows / groups, cols)
+    base: Tensor | InFile  # (rows, cols), or (groups, rows / groups, cols)
     left: Tensor  # (rows, r), or (groups, rows / groups, r) where base is grouped
     right: Tensor  # (r, cols)
     scaling: float  # alpha / r, or alpha / sqrt(r)
@@ -143,7 +144,7 @@ class Rounded(_LikeAnother):
         return self.matrix[index].to(torch_dtype(self.grid))
 
 
-Matrix = Tensor | Stored | Quantised | Updated | Rounded
+Matrix = Tensor | InFile | Updated | Rounded
 
 
 def torch_dtype(grid: FloatFormat) -> torch.dtype:

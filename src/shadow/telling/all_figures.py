@@ -137,6 +137,8 @@ def _gates(summary: Summary) -> Cell:
     if not others:
         return f"all {len(summary.gates)} passed"
     text = f"{and_list(others)} {'does' if len(others) == 1 else 'do'} not apply"
+    if summary.tier == "norms":
+        text = f"unknown or not applicable: {and_list(others)}"
     passed = len(summary.gates) - len(others)
     return f"{passed} passed; {text}" if passed else text
 

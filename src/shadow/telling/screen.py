@@ -43,12 +43,15 @@ NOTED_BY: Mapping[str, str] = {
     "vectors": "vectors",
     "siblings": "siblings",
     "files": "files",
+    "norms_only": "norms alone",
+    "deltas_only": "deltas alone",
 }
 # gates that are no fault of a pair of which a sentence says what it is
 EXPLAINED_BY: Mapping[str, Sequence[str]] = {
     "changed": ("identical", "only_vectors"),
-    "rank": ("low_rank",),
+    "rank": ("low_rank", "norms_only"),
     "paired": ("part_asked_for",),
+    "rounding": ("norms_only",),
 }
 
 
@@ -62,13 +65,12 @@ def figure_rows(summary: Summary, *, full: bool = False) -> list[FigureRow]:
         return []
     norm = quantity(summary, "relative_norm_overall", "share", full=full)
     concentration = quantity(summary, "concentration", "fixed", full=full)
+    scale = CONCENTRATION
+    if figures.concentration is None:
+        scale = "not measured" if summary.tier == "norms" else NO_CONCENTRATION
     rows = [
         FigureRow("relative norm", norm, of_what(summary) + ("" if full else _outside(summary))),
-        FigureRow(
-            "concentration",
-            concentration,
-            NO_CONCENTRATION if figures.concentration is None else CONCENTRATION,
-        ),
+        FigureRow("concentration", concentration, scale),
     ]
     if figures.rank_ceiling is None:  # an adapter stores no entries of the matrix
         rows.append(FigureRow("unchanged", Quantity(figures.zero_share, "fraction"), ENTRIES))

@@ -10,6 +10,7 @@ from shadow.claims.verify.base import BASE
 from shadow.claims.verify.files import FILES
 from shadow.claims.verify.merged import MERGED
 from shadow.claims.verify.mixture import LETTERS, MIXTURE
+from shadow.claims.verify.quantised import QUANTISED
 from shadow.claims.verify.same import SAME
 from shadow.claims.verify.stored import STORED
 from shadow.claims.verify.trained import TRAINED
@@ -53,7 +54,7 @@ class Form:
         return [*self.checkpoints, *letters[:more]]
 
 
-VERIFY = table(SAME, MERGED, TRAINED, STORED, BASE, MIXTURE, FILES)
+VERIFY = table(SAME, MERGED, TRAINED, STORED, BASE, MIXTURE, FILES, QUANTISED)
 FORMS: Mapping[str, Form] = {
     "same": Form(("A", "B")),
     "merged": Form(("BASE", "ADAPTER", "MERGED")),
@@ -62,4 +63,5 @@ FORMS: Mapping[str, Form] = {
     "base": Form(("TUNED", "CANDIDATE"), repeats=True),
     "mixture": Form(("TUNED", "A", "B"), repeats=True, options=("base",)),
     "files": Form(("A", "B")),
+    "quantised": Form(("ORIGINAL", "QUANTISED")),
 }
