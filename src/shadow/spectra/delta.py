@@ -27,6 +27,8 @@ from shadow.spectra.edge import (
     sharp_null_edge,
     stored_levels,
 )
+from shadow.spectra.format_noise import COLUMNS as FORMAT_COLUMNS
+from shadow.spectra.format_noise import format_values
 from shadow.spectra.history import even_bits, even_values
 from shadow.spectra.krylov import Estimate
 from shadow.spectra.lazy import Matrix, Quantised, Rounded, Updated
@@ -300,15 +302,15 @@ def measure_pair(
         # scales move 8-bit steps to where the weights are: no weight lies below the smallest
         # normal number
         coarser = replace(coarser, min_exponent=FLOATS["F32"].min_exponent)
-    # nothing of an update has been rounded; a quantised format has other steps than floats
-    without_floor = isinstance(tuned, Updated) or not FLOATS.keys() >= set(formats)
     sides = Sides(base, tuned, working_dtype(*formats), means.space)
     total = sums(sides, coarser, size)
     profile, scale = total.profile, total.profile.scale
     made = _by_spectra(sides, total, formats, size, means, key, direction)
     values = {
         **made.values,
-        **({"floor_ratio": None} if without_floor else {}),
+        **({"floor_ratio": None} if isinstance(tuned, Updated) else {}),  # nothing has been rounded
+        **dict.fromkeys(FORMAT_COLUMNS),
+        **format_values(sides, formats, profile.energy / scale**2),
         **coverage_values(profile),
         "decay_cosine": decay_cosine(total.along, math.sqrt(profile.energy), math.sqrt(total.base)),
         "levels_base": stored_levels(base, formats[0]),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -30,7 +30,7 @@ SAFE = 1e-26, 1e36
 # the caches of a core hold. Parts of twice as many take 1.5 times as long, of half as many 1.1.
 PART = 1 << 16
 HEAD = 256  # entries that are compared first: sides that differ do so there, as a rule
-Numbers = NDArray[np.floating]  # in a line
+LINE = 1 << 10  # entries whose products are summed in float32
 SIDES = ("base", "tuned")
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 CASTS = ("BF16", "F16", "F32", "F8_E4M3", "F8_E5M2")
@@ -67,105 +67,110 @@ class _Part:
 
     def __init__(self, sides: Sides, count: int, flat: Sequence[Stored] = ()) -> None:
         """flat: both sides where they are read as they are stored."""
-        self.raw = [
+        self.raw: list[Tensor] = [  # what is stored, of any shape
             sides.space.take(f"raw {name}", (count,), side.dtype)
             for name, side in zip(SIDES, flat, strict=False)
         ]
-        self.whole: list[NDArray[Any]] = [
+        self._bits: list[NDArray[Any]] = [
             raw.view(INTEGERS[raw.itemsize]).numpy() for raw in self.raw
         ]
-        self.bytes = [bits.view(np.uint8).data for bits in self.whole]
-        self.head = [bits[:HEAD] for bits in self.whole]
-        self.one_format = len({side.dtype for side in flat}) == 1
-        self.b, self.t = (sides.space.take(name, (count,), sides.dtype) for name in SIDES)
-        self.numbers = self.b.numpy(), self.t.numpy()
-        self.differ = sides.space.take("differs", (count,), torch.bool).numpy()
+        self._head = [bits[:HEAD] for bits in self._bits]
+        self._one_format = len({side.dtype for side in flat}) == 1
+        self.bytes = [bits.view(np.uint8).data for bits in self._bits]
+        height = -(-count // LINE)
+        padded = [sides.space.take(name, (height * LINE,), sides.dtype) for name in SIDES]
+        for numbers in padded:
+            numbers[count:] = 0
+        self.numbers = [numbers[:count] for numbers in padded]
+        self.lines = [numbers.view(height, LINE).numpy() for numbers in padded]
+        self._products = np.empty((4, height), self.lines[0].dtype)
+        self._differ = sides.space.take("differs", (count,), torch.bool).numpy()
+        self._plain = [numbers.numpy() for numbers in self.numbers]
+
+    def load(self, *sides: int) -> None:
+        """The numbers of these sides, from what is stored."""
+        for side in sides:
+            self.numbers[side].view(self.raw[side].shape).copy_(self.raw[side])
 
     def is_equal(self) -> bool:
         """Whether what was read of both sides has the same bits."""
-        if not self.one_format or self.head[0].tobytes() != self.head[1].tobytes():
+        if not self._one_format or self._head[0].tobytes() != self._head[1].tobytes():
             return False
-        return not np.not_equal(self.whole[0], self.whole[1], out=self.differ).any()
+        return not np.not_equal(self._bits[0], self._bits[1], out=self._differ).any()
 
+    def changed(self) -> int:
+        """How many numbers differ; NaN differs from NaN."""
+        return int(np.count_nonzero(np.not_equal(self._plain[0], self._plain[1], out=self._differ)))
 
-@dataclass
-class _Sums:
-    """Sums in the making."""
+    def energy(self) -> float:
+        """The energy of the numbers of the base."""
+        b = self.lines[0]
+        energy = float(np.vecdot(b, b, out=self._products[0]).sum(dtype=np.float64))
+        return energy if _is_safe(energy) else self._in_float64(self.raw[0], self.raw[0])[0]
 
-    changed: int = 0
-    base: list[float] = field(default_factory=list)
-    tuned: list[float] = field(default_factory=list)
-    delta: list[float] = field(default_factory=list)
-    along: list[float] = field(default_factory=list)
-    finite: bool = True
-
-    def add_equal(self, b: Numbers) -> None:
-        """A part of which both sides are b."""
-        energy = _dot(b, b)
-        if not math.isfinite(energy):
-            self.finite = False
-            return
-        self.base.append(energy)
-        self.tuned.append(energy)
-
-    def add(self, part: _Part) -> None:
-        """A part of both sides, as numbers; that of the tuned side becomes the delta."""
-        b, t = part.numbers
-        changed = int(np.count_nonzero(np.not_equal(b, t, out=part.differ)))
-        if changed == 0:
-            self.add_equal(b)
-            return
-        base, tuned = _dot(b, b), _dot(t, t)
-        if not (math.isfinite(base) and math.isfinite(tuned)):
-            self.finite = False
-            self.changed += changed - int((np.isnan(b) & np.isnan(t)).sum())
-            return
-        self.changed += changed
-        self.base.append(base)
-        self.tuned.append(tuned)
-        if max(base, tuned) > SAFE[1]:  # a difference in float32 might overflow
-            b, t = b.astype(np.float64), t.astype(np.float64)
+    def products(self) -> list[float]:
+        """The energies of base, tuned and delta, and <base, delta>. Those of the tuned side become
+        the numbers of the delta.
+        """
+        (b, t), out = self.lines, self._products
+        np.vecdot(b, b, out=out[0])
+        np.vecdot(t, t, out=out[1])
         np.subtract(t, b, out=t)
-        self.delta.append(_dot(t, t))
-        self.along.append(_dot(b, t))
+        np.vecdot(t, t, out=out[2])
+        np.vecdot(b, t, out=out[3])
+        found: list[float] = out.sum(axis=1, dtype=np.float64).tolist()
+        return found if all(map(_is_safe, found[:3])) else self._in_float64(*self.raw)
+
+    @staticmethod
+    def _in_float64(base: Tensor, tuned: Tensor) -> list[float]:
+        b, t = (side.double().reshape(-1).numpy() for side in (base, tuned))
+        d = t - b
+        return [float(np.vecdot(*pair)) for pair in ((b, b), (t, t), (d, d), (b, d))]
 
 
-def _dot(one: Numbers, other: Numbers) -> float:
-    """The inner product of two lines of numbers; in float64 where a square of float32 might vanish
-    or overflow.
-    """
-    value = float(np.dot(one, other))
-    if one.dtype == np.float32 and not SAFE[0] < abs(value) < SAFE[1]:
-        value = float(np.dot(one.astype(np.float64), other.astype(np.float64)))
-    return value
+def _is_safe(energy: float) -> bool:
+    """Whether no square of float32 can have vanished or overflowed."""
+    return SAFE[0] < energy < SAFE[1]
 
 
 def compared(sides: Sides, formats: tuple[str, str]) -> Entries:
     """Both sides entry by entry. formats: the stored dtypes, of base and tuned."""
-    sums = _Sums()
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is summed in float64
+        return _compared(sides, formats)
+
+
+def _compared(sides: Sides, formats: tuple[str, str]) -> Entries:
+    energies: list[list[float]] = [[], [], [], []]  # of base, tuned and delta, and <base, delta>
+    changed, finite = 0, True
     alive = _casts(sides, formats)
     flat = [side for side in (sides.base, sides.tuned) if _is_flat(side)]
     for part in _flat_parts(sides, flat) if len(flat) == len(SIDES) else _tile_parts(sides):
         equal = part.is_equal()
-        for numbers, raw in zip((part.b, part.t), part.raw, strict=False):
-            numbers.copy_(raw)
-            if equal and not alive:
-                break
-        alive = [cast for cast in alive if _is_cast(cast, part.b, part.t)]
-        if equal:
-            sums.add_equal(part.numbers[0])
-        else:
-            sums.add(part)
+        part.load(*((0,) if equal and not alive else (0, 1)))
+        alive = [cast for cast in alive if _is_cast(cast, *part.numbers)]
+        here = 0 if equal else part.changed()
+        found = part.products() if here else [part.energy()]
+        if not all(map(math.isfinite, found)):
+            finite = False
+            if here:
+                part.load(0, 1)
+                b, t = part.numbers
+                changed += here - int((b.isnan() & t.isnan()).sum())
+            continue
+        changed += here
+        for sums, value in zip(energies, found if here else found * 2, strict=False):
+            sums.append(value)
+    base, tuned, delta, along = map(math.fsum, energies)
     rows, cols = shape_of(sides.tuned)
     return Entries(
         entries=rows * cols,
-        changed=sums.changed,
-        base=math.fsum(sums.base),
-        tuned=math.fsum(sums.tuned),
-        delta=math.fsum(sums.delta),
-        along=math.fsum(sums.along),
-        finite=sums.finite,
-        rounded=alive[0] if alive and sums.changed else None,
+        changed=changed,
+        base=base,
+        tuned=tuned,
+        delta=delta,
+        along=along,
+        finite=finite,
+        rounded=alive[0] if alive and changed else None,
     )
 
 
@@ -202,12 +207,11 @@ def _flat_parts(sides: Sides, flat: Sequence[Stored]) -> Iterator[_Part]:
 
 
 def _tile_parts(sides: Sides) -> Iterator[_Part]:
-    """Parts of matrices of any kind, of which the numbers are read."""
+    """Parts of matrices of any kind."""
     for index, _ in tiles(sides.tuned, PART, PART):
-        b, t = sides.base[index], sides.tuned[index]
-        part = _Part(sides, b.numel())
-        part.b.view(b.shape).copy_(b)
-        part.t.view(t.shape).copy_(t)
+        raw = sides.base[index], sides.tuned[index]
+        part = _Part(sides, raw[0].numel())
+        part.raw = list(raw)
         yield part
 
 
