@@ -862,3 +862,16 @@ def test_experts_count_each(tmp_path):
     ]
     folder = reports.write(tmp_path / "a", rows)
     assert verdict(folder, "language.experts.up.concentration == 0.2").outcome == "met"
+
+
+def test_a_threshold_within_the_error_of_an_estimate_is_not_judged(tmp_path):
+    """Of a sketch, a rule on a figure whose error reaches the threshold is missing; one beyond it
+    is judged, and so is an exact figure.
+    """
+    rows = [delta(0.30, where, concentration_error=0.01) for where in places(6)]
+    method = {"precision": "sketch", "nulls": 0, "seed": 0}
+    settings = {"method": method, "chosen": {}, "relation": "tuned"}
+    folder = reports.write(tmp_path / "one", rows, settings=settings)
+    for limit, outcome in ((0.305, "missing"), (0.32, "passed"), (0.28, "met")):
+        assert verdict(folder, f"concentration > {limit}").outcome == outcome
+    assert verdict(folder, "cosine > 0.989").outcome == "met"
