@@ -83,12 +83,15 @@ class Judged:
 
 
 def originals(seed: int, folder: Path) -> list[np.ndarray]:
-    """Matrices of three real models and made ones, with rows of whole blocks of 256."""
+    """Matrices of two real models and made ones, with rows of whole blocks of 256. Not of SmolLM2,
+    whose file was quantised before: a small change moves none of its entries to another level.
+    """
     rng = generator("quantised", seed)
     found = []
-    for name in ("bert", "dinov2", "smollm2"):
+    for name in ("bert", "dinov2"):
         for weight in real(name, folder).values():
-            if weight.ndim == 2 and weight.shape[0] >= ROWS and weight.shape[1] >= 256:
+            large = weight.ndim == 2 and weight.shape[0] >= ROWS and weight.shape[1] >= 256
+            if large and weight.any():
                 first = int(rng.integers(weight.shape[0] - ROWS + 1))
                 cols = min(COLS, weight.shape[1] // 256 * 256)
                 found.append(weight[first : first + ROWS, :cols].numpy())
@@ -147,6 +150,7 @@ def judged(seed: int, folder: Path) -> Iterator[Judged]:
         yield Judged("AWQ", "AWQ", said_of(cut.numpy(), quantising.awq(cut, factors)))
 
 
+HOLDS = ("exact", "a copy", "importance matrix")
 # what is right to say of each truth; all that begins with one of these
 RIGHT = {
     "a copy": ("exact", "a copy"),
@@ -166,12 +170,12 @@ def right(truth: str) -> tuple[str, ...]:
 def told(found: Sequence[Judged]) -> str:
     """The generated section of the page."""
     plain = [one for one in found if one.truth == "a copy"]
-    alarms = sum(one.said not in right(one.truth) for one in plain)
+    alarms = sum(one.said not in HOLDS for one in plain)
     lines = [
-        f"`python benchmarks/quantised_copies.py` makes {len(found):,} copies of matrices of three"
+        f"`python benchmarks/quantised_copies.py` makes {len(found):,} copies of matrices of two"
         " real models and of made ones with ggml's own quantisers, with a seed that nothing was"
         f" developed with. False alarms: {alarms} of {len(plain)} plain copies"
-        f" ({interval(alarms, len(plain))}).",
+        f" are said to be beyond their format ({interval(alarms, len(plain))}).",
         "",
         "| made | copies | said rightly | of all, with 95 % | otherwise |",
         "| --- | --- | --- | --- | --- |",
@@ -221,8 +225,12 @@ def main(
         f"{before}{MARKS[0]}\n{section}\n{MARKS[1]}{rest.split(MARKS[1])[1]}", encoding="utf-8"
     )
     rates = json.loads(RATES.read_text(encoding="utf-8"))
-    decided = [one for one in found if one.truth not in ("GPTQ", "AWQ", "importance matrix")]
-    wrong = sum(one.said not in right(one.truth) for one in decided)
+    decided = [one for one in found if one.truth not in ("GPTQ", "AWQ")]
+    wrong = sum(
+        (one.said in HOLDS) != (one.truth in HOLDS)
+        for one in decided
+        if one.said not in ("GPTQ", "AWQ")
+    )
     rates["answers"]["quantised"] = [wrong, len(decided)]
     RATES.write_text(json.dumps(rates, indent=1) + "\n", encoding="utf-8")
 

@@ -124,9 +124,9 @@ class Quantised:
         if self.scaled < 1.2**2 * self.made < self.error:
             return "AWQ"
         elsewhere = self.columns - self.clean_columns
-        if self.clean_columns and elsewhere:
+        if 0 < self.clean_columns <= max(2, self.columns // 128):
             # how likely a column has no entry outside, if those of the others lie evenly
-            odds = 1.0 - self.outside / (self.rows * elsewhere)
+            odds = 1.0 - self.outside / max(1, self.rows * elsewhere)
             chance = self.columns * max(odds, 0.0) ** self.rows
             if chance < CHANCE and self.error < 4.0**2 * self.made:
                 return "GPTQ"

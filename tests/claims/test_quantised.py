@@ -1,0 +1,95 @@
+"""What the claim `quantised` answers for copies that are calibrated, or of unknown formats."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from quantising import Copy, awq, ggml, gptq, k_like
+
+from shadow.claims.verify.quantised import Quantised, QuantisedCopy, quantised
+from shadow.claims.verify.scanned import Apart
+from shadow.spectra.format_noise import format_noise
+
+ROWS, COLS = 128, 512
+
+
+@pytest.fixture
+def original():
+    rng = np.random.default_rng(11)
+    return torch.from_numpy((rng.standard_normal((ROWS, COLS)) * 0.02).astype(np.float32))
+
+
+def row(original, copy, **changed):
+    found = format_noise(original, copy)
+    known = {name: value for name, value in vars(found).items() if name != "even"}
+    place = {"place": "p", "module": "language.mlp.up", "tensor": "t", "format": copy.format}
+    return Quantised(**place, **(known | changed), rows=ROWS, columns=COLS)
+
+
+def answer(*rows, lone=(), unread=()):
+    return quantised(QuantisedCopy(rows, lone, unread))
+
+
+def test_gptq_and_awq_cannot_be_told_and_are_named(original):
+    """Both make more error than rounding; a change of that size does not hold."""
+    factors = torch.exp(0.3 * torch.randn(COLS, generator=torch.Generator().manual_seed(2)))
+    for name, copy in (("GPTQ", gptq(original)), ("AWQ", awq(original, factors))):
+        found, against, _ = answer(row(original, copy))
+        assert found.outcome == "cannot_be_told"
+        assert name in found.reason
+        assert name in against[0].what
+    noise = 0.003 * torch.randn(ROWS, COLS, generator=torch.Generator().manual_seed(3))
+    found, _, _ = answer(row(original, k_like(original + noise)))
+    assert found.outcome == "does_not_hold"
+
+
+def test_scales_of_an_importance_matrix_hold_with_a_note(original):
+    """Scales that are fitted after levels were chosen leave few entries outside."""
+    copy = ggml(original, "Q4_0")
+    x, q = (part.double().reshape(-1, 32) for part in (original, copy.numbers))
+    factor = (x * q).sum(1, keepdim=True) / q.square().sum(1, keepdim=True)
+    factor = 1 + 0.4 * (factor - 1)  # as far as a matrix that weighs columns moves scales
+    numbers = (q * factor).float().view(ROWS, COLS)
+    steps = copy.each.view(-1, 32) * factor.float()
+    rescaled = row(original, Copy(numbers, steps.view(ROWS, COLS), "Q4_0"))
+    assert 0 < rescaled.outside < 0.01 * rescaled.entries
+    found, _, notes = answer(rescaled)
+    assert found.outcome == "holds"
+    assert any("importance matrix" in note for note in notes)
+    other = row(original, Copy(numbers, steps.view(ROWS, COLS), "Q4_K"))
+    assert answer(other)[0].outcome == "does_not_hold"
+
+
+def test_a_codebook_cannot_be_told_but_by_its_quantiser(original):
+    """With an error of the size of a copy; what is nothing like the original does not hold."""
+    copy = Copy(ggml(original, "Q4_0").numbers, None, "IQ4_NL")
+    found, against, _ = answer(row(original, copy))
+    assert (found.outcome, len(against)) == ("cannot_be_told", 1)
+    assert "IQ4_NL" in found.reason
+    exact = row(original, copy, requantised=ROWS * COLS)
+    assert answer(exact)[0].outcome == "holds"
+    other = Copy(torch.flip(copy.numbers, (0,)), None, "IQ4_NL")
+    assert answer(row(original, other))[0].outcome == "does_not_hold"
+
+
+def test_what_is_on_one_side_or_not_read_is_said(original):
+    """A tensor on one side only does not hold; one that is not read cannot be told."""
+    copy = row(original, ggml(original, "Q8_0"))
+    lone, unread = Apart("a", "base", "only in the original"), Apart("b", "tuned", "unknown")
+    assert answer(copy, lone=[lone])[0].outcome == "does_not_hold"
+    assert answer(copy, unread=[unread])[0].outcome == "cannot_be_told"
+    broken = row(original, ggml(original, "Q8_0"), finite=False)
+    assert answer(broken)[0].outcome == "does_not_hold"
+
+
+def test_figures_are_those_of_all_tensors(original):
+    """The ratio and the size of the error over all of them, by NumPy."""
+    copies = [ggml(original, kind) for kind in ("Q4_0", "Q8_0")]
+    found, _, notes = answer(*(row(original, copy) for copy in copies))
+    errors = [(copy.numbers - original).double().square().sum() for copy in copies]
+    expected = math.sqrt(sum(errors) / (2 * original.double().square().sum()))
+    assert found.figures["relative_error"] == pytest.approx(expected)
+    assert found.figures["error_ratio"] == pytest.approx(1, abs=1e-3)
+    assert (found.figures["tensors_Q4_0"], found.figures["tensors_Q8_0"]) == (1, 1)
+    assert [note.split(":")[0] for note in notes] == ["Q4_0", "Q8_0"]
