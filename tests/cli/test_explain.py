@@ -72,6 +72,8 @@ def test_a_head_names_a_column_that_there_is():
         (["pr"], "participation_ratio  "),
         (["conc."], "concentration  "),
         (["conc. A"], "concentration  "),
+        (["conc"], "concentration  "),
+        (["x", "rounding"], "floor_ratio  "),
         (["null", "PR"], "null_participation_ratio  "),
         (["eff. rank"], "effective_rank  "),
         (["energy"], "energy_share  "),

@@ -20,7 +20,7 @@ COMMANDS = {
     "plan": ("plan", "demo", "--json"),
     "show": ("show", "out", "--json"),
     "gate": ("gate", "out", *RULE, "--json"),
-    "compare": ("compare", NARROW, BROAD, "--scores", "scores.csv", "--json"),
+    "compare": ("compare", NARROW, BROAD, "--joint", "--scores", "scores.csv", "--json"),
     "verify": ("verify", "same", DEMO / "base", DEMO / "narrow", "--json"),
     "lineage": ("lineage", "out", "--no-joint", "--json"),
     "merge": ("merge", "merged", "out", "--json"),

@@ -29,7 +29,7 @@ from shadow.comparing.differences import FIGURES
 from shadow.errors import ShadowError
 from shadow.reports.columns import COMPARISON
 from shadow.spectra.delta import Method
-from shadow.telling.comparison import comparison_document, modules_apart
+from shadow.telling.comparison import HOW_SURE, comparison_document, modules_apart
 
 DEMO = Path(__file__).parents[2] / "registry" / "demo"
 
@@ -262,21 +262,25 @@ def test_a_report_against_itself_shows_no_difference(tmp_path):
 
 
 def test_embeddings_and_heads_have_no_vote(tmp_path):
-    """A head that says the opposite changes no figure; a table by module and a warning have it."""
+    """A head that says the opposite changes no figure; a table by module and a warning have it,
+    with its share of the energy: 9 of 27 beside 18 matrices of energy 1, and 1 of 19.
+    """
     plain = [uniform(tmp_path / name, c) for name, c in (("a", 0.4), ("b", 0.3))]
     with_head = [
         write(
             tmp_path / f"{name}2",
-            [delta(c, where) for where in places(6)] + [delta(head, place(None, "head"))],
+            [delta(c, where, frobenius_norm=1.0) for where in places(6)]
+            + [delta(head, place(None, "head"), frobenius_norm=norm)],
         )
-        for name, c, head in (("a", 0.4, 0.2), ("b", 0.3, 0.9))
+        for name, c, head, norm in (("a", 0.4, 0.2, 3.0), ("b", 0.3, 0.9, 1.0))
     ]
     without, found = one(compare(plain)), one(compare(with_head))
     assert found.figures == without.figures
     assert found.verdict == "more concentrated"
     assert found.matched.matrices == found.matched.in_layers + 1
     assert {row.module: row.concentration for row in found.modules}["head"] == pytest.approx(-0.7)
-    assert any("head (-0.700)" in text for text in found.warnings)
+    energy = "33 % of the energy of A, 5.3 % of B"
+    assert any(f"head (-0.700; {energy})" in text for text in found.warnings)
 
 
 def test_the_experts_of_a_layer_have_one_vote_together(tmp_path):
@@ -922,6 +926,39 @@ def test_names_from_files_drive_no_terminal(shadow, tmp_path, format):
     else:
         assert "\\x1b[31m" in text
         assert all(word in text for word in ("[bold]", "[red]x[/red]", "[blue]y"))
+
+
+def test_a_comparison_says_how_sure_it_is(shadow, demo_reports):
+    """The counts of the lab, which docs/compare.md has from its tables; with the default margin
+    alone, since they are of it.
+    """
+    runs = [demo_reports / "base..narrow", demo_reports / "base..broad"]
+    shown, wider = (
+        " ".join(shadow("compare", *runs, *more).assert_done().split())
+        for more in ((), ("--margin", "0.06"))
+    )
+    page = (Path(__file__).parents[2] / "docs" / "compare.md").read_text(encoding="utf-8")
+    for count in ("0 of 140 pairs", "15 of 99 pairs of narrow and broad data"):
+        assert count in HOW_SURE
+        assert count in page.partition("<!-- reliance -->")[2].partition("<!-- /reliance -->")[0]
+    assert HOW_SURE in shown
+    assert HOW_SURE not in wider
+
+
+def test_a_median_of_differences_is_not_called_a_difference_of_medians(shadow, tmp_path):
+    """0.40, 0.41 and 0.10 beside 0.30, 0.40 and 0.20: medians 0.40 and 0.30 differ by 0.10, and the
+    median of the differences is 0.01; the title says which one is shown.
+    """
+    values = [[0.40] * 3, [0.41] * 3, [0.10] * 3], [[0.30] * 3, [0.40] * 3, [0.20] * 3]
+    folders = [
+        uniform(tmp_path / name, np.array(one), 3)
+        for name, one in zip("ab", values, strict=True)
+    ]  # fmt: skip
+    own = figures(one(compare(folders)))["concentration"]
+    assert (own.first, own.second) == pytest.approx((0.40, 0.30))
+    assert own.difference == pytest.approx(0.01)
+    shown = " ".join(shadow("compare", *folders).assert_done().split())
+    assert "A - B: the median of the differences matrix by matrix" in shown
 
 
 def test_p_is_shown_on_request_alone(shadow, demo_reports):

@@ -203,6 +203,7 @@ MUST = {  # by code: what a report has to be of for the sentence to stand there
     "replaced": report(with_swapped()),
     "scaled": report(model(**SCALED)),
     "zeroed": report(model(**PRUNED)),
+    "few_entries": report([row(1, "mlp.up", zero_share=1 - 63 / (64 * 96))]),
     "few_rows": report([*model(), row(None, "embed", rows=600, rows_changed=1 / 600)]),
     "unrelated": report(model(cosine=0.01, relative_norm=1.4)),
     "hardly_related": report(model(cosine=0.3)),
@@ -245,6 +246,7 @@ MUST_NOT = {  # a near miss of the same code
     "replaced": report(with_swapped(0.6)),
     "scaled": report([*model(**SCALED), row(4, "mlp.up", decay_cosine=0.99)]),
     "zeroed": report(model(**{**PRUNED, "zero_share": 0.0})),
+    "few_entries": report([row(1, "mlp.up", zero_share=1 - 64 / (64 * 96))]),
     "few_rows": report([*model(), row(None, "embed", rows=600, rows_changed=0.06)]),
     "unrelated": report(model(cosine=0.3)),
     "hardly_related": report(model(cosine=0.6)),
@@ -514,6 +516,7 @@ HEADLINES = {
     "only_vectors": "Only biases and norms changed.",
     "scaled": "The base's matrices times 1.010.",
     "zeroed": "Changed by 5.0 %, by setting entries to 0, in all modules alike.",
+    "few_entries": "Changed by 5.0 %, in 63 entries, all of it in one matrix, mlp.up of layer 1.",
     "replaced": ("Changed by 5.0 %, with 2 matrices replaced or exchanged, in all modules alike."),
     "rounding": "A copy of the base, only rounded.",
     "mostly_copy": "A rounded copy of the base, but for mlp.up of layer 4 by 5.0 %.",
@@ -784,6 +787,91 @@ def test_the_last_of_seven_unchanged_modules_is_named(tmp_path):
     says(tmp_path, "size", model(), "and 2 more modules", extra_tensors=eight)
 
 
+def test_a_frozen_head_is_named_before_modules_that_are_counted(tmp_path):
+    """Nine modules of four layers are frozen beside a layer that changed: the head is not one of
+    those that are only counted.
+    """
+    names = ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.gate", "mlp.down", "shared.up")
+    inside = [one for name in names for one in same(name, 0)]
+    frozen = (*inside, *same("head", None))
+    changed = [row(layer, "mlp.up") for layer in range(4)]
+    says(tmp_path, "size", changed, "Unchanged: the head, ", extra_tensors=frozen)
+
+
+def test_where_all_layers_are_frozen_their_modules_are_not_named_too(tmp_path):
+    """Only the head changed: layers 0 to 3, and not mlp.up as well."""
+    frozen = tuple(one for layer in range(4) for one in same("mlp.up", layer))
+    says(
+        tmp_path, "size", [row(None, "head")], "Unchanged: layers 0 to 3.", extra_tensors=frozen
+    )  # fmt: skip
+
+
+def test_of_a_grown_vocabulary_the_common_rows_are_unchanged(tmp_path):
+    """The embeddings have more rows, so that they are not unchanged as a whole."""
+    text = "Unchanged: the common rows of the embeddings"
+    says(tmp_path, "size", model(), text, extra_tensors=grown(591, 551))
+
+
+def test_experts_of_which_some_are_frozen_are_counted(tmp_path):
+    """Three of four tensors of experts in the layer that changed; those of a layer that is frozen
+    as a whole do not count.
+    """
+    experts = tuple(
+        {**one, "tensor": f"experts.{layer}.{at}", "expert": at}
+        for layer in (0, 9)
+        for at in range(3)
+        for one in same("experts.up", layer)
+    )
+    changed = [row(0, "experts.up")]
+    text = "Unchanged: 3 of 4 tensors of the experts and layer 9."
+    says(tmp_path, "size", changed, text, extra_tensors=experts)
+    whole = [row(0, "mlp.up")]
+    says(tmp_path, "size", whole, "Unchanged: experts.up", extra_tensors=experts)
+
+
+def test_matrices_too_small_for_a_concentration_are_not_called_noise(tmp_path):
+    """Of 3 x 3 matrices random signs leave as few directions as there are: nothing is told."""
+    tiny = model(purity_z=0.5, concentration=None)
+    found = told(tmp_path, tiny)
+    assert "noise" not in codes(found)
+    assert "noise" not in found.headline
+
+
+def test_a_single_entry_is_not_called_low_rank(tmp_path):
+    """One entry of a real file, and three in two matrices: they are counted, and nothing is said
+    of rank or adapters.
+    """
+    base = {
+        f"model.layers.{layer}.mlp.{name}_proj.weight": torch.randn(
+            shape, generator=torch.Generator().manual_seed(layer)
+        )
+        for layer in range(2)
+        for name, shape in (("up", (96, 64)), ("down", (64, 96)))
+    }
+    up, down = (f"model.layers.{at}_proj.weight" for at in ("0.mlp.up", "1.mlp.down"))
+    for places, text in (
+        ([(up, 5, 7)], "Only 1 of 6,144 entries changed, in mlp.up of layer 0."),
+        (
+            [(up, 5, 7), (up, 6, 7), (down, 1, 1)],
+            "Only 3 of 12,288 entries changed, in mlp.up of layer 0 and mlp.down of layer 1.",
+        ),
+    ):
+        tuned = {name: weight.clone() for name, weight in base.items()}
+        for name, at, column in places:
+            tuned[name][at, column] += 1
+        for side, weights in (("base", base), ("tuned", tuned)):
+            (tmp_path / side).mkdir(exist_ok=True)
+            save_file(weights, tmp_path / side / "model.safetensors")
+        shadow.audit(
+            tmp_path / "base", tmp_path / "tuned", output=tmp_path / "out", overwrite=True
+        )  # fmt: skip
+        report = shadow.read(tmp_path / "out")
+        found = read_summary(report.folder)[0].finding
+        assert sentence(found, "few_entries") == text
+        assert not {"low_rank", "coherent", "noise", "concentration"} & set(codes(found))
+        assert found.other_explanations == []
+
+
 def test_identical_models_have_the_tensors_of_one_side(tmp_path):
     """Two tensors on each side are two."""
     one = told(tmp_path / "one", [], extra_tensors=(*same(), *same(layer=3)))
@@ -805,7 +893,8 @@ def test_the_norm_before_storage_is_told_where_it_differs(tmp_path):
     assert before != stored
     text = sentence(summary.finding, "size")
     assert text.startswith(
-        f"Before storage, the change was {before} of the base's norm ({stored} as stored)"
+        f"Before storage, the change was {before} of the norm of the base's matrices ({stored} as"
+        " stored)"
     )
     one = told(tmp_path / "not", model(relative_norm_unrounded=None))
     assert sentence(one, "size").startswith("The change is ")
@@ -1293,11 +1382,14 @@ def tables(summary):
     for at, one in enumerate((told["recognised"]["casts"] or {}).get("rows", [])):
         found[f"recognised.casts.rows.{at}.relative_norm"] = one["relative_norm"]
     named = ("rearranged.negated", "rearranged.reordered", "casts", "scaled_lines")
-    for key in ("replaced", "scaled", "zeroed", *named):
+    for key in ("replaced", "scaled", "zeroed", "few_entries", *named):
         of_key = told["recognised"]
         for name in key.split("."):
             of_key = of_key.get(name) or {}
         found |= {f"recognised.{key}.{name}": value for name, value in of_key.items()}
+    for one in told["unchanged_experts"]:
+        place = f"unchanged_experts.{one['component']}"
+        found |= {f"{place}.{name}": value for name, value in one.items()}
     for one in told["recognised"]["few_rows"]:
         place = f"recognised.few_rows.{one['component']}.{one['module']}"
         found |= {f"{place}.{name}": value for name, value in one.items()}

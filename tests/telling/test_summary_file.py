@@ -24,6 +24,7 @@ from shadow.reports.provenance import METADATA_KEY, report_metadata
 from shadow.reports.report import Report
 from shadow.spectra.delta import Method
 from shadow.summary.figures import PairFigures
+from shadow.summary.record import PairRecord
 from shadow.summary.rows import read_as
 from shadow.targets.families import Pair
 from shadow.targets.references import Reference
@@ -106,7 +107,11 @@ def test_a_summary_as_it_was_made_is_taken_as_it_stands(report, again):
 
 
 # figures that were added since the first release, which its summaries lack
-ADDED = {one.name for one in fields(PairFigures) if one.default is not MISSING} | {"files"}
+ADDED = {
+    one.name
+    for one in (*fields(PairFigures), *fields(PairRecord))
+    if one.default is not MISSING or one.default_factory is not MISSING
+}
 
 
 def test_no_key_of_a_summary_may_lack_or_be_too_many(report):

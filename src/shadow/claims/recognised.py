@@ -66,6 +66,12 @@ RECOGNISED = table(
         null="a share of about 1 / the length of a row or column",
     ),
     Claim(
+        "few_entries",
+        "few entries",
+        "fewer entries of each changed matrix changed than it has rows and columns",
+        needs=("recognised.few_entries.entries", "recognised.few_entries.of"),
+    ),
+    Claim(
         "few_rows",
         "few tokens",
         "only a few rows of an embedding changed",
@@ -120,6 +126,8 @@ def recognised(record: PairRecord) -> list[Answer]:
             "recognised.scaled_lines.matrices": found.scaled_lines.matrices,
             "recognised.scaled_lines.share": found.scaled_lines.share,
         }
+    if found.few_entries is not None:
+        held["few_entries"] = {"recognised.few_entries.entries": found.few_entries.entries}
     if rows:
         held["few_rows"] = rows
     held |= _rearranged(found.rearranged)

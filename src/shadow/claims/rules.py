@@ -271,7 +271,9 @@ def _refuse_text(text: str, what: str, hint: str) -> None:
     rest = re.sub(r"\s*([<>=!]+)\s*", r" \1 ", text[len(figure) :]).strip()
     bare = re.sub(r"\s", "", figure).lower()
     for name, head in HEADS.items():
-        place = bare.removesuffix(re.sub(r"\s", "", name).lower())
+        written = re.sub(r"\s", "", name).lower()
+        ends = (written, written.replace(".", ""))  # also `conc` for `conc.`
+        place = bare.removesuffix(next((end for end in ends if bare.endswith(end)), written))
         named = f"{place}{head.column}"
         if place == bare or place[-1:] not in ("", "."):
             continue

@@ -321,12 +321,25 @@ class Measured:
         bounds = None if middle is None else interval.bounds
         return JudgedFigure(name, middle, bounds, interval.reason or "")
 
+    def beyond_last(self, name: Metric) -> str:
+        """Says where a rule names layers that the model does not have."""
+        numbers = [
+            int(row["layer"])
+            for row in self._tensors
+            if row["layer"] is not None
+            and (name.component is None or fnmatch.fnmatchcase(row["component"], name.component))
+        ]
+        if name.layers is None or not numbers or name.layers[1] <= max(numbers):
+            return ""
+        return f"; the last layer is {max(numbers)}"
+
     def why_absent(self, name: Metric) -> str:
         """Why the report has no delta of what a rule names."""
         if name.component == FILES:
             return "the report lists no files: it was made before they were"
         if name.layers is not None:
-            return f"the report has no changed matrix of {replace(name, metric='')}"
+            at = f"the report has no changed matrix of {replace(name, metric='')}"
+            return f"{at}{self.beyond_last(name)}"
         if name.component is None:
             return next(gate.reason for gate in self.summary.gates if gate.name == "changed")
         tensors = self.report.tensors
@@ -513,7 +526,8 @@ def _medians(figure: Metric, now: Measured, places: Sequence[Scope]) -> str:
         return ", each the median over its matrices"
     if figure.module is not None or figure.layers is not None:
         count = now.changed(places[0], figure.layers)
-        return f", the median over {counted(count, 'matrix', 'matrices')}"
+        over = f", the median over {counted(count, 'matrix', 'matrices')}"
+        return f"{over}{now.beyond_last(figure)}"
     return ", the median over matrices"
 
 

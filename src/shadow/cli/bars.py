@@ -25,8 +25,8 @@ from rich.progress import (
 from rich.progress import Progress as Bar
 from rich.text import Text
 
-from shadow.cli.pace import Pace, Update, Watch
-from shadow.text import byte_size, duration, visible
+from shadow.cli.pace import Pace, Update, Watch, rate_and_left
+from shadow.text import byte_size, visible
 
 if TYPE_CHECKING:
     from shadow.audits.runtime import Progress
@@ -128,17 +128,15 @@ def _bar(console: Console, *columns: ProgressColumn, width: int | None = None) -
 
 
 class _Rate(ProgressColumn):
-    """Matrices a second, and the time left by operations, not by count: sizes differ a lot."""
+    """Matrices a second, and the time left."""
 
     def render(self, task: Task) -> Text:
         state: Progress | None = task.fields.get("state")
+        first: Progress | None = task.fields["first"]
         elapsed = time.monotonic() - task.fields["began"]
-        if state is None or state.done == task.fields["first"] or elapsed < 0.5:
+        if state is None or first is None or elapsed < 0.5:
             return Text("")
-        rate = (state.done - task.fields["first"]) / elapsed
-        spent = state.cost_done - task.fields["first_cost"]
-        left = elapsed * (state.cost_total - state.cost_done) / spent if spent else 0.0
-        return Text(f"{rate:.1f}/s, {duration(left)} left", style="cyan")
+        return Text(", ".join(rate_and_left(state, first, elapsed)), style="cyan")
 
 
 class _Bytes(ProgressColumn):
@@ -174,17 +172,12 @@ def _matrix_bar(console: Console) -> tuple[Bar, Callable[[str], Update]]:
         for old in bar.task_ids:
             bar.remove_task(old)
         bytes_column.seen.clear()
-        fields: dict[str, Any] = {
-            "first": 0,
-            "first_cost": 0,
-            "state": None,
-            "began": time.monotonic(),
-        }
+        fields: dict[str, Any] = {"first": None, "state": None, "began": time.monotonic()}
         task = bar.add_task(escape(visible(title)), total=None, **fields)
 
         def update(state: Progress) -> None:
             if bar.tasks[0].total is None and state.total:
-                bar.update(task, total=state.total, first=state.done, first_cost=state.cost_done)
+                bar.update(task, total=state.total, first=state)
             bar.update(task, completed=state.done, state=state)
 
         return update

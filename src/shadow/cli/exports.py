@@ -44,7 +44,9 @@ def report(
     for _, fault in written.unreadable:
         console.complain(fault)
     if not written.pairs:
-        console.say(f"there is no finished report below {run}")
+        console.say(
+            f"there is no finished report below {run}: name a folder that `shadow audit` made"
+        )
     if was_there:
         console.say(f"replaced {output}")
     console.say(

@@ -103,12 +103,19 @@ def _told(pace: Pace, state: Progress, first: Progress, elapsed: float) -> Itera
     if state.total:
         yield f"{100 * state.cost_done / (state.cost_total or 1):.0f} % done"
         yield f"{state.done:,} of {state.total:,} matrices"
-    if (done := state.done - first.done) and elapsed:
-        yield f"{done / elapsed:.2g}/s" if done < 10 * elapsed else f"{done / elapsed:,.0f}/s"
     if state.to_move:
         yield f"{byte_size(state.moved)} of {byte_size(state.to_move)} fetched"
-    if (spent := state.cost_done - first.cost_done) and elapsed:
-        yield f"{duration(elapsed * (state.cost_total - state.cost_done) / spent)} left"
+    yield from rate_and_left(state, first, elapsed)
     if pace.total > 1:
         whole = f"{pace.ended:,} of {pace.total:,} pairs done"
         yield f"{whole}, {left}" if (left := pace.left()) else whole
+
+
+def rate_and_left(state: Progress, first: Progress, elapsed: float) -> Iterator[str]:
+    """`3.1/s`, `1:20 left`: matrices a second since `first`, and the time left by operations, not
+    by count, as sizes differ a lot; as far as they are known.
+    """
+    if (done := state.done - first.done) and elapsed:
+        yield f"{done / elapsed:.2g}/s" if done < 10 * elapsed else f"{done / elapsed:,.0f}/s"
+    if (spent := state.cost_done - first.cost_done) and elapsed:
+        yield f"{duration(elapsed * (state.cost_total - state.cost_done) / spent)} left"

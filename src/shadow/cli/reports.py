@@ -124,7 +124,11 @@ def compare(
     p_values: Annotated[
         bool,
         typer.Option(
-            "--p-values", help="Also show p, which says nothing of other runs; JSON has it always."
+            "--p-values",
+            help=(
+                "Also show p of a sign-flip test over layers. It says nothing about other runs."
+                " JSON always has it."
+            ),
         ),
     ] = False,
     output: Annotated[

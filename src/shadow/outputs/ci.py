@@ -207,12 +207,13 @@ def _document(root: ET.Element) -> bytes:
     return b'<?xml version="1.0" encoding="UTF-8"?>\n' + bytes(ET.tostring(root)) + b"\n"
 
 
-def begin_junit(path: Path, command: str) -> None:
+def begin_junit(path: Path, command: str, fault: str = "its output says why") -> None:
     """Put an error where the results of a command will be, so that CI never takes those of an
     earlier run for them.
 
-    The file says so however the command ends: by a fault, by a signal, or without power. Raises
-    ShadowError for a file that may not be written over, before anything is measured.
+    The file says so however the command ends: by a fault, which is then known, by a signal, or
+    without power. Raises ShadowError for a file that may not be written over, before anything is
+    measured.
     """
     root = ET.Element("testsuites", name="shadow")
     suite = ET.SubElement(root, "testsuite", name="shadow")
@@ -220,7 +221,7 @@ def begin_junit(path: Path, command: str) -> None:
     _said(
         case,
         "error",
-        message=f"`shadow {command}` did not finish: its output says why",
+        message=f"`shadow {command}` did not finish: {fault}",
         kind="not finished",
     )
     _count(suite)

@@ -34,4 +34,7 @@ def head_of(word: str) -> Head | None:
         return HEADS["difference"]
     if re.fullmatch(r"[A-Z]", bare):
         return HEADS["report"]
-    return next((head for name, head in HEADS.items() if name.lower() == bare.lower()), None)
+    plain = bare.replace(".", "").lower()  # also `conc` for `conc.`
+    return next(
+        (head for name, head in HEADS.items() if name.replace(".", "").lower() == plain), None
+    )

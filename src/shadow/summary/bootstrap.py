@@ -64,11 +64,6 @@ class Interval:
     reason: str | None = None
     """Why there are no bounds; None where there are."""
 
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether both bounds lie on one side of 0; False without bounds."""
-        return self.bounds is not None and (self.bounds[0] > 0 or self.bounds[1] < 0)
-
 
 @dataclass(frozen=True)
 class BoundsAlike:

@@ -7,6 +7,7 @@ matrices, or a sum, tells of it and of them at once.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from shadow.spectra.levels import round_trip
 from shadow.spectra.purity import LEAST_KEPT, NOISE, UNTOUCHED
 from shadow.summary.figures import LAYER_MEDIANS, InsideLayers
 from shadow.summary.numbers import are, floats, median
-from shadow.summary.rows import CoherenceRow, OutsideRow, UnchangedRow, row_of
+from shadow.summary.rows import CoherenceRow, OutsideRow, UnchangedExpertsRow, UnchangedRow, row_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -200,6 +201,27 @@ def unchanged_modules(tensors: Columns) -> list[UnchangedRow]:
         UnchangedRow(component, module, len(rows))
         for (component, module), rows in matrices.groups("component", "module")
         if are(rows["status"], "identical").all()
+    ]
+
+
+def unchanged_experts(tensors: Columns) -> list[UnchangedExpertsRow]:
+    """The components of which some tensors of experts are identical and others not, in the layers
+    where anything changed.
+    """
+    rows = tensors.where(are(tensors["side"], "tuned") & tensors.are_matrices).inside
+    changed = {
+        (component, layer)
+        for component, layer, status in rows.each("component", "layer", "status")
+        if status == "measured"
+    }
+    counts: dict[str, Counter[str]] = {}
+    for component, layer, module, status in rows.each("component", "layer", "module", "status"):
+        if (component, layer) in changed and str(module).startswith("experts."):
+            counts.setdefault(component, Counter())[status] += 1
+    return [
+        UnchangedExpertsRow(component, of["identical"], of["identical"] + of["measured"])
+        for component, of in counts.items()
+        if of["identical"] and of["measured"]
     ]
 
 

@@ -45,6 +45,7 @@ from shadow.summary.layer_medians import (
     few_values,
     inside_layers,
     outside_layers,
+    unchanged_experts,
     unchanged_modules,
 )
 from shadow.summary.numbers import Floats, are, finite, median, over, total_of
@@ -126,6 +127,7 @@ def record_of(rows: Rows, metadata: ReportMetadata, lineage: float | None) -> Pa
         coherence=coherence(deltas),
         quarters=_quarters(depth, deltas),
         unchanged=unchanged_modules(tensors),
+        unchanged_experts=unchanged_experts(tensors),
         without_base=_without_base(rows.alone),
         vectors=vector_figures(tensors),
         vocabulary=vocabulary(tensors),

@@ -14,6 +14,7 @@ from shadow.summary.rearranged import by_module, contents_of
 from shadow.summary.rows import (
     Casts,
     ChangedRow,
+    FewEntries,
     FewRowsRow,
     Recognised,
     Replaced,
@@ -50,6 +51,7 @@ def recognised(deltas: Columns, tensors: Columns, lineage: float | None) -> Reco
         casts=_casts(tensors, deltas),
         scaled_lines=None if scale is not None else _scaled_lines(deltas),
         rearranged=contents.rearranged,
+        few_entries=_few_entries(deltas),
     )
 
 
@@ -111,6 +113,22 @@ def _few_rows(deltas: Columns) -> list[FewRowsRow]:
         FewRowsRow(component, module, round(share * int(count)), int(count))
         for component, module, share, count in zip(*(rows[name] for name in names), strict=True)
     ]
+
+
+def _few_entries(deltas: Columns) -> FewEntries | None:
+    """So few changed entries in every matrix that they bound its rank: fewer than its short side.
+
+    An adapter stores no entries, so that it has no such share.
+    """
+    changed = np.round((1.0 - deltas["zero_share"]) * deltas["parameters"])
+    if not len(deltas) or not (changed < np.fmin(deltas["rows"], deltas["cols"])).all():
+        return None
+    return FewEntries(
+        entries=int(changed.sum()),
+        of=int(deltas["parameters"].sum()),
+        matrices=len(deltas),
+        rows=by_module(deltas),
+    )
 
 
 def _casts(tensors: Columns, deltas: Columns) -> Casts | None:

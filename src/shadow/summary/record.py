@@ -22,6 +22,7 @@ from shadow.summary.rows import (
     Recognised,
     ReportWarning,
     SkippedRow,
+    UnchangedExpertsRow,
     UnchangedRow,
     UncomparedRow,
     VectorFigures,
@@ -86,6 +87,8 @@ class PairRecord:
     skipped: list[SkippedRow]
     """A row for each reason, the most tensors first."""
     warnings: list[ReportWarning]
+    unchanged_experts: list[UnchangedExpertsRow] = field(default_factory=list, kw_only=True)
+    """Components of which some tensors of experts are identical, and others not."""
     tier: Tier = field(default="full", kw_only=True)
     """What was measured: all spectra, those of the deltas alone, or no spectra but norms."""
     files: FilesRecord | None = field(default=None, kw_only=True)

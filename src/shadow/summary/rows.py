@@ -206,6 +206,16 @@ class QuarterRow:
 
 
 @dataclass(frozen=True)
+class UnchangedExpertsRow:
+    """Experts of a component of which some tensors are identical, in layers that changed."""
+
+    component: str
+    tensors: int
+    of: int
+    """All tensors of experts in these layers that were compared."""
+
+
+@dataclass(frozen=True)
 class UnchangedRow:
     """A module of which every matrix that was compared is identical."""
 
@@ -373,6 +383,17 @@ class FewRowsRow:
 
 
 @dataclass(frozen=True)
+class FewEntries:
+    """Entries that changed, fewer in every matrix than the matrix has rows and columns."""
+
+    entries: int
+    of: int
+    """All entries of the matrices that changed."""
+    matrices: int
+    rows: list[ReplacedRow]
+
+
+@dataclass(frozen=True)
 class ChangedRow:
     """Tensors of one module that changed by more than a cast."""
 
@@ -429,6 +450,8 @@ class Recognised:
     """None: there are no such matrices."""
     rearranged: Rearranged | None = None
     """None: there are no such matrices, or the report is older."""
+    few_entries: FewEntries | None = None
+    """None: more changed."""
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from shadow.claims.reference import bases_of
-from shadow.quantities import Kind, Quantity, portion_of, text_of
+from shadow.quantities import Quantity, portion_of, text_of
 from shadow.telling.document import Cell, FigureRow, Word
-from shadow.telling.screen import CONCENTRATION, ENTRIES, faults, no_concentration
-from shadow.telling.size import of_what, parameter_ratio
+from shadow.telling.screen import faults, figure_rows, quantity
+from shadow.telling.size import parameter_ratio
 from shadow.text import and_list, counted
 
 if TYPE_CHECKING:
@@ -34,7 +34,16 @@ def all_figures(summary: Summary) -> list[FigureRow]:
     """What changed, how much, how concentrated, where."""
     if not summary.figures.matrices:
         return [_changed(summary)]
-    return [_changed(summary), *_size(summary), *_concentration(summary), *_where(summary)]
+    norm, concentration, *unchanged = figure_rows(summary, full=True)
+    return [
+        _changed(summary),
+        norm,
+        *_size(summary),
+        *unchanged,
+        concentration,
+        *_directions(summary),
+        *_where(summary),
+    ]
 
 
 def standing_rows(summary: Summary) -> list[FigureRow]:
@@ -62,17 +71,8 @@ def _changed(summary: Summary) -> FigureRow:
     return FigureRow("changed", counted(int(f.matrices or 0), "matrix", "matrices"), of)
 
 
-def quantity(summary: Summary, name: str, kind: Kind) -> Quantity:
-    """A figure with its interval."""
-    low, high = summary.intervals.get(name) or (None, None)
-    return Quantity(summary.figures[name], kind, low, high)
-
-
 def _size(summary: Summary) -> Iterator[FigureRow]:
     f, inside = summary.figures, summary.inside_layers
-    yield FigureRow(
-        "relative norm", quantity(summary, "relative_norm_overall", "share"), of_what(summary)
-    )
     if f.floor_ratio is not None:
         ratio: Cell = Quantity(f.floor_ratio, "ratio")
         if f.floor_ratio >= FAR:
@@ -84,16 +84,12 @@ def _size(summary: Summary) -> Iterator[FigureRow]:
     if inside.kept is not None:
         of = "of the energy of the stored change, in layers"
         yield FigureRow("update", Quantity(inside.kept, "share"), of)
-    if f.rank_ceiling is None:
-        yield FigureRow("unchanged", Quantity(f.zero_share, "fraction"), ENTRIES)
 
 
-def _concentration(summary: Summary) -> Iterator[FigureRow]:
+def _directions(summary: Summary) -> Iterator[FigureRow]:
     f = summary.figures
     if f.concentration is None:
-        yield FigureRow("concentration", None, no_concentration(summary))
         return
-    yield FigureRow("concentration", quantity(summary, "concentration", "fixed"), CONCENTRATION)
     null = f"directions; {text_of(f.null_participation_ratio, 'ratio')} with random signs"
     yield FigureRow("PR", quantity(summary, "participation_ratio", "ratio"), null)
     stand = f"{'stands' if f.spikes == 1 else 'stand'} out of noise"

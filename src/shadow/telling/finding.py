@@ -80,10 +80,11 @@ def finding(summary: Summary, settings: SettingsMetadata) -> Finding:
         sentences += [*known_changes(summary), size_and_place(summary, apart=relation == "sibling")]
         sentences += [*_tier(summary), *few_rows(summary), *vectors(summary), *later]
         copied = is_copy(summary) or is_mostly_copy(summary)
+        few = summary.recognised.few_entries is not None  # they bound rank and structure alike
         # a factor leaves the base's own structure, a copy that of rounding
-        if not (copied or summary.recognised.scaled or is_scaled_by_lines(summary)):
+        if not (copied or few or summary.recognised.scaled or is_scaled_by_lines(summary)):
             sentences += structure(summary)
-        if not copied:
+        if not (copied or few):
             sentences += storage(summary, gates)
             others = [as_explanation(answer) for answer in explanations(summary)]
         sentences += context(summary, relation)

@@ -122,6 +122,8 @@ def _kind(summary: Summary, codes: Container[str]) -> str:
         return f"with {count} replaced or exchanged"
     if kind := rearranged_kind(summary):
         return kind
+    if summary.recognised.few_entries is not None:
+        return f"in {counted(summary.recognised.few_entries.entries, 'entry', 'entries')}"
     if "beyond_rounding" in codes:
         return f"more than rounding in {inside.known:,} of {inside.matrices:,} matrices"
     for code, text in KINDS.items():

@@ -147,6 +147,17 @@ def _zeroed(summary: PairRecord) -> list[Sentence]:
     return [draft.sentence("zeroed", text)]
 
 
+def _few_entries(summary: PairRecord) -> list[Sentence]:
+    few = summary.recognised.few_entries
+    if few is None:
+        return []
+    draft = Draft(summary)
+    entries = draft.write(few.entries, "recognised.few_entries.entries", "count")
+    of = draft.write(few.of, "recognised.few_entries.of", "count")
+    text = f"Only {entries} of {of} entries changed, in {places_of(summary, few.rows)}."
+    return [draft.sentence("few_entries", text)]
+
+
 def _replaced(summary: PairRecord) -> list[Sentence]:
     replaced = summary.recognised.replaced
     if replaced is None:
@@ -203,5 +214,6 @@ SENTENCES: Mapping[str, Callable[[PairRecord], list[Sentence]]] = {
     "scaled_lines": _scaled_lines,
     "scaled": _scaled,
     "zeroed": _zeroed,
+    "few_entries": _few_entries,
     "replaced": _replaced,
 }

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from shadow.claims.draft import Draft
 from shadow.claims.recognised import RECOGNISED, is_copy, is_mostly_copy, is_rearranged
-from shadow.quantities import Quantity, text_of
+from shadow.quantities import Kind, Quantity, text_of
 from shadow.reasons import STRICT, meaning
 from shadow.telling.document import FigureRow, Word
 from shadow.telling.size import is_outside, of_what, unchanged_parts, without_base
@@ -55,24 +55,32 @@ EXPLAINED_BY: Mapping[str, Sequence[str]] = {
 }
 
 
-def figure_rows(summary: Summary) -> list[FigureRow]:
-    """How far the weights moved, how concentrated the change is, what storage left unchanged."""
-    figures, rows = summary.figures, list[FigureRow]()
-    if figures.matrices:
-        norm = Quantity(figures.relative_norm_overall, "share")
-        rows.append(FigureRow("relative norm", norm, f"{of_what(summary)}{_outside(summary)}"))
-        scale = CONCENTRATION
-        if figures.concentration is None:
-            scale = no_concentration(summary)
-        rows.append(FigureRow("concentration", Quantity(figures.concentration, "fixed"), scale))
-        if figures.rank_ceiling is None:  # an adapter stores no entries of the matrix
-            rows.append(FigureRow("unchanged", Quantity(figures.zero_share, "fraction"), ENTRIES))
+def figure_rows(summary: Summary, *, full: bool = False) -> list[FigureRow]:
+    """How far the weights moved, how concentrated the change is, what storage left unchanged.
+
+    full: with intervals, where a table has the norms outside the layers.
+    """
+    figures = summary.figures
+    if not figures.matrices:
+        return []
+    norm = quantity(summary, "relative_norm_overall", "share", full=full)
+    concentration = quantity(summary, "concentration", "fixed", full=full)
+    scale = CONCENTRATION
+    if figures.concentration is None:
+        scale = "not measured" if summary.tier == "norms" else NO_CONCENTRATION
+    rows = [
+        FigureRow("relative norm", norm, of_what(summary) + ("" if full else _outside(summary))),
+        FigureRow("concentration", concentration, scale),
+    ]
+    if figures.rank_ceiling is None:  # an adapter stores no entries of the matrix
+        rows.append(FigureRow("unchanged", Quantity(figures.zero_share, "fraction"), ENTRIES))
     return rows
 
 
-def no_concentration(summary: Summary) -> str:
-    """Why the concentration is unknown."""
-    return "not measured" if summary.tier == "norms" else NO_CONCENTRATION
+def quantity(summary: Summary, name: str, kind: Kind, *, full: bool = True) -> Quantity:
+    """A figure, with its interval where it is shown in full."""
+    low, high = (full and summary.intervals.get(name)) or (None, None)
+    return Quantity(summary.figures[name], kind, low, high)
 
 
 def _outside(summary: Summary) -> str:

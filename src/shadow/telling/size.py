@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 
 from shadow.claims.draft import Draft, Sentence
@@ -20,6 +21,7 @@ from shadow.telling.wording import (
     layers_text,
     module_name,
     named_in,
+    of_component,
 )
 from shadow.text import and_list
 
@@ -91,7 +93,7 @@ def of_what(summary: PairRecord) -> str:
     """What the overall relative norm is relative to, in words."""
     if has_frozen(summary):
         return "of the norm of the weights that changed"
-    return "of the base's norm"
+    return "of the norm of the base's matrices"
 
 
 def parameter_ratio(summary: PairRecord, figure: str) -> float | None:
@@ -367,14 +369,31 @@ def unchanged_parts(draft: Draft) -> list[str]:
     ]
     several = summary.has_components
     parts = [component_name(name) for name in whole_ones]
-    modules = [row for row in summary.unchanged if row.component not in whole_ones]
-    parts += [named_in(row.component, row.module, several) for row in modules]
-    if len(parts) > 2 * NAMED + 1:  # one more takes no more room by its name
-        parts = [*parts[: 2 * NAMED], f"{len(parts) - 2 * NAMED} more modules"]
     layers: dict[str, list[int]] = {}
     for row in summary.depth:
         if row.matrices == 0 and row.component not in whole_ones:
             layers.setdefault(row.component, []).append(row.layer)
+    compared = Counter(row.component for row in summary.depth)
+    # where all layers are frozen, their modules are not named once more
+    told = {name for name, numbers in layers.items() if len(numbers) == compared[name]}
+    modules = [
+        row
+        for row in summary.unchanged
+        if row.component not in whole_ones and (is_outside(row.module) or row.component not in told)
+    ]
+    # what lies outside the layers is never one of the modules that are only counted
+    modules.sort(key=lambda module: not is_outside(module.module))
+    grown = {(row.component, row.module) for row in summary.vocabulary}
+    for module in modules:
+        common = "the common rows of " if (module.component, module.module) in grown else ""
+        parts.append(f"{common}{named_in(module.component, module.module, several)}")
+    if len(parts) > 2 * NAMED + 1:  # one more takes no more room by its name
+        parts = [*parts[: 2 * NAMED], f"{len(parts) - 2 * NAMED} more modules"]
+    for some in summary.unchanged_experts:
+        count = draft.write(some.tensors, f"unchanged_experts.{some.component}.tensors", "count")
+        of = draft.write(some.of, f"unchanged_experts.{some.component}.of", "count")
+        experts = of_component("the experts", some.component) if several else "the experts"
+        parts.append(f"{count} of {of} tensors of {experts}")
     for component, numbers in layers.items():
         parts.append(layers_of(component, numbers, several))
     return parts

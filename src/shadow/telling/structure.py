@@ -51,6 +51,8 @@ def structure(summary: PairRecord) -> list[Sentence]:
             " looks like noise."
         )
         return [draft.sentence("mixed", text)]
+    if summary.figures.concentration is None:
+        return []  # too small: random signs leave as few directions
     if not beyond:
         which = "no matrix inside the layers has"
     elif beyond == 1:

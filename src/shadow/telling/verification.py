@@ -48,6 +48,8 @@ def verification_document(found: Verification) -> Document:
             for one in found.against[:SHOWN]
         ]
         columns = AGAINST if any(one.size is not None for one in found.against) else AGAINST[:2]
+        if found.claim == "base":  # of which candidates stand there, that of the base too
+            columns = [Column("candidate", "name"), *columns[1:]]
         blocks.append(Table(columns, [row[: len(columns)] for row in rows]))
     if (hidden := len(found.against) - SHOWN) > 0:
         blocks.append(Note(f"--json has {hidden:,} more"))

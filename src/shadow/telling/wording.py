@@ -82,6 +82,7 @@ def module_name(module: str) -> str:
         "head": "the head",
         "position": "the position embeddings",
         "patch_embed": "the patch embeddings",
+        "router": "the router",
         "other": "matrices whose role is not known",
     }
     if not module.isascii() or not all(letter.isalnum() or letter in "._" for letter in module):

@@ -40,10 +40,10 @@ from shadow.quantities import Kind
 from shadow.reports.columns import NOTATION
 from shadow.summary.depth import LAYERS
 from shadow.summary.rows import checkpoint_side
-from shadow.telling.all_figures import quantity
 from shadow.telling.document import Block, Cell, Section, Table, named, number, table_of, worded
 from shadow.telling.lineage import lineage_document
 from shadow.telling.reading import SummarisedReport
+from shadow.telling.screen import quantity
 
 GENERATOR = '<meta name="generator" content="shadow '  # how a page of ours is known
 TOP = 2000  # bytes within which it stands
