@@ -74,7 +74,7 @@ class Checkpoint:
         """The tensor (info.shape), whose parts are read on demand; ShadowError if it is gone."""
         if info.packing is None:
             return self._stored(info)
-        from shadow.checkpoints.packed_tensors import packed_tensor
+        from shadow.checkpoints.decoders import packed_tensor
 
         return packed_tensor(info, self._stored)
 

@@ -6,6 +6,7 @@ formats are data (`packed` in `registry/names.yaml`).
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 
@@ -77,3 +78,12 @@ def _said_format(config: Mapping[str, object]) -> str | None:
             if method is None and type(said.get("bits")) is int:
                 return "MLX"
     return None
+
+
+def quant_state(raw: bytes) -> dict[str, object]:
+    """What bitsandbytes says of a 4-bit matrix in a tensor of JSON; empty where it is none."""
+    try:
+        said = json.loads(raw)
+    except (ValueError, RecursionError):
+        return {}
+    return said if isinstance(said, dict) else {}

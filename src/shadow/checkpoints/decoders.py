@@ -1,0 +1,360 @@
+"""Decoders of the quantised formats of safetensors files: the bytes of a matrix -> its numbers.
+
+Each is (level - zero) * scale + bias in float32, with the arithmetic of the library that writes the
+format. Levels are whole numbers, or of a codebook; whatever else is shared by a group of columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shadow.checkpoints import packed_tensors
+from shadow.checkpoints.packed_tensors import Cols, Decoder, PackedTensor, Read, Rows, take
+from shadow.checkpoints.quantized import owner_of, quant_state
+from shadow.checkpoints.safetensors_files import TensorInfo
+from shadow.checkpoints.stored_tensors import StoredTensor
+from shadow.dtypes import E2M1, FP4, NF4
+from shadow.errors import FileError
+
+# where AWQ keeps the eight outputs of a word, in nibbles (awq/utils/packing_utils.py)
+AWQ_NIBBLES = (0, 4, 1, 5, 2, 6, 3, 7)
+OF_INT8 = 7.874015718698502e-3  # 1 / 127, as bitsandbytes multiplies
+
+Of = Callable[[Rows, Cols], Tensor]
+"""What holds for each entry of a part, float32, to be broadcast to (rows, columns)."""
+Pieces = Mapping[str, StoredTensor]
+
+
+class Grid:
+    """Numbers on a grid: (level - zero) * scale + bias."""
+
+    def __init__(
+        self,
+        unit: int,
+        levels: Of,
+        scales: Of,
+        *,
+        zeros: Of | None = None,
+        biases: Of | None = None,
+        factor: float | None = None,
+        even: bool = True,
+    ) -> None:
+        """unit: columns that are decoded together. levels: float32 that may be overwritten. factor:
+        of all numbers, after all else. even: whether levels are whole numbers.
+        """
+        self.unit = unit
+        self._levels, self._scales, self._zeros, self._biases = levels, scales, zeros, biases
+        self._factor = factor
+        self._even = even
+
+    def values(self, rows: Rows, cols: Cols) -> Tensor:
+        made = self._levels(rows, cols)
+        if self._zeros is not None:
+            made.sub_(self._zeros(rows, cols))
+        made.mul_(self._scales(rows, cols))
+        if self._biases is not None:
+            made.add_(self._biases(rows, cols))
+        return made if self._factor is None else made.mul_(self._factor)
+
+    def steps(self, rows: Rows, cols: Cols) -> Tensor | None:
+        if not self._even:
+            return None
+        steps = self._scales(rows, cols).abs()
+        return steps if self._factor is None else steps * self._factor
+
+
+def bits_of(words: Tensor, bits: int) -> Tensor:
+    """The numbers of a stream of bits along the last dimension, lowest bits first: uint8."""
+    raw = words.contiguous().view(torch.uint8)
+    if 8 % bits == 0:
+        shifts = torch.arange(0, 8, bits, dtype=torch.uint8)
+        return ((raw[..., None] >> shifts) & ((1 << bits) - 1)).flatten(-2)
+    # eight numbers in as many bytes as a number has bits
+    raw = torch.nn.functional.pad(raw, (0, -raw.shape[-1] % bits)).long()
+    eights = raw.view(*raw.shape[:-1], -1, bits)
+    whole = (eights << torch.arange(0, 8 * bits, 8)).sum(-1, keepdim=True)
+    return ((whole >> torch.arange(0, 8 * bits, bits)) & ((1 << bits) - 1)).byte().flatten(-2)
+
+
+@cache
+def _pairs(codebook: tuple[float, ...], high_first: bool) -> Tensor:
+    """The two levels of every byte, float32 (256, 2)."""
+    levels = torch.tensor(codebook, dtype=torch.float32)
+    byte = torch.arange(256)
+    nibbles = (byte >> 4, byte & 15) if high_first else (byte & 15, byte >> 4)
+    return torch.stack([levels[nibble] for nibble in nibbles], dim=1)
+
+
+def _looked_up(
+    raw: StoredTensor | Tensor, codebook: tuple[float, ...], *, high_first: bool = False
+) -> Of:
+    """Levels of nibbles; raw: uint8 (rows, cols / 2)."""
+    pairs = _pairs(codebook, high_first)
+
+    def levels(rows: Rows, cols: Cols) -> Tensor:
+        codes = take(raw, rows, (cols[0] // 2, cols[1] // 2))
+        return pairs.index_select(0, codes.reshape(-1).int()).view(len(rows), -1)
+
+    return levels
+
+
+def _streamed(raw: StoredTensor | Tensor, bits: int, first: int = 0) -> Of:
+    """Levels of numbers of so many bits, less `first`; raw: bytes or words, (rows, some)."""
+    of_word = 8 * raw.dtype.itemsize
+
+    def levels(rows: Rows, cols: Cols) -> Tensor:
+        words = take(raw, rows, (cols[0] * bits // of_word, -(-cols[1] * bits // of_word)))
+        return bits_of(words, bits)[:, : cols[1] - cols[0]].float().sub_(first)
+
+    return levels
+
+
+def _shared(values: Tensor, group: int | Tensor) -> Of:
+    """What so many columns of a row share, or those of each group do; values: (rows, groups)."""
+
+    def of(rows: Rows, cols: Cols) -> Tensor:
+        mine = values[torch.from_numpy(rows)]
+        start, stop = cols
+        if isinstance(group, Tensor):
+            return mine[:, group[start:stop]]
+        if mine.shape[1] == 1:
+            return mine
+        first = start // group
+        mine = mine[:, first : -(-stop // group)]
+        wide = mine[:, :, None].expand(-1, -1, group).reshape(len(rows), -1)
+        return wide[:, start - first * group : stop - first * group]
+
+    return of
+
+
+def _bytes(stored: StoredTensor, width: int = 0) -> StoredTensor | Tensor:
+    """What is stored as bytes, (rows, width), or as wide as its last dimension."""
+    width = width or stored.shape[-1] * stored.dtype.itemsize
+    return stored.seen(lambda words: words.view(torch.uint8).reshape(-1, width))
+
+
+def _unit(width: int) -> int:
+    return 32 if width % 32 == 0 else width
+
+
+def _gptq(info: TensorInfo, pieces: Pieces) -> Decoder:
+    """(q - z) * s: AutoGPTQ's qlinear_cuda.py. q and z lie in streams of bits, q along the columns;
+    version 1 stores z - 1. g_idx has the group of each column.
+
+    facts: bits, what is added to z, columns of a group.
+    """
+    bits, added, group = _facts(info)
+    rows, cols = _upright(info)
+    scales = pieces["scales"].whole().float()
+    zeros = bits_of(pieces["qzeros"].whole(), bits)[:, :rows].float() + added
+    groups: int | Tensor = group
+    if "g_idx" in pieces:
+        groups = pieces["g_idx"].whole().long()
+        if not bool(((groups >= 0) & (groups < len(scales))).all()):
+            raise _broken(info, "g_idx names groups that are not there")
+    return Grid(
+        _unit(cols),
+        _streamed(pieces["qweight"].seen(lambda words: words.T), bits),
+        _shared(scales.T, groups),
+        zeros=_shared(zeros.T, groups),
+    )
+
+
+def _awq(info: TensorInfo, pieces: Pieces) -> Decoder:
+    """(q - z) * s in 4 bits, eight rows in a word: AutoAWQ's packing_utils.py.
+
+    facts: columns of a group.
+    """
+    (group,) = _facts(info)
+    words = pieces["qweight"].seen(lambda words: words.T)
+    shifts = 4 * np.array(AWQ_NIBBLES, np.int32)
+
+    def levels(rows: Rows, cols: Cols) -> Tensor:
+        of_word, which = np.unique(rows // 8, return_inverse=True)
+        mine = take(words, of_word, cols)[torch.from_numpy(which)]
+        return ((mine >> torch.from_numpy(shifts[rows % 8])[:, None]) & 15).float()
+
+    scales = pieces["scales"].whole().float()
+    zeros = bits_of(pieces["qzeros"].whole(), 4).view(len(scales), -1, 8)
+    zeros = zeros[..., list(AWQ_NIBBLES)].flatten(-2).float()
+    return Grid(1, levels, _shared(scales.T, group), zeros=_shared(zeros.T, group))
+
+
+def _pack_quantized(info: TensorInfo, pieces: Pieces) -> Decoder:
+    """(q - z) * s of compressed-tensors' `pack-quantized`; q in a stream of bits along the columns,
+    z along the rows.
+
+    facts: bits, columns of a group.
+    """
+    bits, group = _facts(info)
+    rows, cols = _upright(info)
+    if pieces["weight_shape"].whole().tolist() != [rows, cols]:
+        raise _broken(info, "weight_shape is not that of the other layers")
+    groups: int | Tensor = group
+    scales = pieces["weight_scale"].whole().float()
+    if "weight_g_idx" in pieces:
+        groups = pieces["weight_g_idx"].whole().long()
+        if not bool(((groups >= 0) & (groups < scales.shape[1])).all()):
+            raise _broken(info, "weight_g_idx names groups that are not there")
+    zeros = None
+    if "weight_zero_point" in pieces:
+        unpacked = bits_of(pieces["weight_zero_point"].whole().T, bits)[:, :rows].T.float()
+        zeros = _shared(unpacked, groups)
+    levels = _streamed(_bytes(pieces["weight_packed"]), bits, first=0 if zeros else 1 << (bits - 1))
+    return Grid(_unit(cols), levels, _shared(scales, groups), zeros=zeros)
+
+
+def _mlx(info: TensorInfo, pieces: Pieces) -> Decoder:
+    """q * s + b: MLX's affine mode. facts: bits, columns of a group."""
+    bits, group = _facts(info)
+    scales, biases = (pieces[name].whole().float().flatten(0, -2) for name in ("scales", "biases"))
+    return Grid(
+        _unit(_upright(info)[1]),
+        _streamed(_bytes(pieces["weight"]), bits),
+        _shared(scales, group),
+        biases=_shared(biases, group),
+    )
+
+
+def _bitsandbytes_4bit(info: TensorInfo, pieces: Pieces) -> Decoder:
+    """level * absmax: bitsandbytes' NF4 and FP4, whose blocks run through all entries, and whose
+    scales may be quantised themselves, to 8 bits of a codebook in blocks.
+
+    facts: entries of a block.
+    """
+    (block,) = _facts(info)
+    rows, cols = _upright(info)
+    said = next(piece for name, piece in pieces.items() if "quant_state." in name)
+    state = quant_state(bytes(said.whole().tolist()))
+    if state.get("blocksize") != block or state.get("shape") != [rows, cols]:
+        raise _broken(info, "its quant_state is not that of the other layers")
+    scales = pieces["weight.absmax"].whole().flatten()
+    if "weight.nested_absmax" in pieces:
+        outer = pieces["weight.nested_absmax"].whole().float().flatten()
+        step, offset = state.get("nested_blocksize"), state.get("nested_offset")
+        if type(step) is not int or not isinstance(offset, float) or step < 1:
+            raise _broken(info, "its quant_state has no nested_blocksize or nested_offset")
+        if -(-len(scales) // step) != len(outer):
+            raise _broken(info, "nested_absmax has another number of blocks")
+        codes = pieces["weight.nested_quant_map"].whole().float()
+        by_block = outer.repeat_interleave(step)[: len(scales)]
+        scales = codes[scales.int()] * by_block + offset
+    scales = scales.float()
+
+    def scattered(rows: Rows, columns: Cols) -> Tensor:
+        entries = np.add.outer(rows * cols, np.arange(*columns))
+        return scales[torch.from_numpy(entries // block)]
+
+    nibbles = _bytes(pieces["weight"], cols // 2)
+    levels = _looked_up(nibbles, NF4 if info.dtype == "NF4" else FP4, high_first=True)
+    by_row = _shared(scales.view(rows, -1), block) if cols % block == 0 else scattered
+    return Grid(2, levels, by_row, even=False)
+
+
+def _bitsandbytes_8bit(info: TensorInfo, pieces: Pieces) -> Decoder:
+    """q * SCB / 127, a scale for each row: bitsandbytes' LLM.int8()."""
+    if "weight_format" in pieces and int(pieces["weight_format"].whole()) != 0:
+        raise _broken(info, "its weight_format is not the one of rows")
+    raw, scales = pieces["weight"], pieces["SCB"].whole().float()[:, None]
+    return Grid(1, _floats(raw), _shared(scales, raw.shape[-1]), factor=OF_INT8)
+
+
+def _scaled(info: TensorInfo, pieces: Pieces) -> Decoder:
+    """raw * scale, or (raw - zero point) * scale, of 8-bit floats or integers. A scale is that of a
+    block, a row, a group of a row, or of all. The last blocks of a matrix may be cut.
+
+    facts: rows and columns of a block.
+    """
+    high, wide = _facts(info)
+    rows, cols = _upright(info)
+    raw, *shared = pieces.values()
+    across = -(-cols // wide)
+    scales, *zeros = (piece.whole().float().reshape(-1, across) for piece in shared)
+    # blocks do not go on from a matrix of a stack to the next
+    down = -(-rows // high)
+
+    def of(values: Tensor) -> Of:
+        by_col = _shared(values, wide)
+        return lambda which, columns: by_col(which // rows * down + which % rows // high, columns)
+
+    return Grid(
+        1,
+        _floats(raw.seen(lambda stored: stored.reshape(-1, cols))),
+        of(scales),
+        zeros=of(zeros[0]) if zeros else None,
+        even=not raw.dtype.is_floating_point,
+    )
+
+
+def _mxfp4(info: TensorInfo, pieces: Pieces) -> Decoder:
+    """level * 2^(scale - 127) in blocks of 32 columns: gpt-oss, compressed-tensors and MLX."""
+    raw, scales = pieces.values()
+    powers = torch.ldexp(torch.ones(256), torch.arange(256) - 127)
+    return Grid(
+        32,
+        _looked_up(_bytes(raw, 16 * scales.shape[-1]), E2M1),
+        _shared(powers[scales.whole().int()].flatten(0, -2), 32),
+        even=False,
+    )
+
+
+def _nvfp4(info: TensorInfo, pieces: Pieces) -> Decoder:
+    """level * scale, in blocks of 16 columns that share an 8-bit float, which itself is divided by
+    one number of the matrix (compressed-tensors), or multiplied with one (ModelOpt).
+    """
+    raw, scales, of_all = pieces.values()
+    inner, outer = scales.whole().float(), of_all.whole().float().flatten()
+    inner = inner / outer if "weight_global_scale" in pieces else inner * outer
+    return Grid(16, _looked_up(_bytes(raw), E2M1), _shared(inner, 16), even=False)
+
+
+def _floats(raw: StoredTensor | Tensor) -> Of:
+    return lambda rows, cols: take(raw, rows, cols).float()
+
+
+def _upright(info: TensorInfo) -> tuple[int, int]:
+    """Rows and columns of the matrix that is decoded."""
+    *_, rows, cols = info.shape
+    return (rows, cols) if info.strides is None else (cols, rows)
+
+
+def _facts(info: TensorInfo) -> tuple[int, ...]:
+    assert info.packing is not None
+    return info.packing.facts
+
+
+def _broken(info: TensorInfo, what: str) -> FileError:
+    return FileError(f"{info.name}: {what}", "quantise the model again")
+
+
+KINDS: Mapping[str, Callable[[TensorInfo, Pieces], Decoder]] = {
+    "scaled": _scaled,
+    "bitsandbytes-4bit": _bitsandbytes_4bit,
+    "bitsandbytes-8bit": _bitsandbytes_8bit,
+    "gptq": _gptq,
+    "awq": _awq,
+    "pack-quantized": _pack_quantized,
+    "mlx": _mlx,
+    "mxfp4": _mxfp4,
+    "nvfp4": _nvfp4,
+}
+
+
+def packed_tensor(info: TensorInfo, read: Read) -> PackedTensor:
+    """The quantised tensor of an entry with a packing; read opens what lies in files."""
+    packing = info.packing
+    assert packing is not None
+    if packing.kind not in KINDS:
+        return packed_tensors.packed_tensor(info, read)
+    pieces = {owner_of(one.name)[1]: read(one) for one in (packing.raw, *packing.beside)}
+    view = torch.empty(info.parameters, device="meta")
+    if info.strides is None:
+        width, view = info.shape[-1], view.view(info.shape)
+    else:  # decoded are the transposes of its matrices
+        width, view = info.shape[-2], view.as_strided(info.shape, info.strides)
+    return PackedTensor(info.dtype, KINDS[packing.kind](info, pieces), view, width)
