@@ -19,7 +19,7 @@ from shadow.checkpoints.quantized import owner_of, quant_state
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checkpoints.stored_tensors import StoredTensor
 from shadow.dtypes import E2M1, FP4, NF4
-from shadow.errors import FileError
+from shadow.errors import UndecodableError
 
 # where AWQ keeps the eight outputs of a word, in nibbles (awq/utils/packing_utils.py)
 AWQ_NIBBLES = (0, 4, 1, 5, 2, 6, 3, 7)
@@ -272,9 +272,12 @@ def _scaled(info: TensorInfo, pieces: Pieces) -> Decoder:
     """
     high, wide = _facts(info)
     rows, cols = _upright(info)
-    raw, *shared = pieces.values()
-    across = -(-cols // wide)
-    scales, *zeros = (piece.whole().float().reshape(-1, across) for piece in shared)
+    raw, across = pieces["weight"], -(-cols // wide)
+    scales, zeros = (
+        pieces[name].whole().float().reshape(-1, across) if name in pieces else None
+        for name in ("weight_scale", "weight_zero_point")
+    )
+    assert scales is not None, "asked for"
     # blocks do not go on from a matrix of a stack to the next
     down = -(-rows // high)
 
@@ -286,14 +289,14 @@ def _scaled(info: TensorInfo, pieces: Pieces) -> Decoder:
         1,
         _floats(raw.seen(lambda stored: stored.reshape(-1, cols))),
         of(scales),
-        zeros=of(zeros[0]) if zeros else None,
+        zeros=None if zeros is None else of(zeros),
         even=not raw.dtype.is_floating_point,
     )
 
 
 def _mxfp4(info: TensorInfo, pieces: Pieces) -> Decoder:
     """level * 2^(scale - 127) in blocks of 32 columns: gpt-oss, compressed-tensors and MLX."""
-    raw, scales = pieces.values()
+    raw, scales, *_ = pieces.values()
     powers = torch.ldexp(torch.ones(256), torch.arange(256) - 127)
     return Grid(
         32,
@@ -307,7 +310,7 @@ def _nvfp4(info: TensorInfo, pieces: Pieces) -> Decoder:
     """level * scale, in blocks of 16 columns that share an 8-bit float, which itself is divided by
     one number of the matrix (compressed-tensors), or multiplied with one (ModelOpt).
     """
-    raw, scales, of_all = pieces.values()
+    raw, scales, of_all, *_ = pieces.values()
     inner, outer = scales.whole().float(), of_all.whole().float().flatten()
     inner = inner / outer if "weight_global_scale" in pieces else inner * outer
     return Grid(16, _looked_up(_bytes(raw), E2M1), _shared(inner, 16), even=False)
@@ -328,8 +331,8 @@ def _facts(info: TensorInfo) -> tuple[int, ...]:
     return info.packing.facts
 
 
-def _broken(info: TensorInfo, what: str) -> FileError:
-    return FileError(f"{info.name}: {what}", "quantise the model again")
+def _broken(info: TensorInfo, what: str) -> UndecodableError:
+    return UndecodableError(f"{info.name} ({info.dtype}): {what}", "quantise the model again")
 
 
 KINDS: Mapping[str, Callable[[TensorInfo, Pieces], Decoder]] = {

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 from shadow.checkpoints.adapters import CONFIG as ADAPTER_CONFIG
 from shadow.checkpoints.adapters import Adapter, read_adapter
 from shadow.checkpoints.fingerprints import Fingerprint
+from shadow.checkpoints.packed_layouts import with_matrices
 from shadow.checkpoints.safetensors_files import (
     TensorInfo,
     has_too_many_values,
@@ -69,6 +71,8 @@ class Checkpoint:
     adapter: Adapter | None = None  # scales the tensors of a LoRA adapter
     parts: tuple[tuple[str, Checkpoint], ...] = ()  # by component, of a base that was put together
     former: str | None = None  # the fingerprint that earlier versions gave a folder
+    # by module: a quantised format that cannot be decoded, and why
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     def tensor(self, info: TensorInfo) -> StoredTensor | PackedTensor:
         """The tensor (info.shape), whose parts are read on demand; ShadowError if it is gone."""
@@ -204,6 +208,7 @@ def combine(assembled: Assembled, parts: Sequence[tuple[str, Checkpoint]]) -> Ch
             for part in renamed.values()
         ),
         parts=tuple(renamed.items()),
+        refused={module: why for part in renamed.values() for module, why in part.refused.items()},
     )
 
 
@@ -222,12 +227,17 @@ def sharing(tuned: Checkpoint, base: Checkpoint) -> Checkpoint:
 def _in_folder(folder: str, checkpoint: Checkpoint) -> Checkpoint:
     return replace(
         checkpoint,
-        tensors={
-            name: replace(info, shard=f"{folder}/{info.shard}")
-            for name, info in checkpoint.tensors.items()
-        },
+        tensors={name: _moved(info, folder) for name, info in checkpoint.tensors.items()},
         sources={f"{folder}/{shard}": source for shard, source in checkpoint.sources.items()},
     )
+
+
+def _moved(info: TensorInfo, folder: str) -> TensorInfo:
+    packing = info.packing
+    if packing is not None:
+        raw, *beside = (_moved(one, folder) for one in (packing.raw, *packing.beside))
+        packing = replace(packing, raw=raw, beside=tuple(beside))
+    return replace(info, shard=f"{folder}/{info.shard}", packing=packing)
 
 
 def open_folder(
@@ -291,15 +301,19 @@ def _open_folder(
     fingerprint.add(json.dumps(config, sort_keys=True))
     if weights.adapter:
         fingerprint.add(repr(weights.adapter))
+    tensors, refused = with_matrices(
+        _joined(headers, weights), config, lambda info: _small(sources[info.shard], info)
+    )
     return Checkpoint(
         reference=reference,
         commit=None,
         fingerprint=fingerprint.now,
         former=fingerprint.former,
         config=config,
-        tensors=_joined(headers, weights),
+        tensors=tensors,
         sources=sources,
         adapter=weights.adapter,
+        refused=refused,
     )
 
 
@@ -354,17 +368,23 @@ def open_located(
     else:
         opened = in_threads(partial(_open_remote, snapshot, say), shards, CONNECTIONS)
     headers, sources, honoured = zip(*opened, strict=True)
+    of_shard = dict(zip(shards, sources, strict=True))
     with naming(snapshot.name, OWNER):
-        tensors = _joined(headers, located.weights)
+        tensors, refused = with_matrices(
+            _joined(headers, located.weights),
+            located.config,
+            lambda info: _small(of_shard[info.shard], info, say),
+        )
     return Checkpoint(
         reference=snapshot.name,
         commit=snapshot.commit,
         fingerprint=located.fingerprint,
         config=located.config,
         tensors=tensors,
-        sources=dict(zip(shards, sources, strict=True)),
+        sources=of_shard,
         ranges=not located.weights.pickled and all(honoured),
         adapter=located.weights.adapter,
+        refused=refused,
     )
 
 
@@ -394,6 +414,27 @@ def _open_remote(
             start, honoured = read_start(snapshot, file, end, say=say, stopped=stop)
         header, text = parse_header(start[8:end], file.size, shard)
     return header, WholeFile(snapshot, file, digest_of(text)), honoured
+
+
+def _small(source: Source, info: TensorInfo, say: Say = lambda line: None) -> bytes:
+    """The bytes of a small tensor of a shard that need not be here."""
+    if isinstance(source, WholeFile) and source.path is None:
+        from shadow.checkpoints.hub import cached, copy_range
+        from shadow.checkpoints.hub_faults import RangeIgnoredError
+
+        path = cached(source.snapshot, source.file)
+        if path is None:
+            content = bytearray()
+            with contextlib.suppress(RangeIgnoredError):
+                copy_range(
+                    source.snapshot, source.file, info.start, info.end, content.extend, say=say
+                )
+            return bytes(content)
+        source = LocalFile(path)
+    file, there = source.located(info)
+    content = bytearray(there.end - there.start)
+    file.read(there.start, memoryview(content))
+    return bytes(content)
 
 
 def _open_pickled(
