@@ -26,7 +26,7 @@ AWQ_NIBBLES = (0, 4, 1, 5, 2, 6, 3, 7)
 OF_INT8 = 7.874015718698502e-3  # 1 / 127, as bitsandbytes multiplies
 
 Of = Callable[[Rows, Cols], Tensor]
-"""What holds for each entry of a part, float32, to be broadcast to (rows, columns)."""
+"""What holds for each entry of a part, float32: see `_each`."""
 Pieces = Mapping[str, StoredTensor]
 
 
@@ -55,17 +55,25 @@ class Grid:
     def values(self, rows: Rows, cols: Cols) -> Tensor:
         made = self._levels(rows, cols)
         if self._zeros is not None:
-            made.sub_(self._zeros(rows, cols))
-        made.mul_(self._scales(rows, cols))
+            _each(made, self._zeros(rows, cols), torch.Tensor.sub_)
+        _each(made, self._scales(rows, cols), torch.Tensor.mul_)
         if self._biases is not None:
-            made.add_(self._biases(rows, cols))
+            _each(made, self._biases(rows, cols), torch.Tensor.add_)
         return made if self._factor is None else made.mul_(self._factor)
 
     def steps(self, rows: Rows, cols: Cols) -> Tensor | None:
         if not self._even:
             return None
-        steps = self._scales(rows, cols).abs()
-        return steps if self._factor is None else steps * self._factor
+        steps = torch.ones(len(rows), cols[1] - cols[0])
+        _each(steps, self._scales(rows, cols).abs(), torch.Tensor.mul_)
+        return steps if self._factor is None else steps.mul_(self._factor)
+
+
+def _each(made: Tensor, shared: Tensor, change: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Change every entry by what it shares with others: shared is (rows, columns), or (rows,
+    groups, 1) where equal groups fill the rows.
+    """
+    change(made if shared.ndim == 2 else made.view(*shared.shape[:2], -1), shared)
 
 
 def bits_of(words: Tensor, bits: int) -> Tensor:
@@ -82,34 +90,40 @@ def bits_of(words: Tensor, bits: int) -> Tensor:
 
 
 @cache
-def _pairs(codebook: tuple[float, ...], high_first: bool) -> Tensor:
-    """The two levels of every byte, float32 (256, 2)."""
-    levels = torch.tensor(codebook, dtype=torch.float32)
-    byte = torch.arange(256)
-    nibbles = (byte >> 4, byte & 15) if high_first else (byte & 15, byte >> 4)
-    return torch.stack([levels[nibble] for nibble in nibbles], dim=1)
+def _table(levels: tuple[float, ...], bits: int, high_first: bool = False) -> Tensor:
+    """The levels of all numbers in a byte, for every byte: float32 (256, 8 / bits)."""
+    shifts = torch.arange(0, 8, bits)
+    codes = torch.arange(256)[:, None] >> (shifts.flip(0) if high_first else shifts)
+    return torch.tensor(levels, dtype=torch.float32)[codes & ((1 << bits) - 1)]
 
 
-def _looked_up(
+def _looked_up(raw: Tensor, table: Tensor) -> Tensor:
+    """The levels of bytes (rows, some): a table's row is looked up as one number of its length."""
+    wide = {1: torch.float32, 2: torch.int64, 4: torch.complex128}[table.shape[1]]
+    found = table.view(wide).view(-1).index_select(0, raw.reshape(-1).int())
+    return found.view(torch.float32).view(len(raw), -1)
+
+
+def _nibbles(
     raw: StoredTensor | Tensor, codebook: tuple[float, ...], *, high_first: bool = False
 ) -> Of:
-    """Levels of nibbles; raw: uint8 (rows, cols / 2)."""
-    pairs = _pairs(codebook, high_first)
-
-    def levels(rows: Rows, cols: Cols) -> Tensor:
-        codes = take(raw, rows, (cols[0] // 2, cols[1] // 2))
-        return pairs.index_select(0, codes.reshape(-1).int()).view(len(rows), -1)
-
-    return levels
+    """Levels of a codebook; raw: uint8 (rows, cols / 2)."""
+    table = _table(codebook, 4, high_first)
+    return lambda rows, cols: _looked_up(take(raw, rows, (cols[0] // 2, cols[1] // 2)), table)
 
 
 def _streamed(raw: StoredTensor | Tensor, bits: int, first: int = 0) -> Of:
     """Levels of numbers of so many bits, less `first`; raw: bytes or words, (rows, some)."""
     of_word = 8 * raw.dtype.itemsize
+    table = _table(tuple(range(-first, (1 << bits) - first)), bits) if bits in (2, 4, 8) else None
 
     def levels(rows: Rows, cols: Cols) -> Tensor:
         words = take(raw, rows, (cols[0] * bits // of_word, -(-cols[1] * bits // of_word)))
-        return bits_of(words, bits)[:, : cols[1] - cols[0]].float().sub_(first)
+        if table is None:
+            return bits_of(words, bits)[:, : cols[1] - cols[0]].float().sub_(first)
+        made = _looked_up(words.contiguous().view(torch.uint8), table)
+        width = cols[1] - cols[0]
+        return made if made.shape[1] == width else made[:, :width].contiguous()
 
     return levels
 
@@ -125,8 +139,10 @@ def _shared(values: Tensor, group: int | Tensor) -> Of:
         if mine.shape[1] == 1:
             return mine
         first = start // group
-        mine = mine[:, first : -(-stop // group)]
-        wide = mine[:, :, None].expand(-1, -1, group).reshape(len(rows), -1)
+        mine = mine[:, first : -(-stop // group), None]
+        if start % group == 0 and stop % group == 0:
+            return mine
+        wide = mine.expand(-1, -1, group).reshape(len(rows), -1)
         return wide[:, start - first * group : stop - first * group]
 
     return of
@@ -157,6 +173,8 @@ def _gptq(info: TensorInfo, pieces: Pieces) -> Decoder:
         groups = pieces["g_idx"].whole().long()
         if not bool(((groups >= 0) & (groups < len(scales))).all()):
             raise _broken(info, "g_idx names groups that are not there")
+        if torch.equal(groups, torch.arange(cols) // group):
+            groups = group  # in order, which is faster
     return Grid(
         _unit(cols),
         _streamed(pieces["qweight"].seen(lambda words: words.T), bits),
@@ -251,7 +269,7 @@ def _bitsandbytes_4bit(info: TensorInfo, pieces: Pieces) -> Decoder:
         return scales[torch.from_numpy(entries // block)]
 
     nibbles = _bytes(pieces["weight"], cols // 2)
-    levels = _looked_up(nibbles, NF4 if info.dtype == "NF4" else FP4, high_first=True)
+    levels = _nibbles(nibbles, NF4 if info.dtype == "NF4" else FP4, high_first=True)
     by_row = _shared(scales.view(rows, -1), block) if cols % block == 0 else scattered
     return Grid(2, levels, by_row, even=False)
 
@@ -300,7 +318,7 @@ def _mxfp4(info: TensorInfo, pieces: Pieces) -> Decoder:
     powers = torch.ldexp(torch.ones(256), torch.arange(256) - 127)
     return Grid(
         32,
-        _looked_up(_bytes(raw, 16 * scales.shape[-1]), E2M1),
+        _nibbles(_bytes(raw, 16 * scales.shape[-1]), E2M1),
         _shared(powers[scales.whole().int()].flatten(0, -2), 32),
         even=False,
     )
@@ -313,11 +331,15 @@ def _nvfp4(info: TensorInfo, pieces: Pieces) -> Decoder:
     raw, scales, of_all, *_ = pieces.values()
     inner, outer = scales.whole().float(), of_all.whole().float().flatten()
     inner = inner / outer if "weight_global_scale" in pieces else inner * outer
-    return Grid(16, _looked_up(_bytes(raw), E2M1), _shared(inner, 16), even=False)
+    return Grid(16, _nibbles(_bytes(raw), E2M1), _shared(inner, 16), even=False)
 
 
 def _floats(raw: StoredTensor | Tensor) -> Of:
-    return lambda rows, cols: take(raw, rows, cols).float()
+    if not raw.dtype.is_floating_point:
+        return lambda rows, cols: take(raw, rows, cols).float()
+    # torch takes twice as long for a cast of 8-bit floats
+    table = torch.arange(256, dtype=torch.uint8).view(raw.dtype).float()[:, None]
+    return lambda rows, cols: _looked_up(take(raw, rows, cols).view(torch.uint8), table)
 
 
 def _upright(info: TensorInfo) -> tuple[int, int]:
