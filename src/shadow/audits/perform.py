@@ -133,7 +133,11 @@ def access_of(files: Files) -> Access:
     _require("fetch", files.fetch, get_args(Fetch))
     most = disk_limit(files.max_disk) if isinstance(files.max_disk, str) else files.max_disk
     return Access(
-        allow_pickle=files.allow_pickle, offline=files.offline, fetch=files.fetch, max_disk=most
+        allow_pickle=files.allow_pickle,
+        offline=files.offline,
+        fetch=files.fetch,
+        max_disk=most,
+        file=files.file,
     )
 
 

@@ -76,6 +76,8 @@ class Access:
     """
     dora: bool = False
     """Whether a DoRA adapter may be opened: what reads it must read its norms too."""
+    file: str | None = None
+    """A pattern that chooses among several GGUF files of a side."""
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,7 @@ class Files:
         max_disk: The most that fetched weights may take on the disk: bytes, or text such as `40GB`.
         cache: A folder of spectra that were solved before; True: the one of the command; False:
             none are kept or used.
+        file: A pattern that chooses among several GGUF files of a side, such as `*Q8_0*`.
     """
 
     allow_pickle: bool = False
@@ -72,6 +73,7 @@ class Files:
     fetch: Fetch = "auto"
     max_disk: int | str | None = None
     cache: Place | bool = True
+    file: str | None = None
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from shadow.audits.contents import Summed
 from shadow.audits.outcome import Outcome
 from shadow.audits.schedule import Schedule, ShardKey, source_of
 from shadow.checkpoints.opening import Checkpoint
-from shadow.checkpoints.packed_tensors import PackedTensor
+from shadow.checkpoints.packed_tensors import DecodedTensor
 from shadow.checkpoints.pairing import MatrixPair, Operand, Side
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checkpoints.sources import Fetching, Source
@@ -62,7 +62,7 @@ from shadow.spectra.spectrum import (
 )
 
 Made = TypeVar("Made")
-Cut = torch.Tensor | StoredTensor | PackedTensor  # one side of a pair as it is stored
+Cut = torch.Tensor | StoredTensor | DecodedTensor  # one side of a pair as it is stored
 
 _LOCAL = threading.local()
 NOTHING: Summed = MappingProxyType({})
@@ -427,7 +427,7 @@ def _cut(matrix: Cut, shape: torch.Size) -> Cut:
 
     No entry is copied.
     """
-    if isinstance(matrix, StoredTensor | PackedTensor):
+    if isinstance(matrix, StoredTensor | DecodedTensor):
         return matrix.seen(lambda tensor: tensor.reshape(shape))
     return matrix.reshape(shape)
 

@@ -7,7 +7,7 @@ A format is a decoder of whole rows, cut in columns. `PackedTensor` looks at wha
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -22,7 +22,6 @@ Cols = tuple[int, int]  # (start, stop)
 Read = Callable[[TensorInfo], StoredTensor]
 
 AT_ONCE = 1 << 18  # entries that are decoded together, about: what is made of them stays in caches
-ITEM = 4  # bytes of a decoded number
 
 
 class Decoder(Protocol):
@@ -41,17 +40,17 @@ class Decoder(Protocol):
         """
 
 
-class PackedTensor:
-    """A quantised tensor of a file, or a rearranged part of one, read by `tensor[slices]` as
-    float32. For one thread.
+class DecodedTensor:
+    """A tensor of a file that is not stored as it is, or a rearranged part of one, read by
+    `tensor[slices]`. For one thread.
 
     What an index returns must be used before the next one, and left as it is.
     """
 
-    dtype = torch.float32
-
     def __init__(self, format: str, decoder: Decoder, view: Tensor, width: int) -> None:
-        """format: what the dtype of its entry says. view: of device `meta`, into rows of width."""
+        """format: what the dtype of its entry says. view: of device `meta`, into rows of width, of
+        the dtype that is decoded.
+        """
         self.format = format
         self._decoder = decoder
         self._view = view
@@ -59,6 +58,10 @@ class PackedTensor:
         self._all: Tensor | None = None
         # columns of a large matrix that are kept: (which rows, columns, numbers)
         self._stripe: tuple[object, Cols, Tensor] | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._view.dtype
 
     @property
     def shape(self) -> torch.Size:
@@ -71,11 +74,11 @@ class PackedTensor:
     def numel(self) -> int:
         return self._view.numel()
 
-    def seen(self, rearrange: Callable[[Tensor], Tensor]) -> PackedTensor | Tensor:
+    def seen(self, rearrange: Callable[[Tensor], Tensor]) -> Self | Tensor:
         """The same bytes as another view; the rearranged tensor itself where that is no view."""
         view = rearrange(self._view)
         if view.untyped_storage()._cdata == self._view.untyped_storage()._cdata:
-            return PackedTensor(self.format, self._decoder, view, self._width)
+            return type(self)(self.format, self._decoder, view, self._width)
         return rearrange(self.whole())
 
     def whole(self) -> Tensor:
@@ -84,7 +87,7 @@ class PackedTensor:
 
     def __getitem__(self, index: tuple[slice, ...]) -> Tensor:
         """A part. Raises ShadowError where the file no longer has it."""
-        if self._all is None and self.numel() * ITEM <= WHOLE:
+        if self._all is None and self.numel() * self.dtype.itemsize <= WHOLE:
             self._all = self.whole()
         if self._all is not None:
             return self._all[index]
@@ -100,29 +103,22 @@ class PackedTensor:
             or not self._stripe[1][0] <= start <= stop <= self._stripe[1][1]
         ):
             self._stripe = None  # before the next is there
-            end = min(self._width, max(stop, start + STRIPE // (ITEM * max(1, len(rows)))))
+            width = STRIPE // (self.dtype.itemsize * max(1, len(rows)))
+            end = min(self._width, max(stop, start + width))
             kept = self._decoded(rows, (start, end), self._decoder.values)
             self._stripe = which, (start, end), kept
         _, (first, _), kept = self._stripe
         return kept[:, start - first : stop - first]
 
-    def steps(self, index: tuple[slice, ...]) -> Tensor | None:
-        """The step of the format's grid at each entry of a part, as `Decoder.steps`; None where
-        the format has no such grid.
-        """
-        if self._decoder.steps(np.zeros(1, np.intp), (0, self._decoder.unit)) is None:
-            return None
-        return self._made(self._view[index], self._decoder.steps)
-
     def _made(self, view: Tensor, decode: Callable[[Rows, Cols], Tensor | None]) -> Tensor:
         """What a decoder says of every element of a view."""
         if view.numel() == 0:
-            return torch.empty(view.shape)
+            return torch.empty(view.shape, dtype=self.dtype)
         if (lines := _lines(view, self._width)) is not None:
             return self._decoded(*lines, decode).view(view.shape)
         if view.ndim == 2 and _lines(view.T, self._width) is not None:
             return self._made(view.T, decode).T
-        count = view.untyped_storage().nbytes() // ITEM // self._width
+        count = view.untyped_storage().nbytes() // self.dtype.itemsize // self._width
         every = self._decoded(np.arange(count), (0, self._width), decode)
         return every.as_strided(view.shape, view.stride(), int(view.storage_offset()))
 
@@ -132,7 +128,7 @@ class PackedTensor:
         """(rows, cols), some rows after the others."""
         unit, (start, stop) = self._decoder.unit, cols
         wide = start // unit * unit, -(-stop // unit) * unit
-        made = torch.empty(len(rows), stop - start)
+        made = torch.empty(len(rows), stop - start, dtype=self.dtype)
         step = max(1, AT_ONCE // (wide[1] - wide[0]))
         for first in range(0, len(rows), step):
             part = decode(rows[first : first + step], wide)
@@ -140,6 +136,18 @@ class PackedTensor:
             part = part.expand(len(part), wide[1] - wide[0])
             made[first : first + step] = part[:, start - wide[0] : stop - wide[0]]
         return made
+
+
+class PackedTensor(DecodedTensor):
+    """A quantised tensor: its numbers, float32, lie on the grid of its format."""
+
+    def steps(self, index: tuple[slice, ...]) -> Tensor | None:
+        """The step of the format's grid at each entry of a part, as `Decoder.steps`; None where
+        the format has no such grid.
+        """
+        if self._decoder.steps(np.zeros(1, np.intp), (0, self._decoder.unit)) is None:
+            return None
+        return self._made(self._view[index], self._decoder.steps)
 
 
 def _lines(view: Tensor, width: int) -> tuple[Rows, Cols] | None:
@@ -168,6 +176,25 @@ def take(raw: StoredTensor | Tensor, rows: Rows, cols: Cols) -> Tensor:
         return part if len(part) == len(rows) and (np.diff(rows) == 1).all() else part[rows - first]
     runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
     return torch.cat([raw[run[0] : run[-1] + 1, columns].clone() for run in runs])
+
+
+class Moved:
+    """Floats whose rows are stored in another order, or with a number added to them."""
+
+    unit = 1
+
+    def __init__(self, raw: StoredTensor, order: Callable[[Rows], Rows], added: float) -> None:
+        """order: where each row is stored."""
+        self._raw = raw
+        self._order = order
+        self._added = added
+
+    def values(self, rows: Rows, cols: Cols) -> Tensor:
+        found = take(self._raw, self._order(rows), cols)
+        return found - self._added if self._added else found
+
+    def steps(self, rows: Rows, cols: Cols) -> None:
+        """Floats have no steps of one size."""
 
 
 class BlockScaled:
@@ -219,5 +246,4 @@ def packed_tensor(info: TensorInfo, read: Read) -> PackedTensor:
     """The quantised tensor of an entry with a packing; read opens what lies in files."""
     assert info.packing is not None
     decoder, width = DECODERS[info.packing.kind](info, read)
-    view = torch.empty(info.shape, dtype=torch.float32, device="meta")
-    return PackedTensor(info.dtype, decoder, view, width)
+    return PackedTensor(info.dtype, decoder, torch.empty(info.shape, device="meta"), width)

@@ -122,9 +122,10 @@ def files_of(
     max_disk: str | None,
     no_cache: bool = False,
     cache_dir: Path | None = None,
+    file: str | None = None,
 ) -> Files:
     """Where checkpoints and solved spectra come from."""
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # before the client is imported, which reads it then
     cache = False if no_cache else cache_dir or True
-    return Files(allow_pickle, offline, fetch, max_disk, cache)
+    return Files(allow_pickle, offline, fetch, max_disk, cache, file)

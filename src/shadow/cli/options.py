@@ -281,6 +281,14 @@ Pickle = Annotated[
 Fetch = Annotated[
     request.Fetch, _files(help="Download whole shards, or byte ranges, which cannot be verified.")
 ]
+FilePattern = Annotated[
+    str | None,
+    _files(
+        "--file",
+        metavar="PATTERN",
+        help="Which GGUF file of a side that has several, such as '*Q8_0*'.",
+    ),
+]
 MaxDisk = Annotated[
     str | None,
     _files(help="Disk limit for downloads, such as 40GB; each shard is removed after use."),

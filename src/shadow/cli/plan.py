@@ -28,6 +28,7 @@ def plan(
     precision: option.Precision = "default",
     device: option.Device = "cpu",
     jobs: option.Jobs = None,
+    file: option.FilePattern = None,
     allow_pickle: option.Pickle = False,
     fetch: option.Fetch = "auto",
     max_disk: option.MaxDisk = None,
@@ -60,7 +61,9 @@ def plan(
         selection,
         place,
         Measuring(component or [], layer or [], module or [], precision, device=device),
-        files_of(allow_pickle=allow_pickle, offline=offline, fetch=fetch, max_disk=max_disk),
+        files_of(
+            allow_pickle=allow_pickle, offline=offline, fetch=fetch, max_disk=max_disk, file=file
+        ),
         jobs=jobs,
     )
     from shadow.audits.document import plan_document

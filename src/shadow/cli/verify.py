@@ -73,6 +73,7 @@ def verify(
     ] = None,
     junit: option.Junit = None,
     jobs: option.Jobs = None,
+    file: option.FilePattern = None,
     allow_pickle: option.Pickle = False,
     max_disk: option.MaxDisk = None,
     offline: option.Offline = False,
@@ -92,7 +93,12 @@ def verify(
     """
     begin(junit, "verify")
     files = files_of(
-        allow_pickle=allow_pickle, offline=offline, fetch="auto", max_disk=max_disk, no_cache=True
+        allow_pickle=allow_pickle,
+        offline=offline,
+        fetch="auto",
+        max_disk=max_disk,
+        no_cache=True,
+        file=file,
     )
     if listed is None:
         asked = [_question(claim, checkpoints or [], moved or [], frozen or [], base)]
