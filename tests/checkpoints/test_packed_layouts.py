@@ -8,9 +8,9 @@ import json
 
 import models
 import numpy as np
+import packing
 import pandas as pd
 import pytest
-import quantising
 import torch
 from effort import chosen, examples
 from hypothesis import given, settings
@@ -44,14 +44,14 @@ def saved(folder, name, kind="llama", seed=0, source=None):
     original = source or models.saved(kind, folder / "original", seed)
     tensors = load_file(original / "model.safetensors")
     config = json.loads((original / "config.json").read_text())
-    packed, dense, said = quantising.quantised(name, tensors)
+    packed, dense, said = packing.quantised(name, tensors)
     key = "quantization" if name.startswith("mlx") else "quantization_config"
     packed = models.write(folder / name, packed, {**config, key: said})
     dense = models.write(folder / f"{name}-dense", dense, config)
     return original, packed, dense
 
 
-@pytest.mark.parametrize("name", chosen(quantising.FORMATS, ("gptq-order", "awq", "nf4", "fp8")))
+@pytest.mark.parametrize("name", chosen(packing.FORMATS, ("gptq-order", "awq", "nf4", "fp8")))
 def test_a_quantised_model_is_what_its_format_says(name, tmp_path):
     """Every entry is that of a naive decoder. Against the original each matrix has the relative
     norm that NumPy finds, and no piece is a tensor of its own."""
@@ -71,7 +71,7 @@ def test_a_quantised_model_is_what_its_format_says(name, tmp_path):
         if "proj" not in tensor:
             assert mine.loc[tensor, "relative_norm"] == 0
             continue
-        assert mine.loc[tensor, "dtype"] == quantising.FORMATS[name][1]
+        assert mine.loc[tensor, "dtype"] == packing.FORMATS[name][1]
         moved = np.linalg.norm(after[tensor].double() - base.double()) / np.linalg.norm(
             base.double()
         )
@@ -93,7 +93,7 @@ def test_rows_of_inputs_and_fused_projections(kind, name, tmp_path):
 
     conv = kind == "gpt2"
     upright = {k: v.T.contiguous() if conv and is_weight(k) else v for k, v in tensors.items()}
-    packed, dense, said = quantising.quantised(name, upright, is_weight)
+    packed, dense, said = packing.quantised(name, upright, is_weight)
     dense = {k: v.T if conv and is_weight(k) else v for k, v in dense.items()}
     models.write(tmp_path / "packed", packed, {**config, "quantization_config": said})
     models.write(tmp_path / "dense", dense, config)
@@ -118,7 +118,7 @@ def test_experts_of_gpt_oss(tmp_path):
     }
     packed, dense = {}, {}
     for name, stack in plain.items():
-        pieces, dense[name] = quantising.mxfp4(stack)
+        pieces, dense[name] = packing.mxfp4(stack)
         packed |= {name + piece: value for piece, value in pieces.items()}
     said = {"quantization_config": {"quant_method": "mxfp4"}}
     models.write(tmp_path / "original", plain, config)
@@ -138,7 +138,7 @@ def test_a_stack_of_experts_of_mlx(tmp_path):
     """MLX keeps the experts of a layer in one tensor, and may say other bits of one module."""
     stack = torch.randn(3, 32, 64, generator=torch.Generator().manual_seed(0))
     name = "model.layers.0.mlp.switch_mlp.up_proj"
-    pieces, dense = quantising.mlx(stack, 3, 64)
+    pieces, dense = packing.mlx(stack, 3, 64)
     said = {"bits": 4, "group_size": 32, name: {"bits": 3, "group_size": 64}}
     config = {"model_type": "qwen3_moe", "num_experts": 3}
     packed = {f"{name}.{piece}": value for piece, value in pieces.items()}
@@ -251,7 +251,7 @@ def test_what_cannot_be_decoded_is_refused_by_name(name, words, tmp_path):
     """The tensors of a module that does not fit stay as they are, in one line; others are read."""
     changes = dict(WRONG[name][words])
     weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
-    make, _, said = quantising.FORMATS[name]
+    make, _, said = packing.FORMATS[name]
     said = {**said, **changes.pop("", {})}
     pieces = {**make(weight)[0], **changes}
     tensors = {f"{Q}.{piece}": one for piece, one in pieces.items() if one is not None}
@@ -284,7 +284,7 @@ def test_groups_that_are_not_there_leave_one_matrix_unread(tmp_path):
 
 SHAPES = st.lists(st.sampled_from([0, 1, 2, 8, 16, 64, 1 << 30]), max_size=4).map(tuple)
 PIECES = sorted(
-    {piece for make, _, _ in quantising.FORMATS.values() for piece in make(torch.ones(8, 64))[0]}
+    {piece for make, _, _ in packing.FORMATS.values() for piece in make(torch.ones(8, 64))[0]}
     | {"_blocks", "_scales", "weight.nested_absmax", "weight.nested_quant_map", "weight_scale_2"}
 )
 SAID = st.fixed_dictionaries(

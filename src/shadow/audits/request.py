@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 Place = str | PathLike[str]
 Precision = Literal["default", "exact", "fast"]
+Subjects = Literal["all", "delta", "none"]
 Optimizer = Literal["adamw", "sgd", "muon"]
 Fetch = Literal["auto", "shards", "ranges"]
 
@@ -50,6 +51,9 @@ class Measuring:
     subspaces: bool = True
     spectra: bool = True
     optimizer: Optimizer | None = None
+    subjects: Subjects = "all"
+    """Whose spectra are measured: of base, tuned and delta; of the delta alone; or of none, and
+    norms alone are."""
     device: str = "cpu"
     """cpu, cuda, one card as `cuda:1`, or auto: a card if there is one."""
 

@@ -24,6 +24,7 @@ from threadpoolctl import threadpool_limits
 
 from shadow.audits.contents import Summed
 from shadow.audits.outcome import Outcome
+from shadow.audits.quantisers import agreement
 from shadow.audits.schedule import Schedule, ShardKey, source_of
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.packed_tensors import DecodedTensor
@@ -31,6 +32,7 @@ from shadow.checkpoints.pairing import MatrixPair, Operand, Side
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checkpoints.sources import Fetching, Source
 from shadow.checkpoints.stored_tensors import StoredTensor
+from shadow.dtypes import FLOATS
 from shadow.errors import UndecodableError
 from shadow.places.groups import direction_of
 from shadow.reasons import FROM_ZERO
@@ -46,8 +48,12 @@ from shadow.spectra.delta import (
     working_dtype,
 )
 from shadow.spectra.device import Offload, Offloaded, full_products
+from shadow.spectra.entries import compared, norm_values
+from shadow.spectra.format_noise import format_noise
 from shadow.spectra.history import cast
-from shadow.spectra.lazy import Matrix, Updated
+from shadow.spectra.lazy import Matrix, Quantised, Updated
+from shadow.spectra.levels import is_beyond
+from shadow.spectra.measurement import Cast, Measurement, Subjects
 from shadow.spectra.reordering import FAR, reordered
 from shadow.spectra.spectrum import (
     ON_CPU,
@@ -64,6 +70,7 @@ from shadow.spectra.spectrum import (
 Made = TypeVar("Made")
 Cut = torch.Tensor | StoredTensor | DecodedTensor  # one side of a pair as it is stored
 
+PASSES = 32  # over a matrix, whose time says how fast norms are measured
 _LOCAL = threading.local()
 NOTHING: Summed = MappingProxyType({})
 _ONE_AT_A_TIME = threading.RLock()  # numbers of threads are of the whole process
@@ -197,8 +204,12 @@ def _largest_first(pairs: Sequence[MatrixPair]) -> list[MatrixPair]:
     return sorted(pairs, key=lambda pair: (-cost(pair), pair.key))
 
 
-def cost(pair: MatrixPair) -> int:
-    """Roughly the floating-point operations for one subject: a Gram and its eigenvalues."""
+def cost(pair: MatrixPair, subjects: Subjects = "all") -> int:
+    """Roughly the floating-point operations for one subject: a Gram and its eigenvalues; or the
+    entries where norms alone are measured.
+    """
+    if subjects == "none":
+        return pair.rows * pair.cols
     side = min(pair.rows, pair.cols)
     return side * pair.rows * pair.cols + 4 * side**3
 
@@ -216,7 +227,12 @@ def pace(method: Method, jobs: int, offload: Offload | None = None) -> float:
 
     def measure(rows: int) -> None:
         b, t, space = base[:rows], tuned[:rows], Workspace()
-        size = extent(Sides(b, t, torch.float32, space))
+        sides = Sides(b, t, torch.float32, space)
+        if method.subjects == "none":
+            for _ in range(PASSES):
+                compared(sides, ("BF16", "BF16"))
+            return
+        size = extent(sides)
         grams = ON_CPU if offload is None else Offloaded(offload, "pace")
         measure_pair(b, t, ("BF16", "BF16"), size, Means(method, space, grams=grams), "pace")
 
@@ -228,7 +244,10 @@ def pace(method: Method, jobs: int, offload: Offload | None = None) -> float:
         list(pool.map(measure, [64] * jobs))  # imports and first allocations
         started = time.perf_counter()
         list(pool.map(measure, [1024] * jobs))
-        return jobs * (1024 * 1024 * 4096 + 4 * 1024**3) / (time.perf_counter() - started)
+        work = 1024 * 1024 * 4096 + 4 * 1024**3
+        if method.subjects == "none":
+            work = PASSES * 1024 * 4096
+        return jobs * work / (time.perf_counter() - started)
 
 
 def largest_side(pairs: Sequence[MatrixPair]) -> int:
@@ -337,19 +356,11 @@ def _measured(
         factor = pair.tuned.factor
         detail = f"a low-rank update: its rank is at most {factor.rank}" if factor else detail
     sides = Sides(base_matrix, matrix, working_dtype(*formats), space)
+    if method.subjects == "none" and pair.is_matrix:
+        return _norms(pair.key, sides, formats, detail, same_kind=pair.tuned.factor is None)
     size = extent(sides)
     if not size.finite:
-        broken = [
-            side
-            for side, value in (("base", size.base), ("tuned", size.tuned))
-            if not Extent(value, 0, 0).finite
-        ]
-        return Outcome(
-            pair.key,
-            "skipped",
-            reason="nonfinite",
-            detail=f"in the {' and the '.join(broken)} tensor",
-        )
+        return _broken(pair.key, size)
     if not pair.is_matrix:
         delta_norm, base_norm = _vector_norms(base_matrix, matrix, size)
         from_zero = delta_norm > 0 and base_norm == 0
@@ -363,8 +374,7 @@ def _measured(
             cast=(cast(sides, formats) or "neither") if size.delta else None,
         )
     if size.delta == 0:
-        differ = pair.tuned.factor is None and pair.base.info.dtype != stored
-        note = f"equal values, stored as {pair.base.info.dtype} and {stored}" if differ else detail
+        note = detail if pair.tuned.factor is not None else _note_of_equal(formats, detail)
         norm = frobenius_norm(base_matrix, size.base, working_dtype(*formats), space)
         return Outcome(pair.key, "identical", detail=note, delta_norm=0.0, base_norm=norm)
     means = Means(method, space, remember, grams)
@@ -384,10 +394,78 @@ def _measured(
         detail=detail,
         delta_norm=norms["delta"] or 0.0,
         base_norm=norms["base"],
-        cast=cast(sides, formats) or "neither",
+        cast=_copied(sides, formats, measurements[-1]) or cast(sides, formats) or "neither",
         measurements=tuple(measurements),
         reordered=order,
         residual=residual,
+    )
+
+
+def _copied(sides: Sides, formats: tuple[str, str], delta: Measurement) -> Cast | None:
+    """Which side is the other in a quantised format, with the error of the format and no more."""
+    if (formats[0] in FLOATS) == (formats[1] in FLOATS):
+        return None
+    side: Cast = "base" if formats[1] in FLOATS else "tuned"
+    is_copy = delta.values.get("format_copy")
+    if is_copy is None:  # of a codebook it is known what its quantiser makes
+        copy, original = sides.tuned, sides.base
+        if side == "base":
+            copy, original = original, copy
+        stored = formats[side == "tuned"]
+        if not isinstance(copy, Quantised):
+            return None
+        found = format_noise(original, copy, agreement(stored))
+        is_copy = found.requantised == found.entries
+        if found.made is not None and not is_copy:
+            is_copy = not is_beyond(stored, found.outside, found.entries, found.furthest)
+    return side if is_copy else None
+
+
+def _broken(key: str, size: Extent) -> Outcome:
+    """The outcome of a pair with an entry that is not finite."""
+    broken = [
+        side
+        for side, value in (("base", size.base), ("tuned", size.tuned))
+        if not Extent(value, 0, 0).finite
+    ]
+    detail = f"in the {' and the '.join(broken)} tensor"
+    return Outcome(key, "skipped", reason="nonfinite", detail=detail)
+
+
+def _note_of_equal(formats: tuple[str, str], detail: str | None) -> str | None:
+    """The detail of a matrix whose values are equal on both sides."""
+    base, tuned = formats
+    return detail if base == tuned else f"equal values, stored as {base} and {tuned}"
+
+
+def _norms(
+    key: str, sides: Sides, formats: tuple[str, str], detail: str | None, *, same_kind: bool
+) -> Outcome:
+    """The outcome of a matrix pair of which norms alone are measured, in one pass. same_kind:
+    whether neither side is an update.
+    """
+    found = compared(sides, formats)
+    if not found.finite:
+        return _broken(key, extent(sides))
+    base_norm = math.sqrt(found.base)
+    if not found.changed:
+        note = _note_of_equal(formats, detail) if same_kind else detail
+        return Outcome(key, "identical", detail=note, delta_norm=0.0, base_norm=base_norm)
+    measurements = norm_values(found)
+    cosine, order = measurements[-1].number("cosine"), None
+    if cosine is not None and abs(cosine) < FAR:
+        order = reordered(sides)
+    return Outcome(
+        key,
+        "measured",
+        detail=detail,
+        delta_norm=math.sqrt(found.delta),
+        base_norm=base_norm,
+        cast=_copied(sides, formats, measurements[-1])
+        or (cast(sides, formats) if found.rounded else None)
+        or "neither",
+        measurements=measurements,
+        reordered=order,
     )
 
 

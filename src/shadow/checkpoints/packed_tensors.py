@@ -21,7 +21,7 @@ Rows = NDArray[np.intp]  # numbers of rows; those of all leading dimensions are 
 Cols = tuple[int, int]  # (start, stop)
 Read = Callable[[TensorInfo], StoredTensor]
 
-AT_ONCE = 1 << 18  # entries that are decoded together, about: what is made of them stays in caches
+AT_ONCE = 1 << 16  # entries that are decoded together, about: what is made of them stays in caches
 
 
 class Decoder(Protocol):

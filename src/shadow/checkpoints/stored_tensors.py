@@ -49,6 +49,7 @@ class StoredTensor:
         self._strides = view.stride()  # in elements
         self._room: Tensor | None = None  # what is read lies in it
         self._kept: tuple[list[Span], Tensor] | None = None
+        self._flat: tuple[int, int] | None = None  # where it begins, and bytes of an element
         self._all: Tensor | None = None  # what is kept, where that is all of it
 
     @property
@@ -72,6 +73,19 @@ class StoredTensor:
         if view.untyped_storage()._cdata == self._view.untyped_storage()._cdata:
             return StoredTensor(self._file, self._start, view)
         return rearrange(self.whole())
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether its elements lie in the file in order, without gaps."""
+        return self._view.is_contiguous()
+
+    def fill(self, first: int, into: memoryview) -> None:
+        """Read the bytes of elements, in order from that one on, of a flat tensor; keep nothing."""
+        if self._flat is None:
+            itemsize = self._view.itemsize
+            self._flat = self._start + int(self._view.storage_offset()) * itemsize, itemsize
+        start, itemsize = self._flat
+        self._file.read(start + first * itemsize, into)
 
     def whole(self) -> Tensor:
         """All of it, in memory of its own."""

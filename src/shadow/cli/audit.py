@@ -13,7 +13,15 @@ import typer
 from shadow.audits.request import AuditRequest, Measuring, Nulls, Ray
 from shadow.cli import console
 from shadow.cli import options as option
-from shadow.cli.arguments import Options, files_of, of_pair, say_left_out, scores_here, selected
+from shadow.cli.arguments import (
+    Options,
+    files_of,
+    of_pair,
+    say_left_out,
+    scores_here,
+    selected,
+    subjects_of,
+)
 from shadow.cli.gate import at_fault, baselines_of, begin, finish, judged_of, rules_of
 from shadow.cli.screens import SIDE_BY_SIDE, show_headlines, show_pair, show_pairs
 from shadow.errors import ShadowError, UsageError
@@ -40,6 +48,8 @@ def audit(
     component: option.Component = None,
     layer: option.Layer = None,
     module: option.Module = None,
+    norms: option.Norms = False,
+    subjects: option.Subjects = "all",
     precision: option.Precision = "default",
     nulls: Annotated[
         int,
@@ -156,6 +166,7 @@ def audit(
             subspaces=subspaces,
             spectra=spectra,
             optimizer=optimizer,
+            subjects=subjects_of(subjects, norms=norms),
             device=device,
         ),
         files_of(

@@ -233,6 +233,13 @@ Module = Annotated[
     ),
 ]
 Precision = Annotated[request.Precision, _measuring(help="How precisely to compute spectra.")]
+Subjects = Annotated[
+    Literal["all", "delta"],
+    _measuring(help="Measure the spectra of base, tuned and delta (all), or of the delta alone."),
+]
+Norms = Annotated[
+    bool, _measuring("--norms", help="Measure which tensors moved and how far, and no spectra.")
+]
 Optimizer = Annotated[
     request.Optimizer | None,
     _measuring(

@@ -86,7 +86,7 @@ def verify(
 
     Claims: same A B; merged BASE ADAPTER MERGED; trained BASE TUNED --moved PATTERN --frozen
     PATTERN; stored FULL STORED [--base BASE]; base TUNED CANDIDATE...; mixture TUNED A B...
-    [--base BASE]; files A B.
+    [--base BASE]; files A B; quantised ORIGINAL QUANTISED.
 
     Exit codes: 0 holds; 4 does not hold; 5 cannot be told; 1 failed; 2 wrong usage. Of several
     claims the first of 1, 4, 5, 0.
@@ -108,7 +108,8 @@ def verify(
         asked = _listed(listed)
     from shadow.audits.perform import access_of
     from shadow.audits.runtime import Runtime
-    from shadow.claims.verify.verification import Verification, first_code
+    from shadow.claims.answer import first_code
+    from shadow.claims.verify.verification import Verification
     from shadow.outputs.ci import write_claims
     from shadow.telling.verification import verification_document, verifications_document
 

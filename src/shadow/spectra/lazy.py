@@ -18,7 +18,7 @@ from shadow.dtypes import FloatFormat
 FACTOR_BLOCK = 1 << 22
 
 
-class Stored(Protocol):
+class InFile(Protocol):
     """A matrix in a file, (rows, cols) or grouped, of which the parts that are asked for are read.
 
     A part is used before the next is asked for, and left as it is.
@@ -39,7 +39,21 @@ class Stored(Protocol):
 
 
 @runtime_checkable
-class Quantised(Stored, Protocol):
+class Stored(InFile, Protocol):
+    """A matrix whose numbers lie in a file as they are."""
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether its entries lie in the file in order, without gaps."""
+        ...
+
+    def fill(self, first: int, into: memoryview) -> None:
+        """Read the bytes of entries, in order from that one on, of a flat matrix, and no others."""
+        ...
+
+
+@runtime_checkable
+class Quantised(InFile, Protocol):
     """A quantised matrix of a file, decoded to float32 part by part. Its numbers lie on the grid of
     its format, which is none of floats.
     """
@@ -76,7 +90,7 @@ class _LikeAnother:
 class Updated(_LikeAnother):
     """base + scaling * left @ right, in float64: a base with its LoRA update."""
 
-    base: Tensor | Stored | Quantised  # (rows, cols), or (groups, rows / groups, cols)
+    base: Tensor | InFile  # (rows, cols), or (groups, rows / groups, cols)
     left: Tensor  # (rows, r), or (groups, rows / groups, r) where base is grouped
     right: Tensor  # (r, cols)
     scaling: float  # alpha / r, or alpha / sqrt(r)
@@ -127,7 +141,13 @@ class Rounded(_LikeAnother):
         return self.matrix
 
     def __getitem__(self, index: tuple[slice, ...]) -> Tensor:
-        return self.matrix[index].to(getattr(torch, self.grid.torch_name))
+        return self.matrix[index].to(torch_dtype(self.grid))
 
 
-Matrix = Tensor | Stored | Quantised | Updated | Rounded
+Matrix = Tensor | InFile | Updated | Rounded
+
+
+def torch_dtype(grid: FloatFormat) -> torch.dtype:
+    """The dtype of torch whose numbers a stored format has."""
+    found: torch.dtype = getattr(torch, grid.torch_name)
+    return found

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from shadow.dtypes import FP4, NF4, FloatFormat, float_format
-from shadow.spectra.lazy import Matrix
+from shadow.spectra.entries import INTEGERS
+from shadow.spectra.lazy import Matrix, torch_dtype
 
 ROWS = 1 << 15  # entries of a block, about: a dozen copies of it in float64 stay in the caches
 EXPONENT = 0x7FF << 52  # the bits of a float64 that are its power of two
@@ -52,11 +53,9 @@ class MergeFit:
     entries: int
     wide: dict[float, int]
     narrow: dict[float, int]
-    update: float  # sums of squares: of the update,
-    moved: float  # of merged - base,
+    update: float  # sums of squares: of the update
     residual: float  # and of merged - (base + update)
     inner: float  # <merged - base, update>
-    base: float
     rounding: float  # what storage leaves on average, ulp² / 12 an entry
     visible: int  # entries that the update changes when base plus update is stored
     finite: bool
@@ -98,12 +97,12 @@ def _fit(
     base: Matrix, merged: Matrix, update: Update, formats: tuple[str, str], *, rounded: bool
 ) -> MergeFit:
     grid = float_format(formats[1])
-    sums = _Sums([0] * len(SCALES), [0] * len(SCALES), [[] for _ in range(6)])
+    sums = _Sums([0] * len(SCALES), [0] * len(SCALES), [[] for _ in range(4)])
     entries = 0
     for rows, (b, m) in row_blocks(base, merged):
         entries += m.numel()
         if rounded:
-            b = b.to(_torch(grid)).double()
+            b = b.to(torch_dtype(grid)).double()
         if not (bool(b.isfinite().all()) and bool(m.isfinite().all())):
             sums.finite = False
             continue
@@ -114,11 +113,9 @@ def _fit(
         wide=dict(zip(SCALES, sums.wide, strict=True)),
         narrow=dict(zip(SCALES, sums.narrow, strict=True)),
         update=found[0],
-        moved=found[1],
-        residual=found[2],
-        inner=found[3],
-        base=found[4],
-        rounding=found[5],
+        residual=found[1],
+        inner=found[2],
+        rounding=found[3],
         visible=sums.visible,
         finite=sums.finite,
         onto_rounded=rounded,
@@ -129,7 +126,6 @@ def _add(sums: _Sums, b: Tensor, m: Tensor, update: Update, rows: slice, grid: F
     left, right = update.left[rows].double(), update.right.double()
     delta = (left @ right).mul_(update.scale)
     bounds = _Bounds(left, right, delta, update, grid, half_ulp(m, grid))
-    moved = m - b
     for number, scale in enumerate(SCALES):
         # of other scales it counts only whether every entry fits
         if scale != 1.0 and sums.narrow[number]:
@@ -143,7 +139,7 @@ def _add(sums: _Sums, b: Tensor, m: Tensor, update: Update, rows: slice, grid: F
             change = target - b
             stored = np.not_equal(_bits(target, grid), _bits(b, grid))
             sums.visible += int(np.count_nonzero(stored))
-            pairs = (change, change), (moved, moved), (away, away), (moved, change), (b, b)
+            pairs = (change, change), (away, away), (m - b, change)
             half = bounds.half.view(-1)
             found = [float(torch.dot(one.view(-1), other.view(-1))) for one, other in pairs]
             found.append(float(torch.dot(half, half)) / 3)
@@ -155,9 +151,9 @@ def _add(sums: _Sums, b: Tensor, m: Tensor, update: Update, rows: slice, grid: F
 
 
 def _bits(values: Tensor, grid: FloatFormat) -> Any:
-    """Values as they are stored; those of 16 bits as whole numbers, which NumPy knows."""
-    narrow = values.to(_torch(grid))
-    return (narrow.view(torch.int16) if grid.bits == 16 else narrow).numpy()
+    """Values as they are stored; those of 8 and 16 bits as whole numbers, which NumPy knows."""
+    narrow = values.to(torch_dtype(grid))
+    return (narrow.view(INTEGERS[narrow.itemsize]) if grid.bits < 32 else narrow).numpy()
 
 
 @dataclass
@@ -192,7 +188,7 @@ class _Bounds:
         if has_norms:
             bound += target.abs() * ((2 * math.sqrt(b.shape[1]) + 8) * unit)
         wide = int((away > bound).sum())
-        if not wide or self.grid.bits > 16:
+        if not wide or self.grid.bits != 16:  # nothing computes in 8 bits
             return wide, wide
         if self._more is None:
             self._more = _of_narrow(
@@ -251,11 +247,6 @@ def row_blocks(base: Matrix, merged: Matrix) -> Iterator[tuple[slice, tuple[Tens
         yield slice(start * each, start * each + len(m)), (b, m)
 
 
-def _torch(grid: FloatFormat) -> torch.dtype:
-    found: torch.dtype = getattr(torch, grid.torch_name)
-    return found
-
-
 def _with_quantised(
     base: Matrix, merged: Matrix, update: Update, fit: MergeFit, grid: FloatFormat
 ) -> MergeFit:
@@ -271,7 +262,7 @@ def _with_quantised(
             if copy is None:
                 energies.pop(name, None)
             elif name in energies:
-                copy = copy.to(_torch(grid)).double()
+                copy = copy.to(torch_dtype(grid)).double()
                 target, _ = _target(copy, delta, 1.0, update, rows)
                 energies[name].append(float((m - target).square().sum()))
     found = {name: math.fsum(each) for name, each in energies.items()}

@@ -72,7 +72,6 @@ class Fit:
     high: Floats
     in_steps: bool
     """Whether every step was rounded to the stored format."""
-    rests: Mapping[str, Remainder]
 
 
 @dataclass(frozen=True)
@@ -346,7 +345,6 @@ def _told(form: Form, per: Per, searches: Mapping[object, _Search], in_steps: bo
         low=np.array([ends[best[side]][0][side] for side in every]),
         high=np.array([ends[best[side]][1][side] for side in every]),
         in_steps=in_steps,
-        rests={name: rest for search in searches.values() for name, rest in search.rests.items()},
     )
 
 

@@ -1,0 +1,225 @@
+"""Audits and claims whose sides are GGUF files: numbers are those of the decoded matrices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ggufs
+import models
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from command import run_shadow as command
+from effort import every
+from gguf import GGMLQuantizationType as Type
+from gguf.quants import dequantize, quantize
+from hub import Hub
+from hub_pairs import SECRET, variables
+from runs import contents, pair_of
+
+from shadow.audits.pair import Settings, run_pair
+from shadow.audits.runtime import Runtime
+from shadow.checkpoints.opening import open_folder
+from shadow.checkpoints.pairing import Filter
+from shadow.spectra.delta import Method
+
+UP = "model.layers.1.mlp.up_proj.weight"
+Q = "model.layers.0.self_attn.q_proj.weight"
+CONFIG = {
+    "model_type": "llama", "hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+def tuned_of(tensors, size=0.002, seed=5):
+    """Every matrix plus noise, BF16 values."""
+    rng = np.random.default_rng(seed)
+    return {
+        name: ggufs.bf16(weight + size * rng.standard_normal(weight.shape).astype(np.float32))
+        if weight.ndim > 1
+        else weight
+        for name, weight in tensors.items()
+    }
+
+
+def folder_of(path, tensors):
+    stored = {name: torch.from_numpy(weight.copy()).bfloat16() for name, weight in tensors.items()}
+    return models.write(path, stored, CONFIG)
+
+
+def decoded(weight, kind):
+    return dequantize(quantize(weight, Type[kind]), Type[kind]).astype(np.float64)
+
+
+@pytest.fixture(scope="module")
+def sides(tmp_path_factory):
+    """A small Llama and one trained on, as folders of safetensors and as GGUF files."""
+    top = tmp_path_factory.mktemp("sides")
+    tensors = {"base": ggufs.llama()}
+    tensors["tuned"] = tuned_of(tensors["base"])
+    paths = {name: folder_of(top / name, held) for name, held in tensors.items()}
+    for name, held in tensors.items():
+        for kind in ("BF16", "F16", "Q8_0", "Q4_0"):
+            paths[f"{name}-{kind}"] = ggufs.write(top / f"{name}-{kind}.gguf", held, kind)
+    return tensors, paths
+
+
+def audited(base, tuned, output, **more):
+    result = run_pair(pair_of(base, tuned), Settings(Method(), Filter()), output, Runtime(**more))
+    rows = pd.read_parquet(result.folder / "matrices.parquet")
+    return rows.set_index(["tensor", "subject"]), result.folder
+
+
+SIDES = [("Q8_0", "Q4_0"), ("Q4_0", "Q4_0"), (None, "Q8_0"), ("F16", None), ("BF16", "Q8_0")]
+
+
+@pytest.mark.parametrize("kinds", every(2, SIDES))
+def test_every_norm_is_that_of_the_decoded_matrices(sides, tmp_path, kinds):
+    """Of GGUF beside GGUF and beside safetensors, either way; no figure rests on a grid of floats
+    beside a quantised side.
+    """
+    tensors, paths = sides
+    base, tuned = (
+        paths[side if kind is None else f"{side}-{kind}"]
+        for side, kind in zip(("base", "tuned"), kinds, strict=True)
+    )
+    rows, _ = audited(base, tuned, tmp_path / "out")
+    assert len(rows) == 16 * 3
+    for name in (UP, Q, "lm_head.weight"):
+        b, t = (
+            decoded(tensors[side][name], kind or "BF16")
+            for side, kind in zip(("base", "tuned"), kinds, strict=True)
+        )
+        row = rows.loc[name, "delta"]
+        assert row["frobenius_norm"] == pytest.approx(np.linalg.norm(t - b), rel=1e-5)
+        assert rows.loc[name, "base"]["dtype"] == (kinds[0] or "BF16")
+    quantised = any((kind or "F").startswith("Q") for kind in kinds)
+    delta = rows.xs("delta", level="subject")
+    assert delta["floor_ratio"].isna().all() == quantised
+    assert delta["kept"].isna().all() == quantised
+    if quantised:
+        assert set(delta["kept_reason"]) == {"rounding_unexplained"}
+
+
+def test_an_audit_of_gguf_files_resumes_and_does_not_depend_on_its_workers(sides, tmp_path):
+    """The same bytes from one worker and from two; a second run measures nothing; another file
+    of the same size is another checkpoint.
+    """
+    _, paths = sides
+    pair = paths["base-Q8_0"], paths["tuned-Q8_0"]
+    _, folder = audited(*pair, tmp_path / "one", jobs=1)
+    audited(*pair, tmp_path / "two", jobs=2)
+    one, two = contents(tmp_path / "one"), contents(tmp_path / "two")
+    assert [*one] == [*two]
+    for report in one:
+        assert one[report]["matrices.parquet"] == two[report]["matrices.parquet"]
+    written = (folder / "summary.json").stat().st_mtime_ns
+    audited(*pair, tmp_path / "one", jobs=1)
+    assert (folder / "summary.json").stat().st_mtime_ns == written
+    content = bytearray(pair[0].read_bytes())
+    content[-2000] ^= 1
+    other = tmp_path / pair[0].name
+    other.write_bytes(bytes(content))
+    first, second = (open_folder(str(path)).fingerprint for path in (pair[0], other))
+    assert first != second
+    sums = pd.read_parquet(folder / "tensors.parquet")
+    assert sums["checksum"].notna().all()
+
+
+def test_files_inside_gguf_files_are_compared(sides, tmp_path):
+    """Tokenizer and chat template of two GGUF files; beside a folder, the template alone."""
+    tensors, paths = sides
+    told = {"tokenizer.ggml.pre": "other", "tokenizer.ggml.model2": "x"}
+    other = ggufs.write(tmp_path / "a.gguf", tensors["tuned"], metadata=told, tokens=300)
+    _, folder = audited(paths["base-Q8_0"], other, tmp_path / "out")
+    rows = pd.read_parquet(folder / "files.parquet").query("side == 'tuned'").set_index("path")
+    assert rows.loc["chat_template.jinja", "state"] == "same"
+    assert rows.loc["tokenizer.json", "differs"] == "vocabulary"
+    assert "320 -> 300 tokens" in rows.loc["tokenizer.json", "detail"]
+    assert "pre" in rows.loc["tokenizer_config.json", "differs"]
+    assert rows.loc["config.json", "differs"] == "vocab_size"
+    mixed = folder_of(tmp_path / "folder", tensors["tuned"])
+    (mixed / "chat_template.jinja").write_text("{{ other }}")
+    _, folder = audited(paths["base-Q8_0"], mixed, tmp_path / "out2")
+    rows = pd.read_parquet(folder / "files.parquet").query("side == 'tuned'").set_index("path")
+    assert rows.loc["chat_template.jinja", "differs"] == "chat_template"
+    assert rows.loc["config.json", "state"] == "unknown"
+    assert "GGUF" in rows.loc["config.json", "detail"]
+
+
+def said(*arguments, cwd):
+    done = command(*map(str, arguments), cwd=cwd)
+    return done.code, done.out + done.err
+
+
+def test_same_tells_a_conversion_from_a_broken_one(sides, tmp_path):
+    """BF16 in a file is the folder, F16 it rounded; where q and k were not permuted, neither."""
+    tensors, paths = sides
+    code, text = said("verify", "same", paths["base-BF16"], paths["base"], cwd=tmp_path)
+    assert (code, "all 21 tensors are equal" in text) == (0, True)
+    code, text = said("verify", "same", paths["base"], paths["base-F16"], cwd=tmp_path)
+    assert (code, "rounded to F16" in text) == (4, True)
+    broken = ggufs.write(tmp_path / "broken.gguf", tensors["base"], "BF16", paired=False)
+    code, text = said("verify", "same", paths["base"], broken, cwd=tmp_path)
+    assert (code, "4 of 21 tensors differ" in text) == (4, True)
+
+
+def test_a_plan_and_a_choice_of_files(sides, tmp_path):
+    """A plan names the formats; several files need --file, in one line."""
+    _, paths = sides
+    code, text = said("plan", paths["base-Q4_0"], paths["tuned"], cwd=tmp_path)
+    assert (code, "F32, Q4_0" in text) == (0, True)
+    several = tmp_path / "several"
+    several.mkdir()
+    for kind in ("Q4_0", "Q8_0"):
+        (several / f"m-{kind}.gguf").write_bytes(Path(paths[f"base-{kind}"]).read_bytes())
+    code, text = said("audit", several, paths["tuned"], "-o", "out", cwd=tmp_path)
+    assert code == 1
+    assert f"{several}: 2 GGUF files: m-Q4_0.gguf, m-Q8_0.gguf" in text
+    pair = several, paths["tuned"]
+    code, text = said("audit", *pair, "--file", "*Q8*", "-o", "out", "--quiet", cwd=tmp_path)
+    assert code == 0, text
+
+
+def test_gguf_files_of_the_hub_come_whole_or_in_ranges(sides, tmp_path):
+    """A chosen file of a repository of several: one layer by byte ranges, all as a whole file."""
+    _, paths = sides
+    rows = {}
+    with Hub() as hub:
+        hub.tokens.add(SECRET)
+        for side in ("base", "tuned"):
+            folder = tmp_path / side
+            (folder / "more").mkdir(parents=True)
+            for kind, at in (("Q8_0", "more"), ("Q4_0", ".")):
+                content = Path(paths[f"{side}-{kind}"]).read_bytes()
+                (folder / at / f"m-{kind}.gguf").write_bytes(content)
+            hub.add(f"org/{side}", folder, lfs=lambda name: name.endswith(".gguf"))
+        env = variables(hub.endpoint, tmp_path / "home")
+        for output, more in (("layer", ["--layer", "1", "--fetch", "ranges"]), ("all", [])):
+            done = command(
+                "audit", "org/base", "org/tuned", "--file", "*Q8_0*", "-o", output, *more,
+                cwd=tmp_path, env=env,
+            )  # fmt: skip
+            assert done.code == 0, done.err
+            (report,) = (tmp_path / output).glob("*/*/matrices.parquet")
+            rows[output] = pd.read_parquet(report)
+    wanted, _ = audited(paths["base-Q8_0"], paths["tuned-Q8_0"], tmp_path / "wanted")
+    assert len(rows["layer"]) == 7 * 3
+    for found in rows.values():
+        found = found.set_index(["tensor", "subject"])
+        same = wanted.loc[found.index, "frobenius_norm"]
+        np.testing.assert_array_equal(found["frobenius_norm"], same)
+    assert not rows["layer"]["verified"].any()
+    assert rows["all"]["verified"].all()
+
+
+def test_the_package_is_asked_for_by_its_extra(sides, tmp_path, monkeypatch):
+    """Without gguf a line names what to install."""
+    from shadow import extras
+    from shadow.errors import ShadowError
+
+    monkeypatch.setattr(extras, "is_installed", lambda name: name != "gguf")
+    with pytest.raises(ShadowError, match="gguf is not installed") as caught:
+        open_folder(str(sides[1]["base-Q8_0"]))
+    assert "'.[quantised]'" in caught.value.hint
