@@ -33,6 +33,7 @@ from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checkpoints.sources import Fetching, Source
 from shadow.checkpoints.stored_tensors import StoredTensor
 from shadow.dtypes import FLOATS
+from shadow.errors import UndecodableError
 from shadow.places.groups import direction_of
 from shadow.reasons import FROM_ZERO
 from shadow.spectra.delta import (
@@ -286,7 +287,10 @@ def outcome_of(
         offloaded = Offloaded(offload, pair.tuned.info.name)
         grams, made = offloaded, offloaded.made
     try:
-        measured = _measured(pair, base, tuned, method, counted, grams)
+        try:
+            measured = _measured(pair, base, tuned, method, counted, grams)
+        except UndecodableError as error:
+            measured = Outcome(pair.key, "skipped", reason="quantized", detail=error.message)
         checksums = _checksums(summed.get(pair.key, ()), base, tuned)
     finally:  # whatever came of bytes that were written meanwhile, this is what is told
         for source in sources_of(pair, base, tuned):
