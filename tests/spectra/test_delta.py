@@ -333,7 +333,9 @@ def test_extent_finds_every_nan_and_infinity():
 def test_a_matrix_without_a_base_has_its_own_spectrum():
     """A projector's numbers are those of the matrix alone."""
     matrix = torch.randn(60, 80, generator=torch.Generator().manual_seed(0)).bfloat16()
-    found = measure_alone(matrix, "BF16", float(matrix.abs().max()), Means(Method(), Workspace()))
+    found = measure_alone(
+        matrix, "BF16", float(matrix.abs().max()), Means(Method(), Workspace()), "w"
+    )
     expected = reference.spectral(matrix.double().numpy(), found.values["sigma_floor"])
     assert found.subject == "tuned"
     for name in ("frobenius_norm", "effective_rank", "mp_edge", "alpha"):

@@ -13,10 +13,12 @@ from shadow.checkpoints.stored_tensors import kept_memory
 from shadow.dtypes import float_format
 from shadow.errors import ShadowError
 from shadow.places.groups import direction_of
+from shadow.spectra.delta import Method
 from shadow.spectra.entries import PART
+from shadow.spectra.krylov import PASSES, WIDTH
 from shadow.spectra.lazy import FACTOR_BLOCK
-from shadow.spectra.measurement import Subjects
 from shadow.spectra.residual import on_short_side, projection_memory
+from shadow.spectra.sketched import SMALLEST
 from shadow.spectra.spectrum import BLOCK, TILE
 from shadow.text import byte_size
 
@@ -25,15 +27,18 @@ PROCESS = 400_000_000  # bytes of memory of Python, torch and pandas before any 
 BUFFERS = 64
 # bytes for each entry of the Gram matrix: it, and the solver's copies of it in float64
 GRAM = 3 * 8
+# bytes for each entry of the short side in `sketch`: bases, their images and copies, three subjects
+SKETCH = 3 * 4 * 8 * WIDTH * PASSES
+USUAL = Method()
 # bytes for each row and column: energies, products, their classes, and lines drawn at random
 LINE = 88
 
 
-def matrix_memory(pair: MatrixPair, subjects: Subjects = "all") -> int:
-    """Bytes that a worker takes at most for a pair, of which these spectra are measured."""
+def matrix_memory(pair: MatrixPair, method: Method = USUAL) -> int:
+    """Bytes that a worker takes at most for a pair that is measured in this way."""
     kept = 2 * _kept(pair)
     blocks = BUFFERS * min(BLOCK, pair.rows * pair.cols)
-    if subjects == "none" and pair.tuned.factor is None:
+    if method.subjects == "none" and pair.tuned.factor is None:
         return BUFFERS * PART + kept
     if not pair.is_matrix:
         return blocks + kept
@@ -42,7 +47,10 @@ def matrix_memory(pair: MatrixPair, subjects: Subjects = "all") -> int:
     if pair.tuned.factor is not None:  # a part of one, and two copies of it
         factors = 3 * 8 * min(FACTOR_BLOCK, pair.tuned.factor.rank * max(shape))
     lines = LINE * (pair.rows + pair.cols)
-    return max(blocks, factors) + _projection(pair)[1] + GRAM * side**2 + lines + kept
+    solved = GRAM * side**2
+    if method.precision == "sketch" and side > SMALLEST:
+        solved = SKETCH * side
+    return max(blocks, factors) + _projection(pair)[1] + solved + lines + kept
 
 
 def _kept(pair: MatrixPair) -> int:
@@ -74,9 +82,9 @@ def kinds(pairs: Iterable[MatrixPair]) -> list[MatrixPair]:
     return list(found.values())
 
 
-def worker_memory(pairs: Iterable[MatrixPair], subjects: Subjects = "all") -> int:
+def worker_memory(pairs: Iterable[MatrixPair], method: Method = USUAL) -> int:
     """Bytes that one worker takes at most: blocks of a matrix and one Gram, whatever the shape."""
-    return max((matrix_memory(pair, subjects) for pair in pairs), default=0)
+    return max((matrix_memory(pair, method) for pair in pairs), default=0)
 
 
 def shared_memory(pairs: Iterable[MatrixPair]) -> int:
@@ -85,19 +93,19 @@ def shared_memory(pairs: Iterable[MatrixPair]) -> int:
 
 
 def default_jobs(
-    pairs: Sequence[MatrixPair], machine: MachineLimits, subjects: Subjects = "all"
+    pairs: Sequence[MatrixPair], machine: MachineLimits, method: Method = USUAL
 ) -> int:
     """As many workers as there are cores, or as fit the free memory if that is fewer."""
-    each = max(1, worker_memory(pairs, subjects))
+    each = max(1, worker_memory(pairs, method))
     return max(1, min(machine.cores, machine.memory // each))
 
 
 def lacking(
-    pairs: Sequence[MatrixPair], machine: MachineLimits, subjects: Subjects = "all"
+    pairs: Sequence[MatrixPair], machine: MachineLimits, method: Method = USUAL
 ) -> ShadowError | None:
     """The fault of a matrix that does not fit the free memory, even with one worker."""
-    largest = max(pairs, key=lambda pair: matrix_memory(pair, subjects), default=None)
-    need = 0 if largest is None else matrix_memory(largest, subjects)
+    largest = max(pairs, key=lambda pair: matrix_memory(pair, method), default=None)
+    need = 0 if largest is None else matrix_memory(largest, method)
     if largest is None or need <= machine.memory:
         return None
     by = "" if machine.memory_by == "the machine" else f" ({machine.memory_by})"

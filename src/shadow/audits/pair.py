@@ -405,10 +405,10 @@ def _measure(asked: Asked, lined: AlignedPair, journal: Journal, summed: Summed)
     remember = solve_anew if kept is None else kept.remember
     machine = runtime.limits or machine_limits()
     of_memory = kinds(lined.pairs)
-    subjects = asked.settings.method.subjects
-    if fault := lacking(of_memory, machine, subjects):
+    method = asked.settings.method
+    if fault := lacking(of_memory, machine, method):
         raise fault
-    jobs = runtime.jobs or default_jobs(of_memory, machine, subjects)
+    jobs = runtime.jobs or default_jobs(of_memory, machine, method)
     for line in details.of_plan(plan, lined.skipped, jobs=jobs, cache=runtime.cache):
         runtime.detail(line)
     clock, busy = _Clock(), 0.0
@@ -450,6 +450,7 @@ COMPUTE_DTYPES = {  # by precision
     "default": "float32 Gram, float64 eigenvalues",
     "exact": "float64 Gram, float64 eigenvalues",
     "fast": "float32 Gram, float32 eigenvalues",
+    "sketch": "float32 products with few vectors, float64 sums",
 }
 
 

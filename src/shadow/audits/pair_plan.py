@@ -171,15 +171,15 @@ def plan_pair(
         sources = [source_of(plan.base, plan.tuned, visit.shard) for visit in plan.work.visits]
         machine = machine_limits()
         of_memory = kinds(lined.pairs)
-        subjects = settings.method.subjects
-        jobs = runtime.jobs or default_jobs(of_memory, machine, subjects)
+        method = settings.method
+        jobs = runtime.jobs or default_jobs(of_memory, machine, method)
         device = open_device(settings.device)
         offload = None if device is None else Offload(device, runtime.say)
-        fault = lacking(of_memory, machine, subjects)
+        fault = lacking(of_memory, machine, method)
         if plan.problem:
             fault = ShadowError(plan.problem, plan.hint)
-        shared = shared_memory([] if subjects == "none" else of_memory)
-        work = sum(cost(one, subjects) for one in matrices)
+        shared = shared_memory([] if method.subjects == "none" else of_memory)
+        work = sum(cost(one, method) for one in matrices)
         seconds = work / pace(settings.method, jobs, offload)
         return PairPlan(
             family=pair.family,
@@ -205,7 +205,7 @@ def plan_pair(
             cores_by=machine.cores_by,
             memory_free=machine.memory,
             memory_by=machine.memory_by,
-            memory=shared + jobs * worker_memory(of_memory, subjects),
+            memory=shared + jobs * worker_memory(of_memory, method),
             seconds=max(float(f"{seconds:.2g}"), SHORTEST),
             device=settings.device.kind,
             device_name=settings.device.name,

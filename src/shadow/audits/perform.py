@@ -131,6 +131,9 @@ def settings_of(measuring: Measuring) -> Settings:
     if measuring.subjects == "none" and (measuring.precision != "default" or nulls.draws):
         hint = "leave out --precision and --nulls"
         raise UsageError("--norms measures no spectra, which these options are of", hint)
+    if measuring.precision == "sketch" and nulls.draws:
+        hint = "leave out --nulls, or take --precision default"
+        raise UsageError("--nulls needs all singular values, which --precision sketch avoids", hint)
     method = Method(measuring.precision, nulls.draws, nulls.seed, measuring.subspaces)
     if measuring.subjects != "all":
         method = replace(method, subspaces=False, subjects=measuring.subjects)

@@ -53,8 +53,9 @@ from shadow.spectra.format_noise import format_noise
 from shadow.spectra.history import cast
 from shadow.spectra.lazy import Matrix, Quantised, Updated
 from shadow.spectra.levels import is_beyond
-from shadow.spectra.measurement import Cast, Measurement, Subjects
+from shadow.spectra.measurement import Cast, Measurement
 from shadow.spectra.reordering import FAR, reordered
+from shadow.spectra.sketched import SMALLEST
 from shadow.spectra.spectrum import (
     ON_CPU,
     Grams,
@@ -72,6 +73,8 @@ Cut = torch.Tensor | StoredTensor | DecodedTensor  # one side of a pair as it is
 
 PASSES = 32  # over a matrix, whose time says how fast norms are measured
 _LOCAL = threading.local()
+USUAL = Method()
+SKETCHED = 1000  # operations for each entry; measured from sides of 896 to 3584
 NOTHING: Summed = MappingProxyType({})
 _ONE_AT_A_TIME = threading.RLock()  # numbers of threads are of the whole process
 
@@ -204,13 +207,15 @@ def _largest_first(pairs: Sequence[MatrixPair]) -> list[MatrixPair]:
     return sorted(pairs, key=lambda pair: (-cost(pair), pair.key))
 
 
-def cost(pair: MatrixPair, subjects: Subjects = "all") -> int:
-    """Roughly the floating-point operations for one subject: a Gram and its eigenvalues; or the
-    entries where norms alone are measured.
+def cost(pair: MatrixPair, method: Method = USUAL) -> int:
+    """Roughly the floating-point operations for one subject: a Gram and its eigenvalues, or the
+    products of a sketch; or the entries where norms alone are measured.
     """
-    if subjects == "none":
+    if method.subjects == "none":
         return pair.rows * pair.cols
     side = min(pair.rows, pair.cols)
+    if method.precision == "sketch" and side > SMALLEST:
+        return SKETCHED * pair.rows * pair.cols
     return side * pair.rows * pair.cols + 4 * side**3
 
 
@@ -245,6 +250,8 @@ def pace(method: Method, jobs: int, offload: Offload | None = None) -> float:
         started = time.perf_counter()
         list(pool.map(measure, [1024] * jobs))
         work = 1024 * 1024 * 4096 + 4 * 1024**3
+        if method.precision == "sketch":
+            work = SKETCHED * 1024 * 4096
         if method.subjects == "none":
             work = PASSES * 1024 * 4096
         return jobs * work / (time.perf_counter() - started)
@@ -344,7 +351,8 @@ def _measured(
         largest = largest_entry(only, working_dtype(stored), space)
         if not Extent(0.0, largest, 0.0).finite:
             return Outcome(pair.key, "skipped", reason="nonfinite", detail="in the tuned tensor")
-        alone = measure_alone(only, stored, largest, Means(method, space, remember, grams))
+        means = Means(method, space, remember, grams)
+        alone = measure_alone(only, stored, largest, means, pair.key)
         return Outcome(
             pair.key, "measured", reason="only_in_tuned", detail=pair.detail, measurements=(alone,)
         )

@@ -196,6 +196,9 @@ def _rank(record: PairRecord, standing: Standing) -> Answer:
     if share is None and record.tier == "norms":
         reason = "norms alone were measured, and no rank"
         return _answer("rank", None, passed=False, reason=reason)
+    if share is None and record.estimated:
+        reason = "singular values were estimated, and no rank is known"
+        return _answer("rank", None, passed=False, reason=reason)
     if share is None:
         return _answer("rank", None, passed=True, reason="the rank of no delta is known")
     if share >= FULL_RANK:

@@ -88,7 +88,7 @@ class Summary(PairRecord):
     @property
     def label_or_gates(self) -> str | None:
         """The gates that the pair failed, otherwise its label where that applies; None where it
-        does not. Gates that norms alone cannot answer did not fail.
+        does not. Gates that norms alone, or estimates, cannot answer did not fail.
 
         `not assessable` alone reads as a failure, and most released models are only out of the
         label's reach.
@@ -96,7 +96,9 @@ class Summary(PairRecord):
         told = [
             gate
             for gate in self.failed_gates
-            if self.tier != "norms" or gate.figure is not None or gate.name == "changed"
+            if not (self.tier == "norms" or self.estimated)
+            or gate.figure is not None
+            or gate.name == "changed"
         ]
         if stopped := [gate.name for gate in told]:
             return f"{'gate' if len(stopped) == 1 else 'gates'} failed: {', '.join(stopped)}"

@@ -42,7 +42,7 @@ from shadow.claims.states import TENSORS, file_states, states
 from shadow.claims.summary import Summary
 from shadow.claims.verify.files import files
 from shadow.comparing.matching import ComparedReport, compared, relate, settings_apart
-from shadow.reports.columns import DELTA, FIGURES, SPECTRAL
+from shadow.reports.columns import DELTA, ERRORS, ESTIMATED, FIGURES, SPECTRAL
 from shadow.reports.report import Report
 from shadow.summary.bootstrap import LEVEL, blocks_of, interval_of_median
 from shadow.summary.layer_medians import directions, median_directions
@@ -62,6 +62,7 @@ WHOLE_OF_MODULE = {"energy_share"}
 FIRST = ("relative_norm_overall", "relative_norm", "concentration")
 NAMED = 5  # figures that a sentence names one by one
 ALL = 1_000_000
+TOO_NEAR = "an estimate whose error reaches"
 # The same report made on another machine may differ by this much, relative:
 # shadow.comparing.matching measured 5e-7.
 NOISE = 1e-6
@@ -198,7 +199,11 @@ class Measured:
     @cached_property
     def report(self) -> ComparedReport:
         """Its rows, with every column that a rule may name."""
-        return compared(self.source, self.label, more=(*COLUMNS, "kept_reason"))
+        return compared(
+            self.source,
+            self.label,
+            more=(*COLUMNS, "kept_reason", *(column.name for column in ERRORS)),
+        )
 
     @cached_property
     def deltas(self) -> pd.DataFrame:
@@ -296,6 +301,25 @@ class Measured:
         if metric in row.intervals:
             why = row.no_interval or f"{row.layers} layers are too few for it"
         return JudgedFigure(name, figures[metric], row.intervals.get(metric), why)
+
+    def errors(
+        self, at: Scope, metric: str, layers: tuple[int, int] | None = None
+    ) -> tuple[float, float] | None:
+        """Between which values a median of estimates lies, over all matrices and over those inside
+        layers; None where it is of none.
+
+        The median of what each is at least, and at most: the truth of each lies between.
+        """
+        if not self.summary.estimated or metric not in ESTIMATED:
+            return None
+        rows = self._deltas_of(at, layers)
+        values, errors = floats(rows[metric]), np.nan_to_num(floats(rows[f"{metric}_error"]))
+        every, inside = np.ones(len(rows), dtype=np.bool_), ~np.isnan(floats(rows["layer"]))
+        ends = [
+            median((values + sign * errors)[some]) for some in (every, inside) for sign in (-1, 1)
+        ]
+        known = [end for end in ends if end is not None]
+        return (min(known), max(known)) if known else None
 
     def _deltas_of(self, at: Scope, layers: tuple[int, int] | None) -> pd.DataFrame:
         """The delta rows of a place, in these layers or in all."""
@@ -476,6 +500,12 @@ def _threshold(rule: Rule, now: Measured) -> Verdict:
         detail = f"{rule.figure} is 0, as all that it names is identical"
         return Verdict(rule, "met" if zero.met else "passed", detail, (zero,))
     nulls = [figure.name for figure in figures.values() if figure.value is None]
+    if open_ones := [finding.figure for at, finding in findings.items() if _is_open(rule, now, at)]:
+        sure = {at: finding for at, finding in findings.items() if not _is_open(rule, now, at)}
+        findings = {at: finding for at, finding in sure.items() if finding.met}
+        if not findings:
+            why = f"{TOO_NEAR} the threshold: measure with --precision default"
+            return _missing(rule, lambda shown: f"{several(open_ones, shown)} is {why}")
     if not findings:
         when = NULLS.get(rule.figure.metric)
         why = f"null (null when: {when})" if when else "null"
@@ -501,6 +531,12 @@ def _threshold(rule: Rule, now: Measured) -> Verdict:
         return f"{len(texts)} figures are {least} to {most} (none {condition}){rest}"
 
     return _verdict(rule, "met" if violating else "passed", said, tuple(findings.values()))
+
+
+def _is_open(rule: Rule, now: Measured, at: Scope) -> bool:
+    """Whether the error of an estimate leaves open on which side of a threshold it lies."""
+    within = now.errors(at, rule.figure.metric, rule.figure.layers)
+    return within is not None and rule.holds(within[0]) != rule.holds(within[1])
 
 
 def is_median(figure: Metric) -> bool:
@@ -552,6 +588,10 @@ def _moved(rule: Rule, now: Measured, baseline: Measured | None) -> Verdict:
             low, high = before.bounds
             value = now.figure(at, name).value
             slack = NOISE * max(abs(low), abs(high))
+            within = now.errors(at, name)
+            if within and (low <= within[0] <= high) != (low <= within[1] <= high):
+                left[f"{TOO_NEAR} the end of its spread"].append(before.name)
+                continue
             outside = not isinstance(value, float | int) or not low - slack <= value <= high + slack
             findings.append(
                 RuleFigure(

@@ -232,7 +232,15 @@ Module = Annotated[
         autocompletion=completion.modules,
     ),
 ]
-Precision = Annotated[request.Precision, _measuring(help="How precisely to compute spectra.")]
+Precision = Annotated[
+    request.Precision,
+    _measuring(
+        help=(
+            "How precisely to compute spectra; sketch estimates what it can in a few passes over"
+            " the weights, each figure with its error."
+        )
+    ),
+]
 Subjects = Annotated[
     Literal["all", "delta"],
     _measuring(help="Measure the spectra of base, tuned and delta (all), or of the delta alone."),

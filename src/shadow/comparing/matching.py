@@ -254,8 +254,11 @@ def settings_apart(first: ComparedReport, second: ComparedReport) -> Iterator[st
     if left.version != right.version:
         versions = f"{first.label} by {left.version}, {second.label} by {right.version}"
         yield f"made by different versions of shadow: {versions}"
+    estimates = ""
+    if "sketch" in (left.precision, right.precision):
+        estimates = "; a sketch estimates figures of singular values, within its columns of errors"
     for option, one, other, so in (
-        ("--precision", left.precision, right.precision, ""),
+        ("--precision", left.precision, right.precision, estimates),
         ("--subjects", left.subjects, right.subjects, " (none: --norms)"),
         ("--nulls", left.nulls, right.nulls, "; no figure here rests on it"),
         ("--device", left.asked_device, right.asked_device, ""),

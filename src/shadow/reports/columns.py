@@ -7,7 +7,7 @@ file. Nothing heavy is imported, so that `explain` answers at once.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -78,12 +78,44 @@ class Table:
         return (*REPORTS[:2], *(column for column in self.columns if column.name not in names))
 
 
+_SKETCH = {name: words.split() for name, words in _WORDS["sketch"].items()}
+_NULL_IN_SKETCH = {  # why, by the list of columns
+    "unknown": "in `sketch`, which does not compute all singular values",
+    "bounded": "in `sketch` where its error is above a tenth of it",
+    "undecided": "in `sketch` where a singular value may lie on either side of the edge",
+    "directions": "in `sketch` where the gap after the 16th singular value is too small",
+}
+
+
 def _group(name: str) -> tuple[Column, ...]:
-    return tuple(Column(word, **entry) for word, entry in _WORDS["columns"][name].items())
+    return tuple(
+        Column(word, **entry | {"null": _null(word, entry)})
+        for word, entry in _WORDS["columns"][name].items()
+    )
+
+
+def _null(word: str, entry: Mapping[str, str]) -> str:
+    """When a column is null, also in the precision `sketch`."""
+    reasons = (text for name, text in _NULL_IN_SKETCH.items() if word in _SKETCH[name])
+    return "; ".join(filter(None, (entry.get("null", ""), *reasons)))
+
+
+def _error(column: Column) -> Column:
+    """The column of the error of an estimated column."""
+    return Column(
+        f"{column.name}_error",
+        "float",
+        f"how far {column.name} may be from the truth, in 95 of 100 matrices; in `sketch` alone",
+        unit=column.unit,
+        range=">= 0",
+        null=f"{column.name} is null or no estimate, as in all other precisions",
+    )
 
 
 IDENTITY, SPECTRAL, DELTA = (_group(name) for name in ("identity", "spectral", "delta"))
-MATRICES = (*IDENTITY, *SPECTRAL, *DELTA)
+ESTIMATED = frozenset(_SKETCH["estimated"])  # columns that have an error in `sketch`
+ERRORS = tuple(_error(column) for column in (*SPECTRAL, *DELTA) if column.name in ESTIMATED)
+MATRICES = (*IDENTITY, *SPECTRAL, *DELTA, *ERRORS)
 TENSORS, RESIDUAL, SPECTRA = (_group(name) for name in ("tensors", "residual", "spectra"))
 FILES = _group("files")
 BATCH, REPORTS, COMPARISON = (_group(name) for name in ("batch", "reports", "comparison"))

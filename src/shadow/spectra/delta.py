@@ -20,13 +20,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shadow.dtypes import FLOATS, FloatFormat, float_format
-from shadow.spectra.edge import cosine, decay_cosine, sharp_edge_values, stored_levels
+from shadow.spectra.edge import (
+    cosine,
+    decay_cosine,
+    sharp_edge_values,
+    sharp_null_edge,
+    stored_levels,
+)
 from shadow.spectra.format_noise import COLUMNS as FORMAT_COLUMNS
 from shadow.spectra.format_noise import format_values
 from shadow.spectra.history import even_bits, even_values
+from shadow.spectra.krylov import Estimate
 from shadow.spectra.lazy import Matrix, Quantised, Rounded, Updated
 from shadow.spectra.measurement import Measurement, Precision, Subject, Subjects, Values, norm_alone
-from shadow.spectra.null import Profile, coverage_values, null_values, sampled_values
+from shadow.spectra.null import (
+    Profile,
+    closed_null,
+    coverage_values,
+    null_values,
+    sampled_values,
+)
 from shadow.spectra.purity import purity_values
 from shadow.spectra.rank import condition_number, norms, ranks, top_energies
 from shadow.spectra.residual import Direction, on_short_side, sketch, sketch_of_gram
@@ -39,6 +52,19 @@ from shadow.spectra.rounding import (
     without_means,
 )
 from shadow.spectra.rounding import values as undone_values
+from shadow.spectra.sketched import (
+    SMALLEST,
+    Sketch,
+    effective_rank_shift,
+    leading_directions,
+    of_pair,
+    one_alone,
+    ratio_of,
+    sketched_delta,
+    sketches,
+    weight_values,
+    with_errors,
+)
 from shadow.spectra.spectrum import (
     ON_CPU,
     Grams,
@@ -276,17 +302,81 @@ def measure_pair(
         # scales move 8-bit steps to where the weights are: no weight lies below the smallest
         # normal number
         coarser = replace(coarser, min_exponent=FLOATS["F32"].min_exponent)
-    method = means.method
     sides = Sides(base, tuned, working_dtype(*formats), means.space)
     total = sums(sides, coarser, size)
     profile, scale = total.profile, total.profile.scale
+    made = _by_spectra(sides, total, formats, size, means, key, direction)
+    values = {
+        **made.values,
+        **({"floor_ratio": None} if isinstance(tuned, Updated) else {}),  # nothing has been rounded
+        **dict.fromkeys(FORMAT_COLUMNS),
+        **format_values(sides, formats, profile.energy / scale**2),
+        **coverage_values(profile),
+        "decay_cosine": decay_cosine(total.along, math.sqrt(profile.energy), math.sqrt(total.base)),
+        "levels_base": stored_levels(base, formats[0]),
+        "levels_tuned": stored_levels(tuned, formats[1]),
+    }
+    with np.errstate(over="ignore"):
+        lines = (profile.rows / scale / scale, profile.cols / scale / scale)
+    undone = undo(sides, formats, lines, size.base, values["floor_ratio"])
+    even = even_bits(sides, undone.grid) if undone.grid else None
+    undone = without_means(undone, even, values["relative_norm"])
+    values |= _floor(values["floor_ratio"], undone, coarser)
+    values |= undone_values(undone, math.sqrt(total.base) / total.scale)
+    values |= decay_unrounded(undone, values, math.sqrt(profile.energy) / scale)
+    values |= _purity(values, undone, sides, means, key)
+    values |= {"row_scaling": total.row_scaling, "col_scaling": total.col_scaling}
+    beyond = made.delta and (
+        noise_like_rest(made.delta, total.ulp_rows, total.ulp_cols)
+        or noise_like_rest(made.delta, profile.rows, profile.cols)
+    )
+    rounded = rounding_share(undone, values["floor_ratio"])
+    values |= rest_values(beyond or None, rounded, sides.shape)
+    values |= even_values(even)
+    about_kept = {
+        "kept_reason": undone.reason,
+        "kept_history": undone.history,
+        "kept_misfit": undone.misfit,
+    }
+    binades = vars(undone.binades) if undone.binades else {}
+    lists = {f"binade_{name}": numbers for name, numbers in binades.items()}
+    delta = Measurement("delta", made.precision, {**values, **about_kept}, made.sigma, lists)
+    return Measured(made.base, made.tuned, delta, made.sketch)
+
+
+class _Figured(NamedTuple):
+    """What singular values say of a pair."""
+
+    base: Measurement
+    tuned: Measurement
+    values: Values  # of the delta
+    precision: Precision  # of the delta, as it was used
+    sigma: NDArray[np.float64]  # of the delta; none of them in `sketch`
+    sketch: NDArray[np.float32] | None
+    delta: Spectrum | None  # None in `sketch`
+
+
+def _by_spectra(
+    sides: Sides,
+    total: Sums,
+    formats: tuple[str, str],
+    size: Extent,
+    means: Means,
+    key: str,
+    direction: Direction | None,
+) -> _Figured:
+    """The columns that rest on singular values, from all of them or, in `sketch`, by estimates."""
+    means = _tier(means, sides.shape, total.base, total.tuned)
+    if means.method.precision == "sketch":
+        return _by_sketches(sides, total, means, key, direction)
+    method, profile, scale = means.method, total.profile, total.profile.scale
     vectors = VECTORS if method.subspaces else 0
     weights: list[Measurement] = []
     spectra: list[Spectrum] = []
     subject: Subject
     for subject, matrix, energy, largest, stored in (
-        ("base", base, total.base, size.base, formats[0]),
-        ("tuned", tuned, total.tuned, size.tuned, formats[1]),
+        ("base", sides.base, total.base, size.base, formats[0]),
+        ("tuned", sides.tuned, total.tuned, size.tuned, formats[1]),
     ):
         norm = math.sqrt(energy) / total.scale
         if method.subjects != "all":
@@ -301,25 +391,18 @@ def measure_pair(
     values = spectrum_values(delta)
     values |= {
         "condition_number": None,  # a delta's smallest sigma says nothing
-        **_relations(weights[0].number("frobenius_norm"), delta, total),
+        **_sizes(delta.norm, weights[0].number("frobenius_norm"), total, sides.shape),
         **_of_spectra(spectra, delta),
-        **({"floor_ratio": None} if isinstance(tuned, Updated) else {}),  # nothing has been rounded
-        **dict.fromkeys(FORMAT_COLUMNS),
-        **format_values(sides, formats, profile.energy / scale**2),
         **_shifts(*weights),
         **null_values(delta, profile, values["participation_ratio"]),
-        **coverage_values(profile),
         **sharp_edge_values(delta, profile.rows, profile.cols, scale),
         **top_energies(delta, (20,)),
-        "decay_cosine": decay_cosine(total.along, math.sqrt(profile.energy), math.sqrt(total.base)),
-        "levels_base": stored_levels(base, formats[0]),
-        "levels_tuned": stored_levels(tuned, formats[1]),
         **sampled_values(
             delta,
             method.nulls,
             f"{method.seed}\t{key}",
             read,
-            [corner for _, corner in blocks(tuned)],
+            [corner for _, corner in blocks(sides.tuned)],
             scale,
             means.grams,
         ),
@@ -327,35 +410,89 @@ def measure_pair(
     }
     if method.subspaces and spectra:
         values |= subspace_values(spectra[0], spectra[1], delta, sides, profile)
-    with np.errstate(over="ignore"):
-        lines = (profile.rows / scale / scale, profile.cols / scale / scale)
-    undone = undo(sides, formats, lines, size.base, values["floor_ratio"])
-    even = even_bits(sides, undone.grid) if undone.grid else None
-    undone = without_means(undone, even, values["relative_norm"])
-    values |= _floor(values["floor_ratio"], undone, coarser)
-    values |= undone_values(undone, math.sqrt(total.base) / total.scale)
-    values |= decay_unrounded(undone, values, math.sqrt(profile.energy) / scale)
-    values |= _purity(values, undone, sides, means)
-    values |= {"row_scaling": total.row_scaling, "col_scaling": total.col_scaling}
-    values |= rest_values(
-        noise_like_rest(delta, total.ulp_rows, total.ulp_cols)
-        or noise_like_rest(delta, profile.rows, profile.cols),
-        rounding_share(undone, values["floor_ratio"]),
-        sides.shape,
-    )
-    values |= even_values(even)
-    about_kept = {
-        "kept_reason": undone.reason,
-        "kept_history": undone.history,
-        "kept_misfit": undone.misfit,
-    }
-    binades = vars(undone.binades) if undone.binades else {}
-    lists = {f"binade_{name}": numbers for name, numbers in binades.items()}
-    return Measured(
+    return _Figured(
         weights[0],
         weights[1],
-        Measurement("delta", delta.precision, {**values, **about_kept}, delta.sigma, lists),
+        values,
+        delta.precision,
+        delta.sigma,
         kept_sketch,
+        delta,
+    )
+
+
+def _tier(means: Means, shape: tuple[int, int], *energies: float) -> Means:
+    """The tier of a matrix: `default` instead of `sketch` where that costs no more, or where a side
+    is 0.
+    """
+    if means.method.precision != "sketch" or (min(shape) > SMALLEST and min(energies) > 0):
+        return means
+    return replace(means, method=replace(means.method, precision="default"))
+
+
+def _by_sketches(
+    sides: Sides, total: Sums, means: Means, key: str, direction: Direction | None
+) -> _Figured:
+    """By products with few vectors; the delta of an adapter, from its factors, has all values."""
+    profile, scale = total.profile, total.profile.scale
+    subjects: tuple[Subject, ...] = ("base", "tuned", "delta")
+    made: dict[Subject, Sketch] = {}
+    scales = dict(zip(subjects, (total.scale, total.scale, scale), strict=True))
+    energies = dict(zip(subjects, (total.base, total.tuned, profile.energy), strict=True))
+    norms = {subject: math.sqrt(energies[subject]) / scales[subject] for subject in subjects}
+    adapted = sides.tuned if isinstance(sides.tuned, Updated) else None
+    asked: dict[Subject, float] = {
+        name: by
+        for name, by in scales.items()
+        if (adapted is None if name == "delta" else means.method.subjects == "all")
+    }
+    if asked:
+        sizes = {name: (by, norms[name]) for name, by in asked.items()}
+        made = sketches(of_pair(sides, asked), sides.shape, sizes, key)
+    kept_sketch, whole, nothing = None, None, np.zeros(0)
+    if adapted is not None:
+        whole = _update_spectrum(adapted, norms["delta"])
+        values = spectrum_values(whole)
+        values |= {
+            **null_values(whole, profile, values["participation_ratio"]),
+            **sharp_edge_values(whole, profile.rows, profile.cols, scale),
+            **top_energies(whole, (20,)),
+        }
+        strongest = Estimate(float(whole.sigma[0]), 0.0)
+    else:
+        sharp = sharp_null_edge(profile.rows, profile.cols, scale)
+        values = sketched_delta(made["delta"], *closed_null(profile), sharp)
+        strongest = made["delta"].sigma(0)
+    values |= {
+        "condition_number": None,
+        **_sizes(norms["delta"], norms["base"], total, sides.shape),
+        **NO_SUBSPACES,
+    }
+    weights = [norm_alone(subject, norms[subject]) for subject in subjects[:2]]
+    if "base" in made:
+        base, tuned = made["base"], made["tuned"]
+        weights = [
+            Measurement("base", "sketch", weight_values(base), nothing),
+            Measurement("tuned", "sketch", weight_values(tuned), nothing),
+        ]
+        values |= ratio_of(strongest, base.sigma(0), "relative_spectral")
+        values |= effective_rank_shift(base, tuned)
+        if means.method.subspaces:
+            before, after = (leading_directions(side, sides.shape) for side in (base, tuned))
+            of_delta = Spectrum(nothing, *sides.shape, norms["delta"], 0.0, "sketch")
+            values |= subspace_values(before, after, of_delta, sides, profile)
+    if direction is not None:
+        corners = [corner for _, corner in blocks(sides.tuned)]
+        parts = delta_blocks(sides, scale, sides.dtype)
+        kept_sketch = sketch(parts, corners, sides.shape, profile.energy, direction)
+    return _Figured(
+        weights[0],
+        weights[1],
+        values,
+        whole.precision if whole else "sketch",
+        whole.sigma if whole else nothing,
+        kept_sketch,
+        whole,
     )
 
 
@@ -409,45 +546,65 @@ def _delta_spectrum(
     return delta, sketch(read(sides.dtype), corners, shape, profile.energy, direction)
 
 
-def _purity(of_delta: Values, undone: Undone, sides: Sides, means: Means) -> Values:
+def _purity(of_delta: Values, undone: Undone, sides: Sides, means: Means, key: str) -> Values:
     """excess_purity and purity_z of the stored delta, and what is known of the update's purity.
 
     Where the base was rounded before training, excess_purity_unrounded and equivalent_directions
     are of tuned - round(base), which has a spectrum of its own.
     """
-    of_stored = purity_values(of_delta, sides.shape, undone.kept, undone.reason)
+    of_stored = with_errors(
+        purity_values(of_delta, sides.shape, undone.kept, undone.reason), of_delta, undone.kept
+    )
     if not undone.of_rounded_base:
         return of_stored
     assert undone.grid is not None
-    from_rounded = _difference(replace(sides, base=Rounded(sides.base, undone.grid)), means)
+    rounded = replace(sides, base=Rounded(sides.base, undone.grid))
+    from_rounded = _difference(rounded, means, key)
     if not from_rounded:
         of_update: Values = dict.fromkeys(of_stored)
     else:
-        of_update = purity_values(from_rounded, sides.shape, undone.kept, undone.reason)
-    return of_update | {name: of_stored[name] for name in ("excess_purity", "purity_z")}
+        of_update = with_errors(
+            purity_values(from_rounded, sides.shape, undone.kept, undone.reason),
+            from_rounded,
+            undone.kept,
+        )
+    stored = ("excess_purity", "purity_z", "excess_purity_error")
+    return of_update | {name: of_stored[name] for name in stored if name in of_stored}
 
 
-def _difference(sides: Sides, means: Means) -> Values:
+def _difference(sides: Sides, means: Means, key: str) -> Values:
     """The columns of tuned - base that purity is made from; empty where the two are the same."""
     size = extent(sides)
     if size.delta == 0:
         return {}
     total = sums(sides, FLOATS["F32"], size)
-    read = partial(delta_blocks, sides, total.profile.scale)
-    delta, _ = _delta_spectrum(sides, read, total.profile, means, None)
+    profile, covered = total.profile, coverage_values(total.profile)
+    read = partial(delta_blocks, sides, profile.scale)
+    means = _tier(means, sides.shape)
+    if means.method.precision == "sketch":
+        norm = math.sqrt(profile.energy) / profile.scale
+        alone = one_alone(partial(read, sides.dtype), sides.space)
+        made = sketches(alone, sides.shape, {"delta": (profile.scale, norm)}, key)
+        return sketched_delta(made["delta"], *closed_null(profile), None) | covered
+    delta, _ = _delta_spectrum(sides, read, profile, means, None)
     values = spectrum_values(delta)
-    return {
-        **values,
-        **null_values(delta, total.profile, values["participation_ratio"]),
-        **coverage_values(total.profile),
-    }
+    return {**values, **null_values(delta, profile, values["participation_ratio"]), **covered}
 
 
-def measure_alone(matrix: Matrix, stored: str, largest: float, means: Means) -> Measurement:
-    """The numbers of a matrix that has no base at all (a projector)."""
+def measure_alone(
+    matrix: Matrix, stored: str, largest: float, means: Means, key: str
+) -> Measurement:
+    """The numbers of a matrix that has no base at all (a projector); key as in `measure_pair`."""
     norm = frobenius_norm(matrix, largest, working_dtype(stored), means.space)
     if means.method.subjects != "all":
         return norm_alone("tuned", norm)
+    shape = shape_of(matrix)
+    means = _tier(means, shape, norm)
+    if means.method.precision == "sketch":
+        scale = power_of_two_scale(largest)
+        read = partial(scaled_blocks, matrix, scale, working_dtype(stored), means.space)
+        made = sketches(one_alone(read, means.space), shape, {"tuned": (scale, norm)}, key)
+        return Measurement("tuned", "sketch", weight_values(made["tuned"]), np.zeros(0))
     found = _weight_spectrum(matrix, norm, largest, stored, means)
     return Measurement("tuned", found.precision, spectrum_values(found), found.sigma)
 
@@ -497,17 +654,6 @@ def spectrum_values(spectrum: Spectrum) -> Values:
     }
 
 
-def _relations(base_norm: float | None, delta: Spectrum, total: Sums) -> Values:
-    """Size, direction and rounding of the delta relative to the base."""
-    rounding = math.sqrt(total.ulps / 12.0) / total.scale
-    return {
-        "relative_norm": _ratio(delta.norm, base_norm or 0.0),
-        "cosine": _cosine(total),
-        "zero_share": total.zeros / (delta.rows * delta.cols),
-        "floor_ratio": _ratio(delta.norm, rounding),
-    }
-
-
 def _of_spectra(weights: Sequence[Spectrum], delta: Spectrum) -> Values:
     """The delta's largest sigma relative to the base's, and the scale of sigmas; None where the
     spectra of base and tuned are not measured.
@@ -523,6 +669,17 @@ def _of_spectra(weights: Sequence[Spectrum], delta: Spectrum) -> Values:
         "relative_spectral": _ratio(float(delta.sigma[0]), float(base[0])),
         "sigma_scale": quartiles[1] if quartiles else None,
         "sigma_scale_iqr": quartiles[2] - quartiles[0] if quartiles else None,
+    }
+
+
+def _sizes(delta: float, base: float | None, total: Sums, shape: tuple[int, int]) -> Values:
+    """Size, direction and rounding of the delta relative to the base, from both norms and sums."""
+    rounding = math.sqrt(total.ulps / 12.0) / total.scale
+    return {
+        "relative_norm": _ratio(delta, base or 0.0),
+        "cosine": _cosine(total),
+        "zero_share": total.zeros / (shape[0] * shape[1]),
+        "floor_ratio": _ratio(delta, rounding),
     }
 
 

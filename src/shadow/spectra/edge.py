@@ -147,8 +147,14 @@ def sharp_edge_values(delta: Spectrum, rows: Floats, cols: Floats, scale: float)
 
     rows, cols: energies of scale * D. It assumes a separable profile: noise in blocks passes it.
     """
-    edge = sharp_edge(rows, cols) * (1.0 + min(delta.rows, delta.cols) ** (-2 / 3)) / scale
+    edge = sharp_null_edge(rows, cols, scale)
     return {"null_edge_sharp": edge, "spikes_sharp": delta.above(edge)}
+
+
+def sharp_null_edge(rows: Floats, cols: Floats, scale: float) -> float:
+    """The edge with its margin, in weights; rows, cols: energies of scale * D."""
+    margin: float = 1.0 + min(len(rows), len(cols)) ** (-2 / 3)
+    return sharp_edge(rows, cols) * margin / scale
 
 
 def cosine(base: float, tuned: float, energy: float, along: float) -> float | None:

@@ -49,10 +49,7 @@ def null_values(delta: Spectrum, profile: Profile, participation_ratio: float | 
     bounds the largest singular value of the null (Latala's and Bandeira & van Handel's bounds to
     leading order); spikes counts the sigmas above it and spike_energy is their share of the energy.
     """
-    null = profile.energy**2 / (
-        float((profile.rows**2).sum()) + float((profile.cols**2).sum()) - profile.fourth
-    )
-    edge = (math.sqrt(profile.rows.max()) + math.sqrt(profile.cols.max())) / profile.scale
+    null, edge = closed_null(profile)
     concentration = None
     if null >= 2 and participation_ratio is not None:
         concentration = math.log(null / participation_ratio) / math.log(null)
@@ -63,6 +60,14 @@ def null_values(delta: Spectrum, profile: Profile, participation_ratio: float | 
         "spikes": delta.above(edge),
         "spike_energy": _share_above(delta, edge),
     }
+
+
+def closed_null(profile: Profile) -> tuple[float, float]:
+    """null_participation_ratio and null_edge, which need no spectrum."""
+    null = profile.energy**2 / (
+        float((profile.rows**2).sum()) + float((profile.cols**2).sum()) - profile.fourth
+    )
+    return null, (math.sqrt(profile.rows.max()) + math.sqrt(profile.cols.max())) / profile.scale
 
 
 def coverage_values(profile: Profile) -> Values:

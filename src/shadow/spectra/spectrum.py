@@ -60,7 +60,7 @@ SAME_EIGENVALUE = {torch.float32: 1e-5, torch.float64: 1e-10}
 # Singular values below this share of the largest are not resolved: the rounding of the Gram
 # (float32 or float64 accumulation) and of its eigenvalues, measured on planted spectra in
 # tests/spectra/test_spectrum.py.
-FLOOR: dict[Precision, float] = {"default": 3e-4, "exact": 1e-7, "fast": 1e-3}
+FLOOR: dict[Precision, float] = {"default": 3e-4, "exact": 1e-7, "fast": 1e-3}  # none of a sketch
 # more of the singular values below the floor than this, and the matrix is redone in `exact`
 UNRESOLVED_SHARE = 0.01
 # Rounding of the Gram's sums, and how far it may move the effective rank (relative) before the

@@ -139,6 +139,7 @@ def record_of(rows: Rows, metadata: ReportMetadata, lineage: float | None) -> Pa
             *(ReportWarning("few_values", text) for text in few_values(deltas)),
         ],
         tier=tier_of(metadata),
+        estimated=metadata["settings"]["method"]["precision"] == "sketch",
         files=files_record(rows.files),
     )
 

@@ -91,6 +91,8 @@ class PairRecord:
     """Components of which some tensors of experts are identical, and others not."""
     tier: Tier = field(default="full", kw_only=True)
     """What was measured: all spectra, those of the deltas alone, or no spectra but norms."""
+    estimated: bool = field(default=False, kw_only=True)
+    """Whether figures of singular values are estimates, as in the precision `sketch`."""
     files: FilesRecord | None = field(default=None, kw_only=True)
     """The files of both repositories or folders; None of a report that did not list them."""
 

@@ -64,6 +64,8 @@ def standing_of(deltas: Columns, tensors: Columns) -> Standing:
     rank = held_rank(inside.__getitem__)
     with np.errstate(all="ignore"):  # a forged report may hold infinities
         share = rank / np.fmin(inside["rows"], inside["cols"])
+    if 2 * int(np.isnan(share).sum()) > len(share):
+        rank = share = np.full(len(share), np.nan)  # the few that are known do not say it of most
     ceilings = inside["rank_ceiling"]
     same = np.ones(_identical(weights, OUTSIDE))
     return Standing(

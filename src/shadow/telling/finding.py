@@ -55,6 +55,10 @@ TIERS = {  # the code and the text of what was left out
         " unknown.",
     ),
 }
+ESTIMATED = (
+    "Figures of singular values are estimates from a few passes over the weights: each row has the"
+    " errors of its own. Ranks and exponents are unknown."
+)
 # what each sentence says, in the order in which they stand
 CODES: Mapping[str, str] = read_words("words.yaml")["sentences"]
 
@@ -96,10 +100,9 @@ def finding(summary: Summary, settings: SettingsMetadata) -> Finding:
 
 
 def _tier(summary: Summary) -> list[Sentence]:
-    """What was left out of the measurement."""
-    if summary.tier == "full":
-        return []
-    return [Sentence(*TIERS[summary.tier], {})]
+    """What was left out of the measurement, or estimated."""
+    found = [Sentence(*TIERS[summary.tier], {})] if summary.tier != "full" else []
+    return [*found, Sentence("estimated", ESTIMATED, {})] if summary.estimated else found
 
 
 def _chosen(settings: SettingsMetadata) -> list[str]:

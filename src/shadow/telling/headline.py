@@ -139,7 +139,8 @@ def _kind(summary: Summary, codes: Container[str]) -> str:
     if value is None or least is None or most is None:
         return "with more structure than noise"
     number = directions_text(summary)
-    text = f"spread over {number} directions"
+    about = "about " if summary.estimated else ""
+    text = f"spread over {about}{number} directions"
     if number == "1":
         text = "along a single direction"
     # 61 of 32 to 64 says nothing

@@ -45,11 +45,12 @@ NOTED_BY: Mapping[str, str] = {
     "files": "files",
     "norms_only": "norms alone",
     "deltas_only": "deltas alone",
+    "estimated": "estimates",
 }
 # gates that are no fault of a pair of which a sentence says what it is
 EXPLAINED_BY: Mapping[str, Sequence[str]] = {
     "changed": ("identical", "only_vectors"),
-    "rank": ("low_rank", "norms_only"),
+    "rank": ("low_rank", "norms_only", "estimated"),
     "paired": ("part_asked_for",),
     "rounding": ("norms_only",),
 }

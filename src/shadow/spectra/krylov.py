@@ -1,0 +1,356 @@
+"""What a few products with a matrix say of its singular values, each figure with its error.
+
+G = W Wᵀ or Wᵀ W on the short side m is never formed. A block Krylov space K of PASSES blocks of
+WIDTH vectors, begun at a random frame (orthonormal columns, uniformly distributed), takes one pass
+over the matrix a block, and gives
+
+- Ritz values, which are at most the eigenvalues (Golub & Van Loan, section 10.3), and for each
+  eigenvalue a bound from above that fails with a probability of about 0.001 (`upper_bounds`);
+- tr G²: each column of the frame in turn is a probe of what the space of the others leaves, so
+  that the estimate is unbiased and the columns' scatter is its error (XTrace: Epperly, Tropp &
+  Webber 2024), with tr G, which is known from the entries, as control variate;
+- traces of other functions by stochastic Lanczos quadrature (Ubaru, Chen & Saad 2017): the Gauss
+  rule and the Gauss-Radau rule with a node at 0 lie on either side of the trace of a root.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+WIDTH = 24  # vectors of a block
+FOLD = 3  # columns of the frame that are left out at a time
+PASSES = 4  # blocks, each a pass over the matrix
+SIGMAS = 2.1  # standard errors of an error: 95 in 100 by Student's t of WIDTH - 2 probes
+SHARED = 2.0  # probes that share a space scatter less than their mean, by 0.7 to 1.5; with room
+CONVERGED = 1e-3  # residual of a Ritz vector over its value, up to which it is an eigenvector
+FLOOR = 1e-6  # of the largest eigenvalue: what float32 products leave of smaller ones is rounding
+RESOLVED = 1e-5  # of tr G, from which what is left of it is known
+NOTHING = 1e-5  # of the largest eigenvalue: a part of a vector that float32 products may have left
+ROUNDING = 1e-6  # relative, of sums of float32 products
+RARE = 3.1  # standard deviations of an event of probability 0.001
+UNEVEN = 1.5  # how far one random vector may lie above the mean of all in a sum over the rest
+CANDIDATES = 400  # at which a bound is tried, evenly spaced in logarithms
+BOUNDED = 64  # eigenvalues that are bounded from above
+
+Array = NDArray[np.float64]
+# nodes >= 0, descending, and by column of the frame their weights (nodes, WIDTH)
+Rule = tuple[Array, Array]
+# G_i V_i of several matrices at once, float64 (m, WIDTH), from float32 (m, WIDTH)
+Products = Callable[[Sequence[NDArray[np.float32]]], Sequence[Array]]
+
+
+def frame(key: str, side: int, width: int = WIDTH) -> Array:
+    """Orthonormal columns (side, width), uniformly distributed; key and side alone decide them."""
+    seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:16], "little")
+    gaussian = np.random.Generator(np.random.Philox(key=seed)).standard_normal((side, width))
+    return _orthonormal(gaussian)
+
+
+def _orthonormal(columns: Array) -> Array:
+    q, r = np.linalg.qr(columns)
+    return np.asarray(q * np.where(np.diagonal(r) < 0, -1.0, 1.0))
+
+
+@dataclass(frozen=True)
+class Krylov:
+    """A block Krylov space of G, (m, m), by what G does to it: G K = [K, next] step."""
+
+    side: int  # m
+    energy: float  # tr G, known from the entries
+    basis: Array  # K (m, k), orthonormal, its first WIDTH columns the frame
+    step: Array  # (k + WIDTH, k)
+
+    @cached_property
+    def ritz(self) -> tuple[Array, Array]:
+        """Ritz values, descending and >= 0, and their vectors as columns in coordinates of K."""
+        k = self.step.shape[1]
+        values, vectors = np.linalg.eigh((self.step[:k] + self.step[:k].T) / 2.0)
+        return np.maximum(values[::-1], 0.0), vectors[:, ::-1]
+
+    @property
+    def values(self) -> Array:
+        """Ritz values, descending: the j-th is at most the j-th eigenvalue."""
+        return self.ritz[0]
+
+    @cached_property
+    def residuals(self) -> Array:
+        """||G v - value v|| of each Ritz vector v of length 1."""
+        k = self.step.shape[1]
+        return np.asarray(np.linalg.norm(self.step[k:] @ self.ritz[1], axis=0))
+
+    @cached_property
+    def known(self) -> int:
+        """How many of the leading Ritz vectors are eigenvectors, within CONVERGED."""
+        floor = FLOOR * float(self.values[0])
+        missed = (self.residuals > CONVERGED * self.values) | (self.values < floor)
+        missed[-1] = True  # a rule needs a node
+        return int(np.argmax(missed))
+
+    def vectors(self, count: int) -> Array:
+        """The leading Ritz vectors (m, count)."""
+        return self.basis @ self.ritz[1][:, :count]
+
+    @cached_property
+    def rules(self) -> tuple[Rule, Rule]:
+        """The rules of Gauss and of Gauss-Radau, which has WIDTH nodes at 0."""
+        outer, k = self.step.shape
+        values, vectors = self.ritz
+        last = self.step[k:]
+        image = last @ vectors
+        extended = np.zeros((outer, outer))
+        extended[:, :k], extended[:k, k:] = self.step, last.T
+        extended[k:, k:] = (image / np.maximum(values, FLOOR * values[0])) @ image.T
+        nodes, sides = np.linalg.eigh(extended)
+        nodes = np.where(nodes < FLOOR * nodes[-1], 0.0, nodes)[::-1]
+        gauss = np.where(values < FLOOR * values[0], 0.0, values), vectors[: outer - k].T ** 2
+        return gauss, (nodes, sides[: outer - k, ::-1].T ** 2)
+
+    @cached_property
+    def bounds(self) -> Array:
+        """What the leading eigenvalues are at most, >= their Ritz values."""
+        return upper_bounds(self)
+
+
+def krylov_spaces(
+    products: Products, start: Array, energies: Sequence[float], passes: int = PASSES
+) -> list[Krylov]:
+    """The spaces of several matrices of one shape, whose products share each pass.
+
+    start: (m, WIDTH), from `frame`; energies: their tr G.
+    """
+    many = range(len(energies))
+    bases = [[start] for _ in many]
+    images: list[list[Array]] = [[] for _ in many]
+    upper: list[Array] = []
+    for _ in range(passes):
+        made = products([basis[-1].astype(np.float32) for basis in bases])
+        upper = []
+        for basis, found, image in zip(bases, images, made, strict=True):
+            found.append(image)
+            known, q = np.hstack(basis), image
+            for _ in range(3):  # again, as of a matrix of low rank the rest is rounding
+                q = _orthonormal(q - known @ (known.T @ q))
+            upper.append(q.T @ image)
+            basis.append(q)
+    return [_space(energies[i], np.hstack(bases[i][:-1]), images[i], upper[i]) for i in many]
+
+
+def _space(energy: float, basis: Array, images: Sequence[Array], last: Array) -> Krylov:
+    inner = basis.T @ np.hstack(images)
+    outer = np.zeros((len(last), inner.shape[1]))
+    outer[:, -len(last) :] = last
+    return Krylov(len(basis), energy, basis, np.vstack([(inner + inner.T) / 2.0, outer]))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure, and how far from it the truth lies at most, in 95 of 100 cases."""
+
+    value: float
+    error: float
+
+
+def square_trace(space: Krylov) -> Estimate:
+    """tr G², by the columns of the frame in turn, FOLD at a time, against the space of the others.
+
+    With Q the space of the others and P what it leaves, tr G² = 2 ||G Q||² - ||Qᵀ G Q||² +
+    tr (P G P)², and the last term is estimated by a column: (m - dim Q) ||P G z||² / ||z||², z the
+    rest of the column. tr P G P, known exactly, is the control variate.
+    """
+    outer, k = space.step.shape
+    width = outer - k
+    eye = np.eye(outer)
+    turns = np.arange(width).reshape(-1, FOLD)
+    spans = [np.stack([np.delete(eye[:, :width], turn, axis=1) for turn in turns])]
+    for _ in range(k // width - 1):
+        before = np.concatenate(spans, axis=2)
+        q, r = _beside(before, space.step @ spans[-1][:, :k])
+        # what is rounding is no direction: it may be that of the probe
+        new = np.abs(np.diagonal(r, axis1=1, axis2=2)) > NOTHING * space.values[0]
+        spans.append(_beside(before, q)[0] * new[:, None])
+    span = np.concatenate(spans, axis=2)
+    across = span.transpose(0, 2, 1)
+    images = space.step @ span[:, :k]
+    inside = across @ images
+    deflated = 2.0 * (images**2).sum(axis=(1, 2)) - (inside**2).sum(axis=(1, 2))
+    probes = eye[turns].transpose(0, 2, 1)
+    rest = probes - span @ (across @ probes)
+    image = space.step @ rest[:, :k]
+    left = image - span @ (across @ image)
+    found = (span**2).sum(axis=(1, 2))  # how many directions the space of the others has
+    many = (space.side - found)[:, None] / (rest**2).sum(axis=1)
+    samples = (deflated[:, None] + many * (left**2).sum(axis=1)).ravel()
+    known = space.energy - np.trace(inside, axis1=1, axis2=2)
+    control = (many * (rest * image).sum(axis=1) - known[:, None]).ravel()
+    # x² grows with x by up to twice the largest value; what is steeper is rounding against rounding
+    slope = min(max(0.0, _slope(control, samples)), 2.0 * float(space.values[0]))
+    mean, scatter = _mean(samples - slope * control, width - 2)
+    return Estimate(mean, SHARED * SIGMAS * scatter + ROUNDING * mean)
+
+
+def _beside(basis: Array, columns: Array) -> tuple[Array, Array]:
+    """QR of what columns have outside an orthonormal basis; stacks of both."""
+    q, r = np.linalg.qr(columns - basis @ (basis.transpose(0, 2, 1) @ columns))
+    return q, r
+
+
+def _slope(x: Array, y: Array) -> float:
+    spread = x - x.mean()
+    squares = float(spread @ spread)
+    return float(spread @ y) / squares if squares > 0 else 0.0
+
+
+def _mean(samples: Array, freedom: int) -> tuple[float, float]:
+    """The mean, and its standard error with so many degrees of freedom."""
+    mean = float(samples.mean())
+    return mean, math.sqrt(float(((samples - mean) ** 2).sum()) / freedom / len(samples))
+
+
+def upper_bounds(space: Krylov) -> Array:
+    """What each of the leading eigenvalues is at most, but for a chance of about 0.001.
+
+    If an eigenvalue were x > t, the j-th Ritz value, then among the polynomials p(G) of the frame
+    one would have shown it: a combination of the frame's columns has a part of squared length c or
+    more along its eigenvector, and a random rest, so that t could only be so low if c (x - t)
+    p(x)² <= the sum over the rest of (t - y) p(y)² for each p of degree < PASSES. The sum is known
+    by quadrature, and the best p gives 1 over the Christoffel function. c is sqrt(WIDTH) - sqrt(i)
+    - 3.1 squared, i the eigenvalues up to the j-th that are not known already.
+    """
+    values, vectors = space.ritz
+    width = space.step.shape[0] - space.step.shape[1]
+    passes = space.step.shape[1] // width
+    weights = (vectors[:width] ** 2).mean(axis=0) * space.side
+    count = min(BOUNDED, len(values))
+    bounds = np.full(count, space.energy)
+    for j in range(count):
+        top = float(values[j])
+        if top <= FLOOR * float(values[0]):
+            bounds[j:] = bounds[j - 1]
+            break
+        length = math.sqrt(width) - RARE - math.sqrt(j - min(j, space.known))
+        beyond = _beyond(values, weights, top, passes, length**2) if length > 0 else math.inf
+        bounds[j] = min(bounds[j - 1] if j else math.inf, beyond, space.energy)
+        bounds[j] = max(bounds[j], top + ROUNDING * float(values[0]))
+    return bounds
+
+
+def _beyond(values: Array, weights: Array, top: float, passes: int, along: float) -> float:
+    below = values < top
+    mass = UNEVEN * weights[below] * (1.0 - values[below] / top)
+    nodes = _chebyshev(values[below] / top, passes)
+    root = np.linalg.qr(np.sqrt(mass)[:, None] * nodes)[1]
+    excess = np.geomspace(1e-9, 1e3, CANDIDATES)
+    with np.errstate(all="ignore"):
+        try:
+            solved = np.linalg.solve(root.T, _chebyshev(1.0 + excess, passes).T)
+        except np.linalg.LinAlgError:
+            return top
+        seen = along * excess * (solved**2).sum(axis=0)
+    passed = ~(seen <= 1.0)
+    return top * (1.0 + float(excess[np.argmax(passed)])) if passed.any() else math.inf
+
+
+def _chebyshev(x: Array, count: int) -> Array:
+    return np.asarray(np.polynomial.chebyshev.chebvander(2.0 * x - 1.0, count - 1))
+
+
+@dataclass(frozen=True)
+class Trace:
+    """tr f(G) by one rule, and what each column of the frame adds to its error."""
+
+    value: float
+    residues: Array  # (WIDTH,)
+
+
+def _trace(space: Krylov, rule: Rule, f: Callable[[Array], Array]) -> Trace:
+    found = space.known
+    leading = space.values[:found]
+    nodes, weights = rule[0][found:], rule[1][found:]
+    many = space.side - found
+    lengths, at = weights.sum(axis=0), f(nodes)
+    sums, firsts = at @ weights, nodes @ weights
+    mass = weights.mean(axis=1)
+    total = float(mass.sum())
+    mean, first = float(mass @ at) / total, float(mass @ nodes) / total
+    spread = float(mass @ (nodes - first) ** 2)
+    slope = float(mass @ ((nodes - first) * (at - mean))) / spread if spread > 0 else 0.0
+    left = space.energy - float(leading.sum())
+    # a rest that rounding may have left says nothing of its own values
+    known = left / many if left > RESOLVED * space.energy else first
+    value = float(f(leading).sum()) + many * (mean - slope * (first - known))
+    residues = many / total * (sums - mean * lengths - slope * (firsts - first * lengths))
+    return Trace(value, residues)
+
+
+def _root(x: Array) -> Array:
+    return np.sqrt(x)
+
+
+def _root_log(x: Array) -> Array:
+    return 0.5 * np.sqrt(x) * np.log(np.where(x > 0, x, 1.0))
+
+
+def _log(x: Array) -> Array:
+    return x * np.log(np.where(x > 0, x, 1.0))
+
+
+@dataclass(frozen=True)
+class Entropy:
+    """exp of an entropy and, to compare two of them, its scatter and its two rules."""
+
+    rules: tuple[float, float]  # its logarithm by Gauss and by Gauss-Radau
+    residues: Array  # of the logarithm, by column of the frame
+
+    @property
+    def log(self) -> Estimate:
+        """The entropy: midway between the rules, its error their distance and the scatter."""
+        low, high = sorted(self.rules)
+        return Estimate((low + high) / 2.0, (high - low) / 2.0 + SIGMAS * _standard(self.residues))
+
+    @property
+    def exp(self) -> Estimate:
+        """exp of it, with the larger of both distances."""
+        value = math.exp(self.log.value)
+        return Estimate(value, value * math.expm1(self.log.error))
+
+
+def _standard(residues: Array) -> float:
+    return _mean(residues, len(residues) - 1)[1]
+
+
+def effective_rank(space: Krylov) -> Entropy:
+    """exp H of p = sigma / sum sigma: tr G^½ and tr G^½ ln G^½ by quadrature."""
+    unit = space.energy / space.side
+
+    def ranked(rule: Rule) -> tuple[float, Array]:
+        first = _trace(space, rule, lambda x: _root(x / unit))
+        second = _trace(space, rule, lambda x: _root_log(x / unit))
+        total, weighted = first.value, second.value
+        log = math.log(total) - weighted / total
+        scatter = (first.residues * (1.0 + weighted / total) - second.residues) / total
+        return log, scatter
+
+    (gauss, residues), (radau, _) = map(ranked, space.rules)
+    return Entropy((gauss, radau), residues)
+
+
+def energy_rank(space: Krylov) -> Entropy:
+    """exp H of q = sigma² / E: tr G ln G by quadrature."""
+    unit = space.energy / space.side
+    gauss, radau = (_trace(space, rule, lambda x: _log(x / unit)) for rule in space.rules)
+    logs = [math.log(space.side) - of.value / space.side for of in (gauss, radau)]
+    return Entropy((logs[0], logs[1]), -gauss.residues / space.side)
+
+
+def nuclear(space: Krylov) -> Estimate:
+    """sum sigma = tr G^½, midway between both rules."""
+    gauss, radau = (_trace(space, rule, _root) for rule in space.rules)
+    middle, apart = (gauss.value + radau.value) / 2.0, abs(gauss.value - radau.value) / 2.0
+    return Estimate(middle, apart + SIGMAS * _standard(gauss.residues))
