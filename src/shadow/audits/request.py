@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from shadow.targets.lists import Selection
 
 Place = str | PathLike[str]
-Precision = Literal["default", "exact", "fast"]
+Precision = Literal["default", "exact", "fast"]  # fast: a deprecated word for default
 Optimizer = Literal["adamw", "sgd", "muon"]
 Fetch = Literal["auto", "shards", "ranges"]
 

@@ -232,7 +232,10 @@ Module = Annotated[
         autocompletion=completion.modules,
     ),
 ]
-Precision = Annotated[request.Precision, _measuring(help="How precisely to compute spectra.")]
+Precision = Annotated[
+    request.Precision,
+    _measuring(help="How precisely to compute spectra. fast is deprecated and means default."),
+]
 Optimizer = Annotated[
     request.Optimizer | None,
     _measuring(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 Subject = Literal["base", "tuned", "delta"]
 Cast = Literal["tuned", "base"]  # the side that is the other, stored in another format
-Precision = Literal["default", "exact", "fast"]
+Precision = Literal["default", "exact"]
 Order = Literal["rows", "columns", "rows and columns"]  # what of a matrix may be in another order
 Values = dict[str, float | int | None]  # of one matrix, by column
 Cells = Mapping[str, float | int | str | None]  # the same with columns of text
