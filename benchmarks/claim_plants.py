@@ -177,6 +177,27 @@ def _same() -> Iterator[Plant]:
     yield from _each("same", "experts exchanged", FALSE, exchanged, "experts", models=("moe",))
     yield from _each("same", "quantised", OPEN, _quantised, "quanti|packed|not compared")
 
+    def adapters(alpha: float) -> Callable[[Work], Asked]:
+        def make(at: Work) -> Asked:
+            of = do.factors(at.base, 2e-2, at.rng, do.ALPHA / do.RANK)
+            tensors, config = do.adapter_files(of, rank_stabilised=False)
+            first = _adapter(at, "a", tensors, config)
+            return Asked((first, _adapter(at, "b", tensors, {**config, "lora_alpha": alpha})))
+
+        return make
+
+    yield from _each("same", "adapters", TRUE, adapters(do.ALPHA))
+    yield from _each("same", "adapters of another scale", FALSE, adapters(do.ALPHA / 2), "scale")
+
+
+def _adapter(at: Work, name: str, tensors: State, config: Mapping[str, object]) -> Path:
+    """An adapter of this name."""
+    folder = written(at.folder / name, tensors, {})
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    (folder / "config.json").unlink()
+    (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
 
 def _quantised(at: Work) -> Asked:
     """One matrix as packed integers beside floats."""
@@ -211,12 +232,7 @@ def _merged() -> Iterator[Plant]:
             scale = do.ALPHA / (do.RANK**0.5 if stabilised else do.RANK)
             of = do.factors(at.base, size, at.rng, scale)
             tensors, config = do.adapter_files(of, stabilised)
-            adapter = at.folder / "adapter"
-            written(adapter, tensors, {})
-            (adapter / "model.safetensors").rename(adapter / "adapter_model.safetensors")
-            (adapter / "config.json").unlink()
-            text = json.dumps(config)
-            (adapter / "adapter_config.json").write_text(text, encoding="utf-8")
+            adapter = _adapter(at, "adapter", tensors, config)
             begun = start(at, at.base, list(of))
             found = do.merge(begun, of, scale, at.stored, partial(how, at), narrow)
             found = after(at, found, at.base)
@@ -276,6 +292,21 @@ def _merged() -> Iterator[Plant]:
     yield from _each("merged", "noise of the same size", FALSE, merge(after=noise))
     swap = merge(after=lambda at, state, base: do.swapped(state))
     yield from _each("merged", "q and k swapped", FALSE, swap, r"q_proj|query")
+
+    def held_whole(is_merged: bool) -> Callable[[Work], Asked]:
+        def make(at: Work) -> Asked:
+            name = named(at.base, "norm")
+            saved = cast(updated({name: at.base[name]}, 5e-2, at.rng), at.stored)
+            module = f"base_model.model.{name.removesuffix('.weight')}.modules_to_save.weight"
+            _, config = do.adapter_files({}, rank_stabilised=False)
+            adapter = _adapter(at, "adapter", {module: saved[name]}, config)
+            merged = {**at.base, **saved} if is_merged else at.base
+            return Asked((at.put("base", at.base), adapter, at.put("merged", merged)))
+
+        return make
+
+    yield from _each("merged", "modules held whole", TRUE, held_whole(True))
+    yield from _each("merged", "modules held whole, lost", FALSE, held_whole(False), "[nN]orm")
     said = "below the rounding|within the rounding"
     narrow = ("F16", "BF16")
     # SmolLM2 has entries of exactly 0, where any update shows
@@ -323,6 +354,13 @@ def _trained() -> Iterator[Plant]:
     yield from _each("trained", "stuck norms", FALSE, stuck, "[nN]orm", formats=("BF16", "F16"))
     rounded = train(lambda at, state: cast(cast(state, "BF16"), "F32"))
     yield from _each("trained", "frozen was rounded", FALSE, rounded, "differ", formats=("F32",))
+
+    def only_rounded(at: Work, state: State) -> State:
+        own = {name: at.base[name] if layer_of(name) == 1 else one for name, one in state.items()}
+        return cast(cast(own, "BF16"), "F32")
+
+    cast_alone = train(only_rounded, frozen=())
+    yield from _each("trained", "moved was rounded", FALSE, cast_alone, "did not", formats=("F32",))
 
     def by_component(change: Callable[[Work, State], State]) -> Callable[[Work], Asked]:
         def make(at: Work) -> Asked:
@@ -393,6 +431,16 @@ def _stored() -> Iterator[Plant]:
         base, again = at.put("base", full), at.put("full", full)
         return Asked((again, at.put("stored", at.base)), {"base": base})
 
+    def in_8_bits(size: float) -> Callable[[Work], Asked]:
+        def make(at: Work) -> Asked:
+            full = {name: size * one for name, one in cast(at.model.weights, "F32").items()}
+            found = {name: one.to(torch.float8_e4m3fn) for name, one in full.items()}
+            return Asked((at.put("full", full), at.put("stored", found)))
+
+        return make
+
+    yield from _each("stored", "in 8 bits", TRUE, in_8_bits(1.0), formats=("F32",))
+    yield from _each("stored", "saturated in 8 bits", FALSE, in_8_bits(1e5), formats=("F32",))
     yield from _each("stored", "no update", OPEN, nothing, "no update", formats=narrow)
 
 
@@ -429,6 +477,14 @@ def _base() -> Iterator[Plant]:
     yield from _each("base", "none of them", FALSE, none)
     unrelated = candidates(lambda at: (_other(at), [at.base]))
     yield from _each("base", "unrelated", FALSE, unrelated)
+
+    def with_means(at: Work, state: State) -> State:
+        moved = {name: one.float() + 3 * one.float().std() if one.ndim > 1 else one
+                 for name, one in state.items()}  # fmt: skip
+        return cast(moved, at.stored)
+
+    uneven = candidates(lambda at: (with_means(at, _other(at)), [with_means(at, at.base)]))
+    yield from _each("base", "unrelated, means above 0", FALSE, uneven)
 
     def fine(at: Work) -> Asked:
         config = at.model.config
@@ -507,6 +563,7 @@ def _mixture() -> Iterator[Plant]:
         size: float = 3e-2,
         has_base: bool = False,
         alike: bool = False,
+        steps: tuple[int, ...] = (),
     ) -> Callable[[Work], Asked]:
         def make(at: Work) -> Asked:
             layers = {name: one for name, one in at.base.items() if layer_of(name) in (None, 0, 1)}
@@ -516,8 +573,10 @@ def _mixture() -> Iterator[Plant]:
             sides = [cast(updated(base, size, at.rng), at.stored) for _ in range(count)]
             if alike:
                 sides = [sides[0]] * count
-            put = [at.put(f"side-{number}", one) for number, one in enumerate(sides)]
-            tuned = at.put("tuned", target(at, base, sides))
+            models = [target(at, base, sides), *sides]
+            for one, step in zip(models, steps, strict=False):
+                one["model.steps"] = torch.tensor([step])
+            tuned, *put = (at.put(f"side-{number}", one) for number, one in enumerate(models))
             options = {"base": at.put("base", base)} if has_base else {}
             return Asked((tuned, *put), options)
 
@@ -580,6 +639,8 @@ def _mixture() -> Iterator[Plant]:
     yield from _each("mixture", "trained after the merge", FALSE, mix(trained_after))
     sibling = mix(lambda at, base, sides: cast(updated(base, 3e-2, at.rng), at.stored))
     yield from _each("mixture", "a sibling", FALSE, sibling)
+    number = mix(average, steps=(9, 1, 2))
+    yield from _each("mixture", "a whole number of neither", FALSE, number, "model.steps")
     copied = mix(lambda at, base, sides: sides[0])
     yield from _each("mixture", "a copy of A", FALSE, copied, "no part of B")
     same = mix(lambda at, base, sides: average(at, base, sides), alike=True)

@@ -36,7 +36,7 @@ from scipy.stats import beta
 import shadow
 from shadow.errors import ShadowError
 
-FINAL = 20261128  # asked once, after all was developed with others
+FINAL = 20261129  # asked once, after all was developed with others
 PAGE = Path(__file__).parents[1] / "docs" / "verify.md"
 RATES = Path(shadow.__file__).parent / "claims" / "verify_error_rates.json"
 MARKS = "<!-- error-rates -->", "<!-- /error-rates -->"
@@ -169,8 +169,7 @@ def told(found: Sequence[Judged]) -> str:
     noticed = sum(one.is_right for one in undecidable)
     lines = [
         f"`python benchmarks/claims.py` plants {len(found)} claims on six models and asks each"
-        " once, but for the kind above, with a seed that nothing was developed with. Real are"
-        " SmolLM2-135M, a BERT and a"
+        " once, with a seed that nothing was developed with. Real are SmolLM2-135M, a BERT and a"
         " DINOv2-small, cut to a few layers. A Llama, a mixture of experts and a LLaVA are made"
         " up.",
         "",

@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import ggufs
+import numpy as np
 import pyarrow.parquet as pq
 import reports
 import torch
@@ -38,6 +40,7 @@ from shadow.claims.rules import read_policy
 from shadow.comparing.gains import Gain
 from shadow.comparing.kept_scores import read_kept
 from shadow.comparing.scores import read_scores
+from shadow.dtypes import FLOATS
 from shadow.errors import ShadowError
 from shadow.targets.families import load_families
 from shadow.targets.lists import read_list
@@ -275,6 +278,15 @@ def targets(top: Path) -> Mapping[str, Target]:
         (folder / SHARD).write_bytes(content)
         read_header(folder / SHARD, SHARD)
 
+    def packed(folder: Path, content: bytes) -> None:
+        (folder / "a.gguf").write_bytes(content)
+        found = open_folder(str(folder))
+        assert found.files is not None
+        found.files()
+        for info in found.tensors.values():
+            if not info.problem and (info.packing or info.dtype in FLOATS):
+                found.tensor(info).whole()
+
     def beside(name: str, shard: str = SHARD) -> Callable[[Path, bytes], object]:
         def read(folder: Path, content: bytes) -> None:
             (folder / shard).write_bytes(WEIGHTS)
@@ -322,6 +334,7 @@ def targets(top: Path) -> Mapping[str, Target]:
 
     return {
         "header": Target(like(HEADER).map(with_length) | changed_bytes((WEIGHTS,)), weights),
+        "gguf": Target(changed_bytes((small_gguf(top),)), packed),
         "index": Target(like(INDEX), beside("model.safetensors.index.json")),
         "config": Target(like(CONFIG), beside("config.json", "model.safetensors")),
         "adapter": Target(
@@ -346,6 +359,17 @@ def targets(top: Path) -> Mapping[str, Target]:
             file_of_report("matrices.parquet"),
         ),
     }
+
+
+def small_gguf(top: Path) -> bytes:
+    """A GGUF file with every kind of value, and tensors of several types."""
+    tensors = {
+        "model.embed_tokens.weight": np.ones((4, 64), np.float32),
+        "model.layers.0.self_attn.q_proj.weight": np.ones((8, 64), np.float32),
+        "model.layers.0.input_layernorm.weight": np.ones(64, np.float32),
+    }
+    kinds = {"model.embed_tokens.weight": "F16"}
+    return ggufs.write(top / "small.gguf", tensors, "Q4_0", kinds=kinds, tokens=3).read_bytes()
 
 
 def attempt(target: Target, content: bytes) -> bool:

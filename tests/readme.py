@@ -175,6 +175,20 @@ def compared_demo() -> str:
     return re.sub(r"(?m)^([AB]  .* of demo  )\S*/(demo/\S*/)$", r"\1reports/\2", text)
 
 
+def joint_demo() -> str:
+    """What `--joint` adds to the comparison of the demo's two models."""
+    with tempfile.TemporaryDirectory() as folder:
+        shadow("audit", "demo", "-o", folder)
+        text = shadow(
+            "compare",
+            *(f"{folder}/demo/{pair}" for pair in ("base..narrow", "base..broad")),
+            "--joint",
+        )
+    sentence = text[text.index("The two deltas") : text.index("\nMedians over")]
+    table = text[text.index("Where the deltas point") : text.index("\nBy depth") - 1]
+    return f"{sentence}\n{table}"
+
+
 def planted_lineage() -> str:
     """The stages of a planted chain, as a person sees them."""
     with tempfile.TemporaryDirectory() as folder:
@@ -320,6 +334,7 @@ BLOCKS: dict[str, Callable[[], str]] = {  # every generated part by name
     "questions": questions,
     "map": lambda: fenced(map_of_demo()),
     "compare": lambda: fenced(compared_demo()),
+    "joint": lambda: fenced(joint_demo()),
     "lineage": lambda: fenced(planted_lineage()),
     "commands": pages.command_line,
     "modules": pages.modules,

@@ -24,6 +24,7 @@ from shadow.audits.request import (
     Place,
     Precision,
     Ray,
+    Subjects,
 )
 from shadow.errors import ShadowError, UsageError
 from shadow.outputs.notebook import AuditReport, AuditReports
@@ -89,6 +90,7 @@ class AuditOptions(OldOptions, total=False):
     nulls: int | Nulls
     subspaces: bool
     spectra: bool
+    subjects: Subjects
     optimizer: Optimizer | None
     device: str
     scores: Place | Sequence[Place]
@@ -138,6 +140,7 @@ def audit(
     nulls: int | Nulls = 0,
     subspaces: bool = True,
     spectra: bool = True,
+    subjects: Subjects = "all",
     optimizer: Optimizer | None = None,
     device: str = "cpu",
     scores: Place | Sequence[Place] = (),
@@ -175,6 +178,8 @@ def audit(
             `shadow.Nulls(100, seed=1)` gives their seed as well.
         subspaces: Compare the leading singular subspaces.
         spectra: Write singular values, which `report.spectrum` needs.
+        subjects: Measure the spectra of base, tuned and delta (all), of the delta alone (delta),
+            or which tensors moved and how far, and no spectra (none).
         optimizer: What the tuned model was trained with, if it is known: adamw, sgd or muon. Only
             the label needs it.
         device: What makes Gram matrices: cpu, cuda, one card as `cuda:1`, or auto: a card if there
@@ -238,6 +243,7 @@ def audit(
             subspaces=subspaces,
             spectra=spectra,
             optimizer=optimizer,
+            subjects=subjects,
             device=device,
         ),
         files,
@@ -396,6 +402,9 @@ def compare(
     margin: float = 0.05,
     allow_different_base: bool = False,
     scores: Place | Sequence[Place] = (),
+    joint: bool = False,
+    jobs: int | None = None,
+    allow_pickle: bool = False,
     storage_options: Mapping[str, Any] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Comparison:
@@ -410,6 +419,10 @@ def compare(
         allow_different_base: Also compare deltas from different bases.
         scores: Benchmark scores that others measured: a CSV, results of lm-eval (JSON), a folder
             of them, or a list of such.
+        joint: Also compare where two deltas of one base point, which reads the checkpoints: they
+            must be in folders or in the Hub's cache.
+        jobs: Of joint: how many matrices are measured at a time; None: as many as fit.
+        allow_pickle: Of joint: also read pickled checkpoints, in a process of their own.
         storage_options: Options of the driver of URLs, as fsspec takes them.
         say: Gets a line of text on what the scores lack.
 
@@ -424,16 +437,21 @@ def compare(
         raise UsageError(
             f"a margin of {margin:g} is out of range", "give a number from 0 to 1, such as 0.05"
         )
-    files = _paths(scores, storage_options)
+    given = _paths(scores, storage_options)
     runs = [_at(report, storage_options) for report in (first, *others)]
-    folders = reports_of(runs, once=bool(files))
-    comparison.check_count(len(folders), scored=bool(files))
-    return comparison.compare(
+    folders = reports_of(runs, once=bool(given))
+    comparison.check_count(len(folders), scored=bool(given))
+    compared = comparison.compare(
         folders,
         margin=margin,
         allow_different_base=allow_different_base,
-        scores=scores_of_reports(files, folders, say or _ignore),
+        scores=scores_of_reports(given, folders, say or _ignore),
     )
+    if not joint:
+        return compared
+    from shadow.audits.joint import with_directions
+
+    return with_directions(compared, jobs=jobs, allow_pickle=allow_pickle, say=say or _ignore)
 
 
 def judge(

@@ -1,4 +1,7 @@
-"""The dtypes of safetensors headers: which are floats, and how they are rounded."""
+"""The dtypes of safetensors headers: which are floats, and how they are rounded.
+
+Any other word is a format of quantised matrices, or unknown.
+"""
 
 from __future__ import annotations
 
@@ -27,3 +30,15 @@ FLOATS = {
 INTEGERS = {
     "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
 }  # fmt: skip
+
+
+def torch_name(dtype: str) -> str:
+    """What torch calls a dtype of FLOATS or INTEGERS."""
+    if dtype in FLOATS:
+        return FLOATS[dtype].torch_name
+    return "bool" if dtype == "BOOL" else f"{'u' * (dtype[0] == 'U')}int{INTEGERS[dtype]}"
+
+
+def float_format(dtype: str) -> FloatFormat:
+    """The format in which numbers of a dtype are read; a quantised matrix is decoded to F32."""
+    return FLOATS.get(dtype, FLOATS["F32"])

@@ -12,6 +12,7 @@ EXTRAS = {  # extra: the packages it brings, as in pyproject.toml
     "figure": ("matplotlib",),
     "gs": ("gcsfs",),
     "lab": ("gguf", "matplotlib", "transformers"),
+    "quantised": ("gguf",),
     "ray": ("ray",),
     "report": ("jinja2",),
     "s3": ("s3fs",),

@@ -44,7 +44,7 @@ from shadow.audits.list_index import (
 from shadow.audits.merging import merge
 from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.checkpoints.pairing import Filter
-from shadow.claims.verdicts import first_code
+from shadow.claims.answer import first_code
 from shadow.cli import console
 from shadow.cli.commands import app
 from shadow.cli.pace import Pace

@@ -144,3 +144,55 @@ def test_other_architectures(tmp_path, kind):
     near = models.perturbed(model, tmp_path / "c", 0.1)
     assert shadow.verify("base", near, model, other).holds is True
     assert shadow.verify("base", near, other).holds is False
+
+
+def test_weights_with_a_mean_are_no_other_order(tmp_path):
+    """All units of weights that are above 0 on average point one way, whatever the model."""
+    generator = torch.Generator().manual_seed(7)
+
+    def drawn(name, one):
+        return (torch.rand(one.shape, generator=generator) + 0.2).to(one.dtype)
+
+    one = changed(DEMO / "base", tmp_path / "one", drawn)
+    other = changed(DEMO / "base", tmp_path / "other", drawn)
+    found = shadow.verify("base", one, other)
+    assert found.holds is False, found
+
+    def permuted(name, tensor):
+        if "mlp" not in name:
+            return tensor
+        order = torch.arange(max(tensor.shape)).flip(0)
+        return tensor[:, order] if "down" in name else tensor[order]
+
+    found = shadow.verify("base", changed(one, tmp_path / "permuted", permuted), one)
+    assert found.holds is True
+    assert "in another order" in found.reason
+
+
+def test_a_copy_among_the_candidates_is_the_nearest(tmp_path):
+    """However far the others are; two copies cannot be told apart."""
+    copy = changed(DEMO / "base", tmp_path / "copy", lambda name, one: one)
+    far = models.perturbed(DEMO / "base", tmp_path / "far", 0.2)
+    found = shadow.verify("base", DEMO / "base", copy, far)
+    assert found.holds is True, found
+    assert f"{copy} is the nearest relative" in found.reason
+    assert found.reason.count("lies beyond it") == 1
+    found = shadow.verify("base", DEMO / "base", copy, DEMO / "base", far)
+    assert found.holds is None
+    assert "cannot be told apart: what was sampled of them is equal" in found.reason
+
+
+def test_candidates_that_share_no_matrix_are_said_to():
+    """An angle between them is not known."""
+    one, other = (Candidate(name, 1e-6, distance=0.1) for name in "ab")
+    answer, _ = base([one, other], {})
+    assert answer.outcome == "cannot_be_told"
+    assert "no MLP that was sampled is in both" in answer.reason
+
+
+def test_the_level_is_shared_by_all_candidates_that_are_named():
+    """Also by those that cannot be compared."""
+    p = 0.0006
+    unknown = Candidate("c", None, why="of another size")
+    assert base([Candidate("a", p)], {})[0].outcome == "holds"
+    assert base([Candidate("a", p), unknown], {})[0].outcome != "holds"

@@ -46,3 +46,16 @@ def test_what_moved_is_known_of_models_on_the_hub(run, hub):
     run(*ask[:4], "--frozen", "embed").assert_done(4)
     run("verify", "stored", "org/tuned", "org/tuned", "--base", "org/base").assert_done()
     run("verify", "same", "org/base", "org/none").assert_refused()
+
+
+def test_weights_that_are_fetched_at_once_are_refused_before_they_move(run, hub):
+    """Where --max-disk is less than they need: all models of a mixture, and the base of a copy."""
+    for ask in (
+        ("mixture", "org/tuned", "org/base", "org/tuned"),
+        ("stored", "org/tuned", "org/tuned", "--base", "org/base"),
+    ):
+        done = run("verify", *ask, "--max-disk", "2MB")
+        done.assert_refused(1)
+        assert "of disk all at once, 2.0 MB may be used" in done.err
+        assert "give --max-disk" in done.err
+    assert hub.bytes_of("*.safetensors") < 2_000_000, "headers alone"

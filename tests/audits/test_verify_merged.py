@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import models
 import numpy as np
@@ -12,7 +13,9 @@ from command import run_shadow
 from safetensors.torch import load_file, save_file
 
 import shadow
+from shadow.audits import verify_merged
 from shadow.dtypes import FLOATS
+from shadow.errors import ShadowError
 from shadow.spectra.merging import half_ulp, quantised
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -368,3 +371,56 @@ def test_wrong_usage_and_hostile_files_are_one_line(tmp_path):
     found = run_shadow("verify", "merged", "./base", "./short", "./base", cwd=tmp_path)
     assert found.code in (1, 4, 5)
     assert "Traceback" not in found.err
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_an_adapter_that_only_holds_modules_whole(tmp_path, dtype):
+    """It holds where the merged model has them; where they are the base's, nothing can be told."""
+    base = based(dtype)
+    embed = "model.embed_tokens.weight"
+    saved = base[embed].float() + 0.01
+    extra = {"base_model.model.model.embed_tokens.modules_to_save.weight": saved}
+    merged = base | {embed: saved.to(dtype)}
+    found = told(tmp_path, base, {}, merged, extra=extra)
+    assert found.holds is True, found
+    assert found.reason == "the only tensor that the adapter holds whole is in the merged model"
+    assert told(tmp_path, base, {}, base, extra=extra).holds is False
+    kept = {name: base[embed].float() for name in extra}
+    found = told(tmp_path, base, {}, base, extra=kept)
+    assert found.holds is None, found
+    both = told(tmp_path, base, factors(), merge(merged, factors(), dtype), extra=extra)
+    assert both.holds is True
+    assert "in every entry of 4 matrices, within the rounding of" in both.reason
+    assert "; the only tensor that the adapter holds whole is in the merged model" in both.reason
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_a_merge_that_is_stored_in_8_bits(tmp_path, dtype):
+    """Plain formats are rounded once; nobody computes in 8 bits; with block scales it is unread."""
+    base, pairs = based(torch.float32, norm=1.0), factors(strength=0.5)
+    merged = merge(base, pairs, dtype)
+    found = told(tmp_path, base, pairs, merged)
+    assert found.holds is True, found
+    assert "in every entry of 4 matrices, within the rounding of F8_E" in found.reason
+    assert told(tmp_path, base, pairs, merge(base, pairs, dtype, scale=1.0)).holds is False
+    scaled = merge(base, pairs, torch.float32)
+    scaled[UP.format(0)] = merged[UP.format(0)]
+    scaled[UP.format(0).replace("weight", "weight_scale_inv")] = torch.full((1, 1), 1.0)
+    found = told(tmp_path, base, pairs, scaled)
+    assert found.holds is None, found
+    assert "8-bit floats with scales of blocks" in found.reason
+
+
+def test_an_adapter_that_is_written_to_meanwhile_is_a_fault(tmp_path, monkeypatch):
+    """Its factors are read beside the scan."""
+    base, pairs = based(torch.float32), factors()
+    done = verify_merged._module
+
+    def touched(*asked):
+        for path in tmp_path.rglob("adapter_model.safetensors"):
+            os.utime(path, ns=(1, 1))
+        return done(*asked)
+
+    monkeypatch.setattr(verify_merged, "_module", touched)
+    with pytest.raises(ShadowError, match="changed"):
+        told(tmp_path, base, pairs, merge(base, pairs, torch.float32))

@@ -319,3 +319,137 @@ def test_names_from_files_are_harmless_on_a_terminal(tmp_path):
     assert found.code in (1, 4)
     assert "\x1b[2J" not in found.out + found.err
     assert "\n::error" not in found.out + found.err
+
+
+def lora(folder, tensors, **config):
+    """An adapter's files."""
+    folder.mkdir(parents=True)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    told = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, **config}
+    (folder / "adapter_config.json").write_text(json.dumps(told))
+    return folder
+
+
+@pytest.mark.parametrize("linked", [False, True], ids=["copies", "the same file"])
+def test_adapters_of_other_scales_are_not_the_same(tmp_path, linked):
+    """Equal factors with another alpha are another update; another way to write a scale is not."""
+    module = "base_model.model.model.layers.{}.self_attn.q_proj"
+    tensors = {}
+    for layer in range(2):
+        tensors[f"{module.format(layer)}.lora_A.weight"] = torch.ones(4, 8)
+        tensors[f"{module.format(layer)}.lora_B.weight"] = torch.ones(8, 4)
+    a = lora(tmp_path / "a", tensors)
+    cases = [
+        ({"lora_alpha": 64}, 2),
+        ({"use_rslora": True}, 2),
+        ({"alpha_pattern": {"layers.1.self_attn.q_proj": 16}}, 1),
+        ({"use_rslora": True, "lora_alpha": 4}, 0),
+        ({"lora_dropout": 0.5}, 0),
+    ]
+    for number, (config, apart) in enumerate(cases):
+        b = lora(tmp_path / f"b{number}", tensors, **config)
+        if linked:
+            (b / "adapter_model.safetensors").unlink()
+            (b / "adapter_model.safetensors").hardlink_to(a / "adapter_model.safetensors")
+        found = shadow.verify("same", a, b)
+        assert found.holds is (apart == 0), (config, found)
+        assert len(found.against) == apart
+        if apart:
+            assert "scale" in found.reason
+            assert "layers.1.self_attn.q_proj" in found.against[-1].name
+
+
+@pytest.mark.parametrize("entry", ["3", "''", "same"])
+def test_an_entry_that_is_no_claim_says_how_one_is_written(tmp_path, entry):
+    """In one line with its number, and a hint."""
+    (tmp_path / "claims.yaml").write_text(f"- {entry}\n")
+    done = run_shadow("verify", "--claims", "claims.yaml", cwd=tmp_path)
+    done.assert_refused()
+    assert "claims.yaml:1: " in done.err
+    assert "is no claim with checkpoints" in done.err
+    assert "write `same ./a ./b`" in done.err
+
+
+def test_hints_name_what_the_claim_takes(tmp_path):
+    """Usage has its options; a base by component only where there is a base."""
+    done = run_shadow("verify", "trained", "./a", "./b", cwd=tmp_path)
+    assert "trained BASE TUNED --moved PATTERN --frozen PATTERN" in done.err
+    done = run_shadow("verify", "same", "language=./a", "./b", cwd=tmp_path)
+    assert "--base" not in done.err
+    done = run_shadow("verify", "same", "./a", "./b", "--base", "./c", cwd=tmp_path)
+    assert "stored and mixture have it" in done.err
+
+
+def test_an_integer_weight_beside_a_float_cannot_be_told(tmp_path):
+    """Also where no config says how it was quantised."""
+    name = "model.layers.0.mlp.up_proj.weight"
+    rest = {"model.norm.weight": torch.ones(8)}
+    a = models.write(tmp_path / "a", {name: torch.ones(8, 8), **rest}, models.LLAMA)
+    whole = torch.ones(8, 8, dtype=torch.int8)
+    b = models.write(tmp_path / "b", {name: whole, **rest}, models.LLAMA)
+    for sides in ((a, b), (b, a)):
+        found = shadow.verify("same", *sides)
+        assert found.holds is None, found
+        found = shadow.verify("trained", *sides, frozen="mlp.up")
+        assert found.holds is None, found
+
+
+def test_a_size_is_only_given_where_it_is_known(tmp_path):
+    """Not of tensors with NaN, and not of those that are compared byte by byte."""
+    name, norm = "model.layers.0.mlp.up_proj.weight", "model.norm.weight"
+    sides = {name: torch.ones(8, 8), norm: torch.ones(8)}
+    a = models.write(tmp_path / "a", sides, models.LLAMA)
+    with_nan = {**sides, norm: torch.tensor([torch.nan, *[1.0] * 7])}
+    found = shadow.verify("same", a, models.write(tmp_path / "b", with_nan, models.LLAMA))
+    assert found.reason == "1 of 2 tensors differs, in 1 entry"
+    packed = {**sides, "model.steps": torch.tensor([1])}
+    c = models.write(tmp_path / "c", packed, models.LLAMA)
+    packed = {**sides, "model.steps": torch.tensor([2])}
+    found = shadow.verify("same", c, models.write(tmp_path / "d", packed, models.LLAMA))
+    assert found.reason == "1 of 3 tensors differs, in 1 entry"
+    assert "relative_norm" not in found.figures
+
+
+def test_a_head_that_only_one_config_ties_is_said_to_be_tied(tmp_path):
+    """The embeddings are equal: it is the head that differs."""
+    embed = torch.randn(16, 8, generator=torch.Generator().manual_seed(0))
+    sides = {"model.embed_tokens.weight": embed, "lm_head.weight": embed + 1}
+    a = models.write(tmp_path / "a", sides, models.LLAMA)
+    del sides["lm_head.weight"]
+    tied = models.LLAMA | {"tie_word_embeddings": True}
+    b = models.write(tmp_path / "b", sides, tied)
+    found = shadow.verify("same", a, b)
+    assert found.holds is False
+    assert "as the head of the second, which its config ties to the embedding" in str(found.against)
+    found = shadow.verify("same", b, a)
+    assert "as the head of the first" in str(found.against)
+
+
+def test_rows_of_a_grown_vocabulary_are_no_tensors(tmp_path):
+    """They are counted as rows, by every claim that compares tensors."""
+    sides = {"model.embed_tokens.weight": torch.ones(16, 8), "model.norm.weight": torch.ones(8)}
+    a = models.write(tmp_path / "a", sides, models.LLAMA)
+    grown = {**sides, "model.embed_tokens.weight": torch.ones(18, 8)}
+    b = models.write(tmp_path / "b", grown, models.LLAMA)
+    found = shadow.verify("same", a, b)
+    assert found.reason == "both tensors that both have are equal; 2 rows only in B, of 1 tensor"
+    assert found.figures["tensors_only_in_b"] == 0
+    found = shadow.verify("trained", a, b, frozen="embed")
+    assert found.reason == "2 rows only in the tuned model, of 1 tensor"
+    assert "2 rows only in the copy" in shadow.verify("stored", a, b).reason
+
+
+def test_dora_adapters_are_compared_with_their_norms(tmp_path):
+    """An adapter whose norms are not used is another one."""
+    module = "base_model.model.model.layers.0.self_attn.q_proj"
+    tensors = {f"{module}.lora_A.weight": torch.ones(4, 8),
+               f"{module}.lora_B.weight": torch.ones(8, 4),
+               f"{module}.lora_magnitude_vector": torch.ones(8)}  # fmt: skip
+    a = lora(tmp_path / "a", tensors, use_dora=True)
+    assert shadow.verify("same", a, lora(tmp_path / "b", tensors, use_dora=True)).holds is True
+    found = shadow.verify("same", a, lora(tmp_path / "c", tensors))
+    assert found.holds is False
+    assert found.reason.endswith("only A is a DoRA adapter")
+    other = {**tensors, f"{module}.lora_magnitude_vector": torch.full((8,), 1.5)}
+    found = shadow.verify("same", a, lora(tmp_path / "d", other, use_dora=True))
+    assert [one.name for one in found.against] == [f"{module}.lora_magnitude_vector"]

@@ -133,3 +133,52 @@ def test_the_command_takes_a_base(tmp_path):
     assert told["of"]["--base"].endswith("/base")
     (tmp_path / "claims.yaml").write_text("- {claim: stored, of: [./full, ./copy], base: ./base}\n")
     run_shadow("verify", "--claims", "claims.yaml", cwd=tmp_path).assert_done(4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float16])
+def test_values_beyond_the_largest_of_a_format_are_not_rounded(tmp_path, dtype):
+    """What saturates, or becomes infinite, is lost; what rounds to the largest value is not."""
+    full, _ = full_and_base(1e-3)
+    large = torch.finfo(dtype).max
+    key = models.UP.format(0)
+    full[key][0, 0] = large * 1.01
+    copy = {name: one.to(dtype) for name, one in full.items()}
+    copy[key][0, 0] = large
+    assert told(tmp_path, full, copy).holds is (dtype != torch.float16)
+    full[key][0, 1] = -3 * large
+    copy[key][0, 1] = full[key][0, 1].to(dtype)
+    found = told(tmp_path, full, copy)
+    assert found.holds is False, found
+    far = {name: one * 1e9 for name, one in full.items()}
+    found = told(tmp_path, far, {name: one.to(dtype) for name, one in far.items()})
+    assert found.holds is False, found
+    assert found.figures["entries_off"] > 4_000
+
+
+def test_equal_values_that_are_not_finite_are_noted(tmp_path):
+    """A copy has them as the full model has; where it has others, it does not hold."""
+    full, _ = full_and_base(1e-3)
+    key = models.UP.format(0)
+    full[key][0, 0] = torch.nan
+    copy = {name: one.bfloat16() for name, one in full.items()}
+    found = told(tmp_path, full, copy)
+    assert found.holds is True, found
+    assert found.notes == ("1 tensor has entries that are not finite; no norm counts them",)
+    copy[key][0, 0] = 1.0
+    found = told(tmp_path, full, copy)
+    assert found.holds is False
+    assert found.reason.startswith("1 of 3 tensors is not the full model's rounded to BF16, in 1")
+
+
+def test_block_scaled_floats_cannot_be_told(tmp_path):
+    """Their rounding is not predicted; a copy of such a copy holds."""
+    full, _ = full_and_base(1e-3, size=128)
+    key = models.UP.format(0)
+    scale = full[key].abs().max() / 448
+    copy = dict(full)
+    copy[key] = (full[key] / scale).to(torch.float8_e4m3fn)
+    copy[key.replace("weight", "weight_scale_inv")] = scale.reshape(1, 1)
+    found = told(tmp_path, full, copy)
+    assert found.holds is None, found
+    assert "1 tensor is not compared: 8-bit floats with scales of blocks" in found.reason
+    assert told(tmp_path, copy, copy).holds is True

@@ -12,6 +12,7 @@ from command import run_shadow
 
 import shadow
 from shadow.claims.verify.patterns import parse_pattern
+from shadow.claims.verify.trained import Training, trained
 from shadow.errors import UsageError
 from shadow.places.architecture import Place
 
@@ -219,3 +220,62 @@ def test_a_base_for_each_component(tmp_path):
             "verify", "trained", wrong, "./llava", "--moved", "*", cwd=tmp_path
         ).assert_refused(2)
     run_shadow("verify", "same", "language=./lm", "./llava", cwd=tmp_path).assert_refused(2)
+
+
+@pytest.mark.parametrize("kind", ["int8", "gptq"])
+def test_patterns_name_quantised_tensors_too(tmp_path, kind):
+    """They are compared byte by byte at their own place: one that differs is not frozen."""
+    stem = "model.layers.{}.mlp.up_proj"
+    base, config = based(layers=2), models.LLAMA
+    for layer in range(2):
+        del base[f"{stem.format(layer)}.weight"]
+        if kind == "int8":
+            base[f"{stem.format(layer)}.weight"] = torch.full((32, 32), 3, dtype=torch.int8)
+        else:
+            name = stem.format(layer)
+            base |= {
+                f"{name}.qweight": torch.ones(4, 32, dtype=torch.int32),
+                f"{name}.qzeros": torch.ones(1, 4, dtype=torch.int32),
+                f"{name}.scales": torch.ones(1, 32, dtype=torch.float16),
+                f"{name}.g_idx": torch.ones(32, dtype=torch.int32),
+            }
+            config = {**config, "quantization_config": {"quant_method": "gptq", "bits": 4}}
+    tuned = {name: one.clone() for name, one in base.items()}
+    changed = next(name for name in tuned if "layers.1.mlp.up_proj" in name)
+    tuned[changed].view(-1)[5] += 1
+    a = models.write(tmp_path / "a", base, config)
+    b = models.write(tmp_path / "b", tuned, config)
+    found = shadow.verify("trained", a, b, frozen="mlp.up")
+    assert found.holds is False, found
+    assert [one.name for one in found.against] == [changed]
+    assert shadow.verify("trained", a, b, frozen="layers.0.mlp.up").holds is True
+    found = shadow.verify("trained", a, b, moved="layers.0.mlp.up")
+    assert found.holds is False, found
+    assert all("layers.0" in one.name for one in found.against)
+
+
+def test_a_claim_of_nothing_that_was_compared_cannot_be_told():
+    """Without a tensor there is nothing that holds."""
+    answer, _, _ = trained(Training([], [], [], 3, 1))
+    assert answer.outcome == "cannot_be_told"
+    assert answer.reason == "no tensor that the patterns name was compared"
+
+
+def test_a_cast_that_is_stored_in_the_wider_format_is_no_step(tmp_path):
+    """F32 weights that were rounded to BF16 and stored in F32 again did not move."""
+    base = based()
+    tuned = {name: one.bfloat16().float() for name, one in base.items()}
+    found = told(tmp_path, base, tuned, moved="layers.0-1.attn.*")
+    assert found.holds is False, found
+    assert {one.what for one in found.against} == {"it is the base's rounded to BF16"}
+    found = told(tmp_path, base, tuned, frozen="embed")
+    assert found.against[0].what.endswith("it is the base's rounded to BF16")
+
+
+def test_an_empty_tensor_has_no_entry_that_could_move(tmp_path):
+    """It is left out; alone it is nothing to judge."""
+    base = {**based(), "model.layers.0.self_attn.v_proj.weight": torch.zeros(0, 32)}
+    tuned = moved(base, lambda name: True)
+    assert told(tmp_path, base, tuned, moved="layers.*").holds is True
+    found = told(tmp_path, base, tuned, moved="attn.v")
+    assert found.holds is None, found

@@ -18,6 +18,7 @@ from effort import every
 from reports import delta, place, places
 
 from shadow.audits.list_index import read_index, write_index
+from shadow.claims.answer import first_code
 from shadow.claims.rules import (
     COLUMNS,
     OF_A_COMPONENT,
@@ -32,7 +33,6 @@ from shadow.claims.verdicts import (
     FIRST,
     Judgement,
     Verdict,
-    first_code,
     is_median,
     judge,
     judge_report,

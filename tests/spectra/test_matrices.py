@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from measuring import measure
+from measuring import measure, scaled_floats
 
+from shadow.checkpoints import packed_tensors
 from shadow.spectra import lazy
-from shadow.spectra.lazy import BlockScaled, Updated
+from shadow.spectra.lazy import Updated
 from shadow.spectra.spectrum import blocks
 
 SIZES = st.integers(1, 40)
@@ -22,45 +21,47 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def scaled(rows, cols, block, first_row=0):
-    raw = (torch.randn(first_row + rows, cols, generator=generator()) * 50).to(torch.float8_e4m3fn)
-    shape = -(-(first_row + rows) // block[0]), -(-cols // block[1])
+def scaled(rows, cols, block):
+    raw = (torch.randn(rows, cols, generator=generator()) * 50).to(torch.float8_e4m3fn)
+    shape = -(-rows // block[0]), -(-cols // block[1])
     scales = torch.rand(shape, generator=generator(1)) + 0.1
-    repeated = np.repeat(np.repeat(scales.numpy(), block[0], 0), block[1], 1)[
-        : first_row + rows, :cols
-    ]
-    expected = raw.float().numpy() * repeated
-    return BlockScaled(raw[first_row:], scales, block, first_row), expected[first_row:]
+    repeated = np.repeat(np.repeat(scales.numpy(), block[0], 0), block[1], 1)[:rows, :cols]
+    return scaled_floats(raw, scales, block), raw.float().numpy() * repeated
 
 
-@given(SIZES, SIZES, st.integers(1, 9), st.integers(1, 9), st.integers(0, 10), st.data())
-def test_every_entry_of_a_scaled_matrix_has_its_blocks_scale(
-    rows, cols, high, wide, first_row, data
+VIEWS = {
+    "as it is": lambda tensor: tensor,
+    "from a row on": lambda tensor: tensor[2:],
+    "grouped": lambda tensor: tensor.view(4, -1, tensor.shape[1]),
+    "some rows of each group": lambda tensor: tensor.view(4, -1, tensor.shape[1])[:, 1:3],
+    "one row of each group": lambda tensor: tensor.view(4, -1, tensor.shape[1])[:, 1],
+    "transposed": lambda tensor: tensor.T,
+    "one line": lambda tensor: tensor.reshape(1, -1),
+    "cut in columns": lambda tensor: tensor[1:, 1:],
+}
+
+
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("view", VIEWS)
+@given(st.integers(3, 9), SIZES, st.integers(1, 9), st.integers(1, 9), st.data())
+def test_every_entry_of_a_quantised_matrix_is_decoded_however_it_is_seen(
+    view, kept, each, cols, high, wide, data
 ):
-    """Any block of it equals NumPy's, cut blocks at the edges and a first row inside a block."""
-    matrix, expected = scaled(rows, cols, (high, wide), first_row)
-    start = data.draw(st.integers(0, rows - 1))
-    left = data.draw(st.integers(0, cols - 1))
-    np.testing.assert_array_equal(matrix[slice(None),].numpy(), expected)
-    np.testing.assert_array_equal(
-        matrix[slice(start, start + 5),].numpy(), expected[start : start + 5]
-    )
-    np.testing.assert_array_equal(
-        matrix[slice(None), slice(left, left + 5)].numpy(), expected[:, left : left + 5]
-    )
-
-
-@given(SIZES, st.integers(1, 5), SIZES, st.data())
-def test_a_scaled_matrix_whose_rows_are_grouped_has_the_same_entries(each, groups, cols, data):
-    """As the parts of a fused projection are grouped: any groups, rows and columns of it."""
-    matrix, expected = scaled(groups * each, cols, (3, 4), 2)
-    grouped, whole = replace(matrix, groups=groups), expected.reshape(groups, each, cols)
-    assert (tuple(grouped.shape), grouped.ndim, grouped.numel()) == (whole.shape, 3, whole.size)
-    cut = tuple(
-        slice(start := data.draw(st.integers(0, size - 1)), start + 4) for size in whole.shape
-    )
-    for index in (cut, cut[:2], cut[:1]):
-        np.testing.assert_array_equal(grouped[index].numpy(), whole[index])
+    """Any part of any view, of small matrices that are kept and of large ones, is NumPy's."""
+    matrix, expected = scaled(4 * each, cols, (high, wide))
+    seen, wanted = matrix.seen(VIEWS[view]), VIEWS[view](torch.from_numpy(expected)).numpy()
+    assert (tuple(seen.shape), seen.ndim, seen.numel()) == (wanted.shape, wanted.ndim, wanted.size)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packed_tensors, "AT_ONCE", 7)
+        patch.setattr(packed_tensors, "STRIPE", 64)
+        if not kept:
+            patch.setattr(packed_tensors, "WHOLE", 0)
+        for _ in range(3):
+            starts = [data.draw(st.integers(0, max(0, size - 1))) for size in wanted.shape]
+            cut = tuple(slice(start, start + 4) for start in starts)
+            for index in (cut, cut[:1], (slice(None),) * (wanted.ndim - 1) + cut[-1:]):
+                np.testing.assert_array_equal(seen[index].numpy(), wanted[index])
+    assert seen.steps(cut) is None  # floats have none
 
 
 def test_a_tall_factor_is_decomposed_in_parts(monkeypatch):

@@ -7,11 +7,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from measuring import scaled_floats
 from scipy.stats import norm as normal
 
 from shadow.dtypes import FLOATS
 from shadow.spectra import rounding, rounding_counts, rounding_model
-from shadow.spectra.lazy import BlockScaled, Updated
+from shadow.spectra.lazy import Updated
 from shadow.spectra.spectrum import Sides, Workspace
 
 TORCH = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
@@ -319,7 +320,7 @@ def test_what_was_not_rounded_has_no_kept():
     lines = (np.ones(64), np.ones(96))
     updated = Sides(base, adapter, torch.float64, Workspace())
     assert rounding.undo(updated, ("BF16", "F32"), lines, 1.0).reason == "nothing_rounded"
-    scaled = BlockScaled(torch.ones(64, 96).to(torch.float8_e4m3fn), torch.ones(1, 1), (128, 128))
+    scaled = scaled_floats(torch.ones(64, 96).to(torch.float8_e4m3fn), torch.ones(1, 1), (128, 128))
     sides = Sides(base, scaled, torch.float32, Workspace())
     found = rounding.undo(sides, ("BF16", "F8_E4M3"), lines, 1.0)
     assert (found.kept, found.reason) == (None, "rounding_unexplained")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from shadow.spectra import spectrum, subspace
 from shadow.spectra.delta import Method
-from shadow.spectra.lazy import BlockScaled, Updated
+from shadow.spectra.lazy import Updated
 from shadow.spectra.subspace import NO_SUBSPACES
 
 F64 = ("F64", "F64")
@@ -118,7 +118,7 @@ def test_updates_and_scaled_floats_are_read_by_index():
     found, wanted = (values(base, tuned, ("BF16", "F64")) for tuned in (lazy, dense))
     assert found == pytest.approx(wanted, rel=1e-7)
     raw = (torch.randn(70, 300, generator=generator) * 50).to(torch.float8_e4m3fn)
-    scaled = BlockScaled(raw, torch.rand(3, 10, generator=generator) + 0.1, (32, 32))
+    scaled = measuring.scaled_floats(raw, torch.rand(3, 10, generator=generator) + 0.1, (32, 32))
     tuned = (scaled[:,] + torch.randn(70, 300, generator=generator)).bfloat16()
     found, wanted = (values(one, tuned, ("F8_E4M3", "BF16")) for one in (scaled, scaled[:,]))
     assert found == pytest.approx(wanted, rel=1e-12)

@@ -12,9 +12,9 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
-from shadow.audits.runtime import AlignedPair
+from shadow.audits.runtime import AlignedPair, Settings
 from shadow.audits.schedule import infos_of
-from shadow.checkpoints.pairing import Side
+from shadow.checkpoints.pairing import Filter, Side
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.reports.column_types import Cell
 from shadow.reports.metadata import SIDES, ReportMetadata
@@ -22,11 +22,15 @@ from shadow.reports.metadata import SIDES, ReportMetadata
 Summed = Mapping[str, Sequence[tuple[Side, TensorInfo]]]  # by key of a pair: tensors of either side
 
 
-def summed_with(lined: AlignedPair, *, unfiltered: bool) -> Summed:
+def summed_with(lined: AlignedPair, settings: Settings) -> Summed:
     """The tensors that are summed up with each pair. Where pairs are chosen, only what they read.
 
-    An adapter leaves most of its base alone, which is not read for this either.
+    An adapter leaves most of its base alone, which is not read for this either. Nothing is summed
+    up where norms alone are measured: that takes longer than they do.
     """
+    unfiltered = settings.chosen == Filter()
+    if settings.method.subjects == "none":
+        return {}
     sums: defaultdict[str, list[tuple[Side, TensorInfo]]] = defaultdict(list)
     for side in SIDES:
         checkpoint = lined.base if side == "base" else lined.tuned

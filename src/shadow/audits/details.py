@@ -18,6 +18,11 @@ from shadow.checkpoints.pairing import MatrixPair, Side, Skipped
 from shadow.checkpoints.sources import ByteRanges, Source, WholeFile
 from shadow.text import byte_size, counted, several, took
 
+SUBJECTS = {
+    "all": "spectra of base, tuned and delta",
+    "delta": "spectra of the delta alone",
+    "none": "norms and no spectra",
+}
 NAMED = 3  # tensors that a line names
 
 
@@ -33,6 +38,7 @@ def of_settings(settings: Settings) -> str:
     parts = [
         f"precision {method.precision}",
         f"{counted(method.nulls, 'sampled null', 'sampled nulls')}{drawn}",
+        SUBJECTS[method.subjects],
         f"subspaces {'compared' if method.subspaces else 'not compared'}",
         f"spectra {'written' if settings.spectra else 'not written'}",
         f"optimiser {settings.optimizer or 'not given'}",

@@ -18,6 +18,7 @@ from shadow.checkpoints.listing import (
     StoredFile,
     differ_in_sample,
     git_checksum,
+    kind_of,
     read_small,
 )
 from shadow.checkpoints.small_files import (
@@ -41,6 +42,8 @@ ADDED = {
     "pickle": "a pickle: what loads it runs what it says",
 }
 TEMPLATE = "chat_template"
+INSIDE = ("config", "generation", "tokenizer")
+OTHER_FORM = "one side is a GGUF file, which keeps this in another form"
 ALIKE = "only layout differs, or keys such as dtype and transformers_version"
 
 
@@ -143,6 +146,8 @@ class _Sides:
         return content
 
     def _told(self, path: str, base: StoredFile | None, tuned: StoredFile | None) -> _Told:
+        if self._in_other_form(path):
+            return _Told("unknown", detail=OTHER_FORM)
         if base is None or tuned is None:
             return self._of_one(path, base, tuned)
         same = self._are_same(base, tuned)
@@ -166,6 +171,14 @@ class _Sides:
         words += words_of(apart)
         texts += [one.text for one in apart]
         return _Told("changed", words[:NAMED], several(texts, NAMED, "; ") or ALIKE)
+
+    def _in_other_form(self, path: str) -> bool:
+        """Whether one side alone is a GGUF file, and this is a file whose like it holds inside. The
+        chat template is the same text in both.
+        """
+        if self.base is None or self.tuned is None or kind_of(path) not in INSIDE:
+            return False
+        return bool(self.base.inside) != bool(self.tuned.inside)
 
     def _of_one(self, path: str, base: StoredFile | None, tuned: StoredFile | None) -> _Told:
         """What is told of a file that one side has."""

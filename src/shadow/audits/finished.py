@@ -35,6 +35,7 @@ NAMES = {  # settings, by the option that sets them
     "method.precision": "--precision",
     "method.nulls": "--nulls",
     "method.seed": "--seed",
+    "method.subjects": "--subjects",
     "method.subspaces": "--subspaces",
     "spectra": "--spectra",
     "device": "--device",

@@ -10,10 +10,12 @@ from collections.abc import Iterable, Sequence
 from shadow.audits.machine_limits import MachineLimits
 from shadow.checkpoints.pairing import MatrixPair
 from shadow.checkpoints.stored_tensors import kept_memory
-from shadow.dtypes import FLOATS
+from shadow.dtypes import float_format
 from shadow.errors import ShadowError
 from shadow.places.groups import direction_of
+from shadow.spectra.entries import PART
 from shadow.spectra.lazy import FACTOR_BLOCK
+from shadow.spectra.measurement import Subjects
 from shadow.spectra.residual import on_short_side, projection_memory
 from shadow.spectra.spectrum import BLOCK, TILE
 from shadow.text import byte_size
@@ -27,11 +29,12 @@ GRAM = 3 * 8
 LINE = 88
 
 
-def matrix_memory(pair: MatrixPair) -> int:
-    """Bytes that a worker takes at most for a pair."""
-    # of both sides, each stored as the tuned one is
-    kept = 2 * kept_memory(pair.rows * pair.cols * FLOATS[pair.tuned.info.dtype].bits // 8)
+def matrix_memory(pair: MatrixPair, subjects: Subjects = "all") -> int:
+    """Bytes that a worker takes at most for a pair, of which these spectra are measured."""
+    kept = 2 * _kept(pair)
     blocks = BUFFERS * min(BLOCK, pair.rows * pair.cols)
+    if subjects == "none" and pair.tuned.factor is None:
+        return BUFFERS * PART + kept
     if not pair.is_matrix:
         return blocks + kept
     shape, side = (pair.rows, pair.cols), min(pair.rows, pair.cols)
@@ -40,6 +43,16 @@ def matrix_memory(pair: MatrixPair) -> int:
         factors = 3 * 8 * min(FACTOR_BLOCK, pair.tuned.factor.rank * max(shape))
     lines = LINE * (pair.rows + pair.cols)
     return max(blocks, factors) + _projection(pair)[1] + GRAM * side**2 + lines + kept
+
+
+def _kept(pair: MatrixPair) -> int:
+    """Bytes that a worker keeps of one side, which counts as stored like the larger."""
+    infos = [pair.tuned.info, *([pair.base.info] if pair.base else [])]
+    numbers = max(float_format(info.dtype).bits for info in infos) // 8 * pair.rows * pair.cols
+    # of a quantised side also the bytes that its numbers are decoded from
+    return kept_memory(numbers) + max(
+        kept_memory(info.end - info.start) if info.packing else 0 for info in infos
+    )
 
 
 def _projection(pair: MatrixPair) -> tuple[int, int]:
@@ -61,9 +74,9 @@ def kinds(pairs: Iterable[MatrixPair]) -> list[MatrixPair]:
     return list(found.values())
 
 
-def worker_memory(pairs: Iterable[MatrixPair]) -> int:
+def worker_memory(pairs: Iterable[MatrixPair], subjects: Subjects = "all") -> int:
     """Bytes that one worker takes at most: blocks of a matrix and one Gram, whatever the shape."""
-    return max(map(matrix_memory, pairs), default=0)
+    return max((matrix_memory(pair, subjects) for pair in pairs), default=0)
 
 
 def shared_memory(pairs: Iterable[MatrixPair]) -> int:
@@ -71,20 +84,26 @@ def shared_memory(pairs: Iterable[MatrixPair]) -> int:
     return PROCESS + max((_projection(pair)[0] for pair in pairs), default=0)
 
 
-def default_jobs(pairs: Sequence[MatrixPair], machine: MachineLimits) -> int:
+def default_jobs(
+    pairs: Sequence[MatrixPair], machine: MachineLimits, subjects: Subjects = "all"
+) -> int:
     """As many workers as there are cores, or as fit the free memory if that is fewer."""
-    return max(1, min(machine.cores, machine.memory // max(1, worker_memory(pairs))))
+    each = max(1, worker_memory(pairs, subjects))
+    return max(1, min(machine.cores, machine.memory // each))
 
 
-def lacking(pairs: Sequence[MatrixPair], machine: MachineLimits) -> ShadowError | None:
+def lacking(
+    pairs: Sequence[MatrixPair], machine: MachineLimits, subjects: Subjects = "all"
+) -> ShadowError | None:
     """The fault of a matrix that does not fit the free memory, even with one worker."""
-    largest = max(pairs, key=matrix_memory, default=None)
-    if largest is None or matrix_memory(largest) <= machine.memory:
+    largest = max(pairs, key=lambda pair: matrix_memory(pair, subjects), default=None)
+    need = 0 if largest is None else matrix_memory(largest, subjects)
+    if largest is None or need <= machine.memory:
         return None
     by = "" if machine.memory_by == "the machine" else f" ({machine.memory_by})"
     return ShadowError(
         f"{largest.tuned.info.name}: {largest.rows:,} x {largest.cols:,} needs"
-        f" {byte_size(matrix_memory(largest))} of memory, {byte_size(machine.memory)} are free{by}",
+        f" {byte_size(need)} of memory, {byte_size(machine.memory)} are free{by}",
         "free some memory, use a larger machine, or leave the matrix out (--layer, --module)",
     )
 

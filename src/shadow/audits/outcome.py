@@ -111,7 +111,7 @@ def _are_checksums(by_side: object) -> bool:
 def _is_sound(measurement: Measurement) -> bool:
     values = measurement.values
     return (
-        measurement.precision in get_args(Precision)
+        measurement.precision in (None, *get_args(Precision))
         and isinstance(values, Mapping)
         and all(name in values for name in NEEDED)
         and values.keys() <= CELLS.keys()

@@ -139,7 +139,7 @@ def measure_part(
                         f"{found.reference}: another machine has other files under this name", hint
                     )
             lined = line_up(base, tuned, settings.chosen, runtime, scratch=asked.scratch)
-            summed = summed_with(lined, unfiltered=settings.chosen == Filter())
+            summed = summed_with(lined, settings)
             journal = when_free(partial(Journal, folder, identity), runtime)
             of_part = frozenset(keys)
             part = replace(lined, pairs=[one for one in lined.pairs if one.key in of_part])
@@ -206,7 +206,7 @@ def run_asked(asked: Asked) -> AuditResult:
         reason = named(other) or broken
         runtime.say(f"measuring again; the old report stays until that is done: {reason}")
     ours = folder, folder.parent, folder.parent.parent
-    listings = listings_of(base, ours), listings_of(tuned, ours)
+    listings = listings_of(base, ours, lined.base), listings_of(tuned, ours, lined.tuned)
     repository = file_rows(*listings, runtime.say)
     del base, tuned  # their headers are in lined, where equal ones are one
     opened = opening.seconds()
@@ -219,7 +219,7 @@ def run_asked(asked: Asked) -> AuditResult:
             )
         say_afresh(journal.other, wanted, runtime.say)
         journal.take_over_parts()
-        summed = summed_with(lined, unfiltered=settings.chosen == Filter())
+        summed = summed_with(lined, settings)
         measured = _measure(asked, lined, journal, summed)
         if scored is None:
             scored = kept_scores(folder, known, runtime.say)
@@ -406,9 +406,10 @@ def _measure(asked: Asked, lined: AlignedPair, journal: Journal, summed: Summed)
     remember = solve_anew if kept is None else kept.remember
     machine = runtime.limits or machine_limits()
     of_memory = kinds(lined.pairs)
-    if fault := lacking(of_memory, machine):
+    subjects = asked.settings.method.subjects
+    if fault := lacking(of_memory, machine, subjects):
         raise fault
-    jobs = runtime.jobs or default_jobs(of_memory, machine)
+    jobs = runtime.jobs or default_jobs(of_memory, machine, subjects)
     for line in details.of_plan(plan, lined.skipped, jobs=jobs, cache=runtime.cache):
         runtime.detail(line)
     clock, busy, before = _Clock(), 0.0, read_so_far()
@@ -456,9 +457,12 @@ COMPUTE_DTYPES = {  # by precision
 
 def _run_metadata(settings: Settings, clock: _Clock, outcomes: Iterable[Outcome]) -> RunMetadata:
     vectors = ", float64 vectors" if settings.method.subspaces else ""
+    computed = COMPUTE_DTYPES[settings.method.precision] + vectors
+    if settings.method.subjects == "none":
+        computed = "float32 sums of parts, float64 sums of these"
     run: RunMetadata = {
         "seed": settings.method.seed,
-        "compute_dtype": COMPUTE_DTYPES[settings.method.precision] + vectors,
+        "compute_dtype": computed,
         "device": "cpu",
         "libraries": {
             "python": platform.python_version(),

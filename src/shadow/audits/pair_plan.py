@@ -171,13 +171,16 @@ def plan_pair(
         sources = [source_of(plan.base, plan.tuned, visit.shard) for visit in plan.work.visits]
         machine = machine_limits()
         of_memory = kinds(lined.pairs)
-        jobs = runtime.jobs or default_jobs(of_memory, machine)
+        subjects = settings.method.subjects
+        jobs = runtime.jobs or default_jobs(of_memory, machine, subjects)
         device = open_device(settings.device)
         offload = None if device is None else Offload(device, runtime.say)
-        fault = lacking(of_memory, machine)
+        fault = lacking(of_memory, machine, subjects)
         if plan.problem:
             fault = ShadowError(plan.problem, plan.hint)
-        seconds = sum(map(cost, matrices)) / pace(settings.method, jobs, offload)
+        shared = shared_memory([] if subjects == "none" else of_memory)
+        work = sum(cost(one, subjects) for one in matrices)
+        seconds = work / pace(settings.method, jobs, offload)
         return PairPlan(
             family=pair.family,
             pair=pair.name,
@@ -202,7 +205,7 @@ def plan_pair(
             cores_by=machine.cores_by,
             memory_free=machine.memory,
             memory_by=machine.memory_by,
-            memory=shared_memory(of_memory) + jobs * worker_memory(of_memory),
+            memory=shared + jobs * worker_memory(of_memory, subjects),
             seconds=max(float(f"{seconds:.2g}"), SHORTEST),
             device=settings.device.kind,
             device_name=settings.device.name,
@@ -229,7 +232,7 @@ def _side(found: Found, checkpoint: Checkpoint) -> PlannedSide:
         shards=len(checkpoint.sources),
         bytes=sum(info.end - info.start for info in infos),
         dtypes=sorted({info.dtype for info in infos}),
-        parameters=sum(info.parameters for info in infos if info.dtype in FLOATS),
+        parameters=sum(info.parameters for info in infos if info.packing or info.dtype in FLOATS),
     )
 
 

@@ -17,7 +17,15 @@ from shadow.audits.pair_plan import PairPlan, plan_pair
 from shadow.audits.pairs import PATIENCE, PairOutcome, audit_pairs
 from shadow.audits.parts import Parts
 from shadow.audits.plan import Access, disk_limit
-from shadow.audits.request import AuditRequest, Fetch, Files, Measuring, Optimizer, Precision
+from shadow.audits.request import (
+    AuditRequest,
+    Fetch,
+    Files,
+    Measuring,
+    Optimizer,
+    Precision,
+    Subjects,
+)
 from shadow.audits.runtime import AuditResult, Progress, Runtime, Settings, tell_nobody
 from shadow.checkpoints.choosing import filter_of
 from shadow.errors import UsageError
@@ -117,15 +125,22 @@ def settings_of(measuring: Measuring, say: Callable[[str], None] = tell_nobody) 
     if precision == "fast":
         say("precision fast is deprecated, as it was not faster everywhere: default is used")
         precision = "default"
+    _require("subjects", measuring.subjects, get_args(Subjects))
     _require("optimizer", measuring.optimizer, (None, *get_args(Optimizer)))
     if not 0 <= nulls.draws <= 1000:
         raise UsageError(f"nulls={nulls.draws}", "0 to 1000")
     if nulls.seed < 0:
         raise UsageError(f"seed={nulls.seed}", "0 or more")
+    if measuring.subjects == "none" and (precision != "default" or nulls.draws):
+        hint = "leave out --precision and --nulls"
+        raise UsageError("--norms measures no spectra, which these options are of", hint)
+    method = Method(precision, nulls.draws, nulls.seed, measuring.subspaces)
+    if measuring.subjects != "all":
+        method = replace(method, subspaces=False, subjects=measuring.subjects)
     return Settings(
-        Method(precision, nulls.draws, nulls.seed, measuring.subspaces),
+        method,
         filter_of(measuring.components, measuring.layers, measuring.modules),
-        spectra=measuring.spectra,
+        spectra=measuring.spectra and measuring.subjects != "none",
         optimizer=measuring.optimizer,
         device=choose(measuring.device),
     )
@@ -136,7 +151,11 @@ def access_of(files: Files) -> Access:
     _require("fetch", files.fetch, get_args(Fetch))
     most = disk_limit(files.max_disk) if isinstance(files.max_disk, str) else files.max_disk
     return Access(
-        allow_pickle=files.allow_pickle, offline=files.offline, fetch=files.fetch, max_disk=most
+        allow_pickle=files.allow_pickle,
+        offline=files.offline,
+        fetch=files.fetch,
+        max_disk=most,
+        file=files.file,
     )
 
 

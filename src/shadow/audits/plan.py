@@ -76,6 +76,8 @@ class Access:
     """
     dora: bool = False
     """Whether a DoRA adapter may be opened: what reads it must read its norms too."""
+    file: str | None = None
+    """A pattern that chooses among several GGUF files of a side."""
 
 
 @dataclass(frozen=True)
@@ -207,13 +209,23 @@ def require_disk_for_pickles(located: Located, access: Access) -> int:
 
     Raises ShadowError if they do not fit.
     """
-    from shadow.checkpoints.hub_faults import cache_folder
-
     sources = [
         WholeFile(located.snapshot, located.snapshot.files[shard])
         for shard in located.weights.shards
     ]
+    return require_disk_at_once(f"{located.reference}: its .bin files", sources, access)
+
+
+def require_disk_at_once(what: str, sources: Sequence[Source], access: Access) -> int:
+    """The bytes that must all be fetched before any is read.
+
+    Raises ShadowError if they do not fit on the disk. what: the files, as its message calls them.
+    """
     need = sum(source.bytes_to_move() for source in sources)
+    if not need:
+        return 0
+    from shadow.checkpoints.hub_faults import cache_folder
+
     limit = _free(cache_folder())
     hint = "free some space, or move HF_HUB_CACHE"
     if access.max_disk is not None and access.max_disk < limit:
@@ -222,8 +234,7 @@ def require_disk_for_pickles(located: Located, access: Access) -> int:
     if need > limit:
         there = byte_size(limit)
         raise ShadowError(
-            f"{located.reference}: its .bin files need {byte_size(need)} of disk all at once,"
-            f" {there} may be used",
+            f"{what} need {byte_size(need)} of disk all at once, {there} may be used",
             hint,
         )
     return need

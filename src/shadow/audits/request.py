@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 Place = str | PathLike[str]
 Precision = Literal["default", "exact", "fast"]  # fast: a deprecated word for default
+Subjects = Literal["all", "delta", "none"]
 Optimizer = Literal["adamw", "sgd", "muon"]
 Fetch = Literal["auto", "shards", "ranges"]
 
@@ -50,6 +51,9 @@ class Measuring:
     subspaces: bool = True
     spectra: bool = True
     optimizer: Optimizer | None = None
+    subjects: Subjects = "all"
+    """Whose spectra are measured: of base, tuned and delta; of the delta alone; or of none, and
+    norms alone are."""
     device: str = "cpu"
     """cpu, cuda, one card as `cuda:1`, or auto: a card if there is one."""
 
@@ -65,6 +69,7 @@ class Files:
         max_disk: The most that fetched weights may take on the disk: bytes, or text such as `40GB`.
         cache: A folder of spectra that were solved before; True: the one of the command; False:
             none are kept or used.
+        file: A pattern that chooses among several GGUF files of a side, such as `*Q8_0*`.
     """
 
     allow_pickle: bool = False
@@ -72,6 +77,7 @@ class Files:
     fetch: Fetch = "auto"
     max_disk: int | str | None = None
     cache: Place | bool = True
+    file: str | None = None
 
 
 @dataclass(frozen=True)

@@ -352,6 +352,8 @@ def _verified(subject: str, base: bool | None, tuned: bool | None) -> bool | Non
 
 def _spectrum_rows(pair: MatrixPair, outcome: Outcome) -> Iterator[dict[str, Cell]]:
     for measurement in outcome.measurements:
+        if not len(measurement.sigma):  # it was not measured
+            continue
         with np.errstate(over="ignore"):
             sigma = measurement.sigma.astype(np.float32)  # infinite where float32 ends
         yield {

@@ -40,19 +40,24 @@ class Settings:
     def as_json(self) -> SettingsMetadata:
         """What a report says of them.
 
-        Of the device nothing where it is the CPU, as in reports before this setting.
+        Of the device nothing where it is the CPU, and of subjects where all are measured, as in
+        reports before these settings.
         """
         as_in_files: SettingsMetadata = json.loads(
             json.dumps({**asdict(self), "device": self.device.kind})
         )
         if self.device.kind == CPU.kind:
             del as_in_files["device"]
+        if self.method.subjects == "all":
+            del as_in_files["method"]["subjects"]
         return as_in_files
 
 
 # what a report was made with that does not say so, being older than the setting
+_DEFAULTS = Settings(Method(), Filter()).as_json()
 DEFAULTS: SettingsMetadata = {
-    **Settings(Method(), Filter()).as_json(),
+    **_DEFAULTS,
+    "method": {**_DEFAULTS["method"], "subjects": "all"},
     "relation": "tuned",
     "device": "cpu",
 }

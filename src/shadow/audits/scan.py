@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from typing import TypeVar
 
 from shadow.audits.machine_limits import machine_limits
 from shadow.audits.memory import scan_jobs
-from shadow.audits.plan import make_plan
+from shadow.audits.plan import make_plan, require_disk_at_once
 from shadow.audits.runtime import AlignedPair, Progress, Runtime
 from shadow.audits.workers import in_workers, own_workspace, sources_of, views
 from shadow.checkpoints.opening import Checkpoint
@@ -25,6 +26,7 @@ from shadow.places.architecture import Place
 from shadow.spectra.delta import working_dtype
 from shadow.spectra.entries import compared
 from shadow.spectra.spectrum import Sides
+from shadow.text import and_list
 
 Row = TypeVar("Row")
 Measure = Callable[[MatrixPair, Checkpoint, Checkpoint], Row]
@@ -108,7 +110,7 @@ def scanned(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> Scanned:
         base_energy=found.base,
         tuned_energy=found.tuned,
         delta_energy=found.delta,
-        inner=found.inner,
+        inner=found.base + found.along,
         finite=found.finite,
         rounded=found.rounded,
     )
@@ -125,8 +127,23 @@ def in_words(place: Place) -> str:
     return ".".join(parts)
 
 
-def fetch_all(checkpoints: Sequence[Checkpoint], runtime: Runtime) -> None:
-    """Fetch every shard of small checkpoints, such as adapters, before a scan."""
+def fetch_all(checkpoints: Sequence[Checkpoint], runtime: Runtime) -> Runtime:
+    """Fetch every shard of checkpoints before a scan -> the runtime with what --max-disk leaves.
+
+    Raises ShadowError where the disk does not suffice.
+    """
+    sources = [source for one in checkpoints for source in one.sources.values()]
+    names = and_list([one.reference for one in checkpoints])
+    need = require_disk_at_once(f"the weights of {names}", sources, runtime.access)
+    for source in sources:
+        source.fetch(say=runtime.say, report=lambda count: None, stop=Event())
+    most = runtime.access.max_disk
+    left = None if most is None else max(0, most - need)
+    return replace(runtime, access=replace(runtime.access, max_disk=left))
+
+
+def require_unchanged(checkpoints: Sequence[Checkpoint]) -> None:
+    """Raises ShadowError where weights that were read outside a scan were written to meanwhile."""
     for checkpoint in checkpoints:
         for source in checkpoint.sources.values():
-            source.fetch(say=runtime.say, report=lambda count: None, stop=Event())
+            source.require_unchanged()

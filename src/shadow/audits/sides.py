@@ -130,7 +130,11 @@ def _find(reference: Reference, runtime: Runtime, scratch: Path) -> Checkpoint |
     access, say = runtime.access, runtime.say
     if reference.is_folder:
         return open_folder(
-            reference.repo, allow_pickle=access.allow_pickle, scratch=scratch, dora=access.dora
+            reference.repo,
+            allow_pickle=access.allow_pickle,
+            scratch=scratch,
+            dora=access.dora,
+            file=access.file,
         )
     from shadow.checkpoints.hub import pin
 
@@ -138,7 +142,9 @@ def _find(reference: Reference, runtime: Runtime, scratch: Path) -> Checkpoint |
         say(f"{reference.repo} is taken for a model on the Hub; {how}")
     revision = runtime.commits.get(reference, reference.revision)
     snapshot = pin(reference.repo, revision, reference.subfolder, offline=access.offline, say=say)
-    return locate(snapshot, allow_pickle=access.allow_pickle, say=say, dora=access.dora)
+    return locate(
+        snapshot, allow_pickle=access.allow_pickle, say=say, dora=access.dora, file=access.file
+    )
 
 
 def pickled_part(found: Found) -> Located | None:

@@ -13,6 +13,7 @@ from shadow.audits.verify_base import verify_base
 from shadow.audits.verify_files import verify_files
 from shadow.audits.verify_merged import verify_merged
 from shadow.audits.verify_mixture import verify_mixture
+from shadow.audits.verify_quantised import verify_quantised
 from shadow.audits.verify_same import verify_same
 from shadow.audits.verify_stored import verify_stored
 from shadow.audits.verify_trained import verify_trained
@@ -20,7 +21,7 @@ from shadow.claims.verify.table import FORMS, VERIFY, Form
 from shadow.claims.verify.verification import Verification
 from shadow.errors import UsageError
 from shadow.targets.references import AnyReference, ComponentBase, Reference
-from shadow.text import nearest
+from shadow.text import and_list, nearest
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,7 @@ class Question:
     @property
     def of(self) -> dict[str, str]:
         """What it is asked of, by the names in usage."""
-        form = FORMS[self.claim]
-        names = list(form.checkpoints)
-        more = len(self.checkpoints) - len(names)
-        names += [f"{names[-1]} {number}" for number in range(2, 2 + more)]
+        names = FORMS[self.claim].names(len(self.checkpoints))
         told = {
             name: str(reference) for name, reference in zip(names, self.checkpoints, strict=True)
         }
@@ -84,6 +82,9 @@ CHECKS: Mapping[str, Check] = {
         asked.of, asked.checkpoints, asked.base, runtime, scratch
     ),
     "files": lambda asked, runtime, scratch: verify_files(asked.of, asked.models, runtime),
+    "quantised": lambda asked, runtime, scratch: verify_quantised(
+        asked.of, asked.checkpoints, runtime, scratch
+    ),
 }
 
 
@@ -112,10 +113,12 @@ def question(
     for option, is_given in given.items():
         if is_given and option not in form.options:
             known = [name for name, other in FORMS.items() if option in other.options]
-            raise UsageError(f"{claim} has no --{option}", f"{' and '.join(known)} has it")
+            verb = "has" if len(known) == 1 else "have"
+            raise UsageError(f"{claim} has no --{option}", f"{and_list(known)} {verb} it")
     if form.needs and not any(given[option] for option in form.needs):
         needed = " or ".join(f"--{option} PATTERN" for option in form.needs)
         raise UsageError(f"{claim} needs {needed}", usage)
+    form.names(len(checkpoints))
     _require_alone(form, checkpoints)
     return Question(
         claim,
@@ -131,8 +134,10 @@ def _require_alone(form: Form, checkpoints: Sequence[AnyReference]) -> None:
     for number, side in enumerate(checkpoints):
         name = form.checkpoints[min(number, len(form.checkpoints) - 1)]
         if isinstance(side, ComponentBase) and name != "BASE":
+            has_base = "BASE" in form.checkpoints or "base" in form.options
             where = "BASE" if "BASE" in form.checkpoints else "--base"
-            raise UsageError(f"{name} is one checkpoint", f"only {where} has one by component")
+            hint = f"only {where} has one by component" if has_base else "write ./DIR or org/name"
+            raise UsageError(f"{name} is one checkpoint", hint)
 
 
 def verify(asked: Question, runtime: Runtime) -> Verification:

@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 
 from shadow.audits.runtime import AlignedPair, Runtime
 from shadow.audits.scan import scan, sides_of
-from shadow.audits.sides import find_checkpoint, open_found
+from shadow.audits.verify_lined import found_all, opened_models
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import Filter, MatrixPair, pair_checkpoints
 from shadow.claims.verify.base import ALPHA, Candidate, base
 from shadow.claims.verify.verification import Verification
-from shadow.errors import UsageError
 from shadow.spectra.spectrum import Sides, tiles
 from shadow.spectra.units import Rows, at_best, corner, matched, unit_cosines
 from shadow.targets.references import Reference
@@ -45,35 +44,28 @@ class _Sampled:
     """Every unit of the candidate's, of the first place alone."""
 
 
+_Rows = Mapping[tuple[Group, str], _Sampled]
+
+
 def verify_base(
     of: Mapping[str, str], references: Sequence[Reference], runtime: Runtime, scratch: Path
 ) -> Verification:
     """Which candidate the first model is related to. Raises UsageError for an adapter."""
-    model = _opened(references[0], runtime, scratch / "model")
+    named = dict(zip(of, references, strict=True))
+    model, *opened = opened_models(found_all(named, runtime, scratch), runtime, scratch)
     candidates: list[Candidate] = []
     rows: list[dict[tuple[Group, str], _Sampled]] = []
-    for number, reference in enumerate(references[1:]):
-        folder = scratch / str(number)
-        sampled = _sampled(model, _opened(reference, runtime, folder), runtime, folder / "scan")
+    for number, (reference, one) in enumerate(zip(references[1:], opened, strict=True)):
+        sampled = _sampled(model, one, runtime, scratch / f"scan {number}")
         rows.append({(one.group, one.module): one for one in sampled})
-        candidates.append(_candidate(str(reference), sampled, len(references) - 1))
+        candidates.append(_candidate(str(reference), sampled, len(opened)))
     corners = {
-        (here, there): _corner(rows[here], rows[there])
+        (here, there): _corner(rows[here], rows[there], both)
         for here, there in itertools.permutations(range(len(rows)), 2)
-        if rows[here] and rows[there]
+        if (both := _common(rows[here], rows[there]))
     }
     answer, against = base(candidates, corners)
     return Verification("base", of, answer, against)
-
-
-def _opened(reference: Reference, runtime: Runtime, scratch: Path) -> Checkpoint:
-    found = open_found(find_checkpoint(reference, runtime, scratch), runtime, scratch)
-    if found.adapter:
-        raise UsageError(
-            f"{found.reference} is an adapter, which has no units of its own",
-            "name a whole model; adapter_config.json names the base of an adapter",
-        )
-    return found
 
 
 def _sampled(
@@ -167,22 +159,31 @@ def _candidate(name: str, sampled: Sequence[_Sampled], candidates: int) -> Candi
 
 
 def _reordered(sampled: Sequence[_Sampled]) -> float | None:
-    """How well units match in any order, by two matrices of one place; None where it has no two."""
-    cosines = [unit_cosines(one.model, one.whole) for one in sampled if one.whole is not None]
+    """How well units match in any order, by two matrices of one place; None where it has no two.
+
+    What all units of a matrix have in common, such as a mean above 0, is no match.
+    """
+    cosines = [
+        unit_cosines(one.model - one.model.mean(axis=0), one.whole - one.whole.mean(axis=0))
+        for one in sampled
+        if one.whole is not None
+    ]
     return at_best(*cosines[:2]) if len(cosines) > 1 else None
 
 
-def _corner(
-    here: Mapping[tuple[Group, str], _Sampled], there: Mapping[tuple[Group, str], _Sampled]
-) -> float | None:
-    """The cosine of the angle at a candidate between the model and another candidate."""
-    both = [
+def _common(here: _Rows, there: _Rows) -> list[tuple[Group, str]]:
+    """The matrices that were sampled of two candidates, of one size."""
+    return [
         key
         for key in here
         if key in there and here[key].candidate.shape == there[key].candidate.shape
     ]
-    if not both:
-        return None
+
+
+def _corner(here: _Rows, there: _Rows, both: Sequence[tuple[Group, str]]) -> float | None:
+    """The cosine of the angle at a candidate between the model and another candidate; None where
+    two of the three are equal.
+    """
     at, model, other = (
         np.concatenate([one.ravel() for one in rows])
         for rows in (

@@ -8,6 +8,9 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from shadow.audits.runtime import AlignedPair, Runtime
 from shadow.audits.scan import in_words, scanned, sides_of
 from shadow.audits.sides import find_checkpoint, open_found
@@ -31,6 +34,7 @@ from shadow.text import counted, short
 # bytes that are compared as they are: any pattern of 8 bits is one of this format's values
 RAW = "F8_E5M2"
 BYTES = "compared byte by byte"
+BLOCK_SCALED = "8-bit floats with scales of blocks, whose rounding is not predicted"
 LOOKED_AT = 64  # names from which a prefix is guessed
 
 Names = tuple[str, str]
@@ -67,7 +71,7 @@ def opened_models(found: Mapping[str, Found], runtime: Runtime, scratch: Path) -
     opened = [open_found(one, runtime, scratch / name) for name, one in found.items()]
     for name, checkpoint in zip(found, opened, strict=True):
         if checkpoint.adapter:
-            hint = "`shadow verify merged BASE ADAPTER MERGED` checks a merge"
+            hint = "name a whole model; `shadow verify merged BASE ADAPTER MERGED` checks a merge"
             raise UsageError(f"{name}: {checkpoint.reference} is an adapter, not a model", hint)
     return opened
 
@@ -156,10 +160,11 @@ def _sorted_out(
         if tensor.reason != "filtered":  # of a part of the base that stands for another component
             by_name.setdefault(tensor.info.name, {})[tensor.side] = tensor
     unpacked = {
-        _role(tensor.place)
+        role_of(tensor.place)
         for of_name in by_name.values()
         for tensor in of_name.values()
-        if tensor.reason == "quantized" and len(of_name) == 1
+        if tensor.reason == "quantized"
+        and (len(of_name) == 1 or any(one.reason != "quantized" for one in of_name.values()))
     }
     for of_name in by_name.values():
         base, tuned = of_name.get("base"), of_name.get("tuned")
@@ -174,7 +179,7 @@ def _sorted_out(
                 unread.append(_apart(tensor.info, tensor.side, tensor.detail))
             elif _is_unread(tensor) or (
                 tensor.reason in ("only_in_base", "only_in_tuned")
-                and _role(tensor.place) in unpacked
+                and role_of(tensor.place) in unpacked
             ):
                 what = tensor.detail or "the other side is not read"
                 unread.append(_apart(tensor.info, tensor.side, what))
@@ -201,7 +206,7 @@ def _order(one: Apart) -> tuple[str, str, str]:
 
 
 def _apart(info: TensorInfo, side: str, what: str) -> Apart:
-    return Apart(info.name, side, info.parameters, what)
+    return Apart(info.name, side, what)
 
 
 def _grown(pair: MatrixPair, names: Names) -> Apart:
@@ -212,10 +217,11 @@ def _grown(pair: MatrixPair, names: Names) -> Apart:
         ("tuned", names[1], pair.tuned) if more > 0 else ("base", names[0], pair.base)
     )
     rows = counted(abs(more), "row", "rows")
-    return Apart(operand.info.name, side, abs(more) * pair.cols, f"{rows} only in {name}")
+    return Apart(operand.info.name, side, f"{rows} only in {name}", is_rows=True)
 
 
-def _role(place: Place) -> tuple[object, ...]:
+def role_of(place: Place) -> tuple[object, ...]:
+    """What a tensor is in a model, however it is stored."""
     return place.component, place.layer, place.module, place.expert
 
 
@@ -239,7 +245,7 @@ def _named_alike(base: Skipped, tuned: Skipped) -> MatrixPair | None:
         return None
     if {base.reason, tuned.reason} & {"shape_differs", "tied"}:
         return None
-    place = replace(tuned.place, module="other", slot=f"\0{second.name}")
+    place = replace(tuned.place, slot=f"\0{second.name}")
     if {base.reason, tuned.reason} == {"only_in_base", "only_in_tuned"}:
         one, other = Operand(first, Part(place)), Operand(second, Part(place))
         return MatrixPair(place, one, other, 1, first.parameters, is_matrix=False)
@@ -249,9 +255,18 @@ def _named_alike(base: Skipped, tuned: Skipped) -> MatrixPair | None:
     if first.strides or second.strides:
         return None
     one, other = (
-        Operand(replace(info, dtype=RAW, shape=(size,)), Part(place)) for info in (first, second)
+        Operand(replace(info, dtype=RAW, shape=(size,), packing=None), Part(place))
+        for info in (first, second)
     )
     return MatrixPair(place, one, other, 1, size, is_matrix=False, detail=BYTES)
+
+
+def stored_bytes(checkpoint: Checkpoint, info: TensorInfo) -> Tensor | None:
+    """The bytes of a tensor; None where they cannot be read as they are."""
+    if info.problem or info.strides:
+        return None
+    size = info.end - info.start
+    return checkpoint.tensor(replace(info, dtype=RAW, shape=(size,))).whole().view(torch.uint8)
 
 
 def _head_pair(
@@ -281,7 +296,12 @@ def row_of(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> Scanned:
     """The row of a pair; of bytes without norms."""
     assert pair.base is not None, "lined up"
     if pair.detail != BYTES:
-        return scanned(pair, base, tuned)
+        row = scanned(pair, base, tuned)
+        is_tied = [one.part.place.module == "embed" != pair.place.module
+                   for one in (pair.base, pair.tuned)]  # fmt: skip
+        side = "second" if is_tied[1] else "first"
+        remark = f"as the head of the {side}, which its config ties to the embedding"
+        return replace(row, remark=remark) if any(is_tied) else row
     sides = sides_of(pair, base, tuned)
     stored = base.tensors[pair.base.info.name].dtype, tuned.tensors[pair.tuned.info.name].dtype
     return Scanned(
@@ -291,10 +311,5 @@ def row_of(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> Scanned:
         formats=stored,
         entries=pair.cols,
         changed=differing_bytes(sides),
-        base_energy=0.0,
-        tuned_energy=0.0,
-        delta_energy=0.0,
-        inner=0.0,
-        finite=True,
         remark=BYTES,
     )

@@ -11,9 +11,16 @@ import torch
 from torch import Tensor
 
 from shadow.audits.runtime import Runtime
-from shadow.audits.scan import fetch_all, in_words, scan
+from shadow.audits.scan import fetch_all, in_words, require_unchanged, scan
 from shadow.audits.sides import open_found
-from shadow.audits.verify_lined import found_all, line_up_all, opened_models, plain, row_of
+from shadow.audits.verify_lined import (
+    BLOCK_SCALED,
+    found_all,
+    line_up_all,
+    opened_models,
+    plain,
+    row_of,
+)
 from shadow.audits.workers import views
 from shadow.checkpoints.adapters import PREFIX
 from shadow.checkpoints.opening import Checkpoint
@@ -66,6 +73,15 @@ class _Adapter:
         return Update(left[: pair.rows], right, factor.scaling, magnitude, mine.tuned.info.dtype)
 
 
+@dataclass(frozen=True)
+class _Whole:
+    """A tensor that the adapter holds whole, which stands in the base's place."""
+
+    row: Scanned
+    moved: bool
+    """Whether the merged model's differs from the base's."""
+
+
 def _is_module(key: str, name: str) -> bool:
     """Whether a module of the adapter is the base's of that name, which may have a prefix more."""
     return key == name or key.endswith(f".{name}") or name.endswith(f".{key}")
@@ -87,7 +103,7 @@ def verify_merged(
     if opened.adapter is None:
         hint = f"name a folder with adapter_config.json; in order: {' '.join(names)}"
         raise UsageError(f"ADAPTER: {opened.reference} is a model, not an adapter", hint)
-    fetch_all([opened], runtime)
+    runtime = fetch_all([opened], runtime)
     lined = line_up_all(base, tuned, NAMES)
     adapter = _adapter(opened, lined.pair.base)
     places = {pair.place for pair in lined.pair.pairs}
@@ -96,11 +112,15 @@ def verify_merged(
             lined.pair, lambda pair, a, b: _measured(pair, a, b, adapter), runtime, scratch / "scan"
         )
     )
+    require_unchanged([opened])
+    unread = [row for row in rows if isinstance(row, Apart)]
     modules = sorted(
         (row for row in rows if isinstance(row, Module)), key=lambda row: (row.tensor, row.place)
     )
+    whole = [row for row in rows if isinstance(row, _Whole)]
     others = sorted(
-        (row for row in rows if isinstance(row, Scanned)), key=lambda row: (row.tuned, row.place)
+        [*(row for row in rows if isinstance(row, Scanned)), *(one.row for one in whole)],
+        key=lambda row: (row.tuned, row.place),
     )
     absent = [
         pair.tuned.info.name
@@ -114,9 +134,10 @@ def verify_merged(
             modules,
             others,
             lone,
-            [*lined.unread, *adapter.unread],
+            [*lined.unread, *adapter.unread, *sorted(unread, key=lambda one: one.tensor)],
             sorted(set(absent)),
             scales.pop() if len(scales) == 1 else None,
+            [one.moved for one in whole],
         )
     )
     return Verification("merged", of, answer, against, (*lined.notes, *notes))
@@ -139,11 +160,7 @@ def _adapter(opened: Checkpoint, base: Checkpoint) -> _Adapter:
             )
     alone = replace(opened, tensors=tensors)
     pairs, skipped = pair_checkpoints(base, alone, Filter(), may_differ=True)
-    unread = [
-        Apart(one.info.name, "adapter", one.info.parameters, _why(one))
-        for one in skipped
-        if one.side == "tuned"
-    ]
+    unread = [Apart(one.info.name, "adapter", _why(one)) for one in skipped if one.side == "tuned"]
     with_base = [pair for pair in pairs if pair.base is not None]
     return _Adapter(
         opened,
@@ -174,12 +191,16 @@ def _holds_rows(one: Apart, pairs: Sequence[MatrixPair], adapter: _Adapter) -> b
 
 def _measured(
     pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, adapter: _Adapter
-) -> Module | Scanned:
+) -> Module | Scanned | _Whole | Apart:
+    if pair.place in adapter.updates and pair.tuned.info.packing is not None:
+        return Apart(pair.tuned.info.name, "tuned", BLOCK_SCALED)
     if pair.place in adapter.updates and pair.is_matrix:
         return _module(pair, base, tuned, adapter.update(pair))
     if (whole := adapter.whole.get(pair.place)) is not None:
-        return _of_whole(pair, whole.tuned, tuned, adapter)
+        return _of_whole(pair, whole.tuned, base, tuned, adapter)
     row = row_of(pair, base, tuned)
+    if row.changed and pair.tuned.info.packing is not None:
+        return Apart(row.tuned, "tuned", BLOCK_SCALED)
     if row.changed and pair.place == HEAD and EMBED in adapter.updates and pair.base is not None:
         embed = adapter.updates[EMBED]
         if embed.base is not None and embed.base.info.name == pair.base.info.name:
@@ -201,7 +222,6 @@ def _module(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, update: Updat
         wide=fit.wide,
         narrow=fit.narrow,
         update=fit.update,
-        moved=fit.moved,
         residual=fit.residual,
         inner=fit.inner,
         rounding=fit.rounding,
@@ -219,13 +239,17 @@ def _fit(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, update: Update) 
     return merge_fit(first, second, update, formats, upright=not pair.base.part.transposed)
 
 
-def _of_whole(pair: MatrixPair, mine: Operand, tuned: Checkpoint, adapter: _Adapter) -> Scanned:
+def _of_whole(
+    pair: MatrixPair, mine: Operand, base: Checkpoint, tuned: Checkpoint, adapter: _Adapter
+) -> _Whole:
     """A tensor that the adapter holds whole, beside the merged model's."""
     rows, cols = (pair.rows, pair.cols)
     if mine.shape == pair.tuned.shape and pair.is_matrix:
         rows, cols = mine.shape
     beside = replace(pair, base=mine, rows=rows, cols=cols)
-    return row_of(beside, plain(adapter.checkpoint), tuned)
+    assert pair.base is not None, "lined up"
+    moved = pair.base.shape != pair.tuned.shape or row_of(pair, base, tuned).changed > 0
+    return _Whole(row_of(beside, plain(adapter.checkpoint), tuned), moved)
 
 
 def _with_copy(row: Scanned, pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> Scanned:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,22 +18,23 @@ from threadpoolctl import threadpool_limits
 from shadow.audits.machine_limits import machine_limits
 from shadow.audits.memory import default_jobs
 from shadow.audits.runtime import Progress, Runtime
-from shadow.audits.scan import fetch_all
-from shadow.audits.sides import find_checkpoint, open_found
+from shadow.audits.scan import fetch_all, require_unchanged
+from shadow.audits.verify_lined import found_all, opened_models, role_of, stored_bytes
 from shadow.audits.workers import views
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import Filter, MatrixPair, Skipped, pair_checkpoints
 from shadow.claims.verify.mixture import Found, Mixture, NotFound, Weight, mixture
 from shadow.claims.verify.scanned import Apart
 from shadow.claims.verify.verification import Verification
-from shadow.errors import ShadowError, UsageError
+from shadow.errors import ShadowError
 from shadow.spectra.lazy import Matrix
 from shadow.spectra.masks import Masked, masked
 from shadow.spectra.mixture import Read, products, read
 from shadow.spectra.mixture_fit import Fit, Misfit, Mixed, fit
 from shadow.targets.references import AnyReference
 
-# of tensors without a partner: a head or embedding that its config ties to another is no loss
+# a head that shares the embedding's bytes, or that no model reads, is no loss; whole numbers are
+# compared apart
 NO_LOSS = ("tied", "not_float")
 UNREAD = ("quantized", "unknown_dtype", "unreadable", "shape_differs")
 
@@ -45,59 +47,121 @@ def verify_mixture(
     scratch: Path,
 ) -> Verification:
     """Whether the first of the checkpoints is a merge of the others."""
-    sides = checkpoints[1:]
-    references = [*checkpoints, *([base] if base else [])]
-    opened = [
-        open_found(
-            find_checkpoint(one, runtime, scratch / f"{number}"), runtime, scratch / f"{number}"
-        )
-        for number, one in enumerate(references)
-    ]
-    for one in opened:
-        if one.adapter:
-            raise UsageError(
-                f"{one.reference} is an adapter, and a merge is of models",
-                "`shadow verify merged BASE ADAPTER MERGED` checks one that was merged",
-            )
+    named = dict(zip(of, [*checkpoints, *([base] if base else [])], strict=True))
+    opened = opened_models(found_all(named, runtime, scratch), runtime, scratch)
     target, *others = opened
     paired = [pair_checkpoints(other, target, Filter()) for other in others]
-    lone, unread = _apart([skipped for _, skipped in paired])
+    untied = _untied(target, "tuned", paired[0][1])
+    if untied is not target:
+        target = untied
+        others = [
+            _untied(one, "base", of_one) for one, (_, of_one) in zip(others, paired, strict=True)
+        ]
+        paired = [pair_checkpoints(other, target, Filter()) for other in others]
+    skipped = [of_side for _, of_side in paired]
+    lone, unread = _apart(skipped)
     by_key = [{pair.key: pair for pair in pairs if pair.base is not None} for pairs, _ in paired]
-    common = [key for key in by_key[0] if all(key in of_other for of_other in by_key)]
+    common = [
+        key
+        for key, pair in by_key[0].items()
+        if pair.rows * pair.cols and all(key in of_other for of_other in by_key)
+    ]
     fetch_all(opened, runtime)
+    off = _whole_numbers(lone, unread, skipped, target, others)
     lines = [[of_other[key] for of_other in by_key] for key in common]
     tensors = _tensors(lines, target, others, has_base=base is not None, runtime=runtime)
-    for checkpoint in opened:
-        for source in checkpoint.sources.values():
-            source.require_unchanged()
-    lone += [
-        Apart(one.name, "tuned", one.sums.entries, "some entries are not finite")
+    off += [
+        Apart(one.name, "tuned", "some entries are not finite")
         for one in tensors
         if not one.sums.finite
     ]
     tensors = [one for one in tensors if one.sums.finite]
     if not tensors:
         raise ShadowError(f"{target.reference}: no tensor is finite in all of these models")
-    found = _found(tensors, len(sides), has_base=base is not None)
+    found = _found(tensors, len(checkpoints) - 1, has_base=base is not None)
+    require_unchanged(opened)
     formats = sorted({one.stored for one in tensors})
-    measured = Mixture(len(tensors), formats, base is not None, found, lone, unread)
+    measured = Mixture(len(tensors), formats, base is not None, found, lone, off, unread)
     answer, against = mixture(measured)
     return Verification("mixture", of, answer, against)
+
+
+def _untied(checkpoint: Checkpoint, side: str, skipped: Sequence[Skipped]) -> Checkpoint:
+    """The checkpoint with a head of its own, where it stores one that its config ties."""
+    heads = (one for one in skipped if one.side == side and one.reason == "tied")
+    if all(one.info.alias_of for one in heads):
+        return checkpoint
+    return replace(checkpoint, config={**checkpoint.config, "tie_word_embeddings": False})
+
+
+def _whole_numbers(
+    lone: list[Apart],
+    unread: list[Apart],
+    skipped: Sequence[Sequence[Skipped]],
+    target: Checkpoint,
+    others: Sequence[Checkpoint],
+) -> list[Apart]:
+    """Tensors of whole numbers, which no merge computes, whose values no other model has. Those
+    that some have are added to unread, and those that not all models have to lone.
+    """
+    off = []
+    numbers = [[one for one in of_side if one.reason == "not_float"] for of_side in skipped]
+    mine = [one for one in numbers[0] if one.side == "tuned"]
+    theirs = [[one for one in of_side if one.side == "base"] for of_side in numbers]
+    for one in mine:
+        apart = partial(Apart, one.info.name, "tuned")
+        partners = [
+            next((each for each in of_other if _is_alike(one, each)), None) for of_other in theirs
+        ]
+        if None in partners:
+            lone.append(apart("not in every model"))
+            continue
+        own = stored_bytes(target, one.info)
+        equal = [
+            each is not None
+            and (values := stored_bytes(other, each.info)) is not None
+            and own is not None
+            and torch.equal(own, values)
+            for other, each in zip(others, partners, strict=True)
+        ]
+        if any(equal) and not all(equal):
+            unread.append(apart("whole numbers that are not equal in all models"))
+        elif not any(equal):
+            off.append(apart("whole numbers that no other model has"))
+    for of_other in theirs:
+        for one in of_other:
+            if not any(_is_alike(one, each) for each in mine):
+                lone.append(Apart(one.info.name, "base", "not in TUNED"))
+    return off
+
+
+def _is_alike(one: Skipped, other: Skipped) -> bool:
+    """Whether two tensors are of one place, or of one name but for a prefix."""
+    names = one.info.name, other.info.name
+    return (
+        one.place == other.place
+        or names[0].endswith(f".{names[1]}")
+        or names[1].endswith(f".{names[0]}")
+    )
 
 
 def _apart(skipped: Sequence[Sequence[Skipped]]) -> tuple[list[Apart], list[Apart]]:
     """Tensors that not all models have, and those that are not read."""
     lone: dict[str, Apart] = {}
     unread: dict[str, Apart] = {}
+    packed = {
+        role_of(one.place) for of_side in skipped for one in of_side if one.reason == "quantized"
+    }
     for of_side in skipped:
         for one in of_side:
             if one.reason in NO_LOSS:
                 continue
             apart = Apart(
-                one.info.name, one.side, one.info.parameters,
-                one.detail or ("only in TUNED" if one.side == "tuned" else "not in TUNED"),
+                one.info.name, one.side,
+                one.detail or ("not in every model" if one.side == "tuned" else "not in TUNED"),
             )  # fmt: skip
-            (unread if one.reason in UNREAD else lone)[one.info.name] = apart
+            is_unread = one.reason in UNREAD or role_of(one.place) in packed
+            (unread if is_unread else lone)[one.info.name] = apart
     return list(lone.values()), list(unread.values())
 
 
@@ -146,7 +210,7 @@ def _mixed(
     if sum(char == "." for char in place.module) and place.module.endswith(("gate", "up")):
         name = name if place.module.rpartition(".")[2] in name else f"{name} ({place.module})"
     return Mixed(
-        f"{name}",
+        name,
         place.layer,
         kind,
         first.tuned.info.name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from shadow.audits.runtime import AlignedPair, Runtime
 from shadow.audits.scan import scan, sides_of
 from shadow.audits.sides import open_found
 from shadow.audits.verify_lined import found_all, line_up_all, row_of
+from shadow.checkpoints.adapters import adapter_factors
 from shadow.checkpoints.opening import Checkpoint, Found, Located
 from shadow.checkpoints.pairing import MatrixPair
 from shadow.checkpoints.sources import LocalFile
@@ -32,6 +34,7 @@ def verify_same(
     scratch: Path,
 ) -> Verification:
     """Whether two checkpoints hold equal tensors."""
+    runtime = replace(runtime, access=replace(runtime.access, dora=True))
     found = found_all(dict(zip("AB", references, strict=True)), runtime, scratch)
     if why := _same_files(*found.values()):
         return Verification("same", of, Answer("same", "holds", why, {}))
@@ -44,7 +47,11 @@ def verify_same(
     compared.sort(key=lambda item: item[0].key)
     moved = _moved(compared, lined.pair) if _is_local(lined.pair) else {}
     rows = [replace(row, remark=moved.get(pair.key, row.remark)) for pair, row in compared]
-    answer, against = same(Compared(rows, lined.lone, lined.unread))
+    with_norms = [name for name, one in zip("AB", (first, second), strict=True)
+                  if one.adapter and one.adapter.dora]  # fmt: skip
+    dora = with_norms[0] if len(with_norms) == 1 else ""
+    scales = _scales(first, second)
+    answer, against = same(Compared(rows, lined.lone, lined.unread, scales, dora))
     return Verification("same", of, answer, against, lined.notes)
 
 
@@ -56,9 +63,11 @@ def _same_files(first: Found, second: Found) -> str | None:
             for one in (first, second)
         ]
         alike = digests[0] == digests[1] and all(digests[0])
-        if alike and (first.weights.adapter is None) == (second.weights.adapter is None):
+        if alike and first.weights.adapter == second.weights.adapter:
             return "the weight files have equal checksums"
-    if isinstance(first, Checkpoint) and isinstance(second, Checkpoint):
+    if not (isinstance(first, Checkpoint) and isinstance(second, Checkpoint)):
+        return None
+    if first.adapter == second.adapter:
         files = [
             {
                 (source.held.standing[:2] if source.held else str(source.path))
@@ -80,6 +89,24 @@ def _require_alike(first: Checkpoint, second: Checkpoint) -> None:
             f"{adapter.reference} is an adapter, and {model.reference} is a model",
             "`shadow verify merged BASE ADAPTER MERGED` checks a merge",
         )
+
+
+def _scales(first: Checkpoint, second: Checkpoint) -> dict[str, tuple[float, float]]:
+    """What two adapters multiply the update of a module by, by module, where that differs."""
+    if first.adapter is None or second.adapter is None:
+        return {}
+    one, other = (
+        {
+            module: adapter.scaling(module, right.shape[1 if transposed else 0])
+            for module, (_, right, transposed) in adapter_factors(tensors)[0].items()
+        }
+        for adapter, tensors in ((first.adapter, first.tensors), (second.adapter, second.tensors))
+    )
+    return {
+        module: (one[module], other[module])
+        for module in one
+        if module in other and not math.isclose(one[module], other[module])
+    }
 
 
 def _is_local(lined: AlignedPair) -> bool:

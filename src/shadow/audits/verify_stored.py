@@ -7,8 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from shadow.audits.runtime import Runtime
-from shadow.audits.scan import fetch_all, in_words, scan
-from shadow.audits.verify_lined import BYTES, found_all, line_up_all, opened_models, plain, row_of
+from shadow.audits.scan import fetch_all, in_words, require_unchanged, scan
+from shadow.audits.verify_lined import (
+    BLOCK_SCALED,
+    BYTES,
+    found_all,
+    line_up_all,
+    opened_models,
+    plain,
+    row_of,
+)
 from shadow.audits.workers import views
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import Filter, MatrixPair, pair_checkpoints
@@ -40,9 +48,12 @@ def verify_stored(
     before = plain(more[0]) if more else None
     unread = list(lined.unread)
     if before is not None:
-        fetch_all([before], runtime)
+        runtime = fetch_all([before], runtime)
         pairs, _ = pair_checkpoints(before, lined.pair.base, Filter(), may_differ=True)
         bases = {pair.place: pair for pair in pairs if pair.base is not None}
+    scaled = {
+        pair.tuned.info.name for pair in lined.pair.pairs if pair.tuned.info.packing is not None
+    }
     rows: list[Copied] = []
     for row in scan(
         lined.pair,
@@ -52,8 +63,14 @@ def verify_stored(
     ):
         if before is not None and row.update is None and row.finite and row.full:
             what = "the base has no such tensor"
-            unread.append(Apart(row.tensor, "base", row.entries, what))
-        rows.append(row)
+            unread.append(Apart(row.tensor, "base", what))
+        if row.tensor not in scaled:
+            rows.append(row)
+        elif row.finite and not row.error:  # equal, though on no grid without scales
+            rows.append(replace(row, off=0))
+        else:
+            unread.append(Apart(row.tensor, "tuned", BLOCK_SCALED))
+    require_unchanged(more)
     rows.sort(key=lambda row: (row.tensor, row.place))
     unread.sort(key=lambda one: one.tensor)
     answer, against, notes = stored(Copy(rows, lined.lone, unread, before is not None))

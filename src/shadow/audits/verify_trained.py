@@ -14,7 +14,7 @@ from shadow.claims.verify.patterns import Pattern, parse_pattern
 from shadow.claims.verify.scanned import Apart, Scanned
 from shadow.claims.verify.trained import Cell, Moved, Training, trained
 from shadow.claims.verify.verification import Verification
-from shadow.dtypes import FLOATS
+from shadow.dtypes import float_format
 from shadow.errors import UsageError
 from shadow.places.architecture import Place
 from shadow.places.names import name_rules
@@ -105,8 +105,8 @@ def _cells(
     """The entries of a tensor that should have moved, by the size of the base's."""
     if should != "move" or pair.detail == BYTES or not row.finite:
         return ()
-    first, second = (FLOATS[name].bits for name in row.formats)
+    first, second = (float_format(name).bits for name in row.formats)
     if first > second:  # what the cast to fewer bits moved is no step
         return ()
-    found = by_binade(sides_of(pair, base, tuned), FLOATS[pair.tuned.info.dtype])
+    found = by_binade(sides_of(pair, base, tuned), float_format(pair.tuned.info.dtype))
     return tuple(Cell(*cell) for cell in found)

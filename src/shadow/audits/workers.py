@@ -26,6 +26,7 @@ from shadow.audits.contents import Summed
 from shadow.audits.outcome import Outcome
 from shadow.audits.schedule import Schedule, ShardKey, infos_of, source_of
 from shadow.checkpoints.opening import Checkpoint
+from shadow.checkpoints.packed_tensors import DecodedTensor
 from shadow.checkpoints.pairing import MatrixPair, Operand, Side
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checkpoints.sources import Fetching, Source
@@ -46,8 +47,10 @@ from shadow.spectra.delta import (
     working_dtype,
 )
 from shadow.spectra.device import Offload, Offloaded, full_products
+from shadow.spectra.entries import compared, norm_values
 from shadow.spectra.history import cast
-from shadow.spectra.lazy import BlockScaled, Matrix, Updated
+from shadow.spectra.lazy import Matrix, Updated
+from shadow.spectra.measurement import Subjects
 from shadow.spectra.reordering import FAR, reordered
 from shadow.spectra.spectrum import (
     ON_CPU,
@@ -62,8 +65,9 @@ from shadow.spectra.spectrum import (
 )
 
 Made = TypeVar("Made")
-Cut = torch.Tensor | StoredTensor | BlockScaled  # one side of a pair as it is stored
+Cut = torch.Tensor | StoredTensor | DecodedTensor  # one side of a pair as it is stored
 
+PASSES = 32  # over a matrix, whose time says how fast norms are measured
 _LOCAL = threading.local()
 NOTHING: Summed = MappingProxyType({})
 _ONE_AT_A_TIME = threading.RLock()  # numbers of threads are of the whole process
@@ -210,8 +214,12 @@ def _largest_first(pairs: Sequence[MatrixPair]) -> list[MatrixPair]:
     return sorted(pairs, key=lambda pair: (-cost(pair), pair.key))
 
 
-def cost(pair: MatrixPair) -> int:
-    """Roughly the floating-point operations for one subject: a Gram and its eigenvalues."""
+def cost(pair: MatrixPair, subjects: Subjects = "all") -> int:
+    """Roughly the floating-point operations for one subject: a Gram and its eigenvalues; or the
+    entries where norms alone are measured.
+    """
+    if subjects == "none":
+        return pair.rows * pair.cols
     side = min(pair.rows, pair.cols)
     return side * pair.rows * pair.cols + 4 * side**3
 
@@ -229,7 +237,12 @@ def pace(method: Method, jobs: int, offload: Offload | None = None) -> float:
 
     def measure(rows: int) -> None:
         b, t, space = base[:rows], tuned[:rows], Workspace()
-        size = extent(Sides(b, t, torch.float32, space))
+        sides = Sides(b, t, torch.float32, space)
+        if method.subjects == "none":
+            for _ in range(PASSES):
+                compared(sides, ("BF16", "BF16"))
+            return
+        size = extent(sides)
         grams = ON_CPU if offload is None else Offloaded(offload, "pace")
         measure_pair(b, t, ("BF16", "BF16"), size, Means(method, space, grams=grams), "pace")
 
@@ -241,7 +254,10 @@ def pace(method: Method, jobs: int, offload: Offload | None = None) -> float:
         list(pool.map(measure, [64] * jobs))  # imports and first allocations
         started = time.perf_counter()
         list(pool.map(measure, [1024] * jobs))
-        return jobs * (1024 * 1024 * 4096 + 4 * 1024**3) / (time.perf_counter() - started)
+        work = 1024 * 1024 * 4096 + 4 * 1024**3
+        if method.subjects == "none":
+            work = PASSES * 1024 * 4096
+        return jobs * work / (time.perf_counter() - started)
 
 
 def largest_side(pairs: Sequence[MatrixPair]) -> int:
@@ -347,19 +363,11 @@ def _measured(
         factor = pair.tuned.factor
         detail = f"a low-rank update: its rank is at most {factor.rank}" if factor else detail
     sides = Sides(base_matrix, matrix, working_dtype(*formats), space)
+    if method.subjects == "none" and pair.is_matrix:
+        return _norms(pair.key, sides, formats, detail, same_kind=pair.tuned.factor is None)
     size = extent(sides)
     if not size.finite:
-        broken = [
-            side
-            for side, value in (("base", size.base), ("tuned", size.tuned))
-            if not Extent(value, 0, 0).finite
-        ]
-        return Outcome(
-            pair.key,
-            "skipped",
-            reason="nonfinite",
-            detail=f"in the {' and the '.join(broken)} tensor",
-        )
+        return _broken(pair.key, size)
     if not pair.is_matrix:
         delta_norm, base_norm = _vector_norms(base_matrix, matrix, size)
         from_zero = delta_norm > 0 and base_norm == 0
@@ -373,8 +381,7 @@ def _measured(
             cast=(cast(sides, formats) or "neither") if size.delta else None,
         )
     if size.delta == 0:
-        differ = pair.tuned.factor is None and pair.base.info.dtype != stored
-        note = f"equal values, stored as {pair.base.info.dtype} and {stored}" if differ else detail
+        note = detail if pair.tuned.factor is not None else _note_of_equal(formats, detail)
         norm = frobenius_norm(base_matrix, size.base, working_dtype(*formats), space)
         return Outcome(pair.key, "identical", detail=note, delta_norm=0.0, base_norm=norm)
     means = Means(method, space, remember, grams)
@@ -398,6 +405,52 @@ def _measured(
         measurements=tuple(measurements),
         reordered=order,
         residual=residual,
+    )
+
+
+def _broken(key: str, size: Extent) -> Outcome:
+    """The outcome of a pair with an entry that is not finite."""
+    broken = [
+        side
+        for side, value in (("base", size.base), ("tuned", size.tuned))
+        if not Extent(value, 0, 0).finite
+    ]
+    detail = f"in the {' and the '.join(broken)} tensor"
+    return Outcome(key, "skipped", reason="nonfinite", detail=detail)
+
+
+def _note_of_equal(formats: tuple[str, str], detail: str | None) -> str | None:
+    """The detail of a matrix whose values are equal on both sides."""
+    base, tuned = formats
+    return detail if base == tuned else f"equal values, stored as {base} and {tuned}"
+
+
+def _norms(
+    key: str, sides: Sides, formats: tuple[str, str], detail: str | None, *, same_kind: bool
+) -> Outcome:
+    """The outcome of a matrix pair of which norms alone are measured, in one pass. same_kind:
+    whether neither side is an update.
+    """
+    found = compared(sides, formats)
+    if not found.finite:
+        return _broken(key, extent(sides))
+    base_norm = math.sqrt(found.base)
+    if not found.changed:
+        note = _note_of_equal(formats, detail) if same_kind else detail
+        return Outcome(key, "identical", detail=note, delta_norm=0.0, base_norm=base_norm)
+    measurements = norm_values(found)
+    cosine, order = measurements[-1].number("cosine"), None
+    if cosine is not None and abs(cosine) < FAR:
+        order = reordered(sides)
+    return Outcome(
+        key,
+        "measured",
+        detail=detail,
+        delta_norm=math.sqrt(found.delta),
+        base_norm=base_norm,
+        cast=(cast(sides, formats) if found.rounded else None) or "neither",
+        measurements=measurements,
+        reordered=order,
     )
 
 
@@ -437,24 +490,13 @@ def _cut(matrix: Cut, shape: torch.Size) -> Cut:
 
     No entry is copied.
     """
-    if isinstance(matrix, BlockScaled):
-        return replace(matrix, groups=shape[0])
-    if isinstance(matrix, StoredTensor):
+    if isinstance(matrix, StoredTensor | DecodedTensor):
         return matrix.seen(lambda tensor: tensor.reshape(shape))
     return matrix.reshape(shape)
 
 
 def _view(pair: MatrixPair, operand: Operand, checkpoint: Checkpoint) -> Cut:
     stored, part = checkpoint.tensor(operand.info), operand.part
-    if operand.scales is not None:
-        scales, expert = checkpoint.tensor(operand.scales).whole(), part.place.expert
-        if part.experts:
-            assert expert is not None
-            scales = scales[expert]
-        start, stop = part.rows or (0, stored.shape[-2])
-        cut = slice(start, min(stop, start + pair.rows))
-        raw = stored.seen(lambda tensor: tensor[expert, cut] if part.experts else tensor[cut])
-        return BlockScaled(raw, scales, operand.block, start)
 
     def seen(tensor: torch.Tensor) -> torch.Tensor:
         matrix = part.view(tensor)

@@ -80,7 +80,7 @@ class StoredFile:
 class Listing:
     """The files of one side, or of one part of it."""
 
-    files: Mapping[str, StoredFile]
+    files: dict[str, StoredFile]
     is_complete: bool
     """Whether a file that is not listed is not there."""
     read_from: frozenset[str] = frozenset()
@@ -88,6 +88,8 @@ class Listing:
     folder: Path | None = None
     """Of a folder; None of a repository."""
     snapshot: Snapshot | None = field(default=None, repr=False)
+    inside: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    """Files that are not there by themselves: they are made from what a GGUF file says."""
 
     @property
     def is_adapter(self) -> bool:
@@ -103,21 +105,37 @@ def kind_of(path: str) -> FileKind:
     return next((kind for pattern, kind in PATTERNS if re.fullmatch(pattern, name)), "other")
 
 
-def listings_of(found: Found, skipped: Sequence[Path] = ()) -> list[tuple[str, Listing]]:
+def listings_of(
+    found: Found, skipped: Sequence[Path] = (), opened: Checkpoint | None = None
+) -> list[tuple[str, Listing]]:
     """The files of each part of a side: of a base for each component by component, otherwise of
-    the one part "". skipped: folders to pass over, as that of the report.
+    the one part "". skipped: folders to pass over, as that of the report. opened: the same side.
     """
     if isinstance(found, Assembled):
-        return [(component, _listing(part, skipped)) for component, part in found.parts]
-    return [("", _listing(found, skipped))]
+        inner = {} if opened is None else dict(opened.parts)
+        return [(name, _listing(part, skipped, inner.get(name))) for name, part in found.parts]
+    return [("", _listing(found, skipped, opened))]
 
 
-def _listing(part: Checkpoint | Located, skipped: Sequence[Path]) -> Listing:
+def _listing(
+    part: Checkpoint | Located, skipped: Sequence[Path], opened: Checkpoint | None
+) -> Listing:
     if isinstance(part, Located):
         found = listing_of_snapshot(part.snapshot)
-        return replace(found, read_from=frozenset(part.weights.shards))
-    found = listing_of_folder(Path(part.reference), skipped)
-    return replace(found, read_from=frozenset(part.sources))
+        found = replace(found, read_from=frozenset(part.weights.shards))
+    else:
+        root = Path(part.reference)
+        found = listing_of_file(root) if root.is_file() else listing_of_folder(root, skipped)
+        found = replace(found, read_from=frozenset(part.sources))
+    opened = part if isinstance(part, Checkpoint) else opened
+    if opened is None or opened.files is None:
+        return found
+    inside = {name: content for name, content in opened.files().items() if name not in found.files}
+    made = {
+        name: StoredFile(name, len(content), f"sha256:{hashlib.sha256(content).hexdigest()}")
+        for name, content in inside.items()
+    }
+    return replace(found, files=dict(sorted((found.files | made).items())), inside=inside)
 
 
 def listing_of_snapshot(snapshot: Snapshot) -> Listing:
@@ -140,6 +158,12 @@ def listing_of_folder(root: Path, skipped: Sequence[Path] = ()) -> Listing:
         left -= (file.size or 0) if file.checksum else 0
         files[file.path] = file
     return Listing(dict(sorted(files.items())), next(walk, None) is None, folder=root)
+
+
+def listing_of_file(path: Path) -> Listing:
+    """A GGUF file alone."""
+    file = _stored(path.parent, path.name, SMALL)
+    return Listing({file.path: file}, is_complete=True, folder=path.parent)
 
 
 def _walk(root: Path, skipped: set[str]) -> Iterator[str]:
@@ -181,6 +205,8 @@ def read_small(listing: Listing, file: StoredFile, say: Say) -> bytes:
 
     Raises ShadowError where they cannot be had.
     """
+    if file.path in listing.inside:
+        return listing.inside[file.path]
     if file.problem or file.size is None:
         raise ShadowError(file.problem or "not a regular file")
     if file.size > SMALL:

@@ -7,7 +7,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -15,6 +15,10 @@ from typing import TYPE_CHECKING
 from shadow.checkpoints.adapters import CONFIG as ADAPTER_CONFIG
 from shadow.checkpoints.adapters import Adapter, read_adapter
 from shadow.checkpoints.fingerprints import Fingerprint
+from shadow.checkpoints.gguf_files import SUFFIX as GGUF
+from shadow.checkpoints.gguf_files import GgufHeader, chosen_files, gguf_header_of, read_gguf
+from shadow.checkpoints.gguf_models import KIND as GGUF_KIND
+from shadow.checkpoints.gguf_models import model_of
 from shadow.checkpoints.safetensors_files import (
     TensorInfo,
     has_too_many_values,
@@ -36,14 +40,13 @@ if TYPE_CHECKING:
     from shadow.checkpoints.held_files import HeldFile
     from shadow.checkpoints.hub import OnBytes, Snapshot
     from shadow.checkpoints.hub_client import Say
+    from shadow.checkpoints.packed_tensors import DecodedTensor
     from shadow.checkpoints.stored_tensors import StoredTensor
 
 MAX_JSON = 64_000_000  # bytes; the largest real index (Kimi-K2, 1.16 M tensors) has under half
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 CONFIG = "config.json"
 PICKLES = "only torch .bin files, which are pickles"
-GGUF = "shadow does not read GGUF files"
-GGUF_HINT = "name the model in safetensors files from which the GGUF file was made"
 PICKLES_HINT = "--allow-pickle reads them in a child process that loads tensors only"
 OWNER = (
     "the file on the Hub is like this: tell its owner, or name another revision (org/name@revision)"
@@ -68,9 +71,22 @@ class Checkpoint:
     adapter: Adapter | None = None  # scales the tensors of a LoRA adapter
     parts: tuple[tuple[str, Checkpoint], ...] = ()  # by component, of a base that was put together
     former: str | None = None  # the fingerprint that earlier versions gave a folder
+    # small files that its GGUF file holds inside: config.json, the tokenizer, the chat template
+    files: Callable[[], Mapping[str, bytes]] | None = field(default=None, repr=False, compare=False)
 
-    def tensor(self, info: TensorInfo) -> StoredTensor:
+    def tensor(self, info: TensorInfo) -> StoredTensor | DecodedTensor:
         """The tensor (info.shape), whose parts are read on demand; ShadowError if it is gone."""
+        if info.packing is None:
+            return self._stored(info)
+        if info.packing.kind == GGUF_KIND:
+            from shadow.checkpoints.gguf_blocks import gguf_tensor
+
+            return gguf_tensor(info, self._stored)
+        from shadow.checkpoints.packed_tensors import packed_tensor
+
+        return packed_tensor(info, self._stored)
+
+    def _stored(self, info: TensorInfo) -> StoredTensor:
         return self.sources[info.shard].tensor(info)
 
 
@@ -223,17 +239,25 @@ def _in_folder(folder: str, checkpoint: Checkpoint) -> Checkpoint:
 
 
 def open_folder(
-    reference: str, *, allow_pickle: bool = False, scratch: Path | None = None, dora: bool = False
+    reference: str,
+    *,
+    allow_pickle: bool = False,
+    scratch: Path | None = None,
+    dora: bool = False,
+    file: str | None = None,
 ) -> Checkpoint:
-    """The checkpoint in a local folder: safetensors first, torch `.bin` only with allow_pickle.
+    """The checkpoint in a local folder: safetensors first, torch `.bin` only with allow_pickle; or
+    in a GGUF file.
 
     scratch is a folder for raw copies of `.bin` files of the old format. dora: as of
-    `read_adapter`. Raises ShadowError with one line and a hint for every way in which a folder is
-    not a trustworthy checkpoint.
+    `read_adapter`. file: a pattern that chooses among several GGUF files. Raises ShadowError
+    with one line and a hint for every way in which a folder is not a trustworthy checkpoint.
     """
     try:
         with naming(reference):
-            return _open_folder(reference, allow_pickle=allow_pickle, scratch=scratch, dora=dora)
+            return _open_folder(
+                reference, allow_pickle=allow_pickle, scratch=scratch, dora=dora, file=file
+            )
     except OSError as error:
         raise ShadowError(
             f"{reference}: {error.strerror or error}", "check that the folder can be read"
@@ -241,11 +265,11 @@ def open_folder(
 
 
 def _open_folder(
-    reference: str, *, allow_pickle: bool, scratch: Path | None, dora: bool
+    reference: str, *, allow_pickle: bool, scratch: Path | None, dora: bool, file: str | None
 ) -> Checkpoint:
     root = Path(reference)
-    if root.is_file() and root.suffix == ".gguf":
-        raise ShadowError(f"{reference}: {GGUF}", GGUF_HINT)
+    if root.is_file() and root.suffix == GGUF:
+        root, file = root.parent, root.name
     if root.is_file():
         raise ShadowError(
             f"{reference} is a file, and a checkpoint is a folder", f"name {root.parent}"
@@ -259,8 +283,11 @@ def _open_folder(
     def read(name: str) -> Config:
         return _read_json(root / name, name)
 
-    weights = _choose_weights(reference, names, read, allow_pickle=allow_pickle, dora=dora)
+    weights = _choose_weights(
+        reference, names, read, allow_pickle=allow_pickle, dora=dora, file=file
+    )
     config = read(CONFIG) if (root / CONFIG).exists() else {}
+    insides: list[GgufHeader] = []
     headers: list[dict[str, TensorInfo]] = []
     sources: dict[str, Source] = {}
     fingerprint = Fingerprint()
@@ -274,16 +301,21 @@ def _open_folder(
             raise ShadowError(
                 f"{reference}: shard {shard} is missing", "check that the download is complete"
             )
-        file = held_shard(path, shard)
-        (header, text), data = _read_shard(file, shard, scratch)
+        held = held_shard(path, shard)
+        if shard.endswith(GGUF):
+            inside, data = gguf_header_of(held, shard), held
+            insides.append(inside)
+            header, text = dict(inside.tensors), inside.digest
+        else:
+            (header, text), data = _read_shard(held, shard, scratch)
         headers.append(header)
         sources[shard] = LocalFile(data.path, data)
-        fingerprint.add_shard(shard, file, text, data, header.values())
-        file.require_unchanged()
+        fingerprint.add_shard(shard, held, text, data, header.values())
+        held.require_unchanged()
     fingerprint.add(json.dumps(config, sort_keys=True))
     if weights.adapter:
         fingerprint.add(repr(weights.adapter))
-    return Checkpoint(
+    found = Checkpoint(
         reference=reference,
         commit=None,
         fingerprint=fingerprint.now,
@@ -293,9 +325,25 @@ def _open_folder(
         sources=sources,
         adapter=weights.adapter,
     )
+    return _from_inside(found, insides)
 
 
-def locate(snapshot: Snapshot, *, allow_pickle: bool, say: Say, dora: bool = False) -> Located:
+def _from_inside(checkpoint: Checkpoint, headers: Sequence[GgufHeader]) -> Checkpoint:
+    """A checkpoint of GGUF files as transformers would have it; any other as it is."""
+    if not headers:
+        return checkpoint
+    model = model_of(headers, next(iter(checkpoint.sources)))
+    return replace(checkpoint, tensors=dict(model.tensors), config=model.config, files=model.files)
+
+
+def locate(
+    snapshot: Snapshot,
+    *,
+    allow_pickle: bool,
+    say: Say,
+    dora: bool = False,
+    file: str | None = None,
+) -> Located:
     """Find the weight files of a commit of the Hub. Reads the config and the index, no shard.
 
     Raises ShadowError when there are none that may be read, or one that the index names is missing.
@@ -305,16 +353,22 @@ def locate(snapshot: Snapshot, *, allow_pickle: bool, say: Say, dora: bool = Fal
     def read(name: str) -> Config:
         return _read_json(fetch_whole(snapshot, snapshot.files[name], say=say)[0], name)
 
-    names = {name for name in snapshot.files if "/" not in name and usable_name(name)}
+    names = {
+        name
+        for name in snapshot.files
+        if ("/" not in name or name.endswith(GGUF)) and usable_name(name)
+    }
     if snapshot.offline and not any(
-        name.endswith((".safetensors", ".bin", ".index.json")) for name in names
+        name.endswith((".safetensors", ".bin", ".index.json", GGUF)) for name in names
     ):
         raise ShadowError(
             f"{snapshot.name}: none of its weight files is in the cache",
             "run once without --offline",
         )
     with naming(snapshot.name, OWNER):
-        weights = _choose_weights(snapshot.name, names, read, allow_pickle=allow_pickle, dora=dora)
+        weights = _choose_weights(
+            snapshot.name, names, read, allow_pickle=allow_pickle, dora=dora, file=file
+        )
         config = read(CONFIG) if CONFIG in names else {}
     missing = [shard for shard in weights.shards if shard not in snapshot.files]
     if missing:
@@ -340,15 +394,19 @@ def open_located(
     """
     snapshot = located.snapshot
     shards = located.weights.shards
+    insides: list[tuple[GgufHeader, Source, bool]] = []
     if located.weights.pickled:
         open_one = partial(_open_pickled, snapshot, say, scratch=scratch, report=report)
         opened = in_threads(open_one, shards, 1)
+    elif shards[0].endswith(GGUF):
+        insides = in_threads(partial(_open_gguf, snapshot, say), shards, CONNECTIONS)
+        opened = [(dict(inside.tensors), source, ranges) for inside, source, ranges in insides]
     else:
         opened = in_threads(partial(_open_remote, snapshot, say), shards, CONNECTIONS)
     headers, sources, honoured = zip(*opened, strict=True)
     with naming(snapshot.name, OWNER):
         tensors = _joined(headers, located.weights)
-    return Checkpoint(
+    found = Checkpoint(
         reference=snapshot.name,
         commit=snapshot.commit,
         fingerprint=located.fingerprint,
@@ -358,6 +416,8 @@ def open_located(
         ranges=not located.weights.pickled and all(honoured),
         adapter=located.weights.adapter,
     )
+    with naming(snapshot.name, OWNER):
+        return _from_inside(found, [inside for inside, *_ in insides])
 
 
 def _open_remote(
@@ -386,6 +446,27 @@ def _open_remote(
             start, honoured = read_start(snapshot, file, end, say=say, stopped=stop)
         header, text = parse_header(start[8:end], file.size, shard)
     return header, WholeFile(snapshot, file, digest_of(text)), honoured
+
+
+def _open_gguf(
+    snapshot: Snapshot, say: Say, shard: str, stop: Event
+) -> tuple[GgufHeader, Source, bool]:
+    """The header of a GGUF file, the file itself, and whether the server honours ranges."""
+    from shadow.checkpoints.hub import cached, read_start
+
+    file, honoured = snapshot.files[shard], True
+
+    def read(count: int) -> bytes:
+        nonlocal honoured
+        content, honoured = read_start(snapshot, file, count, say=say, stopped=stop)
+        return content
+
+    with naming(snapshot.name, OWNER):
+        if path := cached(snapshot, file):
+            header = gguf_header_of(held_shard(path, shard), shard)
+        else:
+            header = read_gguf(read, file.size, shard)
+    return header, WholeFile(snapshot, file, digest_of(header.digest)), honoured
 
 
 def _open_pickled(
@@ -451,8 +532,15 @@ def _choose_weights(
     *,
     allow_pickle: bool,
     dora: bool,
+    file: str | None,
 ) -> Weights:
-    """The weight files: an index's, `model.safetensors`, an adapter's, safetensors, or `.bin`."""
+    """The weight files: an index's, `model.safetensors`, an adapter's, safetensors, GGUF or `.bin`.
+
+    file: GGUF files that match it come before all others.
+    """
+    packed = {name for name in names if name.endswith(GGUF)}
+    if file is not None and packed:
+        return Weights(chosen_files(where, packed, file), {}, pickled=False)
 
     def indexed(index: str, suffix: str) -> Weights:
         weight_map = checked_weight_map(read(index), index, suffix)
@@ -477,8 +565,8 @@ def _choose_weights(
         bins = sorted(name for name in names if re.fullmatch(r"pytorch_model.*\.bin", name))
     if safetensors:
         return Weights(tuple(safetensors), {}, pickled=False, adapter=adapter)
-    if not bins and any(name.endswith(".gguf") for name in names):
-        raise ShadowError(f"{where}: {GGUF}", GGUF_HINT)
+    if packed and not bins:
+        return Weights(chosen_files(where, packed, None), {}, pickled=False)
     if not bins and INDEXES[1] not in names:
         raise ShadowError(f"{where}: no safetensors files in it", _instead_of_weights(names))
     if not allow_pickle:

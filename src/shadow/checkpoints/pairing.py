@@ -12,7 +12,7 @@ from typing import Literal
 from shadow.checkpoints.adapters import Adapter, adapter_factors, product_shape
 from shadow.checkpoints.opening import Checkpoint, Config
 from shadow.checkpoints.quantized import owner_of, packed_modules
-from shadow.checkpoints.safetensors_files import TensorInfo
+from shadow.checkpoints.safetensors_files import Packing, TensorInfo
 from shadow.dtypes import FLOATS, INTEGERS
 from shadow.errors import ShadowError, UsageError
 from shadow.places.architecture import Part, Place, place_tensors
@@ -50,8 +50,6 @@ class Operand:
 
     info: TensorInfo  # of a low-rank update its first factor
     part: Part
-    scales: TensorInfo | None = None  # of 8-bit floats
-    block: tuple[int, int] = (1, 1)  # rows and columns that share one scale
     factor: Factor | None = None  # of a low-rank update of the pair's base
 
     @property
@@ -69,7 +67,8 @@ class Operand:
     @property
     def infos(self) -> tuple[TensorInfo, ...]:
         """Every tensor that is read for this operand, the one it is named after first."""
-        infos = (self.info,) if self.scales is None else (self.info, self.scales)
+        packing = self.info.packing
+        infos = (self.info,) if packing is None else (self.info, *packing.beside)
         return infos if self.factor is None else (*infos, self.factor.info)
 
 
@@ -340,12 +339,14 @@ def _operands(
     for name, info in checkpoint.tensors.items():
         if name in applied:
             continue  # it goes with the weight that it scales
-        scaled = (scales[name], block) if name in scales else ()
-        if not scaled and (fault := _fault(info, checkpoint.tensors, packed)):
+        if name in scales:
+            packing = Packing("block-scaled", raw=info, beside=(scales[name],), facts=block)
+            info = replace(info, packing=packing)
+        if fault := _fault(info, checkpoint.tensors, packed):
             unusable.append(Skipped(side, info, parts[name][0].place, *fault))
         else:
             for part in parts[name]:
-                operands[part.place] = Operand(info, part, *scaled)
+                operands[part.place] = Operand(info, part)
     return operands, unusable
 
 
@@ -463,6 +464,8 @@ def _fault(
         return "unreadable", info.problem
     if info.alias_of:
         return "tied", f"the same storage as {info.alias_of}"
+    if info.packing:
+        return None
     owner, piece = owner_of(info.name)
     packing = packed.get(owner) or packed.get(info.name)
     if packing and piece != "bias":

@@ -33,6 +33,18 @@ MAX_NAME = 1024  # characters of a tensor name; the longest of 114,248 real ones
 
 
 @dataclass(frozen=True, slots=True)
+class Packing:
+    """How a quantised tensor lies in files: the entry itself has its usual name and shape, and the
+    name of its format as dtype; its start and end are those of `raw`.
+    """
+
+    kind: str  # which decoder makes its numbers, as of `packed_tensors.DECODERS`
+    raw: TensorInfo  # its bytes, as the file has them
+    beside: tuple[TensorInfo, ...] = ()  # other tensors that are read with it, such as scales
+    facts: tuple[int, ...] = ()  # small numbers that the decoder needs; it says which
+
+
+@dataclass(frozen=True, slots=True)
 class TensorInfo:
     """One named entry of a shard."""
 
@@ -47,6 +59,7 @@ class TensorInfo:
     problem: str | None = None  # why an entry that an index announces cannot be read
     # the tensor whose bytes this one shares, as a tied head in a `.bin`
     alias_of: str | None = None
+    packing: Packing | None = None  # of a quantised one
 
     @property
     def parameters(self) -> int:

@@ -17,6 +17,8 @@ from pathlib import Path, PurePosixPath
 from threading import Event, Thread
 from typing import TYPE_CHECKING, TypeVar
 
+from shadow.checkpoints.gguf_files import SUFFIX as GGUF
+from shadow.checkpoints.gguf_files import gguf_header_of
 from shadow.checkpoints.held_files import HeldFile, hold
 from shadow.checkpoints.safetensors_files import TensorInfo, header_of, held_shard
 from shadow.errors import ShadowError, naming
@@ -159,7 +161,10 @@ class WholeFile(Source):
             shard = PurePosixPath(self.file.path).name
             with naming(self.snapshot.name):
                 self.held = held_shard(path, shard)
-                _, text = header_of(self.held, shard)
+                if shard.endswith(GGUF):
+                    text = gguf_header_of(self.held, shard).digest
+                else:
+                    _, text = header_of(self.held, shard)
             if digest_of(text) != self.header:
                 raise ShadowError(
                     f"{self.snapshot.repo}: {self.file.path} has another header than was read"

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from shadow.checkpoints.held_files import HeldFile
 from shadow.checkpoints.safetensors_files import TensorInfo
-from shadow.dtypes import FLOATS
+from shadow.dtypes import torch_name
 
 # Bytes up to which a tensor is read once and kept: the matrices inside layers up to 14B parameters.
 # Reading a matrix anew for every pass takes 0.2 s a GB where its parts are whole rows, and 0.4 s
@@ -49,6 +49,7 @@ class StoredTensor:
         self._strides = view.stride()  # in elements
         self._room: Tensor | None = None  # what is read lies in it
         self._kept: tuple[list[Span], Tensor] | None = None
+        self._flat: tuple[int, int] | None = None  # where it begins, and bytes of an element
         self._all: Tensor | None = None  # what is kept, where that is all of it
 
     @property
@@ -72,6 +73,19 @@ class StoredTensor:
         if view.untyped_storage()._cdata == self._view.untyped_storage()._cdata:
             return StoredTensor(self._file, self._start, view)
         return rearrange(self.whole())
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether its elements lie in the file in order, without gaps."""
+        return self._view.is_contiguous()
+
+    def fill(self, first: int, into: memoryview) -> None:
+        """Read the bytes of elements, in order from that one on, of a flat tensor; keep nothing."""
+        if self._flat is None:
+            itemsize = self._view.itemsize
+            self._flat = self._start + int(self._view.storage_offset()) * itemsize, itemsize
+        start, itemsize = self._flat
+        self._file.read(start + first * itemsize, into)
 
     def whole(self) -> Tensor:
         """All of it, in memory of its own."""
@@ -175,7 +189,7 @@ def _room(count: int, dtype: torch.dtype) -> Tensor:
 
 def stored_tensor(file: HeldFile, info: TensorInfo) -> StoredTensor:
     """The tensor of a file that an entry of its header names. Nothing is read before it is used."""
-    dtype: torch.dtype = getattr(torch, FLOATS[info.dtype].torch_name)
+    dtype: torch.dtype = getattr(torch, torch_name(info.dtype))
     if info.strides is None or info.parameters == 0:
         return StoredTensor(file, info.start, torch.empty(info.shape, dtype=dtype, device="meta"))
     reach = torch.empty((info.end - info.start) // dtype.itemsize, dtype=dtype, device="meta")

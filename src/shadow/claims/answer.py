@@ -8,7 +8,7 @@ beside the table answers it from figures. Pure: nothing is measured here.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -54,6 +54,11 @@ class Answer:
     reason: str
     figures: Mapping[str, Figure] = field(default_factory=dict)
     """The figures in the reason, unrounded, by their place in summary.json."""
+
+
+def first_code(codes: Collection[int]) -> int:
+    """Of what occurred over several answers, the exit code: the first of 1, 4, 5, 3, 0."""
+    return next((code for code in (1, 4, 5, 3) if code in codes), 0)
 
 
 def table(*claims: Claim) -> dict[str, Claim]:

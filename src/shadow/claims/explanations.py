@@ -264,6 +264,8 @@ def _weight_decay(draft: Draft) -> tuple[Outcome, str]:
     value = inside[name]
     if value is None:
         return "cannot_be_told", "the report does not say whether the weights shrank"
+    if draft.summary.tier == "norms" and value >= STILL:
+        return "cannot_be_told", "rounding can hide decay, and what it left was not measured"
     rounded = floor is not None and floor < CLEAR
     if is_lost(draft.summary) or (rounded and name == "decay_cosine"):
         reason = "rounding hides decay of less than half a step of the storage format"

@@ -101,7 +101,7 @@ def gates(record: PairRecord, standing: Standing) -> list[Answer]:
         _lineage(record, standing),
         _paired(standing),
         _rounding(record),
-        _rank(standing),
+        _rank(record, standing),
         _formats(standing),
     ]
 
@@ -179,6 +179,9 @@ def _paired(standing: Standing) -> Answer:
 
 def _rounding(record: PairRecord) -> Answer:
     figure = record.figures.floor_ratio
+    if figure is None and record.tier == "norms" and record.figures.rank_ceiling is None:
+        reason = "norms alone were measured, and not what rounding left"
+        return _answer("rounding", None, passed=False, reason=reason)
     if figure is None:
         return _answer("rounding", None, passed=True, reason="storage did not round the change")
     times = f"{figure:.2g}" if figure < 100 else f"{figure:,.0f}"
@@ -187,9 +190,12 @@ def _rounding(record: PairRecord) -> Answer:
     return _answer("rounding", figure, passed=figure >= ROUNDING, reason=reason)
 
 
-def _rank(standing: Standing) -> Answer:
+def _rank(record: PairRecord, standing: Standing) -> Answer:
     """The share of its directions that a delta has at all: what an adapter of low rank bounds."""
     share = standing.rank_share
+    if share is None and record.tier == "norms":
+        reason = "norms alone were measured, and no rank"
+        return _answer("rank", None, passed=False, reason=reason)
     if share is None:
         return _answer("rank", None, passed=True, reason="the rank of no delta is known")
     if share >= FULL_RANK:

@@ -39,6 +39,11 @@ NOT_SHOWN = (
     f"which data the model was trained on: {ALSO_MOVED_BY}",
     "what the model can or cannot do",
 )
+MEASURED = {  # by tier
+    "full": "the spectra of base, tuned and delta of every matrix, compared with the null",
+    "delta": "the spectrum of the delta of every matrix, compared with the null",
+    "norms": "the norms of base, tuned and delta of every matrix, and no spectra",
+}
 CONSISTENT = {  # with a failed gate, by its name
     "changed": "a copy of the base",
     "lineage": "two models that were trained independently",
@@ -200,7 +205,7 @@ def _measured(record: PairRecord, gates: Sequence[Gate]) -> list[str]:
     """What was measured: of matrices that changed, or of some that were compared and did not."""
     if record.figures.matrices:
         return [
-            "the spectra of base, tuned and delta of every matrix, compared with the null",
+            MEASURED[record.tier],
             "where the update lies, by layer and module",
         ]
     if any(gate.name == "changed" and gate.figure is None for gate in gates):
@@ -214,7 +219,8 @@ def _consistent_with(record: PairRecord, gates: Sequence[Gate], given: Label) ->
             return []  # nothing was compared
         if stopped[0].name == "changed" and record.vectors.changed:
             return ["training of biases and norms only (BitFit)"]
-        return [CONSISTENT[gate.name] for gate in stopped if gate.name in CONSISTENT][:1]
+        told = [gate for gate in stopped if record.tier != "norms" or gate.figure is not None]
+        return [CONSISTENT[gate.name] for gate in told if gate.name in CONSISTENT][:1]
     concentration = record.figures.concentration
     if concentration is None:
         return []

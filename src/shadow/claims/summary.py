@@ -88,12 +88,17 @@ class Summary(PairRecord):
     @property
     def label_or_gates(self) -> str | None:
         """The gates that the pair failed, otherwise its label where that applies; None where it
-        does not.
+        does not. Gates that norms alone cannot answer did not fail.
 
         `not assessable` alone reads as a failure, and most released models are only out of the
         label's reach.
         """
-        if stopped := [gate.name for gate in self.failed_gates]:
+        told = [
+            gate
+            for gate in self.failed_gates
+            if self.tier != "norms" or gate.figure is not None or gate.name == "changed"
+        ]
+        if stopped := [gate.name for gate in told]:
             return f"{'gate' if len(stopped) == 1 else 'gates'} failed: {', '.join(stopped)}"
         return self.label if self.has_label else None
 

@@ -23,6 +23,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from shadow.claims.answer import first_code
 from shadow.claims.rules import (
     COLUMNS,
     FAILS,
@@ -69,6 +70,10 @@ NORMS = (
     *("relative_norm", "relative_norm_overall", "relative_spectral", "frobenius_norm"),
     *("spectral_norm", "nuclear_norm"),
 )
+NOT_MEASURED = {  # by the tier of a report
+    "norms": "the report has norms alone: it was made with --norms",
+    "delta": "the report has spectra of deltas alone: it was made with --subjects delta",
+}
 NULLS = {column.name: column.null for column in (*SPECTRAL, *DELTA, *FIGURES)}
 
 
@@ -179,11 +184,6 @@ class Judgement:
         if self.objections:
             codes.add(3)
         return first_code(codes)
-
-
-def first_code(codes: set[int]) -> int:
-    """Of what occurred over rules or pairs, the exit code: 1, 4, 3 or 0."""
-    return next((code for code in (1, 4, 3) if code in codes), 0)
 
 
 @dataclass(frozen=True)
@@ -466,6 +466,8 @@ def _threshold(rule: Rule, now: Measured) -> Verdict:
     if not findings:
         when = NULLS.get(rule.figure.metric)
         why = f"null (null when: {when})" if when else "null"
+        if now.summary.tier in NOT_MEASURED:
+            why = f"null ({NOT_MEASURED[now.summary.tier]})"
         return _missing(rule, lambda shown: f"{several(nulls, shown)} is {why}")
     _, _, condition = rule.condition.partition(" ")
     violating = {at: finding for at, finding in findings.items() if finding.met}

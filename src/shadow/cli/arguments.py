@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from shadow.audits.request import Fetch, Files
+from shadow.audits.request import Fetch, Files, Subjects
 from shadow.errors import ShadowError, UsageError
 from shadow.storage import fetched_file, located, url_of
 from shadow.text import counted
@@ -122,9 +122,17 @@ def files_of(
     max_disk: str | None,
     no_cache: bool = False,
     cache_dir: Path | None = None,
+    file: str | None = None,
 ) -> Files:
     """Where checkpoints and solved spectra come from."""
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # before the client is imported, which reads it then
     cache = False if no_cache else cache_dir or True
-    return Files(allow_pickle, offline, fetch, max_disk, cache)
+    return Files(allow_pickle, offline, fetch, max_disk, cache, file)
+
+
+def subjects_of(subjects: Literal["all", "delta"], *, norms: bool) -> Subjects:
+    """Whose spectra are asked for. Raises UsageError for two answers."""
+    if norms and subjects != "all":
+        raise UsageError(f"--norms with --subjects {subjects}", "leave one of them out")
+    return "none" if norms else subjects

@@ -13,7 +13,15 @@ import typer
 from shadow.audits.request import AuditRequest, Measuring, Nulls, Ray
 from shadow.cli import console
 from shadow.cli import options as option
-from shadow.cli.arguments import Options, files_of, of_pair, say_left_out, scores_here, selected
+from shadow.cli.arguments import (
+    Options,
+    files_of,
+    of_pair,
+    say_left_out,
+    scores_here,
+    selected,
+    subjects_of,
+)
 from shadow.cli.gate import at_fault, baselines_of, begin, finish, judged_of, rules_of
 from shadow.cli.screens import SIDE_BY_SIDE, show_headlines, show_pair, show_pairs
 from shadow.errors import ShadowError, UsageError
@@ -40,6 +48,8 @@ def audit(
     component: option.Component = None,
     layer: option.Layer = None,
     module: option.Module = None,
+    norms: option.Norms = False,
+    subjects: option.Subjects = "all",
     precision: option.Precision = "default",
     nulls: Annotated[
         int,
@@ -76,6 +86,7 @@ def audit(
     overwrite: option.Overwrite = False,
     optimizer: option.Optimizer = None,
     scores: option.Scores = None,
+    file: option.FilePattern = None,
     allow_pickle: option.Pickle = False,
     fetch: option.Fetch = "auto",
     max_disk: option.MaxDisk = None,
@@ -155,6 +166,7 @@ def audit(
             subspaces=subspaces,
             spectra=spectra,
             optimizer=optimizer,
+            subjects=subjects_of(subjects, norms=norms),
             device=device,
         ),
         files_of(
@@ -164,6 +176,7 @@ def audit(
             max_disk=max_disk,
             no_cache=no_cache,
             cache_dir=cache_dir,
+            file=file,
         ),
         scores=scores_of_pairs(scores_here(scores, options), selection.own, say),
         overwrite=overwrite,

@@ -15,6 +15,7 @@ EXAMPLES = {
     ),
     "compare": (
         "shadow compare reports/demo/base..narrow reports/demo/base..broad",
+        "shadow compare reports/demo/base..narrow reports/demo/base..broad --joint",
         "shadow compare reports --scores scores.csv",
     ),
     "gate": (
@@ -40,7 +41,7 @@ EVERYDAY = {
     ),
     "plan": ("targets", "listed", "layer", "module", "fetch", "max_disk", "format", "json"),
     "reproduce": ("recipe", "output", "panel", "plan", "overwrite", "format", "json"),
-    "compare": ("runs", "margin", "scores", "output", "format", "json"),
+    "compare": ("runs", "margin", "scores", "joint", "output", "format", "json"),
     "gate": (
         "runs", "fail_on", "policy", "against", "allow_missing", "junit", "format", "json", "quiet",
     ),

@@ -303,7 +303,7 @@ def finish(
 
     against: where the baseline was to be. wrong_usage: no pair has what was asked for.
     """
-    from shadow.claims.verdicts import first_code
+    from shadow.claims.answer import first_code
     from shadow.outputs import ci
 
     without_baseline = None

@@ -236,6 +236,13 @@ Precision = Annotated[
     request.Precision,
     _measuring(help="How precisely to compute spectra. fast is deprecated and means default."),
 ]
+Subjects = Annotated[
+    Literal["all", "delta"],
+    _measuring(help="Measure the spectra of base, tuned and delta (all), or of the delta alone."),
+]
+Norms = Annotated[
+    bool, _measuring("--norms", help="Measure which tensors moved and how far, and no spectra.")
+]
 Optimizer = Annotated[
     request.Optimizer | None,
     _measuring(
@@ -283,6 +290,14 @@ Pickle = Annotated[
 ]
 Fetch = Annotated[
     request.Fetch, _files(help="Download whole shards, or byte ranges, which cannot be verified.")
+]
+FilePattern = Annotated[
+    str | None,
+    _files(
+        "--file",
+        metavar="PATTERN",
+        help="Which GGUF file of a side that has several, such as '*Q8_0*'.",
+    ),
 ]
 MaxDisk = Annotated[
     str | None,

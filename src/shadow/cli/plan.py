@@ -7,7 +7,7 @@ import typer
 from shadow.audits.request import AuditRequest, Measuring
 from shadow.cli import console
 from shadow.cli import options as option
-from shadow.cli.arguments import files_of, of_pair, say_left_out, selected
+from shadow.cli.arguments import files_of, of_pair, say_left_out, selected, subjects_of
 from shadow.errors import ShadowError, UsageError
 from shadow.storage import Store, located, parsed_options
 
@@ -25,9 +25,12 @@ def plan(
     component: option.Component = None,
     layer: option.Layer = None,
     module: option.Module = None,
+    norms: option.Norms = False,
+    subjects: option.Subjects = "all",
     precision: option.Precision = "default",
     device: option.Device = "cpu",
     jobs: option.Jobs = None,
+    file: option.FilePattern = None,
     allow_pickle: option.Pickle = False,
     fetch: option.Fetch = "auto",
     max_disk: option.MaxDisk = None,
@@ -59,8 +62,17 @@ def plan(
     request = AuditRequest(
         selection,
         place,
-        Measuring(component or [], layer or [], module or [], precision, device=device),
-        files_of(allow_pickle=allow_pickle, offline=offline, fetch=fetch, max_disk=max_disk),
+        Measuring(
+            component or [],
+            layer or [],
+            module or [],
+            precision,
+            subjects=subjects_of(subjects, norms=norms),
+            device=device,
+        ),
+        files_of(
+            allow_pickle=allow_pickle, offline=offline, fetch=fetch, max_disk=max_disk, file=file
+        ),
         jobs=jobs,
     )
     from shadow.audits.document import plan_document

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -116,6 +117,10 @@ def compare(
         typer.Option("--allow-different-base", help="Also compare deltas from different bases."),
     ] = False,
     scores: option.Scores = None,
+    joint: Annotated[
+        bool,
+        typer.Option("--joint", help="Also compare where the deltas point; reads the checkpoints."),
+    ] = False,
     p_values: Annotated[
         bool,
         typer.Option(
@@ -131,6 +136,8 @@ def compare(
         ),
     ] = None,
     storage_options: option.StorageOptions = None,
+    jobs: option.Jobs = None,
+    allow_pickle: option.Pickle = False,
     format: option.Format = "table",
     json: option.Json = False,
     help_all: option.HelpAll = False,
@@ -139,6 +146,9 @@ def compare(
     one lineage.
 
     Differences are paired over the same matrices, with their spread over layers and a margin.
+
+    With --joint, also say how far two changes of one base point the same way. The checkpoints must
+    be in folders or in the Hub's cache.
 
     With --scores, also correlate gains with concentrations, over up to 200 reports of any bases.
 
@@ -165,6 +175,14 @@ def compare(
         allow_different_base=allow_different_base,
         scores=scores_of_reports(scores_here(scores, options), folders, console.say),
     )
+    if joint:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # before the client is imported, which reads it then
+        from shadow.audits.joint import with_directions
+
+        with console.steps("compare") as update:
+            comparison = with_directions(
+                comparison, jobs=jobs, allow_pickle=allow_pickle, say=console.say, show=update
+            )
     if output is not None and comparison.not_contrasted:
         raise ShadowError(f"no rows for {output}: {comparison.not_contrasted}", "leave -o out")
     if output is not None:

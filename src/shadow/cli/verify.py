@@ -73,6 +73,7 @@ def verify(
     ] = None,
     junit: option.Junit = None,
     jobs: option.Jobs = None,
+    file: option.FilePattern = None,
     allow_pickle: option.Pickle = False,
     max_disk: option.MaxDisk = None,
     offline: option.Offline = False,
@@ -92,7 +93,12 @@ def verify(
     """
     begin(junit, "verify")
     files = files_of(
-        allow_pickle=allow_pickle, offline=offline, fetch="auto", max_disk=max_disk, no_cache=True
+        allow_pickle=allow_pickle,
+        offline=offline,
+        fetch="auto",
+        max_disk=max_disk,
+        no_cache=True,
+        file=file,
     )
     if listed is None:
         asked = [_question(claim, checkpoints or [], moved or [], frozen or [], base)]
@@ -102,7 +108,8 @@ def verify(
         asked = _listed(listed)
     from shadow.audits.perform import access_of
     from shadow.audits.runtime import Runtime
-    from shadow.claims.verify.verification import Verification, first_code
+    from shadow.claims.answer import first_code
+    from shadow.claims.verify.verification import Verification
     from shadow.outputs.ci import write_claims
     from shadow.telling.verification import verification_document, verifications_document
 

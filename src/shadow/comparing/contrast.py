@@ -30,6 +30,7 @@ from shadow.comparing.differences import (
     difference,
     with_differences,
 )
+from shadow.comparing.directions import DeltaDirections
 from shadow.comparing.matching import (
     ComparedReport,
     Relation,
@@ -106,6 +107,10 @@ class Contrast:
     """What makes the comparison doubtful, though not void."""
     rows: list[dict[str, Cell]]
     """The matched matrices, a row each, with the columns of `shadow.reports.columns.COMPARISON`."""
+    joint: DeltaDirections | None = None
+    """Where the two deltas point."""
+    no_joint: str | None = None
+    """Why that is not known; None where it is, or nobody asked."""
 
 
 def contrast(

@@ -256,6 +256,7 @@ def settings_apart(first: ComparedReport, second: ComparedReport) -> Iterator[st
         yield f"made by different versions of shadow: {versions}"
     for option, one, other, so in (
         ("--precision", left.precision, right.precision, ""),
+        ("--subjects", left.subjects, right.subjects, " (none: --norms)"),
         ("--nulls", left.nulls, right.nulls, "; no figure here rests on it"),
         ("--device", left.asked_device, right.asked_device, ""),
     ):

@@ -28,6 +28,7 @@ class MethodMetadata(TypedDict):
     nulls: NotRequired[object]
     seed: NotRequired[object]
     subspaces: NotRequired[object]
+    subjects: NotRequired[object]  # absent for all
 
 
 class SettingsMetadata(TypedDict):

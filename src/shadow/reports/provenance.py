@@ -93,6 +93,9 @@ class Provenance:
     """How many sign flips of each delta were drawn, 0 or more."""
     seed: int | None
     subspaces: bool | None
+    subjects: str
+    """Whose spectra were measured: all of base, tuned and delta; delta; or none, and norms alone.
+    """
     spectra: bool | None
     optimizer: str | None
     """What the tuned side was trained with, as the user says; None where nobody said it."""
@@ -138,11 +141,12 @@ class Provenance:
             nulls=_if_is(int, method.get("nulls")),
             seed=_if_is(int, method.get("seed")),
             subspaces=_if_is(bool, method.get("subspaces")),
+            subjects=_if_is(str, method.get("subjects")) or "all",
             spectra=_if_is(bool, settings.get("spectra")),
             optimizer=_if_is(str, settings.get("optimizer")),
-            components=_all_that_are(str, chosen.get("components")),
-            layers=_all_that_are(int, chosen.get("layers")),
-            modules=_all_that_are(str, chosen.get("modules")),
+            components=all_that_are(str, chosen.get("components")),
+            layers=all_that_are(int, chosen.get("layers")),
+            modules=all_that_are(str, chosen.get("modules")),
             started=_if_is(str, metadata.get("started")),
             seconds=None if (seconds := metadata.get("seconds")) is None else float(seconds),
             compute_dtype=_if_is(str, metadata.get("compute_dtype")),
@@ -171,7 +175,7 @@ def _if_is(kind: type[Value], value: object) -> Value | None:
     return None
 
 
-def _all_that_are(kind: type[Value], values: object) -> tuple[Value, ...]:
+def all_that_are(kind: type[Value], values: object) -> tuple[Value, ...]:
     if not isinstance(values, list):
         return ()
     return tuple(value for value in values if type(value) is kind)

@@ -9,7 +9,7 @@ measured).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
@@ -19,11 +19,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shadow.dtypes import FLOATS, FloatFormat
-from shadow.spectra.edge import decay_cosine, sharp_edge_values, stored_levels
+from shadow.dtypes import FLOATS, FloatFormat, float_format
+from shadow.spectra.edge import cosine, decay_cosine, sharp_edge_values, stored_levels
 from shadow.spectra.history import even_bits, even_values
-from shadow.spectra.lazy import BlockScaled, Matrix, Rounded, Updated
-from shadow.spectra.measurement import Measurement, Precision, Values
+from shadow.spectra.lazy import Matrix, Quantised, Rounded, Updated
+from shadow.spectra.measurement import Measurement, Precision, Subject, Subjects, Values, norm_alone
 from shadow.spectra.null import Profile, coverage_values, null_values, sampled_values
 from shadow.spectra.purity import purity_values
 from shadow.spectra.rank import condition_number, norms, ranks, top_energies
@@ -69,7 +69,8 @@ class Method:
     precision: Precision = "default"  # of Gram matrices and eigenvalues
     nulls: int = 0  # draws of the sampled null; 0 leaves its columns null
     seed: int = 0  # of these draws
-    subspaces: bool = True  # whether singular vectors are compared too
+    subspaces: bool = True  # whether singular vectors are compared too; only of all subjects
+    subjects: Subjects = "all"
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,14 @@ class Extent:
 
 
 def working_dtype(*formats: str) -> torch.dtype:
-    """float64 as soon as a stored format has more bits than a float32 difference keeps."""
-    return torch.float64 if any(FLOATS[name].bits > 16 for name in formats) else torch.float32
+    """float64 as soon as a stored format has more bits than a float32 difference keeps. A quantised
+    matrix is decoded to float32.
+    """
+    return (
+        torch.float64
+        if any(name in FLOATS and FLOATS[name].bits > 16 for name in formats)
+        else torch.float32
+    )
 
 
 def extent(sides: Sides) -> Extent:
@@ -262,33 +269,42 @@ def measure_pair(
     size what `extent` found (finite, and a delta that is not 0), key names the matrix for the
     sampled null. direction: how the matrix meets the residual stream; None, and there is no sketch.
     """
-    coarser = min((FLOATS[name] for name in formats), key=lambda stored: stored.mantissa_bits)
-    if isinstance(base, BlockScaled) or isinstance(tuned, BlockScaled):
-        # scales move the 8-bit steps to where the weights are: no weight lies below the smallest
+    coarser = min((float_format(name) for name in formats), key=lambda stored: stored.mantissa_bits)
+    if isinstance(base, Quantised) or isinstance(tuned, Quantised):
+        # scales move 8-bit steps to where the weights are: no weight lies below the smallest
         # normal number
         coarser = replace(coarser, min_exponent=FLOATS["F32"].min_exponent)
+    # nothing of an update has been rounded; a quantised format has other steps than floats
+    without_floor = isinstance(tuned, Updated) or not FLOATS.keys() >= set(formats)
     method = means.method
     sides = Sides(base, tuned, working_dtype(*formats), means.space)
     total = sums(sides, coarser, size)
     profile, scale = total.profile, total.profile.scale
     vectors = VECTORS if method.subspaces else 0
-    base_spectrum, tuned_spectrum = (
-        _weight_spectrum(matrix, math.sqrt(energy) / total.scale, largest, stored, means, vectors)
-        for matrix, energy, largest, stored in (
-            (base, total.base, size.base, formats[0]),
-            (tuned, total.tuned, size.tuned, formats[1]),
-        )
-    )
+    weights: list[Measurement] = []
+    spectra: list[Spectrum] = []
+    subject: Subject
+    for subject, matrix, energy, largest, stored in (
+        ("base", base, total.base, size.base, formats[0]),
+        ("tuned", tuned, total.tuned, size.tuned, formats[1]),
+    ):
+        norm = math.sqrt(energy) / total.scale
+        if method.subjects != "all":
+            weights.append(norm_alone(subject, norm))
+            continue
+        found = _weight_spectrum(matrix, norm, largest, stored, means, vectors)
+        spectra.append(found)
+        of_weights = spectrum_values(found)
+        weights.append(Measurement(subject, found.precision, of_weights, found.sigma))
     read = partial(delta_blocks, sides, scale)
     delta, kept_sketch = _delta_spectrum(sides, read, profile, means, direction)
-    base_values, tuned_values, values = (
-        spectrum_values(side) for side in (base_spectrum, tuned_spectrum, delta)
-    )
+    values = spectrum_values(delta)
     values |= {
         "condition_number": None,  # a delta's smallest sigma says nothing
-        **_relations(base_spectrum, tuned_spectrum, delta, total),
-        **({"floor_ratio": None} if isinstance(tuned, Updated) else {}),  # nothing has been rounded
-        **_shifts(base_values, tuned_values),
+        **_relations(weights[0].number("frobenius_norm"), delta, total),
+        **_of_spectra(spectra, delta),
+        **({"floor_ratio": None} if without_floor else {}),
+        **_shifts(*weights),
         **null_values(delta, profile, values["participation_ratio"]),
         **coverage_values(profile),
         **sharp_edge_values(delta, profile.rows, profile.cols, scale),
@@ -307,8 +323,8 @@ def measure_pair(
         ),
         **NO_SUBSPACES,
     }
-    if method.subspaces:
-        values |= subspace_values(base_spectrum, tuned_spectrum, delta, sides, profile)
+    if method.subspaces and spectra:
+        values |= subspace_values(spectra[0], spectra[1], delta, sides, profile)
     with np.errstate(over="ignore"):
         lines = (profile.rows / scale / scale, profile.cols / scale / scale)
     undone = undo(sides, formats, lines, size.base, values["floor_ratio"])
@@ -334,8 +350,8 @@ def measure_pair(
     binades = vars(undone.binades) if undone.binades else {}
     lists = {f"binade_{name}": numbers for name, numbers in binades.items()}
     return Measured(
-        Measurement("base", base_spectrum.precision, base_values, base_spectrum.sigma),
-        Measurement("tuned", tuned_spectrum.precision, tuned_values, tuned_spectrum.sigma),
+        weights[0],
+        weights[1],
         Measurement("delta", delta.precision, {**values, **about_kept}, delta.sigma, lists),
         kept_sketch,
     )
@@ -428,6 +444,8 @@ def _difference(sides: Sides, means: Means) -> Values:
 def measure_alone(matrix: Matrix, stored: str, largest: float, means: Means) -> Measurement:
     """The numbers of a matrix that has no base at all (a projector)."""
     norm = frobenius_norm(matrix, largest, working_dtype(stored), means.space)
+    if means.method.subjects != "all":
+        return norm_alone("tuned", norm)
     found = _weight_spectrum(matrix, norm, largest, stored, means)
     return Measurement("tuned", found.precision, spectrum_values(found), found.sigma)
 
@@ -477,47 +495,57 @@ def spectrum_values(spectrum: Spectrum) -> Values:
     }
 
 
-def _relations(base: Spectrum, tuned: Spectrum, delta: Spectrum, total: Sums) -> Values:
-    """Sizes, direction and rounding of the delta relative to the base, and shifts of sigmas."""
-    both = (base.sigma > 0) & (tuned.sigma > 0)
-    ratios = tuned.sigma[both] / base.sigma[both]
-    quartiles = [float(x) for x in np.percentile(ratios, [25, 50, 75])] if len(ratios) else None
+def _relations(base_norm: float | None, delta: Spectrum, total: Sums) -> Values:
+    """Size, direction and rounding of the delta relative to the base."""
     rounding = math.sqrt(total.ulps / 12.0) / total.scale
     return {
-        "relative_norm": _ratio(delta.norm, base.norm),
-        "relative_spectral": _ratio(float(delta.sigma[0]), float(base.sigma[0])),
+        "relative_norm": _ratio(delta.norm, base_norm or 0.0),
         "cosine": _cosine(total),
         "zero_share": total.zeros / (delta.rows * delta.cols),
         "floor_ratio": _ratio(delta.norm, rounding),
+    }
+
+
+def _of_spectra(weights: Sequence[Spectrum], delta: Spectrum) -> Values:
+    """The delta's largest sigma relative to the base's, and the scale of sigmas; None where the
+    spectra of base and tuned are not measured.
+    """
+    names = ("relative_spectral", "sigma_scale", "sigma_scale_iqr")
+    if not weights:
+        return dict.fromkeys(names)
+    base, tuned = (side.sigma for side in weights)
+    both = (base > 0) & (tuned > 0)
+    ratios = tuned[both] / base[both]
+    quartiles = [float(x) for x in np.percentile(ratios, [25, 50, 75])] if len(ratios) else None
+    return {
+        "relative_spectral": _ratio(float(delta.sigma[0]), float(base[0])),
         "sigma_scale": quartiles[1] if quartiles else None,
         "sigma_scale_iqr": quartiles[2] - quartiles[0] if quartiles else None,
     }
 
 
 def _cosine(total: Sums) -> float | None:
-    """<W_base, W_tuned> / (norm norm), from the delta: 1 - cosine is right to 1e-7 relative_norm².
-
-    1 - cos = (|D|² - (|t| - |b|)²) / (2 |b| |t|), and |t| - |b| = (2 <b, D> + |D|²) / (|t| + |b|).
-    Summed from products of base and tuned in float32, 1 - cosine was 22 % off at a relative norm of
-    1e-3.
-    """
-    base, tuned = math.sqrt(total.base), math.sqrt(total.tuned)
-    if base == 0 or tuned == 0:
-        return None
+    """<W_base, W_tuned> / (norm norm)."""
     of_delta = total.profile.scale / total.scale
-    energy, along = total.profile.energy / of_delta**2, total.along / of_delta
-    longer = (2.0 * along + energy) / (tuned + base)
-    distance = (energy - longer**2) / (2.0 * base * tuned)
-    return max(-1.0, min(1.0, 1.0 - distance))
+    return cosine(
+        math.sqrt(total.base),
+        math.sqrt(total.tuned),
+        total.profile.energy / of_delta**2,
+        total.along / of_delta,
+    )
 
 
 def _ratio(numerator: float, denominator: float) -> float | None:
     return numerator / denominator if denominator > 0 else None
 
 
-def _shifts(base: Values, tuned: Values) -> Values:
+def _shifts(base: Measurement, tuned: Measurement) -> Values:
+    """None where the spectra of base and tuned are not measured."""
+
     def shift(name: str) -> float | None:
-        before, after = base[name], tuned[name]
+        if base.precision is None:
+            return None
+        before, after = base.number(name), tuned.number(name)
         return None if before is None or after is None else after - before
 
     return {

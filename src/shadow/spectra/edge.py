@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shadow.dtypes import FLOATS
-from shadow.spectra.lazy import BlockScaled, Matrix, Rounded, Updated
+from shadow.spectra.lazy import Matrix, Quantised, Rounded, Updated
 from shadow.spectra.levels import LEVELS_OF
 from shadow.spectra.measurement import Values
 from shadow.spectra.spectrum import Spectrum, shape_of
@@ -151,6 +151,21 @@ def sharp_edge_values(delta: Spectrum, rows: Floats, cols: Floats, scale: float)
     return {"null_edge_sharp": edge, "spikes_sharp": delta.above(edge)}
 
 
+def cosine(base: float, tuned: float, energy: float, along: float) -> float | None:
+    """<W_base, W_tuned> / (norm norm), from both norms, the energy of D and <W_base, D>, so that
+    1 - cosine is right to 1e-7 relative_norm². None where a norm is 0.
+
+    1 - cos = (|D|² - (|t| - |b|)²) / (2 |b| |t|), and |t| - |b| = (2 <b, D> + |D|²) / (|t| + |b|).
+    Summed from products of base and tuned in float32, 1 - cosine was 22 % off at a relative norm of
+    1e-3.
+    """
+    if base == 0 or tuned == 0:
+        return None
+    longer = (2.0 * along + energy) / (tuned + base)
+    distance = (energy - longer**2) / (2.0 * base * tuned)
+    return max(-1.0, min(1.0, 1.0 - distance))
+
+
 def decay_cosine(product: float, delta_norm: float, base_norm: float) -> float | None:
     """<D, W_base> / (norm norm), in [-1, 1]: below 0 where weights decayed. product: from D."""
     norms = delta_norm * base_norm
@@ -177,7 +192,7 @@ def stored_levels(matrix: Matrix, stored: str) -> float | None:
 
     F32 and F64 are looked at in float32.
     """
-    if isinstance(matrix, BlockScaled | Updated | Rounded) or FLOATS[stored].bits <= 8:
+    if isinstance(matrix, Quantised | Updated | Rounded) or FLOATS[stored].bits <= 8:
         return None
     each, rows = matrix.shape[-2], []
     for row in levels_rows(shape_of(matrix)[0]).tolist():

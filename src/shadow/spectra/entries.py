@@ -1,26 +1,37 @@
 """Two matrices entry by entry, in one pass: how many entries differ, how far, and whether one side
 is the other in another format.
 
-Sums are made tile by tile as a matrix is cut, in float32 for formats of at most 16 bits and in
-float64 for others, and added up in float64: they are right to 1e-6 and do not depend on what runs
-beside them.
+Sums are made part by part, in float32 for formats of at most 32 bits and in float64 for others, and
+added up in float64: they are right to 1e-6. How a matrix is cut depends on its shape alone, so that
+they do not depend on what runs beside them.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from shadow.dtypes import FLOATS, FloatFormat
-from shadow.spectra.lazy import BlockScaled, Matrix, Updated
+from shadow.spectra.edge import cosine, decay_cosine
+from shadow.spectra.lazy import Matrix, Quantised, Stored, Updated
+from shadow.spectra.measurement import Measurement, Values, norm_alone
 from shadow.spectra.spectrum import Sides, shape_of, tiles
 
-# squares of float32 that neither vanish nor overflow; a tile beyond them is summed in float64
+# squares of float32 that neither vanish nor overflow; a part beyond them is summed in float64
 SAFE = 1e-26, 1e36
+# Entries of a part: two sides of 16 bits, both in float32 and what is made of them are 1 MB, which
+# the caches of a core hold. Parts of twice as many take 1.5 times as long, of half as many 1.1.
+PART = 1 << 16
+HEAD = 256  # entries that are compared first: sides that differ do so there, as a rule
+LINE = 1 << 10  # entries whose products are summed in float32
+SIDES = ("base", "tuned")
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 CASTS = ("BF16", "F16", "F32", "F8_E4M3", "F8_E5M2")
 HIGHEST = 128  # exponent of a base beyond which binades are not told apart
@@ -39,98 +50,169 @@ class Entries:
     tuned: float
     delta: float
     """Of (W_tuned - W_base)²."""
-    inner: float
-    """Of W_base W_tuned."""
+    along: float
+    """Of W_base (W_tuned - W_base)."""
     finite: bool
-    """Whether both sides are; otherwise the sums are those of the tiles in which they are."""
+    """Whether both sides are; otherwise the sums are those of the parts in which they are."""
     rounded: tuple[str, str] | None = None
     """(side, format) where that side is the other rounded to a format, in every entry; None where
     neither is, or nothing changed.
     """
 
 
-@dataclass
-class _Sums:
-    """Sums in the making."""
-
-    changed: int = 0
-    base: list[float] = field(default_factory=list)
-    tuned: list[float] = field(default_factory=list)
-    delta: list[float] = field(default_factory=list)
-    inner: list[float] = field(default_factory=list)
-    finite: bool = True
-
-    def add_equal(self, b: Tensor) -> None:
-        """A tile of which both sides are b."""
-        (energy,) = _dots((b, b))
-        if not math.isfinite(energy):
-            self.finite = False
-            return
-        self.base.append(energy)
-        self.tuned.append(energy)
-        self.inner.append(energy)
-
-    def add(self, b: Tensor, t: Tensor) -> None:
-        """A tile of both sides; t becomes the delta."""
-        differ = np.not_equal(b.numpy(), t.numpy())
-        changed = int(np.count_nonzero(differ))
-        if changed == 0:
-            self.add_equal(b)
-            return
-        base, tuned, inner = _dots((b, b), (t, t), (b, t))
-        if not (math.isfinite(base) and math.isfinite(tuned)):
-            self.finite = False
-            self.changed += int((torch.from_numpy(differ) & ~(b.isnan() & t.isnan())).sum())
-            return
-        self.changed += changed
-        self.base.append(base)
-        self.tuned.append(tuned)
-        self.inner.append(inner)
-        t.sub_(b)
-        self.delta += _dots((t, t))
-
-
-def _dots(*pairs: tuple[Tensor, Tensor]) -> list[float]:
-    """The inner product of each pair of contiguous tensors; in float64 where a square of float32
-    might vanish or overflow.
+class _Part:
+    """Buffers for parts of one number of entries, in every view that calls need: a view costs as
+    much as a sum of a thousand numbers.
     """
-    found = []
-    for one, other in pairs:
-        first, second = one.view(-1), other.view(-1)
-        value = float(torch.dot(first, second))
-        if one.dtype == torch.float32 and not SAFE[0] < abs(value) < SAFE[1]:
-            value = float(torch.dot(first.double(), second.double()))
-        found.append(value)
-    return found
+
+    def __init__(self, sides: Sides, count: int, flat: Sequence[Stored] = ()) -> None:
+        """flat: both sides where they are read as they are stored."""
+        self.raw: list[Tensor] = [  # what is stored, of any shape
+            sides.space.take(f"raw {name}", (count,), side.dtype)
+            for name, side in zip(SIDES, flat, strict=False)
+        ]
+        self._bits: list[NDArray[Any]] = [
+            raw.view(INTEGERS[raw.itemsize]).numpy() for raw in self.raw
+        ]
+        self._head = [bits[:HEAD] for bits in self._bits]
+        self._one_format = len({side.dtype for side in flat}) == 1
+        self.bytes = [bits.view(np.uint8).data for bits in self._bits]
+        height = -(-count // LINE)
+        padded = [sides.space.take(name, (height * LINE,), sides.dtype) for name in SIDES]
+        for numbers in padded:
+            numbers[count:] = 0
+        self.numbers = [numbers[:count] for numbers in padded]
+        self.lines = [numbers.view(height, LINE).numpy() for numbers in padded]
+        self._products = np.empty((4, height), self.lines[0].dtype)
+        self._differ = sides.space.take("differs", (count,), torch.bool).numpy()
+        self._plain = [numbers.numpy() for numbers in self.numbers]
+
+    def load(self, *sides: int) -> None:
+        """The numbers of these sides, from what is stored."""
+        for side in sides:
+            self.numbers[side].view(self.raw[side].shape).copy_(self.raw[side])
+
+    def is_equal(self) -> bool:
+        """Whether what was read of both sides has the same bits."""
+        if not self._one_format or self._head[0].tobytes() != self._head[1].tobytes():
+            return False
+        return not np.not_equal(self._bits[0], self._bits[1], out=self._differ).any()
+
+    def changed(self) -> int:
+        """How many numbers differ; NaN differs from NaN."""
+        return int(np.count_nonzero(np.not_equal(self._plain[0], self._plain[1], out=self._differ)))
+
+    def energy(self) -> float:
+        """The energy of the numbers of the base."""
+        b = self.lines[0]
+        energy = float(np.vecdot(b, b, out=self._products[0]).sum(dtype=np.float64))
+        return energy if _is_safe(energy) else self._in_float64(self.raw[0], self.raw[0])[0]
+
+    def products(self) -> list[float]:
+        """The energies of base, tuned and delta, and <base, delta>. Those of the tuned side become
+        the numbers of the delta.
+        """
+        (b, t), out = self.lines, self._products
+        np.vecdot(b, b, out=out[0])
+        np.vecdot(t, t, out=out[1])
+        np.subtract(t, b, out=t)
+        np.vecdot(t, t, out=out[2])
+        np.vecdot(b, t, out=out[3])
+        found: list[float] = out.sum(axis=1, dtype=np.float64).tolist()
+        return found if all(map(_is_safe, found[:3])) else self._in_float64(*self.raw)
+
+    @staticmethod
+    def _in_float64(base: Tensor, tuned: Tensor) -> list[float]:
+        b, t = (side.double().reshape(-1).numpy() for side in (base, tuned))
+        d = t - b
+        return [float(np.vecdot(*pair)) for pair in ((b, b), (t, t), (d, d), (b, d))]
+
+
+def _is_safe(energy: float) -> bool:
+    """Whether no square of float32 can have vanished or overflowed."""
+    return SAFE[0] < energy < SAFE[1]
 
 
 def compared(sides: Sides, formats: tuple[str, str]) -> Entries:
     """Both sides entry by entry. formats: the stored dtypes, of base and tuned."""
-    sums = _Sums()
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is summed in float64
+        return _compared(sides, formats)
+
+
+def _compared(sides: Sides, formats: tuple[str, str]) -> Entries:
+    energies: list[list[float]] = [[], [], [], []]  # of base, tuned and delta, and <base, delta>
+    changed, finite = 0, True
     alive = _casts(sides, formats)
-    for index, _ in tiles(sides.tuned):
-        raw = sides.base[index], sides.tuned[index]
-        equal = _same_bits(*raw)
-        if equal and not alive:
-            sums.add_equal(_read(sides, raw[1], "tuned"))
+    flat = [side for side in (sides.base, sides.tuned) if _is_flat(side)]
+    for part in _flat_parts(sides, flat) if len(flat) == len(SIDES) else _tile_parts(sides):
+        equal = part.is_equal()
+        part.load(*((0,) if equal and not alive else (0, 1)))
+        alive = [cast for cast in alive if _is_cast(cast, *part.numbers)]
+        here = 0 if equal else part.changed()
+        found = part.products() if here else [part.energy()]
+        if not all(map(math.isfinite, found)):
+            finite = False
+            if here:
+                part.load(0, 1)
+                b, t = part.numbers
+                changed += here - int((b.isnan() & t.isnan()).sum())
             continue
-        b, t = _read(sides, raw[0], "base"), _read(sides, raw[1], "tuned")
-        alive = [cast for cast in alive if _is_cast(cast, b, t)]
-        if equal:
-            sums.add_equal(t)
-        else:
-            sums.add(b, t)
+        changed += here
+        for sums, value in zip(energies, found if here else found * 2, strict=False):
+            sums.append(value)
+    base, tuned, delta, along = map(math.fsum, energies)
     rows, cols = shape_of(sides.tuned)
     return Entries(
         entries=rows * cols,
-        changed=sums.changed,
-        base=math.fsum(sums.base),
-        tuned=math.fsum(sums.tuned),
-        delta=math.fsum(sums.delta),
-        inner=math.fsum(sums.inner),
-        finite=sums.finite,
-        rounded=alive[0] if alive and sums.changed else None,
+        changed=changed,
+        base=base,
+        tuned=tuned,
+        delta=delta,
+        along=along,
+        finite=finite,
+        rounded=alive[0] if alive and changed else None,
     )
+
+
+def norm_values(found: Entries) -> tuple[Measurement, ...]:
+    """What a pass over entries says of base, tuned and a delta that is not 0, as columns."""
+    base, tuned, delta = (math.sqrt(energy) for energy in (found.base, found.tuned, found.delta))
+    of_delta: Values = {
+        "relative_norm": delta / base if base > 0 else None,
+        "cosine": cosine(base, tuned, found.delta, found.along),
+        "decay_cosine": decay_cosine(found.along, delta, base),
+        "zero_share": (found.entries - found.changed) / found.entries,
+    }
+    return (
+        norm_alone("base", base),
+        norm_alone("tuned", tuned),
+        norm_alone("delta", delta, of_delta),
+    )
+
+
+def _is_flat(side: Matrix) -> TypeGuard[Stored]:
+    """Whether all entries lie in a file in order, without gaps."""
+    return isinstance(side, Stored) and side.is_flat
+
+
+def _flat_parts(sides: Sides, flat: Sequence[Stored]) -> Iterator[_Part]:
+    """Parts as they lie in files, of which the raw entries are read."""
+    part, whole = _Part(sides, PART, flat), sides.tuned.numel()
+    for start in range(0, whole, PART):
+        if whole - start < PART:
+            part = _Part(sides, whole - start, flat)
+        for side, room in zip(flat, part.bytes, strict=True):
+            side.fill(start, room)
+        yield part
+
+
+def _tile_parts(sides: Sides) -> Iterator[_Part]:
+    """Parts of matrices of any kind."""
+    for index, _ in tiles(sides.tuned, PART, PART):
+        raw = sides.base[index], sides.tuned[index]
+        part = _Part(sides, raw[0].numel())
+        part.raw = list(raw)
+        yield part
 
 
 def differing_bytes(sides: Sides) -> int:
@@ -184,18 +266,11 @@ def _read(sides: Sides, part: Tensor, name: str) -> Tensor:
     return buffer.copy_(part)
 
 
-def _same_bits(one: Tensor, other: Tensor) -> bool:
-    if one.dtype != other.dtype:
-        return False
-    whole = INTEGERS[one.dtype.itemsize]
-    return torch.equal(one.view(whole), other.view(whole))
-
-
 def _casts(sides: Sides, formats: tuple[str, str]) -> list[tuple[str, str]]:
     """The casts that may have made one side of the other: to its own format, or to one of fewer
     bits whose values it holds.
     """
-    if any(isinstance(side, Updated | BlockScaled) for side in (sides.base, sides.tuned)):
+    if any(isinstance(side, Updated | Quantised) for side in (sides.base, sides.tuned)):
         return []
     found = []
     for side, stored, other in (("tuned", formats[1], formats[0]), ("base", *formats)):

@@ -12,7 +12,7 @@ import torch
 
 from shadow.dtypes import FLOATS, FloatFormat
 from shadow.spectra.last_bits import EvenBits
-from shadow.spectra.lazy import BlockScaled, Updated
+from shadow.spectra.lazy import Quantised, Updated, torch_dtype
 from shadow.spectra.measurement import Cast, Values
 from shadow.spectra.rounding_counts import Floats, classes
 from shadow.spectra.spectrum import SMALL_BLOCK, Sides, blocks, tiles
@@ -32,7 +32,7 @@ def cast(sides: Sides, formats: tuple[str, str]) -> Cast | None:
     ordinary pairs. A tuned side in more bits that moved less than half an ulp everywhere, as norms
     may, has a base that equals its cast: `base` needs a difference as large as rounding leaves.
     """
-    if isinstance(sides.tuned, Updated | BlockScaled) or isinstance(sides.base, BlockScaled):
+    if isinstance(sides.tuned, Updated | Quantised) or isinstance(sides.base, Quantised):
         return None
     for side, stored in zip(("tuned", "base"), reversed(formats), strict=True):
         for name in dict.fromkeys((stored, "BF16", "F16", "F32")):
@@ -47,7 +47,7 @@ def cast(sides: Sides, formats: tuple[str, str]) -> Cast | None:
 
 def _all_cast(sides: Sides, side: str, to: FloatFormat) -> bool:
     """Whether one side is the other cast to a format, in every entry."""
-    narrow: torch.dtype = getattr(torch, to.torch_name)
+    narrow = torch_dtype(to)
     for b, t in sides.blocks(SMALL_BLOCK):
         source, found = (b, t) if side == "tuned" else (t, b)
         if not torch.equal(source.to(narrow).to(sides.dtype), found):
@@ -75,9 +75,9 @@ def even_bits(sides: Sides, grid: FloatFormat) -> EvenBits | None:
     that differ, and is then rounded to the even one. None where nothing changed in the blocks that
     were looked at, or the tuned side lies on no grid of fewer bits than float32.
     """
-    if grid.bits != 16 or isinstance(sides.tuned, Updated | BlockScaled):
+    if grid.bits != 16 or isinstance(sides.tuned, Updated | Quantised):
         return None
-    narrow: torch.dtype = getattr(torch, grid.torch_name)
+    narrow = torch_dtype(grid)
     step = max(1, sides.tuned.numel() // LOOKED_AT)
     even = changed = 0
     for number, (index, _) in enumerate(tiles(sides.tuned)):

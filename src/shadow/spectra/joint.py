@@ -1,8 +1,9 @@
-"""Two deltas that follow one another, from the three matrices that they lie between.
+"""Two deltas of three matrices: those that follow one another, and those of one base.
 
 D1 = middle - first, D2 = last - middle. One pass sums their inner product, and a second holds D2
 against the leading singular directions of D1. Formed block by block in float64: in memory are four
-blocks and one Gram matrix.
+blocks and one Gram matrix. Two models tuned from one base are the same three matrices, with the
+base in the middle and the sign of D1 turned.
 
 What a cosine of two updates that have nothing to do with one another is, depends on the rounding of
 the middle matrix, which both deltas share with opposite signs. Where the second training began from
@@ -13,7 +14,7 @@ the stored matrix, the cosine is 0 on average. Where a master copy in more bits 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
 
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from shadow.dtypes import FLOATS, FloatFormat
 from shadow.spectra.delta import delta_blocks, working_dtype
-from shadow.spectra.lazy import BlockScaled, Matrix, Updated
+from shadow.spectra.lazy import Matrix, Quantised, Updated
 from shadow.spectra.rounding_counts import coarser_grid
 from shadow.spectra.spectrum import (
     SMALL_BLOCK,
@@ -69,6 +70,21 @@ class Inside:
 
 
 @dataclass(frozen=True)
+class Overlap:
+    """How the leading singular subspaces of two deltas lie to each other."""
+
+    directions: int = 0  # k = min(16, m), or as many as are resolved in both; 0: nothing is known
+    # mean squared cosine of the principal angles of the leading k left (outputs) and right (inputs)
+    # singular vectors, 0 to 1
+    left: float = 0.0
+    right: float = 0.0
+    # its mean if the entries of one side's vectors had random signs: sum_i l_i l'_i / k with l_i
+    # the squared norm of row i of the k vectors; k / rows, or k / cols, where these are even
+    chance_left: float = 0.0
+    chance_right: float = 0.0
+
+
+@dataclass(frozen=True)
 class JointValues:
     """Sums over the entries of a matrix, in units of weights² where nothing else is said."""
 
@@ -76,8 +92,9 @@ class JointValues:
     first: float  # ||D1||²
     second: float  # ||D2||²
     spread: float  # sum of (D1_ij D2_ij)², weights⁴: the variance of inner if all signs were random
-    shared: Shared
-    inside: Inside
+    shared: Shared = Shared()
+    inside: Inside = Inside()
+    overlap: Overlap = Overlap()
 
     @property
     def finite(self) -> bool:
@@ -96,10 +113,23 @@ def joint_values(pairs: Pairs, formats: tuple[str, str, str], space: Workspace) 
     return replace(values, inside=_inside(pairs, formats, sums, space))
 
 
+def sibling_values(pairs: Pairs, formats: tuple[str, str, str], space: Workspace) -> JointValues:
+    """The deltas of two models against their base, which lies in the middle: (first, base), (base,
+    second). Both begin at the base, so inner and shared.inner have the other sign than in a chain.
+    """
+    sums = _sums(pairs, _grid(pairs[1][0], formats, space), space)
+    values = sums.values
+    shared = replace(values.shared, inner=-values.shared.inner)
+    values = replace(values, inner=-values.inner, shared=shared)
+    if not values.finite or values.first == 0 or values.second == 0:
+        return values
+    return replace(values, overlap=_overlap(pairs, formats, sums, space))
+
+
 @dataclass(frozen=True)
 class _Sums:
     values: JointValues
-    largest: float  # absolute entry of D1
+    largest: tuple[float, float]  # absolute entries of D1 and of D2
     rows: Array  # energies of D2
     cols: Array
 
@@ -119,7 +149,7 @@ def _sums(pairs: Pairs, grid: FloatFormat | None, space: Workspace) -> _Sums:
     size = shape_of(pairs[0][1])
     rows, cols = np.zeros(size[0]), np.zeros(size[1])
     totals = dict.fromkeys(("inner", "first", "second", "spread"), 0.0)
-    largest, step = 0.0, max(1, size[0] * size[1] // SAMPLE)
+    largest, step = (0.0, 0.0), max(1, size[0] * size[1] // SAMPLE)
     kept: list[tuple[Array, Array, Array]] = []
     for (row, col), b, d1, d2 in _triples(pairs, space):
         if grid is not None:
@@ -128,7 +158,7 @@ def _sums(pairs: Pairs, grid: FloatFormat | None, space: Workspace) -> _Sums:
         totals["inner"] += float(product.sum())
         totals["spread"] += float(torch.vdot(product.reshape(-1), product.reshape(-1)))
         totals["first"] += float(torch.vdot(d1.reshape(-1), d1.reshape(-1)))
-        largest = max(largest, float(d1.abs().max()))
+        largest = max(largest[0], float(d1.abs().max())), max(largest[1], float(d2.abs().max()))
         energies = d2.square_()
         totals["second"] += float(energies.sum())
         rows[row : row + len(d2)] += energies.sum(1).numpy()
@@ -139,12 +169,14 @@ def _sums(pairs: Pairs, grid: FloatFormat | None, space: Workspace) -> _Sums:
         scale = size[0] * size[1] / len(middle)
         sampled = shared_rounding(middle, old, new, grid)
         shared = Shared(sampled.inner * scale, sampled.first * scale, sampled.second * scale)
-    return _Sums(JointValues(**totals, shared=shared, inside=Inside()), largest, rows, cols)
+    inner, first, second, spread = totals.values()
+    values = JointValues(inner, first, second, spread, shared)
+    return _Sums(values, largest, rows, cols)
 
 
 def _grid(middle: Matrix, formats: tuple[str, str, str], space: Workspace) -> FloatFormat | None:
     """The format whose rounding both deltas share; None for a middle that was not rounded so."""
-    if isinstance(middle, BlockScaled | Updated):
+    if isinstance(middle, Quantised | Updated):
         return None
     return FLOATS[coarser_grid(middle, formats[1], working_dtype(formats[1]), space)]
 
@@ -210,12 +242,7 @@ def width_of(energy: float) -> float:
 
 def _inside(pairs: Pairs, formats: tuple[str, str, str], sums: _Sums, space: Workspace) -> Inside:
     """How D2 lies in D1, from the spectrum of D1 and one more pass over both deltas."""
-    old = pairs[0]
-    scale = power_of_two_scale(sums.largest)
-    wide = working_dtype(*formats) == torch.float64 or isinstance(old[1], Updated)
-    read = partial(delta_blocks, Sides(*old, torch.float64, space), scale)
-    shape, norm = shape_of(old[1]), math.sqrt(sums.values.first)
-    leading = spectrum(read, shape, norm, scale, "default", wide, min(SUBSPACE, *shape))
+    leading, _ = _leading(pairs[0], formats, sums.largest[0], sums.values.first, space)
     basis = resolved(leading)
     k, energy = basis.shape[1], sums.values.second
     if k == 0:
@@ -228,6 +255,55 @@ def _inside(pairs: Pairs, formats: tuple[str, str, str], sums: _Sums, space: Wor
     if wide_shape:
         return Inside(k, energy, short, long, short_chance, long_chance)
     return Inside(k, energy, long, short, long_chance, short_chance)
+
+
+def _leading(
+    pair: tuple[Matrix, Matrix],
+    formats: tuple[str, str, str],
+    largest: float,
+    energy: float,
+    space: Workspace,
+) -> tuple[Spectrum, Callable[[torch.dtype], Iterator[Tensor]]]:
+    """The spectrum of a delta with its leading vectors, and what reads the blocks it is made of."""
+    scale = power_of_two_scale(largest)
+    wide = working_dtype(*formats) == torch.float64 or any(
+        isinstance(matrix, Updated) for matrix in pair
+    )
+    read = partial(delta_blocks, Sides(*pair, torch.float64, space), scale)
+    shape, norm = shape_of(pair[1]), math.sqrt(energy)
+    vectors = min(SUBSPACE, *shape)
+    return spectrum(read, shape, norm, scale, "default", wide, vectors), read
+
+
+def _overlap(pairs: Pairs, formats: tuple[str, str, str], sums: _Sums, space: Workspace) -> Overlap:
+    """How the leading directions of both deltas lie to each other, from their spectra and one more
+    pass over each.
+    """
+    energies = sums.values.first, sums.values.second
+    sides = [
+        _leading(*of_delta, space)
+        for of_delta in zip(pairs, [formats] * 2, sums.largest, energies, strict=True)
+    ]
+    short = [resolved(leading) for leading, _ in sides]
+    k = min(basis.shape[1] for basis in short)
+    if k == 0:
+        return Overlap()
+    short = [basis[:, :k] for basis in short]
+    is_wide = sides[0][0].rows <= sides[0][0].cols
+    long = []
+    for basis, (_, read) in zip(short, sides, strict=True):
+        images = [(part if is_wide else part.T).numpy().T @ basis for part in read(torch.float64)]
+        long.append(np.linalg.qr(np.concatenate(images))[0])
+    left, right = (short, long) if is_wide else (long, short)
+    (on_left, by_chance_left), (on_right, by_chance_right) = _between(*left), _between(*right)
+    return Overlap(k, on_left, on_right, by_chance_left, by_chance_right)
+
+
+def _between(first: Array, second: Array) -> tuple[float, float]:
+    """The mean squared cosine of two bases of k columns, and its mean over random signs."""
+    k = first.shape[1]
+    leverages = (first**2).sum(axis=1) @ (second**2).sum(axis=1)
+    return float(((first.T @ second) ** 2).sum() / k), float(leverages / k)
 
 
 def _against(

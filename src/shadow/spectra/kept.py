@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shadow.dtypes import FLOATS
-from shadow.spectra.lazy import Matrix
+from shadow.dtypes import float_format
+from shadow.spectra.lazy import Matrix, torch_dtype
 from shadow.spectra.spectrum import shape_of, tiles
 
 
@@ -35,7 +35,7 @@ class Kept:
 
 def kept_of(full: Matrix, copy: Matrix, base: Matrix | None, stored: str) -> Kept:
     """Compare a copy with the matrix that it is of, and with its base. stored: its dtype."""
-    grids = [stored, *(name for name in ("BF16", "F16") if FLOATS[stored].bits > 16)]
+    grids = [stored, *(name for name in ("BF16", "F16") if float_format(stored).bits > 16)]
     off, expected = dict.fromkeys(grids, 0), dict.fromkeys(grids, 0)
     unchanged = 0
     finite = True
@@ -43,9 +43,9 @@ def kept_of(full: Matrix, copy: Matrix, base: Matrix | None, stored: str) -> Kep
     for index, _ in tiles(copy):
         raw, c = full[index], _flat(copy[index])
         f = _flat(raw)
-        rounded = {name: _flat(raw.to(_torch(name))) for name in grids}
+        rounded = {name: _flat(raw.to(torch_dtype(float_format(name)))) for name in grids}
         for name, values in rounded.items():
-            off[name] += _differing(values, c)
+            off[name] += _differing(values, c) + _saturated(f, values, c, name)
         b = None if base is None else _flat(base[index])
         norm, error = _square(f), _square(c - f)
         if not (math.isfinite(norm + error) and (b is None or math.isfinite(_square(b)))):
@@ -81,9 +81,15 @@ def kept_of(full: Matrix, copy: Matrix, base: Matrix | None, stored: str) -> Kep
     )
 
 
-def _torch(name: str) -> torch.dtype:
-    found: torch.dtype = getattr(torch, FLOATS[name].torch_name)
-    return found
+def _saturated(full: Tensor, rounded: Tensor, copy: Tensor, name: str) -> int:
+    """Entries of a copy that are as a cast leaves them, of numbers that the format cannot hold:
+    those beyond its largest by more than half a unit in the last place.
+    """
+    form, largest = float_format(name), torch.finfo(torch_dtype(float_format(name))).max
+    limit = largest + 2.0 ** (math.frexp(largest)[1] - 2 - form.mantissa_bits)
+    if form.bits >= 64 or not len(full) or float(full.abs().max()) <= limit:
+        return 0
+    return int(((full.abs() > limit) & full.isfinite() & (rounded == copy)).sum())
 
 
 def _flat(part: Tensor) -> Tensor:

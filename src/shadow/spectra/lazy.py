@@ -1,4 +1,4 @@
-"""Matrices that are no tensor in memory: stored in a file, scaled 8-bit floats, base plus low-rank
+"""Matrices that are no tensor in memory: stored in a file, quantised there, base plus low-rank
 update, a rounded one.
 
 All are read block by block, by `matrix[index]`; none is ever formed whole.
@@ -7,7 +7,7 @@ All are read block by block, by `matrix[index]`; none is ever formed whole.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from shadow.dtypes import FloatFormat
 FACTOR_BLOCK = 1 << 22
 
 
-class Stored(Protocol):
+class InFile(Protocol):
     """A matrix in a file, (rows, cols) or grouped, of which the parts that are asked for are read.
 
     A part is used before the next is asked for, and left as it is.
@@ -36,6 +36,35 @@ class Stored(Protocol):
     def numel(self) -> int: ...
 
     def __getitem__(self, index: tuple[slice, ...]) -> Tensor: ...
+
+
+@runtime_checkable
+class Stored(InFile, Protocol):
+    """A matrix whose numbers lie in a file as they are."""
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether its entries lie in the file in order, without gaps."""
+        ...
+
+    def fill(self, first: int, into: memoryview) -> None:
+        """Read the bytes of entries, in order from that one on, of a flat matrix, and no others."""
+        ...
+
+
+@runtime_checkable
+class Quantised(InFile, Protocol):
+    """A quantised matrix of a file, decoded to float32 part by part. Its numbers lie on the grid of
+    its format, which is none of floats.
+    """
+
+    @property
+    def format(self) -> str: ...
+
+    def steps(self, index: tuple[slice, ...]) -> Tensor | None:
+        """The distance between neighbours on the grid at each entry of a part, float32; None where
+        the format has no even grid, as a codebook.
+        """
 
 
 class _LikeAnother:
@@ -58,56 +87,10 @@ class _LikeAnother:
 
 
 @dataclass(frozen=True)
-class BlockScaled(_LikeAnother):
-    """A matrix of 8-bit floats with a scale for each block of it.
-
-    W_ij = raw_ij * scales_(i // block[0], j // block[1]), in float32: the layout of DeepSeek-V3's
-    `weight_scale_inv`. The last block of a row or column may be cut. It is seen as (rows, cols), or
-    as (groups, rows / groups, cols).
-    """
-
-    raw: Tensor | Stored  # (rows, cols), 8-bit floats
-    scales: Tensor  # one for each block
-    block: tuple[int, int]  # rows and columns that share one scale
-    first_row: int = 0  # of the stored tensor
-    groups: int = 0  # 0 where it is seen as (rows, cols)
-
-    @property
-    def _like(self) -> Tensor | Stored:
-        return self.raw
-
-    @property
-    def shape(self) -> torch.Size:
-        rows, cols = self.raw.shape
-        if not self.groups:
-            return self.raw.shape
-        return torch.Size((self.groups, rows // self.groups, cols))
-
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
-
-    def __getitem__(self, index: tuple[slice, ...]) -> Tensor:
-        *groups, rows, cols = _spans(index, self.shape)
-        if not groups:
-            return self._part(rows, cols)
-        each = self.shape[1]
-        starts = range(groups[0][0] * each, groups[0][1] * each, each)
-        parts = [self._part((start + rows[0], start + rows[1]), cols) for start in starts]
-        return torch.stack(parts)
-
-    def _part(self, rows: tuple[int, int], cols: tuple[int, int]) -> Tensor:
-        by_row = (torch.arange(*rows) + self.first_row) // self.block[0]
-        by_col = torch.arange(*cols) // self.block[1]
-        part = self.raw[rows[0] : rows[1], cols[0] : cols[1]].float()
-        return part.mul_(self.scales.float()[by_row][:, by_col])
-
-
-@dataclass(frozen=True)
 class Updated(_LikeAnother):
     """base + scaling * left @ right, in float64: a base with its LoRA update."""
 
-    base: Tensor | Stored | BlockScaled  # (rows, cols), or (groups, rows / groups, cols)
+    base: Tensor | InFile  # (rows, cols), or (groups, rows / groups, cols)
     left: Tensor  # (rows, r), or (groups, rows / groups, r) where base is grouped
     right: Tensor  # (r, cols)
     scaling: float  # alpha / r, or alpha / sqrt(r)
@@ -158,13 +141,13 @@ class Rounded(_LikeAnother):
         return self.matrix
 
     def __getitem__(self, index: tuple[slice, ...]) -> Tensor:
-        return self.matrix[index].to(getattr(torch, self.grid.torch_name))
+        return self.matrix[index].to(torch_dtype(self.grid))
 
 
-Matrix = Tensor | Stored | BlockScaled | Updated | Rounded
+Matrix = Tensor | InFile | Updated | Rounded
 
 
-def _spans(index: tuple[slice, ...], shape: torch.Size) -> list[tuple[int, int]]:
-    """(start, stop) of what an index of `blocks` takes in each dimension."""
-    slices = [*index, *(slice(None),) * (len(shape) - len(index))]
-    return [part.indices(size)[:2] for part, size in zip(slices, shape, strict=True)]
+def torch_dtype(grid: FloatFormat) -> torch.dtype:
+    """The dtype of torch whose numbers a stored format has."""
+    found: torch.dtype = getattr(torch, grid.torch_name)
+    return found

@@ -36,8 +36,6 @@ class Masked:
     """The share of entries that is kept: of TIES one number, of DARE one for each side."""
     factors: Sequence[float]
     """What kept deltas are multiplied by: of TIES one number, of DARE one for each side."""
-    entries: int
-    """That say whether they were dropped."""
 
 
 def masked(tensors: Sequence[Mixed], sides: int) -> Masked | None:
@@ -97,7 +95,7 @@ def _ties(tensors: Sequence[Mixed], sides: int) -> Masked | None:
         if not fits.all():
             return None
         clear += int((np.abs(factor * whole.terms).max(0) > CLEAR * most).sum())
-    return Masked("ties", [share], [factor], clear) if clear >= LEAST else None
+    return Masked("ties", [share], [factor]) if clear >= LEAST else None
 
 
 def _share_kept(whole: Read, stored: str) -> float | None:
@@ -169,7 +167,7 @@ def _dare(tensors: Sequence[Mixed], sides: int) -> Masked | None:
     at_random = np.abs(size_kept / kept / (size / clear) - 1) < 0.1 + 3 / np.sqrt(kept)
     if not at_random.all() or not ((share > DROPPED[0]) & (share < DROPPED[1])).any():
         return None
-    return Masked("dare", share.tolist(), factors.tolist(), int(clear.min()))
+    return Masked("dare", share.tolist(), factors.tolist())
 
 
 def _factors(tensors: Sequence[Mixed], sides: int) -> Floats | None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 Subject = Literal["base", "tuned", "delta"]
 Cast = Literal["tuned", "base"]  # the side that is the other, stored in another format
 Precision = Literal["default", "exact"]
+Subjects = Literal["all", "delta", "none"]  # of a pair: those whose spectra are measured
 Order = Literal["rows", "columns", "rows and columns"]  # what of a matrix may be in another order
 Values = dict[str, float | int | None]  # of one matrix, by column
 Cells = Mapping[str, float | int | str | None]  # the same with columns of text
@@ -22,9 +23,10 @@ class Measurement:
     """The numbers of one subject."""
 
     subject: Subject
-    precision: Precision  # as used: default turns to exact for some matrices
+    # as used: default turns to exact for some matrices; None where no spectrum was measured
+    precision: Precision | None
     values: Cells  # by column of matrices.parquet
-    sigma: NDArray[np.float64]  # singular values (m,), descending, in weights
+    sigma: NDArray[np.float64]  # singular values (m,), descending, in weights; (0,) likewise
     # columns of spectra.parquet with several numbers each, beside sigma; NaN: undefined
     lists: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
@@ -32,3 +34,9 @@ class Measurement:
         """A column that holds numbers."""
         value = self.values[column]
         return None if value is None else float(value)
+
+
+def norm_alone(subject: Subject, norm: float, values: Values | None = None) -> Measurement:
+    """The numbers of a subject whose spectrum is not measured: its Frobenius norm, and others."""
+    of_norm: Values = {"frobenius_norm": norm, "participation_ratio": None}
+    return Measurement(subject, None, of_norm | (values or {}), np.zeros(0))

@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shadow.dtypes import FLOATS, FloatFormat
-from shadow.spectra.lazy import Matrix
+from shadow.dtypes import FloatFormat, float_format
+from shadow.spectra.entries import INTEGERS
+from shadow.spectra.lazy import Matrix, torch_dtype
 
 ROWS = 1 << 15  # entries of a block, about: a dozen copies of it in float64 stay in the caches
 EXPONENT = 0x7FF << 52  # the bits of a float64 that are its power of two
@@ -62,11 +63,9 @@ class MergeFit:
     entries: int
     wide: dict[float, int]
     narrow: dict[float, int]
-    update: float  # sums of squares: of the update,
-    moved: float  # of merged - base,
+    update: float  # sums of squares: of the update
     residual: float  # and of merged - (base + update)
     inner: float  # <merged - base, update>
-    base: float
     rounding: float  # what storage leaves on average, ulp² / 12 an entry
     visible: int  # entries that the update changes when base plus update is stored
     finite: bool
@@ -83,10 +82,10 @@ def merge_fit(
     blocks of quantised copies need.
     """
     fit = _fit(base, merged, update, formats, rounded=False)
-    grid = FLOATS[formats[1]]
+    grid = float_format(formats[1])
     if not fit.wide[1.0] or not fit.finite:
         return fit
-    if FLOATS[formats[0]].bits > FLOATS[formats[1]].bits:
+    if float_format(formats[0]).bits > float_format(formats[1]).bits:
         other = _fit(base, merged, update, formats, rounded=True)
         if not other.wide[1.0] or (fit.narrow[1.0] and not other.narrow[1.0]):
             return other
@@ -107,13 +106,13 @@ class _Sums:
 def _fit(
     base: Matrix, merged: Matrix, update: Update, formats: tuple[str, str], *, rounded: bool
 ) -> MergeFit:
-    grid = FLOATS[formats[1]]
-    sums = _Sums([0] * len(SCALES), [0] * len(SCALES), [[] for _ in range(6)])
+    grid = float_format(formats[1])
+    sums = _Sums([0] * len(SCALES), [0] * len(SCALES), [[] for _ in range(4)])
     entries = 0
     for rows, (b, m) in row_blocks(base, merged):
         entries += m.numel()
         if rounded:
-            b = b.to(_torch(grid)).double()
+            b = b.to(torch_dtype(grid)).double()
         if not (bool(b.isfinite().all()) and bool(m.isfinite().all())):
             sums.finite = False
             continue
@@ -124,11 +123,9 @@ def _fit(
         wide=dict(zip(SCALES, sums.wide, strict=True)),
         narrow=dict(zip(SCALES, sums.narrow, strict=True)),
         update=found[0],
-        moved=found[1],
-        residual=found[2],
-        inner=found[3],
-        base=found[4],
-        rounding=found[5],
+        residual=found[1],
+        inner=found[2],
+        rounding=found[3],
         visible=sums.visible,
         finite=sums.finite,
         onto_rounded=rounded,
@@ -139,7 +136,6 @@ def _add(sums: _Sums, b: Tensor, m: Tensor, update: Update, rows: slice, grid: F
     left, right = update.left[rows].double(), update.right.double()
     delta = (left @ right).mul_(update.scale)
     bounds = _Bounds(left, right, delta, update, grid, half_ulp(m, grid))
-    moved = m - b
     for number, scale in enumerate(SCALES):
         # of other scales it counts only whether every entry fits
         if scale != 1.0 and sums.narrow[number]:
@@ -153,7 +149,7 @@ def _add(sums: _Sums, b: Tensor, m: Tensor, update: Update, rows: slice, grid: F
             change = target - b
             stored = np.not_equal(_bits(target, grid), _bits(b, grid))
             sums.visible += int(np.count_nonzero(stored))
-            pairs = (change, change), (moved, moved), (away, away), (moved, change), (b, b)
+            pairs = (change, change), (away, away), (m - b, change)
             half = bounds.half.view(-1)
             found = [float(torch.dot(one.view(-1), other.view(-1))) for one, other in pairs]
             found.append(float(torch.dot(half, half)) / 3)
@@ -165,9 +161,9 @@ def _add(sums: _Sums, b: Tensor, m: Tensor, update: Update, rows: slice, grid: F
 
 
 def _bits(values: Tensor, grid: FloatFormat) -> Any:
-    """Values as they are stored; those of 16 bits as whole numbers, which NumPy knows."""
-    narrow = values.to(_torch(grid))
-    return (narrow.view(torch.int16) if grid.bits == 16 else narrow).numpy()
+    """Values as they are stored; those of 8 and 16 bits as whole numbers, which NumPy knows."""
+    narrow = values.to(torch_dtype(grid))
+    return (narrow.view(INTEGERS[narrow.itemsize]) if grid.bits < 32 else narrow).numpy()
 
 
 @dataclass
@@ -202,7 +198,7 @@ class _Bounds:
         if has_norms:
             bound += target.abs() * ((2 * math.sqrt(b.shape[1]) + 8) * unit)
         wide = int((away > bound).sum())
-        if not wide or self.grid.bits > 16:
+        if not wide or self.grid.bits != 16:  # nothing computes in 8 bits
             return wide, wide
         if self._more is None:
             self._more = _of_narrow(
@@ -225,7 +221,7 @@ def _of_narrow(
     found = half_ulp(reach, grid)
     if scale:
         found += half_ulp(reach / scale, grid) * scale
-    if FLOATS[update.stored].bits > grid.bits:
+    if float_format(update.stored).bits > grid.bits:
         found += 2.0**-grid.mantissa_bits * sizes
         least = 2.0 ** (grid.min_exponent - grid.mantissa_bits - 1) * scale
         found += least * (left.abs().sum(1, keepdim=True) + right.abs().sum(0))
@@ -261,11 +257,6 @@ def row_blocks(base: Matrix, merged: Matrix) -> Iterator[tuple[slice, tuple[Tens
         yield slice(start * each, start * each + len(m)), (b, m)
 
 
-def _torch(grid: FloatFormat) -> torch.dtype:
-    found: torch.dtype = getattr(torch, grid.torch_name)
-    return found
-
-
 def _with_quantised(
     base: Matrix, merged: Matrix, update: Update, fit: MergeFit, grid: FloatFormat
 ) -> MergeFit:
@@ -281,7 +272,7 @@ def _with_quantised(
             if copy is None:
                 energies.pop(name, None)
             elif name in energies:
-                copy = copy.to(_torch(grid)).double()
+                copy = copy.to(torch_dtype(grid)).double()
                 target, _ = _target(copy, delta, 1.0, update, rows)
                 energies[name].append(float((m - target).square().sum()))
     found = {name: math.fsum(each) for name, each in energies.items()}

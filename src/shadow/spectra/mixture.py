@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from shadow.dtypes import FLOATS
+from shadow.dtypes import float_format
 from shadow.spectra.lazy import Matrix
 from shadow.spectra.spectrum import tiles
 
@@ -117,7 +117,7 @@ def products(parts: Iterator[Read], stored: str) -> Products:
 
 def ulp(values: Floats, stored: str) -> Floats:
     """The unit in the last place of each value in a format."""
-    form = FLOATS[stored]
+    form = float_format(stored)
     powers: Floats = (values.view(np.int64) & EXPONENT).view(np.float64)  # 2^floor(log2 |value|)
     least = 2.0 ** max(form.min_exponent, -1022)
     found: Floats = np.maximum(powers, least) * 2.0**-form.mantissa_bits
@@ -126,7 +126,7 @@ def ulp(values: Floats, stored: str) -> Floats:
 
 def once(part: Read, theta: Floats, stored: str) -> Floats:
     """The most that is left of each entry where the sum was made in float32 and then stored."""
-    unit = UNIT if FLOATS[stored].bits <= 32 else 2.0**-53
+    unit = UNIT if float_format(stored).bits <= 32 else 2.0**-53
     size: Floats = np.abs(part.first) + np.abs(theta) @ np.abs(part.terms)
     return 0.5 * ulp(part.tuned, stored) + unit * (len(theta) + 2) * size
 

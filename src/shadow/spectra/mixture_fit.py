@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from shadow.dtypes import FLOATS
+from shadow.dtypes import float_format
 from shadow.spectra.mixture import (
     ACTIVE,
     Floats,
@@ -72,7 +72,6 @@ class Fit:
     high: Floats
     in_steps: bool
     """Whether every step was rounded to the stored format."""
-    rests: Mapping[str, Remainder]
 
 
 @dataclass(frozen=True)
@@ -202,7 +201,7 @@ def _fitted(tensors: Sequence[Mixed], form: Form, per: Per) -> Fit | dict[str, i
         all(search.settle(in_steps=False) for search in searches.values())
     ):
         return _told(form, per, searches, in_steps=False)
-    if all(FLOATS[one.stored].bits <= 16 for one in tensors) and all(
+    if all(float_format(one.stored).bits <= 16 for one in tensors) and all(
         search.settle(in_steps=True) for search in searches.values()
     ):
         rests = {name: rest for search in searches.values() for name, rest in search.rests.items()}
@@ -215,7 +214,7 @@ def _most(one: Mixed, form: Form, theta: Floats, steps: float | None = None) -> 
     """The most energy that rounding leaves, by default at every step, and the error of its sum."""
     weights = np.abs(weights_of(theta, form.has_base))
     if steps is None:
-        narrow = FLOATS[one.stored].bits <= 16
+        narrow = float_format(one.stored).bits <= 16
         steps = max(1.0, STEPS_ENERGY * (2 * form.sides) / 3) if narrow else 1.0
     return steps * max(1.0, float(weights.max())) ** 2 * one.sums.rounding + one.sums.doubt
 
@@ -346,7 +345,6 @@ def _told(form: Form, per: Per, searches: Mapping[object, _Search], in_steps: bo
         low=np.array([ends[best[side]][0][side] for side in every]),
         high=np.array([ends[best[side]][1][side] for side in every]),
         in_steps=in_steps,
-        rests={name: rest for search in searches.values() for name, rest in search.rests.items()},
     )
 
 

@@ -24,7 +24,7 @@ import torch
 from shadow.dtypes import FLOATS, FloatFormat
 from shadow.spectra.history import base_slope
 from shadow.spectra.last_bits import EvenBits
-from shadow.spectra.lazy import BlockScaled, Rounded, Updated
+from shadow.spectra.lazy import Quantised, Rounded, Updated, torch_dtype
 from shadow.spectra.measurement import Values
 from shadow.spectra.rounding_counts import Counts, Floats, coarser_grid, count, is_on_grid, steps
 from shadow.spectra.rounding_model import Fit, fit, fit_twice, mean_squares
@@ -255,7 +255,7 @@ def undo(
     """
     if isinstance(sides.tuned, Updated):
         return NOTHING_ROUNDED
-    if isinstance(sides.base, BlockScaled | Updated) or isinstance(sides.tuned, BlockScaled):
+    if isinstance(sides.base, Quantised | Updated) or isinstance(sides.tuned, Quantised):
         return UNEXPLAINED
     names = (
         coarser_grid(sides.base, formats[0], sides.dtype, sides.space),
@@ -328,7 +328,7 @@ def slope_z(sides: Sides, grid: FloatFormat) -> float:
     """
     product, squares, remainders, entries = 0.0, 0.0, 0.0, 0
     for b, t in sides.blocks(SMALL_BLOCK):
-        rounded = b.to(getattr(torch, grid.torch_name)).to(sides.dtype)
+        rounded = b.to(torch_dtype(grid)).to(sides.dtype)
         ulp = torch.ldexp(
             torch.ones_like(b), torch.frexp(rounded).exponent - 1 - grid.mantissa_bits
         )

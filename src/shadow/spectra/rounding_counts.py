@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shadow.dtypes import FLOATS, FloatFormat
-from shadow.spectra.lazy import Matrix
+from shadow.spectra.lazy import Matrix, torch_dtype
 from shadow.spectra.spectrum import Sides, Workspace, blocks, read_block
 
 Floats = NDArray[np.float64]
@@ -37,7 +37,7 @@ def is_on_grid(matrix: Matrix, stored: FloatFormat, working: torch.dtype, space:
     """Whether all values of a matrix have an exact form in a stored format."""
     for index, _ in blocks(matrix):
         block = read_block(matrix, index, "tuned", working, space)
-        narrow = block.to(getattr(torch, stored.torch_name))
+        narrow = block.to(torch_dtype(stored))
         if not (narrow.to(block.dtype) == block).all():
             return False
     return True

@@ -127,7 +127,7 @@ class Workspace:
 
     def take(self, name: str, shape: torch.Size | tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """The buffer of that name as a contiguous tensor of the shape, its content undefined."""
-        size = int(np.prod(shape))
+        size = math.prod(shape)
         buffer = self._buffers.get((name, dtype))
         if buffer is None or buffer.numel() < size:
             self._buffers.pop((name, dtype), None)
@@ -172,15 +172,15 @@ def blocks(matrix: Matrix, size: int | None = None) -> Iterator[tuple[Index, Cor
                 yield index, (start * each + row, 0)
 
 
-def tiles(matrix: Matrix) -> Iterator[tuple[Index, Corner]]:
+def tiles(matrix: Matrix, size: int = TILE, widest: int = WIDEST) -> Iterator[tuple[Index, Corner]]:
     """Indices of tiles for work entry by entry, and the (row, column) where each begins.
 
-    In order, row by row: a tile is at most WIDEST columns wide and about TILE elements large, so
-    that it stays in the caches and float32 sums over its rows are short.
+    In order, row by row: a tile is at most `widest` columns wide and about `size` elements large,
+    so that it stays in the caches and float32 sums over its rows are short.
     """
     rows, cols = matrix.shape[-2:]
-    width = max(1, min(cols, WIDEST))
-    height = max(1, TILE // width)
+    width = max(1, min(cols, widest))
+    height = max(1, size // width)
     together = max(1, height // max(1, rows))
     for group in range(0, matrix.shape[0], together) if matrix.ndim == 3 else (0,):
         groups = (slice(group, group + together),) if matrix.ndim == 3 else ()

@@ -49,7 +49,7 @@ from shadow.summary.layer_medians import (
 )
 from shadow.summary.numbers import Floats, are, finite, median, over, total_of
 from shadow.summary.recognised import recognised
-from shadow.summary.record import STATUSES, PairRecord
+from shadow.summary.record import STATUSES, PairRecord, Tier
 from shadow.summary.rows import (
     ALONE,
     BY_LAYER,
@@ -70,6 +70,7 @@ from shadow.summary.tables import Rows
 TURNED, UNTURNED = 0.5, 0.9
 QUARTERS = 4  # of the depth
 MOSTLY_KNOWN = 0.9  # of the stored energy: in matrices of which the update's norm is known
+TIERS: Mapping[str, Tier] = {"none": "norms", "delta": "delta"}  # by subjects of the settings
 EXAMPLES = 3  # tensors named for each reason
 TOGETHER = 1 << 18  # numbers whose medians get their intervals at once: 2 MB
 UNEVENNESS = {
@@ -135,8 +136,15 @@ def record_of(rows: Rows, metadata: ReportMetadata, lineage: float | None) -> Pa
             *_renumbered_experts(deltas),
             *(ReportWarning("few_values", text) for text in few_values(deltas)),
         ],
+        tier=tier_of(metadata),
         files=files_record(rows.files),
     )
+
+
+def tier_of(metadata: ReportMetadata) -> Tier:
+    """What was measured of a report's pair; all spectra where it does not say."""
+    subjects = metadata["settings"]["method"].get("subjects")
+    return TIERS.get(subjects, "full") if isinstance(subjects, str) else "full"
 
 
 def _delta_blocks(rows: Rows, deltas: Columns) -> Blocks:

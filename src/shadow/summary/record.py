@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from shadow.summary.figures import InsideLayers, PairFigures
 from shadow.summary.rows import (
@@ -27,6 +28,7 @@ from shadow.summary.rows import (
     VocabularyRow,
 )
 
+Tier = Literal["norms", "delta", "full"]
 STATUSES = ("measured", "identical", "skipped")  # of tensors
 
 
@@ -84,6 +86,8 @@ class PairRecord:
     skipped: list[SkippedRow]
     """A row for each reason, the most tensors first."""
     warnings: list[ReportWarning]
+    tier: Tier = field(default="full", kw_only=True)
+    """What was measured: all spectra, those of the deltas alone, or no spectra but norms."""
     files: FilesRecord | None = field(default=None, kw_only=True)
     """The files of both repositories or folders; None of a report that did not list them."""
 

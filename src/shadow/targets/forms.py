@@ -414,7 +414,9 @@ class ClaimForm(Form):
 
     @classmethod
     def of_text(cls, text: str) -> object:
-        claim, *of = text.split()
+        claim, *of = text.split() or [""]
+        if not of:
+            raise FaultError(f"{short(text)} is no claim with checkpoints", cls.WRITTEN)
         return {"claim": claim, "of": of}
 
 

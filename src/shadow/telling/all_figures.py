@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from shadow.claims.reference import bases_of
 from shadow.quantities import Kind, Quantity, portion_of, text_of
 from shadow.telling.document import Cell, FigureRow, Word
-from shadow.telling.screen import CONCENTRATION, ENTRIES, NO_CONCENTRATION, faults
+from shadow.telling.screen import CONCENTRATION, ENTRIES, faults, no_concentration
 from shadow.telling.size import of_what, parameter_ratio
 from shadow.text import and_list, counted
 
@@ -91,7 +91,7 @@ def _size(summary: Summary) -> Iterator[FigureRow]:
 def _concentration(summary: Summary) -> Iterator[FigureRow]:
     f = summary.figures
     if f.concentration is None:
-        yield FigureRow("concentration", None, NO_CONCENTRATION)
+        yield FigureRow("concentration", None, no_concentration(summary))
         return
     yield FigureRow("concentration", quantity(summary, "concentration", "fixed"), CONCENTRATION)
     null = f"directions; {text_of(f.null_participation_ratio, 'ratio')} with random signs"
@@ -141,6 +141,8 @@ def _gates(summary: Summary) -> Cell:
     if not others:
         return f"all {len(summary.gates)} passed"
     text = f"{and_list(others)} {'does' if len(others) == 1 else 'do'} not apply"
+    if summary.tier == "norms":
+        text = f"unknown or not applicable: {and_list(others)}"
     passed = len(summary.gates) - len(others)
     return f"{passed} passed; {text}" if passed else text
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from shadow.quantities import DASH, Kind, Quantity, bounds_text
+from shadow.quantities import DASH, Kind, Quantity, bounds_text, text_of
 from shadow.telling.document import (
     Block,
     Document,
@@ -15,6 +15,7 @@ from shadow.telling.document import (
     Line,
     Lines,
     Note,
+    Paragraph,
     Provenance,
     Section,
     Table,
@@ -23,6 +24,7 @@ from shadow.telling.document import (
     table_of,
     worded,
 )
+from shadow.telling.lineage import NO_CHANCE, sides_text
 from shadow.telling.report import by_module
 from shadow.telling.scores import scored_set_blocks
 from shadow.telling.wording import capital
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from shadow.comparing.comparison import Comparison, RankedReport
     from shadow.comparing.contrast import Contrast
     from shadow.comparing.differences import Difference
+    from shadow.comparing.directions import DeltaDirections
 
 KNOWN_BY = {"commit": "its commit", "content": "its content", "spectra": "its measured spectra"}
 KINDS: Mapping[str, Kind] = {"difference": "difference", "log ratio": "log_ratio"}
@@ -73,9 +76,14 @@ def _blocks(comparison: Comparison, p_values: bool) -> Iterator[Block]:
         if len(contrasts) > 1:
             yield Section(f"{first} against {contrast.second}")
         yield from _contrast(contrast, p_values)
-    origin = [("not shown", "; ".join(comparison.claims["not_shown"]))]
+    not_shown = list(comparison.claims["not_shown"])
+    if any(row.joint is None and row.no_joint is None for row in contrasts):
+        not_shown.append("whether the deltas point the same way: add --joint")
+    origin = [("not shown", "; ".join(not_shown))]
     if len(contrasts) == 1:
         yield modules_apart(contrasts[0])
+        if (joint := contrasts[0].joint) is not None and joint.modules:
+            yield _directions_by_module(joint)
         yield from _layers_apart(contrasts[0])
         if contrasts[0].consistent_with:
             origin.insert(0, ("consistent with", "; or ".join(contrasts[0].consistent_with)))
@@ -115,7 +123,49 @@ def _contrast(contrast: Contrast, p_values: bool) -> Iterator[Block]:
     yield Headline(f"{capital(contrast.sentence)}.", "" if sure else "warning")
     for text in contrast.warnings:
         yield Note(text, "warning")
+    if contrast.joint is not None:
+        yield Paragraph(directions_text(contrast.joint))
+    elif contrast.no_joint is not None:
+        yield Note(f"where the deltas point is not known: {contrast.no_joint}", "warning")
     yield _figures_apart(contrast, p_values)
+
+
+def directions_text(joint: DeltaDirections) -> str:
+    """Where two deltas point, beside chance: two sentences."""
+    if joint.cosine is None:
+        return "Both models changed no matrix in common, so their deltas have no cosine."
+    than = {1: "more than chance", -1: "less than chance", 0: "no more than chance"}
+    chance = f"0 ± {text_of(joint.chance_cosine, 'ratio')}"
+    master = joint.chance_cosine_master
+    if master is not None and master > NO_CHANCE:
+        chance += (
+            f", up to {text_of(master, 'fixed')} if both trainings started from a copy of the base"
+            " in more bits than it is stored in"
+        )
+    cosine = text_of(joint.cosine, "thousandths")
+    text = f"The two deltas have a cosine of {cosine}, {than[joint.beyond_chance]} ({chance})."
+    if joint.overlap_left is None:
+        return text
+    return (
+        f"{text} Their leading {joint.directions} directions overlap by"
+        f" {sides_text(joint.overlap_left, joint.overlap_right)} (outputs / inputs); by chance"
+        f" {sides_text(joint.chance_overlap_left, joint.chance_overlap_right)}."
+    )
+
+
+def _directions_by_module(joint: DeltaDirections) -> Table:
+    """A row for each module that both models changed."""
+    fields = [
+        *by_module(joint.modules),
+        number("n", "matrices", "count"),
+        number("cosine", "cosine", "thousandths"),
+        number("chance", lambda row: f"± {text_of(row.chance_cosine, 'ratio')}"),
+        number("overlap", lambda row: sides_text(row.overlap_left, row.overlap_right)),
+        number(
+            "by chance", lambda row: sides_text(row.chance_overlap_left, row.chance_overlap_right)
+        ),
+    ]
+    return table_of(fields, joint.modules, "Where the deltas point, by module: outputs / inputs")
 
 
 def _margins(contrast: Contrast) -> str:

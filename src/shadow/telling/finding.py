@@ -43,6 +43,18 @@ NOT_SHOWN = (
     ),
     "Different data, optimisers and learning rates can leave the same figures.",
 )
+TIERS = {  # the code and the text of what was left out
+    "norms": (
+        "norms_only",
+        "Norms alone were measured. How many directions the change has, and how much of it is"
+        " rounding, is unknown.",
+    ),
+    "delta": (
+        "deltas_only",
+        "Spectra were measured of the deltas alone. How they lie to the directions of the base is"
+        " unknown.",
+    ),
+}
 # what each sentence says, in the order in which they stand
 CODES: Mapping[str, str] = read_words("words.yaml")["sentences"]
 
@@ -63,10 +75,10 @@ def finding(summary: Summary, settings: SettingsMetadata) -> Finding:
     if unrelated or is_rearranged(summary):  # the difference is no change
         if summary.recognised.scaled is not None:  # by a factor below 0
             sentences += known_changes(summary)
-        sentences += [size_and_place(summary, apart=True, alike=False), *later]
+        sentences += [size_and_place(summary, apart=True, alike=False), *_tier(summary), *later]
     else:
         sentences += [*known_changes(summary), size_and_place(summary, apart=relation == "sibling")]
-        sentences += [*few_rows(summary), *vectors(summary), *later]
+        sentences += [*_tier(summary), *few_rows(summary), *vectors(summary), *later]
         copied = is_copy(summary) or is_mostly_copy(summary)
         # a factor leaves the base's own structure, a copy that of rounding
         if not (copied or summary.recognised.scaled or is_scaled_by_lines(summary)):
@@ -80,6 +92,13 @@ def finding(summary: Summary, settings: SettingsMetadata) -> Finding:
         text, figures = published
         sentences.append(Sentence("published", text, figures))
     return Finding(headline(summary, sentences), sentences, others, list(NOT_SHOWN))
+
+
+def _tier(summary: Summary) -> list[Sentence]:
+    """What was left out of the measurement."""
+    if summary.tier == "full":
+        return []
+    return [Sentence(*TIERS[summary.tier], {})]
 
 
 def _chosen(settings: SettingsMetadata) -> list[str]:

@@ -87,6 +87,8 @@ def headline(summary: Summary, sentences: Sequence[Sentence]) -> str:
         return f"{_size(summary, texts)}, by factors for rows or columns of the base."
     said = [_size(summary, texts), _kind(summary, texts), _place(summary)]
     text = ", ".join(part for part in said if part)
+    if summary.tier == "norms":
+        text = f"{text}; no spectra were measured"
     if summary.has_label and summary.label in SAYING:
         return f"{summary.label.capitalize()}: {text[:1].lower()}{text[1:]}."
     return f"{text}."

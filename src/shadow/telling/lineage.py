@@ -83,8 +83,10 @@ def deepest(step: Step) -> str:
     return f"{PLACES[most]} {text_of(step.quarters[most], 'share')}"
 
 
-def _inside(left: float | None, right: float | None) -> str:
+def sides_text(left: float | None, right: float | None) -> str:
     """The shares of outputs and inputs: `12 / 8.0 %`."""
+    if left is None and right is None:
+        return DASH
     return f"{text_of(left, 'share').removesuffix(' %')} / {text_of(right, 'share')}"
 
 
@@ -92,7 +94,7 @@ def _both(step: Step) -> str | None:
     joint = step.joint
     if joint is None or joint.inside_left is None:
         return None
-    return _inside(joint.inside_left, joint.inside_right)
+    return sides_text(joint.inside_left, joint.inside_right)
 
 
 FIELDS = (
@@ -148,7 +150,7 @@ def chance_text(before: Step, step: Step) -> str:
     if factor is not None and factor < 1 - NO_CHANCE:
         parts.append(f"rounding multiplied it by a factor from {text_of(factor, 'fixed')} to 1")
     if joint.chance_inside_left is not None:
-        inside = _inside(joint.chance_inside_left, joint.chance_inside_right)
+        inside = sides_text(joint.chance_inside_left, joint.chance_inside_right)
         parts.append(f"by chance inside is {inside}")
     if joint.left_out:
         parts.append(

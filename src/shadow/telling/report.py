@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from shadow.reports.metadata import ReportMetadata
     from shadow.summary.rows import ComponentRow, LayerRow, ModuleRow, SkippedRow
 
+HOW = {"norms": "norms alone", "delta": "spectra of deltas alone"}  # it was measured, by tier
 ONE_LINE = 74  # letters of the line that says where the rest is, beside its name
 SHIFTED = 1e-4  # of the short side: the same for shifts of the effective rank, which lie about 0
 UNEVEN_BY = 0.05  # of the largest absolute value: by how much layers differ that have a chart
@@ -326,7 +327,9 @@ def _origin(
     """How it was measured, and what is not shown."""
     settings = provenance["settings"]
     how = [f"shadow {provenance['version']}, schema {summary.schema}"]
-    how.append(f"precision {settings['method']['precision']}")
+    if summary.tier != "norms":
+        how.append(f"precision {settings['method']['precision']}")
+    how += [HOW[summary.tier]] if summary.tier in HOW else []
     chosen = settings.get("chosen")
     if isinstance(chosen, Mapping):
         how += [

@@ -43,12 +43,15 @@ NOTED_BY: Mapping[str, str] = {
     "vectors": "vectors",
     "siblings": "siblings",
     "files": "files",
+    "norms_only": "norms alone",
+    "deltas_only": "deltas alone",
 }
 # gates that are no fault of a pair of which a sentence says what it is
 EXPLAINED_BY: Mapping[str, Sequence[str]] = {
     "changed": ("identical", "only_vectors"),
-    "rank": ("low_rank",),
+    "rank": ("low_rank", "norms_only"),
     "paired": ("part_asked_for",),
+    "rounding": ("norms_only",),
 }
 
 
@@ -60,11 +63,16 @@ def figure_rows(summary: Summary) -> list[FigureRow]:
         rows.append(FigureRow("relative norm", norm, f"{of_what(summary)}{_outside(summary)}"))
         scale = CONCENTRATION
         if figures.concentration is None:
-            scale = NO_CONCENTRATION
+            scale = no_concentration(summary)
         rows.append(FigureRow("concentration", Quantity(figures.concentration, "fixed"), scale))
         if figures.rank_ceiling is None:  # an adapter stores no entries of the matrix
             rows.append(FigureRow("unchanged", Quantity(figures.zero_share, "fraction"), ENTRIES))
     return rows
+
+
+def no_concentration(summary: Summary) -> str:
+    """Why the concentration is unknown."""
+    return "not measured" if summary.tier == "norms" else NO_CONCENTRATION
 
 
 def _outside(summary: Summary) -> str:

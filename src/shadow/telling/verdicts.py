@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from shadow.claims.verdicts import first_code
+from shadow.claims.answer import first_code
 from shadow.quantities import Kind, bounds_text
 from shadow.telling.document import (
     Block,

@@ -49,10 +49,11 @@ def base(
     candidates: Sequence[Candidate], corners: Mapping[tuple[int, int], float | None]
 ) -> tuple[Answer, tuple[Against, ...]]:
     """The answer, and what speaks against other candidates. corners: by numbers of candidates
-    (here, there), the cosine of the angle at the first between the model and the second.
+    (here, there), the cosine of the angle at the first between the model and the second; None where
+    two of the three are equal. Candidates that share nothing have none.
     """
     known = [number for number, one in enumerate(candidates) if one.p is not None]
-    level = ALPHA / max(1, len(known))
+    level = ALPHA / max(1, len(candidates))
     related = [number for number in known if _is_related(candidates[number], level)]
     figures: dict[str, Figure] = {"candidates": len(candidates), "related": len(related)}
     others = tuple(
@@ -99,8 +100,12 @@ def _doubt(
     for other in related:
         if other == nearest:
             continue
-        near, far = corners.get((nearest, other)), corners.get((other, nearest))
+        if candidates[nearest].distance == 0 < candidates[other].distance:
+            continue  # the model is that candidate
         names = f"{candidates[nearest].name} and {candidates[other].name}"
+        if (nearest, other) not in corners:
+            return f"{names} cannot be told apart: no MLP that was sampled is in both"
+        near, far = corners[nearest, other], corners[other, nearest]
         if near is None or far is None:
             return f"{names} cannot be told apart: what was sampled of them is equal"
         if near <= BETWEEN:

@@ -8,7 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from shadow.claims.answer import Answer, Claim, Figure
-from shadow.claims.verify.scanned import Apart, Scanned
+from shadow.claims.verify.scanned import (
+    Apart,
+    Scanned,
+    all_tensors,
+    apart_in_words,
+    are,
+    not_compared,
+)
 from shadow.claims.verify.verification import Against, largest_first
 from shadow.quantities import text_of
 from shadow.text import counted
@@ -44,8 +51,7 @@ class Module:
     narrow: Mapping[float, int]
     """The same of a merge in the format of the merged model."""
     update: float
-    """The energy of the update; those below of merged - base, and merged - (base + update)."""
-    moved: float
+    """The energy of the update; that below of merged - (base + update)."""
     residual: float
     inner: float
     """<merged - base, update>."""
@@ -145,6 +151,8 @@ class Merge:
     """Modules of the adapter that base or merged model lacks."""
     scale: float | None
     """Of the adapter, where all its modules share one."""
+    whole: Sequence[bool] = ()
+    """Of every tensor that the adapter holds whole, whether it differs from the base's."""
 
 
 def merged(found: Merge) -> tuple[Answer, tuple[Against, ...], tuple[str, ...]]:
@@ -168,12 +176,19 @@ def merged(found: Merge) -> tuple[Answer, tuple[Against, ...], tuple[str, ...]]:
     ]
     if why := _doubt(found, unsure):
         return Answer("merged", "cannot_be_told", why, figures), largest_first(doubts), notes
-    reason = (
-        f"base plus update{_at(found.scale)} in every entry of"
-        f" {counted(len(found.modules), 'matrix', 'matrices')}, within the rounding of"
-        f" {_format(found.modules)}; {_arithmetic(found.modules)}"
-    )
-    return Answer("merged", "holds", reason, figures), (), notes
+    texts = []
+    if found.modules:
+        texts += [
+            f"base plus update{_at(found.scale)} in every entry of"
+            f" {counted(len(found.modules), 'matrix', 'matrices')}, within the rounding of"
+            f" {_format(found.modules)}",
+            _arithmetic(found.modules),
+        ]
+    if found.whole:
+        count = len(found.whole)
+        every = f"{all_tensors(count)} that the adapter holds whole"
+        texts.append(f"{every} {are(count)} in the merged model")
+    return Answer("merged", "holds", "; ".join(texts), figures), (), notes
 
 
 def _is_kept(row: Scanned) -> bool:
@@ -203,18 +218,17 @@ def _figures(found: Merge, wrong: Sequence[Module], other: Sequence[Scanned]) ->
 def _faults(found: Merge, wrong: Sequence[Module], other: Sequence[Scanned]) -> list[str]:
     texts = []
     verdicts = Counter(_kind(module) for module in wrong)
-    for verdict, count in verdicts.most_common(3):
+    for verdict, _ in verdicts.most_common(3):
         some = [module for module in wrong if _kind(module) == verdict]
         texts.append(_fault(verdict, some, len(found.modules)))
-        assert count == len(some)
     if other:
         texts.append(
             f"{counted(len(other), 'tensor', 'tensors')} beside the adapter"
             f" {'differs' if len(other) == 1 else 'differ'} from the base"
         )
     for side, name in (("base", "base"), ("tuned", "merged model")):
-        if lone := [one for one in found.lone if one.side == side]:
-            texts.append(f"{counted(len(lone), 'tensor', 'tensors')} only in the {name}")
+        lone = [one for one in found.lone if one.side == side]
+        texts += apart_in_words(lone, f"only in the {name}")
     return texts
 
 
@@ -241,8 +255,6 @@ def _fault(kind: str, some: Sequence[Module], of: int) -> str:
         return f"merged at {text_of(scale, 'ratio')} times its scale in {where}"
     if kind in SCALES.values():
         return f"{kind} in {where}"
-    if kind.startswith("merged onto"):
-        return f"{kind} in {where}: {size}"
     return f"{kind} in {where}: {size}"
 
 
@@ -254,13 +266,17 @@ def _changed(row: Scanned) -> str:
 def _doubt(found: Merge, unsure: Sequence[Module]) -> str | None:
     """Why it cannot be told; None where it can."""
     if found.unread:
-        tensors = counted(len(found.unread), "tensor is", "tensors are")
-        return f"{tensors} not compared: {found.unread[0].what}"
+        return not_compared(found.unread)
     if found.absent:
         modules = counted(len(found.absent), "module", "modules")
         return f"{modules} of the adapter have no matrix in base or merged model"
-    if not found.modules and not any(row.changed for row in found.others):
+    if not found.modules and not found.whole:
         return "the adapter updates no matrix"
+    if not found.modules and not any(found.whole):
+        return (
+            "what the adapter holds whole is equal to the base's: merged or not, the model is the"
+            " same"
+        )
     if found.modules and not any(module.visible for module in found.modules):
         return (
             "the update is below the rounding of storage in every entry: merged or not, the model"

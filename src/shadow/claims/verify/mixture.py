@@ -79,23 +79,29 @@ class Mixture:
     found: Found | NotFound
     lone: Sequence[Apart] = ()
     """Tensors that not all have."""
+    off: Sequence[Apart] = ()
+    """Tensors that no mixture is: of whole numbers, or with entries that are not finite."""
     unread: Sequence[Apart] = ()
 
 
 def mixture(measured: Mixture) -> tuple[Answer, tuple[Against, ...]]:
     """The answer, and the tensors that speak against it."""
-    if not measured.tensors:
-        return Answer("mixture", "cannot_be_told", "no tensor is in all of them", {}), ()
     figures: dict[str, Figure] = {"tensors": measured.tensors}
-    against = [Against(one.tensor, one.what) for one in measured.lone]
+    against = [Against(one.tensor, one.what) for one in (*measured.lone, *measured.off)]
     if isinstance(measured.found, NotFound):
         return _misfit(measured, measured.found, figures, against)
     found = measured.found
     figures |= _figures(found)
     reason = f"{_in_words(measured, found)}{_rounding(measured, found)}"
-    if measured.lone:
-        tensors = counted(len(measured.lone), "tensor is", "tensors are")
-        reason = f"{tensors} not in all of them; of the others: {reason}"
+    if measured.lone or measured.off:
+        texts = []
+        if measured.lone:
+            tensors = counted(len(measured.lone), "tensor is", "tensors are")
+            texts.append(f"{tensors} not in all of them")
+        if measured.off:
+            tensors = counted(len(measured.off), "tensor is", "tensors are")
+            texts.append(f"{tensors} no mixture: {measured.off[0].what}")
+        reason = f"{'; '.join(texts)}; of the others: {reason}"
         return Answer("mixture", "does_not_hold", reason, figures), largest_first(against)
     if open_weights := _unknown(found):
         reason = f"{open_weights}; other weights fit as well"

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from shadow.claims.answer import Answer, Claim, Figure
-from shadow.claims.verify.scanned import Apart, Scanned, relative_norm
+from shadow.claims.verify.scanned import (
+    Apart,
+    Scanned,
+    all_tensors,
+    apart_in_words,
+    are,
+    not_compared,
+    relative_norm,
+    some_tensors,
+)
 from shadow.claims.verify.verification import Against, largest_first
-from shadow.quantities import share
+from shadow.quantities import share, text_of
 from shadow.text import counted, several
 
 SAME = Claim(
@@ -29,6 +38,10 @@ class Compared:
     """Tensors that only one of them has."""
     unread: Sequence[Apart]
     """Tensors whose values are not known."""
+    scales: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """By module, what two adapters multiply their updates by, where that differs."""
+    dora: str = ""
+    """Which of two adapters is the only one that gives rows their norms, A or B."""
 
 
 def same(found: Compared) -> tuple[Answer, tuple[Against, ...]]:
@@ -37,22 +50,31 @@ def same(found: Compared) -> tuple[Answer, tuple[Against, ...]]:
     figures: dict[str, Figure] = {
         "tensors": len(found.rows),
         "tensors_differ": len(differ),
-        "tensors_only_in_a": sum(one.side == "base" for one in found.lone),
-        "tensors_only_in_b": sum(one.side == "tuned" for one in found.lone),
+        "tensors_only_in_a": sum(one.side == "base" and not one.is_rows for one in found.lone),
+        "tensors_only_in_b": sum(one.side == "tuned" and not one.is_rows for one in found.lone),
         "tensors_not_read": len(found.unread),
         "entries": sum(row.entries for row in found.rows),
         "entries_differ": sum(row.changed for row in differ),
     }
-    far = relative_norm(found.rows)
+    # of what is compared byte by byte, or is not finite, no norm is known
+    is_known = all(row.finite and (row.delta_energy or not row.changed) for row in found.rows)
+    far = relative_norm(found.rows) if is_known else None
     if differ and far is not None:
         figures["relative_norm"] = far
     against = [Against(one.tensor, one.what) for one in found.lone]
+    against += [
+        Against(module, f"its update is scaled by {_number(one)} in A, {_number(other)} in B")
+        for module, (one, other) in found.scales.items()
+    ]
+    if found.dora:
+        against.append(Against("adapter_config.json", f"use_dora only in {found.dora}"))
     against += [Against(row.tuned, _difference(row), row.relative) for row in differ]
-    if differ or found.lone:
+    if differ or found.lone or found.scales or found.dora:
         reason = "; ".join(_differences(found, differ, far))
         return Answer("same", "does_not_hold", reason, figures), largest_first(against)
     if found.unread:
-        reason = f"{_equal(found.rows)}, but {_unread(found.unread)}"
+        equal = [f"{_equal(found.rows)}, but"] if found.rows else []
+        reason = " ".join([*equal, not_compared(found.unread)])
         unread = largest_first([Against(one.tensor, one.what) for one in found.unread])
         return Answer("same", "cannot_be_told", reason, figures), unread
     if not found.rows:
@@ -61,11 +83,7 @@ def same(found: Compared) -> tuple[Answer, tuple[Against, ...]]:
 
 
 def _equal(rows: Sequence[Scanned]) -> str:
-    if len(rows) == 1:
-        return "the only tensor is equal"
-    if len(rows) == 2:
-        return "both tensors are equal"
-    return f"all {len(rows):,} tensors are equal"
+    return f"{all_tensors(len(rows))} {are(len(rows))} equal"
 
 
 def _casts(rows: Sequence[Scanned]) -> str:
@@ -83,14 +101,18 @@ def _differences(found: Compared, differ: Sequence[Scanned], far: float | None) 
     if differ:
         texts.append(_rounded(found.rows, differ, far) or _values(found.rows, differ, far))
     elif found.rows:
-        texts.append(f"{_equal(found.rows)} that both have")
+        count = len(found.rows)
+        texts.append(f"{all_tensors(count)} that both have {are(count)} equal")
+    if found.scales:
+        updates = counted(len(found.scales), "update", "updates")
+        texts.append(f"the adapters scale {updates} differently")
+    if found.dora:
+        texts.append(f"only {found.dora} is a DoRA adapter")
     for side, name in (("base", "A"), ("tuned", "B")):
         lone = [one for one in found.lone if one.side == side]
-        if lone:
-            tensors = counted(len(lone), "tensor", "tensors")
-            texts.append(f"{tensors} only in {name}")
+        texts += apart_in_words(lone, f"only in {name}")
     if found.unread:
-        texts.append(_unread(found.unread))
+        texts.append(not_compared(found.unread))
     return texts
 
 
@@ -103,7 +125,7 @@ def _rounded(rows: Sequence[Scanned], differ: Sequence[Scanned], far: float | No
     side, name = cast
     which = "B is A" if side == "tuned" else "A is B"
     size = "" if far is None else f", the error is {share(far)} of the norm of all tensors"
-    return f"{which} rounded to {name}: {_of(differ, rows)} differ{size}"
+    return f"{which} rounded to {name}: {some_tensors(differ, rows)} differ{size}"
 
 
 def _values(rows: Sequence[Scanned], differ: Sequence[Scanned], far: float | None) -> str:
@@ -111,16 +133,11 @@ def _values(rows: Sequence[Scanned], differ: Sequence[Scanned], far: float | Non
     where = f"in {counted(entries, 'entry', 'entries')}"
     size = "" if far is None else f", by {share(far)} of the norm of all tensors"
     verb = "differs" if len(differ) == 1 else "differ"
-    return f"{_of(differ, rows)} {verb}, {where}{size}"
+    return f"{some_tensors(differ, rows)} {verb}, {where}{size}"
 
 
-def _of(some: Sequence[Scanned], rows: Sequence[Scanned]) -> str:
-    return f"{len(some):,} of {counted(len(rows), 'tensor', 'tensors')}"
-
-
-def _unread(unread: Sequence[Apart]) -> str:
-    tensors = counted(len(unread), "tensor is", "tensors are")
-    return f"{tensors} not compared: {unread[0].what}"
+def _number(scale: float) -> str:
+    return text_of(scale, "number")
 
 
 def _difference(row: Scanned) -> str:

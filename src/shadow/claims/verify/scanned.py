@@ -1,10 +1,13 @@
-"""What a scan finds of two tensors at one place: the rows that claims judge."""
+"""What a scan finds of two tensors at one place: the rows that claims judge, and words for them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence, Sized
 from dataclasses import dataclass
+
+from shadow.text import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +28,13 @@ class Scanned:
     entries: int
     changed: int
     """Entries whose values differ."""
-    base_energy: float
-    tuned_energy: float
-    delta_energy: float
-    inner: float
+    base_energy: float = 0.0
+    """Of bytes there are no energies."""
+    tuned_energy: float = 0.0
+    delta_energy: float = 0.0
+    inner: float = 0.0
     """The inner product of both."""
-    finite: bool
+    finite: bool = True
     """Whether every entry of both is; otherwise energies are those of some entries."""
     rounded: tuple[str, str] | None = None
     """(`base` or `tuned`, a format) where that side is the other rounded to it, in every entry."""
@@ -52,9 +56,10 @@ class Apart:
     tensor: str
     side: str
     """`base` or `tuned`: the first or the second checkpoint."""
-    parameters: int
     what: str
     """Why, such as `only in A`."""
+    is_rows: bool = False
+    """Whether the other side lacks only some rows of it."""
 
 
 def relative_norm(rows: Iterable[Scanned]) -> float | None:
@@ -62,3 +67,35 @@ def relative_norm(rows: Iterable[Scanned]) -> float | None:
     known = [row for row in rows if row.finite]
     base = math.fsum(row.base_energy for row in known)
     return math.sqrt(math.fsum(row.delta_energy for row in known) / base) if base else None
+
+
+def all_tensors(count: int) -> str:
+    """`the only tensor`, `both tensors`, `all 3 tensors`."""
+    if count == 1:
+        return "the only tensor"
+    return "both tensors" if count == 2 else f"all {count:,} tensors"
+
+
+def are(count: int) -> str:
+    """`is` of one, `are` of several."""
+    return "is" if count == 1 else "are"
+
+
+def some_tensors(some: Sized, every: Sized) -> str:
+    """`2 of 3 tensors`."""
+    return f"{len(some):,} of {counted(len(every), 'tensor', 'tensors')}"
+
+
+def not_compared(unread: Sequence[Apart]) -> str:
+    """`2 tensors are not compared`, and why."""
+    return f"{counted(len(unread), 'tensor is', 'tensors are')} not compared: {unread[0].what}"
+
+
+def apart_in_words(lone: Sequence[Apart], where: str) -> list[str]:
+    """`2 tensors only in A` of whole tensors, and `3 rows only in A, of 2 tensors` of others."""
+    whole = sum(not one.is_rows for one in lone)
+    texts = [f"{counted(whole, 'tensor', 'tensors')} {where}"] if whole else []
+    rows = Counter(one.what for one in lone if one.is_rows)
+    return texts + [
+        f"{what}, of {counted(count, 'tensor', 'tensors')}" for what, count in rows.items()
+    ]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from shadow.claims.answer import Answer, Claim, Figure
-from shadow.claims.verify.scanned import Apart
+from shadow.claims.verify.scanned import Apart, apart_in_words, are, not_compared, some_tensors
 from shadow.claims.verify.verification import Against, largest_first
 from shadow.quantities import share
 from shadow.text import counted
@@ -84,7 +84,7 @@ def error_over_update(tensors: Iterable[Copied]) -> float | None:
 
 def stored(found: Copy) -> tuple[Answer, tuple[Against, ...], tuple[str, ...]]:
     """The answer, what speaks against it, and notes."""
-    off = [one for one in found.tensors if one.off or not one.finite]
+    off = [one for one in found.tensors if one.off]
     figures = _figures(found)
     share_kept = kept(found.tensors) if found.has_base else None
     texts = []
@@ -92,8 +92,7 @@ def stored(found: Copy) -> tuple[Answer, tuple[Against, ...], tuple[str, ...]]:
     against += [Against(one.tensor, _off(one), _relative(one)) for one in off]
     if off:
         texts.append(_beyond(found, off))
-    if found.lone:
-        texts.append(f"{counted(len(found.lone), 'tensor', 'tensors')} on one side only")
+    texts += apart_in_words(found.lone, "on one side only")
     said = _said(found, figures)
     if share_kept is not None and share_kept < KEPT:
         texts.append(f"it keeps {share(max(0.0, share_kept))} of the update's energy")
@@ -105,8 +104,7 @@ def stored(found: Copy) -> tuple[Answer, tuple[Against, ...], tuple[str, ...]]:
         answer = Answer("stored", "does_not_hold", "; ".join(texts), figures)
         return answer, largest_first(against), notes
     if found.unread:
-        tensors = counted(len(found.unread), "tensor is", "tensors are")
-        reason = f"{tensors} not compared: {found.unread[0].what}"
+        reason = not_compared(found.unread)
         unread = largest_first([Against(one.tensor, one.what) for one in found.unread])
         return Answer("stored", "cannot_be_told", reason, figures), unread, notes
     if found.has_base and share_kept is None:
@@ -154,15 +152,14 @@ def _said(found: Copy, figures: dict[str, Figure]) -> list[str]:
 def _beyond(found: Copy, off: Sequence[Copied]) -> str:
     entries = sum(one.off for one in off)
     return (
-        f"{len(off):,} of {counted(len(found.tensors), 'tensor', 'tensors')} are not the full"
-        f" model's rounded to {_format(off)}, in {counted(entries, 'entry', 'entries')}"
+        f"{some_tensors(off, found.tensors)} {are(len(off))} not the full model's rounded to"
+        f" {_format(off)}, in {counted(entries, 'entry', 'entries')}"
     )
 
 
 def _off(one: Copied) -> str:
-    if not one.finite:
-        return "some entries are not finite"
-    return f"{one.off:,} of {one.entries:,} entries are not those of rounding to {one.grid}"
+    text = f"{one.off:,} of {one.entries:,} entries are not those of rounding to {one.grid}"
+    return text if one.finite else f"{text}; some are not finite"
 
 
 def _relative(one: Copied) -> float | None:
@@ -193,6 +190,9 @@ def _lost(tensors: Sequence[Copied]) -> list[Against]:
 
 def _notes(found: Copy, figures: dict[str, Figure]) -> list[str]:
     notes = []
+    if unknown := [one for one in found.tensors if not one.finite]:
+        tensors = counted(len(unknown), "tensor has", "tensors have")
+        notes.append(f"{tensors} entries that are not finite; no norm counts them")
     if "unchanged_share" in figures:
         measured, expected = figures["unchanged_share"], figures["unchanged_expected"]
         notes.append(

@@ -7,7 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shadow.claims.answer import Answer, Claim, Figure
-from shadow.claims.verify.scanned import Apart, Scanned
+from shadow.claims.verify.scanned import (
+    Apart,
+    Scanned,
+    all_tensors,
+    apart_in_words,
+    are,
+    not_compared,
+    some_tensors,
+)
 from shadow.claims.verify.verification import Against, largest_first
 from shadow.quantities import share
 from shadow.text import counted
@@ -48,8 +56,13 @@ class Moved:
 
     @property
     def is_cast(self) -> bool:
-        """Whether the tuned tensor is the base's in another format, and no more."""
-        return self.row.rounded == ("tuned", self.row.formats[1])
+        """Whether the tuned tensor is the base's rounded to a format, and no more."""
+        return self.row.rounded is not None and self.row.rounded[0] == "tuned"
+
+    @property
+    def rounded_to(self) -> str:
+        """The format to which a cast rounded the base's values; it may be stored in a wider one."""
+        return self.row.rounded[1] if self.row.rounded else ""
 
     @property
     def has_moved(self) -> bool:
@@ -72,7 +85,7 @@ class Training:
 
 def trained(found: Training) -> tuple[Answer, tuple[Against, ...], tuple[str, ...]]:
     """The answer, what speaks against it, and notes."""
-    should = [one for one in found.tensors if one.should == "move"]
+    should = [one for one in found.tensors if one.should == "move" and one.row.entries]
     frozen = [one for one in found.tensors if one.should == "stay"]
     stayed = [one for one in should if not one.has_moved]
     leaked = [one for one in frozen if one.row.changed]
@@ -87,24 +100,26 @@ def trained(found: Training) -> tuple[Answer, tuple[Against, ...], tuple[str, ..
     if stayed or leaked or found.lone:
         texts = []
         if stayed:
-            texts.append(f"{_of(stayed, should)} that should have moved did not")
+            texts.append(f"{some_tensors(stayed, should)} that should have moved did not")
         if leaked:
             differ = "differs" if len(leaked) == 1 else "differ"
-            texts.append(f"{_of(leaked, frozen)} that should be frozen {differ}")
-        if found.lone:
-            texts.append(f"{counted(len(found.lone), 'tensor', 'tensors')} on one side only")
+            texts.append(f"{some_tensors(leaked, frozen)} that should be frozen {differ}")
+        texts += apart_in_words(found.lone, "on one side only")
         answer = Answer("trained", "does_not_hold", "; ".join(texts), figures)
         return answer, largest_first(against), tuple(notes)
     if found.unread:
-        tensors = counted(len(found.unread), "tensor is", "tensors are")
-        reason = f"{tensors} not compared: {found.unread[0].what}"
+        reason = not_compared(found.unread)
         unread = largest_first([Against(one.tensor, one.what) for one in found.unread])
         return Answer("trained", "cannot_be_told", reason, figures), unread, tuple(notes)
     texts = []
     if should:
-        texts.append(f"{_all(should)} that should have moved did")
+        texts.append(f"{all_tensors(len(should))} that should have moved did")
     if frozen:
-        texts.append(f"{_all(frozen)} that should be frozen {_are(frozen)} equal in every entry")
+        every = f"{all_tensors(len(frozen))} that should be frozen"
+        texts.append(f"{every} {are(len(frozen))} equal in every entry")
+    if not texts:
+        reason = "no tensor that the patterns name was compared"
+        return Answer("trained", "cannot_be_told", reason, figures), (), tuple(notes)
     return Answer("trained", "holds", "; ".join(texts), figures), (), tuple(notes)
 
 
@@ -156,7 +171,7 @@ def _stuck(should: Sequence[Moved], step: float | None, figures: dict[str, Figur
     if not total:
         return []
     entries = sum(one.row.entries for one in should)
-    formats = " and ".join(sorted({one.row.formats[1] for one in should}))
+    formats = " and ".join(sorted({one.row.formats[1] for one in should if one.cells}))
     text = (
         f"{share(total / entries)} of the entries that should have moved did not, where half a unit"
         f" of {formats} is above the typical step of {step:.2g}"
@@ -181,9 +196,9 @@ def _beside(found: Training) -> list[str]:
 
 def _stayed(one: Moved, step: float | None) -> str:
     if one.row.changed:
-        return f"it is the base's rounded to {one.row.formats[1]}"
+        return f"it is the base's rounded to {one.rounded_to}"
     text = "it is equal to the base's in every entry"
-    if step is not None and _too_coarse(one, step) == one.row.entries:
+    if step is not None and one.cells and _too_coarse(one, step) == one.row.entries:
         least = min(cell.half_ulp for cell in one.cells)
         text += f"; half a unit of {one.row.formats[1]} is {least:.2g} or more there,"
         text += f" the typical step is {step:.2g}"
@@ -192,16 +207,4 @@ def _stayed(one: Moved, step: float | None) -> str:
 
 def _leaked(one: Moved) -> str:
     text = f"{one.row.changed:,} of {one.row.entries:,} entries differ"
-    return f"{text}: it is the base's rounded to {one.row.formats[1]}" if one.is_cast else text
-
-
-def _of(some: Sequence[Moved], every: Sequence[Moved]) -> str:
-    return f"{len(some):,} of {counted(len(every), 'tensor', 'tensors')}"
-
-
-def _all(every: Sequence[Moved]) -> str:
-    return "the only tensor" if len(every) == 1 else f"all {len(every):,} tensors"
-
-
-def _are(every: Sequence[Moved]) -> str:
-    return "is" if len(every) == 1 else "are"
+    return f"{text}: it is the base's rounded to {one.rounded_to}" if one.is_cast else text

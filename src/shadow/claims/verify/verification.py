@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,8 +104,3 @@ def largest_first(against: Sequence[Against]) -> tuple[Against, ...]:
         return one.size is not None, -(one.size or 0.0), one.name
 
     return tuple(sorted(against, key=key))
-
-
-def first_code(codes: Collection[int]) -> int:
-    """Of what occurred over several claims, the exit code: the first of 1, 4, 5, 3, 0."""
-    return next((code for code in (1, 4, 5, 3) if code in codes), 0)

@@ -1,0 +1,249 @@
+"""Quantised matrices: their numbers are decoded from the bytes of a file where they are asked for.
+
+A format is a decoder of whole rows, cut in columns. `PackedTensor` looks at what it decodes as
+`StoredTensor` does at what it reads: as a view, which may be rearranged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shadow.checkpoints.safetensors_files import TensorInfo
+from shadow.checkpoints.stored_tensors import STRIPE, WHOLE, StoredTensor
+
+Rows = NDArray[np.intp]  # numbers of rows; those of all leading dimensions are counted through
+Cols = tuple[int, int]  # (start, stop)
+Read = Callable[[TensorInfo], StoredTensor]
+
+AT_ONCE = 1 << 18  # entries that are decoded together, about: what is made of them stays in caches
+
+
+class Decoder(Protocol):
+    """How the bytes of a quantised matrix make its numbers."""
+
+    @property
+    def unit(self) -> int:
+        """Columns that are decoded together; (start, stop) of columns are multiples of it."""
+
+    def values(self, rows: Rows, cols: Cols) -> Tensor:
+        """Numbers, float32 (rows, cols)."""
+
+    def steps(self, rows: Rows, cols: Cols) -> Tensor | None:
+        """The distance of the two nearest numbers that each entry could be, float32, to be
+        broadcast to (rows, cols); None for a format without such a grid, as a codebook.
+        """
+
+
+class DecodedTensor:
+    """A tensor of a file that is not stored as it is, or a rearranged part of one, read by
+    `tensor[slices]`. For one thread.
+
+    What an index returns must be used before the next one, and left as it is.
+    """
+
+    def __init__(self, format: str, decoder: Decoder, view: Tensor, width: int) -> None:
+        """format: what the dtype of its entry says. view: of device `meta`, into rows of width, of
+        the dtype that is decoded.
+        """
+        self.format = format
+        self._decoder = decoder
+        self._view = view
+        self._width = width
+        self._all: Tensor | None = None
+        # columns of a large matrix that are kept: (which rows, columns, numbers)
+        self._stripe: tuple[object, Cols, Tensor] | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._view.dtype
+
+    @property
+    def shape(self) -> torch.Size:
+        return self._view.shape
+
+    @property
+    def ndim(self) -> int:
+        return self._view.ndim
+
+    def numel(self) -> int:
+        return self._view.numel()
+
+    def seen(self, rearrange: Callable[[Tensor], Tensor]) -> Self | Tensor:
+        """The same bytes as another view; the rearranged tensor itself where that is no view."""
+        view = rearrange(self._view)
+        if view.untyped_storage()._cdata == self._view.untyped_storage()._cdata:
+            return type(self)(self.format, self._decoder, view, self._width)
+        return rearrange(self.whole())
+
+    def whole(self) -> Tensor:
+        """All of it, in memory of its own."""
+        return self._made(self._view, self._decoder.values)
+
+    def __getitem__(self, index: tuple[slice, ...]) -> Tensor:
+        """A part. Raises ShadowError where the file no longer has it."""
+        if self._all is None and self.numel() * self.dtype.itemsize <= WHOLE:
+            self._all = self.whole()
+        if self._all is not None:
+            return self._all[index]
+        view = self._view[index]
+        lines = _lines(view, self._width)
+        if lines is None or view.shape[-1] == self._width or view.ndim != 2:
+            return self._made(view, self._decoder.values)
+        rows, (start, stop) = lines
+        which = view.stride(), len(rows), int(view.storage_offset()) // self._width
+        if (
+            self._stripe is None
+            or self._stripe[0] != which
+            or not self._stripe[1][0] <= start <= stop <= self._stripe[1][1]
+        ):
+            self._stripe = None  # before the next is there
+            width = STRIPE // (self.dtype.itemsize * max(1, len(rows)))
+            end = min(self._width, max(stop, start + width))
+            kept = self._decoded(rows, (start, end), self._decoder.values)
+            self._stripe = which, (start, end), kept
+        _, (first, _), kept = self._stripe
+        return kept[:, start - first : stop - first]
+
+    def _made(self, view: Tensor, decode: Callable[[Rows, Cols], Tensor | None]) -> Tensor:
+        """What a decoder says of every element of a view."""
+        if view.numel() == 0:
+            return torch.empty(view.shape, dtype=self.dtype)
+        if (lines := _lines(view, self._width)) is not None:
+            return self._decoded(*lines, decode).view(view.shape)
+        if view.ndim == 2 and _lines(view.T, self._width) is not None:
+            return self._made(view.T, decode).T
+        count = view.untyped_storage().nbytes() // self.dtype.itemsize // self._width
+        every = self._decoded(np.arange(count), (0, self._width), decode)
+        return every.as_strided(view.shape, view.stride(), int(view.storage_offset()))
+
+    def _decoded(
+        self, rows: Rows, cols: Cols, decode: Callable[[Rows, Cols], Tensor | None]
+    ) -> Tensor:
+        """(rows, cols), some rows after the others."""
+        unit, (start, stop) = self._decoder.unit, cols
+        wide = start // unit * unit, -(-stop // unit) * unit
+        made = torch.empty(len(rows), stop - start, dtype=self.dtype)
+        step = max(1, AT_ONCE // (wide[1] - wide[0]))
+        for first in range(0, len(rows), step):
+            part = decode(rows[first : first + step], wide)
+            assert part is not None, "asked before"
+            part = part.expand(len(part), wide[1] - wide[0])
+            made[first : first + step] = part[:, start - wide[0] : stop - wide[0]]
+        return made
+
+
+class PackedTensor(DecodedTensor):
+    """A quantised tensor: its numbers, float32, lie on the grid of its format."""
+
+    def steps(self, index: tuple[slice, ...]) -> Tensor | None:
+        """The step of the format's grid at each entry of a part, as `Decoder.steps`; None where
+        the format has no such grid.
+        """
+        if self._decoder.steps(np.zeros(1, np.intp), (0, self._decoder.unit)) is None:
+            return None
+        return self._made(self._view[index], self._decoder.steps)
+
+
+def _lines(view: Tensor, width: int) -> tuple[Rows, Cols] | None:
+    """The row in which each line of a view lies, and its columns; None where lines are no parts of
+    rows.
+    """
+    *lead, last = view.shape
+    *steps, along = view.stride()
+    row, col = divmod(int(view.storage_offset()), width)
+    if (last > 1 and along != 1) or col + last > width:
+        return None
+    rows = np.array(row)
+    for size, by in zip(lead, steps, strict=True):
+        if size > 1 and by % width:
+            return None
+        rows = np.add.outer(rows, np.arange(size) * (by // width))
+    return rows.reshape(-1), (col, col + last)
+
+
+def take(raw: StoredTensor | Tensor, rows: Rows, cols: Cols) -> Tensor:
+    """These rows of a matrix, cut in columns: in one request where they lie close together."""
+    columns = slice(*cols)
+    first, last = int(rows.min()), int(rows.max())
+    if last - first < 2 * len(rows):
+        part = raw[first : last + 1, columns]
+        return part if len(part) == len(rows) and (np.diff(rows) == 1).all() else part[rows - first]
+    runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
+    return torch.cat([raw[run[0] : run[-1] + 1, columns].clone() for run in runs])
+
+
+class Moved:
+    """Floats whose rows are stored in another order, or with a number added to them."""
+
+    unit = 1
+
+    def __init__(self, raw: StoredTensor, order: Callable[[Rows], Rows], added: float) -> None:
+        """order: where each row is stored."""
+        self._raw = raw
+        self._order = order
+        self._added = added
+
+    def values(self, rows: Rows, cols: Cols) -> Tensor:
+        found = take(self._raw, self._order(rows), cols)
+        return found - self._added if self._added else found
+
+    def steps(self, rows: Rows, cols: Cols) -> None:
+        """Floats have no steps of one size."""
+
+
+class BlockScaled:
+    """8-bit floats with a scale for each block of them, the layout of DeepSeek-V3's
+    `weight_scale_inv`: W_ij = raw_ij * scales_(i // block[0], j // block[1]), in float32.
+
+    The last block of a row or column may be cut. A stack of matrices has a stack of scales.
+    """
+
+    unit = 1
+
+    def __init__(
+        self, raw: StoredTensor | Tensor, scales: Tensor, block: tuple[int, int], rows: int
+    ) -> None:
+        """raw: (all rows, cols). scales: (all blocks of rows, blocks of columns). rows: of each
+        matrix of the stack.
+        """
+        self._raw = raw
+        self._scales = scales.float()
+        self._block = block
+        self._rows = rows
+
+    def values(self, rows: Rows, cols: Cols) -> Tensor:
+        matrix, row = np.divmod(rows, self._rows)
+        by_row = matrix * -(-self._rows // self._block[0]) + row // self._block[0]
+        by_col = np.arange(*cols) // self._block[1]
+        return take(self._raw, rows, cols).float().mul_(self._scales[by_row][:, by_col])
+
+    def steps(self, rows: Rows, cols: Cols) -> None:
+        """Floats have no steps of one size."""
+
+
+def _block_scaled(info: TensorInfo, read: Read) -> tuple[Decoder, int]:
+    """facts: rows and columns of a block."""
+    assert info.packing is not None
+    *_, rows, cols = info.shape
+    raw = read(info.packing.raw).seen(lambda tensor: tensor.reshape(-1, cols))
+    scales = read(info.packing.beside[0]).whole()
+    high, wide = info.packing.facts
+    return BlockScaled(raw, scales.reshape(-1, scales.shape[-1]), (high, wide), rows), cols
+
+
+DECODERS: dict[str, Callable[[TensorInfo, Read], tuple[Decoder, int]]] = {
+    "block-scaled": _block_scaled
+}
+
+
+def packed_tensor(info: TensorInfo, read: Read) -> PackedTensor:
+    """The quantised tensor of an entry with a packing; read opens what lies in files."""
+    assert info.packing is not None
+    decoder, width = DECODERS[info.packing.kind](info, read)
+    return PackedTensor(info.dtype, decoder, torch.empty(info.shape, device="meta"), width)

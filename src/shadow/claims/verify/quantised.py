@@ -1,0 +1,299 @@
+"""`quantised ORIGINAL QUANTISED`: whether a quantised copy is the original's, at the error that its
+own formats make and no more.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from shadow.claims.answer import Answer, Claim, Figure
+from shadow.claims.verify.scanned import Apart
+from shadow.claims.verify.verification import Against, largest_first
+from shadow.quantities import share
+from shadow.text import counted, several
+
+QUANTISED = Claim(
+    "quantised",
+    "a quantised copy",
+    "every entry of the original lies within half a step of its copy, or beyond the last level of"
+    " its block; with scales from an importance matrix, all but"
+    " 1 % of the entries of Q4_0, Q4_1, Q5_0 and Q5_1",
+    null="the error that the file's own steps make of any original",
+)
+# An importance matrix moves scales of these formats after levels were chosen, which leaves .1 to
+# .7 % of the entries outside their cell, none of them further than 1 step; all others choose levels
+# last (ggml's quantisers, on normal, Student-t and column-scaled matrices).
+RESCALED = {"Q4_0", "Q4_1", "Q5_0", "Q5_1"}
+RESCALED_SHARE, RESCALED_STEPS = 0.01, 1.5
+# `uneven` of copies without an importance matrix was at most .008 in these formats, where columns
+# differ in size by a factor e, and of copies with one as uneven .013 to .04
+WEIGHED = {"Q4_1", "Q5_1", "Q4_K", "Q5_K", "Q6_K"}
+UNEVEN = 0.012
+CHANCE = 1e-6  # that some column without an entry outside is chance
+FAR = 0.5  # the cosine of original and copy below which it is not a copy of this tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Quantised:
+    """A tensor of the original beside that of the copy. Energies are sums of squares."""
+
+    place: str
+    module: str
+    """Such as `language.mlp.up`."""
+    tensor: str
+    """Of the copy."""
+    format: str
+    entries: int
+    original: float = 0.0
+    copy: float = 0.0
+    error: float = 0.0
+    """Of copy - original."""
+    inner: float = 0.0
+    """Of original and copy."""
+    finite: bool = True
+    outside: int = 0
+    """Entries that are not in the cell of their copy, nor beyond the last level of their block; of
+    floats, those that are not the original's rounded to the format.
+    """
+    clipped: int = 0
+    """Entries beyond the last level of their block."""
+    furthest: float = 0.0
+    """Of entries outside, in steps."""
+    made: float | None = None
+    """The energy of the error that the format makes; None for floats, and where it is not known."""
+    in_steps: float = 0.0
+    """The sum of (error / step)²."""
+    requantised: int | None = None
+    """Entries that the format's own quantiser makes of the original; None without a quantiser."""
+    rows: int = 0
+    columns: int = 0
+    clean_columns: int = 0
+    """Columns without an entry outside."""
+    uneven: float = 0.0
+    """How unequal the errors of columns are beyond chance."""
+    scaled: float = 0.0
+    """The energy of the error after each column of the original was scaled to fit."""
+    is_float: bool = False
+    remark: str = ""
+    """What the copy has instead, where that shows."""
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the format's own quantiser makes this copy, bit for bit."""
+        return self.requantised == self.entries or (self.is_float and not self.outside)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it is known what error the format makes, or that it makes this copy."""
+        return self.is_exact or self.is_float or self.made is not None
+
+    @property
+    def is_beyond(self) -> bool:
+        """Whether the copy is more than its format makes of the original."""
+        if not self.finite:
+            return True
+        if self.is_exact or (not self.outside and (self.is_known or not self.is_far)):
+            return False
+        if not self.is_known:
+            return True
+        rescaled = self.format in RESCALED and self.furthest <= RESCALED_STEPS
+        return not (rescaled and self.outside <= RESCALED_SHARE * self.entries)
+
+    @property
+    def is_far(self) -> bool:
+        """Whether the copy is not one of this tensor, however it was made."""
+        return self.inner < FAR * math.sqrt(self.original * self.copy)
+
+    @property
+    def is_weighed(self) -> bool:
+        """Whether scales look like those of an importance matrix."""
+        if self.is_exact or self.is_beyond:
+            return False
+        return self.outside > 0 or (self.format in WEIGHED and self.uneven > UNEVEN)
+
+    @property
+    def ratio(self) -> float | None:
+        """The norm of the error over that of what the format makes."""
+        return math.sqrt(self.error / self.made) if self.made else None
+
+    @property
+    def calibration(self) -> str | None:
+        """How a calibration made of the original what is beyond its format, where that shows:
+        `GPTQ` rounds one column to the nearest levels and moves the others to make up for it,
+        `AWQ` scales columns first.
+        """
+        if not self.is_beyond or not self.made or not self.finite:
+            return None
+        if self.scaled < 1.2**2 * self.made < self.error:
+            return "AWQ"
+        elsewhere = self.columns - self.clean_columns
+        if self.clean_columns and elsewhere:
+            # how likely a column has no entry outside, if those of the others lie evenly
+            odds = 1.0 - self.outside / (self.rows * elsewhere)
+            chance = self.columns * max(odds, 0.0) ** self.rows
+            if chance < CHANCE and self.error < 4.0**2 * self.made:
+                return "GPTQ"
+        return None
+
+
+@dataclass(frozen=True)
+class QuantisedCopy:
+    """What a scan found of an original and a quantised copy of it."""
+
+    tensors: Sequence[Quantised]
+    lone: Sequence[Apart]
+    unread: Sequence[Apart]
+
+
+def quantised(found: QuantisedCopy) -> tuple[Answer, tuple[Against, ...], tuple[str, ...]]:
+    """The answer, what speaks against it, and notes."""
+    figures = _figures(found.tensors)
+    notes = tuple(_notes(found.tensors))
+    beyond = [one for one in found.tensors if one.is_beyond]
+    calibrated = [one for one in beyond if one.calibration]
+    unknown = [one for one in found.tensors if not one.is_known]
+    against = [Against(one.tensor, one.what) for one in found.lone]
+    against += [Against(one.tensor, _beyond(one), _change(one)) for one in beyond]
+    texts = []
+    if changed := [one for one in beyond if not one.calibration]:
+        texts.append(_more(found.tensors, changed))
+    if found.lone:
+        texts.append(f"{counted(len(found.lone), 'tensor', 'tensors')} on one side only")
+    if texts:
+        reason = "; ".join(texts)
+        return Answer("quantised", "does_not_hold", reason, figures), largest_first(against), notes
+    against += [Against(one.tensor, one.what) for one in found.unread]
+    against += [Against(one.tensor, _no_null(one)) for one in unknown]
+    if calibrated:
+        names = " and ".join(sorted({one.calibration or "" for one in calibrated}))
+        texts.append(
+            f"{_of(calibrated, found.tensors)} look calibrated ({names}): their error is more than"
+            " rounding makes, and what it should be is not known"
+        )
+    if unknown:
+        formats = several(sorted({one.format for one in unknown}), 4)
+        texts.append(f"it is not known what error {formats} makes of an original")
+    if found.unread:
+        tensors = counted(len(found.unread), "tensor is", "tensors are")
+        texts.append(f"{tensors} not compared: {found.unread[0].what}")
+    if not any(one.is_known and not one.is_float for one in found.tensors) and not texts:
+        texts.append("no tensor of the copy is quantised")
+    if texts:
+        reason = "; ".join(texts)
+        return Answer("quantised", "cannot_be_told", reason, figures), largest_first(against), notes
+    every = counted(len(found.tensors), "tensor is", "tensors are")
+    reason = f"{every} the original's at the error of their formats ({_formats(found.tensors)})"
+    if "error_ratio" in figures:
+        reason += f": {figures['error_ratio']:.2f} times what these make, nothing beyond it"
+    return Answer("quantised", "holds", reason, figures), (), notes
+
+
+def _figures(tensors: Sequence[Quantised]) -> dict[str, Figure]:
+    known = [one for one in tensors if one.finite]
+    stepped = [one for one in known if one.made is not None]
+    figures: dict[str, Figure] = {
+        "tensors": len(tensors),
+        "tensors_beyond": sum(one.is_beyond for one in tensors),
+        "tensors_exact": sum(one.is_exact for one in tensors),
+        "entries": sum(one.entries for one in tensors),
+        "entries_outside": sum(one.outside for one in tensors),
+        "entries_clipped": sum(one.clipped for one in tensors),
+    }
+    if original := math.fsum(one.original for one in known):
+        figures["relative_error"] = math.sqrt(math.fsum(one.error for one in known) / original)
+    if made := math.fsum(one.made or 0.0 for one in stepped):
+        figures["error_ratio"] = math.sqrt(math.fsum(one.error for one in stepped) / made)
+        entries = sum(one.entries for one in stepped)
+        figures["error_in_steps"] = math.sqrt(math.fsum(one.in_steps for one in stepped) / entries)
+    for name, of_format in _by_format(tensors):
+        figures[f"tensors_{name}"] = len(of_format)
+    return figures
+
+
+def _by_format(tensors: Iterable[Quantised]) -> list[tuple[str, list[Quantised]]]:
+    formats: dict[str, list[Quantised]] = {}
+    for one in tensors:
+        formats.setdefault(one.format, []).append(one)
+    return sorted(formats.items())
+
+
+def _formats(tensors: Sequence[Quantised]) -> str:
+    return ", ".join(f"{len(those)} {name}" for name, those in _by_format(tensors))
+
+
+def _of(some: Sequence[Quantised], tensors: Sequence[Quantised]) -> str:
+    return f"{len(some):,} of {counted(len(tensors), 'tensor', 'tensors')}"
+
+
+def _more(tensors: Sequence[Quantised], beyond: Sequence[Quantised]) -> str:
+    """How many tensors are more than their format makes, and by how much."""
+    stepped = [one for one in beyond if one.made and one.finite]
+    verb = "is" if len(beyond) == 1 else "are"
+    text = f"{_of(beyond, tensors)} {verb} more than the format makes of the original"
+    if made := math.fsum(one.made or 0.0 for one in stepped):
+        ratio = math.sqrt(math.fsum(one.error for one in stepped) / made)
+        text += f": error {ratio:.3g} times what it makes"
+        text += f", {share(_outside(stepped))} of the entries outside half a step"
+    return text
+
+
+def _outside(tensors: Sequence[Quantised]) -> float:
+    return sum(one.outside for one in tensors) / sum(one.entries for one in tensors)
+
+
+def _change(one: Quantised) -> float | None:
+    """The norm of what is beyond the format, over that of the original."""
+    if not one.finite or not one.original:
+        return None
+    return math.sqrt(max(0.0, one.error - (one.made or 0.0)) / one.original)
+
+
+def _beyond(one: Quantised) -> str:
+    if not one.finite:
+        return "some entries are not finite"
+    if one.is_float:
+        text = f"{one.outside:,} of {one.entries:,} entries are not those of rounding to"
+        return f"{text} {one.format}" + (f"; {one.remark}" if one.remark else "")
+    text = f"{one.format}: "
+    if one.ratio is not None:
+        text += f"error {one.ratio:.3g} times what it makes, "
+    text += f"{share(one.outside / one.entries)} of the entries outside half a step"
+    if one.remark:
+        return f"{text}; {one.remark}"
+    if one.calibration == "GPTQ":
+        return f"{text}; one column is rounded to the nearest levels, as GPTQ leaves it"
+    if one.calibration == "AWQ":
+        left = math.sqrt(one.scaled / (one.made or 1.0))
+        return f"{text}; after a factor for each column, as AWQ has, {left:.2f} times"
+    return text
+
+
+def _no_null(one: Quantised) -> str:
+    size = math.sqrt(one.error / one.original) if one.original else 0.0
+    return f"{one.format}: error {share(size)} of the norm; no even steps to compare it with"
+
+
+def _notes(tensors: Sequence[Quantised]) -> list[str]:
+    notes = []
+    for name, those in _by_format(tensors):
+        modules = several(sorted({one.module.partition(".")[2] for one in those}), 6)
+        text = f"{name}: {counted(len(those), 'tensor', 'tensors')} ({modules})"
+        stepped = [one for one in those if one.made and one.finite]
+        if stepped:
+            entries = sum(one.entries for one in stepped)
+            steps = math.sqrt(math.fsum(one.in_steps for one in stepped) / entries)
+            made = math.fsum(one.made or 0.0 for one in stepped)
+            ratio = math.sqrt(math.fsum(one.error for one in stepped) / made)
+            text += f"; error {steps:.2f} of a step, {ratio:.2f} times what the format makes"
+        exact = sum(one.is_exact for one in those)
+        if exact and not those[0].is_float:
+            text += f"; {exact:,} requantised bit for bit"
+        notes.append(text)
+    if weighed := [one for one in tensors if one.is_weighed]:
+        notes.append(
+            f"scales of {_of(weighed, tensors)} are those of an importance matrix, or of another"
+            " quantiser"
+        )
+    return notes

@@ -1,0 +1,246 @@
+"""What the format of a quantised copy makes of an original, and what lies beyond it.
+
+A format rounds each entry to the nearest of its levels. Half the way to the neighbours on both
+sides is the cell of a level: q - s/2 to q + s/2 where levels are even, with the step s of the
+entry's block. So each entry of an original lies in the cell of its copy, with two exceptions that
+are the format's own:
+
+- An entry beyond the last level of its block is clipped: its copy is the smallest or the largest
+  value of the block, and the entry lies beyond that.
+- A scale is stored in 16 bits after the levels were chosen, which moves levels by SCALE_ERROR.
+
+Measured with ggml's quantisers on normal, Student-t and column-scaled matrices: no entry is
+elsewhere, of Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K, TQ1_0 and TQ2_0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shadow.spectra.lazy import Matrix, Quantised
+from shadow.spectra.spectrum import TILE, Index
+
+Floats = NDArray[np.float64]
+Agree = Callable[[Floats, Floats], int | None]
+"""How many entries of rows of a copy the format's own quantiser makes of those of the original;
+None where it makes none of such rows.
+"""
+
+SCALE_ERROR = 2.0**-11  # the relative error of a number rounded to F16
+ARITHMETIC = 1e-5  # of a step: what quantisers lose that compute in float32
+SMALLEST = 2.0**-25  # half the distance of the smallest numbers of F16
+SHORTEST = 8  # columns of a block; formats have at least 16
+CLASSES = 16  # of entries, by how far they lie from the middle of their block
+PLAIN_CLIP = 4.0  # steps: a clipped entry further off counts as no more energy of the format
+
+
+@dataclass(frozen=True)
+class FormatNoise:
+    """An original beside its quantised copy, in sums over entries. error = copy - original."""
+
+    entries: int
+    outside: int
+    """Not in the cell of their copy, nor clipped."""
+    clipped: int
+    furthest: float
+    """Of entries outside, the furthest from its copy, in steps."""
+    original: float
+    """The sum of squares, as those below."""
+    copy: float
+    error: float
+    made: float | None
+    """Of what the format makes: the error where the entry is in its cell or clipped, and s²/12
+    elsewhere. None for a format without even steps, of which 0 entries are outside.
+    """
+    in_steps: float
+    """The sum of (error / s)²."""
+    inner: float
+    """Of original and copy."""
+    requantised: int | None
+    """Entries of the copy that the format's own quantiser makes of the original; None where there
+    is no quantiser.
+    """
+    clean_columns: int
+    """Columns without any entry outside."""
+    uneven: float
+    """How unequal the errors of columns are beyond chance, in variances of an entry: 0 where the
+    quantiser weighed all columns alike. Compared within classes of entries as far from the middle
+    of their block, since quantisers fit the large entries of a block best.
+    """
+    scaled: float
+    """The sum of squares of the error after each column of the original was scaled to fit."""
+    finite: bool
+
+
+def format_noise(original: Matrix, copy: Quantised, agree: Agree | None = None) -> FormatNoise:
+    """Compare an original with a quantised copy of the same shape, in one pass by whole rows."""
+    sums = _Sums(original.shape[-1], agree)
+    for index in row_blocks(original):
+        x, q = (_rows(part) for part in (original[index], copy[index]))
+        steps = copy.steps(index)
+        sums.add(x, q, None if steps is None else _rows(steps))
+    return sums.found()
+
+
+def row_blocks(matrix: Matrix) -> Iterator[Index]:
+    """Indices of whole rows, about TILE entries each, in order."""
+    rows, cols = matrix.shape[-2:]
+    height = max(1, TILE // cols)
+    for group in range(matrix.shape[0]) if matrix.ndim == 3 else (0,):
+        groups = (slice(group, group + 1),) if matrix.ndim == 3 else ()
+        for row in range(0, rows, height):
+            yield *groups, slice(row, row + height), slice(None)
+
+
+class _Sums:
+    """Sums in the making."""
+
+    def __init__(self, cols: int, agree: Agree | None) -> None:
+        self.counts = dict.fromkeys(("entries", "outside", "clipped"), 0)
+        self.made: list[float] = []
+        self.in_steps: list[float] = []
+        self.error: list[float] = []
+        self.furthest = 0.0
+        self.outside_by_column = np.zeros(cols, dtype=np.int64)
+        self.by_column = np.zeros((3, cols))  # the sums of x², x q and q²
+        self.squares_by_column = np.zeros(cols)  # of entries within their cells, in steps
+        self.in_class = np.zeros((cols, CLASSES))
+        self.moments = np.zeros((3, CLASSES))  # counts, and sums of u² and u⁴
+        self.block = 0
+        self.agree = agree
+        self.requantised = 0
+        self.finite = True
+
+    def add(self, x: Floats, q: Floats, s: Floats | None) -> None:
+        """Some rows: original, copy and steps."""
+        if not all(np.isfinite(part).all() for part in (x, q, s) if part is not None):
+            self.finite = False
+            return
+        self.counts["entries"] += x.size
+        error = q - x
+        squares = error * error
+        self.error.append(float(squares.sum()))
+        self.by_column += [np.einsum("ij,ij->j", a, b) for a, b in ((x, x), (x, q), (q, q))]
+        if s is not None:
+            self._add_stepped(x, q, s, squares)
+        again = None if self.agree is None else self.agree(x, q)
+        if again is None:
+            self.agree = None
+        else:
+            self.requantised += again
+
+    def _add_stepped(self, x: Floats, q: Floats, s: Floats, squares: Floats) -> None:
+        self.block = self.block or block_length(s)
+        cell = cells(x, q, s, self.block)
+        even = cell.step**2
+        made = np.where(cell.outside, even / 12, np.minimum(squares, PLAIN_CLIP**2 * even))
+        u2 = squares / np.where(even > 0, even, 1.0)
+        self.made.append(float(made.sum()))
+        self.in_steps.append(float(u2.sum()))
+        self.counts["outside"] += int(np.count_nonzero(cell.outside))
+        self.counts["clipped"] += int(np.count_nonzero(cell.clipped))
+        self.furthest = max(self.furthest, math.sqrt(u2[cell.outside].max(initial=0.0)))
+        self.outside_by_column += np.count_nonzero(cell.outside, axis=0)
+        self._add_columns(u2, cell, s > 0)
+
+    def _add_columns(self, squares: Floats, cell: Cells, known: NDArray[np.bool_]) -> None:
+        """What `uneven` is made of: (error / s)² of entries within their cells."""
+        inside = known & ~cell.outside & ~cell.clipped
+        cols = squares.shape[1]
+        place = (np.arange(cols) * CLASSES + cell.classes)[inside]
+        self.in_class += np.bincount(place, minlength=cols * CLASSES).reshape(cols, CLASSES)
+        self.squares_by_column += np.where(inside, squares, 0.0).sum(axis=0)
+        classes, values = cell.classes[inside], squares[inside]
+        for moment, weights in zip(self.moments, (None, values, values**2), strict=True):
+            moment += np.bincount(classes, weights, minlength=CLASSES)
+
+    def _uneven(self) -> float:
+        count = np.maximum(self.moments[0], 1)
+        mean, fourth = self.moments[1] / count, self.moments[2] / count
+        variance = self.in_class @ (fourth - mean**2)
+        known = variance > 0
+        away = (self.squares_by_column - self.in_class @ mean)[known]
+        if not known.any():
+            return 0.0
+        excess = float(np.mean(away**2 / variance[known])) - 1.0
+        return excess / float(self.in_class[known].sum(axis=1).mean())
+
+    def found(self) -> FormatNoise:
+        x, inner, q = self.by_column
+        known = x > 0
+        scaled = q.sum() - float((inner[known] ** 2 / x[known]).sum())
+        return FormatNoise(
+            **self.counts,
+            furthest=self.furthest,
+            original=float(x.sum()),
+            copy=float(q.sum()),
+            error=math.fsum(self.error),
+            made=math.fsum(self.made) if self.made else None,
+            in_steps=math.fsum(self.in_steps),
+            inner=float(inner.sum()),
+            requantised=self.requantised if self.agree else None,
+            clean_columns=int(np.count_nonzero(self.outside_by_column == 0)),
+            uneven=self._uneven(),
+            scaled=max(0.0, scaled),
+            finite=self.finite,
+        )
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Which entries of some rows lie where: masks of the rows' shape."""
+
+    step: Floats
+    outside: NDArray[np.bool_]
+    clipped: NDArray[np.bool_]
+    classes: NDArray[np.intp]
+    """Of how far the copy lies from the middle of its block, from 0 to CLASSES - 1."""
+
+
+def cells(x: Floats, q: Floats, s: Floats, block: int) -> Cells:
+    """Where entries of an original lie, of rows whose blocks of columns share a step.
+
+    A block whose scale was rounded to 0 has the largest step of its rows.
+    """
+    rows, cols = x.shape
+    step = np.where(s > 0, s, s.max(axis=1, keepdims=True))
+    blocked = q.reshape(rows, cols // block, block)
+    largest = np.repeat(blocked.max(axis=-1), block, axis=-1)
+    smallest = np.repeat(blocked.min(axis=-1), block, axis=-1)
+    moved = np.abs(q) if _is_symmetric(q, s) else np.abs(q - smallest) + np.abs(smallest)
+    error = x - q
+    loose = step / 2 + SCALE_ERROR * (moved + step / 2) + ARITHMETIC * step + SMALLEST
+    far = np.abs(error) > loose
+    clipped = far & (((q == largest) & (error > 0)) | ((q == smallest) & (error < 0)))
+    reach = np.maximum(largest - smallest, np.finfo(np.float64).tiny)
+    away = np.abs(2 * q - largest - smallest) / reach
+    classes = np.minimum(away * CLASSES, CLASSES - 1).astype(np.intp)
+    return Cells(step, far & ~clipped, clipped, classes)
+
+
+def _is_symmetric(q: Floats, s: Floats) -> bool:
+    """Whether levels are whole multiples of the step, as they are without an offset."""
+    known = s > 0
+    levels = q[known] / s[known]
+    return bool((np.abs(levels - np.round(levels)) < 1e-3).all())
+
+
+def block_length(steps: Floats) -> int:
+    """How many columns share a step, from where it changes along some rows; all of them where it
+    never does, or where columns of a block do not lie together.
+    """
+    cols = steps.shape[1]
+    changes = np.flatnonzero((np.diff(steps, axis=1) != 0).any(axis=0)) + 1
+    block = int(np.gcd.reduce([cols, *changes.tolist()]))
+    return block if block >= SHORTEST else cols
+
+
+def _rows(part: Tensor) -> Floats:
+    """A part of a matrix as rows of float64."""
+    return part.reshape(-1, part.shape[-1]).double().numpy()

@@ -1,0 +1,197 @@
+"""What an audit measures where norms alone, or the deltas alone, are asked for."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import readme
+import torch
+from command import run_shadow
+from runs import contents, pair_of
+from safetensors.torch import load_file, save_file
+
+import shadow
+from shadow.audits.pair import Settings, run_pair
+from shadow.audits.runtime import Runtime
+from shadow.checkpoints.pairing import Filter
+from shadow.spectra import delta
+from shadow.spectra.delta import Method
+
+DEMO = readme.ROOT / "registry" / "demo"
+BASE, TUNED = DEMO / "base", DEMO / "narrow"
+NORMS = Settings(Method(subspaces=False, subjects="none"), Filter(), spectra=False)
+DELTAS = Settings(Method(subspaces=False, subjects="delta"), Filter())
+ALL = Settings(Method(), Filter())
+OF_WEIGHTS = {  # columns of deltas that rest on a spectrum of base or tuned
+    *("relative_spectral", "sigma_scale", "sigma_scale_iqr", "effective_rank_shift"),
+    *("stable_rank_shift", "overlap_left", "overlap_right", "intruders"),
+    *("alignment_left", "alignment_right", "alignment_left_null", "alignment_right_null"),
+    *("subspace_gap_base", "subspace_gap_tuned"),
+}
+
+
+def audited(folder, settings, jobs=None, base=BASE, tuned=TUNED):
+    return run_pair(pair_of(base, tuned), settings, folder, Runtime(jobs=jobs)).folder
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory):
+    """The reports of the demo by what was measured."""
+    folder = tmp_path_factory.mktemp("tiers")
+    return {
+        name: audited(folder / name, settings)
+        for name, settings in (("norms", NORMS), ("delta", DELTAS), ("all", ALL))
+    }
+
+
+def rows(folder, subject):
+    table = pq.read_table(folder / "matrices.parquet").to_pylist()
+    return [row for row in table if row["subject"] == subject]
+
+
+def test_norms_are_those_of_numpy_and_nothing_else_is_told(reports):
+    base, tuned = (load_file(side / "model.safetensors") for side in (BASE, TUNED))
+    known = {"relative_norm", "cosine", "decay_cosine", "zero_share", "energy_share"}
+    deltas = rows(reports["norms"], "delta")
+    assert len(deltas) == 30
+    for row in deltas:
+        b, t = (side[row["tensor"]].double().numpy() for side in (base, tuned))
+        norms = np.linalg.norm(b), np.linalg.norm(t), np.linalg.norm(t - b)
+        assert row["frobenius_norm"] == pytest.approx(norms[2], rel=1e-6)
+        assert row["relative_norm"] == pytest.approx(norms[2] / norms[0], rel=1e-6)
+        assert 1 - row["cosine"] == pytest.approx(1 - (b * t).sum() / norms[0] / norms[1], rel=1e-4)
+        assert row["zero_share"] == (b == t).mean()
+        first = list(row).index("frobenius_norm") + 1
+        assert {name for name, value in list(row.items())[first:] if value is not None} == known
+        assert row["precision"] is None
+    for subject in ("base", "tuned"):
+        of_full = [row["frobenius_norm"] for row in rows(reports["all"], subject)]
+        of_norms = [row["frobenius_norm"] for row in rows(reports["norms"], subject)]
+        assert of_norms == pytest.approx(of_full, rel=1e-6)
+    assert not (reports["norms"] / "spectra.parquet").exists()
+
+
+def test_tensors_are_those_of_a_whole_audit_but_for_checksums(reports):
+    here, whole = (pq.read_table(reports[name] / "tensors.parquet") for name in ("norms", "all"))
+    exact = ["tensor", "side", "status", "reason", "compared", "cast"]
+    assert here.select(exact).equals(whole.select(exact))
+    norms = [table["relative_norm"].to_pylist() for table in (here, whole)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-6)
+
+
+def test_deltas_alone_are_those_of_a_whole_audit(reports):
+    for here, whole in zip(
+        *(rows(reports[name], "delta") for name in ("delta", "all")), strict=True
+    ):
+        differing = {name for name in whole if here[name] != whole[name]}
+        assert differing <= OF_WEIGHTS
+        assert all(here[name] is None for name in OF_WEIGHTS)
+    assert all(row["effective_rank"] is None for row in rows(reports["delta"], "base"))
+    spectra = pq.read_table(reports["delta"] / "spectra.parquet")
+    assert set(spectra["subject"].to_pylist()) == {"delta"}
+
+
+def test_deltas_alone_solve_no_spectrum_of_base_or_tuned(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("a spectrum of a side was asked for")
+
+    monkeypatch.setattr(delta, "_weight_spectrum", refuse)
+    monkeypatch.setattr(delta, "subspace_values", refuse)
+    audited(tmp_path, DELTAS)
+
+
+@pytest.mark.parametrize("settings", [NORMS, DELTAS], ids=["norms", "delta"])
+def test_the_bytes_do_not_depend_on_workers(settings, tmp_path):
+    made = [audited(tmp_path / str(jobs), settings, jobs) for jobs in (1, 3)]
+    assert contents(made[0].parents[1]) == contents(made[1].parents[1])
+
+
+def test_parts_and_a_journal_give_the_bytes_of_a_whole_audit(reports, tmp_path):
+    whole = reports["norms"]
+    report = shadow.audit(
+        base=str(BASE), tuned=str(TUNED), output=tmp_path / "parts", parts=3, subjects="none"
+    )
+    assert report.summary.tier == "norms"
+    for name in ("matrices", "tensors"):
+        here, there = (pq.read_table(one / f"{name}.parquet") for one in (report.folder, whole))
+        apart = ["family", "pair"] if name == "matrices" else []
+        assert here.drop_columns(apart).equals(there.drop_columns(apart))
+
+
+def test_a_report_says_what_was_measured_and_an_older_one_is_full(reports):
+    told = {name: shadow.read(folder).summary for name, folder in reports.items()}
+    assert {name: summary.tier for name, summary in told.items()} == {
+        "norms": "norms",
+        "delta": "delta",
+        "all": "full",
+    }
+    norms, deltas = told["norms"], told["delta"]
+    assert "no spectra were measured" in norms.finding.headline
+    assert "norms_only" in [sentence.code for sentence in norms.finding.sentences]
+    assert "deltas_only" in [sentence.code for sentence in deltas.finding.sentences]
+    assert norms.label == "not assessable"
+    assert norms.claims.consistent_with == []
+    assert norms.label_or_gates is None
+    assert (deltas.label, deltas.figures.concentration) == (
+        told["all"].label,
+        told["all"].figures.concentration,
+    )
+    assert "subjects" not in shadow.read(reports["all"]).provenance.told["settings"]["method"]
+    older = json.loads((reports["all"] / "summary.json").read_text())
+    del older["tier"]
+    (reports["all"] / "summary.json").write_text(json.dumps(older))
+    assert shadow.read(reports["all"]).summary.tier == "full"
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("norms", "concentration > 0.9"),
+        ("norms", "effective_rank > 0"),
+        ("norms", "kept < 0.1"),
+        ("norms", "gate.rounding"),
+        ("norms", "gate.rank"),
+        ("delta", "overlap_left < 0.1"),
+    ],
+)
+def test_a_rule_on_what_was_not_measured_never_passes(reports, tmp_path, name, rule):
+    done = run_shadow("gate", reports[name], "--fail-on", rule, cwd=tmp_path)
+    assert done.code == 1
+    assert "not judged" in done.out
+    assert "alone" in done.out
+
+
+def test_another_tier_is_another_setting(tmp_path):
+    where = ("audit", "demo:base..narrow", "-o", "out")
+    assert run_shadow(*where, "--norms", cwd=tmp_path).code == 0
+    assert "already there" in run_shadow(*where, "--norms", cwd=tmp_path).err
+    other = run_shadow(*where, "--subjects", "delta", cwd=tmp_path)
+    assert other.code == 1
+    assert "--subjects none, now delta" in other.err
+    both = run_shadow(*where, "--norms", "--subjects", "delta", cwd=tmp_path)
+    assert both.code == 2
+
+
+def test_what_is_not_finite_equal_or_moved_is_told_as_in_a_whole_audit(tmp_path):
+    torch.manual_seed(0)
+    names = [f"model.layers.{layer}.mlp.up_proj.weight" for layer in range(4)]
+    base = {name: torch.randn(24, 16).bfloat16() for name in names}
+    tuned = {name: (tensor * 1.01).bfloat16() for name, tensor in base.items()}
+    tuned[names[0]][3, 3] = float("nan")
+    tuned[names[1]] = base[names[1]].clone()
+    tuned[names[2]] = base[names[2]].flip(0).contiguous()
+    for side, tensors in (("base", base), ("tuned", tuned)):
+        (tmp_path / side).mkdir()
+        save_file(tensors, tmp_path / side / "model.safetensors")
+    found = {}
+    for name, settings in (("norms", NORMS), ("all", ALL)):
+        folder = audited(
+            tmp_path / name, settings, base=tmp_path / "base", tuned=tmp_path / "tuned"
+        )
+        table = pq.read_table(folder / "tensors.parquet")
+        columns = ["tensor", "side", "status", "reason", "detail", "content_of", "content_how"]
+        found[name] = table.select(columns).to_pylist()
+    assert found["norms"] == found["all"]

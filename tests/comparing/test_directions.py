@@ -1,0 +1,264 @@
+"""Two deltas of one base beside chance: NumPy's own answer, planted overlaps, what is missing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import chains
+import numpy as np
+import pytest
+import torch
+from command import run_shadow as shadow
+from safetensors.torch import save_file
+
+import shadow as api
+from shadow.audits.joint import directions
+from shadow.places.architecture import Place
+from shadow.spectra import joint
+from shadow.spectra.joint import sibling_values
+from shadow.spectra.spectrum import Workspace
+from shadow.telling.comparison import directions_text
+
+MODULES = {
+    "attn.q": "self_attn.q_proj",
+    "attn.o": "self_attn.o_proj",
+    "mlp.up": "mlp.up_proj",
+    "mlp.down": "mlp.down_proj",
+}
+
+
+def cosine(first: np.ndarray, second: np.ndarray) -> float:
+    return float((first * second).sum() / np.sqrt((first**2).sum() * (second**2).sum()))
+
+
+def overlaps(first: np.ndarray, second: np.ndarray) -> list[tuple[float, float]]:
+    """(mean squared cosine, the same by chance) of outputs and of inputs, from NumPy's SVD."""
+    k, found = min(16, *first.shape), []
+    for one, other in ((first, second), (first.T, second.T)):
+        u, v = (np.linalg.svd(side)[0][:, :k] for side in (one, other))
+        chance = ((u**2).sum(1) * (v**2).sum(1)).sum() / k
+        found.append((((u.T @ v) ** 2).sum() / k, chance))
+    return found
+
+
+def three(shape: tuple[int, int], dtype: torch.dtype = torch.bfloat16):
+    """A base and two models tuned from it whose updates share a direction."""
+    rng = torch.Generator().manual_seed(3)
+    base, one, two = (torch.randn(shape, generator=rng) for _ in range(3))
+    shared = 3 * torch.outer(
+        torch.randn(shape[0], generator=rng), torch.randn(shape[1], generator=rng)
+    )
+    base = (0.02 * base).to(dtype)
+    return base, *((base.float() + 1e-3 * (step + shared)).to(dtype) for step in (one, two))
+
+
+@pytest.mark.parametrize("shape", [(64, 96), (300, 40), (9, 12)])
+@pytest.mark.parametrize("block", [1 << 19, 130])
+def test_two_deltas_of_one_base_are_compared_as_numpy_does_it(monkeypatch, shape, block):
+    """Inner product, and the overlap of the leading 16 directions with its value by chance."""
+    monkeypatch.setattr(joint, "SMALL_BLOCK", block)
+    base, one, two = three(shape)
+    found = sibling_values(((one, base), (base, two)), ("BF16",) * 3, Workspace())
+    b, o, t = (side.double().numpy() for side in (base, one, two))
+    assert found.inner == pytest.approx(((o - b) * (t - b)).sum())
+    assert found.spread == pytest.approx((((o - b) * (t - b)) ** 2).sum())
+    (left, chance_left), (right, chance_right) = overlaps(o - b, t - b)
+    overlap = found.overlap
+    assert overlap.directions == min(16, *shape)
+    assert (overlap.left, overlap.right) == pytest.approx((left, right), rel=1e-5)
+    assert (overlap.chance_left, overlap.chance_right) == pytest.approx(
+        (chance_left, chance_right), rel=1e-5
+    )
+
+
+def test_the_same_change_twice_overlaps_wholly_and_none_not_at_all():
+    base, one, _ = three((48, 64))
+    same = sibling_values(((one, base), (base, one)), ("BF16",) * 3, Workspace())
+    assert same.inner == pytest.approx(same.first) == pytest.approx(same.second)
+    assert (same.overlap.left, same.overlap.right) == pytest.approx((1, 1))
+    none = sibling_values(((base, base), (base, one)), ("BF16",) * 3, Workspace())
+    assert (none.inner, none.overlap.directions) == (0.0, 0)
+
+
+def test_chance_is_what_random_signs_give():
+    """Rows of uneven size, as deltas of real models have them: over 400 draws of random signs of
+    one side's vectors the mean overlap is the one that is reported, and not k / rows.
+    """
+    rng = np.random.default_rng(0)
+    sizes = np.exp(rng.normal(size=(80, 1)))
+    base = torch.zeros(80, 90, dtype=torch.float64)
+    one, two = (sizes * rng.normal(size=(80, 90)) for _ in range(2))
+    found = sibling_values(
+        ((torch.from_numpy(one), base), (base, torch.from_numpy(two))), ("F64",) * 3, Workspace()
+    ).overlap
+    u, v = (np.linalg.svd(side)[0][:, :16] for side in (one, two))
+    drawn = [
+        ((u.T @ (v * rng.choice([-1.0, 1.0], size=v.shape))) ** 2).sum() / 16 for _ in range(400)
+    ]
+    error = np.std(drawn) / np.sqrt(len(drawn))
+    assert found.chance_left == pytest.approx(np.mean(drawn), abs=5 * error)
+    assert found.chance_left > 2 * 16 / 80
+    assert found.chance_right == pytest.approx(16 / 90, rel=0.1)
+
+
+@pytest.mark.parametrize("master", [True, False])
+def test_rounding_of_the_base_is_shared_where_both_started_from_more_bits(master):
+    """Unrelated updates of 0.2 % of the weights in BF16: the cosine is that of the shared rounding
+    if both trainings started from the float64 base, and 0 if they started from the stored one.
+    """
+    rng = np.random.default_rng(1)
+    exact = 0.02 * rng.normal(size=(400, 600))
+    base = torch.from_numpy(exact).bfloat16()
+    start = exact if master else base.double().numpy()
+    one, two = (
+        torch.from_numpy(start + 0.002 * 0.02 * rng.normal(size=exact.shape)).bfloat16()
+        for _ in range(2)
+    )
+    found = sibling_values(((one, base), (base, two)), ("BF16",) * 3, Workspace())
+    whole = np.sqrt(found.first * found.second)
+    predicted = found.shared.inner / np.sqrt(found.shared.first * found.shared.second)
+    assert 0.15 < predicted < 0.293
+    expected = predicted if master else 0.0
+    assert found.inner / whole == pytest.approx(expected, abs=5 * np.sqrt(found.spread) / whole)
+
+
+@pytest.fixture(scope="module")
+def audited(tmp_path_factory):
+    """Reports of two models tuned from one base, whose updates have half their energy in common in
+    the attention and nothing elsewhere; of a stage after the first; and of an adapter.
+    """
+    top = tmp_path_factory.mktemp("siblings")
+    base = chains.stored({k: 0.02 * v for k, v in chains.drawn(0).items()}, torch.bfloat16)
+    common, alone = chains.of_rank(4, 1), (chains.drawn(2), chains.drawn(3))
+    sides = {"base": base}
+    for name, own in zip(("one", "two"), alone, strict=True):
+        update = {
+            key: own[key] / own[key].norm()
+            + ("self_attn" in key) * common[key] / common[key].norm()
+            for key in base
+        }
+        sides[name] = chains.stored(chains.added(base, update, 0.02), torch.bfloat16)
+    sides["after"] = chains.stored(chains.added(sides["one"], alone[1], 0.01), torch.bfloat16)
+    for name, weights in sides.items():
+        chains.save(top / name, weights, torch.bfloat16)
+    adapter, rng = top / "adapter", torch.Generator().manual_seed(5)
+    adapter.mkdir()
+    factors = {
+        f"base_model.model.model.layers.{layer}.self_attn.q_proj.lora_{which}.weight": torch.randn(
+            (2, chains.WIDTH)[:: 1 if which == "A" else -1], generator=rng
+        )
+        for layer in range(chains.LAYERS)
+        for which in "AB"
+    }
+    save_file(factors, adapter / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    for start, end in (("base", "one"), ("base", "two"), ("one", "after"), ("base", "adapter")):
+        name = ("--name", f"toy:{start}..{end}")
+        shadow("audit", top / start, top / end, *name, "-o", "reports", cwd=top).assert_done()
+    return top, sides, factors
+
+
+def compared(top, first, second, *options):
+    reports = (f"reports/toy/{name}" for name in (first, second))
+    done = shadow("compare", *reports, *options, "--json", cwd=top)
+    (contrast,) = json.loads(done.assert_done())["contrasts"]
+    return contrast
+
+
+def test_planted_deltas_are_compared_by_module(audited):
+    """Cosine over all entries, and mean overlap of the matrices of each module, as NumPy has them:
+    related in the attention alone. Python gives the same.
+    """
+    top, sides, _ = audited
+    found = compared(top, "base..one", "base..two", "--joint")["joint"]
+    deltas = [
+        {key: (sides[name][key] - sides["base"][key]).numpy() for key in sides["base"]}
+        for name in ("one", "two")
+    ]
+    whole = [np.concatenate([delta[key].ravel() for key in delta]) for delta in deltas]
+    assert found["cosine"] == pytest.approx(cosine(*whole), abs=1e-9)
+    assert (found["matrices"], found["left_out"], found["directions"]) == (17, 0, 16)
+    by_module = {row["module"]: row for row in found["modules"]}
+    assert list(by_module) == ["embed", *MODULES]
+    for module, stored in MODULES.items():
+        row = by_module[module]
+        pairs = [(deltas[0][key], deltas[1][key]) for key in deltas[0] if stored in key]
+        together = [np.stack([pair[which] for pair in pairs]) for which in range(2)]
+        assert row["matrices"] == 4
+        assert row["cosine"] == pytest.approx(cosine(*together), abs=1e-9)
+        assert row["overlap_left"] == pytest.approx(
+            np.mean([overlaps(*pair)[0][0] for pair in pairs]), rel=1e-4
+        )
+        assert row["chance_overlap_right"] == pytest.approx(
+            np.mean([overlaps(*pair)[1][1] for pair in pairs]), rel=1e-4
+        )
+        beyond = abs(row["cosine"]) > 5 * row["chance_cosine"]
+        assert beyond == ("self_attn" in stored)
+    assert by_module["attn.q"]["cosine"] == pytest.approx(0.5, abs=0.05)
+    reports = (top / "reports/toy/base..one", top / "reports/toy/base..two")
+    (contrast,) = api.compare(*reports, joint=True).as_json()["contrasts"]
+    assert contrast["joint"] == found
+
+
+def test_an_adapter_points_somewhere_too(audited):
+    """The cosine with a full-rank update of the query projections, from the product of factors."""
+    top, sides, factors = audited
+    found = compared(top, "base..adapter", "base..one", "--joint")["joint"]
+    products, others = [], []
+    for layer in range(chains.LAYERS):
+        name = f"model.layers.{layer}.self_attn.q_proj"
+        a, b = (factors[f"base_model.model.{name}.lora_{which}.weight"].double() for which in "AB")
+        products.append(2 * (b @ a).numpy())
+        others.append((sides["one"][f"{name}.weight"] - sides["base"][f"{name}.weight"]).numpy())
+    expected = cosine(np.stack(products), np.stack(others))
+    assert found["cosine"] == pytest.approx(expected, abs=1e-6)
+    assert (found["matrices"], found["left_out"]) == (4, 13)
+    assert found["directions"] == 2
+
+
+def test_the_screen_says_it_beside_chance_or_what_is_missing(audited, tmp_path):
+    """A sentence and a table by module; and one line why not: not asked, another kind of pair, or
+    checkpoints that are gone.
+    """
+    top, *_ = audited
+    reports = ("reports/toy/base..one", "reports/toy/base..two")
+    shown = shadow("compare", *reports, "--joint", cwd=top).assert_done()
+    assert "more than chance (0 ±" in shown
+    assert "Where the deltas point, by module" in shown
+    silent = shadow("compare", *reports, cwd=top).assert_done()
+    assert "point the same way: add --joint" in " ".join(silent.split())
+    plain = compared(top, "base..one", "base..two")
+    assert (plain["joint"], plain["no_joint"]) == (None, None)
+    after = compared(top, "base..one", "one..after", "--joint")
+    assert "`shadow lineage` compares them" in after["no_joint"]
+    moved = tmp_path / "moved"
+    shutil.copytree(top / "reports", moved / "reports")
+    aside = top.parent / "aside"
+    (top / "two").rename(aside)
+    try:
+        gone = compared(moved, "base..one", "base..two", "--joint")
+        assert gone["joint"] is None
+        assert "two" in gone["no_joint"]
+        shown = shadow("compare", *reports, "--joint", cwd=top).assert_done()
+        assert "where the deltas point is not known" in " ".join(shown.split())
+    finally:
+        aside.rename(top / "two")
+
+
+def test_unrelated_deltas_are_not_called_related(tmp_path):
+    """Twenty pairs of independent updates of 10,000 entries: cosines have sd 0.01, and none is
+    beyond chance.
+    """
+    rng, cosines = np.random.default_rng(8), []
+    for _ in range(20):
+        base = torch.zeros(100, 100, dtype=torch.float64)
+        one, two = (torch.from_numpy(rng.normal(size=(100, 100))) for _ in range(2))
+        values = sibling_values(((one, base), (base, two)), ("F64",) * 3, Workspace())
+        found = directions([(Place("language", 0, "mlp.up"), values)], 0)
+        assert found.beyond_chance == 0
+        assert found.chance_cosine == pytest.approx(0.01, rel=0.05)
+        assert "no more than chance" in directions_text(found)
+        cosines.append(found.cosine)
+    assert np.std(cosines) == pytest.approx(0.01, rel=0.5)

@@ -1,0 +1,92 @@
+"""A pass over the entries of two matrices, against plain float64 NumPy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from shadow.checkpoints.opening import open_folder
+from shadow.spectra import entries
+from shadow.spectra.delta import working_dtype
+from shadow.spectra.entries import compared
+from shadow.spectra.spectrum import Sides, Workspace
+
+FORMATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+SHAPES = ((1, 1), (3, 7), (300, 500), (70_000, 3), (2, 70_001))
+
+
+def sides_in(folder, base, tuned):
+    """Both matrices as they lie in files."""
+    found = []
+    for name, tensor in (("base", base), ("tuned", tuned)):
+        (folder / name).mkdir()
+        save_file({"w": tensor.contiguous()}, folder / name / "model.safetensors")
+        checkpoint = open_folder(folder / name)
+        found.append((checkpoint, checkpoint.tensor(checkpoint.tensors["w"])))
+    formats = [checkpoint.tensors["w"].dtype for checkpoint, _ in found]
+    return Sides(found[0][1], found[1][1], working_dtype(*formats), Workspace())
+
+
+def check(sides, formats, base, tuned):
+    """Every figure of the pass beside the same by NumPy in float64; returns the pass's."""
+    found = compared(sides, formats)
+    b, t = base.double().numpy(), tuned.double().numpy()
+    assert found.entries == b.size
+    assert found.changed == int((b != t).sum())
+    assert found.finite
+    for name, value in (("base", b), ("tuned", t), ("delta", t - b)):
+        assert getattr(found, name) == pytest.approx(float((value**2).sum()), rel=1e-6)
+    along = float((b * (t - b)).sum())
+    size = float(np.sqrt((b**2).sum() * ((t - b) ** 2).sum()))
+    assert found.along == pytest.approx(along, abs=1e-6 * size)
+    return found
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("formats", [("BF16", "BF16"), ("F16", "F16"), ("F32", "F32"),
+                                     ("F64", "F64"), ("F32", "BF16")], ids=str)  # fmt: skip
+def test_sums_are_those_of_float64_from_files_and_from_memory(shape, formats, tmp_path):
+    torch.manual_seed(len(formats[0]) + shape[0])
+    base = torch.randn(shape, dtype=torch.float64).to(FORMATS[formats[0]])
+    tuned = base.double() + 1e-2 * torch.randn(shape, dtype=torch.float64)
+    tuned = torch.where(torch.rand(shape) < 0.3, base.double(), tuned).to(FORMATS[formats[1]])
+    check(sides_in(tmp_path, base, tuned), formats, base, tuned)
+    wide = working_dtype(*formats)
+    check(Sides(base, tuned, wide, Workspace()), formats, base, tuned)
+    across = Sides(base.T.contiguous().T, tuned, wide, Workspace())  # in another order
+    check(across, formats, base, tuned)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-20, 1e18, 1.5e38])
+def test_squares_beyond_float32_neither_vanish_nor_overflow(size, tmp_path):
+    torch.manual_seed(0)
+    base = (size * torch.rand(40, 50)).bfloat16()
+    tuned = -base
+    check(sides_in(tmp_path, base, tuned), ("BF16", "BF16"), base, tuned)
+
+
+def test_zeros_of_both_signs_are_one_value_and_a_side_of_zeros_has_no_energy(tmp_path):
+    base = torch.zeros(8, 40, dtype=torch.bfloat16)
+    base[0] = 1.0
+    tuned = -torch.zeros_like(base)
+    found = check(sides_in(tmp_path, base, tuned), ("BF16", "BF16"), base, tuned)
+    assert (found.changed, found.tuned) == (40, 0.0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_entries_that_are_not_finite_are_told_and_nan_beside_nan_is_no_change(value, tmp_path):
+    base = torch.ones(4, entries.HEAD, dtype=torch.bfloat16)
+    tuned = base.clone()
+    base[1, 3] = tuned[1, 3] = value
+    tuned[2, 2] = 5.0
+    found = compared(sides_in(tmp_path, base, tuned), ("BF16", "BF16"))
+    assert (found.finite, found.changed) == (False, 1)
+
+
+def test_a_cast_in_every_entry_is_found(tmp_path):
+    base = torch.randn(30, 40)
+    tuned = base.bfloat16()
+    found = check(sides_in(tmp_path, base, tuned), ("F32", "BF16"), base, tuned)
+    assert found.rounded == ("tuned", "BF16")

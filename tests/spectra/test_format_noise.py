@@ -1,0 +1,146 @@
+"""What a format makes of an original: cells, clipped entries, and what lies beyond them."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType
+from gguf.quants import dequantize, quantize
+from quantising import Copy, awq, ggml, gptq, k_like
+
+from shadow.spectra.format_noise import block_length, format_noise
+
+ROWS, COLS = 48, 512
+
+
+@pytest.fixture
+def original():
+    rng = np.random.default_rng(7)
+    matrix = rng.standard_t(5, (ROWS, COLS)) * 0.02 * np.exp(0.3 * rng.standard_normal(COLS))
+    return torch.from_numpy(matrix.astype(np.float32))
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"])
+def test_every_entry_of_an_original_is_in_its_cell_or_clipped(original, kind):
+    """The levels of a block, written out, have the copy as the nearest to each entry."""
+    copy = ggml(original, kind)
+    found = format_noise(original, copy)
+    assert found.outside == 0
+    assert found.error == pytest.approx(found.made, rel=1e-12)
+    assert found.uneven == pytest.approx(0, abs=0.01)
+    low, count = {
+        "Q4_0": (-8, 16), "Q4_1": (0, 16), "Q5_0": (-16, 32), "Q5_1": (0, 32), "Q8_0": (-127, 255),
+    }[kind]  # fmt: skip
+    x, q = (part.double().numpy().reshape(-1, 32) for part in (original, copy[:,]))
+    raw = quantize(original.numpy(), GGMLQuantizationType[kind]).reshape(len(x), -1)
+    scale, *offset = (
+        raw[:, : 4 if kind.endswith("1") else 2].copy().view(np.float16).T.astype(float)
+    )
+    start = offset[0] if offset else 0.0
+    levels = (scale[:, None] * (low + np.arange(count)) + np.reshape(start, (-1, 1)))[:, None]
+    nearest = np.take_along_axis(levels, abs(levels - x[..., None]).argmin(-1)[..., None], -1)
+    # F16 scales move levels by 2^-11 of their value, which decides entries between two levels
+    loose = 2.0**-11 * (abs(q) + 2 * abs(np.reshape(start, (-1, 1))) + abs(scale[:, None]))
+    assert (abs(q - x) - abs(nearest[..., 0] - x) <= 2 * loose).all()
+    assert found.clipped <= np.count_nonzero(abs(q - x) > abs(scale[:, None]) / 2)
+    assert found.original == pytest.approx((x**2).sum(), rel=1e-12)
+    assert found.error == pytest.approx(((q - x) ** 2).sum(), rel=1e-12)
+    steps = ((q - x) / scale[:, None]) ** 2
+    assert found.in_steps == pytest.approx(steps.sum(), rel=1e-6)
+    assert math.sqrt(steps.mean()) == pytest.approx(0.284, abs=0.01)
+
+
+def test_super_blocks_with_coarse_scales_leave_entries_in_their_cells(original):
+    """Levels that are chosen last, with the scales that are stored, are the nearest, and an entry
+    beyond the range of its block is clipped.
+    """
+    found = format_noise(original, k_like(original))
+    assert (found.outside, found.clipped > 10) == (0, True)
+    assert found.error == pytest.approx(found.made)
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "K"])
+@pytest.mark.parametrize("size", [0.1, 1.0, 10.0])
+def test_a_change_before_quantising_shows_in_the_share_outside(original, kind, size):
+    """Of a small change, the share outside is its mean size over the step."""
+    make = k_like if kind == "K" else lambda matrix: ggml(matrix, kind)
+    noise = (make(original)[:,] - original).double().square().mean().sqrt()
+    change = size * noise * torch.randn(ROWS, COLS, generator=torch.Generator().manual_seed(1))
+    copy = make((original.double() + change).float())
+    found = format_noise(original, copy)
+    share = found.outside / found.entries
+    ratio = math.sqrt(found.error / found.made)
+    if size < 1:
+        expected = float((change.abs() / copy.steps(())).mean())
+        assert 0.4 * expected < share < expected
+        assert 1.0 < ratio < 1.05
+    else:
+        assert share > 0.1
+        assert ratio > 1.3 * min(size, 3)
+
+
+def test_requantising_counts_entries_bit_for_bit(original):
+    """A copy of the package's own quantiser agrees everywhere; one of a changed block not."""
+
+    def agree(x, q):
+        kind = GGMLQuantizationType.Q4_0
+        again = dequantize(quantize(x.astype(np.float32), kind), kind)
+        return int((again == q).sum())
+
+    copy = ggml(original, "Q4_0")
+    assert format_noise(original, copy, agree).requantised == original.numel()
+    changed = original.clone()
+    row = changed[5, :32]
+    row[row.abs().argmin()] = -row[row.abs().argmax()] / 2
+    assert (
+        original.numel() - 32 <= format_noise(changed, copy, agree).requantised < original.numel()
+    )
+
+
+def test_a_copy_without_steps_has_sums_alone(original):
+    """Of a codebook the error is known, and what the format makes is not."""
+    copy = ggml(original, "Q4_0")
+    found = format_noise(original, Copy(copy.numbers, None))
+    assert (found.made, found.outside) == (None, 0)
+    assert found.error == format_noise(original, copy).error
+
+
+def test_gptq_leaves_one_column_at_the_nearest_levels(original):
+    """The first column is rounded, and the errors of all others are made up for."""
+    found = format_noise(original, gptq(original))
+    assert 1 <= found.clean_columns <= 2
+    assert found.outside > 0.1 * found.entries
+
+
+def test_factors_of_columns_are_undone(original):
+    """AWQ scales columns before it rounds: the rest is the error of the format again."""
+    factors = torch.exp(0.3 * torch.randn(COLS, generator=torch.Generator().manual_seed(2)))
+    found = format_noise(original, awq(original, factors))
+    assert found.error > 2 * found.made
+    assert found.scaled < 1.2 * found.made
+
+
+def test_the_length_of_a_block_is_where_steps_change():
+    """The greatest common divisor of these places; all columns where there is none."""
+    steps = np.repeat([[1.0, 2.0, 2.0, 3.0], [1.0, 1.0, 2.0, 2.0]], 32, axis=1)
+    assert block_length(steps) == 32
+    assert block_length(np.ones((2, 96))) == 96
+    assert block_length(np.arange(96.0)[None]) == 96
+
+
+def test_blocks_of_rows_and_groups_change_nothing(original, monkeypatch):
+    """Sums over a stack of matrices, cut anywhere, are those of the whole."""
+    whole = format_noise(original, ggml(original, "Q4_1"))
+    monkeypatch.setattr("shadow.spectra.format_noise.TILE", 4 * COLS)
+    copy = ggml(original, "Q4_1")
+    grouped = Copy(copy.numbers.view(3, -1, COLS), copy.each.view(3, -1, COLS))
+    cut = format_noise(original.view(3, -1, COLS), grouped)
+    for name, value in vars(whole).items():
+        assert getattr(cut, name) == (value and pytest.approx(value, rel=1e-9, abs=1e-12)), name
+
+
+def test_what_is_not_finite_is_said(original):
+    """Sums are those of other rows."""
+    original[3, 4] = math.inf
+    assert not format_noise(original, ggml(original.nan_to_num(0, 0, 0), "Q8_0")).finite
