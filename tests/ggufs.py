@@ -58,6 +58,12 @@ def bf16(values):
     return (values.astype(np.float32).view(np.uint32) & 0xFFFF0000).view(np.float32)
 
 
+def decoded(weight, kind):
+    """A matrix after a way through a type of ggml, float32."""
+    weight = np.ascontiguousarray(weight, np.float32)
+    return gguf.quants.dequantize(quantize(weight, Type[kind]), Type[kind])
+
+
 def write(
     path,
     tensors,

@@ -107,6 +107,11 @@ ESTIMATED = {
     "rest_over_rounding",
     "even_share",
     "even_entries",
+    "format_ratio",
+    "format_outside",
+    "format_copy",
+    "kept_low",
+    "kept_high",
 }
 # tested below, or held against the truth
 OTHERS = SAMPLED | ESTIMATED | {"excess_purity_unrounded", "equivalent_directions"}

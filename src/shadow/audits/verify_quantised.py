@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from shadow.audits.quantisers import agreement
 from shadow.audits.runtime import Runtime
 from shadow.audits.scan import in_words, scan, sides_of
 from shadow.audits.verify_lined import BYTES, found_all, line_up_all, opened_models, row_of
@@ -21,14 +21,11 @@ from shadow.checkpoints.pairing import MatrixPair
 from shadow.claims.verify.quantised import Quantised, QuantisedCopy, quantised
 from shadow.claims.verify.verification import Verification
 from shadow.dtypes import FLOATS
-from shadow.extras import is_installed
 from shadow.spectra.entries import compared
-from shadow.spectra.format_noise import Agree, Floats, format_noise
+from shadow.spectra.format_noise import format_noise
 from shadow.spectra.kept import kept_of
 from shadow.spectra.lazy import Matrix
 from shadow.spectra.lazy import Quantised as QuantisedMatrix
-from shadow.spectra.merging import BLOCK
-from shadow.spectra.merging import quantised as quantised_by
 from shadow.spectra.reordering import reordered
 from shadow.spectra.spectrum import Sides
 from shadow.targets.references import AnyReference
@@ -36,9 +33,6 @@ from shadow.targets.references import AnyReference
 SAMPLE = 64, 512  # rows and columns by which a matrix is found again in another place
 MOST_FAR = 64  # matrices that are no copies, of which the place of another is looked for
 ALIKE = 0.9  # the cosine of two such samples
-# types of which the `gguf` package has a quantiser; ggml's makes the same bits
-GGML = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0", "MXFP4")
-NESTED = 0.02  # the relative error of scales that bitsandbytes quantises as well
 
 Samples = tuple[NDArray[np.float64], NDArray[np.float64]]
 """A corner of the original and of the copy."""
@@ -82,7 +76,7 @@ def _compared(
     first, second = views(pair, pair.base, original, copy)
     if isinstance(second, QuantisedMatrix) and stored not in FLOATS:
         noise = format_noise(first, second, agreement(stored))
-        row = replace(row, **vars(noise))
+        row = replace(row, **{name: one for name, one in vars(noise).items() if name != "even"})
     else:
         kept = kept_of(first, second, None, stored)
         sides = sides_of(pair, original, copy)
@@ -123,42 +117,3 @@ def _with_places(scanned: Sequence[tuple[Quantised, Samples | None]]) -> list[Qu
         else row
         for row, _ in scanned
     ]
-
-
-def agreement(stored: str) -> Agree | None:
-    """What counts the entries that the own quantiser of a format makes; None where it has none."""
-    if stored in GGML and is_installed("gguf"):
-        return partial(_as_ggml, stored)
-    if stored in ("NF4", "FP4"):
-        return partial(_as_bitsandbytes, stored)
-    return None
-
-
-def _as_ggml(stored: str, x: Floats, q: Floats) -> int | None:
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-    from gguf.quants import dequantize, quantize
-
-    kind = GGMLQuantizationType[stored]
-    if x.shape[1] % GGML_QUANT_SIZES[kind][0]:
-        return None
-    with np.errstate(all="ignore"):
-        # as one row, since the package takes 16 at a time
-        again = dequantize(quantize(x.astype(np.float32).reshape(1, -1), kind), kind)
-    return int(np.count_nonzero(again.reshape(x.shape) == q))
-
-
-def _as_bitsandbytes(stored: str, x: Floats, q: Floats) -> int | None:
-    """Entries of the same level, in blocks whose scale is that of the original: it may have been
-    quantised itself.
-    """
-    again = quantised_by(torch.from_numpy(x), stored)
-    if again is None:
-        return None
-    mine, theirs = (part.reshape(-1, BLOCK) for part in (again.numpy(), q))
-    scales = [np.abs(part).max(axis=1, keepdims=True) for part in (mine, theirs)]
-    near = np.abs(scales[1] - scales[0]) <= NESTED * scales[0]
-    levels = [
-        part / np.where(scale > 0, scale, 1)
-        for part, scale in zip((mine, theirs), scales, strict=True)
-    ]
-    return int(np.count_nonzero(near & (np.abs(levels[0] - levels[1]) < 1e-3)))

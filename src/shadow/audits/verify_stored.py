@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from shadow.audits.quantisers import agreement
 from shadow.audits.runtime import Runtime
 from shadow.audits.scan import fetch_all, in_words, require_unchanged, scan
 from shadow.audits.verify_lined import (
@@ -23,8 +24,12 @@ from shadow.checkpoints.pairing import Filter, MatrixPair, pair_checkpoints
 from shadow.claims.verify.scanned import Apart
 from shadow.claims.verify.stored import Copied, Copy, stored
 from shadow.claims.verify.verification import Verification
+from shadow.dtypes import FLOATS
 from shadow.places.architecture import Place
+from shadow.spectra.format_noise import format_noise
 from shadow.spectra.kept import kept_of
+from shadow.spectra.lazy import Quantised
+from shadow.spectra.levels import is_beyond
 from shadow.targets.references import AnyReference
 
 Bases = Mapping[Place, MatrixPair]
@@ -51,9 +56,8 @@ def verify_stored(
         runtime = fetch_all([before], runtime)
         pairs, _ = pair_checkpoints(before, lined.pair.base, Filter(), may_differ=True)
         bases = {pair.place: pair for pair in pairs if pair.base is not None}
-    scaled = {
-        pair.tuned.info.name for pair in lined.pair.pairs if pair.tuned.info.packing is not None
-    }
+    copies = [pair.tuned.info for pair in lined.pair.pairs]
+    scaled = {info.name for info in copies if info.packing and info.dtype.startswith("F8_")}
     rows: list[Copied] = []
     for row in scan(
         lined.pair,
@@ -64,12 +68,14 @@ def verify_stored(
         if before is not None and row.update is None and row.finite and row.full:
             what = "the base has no such tensor"
             unread.append(Apart(row.tensor, "base", what))
-        if row.tensor not in scaled:
+        if row.tensor not in scaled and row.is_predicted:
             rows.append(row)
         elif row.finite and not row.error:  # equal, though on no grid without scales
             rows.append(replace(row, off=0))
         else:
-            unread.append(Apart(row.tensor, "tuned", BLOCK_SCALED))
+            what = f"what {row.grid} makes of an original is not known"
+            what = BLOCK_SCALED if row.tensor in scaled else what
+            unread.append(Apart(row.tensor, "tuned", what))
     require_unchanged(more)
     rows.sort(key=lambda row: (row.tensor, row.place))
     unread.sort(key=lambda one: one.tensor)
@@ -108,7 +114,16 @@ def _copied(
         third, _ = views(replace(mine, tuned=pair.base), mine.base, before, full)
         if third.shape != second.shape:
             third = None
-    found = kept_of(first, second, third, pair.tuned.info.dtype)
+    grid = pair.tuned.info.dtype
+    found = kept_of(first, second, third, grid if grid in FLOATS else "F32")
+    is_predicted = True
+    if isinstance(second, Quantised) and grid not in FLOATS:
+        noise = format_noise(first, second, agreement(grid))
+        exact = noise.requantised == noise.entries
+        is_predicted = exact or noise.made is not None
+        beyond = is_beyond(grid, noise.outside, noise.entries, noise.furthest) and not exact
+        # what rounding leaves unchanged is known of floats alone
+        found = replace(found, grid=grid, off=noise.outside if beyond else 0, unchanged=None)
     return Copied(
         place,
         module,
@@ -119,6 +134,7 @@ def _copied(
         found.full,
         found.error,
         finite=found.finite,
+        is_predicted=is_predicted,
         update=found.update,
         stored_update=found.stored_update,
         inner=found.inner,

@@ -24,6 +24,7 @@ from threadpoolctl import threadpool_limits
 
 from shadow.audits.contents import Summed
 from shadow.audits.outcome import Outcome
+from shadow.audits.quantisers import agreement
 from shadow.audits.schedule import Schedule, ShardKey, infos_of, source_of
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.packed_tensors import DecodedTensor
@@ -31,6 +32,7 @@ from shadow.checkpoints.pairing import MatrixPair, Operand, Side
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checkpoints.sources import Fetching, Source
 from shadow.checkpoints.stored_tensors import WHOLE, StoredTensor
+from shadow.dtypes import FLOATS
 from shadow.errors import ShadowError
 from shadow.places.groups import direction_of
 from shadow.reasons import FROM_ZERO
@@ -48,9 +50,11 @@ from shadow.spectra.delta import (
 )
 from shadow.spectra.device import Offload, Offloaded, full_products
 from shadow.spectra.entries import compared, norm_values
+from shadow.spectra.format_noise import format_noise
 from shadow.spectra.history import cast
-from shadow.spectra.lazy import Matrix, Updated
-from shadow.spectra.measurement import Subjects
+from shadow.spectra.lazy import Matrix, Quantised, Updated
+from shadow.spectra.levels import is_beyond
+from shadow.spectra.measurement import Cast, Measurement, Subjects
 from shadow.spectra.reordering import FAR, reordered
 from shadow.spectra.spectrum import (
     ON_CPU,
@@ -401,11 +405,31 @@ def _measured(
         detail=detail,
         delta_norm=norms["delta"] or 0.0,
         base_norm=norms["base"],
-        cast=cast(sides, formats) or "neither",
+        cast=_copied(sides, formats, measurements[-1]) or cast(sides, formats) or "neither",
         measurements=tuple(measurements),
         reordered=order,
         residual=residual,
     )
+
+
+def _copied(sides: Sides, formats: tuple[str, str], delta: Measurement) -> Cast | None:
+    """Which side is the other in a quantised format, with the error of the format and no more."""
+    if (formats[0] in FLOATS) == (formats[1] in FLOATS):
+        return None
+    side: Cast = "base" if formats[1] in FLOATS else "tuned"
+    is_copy = delta.values.get("format_copy")
+    if is_copy is None:  # of a codebook it is known what its quantiser makes
+        copy, original = sides.tuned, sides.base
+        if side == "base":
+            copy, original = original, copy
+        stored = formats[side == "tuned"]
+        if not isinstance(copy, Quantised):
+            return None
+        found = format_noise(original, copy, agreement(stored))
+        is_copy = found.requantised == found.entries
+        if found.made is not None and not is_copy:
+            is_copy = not is_beyond(stored, found.outside, found.entries, found.furthest)
+    return side if is_copy else None
 
 
 def _broken(key: str, size: Extent) -> Outcome:
@@ -448,7 +472,9 @@ def _norms(
         detail=detail,
         delta_norm=math.sqrt(found.delta),
         base_norm=base_norm,
-        cast=(cast(sides, formats) if found.rounded else None) or "neither",
+        cast=_copied(sides, formats, measurements[-1])
+        or (cast(sides, formats) if found.rounded else None)
+        or "neither",
         measurements=measurements,
         reordered=order,
     )

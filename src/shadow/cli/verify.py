@@ -86,7 +86,7 @@ def verify(
 
     Claims: same A B; merged BASE ADAPTER MERGED; trained BASE TUNED --moved PATTERN --frozen
     PATTERN; stored FULL STORED [--base BASE]; base TUNED CANDIDATE...; mixture TUNED A B...
-    [--base BASE]; files A B.
+    [--base BASE]; files A B; quantised ORIGINAL QUANTISED.
 
     Exit codes: 0 holds; 4 does not hold; 5 cannot be told; 1 failed; 2 wrong usage. Of several
     claims the first of 1, 4, 5, 0.

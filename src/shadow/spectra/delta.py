@@ -21,6 +21,8 @@ from torch import Tensor
 
 from shadow.dtypes import FLOATS, FloatFormat, float_format
 from shadow.spectra.edge import cosine, decay_cosine, sharp_edge_values, stored_levels
+from shadow.spectra.format_noise import COLUMNS as FORMAT_COLUMNS
+from shadow.spectra.format_noise import format_values
 from shadow.spectra.history import even_bits, even_values
 from shadow.spectra.lazy import Matrix, Quantised, Rounded, Updated
 from shadow.spectra.measurement import Measurement, Precision, Subject, Subjects, Values, norm_alone
@@ -274,8 +276,6 @@ def measure_pair(
         # scales move 8-bit steps to where the weights are: no weight lies below the smallest
         # normal number
         coarser = replace(coarser, min_exponent=FLOATS["F32"].min_exponent)
-    # nothing of an update has been rounded; a quantised format has other steps than floats
-    without_floor = isinstance(tuned, Updated) or not FLOATS.keys() >= set(formats)
     method = means.method
     sides = Sides(base, tuned, working_dtype(*formats), means.space)
     total = sums(sides, coarser, size)
@@ -303,7 +303,9 @@ def measure_pair(
         "condition_number": None,  # a delta's smallest sigma says nothing
         **_relations(weights[0].number("frobenius_norm"), delta, total),
         **_of_spectra(spectra, delta),
-        **({"floor_ratio": None} if without_floor else {}),
+        **({"floor_ratio": None} if isinstance(tuned, Updated) else {}),  # nothing has been rounded
+        **dict.fromkeys(FORMAT_COLUMNS),
+        **format_values(sides, formats, profile.energy / scale**2),
         **_shifts(*weights),
         **null_values(delta, profile, values["participation_ratio"]),
         **coverage_values(profile),

@@ -256,7 +256,10 @@ def undo(
     if isinstance(sides.tuned, Updated):
         return NOTHING_ROUNDED
     if isinstance(sides.base, Quantised | Updated) or isinstance(sides.tuned, Quantised):
-        return UNEXPLAINED
+        if FLOATS.keys() >= set(formats) or floor_ratio is None or floor_ratio < CLEAR:
+            return UNEXPLAINED
+        energy = float(lines[0].sum())
+        return _far_above(energy, energy / floor_ratio**2)
     names = (
         coarser_grid(sides.base, formats[0], sides.dtype, sides.space),
         coarser_grid(sides.tuned, formats[1], sides.dtype, sides.space),

@@ -199,6 +199,11 @@ class InsideLayers(Named, LayerMedians, _Known):
     """Of these, matrices with more even last bits than one rounding leaves, but fewer than that."""
     few_changed: int = 0
     """Matrices of which fewer than 200 entries changed."""
+    format_ratio: float | None = None
+    """The error of a quantised side over that of what its format makes, median."""
+    kept_low: float | None = None
+    """Medians of the range of kept where a side is quantised."""
+    kept_high: float | None = None
 
 
 MEDIANS = tuple(field.name for field in fields(Medians))

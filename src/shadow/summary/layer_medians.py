@@ -31,6 +31,7 @@ BESIDE = (  # medians of inside_layers beside LAYER_MEDIANS
     "purity_z", "numerical_rank", "rank_90", "spikes", "spike_energy", "alignment_left",
     "alignment_left_null",
     "alignment_right", "alignment_right_null", "cosine",
+    "format_ratio", "kept_low", "kept_high",
 )  # fmt: skip
 POOLER = re.compile(r"\bpooler\b")
 SHORTEST = 256  # entries of a row, below which distinct values tell nothing

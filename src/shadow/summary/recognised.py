@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from shadow.dtypes import FLOATS
 from shadow.summary.numbers import are, finite, median
 from shadow.summary.rearranged import by_module, contents_of
 from shadow.summary.rows import (
@@ -46,7 +47,7 @@ def recognised(deltas: Columns, tensors: Columns, lineage: float | None) -> Reco
         scaled=scale,
         zeroed=None if scale is not None else _zeroed(deltas),
         few_rows=_few_rows(deltas),
-        casts=_casts(tensors),
+        casts=_casts(tensors, deltas),
         scaled_lines=None if scale is not None else _scaled_lines(deltas),
         rearranged=contents.rearranged,
     )
@@ -112,7 +113,7 @@ def _few_rows(deltas: Columns) -> list[FewRowsRow]:
     ]
 
 
-def _casts(tensors: Columns) -> Casts | None:
+def _casts(tensors: Columns, deltas: Columns) -> Casts | None:
     """The tensors of the tuned side that are the base's in another format, and those that are not.
 
     A report that does not say which are casts has changed matrices without a word of it.
@@ -123,6 +124,7 @@ def _casts(tensors: Columns) -> Casts | None:
     unknown = (tuned["relative_norm"] > 0) & (tuned["cast"] == None)  # noqa: E711
     if unknown.any():
         return None
+    pairs = deltas["dtype"]
     rows = [
         ChangedRow(
             component=component,
@@ -140,6 +142,9 @@ def _casts(tensors: Columns) -> Casts | None:
         of_base=int(are(tuned["cast"], "base").sum()),
         beside=len(others),
         rows=rows,
+        formats=tuple(
+            sorted({one for pair in pairs if pair for one in pair.split("/")} - FLOATS.keys())
+        ),
     )
 
 

@@ -397,6 +397,8 @@ class Casts:
     """Tensors that changed by more, vectors among them."""
     rows: list[ChangedRow]
     """Those that changed by more."""
+    formats: tuple[str, ...] = ()
+    """The quantised formats of matrices that changed."""
 
 
 @dataclass(frozen=True)

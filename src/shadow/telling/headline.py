@@ -15,7 +15,13 @@ from shadow.claims.recognised import (
     is_scaled_by_lines,
 )
 from shadow.quantities import text_of
-from shadow.telling.known_changes import beside_a_copy, has_nothing_in_common, is_of_base
+from shadow.telling.known_changes import (
+    beside_a_copy,
+    format_error,
+    has_nothing_in_common,
+    is_of_base,
+    quantised_formats,
+)
 from shadow.telling.rearranged import rearranged_headline, rearranged_kind
 from shadow.telling.size import (
     ALIKE,
@@ -77,9 +83,11 @@ def headline(summary: Summary, sentences: Sequence[Sentence]) -> str:
         which = f"{scaled.matrices} of the" if has_frozen(summary) else "The"
         return f"{which} base's matrices times {factor(scaled.factor)}."
     if is_copy(summary):
-        if is_of_base(summary):
-            return "The base is a copy of the tuned model, only rounded."
-        return "A copy of the base, only rounded."
+        of, who = ("tuned model", "The base is a") if is_of_base(summary) else ("base", "A")
+        what = f"{quantised_formats(summary)} copy of the {of}".lstrip()
+        if made := format_error(Draft(summary)):
+            return f"{who} {what}: error {made}, nothing beyond it."
+        return f"{who} {what}, only rounded."
     if "mostly_copy" in texts:
         copy = "The base is a rounded copy" if is_of_base(summary) else "A rounded copy of the base"
         return f"{copy}, but for {beside_a_copy(Draft(summary))}."

@@ -9,6 +9,7 @@ from shadow.claims.recognised import recognised
 from shadow.summary.record import PairRecord
 from shadow.summary.rows import Replaced
 from shadow.telling.wording import and_others, factor, place_of, places_of, vectors_moved
+from shadow.text import and_list
 
 VECTORS_FURTHER = 3.0  # median relative norm of vectors over that of the matrices as a whole
 NOTHING_IN_COMMON = 0.1  # a cosine below which two matrices have nothing in common
@@ -31,6 +32,10 @@ def _copy(summary: PairRecord) -> list[Sentence]:
     count = draft.write(casts.tensors, "recognised.casts.tensors", "count")
     every = "the only tensor" if count == "1" else f"all {count} tensors"
     text = f"In {every} that changed, {_cast_to(draft)}."
+    if made := format_error(draft):
+        formats = quantised_formats(summary)
+        text += f" It is stored in {formats}."
+        text += f" The error is {made}, and nothing lies beyond it."
     return [draft.sentence("rounding", text)]
 
 
@@ -38,6 +43,21 @@ def is_of_base(summary: PairRecord) -> bool:
     """Whether the base is the side that was cast, in every tensor that was."""
     casts = summary.recognised.casts
     return casts is not None and casts.of_base == casts.tensors > 0
+
+
+def quantised_formats(summary: PairRecord) -> str:
+    """`Q4_K and Q6_K`: the quantised formats of matrices that changed; empty where none is."""
+    casts = summary.recognised.casts
+    return and_list(casts.formats) if casts else ""
+
+
+def format_error(draft: Draft) -> str:
+    """`1.00 times what the format makes`; empty where no side is quantised on even steps."""
+    ratio = draft.summary.inside_layers.format_ratio
+    if ratio is None or not (formats := quantised_formats(draft.summary)):
+        return ""
+    size = draft.write(ratio, "inside_layers.format_ratio", lambda value: f"{value:.2f}")
+    return f"{size} times what the format{'s make' if ' and ' in formats else ' makes'}"
 
 
 def _cast_to(draft: Draft) -> str:

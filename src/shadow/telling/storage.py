@@ -27,6 +27,8 @@ def storage(summary: PairRecord, gates: Mapping[str, Gate]) -> list[Sentence]:
     sentences = _few_values(summary)
     if not judged or floor is None:
         return sentences
+    if inside.kept_low is not None and inside.kept_high is not None and kept is None:
+        return [*sentences, _kept_of_quantised(draft)]
     if 2 * rounded >= judged and beyond_rounding(summary):
         return [*sentences, _partly_rounded_away(draft)]
     if 2 * rounded >= judged:
@@ -63,6 +65,18 @@ def storage(summary: PairRecord, gates: Mapping[str, Gate]) -> list[Sentence]:
         text = f"The stored change is only {size} times the rounding of its storage."
         return [*sentences, draft.sentence("rounding", text)]
     return sentences
+
+
+def _kept_of_quantised(draft: Draft) -> Sentence:
+    """The range of what is the update's, where a side is quantised."""
+    inside = draft.summary.inside_layers
+    low = draft.write(inside.kept_low or 0.0, "inside_layers.kept_low", "share")
+    high = draft.write(inside.kept_high or 0.0, "inside_layers.kept_high", "share")
+    text = (
+        f"A side is quantised: inside the layers, {low.removesuffix(' %')} to {high} of the energy"
+        " of the stored change is the update, the rest is the error of the format."
+    )
+    return draft.sentence("kept", text)
 
 
 def _what_may_explain(summary: PairRecord) -> str:

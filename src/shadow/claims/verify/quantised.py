@@ -12,6 +12,7 @@ from shadow.claims.answer import Answer, Claim, Figure
 from shadow.claims.verify.scanned import Apart
 from shadow.claims.verify.verification import Against, largest_first
 from shadow.quantities import share
+from shadow.spectra.levels import is_beyond
 from shadow.text import counted, several
 
 QUANTISED = Claim(
@@ -22,11 +23,6 @@ QUANTISED = Claim(
     " 1 % of the entries of Q4_0, Q4_1, Q5_0 and Q5_1",
     null="the error that the file's own steps make of any original",
 )
-# An importance matrix moves scales of these formats after levels were chosen, which leaves .1 to
-# .7 % of the entries outside their cell, none of them further than 1 step; all others choose levels
-# last (ggml's quantisers, on normal, Student-t and column-scaled matrices).
-RESCALED = {"Q4_0", "Q4_1", "Q5_0", "Q5_1"}
-RESCALED_SHARE, RESCALED_STEPS = 0.01, 1.5
 # `uneven` of copies without an importance matrix was at most .008 in these formats, where columns
 # differ in size by a factor e, and of copies with one as uneven .013 to .04
 WEIGHED = {"Q4_1", "Q5_1", "Q4_K", "Q5_K", "Q6_K"}
@@ -98,8 +94,7 @@ class Quantised:
             return False
         if not self.is_known:
             return True
-        rescaled = self.format in RESCALED and self.furthest <= RESCALED_STEPS
-        return not (rescaled and self.outside <= RESCALED_SHARE * self.entries)
+        return is_beyond(self.format, self.outside, self.entries, self.furthest)
 
     @property
     def is_far(self) -> bool:

@@ -16,7 +16,8 @@ KEPT = 0.9  # of the update's energy, from which on a copy kept the update
 STORED = Claim(
     "stored",
     "what a copy kept",
-    "every entry of the copy is the full model's rounded to the copy's format; with a base, at"
+    "every entry of the copy is the full model's rounded to the copy's format, or to the nearest"
+    " level of a quantised one; with a base, at"
     f" least {100 * KEPT:.0f} % of the update's energy is kept as well",
     null="an entry that rounding alone does not explain",
 )
@@ -40,6 +41,8 @@ class Copied:
     error: float
     """Of copy - full."""
     finite: bool
+    is_predicted: bool = True
+    """Whether it is known what the format makes of the full model."""
     update: float | None = None
     """Of full - base; None without a base, as those below."""
     stored_update: float | None = None
@@ -129,10 +132,13 @@ def _figures(found: Copy) -> dict[str, Figure]:
     if found.has_base:
         if (kept_share := kept(known)) is not None:
             figures["update_kept"] = kept_share
+            figures["update_cosine"] = math.sqrt(max(0.0, kept_share))
         if (error := error_over_update(known)) is not None:
             figures["error_over_update"] = error
         with_base = [one for one in known if one.unchanged is not None]
-        if of := sum(one.entries for one in with_base):
+        of = sum(one.entries for one in with_base)
+        # not counted of quantised tensors
+        if of and not any(one.unchanged is None and one.update is not None for one in known):
             figures["unchanged_share"] = sum(one.unchanged or 0 for one in with_base) / of
             expected = sum(one.unchanged_expected or 0 for one in with_base)
             figures["unchanged_expected"] = expected / of

@@ -1,0 +1,231 @@
+"""Quantised copies of known truth, and how often what is said of them is right.
+
+    python benchmarks/quantised_copies.py           # the final seed; writes docs/verify.md, rates
+    python benchmarks/quantised_copies.py --seed 1  # another seed, printed: to develop with
+
+Copies are made by ggml's own library, which quantises all types, also with an importance matrix; it
+is fetched once from PyPI, as the models of claim_models.py are. GPTQ and AWQ are those of
+tests/quantising.py. Each matrix is judged alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from claim_models import CACHE, fetched, real
+from claims import RATES, bounds
+from findings import generator
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf.quants import dequantize
+
+from shadow.audits.quantisers import agreement
+from shadow.checkpoints.gguf_blocks import Blocks
+from shadow.claims.verify.quantised import Quantised
+from shadow.spectra.format_noise import format_noise
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+import quantising
+
+FINAL = 20261128  # asked once, after all was developed with others
+PAGE = Path(__file__).parents[1] / "docs" / "verify.md"
+MARKS = "<!-- quantised-rates -->", "<!-- /quantised-rates -->"
+LEGACY = ("Q4_0", "Q4_1", "Q5_0", "Q5_1")
+TYPES = (*LEGACY, "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+MATRICES = 42  # of each type
+ROWS, COLS = 128, 1024  # that are kept of a matrix, at most
+CHANGES = (0.1, 0.3, 1.0, 3.0, 10.0)  # times the noise of the format
+
+
+class Ggml:
+    """ggml's quantisers."""
+
+    def __init__(self, folder: Path) -> None:
+        ctypes.CDLL(str(fetched("gomp", folder)), mode=ctypes.RTLD_GLOBAL)
+        self._quantise = ctypes.CDLL(str(fetched("ggml", folder))).ggml_quantize_chunk
+        self._quantise.restype = ctypes.c_size_t
+        pointer, count = ctypes.c_void_p, ctypes.c_int64
+        self._quantise.argtypes = [ctypes.c_int, pointer, pointer, count, count, count, pointer]
+
+    def copy(self, matrix: np.ndarray, kind: str, importance: np.ndarray | None = None) -> Any:
+        """A copy with its steps; importance: of columns."""
+        type_ = GGMLQuantizationType[kind]
+        rows, cols = matrix.shape
+        matrix = np.ascontiguousarray(matrix, np.float32)
+        entries, size = GGML_QUANT_SIZES[type_]
+        raw = np.zeros((rows, cols // entries * size), np.uint8)
+        weights = None if importance is None else importance.astype(np.float32)
+        self._quantise(
+            int(type_), matrix.ctypes.data, raw.ctypes.data, 0, rows, cols,
+            None if weights is None else weights.ctypes.data,
+        )  # fmt: skip
+        blocks = Blocks(torch.from_numpy(raw), kind, lambda numbers: numbers)
+        steps = blocks.steps(np.arange(rows), (0, cols))
+        steps = torch.broadcast_to(steps.repeat_interleave(cols // steps.shape[1], 1), (rows, cols))
+        return quantising.Copy(torch.from_numpy(dequantize(raw, type_)), steps, kind)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A copy, what is true of it, and what was said."""
+
+    kind: str
+    truth: str
+    said: str
+
+
+def originals(seed: int, folder: Path) -> list[np.ndarray]:
+    """Matrices of three real models and made ones, with rows of whole blocks of 256."""
+    rng = generator("quantised", seed)
+    found = []
+    for name in ("bert", "dinov2", "smollm2"):
+        for weight in real(name, folder).values():
+            if weight.ndim == 2 and weight.shape[0] >= ROWS and weight.shape[1] >= 256:
+                first = int(rng.integers(weight.shape[0] - ROWS + 1))
+                cols = min(COLS, weight.shape[1] // 256 * 256)
+                found.append(weight[first : first + ROWS, :cols].numpy())
+    order = rng.permutation(len(found))[: MATRICES - 6]
+    found = [found[place] for place in order]
+    while len(found) < MATRICES:
+        scales = np.exp(0.5 * rng.standard_normal(512))
+        found.append((0.02 * scales * rng.standard_t(4, (ROWS, 512))).astype(np.float32))
+    return found
+
+
+def said_of(original: np.ndarray, copy: Any) -> str:
+    """What the claim says of one matrix."""
+    found = format_noise(torch.from_numpy(original), copy, agreement(copy.format))
+    known = {name: value for name, value in vars(found).items() if name != "even"}
+    row = Quantised("", "", "", copy.format, rows=len(original), columns=original.shape[1], **known)
+    if row.is_far:
+        return "nothing like it"
+    if row.is_beyond:
+        return row.calibration or "beyond the format"
+    if row.is_exact:
+        return "exact"
+    return "importance matrix" if row.is_weighed else "a copy"
+
+
+def judged(seed: int, folder: Path) -> Iterator[Judged]:
+    """Every copy of every original."""
+    ggml, matrices = Ggml(folder), originals(seed, folder)
+    for kind in TYPES:
+        for number, original in enumerate(matrices):
+            rng = generator("quantised", seed, kind, number)
+            plain = ggml.copy(original, kind)
+            yield Judged(kind, "a copy", said_of(original, plain))
+            if kind != "Q8_0":
+                importance = np.exp(rng.standard_normal(original.shape[1]))
+                weighed = ggml.copy(original, kind, importance)
+                yield Judged(kind, "importance matrix", said_of(original, weighed))
+            noise = float(np.sqrt(np.mean((plain.numbers.numpy() - original) ** 2)))
+            for size in CHANGES:
+                change = size * noise * rng.standard_normal(original.shape)
+                copy = ggml.copy(original + change.astype(np.float32), kind)
+                yield Judged(kind, f"changed by {size:g} times the noise", said_of(original, copy))
+            order = rng.permutation(len(original))
+            yield Judged(kind, "rows permuted", said_of(original, ggml.copy(original[order], kind)))
+            same = [one for one in matrices if one.shape == original.shape and one is not original]
+            if same:
+                other = same[int(rng.integers(len(same)))]
+                yield Judged(kind, "another tensor", said_of(original, ggml.copy(other, kind)))
+        print(kind, file=sys.stderr, flush=True)
+    for number, original in enumerate(matrices):
+        cut = torch.from_numpy(original[:, :512])
+        yield Judged("GPTQ", "GPTQ", said_of(cut.numpy(), quantising.gptq(cut, seed=number)))
+        factors = torch.from_numpy(
+            np.exp(0.3 * generator("awq", seed, number).standard_normal(cut.shape[1]))
+        )
+        yield Judged("AWQ", "AWQ", said_of(cut.numpy(), quantising.awq(cut, factors)))
+
+
+# what is right to say of each truth; all that begins with one of these
+RIGHT = {
+    "a copy": ("exact", "a copy"),
+    "importance matrix": ("importance matrix",),
+    "changed": ("beyond the format", "nothing like it"),
+    "rows permuted": ("nothing like it", "beyond the format"),
+    "another tensor": ("nothing like it", "beyond the format"),
+    "GPTQ": ("GPTQ",),
+    "AWQ": ("AWQ",),
+}
+
+
+def right(truth: str) -> tuple[str, ...]:
+    return next(said for name, said in RIGHT.items() if truth.startswith(name))
+
+
+def told(found: Sequence[Judged]) -> str:
+    """The generated section of the page."""
+    plain = [one for one in found if one.truth == "a copy"]
+    alarms = sum(one.said not in right(one.truth) for one in plain)
+    lines = [
+        f"`python benchmarks/quantised_copies.py` makes {len(found):,} copies of matrices of three"
+        " real models and of made ones with ggml's own quantisers, with a seed that nothing was"
+        f" developed with. False alarms: {alarms} of {len(plain)} plain copies"
+        f" ({interval(alarms, len(plain))}).",
+        "",
+        "| made | copies | said rightly | of all, with 95 % | otherwise |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for truth in dict.fromkeys(one.truth for one in found):
+        lines.append(row(truth, [one for one in found if one.truth == truth]))
+    weighed = [one for one in found if one.truth == "importance matrix"]
+    for kind in dict.fromkeys(one.kind for one in weighed):
+        lines.append(
+            row(f"importance matrix, {kind}", [one for one in weighed if one.kind == kind])
+        )
+    return "\n".join(lines)
+
+
+def row(name: str, some: Sequence[Judged]) -> str:
+    """A line of the table."""
+    count = sum(one.said in right(one.truth) for one in some)
+    others: dict[str, int] = {}
+    for one in some:
+        if one.said not in right(one.truth):
+            others[one.said] = others.get(one.said, 0) + 1
+    otherwise = ", ".join(f"{said} {number}" for said, number in sorted(others.items()))
+    return f"| {name} | {len(some)} | {count} | {interval(count, len(some))} | {otherwise} |"
+
+
+def interval(count: int, of: int) -> str:
+    """`0 to 0.71 %`."""
+    low, high = bounds(count, of)
+    ends = [f"{100 * end:.2g}" if end < 0.995 else "100" for end in (low, high)]
+    return f"{ends[0]} to {ends[1]} %"
+
+
+def main(
+    seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = FINAL,
+    cache: Annotated[Path, typer.Option(help="Folder of models and of ggml.")] = CACHE,
+) -> None:
+    """Make the copies, judge them, and write the table."""
+    torch.set_num_threads(1)
+    found = list(judged(seed, cache))
+    section = told(found)
+    if seed != FINAL:
+        print(section)
+        return
+    text = PAGE.read_text(encoding="utf-8")
+    before, rest = text.split(MARKS[0])
+    PAGE.write_text(
+        f"{before}{MARKS[0]}\n{section}\n{MARKS[1]}{rest.split(MARKS[1])[1]}", encoding="utf-8"
+    )
+    rates = json.loads(RATES.read_text(encoding="utf-8"))
+    decided = [one for one in found if one.truth not in ("GPTQ", "AWQ", "importance matrix")]
+    wrong = sum(one.said not in right(one.truth) for one in decided)
+    rates["answers"]["quantised"] = [wrong, len(decided)]
+    RATES.write_text(json.dumps(rates, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)

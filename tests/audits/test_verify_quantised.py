@@ -1,0 +1,210 @@
+"""`shadow verify quantised`, and what other commands say of quantised sides: GGUF files of a small
+Llama whose truth is known.
+"""
+
+import json
+import math
+
+import ggufs
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from effort import every
+from safetensors.torch import save_file
+
+import shadow
+
+UP = "model.layers.1.mlp.up_proj.weight"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return ggufs.llama()
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """A function that writes tensors as safetensors, or as GGUF of a kind."""
+
+    def write(name, tensors, kind=None, **options):
+        folder = tmp_path / name
+        folder.mkdir()
+        if kind:
+            ggufs.write(folder / "model.gguf", tensors, kind=kind, **options)
+            return folder
+        bf16 = {key: torch.from_numpy(one).bfloat16() for key, one in tensors.items()}
+        save_file(bf16, folder / "model.safetensors")
+        config = {
+            "model_type": "llama", "architectures": ["LlamaForCausalLM"],
+            "num_hidden_layers": ggufs.LAYERS, "hidden_size": ggufs.WIDTH,
+            "intermediate_size": ggufs.INNER, "num_attention_heads": ggufs.HEADS,
+            "num_key_value_heads": ggufs.KV_HEADS, "head_dim": ggufs.WIDTH // ggufs.HEADS,
+            "vocab_size": ggufs.VOCABULARY, "tie_word_embeddings": False,
+        }  # fmt: skip
+        (folder / "config.json").write_text(json.dumps(config))
+        return folder
+
+    return write
+
+
+def moved(tensors, size, seed=1, only=None):
+    """Matrices with a change of that standard deviation, in BF16."""
+    rng = np.random.default_rng(seed)
+    return {
+        name: ggufs.bf16(one + size * rng.standard_normal(one.shape).astype(np.float32))
+        if one.ndim > 1 and only in (None, name)
+        else one
+        for name, one in tensors.items()
+    }
+
+
+def verify(*question, **options):
+    return shadow.verify(*question, jobs=1, **options)
+
+
+@pytest.mark.parametrize(
+    "kind", every(4, ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0", "MXFP4"])
+)
+def test_a_copy_of_the_original_holds(model, stored, kind):
+    """Every matrix is requantised bit for bit, and the format is named."""
+    found = verify("quantised", stored("full", model), stored("copy", model, kind))
+    assert found.outcome == "holds", found.reason
+    assert found.figures["tensors_exact"] == found.figures["tensors"]
+    assert found.figures[f"tensors_{kind}"] == 16
+    if kind != "MXFP4" and not kind.startswith("T"):
+        assert found.figures["error_ratio"] == pytest.approx(1, abs=0.002)
+        assert found.figures["error_in_steps"] == pytest.approx(0.284, abs=0.006)
+
+
+def test_one_changed_layer_is_named(model, stored):
+    """A change of a sixth of the noise of the format, and nothing beside it."""
+    noise = 0.02 / 8 / math.sqrt(12)
+    copy = stored("copy", moved(model, noise / 6, only=UP), "Q4_0")
+    found = verify("quantised", stored("full", model), copy)
+    assert found.outcome == "does_not_hold"
+    assert [one.name for one in found.against] == [UP]
+    assert "1 of 21 tensors is more than the format makes" in found.reason
+
+
+def test_exchanged_matrices_are_found_in_their_other_place(model, stored):
+    """Also where both are quantised."""
+    other = UP.replace("1", "0")
+    copy = stored("copy", model | {UP: model[other], other: model[UP]}, "Q4_0")
+    found = verify("quantised", stored("full", model), copy)
+    assert {one.name for one in found.against} == {UP, other}
+    assert all("the original has these values in" in one.what for one in found.against)
+
+
+def test_rows_of_q_and_k_in_another_order_are_recognised(model, stored):
+    """As a converter leaves them that forgets to permute."""
+    found = verify("quantised", stored("full", model), stored("copy", model, "Q4_0", paired=False))
+    assert found.outcome == "does_not_hold"
+    assert len(found.against) == 4
+    assert all("rows in another order" in one.what for one in found.against)
+
+
+def test_another_model_is_nothing_like_the_original(model, stored):
+    """Every matrix is named."""
+    found = verify("quantised", stored("full", model), stored("copy", ggufs.llama(seed=4), "Q8_0"))
+    assert found.outcome == "does_not_hold"
+    assert sum("nothing like the original's" in one.what for one in found.against) == 16
+
+
+def test_floats_alone_are_no_quantised_copy(model, stored):
+    """A GGUF of F16 is asked for with `same` or `stored`."""
+    found = verify("quantised", stored("full", model), stored("copy", model, "F16"))
+    assert (found.outcome, found.reason) == ("cannot_be_told", "no tensor of the copy is quantised")
+
+
+def test_gguf_in_bf16_is_the_same_as_safetensors(model, stored):
+    """Names, order of rows and files differ, and no value does."""
+    assert verify("same", stored("full", model), stored("copy", model, "BF16")).holds
+
+
+def test_what_a_quantised_copy_kept_of_an_update_is_its_squared_cosine(model, stored):
+    """By NumPy, from the decoded file."""
+    tuned = moved(model, 0.002)
+    found = verify(
+        "stored", stored("tuned", tuned), stored("copy", tuned, "Q4_0"), base=stored("base", model)
+    )
+    update, there = [], []
+    for name, one in tuned.items():
+        if one.ndim > 1:
+            decoded = ggufs.decoded(one, "Q4_0")
+            update.append((one - model[name]).astype(float).ravel())
+            there.append((decoded - model[name]).astype(float).ravel())
+    update, there = np.concatenate(update), np.concatenate(there)
+    cosine = update @ there / math.sqrt((update @ update) * (there @ there))
+    assert found.outcome == "does_not_hold"
+    assert found.figures["update_cosine"] == pytest.approx(cosine, rel=1e-6)
+    assert found.figures["update_kept"] == pytest.approx(cosine**2, rel=1e-6)
+
+
+def test_a_finding_says_copy_and_means_it(model, stored, tmp_path):
+    """With the error beside what the format makes, and one changed layer named."""
+    full, copy = stored("full", model), stored("copy", model, "Q4_0")
+    report = shadow.audit(str(full), str(copy), output=tmp_path / "out", jobs=1)
+    text = report.summary.finding.headline
+    assert text == (
+        "A Q4_0 copy of the base: error 1.00 times what the format makes, nothing beyond it."
+    )
+    rows = pq.read_table(report.folder / "matrices.parquet").to_pylist()
+    deltas = [row for row in rows if row["subject"] == "delta"]
+    assert {row["format_copy"] for row in deltas} == {1}
+    assert all(0.95 < row["floor_ratio"] < 1.02 for row in deltas)
+    assert {row["kept"] for row in deltas} == {None}
+    changed = stored("changed", moved(model, 0.001, only=UP), "Q4_0")
+    report = shadow.audit(str(full), str(changed), output=tmp_path / "other", jobs=1)
+    assert "but for mlp.up of layer 1" in report.summary.finding.headline
+
+
+def test_a_light_tune_that_vanished_in_4_bits(model, stored, tmp_path):
+    """An update of a hundredth of a step: nearly nothing of it is left, and two quantised files
+    alone have the true share in their range.
+    """
+    tuned = moved(model, 3e-5)
+    base, quantised = stored("base", model), stored("quantised", model, "Q4_0")
+    copy = stored("copy", tuned, "Q4_0")
+    found = verify("stored", stored("tuned", tuned), copy, base=base)
+    assert found.outcome == "does_not_hold"
+    assert found.figures["update_kept"] < 0.02
+    report = shadow.audit(str(quantised), str(copy), output=tmp_path / "out", jobs=1)
+    rows = pq.read_table(report.folder / "matrices.parquet").to_pylist()
+    deltas = {row["tensor"]: row for row in rows if row["subject"] == "delta"}
+    update = (tuned[UP] - model[UP]).astype(float)
+    both = [ggufs.decoded(one[UP], "Q4_0").astype(float) for one in (model, tuned)]
+    share = (update**2).sum() / ((both[1] - both[0]) ** 2).sum()
+    assert deltas[UP]["kept_low"] <= share <= deltas[UP]["kept_high"] < 0.3
+
+
+def test_a_merge_onto_dequantised_weights_shows_against_the_quantised_base(model, stored, tmp_path):
+    """The error is 10 to 150 times the update, as far as the base tells; beside the quantised base
+    there is the update alone.
+    """
+    rng = np.random.default_rng(2)
+    merged, update = dict(model), {}
+    for name, one in model.items():
+        if one.ndim > 1:
+            factors = rng.standard_normal((one.shape[0], 2)), rng.standard_normal((2, one.shape[1]))
+            update[name] = 3e-5 * (factors[0] @ factors[1]).astype(np.float32)
+            merged[name] = ggufs.decoded(one, "Q4_0") + update[name]
+    of_merged = tmp_path / "merged"
+    of_merged.mkdir()
+    full = stored("full", model)
+    save_file(
+        {name: torch.from_numpy(one) for name, one in merged.items()},
+        of_merged / "model.safetensors",
+    )
+    (of_merged / "config.json").write_text((full / "config.json").read_text())
+    norms = {}
+    for name, base in (("full", full), ("quantised", stored("quantised", model, "Q4_0"))):
+        report = shadow.audit(str(base), str(of_merged), output=tmp_path / name, jobs=1)
+        rows = pq.read_table(report.folder / "matrices.parquet").to_pylist()
+        norms[name] = {
+            row["tensor"]: row["frobenius_norm"] for row in rows if row["subject"] == "delta"
+        }
+    for name, one in update.items():
+        true = float(np.linalg.norm(one))
+        assert 10 < norms["full"][name] / true < 150
+        assert norms["quantised"][name] == pytest.approx(true, rel=1e-3)

@@ -1,0 +1,81 @@
+"""Columns of a delta of which a side is quantised."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from quantising import ggml, gptq, k_like
+
+from shadow.spectra.format_noise import COLUMNS, format_values
+from shadow.spectra.spectrum import Sides, Workspace
+
+ROWS, COLS = 64, 512
+
+
+@pytest.fixture
+def base():
+    rng = np.random.default_rng(3)
+    return torch.from_numpy((rng.standard_normal((ROWS, COLS)) * 0.02).astype(np.float32))
+
+
+def values(base, tuned, formats):
+    sides = Sides(base, tuned, torch.float32, Workspace())
+    return format_values(sides, formats, energy(base, tuned))
+
+
+def energy(base, tuned):
+    return float((tuned[:,].double() - base[:,].double()).square().sum())
+
+
+def update(size, seed=0):
+    return size * torch.randn(ROWS, COLS, generator=torch.Generator().manual_seed(seed))
+
+
+def test_floats_have_none(base):
+    """The columns are null where no side is quantised."""
+    assert values(base, base + 1e-3, ("F32", "F32")) == {}
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_copy_has_the_error_of_its_format(base, swapped):
+    """Whichever side it is; floor_ratio is norm(D) over norm(s) / sqrt(12)."""
+    copy = ggml(base, "Q4_0")
+    sides = ((copy, base), ("Q4_0", "F32")) if swapped else ((base, copy), ("F32", "Q4_0"))
+    found = values(*sides[0], sides[1])
+    steps = copy.each.double()
+    floor = math.sqrt(12 * energy(base, copy) / float(steps.square().sum()))
+    assert found["floor_ratio"] == pytest.approx(floor)
+    assert found["format_ratio"] == pytest.approx(1, abs=0.001)
+    assert (found["format_outside"], found["format_copy"]) == (0, 1)
+    assert found["kept_low"] == 0
+    assert found["kept_high"] < 0.5
+
+
+def test_a_changed_original_is_no_copy(base):
+    """Nor is one that GPTQ rounded."""
+    changed = values(base, k_like(base + update(0.001)), ("F32", "Q4_K"))
+    assert changed["format_copy"] == 0
+    assert changed["format_outside"] > 0.01
+    assert values(base, gptq(base), ("F32", "GPTQ-4"))["format_copy"] == 0
+
+
+@pytest.mark.parametrize("size", [1e-4, 1e-3, 4e-3, 2e-2])
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("make", [k_like, lambda one: ggml(one, "Q4_0")])
+def test_the_range_of_kept_has_the_true_share(base, size, both, make):
+    """The energy of the update over that of the stored delta, from stored files alone."""
+    change = update(size)
+    tuned = make((base.double() + change).float())
+    start = make(base) if both else base
+    found = values(start, tuned, ("Q4" if both else "F32", "Q4"))
+    share = float(change.double().square().sum()) / energy(start, tuned)
+    assert found["kept_low"] <= min(share, 1) <= found["kept_high"]
+    assert found["kept_high"] - found["kept_low"] < (1.01 if size < 1e-2 else 0.2)
+
+
+def test_codebooks_have_no_floor(base):
+    """Every column is null, the floor of floats among them."""
+    copy = ggml(base, "Q4_0")
+    copy.each = None
+    assert values(base, copy, ("F32", "NF4")) == dict.fromkeys(("floor_ratio", *COLUMNS))
