@@ -254,7 +254,7 @@ def main(
         pair = pair.resolve() if pair else make_pair(folder / "pair", layers)
         console.print(f"{pair}: {layers_of(pair)} layers; {available} cores, no thread count set")
         warm(pair)
-        precisions = ["default", "fast", *(["exact"] if exact else [])]
+        precisions = ["default", *(["exact"] if exact else [])]
         contenders = [
             weightwatcher(weightwatcher_python, pair, skip_embedding),
             *(shadow(shadow_program, pair, precision, skip_embedding) for precision in precisions),

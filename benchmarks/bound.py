@@ -26,14 +26,14 @@ os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 import cProfile
 import pstats
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Annotated
 
 import numpy as np
 import torch
 import typer
-from make_pair import HEAD, HIDDEN, INTERMEDIATE, KV_HEADS, matrix_blocks
+from make_pair import SMALL, layer, matrix_blocks
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -44,15 +44,10 @@ from shadow.spectra.spectrum import BLOCK, Sides, Workspace
 from shadow.spectra.subspace import VECTORS
 from shadow.spectra.tridiagonal import eigensystem
 
-KEYS = KV_HEADS * HEAD
-LAYER = {  # module: (rows, cols)
-    "attn.q": (HIDDEN, HIDDEN),
-    "attn.k": (KEYS, HIDDEN),
-    "attn.v": (KEYS, HIDDEN),
-    "attn.o": (HIDDEN, HIDDEN),
-    "mlp.gate": (INTERMEDIATE, HIDDEN),
-    "mlp.up": (INTERMEDIATE, HIDDEN),
-    "mlp.down": (HIDDEN, INTERMEDIATE),
+LAYER = {  # module, such as attn.q: (rows, cols)
+    name.removeprefix("self_").removesuffix("_proj.weight"): (shape[0], shape[1])
+    for name, shape in layer(SMALL).items()
+    if len(shape) == 2
 }
 EXACT_SIDE = 256  # matrices of a smaller short side are measured in float64
 FORMATS = ("BF16", "BF16")
@@ -95,12 +90,12 @@ def peak_product(dtype: type[np.floating], repeats: int) -> float:
     return max(rates)
 
 
-def reductions(repeats: int) -> dict[int, float]:
+def reductions(repeats: int, sides: Sequence[int] = (512, 896, 1536, 2048)) -> dict[int, float]:
     """By side: the rate of an eigenproblem without vectors, in units of 4/3 n^3 a second, of the
     faster of OpenBLAS and torch's library.
     """
     rates = {}
-    for side in (512, 896, 1536, 2048):
+    for side in sides:
         a = np.random.default_rng(0).standard_normal((side, side))
         gram = a @ a.T
         seconds = [

@@ -103,9 +103,7 @@ def row_of(rows: int, cols: int, card: TorchDevice, repeats: int) -> Iterator[st
     there, on_card = timed(lambda: card.gram(blocks(), side, wide), repeats)
     taken = torch.cuda.max_memory_allocated(card.place) if card.kind == "cuda" else 0
     check, reading = timed(checked, repeats)[0], timed(read, repeats)[0]
-    solve, _ = timed(
-        lambda: with_vectors(on_cpu.clone(), min(VECTORS, side), torch.float64), min(repeats, 3)
-    )
+    solve, _ = timed(lambda: with_vectors(on_cpu.clone(), min(VECTORS, side)), min(repeats, 3))
     exact = gram(blocks(torch.float64), side, wide, torch.float64).tril()
     allowed = SAME_GRAM * float(exact.trace())
     errors = [

@@ -1,4 +1,5 @@
-"""Write a checkpoint pair DIR/base, DIR/tuned with the names and shapes of Qwen2.5-0.5B.
+"""Write a checkpoint pair DIR/base, DIR/tuned with the names and shapes of Qwen2.5-0.5B, or of a
+larger model: `--model 7B --layers 8` takes 12 GB with both sides.
 
 The weights are made up but not white: a spectrum that decays along the short side, and a few strong
 directions. tuned is base plus an update of relative norm 0.01, half of its energy in rank 8 and
@@ -14,6 +15,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, BinaryIO
 
@@ -21,7 +23,29 @@ import torch
 import typer
 from torch import Tensor
 
-HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, HEAD, VOCABULARY, LAYERS = 896, 4864, 14, 2, 64, 151936, 24
+
+@dataclass(frozen=True)
+class Model:
+    """The sizes of a decoder of the Qwen2 architecture."""
+
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head: int  # width of one
+    vocabulary: int
+    layers: int
+    tied: bool = False  # whether the head is the embedding, and not stored
+
+
+MODELS = {
+    "0.5B": Model(896, 4864, 14, 2, 64, 151936, 24, tied=True),
+    "7B": Model(3584, 18944, 28, 4, 128, 152064, 28),
+    "32B": Model(5120, 27648, 40, 8, 128, 152064, 64),
+    "70B": Model(8192, 28672, 64, 8, 128, 128256, 80),
+}
+SMALL = MODELS["0.5B"]
+LAYERS = SMALL.layers
 SIDES = ("base", "tuned")
 BLOCK_ROWS = 1 << 14  # rows that are in memory at once
 
@@ -34,59 +58,65 @@ RANK, LOW_RANK_ENERGY = 8, 0.5  # of the update, and the share of its energy in 
 Shape = tuple[int, ...]
 
 
-def tensors(layers: int) -> dict[str, Shape]:
-    """Names and shapes in the file's order; the head is tied to the embedding and not stored."""
-    kv = KV_HEADS * HEAD
-    block = {
-        "input_layernorm.weight": (HIDDEN,),
-        "mlp.down_proj.weight": (HIDDEN, INTERMEDIATE),
-        "mlp.gate_proj.weight": (INTERMEDIATE, HIDDEN),
-        "mlp.up_proj.weight": (INTERMEDIATE, HIDDEN),
-        "post_attention_layernorm.weight": (HIDDEN,),
-        "self_attn.k_proj.bias": (kv,),
-        "self_attn.k_proj.weight": (kv, HIDDEN),
-        "self_attn.o_proj.weight": (HIDDEN, HIDDEN),
-        "self_attn.q_proj.bias": (HIDDEN,),
-        "self_attn.q_proj.weight": (HIDDEN, HIDDEN),
-        "self_attn.v_proj.bias": (kv,),
-        "self_attn.v_proj.weight": (kv, HIDDEN),
-    }
+def layer(model: Model = SMALL) -> dict[str, Shape]:
+    """Names and shapes of one block, without its number."""
+    hidden, intermediate, kv = model.hidden, model.intermediate, model.kv_heads * model.head
     return {
-        "model.embed_tokens.weight": (VOCABULARY, HIDDEN),
+        "input_layernorm.weight": (hidden,),
+        "mlp.down_proj.weight": (hidden, intermediate),
+        "mlp.gate_proj.weight": (intermediate, hidden),
+        "mlp.up_proj.weight": (intermediate, hidden),
+        "post_attention_layernorm.weight": (hidden,),
+        "self_attn.k_proj.bias": (kv,),
+        "self_attn.k_proj.weight": (kv, hidden),
+        "self_attn.o_proj.weight": (hidden, hidden),
+        "self_attn.q_proj.bias": (hidden,),
+        "self_attn.q_proj.weight": (hidden, hidden),
+        "self_attn.v_proj.bias": (kv,),
+        "self_attn.v_proj.weight": (kv, hidden),
+    }
+
+
+def tensors(layers: int, model: Model = SMALL) -> dict[str, Shape]:
+    """Names and shapes in the file's order."""
+    block, ends = layer(model), (model.vocabulary, model.hidden)
+    return {
+        "model.embed_tokens.weight": ends,
         **{
             f"model.layers.{i}.{name}": shape
             for i in range(layers)
             for name, shape in block.items()
         },
-        "model.norm.weight": (HIDDEN,),
+        "model.norm.weight": (model.hidden,),
+        **({} if model.tied else {"lm_head.weight": ends}),
     }
 
 
-def config(layers: int) -> dict[str, object]:
-    """The config.json of Qwen2.5-0.5B with that many layers."""
+def config(layers: int, model: Model = SMALL) -> dict[str, object]:
+    """The config.json of such a model with that many layers."""
     return {
         "architectures": ["Qwen2ForCausalLM"],
         "attention_dropout": 0.0,
         "bos_token_id": 151643,
         "eos_token_id": 151643,
         "hidden_act": "silu",
-        "hidden_size": HIDDEN,
+        "hidden_size": model.hidden,
         "initializer_range": STANDARD_DEVIATION,
-        "intermediate_size": INTERMEDIATE,
+        "intermediate_size": model.intermediate,
         "max_position_embeddings": 32768,
         "max_window_layers": layers,
         "model_type": "qwen2",
-        "num_attention_heads": HEADS,
+        "num_attention_heads": model.heads,
         "num_hidden_layers": layers,
-        "num_key_value_heads": KV_HEADS,
+        "num_key_value_heads": model.kv_heads,
         "rms_norm_eps": 1e-06,
         "rope_theta": 1000000.0,
         "sliding_window": 32768,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": model.tied,
         "torch_dtype": "bfloat16",
         "use_cache": True,
         "use_sliding_window": False,
-        "vocab_size": VOCABULARY,
+        "vocab_size": model.vocabulary,
     }
 
 
@@ -171,14 +201,21 @@ def write_shard(files: Sequence[BinaryIO], shapes: dict[str, Shape], seed: int) 
                 file.write(block.contiguous().view(torch.uint8).numpy().data)
 
 
-def write_pair(folder: Path, layers: int, seed: int, count: int = 2) -> None:
+def write_pair(folder: Path, layers: int, seed: int, count: int = 2, model: Model = SMALL) -> None:
     """Write the whole pair, in count shards a side."""
+    write_tensors(folder, tensors(layers, model), config(layers, model), seed, count)
+
+
+def write_tensors(
+    folder: Path, shapes: dict[str, Shape], settings: dict[str, object], seed: int, count: int
+) -> None:
+    """Write a pair of these tensors and this config.json."""
     sides = [folder / side for side in SIDES]
-    shards = shard_names(tensors(layers), count)
+    shards = shard_names(shapes, count)
     names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
     for side in sides:
         side.mkdir(parents=True, exist_ok=True)
-        (side / "config.json").write_text(json.dumps(config(layers), indent=2) + "\n")
+        (side / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
         index = {
             "metadata": {
                 "total_size": (
@@ -203,14 +240,17 @@ def main(
         typer.Argument(metavar="DIR", help="Where base and tuned are written.", file_okay=False),
     ],
     layers: Annotated[
-        int, typer.Option(help="Blocks; fewer for a quick run.", min=1, max=LAYERS)
-    ] = LAYERS,
+        int | None, typer.Option(help="Blocks; fewer for a quick run.", min=1)
+    ] = None,
+    model: Annotated[str, typer.Option(help=f"One of {', '.join(MODELS)}.")] = "0.5B",
     seed: Annotated[int, typer.Option(help="Another seed makes other weights.")] = 0,
     shards: Annotated[int, typer.Option(help="Files a side, at most.", min=1, max=100)] = 2,
 ) -> None:
-    """Write a synthetic pair of checkpoints with the names and shapes of Qwen2.5-0.5B."""
-    write_pair(folder, layers, seed, shards)
-    parameters = sum(map(math.prod, tensors(layers).values()))
+    """Write a synthetic pair of checkpoints."""
+    sizes = MODELS[model]
+    layers = min(layers or sizes.layers, sizes.layers)
+    write_pair(folder, layers, seed, shards, sizes)
+    parameters = sum(map(math.prod, tensors(layers, sizes).values()))
     typer.echo(
         f"{folder}: base and tuned, {layers} layers, {parameters:,} parameters each, bfloat16",
         err=True,

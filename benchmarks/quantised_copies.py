@@ -225,12 +225,9 @@ def main(
         f"{before}{MARKS[0]}\n{section}\n{MARKS[1]}{rest.split(MARKS[1])[1]}", encoding="utf-8"
     )
     rates = json.loads(RATES.read_text(encoding="utf-8"))
-    decided = [one for one in found if one.truth not in ("GPTQ", "AWQ")]
-    wrong = sum(
-        (one.said in HOLDS) != (one.truth in HOLDS)
-        for one in decided
-        if one.said not in ("GPTQ", "AWQ")
-    )
+    refused = ("GPTQ", "AWQ")
+    decided = [one for one in found if one.truth not in refused and one.said not in refused]
+    wrong = sum((one.said in HOLDS) != (one.truth in HOLDS) for one in decided)
     rates["answers"]["quantised"] = [wrong, len(decided)]
     RATES.write_text(json.dumps(rates, indent=1) + "\n", encoding="utf-8")
 

@@ -1,8 +1,8 @@
 """Ways to the singular values of a bfloat16 matrix, by shape: time and errors, on one thread.
 
 Every method starts from the stored bfloat16 matrix. "whole Gram" is one product by torch; 32 and 64
-are the bits of the product and of the eigenvalues, "eig". `default`, `exact` and `fast` are those
-of `shadow`, by torch as it takes them on Intel's processors and by NumPy as on others. The error is
+are the bits of the product and of the eigenvalues, "eig". `default` and `exact` are those of
+`shadow`, by torch as it takes them on Intel's processors and by NumPy as on others. The error is
 the largest relative one among the singular values above the floor (`shadow.spectra.spectrum.FLOOR`)
 that `shadow` gives the method, against `svdvals` in float64; "resolved" says how many of them lie
 above it. "medium" is `torch.set_float32_matmul_precision("medium")`, which multiplies float32 as
@@ -94,14 +94,11 @@ METHODS = (
     Method("svdvals 32", svdvals, "default"),
     Method("whole Gram 32, eig 64", full_gram(SINGLE, DOUBLE), "default"),
     Method("whole Gram 64, eig 64", full_gram(DOUBLE, DOUBLE), "exact"),
-    Method("whole Gram 32, eig 32", full_gram(SINGLE, SINGLE), "fast"),
     Method("whole Gram 32, eig 64, medium", full_gram(SINGLE, DOUBLE), "default", "medium"),
     Method("default by torch", of_shadow(SINGLE, DOUBLE, True), "default"),
     Method("default by SciPy", of_shadow(SINGLE, DOUBLE, False), "default"),
     Method("exact by torch", of_shadow(DOUBLE, DOUBLE, True), "exact"),
     Method("exact by SciPy", of_shadow(DOUBLE, DOUBLE, False), "exact"),
-    Method("fast by torch", of_shadow(SINGLE, SINGLE, True), "fast"),
-    Method("fast by SciPy", of_shadow(SINGLE, SINGLE, False), "fast"),
 )
 
 

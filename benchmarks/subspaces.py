@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 SHADOW = Path(sys.executable).parent / "shadow"
-PRECISIONS = ("default", "exact", "fast")
+PRECISIONS = ("default", "exact")
 FLAGS = ("--no-subspaces", "--subspaces")
 
 

@@ -94,7 +94,7 @@ def links(file):
                 yield child.attrs["href"]
 
 
-ELSEWHERE = ("real", "error-rates")  # marks of parts that other scripts make
+ELSEWHERE = ("real", "error-rates", "quantised-rates")  # marks of parts that other scripts make
 
 
 @pytest.mark.parametrize("file", PAGES, ids=named)

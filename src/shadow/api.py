@@ -173,7 +173,8 @@ def audit(
         components: Only these: language, vision, projector, audio, other.
         layers: Only these layers, from 0: `[0, 5]`, `range(4)`.
         modules: Only these: `mlp.up`, `attn.*`.
-        precision: default, exact or fast, or sketch: estimates with their errors.
+        precision: default or exact, or sketch: estimates with their errors; fast is
+            deprecated and means default.
         nulls: Also sample the null with this many sign flips, 0 to 1000;
             `shadow.Nulls(100, seed=1)` gives their seed as well.
         subspaces: Compare the leading singular subspaces.

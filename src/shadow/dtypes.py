@@ -42,3 +42,17 @@ def torch_name(dtype: str) -> str:
 def float_format(dtype: str) -> FloatFormat:
     """The format in which numbers of a dtype are read; a quantised matrix is decoded to F32."""
     return FLOATS.get(dtype, FLOATS["F32"])
+
+
+# Levels of 4-bit numbers, by code: bitsandbytes' NF4 (Dettmers et al. 2023, appendix E) and FP4
+# (functional.py), and the E2M1 of the OCP's MX formats and of NVFP4
+NF4 = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
+    -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
+    0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
+    0.7229568362236023, 1.0,
+)  # fmt: skip
+FP4 = tuple(
+    sign * level / 12 for sign in (1, -1) for level in (0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0)
+)
+E2M1 = tuple(sign * level for sign in (1, -1) for level in (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0))

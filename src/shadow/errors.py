@@ -37,6 +37,10 @@ class FileError(ShadowError):
     """A fault of a checkpoint's file. The message has the file's name alone: see `naming`."""
 
 
+class UndecodableError(ShadowError):
+    """A quantised matrix whose numbers break the rules of its format. Others may be fine."""
+
+
 @contextlib.contextmanager
 def naming(checkpoint: str, hint: str | None = None) -> Iterator[None]:
     """Faults of files say whose they are. hint: replaces the file's own, which is for folders."""

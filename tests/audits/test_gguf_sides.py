@@ -76,8 +76,8 @@ SIDES = [("Q8_0", "Q4_0"), ("Q4_0", "Q4_0"), (None, "Q8_0"), ("F16", None), ("BF
 
 @pytest.mark.parametrize("kinds", every(2, SIDES))
 def test_every_norm_is_that_of_the_decoded_matrices(sides, tmp_path, kinds):
-    """Of GGUF beside GGUF and beside safetensors, either way; no figure rests on a grid of floats
-    beside a quantised side.
+    """Of GGUF beside GGUF and beside safetensors, either way; beside a quantised side nothing is
+    counted on a grid of floats.
     """
     tensors, paths = sides
     base, tuned = (
@@ -94,12 +94,16 @@ def test_every_norm_is_that_of_the_decoded_matrices(sides, tmp_path, kinds):
         row = rows.loc[name, "delta"]
         assert row["frobenius_norm"] == pytest.approx(np.linalg.norm(t - b), rel=1e-5)
         assert rows.loc[name, "base"]["dtype"] == (kinds[0] or "BF16")
-    quantised = any((kind or "F").startswith("Q") for kind in kinds)
     delta = rows.xs("delta", level="subject")
-    assert delta["floor_ratio"].isna().all() == quantised
-    assert delta["kept"].isna().all() == quantised
-    if quantised:
-        assert set(delta["kept_reason"]) == {"rounding_unexplained"}
+    assert delta["floor_ratio"].notna().all()
+    if any((kind or "F").startswith("Q") for kind in kinds):  # far above the steps, or unknown
+        floor = delta["floor_ratio"]
+        far = floor >= 10
+        assert np.allclose(delta["kept"][far], 1 - 1 / floor[far] ** 2)
+        assert set(delta["kept_reason"][~far]) <= {"rounding_unexplained"}
+        assert delta["kept_low"].between(0, delta["kept_high"]).all()
+    for side, kind in zip(("base", "tuned"), kinds, strict=True):
+        assert delta[f"levels_{side}"].isna().all() == (kind in ("Q8_0", "Q4_0"))
 
 
 def test_an_audit_of_gguf_files_resumes_and_does_not_depend_on_its_workers(sides, tmp_path):

@@ -217,9 +217,10 @@ def test_whole_numbers_and_packed_weights_are_compared_byte_by_byte(tmp_path):
         f"{stem}.qweight": torch.ones(1, 8, dtype=torch.int32),
         f"{stem}.qzeros": torch.ones(1, 1, dtype=torch.int32),
         f"{stem}.scales": torch.ones(1, 8, dtype=torch.float16),
-        f"{stem}.g_idx": torch.ones(8, dtype=torch.int32),
+        f"{stem}.g_idx": torch.zeros(8, dtype=torch.int32),
     }
-    config = {**models.LLAMA, "quantization_config": {"quant_method": "gptq", "bits": 4}}
+    said = {"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}
+    config = {**models.LLAMA, "quantization_config": said}
     assert same(tmp_path / "3", packed, copied(packed), config).holds is True
     other = copied(packed)
     other[f"{stem}.qweight"][0, 0] = 2

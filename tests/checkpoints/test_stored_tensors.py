@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from shadow.checkpoints import held_files, stored_tensors
-from shadow.checkpoints.held_files import hold
+from shadow.checkpoints.held_files import PIECE, hold, read_so_far
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checkpoints.stored_tensors import stored_tensor
 from shadow.errors import ShadowError
@@ -104,3 +104,29 @@ def test_more_files_are_held_than_a_process_usually_may(tmp_path, whole):
         assert len(held) == 100
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_what_is_read_ahead_is_every_byte_once(tmp_path, monkeypatch):
+    """In pieces that every system takes; a system that refuses is no fault."""
+    path, told = tmp_path / "x", []
+    path.write_bytes(bytes(3 * PIECE))
+    file = hold(path)
+    monkeypatch.setattr(os, "posix_fadvise", lambda *a: told.append(a), raising=False)
+    file.read_ahead(5, 2 * PIECE + 9)
+    assert [size for _, _, size, _ in told] == [PIECE, PIECE, 4]
+    assert [at for _, at, _, _ in told] == [5, 5 + PIECE, 5 + 2 * PIECE]
+
+    def refuse(*_):
+        raise OSError
+
+    monkeypatch.setattr(os, "posix_fadvise", refuse, raising=False)
+    file.read_ahead(0, 10)
+
+
+def test_what_is_read_is_counted(tmp_path, whole):
+    """Bytes and seconds of the whole process, for what `--verbose` says of reading."""
+    before = read_so_far()
+    stored(tmp_path, whole).whole()
+    after = read_so_far()
+    assert after.size - before.size == 4 * whole.numel()
+    assert after.seconds > before.seconds

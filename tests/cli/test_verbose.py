@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from shadow.audits.details import of_time
+from shadow.checkpoints.held_files import Reading
 
 pytest_plugins = "hub_pairs"
 PAIR = ("audit", "demo:base..narrow", "-o")
@@ -96,6 +97,26 @@ def test_shards_of_the_hub_are_downloaded_once_and_then_come_from_the_cache(run,
 
 
 def test_the_share_of_time_is_that_of_all_workers():
-    """Two workers that together computed 3 s in 2 s were busy for 3 of 4."""
-    assert of_time(2.0, 3.0, 2) == "time: 2.0 s to measure; 2 workers busy 75 % of it"
-    assert "busy 0 %" in of_time(0.0, 0.0, 1)
+    """Two workers that together took 3 s in 2 s were busy for 3 of 4; of that they read a tenth."""
+    assert of_time(2.0, 3.0, 2, Reading(600_000_000, 0.3)) == (
+        "time: 2.0 s to measure; 2 workers busy 75 % of it: 10 % of that reading 600.0 MB of files"
+        " at 2.0 GB a second, 90 % computing"
+    )
+    assert "busy 0 %" in of_time(0.0, 0.0, 1, Reading())
+
+
+def test_the_deprecated_precision_is_default_with_one_line_of_warning(shadow, tmp_path):
+    """`fast` was not faster on every processor: the same report, and it says default."""
+    plain, told = shadow(*PAIR, "plain"), shadow(*PAIR, "other", "--precision", "fast")
+    assert told.code == 0
+    assert told.err.splitlines() == [
+        "precision fast is deprecated, as it was not faster everywhere: default is used"
+    ]
+    assert told.out.replace("other/", "plain/") == plain.out
+    one, other = (
+        pd.read_parquet(tmp_path / name / "demo" / "base..narrow" / "matrices.parquet")
+        for name in ("plain", "other")
+    )
+    pd.testing.assert_frame_equal(one, other)
+    again = shadow(*PAIR, "plain", "--precision", "fast")
+    assert "already there" in again.err

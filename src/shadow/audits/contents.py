@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from shadow.audits.runtime import AlignedPair, Settings
-from shadow.audits.schedule import infos_of
+from shadow.audits.schedule import infos_of, named_of
 from shadow.checkpoints.pairing import Filter, Side
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.reports.column_types import Cell
@@ -39,6 +39,7 @@ def summed_with(lined: AlignedPair, settings: Settings) -> Summed:
         for pair in lined.pairs:
             for info in infos_of(side, pair):
                 readers.setdefault(info.shard, pair.key)
+            for info in named_of(side, pair):
                 if info.name not in known:
                     known.add(info.name)
                     sums[pair.key].append((side, info))

@@ -12,6 +12,7 @@ from shadow.audits.outcome import Outcome
 from shadow.audits.plan import Plan
 from shadow.audits.runtime import Settings
 from shadow.audits.schedule import source_of
+from shadow.checkpoints.held_files import Reading
 from shadow.checkpoints.opening import Checkpoint, Found
 from shadow.checkpoints.pairing import MatrixPair, Side, Skipped
 from shadow.checkpoints.sources import ByteRanges, Source, WholeFile
@@ -125,14 +126,18 @@ def _brief(seconds: float) -> str:
     return took(seconds) if seconds >= 1 else f"{1000 * seconds:.0f} ms"
 
 
-def of_time(seconds: float, busy: float, jobs: int) -> str:
-    """How long measuring took, and the share of it that the workers had something to do.
+def of_time(seconds: float, busy: float, jobs: int, read: Reading) -> str:
+    """How long measuring took, the share of it that the workers had something to do, and how much
+    of that was reading files.
 
     busy: seconds of all workers together. The rest is waiting: for a download, or for the last
-    matrix of another worker.
+    matrix of another worker. read: what they read in that time.
     """
     share = min(1.0, busy / (seconds * jobs)) if seconds else 0.0
+    reading = min(1.0, read.seconds / busy) if busy else 0.0
+    rate = f" at {byte_size(round(read.size / read.seconds))} a second" if read.seconds else ""
     return (
         f"time: {took(seconds)} to measure; {counted(jobs, 'worker', 'workers')} busy"
-        f" {100 * share:.0f} % of it"
+        f" {100 * share:.0f} % of it: {100 * reading:.0f} % of that reading {byte_size(read.size)}"
+        f" of files{rate}, {100 * (1 - reading):.0f} % computing"
     )

@@ -52,6 +52,7 @@ from shadow.audits.sides import (
 )
 from shadow.audits.spectrum_cache import SpectrumCache
 from shadow.audits.workers import cost, measure_pairs
+from shadow.checkpoints.held_files import Reading, read_so_far
 from shadow.checkpoints.listing import listings_of
 from shadow.checkpoints.pairing import Filter
 from shadow.checkpoints.sources import Fetching, Source, WholeFile
@@ -411,7 +412,7 @@ def _measure(asked: Asked, lined: AlignedPair, journal: Journal, summed: Summed)
     jobs = runtime.jobs or default_jobs(of_memory, machine, method)
     for line in details.of_plan(plan, lined.skipped, jobs=jobs, cache=runtime.cache):
         runtime.detail(line)
-    clock, busy = _Clock(), 0.0
+    clock, busy, before = _Clock(), 0.0, read_so_far()
     device = open_device(asked.settings.device)
     outcomes = measure_pairs(
         plan.base,
@@ -435,7 +436,9 @@ def _measure(asked: Asked, lined: AlignedPair, journal: Journal, summed: Summed)
                 f" {details.of_outcome(by_key[outcome.key], outcome)}"
             )
             tell()
-    runtime.detail(details.of_time(clock.seconds(), busy, jobs))
+    read = read_so_far()
+    read = Reading(read.size - before.size, read.seconds - before.seconds)
+    runtime.detail(details.of_time(clock.seconds(), busy, jobs, read))
     if kept is not None and kept.there:
         size = byte_size(size_of(kept.folder))
         runtime.say(
@@ -449,7 +452,6 @@ def _measure(asked: Asked, lined: AlignedPair, journal: Journal, summed: Summed)
 COMPUTE_DTYPES = {  # by precision
     "default": "float32 Gram, float64 eigenvalues",
     "exact": "float64 Gram, float64 eigenvalues",
-    "fast": "float32 Gram, float32 eigenvalues",
     "sketch": "float32 products with few vectors, float64 sums",
 }
 

@@ -49,7 +49,7 @@ def perform(
     gives what gets its progress instead of show. Raises ShadowError at once where the request
     cannot be carried out; what goes wrong with a pair comes with its outcome.
     """
-    settings = settings_of(request.measuring)
+    settings = settings_of(request.measuring, say)
     if request.parts is not None and request.parts < 1:
         raise UsageError(f"parts={request.parts}", "1 or more")
     if request.ray is not None:
@@ -111,30 +111,33 @@ def planner(
     request: AuditRequest, say: Callable[[str], None] = tell_nobody
 ) -> Callable[[Pair], PairPlan]:
     """What gives the plan of a pair of a request, from headers alone."""
-    settings, runtime = settings_of(request.measuring), _runtime(request, say)
+    settings, runtime = settings_of(request.measuring, say), _runtime(request, say)
     output = request.output
     if isinstance(output, Store):
         output = work_folder(output)
     return partial(plan_pair, settings=settings, output=output, runtime=runtime)
 
 
-def settings_of(measuring: Measuring) -> Settings:
+def settings_of(measuring: Measuring, say: Callable[[str], None] = tell_nobody) -> Settings:
     """The settings of an audit. Raises UsageError for a word or a number that they do not know."""
-    nulls = measuring.nulls
+    nulls, precision = measuring.nulls, measuring.precision
     _require("precision", measuring.precision, get_args(Precision))
+    if precision == "fast":
+        say("precision fast is deprecated, as it was not faster everywhere: default is used")
+        precision = "default"
     _require("subjects", measuring.subjects, get_args(Subjects))
     _require("optimizer", measuring.optimizer, (None, *get_args(Optimizer)))
     if not 0 <= nulls.draws <= 1000:
         raise UsageError(f"nulls={nulls.draws}", "0 to 1000")
     if nulls.seed < 0:
         raise UsageError(f"seed={nulls.seed}", "0 or more")
-    if measuring.subjects == "none" and (measuring.precision != "default" or nulls.draws):
+    if measuring.subjects == "none" and (precision != "default" or nulls.draws):
         hint = "leave out --precision and --nulls"
         raise UsageError("--norms measures no spectra, which these options are of", hint)
-    if measuring.precision == "sketch" and nulls.draws:
+    if precision == "sketch" and nulls.draws:
         hint = "leave out --nulls, or take --precision default"
         raise UsageError("--nulls needs all singular values, which --precision sketch avoids", hint)
-    method = Method(measuring.precision, nulls.draws, nulls.seed, measuring.subspaces)
+    method = Method(precision, nulls.draws, nulls.seed, measuring.subspaces)
     if measuring.subjects != "all":
         method = replace(method, subspaces=False, subjects=measuring.subjects)
     return Settings(

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from shadow.targets.lists import Selection
 
 Place = str | PathLike[str]
+# fast: a deprecated word for default
 Precision = Literal["default", "exact", "fast", "sketch"]
 Subjects = Literal["all", "delta", "none"]
 Optimizer = Literal["adamw", "sgd", "muon"]

@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 
 from shadow.audits.contents import content_of
 from shadow.audits.outcome import Outcome
-from shadow.audits.schedule import infos_of
+from shadow.audits.schedule import named_of
 from shadow.checkpoints.pairing import MatrixPair, Operand, Side, Skipped
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.places.architecture import Place
@@ -432,7 +432,7 @@ def _rows_of_side(
     """Exactly one row for each tensor of a side, whatever number of matrices it holds."""
     held: defaultdict[str, list[MatrixPair | Skipped]] = defaultdict(list)
     for pair in pairs:
-        for info in infos_of(side, pair):
+        for info in named_of(side, pair):
             held[info.name].append(pair)
     for skip in skipped:
         if skip.side == side:
@@ -454,7 +454,7 @@ def _info_of(side: Side, name: str, holder: MatrixPair | Skipped) -> TensorInfo:
     """A tensor, from a pair or a skip that it is of."""
     if isinstance(holder, Skipped):
         return holder.info
-    return next(info for info in infos_of(side, holder) if info.name == name)
+    return next(info for info in named_of(side, holder) if info.name == name)
 
 
 def _parts_of(

@@ -127,6 +127,12 @@ def infos_of(side: Side, pair: MatrixPair) -> tuple[TensorInfo, ...]:
     return () if operand is None else operand.infos
 
 
+def named_of(side: Side, pair: MatrixPair) -> tuple[TensorInfo, ...]:
+    """Those of them that tables name."""
+    operand = pair.base if side == "base" else pair.tuned
+    return () if operand is None else operand.named
+
+
 def source_of(base: Checkpoint, tuned: Checkpoint, shard: ShardKey) -> Source:
     """Where the bytes of a shard come from."""
     side, name = shard

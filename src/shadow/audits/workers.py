@@ -25,16 +25,18 @@ from threadpoolctl import threadpool_limits
 from shadow.audits.contents import Summed
 from shadow.audits.outcome import Outcome
 from shadow.audits.quantisers import agreement
-from shadow.audits.schedule import Schedule, ShardKey, source_of
+from shadow.audits.schedule import Schedule, ShardKey, infos_of, source_of
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.packed_tensors import DecodedTensor
 from shadow.checkpoints.pairing import MatrixPair, Operand, Side
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checkpoints.sources import Fetching, Source
-from shadow.checkpoints.stored_tensors import StoredTensor
+from shadow.checkpoints.stored_tensors import WHOLE, StoredTensor
 from shadow.dtypes import FLOATS
+from shadow.errors import ShadowError, UndecodableError
 from shadow.places.groups import direction_of
 from shadow.reasons import FROM_ZERO
+from shadow.reports.metadata import SIDES
 from shadow.spectra.delta import (
     Extent,
     Means,
@@ -187,6 +189,7 @@ def _run(
             entered += 1
         while ready and len(computing) < 2 * jobs:
             step, pair = ready.popleft()
+            _read_ahead(pair, base, tuned)
             computing[pool.submit(measure, pair)] = step
         if download is None and not computing:
             return
@@ -200,6 +203,18 @@ def _run(
             step = computing.pop(future)
             yield future.result()
             unfinished[step] -= 1
+
+
+def _read_ahead(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> None:
+    """Let the system read a pair while those before it are measured; what is read anew for every
+    pass, or lies in a stack, is left to its own reading ahead.
+    """
+    for side in SIDES:
+        for info in infos_of(side, pair):
+            if info.end - info.start <= WHOLE:
+                with contextlib.suppress(ShadowError):  # which the worker meets
+                    file, there = source_of(base, tuned, (side, info.shard)).located(info)
+                    file.read_ahead(there.start, there.end)
 
 
 def _largest_first(pairs: Sequence[MatrixPair]) -> list[MatrixPair]:
@@ -293,7 +308,10 @@ def outcome_of(
         offloaded = Offloaded(offload, pair.tuned.info.name)
         grams, made = offloaded, offloaded.made
     try:
-        measured = _measured(pair, base, tuned, method, counted, grams)
+        try:
+            measured = _measured(pair, base, tuned, method, counted, grams)
+        except UndecodableError as error:
+            measured = Outcome(pair.key, "skipped", reason="quantized", detail=error.message)
         checksums = _checksums(summed.get(pair.key, ()), base, tuned)
     finally:  # whatever came of bytes that were written meanwhile, this is what is told
         for source in sources_of(pair, base, tuned):

@@ -74,7 +74,7 @@ STYLES = {
 }  # fmt: skip
 USUAL = ("model.layers.{bid}.", "model.", "layers.{bid}.", "lm_head")
 ODD = re.compile(
-    r"model\.(layers\.layers|transformer|decoder|vision\w*)\.|.*_no_perm$|.*_expert_|.*_attn\.\w+_layernorm$"
+    r"model\.(layers\.layers|transformer|decoder|vision\w*)\.|.*_no_perm$|.*_expert_|.*\.(q|k|query|key)_layernorm$"
 )
 ARCHITECTURE, TOKENIZER = "general.architecture", "tokenizer.ggml."
 TEMPLATE = "tokenizer.chat_template"

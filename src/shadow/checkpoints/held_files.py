@@ -6,9 +6,11 @@ file that is cut short meanwhile kills the process (SIGBUS), and here it is a sh
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import threading
+import time
 import zlib
 from collections import deque
 from collections.abc import Sequence
@@ -20,7 +22,25 @@ from shadow.errors import ShadowError
 
 CAN_READ_FROM = hasattr(os, "preadv")  # a place, and leave that of the file as it is
 BLOCK = 1 << 18  # bytes that are read at once for a checksum: they stay in the caches
+PIECE = 1 << 17  # bytes that every system reads ahead when it is told of them
 WHEN_QUIET = "run the same command again when no program writes to it"
+
+
+@dataclass
+class Reading:
+    """What this process has read of held files, and the time of its threads that it took."""
+
+    size: int = 0  # bytes
+    seconds: float = 0.0
+
+
+_READ, _COUNTING = Reading(), threading.Lock()
+
+
+def read_so_far() -> Reading:
+    """All that was read until now."""
+    with _COUNTING:
+        return Reading(_READ.size, _READ.seconds)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +67,7 @@ class HeldFile:
         Raises ShadowError where the file has no such bytes any more, or they cannot be read.
         """
         width = len(into) // max(1, len(starts))
+        began = time.perf_counter()
         try:
             for number, start in enumerate(starts):
                 run = into[number * width : (number + 1) * width]
@@ -58,6 +79,20 @@ class HeldFile:
                     done += more
         except OSError as error:
             raise self._unreadable(error) from error
+        with _COUNTING:
+            _READ.size += len(into)
+            _READ.seconds += time.perf_counter() - began
+
+    def read_ahead(self, start: int, stop: int) -> None:
+        """Tell the system that the bytes from start to stop are read soon, where it can be told.
+
+        It reads them into its cache meanwhile, and drops them when it needs the memory.
+        """
+        if hasattr(os, "posix_fadvise"):
+            with contextlib.suppress(OSError):
+                for at in range(start, stop, PIECE):
+                    size = min(PIECE, stop - at)
+                    os.posix_fadvise(self.handle, at, size, os.POSIX_FADV_WILLNEED)
 
     def checksum(self, start: int, stop: int) -> str:
         """CRC-32 and Adler-32 of the bytes from start to stop, as 16 hexadecimal digits.

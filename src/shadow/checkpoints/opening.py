@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -19,6 +20,7 @@ from shadow.checkpoints.gguf_files import SUFFIX as GGUF
 from shadow.checkpoints.gguf_files import GgufHeader, chosen_files, gguf_header_of, read_gguf
 from shadow.checkpoints.gguf_models import KIND as GGUF_KIND
 from shadow.checkpoints.gguf_models import model_of
+from shadow.checkpoints.packed_layouts import with_matrices
 from shadow.checkpoints.safetensors_files import (
     TensorInfo,
     has_too_many_values,
@@ -71,6 +73,8 @@ class Checkpoint:
     adapter: Adapter | None = None  # scales the tensors of a LoRA adapter
     parts: tuple[tuple[str, Checkpoint], ...] = ()  # by component, of a base that was put together
     former: str | None = None  # the fingerprint that earlier versions gave a folder
+    # by module: a quantised format that cannot be decoded, and why
+    refused: Mapping[str, str] = field(default_factory=dict)
     # small files that its GGUF file holds inside: config.json, the tokenizer, the chat template
     files: Callable[[], Mapping[str, bytes]] | None = field(default=None, repr=False, compare=False)
 
@@ -82,7 +86,7 @@ class Checkpoint:
             from shadow.checkpoints.gguf_blocks import gguf_tensor
 
             return gguf_tensor(info, self._stored)
-        from shadow.checkpoints.packed_tensors import packed_tensor
+        from shadow.checkpoints.decoders import packed_tensor
 
         return packed_tensor(info, self._stored)
 
@@ -212,6 +216,7 @@ def combine(assembled: Assembled, parts: Sequence[tuple[str, Checkpoint]]) -> Ch
             for part in renamed.values()
         ),
         parts=tuple(renamed.items()),
+        refused={module: why for part in renamed.values() for module, why in part.refused.items()},
     )
 
 
@@ -230,12 +235,17 @@ def sharing(tuned: Checkpoint, base: Checkpoint) -> Checkpoint:
 def _in_folder(folder: str, checkpoint: Checkpoint) -> Checkpoint:
     return replace(
         checkpoint,
-        tensors={
-            name: replace(info, shard=f"{folder}/{info.shard}")
-            for name, info in checkpoint.tensors.items()
-        },
+        tensors={name: _moved(info, folder) for name, info in checkpoint.tensors.items()},
         sources={f"{folder}/{shard}": source for shard, source in checkpoint.sources.items()},
     )
+
+
+def _moved(info: TensorInfo, folder: str) -> TensorInfo:
+    packing = info.packing
+    if packing is not None:
+        raw, *beside = (_moved(one, folder) for one in (packing.raw, *packing.beside))
+        packing = replace(packing, raw=raw, beside=tuple(beside))
+    return replace(info, shard=f"{folder}/{info.shard}", packing=packing)
 
 
 def open_folder(
@@ -315,15 +325,19 @@ def _open_folder(
     fingerprint.add(json.dumps(config, sort_keys=True))
     if weights.adapter:
         fingerprint.add(repr(weights.adapter))
+    tensors, refused = with_matrices(
+        _joined(headers, weights), config, lambda info: _small(sources[info.shard], info)
+    )
     found = Checkpoint(
         reference=reference,
         commit=None,
         fingerprint=fingerprint.now,
         former=fingerprint.former,
         config=config,
-        tensors=_joined(headers, weights),
+        tensors=tensors,
         sources=sources,
         adapter=weights.adapter,
+        refused=refused,
     )
     return _from_inside(found, insides)
 
@@ -404,17 +418,23 @@ def open_located(
     else:
         opened = in_threads(partial(_open_remote, snapshot, say), shards, CONNECTIONS)
     headers, sources, honoured = zip(*opened, strict=True)
+    of_shard = dict(zip(shards, sources, strict=True))
     with naming(snapshot.name, OWNER):
-        tensors = _joined(headers, located.weights)
+        tensors, refused = with_matrices(
+            _joined(headers, located.weights),
+            located.config,
+            lambda info: _small(of_shard[info.shard], info, say),
+        )
     found = Checkpoint(
         reference=snapshot.name,
         commit=snapshot.commit,
         fingerprint=located.fingerprint,
         config=located.config,
         tensors=tensors,
-        sources=dict(zip(shards, sources, strict=True)),
+        sources=of_shard,
         ranges=not located.weights.pickled and all(honoured),
         adapter=located.weights.adapter,
+        refused=refused,
     )
     with naming(snapshot.name, OWNER):
         return _from_inside(found, [inside for inside, *_ in insides])
@@ -467,6 +487,27 @@ def _open_gguf(
         else:
             header = read_gguf(read, file.size, shard)
     return header, WholeFile(snapshot, file, digest_of(header.digest)), honoured
+
+
+def _small(source: Source, info: TensorInfo, say: Say = lambda line: None) -> bytes:
+    """The bytes of a small tensor of a shard that need not be here."""
+    if isinstance(source, WholeFile) and source.path is None:
+        from shadow.checkpoints.hub import cached, copy_range
+        from shadow.checkpoints.hub_faults import RangeIgnoredError
+
+        path = cached(source.snapshot, source.file)
+        if path is None:
+            content = bytearray()
+            with contextlib.suppress(RangeIgnoredError):
+                copy_range(
+                    source.snapshot, source.file, info.start, info.end, content.extend, say=say
+                )
+            return bytes(content)
+        source = LocalFile(path)
+    file, there = source.located(info)
+    content = bytearray(there.end - there.start)
+    file.read(there.start, memoryview(content))
+    return bytes(content)
 
 
 def _open_pickled(

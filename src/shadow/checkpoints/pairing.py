@@ -71,6 +71,14 @@ class Operand:
         infos = (self.info,) if packing is None else (self.info, *packing.beside)
         return infos if self.factor is None else (*infos, self.factor.info)
 
+    @property
+    def named(self) -> tuple[TensorInfo, ...]:
+        """Those that tables name. What is packed has its scales as a part of it; the scales of
+        8-bit floats are tensors of their own.
+        """
+        hides = self.info.packing is not None and self.info.dtype not in FLOATS
+        return (self.info,) if hides else self.infos
+
 
 @dataclass(frozen=True, slots=True)
 class MatrixPair:
@@ -166,7 +174,7 @@ def pair_checkpoints(
             why = "the adapter leaves it as it is"
             skipped += [
                 Skipped("base", info, place, reason=None, detail=why, status="identical")
-                for info in operand.infos
+                for info in operand.named
             ]
         else:
             skipped += _skips("base", operand, place, reason="only_in_base")
@@ -270,7 +278,7 @@ def _skips(
     """The tensors of one side at a place; none of an embedding that is the other side's head."""
     if operand.part.place != place:
         return []
-    return [Skipped(side, info, place, reason=reason, detail=detail) for info in operand.infos]
+    return [Skipped(side, info, place, reason=reason, detail=detail) for info in operand.named]
 
 
 def _is_matrix(operand: Operand) -> bool:
@@ -326,7 +334,7 @@ def _operands(
     """Usable matrices and vectors of one side by place, and the tensors that are not, with why."""
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
     parts = place_tensors(shapes, config)
-    packed = packed_modules(checkpoint.tensors, config)
+    packed = {**packed_modules(checkpoint.tensors, config), **checkpoint.refused}
     block = _scale_block(config)
     scales = {
         name: found

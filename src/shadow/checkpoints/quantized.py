@@ -1,13 +1,15 @@
 """Modules whose weights are packed integers: found by names beside them, dtype and config.json.
 
-Their singular values would be those of the packing, so none of their tensors is ever measured. The
-formats are data (`packed` in `registry/names.yaml`).
+The singular values of packed integers would be those of the packing, so their tensors are never
+measured as they are. `packed_layouts` makes matrices of those that can be decoded. The formats are
+data (`packed` in `registry/names.yaml`).
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.dtypes import INTEGERS
@@ -64,16 +66,36 @@ def packed_modules(
 
 def _said_format(config: Mapping[str, object]) -> str | None:
     """What the config calls its quantisation, in known words; MLX writes no method."""
-    rules = name_rules()
-    facts = Facts(config)
-    for section in (config, facts.section("language")):
-        for key in rules.quantization_keys:
-            said = section.get(key)
-            if not isinstance(said, dict):
-                continue
-            method = said.get("quant_method")
-            if isinstance(method, str):
-                return rules.quantization_methods.get(method, "a format that config.json names")
-            if method is None and type(said.get("bits")) is int:
-                return "MLX"
+    for said in _settings(config):
+        method = said.get("quant_method")
+        if isinstance(method, str):
+            methods = name_rules().quantization_methods
+            return methods.get(method, "a format that config.json names")
+        if method is None and type(said.get("bits")) is int:
+            return "MLX"
     return None
+
+
+def said_settings(config: Mapping[str, object], module: str) -> Mapping[str, object]:
+    """What the config says of its quantisation; MLX may say other things of one module."""
+    for said in _settings(config):
+        of_module = said.get(module)
+        return {**said, **of_module} if isinstance(of_module, dict) else said
+    return {}
+
+
+def _settings(config: Mapping[str, object]) -> Iterator[dict[str, object]]:
+    for section in (config, Facts(config).section("language")):
+        for key in name_rules().quantization_keys:
+            said = section.get(key)
+            if isinstance(said, dict):
+                yield said
+
+
+def quant_state(raw: bytes) -> dict[str, object]:
+    """What bitsandbytes says of a 4-bit matrix in a tensor of JSON; empty where it is none."""
+    try:
+        said = json.loads(raw)
+    except (ValueError, RecursionError):
+        return {}
+    return said if isinstance(said, dict) else {}

@@ -20,10 +20,10 @@ from shadow.checkpoints.held_files import HeldFile
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.dtypes import torch_name
 
-# Bytes up to which a tensor is read once and kept: the largest matrices of models of 8B parameters.
+# Bytes up to which a tensor is read once and kept: the matrices inside layers up to 14B parameters.
 # Reading a matrix anew for every pass takes 0.2 s a GB where its parts are whole rows, and 0.4 s
 # where they are columns (benchmarks/reading.py).
-WHOLE = 128 << 20
+WHOLE = 136 << 20
 # bytes that are read at once of a larger one whose columns are asked for: in narrower stripes each
 # request brings less than it costs
 STRIPE = 32 << 20

@@ -88,7 +88,7 @@ class Provenance:
     relation: str | None
     """`tuned` where the second was trained from the first, `sibling` where neither was."""
     precision: str
-    """How spectra were computed: default, exact or fast; sketch: estimated."""
+    """How spectra were computed: default or exact; sketch: estimated; fast in older reports."""
     nulls: int | None
     """How many sign flips of each delta were drawn, 0 or more."""
     seed: int | None

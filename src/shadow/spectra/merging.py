@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shadow.dtypes import FloatFormat, float_format
+from shadow.dtypes import FP4, NF4, FloatFormat, float_format
 from shadow.spectra.entries import INTEGERS
 from shadow.spectra.lazy import Matrix, torch_dtype
 
@@ -27,17 +27,7 @@ EXPONENT = 0x7FF << 52  # the bits of a float64 that are its power of two
 SCALES = (0.0, 0.5, 1.0, 2.0)  # of the claimed one, which are tried
 QUANTISED = ("NF4", "FP4", "INT8")
 BLOCK = 64  # entries that share one scale in bitsandbytes' 4-bit formats
-# bitsandbytes' levels (Dettmers et al. 2023, appendix E; functional.py)
-NF4 = (
-    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
-    -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
-    0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
-    0.7229568362236023, 1.0,
-)  # fmt: skip
-FP4 = (
-    -1.0, -0.6666666667, -0.5, -0.3333333333, -0.25, -0.1666666667, -0.005208333333, 0.0,
-    0.005208333333, 0.1666666667, 0.25, 0.3333333333, 0.5, 0.6666666667, 1.0,
-)  # fmt: skip
+LEVELS = {"NF4": NF4, "FP4": sorted(set(FP4))}  # ascending
 
 
 @dataclass(frozen=True)
@@ -293,7 +283,7 @@ def quantised(matrix: Tensor, name: str) -> Tensor | None:
         return torch.round(matrix / scale).nan_to_num_() * scale
     if matrix.shape[1] % BLOCK:
         return None
-    levels = torch.tensor(NF4 if name == "NF4" else FP4, dtype=torch.float64)
+    levels = torch.tensor(LEVELS[name], dtype=torch.float64)
     blocks = matrix.reshape(-1, BLOCK)
     scale = blocks.abs().amax(1, keepdim=True)
     middles = (levels[1:] + levels[:-1]) / 2

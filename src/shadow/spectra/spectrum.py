@@ -41,15 +41,14 @@ SMALL_BLOCK = 1 << 19
 # blocks. Its columns at most: a sum of so many squares in float32 is right to 1e-6.
 TILE = 1 << 18
 WIDEST = 1 << 13
-PANEL = 192  # columns that are mirrored at once
 # Up to this side OpenBLAS finds eigenvalues faster than MKL on processors other than Intel's: 0.6
-# of the time at 896, 0.85 at 2048, 1.4 at 3072. In float32 it does not. With vectors OpenBLAS is
-# taken up to this side on any processor: they come with all eigenvalues from one tridiagonal form.
-# Above it MKL's eigenvalues and Lanczos for the vectors take less, even where the spectrum is flat
-# (500 products for 64 vectors; 200 where it decays). On a Xeon, where MKL's eigenvalues take half
-# of OpenBLAS's time at 2048, Lanczos for 64 vectors takes the gain away unless the spectrum decays
-# fast (benchmarks/README.md).
+# of the time at 896, 0.85 at 2048, 1.4 at 3072. With vectors they come with all eigenvalues from
+# one tridiagonal form. Above it MKL's eigenvalues and Lanczos for the vectors take less, even where
+# the spectrum is flat (800 products for 64 vectors; 200 where it decays).
 OPENBLAS_SIDE = 2048
+# The same with vectors on Intel's processors, where MKL's eigenvalues take half of OpenBLAS's time
+# at 1536 and 2048, and Lanczos as long again where the spectrum is flat (benchmarks/README.md).
+OPENBLAS_SIDE_AT_HOME = 1536
 KRYLOV = 2.5  # dimension of the Krylov space for each vector; 4 and 6 took as long or longer
 # Residual of an eigenvector in units of its eigenvalue, and how well Lanczos must find the
 # eigenvalues that are known, in units of the largest: otherwise it has missed some. By the
@@ -60,14 +59,14 @@ SAME_EIGENVALUE = {torch.float32: 1e-5, torch.float64: 1e-10}
 # Singular values below this share of the largest are not resolved: the rounding of the Gram
 # (float32 or float64 accumulation) and of its eigenvalues, measured on planted spectra in
 # tests/spectra/test_spectrum.py.
-FLOOR: dict[Precision, float] = {"default": 3e-4, "exact": 1e-7, "fast": 1e-3}  # none of a sketch
+FLOOR: dict[Precision, float] = {"default": 3e-4, "exact": 1e-7}  # none of a sketch
 # more of the singular values below the floor than this, and the matrix is redone in `exact`
 UNRESOLVED_SHARE = 0.01
 # Rounding of the Gram's sums, and how far it may move the effective rank (relative) before the
 # matrix is redone in `exact`. Most of it where a few large values stand over many that are near the
 # floor: 1e-3 to 7e-3 was measured there.
-UNIT: dict[Precision, float] = {"default": 2.0**-24, "exact": 2.0**-53, "fast": 2.0**-24}
-RANK_ERROR: dict[Precision, float] = {"default": 2.6e-4, "exact": math.inf, "fast": 2e-3}
+UNIT: dict[Precision, float] = {"default": 2.0**-24, "exact": 2.0**-53}
+RANK_ERROR: dict[Precision, float] = {"default": 2.6e-4, "exact": math.inf}
 # up to this short side `exact` costs under 2 ms more than `default`, so it is always taken
 EXACT_SIDE = 256
 
@@ -283,8 +282,9 @@ def gram(matrix_blocks: Iterator[Tensor], side: int, wide: bool, dtype: torch.dt
 
 @cache
 def blas() -> dict[str, Routine] | None:
-    """BLAS's `?syrk` and `?symm`; None where SciPy's BLAS has other integers than C's int."""
-    return routines(cython_blas, {"ssyrk": 10, "dsyrk": 10, "ssymm": 12, "dsymm": 12})
+    """BLAS's `?syrk`, `?symm` and `?symv`; None where SciPy's BLAS has other integers than C's."""
+    counts = {"syrk": 10, "symm": 12, "symv": 10}
+    return routines(cython_blas, {f"{x}{name}": n for name, n in counts.items() for x in "sd"})
 
 
 LETTER = {np.dtype(np.float32): "s", np.dtype(np.float64): "d"}  # of a routine's name
@@ -327,64 +327,62 @@ def symmetric_product(lower: Tensor, few: NDArray[np.floating]) -> NDArray[np.fl
 
 
 def eigenvalues(lower: Tensor) -> NDArray[np.float64]:
-    """Eigenvalues, ascending, of the symmetric matrix with this lower triangle, overwritten."""
-    if mkl_is_at_home() or len(lower) > OPENBLAS_SIDE or lower.dtype == torch.float32:
-        return np.asarray(torch.linalg.eigvalsh(lower, UPLO="L").numpy(), dtype=np.float64)
+    """Eigenvalues, ascending, of the float64 matrix with this lower triangle, overwritten."""
+    if mkl_is_at_home() or len(lower) > OPENBLAS_SIDE:
+        return np.asarray(torch.linalg.eigvalsh(lower, UPLO="L").numpy())
     return eigensystem(lower.numpy(), 0)[0]
 
 
-def with_vectors(
-    lower: Tensor, count: int, solved: torch.dtype
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def with_vectors(lower: Tensor, count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Eigenvalues, ascending, and the (side, count) eigenvectors of the largest, the largest first.
 
-    lower: the lower triangle of a symmetric matrix; it is overwritten. solved: what the eigenvalues
-    are computed in above OPENBLAS_SIDE; below it, it is float64.
+    lower: the lower triangle of a symmetric matrix; it is overwritten.
     """
-    if len(lower) <= OPENBLAS_SIDE:
+    largest = OPENBLAS_SIDE_AT_HOME if mkl_is_at_home() else OPENBLAS_SIDE
+    routine = blas()
+    if len(lower) <= largest or routine is None:
         return eigensystem(lower.double().numpy(), count)
-    values = eigenvalues(lower.to(solved))
-    return values, _leading(_mirrored(lower), values, count)
+    values = eigenvalues(lower.double())
+    return values, _leading(routine, lower, values, count)
 
 
-def _mirrored(lower: Tensor) -> Tensor:
-    """A symmetric matrix whose lower triangle is given, written in its place."""
-    for start in range(0, len(lower), PANEL):
-        corner = lower[start : start + PANEL, start : start + PANEL]
-        corner.copy_(corner.tril() + corner.tril(-1).T)
-        lower[start : start + PANEL, start + PANEL :] = lower[
-            start + PANEL :, start : start + PANEL
-        ].T
-    return lower
-
-
-def _leading(whole: Tensor, values: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+def _leading(
+    routine: Mapping[str, Routine], lower: Tensor, values: NDArray[np.float64], count: int
+) -> NDArray[np.float64]:
     """The leading eigenvectors (side, count) by restarted Lanczos, checked against all values.
 
-    Products with a float32 matrix are in float32: their rounding turns the vectors no more than
-    that of the Gram matrix has done. Lanczos can miss a copy of a multiple eigenvalue, or not
-    converge: then the matrix, which is overwritten, is reduced to tridiagonal form.
+    Each product reads half of the matrix, as it waits for memory: 0.55 to 0.6 of the time of one
+    with the whole. Products with a float32 matrix are in float32: their rounding turns the vectors
+    no more than that of the Gram matrix has done. Lanczos can miss a copy of a multiple eigenvalue,
+    or not converge: then the matrix is reduced to tridiagonal form.
     """
     # imported here: most audits have no side that large, and the import takes 20 ms
     from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 
-    matrix = whole.numpy()
-    product = LinearOperator(
-        matrix.shape, matvec=lambda x: matrix @ x.astype(matrix.dtype), dtype=np.float64
-    )
-    start = np.random.default_rng(0).standard_normal(len(matrix))
-    krylov = min(len(matrix), int(KRYLOV * count) + 1)
+    matrix, side = lower.numpy(), len(lower)
+    symv = routine[f"{LETTER[matrix.dtype]}symv"]
+    one, zero, out = matrix.dtype.type(1.0), matrix.dtype.type(0.0), np.empty(side, matrix.dtype)
+
+    def times(x: NDArray[np.float64]) -> NDArray[np.float64]:
+        narrow = np.ascontiguousarray(x.reshape(-1), dtype=matrix.dtype)
+        # as in `_add_product`, the lower triangle is the upper one there
+        symv(b"U", side, one, matrix, side, narrow, 1, zero, out, 1)
+        return out.astype(np.float64)
+
+    product = LinearOperator(matrix.shape, matvec=times, dtype=np.float64)
+    start = np.random.default_rng(0).standard_normal(side)
+    krylov = min(side, int(KRYLOV * count) + 1)
     # Vectors to go on with where the space is full.
     again = {"rng": 0} if "rng" in signature(eigsh).parameters else {}
     try:
         largest, vectors = eigsh(
-            product, count, v0=start, ncv=krylov, tol=LANCZOS_TOLERANCE[whole.dtype], **again
+            product, count, v0=start, ncv=krylov, tol=LANCZOS_TOLERANCE[lower.dtype], **again
         )
-        if np.abs(largest - values[-count:]).max() <= SAME_EIGENVALUE[whole.dtype] * values[-1]:
+        if np.abs(largest - values[-count:]).max() <= SAME_EIGENVALUE[lower.dtype] * values[-1]:
             return np.ascontiguousarray(vectors[:, ::-1])
     except ArpackError:
         pass
-    return eigensystem(whole.double().numpy(), count)[1]
+    return eigensystem(lower.double().numpy(), count)[1]
 
 
 Read = Callable[[torch.dtype], Iterator[Tensor]]
@@ -497,14 +495,13 @@ def gram_singular_values(
 ) -> tuple[NDArray[np.float64], float, NDArray[np.float64] | None, bool]:
     """Singular values, descending, their floor, leading vectors of the short side, and moved."""
     dtype = torch.float64 if precision == "exact" else torch.float32
-    solved = torch.float32 if precision == "fast" else torch.float64
 
     def solve(lower: Tensor) -> Eigen:
         if look is not None:
             look(lower)
         if vectors:
-            return with_vectors(lower, vectors, solved)
-        return eigenvalues(lower.to(solved)), None
+            return with_vectors(lower, vectors)
+        return eigenvalues(lower.double()), None
 
     (squares, leading), moved = grams.solved(read, shape, norm, dtype, solve)
     values = np.sqrt(np.maximum(squares, 0.0))[::-1].copy()

@@ -160,9 +160,7 @@ def _casts(tensors: Columns, deltas: Columns) -> Casts | None:
         of_base=int(are(tuned["cast"], "base").sum()),
         beside=len(others),
         rows=rows,
-        formats=tuple(
-            sorted({one for pair in pairs if pair for one in pair.split("/")} - FLOATS.keys())
-        ),
+        formats=sorted({one for pair in pairs if pair for one in pair.split("/")} - FLOATS.keys()),
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from functools import cache
 from types import NoneType, UnionType
 from typing import (
@@ -418,7 +418,7 @@ class Casts:
     """Tensors that changed by more, vectors among them."""
     rows: list[ChangedRow]
     """Those that changed by more."""
-    formats: tuple[str, ...] = ()
+    formats: list[str] = field(default_factory=list)
     """The quantised formats of matrices that changed."""
 
 

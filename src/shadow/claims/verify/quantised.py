@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from shadow.claims.answer import Answer, Claim, Figure
-from shadow.claims.verify.scanned import Apart
+from shadow.claims.verify.scanned import Apart, apart_in_words, not_compared, some_tensors
 from shadow.claims.verify.verification import Against, largest_first
 from shadow.quantities import share
 from shadow.spectra.levels import is_beyond
@@ -154,8 +154,7 @@ def quantised(found: QuantisedCopy) -> tuple[Answer, tuple[Against, ...], tuple[
     texts = []
     if changed := [one for one in beyond if not one.calibration]:
         texts.append(_more(found.tensors, changed))
-    if found.lone:
-        texts.append(f"{counted(len(found.lone), 'tensor', 'tensors')} on one side only")
+    texts += apart_in_words(found.lone, "on one side only")
     if texts:
         reason = "; ".join(texts)
         return Answer("quantised", "does_not_hold", reason, figures), largest_first(against), notes
@@ -164,15 +163,14 @@ def quantised(found: QuantisedCopy) -> tuple[Answer, tuple[Against, ...], tuple[
     if calibrated:
         names = " and ".join(sorted({one.calibration or "" for one in calibrated}))
         texts.append(
-            f"{_of(calibrated, found.tensors)} look calibrated ({names}): their error is more than"
-            " rounding makes, and what it should be is not known"
+            f"{some_tensors(calibrated, found.tensors)} look calibrated ({names}): their error is"
+            " more than rounding makes, and what it should be is not known"
         )
     if unknown:
         formats = several(sorted({one.format for one in unknown}), 4)
         texts.append(f"it is not known what error {formats} makes of an original")
     if found.unread:
-        tensors = counted(len(found.unread), "tensor is", "tensors are")
-        texts.append(f"{tensors} not compared: {found.unread[0].what}")
+        texts.append(not_compared(found.unread))
     if not any(one.is_known and not one.is_float for one in found.tensors) and not texts:
         texts.append("no tensor of the copy is quantised")
     if texts:
@@ -218,15 +216,11 @@ def _formats(tensors: Sequence[Quantised]) -> str:
     return ", ".join(f"{len(those)} {name}" for name, those in _by_format(tensors))
 
 
-def _of(some: Sequence[Quantised], tensors: Sequence[Quantised]) -> str:
-    return f"{len(some):,} of {counted(len(tensors), 'tensor', 'tensors')}"
-
-
 def _more(tensors: Sequence[Quantised], beyond: Sequence[Quantised]) -> str:
     """How many tensors are more than their format makes, and by how much."""
     stepped = [one for one in beyond if one.made and one.finite]
     verb = "is" if len(beyond) == 1 else "are"
-    text = f"{_of(beyond, tensors)} {verb} more than the format makes of the original"
+    text = f"{some_tensors(beyond, tensors)} {verb} more than the format makes of the original"
     if made := math.fsum(one.made or 0.0 for one in stepped):
         ratio = math.sqrt(math.fsum(one.error for one in stepped) / made)
         text += f": error {ratio:.3g} times what it makes"
@@ -288,7 +282,7 @@ def _notes(tensors: Sequence[Quantised]) -> list[str]:
         notes.append(text)
     if weighed := [one for one in tensors if one.is_weighed]:
         notes.append(
-            f"scales of {_of(weighed, tensors)} are those of an importance matrix, or of another"
-            " quantiser"
+            f"scales of {some_tensors(weighed, tensors)} are those of an importance matrix, or of"
+            " another quantiser"
         )
     return notes

@@ -1,0 +1,372 @@
+"""Quantised matrices are decoded to the numbers that the library of their format makes of them."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from shadow.checkpoints.decoders import bits_of, packed_tensor
+from shadow.checkpoints.safetensors_files import Packing, TensorInfo
+from shadow.errors import UndecodableError
+
+NAME = "model.layers.0.mlp.up_proj"
+GENERATOR = torch.Generator()
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    GENERATOR.manual_seed(0)
+
+
+class Piece:
+    """A tensor in memory that is asked for as one of a file is."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+        self.dtype = tensor.dtype
+        self.shape = tensor.shape
+
+    def whole(self):
+        return self.tensor
+
+    def seen(self, rearrange):
+        return Piece(rearrange(self.tensor))
+
+    def __getitem__(self, index):
+        return self.tensor[index]
+
+
+def packed(kind, pieces, shape, facts=(), dtype="F32", strides=None):
+    """A packed tensor of pieces in memory: the first is its raw one."""
+    infos = [TensorInfo(piece, "F32", tuple(t.shape), "s", 0, 0) for piece, t in pieces.items()]
+    packing = Packing(kind, raw=infos[0], beside=tuple(infos[1:]), facts=facts)
+    name = f"{NAME}.weight"
+    info = TensorInfo(name, dtype, shape, "s", 0, 0, strides=strides, packing=packing)
+    return packed_tensor(info, lambda one: Piece(pieces[one.name]))
+
+
+def of(pieces):
+    return {f"{NAME}.{piece}": tensor for piece, tensor in pieces.items()}
+
+
+def weights(rows, cols):
+    return torch.randn(rows, cols, generator=GENERATOR) * 0.02
+
+
+def same(matrix, truth):
+    """All of it, and any part of it, has the same bits."""
+    assert torch.equal(matrix.whole(), truth)
+    rows, cols = truth.shape
+    for part in (
+        (slice(0, rows), slice(None)),
+        (slice(1, rows - 1), slice(cols // 3, cols)),
+        (slice(rows // 2, rows // 2 + 1), slice(0, cols // 2 + 1)),
+    ):
+        assert torch.equal(matrix._made(matrix._view[part], matrix._decoder.values), truth[part])
+    every_second = matrix.seen(lambda tensor: tensor.view(rows // 2, 2, cols)[:, 1])
+    assert torch.equal(every_second.whole(), truth[1::2])
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.uint32])
+def test_a_stream_of_bits(bits, dtype):
+    """Number i has the bits from i times bits of a stream, of which a word has the lowest first."""
+    raw = torch.randint(0, 256, (3, 840), generator=GENERATOR, dtype=torch.uint8)
+    found = bits_of(raw.view(dtype), bits)
+    for row, line in zip(raw.tolist(), found.tolist(), strict=True):
+        stream = int.from_bytes(bytes(row), "little")
+        assert line == [(stream >> (i * bits)) % (1 << bits) for i in range(840 * 8 // bits)]
+
+
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize(("shape", "block"), [((64, 256), 64), ((10, 96), 64), ((6, 34), 128)])
+@pytest.mark.parametrize("storage", [torch.uint8, torch.bfloat16])
+def test_bitsandbytes_in_4_bits(kind, nested, shape, block, storage):
+    """Blocks run on from row to row; scales may be quantised too; bytes may be kept as floats."""
+    functional = pytest.importorskip("bitsandbytes.functional")
+    quantised, state = functional.quantize_4bit(
+        weights(*shape),
+        blocksize=block,
+        compress_statistics=nested,
+        quant_type=kind,
+        quant_storage=storage,
+    )
+    if shape[1] % block:  # the kernel for AVX-512 of bitsandbytes 0.50 takes wrong scales here
+        scales = state.absmax
+        if nested:
+            scales = functional.dequantize_blockwise(scales, state.state2) + state.offset
+        raw = quantised.view(torch.uint8).flatten()
+        levels = state.code[torch.stack([raw >> 4, raw & 15], dim=1).flatten().int()]
+        truth = (levels * scales.repeat_interleave(block)[: levels.numel()]).view(shape)
+    else:
+        truth = functional.dequantize_4bit(quantised, state)
+    pieces = {"weight": quantised}
+    pieces |= {f"weight.{name}": one for name, one in state.as_dict(packed=True).items()}
+    matrix = packed("bitsandbytes-4bit", of(pieces), shape, (block,), kind.upper())
+    same(matrix, truth)
+    assert matrix.steps((slice(None),)) is None
+
+
+def test_bitsandbytes_in_8_bits():
+    """Each row has a scale."""
+    functional = pytest.importorskip("bitsandbytes.functional")
+    quantised, scales, _ = functional.int8_vectorwise_quant(weights(12, 40).half())
+    truth = torch.ops.bitsandbytes.int8_vectorwise_dequant(quantised, scales)
+    layout = torch.tensor(0, dtype=torch.uint8)
+    pieces = {"weight": quantised, "SCB": scales, "weight_format": layout}
+    matrix = packed("bitsandbytes-8bit", of(pieces), (12, 40))
+    same(matrix, truth)
+    steps = matrix.steps((slice(None),))
+    assert torch.allclose(truth / steps, quantised.float())
+    pieces["weight_format"] += 1
+    with pytest.raises(UndecodableError, match="weight_format"):
+        packed("bitsandbytes-8bit", of(pieces), (12, 40))
+
+
+def gptq_stream(numbers, bits):
+    """(numbers, columns) -> words along the first dimension, as AutoGPTQ's `pack` writes them."""
+    count, columns = numbers.shape
+    words = np.zeros((count * bits // 32, columns), np.uint32)
+    for column in range(columns):
+        stream = sum(int(number) << (i * bits) for i, number in enumerate(numbers[:, column]))
+        words[:, column] = [(stream >> (32 * i)) & 0xFFFFFFFF for i in range(len(words))]
+    return torch.from_numpy(words.view(np.int32))
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("added", [0, 1])
+def test_gptq(bits, ordered, added):
+    """s[g] (q - z[g] - 1), or without the 1 in version 2, with the group g of each column: AutoGPTQ
+    (qlinear_cuda.py), entry by entry."""
+    rows, cols, group = 32, 96, 32
+    number = np.random.default_rng(0)
+    q = number.integers(0, 1 << bits, (cols, rows))
+    z = number.integers(0, 1 << bits, (cols // group, rows))
+    scales = torch.rand(cols // group, rows, generator=GENERATOR).half()
+    g_idx = np.arange(cols) // group if ordered else number.integers(0, cols // group, cols)
+    truth = torch.empty(rows, cols)
+    for row in range(rows):
+        for col in range(cols):
+            g = g_idx[col]
+            truth[row, col] = scales[g, row].float() * float(q[col, row] - (z[g, row] + added))
+    pieces = {
+        "qweight": gptq_stream(q, bits),
+        "qzeros": gptq_stream(z.T, bits).T.contiguous(),
+        "scales": scales,
+        "g_idx": torch.from_numpy(g_idx).int(),
+    }
+    matrix = packed("gptq", of(pieces), (rows, cols), (bits, added, group))
+    same(matrix, truth)
+    assert torch.equal(matrix.steps((slice(None),)), scales.float()[g_idx].T)
+    if ordered:
+        del pieces["g_idx"]
+        same(packed("gptq", of(pieces), (rows, cols), (bits, added, group)), truth)
+    pieces["g_idx"] = torch.full((cols,), cols // group, dtype=torch.int32)
+    with pytest.raises(UndecodableError, match="groups that are not there"):
+        packed("gptq", of(pieces), (rows, cols), (bits, added, group))
+
+
+def awq_words(numbers):
+    """(lines, outputs) -> words of eight outputs, in the order 0 2 4 6 1 3 5 7 (awq's gemm.py)."""
+    words = np.zeros((numbers.shape[0], numbers.shape[1] // 8), np.uint32)
+    for nibble, output in enumerate((0, 2, 4, 6, 1, 3, 5, 7)):
+        words |= numbers[:, output::8].astype(np.uint32) << np.uint32(4 * nibble)
+    return torch.from_numpy(words.view(np.int32))
+
+
+def test_awq():
+    """s (q - z), eight outputs interleaved in a word: AutoAWQ, entry by entry."""
+    rows, cols, group = 24, 64, 32
+    number = np.random.default_rng(0)
+    q, z = number.integers(0, 16, (cols, rows)), number.integers(0, 16, (cols // group, rows))
+    scales = torch.rand(cols // group, rows, generator=GENERATOR).half()
+    truth = torch.empty(rows, cols)
+    for row in range(rows):
+        for col in range(cols):
+            g = col // group
+            truth[row, col] = float(q[col, row] - z[g, row]) * scales[g, row].float()
+    pieces = {"qweight": awq_words(q), "qzeros": awq_words(z), "scales": scales}
+    matrix = packed("awq", of(pieces), (rows, cols), (group,))
+    same(matrix, truth)
+    assert torch.equal(matrix.steps((slice(None),)), scales.float().T.repeat_interleave(group, 1))
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("group", [32, None])
+@pytest.mark.parametrize("cols", [96, 40])
+def test_compressed_tensors_packed(bits, symmetric, group, cols):
+    """Whole numbers in words, with a scale for each group of a row, or for a row."""
+    compressors = pytest.importorskip("compressed_tensors.compressors")
+    schemes = pytest.importorskip("compressed_tensors.quantization")
+    if group and cols % group:
+        pytest.skip("groups fill their rows")
+    args = schemes.QuantizationArgs(
+        num_bits=bits,
+        symmetric=symmetric,
+        strategy="group" if group else "channel",
+        group_size=group,
+    )
+    scheme = schemes.QuantizationScheme(targets=["Linear"], weights=args)
+    matrix, groups, rows = weights(24, cols), cols // group if group else 1, 24
+    scales = (0.001 + 0.01 * torch.rand(rows, groups, generator=GENERATOR)).bfloat16()
+    zeros = torch.zeros(rows, groups, dtype=torch.int8)
+    if not symmetric:
+        zeros = torch.randint(-(1 << bits - 1), 1 << bits - 1, (rows, groups)).to(torch.int8)
+    state = {"weight": matrix, "weight_scale": scales.float(), "weight_zero_point": zeros}
+    made = compressors.PackedQuantizationCompressor.compress(state, scheme)
+    truth = compressors.PackedQuantizationCompressor.decompress(made, scheme)["weight"]
+    pieces = {"weight_packed": made.pop("weight_packed"), **made}
+    found = packed("pack-quantized", of(pieces), (rows, cols), (bits, group or cols))
+    same(found, truth)
+    steps = found.steps((slice(None),)).expand(rows, cols)
+    assert torch.equal(steps, scales.float().repeat_interleave(cols // groups, 1))
+
+
+def test_compressed_tensors_with_an_order_of_groups():
+    """weight_g_idx has the group of each column, and none that is not there."""
+    q = torch.randint(0, 256, (4, 16), dtype=torch.uint8, generator=GENERATOR)
+    scales = torch.rand(4, 2, generator=GENERATOR)
+    groups = torch.randint(0, 2, (16,), generator=GENERATOR)
+    pieces = {
+        "weight_packed": q.view(torch.int32),
+        "weight_scale": scales,
+        "weight_shape": torch.tensor([4, 16]),
+        "weight_g_idx": groups,
+    }
+    same(packed("pack-quantized", of(pieces), (4, 16), (8, 8)), (q - 128.0) * scales[:, groups])
+    with pytest.raises(UndecodableError, match="groups that are not there"):
+        packed("pack-quantized", of({**pieces, "weight_g_idx": groups - 1}), (4, 16), (8, 8))
+    with pytest.raises(UndecodableError, match="weight_shape"):
+        packed("pack-quantized", of({**pieces, "weight_shape": q[0, :2].long()}), (4, 16), (8, 8))
+
+
+@pytest.mark.parametrize("kind", ["int", "float"])
+@pytest.mark.parametrize("strategy", ["tensor", "channel", "group", "block"])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_compressed_tensors_in_8_bits(kind, strategy, symmetric):
+    """8-bit integers or floats, with one scale for all, or for rows, groups of them or blocks."""
+    compressors = pytest.importorskip("compressed_tensors.compressors")
+    schemes = pytest.importorskip("compressed_tensors.quantization")
+    if kind == "float" and not symmetric:
+        pytest.skip("floats have no zero point")
+    shape, block = {
+        "tensor": ((1,), (24, 64)), "channel": ((24, 1), (1, 64)),
+        "group": ((24, 4), (1, 16)), "block": ((3, 2), (8, 32)),
+    }[strategy]  # fmt: skip
+    args = schemes.QuantizationArgs(
+        num_bits=8,
+        type=kind,
+        symmetric=symmetric,
+        strategy=strategy,
+        group_size=16 if strategy == "group" else None,
+        block_structure=[8, 32] if strategy == "block" else None,
+    )
+    scheme = schemes.QuantizationScheme(targets=["Linear"], weights=args)
+    scales = 0.001 + 0.01 * torch.rand(shape, generator=GENERATOR)
+    state = {"weight": weights(24, 64), "weight_scale": scales}
+    if not symmetric:
+        state["weight_zero_point"] = torch.randint(-9, 9, shape).to(torch.int8)
+    made = compressors.NaiveQuantizationCompressor.compress(state, scheme)
+    made = {"weight": made["weight"], **made}
+    truth = compressors.NaiveQuantizationCompressor.decompress(dict(made), scheme)["weight"]
+    matrix = packed("scaled", of(made), (24, 64), block)
+    same(matrix, truth)
+    steps = matrix.steps((slice(None),))
+    assert (steps is None) == (kind == "float")
+    if kind == "int" and symmetric:
+        assert torch.allclose(truth / steps, made["weight"].float())
+
+
+def test_blocks_may_be_cut():
+    """W = raw * scale of its block."""
+    raw = torch.randn(10, 14, generator=GENERATOR).to(torch.float8_e4m3fn)
+    scales = torch.rand(3, 2, generator=GENERATOR)
+    truth = torch.empty(10, 14)
+    for row in range(10):
+        for col in range(14):
+            truth[row, col] = raw[row, col].float() * scales[row // 4, col // 8]
+    same(packed("scaled", of({"weight": raw, "weight_scale": scales}), (10, 14), (4, 8)), truth)
+
+
+def test_mxfp4():
+    """level 2^(scale - 127), 32 columns a scale, as transformers makes them, which transposes."""
+    mxfp4 = pytest.importorskip("transformers.integrations.mxfp4")
+    blocks = torch.randint(0, 256, (3, 10, 2, 16), dtype=torch.uint8, generator=GENERATOR)
+    scales = torch.randint(60, 190, (3, 10, 2), dtype=torch.uint8, generator=GENERATOR)
+    truth = mxfp4.convert_moe_packed_tensors(blocks, scales, dtype=torch.float32)
+    pieces = {"a_blocks": blocks, "a_scales": scales}
+    matrix = packed("mxfp4", of(pieces), (3, 64, 10), strides=(640, 1, 64))
+    for expert in range(3):
+        one = matrix.seen(lambda t, e=expert: t[e].T)
+        same(one, truth[expert].T)
+    assert matrix.steps((slice(None),)) is None
+
+
+def test_nvfp4():
+    """level * scale / global scale, 16 columns a scale; a library stores the quotient's inverse."""
+    compressors = pytest.importorskip("compressed_tensors.compressors")
+    schemes = pytest.importorskip("compressed_tensors.quantization")
+    args = schemes.QuantizationArgs(
+        num_bits=4, type="float", strategy="tensor_group", group_size=16, symmetric=True
+    )
+    scheme = schemes.QuantizationScheme(targets=["Linear"], weights=args)
+    made = {
+        "weight_packed": torch.randint(0, 256, (12, 32), dtype=torch.uint8, generator=GENERATOR),
+        "weight_scale": (100 * torch.rand(12, 4, generator=GENERATOR)).to(torch.float8_e4m3fn),
+        "weight_global_scale": torch.tensor([5000.0]),
+    }
+    truth = compressors.NVFP4PackedCompressor.decompress(dict(made), scheme)["weight"]
+    matrix = packed("nvfp4", of(made), (12, 64))
+    assert torch.equal(matrix.whole().bfloat16(), truth)
+    other = dict(zip(("weight", "weight_scale", "weight_scale_2"), made.values(), strict=True))
+    other["weight_scale_2"] = torch.tensor(1 / 4096)
+    by_hand = packed("nvfp4", of(other), (12, 64)).whole()
+    made["weight_global_scale"] = torch.tensor([4096.0])
+    same(packed("nvfp4", of(made), (12, 64)), by_hand)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+@pytest.mark.parametrize("group", [32, 64, 128])
+def test_mlx(bits, group):
+    """q s + b, of a matrix and of a stack."""
+    mx = pytest.importorskip("mlx.core")
+    matrix = weights(3 * 8, 256).view(3, 8, 256)
+    q, scales, biases = mx.quantize(mx.array(matrix.numpy()), group_size=group, bits=bits)
+    truth = torch.from_numpy(
+        np.array(mx.dequantize(q, scales, biases, group_size=group, bits=bits))
+    )
+    pieces = {"weight": q, "scales": scales, "biases": biases}
+    pieces = {name: torch.from_numpy(np.array(piece)) for name, piece in pieces.items()}
+    stack = packed("mlx", of(pieces), (3, 8, 256), (bits, group))
+    assert torch.equal(stack.whole(), truth)
+    same(stack.seen(lambda t: t[1]), truth[1])
+    steps = stack.seen(lambda t: t[1]).steps((slice(None),))
+    assert torch.equal(steps, pieces["scales"][1].abs().repeat_interleave(group, 1))
+
+
+def test_a_quant_state_that_is_none_is_refused():
+    """What a hostile file says of its blocks is checked."""
+    pieces = {
+        "weight": torch.zeros(8, 1, dtype=torch.uint8),
+        "weight.absmax": torch.zeros(1, dtype=torch.uint8),
+        "weight.nested_absmax": torch.zeros(1),
+        "weight.nested_quant_map": torch.zeros(256),
+    }
+    good = {"blocksize": 64, "shape": [2, 8], "nested_blocksize": 256, "nested_offset": 0.5}
+    for said in (
+        b"", b"[" * 9000, b"\xff", b"3", b"{}",
+        {**good, "blocksize": 32}, {**good, "shape": [8, 2]},
+        {**good, "nested_offset": "x"}, {**good, "nested_blocksize": 0},
+        {**good, "nested_blocksize": -1}, {**good, "nested_blocksize": True},
+    ):  # fmt: skip
+        raw = said if isinstance(said, bytes) else json.dumps(said).encode()
+        state = torch.tensor(list(raw), dtype=torch.uint8)
+        state = {"weight.quant_state.bitsandbytes__nf4": state}
+        with pytest.raises(UndecodableError, match=r"up_proj\.weight \(NF4\): "):
+            packed("bitsandbytes-4bit", of({**pieces, **state}), (2, 8), (64,), "NF4")

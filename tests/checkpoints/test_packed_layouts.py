@@ -1,0 +1,329 @@
+"""Quantised checkpoints of Hugging Face's formats are sides like any other: their matrices are
+those that the formats say, and what cannot be decoded is refused by name.
+"""
+
+from __future__ import annotations
+
+import json
+
+import models
+import numpy as np
+import packing
+import pandas as pd
+import pytest
+import torch
+from effort import chosen, examples
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from shadow.audits.pair import Settings, run_pair
+from shadow.checkpoints.opening import open_folder
+from shadow.checkpoints.packed_layouts import with_matrices
+from shadow.checkpoints.pairing import Filter, pair_checkpoints
+from shadow.checkpoints.safetensors_files import TensorInfo
+from shadow.spectra.delta import Method
+from shadow.targets.families import given_pair
+from shadow.targets.references import parse_reference
+
+Q = "model.layers.0.self_attn.q_proj"
+
+
+def run(base, tuned, output):
+    pair = given_pair(parse_reference(str(base)), parse_reference(str(tuned)))
+    result = run_pair(pair, Settings(Method("exact"), Filter()), output)
+    return [pd.read_parquet(result.folder / f"{name}.parquet") for name in ("matrices", "tensors")]
+
+
+def paired(base, tuned):
+    return pair_checkpoints(open_folder(str(base)), open_folder(str(tuned)), Filter())
+
+
+def saved(folder, name, kind="llama", seed=0, source=None):
+    """(original, in a format, the same as numbers) of a tiny model, and what config.json says."""
+    original = source or models.saved(kind, folder / "original", seed)
+    tensors = load_file(original / "model.safetensors")
+    config = json.loads((original / "config.json").read_text())
+    packed, dense, said = packing.quantised(name, tensors)
+    key = "quantization" if name.startswith("mlx") else "quantization_config"
+    packed = models.write(folder / name, packed, {**config, key: said})
+    dense = models.write(folder / f"{name}-dense", dense, config)
+    return original, packed, dense
+
+
+@pytest.mark.parametrize("name", chosen(packing.FORMATS, ("gptq-order", "awq", "nf4", "fp8")))
+def test_a_quantised_model_is_what_its_format_says(name, tmp_path):
+    """Every entry is that of a naive decoder. Against the original each matrix has the relative
+    norm that NumPy finds, and no piece is a tensor of its own."""
+    original, packed, dense = saved(tmp_path, name)
+    matrices, tensors = run(dense, packed, tmp_path / "same")
+    assert not len(matrices)
+    assert not tensors["relative_norm"].any()
+    assert set(tensors["status"][tensors["tensor"].str.contains("proj")]) == {"identical"}
+    matrices, tensors = run(original, packed, tmp_path / "out")
+    before, after = (load_file(one / "model.safetensors") for one in (original, dense))
+    mine = tensors[tensors["side"] == "tuned"].set_index("tensor")
+    scales = {one for one in mine.index if one.endswith("_scale")}
+    assert set(mine.index) - scales == set(before)
+    assert bool(scales) == name.startswith("fp8")
+    delta = matrices[matrices["subject"] == "delta"].set_index("tensor")
+    for tensor, base in before.items():
+        if "proj" not in tensor:
+            assert mine.loc[tensor, "relative_norm"] == 0
+            continue
+        assert mine.loc[tensor, "dtype"] == packing.FORMATS[name][1]
+        moved = np.linalg.norm(after[tensor].double() - base.double()) / np.linalg.norm(
+            base.double()
+        )
+        assert delta.loc[tensor, "relative_norm"] == pytest.approx(moved, rel=1e-5)
+        assert 0 < moved < 0.5
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gpt_neox"])
+@pytest.mark.parametrize("name", ["nf4", "gptq", "int8"])
+def test_rows_of_inputs_and_fused_projections(kind, name, tmp_path):
+    """A model of Conv1D has the transposes of what is stored; what is fused is divided as ever."""
+    original = models.saved(kind, tmp_path / "original")
+    tensors = load_file(original / "model.safetensors")
+    config = json.loads((original / "config.json").read_text())
+
+    def is_weight(key):
+        named = any(part in key for part in ("c_", "query_key_value", "dense"))
+        return named and key.endswith(".weight")
+
+    conv = kind == "gpt2"
+    upright = {k: v.T.contiguous() if conv and is_weight(k) else v for k, v in tensors.items()}
+    packed, dense, said = packing.quantised(name, upright, is_weight)
+    dense = {k: v.T if conv and is_weight(k) else v for k, v in dense.items()}
+    models.write(tmp_path / "packed", packed, {**config, "quantization_config": said})
+    models.write(tmp_path / "dense", dense, config)
+    matrices, found = run(tmp_path / "dense", tmp_path / "packed", tmp_path / "same")
+    assert set(found["status"]) <= {"identical", "skipped"}
+    assert not len(matrices)
+    shapes = found.pivot(index="tensor", columns="side", values="shape").dropna()
+    assert all(list(row["base"]) == list(row["tuned"]) for _, row in shapes.iterrows())
+    matrices, _ = run(original, tmp_path / "packed", tmp_path / "out")
+    modules = set(matrices["module"])
+    assert {"attn.q", "attn.k", "attn.v"} <= modules
+
+
+def test_experts_of_gpt_oss(tmp_path):
+    """A stack of experts in MXFP4 is (experts, in, out), gate and up interleaved."""
+    generator = torch.Generator().manual_seed(0)
+    experts = "model.layers.0.mlp.experts"
+    config = {"model_type": "gpt_oss", "num_local_experts": 2, "hidden_size": 64}
+    plain = {
+        f"{experts}.gate_up_proj": torch.randn(2, 64, 96 * 2, generator=generator),
+        f"{experts}.down_proj": torch.randn(2, 96, 64, generator=generator),
+    }
+    packed, dense = {}, {}
+    for name, stack in plain.items():
+        pieces, dense[name] = packing.mxfp4(stack)
+        packed |= {name + piece: value for piece, value in pieces.items()}
+    said = {"quantization_config": {"quant_method": "mxfp4"}}
+    models.write(tmp_path / "original", plain, config)
+    models.write(tmp_path / "packed", packed, config | said)
+    models.write(tmp_path / "dense", dense, config)
+    matrices, tensors = run(tmp_path / "dense", tmp_path / "packed", tmp_path / "same")
+    assert set(tensors["status"]) == {"identical"}
+    matrices, tensors = run(tmp_path / "original", tmp_path / "packed", tmp_path / "out")
+    delta = matrices[matrices["subject"] == "delta"]
+    assert sorted(set(delta["module"])) == ["experts.down", "experts.gate", "experts.up"]
+    assert len(delta) == 6
+    assert (delta["relative_norm"] < 0.15).all()
+    assert set(tensors[tensors["side"] == "tuned"]["dtype"]) == {"MXFP4"}
+
+
+def test_a_stack_of_experts_of_mlx(tmp_path):
+    """MLX keeps the experts of a layer in one tensor, and may say other bits of one module."""
+    stack = torch.randn(3, 32, 64, generator=torch.Generator().manual_seed(0))
+    name = "model.layers.0.mlp.switch_mlp.up_proj"
+    pieces, dense = packing.mlx(stack, 3, 64)
+    said = {"bits": 4, "group_size": 32, name: {"bits": 3, "group_size": 64}}
+    config = {"model_type": "qwen3_moe", "num_experts": 3}
+    packed = {f"{name}.{piece}": value for piece, value in pieces.items()}
+    models.write(tmp_path / "packed", packed, {**config, "quantization": said})
+    models.write(tmp_path / "dense", {f"{name}.weight": dense}, config)
+    pairs, skipped = paired(tmp_path / "dense", tmp_path / "packed")
+    assert len(pairs) == 3
+    assert not skipped
+    _, tensors = run(tmp_path / "dense", tmp_path / "packed", tmp_path / "same")
+    assert list(tensors["status"]) == ["identical"] * 2
+    assert set(tensors["dtype"]) == {"F32", "MLX-3"}
+
+
+def test_two_quantised_models_and_one_tuned_in_16_bits(tmp_path):
+    """Either side may be quantised: the delta is that of the numbers on both sides."""
+    original, awq, _ = saved(tmp_path, "awq")
+    _, nf4, _ = saved(tmp_path, "nf4", source=original)
+    tuned = models.perturbed(original, tmp_path / "tuned", 0.02)
+    numbers = {name: load_file(tmp_path / name / "model.safetensors") for name in (
+        "awq-dense", "nf4-dense", "tuned"
+    )}  # fmt: skip
+    for base, other, (one, two) in (
+        (awq, nf4, ("awq-dense", "nf4-dense")),
+        (nf4, tuned, ("nf4-dense", "tuned")),
+    ):
+        matrices, _ = run(base, other, tmp_path / f"{one}-{two}")
+        delta = matrices[matrices["subject"] == "delta"].set_index("tensor")
+        for name in (f"{Q}.weight", "model.layers.1.mlp.down_proj.weight"):
+            base_numbers, tuned_numbers = (numbers[side][name].double() for side in (one, two))
+            moved = (tuned_numbers - base_numbers).norm() / base_numbers.norm()
+            assert delta.loc[name, "relative_norm"] == pytest.approx(float(moved), rel=1e-5)
+
+
+def test_an_adapter_on_a_quantised_base(tmp_path):
+    """QLoRA: the delta is the update, whatever the base is stored as."""
+    _, packed, dense = saved(tmp_path, "nf4")
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(size, generator=generator) for size in ((64, 4), (4, 64)))
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    names = {"lora_A": right, "lora_B": left}
+    save_file(
+        {f"base_model.model.{Q}.{name}.weight": factor for name, factor in names.items()},
+        folder / "adapter_model.safetensors",
+    )
+    (folder / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 8})
+    )
+    found = []
+    for base in (packed, dense):
+        matrices, tensors = run(base, folder, tmp_path / f"out-{base.name}")
+        delta = matrices[matrices["subject"] == "delta"].iloc[0]
+        assert delta["rank_90"] <= 4
+        found.append(float(delta["relative_norm"]))
+        assert set(tensors["status"]) == {"measured", "identical"}
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+    weight = load_file(dense / "model.safetensors")[f"{Q}.weight"].double()
+    assert found[0] == pytest.approx(
+        float(2 * (left.double() @ right.double()).norm() / weight.norm()), rel=1e-5
+    )
+
+
+# what is wrong, in words of the reason; what changes in a good module: piece -> tensor, None: gone
+WRONG = {
+    "gptq": {
+        "qzeros is missing": {"qzeros": None},
+        "scales is missing": {"scales": None},
+        "scales is I32": {"scales": torch.zeros(2, 64, dtype=torch.int32)},
+        "scales has the shape": {"scales": torch.zeros(2, 63).half()},
+        "not 2, 3, 4 or 8": {"qzeros": torch.zeros(2, 10, dtype=torch.int32)},
+        "g_idx has the shape": {"g_idx": torch.zeros(5, dtype=torch.int32)},
+        "perm is unknown": {"perm": torch.zeros(64, dtype=torch.int32)},
+        "weight is unknown": {"weight": torch.zeros(64, 64)},
+        "its layout is marlin": {"": {"checkpoint_format": "marlin"}},
+        "written by auto-round": {"": {"quant_method": "auto-round"}},
+    },
+    "awq": {
+        "its layout is gemv": {"": {"version": "gemv"}},
+        "its groups do not fill": {"scales": torch.zeros(3, 64).half(),
+                                   "qzeros": torch.zeros(3, 8, dtype=torch.int32)},
+        "qzeros has the shape": {"qzeros": torch.zeros(2, 7, dtype=torch.int32)},
+    },
+    "mlx": {
+        "does not say its bits": {"": {"bits": 7}},
+        "does not say its group_size": {"": {"group_size": 0}},
+        "do not fill the rows": {"": {"group_size": 1 << 40}},
+        "its mode is mxfp8": {"": {"mode": "mxfp8"}},
+        "biases is I32": {"biases": torch.zeros(64, 2, dtype=torch.int32)},
+    },
+    "nf4": {
+        "quant_state has no shape": {"weight.quant_state.bitsandbytes__nf4": torch.ones(3).byte()},
+        "it has no quant_state": {"weight.quant_state.bitsandbytes__nf4": None},
+        "weight.absmax has the shape": {"weight.absmax": torch.ones(5)},
+    },
+    "int4": {
+        "weight_shape does not fit": {"weight_shape": torch.tensor([1 << 62, 64])},
+        "its bits are not 2, 4 or 8": {"weight_shape": torch.tensor([64, 1 << 40])},
+        "weight_scale has the shape": {"weight_scale": torch.ones(64)},
+        "weight_zero_point has": {"weight_zero_point": torch.zeros(64, 2, dtype=torch.int32)},
+    },
+    "w8a8": {"weight_scale has the shape": {"weight_scale": torch.ones(3, 3)}},
+    "fp8": {"weight_scale is I32": {"weight_scale": torch.ones(1, dtype=torch.int32)}},
+    "nvfp4": {"weight_scale is BF16": {"weight_scale": torch.ones(64, 4).bfloat16()}},
+}  # fmt: skip
+CASES = [(name, words) for name, cases in WRONG.items() for words in cases]
+
+
+@pytest.mark.parametrize(("name", "words"), CASES)
+def test_what_cannot_be_decoded_is_refused_by_name(name, words, tmp_path):
+    """The tensors of a module that does not fit stay as they are, in one line; others are read."""
+    changes = dict(WRONG[name][words])
+    weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+    make, _, said = packing.FORMATS[name]
+    said = {**said, **changes.pop("", {})}
+    pieces = {**make(weight)[0], **changes}
+    tensors = {f"{Q}.{piece}": one for piece, one in pieces.items() if one is not None}
+    norm = {"model.norm.weight": torch.ones(8), "model.layers.0.mlp.up_proj.weight": weight + 1}
+    key = "quantization" if name == "mlx" else "quantization_config"
+    models.write(tmp_path / "packed", {**tensors, **norm}, {**models.LLAMA, key: said})
+    models.write(tmp_path / "base", {f"{Q}.weight": weight, **norm}, models.LLAMA)
+    pairs, skipped = paired(tmp_path / "base", tmp_path / "packed")
+    assert {pair.tuned.info.name for pair in pairs} == set(norm)
+    mine = {skip.info.name: skip for skip in skipped if skip.side == "tuned"}
+    assert mine.keys() == tensors.keys()
+    details = {skip.detail for skip in mine.values() if skip.reason == "quantized"}
+    assert any(words in detail for detail in details), details
+    assert not any("\n" in detail for detail in details)
+
+
+def test_groups_that_are_not_there_leave_one_matrix_unread(tmp_path):
+    """What only the numbers of a piece say is seen when it is read: that matrix has a reason."""
+    original, packed, _ = saved(tmp_path, "gptq")
+    tensors = load_file(packed / "model.safetensors")
+    tensors[f"{Q}.g_idx"][3] = -1
+    models.write(packed, tensors)
+    matrices, found = run(original, packed, tmp_path / "out")
+    mine = found[(found["tensor"] == f"{Q}.weight") & (found["side"] == "tuned")].iloc[0]
+    assert (mine["status"], mine["reason"]) == ("skipped", "quantized")
+    assert "g_idx names groups that are not there" in mine["detail"]
+    assert f"{Q}.weight" not in set(matrices["tensor"])
+    assert len(matrices) > 3
+
+
+SHAPES = st.lists(st.sampled_from([0, 1, 2, 8, 16, 64, 1 << 30]), max_size=4).map(tuple)
+PIECES = sorted(
+    {piece for make, _, _ in packing.FORMATS.values() for piece in make(torch.ones(8, 64))[0]}
+    | {"_blocks", "_scales", "weight.nested_absmax", "weight.nested_quant_map", "weight_scale_2"}
+)
+SAID = st.fixed_dictionaries(
+    {},
+    optional={
+        "quant_method": st.sampled_from(
+            ["gptq", "awq", "bitsandbytes", "compressed-tensors", "mxfp4", "modelopt", 3, None]
+        ),
+        "bits": st.sampled_from([0, -1, 3, 4, 8, 1 << 70, "4", None, 2.5]),
+        "group_size": st.sampled_from([0, -1, 32, 64, 1 << 70, "32", None]),
+        "checkpoint_format": st.sampled_from(["gptq", "gptq_v2", [], {}, 3]),
+        "version": st.sampled_from(["gemm", [], 3]),
+        "mode": st.sampled_from(["affine", "mxfp4", [], 3]),
+        "weight_block_size": st.sampled_from([[2, 2], [0, 1], [1 << 40, 1], 3, ["a", "b"]]),
+        "config_groups": st.sampled_from(
+            [[], {"a": 3}, {"a": {"weights": {"block_structure": 1}}}]
+        ),
+        "a": st.sampled_from([{"bits": 4, "group_size": 64}, False, 3]),
+    },
+)
+DTYPES = st.sampled_from(["U8", "I8", "I32", "U32", "I64", "F32", "F16", "BF16", "F8_E4M3", "X9"])
+
+
+@settings(max_examples=examples(300))
+@given(
+    st.dictionaries(st.sampled_from(PIECES), st.tuples(DTYPES, SHAPES), max_size=6),
+    SAID,
+    st.binary(max_size=40) | st.just(b'{"shape": [8, 64], "blocksize": 64}'),
+)
+def test_no_module_is_an_exception(pieces, said, small):
+    """Every tensor is still there or a part of a matrix, whatever a hostile checkpoint says."""
+    tensors = {}
+    for piece, (dtype, shape) in pieces.items():
+        name = "a" + piece if piece.startswith("_") else f"a.{piece}"
+        tensors[name] = TensorInfo(name, dtype, shape, "s", 0, 256)
+    found, refused = with_matrices(tensors, {"quantization_config": said}, lambda info: small)
+    held = set()
+    for name, info in found.items():
+        packing = info.packing
+        held |= {one.name for one in (packing.raw, *packing.beside)} if packing else {name}
+    assert held == set(tensors)
+    assert all(why.isprintable() and len(why) < 200 for why in refused.values())
