@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -197,9 +197,8 @@ def test_blocks_and_tiles_cover_a_matrix_once_in_order(rows, cols, size, grouped
     matrix = torch.arange(1.0, math.prod(shape) + 1).view(shape)
     whole = matrix.reshape(-1, cols)
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in (("BLOCK", size), ("TILE", size), ("WIDEST", 4)):
-            patch.setattr(module, name, value)
-        for cut in (blocks, module.tiles):
+        patch.setattr(module, "BLOCK", size)
+        for cut in (blocks, partial(module.tiles, size=size, widest=4)):
             seen, corners = torch.zeros(whole.shape), []
             for index, (row, col) in cut(matrix):
                 part = matrix[index].reshape(-1, matrix[index].shape[-1])
