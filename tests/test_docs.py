@@ -94,7 +94,12 @@ def links(file):
                 yield child.attrs["href"]
 
 
-ELSEWHERE = ("real", "error-rates", "quantised-rates")  # marks of parts that other scripts make
+ELSEWHERE = (
+    "real",
+    "error-rates",
+    "quantised-rates",
+    "sketch",
+)  # marks of parts that other scripts make
 
 
 @pytest.mark.parametrize("file", PAGES, ids=named)

@@ -279,7 +279,7 @@ def test_a_rerun_reads_what_is_done_and_tries_the_rest_again(toys):
         assert row.seconds == first[row.name].seconds or row.pair == "base..gone"
     assert said[0] == "[1/4] toy-a:base..one: nothing to measure: the report is already there"
     assert said[2].startswith("[3/4] toy-bad:base..gone: done in ")
-    assert said[2].endswith(" s, 138 % of the norm of the base's matrices, gate failed: lineage")
+    assert said[2].endswith(" s, 138 % of the base matrices' norm, gate failed: lineage")
 
 
 def test_a_report_that_only_had_to_be_written_is_this_runs_work(toys, monkeypatch):

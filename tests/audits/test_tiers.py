@@ -195,3 +195,15 @@ def test_what_is_not_finite_equal_or_moved_is_told_as_in_a_whole_audit(tmp_path)
         columns = ["tensor", "side", "status", "reason", "detail", "content_of", "content_how"]
         found[name] = table.select(columns).to_pylist()
     assert found["norms"] == found["all"]
+
+
+def test_a_report_of_estimates_says_so(tmp_path):
+    """In its summary and in a sentence; the headline says about."""
+    report = shadow.audit("demo:base..narrow", output=tmp_path, precision="sketch")
+    assert report.summary.estimated
+    sentences = {one.code: one.text for one in report.summary.finding.sentences}
+    assert "estimates" in sentences["estimated"]
+    assert "about" in report.summary.finding.headline
+    whole = shadow.audit("demo:base..narrow", output=tmp_path / "whole")
+    assert not whole.summary.estimated
+    assert "estimated" not in {one.code for one in whole.summary.finding.sentences}

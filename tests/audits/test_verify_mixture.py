@@ -257,7 +257,7 @@ def test_a_packed_tensor_is_not_called_missing(sides, tmp_path):
         f"{stem}.qzeros": torch.zeros(1, 8, dtype=torch.int32),
         f"{stem}.scales": torch.ones(1, 64, dtype=torch.float16),
     }
-    gptq = {"quant_method": "gptq", "bits": 4, "group_size": 64}
+    gptq = {"quant_method": "gptq", "bits": 4, "group_size": 64, "checkpoint_format": "marlin"}
     found = shadow.verify(
         "mixture", put(tmp_path / "m", merged, quantization_config=gptq), of_a, of_b
     )

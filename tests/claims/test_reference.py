@@ -257,6 +257,8 @@ def test_only_text_decoders_have_a_word(components: set[str], part: str) -> None
     changed = Gate(name="changed", figure=4, threshold=1, passed=True, reason="4 matrices changed")
     record = SimpleNamespace(
         figures=figures,
+        tier="full",
+        estimated=False,
         intervals={},
         modules=[SimpleNamespace(component=component) for component in components],
     )

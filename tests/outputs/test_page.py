@@ -655,7 +655,7 @@ def test_figures_that_are_null_have_no_interval(small):
     figures = dataclasses.replace(summary.figures, concentration=None)
     without = summarised(small, figures=figures, intervals={}, modules=modules)
     found = [read_pair(without, "here", number, 2) for number in range(2)]
-    assert "no matrix is large enough to be compared with noise" in (
+    assert "random signs, too, would leave fewer than 2 directions" in (
         Elements(page_bytes(found, "t")).text
     )
 

@@ -29,8 +29,9 @@ def test_the_plants_are_those_of_the_page():
     text = (ROOT / "docs" / "verify.md").read_text(encoding="utf-8")
     plants = claims.plants()
     assert len(plants) >= 300
-    assert {one.claim for one in plants} == set(VERIFY)
-    for claim in VERIFY:
+    planted = set(VERIFY) - {"quantised"}  # benchmarks/quantised_copies.py has its own
+    assert {one.claim for one in plants} == planted
+    for claim in planted:
         count = sum(one.claim == claim for one in plants)
         assert f"| `{claim}` | **all** |  | {count} |" in text
 

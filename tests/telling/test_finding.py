@@ -315,8 +315,16 @@ def test_one_factor_for_all_scales_no_rows(tmp_path):
 
 
 def test_every_code_has_a_case_and_a_text():
-    """These and what a tier leaves out (tests/audits/test_tiers.py) have tests of their own."""
-    apart = {"nothing_compared", "stage", "files", "published", "norms_only", "deltas_only"}
+    """These and what is left out or estimated (tests/audits/test_tiers.py) have tests of their own."""
+    apart = {
+        "nothing_compared",
+        "stage",
+        "files",
+        "published",
+        "norms_only",
+        "deltas_only",
+        "estimated",
+    }
     assert set(MUST) | apart == set(CODES)
     assert set(MUST) == set(MUST_NOT)
 
@@ -893,8 +901,7 @@ def test_the_norm_before_storage_is_told_where_it_differs(tmp_path):
     assert before != stored
     text = sentence(summary.finding, "size")
     assert text.startswith(
-        f"Before storage, the change was {before} of the norm of the base's matrices ({stored} as"
-        " stored)"
+        f"Before storage, the change was {before} of the base matrices' norm ({stored} as stored)"
     )
     one = told(tmp_path / "not", model(relative_norm_unrounded=None))
     assert sentence(one, "size").startswith("The change is ")

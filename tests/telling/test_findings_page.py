@@ -17,7 +17,7 @@ SAYS = {
     "Fine-tune": (
         STRUCTURED,
         [],
-        ["1.0 % of the norm of the base's matrices", "follows the base's leading inputs"],
+        ["1.0 % of the base matrices' norm", "follows the base's leading inputs"],
     ),
     "Copy through int8": (["size", "noise", "few_values"], ["quantised_copy"], []),
     "Copy in BF16": (["rounding", "size"], [], []),
@@ -25,7 +25,7 @@ SAYS = {
     "Merge of two models": (STRUCTURED, [], []),
     "Flat update": (["size", "flat"], ["orthogonalised_optimiser"], []),
     "Frozen layers": (STRUCTURED, [], ["Unchanged: the embeddings, the head and layers 0 and 1."]),
-    "Unrelated models": (["unrelated", "size"], [], ["141 % of the norm of the base's matrices"]),
+    "Unrelated models": (["unrelated", "size"], [], ["141 % of the base matrices' norm"]),
     "Another depth": (
         ["part_shared", "left_out", *STRUCTURED],
         [],

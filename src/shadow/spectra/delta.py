@@ -306,18 +306,18 @@ def measure_pair(
     total = sums(sides, coarser, size)
     profile, scale = total.profile, total.profile.scale
     made = _by_spectra(sides, total, formats, size, means, key, direction)
+    with np.errstate(over="ignore"):
+        lines = (profile.rows / scale / scale, profile.cols / scale / scale)
     values = {
         **made.values,
         **({"floor_ratio": None} if isinstance(tuned, Updated) else {}),  # nothing has been rounded
         **dict.fromkeys(FORMAT_COLUMNS),
-        **format_values(sides, formats, profile.energy / scale**2),
+        **format_values(sides, formats, float(lines[0].sum())),
         **coverage_values(profile),
         "decay_cosine": decay_cosine(total.along, math.sqrt(profile.energy), math.sqrt(total.base)),
         "levels_base": stored_levels(base, formats[0]),
         "levels_tuned": stored_levels(tuned, formats[1]),
     }
-    with np.errstate(over="ignore"):
-        lines = (profile.rows / scale / scale, profile.cols / scale / scale)
     undone = undo(sides, formats, lines, size.base, values["floor_ratio"])
     even = even_bits(sides, undone.grid) if undone.grid else None
     undone = without_means(undone, even, values["relative_norm"])

@@ -118,7 +118,7 @@ def format_values(sides: Sides, formats: tuple[str, str], delta: float) -> Value
     if isinstance(original, Updated):
         return nothing
     found = format_noise(original, copy)
-    if not found.made or not delta:
+    if not found.made or not 0 < delta < math.inf:
         return nothing
     error = 2.0 * math.sqrt(found.even * delta / found.entries)  # of chance: e is not along D
     return {

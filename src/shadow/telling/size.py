@@ -93,7 +93,7 @@ def of_what(summary: PairRecord) -> str:
     """What the overall relative norm is relative to, in words."""
     if has_frozen(summary):
         return "of the norm of the weights that changed"
-    return "of the norm of the base's matrices"
+    return "of the base matrices' norm"
 
 
 def parameter_ratio(summary: PairRecord, figure: str) -> float | None:
