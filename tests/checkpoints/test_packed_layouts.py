@@ -172,6 +172,14 @@ def test_two_quantised_models_and_one_tuned_in_16_bits(tmp_path):
             assert delta.loc[name, "relative_norm"] == pytest.approx(float(moved), rel=1e-5)
 
 
+def test_a_quantised_model_of_another_original(tmp_path):
+    """Its layers are not looked for among the base's: first bytes are not first rows there."""
+    other = models.saved("llama", tmp_path / "other", 1)
+    _, packed, _ = saved(tmp_path, "gptq")
+    matrices, _ = run(other, packed, tmp_path / "out")
+    assert (matrices["cosine"].dropna().abs() < 0.2).any()
+
+
 def test_an_adapter_on_a_quantised_base(tmp_path):
     """QLoRA: the delta is the update, whatever the base is stored as."""
     _, packed, dense = saved(tmp_path, "nf4")

@@ -97,10 +97,13 @@ def _lost(lined: AlignedPair, far: Collection[str]) -> set[tuple[str, int]]:
 
 
 def _layers_of(side: Side, lined: AlignedPair) -> _Layers:
-    """The matrices of a side's layers, by kind and layer; those of an adapter are none."""
+    """The matrices of a side's layers, by kind and layer; those of an adapter are none, and those
+    that are decoded, whose first bytes are not their first rows.
+    """
     layers: defaultdict[_Kind, dict[int, TensorInfo]] = defaultdict(dict)
     for place, info in _matrices(side, lined):
-        if place.layer is not None and place.expert is None and len(info.shape) == 2:
+        plain = len(info.shape) == 2 and info.packing is None
+        if place.layer is not None and place.expert is None and plain:
             kind = _Kind(place.component, place.module, place.slot, info.shape)
             layers[kind][place.layer] = info
     return layers
