@@ -335,3 +335,21 @@ def test_no_module_is_an_exception(pieces, said, small):
         held |= {one.name for one in (packing.raw, *packing.beside)} if packing else {name}
     assert held == set(tensors)
     assert all(why.isprintable() and len(why) < 200 for why in refused.values())
+
+
+def test_nothing_is_said_of_a_copy_whose_error_is_not_known(tmp_path):
+    """Blocks of NF4 that go across rows: no tensor is called changed by more than rounding."""
+    original, packed, _ = saved(tmp_path, "nf4")
+    result = run_pair(
+        given_pair(parse_reference(str(original)), parse_reference(str(packed))),
+        Settings(Method("exact"), Filter()),
+        tmp_path / "out",
+    )
+    tensors = pd.read_parquet(result.folder / "tensors.parquet").query("side == 'tuned'")
+    changed = tensors[tensors["relative_norm"] > 0]
+    across = changed["tensor"].str.contains("down_proj")
+    assert across.any()
+    assert changed["cast"][across].isna().all()
+    assert set(changed["cast"][~across]) == {"tuned"}
+    told = json.loads((result.folder / "summary.json").read_text())["finding"]
+    assert not any(word in json.dumps(told) for word in ("copy of the base", "more than rounding"))

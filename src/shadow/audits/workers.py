@@ -17,7 +17,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from threadpoolctl import threadpool_limits
@@ -416,31 +416,36 @@ def _measured(
         detail=detail,
         delta_norm=norms["delta"] or 0.0,
         base_norm=norms["base"],
-        cast=_copied(sides, formats, measurements[-1]) or cast(sides, formats) or "neither",
+        cast=_copied(sides, formats, measurements[-1]),
         measurements=tuple(measurements),
         reordered=order,
         residual=residual,
     )
 
 
-def _copied(sides: Sides, formats: tuple[str, str], delta: Measurement) -> Cast | None:
-    """Which side is the other in a quantised format, with the error of the format and no more."""
+def _copied(
+    sides: Sides, formats: tuple[str, str], delta: Measurement, *, may_be: bool = True
+) -> Cast | Literal["neither"] | None:
+    """Which side is the other in another format, with the error of that format and no more, or
+    neither; None where it is not known what error the format makes. may_be: whether formats of
+    floats are to be looked at.
+    """
     if (formats[0] in FLOATS) == (formats[1] in FLOATS):
-        return None
-    side: Cast = "base" if formats[1] in FLOATS else "tuned"
+        return (cast(sides, formats) if may_be else None) or "neither"
+    side: Cast = "tuned"
+    copy, original = sides.tuned, sides.base
+    if formats[1] in FLOATS:
+        side, copy, original = "base", original, copy
     is_copy = delta.values.get("format_copy")
-    if is_copy is None:  # of a codebook it is known what its quantiser makes
-        copy, original = sides.tuned, sides.base
-        if side == "base":
-            copy, original = original, copy
+    if is_copy is None and isinstance(copy, Quantised):  # what its quantiser makes may be known
         stored = formats[side == "tuned"]
-        if not isinstance(copy, Quantised):
-            return None
         found = format_noise(original, copy, agreement(stored))
-        is_copy = found.requantised == found.entries
+        is_copy = found.requantised == found.entries or None
         if found.made is not None and not is_copy:
             is_copy = not is_beyond(stored, found.outside, found.entries, found.furthest)
-    return side if is_copy else None
+    if is_copy is None:
+        return None
+    return side if is_copy else "neither"
 
 
 def _broken(key: str, size: Extent) -> Outcome:
@@ -483,9 +488,7 @@ def _norms(
         detail=detail,
         delta_norm=math.sqrt(found.delta),
         base_norm=base_norm,
-        cast=_copied(sides, formats, measurements[-1])
-        or (cast(sides, formats) if found.rounded else None)
-        or "neither",
+        cast=_copied(sides, formats, measurements[-1], may_be=found.rounded is not None),
         measurements=measurements,
         reordered=order,
     )
