@@ -282,7 +282,7 @@ def _notes(tensors: Sequence[Quantised]) -> list[str]:
         notes.append(text)
     if weighed := [one for one in tensors if one.is_weighed]:
         notes.append(
-            f"scales of {some_tensors(weighed, tensors)} are those of an importance matrix, or of"
-            " another quantiser"
+            f"scales of {some_tensors(weighed, tensors)} are not what ggml makes of this original"
+            " alone: an importance matrix, another quantiser, or an original that differs a little"
         )
     return notes
