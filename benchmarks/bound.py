@@ -39,9 +39,10 @@ from rich.console import Console
 from rich.table import Table
 
 from shadow.places.groups import direction_of
-from shadow.spectra.delta import Means, Method, extent, measure_pair, working_dtype
+from shadow.spectra.delta import Means, Method, measure_pair, working_dtype
 from shadow.spectra.spectrum import BLOCK, Sides, Workspace
 from shadow.spectra.subspace import VECTORS
+from shadow.spectra.sums import extent
 from shadow.spectra.tridiagonal import eigensystem
 
 LAYER = {  # module, such as attn.q: (rows, cols)

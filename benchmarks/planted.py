@@ -36,9 +36,10 @@ from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.checkpoints.pairing import Filter
 from shadow.claims.label import MARGIN
 from shadow.dtypes import FLOATS
-from shadow.spectra.delta import Means, Method, extent, measure_pair, working_dtype
+from shadow.spectra.delta import Means, Method, measure_pair, working_dtype
 from shadow.spectra.spectrum import Sides, Workspace
 from shadow.spectra.subspace import INTRUDERS, SIMILAR, SUBSPACE, VECTORS
+from shadow.spectra.sums import extent
 from shadow.summary.bootstrap import (
     DRAWS,
     FEWEST,

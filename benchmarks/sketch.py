@@ -21,8 +21,9 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import nn
 
-from shadow.spectra.delta import Means, Measured, Method, extent, measure_pair
+from shadow.spectra.delta import Means, Measured, Method, measure_pair
 from shadow.spectra.spectrum import Sides, Workspace
+from shadow.spectra.sums import extent
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "methods.md"
 MARKS = "<!-- sketch -->", "<!-- /sketch -->"

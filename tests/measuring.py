@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from shadow.checkpoints.packed_tensors import BlockScaled, PackedTensor
-from shadow.spectra.delta import Means, Method, extent, measure_pair, working_dtype
+from shadow.spectra.delta import Means, Method, measure_pair, working_dtype
 from shadow.spectra.spectrum import Sides, Workspace
+from shadow.spectra.sums import extent
 
 BF16 = ("BF16", "BF16")
 

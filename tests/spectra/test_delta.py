@@ -16,8 +16,9 @@ from measuring import measure
 from shadow.dtypes import FLOATS
 from shadow.reports.columns import DELTA, SPECTRAL
 from shadow.spectra import spectrum
-from shadow.spectra.delta import Means, Method, extent, measure_alone
+from shadow.spectra.delta import Means, Method, measure_alone
 from shadow.spectra.spectrum import Sides, Workspace
+from shadow.spectra.sums import extent
 
 # What a float32-accumulated Gram promises (relative), where it is looser than the float64 one.
 LOOSE = {

@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from shadow.dtypes import FLOATS
-from shadow.spectra.delta import Means, Method, extent, measure_pair, working_dtype
+from shadow.spectra.delta import Means, Method, measure_pair, working_dtype
 from shadow.spectra.history import base_slope, cast, even_bits
 from shadow.spectra.last_bits import EvenBits
 from shadow.spectra.spectrum import Sides, Workspace
+from shadow.spectra.sums import extent
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 NAMES = {BF16: "BF16", F16: "F16", F32: "F32"}

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from shadow.spectra.delta import Means, Method, extent, measure_pair
+from shadow.spectra.delta import Means, Method, measure_pair
 from shadow.spectra.spectrum import Sides, Workspace
+from shadow.spectra.sums import extent
 from shadow.summary.layer_medians import AS_ROUNDING
 
 SHAPE = (192, 256)

@@ -10,11 +10,12 @@ import torch
 from numpy.typing import NDArray
 
 from shadow.reports.columns import DELTA, ERRORS, ESTIMATED, SPECTRAL
-from shadow.spectra.delta import Means, Measured, Method, extent, measure_pair
+from shadow.spectra.delta import Means, Measured, Method, measure_pair
 from shadow.spectra.krylov import effective_rank, frame, krylov_spaces, square_trace, upper_bounds
 from shadow.spectra.lazy import Updated
 from shadow.spectra.sketched import SMALLEST
 from shadow.spectra.spectrum import Sides, Workspace
+from shadow.spectra.sums import extent
 
 Array = NDArray[np.float64]
 SIDE = 640

@@ -38,12 +38,9 @@ from shadow.places.groups import direction_of
 from shadow.reasons import FROM_ZERO
 from shadow.reports.metadata import SIDES
 from shadow.spectra.delta import (
-    Extent,
     Means,
     Method,
-    extent,
     frobenius_norm,
-    largest_entry,
     measure_alone,
     measure_pair,
     working_dtype,
@@ -68,6 +65,7 @@ from shadow.spectra.spectrum import (
     blocks,
     solve_anew,
 )
+from shadow.spectra.sums import Extent, extent, largest_entry
 
 Made = TypeVar("Made")
 Cut = torch.Tensor | StoredTensor | DecodedTensor  # one side of a pair as it is stored

@@ -1,0 +1,160 @@
+"""Sums over the entries of a matrix pair, in one pass: norms, products, ulps, profiles."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shadow.dtypes import FloatFormat
+from shadow.spectra.lazy import Matrix
+from shadow.spectra.null import Profile
+from shadow.spectra.spectrum import Sides, Workspace, power_of_two_scale, read_block, tiles
+
+
+@dataclass(frozen=True)
+class Extent:
+    """The largest absolute entries, in units of the weights: NaN or infinite where any entry is."""
+
+    base: float
+    tuned: float
+    delta: float  # of tuned - base; 0 where both sides are equal
+
+    @property
+    def finite(self) -> bool:
+        """Whether all entries of both sides are finite."""
+        return math.isfinite(self.base) and math.isfinite(self.tuned)
+
+
+def extent(sides: Sides) -> Extent:
+    """The largest absolute entries of both sides and of their difference, in one pass."""
+    largest = [0.0, 0.0, 0.0]
+    for index, _ in tiles(sides.tuned):
+        b, t = sides.read(index)
+        largest[:2] = _larger(largest[0], b), _larger(largest[1], t)
+        largest[2] = _larger(largest[2], t.sub_(b))
+    return Extent(*largest)
+
+
+def largest_entry(matrix: Matrix, dtype: torch.dtype, space: Workspace) -> float:
+    """The largest absolute entry, NaN or infinite where any entry is."""
+    largest = 0.0
+    for index, _ in tiles(matrix):
+        largest = _larger(largest, read_block(matrix, index, "tuned", dtype, space))
+    return largest
+
+
+def _larger(largest: float, block: Tensor) -> float:
+    low, high = (float(bound) for bound in torch.aminmax(block))
+    return float(np.maximum(largest, max(-low, high)))  # np.maximum hands NaN on, max() does not
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Sums over all entries of a pair, in units of weights squared times scale²."""
+
+    profile: Profile  # of D, with a scale of its own
+    base: float  # of squares
+    tuned: float  # of squares
+    along: float  # <W_base, D>, times profile.scale / scale; of any sign
+    ulps: float  # of squared ulps, as `sums` defines them, > 0
+    zeros: int  # entries in which both sides agree
+    scale: float  # the power of two that entries were multiplied by
+    ulp_rows: NDArray[np.float64]  # (rows,): the same sums of squared ulps, by row
+    ulp_cols: NDArray[np.float64]  # (cols,): and by column
+    row_scaling: float  # share of D's energy that scales rows of W_base, 0 to 1
+    col_scaling: float  # the same of columns
+
+
+def sums(sides: Sides, stored: FloatFormat, size: Extent) -> Sums:
+    """Every sum over entries, in one pass. stored: the coarser format of the two, for ulps."""
+    rows, cols = sides.shape
+    scale = power_of_two_scale(max(size.base, size.tuned))
+    delta_scale = power_of_two_scale(size.delta * scale)
+    bits, exponent_mask = _exponent_bits(sides.dtype)
+    smallest_normal = np.array(math.ldexp(scale, stored.min_exponent), bits[0]).view(bits[1])
+    r, c, reached = np.zeros(rows), np.zeros(cols), np.zeros(rows, dtype=bool)
+    along_rows, base_rows, ulp_rows = np.zeros(rows), np.zeros(rows), np.zeros(rows)
+    along_cols, base_cols, ulp_cols = np.zeros(cols), np.zeros(cols), np.zeros(cols)
+    totals = dict.fromkeys(("base", "tuned", "along", "ulps", "fourth"), 0.0)
+    different = 0
+    for index, (row, col) in tiles(sides.tuned):
+        b, t = (side.numpy() for side in sides.read(index))
+        d = sides.space.take("work", b.shape, sides.dtype).numpy()
+        product = sides.space.take("product", b.shape, sides.dtype).numpy()
+        differs = sides.space.take("differs", b.shape, torch.bool).numpy()
+        if scale != 1.0:
+            b *= scale
+            t *= scale
+        squares = np.vecdot(b, b)
+        totals["base"] += float(squares.sum(dtype=np.float64))
+        totals["tuned"] += _products(t, t)
+        np.subtract(t, b, out=d)
+        np.not_equal(d, 0, out=differs)
+        different += int(np.count_nonzero(differs))
+        in_rows, in_cols = slice(row, row + len(b)), slice(col, col + b.shape[1])
+        reached[in_rows] |= differs.any(axis=1)
+        if delta_scale != 1.0:
+            d *= delta_scale
+        along = np.vecdot(b, d)
+        totals["along"] += float(along.sum(dtype=np.float64))
+        along_rows[in_rows] += along
+        base_rows[in_rows] += squares
+        down = np.ones(len(d), d.dtype)
+        along_cols[in_cols] += down @ np.multiply(b, d, out=product)
+        base_cols[in_cols] += down @ np.square(b, out=product)
+        # The exponents of numbers >= 0 are in the order of their bits.
+        b_bits, t_bits = b.view(bits[1]), t.view(bits[1])
+        b_bits &= exponent_mask
+        t_bits &= exponent_mask
+        np.maximum(b_bits, t_bits, out=b_bits)
+        np.maximum(b_bits, smallest_normal, out=b_bits)
+        squares = np.vecdot(b, b)
+        totals["ulps"] += float(squares.sum(dtype=np.float64))
+        ulp_rows[in_rows] += squares
+        ulp_cols[in_cols] += down @ np.square(b, out=product)
+        r[in_rows] += np.vecdot(d, d)
+        np.square(d, out=d)
+        c[in_cols] += down @ d
+        totals["fourth"] += _products(d, d)
+    fourth = totals.pop("fourth")
+    totals["ulps"] *= math.ldexp(1.0, -2 * stored.mantissa_bits)
+    zeros = rows * cols - different
+    profile = Profile(r, c, fourth, scale * delta_scale, int(np.count_nonzero(reached)))
+    return Sums(
+        profile,
+        **totals,
+        zeros=zeros,
+        scale=scale,
+        ulp_rows=ulp_rows,
+        ulp_cols=ulp_cols,
+        row_scaling=_scaling(along_rows, base_rows, profile.energy),
+        col_scaling=_scaling(along_cols, base_cols, profile.energy),
+    )
+
+
+def _scaling(along: NDArray[np.float64], base: NDArray[np.float64], energy: float) -> float:
+    """sum_i <D_i, W_i>² / ||W_i||² / E over lines i, in [0, 1]."""
+    shares = np.divide(along**2, base, out=np.zeros_like(base), where=base > 0)
+    return min(1.0, float(shares.sum()) / energy)
+
+
+def _products(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
+    """Sum of a_ij b_ij: over rows in the precision of both, and in float64 over these sums."""
+    return float(np.vecdot(a, b).sum(dtype=np.float64))
+
+
+def _exponent_bits(
+    dtype: torch.dtype,
+) -> tuple[tuple[type[np.floating], type[np.signedinteger]], int]:
+    """NumPy's float and integer types of a dtype, and the bits of the exponent.
+
+    Without its other bits a number x >= 0 is 2^floor(log2 x), or 0 where it is subnormal.
+    """
+    if dtype == torch.float64:
+        return (np.float64, np.int64), 0x7FF0000000000000
+    return (np.float32, np.int32), 0x7F800000
