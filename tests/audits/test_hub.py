@@ -25,6 +25,7 @@ from itertools import cycle
 from pathlib import Path
 
 import models
+import packing
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
@@ -48,6 +49,7 @@ from hub import (
 )
 from hub_pairs import FEW, INDEX, MODEL, tensors, variables
 from runs import pair_of
+from safetensors.torch import load_file
 
 from shadow.audits.pair import Settings, run_pair
 from shadow.checkpoints.pairing import Filter
@@ -1148,6 +1150,24 @@ def test_a_server_that_ignores_ranges(run, hub, tmp_path, wanted):
     assert frame(tmp_path / "out2")["verified"].all()
     done = run(*PAIR, "-o", "out3", "--fetch", "ranges", HF_HUB_CACHE=tmp_path / "third")
     told(done, "its files cannot be read in parts", "--fetch shards")
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_quantised_model_of_the_hub(run, hub, tmp_path, whole):
+    """The shape of a matrix in 4 bits is read from a small tensor: its bytes alone, or the file of
+    a server that ignores ranges.
+    """
+    base = models.saved("llama", tmp_path / "base", 0)
+    packed, _, said = packing.quantised("nf4", load_file(base / MODEL))
+    config = json.loads((base / "config.json").read_text()) | {"quantization_config": said}
+    hub.add("org/nf4", models.write(tmp_path / "nf4", packed, config))
+    if whole:
+        hub.fail("*", IgnoreRange(), times=None)
+    run("audit", base, "org/nf4", "-o", "out").assert_done()
+    tuned = frame(tmp_path / "out", "tensors").query("side == 'tuned'").set_index("tensor")
+    matrices = tuned[tuned.index.str.contains("proj")]
+    assert set(matrices["dtype"]) == {"NF4"}
+    assert set(matrices["status"]) == {"measured"}
 
 
 def test_a_server_that_sends_other_ranges(run, hub, tmp_path, small):

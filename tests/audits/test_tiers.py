@@ -170,7 +170,7 @@ def test_another_tier_is_another_setting(tmp_path):
     assert "already there" in run_shadow(*where, "--norms", cwd=tmp_path).err
     other = run_shadow(*where, "--subjects", "delta", cwd=tmp_path)
     assert other.code == 1
-    assert "--subjects none, now delta" in other.err
+    assert "--subjects (none: --norms) none, now delta" in other.err
     both = run_shadow(*where, "--norms", "--subjects", "delta", cwd=tmp_path)
     assert both.code == 2
 

@@ -7,6 +7,9 @@ import json
 import numpy as np
 import pytest
 import torch
+from compressed_tensors import compressors
+from compressed_tensors import quantization as schemes
+from transformers.integrations import mxfp4
 
 from shadow.checkpoints.decoders import bits_of, packed_tensor
 from shadow.checkpoints.safetensors_files import Packing, TensorInfo
@@ -198,14 +201,9 @@ def test_awq():
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("group", [32, None])
-@pytest.mark.parametrize("cols", [96, 40])
+@pytest.mark.parametrize(("group", "cols"), [(32, 96), (None, 96), (None, 40)])
 def test_compressed_tensors_packed(bits, symmetric, group, cols):
     """Whole numbers in words, with a scale for each group of a row, or for a row."""
-    compressors = pytest.importorskip("compressed_tensors.compressors")
-    schemes = pytest.importorskip("compressed_tensors.quantization")
-    if group and cols % group:
-        pytest.skip("groups fill their rows")
     args = schemes.QuantizationArgs(
         num_bits=bits,
         symmetric=symmetric,
@@ -246,15 +244,10 @@ def test_compressed_tensors_with_an_order_of_groups():
         packed("pack-quantized", of({**pieces, "weight_shape": q[0, :2].long()}), (4, 16), (8, 8))
 
 
-@pytest.mark.parametrize("kind", ["int", "float"])
+@pytest.mark.parametrize(("kind", "symmetric"), [("int", True), ("int", False), ("float", True)])
 @pytest.mark.parametrize("strategy", ["tensor", "channel", "group", "block"])
-@pytest.mark.parametrize("symmetric", [True, False])
 def test_compressed_tensors_in_8_bits(kind, strategy, symmetric):
     """8-bit integers or floats, with one scale for all, or for rows, groups of them or blocks."""
-    compressors = pytest.importorskip("compressed_tensors.compressors")
-    schemes = pytest.importorskip("compressed_tensors.quantization")
-    if kind == "float" and not symmetric:
-        pytest.skip("floats have no zero point")
     shape, block = {
         "tensor": ((1,), (24, 64)), "channel": ((24, 1), (1, 64)),
         "group": ((24, 4), (1, 16)), "block": ((3, 2), (8, 32)),
@@ -296,7 +289,6 @@ def test_blocks_may_be_cut():
 
 def test_mxfp4():
     """level 2^(scale - 127), 32 columns a scale, as transformers makes them, which transposes."""
-    mxfp4 = pytest.importorskip("transformers.integrations.mxfp4")
     blocks = torch.randint(0, 256, (3, 10, 2, 16), dtype=torch.uint8, generator=GENERATOR)
     scales = torch.randint(60, 190, (3, 10, 2), dtype=torch.uint8, generator=GENERATOR)
     truth = mxfp4.convert_moe_packed_tensors(blocks, scales, dtype=torch.float32)
@@ -310,8 +302,6 @@ def test_mxfp4():
 
 def test_nvfp4():
     """level * scale / global scale, 16 columns a scale; a library stores the quotient's inverse."""
-    compressors = pytest.importorskip("compressed_tensors.compressors")
-    schemes = pytest.importorskip("compressed_tensors.quantization")
     args = schemes.QuantizationArgs(
         num_bits=4, type="float", strategy="tensor_group", group_size=16, symmetric=True
     )

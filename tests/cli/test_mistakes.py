@@ -30,6 +30,8 @@ MISTAKES = {
         ("gate", BASE, *RULE), 1, "no finished report in it", "it is a checkpoint"),
     "folders without ./": (
         ("audit", "empty", "reports"), 1, "no family 'empty'", "for the folder, write ./empty"),
+    "a GGUF file without ./": (
+        ("audit", "a.gguf", "b.gguf"), 1, "no family 'a.gguf'", "for the file, write ./a.gguf"),
     "a misspelt family": (("audit", "dmeo"), 1, "no family 'dmeo'", "did you mean 'demo'?"),
     "a family instead of its reports": (
         ("show", "demo"), 1, "no such folder: demo", "did you mean 'reports/demo'?"),
@@ -55,6 +57,7 @@ def place(demo_reports, tmp_path_factory):
     place = tmp_path_factory.mktemp("place")
     shutil.copytree(demo_reports.parent, place / "reports")
     (place / "empty").mkdir()
+    (place / "a.gguf").write_bytes(b"GGUF")
     (place / "one.yaml").write_text("- ./x\n")
     (place / "broken.yaml").write_text("- {base: ./a tuned: ./b}\n")
     (place / "mapping.yaml").write_text("demo: base..narrow\n")

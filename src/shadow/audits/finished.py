@@ -35,7 +35,7 @@ NAMES = {  # settings, by the option that sets them
     "method.precision": "--precision",
     "method.nulls": "--nulls",
     "method.seed": "--seed",
-    "method.subjects": "--subjects",
+    "method.subjects": "--subjects (none: --norms)",
     "method.subspaces": "--subspaces",
     "spectra": "--spectra",
     "device": "--device",

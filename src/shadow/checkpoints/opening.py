@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import re
@@ -492,21 +491,23 @@ def _open_gguf(
 def _small(source: Source, info: TensorInfo, say: Say = lambda line: None) -> bytes:
     """The bytes of a small tensor of a shard that need not be here."""
     if isinstance(source, WholeFile) and source.path is None:
-        from shadow.checkpoints.hub import cached, copy_range
+        from shadow.checkpoints.hub import cached, copy_range, fetch_whole
         from shadow.checkpoints.hub_faults import RangeIgnoredError
 
-        path = cached(source.snapshot, source.file)
+        snapshot, file = source.snapshot, source.file
+        path = cached(snapshot, file)
         if path is None:
             content = bytearray()
-            with contextlib.suppress(RangeIgnoredError):
-                copy_range(
-                    source.snapshot, source.file, info.start, info.end, content.extend, say=say
-                )
-            return bytes(content)
+            try:
+                copy_range(snapshot, file, info.start, info.end, content.extend, say=say)
+            except RangeIgnoredError:  # then the file comes whole when it is measured, too
+                path, _ = fetch_whole(snapshot, file, say=say)
+            else:
+                return bytes(content)
         source = LocalFile(path)
-    file, there = source.located(info)
+    held, there = source.located(info)
     content = bytearray(there.end - there.start)
-    file.read(there.start, memoryview(content))
+    held.read(there.start, memoryview(content))
     return bytes(content)
 
 

@@ -166,12 +166,17 @@ def parse_checkpoint(text: str, folder: Path | None = None) -> AnyReference:
 
 
 def as_folder(text: str, folder: Path | None = None) -> str | None:
-    """How to write a folder of this name (relative to folder, or to here), where there is one."""
+    """How to write a folder or GGUF file of this name (relative to folder, or to here), where there
+    is one.
+    """
     if not text:
         return None
     try:
-        if ((folder or Path()) / text).is_dir():
+        path = (folder or Path()) / text
+        if path.is_dir():
             return f"for the folder, write ./{text}"
-    except (OSError, ValueError):  # no name that a folder can have
+        if path.suffix == ".gguf" and path.is_file():
+            return f"for the file, write ./{text}"
+    except (OSError, ValueError):  # no name that a file can have
         pass
     return None
