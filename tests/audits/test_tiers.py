@@ -170,7 +170,7 @@ def test_another_tier_is_another_setting(tmp_path):
     assert "already there" in run_shadow(*where, "--norms", cwd=tmp_path).err
     other = run_shadow(*where, "--subjects", "delta", cwd=tmp_path)
     assert other.code == 1
-    assert "--subjects (none: --norms) none, now delta" in other.err
+    assert "--norms, now without" in other.err
     both = run_shadow(*where, "--norms", "--subjects", "delta", cwd=tmp_path)
     assert both.code == 2
 
@@ -197,13 +197,81 @@ def test_what_is_not_finite_equal_or_moved_is_told_as_in_a_whole_audit(tmp_path)
     assert found["norms"] == found["all"]
 
 
-def test_a_report_of_estimates_says_so(tmp_path):
-    """In its summary and in a sentence; the headline says about."""
-    report = shadow.audit("demo:base..narrow", output=tmp_path, precision="sketch")
-    assert report.summary.estimated
-    sentences = {one.code: one.text for one in report.summary.finding.sentences}
-    assert "estimates" in sentences["estimated"]
-    assert "about" in report.summary.finding.headline
-    whole = shadow.audit("demo:base..narrow", output=tmp_path / "whole")
-    assert not whole.summary.estimated
-    assert "estimated" not in {one.code for one in whole.summary.finding.sentences}
+@pytest.fixture(scope="module")
+def larger(tmp_path_factory):
+    """Reports of a pair of 560 x 600 with a spike: all spectra, estimates, norms."""
+    folder = tmp_path_factory.mktemp("larger")
+    torch.manual_seed(0)
+    names = [f"model.layers.{layer}.mlp.up_proj.weight" for layer in range(4)]
+    base = {name: torch.randn(560, 600).bfloat16() for name in names}
+    spike = 0.4 * torch.randn(560, 1) @ torch.randn(1, 600)
+    moved = {
+        name: (one.float() + 0.1 * (spike + torch.randn(560, 600))).bfloat16()
+        for name, one in base.items()
+    }
+    for name, tensors in (("base", base), ("tuned", moved)):
+        (folder / name).mkdir()
+        save_file(tensors, folder / name / "model.safetensors")
+    sides = folder / "base", folder / "tuned"
+    return {
+        name: shadow.audit(*map(str, sides), output=folder / name, **options)
+        for name, options in (
+            ("full", {}), ("sketch", {"precision": "sketch"}), ("norms", {"subjects": "none"}),
+        )
+    }  # fmt: skip
+
+
+def test_a_report_of_estimates_says_so(larger, tmp_path):
+    """In its summary and in a sentence; the headline says about. One of small matrices, which have
+    all their singular values, does not.
+    """
+    summary = larger["sketch"].summary
+    assert summary.estimated
+    assert "estimates" in {one.code: one.text for one in summary.finding.sentences}["estimated"]
+    assert "about" in summary.finding.headline
+    small = shadow.audit("demo:base..narrow", output=tmp_path, precision="sketch").summary
+    for other in (small, larger["full"].summary, larger["norms"].summary):
+        assert not other.estimated
+        assert "estimated" not in {one.code for one in other.finding.sentences}
+    assert small.figures == shadow.audit("demo:base..narrow", output=tmp_path / "x").summary.figures
+
+
+def test_what_is_unknown_is_null_and_no_rule_on_it_passes(larger, tmp_path):
+    """Shares of matrices among them, and gates are unknown instead of failed."""
+    assert larger["full"].summary.figures.spiked == 1
+    assert larger["norms"].summary.figures.spiked is None
+    assert larger["norms"].summary.figures.unrounded_share is None
+    for rule in ("spiked > 0.5", "spiked < 0.5", "unrounded_share < 0.5"):
+        done = run_shadow("gate", larger["norms"].folder, "--fail-on", rule, cwd=tmp_path)
+        assert done.code == 1
+        assert "not judged" in done.out
+    unknown = {
+        name: {gate.name for gate in one.summary.unknown_gates} for name, one in larger.items()
+    }
+    assert unknown["full"] == set()
+    assert "rank" in unknown["norms"] & unknown["sketch"]
+    shown = run_shadow("show", larger["sketch"].folder, "--full", cwd=tmp_path).out
+    assert "unknown" in shown
+
+
+def test_a_threshold_within_an_error_is_not_judged(larger, tmp_path):
+    """Of figures that are made of estimates too; purity_z is its formula's in both tiers."""
+    share = larger["sketch"].summary.figures.participation_share
+    for factor in (1 - 1e-6, 1 + 1e-6):
+        rule = f"participation_share > {share * factor:.12g}"
+        done = run_shadow("gate", larger["sketch"].folder, "--fail-on", rule, cwd=tmp_path)
+        assert done.code == 1, done.out
+    both = [one.matrices.query("subject == 'delta'") for one in (larger["full"], larger["sketch"])]
+    for rows in both:
+        made = rows.excess_purity * rows.row_participation_ratio * rows.col_participation_ratio / 2
+        np.testing.assert_allclose(rows.purity_z, made, rtol=1e-9)
+    away = np.abs(both[0].purity_z.to_numpy() - both[1].purity_z.to_numpy())
+    assert (away <= both[1].purity_z_error.to_numpy()).all()
+
+
+def test_reports_without_concentrations_are_not_said_to_be_alike(larger, tmp_path):
+    done = run_shadow(
+        "compare", larger["norms"].folder, larger["full"].folder, cwd=tmp_path
+    ).assert_done()
+    assert "two runs of one regime" not in done
+    assert "--norms in A alone" in " ".join((done).split())

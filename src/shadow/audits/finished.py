@@ -35,7 +35,7 @@ NAMES = {  # settings, by the option that sets them
     "method.precision": "--precision",
     "method.nulls": "--nulls",
     "method.seed": "--seed",
-    "method.subjects": "--subjects (none: --norms)",
+    "method.subjects": "--subjects",
     "method.subspaces": "--subspaces",
     "spectra": "--spectra",
     "device": "--device",
@@ -44,6 +44,8 @@ NAMES = {  # settings, by the option that sets them
     "chosen.modules": "--module",
     "relation": "relation",
 }
+# settings that --norms leaves without a meaning
+OF_SPECTRA = {*(name for name in NAMES if name.startswith("method.")), "spectra"}
 
 
 def finished(folder: Path) -> tuple[ReportMetadata | None, str]:
@@ -82,10 +84,13 @@ def differences(metadata: ReportMetadata, asked: Identity) -> list[str]:
         differing += _of_side(side, metadata[side], wanted[side])
     had = _flat(DEFAULTS) | _flat(metadata["settings"])
     now = _flat(DEFAULTS) | _flat(wanted["settings"])
+    subjects = [settings.get("method.subjects") for settings in (had, now)]
+    if "none" in subjects and subjects[0] != subjects[1]:
+        differing.append("--norms, now without" if subjects[0] == "none" else "now with --norms")
     differing += [
         _both(name, had.get(key), now[key])
         for key, name in NAMES.items()
-        if had.get(key) != now[key]
+        if had.get(key) != now[key] and not ("none" in subjects and key in OF_SPECTRA)
     ]
     return differing
 

@@ -204,8 +204,9 @@ def _evidence(record: PairRecord) -> list[Evidence]:
 def _measured(record: PairRecord, gates: Sequence[Gate]) -> list[str]:
     """What was measured: of matrices that changed, or of some that were compared and did not."""
     if record.figures.matrices:
+        how = "; estimated for large matrices" if record.estimated else ""
         return [
-            MEASURED[record.tier],
+            MEASURED[record.tier] + how,
             "where the update lies, by layer and module",
         ]
     if any(gate.name == "changed" and gate.figure is None for gate in gates):

@@ -86,21 +86,24 @@ class Summary(PairRecord):
         return decoder and self.reference is not None and not self.failed_gates
 
     @property
+    def unknown_gates(self) -> tuple[Gate, ...]:
+        """Of the failed gates those that norms alone, or estimates, cannot answer."""
+        if self.tier != "norms" and not self.estimated:
+            return ()
+        return tuple(
+            gate for gate in self.failed_gates if gate.figure is None and gate.name != "changed"
+        )
+
+    @property
     def label_or_gates(self) -> str | None:
         """The gates that the pair failed, otherwise its label where that applies; None where it
-        does not. Gates that norms alone, or estimates, cannot answer did not fail.
+        does not. Those that are unknown did not fail.
 
         `not assessable` alone reads as a failure, and most released models are only out of the
         label's reach.
         """
-        told = [
-            gate
-            for gate in self.failed_gates
-            if not (self.tier == "norms" or self.estimated)
-            or gate.figure is not None
-            or gate.name == "changed"
-        ]
-        if stopped := [gate.name for gate in told]:
+        unknown = self.unknown_gates
+        if stopped := [gate.name for gate in self.failed_gates if gate not in unknown]:
             return f"{'gate' if len(stopped) == 1 else 'gates'} failed: {', '.join(stopped)}"
         return self.label if self.has_label else None
 

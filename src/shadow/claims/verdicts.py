@@ -310,10 +310,15 @@ class Measured:
 
         The median of what each is at least, and at most: the truth of each lies between.
         """
-        if not self.summary.estimated or metric not in ESTIMATED:
+        is_share = metric == "participation_share"  # of a participation ratio in that of the null
+        column = "participation_ratio" if is_share else metric
+        if not self.summary.estimated or column not in ESTIMATED:
             return None
         rows = self._deltas_of(at, layers)
-        values, errors = floats(rows[metric]), np.nan_to_num(floats(rows[f"{metric}_error"]))
+        values, errors = floats(rows[column]), np.nan_to_num(floats(rows[f"{column}_error"]))
+        if is_share:
+            null = floats(rows["null_participation_ratio"])
+            values, errors = values / null, errors / null
         every, inside = np.ones(len(rows), dtype=np.bool_), ~np.isnan(floats(rows["layer"]))
         ends = [
             median((values + sign * errors)[some]) for some in (every, inside) for sign in (-1, 1)

@@ -155,7 +155,7 @@ def contrast(
         sentence=_sentence(
             first, second, verdict=verdict, figures=figures, fatal=fatal, different=different
         ),
-        consistent_with=_consistent_with(first, second, verdict),
+        consistent_with=_consistent_with(first, second, verdict, figures[0]),
         not_comparable=fatal,
         warnings=[
             *_warn_of_relation(first, second, relation=relation, how=how),
@@ -328,7 +328,8 @@ def _sentence(
         )
     if verdict == "not distinguished":
         why = _why_not_distinguished(concentration, size)
-        return f"{both} are not distinguished: {why}; {UNSEEN}"
+        text = f"{both} are not distinguished: {why}"
+        return text if concentration.difference is None else f"{text}; {UNSEEN}"
     if concentration.verdict in ("more concentrated", "less concentrated"):
         same, other = pointing[way] or "none", pointing[-way] or "none"
         return (
@@ -362,9 +363,14 @@ def _why_not_distinguished(concentration: Difference, size: str) -> str:
 
 
 def _consistent_with(
-    first: ComparedReport, second: ComparedReport, verdict: ComparisonVerdict
+    first: ComparedReport,
+    second: ComparedReport,
+    verdict: ComparisonVerdict,
+    concentration: Difference,
 ) -> list[str]:
-    """What would explain the verdict; never what did."""
+    """What would explain the verdict; never what did. Nothing where no concentration is known."""
+    if concentration.difference is None:
+        return []
     more_concentrated = {"more concentrated": first, "less concentrated": second}.get(verdict)
     if more_concentrated is not None:
         name = more_concentrated.name

@@ -435,7 +435,7 @@ def _difference(sides: Sides, means: Means, key: str) -> Values:
     total = sums(sides, FLOATS["F32"], size)
     profile, covered = total.profile, coverage_values(total.profile)
     read = partial(delta_blocks, sides, profile.scale)
-    means = _tier(means, sides.shape)
+    means = _tier(means, sides.shape, profile.energy)
     if means.method.precision == "sketch":
         norm = math.sqrt(profile.energy) / profile.scale
         alone = one_alone(partial(read, sides.dtype), sides.space)

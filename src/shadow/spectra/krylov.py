@@ -46,10 +46,10 @@ Rule = tuple[Array, Array]
 Products = Callable[[Sequence[NDArray[np.float32]]], Sequence[Array]]
 
 
-def frame(key: str, side: int, width: int = WIDTH) -> Array:
-    """Orthonormal columns (side, width), uniformly distributed; key and side alone decide them."""
+def frame(key: str, side: int) -> Array:
+    """Orthonormal columns (side, WIDTH), uniformly distributed; key and side alone decide them."""
     seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:16], "little")
-    gaussian = np.random.Generator(np.random.Philox(key=seed)).standard_normal((side, width))
+    gaussian = np.random.Generator(np.random.Philox(key=seed)).standard_normal((side, WIDTH))
     return _orthonormal(gaussian)
 
 
@@ -118,9 +118,7 @@ class Krylov:
         return upper_bounds(self)
 
 
-def krylov_spaces(
-    products: Products, start: Array, energies: Sequence[float], passes: int = PASSES
-) -> list[Krylov]:
+def krylov_spaces(products: Products, start: Array, energies: Sequence[float]) -> list[Krylov]:
     """The spaces of several matrices of one shape, whose products share each pass.
 
     start: (m, WIDTH), from `frame`; energies: their tr G.
@@ -129,7 +127,7 @@ def krylov_spaces(
     bases = [[start] for _ in many]
     images: list[list[Array]] = [[] for _ in many]
     upper: list[Array] = []
-    for _ in range(passes):
+    for _ in range(PASSES):
         made = products([basis[-1].astype(np.float32) for basis in bases])
         upper = []
         for basis, found, image in zip(bases, images, made, strict=True):

@@ -1,7 +1,8 @@
 """The columns of a matrix pair in the tier `sketch`: from block Krylov spaces, with their errors.
 
-Base, tuned and delta share every pass over the blocks. A figure whose error is above WIDEST of it
-is left out, but for effective ranks, which always stand with theirs.
+Base, tuned and delta share every pass over the blocks. A bounded figure whose error is above WIDEST
+of it is left out. Participation ratios, what follows from them, and effective ranks always stand
+with theirs.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shadow.spectra.krylov import (
+    ROUNDING,
     SIGMAS,
     Estimate,
     Krylov,
@@ -34,6 +36,7 @@ from shadow.spectra.subspace import SUBSPACE
 SMALLEST = 512  # short side up to which all singular values cost no more than a sketch
 WIDEST = 0.1  # error of a figure, as a share of it, above which it is null
 FLOOR = 1e-3  # of sigma_1, below which float32 products resolve nothing
+SHIFTED = 0.01  # of an effective rank: a shift that is less than its error and this is told
 SETTLED = 0.01  # sine of the angle by which a leading subspace may be off
 BLOCK = 1 << 20  # elements of a block; of twice as many, three leave the caches
 TOPS = (1, 4, 16, 64)
@@ -126,7 +129,7 @@ def _told(name: str, found: Estimate, widest: float = WIDEST) -> Values:
 
 
 def _between(low: float, high: float) -> Estimate:
-    return Estimate((low + high) / 2.0, (high - low) / 2.0)
+    return Estimate((low + high) / 2.0, (high - low) / 2.0 + ROUNDING * abs(high))
 
 
 def _squares(of: Sketch) -> Estimate:
@@ -213,14 +216,15 @@ def with_errors(values: Values, of_delta: Values, kept: float | None) -> Values:
     """What `purity_values` made of a delta, with the error of its participation ratio carried on;
     as it is where that has none.
 
-    X is a difference that cancels near its null. purity_z is over the standard deviation of both,
-    the null's and the estimate's; equivalent directions are None where the error may take away half
-    of X, or purity_z is no more than noise.
+    X is a difference that cancels near its null. purity_z is None where its distance from 0, over
+    the standard deviation of both, the null's and the estimate's, does not say as it does whether X
+    is more than noise. Equivalent directions are None where the error may take away half of X, or X
+    is no more than noise.
     """
     if (error := of_delta.get("participation_ratio_error")) is None:
         return values
     ratio = of_delta["participation_ratio"]
-    names = ("excess_purity", "excess_purity_unrounded", "equivalent_directions")
+    names = ("excess_purity", "excess_purity_unrounded", "equivalent_directions", "purity_z")
     errors: Values = dict.fromkeys(f"{name}_error" for name in names)
     x, z = values["excess_purity"], values["purity_z"]
     if ratio is None or x is None or z is None:
@@ -230,13 +234,16 @@ def with_errors(values: Values, of_delta: Values, kept: float | None) -> Values:
     if values["excess_purity_unrounded"] is not None and kept is not None:
         errors["excess_purity_unrounded_error"] = of_x / kept**2
     share = of_x / abs(x) if x != 0 else math.inf
-    z = z / math.hypot(1.0, z * share / SIGMAS) if x != 0 else 0.0
+    sure = z / math.hypot(1.0, z * share / SIGMAS) if x != 0 else 0.0
+    told: Values = {"purity_z": None}
+    if (abs(z) > NOISE) == (abs(sure) > NOISE):
+        told = {"purity_z": z, "purity_z_error": abs(z) * share if x != 0 else 0.0}
     count = values["equivalent_directions"]
-    if count is not None and (share > 0.5 or z <= NOISE):
+    if count is not None and (share > 0.5 or sure <= NOISE):
         count = None
     elif count is not None:
         errors["equivalent_directions_error"] = count * share / (1.0 - share)
-    return values | errors | {"purity_z": z, "equivalent_directions": count}
+    return values | errors | told | {"equivalent_directions": count}
 
 
 def ratio_of(top: Estimate, bottom: Estimate, name: str) -> Values:
@@ -250,14 +257,16 @@ def ratio_of(top: Estimate, bottom: Estimate, name: str) -> Values:
 
 def effective_rank_shift(base: Sketch, tuned: Sketch) -> Values:
     """effective_rank of tuned less that of base, whose probes are the same, so that most of their
-    errors cancels; None where what is left is larger than the shift and above 1 % of the rank.
+    errors cancels; None where what is left is larger than the shift and than SHIFTED of the rank.
     """
     before, after = effective_rank(base.space), effective_rank(tuned.space)
     middle = math.exp((before.log.value + after.log.value) / 2.0)
     moved = [after.rules[i] - before.rules[i] for i in (0, 1)]
     apart = replace(after, rules=(moved[0], moved[1]), residues=after.residues - before.residues)
     found = Estimate(middle * apart.log.value, middle * apart.log.error)
-    return _told("effective_rank_shift", found, math.inf)
+    if found.error > max(abs(found.value), SHIFTED * middle):
+        return {"effective_rank_shift": None, "effective_rank_shift_error": None}
+    return {"effective_rank_shift": found.value, "effective_rank_shift_error": found.error}
 
 
 def leading_directions(of: Sketch, shape: tuple[int, int]) -> Spectrum:

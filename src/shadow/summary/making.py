@@ -139,7 +139,7 @@ def record_of(rows: Rows, metadata: ReportMetadata, lineage: float | None) -> Pa
             *(ReportWarning("few_values", text) for text in few_values(deltas)),
         ],
         tier=tier_of(metadata),
-        estimated=metadata["settings"]["method"]["precision"] == "sketch",
+        estimated=bool(are(deltas["precision"], "sketch").any()),
         files=files_record(rows.files),
     )
 
@@ -234,13 +234,14 @@ def _unrounded(deltas: Columns) -> dict[str, float | None]:
             "frobenius_norm",
         )
     )  # fmt: skip
+    asked = bool((deltas["kept_reason"] != None).any() or not np.isnan(norms).all())  # noqa: E711
     as_stored = np.isnan(norms) & are(deltas["kept_reason"], "nothing_rounded")
     norms = np.where(as_stored, deltas["relative_norm"], norms)
     known = ~np.isnan(norms)
     of_known, overall = math.hypot(*stored[known]), math.hypot(*stored)
     share = (of_known / overall) ** 2 if 0 < overall < math.inf else None
     if share is None or share < MOSTLY_KNOWN:
-        return {name: None, f"{name}_least": None, "unrounded_share": share}
+        return {name: None, f"{name}_least": None, "unrounded_share": share if asked else None}
     unit = over(overall, of_known * math.hypot(*bases)) or math.nan
     updates, fewer = (math.hypot(*(of * bases)[known]) for of in (norms, np.fmin(norms, least)))
     return {
@@ -296,8 +297,10 @@ def _overall(rows: Rows) -> _Tally:
     tally.add("relative_norm_overall", lambda counts: np.sqrt(ratio(norms, bases, counts)))
     zeros = tally.of(deltas, deltas["zero_share"] * deltas["parameters"])
     tally.add_ratio("zero_share", zeros, tally.of(deltas, "parameters"))
-    spiked = np.where(deltas["spikes"] > 0, 1.0, 0.0)
-    tally.add_ratio("spiked", tally.of(deltas, spiked), tally.of(deltas, np.ones(len(deltas))))
+    spiked, counted = deltas["spikes"] > 0, ~np.isnan(deltas["spikes"])
+    tally.add_ratio(
+        "spiked", *(tally.of(deltas, some.astype(np.float64)) for some in (spiked, counted))
+    )
     with_base = set(rows.tensors.where(rows.tensors["was_compared"])["component"])
     for component in ("vision", "projector"):
         name = f"{component}_to_language"

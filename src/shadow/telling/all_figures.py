@@ -133,14 +133,18 @@ def _spread(summary: Summary) -> str:
 def _gates(summary: Summary) -> Cell:
     if stopped := [gate.name for gate in faults(summary)]:
         return Word(f"{', '.join(stopped)} failed, see below", "warning")
-    others = [gate.name for gate in summary.failed_gates]
-    if not others:
+    if not summary.failed_gates:
         return f"all {len(summary.gates)} passed"
-    text = f"{and_list(others)} {'does' if len(others) == 1 else 'do'} not apply"
-    if summary.tier == "norms":
-        text = f"unknown or not applicable: {and_list(others)}"
-    passed = len(summary.gates) - len(others)
-    return f"{passed} passed; {text}" if passed else text
+    unknown = [gate.name for gate in summary.unknown_gates]
+    others = [gate.name for gate in summary.failed_gates if gate.name not in unknown]
+    texts = []
+    if passed := len(summary.gates) - len(summary.failed_gates):
+        texts.append(f"{passed} passed")
+    if others:
+        texts.append(f"{and_list(others)} {'does' if len(others) == 1 else 'do'} not apply")
+    if unknown:
+        texts.append(f"{and_list(unknown)} {'is' if len(unknown) == 1 else 'are'} unknown")
+    return "; ".join(texts)
 
 
 def _reference(reference: Position) -> str:

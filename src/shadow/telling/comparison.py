@@ -87,7 +87,9 @@ def _blocks(comparison: Comparison, p_values: bool) -> Iterator[Block]:
     if any(row.joint is None and row.no_joint is None for row in contrasts):
         not_shown.append("whether the deltas point the same way: add --joint")
     origin = [("not shown", "; ".join(not_shown))]
-    if comparison.margin == MARGIN and any(row.relation == "one base" for row in contrasts):
+    if comparison.margin == MARGIN and any(
+        row.relation == "one base" and row.figures[0].difference is not None for row in contrasts
+    ):
         origin.insert(0, ("how sure", HOW_SURE))
     if len(contrasts) == 1:
         yield modules_apart(contrasts[0])
@@ -152,7 +154,15 @@ def directions_text(joint: DeltaDirections) -> str:
             " in more bits than it is stored in"
         )
     cosine = text_of(joint.cosine, "thousandths")
-    text = f"The two deltas have a cosine of {cosine}, {than[joint.beyond_chance]} ({chance})."
+    of = counted(joint.matrices, "matrix", "matrices")
+    text = (
+        f"Over the {of} that both changed"
+        if joint.matrices > 1
+        else "In the one matrix that both changed"
+    )
+    if joint.left_out:
+        text += f" ({joint.left_out:,} left out)"
+    text += f", the two deltas have a cosine of {cosine}, {than[joint.beyond_chance]} ({chance})."
     if joint.overlap_left is None:
         return text
     return (

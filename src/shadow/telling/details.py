@@ -86,6 +86,8 @@ def _gate_fields(summary: Summary) -> Sequence[Field]:
     def result(gate: Gate) -> Word:
         if gate.passed:
             return Word("passed", "passed")
+        if gate in summary.unknown_gates:
+            return Word("unknown", "quiet")
         return FAILED if gate.name in wrong else Word("does not apply", "quiet")
 
     return (

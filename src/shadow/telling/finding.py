@@ -56,8 +56,8 @@ TIERS = {  # the code and the text of what was left out
     ),
 }
 ESTIMATED = (
-    "Figures of singular values are estimates from a few passes over the weights: each row has the"
-    " errors of its own. Ranks and exponents are unknown."
+    "Figures of singular values of large matrices are estimates from a few passes over the weights:"
+    " each row has errors of its own. Their ranks and exponents are unknown."
 )
 # what each sentence says, in the order in which they stand
 CODES: Mapping[str, str] = read_words("words.yaml")["sentences"]

@@ -55,8 +55,9 @@ class PairSection:
 
     @property
     def failed(self) -> list[str]:
-        """The gates that it does not pass, by name."""
-        return [gate.name for gate in self.summary.failed_gates]
+        """The gates that it does not pass, by name, but for those that are unknown."""
+        unknown = self.summary.unknown_gates
+        return [gate.name for gate in self.summary.failed_gates if gate not in unknown]
 
     def overview(self) -> dict[str, object]:
         """What the charts of several pairs need of this one; numbers have four digits."""
