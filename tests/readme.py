@@ -184,7 +184,7 @@ def joint_demo() -> str:
             *(f"{folder}/demo/{pair}" for pair in ("base..narrow", "base..broad")),
             "--joint",
         )
-    sentence = text[text.index("The two deltas") : text.index("\nA and B: medians")]
+    sentence = text[text.index("Over the ") : text.index("\nA and B: medians")]
     table = text[text.index("Where the deltas point") : text.index("\nBy depth") - 1]
     return f"{sentence}\n{table}"
 
