@@ -80,17 +80,8 @@ def _step(state: Path) -> int:
     return int(state.stem.split("-")[1])
 
 
-def _log(run: Path) -> list[Row]:
-    """Of a finished run, or of one that goes on."""
-    for file in (run / "done.json", run / "log.json"):
-        if file.exists():
-            found = json.loads(file.read_text())
-            return found["log"] if isinstance(found, dict) else found
-    return []
-
-
 def publish(out: Path) -> None:
-    """Write the tables of all figures that are there, and what the runs are."""
+    """Write the tables of all figures that are there, and what the finished runs are."""
     folder = out / "figures"
     states = [
         pd.read_parquet(one) for one in sorted(folder.glob("*.parquet")) if ".lines" not in one.name
@@ -106,11 +97,12 @@ def publish(out: Path) -> None:
     write(tables, PUBLISHED)
     runs = {}
     for run in sorted((out / "runs").iterdir()):
-        if log := _log(run):
+        if (run / "done.json").exists():
+            log = json.loads((run / "done.json").read_text())["log"]
             told = [one["told"] for one in log]
             few = max(1, len(told) // 6)
             runs[run.name] = {
-                "steps": len(log), "finished": (run / "done.json").exists(),
+                "steps": len(log),
                 "norm": float(f"{log[-1]['norm']:.3g}"),
                 "told_first": round(float(np.mean(told[:few])), 3),
                 "told_last": round(float(np.mean(told[-few:])), 3),

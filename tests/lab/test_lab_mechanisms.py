@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import mechanism_figures
 import mechanisms
 
+import mechanisms_page
 from shadow.lab.training import save
 
 LETTERS = "\n" + "".join(chr(number) for number in range(32, 127))
@@ -96,3 +99,104 @@ def test_goes_on_as_if_it_had_not_been_cut_off(
     whole = load_file(out / "runs" / "whole" / "step-3.safetensors")
     for name, values in load_file(out / "runs" / "cut" / "step-3.safetensors").items():
         assert torch.equal(values, whole[name])
+
+
+def planted(norm: float, share: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """A base on the grid of BF16, and an update of that relative norm in a share of the entries."""
+    rng = np.random.default_rng(0)
+    base = torch.from_numpy(rng.normal(0, 0.07, (96, 128))).bfloat16().float()
+    update = rng.normal(size=(96, 128)) * (rng.random((96, 128)) < share)
+    update *= norm * float(base.norm()) / np.linalg.norm(update)
+    return base, torch.from_numpy(update).float()
+
+
+@pytest.mark.parametrize("share", [1.0, 0.2])
+def test_figures_of_a_matrix_are_those_of_numpy(share: float) -> None:
+    base, update = planted(2e-3, share)
+    exact, stored = mechanism_figures.matrix_rows("m.layers.5.q", base, base + update)
+    W, D = base.double().numpy(), (base + update).double().numpy() - base.double().numpy()
+    S = (base + update).bfloat16().double().numpy() - W
+    for row, d in ((exact, D), (stored, S)):
+        assert row["unchanged"] == pytest.approx((d == 0).mean())
+        assert row["relative_norm"] == pytest.approx(np.linalg.norm(d) / np.linalg.norm(W), 1e-5)
+        sigma = np.linalg.svd(d, compute_uv=False)
+        assert row["participation_ratio"] == pytest.approx(
+            (sigma**2).sum() ** 2 / (sigma**4).sum(), rel=1e-4
+        )
+        assert abs(row["concentration"]) < 0.01
+        shares = sigma / sigma.sum()
+        rank = np.exp(-(shares * np.log(shares)).sum()) / 96
+        assert row["effective_rank"] == pytest.approx(rank, rel=1e-3)
+        assert row["intruders"] == 0
+        low = np.abs(W) <= np.quantile(np.abs(W), 0.3)
+        assert row["low"] == pytest.approx(low[d != 0].mean(), abs=0.01)
+        assert row["low_shuffled"] == pytest.approx(row["low"], abs=0.03)
+    assert stored["shuffled"] == pytest.approx(stored["unchanged"], abs=0.02)
+    assert stored["drawn"] == pytest.approx(stored["unchanged"], abs=0.05)
+    if share == 1.0:
+        for name in ("normal", "told", "finest_normal"):
+            of = "finest" if name == "finest_normal" else "unchanged"
+            assert stored[name] == pytest.approx(stored[of], abs=0.03), name
+    else:
+        assert stored["finest"] - stored["finest_normal"] > 0.6
+
+
+def test_a_line_is_straight_and_a_walk_is_not() -> None:
+    """R² of four even steps: 1 along a line; for a walk 0.65 in expectation of sums."""
+    base, update = planted(1e-2)
+    exact, stored = mechanism_figures.line_rows(base, [base + k * update for k in (1, 2, 3, 4)])
+    assert exact["r2"] == pytest.approx(1.0, abs=1e-6)
+    assert exact["linear"] == 1.0
+    assert exact["cosine"] == pytest.approx(1.0, abs=1e-5)
+    assert exact["cosine_walk"] == pytest.approx(0.0, abs=0.03)
+    assert exact["r2_walk"] == pytest.approx(walk_r2(), abs=0.03)
+    assert 0.5 < stored["r2"] < 1.0
+
+
+def walk_r2() -> float:
+    """Explained over total expected squares of a walk of four steps: from its covariance."""
+    covariance = np.minimum.outer(np.arange(5.0), np.arange(5.0))
+    centre = np.eye(5) - 0.2
+    t = np.arange(5.0) - 2
+    return float(t @ covariance @ t / (t @ t) / np.trace(centre @ covariance @ centre))
+
+
+def of_seeds(*unchanged: float) -> mechanisms_page.Study:
+    """A study in which storage predicts .9, and RL of each seed left that share as stored."""
+    rows = [
+        {
+            "run": f"{kind}-{seed}", "kind": kind, "seed": seed, "mark": 3e-4, "stored": stored,
+            "unchanged": (share if kind == "grpo" else 0.9) if stored == "BF16" else 0.0,
+            "shuffled": 0.9 if stored == "BF16" else None,
+        }
+        for seed, share in enumerate(unchanged)
+        for kind in ("grpo", "sft-slow")
+        for stored in ("F32", "BF16")
+    ]  # fmt: skip
+    return mechanisms_page.Study(pd.DataFrame(rows), pd.DataFrame(), {})
+
+
+@pytest.mark.parametrize(
+    ("unchanged", "verdict"),
+    [
+        ((0.9, 0.91), "is storage"),
+        ((0.9,), "is storage (one seed)"),
+        ((0.9, 0.99), "open: seeds disagree"),
+        ((0.99, 0.99), "open"),
+        ((), "open"),
+    ],
+)
+def test_a_verdict_follows_from_the_figures_of_all_seeds(
+    unchanged: tuple[float, ...], verdict: str
+) -> None:
+    study = of_seeds(*unchanged) if unchanged else of_seeds(0.9)
+    if not unchanged:
+        study.states["kind"] = "dpo"
+    assert mechanisms_page.judged(mechanisms_page.CLAIMS[0], study)[1] == verdict
+
+
+def test_the_page_is_what_the_command_makes_of_the_tables() -> None:
+    """docs/mechanisms.md holds no other number."""
+    docs = Path(__file__).parents[2] / "docs"
+    made = mechanisms_page.page(mechanisms_page.read(docs / "lab"))
+    assert made == (docs / "mechanisms.md").read_text(encoding="utf-8")

@@ -72,6 +72,14 @@ RECOGNISED = table(
         needs=("recognised.few_entries.entries", "recognised.few_entries.of"),
     ),
     Claim(
+        "masked",
+        "masked entries",
+        "in most changed matrices of layers, at least 30 % of the entries stayed the same although"
+        " storage would have shown a change of them",
+        needs=("recognised.masked.matrices", "recognised.masked.excess"),
+        null="an excess of about 0, as after a training of all entries",
+    ),
+    Claim(
         "few_rows",
         "few tokens",
         "only a few rows of an embedding changed",
@@ -128,6 +136,11 @@ def recognised(record: PairRecord) -> list[Answer]:
         }
     if found.few_entries is not None:
         held["few_entries"] = {"recognised.few_entries.entries": found.few_entries.entries}
+    if found.masked is not None:
+        held["masked"] = {
+            "recognised.masked.matrices": found.masked.matrices,
+            "recognised.masked.excess": found.masked.excess,
+        }
     if rows:
         held["few_rows"] = rows
     held |= _rearranged(found.rearranged)

@@ -158,6 +158,22 @@ def _few_entries(summary: PairRecord) -> list[Sentence]:
     return [draft.sentence("few_entries", text)]
 
 
+def _masked(summary: PairRecord) -> list[Sentence]:
+    masked = summary.recognised.masked
+    if masked is None:
+        return []
+    draft = Draft(summary)
+    place = "recognised.masked"
+    count = draft.write(masked.matrices, f"{place}.matrices", "count")
+    of = draft.write(masked.of, f"{place}.of", "count")
+    excess = draft.write(masked.excess, f"{place}.excess", "share")
+    text = (
+        f"In {count} of {of} matrices, more entries stayed the same than storage explains"
+        f" ({excess} of the smallest, in the median), as after sparse training, TIES or DARE."
+    )
+    return [draft.sentence("masked", text)]
+
+
 def _replaced(summary: PairRecord) -> list[Sentence]:
     replaced = summary.recognised.replaced
     if replaced is None:
@@ -215,5 +231,6 @@ SENTENCES: Mapping[str, Callable[[PairRecord], list[Sentence]]] = {
     "scaled": _scaled,
     "zeroed": _zeroed,
     "few_entries": _few_entries,
+    "masked": _masked,
     "replaced": _replaced,
 }
