@@ -165,7 +165,7 @@ def _intruders(study: Study, seed: int) -> tuple[str, str] | None:
     for (mark, kind), group in own.groupby(["mark", "kind"]):
         side = "LoRA" if kind in LOW_RANK else "full"
         if kind in (*LOW_RANK, *FULL):
-            means.setdefault((mark, side), []).append(float(group["intruders"].mean()))
+            means.setdefault((float(str(mark)), side), []).append(float(group["intruders"].mean()))
     both = sorted({mark for mark, _ in means if {(mark, "LoRA"), (mark, "full")} <= set(means)})
     for mark in both:
         for side in ("LoRA", "full"):
@@ -332,7 +332,8 @@ def _prediction(study: Study) -> str:
 Error of the predicted share of unchanged entries that 95 % of the matrices stay below (of how
 many), in BF16, by stored relative norm. The aim is .02 below 2e-3 and .06 above; **bold** misses
 it. The tool sees the stored change alone, and takes entries of a cell for normal: what it tells is
-off by {_sign(own)} in the median.
+off by {_sign(own)} in the median. The last two take all entries for changed, and miss masks as
+they should.
 
 {table(heads, rows)}"""
 
