@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from shadow.claims.draft import Sentence
-from shadow.claims.explanations import Explanation, as_explanation, explanations
+from shadow.claims.explanations import Explanation, explanations
 from shadow.claims.recognised import (
     is_copy,
     is_mostly_copy,
@@ -90,7 +90,7 @@ def finding(summary: Summary, settings: SettingsMetadata) -> Finding:
             sentences += structure(summary)
         if not (copied or few):
             sentences += storage(summary, gates)
-            others = [as_explanation(answer) for answer in explanations(summary)]
+            others = explanations(summary)
         sentences += context(summary, relation)
     sentences += files_sentences(summary)
     if (published := context_sentence(summary.published)) is not None:
