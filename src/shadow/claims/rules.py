@@ -29,8 +29,8 @@ from typing import Any, Literal, NoReturn, get_args
 from shadow.claims.label import Label
 from shadow.errors import ShadowError, UsageError
 from shadow.places.names import is_of_layers, name_rules, nearest_modules
-from shadow.reports.columns import COUNTS, DELTA, FIGURES, SPECTRAL
-from shadow.reports.heads import HEADS
+from shadow.reports.columns import COUNTS, FIGURES, delta_metrics
+from shadow.reports.words import HEADS
 from shadow.text import closest, nearest
 
 Severity = Literal["error", "warning"]
@@ -61,7 +61,7 @@ LABEL = "label"
 LABELS: tuple[str, ...] = get_args(Label)
 # Every delta has these; of a set of matrices the median is meant, unless the summary has a figure
 # of that name for it.
-COLUMNS = tuple(column.name for column in (*SPECTRAL, *DELTA) if column.type in ("int", "float"))
+COLUMNS = tuple(delta_metrics())
 DEPTH = ("depth_layers", "depth_entropy", "depth_gini", "effective_layers", "attention_to_mlp")
 OF_BOTH = ("participation_share", "matrices", "energy", "energy_share", "parameter_share")
 OF_A_MODULE = (*OF_BOTH, "parameters")
