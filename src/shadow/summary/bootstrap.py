@@ -150,7 +150,7 @@ def _intervals_of_known(columns: NDArray[np.float64], blocks: Blocks) -> list[In
     intervals: list[Interval] = []
     for start in range(0, columns.shape[1], together):
         values = medians(columns[:, start : start + together], blocks.codes, counts)
-        defined = np.isfinite(values).all(axis=1).tolist()
+        defined: NDArray[np.bool_] = np.all(np.isfinite(values), axis=1)
         ends = zip(*(end.tolist() for end in cut(values, times, (tail, tail))), strict=True)
         intervals += [
             Interval(bounds, layers, _level(n))
