@@ -47,7 +47,8 @@ from shadow.text import several
 if TYPE_CHECKING:
     from shadow.audits.pair_plan import PairPlan
     from shadow.audits.runtime import Progress
-    from shadow.claims.verdicts import Judgement, Measured
+    from shadow.claims.measured import Measured
+    from shadow.claims.verdicts import Judgement
     from shadow.claims.verify.verification import Verification
     from shadow.comparing.comparison import Comparison
     from shadow.outputs.exports import ExportResult
@@ -479,6 +480,7 @@ def judge(
         UsageError: Where a rule makes no sense.
         ShadowError: Where a report cannot be read.
     """
+    from shadow.audits.verify_pair import pair_check
     from shadow.claims.rules import gather
     from shadow.claims.verdicts import judge_report
     from shadow.telling.baselines import read_measured
@@ -493,7 +495,7 @@ def judge(
     baseline: Measured | None = None
     if against is not None:
         baseline = read_measured(one_report(_at(against, storage_options)), "the baseline")
-    now = read_measured(one_report(_at(report, storage_options)))
+    now = read_measured(one_report(_at(report, storage_options)), check=pair_check())
     return judge_report(gathered, now, baseline)
 
 
