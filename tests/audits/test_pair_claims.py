@@ -62,7 +62,7 @@ def cases(folder):
 
 
 def test_a_claim_of_a_list_is_checked_of_its_own_pair(sides):
-    """It is in the table, in JSON, in the JUnit file and in the exit code; each pair has its own."""
+    """In the table, in JSON, in the JUnit file and in the exit code; each pair has its own."""
     printed = audit(sides, code=4)
     assert f"({EMBED})" in " ".join(printed.split())
     assert cases(sides) == {
