@@ -471,7 +471,8 @@ def judge(
     Args:
         report: A report, or its folder or URL.
         rules: What must not hold, such as `language.mlp.up.concentration > 0.5`: one, several, or
-            the Path of a policy file.
+            the Path of a policy file. For `verify.trained --frozen embed` and other claims that a
+            report does not answer, both checkpoints are read, if they are on this machine.
         against: The report of an earlier audit, which figures must not have moved from.
         allow_missing: A rule that finds nothing to judge is no fault.
         storage_options: Options of the driver of URLs, as fsspec takes them.

@@ -97,7 +97,7 @@ class Selection:
     passed_over: tuple[str, ...] = ()
     """Matching families without a pair."""
     claims: Mapping[Pair, tuple[ListedClaim, ...]] = field(default_factory=dict)
-    """Of the pairs of which a list has any."""
+    """What a list says of its pairs."""
 
     @property
     def digest(self) -> str:
@@ -139,7 +139,7 @@ def select(
     if typed:
         lines |= dict.fromkeys(pairs_of_references(targets, families), "")
     passed: dict[str, None] = {}
-    claims: dict[Pair, dict[str, ListedClaim]] = {}
+    claims: dict[Pair, tuple[ListedClaim, ...]] = {}
     look_up = functools.cache(lambda target: find_targets(target, families))
     for entry in entries:
         if isinstance(entry.names, Pair):
@@ -150,8 +150,7 @@ def select(
         passed |= dict.fromkeys(found.without_pairs)
         for pair in found.pairs:
             lines.setdefault(pair, entry.where)
-            for claim in entry.claims:
-                claims.setdefault(pair, {}).setdefault(claim.text, claim)
+            claims[pair] = (*claims.get(pair, ()), *entry.claims)
     pairs = tuple(lines)
     if tags:
         with _asked():
@@ -166,7 +165,7 @@ def select(
         shard=shard_of,
         is_list=is_list,
         passed_over=tuple(passed),
-        claims={pair: tuple(of_pair.values()) for pair, of_pair in claims.items()},
+        claims=claims,
     )
 
 
