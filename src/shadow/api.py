@@ -44,7 +44,8 @@ from shadow.text import several
 if TYPE_CHECKING:
     from shadow.audits.pair_plan import PairPlan
     from shadow.audits.runtime import Progress
-    from shadow.claims.verdicts import Judgement, Measured
+    from shadow.claims.measured import Measured
+    from shadow.claims.verdicts import Judgement
     from shadow.claims.verify.verification import Verification
     from shadow.comparing.comparison import Comparison
     from shadow.outputs.exports import ExportResult
@@ -416,7 +417,8 @@ def judge(
     Args:
         report: A report, or its folder or URL.
         rules: What must not hold, such as `language.mlp.up.concentration > 0.5`: one, several, or
-            the Path of a policy file.
+            the Path of a policy file. For `verify.trained --frozen embed` and other claims that a
+            report does not answer, both checkpoints are read, if they are on this machine.
         against: The report of an earlier audit, which figures must not have moved from.
         allow_missing: A rule that finds nothing to judge is no fault.
         storage_options: Options of the driver of URLs, as fsspec takes them.
@@ -425,6 +427,7 @@ def judge(
         UsageError: Where a rule makes no sense.
         ShadowError: Where a report cannot be read.
     """
+    from shadow.audits.verify_pair import pair_check
     from shadow.claims.rules import gather
     from shadow.claims.verdicts import judge_report
     from shadow.telling.baselines import read_measured
@@ -439,7 +442,7 @@ def judge(
     baseline: Measured | None = None
     if against is not None:
         baseline = read_measured(one_report(_at(against, storage_options)), "the baseline")
-    now = read_measured(one_report(_at(report, storage_options)))
+    now = read_measured(one_report(_at(report, storage_options)), check=pair_check())
     return judge_report(gathered, now, baseline)
 
 
