@@ -78,48 +78,60 @@ class _Part:
         self._one_format = len({side.dtype for side in flat}) == 1
         self.bytes = [bits.view(np.uint8).data for bits in self._bits]
         height = -(-count // LINE)
-        padded = [sides.space.take(name, (height * LINE,), sides.dtype) for name in SIDES]
-        for numbers in padded:
-            numbers[count:] = 0
-        self.numbers = [numbers[:count] for numbers in padded]
-        self.lines = [numbers.view(height, LINE).numpy() for numbers in padded]
-        self._products = np.empty((4, height), self.lines[0].dtype)
-        self._differ = sides.space.take("differs", (count,), torch.bool).numpy()
-        self._plain = [numbers.numpy() for numbers in self.numbers]
+        padded = sides.space.take("both", (2, height * LINE), sides.dtype)
+        self._rest = padded[:, count:]
+        self.numbers = [padded[0, :count], padded[1, :count]]
+        self._lines = padded.view(2, height, LINE).numpy()
+        self._base, self._tuned = padded.numpy()
+        self._products = np.empty((2, 2, height), self._lines.dtype)
+        self._differ = sides.space.take("differs", (height * LINE,), torch.bool).numpy()
 
-    def load(self, *sides: int) -> None:
-        """The numbers of these sides, from what is stored."""
-        for side in sides:
-            self.numbers[side].view(self.raw[side].shape).copy_(self.raw[side])
+    @classmethod
+    def of(cls, sides: Sides, count: int, flat: Sequence[Stored] = ()) -> _Part:
+        """The part of so many entries that is reused, its numbers undefined."""
+        key = cls, count, sides.dtype, *(side.dtype for side in flat)
+        part = sides.space.once(key, lambda: cls(sides, count, flat))
+        part._rest.zero_()
+        return part
+
+    def load(self, side: int) -> None:
+        """The numbers of a side, from what is stored."""
+        raw, numbers = self.raw[side], self.numbers[side]
+        (numbers if raw.ndim == 1 else numbers.view(raw.shape)).copy_(raw)
 
     def is_equal(self) -> bool:
         """Whether what was read of both sides has the same bits."""
         if not self._one_format or self._head[0].tobytes() != self._head[1].tobytes():
             return False
-        return not np.not_equal(self._bits[0], self._bits[1], out=self._differ).any()
-
-    def changed(self) -> int:
-        """How many numbers differ; NaN differs from NaN."""
-        return int(np.count_nonzero(np.not_equal(self._plain[0], self._plain[1], out=self._differ)))
+        differ = self._differ[: len(self._bits[0])]
+        return not np.not_equal(self._bits[0], self._bits[1], out=differ).any()
 
     def energy(self) -> float:
         """The energy of the numbers of the base."""
-        b = self.lines[0]
-        energy = float(np.vecdot(b, b, out=self._products[0]).sum(dtype=np.float64))
+        b = self._lines[0]
+        energy = float(np.vecdot(b, b, out=self._products[0, 0]).sum(dtype=np.float64))
         return energy if _is_safe(energy) else self._in_float64(self.raw[0], self.raw[0])[0]
 
-    def products(self) -> list[float]:
-        """The energies of base, tuned and delta, and <base, delta>. Those of the tuned side become
-        the numbers of the delta.
+    def products(self) -> tuple[int, list[float]]:
+        """How many numbers differ, the energies of base, tuned and delta, and <base, delta>. The
+        numbers of the tuned side become those of the delta. Right where both sides are finite.
         """
-        (b, t), out = self.lines, self._products
-        np.vecdot(b, b, out=out[0])
-        np.vecdot(t, t, out=out[1])
-        np.subtract(t, b, out=t)
-        np.vecdot(t, t, out=out[2])
-        np.vecdot(b, t, out=out[3])
-        found: list[float] = out.sum(axis=1, dtype=np.float64).tolist()
-        return found if all(map(_is_safe, found[:3])) else self._in_float64(*self.raw)
+        lines, out = self._lines, self._products
+        np.vecdot(lines, lines, out=out[0])
+        np.subtract(self._tuned, self._base, out=self._tuned)
+        changed = int(np.count_nonzero(np.not_equal(self._tuned, 0, out=self._differ)))
+        np.vecdot(lines[1], lines, out=out[1])
+        base, tuned, along, delta = out.sum(axis=2, dtype=np.float64).ravel().tolist()
+        if _is_safe(base) and _is_safe(tuned) and (_is_safe(delta) or not changed):
+            return changed, [base, tuned, delta, along]
+        return changed, self._in_float64(*self.raw)
+
+    def changed(self) -> int:
+        """How many numbers differ, where some are not finite; NaN beside NaN does not."""
+        self.load(0)
+        self.load(1)
+        b, t = self.numbers
+        return int(((b != t) & ~(b.isnan() & t.isnan())).sum())
 
     @staticmethod
     def _in_float64(base: Tensor, tuned: Tensor) -> list[float]:
@@ -146,19 +158,17 @@ def _compared(sides: Sides, formats: tuple[str, str]) -> Entries:
     flat = [side for side in (sides.base, sides.tuned) if _is_flat(side)]
     for part in _flat_parts(sides, flat) if len(flat) == len(SIDES) else _tile_parts(sides):
         equal = part.is_equal()
-        part.load(*((0,) if equal and not alive else (0, 1)))
+        part.load(0)
+        if alive or not equal:
+            part.load(1)
         alive = [cast for cast in alive if _is_cast(cast, *part.numbers)]
-        here = 0 if equal else part.changed()
-        found = part.products() if here else [part.energy()]
+        here, found = (0, [part.energy()] * 2) if equal else part.products()
         if not all(map(math.isfinite, found)):
             finite = False
-            if here:
-                part.load(0, 1)
-                b, t = part.numbers
-                changed += here - int((b.isnan() & t.isnan()).sum())
+            changed += 0 if equal else part.changed()
             continue
         changed += here
-        for sums, value in zip(energies, found if here else found * 2, strict=False):
+        for sums, value in zip(energies, found, strict=False):
             sums.append(value)
     base, tuned, delta, along = map(math.fsum, energies)
     rows, cols = shape_of(sides.tuned)
@@ -197,10 +207,10 @@ def _is_flat(side: Matrix) -> TypeGuard[Stored]:
 
 def _flat_parts(sides: Sides, flat: Sequence[Stored]) -> Iterator[_Part]:
     """Parts as they lie in files, of which the raw entries are read."""
-    part, whole = _Part(sides, PART, flat), sides.tuned.numel()
+    whole = sides.tuned.numel()
     for start in range(0, whole, PART):
-        if whole - start < PART:
-            part = _Part(sides, whole - start, flat)
+        if start == 0 or whole - start < PART:
+            part = _Part.of(sides, min(PART, whole - start), flat)
         for side, room in zip(flat, part.bytes, strict=True):
             side.fill(start, room)
         yield part
@@ -210,7 +220,7 @@ def _tile_parts(sides: Sides) -> Iterator[_Part]:
     """Parts of matrices of any kind."""
     for index, _ in tiles(sides.tuned, PART, PART):
         raw = sides.base[index], sides.tuned[index]
-        part = _Part(sides, raw[0].numel())
+        part = _Part.of(sides, raw[0].numel())
         part.raw = list(raw)
         yield part
 
