@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import save_file
 
 from shadow.checkpoints.opening import open_folder
-from shadow.spectra import entries
 from shadow.spectra.delta import working_dtype
 from shadow.spectra.entries import compared
+from shadow.spectra.parts import HEAD
 from shadow.spectra.spectrum import Sides, Workspace
 
 FORMATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
@@ -77,7 +77,7 @@ def test_zeros_of_both_signs_are_one_value_and_a_side_of_zeros_has_no_energy(tmp
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_entries_that_are_not_finite_are_told_and_nan_beside_nan_is_no_change(value, tmp_path):
-    base = torch.ones(4, entries.HEAD, dtype=torch.bfloat16)
+    base = torch.ones(4, HEAD, dtype=torch.bfloat16)
     tuned = base.clone()
     base[1, 3] = tuned[1, 3] = value
     tuned[2, 2] = 5.0
