@@ -54,7 +54,7 @@ class Part:
         height = -(-count // LINE)
         padded = space.take("parts", (matrices + 1, height * LINE), dtype)
         self._rest = padded[:, count:]
-        self.numbers = [row[:count] for row in padded[:matrices]]
+        self.numbers: list[Tensor] = [row[:count] for row in padded[:matrices]]
         self.lines = padded.view(matrices + 1, height, LINE).numpy()
         self._sums = np.empty((2, 2, height), self.lines.dtype)
         self._differ = space.take("differs", (height * LINE,), torch.bool).numpy()
