@@ -1,5 +1,7 @@
 """Two matrices entry by entry, in one pass: how many entries differ, how far, and whether one side
-is the other in another format. Sums are those of shadow.spectra.parts.
+is the other in another format.
+
+Sums are made as shadow.spectra.parts says.
 """
 
 from __future__ import annotations
