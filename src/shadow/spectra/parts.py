@@ -21,7 +21,7 @@ from shadow.spectra.spectrum import Workspace, tiles
 # squares of float32 that neither vanish nor overflow; a part beyond them is summed in float64
 SAFE = 1e-26, 1e36
 # Entries of a part: two sides of 16 bits, both in float32 and what is made of them are 1 MB, which
-# the caches of a core hold. Parts of twice as many take 1.2 times as long, of half as many 1.1.
+# the caches of a core hold. Parts of twice or of half as many take 1.1 times as long.
 PART = 1 << 16
 HEAD = 256  # entries that are compared first: sides that differ do so there, as a rule
 LINE = 1 << 10  # entries whose products are summed in float32
@@ -157,6 +157,7 @@ def parts(matrices: Sequence[Matrix], dtype: torch.dtype, space: Workspace) -> I
             part = Part.of(space, dtype, len(raw), raw[0].numel())
             part.raw = raw
             yield part
+            part.raw = []  # a part is kept, and what was read of a matrix would be with it
         return
     stored, whole = [one.dtype for one in flat], matrices[1].numel()
     for start in range(0, whole, PART):
