@@ -14,9 +14,9 @@ from shadow.dtypes import float_format
 from shadow.errors import ShadowError
 from shadow.places.groups import direction_of
 from shadow.spectra.delta import Method
-from shadow.spectra.entries import PART
 from shadow.spectra.krylov import PASSES, WIDTH
 from shadow.spectra.lazy import FACTOR_BLOCK
+from shadow.spectra.parts import PART
 from shadow.spectra.residual import on_short_side, projection_memory
 from shadow.spectra.sketched import SMALLEST
 from shadow.spectra.spectrum import BLOCK, TILE

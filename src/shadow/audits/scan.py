@@ -24,7 +24,7 @@ from shadow.checkpoints.sources import Fetching
 from shadow.claims.verify.scanned import Scanned
 from shadow.places.architecture import Place
 from shadow.spectra.delta import working_dtype
-from shadow.spectra.entries import compared
+from shadow.spectra.entries import Binades, compared
 from shadow.spectra.spectrum import Sides
 from shadow.text import and_list
 
@@ -95,11 +95,13 @@ def sides_of(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> Sides:
     return Sides(first, second, dtype, own_workspace())
 
 
-def scanned(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> Scanned:
-    """The row of a pair that has a base."""
+def scanned(
+    pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, binades: Binades | None = None
+) -> Scanned:
+    """The row of a pair that has a base. binades: gets its entries as well."""
     assert pair.base is not None, "lined up"
     formats = pair.base.info.dtype, pair.tuned.info.dtype
-    found = compared(sides_of(pair, base, tuned), formats)
+    found = compared(sides_of(pair, base, tuned), formats, binades)
     return Scanned(
         place=in_words(pair.place),
         base=pair.base.info.name,

@@ -27,7 +27,7 @@ from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.claims.verify.scanned import Apart, Scanned
 from shadow.errors import UsageError
 from shadow.places.architecture import Part, Place
-from shadow.spectra.entries import differing_bytes
+from shadow.spectra.entries import Binades, differing_bytes
 from shadow.targets.references import AnyReference
 from shadow.text import counted, short
 
@@ -298,11 +298,13 @@ def _head_pair(
     return MatrixPair(place, base, tuned, rows=rows, cols=cols, is_matrix=True)
 
 
-def row_of(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> Scanned:
-    """The row of a pair; of bytes without norms."""
+def row_of(
+    pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, binades: Binades | None = None
+) -> Scanned:
+    """The row of a pair; of bytes without norms. binades: gets the entries of others as well."""
     assert pair.base is not None, "lined up"
     if pair.detail != BYTES:
-        row = scanned(pair, base, tuned)
+        row = scanned(pair, base, tuned, binades)
         is_tied = [one.part.place.module == "embed" != pair.place.module
                    for one in (pair.base, pair.tuned)]  # fmt: skip
         side = "second" if is_tied[1] else "first"

@@ -15,13 +15,12 @@ from shadow.audits.quantisers import agreement
 from shadow.audits.runtime import Runtime
 from shadow.audits.scan import in_words, scan, sides_of
 from shadow.audits.verify_lined import BYTES, found_all, line_up_all, opened_models, row_of
-from shadow.audits.workers import own_workspace, views
+from shadow.audits.workers import own_workspace
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import MatrixPair
 from shadow.claims.verify.quantised import Quantised, QuantisedCopy, quantised
 from shadow.claims.verify.verification import Verification
 from shadow.dtypes import FLOATS
-from shadow.spectra.entries import compared
 from shadow.spectra.format_noise import format_noise
 from shadow.spectra.kept import kept_of
 from shadow.spectra.lazy import Matrix
@@ -73,17 +72,16 @@ def _compared(
     )
     if pair.detail == BYTES:
         return replace(row, is_float=True, outside=row_of(pair, original, copy).changed), None
-    first, second = views(pair, pair.base, original, copy)
+    sides = sides_of(pair, original, copy)
+    first, second = sides.base, sides.tuned
     if isinstance(second, QuantisedMatrix) and stored not in FLOATS:
         noise = format_noise(first, second, agreement(stored))
         row = replace(row, **{name: one for name, one in vars(noise).items() if name != "even"})
     else:
-        kept = kept_of(first, second, None, stored)
-        sides = sides_of(pair, original, copy)
-        sums = compared(sides, (pair.base.info.dtype, stored))
+        kept = kept_of(sides, None, stored)
         row = replace(
             row, format=kept.grid, is_float=True, outside=kept.off, original=kept.full,
-            copy=sums.tuned, error=kept.error, inner=sums.base + sums.along, finite=kept.finite,
+            copy=kept.copy, error=kept.error, inner=kept.full + kept.along, finite=kept.finite,
         )  # fmt: skip
     if not (row.finite and pair.is_matrix and row.is_far):
         return row, None

@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from shadow.audits.quantisers import agreement
 from shadow.audits.runtime import Runtime
-from shadow.audits.scan import fetch_all, in_words, require_unchanged, scan
+from shadow.audits.scan import fetch_all, in_words, require_unchanged, scan, sides_of
 from shadow.audits.verify_lined import (
     BLOCK_SCALED,
     BYTES,
@@ -26,6 +28,7 @@ from shadow.claims.verify.stored import Copied, Copy, stored
 from shadow.claims.verify.verification import Verification
 from shadow.dtypes import FLOATS
 from shadow.places.architecture import Place
+from shadow.spectra.delta import working_dtype
 from shadow.spectra.format_noise import format_noise
 from shadow.spectra.kept import kept_of
 from shadow.spectra.lazy import Quantised
@@ -106,7 +109,8 @@ def _copied(
             0.0,
             finite=True,
         )
-    first, second = views(pair, pair.base, full, copy)
+    sides = sides_of(pair, full, copy)
+    first, second = sides.base, sides.tuned
     third = None
     mine = bases.get(pair.place)
     size = pair.rows, pair.cols
@@ -114,8 +118,10 @@ def _copied(
         third, _ = views(replace(mine, tuned=pair.base), mine.base, before, full)
         if third.shape != second.shape:
             third = None
+        elif working_dtype(mine.base.info.dtype) == torch.float64:
+            sides = replace(sides, dtype=torch.float64)
     grid = pair.tuned.info.dtype
-    found = kept_of(first, second, third, grid if grid in FLOATS else "F32")
+    found = kept_of(sides, third, grid if grid in FLOATS else "F32")
     is_predicted = True
     if isinstance(second, Quantised) and grid not in FLOATS:
         noise = format_noise(first, second, agreement(grid))

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from shadow.dtypes import FP4, NF4, FloatFormat, float_format
-from shadow.spectra.entries import INTEGERS
 from shadow.spectra.lazy import Matrix, torch_dtype
+from shadow.spectra.parts import INTEGERS
 
 ROWS = 1 << 15  # entries of a block, about: a dozen copies of it in float64 stay in the caches
 EXPONENT = 0x7FF << 52  # the bits of a float64 that are its power of two
