@@ -18,7 +18,7 @@ from shadow.spectra.entries import PART
 from shadow.spectra.krylov import PASSES, WIDTH
 from shadow.spectra.lazy import FACTOR_BLOCK
 from shadow.spectra.residual import on_short_side, projection_memory
-from shadow.spectra.sketched import SMALLEST
+from shadow.spectra.sketched import SMALLEST, kept_elements
 from shadow.spectra.spectrum import BLOCK, TILE
 from shadow.text import byte_size
 
@@ -49,7 +49,8 @@ def matrix_memory(pair: MatrixPair, method: Method = USUAL) -> int:
     lines = LINE * (pair.rows + pair.cols)
     solved = GRAM * side**2
     if method.precision == "sketch" and side > SMALLEST:
-        solved = SKETCH * side
+        many = 1 if method.subjects == "delta" else 3
+        solved = SKETCH * side + 4 * kept_elements(shape, many)
     return max(blocks, factors) + _projection(pair)[1] + solved + lines + kept
 
 
