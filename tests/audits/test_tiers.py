@@ -173,6 +173,16 @@ def test_another_tier_is_another_setting(tmp_path):
     assert "--norms, now without" in other.err
     both = run_shadow(*where, "--norms", "--subjects", "delta", cwd=tmp_path)
     assert both.code == 2
+    for tier in (("--norms",), ("--subjects", "delta")):
+        asked = run_shadow(*where, *tier, "--subspaces", cwd=tmp_path)
+        assert (asked.code, asked.err.splitlines()[0]) == (
+            2,
+            "error: --subspaces needs the spectra of base and tuned",
+        )
+    told = run_shadow(*where, "--norms", "--overwrite", "--verbose", cwd=tmp_path).err
+    assert "norms alone" in told
+    assert "precision" not in told
+    assert "spectra cached" not in told
 
 
 def test_what_is_not_finite_equal_or_moved_is_told_as_in_a_whole_audit(tmp_path):

@@ -41,10 +41,6 @@ SETTLED = 0.01  # sine of the angle by which a leading subspace may be off
 BLOCK = 1 << 20  # elements of a block; of twice as many, three leave the caches
 KEPT = 100_000_000  # elements that are kept in float32 (400 MB) instead of made again every pass
 TOPS = (1, 4, 16, 64)
-UNKNOWN: Values = dict.fromkeys((
-    "numerical_rank", "rank_90", "rank_95", "rank_99", "condition_number", "alpha", "alpha_xmin",
-    "alpha_ks", "alpha_tail", "alpha_stderr", "alpha_hill", "mp_edge", "mp_outliers",
-))  # fmt: skip
 
 Array = NDArray[np.float64]
 
@@ -169,7 +165,6 @@ def weight_values(of: Sketch) -> Values:
     low, high = (of.norm / (leading.value + sign * leading.error) for sign in (1, -1))
     entropy = Estimate(energies.log.value / math.log(m), energies.log.error / math.log(m))
     return {
-        **UNKNOWN,
         "frobenius_norm": of.norm,
         **_told("spectral_norm", leading),
         **_told("nuclear_norm", Estimate(widths.value / of.scale, widths.error / of.scale)),
