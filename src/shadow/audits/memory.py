@@ -13,7 +13,7 @@ from shadow.checkpoints.stored_tensors import kept_memory
 from shadow.dtypes import float_format
 from shadow.errors import ShadowError
 from shadow.places.groups import direction_of
-from shadow.spectra.delta import Method
+from shadow.spectra.delta import USUAL, Method
 from shadow.spectra.entries import PART
 from shadow.spectra.krylov import PASSES, WIDTH
 from shadow.spectra.lazy import FACTOR_BLOCK
@@ -29,7 +29,6 @@ BUFFERS = 64
 GRAM = 3 * 8
 # bytes for each entry of the short side in `sketch`: bases, their images and copies, three subjects
 SKETCH = 3 * 4 * 8 * WIDTH * PASSES
-USUAL = Method()
 # bytes for each row and column: energies, products, their classes, and lines drawn at random
 LINE = 88
 

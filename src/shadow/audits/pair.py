@@ -325,6 +325,7 @@ def _planned(asked: Asked, lined: AlignedPair, journal: Journal) -> Plan:
         [pair for pair in lined.pairs if pair.key not in journal.outcomes],
         asked.runtime.access,
         skipped=len(lined.skipped),
+        method=asked.settings.method,
         filtered=asked.settings.chosen != Filter(),
         folder=journal.folder,
         scratch=asked.scratch,
