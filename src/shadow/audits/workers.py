@@ -38,6 +38,7 @@ from shadow.places.groups import direction_of
 from shadow.reasons import FROM_ZERO
 from shadow.reports.metadata import SIDES
 from shadow.spectra.delta import (
+    USUAL,
     Means,
     Method,
     frobenius_norm,
@@ -72,7 +73,6 @@ Cut = torch.Tensor | StoredTensor | DecodedTensor  # one side of a pair as it is
 
 PASSES = 32  # over a matrix, whose time says how fast norms are measured
 _LOCAL = threading.local()
-USUAL = Method()
 SKETCHED = 1000  # operations for each entry; measured from sides of 896 to 3584
 NOTHING: Summed = MappingProxyType({})
 _ONE_AT_A_TIME = threading.RLock()  # numbers of threads are of the whole process
