@@ -7,7 +7,7 @@ from pathlib import Path
 
 from shadow.audits.runtime import Runtime
 from shadow.audits.scan import scan, sides_of
-from shadow.audits.verify_lined import BYTES, found_all, line_up_all, opened_models, row_of
+from shadow.audits.verify_lined import found_all, is_raw, line_up_all, opened_models, row_of
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import MatrixPair
 from shadow.claims.verify.patterns import Pattern, parse_pattern
@@ -103,7 +103,7 @@ def _cells(
     pair: MatrixPair, row: Scanned, should: str, base: Checkpoint, tuned: Checkpoint
 ) -> tuple[Cell, ...]:
     """The entries of a tensor that should have moved, by the size of the base's."""
-    if should != "move" or pair.detail == BYTES or not row.finite:
+    if should != "move" or is_raw(pair) or not row.finite:
         return ()
     first, second = (float_format(name).bits for name in row.formats)
     if first > second:  # what the cast to fewer bits moved is no step

@@ -36,6 +36,8 @@ class Masked:
     """The share of entries that is kept: of TIES one number, of DARE one for each side."""
     factors: Sequence[float]
     """What kept deltas are multiplied by: of TIES one number, of DARE one for each side."""
+    is_open: bool = False
+    """Whether two sides are equal within the rounding, so that either may have no part in TIES."""
 
 
 def masked(tensors: Sequence[Mixed], sides: int) -> Masked | None:
@@ -95,7 +97,15 @@ def _ties(tensors: Sequence[Mixed], sides: int) -> Masked | None:
         if not fits.all():
             return None
         clear += int((np.abs(factor * whole.terms).max(0) > CLEAR * most).sum())
-    return Masked("ties", [share], [factor]) if clear >= LEAST else None
+    return Masked("ties", [share], [factor], _are_alike(tensors)) if clear >= LEAST else None
+
+
+def _are_alike(tensors: Sequence[Mixed]) -> bool:
+    """Whether two of the deltas are no further apart than rounding."""
+    gram = np.sum([one.sums.gram for one in tensors], axis=0)
+    energies = np.diag(gram)
+    apart = energies[:, None] + energies - 2 * gram + np.diag(np.full(len(gram), math.inf))
+    return bool(apart.min() <= math.fsum(one.sums.rounding + one.sums.doubt for one in tensors))
 
 
 def _share_kept(whole: Read, stored: str) -> float | None:

@@ -46,7 +46,13 @@ def files(rows: Sequence[Mapping[str, Any]]) -> tuple[Answer, tuple[Against, ...
         return Answer("files", "cannot_be_told", reason, figures), ()
     if not rows:
         return Answer("files", "cannot_be_told", "no files are listed", figures), ()
-    reason = f"{counted(len(matter), 'file says', 'files say')} the same"
+    pickles = sum(row["kind"] == "pickle" and row["state"] == "changed" for row in matter)
+    reason = f"{counted(len(matter) - pickles, 'file says', 'files say')} the same"
+    if pickles:
+        changed = counted(
+            pickles, "pickle has other bytes and is", "pickles have other bytes and are"
+        )
+        reason += f"; {changed} not looked into"
     return Answer("files", "holds", reason, figures), ()
 
 
