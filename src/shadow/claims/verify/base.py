@@ -52,9 +52,8 @@ def base(
     (here, there), the cosine of the angle at the first between the model and the second; None where
     two of the three are equal. Candidates that share nothing have none.
     """
-    known = [number for number, one in enumerate(candidates) if one.p is not None]
     level = ALPHA / max(1, len(candidates))
-    related = [number for number in known if _is_related(candidates[number], level)]
+    related = [number for number, one in enumerate(candidates) if _is_related(one, level)]
     figures: dict[str, Figure] = {"candidates": len(candidates), "related": len(related)}
     others = tuple(
         Against(one.name, _of(one, number in related)) for number, one in enumerate(candidates)
@@ -68,7 +67,8 @@ def base(
             reason = "units do not match in their order, and no other order was looked for"
             return Answer("base", "cannot_be_told", reason, figures), others
         least = min(one.p or 0.0 for one in candidates)
-        reason = f"its units match those of no candidate (p {least:.2g} or more)"
+        more = " or more" if len(candidates) > 1 else ""
+        reason = f"its units match those of no candidate (p {least:.2g}{more})"
         return Answer("base", "does_not_hold", reason, {**figures, "p": least}), others
     nearest = min(related, key=lambda number: candidates[number].distance)
     if doubt := _doubt(candidates, related, nearest, corners):
