@@ -16,7 +16,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from shadow.spectra.mixture import UNIT, Floats, Read, once
+from shadow.spectra.mixture import UNIT, Floats, Read, joined, once
 from shadow.spectra.mixture_fit import Mixed
 
 MOST_SIDES = 4  # subsets of the sides are tried for each entry
@@ -42,19 +42,14 @@ class Masked:
 
 def masked(tensors: Sequence[Mixed], sides: int) -> Masked | None:
     """The mixture of masked deltas that this is; None where it is none."""
-    if sides > MOST_SIDES or not all(one.sums.finite for one in tensors):
+    if sides > MOST_SIDES:
         return None
     return _ties(tensors, sides) or _dare(tensors, sides)
 
 
 def _whole(one: Mixed) -> Read:
     """All entries of a tensor."""
-    parts = list(one.parts())
-    return Read(
-        np.concatenate([part.tuned for part in parts]),
-        np.concatenate([part.first for part in parts]),
-        np.concatenate([part.terms for part in parts], 1),
-    )
+    return joined(list(one.parts()))
 
 
 def _subsets(sides: int) -> Iterator[NDArray[np.bool_]]:

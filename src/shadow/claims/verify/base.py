@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from shadow.claims.answer import Answer, Claim, Figure
+from shadow.claims.verify.scanned import are
 from shadow.claims.verify.verification import Against
 from shadow.quantities import share
 from shadow.text import and_list, several
@@ -61,7 +62,7 @@ def base(
     unknown = [f"{one.name} ({one.why})" for one in candidates if one.p is None]
     if not related:
         if unknown:
-            reason = f"not compared: {several(unknown, 3)}"
+            reason = f"{several(unknown, 3)} {are(len(unknown))} not compared"
             return Answer("base", "cannot_be_told", reason, figures), others
         if not all(one.reordered is not None for one in candidates):
             reason = "units do not match in their order, and no other order was looked for"
@@ -80,7 +81,7 @@ def base(
     if beyond:
         reason += f"; {and_list(beyond)} {'lies' if len(beyond) == 1 else 'lie'} beyond it"
     if unknown:
-        reason += f"; not compared: {several(unknown, 3)}"
+        reason += f"; {several(unknown, 3)} {are(len(unknown))} not compared"
     reason += "; which was trained from which is not told"
     told = tuple(against for number, against in enumerate(others) if number != nearest)
     return Answer("base", "holds", reason, figures), told

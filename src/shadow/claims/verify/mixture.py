@@ -208,7 +208,10 @@ def _misfit(
         entries = counted(sum(found.entries.values()), "entry differs", "entries differ")
         reason = f"{entries} from {weights} by more than rounding"
     elif 0 < 2 * wrong <= measured.tensors:
-        reason = f"{wrong} of {measured.tensors} tensors differ from {weights}"
+        verb = "differs" if wrong == 1 else "differ"
+        reason = (
+            f"{wrong} of {counted(measured.tensors, 'tensor', 'tensors')} {verb} from {weights}"
+        )
     else:
         reason = (
             f"the best weights, {weights}, leave {share(found.rest)} of the change, which is more"
