@@ -60,6 +60,17 @@ def test_super_blocks_with_coarse_scales_leave_entries_in_their_cells(original):
     assert found.error == pytest.approx(found.made)
 
 
+@pytest.mark.parametrize("kind", ["Q4_0", "Q8_0", "K"])
+@pytest.mark.parametrize("steps", [1, 6, 20])
+def test_a_block_that_is_clipped_as_a_whole_is_outside(original, kind, steps):
+    """All its entries lie beyond its last level, by 1 step or by many; no quantiser leaves that."""
+    copy = k_like(original) if kind == "K" else ggml(original, kind)
+    copy.numbers[3, :32] = copy.numbers[3, :32].max()
+    original[3, :32] = copy.numbers[3, :32] + steps * copy.each[3, :32]
+    original[3, 0] = copy.numbers[3, 0] = 0.0  # a block of two values
+    assert format_noise(original, copy).outside == 31
+
+
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "K"])
 @pytest.mark.parametrize("size", [0.1, 1.0, 10.0])
 def test_a_change_before_quantising_shows_in_the_share_outside(original, kind, size):

@@ -34,6 +34,7 @@ from shadow.spectra.merging import MergeFit, Update, merge_fit
 from shadow.targets.references import AnyReference
 
 MAGNITUDE = re.compile(r"(?P<module>.+)\.lora_magnitude_vector(?:\.\w+)*")
+NO_NORMS = "the DoRA adapter has no norms (lora_magnitude_vector) for it"
 NAMES = ("the base", "the merged model")
 EMBED = Place("language", None, "embed")
 HEAD = Place("language", None, "head")
@@ -51,10 +52,20 @@ class _Adapter:
     """By the name of the base's tensor without `.weight`: DoRA's norms of rows."""
     unread: Sequence[Apart]
 
+    def magnitude(self, place: Place) -> Tensor | None:
+        """DoRA's norms of the rows at a place of an update; None where it has none."""
+        mine = self.updates[place].base
+        assert mine is not None, "lined up"
+        name = mine.info.name.removesuffix(".weight")
+        return next((rows for key, rows in self.magnitudes.items() if _is_module(key, name)), None)
+
+    def lacks_norms(self, place: Place) -> bool:
+        """Whether it is a DoRA adapter with an update at a place, and no norms for it."""
+        return bool(self.magnitudes) and place in self.updates and self.magnitude(place) is None
+
     def update(self, pair: MatrixPair) -> Update:
         """The update of a pair of the merged model, in its rows."""
         mine = self.updates[pair.place]
-        assert mine.base is not None, "lined up"
         factor = mine.tuned.factor
         assert factor is not None, "an update"
         left = self.checkpoint.tensor(mine.tuned.info).whole()
@@ -62,14 +73,9 @@ class _Adapter:
         if factor.transposed:
             left, right = left.T, right.T
         left = mine.tuned.part.view(left).reshape(-1, factor.rank)
-        magnitude = None
-        if self.magnitudes:
-            name = mine.base.info.name.removesuffix(".weight")
-            magnitude = next(
-                (rows for key, rows in self.magnitudes.items() if _is_module(key, name)), None
-            )
-            if magnitude is not None:
-                magnitude = mine.tuned.part.view(magnitude.reshape(-1, 1)).reshape(-1)
+        magnitude = self.magnitude(pair.place)
+        if magnitude is not None:
+            magnitude = mine.tuned.part.view(magnitude.reshape(-1, 1)).reshape(-1)
         return Update(left[: pair.rows], right, factor.scaling, magnitude, mine.tuned.info.dtype)
 
 
@@ -194,6 +200,8 @@ def _measured(
 ) -> Module | Scanned | _Whole | Apart:
     if pair.place in adapter.updates and pair.tuned.info.packing is not None:
         return Apart(pair.tuned.info.name, "tuned", BLOCK_SCALED)
+    if adapter.lacks_norms(pair.place):
+        return Apart(pair.tuned.info.name, "tuned", NO_NORMS)
     if pair.place in adapter.updates and pair.is_matrix:
         return _module(pair, base, tuned, adapter.update(pair))
     if (whole := adapter.whole.get(pair.place)) is not None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from shadow.audits.quantisers import agreement
 from shadow.audits.runtime import Runtime
 from shadow.audits.scan import in_words, scan, sides_of
-from shadow.audits.verify_lined import BYTES, found_all, line_up_all, opened_models, row_of
+from shadow.audits.verify_lined import found_all, is_raw, line_up_all, opened_models, row_of
 from shadow.audits.workers import own_workspace
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import MatrixPair
@@ -70,7 +70,7 @@ def _compared(
         rows=pair.rows,
         columns=pair.cols,
     )
-    if pair.detail == BYTES:
+    if is_raw(pair):
         return replace(row, is_float=True, outside=row_of(pair, original, copy).changed), None
     sides = sides_of(pair, original, copy)
     first, second = sides.base, sides.tuned

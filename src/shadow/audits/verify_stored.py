@@ -13,8 +13,8 @@ from shadow.audits.runtime import Runtime
 from shadow.audits.scan import fetch_all, in_words, require_unchanged, scan, sides_of
 from shadow.audits.verify_lined import (
     BLOCK_SCALED,
-    BYTES,
     found_all,
+    is_raw,
     line_up_all,
     opened_models,
     plain,
@@ -96,7 +96,7 @@ def _copied(
     assert pair.base is not None, "lined up"
     place = in_words(pair.place)
     module = f"{pair.place.component}.{pair.place.module}"
-    if pair.detail == BYTES:
+    if is_raw(pair):
         row = row_of(pair, full, copy)
         return Copied(
             place,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from shadow.audits.runtime import Runtime
 from shadow.audits.scan import scan
-from shadow.audits.verify_lined import BYTES, found_all, line_up_all, opened_models, row_of
+from shadow.audits.verify_lined import found_all, is_raw, line_up_all, opened_models, row_of
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import MatrixPair
 from shadow.claims.verify.patterns import Pattern, parse_pattern
@@ -115,7 +115,7 @@ def _module(place: Place) -> str:
 
 def _binades(pair: MatrixPair, should: str) -> Binades | None:
     """What counts the entries of a tensor that should have moved, by the size of the base's."""
-    if should != "move" or pair.detail == BYTES or pair.base is None:
+    if should != "move" or is_raw(pair) or pair.base is None:
         return None
     first, second = (float_format(one.info.dtype) for one in (pair.base, pair.tuned))
     # what the cast to fewer bits moved is no step

@@ -6,7 +6,8 @@ entry's block. So each entry of an original lies in the cell of its copy, with t
 are the format's own:
 
 - An entry beyond the last level of its block is clipped: its copy is the smallest or the largest
-  value of the block, and the entry lies beyond that.
+  value of the block, and the entry lies beyond that, by no more steps and in no more entries of the
+  block than CLIPS has.
 - A scale is stored in 16 bits after the levels were chosen, which moves levels by SCALE_ERROR.
 
 Measured with ggml's quantisers on normal, Student-t and column-scaled matrices: no entry is
@@ -47,6 +48,13 @@ ALIKE = 0.125  # of a step: steps that are further apart put most levels at othe
 PEAKED = 4.0  # mean d² over the squared mean |d| of an update, at most; it is 1.6 if normal
 CLASSES = 16  # of entries, by how far they lie from the middle of their block
 PLAIN_CLIP = 4.0  # steps: a clipped entry further off counts as no more energy of the format
+# How many steps beyond its last level a quantiser leaves an entry, and of what share of a block. Of
+# ggml's types on normal, Student-t, column-scaled and real matrices at most 2.0 and .13; where the
+# scales of blocks are rounded too, 23 and .41, and of Q2_K, with its four levels, 5.5 and .81. A
+# block of one level leaves at most ONE_LEVEL.
+PLAIN_CLIPS = PLAIN_CLIP, 0.25
+ONE_LEVEL = 1.5
+CLIPS = {"Q2_K": (16.0, 0.9), **dict.fromkeys(("Q3_K", "Q4_K", "Q5_K", "Q6_K"), (32.0, 0.6))}
 
 
 @dataclass(frozen=True)
@@ -91,7 +99,7 @@ class FormatNoise:
 
 def format_noise(original: Matrix, copy: Quantised, agree: Agree | None = None) -> FormatNoise:
     """Compare an original with a quantised copy of the same shape, in one pass by whole rows."""
-    sums = _Sums(original.shape[-1], agree)
+    sums = _Sums(original.shape[-1], agree, CLIPS.get(copy.format, PLAIN_CLIPS))
     for index in row_blocks(original):
         x, q = (_rows(part) for part in (original[index], copy[index]))
         steps = copy.steps(index)
@@ -184,7 +192,7 @@ def row_blocks(matrix: Matrix) -> Iterator[Index]:
 class _Sums:
     """Sums in the making."""
 
-    def __init__(self, cols: int, agree: Agree | None) -> None:
+    def __init__(self, cols: int, agree: Agree | None, clips: tuple[float, float]) -> None:
         self.counts = dict.fromkeys(("entries", "outside", "clipped"), 0)
         self.made: list[float] = []
         self.even: list[float] = []
@@ -198,6 +206,7 @@ class _Sums:
         self.moments = np.zeros((3, CLASSES))  # counts, and sums of u² and u⁴
         self.block = 0
         self.agree = agree
+        self.clips = clips
         self.requantised = 0
         self.finite = True
 
@@ -221,7 +230,7 @@ class _Sums:
 
     def _add_stepped(self, x: Floats, q: Floats, s: Floats, squares: Floats) -> None:
         self.block = self.block or block_length(s)
-        cell = cells(x, q, s, self.block)
+        cell = cells(x, q, s, self.block, self.clips)
         even = cell.step**2
         made = np.where(cell.outside, even / 12, np.minimum(squares, PLAIN_CLIP**2 * even))
         u2 = squares / np.where(even > 0, even, 1.0)
@@ -289,8 +298,9 @@ class Cells:
     """Of how far the copy lies from the middle of its block, from 0 to CLASSES - 1."""
 
 
-def cells(x: Floats, q: Floats, s: Floats, block: int) -> Cells:
-    """Where entries of an original lie, of rows whose blocks of columns share a step.
+def cells(x: Floats, q: Floats, s: Floats, block: int, clips: tuple[float, float]) -> Cells:
+    """Where entries of an original lie, of rows whose blocks of columns share a step. clips: an
+    entry of CLIPS.
 
     A block whose scale was rounded to 0 has the largest step of its rows.
     """
@@ -303,9 +313,14 @@ def cells(x: Floats, q: Floats, s: Floats, block: int) -> Cells:
     error = x - q
     loose = step / 2 + SCALE_ERROR * (moved + step / 2) + ARITHMETIC * step + SMALLEST
     far = np.abs(error) > loose
-    clipped = far & (((q == largest) & (error > 0)) | ((q == smallest) & (error < 0)))
-    reach = np.maximum(largest - smallest, np.finfo(np.float64).tiny)
-    away = np.abs(2 * q - largest - smallest) / reach
+    most, share = clips
+    reach = np.where(largest > smallest, most, ONE_LEVEL) * step + SMALLEST
+    near = far & (np.abs(error) <= reach)
+    clipped = near & (((q == largest) & (error > 0)) | ((q == smallest) & (error < 0)))
+    of_block = clipped.reshape(blocked.shape).mean(axis=-1)
+    clipped &= np.repeat(of_block <= share, block, axis=-1)
+    span = np.maximum(largest - smallest, np.finfo(np.float64).tiny)
+    away = np.abs(2 * q - largest - smallest) / span
     classes = np.minimum(away * CLASSES, CLASSES - 1).astype(np.intp)
     return Cells(step, far & ~clipped, clipped, classes)
 

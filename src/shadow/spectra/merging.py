@@ -225,8 +225,8 @@ def _target(
     target = torch.add(b, delta, alpha=scale)
     if update.magnitude is None or scale == 0.0:
         return target, 1.0
-    growth = update.magnitude[rows].double() / torch.linalg.vector_norm(target, dim=1)
-    growth = growth.nan_to_num(1.0, 1.0, 1.0)[:, None]
+    norms = torch.linalg.vector_norm(target, dim=1)
+    growth = torch.where(norms > 0, update.magnitude[rows].double() / norms, 1.0)[:, None]
     return target * growth, growth.abs()
 
 
