@@ -169,6 +169,32 @@ def test_same_tells_a_conversion_from_a_broken_one(sides, tmp_path):
     assert (code, "4 of 21 tensors differ" in text) == (4, True)
 
 
+def test_frequencies_that_transformers_computes_are_no_tensor_of_one_side(sides, tmp_path):
+    """llama.cpp stores them for Llama 3.1 and later: the file is a copy all the same, and an audit
+    skips them with a reason that --strict accepts. Two files with other ones differ.
+    """
+    tensors, paths = sides
+    files = {
+        name: ggufs.write(
+            tmp_path / f"{name}.gguf",
+            tensors["base"] | {"rope_freqs.weight": np.full(32, size, np.float32)},
+            kind,
+        )
+        for name, kind, size in (("full", "BF16", 1), ("copy", "Q8_0", 1), ("other", "BF16", 8))
+    }
+    for claim, copy in (("same", "full"), ("stored", "copy"), ("quantised", "copy")):
+        code, text = said("verify", claim, paths["base"], files[copy], cwd=tmp_path)
+        assert code == 0, text
+    code, text = said("verify", "same", files["full"], files["other"], cwd=tmp_path)
+    assert (code, "1 of 22 tensors differs" in text) == (4, True)
+    command_line = "audit", paths["base"], files["copy"], "-o", "out", "--strict", "--quiet"
+    code, text = said(*command_line, cwd=tmp_path)
+    assert code == 0, text
+    (report,) = (tmp_path / "out").glob("*/*/tensors.parquet")
+    row = pd.read_parquet(report).set_index("tensor").loc["rope_freqs.weight"]
+    assert "computed from the config" in row["detail"]
+
+
 def test_a_plan_and_a_choice_of_files(sides, tmp_path):
     """A plan names the formats; several files need --file, in one line."""
     _, paths = sides

@@ -17,6 +17,7 @@ from shadow.audits.sides import find_checkpoint, open_found
 from shadow.checkpoints.opening import Checkpoint, Found, sharing
 from shadow.checkpoints.pairing import (
     NO_BASE,
+    OF_CONFIG,
     Filter,
     MatrixPair,
     Operand,
@@ -157,7 +158,8 @@ def _sorted_out(
             lone.append(_grown(pair, names))
     by_name: dict[str, dict[str, Skipped]] = {}
     for tensor in skipped:
-        if tensor.reason != "filtered":  # of a part of the base that stands for another component
+        # filtered: of a part of the base that stands for another component
+        if tensor.reason != "filtered" and tensor.detail != OF_CONFIG:
             by_name.setdefault(tensor.info.name, {})[tensor.side] = tensor
     unpacked = {
         role_of(tensor.place)
