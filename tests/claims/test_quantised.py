@@ -34,7 +34,12 @@ def answer(*rows, lone=(), unread=()):
 def test_gptq_and_awq_cannot_be_told_and_are_named(original):
     """Both make more error than rounding; a change of that size does not hold."""
     factors = torch.exp(0.3 * torch.randn(COLS, generator=torch.Generator().manual_seed(2)))
-    for name, copy in (("GPTQ", gptq(original)), ("AWQ", awq(original, factors))):
+    by_activations = gptq(original, in_order=False)
+    for name, copy in (
+        ("GPTQ", gptq(original)),
+        ("GPTQ", by_activations),
+        ("AWQ", awq(original, factors)),
+    ):
         found, against, _ = answer(row(original, copy))
         assert found.outcome == "cannot_be_told"
         assert name in found.reason

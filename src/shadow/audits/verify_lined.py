@@ -14,7 +14,7 @@ from torch import Tensor
 from shadow.audits.runtime import AlignedPair, Runtime
 from shadow.audits.scan import in_words, scanned, sides_of
 from shadow.audits.sides import find_checkpoint, open_found
-from shadow.checkpoints.opening import Checkpoint, Found, sharing
+from shadow.checkpoints.opening import Checkpoint, Found, require_gguf, sharing
 from shadow.checkpoints.pairing import (
     NO_BASE,
     OF_CONFIG,
@@ -35,7 +35,6 @@ from shadow.text import counted, short
 # bytes that are compared as they are: any pattern of 8 bits is one of this format's values
 RAW = "F8_E5M2"
 BYTES = "compared byte by byte"
-BLOCK_SCALED = "8-bit floats with scales of blocks, whose rounding is not predicted"
 LOOKED_AT = 64  # names from which a prefix is guessed
 
 Names = tuple[str, str]
@@ -61,10 +60,12 @@ def found_all(
     references: Mapping[str, AnyReference], runtime: Runtime, scratch: Path
 ) -> dict[str, Found]:
     """The checkpoints that are named, by what answers call them."""
-    return {
+    found = {
         name: find_checkpoint(reference, runtime, scratch / name)
         for name, reference in references.items()
     }
+    require_gguf(runtime.access.file, found.values())
+    return found
 
 
 def opened_models(found: Mapping[str, Found], runtime: Runtime, scratch: Path) -> list[Checkpoint]:

@@ -20,7 +20,6 @@ from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import MatrixPair
 from shadow.claims.verify.quantised import Quantised, QuantisedCopy, quantised
 from shadow.claims.verify.verification import Verification
-from shadow.dtypes import FLOATS
 from shadow.spectra.entries import compared
 from shadow.spectra.format_noise import format_noise
 from shadow.spectra.kept import kept_of
@@ -48,12 +47,11 @@ def verify_quantised(
     original, copy = opened_models(found, runtime, scratch)
     lined = line_up_all(original, copy, ("the original", "the copy"))
     scanned = sorted(
-        scan(lined.pair, _compared, runtime, scratch / "scan"),
+        scan(lined.pair, _compared, runtime, scratch / "scan", lined.unread),
         key=lambda item: (item[0].tensor, item[0].place),
     )
     rows = _with_places(scanned)
-    unread = sorted(lined.unread, key=lambda one: one.tensor)
-    answer, against, notes = quantised(QuantisedCopy(rows, lined.lone, unread))
+    answer, against, notes = quantised(QuantisedCopy(rows, lined.lone, lined.unread))
     return Verification("quantised", of, answer, against, (*lined.notes, *notes))
 
 
@@ -74,7 +72,7 @@ def _compared(
     if pair.detail == BYTES:
         return replace(row, is_float=True, outside=row_of(pair, original, copy).changed), None
     first, second = views(pair, pair.base, original, copy)
-    if isinstance(second, QuantisedMatrix) and stored not in FLOATS:
+    if isinstance(second, QuantisedMatrix):
         noise = format_noise(first, second, agreement(stored))
         row = replace(row, **{name: one for name, one in vars(noise).items() if name != "even"})
     else:

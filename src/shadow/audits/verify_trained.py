@@ -54,7 +54,7 @@ def verify_trained(
         return one, Moved(row, _module(one.place), should, _cells(one, row, should, a, b))
 
     rows = [row for _, row in sorted(
-        scan(pair, measured, runtime, scratch / "scan"), key=lambda item: item[0].key
+        scan(pair, measured, runtime, scratch / "scan", lined.unread), key=lambda item: item[0].key
     )]  # fmt: skip
     judged = [row for row in rows if row.should]
     beside = [row for row in rows if not row.should]

@@ -353,7 +353,7 @@ def _operands(
         if name in applied:
             continue  # it goes with the weight that it scales
         if name in scales:
-            packing = Packing("block-scaled", raw=info, beside=(scales[name],), facts=block)
+            packing = Packing("scaled", raw=info, beside=(scales[name],), facts=block)
             info = replace(info, packing=packing)
         if fault := _fault(info, checkpoint.tensors, packed):
             unusable.append(Skipped(side, info, parts[name][0].place, *fault))
