@@ -22,9 +22,8 @@ def original():
 
 def row(original, copy, **changed):
     found = format_noise(original, copy)
-    known = {name: value for name, value in vars(found).items() if name != "even"}
     place = {"place": "p", "module": "language.mlp.up", "tensor": "t", "format": copy.format}
-    return Quantised(**place, **(known | changed), rows=ROWS, columns=COLS)
+    return Quantised(**place, **(vars(found) | changed), rows=ROWS, columns=COLS)
 
 
 def answer(*rows, lone=(), unread=()):

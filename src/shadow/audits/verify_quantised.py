@@ -74,7 +74,7 @@ def _compared(
     first, second = views(pair, pair.base, original, copy)
     if isinstance(second, QuantisedMatrix):
         noise = format_noise(first, second, agreement(stored))
-        row = replace(row, **{name: one for name, one in vars(noise).items() if name != "even"})
+        row = replace(row, **vars(noise))
     else:
         kept = kept_of(first, second, None, stored)
         sides = sides_of(pair, original, copy)

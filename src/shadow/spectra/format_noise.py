@@ -26,7 +26,7 @@ from torch import Tensor
 
 from shadow.dtypes import FLOATS
 from shadow.spectra.lazy import Matrix, Quantised, Updated
-from shadow.spectra.levels import is_beyond
+from shadow.spectra.levels import FormatNoise
 from shadow.spectra.measurement import Values
 from shadow.spectra.spectrum import TILE, Sides, tiles
 
@@ -50,58 +50,6 @@ ALIKE = 0.125  # of a step: steps that are further apart put most levels at othe
 PEAKED = 4.0  # mean d² over the squared mean |d| of an update, at most; it is 1.6 if normal
 CLASSES = 16  # of entries, by how far they lie from the middle of their block
 PLAIN_CLIP = 4.0  # steps: a clipped entry further off counts as no more energy of the format
-
-
-@dataclass(frozen=True)
-class FormatNoise:
-    """An original beside its quantised copy, in sums over entries. error = copy - original."""
-
-    entries: int
-    outside: int
-    """Not in the cell of their copy, nor clipped."""
-    clipped: int
-    furthest: float
-    """Of entries outside, the furthest from its copy, in steps."""
-    original: float
-    """The sum of squares, as those below."""
-    copy: float
-    error: float
-    made: float | None
-    """Of what the format makes: the error where the entry is in its cell or clipped, and that of
-    `even` elsewhere. None for a format whose cells are not known, of which 0 entries are outside.
-    """
-    even: float
-    """What errors that are even over their cells would have: s²/12 each where levels are even."""
-    in_steps: float
-    """The sum of (error / s)²; s is the width of the cell in a codebook."""
-    inner: float
-    """Of original and copy."""
-    requantised: int | None
-    """Entries of the copy that the format's own quantiser makes of the original; None where there
-    is no quantiser.
-    """
-    clean_columns: int
-    """Columns without any entry outside."""
-    uneven: float
-    """How unequal the errors of columns are beyond chance, in variances of an entry: 0 where the
-    quantiser weighed all columns alike. Compared within classes of entries as far from the middle
-    of their block, since quantisers fit the large entries of a block best.
-    """
-    scaled: float
-    """The sum of squares of the error after each column of the original was scaled to fit."""
-    finite: bool
-
-    def is_copy(self, stored: str) -> bool | None:
-        """Whether the copy is what its format makes of the original and no more; None where it is
-        not known what that is.
-        """
-        if not self.finite:
-            return False
-        if self.requantised == self.entries:
-            return True
-        if self.made is None:
-            return None
-        return not is_beyond(stored, self.outside, self.entries, self.furthest)
 
 
 def format_noise(original: Matrix, copy: Quantised, agree: Agree | None = None) -> FormatNoise:
