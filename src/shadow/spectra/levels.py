@@ -1,6 +1,6 @@
 """How few distinct values tell of a copy that went through int8, fp8 or int4.
 
-Imports nothing that computes.
+Also what is found of a quantised copy beside its original. Imports nothing that computes.
 """
 
 from __future__ import annotations
@@ -112,12 +112,5 @@ class FormatNoise:
             return True
         if self.made is None:
             return None
-        return not is_beyond(stored, self.outside, self.entries, self.furthest)
-
-
-def is_beyond(stored: str, outside: int, entries: int, furthest: float) -> bool:
-    """Whether a copy in a quantised format is more than the format makes: entries of the original
-    lie outside the cell of their copy. furthest: of these, from their copy, in steps.
-    """
-    rescaled = stored in RESCALED and furthest <= RESCALED_STEPS
-    return outside > (RESCALED_SHARE * entries if rescaled else 0)
+        rescaled = stored in RESCALED and self.furthest <= RESCALED_STEPS
+        return self.outside <= (RESCALED_SHARE * self.entries if rescaled else 0)
