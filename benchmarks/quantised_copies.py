@@ -106,8 +106,10 @@ def originals(seed: int, folder: Path) -> list[np.ndarray]:
 def said_of(original: np.ndarray, copy: Any) -> str:
     """What the claim says of one matrix."""
     found = format_noise(torch.from_numpy(original), copy, agreement(copy.format))
-    known = {name: value for name, value in vars(found).items() if name != "even"}
-    row = Quantised("", "", "", copy.format, rows=len(original), columns=original.shape[1], **known)
+    row = Quantised(
+        place="", module="", tensor="", format=copy.format, rows=len(original),
+        columns=original.shape[1], **vars(found),
+    )  # fmt: skip
     if row.is_far:
         return "nothing like it"
     if row.is_beyond:

@@ -446,7 +446,7 @@ def test_an_adapter_that_only_holds_modules_whole(tmp_path, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
 def test_a_merge_that_is_stored_in_8_bits(tmp_path, dtype):
-    """Plain formats are rounded once; nobody computes in 8 bits; with block scales it is unread."""
+    """Plain formats are rounded once; nobody computes in 8 bits; with scales it is not judged."""
     base, pairs = based(torch.float32, norm=1.0), factors(strength=0.5)
     merged = merge(base, pairs, dtype)
     found = told(tmp_path, base, pairs, merged)
@@ -458,7 +458,8 @@ def test_a_merge_that_is_stored_in_8_bits(tmp_path, dtype):
     scaled[UP.format(0).replace("weight", "weight_scale_inv")] = torch.full((1, 1), 1.0)
     found = told(tmp_path, base, pairs, scaled)
     assert found.holds is None, found
-    assert "8-bit floats with scales of blocks" in found.reason
+    assert "F8_E" in found.reason
+    assert "a merge that is quantised is not judged" in found.reason
 
 
 def test_an_adapter_that_is_written_to_meanwhile_is_a_fault(tmp_path, monkeypatch):

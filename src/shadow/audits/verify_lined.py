@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from shadow.audits.runtime import AlignedPair, Runtime
 from shadow.audits.scan import in_words, scanned, sides_of
 from shadow.audits.sides import find_checkpoint, open_found
-from shadow.checkpoints.opening import Checkpoint, Found, sharing
+from shadow.checkpoints.opening import Checkpoint, Found, require_gguf, sharing
 from shadow.checkpoints.pairing import (
     NO_BASE,
+    OF_CONFIG,
     Filter,
     MatrixPair,
     Operand,
@@ -37,7 +38,6 @@ from shadow.text import counted, short
 RAW = "F8_E5M2"
 BYTES = "compared byte by byte"
 NUMBERS = "whole numbers"
-BLOCK_SCALED = "8-bit floats with scales of blocks, whose rounding is not predicted"
 LOOKED_AT = 64  # names from which a prefix is guessed
 
 Names = tuple[str, str]
@@ -63,10 +63,12 @@ def found_all(
     references: Mapping[str, AnyReference], runtime: Runtime, scratch: Path
 ) -> dict[str, Found]:
     """The checkpoints that are named, by what answers call them."""
-    return {
+    found = {
         name: find_checkpoint(reference, runtime, scratch / name)
         for name, reference in references.items()
     }
+    require_gguf(runtime.access.file, found.values())
+    return found
 
 
 def opened_models(found: Mapping[str, Found], runtime: Runtime, scratch: Path) -> list[Checkpoint]:
@@ -160,7 +162,8 @@ def _sorted_out(
             lone.append(_grown(pair, names))
     by_name: dict[str, dict[str, Skipped]] = {}
     for tensor in skipped:
-        if tensor.reason != "filtered":  # of a part of the base that stands for another component
+        # filtered: of a part of the base that stands for another component
+        if tensor.reason != "filtered" and tensor.detail != OF_CONFIG:
             by_name.setdefault(tensor.info.name, {})[tensor.side] = tensor
     unpacked = {
         role_of(tensor.place)

@@ -20,7 +20,6 @@ from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import MatrixPair
 from shadow.claims.verify.quantised import Quantised, QuantisedCopy, quantised
 from shadow.claims.verify.verification import Verification
-from shadow.dtypes import FLOATS
 from shadow.spectra.format_noise import format_noise
 from shadow.spectra.kept import kept_of
 from shadow.spectra.lazy import Matrix
@@ -47,12 +46,11 @@ def verify_quantised(
     original, copy = opened_models(found, runtime, scratch)
     lined = line_up_all(original, copy, ("the original", "the copy"))
     scanned = sorted(
-        scan(lined.pair, _compared, runtime, scratch / "scan"),
+        scan(lined.pair, _compared, runtime, scratch / "scan", lined.unread),
         key=lambda item: (item[0].tensor, item[0].place),
     )
     rows = _with_places(scanned)
-    unread = sorted(lined.unread, key=lambda one: one.tensor)
-    answer, against, notes = quantised(QuantisedCopy(rows, lined.lone, unread))
+    answer, against, notes = quantised(QuantisedCopy(rows, lined.lone, lined.unread))
     return Verification("quantised", of, answer, against, (*lined.notes, *notes))
 
 
@@ -74,9 +72,9 @@ def _compared(
         return replace(row, is_float=True, outside=row_of(pair, original, copy).changed), None
     sides = sides_of(pair, original, copy)
     first, second = sides.base, sides.tuned
-    if isinstance(second, QuantisedMatrix) and stored not in FLOATS:
+    if isinstance(second, QuantisedMatrix):
         noise = format_noise(first, second, agreement(stored))
-        row = replace(row, **{name: one for name, one in vars(noise).items() if name != "even"})
+        row = replace(row, **vars(noise))
     else:
         kept = kept_of(sides, None, stored)
         row = replace(

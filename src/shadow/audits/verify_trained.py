@@ -58,7 +58,9 @@ def verify_trained(
         cells = binades.cells() if binades and row.finite and should == "move" else ()
         return one, Moved(row, _module(one.place), should, tuple(Cell(*cell) for cell in cells))
 
-    scanned = sorted(scan(pair, measured, runtime, scratch / "scan"), key=lambda item: item[0].key)
+    scanned = sorted(
+        scan(pair, measured, runtime, scratch / "scan", lined.unread), key=lambda item: item[0].key
+    )
     rows = [row for _, row in scanned]
     stacks = [
         Apart(row.row.tuned, "tuned", "its experts are not told apart")

@@ -159,10 +159,12 @@ def _casts(sides: Sides, formats: tuple[str, str]) -> list[tuple[str, str]]:
     """The casts that may have made one side of the other: to its own format, or to one of fewer
     bits whose values it holds.
     """
-    if any(isinstance(side, Updated | Quantised) for side in (sides.base, sides.tuned)):
+    if any(isinstance(side, Updated) for side in (sides.base, sides.tuned)):
         return []
     found = []
     for side, stored, other in (("tuned", formats[1], formats[0]), ("base", *formats)):
+        if isinstance(getattr(sides, side), Quantised):
+            continue
         for name in CASTS:
             own = name == stored != other
             narrower = FLOATS[name].bits < FLOATS[stored].bits and FLOATS[name].bits > 8

@@ -18,7 +18,7 @@ from shadow.claims.verify.scanned import (
 )
 from shadow.claims.verify.verification import Against, largest_first
 from shadow.quantities import text_of
-from shadow.text import counted
+from shadow.text import counted, with_article
 
 MERGED = Claim(
     "merged",
@@ -124,7 +124,7 @@ class Module:
             if not self.wide[scale] or not self.narrow[scale]:
                 return words
         if self.onto is not None:
-            return f"merged onto an {self.onto} copy of the base"
+            return f"merged onto {with_article(f'{self.onto} copy')} of the base"
         found = self.other_scale
         if found is not None:
             for near, words in SCALES.items():
