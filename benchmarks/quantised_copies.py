@@ -30,7 +30,7 @@ from gguf.quants import dequantize
 from shadow.audits.quantisers import agreement
 from shadow.checkpoints.gguf_blocks import Blocks
 from shadow.claims.verify.quantised import Quantised
-from shadow.spectra.format_noise import format_noise
+from shadow.spectra.format_noise import block_length, format_noise
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import quantising
@@ -106,8 +106,10 @@ def originals(seed: int, folder: Path) -> list[np.ndarray]:
 def said_of(original: np.ndarray, copy: Any) -> str:
     """What the claim says of one matrix."""
     found = format_noise(torch.from_numpy(original), copy, agreement(copy.format))
-    known = {name: value for name, value in vars(found).items() if name != "even"}
-    row = Quantised("", "", "", copy.format, rows=len(original), columns=original.shape[1], **known)
+    row = Quantised(
+        place="", module="", tensor="", format=copy.format, rows=len(original),
+        columns=original.shape[1], **vars(found),
+    )  # fmt: skip
     if row.is_far:
         return "nothing like it"
     if row.is_beyond:
@@ -136,6 +138,7 @@ def judged(seed: int, folder: Path) -> Iterator[Judged]:
                 yield Judged(kind, f"changed by {size:g} times the noise", said_of(original, copy))
             order = rng.permutation(len(original))
             yield Judged(kind, "rows permuted", said_of(original, ggml.copy(original[order], kind)))
+            yield Judged(kind, "a block at one level", said_of(original, stuck(plain, rng)))
             same = [one for one in matrices if one.shape == original.shape and one is not original]
             if same:
                 other = same[int(rng.integers(len(same)))]
@@ -150,9 +153,22 @@ def judged(seed: int, folder: Path) -> Iterator[Judged]:
         yield Judged("AWQ", "AWQ", said_of(cut.numpy(), quantising.awq(cut, factors)))
 
 
+def stuck(copy: Any, rng: np.random.Generator) -> Any:
+    """The copy with all entries of a block at its largest: those of the original are clipped."""
+    steps, numbers = copy.each.numpy(), copy.numbers.clone().view(copy.each.shape)
+    cols = steps.shape[1]
+    length = block_length(steps)
+    row = int(rng.choice(np.flatnonzero(steps.min(1) > 0)))
+    start = int(rng.integers(cols // length)) * length
+    block = numbers[row, start : start + length]
+    block[:] = block.max()
+    return quantising.Copy(numbers, copy.each, copy.format)
+
+
 HOLDS = ("exact", "a copy", "importance matrix")
 # what is right to say of each truth; all that begins with one of these
 RIGHT = {
+    "a block at one level": ("beyond the format",),
     "a copy": ("exact", "a copy"),
     "importance matrix": ("importance matrix",),
     "changed": ("beyond the format", "nothing like it"),

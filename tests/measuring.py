@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import torch
+from dataclasses import replace
 
-from shadow.checkpoints.packed_tensors import BlockScaled, PackedTensor
+from shadow.checkpoints.decoders import packed_tensor
+from shadow.checkpoints.safetensors_files import Packing, TensorInfo
 from shadow.spectra.delta import Means, Method, measure_pair, working_dtype
 from shadow.spectra.spectrum import Sides, Workspace
 from shadow.spectra.sums import extent
@@ -25,8 +26,26 @@ def measure_all(base, tuned, dtypes=BF16, method=None, key="k", direction=None, 
     return measure_pair(base, tuned, dtypes, size, setting, key, direction)
 
 
+class Piece:
+    """A tensor in memory that is asked for as one of a file is."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+        self.dtype = tensor.dtype
+        self.shape = tensor.shape
+
+    def whole(self):
+        return self.tensor
+
+    def seen(self, rearrange):
+        return Piece(rearrange(self.tensor))
+
+    def __getitem__(self, index):
+        return self.tensor[index]
+
+
 def scaled_floats(raw, scales, block):
     """8-bit floats (rows, cols) with a scale for each block, as `PackedTensor` reads them."""
-    decoder = BlockScaled(raw, scales, block, len(raw))
-    view = torch.empty(raw.shape, device="meta")
-    return PackedTensor("F8_E4M3", decoder, view, raw.shape[1])
+    one, other = (TensorInfo(name, "F8_E4M3", tuple(raw.shape), "", 0, 0) for name in ("w", "s"))
+    info = replace(one, packing=Packing("scaled", one, (other,), block))
+    return packed_tensor(info, lambda info: Piece({"w": raw, "s": scales}[info.name]))

@@ -38,6 +38,9 @@ class Copy:
     def steps(self, index):
         return None if self.each is None else self.each[index]
 
+    def cells(self, index):
+        return None
+
 
 def _copy(numbers: np.ndarray, steps: np.ndarray, name: str) -> Copy:
     parts = (torch.from_numpy(np.ascontiguousarray(a, dtype=np.float32)) for a in (numbers, steps))
@@ -68,14 +71,18 @@ def k_like(original: torch.Tensor) -> Copy:
     )
 
 
-def gptq(original: torch.Tensor, group: int = 128, seed: int = 0) -> Copy:
-    """GPTQ (Frantar et al. 2022) in 4 bits, with inputs whose columns are correlated."""
+def gptq(original: torch.Tensor, group: int = 128, seed: int = 0, in_order: bool = True) -> Copy:
+    """GPTQ (Frantar et al. 2022) in 4 bits, with inputs whose columns are correlated; in_order:
+    otherwise the columns with the largest inputs come first (`desc_act`).
+    """
     weights = original.double().numpy().copy()
     rows, cols = weights.shape
     rng = np.random.default_rng(seed)
     mixed = np.eye(cols) + rng.standard_normal((cols, cols)) / np.sqrt(cols)
     inputs = rng.standard_normal((2 * cols, cols)) @ mixed
     hessian = inputs.T @ inputs
+    order = np.arange(cols) if in_order else np.argsort(-np.diag(hessian))
+    weights, hessian = weights[:, order], hessian[order][:, order]
     hessian += 0.01 * np.diag(hessian).mean() * np.eye(cols)
     upper = np.linalg.cholesky(np.linalg.inv(hessian)).T
     numbers, steps = np.zeros_like(weights), np.zeros_like(weights)
@@ -90,7 +97,8 @@ def gptq(original: torch.Tensor, group: int = 128, seed: int = 0) -> Copy:
         numbers[:, col], steps[:, col] = scale * (level - zero), scale
         error = (weights[:, col] - numbers[:, col]) / upper[col, col]
         weights[:, col:] -= np.outer(error, upper[col, col:])
-    return _copy(numbers, steps, "GPTQ-4")
+    back = np.argsort(order)
+    return _copy(numbers[:, back], steps[:, back], "GPTQ-4")
 
 
 def awq(original: torch.Tensor, factors: torch.Tensor, group: int = 128) -> Copy:

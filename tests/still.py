@@ -289,6 +289,7 @@ def masked(text: str) -> str:
     text = re.sub(
         r"time    .* of computing on this machine *", "time    <pace of this machine>", text
     )
+    text = re.sub(r" about .*, ([\d.]+ .B of memory)|under a second, ", r" <pace>, \1", text)
     text = re.sub(r'(\btime=)"[\d.e-]+"', r'\1"<seconds>"', text)
     text = re.sub(r"sha256 [0-9a-f]{64}", "sha256 <hash>", text)  # of files that hold times
     text = re.sub(r'"seal": ?\{(?:[^{}]|\{[^{}]*\})*\}', '"seal": "<of this code>"', text)

@@ -17,6 +17,7 @@ from shadow.text import (
     redacted_url,
     several,
     size_for,
+    with_article,
 )
 
 
@@ -152,3 +153,11 @@ def test_what_holds_no_account_stays(text):
 def test_a_time_that_is_estimated_has_two_digits_and_a_unit(seconds: float, said: str) -> None:
     """Never `0:04`, which may be minutes or hours."""
     assert about_time(seconds) == said
+
+
+def test_articles_go_by_sound():
+    """Formats are read letter by letter or digit by digit."""
+    for words in ("NF4", "FP4", "F8_E4M3", "MXFP4", "INT8", "AWQ-4", "IQ4_NL", "MLX-4", "adapter"):
+        assert with_article(f"{words} copy") == f"an {words} copy"
+    for words in ("Q4_0", "GPTQ-4", "TQ1_0", "BF16", "rounded"):
+        assert with_article(f"{words} copy") == f"a {words} copy"

@@ -104,6 +104,9 @@ def merges(pairs):
         ("config.json", {"a_config": {"n": 1}}, {"a_config": {"n": 2}}, "a_config.n"),
         ("config.json", {"use": 1}, {"use": True}, "use"),
         ("config.json", {"a, b": 1}, {}, "other_keys"),
+        ("modules.json", [{"idx": 0, "type": "T"}], [{"idx": 0, "type": "P"}], "modules"),
+        ("modules.json", "[1,2]", "[1, 2]", None),
+        ("config_sentence_transformers.json", {"prompts": {"q": "a"}}, {"prompts": {}}, "prompts"),
         # one RoPE, written in both ways, and keys that change nothing
         ("config.json", {"rope_theta": 1e6}, {"rope_parameters": {"rope_theta": 1e6}}, None),
         ("config.json", {"torch_dtype": "a", "y": None}, {"dtype": "b"}, None),
@@ -431,6 +434,10 @@ def test_verify_files(sides, shadow):
     done = shadow("verify", "files", base, tuned)
     assert done.code == 0
     assert "1 file says the same" in done.out
+    for folder in sides:
+        put(folder, training_args__bin=folder.name)
+    done = shadow("verify", "files", base, tuned)
+    assert "1 file says the same; 1 pickle has other bytes and is not looked into" in done.out
     put(tuned, config__json={"rope_theta": 2}, x__py="")
     done = shadow("verify", "files", base, tuned)
     assert done.code == 4

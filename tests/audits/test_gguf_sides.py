@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import ggufs
 import models
 import numpy as np
+import packing
 import pandas as pd
 import pytest
 import torch
@@ -17,7 +19,9 @@ from gguf.quants import dequantize, quantize
 from hub import Hub
 from hub_pairs import SECRET, variables
 from runs import contents, pair_of
+from safetensors.torch import save_file
 
+import shadow
 from shadow.audits.pair import Settings, run_pair
 from shadow.audits.runtime import Runtime
 from shadow.checkpoints.opening import open_folder
@@ -169,6 +173,32 @@ def test_same_tells_a_conversion_from_a_broken_one(sides, tmp_path):
     assert (code, "4 of 21 tensors differ" in text) == (4, True)
 
 
+def test_frequencies_that_transformers_computes_are_no_tensor_of_one_side(sides, tmp_path):
+    """llama.cpp stores them for Llama 3.1 and later: the file is a copy all the same, and an audit
+    skips them with a reason that --strict accepts. Two files with other ones differ.
+    """
+    tensors, paths = sides
+    files = {
+        name: ggufs.write(
+            tmp_path / f"{name}.gguf",
+            tensors["base"] | {"rope_freqs.weight": np.full(32, size, np.float32)},
+            kind,
+        )
+        for name, kind, size in (("full", "BF16", 1), ("copy", "Q8_0", 1), ("other", "BF16", 8))
+    }
+    for claim, copy in (("same", "full"), ("stored", "copy"), ("quantised", "copy")):
+        code, text = said("verify", claim, paths["base"], files[copy], cwd=tmp_path)
+        assert code == 0, text
+    code, text = said("verify", "same", files["full"], files["other"], cwd=tmp_path)
+    assert (code, "1 of 22 tensors differs" in text) == (4, True)
+    command_line = "audit", paths["base"], files["copy"], "-o", "out", "--strict", "--quiet"
+    code, text = said(*command_line, cwd=tmp_path)
+    assert code == 0, text
+    (report,) = (tmp_path / "out").glob("*/*/tensors.parquet")
+    row = pd.read_parquet(report).set_index("tensor").loc["rope_freqs.weight"]
+    assert "computed from the config" in row["detail"]
+
+
 def test_a_plan_and_a_choice_of_files(sides, tmp_path):
     """A plan names the formats; several files need --file, in one line."""
     _, paths = sides
@@ -184,6 +214,80 @@ def test_a_plan_and_a_choice_of_files(sides, tmp_path):
     pair = several, paths["tuned"]
     code, text = said("audit", *pair, "--file", "*Q8*", "-o", "out", "--quiet", cwd=tmp_path)
     assert code == 0, text
+
+
+def test_a_choice_among_no_gguf_files_is_refused(sides, tmp_path):
+    """Also an empty one; where one side has a GGUF file, the other needs none."""
+    _, paths = sides
+    for words in (("audit",), ("plan",), ("verify", "same")):
+        for pattern in ("*Q8_0*", ""):
+            code, text = said(
+                *words, paths["base"], paths["tuned"], "--file", pattern, cwd=tmp_path
+            )
+            assert code == 1
+            assert f"--file {pattern!r}: no GGUF file in" in text
+    code, text = said("plan", paths["base-Q8_0"], paths["tuned"], "--file", "", cwd=tmp_path)
+    assert code == 0, text
+
+
+def test_a_gguf_file_is_itself_whatever_lies_beside_it(sides, tmp_path):
+    """Brackets in a name are no pattern; a config.json beside it is not read."""
+    _, paths = sides
+    raw = Path(paths["base-Q8_0"]).read_bytes()
+    for name in ("m[1].gguf", "m1.gguf"):
+        (tmp_path / name).write_bytes(raw)
+    assert open_folder(str(tmp_path / "m[1].gguf")).sources.keys() == {"m[1].gguf"}
+    alone = open_folder(str(tmp_path / "m1.gguf"))
+    for content in ('{"model_type": "gpt2"}', "{broken"):
+        (tmp_path / "config.json").write_text(content)
+        beside = open_folder(str(tmp_path / "m1.gguf"))
+        assert beside.fingerprint == alone.fingerprint
+        assert beside.config == alone.config
+
+
+@pytest.mark.parametrize("kind", every(2, ["Q8_0", "Q4_0", "NF4"]))
+def test_a_merge_onto_a_quantised_base_is_told_from_one_onto_the_original(sides, tmp_path, kind):
+    """Dequantised, merged, and stored in BF16, as safetensors and as GGUF. A merge onto the
+    original does not hold for its quantised base.
+    """
+    tensors, paths = sides
+    original = {name: torch.from_numpy(one.copy()) for name, one in tensors["base"].items()}
+    base = paths.get(f"base-{kind}")
+    dense = {
+        name: torch.from_numpy(decoded(one, kind)).float() if one.ndim > 1 and base else one
+        for name, one in tensors["base"].items()
+    }
+    if base is None:
+        packed, dense, config = packing.quantised("nf4", original)
+        base = models.write(tmp_path / "nf4", packed, {**CONFIG, "quantization_config": config})
+    factors = {}
+    merges = {"onto": dict(dense), "beside": dict(original)}
+    for name in (Q, UP):
+        rows, cols = tensors["base"][name].shape
+        draw = torch.Generator().manual_seed(rows)
+        left, right = (0.05 * torch.randn(size, generator=draw) for size in ((rows, 4), (4, cols)))
+        module = f"base_model.model.{name.removesuffix('.weight')}"
+        factors |= {f"{module}.lora_B.weight": left, f"{module}.lora_A.weight": right}
+        for merged in merges.values():
+            merged[name] = merged[name].double() + 2 * left.double() @ right.double()
+    (tmp_path / "adapter").mkdir()
+    save_file(factors, tmp_path / "adapter" / "adapter_model.safetensors")
+    told = {"peft_type": "LORA", "r": 4, "lora_alpha": 8}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(told))
+    for name, merged in merges.items():
+        stored = {key: torch.as_tensor(one).bfloat16() for key, one in merged.items()}
+        folder = models.write(tmp_path / name, stored, CONFIG)
+        held = {key: one.float().numpy() for key, one in stored.items()}
+        file = ggufs.write(tmp_path / f"{name}.gguf", held, "BF16")
+        for given in (folder, file):
+            found = shadow.verify("merged", base, tmp_path / "adapter", given, jobs=1)
+            assert found.outcome == ("holds" if name == "onto" else "does_not_hold"), found.reason
+    found = shadow.verify("merged", paths["base-BF16"], tmp_path / "adapter", file, jobs=1)
+    assert found.outcome == "holds", found.reason
+    quantised = ggufs.write(tmp_path / "merged-Q8_0.gguf", held, "Q8_0")
+    found = shadow.verify("merged", paths["base"], tmp_path / "adapter", quantised, jobs=1)
+    assert found.outcome == "cannot_be_told"
+    assert "Q8_0: a merge that is quantised is not judged" in found.reason
 
 
 def test_gguf_files_of_the_hub_come_whole_or_in_ranges(sides, tmp_path):

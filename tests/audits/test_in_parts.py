@@ -45,6 +45,7 @@ from shadow.telling import reading
 from shadow.telling.reading import read_summary
 
 SETTINGS = Settings(Method(), Filter())
+NORMS = Settings(Method(subspaces=False, subjects="none"), Filter(), spectra=False)
 NAMES = [
     f"model.layers.{layer}.mlp.{part}_proj.weight" for layer in range(12) for part in ("up", "down")
 ]
@@ -437,9 +438,12 @@ def test_each_shard_is_fetched_once(tmp_path):
 # what it takes
 
 
-@pytest.mark.parametrize("count", [None, 4])
-@pytest.mark.parametrize("counters", [0, 600])
-def test_the_plan_counts_journals_rows_and_tables(tmp_path, monkeypatch, counters, count):
+@pytest.mark.parametrize(
+    ("counters", "count", "settings"),
+    [(0, None, SETTINGS), (0, 4, SETTINGS), (600, None, SETTINGS), (600, 4, SETTINGS),
+     (0, None, NORMS)],
+)  # fmt: skip
+def test_the_plan_counts_journals_rows_and_tables(tmp_path, monkeypatch, counters, count, settings):
     """The most that the folder held when a part was taken over and when the tables were written: no
     more than the plan said, and half of that at least. Integers are not compared, and have rows.
     """
@@ -464,11 +468,11 @@ def test_the_plan_counts_journals_rows_and_tables(tmp_path, monkeypatch, counter
     remove = journal_module.shutil.rmtree
     monkeypatch.setattr(pair_audit, "write_tables", write_tables)
     monkeypatch.setattr(pair_plan, "pace", lambda *_: 1e9)
-    planned = plan_pair(pair, SETTINGS, tmp_path / "out").disk_report
+    planned = plan_pair(pair, settings, tmp_path / "out").disk_report
     with monkeypatch.context() as patched:
         patched.setattr(journal_module.shutil, "rmtree", lambda *a, **b: (note(), remove(*a, **b)))
         elsewhere = None if count is None else Parts(InProcess(), count).measure
-        run_pair(pair, SETTINGS, tmp_path / "out", Runtime(elsewhere=elsewhere))
+        run_pair(pair, settings, tmp_path / "out", Runtime(elsewhere=elsewhere))
     assert planned / 2 < max(sizes) <= planned
 
 

@@ -11,7 +11,7 @@ from view import drawn
 
 from shadow.audits.document import plan_document
 from shadow.audits.machine_limits import MachineLimits, machine_limits
-from shadow.audits.pair_plan import PairPlan, PlannedSide
+from shadow.audits.pair_plan import PairPlan, PlannedSide, PlannedTier
 
 GIB = 1 << 30
 V2 = "31 23 0:28 / /sys/fs/cgroup rw,relatime shared:9 - cgroup2 cgroup2 rw,nsdelegate\n"
@@ -189,7 +189,9 @@ def test_plan_shows_what_limits_it():
         cores=1, cores_by="the control group /a", memory_free=2_000_000_000,
         memory_by="the machine",
         device="cpu", device_name=None, device_memory=None, device_memory_free=None,
+        tiers=[PlannedTier("--norms", 90.0, 4_000_000), PlannedTier("", 5400.0, 6_000_000)],
     )  # fmt: skip
     text = "\n".join(map(str.rstrip, drawn(plan_document(plan), 200).split("\n")))
     assert "with 1 worker, beside file caches; 2.0 GB available\n" in text
     assert "1, limited by the control group /a" in text
+    assert "--norms      about 2 minutes, 4.0 MB of memory\nall spectra  about 1.5 hours" in text

@@ -289,18 +289,20 @@ def test_a_base_is_fetched_by_one_machine(tmp_path, command, machines, on_ray):
     assert rows(tmp_path / "ray") == rows(tmp_path / "local")
 
 
-def test_one_pair_is_cut_by_itself(tmp_path, command, machines, on_ray):
+@pytest.mark.parametrize(("side", "tier"), [(200, ()), (520, ("--precision", "sketch"))])
+def test_one_pair_is_cut_by_itself(tmp_path, command, machines, on_ray, side, tier):
     """A single pair of four and four shards on two machines: two parts, of which each machine
     fetches its own; the report is that of one process.
     """
     folders = {
-        name: models.sharded(tmp_path / name, models.matrices(seed, 8, 200), 4)
-        for seed, name in ((50, "giant"), (51, "large"))
+        name: models.sharded(tmp_path / name, models.matrices(seed, 8, side), 4)
+        for seed, name in ((50 + side, f"giant-{side}"), (51 + side, f"large-{side}"))
     }
     for name, folder in folders.items():
         machines.hub.add(f"org/{name}", folder)
     before = machines.blobs()
-    _, err = command("audit", "org/giant", "org/large", "-o", "ray", *on_ray)
+    pair = ("audit", f"org/giant-{side}", f"org/large-{side}", *tier, "-o")
+    _, err = command(*pair, "ray", *on_ray)
     assert err.splitlines()[:2] == [
         "Ray: 2 machines, 2 tasks at a time, 1 core each",
         "measuring in 2 parts",
@@ -313,7 +315,7 @@ def test_one_pair_is_cut_by_itself(tmp_path, command, machines, on_ray):
     assert len(fetched) == 8
     assert set(fetched.values()) == {1}
     assert [now - then for now, then in zip(machines.blobs(), before, strict=True)] == [4, 4]
-    command("audit", "org/giant", "org/large", "-o", "whole")
+    command(*pair, "whole")
     assert contents(tmp_path / "ray") == contents(tmp_path / "whole") != {}
 
 

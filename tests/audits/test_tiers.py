@@ -14,7 +14,9 @@ from runs import contents, pair_of
 from safetensors.torch import load_file, save_file
 
 import shadow
+from shadow.audits.engine import InProcess
 from shadow.audits.pair import Settings, run_pair
+from shadow.audits.parts import Parts
 from shadow.audits.runtime import Runtime
 from shadow.checkpoints.pairing import Filter
 from shadow.spectra import delta
@@ -173,6 +175,16 @@ def test_another_tier_is_another_setting(tmp_path):
     assert "--norms, now without" in other.err
     both = run_shadow(*where, "--norms", "--subjects", "delta", cwd=tmp_path)
     assert both.code == 2
+    for tier in (("--norms",), ("--subjects", "delta")):
+        asked = run_shadow(*where, *tier, "--subspaces", cwd=tmp_path)
+        assert (asked.code, asked.err.splitlines()[0]) == (
+            2,
+            "error: --subspaces needs the spectra of base and tuned",
+        )
+    told = run_shadow(*where, "--norms", "--overwrite", "--verbose", cwd=tmp_path).err
+    assert "norms alone" in told
+    assert "precision" not in told
+    assert "spectra cached" not in told
 
 
 def test_what_is_not_finite_equal_or_moved_is_told_as_in_a_whole_audit(tmp_path):
@@ -219,6 +231,30 @@ def larger(tmp_path_factory):
             ("full", {}), ("sketch", {"precision": "sketch"}), ("norms", {"subjects": "none"}),
         )
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("how", ["three workers", "parts", "stopped"])
+def test_estimates_do_not_depend_on_workers_parts_or_a_stop(larger, tmp_path, how):
+    """The bytes of a report of estimates, by one worker in one go."""
+    sides = [larger["sketch"].folder.parents[2] / side for side in ("base", "tuned")]
+    settings = Settings(Method("sketch"), Filter())
+    whole = audited(tmp_path / "whole", settings, 1, *sides)
+    runtime = Runtime(jobs=3)
+    if how == "parts":
+        runtime = Runtime(jobs=1, elsewhere=Parts(InProcess(), 3).measure)
+    if how == "stopped":
+
+        def stop(progress):
+            if progress.done == 2:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            run_pair(pair_of(*sides), settings, tmp_path / "out", Runtime(jobs=1, show=stop))
+        (journal,) = tmp_path.glob("out/*/*/.partial/journal.jsonl")
+        assert journal.read_bytes().count(b"\n") > 1
+    made = run_pair(pair_of(*sides), settings, tmp_path / "out", runtime).folder
+    assert {row["precision"] for row in rows(made, "delta")} == {"sketch"}
+    assert contents(made.parents[1]) == contents(whole.parents[1])
 
 
 def test_a_report_of_estimates_says_so(larger, tmp_path):

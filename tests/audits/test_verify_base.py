@@ -49,6 +49,33 @@ def test_siblings_come_from_the_base_and_not_from_each_other():
     assert "which was trained from which is not told" in alone.reason
 
 
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_units_that_are_equal_cannot_be_told_apart(tmp_path, value):
+    """Any order of them is as good as theirs, also of a model beside itself."""
+    flat = changed(DEMO / "base", tmp_path / "flat", lambda _, one: torch.full_like(one, value))
+    for model, candidate in ((flat, flat), (flat, DEMO / "base"), (DEMO / "base", flat)):
+        found = shadow.verify("base", model, candidate)
+        assert found.holds is None, found
+        assert "too many of its or the model's units are equal" in found.reason
+
+
+def test_some_equal_units_leave_the_others_to_test(tmp_path):
+    """Half of the units of every MLP are one."""
+
+    def doubled(name, one):
+        if "mlp" not in name:
+            return one
+        units = one.T if "down" in name else one
+        half = len(units) // 2
+        units = torch.cat([units[:half], units[:1].expand(len(units) - half, -1)])
+        return units.T if "down" in name else units
+
+    half = changed(DEMO / "base", tmp_path / "half", doubled)
+    assert shadow.verify("base", half, DEMO / "base").holds is True
+    assert shadow.verify("base", half, half).holds is True
+    assert shadow.verify("base", half, apart(tmp_path / "apart", 1)).holds is False
+
+
 def test_between_two_models_the_base_abstains():
     """Neither of the two lies on the way to the other: the model does."""
     found = shadow.verify("base", DEMO / "base", DEMO / "narrow", DEMO / "broad")

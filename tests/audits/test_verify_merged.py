@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 
 import models
@@ -175,7 +176,7 @@ def test_a_merge_onto_a_dequantised_base_is_named(tmp_path, dtype, name):
     }
     found = told(tmp_path, base, pairs, merge(copy, pairs, dtype))
     assert found.holds is False
-    assert f"merged onto an {name} copy of the base in all 4 matrices: error" in found.reason
+    assert f"merged onto an {name} copy of the base in all 4 matrices: the error is" in found.reason
     if name != "INT8":
         assert found.figures["error_over_update"] > 2
 
@@ -270,6 +271,33 @@ def test_dora_gives_rows_their_norms(tmp_path, dtype):
     kind = {"use_dora": True, "extra": extra}
     assert told(tmp_path, base, pairs, done, **kind).holds is True
     assert told(tmp_path, base, pairs, merge(base, pairs, dtype), **kind).holds is False
+    one = next(iter(extra))
+    for value in (math.nan, math.inf):  # of which no merge has finite rows
+        broken = {**extra, one: torch.full_like(extra[one], value)}
+        found = told(tmp_path, base, pairs, done, use_dora=True, extra=broken)
+        assert found.holds is False, found
+        assert [wrong.what for wrong in found.against] == ["some entries are not finite"]
+    some = {name: norms for name, norms in extra.items() if name != one}
+    found = told(tmp_path, base, pairs, done, use_dora=True, extra=some)
+    assert found.holds is None, found
+    assert "1 tensor is not compared: the DoRA adapter has no norms" in found.reason
+
+
+@pytest.mark.parametrize(("scale", "words"), [(2.04, "1.02"), (2.0008, "1.0004"), (1.4, "0.70")])
+def test_a_scale_that_is_nearly_right_is_not_said_to_be_1(tmp_path, scale, words):
+    """It has as many digits as tell it from 1."""
+    base, pairs = based(torch.float32), factors()
+    found = told(tmp_path, base, pairs, merge(base, pairs, torch.float32, scale))
+    assert found.reason == f"merged at {words} times its scale in all 4 matrices"
+
+
+def test_matrices_at_several_scales_have_the_range_of_them(tmp_path):
+    """Their mean would be the scale of none."""
+    base, pairs = based(torch.float32), factors()
+    done = merge(base, pairs, torch.float32, 2.4)
+    done[Q.format(1)] = merge(base, pairs, torch.float32, 1.6)[Q.format(1)]
+    found = told(tmp_path, base, pairs, done)
+    assert found.reason == "merged at 0.80 to 1.2 times its scale in all 4 matrices"
 
 
 def test_what_stands_beside_the_adapter_must_be_the_bases(tmp_path):
@@ -418,7 +446,7 @@ def test_an_adapter_that_only_holds_modules_whole(tmp_path, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
 def test_a_merge_that_is_stored_in_8_bits(tmp_path, dtype):
-    """Plain formats are rounded once; nobody computes in 8 bits; with block scales it is unread."""
+    """Plain formats are rounded once; nobody computes in 8 bits; with scales it is not judged."""
     base, pairs = based(torch.float32, norm=1.0), factors(strength=0.5)
     merged = merge(base, pairs, dtype)
     found = told(tmp_path, base, pairs, merged)
@@ -430,7 +458,8 @@ def test_a_merge_that_is_stored_in_8_bits(tmp_path, dtype):
     scaled[UP.format(0).replace("weight", "weight_scale_inv")] = torch.full((1, 1), 1.0)
     found = told(tmp_path, base, pairs, scaled)
     assert found.holds is None, found
-    assert "8-bit floats with scales of blocks" in found.reason
+    assert "F8_E" in found.reason
+    assert "a merge that is quantised is not judged" in found.reason
 
 
 def test_an_adapter_that_is_written_to_meanwhile_is_a_fault(tmp_path, monkeypatch):

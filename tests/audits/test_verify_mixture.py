@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 
 import pytest
@@ -109,7 +110,10 @@ def test_equal_models_cannot_be_told_apart(sides, tmp_path):
     (_, a, _), (_, of_a, _) = sides
     found = shadow.verify("mixture", put(tmp_path / "m", a), of_a, put(tmp_path / "again", a))
     assert found.outcome == "cannot_be_told"
-    assert "weight" in found.reason
+    assert found.reason == (
+        "nothing limits the weight of A, as some of the models are equal; other weights fit as well"
+    )
+    assert found.figures["weight_a_low"] == -math.inf
 
 
 def test_a_tensor_that_only_the_merge_has_speaks_against_it(sides, tmp_path):
@@ -119,6 +123,42 @@ def test_a_tensor_that_only_the_merge_has_speaks_against_it(sides, tmp_path):
     found = shadow.verify("mixture", put(tmp_path / "m", merged), of_a, of_b)
     assert found.outcome == "does_not_hold"
     assert found.against[0].name == "lm_head.weight"
+
+
+def test_a_ties_merge_of_two_copies_is_open(tmp_path):
+    """One copy alone, trimmed, is the same; so is a merge of both with any weights."""
+    base = {name: one.float() for name, one in model(0).items()}
+    tuned = {name: one.float() for name, one in model(1, base, 0.2).items()}
+    merged = {}
+    for name, start in base.items():
+        delta = tuned[name] - start
+        least = delta.abs().flatten().topk(int(0.2 * delta.numel())).values.min()
+        merged[name] = start + torch.where(delta.abs() >= least, delta, 0.0)
+    of_base, of_merge = put(tmp_path / "base", base), put(tmp_path / "merge", merged)
+    copies = [put(tmp_path / name, tuned) for name in "AB"]
+    found = shadow.verify("mixture", of_merge, *copies, base=of_base)
+    assert found.holds is None, found
+    assert "some of the models are equal" in found.reason
+
+
+def test_rows_that_only_one_of_them_has_speak_against_it(sides, tmp_path):
+    """Of a vocabulary that grew, the common rows are the merge, and the others no model has."""
+    (_, a, b), _ = sides
+    embed = "model.embed_tokens.weight"
+    generator = torch.Generator().manual_seed(5)
+    states = [{**one, embed: torch.randn(32, 64, generator=generator).bfloat16()} for one in (a, b)]
+    merged = merge(states, (0.5, 0.5))
+    folders = [put(tmp_path / name, one) for name, one in zip("AB", states, strict=True)]
+    grown = {**merged, embed: torch.cat([merged[embed], merged[embed][:2]])}
+    found = shadow.verify("mixture", put(tmp_path / "grown", grown), *folders)
+    assert found.holds is False
+    told = {(one.name, one.what) for one in found.against}
+    assert told == {(embed, "2 rows that A lacks"), (embed, "2 rows that B lacks")}
+    assert "0.5 A + 0.5 B" in found.reason
+    cut = {**merged, embed: merged[embed][:30].clone()}
+    found = shadow.verify("mixture", put(tmp_path / "cut", cut), *folders)
+    assert found.holds is False
+    assert "2 rows of A that TUNED lacks, of 1 tensor" in found.reason
 
 
 def test_values_that_are_not_finite_end_in_an_answer(sides, tmp_path):
@@ -163,6 +203,11 @@ def test_whole_numbers_count_as_well(sides, tmp_path):
         return shadow.verify("mixture", *folders)
 
     assert told("equal", 1, 1, 1).holds is True
+    steps = torch.tensor([1])
+    wide = put(tmp_path / "wide", {**merged, "model.steps": steps})
+    narrow = [put(tmp_path / f"narrow{number}", {**one, "model.steps": steps.int()})
+              for number, one in enumerate((a, b))]  # fmt: skip
+    assert shadow.verify("mixture", wide, *narrow).holds is True
     found = told("none", 9, 1, 2)
     assert found.holds is False, found
     assert [one.name for one in found.against] == ["model.steps"]

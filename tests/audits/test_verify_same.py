@@ -249,6 +249,31 @@ def test_whole_numbers_and_packed_weights_are_compared_byte_by_byte(tmp_path):
     assert found.exit_code == 5
 
 
+def test_whole_numbers_are_compared_as_numbers(tmp_path):
+    """By entries, whatever their dtypes; one of another shape is in both, and differs."""
+    tensors = models.matrices(0)
+
+    def told(name, one, other):
+        sides = (tensors | {"model.position_ids": values} for values in (one, other))
+        return same(tmp_path / name, *sides)
+
+    whole = torch.arange(4)
+    assert told("narrow", whole, whole.int()).reason.endswith(
+        "I64 -> I32 that is exact in every entry"
+    )
+    assert told("flags", torch.tensor([True, False]), torch.tensor([1, 0], dtype=torch.uint8)).holds
+    found = told("off", whole, torch.tensor([0, 1, 2, 300]))
+    assert found.against[0].what == "1 of 4 entries differ"
+    assert (
+        told("off narrow", whole, torch.tensor([0, 1, 2, 30]).byte()).figures["entries_differ"] == 1
+    )
+    found = told("shape", whole, whole.view(2, 2))
+    assert found.reason.endswith("shape 4 in A, 2 x 2 in B, of 1 tensor")
+    assert found.figures["tensors_only_in_a"] == found.figures["tensors_only_in_b"] == 0
+    found = told("floats", whole, whole.float())
+    assert "I64 in A, F32 in B, of 1 tensor" in found.reason
+
+
 def test_another_model_is_told_by_what_it_lacks(tmp_path):
     """Nothing of one has a place in the other: an answer, no fault."""
     other = {"transformer.wte.weight": torch.randn(8, 8), "foo.bar": torch.randn(3, 3)}

@@ -170,8 +170,8 @@ def test_equal_values_that_are_not_finite_are_noted(tmp_path):
     assert found.reason.startswith("1 of 3 tensors is not the full model's rounded to BF16, in 1")
 
 
-def test_block_scaled_floats_cannot_be_told(tmp_path):
-    """Their rounding is not predicted; a copy of such a copy holds."""
+def test_block_scaled_floats_are_judged_by_their_cells(tmp_path):
+    """On the grid that scales make of 8-bit floats; one entry of another level is found."""
     full, _ = full_and_base(1e-3, size=128)
     key = models.UP.format(0)
     scale = full[key].abs().max() / 448
@@ -179,6 +179,14 @@ def test_block_scaled_floats_cannot_be_told(tmp_path):
     copy[key] = (full[key] / scale).to(torch.float8_e4m3fn)
     copy[key.replace("weight", "weight_scale_inv")] = scale.reshape(1, 1)
     found = told(tmp_path, full, copy)
-    assert found.holds is None, found
-    assert "1 tensor is not compared: 8-bit floats with scales of blocks" in found.reason
+    assert found.holds is True, found
+    assert "F8_E4M3 with scales" in found.reason
     assert told(tmp_path, copy, copy).holds is True
+    row = copy[key][3].float()
+    row[5] = row[5] / 2
+    copy[key][3] = row.to(torch.float8_e4m3fn)
+    found = told(tmp_path, full, copy)
+    assert found.holds is False
+    assert found.reason.startswith(
+        "1 of 3 tensors is not the full model's rounded to F8_E4M3 with scales, in 1 entry"
+    )

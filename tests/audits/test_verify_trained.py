@@ -14,6 +14,7 @@ from effort import chosen
 from safetensors.torch import load_file
 
 import shadow
+from shadow.checkpoints.held_files import read_so_far
 from shadow.claims.verify.patterns import parse_pattern
 from shadow.claims.verify.trained import Training, trained
 from shadow.errors import UsageError
@@ -375,3 +376,13 @@ def test_an_empty_tensor_has_no_entry_that_could_move(tmp_path):
     assert told(tmp_path, base, tuned, moved="layers.*").holds is True
     found = told(tmp_path, base, tuned, moved="attn.v")
     assert found.holds is None, found
+
+
+def test_every_byte_is_read_once(tmp_path):
+    """Of tensors that moved, too; a sample for the fingerprint comes on top."""
+    base = based(torch.bfloat16, layers=2, size=512)
+    tuned = moved(base, lambda name: "_proj" in name)
+    before = read_so_far().size
+    assert told(tmp_path, base, tuned, moved=["attn.*", "mlp.*"]).holds
+    weights = 2 * sum(one.numel() * one.itemsize for one in base.values())
+    assert weights <= read_so_far().size - before < 1.1 * weights

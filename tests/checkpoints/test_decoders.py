@@ -9,6 +9,7 @@ import pytest
 import torch
 from compressed_tensors import compressors
 from compressed_tensors import quantization as schemes
+from measuring import Piece
 from transformers.integrations import mxfp4
 
 from shadow.checkpoints.decoders import bits_of, packed_tensor
@@ -22,24 +23,6 @@ GENERATOR = torch.Generator()
 @pytest.fixture(autouse=True)
 def _seeded():
     GENERATOR.manual_seed(0)
-
-
-class Piece:
-    """A tensor in memory that is asked for as one of a file is."""
-
-    def __init__(self, tensor):
-        self.tensor = tensor
-        self.dtype = tensor.dtype
-        self.shape = tensor.shape
-
-    def whole(self):
-        return self.tensor
-
-    def seen(self, rearrange):
-        return Piece(rearrange(self.tensor))
-
-    def __getitem__(self, index):
-        return self.tensor[index]
 
 
 def packed(kind, pieces, shape, facts=(), dtype="F32", strides=None):

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+import shadow
 from shadow.audits.pair import Settings, run_pair
 from shadow.checkpoints.opening import open_folder
 from shadow.checkpoints.packed_layouts import with_matrices
@@ -288,6 +289,12 @@ def test_groups_that_are_not_there_leave_one_matrix_unread(tmp_path):
     assert "g_idx names groups that are not there" in mine["detail"]
     assert f"{Q}.weight" not in set(matrices["tensor"])
     assert len(matrices) > 3
+    for claim in ("quantised", "stored"):
+        told = shadow.verify(claim, original, packed, jobs=1)
+        assert told.outcome == "cannot_be_told"
+        assert [(one.name, one.what) for one in told.against] == [
+            (f"{Q}.weight", "g_idx names groups that are not there")
+        ]
 
 
 SHAPES = st.lists(st.sampled_from([0, 1, 2, 8, 16, 64, 1 << 30]), max_size=4).map(tuple)
@@ -337,8 +344,13 @@ def test_no_module_is_an_exception(pieces, said, small):
     assert all(why.isprintable() and len(why) < 200 for why in refused.values())
 
 
-def test_nothing_is_said_of_a_copy_whose_error_is_not_known(tmp_path):
-    """Blocks of NF4 that go across rows: no tensor is called changed by more than rounding."""
+@pytest.mark.parametrize("known", [True, False])
+def test_a_copy_is_called_one_where_its_cells_are_known(tmp_path, monkeypatch, known):
+    """Of NF4, also where blocks go across rows; otherwise no tensor is called changed by more than
+    rounding.
+    """
+    if not known:
+        monkeypatch.setattr("shadow.checkpoints.decoders.Grid.cells", lambda *_: None)
     original, packed, _ = saved(tmp_path, "nf4")
     result = run_pair(
         given_pair(parse_reference(str(original)), parse_reference(str(packed))),
@@ -347,9 +359,12 @@ def test_nothing_is_said_of_a_copy_whose_error_is_not_known(tmp_path):
     )
     tensors = pd.read_parquet(result.folder / "tensors.parquet").query("side == 'tuned'")
     changed = tensors[tensors["relative_norm"] > 0]
-    across = changed["tensor"].str.contains("down_proj")
-    assert across.any()
-    assert changed["cast"][across].isna().all()
-    assert set(changed["cast"][~across]) == {"tuned"}
+    assert changed["tensor"].str.contains("down_proj").any()
     told = json.loads((result.folder / "summary.json").read_text())["finding"]
-    assert not any(word in json.dumps(told) for word in ("copy of the base", "more than rounding"))
+    if known:
+        assert set(changed["cast"]) == {"tuned"}
+        assert told["headline"].startswith("An NF4 copy of the base: error 1.00 times what")
+    else:
+        assert changed["cast"].isna().all()
+        said = ("copy of the base", "more than rounding")
+        assert not any(word in json.dumps(told) for word in said)

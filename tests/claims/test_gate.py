@@ -868,7 +868,8 @@ def test_a_threshold_within_the_error_of_an_estimate_is_not_judged(tmp_path):
     """Of a sketch, a rule on a figure whose error reaches the threshold is missing; one beyond it
     is judged, and so is an exact figure.
     """
-    rows = [delta(0.30, where, concentration_error=0.01) for where in places(6)]
+    more = {"precision": "sketch", "concentration_error": 0.01}
+    rows = [delta(0.30, where, **more) for where in places(6)]
     method = {"precision": "sketch", "nulls": 0, "seed": 0}
     settings = {"method": method, "chosen": {}, "relation": "tuned"}
     folder = reports.write(tmp_path / "one", rows, settings=settings)

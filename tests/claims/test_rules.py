@@ -468,3 +468,9 @@ def test_a_gate_in_a_rule_gets_no_hint_that_names_no_figure(text):
         parse_rule(text)
     assert "`shadow explain gates`" in caught.value.hint
     assert "did you mean" not in caught.value.hint
+
+
+def test_a_rule_on_an_error_is_refused_with_the_reason():
+    with pytest.raises(UsageError, match="'concentration_error' is an error") as refused:
+        parse_rule("concentration_error > 0.1")
+    assert "takes its error into account" in refused.value.hint

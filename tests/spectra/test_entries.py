@@ -8,9 +8,10 @@ import torch
 from safetensors.torch import save_file
 
 from shadow.checkpoints.opening import open_folder
-from shadow.spectra import entries
+from shadow.dtypes import FLOATS
 from shadow.spectra.delta import working_dtype
-from shadow.spectra.entries import compared
+from shadow.spectra.entries import Binades, compared
+from shadow.spectra.parts import HEAD
 from shadow.spectra.spectrum import Sides, Workspace
 
 FORMATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
@@ -77,7 +78,7 @@ def test_zeros_of_both_signs_are_one_value_and_a_side_of_zeros_has_no_energy(tmp
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_entries_that_are_not_finite_are_told_and_nan_beside_nan_is_no_change(value, tmp_path):
-    base = torch.ones(4, entries.HEAD, dtype=torch.bfloat16)
+    base = torch.ones(4, HEAD, dtype=torch.bfloat16)
     tuned = base.clone()
     base[1, 3] = tuned[1, 3] = value
     tuned[2, 2] = 5.0
@@ -90,3 +91,25 @@ def test_a_cast_in_every_entry_is_found(tmp_path):
     tuned = base.bfloat16()
     found = check(sides_in(tmp_path, base, tuned), ("F32", "BF16"), base, tuned)
     assert found.rounded == ("tuned", "BF16")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_entries_by_binade_are_those_of_a_loop(dtype, tmp_path):
+    torch.manual_seed(0)
+    base = (torch.randn(300, 500) * 2.0 ** torch.randint(-9, 3, (300, 500))).to(dtype)
+    base[0, :5] = 0
+    tuned = torch.where(torch.rand(300, 500) < 0.3, base.double(), 1.01 * base.double()).to(dtype)
+    name = "BF16" if dtype == torch.bfloat16 else "F32"
+    binades = Binades(FLOATS[name])
+    found = compared(sides_in(tmp_path, base, tuned), (name, name), binades)
+    b, t = base.double().numpy().ravel(), tuned.double().numpy().ravel()
+    exponent = np.maximum(np.frexp(np.abs(b))[1] - 1, FLOATS[name].min_exponent)
+    exponent[b == 0] = FLOATS[name].min_exponent
+    cells = binades.cells()
+    assert len(cells) == len(set(exponent))
+    for (half, entries, changed, energy), power in zip(cells, sorted(set(exponent)), strict=True):
+        here = exponent == power
+        assert half == 2.0 ** (int(power) - FLOATS[name].mantissa_bits) / 2
+        assert (entries, changed) == (here.sum(), (b != t)[here].sum())
+        assert energy == pytest.approx(float(((t - b)[here] ** 2).sum()), rel=1e-6)
+    assert sum(changed for _, _, changed, _ in cells) == found.changed

@@ -60,6 +60,17 @@ def test_super_blocks_with_coarse_scales_leave_entries_in_their_cells(original):
     assert found.error == pytest.approx(found.made)
 
 
+@pytest.mark.parametrize("kind", ["Q4_0", "Q8_0", "K"])
+@pytest.mark.parametrize("steps", [1, 6, 20])
+def test_a_block_that_is_clipped_as_a_whole_is_outside(original, kind, steps):
+    """All its entries lie beyond its last level, by 1 step or by many; no quantiser leaves that."""
+    copy = k_like(original) if kind == "K" else ggml(original, kind)
+    copy.numbers[3, :32] = copy.numbers[3, :32].max()
+    original[3, :32] = copy.numbers[3, :32] + steps * copy.each[3, :32]
+    original[3, 0] = copy.numbers[3, 0] = 0.0  # a block of two values
+    assert format_noise(original, copy).outside == 31
+
+
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "K"])
 @pytest.mark.parametrize("size", [0.1, 1.0, 10.0])
 def test_a_change_before_quantising_shows_in_the_share_outside(original, kind, size):
@@ -106,10 +117,11 @@ def test_a_copy_without_steps_has_sums_alone(original):
     assert found.error == format_noise(original, copy).error
 
 
-def test_gptq_leaves_one_column_at_the_nearest_levels(original):
+@pytest.mark.parametrize("in_order", [True, False])
+def test_gptq_leaves_one_column_at_the_nearest_levels(original, in_order):
     """The first column is rounded, and the errors of all others are made up for."""
-    found = format_noise(original, gptq(original))
-    assert 1 <= found.clean_columns <= 2
+    found = format_noise(original, gptq(original, in_order=in_order))
+    assert 1 <= found.clean_columns <= 4
     assert found.outside > 0.1 * found.entries
 
 
@@ -119,6 +131,17 @@ def test_factors_of_columns_are_undone(original):
     found = format_noise(original, awq(original, factors))
     assert found.error > 2 * found.made
     assert found.scaled < 1.2 * found.made
+
+
+def test_clipped_entries_are_known_where_columns_of_a_block_do_not_lie_together(original):
+    """As of GPTQ with the order of activations: sums are those of a matrix in order."""
+    copy = k_like(original)
+    order = np.random.default_rng(3).permutation(COLS)
+    mixed = Copy(copy.numbers[:, order], copy.each[:, order])
+    found, expected = format_noise(original[:, order], mixed), format_noise(original, copy)
+    assert expected.clipped > 10
+    for name, value in vars(expected).items():
+        assert getattr(found, name) == (value and pytest.approx(value, rel=1e-9, abs=1e-12)), name
 
 
 def test_the_length_of_a_block_is_where_steps_change():

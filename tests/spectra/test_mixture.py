@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -81,12 +83,11 @@ def test_sums_are_those_of_whole_matrices(with_base):
     theta = np.array([0.3, 0.6]) if with_base else np.array([-0.1, 0.6])
     rest = left - theta @ terms
     assert one.sums.rest(theta) == pytest.approx(rest @ rest, rel=1e-6)
-    found = remainder(one.parts(), theta, "BF16", with_base)
+    found = remainder(one.parts(), theta, np.eye(2), "BF16", with_base, in_steps=True)
     assert found.energy == pytest.approx(rest @ rest)
     half = 0.5 * ulp(w, "BF16")
     assert (np.abs(rest) <= half * (1 + 1e-3)).all()
     assert found.beyond == 0
-    assert found.expected == pytest.approx((half**2).sum() / 3, rel=1e-2)
 
 
 @pytest.mark.parametrize("size", [0.01, 0.3])
@@ -107,6 +108,22 @@ def test_weights_of_merges_are_found(stored, size):
         assert found.weights[0] == pytest.approx(weights, abs=2e-3)
         inside = (found.low <= np.array(weights) + 1e-6) & (np.array(weights) - 1e-6 <= found.high)
         assert inside.all()
+
+
+@pytest.mark.parametrize("weights", [(0.3, 0.7), (1 / 3, 2 / 3)])
+def test_simple_weights_take_one_look_at_every_entry(weights):
+    """The sample that sums leave has them, to their last digit."""
+    base = cast(based(), "BF16")
+    sides = [cast(tuned(base, 0.3, seed), "BF16") for seed in (1, 2)]
+    looks = []
+    asked = [
+        replace(one, parts=lambda one=one: looks.append(one.name) or one.parts())
+        for one in tensors(mixed(weights, sides, "BF16"), sides, "BF16")
+    ]
+    found = fit(asked, 2, has_base=False)
+    assert isinstance(found, Fit)
+    assert found.weights[0] == pytest.approx(weights, abs=1e-15)
+    assert sorted(looks) == sorted(SHAPES)
 
 
 def test_steps_in_16_bits_are_known_from_one_rounding():

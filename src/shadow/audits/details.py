@@ -16,13 +16,9 @@ from shadow.checkpoints.held_files import Reading
 from shadow.checkpoints.opening import Checkpoint, Found
 from shadow.checkpoints.pairing import MatrixPair, Side, Skipped
 from shadow.checkpoints.sources import ByteRanges, Source, WholeFile
+from shadow.summary.tiers import OF_SUBJECTS, WORDS
 from shadow.text import byte_size, counted, several, took
 
-SUBJECTS = {
-    "all": "spectra of base, tuned and delta",
-    "delta": "spectra of the delta alone",
-    "none": "norms and no spectra",
-}
 NAMED = 3  # tensors that a line names
 
 
@@ -36,9 +32,9 @@ def of_settings(settings: Settings) -> str:
         if values
     ]
     parts = [
-        f"precision {method.precision}",
+        *([] if method.subjects == "none" else [f"precision {method.precision}"]),
         f"{counted(method.nulls, 'sampled null', 'sampled nulls')}{drawn}",
-        SUBJECTS[method.subjects],
+        WORDS[OF_SUBJECTS[method.subjects]].how,
         f"subspaces {'compared' if method.subspaces else 'not compared'}",
         f"spectra {'written' if settings.spectra else 'not written'}",
         f"optimiser {settings.optimizer or 'not given'}",

@@ -95,7 +95,14 @@ def plan_document(plan: PairPlan) -> Document:
     if plan.skipped:
         blocks.append(skipped_table(plan.skipped))
     costs = [FigureRow(name, text) for name, text in _costs(plan).items()]
-    return Document([*blocks, Figures(costs)])
+    tiers = [
+        FigureRow(
+            tier.options or "all spectra",
+            f"{about_time(tier.seconds)}, {byte_size(tier.memory)} of memory",
+        )
+        for tier in plan.tiers
+    ]
+    return Document([*blocks, Figures(costs), *([Figures(tiers)] if tiers else [])])
 
 
 def _side(side: PlannedSide) -> str:

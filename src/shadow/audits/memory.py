@@ -13,12 +13,12 @@ from shadow.checkpoints.stored_tensors import kept_memory
 from shadow.dtypes import float_format
 from shadow.errors import ShadowError
 from shadow.places.groups import direction_of
-from shadow.spectra.delta import Method
-from shadow.spectra.entries import PART
+from shadow.spectra.delta import USUAL, Method
 from shadow.spectra.krylov import PASSES, WIDTH
 from shadow.spectra.lazy import FACTOR_BLOCK
+from shadow.spectra.parts import PART
 from shadow.spectra.residual import on_short_side, projection_memory
-from shadow.spectra.sketched import SMALLEST
+from shadow.spectra.sketched import SMALLEST, kept_elements
 from shadow.spectra.spectrum import BLOCK, TILE
 from shadow.text import byte_size
 
@@ -29,7 +29,6 @@ BUFFERS = 64
 GRAM = 3 * 8
 # bytes for each entry of the short side in `sketch`: bases, their images and copies, three subjects
 SKETCH = 3 * 4 * 8 * WIDTH * PASSES
-USUAL = Method()
 # bytes for each row and column: energies, products, their classes, and lines drawn at random
 LINE = 88
 
@@ -49,7 +48,8 @@ def matrix_memory(pair: MatrixPair, method: Method = USUAL) -> int:
     lines = LINE * (pair.rows + pair.cols)
     solved = GRAM * side**2
     if method.precision == "sketch" and side > SMALLEST:
-        solved = SKETCH * side
+        many = 1 if method.subjects == "delta" else 3
+        solved = SKETCH * side + 4 * kept_elements(shape, many)
     return max(blocks, factors) + _projection(pair)[1] + solved + lines + kept
 
 

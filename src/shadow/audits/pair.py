@@ -325,6 +325,7 @@ def _planned(asked: Asked, lined: AlignedPair, journal: Journal) -> Plan:
         [pair for pair in lined.pairs if pair.key not in journal.outcomes],
         asked.runtime.access,
         skipped=len(lined.skipped),
+        method=asked.settings.method,
         filtered=asked.settings.chosen != Filter(),
         folder=journal.folder,
         scratch=asked.scratch,
@@ -410,7 +411,8 @@ def _measure(asked: Asked, lined: AlignedPair, journal: Journal, summed: Summed)
     if fault := lacking(of_memory, machine, method):
         raise fault
     jobs = runtime.jobs or default_jobs(of_memory, machine, method)
-    for line in details.of_plan(plan, lined.skipped, jobs=jobs, cache=runtime.cache):
+    cache = None if method.subjects == "none" else runtime.cache
+    for line in details.of_plan(plan, lined.skipped, jobs=jobs, cache=cache):
         runtime.detail(line)
     clock, busy, before = _Clock(), 0.0, read_so_far()
     device = open_device(asked.settings.device)

@@ -6,6 +6,7 @@ import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from shadow.dtypes import FLOATS
 from shadow.errors import ShadowError
 from shadow.files import safe_name
 from shadow.places.names import name_rules
+from shadow.spectra.delta import USUAL, Method
 from shadow.spectra.device import Offload, device_memory
 from shadow.summary.rows import SkippedRow
 from shadow.targets.families import Pair
@@ -47,6 +49,15 @@ TELLING = (  # keys of config.json that tell architectures apart
     "n_routed_experts",
     "quantization_config",
 )
+
+
+TIERS = {  # by the options of `shadow audit` that ask for it
+    "--norms": Method(subjects="none", subspaces=False),
+    "--subjects delta --precision sketch": Method("sketch", subjects="delta", subspaces=False),
+    "--precision sketch": Method("sketch"),
+    "--subjects delta": Method(subjects="delta", subspaces=False),
+    "": USUAL,
+}
 
 
 @dataclass(frozen=True)
@@ -79,6 +90,18 @@ class PlannedModule:
     """Rows and columns, the most frequent first."""
     without_base: int
     """How many of the matrices have no partner."""
+
+
+@dataclass(frozen=True)
+class PlannedTier:
+    """What an audit that measures more or less would take on this machine, without a device."""
+
+    options: str
+    """What asks for it: options of `shadow audit`, none for the usual audit."""
+    seconds: float
+    """Of computing, 0.01 or more."""
+    memory: int
+    """Bytes, beside file caches."""
 
 
 @dataclass(frozen=True)
@@ -133,10 +156,33 @@ class PairPlan:
     device_memory_free: int | None
     hint: str | None = None
     """What to do about the problem."""
+    tiers: Sequence[PlannedTier] = ()
+    """From norms to all spectra."""
 
     def as_json(self) -> dict[str, Any]:
         """What `shadow plan --format json` prints."""
         return {name: value for name, value in asdict(self).items() if name != "hint"}
+
+
+def _takes(
+    matrices: Sequence[MatrixPair],
+    of_memory: Sequence[MatrixPair],
+    method: Method,
+    jobs: int,
+    offload: Offload | None = None,
+) -> tuple[float, int]:
+    """Seconds of computing and bytes of memory of so many workers."""
+    work = sum(cost(one, method) for one in matrices)
+    rate = _pace(method, jobs) if offload is None else pace(method, jobs, offload)
+    shared = shared_memory([] if method.subjects == "none" else of_memory)
+    memory = shared + jobs * worker_memory(of_memory, method)
+    return max(float(f"{work / rate:.2g}"), SHORTEST), memory
+
+
+@cache
+def _pace(method: Method, jobs: int) -> float:
+    """The pace of this machine, which is measured once for all pairs."""
+    return pace(method, jobs)
 
 
 def plan_pair(
@@ -163,6 +209,7 @@ def plan_pair(
             lined.pairs,
             runtime.access,
             skipped=len(lined.skipped),
+            method=settings.method,
             filtered=settings.chosen != Filter(),
             folder=folder,
             scratch=folder,
@@ -178,9 +225,7 @@ def plan_pair(
         fault = lacking(of_memory, machine, method)
         if plan.problem:
             fault = ShadowError(plan.problem, plan.hint)
-        shared = shared_memory([] if method.subjects == "none" else of_memory)
-        work = sum(cost(one, method) for one in matrices)
-        seconds = work / pace(settings.method, jobs, offload)
+        seconds, memory = _takes(matrices, of_memory, method, jobs, offload)
         return PairPlan(
             family=pair.family,
             pair=pair.name,
@@ -200,13 +245,25 @@ def plan_pair(
             disk_free=plan.free,
             problem=fault.message if fault else None,
             hint=fault.hint if fault else None,
+            tiers=[
+                PlannedTier(
+                    options,
+                    *_takes(
+                        matrices,
+                        of_memory,
+                        other,
+                        runtime.jobs or default_jobs(of_memory, machine, other),
+                    ),
+                )
+                for options, other in TIERS.items()
+            ],
             jobs=jobs,
             cores=machine.cores,
             cores_by=machine.cores_by,
             memory_free=machine.memory,
             memory_by=machine.memory_by,
-            memory=shared + jobs * worker_memory(of_memory, method),
-            seconds=max(float(f"{seconds:.2g}"), SHORTEST),
+            memory=memory,
+            seconds=seconds,
             device=settings.device.kind,
             device_name=settings.device.name,
             device_memory=None if device is None else device_memory(largest_side(matrices), jobs),

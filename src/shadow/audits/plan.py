@@ -19,7 +19,9 @@ from shadow.checkpoints.sources import ByteRanges, Source, WholeFile, coalesced
 from shadow.errors import ShadowError, UsageError
 from shadow.files import nearest_folder
 from shadow.places.groups import direction_of
+from shadow.spectra.delta import USUAL, Method
 from shadow.spectra.residual import WIDTH
+from shadow.spectra.sketched import SMALLEST
 from shadow.text import byte_size, bytes_of, counted, size_for
 
 Fetch = Literal["auto", "shards", "ranges"]
@@ -133,6 +135,7 @@ def make_plan(
     access: Access,
     *,
     skipped: int,
+    method: Method = USUAL,
     filtered: bool,
     folder: Path,
     scratch: Path,
@@ -156,7 +159,7 @@ def make_plan(
         if _is_ours(source, ours) and not source.bytes_to_move()
     }
     whole, ranges = _sizes(sources, there)
-    report = _report_disk(pairs, skipped)
+    report = _report_disk(pairs, skipped, method)
     places = _Places(whole=whole, ranges=ranges, there=there, report=report, folder=folder)
     ways = [(True, work), (True, work.unhurried())]
     if access.max_disk is None:
@@ -183,7 +186,7 @@ def make_plan(
     )
 
 
-def _report_disk(pairs: Sequence[MatrixPair], skipped: int) -> int:
+def _report_disk(pairs: Sequence[MatrixPair], skipped: int, method: Method) -> int:
     """About the most bytes of disk that the report of these takes while it is made.
 
     The outcomes of parts lie in their journals until that of the pair has them too; rows and tables
@@ -194,9 +197,12 @@ def _report_disk(pairs: Sequence[MatrixPair], skipped: int) -> int:
         side = min(pair.rows, pair.cols)
         journal += A_LINE if pair.is_matrix else A_VECTOR
         rows += A_ROW if pair.is_matrix else A_VECTOR
-        if pair.is_matrix:
-            journal += int(3 * BASE64 * 8 * side)  # singular values of three subjects
-            rows += 2 * 3 * 4 * side  # as a row, and in the table
+        if pair.is_matrix and method.subjects != "none":
+            few = method.precision == "sketch" and side > SMALLEST
+            if not few or pair.tuned.factor is not None:
+                many = 3 if method.subjects == "all" else 1
+                journal += int(many * BASE64 * 8 * side)  # singular values
+                rows += 2 * many * 4 * side  # as a row, and in the table
             direction = direction_of(pair.place.module)
             if direction is not None:
                 kept = min(WIDTH, pair.cols if direction == "reading" else pair.rows)

@@ -21,23 +21,30 @@ from shadow.audits.workers import in_workers, own_workspace, sources_of, views
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import MatrixPair
 from shadow.checkpoints.sources import Fetching
-from shadow.claims.verify.scanned import Scanned
+from shadow.claims.verify.scanned import Apart, Scanned
+from shadow.errors import UndecodableError
 from shadow.places.architecture import Place
 from shadow.spectra.delta import working_dtype
-from shadow.spectra.entries import compared
+from shadow.spectra.entries import Binades, compared
 from shadow.spectra.spectrum import Sides
 from shadow.text import and_list
 
 Row = TypeVar("Row")
-Measure = Callable[[MatrixPair, Checkpoint, Checkpoint], Row]
-"""What is made of a pair, whose sources are at hand."""
+Measure = Callable[[MatrixPair, Checkpoint, Checkpoint], Row | Apart]
+"""What is made of a pair, whose sources are at hand; or why it is not compared."""
 
 
 def scan(
-    lined: AlignedPair, measure: Measure[Row], runtime: Runtime, scratch: Path
+    lined: AlignedPair,
+    measure: Measure[Row],
+    runtime: Runtime,
+    scratch: Path,
+    unread: list[Apart] | None = None,
 ) -> Generator[Row, None, None]:
     """What `measure` makes of every pair, in order of completion. The rows do not depend on jobs.
 
+    unread: gets what is no row, in order of names at the end: what `measure` says of a tensor that
+    is not compared, and tensors that cannot be decoded. Without it these raise UndecodableError.
     Raises ShadowError where weights cannot be had, or are written to meanwhile.
     """
     plan = make_plan(
@@ -70,9 +77,13 @@ def scan(
         moved += count
         tell()
 
-    def measured(pair: MatrixPair) -> Row:
+    def measured(pair: MatrixPair) -> Row | Apart:
         try:
             return measure(pair, plan.base, plan.tuned)
+        except UndecodableError as fault:
+            if unread is None:
+                raise
+            return _undecoded(pair, plan.base, fault)
         finally:  # whatever came of bytes that were written meanwhile, this is what is told
             for source in sources_of(pair, plan.base, plan.tuned):
                 source.require_unchanged()
@@ -84,7 +95,22 @@ def scan(
         for row in rows:
             done += 1
             tell()
-            yield row
+            if not isinstance(row, Apart):
+                yield row
+            elif unread is not None:
+                unread.append(row)
+    if unread is not None:
+        unread[:] = sorted(set(unread), key=lambda one: (one.tensor, one.side, one.what))
+
+
+def _undecoded(pair: MatrixPair, base: Checkpoint, fault: UndecodableError) -> Apart:
+    side, info = "tuned", pair.tuned.info
+    if pair.base is not None:
+        try:
+            base.tensor(pair.base.info)
+        except UndecodableError:
+            side, info = "base", pair.base.info
+    return Apart(info.name, side, fault.message.removeprefix(f"{info.name} ({info.dtype}): "))
 
 
 def sides_of(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> Sides:
@@ -95,11 +121,13 @@ def sides_of(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> Sides:
     return Sides(first, second, dtype, own_workspace())
 
 
-def scanned(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> Scanned:
-    """The row of a pair that has a base."""
+def scanned(
+    pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, binades: Binades | None = None
+) -> Scanned:
+    """The row of a pair that has a base. binades: gets its entries as well."""
     assert pair.base is not None, "lined up"
     formats = pair.base.info.dtype, pair.tuned.info.dtype
-    found = compared(sides_of(pair, base, tuned), formats)
+    found = compared(sides_of(pair, base, tuned), formats, binades)
     return Scanned(
         place=in_words(pair.place),
         base=pair.base.info.name,

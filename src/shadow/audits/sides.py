@@ -21,6 +21,7 @@ from shadow.checkpoints.opening import (
     locate,
     open_folder,
     open_located,
+    require_gguf,
     sharing,
 )
 from shadow.checkpoints.pairing import Filter, pair_checkpoints
@@ -135,7 +136,9 @@ def _reference(repo: str, commit: str | None) -> Reference:
 def find_sides(pair: Pair, runtime: Runtime, scratch: Path) -> tuple[Found, Found]:
     """Base and tuned side."""
     base = find_checkpoint(pair.base, runtime, scratch / "base")
-    return base, find_checkpoint(pair.tuned, runtime, scratch / "tuned")
+    tuned = find_checkpoint(pair.tuned, runtime, scratch / "tuned")
+    require_gguf(runtime.access.file, (base, tuned))
+    return base, tuned
 
 
 @uncollected()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -141,12 +141,13 @@ def _candidate(name: str, sampled: Sequence[_Sampled], candidates: int) -> Candi
     ]
     if not finite:
         return Candidate(name, None, why="no MLP of the same size, or no finite one")
-    cosines: dict[Group, Rows] = {}
-    for one in finite:
-        of_matrix = unit_cosines(one.model, one.candidate)
-        cosines[one.group] = of_matrix + cosines.get(one.group, np.zeros(of_matrix.shape))
-    # enough for a tenth of the level that is asked for
-    p, z = matched(list(cosines.values()), draws=round(10 * candidates / ALPHA) - 1)
+    draws = round(10 * candidates / ALPHA) - 1  # enough for a tenth of the level that is asked for
+    p, z = _matched(((one.group, one.model, one.candidate) for one in finite), draws)
+    if p > ALPHA / candidates:
+        for rows in ("model", "candidate"):  # beside itself
+            own = ((one.group, getattr(one, rows), getattr(one, rows)) for one in finite)
+            if _matched(own, draws)[0] > ALPHA / candidates:
+                return Candidate(name, None, why="too many of its or the model's units are equal")
     model = np.concatenate([one.model.ravel() for one in finite])
     candidate = np.concatenate([one.candidate.ravel() for one in finite])
     norms = [float(np.linalg.norm(one)) for one in (model, candidate)]
@@ -156,6 +157,15 @@ def _candidate(name: str, sampled: Sequence[_Sampled], candidates: int) -> Candi
     if p > ALPHA / candidates:
         reordered = _reordered(finite)
     return replace(Candidate(name, p, z, cosine, distance), reordered=reordered)
+
+
+def _matched(sampled: Iterable[tuple[Group, Rows, Rows]], draws: int) -> tuple[float, float]:
+    """p and z of the units of two models, by group: all matrices of a group share their units."""
+    cosines: dict[Group, Rows] = {}
+    for group, first, second in sampled:
+        of_matrix = unit_cosines(first, second)
+        cosines[group] = of_matrix + cosines.get(group, np.zeros(of_matrix.shape))
+    return matched(list(cosines.values()), draws=draws)
 
 
 def _reordered(sampled: Sequence[_Sampled]) -> float | None:

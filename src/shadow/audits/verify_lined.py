@@ -8,15 +8,17 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from shadow.audits.runtime import AlignedPair, Runtime
 from shadow.audits.scan import in_words, scanned, sides_of
 from shadow.audits.sides import find_checkpoint, open_found
-from shadow.checkpoints.opening import Checkpoint, Found, sharing
+from shadow.checkpoints.opening import Checkpoint, Found, require_gguf, sharing
 from shadow.checkpoints.pairing import (
     NO_BASE,
+    OF_CONFIG,
     Filter,
     MatrixPair,
     Operand,
@@ -25,16 +27,17 @@ from shadow.checkpoints.pairing import (
 )
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.claims.verify.scanned import Apart, Scanned
+from shadow.dtypes import torch_name
 from shadow.errors import UsageError
 from shadow.places.architecture import Part, Place
-from shadow.spectra.entries import differing_bytes
+from shadow.spectra.entries import Binades, differing_bytes
 from shadow.targets.references import AnyReference
 from shadow.text import counted, short
 
 # bytes that are compared as they are: any pattern of 8 bits is one of this format's values
 RAW = "F8_E5M2"
 BYTES = "compared byte by byte"
-BLOCK_SCALED = "8-bit floats with scales of blocks, whose rounding is not predicted"
+NUMBERS = "whole numbers"
 LOOKED_AT = 64  # names from which a prefix is guessed
 
 Names = tuple[str, str]
@@ -60,10 +63,12 @@ def found_all(
     references: Mapping[str, AnyReference], runtime: Runtime, scratch: Path
 ) -> dict[str, Found]:
     """The checkpoints that are named, by what answers call them."""
-    return {
+    found = {
         name: find_checkpoint(reference, runtime, scratch / name)
         for name, reference in references.items()
     }
+    require_gguf(runtime.access.file, found.values())
+    return found
 
 
 def opened_models(found: Mapping[str, Found], runtime: Runtime, scratch: Path) -> list[Checkpoint]:
@@ -157,7 +162,8 @@ def _sorted_out(
             lone.append(_grown(pair, names))
     by_name: dict[str, dict[str, Skipped]] = {}
     for tensor in skipped:
-        if tensor.reason != "filtered":  # of a part of the base that stands for another component
+        # filtered: of a part of the base that stands for another component
+        if tensor.reason != "filtered" and tensor.detail != OF_CONFIG:
             by_name.setdefault(tensor.info.name, {})[tensor.side] = tensor
     unpacked = {
         role_of(tensor.place)
@@ -183,6 +189,8 @@ def _sorted_out(
             ):
                 what = tensor.detail or "the other side is not read"
                 unread.append(_apart(tensor.info, tensor.side, what))
+            elif base and tuned and (what := _shapes(base, tuned, names)):
+                lone.append(Apart(tensor.info.name, "tuned", what, is_shared=True))
             else:
                 lone.append(_apart(tensor.info, tensor.side, _why(tensor, names)))
     return lined, sorted(set(lone), key=_order), sorted(set(unread), key=_order)
@@ -223,7 +231,7 @@ def _grown(pair: MatrixPair, names: Names) -> Apart:
         ("tuned", names[1], pair.tuned) if more > 0 else ("base", names[0], pair.base)
     )
     rows = counted(abs(more), "row", "rows")
-    return Apart(operand.info.name, side, f"{rows} only in {name}", is_rows=True)
+    return Apart(operand.info.name, side, f"{rows} only in {name}", is_shared=True)
 
 
 def role_of(place: Place) -> tuple[object, ...]:
@@ -242,9 +250,22 @@ def _why(tensor: Skipped, names: Names) -> str:
     return f"only in {names[0] if tensor.side == 'base' else names[1]}"
 
 
+def _shapes(base: Skipped, tuned: Skipped, names: Names) -> str:
+    """In what shape or dtype two tensors of one name differ; empty where they do not."""
+    first, second = base.info, tuned.info
+    if base.reason == "shape_differs":
+        return _why(base, names)
+    if first.shape != second.shape:
+        one, other = (" x ".join(map(str, info.shape)) for info in (first, second))
+        return f"shape {one or 1} in {names[0]}, {other or 1} in {names[1]}"
+    if first.dtype != second.dtype:
+        return f"{first.dtype} in {names[0]}, {second.dtype} in {names[1]}"
+    return ""
+
+
 def _named_alike(base: Skipped, tuned: Skipped) -> MatrixPair | None:
-    """Two tensors of one name and shape whose places say nothing: floats entry by entry, all else
-    byte by byte where the dtypes are equal.
+    """Two tensors of one name and shape whose places say nothing: floats and whole numbers entry by
+    entry, all else byte by byte where the dtypes are equal.
     """
     first, second = base.info, tuned.info
     if first.problem or second.problem or first.shape != second.shape:
@@ -255,24 +276,33 @@ def _named_alike(base: Skipped, tuned: Skipped) -> MatrixPair | None:
     if {base.reason, tuned.reason} == {"only_in_base", "only_in_tuned"}:
         one, other = Operand(first, Part(place)), Operand(second, Part(place))
         return MatrixPair(place, one, other, 1, first.parameters, is_matrix=False)
-    size = first.end - first.start
-    if first.dtype != second.dtype or size != second.end - second.start:
-        return None
     if first.strides or second.strides:
         return None
-    one, other = (
-        Operand(replace(info, dtype=RAW, shape=(size,), packing=None), Part(place))
-        for info in (first, second)
-    )
-    return MatrixPair(place, one, other, 1, size, is_matrix=False, detail=BYTES)
+    size = first.end - first.start
+    is_numbers = base.reason == tuned.reason == "not_float"
+    if not is_numbers and (first.dtype, size) != (second.dtype, second.end - second.start):
+        return None
+    sides = [Operand(_raw(info), Part(place)) for info in (first, second)]
+    how = NUMBERS if is_numbers else BYTES
+    return MatrixPair(place, sides[0], sides[1], 1, size, is_matrix=False, detail=how)
 
 
-def stored_bytes(checkpoint: Checkpoint, info: TensorInfo) -> Tensor | None:
-    """The bytes of a tensor; None where they cannot be read as they are."""
+def is_raw(pair: MatrixPair) -> bool:
+    """Whether a pair is of no floats: of whole numbers, or of bytes that are not decoded."""
+    return pair.detail in (BYTES, NUMBERS)
+
+
+def _raw(info: TensorInfo) -> TensorInfo:
+    return replace(info, dtype=RAW, shape=(info.end - info.start,), packing=None)
+
+
+def whole_numbers(checkpoint: Checkpoint, name: str) -> NDArray[np.generic] | None:
+    """The entries of a tensor of whole numbers; None where they cannot be read as they are."""
+    info = checkpoint.tensors[name]
     if info.problem or info.strides:
         return None
-    size = info.end - info.start
-    return checkpoint.tensor(replace(info, dtype=RAW, shape=(size,))).whole().view(torch.uint8)
+    stored = checkpoint.tensor(_raw(info)).whole().view(torch.uint8).numpy()
+    return stored.view(torch_name(info.dtype))
 
 
 def _head_pair(
@@ -298,24 +328,33 @@ def _head_pair(
     return MatrixPair(place, base, tuned, rows=rows, cols=cols, is_matrix=True)
 
 
-def row_of(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> Scanned:
-    """The row of a pair; of bytes without norms."""
+def row_of(
+    pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, binades: Binades | None = None
+) -> Scanned:
+    """The row of a pair; of bytes without norms. binades: gets the entries of others as well."""
     assert pair.base is not None, "lined up"
-    if pair.detail != BYTES:
-        row = scanned(pair, base, tuned)
+    if not is_raw(pair):
+        row = scanned(pair, base, tuned, binades)
         is_tied = [one.part.place.module == "embed" != pair.place.module
                    for one in (pair.base, pair.tuned)]  # fmt: skip
         side = "second" if is_tied[1] else "first"
         remark = f"as the head of the {side}, which its config ties to the embedding"
         return replace(row, remark=remark) if any(is_tied) else row
-    sides = sides_of(pair, base, tuned)
-    stored = base.tensors[pair.base.info.name].dtype, tuned.tensors[pair.tuned.info.name].dtype
+    first, second = pair.base.info.name, pair.tuned.info.name
+    entries, changed, remark = pair.cols, 0, ""
+    if pair.detail == NUMBERS:
+        one, other = whole_numbers(base, first), whole_numbers(tuned, second)
+        assert one is not None, "lined up"
+        assert other is not None, "lined up"
+        entries, changed = one.size, int(np.count_nonzero(np.not_equal(one, other)))
+    else:
+        changed, remark = differing_bytes(sides_of(pair, base, tuned)), BYTES
     return Scanned(
         place=in_words(pair.place),
-        base=pair.base.info.name,
-        tuned=pair.tuned.info.name,
-        formats=stored,
-        entries=pair.cols,
-        changed=differing_bytes(sides),
-        remark=BYTES,
+        base=first,
+        tuned=second,
+        formats=(base.tensors[first].dtype, tuned.tensors[second].dtype),
+        entries=entries,
+        changed=changed,
+        remark=remark,
     )

@@ -14,7 +14,6 @@ from shadow.audits.runtime import Runtime
 from shadow.audits.scan import fetch_all, in_words, require_unchanged, scan
 from shadow.audits.sides import open_found
 from shadow.audits.verify_lined import (
-    BLOCK_SCALED,
     found_all,
     line_up_all,
     opened_models,
@@ -30,10 +29,14 @@ from shadow.claims.verify.scanned import Apart, Scanned
 from shadow.claims.verify.verification import Verification
 from shadow.errors import ShadowError, UsageError
 from shadow.places.architecture import Place
+from shadow.spectra.lazy import Quantised
 from shadow.spectra.merging import MergeFit, Update, merge_fit
 from shadow.targets.references import AnyReference
+from shadow.text import with_article
 
 MAGNITUDE = re.compile(r"(?P<module>.+)\.lora_magnitude_vector(?:\.\w+)*")
+NO_NORMS = "the DoRA adapter has no norms (lora_magnitude_vector) for it"
+NOT_JUDGED = ": a merge that is quantised is not judged; give the merge before it was quantised"
 NAMES = ("the base", "the merged model")
 EMBED = Place("language", None, "embed")
 HEAD = Place("language", None, "head")
@@ -51,10 +54,20 @@ class _Adapter:
     """By the name of the base's tensor without `.weight`: DoRA's norms of rows."""
     unread: Sequence[Apart]
 
+    def magnitude(self, place: Place) -> Tensor | None:
+        """DoRA's norms of the rows at a place of an update; None where it has none."""
+        mine = self.updates[place].base
+        assert mine is not None, "lined up"
+        name = mine.info.name.removesuffix(".weight")
+        return next((rows for key, rows in self.magnitudes.items() if _is_module(key, name)), None)
+
+    def lacks_norms(self, place: Place) -> bool:
+        """Whether it is a DoRA adapter with an update at a place, and no norms for it."""
+        return bool(self.magnitudes) and place in self.updates and self.magnitude(place) is None
+
     def update(self, pair: MatrixPair) -> Update:
         """The update of a pair of the merged model, in its rows."""
         mine = self.updates[pair.place]
-        assert mine.base is not None, "lined up"
         factor = mine.tuned.factor
         assert factor is not None, "an update"
         left = self.checkpoint.tensor(mine.tuned.info).whole()
@@ -62,14 +75,9 @@ class _Adapter:
         if factor.transposed:
             left, right = left.T, right.T
         left = mine.tuned.part.view(left).reshape(-1, factor.rank)
-        magnitude = None
-        if self.magnitudes:
-            name = mine.base.info.name.removesuffix(".weight")
-            magnitude = next(
-                (rows for key, rows in self.magnitudes.items() if _is_module(key, name)), None
-            )
-            if magnitude is not None:
-                magnitude = mine.tuned.part.view(magnitude.reshape(-1, 1)).reshape(-1)
+        magnitude = self.magnitude(pair.place)
+        if magnitude is not None:
+            magnitude = mine.tuned.part.view(magnitude.reshape(-1, 1)).reshape(-1)
         return Update(left[: pair.rows], right, factor.scaling, magnitude, mine.tuned.info.dtype)
 
 
@@ -109,11 +117,14 @@ def verify_merged(
     places = {pair.place for pair in lined.pair.pairs}
     rows = list(
         scan(
-            lined.pair, lambda pair, a, b: _measured(pair, a, b, adapter), runtime, scratch / "scan"
+            lined.pair,
+            lambda pair, a, b: _measured(pair, a, b, adapter),
+            runtime,
+            scratch / "scan",
+            lined.unread,
         )
     )
     require_unchanged([opened])
-    unread = [row for row in rows if isinstance(row, Apart)]
     modules = sorted(
         (row for row in rows if isinstance(row, Module)), key=lambda row: (row.tensor, row.place)
     )
@@ -134,7 +145,7 @@ def verify_merged(
             modules,
             others,
             lone,
-            [*lined.unread, *adapter.unread, *sorted(unread, key=lambda one: one.tensor)],
+            [*lined.unread, *adapter.unread],
             sorted(set(absent)),
             scales.pop() if len(scales) == 1 else None,
             [one.moved for one in whole],
@@ -192,15 +203,17 @@ def _holds_rows(one: Apart, pairs: Sequence[MatrixPair], adapter: _Adapter) -> b
 def _measured(
     pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, adapter: _Adapter
 ) -> Module | Scanned | _Whole | Apart:
-    if pair.place in adapter.updates and pair.tuned.info.packing is not None:
-        return Apart(pair.tuned.info.name, "tuned", BLOCK_SCALED)
+    if pair.place in adapter.updates and _is_quantised(pair, tuned):
+        return Apart(pair.tuned.info.name, "tuned", f"{pair.tuned.info.dtype}{NOT_JUDGED}")
+    if adapter.lacks_norms(pair.place):
+        return Apart(pair.tuned.info.name, "tuned", NO_NORMS)
     if pair.place in adapter.updates and pair.is_matrix:
         return _module(pair, base, tuned, adapter.update(pair))
     if (whole := adapter.whole.get(pair.place)) is not None:
         return _of_whole(pair, whole.tuned, base, tuned, adapter)
     row = row_of(pair, base, tuned)
-    if row.changed and pair.tuned.info.packing is not None:
-        return Apart(row.tuned, "tuned", BLOCK_SCALED)
+    if row.changed and _is_quantised(pair, tuned):
+        return Apart(row.tuned, "tuned", f"{pair.tuned.info.dtype}{NOT_JUDGED}")
     if row.changed and pair.place == HEAD and EMBED in adapter.updates and pair.base is not None:
         embed = adapter.updates[EMBED]
         if embed.base is not None and embed.base.info.name == pair.base.info.name:
@@ -209,6 +222,10 @@ def _measured(
             if module.fits:
                 return module
     return row if not row.changed else _with_copy(row, pair, base, tuned)
+
+
+def _is_quantised(pair: MatrixPair, tuned: Checkpoint) -> bool:
+    return isinstance(tuned.tensor(pair.tuned.info), Quantised)
 
 
 def _module(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, update: Update) -> Module:
@@ -259,5 +276,7 @@ def _with_copy(row: Scanned, pair: MatrixPair, base: Checkpoint, tuned: Checkpoi
     nothing = Update(torch.zeros(pair.rows, 1), torch.zeros(1, pair.cols), 0.0)
     fit = _fit(pair, base, tuned, nothing)
     if fit.quantised and fit.quantised[1] < fit.residual / 16:
-        return replace(row, remark=f"it is an {fit.quantised[0]} copy of the base's")
+        return replace(
+            row, remark=f"it is {with_article(f'{fit.quantised[0]} copy')} of the base's"
+        )
     return row

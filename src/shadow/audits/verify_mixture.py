@@ -5,6 +5,7 @@ All shards are at hand at once, as the same tensor of every model is read tile b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -19,7 +20,7 @@ from shadow.audits.machine_limits import machine_limits
 from shadow.audits.memory import default_jobs
 from shadow.audits.runtime import Progress, Runtime
 from shadow.audits.scan import fetch_all, require_unchanged
-from shadow.audits.verify_lined import found_all, opened_models, role_of, stored_bytes
+from shadow.audits.verify_lined import found_all, opened_models, role_of, whole_numbers
 from shadow.audits.workers import views
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import Filter, MatrixPair, Skipped, pair_checkpoints
@@ -30,8 +31,9 @@ from shadow.errors import ShadowError
 from shadow.spectra.lazy import Matrix
 from shadow.spectra.masks import Masked, masked
 from shadow.spectra.mixture import Read, products, read
-from shadow.spectra.mixture_fit import Fit, Misfit, Mixed, fit
+from shadow.spectra.mixture_fit import Fit, Mixed, fit
 from shadow.targets.references import AnyReference
+from shadow.text import counted
 
 # a head that shares the embedding's bytes, or that no model reads, is no loss; whole numbers are
 # compared apart
@@ -60,6 +62,9 @@ def verify_mixture(
         paired = [pair_checkpoints(other, target, Filter()) for other in others]
     skipped = [of_side for _, of_side in paired]
     lone, unread = _apart(skipped)
+    for name, (pairs, _) in zip(list(of)[1:], paired, strict=True):
+        side = name.replace("--base", "the base")
+        lone += [_more_rows(pair, side) for pair in pairs if pair.base is not None and pair.detail]
     by_key = [{pair.key: pair for pair in pairs if pair.base is not None} for pairs, _ in paired]
     common = [
         key
@@ -116,12 +121,12 @@ def _whole_numbers(
         if None in partners:
             lone.append(apart("not in every model"))
             continue
-        own = stored_bytes(target, one.info)
+        own = whole_numbers(target, one.info.name)
         equal = [
             each is not None
-            and (values := stored_bytes(other, each.info)) is not None
+            and (values := whole_numbers(other, each.info.name)) is not None
             and own is not None
-            and torch.equal(own, values)
+            and np.array_equal(own, values)
             for other, each in zip(others, partners, strict=True)
         ]
         if any(equal) and not all(equal):
@@ -163,6 +168,16 @@ def _apart(skipped: Sequence[Sequence[Skipped]]) -> tuple[list[Apart], list[Apar
             is_unread = one.reason in UNREAD or role_of(one.place) in packed
             (unread if is_unread else lone)[one.info.name] = apart
     return list(lone.values()), list(unread.values())
+
+
+def _more_rows(pair: MatrixPair, name: str) -> Apart:
+    """The rows that only one side of a pair has of a vocabulary. name: of the base's side."""
+    assert pair.base is not None, "paired"
+    more = pair.tuned.shape[0] - pair.base.shape[0]
+    rows = counted(abs(more), "row", "rows")
+    if more > 0:
+        return Apart(pair.tuned.info.name, "tuned", f"{rows} that {name} lacks", is_shared=True)
+    return Apart(pair.base.info.name, "base", f"{rows} of {name} that TUNED lacks", is_shared=True)
 
 
 def _tensors(
@@ -249,7 +264,7 @@ def _found(tensors: Sequence[Mixed], sides: int, *, has_base: bool) -> Found | N
         return _linear(linear)
     if has_base and (dropped := masked(tensors, sides)):
         return _dropped(dropped)
-    return _not_found(linear)
+    return NotFound(list(linear.weights), linear.rest, linear.apart, linear.entries)
 
 
 def _linear(found: Fit) -> Found:
@@ -274,13 +289,12 @@ def _linear(found: Fit) -> Found:
 
 def _dropped(found: Masked) -> Found:
     if found.method == "ties":
-        return Found("ties", "model", [], kept=found.kept, factor=found.factors[0])
+        factor = found.factors[0]
+        # the weights of equal models are open
+        weights = [Weight(factor, factor, -math.inf, math.inf)] if found.is_open else []
+        return Found("ties", "model", weights, kept=found.kept, factor=factor)
     weights = [
         Weight(value, value, value, value)
         for value in (factor * kept for factor, kept in zip(found.factors, found.kept, strict=True))
     ]
     return Found("dare", "model", weights, kept=found.kept)
-
-
-def _not_found(found: Misfit) -> NotFound:
-    return NotFound(list(found.weights), found.rest, found.apart, found.entries)

@@ -14,14 +14,12 @@ from numpy.typing import NDArray
 from shadow.audits.quantisers import agreement
 from shadow.audits.runtime import Runtime
 from shadow.audits.scan import in_words, scan, sides_of
-from shadow.audits.verify_lined import BYTES, found_all, line_up_all, opened_models, row_of
-from shadow.audits.workers import own_workspace, views
+from shadow.audits.verify_lined import found_all, is_raw, line_up_all, opened_models, row_of
+from shadow.audits.workers import own_workspace
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import MatrixPair
 from shadow.claims.verify.quantised import Quantised, QuantisedCopy, quantised
 from shadow.claims.verify.verification import Verification
-from shadow.dtypes import FLOATS
-from shadow.spectra.entries import compared
 from shadow.spectra.format_noise import format_noise
 from shadow.spectra.kept import kept_of
 from shadow.spectra.lazy import Matrix
@@ -48,12 +46,11 @@ def verify_quantised(
     original, copy = opened_models(found, runtime, scratch)
     lined = line_up_all(original, copy, ("the original", "the copy"))
     scanned = sorted(
-        scan(lined.pair, _compared, runtime, scratch / "scan"),
+        scan(lined.pair, _compared, runtime, scratch / "scan", lined.unread),
         key=lambda item: (item[0].tensor, item[0].place),
     )
     rows = _with_places(scanned)
-    unread = sorted(lined.unread, key=lambda one: one.tensor)
-    answer, against, notes = quantised(QuantisedCopy(rows, lined.lone, unread))
+    answer, against, notes = quantised(QuantisedCopy(rows, lined.lone, lined.unread))
     return Verification("quantised", of, answer, against, (*lined.notes, *notes))
 
 
@@ -71,19 +68,18 @@ def _compared(
         rows=pair.rows,
         columns=pair.cols,
     )
-    if pair.detail == BYTES:
+    if is_raw(pair):
         return replace(row, is_float=True, outside=row_of(pair, original, copy).changed), None
-    first, second = views(pair, pair.base, original, copy)
-    if isinstance(second, QuantisedMatrix) and stored not in FLOATS:
+    sides = sides_of(pair, original, copy)
+    first, second = sides.base, sides.tuned
+    if isinstance(second, QuantisedMatrix):
         noise = format_noise(first, second, agreement(stored))
-        row = replace(row, **{name: one for name, one in vars(noise).items() if name != "even"})
+        row = replace(row, **vars(noise))
     else:
-        kept = kept_of(first, second, None, stored)
-        sides = sides_of(pair, original, copy)
-        sums = compared(sides, (pair.base.info.dtype, stored))
+        kept = kept_of(sides, None, stored)
         row = replace(
             row, format=kept.grid, is_float=True, outside=kept.off, original=kept.full,
-            copy=sums.tuned, error=kept.error, inner=sums.base + sums.along, finite=kept.finite,
+            copy=kept.copy, error=kept.error, inner=kept.full + kept.along, finite=kept.finite,
         )  # fmt: skip
     if not (row.finite and pair.is_matrix and row.is_far):
         return row, None

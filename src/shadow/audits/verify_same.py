@@ -42,7 +42,13 @@ def verify_same(
     _require_alike(first, second)
     lined = line_up_all(first, second, ("A", "B"))
     compared = list(
-        scan(lined.pair, lambda pair, a, b: (pair, row_of(pair, a, b)), runtime, scratch / "scan")
+        scan(
+            lined.pair,
+            lambda pair, a, b: (pair, row_of(pair, a, b)),
+            runtime,
+            scratch / "scan",
+            lined.unread,
+        )
     )
     compared.sort(key=lambda item: item[0].key)
     moved = _moved(compared, lined.pair) if _is_local(lined.pair) else {}

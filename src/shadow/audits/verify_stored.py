@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from shadow.audits.quantisers import agreement
 from shadow.audits.runtime import Runtime
-from shadow.audits.scan import fetch_all, in_words, require_unchanged, scan
+from shadow.audits.scan import fetch_all, in_words, require_unchanged, scan, sides_of
 from shadow.audits.verify_lined import (
-    BLOCK_SCALED,
-    BYTES,
     found_all,
+    is_raw,
     line_up_all,
     opened_models,
     plain,
@@ -26,10 +27,10 @@ from shadow.claims.verify.stored import Copied, Copy, stored
 from shadow.claims.verify.verification import Verification
 from shadow.dtypes import FLOATS
 from shadow.places.architecture import Place
+from shadow.spectra.delta import working_dtype
 from shadow.spectra.format_noise import format_noise
 from shadow.spectra.kept import kept_of
 from shadow.spectra.lazy import Quantised
-from shadow.spectra.levels import is_beyond
 from shadow.targets.references import AnyReference
 
 Bases = Mapping[Place, MatrixPair]
@@ -56,25 +57,21 @@ def verify_stored(
         runtime = fetch_all([before], runtime)
         pairs, _ = pair_checkpoints(before, lined.pair.base, Filter(), may_differ=True)
         bases = {pair.place: pair for pair in pairs if pair.base is not None}
-    copies = [pair.tuned.info for pair in lined.pair.pairs]
-    scaled = {info.name for info in copies if info.packing and info.dtype.startswith("F8_")}
     rows: list[Copied] = []
     for row in scan(
         lined.pair,
         lambda pair, a, b: _copied(pair, a, b, before, bases),
         runtime,
         scratch / "scan",
+        unread,
     ):
         if before is not None and row.update is None and row.finite and row.full:
             what = "the base has no such tensor"
             unread.append(Apart(row.tensor, "base", what))
-        if row.tensor not in scaled and row.is_predicted:
+        if row.is_predicted or (row.finite and not row.error):
             rows.append(row)
-        elif row.finite and not row.error:  # equal, though on no grid without scales
-            rows.append(replace(row, off=0))
         else:
             what = f"what {row.grid} makes of an original is not known"
-            what = BLOCK_SCALED if row.tensor in scaled else what
             unread.append(Apart(row.tensor, "tuned", what))
     require_unchanged(more)
     rows.sort(key=lambda row: (row.tensor, row.place))
@@ -93,7 +90,7 @@ def _copied(
     assert pair.base is not None, "lined up"
     place = in_words(pair.place)
     module = f"{pair.place.component}.{pair.place.module}"
-    if pair.detail == BYTES:
+    if is_raw(pair):
         row = row_of(pair, full, copy)
         return Copied(
             place,
@@ -106,7 +103,8 @@ def _copied(
             0.0,
             finite=True,
         )
-    first, second = views(pair, pair.base, full, copy)
+    sides = sides_of(pair, full, copy)
+    first, second = sides.base, sides.tuned
     third = None
     mine = bases.get(pair.place)
     size = pair.rows, pair.cols
@@ -114,16 +112,19 @@ def _copied(
         third, _ = views(replace(mine, tuned=pair.base), mine.base, before, full)
         if third.shape != second.shape:
             third = None
+        elif working_dtype(mine.base.info.dtype) == torch.float64:
+            sides = replace(sides, dtype=torch.float64)
     grid = pair.tuned.info.dtype
-    found = kept_of(first, second, third, grid if grid in FLOATS else "F32")
+    found = kept_of(sides, third, grid if grid in FLOATS else "F32")
     is_predicted = True
-    if isinstance(second, Quantised) and grid not in FLOATS:
+    if isinstance(second, Quantised):
         noise = format_noise(first, second, agreement(grid))
-        exact = noise.requantised == noise.entries
-        is_predicted = exact or noise.made is not None
-        beyond = is_beyond(grid, noise.outside, noise.entries, noise.furthest) and not exact
+        is_copy = noise.is_copy(grid)
+        is_predicted = is_copy is not None
+        off = max(1, noise.outside) if is_copy is False else 0
         # what rounding leaves unchanged is known of floats alone
-        found = replace(found, grid=grid, off=noise.outside if beyond else 0, unchanged=None)
+        grid = f"{grid} with scales" if grid in FLOATS else grid
+        found = replace(found, grid=grid, off=off, unchanged=None)
     return Copied(
         place,
         module,

@@ -7,19 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 
 from shadow.audits.runtime import Runtime
-from shadow.audits.scan import scan, sides_of
-from shadow.audits.verify_lined import BYTES, found_all, line_up_all, opened_models, row_of
+from shadow.audits.scan import scan
+from shadow.audits.verify_lined import found_all, is_raw, line_up_all, opened_models, row_of
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import MatrixPair
 from shadow.claims.verify.patterns import Pattern, parse_pattern
-from shadow.claims.verify.scanned import Apart, Scanned
+from shadow.claims.verify.scanned import Apart
 from shadow.claims.verify.trained import Cell, Moved, Training, trained
 from shadow.claims.verify.verification import Verification
 from shadow.dtypes import float_format
 from shadow.errors import UsageError
 from shadow.places.architecture import Place
 from shadow.places.names import name_rules
-from shadow.spectra.entries import by_binade
+from shadow.spectra.entries import Binades
 from shadow.targets.references import AnyReference
 
 
@@ -50,13 +50,17 @@ def verify_trained(
             raise UsageError(f"no tensor lies at {pattern.text}", f"there are {_there(every)}")
 
     def measured(one: MatrixPair, a: Checkpoint, b: Checkpoint) -> tuple[MatrixPair, Moved]:
-        row = row_of(one, a, b)
+        binades = _binades(one, _should(one.place, patterns, may_be=True))
+        row = row_of(one, a, b, binades)
         if one.tuned.part.experts:
             row = replace(row, tuned=f"{row.tuned}[{one.place.expert}]")
         should = _should(one.place, patterns, may_be=not row.changed)
-        return one, Moved(row, _module(one.place), should, _cells(one, row, should, a, b))
+        cells = binades.cells() if binades and row.finite and should == "move" else ()
+        return one, Moved(row, _module(one.place), should, tuple(Cell(*cell) for cell in cells))
 
-    scanned = sorted(scan(pair, measured, runtime, scratch / "scan"), key=lambda item: item[0].key)
+    scanned = sorted(
+        scan(pair, measured, runtime, scratch / "scan", lined.unread), key=lambda item: item[0].key
+    )
     rows = [row for _, row in scanned]
     stacks = [
         Apart(row.row.tuned, "tuned", "its experts are not told apart")
@@ -111,14 +115,10 @@ def _module(place: Place) -> str:
     return f"{place.component}.{place.module}"
 
 
-def _cells(
-    pair: MatrixPair, row: Scanned, should: str, base: Checkpoint, tuned: Checkpoint
-) -> tuple[Cell, ...]:
-    """The entries of a tensor that should have moved, by the size of the base's."""
-    if should != "move" or pair.detail == BYTES or not row.finite:
-        return ()
-    first, second = (float_format(name).bits for name in row.formats)
-    if first > second:  # what the cast to fewer bits moved is no step
-        return ()
-    found = by_binade(sides_of(pair, base, tuned), float_format(pair.tuned.info.dtype))
-    return tuple(Cell(*cell) for cell in found)
+def _binades(pair: MatrixPair, should: str) -> Binades | None:
+    """What counts the entries of a tensor that should have moved, by the size of the base's."""
+    if should != "move" or is_raw(pair) or pair.base is None:
+        return None
+    first, second = (float_format(one.info.dtype) for one in (pair.base, pair.tuned))
+    # what the cast to fewer bits moved is no step
+    return None if first.bits > second.bits else Binades(second)

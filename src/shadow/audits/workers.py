@@ -32,12 +32,12 @@ from shadow.checkpoints.pairing import MatrixPair, Operand, Side
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checkpoints.sources import Fetching, Source
 from shadow.checkpoints.stored_tensors import WHOLE, StoredTensor
-from shadow.dtypes import FLOATS
 from shadow.errors import ShadowError, UndecodableError
 from shadow.places.groups import direction_of
 from shadow.reasons import FROM_ZERO
 from shadow.reports.metadata import SIDES
 from shadow.spectra.delta import (
+    USUAL,
     Means,
     Method,
     frobenius_norm,
@@ -50,7 +50,6 @@ from shadow.spectra.entries import compared, norm_values
 from shadow.spectra.format_noise import format_noise
 from shadow.spectra.history import cast
 from shadow.spectra.lazy import Matrix, Quantised, Updated
-from shadow.spectra.levels import is_beyond
 from shadow.spectra.measurement import Cast, Measurement
 from shadow.spectra.reordering import FAR, reordered
 from shadow.spectra.sketched import SMALLEST
@@ -72,7 +71,6 @@ Cut = torch.Tensor | StoredTensor | DecodedTensor  # one side of a pair as it is
 
 PASSES = 32  # over a matrix, whose time says how fast norms are measured
 _LOCAL = threading.local()
-USUAL = Method()
 SKETCHED = 1000  # operations for each entry; measured from sides of 896 to 3584
 NOTHING: Summed = MappingProxyType({})
 _ONE_AT_A_TIME = threading.RLock()  # numbers of threads are of the whole process
@@ -428,19 +426,16 @@ def _copied(
     neither; None where it is not known what error the format makes. may_be: whether formats of
     floats are to be looked at.
     """
-    if (formats[0] in FLOATS) == (formats[1] in FLOATS):
-        return (cast(sides, formats) if may_be else None) or "neither"
     side: Cast = "tuned"
     copy, original = sides.tuned, sides.base
-    if formats[1] in FLOATS:
+    if isinstance(copy, Quantised) == isinstance(original, Quantised):
+        return (cast(sides, formats) if may_be else None) or "neither"
+    if not isinstance(copy, Quantised):
         side, copy, original = "base", original, copy
     is_copy = delta.values.get("format_copy")
     if is_copy is None and isinstance(copy, Quantised):  # what its quantiser makes may be known
         stored = formats[side == "tuned"]
-        found = format_noise(original, copy, agreement(stored))
-        is_copy = found.requantised == found.entries or None
-        if found.made is not None and not is_copy:
-            is_copy = not is_beyond(stored, found.outside, found.entries, found.furthest)
+        is_copy = format_noise(original, copy, agreement(stored)).is_copy(stored)
     if is_copy is None:
         return None
     return side if is_copy else "neither"

@@ -13,8 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shadow.checkpoints import packed_tensors
-from shadow.checkpoints.packed_tensors import Cols, Decoder, PackedTensor, Read, Rows, take
+from shadow.checkpoints.packed_tensors import (
+    Cells,
+    Codebook,
+    Cols,
+    Decoder,
+    PackedTensor,
+    Read,
+    Rows,
+    take,
+)
 from shadow.checkpoints.quantized import owner_of, quant_state
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checkpoints.stored_tensors import StoredTensor
@@ -42,18 +50,22 @@ class Grid:
         zeros: Of | None = None,
         biases: Of | None = None,
         factor: float | None = None,
-        even: bool = True,
+        codebook: Codebook | None = None,
+        loose: Of | None = None,
     ) -> None:
         """unit: columns that are decoded together. levels: float32 that may be overwritten. factor:
-        of all numbers, after all else. even: whether levels are whole numbers.
+        of all numbers, after all else. codebook: None where levels are whole numbers. loose: how
+        far the scales by which a codebook's levels were chosen lie from those that are stored.
         """
         self.unit = unit
         self._levels, self._scales, self._zeros, self._biases = levels, scales, zeros, biases
         self._factor = factor
-        self._even = even
+        self._codebook, self._loose = codebook, loose
 
     def values(self, rows: Rows, cols: Cols) -> Tensor:
-        made = self._levels(rows, cols)
+        return self._of_levels(self._levels(rows, cols), rows, cols)
+
+    def _of_levels(self, made: Tensor, rows: Rows, cols: Cols) -> Tensor:
         if self._zeros is not None:
             _each(made, self._zeros(rows, cols), torch.Tensor.sub_)
         _each(made, self._scales(rows, cols), torch.Tensor.mul_)
@@ -62,11 +74,23 @@ class Grid:
         return made if self._factor is None else made.mul_(self._factor)
 
     def steps(self, rows: Rows, cols: Cols) -> Tensor | None:
-        if not self._even:
+        if self._codebook is not None:
             return None
         steps = torch.ones(len(rows), cols[1] - cols[0])
         _each(steps, self._scales(rows, cols).abs(), torch.Tensor.mul_)
         return steps if self._factor is None else steps.mul_(self._factor)
+
+    def cells(self, rows: Rows, cols: Cols) -> Cells | None:
+        if self._codebook is None:
+            return None
+        ends = self._codebook.cells(self._levels(rows, cols))
+        wider = [torch.zeros(()), torch.zeros(())]
+        if self._loose is not None:
+            wider = [end.abs() for end in ends]
+            for more in wider:
+                _each(more, self._loose(rows, cols), torch.Tensor.mul_)
+        one, other = (self._of_levels(end, rows, cols) for end in ends)  # a scale may be below 0
+        return torch.minimum(one, other) - wider[0], torch.maximum(one, other) + wider[1]
 
 
 def _each(made: Tensor, shared: Tensor, change: Callable[[Tensor, Tensor], Tensor]) -> None:
@@ -251,7 +275,7 @@ def _bitsandbytes_4bit(info: TensorInfo, pieces: Pieces) -> Decoder:
     state = quant_state(bytes(said.whole().tolist()))
     if state.get("blocksize") != block or state.get("shape") != [rows, cols]:
         raise _broken(info, "its quant_state is not that of the other layers")
-    scales = pieces["weight.absmax"].whole().flatten()
+    scales, loose = pieces["weight.absmax"].whole().flatten(), None
     if "weight.nested_absmax" in pieces:
         outer = pieces["weight.nested_absmax"].whole().float().flatten()
         step, offset = state.get("nested_blocksize"), state.get("nested_offset")
@@ -260,18 +284,27 @@ def _bitsandbytes_4bit(info: TensorInfo, pieces: Pieces) -> Decoder:
         if -(-len(scales) // step) != len(outer):
             raise _broken(info, "nested_absmax has another number of blocks")
         codes = pieces["weight.nested_quant_map"].whole().float()
-        by_block = outer.repeat_interleave(step)[: len(scales)]
-        scales = codes[scales.int()] * by_block + offset
+        wide = outer.repeat_interleave(step)[: len(scales)]
+        scales = codes[scales.int()] * wide + offset
+        # levels are chosen before scales are rounded, to the nearest code
+        loose = wide.abs() * codes.sort().values.diff().max() / 2
     scales = scales.float()
 
-    def scattered(rows: Rows, columns: Cols) -> Tensor:
-        entries = np.add.outer(rows * cols, np.arange(*columns))
-        return scales[torch.from_numpy(entries // block)]
+    def by_block(values: Tensor) -> Of:
+        if cols % block == 0:
+            return _shared(values.view(rows, -1), block)
+        return lambda rows, columns: values[
+            torch.from_numpy(np.add.outer(rows * cols, np.arange(*columns)) // block)
+        ]
 
-    nibbles = _bytes(pieces["weight"], cols // 2)
-    levels = _nibbles(nibbles, NF4 if info.dtype == "NF4" else FP4, high_first=True)
-    by_row = _shared(scales.view(rows, -1), block) if cols % block == 0 else scattered
-    return Grid(2, levels, by_row, even=False)
+    known = NF4 if info.dtype == "NF4" else FP4
+    return Grid(
+        2,
+        _nibbles(_bytes(pieces["weight"], cols // 2), known, high_first=True),
+        by_block(scales),
+        codebook=Codebook(known, max(known)),  # the scale of a block is its largest number
+        loose=None if loose is None else by_block(loose),
+    )
 
 
 def _bitsandbytes_8bit(info: TensorInfo, pieces: Pieces) -> Decoder:
@@ -284,18 +317,16 @@ def _bitsandbytes_8bit(info: TensorInfo, pieces: Pieces) -> Decoder:
 
 def _scaled(info: TensorInfo, pieces: Pieces) -> Decoder:
     """raw * scale, or (raw - zero point) * scale, of 8-bit floats or integers. A scale is that of a
-    block, a row, a group of a row, or of all. The last blocks of a matrix may be cut.
+    block, a row, a group of a row, or of all. The last blocks of a matrix may be cut, and a stack
+    of matrices has a stack of scales.
 
     facts: rows and columns of a block.
     """
     high, wide = _facts(info)
     rows, cols = _upright(info)
-    raw, across = pieces["weight"], -(-cols // wide)
-    scales, zeros = (
-        pieces[name].whole().float().reshape(-1, across) if name in pieces else None
-        for name in ("weight_scale", "weight_zero_point")
-    )
-    assert scales is not None, "asked for"
+    raw, *beside = pieces.values()
+    zeros = [piece for name, piece in pieces.items() if name == "weight_zero_point"]
+    shared = [piece.whole().float().reshape(-1, -(-cols // wide)) for piece in (beside[0], *zeros)]
     # blocks do not go on from a matrix of a stack to the next
     down = -(-rows // high)
 
@@ -306,9 +337,9 @@ def _scaled(info: TensorInfo, pieces: Pieces) -> Decoder:
     return Grid(
         1,
         _floats(raw.seen(lambda stored: stored.reshape(-1, cols))),
-        of(scales),
-        zeros=None if zeros is None else of(zeros),
-        even=not raw.dtype.is_floating_point,
+        of(shared[0]),
+        zeros=of(shared[1]) if zeros else None,
+        codebook=_of_floats(raw.dtype) if raw.dtype.is_floating_point else None,
     )
 
 
@@ -320,7 +351,7 @@ def _mxfp4(info: TensorInfo, pieces: Pieces) -> Decoder:
         32,
         _nibbles(_bytes(raw, 16 * scales.shape[-1]), E2M1),
         _shared(powers[scales.whole().int()].flatten(0, -2), 32),
-        even=False,
+        codebook=Codebook(E2M1),
     )
 
 
@@ -331,7 +362,14 @@ def _nvfp4(info: TensorInfo, pieces: Pieces) -> Decoder:
     raw, scales, of_all, *_ = pieces.values()
     inner, outer = scales.whole().float(), of_all.whole().float().flatten()
     inner = inner / outer if "weight_global_scale" in pieces else inner * outer
-    return Grid(16, _nibbles(_bytes(raw), E2M1), _shared(inner, 16), even=False)
+    return Grid(16, _nibbles(_bytes(raw), E2M1), _shared(inner, 16), codebook=Codebook(E2M1))
+
+
+@cache
+def _of_floats(dtype: torch.dtype) -> Codebook:
+    """The finite numbers of an 8-bit format."""
+    every = torch.arange(256, dtype=torch.uint8).view(dtype).float()
+    return Codebook(every[every.isfinite()].tolist())
 
 
 def _floats(raw: StoredTensor | Tensor) -> Of:
@@ -374,8 +412,6 @@ def packed_tensor(info: TensorInfo, read: Read) -> PackedTensor:
     """The quantised tensor of an entry with a packing; read opens what lies in files."""
     packing = info.packing
     assert packing is not None
-    if packing.kind not in KINDS:
-        return packed_tensors.packed_tensor(info, read)
     pieces = {owner_of(one.name)[1]: read(one) for one in (packing.raw, *packing.beside)}
     view = torch.empty(info.parameters, device="meta")
     if info.strides is None:

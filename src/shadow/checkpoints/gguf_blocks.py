@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shadow.checkpoints.packed_tensors import (
+    Cells,
+    Codebook,
     Cols,
     DecodedTensor,
     Moved,
@@ -20,7 +22,7 @@ from shadow.checkpoints.packed_tensors import (
 )
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checkpoints.stored_tensors import StoredTensor
-from shadow.dtypes import FLOATS
+from shadow.dtypes import E2M1, FLOATS
 
 Bytes = NDArray[np.uint8]
 Order = Callable[[Rows], Rows]
@@ -41,6 +43,9 @@ QUANTS: Mapping[str, tuple[tuple[int, int, int, int], ...]] = {  # (start, stop,
     "TQ1_0": ((0, 52, 0x00, 0x80),),  # digits to base 3, as a fraction of 256
     "TQ2_0": ((0, 64, 0x00, 0x55),),
 }
+
+CODEBOOKS = {"MXFP4": (1, 17), "NVFP4": (4, 36)}  # the bytes of a block that hold numbers of E2M1
+ONE = 0x22  # both numbers of a byte are 1
 
 
 class Blocks:
@@ -71,6 +76,19 @@ class Blocks:
                 filled[:, part[0] : part[1]] = part[level]
             ends.append(self._decoded(filled))
         return torch.from_numpy(np.abs(ends[1] - ends[0])).view(len(rows), -1)
+
+    def cells(self, rows: Rows, cols: Cols) -> Cells | None:
+        quants = CODEBOOKS.get(self._kind.name)
+        if quants is None:
+            return None
+        blocks = self._blocks(rows, cols).reshape(-1, self._size)
+        filled = blocks.copy()
+        filled[:, slice(*quants)] = ONE
+        made, scales = (
+            torch.from_numpy(self._decoded(one)).view(len(rows), -1) for one in (blocks, filled)
+        )
+        low, high = Codebook(E2M1).cells(made / scales)
+        return low * scales, high * scales
 
     def _blocks(self, rows: Rows, cols: Cols) -> Bytes:
         start, stop = (col // self.unit * self._size for col in cols)

@@ -27,7 +27,7 @@ from shadow.checkpoints.safetensors_files import (
 )
 from shadow.errors import FileError, ShadowError
 from shadow.extras import require
-from shadow.text import several
+from shadow.text import several, short
 
 SUFFIX = ".gguf"
 PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
@@ -130,7 +130,7 @@ def chosen_files(where: str, names: Iterable[str], pattern: str | None) -> tuple
             models.setdefault(PART.sub(r"\g<stem>", name), []).append(name)
     if not models:
         raise ShadowError(
-            f"{where}: no GGUF file is called {pattern or 'as a model'}",
+            f"{where}: no GGUF file is called {short(pattern) if pattern else 'as a model'}",
             f"it has: {several(there, 6)}",
         )
     if len(models) > 1:

@@ -38,6 +38,8 @@ ALSO_REARRANGED = {
     **dict.fromkeys(("bloom", "falcon", "gptneox", "codeshell", "mpt"), ("attn_qkv",)),
     **dict.fromkeys(("qwen3next", "qwen35", "qwen35moe"), ("attn_qkv", "attn_gate")),
 }
+# what llama.cpp computes from the config and stores, and transformers computes when it loads
+COMPUTED = re.compile(r"(rope_freqs|rope_factors_(long|short))(\.weight)?")
 # names that the tables list for another model of the architecture first
 OWN = {
     "phi3": {
@@ -131,7 +133,7 @@ def _names(architecture: str, shard: str) -> dict[str, str]:
     names: dict[str, str] = {}
     for tensor in MODEL_TENSORS[kinds[architecture]]:
         known = next((table[tensor] for table in tables if tensor in table), ())
-        if known:
+        if known and not COMPUTED.fullmatch(TENSOR_NAMES[tensor]):
             names[TENSOR_NAMES[tensor]] = _chosen(known, architecture)
     return names | OWN.get(architecture, {})
 

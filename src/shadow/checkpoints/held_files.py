@@ -43,6 +43,12 @@ def read_so_far() -> Reading:
         return Reading(_READ.size, _READ.seconds)
 
 
+def _count(size: int, began: float) -> None:
+    with _COUNTING:
+        _READ.size += size
+        _READ.seconds += time.perf_counter() - began
+
+
 @dataclass(frozen=True, eq=False)
 class HeldFile:
     """A regular file, open for reading until this object goes. Several threads may read it."""
@@ -59,7 +65,9 @@ class HeldFile:
 
     def read(self, start: int, into: memoryview) -> None:
         """Fill a buffer of bytes from the file, beginning at byte start. Raises as read_runs."""
-        self.read_runs((start,), into)
+        began = time.perf_counter()
+        self._fill(start, into)
+        _count(len(into), began)
 
     def read_runs(self, starts: Sequence[int], into: memoryview) -> None:
         """Fill a buffer with runs of equal length, one after another, from where each begins.
@@ -68,20 +76,20 @@ class HeldFile:
         """
         width = len(into) // max(1, len(starts))
         began = time.perf_counter()
+        for number, start in enumerate(starts):
+            self._fill(start, into[number * width : (number + 1) * width])
+        _count(len(into), began)
+
+    def _fill(self, start: int, run: memoryview) -> None:
         try:
-            for number, start in enumerate(starts):
-                run = into[number * width : (number + 1) * width]
-                done = self._read_some(start, run)
-                while done < width:  # a system may give less than it is asked for
-                    more = self._read_some(start + done, run[done:])
-                    if not more:
-                        raise self.changed("it was cut short")
-                    done += more
+            done = self._read_some(start, run)
+            while done < len(run):  # a system may give less than it is asked for
+                more = self._read_some(start + done, run[done:])
+                if not more:
+                    raise self.changed("it was cut short")
+                done += more
         except OSError as error:
             raise self._unreadable(error) from error
-        with _COUNTING:
-            _READ.size += len(into)
-            _READ.seconds += time.perf_counter() - began
 
     def read_ahead(self, start: int, stop: int) -> None:
         """Tell the system that the bytes from start to stop are read soon, where it can be told.

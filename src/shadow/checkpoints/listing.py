@@ -44,6 +44,8 @@ NAMES: Mapping[str, FileKind] = {
     "vocab.txt": "tokenizer",
     "merges.txt": "tokenizer",
     "params.json": "config",
+    "modules.json": "config",
+    "config_sentence_transformers.json": "config",
 }
 PATTERNS: Sequence[tuple[str, FileKind]] = (  # the first that fits the name in small letters
     (r".*\.index\.json", "index"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import re
@@ -33,7 +34,7 @@ from shadow.checkpoints.safetensors_files import (
 from shadow.checkpoints.sources import LocalFile, Source, WholeFile, digest_of, in_threads
 from shadow.errors import FileError, ShadowError, naming
 from shadow.files import read_start
-from shadow.text import several
+from shadow.text import and_list, several, short
 
 if TYPE_CHECKING:
     from threading import Event
@@ -102,6 +103,10 @@ class Weights:
     weight_map: Mapping[str, str]
     pickled: bool  # `.bin` files of torch
     adapter: Adapter | None = None  # scales the tensors of a LoRA adapter
+
+    @property
+    def are_gguf(self) -> bool:
+        return self.shards[0].endswith(GGUF)
 
 
 @dataclass(frozen=True)
@@ -247,6 +252,23 @@ def _moved(info: TensorInfo, folder: str) -> TensorInfo:
     return replace(info, shard=f"{folder}/{info.shard}", packing=packing)
 
 
+def require_gguf(file: str | None, found: Iterable[Found]) -> None:
+    """Raises ShadowError where a pattern is to choose among GGUF files, and there are none."""
+    parts = [
+        part
+        for one in found
+        for part in ([two for _, two in one.parts] if isinstance(one, Assembled) else [one])
+    ]
+    shards = [
+        shard
+        for one in parts
+        for shard in (one.sources if isinstance(one, Checkpoint) else one.weights.shards)
+    ]
+    if file is not None and not any(shard.endswith(GGUF) for shard in shards):
+        names = and_list([one.reference for one in parts])
+        raise ShadowError(f"--file {short(file)}: no GGUF file in {names}", "leave out --file")
+
+
 def open_folder(
     reference: str,
     *,
@@ -278,7 +300,7 @@ def _open_folder(
 ) -> Checkpoint:
     root = Path(reference)
     if root.is_file() and root.suffix == GGUF:
-        root, file = root.parent, root.name
+        root, file = root.parent, glob.escape(root.name)
     if root.is_file():
         raise ShadowError(
             f"{reference} is a file, and a checkpoint is a folder", f"name {root.parent}"
@@ -295,7 +317,8 @@ def _open_folder(
     weights = _choose_weights(
         reference, names, read, allow_pickle=allow_pickle, dora=dora, file=file
     )
-    config = read(CONFIG) if (root / CONFIG).exists() else {}
+    # a GGUF file has its config inside: one that lies beside it may be of another model
+    config = read(CONFIG) if (root / CONFIG).exists() and not weights.are_gguf else {}
     insides: list[GgufHeader] = []
     headers: list[dict[str, TensorInfo]] = []
     sources: dict[str, Source] = {}
@@ -382,7 +405,7 @@ def locate(
         weights = _choose_weights(
             snapshot.name, names, read, allow_pickle=allow_pickle, dora=dora, file=file
         )
-        config = read(CONFIG) if CONFIG in names else {}
+        config = read(CONFIG) if CONFIG in names and not weights.are_gguf else {}
     missing = [shard for shard in weights.shards if shard not in snapshot.files]
     if missing:
         where, hint = "repository", "tell its owner"
@@ -411,7 +434,7 @@ def open_located(
     if located.weights.pickled:
         open_one = partial(_open_pickled, snapshot, say, scratch=scratch, report=report)
         opened = in_threads(open_one, shards, 1)
-    elif shards[0].endswith(GGUF):
+    elif located.weights.are_gguf:
         insides = in_threads(partial(_open_gguf, snapshot, say), shards, CONNECTIONS)
         opened = [(dict(inside.tensors), source, ranges) for inside, source, ranges in insides]
     else:

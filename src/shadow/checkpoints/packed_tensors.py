@@ -6,7 +6,9 @@ A format is a decoder of whole rows, cut in columns. `PackedTensor` looks at wha
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Protocol, Self
 
 import numpy as np
@@ -20,6 +22,9 @@ from shadow.checkpoints.stored_tensors import STRIPE, WHOLE, StoredTensor
 Rows = NDArray[np.intp]  # numbers of rows; those of all leading dimensions are counted through
 Cols = tuple[int, int]  # (start, stop)
 Read = Callable[[TensorInfo], StoredTensor]
+
+Cells = tuple[Tensor, Tensor]
+"""The lower and the upper bounds of what is rounded to each entry."""
 
 AT_ONCE = 1 << 16  # entries that are decoded together, about: what is made of them stays in caches
 
@@ -38,6 +43,27 @@ class Decoder(Protocol):
         """The distance of the two nearest numbers that each entry could be, float32, to be
         broadcast to (rows, cols); None for a format without such a grid, as a codebook.
         """
+
+    def cells(self, rows: Rows, cols: Cols) -> Cells | None:
+        """Between which numbers the format rounds to each entry, float32 (rows, cols); infinite
+        where it clips. None for a format with even steps, and where it is not known.
+        """
+
+
+class Codebook:
+    """The levels of a format, and between which numbers each is the nearest."""
+
+    def __init__(self, levels: Iterable[float], reach: float = math.inf) -> None:
+        """reach: the largest number that is rounded to a level; beyond the last is clipped."""
+        ascending = torch.tensor(sorted(set(levels)), dtype=torch.float32)
+        self._middles = (ascending[1:] + ascending[:-1]) / 2
+        end = torch.tensor([reach])
+        self._edges = torch.cat([-end, self._middles, end])
+
+    def cells(self, levels: Tensor) -> Cells:
+        """Of each level of some."""
+        place = torch.bucketize(levels, self._middles)
+        return self._edges[place], self._edges[place + 1]
 
 
 class DecodedTensor:
@@ -149,6 +175,17 @@ class PackedTensor(DecodedTensor):
             return None
         return self._made(self._view[index], self._decoder.steps)
 
+    def cells(self, index: tuple[slice, ...]) -> Cells | None:
+        """The cell of each entry of a part, as `Decoder.cells`."""
+        if self._bound(0, np.zeros(1, np.intp), (0, self._decoder.unit)) is None:
+            return None
+        view = self._view[index]
+        return self._made(view, partial(self._bound, 0)), self._made(view, partial(self._bound, 1))
+
+    def _bound(self, end: int, rows: Rows, cols: Cols) -> Tensor | None:
+        cells = self._decoder.cells(rows, cols)
+        return None if cells is None else cells[end]
+
 
 def _lines(view: Tensor, width: int) -> tuple[Rows, Cols] | None:
     """The row in which each line of a view lies, and its columns; None where lines are no parts of
@@ -196,54 +233,4 @@ class Moved:
     def steps(self, rows: Rows, cols: Cols) -> None:
         """Floats have no steps of one size."""
 
-
-class BlockScaled:
-    """8-bit floats with a scale for each block of them, the layout of DeepSeek-V3's
-    `weight_scale_inv`: W_ij = raw_ij * scales_(i // block[0], j // block[1]), in float32.
-
-    The last block of a row or column may be cut. A stack of matrices has a stack of scales.
-    """
-
-    unit = 1
-
-    def __init__(
-        self, raw: StoredTensor | Tensor, scales: Tensor, block: tuple[int, int], rows: int
-    ) -> None:
-        """raw: (all rows, cols). scales: (all blocks of rows, blocks of columns). rows: of each
-        matrix of the stack.
-        """
-        self._raw = raw
-        self._scales = scales.float()
-        self._block = block
-        self._rows = rows
-
-    def values(self, rows: Rows, cols: Cols) -> Tensor:
-        matrix, row = np.divmod(rows, self._rows)
-        by_row = matrix * -(-self._rows // self._block[0]) + row // self._block[0]
-        by_col = np.arange(*cols) // self._block[1]
-        return take(self._raw, rows, cols).float().mul_(self._scales[by_row][:, by_col])
-
-    def steps(self, rows: Rows, cols: Cols) -> None:
-        """Floats have no steps of one size."""
-
-
-def _block_scaled(info: TensorInfo, read: Read) -> tuple[Decoder, int]:
-    """facts: rows and columns of a block."""
-    assert info.packing is not None
-    *_, rows, cols = info.shape
-    raw = read(info.packing.raw).seen(lambda tensor: tensor.reshape(-1, cols))
-    scales = read(info.packing.beside[0]).whole()
-    high, wide = info.packing.facts
-    return BlockScaled(raw, scales.reshape(-1, scales.shape[-1]), (high, wide), rows), cols
-
-
-DECODERS: dict[str, Callable[[TensorInfo, Read], tuple[Decoder, int]]] = {
-    "block-scaled": _block_scaled
-}
-
-
-def packed_tensor(info: TensorInfo, read: Read) -> PackedTensor:
-    """The quantised tensor of an entry with a packing; read opens what lies in files."""
-    assert info.packing is not None
-    decoder, width = DECODERS[info.packing.kind](info, read)
-    return PackedTensor(info.dtype, decoder, torch.empty(info.shape, device="meta"), width)
+    cells = steps

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from shadow.checkpoints.adapters import Adapter, adapter_factors, product_shape
+from shadow.checkpoints.gguf_models import COMPUTED
 from shadow.checkpoints.opening import Checkpoint, Config
 from shadow.checkpoints.quantized import owner_of, packed_modules
 from shadow.checkpoints.safetensors_files import Packing, TensorInfo
@@ -23,6 +24,7 @@ from shadow.text import several
 Side = Literal["base", "tuned"]
 
 NO_BASE = "no base for {}"
+OF_CONFIG = "computed from the config, where the other side does not store it"
 SCALE_BLOCK = 128, 128  # rows and columns that share one scale in DeepSeek-V3
 
 
@@ -278,6 +280,9 @@ def _skips(
     """The tensors of one side at a place; none of an embedding that is the other side's head."""
     if operand.part.place != place:
         return []
+    is_alone = reason in ("only_in_base", "only_in_tuned", "not_a_matrix")
+    if is_alone and COMPUTED.fullmatch(operand.info.name):
+        reason, detail = "not_a_matrix", OF_CONFIG
     return [Skipped(side, info, place, reason=reason, detail=detail) for info in operand.named]
 
 
@@ -348,7 +353,7 @@ def _operands(
         if name in applied:
             continue  # it goes with the weight that it scales
         if name in scales:
-            packing = Packing("block-scaled", raw=info, beside=(scales[name],), facts=block)
+            packing = Packing("scaled", raw=info, beside=(scales[name],), facts=block)
             info = replace(info, packing=packing)
         if fault := _fault(info, checkpoint.tensors, packed):
             unusable.append(Skipped(side, info, parts[name][0].place, *fault))

@@ -38,7 +38,7 @@ class Packing:
     name of its format as dtype; its start and end are those of `raw`.
     """
 
-    kind: str  # which decoder makes its numbers, as of `packed_tensors.DECODERS`
+    kind: str  # which decoder makes its numbers, as of `decoders.KINDS`
     raw: TensorInfo  # its bytes, as the file has them
     beside: tuple[TensorInfo, ...] = ()  # other tensors that are read with it, such as scales
     facts: tuple[int, ...] = ()  # small numbers that the decoder needs; it says which

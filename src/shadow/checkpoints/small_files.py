@@ -31,6 +31,7 @@ NEUTRAL = (
     *("_attn_implementation", "_attn_implementation_autoset", "_from_model_config", "_commit_hash"),
     *("special_tokens_map_file", "tokenizer_file", "output_attentions", "output_hidden_states"),
     "return_dict",
+    "__version__",
 )
 FIRST = (  # keys that are named before others
     "architectures", "model_type", "auto_map", "vocab_size", "hidden_size", "num_hidden_layers",
@@ -165,6 +166,11 @@ class _OddError(ValueError):
 
 def _compare_configs(base: bytes, tuned: bytes) -> list[Difference]:
     return _keys_apart(flat_config(read_json(base)), flat_config(read_json(tuned)))
+
+
+def _compare_modules(base: bytes, tuned: bytes) -> list[Difference]:
+    """Of sentence-transformers: a list of what is applied in which order."""
+    return _compare_configs(*(b'{"modules": %s}' % content for content in (base, tuned)))
 
 
 def flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -358,6 +364,8 @@ _BY_NAME: Mapping[str, Callable[[bytes, bytes], list[Difference]]] = {
     "vocab.txt": _compare_lists,
     "merges.txt": _compare_merges,
     "params.json": _compare_configs,
+    "modules.json": _compare_modules,
+    "config_sentence_transformers.json": _compare_configs,
 }
 
 

@@ -26,6 +26,7 @@ from shadow.claims.reference import (
 )
 from shadow.summary.figures import ALSO_MOVED_BY, PairFigures
 from shadow.summary.record import PairRecord
+from shadow.summary.tiers import WORDS
 
 Label = Literal["concentrated", "distributed", "mixed", "indeterminate", "not assessable"]
 
@@ -39,11 +40,6 @@ NOT_SHOWN = (
     f"which data the model was trained on: {ALSO_MOVED_BY}",
     "what the model can or cannot do",
 )
-MEASURED = {  # by tier
-    "full": "the spectra of base, tuned and delta of every matrix, compared with the null",
-    "delta": "the spectrum of the delta of every matrix, compared with the null",
-    "norms": "the norms of base, tuned and delta of every matrix, and no spectra",
-}
 CONSISTENT = {  # with a failed gate, by its name
     "changed": "a copy of the base",
     "lineage": "two models that were trained independently",
@@ -206,7 +202,7 @@ def _measured(record: PairRecord, gates: Sequence[Gate]) -> list[str]:
     if record.figures.matrices:
         how = "; estimated for large matrices" if record.estimated else ""
         return [
-            MEASURED[record.tier] + how,
+            WORDS[record.tier].measured + how,
             "where the update lies, by layer and module",
         ]
     if any(gate.name == "changed" and gate.figure is None for gate in gates):

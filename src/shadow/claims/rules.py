@@ -31,7 +31,7 @@ from shadow.claims.label import Label
 from shadow.claims.verify.table import OF_PAIRS, pair_claim
 from shadow.errors import ShadowError, UsageError
 from shadow.places.names import is_of_layers, name_rules, nearest_modules
-from shadow.reports.columns import COUNTS, FIGURES, delta_metrics
+from shadow.reports.columns import COUNTS, ESTIMATED, FIGURES, delta_metrics
 from shadow.reports.words import HEADS
 from shadow.text import closest, nearest
 
@@ -362,6 +362,9 @@ def parse_figure(text: str, *, many: bool = False) -> Metric:
     known = (*COLUMNS, *own, *([] if component or many else [LABEL]))
     if layers is not None:
         known = COLUMNS  # a sum or a share of some layers is in no report
+    if metric.removesuffix("_error") in ESTIMATED and metric not in known:
+        hint = "a rule on the figure takes its error into account"
+        raise UsageError(f"{metric!r} is an error, which no rule can name", hint)
     if not _known(metric, known):
         _refuse("metric", metric, closest(metric, known), "`shadow explain` lists them")
     if metric not in known and not many:

@@ -40,6 +40,7 @@ from shadow.comparing.matching import relate, settings_apart
 from shadow.errors import ShadowError
 from shadow.reports.columns import DELTA, FIGURES, SPECTRAL
 from shadow.summary.bootstrap import LEVEL
+from shadow.summary.tiers import WORDS
 from shadow.text import counted, several
 
 Verdicts = Literal["passed", "met", "missing", "skipped"]
@@ -61,10 +62,6 @@ NORMS = (
     *("relative_norm", "relative_norm_overall", "relative_spectral", "frobenius_norm"),
     *("spectral_norm", "nuclear_norm"),
 )
-NOT_MEASURED = {  # by the tier of a report
-    "norms": "the report has norms alone: it was made with --norms",
-    "delta": "the report has spectra of deltas alone: it was made with --subjects delta",
-}
 NULLS = {column.name: column.null for column in (*SPECTRAL, *DELTA, *FIGURES)}
 
 
@@ -316,8 +313,8 @@ def _threshold(rule: Rule, now: Measured) -> Verdict:
     if not findings:
         when = NULLS.get(rule.figure.metric)
         why = f"null (null when: {when})" if when else "null"
-        if now.summary.tier in NOT_MEASURED:
-            why = f"null ({NOT_MEASURED[now.summary.tier]})"
+        if reason := WORDS[now.summary.tier].not_measured:
+            why = f"null ({reason})"
         return _missing(rule, lambda shown: f"{several(nulls, shown)} is {why}")
     _, _, condition = rule.condition.partition(" ")
     violating = {at: finding for at, finding in findings.items() if finding.met}

@@ -64,13 +64,14 @@ def audit(
         int, typer.Option(help="Seed of the sign flips.", min=0, rich_help_panel=option.MEASURING)
     ] = 0,
     subspaces: Annotated[
-        bool,
+        bool | None,
         typer.Option(
             "--subspaces/--no-subspaces",
             help="Compare the leading singular subspaces.",
+            show_default="subspaces",
             rich_help_panel=option.MEASURING,
         ),
-    ] = True,
+    ] = None,
     device: option.Device = "cpu",
     jobs: option.Jobs = None,
     no_cache: option.NoCache = False,
@@ -130,6 +131,9 @@ def audit(
     begin(junit, "audit")
     if quiet and verbose:
         raise UsageError("--quiet and --verbose exclude each other", "leave one of them out")
+    if subspaces and (norms or subjects != "all"):
+        hint = "leave out --subspaces"
+        raise UsageError("--subspaces needs the spectra of base and tuned", hint)
     options = parsed_options(storage_options)
     rules = rules_of(fail_on, policy, against, allow_missing=allow_missing, options=options)
     ray = _ray(engine, address, cpus_per_task, memory_per_task)
@@ -164,7 +168,7 @@ def audit(
             module or [],
             precision,
             Nulls(nulls, seed),
-            subspaces=subspaces,
+            subspaces=subspaces is not False,
             spectra=spectra,
             optimizer=optimizer,
             subjects=subjects_of(subjects, norms=norms),

@@ -101,6 +101,9 @@ class Method:
     subjects: Subjects = "all"
 
 
+USUAL = Method()
+
+
 @dataclass(frozen=True)
 class Means:
     """What one worker measures with."""

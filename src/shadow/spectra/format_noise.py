@@ -1,13 +1,16 @@
 """What the format of a quantised copy makes of an original, and what lies beyond it.
 
-A format rounds each entry to the nearest of its levels. Half the way to the neighbours on both
-sides is the cell of a level: q - s/2 to q + s/2 where levels are even, with the step s of the
-entry's block. So each entry of an original lies in the cell of its copy, with two exceptions that
-are the format's own:
+A format rounds each entry to the nearest of its levels. The cell of a level is what is rounded to
+it: from half the way to the level below to half the way to the one above. Where levels are even it
+is q - s/2 to q + s/2, with the step s of the entry's block; codebooks (NF4, FP4, MXFP4, NVFP4, and
+8-bit floats with scales) have cells of several widths. So each entry of an original lies in the
+cell of its copy, with two exceptions that formats make themselves:
 
 - An entry beyond the last level of its block is clipped: its copy is the smallest or the largest
-  value of the block, and the entry lies beyond that.
-- A scale is stored in 16 bits after the levels were chosen, which moves levels by SCALE_ERROR.
+  value of the block, and the entry lies beyond that, by no more steps and in no more entries of the
+  block than CLIPS has.
+- A scale that is rounded after the levels were chosen moves them, by SCALE_ERROR of their size in
+  16 bits.
 
 Measured with ggml's quantisers on normal, Student-t and column-scaled matrices: no entry is
 elsewhere, of Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K, TQ1_0 and TQ2_0.
@@ -16,7 +19,7 @@ elsewhere, of Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K, TQ1_0 and TQ2_0.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,9 +28,9 @@ from torch import Tensor
 
 from shadow.dtypes import FLOATS
 from shadow.spectra.lazy import Matrix, Quantised, Updated
-from shadow.spectra.levels import is_beyond
+from shadow.spectra.levels import FormatNoise
 from shadow.spectra.measurement import Values
-from shadow.spectra.spectrum import TILE, Index, Sides
+from shadow.spectra.spectrum import TILE, Sides, tiles
 
 Floats = NDArray[np.float64]
 Agree = Callable[[Floats, Floats], int | None]
@@ -36,6 +39,8 @@ None where it makes none of such rows.
 """
 
 SCALE_ERROR = 2.0**-11  # the relative error of a number rounded to F16
+# of codebooks: an original or its quotient by the scale, and the scale, are each rounded to BF16
+CODEBOOK_ERROR = 2.0**-8
 ARITHMETIC = 1e-5  # of a step: what quantisers lose that compute in float32
 SMALLEST = 2.0**-25  # half the distance of the smallest numbers of F16
 SHORTEST = 8  # columns of a block; formats have at least 16
@@ -47,55 +52,27 @@ ALIKE = 0.125  # of a step: steps that are further apart put most levels at othe
 PEAKED = 4.0  # mean d² over the squared mean |d| of an update, at most; it is 1.6 if normal
 CLASSES = 16  # of entries, by how far they lie from the middle of their block
 PLAIN_CLIP = 4.0  # steps: a clipped entry further off counts as no more energy of the format
-
-
-@dataclass(frozen=True)
-class FormatNoise:
-    """An original beside its quantised copy, in sums over entries. error = copy - original."""
-
-    entries: int
-    outside: int
-    """Not in the cell of their copy, nor clipped."""
-    clipped: int
-    furthest: float
-    """Of entries outside, the furthest from its copy, in steps."""
-    original: float
-    """The sum of squares, as those below."""
-    copy: float
-    error: float
-    made: float | None
-    """Of what the format makes: the error where the entry is in its cell or clipped, and s²/12
-    elsewhere. None for a format without even steps, of which 0 entries are outside.
-    """
-    even: float
-    """The sum of s²/12: what errors that are even over a step would have."""
-    in_steps: float
-    """The sum of (error / s)²."""
-    inner: float
-    """Of original and copy."""
-    requantised: int | None
-    """Entries of the copy that the format's own quantiser makes of the original; None where there
-    is no quantiser.
-    """
-    clean_columns: int
-    """Columns without any entry outside."""
-    uneven: float
-    """How unequal the errors of columns are beyond chance, in variances of an entry: 0 where the
-    quantiser weighed all columns alike. Compared within classes of entries as far from the middle
-    of their block, since quantisers fit the large entries of a block best.
-    """
-    scaled: float
-    """The sum of squares of the error after each column of the original was scaled to fit."""
-    finite: bool
+# How many steps beyond its last level a quantiser leaves an entry, and of what share of a block. Of
+# ggml's types on normal, Student-t, column-scaled and real matrices at most 2.0 and .13; where the
+# scales of blocks are rounded too, 23 and .41, and of Q2_K, with its four levels, 5.5 and .81. A
+# block of one level leaves at most ONE_LEVEL.
+PLAIN_CLIPS = PLAIN_CLIP, 0.25
+ONE_LEVEL = 1.5
+CLIPS = {"Q2_K": (16.0, 0.9), **dict.fromkeys(("Q3_K", "Q4_K", "Q5_K", "Q6_K"), (32.0, 0.6))}
 
 
 def format_noise(original: Matrix, copy: Quantised, agree: Agree | None = None) -> FormatNoise:
     """Compare an original with a quantised copy of the same shape, in one pass by whole rows."""
-    sums = _Sums(original.shape[-1], agree)
-    for index in row_blocks(original):
+    sums = _Sums(original.shape[-1], agree, CLIPS.get(copy.format, PLAIN_CLIPS))
+    for index, _ in tiles(original, TILE, original.shape[-1]):
         x, q = (_rows(part) for part in (original[index], copy[index]))
-        steps = copy.steps(index)
-        sums.add(x, q, None if steps is None else _rows(steps))
+        steps, bounds = copy.steps(index), copy.cells(index)
+        sums.add(
+            x,
+            q,
+            None if steps is None else _rows(steps),
+            None if bounds is None else (_rows(bounds[0]), _rows(bounds[1])),
+        )
     return sums.found()
 
 
@@ -106,11 +83,13 @@ def format_values(sides: Sides, formats: tuple[str, str], delta: float) -> Value
     stepped = [
         (side, stored)
         for side, stored in zip((sides.base, sides.tuned), formats, strict=True)
-        if isinstance(side, Quantised) and stored not in FLOATS
+        if isinstance(side, Quantised)
     ]
     if not stepped:
         return {}
-    nothing: Values = dict.fromkeys(("floor_ratio", *COLUMNS))
+    nothing: Values = dict.fromkeys(COLUMNS)
+    if any(stored not in FLOATS for _, stored in stepped):
+        nothing["floor_ratio"] = None  # no ulps
     if len(stepped) == 2:
         return nothing | _of_two_grids(sides, delta)
     copy, stored = stepped[0]
@@ -125,7 +104,7 @@ def format_values(sides: Sides, formats: tuple[str, str], delta: float) -> Value
         "floor_ratio": math.sqrt(delta / found.even),
         "format_ratio": math.sqrt(found.error / found.made),
         "format_outside": found.outside / found.entries,
-        "format_copy": int(not is_beyond(stored, found.outside, found.entries, found.furthest)),
+        "format_copy": int(found.is_copy(stored) is True),
         **_kept((LEAST_EVEN * found.even - error) / delta, (found.even + error) / delta),
     }
 
@@ -139,7 +118,7 @@ def _of_two_grids(sides: Sides, delta: float) -> Values:
     if not (isinstance(base, Quantised) and isinstance(tuned, Quantised)):
         return {}
     apart, together, spread, sizes = [], [], [], []
-    for index in row_blocks(tuned):
+    for index, _ in tiles(tuned, TILE, tuned.shape[-1]):
         first, second = base.steps(index), tuned.steps(index)
         if first is None or second is None:
             return {}
@@ -171,20 +150,10 @@ def _kept(least: float, most: float) -> Values:
     }
 
 
-def row_blocks(matrix: Matrix) -> Iterator[Index]:
-    """Indices of whole rows, about TILE entries each, in order."""
-    rows, cols = matrix.shape[-2:]
-    height = max(1, TILE // cols)
-    for group in range(matrix.shape[0]) if matrix.ndim == 3 else (0,):
-        groups = (slice(group, group + 1),) if matrix.ndim == 3 else ()
-        for row in range(0, rows, height):
-            yield *groups, slice(row, row + height), slice(None)
-
-
 class _Sums:
     """Sums in the making."""
 
-    def __init__(self, cols: int, agree: Agree | None) -> None:
+    def __init__(self, cols: int, agree: Agree | None, clips: tuple[float, float]) -> None:
         self.counts = dict.fromkeys(("entries", "outside", "clipped"), 0)
         self.made: list[float] = []
         self.even: list[float] = []
@@ -197,51 +166,62 @@ class _Sums:
         self.in_class = np.zeros((cols, CLASSES))
         self.moments = np.zeros((3, CLASSES))  # counts, and sums of u² and u⁴
         self.block = 0
+        self.order: slice | NDArray[np.intp] | None = None  # of columns, block by block
         self.agree = agree
+        self.clips = clips
         self.requantised = 0
         self.finite = True
 
-    def add(self, x: Floats, q: Floats, s: Floats | None) -> None:
-        """Some rows: original, copy and steps."""
+    def add(
+        self, x: Floats, q: Floats, s: Floats | None, bounds: tuple[Floats, Floats] | None
+    ) -> None:
+        """Some rows: original, copy, and steps or the bounds of cells."""
         if not all(np.isfinite(part).all() for part in (x, q, s) if part is not None):
             self.finite = False
             return
+        again = None if self.agree is None else self.agree(x, q)
+        if again is None:
+            self.agree = None
+        else:
+            self.requantised += again
+        if s is not None:
+            if self.order is None:
+                self.order = columns_by_block(s)
+                self.block = block_length(s[:, self.order])
+            x, q, s = (part[:, self.order] for part in (x, q, s))
         self.counts["entries"] += x.size
         error = q - x
         squares = error * error
         self.error.append(float(squares.sum()))
         self.by_column += [np.einsum("ij,ij->j", a, b) for a, b in ((x, x), (x, q), (q, q))]
         if s is not None:
-            self._add_stepped(x, q, s, squares)
-        again = None if self.agree is None else self.agree(x, q)
-        if again is None:
-            self.agree = None
-        else:
-            self.requantised += again
+            self._add_cells(cells(x, q, s, self.block, self.clips), squares)
+        elif bounds is not None:
+            self._add_cells(cells_between(x, q, *bounds), squares)
 
-    def _add_stepped(self, x: Floats, q: Floats, s: Floats, squares: Floats) -> None:
-        self.block = self.block or block_length(s)
-        cell = cells(x, q, s, self.block)
-        even = cell.step**2
-        made = np.where(cell.outside, even / 12, np.minimum(squares, PLAIN_CLIP**2 * even))
-        u2 = squares / np.where(even > 0, even, 1.0)
+    def _add_cells(self, cell: Cells, squares: Floats) -> None:
+        wide = cell.width**2
+        made = np.where(cell.outside, cell.even, np.minimum(squares, PLAIN_CLIP**2 * wide))
+        u2 = squares / np.where(wide > 0, wide, 1.0)
         self.made.append(float(made.sum()))
-        self.even.append(float(even.sum()) / 12)
+        self.even.append(float(cell.even.sum()))
         self.in_steps.append(float(u2.sum()))
         self.counts["outside"] += int(np.count_nonzero(cell.outside))
         self.counts["clipped"] += int(np.count_nonzero(cell.clipped))
         self.furthest = max(self.furthest, math.sqrt(u2[cell.outside].max(initial=0.0)))
         self.outside_by_column += np.count_nonzero(cell.outside, axis=0)
-        self._add_columns(u2, cell, s > 0)
+        if cell.classes is not None:
+            self._add_columns(u2, cell.classes, (cell.width > 0) & ~cell.outside & ~cell.clipped)
 
-    def _add_columns(self, squares: Floats, cell: Cells, known: NDArray[np.bool_]) -> None:
-        """What `uneven` is made of: (error / s)² of entries within their cells."""
-        inside = known & ~cell.outside & ~cell.clipped
+    def _add_columns(
+        self, squares: Floats, of: NDArray[np.intp], inside: NDArray[np.bool_]
+    ) -> None:
+        """What `uneven` is made of: (error / s)² of entries within their cells, by class."""
         cols = squares.shape[1]
-        place = (np.arange(cols) * CLASSES + cell.classes)[inside]
+        place = (np.arange(cols) * CLASSES + of)[inside]
         self.in_class += np.bincount(place, minlength=cols * CLASSES).reshape(cols, CLASSES)
         self.squares_by_column += np.where(inside, squares, 0.0).sum(axis=0)
-        classes, values = cell.classes[inside], squares[inside]
+        classes, values = of[inside], squares[inside]
         for moment, weights in zip(self.moments, (None, values, values**2), strict=True):
             moment += np.bincount(classes, weights, minlength=CLASSES)
 
@@ -280,17 +260,20 @@ class _Sums:
 
 @dataclass(frozen=True)
 class Cells:
-    """Which entries of some rows lie where: masks of the rows' shape."""
+    """Which entries of some rows lie where, of the rows' shape."""
 
-    step: Floats
+    width: Floats
+    even: Floats
+    """The mean of squared errors that are even over the cell."""
     outside: NDArray[np.bool_]
     clipped: NDArray[np.bool_]
-    classes: NDArray[np.intp]
+    classes: NDArray[np.intp] | None = None
     """Of how far the copy lies from the middle of its block, from 0 to CLASSES - 1."""
 
 
-def cells(x: Floats, q: Floats, s: Floats, block: int) -> Cells:
-    """Where entries of an original lie, of rows whose blocks of columns share a step.
+def cells(x: Floats, q: Floats, s: Floats, block: int, clips: tuple[float, float]) -> Cells:
+    """Where entries of an original lie, of rows whose blocks of columns share a step. clips: an
+    entry of CLIPS.
 
     A block whose scale was rounded to 0 has the largest step of its rows.
     """
@@ -303,11 +286,38 @@ def cells(x: Floats, q: Floats, s: Floats, block: int) -> Cells:
     error = x - q
     loose = step / 2 + SCALE_ERROR * (moved + step / 2) + ARITHMETIC * step + SMALLEST
     far = np.abs(error) > loose
-    clipped = far & (((q == largest) & (error > 0)) | ((q == smallest) & (error < 0)))
-    reach = np.maximum(largest - smallest, np.finfo(np.float64).tiny)
-    away = np.abs(2 * q - largest - smallest) / reach
+    most, share = clips
+    reach = np.where(largest > smallest, most, ONE_LEVEL) * step + SMALLEST
+    near = far & (np.abs(error) <= reach)
+    clipped = near & (((q == largest) & (error > 0)) | ((q == smallest) & (error < 0)))
+    of_block = clipped.reshape(blocked.shape).mean(axis=-1)
+    clipped &= np.repeat(of_block <= share, block, axis=-1)
+    span = np.maximum(largest - smallest, np.finfo(np.float64).tiny)
+    away = np.abs(2 * q - largest - smallest) / span
     classes = np.minimum(away * CLASSES, CLASSES - 1).astype(np.intp)
-    return Cells(step, far & ~clipped, clipped, classes)
+    return Cells(step, step**2 / 12, far & ~clipped, clipped, classes)
+
+
+def cells_between(x: Floats, q: Floats, low: Floats, high: Floats) -> Cells:
+    """Where entries of an original lie, of a codebook's cells. A cell without an end has the same
+    size on both sides of its level, and what is beyond by no more than ONE_LEVEL of it is clipped.
+    """
+    below, above = q - low, high - q
+    open_below, open_above = ~np.isfinite(low), ~np.isfinite(high)
+    below, above = np.where(open_below, above, below), np.where(open_above, below, above)
+    width = below + above
+    empty = ~(width > 0)  # a block whose scale was rounded to 0 has the largest cell of its rows
+    width = np.where(empty, 0.0, width)
+    widest = width.max(axis=1, keepdims=True)
+    width = np.where(empty, widest, width)
+    below, above = (np.where(empty, widest / 2, side) for side in (below, above))
+    loose = CODEBOOK_ERROR * (np.abs(q) + np.maximum(below, above)) + SMALLEST
+    error = x - q
+    far = (error < -below - loose) | (error > above + loose)
+    near = far & (np.abs(error) <= ONE_LEVEL * width + SMALLEST)
+    clipped = near & np.where(error < 0, open_below, open_above)
+    even = (below**3 + above**3) / (3 * np.where(width > 0, width, 1.0))
+    return Cells(width, even, far & ~clipped, clipped)
 
 
 def _is_symmetric(q: Floats, s: Floats) -> bool:
@@ -317,9 +327,17 @@ def _is_symmetric(q: Floats, s: Floats) -> bool:
     return bool((np.abs(levels - np.round(levels)) < 1e-3).all())
 
 
+def columns_by_block(steps: Floats) -> slice | NDArray[np.intp]:
+    """Where columns of a block do not lie together, as with `g_idx`: an order in which they do."""
+    if block_length(steps) < steps.shape[1] or (steps == steps[:, :1]).all():
+        return slice(None)
+    _, blocks = np.unique(steps, axis=1, return_inverse=True)
+    return np.argsort(blocks.reshape(-1), kind="stable")
+
+
 def block_length(steps: Floats) -> int:
     """How many columns share a step, from where it changes along some rows; all of them where it
-    never does, or where columns of a block do not lie together.
+    never does.
     """
     cols = steps.shape[1]
     changes = np.flatnonzero((np.diff(steps, axis=1) != 0).any(axis=0)) + 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,12 +12,13 @@ from torch import Tensor
 
 from shadow.dtypes import float_format
 from shadow.spectra.lazy import Matrix, torch_dtype
-from shadow.spectra.spectrum import shape_of, tiles
+from shadow.spectra.parts import WORK, Part, differing, is_safe, parts
+from shadow.spectra.spectrum import Sides, shape_of
 
 
 @dataclass(frozen=True)
 class Kept:
-    """Sums over the entries of a matrix, its copy, and its base, in float64."""
+    """Sums over the entries of a matrix, its copy, and its base, added up in float64."""
 
     grid: str
     """The format to which the copy's values are rounded: its dtype, or one of fewer bits."""
@@ -24,7 +26,11 @@ class Kept:
     off: int
     """Entries of the copy that are not the matrix's rounded to that format."""
     full: float
+    copy: float
     error: float
+    """Of (copy - full)²."""
+    along: float
+    """Of full (copy - full)."""
     finite: bool
     update: float | None
     stored_update: float | None
@@ -33,35 +39,51 @@ class Kept:
     unchanged_expected: int | None
 
 
-def kept_of(full: Matrix, copy: Matrix, base: Matrix | None, stored: str) -> Kept:
-    """Compare a copy with the matrix that it is of, and with its base. stored: its dtype."""
+def kept_of(sides: Sides, base: Matrix | None, stored: str) -> Kept:
+    """Compare a copy, the tuned side, with the matrix that it is of, the base side, and with the
+    base of both. stored: its dtype.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is summed in float64
+        return _kept_of(sides, base, stored)
+
+
+def _kept_of(sides: Sides, base: Matrix | None, stored: str) -> Kept:
+    copy = sides.tuned
     grids = [stored, *(name for name in ("BF16", "F16") if float_format(stored).bits > 16)]
     off, expected = dict.fromkeys(grids, 0), dict.fromkeys(grids, 0)
     unchanged = 0
     finite = True
-    sums: list[list[float]] = [[] for _ in range(5)]
-    for index, _ in tiles(copy):
-        raw, c = full[index], _flat(copy[index])
-        f = _flat(raw)
-        rounded = {name: _flat(raw.to(torch_dtype(float_format(name)))) for name in grids}
+    sums: list[list[float]] = [[] for _ in range(7)]
+    matrices = [sides.base, copy, *([] if base is None else [base])]
+    for part in parts(matrices, sides.dtype, sides.space):
+        if base is None and len(grids) == 1 and part.is_equal():
+            part.load(0)
+            found = [part.energy()] * 2
+            if all(map(math.isfinite, found)):
+                _append(sums, [*found, 0.0, 0.0])
+            else:
+                finite = False
+            continue
+        part.load(*range(len(matrices)))
+        changed, found = part.products(into=WORK)
+        is_finite = all(map(math.isfinite, found))
+        rounded = {name: _rounded(part, name) for name in grids}
         for name, values in rounded.items():
-            off[name] += _differing(values, c) + _saturated(f, values, c, name)
-        b = None if base is None else _flat(base[index])
-        norm, error = _square(f), _square(c - f)
-        if not (math.isfinite(norm + error) and (b is None or math.isfinite(_square(b)))):
+            is_same = values is part.numbers[0] and is_finite
+            off[name] += changed if is_same else differing(values, part.numbers[1])
+            if not is_finite or float_format(name).bits == 8:
+                off[name] += _saturated(part, values, name)
+        if base is not None and is_finite:
+            found += _updates(part)
+            is_finite = all(map(math.isfinite, found))
+        if not is_finite:
             finite = False
             continue
-        sums[0].append(norm)
-        sums[1].append(error)
-        if b is None:
-            continue
-        u, v = f - b, c - b
-        sums[2].append(_square(u))
-        sums[3].append(_square(v))
-        sums[4].append(float(torch.dot(u, v)))
-        unchanged += c.numel() - _differing(c, b)
-        for name, values in rounded.items():
-            expected[name] += c.numel() - _differing(values, b)
+        _append(sums, found)
+        if base is not None:
+            unchanged += part.count - part.nonzero(1)
+            for name, values in rounded.items():
+                expected[name] += part.count - differing(values, part.numbers[2])
     rows, cols = shape_of(copy)
     totals = [math.fsum(each) for each in sums]
     has_base = base is not None
@@ -71,39 +93,55 @@ def kept_of(full: Matrix, copy: Matrix, base: Matrix | None, stored: str) -> Kep
         entries=rows * cols,
         off=off[grid],
         full=totals[0],
-        error=totals[1],
+        copy=totals[1],
+        error=totals[2],
+        along=totals[3],
         finite=finite,
-        update=totals[2] if has_base else None,
-        stored_update=totals[3] if has_base else None,
-        inner=totals[4] if has_base else None,
+        update=totals[4] if has_base else None,
+        stored_update=totals[5] if has_base else None,
+        inner=totals[6] if has_base else None,
         unchanged=unchanged if has_base else None,
         unchanged_expected=expected[grid] if has_base else None,
     )
 
 
-def _saturated(full: Tensor, rounded: Tensor, copy: Tensor, name: str) -> int:
+def _append(sums: Sequence[list[float]], found: Sequence[float]) -> None:
+    for each, value in zip(sums, found, strict=False):
+        each.append(value)
+
+
+def _rounded(part: Part, name: str) -> Tensor:
+    """The numbers of the matrix, rounded to a format."""
+    raw, grid = part.raw[0], torch_dtype(float_format(name))
+    if raw.dtype == grid:
+        return part.numbers[0]
+    return raw.to(grid).to(part.numbers[0].dtype).reshape(-1)
+
+
+def _updates(part: Part) -> list[float]:
+    """The energies of full - base and of copy - base, and their inner product. The latter becomes
+    the row of the copy, and the former that of what is made.
+    """
+    full, copy, base = part.lines[:3]
+    np.subtract(full, base, out=part.lines[WORK])
+    np.subtract(copy, base, out=copy)
+    found = [part.product(*pair) for pair in ((WORK, WORK), (1, 1), (WORK, 1))]
+    rows = zip(found[:2], (WORK, 1), strict=True)
+    if all(is_safe(energy) or not part.nonzero(row) for energy, row in rows):
+        return found
+    f, c, b = (raw.double().reshape(-1).numpy() for raw in part.raw)
+    u, v = f - b, c - b
+    return [float(np.vecdot(*pair)) for pair in ((u, u), (v, v), (u, v))]
+
+
+def _saturated(part: Part, rounded: Tensor, name: str) -> int:
     """Entries of a copy that are as a cast leaves them, of numbers that the format cannot hold:
     those beyond its largest by more than half a unit in the last place.
     """
+    full, copy = part.numbers[:2]
     form, largest = float_format(name), torch.finfo(torch_dtype(float_format(name))).max
     limit = largest + 2.0 ** (math.frexp(largest)[1] - 2 - form.mantissa_bits)
-    if form.bits >= 64 or not len(full) or float(full.abs().max()) <= limit:
+    if form.bits >= 64:
         return 0
-    return int(((full.abs() > limit) & full.isfinite() & (rounded == copy)).sum())
-
-
-def _flat(part: Tensor) -> Tensor:
-    return part.double().reshape(-1)
-
-
-def _differing(one: Tensor, other: Tensor) -> int:
-    """Entries that differ; NaN beside NaN does not."""
-    differ = np.not_equal(one.numpy(), other.numpy())
-    count = int(np.count_nonzero(differ))
-    if count and not math.isfinite(float(one.sum())):
-        return int((torch.from_numpy(differ) & ~(one.isnan() & other.isnan())).sum())
-    return count
-
-
-def _square(values: Tensor) -> float:
-    return float(torch.dot(values, values))
+    beyond = (full.double().abs() > limit) & full.isfinite()
+    return int((beyond & (rounded == copy)).sum())

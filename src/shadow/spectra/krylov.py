@@ -19,7 +19,7 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,7 @@ FLOOR = 1e-6  # of the largest eigenvalue: what float32 products leave of smalle
 RESOLVED = 1e-5  # of tr G, from which what is left of it is known
 NOTHING = 1e-5  # of the largest eigenvalue: a part of a vector that float32 products may have left
 ROUNDING = 1e-6  # relative, of sums of float32 products
+CANCELLED = 1e-5  # of columns' length, where Cholesky leaves too few digits of what is new
 RARE = 3.1  # standard deviations of an event of probability 0.001
 UNEVEN = 1.5  # how far one random vector may lie above the mean of all in a sum over the rest
 CANDIDATES = 400  # at which a bound is tried, evenly spaced in logarithms
@@ -56,6 +57,27 @@ def frame(key: str, side: int) -> Array:
 def _orthonormal(columns: Array) -> Array:
     q, r = np.linalg.qr(columns)
     return np.asarray(q * np.where(np.diagonal(r) < 0, -1.0, 1.0))
+
+
+def _next(known: Array, image: Array) -> Array:
+    """Orthonormal columns that span, with those known, the image too."""
+    q = image
+    for _ in range(2):  # by Cholesky as good as by Householder, where little cancels
+        before = np.linalg.norm(q)
+        q = q - known @ (known.T @ q)
+        try:
+            root = np.linalg.cholesky(q.T @ q)
+        except np.linalg.LinAlgError:
+            break
+        if not np.diagonal(root).min() > CANCELLED * before:
+            break
+        q = q @ np.linalg.inv(root).T
+    else:
+        return q
+    q = image
+    for _ in range(3):  # again, as of a matrix of low rank the rest is rounding
+        q = _orthonormal(q - known @ (known.T @ q))
+    return q
 
 
 @dataclass(frozen=True)
@@ -132,9 +154,7 @@ def krylov_spaces(products: Products, start: Array, energies: Sequence[float]) -
         upper = []
         for basis, found, image in zip(bases, images, made, strict=True):
             found.append(image)
-            known, q = np.hstack(basis), image
-            for _ in range(3):  # again, as of a matrix of low rank the rest is rounding
-                q = _orthonormal(q - known @ (known.T @ q))
+            q = _next(np.hstack(basis), image)
             upper.append(q.T @ image)
             basis.append(q)
     return [_space(energies[i], np.hstack(bases[i][:-1]), images[i], upper[i]) for i in many]
@@ -244,15 +264,21 @@ def _beyond(values: Array, weights: Array, top: float, passes: int, along: float
     mass = UNEVEN * weights[below] * (1.0 - values[below] / top)
     nodes = _chebyshev(values[below] / top, passes)
     root = np.linalg.qr(np.sqrt(mass)[:, None] * nodes)[1]
-    excess = np.geomspace(1e-9, 1e3, CANDIDATES)
+    excess, tried = _candidates(passes)
     with np.errstate(all="ignore"):
         try:
-            solved = np.linalg.solve(root.T, _chebyshev(1.0 + excess, passes).T)
+            solved = np.linalg.solve(root.T, tried)
         except np.linalg.LinAlgError:
             return top
         seen = along * excess * (solved**2).sum(axis=0)
     passed = ~(seen <= 1.0)
     return top * (1.0 + float(excess[np.argmax(passed)])) if passed.any() else math.inf
+
+
+@cache
+def _candidates(passes: int) -> tuple[Array, Array]:
+    excess = np.geomspace(1e-9, 1e3, CANDIDATES)
+    return excess, _chebyshev(1.0 + excess, passes).T
 
 
 def _chebyshev(x: Array, count: int) -> Array:

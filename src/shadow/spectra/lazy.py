@@ -66,6 +66,11 @@ class Quantised(InFile, Protocol):
         the format has no even grid, as a codebook.
         """
 
+    def cells(self, index: tuple[slice, ...]) -> tuple[Tensor, Tensor] | None:
+        """Of a codebook, between which numbers the format rounds to each entry of a part, float32;
+        infinite where it clips. None for another format, and where it is not known.
+        """
+
 
 class _LikeAnother:
     """A matrix with the shape of one that it is made from."""

@@ -1,11 +1,12 @@
 """How few distinct values tell of a copy that went through int8, fp8 or int4.
 
-Imports nothing that computes.
+Also what is found of a quantised copy beside its original. Imports nothing that computes.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import cache
 from statistics import NormalDist
 
@@ -62,9 +63,54 @@ def round_trip(share: float, length: int) -> str | None:
     return "8 bits" if share < math.sqrt(fine * eight) else None
 
 
-def is_beyond(stored: str, outside: int, entries: int, furthest: float) -> bool:
-    """Whether a copy in a quantised format is more than the format makes: entries of the original
-    lie outside the cell of their copy. furthest: of these, from their copy, in steps.
+@dataclass(frozen=True)
+class FormatNoise:
+    """An original beside its quantised copy, in sums over entries. error = copy - original."""
+
+    entries: int = 0
+    outside: int = 0
+    """Not in the cell of their copy, nor clipped."""
+    clipped: int = 0
+    furthest: float = 0.0
+    """Of entries outside, the furthest from its copy, in steps."""
+    original: float = 0.0
+    """The sum of squares, as those below."""
+    copy: float = 0.0
+    error: float = 0.0
+    made: float | None = None
+    """Of what the format makes: the error where the entry is in its cell or clipped, and that of
+    `even` elsewhere. None for a format whose cells are not known, of which 0 entries are outside.
     """
-    rescaled = stored in RESCALED and furthest <= RESCALED_STEPS
-    return outside > (RESCALED_SHARE * entries if rescaled else 0)
+    even: float = 0.0
+    """What errors that are even over their cells would have: s²/12 each where levels are even."""
+    in_steps: float = 0.0
+    """The sum of (error / s)²; s is the width of the cell in a codebook."""
+    inner: float = 0.0
+    """Of original and copy."""
+    requantised: int | None = None
+    """Entries of the copy that the format's own quantiser makes of the original; None where there
+    is no quantiser.
+    """
+    clean_columns: int = 0
+    """Columns without any entry outside."""
+    uneven: float = 0.0
+    """How unequal the errors of columns are beyond chance, in variances of an entry: 0 where the
+    quantiser weighed all columns alike. Compared within classes of entries as far from the middle
+    of their block, since quantisers fit the large entries of a block best.
+    """
+    scaled: float = 0.0
+    """The sum of squares of the error after each column of the original was scaled to fit."""
+    finite: bool = True
+
+    def is_copy(self, stored: str) -> bool | None:
+        """Whether the copy is what its format makes of the original and no more; None where it is
+        not known what that is.
+        """
+        if not self.finite:
+            return False
+        if self.requantised == self.entries:
+            return True
+        if self.made is None:
+            return None
+        rescaled = stored in RESCALED and self.furthest <= RESCALED_STEPS
+        return self.outside <= (RESCALED_SHARE * self.entries if rescaled else 0)

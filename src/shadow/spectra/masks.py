@@ -16,7 +16,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from shadow.spectra.mixture import UNIT, Floats, Read, once
+from shadow.spectra.mixture import UNIT, Floats, Read, joined, once
 from shadow.spectra.mixture_fit import Mixed
 
 MOST_SIDES = 4  # subsets of the sides are tried for each entry
@@ -36,23 +36,20 @@ class Masked:
     """The share of entries that is kept: of TIES one number, of DARE one for each side."""
     factors: Sequence[float]
     """What kept deltas are multiplied by: of TIES one number, of DARE one for each side."""
+    is_open: bool = False
+    """Whether two sides are equal within the rounding, so that either may have no part in TIES."""
 
 
 def masked(tensors: Sequence[Mixed], sides: int) -> Masked | None:
     """The mixture of masked deltas that this is; None where it is none."""
-    if sides > MOST_SIDES or not all(one.sums.finite for one in tensors):
+    if sides > MOST_SIDES:
         return None
     return _ties(tensors, sides) or _dare(tensors, sides)
 
 
 def _whole(one: Mixed) -> Read:
     """All entries of a tensor."""
-    parts = list(one.parts())
-    return Read(
-        np.concatenate([part.tuned for part in parts]),
-        np.concatenate([part.first for part in parts]),
-        np.concatenate([part.terms for part in parts], 1),
-    )
+    return joined(list(one.parts()))
 
 
 def _subsets(sides: int) -> Iterator[NDArray[np.bool_]]:
@@ -95,7 +92,15 @@ def _ties(tensors: Sequence[Mixed], sides: int) -> Masked | None:
         if not fits.all():
             return None
         clear += int((np.abs(factor * whole.terms).max(0) > CLEAR * most).sum())
-    return Masked("ties", [share], [factor]) if clear >= LEAST else None
+    return Masked("ties", [share], [factor], _are_alike(tensors)) if clear >= LEAST else None
+
+
+def _are_alike(tensors: Sequence[Mixed]) -> bool:
+    """Whether two of the deltas are no further apart than rounding."""
+    gram = np.sum([one.sums.gram for one in tensors], axis=0)
+    energies = np.diag(gram)
+    apart = energies[:, None] + energies - 2 * gram + np.diag(np.full(len(gram), math.inf))
+    return bool(apart.min() <= math.fsum(one.sums.rounding + one.sums.doubt for one in tensors))
 
 
 def _share_kept(whole: Read, stored: str) -> float | None:

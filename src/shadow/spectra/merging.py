@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from shadow.dtypes import FP4, NF4, FloatFormat, float_format
-from shadow.spectra.entries import INTEGERS
 from shadow.spectra.lazy import Matrix, torch_dtype
+from shadow.spectra.parts import INTEGERS
+from shadow.spectra.spectrum import tiles
 
 ROWS = 1 << 15  # entries of a block, about: a dozen copies of it in float64 stay in the caches
 EXPONENT = 0x7FF << 52  # the bits of a float64 that are its power of two
@@ -99,7 +100,7 @@ def _fit(
     grid = float_format(formats[1])
     sums = _Sums([0] * len(SCALES), [0] * len(SCALES), [[] for _ in range(4)])
     entries = 0
-    for rows, (b, m) in row_blocks(base, merged):
+    for rows, (b, m) in _both(base, merged):
         entries += m.numel()
         if rounded:
             b = b.to(torch_dtype(grid)).double()
@@ -225,8 +226,8 @@ def _target(
     target = torch.add(b, delta, alpha=scale)
     if update.magnitude is None or scale == 0.0:
         return target, 1.0
-    growth = update.magnitude[rows].double() / torch.linalg.vector_norm(target, dim=1)
-    growth = growth.nan_to_num(1.0, 1.0, 1.0)[:, None]
+    norms = torch.linalg.vector_norm(target, dim=1)
+    growth = torch.where(norms > 0, update.magnitude[rows].double() / norms, 1.0)[:, None]
     return target * growth, growth.abs()
 
 
@@ -236,15 +237,12 @@ def half_ulp(values: Tensor, grid: FloatFormat) -> Tensor:
     return binades.clamp_min_(2.0**grid.min_exponent).mul_(2.0 ** -(grid.mantissa_bits + 1))
 
 
-def row_blocks(base: Matrix, merged: Matrix) -> Iterator[tuple[slice, tuple[Tensor, Tensor]]]:
+def _both(base: Matrix, merged: Matrix) -> Iterator[tuple[slice, tuple[Tensor, Tensor]]]:
     """Whole rows of both in float64, as (rows, cols), and which rows they are."""
-    each = merged.shape[1] if merged.ndim == 3 else 1
-    step = max(1, ROWS // max(1, each * merged.shape[-1]))
-    for start in range(0, merged.shape[0], step):
-        index = (slice(start, start + step),)
-        m = merged[index].double().contiguous().view(-1, merged.shape[-1])
-        b = base[index].double().contiguous().view(-1, merged.shape[-1])
-        yield slice(start * each, start * each + len(m)), (b, m)
+    cols = merged.shape[-1]
+    for index, (start, _) in tiles(merged, ROWS, cols):
+        m, b = (one[index].double().contiguous().view(-1, cols) for one in (merged, base))
+        yield slice(start, start + len(m)), (b, m)
 
 
 def _with_quantised(
@@ -255,7 +253,7 @@ def _with_quantised(
     A copy is dequantised to the format in which the merged matrix is stored.
     """
     energies: dict[str, list[float]] = {name: [] for name in QUANTISED}
-    for rows, (b, m) in row_blocks(base, merged):
+    for rows, (b, m) in _both(base, merged):
         delta = (update.left[rows].double() @ update.right.double()).mul_(update.scale)
         for name in QUANTISED:
             copy = quantised(b, name)

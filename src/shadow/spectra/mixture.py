@@ -15,8 +15,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from shadow.dtypes import float_format
@@ -25,7 +27,9 @@ from shadow.spectra.spectrum import tiles
 
 Floats = NDArray[np.float64]
 UNIT = 2.0**-24  # of float32, in which merges are computed at least
-EXTREMES = 6  # entries that are kept of a tile for each direction in which weights may move
+PART = 1 << 15  # entries of a tile: a dozen arrays of them in float64 stay in the caches
+EXTREMES = 2  # entries that are kept of a tile for each direction in which weights may move
+SAMPLE = 64  # entries of a tile that are kept as its sample
 ACTIVE = 40  # entries for each direction that a linear program starts with, and that are added
 SOLVED = 12  # linear programs until all entries that were kept are in it
 EXPONENT = np.int64(0x7FF0000000000000)  # of the bits of a float64
@@ -40,21 +44,35 @@ class Read:
     terms: Floats
     """X, (terms, entries)."""
 
-    @property
+    @cached_property
     def target(self) -> Floats:
         """W - F."""
         return self.tuned - self.first
 
+    @cached_property
+    def sizes(self) -> Floats:
+        """|F| and |X|, (1 + terms, entries)."""
+        found: Floats = np.abs(np.concatenate([self.first[None], self.terms]))
+        return found
+
+    def some(self, entries: slice) -> Read:
+        """Copies of some entries."""
+        return Read(*(one[..., entries].copy() for one in (self.tuned, self.first, self.terms)))
+
 
 def read(tuned: Matrix, base: Matrix | None, sides: Sequence[Matrix]) -> Iterator[Read]:
     """Target and terms, tile by tile. All matrices have one shape."""
-    for index, _ in tiles(tuned):
-        w, *a = (matrix[index].double().reshape(-1).numpy().copy() for matrix in (tuned, *sides))
+    others = [*sides] if base is None else [base, *sides]
+    for index, _ in tiles(tuned, PART):
+        w, first, *rest = (
+            one[index].to(torch.float64, copy=True).reshape(-1).numpy() for one in (tuned, *others)
+        )
+        terms = np.empty((len(sides), len(w)))
         if base is None:
-            yield Read(w, a[0], np.stack([a[0], *(other - a[0] for other in a[1:])]))
-        else:
-            b = base[index].double().reshape(-1).numpy().copy()
-            yield Read(w, b, np.stack([one - b for one in a]))
+            terms[0] = first
+        for row, other in zip(terms[base is None :], rest, strict=True):
+            np.subtract(other, first, out=row)
+        yield Read(w, first, terms)
 
 
 def weights_of(theta: Floats, has_base: bool) -> Floats:
@@ -80,6 +98,8 @@ class Products:
     rounding: float
     """The most energy that one rounding to the stored format may leave."""
     finite: bool
+    sample: Read
+    """SAMPLE entries of each tile."""
 
     def rest(self, theta: Floats) -> float:
         """The energy that these weights leave, 0 or more."""
@@ -96,9 +116,11 @@ def products(parts: Iterator[Read], stored: str) -> Products:
     entries, energy, whole, rounding = 0, 0.0, 0.0, 0.0
     gram: Floats | float = 0.0
     cross: Floats | float = 0.0
+    some = []
     for part in parts:
         target = part.target
         entries += len(target)
+        some.append(part.some(slice(None, None, max(1, len(target) // SAMPLE))))
         gram = gram + part.terms @ part.terms.T
         cross = cross + part.terms @ target
         energy += float(target @ target)
@@ -108,8 +130,17 @@ def products(parts: Iterator[Read], stored: str) -> Products:
     sums = np.array([energy, whole, *np.ravel(gram), *np.ravel(cross)])
     return Products(
         entries, np.asarray(gram), np.asarray(cross), energy, whole, rounding,
-        bool(np.isfinite(sums).all()),
+        bool(np.isfinite(sums).all()), joined(some),
     )  # fmt: skip
+
+
+def joined(parts: Sequence[Read]) -> Read:
+    """All parts as one."""
+    return Read(
+        np.concatenate([part.tuned for part in parts]),
+        np.concatenate([part.first for part in parts]),
+        np.concatenate([part.terms for part in parts], 1),
+    )
 
 
 # ------------------------------------------------------------------------------- rounding
@@ -120,15 +151,18 @@ def ulp(values: Floats, stored: str) -> Floats:
     form = float_format(stored)
     powers: Floats = (values.view(np.int64) & EXPONENT).view(np.float64)  # 2^floor(log2 |value|)
     least = 2.0 ** max(form.min_exponent, -1022)
-    found: Floats = np.maximum(powers, least) * 2.0**-form.mantissa_bits
-    return found
+    np.maximum(powers, least, out=powers)
+    powers *= 2.0**-form.mantissa_bits
+    return powers
 
 
 def once(part: Read, theta: Floats, stored: str) -> Floats:
     """The most that is left of each entry where the sum was made in float32 and then stored."""
     unit = UNIT if float_format(stored).bits <= 32 else 2.0**-53
-    size: Floats = np.abs(part.first) + np.abs(theta) @ np.abs(part.terms)
-    return 0.5 * ulp(part.tuned, stored) + unit * (len(theta) + 2) * size
+    each = unit * (len(theta) + 2) * np.abs([1.0, *theta])
+    most: Floats = each @ part.sizes
+    most += 0.5 * ulp(part.tuned, stored)
+    return most
 
 
 def steps(part: Read, theta: Floats, stored: str, has_base: bool) -> Floats:
@@ -157,13 +191,12 @@ class Remainder:
 
     entries: int
     energy: float
-    expected: float
-    """The energy of errors that are even over the unit in the last place."""
-    expected_steps: float
-    """The same where every step was rounded."""
     beyond: int
     """Entries with more left than one rounding leaves."""
     beyond_steps: int
+    """Than rounding at every step leaves."""
+    expected_steps: float
+    """The energy of errors that are even over the unit in the last place of every step."""
     slack: float
     """How many entries steps could take beyond one rounding: the sum of their share of its bound,
     1 at most.
@@ -172,47 +205,63 @@ class Remainder:
     """Entries by which weights are bounded: their terms, what is left, and both bounds."""
 
 
-def remainder(parts: Iterator[Read], theta: Floats, stored: str, has_base: bool) -> Remainder:
-    """What theta leaves."""
+def remainder(
+    parts: Iterator[Read],
+    theta: Floats,
+    slopes: Floats,
+    stored: str,
+    has_base: bool,
+    *,
+    in_steps: bool,
+) -> Remainder:
+    """What theta leaves. slopes: d theta / d parameters, (terms, parameters).
+
+    in_steps: whether steps are rounded; if not, they have the bound of one rounding.
+    """
     entries = beyond = beyond_steps = 0
-    energy = expected = expected_steps = slack = 0.0
+    energy = expected_steps = slack = 0.0
     rows = []
     for part in parts:
         left = part.target - theta @ part.terms
-        most = once(part, theta, stored)
-        on_the_way = steps(part, theta, stored, has_base)
-        of_steps = most + on_the_way.sum(0)
-        slack += float(np.minimum(on_the_way.sum(0) / most, 1).sum())
+        most = of_steps = once(part, theta, stored)
         entries += len(left)
         energy += float(left @ left)
-        single = float(most @ most) / 3
-        expected += single
-        expected_steps += single + float((on_the_way**2).sum()) / 3
-        beyond += int((np.abs(left) > most).sum())
-        beyond_steps += int((np.abs(left) > of_steps).sum())
-        chosen = extremes(part.terms, left, most)
+        size = np.abs(left)
+        beyond += int(np.count_nonzero(size > most))
+        if in_steps:
+            on_the_way = steps(part, theta, stored, has_base)
+            of_steps = most + on_the_way.sum(0)
+            slack += float(np.minimum(on_the_way.sum(0) / most, 1).sum())
+            expected_steps += float(most @ most) / 3 + float((on_the_way**2).sum()) / 3
+            beyond_steps += int(np.count_nonzero(size > of_steps))
+        chosen = extremes(slopes.T @ part.terms, left, most, EXTREMES, by_part=True)
         rows.append(
             np.stack([*part.terms[:, chosen], left[chosen], most[chosen], of_steps[chosen]])
         )
     return Remainder(
-        entries, energy, expected, expected_steps, beyond, beyond_steps, slack,
+        entries, energy, beyond, beyond_steps if in_steps else beyond, expected_steps, slack,
         np.concatenate(rows, 1).T,
     )  # fmt: skip
 
 
-def extremes(terms: Floats, left: Floats, most: Floats, count: int = EXTREMES) -> NDArray[np.int64]:
-    """The entries that stop the weights first: those with most left, and along each of a few
-    directions, either way; so many of each. terms: (terms, entries).
+def extremes(
+    slopes: Floats, left: Floats, most: Floats, count: int, *, by_part: bool = False
+) -> NDArray[np.int64]:
+    """The entries that stop parameters first: those with most left, and along each of a few
+    directions, either way; so many of each, by_part: of parts of the entries, which is faster.
+    slopes: (parameters, entries).
     """
-    scaled = terms / most
-    directions = [*np.eye(len(terms)), *np.linalg.eigh(scaled @ scaled.T)[1].T]
-    found = [_largest(np.abs(left) / most, count)]
-    for direction in directions:
-        slope = direction @ scaled
+    largest = _of_parts if by_part else _largest
+    scaled, away = slopes / most, left / most
+    directions = [*scaled]
+    if len(scaled) > 1:
+        directions += [*(np.linalg.eigh(scaled @ scaled.T)[1].T @ scaled)]
+    found = [largest(np.abs(away), count)]
+    for slope in directions:
+        size, along = np.abs(slope), np.copysign(away, slope * away)
         for way in (1, -1):
             # a step s along the direction leaves (left - s slope) / most, which may reach 1
-            room = 1 + way * np.sign(slope) * left / most
-            found.append(_largest(np.abs(slope) / np.maximum(room, 1e-3), count))
+            found.append(largest(size / np.maximum(1 + way * along, 1e-3), count))
     return np.unique(np.concatenate(found))
 
 
@@ -220,6 +269,16 @@ def _largest(values: Floats, count: int) -> NDArray[np.int64]:
     if len(values) <= count:
         return np.arange(len(values))
     return np.argpartition(values, -count)[-count:]
+
+
+def _of_parts(values: Floats, count: int) -> NDArray[np.int64]:
+    """The largest of each of so many parts."""
+    length = -(-len(values) // count)
+    return np.array(
+        [start + int(values[start : start + length].argmax())
+         for start in range(0, len(values), length)],
+        dtype=np.int64,
+    )  # fmt: skip
 
 
 # ------------------------------------------------------------------------------- weights

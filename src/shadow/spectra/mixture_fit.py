@@ -1,9 +1,10 @@
 """Which linear mixture a model is, if any: the same weights in every tensor, by layer, by layer and
 kind of module, or spherical interpolation (SLERP) between two.
 
-Weights come from sums of products first. Whether they hold is then asked of every entry: what is
-left of it may be no more than rounding. Where it is more, the weights move to where it is least (a
-linear program over the entries that stop them), and every entry is asked again.
+Weights come from sums of products first, then from the bounds of a sample of entries, of which the
+simplest numbers are taken. Whether they hold is then asked of every entry: what is left of it may
+be no more than rounding. Where it is more, the weights move to where it is least (a linear program
+over the entries that stop them), and every entry is asked again.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from shadow.spectra.mixture import (
     extremes,
     interval,
     least_squares,
+    once,
     remainder,
+    steps,
     weights_of,
     within,
 )
@@ -38,6 +41,7 @@ STEPS_SHARE = 0.005  # of the entries that rounded steps could take beyond one r
 STEPS_ENERGY = 1.3  # the energy of what is left over what rounded steps leave, at most
 ENOUGH = 2_000  # entries of a tensor that shares and energies are asked of
 FEW = 1e-3  # a share of entries that no other weights explain
+DENOMINATORS = (*range(1, 13), 16, 20, 100, 1_000, 10_000)  # of weights that people give
 ALIKE = 1 / 3  # groups that need weights of their own, of all groups, at least
 
 
@@ -249,16 +253,52 @@ class _Search:
     """Parameters of a group, and the entries that bound them."""
 
     def __init__(self, members: Sequence[Mixed], form: Form, start: Floats) -> None:
-        self.members, self.form, self.parameters = members, form, start
+        self.members, self.form, self.start, self.parameters = members, form, start, start
+        self.in_steps: bool | None = None
         self.rests: dict[str, Remainder] = {}
         self._rows: list[tuple[str, Floats, Floats, Floats]] = []
         """Of a tensor, of entries: terms, target, and both bounds."""
+
+    def ask_sample(self, *, in_steps: bool) -> bool:
+        """Begin again with the parameters that the sample agrees with; False where none are."""
+        self.parameters, self.in_steps, self.rests, self._rows = self.start, in_steps, {}, []
+        for one in self.members:
+            theta, sample = self.form.theta(one.tensor, self.parameters), one.sums.sample
+            most = of_steps = once(sample, theta, one.stored)
+            if in_steps:
+                of_steps = most + steps(sample, theta, one.stored, self.form.has_base).sum(0)
+            limits = np.stack([most, of_steps], 1)
+            self._rows.append((one.tensor, sample.terms.T, sample.target, limits))
+        is_linear = self.form.method != "slerp"
+        for _ in range(1 if is_linear else ROUNDS):
+            change, reached = within(*self.bounds(in_steps))
+            self.parameters = self.parameters + change
+            if is_linear and reached > 1 + 1e-3:
+                return False
+        self._simplify(in_steps)
+        return True
+
+    def _simplify(self, in_steps: bool) -> None:
+        """Move parameters to the simplest numbers within the bounds, where all fit together."""
+        slopes, left, most = self.bounds(in_steps)
+        first = extremes(slopes.T, left, most, ACTIVE)
+        found = self.parameters.copy()
+        for number, of in enumerate(np.eye(len(found))):
+            ends = interval(slopes[first], left[first], most[first], of)
+            found[number] = _simplest(found[number], *ends)
+        before, self.parameters = self.parameters, found
+        _, left, most = self.bounds(in_steps)
+        if (np.abs(left) > most).any():
+            self.parameters = before
 
     def sweep(self) -> None:
         """Ask every entry."""
         for one in self.members:
             theta = self.form.theta(one.tensor, self.parameters)
-            rest = remainder(one.parts(), theta, one.stored, self.form.has_base)
+            rest = remainder(
+                one.parts(), theta, self.form.slopes(one.tensor, self.parameters), one.stored,
+                self.form.has_base, in_steps=bool(self.in_steps),
+            )  # fmt: skip
             self.rests[one.name] = rest
             count = len(theta)
             terms, left = rest.rows[:, :count], rest.rows[:, count]
@@ -275,6 +315,8 @@ class _Search:
 
     def settle(self, in_steps: bool) -> bool:
         """Whether parameters are found that every entry agrees with."""
+        if not self.ask_sample(in_steps=in_steps):
+            return False
         for number in range(ROUNDS):
             if number or not self.rests:
                 self.sweep()
@@ -319,6 +361,18 @@ class _Search:
         ]
         low, high = np.array(found).T
         return center + low, center + high
+
+
+def _simplest(value: float, down: float, up: float) -> float:
+    """The number with the smallest denominator between value + down and value + up; the value where
+    that is large, or nothing limits it.
+    """
+    if math.isfinite(down) and math.isfinite(up):
+        for denominator in DENOMINATORS:
+            simple: float = round(value * denominator) / denominator
+            if value + down <= simple <= value + up:
+                return simple
+    return value
 
 
 def _told(form: Form, per: Per, searches: Mapping[object, _Search], in_steps: bool) -> Fit | None:

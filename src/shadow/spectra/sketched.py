@@ -39,11 +39,8 @@ FLOOR = 1e-3  # of sigma_1, below which float32 products resolve nothing
 SHIFTED = 0.01  # of an effective rank: a shift that is less than its error and this is told
 SETTLED = 0.01  # sine of the angle by which a leading subspace may be off
 BLOCK = 1 << 20  # elements of a block; of twice as many, three leave the caches
+KEPT = 100_000_000  # elements that are kept in float32 (400 MB) instead of made again every pass
 TOPS = (1, 4, 16, 64)
-UNKNOWN: Values = dict.fromkeys((
-    "numerical_rank", "rank_90", "rank_95", "rank_99", "condition_number", "alpha", "alpha_xmin",
-    "alpha_ks", "alpha_tail", "alpha_stderr", "alpha_hill", "mp_edge", "mp_outliers",
-))  # fmt: skip
 
 Array = NDArray[np.float64]
 
@@ -82,8 +79,12 @@ def sketches(
         made = [np.zeros(columns.shape) for columns in few]
         for parts in read():
             for total, part, columns in zip(made, parts, few, strict=True):
-                x, v = part.T if wide else part, torch.from_numpy(columns)
-                total += (x @ v).T.matmul(x).T.numpy()
+                v = torch.from_numpy(columns)
+                # other ways to write these products take MKL two to four times as long
+                if wide:
+                    total += (part @ (v.T @ part).T.contiguous()).numpy()
+                else:
+                    total += ((part @ v).T @ part).T.numpy()
         return made
 
     energies = [(norm * scale) ** 2 for scale, norm in sizes.values()]
@@ -95,16 +96,30 @@ def sketches(
 
 def of_pair(sides: Sides, scales: Mapping[Subject, float]) -> Reading:
     """Those of base, tuned and tuned - base that have a scale; the last in the dtype of sides."""
+    keep, kept = kept_elements(sides.shape, len(scales)) > 0, list[list[Tensor]]()
 
     def read() -> Iterator[list[Tensor]]:
         space = sides.space
+        if kept:
+            yield from kept
+            return
         for b, t in sides.blocks(BLOCK):
             parts = {"base": b, "tuned": t}
             if "delta" in scales:
                 parts["delta"] = torch.sub(t, b, out=space.take("work", b.shape, sides.dtype))
-            yield [_single(parts[name], by, name, space) for name, by in scales.items()]
+            made = [_single(parts[name], by, name, space) for name, by in scales.items()]
+            if keep:
+                made = [part.clone() for part in made]
+                kept.append(made)
+            yield made
 
     return read
+
+
+def kept_elements(shape: tuple[int, int], count: int) -> int:
+    """Elements of count matrices that `of_pair` keeps in float32: all of them, or none."""
+    elements = count * math.prod(shape)
+    return elements if elements <= KEPT else 0
 
 
 def one_alone(blocks: Callable[[], Iterator[Tensor]], space: Workspace) -> Reading:
@@ -150,7 +165,6 @@ def weight_values(of: Sketch) -> Values:
     low, high = (of.norm / (leading.value + sign * leading.error) for sign in (1, -1))
     entropy = Estimate(energies.log.value / math.log(m), energies.log.error / math.log(m))
     return {
-        **UNKNOWN,
         "frobenius_norm": of.norm,
         **_told("spectral_norm", leading),
         **_told("nuclear_norm", Estimate(widths.value / of.scale, widths.error / of.scale)),

@@ -15,11 +15,12 @@ is reported.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from inspect import signature
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ from shadow.spectra.measurement import Precision
 from shadow.spectra.routines import Routine, routines
 from shadow.spectra.tridiagonal import eigensystem
 
+Made = TypeVar("Made")
 # Elements of a block: 8 MiB in float32. Larger ones leave the caches, smaller ones starve the
 # product.
 BLOCK = 1 << 21
@@ -124,6 +126,14 @@ class Workspace:
 
     def __init__(self) -> None:
         self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
+        self._made: dict[Hashable, Any] = {}
+
+    def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """What make makes, the first time that the key is asked for; afterwards the same."""
+        if key not in self._made:
+            self._made[key] = make()
+        made: Made = self._made[key]
+        return made
 
     def take(self, name: str, shape: torch.Size | tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """The buffer of that name as a contiguous tensor of the shape, its content undefined."""

@@ -33,7 +33,8 @@ def matched(
     """(p, z) of the cosines on the diagonals, over orders of the columns of each square matrix.
 
     p: the probability of so large a sum if all orders are equally likely, at least 1 / (draws + 1);
-    uniform on multiples of that for independent models. z: the sum in its standard deviations over
+    uniform on multiples of that for independent models; units that are equal make it larger, as
+    their orders have one sum. z: the sum in its standard deviations over
     all orders (Hoeffding 1951). Matrices that are flat count nothing; without any p is 1.
     """
     scaled = [one for one in map(_scaled, cosines) if one is not None]

@@ -50,7 +50,7 @@ from shadow.summary.layer_medians import (
 )
 from shadow.summary.numbers import Floats, are, finite, median, over, total_of
 from shadow.summary.recognised import recognised
-from shadow.summary.record import STATUSES, PairRecord, Tier
+from shadow.summary.record import STATUSES, PairRecord
 from shadow.summary.rows import (
     ALONE,
     BY_LAYER,
@@ -66,12 +66,12 @@ from shadow.summary.rows import (
     row_of,
 )
 from shadow.summary.tables import Rows
+from shadow.summary.tiers import OF_SUBJECTS, Tier
 
 # cosines below which an expert is another one, and above which the rest is the same model
 TURNED, UNTURNED = 0.5, 0.9
 QUARTERS = 4  # of the depth
 MOSTLY_KNOWN = 0.9  # of the stored energy: in matrices of which the update's norm is known
-TIERS: Mapping[str, Tier] = {"none": "norms", "delta": "delta"}  # by subjects of the settings
 EXAMPLES = 3  # tensors named for each reason
 TOGETHER = 1 << 18  # numbers whose medians get their intervals at once: 2 MB
 UNEVENNESS = {
@@ -147,7 +147,7 @@ def record_of(rows: Rows, metadata: ReportMetadata, lineage: float | None) -> Pa
 def tier_of(metadata: ReportMetadata) -> Tier:
     """What was measured of a report's pair; all spectra where it does not say."""
     subjects = metadata["settings"]["method"].get("subjects")
-    return TIERS.get(subjects, "full") if isinstance(subjects, str) else "full"
+    return OF_SUBJECTS.get(subjects, "full")
 
 
 def _delta_blocks(rows: Rows, deltas: Columns) -> Blocks:

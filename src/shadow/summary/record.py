@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 from shadow.summary.figures import InsideLayers, PairFigures
 from shadow.summary.rows import (
@@ -28,8 +27,8 @@ from shadow.summary.rows import (
     VectorFigures,
     VocabularyRow,
 )
+from shadow.summary.tiers import Tier
 
-Tier = Literal["norms", "delta", "full"]
 STATUSES = ("measured", "identical", "skipped")  # of tensors
 
 

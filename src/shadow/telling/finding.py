@@ -23,6 +23,7 @@ from shadow.claims.recognised import (
 from shadow.claims.summary import Finding
 from shadow.comparing.published import context_sentence
 from shadow.reports.columns import read_words
+from shadow.summary.tiers import WORDS
 from shadow.telling.files import files_sentences
 from shadow.telling.headline import headline
 from shadow.telling.known_changes import few_rows, known_changes, vectors
@@ -42,18 +43,6 @@ NOT_SHOWN = (
     ),
     "Different data, optimisers and learning rates can leave the same figures.",
 )
-TIERS = {  # the code and the text of what was left out
-    "norms": (
-        "norms_only",
-        "Norms alone were measured. How many directions the change has, and how much of it is"
-        " rounding, is unknown.",
-    ),
-    "delta": (
-        "deltas_only",
-        "Spectra were measured of the deltas alone. How they lie to the directions of the base is"
-        " unknown.",
-    ),
-}
 ESTIMATED = (
     "Figures of singular values of large matrices are estimates from a few passes over the weights:"
     " each row has errors of its own. Their ranks and exponents are unknown."
@@ -112,7 +101,8 @@ def finding(summary: Summary, settings: SettingsMetadata) -> Finding:
 
 def _tier(summary: Summary) -> list[Sentence]:
     """What was left out of the measurement, or estimated."""
-    found = [Sentence(*TIERS[summary.tier], {})] if summary.tier != "full" else []
+    tier = WORDS[summary.tier]
+    found = [Sentence(tier.code, tier.unknown, {})] if tier.code else []
     return [*found, Sentence("estimated", ESTIMATED, {})] if summary.estimated else found
 
 

@@ -35,7 +35,7 @@ from shadow.telling.size import (
 )
 from shadow.telling.structure import knows_coherence
 from shadow.telling.wording import directions_text, factor
-from shadow.text import and_list, counted
+from shadow.text import and_list, counted, with_article
 
 if TYPE_CHECKING:
     from collections.abc import Container, Sequence
@@ -83,11 +83,12 @@ def headline(summary: Summary, sentences: Sequence[Sentence]) -> str:
         which = f"{scaled.matrices} of the" if has_frozen(summary) else "The"
         return f"{which} base's matrices times {factor(scaled.factor)}."
     if is_copy(summary):
-        of, who = ("tuned model", "The base is a") if is_of_base(summary) else ("base", "A")
-        what = f"{quantised_formats(summary)} copy of the {of}".lstrip()
+        of = "tuned model" if is_of_base(summary) else "base"
+        what = with_article(f"{quantised_formats(summary)} copy of the {of}".lstrip())
+        what = f"The base is {what}" if is_of_base(summary) else f"A{what[1:]}"
         if made := format_error(Draft(summary)):
-            return f"{who} {what}: error {made}, nothing beyond it."
-        return f"{who} {what}, only rounded."
+            return f"{what}: error {made}, nothing beyond it."
+        return f"{what}, only rounded."
     if "mostly_copy" in texts:
         copy = "The base is a rounded copy" if is_of_base(summary) else "A rounded copy of the base"
         return f"{copy}, but for {beside_a_copy(Draft(summary))}."

@@ -15,6 +15,7 @@ from shadow.quantities import DASH, Kind, Quantity, bounds_text, text_of
 from shadow.reasons import meaning
 from shadow.summary.picture import by_component, picture
 from shadow.summary.rows import CoherenceRow, OutsideRow
+from shadow.summary.tiers import WORDS
 from shadow.telling.all_figures import all_figures, standing_rows
 from shadow.telling.document import (
     Block,
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
     from shadow.reports.metadata import ReportMetadata
     from shadow.summary.rows import ComponentRow, LayerRow, ModuleRow, SkippedRow
 
-HOW = {"norms": "norms alone", "delta": "spectra of deltas alone"}  # it was measured, by tier
 ONE_LINE = 74  # letters of the line that says where the rest is, beside its name
 SHIFTED = 1e-4  # of the short side: the same for shifts of the effective rank, which lie about 0
 UNEVEN_BY = 0.05  # of the largest absolute value: by how much layers differ that have a chart
@@ -329,7 +329,7 @@ def _origin(
     how = [f"shadow {provenance['version']}, schema {summary.schema}"]
     if summary.tier != "norms":
         how.append(f"precision {settings['method']['precision']}")
-    how += [HOW[summary.tier]] if summary.tier in HOW else []
+    how += [WORDS[summary.tier].how] if summary.tier != "full" else []
     chosen = settings.get("chosen")
     if isinstance(chosen, Mapping):
         how += [

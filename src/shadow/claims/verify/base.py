@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from shadow.claims.answer import Answer, Claim, Figure
+from shadow.claims.verify.scanned import are
 from shadow.claims.verify.verification import Against
 from shadow.quantities import share
 from shadow.text import and_list, several
@@ -52,9 +53,8 @@ def base(
     (here, there), the cosine of the angle at the first between the model and the second; None where
     two of the three are equal. Candidates that share nothing have none.
     """
-    known = [number for number, one in enumerate(candidates) if one.p is not None]
     level = ALPHA / max(1, len(candidates))
-    related = [number for number in known if _is_related(candidates[number], level)]
+    related = [number for number, one in enumerate(candidates) if _is_related(one, level)]
     figures: dict[str, Figure] = {"candidates": len(candidates), "related": len(related)}
     others = tuple(
         Against(one.name, _of(one, number in related)) for number, one in enumerate(candidates)
@@ -62,13 +62,14 @@ def base(
     unknown = [f"{one.name} ({one.why})" for one in candidates if one.p is None]
     if not related:
         if unknown:
-            reason = f"not compared: {several(unknown, 3)}"
+            reason = f"{several(unknown, 3)} {are(len(unknown))} not compared"
             return Answer("base", "cannot_be_told", reason, figures), others
         if not all(one.reordered is not None for one in candidates):
             reason = "units do not match in their order, and no other order was looked for"
             return Answer("base", "cannot_be_told", reason, figures), others
         least = min(one.p or 0.0 for one in candidates)
-        reason = f"its units match those of no candidate (p {least:.2g} or more)"
+        more = " or more" if len(candidates) > 1 else ""
+        reason = f"its units match those of no candidate (p {least:.2g}{more})"
         return Answer("base", "does_not_hold", reason, {**figures, "p": least}), others
     nearest = min(related, key=lambda number: candidates[number].distance)
     if doubt := _doubt(candidates, related, nearest, corners):
@@ -80,7 +81,7 @@ def base(
     if beyond:
         reason += f"; {and_list(beyond)} {'lies' if len(beyond) == 1 else 'lie'} beyond it"
     if unknown:
-        reason += f"; not compared: {several(unknown, 3)}"
+        reason += f"; {several(unknown, 3)} {are(len(unknown))} not compared"
     reason += "; which was trained from which is not told"
     told = tuple(against for number, against in enumerate(others) if number != nearest)
     return Answer("base", "holds", reason, figures), told

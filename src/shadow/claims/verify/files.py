@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shadow.claims.answer import Answer, Claim, Figure
+from shadow.claims.verify.scanned import are
 from shadow.claims.verify.verification import Against
 from shadow.reasons import BEYOND_VOCABULARY
 from shadow.text import counted, several
@@ -52,12 +53,19 @@ def files(rows: Sequence[Mapping[str, Any]]) -> tuple[Answer, tuple[Against, ...
         named = [f"{row['path']} ({_short(row)})" for row in differ]
         return Answer("files", "does_not_hold", several(named, NAMED), figures), against
     if unknown:
-        named = [row["path"] if row["path"] != EVERY else row["detail"] for row in unknown]
-        reason = f"not compared: {several(list(dict.fromkeys(named)), NAMED)}"
-        return Answer("files", "cannot_be_told", reason, figures), ()
+        named = list(dict.fromkeys(row["path"] for row in unknown if row["path"] != EVERY))
+        texts = [f"{several(named, NAMED)} {are(len(named))} not compared"] if named else []
+        texts += dict.fromkeys(row["detail"] for row in unknown if row["path"] == EVERY)
+        return Answer("files", "cannot_be_told", "; ".join(texts), figures), ()
     if not rows:
         return Answer("files", "cannot_be_told", "no files are listed", figures), ()
-    reason = f"{counted(len(matter), 'file says', 'files say')} the same"
+    pickles = sum(row["kind"] == "pickle" and row["state"] == "changed" for row in matter)
+    reason = f"{counted(len(matter) - pickles, 'file says', 'files say')} the same"
+    if pickles:
+        changed = counted(
+            pickles, "pickle has other bytes and is", "pickles have other bytes and are"
+        )
+        reason += f"; {changed} not looked into"
     return Answer("files", "holds", reason, figures), ()
 
 

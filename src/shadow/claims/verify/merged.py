@@ -18,7 +18,7 @@ from shadow.claims.verify.scanned import (
 )
 from shadow.claims.verify.verification import Against, largest_first
 from shadow.quantities import text_of
-from shadow.text import counted
+from shadow.text import counted, with_article
 
 MERGED = Claim(
     "merged",
@@ -124,13 +124,13 @@ class Module:
             if not self.wide[scale] or not self.narrow[scale]:
                 return words
         if self.onto is not None:
-            return f"merged onto an {self.onto} copy of the base"
+            return f"merged onto {with_article(f'{self.onto} copy')} of the base"
         found = self.other_scale
         if found is not None:
             for near, words in SCALES.items():
                 if abs(found - near) < CLOSE:
                     return words
-            return f"merged at {text_of(found, 'ratio')} times its scale"
+            return f"merged at {_times(found)} times its scale"
         beyond = min(self.wide[1.0], self.narrow[1.0])
         return f"{beyond:,} of {self.entries:,} entries are not base plus update"
 
@@ -246,16 +246,26 @@ def _fault(kind: str, some: Sequence[Module], of: int) -> str:
     else:
         where = f"all {of:,} matrices" if len(some) == of else f"{len(some):,} of {of:,} matrices"
     update = math.fsum(module.update for module in some)
-    error = math.sqrt(math.fsum(module.residual for module in some) / update) if update else 0.0
-    size = f"error {text_of(error, 'ratio')} times the update"
     if kind == "not applied":
         return f"the adapter is not applied in {where}"
     if kind == "merged at another scale":
-        scale = math.fsum(module.inner for module in some) / update
-        return f"merged at {text_of(scale, 'ratio')} times its scale in {where}"
+        scales = [one.scale for one in some if one.scale is not None]
+        ends = list(dict.fromkeys([_times(min(scales)), _times(max(scales))]))
+        return f"merged at {' to '.join(ends)} times its scale in {where}"
     if kind in SCALES.values():
         return f"{kind} in {where}"
-    return f"{kind} in {where}: {size}"
+    if not update:
+        return f"{kind} in {where}"
+    error = math.sqrt(math.fsum(module.residual for module in some) / update)
+    return f"{kind} in {where}: the error is {text_of(error, 'ratio')} times the update"
+
+
+def _times(scale: float) -> str:
+    """A scale other than 1, with as many digits as show that it is."""
+    text = text_of(scale, "ratio")
+    if text != "1.0" or scale == 1:
+        return text
+    return f"{scale:.{-math.floor(math.log10(abs(scale - 1)))}f}"
 
 
 def _changed(row: Scanned) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from shadow.claims.answer import Answer, Claim, Figure
-from shadow.claims.verify.scanned import Apart
+from shadow.claims.verify.scanned import Apart, apart_in_words
 from shadow.claims.verify.verification import Against, largest_first
 from shadow.quantities import share
 from shadow.text import counted, several
@@ -44,7 +44,9 @@ class Found:
     per: Literal["model", "layer", "module"]
     """What has weights of its own."""
     weights: Sequence[Weight]
-    """Of linear merges and SLERP, of each model; of DARE with what it is multiplied by as well."""
+    """Of linear merges and SLERP, of each model; of DARE with what it is multiplied by as well; of
+    TIES none, or one where two models are equal.
+    """
     t: Sequence[float] = ()
     """Of SLERP: one, or one for each layer."""
     kept: Sequence[float] = ()
@@ -94,10 +96,7 @@ def mixture(measured: Mixture) -> tuple[Answer, tuple[Against, ...]]:
     figures |= _figures(found)
     reason = f"{_in_words(measured, found)}{_rounding(measured, found)}"
     if measured.lone or measured.off:
-        texts = []
-        if measured.lone:
-            tensors = counted(len(measured.lone), "tensor is", "tensors are")
-            texts.append(f"{tensors} not in all of them")
+        texts = apart_in_words(measured.lone, "not in all of them")
         if measured.off:
             tensors = counted(len(measured.off), "tensor is", "tensors are")
             texts.append(f"{tensors} no mixture: {measured.off[0].what}")
@@ -209,7 +208,10 @@ def _misfit(
         entries = counted(sum(found.entries.values()), "entry differs", "entries differ")
         reason = f"{entries} from {weights} by more than rounding"
     elif 0 < 2 * wrong <= measured.tensors:
-        reason = f"{wrong} of {measured.tensors} tensors differ from {weights}"
+        verb = "differs" if wrong == 1 else "differ"
+        reason = (
+            f"{wrong} of {counted(measured.tensors, 'tensor', 'tensors')} {verb} from {weights}"
+        )
     else:
         reason = (
             f"the best weights, {weights}, leave {share(found.rest)} of the change, which is more"

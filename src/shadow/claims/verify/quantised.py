@@ -12,16 +12,16 @@ from shadow.claims.answer import Answer, Claim, Figure
 from shadow.claims.verify.scanned import Apart, apart_in_words, not_compared, some_tensors
 from shadow.claims.verify.verification import Against, largest_first
 from shadow.quantities import share
-from shadow.spectra.levels import is_beyond
+from shadow.spectra.levels import FormatNoise
 from shadow.text import counted, several
 
 QUANTISED = Claim(
     "quantised",
     "a quantised copy",
-    "every entry of the original lies within half a step of its copy, or beyond the last level of"
+    "every entry of the original is rounded to its copy, or lies beyond the last level of"
     " its block; with scales from an importance matrix, all but"
     " 1 % of the entries of Q4_0, Q4_1, Q5_0 and Q5_1",
-    null="the error that the file's own steps make of any original",
+    null="the error that the file's own levels make of any original",
 )
 # `uneven` of copies without an importance matrix was at most .008 in these formats, where columns
 # differ in size by a factor e, and of copies with one as uneven .013 to .04
@@ -31,9 +31,11 @@ CHANCE = 1e-6  # that some column without an entry outside is chance
 FAR = 0.5  # the cosine of original and copy below which it is not a copy of this tensor
 
 
-@dataclass(frozen=True, slots=True)
-class Quantised:
-    """A tensor of the original beside that of the copy. Energies are sums of squares."""
+@dataclass(frozen=True, kw_only=True)
+class Quantised(FormatNoise):
+    """A tensor of the original beside that of the copy. Of floats, `outside` are the entries that
+    are not the original's rounded to the format.
+    """
 
     place: str
     module: str
@@ -41,36 +43,8 @@ class Quantised:
     tensor: str
     """Of the copy."""
     format: str
-    entries: int
-    original: float = 0.0
-    copy: float = 0.0
-    error: float = 0.0
-    """Of copy - original."""
-    inner: float = 0.0
-    """Of original and copy."""
-    finite: bool = True
-    outside: int = 0
-    """Entries that are not in the cell of their copy, nor beyond the last level of their block; of
-    floats, those that are not the original's rounded to the format.
-    """
-    clipped: int = 0
-    """Entries beyond the last level of their block."""
-    furthest: float = 0.0
-    """Of entries outside, in steps."""
-    made: float | None = None
-    """The energy of the error that the format makes; None for floats, and where it is not known."""
-    in_steps: float = 0.0
-    """The sum of (error / step)²."""
-    requantised: int | None = None
-    """Entries that the format's own quantiser makes of the original; None without a quantiser."""
     rows: int = 0
     columns: int = 0
-    clean_columns: int = 0
-    """Columns without an entry outside."""
-    uneven: float = 0.0
-    """How unequal the errors of columns are beyond chance."""
-    scaled: float = 0.0
-    """The energy of the error after each column of the original was scaled to fit."""
     is_float: bool = False
     remark: str = ""
     """What the copy has instead, where that shows."""
@@ -88,13 +62,10 @@ class Quantised:
     @property
     def is_beyond(self) -> bool:
         """Whether the copy is more than its format makes of the original."""
-        if not self.finite:
-            return True
-        if self.is_exact or (not self.outside and (self.is_known or not self.is_far)):
-            return False
-        if not self.is_known:
-            return True
-        return is_beyond(self.format, self.outside, self.entries, self.furthest)
+        if self.is_float:
+            return not self.finite or self.outside > 0
+        is_copy = self.is_copy(self.format)
+        return self.is_far if is_copy is None else not is_copy
 
     @property
     def is_far(self) -> bool:
@@ -223,8 +194,8 @@ def _more(tensors: Sequence[Quantised], beyond: Sequence[Quantised]) -> str:
     text = f"{some_tensors(beyond, tensors)} {verb} more than the format makes of the original"
     if made := math.fsum(one.made or 0.0 for one in stepped):
         ratio = math.sqrt(math.fsum(one.error for one in stepped) / made)
-        text += f": error {ratio:.3g} times what it makes"
-        text += f", {share(_outside(stepped))} of the entries outside half a step"
+        text += f": error {ratio:.2f} times what it makes"
+        text += f", {share(_outside(stepped))} of the entries not rounded to the nearest level"
     return text
 
 
@@ -247,8 +218,8 @@ def _beyond(one: Quantised) -> str:
         return f"{text} {one.format}" + (f"; {one.remark}" if one.remark else "")
     text = f"{one.format}: "
     if one.ratio is not None:
-        text += f"error {one.ratio:.3g} times what it makes, "
-    text += f"{share(one.outside / one.entries)} of the entries outside half a step"
+        text += f"error {one.ratio:.2f} times what it makes, "
+    text += f"{share(one.outside / one.entries)} of the entries not rounded to the nearest level"
     if one.remark:
         return f"{text}; {one.remark}"
     if one.calibration == "GPTQ":
@@ -261,7 +232,7 @@ def _beyond(one: Quantised) -> str:
 
 def _no_null(one: Quantised) -> str:
     size = math.sqrt(one.error / one.original) if one.original else 0.0
-    return f"{one.format}: error {share(size)} of the norm; no even steps to compare it with"
+    return f"{one.format}: error {share(size)} of the norm; what it should be is not known"
 
 
 def _notes(tensors: Sequence[Quantised]) -> list[str]:

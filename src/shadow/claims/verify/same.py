@@ -50,8 +50,8 @@ def same(found: Compared) -> tuple[Answer, tuple[Against, ...]]:
     figures: dict[str, Figure] = {
         "tensors": len(found.rows),
         "tensors_differ": len(differ),
-        "tensors_only_in_a": sum(one.side == "base" and not one.is_rows for one in found.lone),
-        "tensors_only_in_b": sum(one.side == "tuned" and not one.is_rows for one in found.lone),
+        "tensors_only_in_a": sum(one.side == "base" and not one.is_shared for one in found.lone),
+        "tensors_only_in_b": sum(one.side == "tuned" and not one.is_shared for one in found.lone),
         "tensors_not_read": len(found.unread),
         "entries": sum(row.entries for row in found.rows),
         "entries_differ": sum(row.changed for row in differ),

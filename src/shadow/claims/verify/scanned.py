@@ -58,8 +58,8 @@ class Apart:
     """`base` or `tuned`: the first or the second checkpoint."""
     what: str
     """Why, such as `only in A`."""
-    is_rows: bool = False
-    """Whether the other side lacks only some rows of it."""
+    is_shared: bool = False
+    """Whether both sides have it, and `what` says how they differ: in rows, shape or dtype."""
 
 
 def relative_norm(rows: Iterable[Scanned]) -> float | None:
@@ -92,10 +92,10 @@ def not_compared(unread: Sequence[Apart]) -> str:
 
 
 def apart_in_words(lone: Sequence[Apart], where: str) -> list[str]:
-    """`2 tensors only in A` of whole tensors, and `3 rows only in A, of 2 tensors` of others."""
-    whole = sum(not one.is_rows for one in lone)
+    """`2 tensors only in A`, and `3 rows only in A, of 2 tensors` where both sides have them."""
+    whole = sum(not one.is_shared for one in lone)
     texts = [f"{counted(whole, 'tensor', 'tensors')} {where}"] if whole else []
-    rows = Counter(one.what for one in lone if one.is_rows)
+    shared = Counter(one.what for one in lone if one.is_shared)
     return texts + [
-        f"{what}, of {counted(count, 'tensor', 'tensors')}" for what, count in rows.items()
+        f"{what}, of {counted(count, 'tensor', 'tensors')}" for what, count in shared.items()
     ]

@@ -96,7 +96,7 @@ def stored(found: Copy) -> tuple[Answer, tuple[Against, ...], tuple[str, ...]]:
     if off:
         texts.append(_beyond(found, off))
     texts += apart_in_words(found.lone, "on one side only")
-    said = _said(found, figures)
+    said = _said(figures)
     if share_kept is not None and share_kept < KEPT:
         texts.append(f"it keeps {share(max(0.0, share_kept))} of the update's energy")
         against += _lost(found.tensors)
@@ -145,7 +145,7 @@ def _figures(found: Copy) -> dict[str, Figure]:
     return figures
 
 
-def _said(found: Copy, figures: dict[str, Figure]) -> list[str]:
+def _said(figures: dict[str, Figure]) -> list[str]:
     """How far the copy is from the full model, and what it keeps of the update."""
     texts = []
     if "update_kept" in figures:

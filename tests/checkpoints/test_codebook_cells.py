@@ -1,0 +1,176 @@
+"""What codebooks round to a level: copies by the quantisers of the formats' own libraries lie in
+their cells, and what was changed before does not.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from compressed_tensors.quantization import QuantizationArgs
+from compressed_tensors.quantization.lifecycle.forward import quantize
+from compressed_tensors.quantization.utils.helpers import calculate_qparams, generate_gparam
+from gguf import GGMLQuantizationType
+from gguf.quants import quantize as by_gguf
+from measuring import Piece
+
+from shadow.checkpoints.decoders import packed_tensor
+from shadow.checkpoints.gguf_blocks import gguf_tensor
+from shadow.checkpoints.safetensors_files import Packing, TensorInfo
+from shadow.dtypes import E2M1
+from shadow.spectra.format_noise import format_noise
+
+ROWS = 24
+
+
+def made_up(seed, cols, dtype):
+    """Normal or heavy-tailed weights whose columns differ in size, in the dtype of an original."""
+    rng = np.random.default_rng(seed)
+    draw = rng.standard_t(4, (ROWS, cols)) if seed % 2 else rng.standard_normal((ROWS, cols))
+    return torch.from_numpy(draw * 0.02 * np.exp(0.3 * rng.standard_normal(cols))).to(dtype)
+
+
+def packed(kind, pieces, shape, facts=(), dtype="F32"):
+    infos = [TensorInfo(f"m.{name}", "F32", tuple(t.shape), "", 0, 0) for name, t in pieces.items()]
+    packing = Packing(kind, infos[0], tuple(infos[1:]), facts)
+    info = TensorInfo("m.weight", dtype, shape, "", 0, 0, packing=packing)
+    return packed_tensor(info, lambda one: Piece(pieces[one.name.removeprefix("m.")]))
+
+
+def bitsandbytes(weight, kind, block=64, nested=False):
+    """By the kernel of bitsandbytes for blocks, which run on from row to row."""
+    functional = pytest.importorskip("bitsandbytes.functional")
+    raw, state = functional.quantize_4bit(
+        weight, blocksize=block, compress_statistics=nested, quant_type=kind
+    )
+    pieces = {"weight": raw}
+    pieces |= {f"weight.{name}": one for name, one in state.as_dict(packed=True).items()}
+    return packed("bitsandbytes-4bit", pieces, tuple(weight.shape), (block,), kind.upper())
+
+
+def nvfp4(weight, _=None):
+    """As llm-compressor computes it, in the dtype of the weights."""
+    args = QuantizationArgs(
+        num_bits=4, type="float", strategy="tensor_group", group_size=16, symmetric=True,
+        scale_dtype=torch.float8_e4m3fn, zp_dtype=torch.float8_e4m3fn,
+    )  # fmt: skip
+    outer = generate_gparam(weight.min(), weight.max())
+    groups = weight.view(ROWS, -1, 16)
+    inner, zeros = calculate_qparams(groups.amin(-1), groups.amax(-1), args, global_scale=outer)
+    levels = quantize(weight, inner, zeros, args, global_scale=outer)
+    codes = _codes(levels)
+    pieces = {
+        "weight_packed": codes[:, ::2] + 16 * codes[:, 1::2],
+        "weight_scale": inner.to(torch.float8_e4m3fn),
+        "weight_global_scale": outer,
+    }
+    return packed("nvfp4", pieces, tuple(weight.shape))
+
+
+def _codes(levels):
+    return (levels.float()[..., None] - torch.tensor(E2M1)).abs().argmin(-1).byte()
+
+
+def mxfp4(weight, _=None):
+    """Scales are powers of two; numbers beyond 6 of them are clipped."""
+    groups = weight.float().view(ROWS, -1, 32)
+    powers = torch.floor(torch.log2(groups.abs().amax(-1))) - 2
+    codes = _codes((groups / torch.exp2(powers)[..., None]).view(weight.shape))
+    pieces = {"raw": codes[:, ::2] + 16 * codes[:, 1::2], "scales": (powers + 127).byte()}
+    return packed("mxfp4", pieces, tuple(weight.shape))
+
+
+def fp8(weight, strategy):
+    """As llm-compressor computes it for tensors and rows, and DeepSeek for blocks."""
+    cols = weight.shape[1]
+    shape = {"tensor": (ROWS, cols), "channel": (1, cols), "block": (16, 32)}[strategy]
+    if strategy == "block":
+        padded = torch.nn.functional.pad(weight.float(), (0, -cols % 32, 0, -ROWS % 16))
+        most = padded.abs().view(2, 16, -1, 32).amax((1, 3))
+        scales = most / 448
+        each = scales.repeat_interleave(16, 0).repeat_interleave(32, 1)[:ROWS, :cols]
+        raw = (weight.float() / each).to(torch.float8_e4m3fn)
+    else:
+        args = QuantizationArgs(num_bits=8, type="float", strategy=strategy, symmetric=True)
+        along = {"tensor": (0, 1), "channel": 1}[strategy]
+        ends = [getattr(weight, end)(along, keepdim=True) for end in ("amin", "amax")]
+        scales, zeros = calculate_qparams(*ends, args)
+        raw = quantize(weight, scales, zeros, args, dtype=torch.float8_e4m3fn)
+    return packed("scaled", {"weight": raw, "weight_scale": scales}, (ROWS, cols), shape, "F8_E4M3")
+
+
+def gguf_mxfp4(weight, _=None):
+    raw = torch.from_numpy(by_gguf(weight.float().numpy(), GGMLQuantizationType.MXFP4))
+    info = TensorInfo("m", "U8", tuple(raw.shape), "", 0, 0)
+    info = TensorInfo("m", "MXFP4", tuple(weight.shape), "", 0, 0,
+                      packing=Packing("gguf", info, facts=(0, 0.0)))  # fmt: skip
+    return gguf_tensor(info, lambda _: Piece(raw))
+
+
+def nf4(weight, block):
+    return bitsandbytes(weight, "nf4", block)
+
+
+def fp4(weight, block):
+    return bitsandbytes(weight, "fp4", block)
+
+
+def nested(weight, block):
+    return bitsandbytes(weight, "nf4", block, nested=True)
+
+
+MAKE = {
+    "NF4": (nf4, 64, 256), "NF4, blocks of 128": (nf4, 128, 256), "NF4 across rows": (nf4, 64, 96),
+    "NF4, nested": (nested, 64, 256), "NF4, nested, across rows": (nested, 64, 96),
+    "FP4": (fp4, 64, 256), "FP4 across rows": (fp4, 64, 96),
+    "NVFP4": (nvfp4, None, 256), "MXFP4": (mxfp4, None, 256),
+    "MXFP4 of GGUF": (gguf_mxfp4, None, 256),
+    "FP8, tensor": (fp8, "tensor", 256), "FP8, rows": (fp8, "channel", 250),
+    "FP8, blocks": (fp8, "block", 250),
+}  # fmt: skip
+"""By name: what makes a copy, how, and of how many columns."""
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", MAKE)
+def test_copies_lie_in_the_cells_of_their_format(name, dtype):
+    """No entry of an original is outside; the error beside that of the cells is about 1."""
+    make, how, cols = MAKE[name]
+    for seed in range(4):
+        weight = made_up(seed, cols, dtype)
+        found = format_noise(weight, make(weight, how))
+        assert found.outside == 0
+        assert found.error == pytest.approx(found.made)
+        assert 0.6 < found.error / found.even < 1.2
+
+
+@pytest.mark.parametrize("size", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize("name", MAKE)
+def test_changes_before_rounding_lie_outside(name, size):
+    """A change of half the noise of the format, or more."""
+    make, how, cols = MAKE[name]
+    weight = made_up(5, cols, torch.bfloat16)
+    copy = make(weight, how)
+    noise = (copy.whole() - weight.float()).square().mean().sqrt()
+    change = torch.randn(weight.shape, generator=torch.Generator().manual_seed(2))
+    found = format_noise(weight, make((weight.float() + size * noise * change).bfloat16(), how))
+    assert found.outside > 0.04 * found.entries
+    assert found.error > found.made * 1.02
+
+
+def test_scales_that_are_off_lie_outside():
+    """Blocks of NF4 whose scales are 1.5 % too large."""
+    weight = made_up(0, 256, torch.bfloat16)
+    copy = nf4(weight, 64)
+    copy._decoder._scales = (lambda scales: lambda *at: scales(*at) * 1.015)(copy._decoder._scales)
+    assert format_noise(weight, copy).outside > 0.005 * weight.numel()
+
+
+@pytest.mark.parametrize("name", ["NF4", "NVFP4", "MXFP4"])
+def test_what_lies_far_beyond_the_last_level_is_outside(name):
+    """An original of ten times the size is clipped everywhere, and no copy."""
+    make, how, cols = MAKE[name]
+    weight = made_up(0, cols, torch.float32)
+    found = format_noise(10 * weight, make(weight, how))
+    assert found.is_copy(name) is False
+    assert found.outside > 0.5 * found.entries
