@@ -29,4 +29,4 @@ def scaled_floats(raw, scales, block):
     """8-bit floats (rows, cols) with a scale for each block, as `PackedTensor` reads them."""
     decoder = BlockScaled(raw, scales, block, len(raw))
     view = torch.empty(raw.shape, device="meta")
-    return PackedTensor("F8_E4M3", decoder, view, raw.shape[1])
+    return PackedTensor("F8_E4M3", decoder, view, raw.shape[1], raw.numel())
