@@ -84,6 +84,12 @@ def test_a_stream_of_bits(bits, dtype):
         assert line == [(stream >> (i * bits)) % (1 << bits) for i in range(840 * 8 // bits)]
 
 
+def test_one_word_a_row_is_bytes_whatever_its_stride():
+    """A column of words, cut out of rows, counts as contiguous with the stride of the rows."""
+    words = torch.tensor([[0x21, 0x43]], dtype=torch.int32).T
+    assert bits_of(words, 4)[:, :2].tolist() == [[1, 2], [3, 4]]
+
+
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize(("shape", "block"), [((64, 256), 64), ((10, 96), 64), ((6, 34), 128)])
