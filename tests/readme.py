@@ -31,8 +31,8 @@ from shadow.comparing.scores import COLUMNS
 from shadow.outputs.exports import FORMATS
 from shadow.reports.columns import NOTATION, TABLES
 from shadow.reports.columns import SCHEMA as NUMBER
-from shadow.reports.glossary import GLOSSARY
 from shadow.reports.schema import FILES, RULES, is_later, null_cases
+from shadow.reports.words import GLOSSARY
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "evidence"))
 from evidence_parts import PARTS

@@ -537,7 +537,7 @@ def test_family_files_that_are_shown_load(tmp_path):
 def test_the_list_that_is_shown_is_a_list(tmp_path):
     """Four entries: a family, a glob, two checkpoints, and two with a name."""
     (tmp_path / "families.yaml").write_text(blocks(ROOT / "docs" / "lists.md", "yaml")[0])
-    assert len(read_list(str(tmp_path / "families.yaml"))) == 4
+    assert len(read_list(str(tmp_path / "families.yaml"))) == 5
 
 
 def test_every_source_of_a_column_is_cited():

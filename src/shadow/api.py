@@ -6,17 +6,14 @@ What needs torch is imported by the function that needs it.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import fields, replace
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
 from shadow.audits.request import (
     AuditRequest,
-    Fetch,
     Files,
     Measuring,
     Nulls,
@@ -47,7 +44,8 @@ from shadow.text import several
 if TYPE_CHECKING:
     from shadow.audits.pair_plan import PairPlan
     from shadow.audits.runtime import Progress
-    from shadow.claims.verdicts import Judgement, Measured
+    from shadow.claims.measured import Measured
+    from shadow.claims.verdicts import Judgement
     from shadow.claims.verify.verification import Verification
     from shadow.comparing.comparison import Comparison
     from shadow.outputs.exports import ExportResult
@@ -55,31 +53,11 @@ if TYPE_CHECKING:
 Several = list[str] | list[Pair] | list[str | Pair] | tuple[str | Pair, ...]
 EngineName = Literal["local", "ray"]
 Format = Literal["csv", "json", "arrow", "parquet", "duckdb", "sqlite", "hf-dataset-folder"]
-Group = TypeVar("Group", Files, Nulls, Ray)
 
 OUTPUT = "reports"
 
 
-class OldFiles(TypedDict, total=False):
-    """Deprecated keywords, which are options of `Files` now."""
-
-    cache: Place | bool
-    allow_pickle: bool
-    offline: bool
-    fetch: Fetch
-    max_disk: int | str | None
-
-
-class OldOptions(OldFiles, total=False):
-    """Deprecated keywords of `audit`: also options of `Nulls` and of `Ray`."""
-
-    seed: int
-    address: str | None
-    cpus_per_task: int | None
-    memory_per_task: int | str | None
-
-
-class AuditOptions(OldOptions, total=False):
+class AuditOptions(TypedDict, total=False):
     """The keywords of `audit`, as its docstring explains them."""
 
     output: Place
@@ -153,7 +131,6 @@ def audit(
     storage_options: Mapping[str, Any] | None = None,
     say: Callable[[str], None] | None = None,
     progress: Callable[[Progress], None] | None = None,
-    **deprecated: Unpack[OldOptions],
 ) -> AuditReport | AuditReports:
     """Measure pairs of checkpoints, write their reports, and return them.
 
@@ -202,7 +179,6 @@ def audit(
         say: Gets a line of text now and then.
         progress: Gets how far the audit of a pair is, after every matrix; with ray twice a second,
             from each pair that runs.
-        **deprecated: Options of `files`, `nulls` and `engine` as keywords of their own.
 
     Returns:
         The report, where one pair was named; otherwise a sequence of reports in the order of the
@@ -212,19 +188,9 @@ def audit(
         ShadowError: Where a pair could not be audited. Of several pairs, all others are audited
             first.
     """
-    left = dict(deprecated)
-    files = _with_old(files, left, "files=shadow.Files(...)")
-    draws = nulls if isinstance(nulls, Nulls) else Nulls(nulls)
-    draws = _with_old(draws, left, f"nulls=shadow.Nulls({draws.draws}, ...)")
-    ray = engine if isinstance(engine, Ray) else Ray()
-    ray = _with_old(ray, left, "engine=shadow.Ray(...)")
-    if engine == "local":
-        for field in fields(ray):
-            if (value := getattr(ray, field.name)) is not None:
-                raise UsageError(f"{field.name}={value!r} without engine='ray'", "add engine='ray'")
-    elif engine != "ray" and not isinstance(engine, Ray):
+    if engine not in ("local", "ray") and not isinstance(engine, Ray):
         raise UsageError(f"engine={engine!r}", "one of 'local', 'ray'")
-    _refuse_unknown(left, "audit")
+    ray = engine if isinstance(engine, Ray) else Ray() if engine == "ray" else None
 
     from shadow.audits.perform import perform
     from shadow.audits.workers import single_threads
@@ -240,7 +206,7 @@ def audit(
             [str(layer) for layer in layers],
             _words(modules),
             precision,
-            draws,
+            nulls if isinstance(nulls, Nulls) else Nulls(nulls),
             subspaces=subspaces,
             spectra=spectra,
             optimizer=optimizer,
@@ -251,7 +217,7 @@ def audit(
         scores=scores_of_pairs(_paths(scores, storage_options), chosen, say),
         overwrite=overwrite,
         jobs=jobs,
-        ray=None if engine == "local" else ray,
+        ray=ray,
         parts=parts,
     )
     reports: dict[Pair, AuditReport] = {}
@@ -271,21 +237,6 @@ def audit(
     if request.is_alone and not isinstance(target, list | tuple):
         return reports[chosen[0]]
     return AuditReports(reports[pair] for pair in chosen)
-
-
-def _with_old(group: Group, left: dict[str, Any], instead: str) -> Group:
-    """A group of options with those that were given as deprecated keywords, which leave `left`."""
-    given = {field.name: left.pop(field.name) for field in fields(group) if field.name in left}
-    for name in given:
-        text = f"{name}= is deprecated: give it in {instead}"
-        warnings.warn(text, DeprecationWarning, stacklevel=3)
-    return replace(group, **given)
-
-
-def _refuse_unknown(left: Mapping[str, Any], function: str) -> None:
-    """Raises TypeError for a keyword that was never one, as Python does."""
-    for name in left:
-        raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
 
 
 def read(folder: Place, *, storage_options: Mapping[str, Any] | None = None) -> AuditReport:
@@ -361,7 +312,6 @@ def plan(
     files: Files = Files(),  # noqa: B008 - frozen
     registry: Place | None = None,
     say: Callable[[str], None] | None = None,
-    **deprecated: Unpack[OldFiles],
 ) -> tuple[PairPlan, ...]:
     """What `audit` would measure and take, a plan a pair, from headers alone: no weight is fetched.
 
@@ -371,9 +321,6 @@ def plan(
     Raises:
         ShadowError: Where an audit would fail before it measures.
     """
-    left = dict(deprecated)
-    files = _with_old(files, left, "files=shadow.Files(...)")
-    _refuse_unknown(left, "plan")
     from shadow.audits.perform import planner
     from shadow.audits.workers import single_threads
 
@@ -470,7 +417,8 @@ def judge(
     Args:
         report: A report, or its folder or URL.
         rules: What must not hold, such as `language.mlp.up.concentration > 0.5`: one, several, or
-            the Path of a policy file.
+            the Path of a policy file. For `verify.trained --frozen embed` and other claims that a
+            report does not answer, both checkpoints are read, if they are on this machine.
         against: The report of an earlier audit, which figures must not have moved from.
         allow_missing: A rule that finds nothing to judge is no fault.
         storage_options: Options of the driver of URLs, as fsspec takes them.
@@ -479,6 +427,7 @@ def judge(
         UsageError: Where a rule makes no sense.
         ShadowError: Where a report cannot be read.
     """
+    from shadow.audits.verify_pair import pair_check
     from shadow.claims.rules import gather
     from shadow.claims.verdicts import judge_report
     from shadow.telling.baselines import read_measured
@@ -493,7 +442,7 @@ def judge(
     baseline: Measured | None = None
     if against is not None:
         baseline = read_measured(one_report(_at(against, storage_options)), "the baseline")
-    now = read_measured(one_report(_at(report, storage_options)))
+    now = read_measured(one_report(_at(report, storage_options)), check=pair_check())
     return judge_report(gathered, now, baseline)
 
 

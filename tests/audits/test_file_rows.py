@@ -441,3 +441,77 @@ def test_verify_files(sides, shadow):
     (tuned / "x.py").unlink()
     assert shadow("verify", "files", base, tuned).code == 5
     assert shadow("verify", "files", base, tuned / "gone").code == 1
+
+
+TOKENS = {"<unk>": 0, "a": 1, "b": 2, "c": 3}
+WHOLE = {
+    "model": {"vocab": TOKENS},
+    "added_tokens": [{"id": 3, "content": "c"}, {"id": 4, "content": "<img>"}],
+}
+
+
+@pytest.mark.parametrize(
+    ("files", "beyond"),
+    [
+        ({"tokenizer__json": WHOLE}, "<img>"),
+        ({"tokenizer__json": {"model": {"vocab": [["a", 0.0]] * 3}}}, ""),
+        ({"tokenizer__json": {"model": {"vocab": [[one, 0.0] for one in "abcde"]}}}, "e"),
+        ({"vocab__json": TOKENS, "added_tokens__json": {"<x>": 9, "<y>": 5}}, "<y>, <x>"),
+        ({"vocab__txt": "a\nb\nc\nd"}, ""),
+        ({"vocab__txt": "a\nb\nc\nd\ne"}, "e"),
+        ({"vocab__json": TOKENS,
+          "tokenizer_config__json": {"added_tokens_decoder": {"7": {"content": "<z>"}}}}, "<z>"),
+        ({"vocab__json": TOKENS, "generation_config__json": {"eos_token_id": [3, 4]}},
+         "eos_token_id"),
+        ({"vocab__json": TOKENS, "generation_config__json": {"pad_token_id": -1}}, ""),
+        ({"vocab__json": {"a": True, "b": 2.5, "c": "9"}, "added_tokens__json": {"d": None}}, ""),
+        ({"tokenizer__json": {"model": 3, "added_tokens": [3, {"id": []}]}}, ""),
+        ({"tokenizer__json": {"added_tokens": 3}, "vocab__json": {"a": 3}}, ""),
+        ({"tokenizer__json": "no JSON"}, ""),
+        ({"vocab__json": {f"<{n}>": n for n in range(9)}}, "<4>, <5>, <6> and 2 more"),
+    ],
+)  # fmt: skip
+def test_tokens_for_which_a_model_has_no_row_are_named(sides, files, beyond):
+    """Of a model of 4 rows, by each file that says which number a token has; as many rows as
+    tokens, or more, are usual.
+    """
+    for folder in sides:
+        put(folder, config__json={"text_config": {"vocab_size": 4}}, **files)
+    rows = told(*sides)
+    details = [row["detail"] for row in rows.values() if row["detail"]]
+    assert bool(details) == bool(beyond)
+    for detail in details:
+        assert detail.endswith(f"beyond the vocabulary of 4 rows: {beyond}")
+    for folder in sides:
+        put(folder, config__json={"vocab_size": 64})
+    assert not [row for row in told(*sides).values() if row["detail"]]
+
+
+def test_a_tokenizer_that_does_not_fit_is_said(sides, tmp_path, shadow):
+    """Tokens that only the tuned side has no row for are in its finding; `verify files` says it of
+    either side, and its answer stays that of the files.
+    """
+    base, tuned = sides
+    (base / "config.json").write_text(json.dumps({**models.LLAMA, "vocab_size": 5}))
+    put(base, tokenizer__json=WHOLE)
+    more = [*WHOLE["added_tokens"], {"id": 5, "content": "<tool>"}]
+    put(tuned, tokenizer__json={**WHOLE, "added_tokens": more})
+    shutil.copy(base / "config.json", tuned)
+    row = told(base, tuned)["tokenizer.json"]
+    assert row["detail"].startswith("1 token is beyond the vocabulary of 5 rows: <tool>; special")
+    assert row["differs"] == "special_tokens tokens_beyond"
+    done = shadow("verify", "files", base, tuned)
+    assert done.code == 4
+    assert "B: 1 token is beyond the vocabulary of 5 rows: <tool>" in done.out
+    done = shadow("verify", "files", tuned, tuned)
+    assert done.code == 0
+    assert "A: 1 token is beyond" in done.out
+    shadow("audit", base, tuned, "--norms", "-o", tmp_path / "out").assert_done()
+    (folder,) = (tmp_path / "out").glob("*/*")
+    (sentence,) = files_sentences(SummarisedReport(folder).summary)
+    assert sentence.text == (
+        "Beside the weights, special tokens differ. The tokenizer has tokens that the model has no"
+        " row for."
+    )
+    put(tuned, tokenizer__json=WHOLE, config__json={**models.LLAMA, "vocab_size": 4})
+    assert told(base, tuned)["config.json"]["differs"] == "vocab_size tokens_beyond"

@@ -219,6 +219,28 @@ def test_an_update_below_the_rounding_cannot_be_told(tmp_path):
     assert found.notes == ("in 2 matrices the update is below the rounding of storage everywhere",)
 
 
+def test_a_merge_that_is_saved_in_bf16_is_not_what_the_adapter_computes(tmp_path):
+    """It holds, as the difference is the rounding of storage; how much of the update that left,
+    `stored` says of the same merge in F32.
+    """
+    base, pairs = based(torch.bfloat16), factors(strength=0.004)
+    full, saved = (merge(base, pairs, dtype) for dtype in (torch.float32, torch.bfloat16))
+    assert told(tmp_path, base, pairs, saved).holds is True
+    sides = {"base": base, "full": full, "saved": saved}
+    where = {name: models.write(tmp_path / name, one, models.LLAMA) for name, one in sides.items()}
+    found = shadow.verify("stored", where["full"], where["saved"], base=where["base"])
+    wanted, kept = (
+        np.concatenate(
+            [(one[name].double() - base[name].double()).numpy().ravel() for name in pairs]
+        )
+        for one in (full, saved)
+    )
+    share = (wanted @ kept) ** 2 / (wanted @ wanted) / (kept @ kept)
+    assert 0.1 < share < 0.9
+    assert found.holds is False
+    assert found.figures["update_kept"] == pytest.approx(share, rel=1e-9)
+
+
 def test_scales_of_rslora_and_patterns_are_the_adapters_own(tmp_path):
     """alpha / sqrt(r), and an alpha for one module."""
     base, pairs = based(torch.float32), factors()

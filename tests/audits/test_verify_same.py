@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from command import run_shadow
+from effort import chosen
 from safetensors.torch import load_file, save_file
 
 import shadow
@@ -166,6 +167,24 @@ def test_fused_projections_are_the_separate_ones(tmp_path):
     assert shadow.verify("same", one, tmp_path / "other").figures["entries_differ"] == 1
 
 
+@pytest.mark.parametrize("kind", chosen(["mixtral", "qwen3_moe", "deepseek_v3"], ["mixtral"]))
+def test_keys_that_a_library_renamed_and_experts_that_it_packed(tmp_path, kind):
+    """The names of the file beside those of transformers in memory, where experts are one stack; an
+    entry of one expert is found.
+    """
+    file, memory = models.saved_twice(kind, tmp_path)
+    found = shadow.verify("same", file, memory)
+    assert found.holds is True
+    assert any("another name or packing in B" in note for note in found.notes)
+    tensors = load_file(memory / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("experts.down_proj"))
+    tensors[name][2, 3, 4] += 1
+    save_file(tensors, memory / "model.safetensors")
+    found = shadow.verify("same", file, memory)
+    assert found.holds is False
+    assert (found.figures["tensors_differ"], found.figures["entries_differ"]) == (1, 1)
+
+
 def test_a_prefix_twice_is_seen_through_and_noted(tmp_path):
     """An exporter wrote `model.model.`: the tensors are equal, and a note says how names begin."""
     tensors = models.matrices(0) | {"model.norm.weight": torch.ones(8)}
@@ -236,6 +255,19 @@ def test_another_model_is_told_by_what_it_lacks(tmp_path):
     found = same(tmp_path, models.matrices(0), other)
     assert found.holds is False
     assert "2 tensors only in A; 2 tensors only in B" in found.reason
+
+
+def test_an_exporter_that_wrote_another_model_of_the_same_names(tmp_path):
+    """Weights of another initialisation: every tensor differs by as much as independent ones do,
+    whose squared norms add up.
+    """
+    first, second = (models.matrices(seed, layers=3, size=64) for seed in (0, 1))
+    found = same(tmp_path, first, second)
+    assert found.holds is False
+    assert found.figures["tensors_differ"] == len(first)
+    for against in found.against:
+        norms = [float(one[against.name].double().square().sum()) for one in (first, second)]
+        assert against.size == pytest.approx((sum(norms) / norms[0]) ** 0.5, rel=0.05)
 
 
 def test_figures_do_not_depend_on_jobs(tmp_path):

@@ -6,9 +6,12 @@ import json
 
 import models
 import numpy as np
+import packing
 import pytest
 import torch
 from command import run_shadow
+from effort import chosen
+from safetensors.torch import load_file
 
 import shadow
 from shadow.claims.verify.patterns import parse_pattern
@@ -160,7 +163,28 @@ def test_patterns_are_component_layers_and_module():
     for text, expected in cases.items():
         pattern = parse_pattern(text)
         assert tuple(map(pattern.covers, (q3, embed, tower))) == expected, text
-    for wrong in ("attn.qq", "langage.embed", "layers.7-3", "", "a b", "x" * 300, "layers.3.foo"):
+    down, stack = Place("language", 3, "experts.down", 5), Place("language", 3, "experts.down")
+    for text, expected in {
+        "experts.5": True, "layers.3.experts.4-7": True, "language.experts.down.5": True,
+        "experts.*.0-5": True, "experts.*": True, "experts.4": False, "experts.up.5": False,
+        "layers.2.experts.5": False,
+    }.items():  # fmt: skip
+        pattern = parse_pattern(text)
+        assert pattern.covers(down) is expected, text
+        assert not parse_pattern(text).covers(stack) or text == "experts.*"
+    assert parse_pattern("experts.4").may_cover(stack)
+    for wrong in (
+        "experts.7-3",
+        "experts.foo.3",
+        "mlp.up.3",
+        "attn.qq",
+        "langage.embed",
+        "layers.7-3",
+        "",
+        "a b",
+        "x" * 300,
+        "layers.3.foo",
+    ):
         with pytest.raises(UsageError) as caught:
             parse_pattern(wrong)
         assert caught.value.hint
@@ -220,6 +244,78 @@ def test_a_base_for_each_component(tmp_path):
             "verify", "trained", wrong, "./llava", "--moved", "*", cwd=tmp_path
         ).assert_refused(2)
     run_shadow("verify", "same", "language=./lm", "./llava", cwd=tmp_path).assert_refused(2)
+
+
+def expert_moved(tensors, layer=1, expert=2):
+    """The tensors with an entry changed of an expert of a layer, in each of gate, up and down."""
+    tuned = {name: one.clone() for name, one in tensors.items()}
+    for name, one in tuned.items():
+        if f"layers.{layer}." not in name or "experts" not in name or "shared" in name:
+            continue
+        if one.ndim == 3:  # gate and up halve one side, or take turns
+            one[expert, :2, :2] += 1
+            one[expert, -2:, -2:] += 1
+        elif f".experts.{expert}." in name:
+            one[:2, :2] += 1
+    return tuned
+
+
+@pytest.mark.parametrize(
+    "kind", chosen(["qwen3_moe", "gpt_oss", "deepseek_v3", "mixtral"], ["qwen3_moe", "gpt_oss"])
+)
+@pytest.mark.parametrize("layouts", [("file", "file"), ("memory", "memory"), ("file", "memory")])
+def test_each_expert_of_a_stack_is_compared(tmp_path, kind, layouts):
+    """One of several experts moved, whether they are stacked or have tensors of their own: it alone
+    is named, and the others are frozen.
+    """
+    sides = dict(zip(("file", "memory"), models.saved_twice(kind, tmp_path), strict=True))
+    config = json.loads((sides["file"] / "config.json").read_text())
+    base, layout = sides[layouts[0]], sides[layouts[1]]
+    tensors = load_file(layout / "model.safetensors")
+    tuned = models.write(tmp_path / "tuned", expert_moved(tensors), config)
+    found = shadow.verify(
+        "trained", base, tuned, frozen=["experts.0-1", "layers.0"], moved="layers.1.experts.2"
+    )
+    assert found.holds is True, found
+    assert found.figures["tensors_to_move"] == 3
+    found = shadow.verify("trained", base, tuned, frozen="experts.down.1-2")
+    assert found.holds is False
+    (against,) = found.against
+    assert ".1." in against.name
+    assert "2" in against.name
+    is_stacked = any(one.ndim == 3 for one in tensors.values())
+    assert against.name.endswith("down_proj[2]") is is_stacked
+    assert shadow.verify("trained", base, tuned, moved="layers.1.experts.1").holds is False
+
+
+def test_experts_that_are_not_told_apart_cannot_be_told(tmp_path):
+    """A stack of integers without scales is compared as a whole: an expert of it may have moved or
+    not. One in MXFP4 is decoded.
+    """
+    name = "model.layers.0.mlp.experts.down_proj"
+    config = {"model_type": "gpt_oss", "num_local_experts": 3, "hidden_size": 32}
+    stack = torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(0))
+    pieces, _ = packing.mxfp4(stack)
+    packed = {name + piece: one for piece, one in pieces.items()}
+    whole = {name: stack.to(torch.int8)}
+    for number, (made, changed) in enumerate(((packed, f"{name}_blocks"), (whole, name))):
+        base = {**based(layers=1), **made}
+        tuned = {key: one.clone() for key, one in base.items()}
+        tuned[changed][1].view(-1)[0] ^= 0x11
+        said = {"quantization_config": {"quant_method": "mxfp4"}} if made is packed else {}
+        a = models.write(tmp_path / f"{number}a", base, config | said)
+        b = models.write(tmp_path / f"{number}b", tuned, config | said)
+        expected = (
+            {"experts.0": True, "experts.1": False} if made is packed else {"experts.*": False}
+        )
+        for pattern, holds in expected.items():
+            assert shadow.verify("trained", a, b, frozen=pattern).holds is holds
+    for pattern in ({"frozen": "experts.0"}, {"frozen": "experts.1"}, {"moved": "experts.1"}):
+        found = shadow.verify("trained", a, b, **pattern)
+        assert found.holds is None, found
+        assert "not told apart" in found.reason
+    assert shadow.verify("trained", a, a, frozen="experts.1").holds is True
+    assert shadow.verify("trained", a, a, moved="experts.1").holds is False
 
 
 @pytest.mark.parametrize("kind", ["int8", "gptq"])

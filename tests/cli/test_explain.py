@@ -16,8 +16,7 @@ from shadow.comparing.comparison import compare
 from shadow.comparing.differences import FIGURES
 from shadow.comparing.lineage import Chain
 from shadow.reports import columns
-from shadow.reports.glossary import terms
-from shadow.reports.heads import HEADS
+from shadow.reports.words import HEADS, terms
 from shadow.telling.comparison import comparison_document
 from shadow.telling.document import Table
 from shadow.telling.lineage import FIELDS, chain_table

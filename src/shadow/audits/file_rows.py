@@ -26,6 +26,7 @@ from shadow.checkpoints.small_files import (
     can_look_into,
     differences,
     template_of,
+    tokens_beyond,
     words_of,
 )
 from shadow.errors import ShadowError
@@ -42,6 +43,9 @@ ADDED = {
     "pickle": "a pickle: what loads it runs what it says",
 }
 TEMPLATE = "chat_template"
+CONFIG = "config.json"
+VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt")
+TOKENS_BEYOND = "tokens_beyond"  # what differs where the tuned side alone has any
 INSIDE = ("config", "generation", "tokenizer")
 OTHER_FORM = "one side is a GGUF file, which keeps this in another form"
 ALIKE = "only layout differs, or keys such as dtype and transformers_version"
@@ -106,17 +110,25 @@ class _Sides:
     def rows(self) -> Iterator[dict[str, Cell]]:
         """A row for each file of each side."""
         paths = sorted({*_files(self.base), *_files(self.tuned)})
-        for path in paths:
-            pair = _files(self.base).get(path), _files(self.tuned).get(path)
-            told = self._told(path, *pair)
-            detail = told.detail
-            if len(detail) > LONGEST:
-                detail = f"{detail[: LONGEST - 3]}..."
+        pairs = {
+            path: (_files(self.base).get(path), _files(self.tuned).get(path)) for path in paths
+        }
+        every = {path: self._told(path, *pair) for path, pair in pairs.items()}
+        beyond = self._tokens_beyond(every)
+        for path, pair in pairs.items():
+            told = every[path]
             last = "base" if pair[1] is None else "tuned"  # the side whose row has the detail
             for side, file in zip(("base", "tuned"), pair, strict=True):
                 if file is None:
                     continue
-                own = detail if side == last else file.problem
+                own = told.detail if side == last else file.problem
+                words = [*told.differs] if side == last else []
+                if path == beyond.get("at") and beyond.get(side):
+                    own = "; ".join(filter(None, (beyond[side], own)))
+                    if side == "tuned" and not beyond.get("base") and told.state != "same":
+                        words.append(TOKENS_BEYOND)
+                if len(own) > LONGEST:
+                    own = f"{own[: LONGEST - 3]}..."
                 yield {
                     "path": visible(self.prefix + path),
                     "side": side,
@@ -124,9 +136,33 @@ class _Sides:
                     "kind": file.kind,
                     "bytes": file.size,
                     "sha256": self._sha256(side, file),
-                    "differs": " ".join(told.differs) or None if side == last else None,
+                    "differs": " ".join(words) or None,
                     "detail": visible(own) or None,
                 }
+
+    def _tokens_beyond(self, told: Mapping[str, _Told]) -> dict[str, str]:
+        """By side, the tokens that its model has no row for; `at` which file that is told.
+
+        A tokenizer of the Hub that is equal on both sides is not fetched for it.
+        """
+        tokenizer = next((path for path in VOCABULARIES if path in told), None)
+        if tokenizer is None:
+            return {}
+        is_changed = [told[path].state != "same" for path in (tokenizer, CONFIG) if path in told]
+        found = {"at": CONFIG if is_changed == [False, True] else tokenizer}
+        for side, listing in (("base", self.base), ("tuned", self.tuned)):
+            if listing is None or (listing.folder is None and not is_changed[0]):
+                continue
+
+            def read(name: str, side: str = side, listing: Listing = listing) -> bytes | None:
+                if name not in listing.files:
+                    return None
+                is_equal = told[name].state == "same" and name != CONFIG
+                return None if listing.folder is None and is_equal else self._read(side, name)
+
+            with contextlib.suppress(ShadowError, ValueError, RecursionError):
+                found[side] = tokens_beyond(read)
+        return found
 
     def _sha256(self, side: str, file: StoredFile) -> str | None:
         kind, _, digest = (file.checksum or "").partition(":")

@@ -27,7 +27,7 @@ from shadow.audits.machine_limits import machine_limits
 from shadow.audits.memory import default_jobs
 from shadow.audits.plan import Access
 from shadow.audits.runtime import Runtime
-from shadow.audits.sides import client_for, find_checkpoint, open_found
+from shadow.audits.sides import client_for, find_checkpoint, open_found, reference_of
 from shadow.audits.workers import cost, own_workspace, views
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import Filter, MatrixPair, Operand, pair_checkpoints
@@ -42,7 +42,7 @@ from shadow.spectra.joint import JointValues, Pairs, joint_values, sibling_value
 from shadow.spectra.spectrum import Workspace
 from shadow.summary.grid import order_of
 from shadow.summary.rows import CheckpointSide, checkpoint_side
-from shadow.targets.references import Reference
+from shadow.targets.references import ComponentBase, Reference
 
 Show = Callable[[int, int], None]
 
@@ -175,16 +175,10 @@ def _fetch(opened: Sequence[Checkpoint], say: Callable[[str], None]) -> None:
 
 def _reference(side: CheckpointSide) -> Reference:
     """The checkpoint that a report names. Raises ShadowError for one that cannot be known again."""
-    repo = side["repo"]
-    if "=" in repo.partition("/")[0]:
+    reference = reference_of(side)
+    if isinstance(reference, ComponentBase):
         raise ShadowError("the base is another checkpoint for each component")
-    if side["commit"] is None and side["fingerprint"] is None:
-        raise ShadowError(f"the report does not say which files of {repo} were read")
-    if side["commit"] is None:
-        return Reference(str(Path(repo).expanduser()), True)
-    owner, _, rest = repo.partition("/")
-    name, _, subfolder = rest.partition("/")
-    return Reference(f"{owner}/{name}", False, side["commit"], subfolder or None)
+    return reference
 
 
 def _as_audited(

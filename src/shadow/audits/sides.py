@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,11 +25,13 @@ from shadow.checkpoints.opening import (
 )
 from shadow.checkpoints.pairing import Filter, pair_checkpoints
 from shadow.errors import ShadowError
+from shadow.places.names import name_rules
 from shadow.reports.columns import SCHEMA
 from shadow.reports.metadata import CheckpointMetadata, ReportMetadata, Side
 from shadow.reports.provenance import Identity
+from shadow.summary.rows import CheckpointSide
 from shadow.targets.families import Pair
-from shadow.targets.references import ComponentBase, Reference, as_folder
+from shadow.targets.references import AnyReference, ComponentBase, Reference, as_folder
 from shadow.text import byte_size
 
 
@@ -103,6 +106,30 @@ def side_of(checkpoint: Found) -> CheckpointMetadata:
         "commit": checkpoint.commit,
         "fingerprint": checkpoint.fingerprint,
     }
+
+
+def reference_of(side: CheckpointSide) -> AnyReference:
+    """The checkpoint that a report names. Raises ShadowError for one that cannot be known again."""
+    repo, commit = side["repo"], side["commit"]
+    if "=" not in repo.partition("/")[0] and (commit or side["fingerprint"]):
+        return _reference(repo, commit)
+    component = rf"(?:^| )({'|'.join(name_rules().components)})="
+    _, *parts = re.split(component, repo)
+    _, *commits = re.split(component, commit) if commit else ("", *parts)
+    if not side["fingerprint"] or parts[::2] != commits[::2]:
+        raise ShadowError(f"the report does not say which files of {repo} were read")
+    of_each = [None if one == "a folder" else one for one in commits[1::2]]
+    if commit is None:
+        of_each = [None] * len(of_each)
+    return ComponentBase(tuple(zip(parts[::2], map(_reference, parts[1::2], of_each), strict=True)))
+
+
+def _reference(repo: str, commit: str | None) -> Reference:
+    if commit is None:
+        return Reference(str(Path(repo).expanduser()), True)
+    owner, _, rest = repo.partition("/")
+    name, _, subfolder = rest.partition("/")
+    return Reference(f"{owner}/{name}", False, commit, subfolder or None)
 
 
 def find_sides(pair: Pair, runtime: Runtime, scratch: Path) -> tuple[Found, Found]:

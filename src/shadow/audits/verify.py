@@ -17,11 +17,10 @@ from shadow.audits.verify_quantised import verify_quantised
 from shadow.audits.verify_same import verify_same
 from shadow.audits.verify_stored import verify_stored
 from shadow.audits.verify_trained import verify_trained
-from shadow.claims.verify.table import FORMS, VERIFY, Form
+from shadow.claims.verify.table import FORMS, VERIFY, Form, require_form
 from shadow.claims.verify.verification import Verification
 from shadow.errors import UsageError
 from shadow.targets.references import AnyReference, ComponentBase, Reference
-from shadow.text import and_list, nearest
 
 
 @dataclass(frozen=True)
@@ -100,25 +99,7 @@ def question(
 
     Raises UsageError for a claim that is not known, and for what it is not asked of.
     """
-    form = FORMS.get(claim)
-    if form is None:
-        hint = nearest(claim, FORMS) or f"one of {', '.join(FORMS)}"
-        raise UsageError(f"no claim {claim[:40]!r}", hint)
-    usage = f"write: shadow verify {claim} {form.usage}"
-    least = len(form.checkpoints)
-    if len(checkpoints) < least or (len(checkpoints) > least and not form.repeats):
-        wanted = f"{least} or more checkpoints" if form.repeats else f"{least} checkpoints"
-        raise UsageError(f"{claim} needs {wanted}, and got {len(checkpoints)}", usage)
-    given = {"moved": bool(moved), "frozen": bool(frozen), "base": base is not None}
-    for option, is_given in given.items():
-        if is_given and option not in form.options:
-            known = [name for name, other in FORMS.items() if option in other.options]
-            verb = "has" if len(known) == 1 else "have"
-            raise UsageError(f"{claim} has no --{option}", f"{and_list(known)} {verb} it")
-    if form.needs and not any(given[option] for option in form.needs):
-        needed = " or ".join(f"--{option} PATTERN" for option in form.needs)
-        raise UsageError(f"{claim} needs {needed}", usage)
-    form.names(len(checkpoints))
+    form = require_form(claim, len(checkpoints), moved=moved, frozen=frozen, base=base)
     _require_alone(form, checkpoints)
     return Question(
         claim,

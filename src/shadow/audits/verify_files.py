@@ -8,7 +8,7 @@ from pathlib import Path
 from shadow.audits.file_rows import file_rows
 from shadow.audits.runtime import Runtime
 from shadow.checkpoints.listing import Listing, listing_of_folder, listing_of_snapshot
-from shadow.claims.verify.files import files
+from shadow.claims.verify.files import files, tokens_beyond
 from shadow.claims.verify.verification import Verification
 from shadow.errors import ShadowError
 from shadow.targets.references import Reference
@@ -22,8 +22,9 @@ def verify_files(
     Raises ShadowError where a folder or a repository is not there.
     """
     first, second = ([("", _listing(one, runtime))] for one in checkpoints)
-    answer, against = files(file_rows(first, second, runtime.say))
-    return Verification("files", of, answer, against)
+    rows = file_rows(first, second, runtime.say)
+    answer, against = files(rows)
+    return Verification("files", of, answer, against, tokens_beyond(rows))
 
 
 def _listing(reference: Reference, runtime: Runtime) -> Listing:

@@ -197,8 +197,14 @@ def _places(pairs: Sequence[MatrixPair], skipped: Sequence[Skipped]) -> dict[str
                 places.setdefault(operand.info.name, set()).add(pair.place)
     for tensor in skipped:
         if tensor.reason != "filtered":
-            places.setdefault(tensor.info.name, set()).add(tensor.place)
+            places.setdefault(tensor.info.name, set()).add(_whole(tensor))
     return places
+
+
+def _whole(tensor: Skipped) -> Place:
+    """The place of a tensor that is not cut; a stack of experts is at that of none of them."""
+    is_stack = len(tensor.info.shape) > 2
+    return replace(tensor.place, expert=None) if is_stack else tensor.place
 
 
 def _order(one: Apart) -> tuple[str, str, str]:
@@ -245,7 +251,7 @@ def _named_alike(base: Skipped, tuned: Skipped) -> MatrixPair | None:
         return None
     if {base.reason, tuned.reason} & {"shape_differs", "tied"}:
         return None
-    place = replace(tuned.place, slot=f"\0{second.name}")
+    place = replace(_whole(tuned), slot=f"\0{second.name}")
     if {base.reason, tuned.reason} == {"only_in_base", "only_in_tuned"}:
         one, other = Operand(first, Part(place)), Operand(second, Part(place))
         return MatrixPair(place, one, other, 1, first.parameters, is_matrix=False)

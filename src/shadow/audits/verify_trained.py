@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from shadow.audits.runtime import Runtime
@@ -45,17 +46,23 @@ def verify_trained(
     places = lined.places
     for _, pattern in patterns:
         every = {place for of_name in places.values() for place in of_name}
-        if not any(pattern.covers(place) for place in every):
+        if not any(pattern.may_cover(place) for place in every):
             raise UsageError(f"no tensor lies at {pattern.text}", f"there are {_there(every)}")
 
     def measured(one: MatrixPair, a: Checkpoint, b: Checkpoint) -> tuple[MatrixPair, Moved]:
         row = row_of(one, a, b)
-        should = _should(one.place, patterns)
+        if one.tuned.part.experts:
+            row = replace(row, tuned=f"{row.tuned}[{one.place.expert}]")
+        should = _should(one.place, patterns, may_be=not row.changed)
         return one, Moved(row, _module(one.place), should, _cells(one, row, should, a, b))
 
-    rows = [row for _, row in sorted(
-        scan(pair, measured, runtime, scratch / "scan"), key=lambda item: item[0].key
-    )]  # fmt: skip
+    scanned = sorted(scan(pair, measured, runtime, scratch / "scan"), key=lambda item: item[0].key)
+    rows = [row for _, row in scanned]
+    stacks = [
+        Apart(row.row.tuned, "tuned", "its experts are not told apart")
+        for one, row in scanned
+        if not row.should and _should(one.place, patterns, may_be=True)
+    ]
     judged = [row for row in rows if row.should]
     beside = [row for row in rows if not row.should]
 
@@ -63,14 +70,14 @@ def verify_trained(
         return [
             one
             for one in apart
-            if any(_should(place, patterns) for place in places.get(one.tensor, ()))
+            if any(_should(place, patterns, may_be=True) for place in places.get(one.tensor, ()))
         ]
 
     answer, against, notes = trained(
         Training(
             judged,
             named(lined.lone),
-            named(lined.unread),
+            [*named(lined.unread), *stacks],
             len(beside),
             sum(row.has_moved for row in beside),
         )
@@ -78,9 +85,14 @@ def verify_trained(
     return Verification("trained", of, answer, against, (*lined.notes, *notes))
 
 
-def _should(place: Place, patterns: Sequence[tuple[str, Pattern]]) -> str:
-    """`move`, `stay`, or empty where no pattern names the place."""
-    return next((should for should, pattern in patterns if pattern.covers(place)), "")
+def _should(place: Place, patterns: Sequence[tuple[str, Pattern]], *, may_be: bool) -> str:
+    """`move`, `stay`, or empty where no pattern names the place. may_be: or an expert of a stack
+    that is compared as a whole: one that is equal is so for each.
+    """
+    for should, pattern in patterns:
+        if pattern.covers(place) or (may_be and pattern.may_cover(place)):
+            return should
+    return ""
 
 
 def _there(places: set[Place]) -> str:

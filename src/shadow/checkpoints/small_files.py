@@ -14,12 +14,17 @@ from pathlib import PurePosixPath
 from typing import Any, NoReturn
 
 from shadow.checkpoints.safetensors_files import has_too_many_values
-from shadow.text import visible
+from shadow.reasons import BEYOND_VOCABULARY
+from shadow.text import several, visible
 
 LONGEST = 60  # characters of a value
 WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,59}", re.ASCII)
 OTHER = "other_keys"  # the word of keys whose names are no words
 TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
+WITH_NUMBERS = (  # files that say which numbers tokens have, and how many rows there are
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+    "added_tokens.json", "vocab.json",
+)  # fmt: skip
 # keys of config files that change nothing of what a model computes
 NEUTRAL = (
     *("_name_or_path", "name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache"),
@@ -85,6 +90,48 @@ def template_of(read: Callable[[str], bytes | None]) -> str | None:
         if found is not None:  # several, by name
             return json.dumps(found, sort_keys=True)
     return None
+
+
+def tokens_beyond(read: Callable[[str], bytes | None]) -> str:
+    """The tokens of a side for which its config's `vocab_size` leaves no row, in words; empty where
+    there are none, or the files do not say. More rows than tokens are usual: they are padding.
+
+    read, and errors: as of `template_of`.
+    """
+    sides = {name: read_json(content) for name in WITH_NUMBERS if (content := read(name))}
+    rows = flat_config(sides.get("config.json", {})).get("vocab_size")
+    if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
+        return ""
+    whole, added = sides.get("tokenizer.json", {}), sides.get("added_tokens.json", {})
+    model = whole.get("model")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(vocabulary, list):  # of tokens with their scores
+        vocabulary = [one[0] if isinstance(one, list) and one else one for one in vocabulary]
+    tokens = dict(_tokens(vocabulary))
+    if not tokens:
+        tokens = sides.get("vocab.json") or _tokens(_lines(read("vocab.txt") or b""))
+    listed = whole.get("added_tokens")
+    listed = listed if isinstance(listed, list) else []
+    decoder = sides.get("tokenizer_config.json", {}).get("added_tokens_decoder")
+    named = [(one.get("id"), one.get("content")) for one in listed if isinstance(one, dict)]
+    named += [(number, token) for token, number in (tokens | added).items()]
+    if isinstance(decoder, dict):
+        named += [(int(key), _content(one)) for key, one in decoder.items() if key.isdecimal()]
+    for config in ("config.json", "generation_config.json"):
+        for key, numbers in flat_config(sides.get(config, {})).items():
+            if re.fullmatch(r"\w+_token_id", key):
+                every = numbers if isinstance(numbers, list) else [numbers]
+                named += [(number, key) for number in every]
+    beyond = {
+        number: visible(str(name))[:LONGEST]
+        for number, name in reversed(named)
+        if isinstance(number, int) and not isinstance(number, bool) and number >= rows
+    }
+    if not beyond:
+        return ""
+    names = several([name for _, name in sorted(beyond.items())], 3)
+    are = "1 token is" if len(beyond) == 1 else f"{len(beyond):,} tokens are"
+    return f"{are} {BEYOND_VOCABULARY} of {rows:,} rows: {names}"
 
 
 def read_json(content: bytes) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from shadow.claims.answer import Answer, Figure, Outcome
+from shadow.claims.answer import Figure
 from shadow.quantities import Kind, text_of
 from shadow.summary.record import PairRecord
 
@@ -62,10 +62,6 @@ class Draft:
     def sentence(self, code: str, *parts: str) -> Sentence:
         """The sentence, of the parts that are not empty."""
         return Sentence(code, " ".join(part for part in parts if part), self.figures)
-
-    def answer(self, code: str, outcome: Outcome, reason: str) -> Answer:
-        """The answer to a claim, with this reason."""
-        return Answer(code, outcome, reason, self.figures)
 
 
 def all_of(count: int, total: int) -> str:

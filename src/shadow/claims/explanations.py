@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from shadow.claims.answer import Answer, Claim, Figure, Outcome, table
+from shadow.claims.answer import Claim, Figure, Outcome, table
 from shadow.claims.draft import Draft, all_of
 from shadow.claims.recognised import (
     CLEAR,
@@ -111,25 +111,14 @@ class Explanation:
     """The figures whose numbers stand in the reason, in full, by their place in summary.json."""
 
 
-def as_explanation(answer: Answer) -> Explanation:
-    """The answer of an explanation as summary.json has it."""
-    return Explanation(
-        code=answer.code,
-        name=EXPLANATIONS[answer.code].title,
-        answer=WORDS[answer.outcome],
-        reason=answer.reason,
-        figures=answer.figures,
-    )
-
-
-def explanations(record: PairRecord) -> list[Answer]:
-    """The answer of every explanation, in the order of EXPLANATIONS."""
-    answers = []
-    for code in EXPLANATIONS:
+def explanations(record: PairRecord) -> list[Explanation]:
+    """Every explanation with its answer, in the order of EXPLANATIONS."""
+    found = []
+    for code, claim in EXPLANATIONS.items():
         draft = Draft(record)
         outcome, reason = JUDGES[code](draft)
-        answers.append(draft.answer(code, outcome, reason))
-    return answers
+        found.append(Explanation(code, claim.title, WORDS[outcome], reason, draft.figures))
+    return found
 
 
 def _merge(draft: Draft) -> tuple[Outcome, str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from shadow.claims.answer import Answer, Claim, table
+from shadow.claims.answer import Claim, table
 from shadow.claims.recognised import is_rearranged
 from shadow.summary.record import PairRecord
 from shadow.summary.rows import VectorFigures
@@ -78,24 +78,13 @@ class Gate:
     reason: str
 
 
-def as_gate(answer: Answer) -> Gate:
-    """The answer of a gate as summary.json has it."""
-    return Gate(
-        name=answer.code,
-        figure=answer.figures.get(_place(answer.code)),
-        threshold=THRESHOLDS[answer.code],
-        passed=answer.outcome == "holds",
-        reason=answer.reason,
-    )
-
-
 def failed(listed: Sequence[Gate]) -> list[Gate]:
     """The gates that were not passed, in their order."""
     return [gate for gate in listed if not gate.passed]
 
 
-def gates(record: PairRecord, standing: Standing) -> list[Answer]:
-    """The answer of every gate of a pair, in the order of GATES."""
+def gates(record: PairRecord, standing: Standing) -> list[Gate]:
+    """Every gate of a pair, in the order of GATES."""
     return [
         _changed(record, standing),
         _lineage(record, standing),
@@ -106,24 +95,18 @@ def gates(record: PairRecord, standing: Standing) -> list[Answer]:
     ]
 
 
-def _place(code: str) -> str:
-    return f"gates.{code}.figure"
+def _gate(name: str, figure: float | None, passed: bool, reason: str) -> Gate:
+    return Gate(name, figure, THRESHOLDS[name], passed, reason)
 
 
-def _answer(code: str, figure: float | None, passed: bool, reason: str) -> Answer:
-    if figure is None:
-        return Answer(code, "holds" if passed else "cannot_be_told", reason)
-    return Answer(code, "holds" if passed else "does_not_hold", reason, {_place(code): figure})
-
-
-def _changed(record: PairRecord, standing: Standing) -> Answer:
+def _changed(record: PairRecord, standing: Standing) -> Gate:
     """How many matrices changed; untold where none was compared.
 
     Vectors do not count: every other gate, and every figure that a rule can name, is of matrices.
     """
     count = record.figures.matrices
     if not count and not standing.identical:
-        return _answer("changed", None, passed=False, reason="no matrix was compared")
+        return _gate("changed", None, passed=False, reason="no matrix was compared")
     if count:
         reason = f"{counted(count, 'matrix', 'matrices')} changed"
     elif record.vectors.changed:
@@ -132,7 +115,7 @@ def _changed(record: PairRecord, standing: Standing) -> Answer:
         reason = "nothing changed: all matrices, biases and norms that were compared are identical"
     else:
         reason = "nothing changed: all matrices that were compared are identical"
-    return _answer("changed", count, passed=count > 0, reason=reason)
+    return _gate("changed", count, passed=count > 0, reason=reason)
 
 
 def _changed_vectors(vectors: VectorFigures) -> str:
@@ -142,11 +125,11 @@ def _changed_vectors(vectors: VectorFigures) -> str:
     return f"{vectors.changed:,} of {vectors.compared:,} biases and norms"
 
 
-def _lineage(record: PairRecord, standing: Standing) -> Answer:
+def _lineage(record: PairRecord, standing: Standing) -> Gate:
     cosine = standing.cosine
     if cosine is None:
         reason = "no matrix outside embeddings and heads was compared"
-        return _answer("lineage", None, passed=False, reason=reason)
+        return _gate("lineage", None, passed=False, reason=reason)
     passed = cosine >= LINEAGE and not is_rearranged(record)
     if record.figures.rank_ceiling is not None:
         reason = (
@@ -165,42 +148,42 @@ def _lineage(record: PairRecord, standing: Standing) -> Answer:
             f"base and tuned weights have little in common (median cosine {cosine:.2f}): they do"
             " not look like a base and a model tuned from it"
         )
-    return _answer("lineage", cosine, passed=passed, reason=reason)
+    return _gate("lineage", cosine, passed=passed, reason=reason)
 
 
-def _paired(standing: Standing) -> Answer:
+def _paired(standing: Standing) -> Gate:
     passed = standing.compared >= PAIRED
     reason = f"{standing.compared_percent:.1f} % of the larger side's parameters were compared"
     if not passed:
         filtered = ": a filter left out the rest"
         reason += filtered if standing.is_part else ": these are not two states of one model"
-    return _answer("paired", standing.compared, passed=passed, reason=reason)
+    return _gate("paired", standing.compared, passed=passed, reason=reason)
 
 
-def _rounding(record: PairRecord) -> Answer:
+def _rounding(record: PairRecord) -> Gate:
     figure = record.figures.floor_ratio
     if figure is None and record.tier == "norms" and record.figures.rank_ceiling is None:
         reason = "norms alone were measured, and not what rounding left"
-        return _answer("rounding", None, passed=False, reason=reason)
+        return _gate("rounding", None, passed=False, reason=reason)
     if figure is None:
-        return _answer("rounding", None, passed=True, reason="storage did not round the change")
+        return _gate("rounding", None, passed=True, reason="storage did not round the change")
     times = f"{figure:.2g}" if figure < 100 else f"{figure:,.0f}"
     only = "only " if figure < ROUNDING else ""
     reason = f"the change is {only}{times} times as large as rounding alone would make it"
-    return _answer("rounding", figure, passed=figure >= ROUNDING, reason=reason)
+    return _gate("rounding", figure, passed=figure >= ROUNDING, reason=reason)
 
 
-def _rank(record: PairRecord, standing: Standing) -> Answer:
+def _rank(record: PairRecord, standing: Standing) -> Gate:
     """The share of its directions that a delta has at all: what an adapter of low rank bounds."""
     share = standing.rank_share
     if share is None and record.tier == "norms":
         reason = "norms alone were measured, and no rank"
-        return _answer("rank", None, passed=False, reason=reason)
+        return _gate("rank", None, passed=False, reason=reason)
     if share is None and record.estimated:
         reason = "singular values were estimated, and no rank is known"
-        return _answer("rank", None, passed=False, reason=reason)
+        return _gate("rank", None, passed=False, reason=reason)
     if share is None:
-        return _answer("rank", None, passed=True, reason="the rank of no delta is known")
+        return _gate("rank", None, passed=True, reason="the rank of no delta is known")
     if share >= FULL_RANK:
         reason = (
             f"the median delta has {100 * share:.0f} % of the directions that its shape allows,"
@@ -215,10 +198,10 @@ def _rank(record: PairRecord, standing: Standing) -> Answer:
             f"{what}. Its concentration therefore says little about the training; norms and"
             " locations are still valid"
         )
-    return _answer("rank", share, passed=share >= FULL_RANK, reason=reason)
+    return _gate("rank", share, passed=share >= FULL_RANK, reason=reason)
 
 
-def _formats(standing: Standing) -> Answer:
+def _formats(standing: Standing) -> Gate:
     share = standing.unread
     if share:
         reason = f"{100 * share:.1f} % of the parameters are in a format that shadow does not read"
@@ -229,4 +212,4 @@ def _formats(standing: Standing) -> Answer:
         )
     else:
         reason = "base and tuned are stored in the same formats"
-    return _answer("formats", share, passed=not share, reason=reason)
+    return _gate("formats", share, passed=not share, reason=reason)

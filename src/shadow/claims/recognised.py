@@ -4,13 +4,10 @@ questions that explanations and sentences share.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from shadow.claims.answer import Answer, Claim, ErrorRate, Figure, table
+from shadow.claims.answer import Claim, ErrorRate, table
 from shadow.claims.draft import Draft
 from shadow.summary.layer_medians import LOW
 from shadow.summary.record import PairRecord
-from shadow.summary.rows import Rearranged
 
 CLEAR = 4.0  # floor_ratio from which an unknown rounding hardly matters
 USUAL_RANK = 256  # of adapters
@@ -105,46 +102,18 @@ RECOGNISED = table(
 )
 
 
-def recognised(record: PairRecord) -> list[Answer]:
-    """The answer to each of RECOGNISED, in their order."""
-    found = record.recognised
-    rows = {
-        f"recognised.few_rows.{row.component}.{row.module}.changed": row.changed
-        for row in found.few_rows
+def recognised(record: PairRecord) -> list[str]:
+    """The codes of RECOGNISED that hold, in their order."""
+    found, elsewhere = record.recognised, record.recognised.rearranged
+    holds = {
+        "copy": is_copy(record),
+        "mostly_copy": is_mostly_copy(record),
+        "few_rows": bool(found.few_rows),
+        "layers_moved": elsewhere is not None and elsewhere.moved is not None,
+        "negated": elsewhere is not None and elsewhere.negated is not None,
+        "reordered": elsewhere is not None and elsewhere.reordered is not None,
     }
-    held: dict[str, Mapping[str, Figure]] = {}  # of the claims that hold: their figures
-    if is_copy(record) or is_mostly_copy(record):
-        held["copy" if is_copy(record) else "mostly_copy"] = _of_casts(record)
-    if found.scaled is not None:
-        held["scaled"] = {"recognised.scaled.factor": found.scaled.factor}
-    if found.zeroed is not None:
-        held["zeroed"] = {"recognised.zeroed.share": found.zeroed.share}
-    if found.replaced is not None:
-        held["replaced"] = {"recognised.replaced.matrices": found.replaced.matrices}
-    if found.scaled_lines is not None:
-        held["scaled_lines"] = {
-            "recognised.scaled_lines.matrices": found.scaled_lines.matrices,
-            "recognised.scaled_lines.share": found.scaled_lines.share,
-        }
-    if found.few_entries is not None:
-        held["few_entries"] = {"recognised.few_entries.entries": found.few_entries.entries}
-    if rows:
-        held["few_rows"] = rows
-    held |= _rearranged(found.rearranged)
-    return [_answer(claim, held.get(code)) for code, claim in RECOGNISED.items()]
-
-
-def _rearranged(found: Rearranged | None) -> dict[str, Mapping[str, Figure]]:
-    """The claims that hold of the base's own matrices elsewhere, with their figures."""
-    held: dict[str, Mapping[str, Figure]] = {}
-    if found is None:
-        return held
-    if found.moved is not None:
-        held["layers_moved"] = {"recognised.rearranged.moved.layers": found.moved.layers}
-    for code, kind in (("negated", found.negated), ("reordered", found.reordered)):
-        if kind is not None:
-            held[code] = {f"recognised.rearranged.{code}.matrices": kind.matrices}
-    return held
+    return [code for code in RECOGNISED if (holds[code] if code in holds else vars(found)[code])]
 
 
 def is_rearranged(record: PairRecord) -> bool:
@@ -155,22 +124,6 @@ def is_rearranged(record: PairRecord) -> bool:
     if found is None:
         return False
     return found.moved is not None or 0 < MANY * found.changed <= found.matrices
-
-
-def _answer(claim: Claim, figures: Mapping[str, Figure] | None) -> Answer:
-    if figures is None:
-        reason = f"the figures do not show that {claim.meaning}"
-        return Answer(claim.code, "does_not_hold", reason)
-    return Answer(claim.code, "holds", claim.meaning, figures)
-
-
-def _of_casts(record: PairRecord) -> dict[str, Figure]:
-    casts = record.recognised.casts
-    assert casts is not None
-    return {
-        "recognised.casts.tensors": casts.tensors,
-        "recognised.casts.beside": casts.beside,
-    }
 
 
 def is_copy(record: PairRecord) -> bool:

@@ -227,11 +227,11 @@ def bases_of(short_side: int, optimizer: str | None, data: str | None = None) ->
 
     data: narrow or broad; None for both.
     """
-    near = _runs_of(short_side, optimizer, runs())
+    near = runs_of(short_side, optimizer, runs())
     return len({run.base for run in near if data is None or run.data == data})
 
 
-def _runs_of(
+def runs_of(
     short_side: int, optimizer: str | None, table: Sequence[ReferenceRun]
 ) -> list[ReferenceRun]:
     """The narrow and broad trainings of a size and optimiser (None: any of OPTIMIZERS)."""
@@ -336,7 +336,7 @@ def _resting(bases: int) -> str:
 
 def position(concentration: float, trainings: Trainings, table: Sequence[ReferenceRun]) -> Position:
     """Where a concentration lies among the trainings of a table like `runs()`."""
-    near = _runs_of(trainings.short_side, trainings.optimizer, table)
+    near = runs_of(trainings.short_side, trainings.optimizer, table)
 
     def share_below(data: str, count: int) -> float:
         below = sum(run.concentration < concentration for run in near if run.data == data)

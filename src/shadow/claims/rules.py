@@ -5,11 +5,12 @@
     rule   := figure ("<" | "<=" | ">" | ">=" | "==" | "!=") number  |  "label" ("==" | "!=") word
             | place ("changed" | "unchanged")
             | "files." kind ["." word] ("changed" | "unchanged" | "added" | "removed")
-            | ["not"] ("gate" | "verify") "." claim
+            | ["not"] ("gate" | "verify") "." claim {("--moved" | "--frozen") pattern}
 
 Figures are `language.mlp.up.concentration`, `vision.energy_share` and `spiked`, for example; places
 are `language.embed` and `layers.0-7`, without the last dot. A rule says what must not be: one on a
-claim is violated when the claim holds, with `not` when it does not.
+claim is violated when the claim holds, with `not` when it does not. Patterns are those of `shadow
+verify trained`.
 
 Component and module may hold * and ?. A word that this version does not know is a UsageError with
 the nearest known one, whatever the report holds.
@@ -27,10 +28,11 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args
 
 from shadow.claims.label import Label
+from shadow.claims.verify.table import OF_PAIRS, pair_claim
 from shadow.errors import ShadowError, UsageError
 from shadow.places.names import is_of_layers, name_rules, nearest_modules
-from shadow.reports.columns import COUNTS, DELTA, FIGURES, SPECTRAL
-from shadow.reports.heads import HEADS
+from shadow.reports.columns import COUNTS, FIGURES, delta_metrics
+from shadow.reports.words import HEADS
 from shadow.text import closest, nearest
 
 Severity = Literal["error", "warning"]
@@ -54,21 +56,20 @@ OF_REPOSITORIES = (
     *("config", "generation", "chat_template", "tokenizer", "code", "pickle", "weights", "index"),
     *("document", "other", "vocabulary", "merges", "special_tokens"),
 )
-# claims about checkpoints that figures of a report answer; others need `shadow verify`
-OF_REPORTS = ("same", "files")
+OF_REPORTS = ("same", "files")  # claims that a report answers; for others both sides are read
 MOVED = "moved"  # the comparison of a rule that holds a figure against its interval in a baseline
 LABEL = "label"
 LABELS: tuple[str, ...] = get_args(Label)
 # Every delta has these; of a set of matrices the median is meant, unless the summary has a figure
 # of that name for it.
-COLUMNS = tuple(column.name for column in (*SPECTRAL, *DELTA) if column.type in ("int", "float"))
+COLUMNS = tuple(delta_metrics())
 DEPTH = ("depth_layers", "depth_entropy", "depth_gini", "effective_layers", "attention_to_mlp")
 OF_BOTH = ("participation_share", "matrices", "energy", "energy_share", "parameter_share")
 OF_A_MODULE = (*OF_BOTH, "parameters")
 OF_A_COMPONENT = (*OF_BOTH, "tensors", "identical", *DEPTH)
 OF_THE_PAIR = tuple(column.name for column in (*FIGURES, *COUNTS))
 STATE = re.compile(r"\s*(\S+)\s+(changed|unchanged|added|removed)\s*")
-CLAIM = re.compile(r"\s*(?:(not)\s+)?(gate|verify)\.(\S+)\s*")
+CLAIM = re.compile(r"\s*(?:(not)\s+)?(gate|verify)\.(\S+(?:\s+--\S.*)?)\s*")
 LAYERS = re.compile(r"(?:^|(?<=\.))layers?\.(\d{1,6})(?:-(\d{1,6}))?(?:\.|$)")
 EXPRESSION = re.compile(r"\s*([^\s<>=!]+)\s*([<>=!]+)\s*(.*?)\s*", re.DOTALL)
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
@@ -100,7 +101,9 @@ class Metric:
     module: str | None
     """May hold * and ?; None for a figure of the pair or of components."""
     metric: str
-    """Of a rule on what moved, it may hold * and ?. Empty where a place is meant and no figure."""
+    """Of a rule on what moved, it may hold * and ?. Empty where a place is meant and no figure.
+    Of a claim, its name and its patterns.
+    """
     layers: tuple[int, int] | None = None
     """The first and the last layer that is meant, from 0; None for all, and for what lies outside.
     """
@@ -198,8 +201,9 @@ def _parse_state(text: str) -> tuple[Metric, str] | None:
     """
     if match := CLAIM.fullmatch(text):
         negated, which, name = match.groups()
-        _require_claim(which, name)
-        return Metric(which, None, name), FAILS if negated else HOLDS
+        _require_claim(which, name.split()[0] if which == VERIFY else name)
+        claim = str(pair_claim(name)) if which == VERIFY else name
+        return Metric(which, None, claim), FAILS if negated else HOLDS
     if not (match := STATE.fullmatch(text)):
         return None
     place, state = match.groups()
@@ -212,15 +216,15 @@ def _parse_state(text: str) -> tuple[Metric, str] | None:
 
 
 def _require_claim(which: str, name: str) -> None:
-    """Raises UsageError unless there is a gate, or a claim on reports, of this name."""
+    """Raises UsageError unless there is a gate, or a claim about pairs, of this name."""
     from shadow.claims.gates import GATES
 
-    known = tuple(GATES) if which == GATE else OF_REPORTS
+    known = tuple(GATES) if which == GATE else OF_PAIRS
     if name in known:
         return
     hint = nearest(name, known) or f"one of {', '.join(f'{which}.{one}' for one in known)}"
     if which == VERIFY and not closest(name, known):
-        hint = f"{hint}; `shadow verify` checks claims that need more than a report"
+        hint = f"{hint}; `shadow verify` checks claims about other checkpoints too"
     raise UsageError(f"no {'gate' if which == GATE else 'claim'} {name[:40]!r}", hint)
 
 
@@ -378,6 +382,16 @@ def _refuse(what: str, word: str, close: str | None, hint: str) -> NoReturn:
     if is_of_layers(word):
         hint = "write the layers as numbers: layers.3 or layers.0-7"
     raise UsageError(f"no {what} {word!r}", hint)
+
+
+def claim_rule(text: str, file: str, line: int) -> Rule:
+    """A claim that a list has of a pair, such as `trained --frozen embed`: a rule that is violated
+    where it does not hold. Raises UsageError.
+    """
+    try:
+        return parse_rule(f"not {VERIFY}.{text}", file=file, line=line)
+    except UsageError as error:
+        raise UsageError(f"{file}:{line}: {error.message}", error.hint) from error
 
 
 def gather(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -22,16 +22,16 @@ from shadow.cli.arguments import (
     selected,
     subjects_of,
 )
-from shadow.cli.gate import at_fault, baselines_of, begin, finish, judged_of, rules_of
+from shadow.cli.gate import at_fault, baselines_of, begin, claims_of, finish, judged_of, rules_of
 from shadow.cli.screens import SIDE_BY_SIDE, show_headlines, show_pair, show_pairs
 from shadow.errors import ShadowError, UsageError
 from shadow.storage import Store, located, parsed_options, work_folder
 
 if TYPE_CHECKING:
     from shadow.audits.pairs import PairOutcome
-    from shadow.audits.runtime import AuditResult
+    from shadow.claims.measured import Measured
     from shadow.claims.rules import Rule
-    from shadow.claims.verdicts import Judgement, Measured
+    from shadow.claims.verdicts import Judgement
     from shadow.targets.families import Pair
 
 
@@ -125,7 +125,7 @@ def audit(
     replaces it.
 
     Exit codes: 0 done; 1 failed; 2 wrong usage; 3 done, but --strict found a skipped
-    tensor; 4 done, but a rule was violated.
+    tensor; 4 done, but a rule was violated; 5 done, but a claim cannot be told.
     """
     begin(junit, "audit")
     if quiet and verbose:
@@ -145,6 +145,7 @@ def audit(
         registry=registry,
         options=options,
     )
+    claims = claims_of(selection)
     from shadow.audits.plan import uncollected
 
     with uncollected():
@@ -187,6 +188,7 @@ def audit(
     shown = _Shown(
         request,
         rules,
+        claims,
         baselines_of(
             against,
             [(pair.family, pair.name) for pair in selection.own],
@@ -199,6 +201,7 @@ def audit(
         format="json" if json else format,
         full=full,
         quiet=quiet,
+        say=say,
     )
     bars = console.pairs_progress(
         len(selection.own),
@@ -240,6 +243,8 @@ class _Shown:
 
     request: AuditRequest
     rules: Sequence[Rule]
+    claims: Mapping[Pair, Sequence[Rule]]
+    """Further rules of pairs: what a list says of them."""
     baselines: Mapping[tuple[str, str], Measured]
     """By family and pair: the earlier reports that figures must not have moved from."""
     storage: Options
@@ -247,6 +252,7 @@ class _Shown:
     format: Literal["table", "json", "jsonl"]
     full: bool
     quiet: bool
+    say: Callable[[str], None]
     bugs: list[Exception] = field(default_factory=list)
     """Faults of shadow itself, which do not stop a list."""
 
@@ -271,7 +277,7 @@ def _judged(shown: _Shown, outcomes: Iterable[PairOutcome]) -> tuple[list[Judgem
     for outcome in outcomes:
         family, name = outcome.pair.family, outcome.pair.name
         try:
-            judged[outcome.pair] = _judgement(shown, outcome.finished(), outcome.seconds)
+            judged[outcome.pair] = _judgement(shown, outcome)
         except ShadowError as error:  # one failing pair does not stop the others
             if isinstance(error, UsageError) and request.is_alone:
                 raise
@@ -291,19 +297,22 @@ def _judged(shown: _Shown, outcomes: Iterable[PairOutcome]) -> tuple[list[Judgem
     return [judged[pair] for pair in pairs if pair in judged], 0 < wrong == len(pairs)
 
 
-def _judgement(shown: _Shown, result: AuditResult, seconds: float) -> Judgement:
+def _judgement(shown: _Shown, outcome: PairOutcome) -> Judgement:
     """What came of one report; outside of a list both are shown at once."""
+    from shadow.audits.verify_pair import pair_check
     from shadow.telling.verdicts import rules_document
 
+    result = outcome.finished()
     summary, pairs = result.summary, len(shown.request.selection.own)
     if shown.shows_each:
         show_pair(summary, result.provenance, result.place, of=pairs, full=shown.full)
     baseline = shown.baselines.get((summary.family, summary.pair))
     judgement = judged_of(
         result,
-        shown.rules,
+        [*shown.rules, *shown.claims.get(outcome.pair, ())],
         baseline,
-        seconds=seconds,
+        pair_check(shown.request.files, shown.request.jobs, shown.say),
+        seconds=outcome.seconds,
         strict=shown.strict,
         storage=shown.storage,
     )

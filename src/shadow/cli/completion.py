@@ -65,7 +65,7 @@ def words(incomplete: str) -> list[str]:
     of it is typed, as they bring NumPy.
     """
     from shadow.reports.columns import TABLES
-    from shadow.reports.heads import HEADS
+    from shadow.reports.words import HEADS
 
     known = [*(column.name for table in TABLES.values() for column in table.columns), *HEADS]
     if len(incomplete) >= ENOUGH:

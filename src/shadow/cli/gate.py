@@ -24,8 +24,11 @@ SHARDS_TOLD = 100  # missing shards of a list that are named one by one
 if TYPE_CHECKING:
     from shadow.audits.list_index import Index, Row
     from shadow.audits.runtime import AuditResult
+    from shadow.claims.measured import Check, Measured
     from shadow.claims.rules import Rule
-    from shadow.claims.verdicts import Judgement, Measured
+    from shadow.claims.verdicts import Judgement
+    from shadow.targets.families import Pair
+    from shadow.targets.lists import Selection
 
 
 def gate(
@@ -54,7 +57,7 @@ def gate(
     A missing pair or shard of a list is an error, and does not pass.
 
     Exit codes: 0 no rule was violated; 1 failed, or a rule had nothing to judge; 2 wrong usage; 4 a
-    rule was violated.
+    rule was violated; 5 a claim cannot be told.
     """
     begin(junit, "gate")
     if json:
@@ -117,12 +120,13 @@ def _each_once(
 
 
 def _judgement(folder: Path, rules: Sequence[Rule], baseline: Measured | None) -> Judgement:
+    from shadow.audits.verify_pair import pair_check
     from shadow.claims.verdicts import judge_report
     from shadow.telling.baselines import read_measured
 
     if baseline is not None and baseline.source.folder.resolve() == folder.resolve():
         raise ShadowError(f"{folder} is its own baseline", "name an earlier report with --against")
-    return judge_report(rules, read_measured(folder), baseline)
+    return judge_report(rules, read_measured(folder, check=pair_check()), baseline)
 
 
 def _not_there(
@@ -173,13 +177,14 @@ def judged_of(
     result: AuditResult,
     rules: Sequence[Rule],
     baseline: Measured | None,
+    check: Check,
     *,
     seconds: float,
     strict: bool,
     storage: Options,
 ) -> Judgement:
-    """What came of an audit. seconds: what it took; strict: it objects to what was skipped and
-    should not be.
+    """What came of an audit. check: for claims that its report does not answer; seconds: what it
+    took; strict: it objects to what was skipped and should not be.
 
     Of a report that was published the rows are fetched for rules; storage are the options for that.
     """
@@ -197,7 +202,7 @@ def judged_of(
     folder = result.folder
     if result.url is not None:
         folder = reports_here(Path(result.url), storage)
-    now = read_measured(folder, summary=summary)
+    now = read_measured(folder, summary=summary, check=check)
     judgement = judge_report(rules, now, baseline, seconds=seconds, objections=objections)
     if result.url is not None:
         shutil.rmtree(folder, ignore_errors=True)
@@ -245,6 +250,21 @@ def rules_of(
         against=against is not None,
         allow_missing=allow_missing,
     )
+
+
+def claims_of(selection: Selection) -> dict[Pair, list[Rule]]:
+    """What a list claims of its pairs, each once, as rules. Raises UsageError, with its line."""
+    if not any(selection.claims.values()):
+        return {}
+    from shadow.claims.rules import claim_rule
+
+    every = {
+        pair: [claim_rule(claim.text, claim.file, claim.line) for claim in claims]
+        for pair, claims in selection.claims.items()
+    }
+    return {
+        pair: list({rule.name: rule for rule in rules}.values()) for pair, rules in every.items()
+    }
 
 
 def at_fault(

@@ -104,8 +104,7 @@ def explain(
         TABLES,
         TENSORS,
     )
-    from shadow.reports.glossary import terms
-    from shadow.reports.heads import HEADS
+    from shadow.reports.words import HEADS, terms
     from shadow.telling.dictionary import columns_document, notation_document
 
     # of columns with one name, that of matrices.parquet is meant
@@ -154,9 +153,8 @@ def _explained(word: str, columns: Mapping[str, Column]) -> list[tuple[Document,
     A space stands for an underscore in the name of a column, and a name with points for a figure
     of summary.json. Empty where the word is not known.
     """
-    from shadow.reports.glossary import meaning_of
-    from shadow.reports.heads import Head, head_of
     from shadow.reports.schema import FILES
+    from shadow.reports.words import Head, head_of, meaning_of
     from shadow.telling.dictionary import column_document, word_document
     from shadow.telling.words import other_words
 

@@ -12,6 +12,7 @@ from shadow.cli import console
 from shadow.cli import options as option
 from shadow.cli.arguments import files_of, of_pair
 from shadow.errors import ShadowError
+from shadow.files import placing, read_start
 from shadow.text import nearest, short
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from shadow.targets.families import Pair
     from shadow.targets.recipes import Panel, Recipe
     from shadow.telling.document import Document
+
+MARK = "<!-- shadow-audit recipe -->"  # the last line of a page, by which an own one is known again
+LARGEST = 10_000_000  # bytes of a file that may be such a page
 
 
 def reproduce(
@@ -167,10 +171,9 @@ def _write(
     measured: dict[Pair, PairByLayer],
 ) -> None:
     """A figure for each panel that has a pair, then the page."""
-    from shadow.files import placing
     from shadow.outputs.figures import is_our_figure
     from shadow.outputs.figures.panel import draw_panel
-    from shadow.outputs.recipe_page import is_our_page, recipe_page
+    from shadow.outputs.markdown import markdown
 
     folder.mkdir(parents=True, exist_ok=True)
     for panel in panels:
@@ -180,8 +183,14 @@ def _write(
             figure = folder / f"{panel.name}.svg"
             with placing(figure, is_our_figure, "a figure of shadow") as aside:
                 aside.write_bytes(drawn)
-    with placing(folder / f"{recipe.name}.md", is_our_page, "a page of shadow reproduce") as aside:
-        aside.write_bytes(recipe_page(document).encode())
+    with placing(folder / f"{recipe.name}.md", _is_our_page, "a page of shadow reproduce") as aside:
+        aside.write_bytes(f"{markdown(document, level=1)}\n{MARK}\n".encode())
+
+
+def _is_our_page(path: Path) -> bool:
+    """Whether `shadow reproduce` wrote the file."""
+    content = read_start(path, LARGEST) or b""
+    return content.rstrip().endswith(MARK.encode())
 
 
 def _as_json(

@@ -42,7 +42,7 @@ from shadow.lab.design import PROBES, REGIMES, SCALES, SHARES, TREATMENTS, Base,
 from shadow.lab.tasks import Sample, partly_repeated
 from shadow.lab.training import accuracy, load, new_model, save, train
 from shadow.reports.column_types import null_if_undefined
-from shadow.reports.columns import DELTA, SPECTRAL
+from shadow.reports.columns import delta_metrics
 from shadow.targets.families import Pair
 from shadow.targets.lists import Selection
 from shadow.targets.references import Reference
@@ -384,8 +384,7 @@ def _medians(folder: Path) -> dict[str, float | None]:
     """The median of every column of the deltas inside the layers."""
     rows = pd.read_parquet(folder / "matrices.parquet")
     inside = rows[(rows["subject"] == "delta") & rows["layer"].notna()]
-    names = [column.name for column in (*SPECTRAL, *DELTA) if column.type in ("int", "float")]
-    medians = {name: float(inside[name].astype(float).median()) for name in names}
+    medians = {name: float(inside[name].astype(float).median()) for name in delta_metrics()}
     return {name: null_if_undefined(value) for name, value in medians.items()}
 
 

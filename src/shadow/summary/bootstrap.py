@@ -66,28 +66,6 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class BoundsAlike:
-    """The intervals of several figures over the same layers."""
-
-    columns: list[int]
-    low: NDArray[np.float64]
-    """(columns,): the lower bound of each; NaN where there is no interval."""
-    high: NDArray[np.float64]
-    """(columns,): the upper bound of each; NaN where there is no interval."""
-    layers: int
-    level: float | None
-    """What those that have bounds may claim, 0 to 1; None where none has any."""
-    reason: str
-    """Why the others have none."""
-
-    def interval(self, low: float, high: float) -> Interval:
-        """One of them by its bounds."""
-        if math.isnan(low):
-            return Interval(bounds=None, layers=self.layers, reason=self.reason)
-        return Interval((low, high), self.layers, self.level)
-
-
-@dataclass(frozen=True)
 class Blocks:
     """The layers that the rows of a table lie in."""
 
@@ -148,63 +126,39 @@ def intervals_of_medians(columns: NDArray[np.float64], blocks: Blocks) -> list[I
     """`interval_of_median` of every column of (rows, columns), at once for those that are NaN in
     the same rows.
     """
+    known = ~np.isnan(columns)
+    alike: dict[bytes, list[int]] = {}
+    for column in range(columns.shape[1]):
+        alike.setdefault(known[:, column].tobytes(), []).append(column)
     intervals: dict[int, Interval] = {}
-    for alike in bounds_of_medians(columns, blocks):
-        bounds = zip(alike.low.tolist(), alike.high.tolist(), strict=True)
-        of_columns = [alike.interval(low, high) for low, high in bounds]
-        intervals |= dict(zip(alike.columns, of_columns, strict=True))
+    for places in alike.values():
+        kept, own, of_own = known[:, places[0]], columns[:, places], blocks
+        if not kept.all():
+            own, of_own = own[kept], blocks.where(kept)
+        intervals |= zip(places, _intervals_of_known(own, of_own), strict=True)
     return [intervals[column] for column in range(columns.shape[1])]
 
 
-def bounds_of_medians(columns: NDArray[np.float64], blocks: Blocks) -> list[BoundsAlike]:
-    """`intervals_of_medians` as arrays, for who has thousands of columns: each set of columns that
-    are NaN in the same rows.
-    """
-    known = ~np.isnan(columns)
-    complete = known.all(axis=0)
-    alike: dict[bytes, list[int]] = {}
-    for column in np.flatnonzero(~complete).tolist():
-        alike.setdefault(known[:, column].tobytes(), []).append(column)
-    bounds = []
-    if complete.any():
-        places = np.flatnonzero(complete).tolist()
-        bounds.append(_bounds_of_known(columns[:, complete], blocks, places))
-    for places in alike.values():
-        kept = known[:, places[0]]
-        bounds.append(
-            _bounds_of_known(columns[np.ix_(kept, np.asarray(places))], blocks.where(kept), places)
-        )
-    return bounds
-
-
-def _bounds_of_known(
-    columns: NDArray[np.float64], blocks: Blocks, places: list[int]
-) -> BoundsAlike:
-    """The bounds of columns without NaN, which stand at these places among all columns."""
+def _intervals_of_known(columns: NDArray[np.float64], blocks: Blocks) -> list[Interval]:
+    """`intervals_of_medians` of columns without NaN."""
     n, layers = blocks.free, blocks.layers
-    low, high = np.full((2, columns.shape[1]), np.nan)
     if n < FEWEST:
-        return BoundsAlike(
-            columns=places,
-            low=low,
-            high=high,
-            layers=layers,
-            level=None,
-            reason=_too_few(blocks, FEWEST),
-        )
+        return [Interval(None, layers, reason=_too_few(blocks, FEWEST))] * columns.shape[1]
     counts, times = distinct_draws(blocks.sizes)
     tail = expanded_tail(n)
     together = max(1, TOGETHER // len(counts))
+    intervals: list[Interval] = []
     for start in range(0, columns.shape[1], together):
-        part = slice(start, start + together)
-        values = medians(columns[:, part], blocks.codes, counts)
-        defined = np.all(np.isfinite(values), axis=1)
-        first, last = cut(values, times, (tail, tail))
-        low[part] = np.where(defined, first, np.nan)
-        high[part] = np.where(defined, last, np.nan)
-    return BoundsAlike(
-        columns=places, low=low, high=high, layers=layers, level=_level(n), reason=UNDEFINED
-    )
+        values = medians(columns[:, start : start + together], blocks.codes, counts)
+        defined: NDArray[np.bool_] = np.all(np.isfinite(values), axis=1)
+        ends = zip(*(end.tolist() for end in cut(values, times, (tail, tail))), strict=True)
+        intervals += [
+            Interval(bounds, layers, _level(n))
+            if is_defined
+            else Interval(None, layers, reason=UNDEFINED)
+            for bounds, is_defined in zip(ends, defined, strict=True)
+        ]
+    return intervals
 
 
 def interval(statistic: Statistic, blocks: Blocks, *, unevenness: bool = False) -> Interval:

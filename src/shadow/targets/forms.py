@@ -273,6 +273,32 @@ class FamiliesForm(RootModel[dict[Name, FamilyForm]]):
     )
 
 
+class PairClaimForm(Form):
+    """A claim that should hold of a pair; docs/lists.md says which there are."""
+
+    model_config = ConfigDict(json_schema_extra=_or({"type": "string"}))
+    CALLED = "a claim"
+    WRITTEN = "write `trained --frozen embed`, or {claim: trained, frozen: [embed]}"
+
+    claim: Word
+    """same, trained, stored, files or quantised."""
+    moved: list[Word] = Field([])
+    """Of trained: patterns of what should have moved."""
+    frozen: list[Word] = Field([])
+    """Of trained: patterns of what should be equal to the base."""
+
+    @classmethod
+    def of_text(cls, text: str) -> object:
+        return {"claim": text}
+
+    def __str__(self) -> str:
+        patterns = [f"--moved {one}" for one in self.moved]
+        return " ".join([self.claim, *patterns, *(f"--frozen {one}" for one in self.frozen)])
+
+
+Claims = Annotated[list[PairClaimForm], Field([], max_length=100)]
+
+
 class TargetForm(Form):
     """What to audit, by its name."""
 
@@ -287,6 +313,8 @@ class TargetForm(Form):
         str, BeforeValidator(by(lambda text, _: one_target(text))), WithJsonSchema(TARGET)
     ]
     """A family, family:from..to, or a glob over these."""
+    claims: Claims
+    """What is checked of each of its pairs."""
 
     @classmethod
     def of_text(cls, text: str) -> object:
@@ -311,6 +339,8 @@ class TwoCheckpointsForm(Form):
         | None
     ) = None
     """What the pair of base and tuned is called, and so its folder: family:base..tuned."""
+    claims: Claims
+    """What is checked of the pair."""
 
     @classmethod
     def check_key(cls, key: str, value: Tree) -> None:
@@ -344,6 +374,15 @@ class PanelForm(Form):
     text: Prose
     bears_on: Prose
     pairs: list[Entry] = Field(min_length=1)
+
+    @field_validator("pairs")
+    @classmethod
+    def _have_no_claims(cls, pairs: list[Entry]) -> list[Entry]:
+        for at, pair in enumerate(pairs):
+            if pair.claims:
+                hint = "claims are for `shadow audit --list`"
+                raise FaultError("a pair of a recipe has no claims", hint, at, "claims")
+        return pairs
 
 
 class RecipeForm(Form):

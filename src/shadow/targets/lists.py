@@ -14,7 +14,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,6 +51,16 @@ YAML_ENTRY = (
 
 
 @dataclass(frozen=True)
+class ListedClaim:
+    """What should hold of each pair of an entry."""
+
+    text: str
+    """`trained --frozen embed`: see `shadow.claims.verify.table.pair_claim`."""
+    file: str
+    line: int
+
+
+@dataclass(frozen=True)
 class ListEntry:
     """One entry of a list."""
 
@@ -58,6 +68,7 @@ class ListEntry:
     """`FILE:LINE`; empty for a target of the command."""
     names: str | Pair
     """A target, or a pair that was given by its checkpoints."""
+    claims: tuple[ListedClaim, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -85,6 +96,8 @@ class Selection:
     """Whether more than exact names were given, so that an index belongs to it."""
     passed_over: tuple[str, ...] = ()
     """Matching families without a pair."""
+    claims: Mapping[Pair, tuple[ListedClaim, ...]] = field(default_factory=dict)
+    """What a list says of its pairs."""
 
     @property
     def digest(self) -> str:
@@ -126,6 +139,7 @@ def select(
     if typed:
         lines |= dict.fromkeys(pairs_of_references(targets, families), "")
     passed: dict[str, None] = {}
+    claims: dict[Pair, tuple[ListedClaim, ...]] = {}
     look_up = functools.cache(lambda target: find_targets(target, families))
     for entry in entries:
         if isinstance(entry.names, Pair):
@@ -136,6 +150,7 @@ def select(
         passed |= dict.fromkeys(found.without_pairs)
         for pair in found.pairs:
             lines.setdefault(pair, entry.where)
+            claims[pair] = (*claims.get(pair, ()), *entry.claims)
     pairs = tuple(lines)
     if tags:
         with _asked():
@@ -150,6 +165,7 @@ def select(
         shard=shard_of,
         is_list=is_list,
         passed_over=tuple(passed),
+        claims=claims,
     )
 
 
@@ -334,7 +350,11 @@ def entries_of(
             names = given_pair(form.base, form.tuned)
             if form.name is not None:
                 names = under_name(names, form.name)
-        entries.append(ListEntry(f"{file}:{lines[*at, index]}", names))
+        claims = tuple(
+            ListedClaim(str(claim), file, lines[*at, index, "claims", number])
+            for number, claim in enumerate(form.claims)
+        )
+        entries.append(ListEntry(f"{file}:{lines[*at, index]}", names, claims))
     return entries
 
 

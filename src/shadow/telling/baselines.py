@@ -5,24 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from shadow.claims.measured import Check, Measured
 from shadow.claims.summary import Summary
-from shadow.claims.verdicts import Measured
 from shadow.errors import ShadowError
 from shadow.reports.provenance import finished_metadata, refuse_remains
 from shadow.telling.reading import SummarisedReport
 
 
 def read_measured(
-    folder: Path, label: str = "this report", summary: Summary | None = None
+    folder: Path,
+    label: str = "this report",
+    summary: Summary | None = None,
+    check: Check | None = None,
 ) -> Measured:
-    """A finished report as rules see it, with its summary unless that is known already. Raises
-    ShadowError.
+    """A finished report as rules see it, with its summary unless that is known already. check: for
+    claims that the report does not answer. Raises ShadowError.
     """
     report = SummarisedReport(folder)
     assert report.provenance  # read now, so that a folder without a report is found here
     if summary is None:
         summary = report.summary
-    return Measured(source=report, label=label, summary=summary)
+    return Measured(source=report, label=label, summary=summary, check=check)
 
 
 def _whole(folder: Path) -> Measured:

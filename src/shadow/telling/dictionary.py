@@ -29,7 +29,7 @@ from shadow.telling.words import LABELS, TOPICS
 if TYPE_CHECKING:
     from shadow.claims.reference import Calibration, Trainings
     from shadow.comparing.published import Released
-    from shadow.reports.heads import Head
+    from shadow.reports.words import Head
 
 PUBLISHED_FIGURES = {
     "relative norm": "mean_relative_norm",

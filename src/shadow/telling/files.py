@@ -38,6 +38,7 @@ WEIGHTS = ("weights", "index")  # kinds that the table leaves out: their tensors
 # words that are named before others: what changes what a model is given, or runs code
 FIRST = ("code", "pickle", "auto_map", "chat_template", "vocabulary", "merges", "special_tokens")
 TITLE = "Files beside the weights"
+TOKENS_BEYOND = "tokens_beyond"  # of tokens, beyond the rows of the vocabulary
 OF_ADAPTERS = "adapter_config.json"  # that an adapter has one is no news
 
 
@@ -52,13 +53,15 @@ def files_sentences(summary: Summary) -> list[Sentence]:
     if not any(by_state.values()):
         return []
     text = and_list([_clause(state, words) for state, words in by_state.items() if words])
+    if any(TOKENS_BEYOND in row.differs for row in files.rows):
+        text += ". The tokenizer has tokens that the model has no row for"
     return [Sentence("files", f"Beside the weights, {text}.", {})]
 
 
 def _words(rows: list[FileRow], state: str) -> list[str]:
     """What differs in the files of a state, each word once, those of FIRST first."""
     told = [row for row in rows if row.state == state and not row.path.endswith(OF_ADAPTERS)]
-    words = dict.fromkeys(word for row in told for word in row.differs)
+    words = dict.fromkeys(word for row in told for word in row.differs if word != TOKENS_BEYOND)
     return sorted(words, key=lambda word: FIRST.index(word) if word in FIRST else len(FIRST))
 
 

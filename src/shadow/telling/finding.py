@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from shadow.claims.draft import Sentence
-from shadow.claims.explanations import Explanation, as_explanation, explanations
+from shadow.claims.explanations import Explanation, explanations
 from shadow.claims.recognised import (
     is_copy,
     is_mostly_copy,
@@ -23,7 +23,6 @@ from shadow.claims.recognised import (
 from shadow.claims.summary import Finding
 from shadow.comparing.published import context_sentence
 from shadow.reports.columns import read_words
-from shadow.telling.context import context
 from shadow.telling.files import files_sentences
 from shadow.telling.headline import headline
 from shadow.telling.known_changes import few_rows, known_changes, vectors
@@ -60,6 +59,18 @@ ESTIMATED = (
     " each row has errors of its own. Their ranks and exponents are unknown."
 )
 # what each sentence says, in the order in which they stand
+STAGES: Mapping[str, str] = {  # of stages that families name
+    "sft": "supervised fine-tuning",
+    "dpo": "preference tuning (DPO)",
+    "mpo": "preference tuning (MPO)",
+    "rl": "reinforcement learning",
+    "rlvr": "reinforcement learning with checked answers",
+    "instruct": "instruction tuning",
+    "chat": "chat tuning",
+    "thinking": "training to reason",
+    "reasoning": "training to reason",
+    "distill": "distillation",
+}
 CODES: Mapping[str, str] = read_words("words.yaml")["sentences"]
 
 
@@ -90,8 +101,8 @@ def finding(summary: Summary, settings: SettingsMetadata) -> Finding:
             sentences += structure(summary)
         if not (copied or few):
             sentences += storage(summary, gates)
-            others = [as_explanation(answer) for answer in explanations(summary)]
-        sentences += context(summary, relation)
+            others = explanations(summary)
+        sentences += _of_names(summary, relation)
     sentences += files_sentences(summary)
     if (published := context_sentence(summary.published)) is not None:
         text, figures = published
@@ -111,3 +122,20 @@ def _chosen(settings: SettingsMetadata) -> list[str]:
     if not isinstance(chosen, Mapping):
         return []
     return [str(name) for name, values in chosen.items() if values]
+
+
+def _of_names(summary: Summary, relation: object) -> list[Sentence]:
+    """What the names of a pair say of it."""
+    if relation == "sibling":
+        return [
+            Sentence(
+                "siblings",
+                "Neither side was tuned from the other: this is the difference of two siblings.",
+                {},
+            )
+        ]
+    first, _, last = summary.pair.partition("..")
+    if last not in STAGES:
+        return []
+    after = f" after {STAGES[first]}" if first in STAGES else ""
+    return [Sentence("stage", f"By its name, this stage is {STAGES[last]}{after}.", {})]

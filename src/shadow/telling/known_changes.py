@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from shadow.claims.draft import Draft, Sentence
 from shadow.claims.recognised import recognised
 from shadow.summary.record import PairRecord
-from shadow.summary.rows import Replaced
+from shadow.summary.rows import Casts, FewEntries, Replaced, Scaled, ScaledLines, Zeroed
 from shadow.telling.wording import and_others, factor, place_of, places_of, vectors_moved
 from shadow.text import and_list
 
@@ -17,26 +18,26 @@ NOTHING_IN_COMMON = 0.1  # a cosine below which two matrices have nothing in com
 
 def known_changes(summary: PairRecord) -> list[Sentence]:
     """What no training does, and the figures show beyond doubt."""
-    holds = [answer.code for answer in recognised(summary) if answer.outcome == "holds"]
+    holds = recognised(summary)
     if copied := {"copy", "mostly_copy"} & set(holds):
         holds = list(copied)  # what else its figures show is of rounding
+    found = vars(summary.recognised)
     return [
-        sentence for code in holds if code in SENTENCES for sentence in SENTENCES[code](summary)
+        SENTENCES[code](Draft(summary), found["casts" if copied else code])
+        for code in holds
+        if code in SENTENCES
     ]
 
 
-def _copy(summary: PairRecord) -> list[Sentence]:
-    draft, casts = Draft(summary), summary.recognised.casts
-    if casts is None:
-        return []
+def _copy(draft: Draft, casts: Casts) -> Sentence:
     count = draft.write(casts.tensors, "recognised.casts.tensors", "count")
     every = "the only tensor" if count == "1" else f"all {count} tensors"
     text = f"In {every} that changed, {_cast_to(draft)}."
     if made := format_error(draft):
-        formats = quantised_formats(summary)
+        formats = quantised_formats(draft.summary)
         text += f" It is stored in {formats}."
         text += f" The error is {made}, and nothing lies beyond it."
-    return [draft.sentence("rounding", text)]
+    return draft.sentence("rounding", text)
 
 
 def is_of_base(summary: PairRecord) -> bool:
@@ -69,12 +70,8 @@ def _cast_to(draft: Draft) -> str:
     return "the tuned side is the base in another format, equal but for rounding"
 
 
-def _mostly_copy(summary: PairRecord) -> list[Sentence]:
+def _mostly_copy(draft: Draft, casts: Casts) -> Sentence:
     """What is no copy comes first."""
-    casts = summary.recognised.casts
-    if casts is None:
-        return []
-    draft = Draft(summary)
     beside = draft.write(casts.beside, "recognised.casts.beside", "count")
     count = draft.write(casts.tensors, "recognised.casts.tensors", "count")
     noun = "tensor" if beside == "1" else "tensors"
@@ -82,7 +79,7 @@ def _mostly_copy(summary: PairRecord) -> list[Sentence]:
         f"{beside} {noun} changed by more than rounding: {beside_a_copy(draft)}. In the other"
         f" {count} that changed, {_cast_to(draft)}."
     )
-    return [draft.sentence("mostly_copy", text)]
+    return draft.sentence("mostly_copy", text)
 
 
 def beside_a_copy(draft: Draft) -> str:
@@ -100,11 +97,7 @@ def beside_a_copy(draft: Draft) -> str:
     return and_others(named)
 
 
-def _scaled_lines(summary: PairRecord) -> list[Sentence]:
-    lines = summary.recognised.scaled_lines
-    if lines is None:
-        return []
-    draft = Draft(summary)
+def _scaled_lines(draft: Draft, lines: ScaledLines) -> Sentence:
     place = "recognised.scaled_lines"
     count = draft.write(lines.matrices, f"{place}.matrices", "count")
     share = draft.write(lines.share, f"{place}.share", "share")
@@ -116,25 +109,17 @@ def _scaled_lines(summary: PairRecord) -> list[Sentence]:
         f"In {count} {noun}, {what} of the base were multiplied by factors, as by (IA)3 or by norms"
         f" folded into weights. They explain {share} of the change in the median."
     )
-    return [draft.sentence("scaled_lines", text)]
+    return draft.sentence("scaled_lines", text)
 
 
-def _scaled(summary: PairRecord) -> list[Sentence]:
-    scaled = summary.recognised.scaled
-    if scaled is None:
-        return []
-    draft = Draft(summary)
+def _scaled(draft: Draft, scaled: Scaled) -> Sentence:
     by = draft.write(scaled.factor, "recognised.scaled.factor", factor)
-    changed = " that changed" if any(row.identical for row in summary.components) else ""
+    changed = " that changed" if any(row.identical for row in draft.summary.components) else ""
     text = f"Every matrix{changed} is the base's times {by}; nothing else changed in it."
-    return [draft.sentence("scaled", text)]
+    return draft.sentence("scaled", text)
 
 
-def _zeroed(summary: PairRecord) -> list[Sentence]:
-    zeroed = summary.recognised.zeroed
-    if zeroed is None:
-        return []
-    draft = Draft(summary)
+def _zeroed(draft: Draft, zeroed: Zeroed) -> Sentence:
     count = draft.write(zeroed.matrices, "recognised.zeroed.matrices", "count")
     share = draft.write(zeroed.share, "recognised.zeroed.share", "share")
     matrices = "the only matrix that changed"
@@ -144,29 +129,21 @@ def _zeroed(summary: PairRecord) -> list[Sentence]:
         f"Entries were set to 0, as by pruning, and no other entry changed: {share} of the entries"
         f" in the median of {matrices}."
     )
-    return [draft.sentence("zeroed", text)]
+    return draft.sentence("zeroed", text)
 
 
-def _few_entries(summary: PairRecord) -> list[Sentence]:
-    few = summary.recognised.few_entries
-    if few is None:
-        return []
-    draft = Draft(summary)
+def _few_entries(draft: Draft, few: FewEntries) -> Sentence:
     entries = draft.write(few.entries, "recognised.few_entries.entries", "count")
     of = draft.write(few.of, "recognised.few_entries.of", "count")
-    text = f"Only {entries} of {of} entries changed, in {places_of(summary, few.rows)}."
-    return [draft.sentence("few_entries", text)]
+    text = f"Only {entries} of {of} entries changed, in {places_of(draft.summary, few.rows)}."
+    return draft.sentence("few_entries", text)
 
 
-def _replaced(summary: PairRecord) -> list[Sentence]:
-    replaced = summary.recognised.replaced
-    if replaced is None:
-        return []
-    draft = Draft(summary)
+def _replaced(draft: Draft, replaced: Replaced) -> Sentence:
     count = draft.write(replaced.matrices, "recognised.replaced.matrices", "count")
     low = draft.write(replaced.cosine_least, "recognised.replaced.cosine_least", "fixed")
     high = draft.write(replaced.cosine_most, "recognised.replaced.cosine_most", "fixed")
-    places = places_of(summary, replaced.rows)
+    places = places_of(draft.summary, replaced.rows)
     one = replaced.matrices == 1
     noun, have = ("matrix", "has") if one else ("matrices", "have")
     cosines = f"cosine {low}" if low == high else f"cosines {low} to {high}"
@@ -178,7 +155,7 @@ def _replaced(summary: PairRecord) -> list[Sentence]:
         f"{count} {noun} ({places}) {have} {common} in common with the base's ({cosines}), unlike"
         f" most others: {'it' if one else 'they'} {were} replaced, exchanged or reordered."
     )
-    return [draft.sentence("replaced", text)]
+    return draft.sentence("replaced", text)
 
 
 def has_nothing_in_common(replaced: Replaced) -> bool:
@@ -208,7 +185,7 @@ def vectors(summary: PairRecord) -> list[Sentence]:
     return [draft.sentence("vectors", text)]
 
 
-SENTENCES: Mapping[str, Callable[[PairRecord], list[Sentence]]] = {
+SENTENCES: Mapping[str, Callable[[Draft, Any], Sentence]] = {
     "copy": _copy,
     "mostly_copy": _mostly_copy,
     "scaled_lines": _scaled_lines,

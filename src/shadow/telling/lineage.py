@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from shadow.quantities import DASH, Quantity, text_of
-from shadow.reports.heads import HEADS
+from shadow.reports.words import HEADS
 from shadow.telling.document import (
     Block,
     Cell,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from shadow.claims.gates import as_gate, gates
+from shadow.claims.gates import gates
 from shadow.claims.label import footprint
 from shadow.claims.summary import Finding, Summary, summary_from_json
 from shadow.comparing.kept_scores import read_kept
@@ -33,7 +33,7 @@ def summarise(tables: Mapping[str, pa.Table], metadata: ReportMetadata) -> Summa
     rows = read_rows(tables)
     standing = standing_of(rows.deltas, rows.tensors)
     record = record_of(rows, metadata, standing.cosine)
-    held = [as_gate(answer) for answer in gates(record, standing)]
+    held = gates(record, standing)
     optimizer = metadata["settings"].get("optimizer")
     if not isinstance(optimizer, str):  # null, or what another program wrote
         optimizer = None

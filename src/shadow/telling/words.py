@@ -13,7 +13,7 @@ from shadow.places.names import name_rules
 from shadow.quantities import share
 from shadow.reasons import REASONS
 from shadow.reports.columns import read_words
-from shadow.reports.heads import Head
+from shadow.reports.words import Head
 
 _WORDS = read_words("words.yaml")
 LABELS: Mapping[str, str] = _WORDS["labels"]

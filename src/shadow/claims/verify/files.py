@@ -7,6 +7,7 @@ from typing import Any
 
 from shadow.claims.answer import Answer, Claim, Figure
 from shadow.claims.verify.verification import Against
+from shadow.reasons import BEYOND_VOCABULARY
 from shadow.text import counted, several
 
 FILES = Claim(
@@ -19,6 +20,16 @@ FILES = Claim(
 KINDS = ("config", "generation", "chat_template", "tokenizer", "code", "pickle")
 EVERY = "*"  # the path of a row that says that not all files of a side are known
 NAMED = 5  # files that a reason names
+
+
+def tokens_beyond(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Which side has tokens that its model has no row for."""
+    sides = {"base": "A", "tuned": "B"}
+    return tuple(
+        f"{sides[row['side']]}: {row['detail'].partition('; ')[0]}"
+        for row in rows
+        if f" {BEYOND_VOCABULARY} " in (row["detail"] or "").partition(":")[0]
+    )
 
 
 def files(rows: Sequence[Mapping[str, Any]]) -> tuple[Answer, tuple[Against, ...]]:

@@ -1,14 +1,15 @@
 """Places as people write them: `language.layers.0-7.attn.*`, `language.embed`, `norm`.
 
-    pattern := [component "."] ["layers." range "."] [module]
+    pattern := [component "."] ["layers." range "."] [module | "experts." [which "."] range]
 
-At least one of the three; component and module may hold * and ?. What is left out is any.
+At least one of the three; component and module may hold * and ?. What is left out is any. The last
+range is of experts, whether each has tensors of its own or they are stacked in one.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from shadow.errors import UsageError
@@ -17,6 +18,7 @@ from shadow.places.names import name_rules, nearest_modules
 from shadow.text import closest, short
 
 SUCH_AS = "such as language.layers.0-7, language.embed or norm"
+EXPERTS = re.compile(r"experts(?:\.([a-z_*?]+))?\.(\d{1,6})(?:-(\d{1,6}))?")
 LAYERS = re.compile(r"layers\.(?:(\d{1,6})(?:-(\d{1,6}))?|\*)(?:\.|$)")
 
 
@@ -31,6 +33,8 @@ class Pattern:
     in_layers: bool = False
     """Whether only what is in a layer is meant."""
     module: str = "*"
+    experts: tuple[int, int] | None = None
+    """The first and the last; None for all, and for what is no expert's."""
 
     def covers(self, place: Place) -> bool:
         """Whether a place is among those that are meant."""
@@ -38,9 +42,18 @@ class Pattern:
             return False
         if not fnmatchcase(place.module, self.module):
             return False
+        if self.experts is not None:
+            first, last = self.experts
+            if place.expert is None or not first <= place.expert <= last:
+                return False
         if place.layer is None:
             return not self.in_layers
         return self.layers is None or self.layers[0] <= place.layer <= self.layers[1]
+
+    def may_cover(self, place: Place) -> bool:
+        """The same, and whether one is meant of a stack whose experts are not told apart."""
+        pattern = self if place.expert is not None else replace(self, experts=None)
+        return pattern.covers(place)
 
 
 def parse_pattern(text: str) -> Pattern:
@@ -59,8 +72,13 @@ def parse_pattern(text: str) -> Pattern:
             layers = int(match[1]), int(match[2] or match[1])
             if layers[1] < layers[0]:
                 raise UsageError(f"{short(text)}: no layers {match[1]}-{match[2]}", SUCH_AS)
+    experts = None
+    if match := EXPERTS.fullmatch(rest):
+        rest, experts = f"experts.{match[1] or '*'}", (int(match[2]), int(match[3] or match[2]))
+        if experts[1] < experts[0]:
+            raise UsageError(f"{short(text)}: no experts {match[2]}-{match[3]}", SUCH_AS)
     if rest and not any(fnmatchcase(module, rest) for module in rules.modules):
         close = nearest_modules(rest) or closest(first, rules.components)
         hint = f"did you mean {close!r}?" if close else SUCH_AS
         raise UsageError(f"{short(text)}: no module {short(rest)}", hint)
-    return Pattern(text, component, layers, in_layers, rest or "*")
+    return Pattern(text, component, layers, in_layers, rest or "*", experts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from shadow.claims.answer import table
@@ -10,11 +10,13 @@ from shadow.claims.verify.base import BASE
 from shadow.claims.verify.files import FILES
 from shadow.claims.verify.merged import MERGED
 from shadow.claims.verify.mixture import LETTERS, MIXTURE
+from shadow.claims.verify.patterns import parse_pattern
 from shadow.claims.verify.quantised import QUANTISED
 from shadow.claims.verify.same import SAME
 from shadow.claims.verify.stored import STORED
 from shadow.claims.verify.trained import TRAINED
 from shadow.errors import UsageError
+from shadow.text import and_list, nearest
 
 
 @dataclass(frozen=True)
@@ -65,3 +67,67 @@ FORMS: Mapping[str, Form] = {
     "files": Form(("A", "B")),
     "quantised": Form(("ORIGINAL", "QUANTISED")),
 }
+# of a pair: the base is the first checkpoint, the tuned side the second
+OF_PAIRS = tuple(
+    name for name, form in FORMS.items() if len(form.checkpoints) == 2 and not form.repeats
+)
+
+
+@dataclass(frozen=True)
+class PairClaim:
+    """A claim that is asked of a base and a tuned side."""
+
+    claim: str
+    """One of OF_PAIRS."""
+    moved: tuple[str, ...] = ()
+    frozen: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        patterns = [f"--moved {one}" for one in self.moved]
+        return " ".join([self.claim, *patterns, *(f"--frozen {one}" for one in self.frozen)])
+
+
+def pair_claim(text: str) -> PairClaim:
+    """`trained --moved layers.0-7 --frozen embed` -> PairClaim. Raises UsageError."""
+    claim, *rest = text.replace("=", " ").split()
+    found: dict[str, list[str]] = {"--moved": [], "--frozen": []}
+    if len(rest) % 2 or any(option not in found for option in rest[::2]):
+        hint = "write `trained --moved PATTERN --frozen PATTERN`, each as often as you like"
+        raise UsageError(f"{text[:80]!r} is no claim with patterns", hint)
+    for option, pattern in zip(rest[::2], rest[1::2], strict=True):
+        found[option].append(parse_pattern(pattern).text)
+    require_form(claim, 2, moved=found["--moved"], frozen=found["--frozen"])
+    return PairClaim(claim, tuple(found["--moved"]), tuple(found["--frozen"]))
+
+
+def require_form(
+    claim: str,
+    count: int,
+    *,
+    moved: Sequence[str] = (),
+    frozen: Sequence[str] = (),
+    base: object = None,
+) -> Form:
+    """What a claim is asked of. Raises UsageError for a claim that is not known, and for another
+    number of checkpoints or other options than it takes.
+    """
+    form = FORMS.get(claim)
+    if form is None:
+        hint = nearest(claim, FORMS) or f"one of {', '.join(FORMS)}"
+        raise UsageError(f"no claim {claim[:40]!r}", hint)
+    usage = f"write: shadow verify {claim} {form.usage}"
+    least = len(form.checkpoints)
+    if count < least or (count > least and not form.repeats):
+        wanted = f"{least} or more checkpoints" if form.repeats else f"{least} checkpoints"
+        raise UsageError(f"{claim} needs {wanted}, and got {count}", usage)
+    given = {"moved": bool(moved), "frozen": bool(frozen), "base": base is not None}
+    for option, is_given in given.items():
+        if is_given and option not in form.options:
+            known = [name for name, other in FORMS.items() if option in other.options]
+            verb = "has" if len(known) == 1 else "have"
+            raise UsageError(f"{claim} has no --{option}", f"{and_list(known)} {verb} it")
+    if form.needs and not any(given[option] for option in form.needs):
+        needed = " or ".join(f"--{option} PATTERN" for option in form.needs)
+        raise UsageError(f"{claim} needs {needed}", usage)
+    form.names(count)
+    return form

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from shadow.claims.reference import OPTIMIZERS, Position, ReferenceRun, runs
+from shadow.claims.reference import Position, ReferenceRun, runs, runs_of
 from shadow.claims.summary import Summary
 from shadow.comparing.lineage import Step
 from shadow.outputs.page.cells import cells_of, drawn_cells, places
@@ -157,12 +157,7 @@ def reference_distributions(
     """
     if place is None:
         return {}
-    optimizers: Sequence[str] = OPTIMIZERS
-    if place.optimizer:
-        optimizers = (place.optimizer,)
-    near = [
-        run for run in table if run.short_side == place.short_side and run.optimizer in optimizers
-    ]
+    near = runs_of(place.short_side, place.optimizer, table)
     by_data = {
         f"{data} trainings": [run.concentration for run in near if run.data == data]
         for data in ("narrow", "broad")

@@ -1,8 +1,12 @@
-"""The heads of the tables on the screen, and the column of each, so that they can be looked up."""
+"""Words that can be looked up: heads of tables, and terms of the glossary, each with one meaning.
+
+For `shadow explain`, and for docs/style.md.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from shadow.reports.columns import read_words
@@ -18,7 +22,10 @@ class Head:
     """The column that has the same figure of one matrix or pair; empty where there is none."""
 
 
-HEADS = {word: Head(**entry) for word, entry in read_words("words.yaml")["heads"].items()}
+_WORDS = read_words("words.yaml")
+HEADS = {word: Head(**entry) for word, entry in _WORDS["heads"].items()}
+# sections; "term, other name": meaning, in Markdown
+GLOSSARY: Mapping[str, Mapping[str, str]] = _WORDS["glossary"]
 
 
 def head_of(word: str) -> Head | None:
@@ -38,3 +45,19 @@ def head_of(word: str) -> Head | None:
     return next(
         (head for name, head in HEADS.items() if name.replace(".", "").lower() == plain), None
     )
+
+
+def terms() -> list[str]:
+    """Every term, one by one."""
+    return [
+        name for section in GLOSSARY.values() for names in section for name in names.split(", ")
+    ]
+
+
+def meaning_of(word: str) -> str | None:
+    """What a term of the glossary means; None where it is none. Case does not matter."""
+    for section in GLOSSARY.values():
+        for names, text in section.items():
+            if word.lower() in names.lower().split(", "):
+                return text
+    return None

@@ -1,0 +1,50 @@
+"""A claim about the two checkpoints of a finished report, which are read once more."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shadow.audits.request import Files
+from shadow.errors import ShadowError
+
+if TYPE_CHECKING:
+    from shadow.claims.measured import Check
+    from shadow.claims.summary import Summary
+    from shadow.claims.verify.table import PairClaim
+    from shadow.claims.verify.verification import Verification
+
+
+def pair_check(
+    files: Files = Files(offline=True),  # noqa: B008 - frozen
+    jobs: int | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Check:
+    """What checks claims that a report does not answer; imports what reads weights when it does.
+
+    files: how checkpoints may be read. jobs: tensors that are read at a time.
+    """
+
+    def check(asked: PairClaim, summary: Summary) -> Verification:
+        from shadow.audits.perform import access_of
+        from shadow.audits.runtime import Runtime
+        from shadow.audits.sides import client_for, find_checkpoint, reference_of
+        from shadow.audits.verify import question, verify
+
+        sides = summary.base, summary.tuned
+        references = [reference_of(side) for side in sides]
+        runtime = Runtime(jobs=jobs, access=access_of(files), say=say)
+        every = [part for reference in references for _, part in reference.parts]
+        with tempfile.TemporaryDirectory() as scratch, client_for(every):
+            for side, reference in zip(sides, references, strict=True):
+                found = find_checkpoint(reference, runtime, Path(scratch) / "found")
+                if side["fingerprint"] not in (None, found.fingerprint, found.former):
+                    raise ShadowError(f"{side['repo']} has changed since it was audited")
+        say(f"{summary.family}:{summary.pair}: check {asked}")
+        return verify(
+            question(asked.claim, references, moved=asked.moved, frozen=asked.frozen), runtime
+        )
+
+    return check
