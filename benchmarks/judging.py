@@ -422,6 +422,10 @@ def replaced(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
     yield holds, "no matrix was replaced, exchanged or reordered"
 
 
+def masked(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
+    yield False, "all entries of the changed matrices were changed"
+
+
 def few_rows(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
     for place, value in figures.items():
         if place.endswith(".changed"):
@@ -444,7 +448,7 @@ SENTENCES: Mapping[str, Callable[[Case, str, Mapping[str, float]], Judged]] = {
     "base_few_values": base_few_values,
     "mostly_copy": mostly_copy,
     "scaled_lines": scaled_lines,
-    "replaced": replaced, "few_rows": few_rows, "stage": stage,
+    "replaced": replaced, "masked": masked, "few_rows": few_rows, "stage": stage,
 }  # fmt: skip
 # what sentences of other codes say, by their words, and whether it is so
 WORDS: Mapping[str, Callable[[Case], bool]] = {

@@ -100,6 +100,7 @@ ESTIMATED = {
     "kept_misfit",
     "relative_norm_unrounded",
     "zero_share_expected",
+    "zero_share_excess",
     "kept_least",
     "relative_norm_unrounded_least",
     "decay_cosine_unrounded",

@@ -227,6 +227,56 @@ def test_zeros_of_a_normal_update_are_expected_and_those_of_a_mask_are_not():
     assert found.zeros is None or found.zeros < (wide(masked) == wide(base)).mean() - 0.05
 
 
+@pytest.mark.parametrize("share", [1.0, 0.2])
+def test_the_excess_of_zeros_is_that_of_the_smallest_weights(share):
+    """On the twentieth of the entries with the finest grid, counted one by one, over the chance
+    that a normal update of the same energy leaves them.
+    """
+    W, d = update(relative=1e-3, rank=1, share=0.0)
+    mask = np.random.default_rng(1).random(d.shape) < share
+    base = narrow(W, "BF16")
+    tuned = narrow(wide(base) + d * mask / math.sqrt(share), "BF16")
+    before, D = wide(base), wide(tuned) - wide(base)
+    exponents = np.frexp(before)[1]
+    limit = next(one for one in range(-40, 10) if (exponents <= one).mean() >= 0.05)
+    finest = exponents <= limit
+    s = np.linalg.norm(d) / math.sqrt(d.size)
+    left = 1 - 2 * normal.sf(np.ldexp(1.0, exponents[finest] - 9) / s)
+    expected = (D[finest] == 0).mean() - left.mean()
+    found = undo(base, tuned)
+    assert found.zero_excess == pytest.approx(expected, abs=0.01)
+    assert (abs(found.zero_excess) < 0.01) if share == 1 else (found.zero_excess > 0.6)
+
+
+def test_frozen_rows_are_no_excess():
+    """Rows that did not change at all are told by rows_changed."""
+    base, tuned, _ = stored_pair("BF16", 2e-3)
+    tuned[: len(tuned) // 2] = base[: len(tuned) // 2]
+    assert abs(undo(base, tuned).zero_excess) < 0.02
+
+
+@pytest.mark.parametrize("history", ["far_above", "nothing_rounded"])
+def test_the_excess_where_nothing_was_counted(history):
+    """A fifth of the entries of half of the rows changed."""
+    undone = rounding.Undone(history, None, None)
+    figures = {"zero_share": 0.9, "rows_changed": 0.5, "floor_ratio": 20.0}
+    (excess,) = rounding.excess_values(undone, figures).values()
+    left = math.sqrt(6 / math.pi) / 20 if history == "far_above" else 0
+    assert excess == pytest.approx(0.8 - left)
+
+
+def test_a_normal_update_far_above_its_rounding_has_no_excess():
+    """The bound on what storage leaves is met, and not by much, where the grid is even."""
+    W = np.where(np.random.default_rng(0).random((256, 384)) < 0.5, -1.0, 1.0) * 1.5
+    base = narrow(W, "BF16")
+    d = np.random.default_rng(1).normal(0, 2**-7 * 10 / math.sqrt(12), W.shape)
+    D = wide(narrow(wide(base) + d, "BF16")) - wide(base)
+    ratio = math.sqrt(12 * (D**2).mean()) * 2**7
+    figures = {"zero_share": (D == 0).mean(), "rows_changed": 1.0, "floor_ratio": ratio}
+    undone = rounding.Undone("far_above", None, None)
+    assert -0.02 < rounding.excess_values(undone, figures)["zero_share_excess"] < 0.005
+
+
 def test_rank_one_is_undone_by_the_fitted_shape():
     """Entries of one size in a cell: kept is right to 10 %, a normal shape 20 % further off."""
     W, d = update(rank=1, share=1.0, relative=1e-3)

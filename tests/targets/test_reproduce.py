@@ -189,9 +189,11 @@ def test_any_text_is_a_recipe_or_refused(text):
 
 
 def test_every_shipped_recipe_reads():
-    assert list(recipe_files()) == ["benchmark-shadows"]
+    assert list(recipe_files()) == ["benchmark-shadows", "unchanged"]
     found = read_recipe("benchmark-shadows")
     assert [panel.name for panel in found.panels] == ["reasoning", "stages", "from-language-model"]
+    found = read_recipe("unchanged")
+    assert [panel.name for panel in found.panels] == ["supervised", "rewarded"]
 
 
 # --------------------------------------------------------- the shipped recipe, on tiny models
@@ -282,6 +284,51 @@ def test_the_shipped_recipe_runs_on_checkpoints_of_these_layouts(tmp_path, monke
         page = (tmp_path / "new" / "benchmark-shadows.md").read_text()
         assert re.search(r"^\*\*Fault\.\*\* missing: andesvl", page, re.MULTILINE)
         assert "](reasoning.svg)" in page
+
+
+@pytest.mark.slow
+def test_the_recipe_of_unchanged_weights_tells_a_mask_from_storage(tmp_path, monkeypatch):
+    """Small updates of all entries follow the line of noise; one of a fifth has an excess."""
+    generator = torch.Generator().manual_seed(0)
+    weights = {
+        f"model.layers.{layer}.{module}.weight": 0.02 * torch.randn(128, 192, generator=generator)
+        for layer in range(2)
+        for module in ("mlp.up_proj", "self_attn.q_proj")
+    }
+    panels = read_recipe("unchanged").panels
+    repos = dict.fromkeys(
+        side.repo for panel in panels for pair in panel.pairs for side in (pair.base, pair.tuned)
+    )
+    masked = "POLARIS-Project/Polaris-4B-Preview"
+    found = {}
+    for repo in repos:
+        found[repo] = {name: one.bfloat16() for name, one in weights.items()}
+        for name, one in found[repo].items():
+            if not repo.startswith("Qwen/") and one.ndim == 2:
+                update = 2e-3 * one.float().std() * torch.randn(one.shape, generator=generator)
+                if repo == masked:
+                    update *= 2 * (torch.rand(one.shape, generator=generator) < 0.2)
+                found[repo][name] = (one.float() + update).bfloat16()
+    with Hub() as hub:
+        for repo, tensors in found.items():
+            hub.add(repo, models.write(tmp_path / "repos" / repo, tensors, {"model_type": "qwen3"}))
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+        done = run_shadow("reproduce", "unchanged", "--json", cwd=tmp_path)
+        done.assert_done()
+    seen = {
+        (pair["family"], pair["pair"]): pair["figures"]
+        for panel in json.loads(done.out)
+        for pair in panel["pairs"]
+    }
+    assert len(seen) == 5
+    for name, figures in seen.items():
+        for zeros, excess in zip(figures["zero_share"], figures["zero_share_excess"], strict=True):
+            if name[0] == "polaris-4b":
+                assert excess["measured"] > 0.5
+            else:
+                assert abs(excess["measured"]) < 0.05
+                assert zeros["noise"] == pytest.approx(zeros["measured"], abs=0.03)
 
 
 @pytest.mark.slow

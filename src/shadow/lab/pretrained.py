@@ -209,7 +209,7 @@ def perform(
     jobs: processes that train continuations at a time, 1 or more; figures do not depend on it.
     """
     show(0, len(runs), "base")
-    _train_base(out, ingredients, budget)
+    train_base(out, ingredients, budget)
     _held_out_of_base(out, ingredients.tokens)
     tasks = {
         run.name: Task(partial(_perform_run, run, out, ingredients.tokens, budget)) for run in runs
@@ -261,7 +261,7 @@ def _record(out: Path, run: Continuation) -> Path:
     return out / "runs" / f"{run.name}.json"
 
 
-def _train_base(out: Path, ingredients: Ingredients, budget: Budget) -> None:
+def train_base(out: Path, ingredients: Ingredients, budget: Budget) -> None:
     """Train the base on the original mixture until its held-out loss is flat, unless it is there;
     continue from the last look at the loss where it was stopped.
     """

@@ -47,6 +47,7 @@ from shadow.spectra.rest import noise_like_rest, rest_values
 from shadow.spectra.rounding import (
     Undone,
     decay_unrounded,
+    excess_values,
     rounding_share,
     undo,
     without_means,
@@ -181,6 +182,7 @@ def measure_pair(
     undone = without_means(undone, even, values["relative_norm"])
     values |= _floor(values["floor_ratio"], undone, coarser)
     values |= undone_values(undone, math.sqrt(total.base) / total.scale)
+    values |= excess_values(undone, values)
     values |= decay_unrounded(undone, values, math.sqrt(profile.energy) / scale)
     values |= _purity(values, undone, sides, means, key)
     values |= {"row_scaling": total.row_scaling, "col_scaling": total.col_scaling}

@@ -47,6 +47,9 @@ FEWEST = 200  # changed entries that were counted, below which nothing can be he
 LEAST = 1e-250
 # kept below which a mean of unequal weights may have had the stored norm
 MOSTLY_LOST = 0.5
+FINEST = 0.05  # of the entries, at least: those of the smallest binades
+# floor_ratio times the mean chance that a normal update leaves an entry unchanged is at most this
+LEFT = math.sqrt(6 / math.pi)
 ERROR = 0.006  # of a share of the energy from counts
 # how near a slope of the base's rounding has to be to 0 or 1, and its standard error at most
 SURE = 0.1
@@ -96,6 +99,9 @@ class Undone:
     # share of the stored energy that is no multiple of the update by cell, 0 to 1
     noise: float | None = None
     of_rounded_base: bool = False  # whether kept and norm are of tuned - round(base)
+    # of the entries on the finest grid: the share that did not change, above that which a normal
+    # update leaves, -1 to 1
+    zero_excess: float | None = None
     grid: FloatFormat | None = None  # of the tuned side
     binades: Binades | None = None
 
@@ -175,8 +181,10 @@ def undo_counts(counts: Counts, energy: float, history: History) -> Undone:
     kept_between = float(between.update.sum() / between.stored.sum())
     fourth = tails(fitted.shape)
     lopsided = (counts.away - counts.toward) / changed
+    normal = fit(counts, rounds=0)
     unexplained = replace(
         UNEXPLAINED,
+        zero_excess=zero_excess(counts, normal),
         misfit=wrong,
         alternative=other,
         fourth=fourth,
@@ -197,13 +205,23 @@ def undo_counts(counts: Counts, energy: float, history: History) -> Undone:
         kept=kept,
         reason=_reason(kept),
         norm=norm,
-        zeros=1.0 - float(fit(counts, rounds=0).changed.sum()) / entries,
+        zeros=1.0 - float(normal.changed.sum()) / entries,
         gain=_gain(counts, fitted),
         kept_least=min(kept, kept_share(twice)),
         norm_least=norm_least,
         noise=1.0 - float(coherent_energies(fitted).sum() / fitted.stored.sum()),
         of_rounded_base=history == "base_rounded",
     )
+
+
+def zero_excess(counts: Counts, normal: Fit) -> float:
+    """The share of unchanged entries above that of a fitted normal update, among the FINEST of the
+    entries on the finest grid: storage hides least there, so that a mask shows.
+    """
+    entries, changed, _ = counts.by_binade
+    smaller = np.cumsum(entries[::-1])[::-1] - entries
+    finest = smaller < FINEST * entries.sum()
+    return float((normal.changed - changed)[finest].sum() / entries[finest].sum())
 
 
 def _steps_of_two(counts: Counts) -> float:
@@ -396,7 +414,13 @@ def without_means(undone: Undone, even: EvenBits | None, relative_norm: float | 
         return undone
     if not even.rounded_halves(relative_norm):
         return undone
-    return replace(UNEXPLAINED, misfit=undone.misfit, grid=undone.grid, binades=undone.binades)
+    return replace(
+        UNEXPLAINED,
+        misfit=undone.misfit,
+        zero_excess=undone.zero_excess,
+        grid=undone.grid,
+        binades=undone.binades,
+    )
 
 
 def rounding_share(undone: Undone, floor_ratio: float | None) -> float | None:
@@ -418,6 +442,19 @@ def decay_unrounded(undone: Undone, of_delta: Values, norm: float) -> Values:
     if undone.reason is not None or not undone.norm:
         return {name: None}
     return {name: max(-1.0, min(1.0, stored * norm / (undone.gain * undone.norm)))}
+
+
+def excess_values(undone: Undone, of_delta: Values) -> Values:
+    """zero_share_excess: from zero_share, rows_changed and floor_ratio where nothing is counted."""
+    zeros, rows, ratio = (of_delta[name] for name in ("zero_share", "rows_changed", "floor_ratio"))
+    excess = undone.zero_excess
+    if excess is None and zeros is not None and rows:
+        within_rows = 1.0 - (1.0 - zeros) / rows
+        if undone.history == "nothing_rounded":
+            excess = within_rows
+        elif undone.history == "far_above" and ratio:
+            excess = within_rows - LEFT / ratio
+    return {"zero_share_excess": excess}
 
 
 def values(undone: Undone, base_norm: float) -> Values:

@@ -127,11 +127,20 @@ def _shift_of_noise(
     return shift_by_noise(base, int(row["rows"]), cols=int(row["cols"]), norm=norm)
 
 
+def _zeros_of_noise(
+    row: pd.Series[float], base: NDArray[np.float64] | None, norm: float
+) -> float | None:
+    """What is known is known of the whole delta: rounding alone has no size of its own."""
+    known = norm == row["frobenius_norm"] and pd.notna(row["zero_share_expected"])
+    return float(row["zero_share_expected"]) if known else None
+
+
 PREDICTED: dict[
     str, Callable[[pd.Series[float], NDArray[np.float64] | None, float], float | None]
 ] = {
     "effective_rank": _rank_of_noise,
     "effective_rank_shift": _shift_of_noise,
+    "zero_share": _zeros_of_noise,
 }
 
 

@@ -16,6 +16,7 @@ from shadow.summary.rows import (
     ChangedRow,
     FewEntries,
     FewRowsRow,
+    Masked,
     Recognised,
     Replaced,
     Scaled,
@@ -34,6 +35,8 @@ UNEVEN = 0.01  # how far factors may be apart, of how far they are from 1
 FEW_ROWS = 0.05  # of the rows
 MANY_ROWS = 100  # rows from which a few are few
 MOST = 0.5  # of a change that factors for its rows or columns explain, from which it is a scaling
+EXCESS = 0.3  # of unchanged entries over what storage explains, from which a matrix was masked
+ALONG = 0.5  # cosine of a change with the base from which it may be in proportion to that
 SOME_KEPT = 0.01  # share of entries that are the same, without which nothing was set to 0 alone
 
 
@@ -41,17 +44,20 @@ def recognised(deltas: Columns, tensors: Columns, lineage: float | None) -> Reco
     """What the delta rows, the tensors, and what was found of them elsewhere, show beyond doubt.
     lineage: the median cosine of the two models.
     """
-    scale = _scaled(deltas)
+    scale, zeroed, lines = _scaled(deltas), _zeroed(deltas), _scaled_lines(deltas)
+    few = _few_entries(deltas)
+    made_otherwise = any(one is not None for one in (scale, zeroed, lines, few))
     contents = contents_of(deltas, tensors)
     return Recognised(
         replaced=_replaced(deltas.where(~contents.anywhere), lineage),
         scaled=scale,
-        zeroed=None if scale is not None else _zeroed(deltas),
+        zeroed=None if scale is not None else zeroed,
         few_rows=_few_rows(deltas),
         casts=_casts(tensors, deltas),
-        scaled_lines=None if scale is not None else _scaled_lines(deltas),
+        scaled_lines=None if scale is not None else lines,
         rearranged=contents.rearranged,
-        few_entries=_few_entries(deltas),
+        few_entries=few,
+        masked=None if made_otherwise else _masked(deltas),
     )
 
 
@@ -129,6 +135,22 @@ def _few_entries(deltas: Columns) -> FewEntries | None:
         matrices=len(deltas),
         rows=by_module(deltas),
     )
+
+
+def _masked(deltas: Columns) -> Masked | None:
+    """Entries that stayed in most matrices of layers where storage would have shown a change.
+
+    What is in proportion to the base moves its smallest entries least, and is none of these. Of an
+    embedding, tokens that were not seen stay.
+    """
+    inside = deltas.inside
+    known = inside.where(~np.isnan(inside["zero_share_excess"]))
+    along = np.nan_to_num(np.abs(known["decay_cosine"])) >= ALONG
+    found = known["zero_share_excess"][~along]
+    found = found[found >= EXCESS]
+    if 2 * len(found) <= len(known):
+        return None
+    return Masked(matrices=len(found), of=len(known), excess=float(np.median(found)))
 
 
 def _casts(tensors: Columns, deltas: Columns) -> Casts | None:

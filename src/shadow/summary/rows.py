@@ -434,6 +434,17 @@ class ScaledLines:
 
 
 @dataclass(frozen=True)
+class Masked:
+    """Matrices of layers of which many entries stayed though storage would have shown a change."""
+
+    matrices: int
+    of: int
+    """Changed matrices of which it is known."""
+    excess: float
+    """`zero_share_excess` of these matrices: median, 0 to 1."""
+
+
+@dataclass(frozen=True)
 class Recognised:
     """Changes that the figures show beyond doubt."""
 
@@ -452,6 +463,8 @@ class Recognised:
     """None: there are no such matrices, or the report is older."""
     few_entries: FewEntries | None = None
     """None: more changed."""
+    masked: Masked | None = None
+    """None: most matrices have no such entries, or the report is older."""
 
 
 @dataclass(frozen=True)

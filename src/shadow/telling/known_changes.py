@@ -8,7 +8,7 @@ from typing import Any
 from shadow.claims.draft import Draft, Sentence
 from shadow.claims.recognised import recognised
 from shadow.summary.record import PairRecord
-from shadow.summary.rows import Casts, FewEntries, Replaced, Scaled, ScaledLines, Zeroed
+from shadow.summary.rows import Casts, FewEntries, Masked, Replaced, Scaled, ScaledLines, Zeroed
 from shadow.telling.wording import and_others, factor, place_of, places_of, vectors_moved
 from shadow.text import and_list
 
@@ -139,6 +139,18 @@ def _few_entries(draft: Draft, few: FewEntries) -> Sentence:
     return draft.sentence("few_entries", text)
 
 
+def _masked(draft: Draft, masked: Masked) -> Sentence:
+    place = "recognised.masked"
+    count = draft.write(masked.matrices, f"{place}.matrices", "count")
+    of = draft.write(masked.of, f"{place}.of", "count")
+    excess = draft.write(masked.excess, f"{place}.excess", "share")
+    text = (
+        f"In {count} of {of} matrices, more entries stayed the same than storage explains"
+        f" ({excess} of the smallest, in the median), as after sparse training, TIES or DARE."
+    )
+    return draft.sentence("masked", text)
+
+
 def _replaced(draft: Draft, replaced: Replaced) -> Sentence:
     count = draft.write(replaced.matrices, "recognised.replaced.matrices", "count")
     low = draft.write(replaced.cosine_least, "recognised.replaced.cosine_least", "fixed")
@@ -192,5 +204,6 @@ SENTENCES: Mapping[str, Callable[[Draft, Any], Sentence]] = {
     "scaled": _scaled,
     "zeroed": _zeroed,
     "few_entries": _few_entries,
+    "masked": _masked,
     "replaced": _replaced,
 }
